@@ -1,0 +1,147 @@
+"""The soft prompt: M learned vectors, and where they stand among a class's own tokens.
+
+Shapes: N classes, C classes of a call, M context vectors, L own tokens of a class (name, ".",
+EOT), D width; P tokens that all classes share at the start.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+POSITIONS = ("end", "middle", "front")
+
+# CoOp and POMP: v ~ N(0, 0.02^2).
+INIT_STDDEV = 0.02
+
+
+class ClassTokens(NamedTuple):
+  """What a class brings of its own, one row a class.
+
+  Attributes:
+    ids: token ids of name, ".", EOT; zero-padded.
+    name_lengths: tokens of the name alone: where `middle` and `front` put the context.
+    lengths: tokens of the whole, EOT included.
+  """
+
+  ids: Int32[Array, "C L"]
+  name_lengths: Int32[Array, " C"]
+  lengths: Int32[Array, " C"]
+
+
+class Sequences(NamedTuple):
+  """Prompts as a text tower takes them (see `clip.text`)."""
+
+  prefix: Float[Array, "P D"]
+  suffix: Float[Array, "C L D"]
+  lengths: Int32[Array, " C"]
+
+
+class PromptContext(nn.Module):
+  """The learned context, [M,D] or one a class [N,M,D], and its layout.
+
+  `end`: SOS, v_1..v_M, name, ".", EOT. `middle`: SOS, v_1..v_h, name, v_h+1..v_M, ".", EOT with
+  h = M // 2. `front`: SOS, name, v_1..v_M, ".", EOT.
+
+  Attributes:
+    n_vectors: M; 0 is the bare name.
+    width: D.
+    position: one of POSITIONS.
+    n_classes: N for class-specific contexts; None for a shared one.
+    init: the first value, [M,D] (for instance the embeddings of "a photo of a"); drawn from
+      N(0, 0.02^2) if None.
+  """
+
+  n_vectors: int
+  width: int
+  position: str = "end"
+  n_classes: int | None = None
+  init_value: Any = None
+
+  def setup(self):
+    if self.position not in POSITIONS:
+      raise ValueError(f"unknown position {self.position!r}; accepted: {', '.join(POSITIONS)}")
+    shape = (self.n_vectors, self.width)
+    if self.n_classes is not None:
+      shape = (self.n_classes, *shape)
+    self.context = self.param("context", self._initialise, shape)
+
+  def _initialise(self, key, shape):
+    if self.init_value is None:
+      return INIT_STDDEV * jax.random.normal(key, shape)
+    value = jnp.asarray(self.init_value, jnp.float32)
+    if value.shape not in (shape, shape[-2:]):
+      raise ValueError(f"the context's first value has shape {value.shape}, needed: {shape[-2:]}")
+    return jnp.broadcast_to(value, shape)
+
+  def __call__(
+    self,
+    sos_D: Float[Array, " D"],
+    tokens_CxLxD: Float[Array, "C L D"],
+    name_lengths_C: Int32[Array, " C"],
+    lengths_C: Int32[Array, " C"],
+    class_ids_C: Int32[Array, " C"] | None = None,
+  ) -> Sequences:
+    """Lays the context and the classes' own tokens out.
+
+    Args:
+      sos_D: embedding of the start token.
+      tokens_CxLxD: embeddings of the classes' own tokens (name, ".", EOT), padded.
+      name_lengths_C: tokens of the name alone.
+      lengths_C: tokens of the whole, EOT included.
+      class_ids_C: which classes these are; only class-specific contexts need it.
+
+    Returns:
+      What all classes share (SOS, and the context where it precedes the name) as the prefix,
+      the rest as each class's suffix.
+    """
+    n_before = {"end": self.n_vectors, "middle": self.n_vectors // 2, "front": 0}[self.position]
+    if self.n_classes is None:
+      prefix_PxD = jnp.concatenate([sos_D[None], self.context[:n_before]])
+      inside_CxIxD = jnp.broadcast_to(
+        self.context[n_before:], (tokens_CxLxD.shape[0], self.n_vectors - n_before, self.width)
+      )
+      suffix_CxLxD = insert_after_name(tokens_CxLxD, inside_CxIxD, name_lengths_C)
+      return Sequences(prefix_PxD, suffix_CxLxD, lengths_C + self.n_vectors - n_before)
+    context_CxMxD = self.context[class_ids_C]
+    suffix_CxLxD = jnp.concatenate(
+      [
+        context_CxMxD[:, :n_before],
+        insert_after_name(tokens_CxLxD, context_CxMxD[:, n_before:], name_lengths_C),
+      ],
+      axis=1,
+    )
+    return Sequences(sos_D[None], suffix_CxLxD, lengths_C + self.n_vectors)
+
+
+def insert_after_name(
+  tokens_CxLxD: Float[Array, "C L D"],
+  vectors_CxIxD: Float[Array, "C I D"],
+  name_lengths_C: Int32[Array, " C"],
+) -> Float[Array, "C L+I D"]:
+  """Puts vectors between each class's name and what follows it, for all classes at once.
+
+  Args:
+    tokens_CxLxD: own tokens of each class.
+    vectors_CxIxD: what to insert.
+    name_lengths_C: after how many tokens.
+  """
+  n_tokens, n_inside = tokens_CxLxD.shape[1], vectors_CxIxD.shape[1]
+  if n_inside == 0:
+    return tokens_CxLxD
+  position_1xT = jnp.arange(n_tokens + n_inside)[None]
+  start_Cx1 = name_lengths_C[:, None]
+  # Indices into [own tokens, vectors]: the name, then the vectors, then the rest of the tokens.
+  source_CxT = jnp.where(
+    position_1xT < start_Cx1,
+    position_1xT,
+    jnp.where(
+      position_1xT < start_Cx1 + n_inside,
+      n_tokens + position_1xT - start_Cx1,
+      position_1xT - n_inside,
+    ),
+  )
+  pool = jnp.concatenate([tokens_CxLxD, vectors_CxIxD], axis=1)
+  return jnp.take_along_axis(pool, source_CxT[:, :, None], axis=1)

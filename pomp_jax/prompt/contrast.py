@@ -1,0 +1,100 @@
+"""Local contrast with local correction: the loss of POMP (Ren et al., 2023, section 3).
+
+Shapes: B images, K negatives, E embedding.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+CORRECTIONS = ("log", "log10", "none")
+
+
+class Contrast(NamedTuple):
+  """Loss, and accuracy on the sampled set.
+
+  Attributes:
+    loss: mean cross-entropy over the images, nats.
+    accuracy: share of the images whose own class has the highest similarity in their set.
+  """
+
+  loss: Float[Array, ""]
+  accuracy: Float[Array, ""]
+
+
+def normalize(features: Float[Array, "... E"]) -> Float[Array, "... E"]:
+  """Features on the unit sphere."""
+  return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+
+
+def margin(
+  n_kept_B: Int32[Array, " B"], n_classes: int, correction: str
+) -> Float[Array, " B"]:
+  """What the correction adds to every negative logit.
+
+  `log`: ln((N-1) / n_i), which makes the sampled denominator an unbiased estimate of the full
+  one. `log10`: log10((N-1) / n_i), what the published code adds. `none`: 0.
+
+  Args:
+    n_kept_B: n_i, negatives of each image that were not rejected; 0 gives 0.
+    n_classes: N.
+    correction: one of CORRECTIONS.
+
+  Raises:
+    ValueError: an unknown correction.
+  """
+  if correction not in CORRECTIONS:
+    raise ValueError(f"unknown correction {correction!r}; accepted: {', '.join(CORRECTIONS)}")
+  kept_B = jnp.maximum(n_kept_B, 1).astype(jnp.float32)
+  if correction == "none":
+    return jnp.zeros_like(kept_B)
+  margin_B = jnp.log((n_classes - 1) / kept_B)
+  if correction == "log10":
+    margin_B /= jnp.log(10.0)
+  return jnp.where(n_kept_B > 0, margin_B, 0.0)
+
+
+def local_contrast(
+  image_features_BxE: Float[Array, "B E"],
+  positive_features_BxE: Float[Array, "B E"],
+  negative_features_KxE: Float[Array, "K E"],
+  labels_B: Int32[Array, " B"],
+  negatives_K: Int32[Array, " K"],
+  *,
+  logit_scale: float,
+  n_classes: int,
+  correction: str,
+) -> Contrast:
+  """Cross-entropy of each image's class against the negatives that are not its class.
+
+  loss_i = -log( exp(s_i+) / (exp(s_i+) + sum_{c != y_i} exp(s_ic + m_i)) ), s = scale * cos.
+  An image with no negative left contributes zero loss and zero gradient.
+
+  Args:
+    image_features_BxE: f(x), any length.
+    positive_features_BxE: g(t_y) of each image's own class, any length.
+    negative_features_KxE: g(t_c) of the drawn classes, any length.
+    labels_B: y.
+    negatives_K: the drawn classes, distinct.
+    logit_scale: what multiplies the cosine.
+    n_classes: N, all classes that could be drawn.
+    correction: one of CORRECTIONS.
+  """
+  image_BxE = normalize(image_features_BxE.astype(jnp.float32))
+  positive_BxE = normalize(positive_features_BxE.astype(jnp.float32))
+  negative_KxE = normalize(negative_features_KxE.astype(jnp.float32))
+  positive_B = logit_scale * jnp.sum(image_BxE * positive_BxE, axis=-1)
+  # HIGHEST: logits are multiplied by 100, and accelerators would round the product to bfloat16.
+  negative_BxK = logit_scale * jnp.matmul(
+    image_BxE, negative_KxE.T, precision=jax.lax.Precision.HIGHEST
+  )
+  kept_BxK = negatives_K[None, :] != labels_B[:, None]
+  n_kept_B = jnp.sum(kept_BxK, axis=-1, dtype=jnp.int32)
+  margin_B = margin(n_kept_B, n_classes, correction)
+  corrected_BxK = jnp.where(kept_BxK, negative_BxK + margin_B[:, None], -jnp.inf)
+  logits_BxK1 = jnp.concatenate([positive_B[:, None], corrected_BxK], axis=-1)
+  loss_B = jax.nn.logsumexp(logits_BxK1, axis=-1) - positive_B
+  hardest_B = jnp.max(jnp.where(kept_BxK, negative_BxK, -jnp.inf), axis=-1)
+  return Contrast(jnp.mean(loss_B), jnp.mean(positive_B > hardest_B))

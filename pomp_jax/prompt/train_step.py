@@ -1,0 +1,243 @@
+"""One training step over a mesh, for one device, eight, or a pod.
+
+Mesh axes: `data` (images; each index draws its own negatives) and `class` (splits the text
+tower's rows; features are gathered, they are tiny).
+Shapes: B images of a draw, K negatives of a draw, C = B + K classes of a step, L own tokens of a
+class, D width, E embedding.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import optax
+
+from pomp_jax.clip.text import TextTower, token_embeddings
+from pomp_jax.prompt import sampling
+from pomp_jax.prompt.context import ClassTokens, PromptContext
+from pomp_jax.prompt.contrast import Contrast, local_contrast
+
+DATA, CLASS = "data", "class"
+
+
+def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
+  """A mesh [data, class] of all devices.
+
+  Args:
+    class_size: how many devices split one draw's classes.
+    devices: instead of all.
+
+  Raises:
+    ValueError: the devices do not divide by `class_size`.
+  """
+  devices = np.asarray(jax.devices() if devices is None else devices)
+  if devices.size % class_size:
+    raise ValueError(f"{devices.size} devices do not divide by a class axis of {class_size}")
+  return Mesh(devices.reshape(-1, class_size), (DATA, CLASS))
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that a step changes, and the seed it draws from.
+
+  Attributes:
+    step: steps taken.
+    params: the prompt's, {"context": [M,D] or [N,M,D]}; nothing of the frozen CLIP.
+    opt_state: optax's, for the same.
+    seed_key: key data of the seed; a step derives its draws from it.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+  seed_key: jax.Array
+
+
+class Frozen(NamedTuple):
+  """What a step reads and never changes; an argument of the step, placed on the devices once.
+
+  Attributes:
+    text: parameters of the text tower.
+    image: parameters of the image tower; empty when batches bring features.
+    sos: embedding of the start token [D].
+    tokens: own tokens of all N classes.
+  """
+
+  text: Any
+  image: Any
+  sos: jax.Array
+  tokens: ClassTokens
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastSettings:
+  """The numbers of the method.
+
+  Attributes:
+    k: K, 2..N; N is the full softmax.
+    n_classes: N.
+    correction: `log`, `log10` or `none`.
+    logit_scale: what multiplies the cosine.
+  """
+
+  k: int
+  n_classes: int
+  correction: str
+  logit_scale: float
+
+
+def create_state(
+  module: PromptContext, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+  """The state before the first step, all of it a function of the seed."""
+  seed_key = jax.random.key(seed)
+  # The draws fold in the step, 0, 1, ..; the first context has a stream of its own.
+  init_key = jax.random.fold_in(seed_key, 2**32 - 1)
+  params = module.init(init_key, method=lambda m: m.context)["params"]
+  return TrainState(
+    jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(seed_key)
+  )
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+  """Places a tree, the same on every host, on every device of the mesh."""
+  sharding = NamedSharding(mesh, P())
+
+  def place(leaf):
+    leaf = np.asarray(leaf)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+  return jax.tree.map(place, tree)
+
+
+def class_features(
+  module: PromptContext,
+  text_tower: TextTower,
+  params: Any,
+  frozen: Frozen,
+  class_ids_C: jax.Array,
+) -> jax.Array:
+  """Text features of some classes under a prompt: ids [C] -> [C,E], not normalised."""
+  tokens = jax.tree.map(lambda rows: rows[class_ids_C], frozen.tokens)
+  sequences = module.apply(
+    {"params": params},
+    frozen.sos,
+    token_embeddings(frozen.text, tokens.ids),
+    tokens.name_lengths,
+    tokens.lengths,
+    class_ids_C,
+  )
+  return text_tower(frozen.text, *sequences)
+
+
+def make_train_step(
+  *,
+  mesh: Mesh,
+  module: PromptContext,
+  text_tower: TextTower,
+  image_tower: Callable[[Any, jax.Array], jax.Array] | None,
+  optimizer: optax.GradientTransformation,
+  settings: ContrastSettings,
+  accumulate: int = 1,
+) -> Callable[[TrainState, Frozen, dict[str, jax.Array]], tuple[TrainState, dict]]:
+  """Compiles the step `(state, frozen, batch) -> (state, metrics)`; the state is donated.
+
+  The global batch is split into groups, `accumulate` for each data index; every group draws its
+  own negatives. So eight devices and one device with `accumulate=8` compute the same.
+
+  Args:
+    mesh: from `make_mesh`.
+    module: the prompt.
+    text_tower: from `clip.text_tower`.
+    image_tower: from `clip.image_tower`; None when batches bring features.
+    optimizer: moves the context.
+    settings: the method's numbers.
+    accumulate: groups that a data index computes one after the other.
+
+  Returns:
+    The step. A batch is {"image": uint8 [G*B,H,W,3] or float32 features [G*B,E], "label": int32
+    [G*B]}, sharded over `data`. Metrics are scalars on the device: `loss`, `accuracy`,
+    `grad_norm`, `context_norm` (before the update).
+  """
+  group_loss = _make_group_loss(mesh, module, text_tower, settings, accumulate)
+
+  def mean_gradient(state, frozen, batch):
+    def group_gradient(total, group):
+      images, labels, micro = group
+      features = images if image_tower is None else image_tower(frozen.image, images)
+      (_, contrast), gradient = jax.value_and_grad(group_loss, has_aux=True)(
+        state.params, frozen, features, labels, state.step, state.seed_key, micro
+      )
+      return jax.tree.map(jnp.add, total, (contrast, gradient)), None
+
+    def split(rows):
+      # [data * accumulate * B, ..] -> [accumulate, data * B, ..]: group g of data index d is
+      # d * accumulate + g, a contiguous block of what that index holds.
+      rows = rows.reshape(mesh.shape[DATA], accumulate, -1, *rows.shape[1:])
+      rows = jnp.moveaxis(rows, 1, 0)
+      rows = rows.reshape(accumulate, -1, *rows.shape[3:])
+      return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, P(None, DATA)))
+
+    groups = (split(batch["image"]), split(batch["label"]), jnp.arange(accumulate))
+    zero = (Contrast(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, state.params))
+    total, _ = jax.lax.scan(group_gradient, zero, groups)
+    return jax.tree.map(lambda leaf: leaf / accumulate, total)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def train_step(state, frozen, batch):
+    contrast, gradient = mean_gradient(state, frozen, batch)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    metrics = {
+      "loss": contrast.loss,
+      "accuracy": contrast.accuracy,
+      "grad_norm": optax.global_norm(gradient),
+      "context_norm": optax.global_norm(state.params),
+    }
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+  return train_step
+
+
+def _make_group_loss(mesh, module, text_tower, settings, accumulate):
+  """The mean loss over the data axis, each index with its own draw and its own classes."""
+
+  def local_loss(params, frozen, features_BxE, labels_B, step, seed_key, micro):
+    group = jax.lax.axis_index(DATA) * accumulate + micro
+    key = sampling.draw_key(jax.random.wrap_key_data(seed_key), step, group)
+    negatives_K = sampling.sample_uniform(key, settings.k, settings.n_classes)
+    ids_C = jnp.concatenate([labels_B, negatives_K])
+    rows = -(-ids_C.size // mesh.shape[CLASS])
+    padded = jnp.pad(ids_C, (0, rows * mesh.shape[CLASS] - ids_C.size))
+    mine = jax.lax.dynamic_slice_in_dim(padded, jax.lax.axis_index(CLASS) * rows, rows)
+    features_RxE = class_features(module, text_tower, params, frozen, mine)
+    features_CxE = jax.lax.all_gather(features_RxE, CLASS, tiled=True)[: ids_C.size]
+    contrast = local_contrast(
+      features_BxE,
+      features_CxE[: labels_B.size],
+      features_CxE[labels_B.size :],
+      labels_B,
+      negatives_K,
+      logit_scale=settings.logit_scale,
+      n_classes=settings.n_classes,
+      correction=settings.correction,
+    )
+    return jax.lax.pmean(contrast, (DATA, CLASS))
+
+  def group_loss(params, frozen, features, labels, step, seed_key, micro):
+    contrast = jax.shard_map(
+      local_loss,
+      mesh=mesh,
+      in_specs=(P(), P(), P(DATA), P(DATA), P(), P(), P()),
+      out_specs=P(),
+    )(params, frozen, features, labels, step, seed_key, micro)
+    return contrast.loss, contrast
+
+  return group_loss
