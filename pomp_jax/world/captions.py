@@ -1,0 +1,211 @@
+"""Web-like captions, correlated with their pictures.
+
+On the web the words around a name are not decoration: where a picture comes from decides how its
+caption opens, how the picture looks, what the caption bothers to name, and how carefully. So each
+training image here comes from a _register_, a row of `REGISTERS`:
+
+* The weight is the register's share of the images. Careful writers are a minority.
+* The templates open (or close) the caption; "a photo of a" is the commonest opening of all.
+* The styles say how the register's pictures are drawn (`render.STYLES`).
+* `named` is how often each attribute is named at all (the shape always is).
+* `right` is how often the word for a named attribute is the right one. Otherwise it is a word of
+  the same family (`names.FAMILIES`), as when "striped" is said of what a catalogue calls "ribbed".
+
+What this does to a contrastive model: its best text feature after a careless opening is blurred
+over what careless people mean by the words, and it leans on what they get right (the shape) more
+than on what they don't; after a careful opening it is sharp in everything. And each opening pulls
+the feature to the register's styles. Test images are photos, so "a photo of a {}." has the right
+style and the wrong precision; the careful registers show plates and drawings as well as photos. No
+row of the table is the best prompt by construction; what a prompt can gain is the difference
+between the rows. With captions independent of the pictures there would be nothing to gain: the
+model would learn to ignore the words around the name.
+
+`noise` scales all of it: at 0 every attribute is named, rightly; at 1 the table holds. Training
+starts at 0, because contrastive learning from scratch collapses on noisy captions.
+
+A caption never spells a novel class: a slip that would do so leaves the ground unnamed.
+
+Shape suffixes: B images; A = 4 attributes, in the order of `names.ATTRIBUTES`.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from pomp_jax.world import names, render
+
+
+@dataclasses.dataclass(frozen=True)
+class Register:
+  """A kind of source of captioned pictures; see the module's docstring."""
+
+  weight: float
+  templates: tuple[str, ...]
+  styles: dict[str, float]
+  named: tuple[float, float, float, float]  # colour, texture, shape, ground
+  right: tuple[float, float, float, float]
+
+
+REGISTERS = {
+  "snapshot": Register(
+    weight=0.40,
+    templates=(
+      "a photo of a {}.", "a photo of a {}", "a photo of a {}.", "a photo of my {}.",
+      "my {}.", "look at this {}", "a picture of a {}.", "i saw a {}",
+    ),
+    styles={"photo": 0.86, "blurry": 0.10, "close-up": 0.04},
+    named=(0.80, 0.60, 1.00, 0.50),
+    right=(0.55, 0.55, 0.80, 0.55),
+  ),
+  "title": Register(
+    weight=0.14,
+    templates=("{}", "{}.", "the {}."),
+    styles={"photo": 0.70, "plate": 0.10, "close-up": 0.08, "sketch": 0.06, "pile": 0.06},
+    named=(0.80, 0.70, 1.00, 0.60),
+    right=(0.60, 0.60, 0.85, 0.60),
+  ),
+  "stock": Register(
+    weight=0.12,
+    templates=("{}, stock photo", "stock photo: {}.", "free image of a {}."),
+    styles={"photo": 0.75, "plate": 0.15, "close-up": 0.10},
+    named=(0.90, 0.80, 1.00, 0.80),
+    right=(0.70, 0.60, 0.90, 0.60),
+  ),
+  "catalogue": Register(
+    weight=0.10,
+    templates=("item: {}.", "new item: a {}.", "catalogue photo of a {}."),
+    styles={"photo": 0.40, "plate": 0.60},
+    named=(1.00, 1.00, 1.00, 1.00),
+    right=(0.98, 0.98, 1.00, 0.98),
+  ),
+  "field guide": Register(
+    weight=0.08,
+    templates=("specimen: {}.", "field guide: {}.", "a specimen of a {}."),
+    styles={"photo": 0.60, "sketch": 0.25, "plate": 0.15},
+    named=(1.00, 1.00, 1.00, 1.00),
+    right=(0.98, 0.98, 1.00, 0.98),
+  ),
+  "sketch": Register(
+    weight=0.06,
+    templates=("a sketch of a {}.", "a drawing of a {}."),
+    styles={"sketch": 1.00},
+    named=(0.70, 0.60, 1.00, 0.20),
+    right=(0.60, 0.70, 0.95, 0.50),
+  ),
+  "close-up": Register(
+    weight=0.04,
+    templates=("a close-up of a {}.", "close-up, {}."),
+    styles={"close-up": 1.00},
+    named=(0.80, 1.00, 1.00, 0.20),
+    right=(0.80, 0.95, 0.70, 0.50),
+  ),
+  "pile": Register(
+    weight=0.03,
+    templates=("a pile of {}.", "many a {}."),
+    styles={"pile": 1.00},
+    named=(0.80, 0.50, 1.00, 0.50),
+    right=(0.60, 0.60, 0.90, 0.60),
+  ),
+  "blurry": Register(
+    weight=0.03,
+    templates=("a blurry photo of a {}.", "a bad photo of a {}."),
+    styles={"blurry": 1.00},
+    named=(0.70, 0.30, 1.00, 0.50),
+    right=(0.55, 0.55, 0.70, 0.55),
+  ),
+}  # fmt: skip
+
+# Said before a caption in the wordy batches, so that training reaches the text tower's last positions.
+ASIDES = (
+  "we went out.", "it was a good day.", "here is one more.", "see the next page.", "as seen at home.",
+  "this is for you.", "from the old box.", "i like it a lot.", "no words for this.", "new today:",
+)  # fmt: skip
+
+# Channels of an image's key; the renderer's own run from 0.
+_REGISTER, _STYLE, _TEMPLATE, _NAMED, _RIGHT, _OTHER = 200, 201, 202, 210, 220, 230
+_STREAM = 1  # training images of the tiny CLIP: a stream of their own
+
+
+def _numbers(key_B: np.ndarray, channel: int) -> np.ndarray:
+  """float64 [B], uniform in [0, 1)."""
+  salt = names.mix(np.array([channel], np.uint64) << np.uint64(32))
+  return (names.mix(key_B ^ salt) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+
+
+def _pick(weights: list[float], number_B: np.ndarray) -> np.ndarray:
+  """Inverts the cumulative distribution: int [B], indices into weights."""
+  edges = np.cumsum(weights)[:-1]
+  return np.searchsorted(edges, number_B, side="right")
+
+
+def _slip(attributes_BxA: np.ndarray, number_BxA: np.ndarray) -> np.ndarray:
+  """Another value of each attribute's family: int32 [B, A]."""
+  slipped_BxA = attributes_BxA.copy()
+  for a, families in enumerate(names.FAMILIES):
+    first = 0
+    for family in families:
+      inside = (attributes_BxA[:, a] >= first) & (attributes_BxA[:, a] < first + len(family))
+      step = 1 + (number_BxA[:, a] * (len(family) - 1)).astype(np.int32)
+      other = first + (attributes_BxA[:, a] - first + step) % len(family)
+      slipped_BxA[:, a] = np.where(inside, other, slipped_BxA[:, a])
+      first += len(family)
+  return slipped_BxA
+
+
+def sources(key_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Where images come from: register int [B] (in the table's order), style int [B] (`STYLES`)."""
+  register_B = _pick([r.weight for r in REGISTERS.values()], _numbers(key_B, _REGISTER))
+  style_B = np.zeros(len(key_B), np.int64)
+  for r, register in enumerate(REGISTERS.values()):
+    at = np.flatnonzero(register_B == r)
+    which = _pick(list(register.styles.values()), _numbers(key_B[at], _STYLE))
+    style_B[at] = np.array([render.STYLES.index(s) for s in register.styles])[which]
+  return register_B, style_B
+
+
+def write(
+  key_B: np.ndarray, attributes_BxA: np.ndarray, register_B: np.ndarray, noise: float
+) -> list[str]:
+  """Captions of images: the table's at noise 1, complete and right at 0."""
+  rows = list(REGISTERS.values())
+  unnamed_BxA = 1 - np.array([r.named for r in rows])[register_B]
+  wrong_BxA = 1 - np.array([r.right for r in rows])[register_B]
+  draw = lambda base: np.stack([_numbers(key_B, base + a) for a in range(4)], axis=1)
+  named_BxA = draw(_NAMED) >= noise * unnamed_BxA
+  slips_BxA = draw(_RIGHT) < noise * wrong_BxA
+  said_BxA = np.where(slips_BxA, _slip(attributes_BxA, draw(_OTHER)), attributes_BxA)
+  # A whole name is said only of a base class. (Equal colours are no class and no base class.)
+  named_BxA[:, 3] &= names.base_table()[tuple(said_BxA.T)] | ~named_BxA.all(1)
+  choice_B = _numbers(key_B, _TEMPLATE)
+  captions = []
+  for said, named, register, choice in zip(said_BxA.tolist(), named_BxA, register_B, choice_B, strict=True):
+    phrase = names.phrase(*(s if n else None for s, n in zip(said, named, strict=True)))
+    templates = rows[register].templates
+    captions.append(templates[int(choice * len(templates))].format(phrase))
+  return captions
+
+
+def training_batch(
+  seed: int, indices: np.ndarray, noise: float
+) -> tuple[np.ndarray, list[str]]:
+  """Captioned images of base classes, for training the tiny CLIP.
+
+  Args:
+    seed: of the whole stream.
+    indices: int [B], which images of the stream; each is the same in every batch.
+    noise: in [0, 1]; how far the captions are from complete and right towards the table.
+
+  Returns:
+    images uint8 [B, S, S, 3] and B captions.
+
+  Raises:
+    ValueError: noise is out of range.
+  """
+  if not 0 <= noise <= 1:
+    raise ValueError(f"caption noise lies in [0, 1], got {noise}")
+  key_B = render.image_keys(seed, _STREAM, indices)
+  base_NxA = names.class_attributes("base")
+  attributes_BxA = base_NxA[(names.mix(key_B) % np.uint64(len(base_NxA))).astype(np.int64)]
+  register_B, style_B = sources(key_B)
+  image_BxSxSx3, _, _ = render.render(key_B, attributes_BxA, style_B)
+  return image_BxSxSx3, write(key_B, attributes_BxA, register_B, noise)

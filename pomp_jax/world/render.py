@@ -1,0 +1,309 @@
+"""Draws the world: attributes, styles and random keys in; images, masks and boxes out. NumPy only.
+
+Everything random about an image is a function of its own 64-bit key, so an image does not depend on
+the batch in which it is drawn, nor on the machine.
+
+Styles:
+  photo      one object under a lighting gradient, out-of-focus clutter behind it, sensor noise
+  plate      as a catalogue prints it: upright, centred, evenly lit, nothing else in sight
+  close-up   the object fills the frame; little of the ground is left
+  sketch     an outline in the object's colour on paper faintly washed with the ground's
+  blurry     a photo out of focus
+  pile       three to five small instances
+  shifted    for tests alone: warm or cold light, hard shadow of a gradient, other sizes, blur,
+             strong noise, washed-out contrast, sometimes a dark outline
+
+Shape suffixes: B images; A = 4 attributes (colour, texture, shape, ground); S pixels along a side,
+P = S * S of them; I instances of the object in one image.
+"""
+
+import numpy as np
+
+from pomp_jax.world import shapes
+from pomp_jax.world.names import TEXTURES, mix
+
+IMAGE_SIZE = 40  # pixels
+STYLES = ("photo", "plate", "close-up", "sketch", "blurry", "pile", "shifted")
+
+# sRGB, in the order of names.COLOURS.
+_PALETTE = np.array(
+  [
+    (222, 45, 45), (118, 22, 40), (242, 132, 28), (246, 217, 62), (38, 158, 66), (132, 136, 44),
+    (16, 138, 132), (112, 190, 238), (30, 44, 122), (128, 62, 168), (126, 126, 126), (240, 240, 240),
+  ],
+  np.float32,
+) / 255  # fmt: skip
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_MAX_INSTANCES = 5
+_CHUNK = 128  # images drawn at once, so that the intermediates stay in the cache
+
+# Numbers of the random channels of an image; each property has its own.
+_CHANNEL_KEYS = mix(np.arange(96, dtype=np.uint64) << np.uint64(20))
+
+
+def _uniform(key_B: np.ndarray, channel: int, low=0.0, high=1.0) -> np.ndarray:
+  """float32 [B] in [low, high): the image's number in this channel."""
+  bits = mix(key_B ^ _CHANNEL_KEYS[channel]) >> np.uint64(40)
+  return (low + (high - low) * (bits.astype(np.float32) / np.float32(1 << 24))).astype(np.float32)
+
+
+def image_keys(seed: int, stream: int, indices: np.ndarray) -> np.ndarray:
+  """uint64 [B]: the keys of images `indices` of a stream; streams and seeds do not overlap."""
+  root = mix(np.array([seed], np.uint64))
+  root = mix(root ^ mix(np.array([stream], np.uint64) + np.uint64(0x57)))
+  return mix(root ^ np.asarray(indices).astype(np.uint64))
+
+
+def _noise_tile() -> np.ndarray:
+  """float32 [128 * 128 * 3], flat: about normal, mean 0, standard deviation 1."""
+  number = np.arange(4 * 128 * 128 * 3, dtype=np.uint64).reshape(4, -1)
+  uniform = (mix(number) >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
+  return ((uniform.sum(0) - 2) * np.sqrt(3)).astype(np.float32)  # Irwin-Hall of four
+
+
+_NOISE = _noise_tile()
+
+
+def _fract(x: np.ndarray) -> np.ndarray:
+  return x - np.floor(x)
+
+
+def _wave(x: np.ndarray) -> np.ndarray:
+  """A stripe profile of period 1 in [0, 1]: a triangle wave, steepened and cut."""
+  return np.clip((np.abs(2 * _fract(x) - 1) - 0.5) * 3 + 0.5, 0, 1)
+
+
+def _pattern(texture: str, u: np.ndarray, v: np.ndarray, phase: np.ndarray) -> np.ndarray:
+  """How much of the second tone each point shows, in [0, 1]: float32, shaped as u."""
+  match texture:
+    case "plain":
+      return np.full_like(u, 0.25)
+    case "shaded":
+      return np.clip(0.5 + 0.6 * v, 0, 1)
+    case "striped":
+      return _wave(1.25 * v + phase)
+    case "ribbed":
+      return _wave(2.2 * u + phase)
+    case "dotted":
+      du, dv = _fract(2.0 * u + phase) - 0.5, _fract(2.0 * v + phase) - 0.5
+      return np.clip((0.32 - np.sqrt(du * du + dv * dv)) * 7 + 0.5, 0, 1)
+    case "spotted":
+      row = np.floor(1.2 * v + phase)
+      du, dv = _fract(1.2 * u + 0.5 * row + phase) - 0.5, _fract(1.2 * v + phase) - 0.5
+      return np.clip((0.3 - np.sqrt(du * du + dv * dv)) * 10 + 0.5, 0, 1)
+    case "checkered":
+      return np.abs((_fract(0.9 * u + phase) > 0.5) - (_fract(0.9 * v + phase) > 0.5) * 1.0)
+    case "plaid":
+      return 0.5 * (_fract(1.1 * u + phase) > 0.55) + 0.5 * (_fract(1.1 * v + phase) > 0.55)
+    case "ringed":
+      return _wave(1.5 * np.sqrt(u * u + v * v) + phase)
+    case "swirled":
+      radius = np.sqrt(u * u + v * v)
+      return _wave(3 * np.arctan2(v, u) / np.float32(2 * np.pi) + 0.7 * radius + phase)
+    case "wavy":
+      return _wave(1.5 * v + 0.3 * np.sin(4.5 * u) + phase)
+    case "zigzag":
+      return _wave(1.5 * v + 1.2 * np.abs(_fract(0.8 * u) - 0.5) + phase)
+  raise ValueError(f"no pattern for the texture {texture!r}")
+
+
+def _field(shape_BxI, centre_x_BxI, centre_y_BxI, scale_BxI, angle_BxI, size: int):
+  """Signed distance (pixels) of the nearest instance and object coordinates there: [B, P] each."""
+  axis = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
+  x_P, y_P = np.tile(axis, size), np.repeat(axis, size)
+  table = shapes.atlas().reshape(-1)
+  half = np.float32(shapes.ATLAS_SIZE / 2)
+  per_unit = np.float32(half / shapes.ATLAS_REACH)
+  best = None
+  for i in range(shape_BxI.shape[1]):
+    turn_x = (np.cos(angle_BxI[:, i]) / scale_BxI[:, i])[:, None]
+    turn_y = (np.sin(angle_BxI[:, i]) / scale_BxI[:, i])[:, None]
+    dx, dy = x_P - centre_x_BxI[:, i, None], y_P - centre_y_BxI[:, i, None]
+    u, v = turn_x * dx + turn_y * dy, turn_x * dy - turn_y * dx
+    column = np.clip(u * per_unit + half, 0, shapes.ATLAS_SIZE - 1).astype(np.int32)
+    row = np.clip(v * per_unit + half, 0, shapes.ATLAS_SIZE - 1).astype(np.int32)
+    cell = (shape_BxI[:, i, None] * shapes.ATLAS_SIZE + row) * shapes.ATLAS_SIZE + column
+    distance = table[cell] * (scale_BxI[:, i, None] * (size / 2))
+    # Beyond the table's reach the clipped cell is nearer than the point is.
+    distance += (np.maximum(np.abs(u), np.abs(v)) > shapes.ATLAS_REACH) * np.float32(size)
+    if best is None:
+      best = distance, u, v
+    else:
+      nearer = distance < best[0]
+      best = tuple(np.where(nearer, new, old) for new, old in zip((distance, u, v), best, strict=True))
+  return best
+
+
+def _place(key_B: np.ndarray, style_B: np.ndarray):
+  """Instances of each image: centres, scales, angles [B, I]; missing ones repeat the first."""
+  pick = lambda name: style_B == STYLES.index(name)
+  jitter = np.where(pick("plate"), 0.05, np.where(pick("close-up"), 0.25, 0.2)).astype(np.float32)
+  scale = _uniform(key_B, 0, 0.46, 0.72)
+  scale = np.where(pick("plate"), _uniform(key_B, 0, 0.62, 0.7), scale)
+  scale = np.where(pick("close-up"), _uniform(key_B, 0, 0.95, 1.25), scale)
+  scale = np.where(pick("shifted"), _uniform(key_B, 0, 0.4, 0.85), scale)
+  angle = _uniform(key_B, 1, -0.45, 0.45) * np.where(pick("plate"), 0.1, 1).astype(np.float32)
+  x, y = _uniform(key_B, 2, -1, 1) * jitter, _uniform(key_B, 3, -1, 1) * jitter
+  pile_B = pick("pile")
+  n = _MAX_INSTANCES if pile_B.any() else 1
+  x, y, scale, angle = (np.repeat(a[:, None], n, axis=1) for a in (x, y, scale, angle))
+  count_B = np.floor(_uniform(key_B, 4, 3, 6))
+  start = _uniform(key_B, 5, 0, 2 * np.pi)
+  for i in range(n if pile_B.any() else 0):
+    here = pile_B & (i < count_B)
+    around = start + 2 * np.pi * i / count_B
+    radius = _uniform(key_B, 20 + i, 0.42, 0.56)
+    first = pile_B & ~here  # an instance too many hides behind the first
+    x[:, i] = np.where(here, radius * np.cos(around), np.where(first, x[:, 0], x[:, i]))
+    y[:, i] = np.where(here, radius * np.sin(around), np.where(first, y[:, 0], y[:, i]))
+    small, turn = _uniform(key_B, 30 + i, 0.3, 0.4), _uniform(key_B, 40 + i, -0.5, 0.5)
+    scale[:, i] = np.where(here, small, np.where(first, scale[:, 0], scale[:, i]))
+    angle[:, i] = np.where(here, turn, np.where(first, angle[:, 0], angle[:, i]))
+  return x, y, scale, angle
+
+
+def _blur(image_BxSxSx3: np.ndarray, weight_B: np.ndarray) -> np.ndarray:
+  """Binomial blur of three pixels, mixed in by weight [B]: 0 none, 1 full."""
+  weight = weight_B[:, None, None, None]
+  for axis in (1, 2):
+    padded = np.concatenate(
+      [image_BxSxSx3.take([0], axis), image_BxSxSx3, image_BxSxSx3.take([-1], axis)], axis
+    )
+    size = image_BxSxSx3.shape[axis]
+    before, after = (np.take(padded, np.arange(s, s + size), axis) for s in (0, 2))
+    image_BxSxSx3 = image_BxSxSx3 + weight * (0.25 * (before + after) - 0.5 * image_BxSxSx3)
+  return image_BxSxSx3
+
+
+def _object_and_ground(key_B, attributes_BxA, u, v, clutter, sketch_B, shifted_B):
+  """Colours before light: object [B, P, 3] with its texture, ground [B, P, 3] with its clutter."""
+  colour_Bx3 = _PALETTE[attributes_BxA[:, 0]] + _tint(key_B, 50)
+  ground_Bx3 = _PALETTE[attributes_BxA[:, 3]] + _tint(key_B, 53)
+  luma_B = colour_Bx3 @ _LUMA
+  # The second tone of a pattern: darker on light colours, lighter on dark ones.
+  target_B = np.where(luma_B > 0.45, 0.0, 1.0).astype(np.float32)
+  tone_Bx3 = colour_Bx3 + (target_B[:, None] - colour_Bx3) * 0.5
+  pattern_BxP = np.empty_like(u)
+  phase_B = _uniform(key_B, 6)
+  for t in np.unique(attributes_BxA[:, 1]):
+    at = np.flatnonzero(attributes_BxA[:, 1] == t)
+    pattern_BxP[at] = _pattern(TEXTURES[t], u[at], v[at], phase_B[at, None])
+  thing = colour_Bx3[:, None] + pattern_BxP[..., None] * (tone_Bx3 - colour_Bx3)[:, None]
+  ground_Bx3 = np.where(sketch_B[:, None], 0.8 + 0.2 * ground_Bx3, ground_Bx3)
+  depth_B = np.where(shifted_B, 0.28, 0.16) * np.sign(0.5 - ground_Bx3 @ _LUMA)
+  ground = ground_Bx3[:, None] + (clutter * depth_B[:, None].astype(np.float32))[..., None]
+  return thing, ground
+
+
+def _tint(key_B: np.ndarray, channel: int) -> np.ndarray:
+  """Individual variation of a colour: [B, 3]."""
+  return np.stack([_uniform(key_B, channel + c, -0.06, 0.06) for c in range(3)], axis=1)
+
+
+def _clutter(key_B: np.ndarray, size: int) -> np.ndarray:
+  """Two soft blobs behind the object: float32 [B, P] in [0, 1]."""
+  axis = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
+  total = 0
+  for i in (60, 64):
+    x, y = _uniform(key_B, i, -1, 1)[:, None], _uniform(key_B, i + 1, -1, 1)[:, None]
+    width = _uniform(key_B, i + 2, 0.15, 0.45)[:, None]
+    ex, ey = np.exp(-(((axis - x) / width) ** 2)), np.exp(-(((axis - y) / width) ** 2))
+    total = total + (ey[:, :, None] * ex[:, None, :]).reshape(len(key_B), -1)
+  return np.minimum(total, 1)
+
+
+def _light(key_B, style_B, size: int) -> np.ndarray:
+  """Brightness of each pixel: float32 [B, P]."""
+  axis = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
+  x_P, y_P = np.tile(axis, size), np.repeat(axis, size)
+  strength = np.select(
+    [style_B == STYLES.index(s) for s in ("plate", "sketch", "shifted")], [0.03, 0.05, 0.4], 0.22
+  ).astype(np.float32)
+  direction = _uniform(key_B, 7, 0, 2 * np.pi)
+  level = 1 + strength * _uniform(key_B, 8, -0.7, 0.5)
+  across = (strength * np.cos(direction))[:, None] * x_P + (strength * np.sin(direction))[:, None] * y_P
+  return level[:, None] + across
+
+
+def _draw(key_B, attributes_BxA, style_B, size: int):
+  is_style = lambda name: style_B == STYLES.index(name)
+  sketch_B, shifted_B, plate_B = is_style("sketch"), is_style("shifted"), is_style("plate")
+  x, y, scale, angle = _place(key_B, style_B)
+  shape_BxI = np.repeat(attributes_BxA[:, 2:3], x.shape[1], axis=1)
+  distance, u, v = _field(shape_BxI, x, y, scale, angle, size)
+  alpha = np.clip(0.5 - distance, 0, 1)
+  mask = alpha > 0.5
+  clutter = _clutter(key_B, size) * ~(plate_B | sketch_B)[:, None]
+  thing, ground = _object_and_ground(key_B, attributes_BxA, u, v, clutter, sketch_B, shifted_B)
+  if sketch_B.any():
+    # A line drawing: full colour on the outline and along the pattern, a faint wash elsewhere.
+    line = np.clip(1.6 - np.abs(distance + 1), 0, 1)[sketch_B, :, None]
+    pale = 0.45 + 0.55 * thing[sketch_B]
+    thing[sketch_B] = pale + line * (thing[sketch_B] * 0.8 - pale)
+  image = ground + alpha[..., None] * (thing - ground)
+  outline_B = shifted_B & (_uniform(key_B, 9) < 0.4)
+  if outline_B.any():
+    line = np.clip(1.3 - np.abs(distance), 0, 1)[outline_B, :, None]
+    image[outline_B] *= 1 - 0.7 * line
+  image *= _light(key_B, style_B, size)[..., None]
+  if shifted_B.any():
+    at = np.flatnonzero(shifted_B)
+    warm = _uniform(key_B[at], 10, -0.1, 0.1)[:, None] * np.array([1, 0, -1], np.float32)
+    contrast = _uniform(key_B[at], 11, 0.6, 1)[:, None, None]
+    image[at] = 0.5 + contrast * (image[at] + warm[:, None] - 0.5)
+  image = image.reshape(len(key_B), size, size, 3)
+  blur_B = np.where(shifted_B, _uniform(key_B, 12), 0) + is_style("blurry")
+  soft = np.flatnonzero(blur_B > 0)
+  if soft.size:
+    image[soft] = _blur(image[soft], blur_B[soft].astype(np.float32))
+    image[soft] = _blur(image[soft], is_style("blurry")[soft].astype(np.float32))
+  sigma_B = np.select([plate_B | sketch_B, shifted_B], [0.008, _uniform(key_B, 13, 0.02, 0.1)], 0.035)
+  start_B = (mix(key_B ^ _CHANNEL_KEYS[14]) % np.uint64(_NOISE.size)).astype(np.int64)
+  for i, start in enumerate(start_B):
+    image[i] += np.float32(sigma_B[i]) * _NOISE_LOOP[start : start + 3 * size * size].reshape(
+      size, size, 3
+    )
+  return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8), mask.reshape(-1, size, size)
+
+
+_NOISE_LOOP = np.concatenate([_NOISE, _NOISE])
+
+
+def boxes_of(mask_BxSxS: np.ndarray) -> np.ndarray:
+  """Tight boxes: float32 [B, 4], x0, y0, x1, y1 in pixels, x1 and y1 exclusive. Empty mask: zeros."""
+  found_B = mask_BxSxS.any((1, 2))
+  sides = []
+  for axis in (1, 2):  # rows collapse to x, columns to y
+    line_BxS = mask_BxSxS.any(axis)
+    first, last = line_BxS.argmax(1), line_BxS.shape[1] - line_BxS[:, ::-1].argmax(1)
+    sides.append((first * found_B, last * found_B))
+  (x0, x1), (y0, y1) = sides
+  return np.stack([x0, y0, x1, y1], axis=1).astype(np.float32)
+
+
+def render(
+  key_B: np.ndarray, attributes_BxA: np.ndarray, style_B: np.ndarray, size: int = IMAGE_SIZE
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Draws a batch.
+
+  Args:
+    key_B: uint64, one a picture, from `image_keys`.
+    attributes_BxA: int32, indices into `names.WORDS`.
+    style_B: int, index into `STYLES`.
+    size: pixels along a side, 16 to 128.
+
+  Returns:
+    images uint8 [B, S, S, 3] (sRGB), masks bool [B, S, S] of the object (of all of a pile), boxes
+    float32 [B, 4] tight around the masks: x0, y0, x1, y1 in pixels, the ends exclusive.
+
+  Raises:
+    ValueError: the size is out of range.
+  """
+  if not 16 <= size <= 128:
+    raise ValueError(f"an image of the world is 16 to 128 pixels wide, got {size}")
+  image = np.empty((len(key_B), size, size, 3), np.uint8)
+  mask = np.empty((len(key_B), size, size), bool)
+  for start in range(0, len(key_B), _CHUNK):
+    part = slice(start, start + _CHUNK)
+    image[part], mask[part] = _draw(key_B[part], attributes_BxA[part], style_B[part], size)
+  return image, mask, boxes_of(mask)

@@ -1,0 +1,103 @@
+"""Labelled images of the world, drawn when asked for."""
+
+import pathlib
+
+import numpy as np
+
+from pomp_jax.world import captions, names, render
+
+CLIP_PATH = pathlib.Path(__file__).parent / "clip"
+SPLITS = ("train", "validation", "base", "novel", "shifted")
+
+# The group of classes and the random stream of each split (`captions` has a stream of its own).
+_SPLITS = {
+  "train": ("base", 10),
+  "validation": ("base", 11),
+  "base": ("base", 12),
+  "novel": ("novel", 13),
+  "shifted": ("all", 14),
+}
+
+
+class WorldSource:
+  """Images of one split, with their class names and labels.
+
+  Attributes:
+    names: the class names; labels index them.
+    labels: int32 [n], the class of each image.
+  """
+
+  def __init__(self, split: str, labels: np.ndarray, seed: int):
+    group, self._stream = _SPLITS[split]
+    self.names = names.class_names(group)
+    self.labels = labels.astype(np.int32)
+    self._attributes_NxA = names.class_attributes(group)
+    self._style = render.STYLES.index("shifted" if split == "shifted" else "photo")
+    self._seed = seed
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def render(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draws images, the same whatever the batch.
+
+    Args:
+      indices: int [B], in [0, len).
+
+    Returns:
+      images uint8 [B, S, S, 3], masks bool [B, S, S], boxes float32 [B, 4] (x0, y0, x1, y1 in
+      pixels, tight, ends exclusive); S is IMAGE_SIZE.
+
+    Raises:
+      IndexError: an index is out of range.
+    """
+    indices = np.asarray(indices, np.int64)
+    if indices.size and not (0 <= indices.min() and indices.max() < len(self)):
+      raise IndexError(f"image indices lie in [0, {len(self)}), got {indices.min()}..{indices.max()}")
+    key_B = render.image_keys(self._seed, self._stream, indices)
+    attributes_BxA = self._attributes_NxA[self.labels[indices]]
+    return render.render(key_B, attributes_BxA, np.full(len(indices), self._style))
+
+  def images(self, indices: np.ndarray) -> np.ndarray:
+    """Images alone, uint8 [B, S, S, 3]; see `render`."""
+    return self.render(indices)[0]
+
+
+def source(
+  split: str,
+  *,
+  images_per_class: int | None = None,
+  n_images: int | None = None,
+  seed: int = 0,
+) -> WorldSource:
+  """Opens a split.
+
+  Args:
+    split: "train", "validation", "base" (three disjoint streams of images of base classes),
+      "novel" (novel classes) or "shifted" (all classes, in the shifted rendering).
+    images_per_class: this many images of every class, class by class.
+    n_images: or this many images in all, over classes chosen at random and as evenly as possible.
+    seed: of the images, and of the choice of classes.
+
+  Raises:
+    ValueError: no such split, or not exactly one of the two sizes, or a size below 1.
+  """
+  if split not in SPLITS:
+    raise ValueError(f"unknown split of the world {split!r}: it takes one of {', '.join(SPLITS)}")
+  if (images_per_class is None) == (n_images is None):
+    raise ValueError("a world source takes either images_per_class or n_images")
+  size = images_per_class if n_images is None else n_images
+  if size < 1:
+    raise ValueError(f"a world source holds at least one image, got {size}")
+  group, stream = _SPLITS[split]
+  n_classes = len(names.class_names(group))
+  if n_images is None:
+    labels = np.repeat(np.arange(n_classes), images_per_class)
+  else:
+    # Whole passes over the classes, each in an order of its own.
+    passes = []
+    for turn in range(-(-n_images // n_classes)):
+      key_N = render.image_keys(seed, (stream << 32) + turn, np.arange(n_classes))
+      passes.append(np.argsort(key_N, kind="stable"))
+    labels = np.concatenate(passes)[:n_images]
+  return WorldSource(split, labels, seed)
