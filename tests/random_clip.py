@@ -1,5 +1,6 @@
 """Small CLIPs with random weights and a byte-level tokenizer: files as HuggingFace writes them."""
 
+from collections.abc import Sequence
 import json
 import pathlib
 
@@ -8,7 +9,18 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast, FlaxCLIPModel
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 # A few merges, so that some words take one token and others many.
-_MERGES = ("t h", "th e</w>", "o f</w>", "a t</w>", "c at</w>", "d o", "do g</w>", "s t", "st a", "sta r</w>")
+_MERGES = (
+  "t h",
+  "th e</w>",
+  "o f</w>",
+  "a t</w>",
+  "c at</w>",
+  "d o",
+  "do g</w>",
+  "s t",
+  "st a",
+  "sta r</w>",
+)
 
 
 def write_random_clip(
@@ -18,6 +30,7 @@ def write_random_clip(
   legacy_eos: bool = False,
   text_width: int = 32,
   positions: int = 77,
+  extra_tokens: Sequence[str] = (),
   seed: int = 0,
 ) -> CLIPModel:
   """Writes config, `flax_model.msgpack` and tokenizer; returns torch's model of the same weights.
@@ -28,10 +41,11 @@ def write_random_clip(
     legacy_eos: write eos_token_id=2, as configurations before transformers 4.31 do.
     text_width: D.
     positions: of the text tower.
+    extra_tokens: words added to the vocabulary after EOT, so with ids above it.
     seed: of the weights.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  tokenizer = write_tokenizer(folder)
+  tokenizer = write_tokenizer(folder, extra_tokens)
   tower = {"hidden_act": hidden_act, "num_hidden_layers": 3, "num_attention_heads": 4}
   config = CLIPConfig(
     text_config={
@@ -70,7 +84,7 @@ def write_random_clip(
   return model
 
 
-def write_tokenizer(folder: pathlib.Path) -> CLIPTokenizerFast:
+def write_tokenizer(folder: pathlib.Path, extra_tokens: Sequence[str] = ()) -> CLIPTokenizerFast:
   """A CLIP tokenizer of bytes and a few merges, in HuggingFace's files."""
   letters = list(bytes_to_unicode().values())
   tokens = letters + [letter + "</w>" for letter in letters]
@@ -80,5 +94,6 @@ def write_tokenizer(folder: pathlib.Path) -> CLIPTokenizerFast:
   (folder / "vocab.json").write_text(json.dumps(vocabulary))
   (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(_MERGES) + "\n")
   tokenizer = CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
+  tokenizer.add_tokens(list(extra_tokens))
   tokenizer.save_pretrained(folder)
   return tokenizer

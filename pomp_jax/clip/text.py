@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
+import numpy as np
 from transformers import CLIPTextConfig
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPEncoder
 
@@ -26,7 +28,7 @@ TextTower = Callable[
 ]
 
 
-def text_tower(kind: str, config: CLIPTextConfig, dtype: jnp.dtype = jnp.float32) -> TextTower:
+def text_tower(kind: str, config: CLIPTextConfig, dtype: DTypeLike = jnp.float32) -> TextTower:
   """The implementation called `kind`; all of them take FlaxCLIP's parameters as they are.
 
   Args:
@@ -42,7 +44,7 @@ def text_tower(kind: str, config: CLIPTextConfig, dtype: jnp.dtype = jnp.float32
   return TEXT_TOWERS[kind](config, dtype)
 
 
-def _reference(config: CLIPTextConfig, dtype: jnp.dtype) -> TextTower:
+def _reference(config: CLIPTextConfig, dtype: DTypeLike) -> TextTower:
   """HuggingFace FlaxCLIP's own modules over the full sequence of positions.
 
   The oracle that the others are held to: every class carries its own copy of the prefix and
@@ -65,9 +67,7 @@ def _reference(config: CLIPTextConfig, dtype: jnp.dtype) -> TextTower:
     tokens_CxTxD = jnp.concatenate([prefix_CxPxD, suffix_CxLxD], axis=1)
     tokens_CxTxD = jnp.pad(tokens_CxTxD, ((0, 0), (0, padding), (0, 0)))
     tokens_CxTxD += model["embeddings"]["position_embedding"]["embedding"]
-    hidden_CxTxD = encoder.apply(
-      {"params": model["encoder"]}, tokens_CxTxD, return_dict=False
-    )[0]
+    hidden_CxTxD = encoder.apply({"params": model["encoder"]}, tokens_CxTxD, return_dict=False)[0]
     eot_C = n_prefix + lengths_C - 1
     eot_CxD = jnp.take_along_axis(hidden_CxTxD, eot_C[:, None, None], axis=1)[:, 0]
     eot_CxD = final_layer_norm.apply({"params": model["final_layer_norm"]}, eot_CxD)
@@ -76,7 +76,7 @@ def _reference(config: CLIPTextConfig, dtype: jnp.dtype) -> TextTower:
   return features
 
 
-def project(params: Params, eot_CxD: Float[Array, "C D"], dtype) -> Float[Array, "C E"]:
+def project(params: Params, eot_CxD: Float[Array, "C D"], dtype: DTypeLike) -> Float[Array, "C E"]:
   """The text projection (no bias), its result float32 whatever the compute type."""
   kernel_DxE = params["text_projection"]["kernel"].astype(dtype)
   return (eot_CxD.astype(dtype) @ kernel_DxE).astype(jnp.float32)
@@ -85,14 +85,16 @@ def project(params: Params, eot_CxD: Float[Array, "C D"], dtype) -> Float[Array,
 TEXT_TOWERS = {"reference": _reference}
 
 
-def token_embeddings(params: Params, ids: Int32[Array, "..."]) -> Float[Array, "... D"]:
-  """The embeddings of token ids, positions not yet added."""
+def token_embeddings(
+  params: Params, ids: Int32[Array | np.ndarray, "..."]
+) -> Float[Array | np.ndarray, "... D"]:
+  """The embeddings of token ids, positions not yet added; NumPy from NumPy, without a device."""
   return params["text_model"]["embeddings"]["token_embedding"]["embedding"][ids]
 
 
 def sos_embedding(clip: Clip) -> Float[Array, " D"]:
   """The embedding of the start token, which opens every prompt."""
-  return jnp.asarray(token_embeddings(clip.params, clip.tokenizer.bos_token_id))
+  return jnp.asarray(token_embeddings(clip.params, np.array(clip.tokenizer.bos_token_id, np.int32)))
 
 
 def encode_texts(

@@ -5,8 +5,8 @@ Shapes: N texts, L the longest of them in tokens.
 
 from collections.abc import Sequence
 
-import numpy as np
 from jaxtyping import Int32
+import numpy as np
 from transformers import CLIPTextConfig, PreTrainedTokenizerBase
 
 

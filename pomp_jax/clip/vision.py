@@ -6,6 +6,7 @@ Shapes: B images of height H and width W, E embedding.
 from collections.abc import Callable
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPVisionTransformer
 
@@ -14,7 +15,7 @@ from pomp_jax.clip.load import Clip, Params
 ImageTower = Callable[[Params, UInt8[Array, "B H W 3"]], Float[Array, "B E"]]
 
 
-def image_tower(clip: Clip, dtype: jnp.dtype = jnp.float32) -> ImageTower:
+def image_tower(clip: Clip, dtype: DTypeLike = jnp.float32) -> ImageTower:
   """`(clip.vision_params, images) -> features`, features float32 and not normalised.
 
   The images are resized and cropped already; channel statistics are applied here, on the

@@ -29,9 +29,7 @@ def normalize(features: Float[Array, "... E"]) -> Float[Array, "... E"]:
   return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
 
-def margin(
-  n_kept_B: Int32[Array, " B"], n_classes: int, correction: str
-) -> Float[Array, " B"]:
+def margin(n_kept_B: Int32[Array, " B"], n_classes: int, correction: str) -> Float[Array, " B"]:
   """What the correction adds to every negative logit.
 
   `log`: ln((N-1) / n_i), which makes the sampled denominator an unbiased estimate of the full

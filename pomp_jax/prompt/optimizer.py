@@ -49,9 +49,7 @@ def learning_rate(
   return rate
 
 
-def sgd(
-  rate: optax.Schedule, momentum: float, weight_decay: float
-) -> optax.GradientTransformation:
+def sgd(rate: optax.Schedule, momentum: float, weight_decay: float) -> optax.GradientTransformation:
   """SGD as torch.optim.SGD has it: decay is added to the gradient, before the momentum."""
   return optax.chain(
     optax.add_decayed_weights(weight_decay),
