@@ -7,6 +7,6 @@ is at hand. Names are compositions (`names`), images are drawn from a seed (`ren
 
 from pomp_jax.world.names import class_names
 from pomp_jax.world.render import IMAGE_SIZE
-from pomp_jax.world.source import CLIP_PATH, WorldSource, source
+from pomp_jax.world.splits import CLIP_PATH, WorldSource, source
 
 __all__ = ["CLIP_PATH", "IMAGE_SIZE", "WorldSource", "class_names", "source"]

@@ -1,0 +1,250 @@
+"""Trains the tiny CLIP of the world and stores it in HuggingFace's format.
+
+    python -m pomp_jax.world.train_clip --out=DIR
+
+Symmetric contrastive loss (Radford et al., 2021, fig. 3) over captioned images drawn on the fly;
+AdamW, warm-up, cosine; caption noise ramped from 0 (see `captions`). A run that is interrupted and
+started again with the same arguments continues from its last checkpoint, `DIR/state.msgpack`.
+Files appear in DIR whole or not at all. Needs no network, and no accelerator.
+
+Shape suffixes: B pairs; S pixels along a side; L tokens; E embedding.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import queue
+import threading
+import time
+from collections.abc import Iterator
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from transformers import CLIPConfig, CLIPTokenizerFast, FlaxCLIPModel
+
+from pomp_jax.world import captions, names, splits, tokenizer
+from pomp_jax.world.render import IMAGE_SIZE
+
+PIXEL_MEAN = (0.45, 0.44, 0.41)
+PIXEL_STD = (0.28, 0.25, 0.26)
+MAX_LOGIT_SCALE = float(np.log(100))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How the CLIP is trained; the defaults made the stored one."""
+
+  steps: int = 3000
+  batch: int = 256
+  learning_rate: float = 1.5e-3
+  warmup_steps: int = 200
+  weight_decay: float = 0.05
+  clean_until: float = 0.2  # the fraction of the steps before caption noise rises from 0 ...
+  noisy_from: float = 0.4  # ... and from which it is 1
+  short_tokens: int = 20  # captions are padded to this, ...
+  wordy_every: int = 16  # ... but in one batch of this many, asides fill all positions
+  seed: int = 0
+
+  def noise(self, step: int) -> float:
+    """Caption noise at a step, in [0, 1]."""
+    done = step / self.steps
+    return float(np.clip((done - self.clean_until) / (self.noisy_from - self.clean_until), 0, 1))
+
+
+def clip_config(vocabulary: CLIPTokenizerFast) -> CLIPConfig:
+  """The architecture: text 3 x 64, vision 4 x 128 on patches of 8 pixels, embedding 128."""
+  shared = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "projection_dim": 128}
+  text = shared | {
+    "vocab_size": len(vocabulary), "hidden_size": 64, "intermediate_size": 256,
+    "num_hidden_layers": 3, "num_attention_heads": 2,
+    "max_position_embeddings": tokenizer.MAX_POSITIONS, "bos_token_id": vocabulary.bos_token_id,
+    "eos_token_id": vocabulary.eos_token_id, "pad_token_id": vocabulary.pad_token_id,
+  }  # fmt: skip
+  vision = shared | {
+    "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "image_size": IMAGE_SIZE, "patch_size": 8,
+  }  # fmt: skip
+  return CLIPConfig(text_config=text, vision_config=vision, projection_dim=128)
+
+
+def normalise(image_BxSxSx3: jax.Array) -> jax.Array:
+  """uint8 [B, S, S, 3] to the vision tower's input, float32 of the same shape."""
+  return (image_BxSxSx3 / 255.0 - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
+
+
+def _wordy(texts: list[str], vocabulary: CLIPTokenizerFast, seed: int) -> list[str]:
+  """Puts asides before captions, as many as the text tower's positions hold."""
+  rng = np.random.RandomState(seed)
+  cost = [len(ids) for ids in vocabulary(list(captions.ASIDES), add_special_tokens=False).input_ids]
+  room = [tokenizer.MAX_POSITIONS - len(ids) for ids in vocabulary(texts).input_ids]
+  wordy = []
+  for text, left in zip(texts, room, strict=True):
+    for aside in rng.permutation(len(cost)):
+      if cost[aside] <= left:
+        text, left = f"{captions.ASIDES[aside]} {text}", left - cost[aside]
+    wordy.append(text)
+  return wordy
+
+
+def _batches(
+  recipe: Recipe, vocabulary: CLIPTokenizerFast, first_step: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Images uint8 [B, S, S, 3] and token ids int32 [B, L] of each step, drawn one thread ahead."""
+  ready = queue.Queue(maxsize=4)
+
+  def draw():
+    for step in range(first_step, recipe.steps):
+      indices = step * recipe.batch + np.arange(recipe.batch)
+      image_BxSxSx3, texts = captions.training_batch(recipe.seed, indices, recipe.noise(step))
+      length = recipe.short_tokens
+      if step % recipe.wordy_every == recipe.wordy_every - 1:
+        texts, length = _wordy(texts, vocabulary, step), tokenizer.MAX_POSITIONS
+      ids = vocabulary(
+        texts, padding="max_length", max_length=length, truncation=True, return_tensors="np"
+      ).input_ids
+      ready.put((image_BxSxSx3, ids.astype(np.int32)))
+    ready.put(None)
+
+  threading.Thread(target=draw, daemon=True).start()
+  while (batch := ready.get()) is not None:
+    yield batch
+
+
+def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, recipe.learning_rate, recipe.warmup_steps, recipe.steps, 0.01 * recipe.learning_rate
+  )
+  # Decay is for matrices: not for biases, layer norms and the logit scale.
+  is_matrix = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+  return optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.adamw(schedule, b2=0.98, weight_decay=recipe.weight_decay, mask=is_matrix),
+  )
+
+
+def _train_step(model: FlaxCLIPModel, optimizer: optax.GradientTransformation):
+  """Builds (params, opt_state, images, ids) -> (params, opt_state, loss, accuracy)."""
+
+  def loss_of(params, image_BxSxSx3, ids_BxL):
+    output = model.module.apply(
+      {"params": params}, ids_BxL, normalise(image_BxSxSx3), jnp.ones_like(ids_BxL),
+      jnp.broadcast_to(jnp.arange(ids_BxL.shape[1]), ids_BxL.shape), True,
+    )  # fmt: skip
+    logits_BxB = output.logits_per_image
+    labels_B = jnp.arange(len(ids_BxL))
+    both = [
+      optax.softmax_cross_entropy_with_integer_labels(logits, labels_B).mean()
+      for logits in (logits_BxB, logits_BxB.T)
+    ]
+    return sum(both) / 2, (logits_BxB.argmax(1) == labels_B).mean()
+
+  def step(params, opt_state, image_BxSxSx3, ids_BxL):
+    grad = jax.value_and_grad(loss_of, has_aux=True)
+    (loss, accuracy), grads = grad(params, image_BxSxSx3, ids_BxL)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    params["logit_scale"] = jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)
+    return params, opt_state, loss, accuracy
+
+  return jax.jit(step, donate_argnums=(0, 1))
+
+
+def zero_shot(
+  model: FlaxCLIPModel, params, vocabulary: CLIPTokenizerFast, template: str, n_images: int = 1024,
+  split: str = "novel",
+) -> float:  # fmt: skip
+  """Top-1 over all classes of a split of the world, with one template around the names; in [0, 1]."""
+  world = splits.source(split, n_images=n_images, seed=1)
+  ids_NxL = vocabulary(
+    [template.format(name) for name in world.names], padding="longest", return_tensors="np"
+  ).input_ids
+  text_of = jax.jit(lambda p, ids: model.get_text_features(ids, params=p))
+  image_of = jax.jit(lambda p, image: model.get_image_features(image, params=p))
+  text_NxE = np.concatenate([text_of(params, ids) for ids in np.array_split(ids_NxL, 8)])
+  images = normalise(world.images(np.arange(n_images)))
+  # HuggingFace takes channels first here, whatever the framework.
+  image_BxE = np.asarray(image_of(params, jnp.transpose(images, (0, 3, 1, 2))))
+  text_NxE /= np.linalg.norm(text_NxE, axis=1, keepdims=True)
+  return float(((image_BxE @ text_NxE.T).argmax(1) == world.labels).mean())
+
+
+def _replace(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file whole or not at all."""
+  partial = path.with_name(path.name + ".partial")
+  partial.write_bytes(content)
+  os.replace(partial, path)
+
+
+def _store(model: FlaxCLIPModel, params, out: pathlib.Path) -> None:
+  preprocessor = {
+    "image_processor_type": "CLIPImageProcessor", "do_resize": True, "do_center_crop": True,
+    "do_normalize": True, "do_rescale": True, "do_convert_rgb": True, "resample": 3,
+    "size": {"shortest_edge": IMAGE_SIZE}, "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    "image_mean": list(PIXEL_MEAN), "image_std": list(PIXEL_STD),
+  }  # fmt: skip
+  config = model.config.to_dict() | {"architectures": ["CLIPModel"]}
+  for name, content in (("preprocessor_config.json", preprocessor), ("config.json", config)):
+    _replace(out / name, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+  _replace(out / "flax_model.msgpack", flax.serialization.to_bytes(jax.device_get(params)))
+
+
+def train(recipe: Recipe, out: pathlib.Path, checkpoint_every: int = 250) -> None:
+  """Trains a CLIP and stores it in `out`; continues a run that stopped there."""
+  out.mkdir(parents=True, exist_ok=True)
+  if not (out / "tokenizer_config.json").exists():
+    texts = [
+      text
+      for noise in (0.0, 1.0)
+      for text in captions.training_batch(recipe.seed, np.arange(20_000), noise)[1]
+    ]
+    tokenizer.train(texts + list(captions.ASIDES) * 200, out)
+  vocabulary = CLIPTokenizerFast.from_pretrained(out)
+  model = FlaxCLIPModel(clip_config(vocabulary), seed=recipe.seed)
+  optimizer = _optimizer(recipe)
+  state = {"params": model.params, "opt_state": optimizer.init(model.params), "step": 0}
+  if (out / "state.msgpack").exists():
+    state = flax.serialization.from_bytes(state, (out / "state.msgpack").read_bytes())
+    print(f"continues at step {state['step']}", flush=True)
+  params, opt_state, first_step = state["params"], state["opt_state"], int(state["step"])
+  train_step = _train_step(model, optimizer)
+  began, losses = time.monotonic(), []
+  for step, (image, ids) in enumerate(_batches(recipe, vocabulary, first_step), first_step + 1):
+    params, opt_state, loss, accuracy = train_step(params, opt_state, image, ids)
+    losses.append((loss, accuracy))
+    if step % 50 == 0 or step == recipe.steps:
+      seconds = (time.monotonic() - began) / (step - first_step)
+      mean = np.mean(np.array(losses), axis=0)
+      losses = []
+      print(
+        f"step {step}/{recipe.steps}  loss {mean[0]:.3f}  accuracy {mean[1]:.3f}  "
+        f"noise {recipe.noise(step - 1):.2f}  scale {np.exp(params['logit_scale']):.1f}  "
+        f"{seconds * 1000:.0f} ms/step  ETA {seconds * (recipe.steps - step) / 60:.1f} min",
+        flush=True,
+      )
+    if step % checkpoint_every == 0:
+      state = {"params": params, "opt_state": opt_state, "step": step}
+      _replace(out / "state.msgpack", flax.serialization.to_bytes(jax.device_get(state)))
+      shown = [zero_shot(model, params, vocabulary, t) for t in ("a photo of a {}.", "{}.")]
+      print(f"  novel top-1: a photo of a {shown[0]:.3f}, bare {shown[1]:.3f}", flush=True)
+  _store(model, params, out)
+  (out / "state.msgpack").unlink(missing_ok=True)
+  print(f"stored in {out}", flush=True)
+
+
+def main() -> None:
+  """The command line: one flag a field of `Recipe`."""
+  parser = argparse.ArgumentParser(description="Trains the tiny CLIP of the world.")
+  parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to store it in")
+  for field in dataclasses.fields(Recipe):
+    parser.add_argument(f"--{field.name}", type=field.type, default=field.default)
+  arguments = vars(parser.parse_args())
+  train(out=arguments.pop("out"), recipe=Recipe(**arguments))
+
+
+if __name__ == "__main__":
+  main()
