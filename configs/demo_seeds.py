@@ -1,0 +1,14 @@
+"""The demo over three seeds: mean and spread of what the prompt gains.
+
+python -m pomp_jax.main --config=configs/demo_seeds.py --workdir=runs/demo_seeds
+"""
+
+from configs import demo
+from pomp_jax.config import with_argument
+
+
+def get_config(argument: str = ""):
+  """The demo's config as the `repeat` job."""
+  config = demo.get_config()
+  config.job = "repeat"
+  return with_argument(config, argument, m="prompt.m", lr="optim.lr")

@@ -1,0 +1,256 @@
+"""The base config: every field there is, its default, and what it takes.
+
+A file in `configs/` starts from `base()` and changes a few fields; the command line overrides any
+(`--config.optim.lr=0.01`). `validate` runs before anything heavy starts.
+"""
+
+from collections.abc import Iterator
+import difflib
+import os
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from pomp_jax.clip.text import TEXT_TOWERS
+from pomp_jax.prompt.context import POSITIONS
+from pomp_jax.prompt.contrast import CORRECTIONS
+from pomp_jax.prompt.optimizer import SCHEDULES
+
+JOBS = ("pretrain", "predict", "repeat")
+WORLD = "world"
+
+
+class ConfigError(ValueError):
+  """A field that can't be: one line with its name, what it got and what it takes."""
+
+  def __init__(self, field: str, got: Any, takes: str):
+    super().__init__(f"config.{field}: got {got!r}, takes {takes}")
+    self.field = field
+
+
+def base() -> ConfigDict:
+  """The defaults; locked, so that no field can be added by a typo."""
+  config = ConfigDict()
+  config.job = "pretrain"  # what to run, one of JOBS
+  config.seed = 0  # of the context's first value, the draws, and the order of the images
+
+  # The frozen CLIP.
+  config.clip = ConfigDict()
+  config.clip.model = WORLD  # "world" (in the repository), a HuggingFace folder, or a hub id
+  config.clip.text_tower = "reference"
+  config.clip.dtype = "float32"  # compute type: float32 or bfloat16
+  config.clip.chunk = 1024  # classes or images at a time when features of many are needed
+
+  # Images and their classes.
+  config.data = ConfigDict()
+  config.data.source = WORLD
+  config.data.images_per_class = 16
+  config.data.threads = 2  # that render or decode ahead of the step
+
+  # The prompt.
+  config.prompt = ConfigDict()
+  config.prompt.m = 4  # M, context vectors
+  config.prompt.position = "end"  # where the name stands; end, middle or front of the prompt
+  config.prompt.init = ""  # words whose embeddings it starts from; N(0, 0.02^2) if empty
+  config.prompt.class_specific = False  # one context a class
+
+  # Local contrast and local correction.
+  config.k = 1000  # K, classes that an image is contrasted with, its own included; N is all
+  config.correction = "log"  # log (unbiased), log10 (as published), none
+
+  # Training.
+  config.batch_size = 256  # images a step, over all devices
+  config.accumulate = 1  # draws that a data index computes one after the other
+  config.epochs = 5
+  config.steps = 0  # steps of the whole run; 0: `epochs` times the images, by the batch size
+  config.optim = ConfigDict()
+  config.optim.lr = 0.002
+  config.optim.momentum = 0.9
+  config.optim.weight_decay = 5e-4
+  config.optim.schedule = "epoch"  # when the cosine moves: once an epoch, or every step
+  config.optim.warmup = 1.0  # epochs at warmup_lr; any fraction under the step schedule
+  config.optim.warmup_lr = 1e-5
+
+  # Devices.
+  config.mesh = ConfigDict({"class": 1})  # devices that split one draw's classes; the rest: data
+
+  # Evaluation, over all classes of a split.
+  config.eval = ConfigDict()
+  config.eval.images = 2048  # of each split
+  config.eval.template = "a photo of a {}."  # the hand-written prompt beside the learned one
+
+  config.checkpoint = ConfigDict()
+  config.checkpoint.every = 100  # steps; each is validated
+  config.checkpoint.keep = 3  # the newest few, and the best by validation beside them
+  config.log = ConfigDict()
+  config.log.every = 10  # steps
+
+  # job = "predict": names for a folder of images.
+  config.predict = ConfigDict()
+  config.predict.prompt = ""  # a prompt.npz, or a template with {} for the name
+  config.predict.images = ""  # a folder
+  config.predict.names = ""  # a text file, one class a line
+  config.predict.top = 5
+
+  # job = "repeat": the pretrain job once for each seed.
+  config.repeat = ConfigDict()
+  config.repeat.seeds = (0, 1, 2)
+
+  return config.lock()
+
+
+def with_argument(config: ConfigDict, argument: str | None, **short: str) -> ConfigDict:
+  """Applies the string behind a config file's colon: `configs/demo.py:k=64,seed=1`.
+
+  Args:
+    config: changed in place.
+    argument: `name=value,name=value`, or empty.
+    **short: short name -> field, for names that are not fields themselves.
+
+  Returns:
+    The same config.
+
+  Raises:
+    ConfigError: an unknown name, or a value of the wrong type.
+  """
+  for item in filter(None, (argument or "").split(",")):
+    name, _, text = item.partition("=")
+    field = short.get(name, name)
+    check_field(config, field, set(short))
+    set_field(config, field, text)
+  return config
+
+
+def set_field(config: ConfigDict, field: str, text: str) -> None:
+  """Sets a field from text, in the type that it has.
+
+  Raises:
+    ConfigError: the text does not read as that type.
+  """
+  *parents, leaf = field.split(".")
+  for parent in parents:
+    config = config[parent]
+  kind = type(config[leaf])
+  try:
+    if kind is bool:
+      value: Any = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    elif kind is tuple:
+      value = tuple(int(part) for part in text.split("+"))
+    else:
+      value = kind(text)
+  except (ValueError, KeyError) as error:
+    raise ConfigError(field, text, f"a value of type {kind.__name__}") from error
+  config[leaf] = value
+
+
+def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  """All fields with their full names: ("optim.lr", 0.002), ..."""
+  for name in config:
+    if isinstance(config[name], ConfigDict):
+      yield from fields(config[name], f"{prefix}{name}.")
+    else:
+      yield f"{prefix}{name}", config[name]
+
+
+def check_field(config: ConfigDict, field: str, others: set[str] = frozenset()) -> None:
+  """Refuses a field that does not exist, naming the nearest one that does.
+
+  Raises:
+    ConfigError: no such field.
+  """
+  known = [name for name, _ in fields(config)] + sorted(others)
+  if field not in known:
+    # The last part alone finds `config.lr` for `config.optim.lr`.
+    near = difflib.get_close_matches(field, known, 1, 0.6) or [
+      name for name in known if name.split(".")[-1] == field.split(".")[-1]
+    ]
+    hint = f"; did you mean config.{near[0]}?" if near else ""
+    raise ConfigError(field, "a value", f"none, there is no such field{hint}")
+
+
+def validate(config: ConfigDict) -> None:
+  """Checks every field that can be judged alone; jobs check what needs their data.
+
+  Raises:
+    ConfigError: the first field that is wrong.
+  """
+  _choice(config, "job", JOBS)
+  _choice(config, "clip.text_tower", tuple(TEXT_TOWERS))
+  _choice(config, "clip.dtype", ("float32", "bfloat16"))
+  _choice(config, "data.source", (WORLD,))
+  _choice(config, "prompt.position", POSITIONS)
+  _choice(config, "correction", CORRECTIONS)
+  _choice(config, "optim.schedule", SCHEDULES)
+  for field in (
+    "clip.chunk",
+    "data.images_per_class",
+    "data.threads",
+    "prompt.m",
+    "batch_size",
+    "accumulate",
+    "epochs",
+    "mesh.class",
+    "eval.images",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "log.every",
+    "predict.top",
+  ):
+    _at_least(config, field, 1)
+  _at_least(config, "k", 2)
+  for field in (
+    "seed",
+    "steps",
+    "optim.lr",
+    "optim.momentum",
+    "optim.weight_decay",
+    "optim.warmup",
+    "optim.warmup_lr",
+  ):
+    _at_least(config, field, 0)
+  if config.seed >= 2**32:
+    raise ConfigError("seed", config.seed, "an integer from 0 to 4294967295")
+  if config.optim.schedule == "epoch" and config.optim.warmup != int(config.optim.warmup):
+    raise ConfigError(
+      "optim.warmup", config.optim.warmup, "whole epochs under optim.schedule='epoch'"
+    )
+  if config.eval.template.count("{}") != 1:
+    raise ConfigError("eval.template", config.eval.template, "a text with one {} for the name")
+  if os.sep in config.clip.model and not os.path.isdir(config.clip.model):
+    # A hub id has one slash and starts with neither / nor .
+    if config.clip.model.count("/") != 1 or config.clip.model[0] in "/.~":
+      raise ConfigError("clip.model", config.clip.model, "a folder that exists, or a hub id")
+  if config.job == "predict":
+    _predict(config.predict)
+  if config.job == "repeat" and len(set(config.repeat.seeds)) != max(len(config.repeat.seeds), 1):
+    raise ConfigError("repeat.seeds", config.repeat.seeds, "one or more different seeds")
+
+
+def _predict(predict: ConfigDict) -> None:
+  if not os.path.isdir(predict.images):
+    raise ConfigError("predict.images", predict.images, "a folder that exists")
+  if not os.path.isfile(predict.names):
+    raise ConfigError("predict.names", predict.names, "a text file that exists")
+  if "{}" not in predict.prompt and not os.path.isfile(predict.prompt):
+    raise ConfigError(
+      "predict.prompt", predict.prompt, "a prompt file that exists, or a template with {}"
+    )
+
+
+def _value(config: ConfigDict, field: str) -> Any:
+  return dict(fields(config))[field]
+
+
+def _choice(config: ConfigDict, field: str, accepted: tuple[str, ...]) -> None:
+  value = _value(config, field)
+  if value not in accepted:
+    near = difflib.get_close_matches(str(value), accepted, 1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ConfigError(field, value, f"one of {', '.join(accepted)}{hint}")
+
+
+def _at_least(config: ConfigDict, field: str, least: int) -> None:
+  value = _value(config, field)
+  # Written so that NaN is refused as well.
+  if not value >= least or value == float("inf"):
+    raise ConfigError(field, value, f"{least} or more")

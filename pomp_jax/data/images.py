@@ -1,0 +1,69 @@
+"""A user's own images, prepared as CLIP's test images are."""
+
+from collections.abc import Sequence
+import os
+import pathlib
+
+from jaxtyping import UInt8
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+class ImageError(ValueError):
+  """Images that can't be read; the message is one line that names the file."""
+
+
+def list_images(folder: str | os.PathLike) -> list[pathlib.Path]:
+  """The image files directly in a folder, in order of name.
+
+  Raises:
+    ImageError: no such folder, or no image in it.
+  """
+  path = pathlib.Path(folder)
+  if not path.is_dir():
+    raise ImageError(f"{folder}: no such folder of images")
+  files = sorted(file for file in path.iterdir() if file.suffix.lower() in EXTENSIONS)
+  if not files:
+    raise ImageError(f"{folder}: no images in it; accepted: {', '.join(EXTENSIONS)}")
+  return files
+
+
+def read_image(path: str | os.PathLike, size: int) -> UInt8[np.ndarray, "S S 3"]:
+  """Reads one image file and prepares it; see `prepare`.
+
+  Raises:
+    ImageError: no such file, or not an image that Pillow can decode.
+  """
+  try:
+    with Image.open(path) as image:
+      return prepare(image, size)
+  except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+    raise ImageError(f"{path}: not a readable image ({error})") from error
+
+
+def prepare(image: Image.Image | np.ndarray, size: int) -> UInt8[np.ndarray, "S S 3"]:
+  """CLIP's test preprocessing: shorter side to `size` (bicubic), centre crop, RGB.
+
+  Args:
+    image: a Pillow image, or uint8 [H,W,3].
+    size: S, what the vision tower takes, pixels.
+  """
+  if not isinstance(image, Image.Image):
+    image = Image.fromarray(np.asarray(image, np.uint8))
+  image = image.convert("RGB")
+  width, height = image.size
+  shorter = min(width, height)
+  # Truncated as torchvision's Resize does, which CLIP uses.
+  width, height = int(size * width / shorter), int(size * height / shorter)
+  image = image.resize((width, height), Image.Resampling.BICUBIC)
+  left, top = (width - size) // 2, (height - size) // 2
+  return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def prepare_batch(
+  images: Sequence[Image.Image | np.ndarray], size: int
+) -> UInt8[np.ndarray, "B S S 3"]:
+  """`prepare` for each of some images."""
+  return np.stack([prepare(image, size) for image in images])

@@ -1,0 +1,97 @@
+"""Class names, and their tokens under a CLIP's own tokenizer.
+
+Shapes: N classes, L own tokens of the longest of them (name, ".", EOT).
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import os
+import pathlib
+
+from jaxtyping import Int32
+import numpy as np
+
+# N texts -> token ids [N,L] up to and with EOT, without SOS, and the lengths [N].
+Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
+
+
+class VocabularyError(ValueError):
+  """A class list that can't be used; the message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+  """The classes to tell apart.
+
+  Attributes:
+    names: one a class, as written by the user.
+    token_ids: of name, ".", EOT; zero-padded.
+    name_lengths: tokens of the name alone.
+    lengths: tokens of the whole, EOT included.
+  """
+
+  names: tuple[str, ...]
+  token_ids: Int32[np.ndarray, "N L"]
+  name_lengths: Int32[np.ndarray, " N"]
+  lengths: Int32[np.ndarray, " N"]
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+
+def make_vocabulary(names: Sequence[str], tokenize: Tokenize) -> Vocabulary:
+  """Tokenizes "{name}." for every class, underscores as spaces.
+
+  Args:
+    names: the classes.
+    tokenize: the CLIP's; raises ValueError for a name that its positions don't hold.
+
+  Raises:
+    VocabularyError: no names, an empty one, or one twice.
+  """
+  spoken = [" ".join(name.replace("_", " ").split()) for name in names]
+  check_names(spoken)
+  token_ids_NxL, lengths_N = tokenize([f"{name}." for name in spoken])
+  # The string's last two tokens are "." and EOT. (Where a name ends in punctuation the tokenizer
+  # may join it with the "."; then that one token stands for both, behind the context.)
+  return Vocabulary(tuple(names), token_ids_NxL, (lengths_N - 2).astype(np.int32), lengths_N)
+
+
+def check_names(names: Sequence[str], where: str = "the class list") -> None:
+  """Refuses a list that can't be classified over.
+
+  Args:
+    names: the classes.
+    where: they come from, for the message.
+
+  Raises:
+    VocabularyError: no names, an empty one, or one twice.
+  """
+  if not names:
+    raise VocabularyError(f"{where} is empty; one class name a line is needed")
+  first: dict[str, int] = {}
+  for index, name in enumerate(names):
+    if not name.strip():
+      raise VocabularyError(f"{where}: name {index + 1} of {len(names)} is empty")
+    if name in first:
+      raise VocabularyError(
+        f"{where}: {name!r} stands twice, as name {first[name] + 1} and {index + 1}; names must differ"
+      )
+    first[name] = index
+
+
+def read_names(path: str | os.PathLike) -> tuple[str, ...]:
+  """Reads a text file of class names, UTF-8, one a line; blank lines at the end are dropped.
+
+  Raises:
+    VocabularyError: no such file, not UTF-8, empty, a blank line within, or a name twice.
+  """
+  try:
+    text = pathlib.Path(path).read_bytes().decode("utf-8-sig")
+  except OSError as error:
+    raise VocabularyError(f"{path}: can't be read ({error.strerror})") from error
+  except UnicodeDecodeError as error:
+    raise VocabularyError(f"{path}: not UTF-8 text ({error.reason})") from error
+  names = [line.strip() for line in text.rstrip().splitlines()]
+  check_names(names, str(path))
+  return tuple(names)

@@ -1,0 +1,13 @@
+"""One file a thing that a user runs; `config.job` names it.
+
+A job module has two functions. `check(config, workdir)` raises a one-line error for what can't
+work and writes nothing; `run(config, workdir)` does it.
+"""
+
+import importlib
+import types
+
+
+def job(name: str) -> types.ModuleType:
+  """The module of a job, imported when asked for: `config.JOBS` lists the names."""
+  return importlib.import_module(f"pomp_jax.jobs.{name}")

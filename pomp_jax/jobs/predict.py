@@ -1,0 +1,63 @@
+"""Names for a folder of images, out of a text file of names.
+
+Leaves `results.json` in the run's folder: for each file the likeliest names, best first.
+"""
+
+from ml_collections import ConfigDict
+
+from pomp_jax.data.images import list_images, read_image
+from pomp_jax.data.vocabulary import read_names
+from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
+from pomp_jax.files.run_folder import RunFolder, write_json
+from pomp_jax.jobs import inputs
+from pomp_jax.transfer import Classifier
+
+# Images decoded at a time.
+_BATCH = 256
+
+
+def check(config: ConfigDict, workdir: str) -> None:
+  """Refuses unreadable names, an empty folder, and a prompt of another CLIP; writes nothing.
+
+  Raises:
+    VocabularyError, ImageError, PromptFileError, ClipError, RunFolderError: one line each.
+  """
+  RunFolder(workdir).check()
+  names = read_names(config.predict.names)
+  list_images(config.predict.images)
+  prompt = _prompt(config.predict.prompt)
+  if isinstance(prompt, Prompt):
+    width = inputs.clip_config(config.clip.model).text_config.hidden_size
+    check_fits(prompt, width, config.clip.model, len(names), config.predict.prompt)
+
+
+def run(config: ConfigDict, workdir: str) -> dict:
+  """Prints and writes the `config.predict.top` likeliest names of each image."""
+  settings = config.predict
+  encoder = inputs.open_encoder(config)
+  prompt = _prompt(settings.prompt)
+  classifier = Classifier(encoder, prompt, read_names(settings.names))
+  files = list_images(settings.images)
+  images = {}
+  for start in range(0, len(files), _BATCH):
+    part = files[start : start + _BATCH]
+    pixels = [read_image(file, encoder.clip.image_size) for file in part]
+    for file, best in zip(part, classifier.predict(pixels, settings.top), strict=True):
+      images[file.name] = [{"name": name, "probability": p} for name, p in best]
+      print(f"{file.name}: " + ", ".join(f"{name} {100 * p:.1f}%" for name, p in best))
+  results = {
+    "job": config.job,
+    "clip_model": encoder.clip.name,
+    "prompt": settings.prompt,
+    "n_classes": len(classifier.names),
+    "images": images,
+  }
+  folder = RunFolder(workdir)
+  folder.create()
+  write_json(folder.results, results)
+  return results
+
+
+def _prompt(prompt: str) -> Prompt | str:
+  """A template as it is, or the prompt in a file."""
+  return prompt if "{}" in prompt else load_prompt(prompt)

@@ -1,0 +1,98 @@
+"""The main job once for each seed: what of its outcome is the method, and what is luck.
+
+Leaves a run's folder `seed_<s>` for each seed, and a `results.json` and bars of mean and spread.
+"""
+
+import copy
+import os
+
+from absl import logging
+from ml_collections import ConfigDict
+import numpy as np
+
+from pomp_jax.analysis import plots
+from pomp_jax.config import ConfigError
+from pomp_jax.files.run_folder import RunFolder, write_json
+from pomp_jax.jobs import pretrain
+
+
+def check(config: ConfigDict, workdir: str) -> None:
+  """As the main job's, for each seed."""
+  if not config.repeat.seeds:
+    raise ConfigError("repeat.seeds", config.repeat.seeds, "one seed or more")
+  for seed in config.repeat.seeds:
+    pretrain.check(*_one(config, workdir, seed))
+
+
+def run(config: ConfigDict, workdir: str) -> dict:
+  """Runs what has not finished yet, and sums up: returns what `results.json` holds."""
+  runs = []
+  for seed in config.repeat.seeds:
+    logging.info("seed %d of %s", seed, list(config.repeat.seeds))
+    runs.append(pretrain.run(*_one(config, workdir, seed)))
+  results = {
+    "job": config.job,
+    "seeds": list(config.repeat.seeds),
+    **{field: runs[0][field] for field in ("steps", "n_classes", "k", "correction")},
+    "seconds": _summary([run["seconds"] for run in runs]),
+    "eval": {
+      split: {
+        prompt: {
+          metric: _summary([run["eval"][split][prompt][metric] for run in runs])
+          for metric in scores
+        }
+        for prompt, scores in prompts.items()
+      }
+      for split, prompts in runs[0]["eval"].items()
+    },
+  }
+  results["gain"] = {split: _gain(prompts) for split, prompts in results["eval"].items()}
+  folder = RunFolder(workdir)
+  folder.create()
+  write_json(folder.results, results)
+  _plot(folder, results)
+  for split, gain in results["gain"].items():
+    logging.info(
+      "%s: top-1 %.2f%% +- %.2f over %d seeds, %+.2f points beside the best hand-written prompt"
+      " (%s), spread %.2f",
+      *(split, 100 * gain["top1"]["mean"], 100 * gain["top1"]["std"], len(runs)),
+      *(100 * gain["gain"], gain["best_hand_written"], 100 * gain["top1"]["spread"]),
+    )
+  return results
+
+
+def _one(config: ConfigDict, workdir: str, seed: int) -> tuple[ConfigDict, str]:
+  config = copy.deepcopy(config)
+  config.job, config.seed = "pretrain", seed
+  return config, os.path.join(workdir, f"seed_{seed}")
+
+
+def _summary(values: list[float]) -> dict:
+  """Mean, sample standard deviation, and spread (highest less lowest) over the seeds."""
+  return {
+    "mean": float(np.mean(values)),
+    "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+    "spread": float(np.ptp(values)),
+    "values": list(values),
+  }
+
+
+def _gain(prompts: dict) -> dict:
+  """Top-1 of the learned prompt less that of the best hand-written one."""
+  by_hand = {name: scores["top1"]["mean"] for name, scores in prompts.items() if name != "prompt"}
+  best = max(by_hand, key=by_hand.__getitem__)
+  top1 = prompts["prompt"]["top1"]
+  return {"top1": top1, "best_hand_written": best, "gain": top1["mean"] - by_hand[best]}
+
+
+def _plot(folder: RunFolder, results: dict) -> None:
+  def pick(field):
+    return {
+      split: {
+        prompt: {metric: summary[field] for metric, summary in scores.items()}
+        for prompt, scores in prompts.items()
+      }
+      for split, prompts in results["eval"].items()
+    }
+
+  plots.accuracy_bars(folder.plots / "accuracy.png", pick("mean"), spread=pick("std"))

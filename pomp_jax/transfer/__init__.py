@@ -1,0 +1,6 @@
+"""What a finished prompt is used for."""
+
+from pomp_jax.transfer.classification import Classifier, topk_accuracy
+from pomp_jax.transfer.encoder import Encoder
+
+__all__ = ["Classifier", "Encoder", "topk_accuracy"]

@@ -1,0 +1,95 @@
+"""Zero-shot classification with a prompt and one's own list of names.
+
+Shapes: N classes, B images, E embedding.
+"""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float, Int
+import numpy as np
+from PIL import Image
+import scipy.special
+
+from pomp_jax.clip import Clip
+from pomp_jax.data.images import prepare_batch
+from pomp_jax.data.vocabulary import check_names
+from pomp_jax.files.prompt_file import Prompt
+from pomp_jax.transfer.encoder import Encoder
+
+
+class Classifier:
+  """Names and probabilities for images.
+
+  Attributes:
+    names: the classes.
+    class_features: unit text features, one row a class [N,E].
+  """
+
+  def __init__(self, clip: Clip | Encoder, prompt: Prompt | str, names: Sequence[str]):
+    """Computes the features of all names once.
+
+    Args:
+      clip: a loaded CLIP, or an encoder that holds one.
+      prompt: a learned prompt, or a template such as "a photo of a {}.".
+      names: the classes to tell apart, any list of different strings.
+
+    Raises:
+      VocabularyError, TokenizeError, PromptFileError: names or a prompt that can't be used.
+    """
+    check_names(names)
+    self.names = tuple(names)
+    self._encoder = clip if isinstance(clip, Encoder) else Encoder(clip)
+    self.class_features = self._encoder.class_features(names, prompt)
+
+  def probabilities(self, images: Sequence[Image.Image | np.ndarray]) -> Float[np.ndarray, "B N"]:
+    """softmax(logit_scale * cos(f(x), g(t_c))) over the classes.
+
+    Args:
+      images: Pillow images or uint8 [H,W,3] arrays of any size.
+    """
+    clip = self._encoder.clip
+    features_BxE = self._encoder.image_features(prepare_batch(images, clip.image_size))
+    return scipy.special.softmax(clip.logit_scale * features_BxE @ self.class_features.T, axis=-1)
+
+  def predict(
+    self, images: Sequence[Image.Image | np.ndarray], top: int = 5
+  ) -> list[list[tuple[str, float]]]:
+    """The `top` likeliest names of each image with their probabilities, best first."""
+    probabilities_BxN = self.probabilities(images)
+    best_BxK = top_classes(probabilities_BxN, top)
+    return [
+      [(self.names[c], float(row[c])) for c in best]
+      for row, best in zip(probabilities_BxN, best_BxK, strict=True)
+    ]
+
+
+def top_classes(scores_BxN: Float[np.ndarray, "B N"], k: int) -> Int[np.ndarray, "B K"]:
+  """The classes of the k highest scores in each row, best first; ties go to the lower class."""
+  return np.argsort(-scores_BxN, axis=-1, kind="stable")[:, :k]
+
+
+def topk_accuracy(
+  image_features_BxE: Float[np.ndarray, "B E"],
+  class_features_NxE: Float[np.ndarray, "N E"],
+  labels_B: Int[np.ndarray, " B"],
+  ks: Sequence[int] = (1, 5),
+  chunk: int = 512,
+) -> dict[str, float]:
+  """Share of the images whose class is among the k most similar: {"top1": .., "top5": ..}.
+
+  A class that ties with the true one counts as more similar: a constant classifier scores 0.
+
+  Args:
+    image_features_BxE: unit rows.
+    class_features_NxE: unit rows.
+    labels_B: the true classes.
+    ks: which k.
+    chunk: images at a time; the scores of one chunk are held, [chunk,N].
+  """
+  above_B = np.empty(len(labels_B), np.int64)
+  for start in range(0, len(labels_B), chunk):
+    part = slice(start, start + chunk)
+    scores_BxN = image_features_BxE[part] @ class_features_NxE.T
+    true_Bx1 = np.take_along_axis(scores_BxN, labels_B[part, None], axis=-1)
+    above_B[part] = np.sum(scores_BxN >= true_Bx1, axis=-1) - 1
+  return {f"top{k}": float(np.mean(above_B < k)) for k in ks}

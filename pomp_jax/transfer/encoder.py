@@ -1,0 +1,169 @@
+"""A frozen CLIP on the devices: features of any names under any prompt, and of images.
+
+Shapes: N classes, n images, M context vectors, D width, E embedding.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float
+import numpy as np
+
+from pomp_jax.clip import Clip, image_tower, text_tower, tokenize
+from pomp_jax.clip.text import sos_embedding
+from pomp_jax.data.vocabulary import Vocabulary, make_vocabulary
+from pomp_jax.files.prompt_file import Prompt, check_fits
+from pomp_jax.prompt.context import ClassTokens, PromptContext
+from pomp_jax.prompt.contrast import normalize
+from pomp_jax.prompt.train_step import CLASS, DATA, Frozen, class_features, make_mesh, replicate
+
+BARE_NAME = "{}."
+
+
+class Encoder:
+  """A CLIP whose weights were placed once; training and evaluation share them.
+
+  Attributes:
+    clip: the CLIP.
+    mesh: the devices.
+    text_tower: the implementation in use.
+    image_tower: likewise.
+    text_params: on the mesh, replicated.
+    vision_params: likewise.
+  """
+
+  def __init__(
+    self,
+    clip: Clip,
+    *,
+    mesh: Mesh | None = None,
+    tower: str = "reference",
+    dtype: str = "float32",
+    chunk: int = 1024,
+  ):
+    """Places the weights.
+
+    Args:
+      clip: a loaded CLIP.
+      mesh: the devices; all of them if None.
+      tower: which text tower, see `clip.text_tower`.
+      dtype: compute type, float32 or bfloat16.
+      chunk: classes or images computed at a time, over all devices.
+    """
+    self.clip = clip
+    self.mesh = make_mesh() if mesh is None else mesh
+    self.text_tower = text_tower(tower, clip.config.text_config, dtype)
+    self.image_tower = image_tower(clip, dtype)
+    self.text_params = replicate(clip.text_params, self.mesh)
+    self.vision_params = replicate(clip.vision_params, self.mesh)
+    self._sos = replicate(np.asarray(sos_embedding(clip)), self.mesh)
+    # Every device takes an equal share of a chunk.
+    self._chunk = -(-chunk // self.mesh.size) * self.mesh.size
+    self._images = _over_rows(
+      self.mesh,
+      lambda params, images: normalize(self.image_tower(params, images)),
+      n_replicated=1,
+    )
+
+  def vocabulary(self, names: Sequence[str], n_vectors: int) -> Vocabulary:
+    """Tokens of class names that leave room for a context of M vectors.
+
+    Raises:
+      VocabularyError: an empty or repeated name, or none.
+      TokenizeError: a name longer than the positions that are left.
+    """
+    budget = self.clip.positions - 1 - n_vectors
+    return make_vocabulary(names, functools.partial(self._tokenize, budget=budget))
+
+  def frozen(self, vocabulary: Vocabulary) -> Frozen:
+    """The frozen side of the training step for a vocabulary."""
+    return Frozen(
+      self.text_params, self.vision_params, self._sos, replicate(_tokens(vocabulary), self.mesh)
+    )
+
+  def class_features(self, names: Sequence[str], prompt: Prompt | str) -> Float[np.ndarray, "N E"]:
+    """Unit text features of class names.
+
+    Args:
+      names: the classes.
+      prompt: a learned prompt, or a hand-written template such as "a photo of a {}.".
+
+    Raises:
+      PromptFileError: the prompt does not fit the CLIP or the number of names.
+      VocabularyError, TokenizeError: names that can't be used.
+    """
+    if isinstance(prompt, str):
+      context_MxD, position = np.zeros((0, self.clip.text_width), np.float32), "end"
+      ids_NxL, lengths_N = self._tokenize([prompt.format(name) for name in names])
+      # The whole sentence is the name: no context stands inside it.
+      tokens = ClassTokens(ids_NxL, lengths_N, lengths_N)
+    else:
+      check_fits(prompt, self.clip.text_width, self.clip.name, len(names))
+      context_MxD, position = prompt.context, prompt.position
+      tokens = _tokens(self.vocabulary(names, context_MxD.shape[-2]))
+    params = replicate({"context": context_MxD}, self.mesh)
+    return self.features_of_tokens(params, tokens, position)
+
+  def features_of_tokens(
+    self, params, tokens: ClassTokens, position: str
+  ) -> Float[np.ndarray, "N E"]:
+    """Unit text features of tokenized classes, under the context in `params`, on the mesh."""
+    shape = params["context"].shape
+    module = PromptContext(
+      shape[-2], shape[-1], position, n_classes=shape[0] if len(shape) == 3 else None
+    )
+    frozen = Frozen(self.text_params, {}, self._sos, replicate(tokens, self.mesh))
+    compute = _class_features(self.mesh, module, self.text_tower)
+    ids = np.arange(len(tokens.ids), dtype=np.int32)
+    return self._in_chunks(lambda rows: compute(params, frozen, rows), ids)
+
+  def image_features(self, images: np.ndarray) -> Float[np.ndarray, "n E"]:
+    """Unit features of images, uint8 [n,S,S,3] with S = `clip.image_size`."""
+    return self._in_chunks(lambda rows: self._images(self.vision_params, rows), images)
+
+  def _tokenize(self, texts: Sequence[str], budget: int | None = None):
+    return tokenize(texts, self.clip.tokenizer, self.clip.config.text_config, budget)
+
+  def _in_chunks(self, compute: Callable, rows: np.ndarray) -> np.ndarray:
+    """Applies `compute` to chunks of one static size; the last is padded with its first row."""
+    size = min(self._chunk, -(-len(rows) // self.mesh.size) * self.mesh.size)
+    results = []
+    for start in range(0, len(rows), size):
+      part = rows[start : start + size]
+      full = np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
+      # Fetched one chunk late, so that the device has the next to work on meanwhile.
+      results.append((compute(self._shard(full)), len(part)))
+      if len(results) > 1:
+        features, kept = results[-2]
+        results[-2] = np.asarray(features)[:kept]
+    features, kept = results[-1]
+    return np.concatenate([*results[:-1], np.asarray(features)[:kept]])
+
+  def _shard(self, rows: np.ndarray) -> jax.Array:
+    sharding = NamedSharding(self.mesh, P((DATA, CLASS)))
+    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+
+
+def _tokens(vocabulary: Vocabulary) -> ClassTokens:
+  return ClassTokens(vocabulary.token_ids, vocabulary.name_lengths, vocabulary.lengths)
+
+
+def _over_rows(mesh: Mesh, function: Callable, n_replicated: int) -> Callable:
+  """Compiles a function whose last argument is split by rows over all devices."""
+  replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P((DATA, CLASS)))
+  return jax.jit(
+    function, in_shardings=(*[replicated] * n_replicated, rows), out_shardings=replicated
+  )
+
+
+@functools.lru_cache(maxsize=32)
+def _class_features(mesh: Mesh, module: PromptContext, tower: Callable) -> Callable:
+  """One compiled function a layout, however often features are asked for."""
+  return _over_rows(
+    mesh,
+    lambda params, frozen, ids: normalize(class_features(module, tower, params, frozen, ids)),
+    n_replicated=2,
+  )

@@ -1,0 +1,186 @@
+"""The command line: every mistake is one line with the field, exit status 2, nothing written."""
+
+import pathlib
+import subprocess
+import sys
+
+from absl import flags
+import numpy as np
+import pytest
+
+from pomp_jax import main as main_module
+
+ROOT = pathlib.Path(__file__).parent.parent
+DEMO = f"--config={ROOT}/configs/demo.py"
+
+
+def run_main(capsys, *arguments):
+  """Exit status and the lines on standard error."""
+  flags.FLAGS.unparse_flags()
+  try:
+    main_module.parse_flags(["pomp_jax.main", *map(str, arguments)])
+    status = main_module.main([])
+  except SystemExit as exit:
+    status = exit.code
+  return status, capsys.readouterr().err.strip().splitlines()
+
+
+@pytest.mark.parametrize(
+  ("argument", "expected"),
+  [
+    ("--config.optim.lrr=0.1", "did you mean config.optim.lr?"),
+    ("--config.lr=0.1", "did you mean config.optim.lr?"),
+    ("--config.zzz=1", "config.zzz"),
+    ("--config.optim.lr=fast", "config.optim.lr: got 'fast', takes a value of type float"),
+    ("--config.k=2.5", "config.k: got '2.5', takes a value of type int"),
+    ("--config.prompt.class_specific=perhaps", "config.prompt.class_specific"),
+    ("--config.k=1", "config.k: got 1, takes 2 or more"),
+    ("--config.k=999999", "config.k: got 999999, takes at most the number of classes"),
+    ("--config.batch_size=12", "config.batch_size: got 12, takes a multiple of 8"),
+    ("--config.batch_size=0", "config.batch_size: got 0, takes 1 or more"),
+    ("--config.accumulate=3", "config.batch_size"),
+    ("--config.mesh.class=3", "config.mesh.class: got 3, takes a divisor of the 8 devices"),
+    ("--config.job=pretrian", "did you mean 'pretrain'?"),
+    ("--config.correction=log2", "one of log, log10, none"),
+    ("--config.prompt.position=centre", "one of end, middle, front"),
+    ("--config.prompt.m=70", "config.prompt.m"),
+    ("--config.clip.model=/no/such/folder", "config.clip.model: got '/no/such/folder'"),
+    ("--config.optim.lr=nan", "config.optim.lr: got nan, takes 0 or more"),
+    ("--config.eval.template=a photo", "config.eval.template"),
+    ("--config.prompt.init=one two three four five six", "config.prompt.init"),
+    ("--conf.k=3", "conf"),
+  ],
+)
+def test_a_bad_field_is_one_line_and_writes_nothing(capsys, tmp_path, argument, expected):
+  workdir = tmp_path / "run"
+  status, lines = run_main(capsys, DEMO, f"--workdir={workdir}", argument)
+  assert status == 2
+  assert len(lines) == 1
+  assert lines[0].startswith("error: ")
+  assert expected in lines[0]
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  ("arguments", "expected"),
+  [
+    ([], "--config: nothing given"),
+    ([DEMO], "--workdir: nothing given"),
+    (["--config=configs/none.py", "--workdir=x"], "configs/none.py"),
+    ([f"{DEMO}:q=64", "--workdir=x"], "config.q: got 'a value', takes none"),
+    ([f"{DEMO}:k=many", "--workdir=x"], "config.k: got 'many', takes a value of type int"),
+    ([DEMO, "--workdir=x", "k=64"], "unknown argument 'k=64'"),
+  ],
+)
+def test_a_bad_command_line_is_one_line(capsys, arguments, expected):
+  status, lines = run_main(capsys, *arguments)
+  assert status == 2
+  assert len(lines) == 1
+  assert expected in lines[0]
+
+
+def test_a_config_file_with_an_unknown_key_or_type(capsys, tmp_path):
+  for line, expected in [("c.optim.lrr = 1", "lrr"), ("c.optim.lr = 'x'", "'lr'")]:
+    file = tmp_path / "experiment.py"
+    file.write_text(
+      f"from pomp_jax.config import base\ndef get_config():\n  c = base()\n  {line}\n  return c\n"
+    )
+    status, lines = run_main(capsys, f"--config={file}", f"--workdir={tmp_path}/run")
+    assert status == 2
+    assert len(lines) == 1
+    assert expected in lines[0]
+
+
+def test_a_workdir_that_is_a_file(capsys, tmp_path):
+  file = tmp_path / "file"
+  file.write_text("mine")
+  status, lines = run_main(capsys, DEMO, f"--workdir={file}")
+  assert status == 2
+  assert len(lines) == 1
+  assert str(file) in lines[0]
+  assert file.read_text() == "mine"
+
+
+def test_argument_string_and_overrides(tmp_path):
+  flags.FLAGS.unparse_flags()
+  main_module.parse_flags(
+    ["main", f"{DEMO}:k=64,m=16,lr=0.5", f"--workdir={tmp_path}", "--config.optim.lr=0.01"]
+  )
+  config = flags.FLAGS.config
+  assert (config.k, config.prompt.m, config.optim.lr) == (64, 16, 0.01)
+
+
+class TestPredict:
+  """Bad input of the predict job."""
+
+  @pytest.fixture
+  def arguments(self, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "names.txt").write_text("red star\nblue ring\n")
+    from PIL import Image
+
+    Image.fromarray(np.zeros((50, 70, 3), np.uint8)).save(tmp_path / "images" / "a.png")
+    return {
+      "job": "predict",
+      "predict.images": tmp_path / "images",
+      "predict.names": tmp_path / "names.txt",
+      "predict.prompt": "a photo of a {}.",
+    }
+
+  def complain(self, capsys, tmp_path, arguments, **changes):
+    arguments = arguments | {f"predict.{key}": value for key, value in changes.items()}
+    options = [f"--config.{key}={value}" for key, value in arguments.items()]
+    status, lines = run_main(capsys, DEMO, f"--workdir={tmp_path}/run", *options)
+    assert status == 2, lines
+    assert len(lines) == 1
+    assert not (tmp_path / "run").exists()
+    return lines[0]
+
+  def test_missing_paths(self, capsys, tmp_path, arguments):
+    for field in ("images", "names", "prompt"):
+      line = self.complain(capsys, tmp_path, arguments, **{field: tmp_path / "none"})
+      assert f"config.predict.{field}" in line
+
+  @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+      ("", "empty"),
+      ("\n\n", "empty"),
+      ("star\nring\nstar\n", "'star' stands twice, as name 1 and 3"),
+    ],
+  )
+  def test_bad_names(self, capsys, tmp_path, arguments, text, expected):
+    (tmp_path / "names.txt").write_text(text)
+    line = self.complain(capsys, tmp_path, arguments)
+    assert expected in line
+    assert "names.txt" in line
+
+  def test_a_name_longer_than_the_positions(self, capsys, tmp_path, arguments):
+    (tmp_path / "names.txt").write_text("star\n" + "very " * 200 + "long star\n")
+    assert "positions" in self.complain(capsys, tmp_path, arguments)
+
+  def test_a_broken_image(self, capsys, tmp_path, arguments):
+    (tmp_path / "images" / "b.png").write_bytes(b"not an image")
+    assert "b.png" in self.complain(capsys, tmp_path, arguments)
+
+  def test_prompts_that_do_not_fit(self, capsys, tmp_path, arguments):
+    from pomp_jax.files.prompt_file import Prompt, save_prompt
+
+    file = tmp_path / "prompt.npz"
+    save_prompt(file, Prompt(np.zeros((4, 7), np.float32), clip_model="other"))
+    line = self.complain(capsys, tmp_path, arguments, prompt=file)
+    assert "prompt.npz" in line and "width 7" in line
+    file.write_bytes(file.read_bytes()[:100])
+    assert "prompt.npz" in self.complain(capsys, tmp_path, arguments, prompt=file)
+    np.savez(file, context=np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    assert "prompt.npz" in self.complain(capsys, tmp_path, arguments, prompt=file)
+
+
+def test_the_module_is_an_entry():
+  process = subprocess.run(
+    [sys.executable, "-m", "pomp_jax.main"], capture_output=True, text=True, cwd=ROOT, check=False
+  )
+  assert process.returncode == 2
+  assert process.stderr.strip() == (
+    "error: --config: nothing given; takes a file such as configs/demo.py"
+  )
