@@ -1,0 +1,384 @@
+"""The text tower that computes only what differs: one prefix, names packed without padding.
+
+CLIP's text tower is causal and the prompt comes first, so the keys and values of the prefix are
+the same for every class; and nothing after EOT reaches EOT. So one row of R = P + T tokens, the
+prefix once and then the classes' own tokens without padding, goes through every dense layer, and
+only attention knows where a class starts: a token attends to the prefix and to a window of the
+tokens before it, masked to its own class. No class reaches back further than its own first
+token, so the window is exact. The last layer needs its MLP at the EOT tokens alone.
+
+T is static, the token budget. Rows that would overflow it are left out: see `kept_rows`.
+
+Nothing here learns, so the backward pass needs no input of any dense layer. What it keeps is
+chosen by name, `KEEP`, and the rest is computed again.
+
+Shapes: C classes, P prefix tokens, L own tokens of a class, T packed tokens, R = P + T, D width,
+F width of the MLP, H heads, e width of a head, G blocks of W tokens, E embedding. Imports jax
+and numpy only, so that it runs where transformers is missing.
+"""
+
+from collections.abc import Callable
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
+import numpy as np
+
+# What the forward pass leaves for the backward pass, from fast to small.
+KEEP = {
+  # Everything but layer norms and activation functions: nothing costly is computed twice.
+  "activations": ("query", "key", "value", "weights", "middle", "hidden"),
+  # The input of each layer; a layer's forward pass is repeated in the backward pass.
+  "layers": (),
+  # The input of each chunk of classes; peak memory is that of one chunk.
+  "chunks": (),
+}
+
+ACTIVATIONS = {
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+  "gelu": functools.partial(jax.nn.gelu, approximate=False),
+  "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+  "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+def shared_text_tower(
+  config: Any,
+  dtype: Any = jnp.float32,
+  *,
+  token_budget: int | None = None,
+  n_chunks: int = 1,
+  keep: str = "activations",
+) -> Callable[..., Float[Array, "C E"]]:
+  """The tower of the contract in `clip.text`, equal to `reference` for every row that is kept.
+
+  Args:
+    config: the text tower's configuration; read are `num_attention_heads`, `num_hidden_layers`,
+      `layer_norm_eps`, `hidden_act` and `max_position_embeddings`.
+    dtype: compute type of the dense layers and of attention; layer norm, softmax and the sum of
+      the layers stay float32.
+    token_budget: T, the most own tokens of all rows together; C * L if not given, which always
+      fits. Rows beyond it come out as ones, without gradient: `kept_rows` says which.
+    n_chunks: how many parts the rows are computed in, one after the other.
+    keep: one of KEEP.
+
+  Raises:
+    ValueError: an unknown `keep` or `hidden_act`; in a call, a prompt that does not fit.
+  """
+  if keep not in KEEP:
+    raise ValueError(f"unknown keep {keep!r}; accepted: {', '.join(KEEP)}")
+  if config.hidden_act not in ACTIVATIONS:
+    raise ValueError(
+      f"unknown activation {config.hidden_act!r}; accepted: {', '.join(ACTIVATIONS)}"
+    )
+
+  def features(params, prefix_PxD, suffix_CxLxD, lengths_C):
+    n_classes, n_suffix, _ = suffix_CxLxD.shape
+    if prefix_PxD.shape[0] + n_suffix > config.max_position_embeddings:
+      raise ValueError(
+        f"a prompt of {prefix_PxD.shape[0]} + {n_suffix} tokens does not fit the text tower's"
+        f" {config.max_position_embeddings} positions"
+      )
+    budget = n_classes * n_suffix if token_budget is None else token_budget
+    kept_C = kept_rows(lengths_C, budget)
+    lengths_C = jnp.where(kept_C, lengths_C, 0)
+    if n_chunks == 1:
+      features_CxE = _packed_features(
+        config, dtype, KEEP[keep], budget, params, prefix_PxD, suffix_CxLxD, lengths_C
+      )
+    else:
+      features_CxE = _in_chunks(
+        config, dtype, keep, n_chunks, budget, params, prefix_PxD, suffix_CxLxD, lengths_C
+      )
+    return jnp.where(kept_C[:, None], features_CxE, 1.0)
+
+  return features
+
+
+def kept_rows(lengths_C: Int32[Array, " C"], token_budget: int) -> Bool[Array, " C"]:
+  """Which rows a tower with this budget computes: as many from the first on as fit.
+
+  A step puts what it cannot do without (the positives) first, and counts what is left.
+
+  Args:
+    lengths_C: own tokens of each row, EOT included.
+    token_budget: T.
+  """
+  return jnp.cumsum(lengths_C) <= token_budget
+
+
+def token_budget(
+  lengths_N: Int32[np.ndarray, " N"],
+  n_drawn: int,
+  n_given: int = 0,
+  sigmas: float = 4.0,
+) -> int:
+  """T for a step: what uniform draws need except with negligible probability.
+
+  The tokens of n rows drawn without replacement have the mean n mu and the variance
+  n s^2 (N - n) / (N - 1); four standard deviations are exceeded by about one step in 30,000.
+  Given rows (the positives) are as many draws from the same vocabulary, but always fit, even if
+  every one is the longest class.
+
+  Args:
+    lengths_N: own tokens of every class, EOT included.
+    n_drawn: rows drawn uniformly without replacement.
+    n_given: rows that may be anything and must be kept; they stand first.
+    sigmas: standard deviations above the mean.
+
+  Returns:
+    T, a multiple of 16, at most what the longest names would take.
+  """
+  lengths_N = np.asarray(lengths_N, np.int64)
+  n, longest = lengths_N.size, int(lengths_N.max())
+  variance = lengths_N.var() * (n_drawn * (n - n_drawn) / max(n - 1, 1) + n_given)
+  expected = lengths_N.mean() * (n_drawn + n_given) + sigmas * math.sqrt(variance)
+  # No draw without replacement holds more than the n_drawn longest names.
+  most = int(np.sort(lengths_N)[n - n_drawn :].sum()) + n_given * longest
+  budget = min(max(math.ceil(expected), n_given * longest), most)
+  return 16 * math.ceil(budget / 16)
+
+
+class _Packing(NamedTuple):
+  """Where packed tokens come from and go to; an index of -1 is nothing.
+
+  Attributes:
+    source_T: row * L + position of each packed token in the suffix [C * L].
+    target_CL: the packed token of each suffix token; the inverse.
+    row_T: the class of each packed token; the number of classes where there is none.
+    position_T: its position among its class's own tokens.
+    eot_C: the packed token at which a class's feature is read.
+    eot_T: the class of which a packed token is the EOT; the inverse.
+  """
+
+  source_T: Int32[Array, " T"]
+  target_CL: Int32[Array, " C*L"]
+  row_T: Int32[Array, " T"]
+  position_T: Int32[Array, " T"]
+  eot_C: Int32[Array, " C"]
+  eot_T: Int32[Array, " T"]
+
+
+def _pack(lengths_C, n_suffix: int, budget: int) -> _Packing:
+  n_classes = lengths_C.shape[0]
+  ends_C = jnp.cumsum(lengths_C)
+  starts_C = ends_C - lengths_C
+  token_T = jnp.arange(budget, dtype=jnp.int32)
+  row_T = jnp.searchsorted(ends_C, token_T, side="right").astype(jnp.int32)
+  exists_T = row_T < n_classes
+  clipped_T = jnp.minimum(row_T, n_classes - 1)
+  position_T = jnp.where(exists_T, token_T - starts_C[clipped_T], 0)
+  position_L = jnp.arange(n_suffix, dtype=jnp.int32)
+  target_CxL = jnp.where(position_L < lengths_C[:, None], starts_C[:, None] + position_L, -1)
+  is_eot_T = exists_T & (token_T == ends_C[clipped_T] - 1)
+  return _Packing(
+    source_T=jnp.where(exists_T, clipped_T * n_suffix + position_T, -1),
+    target_CL=target_CxL.reshape(-1),
+    row_T=row_T,
+    position_T=position_T,
+    eot_C=jnp.where(lengths_C > 0, ends_C - 1, -1),
+    eot_T=jnp.where(is_eot_T, clipped_T, -1),
+  )
+
+
+@jax.custom_vjp
+def _select(rows_IxD, index_O, inverse_I):
+  """rows[index], zero where the index is -1; `inverse_I` is the inverse of the partial map.
+
+  The transpose of a gather is a scatter, which is slow on CPU and not deterministic on GPU;
+  that of a partial permutation is another gather.
+  """
+  del inverse_I
+  return jnp.where(index_O[:, None] >= 0, rows_IxD[jnp.maximum(index_O, 0)], 0)
+
+
+def _select_forward(rows_IxD, index_O, inverse_I):
+  return _select(rows_IxD, index_O, inverse_I), (index_O, inverse_I)
+
+
+def _select_backward(indices, gradient_OxD):
+  index_O, inverse_I = indices
+  return _select(gradient_OxD, inverse_I, index_O), None, None
+
+
+_select.defvjp(_select_forward, _select_backward)
+
+
+def _packed_features(
+  config, dtype, keep, budget, params, prefix_PxD, suffix_CxLxD, lengths_C
+) -> Float[Array, "C E"]:
+  """Features of all rows in one packed pass; rows of length 0 come out as anything finite."""
+  n_classes, n_suffix, width = suffix_CxLxD.shape
+  n_prefix = prefix_PxD.shape[0]
+  # A token reaches back L - 1 tokens at most: into its own block of W and the one before.
+  window = 8 * math.ceil(max(n_suffix - 1, 1) / 8)
+  budget = window * math.ceil(budget / window)
+  packing = _pack(lengths_C, n_suffix, budget)
+  mask_GxWxV = _window_mask(packing.row_T, window)
+
+  model = params["text_model"]
+  positions_SxD = jnp.asarray(model["embeddings"]["position_embedding"]["embedding"])
+  suffix_TxD = _select(
+    suffix_CxLxD.reshape(n_classes * n_suffix, width), packing.source_T, packing.target_CL
+  )
+  hidden_RxD = jnp.concatenate(
+    [
+      prefix_PxD + positions_SxD[:n_prefix],
+      suffix_TxD + positions_SxD[n_prefix + packing.position_T],
+    ]
+  ).astype(jnp.float32)
+
+  policy = jax.checkpoint_policies.save_only_these_names(*keep)
+  layers = model["encoder"]["layers"]
+  for i in range(config.num_hidden_layers):
+    last = i == config.num_hidden_layers - 1
+
+    def layer(weights, hidden_RxD, mask_GxWxV, packing, last=last):
+      attended_RxD = _attention(config, dtype, weights, hidden_RxD, n_prefix, mask_GxWxV)
+      if last:
+        attended_RxD, hidden_RxD = (
+          _select(rows[n_prefix:], packing.eot_C, packing.eot_T)
+          for rows in (attended_RxD, hidden_RxD)
+        )
+      return _rest_of_layer(config, dtype, weights, hidden_RxD, attended_RxD)
+
+    hidden_RxD = jax.checkpoint(layer, policy=policy)(
+      layers[str(i)], hidden_RxD, mask_GxWxV, packing
+    )
+  eot_CxD = _layer_norm(model["final_layer_norm"], hidden_RxD, config.layer_norm_eps, dtype)
+  kernel_DxE = params["text_projection"]["kernel"].astype(dtype)
+  return (eot_CxD @ kernel_DxE).astype(jnp.float32)
+
+
+def _in_chunks(
+  config, dtype, keep, n_chunks, budget, params, prefix_PxD, suffix_CxLxD, lengths_C
+) -> Float[Array, "C E"]:
+  """The same in `n_chunks` parts, each with its own pass of the prefix (a few tokens).
+
+  Rows are dealt out from the longest to the shortest, so no two chunks differ by more than one
+  row's tokens, and a chunk's budget is its share and one row more.
+  """
+  n_classes, n_suffix, width = suffix_CxLxD.shape
+  n_rows = math.ceil(n_classes / n_chunks)
+  order_C = jnp.argsort(-lengths_C).astype(jnp.int32)
+  rank_C = jnp.argsort(order_C).astype(jnp.int32)
+  padding = n_rows * n_chunks - n_classes
+  # Chunk i takes ranks i, i + n_chunks, ..
+  row_of_slot = jnp.pad(order_C, (0, padding), constant_values=-1)
+  row_of_slot = row_of_slot.reshape(n_rows, n_chunks).T.reshape(-1)
+  slot_of_row = (rank_C % n_chunks) * n_rows + rank_C // n_chunks
+  suffixes = _select(suffix_CxLxD.reshape(n_classes, -1), row_of_slot, slot_of_row)
+  lengths = jnp.where(row_of_slot >= 0, lengths_C[jnp.maximum(row_of_slot, 0)], 0)
+  run = functools.partial(
+    _packed_features, config, dtype, KEEP[keep], math.ceil(budget / n_chunks) + n_suffix
+  )
+
+  def chunk(_, inputs):
+    return None, run(params, prefix_PxD, *inputs)
+
+  if keep == "chunks":
+    chunk = jax.checkpoint(chunk, prevent_cse=False)
+  _, features = jax.lax.scan(
+    chunk,
+    None,
+    (
+      suffixes.reshape(n_chunks, n_rows, n_suffix, width),
+      lengths.reshape(n_chunks, n_rows),
+    ),
+  )
+  features = features.reshape(n_chunks * n_rows, -1)
+  return _select(features, slot_of_row, row_of_slot)
+
+
+def _window_mask(row_T, window: int) -> Bool[Array, "G W 2W"]:
+  """Which tokens of its own block and the one before each token sees: its class's, up to it.
+
+  Packed tokens of no class see one another, so that no softmax is empty.
+  """
+  row_GxW = row_T.reshape(-1, window)
+  before_GxW = jnp.concatenate([jnp.full((1, window), -1, row_T.dtype), row_GxW[:-1]])
+  seen_GxV = jnp.concatenate([before_GxW, row_GxW], axis=1)
+  causal_WxV = jnp.arange(2 * window) - window <= jnp.arange(window)[:, None]
+  return (row_GxW[:, :, None] == seen_GxV[:, None, :]) & causal_WxV
+
+
+def _attention(
+  config, dtype, weights, hidden_RxD, n_prefix: int, mask_GxWxV
+) -> Float[Array, "R D"]:
+  """Attention before its output projection: of the prefix, and of the packed tokens."""
+  n_heads = config.num_attention_heads
+  normed_RxD = _layer_norm(weights["layer_norm1"], hidden_RxD, config.layer_norm_eps, dtype)
+
+  def heads(name):
+    rows_RxD = _dense(weights["self_attn"][f"{name}_proj"], normed_RxD)
+    return rows_RxD.reshape(rows_RxD.shape[0], n_heads, -1).swapaxes(0, 1)
+
+  query_HxRxe = heads("q")
+  query_HxRxe = checkpoint_name(query_HxRxe * query_HxRxe.shape[-1] ** -0.5, "query")
+  key_HxRxe = checkpoint_name(heads("k"), "key")
+  value_HxRxe = checkpoint_name(heads("v"), "value")
+  prefix, packed = np.s_[:, :n_prefix], np.s_[:, n_prefix:]
+  key_HxPxe, value_HxPxe = key_HxRxe[prefix], value_HxRxe[prefix]
+
+  causal_PxP = jnp.tri(n_prefix, dtype=bool)
+  scores_HxPxP = jnp.einsum("hpe,hqe->hpq", query_HxRxe[prefix], key_HxPxe)
+  weights_HxPxP = _softmax(jnp.where(causal_PxP, scores_HxPxP, -jnp.inf))
+  prefix_HxPxe = weights_HxPxP @ value_HxPxe
+
+  n_blocks, window, _ = mask_GxWxV.shape
+  n_tokens = n_blocks * window
+
+  def blocks(rows_HxTxe):
+    return rows_HxTxe.reshape(n_heads, n_blocks, window, -1)
+
+  def with_block_before(rows_HxTxe):
+    rows_HxGxWxe = blocks(rows_HxTxe)
+    before_HxGxWxe = jnp.pad(rows_HxGxWxe[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
+    return jnp.concatenate([before_HxGxWxe, rows_HxGxWxe], axis=2)
+
+  query_HxTxe = query_HxRxe[packed]
+  own_HxGxWxV = jnp.einsum(
+    "hgwe,hgve->hgwv", blocks(query_HxTxe), with_block_before(key_HxRxe[packed])
+  )
+  own_HxGxWxV = jnp.where(mask_GxWxV, own_HxGxWxV, -jnp.inf)
+  shared_HxTxP = jnp.einsum("hte,hpe->htp", query_HxTxe, key_HxPxe)
+  scores_HxTxS = jnp.concatenate(
+    [shared_HxTxP, own_HxGxWxV.reshape(n_heads, n_tokens, -1)], axis=-1
+  )
+  weights_HxTxS = checkpoint_name(_softmax(scores_HxTxS), "weights")
+  own_HxGxWxe = blocks(weights_HxTxS[..., n_prefix:]) @ with_block_before(value_HxRxe[packed])
+  packed_HxTxe = weights_HxTxS[..., :n_prefix] @ value_HxPxe
+  packed_HxTxe += own_HxGxWxe.reshape(n_heads, n_tokens, -1)
+  attended_HxRxe = jnp.concatenate([prefix_HxPxe, packed_HxTxe], axis=1)
+  return attended_HxRxe.swapaxes(0, 1).reshape(hidden_RxD.shape)
+
+
+def _rest_of_layer(config, dtype, weights, hidden_RxD, attended_RxD) -> Float[Array, "R D"]:
+  """The output projection of attention, and the MLP."""
+  hidden_RxD += _dense(weights["self_attn"]["out_proj"], attended_RxD)
+  hidden_RxD = checkpoint_name(hidden_RxD, "middle")
+  normed_RxD = _layer_norm(weights["layer_norm2"], hidden_RxD, config.layer_norm_eps, dtype)
+  inner_RxF = checkpoint_name(_dense(weights["mlp"]["fc1"], normed_RxD), "hidden")
+  inner_RxF = ACTIVATIONS[config.hidden_act](inner_RxF)
+  return hidden_RxD + _dense(weights["mlp"]["fc2"], inner_RxF)
+
+
+def _dense(weights, rows):
+  return rows @ weights["kernel"].astype(rows.dtype) + weights["bias"].astype(rows.dtype)
+
+
+def _softmax(scores):
+  """Over the last axis, in float32 whatever the compute type."""
+  return jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(scores.dtype)
+
+
+def _layer_norm(weights, rows_RxD, epsilon: float, dtype):
+  """Layer norm in float32, its result in the compute type."""
+  rows_RxD = rows_RxD - jnp.mean(rows_RxD, axis=-1, keepdims=True)
+  variance_Rx1 = jnp.mean(jnp.square(rows_RxD), axis=-1, keepdims=True)
+  rows_RxD *= jax.lax.rsqrt(variance_Rx1 + epsilon)
+  return (rows_RxD * weights["scale"] + weights["bias"]).astype(dtype)
