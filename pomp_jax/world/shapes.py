@@ -13,7 +13,7 @@ ATLAS_SIZE = 128  # samples along each side of a tabulated field
 ATLAS_REACH = 1.6  # the field covers [-reach, reach] in u and v
 
 
-def _polygon(u: np.ndarray, v: np.ndarray, corners: list[tuple[float, float]]) -> np.ndarray:
+def _polygon(u: np.ndarray, v: np.ndarray, corners: list) -> np.ndarray:
   """Even-odd rule: bool, shaped as u."""
   inside = np.zeros(u.shape, bool)
   for (u0, v0), (u1, v1) in zip(corners, corners[1:] + corners[:1], strict=True):
@@ -22,7 +22,7 @@ def _polygon(u: np.ndarray, v: np.ndarray, corners: list[tuple[float, float]]) -
   return inside
 
 
-def _radial(n: int, radii: tuple[float, ...], turn: float = 0.0) -> list[tuple[float, float]]:
+def _radial(n: int, radii: tuple[float, ...], turn: float = 0.0) -> list:
   """Corners around the origin whose radii cycle through `radii`; the first one points up."""
   corners = []
   for i in range(n * len(radii)):
