@@ -7,6 +7,7 @@ A file in `configs/` starts from `base()` and changes a few fields; the command 
 from collections.abc import Iterator
 import difflib
 import os
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -45,6 +46,7 @@ def base() -> ConfigDict:
   config.data = ConfigDict()
   config.data.source = WORLD
   config.data.images_per_class = 16
+  config.data.n_classes = 0  # so many of the source's classes, spread over its list; 0: all
   config.data.threads = 2  # that render or decode ahead of the step
 
   # The prompt.
@@ -201,6 +203,7 @@ def validate(config: ConfigDict) -> None:
   for field in (
     "seed",
     "steps",
+    "data.n_classes",
     "optim.lr",
     "optim.momentum",
     "optim.weight_decay",
@@ -216,10 +219,10 @@ def validate(config: ConfigDict) -> None:
     )
   if config.eval.template.count("{}") != 1:
     raise ConfigError("eval.template", config.eval.template, "a text with one {} for the name")
-  if os.sep in config.clip.model and not os.path.isdir(config.clip.model):
-    # A hub id has one slash and starts with neither / nor .
-    if config.clip.model.count("/") != 1 or config.clip.model[0] in "/.~":
-      raise ConfigError("clip.model", config.clip.model, "a folder that exists, or a hub id")
+  model = config.clip.model
+  # A hub id has one slash at most, and starts with a letter or a digit.
+  if not os.path.isdir(model) and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model):
+    raise ConfigError("clip.model", model, "a folder that exists, or a hub id")
   if config.job == "predict":
     _predict(config.predict)
   if config.job == "repeat" and len(set(config.repeat.seeds)) != max(len(config.repeat.seeds), 1):

@@ -49,12 +49,21 @@ def make_vocabulary(names: Sequence[str], tokenize: Tokenize) -> Vocabulary:
   Raises:
     VocabularyError: no names, an empty one, or one twice.
   """
-  spoken = [" ".join(name.replace("_", " ").split()) for name in names]
-  check_names(spoken)
-  token_ids_NxL, lengths_N = tokenize([f"{name}." for name in spoken])
+  token_ids_NxL, lengths_N = tokenize([f"{name}." for name in spoken(names)])
   # The string's last two tokens are "." and EOT. (Where a name ends in punctuation the tokenizer
   # may join it with the "."; then that one token stands for both, behind the context.)
   return Vocabulary(tuple(names), token_ids_NxL, (lengths_N - 2).astype(np.int32), lengths_N)
+
+
+def spoken(names: Sequence[str]) -> list[str]:
+  """Names as they stand in a sentence: underscores are spaces, and no space is doubled.
+
+  Raises:
+    VocabularyError: no names, an empty one, or one twice.
+  """
+  words = [" ".join(name.replace("_", " ").split()) for name in names]
+  check_names(words)
+  return words
 
 
 def check_names(names: Sequence[str], where: str = "the class list") -> None:
@@ -75,7 +84,8 @@ def check_names(names: Sequence[str], where: str = "the class list") -> None:
       raise VocabularyError(f"{where}: name {index + 1} of {len(names)} is empty")
     if name in first:
       raise VocabularyError(
-        f"{where}: {name!r} stands twice, as name {first[name] + 1} and {index + 1}; names must differ"
+        f"{where}: {name!r} stands twice, as name {first[name] + 1} and {index + 1};"
+        " names must differ"
       )
     first[name] = index
 

@@ -5,8 +5,8 @@ from ml_collections import ConfigDict
 from pomp_jax import world
 from pomp_jax.clip import Clip, load_clip
 from pomp_jax.clip.load import read_clip_config
-from pomp_jax.config import WORLD
-from pomp_jax.data.source import Source
+from pomp_jax.config import WORLD, ConfigError
+from pomp_jax.data.source import ClassSubset, Source
 from pomp_jax.prompt.train_step import make_mesh
 from pomp_jax.transfer import Encoder
 
@@ -36,21 +36,33 @@ def open_encoder(config: ConfigDict) -> Encoder:
   )
 
 
-def open_source(name: str, split: str, **size: int) -> Source:
-  """The images of a split; `size` is images_per_class=.. or n_images=.. .
+def open_source(data: ConfigDict, split: str, **size: int) -> Source:
+  """The images of a split.
 
   Args:
-    name: `config.data.source`.
+    data: `config.data`.
     split: train, validation, or one of TEST_SPLITS.
+    **size: images_per_class=.. or n_images=.. (over the classes, as evenly as can be).
   """
-  assert name == WORLD, name
-  return world.source(split, **size)
+  n_classes = min(data.n_classes, len(_names(data.source, split)))
+  if not n_classes:
+    return world.source(split, **size)
+  if "n_images" in size:
+    size = {"images_per_class": -(-size["n_images"] // n_classes)}
+  return ClassSubset(world.source(split, **size), n_classes)
 
 
-def training_names(name: str) -> tuple[str, ...]:
-  """The classes of the train split, without opening any image."""
-  assert name == WORLD, name
-  return world.class_names("base")
+def n_training_classes(data: ConfigDict) -> int:
+  """N, without opening any image."""
+  n_all = len(_names(data.source, "train"))
+  if data.n_classes > n_all:
+    raise ConfigError("data.n_classes", data.n_classes, f"at most {n_all}, or 0 for all")
+  return data.n_classes or n_all
+
+
+def _names(source: str, split: str) -> tuple[str, ...]:
+  assert source == WORLD, source
+  return world.class_names({"novel": "novel", "shifted": "all"}.get(split, "base"))
 
 
 # What a learned prompt is evaluated on.

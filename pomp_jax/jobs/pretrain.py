@@ -68,7 +68,7 @@ def check(config: ConfigDict, workdir: str) -> None:
   """
   folder = RunFolder(workdir)
   folder.check()
-  n_classes = len(inputs.training_names(config.data.source))
+  n_classes = inputs.n_training_classes(config.data)
   if config.k > n_classes:
     raise ConfigError("k", config.k, f"at most the number of classes, {n_classes}")
   class_size, n_devices = config.mesh["class"], jax.device_count()
@@ -119,9 +119,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
 
 def _prepare(config: ConfigDict, folder: RunFolder) -> Run:
   encoder = inputs.open_encoder(config)
-  source = inputs.open_source(
-    config.data.source, "train", images_per_class=config.data.images_per_class
-  )
+  source = inputs.open_source(config.data, "train", images_per_class=config.data.images_per_class)
   vocabulary = encoder.vocabulary(source.names, config.prompt.m)
   steps_per_epoch = max(1, len(source) // config.batch_size)
   total_steps = config.steps or config.epochs * steps_per_epoch
@@ -228,7 +226,7 @@ def _train(job: Run) -> tuple[TrainState, float]:
 
 def _validation(job: Run):
   """A function state -> top-1 on validation images, over all classes of the training."""
-  source = inputs.open_source(job.config.data.source, "validation", n_images=job.config.eval.images)
+  source = inputs.open_source(job.config.data, "validation", n_images=job.config.eval.images)
   split = split_features(job.encoder, source)
 
   def top1(state: TrainState) -> float:
@@ -255,7 +253,7 @@ def _results(job: Run, prompt: Prompt, seconds: float) -> dict:
   start = time.monotonic()
   splits = {}
   for name in inputs.TEST_SPLITS:
-    source = inputs.open_source(config.data.source, name, n_images=config.eval.images)
+    source = inputs.open_source(config.data, name, n_images=config.eval.images)
     # A class-specific context knows no class but those it was trained on.
     if not config.prompt.class_specific or tuple(source.names) == tuple(job.source.names):
       splits[name] = split_features(job.encoder, source)
@@ -283,7 +281,7 @@ def _plot(job: Run, prompt: Prompt, results: dict) -> None:
   plots.training_curves(job.folder.plots / "training.png", series)
   plots.accuracy_bars(job.folder.plots / "accuracy.png", results["eval"])
   split = "novel" if "novel" in results["eval"] else "base"
-  source = inputs.open_source(job.config.data.source, split, n_images=_SHEET_IMAGES)
+  source = inputs.open_source(job.config.data, split, n_images=_SHEET_IMAGES)
   images = source.images(np.arange(len(source)))
   top3 = Classifier(job.encoder, prompt, source.names).predict(list(images), top=3)
   plots.prediction_sheet(

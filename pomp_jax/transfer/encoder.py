@@ -14,13 +14,11 @@ import numpy as np
 
 from pomp_jax.clip import Clip, image_tower, text_tower, tokenize
 from pomp_jax.clip.text import sos_embedding
-from pomp_jax.data.vocabulary import Vocabulary, make_vocabulary
+from pomp_jax.data.vocabulary import Vocabulary, make_vocabulary, spoken
 from pomp_jax.files.prompt_file import Prompt, check_fits
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.contrast import normalize
 from pomp_jax.prompt.train_step import CLASS, DATA, Frozen, class_features, make_mesh, replicate
-
-BARE_NAME = "{}."
 
 
 class Encoder:
@@ -97,7 +95,7 @@ class Encoder:
     """
     if isinstance(prompt, str):
       context_MxD, position = np.zeros((0, self.clip.text_width), np.float32), "end"
-      ids_NxL, lengths_N = self._tokenize([prompt.format(name) for name in names])
+      ids_NxL, lengths_N = self._tokenize([prompt.replace("{}", name) for name in spoken(names)])
       # The whole sentence is the name: no context stands inside it.
       tokens = ClassTokens(ids_NxL, lengths_N, lengths_N)
     else:

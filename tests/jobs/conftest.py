@@ -1,0 +1,31 @@
+"""A small run of the main job: real world, real tiny CLIP, few classes and steps."""
+
+from ml_collections import ConfigDict
+import pytest
+
+from pomp_jax.config import base
+
+
+def small_config(**changes) -> ConfigDict:
+  """300 classes, 12 steps of 16 images against 20 classes; `changes` by full field name."""
+  config = base()
+  settings = {
+    "data.n_classes": 300,
+    "data.images_per_class": 2,
+    "k": 20,
+    "batch_size": 16,
+    "steps": 12,
+    "optim.lr": 0.05,
+    "optim.schedule": "step",
+    "optim.warmup": 0.0,
+    "eval.images": 64,
+    "checkpoint.every": 4,
+    "log.every": 2,
+  }
+  config.update_from_flattened_dict(settings | changes)
+  return config
+
+
+@pytest.fixture
+def make_config():
+  return small_config

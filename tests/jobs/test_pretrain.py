@@ -1,0 +1,182 @@
+"""The main job: what it leaves, that it goes on exactly, and that it stops in time."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from pomp_jax.config import ConfigError
+from pomp_jax.files.prompt_file import load_prompt
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.jobs import pretrain, repeat
+from pomp_jax.jobs.watch import TrainingError
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """The folder of a run that was never stopped."""
+  from conftest import small_config
+
+  workdir = tmp_path_factory.mktemp("runs") / "finished"
+  pretrain.check(small_config(), str(workdir))
+  pretrain.run(small_config(), str(workdir))
+  return workdir
+
+
+def context(workdir):
+  return load_prompt(workdir / "prompt.npz").context
+
+
+def test_a_run_leaves_its_folder(finished):
+  names = {path.name for path in finished.iterdir() if "tfevents" not in path.name}
+  assert names == {"config.json", "checkpoints", "prompt.npz", "results.json", "plots"}
+  plots = {path.name for path in (finished / "plots").iterdir()}
+  assert plots == {"training.png", "accuracy.png", "predictions.png"}
+  results = json.loads((finished / "results.json").read_text())
+  assert (results["job"], results["seed"], results["steps"]) == ("pretrain", 0, 12)
+  assert (results["n_classes"], results["k"], results["correction"]) == (300, 20, "log")
+  assert results["seconds"] > 0
+  for split in ("base", "novel", "shifted"):
+    for prompt in ("prompt", "hand_written", "class_name"):
+      scores = results["eval"][split][prompt]
+      assert 0 <= scores["top1"] <= scores["top5"] <= 1
+  scalars = RunFolder(finished).scalars()
+  assert scalars["loss"][0] == [2, 4, 6, 8, 10, 12]
+  assert scalars["validation_top1"][0] == [4, 8, 12]
+  prompt = load_prompt(finished / "prompt.npz")
+  assert prompt.context.shape[0] == 4
+  assert prompt.clip_model == "world"
+  assert prompt.config["k"] == 20
+
+
+def test_a_finished_run_does_nothing(finished, make_config):
+  before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+  results = pretrain.run(make_config(), str(finished))
+  assert results["steps"] == 12
+  assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_another_config_is_refused(finished, make_config):
+  with pytest.raises(ConfigError, match=r"config\.k: got 30, takes 20, with which"):
+    pretrain.check(make_config(k=30), str(finished))
+  pretrain.check(make_config(**{"log.every": 1}), str(finished))
+
+
+def test_the_seed_and_the_correction_matter(finished, make_config, tmp_path):
+  for name, changes in [("seed", {"seed": 1}), ("correction", {"correction": "none"})]:
+    pretrain.run(make_config(**changes), str(tmp_path / name))
+    assert not np.array_equal(context(tmp_path / name), context(finished))
+
+
+_RUN = """
+import sys
+sys.path[:0] = [{tests!r}]
+from conftest import small_config
+from pomp_jax.jobs import pretrain
+from pomp_jax.jobs.watch import Watch
+step = Watch.step
+def told(self, number, metrics):
+  print(number, flush=True)
+  step(self, number, metrics)
+Watch.step = told
+pretrain.run(small_config(), {workdir!r})
+"""
+
+
+def start(workdir):
+  """The small run in a process of its own, which prints each step that it starts."""
+  script = _RUN.format(tests=str(pathlib.Path(__file__).parent), workdir=str(workdir))
+  return subprocess.Popen(
+    [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ
+  )
+
+
+def test_killed_at_a_random_step_it_goes_on_bit_for_bit(finished, tmp_path):
+  rng = random.Random(0)
+  workdir = tmp_path / "killed"
+  stops = [rng.randrange(3, 8), rng.randrange(9, 12)]
+  first_steps = []
+  for stop in stops:
+    process = start(workdir)
+    steps = []
+    for line in process.stdout:
+      steps.append(int(line))
+      if steps[-1] >= stop:
+        # Somewhere in the step, or in the saving of the one before.
+        time.sleep(rng.uniform(0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        break
+    assert process.wait() == -signal.SIGKILL
+    first_steps.append(steps[0])
+    assert not (workdir / "results.json").exists()
+  process = start(workdir)
+  first_steps.append(int(process.stdout.readline()))
+  process.stdout.read()
+  assert process.wait() == 0
+  # It went on from a checkpoint, not from the start, once one was written.
+  assert first_steps[0] == 1
+  assert first_steps[-1] in (5, 9)
+  np.testing.assert_array_equal(context(workdir), context(finished))
+  whole, resumed = RunFolder(finished).scalars(), RunFolder(workdir).scalars()
+  assert resumed["loss"] == whole["loss"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(make_config, tmp_path, monkeypatch):
+  workdir = tmp_path / "run"
+  real = pretrain.make_train_step
+
+  def poisoned(**arguments):
+    step = real(**arguments)
+
+    def poisoned_step(state, frozen, batch):
+      if int(state.step) == 6:
+        state = state.replace(params=jax.tree.map(lambda leaf: leaf * np.nan, state.params))
+      return step(state, frozen, batch)
+
+    return poisoned_step
+
+  monkeypatch.setattr(pretrain, "make_train_step", poisoned)
+  with pytest.raises(TrainingError, match=r"is nan at step 7.*last good checkpoint"):
+    pretrain.run(make_config(), str(workdir))
+  assert not (workdir / "results.json").exists()
+  assert not (workdir / "prompt.npz").exists()
+  assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["4"]
+  monkeypatch.undo()
+  results = pretrain.run(make_config(), str(workdir))
+  assert results["steps"] == 12
+
+
+def test_class_specific_contexts_are_evaluated_on_their_classes_alone(make_config, tmp_path):
+  config = make_config(**{"prompt.class_specific": True, "steps": 2, "checkpoint.every": 2})
+  results = pretrain.run(config, str(tmp_path))
+  assert context(tmp_path).shape[:2] == (300, 4)
+  assert set(results["eval"]) == {"base"}
+
+
+def test_repeat_sums_the_seeds_up(make_config, tmp_path):
+  config = make_config(job="repeat", steps=2, **{"repeat.seeds": (3, 4)})
+  repeat.check(config, str(tmp_path))
+  results = repeat.run(config, str(tmp_path))
+  values = [
+    json.loads((tmp_path / f"seed_{seed}" / "results.json").read_text())["eval"]["novel"]["prompt"][
+      "top1"
+    ]
+    for seed in (3, 4)
+  ]
+  summary = results["eval"]["novel"]["prompt"]["top1"]
+  assert summary["values"] == values
+  assert summary["mean"] == pytest.approx(np.mean(values))
+  assert summary["std"] == pytest.approx(np.std(values, ddof=1))
+  by_hand = max(results["eval"]["novel"][p]["top1"]["mean"] for p in ("hand_written", "class_name"))
+  assert results["gain"]["novel"]["gain"] == pytest.approx(summary["mean"] - by_hand)
+  assert (tmp_path / "plots" / "accuracy.png").exists()

@@ -1,0 +1,158 @@
+"""Features and probabilities against HuggingFace's torch CLIP; accuracy against scikit-learn."""
+
+import jax
+import numpy as np
+import pytest
+from sklearn.metrics import top_k_accuracy_score
+import torch
+
+from pomp_jax.clip.text import token_embeddings
+from pomp_jax.data.vocabulary import VocabularyError
+from pomp_jax.files.prompt_file import Prompt, PromptFileError
+from pomp_jax.prompt.train_step import make_mesh
+from pomp_jax.transfer import Classifier, Encoder, topk_accuracy
+from pomp_jax.transfer.evaluation import evaluate, split_features
+
+NAMES = ["cat", "dog", "grey_wolf", "star", "sea star", "hat", "a rather long name", "x", "the"]
+
+
+def unit(array):
+  return array / np.linalg.norm(array, axis=-1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def images():
+  return np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def torch_outputs(clip_and_torch, images):
+  """(text features, image features, probabilities) of "a photo of a {}."."""
+  clip, model = clip_and_torch
+  texts = [f"a photo of a {name.replace('_', ' ')}." for name in NAMES]
+  tokens = clip.tokenizer(texts, return_tensors="pt", padding=True)
+  pixels = (images / 255 - np.array(clip.mean)) / np.array(clip.std)
+  with torch.no_grad():
+    output = model(**tokens, pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2)).float())
+  return (
+    output.text_embeds.numpy(),
+    output.image_embeds.numpy(),
+    output.logits_per_image.softmax(-1).numpy(),
+  )
+
+
+def words_as_prompt(clip, words, **fields):
+  ids = clip.tokenizer(words)["input_ids"][1:-1]
+  return Prompt(
+    np.asarray(token_embeddings(clip.params, np.array(ids, np.int32))), "random", **fields
+  )
+
+
+def test_features_of_a_template_and_of_its_words_as_context(clip_and_torch, encoder, torch_outputs):
+  clip, _ = clip_and_torch
+  for prompt in ("a photo of a {}.", words_as_prompt(clip, "a photo of a")):
+    features = encoder.class_features(NAMES, prompt)
+    np.testing.assert_allclose(features, torch_outputs[0], atol=1e-5)
+
+
+def test_words_after_the_name(clip_and_torch, encoder):
+  clip, model = clip_and_torch
+  found = encoder.class_features(["star", "grey wolf"], "the {} of a hat!")
+  tokens = clip.tokenizer(
+    ["the star of a hat!", "the grey wolf of a hat!"], return_tensors="pt", padding=True
+  )
+  with torch.no_grad():
+    expected = unit(model.get_text_features(**tokens).numpy())
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_probabilities_equal_huggingface(clip_and_torch, images, torch_outputs):
+  classifier = Classifier(clip_and_torch[0], "a photo of a {}.", NAMES)
+  found = classifier.probabilities(list(images))
+  np.testing.assert_allclose(found, torch_outputs[2], atol=1e-5)
+  best = classifier.predict(list(images), top=2)
+  for row, probabilities in zip(best, torch_outputs[2], strict=True):
+    assert row[0][0] == NAMES[int(np.argmax(probabilities))]
+    assert row[0][1] >= row[1][1]
+    assert len(row) == 2
+
+
+def test_chunks_and_meshes_do_not_change_features(clip_and_torch, images):
+  clip, _ = clip_and_torch
+  # 9 names and 5 images over 8 devices: padded; 3 at a time on one: a ragged last chunk.
+  whole = Encoder(clip, chunk=64)
+  parts = Encoder(clip, mesh=make_mesh(1, jax.devices()[:1]), chunk=3)
+  for prompt in ("{}.", words_as_prompt(clip, "a photo of a", position="middle")):
+    np.testing.assert_allclose(
+      whole.class_features(NAMES, prompt), parts.class_features(NAMES, prompt), atol=1e-6
+    )
+  np.testing.assert_allclose(whole.image_features(images), parts.image_features(images), atol=1e-6)
+
+
+def test_class_specific_contexts_follow_their_class(clip_and_torch, encoder):
+  clip, _ = clip_and_torch
+  rng = np.random.default_rng(0)
+  context = rng.normal(size=(len(NAMES), 3, clip.text_width)).astype(np.float32)
+  found = encoder.class_features(NAMES, Prompt(context, "random"))
+  for row, name, own in zip(found, NAMES, context, strict=True):
+    expected = encoder.class_features([name], Prompt(own, "random"))[0]
+    np.testing.assert_allclose(row, expected, atol=1e-5)
+  with pytest.raises(PromptFileError, match="class-specific"):
+    encoder.class_features(NAMES[:2], Prompt(context, "random"))
+
+
+def test_refused_prompts_and_names(encoder):
+  with pytest.raises(PromptFileError, match="width 7"):
+    Classifier(encoder, Prompt(np.zeros((4, 7), np.float32), "other"), NAMES)
+  with pytest.raises(VocabularyError, match="twice"):
+    Classifier(encoder, "a photo of a {}.", ["cat", "cat"])
+  with pytest.raises(VocabularyError, match="empty"):
+    Classifier(encoder, "a photo of a {}.", [])
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_topk_equals_scikit_learn(k):
+  rng = np.random.default_rng(k)
+  images, classes = unit(rng.normal(size=(200, 8))), unit(rng.normal(size=(30, 8)))
+  labels = rng.integers(0, 30, 200)
+  expected = top_k_accuracy_score(labels, images @ classes.T, k=k, labels=np.arange(30))
+  found = topk_accuracy(images, classes, labels, ks=(k,), chunk=64)
+  assert found == {f"top{k}": pytest.approx(expected)}
+
+
+def test_a_constant_classifier_scores_nothing():
+  images, classes = np.ones((10, 2)), np.ones((5, 2))
+  assert topk_accuracy(images, classes, np.zeros(10, int), ks=(1,))["top1"] == 0
+
+
+class Split:
+  """A source of given images."""
+
+  def __init__(self, names, images, labels):
+    self.names, self._images, self.labels = tuple(names), images, np.array(labels, np.int32)
+
+  def __len__(self):
+    return len(self.labels)
+
+  def images(self, indices):
+    return self._images[indices]
+
+
+def test_evaluate_ranks_over_the_classes_of_each_split(encoder, images, torch_outputs):
+  text, image, _ = torch_outputs
+  labels = np.argmax(image @ text.T, axis=-1)
+  labels[0] = (labels[0] + 1) % len(NAMES)
+  # Split "some" has fewer classes, in another order, and the same images.
+  some = sorted(set(labels.tolist()), reverse=True)
+  splits = {
+    "all": split_features(encoder, Split(NAMES, images, labels)),
+    "some": split_features(
+      encoder, Split([NAMES[c] for c in some], images, [some.index(c) for c in labels])
+    ),
+  }
+  scores = evaluate(encoder, splits, {"hand": "a photo of a {}.", "name": "{}."})
+  assert scores["all"]["hand"]["top1"] == pytest.approx(0.8)
+  logits = image @ text[some].T
+  expected = np.mean(np.argmax(logits, -1) == [some.index(c) for c in labels])
+  assert scores["some"]["hand"]["top1"] == pytest.approx(expected)
+  assert set(scores["all"]) == {"hand", "name"}
