@@ -125,9 +125,13 @@ def _channel_statistics(source: str) -> tuple[tuple[float, ...], tuple[float, ..
     return _CLIP_MEAN, _CLIP_STD
   try:
     settings = json.loads(file.read_text())
-  except ValueError as error:
-    raise ClipError(f"{file}: not JSON ({error})") from error
-  return tuple(settings.get("image_mean", _CLIP_MEAN)), tuple(settings.get("image_std", _CLIP_STD))
+    mean = tuple(map(float, settings.get("image_mean", _CLIP_MEAN)))
+    std = tuple(map(float, settings.get("image_std", _CLIP_STD)))
+    if len(mean) != 3 or len(std) != 3:
+      raise ValueError("image_mean and image_std take three channels")
+  except (ValueError, TypeError, AttributeError) as error:
+    raise ClipError(f"{file}: not a preprocessor's settings ({error})") from error
+  return mean, std
 
 
 def _unreadable(source: str, error: Exception) -> ClipError:

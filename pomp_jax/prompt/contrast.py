@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 CORRECTIONS = ("log", "log10", "none")
 
@@ -64,6 +64,7 @@ def local_contrast(
   logit_scale: float,
   n_classes: int,
   correction: str,
+  available_K: Bool[Array, " K"] | None = None,
 ) -> Contrast:
   """Cross-entropy of each image's class against the negatives that are not its class.
 
@@ -79,6 +80,8 @@ def local_contrast(
     logit_scale: what multiplies the cosine.
     n_classes: N, all classes that could be drawn.
     correction: one of CORRECTIONS.
+    available_K: drawn classes whose features are there; the others are no negatives of any
+      image, and n_i counts the rest. All if None.
   """
   image_BxE = normalize(image_features_BxE.astype(jnp.float32))
   positive_BxE = normalize(positive_features_BxE.astype(jnp.float32))
@@ -89,10 +92,14 @@ def local_contrast(
     image_BxE, negative_KxE.T, precision=jax.lax.Precision.HIGHEST
   )
   kept_BxK = negatives_K[None, :] != labels_B[:, None]
+  if available_K is not None:
+    kept_BxK &= available_K
   n_kept_B = jnp.sum(kept_BxK, axis=-1, dtype=jnp.int32)
   margin_B = margin(n_kept_B, n_classes, correction)
   corrected_BxK = jnp.where(kept_BxK, negative_BxK + margin_B[:, None], -jnp.inf)
-  logits_BxK1 = jnp.concatenate([positive_B[:, None], corrected_BxK], axis=-1)
-  loss_B = jax.nn.logsumexp(logits_BxK1, axis=-1) - positive_B
+  # Relative to the positive before the exponentials: exact for an image without negatives, and
+  # no logits of 100 to cancel where the loss is small.
+  gap_BxK = corrected_BxK - positive_B[:, None]
+  loss_B = jax.nn.logsumexp(jnp.pad(gap_BxK, ((0, 0), (1, 0))), axis=-1)
   hardest_B = jnp.max(jnp.where(kept_BxK, negative_BxK, -jnp.inf), axis=-1)
   return Contrast(jnp.mean(loss_B), jnp.mean(positive_B > hardest_B))

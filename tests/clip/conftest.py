@@ -1,0 +1,71 @@
+"""Two random CLIPs that between them have both activations and both rules for EOT."""
+
+import pathlib
+from typing import NamedTuple
+
+import pytest
+from random_clip import write_random_clip
+import torch
+from transformers import CLIPModel, FlaxCLIPModel
+
+from pomp_jax.clip import Clip, load_clip
+
+# A word with an id above EOT's: the two rules read it at different positions.
+WORD_ABOVE_EOT = "zebra"
+
+
+class Stored(NamedTuple):
+  """One CLIP three times: HuggingFace's in torch and in Flax, and ours."""
+
+  folder: pathlib.Path
+  torch_model: CLIPModel
+  flax_model: FlaxCLIPModel
+  flax_params: dict
+  clip: Clip
+
+  def padded(self, texts):
+    """Ids and mask as HuggingFace's processor hands them to a model, all positions filled."""
+    return self.clip.tokenizer(
+      texts, padding="max_length", max_length=self.clip.positions, return_tensors="np"
+    )
+
+  def torch_text_features(self, ids, mask=None):
+    """HuggingFace's torch `get_text_features`."""
+    mask = None if mask is None else torch.as_tensor(mask)
+    with torch.no_grad():
+      return self.torch_model.get_text_features(torch.as_tensor(ids), mask).numpy()
+
+  def flax_text_features(self, ids, mask=None):
+    """HuggingFace's Flax `get_text_features`."""
+    return self.flax_model.get_text_features(ids, mask, params=self.flax_params)
+
+  def torch_image_features(self, pixels):
+    """HuggingFace's torch `get_image_features`."""
+    with torch.no_grad():
+      return self.torch_model.get_image_features(torch.as_tensor(pixels)).numpy()
+
+  def flax_image_features(self, pixels):
+    """HuggingFace's Flax `get_image_features`."""
+    return self.flax_model.get_image_features(pixels, params=self.flax_params)
+
+
+def _stored(folder, **settings):
+  model = write_random_clip(folder, extra_tokens=(WORD_ABOVE_EOT,), **settings)
+  # Without an initialisation, which would compile for ten seconds and be thrown away.
+  flax_model, flax_params = FlaxCLIPModel.from_pretrained(folder, _do_init=False)
+  return Stored(folder, model, flax_model, flax_params, load_clip(str(folder)))
+
+
+@pytest.fixture(scope="session", params=["quick_gelu, eos id", "gelu, eos_token_id 2"])
+def stored(request, tmp_path_factory):
+  """Both CLIPs in turn."""
+  folder = tmp_path_factory.mktemp("clip")
+  if request.param.startswith("quick_gelu"):
+    return _stored(folder, hidden_act="quick_gelu")
+  return _stored(folder, hidden_act="gelu", legacy_eos=True, seed=1)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+  """One CLIP with few positions, for errors."""
+  return _stored(tmp_path_factory.mktemp("small"), positions=16)

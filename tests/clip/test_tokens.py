@@ -1,0 +1,75 @@
+"""Token ids, lengths and errors against the tokenizer called the ordinary way."""
+
+import hypothesis
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+from transformers import CLIPTextConfig
+
+from pomp_jax.clip import TokenizeError, tokenize
+
+
+def _tokenize(stored, texts, **settings):
+  return tokenize(texts, stored.clip.tokenizer, stored.clip.config.text_config, **settings)
+
+
+def test_ids_are_the_sentence_without_sos_and_zeros_after_eot(stored):
+  ids, lengths = _tokenize(stored, ["cat.", "the dog of the star."])
+  assert ids.dtype == lengths.dtype == np.int32
+  for row, length, text in zip(ids, lengths, ["cat.", "the dog of the star."], strict=True):
+    expected = stored.clip.tokenizer(text)["input_ids"][1:]
+    assert row[:length].tolist() == expected
+    assert not row[length:].any()
+  assert ids.shape[1] == lengths.max()
+
+
+@hypothesis.given(texts=st.lists(st.text(max_size=12), min_size=1, max_size=4))
+def test_eot_is_where_huggingface_pools(stored, texts):
+  texts = [*texts, "a zebra of the sea", "zebra cat <|endoftext|> zebra"]
+  rows = stored.padded(texts)["input_ids"]
+  eos_token_id = stored.clip.config.text_config.eos_token_id
+  if eos_token_id == 2:
+    expected = [max(range(len(row)), key=lambda i: row[i]) for row in rows]
+  else:
+    expected = [row.tolist().index(eos_token_id) for row in rows]
+  ids, lengths = _tokenize(stored, texts)
+  assert lengths.tolist() == expected
+  for row, own, length in zip(rows, ids, lengths, strict=True):
+    assert own[:length].tolist() == row[1 : length + 1].tolist()
+
+
+def test_a_text_takes_all_of_its_budget_and_not_one_token_more(small):
+  letters = "a b c d e f g h i j k l m n"  # 14 tokens and EOT; SOS is the sixteenth
+  _, lengths = _tokenize(small, [letters])
+  assert lengths.tolist() == [small.clip.positions - 1]
+  with pytest.raises(TokenizeError) as error:
+    _tokenize(small, ["cat", f"{letters} o"])
+  message = str(error.value)
+  assert repr(f"{letters} o") in message
+  assert "takes 16 tokens" in message
+  assert "at most 15 fit" in message
+  assert "16 positions" in message
+  assert "\n" not in message
+
+
+def test_a_context_shrinks_the_budget(small):
+  assert _tokenize(small, ["the cat."], budget=4)[1].tolist() == [4]
+  with pytest.raises(TokenizeError, match="'the cat.' takes 4 tokens with EOT; at most 3 fit"):
+    _tokenize(small, ["cat.", "the cat."], budget=3)
+
+
+def test_a_long_name_is_named_on_one_line(small):
+  with pytest.raises(TokenizeError) as error:
+    _tokenize(small, ["cat\n" + "long " * 9])
+  assert "\n" not in str(error.value)
+
+
+def test_no_texts_are_refused(small):
+  with pytest.raises(TokenizeError, match="no texts"):
+    _tokenize(small, [])
+
+
+def test_a_tokenizer_of_another_checkpoint_is_refused(small):
+  config = CLIPTextConfig(vocab_size=60_000, eos_token_id=49_407)
+  with pytest.raises(TokenizeError, match="never writes .* eos_token_id 49407"):
+    tokenize(["cat"], small.clip.tokenizer, config)

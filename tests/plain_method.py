@@ -1,0 +1,96 @@
+"""The method once more, as plainly as it can be said: one class and one image at a time.
+
+What the tests of `pomp_jax/prompt` hold the package to. NumPy in float64 for the loss; torch in
+float64 through HuggingFace's CLIPModel for everything from the context to its gradient. Nothing
+of the package is used here.
+"""
+
+import math
+
+import numpy as np
+import torch
+from transformers import CLIPModel
+
+
+def plain_layout(sos, context, name, rest, position):
+  """One class's sequence as a list: the context `end`, in the `middle` or in `front`."""
+  half = len(context) // 2
+  return {
+    "end": [sos, *context, *name, *rest],
+    "middle": [sos, *context[:half], *name, *context[half:], *rest],
+    "front": [sos, *name, *context, *rest],
+  }[position]
+
+
+def plain_margin(n_kept: int, n_classes: int, correction: str) -> float:
+  """What is added to each negative logit of an image with n_kept negatives left."""
+  if correction == "log":
+    return math.log(n_classes - 1) - math.log(n_kept)
+  if correction == "log10":
+    return math.log10(n_classes - 1) - math.log10(n_kept)
+  return 0.0
+
+
+def plain_losses(images, positives, negatives, labels, drawn, *, scale, n_classes, correction):
+  """Cross-entropy of each image and whether its own class won, in float64."""
+
+  def cosine(a, b):
+    return sum(a * b) / math.sqrt(sum(a * a)) / math.sqrt(sum(b * b))
+
+  losses, hits = [], []
+  for image, positive, label in zip(images, positives, labels, strict=True):
+    own = scale * cosine(image, positive)
+    others = [
+      scale * cosine(image, negative)
+      for negative, c in zip(negatives, drawn, strict=True)
+      if c != label
+    ]
+    denominator = math.exp(own)
+    for other in others:
+      denominator += math.exp(other + plain_margin(len(others), n_classes, correction))
+    losses.append(math.log(denominator) - own)
+    hits.append(all(own > other for other in others))
+  return np.array(losses), np.array(hits)
+
+
+def torch_class_feature(model: CLIPModel, context, ids, n_name: int, position: str):
+  """g(t_c) of one class: `ids` are its name, "." and EOT, the name the first n_name of them."""
+  text = model.text_model
+  embed = text.embeddings.token_embedding
+  sos = embed(torch.tensor(model.config.text_config.bos_token_id))
+  tokens = list(embed(torch.as_tensor(ids)))
+  sequence = plain_layout(sos, list(context), tokens[:n_name], tokens[n_name:], position)
+  n_positions = model.config.text_config.max_position_embeddings
+  # HuggingFace's tokenizer pads with EOT up to the last position.
+  padding = [tokens[-1]] * (n_positions - len(sequence))
+  hidden = torch.stack(sequence + padding)[None] + text.embeddings.position_embedding.weight
+  causal = torch.full((1, 1, n_positions, n_positions), -torch.inf, dtype=hidden.dtype).triu(1)
+  hidden = text.encoder(inputs_embeds=hidden, causal_attention_mask=causal).last_hidden_state
+  eot = text.final_layer_norm(hidden)[0, len(sequence) - 1]
+  return model.text_projection(eot)
+
+
+def torch_group(images, features, labels, drawn, *, scale, n_classes, correction):
+  """Mean loss and accuracy of one group.
+
+  Args:
+    images: f(x), one a row.
+    features: class id -> g(t_c).
+    labels: the images' classes.
+    drawn: the group's negatives.
+    scale: what multiplies the cosine.
+    n_classes: N.
+    correction: `log`, `log10` or `none`.
+  """
+  losses, hits = [], []
+  for image, label in zip(images, labels, strict=True):
+    candidates = [label] + [c for c in drawn if c != label]
+    logits = scale * torch.stack(
+      [torch.cosine_similarity(image, features[c], dim=0) for c in candidates]
+    )
+    hits.append(float(logits.argmax() == 0))
+    if len(candidates) > 1:
+      margin = plain_margin(len(candidates) - 1, n_classes, correction)
+      logits = logits + logits.new_tensor([0.0] + [margin] * (len(candidates) - 1))
+    losses.append(torch.nn.functional.cross_entropy(logits[None], torch.tensor([0])))
+  return torch.stack(losses).mean(), float(np.mean(hits))
