@@ -1,0 +1,136 @@
+"""A run's folder: the same names in every run, and JSON that is never half written."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pomp_jax.files.atomic import replacing
+from pomp_jax.files.events import EventWriter, read_scalars
+
+
+class RunFolderError(RuntimeError):
+  """A run's folder, or a file in it, that can't be used; one line that names it."""
+
+
+class RunFolder:
+  """Where everything of one run lies.
+
+  Making the object touches nothing; `create` does.
+
+  Attributes:
+    path: the folder itself (`--workdir`); it holds the TensorBoard events too.
+    config: `config.json`, the whole configuration.
+    checkpoints: `checkpoints/`.
+    prompt: `prompt.npz`, the learned prompt.
+    results: `results.json`, the figures of a finished run.
+    plots: `plots/`, PNG files.
+  """
+
+  def __init__(self, workdir: str | os.PathLike):
+    self.path = Path(workdir)
+    self.config = self.path / "config.json"
+    self.checkpoints = self.path / "checkpoints"
+    self.prompt = self.path / "prompt.npz"
+    self.results = self.path / "results.json"
+    self.plots = self.path / "plots"
+
+  def check(self) -> None:
+    """Finds out whether `create` can succeed, and writes nothing.
+
+    Raises:
+      RunFolderError: the path is not a folder, or neither it nor the place for it is writable.
+    """
+    existing = self.path.absolute()
+    while not existing.exists() and existing != existing.parent:
+      existing = existing.parent
+    if not existing.is_dir():
+      raise RunFolderError(f"workdir {self.path}: {existing} is a file; a folder is needed")
+    if not os.access(existing, os.W_OK | os.X_OK):
+      raise RunFolderError(f"workdir {self.path}: {existing} is not writable")
+
+  def create(self) -> None:
+    """Makes the folder and `plots/`, unless they exist.
+
+    Raises:
+      RunFolderError: they can't be made or written to.
+    """
+    self.check()
+    try:
+      self.plots.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise RunFolderError(f"workdir {self.path}: can't be made ({error.strerror})") from error
+
+  def events(self, first_step: int = 0) -> EventWriter:
+    """Opens the TensorBoard events to write from `first_step` on; older ones from there are void.
+
+    Raises:
+      RunFolderError: the file can't be written.
+    """
+    try:
+      return EventWriter(self.path, first_step)
+    except OSError as error:
+      raise RunFolderError(f"{self.path}: can't write events ({error.strerror})") from error
+
+  def scalars(self) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and values of every scalar logged so far, over all starts of this run."""
+    return read_scalars(self.path)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  """Writes a JSON file, whole or not at all, keys in the order that they have.
+
+  Args:
+    path: the file; replaced when it exists.
+    value: dicts, lists, tuples, strings, numbers, bools, None; also paths, and NumPy and JAX arrays
+      and scalars. NaN and infinities, which JSON does not have, become null.
+
+  Raises:
+    TypeError: something else is in it; the line names the field.
+    RunFolderError: the file can't be written.
+  """
+  text = json.dumps(_plain(value, Path(path).name), indent=2, allow_nan=False, ensure_ascii=False)
+  try:
+    with replacing(path) as file:
+      file.write(f"{text}\n".encode())
+  except OSError as error:
+    raise RunFolderError(f"{path}: can't be written ({error.strerror})") from error
+
+
+def read_json(path: str | os.PathLike) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    RunFolderError: it is missing, can't be read, or is not JSON.
+  """
+  try:
+    return json.loads(Path(path).read_bytes().decode())
+  except OSError as error:
+    raise RunFolderError(f"{path}: can't be read ({error.strerror})") from error
+  except (ValueError, RecursionError) as error:
+    raise RunFolderError(f"{path}: not JSON ({error}); remove or repair it") from error
+
+
+def _plain(value: Any, field: str) -> Any:
+  """`value` in JSON's own types; `field` says where we are, for the message."""
+  if value is None or isinstance(value, bool | str):
+    return value
+  if isinstance(value, dict):
+    for key in value:
+      if not isinstance(key, str):
+        raise TypeError(f"{field}: key {key!r} is a {type(key).__name__}; JSON takes strings")
+    return {key: _plain(inner, f"{field}.{key}") for key, inner in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(inner, f"{field}[{index}]") for index, inner in enumerate(value)]
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  if isinstance(value, int):
+    return int(value)
+  if isinstance(value, float):
+    return float(value) if math.isfinite(value) else None
+  if isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array__"):
+    return _plain(np.asarray(value).tolist(), field)
+  raise TypeError(f"{field}: a {type(value).__name__} can't be written as JSON")

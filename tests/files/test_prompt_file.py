@@ -1,0 +1,268 @@
+"""Prompt files: what is written comes back, and nothing bad gets in."""
+
+import io
+import os
+from pathlib import Path
+import pickle
+import stat
+import warnings
+import zipfile
+
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits, load_prompt, save_prompt
+
+CONTEXT = np.random.default_rng(0).normal(0, 0.02, (4, 8)).astype(np.float32)
+GOOD = {
+  "context": CONTEXT,
+  "clip_model": np.array("a/clip"),
+  "position": np.array("end"),
+  "template": np.array("{}."),
+  "format_version": np.array(1),
+  "config": np.array('{"seed": 1}'),
+}
+
+
+def write(path, **changes):
+  """A prompt file with some arrays changed; None leaves one out."""
+  arrays = {name: array for name, array in (GOOD | changes).items() if array is not None}
+  np.savez(path, **{name: np.asanyarray(array) for name, array in arrays.items()})
+  return path
+
+
+def refusal(path):
+  with pytest.raises(PromptFileError) as caught:
+    load_prompt(path)
+  message = str(caught.value)
+  assert "\n" not in message
+  assert message.startswith(f"{path}: ")
+  return message
+
+
+@pytest.mark.parametrize("shape", [(4, 8), (1, 1), (3, 4, 8)])
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_round_trip_is_exact(tmp_path, shape, position):
+  context = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+  prompt = Prompt(context, "org/name", position, "{}, a thing.", {"optim": {"lr": 0.1}, "a": [1]})
+  save_prompt(tmp_path / "prompt.npz", prompt)
+  back = load_prompt(tmp_path / "prompt.npz")
+  assert back.context.dtype == np.float32
+  np.testing.assert_array_equal(back.context, context)
+  assert (back.clip_model, back.position, back.template) == ("org/name", position, "{}, a thing.")
+  assert back.config == prompt.config
+  assert back.format_version == 1
+
+
+def test_the_contract_of_the_arrays(tmp_path):
+  """Plain NumPy must be enough to read the file, by these names."""
+  save_prompt(tmp_path / "prompt.npz", Prompt(CONTEXT, "a/clip", config={"seed": 1}))
+  with np.load(tmp_path / "prompt.npz", allow_pickle=False) as file:
+    assert set(file) == set(GOOD)
+    for name, array in GOOD.items():
+      np.testing.assert_array_equal(file[name], array)
+
+
+def test_same_prompt_same_bytes(tmp_path):
+  save_prompt(tmp_path / "a.npz", Prompt(CONTEXT, "a/clip"))
+  save_prompt(tmp_path / "b.npz", Prompt(CONTEXT.copy(), "a/clip"))
+  assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_saving_replaces_whole_files_only(tmp_path, monkeypatch):
+  path = tmp_path / "prompt.npz"
+  save_prompt(path, Prompt(CONTEXT, "a/clip"))
+  before = path.read_bytes()
+
+  def fail(*_, **__):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(os, "fsync", fail)
+  with pytest.raises(OSError, match="No space"):
+    save_prompt(path, Prompt(CONTEXT + 1, "a/clip"))
+  assert path.read_bytes() == before
+  assert [entry.name for entry in tmp_path.iterdir()] == ["prompt.npz"]
+
+
+def test_the_file_has_ordinary_permissions(tmp_path):
+  mask = os.umask(0o022)
+  try:
+    save_prompt(tmp_path / "prompt.npz", Prompt(CONTEXT, "a/clip"))
+  finally:
+    os.umask(mask)
+  assert stat.S_IMODE((tmp_path / "prompt.npz").stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "part"),
+  [
+    ("context", np.full((4, 8), np.nan, np.float32), "not finite in 32 of 32"),
+    ("context", CONTEXT.astype(np.float64), "float64 [4, 8]"),
+    ("context", np.zeros((0, 8), np.float32), "[0, 8]"),
+    ("context", np.zeros(8, np.float32), "[8]"),
+    ("position", "start", "'start'; accepted: end, middle, front"),
+    ("template", "a photo", "'a photo'"),
+    ("clip_model", "", "empty"),
+    ("config", {"lr": float("nan")}, "not JSON"),
+    ("config", {"path": Path()}, "not JSON"),
+    ("format_version", 2, "2"),
+  ],
+)
+def test_a_bad_prompt_is_not_written(tmp_path, field, value, part):
+  fields = {"context": CONTEXT, "clip_model": "a/clip"} | {field: value}
+  with pytest.raises(PromptFileError) as caught:
+    save_prompt(tmp_path / "prompt.npz", Prompt(**fields))
+  assert field in str(caught.value)
+  assert part in str(caught.value)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("changes", "parts"),
+  [
+    ({"context": None}, ["context is missing", "clip_model, config"]),
+    ({"config": None}, ["config is missing"]),
+    ({"format_version": None}, ["format_version is missing"]),
+    ({"format_version": 2}, ["format_version is 2", "accepted: 1"]),
+    ({"format_version": "1"}, ["format_version is <U1 []", "integer"]),
+    ({"context": CONTEXT.astype(np.float64)}, ["context is float64 [4, 8]", "float32 [M, D]"]),
+    ({"context": CONTEXT.astype(">f4")}, ["context is >f4"]),
+    ({"context": CONTEXT[0]}, ["context is float32 [8]"]),
+    ({"context": CONTEXT[:0]}, ["context is float32 [0, 8]"]),
+    ({"context": np.where(CONTEXT > 0, np.inf, CONTEXT)}, ["context is not finite"]),
+    ({"position": "left"}, ["position is 'left'", "end, middle, front"]),
+    ({"position": 3}, ["position is int64 []", "string"]),
+    ({"position": ["end"]}, ["position is <U3 [1]"]),
+    ({"template": "{} {}"}, ["template is '{} {}'"]),
+    ({"clip_model": b"a/clip"}, ["clip_model is |S6"]),
+    ({"config": "{not json"}, ["config is not JSON"]),
+    ({"config": "[" * 100_000}, ["config is not JSON"]),
+    ({"config": "[1]"}, ["config is a list", "JSON object"]),
+  ],
+)
+def test_a_bad_file_is_refused_by_field(tmp_path, changes, parts):
+  message = refusal(write(tmp_path / "p.npz", **changes))
+  for part in parts:
+    assert part in message
+
+
+def test_unknown_arrays_are_ignored(tmp_path):
+  path = write(tmp_path / "p.npz", extra=np.arange(3), pickled=np.array([{}], object))
+  np.testing.assert_array_equal(load_prompt(path).context, CONTEXT)
+
+
+def test_a_missing_file(tmp_path):
+  assert "the file is missing" in refusal(tmp_path / "none.npz")
+
+
+def test_a_folder(tmp_path):
+  assert "not a whole npz" in refusal(tmp_path)
+
+
+def test_truncated_files(tmp_path):
+  whole = write(tmp_path / "p.npz").read_bytes()
+  for length in range(0, len(whole), 97):
+    path = tmp_path / "short.npz"
+    path.write_bytes(whole[:length])
+    assert "not a whole npz" in refusal(path)
+
+
+def test_one_array_alone(tmp_path):
+  np.save(tmp_path / "p.npy", CONTEXT)
+  assert "not a whole npz" in refusal(tmp_path / "p.npy")
+
+
+class Malicious:
+  """Unpickling it makes a file."""
+
+  def __init__(self, path):
+    self.path = str(path)
+
+  def __reduce__(self):
+    return (open, (self.path, "w"))
+
+
+def test_the_malicious_pickle_would_work(tmp_path):
+  """Else the next test would prove nothing."""
+  pickle.loads(pickle.dumps(Malicious(tmp_path / "trace"))).close()
+  assert (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("field", sorted(GOOD))
+def test_nothing_is_unpickled(tmp_path, field):
+  trace = tmp_path / "trace"
+  path = write(tmp_path / "p.npz", **{field: np.array([Malicious(trace)], object)})
+  assert f"{field} is pickled Python objects" in refusal(path)
+  assert not trace.exists()
+
+
+def test_a_bare_pickle_is_not_unpickled(tmp_path):
+  (tmp_path / "p.npz").write_bytes(pickle.dumps(Malicious(tmp_path / "trace")))
+  assert "not a whole npz" in refusal(tmp_path / "p.npz")
+  with zipfile.ZipFile(tmp_path / "q.npz", "w") as archive:
+    for name in GOOD:
+      archive.writestr(f"{name}.npy", pickle.dumps(Malicious(tmp_path / "trace")))
+  assert "damaged" in refusal(tmp_path / "q.npz")
+  assert not (tmp_path / "trace").exists()
+
+
+def test_a_huge_claim_takes_no_memory(tmp_path):
+  header = io.BytesIO()
+  np.lib.format.write_array_header_1_0(
+    header, {"descr": "<f4", "fortran_order": False, "shape": (2**40, 512)}
+  )
+  path = write(tmp_path / "p.npz", context=None)
+  with zipfile.ZipFile(path, "a") as archive:
+    archive.writestr("context.npy", header.getvalue())
+  assert f"context is {2**51} bytes large" in refusal(path)
+
+
+WHOLE = io.BytesIO()
+write(WHOLE, pickled=np.array([{}], object))
+
+
+@given(st.lists(st.tuples(st.integers(0, len(WHOLE.getvalue()) - 1), st.binary(max_size=4))))
+def test_corrupt_bytes_raise_nothing_else(tmp_path_factory, changes):
+  data = bytearray(WHOLE.getvalue())
+  for start, piece in changes:
+    data[start : start + len(piece)] = piece
+  path = tmp_path_factory.getbasetemp() / "corrupt.npz"
+  path.write_bytes(data)
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # zipfile's, about names that occur twice
+    try:
+      assert np.isfinite(load_prompt(path).context).all()
+    except PromptFileError as error:
+      assert "\n" not in str(error)
+
+
+def test_every_single_byte_matters_or_is_caught(tmp_path):
+  """Each byte of the file flipped in turn: an unchanged prompt, or PromptFileError."""
+  path = tmp_path / "p.npz"
+  for position in range(0, len(WHOLE.getvalue()), 3):
+    data = bytearray(WHOLE.getvalue())
+    data[position] ^= 0xFF
+    path.write_bytes(data)
+    try:
+      prompt = load_prompt(path)
+    except PromptFileError:
+      continue
+    np.testing.assert_array_equal(prompt.context, CONTEXT)
+    assert prompt.clip_model == "a/clip"
+
+
+def test_check_fits():
+  shared, specific = Prompt(CONTEXT, "a/clip"), Prompt(np.stack([CONTEXT] * 3), "a/clip")
+  check_fits(shared, 8)
+  check_fits(shared, 8, "a/clip", 7, "p.npz")
+  check_fits(specific, 8, n_classes=3)
+  with pytest.raises(
+    PromptFileError,
+    match=r"p\.npz: context \[4, 8\] has width 8 .*'a/clip'.*"
+    r"'b/clip' has width 16",
+  ):
+    check_fits(shared, 16, "b/clip", None, "p.npz")
+  with pytest.raises(PromptFileError, match=r"context \[3, 4, 8\] .* its 3 classes.* list has 5"):
+    check_fits(specific, 8, n_classes=5)

@@ -1,0 +1,126 @@
+"""The run's folder and its JSON."""
+
+import json
+import os
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
+
+
+def test_the_names_of_a_run(tmp_path):
+  folder = RunFolder(tmp_path / "runs" / "a")
+  names = [folder.config, folder.checkpoints, folder.prompt, folder.results, folder.plots]
+  assert [path.relative_to(folder.path).as_posix() for path in names] == [
+    "config.json",
+    "checkpoints",
+    "prompt.npz",
+    "results.json",
+    "plots",
+  ]
+
+
+def test_nothing_is_made_before_create(tmp_path):
+  folder = RunFolder(tmp_path / "runs" / "a")
+  folder.check()
+  assert not list(tmp_path.iterdir())
+  folder.create()
+  folder.create()
+  assert folder.plots.is_dir()
+
+
+@pytest.mark.parametrize("place", ["file", "file/a", "file/a/b"])
+def test_a_file_in_the_way(tmp_path, place):
+  (tmp_path / "file").write_text("")
+  for method in (RunFolder(tmp_path / place).check, RunFolder(tmp_path / place).create):
+    with pytest.raises(RunFolderError, match=f"{tmp_path}/file is a file; a folder is needed"):
+      method()
+
+
+def test_a_folder_that_is_not_writable(tmp_path, monkeypatch):
+  """The answer of `os.access` is replaced: tests may run as a user who may write everywhere."""
+  monkeypatch.setattr(os, "access", lambda *_: False)
+  with pytest.raises(RunFolderError, match=f"{tmp_path} is not writable"):
+    RunFolder(tmp_path / "a").check()
+
+
+def test_a_relative_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  RunFolder("runs/a").create()
+  assert (tmp_path / "runs" / "a" / "plots").is_dir()
+
+
+def test_json_keeps_order_and_plain_values(tmp_path):
+  value = {"z": 1, "a": [True, None, "é"], "m": {"x": 0.1}}
+  write_json(tmp_path / "a.json", value)
+  assert read_json(tmp_path / "a.json") == value
+  assert list(read_json(tmp_path / "a.json")) == ["z", "a", "m"]
+  assert (tmp_path / "a.json").read_text().endswith("}\n")
+
+
+def test_json_takes_numbers_of_all_kinds(tmp_path):
+  value = {
+    "numpy": [np.float32(0.5), np.int64(2**40), np.bool_(True), np.array([1, 2])],
+    "jax": [jnp.float32(0.5), jnp.arange(2)],
+    "tuple": (1, 2),
+    "path": Path("a/b"),
+    "no numbers": [float("nan"), np.float64("inf"), np.array([1.0, np.nan])],
+  }
+  write_json(tmp_path / "a.json", value)
+  assert json.loads((tmp_path / "a.json").read_text()) == {
+    "numpy": [0.5, 2**40, True, [1, 2]],
+    "jax": [0.5, [0, 1]],
+    "tuple": [1, 2],
+    "path": "a/b",
+    "no numbers": [None, None, [1.0, None]],
+  }
+
+
+def test_json_that_can_not_be(tmp_path):
+  with pytest.raises(TypeError, match=r"a\.json\.eval\.base\[1\]: a object can't be written"):
+    write_json(tmp_path / "a.json", {"eval": {"base": [1, object()]}})
+  with pytest.raises(TypeError, match=r"a\.json\.eval: key 1 is a int"):
+    write_json(tmp_path / "a.json", {"eval": {1: 2}})
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+  write_json(tmp_path / "a.json", {"old": 1})
+
+  def fail(*_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(os, "fsync", fail)
+  with pytest.raises(RunFolderError, match=r"a\.json: can't be written \(No space"):
+    write_json(tmp_path / "a.json", {"new": 2})
+  assert read_json(tmp_path / "a.json") == {"old": 1}
+  assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("data", [b"", b'{"eval": ', b"\xff\xfe", b"[" * 100_000])
+def test_json_that_is_damaged(tmp_path, data):
+  (tmp_path / "results.json").write_bytes(data)
+  with pytest.raises(RunFolderError, match=r"results\.json: not JSON \(.*repair it"):
+    read_json(tmp_path / "results.json")
+
+
+def test_json_that_is_missing(tmp_path):
+  with pytest.raises(RunFolderError, match=r"results\.json: can't be read \(No such file"):
+    read_json(tmp_path / "results.json")
+
+
+def test_scalars_of_the_folder(tmp_path):
+  folder = RunFolder(tmp_path)
+  assert folder.scalars() == {}
+  with folder.events() as events:
+    events.write(1, loss=2.0)
+  assert folder.scalars() == {"loss": ([1], [2.0])}
+
+
+def test_events_that_can_not_be_written(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(RunFolderError, match="file: can't write events"):
+    RunFolder(tmp_path / "file").events()
