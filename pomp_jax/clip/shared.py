@@ -294,7 +294,7 @@ def _in_chunks(
   return _select(features, slot_of_row, row_of_slot)
 
 
-def _window_mask(row_T, window: int) -> Bool[Array, "G W 2W"]:
+def _window_mask(row_T, window: int) -> Bool[Array, "G W 2*W"]:
   """Which tokens of its own block and the one before each token sees: its class's, up to it.
 
   Packed tokens of no class see one another, so that no softmax is empty.

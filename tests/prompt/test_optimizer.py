@@ -1,0 +1,104 @@
+"""SGD against torch's, and the learning-rate schedules against a plain statement."""
+
+import math
+
+from closeness import assert_close
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from pomp_jax.prompt.optimizer import learning_rate, sgd
+
+RECIPE = {"base": 0.002, "epochs": 5.0, "steps_per_epoch": 7, "warmup": 1.0, "warmup_rate": 1e-5}
+
+
+def _rates(schedule, **settings):
+  settings = {**RECIPE, **settings}
+  rate = jax.jit(learning_rate(schedule=schedule, **settings))
+  n_steps = int(settings["epochs"] * settings["steps_per_epoch"])
+  return np.array([rate(jnp.int32(step)) for step in range(n_steps)])
+
+
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.9, 5e-4), (0.5, 0.1), (0.0, 0.0)])
+def test_sgd_is_torchs(momentum, weight_decay):
+  rng = np.random.default_rng(0)
+  start = rng.normal(size=(4, 8)).astype(np.float32)
+  gradients = rng.normal(size=(10, 4, 8)).astype(np.float32)
+  rates = [0.3 / (1 + step) for step in range(10)]
+
+  optimizer = sgd(lambda step: jnp.asarray(rates)[step], momentum, weight_decay)
+  params = {"context": jnp.asarray(start)}
+  state = optimizer.init(params)
+  leaf = torch.nn.Parameter(torch.tensor(start, dtype=torch.float64))
+  other = torch.optim.SGD([leaf], lr=rates[0], momentum=momentum, weight_decay=weight_decay)
+  for gradient, rate in zip(gradients, rates, strict=True):
+    updates, state = optimizer.update({"context": jnp.asarray(gradient)}, state, params)
+    params = optax.apply_updates(params, updates)
+    leaf.grad = torch.tensor(gradient, dtype=torch.float64)
+    other.param_groups[0]["lr"] = rate
+    other.step()
+    assert_close(params["context"], leaf.detach(), 1e-6)
+
+
+def test_the_recipe_changes_the_rate_once_an_epoch():
+  rates = _rates("epoch").reshape(5, 7)
+  assert (rates == rates[:, :1]).all()
+  expected = [1e-5] + [0.001 * (1 + math.cos(math.pi * t / 4)) for t in range(4)]
+  assert_close(rates[:, 0], expected, 1e-6)
+  assert rates[0, 0] == np.float32(1e-5)
+  assert rates[1, 0] == np.float32(0.002)
+
+
+def test_epoch_boundaries_are_exact_for_any_number_of_steps():
+  # step / steps_per_epoch in float32 rounds to the wrong side at some of these.
+  for steps_per_epoch in (3, 49, 1303, 5000):
+    rate = jax.jit(
+      learning_rate(schedule="epoch", **{**RECIPE, "steps_per_epoch": steps_per_epoch})
+    )
+    for epoch in range(1, 5):
+      before, first, last = (
+        float(rate(jnp.int32(epoch * steps_per_epoch + offset)))
+        for offset in (-1, 0, steps_per_epoch - 1)
+      )
+      assert first == last != before
+
+
+def test_the_step_variant_moves_at_every_step_and_ends_near_zero():
+  rates = _rates("step")
+  assert (rates[:7] == np.float32(1e-5)).all()
+  expected = [0.001 * (1 + math.cos(math.pi * t / 28)) for t in range(28)]
+  assert_close(rates[7:], expected, 1e-6)
+  assert (np.diff(rates[7:]) < 0).all()
+  assert 0 < rates[-1] < 0.01 * 0.002
+
+
+def test_the_step_variant_takes_a_fraction_of_an_epoch_as_warm_up():
+  rates = _rates("step", warmup=0.5)
+  assert (rates[:4] == np.float32(1e-5)).all()
+  expected = [0.001 * (1 + math.cos(math.pi * (step - 3.5) / 31.5)) for step in range(4, 35)]
+  assert_close(rates[4:], expected, 1e-6)
+
+
+def test_many_epochs_end_near_zero():
+  rates = _rates("epoch", epochs=50.0, steps_per_epoch=2)
+  assert 0 < rates[-1] < 0.01 * 0.002
+
+
+@pytest.mark.parametrize("schedule", ["epoch", "step"])
+def test_no_warm_up_starts_at_the_base_rate(schedule):
+  rates = _rates(schedule, warmup=0.0)
+  assert rates[0] == np.float32(0.002)
+  assert (np.diff(rates) <= 0).all()
+
+
+@pytest.mark.parametrize("schedule", ["epoch", "step"])
+def test_a_run_that_is_all_warm_up_stays_there(schedule):
+  assert (_rates(schedule, epochs=1.0) == np.float32(1e-5)).all()
+
+
+def test_an_unknown_schedule_is_refused_with_the_known_ones():
+  with pytest.raises(ValueError, match="'linear'; accepted: epoch, step"):
+    learning_rate(schedule="linear", **RECIPE)
