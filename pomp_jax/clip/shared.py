@@ -9,8 +9,8 @@ token, so the window is exact. The last layer needs its MLP at the EOT tokens al
 
 T is static, the token budget. Rows that would overflow it are left out: see `kept_rows`.
 
-Nothing here learns, so the backward pass needs no input of any dense layer. What it keeps is
-chosen by name, `KEEP`, and the rest is computed again.
+Nothing here learns, so the backward pass needs no input of any dense layer; layer norm, activation
+and attention say themselves what they keep. `KEEP` lists what can be given up beyond that.
 
 Shapes: C classes, P prefix tokens, L own tokens of a class, T packed tokens, R = P + T, D width,
 F width of the MLP, H heads, e width of a head, G blocks of W tokens, E embedding. Imports jax
@@ -23,20 +23,14 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 import numpy as np
 
-# What the forward pass leaves for the backward pass, from fast to small.
-KEEP = {
-  # Everything but layer norms and activation functions: nothing costly is computed twice.
-  "activations": ("query", "key", "value", "weights", "middle", "hidden"),
-  # The input of each layer; a layer's forward pass is repeated in the backward pass.
-  "layers": (),
-  # The input of each chunk of classes; peak memory is that of one chunk.
-  "chunks": (),
-}
+# What the forward pass leaves for the backward pass, from fast to small. `activations`: the input
+# of every layer norm, activation function and attention, so that nothing costly is computed
+# twice. `layers`: the input of each layer. `chunks`: nothing; peak memory is that of one chunk.
+KEEP = ("activations", "layers", "chunks")
 
 ACTIVATIONS = {
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -88,7 +82,7 @@ def shared_text_tower(
     lengths_C = jnp.where(kept_C, lengths_C, 0)
     if n_chunks == 1:
       features_CxE = _packed_features(
-        config, dtype, KEEP[keep], budget, params, prefix_PxD, suffix_CxLxD, lengths_C
+        config, dtype, keep, budget, params, prefix_PxD, suffix_CxLxD, lengths_C
       )
     else:
       features_CxE = _in_chunks(
@@ -218,7 +212,7 @@ def _packed_features(
   window = 8 * math.ceil(max(n_suffix - 1, 1) / 8)
   budget = window * math.ceil(budget / window)
   packing = _pack(lengths_C, n_suffix, budget)
-  mask_GxWxV = _window_mask(packing.row_T, window)
+  masks = _masks(packing.row_T, window)
 
   model = params["text_model"]
   positions_SxD = jnp.asarray(model["embeddings"]["position_embedding"]["embedding"])
@@ -232,24 +226,20 @@ def _packed_features(
     ]
   ).astype(jnp.float32)
 
-  policy = jax.checkpoint_policies.save_only_these_names(*keep)
+  def select_eot(rows_RxD):
+    return _select(rows_RxD[n_prefix:], packing.eot_C, packing.eot_T)
+
   layers = model["encoder"]["layers"]
   for i in range(config.num_hidden_layers):
-    last = i == config.num_hidden_layers - 1
-
-    def layer(weights, hidden_RxD, mask_GxWxV, packing, last=last):
-      attended_RxD = _attention(config, dtype, weights, hidden_RxD, n_prefix, mask_GxWxV)
-      if last:
-        attended_RxD, hidden_RxD = (
-          _select(rows[n_prefix:], packing.eot_C, packing.eot_T)
-          for rows in (attended_RxD, hidden_RxD)
-        )
-      return _rest_of_layer(config, dtype, weights, hidden_RxD, attended_RxD)
-
-    hidden_RxD = jax.checkpoint(layer, policy=policy)(
-      layers[str(i)], hidden_RxD, mask_GxWxV, packing
+    # The last layer's output is read at EOT alone.
+    select = select_eot if i == config.num_hidden_layers - 1 else lambda rows_RxD: rows_RxD
+    layer = functools.partial(
+      _layer, config, dtype, layers[str(i)], n_prefix=n_prefix, masks=masks, select=select
     )
-  eot_CxD = _layer_norm(model["final_layer_norm"], hidden_RxD, config.layer_norm_eps, dtype)
+    if keep == "layers":
+      layer = jax.checkpoint(layer)
+    hidden_RxD = layer(hidden_RxD)
+  eot_CxD = _layer_norm(config.layer_norm_eps, dtype, hidden_RxD, **model["final_layer_norm"])
   kernel_DxE = params["text_projection"]["kernel"].astype(dtype)
   return (eot_CxD @ kernel_DxE).astype(jnp.float32)
 
@@ -274,7 +264,7 @@ def _in_chunks(
   suffixes = _select(suffix_CxLxD.reshape(n_classes, -1), row_of_slot, slot_of_row)
   lengths = jnp.where(row_of_slot >= 0, lengths_C[jnp.maximum(row_of_slot, 0)], 0)
   run = functools.partial(
-    _packed_features, config, dtype, KEEP[keep], math.ceil(budget / n_chunks) + n_suffix
+    _packed_features, config, dtype, keep, math.ceil(budget / n_chunks) + n_suffix
   )
 
   def chunk(_, inputs):
@@ -294,81 +284,160 @@ def _in_chunks(
   return _select(features, slot_of_row, row_of_slot)
 
 
-def _window_mask(row_T, window: int) -> Bool[Array, "G W 2*W"]:
-  """Which tokens of its own block and the one before each token sees: its class's, up to it.
+class _Masks(NamedTuple):
+  """Which tokens a packed token sees: its own class's, up to itself.
 
-  Packed tokens of no class see one another, so that no softmax is empty.
+  Attributes:
+    before: of the block before its own.
+    own: of its own block. Packed tokens of no class see one another: no softmax is empty.
   """
+
+  before: Bool[Array, "G W W"]
+  own: Bool[Array, "G W W"]
+
+
+def _masks(row_T, window: int) -> _Masks:
   row_GxW = row_T.reshape(-1, window)
   before_GxW = jnp.concatenate([jnp.full((1, window), -1, row_T.dtype), row_GxW[:-1]])
-  seen_GxV = jnp.concatenate([before_GxW, row_GxW], axis=1)
-  causal_WxV = jnp.arange(2 * window) - window <= jnp.arange(window)[:, None]
-  return (row_GxW[:, :, None] == seen_GxV[:, None, :]) & causal_WxV
+  own_GxWxW = row_GxW[:, :, None] == row_GxW[:, None, :]
+  return _Masks(row_GxW[:, :, None] == before_GxW[:, None, :], own_GxWxW & np.tri(window, dtype=bool))
 
 
-def _attention(
-  config, dtype, weights, hidden_RxD, n_prefix: int, mask_GxWxV
-) -> Float[Array, "R D"]:
-  """Attention before its output projection: of the prefix, and of the packed tokens."""
-  n_heads = config.num_attention_heads
-  normed_RxD = _layer_norm(weights["layer_norm1"], hidden_RxD, config.layer_norm_eps, dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks) -> Float[Array, "R D"]:
+  """Attention between its projections: of the prefix on itself, and of the packed tokens.
 
-  def heads(name):
-    rows_RxD = _dense(weights["self_attn"][f"{name}_proj"], normed_RxD)
-    return rows_RxD.reshape(rows_RxD.shape[0], n_heads, -1).swapaxes(0, 1)
+  Kept for the backward pass: queries, keys, values and softmax weights, as they are used.
 
-  query_HxRxe = heads("q")
-  query_HxRxe = checkpoint_name(query_HxRxe * query_HxRxe.shape[-1] ** -0.5, "query")
-  key_HxRxe = checkpoint_name(heads("k"), "key")
-  value_HxRxe = checkpoint_name(heads("v"), "value")
-  prefix, packed = np.s_[:, :n_prefix], np.s_[:, n_prefix:]
-  key_HxPxe, value_HxPxe = key_HxRxe[prefix], value_HxRxe[prefix]
+  Args:
+    n_heads: H.
+    n_prefix: P.
+    query_RxD: scaled by 1 / sqrt(e).
+    key_RxD: keys.
+    value_RxD: values.
+    masks: of the packed tokens.
+  """
+  return _attention_forward(n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks)[0]
 
-  causal_PxP = jnp.tri(n_prefix, dtype=bool)
-  scores_HxPxP = jnp.einsum("hpe,hqe->hpq", query_HxRxe[prefix], key_HxPxe)
-  weights_HxPxP = _softmax(jnp.where(causal_PxP, scores_HxPxP, -jnp.inf))
-  prefix_HxPxe = weights_HxPxP @ value_HxPxe
 
-  n_blocks, window, _ = mask_GxWxV.shape
-  n_tokens = n_blocks * window
-
-  def blocks(rows_HxTxe):
-    return rows_HxTxe.reshape(n_heads, n_blocks, window, -1)
-
-  def with_block_before(rows_HxTxe):
-    rows_HxGxWxe = blocks(rows_HxTxe)
-    before_HxGxWxe = jnp.pad(rows_HxGxWxe[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
-    return jnp.concatenate([before_HxGxWxe, rows_HxGxWxe], axis=2)
-
-  query_HxTxe = query_HxRxe[packed]
-  own_HxGxWxV = jnp.einsum(
-    "hgwe,hgve->hgwv", blocks(query_HxTxe), with_block_before(key_HxRxe[packed])
+def _attention_forward(n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks):
+  window = masks.own.shape[-1]
+  query, key, value = (
+    _to_heads(rows, n_heads, n_prefix, window) for rows in (query_RxD, key_RxD, value_RxD)
   )
-  own_HxGxWxV = jnp.where(mask_GxWxV, own_HxGxWxV, -jnp.inf)
-  shared_HxTxP = jnp.einsum("hte,hpe->htp", query_HxTxe, key_HxPxe)
-  scores_HxTxS = jnp.concatenate(
-    [shared_HxTxP, own_HxGxWxV.reshape(n_heads, n_tokens, -1)], axis=-1
+  scores_HxPxP = jnp.einsum("hpe,hqe->hpq", query.prefix, key.prefix)
+  prefix_HxPxP = _softmax(jnp.where(np.tri(n_prefix, dtype=bool), scores_HxPxP, -jnp.inf))
+  before_HxGxWxW = jnp.einsum("hgwe,hgve->hgwv", query.packed, _before(key.packed))
+  own_HxGxWxW = jnp.einsum("hgwe,hgve->hgwv", query.packed, key.packed)
+  weights_HxTxS = _softmax(
+    jnp.concatenate(
+      [
+        jnp.einsum("hte,hpe->htp", _flat(query.packed), key.prefix),
+        _flat(jnp.where(masks.before, before_HxGxWxW, -jnp.inf)),
+        _flat(jnp.where(masks.own, own_HxGxWxW, -jnp.inf)),
+      ],
+      axis=-1,
+    )
   )
-  weights_HxTxS = checkpoint_name(_softmax(scores_HxTxS), "weights")
-  own_HxGxWxe = blocks(weights_HxTxS[..., n_prefix:]) @ with_block_before(value_HxRxe[packed])
-  packed_HxTxe = weights_HxTxS[..., :n_prefix] @ value_HxPxe
-  packed_HxTxe += own_HxGxWxe.reshape(n_heads, n_tokens, -1)
-  attended_HxRxe = jnp.concatenate([prefix_HxPxe, packed_HxTxe], axis=1)
-  return attended_HxRxe.swapaxes(0, 1).reshape(hidden_RxD.shape)
+  shared, before, own = _split(weights_HxTxS, n_prefix, window)
+  packed_HxTxe = (
+    jnp.einsum("htp,hpe->hte", shared, value.prefix)
+    + _flat(jnp.einsum("hgwv,hgve->hgwe", own, value.packed))
+    + _flat(jnp.einsum("hgwv,hgve->hgwe", before, _before(value.packed)))
+  )
+  attended_RxD = _from_heads(prefix_HxPxP @ value.prefix, packed_HxTxe)
+  return attended_RxD, (query, key, value, prefix_HxPxP, weights_HxTxS)
 
 
-def _rest_of_layer(config, dtype, weights, hidden_RxD, attended_RxD) -> Float[Array, "R D"]:
-  """The output projection of attention, and the MLP."""
-  hidden_RxD += _dense(weights["self_attn"]["out_proj"], attended_RxD)
-  hidden_RxD = checkpoint_name(hidden_RxD, "middle")
-  normed_RxD = _layer_norm(weights["layer_norm2"], hidden_RxD, config.layer_norm_eps, dtype)
-  inner_RxF = checkpoint_name(_dense(weights["mlp"]["fc1"], normed_RxD), "hidden")
-  inner_RxF = ACTIVATIONS[config.hidden_act](inner_RxF)
-  return hidden_RxD + _dense(weights["mlp"]["fc2"], inner_RxF)
+def _attention_backward(n_heads, n_prefix, kept, gradient_RxD):
+  query, key, value, prefix_HxPxP, weights_HxTxS = kept
+  window = query.packed.shape[2]
+  gradient = _to_heads(gradient_RxD, n_heads, n_prefix, window)
+
+  d_prefix_HxPxP = _softmax_backward(
+    prefix_HxPxP, jnp.einsum("hpe,hqe->hpq", gradient.prefix, value.prefix)
+  )
+  d_scores_HxTxS = _softmax_backward(
+    weights_HxTxS,
+    jnp.concatenate(
+      [
+        jnp.einsum("hte,hpe->htp", _flat(gradient.packed), value.prefix),
+        _flat(jnp.einsum("hgwe,hgve->hgwv", gradient.packed, _before(value.packed))),
+        _flat(jnp.einsum("hgwe,hgve->hgwv", gradient.packed, value.packed)),
+      ],
+      axis=-1,
+    ),
+  )
+
+  def transposed(prefix_HxPxP, weights_HxTxS, rows):
+    """What keys or values get: weights^T rows, from the prefix and from the packed tokens."""
+    shared, before, own = _split(weights_HxTxS, n_prefix, window)
+    prefix_HxPxe = jnp.einsum("hpq,hpe->hqe", prefix_HxPxP, rows.prefix)
+    prefix_HxPxe += jnp.einsum("htp,hte->hpe", shared, _flat(rows.packed))
+    own_HxGxWxe = jnp.einsum("hgwv,hgwe->hgve", own, rows.packed)
+    before_HxGxWxe = jnp.einsum("hgwv,hgwe->hgve", before, rows.packed)
+    after_HxGxWxe = jnp.pad(before_HxGxWxe[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+    return _from_heads(prefix_HxPxe, _flat(own_HxGxWxe + after_HxGxWxe))
+
+  shared, before, own = _split(d_scores_HxTxS, n_prefix, window)
+  d_query_HxTxe = (
+    jnp.einsum("htp,hpe->hte", shared, key.prefix)
+    + _flat(jnp.einsum("hgwv,hgve->hgwe", own, key.packed))
+    + _flat(jnp.einsum("hgwv,hgve->hgwe", before, _before(key.packed)))
+  )
+  return (
+    _from_heads(d_prefix_HxPxP @ key.prefix, d_query_HxTxe),
+    transposed(d_prefix_HxPxP, d_scores_HxTxS, query),
+    transposed(prefix_HxPxP, weights_HxTxS, gradient),
+    None,
+  )
 
 
-def _dense(weights, rows):
-  return rows @ weights["kernel"].astype(rows.dtype) + weights["bias"].astype(rows.dtype)
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+class _Heads(NamedTuple):
+  """Rows cut into heads, and the packed ones into blocks."""
+
+  prefix: Float[Array, "H P e"]
+  packed: Float[Array, "H G W e"]
+
+
+def _to_heads(rows_RxD, n_heads: int, n_prefix: int, window: int) -> _Heads:
+  def heads(rows):
+    return rows.reshape(rows.shape[0], n_heads, -1).swapaxes(0, 1)
+
+  packed_HxTxe = heads(rows_RxD[n_prefix:])
+  n_tokens, head_width = packed_HxTxe.shape[1:]
+  blocks = (n_heads, n_tokens // window, window, head_width)
+  return _Heads(heads(rows_RxD[:n_prefix]), packed_HxTxe.reshape(blocks))
+
+
+def _from_heads(prefix_HxPxe, packed_HxTxe) -> Float[Array, "R D"]:
+  rows_HxRxe = jnp.concatenate([prefix_HxPxe, packed_HxTxe], axis=1)
+  return rows_HxRxe.swapaxes(0, 1).reshape(rows_HxRxe.shape[1], -1)
+
+
+def _before(rows_HxGxWxe):
+  """The block before each block; zeros before the first."""
+  return jnp.pad(rows_HxGxWxe[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
+
+
+def _flat(rows_HxGxWxX):
+  """Blocks of tokens as one row of tokens, [H, G, W, ..] to [H, T, ..]."""
+  n_heads, n_blocks, window, last = rows_HxGxWxX.shape
+  return rows_HxGxWxX.reshape(n_heads, n_blocks * window, last)
+
+
+def _split(weights_HxTxS, n_prefix: int, window: int):
+  """Weights on the prefix [H, T, P], on the block before and on the own one [H, G, W, W]."""
+  n_heads, n_tokens, _ = weights_HxTxS.shape
+  blocks = (n_heads, n_tokens // window, window, window)
+  return (
+    weights_HxTxS[..., :n_prefix],
+    weights_HxTxS[..., n_prefix : n_prefix + window].reshape(blocks),
+    weights_HxTxS[..., n_prefix + window :].reshape(blocks),
+  )
 
 
 def _softmax(scores):
@@ -376,9 +445,86 @@ def _softmax(scores):
   return jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(scores.dtype)
 
 
-def _layer_norm(weights, rows_RxD, epsilon: float, dtype):
-  """Layer norm in float32, its result in the compute type."""
-  rows_RxD = rows_RxD - jnp.mean(rows_RxD, axis=-1, keepdims=True)
-  variance_Rx1 = jnp.mean(jnp.square(rows_RxD), axis=-1, keepdims=True)
-  rows_RxD *= jax.lax.rsqrt(variance_Rx1 + epsilon)
-  return (rows_RxD * weights["scale"] + weights["bias"]).astype(dtype)
+def _softmax_backward(weights, gradient):
+  weights_f32, gradient = weights.astype(jnp.float32), gradient.astype(jnp.float32)
+  mean = jnp.sum(weights_f32 * gradient, axis=-1, keepdims=True)
+  return (weights_f32 * (gradient - mean)).astype(weights.dtype)
+
+
+def _project(weights, rows):
+  return rows @ weights["kernel"].astype(rows.dtype)
+
+
+def _layer(config, dtype, weights, hidden_RxD, n_prefix, masks, select) -> Float[Array, "R D"]:
+  """One layer; `select` cuts the rows down to those whose output is needed."""
+  epsilon, attention, mlp = config.layer_norm_eps, weights["self_attn"], weights["mlp"]
+  normed_RxD = _layer_norm(epsilon, dtype, hidden_RxD, **weights["layer_norm1"])
+  scale = (hidden_RxD.shape[1] // config.num_attention_heads) ** -0.5
+
+  def projected(name):
+    return _project(attention[name], normed_RxD) + attention[name]["bias"].astype(dtype)
+
+  attended_RxD = _attention(
+    config.num_attention_heads,
+    n_prefix,
+    projected("q_proj") * scale,
+    projected("k_proj"),
+    projected("v_proj"),
+    masks,
+  )
+  hidden_RxD, attended_RxD = select(hidden_RxD), select(attended_RxD)
+  hidden_RxD += _project(attention["out_proj"], attended_RxD) + attention["out_proj"]["bias"]
+  normed_RxD = _layer_norm(epsilon, dtype, hidden_RxD, **weights["layer_norm2"])
+  inner_RxF = _activation(config.hidden_act, _project(mlp["fc1"], normed_RxD), mlp["fc1"]["bias"])
+  return hidden_RxD + (_project(mlp["fc2"], inner_RxF) + mlp["fc2"]["bias"])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _activation(name, rows_RxF, bias_F):
+  """The MLP's activation of rows + bias; the backward pass keeps the rows alone."""
+  return ACTIVATIONS[name](rows_RxF + bias_F.astype(rows_RxF.dtype))
+
+
+def _activation_forward(name, rows_RxF, bias_F):
+  return _activation(name, rows_RxF, bias_F), (rows_RxF, bias_F)
+
+
+def _activation_backward(name, kept, gradient_RxF):
+  # The barrier keeps the compiler from storing what the forward pass computed on the way.
+  kept, gradient_RxF = jax.lax.optimization_barrier((kept, gradient_RxF))
+  return jax.vjp(functools.partial(_activation.__wrapped__, name), *kept)[1](gradient_RxF)
+
+
+_activation.defvjp(_activation_forward, _activation_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _layer_norm(epsilon: float, dtype, rows_RxD, scale, bias):
+  """Layer norm in float32, its result in the compute type; only the rows are kept."""
+  return _layer_norm_forward(epsilon, dtype, rows_RxD, scale, bias)[0]
+
+
+def _layer_norm_forward(epsilon, dtype, rows_RxD, scale, bias):
+  mean_Rx1 = jnp.mean(rows_RxD, axis=-1, keepdims=True)
+  variance_Rx1 = jnp.mean(jnp.square(rows_RxD - mean_Rx1), axis=-1, keepdims=True)
+  inverse_Rx1 = jax.lax.rsqrt(variance_Rx1 + epsilon)
+  normed_RxD = (rows_RxD - mean_Rx1) * inverse_Rx1
+  return (normed_RxD * scale + bias).astype(dtype), (rows_RxD, mean_Rx1, inverse_Rx1, scale)
+
+
+def _layer_norm_backward(epsilon, dtype, kept, gradient_RxD):
+  del epsilon, dtype
+  rows_RxD, mean_Rx1, inverse_Rx1, scale = kept
+  gradient_RxD = gradient_RxD.astype(jnp.float32)
+  normed_RxD = (rows_RxD - mean_Rx1) * inverse_Rx1
+  scaled_RxD = gradient_RxD * scale
+  along_Rx1 = jnp.mean(scaled_RxD * normed_RxD, axis=-1, keepdims=True)
+  centred_RxD = scaled_RxD - jnp.mean(scaled_RxD, axis=-1, keepdims=True)
+  return (
+    inverse_Rx1 * (centred_RxD - normed_RxD * along_Rx1),
+    jnp.sum(gradient_RxD * normed_RxD, axis=0),
+    jnp.sum(gradient_RxD, axis=0),
+  )
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
