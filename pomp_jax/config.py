@@ -21,8 +21,11 @@ JOBS = ("pretrain", "predict", "repeat")
 WORLD = "world"
 
 
-class ConfigError(ValueError):
-  """A field that can't be: one line with its name, what it got and what it takes."""
+class ConfigError(Exception):
+  """A field that can't be: one line with its name, what it got and what it takes.
+
+  No ValueError: ml_collections rewrites those that config files raise.
+  """
 
   def __init__(self, field: str, got: Any, takes: str):
     super().__init__(f"config.{field}: got {got!r}, takes {takes}")
@@ -38,7 +41,7 @@ def base() -> ConfigDict:
   # The frozen CLIP.
   config.clip = ConfigDict()
   config.clip.model = WORLD  # "world" (in the repository), a HuggingFace folder, or a hub id
-  config.clip.text_tower = "reference"
+  config.clip.text_tower = "shared"  # shared (names packed, no padding) or reference (the oracle)
   config.clip.dtype = "float32"  # compute type: float32 or bfloat16
   config.clip.chunk = 1024  # classes or images at a time when features of many are needed
 
@@ -74,7 +77,8 @@ def base() -> ConfigDict:
   config.optim.warmup_lr = 1e-5
 
   # Devices.
-  config.mesh = ConfigDict({"class": 1})  # devices that split one draw's classes; the rest: data
+  config.mesh = ConfigDict()
+  config.mesh.class_size = 1  # devices that split one draw's classes; the rest split the images
 
   # Evaluation, over all classes of a split.
   config.eval = ConfigDict()
@@ -177,7 +181,7 @@ def validate(config: ConfigDict) -> None:
     ConfigError: the first field that is wrong.
   """
   _choice(config, "job", JOBS)
-  _choice(config, "clip.text_tower", tuple(TEXT_TOWERS))
+  _choice(config, "clip.text_tower", TEXT_TOWERS)
   _choice(config, "clip.dtype", ("float32", "bfloat16"))
   _choice(config, "data.source", (WORLD,))
   _choice(config, "prompt.position", POSITIONS)
@@ -191,7 +195,7 @@ def validate(config: ConfigDict) -> None:
     "batch_size",
     "accumulate",
     "epochs",
-    "mesh.class",
+    "mesh.class_size",
     "eval.images",
     "checkpoint.every",
     "checkpoint.keep",

@@ -5,6 +5,7 @@ interrupted (start it again to go on).
 """
 
 from collections.abc import Sequence
+import logging
 import os
 import re
 import sys
@@ -12,7 +13,8 @@ import sys
 # Read when transformers is imported: its notices on Flax concern version 5, which we exclude.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from pomp_jax import config as config_lib
@@ -43,9 +45,7 @@ _FAILED = (TrainingError, CheckpointError)
 def main(argv: Sequence[str]) -> int:
   """Validates the config and runs its job."""
   del argv
-  # Lines that a person reads: no file and thread numbers, and no notices of the libraries.
-  logging.set_verbosity(logging.INFO)
-  logging.get_absl_handler().setFormatter(None)
+  _speak_plainly()
   config, workdir = _CONFIG.value, _WORKDIR.value
   try:
     config_lib.validate(config)
@@ -59,6 +59,15 @@ def main(argv: Sequence[str]) -> int:
   except KeyboardInterrupt:
     return _complain(f"interrupted; the same command goes on from {workdir}", 130)
   return 0
+
+
+def _speak_plainly() -> None:
+  """Our own lines as they are; of the libraries only warnings."""
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  ours = logging.getLogger("pomp_jax")
+  ours.handlers = [logging.StreamHandler(sys.stdout)]
+  ours.setLevel(logging.INFO)
+  ours.propagate = False
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -77,6 +86,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     if rest[1:]:
       raise flags.Error(f"unknown argument {rest[1]!r}; overrides look like --config.k=64")
     return rest
+  except config_lib.ConfigError as error:
+    sys.exit(_complain(error, 2))
   except flags.IllegalFlagValueError as error:
     sys.exit(_complain(_wrong_value(error), 2))
   except (flags.Error, OSError, AttributeError, TypeError, ValueError, KeyError) as error:

@@ -3,22 +3,40 @@
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 from absl import flags
 import numpy as np
+from PIL import Image
 import pytest
 
 from pomp_jax import main as main_module
+from pomp_jax.files.prompt_file import Prompt, save_prompt
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEMO = f"--config={ROOT}/configs/demo.py"
 
 
+def forget_flags():
+  """Flags as in a process that has parsed none."""
+  flags.FLAGS.unparse_flags()
+  for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+    delattr(flags.FLAGS, name)
+  flags.FLAGS["config"].value = flags.FLAGS["workdir"].value = None
+
+
+def parse(*arguments):
+  """Parses a command line as in a process of its own."""
+  forget_flags()
+  argv = ["pomp_jax.main", *map(str, arguments)]
+  with mock.patch.object(sys, "argv", argv):  # config_flags looks overrides up there
+    main_module.parse_flags(argv)
+
+
 def run_main(capsys, *arguments):
   """Exit status and the lines on standard error."""
-  flags.FLAGS.unparse_flags()
   try:
-    main_module.parse_flags(["pomp_jax.main", *map(str, arguments)])
+    parse(*arguments)
     status = main_module.main([])
   except SystemExit as exit:
     status = exit.code
@@ -39,7 +57,10 @@ def run_main(capsys, *arguments):
     ("--config.batch_size=12", "config.batch_size: got 12, takes a multiple of 8"),
     ("--config.batch_size=0", "config.batch_size: got 0, takes 1 or more"),
     ("--config.accumulate=3", "config.batch_size"),
-    ("--config.mesh.class=3", "config.mesh.class: got 3, takes a divisor of the 8 devices"),
+    (
+      "--config.mesh.class_size=3",
+      "config.mesh.class_size: got 3, takes a divisor of the 8 devices",
+    ),
     ("--config.job=pretrian", "did you mean 'pretrain'?"),
     ("--config.correction=log2", "one of log, log10, none"),
     ("--config.prompt.position=centre", "one of end, middle, front"),
@@ -102,10 +123,7 @@ def test_a_workdir_that_is_a_file(capsys, tmp_path):
 
 
 def test_argument_string_and_overrides(tmp_path):
-  flags.FLAGS.unparse_flags()
-  main_module.parse_flags(
-    ["main", f"{DEMO}:k=64,m=16,lr=0.5", f"--workdir={tmp_path}", "--config.optim.lr=0.01"]
-  )
+  parse(f"{DEMO}:k=64,m=16,lr=0.5", f"--workdir={tmp_path}", "--config.optim.lr=0.01")
   config = flags.FLAGS.config
   assert (config.k, config.prompt.m, config.optim.lr) == (64, 16, 0.01)
 
@@ -117,8 +135,6 @@ class TestPredict:
   def arguments(self, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "names.txt").write_text("red star\nblue ring\n")
-    from PIL import Image
-
     Image.fromarray(np.zeros((50, 70, 3), np.uint8)).save(tmp_path / "images" / "a.png")
     return {
       "job": "predict",
@@ -164,8 +180,6 @@ class TestPredict:
     assert "b.png" in self.complain(capsys, tmp_path, arguments)
 
   def test_prompts_that_do_not_fit(self, capsys, tmp_path, arguments):
-    from pomp_jax.files.prompt_file import Prompt, save_prompt
-
     file = tmp_path / "prompt.npz"
     save_prompt(file, Prompt(np.zeros((4, 7), np.float32), clip_model="other"))
     line = self.complain(capsys, tmp_path, arguments, prompt=file)

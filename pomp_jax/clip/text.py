@@ -21,27 +21,39 @@ from transformers import CLIPTextConfig
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPEncoder
 
 from pomp_jax.clip.load import Clip, Params
+from pomp_jax.clip.shared import shared_text_tower
 from pomp_jax.clip.tokens import tokenize
+
+TEXT_TOWERS = ("shared", "reference")
 
 TextTower = Callable[
   [Params, Float[Array, "P D"], Float[Array, "C L D"], Int32[Array, " C"]], Float[Array, "C E"]
 ]
 
 
-def text_tower(kind: str, config: CLIPTextConfig, dtype: DTypeLike = jnp.float32) -> TextTower:
+def text_tower(
+  kind: str,
+  config: CLIPTextConfig,
+  dtype: DTypeLike = jnp.float32,
+  token_budget: int | None = None,
+) -> TextTower:
   """The implementation called `kind`; all of them take FlaxCLIP's parameters as they are.
 
   Args:
-    kind: `reference`.
+    kind: `shared` (the prefix once, names packed; see `clip.shared`) or `reference`.
     config: the text tower's configuration.
     dtype: compute type of the layers; parameters stay float32.
+    token_budget: how many own tokens all rows together may have. `shared` leaves out the rows
+      beyond it (`clip.shared.kept_rows` says which); `reference` pads and needs no budget.
 
   Raises:
     ValueError: an unknown kind.
   """
   if kind not in TEXT_TOWERS:
     raise ValueError(f"unknown text tower {kind!r}; accepted: {', '.join(TEXT_TOWERS)}")
-  return TEXT_TOWERS[kind](config, dtype)
+  if kind == "shared":
+    return shared_text_tower(config, dtype, token_budget=token_budget)
+  return _reference(config, dtype)
 
 
 def _reference(config: CLIPTextConfig, dtype: DTypeLike) -> TextTower:
@@ -80,9 +92,6 @@ def project(params: Params, eot_CxD: Float[Array, "C D"], dtype: DTypeLike) -> F
   """The text projection (no bias), its result float32 whatever the compute type."""
   kernel_DxE = params["text_projection"]["kernel"].astype(dtype)
   return (eot_CxD.astype(dtype) @ kernel_DxE).astype(jnp.float32)
-
-
-TEXT_TOWERS = {"reference": _reference}
 
 
 def token_embeddings(

@@ -29,7 +29,7 @@ def open_encoder(config: ConfigDict) -> Encoder:
   """The CLIP on all devices, as `config.clip` and `config.mesh` say."""
   return Encoder(
     open_clip(config.clip.model),
-    mesh=make_mesh(config.mesh["class"]),
+    mesh=make_mesh(config.mesh.class_size),
     tower=config.clip.text_tower,
     dtype=config.clip.dtype,
     chunk=config.clip.chunk,

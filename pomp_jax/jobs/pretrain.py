@@ -5,9 +5,9 @@ A run's folder holds everything; a run that is started again goes on where it st
 
 import contextlib
 import dataclasses
+import logging
 import time
 
-from absl import logging
 import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -20,7 +20,7 @@ from pomp_jax.clip import tokenize
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.config import ConfigError, fields
 from pomp_jax.data.loader import train_batches
-from pomp_jax.data.source import Source
+from pomp_jax.data.source import Source, spread_evenly
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, read_json, write_json
@@ -29,6 +29,7 @@ from pomp_jax.jobs.watch import Watch
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.optimizer import learning_rate, sgd
 from pomp_jax.prompt.train_step import (
+  CLASS,
   DATA,
   ContrastSettings,
   Frozen,
@@ -36,9 +37,12 @@ from pomp_jax.prompt.train_step import (
   create_state,
   make_train_step,
   replicate,
+  step_token_budget,
 )
 from pomp_jax.transfer import Classifier, Encoder, topk_accuracy
 from pomp_jax.transfer.evaluation import evaluate, split_features
+
+log = logging.getLogger(__name__)
 
 # Fields that a run may change between two starts: they leave its result as it is.
 _FREE_FIELDS = ("log.every", "checkpoint.every", "checkpoint.keep", "data.threads")
@@ -71,9 +75,9 @@ def check(config: ConfigDict, workdir: str) -> None:
   n_classes = inputs.n_training_classes(config.data)
   if config.k > n_classes:
     raise ConfigError("k", config.k, f"at most the number of classes, {n_classes}")
-  class_size, n_devices = config.mesh["class"], jax.device_count()
+  class_size, n_devices = config.mesh.class_size, jax.device_count()
   if n_devices % class_size:
-    raise ConfigError("mesh.class", class_size, f"a divisor of the {n_devices} devices")
+    raise ConfigError("mesh.class_size", class_size, f"a divisor of the {n_devices} devices")
   groups = n_devices // class_size * config.accumulate
   if config.batch_size % groups:
     raise ConfigError(
@@ -99,7 +103,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
   """
   folder = RunFolder(workdir)
   if folder.results.exists():
-    logging.info("%s: this run has finished; nothing to do", workdir)
+    log.info("%s: this run has finished; nothing to do", workdir)
     return read_json(folder.results)
   job = _prepare(config, folder)
   folder.create()
@@ -178,20 +182,10 @@ def _train(job: Run) -> tuple[TrainState, float]:
     if restored is not None:
       first, state = restored.step, restored.state
       seconds = restored.meta["seconds"]
-      logging.info("going on from the checkpoint of step %d", first)
+      log.info("going on from the checkpoint of step %d", first)
     if first >= job.total_steps:
       return state, seconds
-    train_step = make_train_step(
-      mesh=encoder.mesh,
-      module=job.module,
-      text_tower=encoder.text_tower,
-      image_tower=encoder.image_tower,
-      optimizer=job.optimizer,
-      settings=ContrastSettings(
-        config.k, len(job.source.names), config.correction, encoder.clip.logit_scale
-      ),
-      accumulate=config.accumulate,
-    )
+    train_step = _train_step(job)
     validate = _validation(job)
     batches = train_batches(
       job.source,
@@ -222,6 +216,31 @@ def _train(job: Run) -> tuple[TrainState, float]:
         meta = {"seconds": spent, "position": step * config.batch_size, "config": config.to_dict()}
         checkpoints.save(step, state, meta, metric=top1)
     return state, spent
+
+
+def _train_step(job: Run):
+  """The compiled step."""
+  config, encoder = job.config, job.encoder
+  settings = ContrastSettings(
+    config.k, len(job.source.names), config.correction, encoder.clip.logit_scale
+  )
+  token_budget = step_token_budget(
+    job.module,
+    np.asarray(job.frozen.tokens.lengths),
+    settings=settings,
+    group_size=config.batch_size // (encoder.mesh.shape[DATA] * config.accumulate),
+    class_size=encoder.mesh.shape[CLASS],
+  )
+  return make_train_step(
+    mesh=encoder.mesh,
+    module=job.module,
+    text_tower=encoder.text_tower(token_budget),
+    image_tower=encoder.image_tower,
+    optimizer=job.optimizer,
+    settings=settings,
+    accumulate=config.accumulate,
+    token_budget=token_budget,
+  )
 
 
 def _validation(job: Run):
@@ -282,12 +301,13 @@ def _plot(job: Run, prompt: Prompt, results: dict) -> None:
   plots.accuracy_bars(job.folder.plots / "accuracy.png", results["eval"])
   split = "novel" if "novel" in results["eval"] else "base"
   source = inputs.open_source(job.config.data, split, n_images=_SHEET_IMAGES)
-  images = source.images(np.arange(len(source)))
+  shown = spread_evenly(_SHEET_IMAGES, len(source))
+  images = source.images(shown)
   top3 = Classifier(job.encoder, prompt, source.names).predict(list(images), top=3)
   plots.prediction_sheet(
     job.folder.plots / "predictions.png",
     images,
-    [source.names[label] for label in source.labels],
+    [source.names[label] for label in source.labels[shown]],
     [[name for name, _ in row] for row in top3],
     [[probability for _, probability in row] for row in top3],
   )
@@ -296,8 +316,8 @@ def _plot(job: Run, prompt: Prompt, results: dict) -> None:
 def _log_results(results: dict, folder: RunFolder) -> None:
   for split, scores in results["eval"].items():
     line = ", ".join(f"{name} {100 * score['top1']:.1f}%" for name, score in scores.items())
-    logging.info("%s top-1 over %d classes: %s", split, results["eval_classes"][split], line)
-  logging.info("prompt, results and plots are in %s", folder.path)
+    log.info("%s top-1 over %d classes: %s", split, results["eval_classes"][split], line)
+  log.info("prompt, results and plots are in %s", folder.path)
 
 
 def _check_same_run(config: ConfigDict, stored: dict, workdir: str) -> None:

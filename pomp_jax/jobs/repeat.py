@@ -4,9 +4,9 @@ Leaves a run's folder `seed_<s>` for each seed, and a `results.json` and bars of
 """
 
 import copy
+import logging
 import os
 
-from absl import logging
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -14,6 +14,8 @@ from pomp_jax.analysis import plots
 from pomp_jax.config import ConfigError
 from pomp_jax.files.run_folder import RunFolder, write_json
 from pomp_jax.jobs import pretrain
+
+log = logging.getLogger(__name__)
 
 
 def check(config: ConfigDict, workdir: str) -> None:
@@ -28,7 +30,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
   """Runs what has not finished yet, and sums up: returns what `results.json` holds."""
   runs = []
   for seed in config.repeat.seeds:
-    logging.info("seed %d of %s", seed, list(config.repeat.seeds))
+    log.info("seed %d of %s", seed, list(config.repeat.seeds))
     runs.append(pretrain.run(*_one(config, workdir, seed)))
   results = {
     "job": config.job,
@@ -52,7 +54,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
   write_json(folder.results, results)
   _plot(folder, results)
   for split, gain in results["gain"].items():
-    logging.info(
+    log.info(
       "%s: top-1 %.2f%% +- %.2f over %d seeds, %+.2f points beside the best hand-written prompt"
       " (%s), spread %.2f",
       *(split, 100 * gain["top1"]["mean"], 100 * gain["top1"]["std"], len(runs)),

@@ -68,6 +68,16 @@ class PromptContext(nn.Module):
       shape = (self.n_classes, *shape)
     self.context = self.param("context", self._initialise, shape)
 
+  @property
+  def n_before(self) -> int:
+    """How many of the vectors stand before the name."""
+    return {"end": self.n_vectors, "middle": self.n_vectors // 2, "front": 0}[self.position]
+
+  @property
+  def n_own(self) -> int:
+    """How many vectors each class's own suffix holds: those that the classes do not share."""
+    return self.n_vectors - self.n_before if self.n_classes is None else self.n_vectors
+
   def _initialise(self, key, shape):
     if self.init_value is None:
       return INIT_STDDEV * jax.random.normal(key, shape)
@@ -97,14 +107,14 @@ class PromptContext(nn.Module):
       What all classes share (SOS, and the context where it precedes the name) as the prefix,
       the rest as each class's suffix.
     """
-    n_before = {"end": self.n_vectors, "middle": self.n_vectors // 2, "front": 0}[self.position]
+    n_before = self.n_before
     if self.n_classes is None:
       prefix_PxD = jnp.concatenate([sos_D[None], self.context[:n_before]])
       inside_CxIxD = jnp.broadcast_to(
         self.context[n_before:], (tokens_CxLxD.shape[0], self.n_vectors - n_before, self.width)
       )
       suffix_CxLxD = insert_after_name(tokens_CxLxD, inside_CxIxD, name_lengths_C)
-      return Sequences(prefix_PxD, suffix_CxLxD, lengths_C + self.n_vectors - n_before)
+      return Sequences(prefix_PxD, suffix_CxLxD, lengths_C + self.n_own)
     context_CxMxD = self.context[class_ids_C]
     suffix_CxLxD = jnp.concatenate(
       [
@@ -113,7 +123,7 @@ class PromptContext(nn.Module):
       ],
       axis=1,
     )
-    return Sequences(sos_D[None], suffix_CxLxD, lengths_C + self.n_vectors)
+    return Sequences(sos_D[None], suffix_CxLxD, lengths_C + self.n_own)
 
 
 def insert_after_name(

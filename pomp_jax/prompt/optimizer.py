@@ -12,9 +12,9 @@ def learning_rate(
   *,
   schedule: str,
   base: float,
-  epochs: int,
+  epochs: float | int,
   steps_per_epoch: int,
-  warmup: float,
+  warmup: float | int,
   warmup_rate: float,
 ) -> optax.Schedule:
   """Cosine from `base` to 0 after a constant warm-up.

@@ -19,9 +19,10 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 
+from pomp_jax.clip import shared
 from pomp_jax.clip.text import TextTower, token_embeddings
 from pomp_jax.prompt import sampling
-from pomp_jax.prompt.context import ClassTokens, PromptContext
+from pomp_jax.prompt.context import ClassTokens, PromptContext, Sequences
 from pomp_jax.prompt.contrast import Contrast, local_contrast
 
 DATA, CLASS = "data", "class"
@@ -54,10 +55,11 @@ class TrainState:
     seed_key: key data of the seed; a step derives its draws from it.
   """
 
-  step: jax.Array
+  # Any, not jax.Array: JAX and Orbax also build this tree from shapes and shardings.
+  step: Any
   params: Any
   opt_state: Any
-  seed_key: jax.Array
+  seed_key: Any
 
 
 class Frozen(NamedTuple):
@@ -117,6 +119,21 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
   return jax.tree.map(place, tree)
 
 
+def class_sequences(
+  module: PromptContext, params: Any, frozen: Frozen, class_ids_C: jax.Array
+) -> Sequences:
+  """Some classes under a prompt, as a text tower takes them."""
+  tokens = jax.tree.map(lambda rows: rows[class_ids_C], frozen.tokens)
+  return module.apply(
+    {"params": params},
+    frozen.sos,
+    token_embeddings(frozen.text, tokens.ids),
+    tokens.name_lengths,
+    tokens.lengths,
+    class_ids_C,
+  )
+
+
 def class_features(
   module: PromptContext,
   text_tower: TextTower,
@@ -125,16 +142,35 @@ def class_features(
   class_ids_C: jax.Array,
 ) -> jax.Array:
   """Text features of some classes under a prompt: ids [C] -> [C,E], not normalised."""
-  tokens = jax.tree.map(lambda rows: rows[class_ids_C], frozen.tokens)
-  sequences = module.apply(
-    {"params": params},
-    frozen.sos,
-    token_embeddings(frozen.text, tokens.ids),
-    tokens.name_lengths,
-    tokens.lengths,
-    class_ids_C,
-  )
-  return text_tower(frozen.text, *sequences)
+  return text_tower(frozen.text, *class_sequences(module, params, frozen, class_ids_C))
+
+
+def step_token_budget(
+  module: PromptContext,
+  lengths_N: np.ndarray,
+  *,
+  settings: ContrastSettings,
+  group_size: int,
+  class_size: int = 1,
+) -> int:
+  """The own tokens that one device's rows of a step may take; see `clip.shared.token_budget`.
+
+  At K = N every class is in every draw, and the budget holds them all.
+
+  Args:
+    module: the prompt; vectors that classes do not share count as their own tokens.
+    lengths_N: own tokens of every class.
+    settings: K and N.
+    group_size: B, images of a draw.
+    class_size: devices that split a draw's rows.
+  """
+  lengths_N = np.asarray(lengths_N) + module.n_own
+  size = sampling.n_negatives(settings.k, settings.n_classes)
+  n_given = -(-group_size // class_size)
+  if size == settings.n_classes:
+    shares = [lengths_N[first::class_size].sum() for first in range(class_size)]
+    return int(max(shares) + n_given * lengths_N.max())
+  return shared.token_budget(lengths_N, -(-size // class_size), n_given)
 
 
 def make_train_step(
@@ -146,6 +182,7 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   settings: ContrastSettings,
   accumulate: int = 1,
+  token_budget: int | None = None,
 ) -> Callable[[TrainState, Frozen, dict[str, jax.Array]], tuple[TrainState, dict]]:
   """Compiles the step `(state, frozen, batch) -> (state, metrics)`; the state is donated.
 
@@ -155,18 +192,20 @@ def make_train_step(
   Args:
     mesh: from `make_mesh`.
     module: the prompt.
-    text_tower: from `clip.text_tower`.
+    text_tower: from `clip.text_tower`, with the same budget.
     image_tower: from `clip.image_tower`; None when batches bring features.
     optimizer: moves the context.
     settings: the method's numbers.
     accumulate: groups that a data index computes one after the other.
+    token_budget: from `step_token_budget`. Negatives of a draw that do not fit it are left out
+      of that step, and the margin counts the rest. None: every row is computed.
 
   Returns:
     The step. A batch is {"image": uint8 [G*B,H,W,3] or float32 features [G*B,E], "label": int32
     [G*B]}, sharded over `data`. Metrics are scalars on the device: `loss`, `accuracy`,
     `grad_norm`, `context_norm` (before the update).
   """
-  group_loss = _make_group_loss(mesh, module, text_tower, settings, accumulate)
+  group_loss = _make_group_loss(mesh, module, text_tower, settings, accumulate, token_budget)
 
   def mean_gradient(state, frozen, batch):
     def group_gradient(total, group):
@@ -197,8 +236,8 @@ def make_train_step(
     metrics = {
       "loss": contrast.loss,
       "accuracy": contrast.accuracy,
-      "grad_norm": optax.global_norm(gradient),
-      "context_norm": optax.global_norm(state.params),
+      "grad_norm": optax.tree.norm(gradient),
+      "context_norm": optax.tree.norm(state.params),
     }
     params = optax.apply_updates(state.params, updates)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
@@ -206,19 +245,35 @@ def make_train_step(
   return train_step
 
 
-def _make_group_loss(mesh, module, text_tower, settings, accumulate):
+def _make_group_loss(mesh, module, text_tower, settings, accumulate, token_budget):
   """The mean loss over the data axis, each index with its own draw and its own classes."""
 
   def local_loss(params, frozen, features_BxE, labels_B, step, seed_key, micro):
+    # The same on every device, but used with rows that differ: a custom gradient rule (those of
+    # `clip.shared`) must see both as differing.
+    frozen = jax.lax.pcast(frozen, (DATA, CLASS), to="varying")
     group = jax.lax.axis_index(DATA) * accumulate + micro
     key = sampling.draw_key(jax.random.wrap_key_data(seed_key), step, group)
     negatives_K = sampling.sample_uniform(key, settings.k, settings.n_classes)
     ids_C = jnp.concatenate([labels_B, negatives_K])
-    rows = -(-ids_C.size // mesh.shape[CLASS])
-    padded = jnp.pad(ids_C, (0, rows * mesh.shape[CLASS] - ids_C.size))
-    mine = jax.lax.dynamic_slice_in_dim(padded, jax.lax.axis_index(CLASS) * rows, rows)
-    features_RxE = class_features(module, text_tower, params, frozen, mine)
-    features_CxE = jax.lax.all_gather(features_RxE, CLASS, tiled=True)[: ids_C.size]
+    class_size = mesh.shape[CLASS]
+    rows = -(-ids_C.size // class_size)
+    # Dealt out in turn, so that each device gets its share of the positives, and first.
+    dealt_RxS = jnp.pad(ids_C, (0, rows * class_size - ids_C.size)).reshape(rows, class_size)
+    mine_R = jax.lax.dynamic_index_in_dim(
+      dealt_RxS, jax.lax.axis_index(CLASS), axis=1, keepdims=False
+    )
+    sequences = class_sequences(module, params, frozen, mine_R)
+    features_RxE = text_tower(frozen.text, *sequences)
+
+    def gather(mine):
+      dealt = jax.lax.all_gather(mine, CLASS, axis=1)
+      return dealt.reshape(-1, *mine.shape[1:])[: ids_C.size]
+
+    features_CxE = gather(features_RxE)
+    available_K = None
+    if token_budget is not None:
+      available_K = gather(shared.kept_rows(sequences.lengths, token_budget))[labels_B.size :]
     contrast = local_contrast(
       features_BxE,
       features_CxE[: labels_B.size],
@@ -228,6 +283,7 @@ def _make_group_loss(mesh, module, text_tower, settings, accumulate):
       logit_scale=settings.logit_scale,
       n_classes=settings.n_classes,
       correction=settings.correction,
+      available_K=available_K,
     )
     return jax.lax.pmean(contrast, (DATA, CLASS))
 

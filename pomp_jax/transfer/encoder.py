@@ -3,7 +3,7 @@
 Shapes: N classes, n images, M context vectors, D width, E embedding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import functools
 
 import jax
@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 import numpy as np
 
-from pomp_jax.clip import Clip, image_tower, text_tower, tokenize
+from pomp_jax.clip import Clip, TextTower, image_tower, text_tower, tokenize
 from pomp_jax.clip.text import sos_embedding
 from pomp_jax.data.vocabulary import Vocabulary, make_vocabulary, spoken
 from pomp_jax.files.prompt_file import Prompt, check_fits
@@ -27,8 +27,7 @@ class Encoder:
   Attributes:
     clip: the CLIP.
     mesh: the devices.
-    text_tower: the implementation in use.
-    image_tower: likewise.
+    image_tower: the vision tower's function.
     text_params: on the mesh, replicated.
     vision_params: likewise.
   """
@@ -38,7 +37,7 @@ class Encoder:
     clip: Clip,
     *,
     mesh: Mesh | None = None,
-    tower: str = "reference",
+    tower: str = "shared",
     dtype: str = "float32",
     chunk: int = 1024,
   ):
@@ -53,7 +52,8 @@ class Encoder:
     """
     self.clip = clip
     self.mesh = make_mesh() if mesh is None else mesh
-    self.text_tower = text_tower(tower, clip.config.text_config, dtype)
+    self._tower, self._dtype = tower, dtype
+    self._programs: dict[tuple[PromptContext, int], Callable] = {}
     self.image_tower = image_tower(clip, dtype)
     self.text_params = replicate(clip.text_params, self.mesh)
     self.vision_params = replicate(clip.vision_params, self.mesh)
@@ -65,6 +65,10 @@ class Encoder:
       lambda params, images: normalize(self.image_tower(params, images)),
       n_replicated=1,
     )
+
+  def text_tower(self, token_budget: int | None = None) -> TextTower:
+    """The text tower in use, for so many own tokens; see `clip.text_tower`."""
+    return text_tower(self._tower, self.clip.config.text_config, self._dtype, token_budget)
 
   def vocabulary(self, names: Sequence[str], n_vectors: int) -> Vocabulary:
     """Tokens of class names that leave room for a context of M vectors.
@@ -113,10 +117,16 @@ class Encoder:
     module = PromptContext(
       shape[-2], shape[-1], position, n_classes=shape[0] if len(shape) == 3 else None
     )
+    lengths_N = np.asarray(tokens.lengths) + module.n_own
+    compute = self._compiled(module, self._token_budget(lengths_N))
     frozen = Frozen(self.text_params, {}, self._sos, replicate(tokens, self.mesh))
-    compute = _class_features(self.mesh, module, self.text_tower)
-    ids = np.arange(len(tokens.ids), dtype=np.int32)
+    ids = np.arange(len(lengths_N), dtype=np.int32)
     return self._in_chunks(lambda rows: compute(params, frozen, rows), ids)
+
+  def _token_budget(self, lengths_N: np.ndarray) -> int:
+    """What the fullest device of the fullest chunk needs; rounded, for fewer compilations."""
+    shares = [full.reshape(self.mesh.size, -1).sum(-1) for full, _ in self._chunks(lengths_N)]
+    return 64 * -(-int(np.max(shares)) // 64)
 
   def image_features(self, images: np.ndarray) -> Float[np.ndarray, "n E"]:
     """Unit features of images, uint8 [n,S,S,3] with S = `clip.image_size`."""
@@ -125,20 +135,38 @@ class Encoder:
   def _tokenize(self, texts: Sequence[str], budget: int | None = None):
     return tokenize(texts, self.clip.tokenizer, self.clip.config.text_config, budget)
 
-  def _in_chunks(self, compute: Callable, rows: np.ndarray) -> np.ndarray:
-    """Applies `compute` to chunks of one static size; the last is padded with its first row."""
-    size = min(self._chunk, -(-len(rows) // self.mesh.size) * self.mesh.size)
-    results = []
+  def _compiled(self, module: PromptContext, token_budget: int) -> Callable:
+    """One compiled function a layout, however often features are asked for."""
+    if (module, token_budget) not in self._programs:
+      tower = self.text_tower(token_budget)
+
+      def features(params, frozen, ids_C):
+        return normalize(class_features(module, tower, params, frozen, ids_C))
+
+      self._programs[module, token_budget] = _over_rows(self.mesh, features, 2)
+    return self._programs[module, token_budget]
+
+  def _chunks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    """Chunks of one static size, an equal share for each device, and how many rows are real.
+
+    The last is padded with its first row.
+    """
+    size = min(self._chunk, self.mesh.size * -(-len(rows) // self.mesh.size))
     for start in range(0, len(rows), size):
       part = rows[start : start + size]
-      full = np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
+      yield np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)]), len(part)
+
+  def _in_chunks(self, compute: Callable, rows: np.ndarray) -> np.ndarray:
+    results: list[np.ndarray] = []
+    pending = None
+    for full, kept in self._chunks(rows):
+      computed = compute(self._shard(full))
       # Fetched one chunk late, so that the device has the next to work on meanwhile.
-      results.append((compute(self._shard(full)), len(part)))
-      if len(results) > 1:
-        features, kept = results[-2]
-        results[-2] = np.asarray(features)[:kept]
-    features, kept = results[-1]
-    return np.concatenate([*results[:-1], np.asarray(features)[:kept]])
+      if pending is not None:
+        results.append(np.asarray(pending[0])[: pending[1]])
+      pending = (computed, kept)
+    results.append(np.asarray(pending[0])[: pending[1]])
+    return np.concatenate(results)
 
   def _shard(self, rows: np.ndarray) -> jax.Array:
     sharding = NamedSharding(self.mesh, P((DATA, CLASS)))
@@ -150,18 +178,11 @@ def _tokens(vocabulary: Vocabulary) -> ClassTokens:
 
 
 def _over_rows(mesh: Mesh, function: Callable, n_replicated: int) -> Callable:
-  """Compiles a function whose last argument is split by rows over all devices."""
-  replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P((DATA, CLASS)))
-  return jax.jit(
-    function, in_shardings=(*[replicated] * n_replicated, rows), out_shardings=replicated
-  )
+  """Compiles a function whose last argument is split by rows over all devices.
 
-
-@functools.lru_cache(maxsize=32)
-def _class_features(mesh: Mesh, module: PromptContext, tower: Callable) -> Callable:
-  """One compiled function a layout, however often features are asked for."""
-  return _over_rows(
-    mesh,
-    lambda params, frozen, ids: normalize(class_features(module, tower, params, frozen, ids)),
-    n_replicated=2,
-  )
+  Each device computes its own rows, as `shard_map` has it: packing names into one row of tokens
+  is nothing that a compiler could split by itself.
+  """
+  rows = P((DATA, CLASS))
+  local = jax.shard_map(function, mesh=mesh, in_specs=(*[P()] * n_replicated, rows), out_specs=rows)
+  return jax.jit(local, out_shardings=NamedSharding(mesh, P()))

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 from PIL import Image
+from small_run import small_config
 
 from pomp_jax import world
 from pomp_jax.clip import load_clip
@@ -11,7 +12,7 @@ from pomp_jax.jobs import predict
 from pomp_jax.transfer import Classifier
 
 
-def test_it_names_a_folder_of_images(make_config, tmp_path, capsys):
+def test_it_names_a_folder_of_images(tmp_path, capsys):
   source = world.source("novel", n_images=3)
   pixels = source.images(np.arange(3))
   names = [source.names[label] for label in source.labels]
@@ -19,7 +20,7 @@ def test_it_names_a_folder_of_images(make_config, tmp_path, capsys):
   for index, image in enumerate(pixels):
     Image.fromarray(image).save(tmp_path / "images" / f"{index}.png")
   (tmp_path / "names.txt").write_text("\n".join(sorted(names)))
-  config = make_config(
+  config = small_config(
     job="predict",
     **{
       "predict.images": str(tmp_path / "images"),

@@ -12,6 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from small_run import small_config
 
 from pomp_jax.config import ConfigError
 from pomp_jax.files.prompt_file import load_prompt
@@ -25,8 +26,6 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   """The folder of a run that was never stopped."""
-  from conftest import small_config
-
   workdir = tmp_path_factory.mktemp("runs") / "finished"
   pretrain.check(small_config(), str(workdir))
   pretrain.run(small_config(), str(workdir))
@@ -59,29 +58,29 @@ def test_a_run_leaves_its_folder(finished):
   assert prompt.config["k"] == 20
 
 
-def test_a_finished_run_does_nothing(finished, make_config):
+def test_a_finished_run_does_nothing(finished):
   before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-  results = pretrain.run(make_config(), str(finished))
+  results = pretrain.run(small_config(), str(finished))
   assert results["steps"] == 12
   assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-def test_another_config_is_refused(finished, make_config):
+def test_another_config_is_refused(finished):
   with pytest.raises(ConfigError, match=r"config\.k: got 30, takes 20, with which"):
-    pretrain.check(make_config(k=30), str(finished))
-  pretrain.check(make_config(**{"log.every": 1}), str(finished))
+    pretrain.check(small_config(k=30), str(finished))
+  pretrain.check(small_config(**{"log.every": 1}), str(finished))
 
 
-def test_the_seed_and_the_correction_matter(finished, make_config, tmp_path):
+def test_the_seed_and_the_correction_matter(finished, tmp_path):
   for name, changes in [("seed", {"seed": 1}), ("correction", {"correction": "none"})]:
-    pretrain.run(make_config(**changes), str(tmp_path / name))
+    pretrain.run(small_config(**changes), str(tmp_path / name))
     assert not np.array_equal(context(tmp_path / name), context(finished))
 
 
 _RUN = """
 import sys
 sys.path[:0] = [{tests!r}]
-from conftest import small_config
+from small_run import small_config
 from pomp_jax.jobs import pretrain
 from pomp_jax.jobs.watch import Watch
 step = Watch.step
@@ -95,7 +94,7 @@ pretrain.run(small_config(), {workdir!r})
 
 def start(workdir):
   """The small run in a process of its own, which prints each step that it starts."""
-  script = _RUN.format(tests=str(pathlib.Path(__file__).parent), workdir=str(workdir))
+  script = _RUN.format(tests=str(ROOT / "tests"), workdir=str(workdir))
   return subprocess.Popen(
     [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ
   )
@@ -131,7 +130,7 @@ def test_killed_at_a_random_step_it_goes_on_bit_for_bit(finished, tmp_path):
   assert resumed["loss"] == whole["loss"]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(make_config, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
   workdir = tmp_path / "run"
   real = pretrain.make_train_step
 
@@ -147,24 +146,24 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_config, tmp_path, monkeypa
 
   monkeypatch.setattr(pretrain, "make_train_step", poisoned)
   with pytest.raises(TrainingError, match=r"is nan at step 7.*last good checkpoint"):
-    pretrain.run(make_config(), str(workdir))
+    pretrain.run(small_config(), str(workdir))
   assert not (workdir / "results.json").exists()
   assert not (workdir / "prompt.npz").exists()
   assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["4"]
   monkeypatch.undo()
-  results = pretrain.run(make_config(), str(workdir))
+  results = pretrain.run(small_config(), str(workdir))
   assert results["steps"] == 12
 
 
-def test_class_specific_contexts_are_evaluated_on_their_classes_alone(make_config, tmp_path):
-  config = make_config(**{"prompt.class_specific": True, "steps": 2, "checkpoint.every": 2})
+def test_class_specific_contexts_are_evaluated_on_their_classes_alone(tmp_path):
+  config = small_config(**{"prompt.class_specific": True, "steps": 2, "checkpoint.every": 2})
   results = pretrain.run(config, str(tmp_path))
   assert context(tmp_path).shape[:2] == (300, 4)
   assert set(results["eval"]) == {"base"}
 
 
-def test_repeat_sums_the_seeds_up(make_config, tmp_path):
-  config = make_config(job="repeat", steps=2, **{"repeat.seeds": (3, 4)})
+def test_repeat_sums_the_seeds_up(tmp_path):
+  config = small_config(job="repeat", steps=2, **{"repeat.seeds": (3, 4)})
   repeat.check(config, str(tmp_path))
   results = repeat.run(config, str(tmp_path))
   values = [

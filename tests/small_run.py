@@ -1,7 +1,6 @@
 """A small run of the main job: real world, real tiny CLIP, few classes and steps."""
 
 from ml_collections import ConfigDict
-import pytest
 
 from pomp_jax.config import base
 
@@ -24,8 +23,3 @@ def small_config(**changes) -> ConfigDict:
   }
   config.update_from_flattened_dict(settings | changes)
   return config
-
-
-@pytest.fixture
-def make_config():
-  return small_config
