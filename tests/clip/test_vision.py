@@ -6,6 +6,7 @@ from closeness import assert_close
 import jax
 import jax.numpy as jnp
 import numpy as np
+from programs import equations
 import pytest
 from transformers import CLIPImageProcessor
 
@@ -47,5 +48,14 @@ def test_bfloat16_is_within_its_error_of_float32(stored, images):
   assert rounded.dtype == jnp.float32
   # See the text tower's test: 0.4-0.8% of the largest value here (six seeds).
   assert_close(rounded, exact, 0.03)
-  with pytest.raises(AssertionError):
-    assert_close(rounded, exact, 1e-4)
+
+
+def test_bfloat16_is_the_type_of_every_product(small, images):
+  program = jax.make_jaxpr(image_tower(small.clip, jnp.bfloat16))(small.clip.vision_params, images)
+  products = [
+    e
+    for e in equations(program.jaxpr)
+    if e.primitive.name in ("dot_general", "conv_general_dilated")
+  ]
+  assert len(products) == 1 + 3 * 8 + 1
+  assert {variable.aval.dtype.name for e in products for variable in e.invars} == {"bfloat16"}

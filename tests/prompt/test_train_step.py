@@ -1,15 +1,14 @@
 """The step: against torch at two data indices, and against itself on other meshes."""
 
-from collections.abc import Iterator
 import functools
 
 from closeness import assert_close
 import jax
-from jax.extend import core
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 from plain_method import torch_class_feature, torch_group
+from programs import equations
 import pytest
 import torch
 
@@ -242,24 +241,13 @@ def test_the_state_holds_the_context_and_one_slot_of_it(compiled):
   assert sum(leaf.size for leaf in leaves) <= 2 * 3 * compiled.world.clip.text_width + 4
 
 
-def _equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
-  """Every equation of a program, loops and calls included."""
-  for equation in jaxpr.eqns:
-    yield equation
-    for inner in jax.tree.leaves(
-      equation.params, is_leaf=lambda x: isinstance(x, (core.Jaxpr, core.ClosedJaxpr))
-    ):
-      if isinstance(inner, (core.Jaxpr, core.ClosedJaxpr)):
-        yield from _equations(getattr(inner, "jaxpr", inner))
-
-
 def _weight_gradients(jaxpr, frozen) -> list:
   """Products with the shape of a frozen weight: what a gradient of that weight would be."""
   shapes = {leaf.shape for leaf in jax.tree.leaves(frozen.text) if leaf.ndim == 2}
   shapes |= {shape[::-1] for shape in shapes}
   return [
     variable.aval.shape
-    for equation in _equations(jaxpr)
+    for equation in equations(jaxpr)
     if equation.primitive.name == "dot_general"
     for variable in equation.outvars
     if variable.aval.shape in shapes
@@ -284,7 +272,7 @@ def test_the_program_calls_nothing_outside_it(compiled):
   program = compiled.traced.lower().compile().as_text()
   for word in ("callback", "infeed", "outfeed", "send-done", "recv-done", "host_compute"):
     assert word not in program
-  names = {equation.primitive.name for equation in _equations(compiled.traced.jaxpr.jaxpr)}
+  names = {equation.primitive.name for equation in equations(compiled.traced.jaxpr.jaxpr)}
   assert not [name for name in names if "callback" in name or "device_put" in name]
 
 
