@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Pre-trains a prompt on the embedded world; all it needs is a Python 3.11 or newer. Minutes on 2 cores.
+#
+#   bash launch/demo.sh                                  results in runs/demo
+#   bash launch/demo.sh --config.seed=1 --workdir=runs/b another seed, another folder
+#
+# Paths are relative to the repository's root. VENV and PYTHON: see launch/venv.sh.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/venv.sh
+
+prepare_venv requirements.txt
+exec "$VENV/bin/python" -m pomp_jax.main --config=configs/demo.py --workdir=runs/demo "$@"

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Runs all tests, on 2 processes; all it needs is a Python 3.11 or newer.
+#
+#   bash launch/test.sh                            everything
+#   bash launch/test.sh tests/files -k resume -n 0 some, in one process
+#
+# VENV and PYTHON: see launch/venv.sh.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/venv.sh
+
+prepare_venv requirements-test.txt
+exec "$VENV/bin/python" -m pytest --numprocesses 2 --dist worksteal "$@"

@@ -1,0 +1,54 @@
+# Sourced by the scripts beside it, in the repository's root: a virtual environment with what is needed.
+#
+# VENV    its folder; default .venv
+# PYTHON  the interpreter that makes it; default: the first of python3, python3.13, python3.12 and
+#         python3.11 that is new enough
+# shellcheck shell=bash
+
+VENV="${VENV:-.venv}"
+
+fail() {
+  echo "$0: $1" >&2
+  exit 1
+}
+
+# Whether the interpreter $1 is new enough and can make virtual environments.
+suits() {
+  "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+}
+
+# Prints the interpreter to use.
+find_python() {
+  if [[ -n "${PYTHON:-}" ]]; then
+    suits "$PYTHON" || fail "PYTHON=$PYTHON is not a Python 3.11 or newer with its venv module"
+    echo "$PYTHON"
+    return
+  fi
+  local candidate
+  for candidate in python3 python3.13 python3.12 python3.11; do
+    if suits "$candidate"; then
+      echo "$candidate"
+      return
+    fi
+  done
+  fail "no Python 3.11 or newer with its venv module (on Debian: apt install python3-venv); set PYTHON"
+}
+
+# Makes the environment unless it exists, and installs the requirement file $1 and those it includes
+# unless they are installed.
+prepare_venv() {
+  local requirements="$1" stamp="$VENV/installed-$1" python
+  if [[ ! -x "$VENV/bin/python" ]]; then
+    python="$(find_python)"
+    echo "Making $VENV with $("$python" --version)" >&2
+    "$python" -m venv "$VENV"
+  fi
+  suits "$VENV/bin/python" || fail "$VENV is broken or older than Python 3.11; remove it"
+  # The stamp holds the requirements it was made for: edit them, and they are installed again.
+  if ! cat requirements*.txt | cmp -s - "$stamp"; then
+    echo "Installing $requirements into $VENV" >&2
+    "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || "$VENV/bin/python" -m ensurepip >/dev/null
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
+    cat requirements*.txt > "$stamp"
+  fi
+}
