@@ -1,0 +1,71 @@
+"""The stored tiny CLIP and its tokenizer, loaded as anyone would load them, offline."""
+
+import json
+
+import numpy as np
+import pytest
+from pomp_jax.world import CLIP_PATH, IMAGE_SIZE, captions, class_names, tokenizer, train_clip
+from transformers import CLIPTokenizer, CLIPTokenizerFast, FlaxCLIPModel
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+  return CLIPTokenizerFast.from_pretrained(CLIP_PATH)
+
+
+@pytest.fixture(scope="module")
+def model():
+  return FlaxCLIPModel.from_pretrained(CLIP_PATH)
+
+
+def test_weights_are_small():
+  assert (CLIP_PATH / "flax_model.msgpack").stat().st_size <= 8_000_000
+
+
+def test_config_agrees_with_the_tokenizer_and_the_renderer(vocabulary):
+  config = json.loads((CLIP_PATH / "config.json").read_text())
+  text = config["text_config"]
+  assert text["vocab_size"] == len(vocabulary)
+  assert text["eos_token_id"] == vocabulary.eos_token_id == len(vocabulary) - 1
+  assert text["bos_token_id"] == vocabulary.bos_token_id
+  assert text["max_position_embeddings"] == tokenizer.MAX_POSITIONS
+  assert config["vision_config"]["image_size"] == IMAGE_SIZE
+  preprocessor = json.loads((CLIP_PATH / "preprocessor_config.json").read_text())
+  assert tuple(preprocessor["image_mean"]) == train_clip.PIXEL_MEAN
+  assert tuple(preprocessor["image_std"]) == train_clip.PIXEL_STD
+
+
+def test_every_name_fits_beside_sixteen_context_vectors(vocabulary):
+  ids = vocabulary([f"{name}." for name in class_names("all")]).input_ids
+  lengths = np.array([len(i) for i in ids])  # with the start and end tokens
+  assert lengths.max() + 16 <= tokenizer.MAX_POSITIONS
+  assert len(set(lengths)) >= 4  # ragged
+
+
+def test_the_slow_tokenizer_agrees_with_the_fast_one(vocabulary):
+  slow = CLIPTokenizer.from_pretrained(CLIP_PATH)
+  for text in ("A photo of a  sky blue lightning bolt on navy.", "close-up, Café no. 7!"):
+    assert slow(text).input_ids == vocabulary(text).input_ids
+
+
+def test_any_text_can_be_encoded(vocabulary):
+  text = "größe 42: полка, 棚"
+  assert vocabulary.unk_token_id not in vocabulary(text, add_special_tokens=False).input_ids
+  assert vocabulary.decode(vocabulary(text).input_ids, skip_special_tokens=True).strip()
+
+
+def test_short_captions_are_never_cut(vocabulary):
+  for noise in (0.0, 1.0):
+    texts = captions.training_batch(1, np.arange(2_000), noise)[1]
+    assert max(map(len, vocabulary(texts).input_ids)) <= train_clip.Recipe().short_tokens
+
+
+def test_wordy_captions_fill_the_positions(vocabulary):
+  texts = captions.training_batch(1, np.arange(64), 1.0)[1]
+  lengths = [len(i) for i in vocabulary(train_clip._wordy(texts, vocabulary, 0)).input_ids]
+  assert max(lengths) == tokenizer.MAX_POSITIONS and np.mean(lengths) > 28
+
+
+def test_zero_shot_is_far_above_chance_and_short_of_perfect(model, vocabulary):
+  top1 = train_clip.zero_shot(model, model.params, vocabulary, "a photo of a {}.", n_images=400)
+  assert 0.15 < top1 < 0.9
