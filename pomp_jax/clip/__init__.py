@@ -1,18 +1,26 @@
-"""The frozen backbone: load a CLIP, tokenize, and turn prompts and images into features."""
+"""The frozen backbone: load a CLIP, tokenize, and turn prompts and images into features.
 
-from pomp_jax.clip.load import Clip, ClipError, load_clip
-from pomp_jax.clip.text import TextTower, encode_texts, text_tower
-from pomp_jax.clip.tokens import TokenizeError, tokenize
-from pomp_jax.clip.vision import image_tower
+Names are imported when first asked for: `clip.shared` alone runs where transformers is missing.
+"""
 
-__all__ = [
-  "Clip",
-  "ClipError",
-  "TextTower",
-  "TokenizeError",
-  "encode_texts",
-  "image_tower",
-  "load_clip",
-  "text_tower",
-  "tokenize",
-]
+import importlib
+
+_MODULE_OF = {
+  "Clip": "load",
+  "ClipError": "load",
+  "TextTower": "text",
+  "TokenizeError": "tokens",
+  "encode_texts": "text",
+  "image_tower": "vision",
+  "load_clip": "load",
+  "text_tower": "text",
+  "tokenize": "tokens",
+}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str):
+  if name not in _MODULE_OF:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
