@@ -146,6 +146,24 @@ def test_an_image_with_no_negative_left_adds_nothing(correction):
   assert np.isfinite(gradients[2]).all()
 
 
+def test_negatives_that_are_not_available_are_as_if_not_drawn():
+  features = _features()
+  available = np.array([True, True, False, True, False])
+  contrast = local_contrast(
+    *(jnp.asarray(rows, jnp.float32) for rows in features),
+    jnp.asarray(LABELS),
+    jnp.asarray(DRAWN),
+    logit_scale=10.0,
+    n_classes=N_CLASSES,
+    correction="log",
+    available_K=jnp.asarray(available),
+  )
+  features[2] = features[2][available]
+  losses, hits = _plain(features, drawn=DRAWN[available], correction="log")
+  assert_close(contrast.loss, losses.mean())
+  assert contrast.accuracy == hits.mean()
+
+
 def _cosine_logits(features, scale):
   unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in features]
   return scale * unit[0] @ unit[2].T

@@ -28,20 +28,20 @@ from pomp_jax.prompt.train_step import (
 
 N_CLASSES = 12
 K = 6
-# Two labels are the same, here and within each group of two.
+# Some classes twice, 3 and 5 within one group of two.
 LABELS = np.array([3, 3, 7, 0, 1, 11, 4, 9, 5, 5, 2, 8, 6, 3, 10, 0], np.int32)
 SEED = 7
 
 
-def _step(world, *, mesh, module, rate=0.5, accumulate=1, kind="reference", budget=None, **towers):
-  optimizer = sgd(lambda step: rate / (1 + step), 0.9, 0.01)
+def _step(world, *, mesh, module, k=K, accumulate=1, kind="reference", budget=None, vision=None):
+  optimizer = sgd(lambda step: 0.5 / (1 + step), 0.9, 0.01)
   step = make_train_step(
     mesh=mesh,
     module=module,
     text_tower=text_tower(kind, world.clip.config.text_config, token_budget=budget),
-    image_tower=towers.get("image_tower"),
+    image_tower=vision,
     optimizer=optimizer,
-    settings=ContrastSettings(K, N_CLASSES, "log", world.clip.logit_scale),
+    settings=ContrastSettings(k, N_CLASSES, "log", world.clip.logit_scale),
     accumulate=accumulate,
     token_budget=budget,
   )
@@ -88,7 +88,7 @@ def test_steps_equal_torch(world, images, image_features, position, n_classes, c
   """Two steps of two data indices of four images: images to the moved context, and all metrics."""
   module = PromptContext(3, world.clip.text_width, position, n_classes)
   mesh = make_mesh(class_size, jax.devices()[: 2 * class_size])
-  step, state, frozen = _step(world, mesh=mesh, module=module, image_tower=image_tower(world.clip))
+  step, state, frozen = _step(world, mesh=mesh, module=module, vision=image_tower(world.clip))
   leaf = torch.nn.Parameter(torch.tensor(np.asarray(state.params["context"], np.float64)))
   optimizer = torch.optim.SGD([leaf], lr=1.0, momentum=0.9, weight_decay=0.01)
   batch = _batch(mesh, images[:8], LABELS[:8])
@@ -138,6 +138,41 @@ def test_negatives_beyond_the_token_budget_are_left_out_and_not_counted(world, i
   _, metrics = step(state, frozen, _batch(mesh, image_features[:4].astype(np.float32), labels))
   assert_close(metrics["loss"], loss.item())
   assert_close(metrics["grad_norm"], leaf.grad.norm().item())
+
+
+def test_k_of_all_classes_is_the_full_softmax(world, image_features):
+  """K = N, the shared tower under its own budget, classes split over two devices."""
+  module = PromptContext(3, world.clip.text_width, "front")
+  mesh = make_mesh(2, jax.devices()[:2])
+  budget = step_token_budget(
+    module,
+    np.asarray(world.tokens.lengths),
+    settings=ContrastSettings(N_CLASSES, N_CLASSES, "log", 1.0),
+    group_size=4,
+    class_size=2,
+  )
+  step, state, frozen = _step(
+    world, mesh=mesh, module=module, k=N_CLASSES, kind="shared", budget=budget
+  )
+  leaf = torch.nn.Parameter(torch.tensor(np.asarray(state.params["context"], np.float64)))
+  features = torch.stack(
+    [
+      torch_class_feature(world.model, leaf, *world.class_ids_and_name_length(c), "front")
+      for c in range(N_CLASSES)
+    ]
+  )
+  unit_images, unit_classes = (
+    torch.nn.functional.normalize(rows, dim=1)
+    for rows in (torch.tensor(image_features[:4]), features)
+  )
+  logits = world.model.logit_scale.exp().detach() * unit_images @ unit_classes.T
+  labels = torch.tensor(LABELS[:4]).long()
+  loss = torch.nn.functional.cross_entropy(logits, labels)
+  loss.backward()
+  _, metrics = step(state, frozen, _batch(mesh, image_features[:4].astype(np.float32), LABELS[:4]))
+  assert_close(metrics["loss"], loss.item())
+  assert_close(metrics["grad_norm"], leaf.grad.norm().item())
+  assert float(metrics["accuracy"]) == (logits.argmax(dim=1) == labels).double().mean().item()
 
 
 @pytest.fixture(scope="module")
