@@ -12,12 +12,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from pomp_jax.clip.shared import KEEP
 from pomp_jax.clip.text import TEXT_TOWERS
 from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.contrast import CORRECTIONS
 from pomp_jax.prompt.optimizer import SCHEDULES
 
-JOBS = ("pretrain", "predict", "repeat")
+JOBS = ("pretrain", "predict", "repeat", "benchmark")
 WORLD = "world"
 
 
@@ -43,6 +44,9 @@ def base() -> ConfigDict:
   config.clip.model = WORLD  # "world" (in the repository), a HuggingFace folder, or a hub id
   config.clip.text_tower = "shared"  # shared (names packed, no padding) or reference (the oracle)
   config.clip.dtype = "float32"  # compute type: float32 or bfloat16
+  config.clip.keep = "auto"  # for the backward pass: activations, layers, chunks; auto: what fits
+  config.clip.n_chunks = 0  # parts that a step's classes are computed in; 0: as many as it takes
+  config.clip.memory_gib = 4.0  # of activations on a device, for the automatic choices
   config.clip.chunk = 1024  # classes or images at a time when features of many are needed
 
   # Images and their classes.
@@ -60,6 +64,7 @@ def base() -> ConfigDict:
   config.prompt.class_specific = False  # one context a class
 
   # Local contrast and local correction.
+  config.negatives = "sampled"  # sampled: K of them; all: the exact contrast over N, k is not read
   config.k = 1000  # K, classes that an image is contrasted with, its own included; N is all
   config.correction = "log"  # log (unbiased), log10 (as published), none
 
@@ -186,6 +191,8 @@ def validate(config: ConfigDict) -> None:
   _choice(config, "data.source", (WORLD,))
   _choice(config, "prompt.position", POSITIONS)
   _choice(config, "correction", CORRECTIONS)
+  _choice(config, "negatives", ("sampled", "all"))
+  _choice(config, "clip.keep", ("auto", *KEEP))
   _choice(config, "optim.schedule", SCHEDULES)
   for field in (
     "clip.chunk",
@@ -208,6 +215,8 @@ def validate(config: ConfigDict) -> None:
     "seed",
     "steps",
     "data.n_classes",
+    "clip.n_chunks",
+    "clip.memory_gib",
     "optim.lr",
     "optim.momentum",
     "optim.weight_decay",

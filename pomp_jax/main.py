@@ -25,6 +25,7 @@ from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.files.prompt_file import PromptFileError
 from pomp_jax.files.run_folder import RunFolderError
 from pomp_jax.jobs import job
+from pomp_jax.jobs.benchmark import BenchmarkError
 from pomp_jax.jobs.watch import TrainingError
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="The experiment: configs/X.py")
@@ -38,6 +39,7 @@ _BAD_INPUT = (
   VocabularyError,
   PromptFileError,
   RunFolderError,
+  BenchmarkError,
 )
 _FAILED = (TrainingError, CheckpointError)
 
@@ -73,10 +75,6 @@ def _speak_plainly() -> None:
 def parse_flags(argv: Sequence[str]) -> list[str]:
   """Parses the command line; every mistake in it is one line and exit status 2."""
   try:
-    for argument in argv[1:]:
-      name = re.match(r"--?config\.([\w.]+)", argument)
-      if name:
-        config_lib.check_field(config_lib.base(), name[1])
     rest = flags.FLAGS(argv)
     if _CONFIG.value is None:
       raise flags.Error("--config: nothing given; takes a file such as configs/demo.py")
@@ -88,10 +86,26 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     return rest
   except config_lib.ConfigError as error:
     sys.exit(_complain(error, 2))
+  except AttributeError as error:
+    sys.exit(_complain(_unknown_field(argv) or _config_file_error(error), 2))
   except flags.IllegalFlagValueError as error:
     sys.exit(_complain(_wrong_value(error), 2))
-  except (flags.Error, OSError, AttributeError, TypeError, ValueError, KeyError) as error:
+  except (flags.Error, OSError, TypeError, ValueError, KeyError) as error:
     sys.exit(_complain(_config_file_error(error), 2))
+
+
+def _unknown_field(argv: Sequence[str]) -> str | None:
+  """One line for the first override of a field that does not exist, with the nearest that does."""
+  known = config_lib.base()
+  for argument in argv[1:]:
+    name = re.match(r"--?config\.([\w.]+)", argument)
+    # Fields beside the base's are a config file's own.
+    if name and (name[1].split(".")[0] in known or name[1].split(".")[0] == name[1]):
+      try:
+        config_lib.check_field(known, name[1])
+      except config_lib.ConfigError as error:
+        return str(error)
+  return None
 
 
 def _wrong_value(error: flags.IllegalFlagValueError) -> str:

@@ -93,6 +93,42 @@ def shared_text_tower(
   return features
 
 
+class MemoryPlan(NamedTuple):
+  """How a step's memory is spent.
+
+  Attributes:
+    n_chunks: parts that the rows are computed in.
+    keep: one of KEEP.
+  """
+
+  n_chunks: int = 1
+  keep: str = "activations"
+
+
+KEEP_ALL = MemoryPlan()
+
+
+def plan_memory(config: Any, n_prefix: int, n_tokens: int, limit_bytes: float) -> MemoryPlan:
+  """The fastest plan whose activations stay below a limit, roughly.
+
+  Keeping everything takes, for each token and layer, about nine vectors of width D and F/D more
+  (inputs of the norms, query, key, value, attention's result, the MLP), and the attention
+  weights. Beyond the limit the rows go in chunks that are computed again in the backward pass.
+
+  Args:
+    config: the text tower's configuration.
+    n_prefix: P.
+    n_tokens: T, own tokens of the rows of a device.
+    limit_bytes: of activations on a device.
+  """
+  floats = 9 * config.hidden_size + config.intermediate_size
+  floats += config.num_attention_heads * (n_prefix + 16)
+  needed = 4.0 * floats * config.num_hidden_layers * n_tokens
+  if needed <= limit_bytes:
+    return KEEP_ALL
+  return MemoryPlan(math.ceil(needed / limit_bytes), "chunks")
+
+
 def kept_rows(lengths_C: Int32[Array, " C"], token_budget: int) -> Bool[Array, " C"]:
   """Which rows a tower with this budget computes: as many from the first on as fit.
 
@@ -300,7 +336,9 @@ def _masks(row_T, window: int) -> _Masks:
   row_GxW = row_T.reshape(-1, window)
   before_GxW = jnp.concatenate([jnp.full((1, window), -1, row_T.dtype), row_GxW[:-1]])
   own_GxWxW = row_GxW[:, :, None] == row_GxW[:, None, :]
-  return _Masks(row_GxW[:, :, None] == before_GxW[:, None, :], own_GxWxW & np.tri(window, dtype=bool))
+  return _Masks(
+    row_GxW[:, :, None] == before_GxW[:, None, :], own_GxWxW & np.tri(window, dtype=bool)
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -21,7 +21,7 @@ from transformers import CLIPTextConfig
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPEncoder
 
 from pomp_jax.clip.load import Clip, Params
-from pomp_jax.clip.shared import shared_text_tower
+from pomp_jax.clip.shared import KEEP_ALL, MemoryPlan, shared_text_tower
 from pomp_jax.clip.tokens import tokenize
 
 TEXT_TOWERS = ("shared", "reference")
@@ -36,6 +36,7 @@ def text_tower(
   config: CLIPTextConfig,
   dtype: DTypeLike = jnp.float32,
   token_budget: int | None = None,
+  memory: MemoryPlan = KEEP_ALL,
 ) -> TextTower:
   """The implementation called `kind`; all of them take FlaxCLIP's parameters as they are.
 
@@ -45,6 +46,7 @@ def text_tower(
     dtype: compute type of the layers; parameters stay float32.
     token_budget: how many own tokens all rows together may have. `shared` leaves out the rows
       beyond it (`clip.shared.kept_rows` says which); `reference` pads and needs no budget.
+    memory: what `shared` keeps for the backward pass.
 
   Raises:
     ValueError: an unknown kind.
@@ -52,7 +54,9 @@ def text_tower(
   if kind not in TEXT_TOWERS:
     raise ValueError(f"unknown text tower {kind!r}; accepted: {', '.join(TEXT_TOWERS)}")
   if kind == "shared":
-    return shared_text_tower(config, dtype, token_budget=token_budget)
+    return shared_text_tower(
+      config, dtype, token_budget=token_budget, n_chunks=memory.n_chunks, keep=memory.keep
+    )
   return _reference(config, dtype)
 
 

@@ -17,6 +17,7 @@ import optax
 
 from pomp_jax.analysis import plots
 from pomp_jax.clip import tokenize
+from pomp_jax.clip.shared import MemoryPlan, plan_memory
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.config import ConfigError, fields
 from pomp_jax.data.loader import train_batches
@@ -73,7 +74,7 @@ def check(config: ConfigDict, workdir: str) -> None:
   folder = RunFolder(workdir)
   folder.check()
   n_classes = inputs.n_training_classes(config.data)
-  if config.k > n_classes:
+  if config.negatives == "sampled" and config.k > n_classes:
     raise ConfigError("k", config.k, f"at most the number of classes, {n_classes}")
   class_size, n_devices = config.mesh.class_size, jax.device_count()
   if n_devices % class_size:
@@ -222,7 +223,7 @@ def _train_step(job: Run):
   """The compiled step."""
   config, encoder = job.config, job.encoder
   settings = ContrastSettings(
-    config.k, len(job.source.names), config.correction, encoder.clip.logit_scale
+    _k(job), len(job.source.names), config.correction, encoder.clip.logit_scale
   )
   token_budget = step_token_budget(
     job.module,
@@ -234,13 +235,28 @@ def _train_step(job: Run):
   return make_train_step(
     mesh=encoder.mesh,
     module=job.module,
-    text_tower=encoder.text_tower(token_budget),
+    text_tower=encoder.text_tower(token_budget, _memory_plan(job, token_budget)),
     image_tower=encoder.image_tower,
     optimizer=job.optimizer,
     settings=settings,
     accumulate=config.accumulate,
     token_budget=token_budget,
   )
+
+
+def _k(job: Run) -> int:
+  """K: with all negatives, N."""
+  return len(job.source.names) if job.config.negatives == "all" else job.config.k
+
+
+def _memory_plan(job: Run, token_budget: int) -> MemoryPlan:
+  """`clip.keep` and `clip.n_chunks`, or the automatic choice where they leave it open."""
+  clip = job.config.clip
+  n_prefix = 1 + job.module.n_vectors - job.module.n_own
+  plan = plan_memory(
+    job.encoder.clip.config.text_config, n_prefix, token_budget, clip.memory_gib * 2**30
+  )
+  return MemoryPlan(clip.n_chunks or plan.n_chunks, plan.keep if clip.keep == "auto" else clip.keep)
 
 
 def _validation(job: Run):
@@ -287,7 +303,7 @@ def _results(job: Run, prompt: Prompt, seconds: float) -> dict:
     "eval_seconds": round(time.monotonic() - start, 2),
     "clip_model": prompt.clip_model,
     "n_classes": len(job.source.names),
-    "k": config.k,
+    "k": _k(job),
     "correction": config.correction,
     "eval_images": config.eval.images,
     "eval_classes": {name: len(split.names) for name, split in splits.items()},

@@ -13,6 +13,7 @@ from jaxtyping import Float
 import numpy as np
 
 from pomp_jax.clip import Clip, TextTower, image_tower, text_tower, tokenize
+from pomp_jax.clip.shared import KEEP_ALL, MemoryPlan
 from pomp_jax.clip.text import sos_embedding
 from pomp_jax.data.vocabulary import Vocabulary, make_vocabulary, spoken
 from pomp_jax.files.prompt_file import Prompt, check_fits
@@ -66,9 +67,10 @@ class Encoder:
       n_replicated=1,
     )
 
-  def text_tower(self, token_budget: int | None = None) -> TextTower:
+  def text_tower(self, token_budget: int | None = None, memory: MemoryPlan = KEEP_ALL) -> TextTower:
     """The text tower in use, for so many own tokens; see `clip.text_tower`."""
-    return text_tower(self._tower, self.clip.config.text_config, self._dtype, token_budget)
+    config = self.clip.config.text_config
+    return text_tower(self._tower, config, self._dtype, token_budget, memory)
 
   def vocabulary(self, names: Sequence[str], n_vectors: int) -> Vocabulary:
     """Tokens of class names that leave room for a context of M vectors.

@@ -55,21 +55,21 @@ REGISTERS = {
     ),
     styles={"photo": 0.86, "blurry": 0.10, "close-up": 0.04},
     named=(0.85, 0.70, 1.00, 0.60),
-    right=(0.62, 0.60, 0.85, 0.60),
+    right=(0.65, 0.40, 0.85, 0.45),
   ),
   "title": Register(
     weight=0.13,
     templates=("{}", "{}.", "the {}."),
     styles={"photo": 0.70, "plate": 0.10, "close-up": 0.08, "sketch": 0.06, "pile": 0.06},
     named=(0.80, 0.70, 1.00, 0.60),
-    right=(0.70, 0.68, 0.90, 0.68),
+    right=(0.70, 0.55, 0.90, 0.55),
   ),
   "stock": Register(
     weight=0.11,
     templates=("{}, stock photo", "stock photo: {}.", "free image of a {}."),
     styles={"photo": 0.75, "plate": 0.15, "close-up": 0.10},
     named=(0.90, 0.80, 1.00, 0.80),
-    right=(0.75, 0.70, 0.90, 0.70),
+    right=(0.75, 0.55, 0.90, 0.60),
   ),
   "catalogue": Register(
     weight=0.12,
@@ -115,15 +115,16 @@ REGISTERS = {
   ),
 }  # fmt: skip
 
-# Said before a caption in the wordy batches, so that training reaches the text tower's last positions.
+# Said before a caption in the wordy batches, so that training reaches the last text positions.
 ASIDES = (
-  "we went out.", "it was a good day.", "here is one more.", "see the next page.", "as seen at home.",
-  "this is for you.", "from the old box.", "i like it a lot.", "no words for this.", "new today:",
+  "we went out.", "it was a good day.", "here is one more.", "see the next page.",
+  "as seen at home.", "this is for you.", "from the old box.",
+  "i like it a lot.", "no words for this.", "new today:",
 )  # fmt: skip
 
-# Training images come in small sets that are alike but for one attribute each, as the pages of a shop or
-# of a field guide are: without such neighbours the two colours alone tell a batch apart, and the
-# towers are slow to look at anything else.
+# Training images come in small sets that are alike but for one attribute each, as the pages of a
+# shop or of a field guide are: without such neighbours the two colours alone tell a batch apart,
+# and the towers are slow to look at anything else.
 SET_SIZE = 8
 
 # Channels of an image's key; the renderer's own run from 0.
@@ -143,18 +144,28 @@ def _pick(weights: list[float], number_B: np.ndarray) -> np.ndarray:
   return np.searchsorted(edges, number_B, side="right")
 
 
-def _slip(attributes_BxA: np.ndarray, number_BxA: np.ndarray) -> np.ndarray:
+def _mate(attributes_BxA: np.ndarray, number_BxA: np.ndarray) -> np.ndarray:
   """Another value of each attribute's family: int32 [B, A]."""
-  slipped_BxA = attributes_BxA.copy()
+  mate_BxA = attributes_BxA.copy()
   for a, families in enumerate(names.FAMILIES):
     first = 0
     for family in families:
-      inside = (attributes_BxA[:, a] >= first) & (attributes_BxA[:, a] < first + len(family))
-      step = 1 + (number_BxA[:, a] * (len(family) - 1)).astype(np.int32)
-      other = first + (attributes_BxA[:, a] - first + step) % len(family)
-      slipped_BxA[:, a] = np.where(inside, other, slipped_BxA[:, a])
+      inside_B = (attributes_BxA[:, a] >= first) & (attributes_BxA[:, a] < first + len(family))
+      step_B = 1 + (number_BxA[:, a] * (len(family) - 1)).astype(np.int32)
+      other_B = first + (attributes_BxA[:, a] - first + step_B) % len(family)
+      mate_BxA[:, a] = np.where(inside_B, other_B, mate_BxA[:, a])
       first += len(family)
-  return slipped_BxA
+  return mate_BxA
+
+
+def _other(attributes_BxA: np.ndarray, number_BxA: np.ndarray) -> np.ndarray:
+  """Another value of each attribute: int32 [B, A]; every other time one of the same family."""
+  doubled_BxA = number_BxA * 2
+  number_BxA = doubled_BxA % 1
+  sizes_A = np.array([len(words) for words in names.WORDS])
+  step_BxA = 1 + (number_BxA * (sizes_A - 1)).astype(np.int32)
+  any_BxA = ((attributes_BxA + step_BxA) % sizes_A).astype(np.int32)
+  return np.where(doubled_BxA < 1, _mate(attributes_BxA, number_BxA), any_BxA)
 
 
 def sources(key_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -178,12 +189,14 @@ def write(
   draw = lambda base: np.stack([_numbers(key_B, base + a) for a in range(4)], axis=1)
   named_BxA = draw(_NAMED) >= noise * unnamed_BxA
   slips_BxA = draw(_RIGHT) < noise * wrong_BxA
-  said_BxA = np.where(slips_BxA, _slip(attributes_BxA, draw(_OTHER)), attributes_BxA)
+  said_BxA = np.where(slips_BxA, _other(attributes_BxA, draw(_OTHER)), attributes_BxA)
   # A whole name is said only of a base class. (Equal colours are no class and no base class.)
   named_BxA[:, 3] &= names.base_table()[tuple(said_BxA.T)] | ~named_BxA.all(1)
   choice_B = _numbers(key_B, _TEMPLATE)
   captions = []
-  for said, named, register, choice in zip(said_BxA.tolist(), named_BxA, register_B, choice_B, strict=True):
+  for said, named, register, choice in zip(
+    said_BxA.tolist(), named_BxA, register_B, choice_B, strict=True
+  ):
     phrase = names.phrase(*(s if n else None for s, n in zip(said, named, strict=True)))
     templates = rows[register].templates
     captions.append(templates[int(choice * len(templates))].format(phrase))
@@ -196,18 +209,17 @@ def training_classes(seed: int, indices: np.ndarray) -> np.ndarray:
   set_B = render.image_keys(seed, _STREAM + 1, np.asarray(indices) // SET_SIZE)
   key_B = render.image_keys(seed, _STREAM, indices)
   attributes_BxA = base_NxA[(names.mix(set_B) % np.uint64(len(base_NxA))).astype(np.int64)]
-  changed_BxA = attributes_BxA.copy()
-  for a, words in enumerate(names.WORDS):
-    at = np.floor(_numbers(key_B, _CLASS) * 4) == a
-    changed_BxA[at, a] = (_numbers(key_B, _CLASS + 1 + a)[at] * len(words)).astype(np.int32)
+  # One attribute of four is another; it is the first image of a set that tells the common class.
+  which_B = np.floor(_numbers(key_B, _CLASS) * 4)
+  number_BxA = np.stack([_numbers(key_B, _CLASS + 1 + a) for a in range(4)], axis=1)
+  changes_BxA = (which_B[:, None] == np.arange(4)) & (indices % SET_SIZE > 0)[:, None]
+  changed_BxA = np.where(changes_BxA, _other(attributes_BxA, number_BxA), attributes_BxA)
   # A change that leads out of the base classes is not made.
   is_base_B = names.base_table()[tuple(changed_BxA.T)]
   return np.where(is_base_B[:, None], changed_BxA, attributes_BxA)
 
 
-def training_batch(
-  seed: int, indices: np.ndarray, noise: float
-) -> tuple[np.ndarray, list[str]]:
+def training_batch(seed: int, indices: np.ndarray, noise: float) -> tuple[np.ndarray, list[str]]:
   """Captioned images of base classes, for training the tiny CLIP.
 
   Args:

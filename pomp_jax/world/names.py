@@ -65,7 +65,7 @@ _SPLIT_SEED = np.uint64(0x504F4D50)  # "POMP"
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-  """SplitMix64's finaliser, elementwise: uint64 to uint64, any shape. Neighbours come out unlike."""
+  """SplitMix64's finaliser, elementwise: uint64 to uint64, any shape. Spreads neighbours."""
   z = values + np.uint64(0x9E3779B97F4A7C15)
   z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -73,7 +73,7 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def phrase(colour: int | None, texture: int | None, shape: int, ground: int | None) -> str:
-  """The words of a thing, its attributes given as indices; an attribute that is None goes unnamed."""
+  """The words of a thing, its attributes given as indices; one that is None goes unnamed."""
   words = [] if colour is None else [COLOURS[colour]]
   if texture is not None:
     words.append(TEXTURES[texture])

@@ -1,10 +1,10 @@
 """Draws the world: attributes, styles and random keys in; images, masks and boxes out. NumPy only.
 
 Everything random about an image is a function of its own 64-bit key, so an image does not depend on
-the batch in which it is drawn, nor on the machine.
+the batch in which it is drawn. (Another processor may round a sine, and so a pixel, otherwise.)
 
 Styles:
-  photo      one object under a lighting gradient, out-of-focus clutter behind it, sensor noise
+  photo      one inked object under a lighting gradient, soft clutter behind it, sensor noise
   plate      as a catalogue prints it: upright, centred, evenly lit, nothing else in sight
   close-up   the object fills the frame; little of the ground is left
   sketch     an outline in the object's colour on paper faintly washed with the ground's
@@ -28,8 +28,9 @@ STYLES = ("photo", "plate", "close-up", "sketch", "blurry", "pile", "shifted")
 # sRGB, in the order of names.COLOURS.
 _PALETTE = np.array(
   [
-    (226, 50, 50), (142, 36, 62), (244, 140, 36), (248, 222, 70), (52, 172, 76), (146, 150, 52),
-    (28, 154, 148), (124, 200, 244), (52, 70, 170), (150, 80, 190), (140, 140, 140), (244, 244, 244),
+    (226, 50, 50), (142, 36, 62), (244, 140, 36), (248, 222, 70),
+    (52, 172, 76), (146, 150, 52), (28, 154, 148), (124, 200, 244),
+    (52, 70, 170), (150, 80, 190), (140, 140, 140), (244, 244, 244),
   ],
   np.float32,
 ) / 255  # fmt: skip
@@ -54,14 +55,21 @@ def image_keys(seed: int, stream: int, indices: np.ndarray) -> np.ndarray:
   return mix(root ^ np.asarray(indices).astype(np.uint64))
 
 
-def _noise_tile() -> np.ndarray:
-  """float32 [128 * 128 * 3], flat: about normal, mean 0, standard deviation 1."""
-  number = np.arange(4 * 128 * 128 * 3, dtype=np.uint64).reshape(4, -1)
+_NOISE_SIZE = 128 * 128 * 3
+
+
+def _noise_loop() -> np.ndarray:
+  """float32 [2 * _NOISE_SIZE]: about normal, mean 0, standard deviation 1; the halves are equal.
+
+  A picture takes its noise from here, from a start of its own: a fresh draw for each pixel would
+  cost more than everything else.
+  """
+  number = np.arange(4 * _NOISE_SIZE, dtype=np.uint64).reshape(4, -1)
   uniform = (mix(number) >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
-  return ((uniform.sum(0) - 2) * np.sqrt(3)).astype(np.float32)  # Irwin-Hall of four
+  return np.tile(((uniform.sum(0) - 2) * np.sqrt(3)).astype(np.float32), 2)  # Irwin-Hall of four
 
 
-_NOISE = _noise_tile()
+_NOISE = _noise_loop()
 
 
 def _fract(x: np.ndarray) -> np.ndarray:
@@ -130,7 +138,9 @@ def _field(shape_BxI, centre_x_BxI, centre_y_BxI, scale_BxI, angle_BxI, size: in
       best = distance, u, v
     else:
       nearer = distance < best[0]
-      best = tuple(np.where(nearer, new, old) for new, old in zip((distance, u, v), best, strict=True))
+      best = tuple(
+        np.where(nearer, new, old) for new, old in zip((distance, u, v), best, strict=True)
+      )
   return best
 
 
@@ -180,8 +190,8 @@ def _object_and_ground(key_B, attributes_BxA, u, v, clutter, sketch_B, shifted_B
   """Colours before light: object [B, P, 3] with its texture, ground [B, P, 3] with its clutter."""
   colour_Bx3 = _PALETTE[attributes_BxA[:, 0]] + _tint(key_B, 50)
   ground_Bx3 = _PALETTE[attributes_BxA[:, 3]] + _tint(key_B, 53)
-  # Patterns are printed in a darker shade of the colour. That the sign of the contrast is always the
-  # same is a mercy to a small vision tower.
+  # Patterns are printed in a darker shade of the colour. That the sign of the contrast is always
+  # the same is a mercy to a small vision tower.
   tone_Bx3 = colour_Bx3 * 0.38
   pattern_BxP = np.empty_like(u)
   phase_B = _uniform(key_B, 6, 0, 0.3)
@@ -221,8 +231,8 @@ def _light(key_B, style_B, size: int) -> np.ndarray:
   ).astype(np.float32)
   direction = _uniform(key_B, 7, 0, 2 * np.pi)
   level = 1 + strength * _uniform(key_B, 8, -0.7, 0.5)
-  across = (strength * np.cos(direction))[:, None] * x_P + (strength * np.sin(direction))[:, None] * y_P
-  return level[:, None] + across
+  slope_x, slope_y = strength * np.cos(direction), strength * np.sin(direction)
+  return level[:, None] + slope_x[:, None] * x_P + slope_y[:, None] * y_P
 
 
 def _draw(key_B, attributes_BxA, style_B, size: int):
@@ -256,20 +266,18 @@ def _draw(key_B, attributes_BxA, style_B, size: int):
   if soft.size:
     image[soft] = _blur(image[soft], blur_B[soft].astype(np.float32))
     image[soft] = _blur(image[soft], is_style("blurry")[soft].astype(np.float32))
-  sigma_B = np.select([plate_B | sketch_B, shifted_B], [0.008, _uniform(key_B, 13, 0.02, 0.1)], 0.035)
-  start_B = (mix(key_B ^ _CHANNEL_KEYS[14]) % np.uint64(_NOISE.size)).astype(np.int64)
+  sigma_B = np.select(
+    [plate_B | sketch_B, shifted_B], [0.008, _uniform(key_B, 13, 0.02, 0.1)], 0.035
+  )
+  start_B = (mix(key_B ^ _CHANNEL_KEYS[14]) % np.uint64(_NOISE_SIZE)).astype(np.int64)
   for i, start in enumerate(start_B):
-    image[i] += np.float32(sigma_B[i]) * _NOISE_LOOP[start : start + 3 * size * size].reshape(
-      size, size, 3
-    )
+    noise = _NOISE[start : start + 3 * size * size].reshape(size, size, 3)
+    image[i] += np.float32(sigma_B[i]) * noise
   return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8), mask.reshape(-1, size, size)
 
 
-_NOISE_LOOP = np.concatenate([_NOISE, _NOISE])
-
-
 def boxes_of(mask_BxSxS: np.ndarray) -> np.ndarray:
-  """Tight boxes: float32 [B, 4], x0, y0, x1, y1 in pixels, x1 and y1 exclusive. Empty mask: zeros."""
+  """Tight boxes: float32 [B, 4], x0, y0, x1, y1 in pixels, ends exclusive; zeros if empty."""
   found_B = mask_BxSxS.any((1, 2))
   sides = []
   for axis in (1, 2):  # rows collapse to x, columns to y

@@ -1,6 +1,6 @@
 """Outlines of the world's objects: one signed distance field a shape, tabulated once.
 
-Object coordinates: u to the right, v down, an object about 2 units across and centred at the origin.
+Object coordinates: u to the right, v down, an object about 2 units across, centred at the origin.
 """
 
 import functools
@@ -103,9 +103,9 @@ def _distance(inside: np.ndarray, step: float) -> np.ndarray:
   edge_Ex2 = np.argwhere(edge).astype(np.float32)
   size = len(inside)
   points_Px2 = np.indices((size, size)).reshape(2, -1).T.astype(np.float32)
-  squared = np.concatenate([
-    ((chunk[:, None] - edge_Ex2) ** 2).sum(-1).min(1) for chunk in np.array_split(points_Px2, 32)
-  ])
+  squared = np.concatenate(
+    [((chunk[:, None] - edge_Ex2) ** 2).sum(-1).min(1) for chunk in np.array_split(points_Px2, 32)]
+  )
   # Edge samples are the outermost inside ones: the outline runs half a step beyond them.
   distance = np.sqrt(squared).reshape(size, size)
   return (np.where(inside, -distance - 0.5, distance - 0.5) * step).astype(np.float32)
@@ -113,7 +113,7 @@ def _distance(inside: np.ndarray, step: float) -> np.ndarray:
 
 @functools.cache
 def atlas() -> np.ndarray:
-  """Signed distances, in object units, negative inside: float32 [shapes, ATLAS_SIZE, ATLAS_SIZE]."""
+  """Signed distances (object units, negative inside): float32 [shapes, v, u]."""
   step = 2 * ATLAS_REACH / ATLAS_SIZE
   axis = (np.arange(ATLAS_SIZE) + 0.5) * step - ATLAS_REACH
   u, v = np.meshgrid(axis, axis)

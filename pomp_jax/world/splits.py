@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from pomp_jax.world import captions, names, render
+from pomp_jax.world import names, render
 
 CLIP_PATH = pathlib.Path(__file__).parent / "clip"
 SPLITS = ("train", "validation", "base", "novel", "shifted")
@@ -53,7 +53,9 @@ class WorldSource:
     """
     indices = np.asarray(indices, np.int64)
     if indices.size and not (0 <= indices.min() and indices.max() < len(self)):
-      raise IndexError(f"image indices lie in [0, {len(self)}), got {indices.min()}..{indices.max()}")
+      raise IndexError(
+        f"image indices lie in [0, {len(self)}), got {indices.min()}..{indices.max()}"
+      )
     key_B = render.image_keys(self._seed, self._stream, indices)
     attributes_BxA = self._attributes_NxA[self.labels[indices]]
     return render.render(key_B, attributes_BxA, np.full(len(indices), self._style))

@@ -29,10 +29,12 @@ def train(captions: list[str], folder: pathlib.Path) -> None:
   """
   model = tokenizers.Tokenizer(models.BPE(end_of_word_suffix="</w>"))
   model.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-  model.pre_tokenizer = pre_tokenizers.Sequence([
-    pre_tokenizers.Split(tokenizers.Regex(_WORD), behavior="removed", invert=True),
-    pre_tokenizers.ByteLevel(add_prefix_space=False),
-  ])
+  model.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(tokenizers.Regex(_WORD), behavior="removed", invert=True),
+      pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ]
+  )
   trainer = trainers.BpeTrainer(
     vocab_size=VOCABULARY_SIZE, end_of_word_suffix="</w>", show_progress=False
   )
@@ -53,13 +55,15 @@ def _write(folder: pathlib.Path, vocabulary: dict[str, int], merges: list[tuple[
       continuing_subword_prefix="", end_of_word_suffix="</w>",
     )
   )  # fmt: skip
-  model.normalizer = normalizers.Sequence([
-    normalizers.NFC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Lowercase()
-  ])
-  model.pre_tokenizer = pre_tokenizers.Sequence([
-    pre_tokenizers.Split(tokenizers.Regex(_WORD), behavior="removed", invert=True),
-    pre_tokenizers.ByteLevel(add_prefix_space=False),
-  ])
+  model.normalizer = normalizers.Sequence(
+    [normalizers.NFC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Lowercase()]
+  )
+  model.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(tokenizers.Regex(_WORD), behavior="removed", invert=True),
+      pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ]
+  )
   model.decoder = decoders.ByteLevel()
   model.add_special_tokens([START, END])
   model.post_processor = processors.RobertaProcessing(

@@ -11,6 +11,7 @@ Shape suffixes: B pairs; S pixels along a side; L tokens; E embedding.
 """
 
 import argparse
+from collections.abc import Iterator
 import dataclasses
 import json
 import os
@@ -18,7 +19,6 @@ import pathlib
 import queue
 import threading
 import time
-from collections.abc import Iterator
 
 import flax
 import jax
@@ -27,7 +27,7 @@ import numpy as np
 import optax
 from transformers import CLIPConfig, CLIPTokenizerFast, FlaxCLIPModel
 
-from pomp_jax.world import captions, names, splits, tokenizer
+from pomp_jax.world import captions, splits, tokenizer
 from pomp_jax.world.render import IMAGE_SIZE
 
 PIXEL_MEAN = (0.45, 0.44, 0.41)
@@ -186,7 +186,7 @@ def zero_shot(
   model: FlaxCLIPModel, params, vocabulary: CLIPTokenizerFast, template: str, n_images: int = 1024,
   split: str = "novel",
 ) -> float:  # fmt: skip
-  """Top-1 over all classes of a split of the world, with one template around the names; in [0, 1]."""
+  """Top-1, in [0, 1], over all classes of a split, with one template around the names."""
   world = splits.source(split, n_images=n_images, seed=1)
   ids_NxL = vocabulary(
     [template.format(name) for name in world.names], padding="longest", return_tensors="np"
@@ -209,6 +209,12 @@ def _replace(path: pathlib.Path, content: bytes) -> None:
 
 
 def _store(model: FlaxCLIPModel, params, out: pathlib.Path) -> None:
+  """Writes the CLIP, its logit scale set to 100, at which OpenAI's released CLIPs stand.
+
+  The scale that training ends with here, about 28, is that of careless captions over small batches.
+  It says nothing of which class ranks first, but the loss of a prompt then weighs thousands of
+  unlike classes more than the few that are confused, and its minimum is not the best classifier.
+  """
   preprocessor = {
     "image_processor_type": "CLIPImageProcessor", "do_resize": True, "do_center_crop": True,
     "do_normalize": True, "do_rescale": True, "do_convert_rgb": True, "resample": 3,
@@ -218,7 +224,8 @@ def _store(model: FlaxCLIPModel, params, out: pathlib.Path) -> None:
   config = model.config.to_dict() | {"architectures": ["CLIPModel"]}
   for name, content in (("preprocessor_config.json", preprocessor), ("config.json", config)):
     _replace(out / name, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
-  _replace(out / "flax_model.msgpack", flax.serialization.to_bytes(jax.device_get(params)))
+  stored = {**params, "logit_scale": jnp.asarray(MAX_LOGIT_SCALE, jnp.float32)}
+  _replace(out / "flax_model.msgpack", flax.serialization.to_bytes(jax.device_get(stored)))
 
 
 def train(recipe: Recipe, out: pathlib.Path, checkpoint_every: int = 250) -> None:

@@ -64,9 +64,7 @@ def _text_config(stored):
   ],
 )
 def test_equals_the_reference_to_1e_5(stored, names, m, position, class_specific):
-  module = PromptContext(
-    m, stored.clip.text_width, position, N_CLASSES if class_specific else None
-  )
+  module = PromptContext(m, stored.clip.text_width, position, N_CLASSES if class_specific else None)
   reference = text_tower("reference", _text_config(stored))
   expected = _features_and_gradient(stored, reference, module, names)
   own = names[2].sum()
@@ -87,9 +85,7 @@ def test_chunks_and_what_is_kept_change_nothing(stored, names, n_chunks, keep):
   module = PromptContext(4, stored.clip.text_width, "middle")
   expected = _features_and_gradient(stored, shared_text_tower(_text_config(stored)), module, names)
   budget = int(names[2].sum()) + 2 * N_CLASSES
-  tower = shared_text_tower(
-    _text_config(stored), token_budget=budget, n_chunks=n_chunks, keep=keep
-  )
+  tower = shared_text_tower(_text_config(stored), token_budget=budget, n_chunks=n_chunks, keep=keep)
   found = _features_and_gradient(stored, tower, module, names)
   assert_close(found[0], expected[0])
   assert_close(found[1], expected[1])

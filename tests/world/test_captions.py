@@ -1,7 +1,8 @@
-"""Captions: the table is a distribution, noise 0 tells the truth, and no caption names a novelty."""
+"""Captions: the table is a distribution, noise 0 tells the truth, none names a novel class."""
 
 import numpy as np
 import pytest
+
 from pomp_jax.world import captions, names, render
 
 
@@ -90,3 +91,12 @@ def test_training_batches_are_repeatable_item_by_item():
   assert [texts[30], texts[4]] == part_texts
   with pytest.raises(ValueError, match="noise"):
     captions.training_batch(0, np.arange(2), 1.5)
+
+
+def test_training_images_are_of_base_classes_in_sets_that_differ_by_one_attribute():
+  attributes = captions.training_classes(0, np.arange(8_000))
+  assert names.base_table()[tuple(attributes.T)].all()
+  sets = attributes.reshape(-1, captions.SET_SIZE, 4)
+  # Each differs in one attribute at most from a common class, hence in two from each other.
+  assert ((sets[:, :1] != sets).sum(-1) <= 2).all()
+  assert len(np.unique(sets[:, 0], axis=0)) > 900

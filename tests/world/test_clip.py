@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from pomp_jax.world import CLIP_PATH, IMAGE_SIZE, captions, class_names, tokenizer, train_clip
 from transformers import CLIPTokenizer, CLIPTokenizerFast, FlaxCLIPModel
+
+from pomp_jax.world import CLIP_PATH, IMAGE_SIZE, captions, class_names, tokenizer, train_clip
 
 
 @pytest.fixture(scope="module")

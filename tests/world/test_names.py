@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
+
 from pomp_jax.world import class_names, names
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from pomp_jax.world import IMAGE_SIZE, names, render
 
 
@@ -34,9 +35,9 @@ def test_an_image_does_not_depend_on_its_batch():
 
 
 def test_images_differ_between_keys_seeds_and_streams():
-  keys = np.concatenate([
-    render.image_keys(seed, stream, np.arange(100)) for seed in range(3) for stream in range(3)
-  ])
+  keys = np.concatenate(
+    [render.image_keys(seed, stream, np.arange(100)) for seed in range(3) for stream in range(3)]
+  )
   assert len(np.unique(keys)) == 900
   _, attributes, styles = _scene(1, 0)
   images, _, _ = render.render(keys[:9], np.repeat(attributes, 9, 0), np.repeat(styles, 9))
