@@ -237,6 +237,7 @@ class Compiled:
     self.batch = _batch(self.mesh, image_features.astype(np.float32), LABELS)
     self.before = self.state
     self.traced = self.step.trace(self.state, self.frozen, self.batch)
+    self.lowered = self.traced.lower()
     self.state, self.metrics = self.step(self.state, self.frozen, self.batch)
 
 
@@ -248,6 +249,9 @@ def compiled(world, image_features):
 def test_the_state_is_donated_and_nothing_else(compiled):
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(compiled.before))
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((compiled.frozen, compiled.batch)))
+  (state, frozen, batch), _ = compiled.lowered.args_info
+  assert all(leaf.donated for leaf in jax.tree.leaves(state))
+  assert not any(leaf.donated for leaf in jax.tree.leaves((frozen, batch)))
 
 
 def test_later_steps_compile_nothing_and_move_nothing_to_the_host(compiled):
@@ -304,7 +308,7 @@ def test_no_gradient_of_a_frozen_weight_is_computed(compiled):
 
 
 def test_the_program_calls_nothing_outside_it(compiled):
-  program = compiled.traced.lower().compile().as_text()
+  program = compiled.lowered.compile().as_text()
   for word in ("callback", "infeed", "outfeed", "send-done", "recv-done", "host_compute"):
     assert word not in program
   names = {equation.primitive.name for equation in equations(compiled.traced.jaxpr.jaxpr)}
