@@ -8,8 +8,9 @@ training image here comes from a _register_, a row of `REGISTERS`:
 * The templates open (or close) the caption; "a photo of a" is the commonest opening of all.
 * The styles say how the register's pictures are drawn (`render.STYLES`).
 * `named` is how often each attribute is named at all (the shape always is).
-* `right` is how often the word for a named attribute is the right one. Otherwise it is a word of
-  the same family (`names.FAMILIES`), as when "striped" is said of what a catalogue calls "ribbed".
+* `right` is how often the word for a named attribute is the right one. Otherwise it is
+  half the time a word of the same family (`names.FAMILIES`), as when "striped" is said of what a
+  catalogue calls "ribbed", and half the time any other.
 
 What this does to a contrastive model: its best text feature after a careless opening is blurred
 over what careless people mean by the words, and it leans on what they get right (the shape) more

@@ -46,7 +46,7 @@ class Recipe:
   weight_decay: float = 0.05
   clean_until: float = 0.45  # the fraction of the steps before caption noise rises from 0 ...
   noisy_from: float = 0.55  # ... and from which it is 1
-  short_tokens: int = 20  # captions are padded to this, ...
+  short_tokens: int = 20  # captions are padded to this (1% are longer and lose words), ...
   wordy_every: int = 16  # ... but in one batch of this many, asides fill all positions
   seed: int = 0
 
@@ -72,7 +72,7 @@ def clip_config(vocabulary: CLIPTokenizerFast) -> CLIPConfig:
   return CLIPConfig(text_config=text, vision_config=vision, projection_dim=128)
 
 
-def normalise(image_BxSxSx3: jax.Array) -> jax.Array:
+def normalise(image_BxSxSx3: jax.Array | np.ndarray) -> jax.Array:
   """uint8 [B, S, S, 3] to the vision tower's input, float32 of the same shape."""
   return (image_BxSxSx3 / 255.0 - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
 

@@ -62,15 +62,15 @@ def test_noise_1_slips_as_often_as_the_table_says():
     assert row.right[2] - 0.04 < right < row.right[2] + 0.06
 
 
-def test_a_slip_stays_in_the_family():
-  attributes = names.class_attributes("base")[::37]
-  slipped = captions._slip(attributes, np.random.RandomState(0).rand(*attributes.shape))
+def test_a_slip_is_another_word_and_half_the_time_of_the_family():
+  attributes = names.class_attributes("base")
+  slipped = captions._other(attributes, np.random.RandomState(0).rand(*attributes.shape))
   assert (slipped != attributes).all()
   for a, families in enumerate(names.FAMILIES):
-    of = {word: f for f, family in enumerate(families) for word in family}
-    words = names.WORDS[a]
-    assert all(of[words[x]] == of[words[y]] for x, y in zip(attributes[:, a], slipped[:, a],
-                                                            strict=True))  # fmt: skip
+    family_of = np.repeat(np.arange(len(families)), [len(family) for family in families])
+    within = np.mean(family_of[attributes[:, a]] == family_of[slipped[:, a]])
+    # Half, and what an arbitrary other word hits of the family by chance.
+    assert 0.5 < within < 0.6
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5, 1.0])
