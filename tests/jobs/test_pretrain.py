@@ -162,6 +162,20 @@ def test_class_specific_contexts_are_evaluated_on_their_classes_alone(tmp_path):
   assert set(results["eval"]) == {"base"}
 
 
+def test_all_negatives_are_k_equal_to_n_in_any_number_of_chunks(tmp_path):
+  short = {"steps": 3, "checkpoint.every": 3}
+  runs = {
+    "n": {"k": 300},
+    "all": {"negatives": "all", "k": 5},
+    "chunks": {"negatives": "all", "clip.n_chunks": 3, "clip.keep": "chunks"},
+  }
+  for name, changes in runs.items():
+    results = pretrain.run(small_config(**short, **changes), str(tmp_path / name))
+    assert results["k"] == results["n_classes"] == 300
+  np.testing.assert_array_equal(context(tmp_path / "all"), context(tmp_path / "n"))
+  np.testing.assert_allclose(context(tmp_path / "chunks"), context(tmp_path / "n"), atol=1e-6)
+
+
 def test_repeat_sums_the_seeds_up(tmp_path):
   config = small_config(job="repeat", steps=2, **{"repeat.seeds": (3, 4)})
   repeat.check(config, str(tmp_path))
