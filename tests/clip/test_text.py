@@ -45,8 +45,9 @@ def test_what_follows_the_first_eot_does_not_matter(stored):
   assert_close(written, alone, 1e-6)
 
 
-@pytest.mark.parametrize("position", ["end", "middle", "front"])
-@pytest.mark.parametrize("n_classes", [None, 2])
+@pytest.mark.parametrize(
+  ("position", "n_classes"), [("end", None), ("middle", None), ("front", None), ("middle", 2)]
+)
 def test_a_prompt_of_words_equals_the_sentence_of_the_same_tokens(stored, position, n_classes):
   clip = stored.clip
   names = ["cat", "the star of dogs"]

@@ -43,6 +43,7 @@ def _apply(prompt, context, sos, tokens):
   )
 
 
+@hypothesis.settings(max_examples=35)  # most of them are compiled
 @hypothesis.given(prompt=_prompts())
 @hypothesis.example(
   {
