@@ -108,20 +108,20 @@ class Encoder:
       check_fits(prompt, self.clip.text_width, self.clip.name, len(names))
       context_MxD, position = prompt.context, prompt.position
       tokens = _tokens(self.vocabulary(names, context_MxD.shape[-2]))
-    params = replicate({"context": context_MxD}, self.mesh)
+    params, tokens = replicate(({"context": context_MxD}, tokens), self.mesh)
     return self.features_of_tokens(params, tokens, position)
 
   def features_of_tokens(
     self, params, tokens: ClassTokens, position: str
   ) -> Float[np.ndarray, "N E"]:
-    """Unit text features of tokenized classes, under the context in `params`, on the mesh."""
+    """Unit text features of tokenized classes; `params` (the context) and tokens on the mesh."""
     shape = params["context"].shape
     module = PromptContext(
       shape[-2], shape[-1], position, n_classes=shape[0] if len(shape) == 3 else None
     )
     lengths_N = np.asarray(tokens.lengths) + module.n_own
     compute = self._compiled(module, self._token_budget(lengths_N))
-    frozen = Frozen(self.text_params, {}, self._sos, replicate(tokens, self.mesh))
+    frozen = Frozen(self.text_params, {}, self._sos, tokens)
     ids = np.arange(len(lengths_N), dtype=np.int32)
     return self._in_chunks(lambda rows: compute(params, frozen, rows), ids)
 
