@@ -48,6 +48,7 @@ def base() -> ConfigDict:
   config.clip.n_chunks = 0  # parts that a step's classes are computed in; 0: as many as it takes
   config.clip.memory_gib = 4.0  # of activations on a device, for the automatic choices
   config.clip.chunk = 1024  # classes or images at a time when features of many are needed
+  config.clip.images_at_a_time = 64  # in a device's memory together, training or not; 0: no limit
 
   # Images and their classes.
   config.data = ConfigDict()
@@ -88,6 +89,7 @@ def base() -> ConfigDict:
   # Evaluation, over all classes of a split.
   config.eval = ConfigDict()
   config.eval.images = 2048  # of each split
+  config.eval.cache = ""  # a folder for class features by prompt, CLIP and names; none: in memory
   config.eval.template = "a photo of a {}."  # the hand-written prompt beside the learned one
 
   config.checkpoint = ConfigDict()
@@ -216,6 +218,7 @@ def validate(config: ConfigDict) -> None:
     "steps",
     "data.n_classes",
     "clip.n_chunks",
+    "clip.images_at_a_time",
     "clip.memory_gib",
     "optim.lr",
     "optim.momentum",

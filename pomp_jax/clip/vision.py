@@ -5,6 +5,7 @@ Shapes: B images of height H and width W, E embedding.
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
@@ -15,7 +16,7 @@ from pomp_jax.clip.load import Clip, Params
 ImageTower = Callable[[Params, UInt8[Array, "B H W 3"]], Float[Array, "B E"]]
 
 
-def image_tower(clip: Clip, dtype: DTypeLike = jnp.float32) -> ImageTower:
+def image_tower(clip: Clip, dtype: DTypeLike = jnp.float32, at_a_time: int = 0) -> ImageTower:
   """`(clip.vision_params, images) -> features`, features float32 and not normalised.
 
   The images are resized and cropped already; channel statistics are applied here, on the
@@ -24,6 +25,8 @@ def image_tower(clip: Clip, dtype: DTypeLike = jnp.float32) -> ImageTower:
   Args:
     clip: whose vision tower.
     dtype: compute type of the layers; parameters stay float32.
+    at_a_time: the most images in memory together; more are computed in parts as equal as can be,
+      one after the other. 0: all.
   """
   module = FlaxCLIPVisionTransformer(clip.config.vision_config, dtype=dtype)
   mean, std = jnp.array(clip.mean), jnp.array(clip.std)
@@ -33,5 +36,22 @@ def image_tower(clip: Clip, dtype: DTypeLike = jnp.float32) -> ImageTower:
     pooled_BxD = module.apply({"params": params["vision_model"]}, pixels, return_dict=False)[1]
     kernel_DxE = params["visual_projection"]["kernel"].astype(dtype)
     return (pooled_BxD.astype(dtype) @ kernel_DxE).astype(jnp.float32)
+
+  return _in_parts(features, at_a_time) if at_a_time else features
+
+
+def _in_parts(tower: ImageTower, at_a_time: int) -> ImageTower:
+  """A tower that takes at most so many images at once."""
+
+  def features(params, images_BxHxWx3):
+    n_images = images_BxHxWx3.shape[0]
+    n_parts = -(-n_images // at_a_time)
+    if n_parts <= 1:
+      return tower(params, images_BxHxWx3)
+    size = -(-n_images // n_parts)
+    padding = ((0, n_parts * size - n_images), (0, 0), (0, 0), (0, 0))
+    parts = jnp.pad(images_BxHxWx3, padding).reshape(n_parts, size, *images_BxHxWx3.shape[1:])
+    features_PxBxE = jax.lax.map(lambda part: tower(params, part), parts)
+    return features_PxBxE.reshape(n_parts * size, -1)[:n_images]
 
   return features

@@ -7,6 +7,7 @@ from pomp_jax.clip import Clip, load_clip
 from pomp_jax.clip.load import read_clip_config
 from pomp_jax.config import WORLD, ConfigError
 from pomp_jax.data.source import ClassSubset, Source
+from pomp_jax.files.array_cache import ArrayCache
 from pomp_jax.prompt.train_step import make_mesh
 from pomp_jax.transfer import Encoder
 
@@ -26,13 +27,15 @@ def clip_config(model: str):
 
 
 def open_encoder(config: ConfigDict) -> Encoder:
-  """The CLIP on all devices, as `config.clip` and `config.mesh` say."""
+  """The CLIP on all devices, as `config.clip`, `config.mesh` and `config.eval.cache` say."""
   return Encoder(
     open_clip(config.clip.model),
     mesh=make_mesh(config.mesh.class_size),
     tower=config.clip.text_tower,
     dtype=config.clip.dtype,
     chunk=config.clip.chunk,
+    images_at_a_time=config.clip.images_at_a_time,
+    cache=ArrayCache(config.eval.cache),
   )
 
 

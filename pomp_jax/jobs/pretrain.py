@@ -46,7 +46,7 @@ from pomp_jax.transfer.evaluation import evaluate, split_features
 log = logging.getLogger(__name__)
 
 # Fields that a run may change between two starts: they leave its result as it is.
-_FREE_FIELDS = ("log.every", "checkpoint.every", "checkpoint.keep", "data.threads")
+_FREE_FIELDS = ("log.every", "checkpoint.every", "checkpoint.keep", "data.threads", "eval.cache")
 _SHEET_IMAGES = 12
 
 
@@ -342,7 +342,8 @@ def _check_same_run(config: ConfigDict, stored: dict, workdir: str) -> None:
   for field, value in fields(config):
     was = before.get(field)
     was = tuple(was) if isinstance(was, list) else was
-    if field not in _FREE_FIELDS and not field.startswith("predict.") and was != value:
+    free = field in _FREE_FIELDS or field.startswith(("predict.", "repeat."))
+    if not free and was != value:
       raise ConfigError(
         field, value, f"{was!r}, with which {workdir} was started (or another --workdir)"
       )

@@ -206,11 +206,12 @@ def make_train_step(
     `grad_norm`, `context_norm` (before the update).
   """
   group_loss = _make_group_loss(mesh, module, text_tower, settings, accumulate, token_budget)
+  # Outside of what is differentiated: nothing of the image tower is kept.
+  image_features = image_tower and _over_all_devices(mesh, image_tower)
 
   def mean_gradient(state, frozen, batch):
     def group_gradient(total, group):
-      images, labels, micro = group
-      features = images if image_tower is None else image_tower(frozen.image, images)
+      features, labels, micro = group
       (_, contrast), gradient = jax.value_and_grad(group_loss, has_aux=True)(
         state.params, frozen, features, labels, state.step, state.seed_key, micro
       )
@@ -224,7 +225,9 @@ def make_train_step(
       rows = rows.reshape(accumulate, -1, *rows.shape[3:])
       return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, P(None, DATA)))
 
-    groups = (split(batch["image"]), split(batch["label"]), jnp.arange(accumulate))
+    images = batch["image"]
+    features = image_features(frozen.image, images) if image_features else images
+    groups = (split(features), split(batch["label"]), jnp.arange(accumulate))
     zero = (Contrast(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, state.params))
     total, _ = jax.lax.scan(group_gradient, zero, groups)
     return jax.tree.map(lambda leaf: leaf / accumulate, total)
@@ -243,6 +246,28 @@ def make_train_step(
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
   return train_step
+
+
+def _over_all_devices(mesh: Mesh, image_tower: Callable) -> Callable:
+  """The image tower over the rows of a data index, split over the class axis too."""
+  class_size = mesh.shape[CLASS]
+
+  def local(params, images):
+    rows = -(-images.shape[0] // class_size)
+    padding = [(0, rows * class_size - images.shape[0])] + [(0, 0)] * (images.ndim - 1)
+    start = jax.lax.axis_index(CLASS) * rows
+    mine = jax.lax.dynamic_slice_in_dim(jnp.pad(images, padding), start, rows)
+    return image_tower(params, mine)
+
+  def features(params, images):
+    shares = jax.shard_map(local, mesh=mesh, in_specs=(P(), P(DATA)), out_specs=P((DATA, CLASS)))(
+      params, images
+    )
+    shares = shares.reshape(mesh.shape[DATA], -1, shares.shape[-1])
+    whole = shares[:, : images.shape[0] // mesh.shape[DATA]]
+    return whole.reshape(images.shape[0], -1)
+
+  return features
 
 
 def _make_group_loss(mesh, module, text_tower, settings, accumulate, token_budget):

@@ -5,8 +5,10 @@ Shapes: N classes, n images, M context vectors, D width, E embedding.
 
 from collections.abc import Callable, Iterator, Sequence
 import functools
+import json
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
@@ -16,6 +18,7 @@ from pomp_jax.clip import Clip, TextTower, image_tower, text_tower, tokenize
 from pomp_jax.clip.shared import KEEP_ALL, MemoryPlan
 from pomp_jax.clip.text import sos_embedding
 from pomp_jax.data.vocabulary import Vocabulary, make_vocabulary, spoken
+from pomp_jax.files.array_cache import ArrayCache, fingerprint
 from pomp_jax.files.prompt_file import Prompt, check_fits
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.contrast import normalize
@@ -41,6 +44,8 @@ class Encoder:
     tower: str = "shared",
     dtype: str = "float32",
     chunk: int = 1024,
+    images_at_a_time: int = 0,
+    cache: ArrayCache | None = None,
   ):
     """Places the weights.
 
@@ -50,12 +55,15 @@ class Encoder:
       tower: which text tower, see `clip.text_tower`.
       dtype: compute type, float32 or bfloat16.
       chunk: classes or images computed at a time, over all devices.
+      images_at_a_time: the most images in a device's memory together; 0: what it is given.
+      cache: where class features are kept by prompt, CLIP and names; in memory if None.
     """
     self.clip = clip
     self.mesh = make_mesh() if mesh is None else mesh
     self._tower, self._dtype = tower, dtype
     self._programs: dict[tuple[PromptContext, int], Callable] = {}
-    self.image_tower = image_tower(clip, dtype)
+    self.image_tower = image_tower(clip, dtype, images_at_a_time)
+    self._cache = ArrayCache() if cache is None else cache
     self.text_params = replicate(clip.text_params, self.mesh)
     self.vision_params = replicate(clip.vision_params, self.mesh)
     self._sos = replicate(np.asarray(sos_embedding(clip)), self.mesh)
@@ -89,7 +97,7 @@ class Encoder:
     )
 
   def class_features(self, names: Sequence[str], prompt: Prompt | str) -> Float[np.ndarray, "N E"]:
-    """Unit text features of class names.
+    """Unit text features of class names; computed once for a prompt, this CLIP and these names.
 
     Args:
       names: the classes.
@@ -108,8 +116,20 @@ class Encoder:
       check_fits(prompt, self.clip.text_width, self.clip.name, len(names))
       context_MxD, position = prompt.context, prompt.position
       tokens = _tokens(self.vocabulary(names, context_MxD.shape[-2]))
-    params, tokens = replicate(({"context": context_MxD}, tokens), self.mesh)
-    return self.features_of_tokens(params, tokens, position)
+    key = fingerprint([self._text_fingerprint, position, context_MxD, *tokens])
+    found = self._cache.find(key)
+    if not _on_every_host(found is not None):
+      params, tokens = replicate(({"context": context_MxD}, tokens), self.mesh)
+      features_NxE = self.features_of_tokens(params, tokens, position)
+      found = self._cache.keep(key, features_NxE, write=jax.process_index() == 0)
+    return found
+
+  @functools.cached_property
+  def _text_fingerprint(self) -> str:
+    """Of all that class features depend on beside the prompt and the tokens."""
+    leaves, structure = jax.tree.flatten((self.clip.text_params, self._sos))
+    settings = json.dumps(self.clip.config.text_config.to_dict(), sort_keys=True, default=str)
+    return fingerprint([settings, self._tower, self._dtype, str(structure), *leaves])
 
   def features_of_tokens(
     self, params, tokens: ClassTokens, position: str
@@ -173,6 +193,13 @@ class Encoder:
   def _shard(self, rows: np.ndarray) -> jax.Array:
     sharding = NamedSharding(self.mesh, P((DATA, CLASS)))
     return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+
+
+def _on_every_host(here: bool) -> bool:
+  """Whether it is so on all hosts: features are computed by all of them together, or by none."""
+  if jax.process_count() == 1:
+    return here
+  return bool(np.all(multihost_utils.process_allgather(np.array(here))))
 
 
 def _tokens(vocabulary: Vocabulary) -> ClassTokens:

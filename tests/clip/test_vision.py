@@ -31,6 +31,21 @@ def test_images_equal_torch_and_flax_clip(stored, images):
   assert_close(found, stored.flax_image_features(pixels))
 
 
+@pytest.mark.parametrize("at_a_time", [1, 2, 3, 8])
+def test_images_in_parts_have_the_same_features(stored, images, at_a_time):
+  tower = image_tower(stored.clip, at_a_time=at_a_time)
+  found = jax.jit(tower)(stored.clip.vision_params, images)
+  assert_close(found, stored.torch_image_features(_pixels(images)))
+  program = jax.make_jaxpr(tower)(stored.clip.vision_params, images)
+  (patches,) = _convolutions(program)
+  # Three images in as equal parts as can be.
+  assert patches.invars[0].aval.shape[0] == {1: 1, 2: 2, 3: 3, 8: 3}[at_a_time]
+
+
+def _convolutions(program):
+  return [e for e in equations(program.jaxpr) if e.primitive.name == "conv_general_dilated"]
+
+
 def test_a_checkpoint_brings_its_own_channel_statistics(stored, images, tmp_path):
   for file in stored.folder.iterdir():
     (tmp_path / file.name).symlink_to(file)

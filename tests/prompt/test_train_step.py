@@ -88,7 +88,8 @@ def test_steps_equal_torch(world, images, image_features, position, n_classes, c
   """Two steps of two data indices of four images: images to the moved context, and all metrics."""
   module = PromptContext(3, world.clip.text_width, position, n_classes)
   mesh = make_mesh(class_size, jax.devices()[: 2 * class_size])
-  step, state, frozen = _step(world, mesh=mesh, module=module, vision=image_tower(world.clip))
+  vision = image_tower(world.clip, at_a_time=3)
+  step, state, frozen = _step(world, mesh=mesh, module=module, vision=vision)
   leaf = torch.nn.Parameter(torch.tensor(np.asarray(state.params["context"], np.float64)))
   optimizer = torch.optim.SGD([leaf], lr=1.0, momentum=0.9, weight_decay=0.01)
   batch = _batch(mesh, images[:8], LABELS[:8])
@@ -121,6 +122,26 @@ def test_steps_equal_torch(world, images, image_features, position, n_classes, c
     assert_close(metrics["context_norm"], context_norm)
     assert_close(state.params["context"], leaf.detach())
     assert int(state.step) == number + 1
+
+
+def test_every_image_is_computed_once_however_classes_are_split(world, images, image_features):
+  # Three images of each of two data indices over four devices of the class axis.
+  mesh = make_mesh(4)
+  tower = image_tower(world.clip)
+  module = PromptContext(3, world.clip.text_width)
+  step, state, frozen = _step(world, mesh=mesh, module=module, vision=tower)
+  batch = _batch(mesh, images[:6], LABELS[:6])
+  program = step.trace(state, frozen, batch)
+  (patches,) = [
+    e for e in equations(program.jaxpr.jaxpr) if e.primitive.name == "conv_general_dilated"
+  ]
+  assert patches.invars[0].aval.shape[0] == 1
+  _, metrics = step(state, frozen, batch)
+  step, state, frozen = _step(world, mesh=mesh, module=module)
+  features = image_features[:6].astype(np.float32)
+  _, expected = step(state, frozen, _batch(mesh, features, LABELS[:6]))
+  for name, value in metrics.items():
+    assert_close(value, expected[name])
 
 
 def test_negatives_beyond_the_token_budget_are_left_out_and_not_counted(world, image_features):

@@ -1,13 +1,17 @@
 """Features and probabilities against HuggingFace's torch CLIP; accuracy against scikit-learn."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from sklearn.metrics import top_k_accuracy_score
 import torch
 
+from pomp_jax.clip import load_clip
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.data.vocabulary import VocabularyError
+from pomp_jax.files.array_cache import ArrayCache
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
 from pomp_jax.prompt.train_step import make_mesh
 from pomp_jax.transfer import Classifier, Encoder, topk_accuracy
@@ -87,6 +91,51 @@ def test_chunks_and_meshes_do_not_change_features(clip_and_torch, images):
       whole.class_features(NAMES, prompt), parts.class_features(NAMES, prompt), atol=1e-6
     )
   np.testing.assert_allclose(whole.image_features(images), parts.image_features(images), atol=1e-6)
+
+
+class Counted(ArrayCache):
+  """A cache that counts what is computed."""
+
+  computed = 0
+
+  def keep(self, key, array, **options):
+    self.computed += 1
+    return super().keep(key, array, **options)
+
+
+def test_features_are_computed_once_for_a_prompt_a_clip_and_names(clip_and_torch, tmp_path):
+  clip, _ = clip_and_torch
+  cache = Counted(tmp_path / "cache")
+  encoder = Encoder(clip, chunk=8, cache=cache)
+  words = words_as_prompt(clip, "a photo of a")
+  first = encoder.class_features(NAMES, words)
+  again = encoder.class_features(list(NAMES), words_as_prompt(clip, "a photo of a"))
+  np.testing.assert_array_equal(first, again)
+  assert cache.computed == 1
+  # In another process: from the file.
+  later = Counted(tmp_path / "cache")
+  found = Encoder(load_clip(clip.name), chunk=8, cache=later).class_features(NAMES, words)
+  np.testing.assert_array_equal(first, found)
+  assert later.computed == 0
+  others = (
+    lambda: encoder.class_features(NAMES[:-1], words),
+    lambda: encoder.class_features(NAMES[::-1], words),
+    lambda: encoder.class_features(NAMES, words_as_prompt(clip, "a photo of the")),
+    lambda: encoder.class_features(NAMES, words_as_prompt(clip, "a photo of a", position="front")),
+    lambda: encoder.class_features(NAMES, "a photo of a {}."),
+    lambda: Encoder(_moved(clip), chunk=8, cache=cache).class_features(NAMES, words),
+    lambda: Encoder(clip, chunk=8, dtype="bfloat16", cache=cache).class_features(NAMES, words),
+  )
+  for number, other in enumerate(others, 2):
+    other()
+    assert cache.computed == number
+
+
+def _moved(clip):
+  """The CLIP with one weight of its text tower changed in the last place."""
+  kernel = np.array(clip.params["text_projection"]["kernel"])
+  kernel[0, 0] = np.nextafter(kernel[0, 0], np.float32(np.inf))
+  return dataclasses.replace(clip, params=clip.params | {"text_projection": {"kernel": kernel}})
 
 
 def test_class_specific_contexts_follow_their_class(clip_and_torch, encoder):
