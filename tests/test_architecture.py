@@ -42,6 +42,20 @@ def test_the_core_needs_a_bare_machine_only():
   assert done.returncode == 0, done.stderr
 
 
+def test_the_step_needs_jax_and_flax_alone():
+  """The fast tower, the method and the step, where no HuggingFace and no annotations are."""
+  absent = ["transformers", "tokenizers", "jaxtyping", "scipy", "ml_collections", "PIL"]
+  names = ("shared.py", "attention.py", "text.py")
+  core = [
+    path
+    for path in MODULES
+    if path.parent.name == "prompt" or (path.parent.name == "clip" and path.name in names)
+  ]
+  assert len(core) >= 9
+  done = import_without(absent, core)
+  assert done.returncode == 0, done.stderr
+
+
 def test_nothing_needs_another_framework():
   done = import_without(["tensorflow", "torch"], MODULES)
   assert done.returncode == 0, done.stderr

@@ -151,7 +151,7 @@ def _answers(
     axes.barh(line + 0.5, float(probability), height=0.84, color=colour, alpha=0.35, linewidth=0)
     style = {"va": "center", "fontsize": 8.5, "weight": "bold" if right else "normal"}
     axes.text(0.015, line + 0.52, "\u2713" if right else "", color="#00664B", **style)
-    axes.text(0.085, line + 0.52, _short(name, 30), **style)
+    axes.text(0.085, line + 0.52, _short(name, 26 if right else 29), **style)
     axes.text(0.99, line + 0.52, f"{100 * float(probability):.0f}%", ha="right", **style)
 
 

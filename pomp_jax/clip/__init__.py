@@ -10,7 +10,7 @@ _MODULE_OF = {
   "ClipError": "load",
   "TextTower": "text",
   "TokenizeError": "tokens",
-  "encode_texts": "text",
+  "encode_texts": "reference",
   "image_tower": "vision",
   "load_clip": "load",
   "text_tower": "text",

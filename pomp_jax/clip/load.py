@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import CLIPConfig, CLIPTokenizerFast, FlaxCLIPModel
 
+from pomp_jax.clip.text import token_embeddings
+
 Params = dict[str, Any]
 
 # The channel statistics of OpenAI's CLIP (its preprocessing code, and every
@@ -61,6 +63,12 @@ class Clip:
   def logit_scale(self) -> float:
     """exp(logit_scale): what cosine similarities are multiplied by (100 for OpenAI's)."""
     return float(np.exp(self.params["logit_scale"]))
+
+  @property
+  def sos_embedding(self) -> jax.Array:
+    """The embedding of the start token, which opens every prompt [D]."""
+    bos = np.array(self.tokenizer.bos_token_id, np.int32)
+    return jnp.asarray(token_embeddings(self.params, bos))
 
   @property
   def text_params(self) -> Params:

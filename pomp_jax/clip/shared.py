@@ -13,8 +13,8 @@ Nothing here learns, so the backward pass needs no input of any dense layer; lay
 and attention say themselves what they keep. `KEEP` lists what can be given up beyond that.
 
 Shapes: C classes, P prefix tokens, L own tokens of a class, T packed tokens, R = P + T, D width,
-F width of the MLP, H heads, e width of a head, G blocks of W tokens, E embedding. Imports jax
-and numpy only, so that it runs where transformers is missing.
+F width of the MLP, E embedding. Imports jax and numpy only, so that it runs where transformers is
+missing.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32
 import numpy as np
+
+from pomp_jax.annotations import Array, Bool, Float, Int32
+from pomp_jax.clip.attention import masks_of, packed_attention
 
 # What the forward pass leaves for the backward pass, from fast to small. `activations`: the input
 # of every layer norm, activation function and attention, so that nothing costly is computed
@@ -248,7 +250,7 @@ def _packed_features(
   window = 8 * math.ceil(max(n_suffix - 1, 1) / 8)
   budget = window * math.ceil(budget / window)
   packing = _pack(lengths_C, n_suffix, budget)
-  masks = _masks(packing.row_T, window)
+  masks = masks_of(packing.row_T, window)
 
   model = params["text_model"]
   positions_SxD = jnp.asarray(model["embeddings"]["position_embedding"]["embedding"])
@@ -320,175 +322,6 @@ def _in_chunks(
   return _select(features, slot_of_row, row_of_slot)
 
 
-class _Masks(NamedTuple):
-  """Which tokens a packed token sees: its own class's, up to itself.
-
-  Attributes:
-    before: of the block before its own.
-    own: of its own block. Packed tokens of no class see one another: no softmax is empty.
-  """
-
-  before: Bool[Array, "G W W"]
-  own: Bool[Array, "G W W"]
-
-
-def _masks(row_T, window: int) -> _Masks:
-  row_GxW = row_T.reshape(-1, window)
-  before_GxW = jnp.concatenate([jnp.full((1, window), -1, row_T.dtype), row_GxW[:-1]])
-  own_GxWxW = row_GxW[:, :, None] == row_GxW[:, None, :]
-  return _Masks(
-    row_GxW[:, :, None] == before_GxW[:, None, :], own_GxWxW & np.tri(window, dtype=bool)
-  )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks) -> Float[Array, "R D"]:
-  """Attention between its projections: of the prefix on itself, and of the packed tokens.
-
-  Kept for the backward pass: queries, keys, values and softmax weights, as they are used.
-
-  Args:
-    n_heads: H.
-    n_prefix: P.
-    query_RxD: scaled by 1 / sqrt(e).
-    key_RxD: keys.
-    value_RxD: values.
-    masks: of the packed tokens.
-  """
-  return _attention_forward(n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks)[0]
-
-
-def _attention_forward(n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks):
-  window = masks.own.shape[-1]
-  query, key, value = (
-    _to_heads(rows, n_heads, n_prefix, window) for rows in (query_RxD, key_RxD, value_RxD)
-  )
-  scores_HxPxP = jnp.einsum("hpe,hqe->hpq", query.prefix, key.prefix)
-  prefix_HxPxP = _softmax(jnp.where(np.tri(n_prefix, dtype=bool), scores_HxPxP, -jnp.inf))
-  before_HxGxWxW = jnp.einsum("hgwe,hgve->hgwv", query.packed, _before(key.packed))
-  own_HxGxWxW = jnp.einsum("hgwe,hgve->hgwv", query.packed, key.packed)
-  weights_HxTxS = _softmax(
-    jnp.concatenate(
-      [
-        jnp.einsum("hte,hpe->htp", _flat(query.packed), key.prefix),
-        _flat(jnp.where(masks.before, before_HxGxWxW, -jnp.inf)),
-        _flat(jnp.where(masks.own, own_HxGxWxW, -jnp.inf)),
-      ],
-      axis=-1,
-    )
-  )
-  shared, before, own = _split(weights_HxTxS, n_prefix, window)
-  packed_HxTxe = (
-    jnp.einsum("htp,hpe->hte", shared, value.prefix)
-    + _flat(jnp.einsum("hgwv,hgve->hgwe", own, value.packed))
-    + _flat(jnp.einsum("hgwv,hgve->hgwe", before, _before(value.packed)))
-  )
-  attended_RxD = _from_heads(prefix_HxPxP @ value.prefix, packed_HxTxe)
-  return attended_RxD, (query, key, value, prefix_HxPxP, weights_HxTxS)
-
-
-def _attention_backward(n_heads, n_prefix, kept, gradient_RxD):
-  query, key, value, prefix_HxPxP, weights_HxTxS = kept
-  window = query.packed.shape[2]
-  gradient = _to_heads(gradient_RxD, n_heads, n_prefix, window)
-
-  d_prefix_HxPxP = _softmax_backward(
-    prefix_HxPxP, jnp.einsum("hpe,hqe->hpq", gradient.prefix, value.prefix)
-  )
-  d_scores_HxTxS = _softmax_backward(
-    weights_HxTxS,
-    jnp.concatenate(
-      [
-        jnp.einsum("hte,hpe->htp", _flat(gradient.packed), value.prefix),
-        _flat(jnp.einsum("hgwe,hgve->hgwv", gradient.packed, _before(value.packed))),
-        _flat(jnp.einsum("hgwe,hgve->hgwv", gradient.packed, value.packed)),
-      ],
-      axis=-1,
-    ),
-  )
-
-  def transposed(prefix_HxPxP, weights_HxTxS, rows):
-    """What keys or values get: weights^T rows, from the prefix and from the packed tokens."""
-    shared, before, own = _split(weights_HxTxS, n_prefix, window)
-    prefix_HxPxe = jnp.einsum("hpq,hpe->hqe", prefix_HxPxP, rows.prefix)
-    prefix_HxPxe += jnp.einsum("htp,hte->hpe", shared, _flat(rows.packed))
-    own_HxGxWxe = jnp.einsum("hgwv,hgwe->hgve", own, rows.packed)
-    before_HxGxWxe = jnp.einsum("hgwv,hgwe->hgve", before, rows.packed)
-    after_HxGxWxe = jnp.pad(before_HxGxWxe[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
-    return _from_heads(prefix_HxPxe, _flat(own_HxGxWxe + after_HxGxWxe))
-
-  shared, before, own = _split(d_scores_HxTxS, n_prefix, window)
-  d_query_HxTxe = (
-    jnp.einsum("htp,hpe->hte", shared, key.prefix)
-    + _flat(jnp.einsum("hgwv,hgve->hgwe", own, key.packed))
-    + _flat(jnp.einsum("hgwv,hgve->hgwe", before, _before(key.packed)))
-  )
-  return (
-    _from_heads(d_prefix_HxPxP @ key.prefix, d_query_HxTxe),
-    transposed(d_prefix_HxPxP, d_scores_HxTxS, query),
-    transposed(prefix_HxPxP, weights_HxTxS, gradient),
-    None,
-  )
-
-
-_attention.defvjp(_attention_forward, _attention_backward)
-
-
-class _Heads(NamedTuple):
-  """Rows cut into heads, and the packed ones into blocks."""
-
-  prefix: Float[Array, "H P e"]
-  packed: Float[Array, "H G W e"]
-
-
-def _to_heads(rows_RxD, n_heads: int, n_prefix: int, window: int) -> _Heads:
-  def heads(rows):
-    return rows.reshape(rows.shape[0], n_heads, -1).swapaxes(0, 1)
-
-  packed_HxTxe = heads(rows_RxD[n_prefix:])
-  n_tokens, head_width = packed_HxTxe.shape[1:]
-  blocks = (n_heads, n_tokens // window, window, head_width)
-  return _Heads(heads(rows_RxD[:n_prefix]), packed_HxTxe.reshape(blocks))
-
-
-def _from_heads(prefix_HxPxe, packed_HxTxe) -> Float[Array, "R D"]:
-  rows_HxRxe = jnp.concatenate([prefix_HxPxe, packed_HxTxe], axis=1)
-  return rows_HxRxe.swapaxes(0, 1).reshape(rows_HxRxe.shape[1], -1)
-
-
-def _before(rows_HxGxWxe):
-  """The block before each block; zeros before the first."""
-  return jnp.pad(rows_HxGxWxe[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
-
-
-def _flat(rows_HxGxWxX):
-  """Blocks of tokens as one row of tokens, [H, G, W, ..] to [H, T, ..]."""
-  n_heads, n_blocks, window, last = rows_HxGxWxX.shape
-  return rows_HxGxWxX.reshape(n_heads, n_blocks * window, last)
-
-
-def _split(weights_HxTxS, n_prefix: int, window: int):
-  """Weights on the prefix [H, T, P], on the block before and on the own one [H, G, W, W]."""
-  n_heads, n_tokens, _ = weights_HxTxS.shape
-  blocks = (n_heads, n_tokens // window, window, window)
-  return (
-    weights_HxTxS[..., :n_prefix],
-    weights_HxTxS[..., n_prefix : n_prefix + window].reshape(blocks),
-    weights_HxTxS[..., n_prefix + window :].reshape(blocks),
-  )
-
-
-def _softmax(scores):
-  """Over the last axis, in float32 whatever the compute type."""
-  return jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(scores.dtype)
-
-
-def _softmax_backward(weights, gradient):
-  weights_f32, gradient = weights.astype(jnp.float32), gradient.astype(jnp.float32)
-  mean = jnp.sum(weights_f32 * gradient, axis=-1, keepdims=True)
-  return (weights_f32 * (gradient - mean)).astype(weights.dtype)
-
-
 def _project(weights, rows):
   return rows @ weights["kernel"].astype(rows.dtype)
 
@@ -502,7 +335,7 @@ def _layer(config, dtype, weights, hidden_RxD, n_prefix, masks, select) -> Float
   def projected(name):
     return _project(attention[name], normed_RxD) + attention[name]["bias"].astype(dtype)
 
-  attended_RxD = _attention(
+  attended_RxD = packed_attention(
     config.num_attention_heads,
     n_prefix,
     projected("q_proj") * scale,

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32
+
+from pomp_jax.annotations import Array, Float, Int32
 
 POSITIONS = ("end", "middle", "front")
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32
+
+from pomp_jax.annotations import Array, Bool, Float, Int32
 
 CORRECTIONS = ("log", "log10", "none")
 

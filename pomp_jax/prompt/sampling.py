@@ -5,7 +5,8 @@ Shapes: N classes, K negatives drawn (K-1 of the method's K; all N when K = N).
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int32
+
+from pomp_jax.annotations import Array, Int32
 
 
 def n_negatives(k: int, n_classes: int) -> int:

@@ -16,7 +16,6 @@ import numpy as np
 
 from pomp_jax.clip import Clip, TextTower, image_tower, text_tower, tokenize
 from pomp_jax.clip.shared import KEEP_ALL, MemoryPlan
-from pomp_jax.clip.text import sos_embedding
 from pomp_jax.data.vocabulary import Vocabulary, make_vocabulary, spoken
 from pomp_jax.files.array_cache import ArrayCache, fingerprint
 from pomp_jax.files.prompt_file import Prompt, check_fits
@@ -66,7 +65,7 @@ class Encoder:
     self._cache = ArrayCache() if cache is None else cache
     self.text_params = replicate(clip.text_params, self.mesh)
     self.vision_params = replicate(clip.vision_params, self.mesh)
-    self._sos = replicate(np.asarray(sos_embedding(clip)), self.mesh)
+    self._sos = replicate(np.asarray(clip.sos_embedding), self.mesh)
     # Every device takes an equal share of a chunk.
     self._chunk = -(-chunk // self.mesh.size) * self.mesh.size
     self._images = _over_rows(

@@ -10,7 +10,7 @@ import pytest
 
 from pomp_jax.clip import text_tower
 from pomp_jax.clip.shared import kept_rows, shared_text_tower, token_budget
-from pomp_jax.clip.text import sos_embedding, token_embeddings
+from pomp_jax.clip.text import token_embeddings
 from pomp_jax.prompt.context import PromptContext
 
 N_CLASSES = 11
@@ -32,7 +32,7 @@ def names(stored):
 def _features_and_gradient(stored, tower, module, names):
   """Features of all rows, and the gradient of a bounded function of them to the context."""
   tokens, name_lengths, lengths = names
-  sos = sos_embedding(stored.clip)
+  sos = stored.clip.sos_embedding
   rows = jnp.arange(N_CLASSES, dtype=jnp.int32)
   context = module.init(jax.random.key(1), method=lambda m: m.context)["params"]
   cotangent = np.random.default_rng(2).standard_normal((N_CLASSES, 24)).astype(np.float32)

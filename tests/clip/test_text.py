@@ -8,7 +8,7 @@ from programs import equations
 import pytest
 
 from pomp_jax.clip import encode_texts, text_tower, tokenize
-from pomp_jax.clip.text import sos_embedding, token_embeddings
+from pomp_jax.clip.text import token_embeddings
 from pomp_jax.prompt.context import PromptContext
 
 SENTENCES = [
@@ -62,7 +62,7 @@ def test_a_prompt_of_words_equals_the_sentence_of_the_same_tokens(stored, positi
     token_embeddings(clip.params, np.array(words, np.int32)),
   )
   arguments = (
-    sos_embedding(clip),
+    clip.sos_embedding,
     jnp.asarray(token_embeddings(clip.params, ids)),
     jnp.array([len(row) for row in name_ids], jnp.int32),
     jnp.asarray(lengths),
@@ -95,7 +95,7 @@ def test_padding_after_eot_never_matters(stored):
   padding = jnp.arange(suffix.shape[1])[None] >= lengths[:, None]
   assert padding.any()
   tower = jax.jit(text_tower("reference", clip.config.text_config))
-  prefix = sos_embedding(clip)[None]
+  prefix = clip.sos_embedding[None]
   expected = tower(clip.text_params, prefix, suffix, lengths)
   found = tower(
     clip.text_params, prefix, jnp.where(padding[:, :, None], noise, suffix), jnp.asarray(lengths)

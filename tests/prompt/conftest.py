@@ -12,7 +12,6 @@ import torch
 from transformers import CLIPModel
 
 from pomp_jax.clip import Clip, load_clip, tokenize
-from pomp_jax.clip.text import sos_embedding
 from pomp_jax.prompt.context import ClassTokens
 from pomp_jax.prompt.train_step import Frozen
 
@@ -43,7 +42,7 @@ class World(NamedTuple):
   def frozen(self) -> Frozen:
     """What a training step reads."""
     return Frozen(
-      self.clip.text_params, self.clip.vision_params, sos_embedding(self.clip), self.tokens
+      self.clip.text_params, self.clip.vision_params, self.clip.sos_embedding, self.tokens
     )
 
   def class_ids_and_name_length(self, c: int):

@@ -4,8 +4,9 @@ import functools
 import pathlib
 from typing import NamedTuple
 
-from jaxtyping import Int32
 import numpy as np
+
+from pomp_jax.annotations import Int32
 
 _FILE = pathlib.Path(__file__).with_name("synsets.tsv")
 

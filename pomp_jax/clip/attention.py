@@ -1,0 +1,187 @@
+"""Attention of the shared tower, with its gradient: the prefix on itself, packed tokens on both.
+
+Packed tokens are cut into blocks of W; a token sees the prefix, its own block and the one before,
+masked to its own class. Shapes: P prefix tokens, T packed tokens, R = P + T, D width, H heads, e
+width of a head, G blocks of W tokens.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pomp_jax.annotations import Array, Bool, Float, Int32
+
+
+class Masks(NamedTuple):
+  """Which tokens a packed token sees: its own class's, up to itself.
+
+  Attributes:
+    before: of the block before its own.
+    own: of its own block. Packed tokens of no class see one another: no softmax is empty.
+  """
+
+  before: Bool[Array, "G W W"]
+  own: Bool[Array, "G W W"]
+
+
+def masks_of(row_T: Int32[Array, " T"], window: int) -> Masks:
+  """The masks of packed tokens, from the class of each; T is a multiple of the window."""
+  row_GxW = row_T.reshape(-1, window)
+  before_GxW = jnp.concatenate([jnp.full((1, window), -1, row_T.dtype), row_GxW[:-1]])
+  own_GxWxW = row_GxW[:, :, None] == row_GxW[:, None, :]
+  return Masks(
+    row_GxW[:, :, None] == before_GxW[:, None, :], own_GxWxW & np.tri(window, dtype=bool)
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def packed_attention(
+  n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks
+) -> Float[Array, "R D"]:
+  """Attention between its projections: of the prefix on itself, and of the packed tokens.
+
+  Kept for the backward pass: queries, keys, values and softmax weights, as they are used.
+
+  Args:
+    n_heads: H.
+    n_prefix: P.
+    query_RxD: scaled by 1 / sqrt(e).
+    key_RxD: keys.
+    value_RxD: values.
+    masks: of the packed tokens.
+  """
+  return _attention_forward(n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks)[0]
+
+
+def _attention_forward(n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks):
+  window = masks.own.shape[-1]
+  query, key, value = (
+    _to_heads(rows, n_heads, n_prefix, window) for rows in (query_RxD, key_RxD, value_RxD)
+  )
+  scores_HxPxP = jnp.einsum("hpe,hqe->hpq", query.prefix, key.prefix)
+  prefix_HxPxP = _softmax(jnp.where(np.tri(n_prefix, dtype=bool), scores_HxPxP, -jnp.inf))
+  before_HxGxWxW = jnp.einsum("hgwe,hgve->hgwv", query.packed, _before(key.packed))
+  own_HxGxWxW = jnp.einsum("hgwe,hgve->hgwv", query.packed, key.packed)
+  weights_HxTxS = _softmax(
+    jnp.concatenate(
+      [
+        jnp.einsum("hte,hpe->htp", _flat(query.packed), key.prefix),
+        _flat(jnp.where(masks.before, before_HxGxWxW, -jnp.inf)),
+        _flat(jnp.where(masks.own, own_HxGxWxW, -jnp.inf)),
+      ],
+      axis=-1,
+    )
+  )
+  shared, before, own = _split(weights_HxTxS, n_prefix, window)
+  packed_HxTxe = (
+    jnp.einsum("htp,hpe->hte", shared, value.prefix)
+    + _flat(jnp.einsum("hgwv,hgve->hgwe", own, value.packed))
+    + _flat(jnp.einsum("hgwv,hgve->hgwe", before, _before(value.packed)))
+  )
+  attended_RxD = _from_heads(prefix_HxPxP @ value.prefix, packed_HxTxe)
+  return attended_RxD, (query, key, value, prefix_HxPxP, weights_HxTxS)
+
+
+def _attention_backward(n_heads, n_prefix, kept, gradient_RxD):
+  query, key, value, prefix_HxPxP, weights_HxTxS = kept
+  window = query.packed.shape[2]
+  gradient = _to_heads(gradient_RxD, n_heads, n_prefix, window)
+
+  d_prefix_HxPxP = _softmax_backward(
+    prefix_HxPxP, jnp.einsum("hpe,hqe->hpq", gradient.prefix, value.prefix)
+  )
+  d_scores_HxTxS = _softmax_backward(
+    weights_HxTxS,
+    jnp.concatenate(
+      [
+        jnp.einsum("hte,hpe->htp", _flat(gradient.packed), value.prefix),
+        _flat(jnp.einsum("hgwe,hgve->hgwv", gradient.packed, _before(value.packed))),
+        _flat(jnp.einsum("hgwe,hgve->hgwv", gradient.packed, value.packed)),
+      ],
+      axis=-1,
+    ),
+  )
+
+  def transposed(prefix_HxPxP, weights_HxTxS, rows):
+    """What keys or values get: weights^T rows, from the prefix and from the packed tokens."""
+    shared, before, own = _split(weights_HxTxS, n_prefix, window)
+    prefix_HxPxe = jnp.einsum("hpq,hpe->hqe", prefix_HxPxP, rows.prefix)
+    prefix_HxPxe += jnp.einsum("htp,hte->hpe", shared, _flat(rows.packed))
+    own_HxGxWxe = jnp.einsum("hgwv,hgwe->hgve", own, rows.packed)
+    before_HxGxWxe = jnp.einsum("hgwv,hgwe->hgve", before, rows.packed)
+    after_HxGxWxe = jnp.pad(before_HxGxWxe[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+    return _from_heads(prefix_HxPxe, _flat(own_HxGxWxe + after_HxGxWxe))
+
+  shared, before, own = _split(d_scores_HxTxS, n_prefix, window)
+  d_query_HxTxe = (
+    jnp.einsum("htp,hpe->hte", shared, key.prefix)
+    + _flat(jnp.einsum("hgwv,hgve->hgwe", own, key.packed))
+    + _flat(jnp.einsum("hgwv,hgve->hgwe", before, _before(key.packed)))
+  )
+  return (
+    _from_heads(d_prefix_HxPxP @ key.prefix, d_query_HxTxe),
+    transposed(d_prefix_HxPxP, d_scores_HxTxS, query),
+    transposed(prefix_HxPxP, weights_HxTxS, gradient),
+    None,
+  )
+
+
+packed_attention.defvjp(_attention_forward, _attention_backward)
+
+
+class _Heads(NamedTuple):
+  """Rows cut into heads, and the packed ones into blocks."""
+
+  prefix: Float[Array, "H P e"]
+  packed: Float[Array, "H G W e"]
+
+
+def _to_heads(rows_RxD, n_heads: int, n_prefix: int, window: int) -> _Heads:
+  def heads(rows):
+    return rows.reshape(rows.shape[0], n_heads, -1).swapaxes(0, 1)
+
+  packed_HxTxe = heads(rows_RxD[n_prefix:])
+  n_tokens, head_width = packed_HxTxe.shape[1:]
+  blocks = (n_heads, n_tokens // window, window, head_width)
+  return _Heads(heads(rows_RxD[:n_prefix]), packed_HxTxe.reshape(blocks))
+
+
+def _from_heads(prefix_HxPxe, packed_HxTxe) -> Float[Array, "R D"]:
+  rows_HxRxe = jnp.concatenate([prefix_HxPxe, packed_HxTxe], axis=1)
+  return rows_HxRxe.swapaxes(0, 1).reshape(rows_HxRxe.shape[1], -1)
+
+
+def _before(rows_HxGxWxe):
+  """The block before each block; zeros before the first."""
+  return jnp.pad(rows_HxGxWxe[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
+
+
+def _flat(rows_HxGxWxX):
+  """Blocks of tokens as one row of tokens, [H, G, W, ..] to [H, T, ..]."""
+  n_heads, n_blocks, window, last = rows_HxGxWxX.shape
+  return rows_HxGxWxX.reshape(n_heads, n_blocks * window, last)
+
+
+def _split(weights_HxTxS, n_prefix: int, window: int):
+  """Weights on the prefix [H, T, P], on the block before and on the own one [H, G, W, W]."""
+  n_heads, n_tokens, _ = weights_HxTxS.shape
+  blocks = (n_heads, n_tokens // window, window, window)
+  return (
+    weights_HxTxS[..., :n_prefix],
+    weights_HxTxS[..., n_prefix : n_prefix + window].reshape(blocks),
+    weights_HxTxS[..., n_prefix + window :].reshape(blocks),
+  )
+
+
+def _softmax(scores):
+  """Over the last axis, in float32 whatever the compute type."""
+  return jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(scores.dtype)
+
+
+def _softmax_backward(weights, gradient):
+  weights_f32, gradient = weights.astype(jnp.float32), gradient.astype(jnp.float32)
+  mean = jnp.sum(weights_f32 * gradient, axis=-1, keepdims=True)
+  return (weights_f32 * (gradient - mean)).astype(weights.dtype)

@@ -1,0 +1,71 @@
+"""The reference text tower: HuggingFace FlaxCLIP's own modules, and plain sentences through it.
+
+Shapes: C classes, P prefix tokens, L own tokens of a class, T positions, N sentences, D width, E
+embedding.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+from transformers import CLIPTextConfig
+from transformers.models.clip.modeling_flax_clip import FlaxCLIPEncoder
+
+from pomp_jax.clip.load import Clip
+from pomp_jax.clip.text import TextTower, project, token_embeddings
+from pomp_jax.clip.tokens import tokenize
+
+
+def reference_text_tower(config: CLIPTextConfig, dtype: DTypeLike = jnp.float32) -> TextTower:
+  """HuggingFace FlaxCLIP's own modules over the full sequence of positions.
+
+  The oracle that the others are held to: every class carries its own copy of the prefix and
+  the padding up to the tower's last position, as the published code does.
+  """
+  encoder = FlaxCLIPEncoder(config, dtype=dtype)
+  final_layer_norm = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype)
+
+  def features(params, prefix_PxD, suffix_CxLxD, lengths_C):
+    n_classes, n_suffix, _ = suffix_CxLxD.shape
+    n_prefix = prefix_PxD.shape[0]
+    padding = config.max_position_embeddings - n_prefix - n_suffix
+    if padding < 0:
+      raise ValueError(
+        f"a prompt of {n_prefix} + {n_suffix} tokens does not fit the text tower's"
+        f" {config.max_position_embeddings} positions"
+      )
+    model = params["text_model"]
+    prefix_CxPxD = jnp.broadcast_to(prefix_PxD, (n_classes, *prefix_PxD.shape))
+    tokens_CxTxD = jnp.concatenate([prefix_CxPxD, suffix_CxLxD], axis=1)
+    tokens_CxTxD = jnp.pad(tokens_CxTxD, ((0, 0), (0, padding), (0, 0)))
+    tokens_CxTxD += model["embeddings"]["position_embedding"]["embedding"]
+    hidden_CxTxD = encoder.apply({"params": model["encoder"]}, tokens_CxTxD, return_dict=False)[0]
+    eot_C = n_prefix + lengths_C - 1
+    eot_CxD = jnp.take_along_axis(hidden_CxTxD, eot_C[:, None, None], axis=1)[:, 0]
+    eot_CxD = final_layer_norm.apply({"params": model["final_layer_norm"]}, eot_CxD)
+    return project(params, eot_CxD, dtype)
+
+  return features
+
+
+def encode_texts(
+  clip: Clip, texts: Sequence[str], tower: TextTower | None = None
+) -> Float[Array, "N E"]:
+  """Features of plain sentences: a prompt with no context and the sentence as its name.
+
+  Args:
+    clip: the frozen CLIP.
+    texts: N sentences, as they are (no "." is added).
+    tower: an implementation; `reference` in float32 if not given.
+
+  Returns:
+    Features [N, E], not normalised: HuggingFace's `get_text_features`.
+  """
+  tower = tower or reference_text_tower(clip.config.text_config)
+  ids_NxL, lengths_N = tokenize(texts, clip.tokenizer, clip.config.text_config)
+  suffix_NxLxD = token_embeddings(clip.params, ids_NxL)
+  prefix_1xD = clip.sos_embedding[None]
+  return jax.jit(tower)(clip.text_params, prefix_1xD, suffix_NxLxD, lengths_N)
