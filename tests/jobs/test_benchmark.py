@@ -15,15 +15,17 @@ def _config(**changes):
 
 
 def test_rows_of_all_implementations(tmp_path, capsys):
-  config = _config(k="16+40", rows_at_a_time=24, m=4)
+  config = _config(k="16+40+50", baseline_k="16+40", rows_at_a_time=24, m=4, n="")
   results = benchmark.run(config, str(tmp_path))
   assert results == json.loads((tmp_path / "results.json").read_text())
   assert (tmp_path / "plots" / "text_tower.png").is_file()
   rows = {(row["implementation"], row["k"]): row for row in results["rows"]}
-  assert set(rows) == {(name, k) for name in ("shared", "reference", "torch_77") for k in (16, 40)}
+  everywhere = {(name, k) for name in ("shared", "reference", "torch_77") for k in (16, 40)}
+  assert set(rows) == everywhere | {("shared", 50)}
   for (name, k), row in rows.items():
     assert row["seconds"] > 0 and row["share_of_matmul_rate"] > 0 and row["matmul_gflops"] > 0
     assert row["rounds"] == 2
+    assert row["process_peak_mib"] > row["peak_mib"] * (0.5 if name == "torch_77" else 0)
     if name == "shared":
       assert 3 * k + 5 <= row["tokens"] <= 14 * k + 5
     else:
@@ -33,12 +35,23 @@ def test_rows_of_all_implementations(tmp_path, capsys):
 
 
 def test_all_classes_run_in_chunks(tmp_path):
-  config = _config(k="21841", implementations="shared", chunk=4096)
+  config = _config(k="21841", implementations="shared", chunk=4096, n="")
   (row,) = benchmark.run(config, str(tmp_path))["rows"]
   assert row["k"] == 21_841
   assert row["tokens"] == 94_447 + 17
   # A layer's [T, 4 D] alone would take 92 MiB in one piece.
   assert row["peak_mib"] < 400
+
+
+def test_the_whole_step_at_several_numbers_of_classes(tmp_path):
+  config = _config(k="", n="100+20000", n_k=16)
+  rows = benchmark.run(config, str(tmp_path))["rows"]
+  assert [(row["implementation"], row["k"], row["n_classes"]) for row in rows] == [
+    ("train_step", 16, 100),
+    ("train_step", 16, 20_000),
+  ]
+  # Nothing of the size of N is copied: a table of all token ids alone would take 1.1 MiB more.
+  assert abs(rows[1]["peak_mib"] - rows[0]["peak_mib"]) < 0.2
 
 
 @pytest.mark.parametrize(
@@ -47,6 +60,8 @@ def test_all_classes_run_in_chunks(tmp_path):
     ({"model": "vit_h"}, "unknown model 'vit_h'"),
     ({"implementations": "shared+theirs"}, "unknown implementation 'theirs'"),
     ({"dtype": "float16"}, "unknown dtype 'float16'"),
+    ({"k": "128+many"}, "k = 128.many: takes positive integers"),
+    ({"n": "100"}, "n_k = 128 is not between 2 and n = 100"),
     ({"k": "128+30000"}, "k = 30000 is not between 1 and the number of classes, 21841"),
   ],
 )
@@ -58,18 +73,19 @@ def test_refuses_what_cannot_run(changes, message, tmp_path):
 def test_runs_where_torch_and_transformers_are_missing(tmp_path):
   code = (
     "import sys\n"
-    "for name in ('torch', 'transformers', 'ml_collections', 'absl', 'matplotlib', 'optax'):\n"
-    "  sys.modules[name] = None\n"
-    "import importlib.util\n"
-    "find = importlib.util.find_spec\n"
-    "gone = ('torch', 'transformers')\n"
-    "importlib.util.find_spec = lambda name, *rest: None if name in gone else find(name, *rest)\n"
-    "from pomp_jax.jobs import benchmark\n"
-    f"sys.argv = ['benchmark', '--workdir={tmp_path}', '--model=tiny', '--k=16', '--repeats=1']\n"
-    "benchmark.main()\n"
+    "gone = ('torch', 'transformers', 'jaxtyping', 'ml_collections', 'scipy', 'matplotlib')\n"
+    "class Gone:\n"
+    "  def find_spec(self, name, *rest):\n"
+    "    if name.split('.')[0] in gone: raise ModuleNotFoundError(name)\n"
+    "sys.meta_path.insert(0, Gone())\n"
+    "from pomp_jax.jobs.benchmark.__main__ import main\n"
+    f"sys.argv = ['benchmark', '--workdir={tmp_path}', '--model=tiny', '--k=16', '--repeats=1',"
+    " '--n=100', '--n_k=4']\n"
+    "main()\n"
   )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
   assert "torch_77: skipped, transformers, torch not installed" in done.stdout
-  (row,) = json.loads((tmp_path / "results.json").read_text())["rows"]
-  assert row["implementation"] == "shared"
+  assert "reference: skipped" in done.stdout
+  rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+  assert [row["implementation"] for row in rows] == ["train_step", "shared"]

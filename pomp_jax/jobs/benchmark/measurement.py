@@ -1,0 +1,196 @@
+"""What a benchmark asks for, what it measures, and the yardstick: a large matrix product."""
+
+from collections.abc import Callable
+import dataclasses
+import json
+import multiprocessing
+import pathlib
+import resource
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class BenchmarkError(ValueError):
+  """A benchmark that cannot be run as asked; the message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What a run measures; lists are separated by "+".
+
+  Attributes:
+    model: one of `towers.MODELS`.
+    m: M, context vectors.
+    k: rows of a step; N is all classes.
+    baseline_k: of these, where the implementations of 77 tokens are measured too.
+    implementations: of `towers` and `torch_tower`.
+    n: numbers of classes, synthetic names beyond the first, at which the whole training step is
+      measured; empty: not.
+    n_k: its K.
+    dtype: compute type, float32 or bfloat16.
+    repeats: rounds of each K.
+    seconds: none starts after so many.
+    rows_at_a_time: of the implementations of 77 tokens: K = 1000 at once needs 42 GB.
+    chunk: from so many rows on `shared` runs in chunks of about that size, and keeps layer inputs
+      only.
+    seed: of weights and rows.
+  """
+
+  model: str = "vit_b_16"
+  m: int = 16
+  k: str = "128+256+512+1000+2000+21841"
+  baseline_k: str = "128+1000"
+  implementations: str = "shared+reference+torch_77"
+  n: str = "21841+1000000"
+  n_k: int = 128
+  dtype: str = "float32"
+  repeats: int = 5
+  seconds: int = 300
+  rows_at_a_time: int = 128
+  chunk: int = 2048
+  seed: int = 0
+
+  def numbers(self, name: str) -> list[int]:
+    """A list of integers.
+
+    Raises:
+      BenchmarkError: it holds something else.
+    """
+    parts = [part for part in getattr(self, name).split("+") if part]
+    if not all(part.isdigit() and int(part) for part in parts):
+      raise BenchmarkError(
+        f"{name} = {getattr(self, name)}: takes positive integers, as in 128+1000"
+      )
+    return [int(part) for part in parts]
+
+
+@dataclasses.dataclass
+class Measurement:
+  """One implementation at one K; the row of `results.json`.
+
+  Attributes:
+    implementation: its name.
+    k: rows of a step.
+    n_classes: that there are.
+    tokens: tokens that a step must compute, padding and slack of the budget not counted for
+      `shared`; all 77 positions for the others.
+    rows_at_a_time: rows in memory together.
+    flops: of a step's dense layers, forward and backward through activations.
+    peak_mib: peak temporaries, MiB: of the compiled step, with all rows together; of torch, what
+      the process grew by, with `rows_at_a_time` rows together.
+    process_peak_mib: peak resident memory of a process that does nothing else (`rows_at_a_time`
+      rows together), MiB; None where the step runs on an accelerator.
+    times: seconds of each step.
+    rates: FLOP/s of the large product beside it.
+  """
+
+  implementation: str
+  k: int
+  n_classes: int
+  tokens: int
+  rows_at_a_time: int
+  flops: float
+  peak_mib: float | None
+  process_peak_mib: float | None = None
+  times: list[float] = dataclasses.field(default_factory=list)
+  rates: list[float] = dataclasses.field(default_factory=list)
+
+  def row(self) -> dict[str, Any]:
+    """The figures, medians over the rounds."""
+    # The ratio of each round: a machine that slows down does so for both.
+    shares = [self.flops / t / rate for t, rate in zip(self.times, self.rates, strict=True)]
+    return {
+      "implementation": self.implementation,
+      "k": self.k,
+      "n_classes": self.n_classes,
+      "seconds": float(np.median(self.times)),
+      "tokens": self.tokens,
+      "peak_mib": self.peak_mib,
+      "process_peak_mib": self.process_peak_mib,
+      "share_of_matmul_rate": float(np.median(shares)),
+      "matmul_gflops": float(np.median(self.rates)) / 1e9,
+      "rows_at_a_time": self.rows_at_a_time,
+      "rounds": len(self.times),
+    }
+
+
+# A step; with True, as much of it as compiles everything and fills the caches.
+Step = Callable[[bool], Any]
+
+
+def measure_in_turn(
+  steps: list[tuple[Measurement, Step]], settings: Settings
+) -> list[dict[str, Any]]:
+  """Rounds of all steps in turn, each between two large products; returns the rows."""
+  product, product_flops = _large_product(jnp.dtype(settings.dtype))
+  for _, step in steps:
+    step(True)
+  started = time.monotonic()
+  for round_index in range(settings.repeats):
+    if round_index and time.monotonic() - started > settings.seconds:
+      break
+    for measurement, step in steps:
+      before = _seconds(product)
+      measurement.times.append(_seconds(lambda step=step: step(False)))
+      after = _seconds(product)
+      measurement.rates.append(2 * product_flops / (before + after))
+  rows = [measurement.row() for measurement, _ in steps]
+  for row in rows:
+    print(
+      f"K = {row['k']}, N = {row['n_classes']}: {row['implementation']} {row['seconds']:.3f} s,"
+      f" {row['share_of_matmul_rate']:.1%} of {row['matmul_gflops']:.0f} GFLOP/s",
+      flush=True,
+    )
+  return rows
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+  start = time.perf_counter()
+  function()
+  return time.perf_counter() - start
+
+
+def _large_product(dtype) -> tuple[Callable[[], Any], float]:
+  """A square product, large for the device: a call, and its FLOPs."""
+  size, times = (2048, 4) if jax.default_backend() == "cpu" else (8192, 16)
+  left = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+  right = (jax.random.normal(jax.random.key(1), (size, size)) * size**-0.5).astype(dtype)
+
+  @jax.jit
+  def chain(left, right):
+    for _ in range(times):
+      left = left @ right
+    return left
+
+  def call():
+    return jax.block_until_ready(chain(left, right))
+
+  call()
+  return call, 2.0 * size**3 * times
+
+
+def peak_mib() -> float:
+  """The most memory that this process has held, MiB."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+  """Calls it in a new process, whose peak memory is nobody else's."""
+  with multiprocessing.get_context("spawn").Pool(1) as pool:
+    return pool.apply(function, arguments)
+
+
+def write_results(folder: pathlib.Path, settings: Settings, rows: list[dict[str, Any]]) -> dict:
+  """Writes `results.json`; returns what it holds."""
+  results = {
+    "job": "benchmark",
+    "settings": dataclasses.asdict(settings),
+    "device": jax.devices()[0].device_kind,
+    "rows": rows,
+  }
+  (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+  return results

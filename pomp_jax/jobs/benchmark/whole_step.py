@@ -1,0 +1,79 @@
+"""The whole training step against the number of classes: draw, tower, loss, gradient, update.
+
+Image features are given; names are synthetic, their lengths those of ImageNet-21K's.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+from pomp_jax.clip.text import text_tower
+from pomp_jax.data.imagenet21k import load_synsets
+from pomp_jax.jobs.benchmark.measurement import Measurement, Settings, Step
+from pomp_jax.jobs.benchmark.towers import MODELS, random_inputs, temporaries_mib
+from pomp_jax.prompt.context import ClassTokens, PromptContext
+from pomp_jax.prompt.optimizer import sgd
+from pomp_jax.prompt.train_step import (
+  DATA,
+  ContrastSettings,
+  Frozen,
+  create_state,
+  make_mesh,
+  make_train_step,
+  replicate,
+  step_token_budget,
+)
+
+# Images of a draw, as the published recipe has them on a device before its augmentations.
+_GROUP = 32
+
+
+def whole_step(settings: Settings, n_classes: int) -> tuple[Measurement, Step]:
+  """One device, one draw of K of N classes, positives as many as images."""
+  sizes, rng = MODELS[settings.model], np.random.default_rng(settings.seed)
+  lengths_N = rng.choice(load_synsets().lengths, n_classes)
+  ids_NxL = rng.integers(0, sizes.vocab_size, (n_classes, lengths_N.max()), np.int32)
+  params, prefix = random_inputs(sizes, settings.m, settings.seed)
+  mesh = make_mesh(devices=jax.devices()[:1])
+  tokens = ClassTokens(ids_NxL, lengths_N - 2, lengths_N)
+  frozen = replicate(Frozen(params, {}, prefix[0], tokens), mesh)
+  module = PromptContext(settings.m, sizes.hidden_size)
+  optimizer = sgd(lambda step: 0.002, 0.9, 5e-4)
+  contrast = ContrastSettings(min(settings.n_k, n_classes), n_classes, "log", 100.0)
+  budget = step_token_budget(module, lengths_N, settings=contrast, group_size=_GROUP)
+  train_step = make_train_step(
+    mesh=mesh,
+    module=module,
+    text_tower=text_tower("shared", sizes, jnp.dtype(settings.dtype), budget),
+    image_tower=None,
+    optimizer=optimizer,
+    settings=contrast,
+    token_budget=budget,
+  )
+  state = replicate(create_state(module, optimizer, settings.seed), mesh)
+  batch = {
+    "image": rng.standard_normal((_GROUP, sizes.projection_dim), np.float32),
+    "label": rng.integers(0, n_classes, _GROUP, np.int32),
+  }
+  batch = jax.device_put(batch, NamedSharding(mesh, P(DATA)))
+  compiled = train_step.lower(state, frozen, batch).compile()
+
+  def step(warm_up):
+    nonlocal state
+    del warm_up
+    state, metrics = compiled(state, frozen, batch)
+    jax.block_until_ready(metrics)
+
+  n_rows = _GROUP + contrast.k - 1
+  tokens = settings.m + 1 + round(n_rows * float(lengths_N.mean()))
+  return Measurement(
+    "train_step",
+    contrast.k,
+    n_classes,
+    tokens,
+    n_rows,
+    sizes.flops(tokens),
+    temporaries_mib(compiled),
+  ), step
