@@ -44,14 +44,14 @@ def test_all_classes_run_in_chunks(tmp_path):
 
 
 def test_the_whole_step_at_several_numbers_of_classes(tmp_path):
-  config = _config(k="", n="100+20000", n_k=16)
+  config = _config(k="", n="2000+60000", n_k=16)
   rows = benchmark.run(config, str(tmp_path))["rows"]
   assert [(row["implementation"], row["k"], row["n_classes"]) for row in rows] == [
-    ("train_step", 16, 100),
-    ("train_step", 16, 20_000),
+    ("train_step", 16, 2000),
+    ("train_step", 16, 60_000),
   ]
-  # Nothing of the size of N is copied: a table of all token ids alone would take 1.1 MiB more.
-  assert abs(rows[1]["peak_mib"] - rows[0]["peak_mib"]) < 0.2
+  # Nothing of the size of N is copied: a table of all token ids alone would take 3.2 MiB more.
+  assert abs(rows[1]["peak_mib"] - rows[0]["peak_mib"]) < 0.6
 
 
 @pytest.mark.parametrize(
