@@ -44,14 +44,14 @@ def test_all_classes_run_in_chunks(tmp_path):
 
 
 def test_the_whole_step_at_several_numbers_of_classes(tmp_path):
-  config = _config(k="", n="2000+60000", n_k=16)
+  config = _config(k="", n="21841+65523", n_k=16)
   rows = benchmark.run(config, str(tmp_path))["rows"]
   assert [(row["implementation"], row["k"], row["n_classes"]) for row in rows] == [
-    ("train_step", 16, 2000),
-    ("train_step", 16, 60_000),
+    ("train_step", 16, 21_841),
+    ("train_step", 16, 65_523),
   ]
-  # Nothing of the size of N is copied: a table of all token ids alone would take 3.2 MiB more.
-  assert abs(rows[1]["peak_mib"] - rows[0]["peak_mib"]) < 0.6
+  # Nothing of the size of N is copied: a table of all token ids alone would take 2.3 MiB more.
+  assert abs(rows[1]["peak_mib"] - rows[0]["peak_mib"]) < 0.1
 
 
 @pytest.mark.parametrize(
