@@ -1,0 +1,288 @@
+"""The stored class lists against what is known of the data sets; files of a user's."""
+
+from collections import Counter
+import dataclasses
+
+from clip_bpe import clip_tokenizer
+import pytest
+
+from pomp_jax.data.imagenet21k import load_synsets
+from pomp_jax.data.vocabularies import CLASS_LISTS, TEMPLATES, load_class_list, load_templates
+from pomp_jax.data.vocabulary import VocabularyError, spoken
+
+SIZES = {
+  "imagenet21k": 21_841,
+  "imagenet21k_p": 11_221,
+  "imagenet21k_p_w21": 10_450,
+  "imagenet1k": 1000,
+  "imagenet_v2": 1000,
+  "imagenet_sketch": 1000,
+  "imagenet_a": 200,
+  "imagenet_r": 200,
+  "caltech101": 100,
+  "oxford_pets": 37,
+  "stanford_cars": 196,
+  "flowers102": 102,
+  "food101": 101,
+  "fgvc_aircraft": 100,
+  "sun397": 397,
+  "dtd": 47,
+  "eurosat": 10,
+  "ucf101": 101,
+}
+TEN = list(SIZES)[8:]
+# Of CoOp's fixed splits: label -> name.
+COOP = {
+  "caltech101": {0: "face", 3: "accordion", 4: "airplane", 18: "car_side", 99: "yin_yang"},
+  "oxford_pets": {0: "abyssinian", 2: "american_pit_bull_terrier", 36: "yorkshire_terrier"},
+  "stanford_cars": {0: "2000 AM General Hummer SUV", 195: "2012 smart fortwo Convertible"},
+  "flowers102": {0: "pink primrose", 59: "pink-yellow dahlia", 101: "blackberry lily"},
+  "food101": {0: "apple_pie", 16: "cheese_plate", 17: "cheesecake", 100: "waffles"},
+  "fgvc_aircraft": {0: "707-320", 72: "F-16A/B", 99: "Yak-42"},
+  "sun397": {0: "abbey", 8: "outdoor apartment_building", 396: "youth_hostel"},
+  "dtd": {0: "banded", 46: "zigzagged"},
+  "eurosat": {0: "Annual Crop Land", 3: "Highway or Road", 9: "Sea or Lake"},
+  "ucf101": {0: "Apply_Eye_Makeup", 23: "Cricket_Shot", 100: "Yo_Yo"},
+}
+TEMPLATE = {
+  "oxford_pets": "a photo of a {}, a type of pet.",
+  "flowers102": "a photo of a {}, a type of flower.",
+  "fgvc_aircraft": "a photo of a {}, a type of aircraft.",
+  "dtd": "{} texture.",
+  "eurosat": "a centered satellite photo of {}.",
+  "food101": "a photo of {}, a type of food.",
+  "ucf101": "a photo of a person doing {}.",
+}
+
+
+def test_all_are_there():
+  assert list(SIZES) == list(CLASS_LISTS)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_names_are_as_many_as_classes_and_distinct_in_a_sentence(name):
+  classes = load_class_list(name)
+  assert len(classes) == len(classes.names) == SIZES[name]
+  sentences = [words.casefold() for words in spoken(classes.names)]
+  assert len(set(sentences)) == SIZES[name]
+  assert all(words == words.strip() and words.isprintable() for words in classes.names)
+  assert classes.source
+
+
+@pytest.mark.parametrize("name", [name for name in SIZES if name.startswith("imagenet")])
+def test_synsets_are_sorted(name):
+  synsets = load_class_list(name).synsets
+  assert len(synsets) == SIZES[name]
+  assert list(synsets) == sorted(set(synsets))
+
+
+@pytest.mark.parametrize("name", TEN)
+def test_names_and_order_are_coops(name):
+  classes = load_class_list(name)
+  assert {label: classes.names[label] for label in COOP[name]} == COOP[name]
+  assert classes.synsets is None
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_templates_are_coops(name):
+  classes = load_class_list(name)
+  assert classes.template == TEMPLATE.get(name, "a photo of a {}.")
+  assert all(template.count("{}") == 1 for template in classes.ensemble)
+
+
+@pytest.mark.parametrize("name", ["caltech101", "food101", "sun397", "dtd", "fgvc_aircraft"])
+def test_alphabetical_order(name):
+  """Labels count the sorted folders (SUN397's have the qualifier last), capitals first."""
+  names = [" ".join(reversed(words.split(" "))) for words in load_class_list(name).names]
+  if name == "caltech101":
+    folders = {"face": "Faces", "leopard": "Leopards", "motorbike": "Motorbikes"}
+    names = [folders.get(words, words.replace("airplane", "airplanes")) for words in names]
+  if name == "fgvc_aircraft":
+    names = list(load_class_list(name).names)
+  assert names == sorted(names)
+
+
+def test_imagenet_1k():
+  classes = load_class_list("imagenet1k")
+  assert classes.synsets[0] == "n01440764"
+  assert classes.synsets[-1] == "n15075141"
+  assert (classes.names[0], classes.names[1], classes.names[999]) == (
+    "tench",
+    "goldfish",
+    "toilet paper",
+  )
+  # CLIP calls two pairs alike.
+  assert [classes.names[i] for i in (657, 744, 836, 837)] == [
+    "missile",
+    "projectile",
+    "sunglass",
+    "sunglasses",
+  ]
+  # Both animal and machine, in CLIP's words.
+  assert (classes.names[134], classes.names[517]) == ("crane bird", "construction crane")
+  for same in ("imagenet_v2", "imagenet_sketch"):
+    assert load_class_list(same).names == classes.names
+
+
+def test_subsets():
+  parts = {name: load_class_list(name) for name in SIZES if name.startswith("imagenet")}
+  ids = {name: set(part.synsets) for name, part in parts.items()}
+  assert ids["imagenet21k_p_w21"] < ids["imagenet21k_p"] < ids["imagenet21k"]
+  assert ids["imagenet_a"] < ids["imagenet1k"] and ids["imagenet_r"] < ids["imagenet1k"]
+  # The teddy bear is no class of the fall 2011 release.
+  assert ids["imagenet1k"] - ids["imagenet21k"] == {"n04399382"}
+  whole = dict(zip(parts["imagenet21k"].synsets, parts["imagenet21k"].names, strict=True))
+  for name in ("imagenet21k_p", "imagenet21k_p_w21"):
+    assert [whole[synset] for synset in parts[name].synsets] == list(parts[name].names)
+  assert parts["imagenet_a"].names[0] == "stingray"
+  assert parts["imagenet_r"].names[:3] == ("goldfish", "great white shark", "hammerhead shark")
+
+
+def test_imagenet_21k_names_begin_with_the_first_lemma_and_are_it_where_it_is_the_only_one():
+  classes, synsets = load_class_list("imagenet21k"), load_synsets()
+  assert classes.synsets == synsets.ids
+  count = Counter(name.casefold() for name in synsets.names)
+  assert sum(count[name.casefold()] > 1 for name in synsets.names) == 3243
+  for name, lemma in zip(classes.names, synsets.names, strict=True):
+    assert name == lemma or name.startswith(f"{lemma}, ")
+    if count[lemma.casefold()] == 1:
+      assert name == lemma
+  named = dict(zip(classes.synsets, classes.names, strict=True))
+  assert named["n02084071"] == "dog"
+  assert named["n02012849"] == "crane, wading bird"
+  assert named["n03126707"] == "crane, lifting device"
+  assert named["n11962272"] == "coneflower, Echinacea"
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_clips_tokenizer_tells_the_names_apart_and_its_77_positions_hold_them(name, tmp_path):
+  tokenizer = clip_tokenizer(tmp_path)
+  classes = load_class_list(name)
+  longest = max(classes.ensemble, key=len)
+  words = spoken(classes.names)
+  rows = tokenizer([f"{name}." for name in words])["input_ids"]
+  assert len(set(map(tuple, rows))) == len(rows)
+  # 16 context vectors, SOS and EOT beside the name.
+  assert max(map(len, rows)) + 16 <= 77
+  for template in (classes.template, longest):
+    rows = tokenizer([template.replace("{}", name) for name in words])["input_ids"]
+    assert max(map(len, rows)) <= 77
+
+
+def test_ensembles():
+  assert set(TEMPLATES) == {"imagenet", "imagenet_7", *TEN}
+  eighty = load_templates("imagenet")
+  assert (len(eighty), eighty[0], eighty[-1]) == (
+    80,
+    "a bad photo of a {}.",
+    "a tattoo of the {}.",
+  )
+  assert load_templates("imagenet_7") == (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+  )
+  assert set(load_templates("imagenet_7")) < set(eighty)
+  sizes = {name: len(load_templates(name)) for name in ("caltech101", "stanford_cars", "ucf101")}
+  assert sizes == {"caltech101": 34, "stanford_cars": 8, "ucf101": 48}
+  assert load_class_list("imagenet21k").ensemble == eighty
+  with pytest.raises(VocabularyError, match="unknown templates 'imagenet80'.*imagenet_7"):
+    load_templates("imagenet80")
+
+
+def test_a_text_file(tmp_path):
+  file = tmp_path / "names.txt"
+  file.write_text("grey_wolf\ncat\n", encoding="utf-8")
+  classes = load_class_list(file)
+  assert dataclasses.astuple(classes) == (
+    ("grey_wolf", "cat"),
+    None,
+    "a photo of a {}.",
+    ("a photo of a {}.",),
+    str(file),
+  )
+  assert load_class_list(str(file)) == classes
+
+
+@pytest.mark.parametrize(
+  ("content", "synsets"),
+  [
+    ('["dog", " cat "]', None),
+    ('{"dog": ["a pet that barks"], "cat": 3}', None),
+    ('[{"name": "dog"}, {"name": "cat", "synset": null, "id": 7}]', None),
+    (
+      '\ufeff[{"name": "dog", "synset": "n02084071"}, {"synset": "n02121620", "name": "cat"}]',
+      ("n02084071", "n02121620"),
+    ),
+  ],
+)
+def test_a_json_file(content, synsets, tmp_path):
+  file = tmp_path / "names.JSON"
+  file.write_text(content, encoding="utf-8")
+  classes = load_class_list(file)
+  assert (classes.names, classes.synsets) == (("dog", "cat"), synsets)
+
+
+@pytest.mark.parametrize(
+  ("content", "expected"),
+  [
+    (b'["dog",', "not JSON .line 1"),
+    (b"\xff", "not UTF-8"),
+    (b"[" * 100_000, "nested too deeply"),
+    (b"[]", "is empty"),
+    (b"{}", "is empty"),
+    (b"3", "holds a number; a list or an object"),
+    (b"null", "holds null"),
+    (b'"dog"', "holds text"),
+    (b'["dog", 3]', "item 2 of 2: the name is a number, not text"),
+    (b'["dog", ["cat"]]', "item 2 of 2: the name is a list"),
+    (b'["dog", true]', "item 2 of 2: the name is true or false"),
+    (b'["dog", ""]', "name 2 of 2 is empty"),
+    (b'["dog", "dog"]', "'dog' stands twice"),
+    (b'{"dog": 1, "dog": 2}', "'dog' stands twice"),
+    (b'["grey_wolf", "Grey wolf"]', "underscores and case aside: 'grey wolf' stands twice"),
+    (b'{"0": "dog", "1": "cat"}', "keys are numbers"),
+    (b'[{"nam": "dog"}]', "item 1 of 1 has no field 'name'"),
+    (b'[{"name": {"dog": 1}}]', "the name is an object"),
+    (b'[{"name": "dog", "synset": "dog.n.01"}]', "synset 'dog.n.01' is no WordNet id"),
+    (b'[{"name": "dog", "synset": 2084071}]', "synset 2084071 is no WordNet id"),
+    (b'[{"name": "dog", "synset": "n02084071"}, "cat"]', "1 of 2 classes have a synset"),
+    (
+      b'[{"name": "dog", "synset": "n02084071"}, {"name": "cat", "synset": "n02084071"}]',
+      "n02084071 stands twice",
+    ),
+  ],
+)
+def test_refused_json(content, expected, tmp_path):
+  file = tmp_path / "names.json"
+  file.write_bytes(content)
+  with pytest.raises(VocabularyError, match=expected) as error:
+    load_class_list(file)
+  assert str(file) in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_names_that_differ_in_case_alone(tmp_path):
+  file = tmp_path / "names.txt"
+  file.write_text("Turkey\nturkey\n", encoding="utf-8")
+  with pytest.raises(VocabularyError, match="case aside: 'turkey' stands twice"):
+    load_class_list(file)
+
+
+@pytest.mark.parametrize(
+  ("name", "expected"),
+  [
+    ("imagenet", "unknown class list 'imagenet'; known are imagenet21k, .*ucf101, and files"),
+    ("none/names", "can't be read"),
+    ("names.txt", "can't be read"),
+    ("names.json", "can't be read"),
+  ],
+)
+def test_neither_a_list_nor_a_file(name, expected, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(VocabularyError, match=expected):
+    load_class_list(name)

@@ -1,0 +1,192 @@
+"""The tree against NetworkX, and against what NLTK's book prints for the same WordNet."""
+
+import networkx as nx
+import numpy as np
+import pytest
+
+from pomp_jax.data.vocabularies import CLASS_LISTS, load_class_list
+from pomp_jax.data.vocabulary import VocabularyError
+from pomp_jax.data.wordnet import Tree, load_tree
+
+DOG, CAT = "n02084071", "n02121620"
+
+
+@pytest.fixture(scope="module")
+def tree():
+  return load_tree()
+
+
+def graph_of(tree):
+  """Edges from parent to child."""
+  graph = nx.DiGraph()
+  graph.add_nodes_from(range(len(tree)))
+  graph.add_edges_from((parent, node) for node in range(len(tree)) for parent in tree.parents[node])
+  return graph
+
+
+def random_tree(seed, n=40):
+  """Each node but the first has one to three parents before it; then ids are shuffled."""
+  rng = np.random.default_rng(seed)
+  ids = [f"n{i:08}" for i in rng.permutation(n)]
+  parents = {
+    ids[i]: [ids[p] for p in rng.choice(i, min(i, rng.integers(1, 4)), replace=False)]
+    for i in range(n)
+  }
+  return Tree(sorted(ids), sorted(ids), [parents[synset] for synset in sorted(ids)])
+
+
+@pytest.mark.parametrize("name", [name for name in CLASS_LISTS if name.startswith("imagenet")])
+def test_every_class_is_there_and_an_entity(tree, name):
+  nodes = tree.nodes(load_class_list(name).synsets)
+  assert len(set(nodes)) == len(nodes)
+  assert tree.is_ancestor(tree.root, nodes).all()
+
+
+def test_size_and_root(tree):
+  assert len(tree) == 23_547
+  assert (tree.ids[tree.root], tree.names[tree.root]) == ("n00001740", "entity")
+  classes = set(load_class_list("imagenet21k").synsets) | set(load_class_list("imagenet1k").synsets)
+  assert len(classes) == 21_842
+  # Nothing is there but classes and what is above them.
+  above = np.zeros(len(tree), bool)
+  for node in tree.nodes(sorted(classes)):
+    above[tree.ancestors[node]] = True
+  assert above.all()
+
+
+def test_known_relations(tree):
+  dog, cat = tree.nodes([DOG, CAT])
+  assert [tree.names[p] for p in tree.parents[dog]] == ["canine", "domestic animal"]
+  assert tree.names[int(tree.lowest_common_ancestor(dog, cat))] == "carnivore"
+  assert tree.path_distance(dog, cat) == 4
+  assert tree.is_ancestor(dog, tree.nodes(["n02085620"]))  # a Chihuahua
+  assert not tree.is_ancestor(dog, cat)
+
+
+def test_whales_are_as_in_nltks_book(tree):
+  """Chapter 2: min_depth, lowest common hypernym and path similarity, 1 / (1 + distance)."""
+  right, orca, minke, tortoise = tree.nodes(["n02063662", "n02071294", "n02065407", "n01670092"])
+  baleen, whale, vertebrate = tree.nodes(["n02063224", "n02062744", "n01471682"])
+  assert [tree.depth[i] for i in (baleen, whale, vertebrate, tree.root)] == [14, 13, 8, 0]
+  others = np.array([minke, orca, tortoise])
+  np.testing.assert_array_equal(
+    tree.lowest_common_ancestor(right, others), [baleen, whale, vertebrate]
+  )
+  np.testing.assert_allclose(
+    1 / (1 + tree.path_distance(right, others)),
+    [0.25, 0.16666666666666666, 0.07692307692307693],
+  )
+
+
+def test_depths_and_ancestors_are_networkxs(tree):
+  graph = graph_of(tree)
+  shortest = nx.single_source_shortest_path_length(graph, tree.root)
+  np.testing.assert_array_equal(tree.depth, [shortest[node] for node in range(len(tree))])
+  longest = np.zeros(len(tree), int)
+  for level, nodes in enumerate(nx.topological_generations(graph)):
+    longest[nodes] = level
+  np.testing.assert_array_equal(tree.longest_depth, longest)
+  backward = graph.reverse()
+  for node in np.random.default_rng(0).choice(len(tree), 300):
+    ways = nx.single_source_shortest_path_length(backward, node)
+    rows = slice(tree.ancestors.starts[node], tree.ancestors.starts[node + 1])
+    np.testing.assert_array_equal(tree.ancestors[node], sorted(ways))
+    np.testing.assert_array_equal(
+      tree.ancestor_distance[rows], [ways[ancestor] for ancestor in sorted(ways)]
+    )
+
+
+def up_and_down(backward, a, b):
+  """The shortest way over a common ancestor, and all common ancestors."""
+  up_a = nx.single_source_shortest_path_length(backward, a)
+  up_b = nx.single_source_shortest_path_length(backward, b)
+  common = set(up_a) & set(up_b)
+  return min(up_a[c] + up_b[c] for c in common), common
+
+
+def check_pairs(tree, a, b):
+  backward = graph_of(tree).reverse()
+  distances, lowest = tree.path_distance(a, b), tree.lowest_common_ancestor(a, b)
+  for i, (one, other) in enumerate(zip(a, b, strict=True)):
+    distance, common = up_and_down(backward, one, other)
+    assert distances[i] == distance
+    assert lowest[i] in common
+    # It is a lowest one, and no common ancestor is deeper.
+    assert not any(lowest[i] in nx.descendants(backward, c) for c in common - {lowest[i]})
+    assert tree.longest_depth[lowest[i]] == max(tree.longest_depth[list(common)])
+  np.testing.assert_array_equal(lowest, tree.lowest_common_ancestor(b, a))
+  np.testing.assert_array_equal(distances, tree.path_distance(b, a))
+
+
+def test_pairs_are_networkxs(tree):
+  rng = np.random.default_rng(1)
+  check_pairs(tree, rng.choice(len(tree), 200), rng.choice(len(tree), 200))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pairs_in_random_graphs(seed):
+  tree = random_tree(seed)
+  a, b = (grid.ravel() for grid in np.meshgrid(np.arange(40), np.arange(40)))
+  check_pairs(tree, a, b)
+
+
+def test_pairs_broadcast_and_come_in_parts(tree, monkeypatch):
+  rng = np.random.default_rng(2)
+  a, b = rng.choice(len(tree), (7, 1)), rng.choice(len(tree), (1, 9))
+  whole = tree.path_distance(a, b), tree.lowest_common_ancestor(a, b)
+  monkeypatch.setattr("pomp_jax.data.wordnet._CHUNK", 4)
+  for one, other in zip(
+    whole, (tree.path_distance(a, b), tree.lowest_common_ancestor(a, b)), strict=True
+  ):
+    assert one.shape == (7, 9)
+    np.testing.assert_array_equal(one, other)
+  assert tree.path_distance(a[:0, 0], a[:0, 0]).shape == (0,)
+
+
+def plain_siblings(tree, nodes):
+  index_of = {node: index for index, node in enumerate(nodes)}
+  children = {}
+  for node in nodes:
+    for parent in tree.parents[node]:
+      children.setdefault(parent, set()).add(index_of[node])
+  return [
+    sorted(set().union(*(children[p] for p in tree.parents[node])) - {index_of[node]})
+    for node in nodes
+  ]
+
+
+@pytest.mark.parametrize("name", ["imagenet21k", "imagenet1k", "imagenet_r"])
+def test_siblings(tree, name):
+  nodes = tree.nodes(load_class_list(name).synsets)
+  found = tree.siblings(nodes)
+  assert len(found) == len(nodes)
+  assert [row.tolist() for row in map(found.__getitem__, range(len(found)))] == plain_siblings(
+    tree, nodes.tolist()
+  )
+
+
+def test_siblings_in_any_order_of_the_classes():
+  tree = random_tree(7)
+  nodes = np.random.default_rng(7).permutation(40)[:25].astype(np.int32)
+  assert [row.tolist() for row in tree.siblings(nodes)] == plain_siblings(tree, nodes.tolist())
+
+
+@pytest.mark.parametrize(
+  ("ids", "parents", "expected"),
+  [
+    (["b", "a"], [[], ["b"]], "not sorted"),
+    (["a", "a"], [[], ["a"]], "not sorted"),
+    (["a", "b"], [[], ["c"]], "synset c is not in the tree of 2"),
+    (["a", "b"], [[], []], "2 nodes without parents"),
+    (["a", "b"], [["b"], ["a"]], "0 nodes without parents"),
+    (["a", "b", "c"], [[], ["a", "c"], ["b"]], "cycle"),
+  ],
+)
+def test_refused_trees(ids, parents, expected):
+  with pytest.raises(VocabularyError, match=expected):
+    Tree(ids, ids, parents)
+
+
+def test_an_unknown_synset(tree):
+  with pytest.raises(VocabularyError, match="synset n99999999 is not in the tree of 23547"):
+    tree.nodes([DOG, "n99999999"])
