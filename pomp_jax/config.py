@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from pomp_jax.clip.shared import KEEP
 from pomp_jax.clip.text import TEXT_TOWERS
+from pomp_jax.data.vocabularies import CLASS_LISTS
 from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.contrast import CORRECTIONS
 from pomp_jax.prompt.optimizer import SCHEDULES
@@ -102,7 +103,7 @@ def base() -> ConfigDict:
   config.predict = ConfigDict()
   config.predict.prompt = ""  # a prompt.npz, or a template with {} for the name
   config.predict.images = ""  # a folder
-  config.predict.names = ""  # a text file, one class a line
+  config.predict.names = ""  # a class list such as imagenet1k, or a file: one name a line, or JSON
   config.predict.top = 5
 
   # job = "repeat": the pretrain job once for each seed.
@@ -248,8 +249,9 @@ def validate(config: ConfigDict) -> None:
 def _predict(predict: ConfigDict) -> None:
   if not os.path.isdir(predict.images):
     raise ConfigError("predict.images", predict.images, "a folder that exists")
-  if not os.path.isfile(predict.names):
-    raise ConfigError("predict.names", predict.names, "a text file that exists")
+  if predict.names not in CLASS_LISTS and not os.path.isfile(predict.names):
+    takes = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
+    raise ConfigError("predict.names", predict.names, takes)
   if "{}" not in predict.prompt and not os.path.isfile(predict.prompt):
     raise ConfigError(
       "predict.prompt", predict.prompt, "a prompt file that exists, or a template with {}"

@@ -6,7 +6,7 @@ Leaves `results.json` in the run's folder: for each file the likeliest names, be
 from ml_collections import ConfigDict
 
 from pomp_jax.data.images import list_images, read_image
-from pomp_jax.data.vocabulary import read_names
+from pomp_jax.data.vocabularies import load_class_list
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
 from pomp_jax.files.run_folder import RunFolder, write_json
 from pomp_jax.jobs import inputs
@@ -23,7 +23,7 @@ def check(config: ConfigDict, workdir: str) -> None:
     VocabularyError, ImageError, PromptFileError, ClipError, RunFolderError: one line each.
   """
   RunFolder(workdir).check()
-  names = read_names(config.predict.names)
+  names = load_class_list(config.predict.names).names
   list_images(config.predict.images)
   prompt = _prompt(config.predict.prompt)
   if isinstance(prompt, Prompt):
@@ -36,7 +36,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
   settings = config.predict
   encoder = inputs.open_encoder(config)
   prompt = _prompt(settings.prompt)
-  classifier = Classifier(encoder, prompt, read_names(settings.names))
+  classifier = Classifier(encoder, prompt, load_class_list(settings.names).names)
   files = list_images(settings.images)
   images = {}
   for start in range(0, len(files), _BATCH):
