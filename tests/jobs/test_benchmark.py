@@ -15,7 +15,7 @@ def _config(**changes):
 
 
 def test_rows_of_all_implementations(tmp_path, capsys):
-  config = _config(k="16+40+50", baseline_k="16+40", rows_at_a_time=24, m=4, n="")
+  config = _config(k="16+40+50", baseline_k="16+40", rows_at_a_time=24, m=4, steps="")
   results = benchmark.run(config, str(tmp_path))
   assert results == json.loads((tmp_path / "results.json").read_text())
   assert (tmp_path / "plots" / "text_tower.png").is_file()
@@ -35,7 +35,7 @@ def test_rows_of_all_implementations(tmp_path, capsys):
 
 
 def test_all_classes_run_in_chunks(tmp_path):
-  config = _config(k="21841", implementations="shared", chunk=4096, n="")
+  config = _config(k="21841", implementations="shared", chunk=4096, steps="")
   (row,) = benchmark.run(config, str(tmp_path))["rows"]
   assert row["k"] == 21_841
   assert row["tokens"] == 94_447 + 17
@@ -44,11 +44,12 @@ def test_all_classes_run_in_chunks(tmp_path):
 
 
 def test_the_whole_step_at_several_numbers_of_classes(tmp_path):
-  config = _config(k="", n="21841+65523", n_k=16)
+  config = _config(k="", steps="16/21841+16/65523+2000/2000")
   rows = benchmark.run(config, str(tmp_path))["rows"]
   assert [(row["implementation"], row["k"], row["n_classes"]) for row in rows] == [
     ("train_step", 16, 21_841),
     ("train_step", 16, 65_523),
+    ("train_step", 2000, 2000),
   ]
   # Nothing of the size of N is copied: a table of all token ids alone would take 2.3 MiB more.
   assert abs(rows[1]["peak_mib"] - rows[0]["peak_mib"]) < 0.1
@@ -61,7 +62,8 @@ def test_the_whole_step_at_several_numbers_of_classes(tmp_path):
     ({"implementations": "shared+theirs"}, "unknown implementation 'theirs'"),
     ({"dtype": "float16"}, "unknown dtype 'float16'"),
     ({"k": "128+many"}, "k = 128.many: takes positive integers"),
-    ({"n": "100"}, "n_k = 128 is not between 2 and n = 100"),
+    ({"steps": "16/2000+128/100"}, "K = 128 is not between 2 and N = 100"),
+    ({"steps": "128"}, "takes positive pairs K/N"),
     ({"k": "128+30000"}, "k = 30000 is not between 1 and the number of classes, 21841"),
   ],
 )
@@ -80,7 +82,7 @@ def test_runs_where_torch_and_transformers_are_missing(tmp_path):
     "sys.meta_path.insert(0, Gone())\n"
     "from pomp_jax.jobs.benchmark.__main__ import main\n"
     f"sys.argv = ['benchmark', '--workdir={tmp_path}', '--model=tiny', '--k=16', '--repeats=1',"
-    " '--n=100', '--n_k=4']\n"
+    " '--steps=4/100']\n"
     "main()\n"
   )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

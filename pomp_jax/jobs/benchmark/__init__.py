@@ -61,12 +61,12 @@ def check(config: Any, workdir: str | None) -> None:
       )
   n_classes = load_synsets().lengths.size
   settings.numbers("baseline_k")
-  for k in settings.numbers("k"):
+  for (k,) in settings.numbers("k"):
     if k > n_classes:
       raise BenchmarkError(f"k = {k} is not between 1 and the number of classes, {n_classes}")
-  for n in settings.numbers("n"):
-    if not 2 <= settings.n_k <= n:
-      raise BenchmarkError(f"n_k = {settings.n_k} is not between 2 and n = {n}")
+  for k, n in settings.numbers("steps"):
+    if not 2 <= k <= n:
+      raise BenchmarkError(f"steps = {settings.steps}: K = {k} is not between 2 and N = {n}")
 
 
 def run(config: Any, workdir: str) -> dict[str, Any]:
@@ -78,11 +78,11 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
   wanted = _available(settings.implementations.split("+"))
   rows, results = [], {}
   # What is written after each K stands: the largest may not fit.
-  if settings.numbers("n"):
-    steps = [whole_step(settings, n) for n in settings.numbers("n")]
+  if settings.numbers("steps"):
+    steps = [whole_step(settings, k, n) for k, n in settings.numbers("steps")]
     rows += measure_in_turn(steps, settings)
     results = write_results(folder, settings, rows)
-  for k in settings.numbers("k"):
+  for (k,) in settings.numbers("k"):
     rows += _measure(settings, wanted, k)
     results = write_results(folder, settings, rows)
   print(report.table(rows), flush=True)
@@ -120,7 +120,7 @@ def _measure(settings: Settings, names: list[str], k: int) -> list[dict[str, Any
   lengths_K = lengths_N if k == lengths_N.size else rng.choice(lengths_N, k, replace=False)
   steps = []
   for name in names:
-    if name == "shared" or k in settings.numbers("baseline_k"):
+    if name == "shared" or (k,) in settings.numbers("baseline_k"):
       measurement, step = _IMPLEMENTATIONS[name][0](settings, lengths_K)
       if measurement.process_peak_mib is None:
         measurement.process_peak_mib = process_peak_mib(

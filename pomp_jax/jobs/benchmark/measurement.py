@@ -28,9 +28,8 @@ class Settings:
     k: rows of a step; N is all classes.
     baseline_k: of these, where the implementations of 77 tokens are measured too.
     implementations: of `towers` and `torch_tower`.
-    n: numbers of classes, synthetic names beyond the first, at which the whole training step is
-      measured; empty: not.
-    n_k: its K.
+    steps: K/N at which the whole training step is measured, synthetic names beyond ImageNet-21K's;
+      K = N is the exact contrast over all classes; empty: not.
     dtype: compute type, float32 or bfloat16.
     repeats: rounds of each K.
     seconds: none starts after so many.
@@ -45,8 +44,7 @@ class Settings:
   k: str = "128+256+512+1000+2000+21841"
   baseline_k: str = "128+1000"
   implementations: str = "shared+reference+torch_77"
-  n: str = "21841+1000000"
-  n_k: int = 128
+  steps: str = "128/21841+128/1000000+1000/21841+21841/21841"
   dtype: str = "float32"
   repeats: int = 5
   seconds: int = 300
@@ -66,6 +64,10 @@ class Settings:
         f"{name} = {getattr(self, name)}: takes positive integers, as in 128+1000"
       )
     return [int(part) for part in parts]
+
+
+def _is_positive(text: str) -> bool:
+  return text.isdecimal() and int(text) > 0
 
 
 @dataclasses.dataclass

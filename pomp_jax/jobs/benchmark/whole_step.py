@@ -9,10 +9,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from pomp_jax.clip import shared
 from pomp_jax.clip.text import text_tower
 from pomp_jax.data.imagenet21k import load_synsets
 from pomp_jax.jobs.benchmark.measurement import Measurement, Settings, Step
 from pomp_jax.jobs.benchmark.towers import MODELS, random_inputs, temporaries_mib
+from pomp_jax.prompt import sampling
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.train_step import (
@@ -28,9 +30,11 @@ from pomp_jax.prompt.train_step import (
 
 # Images of a draw, as the published recipe has them on a device before its augmentations.
 _GROUP = 32
+# As `config.clip.memory_gib` has it.
+_ACTIVATION_BYTES = 4 * 2**30
 
 
-def whole_step(settings: Settings, n_classes: int) -> tuple[Measurement, Step]:
+def whole_step(settings: Settings, k: int, n_classes: int) -> tuple[Measurement, Step]:
   """One device, one draw of K of N classes, positives as many as images."""
   sizes, rng = MODELS[settings.model], np.random.default_rng(settings.seed)
   # The same names over and over: draws of the same lengths on average whatever N.
@@ -42,12 +46,13 @@ def whole_step(settings: Settings, n_classes: int) -> tuple[Measurement, Step]:
   frozen = replicate(Frozen(params, {}, prefix[0], tokens), mesh)
   module = PromptContext(settings.m, sizes.hidden_size)
   optimizer = sgd(lambda step: 0.002, 0.9, 5e-4)
-  contrast = ContrastSettings(min(settings.n_k, n_classes), n_classes, "log", 100.0)
+  contrast = ContrastSettings(k, n_classes, "log", 100.0)
   budget = step_token_budget(module, lengths_N, settings=contrast, group_size=_GROUP)
+  memory = shared.plan_memory(sizes, settings.m + 1, budget, _ACTIVATION_BYTES)
   train_step = make_train_step(
     mesh=mesh,
     module=module,
-    text_tower=text_tower("shared", sizes, jnp.dtype(settings.dtype), budget),
+    text_tower=text_tower("shared", sizes, jnp.dtype(settings.dtype), budget, memory),
     image_tower=None,
     optimizer=optimizer,
     settings=contrast,
@@ -67,11 +72,11 @@ def whole_step(settings: Settings, n_classes: int) -> tuple[Measurement, Step]:
     state, metrics = compiled(state, frozen, batch)
     jax.block_until_ready(metrics)
 
-  n_rows = _GROUP + contrast.k - 1
+  n_rows = _GROUP + sampling.n_negatives(k, n_classes)
   tokens = settings.m + 1 + round(n_rows * float(lengths_N.mean()))
   return Measurement(
     "train_step",
-    contrast.k,
+    k,
     n_classes,
     tokens,
     n_rows,
