@@ -1,8 +1,8 @@
 """Files of learned prompts: which format a file has, and the reader and the writer for it.
 
-  .npz                     our own, `prompt_npz`
-  .safetensors             the same fields, `prompt_safetensors`
-  .pt, .pth, .pth.tar[-N]  torch checkpoints as CoOp and POMP publish them, `prompt_torch`
+.npz                     our own, `prompt_npz`
+.safetensors             the same fields, `prompt_safetensors`
+.pt, .pth, .pth.tar[-N]  torch checkpoints as CoOp and POMP publish them, `prompt_torch`
 """
 
 from collections.abc import Callable

@@ -42,9 +42,7 @@ def read_npz(path: str | os.PathLike) -> Prompt:
     refuse(path, "the file", f"not a whole npz ({error})", "an undamaged npz")
   with archive:
     check_version(path, _read_scalar(archive, path, "format_version", "iu", "an integer"))
-    text = {
-      field: _read_scalar(archive, path, field, "U", "a 0-d string") for field in TEXT_FIELDS
-    }
+    text = {field: _read_scalar(archive, path, field, "U", "a 0-d string") for field in TEXT_FIELDS}
     context = _read_array(archive, path, "context", MAX_CONTEXT_BYTES)
   return make_prompt(path, context, text)
 

@@ -77,7 +77,9 @@ class TorchArchive(contextlib.AbstractContextManager):
     try:
       names = [name for name in self._zip.namelist() if _PICKLE_NAME.fullmatch(name)]
       if len(names) != 1:
-        self._refuse("the file", f"a zip with {len(names)} data.pkl", "a torch checkpoint, with one")
+        self._refuse(
+          "the file", f"a zip with {len(names)} data.pkl", "a torch checkpoint, with one"
+        )
       self._root = names[0].removesuffix("/data.pkl")
       self.value = read_pickle(self._read("data.pkl", _MAX_PICKLE_BYTES))
       self._order = self._byte_order()

@@ -80,7 +80,7 @@ _KNOWN = re.compile(
   r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
   r"|torch\.\w+Storage|torch\.storage\.(UntypedStorage|TypedStorage)"
   # Objects in the state of schedulers: the scheduler that follows a warm-up, and its optimizer.
-  r"|torch\.optim\.\w+\.[\w.]+"
+  r"|torch\.optim\.(\w+\.)+\w+"
 )
 
 
@@ -139,8 +139,9 @@ class _Machine:
     self.memo[index] = self.stack[-1]
 
   def global_(self, argument: str) -> None:
-    name = argument.replace(" ", ".")
-    if not _KNOWN.fullmatch(name):
+    module, _, attribute = argument.partition(" ")
+    name = f"{module}.{attribute}"
+    if not attribute.isidentifier() or not _KNOWN.fullmatch(name):
       raise PickleError(f"the name {name}")
     self.push(_Name(name))
 
@@ -252,10 +253,10 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
   "NEWOBJ": _Machine.call,
   "BUILD": _Machine.build,
   "BINPERSID": _Machine.persistent,
-} | {
-  name: _Machine.push
-  for name in ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE")
 }
+_STEPS |= dict.fromkeys(
+  ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE"), _Machine.push
+)
 _STEPS |= dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.remember)
 _STEPS |= dict.fromkeys(
   ("BINGET", "LONG_BINGET"), lambda machine, index: machine.push(machine.memo[index])
