@@ -19,8 +19,19 @@ from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.contrast import CORRECTIONS
 from pomp_jax.prompt.optimizer import SCHEDULES
 
-JOBS = ("pretrain", "predict", "repeat", "benchmark")
+JOBS = ("pretrain", "predict", "repeat", "benchmark", "export")
 WORLD = "world"
+
+# What `export` writes, and the suffixes that the file may have; first the usual one.
+EXPORT_FORMATS = {
+  "npz": (".npz",),
+  "safetensors": (".safetensors",),
+  "pth": (".pth.tar", ".pth", ".pt"),
+  "detic": (".npy",),
+  "open_clip": (".npy", ".safetensors"),
+}
+# Of these, the ones that hold features of names, not the prompt.
+FEATURE_FORMATS = ("detic", "open_clip")
 
 
 class ConfigError(Exception):
@@ -105,6 +116,14 @@ def base() -> ConfigDict:
   config.predict.images = ""  # a folder
   config.predict.names = ""  # a class list such as imagenet1k, or a file: one name a line, or JSON
   config.predict.top = 5
+
+  # job = "export": the prompt, or features of names under it, for other programs.
+  config.export = ConfigDict()
+  config.export.prompt = ""  # a prompt file; for features also a template with {} for the name
+  config.export.format = "npz"  # npz, safetensors, pth; features of names: detic, open_clip
+  config.export.names = ""  # for features: a text file, one name a line, or COCO or LVIS JSON
+  config.export.synonyms = False  # average over the synonyms that an LVIS JSON has
+  config.export.output = ""  # file name within the run's folder; empty: a usual one
 
   # job = "repeat": the pretrain job once for each seed.
   config.repeat = ConfigDict()
@@ -242,6 +261,9 @@ def validate(config: ConfigDict) -> None:
     raise ConfigError("clip.model", model, "a folder that exists, or a hub id")
   if config.job == "predict":
     _predict(config.predict)
+  _choice(config, "export.format", tuple(EXPORT_FORMATS))
+  if config.job == "export":
+    _export(config.export)
   if config.job == "repeat" and len(set(config.repeat.seeds)) != max(len(config.repeat.seeds), 1):
     raise ConfigError("repeat.seeds", config.repeat.seeds, "one or more different seeds")
 
@@ -256,6 +278,19 @@ def _predict(predict: ConfigDict) -> None:
     raise ConfigError(
       "predict.prompt", predict.prompt, "a prompt file that exists, or a template with {}"
     )
+
+
+def _export(export: ConfigDict) -> None:
+  features = export.format in FEATURE_FORMATS
+  if not (features and "{}" in export.prompt) and not os.path.isfile(export.prompt):
+    takes = "a prompt file that exists" + (", or a template with {}" if features else "")
+    raise ConfigError("export.prompt", export.prompt, takes)
+  if features and not os.path.isfile(export.names):
+    raise ConfigError("export.names", export.names, "a file that exists")
+  suffixes = EXPORT_FORMATS[export.format]
+  name = export.output
+  if name and (os.path.basename(name) != name or not name.endswith(suffixes)):
+    raise ConfigError("export.output", name, f"a file name that ends with {' or '.join(suffixes)}")
 
 
 def _value(config: ConfigDict, field: str) -> Any:

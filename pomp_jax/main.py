@@ -21,7 +21,9 @@ from pomp_jax import config as config_lib
 from pomp_jax.clip import ClipError, TokenizeError
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.vocabulary import VocabularyError
+from pomp_jax.files.categories import CategoryFileError
 from pomp_jax.files.checkpoints import CheckpointError
+from pomp_jax.files.class_features import ClassFeatureError
 from pomp_jax.files.prompt_file import PromptFileError
 from pomp_jax.files.run_folder import RunFolderError
 from pomp_jax.jobs import job
@@ -37,11 +39,12 @@ _BAD_INPUT = (
   TokenizeError,
   ImageError,
   VocabularyError,
+  CategoryFileError,
   PromptFileError,
   RunFolderError,
   BenchmarkError,
 )
-_FAILED = (TrainingError, CheckpointError)
+_FAILED = (TrainingError, CheckpointError, ClassFeatureError)
 
 
 def main(argv: Sequence[str]) -> int:

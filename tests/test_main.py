@@ -190,6 +190,22 @@ class TestPredict:
     assert "prompt.npz" in self.complain(capsys, tmp_path, arguments, prompt=file)
 
 
+def test_export_of_bad_files(capsys, tmp_path):
+  """One line and status 2 as well, through the config file of the job."""
+  (tmp_path / "names.json").write_text('{"images": []}')
+  (tmp_path / "p.pth").write_bytes(b"PK")
+  workdir = f"--workdir={tmp_path}/run"
+  for argument, expected in [
+    (f"prompt={tmp_path}/p.pth,format=npz", "p.pth: the file is not a whole zip"),
+    (f"prompt=a {{}},format=detic,names={tmp_path}/names.json", "names.json: the file is without"),
+    ("format=detic,synonyms=perhaps", "config.export.synonyms: got 'perhaps'"),
+  ]:
+    status, lines = run_main(capsys, f"--config={ROOT}/configs/export.py:{argument}", workdir)
+    assert (status, len(lines)) == (2, 1)
+    assert expected in lines[0]
+  assert not (tmp_path / "run").exists()
+
+
 def test_the_module_is_an_entry():
   process = subprocess.run(
     [sys.executable, "-m", "pomp_jax.main"], capture_output=True, text=True, cwd=ROOT, check=False

@@ -1,0 +1,97 @@
+"""A prompt for other programs: as a file of theirs, or as features of given names.
+
+`config.export.format` says which:
+
+  npz, safetensors, pth   the prompt itself, in that kind of file; no CLIP is opened
+  detic                   float32 [C,E] .npy, one row a category in ascending order of their ids
+  open_clip               float32 [E,C] .npy or .safetensors, weights of a zero-shot classifier
+
+Leaves the file and `results.json` in the run's folder. docs/formats.md describes the files.
+"""
+
+from ml_collections import ConfigDict
+
+from pomp_jax.config import EXPORT_FORMATS, FEATURE_FORMATS, ConfigError
+from pomp_jax.data.vocabulary import read_names
+from pomp_jax.files.categories import Category, is_annotation_file, read_categories
+from pomp_jax.files.class_features import write_detic, write_open_clip
+from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt, save_prompt
+from pomp_jax.files.run_folder import RunFolder, RunFolderError, write_json
+from pomp_jax.jobs import inputs
+from pomp_jax.transfer import category_features
+
+
+def check(config: ConfigDict, workdir: str) -> None:
+  """Refuses names or a prompt that can't be used, and another run's folder; writes nothing.
+
+  Raises:
+    VocabularyError, CategoryFileError, PromptFileError, ClipError, ConfigError, RunFolderError:
+      one line each.
+  """
+  folder, settings = RunFolder(workdir), config.export
+  folder.check()
+  if folder.config.exists():  # whose results.json, and perhaps prompt.npz, would be replaced
+    raise RunFolderError(f"workdir {workdir}: holds another run; export takes a folder of its own")
+  prompt = _prompt(settings)
+  if settings.format not in FEATURE_FORMATS:
+    return
+  categories = _categories(settings)
+  if settings.synonyms and not any(category.synonyms for category in categories):
+    raise ConfigError("export.synonyms", True, f"False, as {settings.names} has no synonyms")
+  if isinstance(prompt, Prompt):
+    if settings.synonyms and prompt.context.ndim == 3:
+      raise ConfigError("export.synonyms", True, "False, as the prompt has one context a class")
+    width = inputs.clip_config(config.clip.model).text_config.hidden_size
+    check_fits(prompt, width, config.clip.model, len(categories), settings.prompt)
+
+
+def run(config: ConfigDict, workdir: str) -> dict:
+  """Writes `config.export.output`.
+
+  Raises:
+    TokenizeError, VocabularyError, ClassFeatureError, RunFolderError: one line each.
+  """
+  settings, folder = config.export, RunFolder(workdir)
+  prompt = _prompt(settings)
+  path = folder.path / (settings.output or _usual_name(settings.format))
+  results = {"job": config.job, "prompt": settings.prompt, "format": settings.format}
+  if settings.format in FEATURE_FORMATS:
+    categories = _categories(settings)
+    encoder = inputs.open_encoder(config)
+    features_CxE = category_features(encoder, categories, prompt, settings.synonyms)
+    shape = features_CxE.shape if settings.format == "detic" else features_CxE.shape[::-1]
+    results |= {"clip_model": encoder.clip.name, "names": settings.names, "shape": shape}
+    names = [category.name for category in categories]
+  else:
+    results |= {"clip_model": prompt.clip_model, "shape": prompt.context.shape}
+  folder.create()
+  try:
+    if settings.format == "detic":
+      write_detic(path, features_CxE)
+    elif settings.format == "open_clip":
+      write_open_clip(path, features_CxE, names, encoder.clip.name)
+    else:
+      save_prompt(path, prompt)
+  except OSError as error:
+    raise RunFolderError(f"{path}: can't be written ({error.strerror})") from error
+  results |= {"output": path.name, "bytes": path.stat().st_size}
+  write_json(folder.results, results)
+  print(f"{path}: {settings.format}, {' x '.join(map(str, results['shape']))}")
+  return results
+
+
+def _prompt(settings: ConfigDict) -> Prompt | str:
+  """A template as it is, or the prompt in a file."""
+  is_template = settings.format in FEATURE_FORMATS and "{}" in settings.prompt
+  return settings.prompt if is_template else load_prompt(settings.prompt)
+
+
+def _categories(settings: ConfigDict) -> tuple[Category, ...]:
+  if is_annotation_file(settings.names):
+    return read_categories(settings.names)
+  return tuple(map(Category, read_names(settings.names)))
+
+
+def _usual_name(kind: str) -> str:
+  stem = {"detic": "class_features", "open_clip": "zero_shot_weights"}.get(kind, "prompt")
+  return stem + EXPORT_FORMATS[kind][0]

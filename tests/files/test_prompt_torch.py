@@ -1,0 +1,213 @@
+"""Prompts in torch checkpoints: the published layout, and our own strings in it."""
+
+import collections
+import sys
+import warnings
+
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+import torch
+
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
+
+CONTEXT = np.random.default_rng(0).normal(0, 0.02, (4, 8)).astype(np.float32)
+NAMES = [
+  "prompt.pth.tar",
+  "prompt.pth",
+  "prompt.pt",
+  "model.pth.tar-5",
+  "model-best.pth.tar",
+  "unsaid",
+]
+
+
+def publish(path, ctx, **more):
+  """A checkpoint as CoOp's trainer leaves it."""
+  state = collections.OrderedDict(
+    ctx=ctx, token_prefix=torch.zeros(3, 1, 8).half(), token_suffix=torch.zeros(3, 72, 8).half()
+  )
+  torch.save({"state_dict": state, "epoch": 5, "optimizer": None, "val_result": None} | more, path)
+  return path
+
+
+def refusal(path):
+  with pytest.raises(PromptFileError) as caught:
+    load_prompt(path)
+  message = str(caught.value)
+  assert "\n" not in message
+  assert message.startswith(f"{path}: ")
+  return message
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_published_prompt(tmp_path, name):
+  prompt = load_prompt(publish(tmp_path / name, torch.tensor(CONTEXT)))
+  np.testing.assert_array_equal(prompt.context, CONTEXT)
+  assert prompt.context.dtype == np.float32
+  assert (prompt.clip_model, prompt.position, prompt.template) == ("unknown", "end", "{}.")
+  assert prompt.config == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(4, 8), (3, 4, 8)])
+def test_any_float_type_and_any_strides(tmp_path, dtype, shape):
+  generator = torch.Generator().manual_seed(1)
+  axes = range(len(shape))[::-1]
+  ctx = torch.randn(shape[::-1], generator=generator).to(dtype).permute(*axes)
+  assert tuple(ctx.shape) == shape and not ctx.is_contiguous()
+  prompt = load_prompt(publish(tmp_path / "model.pth.tar-5", torch.nn.Parameter(ctx)))
+  np.testing.assert_array_equal(prompt.context, ctx.float().numpy())
+  assert prompt.context.flags.c_contiguous and prompt.context.flags.writeable
+
+
+@pytest.mark.parametrize("name", NAMES[:5])
+@pytest.mark.parametrize("shape", [(4, 8), (3, 4, 8)])
+def test_round_trip_is_exact(tmp_path, name, shape):
+  context = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+  prompt = Prompt(context, "org/näme", "middle", "{}, a thing.", {"epochs": 7, "a": [1, None, 0.1]})
+  save_prompt(tmp_path / name, prompt)
+  back = load_prompt(tmp_path / name)
+  np.testing.assert_array_equal(back.context, context)
+  assert (back.clip_model, back.position, back.template) == ("org/näme", "middle", "{}, a thing.")
+  assert back.config == prompt.config
+
+
+def test_the_published_code_can_load_it(tmp_path):
+  """As CoOp does: into a module with the buffers, not strictly."""
+
+  class PromptLearner(torch.nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.ctx = torch.nn.Parameter(torch.zeros(4, 8, dtype=torch.float16))
+      self.register_buffer("token_prefix", torch.ones(3, 1, 8))
+
+  save_prompt(tmp_path / "model.pth.tar-5", Prompt(CONTEXT, "a/clip", config={"epochs": 5}))
+  checkpoint = torch.load(tmp_path / "model.pth.tar-5", weights_only=True)
+  learner = PromptLearner()
+  done = learner.load_state_dict(checkpoint["state_dict"], strict=False)
+  assert (done.missing_keys, done.unexpected_keys) == (["token_prefix"], [])
+  assert checkpoint["epoch"] == 5
+  np.testing.assert_array_equal(learner.ctx.detach().numpy(), CONTEXT.astype(np.float16))
+
+
+def test_same_prompt_same_bytes(tmp_path):
+  save_prompt(tmp_path / "a.pth", Prompt(CONTEXT, "a/clip"))
+  save_prompt(tmp_path / "b.pth", Prompt(CONTEXT.copy(), "a/clip"))
+  assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
+
+
+@pytest.mark.parametrize(
+  ("value", "parts"),
+  [
+    ([1], ["the checkpoint is a list", "'state_dict'"]),
+    (torch.zeros(2), ["the checkpoint is a StoredTensor"]),
+    ({"model": {}, "epoch": 1}, ["the checkpoint['state_dict'] is missing", "epoch, model"]),
+    ({"state_dict": 3}, ["state_dict is a int"]),
+    ({"state_dict": {"token_prefix": torch.zeros(2)}}, ["['ctx'] is missing", "token_prefix"]),
+    ({"state_dict": {"ctx": "a photo of a"}}, ["state_dict['ctx'] is a str", "[N, M, D]"]),
+    ({"state_dict": {"ctx": np.zeros((4, 8))}}, ["state_dict['ctx'] is an object numpy"]),
+    ({"state_dict": {"ctx": torch.zeros(8)}}, ["context is float32 [8]"]),
+    ({"state_dict": {"ctx": torch.zeros(1, 2, 3, 4)}}, ["context is float32 [1, 2, 3, 4]"]),
+    ({"state_dict": {"ctx": torch.zeros(4, 8).long()}}, ["is int64 [4, 8]", "float"]),
+    ({"state_dict": {"ctx": torch.zeros(4, 8).cfloat()}}, ["of type ComplexFloatStorage"]),
+    ({"state_dict": {"ctx": torch.full((4, 8), torch.nan)}}, ["not finite in 32 of 32"]),
+    ({"state_dict": {"ctx": torch.full((4, 8), 1e300, dtype=torch.float64)}}, ["not finite in 32"]),
+    ({"state_dict": {"ctx": torch.zeros(0, 8)}}, ["context is float32 [0, 8]"]),
+  ],
+)
+def test_a_bad_checkpoint_is_refused_by_field(tmp_path, value, parts):
+  torch.save(value, tmp_path / "a.pth.tar")
+  message = refusal(tmp_path / "a.pth.tar")
+  for part in parts:
+    assert part in message
+
+
+@pytest.mark.parametrize(
+  ("ours", "part"),
+  [
+    (3, "pomp_jax is a int"),
+    ({}, "pomp_jax['format_version'] is missing"),
+    ({"format_version": "1"}, "pomp_jax['format_version'] is a str"),
+    ({"format_version": 2}, "format_version is 2; accepted: 1"),
+    ({"position": 1}, "pomp_jax['position'] is a int"),
+    ({"position": "left"}, "position is 'left'"),
+    ({"config": "[1]"}, "config is a list"),
+    ({"config": "{"}, "config is not JSON"),
+  ],
+)
+def test_bad_strings_of_ours(tmp_path, ours, part):
+  good = {"clip_model": "a", "position": "end", "template": "{}.", "config": "{}"}
+  if isinstance(ours, dict) and ours:
+    ours = good | {"format_version": 1} | ours
+  publish(tmp_path / "a.pth", torch.tensor(CONTEXT), pomp_jax=ours)
+  assert part in refusal(tmp_path / "a.pth")
+
+
+def test_the_old_format_is_refused_in_words(tmp_path):
+  path = tmp_path / "a.pth.tar"
+  torch.save(
+    {"state_dict": {"ctx": torch.tensor(CONTEXT)}}, path, _use_new_zipfile_serialization=False
+  )
+  assert "torch's old format" in refusal(path)
+
+
+class Malicious:
+  """Unpickling it makes a file."""
+
+  def __init__(self, path):
+    self.path = str(path)
+
+  def __reduce__(self):
+    return (open, (self.path, "w"))
+
+
+def test_nothing_is_run(tmp_path):
+  trace = tmp_path / "trace"
+  path = publish(tmp_path / "a.pth.tar", torch.tensor(CONTEXT), hook=Malicious(trace))
+  assert "refused for the name io.open" in refusal(path)
+  assert not trace.exists()
+
+
+def test_missing_and_truncated_files(tmp_path):
+  assert "the file is missing" in refusal(tmp_path / "none.pth.tar")
+  (tmp_path / "folder.pth.tar-5").mkdir()
+  assert "not a whole zip" in refusal(tmp_path / "folder.pth.tar-5")
+  save_prompt(tmp_path / "a.pth", Prompt(CONTEXT, "a/clip"))
+  whole = (tmp_path / "a.pth").read_bytes()
+  for length in range(0, len(whole), 41):
+    (tmp_path / "short.pth").write_bytes(whole[:length])
+    assert "not a whole zip" in refusal(tmp_path / "short.pth")
+
+
+def test_a_huge_claim_takes_no_memory(tmp_path):
+  """A view of 2^40 rows, all of them the same 8 numbers."""
+  claim = torch.zeros(8).expand(2**40, 8)
+  torch.save({"state_dict": {"ctx": claim}}, tmp_path / "a.pth")
+  assert f"state_dict['ctx'] is {2**40 * 8 * 4} bytes large" in refusal(tmp_path / "a.pth")
+
+
+def test_torch_is_not_needed(tmp_path, monkeypatch):
+  path = publish(tmp_path / "model.pth.tar-5", torch.tensor(CONTEXT))
+  monkeypatch.setitem(sys.modules, "torch", None)  # to import it is an ImportError now
+  prompt = load_prompt(path)
+  save_prompt(tmp_path / "a.pth", prompt)
+  np.testing.assert_array_equal(load_prompt(tmp_path / "a.pth").context, CONTEXT)
+
+
+@given(data=st.data())
+def test_corrupt_bytes_raise_nothing_else(tmp_path_factory, data):
+  path = tmp_path_factory.getbasetemp() / "corrupt.pth"
+  save_prompt(path, Prompt(CONTEXT, "a/clip"))
+  whole = bytearray(path.read_bytes())
+  change = st.tuples(st.integers(0, len(whole) - 1), st.binary(max_size=4))
+  for start, piece in data.draw(st.lists(change, max_size=4)):
+    whole[start : start + len(piece)] = piece
+  path.write_bytes(whole)
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # zipfile's, about names that occur twice
+    try:
+      assert np.isfinite(load_prompt(path).context).all()
+    except PromptFileError as error:
+      assert "\n" not in str(error)

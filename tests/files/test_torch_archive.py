@@ -1,0 +1,400 @@
+"""torch's archives against torch itself, and hostile ones."""
+
+import collections
+import io
+import pickle
+import struct
+import warnings
+import zipfile
+
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+import torch
+
+from pomp_jax.files.torch_archive import TorchArchive, TorchArchiveError, write_torch_archive
+from pomp_jax.files.torch_pickle import PickleError, StoredTensor, Unread, read_pickle
+
+
+def saved(value) -> bytes:
+  file = io.BytesIO()
+  torch.save(value, file)
+  return file.getvalue()
+
+
+def write(path, value):
+  path.write_bytes(saved(value))
+  return path
+
+
+def changed(path, source, **records):
+  """A copy of an archive with some records replaced (None: left out; bytes otherwise)."""
+  with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+    for name in old.namelist():
+      record = name.split("/", 1)[1]
+      data = records.get(record.replace(".", "_").replace("/", "_"), old.read(name))
+      if data is not None:
+        new.writestr(name, data)
+  return path
+
+
+def refusal(path, read=None):
+  with pytest.raises(TorchArchiveError) as caught, TorchArchive(path) as archive:
+    read(archive)
+  message = str(caught.value)
+  assert "\n" not in message
+  assert message.startswith(f"{path}: ")
+  return message
+
+
+TENSOR = torch.arange(24, dtype=torch.float32).reshape(4, 6) / 7
+
+
+@pytest.mark.parametrize(
+  "tensor",
+  [
+    TENSOR,
+    TENSOR.T,
+    TENSOR[1:, ::2],
+    TENSOR[2],
+    TENSOR[:, None].expand(4, 3, 6),
+    TENSOR.sum(),
+    TENSOR[:, :1],
+    TENSOR.half(),
+    TENSOR.half().T,
+    TENSOR.double(),
+    TENSOR.bfloat16().T,
+    TENSOR.long(),
+    TENSOR.int(),
+    TENSOR.short(),
+    TENSOR.to(torch.int8),
+    TENSOR.to(torch.uint8),
+    TENSOR > 1,
+    torch.nn.Parameter(TENSOR.clone()),
+  ],
+  ids=str,
+)
+def test_tensors_are_torchs(tmp_path, tensor):
+  with TorchArchive(write(tmp_path / "a.pt", {"t": tensor})) as archive:
+    found = archive.array(archive.value["t"])
+  expected = tensor.detach()
+  expected = expected.float() if expected.dtype == torch.bfloat16 else expected
+  assert found.dtype == expected.numpy().dtype
+  np.testing.assert_array_equal(found, expected.numpy())
+
+
+def test_views_of_one_storage(tmp_path):
+  with TorchArchive(write(tmp_path / "a.pt", [TENSOR[:2], TENSOR[2:].T])) as archive:
+    first, second = archive.value
+    assert first.storage == second.storage
+    np.testing.assert_array_equal(archive.array(second), TENSOR[2:].T.numpy())
+
+
+def test_plain_values_come_back(tmp_path):
+  value = {
+    "none": None,
+    "flags": (True, False),
+    "numbers": [0, -1, 255, 65535, 2**31 - 1, -(2**40), 2**100, 0.1, float("inf")],
+    "text": "grüße \u4f60",
+    "nested": collections.OrderedDict(a=(), b=((1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)), c=[], d={}),
+    7: "an integer key",
+  }
+  with TorchArchive(write(tmp_path / "a.pt", value)) as archive:
+    assert archive.value == value
+
+
+def test_what_is_not_built_is_a_name(tmp_path):
+  value = {
+    "score": np.float64(1.5),
+    "array": np.arange(3),
+    "set": {1},
+    "bytes": b"\xff",
+    "size": TENSOR.shape,
+    "dtype": torch.float16,
+    "device": torch.device("cpu"),
+    "counter": collections.Counter([1, 2, 2]),
+    "complex": 1j,
+    "keys": {(1, 2): 3, 1.5: 2},
+  }
+  with TorchArchive(write(tmp_path / "a.pt", value)) as archive:
+    found = archive.value
+  assert isinstance(found["score"], Unread) and found["score"].name.endswith("multiarray.scalar")
+  assert found["counter"].name == "collections.Counter"
+  assert all(isinstance(key, Unread) for key in found.pop("keys"))
+  for name in ("array", "set", "bytes", "size", "device", "complex"):
+    assert isinstance(found[name], Unread), name
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+  ],
+)
+def test_optimizers_and_schedulers_as_dassl_saves_them(tmp_path, make):
+  """A warm-up keeps its successor, a whole scheduler, in its state; torch refuses such a file."""
+
+  class Warmup(torch.optim.lr_scheduler.LRScheduler):
+    def __init__(self, optimizer, successor):
+      self.successor = successor
+      super().__init__(optimizer, -1)
+
+    def get_lr(self):
+      return [1e-5 for _ in self.base_lrs]
+
+  parameter = torch.nn.Parameter(TENSOR.clone())
+  optimizer = make([parameter], lr=0.1)
+  successor = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5.0)
+  scheduler = Warmup(optimizer, successor)
+  parameter.sum().backward()
+  optimizer.step()
+  scheduler.step()
+  path = write(
+    tmp_path / "model.pth.tar-5",
+    {
+      "state_dict": collections.OrderedDict(ctx=parameter.detach()),
+      "epoch": 5,
+      "optimizer": optimizer.state_dict(),
+      "scheduler": scheduler.state_dict(),
+      "val_result": None,
+    },
+  )
+  with pytest.raises(pickle.UnpicklingError):
+    torch.load(path, weights_only=True)
+  with TorchArchive(path) as archive:
+    value = archive.value
+    np.testing.assert_array_equal(archive.array(value["state_dict"]["ctx"]), parameter.detach())
+  assert value["epoch"] == 5 and value["val_result"] is None
+  assert value["optimizer"]["param_groups"][0]["lr"] == 1e-5
+  assert value["scheduler"]["successor"].name == "torch.optim.lr_scheduler.CosineAnnealingLR"
+
+
+def test_torch_loads_what_is_written(tmp_path):
+  array = np.random.default_rng(0).normal(size=(3, 4, 8)).astype(np.float32)
+  value = {
+    "state_dict": {"ctx": array, "strided": array[:, ::2].T, "row": array[0, 0], "one": array[:1]},
+    "epoch": 5,
+    "numbers": {"a": -1, "b": 2**31 - 1},
+    "text": "grüße \u4f60",
+  }
+  with open(tmp_path / "a.pth", "wb") as file:
+    write_torch_archive(file, value)
+  found = torch.load(tmp_path / "a.pth", weights_only=True)
+  assert isinstance(found["state_dict"], collections.OrderedDict)
+  for name, expected in value["state_dict"].items():
+    tensor = found["state_dict"][name]
+    assert tensor.dtype == torch.float32 and tensor.is_contiguous() and not tensor.requires_grad
+    np.testing.assert_array_equal(tensor.numpy(), expected)
+  assert {key: found[key] for key in ("epoch", "numbers", "text")} == {
+    key: value[key] for key in ("epoch", "numbers", "text")
+  }
+  with TorchArchive(tmp_path / "a.pth") as archive:
+    np.testing.assert_array_equal(
+      archive.array(archive.value["state_dict"]["strided"]), array[:, ::2].T
+    )
+
+
+@pytest.mark.parametrize("value", [1.5, [1], 2**31, True, np.zeros(2), None])
+def test_nothing_else_is_written(tmp_path, value):
+  with (
+    open(tmp_path / "a.pth", "wb") as file,
+    pytest.raises(TypeError, match="can't be written"),
+  ):
+    write_torch_archive(file, {"a": value})
+
+
+class Malicious:
+  """Unpickling it makes a file."""
+
+  def __init__(self, path, function=open):
+    self.arguments, self.function = (str(path), "w"), function
+
+  def __reduce__(self):
+    return (self.function, self.arguments)
+
+
+def test_a_pickle_that_runs_code_is_refused_by_name(tmp_path):
+  trace = tmp_path / "trace"
+  path = write(tmp_path / "a.pt", {"state_dict": {"ctx": TENSOR}, "x": Malicious(trace)})
+  torch.load(path, weights_only=False)["x"].close()
+  assert trace.exists()  # else the next lines would prove nothing
+  trace.unlink()
+  assert "data.pkl is refused for the name io.open" in refusal(path)
+  assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "os system",
+    "posix system",
+    "builtins eval",
+    "__builtin__ getattr",
+    "torch.hub load",
+    "torch load",
+    "torch._utils.x _rebuild_tensor_v2",
+    "collections OrderedDict.update",
+    "numpy load",
+    "torch.optim os.system",
+    "torch.optim.sgd x.y",
+    "torch.optim.sgd ",
+  ],
+)
+def test_other_names_are_refused(tmp_path, name):
+  data = b"\x80\x02c" + name.replace(" ", "\n", 1).encode() + b"\nX\x02\x00\x00\x00ls\x85R."
+  path = changed(tmp_path / "a.pt", io.BytesIO(saved(TENSOR)), data_pkl=data)
+  assert f"the name {name.replace(' ', '.')};" in refusal(path)
+
+
+def opcodes(body, prefix=b"\x80\x02"):
+  with pytest.raises(PickleError) as caught:
+    read_pickle(prefix + body)
+  return str(caught.value)
+
+
+def test_programs_that_torch_does_not_write():
+  ordered = b"ccollections\nOrderedDict\n"
+  assert "opcode DUP" in opcodes(b"N2.")
+  assert "opcode INST" in opcodes(b"(ios\nsystem\n.")
+  assert "opcode STACK_GLOBAL" in opcodes(b"X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93.")
+  assert "protocol 4" in opcodes(b"N.", prefix=b"\x80\x04")
+  assert "no function" in opcodes(b"N)R.")
+  assert "no function" in opcodes(ordered + b")R)R.")  # what was made is not called in turn
+  assert "state for a _Name" in opcodes(ordered + b"}b.")  # nor are our names changed
+  assert "state for a list" in opcodes(b"]}b.")
+  assert "items for a NoneType" in opcodes(b"NNNs.")
+  assert "items for a dict" in opcodes(b"}Na.")
+  assert "damaged bytes" in opcodes(b"(NNNu.")
+  for body in (b"", b".", b"h\x05.", b"0.", b"t.", b"}(Nu.", b"X\xff\xff\xff\x7fa.", b"\xff."):
+    assert opcodes(body)
+
+
+def test_hostile_hashes_take_no_time():
+  """Tuples in tuples as a key: 2^60 steps if they were hashed; and integers that collide."""
+  nested = b")" + b"q\x00h\x00\x86" * 60
+  (key,) = read_pickle(b"\x80\x02}" + nested + b"Ns.")
+  assert isinstance(key, Unread)
+  colliding = b"".join(
+    b"\x8a\x0b" + (i * (2**61 - 1)).to_bytes(11, "little") + b"N" for i in range(1, 20_000)
+  )
+  assert len(read_pickle(b"\x80\x02}(" + colliding + b"u.")) == 19_999
+
+
+def test_damaged_archives(tmp_path):
+  whole = saved({"t": TENSOR})
+  source = io.BytesIO(whole)
+
+  def read(archive):
+    archive.array(archive.value["t"], "t")
+
+  path = tmp_path / "a.pt"
+  assert "the file is missing" in refusal(tmp_path / "none.pt")
+  assert "not a whole zip" in refusal(tmp_path)
+  assert "data/0 is missing" in refusal(changed(path, source, data_0=None), read)
+  assert "record of 95 bytes" in refusal(changed(path, source, data_0=bytes(95)), read)
+  assert "record of 97 bytes" in refusal(changed(path, source, data_0=bytes(97)), read)
+  assert "byteorder is b'middle'" in refusal(changed(path, source, byteorder=b"middle"))
+  assert "zip with 0 data.pkl" in refusal(changed(path, source, data_pkl=None))
+  for length in range(0, len(whole), 61):
+    path.write_bytes(whole[:length])
+    assert "not a whole zip" in refusal(path)
+
+
+def test_big_endian_numbers(tmp_path):
+  data = TENSOR.numpy().astype(">f4").tobytes()
+  path = changed(tmp_path / "a.pt", io.BytesIO(saved(TENSOR)), byteorder=b"big", data_0=data)
+  with TorchArchive(path) as archive:
+    np.testing.assert_array_equal(archive.array(archive.value), TENSOR.numpy())
+
+
+def test_before_byte_orders_were_written(tmp_path):
+  path = changed(tmp_path / "a.pt", io.BytesIO(saved(TENSOR)), byteorder=None)
+  with TorchArchive(path) as archive:
+    np.testing.assert_array_equal(archive.array(archive.value), TENSOR.numpy())
+
+
+def test_compressed_records_are_refused(tmp_path):
+  """A small file could become a large one otherwise."""
+  path = tmp_path / "a.pt"
+  with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr("a/data.pkl", bytes(10**6))
+  assert "data.pkl is compressed" in refusal(path)
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("a/data.pkl", bytes(3 * 2**20))
+  assert f"data.pkl is {3 * 2**20} bytes large" in refusal(path)
+
+
+@pytest.mark.parametrize(
+  ("fields", "part"),
+  [
+    ({"shape": (2**40, 512), "strides": (0, 0)}, "bytes large"),
+    ({"shape": (2**62, 2**62, 0), "strides": (0, 0, 0)}, "the tensor is ["),
+    ({"count": 2**61}, "bytes large"),
+    ({"offset": 1}, "reaches beyond"),
+    ({"strides": (6, 2)}, "reaches beyond"),
+    ({"strides": (2**60, 1)}, "reaches beyond"),
+    ({"shape": (1,) * 99, "strides": (1,) * 99}, "the tensor is ["),
+    ({"storage": "1"}, "data/1 is missing"),
+    ({"storage": "../data/0"}, "data/../data/0 is missing"),
+    ({"kind": "ComplexFloatStorage"}, "of type ComplexFloatStorage"),
+  ],
+)
+def test_claims_that_the_file_does_not_hold(tmp_path, fields, part):
+  good = StoredTensor("0", "FloatStorage", 24, 0, (4, 6), (6, 1))
+  claim = StoredTensor(**(vars(good) | fields))
+  path = write(tmp_path / "a.pt", TENSOR)
+  assert part in refusal(path, lambda archive: archive.array(claim))
+
+
+def test_a_storage_with_a_path_for_a_key(tmp_path):
+  data = saved(TENSOR)
+  pickled = zipfile.ZipFile(io.BytesIO(data)).read("archive/data.pkl")
+  old = b"X" + struct.pack("<I", 1) + b"0"
+  new = b"X" + struct.pack("<I", 4) + b"../0"
+  assert old in pickled
+  path = changed(tmp_path / "a.pt", io.BytesIO(data), data_pkl=pickled.replace(old, new))
+  assert "no storage" in refusal(path)
+
+
+WHOLE = saved({"state_dict": collections.OrderedDict(ctx=TENSOR), "score": np.float64(2)})
+PICKLE = zipfile.ZipFile(io.BytesIO(WHOLE)).read("archive/data.pkl")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_no_pickle_or_a_value(data):
+  for prefix in (b"", b"\x80\x02"):
+    try:
+      read_pickle(prefix + data)
+    except PickleError as error:
+      assert str(error)
+
+
+@given(st.lists(st.tuples(st.integers(0, len(PICKLE) - 1), st.binary(max_size=4)), max_size=4))
+def test_corrupt_pickles_raise_nothing_else(changes):
+  data = bytearray(PICKLE)
+  for start, piece in changes:
+    data[start : start + len(piece)] = piece
+  try:
+    read_pickle(bytes(data))
+  except PickleError as error:
+    assert str(error)
+
+
+@given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.binary(max_size=4)), max_size=4))
+def test_corrupt_archives_raise_nothing_else(tmp_path_factory, changes):
+  data = bytearray(WHOLE)
+  for start, piece in changes:
+    data[start : start + len(piece)] = piece
+  path = tmp_path_factory.getbasetemp() / "corrupt.pt"
+  path.write_bytes(data)
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # zipfile's, about names that occur twice
+    try:
+      with TorchArchive(path) as archive:
+        if isinstance(archive.value, StoredTensor):
+          archive.array(archive.value)
+    except TorchArchiveError as error:
+      assert "\n" not in str(error)

@@ -1,0 +1,161 @@
+"""The export job: files for other programs, from the embedded world's CLIP."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+from small_run import small_config
+import torch
+
+from pomp_jax import world
+from pomp_jax.clip import load_clip
+from pomp_jax.config import ConfigError, validate
+from pomp_jax.data.vocabulary import VocabularyError
+from pomp_jax.files.categories import CategoryFileError
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
+from pomp_jax.files.run_folder import RunFolderError
+from pomp_jax.jobs import export
+from pomp_jax.transfer import Encoder
+
+CATEGORIES = [
+  {"id": 7, "name": "teal_leaf", "synonyms": ["teal_leaf"]},
+  {"id": 2, "name": "red_star", "synonyms": ["red_star", "crimson_star"]},
+  {"id": 40, "name": "blue_ring_(shape)", "synonyms": ["blue_ring_(shape)"]},
+]
+NAMES = ["red star", "teal leaf", "blue ring (shape)"]
+
+
+@pytest.fixture(scope="module")
+def encoder():
+  return Encoder(load_clip(str(world.CLIP_PATH)))
+
+
+@pytest.fixture
+def files(tmp_path, encoder):
+  """A prompt that fits, and the same names as annotations and as text."""
+  context = np.random.default_rng(0).normal(0, 0.02, (4, encoder.clip.text_width))
+  save_prompt(tmp_path / "prompt.npz", Prompt(context.astype(np.float32), "world"))
+  (tmp_path / "names.json").write_text(json.dumps({"categories": CATEGORIES}))
+  (tmp_path / "names.txt").write_text("\n".join(NAMES))
+  return tmp_path
+
+
+def settings(files, **changes):
+  changes = {"prompt": str(files / "prompt.npz"), "names": str(files / "names.json")} | changes
+  fields = {f"export.{name}": value for name, value in changes.items()}
+  return small_config(job="export", **fields)
+
+
+def checked(files, **changes):
+  config = settings(files, **changes)
+  before = sorted(files.rglob("*"))
+  validate(config)
+  export.check(config, str(files / "run"))
+  assert sorted(files.rglob("*")) == before
+  return config
+
+
+def run(files, **changes):
+  """The written file, and the results."""
+  export.run(checked(files, **changes), str(files / "run"))
+  results = json.loads((files / "run" / "results.json").read_text())
+  path = files / "run" / results["output"]
+  assert path.stat().st_size == results["bytes"]
+  return path, results
+
+
+@pytest.mark.parametrize(
+  ("kind", "name"),
+  [("npz", "prompt.npz"), ("safetensors", "prompt.safetensors"), ("pth", "prompt.pth.tar")],
+)
+def test_prompts(files, kind, name, capsys):
+  path, results = run(files, format=kind, names="")
+  before, after = load_prompt(files / "prompt.npz"), load_prompt(path)
+  assert path.name == name
+  assert (results["clip_model"], results["shape"]) == ("world", list(before.context.shape))
+  np.testing.assert_array_equal(after.context, before.context)
+  assert (after.clip_model, after.position) == (before.clip_model, before.position)
+  assert str(path) in capsys.readouterr().out
+  if kind == "pth":
+    checkpoint = torch.load(path, weights_only=True)
+    np.testing.assert_array_equal(checkpoint["state_dict"]["ctx"].numpy(), before.context)
+
+
+def test_a_published_prompt_becomes_ours(files):
+  ctx = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)).half()
+  torch.save({"state_dict": {"ctx": ctx}, "epoch": 20}, files / "model.pth.tar-20")
+  path, _ = run(files, prompt=str(files / "model.pth.tar-20"), format="npz", output="p.npz")
+  np.testing.assert_array_equal(load_prompt(path).context, ctx.float().numpy())
+
+
+@pytest.mark.parametrize("names", ["names.json", "names.txt"])
+def test_detic_has_a_row_a_category_in_the_order_of_ids(files, encoder, names):
+  path, results = run(files, format="detic", names=str(files / names))
+  found = np.load(path, allow_pickle=False)
+  expected = encoder.class_features(NAMES, load_prompt(files / "prompt.npz"))
+  assert (path.name, found.dtype) == ("class_features.npy", np.float32)
+  assert results["shape"] == list(found.shape)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_detic_with_synonyms_under_a_template(files, encoder):
+  path, _ = run(files, format="detic", prompt="a {}", synonyms=True)
+  expected = encoder.class_features([*NAMES, "crimson star"], "a {}")
+  expected[0] += expected[3]
+  expected[0] /= np.linalg.norm(expected[0])
+  np.testing.assert_allclose(np.load(path), expected[:3], atol=1e-6)
+
+
+def test_open_clip_has_a_column_a_class(files, encoder):
+  expected = encoder.class_features(NAMES, load_prompt(files / "prompt.npz")).T
+  path, results = run(files, format="open_clip")
+  np.testing.assert_allclose(np.load(path), expected, atol=1e-6)
+  assert results["shape"] == list(expected.shape)
+  path, _ = run(files, format="open_clip", output="weights.safetensors")
+  found = safetensors.torch.load_file(path)["classifier"].numpy()
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("changes", "error", "part"),
+  [
+    ({"format": "onnx"}, ConfigError, "config.export.format: got 'onnx'"),
+    ({"prompt": "none.npz"}, ConfigError, "config.export.prompt: got 'none.npz'"),
+    ({"prompt": "a {}", "format": "npz"}, ConfigError, "takes a prompt file that exists"),
+    ({"names": "", "format": "detic"}, ConfigError, "config.export.names"),
+    ({"output": "../p.npz"}, ConfigError, "config.export.output: got '../p.npz'"),
+    ({"output": "p.pth"}, ConfigError, "ends with .npz"),
+    ({"output": "p.pt", "format": "open_clip"}, ConfigError, "ends with .npy or .safetensors"),
+  ],
+)
+def test_bad_fields(files, changes, error, part):
+  with pytest.raises(error, match=r"^[^\n]*$") as caught:
+    checked(files, **changes)
+  assert part in str(caught.value)
+
+
+def test_bad_files(files):
+  def refused(error, part, **changes):
+    with pytest.raises(error, match=r"^[^\n]*$") as caught:
+      checked(files, **({"format": "detic"} | changes))
+    assert part in str(caught.value)
+
+  refused(ConfigError, "has no synonyms", names=str(files / "names.txt"), synonyms=True)
+  (files / "empty.txt").write_text("")
+  refused(VocabularyError, "empty.txt is empty", names=str(files / "empty.txt"))
+  (files / "a.json").write_text("{")
+  refused(CategoryFileError, "a.json: not JSON", names=str(files / "a.json"))
+  wide = files / "wide.pth"
+  save_prompt(wide, Prompt(np.zeros((4, 7), np.float32), "other"))
+  refused(PromptFileError, "has width 7", prompt=str(wide))
+  width = load_prompt(files / "prompt.npz").context.shape[-1]
+  specific = files / "specific.safetensors"
+  save_prompt(specific, Prompt(np.zeros((2, 4, width), np.float32), "world"))
+  refused(PromptFileError, "class-specific, one for each of its 2", prompt=str(specific))
+  refused(ConfigError, "one context a class", prompt=str(specific), synonyms=True)
+  wide.write_bytes(wide.read_bytes()[:200])
+  refused(PromptFileError, "not a whole zip", prompt=str(wide), format="npz")
+  (files / "run").mkdir()
+  (files / "run" / "config.json").write_text("{}")
+  refused(RunFolderError, "a folder of its own")
