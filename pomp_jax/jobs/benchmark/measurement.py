@@ -52,18 +52,18 @@ class Settings:
   chunk: int = 2048
   seed: int = 0
 
-  def numbers(self, name: str) -> list[int]:
-    """A list of integers.
+  def numbers(self, name: str) -> list[tuple[int, ...]]:
+    """A list of integers, or of pairs of them.
 
     Raises:
       BenchmarkError: it holds something else.
     """
-    parts = [part for part in getattr(self, name).split("+") if part]
-    if not all(part.isdigit() and int(part) for part in parts):
-      raise BenchmarkError(
-        f"{name} = {getattr(self, name)}: takes positive integers, as in 128+1000"
-      )
-    return [int(part) for part in parts]
+    parts = [part.split("/") for part in getattr(self, name).split("+") if part]
+    size = 2 if name == "steps" else 1
+    if not all(len(part) == size and all(map(_is_positive, part)) for part in parts):
+      takes = "pairs K/N, as 128/21841+128/1000000" if size == 2 else "integers, as 128+1000"
+      raise BenchmarkError(f"{name} = {getattr(self, name)}: takes positive {takes}")
+    return [tuple(map(int, part)) for part in parts]
 
 
 def _is_positive(text: str) -> bool:

@@ -31,7 +31,7 @@ from pomp_jax.prompt.train_step import (
 # Images of a draw, as the published recipe has them on a device before its augmentations.
 _GROUP = 32
 # As `config.clip.memory_gib` has it.
-_ACTIVATION_BYTES = 4 * 2**30
+_ACTIVATION_BYTES = 4.0 * 2**30
 
 
 def whole_step(settings: Settings, k: int, n_classes: int) -> tuple[Measurement, Step]:
