@@ -1,0 +1,179 @@
+"""Image features computed once and kept: blocks of rows in a folder, and what they are features of.
+
+`cache.json` says what the rows were computed from; `block-00000.npy` and so on hold them, each
+written whole or not at all, so that several processes can fill the folder, stop, and go on.
+
+Shapes: n images, R augmented versions of each, E embedding, B images asked for.
+"""
+
+from collections.abc import Mapping, Sequence
+import contextlib
+import os
+import pathlib
+from typing import Any
+
+from jaxtyping import Float, Int
+import numpy as np
+
+from pomp_jax.files.atomic import replacing
+from pomp_jax.files.run_folder import read_json, write_json
+
+FORMAT_VERSION = 1
+_DESCRIPTION = "cache.json"
+
+
+class FeatureCacheError(ValueError):
+  """A cache that can't be used; the message is one line."""
+
+
+class FeatureBlocks:
+  """Features float32 [n,R,E] in a folder.
+
+  Attributes:
+    n_images: n.
+    n_versions: R.
+    width: E.
+    block_size: images a block; the last has what is left.
+  """
+
+  def __init__(
+    self,
+    folder: str | os.PathLike,
+    *,
+    n_images: int,
+    n_versions: int,
+    width: int,
+    made_from: Mapping[str, Any],
+    block_size: int = 1024,
+  ):
+    """Opens the folder, if it is there; nothing is written yet.
+
+    Args:
+      folder: of the cache.
+      n_images: n.
+      n_versions: R.
+      width: E.
+      made_from: all that the features depend on, by name, as JSON has it.
+      block_size: images a block, of a new folder; one that is there keeps its own.
+
+    Raises:
+      FeatureCacheError: what is there is no cache, or one of something else.
+    """
+    self._folder = pathlib.Path(folder)
+    self.n_images, self.n_versions, self.width = n_images, n_versions, width
+    self.block_size = block_size
+    self._description = {
+      "format_version": FORMAT_VERSION,
+      "n_images": n_images,
+      "n_versions": n_versions,
+      "width": width,
+      "made_from": dict(made_from),
+    }
+    self._blocks: dict[int, np.ndarray] = {}
+    if (self._folder / _DESCRIPTION).exists():
+      self._adopt()
+    elif self._folder.exists() and any(self._folder.iterdir()):
+      raise FeatureCacheError(f"{self._folder}: not empty, and no {_DESCRIPTION} in it")
+
+  @property
+  def n_blocks(self) -> int:
+    """How many blocks a complete cache has."""
+    return -(-self.n_images // self.block_size)
+
+  def missing(self) -> list[int]:
+    """The blocks that are still to be computed."""
+    present = set()
+    with contextlib.suppress(FileNotFoundError):
+      present = {path.name for path in self._folder.iterdir()}
+    return [block for block in range(self.n_blocks) if _name(block) not in present]
+
+  def indices(self, block: int) -> Int[np.ndarray, " b"]:
+    """The images of a block."""
+    start = block * self.block_size
+    return np.arange(start, min(start + self.block_size, self.n_images))
+
+  def create(self) -> None:
+    """Makes the folder and says what is in it, unless that is done.
+
+    Raises:
+      OSError: it can't be written.
+    """
+    self._folder.mkdir(parents=True, exist_ok=True)
+    if not (self._folder / _DESCRIPTION).exists():
+      write_json(self._folder / _DESCRIPTION, self._description | {"block_size": self.block_size})
+
+  def write(self, block: int, features: Float[np.ndarray, "b R E"]) -> None:
+    """Writes a block.
+
+    Raises:
+      OSError: it can't be written; nothing of it is left then.
+    """
+    expected = (len(self.indices(block)), self.n_versions, self.width)
+    if features.shape != expected or features.dtype != np.float32:
+      raise ValueError(f"block {block} takes float32 {expected}, got {features.shape}")
+    with replacing(self._folder / _name(block)) as file:
+      np.save(file, features, allow_pickle=False)
+
+  def read(
+    self, indices: Int[np.ndarray, " B"], versions: Int[np.ndarray, "B V"]
+  ) -> Float[np.ndarray, "B V E"]:
+    """Features of images in some of their versions, from files mapped into memory.
+
+    Raises:
+      FeatureCacheError: a block is missing or damaged.
+    """
+    result = np.empty((*versions.shape, self.width), np.float32)
+    blocks = np.asarray(indices) // self.block_size
+    for block in np.unique(blocks).tolist():
+      rows = np.flatnonzero(blocks == block)
+      within = indices[rows] - block * self.block_size
+      result[rows] = self._block(block)[within[:, None], versions[rows]]
+    return result
+
+  def _block(self, block: int) -> np.ndarray:
+    if block not in self._blocks:
+      path = self._folder / _name(block)
+      try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+      except (OSError, ValueError, EOFError) as error:
+        message = f"{path}: can't be read ({error}); delete it and fill again"
+        raise FeatureCacheError(message) from error
+      expected = (len(self.indices(block)), self.n_versions, self.width)
+      if array.shape != expected or array.dtype != np.float32:
+        raise FeatureCacheError(
+          f"{path}: holds {array.dtype} {array.shape}, float32 {expected} is needed; delete it and"
+          " fill again"
+        )
+      self._blocks[block] = array
+    return self._blocks[block]
+
+  def _adopt(self) -> None:
+    """Takes over a folder that holds the same features, filled or not."""
+    path = self._folder / _DESCRIPTION
+    try:
+      stored = dict(read_json(path))
+      block_size = stored.pop("block_size")
+      made_from = stored["made_from"]
+      if not isinstance(block_size, int) or block_size < 1 or not isinstance(made_from, dict):
+        raise ValueError("fields of the wrong type")
+    except (ValueError, KeyError, TypeError) as error:
+      raise FeatureCacheError(f"{path}: not the description of a cache ({error})") from error
+    for field, found, needed in _differences(stored, self._description):
+      raise FeatureCacheError(f"{path}: {field} is {found!r}, this run needs {needed!r}")
+    self.block_size = block_size
+
+
+def _differences(found: Mapping, needed: Mapping) -> Sequence[tuple[str, Any, Any]]:
+  """(field, found, needed) wherever two descriptions differ."""
+  result = []
+  for field in dict.fromkeys([*needed, *found]):
+    a, b = found.get(field), needed.get(field)
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+      result += [(f"{field}.{name}", *values) for name, *values in _differences(a, b)]
+    elif a != b:
+      result.append((field, a, b))
+  return result
+
+
+def _name(block: int) -> str:
+  return f"block-{block:05d}.npy"
