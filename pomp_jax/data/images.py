@@ -1,6 +1,7 @@
 """A user's own images, prepared as CLIP's test images are."""
 
 from collections.abc import Sequence
+import io
 import os
 import pathlib
 
@@ -36,11 +37,29 @@ def read_image(path: str | os.PathLike, size: int) -> UInt8[np.ndarray, "S S 3"]
   Raises:
     ImageError: no such file, or not an image that Pillow can decode.
   """
+  return _decode(path, str(path), size)
+
+
+def decode_image(encoded: bytes, where: str, size: int) -> UInt8[np.ndarray, "S S 3"]:
+  """Decodes one image from its bytes and prepares it; see `prepare`.
+
+  Args:
+    encoded: JPEG, PNG, or another format that Pillow knows.
+    where: it comes from, for the message.
+    size: S.
+
+  Raises:
+    ImageError: not an image that Pillow can decode.
+  """
+  return _decode(io.BytesIO(encoded), where, size)
+
+
+def _decode(file: str | os.PathLike | io.BytesIO, where: str, size: int) -> np.ndarray:
   try:
-    with Image.open(path) as image:
+    with Image.open(file) as image:
       return prepare(image, size)
   except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-    raise ImageError(f"{path}: not a readable image ({error})") from error
+    raise ImageError(f"{where}: not a readable image ({error})") from error
 
 
 def prepare(image: Image.Image | np.ndarray, size: int) -> UInt8[np.ndarray, "S S 3"]:
