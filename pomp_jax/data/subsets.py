@@ -1,0 +1,85 @@
+"""Which images and which classes: few shots, an even sample, base and new halves.
+
+The choice depends on the seed and the images' keys alone, so every host makes the same one, in
+whatever order its file system lists the images.
+"""
+
+from collections.abc import Sequence
+import hashlib
+
+from jaxtyping import Int
+import numpy as np
+
+HALVES = ("all", "base", "new")
+
+
+def few_shot(
+  labels: Int[np.ndarray, " n"], keys: Sequence[str] | np.ndarray, shots: int, seed: int = 0
+) -> Int[np.ndarray, " m"]:
+  """Indices of `shots` images a class, or of all where a class has fewer.
+
+  A class's images are ranked by a hash of seed and key, and the first are taken. So the subset of k
+  shots lies within that of k+1, and another image added to the class moves one out at most.
+
+  Args:
+    labels: the class of each image.
+    keys: a string an image, all different.
+    shots: at least 1.
+    seed: another one gives another subset.
+
+  Returns:
+    int64, in ascending order.
+  """
+  order, rank = _ranked(labels, keys, seed)
+  return np.sort(order[rank < shots])
+
+
+def even_sample(
+  labels: Int[np.ndarray, " n"], keys: Sequence[str] | np.ndarray, count: int, seed: int = 0
+) -> Int[np.ndarray, " m"]:
+  """Indices of `count` images, of the classes as evenly as can be; all if there are no more.
+
+  Every class gives one before any gives a second; which classes give the last is decided by a hash.
+
+  Returns:
+    int64, in ascending order.
+  """
+  if count >= len(labels):
+    return np.arange(len(labels))
+  order, rank = _ranked(labels, keys, seed)
+  # Within a turn, by hash and not by class.
+  order = order[np.lexsort((_hashes(keys, seed)[order], rank))]
+  return np.sort(order[:count])
+
+
+def half_of_classes(n_classes: int, which: str) -> Int[np.ndarray, " m"]:
+  """The classes of CoOp's base-to-new protocol: the first ceil(n/2) are base, the rest new.
+
+  Args:
+    n_classes: n, in the order of their labels.
+    which: one of HALVES.
+  """
+  middle = -(-n_classes // 2)
+  return {
+    "all": np.arange(n_classes),
+    "base": np.arange(middle),
+    "new": np.arange(middle, n_classes),
+  }[which]
+
+
+def _ranked(labels, keys, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Images sorted by (class, hash), and the place of each of these within its class."""
+  order = np.lexsort((_hashes(keys, seed), labels))
+  ordered = labels[order]
+  first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else order
+  sizes = np.diff(np.r_[first, len(order)])
+  return order, np.arange(len(order)) - np.repeat(first, sizes)
+
+
+def _hashes(keys, seed: int) -> np.ndarray:
+  """uint64 [n]; two keys in a class that share one (1 in 10^19) keep their order in the list."""
+  salt = int(seed).to_bytes(8, "little")
+  digests = b"".join(
+    hashlib.blake2b(str(key).encode(), digest_size=8, salt=salt).digest() for key in keys
+  )
+  return np.frombuffer(digests, "<u8")

@@ -1,0 +1,113 @@
+"""A folder a class, with and without folders of splits."""
+
+import os
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from pomp_jax.data.folder import SourceError, open_folder, split_folders
+from pomp_jax.data.source import Source
+from pomp_jax.data.vocabularies import ClassList
+
+
+def picture(path, level=0):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.new("RGB", (20, 24), (level, 0, 0)).save(path)
+
+
+@pytest.fixture
+def root(tmp_path):
+  """Three classes, and everything that is to be passed over."""
+  for level, name in enumerate(("cat/b.jpg", "cat/a.JPEG", "teddy_bear/x.png", "axe/1.webp")):
+    picture(tmp_path / name, 50 * level)
+  (tmp_path / "cat/notes.txt").write_text("no image")
+  picture(tmp_path / "cat/.hidden.jpg")
+  picture(tmp_path / ".cache/a.jpg")
+  picture(tmp_path / "loose.jpg")
+  picture(tmp_path / "cat/deeper/a.jpg")
+  os.symlink(tmp_path / "loose.jpg", tmp_path / "cat/link.jpg")
+  os.symlink(tmp_path / "cat", tmp_path / "link")
+  return tmp_path
+
+
+def test_folders_are_classes_in_order_of_name(root):
+  source = open_folder(root, image_size=8)
+  assert isinstance(source, Source)
+  assert source.names == ("axe", "cat", "teddy_bear")
+  assert source.keys.tolist() == ["axe/1.webp", "cat/a.JPEG", "cat/b.jpg", "teddy_bear/x.png"]
+  assert source.labels.tolist() == [0, 1, 1, 2]
+  assert source.encoded(3) == (root / "teddy_bear/x.png").read_bytes()
+  # Levels as they were drawn; JPEG and WebP change them a little.
+  np.testing.assert_allclose(source.images(np.arange(4))[:, 4, 4, 0], [150, 50, 0, 100], atol=5)
+
+
+def test_a_class_list_gives_names_and_order_and_leaves_folders_out(root):
+  source = open_folder(root, ClassList(("teddy bear", "axe")))
+  assert source.names == ("teddy bear", "axe")
+  assert source.keys.tolist() == ["teddy_bear/x.png", "axe/1.webp"]
+  assert source.labels.tolist() == [0, 1]
+
+
+def test_synsets_take_the_names_of_the_list(tmp_path):
+  for synset in ("n02084071", "n01440764"):
+    picture(tmp_path / synset / "a.jpg")
+  source = open_folder(tmp_path)
+  assert source.names == ("tench", "dog")
+  classes = ClassList(("a dog", "a fish"), ("n02084071", "n01440764"))
+  assert open_folder(tmp_path, classes).keys.tolist() == ["n02084071/a.jpg", "n01440764/a.jpg"]
+
+
+def test_splits(root, tmp_path_factory):
+  assert split_folders(root) == {"train": root}
+  split = tmp_path_factory.mktemp("split")
+  for name in ("imagenet21k_train/a/1.jpg", "imagenet21k_val/a/2.jpg"):
+    picture(split / name)
+  assert split_folders(split) == {
+    "train": split / "imagenet21k_train",
+    "validation": split / "imagenet21k_val",
+  }
+  # "train" among other things is a thing.
+  picture(split / "bus/1.jpg")
+  assert split_folders(split) == {"train": split}
+
+
+@pytest.mark.parametrize(
+  ("classes", "message"),
+  [
+    (("axe", "cat", "dog"), r"1 of the list's 3 classes are not in it, such as 'dog'"),
+    (("car", "bus"), r"2 of the list's 2 classes .* it has 3, such as 'axe'"),
+  ],
+)
+def test_a_list_that_does_not_match(root, classes, message):
+  with pytest.raises(SourceError, match=message):
+    open_folder(root, ClassList(classes))
+
+
+def test_a_split_may_lack_classes_but_not_all(root):
+  source = open_folder(root, ClassList(("axe", "cat", "dog")), all_classes=False)
+  assert source.names == ("axe", "cat", "dog")
+  assert source.labels.tolist() == [0, 1, 1]
+  with pytest.raises(SourceError, match="are not in it"):
+    open_folder(root, ClassList(("car", "bus")), all_classes=False)
+
+
+def test_what_is_no_folder_of_classes(root, tmp_path_factory):
+  empty = tmp_path_factory.mktemp("empty")
+  with pytest.raises(SourceError, match="no folders of classes"):
+    open_folder(empty)
+  (empty / "cat").mkdir()
+  with pytest.raises(SourceError, match="1 folders of classes and no image"):
+    open_folder(empty)
+  for path, message in ((root / "nowhere", "No such file"), (root / "loose.jpg", "Not a dir")):
+    with pytest.raises(SourceError, match=message):
+      open_folder(path)
+    with pytest.raises(SourceError, match=message):
+      split_folders(path)
+  picture(root / "teddy bear/a.jpg")
+  with pytest.raises(SourceError, match="'teddy bear' and 'teddy_bear' are the same class"):
+    open_folder(root, ClassList(("teddy bear", "axe")))
+  for synset in ("n00000000", "n01440764"):
+    picture(empty / "synsets" / synset / "a.jpg")
+  with pytest.raises(SourceError, match="n00000000: .* no class of ImageNet-21K"):
+    open_folder(empty / "synsets")
