@@ -2,8 +2,8 @@
 
     root/train/n02084071/a.jpg  root/val/n02084071/b.jpg     or     root/n02084071/a.jpg
 
-A class's folder is called by the class's name, or by its WordNet id. Symbolic links, hidden files
-and files that are no images by their suffix are passed over.
+A class's folder is called by the class's name, or by its WordNet id. Hidden files, files that
+are no images by their suffix and, below the folders of the splits, symbolic links are passed over.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import re
 import numpy as np
 
 from pomp_jax.data.images import EXTENSIONS
-from pomp_jax.data.source import Files, StoredImages
+from pomp_jax.data.source import Files, SourceError, StoredImages
 from pomp_jax.data.vocabularies import ClassList, load_class_list
 
 # Folder names of the splits; the long ones are those of the processed ImageNet-21K.
@@ -26,17 +26,13 @@ SPLIT_FOLDERS = {
 _SYNSET = re.compile(r"n[0-9]{8}")
 
 
-class SourceError(ValueError):
-  """Data that isn't as it has to be; one line that names the file or folder."""
-
-
 def split_folders(root: str | os.PathLike) -> dict[str, pathlib.Path]:
   """The folder of each split that there is; the root itself is "train" where there are none.
 
   Raises:
     SourceError: no such folder.
   """
-  folders = set(_class_folders(root))
+  folders = set(subfolders(root, links=True))
   known = {name for names in SPLIT_FOLDERS.values() for name in names}
   # Classes can be called "train" or "test" as well, beside others.
   if not folders or not folders <= known | {"imagenet21k_small_classes"}:
@@ -71,7 +67,7 @@ def open_folder(
   Raises:
     SourceError: no such folder, no image in it, or classes that aren't those of the list.
   """
-  found = _class_folders(folder)
+  found = subfolders(folder)
   if not found:
     raise SourceError(
       f"{folder}: no folders of classes in it (links and hidden ones are not followed)"
@@ -141,13 +137,22 @@ def list_image_files(folder: str | os.PathLike) -> list[str]:
     )
 
 
-def _class_folders(folder: str | os.PathLike) -> list[str]:
+def subfolders(folder: str | os.PathLike, links: bool = False) -> list[str]:
+  """Names of the folders in a folder, sorted, without hidden ones.
+
+  Args:
+    folder: where to look.
+    links: take symbolic links to folders too.
+
+  Raises:
+    SourceError: it can't be read.
+  """
   try:
     with os.scandir(folder) as entries:
       return sorted(
         entry.name
         for entry in entries
-        if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+        if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=links)
       )
   except OSError as error:
     raise SourceError(f"{folder}: can't be read ({error.strerror})") from error

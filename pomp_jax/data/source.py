@@ -16,6 +16,10 @@ import numpy as np
 from pomp_jax.data.images import ImageError, decode_image
 
 
+class SourceError(ValueError):
+  """Data that isn't as it has to be; one line that names the file or folder."""
+
+
 @runtime_checkable
 class Source(Protocol):
   """Labelled images with random access.

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax.data.folder import SourceError, open_folder, split_folders
-from pomp_jax.data.source import Source
+from pomp_jax.data.folder import open_folder, split_folders
+from pomp_jax.data.source import Source, SourceError
 from pomp_jax.data.vocabularies import ClassList
 
 

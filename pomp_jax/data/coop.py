@@ -1,0 +1,324 @@
+"""CoOp's layout of the fifteen evaluation sets below one folder, `$DATA`.
+
+The splits are CoOp's fixed ones (`split_zhou_*.json`; for FGVC-Aircraft the data set's own lists),
+and so are few-shot subsets: a file of `split_fewshot/` where there is one, and otherwise what
+CoOp's code draws from the seed. So figures can be compared with published ones image for image.
+"""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import random
+from typing import Any
+
+import numpy as np
+
+from pomp_jax.data.coop_pickle import PickleError, read_datum_pickle
+from pomp_jax.data.folder import list_image_files, subfolders
+from pomp_jax.data.source import Files, SourceError, StoredImages
+from pomp_jax.data.subsets import few_shot
+from pomp_jax.data.vocabularies import load_class_list
+
+log = logging.getLogger(__name__)
+
+# By the name of the class list: the set's folder, that of its images, and the file of its splits.
+_SPLIT_FILES = {
+  "caltech101": ("caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json"),
+  "oxford_pets": ("oxford_pets", "images", "split_zhou_OxfordPets.json"),
+  "stanford_cars": ("stanford_cars", "", "split_zhou_StanfordCars.json"),
+  "flowers102": ("oxford_flowers", "jpg", "split_zhou_OxfordFlowers.json"),
+  "food101": ("food-101", "images", "split_zhou_Food101.json"),
+  "sun397": ("sun397", "SUN397", "split_zhou_SUN397.json"),
+  "dtd": ("dtd", "images", "split_zhou_DescribableTextures.json"),
+  "eurosat": ("eurosat", "2750", "split_zhou_EuroSAT.json"),
+  "ucf101": ("ucf101", "UCF-101-midframes", "split_zhou_UCF101.json"),
+}
+_AIRCRAFT = ("fgvc_aircraft", "images")
+# The ImageNets: the folder of each split; those beside ImageNet-1K are for testing only.
+_IMAGENETS = {
+  "imagenet1k": ("imagenet", {"train": "images/train", "test": "images/val"}),
+  "imagenet_v2": ("imagenetv2", {"test": "imagenetv2-matched-frequency-format-val"}),
+  "imagenet_sketch": ("imagenet-sketch", {"test": "images"}),
+  "imagenet_a": ("imagenet-adversarial", {"test": "imagenet-a"}),
+  "imagenet_r": ("imagenet-rendition", {"test": "imagenet-r"}),
+}
+COOP_SETS = (*_SPLIT_FILES, "fgvc_aircraft", *_IMAGENETS)
+# CoOp's names of the splits in files, and ours.
+_PARTS = {"train": "train", "val": "validation", "test": "test"}
+# Shots of the validation images are no more than these.
+_VALIDATION_SHOTS = 4
+
+
+@dataclasses.dataclass
+class _Listing:
+  """What a set holds: of every split (path below `images`, label) of each image, in order."""
+
+  names: tuple[str, ...]
+  folder: pathlib.Path
+  images: str
+  splits: dict[str, list[tuple[str, int]]]
+
+
+def open_coop(
+  root: str | os.PathLike, name: str, *, shots: int = 0, seed: int = 1, image_size: int = 224
+) -> dict[str, StoredImages]:
+  """Opens a set's splits: of "train", "validation" and "test" those that it has.
+
+  Args:
+    root: `$DATA`.
+    name: one of COOP_SETS.
+    shots: images a class in training, and at most 4 in validation; 0: all.
+    seed: of the few-shot subset; CoOp's are 1, 2 and 3.
+    image_size: of what `images` gives.
+
+  Raises:
+    SourceError: files are missing, or aren't as CoOp has them.
+  """
+  if name not in COOP_SETS:
+    raise SourceError(f"unknown data set {name!r} in CoOp's layout; known: {', '.join(COOP_SETS)}")
+  if name in _IMAGENETS:
+    listing = _imagenet(pathlib.Path(root), name)
+  elif name == "fgvc_aircraft":
+    listing = _aircraft(pathlib.Path(root))
+  else:
+    listing = _from_split_file(pathlib.Path(root), *_SPLIT_FILES[name])
+  if shots and "train" in listing.splits:
+    listing.splits |= _few_shot(listing, shots, seed, fixed_order=name not in _IMAGENETS)
+  images = listing.folder / listing.images
+  if name not in _IMAGENETS:  # those were found by looking
+    _check_files(images, (path for items in listing.splits.values() for path, _ in items))
+  return {
+    split: StoredImages(
+      listing.names,
+      np.array([label for _, label in items], int),
+      [path for path, _ in items],
+      Files(images),
+      image_size=image_size,
+    )
+    for split, items in listing.splits.items()
+  }
+
+
+def _from_split_file(root: pathlib.Path, folder: str, images: str, file: str) -> _Listing:
+  path = root / folder / file
+  content = _json(path)
+  names: dict[int, str] = {}
+  splits = {}
+  for part, split in _PARTS.items():
+    items = content.get(part) if isinstance(content, dict) else None
+    if not isinstance(items, list) or not items:
+      raise SourceError(f"{path}: no list {part!r} of [path, label, class name] in it")
+    splits[split] = [_item(item, names, path) for item in items]
+  if sorted(names) != list(range(len(names))):
+    raise SourceError(f"{path}: labels are not 0..{len(names) - 1}; the largest is {max(names)}")
+  return _Listing(tuple(names[i] for i in range(len(names))), root / folder, images, splits)
+
+
+def _item(item: Any, names: dict[int, str], where: pathlib.Path) -> tuple[str, int]:
+  """One image of a split file; its class's name goes to `names`."""
+  if (
+    not isinstance(item, list)
+    or [type(part) for part in item] != [str, int, str]
+    or not _is_below(item[0])
+  ):
+    raise SourceError(f"{where}: {str(item)[:200]!r} is no [path below the images, label, name]")
+  path, label, name = item
+  if names.setdefault(label, name) != name:
+    raise SourceError(f"{where}: label {label} is both {names[label]!r} and {name!r}")
+  return path, label
+
+
+def _aircraft(root: pathlib.Path) -> _Listing:
+  folder = root / _AIRCRAFT[0]
+  names = tuple(filter(None, _lines(folder / "variants.txt")))
+  label_of = {name: label for label, name in enumerate(names)}
+  splits: dict[str, list[tuple[str, int]]] = {}
+  for part, split in _PARTS.items():
+    path = folder / f"images_variant_{part}.txt"
+    splits[split] = []
+    for number, line in enumerate(_lines(path), 1):
+      image, _, name = line.partition(" ")
+      if not image.isalnum() or name not in label_of:
+        raise SourceError(f"{path}: line {number}, {line[:100]!r}, is no image and known variant")
+      splits[split].append((f"{image}.jpg", label_of[name]))
+  return _Listing(names, folder, _AIRCRAFT[1], splits)
+
+
+def _imagenet(root: pathlib.Path, name: str) -> _Listing:
+  folder, split_folders = _IMAGENETS[name]
+  classes = load_class_list(name)
+  synsets = list(classes.synsets)
+  # ImageNet-V2's folders are the labels themselves.
+  expected = [str(label) for label in range(1000)] if name == "imagenet_v2" else synsets
+  splits: dict[str, list[tuple[str, int]]] = {}
+  for split, below in split_folders.items():
+    found = subfolders(root / folder / below, links=True)
+    if set(found) != set(expected):
+      wrong = sorted(set(found) ^ set(expected))[0]
+      raise SourceError(
+        f"{root / folder / below}: its folders are not {name}'s {len(expected)} classes; folder"
+        f" {wrong!r} is {'missing' if wrong in expected else 'none of them'}"
+      )
+    splits[split] = [
+      (f"{below}/{class_folder}/{file}", label)
+      for label, class_folder in enumerate(expected)
+      for file in list_image_files(root / folder / below / class_folder)
+    ]
+  names = _class_names(root / folder / "classnames.txt", synsets, classes.names)
+  return _Listing(names, root / folder, "", splits)
+
+
+def _class_names(
+  path: pathlib.Path, synsets: Sequence[str], ours: Sequence[str]
+) -> tuple[str, ...]:
+  """Names of the file, lines of "n01440764 tench", if it is there; ours where one stands twice."""
+  if not path.exists():
+    return tuple(ours)
+  name_of = dict(line.partition(" ")[::2] for line in _lines(path))
+  missing = [synset for synset in synsets if not name_of.get(synset)]
+  if missing:
+    raise SourceError(f"{path}: no name for {missing[0]}")
+  names = [name_of[synset] for synset in synsets]
+  merged = [own if names.count(name) > 1 else name for name, own in zip(names, ours, strict=True)]
+  return tuple(merged) if len(set(merged)) == len(merged) else tuple(ours)
+
+
+def _few_shot(
+  listing: _Listing, shots: int, seed: int, fixed_order: bool
+) -> dict[str, list[tuple[str, int]]]:
+  """The training subset, and the validation subset of sets that have one."""
+  whole = {part: listing.splits.get(split) for part, split in _PARTS.items() if part != "test"}
+  for suffix in (".pkl", ".json"):
+    path = listing.folder / "split_fewshot" / f"shot_{shots}-seed_{seed}{suffix}"
+    if path.exists():
+      log.info("few-shot subset: %s", path)
+      fixed = _read_fixed(path)
+      return {
+        _PARTS[part]: _known_items(fixed.get(part), listing, part, path)
+        for part, items in whole.items()
+        if items
+      }
+  if not fixed_order:
+    # CoOp draws from the order in which the file system lists ImageNet, which is nobody else's.
+    paths, labels = zip(*listing.splits["train"], strict=True)
+    chosen = few_shot(np.array(labels), paths, shots, seed)
+    return {"train": [listing.splits["train"][index] for index in chosen]}
+  # One stream of random numbers, training first.
+  stream = random.Random(seed)
+  subset = {}
+  for part, items in whole.items():
+    size = shots if part == "train" else min(shots, _VALIDATION_SHOTS)
+    subset[_PARTS[part]] = list(_coop_draw(items, size, stream))
+  return subset
+
+
+def _coop_draw(
+  items: Sequence[tuple[str, int]], shots: int, stream: random.Random
+) -> Iterable[tuple[str, int]]:
+  """Images as CoOp's code draws them: by class, in order of the first image of each."""
+  of_class: dict[int, list[tuple[str, int]]] = {}
+  for item in items:
+    of_class.setdefault(item[1], []).append(item)
+  for members in of_class.values():
+    # (CoOp fills a class of fewer images up by repeating some; an image stands once here.)
+    if len(members) >= shots:
+      yield from stream.sample(members, shots)
+    else:
+      yield from dict.fromkeys(stream.choices(members, k=shots))
+
+
+def _read_fixed(path: pathlib.Path) -> dict[str, list[tuple[str, int]]]:
+  """(path on somebody's machine, label) of each part of a few-shot file."""
+  if path.suffix == ".json":
+    content = _json(path)
+  else:
+    try:
+      content = read_datum_pickle(_bytes(path))
+    except PickleError as error:
+      raise SourceError(f"{path}: not one of CoOp's few-shot files: {error}") from error
+  if not isinstance(content, dict):
+    raise SourceError(f"{path}: not one of CoOp's few-shot files: no parts 'train' and 'val'")
+  fixed = {}
+  for part, items in content.items():
+    if isinstance(items, dict):  # other people's JSON has the positions beside the items
+      items = items.get("data")
+    try:
+      fixed[part] = [_fixed_item(item) for item in items]
+    except (KeyError, TypeError, ValueError) as error:
+      raise SourceError(
+        f"{path}: {part!r} is no list of [path, label, name] or of impath and label"
+      ) from error
+  return fixed
+
+
+def _fixed_item(item: Any) -> tuple[str, int]:
+  if isinstance(item, dict):
+    plain = {key.lstrip("_"): value for key, value in item.items()}
+    item = [plain["impath"], plain["label"]]
+  path, label, *_ = item
+  if not isinstance(path, str) or type(label) is not int:
+    raise ValueError(item)
+  return path, label
+
+
+def _known_items(
+  items: Sequence[tuple[str, int]] | None, listing: _Listing, part: str, where: pathlib.Path
+) -> list[tuple[str, int]]:
+  """The images of a few-shot file as the split file calls them."""
+  if not items:
+    raise SourceError(f"{where}: no images of {part!r} in it")
+  known = set(listing.splits[_PARTS[part]])
+  middle = "/".join(filter(None, (listing.folder.name, listing.images))) + "/"
+  found = {}
+  for path, label in items:
+    below = path.replace("\\", "/").rpartition(middle)[2]
+    if (below, label) not in known:
+      raise SourceError(f"{where}: {path!r} with label {label} is no image of {part!r}")
+    found[below, label] = None
+  return list(found)
+
+
+def _check_files(images: pathlib.Path, paths: Iterable[str]) -> None:
+  """Refuses a list of which files are missing; asks the file system once a folder."""
+  files: dict[str, set[str]] = {}
+  missing = []
+  for path in paths:
+    folder, _, file = path.rpartition("/")
+    if folder not in files:
+      try:
+        files[folder] = set(os.listdir(images / folder))
+      except OSError as error:
+        raise SourceError(f"{images / folder}: can't be read ({error.strerror})") from error
+    if file not in files[folder]:
+      missing.append(path)
+  if missing:
+    raise SourceError(f"{images / missing[0]}: no such image ({len(missing)} are missing)")
+
+
+def _is_below(path: str) -> bool:
+  parts = pathlib.PurePosixPath(path).parts
+  return bool(parts) and parts[0] != "/" and ".." not in parts
+
+
+def _bytes(path: pathlib.Path) -> bytes:
+  try:
+    return path.read_bytes()
+  except OSError as error:
+    raise SourceError(f"{path}: can't be read ({error.strerror})") from error
+
+
+def _json(path: pathlib.Path) -> Any:
+  try:
+    return json.loads(_bytes(path))
+  except (ValueError, RecursionError) as error:
+    raise SourceError(f"{path}: not JSON ({error})") from error
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+  try:
+    return [line.strip() for line in _bytes(path).decode().splitlines() if line.strip()]
+  except UnicodeDecodeError as error:
+    raise SourceError(f"{path}: not UTF-8 text ({error.reason})") from error
