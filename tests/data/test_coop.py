@@ -121,11 +121,10 @@ def dassl(monkeypatch):
 
 @pytest.mark.parametrize("kind", [2, 3, 4, 5, "json", "json with positions"])
 def test_a_fixed_few_shot_file_is_followed(pets, dassl, kind):
+  train, val = split_of(pets)["train"][3:7], split_of(pets)["val"][:2]
   items = {
-    "train": [
-      [f"/home/x/oxford_pets/images/{p}", y, n] for p, y, n in split_of(pets)["train"][3:7]
-    ],
-    "val": [[f"./data/oxford_pets/images/{p}", y, n] for p, y, n in split_of(pets)["val"][:2]],
+    "train": [[f"/home/x/oxford_pets/images/{path}", y, name] for path, y, name in train],
+    "val": [[f"./data/oxford_pets/images/{path}", y, name] for path, y, name in val],
   }
   if isinstance(kind, int):
     data = {part: [Datum(*item) for item in row] for part, row in items.items()}
