@@ -1,13 +1,15 @@
 """A user's own images, prepared as CLIP's test images are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import io
 import os
 import pathlib
 
 from jaxtyping import UInt8
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -54,12 +56,58 @@ def decode_image(encoded: bytes, where: str, size: int) -> UInt8[np.ndarray, "S 
   return _decode(io.BytesIO(encoded), where, size)
 
 
-def _decode(file: str | os.PathLike | io.BytesIO, where: str, size: int) -> np.ndarray:
+def open_image(encoded: bytes, where: str) -> Image.Image:
+  """Reads an image's header: its size is known, its pixels are not yet decoded.
+
+  Raises:
+    ImageError: not an image that Pillow knows, or one of more than twice
+      `PIL.Image.MAX_IMAGE_PIXELS`.
+  """
+  with _readable(where):
+    return Image.open(io.BytesIO(encoded))
+
+
+def load_rgb(image: Image.Image, where: str, shrink: int = 1) -> tuple[Image.Image, int]:
+  """Decodes the pixels of an image from `open_image`, in RGB as CLIP's preprocessing has it.
+
+  So an orientation in EXIF is not heeded, and transparency is dropped.
+
+  Args:
+    image: opened, not yet decoded.
+    where: it comes from, for the message.
+    shrink: 1, 2, 4 or 8: a JPEG is decoded with sides smaller by this (from fewer of the cosines
+      that it stores: sharper than averaging pixels, and faster than decoding all of them).
+
+  Returns:
+    The image in RGB, and by how much its sides were divided: `shrink`, or 1.
+
+  Raises:
+    ImageError: it can't be decoded.
+  """
+  with _readable(where):
+    if shrink > 1 and isinstance(image, JpegImageFile):
+      image.draft(None, (image.width // shrink, image.height // shrink))
+    else:
+      shrink = 1
+    # An RGB image would be copied by convert.
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB"), shrink
+
+
+@contextlib.contextmanager
+def _readable(where: str) -> Iterator[None]:
+  """Everything that Pillow raises is an ImageError: broken files find their way to many errors."""
   try:
-    with Image.open(file) as image:
-      return prepare(image, size)
-  except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+    yield
+  except MemoryError:
+    raise
+  except Exception as error:
     raise ImageError(f"{where}: not a readable image ({error})") from error
+
+
+def _decode(file: str | os.PathLike | io.BytesIO, where: str, size: int) -> np.ndarray:
+  with _readable(where), Image.open(file) as image:
+    return prepare(image, size)
 
 
 def prepare(image: Image.Image | np.ndarray, size: int) -> UInt8[np.ndarray, "S S 3"]:

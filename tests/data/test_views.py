@@ -1,0 +1,224 @@
+"""Views of stored and of drawn images: from one decode, the same wherever they are made."""
+
+import dataclasses
+import io
+import struct
+
+import numpy as np
+from PIL import Image
+import pytest
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+from transformers import CLIPImageProcessor, CLIPImageProcessorFast
+
+from pomp_jax import world
+from pomp_jax.data.augment import draw_view, make_view
+from pomp_jax.data.benchmark import encode, natural_image
+from pomp_jax.data.images import ImageError, decode_image, load_rgb, open_image
+from pomp_jax.data.source import Files, StoredImages
+from pomp_jax.data.views import Augmentation, views
+
+RECIPE = Augmentation("recipe", n_views=3, seed=5)
+
+
+def stored(folder, encoded):
+  """Files of these bytes."""
+  for i, content in enumerate(encoded):
+    (folder / f"{i}.jpg").write_bytes(content)
+  keys = [f"{i}.jpg" for i in range(len(encoded))]
+  return StoredImages("a", np.zeros(len(keys), int), keys, Files(folder), image_size=32)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+  pictures = [natural_image(0, 90, 120), natural_image(1, 400, 300), natural_image(2, 40, 50)]
+  return stored(tmp_path_factory.mktemp("images"), [encode(picture) for picture in pictures])
+
+
+def test_views_equal_torchvisions_transforms_of_the_same_draws(source, monkeypatch):
+  monkeypatch.setattr("pomp_jax.data.views._shrink", lambda drawn, size: 1)
+  monkeypatch.setattr("pomp_jax.data.resize.Resizer", None)
+  augmentation = Augmentation("crop_flip", n_views=3, seed=5)
+  found, readable = views(source, np.arange(3), np.full(3, 7), augmentation, 32)
+  assert readable.all()
+  for index in range(3):
+    image = Image.open(io.BytesIO(source.encoded(index))).convert("RGB")
+    for number in range(3):
+      view = draw_view(*image.size, augment="crop_flip", seed=5, index=index, epoch=7, view=number)
+      left, top, width, height = view.crop
+      expected = F.resized_crop(
+        image, top, left, height, width, [32, 32], InterpolationMode.BICUBIC
+      )
+      expected = F.hflip(expected) if view.flip else expected
+      np.testing.assert_array_equal(found[index, number], expected)
+
+
+def test_reduced_decoding_changes_little_and_only_where_it_may(source):
+  """Half size and smaller, only if no crop of the image is enlarged by it."""
+  size, seen = 32, set()
+  for epoch in range(12):
+    drawn = [
+      draw_view(300, 400, augment="crop_flip", seed=5, index=1, epoch=epoch, view=view)
+      for view in range(3)
+    ]
+    found, _ = views(
+      source,
+      np.array([1]),
+      np.array([epoch]),
+      Augmentation("crop_flip", n_views=3, seed=5),
+      size,
+    )
+    whole = Image.open(io.BytesIO(source.encoded(1)))
+    exact = np.stack([make_view(whole, view, size) for view in drawn])
+    smallest = min(min(view.crop[2:]) for view in drawn)
+    shrink = max(s for s in (1, 2, 4, 8) if s == 1 or smallest >= s * size)
+    seen.add(shrink)
+    difference = np.abs(found[0].astype(int) - exact)
+    if shrink == 1:
+      assert difference.max() == 0
+    else:
+      assert 0 < difference.mean() < 2.5
+  assert len(seen) > 1 and max(seen) > 2
+
+
+def test_a_reduced_jpeg_lies_where_the_whole_one_does():
+  # 75 columns are 38 of two each: the last stands for half a pixel more than there is.
+  image = natural_image(3, 61, 75).resize((750, 610))
+  encoded = encode(image, quality=98)
+  whole, one = load_rgb(open_image(encoded, "a"), "a")
+  half, two = load_rgb(open_image(encoded, "a"), "a", 2)
+  assert (one, two, whole.size, half.size) == (1, 2, (750, 610), (375, 305))
+  view = draw_view(750, 610, augment="crop_flip", seed=0, index=0, epoch=0, view=0)
+  exact = np.asarray(make_view(whole, view, 64)).astype(int)
+  assert np.abs(np.asarray(make_view(half, view, 64, 2)) - exact).mean() < 1
+  left, top, width, height = view.crop
+  for moved in ((left + 6, top, width, height), (left, top + 6, width, height)):
+    shifted = np.asarray(make_view(half, view._replace(crop=moved), 64, 2))
+    assert np.abs(shifted - exact).mean() > 2
+  png, one = load_rgb(open_image(encode(image, "PNG"), "a"), "a", 2)
+  assert (one, png.size) == (1, (750, 610))
+
+
+def test_views_do_not_depend_on_the_batch(source):
+  whole, _ = views(source, np.array([0, 1, 2]), np.array([1, 2, 3]), RECIPE, 32)
+  for row in range(3):
+    single, _ = views(source, np.array([row]), np.array([row + 1]), RECIPE, 32)
+    np.testing.assert_array_equal(single[0], whole[row])
+  assert len({view.tobytes() for image in whole for view in image}) == 9
+
+
+def test_fresh_epochs_repeat_the_views(source):
+  index, repeating = np.zeros(1, int), dataclasses.replace(RECIPE, fresh_epochs=2)
+  shown = [views(source, index, np.array([epoch]), repeating, 32)[0] for epoch in range(4)]
+  np.testing.assert_array_equal(shown[0], shown[2])
+  np.testing.assert_array_equal(shown[1], shown[3])
+  assert np.any(shown[0] != shown[1])
+  endless = views(source, index, np.array([2]), RECIPE, 32)[0]
+  assert np.any(endless != shown[2])
+  np.testing.assert_array_equal(views(source, index, np.array([1]), RECIPE, 32)[0], shown[1])
+
+
+def test_without_augmentation_images_are_as_in_the_test(source):
+  found, readable = views(source, np.array([2, 0]), np.array([0, 9]), Augmentation(), 32)
+  assert readable.all()
+  np.testing.assert_array_equal(found[:, 0], source.images(np.array([2, 0])))
+
+
+def test_a_source_that_stores_nothing_is_augmented_too():
+  source = world.source("train", images_per_class=1)
+  indices = np.array([3, 900])
+  plain, _ = views(source, indices, np.zeros(2, int), Augmentation(), 40)
+  np.testing.assert_array_equal(plain[:, 0], source.images(indices))
+  found, _ = views(source, indices, np.array([0, 4]), RECIPE, 40)
+  assert found.shape == (2, 3, 40, 40, 3)
+  image = Image.fromarray(source.images(indices)[1])
+  drawn = draw_view(40, 40, augment="recipe", seed=5, index=900, epoch=4, view=2)
+  np.testing.assert_array_equal(found[1, 2], make_view(image, drawn, 40))
+
+
+def broken(good):
+  """Files as crawls leave them."""
+  bomb = bytearray(encode(Image.new("L", (8, 8)), "PNG"))
+  bomb[16:24] = struct.pack(">II", 100_000, 100_000)
+  return {
+    "empty": b"",
+    "text": b"<html>404</html>",
+    "truncated": good[: len(good) // 2],
+    "no pixels": good[:300],
+    "bomb": bytes(bomb),
+    "broken PNG": encode(natural_image(0, 20, 20), "PNG")[:-30],
+  }
+
+
+def test_unreadable_images_are_reported_and_the_others_shown(source, tmp_path):
+  good = source.encoded(0)
+  bad = broken(good)
+  mixed = stored(tmp_path, [*bad.values(), good])
+  (tmp_path / "1.jpg").unlink()
+  found, readable = views(mixed, np.arange(7), np.zeros(7, int), RECIPE, 32)
+  assert readable.tolist() == [False] * 6 + [True]
+  assert not found[:6].any() and found[6].any()
+  for name, content in bad.items():
+    with pytest.raises(ImageError, match="^x.jpg: not a readable image"):
+      decode_image(content, "x.jpg", 32)
+      pytest.fail(name)
+
+
+def test_any_damage_is_an_image_or_an_image_error():
+  rng = np.random.default_rng(0)
+  picture = natural_image(0, 24, 32)
+  forms = [encode(picture), encode(picture, "PNG"), encode(picture, "GIF"), encode(picture, "TIFF")]
+  forms.append(encode(picture, "WEBP"))
+  errors = 0
+  for trial in range(600):
+    damaged = bytearray(forms[trial % len(forms)])
+    for _ in range(rng.integers(1, 8)):
+      damaged[rng.integers(len(damaged))] = rng.integers(256)
+    try:
+      image, _ = load_rgb(open_image(bytes(damaged), "x"), "x")
+      assert image.mode == "RGB"
+    except ImageError:
+      errors += 1
+  assert errors > 100
+
+
+def many_modes():
+  """One picture as files of every kind that crawls hold."""
+  picture = natural_image(4, 75, 100)
+  transparent = picture.copy()
+  transparent.putalpha(natural_image(5, 75, 100).convert("L"))
+  turned = Image.Exif()
+  turned[0x0112] = 6
+  return {
+    "rgb": encode(picture),
+    "progressive": encode(picture, progressive=True),
+    "grey": encode(picture.convert("L")),
+    "cmyk": encode(picture.convert("CMYK")),
+    "orientation": encode(picture, exif=turned),
+    "palette": encode(picture.quantize(64), "PNG"),
+    "palette with a transparent colour": encode(picture.quantize(64), "PNG", transparency=3),
+    "alpha": encode(transparent, "PNG"),
+    "grey and alpha": encode(transparent.convert("LA"), "PNG"),
+    "one bit": encode(picture.convert("1"), "PNG"),
+    "16 bits": encode(Image.fromarray(np.arange(7500, dtype=np.uint16).reshape(75, 100)), "PNG"),
+    "gif": encode(picture, "GIF"),
+  }
+
+
+@pytest.mark.parametrize("name, encoded", many_modes().items())
+def test_every_kind_of_file_is_prepared_as_huggingface_does(name, encoded):
+  settings = {
+    "size": {"shortest_edge": 32},
+    "crop_size": {"height": 32, "width": 32},
+    "do_normalize": False,
+    "do_rescale": False,
+  }
+  found = decode_image(encoded, name, 32)
+  image = Image.open(io.BytesIO(encoded))
+  slow = CLIPImageProcessor(**settings)(image, return_tensors="np")["pixel_values"][0]
+  np.testing.assert_array_equal(found, slow.transpose(1, 2, 0))
+  # Tensors are resized by other code, which rounds elsewhere.
+  fast = CLIPImageProcessorFast(**settings)(image, return_tensors="pt")["pixel_values"][0]
+  assert np.abs(found.astype(int) - fast.permute(1, 2, 0).numpy()).max() <= 1
+  tensor = F.center_crop(F.resize(image.convert("RGB"), 32, InterpolationMode.BICUBIC), 32)
+  np.testing.assert_array_equal(found, tensor)
