@@ -82,13 +82,26 @@ def open_coop(
   if name in _IMAGENETS:
     listing = _imagenet(pathlib.Path(root), name)
   elif name == "fgvc_aircraft":
-    listing = _aircraft(pathlib.Path(root))
+    listing = _aircraft(pathlib.Path(root) / _AIRCRAFT[0])
   else:
     listing = _from_split_file(pathlib.Path(root), *_SPLIT_FILES[name])
   if shots and "train" in listing.splits:
     listing.splits |= _few_shot(listing, shots, seed, fixed_order=name not in _IMAGENETS)
+  return _opened(listing, image_size, check_files=name not in _IMAGENETS)
+
+
+def open_aircraft(folder: str | os.PathLike, *, image_size: int = 224) -> dict[str, StoredImages]:
+  """FGVC-Aircraft's splits in its own folder, the archive's `data/`; see `open_coop`.
+
+  Raises:
+    SourceError: files are missing, or aren't as the archive has them.
+  """
+  return _opened(_aircraft(pathlib.Path(folder)), image_size, check_files=True)
+
+
+def _opened(listing: _Listing, image_size: int, check_files: bool) -> dict[str, StoredImages]:
   images = listing.folder / listing.images
-  if name not in _IMAGENETS:  # those were found by looking
+  if check_files:  # those of the ImageNets were found by looking
     _check_files(images, (path for items in listing.splits.values() for path, _ in items))
   return {
     split: StoredImages(
@@ -131,8 +144,7 @@ def _item(item: Any, names: dict[int, str], where: pathlib.Path) -> tuple[str, i
   return path, label
 
 
-def _aircraft(root: pathlib.Path) -> _Listing:
-  folder = root / _AIRCRAFT[0]
+def _aircraft(folder: pathlib.Path) -> _Listing:
   names = tuple(filter(None, _lines(folder / "variants.txt")))
   label_of = {name: label for label, name in enumerate(names)}
   splits: dict[str, list[tuple[str, int]]] = {}

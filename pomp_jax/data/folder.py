@@ -23,7 +23,7 @@ SPLIT_FOLDERS = {
   "validation": ("val", "validation", "valid", "imagenet21k_val"),
   "test": ("test",),
 }
-_SYNSET = re.compile(r"n[0-9]{8}")
+SYNSET = re.compile(r"n[0-9]{8}")
 
 
 def split_folders(root: str | os.PathLike) -> dict[str, pathlib.Path]:
@@ -73,7 +73,7 @@ def open_folder(
       f"{folder}: no folders of classes in it (links and hidden ones are not followed)"
     )
   if classes is None:
-    classes = _own_classes(found)
+    classes = own_classes(found, str(folder))
   class_of = match_classes(found, classes, str(folder), all_classes=all_classes)
   labels, keys = [], []
   for name, label in sorted(class_of.items(), key=lambda item: item[1]):
@@ -158,14 +158,23 @@ def subfolders(folder: str | os.PathLike, links: bool = False) -> list[str]:
     raise SourceError(f"{folder}: can't be read ({error.strerror})") from error
 
 
-def _own_classes(found: Sequence[str]) -> ClassList:
-  if not all(map(_SYNSET.fullmatch, found)):
+def own_classes(found: Sequence[str], where: str) -> ClassList:
+  """Classes that are called as found; ImageNet-21K's names if these are all WordNet ids.
+
+  Args:
+    found: folders' or labels' names.
+    where: they are from, for the message.
+
+  Raises:
+    SourceError: a WordNet id that is no class of ImageNet-21K.
+  """
+  if not all(map(SYNSET.fullmatch, found)):
     return ClassList(tuple(found))
   every = load_class_list("imagenet21k")
   names = dict(zip(every.synsets, every.names, strict=True))
   unknown = [synset for synset in found if synset not in names]
   if unknown:
-    raise SourceError(f"{unknown[0]}: a folder's name that is no class of ImageNet-21K")
+    raise SourceError(f"{where}: {unknown[0]} is no class of ImageNet-21K")
   return ClassList(tuple(names[synset] for synset in found), tuple(found))
 
 

@@ -30,7 +30,7 @@ def few_shot(
   Returns:
     int64, in ascending order.
   """
-  order, rank = _ranked(labels, keys, seed)
+  order, rank = ranked(labels, keys, seed)
   return np.sort(order[rank < shots])
 
 
@@ -46,7 +46,7 @@ def even_sample(
   """
   if count >= len(labels):
     return np.arange(len(labels))
-  order, rank = _ranked(labels, keys, seed)
+  order, rank = ranked(labels, keys, seed)
   # Within a turn, by hash and not by class.
   order = order[np.lexsort((_hashes(keys, seed)[order], rank))]
   return np.sort(order[:count])
@@ -67,8 +67,10 @@ def half_of_classes(n_classes: int, which: str) -> Int[np.ndarray, " m"]:
   }[which]
 
 
-def _ranked(labels, keys, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Images sorted by (class, hash), and the place of each of these within its class."""
+def ranked(
+  labels: Int[np.ndarray, " n"], keys: Sequence[str] | np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Indices of the images by (class, hash of seed and key), and the place of each in its class."""
   order = np.lexsort((_hashes(keys, seed), labels))
   ordered = labels[order]
   first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else order

@@ -1,0 +1,252 @@
+"""Data sets of TensorFlow Datasets, prepared as ArrayRecord; TensorFlow is not imported.
+
+A set is prepared once, by TFDS itself (`tfds build food101 --file_format=array_record`, which needs
+TensorFlow) or, for those that TFDS lacks, by the job `prepare` (which does not).
+"""
+
+from collections.abc import Sequence
+import concurrent.futures
+import logging
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import registered
+from tensorflow_datasets.proto import tf_example_pb2
+
+from pomp_jax.data.folder import match_classes, own_classes
+from pomp_jax.data.images import ImageError
+from pomp_jax.data.source import SourceError, StoredImages
+from pomp_jax.data.vocabularies import (
+  CLASS_LISTS,
+  ClassList,
+  load_class_list,
+  load_tfds_labels,
+)
+from pomp_jax.data.vocabularies.class_list import tfds_builder
+from pomp_jax.files.array_cache import ArrayCache, fingerprint
+
+log = logging.getLogger(__name__)
+
+# Records that a thread reads at a time when all labels are needed, and how many threads do.
+_CHUNK, _THREADS = 256, 8
+
+
+class Records:
+  """Encoded images in the records of a prepared data set; opened anew in every process."""
+
+  def __init__(self, dataset: str, root: str | None, split: str):
+    """Opens nothing yet; see `open_tfds`."""
+    self._dataset, self._root, self.split = dataset, root, split
+    self._opened: tuple[Any, str, str] | None = None
+
+  def __getstate__(self) -> dict[str, Any]:
+    return self.__dict__ | {"_opened": None}
+
+  def __len__(self) -> int:
+    return len(self._open()[0])
+
+  def read(self, row: int, key: str) -> bytes:
+    """The image as it is stored; of a video, the middle frame."""
+    source, image, _ = self._open()
+    try:
+      values = _features(source[row])[image].bytes_list.value
+      return values[len(values) // 2]
+    # What a damaged record can raise: ArrayRecord's errors, protobuf's, no image in it.
+    except (ValueError, RuntimeError, IndexError, KeyError, OSError) as error:
+      raise ImageError(f"{self.where(row, key)}: can't be read ({_first_line(error)})") from error
+    except Exception as error:
+      if type(error).__name__ != "DecodeError":  # protobuf's, which has no other base
+        raise
+      raise ImageError(f"{self.where(row, key)}: a damaged record") from error
+
+  def where(self, row: int, key: str) -> str:
+    """The record's id and the data set's folder."""
+    return f"record {key} of {self._root or 'the default folder of TFDS'}"
+
+  def labels(self) -> np.ndarray:
+    """The label of every record, int64; reads them all."""
+    source, _, label = self._open()
+
+    def read(start: int) -> list[int]:
+      rows = range(start, min(start + _CHUNK, len(source)))
+      return [_features(source[row])[label].int64_list.value[0] for row in rows]
+
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+      parts = list(pool.map(read, range(0, len(source), _CHUNK)))
+    return np.array([value for part in parts for value in part], np.int64)
+
+  def _open(self) -> tuple[Any, str, str]:
+    if self._opened is None:
+      builder = _builder(self._dataset, self._root)
+      features = builder.info.features
+      image = _key(features, "image", (tfds.features.Image, tfds.features.Video), self._dataset)
+      label = _key(features, "label", (tfds.features.ClassLabel,), self._dataset)
+      try:
+        source = builder.as_data_source(
+          self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+      except (NotImplementedError, ValueError, KeyError) as error:
+        raise SourceError(
+          f"{builder.data_path}: split {self.split!r} can't be opened by index"
+          f" ({_first_line(error)}); it has to be prepared with --file_format=array_record"
+        ) from error
+      self._opened = source, image, label
+    return self._opened
+
+
+def tfds_splits(dataset: str, root: str | os.PathLike | None = None) -> dict[str, str]:
+  """Which of its splits to take for "train", "validation" and "test", as far as it has them.
+
+  Where there is no labelled test split, the validation split stands for it (ImageNet, Food-101).
+
+  Args:
+    dataset: a class list's name, or TFDS's name of the set, "name/config:version".
+    root: TFDS's data_dir; its default if None.
+
+  Raises:
+    SourceError: an unknown data set, or one that is not prepared there.
+  """
+  builder = _builder(tfds_name(dataset), root)
+  splits = dict(builder.info.splits)
+  if not splits:
+    raise SourceError(
+      f"{builder.data_path}: the data set is not prepared; TFDS does it:"
+      f" tfds build {tfds_name(dataset)} --file_format=array_record --data_dir={root or 'DIR'}"
+    )
+  found = {split: split for split in ("train", "validation", "test") if split in splits}
+  if builder.name == "imagenet2012" or "test" not in found:
+    found |= {"test": found.pop("validation")} if "validation" in found else {}
+  return found
+
+
+def open_tfds(
+  dataset: str,
+  split: str,
+  *,
+  root: str | os.PathLike | None = None,
+  classes: ClassList | None = None,
+  cache: ArrayCache | None = None,
+  image_size: int = 224,
+) -> StoredImages:
+  """Opens a split of a prepared data set.
+
+  Args:
+    dataset: a class list's name, or TFDS's name of the set, "name/config:version".
+    split: TFDS's name of it.
+    root: TFDS's data_dir; its default if None.
+    classes: names in the order of the labels, which TFDS's label names have to match. Without, the
+      class list of the set (`CLASS_LISTS`), ImageNet-21K's names if the labels are all WordNet
+      ids, or else TFDS's label names.
+    cache: for the labels, which are scattered over the records.
+    image_size: of what `images` gives.
+
+  Returns:
+    Images in TFDS's order; images of classes that the list leaves out are left out.
+
+  Raises:
+    SourceError: an unknown data set, no images or labels in it, or classes that don't match.
+    VocabularyError: TFDS's labels of a known set are not those that were known.
+  """
+  name = tfds_name(dataset)
+  builder = _builder(name, root)
+  label_names = builder.info.features[
+    _key(builder.info.features, "label", (tfds.features.ClassLabel,), name)
+  ].names
+  names, class_of_label = _classes(dataset, builder.name, label_names, classes)
+  records = Records(name, None if root is None else os.fspath(root), split)
+  labels, keys = _index(builder, records, cache or ArrayCache())
+  known = (labels >= 0) & (labels < len(label_names))
+  kept = np.flatnonzero(known & (class_of_label[np.where(known, labels, 0)] >= 0))
+  if not len(kept):
+    raise SourceError(f"{builder.data_path}: no image of split {split!r} is of a class of the list")
+  return StoredImages(
+    names,
+    class_of_label[labels[kept]],
+    [f"{builder.name}/{split}/{row:08d}" for row in kept] if keys is None else keys[kept],
+    records,
+    rows=kept,
+    image_size=image_size,
+  )
+
+
+def tfds_name(dataset: str) -> str:
+  """TFDS's name of a class list's data set; any other name is TFDS's already."""
+  return (tfds_builder(dataset) or dataset) if dataset in CLASS_LISTS else dataset
+
+
+def _classes(
+  dataset: str, builder: str, label_names: Sequence[str], classes: ClassList | None
+) -> tuple[tuple[str, ...], np.ndarray]:
+  """Class names, and the class of each of TFDS's labels; -1 for none."""
+  known = [dataset, *CLASS_LISTS] if dataset in CLASS_LISTS else CLASS_LISTS
+  known = [name for name in known if tfds_builder(name) == builder]
+  if classes is None and known:
+    labels = load_tfds_labels(known[0])
+    labels.check(label_names)
+    return load_class_list(known[0]).names, labels.classes
+  if classes is None:
+    classes = own_classes(label_names, f"TFDS's {builder}")
+  class_of = match_classes(label_names, classes, f"the labels of TFDS's {builder}")
+  return classes.names, np.array([class_of.get(name, -1) for name in label_names], np.int64)
+
+
+def _index(
+  builder: Any, records: Records, cache: ArrayCache
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """Labels of all records, and keys if the set has its own."""
+  path = pathlib.Path(builder.data_path) / f"index-{records.split}.npz"
+  if path.is_file():  # one that the job `prepare` wrote
+    try:
+      with np.load(path, allow_pickle=False) as index:
+        return index["labels"].astype(np.int64), np.char.decode(index["keys"], "utf-8")
+    except (OSError, ValueError, KeyError) as error:
+      raise SourceError(f"{path}: can't be read ({_first_line(error)})") from error
+  info = builder.info.splits.get(records.split)
+  shards = "" if info is None else f"{info.num_bytes} {info.shard_lengths}"
+  key = fingerprint([builder.info.full_name, records.split, str(len(records)), shards])
+  labels = cache.find(key)
+  if labels is None:
+    log.info("%s: reading the labels of %d records", builder.info.full_name, len(records))
+    try:
+      labels = cache.keep(key, records.labels())
+    except (ValueError, RuntimeError, IndexError, OSError) as error:
+      raise SourceError(f"{builder.data_path}: can't be read ({_first_line(error)})") from error
+  return labels, None
+
+
+def _builder(dataset: str, root: str | os.PathLike | None) -> Any:
+  try:
+    return tfds.builder(dataset, data_dir=None if root is None else os.fspath(root))
+  except registered.DatasetNotFoundError as error:
+    where = f" and not prepared in {root}" if root else ""
+    raise SourceError(f"data set {dataset!r} is unknown to TFDS{where}") from error
+  except ModuleNotFoundError as error:
+    raise SourceError(
+      f"{dataset}: TFDS needs TensorFlow for it, which is not used here; UCF101's middle frames are"
+      " coop_ucf101, made by the job prepare"
+    ) from error
+  except (ValueError, AssertionError, RuntimeError, OSError) as error:
+    raise SourceError(f"TFDS's {dataset}: {_first_line(error)}") from error
+
+
+def _key(features: Any, usual: str, kinds: tuple[type, ...], dataset: str) -> str:
+  """The name of the feature of a kind: the usual one, or the only one."""
+  found = [name for name, feature in features.items() if isinstance(feature, kinds)]
+  if usual in found:
+    return usual
+  if len(found) != 1:
+    raise SourceError(
+      f"TFDS's {dataset}: {len(found)} features could be the {usual}, where one has to be"
+    )
+  return found[0]
+
+
+def _features(record: bytes) -> Any:
+  return tf_example_pb2.Example.FromString(record).features.feature
+
+
+def _first_line(error: Exception) -> str:
+  return next(iter(str(error).splitlines()), type(error).__name__)[:200]

@@ -1,0 +1,388 @@
+"""Builders: from files as distributed to records, read back by TFDS itself without TensorFlow."""
+
+import io
+import json
+import pathlib
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow_datasets as tfds
+
+from pomp_jax.data.builders import BUILDERS, BuildError, Settings, build, open_input
+from pomp_jax.data.builders import inputs as inputs_module
+from pomp_jax.data.builders import store as store_module
+from pomp_jax.data.source import SourceError
+from pomp_jax.data.tfds import open_tfds, tfds_splits
+from pomp_jax.data.vocabularies import load_class_list
+
+SYNSETS = load_class_list("imagenet21k").synsets[1000:1012]
+
+
+def jpeg(seed):
+  noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+  buffer = io.BytesIO()
+  Image.fromarray(noise).resize((48, 40)).save(buffer, "JPEG")
+  return buffer.getvalue()
+
+
+# 12 synsets of 3 to 8 images; in every fourth synset one image is cut and one is no image.
+FILES = {
+  synset: {f"{synset}_{i}.JPEG": jpeg(100 * c + i) for i in range(3 + c % 6)}
+  for c, synset in enumerate(SYNSETS)
+}
+BAD = set()
+for synset in SYNSETS[::4]:
+  first, second, *_ = FILES[synset]
+  FILES[synset][first] = FILES[synset][first][:-40]
+  FILES[synset][second] = b"<html>not found</html>"
+  BAD |= {f"{synset}/{first}", f"{synset}/{second}"}
+GOOD = {f"{s}/{f}": d for s, files in FILES.items() for f, d in files.items()}
+GOOD = {key: data for key, data in GOOD.items() if key not in BAD}
+
+
+def add(tar, name, data, kind=tarfile.REGTYPE, link=""):
+  member = tarfile.TarInfo(name)
+  member.size, member.type, member.linkname = len(data), kind, link
+  tar.addfile(member, io.BytesIO(data))
+
+
+def synset_tar(synset):
+  buffer = io.BytesIO()
+  with tarfile.open(fileobj=buffer, mode="w") as tar:
+    for name, data in FILES[synset].items():
+      add(tar, name, data)
+    # What a tar may hold to do harm; none of it is an image.
+    add(tar, "evil.JPEG", b"", tarfile.SYMTYPE, "/etc/passwd")
+    add(tar, "hard.JPEG", b"", tarfile.LNKTYPE, next(iter(FILES[synset])))
+    add(tar, "sub", b"", tarfile.DIRTYPE)
+  return buffer.getvalue()
+
+
+def folders(root):
+  for synset, files in FILES.items():
+    (root / synset).mkdir(parents=True)
+    for name, data in files.items():
+      (root / synset / name).write_bytes(data)
+  return root
+
+
+def folder_of_tars(root):
+  root.mkdir()
+  for synset in FILES:
+    (root / f"{synset}.tar").write_bytes(synset_tar(synset))
+  (root / "n99999999.tar").write_bytes(b"of another class")
+  return root
+
+
+def tar_of_tars(root, mode="w", name="fall11_whole.tar"):
+  root.mkdir()
+  with tarfile.open(root / name, mode) as tar:
+    for synset in FILES:
+      add(tar, f"whole/{synset}.tar", synset_tar(synset))
+    add(tar, "README", b"text")
+  return root / name
+
+
+def tar_gz(root):
+  return tar_of_tars(root, "w:gz", "winter21_whole.tar.gz")
+
+
+LAYOUTS = (folders, folder_of_tars, tar_of_tars, tar_gz)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+  monkeypatch.setattr(inputs_module, "_SHARD_IMAGES", 20)
+  monkeypatch.setattr(inputs_module, "_SHARD_BYTES", 60_000)
+
+
+def stored(data_dir, split="train", dataset="imagenet21k"):
+  """(label name, image) by file name, as TFDS itself reads the set."""
+  builder = tfds.builder_from_directory(data_dir / dataset / "1.0.0")
+  names = builder.info.features["label"].names
+  records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+  assert builder.info.splits[split].num_examples == len(records)
+  rows = {r["file_name"].decode(): (names[r["label"]], r["image"]) for r in records}
+  assert len(rows) == len(records)
+  return rows
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_readable_image_is_stored_with_its_label(tmp_path, layout):
+  path = layout(tmp_path / "in")
+  report = build(open_input("imagenet21k", path), tmp_path / "out", Settings())
+  rows = stored(tmp_path / "out")
+  assert {key: image for key, (_, image) in rows.items()} == GOOD
+  assert all(key.startswith(f"{label}/") for key, (label, _) in rows.items())
+  assert {bad["image"] for bad in report["unreadable"]} == BAD
+  assert report["n_unreadable"] == len(BAD)
+  assert report["splits"]["train"]["images"] == len(GOOD)
+  assert report["splits"]["train"]["shards"] > 2
+  assert report == json.loads((tmp_path / "out/imagenet21k/1.0.0/report.json").read_text())
+  left = {file.name.split(".")[0] for file in (tmp_path / "out/imagenet21k/1.0.0").iterdir()}
+  assert left == {"imagenet21k-train", "dataset_info", "features", "label", "index-train", "report"}
+  assert [file.name for file in (tmp_path / "out").iterdir()] == ["imagenet21k"]
+
+
+def test_our_own_reader_agrees_with_tfds(tmp_path):
+  build(open_input("imagenet21k", folders(tmp_path / "in")), tmp_path / "out", Settings())
+  assert tfds_splits("imagenet21k", tmp_path / "out") == {"train": "train"}
+  source = open_tfds("imagenet21k", "train", root=tmp_path / "out", image_size=8)
+  every = load_class_list("imagenet21k")
+  assert source.names == every.names[1000:1012]
+  rows = stored(tmp_path / "out")
+  for index in range(len(source)):
+    label, image = rows[source.keys[index]]
+    assert source.encoded(index) == image
+    assert every.synsets[1000 + source.labels[index]] == label
+  # Without the index file the labels come out of the records, in the same order.
+  (tmp_path / "out/imagenet21k/1.0.0/index-train.npz").unlink()
+  again = open_tfds("imagenet21k", "train", root=tmp_path / "out", image_size=8)
+  np.testing.assert_array_equal(again.labels, source.labels)
+  assert again.keys[3] == "imagenet21k/train/00000003"
+
+
+@pytest.mark.parametrize("layout", [folders, folder_of_tars, tar_gz])
+def test_few_shots_and_held_out_images(tmp_path, layout):
+  settings = Settings(shots=2, seed=1, held_out=1)
+  path = layout(tmp_path / "in")
+  build(open_input("imagenet21k", path, images_per_class=3), tmp_path / "out", settings, workers=2)
+  train, validation = (stored(tmp_path / "out", split) for split in ("train", "validation"))
+  counts = {
+    synset: [sum(key.startswith(synset) for key in rows) for rows in (train, validation)]
+    for synset in SYNSETS
+  }
+  # The first synset has 3 images, of which one is readable; it is held out.
+  assert counts.pop(SYNSETS[0]) == [0, 1]
+  assert set(map(tuple, counts.values())) == {(2, 1)}
+  assert not set(train) & set(validation)
+  assert not (set(train) | set(validation)) & BAD
+  if layout is not folders:
+    build(open_input("imagenet21k", folders(tmp_path / "f")), tmp_path / "folders", settings)
+    assert stored(tmp_path / "folders") == train
+
+
+def test_splits_of_folders_and_classes_of_a_list(tmp_path):
+  for split in ("imagenet21k_train", "imagenet21k_val"):
+    folders(tmp_path / "in" / split)
+  names = tmp_path / "some.json"
+  every = load_class_list("imagenet21k")
+  names.write_text(
+    json.dumps([{"name": every.names[i], "synset": every.synsets[i]} for i in range(1005, 1020)])
+  )
+  build(open_input("imagenet21k", tmp_path / "in", names=str(names)), tmp_path / "out", Settings())
+  for split in ("train", "validation"):
+    rows = stored(tmp_path / "out", split)
+    assert {label for label, _ in rows.values()} == set(SYNSETS[5:])
+    assert set(rows) == {key for key in GOOD if key.split("/")[0] in SYNSETS[5:]}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_interrupted_build_goes_on(tmp_path, layout, monkeypatch):
+  path, out = layout(tmp_path / "in"), tmp_path / "out"
+  store, calls = store_module._store, []
+
+  def interrupted(task, parts, settings):
+    calls.append(task.index)
+    if len(calls) == 3:
+      raise KeyboardInterrupt
+    return store(task, parts, settings)
+
+  monkeypatch.setattr(store_module, "_store", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    build(open_input("imagenet21k", path), out, Settings())
+  assert not (out / "imagenet21k").exists()
+  with pytest.raises(SourceError, match="not prepared|unknown to TFDS"):
+    tfds_splits("imagenet21k", out)
+  done = {
+    file: file.stat().st_mtime_ns for file in (out / "imagenet21k.incomplete").rglob("*-0000*")
+  }
+  assert len(done) == 4  # two shards and what they say
+  with pytest.raises(BuildError, match=r"was begun from .*'shots': 0.*not .*'shots': 1"):
+    build(open_input("imagenet21k", path), out, Settings(shots=1))
+  monkeypatch.setattr(store_module, "_store", store)
+  monkeypatch.setattr(store_module, "Shard", counting(store_module.Shard, opened := []))
+  report = build(open_input("imagenet21k", path), out, Settings())
+  assert len(opened) == report["splits"]["train"]["shards"] - 2
+  assert {key: image for key, (_, image) in stored(out).items()} == GOOD
+  assert {bad["image"] for bad in report["unreadable"]} == BAD
+  # Once more: nothing to do. With other settings: refused.
+  assert build(open_input("imagenet21k", path), out, Settings()) == report
+  assert len(opened) == report["splits"]["train"]["shards"] - 2
+  with pytest.raises(BuildError, match=r"1\.0\.0: is there, built from"):
+    build(open_input("imagenet21k", path), out, Settings(shots=1))
+
+
+def counting(shard, opened):
+  def make(path):
+    opened.append(path)
+    return shard(path)
+
+  return make
+
+
+def test_an_end_that_was_interrupted_is_done_again(tmp_path, monkeypatch):
+  path, out = folders(tmp_path / "in"), tmp_path / "out"
+  write, replace = store_module.write_index, store_module.os.replace
+
+  def stop(*arguments):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(store_module, "write_index", stop)
+  with pytest.raises(KeyboardInterrupt):
+    build(open_input("imagenet21k", path), out, Settings())
+  monkeypatch.setattr(store_module, "write_index", write)
+  assert store_module.os.replace is replace
+  build(open_input("imagenet21k", path), out, Settings())
+  assert {key: image for key, (_, image) in stored(out).items()} == GOOD
+
+
+def test_tensorflow_is_not_imported(tmp_path):
+  """A package of that name that ends the program when it is imported."""
+  (tmp_path / "fake/tensorflow").mkdir(parents=True)
+  (tmp_path / "fake/tensorflow/__init__.py").write_text("import os; os._exit(17)")
+  folders(tmp_path / "in")
+  script = f"""
+import sys
+sys.path[:0] = [{str(tmp_path / "fake")!r}, {str(pathlib.Path(__file__).parents[2])!r}]
+import numpy as np
+from pomp_jax.data.builders import Settings, build, open_input
+from pomp_jax.data.tfds import open_tfds
+build(open_input("imagenet21k", {str(tmp_path / "in")!r}), {str(tmp_path / "out")!r}, Settings())
+source = open_tfds("imagenet21k", "train", root={str(tmp_path / "out")!r}, image_size=8)
+print(source.images(np.arange(5)).shape, "tensorflow" in sys.modules)
+"""
+  done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert done.stdout.split("\n")[-2] == "(5, 8, 8, 3) False"
+
+
+def aircraft(root):
+  """The archive's data folder with all of the variants, an image each in three splits."""
+  names = load_class_list("fgvc_aircraft").names
+  (root / "images").mkdir(parents=True)
+  (root / "variants.txt").write_text("\n".join(names) + "\n")
+  for offset, part in enumerate(("train", "val", "test")):
+    lines = [f"{1000 * offset + i:07d} {name}" for i, name in enumerate(names)]
+    (root / f"images_variant_{part}.txt").write_text("\n".join(lines) + "\n")
+    for i in range(len(names)):
+      (root / f"images/{1000 * offset + i:07d}.jpg").write_bytes(jpeg(i % 10))
+  return root
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_aircraft(tmp_path, packed):
+  data = aircraft(tmp_path / "fgvc-aircraft-2013b/data")
+  path = data.parent
+  if packed:
+    path = tmp_path / "fgvc-aircraft-2013b.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+      tar.add(data.parent, data.parent.name)
+      add(tar, "../../data/evil.txt", b"outside")
+      add(tar, "fgvc-aircraft-2013b/data/images/link.jpg", b"", tarfile.SYMTYPE, "/etc/passwd")
+  build(open_input("fgvc_aircraft", path), tmp_path / "out", Settings())
+  assert not list(tmp_path.rglob("evil.txt"))[:1]
+  names = load_class_list("fgvc_aircraft").names
+  for offset, split in enumerate(("train", "validation", "test")):
+    source = open_tfds("fgvc_aircraft", split, root=tmp_path / "out")
+    assert source.names == names
+    found = dict(zip(source.keys.tolist(), source.labels.tolist(), strict=True))
+    assert found == {f"{1000 * offset + i:07d}.jpg": i for i in range(len(names))}
+
+
+@pytest.mark.parametrize(
+  ("name", "folder", "file"),
+  [
+    ("stanford_cars", "stanford_cars", "split_zhou_StanfordCars.json"),
+    ("ucf101", "ucf101/UCF-101-midframes", "split_zhou_UCF101.json"),
+  ],
+)
+def test_coop_splits(tmp_path, name, folder, file):
+  classes = load_class_list(name).names
+  split = {
+    part: [[f"{part}/{label}.jpg", label, text] for label, text in enumerate(classes)]
+    for part in ("train", "val", "test")
+  }
+  for part in split:
+    (tmp_path / folder / part).mkdir(parents=True)
+    for path, label, _ in split[part]:
+      (tmp_path / folder / path).write_bytes(jpeg(label % 7))
+  (tmp_path / folder.split("/")[0] / file).write_text(json.dumps(split))
+  assert f"coop_{name}" in BUILDERS
+  build(open_input(f"coop_{name}", tmp_path), tmp_path / "out", Settings())
+  for part, ours in (("train", "train"), ("val", "validation"), ("test", "test")):
+    source = open_tfds(f"coop_{name}", ours, root=tmp_path / "out")
+    assert source.names == classes
+    assert dict(zip(source.keys.tolist(), source.labels.tolist(), strict=True)) == {
+      path: label for path, label, _ in split[part]
+    }
+
+
+def cut(root):
+  path = tar_of_tars(root)
+  path.write_bytes(path.read_bytes()[:-30_000])
+  return path
+
+
+def cut_gz(root):
+  path = tar_gz(root)
+  path.write_bytes(path.read_bytes()[:-3000])
+  return path
+
+
+def broken_tar(root):
+  folder_of_tars(root)
+  (root / f"{SYNSETS[3]}.tar").write_bytes(b"no tar" * 200)
+  return root
+
+
+def empty(root):
+  root.mkdir()
+  return root
+
+
+def other(root):
+  (root / "cats").mkdir(parents=True)
+  return root
+
+
+def no_gz(root):
+  root.mkdir()
+  (root / "a.tar.gz").write_bytes(b"no gzip")
+  return root / "a.tar.gz"
+
+
+@pytest.mark.parametrize(
+  ("make", "message"),
+  [
+    (cut, "is cut short|can be read"),
+    (cut_gz, "can't be read to its end"),
+    (broken_tar, f"the tar of {SYNSETS[3]} can't be read"),
+    (empty, "no tar file in it"),
+    (other, "no folder is called by a WordNet id"),
+    (no_gz, "not a gzip file"),
+    (lambda root: root, "can't be read"),
+  ],
+)
+def test_inputs_that_can_not_be_read(tmp_path, make, message):
+  with pytest.raises(SourceError, match=message):
+    build(open_input("imagenet21k", make(tmp_path / "in")), tmp_path / "out", Settings())
+  assert not (tmp_path / "out/imagenet21k").exists()
+
+
+def test_other_refusals(tmp_path):
+  with pytest.raises(SourceError, match="needs synsets"):
+    open_input("imagenet21k", folders(tmp_path / "in"), names="food101")
+  with pytest.raises(SourceError, match="no such file or folder"):
+    open_input("fgvc_aircraft", tmp_path / "none")
+  (tmp_path / "a.tar").write_bytes(b"no tar" * 200)
+  with pytest.raises(SourceError, match="not an archive"):
+    build(open_input("fgvc_aircraft", tmp_path / "a.tar"), tmp_path / "out", Settings())
+  (tmp_path / "bad" / SYNSETS[0]).mkdir(parents=True)
+  (tmp_path / "bad" / SYNSETS[0] / "a.JPEG").write_bytes(b"nothing")
+  with pytest.raises(BuildError, match="no readable image; 1 are unreadable"):
+    build(open_input("imagenet21k", tmp_path / "bad"), tmp_path / "out2", Settings())
