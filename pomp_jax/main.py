@@ -1,23 +1,33 @@
 """The only entry: `python -m pomp_jax.main --config=configs/X.py --workdir=DIR`.
 
-Exit status: 0 done; 1 the run failed; 2 bad input, found before anything was written; 130
-interrupted (start it again to go on).
+With several processes each is started with the same command: on a Cloud TPU, under SLURM, in a
+JobSet or by Open MPI they find each other; elsewhere each gets `--coordinator=HOST:PORT`,
+`--num_processes=N` and its own `--process_id=I`.
+
+Exit status: 0 done; 1 the run failed; 2 bad input, found before anything was written; 75 stopped by
+SIGTERM with everything saved, or by the loss of another process, and 130 interrupted by hand: the
+same command goes on.
 """
 
 from collections.abc import Sequence
 import logging
 import os
 import re
+import signal
 import sys
+import traceback
+from typing import NoReturn
 
 # Read when transformers is imported: its notices on Flax concern version 5, which we exclude.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+import jax
+from ml_collections import ConfigDict, config_flags
 
 from pomp_jax import config as config_lib
+from pomp_jax import hosts
 from pomp_jax.clip import ClipError, TokenizeError
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.vocabulary import VocabularyError
@@ -30,8 +40,19 @@ from pomp_jax.jobs import job
 from pomp_jax.jobs.benchmark import BenchmarkError
 from pomp_jax.jobs.watch import TrainingError
 
+log = logging.getLogger("pomp_jax.main")  # __name__ is __main__
+
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="The experiment: configs/X.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: results, checkpoints, plots.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where it listens.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes; 1: this alone.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_START_TIMEOUT = flags.DEFINE_integer(
+  "start_timeout", 300, "Seconds within which all processes must have arrived.", 1
+)
+_HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
+  "heartbeat_timeout", 60, "Seconds of silence after which a process counts as lost.", 1
+)
 
 _BAD_INPUT = (
   config_lib.ConfigError,
@@ -43,27 +64,89 @@ _BAD_INPUT = (
   PromptFileError,
   RunFolderError,
   BenchmarkError,
+  hosts.ClusterError,
+  hosts.HostError,
 )
 _FAILED = (TrainingError, CheckpointError, ClassFeatureError)
 
 
 def main(argv: Sequence[str]) -> int:
-  """Validates the config and runs its job."""
+  """Validates the config, joins the other processes if there are any, and runs the job."""
   del argv
   _speak_plainly()
+  signal.signal(signal.SIGTERM, _preempted)
   config, workdir = _CONFIG.value, _WORKDIR.value
   try:
     config_lib.validate(config)
+    _join(config, workdir)
     module = job(config.job)
     module.check(config, workdir)
     module.run(config, workdir)
   except _BAD_INPUT as error:
-    return _complain(error, 2)
+    return _end(error, 2)
   except _FAILED as error:
-    return _complain(error, 1)
+    return _end(error, 1)
+  except hosts.LostHostError as error:
+    return _end(error, hosts.TRY_AGAIN)
+  except hosts.Preempted as error:
+    # All processes stop at the same step, each by itself.
+    return _complain(error, hosts.TRY_AGAIN)
   except KeyboardInterrupt:
-    return _complain(f"interrupted; the same command goes on from {workdir}", 130)
+    return _end(f"interrupted; the same command goes on from {workdir}", 130)
+  except Exception as error:
+    if jax.distributed.is_initialized():
+      _end_unexpectedly(error)
+    raise
   return 0
+
+
+def _join(config: ConfigDict, workdir: str) -> None:
+  """Starts JAX's distributed runtime where this run has more than one process.
+
+  Raises:
+    ClusterError: flags or an environment that don't add up.
+    HostError: hosts that can't start, or that would run something else than the others.
+    LostHostError: a host that does not answer.
+  """
+  cluster = hosts.detect(
+    os.environ,
+    coordinator=_COORDINATOR.value,
+    num_processes=_NUM_PROCESSES.value,
+    process_id=_PROCESS_ID.value,
+    on_tpu_vm=hosts.on_tpu_vm(),
+  )
+  if cluster is None:
+    return
+  timeout = _START_TIMEOUT.value
+  hosts.start(cluster, start_timeout=timeout, heartbeat_timeout=_HEARTBEAT_TIMEOUT.value)
+  hosts.watch_failures()
+  fields = {f"config.{name}": repr(value) for name, value in config_lib.fields(config)}
+  hosts.agree(fields | {"workdir": workdir} | hosts.fingerprint_of_package(), seconds=timeout)
+  log.info(hosts.describe(cluster, config.mesh.class_size))
+  if not hosts.is_first():
+    # What all would say alike, the first says.
+    logging.getLogger("pomp_jax").setLevel(logging.WARNING)
+
+
+def _preempted(number: int, frame: object) -> NoReturn:
+  # Outside of training nothing is unsaved; there it is `hosts.StopRequest` that has the signal.
+  raise hosts.Preempted(f"stopped by SIGTERM; the same command goes on from {_WORKDIR.value}")
+
+
+def _end(message: object, status: int) -> int:
+  """Complains; and where there are other processes, ends with all of them."""
+  status = _complain(message, status)
+  if jax.distributed.is_initialized():
+    hosts.fail(" ".join(str(message).split()), status)
+  return status
+
+
+def _end_unexpectedly(error: Exception) -> NoReturn:
+  """A defect, or a collective that failed because another process is gone."""
+  if isinstance(error, jax.errors.JaxRuntimeError):
+    hosts.fail_with_the_cause(error)
+  traceback.print_exc()
+  hosts.fail(f"{type(error).__name__}: {error}", 1)
 
 
 def _speak_plainly() -> None:

@@ -1,5 +1,11 @@
-"""Checkpoints of a run: its arrays, bit for bit, and the JSON that says what they belong to."""
+"""Checkpoints of a run: its arrays, bit for bit, and the JSON that says what they belong to.
 
+A run's state is small and the same on every device, so process 0 alone reads and writes: no process
+waits for another's disk, and there is no checkpoint of which a part is missing.
+"""
+
+import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -9,6 +15,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
+
+from pomp_jax import hosts
+from pomp_jax.files import checksums
+
+log = logging.getLogger(__name__)
 
 PyTree = Any
 
@@ -31,6 +42,10 @@ class Restored(NamedTuple):
   meta: dict[str, Any]
 
 
+class _Damage(Exception):
+  """One checkpoint that can't be read, or does not hold what was saved."""
+
+
 class Checkpoints:
   """The checkpoints of one run, in one folder.
 
@@ -39,7 +54,12 @@ class Checkpoints:
   killed process leaves half written is never restored, and is cleaned away. The newest `keep`
   checkpoints stay, and the best one by the metric (the higher, the better; of equals the newer).
 
-  With several processes all of them make the same calls, on a folder that they all see.
+  Every array is stored with its checksum. A checkpoint that can't be read, or that reads as
+  something else, is set aside as `damaged-STEP`, and the one before it takes its place.
+
+  With several processes all make the same calls to `save`, `restore_latest` and `restore_best`, and
+  only process 0 touches the folder; there a failure ends all of them (`hosts.fail`). The other
+  questions are for process 0 alone.
   """
 
   def __init__(self, folder: str | os.PathLike, keep: int = 3):
@@ -57,6 +77,10 @@ class Checkpoints:
       raise ValueError(f"keep must be at least 1, got {keep}")
     # Orbax takes absolute paths only.
     self.folder = Path(os.path.abspath(folder))
+    self._manager = self._open(keep) if hosts.is_first() else None
+    self._saving: int | None = None
+
+  def _open(self, keep: int) -> ocp.CheckpointManager:
     policy = checkpoint_managers.AnyPreservationPolicy(
       [
         checkpoint_managers.LatestN(keep),
@@ -65,16 +89,23 @@ class Checkpoints:
         ),
       ]
     )
+    alone = ocp.options.MultiprocessingOptions(
+      primary_host=0, active_processes={0}, barrier_sync_key_prefix="pomp_jax"
+    )
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policy,
       best_fn=_quality,  # without it Orbax writes no metrics, and forgets the best at a restart
       cleanup_tmp_directories=True,
+      # Orbax makes no folder for some of the processes alone: ours is made below.
+      create=False,
+      multiprocessing_options=alone
+      if jax.process_count() > 1
+      else ocp.options.MultiprocessingOptions(),
     )
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
-      self._manager = ocp.CheckpointManager(
-        self.folder, item_names=("state", "meta"), options=options
-      )
+      self._set_aside_unreadable_metrics()
+      return ocp.CheckpointManager(self.folder, item_names=("state", "meta"), options=options)
     except (OSError, ValueError) as error:
       raise CheckpointError(f"{self.folder}: can't hold checkpoints ({_line(error)})") from error
 
@@ -90,7 +121,7 @@ class Checkpoints:
     Args:
       step: the number of steps done, 0 or more.
       state: a pytree of arrays (JAX or NumPy; Python numbers are taken as 0-d NumPy arrays). Random
-        keys go in as `jax.random.key_data`.
+        keys go in as `jax.random.key_data`. With several processes the same on all of them.
       meta: anything JSON can hold, such as the config and the position in the data.
       metric: the validation metric at this step, higher is better; None or NaN when there is none.
 
@@ -98,14 +129,25 @@ class Checkpoints:
       Whether it saves: not when this step, or a newer one, is stored already.
 
     Raises:
-      CheckpointError: this save could not start, or the one before it failed.
+      CheckpointError: this save could not start, or the one before it failed; the line says which
+        step is the last that is stored.
     """
+    if self._manager is None:
+      return False
+    self.wait()
     metrics = {} if metric is None or not math.isfinite(metric) else {"metric": float(metric)}
-    state = jax.tree.map(_as_array, state)
+    # A copy: the next step may write into the very same memory.
+    state = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
+    stored = {
+      "leaves": checksums.describe(state),
+      "checksums": checksums.of_leaves(state),
+      "meta": meta,
+    }
     contents = ocp.args.Composite(
       state=ocp.args.StandardSave(state),
-      meta=ocp.args.JsonSave({"leaves": _describe(state), "meta": meta}),
+      meta=ocp.args.JsonSave(stored | {"checksum": checksums.of_json(stored)}),
     )
+    self._saving = step
     try:
       return self._manager.save(step, args=contents, metrics=metrics)
     except Exception as error:
@@ -135,10 +177,13 @@ class Checkpoints:
       CheckpointError: it can't be read.
     """
     step = self.latest_step()
-    return None if step is None else self._read_meta(step)["meta"]
+    try:
+      return None if step is None else self._read_meta(step)["meta"]
+    except _Damage as damage:
+      raise CheckpointError(f"{self.folder / str(step)}: damaged ({damage})") from damage
 
   def restore_latest(self, abstract_state: PyTree) -> Restored | None:
-    """Restores the newest checkpoint.
+    """Restores the newest checkpoint that is whole; damaged ones are set aside, with a warning.
 
     Args:
       abstract_state: the state's structure. A `jax.ShapeDtypeStruct` or a `jax.Array` gives a JAX
@@ -148,14 +193,25 @@ class Checkpoints:
       The step, the state and the JSON, exactly as saved; None when there is no checkpoint.
 
     Raises:
-      CheckpointError: the checkpoint is damaged, or a field's shape or dtype is not the one that
-        `abstract_state` has; the line names the field.
+      CheckpointError: all checkpoints are damaged; or a field's shape or dtype is not the one that
+        `abstract_state` has, and the line names the field.
     """
-    return self._restore(self.latest_step(), abstract_state)
+    found = self._newest(abstract_state) if self._manager is not None else None
+    return self._place(found, abstract_state)
 
   def restore_best(self, abstract_state: PyTree) -> Restored | None:
-    """As `restore_latest`, of the checkpoint with the best metric; None when none has a metric."""
-    return self._restore(self.best_step(), abstract_state)
+    """As `restore_latest`, of the checkpoint with the best metric; None when none has a metric.
+
+    Raises:
+      CheckpointError: also when that one is damaged.
+    """
+    found = None
+    if self._manager is not None and (step := self.best_step()) is not None:
+      try:
+        found = self._load(step, abstract_state)
+      except _Damage as damage:
+        raise CheckpointError(f"{self.folder / str(step)}: damaged ({damage})") from damage
+    return self._place(found, abstract_state)
 
   def wait(self) -> None:
     """Waits until everything saved is on the disk.
@@ -163,6 +219,8 @@ class Checkpoints:
     Raises:
       CheckpointError: the save under way failed.
     """
+    if self._manager is None:
+      return
     try:
       self._manager.wait_until_finished()
     except Exception as error:
@@ -170,6 +228,8 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits as `wait` does, and lets go of the folder."""
+    if self._manager is None:
+      return
     try:
       self._manager.close()
     except Exception as error:
@@ -181,28 +241,76 @@ class Checkpoints:
   def __exit__(self, *exception: object) -> None:
     self.close()
 
-  def _restore(self, step: int | None, abstract_state: PyTree) -> Restored | None:
-    if step is None:
+  def _newest(self, abstract_state: PyTree) -> Restored | None:
+    damaged = []
+    for step in reversed(self.steps()):
+      try:
+        found = self._load(step, abstract_state)
+      except _Damage as damage:
+        log.warning("checkpoint of step %d is DAMAGED (%s)", step, damage)
+        damaged.append(step)
+        continue
+      for step in damaged:
+        self._set_aside(step)
+      if damaged:
+        self._manager.reload()
+        log.warning("going back to the checkpoint of step %d", found.step)
+      return found
+    if damaged:
+      raise CheckpointError(
+        f"{self.folder}: all checkpoints are damaged ({', '.join(map(str, damaged))}); remove this"
+        " folder to start from the beginning"
+      )
+    return None
+
+  def _place(self, found: Restored | None, abstract_state: PyTree) -> Restored | None:
+    """What process 0 has read, on all processes, as `abstract_state` says."""
+    head = hosts.from_first(found and [found.step, found.meta], "the checkpoint")
+    if head is None:
       return None
-    abstract_state = jax.tree.map(_as_target, abstract_state)
+    targets, structure = jax.tree.flatten(jax.tree.map(_as_target, abstract_state))
+    leaves = (
+      jax.tree.leaves(found.state) if found else [np.zeros(t.shape, t.dtype) for t in targets]
+    )
+    if jax.process_count() > 1:
+      leaves = hosts.arrays_from_first(leaves)
+    placed = [_on_devices(*pair) for pair in zip(leaves, targets, strict=True)]
+    return Restored(head[0], jax.tree.unflatten(structure, placed), head[1])
+
+  def _load(self, step: int, abstract_state: PyTree) -> Restored:
+    """Reads a checkpoint as NumPy arrays, and compares its checksums.
+
+    Raises:
+      _Damage: it is not what was saved.
+      CheckpointError: it is, but not what `abstract_state` asks for.
+    """
+    targets = jax.tree.map(_as_target, abstract_state)
     stored = self._read_meta(step)
-    self._check_same(step, stored["leaves"], _describe(abstract_state))
+    self._check_same(step, stored["leaves"], checksums.describe(targets))
+    arrays = jax.tree.map(lambda target: np.zeros(target.shape, target.dtype), targets)
     try:
       state = self._manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(arrays))
       ).state
     except Exception as error:  # a damaged file fails in whatever layer first meets the damage
-      raise self._damage_error(step, error) from error
+      raise _Damage(_line(error)) from error
+    found = checksums.of_leaves(state)
+    for field, checksum in stored.get("checksums", found).items():
+      if found.get(field) != checksum:
+        raise _Damage(f"{field} is not what was saved")
     return Restored(step, state, stored["meta"])
 
   def _read_meta(self, step: int) -> dict[str, Any]:
     try:
-      contents = self._manager.restore(
+      stored = self._manager.restore(
         step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
       ).meta
-      return {"leaves": contents["leaves"], "meta": contents["meta"]}
+      checksum = stored.pop("checksum", None)
+      if checksum is not None and checksum != checksums.of_json(stored):
+        raise ValueError("its JSON is not what was saved")
+      return {"leaves": stored["leaves"], "meta": stored["meta"], **stored}
     except Exception as error:
-      raise self._damage_error(step, error) from error
+      raise _Damage(_line(error)) from error
 
   def _check_same(self, step: int, stored: dict[str, str], expected: dict[str, str]) -> None:
     """Compares all fields; Orbax casts a wrong dtype silently and doesn't name a wrong shape."""
@@ -213,40 +321,55 @@ class Checkpoints:
           f"{self.folder / str(step)}: {field} holds {found}, but this run expects {wanted}"
         )
 
-  def _write_error(self, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{self.folder}: could not save ({_line(error)})")
+  def _set_aside_unreadable_metrics(self) -> None:
+    """Orbax reads the metrics of all checkpoints when it opens the folder."""
+    for metrics in self.folder.glob("*/metrics/metrics"):
+      if metrics.parent.parent.name.isdigit():
+        try:
+          json.loads(metrics.read_bytes())
+        except ValueError:
+          step = int(metrics.parent.parent.name)
+          log.warning("checkpoint of step %d is DAMAGED (its metrics can't be read)", step)
+          self._set_aside(step)
 
-  def _damage_error(self, step: int, error: Exception) -> CheckpointError:
-    return CheckpointError(
-      f"{self.folder / str(step)}: damaged ({_line(error)}); remove this folder to go on from the"
-      " checkpoint before it"
-    )
+  def _set_aside(self, step: int) -> None:
+    target, number = self.folder / f"damaged-{step}", 1
+    while target.exists():
+      number += 1
+      target = self.folder / f"damaged-{step}-{number}"
+    try:
+      (self.folder / str(step)).rename(target)
+    except OSError as error:
+      raise CheckpointError(
+        f"{self.folder / str(step)}: damaged, and can't be set aside ({error.strerror})"
+      ) from error
+    log.warning("it is kept as %s", target)
+
+  def _write_error(self, error: Exception) -> CheckpointError:
+    try:
+      stored = [step for step in self._manager.all_steps(read=True) if step != self._saving]
+    except Exception:
+      stored = []
+    last = f"the last good one is of step {max(stored)}" if stored else "there is none before it"
+    what = f"could not save the checkpoint of step {self._saving}"
+    return CheckpointError(f"{self.folder}: {what} ({_line(error)}); {last}")
 
 
 def _quality(metrics: dict[str, float]) -> float:
   return metrics.get("metric", -math.inf)
 
 
-def _as_array(leaf: Any) -> Any:
-  # Orbax refuses NumPy's scalars.
-  return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-
-
 def _as_target(leaf: Any) -> Any:
   if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
     return np.asarray(leaf)
-  # Without a sharding Orbax takes the stored one, which names devices that may not exist here.
   sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _describe(state: PyTree) -> dict[str, str]:
-  """Names, dtypes and shapes of the leaves: {"optimizer/0/trace": "float32 [4, 512]"}."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype} {list(leaf.shape)}"
-    for path, leaf in leaves
-  }
+def _on_devices(array: np.ndarray, target: Any) -> Any:
+  if not isinstance(target, jax.ShapeDtypeStruct):
+    return array
+  return jax.make_array_from_callback(target.shape, target.sharding, lambda index: array[index])
 
 
 def _line(error: BaseException) -> str:

@@ -169,20 +169,76 @@ def test_a_missing_field(tmp_path):
       checkpoints.restore_latest(abstract(state))
 
 
-@pytest.mark.parametrize("lost", ["state", "meta", "state/manifest.ocdbt", "state/d"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_there(tmp_path, lost):
-  with Checkpoints(tmp_path) as checkpoints:
-    checkpoints.save(1, make_state(1.0), META)
-    checkpoints.save(2, make_state(2.0), META)
-  damaged = tmp_path / "2" / lost
-  shutil.rmtree(damaged) if damaged.is_dir() else damaged.write_bytes(b"")
-  with Checkpoints(tmp_path) as checkpoints:
-    with pytest.raises(CheckpointError, match=f"{tmp_path}/2: damaged") as caught:
+def damage(file, how, rng):
+  """Truncates, flips one bit of, or deletes a file."""
+  content = bytearray(file.read_bytes())
+  if how == "delete":
+    file.unlink()
+  elif how == "truncate":
+    file.write_bytes(content[: rng.integers(len(content))])
+  else:
+    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["truncate", "flip", "delete"])
+def test_a_damaged_checkpoint_is_set_aside_or_reads_as_it_was(tmp_path, how, caplog):
+  """Any file of the newest: either nothing is lost, or the one before is taken, and it is said."""
+  rng = np.random.default_rng(0)
+  whole = tmp_path / "whole"
+  with Checkpoints(whole) as checkpoints:
+    checkpoints.save(1, make_state(1.0), META, metric=0.1)
+    checkpoints.save(2, make_state(2.0), META, metric=0.2)
+  taken = []
+  for file in sorted(
+    path.relative_to(whole) for path in (whole / "2").rglob("*") if path.is_file()
+  ):
+    folder = tmp_path / "copy"
+    shutil.copytree(whole, folder)
+    damage(folder / file, how, rng)
+    caplog.clear()
+    with Checkpoints(folder) as checkpoints:
+      step, state, meta = checkpoints.restore_latest(abstract(make_state()))
+      taken.append(step)
+      assert meta == META
+      assert_same(state, make_state(float(step)))
+      if step == 1:
+        assert "checkpoint of step 2 is DAMAGED" in caplog.text
+        assert (folder / "damaged-2").is_dir()
+        # The run goes on over the same steps.
+        assert checkpoints.steps() == [1]
+        assert checkpoints.save(2, make_state(3.0), META)
+        assert checkpoints.steps() == [1, 2]
+    with Checkpoints(folder) as checkpoints:
+      assert checkpoints.latest_step() == 2
+    shutil.rmtree(folder)
+  assert taken.count(1) >= 4 and set(taken) <= {1, 2}
+
+
+def test_lost_folders_and_nothing_before_them(tmp_path):
+  for lost in ("state", "meta"):
+    with Checkpoints(tmp_path / lost) as checkpoints:
+      checkpoints.save(1, make_state(1.0), META)
+    shutil.rmtree(tmp_path / lost / "1" / lost)
+    with (
+      Checkpoints(tmp_path / lost) as checkpoints,
+      pytest.raises(CheckpointError, match=r"all checkpoints are damaged \(1\)") as caught,
+    ):
       checkpoints.restore_latest(abstract(make_state()))
     assert "\n" not in str(caught.value)
-  shutil.rmtree(tmp_path / "2")
+    # Nothing is thrown away that a person may want to look at.
+    assert (tmp_path / lost / "1").is_dir()
+
+
+def test_another_value_under_the_same_name_is_found(tmp_path):
+  """What Orbax can read well but was never saved: arrays of another run copied in."""
   with Checkpoints(tmp_path) as checkpoints:
-    assert_same(checkpoints.restore_latest(abstract(make_state())).state, make_state(1.0))
+    for step in (1, 2, 3):
+      checkpoints.save(step, make_state(float(step)), META)
+  shutil.rmtree(tmp_path / "3" / "state")
+  shutil.copytree(tmp_path / "1" / "state", tmp_path / "3" / "state")
+  with Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.restore_latest(abstract(make_state())).step == 2
 
 
 def test_remains_of_a_killed_process_are_no_checkpoints(tmp_path):
@@ -216,7 +272,9 @@ def test_a_full_disk_is_told_and_costs_only_this_checkpoint(tmp_path):
     try:
       resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
       checkpoints.save(2, {"values": values}, META)
-      with pytest.raises(CheckpointError, match="could not save.*File too large") as caught:
+      with pytest.raises(
+        CheckpointError, match="of step 2 .*too large.*good one is of step 1"
+      ) as caught:
         checkpoints.wait()
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

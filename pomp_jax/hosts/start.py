@@ -1,0 +1,87 @@
+"""Starts JAX's distributed runtime, with an end to every wait."""
+
+import glob
+import importlib.util
+import os
+import socket
+import sys
+import threading
+
+import jax
+
+from pomp_jax.hosts.cluster import Cluster
+from pomp_jax.hosts.talk import HostError
+
+# A launcher starts a run again that ends with this: sysexits.h's EX_TEMPFAIL.
+TRY_AGAIN = 75
+
+
+def on_tpu_vm() -> bool:
+  """Whether TPU chips and their library are here."""
+  chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
+  return bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+def start(
+  cluster: Cluster | None, *, start_timeout: int = 300, heartbeat_timeout: int = 60
+) -> None:
+  """Joins the other processes; for a process alone nothing is started.
+
+  Args:
+    cluster: from `detect`.
+    start_timeout: seconds within which all processes must have arrived. Else one line on standard
+      error, and the process ends with status 75.
+    heartbeat_timeout: seconds of silence after which a process counts as lost, and JAX ends the
+      others.
+
+  Raises:
+    HostError: JAX can't start; one line.
+  """
+  if cluster is None:
+    return
+  # Ours, as JAX's own way to end this wait is an abort with a stack trace.
+  alarm = threading.Timer(start_timeout, _give_up, [cluster, start_timeout])
+  alarm.daemon = True
+  alarm.start()
+  # Collectives between processes on CPUs; an accelerator does not look at it.
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  try:
+    jax.distributed.initialize(
+      coordinator_address=cluster.coordinator,
+      num_processes=cluster.num_processes,
+      process_id=cluster.process_id,
+      local_device_ids=cluster.local_device_ids,
+      # What we found is complete; only on Cloud TPU JAX looks for itself.
+      cluster_detection_method=None if cluster.coordinator is None else "deactivate",
+      initialization_timeout=start_timeout + 60,
+      heartbeat_timeout_seconds=heartbeat_timeout,
+    )
+  except (RuntimeError, ValueError) as error:
+    raise HostError(f"{_who(cluster)} can't start: {' '.join(str(error).split())}") from error
+  finally:
+    alarm.cancel()
+
+
+def _give_up(cluster: Cluster, seconds: int) -> None:
+  print(
+    f"error: after {seconds} s not all processes have arrived at {cluster.coordinator or 'JAX'};"
+    f" this is {_who(cluster)}. Look at the logs of the others, or raise --start_timeout",
+    file=sys.stderr,
+    flush=True,
+  )
+  os._exit(TRY_AGAIN)
+
+
+def _who(cluster: Cluster) -> str:
+  return f"process {cluster.process_id} of {cluster.num_processes} on {socket.gethostname()}"
+
+
+def describe(cluster: Cluster | None, class_size: int) -> str:
+  """One line: this process, its devices, and the mesh they are part of."""
+  local, n_devices = jax.local_devices(), jax.device_count()
+  devices = f"{len(local)} of {n_devices} devices ({local[0].device_kind})"
+  mesh = f"mesh data {n_devices // class_size} x class {class_size}"
+  return (
+    f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: {devices},"
+    f" {mesh}, started by {cluster.engine if cluster else 'hand'}"
+  )

@@ -1,0 +1,144 @@
+"""Small JSON values between the processes, over the coordinator's key-value store.
+
+No device takes part, so this works before any program is compiled, and each wait has an end. All
+processes make the same calls in the same order.
+"""
+
+import itertools
+import json
+import socket
+from typing import Any
+
+import jax
+from jax._src import distributed  # the store has no public name; Orbax reaches it so as well
+from jax.experimental import multihost_utils
+import numpy as np
+
+_calls = itertools.count()
+_SECONDS = 300.0
+
+
+class HostError(RuntimeError):
+  """A host that can't start, or that is unlike the others; one line."""
+
+
+class LostHostError(RuntimeError):
+  """A host that does not answer; one line. The same command, started again, may go on."""
+
+
+def client() -> Any:
+  """The store, or None for a process alone."""
+  return distributed.global_state.client
+
+
+def own_index() -> int:
+  """Which process this is. Unlike `jax.process_index()` it starts no device."""
+  return distributed.global_state.process_id
+
+
+def n_processes() -> int:
+  """How many processes there are; starts no device either."""
+  return distributed.global_state.num_processes
+
+
+def is_first() -> bool:
+  """Whether this process is the one that writes shared files."""
+  return own_index() == 0
+
+
+def name_of_process(index: int, host: str) -> str:
+  """How a process is called in messages."""
+  return f"process {index} on {host}"
+
+
+def gather(value: Any, what: str, seconds: float = _SECONDS) -> list[tuple[str, Any]]:
+  """Everybody's value, for everybody.
+
+  Process 0 collects and hands out, so that n processes make 2n requests, not n^2.
+
+  Args:
+    value: this process's; JSON.
+    what: it is, for the message.
+    seconds: to wait for the slowest.
+
+  Returns:
+    For each process its host's name and its value.
+
+  Raises:
+    LostHostError: a process did not answer in time; the line names those.
+  """
+  store = client()
+  mine = [socket.gethostname(), value]
+  if store is None:
+    return [tuple(json.loads(json.dumps(mine)))]
+  key = f"pomp_jax/{next(_calls)}"
+  if own_index() != 0:
+    store.key_value_set(f"{key}/{own_index()}", json.dumps(mine))
+    text = _get(store, f"{key}/all", 2 * seconds)
+    if text is None:
+      raise LostHostError(f"{what}: process 0 did not answer within {2 * seconds:.0f} s")
+    return [tuple(pair) for pair in json.loads(text)]
+  found = [mine]
+  missing = []
+  for index in range(1, n_processes()):
+    # Those behind the first that is missing have had their time.
+    text = _get(store, f"{key}/{index}", seconds if not missing else 0.1)
+    missing += [index] if text is None else []
+    found.append(json.loads(text or "null"))
+  if missing:
+    raise LostHostError(
+      f"{what}: process {', '.join(map(str, missing))} of {n_processes()} did not answer"
+      f" within {seconds:.0f} s"
+    )
+  store.key_value_set(f"{key}/all", json.dumps(found))
+  return [tuple(pair) for pair in found]
+
+
+def from_first(value: Any, what: str, seconds: float = _SECONDS) -> Any:
+  """Process 0's value, for everybody; what the others give is not read.
+
+  Args:
+    value: JSON.
+    what: it is, for the message.
+    seconds: to wait for process 0.
+
+  Raises:
+    LostHostError: process 0 did not answer in time.
+  """
+  store = client()
+  if store is None:
+    return json.loads(json.dumps(value))
+  key = f"pomp_jax/{next(_calls)}"
+  if is_first():
+    store.key_value_set(key, json.dumps(value))
+    return json.loads(json.dumps(value))
+  text = _get(store, key, seconds)
+  if text is None:
+    raise LostHostError(f"{what}: process 0 did not answer within {seconds:.0f} s")
+  return json.loads(text)
+
+
+def arrays_from_first(arrays: list[np.ndarray]) -> list[np.ndarray]:
+  """Process 0's arrays, for everybody, bit for bit; over the devices, so of any size.
+
+  Args:
+    arrays: the same types and shapes everywhere; only process 0's values are read.
+  """
+  # As bytes: the sum with the other processes' zeros would lose -0.0.
+  contents = np.frombuffer(b"".join(array.tobytes() for array in arrays), np.uint8)
+  contents = np.asarray(multihost_utils.broadcast_one_to_all(contents))
+  ends = np.cumsum([array.nbytes for array in arrays])
+  return [
+    np.frombuffer(part.tobytes(), array.dtype).reshape(array.shape)
+    for array, part in zip(arrays, np.split(contents, ends[:-1]), strict=True)
+  ]
+
+
+def _get(store: Any, key: str, seconds: float) -> str | None:
+  """What is stored there, once it is; None when the time is over."""
+  try:
+    return store.blocking_key_value_get(key, max(1, int(1000 * seconds)))
+  except jax.errors.JaxRuntimeError as error:
+    if "DEADLINE_EXCEEDED" in str(error):
+      return None
+    raise LostHostError(f"the coordinator is lost ({str(error).splitlines()[0]})") from error
