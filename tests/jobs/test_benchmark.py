@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 from ml_collections import ConfigDict
+import numpy as np
 import pytest
 
 from pomp_jax.jobs import benchmark
+from pomp_jax.jobs.benchmark.measurement import in_own_process, peak_mib
 
 
 def _config(**changes):
@@ -53,6 +55,13 @@ def test_the_whole_step_at_several_numbers_of_classes(tmp_path):
   ]
   # Nothing of the size of N is copied: a table of all token ids alone would take 2.3 MiB more.
   assert abs(rows[1]["peak_mib"] - rows[0]["peak_mib"]) < 0.1
+
+
+def test_the_peak_of_a_process_is_its_own():
+  ballast = np.ones(2**27)
+  assert peak_mib() > 1024
+  # The system's own figure (ru_maxrss) of a process is at least that of the one that started it.
+  assert in_own_process(peak_mib) < peak_mib() - ballast.nbytes / 2**21
 
 
 @pytest.mark.parametrize(
