@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Any run on this machine: one process, or several that work together as the hosts of a pod do.
+#
+#   bash launch/local.sh --config=configs/demo.py --workdir=runs/demo
+#   PROCESSES=2 bash launch/local.sh --config=configs/demo.py --workdir=runs/demo
+#
+# PROCESSES  how many; default 1. Several get a GPU each. On CPUs, JAX_NUM_CPU_DEVICES=4 gives each
+#            process four devices.
+# VENV, PYTHON: see launch/venv.sh. SIGTERM is passed on: the run saves, and ends with status 75.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/venv.sh
+
+[[ "${PROCESSES:=1}" =~ ^[1-9][0-9]*$ ]] || fail "PROCESSES=$PROCESSES is not a number of processes"
+prepare_venv requirements.txt
+main=("$VENV/bin/python" -m pomp_jax.main "$@")
+if ((PROCESSES == 1)); then
+  exec "${main[@]}"
+fi
+
+# A port that is free now; process 0 listens there in a moment.
+port="$("$VENV/bin/python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')"
+processes=()
+trap 'kill -TERM "${processes[@]}" 2>/dev/null || true' TERM INT
+for ((index = 0; index < PROCESSES; index++)); do
+  CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-$index}" "${main[@]}" \
+    --coordinator="127.0.0.1:$port" --num_processes="$PROCESSES" --process_id="$index" &
+  processes+=($!)
+done
+
+# The first status that is not 0; the processes end each other, so none is left waiting.
+status=0
+for process in "${processes[@]}"; do
+  while :; do
+    code=0
+    wait "$process" || code=$?
+    kill -0 "$process" 2>/dev/null || break # else a signal ended the wait, not the process
+  done
+  ((status)) || status=$code
+done
+exit "$status"

@@ -1,0 +1,89 @@
+"""The JobSet manifests, against the schemas of JobSet and Kubernetes, and against our own start-up.
+
+No cluster runs here: what a controller would do with them is not tested.
+"""
+
+import copy
+import json
+import pathlib
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from pomp_jax.hosts import Cluster, detect
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+MANIFESTS = ["gke_jobset.yaml", "gke_jobset_gpu.yaml"]
+
+
+@pytest.fixture(params=MANIFESTS)
+def manifest(request):
+  return yaml.safe_load((ROOT / "launch" / request.param).read_text())
+
+
+def validate(manifest):
+  """The JobSet by its own schema, the job in it by Kubernetes'."""
+  schema = json.loads((pathlib.Path(__file__).parent / "jobset_v1alpha2.json").read_text())
+  jsonschema.Draft202012Validator(schema).validate(manifest)
+  for replicated in manifest["spec"]["replicatedJobs"]:
+    job = {
+      "apiVersion": "batch/v1",
+      "kind": "Job",
+      "metadata": {"name": "x"},
+      **replicated["template"],
+    }
+    kubernetes_validate.validate(job, "1.33", strict=True)
+
+
+def job_of(manifest):
+  return manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+
+
+def test_it_fits_the_schemas(manifest):
+  validate(manifest)
+
+
+def test_the_schemas_find_mistakes(manifest):
+  def spoil(*path, value):
+    spoiled = copy.deepcopy(manifest)
+    inner = spoiled
+    for step in path[:-1]:
+      inner = inner[step]
+    inner[path[-1]] = value
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+      validate(spoiled)
+
+  job = ("spec", "replicatedJobs", 0, "template", "spec")
+  spoil("spec", "maxRestarts", value=3)
+  spoil("spec", "failurePolicy", "rules", 0, "action", value="Fail")
+  spoil("spec", "coordinator", value={"jobIndex": 0})
+  spoil(*job, "paralelism", value=4)
+  spoil(*job, "template", "spec", "containers", 0, "resources", value={"limit": {}})
+  spoil(*job, "podFailurePolicy", "rules", 0, "onExitCodes", "values", value="2")
+
+
+def test_its_numbers_of_hosts_agree_and_ours_are_found(manifest):
+  job = job_of(manifest)
+  (container,) = job["template"]["spec"]["containers"]
+  environ = {variable["name"]: variable.get("value") for variable in container["env"]}
+  count = job["parallelism"]
+  assert job["completions"] == count == int(environ["JOBSET_NUM_PROCESSES"])
+  # What the controller puts into the annotation: <jobset>-<job>-<index>-<pod>.<jobset>.
+  coordinator = manifest["spec"]["coordinator"]
+  host = f"pomp-{coordinator['replicatedJob']}-0-0.pomp"
+  environ |= {"JOBSET_COORDINATOR": host, "JOB_COMPLETION_INDEX": "1"}
+  (port,) = [port["containerPort"] for port in container["ports"]]
+  assert detect(environ) == Cluster("jobset", f"{host}:{port}", count, 1)
+  assert coordinator["replicatedJob"] == manifest["spec"]["replicatedJobs"][0]["name"]
+
+
+def test_it_is_no_root_and_bad_input_is_not_tried_again(manifest):
+  pod = job_of(manifest)["template"]["spec"]
+  assert pod["securityContext"]["runAsNonRoot"] is True
+  (container,) = pod["containers"]
+  assert container["securityContext"]["allowPrivilegeEscalation"] is False
+  (rule,) = job_of(manifest)["podFailurePolicy"]["rules"]
+  assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [2])
+  assert rule["onExitCodes"]["containerName"] == container["name"]

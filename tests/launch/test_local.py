@@ -1,0 +1,82 @@
+"""launch/local.sh: several processes on this machine."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+# In place of pomp_jax.main: says what it was given; ends with the status, or waits for SIGTERM.
+_PYTHON = """#!/usr/bin/env bash
+if [[ "$1 $2" != "-m pomp_jax.main" ]]; then exec "{python}" "$@"; fi
+index="${{!#}}"; index="${{index#*=}}"
+[[ "$index" =~ ^[0-9]+$ ]] || index=0
+printf '%s\\0' "$@" > "$LOG/$index"
+if [[ -n "$WAIT" ]]; then
+  trap 'echo stopped > "$LOG/stopped$index"; exit 75' TERM
+  touch "$LOG/ready$index"
+  while :; do sleep 0.05; done
+fi
+exit "$(cut -d ' ' -f $((index + 1)) <<< "$STATUSES")"
+"""
+
+
+@pytest.fixture
+def environ(tmp_path):
+  (tmp_path / "bin").mkdir()
+  python = tmp_path / "bin" / "python"
+  python.write_text(_PYTHON.format(python=sys.executable))
+  python.chmod(0o755)
+  requirements = sorted(ROOT.glob("requirements*.txt"))
+  stamp = "".join(file.read_text() for file in requirements)
+  (tmp_path / "installed-requirements.txt").write_text(stamp)
+  return os.environ | {"VENV": str(tmp_path), "LOG": str(tmp_path), "WAIT": "", "STATUSES": "0 0 0"}
+
+
+def start(environ, *arguments, **variables):
+  command = ["bash", "launch/local.sh", *arguments]
+  return subprocess.Popen(
+    command, cwd=ROOT, env=environ | variables, stderr=subprocess.PIPE, text=True
+  )
+
+
+def arguments(environ, index):
+  return (pathlib.Path(environ["LOG"]) / str(index)).read_bytes().decode().split("\0")[2:-1]
+
+
+def test_one_process_gets_nothing_more(environ):
+  assert start(environ, "--workdir=a b", "$(touch evil)", STATUSES="2").wait() == 2
+  assert arguments(environ, 0) == ["--workdir=a b", "$(touch evil)"]
+
+
+def test_several_find_each_other_and_the_first_failure_is_the_status(environ):
+  assert start(environ, "--workdir=a b", PROCESSES="3", STATUSES="0 75 1").wait() == 75
+  coordinators = set()
+  for index in range(3):
+    first, coordinator, count, own = arguments(environ, index)
+    assert (first, count, own) == ("--workdir=a b", "--num_processes=3", f"--process_id={index}")
+    coordinators.add(coordinator)
+  (coordinator,) = coordinators
+  assert coordinator.startswith("--coordinator=127.0.0.1:")
+
+
+def test_sigterm_reaches_all(environ, tmp_path):
+  process = start(environ, PROCESSES="2", WAIT="1")
+  end = time.monotonic() + 60
+  while not all((tmp_path / f"ready{index}").exists() for index in range(2)):
+    assert time.monotonic() < end
+    time.sleep(0.05)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(60) == 75
+  assert all((tmp_path / f"stopped{index}").exists() for index in range(2))
+
+
+def test_a_number_that_is_none(environ):
+  process = start(environ, PROCESSES="0")
+  assert process.wait() == 1
+  assert "PROCESSES=0 is not a number of processes" in process.stderr.read()
