@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 
 from pomp_jax.clip.shared import KEEP
 from pomp_jax.clip.text import TEXT_TOWERS
+from pomp_jax.data.coop import COOP_SETS
+from pomp_jax.data.subsets import HALVES
 from pomp_jax.data.vocabularies import CLASS_LISTS
 from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.contrast import CORRECTIONS
@@ -21,6 +23,7 @@ from pomp_jax.prompt.optimizer import SCHEDULES
 
 JOBS = ("pretrain", "predict", "repeat", "benchmark", "export")
 WORLD = "world"
+SOURCES = (WORLD, "folder", "coop", "tfds")
 
 # What `export` writes, and the suffixes that the file may have; first the usual one.
 EXPORT_FORMATS = {
@@ -64,8 +67,15 @@ def base() -> ConfigDict:
 
   # Images and their classes.
   config.data = ConfigDict()
-  config.data.source = WORLD
-  config.data.images_per_class = 16
+  config.data.source = WORLD  # or stored images: folder, coop, tfds; see docs/data.md
+  config.data.root = ""  # where they are: a folder a class, CoOp's $DATA, or TFDS's data_dir
+  config.data.dataset = ""  # for coop a class list's name, for tfds that or TFDS's own
+  config.data.names = ""  # a class list or a file of names; those of the data set if empty
+  config.data.shots = 0  # stored images a class for training; 0: all
+  config.data.shots_seed = 1  # of the few-shot subset; CoOp's are 1, 2 and 3
+  config.data.classes = "all"  # CoOp's halves: base, the first, and new, the others
+  config.data.cache = ""  # a folder for the labels of TFDS sets, so that they are read once
+  config.data.images_per_class = 16  # of the world
   config.data.n_classes = 0  # so many of the source's classes, spread over its list; 0: all
   config.data.threads = 2  # that render or decode ahead of the step
 
@@ -210,7 +220,8 @@ def validate(config: ConfigDict) -> None:
   _choice(config, "job", JOBS)
   _choice(config, "clip.text_tower", TEXT_TOWERS)
   _choice(config, "clip.dtype", ("float32", "bfloat16"))
-  _choice(config, "data.source", (WORLD,))
+  _choice(config, "data.source", SOURCES)
+  _choice(config, "data.classes", HALVES)
   _choice(config, "prompt.position", POSITIONS)
   _choice(config, "correction", CORRECTIONS)
   _choice(config, "negatives", ("sampled", "all"))
@@ -237,6 +248,8 @@ def validate(config: ConfigDict) -> None:
     "seed",
     "steps",
     "data.n_classes",
+    "data.shots",
+    "data.shots_seed",
     "clip.n_chunks",
     "clip.images_at_a_time",
     "clip.memory_gib",
@@ -259,6 +272,7 @@ def validate(config: ConfigDict) -> None:
   # A hub id has one slash at most, and starts with a letter or a digit.
   if not os.path.isdir(model) and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model):
     raise ConfigError("clip.model", model, "a folder that exists, or a hub id")
+  _data(config.data)
   if config.job == "predict":
     _predict(config.predict)
   _choice(config, "export.format", tuple(EXPORT_FORMATS))
@@ -266,6 +280,26 @@ def validate(config: ConfigDict) -> None:
     _export(config.export)
   if config.job == "repeat" and len(set(config.repeat.seeds)) != max(len(config.repeat.seeds), 1):
     raise ConfigError("repeat.seeds", config.repeat.seeds, "one or more different seeds")
+
+
+def _data(data: ConfigDict) -> None:
+  if data.source == WORLD:
+    unread = {"root": "", "dataset": "", "names": "", "shots": 0, "classes": "all"}
+    for field, value in unread.items():
+      if data[field] != value:
+        raise ConfigError(f"data.{field}", data[field], f"{value!r} where data.source='{WORLD}'")
+    return
+  if not os.path.isdir(data.root) and (data.root or data.source != "tfds"):
+    raise ConfigError("data.root", data.root, "a folder that exists")
+  if data.source == "folder" and data.dataset:
+    raise ConfigError("data.dataset", data.dataset, "'' where data.source='folder'")
+  if data.source == "coop" and data.dataset not in COOP_SETS:
+    raise ConfigError("data.dataset", data.dataset, f"one of {', '.join(COOP_SETS)}")
+  if data.source == "tfds" and not data.dataset:
+    raise ConfigError("data.dataset", data.dataset, "a data set of TFDS, such as food101")
+  if data.names and data.names not in CLASS_LISTS and not os.path.isfile(data.names):
+    takes = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
+    raise ConfigError("data.names", data.names, takes)
 
 
 def _predict(predict: ConfigDict) -> None:

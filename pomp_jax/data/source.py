@@ -160,6 +160,12 @@ class StoredImages:
     part._rows = self._rows[indices]
     return part
 
+  def sized(self, image_size: int) -> "StoredImages":
+    """The same, whose `images` have another size."""
+    other = copy.copy(self)
+    other.image_size = image_size
+    return other
+
   def relabelled(self, names: Sequence[str], labels: np.ndarray) -> "StoredImages":
     """The same images under other class names.
 

@@ -8,6 +8,7 @@ from pomp_jax.clip.load import read_clip_config
 from pomp_jax.config import WORLD, ConfigError
 from pomp_jax.data.source import ClassSubset, Source
 from pomp_jax.files.array_cache import ArrayCache
+from pomp_jax.jobs.sources import n_classes_of, open_stored, stored_splits
 from pomp_jax.prompt.train_step import make_mesh
 from pomp_jax.transfer import Encoder
 
@@ -44,9 +45,15 @@ def open_source(data: ConfigDict, split: str, **size: int) -> Source:
 
   Args:
     data: `config.data`.
-    split: train, validation, or one of TEST_SPLITS.
-    **size: images_per_class=.. or n_images=.. (over the classes, as evenly as can be).
+    split: train, validation, or one of `evaluation_splits`.
+    **size: images_per_class=.. (of the world) or n_images=.. (over the classes, as evenly as can
+      be).
+
+  Raises:
+    SourceError, VocabularyError, ConfigError: stored images are not as they have to be.
   """
+  if data.source != WORLD:
+    return open_stored(data, split, size.get("n_images"))
   n_classes = min(data.n_classes, len(_names(data.source, split)))
   if not n_classes:
     return world.source(split, **size)
@@ -56,7 +63,13 @@ def open_source(data: ConfigDict, split: str, **size: int) -> Source:
 
 
 def n_training_classes(data: ConfigDict) -> int:
-  """N, without opening any image."""
+  """N, without opening any image; finds out whether every split is there.
+
+  Raises:
+    SourceError, VocabularyError, ConfigError: stored images are not as they have to be.
+  """
+  if data.source != WORLD:
+    return n_classes_of(data)
   n_all = len(_names(data.source, "train"))
   if data.n_classes > n_all:
     raise ConfigError("data.n_classes", data.n_classes, f"at most {n_all}, or 0 for all")
@@ -68,5 +81,10 @@ def _names(source: str, split: str) -> tuple[str, ...]:
   return world.class_names({"novel": "novel", "shifted": "all"}.get(split, "base"))
 
 
-# What a learned prompt is evaluated on.
+# What a prompt learned on the world is evaluated on.
 TEST_SPLITS = ("base", "novel", "shifted")
+
+
+def evaluation_splits(data: ConfigDict) -> tuple[str, ...]:
+  """What a learned prompt is evaluated on, by names that `open_source` knows."""
+  return TEST_SPLITS if data.source == WORLD else stored_splits(data)

@@ -21,7 +21,7 @@ from pomp_jax.clip.shared import MemoryPlan, plan_memory
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.config import ConfigError, fields
 from pomp_jax.data.loader import train_batches
-from pomp_jax.data.source import Source, spread_evenly
+from pomp_jax.data.source import Source, StoredImages, spread_evenly
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, read_json, write_json
@@ -46,7 +46,15 @@ from pomp_jax.transfer.evaluation import evaluate, split_features
 log = logging.getLogger(__name__)
 
 # Fields that a run may change between two starts: they leave its result as it is.
-_FREE_FIELDS = ("log.every", "checkpoint.every", "checkpoint.keep", "data.threads", "eval.cache")
+_FREE_FIELDS = (
+  "log.every",
+  "checkpoint.every",
+  "checkpoint.keep",
+  "data.threads",
+  "data.root",
+  "data.cache",
+  "eval.cache",
+)
 _SHEET_IMAGES = 12
 
 
@@ -125,6 +133,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
 def _prepare(config: ConfigDict, folder: RunFolder) -> Run:
   encoder = inputs.open_encoder(config)
   source = inputs.open_source(config.data, "train", images_per_class=config.data.images_per_class)
+  if isinstance(source, StoredImages):
+    source = source.sized(encoder.clip.image_size)
   vocabulary = encoder.vocabulary(source.names, config.prompt.m)
   steps_per_epoch = max(1, len(source) // config.batch_size)
   total_steps = config.steps or config.epochs * steps_per_epoch
@@ -287,7 +297,7 @@ def _results(job: Run, prompt: Prompt, seconds: float) -> dict:
   config = job.config
   start = time.monotonic()
   splits = {}
-  for name in inputs.TEST_SPLITS:
+  for name in inputs.evaluation_splits(config.data):
     source = inputs.open_source(config.data, name, n_images=config.eval.images)
     # A class-specific context knows no class but those it was trained on.
     if not config.prompt.class_specific or tuple(source.names) == tuple(job.source.names):
@@ -315,7 +325,8 @@ def _plot(job: Run, prompt: Prompt, results: dict) -> None:
   series = job.folder.scalars()
   plots.training_curves(job.folder.plots / "training.png", series)
   plots.accuracy_bars(job.folder.plots / "accuracy.png", results["eval"])
-  split = "novel" if "novel" in results["eval"] else "base"
+  # Classes that the training did not see, where there are such.
+  split = next(name for name in ("novel", "new", "test", "base") if name in results["eval"])
   source = inputs.open_source(job.config.data, split, n_images=_SHEET_IMAGES)
   shown = spread_evenly(_SHEET_IMAGES, len(source))
   images = source.images(shown)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 import numpy as np
 
-from pomp_jax.data.source import Source
+from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.transfer.classification import topk_accuracy
 from pomp_jax.transfer.encoder import Encoder
@@ -34,6 +34,8 @@ class SplitFeatures(NamedTuple):
 
 def split_features(encoder: Encoder, source: Source) -> SplitFeatures:
   """Features of all images of a split, computed in batches."""
+  if isinstance(source, StoredImages):
+    source = source.sized(encoder.clip.image_size)
   starts = range(0, len(source), _BATCH)
   batches = (np.arange(start, min(start + _BATCH, len(source))) for start in starts)
   features = [encoder.image_features(source.images(indices)) for indices in batches]
