@@ -21,7 +21,7 @@ from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.contrast import CORRECTIONS
 from pomp_jax.prompt.optimizer import SCHEDULES
 
-JOBS = ("pretrain", "predict", "repeat", "benchmark", "export")
+JOBS = ("pretrain", "predict", "repeat", "benchmark", "export", "prepare")
 WORLD = "world"
 SOURCES = (WORLD, "folder", "coop", "tfds")
 
@@ -135,6 +135,16 @@ def base() -> ConfigDict:
   config.export.synonyms = False  # average over the synonyms that an LVIS JSON has
   config.export.output = ""  # file name within the run's folder; empty: a usual one
 
+  # job = "prepare": images as distributed, made into a TFDS data set; see docs/data.md.
+  config.prepare = ConfigDict()
+  config.prepare.dataset = ""  # imagenet21k, fgvc_aircraft, coop_stanford_cars, coop_ucf101, ..
+  config.prepare.input = ""  # the archive, or the folder, that it is made of
+  config.prepare.names = ""  # for imagenet21k: a class list with synsets; all of its own if empty
+  config.prepare.shots = 0  # images a class to store; 0: all
+  config.prepare.shots_seed = 1  # of the choice
+  config.prepare.held_out = 0  # images a class for the split "validation" of an undivided input
+  config.prepare.workers = 2  # processes
+
   # job = "repeat": the pretrain job once for each seed.
   config.repeat = ConfigDict()
   config.repeat.seeds = (0, 1, 2)
@@ -231,6 +241,7 @@ def validate(config: ConfigDict) -> None:
     "clip.chunk",
     "data.images_per_class",
     "data.threads",
+    "prepare.workers",
     "prompt.m",
     "batch_size",
     "accumulate",
@@ -250,6 +261,9 @@ def validate(config: ConfigDict) -> None:
     "data.n_classes",
     "data.shots",
     "data.shots_seed",
+    "prepare.shots",
+    "prepare.shots_seed",
+    "prepare.held_out",
     "clip.n_chunks",
     "clip.images_at_a_time",
     "clip.memory_gib",
@@ -278,6 +292,8 @@ def validate(config: ConfigDict) -> None:
   _choice(config, "export.format", tuple(EXPORT_FORMATS))
   if config.job == "export":
     _export(config.export)
+  if config.job == "prepare" and not os.path.exists(config.prepare.input):
+    raise ConfigError("prepare.input", config.prepare.input, "a file or folder that exists")
   if config.job == "repeat" and len(set(config.repeat.seeds)) != max(len(config.repeat.seeds), 1):
     raise ConfigError("repeat.seeds", config.repeat.seeds, "one or more different seeds")
 

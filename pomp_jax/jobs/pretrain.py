@@ -353,7 +353,7 @@ def _check_same_run(config: ConfigDict, stored: dict, workdir: str) -> None:
   for field, value in fields(config):
     was = before.get(field)
     was = tuple(was) if isinstance(was, list) else was
-    free = field in _FREE_FIELDS or field.startswith(("predict.", "repeat.", "export."))
+    free = field in _FREE_FIELDS or field.startswith(("predict.", "repeat.", "export.", "prepare."))
     if not free and was != value:
       raise ConfigError(
         field, value, f"{was!r}, with which {workdir} was started (or another --workdir)"

@@ -28,6 +28,7 @@ from pomp_jax.data.builders.records import (
   write_metadata,
 )
 from pomp_jax.data.builders.units import Tar, Unit, unreadable
+from pomp_jax.data.source import SourceError
 from pomp_jax.data.subsets import ranked
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.progress import Progress
@@ -35,8 +36,8 @@ from pomp_jax.files.progress import Progress
 log = logging.getLogger(__name__)
 
 
-class BuildError(RuntimeError):
-  """A data set that can't be built to its end; one line."""
+class BuildError(SourceError):
+  """A data set that can't be built, or not here; one line."""
 
 
 @dataclasses.dataclass(frozen=True)
