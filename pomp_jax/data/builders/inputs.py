@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 import pathlib
 import shutil
 import tarfile
+from typing import BinaryIO
 
 import numpy as np
 
@@ -156,10 +158,11 @@ def _tars(units: list[Tar], path: pathlib.Path, classes: ClassList, images_per_c
   units = [dataclasses.replace(unit, label=label) for label, unit in enumerate(units)]
   listing = "".join(f"{unit.synset} {unit.size}\n" for unit in units)
   digest = hashlib.blake2b(listing.encode(), digest_size=8).hexdigest()
-  total = max(1, sum(unit.size for unit in units) // _MEBIBYTE)
+  ends = itertools.accumulate(unit.size for unit in units)
+  positions = list(zip(units, ends, strict=True))
 
   def tasks(is_done: Callable[[str, int], bool], spool: pathlib.Path) -> tuple[int, Iterable[Task]]:
-    return total, _grouped(((unit, None) for unit in units), images_per_class)
+    return max(1, positions[-1][1] // _MEBIBYTE), _grouped(positions, images_per_class)
 
   return Input(
     "imagenet21k",
@@ -170,23 +173,30 @@ def _tars(units: list[Tar], path: pathlib.Path, classes: ClassList, images_per_c
   )
 
 
-def _grouped(units: Iterable[tuple[Tar, int | None]], images_per_class: int) -> Iterator[Task]:
-  """Shards of units, in their order; each unit may say how far into the input it ends, MiB."""
+def _grouped(
+  units: Iterable[tuple[Tar, int]],
+  images_per_class: int,
+  fetch: Callable[[Tar, int], None] = lambda unit, index: None,
+) -> Iterator[Task]:
+  """Shards of units, in their order.
+
+  Args:
+    units: tars, and how far into the input each ends, bytes.
+    images_per_class: how many will be taken of a class; 0: all.
+    fetch: called with each unit and the number of the shard that it goes to, before the next.
+  """
   group: list[Tar] = []
-  size = done = index = 0
+  size = index = position = 0
   for unit, position in units:
+    fetch(unit, index)
     group.append(unit)
-    size += _expected_bytes(unit, images_per_class)
-    done = done + unit.size if position is None else position * _MEBIBYTE
+    few = images_per_class * _IMAGE_BYTES
+    size += min(unit.size, few) if images_per_class else unit.size
     if size >= _SHARD_BYTES:
-      yield Task(index, "train", tuple(group), done // _MEBIBYTE)
+      yield Task(index, "train", tuple(group), position // _MEBIBYTE)
       group, size, index = [], 0, index + 1
   if group:
-    yield Task(index, "train", tuple(group), max(1, done // _MEBIBYTE))
-
-
-def _expected_bytes(unit: Tar, images_per_class: int) -> int:
-  return min(unit.size, images_per_class * _IMAGE_BYTES) if images_per_class else unit.size
+    yield Task(index, "train", tuple(group), max(1, position // _MEBIBYTE))
 
 
 def _tars_in_folder(path: pathlib.Path, classes: ClassList) -> list[Tar]:
@@ -253,33 +263,32 @@ def _stream_tasks(
 ) -> tuple[int, Iterator[Task]]:
   label_of = {synset: label for label, synset in enumerate(classes.synsets)}
 
-  def units() -> Iterator[tuple[Tar, int]]:
-    # The same grouping as `_grouped` does: whether the shard that a tar goes to is there.
-    filled = index = 0
-    seen = set()
-    with open(path, "rb") as raw, tarfile.open(fileobj=raw, mode="r|gz") as tar:
-      for member in tar:
-        synset = _synset(member)
-        if synset not in label_of:
-          continue
-        if member.size > _MAX_TAR_BYTES or synset in seen:
-          raise SourceError(f"{path}: {synset}.tar is in it twice, or larger than any synset's")
-        seen.add(synset)
-        unit = Tar(spool / f"{synset}.tar", 0, member.size, label_of[synset], synset, True)
-        if not is_done("train", index):
-          _copy(tar.extractfile(member), unit.path, member.size)
-        yield unit, raw.tell() // _MEBIBYTE
-        filled += _expected_bytes(unit, images_per_class)
-        if filled >= _SHARD_BYTES:
-          filled, index = 0, index + 1
-    if not seen:
-      raise SourceError(f"{path}: no tar file in it that is called by a WordNet id of the list")
+  seen: dict[str, tarfile.TarInfo] = {}
+
+  def units(raw: BinaryIO, tar: tarfile.TarFile) -> Iterator[tuple[Tar, int]]:
+    for member in tar:
+      synset = _synset(member)
+      if synset not in label_of:
+        continue
+      if member.size > _MAX_TAR_BYTES or synset in seen:
+        raise SourceError(f"{path}: {synset}.tar is in it twice, or larger than any synset's")
+      seen[synset] = member
+      file = spool / f"{synset}.tar"
+      yield Tar(file, 0, member.size, label_of[synset], synset, temporary=True), raw.tell()
 
   def tasks() -> Iterator[Task]:
     try:
-      yield from _grouped(units(), images_per_class)
+      with open(path, "rb") as raw, tarfile.open(fileobj=raw, mode="r|gz") as tar:
+
+        def fetch(unit: Tar, index: int) -> None:
+          if not is_done("train", index):
+            _copy(tar.extractfile(seen[unit.synset]), unit.path, unit.size)
+
+        yield from _grouped(units(raw, tar), images_per_class, fetch)
     except (tarfile.TarError, OSError, EOFError) as error:
       raise SourceError(f"{path}: can't be read to its end ({error})") from error
+    if not seen:
+      raise SourceError(f"{path}: no tar file in it that is called by a WordNet id of the list")
 
   return max(1, path.stat().st_size // _MEBIBYTE), tasks()
 
