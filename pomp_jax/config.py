@@ -16,12 +16,13 @@ from pomp_jax.clip.shared import KEEP
 from pomp_jax.clip.text import TEXT_TOWERS
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.subsets import HALVES
+from pomp_jax.data.suites import SUITES
 from pomp_jax.data.vocabularies import CLASS_LISTS
 from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.contrast import CORRECTIONS
 from pomp_jax.prompt.optimizer import SCHEDULES
 
-JOBS = ("pretrain", "predict", "repeat", "benchmark", "export", "prepare")
+JOBS = ("pretrain", "evaluate", "predict", "repeat", "benchmark", "export", "prepare")
 WORLD = "world"
 SOURCES = (WORLD, "folder", "coop", "tfds")
 
@@ -119,6 +120,18 @@ def base() -> ConfigDict:
   config.checkpoint.keep = 3  # the newest few, and the best by validation beside them
   config.log = ConfigDict()
   config.log.every = 10  # steps
+
+  # job = "evaluate": prompts over a suite of data sets.
+  config.evaluate = ConfigDict()
+  config.evaluate.suite = WORLD  # one of data.suites.SUITES
+  config.evaluate.sets = ""  # of the suite's, separated by ";"; empty: its usual ones
+  config.evaluate.reader = "coop"  # coop (its layout), tfds (prepared), folder (one a class)
+  config.evaluate.root = ""  # where they lie: CoOp's $DATA, TFDS's data_dir, the folder of folders
+  # Separated by ";": prompt files, runs' folders (for all their checkpoints), texts with a {},
+  # hand_written (the set's own text), ensemble (CLIP's texts for it), ensemble:imagenet_7.
+  config.evaluate.prompts = "hand_written"
+  config.evaluate.images = 0  # of each set, its classes evenly; 0: all, of the world eval.images
+  config.evaluate.batch_size = 512  # images at a time, over all devices
 
   # job = "predict": names for a folder of images.
   config.predict = ConfigDict()
@@ -248,6 +261,7 @@ def validate(config: ConfigDict) -> None:
     "epochs",
     "mesh.class_size",
     "eval.images",
+    "evaluate.batch_size",
     "checkpoint.every",
     "checkpoint.keep",
     "log.every",
@@ -267,6 +281,7 @@ def validate(config: ConfigDict) -> None:
     "clip.n_chunks",
     "clip.images_at_a_time",
     "clip.memory_gib",
+    "evaluate.images",
     "optim.lr",
     "optim.momentum",
     "optim.weight_decay",
@@ -289,6 +304,8 @@ def validate(config: ConfigDict) -> None:
   _data(config.data)
   if config.job == "predict":
     _predict(config.predict)
+  _choice(config, "evaluate.suite", tuple(SUITES))
+  _choice(config, "evaluate.reader", ("coop", "tfds", "folder"))
   _choice(config, "export.format", tuple(EXPORT_FORMATS))
   if config.job == "export":
     _export(config.export)

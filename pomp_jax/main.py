@@ -40,6 +40,7 @@ from pomp_jax.files.run_folder import RunFolderError
 from pomp_jax.jobs import job
 from pomp_jax.jobs.benchmark import BenchmarkError
 from pomp_jax.jobs.watch import TrainingError
+from pomp_jax.transfer.metrics import EvaluationError
 
 log = logging.getLogger("pomp_jax.main")  # __name__ is __main__
 
@@ -69,7 +70,7 @@ _BAD_INPUT = (
   hosts.ClusterError,
   hosts.HostError,
 )
-_FAILED = (TrainingError, CheckpointError, ClassFeatureError)
+_FAILED = (TrainingError, EvaluationError, CheckpointError, ClassFeatureError)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -28,6 +28,7 @@ class RunFolder:
     prompt: `prompt.npz`, the learned prompt.
     results: `results.json`, the figures of a finished run.
     plots: `plots/`, PNG files.
+    sets: `sets/`, of an evaluation: every figure of a data set in a file.
   """
 
   def __init__(self, workdir: str | os.PathLike):
@@ -37,6 +38,7 @@ class RunFolder:
     self.prompt = self.path / "prompt.npz"
     self.results = self.path / "results.json"
     self.plots = self.path / "plots"
+    self.sets = self.path / "sets"
 
   def check(self) -> None:
     """Finds out whether `create` can succeed, and writes nothing.

@@ -55,6 +55,8 @@ _FREE_FIELDS = (
   "data.cache",
   "eval.cache",
 )
+# Fields of jobs that only read what it leaves, or run it.
+_OTHER_JOBS = ("predict.", "evaluate.", "repeat.", "export.", "prepare.")
 _SHEET_IMAGES = 12
 
 
@@ -353,7 +355,7 @@ def _check_same_run(config: ConfigDict, stored: dict, workdir: str) -> None:
   for field, value in fields(config):
     was = before.get(field)
     was = tuple(was) if isinstance(was, list) else was
-    free = field in _FREE_FIELDS or field.startswith(("predict.", "repeat.", "export.", "prepare."))
+    free = field in _FREE_FIELDS or field.startswith(_OTHER_JOBS)
     if not free and was != value:
       raise ConfigError(
         field, value, f"{was!r}, with which {workdir} was started (or another --workdir)"

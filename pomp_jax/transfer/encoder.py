@@ -128,7 +128,9 @@ class Encoder:
     """Of all that class features depend on beside the prompt and the tokens."""
     leaves, structure = jax.tree.flatten((self.clip.text_params, self._sos))
     settings = json.dumps(self.clip.config.text_config.to_dict(), sort_keys=True, default=str)
-    return fingerprint([settings, self._tower, self._dtype, str(structure), *leaves])
+    return fingerprint(
+      [settings, self._tower, self._dtype, str(structure), *map(np.asarray, leaves)]
+    )
 
   def features_of_tokens(
     self, params, tokens: ClassTokens, position: str
@@ -152,6 +154,17 @@ class Encoder:
   def image_features(self, images: np.ndarray) -> Float[np.ndarray, "n E"]:
     """Unit features of images, uint8 [n,S,S,3] with S = `clip.image_size`."""
     return self._in_chunks(lambda rows: self._images(self.vision_params, rows), images)
+
+  def features_of_images(self, images: jax.Array) -> jax.Array:
+    """Unit features of a batch that lies on the mesh, its rows split over all devices.
+
+    Args:
+      images: uint8 [B,S,S,3], B a multiple of the devices.
+
+    Returns:
+      [B,E], whole on every device, and still being computed.
+    """
+    return self._images(self.vision_params, images)
 
   def _tokenize(self, texts: Sequence[str], budget: int | None = None):
     return tokenize(texts, self.clip.tokenizer, self.clip.config.text_config, budget)

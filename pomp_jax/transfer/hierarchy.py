@@ -52,7 +52,8 @@ class Hierarchy:
     siblings = tree.siblings(class_nodes_N)
     self.n_siblings: Int[np.ndarray, " N"] = siblings.lengths
     rows = np.repeat(np.arange(len(class_nodes_N)), siblings.lengths)
-    self._sibling_keys = rows * len(class_nodes_N) + siblings.values
+    # Sorted, and behind them one that no pair has.
+    self._sibling_keys = np.append(rows * len(class_nodes_N) + siblings.values, -1)
 
   def __len__(self) -> int:
     return len(self._nodes)
@@ -70,9 +71,13 @@ class Hierarchy:
       tree.path_distance(right_B, answered_B),
       np.where(same_B, 0, self._heights[common_B]).astype(np.int32),
       tree.longest_depth[common_B],
-      np.isin(labels_B.astype(np.int64) * len(self) + answers_B, self._sibling_keys),
+      self._are_siblings(labels_B, answers_B),
       tree.is_ancestor(right_B, answered_B) | tree.is_ancestor(answered_B, right_B),
     )
+
+  def _are_siblings(self, labels_B: np.ndarray, answers_B: np.ndarray) -> np.ndarray:
+    keys_B = labels_B.astype(np.int64) * len(self) + answers_B
+    return self._sibling_keys[np.searchsorted(self._sibling_keys[:-1], keys_B)] == keys_B
 
 
 def heights(tree: Tree) -> Int32[np.ndarray, " n"]:

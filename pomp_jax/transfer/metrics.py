@@ -104,9 +104,9 @@ class Tally:
       "ece": float(np.abs(right_S - confidence_S).sum() / n),
       "mean_confidence": float(confidence_S.sum() / n),
       "reliability": {
-        "images": images_S.astype(np.int64),
-        "accuracy": right_S / np.maximum(images_S, 1),
-        "confidence": confidence_S / np.maximum(images_S, 1),
+        "images": images_S.astype(np.int64).tolist(),
+        "accuracy": (right_S / np.maximum(images_S, 1)).tolist(),
+        "confidence": (confidence_S / np.maximum(images_S, 1)).tolist(),
       },
     }
     return figures if self._tree is None else figures | self._tree.figures()

@@ -1,0 +1,122 @@
+"""A data set under several prompts, read once, in batches, by one process or by many.
+
+Each process decodes only the images of its own devices; the answers of a whole batch, a few numbers
+an image, then are on every host, so that all count the same and nothing is left to add up.
+
+Shapes: P prompts, N classes, B images of a batch over all processes, E embedding, S image side.
+"""
+
+from collections.abc import Mapping
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float
+import numpy as np
+
+from pomp_jax.data.in_order import ordered_batches
+from pomp_jax.data.source import Source
+from pomp_jax.prompt.train_step import CLASS, DATA, replicate
+from pomp_jax.transfer.encoder import Encoder
+from pomp_jax.transfer.hierarchy import Hierarchy
+from pomp_jax.transfer.metrics import Answers, Tally
+
+
+def tally(
+  encoder: Encoder,
+  source: Source,
+  class_features: Mapping[str, Float[np.ndarray, "N E"]],
+  *,
+  hierarchy: Hierarchy | None = None,
+  batch_size: int = 512,
+  threads: int = 2,
+) -> dict[str, Tally]:
+  """Counts over all images of a source, a tally for each prompt; all processes call it alike.
+
+  Args:
+    encoder: the CLIP, on the devices of all processes.
+    source: the images; the same list in every process.
+    class_features: by prompt, unit rows of the source's classes.
+    hierarchy: of these classes, for the figures on the tree.
+    batch_size: images at a time, over all devices; rounded up to a multiple of these.
+    threads: that decode ahead, in each process.
+
+  Raises:
+    EvaluationError: features that are not finite.
+    ImageError: an image that can't be read.
+  """
+  n_images, n_devices = len(source), encoder.mesh.size
+  size = n_devices * -(-min(batch_size, n_images) // n_devices)
+  rows = NamedSharding(encoder.mesh, P((DATA, CLASS)))
+  own = _own_rows(rows, size)
+  classes_PxNxE = replicate(np.stack(list(class_features.values())), encoder.mesh)
+  everywhere = NamedSharding(encoder.mesh, P())
+  score = jax.jit(
+    functools.partial(_answers, logit_scale=encoder.clip.logit_scale, rows=rows),
+    out_shardings=everywhere,
+  )
+  tallies = {prompt: Tally(len(source.names), hierarchy) for prompt in class_features}
+
+  def count(labels: np.ndarray, computed: tuple[jax.Array, ...]) -> None:
+    # The last batch was filled up with images that have been counted.
+    rank_PxB, answer_PxB, confidence_PxB = (np.asarray(x)[:, : len(labels)] for x in computed)
+    for i, one in enumerate(tallies.values()):
+      one.add(labels, Answers(rank_PxB[i], answer_PxB[i], confidence_PxB[i]))
+
+  pending = None
+  for start, images in ordered_batches(source, batch_size=size, rows=own, threads=threads):
+    labels_B = source.labels[np.minimum(start + np.arange(size), n_images - 1)]
+    images_BxSxSx3 = _place(images, own, size, rows)
+    features_BxE = encoder.features_of_images(images_BxSxSx3)
+    computed = score(features_BxE, classes_PxNxE, _place(labels_B[own], own, size, rows))
+    # Counted one batch late, so that the devices have the next to work on meanwhile.
+    if pending is not None:
+      count(*pending)
+    pending = (labels_B[: n_images - start], computed)
+  count(*pending)
+  return tallies
+
+
+def _answers(
+  features_BxE: jax.Array,
+  classes_PxNxE: jax.Array,
+  labels_B: jax.Array,
+  *,
+  logit_scale: float,
+  rows: NamedSharding,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Rank, answer and confidence [P,B]; see `metrics.Answers`."""
+  features_BxE = jax.lax.with_sharding_constraint(features_BxE, rows)
+  is_right_BxN = labels_B[:, None] == jnp.arange(classes_PxNxE.shape[1])
+
+  def one(classes_NxE):
+    # HIGHEST: accelerators would round the product to bfloat16, and thousands of classes lie close.
+    cosine_BxN = jnp.matmul(features_BxE, classes_NxE.T, precision=jax.lax.Precision.HIGHEST)
+    right_Bx1 = jnp.take_along_axis(cosine_BxN, labels_B[:, None], axis=1)
+    # A tie is lost, and so is what is not a number: a broken classifier must not score.
+    rank_B = jnp.sum(~(cosine_BxN < right_Bx1), axis=1) - 1
+    best_of_rest_B = jnp.argmax(jnp.where(is_right_BxN, -jnp.inf, cosine_BxN), axis=1)
+    answer_B = jnp.where(rank_B == 0, labels_B, best_of_rest_B)
+    best_Bx1 = jnp.max(cosine_BxN, axis=1, keepdims=True)
+    confidence_B = 1 / jnp.sum(jnp.exp(logit_scale * (cosine_BxN - best_Bx1)), axis=1)
+    return rank_B, answer_B, confidence_B
+
+  # One prompt after the other: [B,N] of one of them is in memory.
+  return jax.lax.map(one, classes_PxNxE)
+
+
+def _own_rows(rows: NamedSharding, size: int) -> np.ndarray:
+  """The rows of a batch that lie on this process's devices, in order."""
+  indices = rows.addressable_devices_indices_map((size,)).values()
+  return np.unique(np.concatenate([np.arange(size)[index] for index in indices]))
+
+
+def _place(part: np.ndarray, own: np.ndarray, size: int, rows: NamedSharding) -> jax.Array:
+  """A batch on all devices, from the part of it that this process holds."""
+  return jax.make_array_from_callback(
+    (size, *part.shape[1:]),
+    rows,
+    lambda index: part[np.searchsorted(own, np.arange(size)[index[0]])],
+  )
