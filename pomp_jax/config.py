@@ -22,7 +22,7 @@ from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.contrast import CORRECTIONS
 from pomp_jax.prompt.optimizer import SCHEDULES
 
-JOBS = ("pretrain", "evaluate", "predict", "repeat", "benchmark", "export", "prepare")
+JOBS = ("pretrain", "evaluate", "predict", "repeat", "benchmark", "export", "prepare", "analyse")
 WORLD = "world"
 SOURCES = (WORLD, "folder", "coop", "tfds")
 
@@ -132,6 +132,11 @@ def base() -> ConfigDict:
   config.evaluate.prompts = "hand_written"
   config.evaluate.images = 0  # of each set, its classes evenly; 0: all, of the world eval.images
   config.evaluate.batch_size = 512  # images at a time, over all devices
+
+  # job = "analyse": what prompts do to class features, on the sets that `evaluate` names.
+  config.analyse = ConfigDict()
+  config.analyse.prompts = "hand_written"  # as evaluate.prompts
+  config.analyse.top = 5  # nearest tokens of each learned vector
 
   # job = "predict": names for a folder of images.
   config.predict = ConfigDict()
@@ -266,6 +271,7 @@ def validate(config: ConfigDict) -> None:
     "checkpoint.keep",
     "log.every",
     "predict.top",
+    "analyse.top",
   ):
     _at_least(config, field, 1)
   _at_least(config, "k", 2)

@@ -52,6 +52,7 @@ class Table(NamedTuple):
     rows: the lines.
     notes: sources of the published figures, in the order of their numbers.
     best: whether to set the highest figure of ours in each column in bold.
+    digits: behind the point.
   """
 
   title: str
@@ -60,6 +61,7 @@ class Table(NamedTuple):
   rows: tuple[Row, ...]
   notes: tuple[str, ...] = ()
   best: bool = True
+  digits: int = 1
 
 
 def evaluation_tables(results: Mapping[str, Any]) -> list[Table]:
@@ -102,7 +104,7 @@ def markdown(tables: Sequence[Table]) -> str:
     for r, row in enumerate(table.rows):
       label = _markdown_text(row.label) + (f" [{row.source}]" if row.source else "")
       cells = [
-        f"**{text}**" if (r, c) in bold else text for c, text in enumerate(map(_text, row.values))
+        f"**{text}**" if (r, c) in bold else text for c, text in enumerate(_cells(table, row))
       ]
       lines.append(_line([label, *cells]))
     notes = "".join(f"\n[{i}] {note}  " for i, note in enumerate(table.notes, 1))
@@ -124,7 +126,7 @@ def latex(tables: Sequence[Table]) -> str:
       mark = f"$^{{{row.source}}}$" if row.source else ""
       cells = [
         rf"\textbf{{{text}}}" if (r, c) in bold else text
-        for c, text in enumerate(map(_text, row.values))
+        for c, text in enumerate(_cells(table, row))
       ]
       lines.append(" & ".join([_latex_text(row.label) + mark, *cells]) + r" \\")
     caption = _latex_text(table.title) + (
@@ -198,7 +200,7 @@ def _bold(table: Table) -> set[tuple[int, int]]:
   if not table.best or len(ours) < 2:
     return places
   for c in range(len(table.columns)):
-    shown = {r: float(_text(table.rows[r].values[c])) for r in ours}
+    shown = {r: float(_cells(table, table.rows[r])[c]) for r in ours}
     places |= {(r, c) for r, value in shown.items() if value == max(shown.values())}
   return places
 
@@ -214,8 +216,8 @@ def _times(value: float | None, factor: float) -> float | None:
   return None if value is None else factor * value
 
 
-def _text(value: float | None) -> str:
-  return "-" if value is None else f"{value:.1f}"
+def _cells(table: Table, row: Row) -> list[str]:
+  return ["-" if value is None else f"{value:.{table.digits}f}" for value in row.values]
 
 
 def _line(cells: Sequence[str]) -> str:

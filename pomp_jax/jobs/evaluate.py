@@ -51,9 +51,23 @@ def check(config: ConfigDict, workdir: str) -> None:
       VocabularyError: one line each.
   """
   RunFolder(workdir).check()
+  check_prompts(config, config.evaluate.prompts, "evaluate.prompts")
+
+
+def check_prompts(config: ConfigDict, text: str, field: str) -> None:
+  """Opens every set and every prompt, and finds out whether they fit.
+
+  Args:
+    config: the whole config; `config.evaluate` names the sets.
+    text: the prompts, as `read_prompts` has them.
+    field: where the text stands in the config.
+
+  Raises:
+    As `check`.
+  """
   clip_config = inputs.clip_config(config.clip.model)
   width = clip_config.text_config.hidden_size
-  prompts = read_prompts(config.evaluate.prompts, "evaluate.prompts")
+  prompts = read_prompts(text, field)
   for item in evaluation_sets(config, clip_config.vision_config.image_size):
     _, classes = item.open()
     for label, prompt, _ in prompts:

@@ -56,7 +56,7 @@ _FREE_FIELDS = (
   "eval.cache",
 )
 # Fields of jobs that only read what it leaves, or run it.
-_OTHER_JOBS = ("predict.", "evaluate.", "repeat.", "export.", "prepare.")
+_OTHER_JOBS = ("predict.", "evaluate.", "repeat.", "export.", "prepare.", "analyse.")
 _SHEET_IMAGES = 12
 
 

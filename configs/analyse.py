@@ -1,0 +1,19 @@
+r"""What prompts do to the features of classes: alignment, uniformity, nearest tokens, maps.
+
+On the embedded world, a learned prompt beside the hand-written one:
+
+  python -m pomp_jax.main --config=configs/analyse.py --workdir=runs/analyse \
+    --config.analyse.prompts="hand_written;runs/demo/prompt.npz"
+
+On other data sets, those that `config.evaluate.suite`, `sets`, `reader` and `root` name.
+"""
+
+from pomp_jax.config import base, with_argument
+
+
+def get_config(argument: str = ""):
+  """The base config with the job; the prompts beside the hand-written one remain to be given."""
+  config = base()
+  config.job = "analyse"
+  config.eval.images = 4096
+  return with_argument(config, argument, **{name: f"analyse.{name}" for name in config.analyse})

@@ -1,0 +1,170 @@
+"""What prompts do to the features of classes: alignment, uniformity, nearest tokens, maps.
+
+The data sets are those that `config.evaluate` names. Leaves `results.json`, `results.md` and plots
+in the run's folder. With several processes all of them compute, and the first writes.
+"""
+
+from collections.abc import Mapping, Sequence
+import logging
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from pomp_jax.analysis import geometry_plots
+from pomp_jax.analysis.branches import Branches, shape_branches, wordnet_branches
+from pomp_jax.analysis.geometry import alignment, prompt_similarity, uniformity
+from pomp_jax.analysis.interpretation import nearest_tokens, token_spacing
+from pomp_jax.analysis.tables import Row, Table, markdown
+from pomp_jax.data.vocabularies import ClassList
+from pomp_jax.data.wordnet import load_tree
+from pomp_jax.files.atomic import replacing
+from pomp_jax.files.prompt_file import Prompt
+from pomp_jax.files.run_folder import RunFolder, write_json
+from pomp_jax.jobs import inputs
+from pomp_jax.jobs.evaluate import check_prompts
+from pomp_jax.jobs.evaluation_sets import evaluation_sets
+from pomp_jax.jobs.named_prompts import NamedPrompt, features_under, read_prompts
+from pomp_jax.transfer import Encoder, topk_accuracy
+from pomp_jax.transfer.evaluation import split_features
+
+log = logging.getLogger(__name__)
+
+_FIELD = "analyse.prompts"
+
+
+def check(config: ConfigDict, workdir: str) -> None:
+  """Opens every set and every prompt; writes nothing.
+
+  Raises:
+    ConfigError, ClipError, PromptFileError, CheckpointError, RunFolderError, SourceError,
+      VocabularyError: one line each.
+  """
+  RunFolder(workdir).check()
+  check_prompts(config, config.analyse.prompts, _FIELD)
+
+
+def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+  """Analyses every prompt on every set: returns what `results.json` holds.
+
+  Raises:
+    ImageError: an image that can't be read.
+  """
+  folder = RunFolder(workdir)
+  first = jax.process_index() == 0
+  encoder = inputs.open_encoder(config)
+  prompts = read_prompts(config.analyse.prompts, _FIELD)
+  if first:
+    folder.create()
+    write_json(folder.config, config.to_dict())
+  sets = {}
+  for item in evaluation_sets(config, encoder.clip.image_size):
+    source, classes = item.open()
+    images = split_features(encoder, source)
+    features = {named.label: features_under(encoder, classes, named.prompt) for named in prompts}
+    sets[item.name] = {
+      "images": len(images.labels),
+      "classes": len(classes),
+      "prompts": {
+        label: {
+          "alignment": alignment(images.features, rows, images.labels),
+          "uniformity": uniformity(rows) if len(rows) > 1 else None,
+          "top1": topk_accuracy(images.features, rows, images.labels)["top1"],
+        }
+        for label, rows in features.items()
+      },
+      "similarity_of_prompts": prompt_similarity(list(features.values())),
+    }
+    if first:
+      _plot(folder, item.name, features, _branches(classes))
+      _log_set(item.name, sets[item.name])
+  results = {
+    "job": config.job,
+    "clip_model": encoder.clip.name,
+    "prompts": [{"label": named.label, "step": named.step} for named in prompts],
+    "tokens": _tokens(encoder, prompts, config.analyse.top),
+    "sets": sets,
+  }
+  if first:
+    geometry_plots.alignment_uniformity(
+      folder.plots / "alignment_uniformity.png",
+      {name: of_set["prompts"] for name, of_set in sets.items()},
+    )
+    with replacing(folder.path / "results.md") as file:
+      file.write(_report(results).encode())
+    # Last: a folder with results is a finished run.
+    write_json(folder.results, results)
+    log.info("tables, plots and every figure are in %s", folder.path)
+  return results
+
+
+def _tokens(encoder: Encoder, prompts: Sequence[NamedPrompt], top: int) -> dict[str, Any]:
+  """The tokens nearest to the vectors of each learned prompt that all classes share."""
+  embeddings = encoder.clip.text_params["text_model"]["embeddings"]["token_embedding"]["embedding"]
+  embeddings_VxD = np.asarray(embeddings)
+  vectors = {}
+  for label, prompt, _ in prompts:
+    if isinstance(prompt, Prompt) and prompt.context.ndim == 2:
+      nearest = nearest_tokens(prompt.context, embeddings_VxD, top)
+      vectors[label] = [
+        {"tokens": encoder.clip.tokenizer.convert_ids_to_tokens(tokens), "distances": distances}
+        for tokens, distances in zip(nearest.tokens.tolist(), nearest.distances, strict=True)
+      ]
+  return {"median_distance_between_tokens": token_spacing(embeddings_VxD), "vectors": vectors}
+
+
+def _branches(classes: ClassList) -> Branches:
+  if classes.synsets is not None:
+    tree = load_tree()
+    return wordnet_branches(tree, tree.nodes(classes.synsets))
+  return shape_branches(classes.names) or Branches(("classes",), np.zeros(len(classes), np.int64))
+
+
+def _plot(
+  folder: RunFolder, name: str, features: Mapping[str, np.ndarray], branches: Branches
+) -> None:
+  file = name.replace("/", "-")
+  geometry_plots.class_maps(
+    folder.plots / f"map_{file}.png", features, branches, f"Class features of {name}"
+  )
+  geometry_plots.similarity_matrices(
+    folder.plots / f"similarity_{file}.png", features, branches, f"Cosines of classes of {name}"
+  )
+
+
+def _report(results: Mapping[str, Any]) -> str:
+  tables = []
+  for figure, title, factor, digits in (
+    ("alignment", "Alignment (lower is better)", 1.0, 3),
+    ("uniformity", "Uniformity (lower is better)", 1.0, 3),
+    ("top1", "Top-1 accuracy (%)", 100.0, 1),
+  ):
+    rows = []
+    for label in (prompt["label"] for prompt in results["prompts"]):
+      found = [of_set["prompts"][label][figure] for of_set in results["sets"].values()]
+      rows.append(Row(label, tuple(None if v is None else factor * v for v in found)))
+    columns = tuple(results["sets"])
+    tables.append(Table(title, "prompt", columns, tuple(rows), best=False, digits=digits))
+  parts = [markdown(tables), "## Nearest tokens\n"]
+  parts.append(
+    "Euclidean distances; half of the vocabulary's tokens have another within"
+    f" {results['tokens']['median_distance_between_tokens']:.3f}.\n"
+  )
+  for label, vectors in results["tokens"]["vectors"].items():
+    lines = [
+      f"{i}. " + ", ".join(f"`{t}` {d:.3f}" for t, d in zip(*vector.values(), strict=True))
+      for i, vector in enumerate(vectors, 1)
+    ]
+    parts.append(f"{label}:\n\n" + "\n".join(lines) + "\n")
+  return "\n".join(parts)
+
+
+def _log_set(name: str, of_set: Mapping[str, Any]) -> None:
+  for label, figures in of_set["prompts"].items():
+    log.info(
+      "%s: %s: alignment %.3f, uniformity %s, top-1 %.1f%% (%d images, %d classes)",
+      *(name, label, figures["alignment"]),
+      "-" if figures["uniformity"] is None else f"{figures['uniformity']:.3f}",
+      *(100 * figures["top1"], of_set["images"], of_set["classes"]),
+    )

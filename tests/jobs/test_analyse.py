@@ -1,0 +1,92 @@
+"""The analyse job: figures against NumPy on the tower's features, its files, bad input."""
+
+import json
+
+import numpy as np
+from PIL import Image
+import pytest
+from small_run import small_config
+
+from pomp_jax.clip import load_clip
+from pomp_jax.config import ConfigError
+from pomp_jax.files.prompt_file import Prompt, save_prompt
+from pomp_jax.jobs import analyse, inputs
+from pomp_jax.transfer import Encoder
+from pomp_jax.world import CLIP_PATH
+
+
+@pytest.fixture(scope="module")
+def analysed(tmp_path_factory):
+  """The folder, the clip, and the results of a learned prompt beside two hand-written ones."""
+  folder = tmp_path_factory.mktemp("analyse")
+  clip = load_clip(str(CLIP_PATH), name="world")
+  table = clip.text_params["text_model"]["embeddings"]["token_embedding"]["embedding"]
+  # Four words of the vocabulary as a prompt: each is its own nearest token.
+  words = [600, 601, 610, 655]
+  save_prompt(folder / "prompt.npz", Prompt(table[words], "world", "end"))
+  prompts = ["a photo of a {}.", "{}.", str(folder / "prompt.npz")]
+  config = small_config(
+    job="analyse",
+    **{
+      "analyse.prompts": ";".join(prompts),
+      "analyse.top": 3,
+      "evaluate.sets": "novel;shifted",
+      "data.n_classes": 60,
+    },
+  )
+  analyse.check(config, str(folder / "run"))
+  return folder / "run", clip, words, prompts, config, analyse.run(config, str(folder / "run"))
+
+
+def test_figures(analysed):
+  _, clip, _, prompts, config, results = analysed
+  encoder = Encoder(clip)
+  for split in ("novel", "shifted"):
+    source = inputs.open_source(config.data, split, n_images=config.eval.images)
+    images = encoder.image_features(source.images(np.arange(len(source)))).astype(np.float64)
+    classes = encoder.class_features(source.names, "{}.").astype(np.float64)
+    found = results["sets"][split]["prompts"]["{}."]
+    distances = np.sum((images - classes[source.labels]) ** 2, axis=-1)
+    assert found["alignment"] == pytest.approx(distances.mean(), rel=1e-5)
+    squares = np.sum((classes[:, None] - classes[None]) ** 2, axis=-1)
+    potentials = np.exp(-2 * squares[np.triu_indices(len(classes), 1)])
+    assert found["uniformity"] == pytest.approx(np.log(potentials.mean()), abs=1e-5)
+    top1 = np.mean((images @ classes.T).argmax(-1) == source.labels)
+    assert found["top1"] == pytest.approx(top1)
+    assert results["sets"][split]["classes"] == 60
+    assert np.shape(results["sets"][split]["similarity_of_prompts"]) == (3, 3)
+  assert [prompt["label"] for prompt in results["prompts"]] == prompts
+
+
+def test_learned_vectors_that_are_words_are_read_back(analysed):
+  _, clip, words, prompts, _, results = analysed
+  vectors = results["tokens"]["vectors"]
+  # Hand-written prompts have no vectors.
+  assert list(vectors) == [prompts[2]]
+  expected = clip.tokenizer.convert_ids_to_tokens(words)
+  assert [vector["tokens"][0] for vector in vectors[prompts[2]]] == expected
+  assert all(vector["distances"][0] == 0 < vector["distances"][1] for vector in vectors[prompts[2]])
+  assert results["tokens"]["median_distance_between_tokens"] > 0
+
+
+def test_files(analysed):
+  workdir, _, _, prompts, _, results = analysed
+  stored = json.loads((workdir / "results.json").read_text())
+  assert stored["sets"]["novel"]["prompts"] == results["sets"]["novel"]["prompts"]
+  report = (workdir / "results.md").read_text()
+  assert f"{results['sets']['novel']['prompts']['{}.']['alignment']:.3f}" in report
+  assert "## Nearest tokens" in report
+  plots = {path.name for path in (workdir / "plots").iterdir()}
+  assert plots == {
+    "alignment_uniformity.png",
+    *(f"{kind}_{name}.png" for kind in ("map", "similarity") for name in ("novel", "shifted")),
+  }
+  for path in (workdir / "plots").iterdir():
+    with Image.open(path) as image:
+      assert min(image.size) > 300
+      assert len(np.unique(image.convert("L"))) > 10
+
+
+def test_bad_input_names_its_field(tmp_path):
+  with pytest.raises(ConfigError, match=r"config\.analyse\.prompts: got 'nothing', takes one or"):
+    analyse.check(small_config(**{"analyse.prompts": "nothing"}), str(tmp_path))
