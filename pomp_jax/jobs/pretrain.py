@@ -28,12 +28,12 @@ from pomp_jax.files.run_folder import RunFolder, read_json, write_json
 from pomp_jax.jobs import inputs
 from pomp_jax.jobs.watch import Watch
 from pomp_jax.prompt.context import PromptContext
+from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner
 from pomp_jax.prompt.optimizer import learning_rate, sgd
 from pomp_jax.prompt.train_step import (
   CLASS,
   DATA,
   ContrastSettings,
-  Frozen,
   TrainState,
   create_state,
   make_train_step,
@@ -187,7 +187,9 @@ def _initial_context(config: ConfigDict, encoder: Encoder) -> np.ndarray | None:
 def _train(job: Run) -> tuple[TrainState, float]:
   """Steps from the last checkpoint, or from none, to the end; returns seconds over all starts."""
   config, encoder = job.config, job.encoder
-  state = replicate(create_state(job.module, job.optimizer, config.seed), encoder.mesh)
+  settings = _settings(job)
+  learner = _learner(job, settings)
+  state = replicate(create_state(learner, job.optimizer, config.seed), encoder.mesh)
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(Checkpoints(job.folder.checkpoints, config.checkpoint.keep))
     restored = checkpoints.restore_latest(state)
@@ -198,7 +200,14 @@ def _train(job: Run) -> tuple[TrainState, float]:
       log.info("going on from the checkpoint of step %d", first)
     if first >= job.total_steps:
       return state, seconds
-    train_step = _train_step(job)
+    train_step = make_train_step(
+      mesh=encoder.mesh,
+      learner=learner,
+      image_tower=encoder.image_tower,
+      optimizer=job.optimizer,
+      settings=settings,
+      accumulate=config.accumulate,
+    )
     validate = _validation(job)
     batches = train_batches(
       job.source,
@@ -231,12 +240,14 @@ def _train(job: Run) -> tuple[TrainState, float]:
     return state, spent
 
 
-def _train_step(job: Run):
-  """The compiled step."""
+def _settings(job: Run) -> ContrastSettings:
+  n_classes, clip = len(job.source.names), job.encoder.clip
+  return ContrastSettings(_k(job), n_classes, job.config.correction, clip.logit_scale)
+
+
+def _learner(job: Run, settings: ContrastSettings) -> Learner:
+  """What is learned, within the step's token budget."""
   config, encoder = job.config, job.encoder
-  settings = ContrastSettings(
-    _k(job), len(job.source.names), config.correction, encoder.clip.logit_scale
-  )
   token_budget = step_token_budget(
     job.module,
     np.asarray(job.frozen.tokens.lengths),
@@ -244,16 +255,8 @@ def _train_step(job: Run):
     group_size=config.batch_size // (encoder.mesh.shape[DATA] * config.accumulate),
     class_size=encoder.mesh.shape[CLASS],
   )
-  return make_train_step(
-    mesh=encoder.mesh,
-    module=job.module,
-    text_tower=encoder.text_tower(token_budget, _memory_plan(job, token_budget)),
-    image_tower=encoder.image_tower,
-    optimizer=job.optimizer,
-    settings=settings,
-    accumulate=config.accumulate,
-    token_budget=token_budget,
-  )
+  text_tower = encoder.text_tower(token_budget, _memory_plan(job, token_budget))
+  return ContextLearner(job.module, text_tower, token_budget)
 
 
 def _k(job: Run) -> int:

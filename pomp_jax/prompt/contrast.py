@@ -58,7 +58,7 @@ def margin(n_kept_B: Int32[Array, " B"], n_classes: int, correction: str) -> Flo
 def local_contrast(
   image_features_BxE: Float[Array, "B E"],
   positive_features_BxE: Float[Array, "B E"],
-  negative_features_KxE: Float[Array, "K E"],
+  negative_features_KxE: Float[Array, "K E"] | Float[Array, "K B E"],
   labels_B: Int32[Array, " B"],
   negatives_K: Int32[Array, " K"],
   *,
@@ -75,7 +75,8 @@ def local_contrast(
   Args:
     image_features_BxE: f(x), any length.
     positive_features_BxE: g(t_y) of each image's own class, any length.
-    negative_features_KxE: g(t_c) of the drawn classes, any length.
+    negative_features_KxE: g(t_c) of the drawn classes, any length; [K,B,E] where it depends on
+      the image.
     labels_B: y.
     negatives_K: the drawn classes, distinct.
     logit_scale: what multiplies the cosine.
@@ -89,9 +90,12 @@ def local_contrast(
   negative_KxE = normalize(negative_features_KxE.astype(jnp.float32))
   positive_B = logit_scale * jnp.sum(image_BxE * positive_BxE, axis=-1)
   # HIGHEST: logits are multiplied by 100, and accelerators would round the product to bfloat16.
-  negative_BxK = logit_scale * jnp.matmul(
-    image_BxE, negative_KxE.T, precision=jax.lax.Precision.HIGHEST
-  )
+  precision = jax.lax.Precision.HIGHEST
+  if negative_KxE.ndim == 2:
+    cosine_BxK = jnp.matmul(image_BxE, negative_KxE.T, precision=precision)
+  else:
+    cosine_BxK = jnp.einsum("be,kbe->bk", image_BxE, negative_KxE, precision=precision)
+  negative_BxK = logit_scale * cosine_BxK
   kept_BxK = negatives_K[None, :] != labels_B[:, None]
   if available_K is not None:
     kept_BxK &= available_K

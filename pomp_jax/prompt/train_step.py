@@ -9,7 +9,7 @@ class, D width, E embedding.
 from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax
@@ -20,10 +20,10 @@ import numpy as np
 import optax
 
 from pomp_jax.clip import shared
-from pomp_jax.clip.text import TextTower, token_embeddings
 from pomp_jax.prompt import sampling
-from pomp_jax.prompt.context import ClassTokens, PromptContext, Sequences
+from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.contrast import Contrast, local_contrast
+from pomp_jax.prompt.learner import Frozen, Learner
 
 DATA, CLASS = "data", "class"
 
@@ -50,7 +50,7 @@ class TrainState:
 
   Attributes:
     step: steps taken.
-    params: the prompt's, {"context": [M,D] or [N,M,D]}; nothing of the frozen CLIP.
+    params: the learner's, such as {"context": [M,D]}; nothing of the frozen CLIP.
     opt_state: optax's, for the same.
     seed_key: key data of the seed; a step derives its draws from it.
   """
@@ -60,22 +60,6 @@ class TrainState:
   params: Any
   opt_state: Any
   seed_key: Any
-
-
-class Frozen(NamedTuple):
-  """What a step reads and never changes; an argument of the step, placed on the devices once.
-
-  Attributes:
-    text: parameters of the text tower.
-    image: parameters of the image tower; empty when batches bring features.
-    sos: embedding of the start token [D].
-    tokens: own tokens of all N classes.
-  """
-
-  text: Any
-  image: Any
-  sos: jax.Array
-  tokens: ClassTokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +80,13 @@ class ContrastSettings:
 
 
 def create_state(
-  module: PromptContext, optimizer: optax.GradientTransformation, seed: int
+  learner: Learner, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
   """The state before the first step, all of it a function of the seed."""
   seed_key = jax.random.key(seed)
-  # The draws fold in the step, 0, 1, ..; the first context has a stream of its own.
+  # The draws fold in the step, 0, 1, ..; the first parameters have a stream of their own.
   init_key = jax.random.fold_in(seed_key, 2**32 - 1)
-  params = module.init(init_key, method=lambda m: m.context)["params"]
+  params = learner.init(init_key)
   return TrainState(
     jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(seed_key)
   )
@@ -117,32 +101,6 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
   return jax.tree.map(place, tree)
-
-
-def class_sequences(
-  module: PromptContext, params: Any, frozen: Frozen, class_ids_C: jax.Array
-) -> Sequences:
-  """Some classes under a prompt, as a text tower takes them."""
-  tokens = jax.tree.map(lambda rows: rows[class_ids_C], frozen.tokens)
-  return module.apply(
-    {"params": params},
-    frozen.sos,
-    token_embeddings(frozen.text, tokens.ids),
-    tokens.name_lengths,
-    tokens.lengths,
-    class_ids_C,
-  )
-
-
-def class_features(
-  module: PromptContext,
-  text_tower: TextTower,
-  params: Any,
-  frozen: Frozen,
-  class_ids_C: jax.Array,
-) -> jax.Array:
-  """Text features of some classes under a prompt: ids [C] -> [C,E], not normalised."""
-  return text_tower(frozen.text, *class_sequences(module, params, frozen, class_ids_C))
 
 
 def step_token_budget(
@@ -176,13 +134,11 @@ def step_token_budget(
 def make_train_step(
   *,
   mesh: Mesh,
-  module: PromptContext,
-  text_tower: TextTower,
+  learner: Learner,
   image_tower: Callable[[Any, jax.Array], jax.Array] | None,
   optimizer: optax.GradientTransformation,
   settings: ContrastSettings,
   accumulate: int = 1,
-  token_budget: int | None = None,
 ) -> Callable[[TrainState, Frozen, dict[str, jax.Array]], tuple[TrainState, dict]]:
   """Compiles the step `(state, frozen, batch) -> (state, metrics)`; the state is donated.
 
@@ -191,21 +147,25 @@ def make_train_step(
 
   Args:
     mesh: from `make_mesh`.
-    module: the prompt.
-    text_tower: from `clip.text_tower`, with the same budget.
-    image_tower: from `clip.image_tower`; None when batches bring features.
-    optimizer: moves the context.
+    learner: what is learned. Negatives of a draw that it has not available (they do not fit its
+      token budget) are left out of that step, and the margin counts the rest.
+    image_tower: from `clip.image_tower`; None when batches bring features, or when the learner
+      learns those of images itself.
+    optimizer: moves the learner's parameters.
     settings: the method's numbers.
     accumulate: groups that a data index computes one after the other.
-    token_budget: from `step_token_budget`. Negatives of a draw that do not fit it are left out
-      of that step, and the margin counts the rest. None: every row is computed.
 
   Returns:
     The step. A batch is {"image": uint8 [G*B,H,W,3] or float32 features [G*B,E], "label": int32
     [G*B]}, sharded over `data`. Metrics are scalars on the device: `loss`, `accuracy`,
-    `grad_norm`, `context_norm` (before the update).
+    `grad_norm`, `context_norm` (of all parameters, before the update).
+
+  Raises:
+    ValueError: a frozen image tower beside a learner that learns image features.
   """
-  group_loss = _make_group_loss(mesh, module, text_tower, settings, accumulate, token_budget)
+  if learner.learns_images and image_tower is not None:
+    raise ValueError("the learner learns image features: image_tower has to be None")
+  group_loss = _make_group_loss(mesh, learner, settings, accumulate)
   # Outside of what is differentiated: nothing of the image tower is kept.
   image_features = image_tower and _over_all_devices(mesh, image_tower)
 
@@ -250,14 +210,9 @@ def make_train_step(
 
 def _over_all_devices(mesh: Mesh, image_tower: Callable) -> Callable:
   """The image tower over the rows of a data index, split over the class axis too."""
-  class_size = mesh.shape[CLASS]
 
   def local(params, images):
-    rows = -(-images.shape[0] // class_size)
-    padding = [(0, rows * class_size - images.shape[0])] + [(0, 0)] * (images.ndim - 1)
-    start = jax.lax.axis_index(CLASS) * rows
-    mine = jax.lax.dynamic_slice_in_dim(jnp.pad(images, padding), start, rows)
-    return image_tower(params, mine)
+    return image_tower(params, _own_share(mesh, images))
 
   def features(params, images):
     shares = jax.shard_map(local, mesh=mesh, in_specs=(P(), P(DATA)), out_specs=P((DATA, CLASS)))(
@@ -270,13 +225,27 @@ def _over_all_devices(mesh: Mesh, image_tower: Callable) -> Callable:
   return features
 
 
-def _make_group_loss(mesh, module, text_tower, settings, accumulate, token_budget):
+def _own_share(mesh: Mesh, images: jax.Array) -> jax.Array:
+  """Of a data index's images those of this device of the class axis, padded to equal shares."""
+  class_size = mesh.shape[CLASS]
+  rows = -(-images.shape[0] // class_size)
+  padding = [(0, rows * class_size - images.shape[0])] + [(0, 0)] * (images.ndim - 1)
+  start = jax.lax.axis_index(CLASS) * rows
+  return jax.lax.dynamic_slice_in_dim(jnp.pad(images, padding), start, rows)
+
+
+def _make_group_loss(mesh, learner, settings, accumulate):
   """The mean loss over the data axis, each index with its own draw and its own classes."""
 
-  def local_loss(params, frozen, features_BxE, labels_B, step, seed_key, micro):
+  def learned_images(params, frozen, images):
+    share = learner.image_features(params, frozen, _own_share(mesh, images))
+    return jax.lax.all_gather(share, CLASS, tiled=True)[: images.shape[0]]
+
+  def local_loss(params, frozen, images, labels_B, step, seed_key, micro):
     # The same on every device, but used with rows that differ: a custom gradient rule (those of
     # `clip.shared`) must see both as differing.
     frozen = jax.lax.pcast(frozen, (DATA, CLASS), to="varying")
+    features_BxE = learned_images(params, frozen, images) if learner.learns_images else images
     group = jax.lax.axis_index(DATA) * accumulate + micro
     key = sampling.draw_key(jax.random.wrap_key_data(seed_key), step, group)
     negatives_K = sampling.sample_uniform(key, settings.k, settings.n_classes)
@@ -288,20 +257,22 @@ def _make_group_loss(mesh, module, text_tower, settings, accumulate, token_budge
     mine_R = jax.lax.dynamic_index_in_dim(
       dealt_RxS, jax.lax.axis_index(CLASS), axis=1, keepdims=False
     )
-    sequences = class_sequences(module, params, frozen, mine_R)
-    features_RxE = text_tower(frozen.text, *sequences)
+    classes = learner.class_features(params, frozen, mine_R, features_BxE)
 
     def gather(mine):
       dealt = jax.lax.all_gather(mine, CLASS, axis=1)
       return dealt.reshape(-1, *mine.shape[1:])[: ids_C.size]
 
-    features_CxE = gather(features_RxE)
-    available_K = None
-    if token_budget is not None:
-      available_K = gather(shared.kept_rows(sequences.lengths, token_budget))[labels_B.size :]
+    features_CxE = gather(classes.features)
+    positives_BxE, available_K = features_CxE[: labels_B.size], None
+    if features_CxE.ndim == 3:
+      # [C,B,E], a feature for each image: of an image's own class, its own.
+      positives_BxE = jnp.diagonal(positives_BxE).T
+    if classes.available is not None:
+      available_K = gather(classes.available)[labels_B.size :]
     contrast = local_contrast(
       features_BxE,
-      features_CxE[: labels_B.size],
+      positives_BxE,
       features_CxE[labels_B.size :],
       labels_B,
       negatives_K,

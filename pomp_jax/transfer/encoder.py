@@ -21,7 +21,8 @@ from pomp_jax.files.array_cache import ArrayCache, fingerprint
 from pomp_jax.files.prompt_file import Prompt, check_fits
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.contrast import normalize
-from pomp_jax.prompt.train_step import CLASS, DATA, Frozen, class_features, make_mesh, replicate
+from pomp_jax.prompt.learner import Frozen, class_features
+from pomp_jax.prompt.train_step import CLASS, DATA, make_mesh, replicate
 
 
 class Encoder:

@@ -22,6 +22,7 @@ from pomp_jax.jobs import evaluate
 from pomp_jax.jobs.evaluation_sets import evaluation_sets
 from pomp_jax.jobs.named_prompts import features_under
 from pomp_jax.prompt.context import PromptContext
+from pomp_jax.prompt.learner import ContextLearner
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.train_step import create_state
 from pomp_jax.transfer import Encoder
@@ -246,7 +247,8 @@ class TestTheWorld:
   def prompts(self, tmp_path_factory):
     """A run's folder with two checkpoints, the second one's context as a prompt file."""
     folder = tmp_path_factory.mktemp("trained")
-    state = create_state(PromptContext(4, 64, "end"), sgd(lambda step: 0.1, 0.9, 0.0), seed=0)
+    learner = ContextLearner(PromptContext(4, 64, "end"), lambda *inputs: inputs)
+    state = create_state(learner, sgd(lambda step: 0.1, 0.9, 0.0), seed=0)
     config = small_config().to_dict()
     contexts = {}
     with Checkpoints(folder / "checkpoints") as checkpoints:

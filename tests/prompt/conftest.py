@@ -13,7 +13,7 @@ from transformers import CLIPModel
 
 from pomp_jax.clip import Clip, load_clip, tokenize
 from pomp_jax.prompt.context import ClassTokens
-from pomp_jax.prompt.train_step import Frozen
+from pomp_jax.prompt.learner import Frozen
 
 NAMES = (
   "cat",

@@ -17,7 +17,7 @@ import torch
 from pomp_jax.clip import text_tower
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.contrast import CORRECTIONS, local_contrast, margin
-from pomp_jax.prompt.train_step import class_features
+from pomp_jax.prompt.learner import class_features
 
 N_CLASSES = 12
 # Class 3 twice; 3 and 7 are drawn as well, so that images 0, 1 and 2 reject one each.

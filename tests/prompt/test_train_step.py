@@ -16,6 +16,7 @@ from pomp_jax.clip import image_tower, text_tower
 from pomp_jax.clip.shared import kept_rows
 from pomp_jax.prompt import sampling
 from pomp_jax.prompt.context import PromptContext
+from pomp_jax.prompt.learner import ContextLearner
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.train_step import (
   ContrastSettings,
@@ -35,17 +36,17 @@ SEED = 7
 
 def _step(world, *, mesh, module, k=K, accumulate=1, kind="reference", budget=None, vision=None):
   optimizer = sgd(lambda step: 0.5 / (1 + step), 0.9, 0.01)
+  tower = text_tower(kind, world.clip.config.text_config, token_budget=budget)
+  learner = ContextLearner(module, tower, budget)
   step = make_train_step(
     mesh=mesh,
-    module=module,
-    text_tower=text_tower(kind, world.clip.config.text_config, token_budget=budget),
+    learner=learner,
     image_tower=vision,
     optimizer=optimizer,
     settings=ContrastSettings(k, N_CLASSES, "log", world.clip.logit_scale),
     accumulate=accumulate,
-    token_budget=budget,
   )
-  state = replicate(create_state(module, optimizer, SEED), mesh)
+  state = replicate(create_state(learner, optimizer, SEED), mesh)
   return step, state, replicate(world.frozen, mesh)
 
 
@@ -337,8 +338,8 @@ def test_the_program_calls_nothing_outside_it(compiled):
 
 
 def test_the_first_context_is_a_function_of_the_seed_and_no_draw_shares_its_key():
-  module = PromptContext(4, 8)
-  make = functools.partial(create_state, module, sgd(lambda step: 1.0, 0.9, 0.0))
+  learner = ContextLearner(PromptContext(4, 8), lambda *inputs: inputs)
+  make = functools.partial(create_state, learner, sgd(lambda step: 1.0, 0.9, 0.0))
   first, again, other = (np.asarray(make(seed).params["context"]) for seed in (1, 1, 2))
   np.testing.assert_array_equal(first, again)
   assert not np.any(first == other)

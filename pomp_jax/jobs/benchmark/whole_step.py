@@ -16,11 +16,11 @@ from pomp_jax.jobs.benchmark.measurement import Measurement, Settings, Step
 from pomp_jax.jobs.benchmark.towers import MODELS, random_inputs, temporaries_mib
 from pomp_jax.prompt import sampling
 from pomp_jax.prompt.context import ClassTokens, PromptContext
+from pomp_jax.prompt.learner import ContextLearner, Frozen
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.train_step import (
   DATA,
   ContrastSettings,
-  Frozen,
   create_state,
   make_mesh,
   make_train_step,
@@ -49,16 +49,12 @@ def whole_step(settings: Settings, k: int, n_classes: int) -> tuple[Measurement,
   contrast = ContrastSettings(k, n_classes, "log", 100.0)
   budget = step_token_budget(module, lengths_N, settings=contrast, group_size=_GROUP)
   memory = shared.plan_memory(sizes, settings.m + 1, budget, _ACTIVATION_BYTES)
+  tower = text_tower("shared", sizes, jnp.dtype(settings.dtype), budget, memory)
+  learner = ContextLearner(module, tower, budget)
   train_step = make_train_step(
-    mesh=mesh,
-    module=module,
-    text_tower=text_tower("shared", sizes, jnp.dtype(settings.dtype), budget, memory),
-    image_tower=None,
-    optimizer=optimizer,
-    settings=contrast,
-    token_budget=budget,
+    mesh=mesh, learner=learner, image_tower=None, optimizer=optimizer, settings=contrast
   )
-  state = replicate(create_state(module, optimizer, settings.seed), mesh)
+  state = replicate(create_state(learner, optimizer, settings.seed), mesh)
   batch = {
     "image": rng.standard_normal((_GROUP, sizes.projection_dim), np.float32),
     "label": rng.integers(0, n_classes, _GROUP, np.int32),
