@@ -26,6 +26,9 @@ JOBS = ("pretrain", "evaluate", "predict", "repeat", "benchmark", "export", "pre
 WORLD = "world"
 SOURCES = (WORLD, "folder", "coop", "tfds")
 
+# Of a CLIP's weights: no hub id ends so.
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")
+
 # What `export` writes, and the suffixes that the file may have; first the usual one.
 EXPORT_FORMATS = {
   "npz": (".npz",),
@@ -57,7 +60,10 @@ def base() -> ConfigDict:
 
   # The frozen CLIP.
   config.clip = ConfigDict()
-  config.clip.model = WORLD  # "world" (in the repository), a HuggingFace folder, or a hub id
+  config.clip.model = (
+    WORLD  # "world" (in the repository), a folder, file or hub id: docs/weights.md
+  )
+  config.clip.activation = "auto"  # of its MLPs: quick_gelu, gelu; auto: as the checkpoint has it
   config.clip.text_tower = "shared"  # shared (names packed, no padding) or reference (the oracle)
   config.clip.dtype = "float32"  # compute type: float32 or bfloat16
   config.clip.keep = "auto"  # for the backward pass: activations, layers, chunks; auto: what fits
@@ -305,8 +311,10 @@ def validate(config: ConfigDict) -> None:
     raise ConfigError("eval.template", config.eval.template, "a text with one {} for the name")
   model = config.clip.model
   # A hub id has one slash at most, and starts with a letter or a digit.
-  if not os.path.isdir(model) and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model):
-    raise ConfigError("clip.model", model, "a folder that exists, or a hub id")
+  hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model)
+  if not os.path.exists(model) and (not hub_id or model.endswith(WEIGHT_SUFFIXES)):
+    raise ConfigError("clip.model", model, "a folder or file that exists, or a hub id")
+  _choice(config, "clip.activation", ("auto", "quick_gelu", "gelu"))
   _data(config.data)
   if config.job == "predict":
     _predict(config.predict)

@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast, FlaxCLIPModel
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 # A few merges, so that some words take one token and others many.
-_MERGES = (
+MERGES = (
   "t h",
   "th e</w>",
   "o f</w>",
@@ -103,11 +103,11 @@ def write_tokenizer(folder: pathlib.Path, extra_tokens: Sequence[str] = ()) -> C
   """A CLIP tokenizer of bytes and a few merges, in HuggingFace's files."""
   letters = list(bytes_to_unicode().values())
   tokens = letters + [letter + "</w>" for letter in letters]
-  tokens += ["".join(merge.split()) for merge in _MERGES]
+  tokens += ["".join(merge.split()) for merge in MERGES]
   tokens += ["<|startoftext|>", "<|endoftext|>"]
   vocabulary = {token: index for index, token in enumerate(tokens)}
   (folder / "vocab.json").write_text(json.dumps(vocabulary))
-  (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(_MERGES) + "\n")
+  (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(MERGES) + "\n")
   tokenizer = CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
   tokenizer.add_tokens(list(extra_tokens))
   tokenizer.save_pretrained(folder)

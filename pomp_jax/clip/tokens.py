@@ -3,11 +3,26 @@
 Shapes: N texts, L the longest of them in tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Int32
 import numpy as np
-from transformers import CLIPTextConfig, PreTrainedTokenizerBase
+from transformers import CLIPTextConfig
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+  """What is used of a tokenizer: HuggingFace's, or `clip.bpe`'s.
+
+  Attributes:
+    bos_token_id: of SOS.
+  """
+
+  bos_token_id: int
+
+  def __call__(self, texts: Any, add_special_tokens: bool = True) -> Mapping[str, Any]:
+    """`input_ids`: token ids of each text, with SOS and EOT around them."""
 
 
 class TokenizeError(ValueError):
@@ -16,7 +31,7 @@ class TokenizeError(ValueError):
 
 def tokenize(
   texts: Sequence[str],
-  tokenizer: PreTrainedTokenizerBase,
+  tokenizer: Tokenizer,
   config: CLIPTextConfig,
   budget: int | None = None,
 ) -> tuple[Int32[np.ndarray, "N L"], Int32[np.ndarray, " N"]]:

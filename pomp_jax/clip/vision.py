@@ -1,4 +1,4 @@
-"""The frozen vision tower: uint8 images to features.
+"""The frozen vision tower, a ViT or a ResNet: uint8 images to features.
 
 Shapes: B images of height H and width W, E embedding.
 """
@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
+from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPVisionTransformer
 
 from pomp_jax.clip.load import Clip, Params
+from pomp_jax.clip.resnet import ModifiedResNet, ResNetConfig
 
 ImageTower = Callable[[Params, UInt8[Array, "B H W 3"]], Float[Array, "B E"]]
 
@@ -28,16 +30,30 @@ def image_tower(clip: Clip, dtype: DTypeLike = jnp.float32, at_a_time: int = 0) 
     at_a_time: the most images in memory together; more are computed in parts as equal as can be,
       one after the other. 0: all.
   """
-  module = FlaxCLIPVisionTransformer(clip.config.vision_config, dtype=dtype)
+  resnet = isinstance(clip.config.vision_config, ResNetConfig)
+  of_pixels = (_resnet if resnet else _vit)(clip.config.vision_config, dtype)
   mean, std = jnp.array(clip.mean), jnp.array(clip.std)
 
   def features(params, images_BxHxWx3):
     pixels = (images_BxHxWx3.astype(jnp.float32) / 255 - mean) / std
-    pooled_BxD = module.apply({"params": params["vision_model"]}, pixels, return_dict=False)[1]
-    kernel_DxE = params["visual_projection"]["kernel"].astype(dtype)
-    return (pooled_BxD.astype(dtype) @ kernel_DxE).astype(jnp.float32)
+    return of_pixels(params, pixels).astype(jnp.float32)
 
   return _in_parts(features, at_a_time) if at_a_time else features
+
+
+def _vit(config: CLIPVisionConfig, dtype: DTypeLike) -> Callable:
+  module = FlaxCLIPVisionTransformer(config, dtype=dtype)
+
+  def features(params, pixels):
+    pooled_BxD = module.apply({"params": params["vision_model"]}, pixels, return_dict=False)[1]
+    return pooled_BxD.astype(dtype) @ params["visual_projection"]["kernel"].astype(dtype)
+
+  return features
+
+
+def _resnet(config: ResNetConfig, dtype: DTypeLike) -> Callable:
+  module = ModifiedResNet(config, dtype)
+  return lambda params, pixels: module.apply({"params": params["vision_model"]}, pixels)
 
 
 def _in_parts(tower: ImageTower, at_a_time: int) -> ImageTower:

@@ -3,8 +3,9 @@
 A pickle is a program for a stack machine that may import and call anything. Here is such a machine
 that can do neither. It knows the opcodes that `torch.save` writes (protocol 2); a name in the
 pickle stays a name, and is refused unless it is one that checkpoints are known to hold. Of these,
-ordered dicts and tensors are understood; objects of the others (the optimizer inside a learning
-rate scheduler, NumPy scalars) become `Unread`, which is nothing but the name.
+ordered dicts, tensors and TorchScript's modules are understood, the latter as their attributes and
+without their code; objects of the others (the optimizer inside a learning rate scheduler, NumPy
+scalars) become `Unread`, which is nothing but the name.
 
 That is more than `torch.load(weights_only=True)` reads: Dassl's warm-up schedulers keep a whole
 scheduler object in their state, which torch refuses.
@@ -53,6 +54,19 @@ class Unread:
   name: str
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scripted:
+  """An object of a class that the archive itself defines, in TorchScript; nothing of it is run.
+
+  Attributes:
+    name: of its class.
+    attributes: its state: tensors, plain values, and further such objects.
+  """
+
+  name: str
+  attributes: dict[str, Any]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Name:
   name: str
@@ -67,6 +81,7 @@ class _Storage:
 
 ORDERED_DICT = "collections.OrderedDict"
 REBUILD_TENSOR = "torch._utils._rebuild_tensor_v2"
+_SCRIPT = "__torch__."
 _REBUILD_PARAMETER = "torch._utils._rebuild_parameter"
 _STORAGE = re.compile(r"torch\.(\w+Storage)")
 # What is understood, and what torch's own safe loader takes too, by the names of protocol 2.
@@ -79,6 +94,8 @@ _KNOWN = re.compile(
   r"|torch\.(u?int\d+|b?float\d+|complex\d+|half|double|bool)"
   r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
   r"|torch\.\w+Storage|torch\.storage\.(UntypedStorage|TypedStorage)"
+  # What torch.jit.save writes: classes of the archive's own, and marks of types.
+  r"|__torch__(\.\w+)+|torch\.jit\._pickle\.\w+"
   # Objects in the state of schedulers: the scheduler that follows a warm-up, and its optimizer.
   r"|torch\.optim\.(\w+\.)+\w+"
 )
@@ -156,10 +173,12 @@ class _Machine:
       target[key if plain else Unread("a key")] = value
 
   def build(self, _) -> None:
-    """State for an object: we have none to give it to."""
-    self.stack.pop()
-    if not isinstance(self.stack[-1], dict | Unread | StoredTensor):
-      raise PickleError(f"state for a {type(self.stack[-1]).__name__}")
+    """State for an object; of those that are built, only scripted ones have any."""
+    state, target = self.stack.pop(), self.stack[-1]
+    if isinstance(target, Scripted) and isinstance(state, dict):
+      target.attributes.update(state)
+    elif not isinstance(target, dict | Unread | StoredTensor | Scripted):
+      raise PickleError(f"state for a {type(target).__name__}")
 
   def call(self, _) -> None:
     function, arguments = self.pop(2)
@@ -208,6 +227,8 @@ def _called(name: str, arguments: tuple) -> Any:
     )
   if name == _REBUILD_PARAMETER and isinstance(arguments[0], StoredTensor):
     return arguments[0]
+  if name.startswith(_SCRIPT) and not arguments:
+    return Scripted(name, {})
   return Unread(name)
 
 

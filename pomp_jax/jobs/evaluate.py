@@ -88,8 +88,15 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   encoder = inputs.open_encoder(config)
   prompts = read_prompts(config.evaluate.prompts, "evaluate.prompts")
   sets = evaluation_sets(config, encoder.clip.image_size)
+  clip = encoder.clip
   clip_key = fingerprint(
-    [_VERSION, config.clip.text_tower, config.clip.dtype, *jax.tree.leaves(encoder.clip.params)]
+    [
+      _VERSION,
+      config.clip.text_tower,
+      config.clip.dtype,
+      clip.settings,
+      *jax.tree.leaves(clip.params),
+    ]
   )
   if first:
     folder.create()

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from pomp_jax import world
 from pomp_jax.clip import Clip, load_clip
+from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import read_clip_config
 from pomp_jax.config import WORLD, ConfigError
 from pomp_jax.data.source import ClassSubset, Source
@@ -13,24 +14,26 @@ from pomp_jax.prompt.train_step import make_mesh
 from pomp_jax.transfer import Encoder
 
 
-def open_clip(model: str) -> Clip:
-  """The CLIP that `config.clip.model` names.
+def open_clip(settings: ConfigDict) -> Clip:
+  """The CLIP that `config.clip` names.
 
   Raises:
     ClipError: it can't be read.
   """
-  return load_clip(str(world.CLIP_PATH), name=WORLD) if model == WORLD else load_clip(model)
+  if settings.model == WORLD:
+    return load_clip(str(world.CLIP_PATH), WORLD, settings.activation)
+  return load_clip(settings.model, activation=settings.activation)
 
 
-def clip_config(model: str):
-  """Its HuggingFace configuration alone, without weights; see `open_clip`."""
+def clip_config(model: str) -> ClipConfig:
+  """The sizes alone of `config.clip.model`, without weights; see `open_clip`."""
   return read_clip_config(str(world.CLIP_PATH) if model == WORLD else model)
 
 
 def open_encoder(config: ConfigDict) -> Encoder:
   """The CLIP on all devices, as `config.clip`, `config.mesh` and `config.eval.cache` say."""
   return Encoder(
-    open_clip(config.clip.model),
+    open_clip(config.clip),
     mesh=make_mesh(config.mesh.class_size),
     tower=config.clip.text_tower,
     dtype=config.clip.dtype,

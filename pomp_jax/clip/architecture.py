@@ -1,0 +1,330 @@
+"""Which CLIP it is: its sizes as a configuration, from config.json or from the weights' shapes.
+
+OpenAI's and open_clip's weights have one layout, and tell their sizes by their shapes; only the
+number of heads and the activation are not among them. `open_clip_config.json` says both where it
+stands beside the weights; otherwise they are assumed as the two projects have them.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, FlaxCLIPModel
+
+from pomp_jax.clip.errors import ClipError
+from pomp_jax.clip.resnet import ModifiedResNet, ResNetConfig
+
+ACTIVATIONS = ("auto", "quick_gelu", "gelu")
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# What OpenAI's own state dicts hold beside the weights; nobody else's do.
+OPENAI_FACTS = ("input_resolution", "context_length", "vocab_size")
+
+# Heads are 64 wide, but in open_clip's H/14, g/14, bigG/14 and e/14.
+_HEAD_WIDTH = 64
+_WIDE_HEADS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
+_WIDEST_OF_OPENAI = 1024
+
+# In open_clip_config.json: what the shapes say too, what is read, and what is the default here.
+# Any other item that is set would change what the same weights compute.
+_KNOWN_ITEMS = {
+  "model_cfg": {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"},
+  "vision_cfg": {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"},
+  "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
+}
+_HARMLESS_ITEMS = {
+  ("vision_cfg", "pool_type"): ("tok",),
+  ("vision_cfg", "pos_embed_type"): ("learnable",),
+  ("text_cfg", "pool_type"): ("argmax",),
+  ("text_cfg", "proj_type"): ("linear",),
+}
+_TRAINING_ITEMS = {"patch_dropout", "init_logit_scale"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+  """A CLIP's sizes.
+
+  Attributes:
+    text_config: of the text tower.
+    vision_config: of the image tower.
+    projection_dim: E.
+    notes: what of it was assumed or overruled, and why; for the log.
+  """
+
+  text_config: CLIPTextConfig
+  vision_config: CLIPVisionConfig | ResNetConfig
+  projection_dim: int
+  notes: tuple[str, ...] = ()
+
+  def describe(self) -> str:
+    """The architecture in a few words, such as "ViT/16 at 224, 12 layers of 768, quick_gelu"."""
+    text, vision = self.text_config, self.vision_config
+    if isinstance(vision, ResNetConfig):
+      stages = "-".join(map(str, vision.layers))
+      image = f"ResNet {stages} of width {vision.width} at {vision.image_size}"
+    else:
+      image = (
+        f"ViT/{vision.patch_size} at {vision.image_size}, {vision.num_hidden_layers} layers of"
+        f" {vision.hidden_size}, {vision.num_attention_heads} heads"
+      )
+    return (
+      f"{image}; text {text.num_hidden_layers} layers of {text.hidden_size},"
+      f" {text.num_attention_heads} heads, {text.hidden_act}"
+    )
+
+  def settings(self) -> str:
+    """All of it as JSON: what features depend on beside the weights."""
+    vision = self.vision_config
+    vision = dataclasses.asdict(vision) if isinstance(vision, ResNetConfig) else vision.to_dict()
+    return json.dumps([self.text_config.to_dict(), vision], sort_keys=True, default=str)
+
+
+def of_huggingface(config: CLIPConfig, activation: str) -> ClipConfig:
+  """What a config.json says, with another activation if one is asked for."""
+  notes = ()
+  text, vision = config.text_config, config.vision_config
+  if activation not in ("auto", text.hidden_act):
+    notes = (f"{activation} as config.clip.activation has it, not its own {text.hidden_act}",)
+    text.hidden_act = vision.hidden_act = activation
+  return ClipConfig(text, vision, config.projection_dim, notes)
+
+
+def of_shapes(
+  shapes: Shapes, where: str, activation: str, open_clip: Mapping[str, Any] | None = None
+) -> ClipConfig:
+  """The sizes of weights in OpenAI's and open_clip's layout.
+
+  Args:
+    shapes: of the weights, by name.
+    where: the file, for messages.
+    activation: one of ACTIVATIONS; `auto`: as `open_clip` says, or as it is assumed.
+    open_clip: the content of open_clip_config.json.
+
+  Raises:
+    ClipError: no such CLIP, or one that `open_clip` contradicts.
+  """
+  model = _model_settings(open_clip, where) if open_clip is not None else {}
+  vision_settings, text_settings = model.get("vision_cfg", {}), model.get("text_cfg", {})
+  notes: list[str] = []
+  n_tokens, width = _shape(shapes, "token_embedding.weight", 2, where)
+  n_positions, _ = _shape(shapes, "positional_embedding", 2, where)
+  _, embedding = _shape(shapes, "text_projection", 2, where)
+  hidden_act = _activation(shapes, activation, model, open_clip is not None, notes)
+  text = CLIPTextConfig(
+    **_transformer(shapes, "transformer", width, where),
+    vocab_size=n_tokens,
+    max_position_embeddings=n_positions,
+    num_attention_heads=text_settings.get("heads") or _heads(width, _HEAD_WIDTH, "text", where),
+    hidden_act=hidden_act,
+    projection_dim=embedding,
+    bos_token_id=n_tokens - 2,
+    eos_token_id=n_tokens - 1,
+    pad_token_id=n_tokens - 1,
+  )
+  head_width = vision_settings.get("head_width")
+  if "visual.layer1.0.conv1.weight" in shapes:
+    vision = _resnet(shapes, head_width or _HEAD_WIDTH, where)
+  else:
+    vision = _vit(shapes, head_width, hidden_act, where, notes)
+  config = ClipConfig(text, vision, embedding, tuple(notes))
+  _check_agreement(config, model, where)
+  return config
+
+
+def parameter_shapes(config: ClipConfig) -> dict[str, Any]:
+  """The shape of each parameter, as a tree; nothing is computed."""
+  model = FlaxCLIPModel(huggingface_config(config), _do_init=False)
+  tree = jax.tree.map(jnp.shape, dict(model.params_shape_tree))
+  if isinstance(config.vision_config, ResNetConfig):
+    size = config.vision_config.image_size
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    module = ModifiedResNet(config.vision_config)
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    tree["vision_model"] = jax.tree.map(jnp.shape, variables["params"])
+    del tree["visual_projection"]
+  return tree
+
+
+def huggingface_config(config: ClipConfig) -> CLIPConfig:
+  """The same for HuggingFace; a ResNet, which it does not know, becomes a ViT of nothing."""
+  vision = {"hidden_size": 1, "intermediate_size": 1, "num_hidden_layers": 1}
+  vision |= {"num_attention_heads": 1, "image_size": 1, "patch_size": 1}
+  if not isinstance(config.vision_config, ResNetConfig):
+    vision = config.vision_config.to_dict()
+  return CLIPConfig(
+    text_config=config.text_config.to_dict(),
+    vision_config=vision,
+    projection_dim=config.projection_dim,
+  )
+
+
+def _shape(shapes: Shapes, name: str, n_axes: int, where: str) -> tuple[int, ...]:
+  if name not in shapes:
+    some = ", ".join(sorted(shapes)[:5]) or "nothing"
+    raise ClipError(
+      f"{where}: no CLIP in OpenAI's or open_clip's layout: there is no {name}; it has"
+      f" {len(shapes)} tensors: {some}, .."
+    )
+  shape = shapes[name]
+  if len(shape) != n_axes or 0 in shape:
+    raise ClipError(f"{where}: {name} has the shape {list(shape)}; {n_axes} axes are needed")
+  return shape
+
+
+def _transformer(shapes: Shapes, prefix: str, width: int, where: str) -> dict[str, int]:
+  """Sizes that both kinds of transformer have, under HuggingFace's names."""
+  layers = 0
+  while f"{prefix}.resblocks.{layers}.ln_1.weight" in shapes:
+    layers += 1
+  mlp, _ = _shape(shapes, f"{prefix}.resblocks.0.mlp.c_fc.weight", 2, where)
+  return {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
+
+
+def _vit(
+  shapes: Shapes, head_width: int | None, hidden_act: str, where: str, notes: list[str]
+) -> CLIPVisionConfig:
+  width, _, patch, _ = _shape(shapes, "visual.conv1.weight", 4, where)
+  n_positions, _ = _shape(shapes, "visual.positional_embedding", 2, where)
+  side = math.isqrt(n_positions - 1)
+  if side**2 != n_positions - 1 or not side:
+    raise ClipError(
+      f"{where}: visual.positional_embedding has {n_positions} rows; one for the class and a square"
+      " for the patches are needed"
+    )
+  if head_width is None:
+    head_width = _WIDE_HEADS.get(width, _HEAD_WIDTH)
+    if head_width != _HEAD_WIDTH:
+      notes.append(f"image heads {head_width} wide, as open_clip's towers of {width} have them")
+  return CLIPVisionConfig(
+    **_transformer(shapes, "visual.transformer", width, where),
+    num_attention_heads=_heads(width, head_width, "image", where),
+    image_size=side * patch,
+    patch_size=patch,
+    hidden_act=hidden_act,
+  )
+
+
+def _resnet(shapes: Shapes, head_width: int, where: str) -> ResNetConfig:
+  layers = []
+  for stage in range(1, 5):
+    n_blocks = 0
+    while f"visual.layer{stage}.{n_blocks}.conv1.weight" in shapes:
+      n_blocks += 1
+    layers.append(n_blocks)
+  width, *_ = _shape(shapes, "visual.layer1.0.conv1.weight", 4, where)
+  n_positions, channels = _shape(shapes, "visual.attnpool.positional_embedding", 2, where)
+  embedding, _ = _shape(shapes, "visual.attnpool.c_proj.weight", 2, where)
+  return ResNetConfig(
+    layers=tuple(layers),
+    width=width,
+    num_attention_heads=_heads(channels, head_width, "image", where),
+    # The stem and three of the stages halve it: 32 pixels a place.
+    image_size=32 * math.isqrt(max(n_positions - 1, 0)),
+    projection_dim=embedding,
+  )
+
+
+def _heads(width: int, head_width: int, tower: str, where: str) -> int:
+  if width % head_width:
+    raise ClipError(
+      f"{where}: the {tower} tower's width {width} is no multiple of its heads' width {head_width};"
+      " open_clip_config.json beside the weights can name another"
+    )
+  return width // head_width
+
+
+def _activation(
+  shapes: Shapes, activation: str, model: Mapping[str, Any], has_settings: bool, notes: list[str]
+) -> str:
+  """The MLPs' activation: asked for, said beside the weights, or assumed."""
+  if activation != "auto":
+    notes.append(f"{activation} as config.clip.activation has it")
+    return activation
+  if has_settings:
+    said = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    notes.append(f"{said} as open_clip_config.json has it")
+    return said
+  if any(name in shapes for name in OPENAI_FACTS):
+    notes.append("quick_gelu, as in OpenAI's own checkpoints, which this one is")
+    return "quick_gelu"
+  width = shapes.get("visual.conv1.weight", (0,))[0]
+  ask = "config.clip.activation or an open_clip_config.json beside it would say it"
+  if width > _WIDEST_OF_OPENAI:
+    notes.append(f"gelu ASSUMED: OpenAI has released no image tower of width {width}; {ask}")
+    return "gelu"
+  notes.append(
+    "quick_gelu ASSUMED, as OpenAI's CLIPs have it; most that were trained with open_clip have"
+    f" gelu: {ask}"
+  )
+  return "quick_gelu"
+
+
+def _model_settings(open_clip: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """`model_cfg`, if it asks for nothing that the towers here don't do."""
+  model = open_clip.get("model_cfg") if isinstance(open_clip, Mapping) else None
+  parts = {"model_cfg": model}
+  if isinstance(model, Mapping):
+    parts |= {part: model.get(part) for part in ("vision_cfg", "text_cfg")}
+  for part, items in parts.items():
+    if not isinstance(items, Mapping):
+      raise ClipError(
+        f"{where}: open_clip_config.json has no {part}; model_cfg with vision_cfg and text_cfg is"
+        " needed"
+      )
+    for item, value in items.items():
+      known = item in _KNOWN_ITEMS[part] | _TRAINING_ITEMS or not value
+      if not known and value not in _HARMLESS_ITEMS.get((part, item), ()):
+        raise ClipError(
+          f"{where}: open_clip_config.json asks for {part}.{item}={value!r}; the CLIPs that can be"
+          " read are those without"
+        )
+  _check_integers(parts, where)
+  return dict(model)
+
+
+def _check_integers(parts: Mapping[str, Mapping[str, Any]], where: str) -> None:
+  for part, item in (("vision_cfg", "head_width"), ("text_cfg", "heads")):
+    value = parts[part].get(item)
+    if value is not None and (type(value) is not int or value < 1):
+      raise ClipError(
+        f"{where}: open_clip_config.json has {part}.{item}={value!r}; an integer from 1 is needed"
+      )
+
+
+def _check_agreement(config: ClipConfig, model: Mapping[str, Any], where: str) -> None:
+  """Holds what open_clip_config.json says against what the shapes say."""
+  text, vision = config.text_config, config.vision_config
+  found = {
+    "model_cfg": {"embed_dim": config.projection_dim},
+    "text_cfg": {
+      "context_length": text.max_position_embeddings,
+      "vocab_size": text.vocab_size,
+      "width": text.hidden_size,
+      "layers": text.num_hidden_layers,
+    },
+    "vision_cfg": {"image_size": vision.image_size},
+  }
+  if isinstance(vision, ResNetConfig):
+    found["vision_cfg"] |= {"width": vision.width, "layers": list(vision.layers)}
+  else:
+    found["vision_cfg"] |= {"width": vision.hidden_size, "layers": vision.num_hidden_layers}
+    found["vision_cfg"] |= {"patch_size": vision.patch_size}
+  for part, items in found.items():
+    said = model if part == "model_cfg" else model.get(part, {})
+    for item, value in items.items():
+      if said.get(item, value) != value:
+        raise ClipError(
+          f"{where}: open_clip_config.json says {part}.{item}={said[item]!r}, the weights have"
+          f" {value!r}; they do not belong together"
+        )
+  if text.hidden_size % text.num_attention_heads:
+    raise ClipError(
+      f"{where}: {text.num_attention_heads} heads do not divide the text tower's width"
+      f" {text.hidden_size}"
+    )

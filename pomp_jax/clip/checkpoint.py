@@ -1,0 +1,195 @@
+"""Finding a CLIP's files in a folder, beside a file, or on the hub, and which project's they are."""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import json
+import pathlib
+import re
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from transformers import CLIPConfig
+
+from pomp_jax.clip.architecture import ClipConfig, of_huggingface, of_shapes, parameter_shapes
+from pomp_jax.clip.errors import ClipError
+from pomp_jax.clip.layouts import HUGGINGFACE, OPENAI, Layout, check_weights
+from pomp_jax.files.weights import Weights, WeightsError, open_weights
+
+FLAX_WEIGHTS = "flax_model.msgpack"
+_HUGGINGFACE_CONFIG = "config.json"
+_HUGGINGFACE_WEIGHTS = (
+  FLAX_WEIGHTS,
+  "model.safetensors",
+  "model.safetensors.index.json",
+  "pytorch_model.bin",
+)
+_OPEN_CLIP_CONFIG = "open_clip_config.json"
+_OPEN_CLIP_WEIGHTS = (
+  "open_clip_model.safetensors",
+  "open_clip_pytorch_model.safetensors",
+  "open_clip_pytorch_model.bin",
+)
+_ACCEPTED = (
+  f"a folder or hub id with {_HUGGINGFACE_CONFIG} and {', '.join(_HUGGINGFACE_WEIGHTS[:-1])} or"
+  f" {_HUGGINGFACE_WEIGHTS[-1]}, or with {', '.join(_OPEN_CLIP_WEIGHTS[:-1])} or"
+  f" {_OPEN_CLIP_WEIGHTS[-1]}, or a .safetensors, .pt or .bin file of OpenAI's or open_clip's"
+)
+# One slash at most, and a letter or a digit first.
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+class Place:
+  """Where a CLIP's files are looked for: a folder, or a repository on the hub.
+
+  Attributes:
+    source: as it was given.
+    file: of the weights, where the source names one.
+  """
+
+  def __init__(self, source: str):
+    """Looks at the disk, not yet at the hub.
+
+    Raises:
+      ClipError: neither there, nor the form of a hub id.
+    """
+    self.source, path = source, pathlib.Path(source)
+    self.file = path if path.is_file() else None
+    self._folder = path.parent if self.file else path
+    self._on_hub = not path.exists()
+    self._trouble = ""
+    if self._on_hub and not HUB_ID.fullmatch(source):
+      raise ClipError(f"{source}: no such file or folder; accepted: {_ACCEPTED}")
+
+  def find(self, name: str) -> pathlib.Path | None:
+    """A file of that name, downloaded from the hub if it is not in its cache; None: none there."""
+    if not self._on_hub:
+      file = self._folder / name
+      return file if file.is_file() else None
+    try:
+      return pathlib.Path(hf_hub_download(self.source, name))
+    except (EntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+      # Without a network, a file that is missing looks like one that can't be reached.
+      self._trouble = self._trouble or " ".join(str(error).split())[:200]
+      return None
+
+  def find_first(self, names: tuple[str, ...]) -> pathlib.Path | None:
+    """The first of these files that is there."""
+    return next(filter(None, map(self.find, names)), None)
+
+  def nothing(self) -> ClipError:
+    """That there is no CLIP."""
+    because = f" ({self._trouble})" if self._trouble else ""
+    return ClipError(f"{self.source}: no CLIP's weights there{because}; accepted: {_ACCEPTED}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A CLIP's files, found and held against one another; the weights are not yet read.
+
+  Attributes:
+    place: where they are.
+    config: the sizes.
+    weights: the open file; None for Flax's, which HuggingFace reads.
+    layout: of that file.
+    shapes: of the parameters.
+    file: of the weights.
+    settings: open_clip_config.json's content, if it is there and used.
+  """
+
+  place: Place
+  config: ClipConfig
+  weights: Weights | None
+  layout: Layout
+  shapes: dict[str, Any]
+  file: pathlib.Path
+  settings: dict[str, Any] | None = None
+
+
+@contextlib.contextmanager
+def open_checkpoint(source: str, activation: str = "auto") -> Iterator[Checkpoint]:
+  """Finds a CLIP and holds its weights' names and shapes against its configuration.
+
+  Args:
+    source: a folder, a file, or a hub id.
+    activation: of the MLPs, see `architecture.of_shapes`.
+
+  Raises:
+    ClipError: no CLIP there, or one that is damaged or contradicts itself.
+  """
+  place = Place(source)
+  file = place.file
+  config_file = None
+  if file is None:
+    config_file = place.find(_HUGGINGFACE_CONFIG)
+    file = config_file and place.find_first(_HUGGINGFACE_WEIGHTS)
+    if file is None:
+      config_file, file = None, place.find_first(_OPEN_CLIP_WEIGHTS)
+    if file is None:
+      raise place.nothing()
+  if file.name == FLAX_WEIGHTS:
+    # A source that names the file itself has its configuration beside it all the same.
+    config = of_huggingface(_huggingface_config(place, config_file), activation)
+    yield Checkpoint(place, config, None, HUGGINGFACE, parameter_shapes(config), file)
+    return
+  try:
+    with open_weights(file) as weights:
+      yield _checked(place, weights, file, config_file, activation)
+  except WeightsError as error:
+    raise ClipError(str(error)) from error
+
+
+def _checked(
+  place: Place,
+  weights: Weights,
+  file: pathlib.Path,
+  config_file: pathlib.Path | None,
+  activation: str,
+) -> Checkpoint:
+  settings = None
+  if config_file is not None or any(name.startswith("text_model.") for name in weights.shapes):
+    layout = HUGGINGFACE
+    config = of_huggingface(_huggingface_config(place, config_file), activation)
+  else:
+    layout = OPENAI
+    settings = _open_clip_settings(place)
+    config = of_shapes(weights.shapes, weights.path, activation, settings)
+  try:
+    shapes = parameter_shapes(config)
+  except (ValueError, TypeError, ZeroDivisionError) as error:
+    raise ClipError(f"{weights.path}: no tower of such sizes ({_line(error)})") from error
+  check_weights(weights, shapes, layout)
+  return Checkpoint(place, config, weights, layout, shapes, file, settings)
+
+
+def _huggingface_config(place: Place, file: pathlib.Path | None) -> CLIPConfig:
+  file = file or place.find(_HUGGINGFACE_CONFIG)
+  if file is None:
+    raise ClipError(
+      f"{place.source}: weights in HuggingFace's layout, and no {_HUGGINGFACE_CONFIG} beside them"
+    )
+  try:
+    config = CLIPConfig.from_pretrained(str(file.parent))
+  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    raise ClipError(f"{place.source}: {file.name} is no CLIP's ({_line(error)})") from error
+  if config.model_type != "clip":
+    raise ClipError(
+      f"{place.source}: model_type is {config.model_type!r}, a CLIP ('clip') is needed"
+    )
+  return config
+
+
+def _open_clip_settings(place: Place) -> dict[str, Any] | None:
+  file = place.find(_OPEN_CLIP_CONFIG)
+  if file is None:
+    return None
+  try:
+    settings = json.loads(file.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise ClipError(f"{file}: not JSON ({_line(error)})") from error
+  return settings if isinstance(settings, dict) else {}
+
+
+def _line(error: Exception) -> str:
+  return " ".join(str(error).split())[:300]

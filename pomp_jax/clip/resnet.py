@@ -1,0 +1,187 @@
+"""CLIP's ResNet image towers, RN50 and RN101 among them (Radford et al. 2021, section 2.4).
+
+A ResNet-D with three convolutions as stem (He et al. 2019), strides by average pooling before or
+after the convolution (antialiased, Zhang 2019), and attention pooling: one query, the mean of all
+places, attends to them and to itself. Parameters have the names of OpenAI's modules; batch norm is
+frozen, so its statistics are parameters like the others.
+
+Shapes: B images of height H and width W, D channels, T places and their mean, E embedding.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+_EPSILON = 1e-5
+_EXPANSION = 4  # of a bottleneck's channels by its last convolution
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+  """Sizes of the tower.
+
+  Attributes:
+    layers: bottlenecks in each of the four stages: (3, 4, 6, 3) for RN50, (3, 4, 23, 3) for RN101.
+    width: channels of the first stage's bottlenecks, 64 for both.
+    num_attention_heads: of the attention pooling.
+    image_size: height and width of the images, pixels.
+    projection_dim: E.
+  """
+
+  layers: tuple[int, int, int, int]
+  width: int
+  num_attention_heads: int
+  image_size: int
+  projection_dim: int
+
+
+class ModifiedResNet(nn.Module):
+  """The tower: normalised pixels to features.
+
+  Attributes:
+    config: its sizes.
+    dtype: compute type; parameters stay float32.
+  """
+
+  config: ResNetConfig
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, pixels_BxHxWx3: Float[Array, "B H W 3"]) -> Float[Array, "B E"]:
+    """Features in the compute type, not normalised; H = W = `config.image_size`."""
+    width = self.config.width
+    x = pixels_BxHxWx3
+    for i, (channels, stride) in enumerate([(width // 2, 2), (width // 2, 1), (width, 1)], 1):
+      x = _convolution(channels, 3, stride, self.dtype, f"conv{i}")(x)
+      x = nn.relu(FrozenBatchNorm(self.dtype, name=f"bn{i}")(x))
+    x = _average(x, 2)
+    for i, n_blocks in enumerate(self.config.layers):
+      stride = 1 if i == 0 else 2
+      x = _Stage(n_blocks, width * 2**i, stride, self.dtype, name=f"layer{i + 1}")(x)
+    return _AttentionPool(
+      self.config.num_attention_heads, self.config.projection_dim, self.dtype, name="attnpool"
+    )(x)
+
+
+class FrozenBatchNorm(nn.Module):
+  """Batch normalisation with the statistics of the training's end.
+
+  Attributes:
+    dtype: of the result; computed in float32.
+  """
+
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """(x - mean) / sqrt(var + 1e-5) * scale + bias, a channel."""
+    ones, zeros = nn.initializers.ones, nn.initializers.zeros
+    shape = (x.shape[-1],)
+    scale, bias = self.param("scale", ones, shape), self.param("bias", zeros, shape)
+    mean, var = self.param("mean", zeros, shape), self.param("var", ones, shape)
+    factor = scale * jax.lax.rsqrt(var + _EPSILON)
+    return (x * factor + (bias - mean * factor)).astype(self.dtype)
+
+
+class _Stage(nn.Module):
+  """Bottlenecks, the first of which may stride; named by their number."""
+
+  n_blocks: int
+  channels: int
+  stride: int
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x):
+    for i in range(self.n_blocks):
+      stride = self.stride if i == 0 else 1
+      x = _Bottleneck(self.channels, stride, shortcut=i > 0, dtype=self.dtype, name=str(i))(x)
+    return x
+
+
+class _Bottleneck(nn.Module):
+  """Three convolutions beside the identity (`shortcut`) or a projection of the input."""
+
+  channels: int
+  stride: int
+  shortcut: bool
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x):
+    out = _convolution(self.channels, 1, 1, self.dtype, "conv1")(x)
+    out = nn.relu(FrozenBatchNorm(self.dtype, name="bn1")(out))
+    out = _convolution(self.channels, 3, 1, self.dtype, "conv2")(out)
+    out = nn.relu(FrozenBatchNorm(self.dtype, name="bn2")(out))
+    out = _average(out, self.stride)
+    out = _convolution(self.channels * _EXPANSION, 1, 1, self.dtype, "conv3")(out)
+    out = FrozenBatchNorm(self.dtype, name="bn3")(out)
+    if not self.shortcut:
+      x = _Projection(out.shape[-1], self.stride, self.dtype, name="downsample")(x)
+    return nn.relu(out + x)
+
+
+class _Projection(nn.Module):
+  """The input brought to a bottleneck's size and channels."""
+
+  channels: int
+  stride: int
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x):
+    x = _convolution(self.channels, 1, 1, self.dtype, "0")(_average(x, self.stride))
+    return FrozenBatchNorm(self.dtype, name="1")(x)
+
+
+class _AttentionPool(nn.Module):
+  """Multi-head attention of the mean of all places to it and to them."""
+
+  n_heads: int
+  projection_dim: int
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x_BxHxWxD):
+    batch, height, width, channels = x_BxHxWxD.shape
+    places_BxTxD = x_BxHxWxD.reshape(batch, height * width, channels)
+    mean_Bx1xD = places_BxTxD.mean(axis=1, keepdims=True)
+    tokens_BxTxD = jnp.concatenate([mean_Bx1xD, places_BxTxD], axis=1)
+    position_TxD = self.param(
+      "positional_embedding", nn.initializers.normal(channels**-0.5), tokens_BxTxD.shape[1:]
+    )
+    tokens_BxTxD = (tokens_BxTxD + position_TxD).astype(self.dtype)
+
+    def heads(rows, name):
+      projected = nn.Dense(channels, dtype=self.dtype, name=name)(rows)
+      return projected.reshape(*rows.shape[:2], self.n_heads, channels // self.n_heads)
+
+    pooled_Bx1xHxe = jax.nn.dot_product_attention(
+      heads(tokens_BxTxD[:, :1], "q_proj"),
+      heads(tokens_BxTxD, "k_proj"),
+      heads(tokens_BxTxD, "v_proj"),
+    )
+    pooled_BxD = pooled_Bx1xHxe.reshape(batch, channels)
+    return nn.Dense(self.projection_dim, dtype=self.dtype, name="c_proj")(pooled_BxD)
+
+
+def _convolution(channels: int, size: int, stride: int, dtype: DTypeLike, name: str) -> nn.Conv:
+  side = size // 2
+  return nn.Conv(
+    channels,
+    (size, size),
+    stride,
+    padding=((side, side), (side, side)),
+    use_bias=False,
+    dtype=dtype,
+    name=name,
+  )
+
+
+def _average(x: Array, size: int) -> Array:
+  """Means of squares that don't overlap; what is left at the border is dropped."""
+  return x if size == 1 else nn.avg_pool(x, (size, size), (size, size))

@@ -1,0 +1,201 @@
+"""HuggingFace folders with torch's weights against HuggingFace's torch model, and the hub's cache."""
+
+import json
+import shutil
+
+from closeness import assert_close
+import jax
+import numpy as np
+import pytest
+from random_clip import write_random_clip
+import safetensors.torch
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+from pomp_jax.clip import ClipError, encode_texts, image_tower, load_clip
+from pomp_jax.clip.architecture import of_huggingface, parameter_shapes
+from pomp_jax.clip.layouts import HUGGINGFACE, check_weights
+from pomp_jax.clip.load import read_clip_config
+from pomp_jax.files.weights import Weights
+
+TEXTS = ["the cat.", "a dog of the star", "naïve"]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+  """A folder without weights, and torch's model."""
+  folder = tmp_path_factory.mktemp("hf") / "clip"
+  model = write_random_clip(folder, hidden_act="gelu", seed=3)
+  (folder / "flax_model.msgpack").unlink()
+  return folder, model
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+  shutil.copytree(written[0], tmp_path / "clip")
+  return tmp_path / "clip"
+
+
+def _assert_equal(clip, model):
+  images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+  pixels = (images / 255 - np.array(clip.mean)) / np.array(clip.std)
+  padded = clip.tokenizer(TEXTS, padding="max_length", max_length=77, return_tensors="pt")
+  with torch.no_grad():
+    image = model.get_image_features(torch.tensor(pixels.transpose(0, 3, 1, 2)).float())
+    text = model.get_text_features(**padded)
+  assert_close(jax.jit(image_tower(clip))(clip.vision_params, images), image.numpy())
+  assert_close(encode_texts(clip, TEXTS), text.numpy())
+
+
+def test_one_file(written, folder):
+  written[1].save_pretrained(folder)
+  assert (folder / "model.safetensors").is_file()
+  _assert_equal(load_clip(str(folder)), written[1])
+  # The file alone is enough where its configuration and tokenizer stand beside it.
+  _assert_equal(load_clip(str(folder / "model.safetensors")), written[1])
+
+
+def test_shards(written, folder):
+  written[1].save_pretrained(folder, max_shard_size="200KB")
+  assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
+  _assert_equal(load_clip(str(folder)), written[1])
+
+
+def test_torchs_own_file(written, folder):
+  written[1].save_pretrained(folder, safe_serialization=False)
+  assert (folder / "pytorch_model.bin").is_file()
+  _assert_equal(load_clip(str(folder)), written[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_become_float32_and_old_buffers_are_no_weights(written, folder, dtype):
+  state = {name: tensor.to(dtype) for name, tensor in written[1].state_dict().items()}
+  model = CLIPModel(written[1].config).eval()
+  model.load_state_dict(state)
+  # transformers before 4.31 saved these.
+  state["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+  state["vision_model.embeddings.position_ids"] = torch.arange(17)[None]
+  safetensors.torch.save_file(state, folder / "model.safetensors")
+  clip = load_clip(str(folder))
+  assert {leaf.dtype for leaf in jax.tree.leaves(clip.params)} == {np.dtype(np.float32)}
+  _assert_equal(clip, model)
+
+
+def test_flax_and_torch_files_make_the_same_tree(written, folder, tmp_path):
+  written[1].save_pretrained(folder)
+  write_random_clip(tmp_path / "flax", hidden_act="gelu", seed=3)
+  found, expected = (load_clip(str(path)).params for path in (folder, tmp_path / "flax"))
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_hub_id_from_the_cache(written, tmp_path, monkeypatch):
+  """A cache as the hub's client leaves it, read without a network."""
+  repository = tmp_path / "models--someone--some-clip"
+  snapshot = repository / "snapshots" / "abc123"
+  shutil.copytree(written[0], snapshot)
+  written[1].save_pretrained(snapshot)
+  (repository / "refs").mkdir()
+  (repository / "refs" / "main").write_text("abc123")
+  monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+  clip = load_clip("someone/some-clip")
+  assert clip.name == "someone/some-clip"
+  _assert_equal(clip, written[1])
+
+
+@pytest.mark.parametrize(
+  "width, layers, vision_width, vision_layers, heads, patch, size, embedding",
+  [
+    (512, 12, 768, 12, 12, 32, 224, 512),
+    (512, 12, 768, 12, 12, 16, 224, 512),
+    (768, 12, 1024, 24, 16, 14, 336, 768),
+    (1024, 24, 1280, 32, 16, 14, 224, 1024),
+  ],
+  ids=["B/32", "B/16", "L/14@336", "H/14"],
+)
+def test_names_and_shapes_of_the_true_sizes(
+  width, layers, vision_width, vision_layers, heads, patch, size, embedding
+):
+  config = CLIPConfig(
+    text_config={
+      "hidden_size": width,
+      "intermediate_size": 4 * width,
+      "num_hidden_layers": layers,
+      "num_attention_heads": width // 64,
+    },
+    vision_config={
+      "hidden_size": vision_width,
+      "intermediate_size": 4 * vision_width,
+      "num_hidden_layers": vision_layers,
+      "num_attention_heads": heads,
+      "patch_size": patch,
+      "image_size": size,
+    },
+    projection_dim=embedding,
+  )
+  with torch.device("meta"):
+    model = CLIPModel(config)
+  shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+  expected = parameter_shapes(of_huggingface(config, "auto"))
+  check_weights(Weights("here", shapes, None), expected, HUGGINGFACE)
+
+
+def _refusal(source) -> str:
+  for read in (load_clip, read_clip_config):
+    with pytest.raises(ClipError) as error:
+      read(str(source))
+    message = str(error.value)
+    assert "\n" not in message
+    assert str(source) in message
+  return message
+
+
+def test_a_missing_shard(written, folder):
+  written[1].save_pretrained(folder, max_shard_size="200KB")
+  shard = sorted(folder.glob("model-*"))[1]
+  shard.unlink()
+  assert f"the shard {shard.name} is missing" in _refusal(folder)
+
+
+def test_shards_of_another_checkpoint(written, folder):
+  written[1].save_pretrained(folder, max_shard_size="200KB")
+  first, second = sorted(folder.glob("model-*"))[:2]
+  shutil.copy(first, second)
+  assert f"is not in {second.name}" in _refusal(folder)
+
+
+def test_weights_that_do_not_fit_the_configuration(written, folder):
+  state = written[1].state_dict()
+  file = folder / "model.safetensors"
+
+  def refusal(**changes):
+    changed = {key: tensor for key, tensor in (state | changes).items() if tensor is not None}
+    safetensors.torch.save_file(changed, file)
+    return _refusal(folder)
+
+  key = "vision_model.encoder.layers.1.mlp.fc1.weight"
+  assert f"{key} has the shape [48, 96], where such a CLIP has [96, 48]" in refusal(
+    **{key: state[key].T.contiguous()}
+  )
+  assert "logit_scale is missing" in refusal(logit_scale=None)
+  assert "logit_bias is there, which such a CLIP does not have" in refusal(
+    logit_bias=torch.zeros(1)
+  )
+
+
+def test_no_configuration_beside_huggingfaces_weights(written, tmp_path):
+  safetensors.torch.save_file(written[1].state_dict(), tmp_path / "model.safetensors")
+  assert "no config.json beside them" in _refusal(tmp_path / "model.safetensors")
+  message = _refusal(tmp_path)
+  for name in ("model.safetensors.index.json", "open_clip_pytorch_model.bin", ".pt"):
+    assert name in message
+
+
+def test_the_configurations_activation_can_be_overruled(written, folder, caplog):
+  written[1].save_pretrained(folder)
+  with caplog.at_level("INFO"):
+    clip = load_clip(str(folder), activation="quick_gelu")
+  assert "quick_gelu as config.clip.activation has it, not its own gelu" in caplog.text
+  assert clip.config.vision_config.hidden_act == "quick_gelu"
+  config = json.loads((folder / "config.json").read_text())
+  assert config["text_config"]["hidden_act"] == "gelu"

@@ -1,0 +1,184 @@
+"""OpenAI's and open_clip's checkpoints against open_clip's own models, file by file."""
+
+from closeness import assert_close
+import jax
+import jax.numpy as jnp
+import numpy as np
+import open_clip
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from openai_clip import (
+  RESNET,
+  TEXTS,
+  VIT,
+  small_open_clip,
+  torch_image_features,
+  torch_text_features,
+  write_merges,
+  write_settings,
+)
+import pytest
+import safetensors.torch
+import torch
+
+from pomp_jax.clip import Clip, encode_texts, image_tower, load_clip
+from pomp_jax.clip.architecture import of_shapes, parameter_shapes
+from pomp_jax.clip.layouts import OPENAI, check_weights
+from pomp_jax.clip.load import read_clip_config
+from pomp_jax.clip.text import text_tower
+from pomp_jax.files.weights import Weights
+
+
+def _images(size):
+  return np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
+
+
+def _assert_equal(clip: Clip, model, tolerance=1e-5):
+  images = _images(clip.image_size)
+  found = jax.jit(image_tower(clip))(clip.vision_params, images)
+  assert_close(found, torch_image_features(model, images, clip.mean, clip.std), tolerance)
+  rows = clip.tokenizer(TEXTS)["input_ids"]
+  expected = torch_text_features(model, rows)
+  for tower in ("reference", "shared"):
+    found = encode_texts(clip, TEXTS, text_tower(tower, clip.config.text_config))
+    assert_close(found, expected, tolerance)
+  assert clip.logit_scale == pytest.approx(float(model.logit_scale.detach().exp()), rel=1e-6)
+
+
+def _save(model, path, **facts):
+  state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()} | facts
+  if path.suffix == ".safetensors":
+    safetensors.torch.save_file(state, path)
+  else:
+    torch.save(state, path)
+  return path
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".bin"])
+@pytest.mark.parametrize("vision", [VIT, RESNET], ids=["vit", "resnet"])
+def test_a_file_has_the_features_of_open_clips_model(tmp_path, vision, suffix, caplog):
+  model = small_open_clip(vision)
+  write_merges(tmp_path)
+  path = _save(model, tmp_path / f"clip{suffix}")
+  with caplog.at_level("INFO"):
+    clip = load_clip(str(path))
+  assert "quick_gelu ASSUMED" in caplog.text
+  assert clip.name == str(path)
+  assert {leaf.dtype for leaf in jax.tree.leaves(clip.params)} == {np.dtype(np.float32)}
+  _assert_equal(clip, model)
+
+
+@pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "open_clip_model.safetensors"])
+@pytest.mark.parametrize("quick_gelu", [False, True])
+@pytest.mark.parametrize("vision", [VIT | {"head_width": 32}, RESNET], ids=["vit", "resnet"])
+def test_a_folder_of_open_clips(tmp_path, vision, quick_gelu, name, caplog):
+  """Activation, heads and channel statistics are those of open_clip_config.json."""
+  model = small_open_clip(vision, quick_gelu)
+  write_merges(tmp_path)
+  write_settings(tmp_path, vision, quick_gelu)
+  path = _save(model, tmp_path / name)
+  with caplog.at_level("INFO"):
+    clip = load_clip(str(tmp_path))
+  assert f"{'quick_gelu' if quick_gelu else 'gelu'} as open_clip_config.json" in caplog.text
+  assert clip.mean == (0.4, 0.5, 0.6)
+  _assert_equal(clip, model)
+  assert load_clip(str(path)).settings == clip.settings
+
+
+def test_the_activation_asked_for_overrules(tmp_path, caplog):
+  model = small_open_clip(VIT, quick_gelu=False)
+  write_merges(tmp_path)
+  path = _save(model, tmp_path / "clip.pt")
+  with caplog.at_level("INFO"):
+    clip = load_clip(str(path), activation="gelu")
+  assert "gelu as config.clip.activation" in caplog.text
+  _assert_equal(clip, model)
+  assert clip.settings != load_clip(str(path)).settings
+
+
+def test_openais_facts_beside_the_weights_say_quick_gelu(tmp_path, caplog):
+  model = small_open_clip(VIT)
+  write_merges(tmp_path)
+  facts = {"input_resolution": 32, "context_length": 32, "vocab_size": 524}
+  path = _save(
+    model, tmp_path / "a.safetensors", **{key: torch.tensor(n) for key, n in facts.items()}
+  )
+  with caplog.at_level("INFO"):
+    _assert_equal(load_clip(str(path)), model)
+  assert "quick_gelu, as in OpenAI's own" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_halves_become_float32(tmp_path, suffix, dtype):
+  model = small_open_clip(RESNET).to(dtype)
+  write_merges(tmp_path)
+  path = _save(model, tmp_path / f"clip{suffix}")
+  _assert_equal(load_clip(str(path)), model.float())
+
+
+def test_a_training_checkpoint_of_open_clips(tmp_path):
+  model = small_open_clip(VIT, quick_gelu=False)
+  write_merges(tmp_path)
+  write_settings(tmp_path, VIT, quick_gelu=False)
+  optimizer = torch.optim.AdamW(model.parameters())
+  state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+  path = tmp_path / "epoch_5.pt"
+  torch.save({"epoch": 5, "state_dict": state, "optimizer": optimizer.state_dict()}, path)
+  _assert_equal(load_clip(str(path)), model)
+
+
+@pytest.mark.parametrize("vision", [VIT, RESNET], ids=["vit", "resnet"])
+def test_a_torchscript_archive_is_read_without_its_code(tmp_path, vision):
+  """As OpenAI's own files are: the module traced, stored in float16, its sizes as buffers."""
+  model = small_open_clip(vision).half().float()
+  write_merges(tmp_path)
+  size = vision["image_size"]
+  for name, value in {"input_resolution": size, "vocab_size": 524}.items():
+    delattr(model, name) if hasattr(model, name) else None
+    model.register_buffer(name, torch.tensor(value))
+  inputs = (torch.zeros(1, 3, size, size), torch.zeros(1, 32, dtype=torch.int64))
+  traced = torch.jit.trace(model, inputs).half()
+  torch.jit.save(traced, tmp_path / "ViT.pt")
+  clip = load_clip(str(tmp_path / "ViT.pt"))
+  _assert_equal(clip, model)
+  assert clip.config.notes == ("quick_gelu, as in OpenAI's own checkpoints, which this one is",)
+
+
+@pytest.mark.parametrize(
+  "name",
+  ["RN50", "RN101", "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14"],
+)
+def test_names_and_shapes_of_the_true_sizes(name):
+  """From open_clip's own settings of them; no weight is allocated."""
+  settings = open_clip.get_model_config(name)
+  vision, text = CLIPVisionCfg(**settings["vision_cfg"]), CLIPTextCfg(**settings["text_cfg"])
+  with torch.device("meta"):
+    model = open_clip.CLIP(settings["embed_dim"], vision, text)
+  shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+  config = of_shapes(shapes, name, "auto")
+  check_weights(Weights(name, shapes, None), parameter_shapes(config), OPENAI)
+  assert config.text_config.num_attention_heads == text.heads
+  assert config.vision_config.image_size == vision.image_size
+  heads = (vision.width * 32 if name.startswith("RN") else vision.width) // vision.head_width
+  assert config.vision_config.num_attention_heads == heads
+  assert config.text_config.hidden_act == ("gelu" if name == "ViT-H-14" else "quick_gelu")
+  # Their settings and ours contradict each other nowhere.
+  assert of_shapes(shapes, name, "auto", {"model_cfg": settings}).text_config.hidden_act == "gelu"
+
+
+def test_sizes_are_known_without_reading_weights(tmp_path):
+  path = _save(small_open_clip(RESNET), tmp_path / "clip.safetensors")
+  config = read_clip_config(str(path))
+  assert config.vision_config.image_size == 64
+  assert config.vision_config.layers == (1, 2, 1, 1)
+  assert config.text_config.hidden_size == 64
+
+
+def test_a_resnet_in_bfloat16_is_within_its_error_of_float32(tmp_path):
+  write_merges(tmp_path)
+  clip = load_clip(str(_save(small_open_clip(RESNET), tmp_path / "clip.pt")))
+  images = _images(64)
+  exact = jax.jit(image_tower(clip))(clip.vision_params, images)
+  rounded = jax.jit(image_tower(clip, jnp.bfloat16))(clip.vision_params, images)
+  assert rounded.dtype == jnp.float32
+  assert_close(rounded, exact, 0.05)
