@@ -60,9 +60,7 @@ def base() -> ConfigDict:
 
   # The frozen CLIP.
   config.clip = ConfigDict()
-  config.clip.model = (
-    WORLD  # "world" (in the repository), a folder, file or hub id: docs/weights.md
-  )
+  config.clip.model = WORLD  # "world", or a folder, file or hub id: see docs/weights.md
   config.clip.activation = "auto"  # of its MLPs: quick_gelu, gelu; auto: as the checkpoint has it
   config.clip.text_tower = "shared"  # shared (names packed, no padding) or reference (the oracle)
   config.clip.dtype = "float32"  # compute type: float32 or bfloat16

@@ -1,4 +1,4 @@
-"""Finding a CLIP's files in a folder, beside a file, or on the hub, and which project's they are."""
+"""Finding a CLIP's files in a folder, beside a file, or on the hub, and which project's it is."""
 
 from collections.abc import Iterator
 import contextlib
@@ -159,7 +159,7 @@ def _checked(
     shapes = parameter_shapes(config)
   except (ValueError, TypeError, ZeroDivisionError) as error:
     raise ClipError(f"{weights.path}: no tower of such sizes ({_line(error)})") from error
-  check_weights(weights, shapes, layout)
+  check_weights(weights.shapes, shapes, layout, weights.path)
   return Checkpoint(place, config, weights, layout, shapes, file, settings)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict, unflatten_dict
 import numpy as np
 
-from pomp_jax.clip.architecture import OPENAI_FACTS
+from pomp_jax.clip.architecture import OPENAI_FACTS, Shapes
 from pomp_jax.clip.errors import ClipError
 from pomp_jax.files.weights import Weights
 
@@ -98,13 +98,14 @@ HUGGINGFACE = Layout(_huggingface_source, ("position_ids",))
 OPENAI = Layout(_openai_source, ("attn_mask", "num_batches_tracked", *OPENAI_FACTS))
 
 
-def check_weights(weights: Weights, shapes: dict[str, Any], layout: Layout) -> None:
+def check_weights(found: Shapes, shapes: dict[str, Any], layout: Layout, where: str) -> None:
   """Holds a file's tensors against the parameters that are needed; reads none.
 
   Args:
-    weights: the file.
+    found: the shapes of the tensors, by name.
     shapes: of the parameters, as a tree.
     layout: of the file.
+    where: the file, for messages.
 
   Raises:
     ClipError: a tensor that is missing, of another shape, or of no parameter.
@@ -113,17 +114,16 @@ def check_weights(weights: Weights, shapes: dict[str, Any], layout: Layout) -> N
   for path, shape in flatten_dict(shapes).items():
     source = layout.source(path)
     needed[source.key] = _stored_shape(tuple(shape), source)
-  missing = needed.keys() - weights.shapes
+  missing = needed.keys() - found
   if missing:
-    raise ClipError(f"{weights.path}: {_some(missing)} missing, which such a CLIP has")
-  unknown = {name for name in weights.shapes.keys() - needed if not name.endswith(layout.other)}
+    raise ClipError(f"{where}: {_some(missing)} missing, which such a CLIP has")
+  unknown = {name for name in found.keys() - needed if not name.endswith(layout.other)}
   if unknown:
-    raise ClipError(f"{weights.path}: {_some(unknown)} there, which such a CLIP does not have")
+    raise ClipError(f"{where}: {_some(unknown)} there, which such a CLIP does not have")
   for key, shape in sorted(needed.items()):
-    if weights.shapes[key] != shape:
+    if found[key] != shape:
       raise ClipError(
-        f"{weights.path}: {key} has the shape {list(weights.shapes[key])}, where such a CLIP has"
-        f" {list(shape)}"
+        f"{where}: {key} has the shape {list(found[key])}, where such a CLIP has {list(shape)}"
       )
 
 

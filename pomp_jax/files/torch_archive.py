@@ -126,7 +126,7 @@ class TorchArchive(contextlib.AbstractContextManager):
     except (ValueError, OverflowError) as error:
       self._refuse(field, f"{list(tensor.shape)} on {tensor.count} values ({error})", "a whole one")
     if tensor.kind == _BFLOAT16:
-      return (view.astype(np.uint32) << 16).view(np.float32)
+      return np.asarray(view.astype(np.uint32) << 16).view(np.float32)  # << makes 0-d a scalar
     return view.astype(dtype.newbyteorder("="))
 
   def _byte_order(self) -> str:

@@ -126,7 +126,7 @@ def _safetensors(path: pathlib.Path) -> Weights:
     bytes_ = np.memmap(path, np.uint8, "r", 8 + n_header + start, (stop - start,))
     values = bytes_.view(kind).reshape(entry["shape"])
     if entry["dtype"] == "BF16":  # the upper half of a float32
-      return (values.astype(np.uint32) << 16).view(np.float32)
+      return np.asarray(values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32)
 
   return Weights(str(path), {name: tuple(e["shape"]) for name, e in header.items()}, read)

@@ -1,4 +1,4 @@
-"""HuggingFace folders with torch's weights against HuggingFace's torch model, and the hub's cache."""
+"""HuggingFace folders with torch's weights against HuggingFace's torch model; the hub's cache."""
 
 import json
 import shutil
@@ -16,7 +16,6 @@ from pomp_jax.clip import ClipError, encode_texts, image_tower, load_clip
 from pomp_jax.clip.architecture import of_huggingface, parameter_shapes
 from pomp_jax.clip.layouts import HUGGINGFACE, check_weights
 from pomp_jax.clip.load import read_clip_config
-from pomp_jax.files.weights import Weights
 
 TEXTS = ["the cat.", "a dog of the star", "naïve"]
 
@@ -137,7 +136,7 @@ def test_names_and_shapes_of_the_true_sizes(
     model = CLIPModel(config)
   shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
   expected = parameter_shapes(of_huggingface(config, "auto"))
-  check_weights(Weights("here", shapes, None), expected, HUGGINGFACE)
+  check_weights(shapes, expected, HUGGINGFACE, "here")
 
 
 def _refusal(source) -> str:

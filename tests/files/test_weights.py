@@ -1,4 +1,4 @@
-"""Weights by name against what torch and safetensors saved, and files that are damaged or hostile."""
+"""Weights by name against what torch and safetensors saved; files that are damaged or hostile."""
 
 import json
 
