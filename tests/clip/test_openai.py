@@ -153,7 +153,8 @@ def test_a_torchscript_archive_is_read_without_its_code(tmp_path, vision):
 
 @pytest.mark.parametrize(
   "name",
-  ["RN50", "RN101", "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14"],
+  ["RN50", "RN101", "RN50x4", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336"]
+  + ["ViT-H-14", "ViT-g-14", "ViT-bigG-14"],
 )
 def test_names_and_shapes_of_the_true_sizes(name):
   """From open_clip's own settings of them; no weight is allocated."""
@@ -168,7 +169,9 @@ def test_names_and_shapes_of_the_true_sizes(name):
   assert config.vision_config.image_size == vision.image_size
   heads = (vision.width * 32 if name.startswith("RN") else vision.width) // vision.head_width
   assert config.vision_config.num_attention_heads == heads
-  assert config.text_config.hidden_act == ("gelu" if name == "ViT-H-14" else "quick_gelu")
+  assert config.text_config.hidden_act == (
+    "gelu" if name.startswith(("ViT-H", "ViT-g", "ViT-bigG")) else "quick_gelu"
+  )
   # Their settings and ours contradict each other nowhere.
   assert of_shapes(shapes, name, "auto", {"model_cfg": settings}).text_config.hidden_act == "gelu"
 

@@ -1,0 +1,177 @@
+"""Files in OpenAI's layout that are of another architecture, damaged or at odds with themselves."""
+
+import json
+
+import open_clip
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from openai_clip import RESNET, VIT, small_open_clip, write_merges, write_settings
+import pytest
+import safetensors.torch
+import torch
+
+from pomp_jax.clip import ClipError, load_clip
+from pomp_jax.clip.architecture import of_shapes, parameter_shapes
+from pomp_jax.clip.layouts import OPENAI, check_weights
+from pomp_jax.clip.load import read_clip_config
+
+
+@pytest.fixture(scope="module", params=[VIT, RESNET], ids=["vit", "resnet"])
+def vision(request):
+  return request.param
+
+
+@pytest.fixture(scope="module")
+def state(vision):
+  return {
+    name: tensor.contiguous() for name, tensor in small_open_clip(vision).state_dict().items()
+  }
+
+
+@pytest.fixture
+def folder(tmp_path):
+  write_merges(tmp_path)
+  return tmp_path
+
+
+def _refusal(source) -> str:
+  """The same for all of it and for the sizes alone, which are looked at before a run starts."""
+  for read in (load_clip, read_clip_config):
+    with pytest.raises(ClipError) as error:
+      read(str(source))
+    message = str(error.value)
+    assert "\n" not in message
+    assert str(source) in message
+  return message
+
+
+def _saved(folder, state):
+  path = folder / "clip.safetensors"
+  safetensors.torch.save_file(state, path)
+  return path
+
+
+def test_a_model_that_is_no_clip(folder):
+  path = _saved(folder, torch.nn.Linear(3, 2).state_dict())
+  found = "there is no token_embedding.weight; it has 2 tensors: bias, weight"
+  assert found in _refusal(path)
+
+
+def test_tensors_that_are_missing_or_too_many(folder, state):
+  without = {name: tensor for name, tensor in state.items() if name != "ln_final.bias"}
+  assert "ln_final.bias is missing, which" in _refusal(_saved(folder, without))
+  # SigLIP's loss has this one.
+  siglip = state | {"logit_bias": torch.zeros(())}
+  assert "logit_bias is there, which such a CLIP does not have" in _refusal(_saved(folder, siglip))
+
+
+def test_tensors_of_another_shape(folder, state):
+  name = "transformer.resblocks.1.attn.in_proj_weight"
+  path = _saved(folder, state | {name: state[name][:128].clone()})
+  found = f"{name} has the shape [128, 64], where such a CLIP has [192, 64]"
+  assert found in _refusal(path)
+  path = _saved(folder, state | {"token_embedding.weight": torch.zeros(524)})
+  assert "token_embedding.weight has the shape [524]; 2 axes are needed" in _refusal(path)
+
+
+def test_a_truncated_file(folder, state):
+  path = _saved(folder, state)
+  path.write_bytes(path.read_bytes()[:-1000])
+  assert "not a whole safetensors file" in _refusal(path)
+
+
+def test_a_vit_whose_patches_are_no_square(folder):
+  state = small_open_clip(VIT).state_dict()
+  path = _saved(folder, state | {"visual.positional_embedding": torch.zeros(16, 128)})
+  assert "visual.positional_embedding has 16 rows; one for the class and a square" in _refusal(path)
+
+
+class Malicious:
+  """Unpickling it makes a file."""
+
+  def __init__(self, path):
+    self.path = str(path)
+
+  def __reduce__(self):
+    return (open, (self.path, "w"))
+
+
+def test_a_pickle_that_wants_code(folder, state):
+  path = folder / "clip.pt"
+  torch.save({"state_dict": state, "args": Malicious(folder / "trace")}, path)
+  assert "data.pkl is refused for the name io.open" in _refusal(path)
+  assert not (folder / "trace").exists()
+
+
+@pytest.mark.parametrize(
+  "changes, found",
+  [
+    ({"model_cfg__embed_dim": 32}, "says model_cfg.embed_dim=32, the weights have 24"),
+    ({"text_cfg__layers": 12}, "says text_cfg.layers=12, the weights have 2"),
+    ({"text_cfg__heads": 3}, "3 heads do not divide the text tower's width 64"),
+    ({"text_cfg__heads": "1"}, "has text_cfg.heads='1'; an integer from 1 is needed"),
+    ({"vision_cfg__image_size": 224}, "says vision_cfg.image_size=224, the weights have"),
+    ({"vision_cfg__head_width": 48}, "is no multiple of its heads' width 48"),
+    ({"vision_cfg__timm_model_name": "vit"}, "asks for vision_cfg.timm_model_name='vit'"),
+    ({"text_cfg__hf_model_name": "bert"}, "asks for text_cfg.hf_model_name='bert'"),
+    ({"text_cfg__pool_type": "last"}, "asks for text_cfg.pool_type='last'"),
+    ({"model_cfg__vision_cfg": None}, "has no vision_cfg"),
+  ],
+)
+def test_settings_that_the_weights_contradict_or_nobody_here_does(
+  folder, vision, state, changes, found
+):
+  write_settings(folder, vision, quick_gelu=True, **changes)
+  assert found in _refusal(_saved(folder, state))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"x"', '{"model_cfg": 3}'])
+def test_settings_that_are_none(folder, state, text):
+  (folder / "open_clip_config.json").write_text(text)
+  path = _saved(folder, state)
+  with pytest.raises(ClipError, match="open_clip_config.json"):
+    load_clip(str(path))
+
+
+def test_channel_statistics_that_are_none(folder, vision, state):
+  write_settings(folder, vision, quick_gelu=True)
+  file = folder / "open_clip_config.json"
+  settings = json.loads(file.read_text()) | {"preprocess_cfg": {"mean": [0.5]}}
+  file.write_text(json.dumps(settings))
+  with pytest.raises(ClipError, match="mean and std take three channels"):
+    load_clip(str(_saved(folder, state)))
+
+
+def test_weights_of_another_vocabulary(folder, state):
+  (folder / "merges.txt").write_text("#version: 0.2\nt h\n")
+  path = _saved(folder, state)
+  with pytest.raises(ClipError, match="1 merges make 515 tokens; .* has embeddings of 524"):
+    load_clip(str(path))
+
+
+@pytest.mark.parametrize(
+  "name", ["coca_ViT-B-32", "ViT-B-16-SigLIP", "convnext_base", "EVA02-B-16"]
+)
+def test_open_clips_other_models_are_refused_by_their_settings(folder, state, name):
+  settings = open_clip.get_model_config(name)
+  (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
+  assert "asks for" in _refusal(_saved(folder, state))
+
+
+def test_a_coca_is_refused_by_its_names():
+  """Its own file without settings; names and shapes of the true size, nothing is allocated."""
+  with torch.device("meta"):
+    model = open_clip.CoCa(**_coca())
+  shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+  with pytest.raises(ClipError, match="coca.pt: .*token_embedding.weight"):
+    config = of_shapes(shapes, "coca.pt", "auto")
+    check_weights(shapes, parameter_shapes(config), OPENAI, "coca.pt")
+
+
+def _coca():
+  settings = open_clip.get_model_config("coca_ViT-B-32")
+  return {
+    "embed_dim": settings["embed_dim"],
+    "vision_cfg": CLIPVisionCfg(**settings["vision_cfg"]),
+    "text_cfg": CLIPTextCfg(**settings["text_cfg"]),
+    "multimodal_cfg": open_clip.coca_model.MultimodalCfg(**settings["multimodal_cfg"]),
+  }
