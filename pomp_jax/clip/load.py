@@ -103,7 +103,8 @@ class Clip:
 def read_clip_config(source: str) -> ClipConfig:
   """The configuration alone: what validation needs before anything heavy starts.
 
-  Names and shapes of the weights are held against it; a hub's files are downloaded.
+  Names and shapes of the weights are held against it, and the tokenizer is read; a hub's files are
+  downloaded.
 
   Args:
     source: see `load_clip`.
@@ -112,6 +113,7 @@ def read_clip_config(source: str) -> ClipConfig:
     ClipError: nothing there, or not a CLIP.
   """
   with open_checkpoint(source) as checkpoint:
+    _tokenizer(checkpoint)
     return checkpoint.config
 
 

@@ -177,6 +177,7 @@ def test_names_and_shapes_of_the_true_sizes(name):
 
 
 def test_sizes_are_known_without_reading_weights(tmp_path):
+  write_merges(tmp_path)
   path = _save(small_open_clip(RESNET), tmp_path / "clip.safetensors")
   config = read_clip_config(str(path))
   assert config.vision_config.image_size == 64
