@@ -12,8 +12,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from pomp_jax.clip.made_up import MADE_UP
 from pomp_jax.clip.shared import KEEP
 from pomp_jax.clip.text import TEXT_TOWERS
+from pomp_jax.data.augment import AUGMENTS
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.subsets import HALVES
 from pomp_jax.data.suites import SUITES
@@ -22,9 +24,22 @@ from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.contrast import CORRECTIONS
 from pomp_jax.prompt.optimizer import SCHEDULES
 
-JOBS = ("pretrain", "evaluate", "predict", "repeat", "benchmark", "export", "prepare", "analyse")
+JOBS = (
+  "pretrain",
+  "cache",
+  "evaluate",
+  "predict",
+  "repeat",
+  "benchmark",
+  "export",
+  "prepare",
+  "analyse",
+)
 WORLD = "world"
-SOURCES = (WORLD, "folder", "coop", "tfds")
+MADE_UP_DATA = "made_up"
+SOURCES = (WORLD, "folder", "coop", "tfds", MADE_UP_DATA)
+MADE_UP_CLIP = "made_up:"  # in front of the name of a published architecture
+FEATURES = ("online", "cached")
 
 # Of a CLIP's weights: no hub id ends so.
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")
@@ -56,6 +71,7 @@ def base() -> ConfigDict:
   """The defaults; locked, so that no field can be added by a typo."""
   config = ConfigDict()
   config.job = "pretrain"  # what to run, one of JOBS
+  config.dry_run = False  # measure the run on made-up data, and say what it will take
   config.seed = 0  # of the context's first value, the draws, and the order of the images
 
   # The frozen CLIP.
@@ -72,7 +88,7 @@ def base() -> ConfigDict:
 
   # Images and their classes.
   config.data = ConfigDict()
-  config.data.source = WORLD  # or stored images: folder, coop, tfds; see docs/data.md
+  config.data.source = WORLD  # or stored images: folder, coop, tfds, made_up; see docs/data.md
   config.data.root = ""  # where they are: a folder a class, CoOp's $DATA, or TFDS's data_dir
   config.data.dataset = ""  # for coop a class list's name, for tfds that or TFDS's own
   config.data.names = ""  # a class list or a file of names; those of the data set if empty
@@ -80,9 +96,17 @@ def base() -> ConfigDict:
   config.data.shots_seed = 1  # of the few-shot subset; CoOp's are 1, 2 and 3
   config.data.classes = "all"  # CoOp's halves: base, the first, and new, the others
   config.data.cache = ""  # a folder for the labels of TFDS sets, so that they are read once
-  config.data.images_per_class = 16  # of the world
+  config.data.images_per_class = 16  # of the world, and of made-up data
   config.data.n_classes = 0  # so many of the source's classes, spread over its list; 0: all
-  config.data.threads = 2  # that render or decode ahead of the step
+  config.data.augment = "none"  # none (as test images), crop_flip, or recipe (and RandAugment2)
+  config.data.views = 1  # V of each image in an epoch, from one decode; batch_size counts views
+  config.data.augment_seed = 0
+  config.data.fresh_epochs = 0  # after so many epochs the same views come again; 0: never
+  config.data.features = "online"  # or cached: the images', as config.job="cache" computed them
+  config.data.feature_cache = ""  # the folder of the cached features
+  config.data.threads = 2  # that render or decode ahead of the step, in each worker
+  config.data.workers = 0  # processes that decode, for machines of many cores; 0: threads alone
+  config.data.max_corrupt = 0.001  # share of the images that may be unreadable: others stand in
 
   # The prompt.
   config.prompt = ConfigDict()
@@ -254,6 +278,8 @@ def validate(config: ConfigDict) -> None:
   _choice(config, "clip.dtype", ("float32", "bfloat16"))
   _choice(config, "data.source", SOURCES)
   _choice(config, "data.classes", HALVES)
+  _choice(config, "data.augment", AUGMENTS)
+  _choice(config, "data.features", FEATURES)
   _choice(config, "prompt.position", POSITIONS)
   _choice(config, "correction", CORRECTIONS)
   _choice(config, "negatives", ("sampled", "all"))
@@ -263,6 +289,7 @@ def validate(config: ConfigDict) -> None:
     "clip.chunk",
     "data.images_per_class",
     "data.threads",
+    "data.views",
     "prepare.workers",
     "prompt.m",
     "batch_size",
@@ -285,6 +312,10 @@ def validate(config: ConfigDict) -> None:
     "data.n_classes",
     "data.shots",
     "data.shots_seed",
+    "data.augment_seed",
+    "data.fresh_epochs",
+    "data.workers",
+    "data.max_corrupt",
     "prepare.shots",
     "prepare.shots_seed",
     "prepare.held_out",
@@ -308,12 +339,18 @@ def validate(config: ConfigDict) -> None:
   if config.eval.template.count("{}") != 1:
     raise ConfigError("eval.template", config.eval.template, "a text with one {} for the name")
   model = config.clip.model
+  if model.startswith(MADE_UP_CLIP) and model.removeprefix(MADE_UP_CLIP) not in MADE_UP:
+    raise ConfigError("clip.model", model, f"{MADE_UP_CLIP} and one of {', '.join(MADE_UP)}")
+  model = model.removeprefix(MADE_UP_CLIP)
   # A hub id has one slash at most, and starts with a letter or a digit.
   hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model)
   if not os.path.exists(model) and (not hub_id or model.endswith(WEIGHT_SUFFIXES)):
     raise ConfigError("clip.model", model, "a folder or file that exists, or a hub id")
   _choice(config, "clip.activation", ("auto", "quick_gelu", "gelu"))
-  _data(config.data)
+  # A dry run has no need of the data.
+  if not config.dry_run:
+    _data(config.data)
+  _views(config)
   if config.job == "predict":
     _predict(config.predict)
   _choice(config, "evaluate.suite", tuple(SUITES))
@@ -334,6 +371,11 @@ def _data(data: ConfigDict) -> None:
       if data[field] != value:
         raise ConfigError(f"data.{field}", data[field], f"{value!r} where data.source='{WORLD}'")
     return
+  if data.source == MADE_UP_DATA:
+    if data.names not in CLASS_LISTS and not os.path.isfile(data.names):
+      takes = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
+      raise ConfigError("data.names", data.names, takes)
+    return
   if not os.path.isdir(data.root) and (data.root or data.source != "tfds"):
     raise ConfigError("data.root", data.root, "a folder that exists")
   if data.source == "folder" and data.dataset:
@@ -345,6 +387,25 @@ def _data(data: ConfigDict) -> None:
   if data.names and data.names not in CLASS_LISTS and not os.path.isfile(data.names):
     takes = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
     raise ConfigError("data.names", data.names, takes)
+
+
+def _views(config: ConfigDict) -> None:
+  data = config.data
+  if data.augment == "none" and data.views > 1:
+    raise ConfigError("data.views", data.views, "1 where data.augment='none': all would be alike")
+  if config.batch_size % data.views:
+    raise ConfigError("batch_size", config.batch_size, f"a multiple of data.views = {data.views}")
+  if config.job != "cache" and data.features != "cached":
+    return
+  if data.augment != "none" and not data.fresh_epochs:
+    takes = "the number of epochs whose views are cached, 1 or more"
+    raise ConfigError("data.fresh_epochs", data.fresh_epochs, takes)
+  folder = data.feature_cache
+  if config.dry_run:
+    return
+  if not folder or (config.job != "cache" and not os.path.isdir(folder)):
+    takes = "a folder" if config.job == "cache" else "a folder that config.job='cache' has made"
+    raise ConfigError("data.feature_cache", folder, takes)
 
 
 def _predict(predict: ConfigDict) -> None:

@@ -30,11 +30,13 @@ from pomp_jax import config as config_lib
 from pomp_jax import hosts
 from pomp_jax.clip import ClipError, TokenizeError
 from pomp_jax.data.images import ImageError
+from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.files.categories import CategoryFileError
 from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.files.class_features import ClassFeatureError
+from pomp_jax.files.feature_blocks import FeatureCacheError
 from pomp_jax.files.prompt_file import PromptFileError
 from pomp_jax.files.run_folder import RunFolderError
 from pomp_jax.jobs import job
@@ -64,13 +66,20 @@ _BAD_INPUT = (
   SourceError,
   VocabularyError,
   CategoryFileError,
+  FeatureCacheError,
   PromptFileError,
   RunFolderError,
   BenchmarkError,
   hosts.ClusterError,
   hosts.HostError,
 )
-_FAILED = (TrainingError, EvaluationError, CheckpointError, ClassFeatureError)
+_FAILED = (
+  TrainingError,
+  CorruptDataError,
+  EvaluationError,
+  CheckpointError,
+  ClassFeatureError,
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -82,9 +91,10 @@ def main(argv: Sequence[str]) -> int:
   try:
     config_lib.validate(config)
     _join(config, workdir)
-    module = job(config.job)
+    module = job("dry_run" if config.dry_run else config.job)
     module.check(config, workdir)
     module.run(config, workdir)
+    hosts.finish()
   except _BAD_INPUT as error:
     return _end(error, 2)
   except _FAILED as error:

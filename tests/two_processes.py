@@ -1,65 +1,53 @@
-"""The evaluate job in two processes at once, each with two of four virtual devices."""
+"""Jobs, one after the other, in two processes at once, each with two of four virtual devices."""
 
+import argparse
 from collections.abc import Sequence
 import json
-import os
 import pathlib
-import socket
-import subprocess
-import sys
 
 from ml_collections import ConfigDict
+from processes import Processes
 
-ROOT = pathlib.Path(__file__).parent.parent
+# A config, and the folder that each process writes to: the same, or one of its own.
+Job = tuple[ConfigDict, Sequence[pathlib.Path]]
 
 
-def evaluate_in_two_processes(config: ConfigDict, workdirs: Sequence[pathlib.Path]) -> None:
-  """Runs it; each process has a folder of its own to write to."""
+def run_in_two_processes(jobs: Sequence[Job], file: pathlib.Path, seconds: float = 240) -> None:
+  """Runs them; `file` is where the processes read what to run."""
   from pomp_jax.config import fields
 
-  with socket.socket() as listener:
-    listener.bind(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-  environ = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    "PYTHONPATH": str(ROOT),
-  }
-  values = json.dumps(dict(fields(config)))
-  processes = [
-    subprocess.Popen(
-      [sys.executable, __file__, str(port), str(index), values, str(workdir)],
-      env=environ,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for index, workdir in enumerate(workdirs)
-  ]
-  try:
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-  for process, output in zip(processes, outputs, strict=True):
-    assert process.returncode == 0, output[-3000:]
+  values = [(dict(fields(config)), list(map(str, workdirs))) for config, workdirs in jobs]
+  file.write_text(json.dumps(values))
+  with Processes(2, [__file__, str(file)], devices=2) as processes:
+    for status, output in processes.finish(seconds).values():
+      assert status == 0, output[-3000:]
 
 
-def main(port: str, index: str, values: str, workdir: str) -> None:
+def main() -> None:
   """One of the two."""
+  parser = argparse.ArgumentParser()
+  parser.add_argument("file", type=pathlib.Path)
+  parser.add_argument("--coordinator")
+  parser.add_argument("--num_processes", type=int)
+  parser.add_argument("--process_id", type=int)
+  arguments = parser.parse_args()
   import jax
 
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index))
+  jax.distributed.initialize(arguments.coordinator, arguments.num_processes, arguments.process_id)
   assert (jax.process_count(), jax.device_count()) == (2, 4)
-  from pomp_jax.config import base
-  from pomp_jax.jobs import evaluate
+  from pomp_jax.config import base, validate
+  from pomp_jax.jobs import job
 
-  config = base()
-  for field, value in json.loads(values).items():
-    config.update_from_flattened_dict({field: tuple(value) if isinstance(value, list) else value})
-  evaluate.check(config, workdir)
-  evaluate.run(config, workdir)
+  for values, workdirs in json.loads(arguments.file.read_text()):
+    config = base()
+    for field, value in values.items():
+      config.update_from_flattened_dict({field: tuple(value) if isinstance(value, list) else value})
+    validate(config)
+    module = job(config.job)
+    module.check(config, workdirs[arguments.process_id])
+    module.run(config, workdirs[arguments.process_id])
 
 
 if __name__ == "__main__":
-  main(*sys.argv[1:])
+  main()

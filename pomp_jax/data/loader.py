@@ -1,55 +1,161 @@
 """Batches for training: a global shuffle that is a function of the seed, read by position.
 
-Shapes: G images of a global batch.
+Shapes: G rows of a global batch, V views an image, B images of a batch that a process reads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+import dataclasses
 
+from absl import flags
 import grain
+from jaxtyping import Int, Shaped
 import numpy as np
 
-from pomp_jax.data.source import Source
+from pomp_jax.data.source import Source, StoredImages
+
+# What to show of B images in B epochs: [B,V,..], pixels or features, and which could be read [B].
+Fetch = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+# Images in a row that may be unreadable: more than damage by chance explains.
+_TRIES = 100
 
 
-def train_batches(
-  source: Source,
-  *,
-  batch_size: int,
-  seed: int,
-  start: int = 0,
-  shard: tuple[int, int] = (0, 1),
-  threads: int = 2,
-  prefetch: int = 4,
-) -> Iterator[dict[str, np.ndarray]]:
-  """Endless batches from position `start` on, rendered or decoded ahead by threads.
+class CorruptDataError(RuntimeError):
+  """More images than allowed can't be read; one line that names one of them."""
 
-  Batch i holds the images i*G..(i+1)*G-1 of a sequence of epochs, each shuffled anew. So the
+
+class Loader(Iterator[dict[str, np.ndarray]]):
+  """Endless batches from a position on, rendered, decoded or looked up ahead of the step.
+
+  Batch i holds the images i*G/V..(i+1)*G/V-1 of a sequence of epochs, each shuffled anew. So the
   position in the data is the number of steps done, and a run that starts again reads on.
 
-  Args:
-    source: the images.
-    batch_size: G, over all processes.
-    seed: of the shuffles.
-    start: batches to skip.
-    shard: (index, count): which process of how many this is; it gets its block of each batch.
-    threads: that read ahead.
-    prefetch: batches that they hold ready.
+  An image that can't be read is replaced by the one behind it in the source: a rule that does not
+  depend on who reads it.
 
   Yields:
-    {"image": uint8 [G/count,H,W,3], "label": int32 [G/count]}.
+    {"image": [G/count,..], "label": int32 [G/count]}; the V views of an image lie side by side.
 
-  Raises:
-    ValueError: the processes do not divide the batch.
+  Attributes:
+    unreadable: indices of the images that were met and could not be read.
   """
-  index, count = shard
-  if batch_size % count:
-    raise ValueError(f"a batch of {batch_size} does not divide by {count} processes")
-  rows = slice(index * batch_size // count, (index + 1) * batch_size // count)
 
-  def read(indices: np.ndarray) -> dict[str, np.ndarray]:
-    mine = np.asarray(indices)[rows]
-    return {"image": source.images(mine), "label": source.labels[mine].astype(np.int32)}
+  def __init__(
+    self,
+    source: Source,
+    fetch: Fetch,
+    *,
+    batch_size: int,
+    seed: int,
+    n_views: int = 1,
+    start: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    threads: int = 2,
+    workers: int = 0,
+    prefetch: int = 4,
+    max_corrupt: float = 0.0,
+    unreadable: frozenset[int] = frozenset(),
+  ):
+    """Starts to read ahead at the first batch that is asked for.
 
-  order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(batch_size)
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-  return iter(order[start:].map(read).to_iter_dataset(options))
+    Args:
+      source: whose images these are.
+      fetch: what to show of them; is pickled where there are workers.
+      batch_size: G, over all processes.
+      seed: of the shuffles.
+      n_views: V.
+      start: batches to skip.
+      shard: (index, count): which process of how many this is; it gets its block of each batch.
+      threads: that read ahead, in each worker.
+      workers: processes for reading; 0: none beside this one.
+      prefetch: batches that are held ready.
+      max_corrupt: share of the source's images that may be unreadable.
+      unreadable: those that are known already.
+
+    Raises:
+      ValueError: the views or the processes do not divide the batch.
+    """
+    if batch_size % n_views:
+      raise ValueError(f"a batch of {batch_size} does not divide by {n_views} views")
+    n_images, (_, count) = batch_size // n_views, shard
+    if n_images % count:
+      raise ValueError(f"a batch of {n_images} images does not divide by {count} processes")
+    self._source = source
+    self._allowed = int(max_corrupt * len(source))
+    self.unreadable = set(unreadable)
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(n_images)
+    read = _Read(source.labels, fetch, len(source), shard)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
+    batches = order.map_with_index(read)[start:].to_iter_dataset(options)
+    self._batches = iter(in_workers(batches, workers, prefetch))
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    batch = next(self._batches)
+    found = batch.pop("unreadable").tolist()
+    self.unreadable.update(found)
+    if len(self.unreadable) > self._allowed:
+      last = found[-1] if found else max(self.unreadable)
+      raise CorruptDataError(
+        f"{len(self.unreadable)} of {len(self._source)} images can't be read, {self._allowed} are"
+        f" allowed by data.max_corrupt; the last: {name_of(self._source, last)}"
+      )
+    return batch
+
+  def close(self) -> None:
+    """Ends the worker processes."""
+    if hasattr(self._batches, "close"):
+      self._batches.close()
+
+
+def in_workers(elements: grain.IterDataset, workers: int, ahead: int) -> grain.IterDataset:
+  """The same elements, made by so many processes, each so many ahead; by none: unchanged."""
+  if not workers:
+    return elements
+  if not flags.FLAGS.is_parsed():
+    # Grain asks for flags of its own, which a program without a command line has not parsed.
+    flags.FLAGS.mark_as_parsed()
+  return elements.mp_prefetch(grain.MultiprocessingOptions(workers, ahead))
+
+
+def name_of(source: Source, index: int) -> str:
+  """What to call an image in a message."""
+  return source.where(index) if isinstance(source, StoredImages) else f"image {index}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+  """Reads this process's part of a batch; is pickled for worker processes."""
+
+  labels: np.ndarray
+  fetch: Fetch
+  n_images: int
+  shard: tuple[int, int]
+
+  def __call__(self, batch: int, indices: np.ndarray) -> dict[str, np.ndarray]:
+    indices = np.asarray(indices)
+    index, count = self.shard
+    rows = slice(index * len(indices) // count, (index + 1) * len(indices) // count)
+    epochs = (batch * len(indices) + np.arange(len(indices))) // self.n_images
+    shown, views, unreadable = self._readable(indices[rows], epochs[rows])
+    labels = self.labels[shown].astype(np.int32)
+    return {
+      "image": views.reshape(-1, *views.shape[2:]),
+      "label": np.repeat(labels, views.shape[1]),
+      "unreadable": unreadable,
+    }
+
+  def _readable(
+    self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
+  ) -> tuple[Int[np.ndarray, " B"], Shaped[np.ndarray, "B V ..."], Int[np.ndarray, " U"]]:
+    """The images that are shown, their views, and the U images that could not be read."""
+    shown = indices.copy()
+    views, readable = self.fetch(shown, epochs)
+    unreadable: list[int] = []
+    for _ in range(_TRIES):
+      again = np.flatnonzero(~readable)
+      if not len(again):
+        return shown, views, np.array(unreadable, np.int64)
+      unreadable += shown[again].tolist()
+      shown[again] = (shown[again] + 1) % self.n_images
+      views[again], readable[again] = self.fetch(shown[again], epochs[again])
+    raise CorruptDataError(f"{_TRIES} images in a row, up to number {shown[again[0]]}, are damaged")

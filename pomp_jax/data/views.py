@@ -33,6 +33,23 @@ class Augmentation:
   seed: int = 0
   fresh_epochs: int = 0
 
+  @property
+  def n_epochs(self) -> int:
+    """Epochs whose views differ: 1 under `none`.
+
+    Raises:
+      ValueError: there is no end of them.
+    """
+    if self.kind == "none":
+      return 1
+    if not self.fresh_epochs:
+      raise ValueError("the views never come again: fresh_epochs is 0")
+    return self.fresh_epochs
+
+  def versions(self, epochs: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B V"]:
+    """Which of the n_epochs * V views of an image are shown in an epoch; by number."""
+    return (epochs % self.n_epochs)[:, None] * self.n_views + np.arange(self.n_views)
+
 
 def views(
   source: Source,

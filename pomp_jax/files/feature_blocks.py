@@ -3,6 +3,8 @@
 `cache.json` says what the rows were computed from; `block-00000.npy` and so on hold them, each
 written whole or not at all, so that several processes can fill the folder, stop, and go on.
 
+Features of an image that could not be read are NaN.
+
 Shapes: n images, R augmented versions of each, E embedding, B images asked for.
 """
 
@@ -75,6 +77,10 @@ class FeatureBlocks:
     elif self._folder.exists() and any(self._folder.iterdir()):
       raise FeatureCacheError(f"{self._folder}: not empty, and no {_DESCRIPTION} in it")
 
+  def __getstate__(self) -> dict:
+    # What is mapped into memory here is mapped anew in a worker process.
+    return self.__dict__ | {"_blocks": {}}
+
   @property
   def n_blocks(self) -> int:
     """How many blocks a complete cache has."""
@@ -129,6 +135,16 @@ class FeatureBlocks:
       within = indices[rows] - block * self.block_size
       result[rows] = self._block(block)[within[:, None], versions[rows]]
     return result
+
+  def unreadable(self) -> Int[np.ndarray, " u"]:
+    """The images of a complete cache that could not be read.
+
+    Raises:
+      FeatureCacheError: a block is missing or damaged.
+    """
+    blocks = range(self.n_blocks)
+    marks = [np.isnan(self._block(block)[:, 0, 0]) for block in blocks]
+    return np.flatnonzero(np.concatenate(marks))
 
   def _block(self, block: int) -> np.ndarray:
     if block not in self._blocks:

@@ -24,6 +24,7 @@ class Progress:
     total: int,
     initial: int = 0,
     description: str = "",
+    unit: str = "steps",
     stream: io.TextIOBase | None = None,
     quiet: bool = False,
     clock: Callable[[], float] = time.monotonic,
@@ -31,14 +32,16 @@ class Progress:
     """Starts the clock.
 
     Args:
-      total: steps of the whole run.
+      total: steps (or other units) of the whole run.
       initial: steps done before this start; they don't count for the speed.
       description: what is running, a word or two.
+      unit: what is counted, in the plural.
       stream: where to write; standard error when it is None.
       quiet: write nothing (all processes but the first).
       clock: seconds, from any zero.
     """
     self._total, self._description, self._quiet, self._clock = total, description, quiet, clock
+    self._unit = unit
     self._stream = sys.stderr if stream is None else stream
     self._step = self._line_step = initial
     # The first step compiles: the speed is measured from its end.
@@ -47,7 +50,12 @@ class Progress:
     self._bar = None
     if not quiet and self._stream.isatty():
       self._bar = tqdm(
-        total=total, initial=initial, desc=description, file=self._stream, dynamic_ncols=True
+        total=total,
+        initial=initial,
+        desc=description,
+        unit=f" {unit}",
+        file=self._stream,
+        dynamic_ncols=True,
       )
 
   def update(self, step: int, **metrics: SupportsFloat) -> None:
@@ -94,7 +102,7 @@ class Progress:
     start_step, start_time = self._start
     if self._step > start_step and now > start_time:
       rate = (self._step - start_step) / (now - start_time)
-      parts.append(f"{rate:.3g} steps/s")
+      parts.append(f"{rate:.3g} {self._unit}/s")
       if self._step < self._total:
         parts.append(f"{_duration((self._total - self._step) / rate)} left")
     parts += [f"{name} {value}" for name, value in figures.items()]

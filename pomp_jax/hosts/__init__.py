@@ -5,7 +5,7 @@ Everything here is exact on one process as well: nothing is started and nothing 
 
 from pomp_jax.hosts.agreement import agree, fingerprint_of_package
 from pomp_jax.hosts.cluster import Cluster, ClusterError, detect
-from pomp_jax.hosts.failure import fail, fail_with_the_cause, watch_failures
+from pomp_jax.hosts.failure import fail, fail_with_the_cause, finish, watch_failures
 from pomp_jax.hosts.start import TRY_AGAIN, describe, on_tpu_vm, start
 from pomp_jax.hosts.stop import Preempted, StopRequest
 from pomp_jax.hosts.talk import (
@@ -32,6 +32,7 @@ __all__ = [
   "fail",
   "fail_with_the_cause",
   "fingerprint_of_package",
+  "finish",
   "from_first",
   "gather",
   "is_first",

@@ -28,12 +28,30 @@ _REASON_SECONDS = 3.0
 _GRACE_SECONDS = 1.0
 
 _failing = threading.Event()
+_finished = threading.Event()
+_listener: threading.Thread | None = None
 
 
 def watch_failures() -> None:
   """Starts to listen for the failure of another process, which then ends this one too."""
+  global _listener
   if client() is not None:
-    threading.Thread(target=_watch, name="failures", daemon=True).start()
+    _listener = threading.Thread(target=_watch, name="failures", daemon=True)
+    _listener.start()
+
+
+def finish() -> None:
+  """Leaves the run when all have done their work: waits for the others, and stops listening.
+
+  A thread that waits within the runtime while Python ends would abort the process.
+  """
+  if client() is None:
+    return
+  _finished.set()
+  with contextlib.suppress(jax.errors.JaxRuntimeError):
+    jax.distributed.shutdown()
+  if _listener is not None:
+    _listener.join(_LOOK_SECONDS)
 
 
 def fail(message: str, status: int) -> NoReturn:
@@ -76,7 +94,7 @@ def _watch() -> None:
     found = _failure(store, _LOOK_SECONDS)
     if found is not None and not _failing.wait(_GRACE_SECONDS):
       _end_with(*found)
-    if found is not None or client() is None:
+    if found is not None or client() is None or _finished.is_set():
       return
 
 
@@ -86,7 +104,7 @@ def _failure(store: Any, seconds: float) -> tuple[str, str, int] | None:
   except jax.errors.JaxRuntimeError as error:
     if "DEADLINE_EXCEEDED" not in str(error):
       # The coordinator is gone, or this process is shutting down: JAX's own heartbeat decides.
-      time.sleep(seconds)
+      _finished.wait(seconds)
     return None
   return who, message, status
 

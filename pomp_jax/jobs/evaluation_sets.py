@@ -82,6 +82,8 @@ def _stored(
   source = _READERS[settings.reader](settings.root, name, classes, image_size)
   if classes.synsets is None:
     _check_names(source.names, classes.names, f"{settings.root}: {name}")
+  elif len(source.names) != len(classes):
+    classes = _some_classes(classes, source.names, f"{settings.root}: {name}")
   # ImageNet's classes were told by their ids, and what they are called is the source's affair.
   classes = dataclasses.replace(classes, names=source.names)
   if half != "all":
@@ -97,6 +99,21 @@ def _stored(
   if not len(source):
     raise SourceError(f"{settings.root}: {name} has no test image of the classes asked for")
   return source, classes
+
+
+def _some_classes(classes: ClassList, names: tuple[str, ...], where: str) -> ClassList:
+  """The classes of a data set that was made of a part of the list.
+
+  Raises:
+    SourceError: one that is not in the list.
+  """
+  label = {name: c for c, name in enumerate(classes.names)}
+  for name in names:
+    if name not in label:
+      raise SourceError(f"{where}: class {name!r} is not in its class list")
+  return dataclasses.replace(
+    classes, names=names, synsets=tuple(classes.synsets[label[name]] for name in names)
+  )
 
 
 def _coop(root: str, name: str, classes: ClassList, image_size: int) -> StoredImages:

@@ -1,13 +1,16 @@
 """What jobs start from, by the names that configs use."""
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pomp_jax import world
 from pomp_jax.clip import Clip, load_clip
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import read_clip_config
-from pomp_jax.config import WORLD, ConfigError
-from pomp_jax.data.source import ClassSubset, Source
+from pomp_jax.clip.made_up import made_up_clip, made_up_config
+from pomp_jax.config import MADE_UP_CLIP, WORLD, ConfigError
+from pomp_jax.data.imagenet21k import load_synsets
+from pomp_jax.data.source import ClassSubset, Source, StoredImages
 from pomp_jax.files.array_cache import ArrayCache
 from pomp_jax.jobs.sources import n_classes_of, open_stored, stored_splits
 from pomp_jax.prompt.train_step import make_mesh
@@ -20,21 +23,33 @@ def open_clip(settings: ConfigDict) -> Clip:
   Raises:
     ClipError: it can't be read.
   """
-  if settings.model == WORLD:
+  model = settings.model
+  if model.startswith(MADE_UP_CLIP):
+    synsets = load_synsets()
+    counts = {f"{name}.": int(n) for name, n in zip(synsets.names, synsets.lengths, strict=True)}
+    return made_up_clip(model.removeprefix(MADE_UP_CLIP), counts)
+  if model == WORLD:
     return load_clip(str(world.CLIP_PATH), WORLD, settings.activation)
-  return load_clip(settings.model, activation=settings.activation)
+  return load_clip(model, activation=settings.activation)
 
 
 def clip_config(model: str) -> ClipConfig:
   """The sizes alone of `config.clip.model`, without weights; see `open_clip`."""
+  if model.startswith(MADE_UP_CLIP):
+    return made_up_config(model.removeprefix(MADE_UP_CLIP))
   return read_clip_config(str(world.CLIP_PATH) if model == WORLD else model)
 
 
-def open_encoder(config: ConfigDict) -> Encoder:
-  """The CLIP on all devices, as `config.clip`, `config.mesh` and `config.eval.cache` say."""
+def open_encoder(config: ConfigDict, mesh: Mesh | None = None) -> Encoder:
+  """The CLIP on the devices, as `config.clip`, `config.mesh` and `config.eval.cache` say.
+
+  Args:
+    config: of the run.
+    mesh: other devices than all of them.
+  """
   return Encoder(
     open_clip(config.clip),
-    mesh=make_mesh(config.mesh.class_size),
+    mesh=make_mesh(config.mesh.class_size) if mesh is None else mesh,
     tower=config.clip.text_tower,
     dtype=config.clip.dtype,
     chunk=config.clip.chunk,
@@ -63,6 +78,12 @@ def open_source(data: ConfigDict, split: str, **size: int) -> Source:
   if "n_images" in size:
     size = {"images_per_class": -(-size["n_images"] // n_classes)}
   return ClassSubset(world.source(split, **size), n_classes)
+
+
+def open_training_source(data: ConfigDict, image_size: int) -> Source:
+  """The images to train with, of the size that the CLIP takes; errors as of `open_source`."""
+  source = open_source(data, "train", images_per_class=data.images_per_class)
+  return source.sized(image_size) if isinstance(source, StoredImages) else source
 
 
 def n_training_classes(data: ConfigDict) -> int:

@@ -3,14 +3,13 @@
 A run's folder holds everything; a run that is started again goes on where it stopped, exactly.
 """
 
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import logging
 import time
 
 import jax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 import numpy as np
 import optax
@@ -20,12 +19,12 @@ from pomp_jax.clip import tokenize
 from pomp_jax.clip.shared import MemoryPlan, plan_memory
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.config import ConfigError, fields
-from pomp_jax.data.loader import train_batches
-from pomp_jax.data.source import Source, StoredImages, spread_evenly
+from pomp_jax.data.loader import Fetch
+from pomp_jax.data.source import Source, spread_evenly
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, read_json, write_json
-from pomp_jax.jobs import inputs
+from pomp_jax.jobs import batches, inputs
 from pomp_jax.jobs.watch import Watch
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner
@@ -52,7 +51,10 @@ _FREE_FIELDS = (
   "checkpoint.keep",
   "data.threads",
   "data.root",
+  "data.workers",
   "data.cache",
+  "data.features",
+  "data.feature_cache",
   "eval.cache",
 )
 # Fields of jobs that only read what it leaves, or run it.
@@ -68,6 +70,7 @@ class Run:
   folder: RunFolder
   encoder: Encoder
   source: Source
+  fetch: Fetch
   module: PromptContext
   frozen: Frozen
   optimizer: optax.GradientTransformation
@@ -116,29 +119,37 @@ def run(config: ConfigDict, workdir: str) -> dict:
   if folder.results.exists():
     log.info("%s: this run has finished; nothing to do", workdir)
     return read_json(folder.results)
-  job = _prepare(config, folder)
+  job = prepare(config, folder)
   folder.create()
   if jax.process_index() == 0:
     write_json(folder.config, config.to_dict())
-  state, seconds = _train(job)
-  prompt = _prompt(job, state)
-  results = _results(job, prompt, seconds)
+  state, seconds, unreadable = _train(job)
+  prompt = prompt_of(job, state)
+  results = _results(job, prompt, seconds) | {"unreadable_images": len(unreadable)}
+  # On the devices of all processes, so by all of them.
+  sheet = _prediction_sheet(job, prompt, results)
   if jax.process_index() == 0:
     save_prompt(folder.prompt, prompt)
-    _plot(job, prompt, results)
+    plots.training_curves(folder.plots / "training.png", folder.scalars())
+    plots.accuracy_bars(folder.plots / "accuracy.png", results["eval"])
+    plots.prediction_sheet(folder.plots / "predictions.png", *sheet)
     # Last: a folder with results is a finished run.
     write_json(folder.results, results)
     _log_results(results, folder)
   return results
 
 
-def _prepare(config: ConfigDict, folder: RunFolder) -> Run:
+def prepare(config: ConfigDict, folder: RunFolder) -> Run:
+  """Opens everything, and writes nothing.
+
+  Raises:
+    ConfigError, VocabularyError, TokenizeError, FeatureCacheError: one line each.
+  """
   encoder = inputs.open_encoder(config)
-  source = inputs.open_source(config.data, "train", images_per_class=config.data.images_per_class)
-  if isinstance(source, StoredImages):
-    source = source.sized(encoder.clip.image_size)
+  source = inputs.open_training_source(config.data, encoder.clip.image_size)
+  fetch = batches.open_fetch(config.data, source, encoder)
   vocabulary = encoder.vocabulary(source.names, config.prompt.m)
-  steps_per_epoch = max(1, len(source) // config.batch_size)
+  steps_per_epoch = max(1, len(source) * config.data.views // config.batch_size)
   total_steps = config.steps or config.epochs * steps_per_epoch
   optim = config.optim
   rate = learning_rate(
@@ -161,6 +172,7 @@ def _prepare(config: ConfigDict, folder: RunFolder) -> Run:
     folder=folder,
     encoder=encoder,
     source=source,
+    fetch=fetch,
     module=module,
     frozen=encoder.frozen(vocabulary),
     optimizer=sgd(rate, optim.momentum, optim.weight_decay),
@@ -184,50 +196,45 @@ def _initial_context(config: ConfigDict, encoder: Encoder) -> np.ndarray | None:
   return np.asarray(token_embeddings(clip.params, ids_M))
 
 
-def _train(job: Run) -> tuple[TrainState, float]:
-  """Steps from the last checkpoint, or from none, to the end; returns seconds over all starts."""
+def _train(job: Run) -> tuple[TrainState, float, list[int]]:
+  """Steps from the last checkpoint, or from none, to the end.
+
+  Returns:
+    The last state; over all starts the seconds, and the images that could not be read.
+  """
   config, encoder = job.config, job.encoder
-  settings = _settings(job)
-  learner = _learner(job, settings)
-  state = replicate(create_state(learner, job.optimizer, config.seed), encoder.mesh)
+  state = first_state(job)
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(Checkpoints(job.folder.checkpoints, config.checkpoint.keep))
     restored = checkpoints.restore_latest(state)
-    first, seconds = 0, 0.0
+    first, seconds, unreadable = 0, 0.0, []
     if restored is not None:
       first, state = restored.step, restored.state
-      seconds = restored.meta["seconds"]
+      seconds, unreadable = restored.meta["seconds"], restored.meta["unreadable"]
       log.info("going on from the checkpoint of step %d", first)
     if first >= job.total_steps:
-      return state, seconds
-    train_step = make_train_step(
-      mesh=encoder.mesh,
-      learner=learner,
-      image_tower=encoder.image_tower,
-      optimizer=job.optimizer,
-      settings=settings,
-      accumulate=config.accumulate,
-    )
+      return state, seconds, unreadable
+    step_once = train_step(job)
     validate = _validation(job)
-    batches = train_batches(
-      job.source,
-      batch_size=config.batch_size,
-      seed=config.seed,
-      start=first,
-      shard=(jax.process_index(), jax.process_count()),
-      threads=config.data.threads,
+    loader = stack.enter_context(
+      contextlib.closing(
+        batches.open_batches(
+          config,
+          job.source,
+          job.fetch,
+          encoder.mesh,
+          start=first,
+          unreadable=frozenset(unreadable),
+        )
+      )
     )
+    on_devices = batches.on_devices(loader, encoder.mesh)
     watch = stack.enter_context(
       Watch(job.folder, job.total_steps, first, config.log.every, config.batch_size, job.rate)
     )
-    rows = NamedSharding(encoder.mesh, P(DATA))
     start = time.monotonic()
     for step in range(first + 1, job.total_steps + 1):
-      batch = {
-        name: jax.make_array_from_process_local_data(rows, array)
-        for name, array in next(batches).items()
-      }
-      state, metrics = train_step(state, job.frozen, batch)
+      state, metrics = step_once(state, job.frozen, next(on_devices))
       watch.step(step, metrics)
       if step % config.checkpoint.every == 0 or step == job.total_steps:
         # What is saved is known to be good.
@@ -235,9 +242,34 @@ def _train(job: Run) -> tuple[TrainState, float]:
         top1 = validate(state)
         watch.scalar("validation_top1", top1, step)
         spent = seconds + time.monotonic() - start
-        meta = {"seconds": spent, "position": step * config.batch_size, "config": config.to_dict()}
+        unreadable = batches.unreadable_anywhere(loader.unreadable)
+        meta = {
+          "seconds": spent,
+          "position": step * config.batch_size,
+          "unreadable": unreadable,
+          "config": config.to_dict(),
+        }
         checkpoints.save(step, state, meta, metric=top1)
-    return state, spent
+    return state, spent, unreadable
+
+
+def first_state(job: Run) -> TrainState:
+  """The state of step 0, on the devices."""
+  state = create_state(_learner(job, _settings(job)), job.optimizer, job.config.seed)
+  return replicate(state, job.encoder.mesh)
+
+
+def train_step(job: Run) -> Callable[..., tuple[TrainState, dict]]:
+  """The step, which is compiled when it is first called."""
+  config, encoder, settings = job.config, job.encoder, _settings(job)
+  return make_train_step(
+    mesh=encoder.mesh,
+    learner=_learner(job, settings),
+    image_tower=encoder.image_tower if config.data.features == "online" else None,
+    optimizer=job.optimizer,
+    settings=settings,
+    accumulate=config.accumulate,
+  )
 
 
 def _settings(job: Run) -> ContrastSettings:
@@ -277,7 +309,7 @@ def _memory_plan(job: Run, token_budget: int) -> MemoryPlan:
 def _validation(job: Run):
   """A function state -> top-1 on validation images, over all classes of the training."""
   source = inputs.open_source(job.config.data, "validation", n_images=job.config.eval.images)
-  split = split_features(job.encoder, source)
+  split = split_features(job.encoder, source, threads=job.config.data.threads)
 
   def top1(state: TrainState) -> float:
     class_features = job.encoder.features_of_tokens(
@@ -288,7 +320,8 @@ def _validation(job: Run):
   return top1
 
 
-def _prompt(job: Run, state: TrainState) -> Prompt:
+def prompt_of(job: Run, state: TrainState) -> Prompt:
+  """What a state has learned, as it is saved."""
   return Prompt(
     context=np.asarray(state.params["context"]),
     clip_model=job.encoder.clip.name,
@@ -306,7 +339,7 @@ def _results(job: Run, prompt: Prompt, seconds: float) -> dict:
     source = inputs.open_source(config.data, name, n_images=config.eval.images)
     # A class-specific context knows no class but those it was trained on.
     if not config.prompt.class_specific or tuple(source.names) == tuple(job.source.names):
-      splits[name] = split_features(job.encoder, source)
+      splits[name] = split_features(job.encoder, source, threads=job.config.data.threads)
   prompts = {"prompt": prompt, "hand_written": config.eval.template, "class_name": "{}."}
   scores = evaluate(job.encoder, splits, prompts)
   return {
@@ -326,18 +359,15 @@ def _results(job: Run, prompt: Prompt, seconds: float) -> dict:
   }
 
 
-def _plot(job: Run, prompt: Prompt, results: dict) -> None:
-  series = job.folder.scalars()
-  plots.training_curves(job.folder.plots / "training.png", series)
-  plots.accuracy_bars(job.folder.plots / "accuracy.png", results["eval"])
+def _prediction_sheet(job: Run, prompt: Prompt, results: dict) -> tuple:
+  """Images, their classes, and what the prompt takes them for: for `plots.prediction_sheet`."""
   # Classes that the training did not see, where there are such.
   split = next(name for name in ("novel", "new", "test", "base") if name in results["eval"])
   source = inputs.open_source(job.config.data, split, n_images=_SHEET_IMAGES)
-  shown = spread_evenly(_SHEET_IMAGES, len(source))
+  shown = spread_evenly(min(_SHEET_IMAGES, len(source)), len(source))
   images = source.images(shown)
   top3 = Classifier(job.encoder, prompt, source.names).predict(list(images), top=3)
-  plots.prediction_sheet(
-    job.folder.plots / "predictions.png",
+  return (
     images,
     [source.names[label] for label in source.labels[shown]],
     [[name for name, _ in row] for row in top3],

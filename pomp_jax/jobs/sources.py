@@ -11,9 +11,10 @@ import logging
 from ml_collections import ConfigDict
 import numpy as np
 
-from pomp_jax.config import ConfigError
+from pomp_jax.config import MADE_UP_DATA, ConfigError
 from pomp_jax.data.coop import open_coop
 from pomp_jax.data.folder import open_folder, own_classes, split_folders, subfolders
+from pomp_jax.data.made_up import open_made_up
 from pomp_jax.data.source import SourceError, StoredImages, spread_evenly
 from pomp_jax.data.subsets import even_sample, few_shot, half_of_classes
 from pomp_jax.data.vocabularies import ClassList, load_class_list
@@ -22,6 +23,7 @@ from pomp_jax.files.array_cache import ArrayCache
 log = logging.getLogger(__name__)
 
 _HALVES = ("base", "new")
+_MADE_UP_TEST_IMAGES = 5  # a class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,7 @@ class _Data:
   names: str
   shots: int
   shots_seed: int
+  images_per_class: int
   cache: str
 
 
@@ -134,6 +137,8 @@ def _left_over(data: _Data) -> StoredImages | None:
 
 
 def _splits(data: _Data) -> tuple[str, ...]:
+  if data.source == MADE_UP_DATA:
+    return ("train", "validation", "test")
   if data.source == "folder":
     return tuple(split_folders(data.root))
   if data.source == "coop":
@@ -145,6 +150,9 @@ def _splits(data: _Data) -> tuple[str, ...]:
 def _open(data: _Data, split: str) -> StoredImages:
   """A split that the data set has, all of it."""
   classes = load_class_list(data.names) if data.names else None
+  if data.source == MADE_UP_DATA:
+    count = data.images_per_class if split == "train" else _MADE_UP_TEST_IMAGES
+    return open_made_up(classes.names, count)
   if data.source == "folder":
     return _open_folder(data.root, split, classes)
   if data.source == "coop":

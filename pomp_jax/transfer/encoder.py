@@ -74,6 +74,7 @@ class Encoder:
       lambda params, images: normalize(self.image_tower(params, images)),
       n_replicated=1,
     )
+    self._tower_images = _over_rows(self.mesh, self.image_tower, n_replicated=1)
 
   def text_tower(self, token_budget: int | None = None, memory: MemoryPlan = KEEP_ALL) -> TextTower:
     """The text tower in use, for so many own tokens; see `clip.text_tower`."""
@@ -133,6 +134,12 @@ class Encoder:
       [settings, self._tower, self._dtype, str(structure), *map(np.asarray, leaves)]
     )
 
+  @functools.cached_property
+  def image_fingerprint(self) -> str:
+    """Of all that image features depend on beside the images."""
+    leaves, structure = jax.tree.flatten(self.clip.vision_params)
+    return fingerprint([self.clip.settings, self._dtype, str(structure), *map(np.asarray, leaves)])
+
   def features_of_tokens(
     self, params, tokens: ClassTokens, position: str
   ) -> Float[np.ndarray, "N E"]:
@@ -152,9 +159,15 @@ class Encoder:
     shares = [full.reshape(self.mesh.size, -1).sum(-1) for full, _ in self._chunks(lengths_N)]
     return 64 * -(-int(np.max(shares)) // 64)
 
-  def image_features(self, images: np.ndarray) -> Float[np.ndarray, "n E"]:
-    """Unit features of images, uint8 [n,S,S,3] with S = `clip.image_size`."""
-    return self._in_chunks(lambda rows: self._images(self.vision_params, rows), images)
+  def image_features(self, images: np.ndarray, *, unit: bool = True) -> Float[np.ndarray, "n E"]:
+    """Features of images, uint8 [n,S,S,3] with S = `clip.image_size`.
+
+    Args:
+      images: on the host.
+      unit: of length 1; else as a training step has them from the tower.
+    """
+    compute = self._images if unit else self._tower_images
+    return self._in_chunks(lambda rows: compute(self.vision_params, rows), images)
 
   def features_of_images(self, images: jax.Array) -> jax.Array:
     """Unit features of a batch that lies on the mesh, its rows split over all devices.

@@ -6,16 +6,21 @@ Shapes: N classes of a split, n images of it, E embedding.
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 import numpy as np
 
+from pomp_jax.data.in_order import ordered_batches
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.files.prompt_file import Prompt
+from pomp_jax.prompt.train_step import CLASS, DATA
 from pomp_jax.transfer.classification import topk_accuracy
 from pomp_jax.transfer.encoder import Encoder
+from pomp_jax.transfer.scoring import own_rows, place
 
-# Images rendered or decoded at a time.
-_BATCH = 1024
+# Images rendered or decoded at a time, over all processes.
+_BATCH = 256
 
 
 class SplitFeatures(NamedTuple):
@@ -32,14 +37,32 @@ class SplitFeatures(NamedTuple):
   features: Float[np.ndarray, "n E"]
 
 
-def split_features(encoder: Encoder, source: Source) -> SplitFeatures:
-  """Features of all images of a split, computed in batches."""
+def split_features(encoder: Encoder, source: Source, *, threads: int = 2) -> SplitFeatures:
+  """Features of all images of a split; each process decodes those of its own devices.
+
+  Args:
+    encoder: the CLIP, on the devices of all processes.
+    source: the images; the same list in every process.
+    threads: that read ahead.
+
+  Raises:
+    ImageError: an image can't be read.
+  """
   if isinstance(source, StoredImages):
     source = source.sized(encoder.clip.image_size)
-  starts = range(0, len(source), _BATCH)
-  batches = (np.arange(start, min(start + _BATCH, len(source))) for start in starts)
-  features = [encoder.image_features(source.images(indices)) for indices in batches]
-  return SplitFeatures(tuple(source.names), np.asarray(source.labels), np.concatenate(features))
+  n_devices = encoder.mesh.size
+  size = n_devices * -(-min(_BATCH, len(source)) // n_devices)
+  rows = NamedSharding(encoder.mesh, P((DATA, CLASS)))
+  own = own_rows(rows, size)
+  computed = []
+  for _, images in ordered_batches(source, batch_size=size, rows=own, threads=threads):
+    features_BxE = encoder.features_of_images(place(images, own, size, rows))
+    # Fetched one batch late, so that the device has the next to work on meanwhile.
+    if computed:
+      computed[-1] = np.asarray(computed[-1])
+    computed.append(features_BxE)
+  features = np.concatenate([np.asarray(part) for part in computed])[: len(source)]
+  return SplitFeatures(tuple(source.names), np.asarray(source.labels), features)
 
 
 def evaluate(

@@ -50,7 +50,7 @@ def tally(
   n_images, n_devices = len(source), encoder.mesh.size
   size = n_devices * -(-min(batch_size, n_images) // n_devices)
   rows = NamedSharding(encoder.mesh, P((DATA, CLASS)))
-  own = _own_rows(rows, size)
+  own = own_rows(rows, size)
   classes_PxNxE = replicate(np.stack(list(class_features.values())), encoder.mesh)
   everywhere = NamedSharding(encoder.mesh, P())
   score = jax.jit(
@@ -68,9 +68,9 @@ def tally(
   pending = None
   for start, images in ordered_batches(source, batch_size=size, rows=own, threads=threads):
     labels_B = source.labels[np.minimum(start + np.arange(size), n_images - 1)]
-    images_BxSxSx3 = _place(images, own, size, rows)
+    images_BxSxSx3 = place(images, own, size, rows)
     features_BxE = encoder.features_of_images(images_BxSxSx3)
-    computed = score(features_BxE, classes_PxNxE, _place(labels_B[own], own, size, rows))
+    computed = score(features_BxE, classes_PxNxE, place(labels_B[own], own, size, rows))
     # Counted one batch late, so that the devices have the next to work on meanwhile.
     if pending is not None:
       count(*pending)
@@ -107,13 +107,13 @@ def _answers(
   return jax.lax.map(one, classes_PxNxE)
 
 
-def _own_rows(rows: NamedSharding, size: int) -> np.ndarray:
-  """The rows of a batch that lie on this process's devices, in order."""
+def own_rows(rows: NamedSharding, size: int) -> np.ndarray:
+  """The rows of a batch of so many that lie on this process's devices, in order."""
   indices = rows.addressable_devices_indices_map((size,)).values()
   return np.unique(np.concatenate([np.arange(size)[index] for index in indices]))
 
 
-def _place(part: np.ndarray, own: np.ndarray, size: int, rows: NamedSharding) -> jax.Array:
+def place(part: np.ndarray, own: np.ndarray, size: int, rows: NamedSharding) -> jax.Array:
   """A batch on all devices, from the part of it that this process holds."""
   return jax.make_array_from_callback(
     (size, *part.shape[1:]),

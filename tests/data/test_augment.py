@@ -12,7 +12,7 @@ from torchvision.transforms import functional as F
 
 from pomp_jax.data import augment, resize
 from pomp_jax.data.augment import OPERATIONS, View, draw_view, make_view
-from pomp_jax.data.benchmark import natural_image
+from pomp_jax.data.made_up import natural_image
 
 IMAGE = natural_image(0, 60, 80)
 BICUBIC = InterpolationMode.BICUBIC

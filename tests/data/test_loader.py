@@ -1,15 +1,19 @@
 """The order of training images: a function of the seed and the position, whatever reads it."""
 
+import functools
 import itertools
 
 import numpy as np
 import pytest
 
-from pomp_jax.data.loader import train_batches
+from pomp_jax.data.loader import CorruptDataError, Loader
+from pomp_jax.data.made_up import encode, natural_image
+from pomp_jax.data.source import Files, StoredImages
+from pomp_jax.data.views import Augmentation, views
 
 
 class Numbers:
-  """Images that hold their own index."""
+  """Twenty images of five classes."""
 
   names = tuple("abcde")
   labels = np.arange(20, dtype=np.int32) % 5
@@ -18,32 +22,60 @@ class Numbers:
     return 20
 
   def images(self, indices):
-    return np.broadcast_to(
-      np.asarray(indices, np.uint8)[:, None, None, None], (len(indices), 2, 2, 3)
-    )
+    raise AssertionError("a loader shows what `fetch` gives")
+
+
+def show(indices, epochs, *, n_views=1, damaged=()):
+  """Views that hold index, epoch and number of the view."""
+  rows = np.stack(
+    [np.stack([indices, epochs, np.full_like(indices, view)], -1) for view in range(n_views)], 1
+  )
+  return rows, ~np.isin(indices, damaged)
+
+
+def shown(count, n_views=1, damaged=(), **arguments):
+  """The first batches, [count,G,3]."""
+  fetch = functools.partial(show, n_views=n_views, damaged=damaged)
+  arguments = {"batch_size": 4, "seed": 0, "n_views": n_views} | arguments
+  batches = list(itertools.islice(Loader(Numbers(), fetch, **arguments), count))
+  for batch in batches:
+    np.testing.assert_array_equal(batch["label"], batch["image"][:, 0] % 5)
+    assert batch["label"].dtype == np.int32
+  return np.stack([batch["image"] for batch in batches])
 
 
 def indices(count, **arguments):
-  batches = train_batches(Numbers(), **({"batch_size": 4, "seed": 0} | arguments))
-  return [batch["image"][:, 0, 0, 0].tolist() for batch in itertools.islice(batches, count)]
+  return shown(count, **arguments)[:, :, 0].tolist()
 
 
 def test_every_epoch_shows_every_image_once_in_another_order():
-  rows = indices(10)
-  first, second = np.ravel(rows[:5]), np.ravel(rows[5:])
+  rows = shown(10)
+  first, second = np.ravel(rows[:5, :, 0]), np.ravel(rows[5:, :, 0])
   assert sorted(first) == sorted(second) == list(range(20))
   assert first.tolist() != second.tolist()
   assert first.tolist() != list(range(20))
+  np.testing.assert_array_equal(rows[:5, :, 1], 0)
+  np.testing.assert_array_equal(rows[5:, :, 1], 1)
 
 
-def test_labels_belong_to_the_images():
-  for batch in itertools.islice(train_batches(Numbers(), batch_size=4, seed=1), 5):
-    np.testing.assert_array_equal(batch["label"], batch["image"][:, 0, 0, 0] % 5)
-    assert batch["label"].dtype == np.int32
+def test_epochs_end_within_batches():
+  rows = shown(6, batch_size=8).reshape(-1, 3)
+  np.testing.assert_array_equal(rows[:, 1], np.arange(48) // 20)
+  for epoch in range(2):
+    assert sorted(rows[rows[:, 1] == epoch, 0]) == list(range(20))
+
+
+def test_views_of_an_image_lie_side_by_side():
+  rows = shown(10, n_views=2)
+  assert sorted(rows[..., 0].ravel()) == sorted(2 * list(range(20)))
+  np.testing.assert_array_equal(rows[:, 0::2, 0], rows[:, 1::2, 0])
+  np.testing.assert_array_equal(rows[:, :, 2], np.tile([0, 1], (10, 2)))
+  # The same images, two by two, as without views.
+  assert rows[:, ::2, 0].ravel().tolist() == np.ravel(indices(5)).tolist()
 
 
 def test_a_later_start_reads_on():
-  assert indices(3, start=4) == indices(7)[4:]
+  np.testing.assert_array_equal(shown(3, start=4), shown(7)[4:])
 
 
 def test_the_seed_decides():
@@ -56,6 +88,78 @@ def test_processes_share_the_same_batches():
   assert [a + b for a, b in zip(*halves, strict=True)] == indices(6)
 
 
-def test_processes_must_divide_the_batch():
-  with pytest.raises(ValueError, match="batch of 4 does not divide by 3"):
-    train_batches(Numbers(), batch_size=4, seed=0, shard=(0, 3))
+def test_sizes_must_divide_the_batch():
+  with pytest.raises(ValueError, match="batch of 4 images does not divide by 3 processes"):
+    Loader(Numbers(), show, batch_size=4, seed=0, shard=(0, 3))
+  with pytest.raises(ValueError, match="batch of 4 does not divide by 3 views"):
+    Loader(Numbers(), show, batch_size=4, seed=0, n_views=3)
+
+
+def test_the_next_image_stands_in_for_one_that_cant_be_read():
+  whole, damaged = indices(10), (3, 4, 19)
+  stand_in = {3: 5, 4: 5, 19: 0}
+  expected = [[stand_in.get(index, index) for index in row] for row in whole]
+  assert indices(10, damaged=damaged, max_corrupt=0.15) == expected
+  halves = [indices(10, damaged=damaged, max_corrupt=0.15, shard=(index, 2)) for index in range(2)]
+  assert [a + b for a, b in zip(*halves, strict=True)] == expected
+
+
+def test_unreadable_images_are_counted_once_and_stop_when_there_are_too_many():
+  fetch = functools.partial(show, damaged=(3, 4, 19))
+  loader = Loader(Numbers(), fetch, batch_size=4, seed=0, max_corrupt=0.15)
+  list(itertools.islice(loader, 15))
+  assert loader.unreadable == {3, 4, 19}
+  loader = Loader(Numbers(), fetch, batch_size=4, seed=0, max_corrupt=0.1)
+  with pytest.raises(
+    CorruptDataError, match=r"^3 of 20 images can't be read, 2 are allowed .*: image \d+$"
+  ):
+    list(itertools.islice(loader, 15))
+  known = Loader(
+    Numbers(), show, batch_size=4, seed=0, max_corrupt=0.1, unreadable=frozenset({1, 2, 3})
+  )
+  with pytest.raises(CorruptDataError, match="3 of 20"):
+    next(known)
+
+
+def test_nothing_readable_is_an_error():
+  fetch = functools.partial(show, damaged=range(20))
+  with pytest.raises(CorruptDataError, match="images in a row"):
+    next(Loader(Numbers(), fetch, batch_size=4, seed=0, max_corrupt=1.0))
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+  """Ten JPEGs, the fourth of them damaged."""
+  folder = tmp_path_factory.mktemp("images")
+  for number in range(10):
+    content = encode(natural_image(number, 60, 80))
+    (folder / f"{number}.jpg").write_bytes(content[:200] if number == 3 else content)
+  keys = [f"{number}.jpg" for number in range(10)]
+  return StoredImages(("a", "b"), np.arange(10) % 2, keys, Files(folder), image_size=32)
+
+
+def stored_views(source, indices, epochs):
+  return views(source, indices, epochs, Augmentation("recipe", n_views=2, seed=1), 32)
+
+
+def test_worker_processes_decode_the_same_batches(stored):
+  def read(**arguments):
+    loader = Loader(
+      stored,
+      functools.partial(stored_views, stored),
+      batch_size=8,
+      seed=0,
+      n_views=2,
+      max_corrupt=0.2,
+      **arguments,
+    )
+    batches = list(itertools.islice(loader, 5))
+    loader.close()
+    return batches, loader.unreadable
+
+  alone, unreadable = read()
+  workers, also = read(workers=2, threads=1)
+  assert unreadable == also == {3}
+  for a, b in zip(alone, workers, strict=True):
+    np.testing.assert_array_equal(a["image"], b["image"])
+    np.testing.assert_array_equal(a["label"], b["label"])

@@ -5,7 +5,7 @@ from PIL import Image
 import pytest
 
 from pomp_jax.data import resize
-from pomp_jax.data.benchmark import natural_image
+from pomp_jax.data.made_up import natural_image
 from pomp_jax.data.resize import resized_crop
 
 

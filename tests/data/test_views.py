@@ -13,8 +13,8 @@ from transformers import CLIPImageProcessor, CLIPImageProcessorFast
 
 from pomp_jax import world
 from pomp_jax.data.augment import draw_view, make_view
-from pomp_jax.data.benchmark import encode, natural_image
 from pomp_jax.data.images import ImageError, decode_image, load_rgb, open_image
+from pomp_jax.data.made_up import encode, natural_image
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.views import Augmentation, views
 

@@ -1,0 +1,24 @@
+r"""The exact contrast: ImageNet-21K, ViT-B/16, every step against all 21,841 classes.
+
+  python -m pomp_jax.main --config=configs/imagenet21k_vit_b16_full.py --workdir=runs/full \
+    --config.data.root=RECORDS
+
+Data, cache, dry run and variants as in imagenet21k_vit_b16.py. No sample, so no correction and no
+draw to share: a device computes the features of all classes once a step for all of its views, and
+`mesh.class_size` splits that over devices.
+
+Cost (arithmetic): 94,457 tokens of names and a repeated name a view: 15 TFLOP of text a step,
+beside 36 of images (none from cached features).
+Published: none; so trains CoOp, which was out of reach there (over 300 GB).
+"""
+
+from configs import imagenet21k_vit_b16
+from pomp_jax.config import with_argument
+
+
+def get_config(argument: str = ""):
+  """The recipe with all negatives."""
+  config = imagenet21k_vit_b16.recipe()
+  config.negatives = "all"
+  config.correction = "none"
+  return with_argument(config, argument, **imagenet21k_vit_b16.SHORT)

@@ -1,0 +1,118 @@
+"""A CLIP of a published architecture with random weights: for its cost, not for what it sees."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+import zlib
+
+import jax
+import numpy as np
+from transformers import CLIPTextConfig, CLIPVisionConfig
+
+from pomp_jax.clip.architecture import ClipConfig, parameter_shapes
+from pomp_jax.clip.load import Clip
+from pomp_jax.clip.resnet import ResNetConfig
+
+_BOS, _EOT = 49406, 49407
+
+
+def _transformer(width: int, layers: int, activation: str) -> dict[str, Any]:
+  """Heads of 64 and an MLP of four times the width, as CLIP's transformers have."""
+  return {
+    "hidden_size": width,
+    "intermediate_size": 4 * width,
+    "num_hidden_layers": layers,
+    "num_attention_heads": width // 64,
+    "hidden_act": activation,
+  }
+
+
+def _clip(
+  vision: CLIPVisionConfig | ResNetConfig, text_width: int, embedding: int, activation: str
+) -> ClipConfig:
+  text = CLIPTextConfig(
+    **_transformer(text_width, 24 if text_width == 1024 else 12, activation),
+    vocab_size=49408,
+    max_position_embeddings=77,
+    bos_token_id=_BOS,
+    eos_token_id=_EOT,
+    projection_dim=embedding,
+  )
+  return ClipConfig(text, vision, embedding)
+
+
+def _vit(
+  text_width: int, layers: int, width: int, patch: int, side: int, activation: str = "quick_gelu"
+) -> ClipConfig:
+  vision = CLIPVisionConfig(
+    **_transformer(width, layers, activation), image_size=side, patch_size=patch
+  )
+  return _clip(vision, text_width, text_width, activation)
+
+
+def _resnet(layers: tuple[int, int, int, int], embedding: int) -> ClipConfig:
+  vision = ResNetConfig(layers, 64, 32, 224, embedding)
+  return _clip(vision, 512, embedding, "quick_gelu")
+
+
+_CONFIGS = {
+  "openai/clip-vit-base-patch32": lambda: _vit(512, 12, 768, 32, 224),
+  "openai/clip-vit-base-patch16": lambda: _vit(512, 12, 768, 16, 224),
+  "openai/clip-vit-large-patch14": lambda: _vit(768, 24, 1024, 14, 224),
+  "openai/clip-vit-large-patch14-336": lambda: _vit(768, 24, 1024, 14, 336),
+  "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": lambda: _vit(1024, 32, 1280, 14, 224, "gelu"),
+  "RN50.safetensors": lambda: _resnet((3, 4, 6, 3), 1024),
+  "RN101.safetensors": lambda: _resnet((3, 4, 23, 3), 512),
+}
+MADE_UP = tuple(_CONFIGS)
+
+
+def made_up_config(name: str) -> ClipConfig:
+  """An architecture by its hub id, or its usual file's name; one of MADE_UP."""
+  return _CONFIGS[name]()
+
+
+def made_up_clip(name: str, token_counts: Mapping[str, int], seed: int = 0) -> Clip:
+  """A published architecture, its weights drawn at random.
+
+  Args:
+    name: one of MADE_UP.
+    token_counts: tokens of texts with EOT under CLIP's own tokenizer, which is not at hand; others
+      are counted by their letters.
+    seed: of the weights.
+  """
+  config = made_up_config(name)
+  rng = np.random.default_rng(seed)
+
+  def draw(path, shape) -> np.ndarray:
+    kind = path[-1].key
+    if kind in ("bias", "mean", "scale", "var"):
+      return np.full(shape, kind in ("scale", "var"), np.float32)
+    # Products keep their size; embeddings have CLIP's.
+    flat = kind == "embedding" or len(shape) < 2
+    spread = np.float32(0.02 if flat else np.prod(shape[:-1]) ** -0.5)
+    return spread * rng.standard_normal(shape, np.float32)
+
+  shapes = parameter_shapes(config)
+  params = jax.tree_util.tree_map_with_path(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
+  params["logit_scale"] = np.float32(np.log(100))
+  return Clip(name, config, params, StandInTokenizer(token_counts))
+
+
+class StandInTokenizer:
+  """Rows of the right lengths, or nearly, with ids that mean nothing."""
+
+  bos_token_id = _BOS
+
+  def __init__(self, token_counts: Mapping[str, int]):
+    """Takes the counts that are known; see `made_up_clip`."""
+    self._counts = token_counts
+
+  def __call__(self, texts: Sequence[str], add_special_tokens: bool = True) -> dict:
+    """As HuggingFace's tokenizers: {"input_ids": rows} with SOS and EOT."""
+    return {"input_ids": [[_BOS, *self._ids(text), _EOT] for text in texts]}
+
+  def _ids(self, text: str) -> list[int]:
+    count = self._counts.get(text)
+    # Of ImageNet-21K's names a word of up to seven letters is one token or two.
+    count = count - 1 if count else 1 + sum(1 + len(word) // 7 for word in text.split())
+    return [zlib.crc32(f"{i} {text}".encode()) % (_BOS - 1) for i in range(count)]

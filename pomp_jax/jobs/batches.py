@@ -1,0 +1,147 @@
+"""What a training step is fed with, as `config.data` says: views of images, or their features.
+
+`data.features="online"` renders or decodes images and the step computes their features;
+`"cached"` reads what the job `cache` has computed. Both show the same views in the same order.
+"""
+
+from collections.abc import Iterator
+import functools
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+import numpy as np
+
+from pomp_jax import hosts
+from pomp_jax.data.cached import CachedViews
+from pomp_jax.data.loader import Fetch, Loader
+from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.data.views import Augmentation, views
+from pomp_jax.files.array_cache import fingerprint
+from pomp_jax.files.feature_blocks import FeatureBlocks, FeatureCacheError
+from pomp_jax.prompt.train_step import DATA
+from pomp_jax.transfer import Encoder
+
+
+def augmentation(data: ConfigDict) -> Augmentation:
+  """How `config.data` shows training images."""
+  return Augmentation(data.augment, data.views, data.augment_seed, data.fresh_epochs)
+
+
+def open_features(data: ConfigDict, source: Source, encoder: Encoder) -> FeatureBlocks:
+  """The folder `data.feature_cache` of features of the training images, filled or not.
+
+  Raises:
+    FeatureCacheError: what is there is no cache, or one of other images, views or another CLIP.
+  """
+  shown = augmentation(data)
+  keys = source.keys.tolist() if isinstance(source, StoredImages) else []
+  images = fingerprint(["\0".join(source.names), "\0".join(keys), np.asarray(source.labels)])
+  # What is not drawn has no seed.
+  seed = None if data.augment == "none" else data.augment_seed
+  return FeatureBlocks(
+    data.feature_cache,
+    n_images=len(source),
+    n_versions=shown.n_epochs * shown.n_views,
+    width=encoder.clip.config.projection_dim,
+    made_from={
+      "image_tower": encoder.image_fingerprint,
+      "source": data.source,
+      "images": images,
+      "augment": data.augment,
+      "views": data.views,
+      "epochs": shown.n_epochs,
+      "augment_seed": seed,
+    },
+  )
+
+
+def open_fetch(data: ConfigDict, source: Source, encoder: Encoder) -> Fetch:
+  """What `Loader` reads the training images by.
+
+  Raises:
+    FeatureCacheError: a cache that is of something else, or not complete.
+  """
+  if data.features == "cached" and not data.feature_cache:
+    return functools.partial(_noise, data.views, encoder.clip.config.projection_dim)
+  if data.features == "online":
+    size = encoder.clip.image_size
+    return functools.partial(_views, source, augmentation=augmentation(data), size=size)
+  blocks = open_features(data, source, encoder)
+  missing = blocks.missing()
+  if missing:
+    raise FeatureCacheError(
+      f"{data.feature_cache}: {len(missing)} of {blocks.n_blocks} blocks are missing; the same"
+      " config with config.job='cache' computes them"
+    )
+  return CachedViews(blocks, augmentation(data))
+
+
+def _views(source, indices, epochs, *, augmentation, size):
+  return views(source, indices, epochs, augmentation, size)
+
+
+def _noise(n_views, width, indices, epochs):
+  # A dry run has no cache: features that are made up as its data is.
+  shape = (len(indices), n_views, width)
+  return np.random.default_rng(indices).standard_normal(shape, np.float32), np.ones(shape[0], bool)
+
+
+def open_batches(
+  config: ConfigDict,
+  source: Source,
+  fetch: Fetch,
+  mesh: Mesh,
+  *,
+  start: int = 0,
+  unreadable: frozenset[int] = frozenset(),
+) -> Loader:
+  """This process's part of the batches, from batch `start` on; see `data.loader`."""
+  data = config.data
+  return Loader(
+    source,
+    fetch,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    n_views=data.views,
+    start=start,
+    shard=_shard(mesh),
+    threads=data.threads,
+    workers=data.workers,
+    max_corrupt=data.max_corrupt,
+    unreadable=unreadable,
+  )
+
+
+def _shard(mesh: Mesh) -> tuple[int, int]:
+  """Which part of a batch, of how many, this process's devices take.
+
+  Processes whose devices split the classes of the same images take the same part.
+  """
+  own = {
+    row
+    for (row, _), device in np.ndenumerate(mesh.devices)
+    if device.process_index == jax.process_index()
+  }
+  return min(own) // len(own), mesh.shape[DATA] // len(own)
+
+
+def on_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict]:
+  """The batches on the mesh, each sent while the step before it is being computed."""
+  rows = NamedSharding(mesh, P(DATA))
+
+  def send(batch):
+    return {
+      name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()
+    }
+
+  # Steps are only started, not waited for: the copy runs beside the one before.
+  return map(send, batches)
+
+
+def unreadable_anywhere(found: set[int]) -> list[int]:
+  """The unreadable images that the processes met; all processes call it together."""
+  return sorted(
+    {i for _, theirs in hosts.gather(sorted(found), "unreadable images") for i in theirs}
+  )

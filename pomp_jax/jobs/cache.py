@@ -1,0 +1,155 @@
+"""Features of the training images, computed once: for runs with `data.features="cached"`.
+
+The image tower is frozen, so V views of an image in each of `data.fresh_epochs` epochs are all that
+it ever computes. Every process computes blocks of its own; one that is stopped goes on with the
+block it was in.
+"""
+
+from collections.abc import Iterator
+import itertools
+import logging
+import time
+
+import grain
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from pomp_jax.config import ConfigError
+from pomp_jax.data.loader import CorruptDataError, in_workers, name_of
+from pomp_jax.data.source import Source
+from pomp_jax.data.views import views
+from pomp_jax.files.feature_blocks import FeatureBlocks
+from pomp_jax.files.progress import Progress
+from pomp_jax.files.run_folder import RunFolder, write_json
+from pomp_jax.hosts import gather
+from pomp_jax.jobs import batches, inputs
+from pomp_jax.prompt.train_step import make_mesh
+from pomp_jax.transfer import Encoder
+
+log = logging.getLogger(__name__)
+
+# Views that are decoded, and sent to the devices, together.
+_VIEWS = 256
+_DECODED_AHEAD = 4
+
+
+def check(config: ConfigDict, workdir: str) -> None:
+  """Refuses what can't work before weights are read; writes nothing.
+
+  Raises:
+    ConfigError, RunFolderError, SourceError: one line each.
+  """
+  RunFolder(workdir).check()
+  inputs.n_training_classes(config.data)
+  if config.data.features != "online":
+    takes = "'online' where config.job='cache'"
+    raise ConfigError("data.features", config.data.features, takes)
+
+
+def run(config: ConfigDict, workdir: str) -> dict:
+  """Computes the blocks that are missing; returns what `results.json` holds.
+
+  Raises:
+    FeatureCacheError: the folder holds something else.
+    CorruptDataError: more images than `data.max_corrupt` allows can't be read.
+  """
+  encoder = inputs.open_encoder(config, make_mesh(devices=jax.local_devices()))
+  source = inputs.open_training_source(config.data, encoder.clip.image_size)
+  blocks = batches.open_features(config.data, source, encoder)
+  missing = blocks.missing()
+  # All processes have seen what is there before one of them adds to it.
+  gather(len(missing), "the blocks that are missing")
+  if jax.process_index() == 0:
+    blocks.create()
+  mine = missing[jax.process_index() :: jax.process_count()]
+  start = time.monotonic()
+  _fill(config.data, blocks, mine, source, encoder)
+  gather(None, "the end of the others' work")
+  seconds = time.monotonic() - start
+  n_computed = sum(len(blocks.indices(block)) for block in missing) * blocks.n_versions
+  results = {
+    "job": config.job,
+    "n_images": blocks.n_images,
+    "n_versions": blocks.n_versions,
+    "bytes": 4 * blocks.n_images * blocks.n_versions * blocks.width,
+    "computed_features": n_computed,
+    "seconds": round(seconds, 2),
+    "features_per_second": round(n_computed / seconds, 1),
+    "unreadable": [name_of(source, index) for index in blocks.unreadable().tolist()],
+  }
+  if jax.process_index() == 0:
+    folder = RunFolder(workdir)
+    folder.create()
+    write_json(folder.results, results)
+    log.info(
+      "%s: %d features of %d images (%.2f GB), %d of them computed now, %.0f a second",
+      *(config.data.feature_cache, blocks.n_images * blocks.n_versions, blocks.n_images),
+      *(results["bytes"] / 1e9, n_computed, results["features_per_second"]),
+    )
+    log.info("train from them with data.features='cached'")
+  return results
+
+
+def _fill(
+  data: ConfigDict, blocks: FeatureBlocks, mine: list[int], source: Source, encoder: Encoder
+) -> None:
+  """Computes and writes blocks, one after the other."""
+  n_damaged, allowed = 0, int(data.max_corrupt * blocks.n_images)
+  total = sum(len(blocks.indices(block)) for block in mine) * blocks.n_versions
+  done = 0
+  decoded = _decoded(data, blocks, mine, source, encoder.clip.image_size)
+  with Progress(
+    total, description="features", unit="features", quiet=jax.process_index() > 0
+  ) as progress:
+    for block, parts in itertools.groupby(decoded, key=lambda part: part[0]):
+      indices = blocks.indices(block)
+      features = np.empty((len(indices), blocks.n_versions, blocks.width), np.float32)
+      for _, rows, versions, pixels, readable in parts:
+        flat = pixels.reshape(-1, *pixels.shape[2:])
+        found = encoder.image_features(flat, unit=False).reshape(*versions.shape, -1)
+        found[~readable] = np.nan
+        features[rows[:, None] - indices[0], versions] = found
+        done += versions.size
+        progress.update(done)
+      damaged = np.flatnonzero(np.isnan(features[:, 0, 0])) + indices[0]
+      n_damaged += len(damaged)
+      for index in damaged.tolist():
+        log.warning("%s: can't be read; another image stands in for it", name_of(source, index))
+      if n_damaged > allowed:
+        raise CorruptDataError(
+          f"{n_damaged} of {blocks.n_images} images can't be read, {allowed} are allowed by"
+          f" data.max_corrupt; the last: {name_of(source, int(damaged[-1]))}"
+        )
+      blocks.write(block, features)
+
+
+def _decoded(
+  data: ConfigDict, blocks: FeatureBlocks, mine: list[int], source: Source, size: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+  """Block, images [B], their versions [B,V], views [B,V,S,S,3], readable [B]; in order."""
+  shown = batches.augmentation(data)
+  parts = [
+    (block, epoch, part)
+    for block in mine
+    for epoch in range(shown.n_epochs)
+    for part in _parts(blocks.indices(block), max(1, _VIEWS // shown.n_views))
+  ]
+
+  def read(number: int):
+    block, epoch, indices = parts[number]
+    epochs = np.full(len(indices), epoch)
+    return block, indices, shown.versions(epochs), *views(source, indices, epochs, shown, size)
+
+  if not parts:
+    return iter(())
+  options = grain.ReadOptions(
+    num_threads=data.threads, prefetch_buffer_size=max(_DECODED_AHEAD, data.threads)
+  )
+  decoded = grain.MapDataset.range(len(parts)).map(read).to_iter_dataset(options)
+  return iter(in_workers(decoded, data.workers, _DECODED_AHEAD))
+
+
+def _parts(indices: np.ndarray, size: int) -> list[np.ndarray]:
+  """Indices, so many at a time."""
+  return [indices[start : start + size] for start in range(0, len(indices), size)]

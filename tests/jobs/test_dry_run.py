@@ -1,0 +1,98 @@
+"""A dry run: the whole of a training on made-up data, nothing written, the sums right."""
+
+import numpy as np
+import pytest
+from small_run import small_config
+
+from pomp_jax.clip import made_up, tokenize
+from pomp_jax.config import ConfigError, validate
+from pomp_jax.data.made_up import open_made_up
+from pomp_jax.data.vocabularies import load_class_list
+from pomp_jax.jobs import dry_run, inputs
+
+
+def dry(**changes):
+  config = small_config(dry_run=True, **{"data.n_classes": 0} | changes)
+  validate(config)
+  return config
+
+
+def run(config, tmp_path, caplog):
+  dry_run.check(config, str(tmp_path / "run"))
+  with caplog.at_level("INFO", "pomp_jax"):
+    figures = dry_run.run(config, str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
+  return figures
+
+
+def test_stored_images_are_made_up(tmp_path, caplog):
+  config = dry(
+    **{
+      "data.source": "tfds",
+      "data.dataset": "food101",
+      "data.root": "/not/here/yet",
+      "data.shots": 4,
+      "data.augment": "recipe",
+      "data.views": 2,
+      "data.fresh_epochs": 3,
+      "epochs": 5,
+      "steps": 0,
+      "checkpoint.keep": 2,
+    }
+  )
+  figures = run(config, tmp_path, caplog)
+  # 101 classes of 4 images, two views of each, 16 a step, five epochs.
+  assert figures["steps"] == 5 * (101 * 4 * 2 // 16)
+  assert "101 classes, 404 training images, made up; 250 steps of 16 views" in caplog.text
+  width = inputs.clip_config("world").projection_dim
+  assert figures["feature_cache_bytes"] == 4 * 404 * 6 * width
+  assert figures["device_temporaries_mib"] > 0 and figures["process_peak_mib"] > 100
+  slower = max(figures["step_seconds"], figures["read_seconds"])
+  assert figures["training_seconds"] == pytest.approx(250 * slower)
+  parts = [figures[f"{part}_seconds"] for part in ("training", "validation", "evaluation")]
+  assert figures["total_seconds"] > sum(parts) * 0.999
+  assert figures["checkpoint_bytes"] > 0
+  assert figures["disk_bytes"] == 4 * figures["checkpoint_bytes"] + figures["prompt_bytes"]
+
+
+def test_the_world_and_cached_features(tmp_path, caplog):
+  assert run(dry(), tmp_path, caplog)["steps"] == 12
+  cached = dry(**{"data.source": "folder", "data.names": "dtd", "data.features": "cached"})
+  figures = run(cached, tmp_path, caplog)
+  assert "47 classes" in caplog.text
+  # The program takes features: no image tower's weights are among its arguments.
+  online = run(dry(**{"data.source": "folder", "data.names": "dtd"}), tmp_path, caplog)
+  assert figures["device_arguments_mib"] < online["device_arguments_mib"]
+
+
+def test_what_a_dry_run_can_not_do(tmp_path):
+  for changes, message in (
+    ({"job": "evaluate"}, "dry_run: got True, takes false where config.job='evaluate'"),
+    ({"data.source": "folder", "data.root": "x"}, "data.names: got '', takes a file of names, or"),
+    ({"data.source": "folder", "data.names": "dtd", "k": 48}, "k: got 48, takes at most the numb"),
+  ):
+    with pytest.raises(ConfigError, match=message):
+      dry_run.check(dry(**changes), str(tmp_path))
+  with pytest.raises(ConfigError, match="clip.model: got 'made_up:x/y', takes made_up: and one of"):
+    dry(**{"clip.model": "made_up:x/y"})
+
+
+def test_made_up_images_are_of_true_size():
+  source = open_made_up(("a", "b"), 3, image_size=32)
+  assert source.labels.tolist() == [0, 0, 0, 1, 1, 1]
+  images = source.images(np.arange(6))
+  assert images.shape == (6, 32, 32, 3)
+  assert len({image.tobytes() for image in images}) == 6
+  assert 20_000 < len(source.encoded(0)) < 200_000
+
+
+def test_the_stand_in_tokenizer_has_the_right_lengths():
+  names = load_class_list("imagenet21k").names[:2000]
+  tokenizer = made_up.StandInTokenizer({f"{names[0]}.": 9})
+  config = made_up.made_up_config("openai/clip-vit-base-patch16").text_config
+  ids, lengths = tokenize([f"{name}." for name in names], tokenizer, config)
+  assert lengths[0] == 9
+  # 4.3 tokens is the mean of all, with CLIP's own.
+  assert lengths[1:].mean() == pytest.approx(4.3, rel=0.2)
+  assert (ids[np.arange(2000), lengths - 1] == config.eos_token_id).all()
+  assert len(np.unique(ids[:, 0])) > 1000

@@ -1,0 +1,217 @@
+"""A small ImageNet-21K as it is distributed, all the way: records, features, prompt, figures.
+
+Real JPEGs of 200 synsets, in folders or in tar files, some of them damaged.
+"""
+
+import io
+import itertools
+import json
+import pathlib
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+from two_processes import run_in_two_processes
+
+from pomp_jax.config import base, validate
+from pomp_jax.data.made_up import encode, natural_image
+from pomp_jax.data.vocabularies import load_class_list
+from pomp_jax.files.prompt_file import load_prompt
+from pomp_jax.jobs import job
+
+CLASSES = load_class_list("imagenet21k")
+# Names that the small CLIP's 32 positions hold.
+_SHORT = [c for c, name in enumerate(CLASSES.names) if len(name) < 14]
+SYNSETS = [CLASSES.synsets[c] for c in _SHORT[::60][:200]]
+N_IMAGES = 4  # a class
+# Two of the four images of three classes: empty, no image, cut off.
+DAMAGED = {
+  (c, i): content
+  for c, content in ((7, b""), (90, b"<html>404</html>"), (140, None))
+  for i in (0, 2)
+}
+
+
+def pictures():
+  """Synset, file name and content of every image."""
+  different = [encode(natural_image(seed, 48, 64)) for seed in range(20)]
+  for c, synset in enumerate(SYNSETS):
+    for i in range(N_IMAGES):
+      content = different[(c + 7 * i) % 20]
+      damaged = DAMAGED.get((c, i), content)
+      yield synset, f"{synset}_{i}.JPEG", content[:400] if damaged is None else damaged
+
+
+def folders(root):
+  """A folder a synset."""
+  for synset, name, content in pictures():
+    (root / synset).mkdir(parents=True, exist_ok=True)
+    (root / synset / name).write_bytes(content)
+  return root
+
+
+def archive(root):
+  """A tar of a tar a synset."""
+  root.mkdir()
+  path = root / "fall11_whole.tar"
+  with tarfile.open(path, "w") as whole:
+    for synset, images in itertools.groupby(pictures(), key=lambda image: image[0]):
+      inner = io.BytesIO()
+      with tarfile.open(fileobj=inner, mode="w") as tar:
+        for _, name, content in images:
+          add(tar, name, content)
+      add(whole, f"{synset}.tar", inner.getvalue())
+  return path
+
+
+def add(tar, name, content):
+  member = tarfile.TarInfo(name)
+  member.size = len(content)
+  tar.addfile(member, io.BytesIO(content))
+
+
+def config_of(**changes):
+  config = base()
+  config.update_from_flattened_dict(changes)
+  validate(config)
+  return config
+
+
+def prepare(source, records):
+  """Two shots and one held-out image a class."""
+  config = config_of(
+    job="prepare",
+    **{
+      "prepare.dataset": "imagenet21k",
+      "prepare.input": str(source),
+      "prepare.shots": 2,
+      "prepare.held_out": 1,
+      "prepare.workers": 1,
+    },
+  )
+  return run([(config, records)])[0]
+
+
+def run(jobs):
+  results = []
+  for config, workdir in jobs:
+    module = job(config.job)
+    module.check(config, str(workdir))
+    results.append(module.run(config, str(workdir)))
+  return results
+
+
+def jobs_on(records, out):
+  """The cache, the training from it, and the evaluation; configs and folders."""
+  data = {
+    "data.source": "tfds",
+    "data.root": str(records),
+    "data.dataset": "imagenet21k",
+    "data.augment": "recipe",
+    "data.views": 2,
+    "data.fresh_epochs": 2,
+    "data.feature_cache": str(out / "features"),
+    "eval.images": 200,
+  }
+  train = {
+    "k": 20,
+    "batch_size": 40,
+    "accumulate": 1,
+    "epochs": 2,
+    "optim.lr": 0.05,
+    "optim.warmup": 0.0,
+    "checkpoint.every": 20,
+  }
+  (out / "features").mkdir(parents=True)
+  evaluate = {
+    "evaluate.suite": "imagenet21k",
+    "evaluate.sets": "imagenet21k",
+    "evaluate.reader": "tfds",
+    "evaluate.root": str(records),
+    "evaluate.prompts": f"{out / 'train' / 'prompt.npz'};hand_written",
+  }
+  return [
+    (config_of(job="cache", **data), out / "cache"),
+    (config_of(**data, **train, **{"data.features": "cached"}), out / "train"),
+    (config_of(job="evaluate", **evaluate), out / "evaluate"),
+  ]
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+  """Records made of the tar of tars, and what the job said of them."""
+  root = tmp_path_factory.mktemp("imagenet21k")
+  return root / "records", prepare(archive(root / "tar"), root / "records")
+
+
+def test_folders_make_the_records_that_the_archive_makes(records, tmp_path):
+  report = prepare(folders(tmp_path / "images"), tmp_path / "records")
+  assert report["splits"] == records[1]["splits"] | {
+    split: counts | {"bytes": report["splits"][split]["bytes"]}
+    for split, counts in records[1]["splits"].items()
+  }
+  assert report["n_unreadable"] == records[1]["n_unreadable"] == len(DAMAGED)
+  assert report["splits"]["train"]["images"] == 397
+  assert report["splits"]["validation"]["images"] == 200
+
+
+@pytest.fixture(scope="module")
+def alone(records, tmp_path_factory):
+  """All jobs in this process."""
+  out = tmp_path_factory.mktemp("alone")
+  return out, run(jobs_on(records[0], out))
+
+
+def test_the_whole_way_in_one_process(alone, tmp_path):
+  out, (cache, train, evaluation) = alone
+  assert (cache["n_images"], cache["n_versions"], cache["unreadable"]) == (397, 4, [])
+  assert (train["n_classes"], train["steps"]) == (200, 38)
+  figures = evaluation["sets"]["imagenet21k"]["prompts"]
+  assert len(figures) == 2
+  learned, by_hand = figures.values()
+  for scores in (learned, by_hand):
+    assert 0 <= scores["top1"] <= scores["top5"] <= 1
+  names = tmp_path / "names.txt"
+  names.write_text("".join(f"{CLASSES.names[c]}\n" for c in (3, 70, 2000)))
+  exports = {
+    "prompt": {"export.format": "pth"},
+    "features": {"export.format": "detic", "export.names": str(names)},
+  }
+  for name, fields in exports.items():
+    config = config_of(
+      job="export", **{"export.prompt": str(out / "train" / "prompt.npz")}, **fields
+    )
+    run([(config, tmp_path / name)])
+  [features] = (tmp_path / "features").glob("*.npy")
+  rows = np.load(features)
+  assert rows.shape[0] == 3
+  np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
+  [written] = (tmp_path / "prompt").glob("*.pth*")
+  np.testing.assert_array_equal(
+    load_prompt(written).context, load_prompt(out / "train" / "prompt.npz").context
+  )
+
+
+def test_the_whole_way_in_two_processes_is_the_same(records, alone, tmp_path):
+  whole, _ = alone
+  out = tmp_path / "two"
+  # As many draws as there: one on each device; here one after the other, split over both processes.
+  jobs = jobs_on(records[0], out)
+  jobs[1][0].mesh.class_size = 4
+  jobs[1][0].accumulate = jax.device_count()
+  run_in_two_processes(
+    [(config, (workdir, workdir)) for config, workdir in jobs], tmp_path / "jobs.json"
+  )
+  np.testing.assert_allclose(
+    load_prompt(out / "train" / "prompt.npz").context,
+    load_prompt(whole / "train" / "prompt.npz").context,
+    atol=1e-5,
+  )
+  results = [
+    json.loads(pathlib.Path(folder, "evaluate", "results.json").read_text())["accuracy"]
+    for folder in (whole, out)
+  ]
+  a, b = (list(figures["top1"].values()) for figures in results)
+  for one, two in zip(a, b, strict=True):
+    assert list(one.values()) == pytest.approx(list(two.values()), abs=1 / 200)
