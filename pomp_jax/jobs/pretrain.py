@@ -210,7 +210,7 @@ def _train(job: Run) -> tuple[TrainState, float, list[int]]:
     first, seconds, unreadable = 0, 0.0, []
     if restored is not None:
       first, state = restored.step, restored.state
-      seconds, unreadable = restored.meta["seconds"], restored.meta["unreadable"]
+      seconds, unreadable = restored.meta["seconds"], restored.meta.get("unreadable", [])
       log.info("going on from the checkpoint of step %d", first)
     if first >= job.total_steps:
       return state, seconds, unreadable

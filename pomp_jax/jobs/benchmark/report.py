@@ -62,6 +62,9 @@ def plot(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
         if mine:
           axes.loglog(*zip(*sorted(mine), strict=True), marker=marker, label=name)
       axes.set(xlabel="K, classes a step", ylabel=label)
+      ks = sorted({row["k"] for row in rows})
+      axes.set_xticks(ks, [f"{k:,}" for k in ks])
+      axes.minorticks_off()
       axes.grid(color="0.92", which="both")
       axes.spines[["top", "right"]].set_visible(False)
       axes.legend(frameon=False)
