@@ -143,7 +143,8 @@ def load_clip(source: str, name: str | None = None, activation: str = "auto") ->
     else:
       params = read_params(checkpoint.weights, checkpoint.shapes, checkpoint.layout)
   config = checkpoint.config
-  log.info("%s: %s", source, "; ".join([config.describe(), *config.notes]))
+  level = logging.WARNING if any("ASSUMED" in note for note in config.notes) else logging.INFO
+  log.log(level, "%s: %s", source, "; ".join([config.describe(), *config.notes]))
   return Clip(name or source, config, params, tokenizer, mean, std)
 
 
