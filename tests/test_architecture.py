@@ -12,8 +12,22 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 _IMPORT_WITHOUT = """
 import importlib, sys
-for name in sys.argv[1].split(","):
-  sys.modules[name] = None  # to import it, or a part of it, is an ImportError now
+
+absent = sys.argv[1].split(",")
+
+class Without:
+  # A finder that does not find them. As None in sys.modules they would look loaded to TFDS.
+  def __init__(self, finder):
+    self.finder = finder
+
+  def __getattr__(self, name):
+    return getattr(self.finder, name)
+
+  def find_spec(self, name, path=None, target=None):
+    found = name.split(".")[0] not in absent
+    return self.finder.find_spec(name, path, target) if found else None
+
+sys.meta_path[:] = map(Without, sys.meta_path)
 for name in sys.argv[2:]:
   importlib.import_module(name)
 """
