@@ -24,10 +24,10 @@ class Progress:
     total: int,
     initial: int = 0,
     description: str = "",
-    unit: str = "steps",
     stream: io.TextIOBase | None = None,
     quiet: bool = False,
     clock: Callable[[], float] = time.monotonic,
+    unit: str = "steps",
   ):
     """Starts the clock.
 
@@ -35,10 +35,10 @@ class Progress:
       total: steps (or other units) of the whole run.
       initial: steps done before this start; they don't count for the speed.
       description: what is running, a word or two.
-      unit: what is counted, in the plural.
       stream: where to write; standard error when it is None.
       quiet: write nothing (all processes but the first).
       clock: seconds, from any zero.
+      unit: what is counted, in the plural.
     """
     self._total, self._description, self._quiet, self._clock = total, description, quiet, clock
     self._unit = unit

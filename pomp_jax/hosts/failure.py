@@ -116,6 +116,8 @@ def _end_with(who: str, message: str, status: int) -> NoReturn:
 
 def _leave(status: int) -> NoReturn:
   """Out, at once; but the coordinator last, as the others hear through it."""
+  sys.stdout.flush()
+  sys.stderr.flush()
   store = client()
   if store is not None:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -126,6 +128,6 @@ def _leave(status: int) -> NoReturn:
         for index in range(1, n_processes()):
           left = max(1, int(1000 * (end - time.monotonic())))
           store.blocking_key_value_get(f"{_KEY}_heard/{index}", left)
-  sys.stdout.flush()
-  sys.stderr.flush()
+        # They have yet to end: without a coordinator the runtime would abort them.
+        time.sleep(_GRACE_SECONDS)
   os._exit(status)
