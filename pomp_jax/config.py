@@ -23,6 +23,7 @@ from pomp_jax.data.vocabularies import CLASS_LISTS
 from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.contrast import CORRECTIONS
 from pomp_jax.prompt.optimizer import SCHEDULES
+from pomp_jax.prompt.sampling import ANCHORS, EXCLUSIONS, SAMPLERS
 
 JOBS = (
   "pretrain",
@@ -118,7 +119,18 @@ def base() -> ConfigDict:
   # Local contrast and local correction.
   config.negatives = "sampled"  # sampled: K of them; all: the exact contrast over N, k is not read
   config.k = 1000  # K, classes that an image is contrasted with, its own included; N is all
-  config.correction = "log"  # log (unbiased), log10 (as published), none
+  config.correction = "log"  # log (unbiased), log10 (as published), none, refined, logq
+  config.sampling = ConfigDict()  # see docs/sampling.md
+  config.sampling.name = "uniform"  # uniform, hard, easy, hierarchical, frequency
+  config.sampling.mix = 0.5  # share of the uniform draw in the others, above 0
+  config.sampling.temperature = 0.05  # of hard and easy, in units of the cosine
+  config.sampling.anchors = "classes"  # near which hard draws: the images' classes, or the images
+  config.sampling.refresh_every = 50  # steps, after which the bank of class features is made anew
+  config.sampling.power = 0.5  # of the class counts, for frequency
+  config.sampling.exclude = "none"  # never an image's negatives: similar to its class, or kin of it
+  config.sampling.exclude_threshold = 0.95  # the cosine above which classes are similar
+  config.sampling.batch_positives = False  # the other images' classes as negatives too
+  config.sampling.ancestors_weight = 0.0  # of a loss over kinds of classes beside the classes'
 
   # Training.
   config.batch_size = 256  # images a step, over all devices
@@ -283,6 +295,9 @@ def validate(config: ConfigDict) -> None:
   _choice(config, "prompt.position", POSITIONS)
   _choice(config, "correction", CORRECTIONS)
   _choice(config, "negatives", ("sampled", "all"))
+  _choice(config, "sampling.name", SAMPLERS)
+  _choice(config, "sampling.anchors", ANCHORS)
+  _choice(config, "sampling.exclude", EXCLUSIONS)
   _choice(config, "clip.keep", ("auto", *KEEP))
   _choice(config, "optim.schedule", SCHEDULES)
   for field in (
@@ -292,6 +307,7 @@ def validate(config: ConfigDict) -> None:
     "data.views",
     "prepare.workers",
     "prompt.m",
+    "sampling.refresh_every",
     "batch_size",
     "accumulate",
     "epochs",
@@ -328,8 +344,16 @@ def validate(config: ConfigDict) -> None:
     "optim.weight_decay",
     "optim.warmup",
     "optim.warmup_lr",
+    "sampling.power",
+    "sampling.ancestors_weight",
   ):
     _at_least(config, field, 0)
+  if not 0 < config.sampling.mix <= 1:
+    raise ConfigError("sampling.mix", config.sampling.mix, "above 0, at most 1")
+  if not 0 < config.sampling.temperature < float("inf"):
+    raise ConfigError("sampling.temperature", config.sampling.temperature, "a number above 0")
+  if not -1 <= config.sampling.exclude_threshold <= 1:
+    raise ConfigError("sampling.exclude_threshold", config.sampling.exclude_threshold, "-1 to 1")
   if config.seed >= 2**32:
     raise ConfigError("seed", config.seed, "an integer from 0 to 4294967295")
   if config.optim.schedule == "epoch" and config.optim.warmup != int(config.optim.warmup):

@@ -25,6 +25,8 @@ from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, read_json, write_json
 from pomp_jax.jobs import batches, inputs
+from pomp_jax.jobs.bank import Bank
+from pomp_jax.jobs.class_relations import sampling_arrays, sampling_of
 from pomp_jax.jobs.watch import Watch
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner
@@ -174,7 +176,9 @@ def prepare(config: ConfigDict, folder: RunFolder) -> Run:
     source=source,
     fetch=fetch,
     module=module,
-    frozen=encoder.frozen(vocabulary),
+    frozen=encoder.frozen(vocabulary)._replace(
+      sampling=replicate(sampling_arrays(config, source.names, source.labels), encoder.mesh)
+    ),
     optimizer=sgd(rate, optim.momentum, optim.weight_decay),
     rate=rate,
     total_steps=total_steps,
@@ -203,7 +207,7 @@ def _train(job: Run) -> tuple[TrainState, float, list[int]]:
     The last state; over all starts the seconds, and the images that could not be read.
   """
   config, encoder = job.config, job.encoder
-  state = first_state(job)
+  state, bank, frozen = first_state(job), open_bank(job), job.frozen
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(Checkpoints(job.folder.checkpoints, config.checkpoint.keep))
     restored = checkpoints.restore_latest(state)
@@ -234,7 +238,8 @@ def _train(job: Run) -> tuple[TrainState, float, list[int]]:
     )
     start = time.monotonic()
     for step in range(first + 1, job.total_steps + 1):
-      state, metrics = step_once(state, job.frozen, next(on_devices))
+      state, frozen = bank.refresh(step - 1, state, frozen)
+      state, metrics = step_once(state, frozen, next(on_devices))
       watch.step(step, metrics)
       if step % config.checkpoint.every == 0 or step == job.total_steps:
         # What is saved is known to be good.
@@ -256,7 +261,17 @@ def _train(job: Run) -> tuple[TrainState, float, list[int]]:
 def first_state(job: Run) -> TrainState:
   """The state of step 0, on the devices."""
   state = create_state(_learner(job, _settings(job)), job.optimizer, job.config.seed)
-  return replicate(state, job.encoder.mesh)
+  return replicate(open_bank(job).start(state), job.encoder.mesh)
+
+
+def open_bank(job: Run) -> Bank:
+  """The bank that the step's sampler reads, if it reads one."""
+  return Bank(
+    job.config.sampling.refresh_every,
+    job.encoder.mesh,
+    lambda params: _class_features(job, params),
+    needed=_settings(job).sampling.needs_bank,
+  )
 
 
 def train_step(job: Run) -> Callable[..., tuple[TrainState, dict]]:
@@ -274,7 +289,15 @@ def train_step(job: Run) -> Callable[..., tuple[TrainState, dict]]:
 
 def _settings(job: Run) -> ContrastSettings:
   n_classes, clip = len(job.source.names), job.encoder.clip
-  return ContrastSettings(_k(job), n_classes, job.config.correction, clip.logit_scale)
+  sampling = job.config.sampling
+  return ContrastSettings(
+    _k(job),
+    n_classes,
+    job.config.correction,
+    clip.logit_scale,
+    sampling_of(sampling),
+    sampling.ancestors_weight,
+  )
 
 
 def _learner(job: Run, settings: ContrastSettings) -> Learner:
@@ -312,12 +335,15 @@ def _validation(job: Run):
   split = split_features(job.encoder, source, threads=job.config.data.threads)
 
   def top1(state: TrainState) -> float:
-    class_features = job.encoder.features_of_tokens(
-      state.params, job.frozen.tokens, job.module.position
-    )
+    class_features = _class_features(job, state.params)
     return topk_accuracy(split.features, class_features, split.labels)["top1"]
 
   return top1
+
+
+def _class_features(job: Run, params) -> np.ndarray:
+  """Unit features of all classes of the training under a prompt [N,E]."""
+  return job.encoder.features_of_tokens(params, job.frozen.tokens, job.module.position)
 
 
 def prompt_of(job: Run, state: TrainState) -> Prompt:

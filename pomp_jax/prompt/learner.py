@@ -16,6 +16,7 @@ from pomp_jax.annotations import Array, Bool, Float, Int32
 from pomp_jax.clip import shared
 from pomp_jax.clip.text import TextTower, token_embeddings
 from pomp_jax.prompt.context import ClassTokens, PromptContext, Sequences
+from pomp_jax.prompt.sampling import SamplingArrays
 
 
 class Frozen(NamedTuple):
@@ -27,6 +28,8 @@ class Frozen(NamedTuple):
     sos: embedding of the start token [D].
     tokens: own tokens of all N classes.
     classes: text features of all N classes [N,E], for learners that leave the text side as it is.
+    sampling: what the sampler of negatives knows of the classes; the bank in it is replaced
+      between steps.
   """
 
   text: Any
@@ -34,6 +37,7 @@ class Frozen(NamedTuple):
   sos: Any
   tokens: ClassTokens
   classes: Any = None
+  sampling: SamplingArrays = SamplingArrays()
 
 
 class ClassFeatures(NamedTuple):

@@ -7,7 +7,6 @@ class, D width, E embedding.
 """
 
 from collections.abc import Callable
-import dataclasses
 import functools
 from typing import Any
 
@@ -22,7 +21,8 @@ import optax
 from pomp_jax.clip import shared
 from pomp_jax.prompt import sampling
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.contrast import Contrast, local_contrast
+from pomp_jax.prompt.contrast import Contrast, normalize
+from pomp_jax.prompt.group_contrast import ContrastSettings, group_contrast, negatives_of
 from pomp_jax.prompt.learner import Frozen, Learner
 
 DATA, CLASS = "data", "class"
@@ -53,6 +53,8 @@ class TrainState:
     params: the learner's, such as {"context": [M,D]}; nothing of the frozen CLIP.
     opt_state: optax's, for the same.
     seed_key: key data of the seed; a step derives its draws from it.
+    bank_params: the parameters under which the samplers' bank was computed last; None where there
+      is no bank. A step hands them on.
   """
 
   # Any, not jax.Array: JAX and Orbax also build this tree from shapes and shardings.
@@ -60,23 +62,7 @@ class TrainState:
   params: Any
   opt_state: Any
   seed_key: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class ContrastSettings:
-  """The numbers of the method.
-
-  Attributes:
-    k: K, 2..N; N is the full softmax.
-    n_classes: N.
-    correction: `log`, `log10` or `none`.
-    logit_scale: what multiplies the cosine.
-  """
-
-  k: int
-  n_classes: int
-  correction: str
-  logit_scale: float
+  bank_params: Any = None
 
 
 def create_state(
@@ -113,7 +99,8 @@ def step_token_budget(
 ) -> int:
   """The own tokens that one device's rows of a step may take; see `clip.shared.token_budget`.
 
-  At K = N every class is in every draw, and the budget holds them all.
+  At K = N every class is in every draw, and the budget holds them all. A sampler's own proposals
+  may be any classes, so they are counted as long as nine classes in ten are.
 
   Args:
     module: the prompt; vectors that classes do not share count as their own tokens.
@@ -128,7 +115,12 @@ def step_token_budget(
   if size == settings.n_classes:
     shares = [lengths_N[first::class_size].sum() for first in range(class_size)]
     return int(max(shares) + n_given * lengths_N.max())
-  return shared.token_budget(lengths_N, -(-size // class_size), n_given)
+  n_drawn = -(-size // class_size)
+  budget = shared.token_budget(lengths_N, n_drawn, n_given)
+  if settings.sampling.name == "uniform":
+    return budget
+  longer = max(0.0, np.quantile(lengths_N, 0.9) - lengths_N.mean())
+  return budget + int((1 - settings.sampling.mix) * n_drawn * longer)
 
 
 def make_train_step(
@@ -248,8 +240,16 @@ def _make_group_loss(mesh, learner, settings, accumulate):
     features_BxE = learned_images(params, frozen, images) if learner.learns_images else images
     group = jax.lax.axis_index(DATA) * accumulate + micro
     key = sampling.draw_key(jax.random.wrap_key_data(seed_key), step, group)
-    negatives_K = sampling.sample_uniform(key, settings.k, settings.n_classes)
-    ids_C = jnp.concatenate([labels_B, negatives_K])
+    draw = sampling.draw_negatives(
+      key,
+      settings.sampling,
+      k=settings.k,
+      n_classes=settings.n_classes,
+      labels_B=labels_B,
+      images_BxE=jax.lax.stop_gradient(normalize(features_BxE)),
+      arrays=frozen.sampling,
+    )
+    ids_C = jnp.concatenate([labels_B, draw.ids])
     class_size = mesh.shape[CLASS]
     rows = -(-ids_C.size // class_size)
     # Dealt out in turn, so that each device gets its share of the positives, and first.
@@ -270,16 +270,9 @@ def _make_group_loss(mesh, learner, settings, accumulate):
       positives_BxE = jnp.diagonal(positives_BxE).T
     if classes.available is not None:
       available_K = gather(classes.available)[labels_B.size :]
-    contrast = local_contrast(
-      features_BxE,
-      positives_BxE,
-      features_CxE[labels_B.size :],
-      labels_B,
-      negatives_K,
-      logit_scale=settings.logit_scale,
-      n_classes=settings.n_classes,
-      correction=settings.correction,
-      available_K=available_K,
+    negatives = negatives_of(settings, frozen.sampling, draw, labels_B, available_K)
+    contrast = group_contrast(
+      settings, negatives, features_BxE, positives_BxE, features_CxE, labels_B
     )
     return jax.lax.pmean(contrast, (DATA, CLASS))
 

@@ -16,10 +16,12 @@ import torch
 
 from pomp_jax.clip import text_tower
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.contrast import CORRECTIONS, local_contrast, margin
+from pomp_jax.prompt.contrast import Ancestors, Weights, local_contrast, margin
 from pomp_jax.prompt.learner import class_features
 
 N_CLASSES = 12
+# The corrections that a margin says all of.
+PLAIN = ("log", "log10", "none")
 # Class 3 twice; 3 and 7 are drawn as well, so that images 0, 1 and 2 reject one each.
 LABELS = np.array([3, 3, 7, 0], np.int32)
 DRAWN = np.array([5, 3, 11, 7, 1], np.int32)
@@ -82,7 +84,7 @@ def _finite_differences(features, step=1e-6, **settings):
   return gradients
 
 
-@pytest.mark.parametrize("correction", CORRECTIONS)
+@pytest.mark.parametrize("correction", PLAIN)
 @pytest.mark.parametrize("scale", [5.0, 100.0])
 def test_loss_accuracy_and_gradients_equal_plain_numpy(correction, scale):
   features = _features()
@@ -122,7 +124,7 @@ def test_a_drawn_class_is_no_negative_of_its_own_images():
     assert moved.tolist() == [i != row for i in range(5)]
 
 
-@pytest.mark.parametrize("correction", CORRECTIONS)
+@pytest.mark.parametrize("correction", PLAIN)
 def test_an_image_with_no_negative_left_adds_nothing(correction):
   features = _features(n_images=3, n_negatives=1)
   drawn = np.array([4], np.int32)
@@ -169,7 +171,7 @@ def _cosine_logits(features, scale):
   return scale * unit[0] @ unit[2].T
 
 
-@pytest.mark.parametrize("correction", CORRECTIONS)
+@pytest.mark.parametrize("correction", PLAIN)
 def test_all_classes_as_negatives_are_the_plain_softmax(correction):
   features = _features(n_negatives=N_CLASSES)
   features[1] = features[2][LABELS]
@@ -247,6 +249,75 @@ def test_an_unknown_correction_is_refused_with_the_known_ones():
     _margin(1, 2, "ln")
 
 
+def test_the_refined_loss_has_the_gradient_of_log():
+  """And its value is (1 - P) log((1 - P) / P), P held fixed in the gradient."""
+  features = _features()
+  plain, gradients = _evaluate(features, correction="log")
+  refined, refined_gradients = _evaluate(features, correction="refined")
+  for found, expected in zip(refined_gradients, gradients, strict=True):
+    assert_close(found, expected)
+  losses, _ = _plain(features, correction="log")
+  p = np.exp(-losses)
+  assert_close(refined.loss, np.mean((1 - p) * np.log((1 - p) / p)))
+  assert refined.loss != plain.loss
+  # Without any negative left it is nothing, and moves nothing.
+  lonely = _features(n_images=1, n_negatives=1)
+  empty, gradients = _evaluate(
+    lonely, np.array([4], np.int32), np.array([4], np.int32), correction="refined"
+  )
+  assert empty.loss == 0
+  assert all(np.all(np.asarray(gradient) == 0) for gradient in gradients)
+
+
+def test_correcting_the_positive_undoes_the_correction_of_a_uniform_draw():
+  features = _features()
+  classic, _ = _evaluate(features, correction="logq")
+  assert_close(classic.loss, _plain(features, correction="none")[0].mean())
+
+
+WEIGHTS = np.array([0.3, 2.0, 1.2, 0.0, 0.7])
+OWN = np.array([0.5, 0.5, 1.0, 0.1])
+REJECTED = np.array([[1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], bool)
+KIND_OF = np.array([[c // 4, c // 2 if c < 8 else -1] for c in range(N_CLASSES)], np.int32)
+
+
+@pytest.mark.parametrize("correction", [*PLAIN, "logq"])
+def test_weights_rejections_and_ancestors_equal_plain_numpy(correction):
+  features = _features()
+  contrast = local_contrast(
+    *(jnp.asarray(rows, jnp.float32) for rows in features),
+    jnp.asarray(LABELS),
+    jnp.asarray(DRAWN),
+    logit_scale=5.0,
+    n_classes=N_CLASSES,
+    correction=correction,
+    weights=Weights(
+      jnp.asarray(WEIGHTS, jnp.float32), jnp.asarray(OWN, jnp.float32), jnp.asarray(REJECTED)
+    ),
+    ancestors=Ancestors(0.5, jnp.asarray(KIND_OF[LABELS]), jnp.asarray(KIND_OF[DRAWN])),
+  )
+  factor = {"log": 1.0, "logq": 1.0, "log10": 1 / math.log(10), "none": 0.0}[correction]
+  logits = _cosine_logits(features, 5.0)
+  unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in features]
+  total = 0.0
+  for i, label in enumerate(LABELS):
+    own = 5.0 * unit[0][i] @ unit[1][i] + (OWN[i] if correction == "logq" else 0.0)
+    masses = [(label, math.exp(own))]
+    masses += [
+      (c, math.exp(logits[i, k] + factor * WEIGHTS[k]))
+      for k, c in enumerate(DRAWN)
+      if c != label and not REJECTED[i, k]
+    ]
+    whole = sum(mass for _, mass in masses)
+    total += math.log(whole) - own
+    for level in range(2):
+      kind = KIND_OF[label, level]
+      if kind >= 0:
+        below = sum(mass for c, mass in masses if KIND_OF[c, level] == kind)
+        total += 0.5 / 2 * (math.log(whole) - math.log(below))
+  assert_close(contrast.loss, total / 4)
+
+
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 @pytest.mark.parametrize("n_classes", [None, N_CLASSES])
 def test_loss_and_context_gradient_equal_torch_autograd(world, image_features, position, n_classes):
@@ -275,12 +346,12 @@ def test_loss_and_context_gradient_equal_torch_autograd(world, image_features, p
             n_classes=N_CLASSES,
             correction=correction,
           ).loss
-          for correction in CORRECTIONS
+          for correction in PLAIN
         ]
       )
 
     values, pull_back = jax.vjp(losses, context)
-    return values, jax.vmap(pull_back)(jnp.eye(len(CORRECTIONS)))[0]
+    return values, jax.vmap(pull_back)(jnp.eye(len(PLAIN)))[0]
 
   found_losses, found_gradients = losses_and_gradients(jnp.asarray(context), world.frozen)
 
@@ -294,7 +365,7 @@ def test_loss_and_context_gradient_equal_torch_autograd(world, image_features, p
     )
     for c in {*LABELS.tolist(), *DRAWN.tolist()}
   }
-  for i, correction in enumerate(CORRECTIONS):
+  for i, correction in enumerate(PLAIN):
     loss, _ = torch_group(
       torch.tensor(image_features[:4]),
       features,

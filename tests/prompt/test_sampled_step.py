@@ -1,0 +1,92 @@
+"""The step with samplers that compare a bank: on every mesh the same, and nothing recompiled."""
+
+from closeness import assert_close
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+import pytest
+
+from pomp_jax.clip import text_tower
+from pomp_jax.prompt.context import PromptContext
+from pomp_jax.prompt.learner import ContextLearner
+from pomp_jax.prompt.optimizer import sgd
+from pomp_jax.prompt.sampling import Sampling, SamplingArrays
+from pomp_jax.prompt.train_step import (
+  ContrastSettings,
+  create_state,
+  make_mesh,
+  make_train_step,
+  replicate,
+  step_token_budget,
+)
+
+N_CLASSES, K = 12, 6
+LABELS = np.array([3, 3, 7, 0, 1, 11, 4, 9, 5, 5, 2, 8, 6, 3, 10, 0], np.int32)
+SAMPLERS = {
+  "hard": Sampling("hard", temperature=0.2, exclude="similar", exclude_threshold=0.6),
+  "hierarchical": Sampling("hierarchical", exclude="kin", batch_positives=True),
+}
+
+
+def _arrays(width):
+  bank = np.random.default_rng(1).normal(size=(N_CLASSES, width)).astype(np.float32)
+  every = np.arange(N_CLASSES, dtype=np.int32)
+  return SamplingArrays(
+    bank=bank / np.linalg.norm(bank, axis=1, keepdims=True),
+    groups=every[:, None] // 4,
+    group_sizes=np.full(3, 4, np.int32),
+    kin=np.where(every % 2, every - 1, -1)[:, None].astype(np.int32),
+    levels=every[:, None] // 3,
+  )
+
+
+def _steps(world, features, sampling, *, devices, class_size):
+  module = PromptContext(3, world.clip.text_width)
+  mesh = make_mesh(class_size, jax.devices()[:devices])
+  settings = ContrastSettings(K, N_CLASSES, "log", world.clip.logit_scale, sampling, 0.3)
+  budget = step_token_budget(
+    module,
+    np.asarray(world.tokens.lengths),
+    settings=settings,
+    group_size=2,
+    class_size=class_size,
+  )
+  tower = text_tower("shared", world.clip.config.text_config, token_budget=budget)
+  learner, optimizer = ContextLearner(module, tower, budget), sgd(lambda step: 0.5, 0.9, 0.01)
+  step = make_train_step(
+    mesh=mesh,
+    learner=learner,
+    image_tower=None,
+    optimizer=optimizer,
+    settings=settings,
+    accumulate=8 * class_size // devices,
+  )
+  state = create_state(learner, optimizer, 7)
+  state = replicate(state.replace(bank_params=jax.tree.map(jnp.copy, state.params)), mesh)
+  frozen = replicate(world.frozen._replace(sampling=_arrays(features.shape[1])), mesh)
+  batch = jax.device_put(
+    {"image": features, "label": LABELS}, NamedSharding(mesh, PartitionSpec("data"))
+  )
+  losses = []
+  for _ in range(3):
+    state, metrics = step(state, frozen, batch)
+    losses.append(float(metrics["loss"]))
+    # Another bank is another argument, no other program.
+    bank = frozen.sampling.bank
+    frozen = frozen._replace(sampling=frozen.sampling._replace(bank=bank[::-1]))
+    frozen = replicate(frozen, mesh)
+  assert step._cache_size() == 1
+  return np.asarray(state.params["context"]), losses
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_mesh_computes_the_same(world, image_features, name):
+  features = image_features.astype(np.float32)
+  context, losses = _steps(world, features, SAMPLERS[name], devices=1, class_size=1)
+  for class_size in (1, 4):
+    other, other_losses = _steps(world, features, SAMPLERS[name], devices=8, class_size=class_size)
+    assert_close(other, context, 1e-5)
+    assert other_losses == pytest.approx(losses, rel=1e-5)
+  plain, _ = _steps(world, features, Sampling(), devices=1, class_size=1)
+  assert np.abs(plain - context).max() > 1e-3 * np.abs(context).max()
