@@ -4,10 +4,11 @@ A file in `configs/` starts from `base()` and changes a few fields; the command 
 (`--config.optim.lr=0.01`). `validate` runs before anything heavy starts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import difflib
 import os
 import re
+import types
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -35,12 +36,19 @@ JOBS = (
   "export",
   "prepare",
   "analyse",
+  "baselines",
 )
 WORLD = "world"
 MADE_UP_DATA = "made_up"
 SOURCES = (WORLD, "folder", "coop", "tfds", MADE_UP_DATA)
 MADE_UP_CLIP = "made_up:"  # in front of the name of a published architecture
 FEATURES = ("online", "cached")
+
+# What is learned: by gradient steps on the contrast of images and classes, or on image features.
+# CoOp is pomp with negatives = "all".
+STEP_METHODS = ("pomp", "cocoop", "vpt_shallow", "vpt_deep", "maple")
+FEATURE_METHODS = ("zero_shot", "linear_probe", "tip_adapter", "tip_adapter_f")
+METHODS = STEP_METHODS + FEATURE_METHODS
 
 # Of a CLIP's weights: no hub id ends so.
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")
@@ -73,6 +81,7 @@ def base() -> ConfigDict:
   config = ConfigDict()
   config.job = "pretrain"  # what to run, one of JOBS
   config.dry_run = False  # measure the run on made-up data, and say what it will take
+  config.method = "pomp"  # what is learned, one of METHODS; the rest are baselines
   config.seed = 0  # of the context's first value, the draws, and the order of the images
 
   # The frozen CLIP.
@@ -115,6 +124,19 @@ def base() -> ConfigDict:
   config.prompt.position = "end"  # where the name stands; end, middle or front of the prompt
   config.prompt.init = ""  # words whose embeddings it starts from; N(0, 0.02^2) if empty
   config.prompt.class_specific = False  # one context a class
+  config.prompt.depth = 1  # layers that have prompts of their own: of vpt_deep and maple
+  config.prompt.visual = 8  # tokens among an image's own, of vpt_shallow and vpt_deep
+
+  # The baselines that learn on image features.
+  config.probe = ConfigDict()
+  config.probe.iterations = 1000  # of L-BFGS for each strength of the penalty
+  config.tip = ConfigDict()
+  config.tip.alpha = 1.17  # weight of the cache while tip_adapter_f learns it
+  config.tip.beta = 1.0  # sharpness there
+  config.tip.alpha_max = 3.0  # alpha is searched for from 0.1 to this, ...
+  config.tip.alphas = 20  # in so many steps,
+  config.tip.beta_max = 7.0  # and so is beta
+  config.tip.betas = 200
 
   # Local contrast and local correction.
   config.negatives = "sampled"  # sampled: K of them; all: the exact contrast over N, k is not read
@@ -203,6 +225,10 @@ def base() -> ConfigDict:
   config.prepare.held_out = 0  # images a class for the split "validation" of an undivided input
   config.prepare.workers = 2  # processes
 
+  # job = "baselines": methods side by side, each over the seeds of `repeat`.
+  config.baselines = ConfigDict()
+  config.baselines.methods = ""  # label:field=value,field=value, separated by ";"
+
   # job = "repeat": the pretrain job once for each seed.
   config.repeat = ConfigDict()
   config.repeat.seeds = (0, 1, 2)
@@ -210,12 +236,19 @@ def base() -> ConfigDict:
   return config.lock()
 
 
-def with_argument(config: ConfigDict, argument: str | None, **short: str) -> ConfigDict:
+def with_argument(
+  config: ConfigDict,
+  argument: str | None,
+  *,
+  variants: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({}),
+  **short: str,
+) -> ConfigDict:
   """Applies the string behind a config file's colon: `configs/demo.py:k=64,seed=1`.
 
   Args:
     config: changed in place.
-    argument: `name=value,name=value`, or empty.
+    argument: `name=value,name=value`, or empty; or the name of a variant beside them.
+    variants: name -> field -> value, for several fields at once.
     **short: short name -> field, for names that are not fields themselves.
 
   Returns:
@@ -225,7 +258,12 @@ def with_argument(config: ConfigDict, argument: str | None, **short: str) -> Con
     ConfigError: an unknown name, or a value of the wrong type.
   """
   for item in filter(None, (argument or "").split(",")):
-    name, _, text = item.partition("=")
+    if item in variants:
+      config.update_from_flattened_dict(dict(variants[item]))
+      continue
+    name, equals, text = item.partition("=")
+    if variants and not equals:
+      raise ConfigError(name, "nothing", f"a value, or one of the variants {', '.join(variants)}")
     field = short.get(name, name)
     check_field(config, field, set(short))
     set_field(config, field, text)
@@ -286,6 +324,7 @@ def validate(config: ConfigDict) -> None:
     ConfigError: the first field that is wrong.
   """
   _choice(config, "job", JOBS)
+  _choice(config, "method", METHODS)
   _choice(config, "clip.text_tower", TEXT_TOWERS)
   _choice(config, "clip.dtype", ("float32", "bfloat16"))
   _choice(config, "data.source", SOURCES)
@@ -308,6 +347,11 @@ def validate(config: ConfigDict) -> None:
     "prepare.workers",
     "prompt.m",
     "sampling.refresh_every",
+    "prompt.depth",
+    "prompt.visual",
+    "probe.iterations",
+    "tip.alphas",
+    "tip.betas",
     "batch_size",
     "accumulate",
     "epochs",
@@ -339,6 +383,10 @@ def validate(config: ConfigDict) -> None:
     "clip.images_at_a_time",
     "clip.memory_gib",
     "evaluate.images",
+    "tip.alpha",
+    "tip.beta",
+    "tip.alpha_max",
+    "tip.beta_max",
     "optim.lr",
     "optim.momentum",
     "optim.weight_decay",
@@ -354,6 +402,7 @@ def validate(config: ConfigDict) -> None:
     raise ConfigError("sampling.temperature", config.sampling.temperature, "a number above 0")
   if not -1 <= config.sampling.exclude_threshold <= 1:
     raise ConfigError("sampling.exclude_threshold", config.sampling.exclude_threshold, "-1 to 1")
+  _method(config)
   if config.seed >= 2**32:
     raise ConfigError("seed", config.seed, "an integer from 0 to 4294967295")
   if config.optim.schedule == "epoch" and config.optim.warmup != int(config.optim.warmup):
@@ -384,8 +433,31 @@ def validate(config: ConfigDict) -> None:
     _export(config.export)
   if config.job == "prepare" and not os.path.exists(config.prepare.input):
     raise ConfigError("prepare.input", config.prepare.input, "a file or folder that exists")
-  if config.job == "repeat" and len(set(config.repeat.seeds)) != max(len(config.repeat.seeds), 1):
+  if config.job in ("repeat", "baselines") and len(set(config.repeat.seeds)) != max(
+    len(config.repeat.seeds), 1
+  ):
     raise ConfigError("repeat.seeds", config.repeat.seeds, "one or more different seeds")
+
+
+def _method(config: ConfigDict) -> None:
+  """What the baselines can't be combined with."""
+  method = config.method
+  if config.job == "repeat" and method in FEATURE_METHODS:
+    takes = f"one of {', '.join(STEP_METHODS)} where job='repeat'; see job='baselines'"
+    raise ConfigError("method", method, takes)
+  fixed = {}
+  if method != "pomp":
+    fixed |= {"prompt.class_specific": False, "dry_run": False}
+  if method in ("vpt_shallow", "vpt_deep", "maple"):
+    # They learn from pixels.
+    fixed["data.features"] = "online"
+  if method == "maple":
+    fixed |= {"prompt.position": "end", "clip.text_tower": "shared"}
+  if method not in ("vpt_deep", "maple"):
+    fixed["prompt.depth"] = 1
+  for field, value in fixed.items():
+    if _value(config, field) != value:
+      raise ConfigError(field, _value(config, field), f"{value!r} where method={method!r}")
 
 
 def _data(data: ConfigDict) -> None:

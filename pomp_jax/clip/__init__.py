@@ -13,6 +13,7 @@ _MODULE_OF = {
   "encode_texts": "reference",
   "image_tower": "vision",
   "load_clip": "load",
+  "prompted_image_tower": "prompted_vision",
   "text_tower": "text",
   "tokenize": "tokens",
 }

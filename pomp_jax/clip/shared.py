@@ -52,6 +52,9 @@ def shared_text_tower(
 ) -> Callable[..., Float[Array, "C E"]]:
   """The tower of the contract in `clip.text`, equal to `reference` for every row that is kept.
 
+  It takes one argument more, `deep` [J-1,M,D] (MaPLe: Khattak et al., 2023): deep[j-1] stands in
+  the places of the prefix's last M tokens before layer j, for j = 1..J-1.
+
   Args:
     config: the text tower's configuration; read are `num_attention_heads`, `num_hidden_layers`,
       `layer_norm_eps`, `hidden_act` and `max_position_embeddings`.
@@ -72,7 +75,7 @@ def shared_text_tower(
       f"unknown activation {config.hidden_act!r}; accepted: {', '.join(ACTIVATIONS)}"
     )
 
-  def features(params, prefix_PxD, suffix_CxLxD, lengths_C):
+  def features(params, prefix_PxD, suffix_CxLxD, lengths_C, deep=None):
     n_classes, n_suffix, _ = suffix_CxLxD.shape
     if prefix_PxD.shape[0] + n_suffix > config.max_position_embeddings:
       raise ValueError(
@@ -84,11 +87,11 @@ def shared_text_tower(
     lengths_C = jnp.where(kept_C, lengths_C, 0)
     if n_chunks == 1:
       features_CxE = _packed_features(
-        config, dtype, keep, budget, params, prefix_PxD, suffix_CxLxD, lengths_C
+        config, dtype, keep, budget, params, prefix_PxD, deep, suffix_CxLxD, lengths_C
       )
     else:
       features_CxE = _in_chunks(
-        config, dtype, keep, n_chunks, budget, params, prefix_PxD, suffix_CxLxD, lengths_C
+        config, dtype, keep, n_chunks, budget, params, prefix_PxD, deep, suffix_CxLxD, lengths_C
       )
     return jnp.where(kept_C[:, None], features_CxE, 1.0)
 
@@ -241,7 +244,7 @@ _select.defvjp(_select_forward, _select_backward)
 
 
 def _packed_features(
-  config, dtype, keep, budget, params, prefix_PxD, suffix_CxLxD, lengths_C
+  config, dtype, keep, budget, params, prefix_PxD, deep, suffix_CxLxD, lengths_C
 ) -> Float[Array, "C E"]:
   """Features of all rows in one packed pass; rows of length 0 come out as anything finite."""
   n_classes, n_suffix, width = suffix_CxLxD.shape
@@ -276,6 +279,9 @@ def _packed_features(
     )
     if keep == "layers":
       layer = jax.checkpoint(layer)
+    if deep is not None and 0 < i <= deep.shape[0]:
+      before_RxD = hidden_RxD[: n_prefix - deep.shape[1]]
+      hidden_RxD = jnp.concatenate([before_RxD, deep[i - 1], hidden_RxD[n_prefix:]])
     hidden_RxD = layer(hidden_RxD)
   eot_CxD = _layer_norm(config.layer_norm_eps, dtype, hidden_RxD, **model["final_layer_norm"])
   kernel_DxE = params["text_projection"]["kernel"].astype(dtype)
@@ -283,7 +289,7 @@ def _packed_features(
 
 
 def _in_chunks(
-  config, dtype, keep, n_chunks, budget, params, prefix_PxD, suffix_CxLxD, lengths_C
+  config, dtype, keep, n_chunks, budget, params, prefix_PxD, deep, suffix_CxLxD, lengths_C
 ) -> Float[Array, "C E"]:
   """The same in `n_chunks` parts, each with its own pass of the prefix (a few tokens).
 
@@ -306,7 +312,7 @@ def _in_chunks(
   )
 
   def chunk(_, inputs):
-    return None, run(params, prefix_PxD, *inputs)
+    return None, run(params, prefix_PxD, deep, *inputs)
 
   if keep == "chunks":
     chunk = jax.checkpoint(chunk, prevent_cse=False)

@@ -32,13 +32,17 @@ def image_tower(clip: Clip, dtype: DTypeLike = jnp.float32, at_a_time: int = 0) 
   """
   resnet = isinstance(clip.config.vision_config, ResNetConfig)
   of_pixels = (_resnet if resnet else _vit)(clip.config.vision_config, dtype)
-  mean, std = jnp.array(clip.mean), jnp.array(clip.std)
 
   def features(params, images_BxHxWx3):
-    pixels = (images_BxHxWx3.astype(jnp.float32) / 255 - mean) / std
-    return of_pixels(params, pixels).astype(jnp.float32)
+    return of_pixels(params, normalized(clip, images_BxHxWx3)).astype(jnp.float32)
 
-  return _in_parts(features, at_a_time) if at_a_time else features
+  return in_parts(features, at_a_time)
+
+
+def normalized(clip: Clip, images_BxHxWx3: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+  """Bytes to what the tower takes, by the CLIP's channel statistics."""
+  mean, std = jnp.array(clip.mean), jnp.array(clip.std)
+  return (images_BxHxWx3.astype(jnp.float32) / 255 - mean) / std
 
 
 def _vit(config: CLIPVisionConfig, dtype: DTypeLike) -> Callable:
@@ -56,18 +60,23 @@ def _resnet(config: ResNetConfig, dtype: DTypeLike) -> Callable:
   return lambda params, pixels: module.apply({"params": params["vision_model"]}, pixels)
 
 
-def _in_parts(tower: ImageTower, at_a_time: int) -> ImageTower:
-  """A tower that takes at most so many images at once."""
+def in_parts(tower: Callable, at_a_time: int) -> Callable:
+  """A tower `(params, images, ..) -> features` that takes at most so many images at once.
 
-  def features(params, images_BxHxWx3):
+  Args:
+    tower: any arguments beyond the images are the same for all parts.
+    at_a_time: how many; 0: all.
+  """
+
+  def features(params, images_BxHxWx3, *others):
     n_images = images_BxHxWx3.shape[0]
     n_parts = -(-n_images // at_a_time)
     if n_parts <= 1:
-      return tower(params, images_BxHxWx3)
+      return tower(params, images_BxHxWx3, *others)
     size = -(-n_images // n_parts)
     padding = ((0, n_parts * size - n_images), (0, 0), (0, 0), (0, 0))
     parts = jnp.pad(images_BxHxWx3, padding).reshape(n_parts, size, *images_BxHxWx3.shape[1:])
-    features_PxBxE = jax.lax.map(lambda part: tower(params, part), parts)
+    features_PxBxE = jax.lax.map(lambda part: tower(params, part, *others), parts)
     return features_PxBxE.reshape(n_parts * size, -1)[:n_images]
 
-  return features
+  return features if at_a_time else tower

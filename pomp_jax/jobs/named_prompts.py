@@ -108,6 +108,11 @@ def _checkpoints(folder: str, field: str) -> list[NamedPrompt]:
     path = run.checkpoints / str(step)
     try:
       config = meta["config"]
+      if config.get("method", "pomp") != "pomp":
+        # A context that is not all there is to it.
+        raise CheckpointError(
+          f"{path}: is of method {config['method']!r}; a prompt (pomp) is needed"
+        )
       prompt = Prompt(
         state["params"]["context"], config["clip"]["model"], config["prompt"]["position"]
       )

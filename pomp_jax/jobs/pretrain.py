@@ -1,6 +1,7 @@
 """The main job: learn a prompt on many classes, then see what it gained on classes it never saw.
 
-A run's folder holds everything; a run that is started again goes on where it stopped, exactly.
+`config.method` puts a baseline in the prompt's place; everything else stays as it is. A run's
+folder holds everything; a run that is started again goes on where it stopped, exactly.
 """
 
 from collections.abc import Callable
@@ -8,6 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import time
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -18,18 +20,18 @@ from pomp_jax.analysis import plots
 from pomp_jax.clip import tokenize
 from pomp_jax.clip.shared import MemoryPlan, plan_memory
 from pomp_jax.clip.text import token_embeddings
-from pomp_jax.config import ConfigError, fields
+from pomp_jax.config import FEATURE_METHODS, STEP_METHODS, ConfigError, fields
 from pomp_jax.data.loader import Fetch
 from pomp_jax.data.source import Source, spread_evenly
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, read_json, write_json
-from pomp_jax.jobs import batches, inputs
+from pomp_jax.jobs import batches, feature_methods, inputs, methods
 from pomp_jax.jobs.bank import Bank
 from pomp_jax.jobs.class_relations import sampling_arrays, sampling_of
 from pomp_jax.jobs.watch import Watch
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner
+from pomp_jax.prompt.learner import Frozen, Learner
 from pomp_jax.prompt.optimizer import learning_rate, sgd
 from pomp_jax.prompt.train_step import (
   CLASS,
@@ -60,7 +62,7 @@ _FREE_FIELDS = (
   "eval.cache",
 )
 # Fields of jobs that only read what it leaves, or run it.
-_OTHER_JOBS = ("predict.", "evaluate.", "repeat.", "export.", "prepare.", "analyse.")
+_OTHER_JOBS = ("predict.", "evaluate.", "repeat.", "export.", "prepare.", "analyse.", "baselines.")
 _SHEET_IMAGES = 12
 
 
@@ -89,6 +91,15 @@ def check(config: ConfigDict, workdir: str) -> None:
   folder = RunFolder(workdir)
   folder.check()
   n_classes = inputs.n_training_classes(config.data)
+  clip = inputs.clip_config(config.clip.model)
+  if config.method in STEP_METHODS:
+    _check_step(config, n_classes, clip.text_config.max_position_embeddings)
+    methods.check(config, clip)
+  if folder.config.exists():
+    _check_same_run(config, read_json(folder.config), workdir)
+
+
+def _check_step(config: ConfigDict, n_classes: int, positions: int) -> None:
   if config.negatives == "sampled" and config.k > n_classes:
     raise ConfigError("k", config.k, f"at most the number of classes, {n_classes}")
   class_size, n_devices = config.mesh.class_size, jax.device_count()
@@ -102,12 +113,9 @@ def check(config: ConfigDict, workdir: str) -> None:
       f"a multiple of {groups} (data axis {groups // config.accumulate} x accumulate"
       f" {config.accumulate})",
     )
-  positions = inputs.clip_config(config.clip.model).text_config.max_position_embeddings
   if config.prompt.m > positions - 4:
     # SOS, a name of one token, "." and EOT need a place.
     raise ConfigError("prompt.m", config.prompt.m, f"at most {positions - 4} for this CLIP")
-  if folder.config.exists():
-    _check_same_run(config, read_json(folder.config), workdir)
 
 
 def run(config: ConfigDict, workdir: str) -> dict:
@@ -121,20 +129,23 @@ def run(config: ConfigDict, workdir: str) -> dict:
   if folder.results.exists():
     log.info("%s: this run has finished; nothing to do", workdir)
     return read_json(folder.results)
+  if config.method in FEATURE_METHODS:
+    return feature_methods.run(config, folder)
   job = prepare(config, folder)
   folder.create()
   if jax.process_index() == 0:
     write_json(folder.config, config.to_dict())
   state, seconds, unreadable = _train(job)
-  prompt = prompt_of(job, state)
-  results = _results(job, prompt, seconds) | {"unreadable_images": len(unreadable)}
+  prompt = prompt_of(job, state) if config.method == "pomp" else None
+  results = _results(job, prompt or state.params, seconds) | {"unreadable_images": len(unreadable)}
   # On the devices of all processes, so by all of them.
-  sheet = _prediction_sheet(job, prompt, results)
+  sheet = _prediction_sheet(job, prompt, results) if prompt else None
   if jax.process_index() == 0:
-    save_prompt(folder.prompt, prompt)
     plots.training_curves(folder.plots / "training.png", folder.scalars())
     plots.accuracy_bars(folder.plots / "accuracy.png", results["eval"])
-    plots.prediction_sheet(folder.plots / "predictions.png", *sheet)
+    if prompt:
+      save_prompt(folder.prompt, prompt)
+      plots.prediction_sheet(folder.plots / "predictions.png", *sheet)
     # Last: a folder with results is a finished run.
     write_json(folder.results, results)
     _log_results(results, folder)
@@ -150,7 +161,6 @@ def prepare(config: ConfigDict, folder: RunFolder) -> Run:
   encoder = inputs.open_encoder(config)
   source = inputs.open_training_source(config.data, encoder.clip.image_size)
   fetch = batches.open_fetch(config.data, source, encoder)
-  vocabulary = encoder.vocabulary(source.names, config.prompt.m)
   steps_per_epoch = max(1, len(source) * config.data.views // config.batch_size)
   total_steps = config.steps or config.epochs * steps_per_epoch
   optim = config.optim
@@ -166,7 +176,7 @@ def prepare(config: ConfigDict, folder: RunFolder) -> Run:
     config.prompt.m,
     encoder.clip.text_width,
     config.prompt.position,
-    n_classes=len(vocabulary) if config.prompt.class_specific else None,
+    n_classes=len(source.names) if config.prompt.class_specific else None,
     init_value=_initial_context(config, encoder),
   )
   return Run(
@@ -176,7 +186,7 @@ def prepare(config: ConfigDict, folder: RunFolder) -> Run:
     source=source,
     fetch=fetch,
     module=module,
-    frozen=encoder.frozen(vocabulary)._replace(
+    frozen=methods.frozen_of(config, encoder, source.names)._replace(
       sampling=replicate(sampling_arrays(config, source.names, source.labels), encoder.mesh)
     ),
     optimizer=sgd(rate, optim.momentum, optim.weight_decay),
@@ -277,10 +287,12 @@ def open_bank(job: Run) -> Bank:
 def train_step(job: Run) -> Callable[..., tuple[TrainState, dict]]:
   """The step, which is compiled when it is first called."""
   config, encoder, settings = job.config, job.encoder, _settings(job)
+  learner = _learner(job, settings)
+  frozen_images = config.data.features == "online" and not learner.learns_images
   return make_train_step(
     mesh=encoder.mesh,
-    learner=_learner(job, settings),
-    image_tower=encoder.image_tower if config.data.features == "online" else None,
+    learner=learner,
+    image_tower=encoder.image_tower if frozen_images else None,
     optimizer=job.optimizer,
     settings=settings,
     accumulate=config.accumulate,
@@ -307,11 +319,16 @@ def _learner(job: Run, settings: ContrastSettings) -> Learner:
     job.module,
     np.asarray(job.frozen.tokens.lengths),
     settings=settings,
-    group_size=config.batch_size // (encoder.mesh.shape[DATA] * config.accumulate),
+    group_size=_group_size(job),
     class_size=encoder.mesh.shape[CLASS],
   )
   text_tower = encoder.text_tower(token_budget, _memory_plan(job, token_budget))
-  return ContextLearner(job.module, text_tower, token_budget)
+  return methods.make_learner(config, encoder, job.module, text_tower, token_budget)
+
+
+def _group_size(job: Run) -> int:
+  """B, images of a draw."""
+  return job.config.batch_size // (job.encoder.mesh.shape[DATA] * job.config.accumulate)
 
 
 def _k(job: Run) -> int:
@@ -323,8 +340,10 @@ def _memory_plan(job: Run, token_budget: int) -> MemoryPlan:
   """`clip.keep` and `clip.n_chunks`, or the automatic choice where they leave it open."""
   clip = job.config.clip
   n_prefix = 1 + job.module.n_vectors - job.module.n_own
+  # Where each image has class features of its own they share what there is.
+  n_times = _group_size(job) if job.config.method == "cocoop" else 1
   plan = plan_memory(
-    job.encoder.clip.config.text_config, n_prefix, token_budget, clip.memory_gib * 2**30
+    job.encoder.clip.config.text_config, n_prefix, token_budget, clip.memory_gib * 2**30 / n_times
   )
   return MemoryPlan(clip.n_chunks or plan.n_chunks, plan.keep if clip.keep == "auto" else clip.keep)
 
@@ -333,6 +352,9 @@ def _validation(job: Run):
   """A function state -> top-1 on validation images, over all classes of the training."""
   source = inputs.open_source(job.config.data, "validation", n_images=job.config.eval.images)
   split = split_features(job.encoder, source, threads=job.config.data.threads)
+  if job.config.method != "pomp":
+    accuracy = methods.accuracy_of_learner(job.config, job.encoder, job.module)
+    return lambda state: accuracy(state.params, split, source)["top1"]
 
   def top1(state: TrainState) -> float:
     class_features = _class_features(job, state.params)
@@ -356,32 +378,41 @@ def prompt_of(job: Run, state: TrainState) -> Prompt:
   )
 
 
-def _results(job: Run, prompt: Prompt, seconds: float) -> dict:
-  """Everything that `results.json` says."""
+def _results(job: Run, learned: Any, seconds: float) -> dict:
+  """Everything that `results.json` says of a prompt, or of the parameters of another method."""
   config = job.config
   start = time.monotonic()
-  splits = {}
+  splits, sources = {}, {}
   for name in inputs.evaluation_splits(config.data):
     source = inputs.open_source(config.data, name, n_images=config.eval.images)
     # A class-specific context knows no class but those it was trained on.
     if not config.prompt.class_specific or tuple(source.names) == tuple(job.source.names):
-      splits[name] = split_features(job.encoder, source, threads=job.config.data.threads)
-  prompts = {"prompt": prompt, "hand_written": config.eval.template, "class_name": "{}."}
-  scores = evaluate(job.encoder, splits, prompts)
+      sources[name] = source
+      splits[name] = split_features(job.encoder, source, threads=config.data.threads)
+  prompts = {"hand_written": config.eval.template, "class_name": "{}."}
+  if isinstance(learned, Prompt):
+    scores = evaluate(job.encoder, splits, {"prompt": learned} | prompts)
+  else:
+    scores = evaluate(job.encoder, splits, prompts)
+    accuracy = methods.accuracy_of_learner(config, job.encoder, job.module)
+    for name, split in splits.items():
+      scores[name]["prompt"] = accuracy(learned, split, sources[name])
   return {
     "job": config.job,
+    "method": config.method,
     "seed": config.seed,
     "steps": job.total_steps,
     "seconds": round(seconds, 2),
     "images_per_second": round(job.total_steps * config.batch_size / seconds, 1),
     "eval_seconds": round(time.monotonic() - start, 2),
-    "clip_model": prompt.clip_model,
+    "clip_model": job.encoder.clip.name,
     "n_classes": len(job.source.names),
     "k": _k(job),
     "correction": config.correction,
     "eval_images": config.eval.images,
     "eval_classes": {name: len(split.names) for name, split in splits.items()},
     "eval": scores,
+    "top1": {split: of_split["prompt"]["top1"] for split, of_split in scores.items()},
   }
 
 
@@ -405,7 +436,7 @@ def _log_results(results: dict, folder: RunFolder) -> None:
   for split, scores in results["eval"].items():
     line = ", ".join(f"{name} {100 * score['top1']:.1f}%" for name, score in scores.items())
     log.info("%s top-1 over %d classes: %s", split, results["eval_classes"][split], line)
-  log.info("prompt, results and plots are in %s", folder.path)
+  log.info("what was learned, results and plots are in %s", folder.path)
 
 
 def _check_same_run(config: ConfigDict, stored: dict, workdir: str) -> None:

@@ -36,12 +36,11 @@ def run(config: ConfigDict, workdir: str) -> dict:
     "job": config.job,
     "seeds": list(config.repeat.seeds),
     **{field: runs[0][field] for field in ("steps", "n_classes", "k", "correction")},
-    "seconds": _summary([run["seconds"] for run in runs]),
+    "seconds": summary([run["seconds"] for run in runs]),
     "eval": {
       split: {
         prompt: {
-          metric: _summary([run["eval"][split][prompt][metric] for run in runs])
-          for metric in scores
+          metric: summary([run["eval"][split][prompt][metric] for run in runs]) for metric in scores
         }
         for prompt, scores in prompts.items()
       }
@@ -69,10 +68,11 @@ def _one(config: ConfigDict, workdir: str, seed: int) -> tuple[ConfigDict, str]:
   return config, os.path.join(workdir, f"seed_{seed}")
 
 
-def _summary(values: list[float]) -> dict:
-  """Mean, sample standard deviation, and spread (highest less lowest) over the seeds."""
+def summary(values: list[float]) -> dict:
+  """Mean, median, sample standard deviation, and spread (highest less lowest) over the seeds."""
   return {
     "mean": float(np.mean(values)),
+    "median": float(np.median(values)),
     "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
     "spread": float(np.ptp(values)),
     "values": list(values),
@@ -91,7 +91,7 @@ def _plot(folder: RunFolder, results: dict) -> None:
   def pick(field):
     return {
       split: {
-        prompt: {metric: summary[field] for metric, summary in scores.items()}
+        prompt: {metric: of_seeds[field] for metric, of_seeds in scores.items()}
         for prompt, scores in prompts.items()
       }
       for split, prompts in results["eval"].items()

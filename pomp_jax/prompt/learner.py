@@ -109,7 +109,8 @@ class ContextLearner:
     del image_features_BxE
     sequences = class_sequences(self.module, params, frozen, class_ids_R)
     return ClassFeatures(
-      self.text_tower(frozen.text, *sequences), available_rows(sequences, self.token_budget)
+      self.text_tower(frozen.text, *sequences),
+      available_rows(sequences.lengths, self.token_budget),
     )
 
 
@@ -128,9 +129,11 @@ def class_sequences(
   )
 
 
-def available_rows(sequences: Sequences, token_budget: int | None) -> jax.Array | None:
-  """Which rows a text tower with this budget computes [C]; None: all."""
-  return None if token_budget is None else shared.kept_rows(sequences.lengths, token_budget)
+def available_rows(
+  lengths_C: Int32[Array, " C"], token_budget: int | None
+) -> Bool[Array, " C"] | None:
+  """Which rows of so many own tokens a text tower with this budget computes; None: all."""
+  return None if token_budget is None else shared.kept_rows(lengths_C, token_budget)
 
 
 def class_features(

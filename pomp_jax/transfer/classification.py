@@ -3,7 +3,7 @@
 Shapes: N classes, B images, E embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jaxtyping import Float, Int
 import numpy as np
@@ -86,10 +86,31 @@ def topk_accuracy(
     ks: which k.
     chunk: images at a time; the scores of one chunk are held, [chunk,N].
   """
+
+  def scores(part):
+    return image_features_BxE[part] @ class_features_NxE.T
+
+  return accuracy_of_scores(scores, labels_B, ks, chunk)
+
+
+def accuracy_of_scores(
+  scores: Callable[[slice], Float[np.ndarray, "b N"]],
+  labels_B: Int[np.ndarray, " B"],
+  ks: Sequence[int] = (1, 5),
+  chunk: int = 512,
+) -> dict[str, float]:
+  """`topk_accuracy` of any classifier.
+
+  Args:
+    scores: those of some of the images over all classes, higher is likelier.
+    labels_B: the true classes.
+    ks: which k.
+    chunk: images at a time.
+  """
   above_B = np.empty(len(labels_B), np.int64)
   for start in range(0, len(labels_B), chunk):
     part = slice(start, start + chunk)
-    scores_BxN = image_features_BxE[part] @ class_features_NxE.T
+    scores_BxN = scores(part)
     true_Bx1 = np.take_along_axis(scores_BxN, labels_B[part, None], axis=-1)
     above_B[part] = np.sum(scores_BxN >= true_Bx1, axis=-1) - 1
   return {f"top{k}": float(np.mean(above_B < k)) for k in ks}

@@ -180,6 +180,19 @@ class Encoder:
     """
     return self._images(self.vision_params, images)
 
+  def over_rows(self, function: Callable, n_replicated: int) -> Callable[..., np.ndarray]:
+    """Compiles a pure function whose last argument is rows, each with a result of its own.
+
+    Args:
+      function: `(*replicated, rows [n,..]) -> results [n,..]`, for any part of the rows.
+      n_replicated: how many arguments precede the rows; they lie on the mesh.
+
+    Returns:
+      The same on the host's rows, NumPy to NumPy, a chunk at a time over all devices.
+    """
+    compiled = _over_rows(self.mesh, function, n_replicated)
+    return lambda *inputs: self._in_chunks(lambda rows: compiled(*inputs[:-1], rows), inputs[-1])
+
   def _tokenize(self, texts: Sequence[str], budget: int | None = None):
     return tokenize(texts, self.clip.tokenizer, self.clip.config.text_config, budget)
 

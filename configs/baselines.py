@@ -1,0 +1,39 @@
+"""POMP beside every baseline on the embedded world, three seeds: one table of accuracy and cost.
+
+  python -m pomp_jax.main --config=configs/baselines.py --workdir=runs/baselines
+
+All learn from the same images of the same classes, a subset of the world's, and are evaluated on
+base, novel and shifted ones in that number. Where a method is expensive it takes few steps
+(CoCoOp), few L-BFGS iterations (the probe) or few epochs (Tip-Adapter-F): see the WORLD of its
+config.
+"""
+
+from configs import cocoop, coop, linear_probe, maple, tip_adapter, vpt, zero_shot
+from configs.world_size import SMALL
+from pomp_jax.config import base, with_argument
+
+METHODS = {
+  "zero_shot": zero_shot.WORLD,
+  "pomp": SMALL | {"method": "pomp", "negatives": "sampled", "k": 64, "prompt.m": 4},
+  "coop": coop.WORLD,
+  "cocoop": cocoop.WORLD,
+  "vpt_shallow": vpt.WORLD_SHALLOW,
+  "vpt_deep": vpt.WORLD,
+  "maple": maple.WORLD,
+  "linear_probe": linear_probe.WORLD,
+  "tip_adapter": tip_adapter.WORLD,
+  "tip_adapter_f": tip_adapter.WORLD_TUNED,
+}
+
+
+def get_config(argument: str = ""):
+  """The job, with every method as its own config has it for the world."""
+  config = base()
+  config.job = "baselines"
+  config.update_from_flattened_dict(SMALL)
+  # What a method has as all have it can be overridden for all.
+  config.baselines.methods = "; ".join(
+    f"{label}:" + ",".join(f"{k}={v}" for k, v in own.items() if SMALL.get(k) != v)
+    for label, own in METHODS.items()
+  )
+  return with_argument(config, argument)

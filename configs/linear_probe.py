@@ -1,0 +1,23 @@
+r"""The linear probe of CLIP (Radford et al., 2021).
+
+  python -m pomp_jax.main --config=configs/linear_probe.py --workdir=runs/linear_probe \
+    --config.clip.model=openai/clip-vit-base-patch16 --config.data.source=coop \
+    --config.data.root=DATA --config.data.dataset=dtd --config.data.shots=16
+  python -m pomp_jax.main --config=configs/linear_probe.py:world --workdir=runs/linear_probe_world
+
+Numbers: appendix A.3: L-BFGS of at most 1,000 iterations; strengths of the penalty from 1e-6 to 1e6
+by every second power of ten, then halving around the best down to eight steps a decade.
+"""
+
+from configs.world_size import SMALL
+from pomp_jax.config import base, with_argument
+
+WORLD = SMALL | {"method": "linear_probe", "probe.iterations": 50}
+
+
+def get_config(argument: str = ""):
+  """The published recipe; `world`: a size for two cores."""
+  config = base()
+  config.method = "linear_probe"
+  config.probe.iterations = 1000
+  return with_argument(config, argument, variants={"world": WORLD})

@@ -1,0 +1,37 @@
+r"""VPT (Jia et al., 2022) on CLIP, as MaPLe's code runs it; deep, or `shallow`.
+
+  python -m pomp_jax.main --config=configs/vpt.py --workdir=runs/vpt \
+    --config.clip.model=openai/clip-vit-base-patch16 --config.data.source=coop \
+    --config.data.root=DATA --config.data.dataset=dtd --config.data.shots=16 \
+    --config.data.classes=base
+  python -m pomp_jax.main --config=configs/vpt.py:shallow,world --workdir=runs/vpt_world
+
+Numbers: the config released with MaPLe (VPT/vit_b16_c2_ep5_batch4_4): 8 tokens in each of 12
+layers, text "a photo of a {}.", 5 epochs of batches of 4, SGD at 0.0025, cosine after an epoch at
+1e-5.
+"""
+
+from configs.world_size import SMALL
+from pomp_jax.config import base, with_argument
+
+_DEEP, _SHALLOW = (
+  {"method": "vpt_deep", "prompt.depth": 12},
+  {"method": "vpt_shallow", "prompt.depth": 1},
+)
+# The world's CLIP has three layers.
+WORLD = SMALL | {"method": "vpt_deep", "negatives": "all", "prompt.depth": 3, "optim.lr": 0.02}
+WORLD_SHALLOW = WORLD | _SHALLOW
+
+
+def get_config(argument: str = ""):
+  """The published recipe; `shallow`: tokens before the first layer alone; `world`: a small size."""
+  config = base()
+  config.update_from_flattened_dict(_DEEP)
+  config.negatives = "all"
+  config.prompt.visual = 8
+  config.batch_size = 4
+  config.epochs = 5
+  config.optim.lr = 0.0025
+  shallow = "shallow" in (argument or "").split(",")
+  variants = {"shallow": _SHALLOW, "world": WORLD_SHALLOW if shallow else WORLD}
+  return with_argument(config, argument, variants=variants, lr="optim.lr")

@@ -1,0 +1,15 @@
+"""The embedded world at a size where every baseline takes seconds on two cores: field -> value."""
+
+SMALL = {
+  "data.source": "world",
+  "data.n_classes": 500,
+  "data.images_per_class": 16,
+  "eval.images": 1000,
+  "batch_size": 32,
+  "steps": 200,
+  "optim.lr": 0.05,
+  "optim.schedule": "step",
+  "optim.warmup": 0.0,
+  "checkpoint.every": 100,
+  "clip.images_at_a_time": 0,
+}

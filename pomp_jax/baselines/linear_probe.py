@@ -1,0 +1,135 @@
+"""The linear probe of CLIP (Radford et al., 2021, section 3.2 and appendix A.3).
+
+Multinomial logistic regression on image features by L-BFGS; the strength of the penalty is swept
+over decades, then searched for by halving around the best, by accuracy on validation images.
+Shapes: n images, N classes, E features.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+import numpy as np
+import scipy.optimize
+
+# The sweep, and the resolution of the search: 8 steps a decade.
+COARSE = tuple(10.0**power for power in range(-6, 7, 2))
+_FINEST = 1 / 8
+
+
+class LinearProbe(NamedTuple):
+  """A linear classifier.
+
+  Attributes:
+    kernel: [E,N].
+    bias: [N].
+    strength: of the penalty that it was fitted with.
+  """
+
+  kernel: Float[np.ndarray, "E N"]
+  bias: Float[np.ndarray, " N"]
+  strength: float
+
+  def scores(self, features_nxE: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n N"]:
+    """Logits."""
+    return features_nxE @ self.kernel + self.bias
+
+
+def fit(
+  features_nxE: Float[np.ndarray, "n E"],
+  labels_n: Int[np.ndarray, " n"],
+  n_classes: int,
+  strength: float,
+  *,
+  iterations: int = 1000,
+  start: LinearProbe | None = None,
+) -> LinearProbe:
+  """Minimises sum_i cross-entropy_i + strength / 2 * ||kernel||^2; the bias is not penalised.
+
+  scikit-learn's LogisticRegression has C = 1 / strength.
+
+  Args:
+    features_nxE: the images.
+    labels_n: their classes.
+    n_classes: N.
+    strength: of the penalty, above 0.
+    iterations: the most that L-BFGS takes.
+    start: where it starts; zeros if None.
+  """
+  shape = (features_nxE.shape[1], n_classes)
+  objective = _objective(shape)
+  features, labels = jnp.asarray(features_nxE, jnp.float32), jnp.asarray(labels_n)
+
+  def value_and_gradient(weights):
+    value, gradient = objective(jnp.asarray(weights, jnp.float32), features, labels, strength)
+    return float(value), np.asarray(gradient, np.float64)
+
+  if start is None:
+    first = np.zeros(shape[0] * n_classes + n_classes)
+  else:
+    first = np.concatenate([start.kernel.ravel(), start.bias]).astype(np.float64)
+  options = {"maxiter": iterations, "maxfun": 2 * iterations, "ftol": 1e-9, "gtol": 1e-8}
+  found = scipy.optimize.minimize(
+    value_and_gradient, first, jac=True, method="L-BFGS-B", options=options
+  )
+  kernel, bias = np.split(found.x.astype(np.float32), [shape[0] * n_classes])
+  return LinearProbe(kernel.reshape(shape), bias, strength)
+
+
+@functools.cache
+def _objective(shape: tuple[int, int]) -> Callable:
+  """Compiled once for all strengths; a mean over the images, so that L-BFGS's tolerances hold."""
+
+  def value(weights, features_nxE, labels_n, strength):
+    kernel, bias = jnp.split(weights, [shape[0] * shape[1]])
+    kernel_ExN = kernel.reshape(shape)
+    logits_nxN = jnp.matmul(features_nxE, kernel_ExN, precision=jax.lax.Precision.HIGHEST) + bias
+    right_n = jnp.take_along_axis(logits_nxN, labels_n[:, None], axis=1)[:, 0]
+    loss_n = jax.nn.logsumexp(logits_nxN, axis=1) - right_n
+    penalty = 0.5 * strength * jnp.sum(jnp.square(kernel_ExN)) / labels_n.size
+    return jnp.mean(loss_n) + penalty
+
+  return jax.jit(jax.value_and_grad(value))
+
+
+def search(
+  fit_with: Callable[[float, LinearProbe | None], LinearProbe],
+  accuracy_of: Callable[[LinearProbe], float],
+) -> tuple[LinearProbe, dict[float, float]]:
+  """CLIP's search for the strength: a sweep over every second decade, then halving.
+
+  Around the best so far the two neighbours at half the distance are tried, down to an eighth of a
+  decade. Of equals the weaker penalty, which was met first, is kept.
+
+  Args:
+    fit_with: a probe for a strength, started from another.
+    accuracy_of: on validation images.
+
+  Returns:
+    The best probe, and the accuracy for each strength that was tried.
+  """
+  tried: dict[float, float] = {}
+  best, best_accuracy, last = None, -1.0, None
+
+  def attempt(strength):
+    nonlocal best, best_accuracy, last
+    if strength in tried:
+      return
+    last = fit_with(strength, last if best is None else best)
+    tried[strength] = accuracy_of(last)
+    if tried[strength] > best_accuracy:
+      best, best_accuracy = last, tried[strength]
+
+  # From the strongest: its solution is close to zero, where the first fit starts.
+  for strength in reversed(COARSE):
+    attempt(strength)
+  distance = 1.0
+  while distance >= _FINEST:
+    centre = best.strength
+    for power in (-distance, distance):
+      attempt(centre * 10.0**power)
+    distance /= 2
+  return best, tried

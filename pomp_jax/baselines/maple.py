@@ -1,0 +1,77 @@
+"""MaPLe (Khattak et al., 2023): prompts in both towers, the visual ones made from the textual.
+
+The text tower has M vectors before the name, and new ones in their places before each of its layers
+1..J-1; the vision tower has as many tokens at the same depths, each a linear map of the text's:
+p_j = Linear_j(t_j), D to D_v. It learns from pixels.
+Shapes: B images of a draw, R classes that a device computes, J layers with prompts, M vectors in
+each, D width of the text tower, D_v (W) of the vision tower, E embedding.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pomp_jax.annotations import Array, Float
+from pomp_jax.baselines.dense import dense, init_dense
+from pomp_jax.clip.prompted_vision import PromptedImageTower
+from pomp_jax.clip.text import TextTower
+from pomp_jax.prompt.context import INIT_STDDEV, PromptContext
+from pomp_jax.prompt.learner import ClassFeatures, Frozen, available_rows, class_sequences
+
+
+@dataclasses.dataclass(frozen=True)
+class MaPLeLearner:
+  """{"context": [M,D], "deep": [J-1,M,D], "coupling": {"kernel": [J,D,W], "bias": [J,W]}}.
+
+  Attributes:
+    module: the context, one for all classes and before the name.
+    text_tower: the shared tower of `clip.text_tower`, with the same budget.
+    image_tower: from `clip.prompted_image_tower`.
+    vision_width: D_v.
+    depth: J, layers of both towers.
+    token_budget: see `prompt.learner.ContextLearner`.
+  """
+
+  module: PromptContext
+  text_tower: TextTower
+  image_tower: PromptedImageTower
+  vision_width: int
+  depth: int
+  token_budget: int | None = None
+  learns_images: bool = dataclasses.field(default=True, init=False)
+
+  def init(self, key: jax.Array) -> Any:
+    """See `Learner`; as published, the maps of the deeper layers start alike."""
+    context_key, deep_key, first_key, other_key = jax.random.split(key, 4)
+    width = self.module.width
+    first = init_dense(first_key, width, self.vision_width)
+    other = init_dense(other_key, width, self.vision_width)
+    return {
+      **self.module.init(context_key, method=lambda m: m.context)["params"],
+      "deep": INIT_STDDEV
+      * jax.random.normal(deep_key, (self.depth - 1, self.module.n_vectors, width)),
+      "coupling": jax.tree.map(
+        lambda *layers: jnp.stack(layers), first, *[other] * (self.depth - 1)
+      ),
+    }
+
+  def visual_tokens(self, params: Any) -> Float[Array, "J M W"]:
+    """The vision tower's tokens, mapped from the text tower's."""
+    text_JxMxD = jnp.concatenate([params["context"][None], params["deep"]])
+    return jax.vmap(dense)(params["coupling"], text_JxMxD)
+
+  def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
+    """See `Learner`."""
+    return self.image_tower(frozen.image, images_B, self.visual_tokens(params))
+
+  def class_features(
+    self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
+  ) -> ClassFeatures:
+    """See `Learner`; the same for all images."""
+    del image_features_BxE
+    context = {"context": params["context"]}
+    sequences = class_sequences(self.module, context, frozen, class_ids_R)
+    features_RxE = self.text_tower(frozen.text, *sequences, params["deep"])
+    return ClassFeatures(features_RxE, available_rows(sequences.lengths, self.token_budget))

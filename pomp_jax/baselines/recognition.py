@@ -1,0 +1,93 @@
+"""Accuracy of what any learner has learned, on any classes.
+
+Shapes: n images, N classes, B images of a device's part, R classes computed together, E embedding.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.prompt.contrast import normalize
+from pomp_jax.prompt.learner import Frozen, Learner
+from pomp_jax.transfer import Encoder, topk_accuracy
+from pomp_jax.transfer.classification import accuracy_of_scores
+from pomp_jax.transfer.evaluation import SplitFeatures
+
+# Classes whose features are computed together for one image.
+_CLASSES = 256
+# Images drawn or decoded at a time; and of those that have class features of their own.
+_IMAGES = 512
+_IMAGES_WITH_CLASSES = 32
+
+
+class Recognition:
+  """A learner's functions, compiled once for all splits and all parameters."""
+
+  def __init__(self, encoder: Encoder, learner: Learner, *, per_image: bool):
+    """Compiles nothing yet.
+
+    Args:
+      encoder: the CLIP.
+      learner: without a token budget: all classes are computed.
+      per_image: whether class features depend on the image.
+    """
+    self._learner, self._per_image = learner, per_image
+    self._image_size = encoder.clip.image_size
+    self._images = encoder.over_rows(self._image_features, 2)
+    self._classes = encoder.over_rows(self._class_features, 2)
+    self._scores = encoder.over_rows(self._scores_of_images, 3)
+
+  def accuracy(
+    self, params: Any, frozen: Frozen, split: SplitFeatures, source: Source
+  ) -> dict[str, float]:
+    """Top-1 and top-5 over all classes of a split.
+
+    Args:
+      params: the learner's, on the mesh.
+      frozen: of the split's classes.
+      split: the frozen tower's features of the images.
+      source: the same images, for learners that have features of their own.
+    """
+    features_nxE = split.features
+    if self._learner.learns_images:
+      if isinstance(source, StoredImages):
+        source = source.sized(self._image_size)
+      starts = range(0, len(source), _IMAGES)
+      parts = [np.arange(start, min(start + _IMAGES, len(source))) for start in starts]
+      features_nxE = np.concatenate(
+        [self._images(params, frozen, source.images(part)) for part in parts]
+      )
+    ids_N = np.arange(len(split.names), dtype=np.int32)
+    if not self._per_image:
+      classes_NxE = self._classes(params, frozen, ids_N)
+      return topk_accuracy(features_nxE, classes_NxE, split.labels)
+    n_parts = -(-ids_N.size // _CLASSES)
+    # The last part is filled up with the first class.
+    ids_PxR = np.pad(ids_N, (0, n_parts * _CLASSES - ids_N.size)).reshape(n_parts, _CLASSES)
+
+    def scores(part):
+      return self._scores(params, frozen, ids_PxR, features_nxE[part])[:, : ids_N.size]
+
+    return accuracy_of_scores(scores, split.labels, chunk=_IMAGES_WITH_CLASSES)
+
+  def _image_features(self, params, frozen, images):
+    return normalize(self._learner.image_features(params, frozen, images))
+
+  def _class_features(self, params, frozen, ids_R):
+    no_images = jnp.zeros((0, 1))
+    return normalize(self._learner.class_features(params, frozen, ids_R, no_images).features)
+
+  def _scores_of_images(self, params, frozen, ids_PxR, features_BxE):
+    unit_BxE = normalize(features_BxE)
+
+    def of_part(ids_R):
+      classes = self._learner.class_features(params, frozen, ids_R, features_BxE)
+      return jnp.einsum(
+        "be,rbe->br", unit_BxE, normalize(classes.features), precision=jax.lax.Precision.HIGHEST
+      )
+
+    scores_PxBxR = jax.lax.map(of_part, ids_PxR)
+    return jnp.moveaxis(scores_PxBxR, 0, 1).reshape(features_BxE.shape[0], -1)

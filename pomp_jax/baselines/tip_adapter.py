@@ -1,0 +1,161 @@
+"""Tip-Adapter (Zhang et al., 2022): a cache of training features beside the text features.
+
+logits(f) = s f W^T + alpha * sum_k exp(-beta (1 - f . key_k)) onehot(label_k), with f and the keys
+on the unit sphere, s CLIP's scale, W the text features. Training-free: the keys are the features of
+the training images. Tip-Adapter-F: the keys are learned from there by AdamW, alpha and beta fixed.
+Both: alpha and beta are searched for on validation images at the end.
+Shapes: n images in the cache (keys), B others, N classes, E embedding.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+import optax
+import scipy.sparse
+
+# The published code's AdamW.
+_EPSILON, _DECAY = 1e-4, 0.01
+
+
+class TipAdapter(NamedTuple):
+  """A cache and how it is weighed.
+
+  Attributes:
+    keys: [n,E].
+    labels: of the keys.
+    class_features: W, unit rows [N,E].
+    scale: s.
+    alpha: weight of the cache.
+    beta: sharpness of the affinity.
+  """
+
+  keys: Float[np.ndarray, "n E"]
+  labels: Int[np.ndarray, " n"]
+  class_features: Float[np.ndarray, "N E"]
+  scale: float
+  alpha: float
+  beta: float
+
+  def scores(self, features_BxE: Float[np.ndarray, "B E"]) -> Float[np.ndarray, "B N"]:
+    """Logits of unit features."""
+    text_BxN, cache_of = self._parts(features_BxE)
+    return text_BxN + self.alpha * cache_of(self.beta)
+
+  def searched(
+    self,
+    features_BxE: Float[np.ndarray, "B E"],
+    labels_B: Int[np.ndarray, " B"],
+    alphas: Float[np.ndarray, " a"],
+    betas: Float[np.ndarray, " b"],
+  ) -> "TipAdapter":
+    """The same with the alpha and beta that name most of some images rightly.
+
+    Of equals the first is taken, beta by beta.
+    """
+    text_BxN, cache_of = self._parts(features_BxE)
+    best, found = -1.0, (self.alpha, self.beta)
+    for beta in betas:
+      cache_BxN = cache_of(beta)
+      for alpha in alphas:
+        answers_B = np.argmax(text_BxN + alpha * cache_BxN, axis=1)
+        right = float(np.mean(answers_B == labels_B))
+        if right > best:
+          best, found = right, (float(alpha), float(beta))
+    return self._replace(alpha=found[0], beta=found[1])
+
+  def _parts(self, features_BxE: np.ndarray) -> tuple[np.ndarray, Callable[[float], np.ndarray]]:
+    """The text's logits [B,N], and beta -> the cache's [B,N] before alpha."""
+    gap_nxB = 1 - self.keys @ features_BxE.T
+    n_keys = len(self.labels)
+    # Sparse: one entry a key.
+    ones = np.ones(n_keys, gap_nxB.dtype)
+    onehot_Nxn = scipy.sparse.csr_matrix(
+      (ones, (self.labels, np.arange(n_keys))), (len(self.class_features), n_keys)
+    )
+    text_BxN = self.scale * features_BxE @ self.class_features.T
+    return text_BxN, lambda beta: (onehot_Nxn @ np.exp(-beta * gap_nxB)).T
+
+
+def tune(
+  adapter: TipAdapter,
+  features_nxE: Float[np.ndarray, "n E"],
+  labels_n: Int[np.ndarray, " n"],
+  *,
+  epochs: int,
+  batch_size: int,
+  rate: float,
+  seed: int,
+  validate: Callable[[TipAdapter], float],
+) -> TipAdapter:
+  """Tip-Adapter-F: the keys, moved to lower the cross-entropy of the training images.
+
+  The epoch that `validate` likes best is kept (the published code looks at test images there).
+
+  Args:
+    adapter: the training-free one, with the alpha and beta to train at.
+    features_nxE: unit features of the training images.
+    labels_n: their classes.
+    epochs: passes over them, with a cosine of the rate from start to end.
+    batch_size: images a step; the last of an epoch that do not fill a batch are left out.
+    rate: AdamW's first learning rate.
+    seed: of the order.
+    validate: accuracy of an adapter.
+  """
+  batch_size = min(batch_size, len(labels_n))
+  steps = len(labels_n) // batch_size
+  optimizer = optax.adamw(
+    optax.cosine_decay_schedule(rate, epochs * steps), eps=_EPSILON, weight_decay=_DECAY
+  )
+  keys = jnp.asarray(adapter.keys)
+  state = optimizer.init(keys)
+  data = (jnp.asarray(adapter.labels), jnp.asarray(adapter.class_features))
+  epoch = _compiled_epoch(optimizer, adapter.scale, adapter.alpha, adapter.beta)
+  rng = np.random.default_rng(seed)
+  best, best_accuracy = adapter, validate(adapter)
+  for _ in range(epochs):
+    order = rng.permutation(len(labels_n))[: steps * batch_size].reshape(steps, batch_size)
+    keys, state = epoch(keys, state, *data, features_nxE[order], labels_n[order])
+    tuned = adapter._replace(keys=np.asarray(keys))
+    accuracy = validate(tuned)
+    if accuracy > best_accuracy:
+      best, best_accuracy = tuned, accuracy
+  return best
+
+
+def cross_entropy(
+  keys_nxE: Float[Array, "n E"],
+  key_labels_n: Int[Array, " n"],
+  class_features_NxE: Float[Array, "N E"],
+  features_BxE: Float[Array, "B E"],
+  labels_B: Int[Array, " B"],
+  *,
+  scale: float,
+  alpha: float,
+  beta: float,
+) -> Float[Array, ""]:
+  """What `tune` lowers: the mean over the images, nats."""
+  affinity_nxB = jnp.exp(-beta * (1 - keys_nxE @ features_BxE.T))
+  cache_NxB = jax.ops.segment_sum(affinity_nxB, key_labels_n, class_features_NxE.shape[0])
+  logits_BxN = scale * features_BxE @ class_features_NxE.T + alpha * cache_NxB.T
+  return optax.softmax_cross_entropy_with_integer_labels(logits_BxN, labels_B).mean()
+
+
+def _compiled_epoch(optimizer, scale: float, alpha: float, beta: float) -> Callable:
+  loss = functools.partial(cross_entropy, scale=scale, alpha=alpha, beta=beta)
+
+  @jax.jit
+  def epoch(keys, state, key_labels, class_features, features_SxBxE, labels_SxB):
+    def step(carry, batch):
+      keys, state = carry
+      gradient = jax.grad(loss)(keys, key_labels, class_features, *batch)
+      updates, state = optimizer.update(gradient, state, keys)
+      return (optax.apply_updates(keys, updates), state), None
+
+    return jax.lax.scan(step, (keys, state), (features_SxBxE, labels_SxB))[0]
+
+  return epoch

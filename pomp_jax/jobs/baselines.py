@@ -1,0 +1,207 @@
+"""POMP beside every baseline on the same classes: one table of accuracy, time and memory.
+
+Each method has a folder with a run's folder for each seed. On the host's CPU each has a process of
+its own as well, so that its peak memory is nobody else's. A method that fails is marked with its
+error, and the others go on. Started again, what has finished is not done again.
+"""
+
+import copy
+import json
+import logging
+import os
+import tempfile
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from pomp_jax.analysis import plots
+from pomp_jax.analysis.tables import Row, Table, markdown
+from pomp_jax.config import ConfigError, validate, with_argument
+from pomp_jax.files.atomic import replacing
+from pomp_jax.files.run_folder import RunFolder, read_json, write_json
+from pomp_jax.jobs import pretrain
+from pomp_jax.jobs.benchmark.measurement import in_own_process, peak_mib
+from pomp_jax.jobs.repeat import summary
+
+log = logging.getLogger(__name__)
+
+# Methods that the seed has nothing to do with: one run tells all.
+_WITHOUT_SEED = ("zero_shot", "linear_probe", "tip_adapter")
+_TAKES = "one or more of label:field=value,field=value, separated by ';', no label twice"
+
+
+def check(config: ConfigDict, workdir: str) -> None:
+  """As the main job's, for each method and seed.
+
+  Raises:
+    ConfigError, ClipError, RunFolderError: one line each.
+  """
+  if jax.process_count() > 1:
+    raise ConfigError("job", config.job, "one process")
+  RunFolder(workdir).check()
+  for label, method in method_configs(config).items():
+    for seed in _seeds(method):
+      pretrain.check(*_one(method, os.path.join(workdir, label), seed))
+
+
+def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+  """Runs what has not finished yet, and sums up: returns what `results.json` holds."""
+  folder = RunFolder(workdir)
+  folder.create()
+  methods, failed = {}, {}
+  with tempfile.TemporaryDirectory() as programs:
+    for label, method in method_configs(config).items():
+      log.info("%s: %s", label, method.method)
+      outcome = _outcome(method, os.path.join(workdir, label), programs)
+      if "error" in outcome:
+        failed[label] = outcome["error"]
+        log.info("%s failed: %s", label, outcome["error"])
+      else:
+        methods |= _rows(label, method.method, outcome)
+  results = {
+    "job": config.job,
+    "seeds": list(config.repeat.seeds),
+    "settings": config.baselines.methods,
+    "methods": methods,
+    "failed": failed,
+  }
+  if methods:
+    _write_report(folder, methods)
+  write_json(folder.results, results)
+  for label, row in methods.items():
+    figures = [f"{name} {100 * top1['mean']:.1f}%" for name, top1 in row["top1"].items()]
+    log.info("%s: %s", label, ", ".join(figures))
+  return results
+
+
+def method_configs(config: ConfigDict) -> dict[str, ConfigDict]:
+  """The config of each method that `config.baselines.methods` names, by label.
+
+  Raises:
+    ConfigError: a text that does not read so, or fields that can't be.
+  """
+  found: dict[str, ConfigDict] = {}
+  for item in filter(None, map(str.strip, config.baselines.methods.split(";"))):
+    label, colon, argument = map(str.strip, item.partition(":"))
+    if not colon or not label.replace("_", "").isalnum() or label in found:
+      raise ConfigError("baselines.methods", item, _TAKES)
+    one = copy.deepcopy(config)
+    one.job, one.baselines.methods = "pretrain", ""
+    found[label] = with_argument(one, argument.replace(" ", ""))
+    validate(found[label])
+  if not found:
+    raise ConfigError("baselines.methods", config.baselines.methods, _TAKES)
+  return found
+
+
+def _seeds(config: ConfigDict) -> tuple[int, ...]:
+  seeds = tuple(config.repeat.seeds) or (config.seed,)
+  return seeds[:1] if config.method in _WITHOUT_SEED else seeds
+
+
+def _one(config: ConfigDict, workdir: str, seed: int) -> tuple[ConfigDict, str]:
+  config = copy.deepcopy(config)
+  config.seed = seed
+  return config, os.path.join(workdir, f"seed_{seed}")
+
+
+def _outcome(config: ConfigDict, workdir: str, programs: str) -> dict[str, Any]:
+  """{"runs": results of each seed, "peak_mib": ..}, or {"error": ..}."""
+  stored = RunFolder(workdir).results
+  runs = [RunFolder(_one(config, workdir, seed)[1]).results for seed in _seeds(config)]
+  if stored.exists() and all(run.exists() for run in runs):
+    return read_json(stored)
+  if jax.default_backend() == "cpu":
+    outcome = in_own_process(_run_seeds, config.to_dict(), workdir, programs)
+  else:
+    # A second process could not have the device.
+    outcome = _run_seeds(config.to_dict(), workdir, programs) | {"peak_mib": None}
+  if "error" not in outcome:
+    write_json(stored, outcome)
+  return outcome
+
+
+def _run_seeds(fields: dict[str, Any], workdir: str, programs: str) -> dict[str, Any]:
+  """In a process of its own: the runs of a method."""
+  config = ConfigDict(fields)
+  _share_programs(programs)
+  try:
+    runs = [pretrain.run(*_one(config, workdir, seed)) for seed in _seeds(config)]
+  except Exception as error:  # whatever it is, the other methods go on
+    return {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+  # Through JSON: what a finished run's file would say.
+  return {"runs": json.loads(json.dumps(runs, default=float)), "peak_mib": round(peak_mib(), 1)}
+
+
+def _share_programs(folder: str) -> None:
+  """What the first seed compiles serves the others."""
+  jax.config.update("jax_compilation_cache_dir", folder)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _rows(label: str, method: str, outcome: dict[str, Any]) -> dict[str, Any]:
+  """What the table says of a method; of zero-shot CLIP, of each of its texts."""
+  runs = outcome["runs"]
+  first = runs[0]
+  row = {
+    "method": method,
+    "n_runs": len(runs),
+    "n_classes": first["n_classes"],
+    "steps": first.get("steps"),
+    "not_evaluated": first.get("not_evaluated", []),
+    "seconds": summary([run["seconds"] for run in runs]),
+    "peak_mib": outcome["peak_mib"],
+  }
+  if method != "zero_shot":
+    names = list(first["top1"])
+    return {label: row | {"top1": {s: summary([run["top1"][s] for run in runs]) for s in names}}}
+  texts = list(next(iter(first["eval"].values())))
+  return {
+    f"{label}_{text}": row
+    | {"top1": {s: summary([scores[text]["top1"]]) for s, scores in first["eval"].items()}}
+    for text in texts
+  }
+
+
+def _write_report(folder: RunFolder, methods: dict[str, Any]) -> None:
+  splits = list(dict.fromkeys(split for row in methods.values() for split in row["top1"]))
+
+  def figures(row, field):
+    found = [row["top1"].get(split) for split in splits]
+    return tuple(None if one is None else 100 * one[field] for one in found)
+
+  n_seeds = max(row["n_runs"] for row in methods.values())
+  tables = [
+    Table(
+      f"Top-1 accuracy (%), mean of {n_seeds} seeds, and cost of a run",
+      "method",
+      (*splits, "seconds", "peak MiB"),
+      tuple(
+        Row(label, (*figures(row, "mean"), row["seconds"]["median"], row["peak_mib"]))
+        for label, row in methods.items()
+      ),
+      best=False,
+    ),
+    Table(
+      "Its standard deviation over the seeds (points)",
+      "method",
+      tuple(splits),
+      tuple(Row(label, figures(row, "std")) for label, row in methods.items()),
+      best=False,
+    ),
+  ]
+  with replacing(folder.path / "results.md") as file:
+    file.write(markdown(tables).encode())
+  bars, spread = (
+    {
+      split: {
+        label: {"top1": row["top1"][split][field]}
+        for label, row in methods.items()
+        if split in row["top1"]
+      }
+      for split in splits
+    }
+    for field in ("mean", "std")
+  )
+  plots.accuracy_bars(folder.plots / "accuracy.png", bars, spread=spread)

@@ -1,0 +1,179 @@
+"""The methods that need no step, on features of the frozen CLIP: zero-shot, probe, Tip-Adapter.
+
+What they leave is a run's folder as the main job's, with `classifier.npz` where they learn one. A
+classifier with weights for its training's classes knows no others: splits with others are not
+evaluated, and the results name them.
+Shapes: n images, N classes, E embedding.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import logging
+import time
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from pomp_jax.analysis import plots
+from pomp_jax.baselines import linear_probe
+from pomp_jax.baselines.tip_adapter import TipAdapter, tune
+from pomp_jax.data.vocabularies import CLASS_LISTS, ClassList, load_class_list
+from pomp_jax.files.atomic import replacing
+from pomp_jax.files.run_folder import RunFolder, write_json
+from pomp_jax.jobs import inputs
+from pomp_jax.jobs.named_prompts import ENSEMBLE, HAND_WRITTEN, features_under
+from pomp_jax.transfer import Encoder, topk_accuracy
+from pomp_jax.transfer.classification import accuracy_of_scores
+from pomp_jax.transfer.evaluation import SplitFeatures, split_features
+
+log = logging.getLogger(__name__)
+
+# The hand-written prompts of a zero-shot CLIP: the set's own text, the name alone, and CLIP's
+# ensembles of 7 and of 80 texts.
+_ZERO_SHOT = {
+  "hand_written": HAND_WRITTEN,
+  "class_name": "{}.",
+  "ensemble_7": f"{ENSEMBLE}:imagenet_7",
+  "ensemble_80": f"{ENSEMBLE}:imagenet",
+}
+
+
+def run(config: ConfigDict, folder: RunFolder) -> dict[str, Any]:
+  """Learns, evaluates, and leaves the run's folder; returns what `results.json` holds.
+
+  Raises:
+    VocabularyError, TokenizeError: names that can't be used.
+  """
+  encoder = inputs.open_encoder(config)
+  start = time.monotonic()
+  learned = {} if config.method == "zero_shot" else _learn(config, encoder)
+  seconds = time.monotonic() - start
+  results = _results(config, encoder, learned, seconds)
+  if jax.process_index() == 0:
+    folder.create()
+    write_json(folder.config, config.to_dict())
+    if learned:
+      with replacing(folder.path / "classifier.npz") as file:
+        np.savez(file, names=np.array(learned["names"]), **learned["classifier"]._asdict())
+    plots.accuracy_bars(folder.plots / "accuracy.png", results["eval"])
+    # Last: a folder with results is a finished run.
+    write_json(folder.results, results)
+    for split, top1 in results["top1"].items():
+      log.info("%s top-1: %s %.1f%%", split, config.method, 100 * top1)
+  return results
+
+
+def _learn(config: ConfigDict, encoder: Encoder) -> dict[str, Any]:
+  """The classifier, the names that it knows, and what the search for its settings tried."""
+  data = config.data
+  source = inputs.open_training_source(data, encoder.clip.image_size)
+  train = split_features(encoder, source, threads=data.threads)
+  source = inputs.open_source(data, "validation", n_images=config.eval.images)
+  validation = split_features(encoder, source, threads=data.threads)
+  if config.method == "linear_probe":
+    classifier, tried = _linear_probe(config, train, validation)
+    found = {
+      "strength": classifier.strength,
+      "validation_top1": {f"{key:.4g}": top1 for key, top1 in tried.items()},
+    }
+  else:
+    classifier = _tip_adapter(config, encoder, train, validation)
+    found = {"alpha": classifier.alpha, "beta": classifier.beta}
+  return {"classifier": classifier, "names": train.names, "found": found}
+
+
+def _linear_probe(config: ConfigDict, train: SplitFeatures, validation: SplitFeatures):
+  def fit(strength, start):
+    return linear_probe.fit(
+      *(train.features, train.labels, len(train.names), strength),
+      iterations=config.probe.iterations,
+      start=start,
+    )
+
+  return linear_probe.search(fit, lambda probe: _accuracy(probe.scores, validation)["top1"])
+
+
+def _tip_adapter(
+  config: ConfigDict, encoder: Encoder, train: SplitFeatures, validation: SplitFeatures
+) -> TipAdapter:
+  tip = config.tip
+  text_NxE = features_under(encoder, _classes(config, train.names), HAND_WRITTEN)
+  scale = encoder.clip.logit_scale
+  adapter = TipAdapter(train.features, train.labels, text_NxE, scale, tip.alpha, tip.beta)
+  if config.method == "tip_adapter_f":
+    adapter = tune(
+      adapter,
+      train.features,
+      train.labels,
+      epochs=config.epochs,
+      batch_size=config.batch_size,
+      rate=config.optim.lr,
+      seed=config.seed,
+      validate=lambda tuned: _accuracy(tuned.scores, validation)["top1"],
+    )
+  return adapter.searched(
+    validation.features,
+    validation.labels,
+    alphas=_grid(tip.alpha_max, tip.alphas),
+    betas=_grid(tip.beta_max, tip.betas),
+  )
+
+
+def _grid(most: float, steps: int) -> np.ndarray:
+  """From 0.1 in equal steps towards `most`, which is not reached: as the published search."""
+  return 0.1 + (most - 0.1) / steps * np.arange(steps)
+
+
+def _accuracy(scores: Callable[[np.ndarray], np.ndarray], split: SplitFeatures) -> dict[str, float]:
+  return accuracy_of_scores(lambda part: scores(split.features[part]), split.labels)
+
+
+def _classes(config: ConfigDict, names: Sequence[str]) -> ClassList:
+  """A split's classes with the texts that are written for their data set, if there are such."""
+  template = config.eval.template
+  if config.data.dataset in CLASS_LISTS:
+    known = load_class_list(config.data.dataset)
+    return ClassList(tuple(names), None, known.template, known.ensemble, known.source)
+  return ClassList(tuple(names), None, template, (template,), config.data.source)
+
+
+def _results(
+  config: ConfigDict, encoder: Encoder, learned: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
+  """The layout of the main job's results."""
+  start = time.monotonic()
+  label = config.method if learned else "hand_written"
+  scores: dict[str, dict[str, dict[str, float]]] = {}
+  n_classes, skipped = {}, []
+  for name in inputs.evaluation_splits(config.data):
+    source = inputs.open_source(config.data, name, n_images=config.eval.images)
+    split = split_features(encoder, source, threads=config.data.threads)
+    if learned and split.names != learned["names"]:
+      skipped.append(name)
+      continue
+    n_classes[name] = len(split.names)
+    scores[name] = {}
+    if learned:
+      scores[name][label] = _accuracy(learned["classifier"].scores, split)
+    classes = _classes(config, split.names)
+    for prompt, text in _ZERO_SHOT.items():
+      if not learned or prompt in ("hand_written", "class_name"):
+        features_NxE = features_under(encoder, classes, text)
+        scores[name][prompt] = topk_accuracy(split.features, features_NxE, split.labels)
+  return {
+    "job": config.job,
+    "method": config.method,
+    "seed": config.seed,
+    "seconds": round(seconds, 2),
+    "eval_seconds": round(time.monotonic() - start, 2),
+    "clip_model": encoder.clip.name,
+    "n_classes": inputs.n_training_classes(config.data),
+    "eval_images": config.eval.images,
+    "eval_classes": n_classes,
+    # Splits with classes that the classifier has no weights for.
+    "not_evaluated": skipped,
+    **({"found": learned["found"]} if learned else {}),
+    "eval": scores,
+    "top1": {split: of_split[label]["top1"] for split, of_split in scores.items()},
+  }

@@ -1,0 +1,246 @@
+"""CoCoOp, VPT and MaPLe: loss and every gradient against torch, on HuggingFace's CLIPModel.
+
+All classes are negatives, so that the loss is torch's plain cross-entropy.
+"""
+
+import contextlib
+
+from closeness import assert_close
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from pomp_jax.baselines.cocoop import CoCoOpLearner
+from pomp_jax.baselines.maple import MaPLeLearner
+from pomp_jax.baselines.recognition import Recognition
+from pomp_jax.baselines.vpt import VPTLearner
+from pomp_jax.clip import image_tower, prompted_image_tower, text_tower
+from pomp_jax.prompt.context import PromptContext
+from pomp_jax.prompt.learner import ContextLearner
+from pomp_jax.prompt.optimizer import sgd
+from pomp_jax.prompt.train_step import (
+  ContrastSettings,
+  create_state,
+  make_mesh,
+  make_train_step,
+  replicate,
+)
+from pomp_jax.transfer import Encoder
+from pomp_jax.transfer.evaluation import SplitFeatures
+
+N_LAYERS = 3
+
+
+def learner_of(tiny, name):
+  """A learner, without a token budget."""
+  tower = text_tower("shared", tiny.clip.config.text_config)
+  vision = prompted_image_tower(tiny.clip, at_a_time=1 if name == "vpt_deep" else 0)
+  width, vision_width = tiny.clip.text_width, tiny.clip.config.vision_config.hidden_size
+  return {
+    "cocoop": lambda: CoCoOpLearner(PromptContext(3, width, "middle"), tower, 24),
+    "vpt_shallow": lambda: VPTLearner(vision, vision_width, 4, depth=1),
+    "vpt_deep": lambda: VPTLearner(vision, vision_width, 2, depth=N_LAYERS),
+    "maple": lambda: MaPLeLearner(PromptContext(2, width), tower, vision, vision_width, N_LAYERS),
+    "maple_one": lambda: MaPLeLearner(PromptContext(3, width), tower, vision, vision_width, 1),
+  }[name]()
+
+
+@contextlib.contextmanager
+def tokens_put_in(first, layers, tokens, place):
+  """HuggingFace's own forward pass with learned tokens in it.
+
+  Args:
+    first: the module whose input gets tokens[0] appended; None: it has them already.
+    layers: layer j gets tokens[j] in `place` of its input, for j >= 1.
+    tokens: [J,V,D].
+    place: a slice of positions.
+  """
+  hooks = []
+
+  def rows(hidden, j):
+    return tokens[j].expand(len(hidden), -1, -1)
+
+  if first is not None:
+    hooks.append(
+      first.register_forward_pre_hook(
+        lambda module, inputs: (torch.cat([inputs[0], rows(inputs[0], 0)], dim=1),)
+      )
+    )
+
+  def replaced(j):
+    def hook(module, inputs, keywords):
+      hidden = inputs[0].clone()
+      hidden[:, place] = rows(hidden, j)
+      return (hidden, *inputs[1:]), keywords
+
+    return hook
+
+  for j in range(1, len(tokens)):
+    hooks.append(layers[j].register_forward_pre_hook(replaced(j), with_kwargs=True))
+  yield
+  for hook in hooks:
+    hook.remove()
+
+
+def torch_image_features(tiny, tokens):
+  """f(x) of all images with tokens [J,V,D] behind the patches."""
+  vision = tiny.model.vision_model
+  behind = slice(-tokens.shape[1], None)
+  with tokens_put_in(vision.pre_layrnorm, vision.encoder.layers, tokens, behind):
+    return tiny.model.get_image_features(tiny.pixels)
+
+
+def torch_class_features(tiny, context, position="end", deep=()):
+  """g(t_c) of all classes, MaPLe's deeper vectors in the context's places."""
+  layers = tiny.model.text_model.encoder.layers
+  tokens = [None, *deep]
+  with tokens_put_in(None, layers, tokens, slice(1, 1 + len(context))):
+    n_classes = len(tiny.frozen.tokens.lengths)
+    return torch.stack([tiny.class_feature(c, context, position) for c in range(n_classes)])
+
+
+def torch_logits(tiny, learner, params):
+  """What each method says it does, once more."""
+  if isinstance(learner, CoCoOpLearner):
+    images = functional.normalize(tiny.model.get_image_features(tiny.pixels))
+    net = params["meta_net"]
+    hidden = torch.relu(images @ net["hidden"]["kernel"] + net["hidden"]["bias"])
+    shifts = hidden @ net["shift"]["kernel"] + net["shift"]["bias"]
+    rows = []
+    for image, shift in zip(images, shifts, strict=True):
+      classes = torch_class_features(tiny, params["context"] + shift, "middle")
+      rows.append(functional.normalize(classes) @ image)
+    return tiny.scale * torch.stack(rows)
+  if isinstance(learner, MaPLeLearner):
+    text = torch.cat([params["context"][None], params["deep"]])
+    coupling = params["coupling"]
+    visual = torch.stack([text[j] @ coupling["kernel"][j] for j in range(len(text))])
+    images = torch_image_features(tiny, visual + coupling["bias"][:, None])
+    classes = torch_class_features(tiny, params["context"], deep=params["deep"])
+  else:
+    images = torch_image_features(tiny, params["visual"])
+    classes = torch.tensor(np.asarray(tiny.frozen.classes), dtype=torch.float64)
+  return tiny.scale * functional.normalize(images) @ functional.normalize(classes).T
+
+
+def to_torch(tree):
+  """The parameters as torch's, in float64, to be differentiated."""
+  return jax.tree.map(lambda leaf: torch.tensor(np.asarray(leaf, np.float64)), tree)
+
+
+@pytest.mark.parametrize("name", ["cocoop", "vpt_shallow", "vpt_deep", "maple", "maple_one"])
+def test_loss_and_gradients_equal_torch(tiny, name):
+  """A step of rate 1 on two data indices by two of the class axis: it moves by the gradient."""
+  learner = learner_of(tiny, name)
+  n_classes, mesh = len(tiny.frozen.tokens.lengths), make_mesh(2, jax.devices()[:4])
+  optimizer = sgd(lambda step: 1.0, 0.0, 0.0)
+  step = make_train_step(
+    mesh=mesh,
+    learner=learner,
+    image_tower=None if learner.learns_images else image_tower(tiny.clip),
+    optimizer=optimizer,
+    settings=ContrastSettings(n_classes, n_classes, "log", tiny.clip.logit_scale),
+    accumulate=2,
+  )
+  state = replicate(create_state(learner, optimizer, seed=3), mesh)
+  before = jax.tree.map(np.array, state.params)
+  params = to_torch(before)
+  leaves = [leaf.requires_grad_() for leaf in jax.tree.leaves(params)]
+  logits = torch_logits(tiny, learner, params)
+  labels = torch.tensor(tiny.labels).long()
+  loss = functional.cross_entropy(logits, labels)
+  loss.backward()
+
+  rows = NamedSharding(mesh, PartitionSpec("data"))
+  batch = jax.device_put({"image": tiny.images, "label": tiny.labels}, rows)
+  state, metrics = step(state, replicate(tiny.frozen, mesh), batch)
+  assert_close(metrics["loss"], loss.item())
+  assert float(metrics["accuracy"]) == (logits.argmax(dim=1) == labels).double().mean().item()
+  for start, moved, leaf in zip(
+    jax.tree.leaves(before), jax.tree.leaves(state.params), leaves, strict=True
+  ):
+    if start.size:
+      assert leaf.grad.abs().max() > 0
+      # The difference of float32 parameters: some of the gradient's digits are lost in it.
+      rounding = 1e-6 * np.abs(start).max() / leaf.grad.abs().max().item()
+      assert_close(start - np.asarray(moved), leaf.grad, 2e-5 + rounding)
+
+
+@pytest.mark.parametrize("name", ["cocoop", "vpt_deep", "maple"])
+def test_accuracy_of_what_was_learned_is_that_of_torchs_logits(tiny, name, monkeypatch):
+  monkeypatch.setattr("pomp_jax.baselines.recognition._CLASSES", 4)
+  monkeypatch.setattr("pomp_jax.baselines.recognition._IMAGES", 5)
+  monkeypatch.setattr("pomp_jax.baselines.recognition._IMAGES_WITH_CLASSES", 3)
+  learner = learner_of(tiny, name)
+  params = learner.init(jax.random.key(5))
+  with torch.no_grad():
+    logits = torch_logits(tiny, learner, to_torch(params))
+    features = functional.normalize(tiny.model.get_image_features(tiny.pixels)).numpy()
+  encoder = Encoder(tiny.clip, mesh=make_mesh(devices=jax.devices()[:1]))
+  names = tuple(f"class {c}" for c in range(logits.shape[1]))
+  # Right for five of the eight by torch.
+  labels = logits.argmax(dim=1).numpy().astype(np.int32)
+  labels[[1, 4, 6]] = logits.topk(6, dim=1).indices[[1, 4, 6], 5].numpy()
+  split = SplitFeatures(names, labels, features.astype(np.float32))
+  recognition = Recognition(encoder, learner, per_image=name == "cocoop")
+  params, frozen = replicate((params, tiny.frozen), encoder.mesh)
+  found = recognition.accuracy(params, frozen, split, Noise(tiny.images, labels, names))
+  assert found == {"top1": 5 / 8, "top5": 5 / 8}
+
+
+class Noise:
+  """Images as a source has them."""
+
+  def __init__(self, images, labels, names):
+    self.labels, self.names, self._images = labels, names, images
+
+  def __len__(self):
+    return len(self.labels)
+
+  def images(self, indices):
+    """By index."""
+    return self._images[indices]
+
+
+def test_cocoop_without_its_net_is_the_plain_context(tiny):
+  module, tower = (
+    PromptContext(3, tiny.clip.text_width),
+    text_tower("shared", tiny.clip.config.text_config),
+  )
+  cocoop, plain = CoCoOpLearner(module, tower, 24, 30), ContextLearner(module, tower, 30)
+  params = cocoop.init(jax.random.key(0))
+  params["meta_net"] = jax.tree.map(jnp.zeros_like, params["meta_net"])
+  ids, images = jnp.array([4, 1, 9, 1]), jnp.ones((2, 24))
+  frozen = jax.tree.map(jnp.asarray, tiny.frozen)
+  found = cocoop.class_features(params, frozen, ids, images)
+  expected = plain.class_features({"context": params["context"]}, frozen, ids, images)
+  for image in range(2):
+    assert_close(found.features[:, image], expected.features)
+  np.testing.assert_array_equal(found.available, expected.available)
+
+
+def test_first_parameters_are_functions_of_the_key_with_the_published_spread(tiny):
+  learner = learner_of(tiny, "maple")
+  first, again, other = (learner.init(jax.random.key(seed)) for seed in (1, 1, 2))
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  assert not np.any(np.asarray(first["context"]) == np.asarray(other["context"]))
+  kernel = np.asarray(first["coupling"]["kernel"])
+  np.testing.assert_array_equal(kernel[1], kernel[2])
+  assert not np.any(kernel[0] == kernel[1])
+  assert 0.9 < np.abs(kernel).max() * np.sqrt(kernel.shape[1]) <= 1
+  assert 0.01 < np.asarray(first["deep"]).std() < 0.03
+
+
+def test_a_frozen_image_tower_beside_a_learned_one_is_refused(tiny):
+  with pytest.raises(ValueError, match="image_tower has to be None"):
+    make_train_step(
+      mesh=make_mesh(),
+      learner=learner_of(tiny, "vpt_deep"),
+      image_tower=image_tower(tiny.clip),
+      optimizer=sgd(lambda step: 1.0, 0.0, 0.0),
+      settings=ContrastSettings(5, 10, "log", 1.0),
+    )

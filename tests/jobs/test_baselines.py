@@ -1,0 +1,209 @@
+"""Every method in the main job, the table over all of them, and their configs."""
+
+import importlib
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from small_run import small_config
+
+from pomp_jax.config import METHODS, ConfigError, validate
+from pomp_jax.files.checkpoints import CheckpointError
+from pomp_jax.jobs import baselines, feature_methods, inputs, named_prompts, pretrain
+
+SPLITS = ("base", "novel", "shifted")
+CONFIGS = {
+  "coop": "",
+  "cocoop": "",
+  "vpt": "shallow",
+  "maple": "",
+  "linear_probe": "",
+  "tip_adapter": "tuned",
+  "zero_shot": "",
+}
+
+
+def tiny_config(**changes):
+  """Thirty classes, two steps; `changes` by full field name."""
+  small = {
+    "data.n_classes": 30,
+    "batch_size": 8,
+    "k": 10,
+    "steps": 2,
+    "checkpoint.every": 2,
+    "eval.images": 40,
+    "epochs": 1,
+    "probe.iterations": 20,
+    "tip.betas": 3,
+    "tip.alphas": 3,
+  }
+  return small_config(**small | changes)
+
+
+@pytest.fixture(autouse=True)
+def few_texts(monkeypatch):
+  """Without the ensembles of 7 and 80 texts, which `test_zero_shot` has."""
+  texts = {name: feature_methods._ZERO_SHOT[name] for name in ("hand_written", "class_name")}
+  monkeypatch.setattr(feature_methods, "_ZERO_SHOT", texts)
+
+
+@pytest.mark.parametrize("method", ["cocoop", "vpt_deep", "maple"])
+def test_prompts_of_every_kind_are_learned_and_evaluated(method, tmp_path):
+  depth = {"prompt.depth": 3} if method in ("vpt_deep", "maple") else {}
+  config = tiny_config(method=method, **depth)
+  pretrain.check(config, str(tmp_path / "run"))
+  results = pretrain.run(config, str(tmp_path / "run"))
+  assert (results["method"], results["steps"]) == (method, 2)
+  for split in SPLITS:
+    scores = results["eval"][split]
+    assert 0 <= scores["prompt"]["top1"] <= scores["prompt"]["top5"] <= 1
+    assert results["top1"][split] == scores["prompt"]["top1"]
+  assert not (tmp_path / "run" / "prompt.npz").exists()
+  with pytest.raises(CheckpointError, match=f"is of method '{method}'; a prompt"):
+    named_prompts.read_prompts(str(tmp_path / "run"), "evaluate.prompts")
+  # Finished: the same again, from the file.
+  assert pretrain.run(config, str(tmp_path / "run")) == json.loads(
+    (tmp_path / "run" / "results.json").read_text()
+  )
+
+
+def test_zero_shot(monkeypatch, tmp_path):
+  """The texts one by one, and the mean of their unit features on the sphere again."""
+  texts = ("a {}.", "the {} in a photo", "{}")
+  monkeypatch.setattr(
+    feature_methods, "_ZERO_SHOT", {"hand_written": "hand_written", "three": "ensemble:imagenet_7"}
+  )
+  monkeypatch.setattr(named_prompts, "load_templates", lambda name: texts)
+  config = tiny_config(method="zero_shot", **{"eval.images": 200})
+  results = pretrain.run(config, str(tmp_path))
+  encoder = inputs.open_encoder(config)
+  for split in SPLITS:
+    source = inputs.open_source(config.data, split, n_images=200)
+    images = encoder.image_features(source.images(np.arange(len(source)))).astype(np.float64)
+    each = [encoder.class_features(source.names, text).astype(np.float64) for text in texts]
+    total = sum(each)
+    for name, classes in {
+      "three": total / np.linalg.norm(total, axis=1, keepdims=True),
+      "hand_written": encoder.class_features(source.names, "a photo of a {}."),
+    }.items():
+      right = (images @ classes.T).argmax(1) == source.labels
+      assert results["eval"][split][name]["top1"] == pytest.approx(right.mean(), abs=0.006)
+    assert results["top1"][split] == results["eval"][split]["hand_written"]["top1"]
+
+
+@pytest.mark.parametrize("method", ["linear_probe", "tip_adapter", "tip_adapter_f"])
+def test_classifiers_of_known_classes_are_evaluated_on_these_alone(method, tmp_path):
+  results = pretrain.run(tiny_config(method=method), str(tmp_path))
+  assert list(results["top1"]) == ["base"]
+  assert results["not_evaluated"] == ["novel", "shifted"]
+  assert results["top1"]["base"] == results["eval"]["base"][method]["top1"] > 1 / 30
+  stored = np.load(tmp_path / "classifier.npz")
+  assert len(stored["names"]) == 30
+  assert set(results["found"]) >= ({"strength"} if method == "linear_probe" else {"alpha", "beta"})
+
+
+def test_coop_is_pomp_with_all_classes_as_negatives():
+  """That this is K = N is held in `test_pretrain`, and to torch's softmax in `test_train_step`."""
+  config = _config("coop", "")
+  assert (config.method, config.negatives, config.prompt.m) == ("pomp", "all", 16)
+
+
+def _config(name, argument):
+  return importlib.import_module(f"configs.{name}").get_config(argument)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_published_recipes_are_valid_and_run_on_the_world(name, tmp_path):
+  variants = {"", "world", *filter(None, (CONFIGS[name], f"{CONFIGS[name]},world"))} - {",world"}
+  for variant in variants:
+    config = _config(name, variant)
+    validate(config)
+    assert config.method in METHODS
+    if "world" in variant:
+      pretrain.check(config, str(tmp_path / "run"))
+
+
+def test_a_variant_that_is_not_there():
+  with pytest.raises(ConfigError, match=r"config\.shallow: .*one of the variants world$"):
+    _config("maple", "shallow")
+
+
+def test_the_table_of_methods_marks_what_fails_and_is_resumed(tmp_path, monkeypatch):
+  """In this process: another one takes seconds to start."""
+  monkeypatch.setattr(baselines, "in_own_process", lambda function, *inputs: function(*inputs))
+  monkeypatch.setattr(baselines, "_share_programs", lambda folder: None)
+  config = tiny_config(job="baselines", **{"repeat.seeds": (0, 1)})
+  config.baselines.methods = (
+    "zero: method=zero_shot; probe: method=linear_probe; pomp: k=5, prompt.m=2;"
+    " broken: k=5, optim.lr=1e30"
+  )
+  baselines.check(config, str(tmp_path))
+  results = baselines.run(config, str(tmp_path))
+  assert set(results["failed"]) == {"broken"}
+  assert results["failed"]["broken"].startswith("TrainingError: ")
+  assert set(results["methods"]) == {"probe", "pomp", "zero_hand_written", "zero_class_name"}
+  pomp, probe = results["methods"]["pomp"], results["methods"]["probe"]
+  assert (pomp["n_runs"], probe["n_runs"]) == (2, 1)
+  runs = [json.loads((tmp_path / f"pomp/seed_{s}/results.json").read_text()) for s in (0, 1)]
+  assert pomp["top1"]["novel"]["values"] == [run["top1"]["novel"] for run in runs]
+  assert set(pomp["top1"]) == set(SPLITS) and set(probe["top1"]) == {"base"}
+  assert all(row["peak_mib"] > 50 for row in results["methods"].values())
+  table = (tmp_path / "results.md").read_text()
+  line = next(line for line in table.splitlines() if line.startswith("| probe"))
+  assert line.count(" - ") == 2
+  assert (tmp_path / "plots" / "accuracy.png").exists()
+
+  stored = (tmp_path / "pomp" / "results.json").stat().st_mtime_ns
+  config.baselines.methods = config.baselines.methods.split("; broken")[0]
+  again = baselines.run(config, str(tmp_path))
+  assert again["methods"] == results["methods"] and not again["failed"]
+  assert (tmp_path / "pomp" / "results.json").stat().st_mtime_ns == stored
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("", r"config\.baselines\.methods: got '', takes one or more of label"),
+    ("pomp", r"config\.baselines\.methods: got 'pomp', takes"),
+    ("../x: k=5", r"config\.baselines\.methods: got '../x: k=5', takes"),
+    ("a: k=5; a: k=6", r"no label twice"),
+    ("a: method=cocop", r"config\.method: got 'cocop'.*did you mean 'cocoop'"),
+    ("a: lrr=5", r"config\.lrr"),
+    ("a: method=maple,prompt.depth=4", r"config\.prompt\.depth: got 4, takes at most 3"),
+  ],
+)
+def test_methods_that_do_not_read(text, expected, tmp_path):
+  config = tiny_config(job="baselines", **{"baselines.methods": text})
+  with pytest.raises(ConfigError, match=expected):
+    baselines.check(config, str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("changes", "expected"),
+  [
+    ({"method": "vtp_deep"}, r"config\.method: got 'vtp_deep'.*did you mean 'vpt_deep'"),
+    ({"method": "maple", "prompt.position": "front"}, r"config\.prompt\.position.*'end'"),
+    ({"method": "maple", "clip.text_tower": "reference"}, r"config\.clip\.text_tower.*'shared'"),
+    ({"method": "cocoop", "prompt.class_specific": True}, r"config\.prompt\.class_specific"),
+    ({"method": "vpt_shallow", "prompt.depth": 2}, r"config\.prompt\.depth: got 2, takes 1 where"),
+    ({"method": "vpt_deep", "prompt.visual": 0}, r"config\.prompt\.visual: got 0, takes 1"),
+    ({"method": "tip_adapter", "tip.betas": 0}, r"config\.tip\.betas: got 0, takes 1 or more"),
+    ({"method": "tip_adapter", "tip.alpha": -1.0}, r"config\.tip\.alpha: got -1.0, takes 0"),
+    (
+      {"method": "zero_shot", "job": "repeat"},
+      r"config\.method: got 'zero_shot', takes one of pomp",
+    ),
+    ({"method": "linear_probe", "probe.iterations": 0}, r"config\.probe\.iterations"),
+  ],
+)
+def test_fields_that_a_method_does_not_take(changes, expected):
+  with pytest.raises(ConfigError, match=expected):
+    validate(tiny_config(**changes))
+
+
+def test_configs_name_no_place_on_this_machine():
+  root = pathlib.Path(baselines.__file__).parent.parent.parent
+  for name in (*CONFIGS, "baselines", "world_size"):
+    assert "/home" not in (root / "configs" / f"{name}.py").read_text()
