@@ -37,6 +37,7 @@ JOBS = (
   "prepare",
   "analyse",
   "baselines",
+  "ablate",
 )
 WORLD = "world"
 MADE_UP_DATA = "made_up"
@@ -233,6 +234,12 @@ def base() -> ConfigDict:
   config.repeat = ConfigDict()
   config.repeat.seeds = (0, 1, 2)
 
+  # job = "ablate": the pretrain job for every combination of values; docs/ablations.md.
+  config.ablate = ConfigDict()
+  config.ablate.grid = ""  # such as "k=16|64|all;correction=log|none;seed=0|1|2"
+  config.ablate.lanes = 0  # cells that one program trains together, at most; 0: what memory takes
+  config.ablate.part = ""  # "2/5": this process takes the second of five parts; all if empty
+
   return config.lock()
 
 
@@ -379,6 +386,7 @@ def validate(config: ConfigDict) -> None:
     "prepare.shots",
     "prepare.shots_seed",
     "prepare.held_out",
+    "ablate.lanes",
     "clip.n_chunks",
     "clip.images_at_a_time",
     "clip.memory_gib",
@@ -448,6 +456,11 @@ def _method(config: ConfigDict) -> None:
   fixed = {}
   if method != "pomp":
     fixed |= {"prompt.class_specific": False, "dry_run": False}
+    # The bank is of class features under a context.
+    if config.sampling.name in ("hard", "easy"):
+      fixed["sampling.name"] = "uniform"
+    if config.sampling.exclude == "similar":
+      fixed["sampling.exclude"] = "none"
   if method in ("vpt_shallow", "vpt_deep", "maple"):
     # They learn from pixels.
     fixed["data.features"] = "online"

@@ -116,9 +116,7 @@ KEEP_ALL = MemoryPlan()
 def plan_memory(config: Any, n_prefix: int, n_tokens: int, limit_bytes: float) -> MemoryPlan:
   """The fastest plan whose activations stay below a limit, roughly.
 
-  Keeping everything takes, for each token and layer, about nine vectors of width D and F/D more
-  (inputs of the norms, query, key, value, attention's result, the MLP), and the attention
-  weights. Beyond the limit the rows go in chunks that are computed again in the backward pass.
+  Beyond the limit the rows go in chunks that are computed again in the backward pass.
 
   Args:
     config: the text tower's configuration.
@@ -126,12 +124,21 @@ def plan_memory(config: Any, n_prefix: int, n_tokens: int, limit_bytes: float) -
     n_tokens: T, own tokens of the rows of a device.
     limit_bytes: of activations on a device.
   """
-  floats = 9 * config.hidden_size + config.intermediate_size
-  floats += config.num_attention_heads * (n_prefix + 16)
-  needed = 4.0 * floats * config.num_hidden_layers * n_tokens
+  needed = activation_bytes(config, n_prefix, n_tokens)
   if needed <= limit_bytes:
     return KEEP_ALL
   return MemoryPlan(math.ceil(needed / limit_bytes), "chunks")
+
+
+def activation_bytes(config: Any, n_prefix: int, n_tokens: int) -> float:
+  """What keeping everything for the backward pass takes, roughly; arguments as `plan_memory`'s.
+
+  For each token and layer about nine vectors of width D and F/D more (inputs of the norms, query,
+  key, value, attention's result, the MLP), and the attention weights.
+  """
+  floats = 9 * config.hidden_size + config.intermediate_size
+  floats += config.num_attention_heads * (n_prefix + 16)
+  return 4.0 * floats * config.num_hidden_layers * n_tokens
 
 
 def kept_rows(lengths_C: Int32[Array, " C"], token_budget: int) -> Bool[Array, " C"]:

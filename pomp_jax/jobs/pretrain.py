@@ -18,7 +18,7 @@ import optax
 
 from pomp_jax.analysis import plots
 from pomp_jax.clip import tokenize
-from pomp_jax.clip.shared import MemoryPlan, plan_memory
+from pomp_jax.clip.shared import MemoryPlan, activation_bytes, plan_memory
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.config import FEATURE_METHODS, STEP_METHODS, ConfigError, fields
 from pomp_jax.data.loader import Fetch
@@ -62,7 +62,16 @@ _FREE_FIELDS = (
   "eval.cache",
 )
 # Fields of jobs that only read what it leaves, or run it.
-_OTHER_JOBS = ("predict.", "evaluate.", "repeat.", "export.", "prepare.", "analyse.", "baselines.")
+_OTHER_JOBS = (
+  "predict.",
+  "evaluate.",
+  "repeat.",
+  "export.",
+  "prepare.",
+  "analyse.",
+  "baselines.",
+  "ablate.",
+)
 _SHEET_IMAGES = 12
 
 
@@ -79,6 +88,7 @@ class Run:
   frozen: Frozen
   optimizer: optax.GradientTransformation
   rate: optax.Schedule
+  steps_per_epoch: int
   total_steps: int
 
 
@@ -152,26 +162,32 @@ def run(config: ConfigDict, workdir: str) -> dict:
   return results
 
 
-def prepare(config: ConfigDict, folder: RunFolder) -> Run:
+def prepare(
+  config: ConfigDict,
+  folder: RunFolder,
+  *,
+  encoder: Encoder | None = None,
+  source: Source | None = None,
+  frozen: Frozen | None = None,
+) -> Run:
   """Opens everything, and writes nothing.
+
+  Args:
+    config: of the run.
+    folder: of the run.
+    encoder: of another run with the same CLIP on the same devices; opened if None.
+    source: of another run with the same images.
+    frozen: of another run with the same CLIP, names and M.
 
   Raises:
     ConfigError, VocabularyError, TokenizeError, FeatureCacheError: one line each.
   """
-  encoder = inputs.open_encoder(config)
-  source = inputs.open_training_source(config.data, encoder.clip.image_size)
+  encoder = encoder or inputs.open_encoder(config)
+  source = source or inputs.open_training_source(config.data, encoder.clip.image_size)
   fetch = batches.open_fetch(config.data, source, encoder)
   steps_per_epoch = max(1, len(source) * config.data.views // config.batch_size)
   total_steps = config.steps or config.epochs * steps_per_epoch
-  optim = config.optim
-  rate = learning_rate(
-    schedule=optim.schedule,
-    base=optim.lr,
-    epochs=total_steps / steps_per_epoch,
-    steps_per_epoch=steps_per_epoch,
-    warmup=optim.warmup,
-    warmup_rate=optim.warmup_lr,
-  )
+  optimizer, rate = optimizer_of(config.optim, steps_per_epoch, total_steps)
   module = PromptContext(
     config.prompt.m,
     encoder.clip.text_width,
@@ -186,13 +202,35 @@ def prepare(config: ConfigDict, folder: RunFolder) -> Run:
     source=source,
     fetch=fetch,
     module=module,
-    frozen=methods.frozen_of(config, encoder, source.names)._replace(
+    frozen=(frozen or methods.frozen_of(config, encoder, source.names))._replace(
       sampling=replicate(sampling_arrays(config, source.names, source.labels), encoder.mesh)
     ),
-    optimizer=sgd(rate, optim.momentum, optim.weight_decay),
+    optimizer=optimizer,
     rate=rate,
+    steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
   )
+
+
+def optimizer_of(
+  optim: Any, steps_per_epoch: int, total_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """The optimizer and its learning rate.
+
+  Args:
+    optim: `config.optim`, or what has its fields; rates, momentum and decay may be traced.
+    steps_per_epoch: batches that show all images once.
+    total_steps: of the whole run.
+  """
+  rate = learning_rate(
+    schedule=optim.schedule,
+    base=optim.lr,
+    epochs=total_steps / steps_per_epoch,
+    steps_per_epoch=steps_per_epoch,
+    warmup=optim.warmup,
+    warmup_rate=optim.warmup_lr,
+  )
+  return sgd(rate, optim.momentum, optim.weight_decay), rate
 
 
 def _initial_context(config: ConfigDict, encoder: Encoder) -> np.ndarray | None:
@@ -274,19 +312,38 @@ def first_state(job: Run) -> TrainState:
   return replicate(open_bank(job).start(state), job.encoder.mesh)
 
 
-def open_bank(job: Run) -> Bank:
-  """The bank that the step's sampler reads, if it reads one."""
+def open_bank(job: Run, params_of: Callable[[Any], Any] = lambda params: params) -> Bank:
+  """The bank that the step's sampler reads, if it reads one.
+
+  Args:
+    job: the run.
+    params_of: the run's parameters, out of those that are given to the bank.
+  """
   return Bank(
     job.config.sampling.refresh_every,
     job.encoder.mesh,
-    lambda params: _class_features(job, params),
-    needed=_settings(job).sampling.needs_bank,
+    lambda params: _class_features(job, params_of(params)),
+    needed=needs_bank(job),
   )
 
 
-def train_step(job: Run) -> Callable[..., tuple[TrainState, dict]]:
-  """The step, which is compiled when it is first called."""
+def needs_bank(job: Run) -> bool:
+  """Whether the step's sampler compares features of all classes, under this run's prompt."""
+  return _settings(job).sampling.needs_bank
+
+
+def train_step(
+  job: Run, correction: str | jax.Array | None = None
+) -> Callable[..., tuple[TrainState, dict]]:
+  """The step, which is compiled when it is first called.
+
+  Args:
+    job: the run.
+    correction: in place of the config's.
+  """
   config, encoder, settings = job.config, job.encoder, _settings(job)
+  if correction is not None:
+    settings = dataclasses.replace(settings, correction=correction)
   learner = _learner(job, settings)
   frozen_images = config.data.features == "online" and not learner.learns_images
   return make_train_step(
@@ -297,6 +354,12 @@ def train_step(job: Run) -> Callable[..., tuple[TrainState, dict]]:
     settings=settings,
     accumulate=config.accumulate,
   )
+
+
+def step_bytes(job: Run) -> float:
+  """What the activations of a step would take in a device's memory, all kept, roughly."""
+  config = job.encoder.clip.config.text_config
+  return activation_bytes(config, _n_prefix(job), _token_budget(job, _settings(job)))
 
 
 def _settings(job: Run) -> ContrastSettings:
@@ -314,16 +377,20 @@ def _settings(job: Run) -> ContrastSettings:
 
 def _learner(job: Run, settings: ContrastSettings) -> Learner:
   """What is learned, within the step's token budget."""
-  config, encoder = job.config, job.encoder
-  token_budget = step_token_budget(
+  token_budget = _token_budget(job, settings)
+  text_tower = job.encoder.text_tower(token_budget, _memory_plan(job, token_budget))
+  return methods.make_learner(job.config, job.encoder, job.module, text_tower, token_budget)
+
+
+def _token_budget(job: Run, settings: ContrastSettings) -> int:
+  config, mesh = job.config, job.encoder.mesh
+  return step_token_budget(
     job.module,
     np.asarray(job.frozen.tokens.lengths),
     settings=settings,
     group_size=_group_size(job),
-    class_size=encoder.mesh.shape[CLASS],
+    class_size=mesh.shape[CLASS],
   )
-  text_tower = encoder.text_tower(token_budget, _memory_plan(job, token_budget))
-  return methods.make_learner(config, encoder, job.module, text_tower, token_budget)
 
 
 def _group_size(job: Run) -> int:
@@ -339,13 +406,15 @@ def _k(job: Run) -> int:
 def _memory_plan(job: Run, token_budget: int) -> MemoryPlan:
   """`clip.keep` and `clip.n_chunks`, or the automatic choice where they leave it open."""
   clip = job.config.clip
-  n_prefix = 1 + job.module.n_vectors - job.module.n_own
   # Where each image has class features of its own they share what there is.
   n_times = _group_size(job) if job.config.method == "cocoop" else 1
-  plan = plan_memory(
-    job.encoder.clip.config.text_config, n_prefix, token_budget, clip.memory_gib * 2**30 / n_times
-  )
+  limit_bytes = clip.memory_gib * 2**30 / n_times
+  plan = plan_memory(job.encoder.clip.config.text_config, _n_prefix(job), token_budget, limit_bytes)
   return MemoryPlan(clip.n_chunks or plan.n_chunks, plan.keep if clip.keep == "auto" else clip.keep)
+
+
+def _n_prefix(job: Run) -> int:
+  return 1 + job.module.n_vectors - job.module.n_own
 
 
 def _validation(job: Run):
@@ -439,14 +508,18 @@ def _log_results(results: dict, folder: RunFolder) -> None:
   log.info("what was learned, results and plots are in %s", folder.path)
 
 
+def leaves_result_as_it_is(field: str) -> bool:
+  """Whether a run's result is the same whatever the field says."""
+  return field in _FREE_FIELDS or field.startswith(_OTHER_JOBS)
+
+
 def _check_same_run(config: ConfigDict, stored: dict, workdir: str) -> None:
   """A folder holds one run: a start with another config is refused, not mixed in."""
   before = dict(fields(ConfigDict(stored)))
   for field, value in fields(config):
     was = before.get(field)
     was = tuple(was) if isinstance(was, list) else was
-    free = field in _FREE_FIELDS or field.startswith(_OTHER_JOBS)
-    if not free and was != value:
+    if was != value and not leaves_result_as_it_is(field):
       raise ConfigError(
         field, value, f"{was!r}, with which {workdir} was started (or another --workdir)"
       )

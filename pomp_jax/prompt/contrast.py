@@ -3,6 +3,7 @@
 Shapes: B images, K negatives, E embedding, H levels of a hierarchy.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,8 @@ from pomp_jax.annotations import Array, Bool, Float, Int32
 # `log` is the unbiased one. `log10`: as published. `none`. `refined`: of Khrylchenko et al. (2025),
 # whose gradient is that of `log`. `logq`: the classic one, which corrects the positive as well.
 CORRECTIONS = ("log", "log10", "none", "refined", "logq")
+# What these multiply the logarithm of the unbiased weight with; the others, with 1.
+SCALES = {"log": 1.0, "log10": 1.0 / math.log(10.0), "none": 0.0}
 
 
 class Contrast(NamedTuple):
@@ -32,7 +35,9 @@ def normalize(features: Float[Array, "... E"]) -> Float[Array, "... E"]:
   return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
 
-def margin(n_kept_B: Int32[Array, " B"], n_classes: int, correction: str) -> Float[Array, " B"]:
+def margin(
+  n_kept_B: Int32[Array, " B"], n_classes: int, correction: str | Float[Array, ""]
+) -> Float[Array, " B"]:
   """What the correction adds to every negative logit.
 
   `log`: ln((N-1) / n_i), which makes the sampled denominator an unbiased estimate of the full
@@ -42,25 +47,20 @@ def margin(n_kept_B: Int32[Array, " B"], n_classes: int, correction: str) -> Flo
   Args:
     n_kept_B: n_i, negatives of each image that were not rejected; 0 gives 0.
     n_classes: N.
-    correction: one of CORRECTIONS.
+    correction: one of CORRECTIONS, or what SCALES has for it, as a number to be traced.
 
   Raises:
     ValueError: an unknown correction.
   """
-  if correction not in CORRECTIONS:
+  if isinstance(correction, str) and correction not in CORRECTIONS:
     raise ValueError(f"unknown correction {correction!r}; accepted: {', '.join(CORRECTIONS)}")
   kept_B = jnp.maximum(n_kept_B, 1).astype(jnp.float32)
-  if correction == "none":
-    return jnp.zeros_like(kept_B)
-  margin_B = _scaled(jnp.log((n_classes - 1) / kept_B), correction)
-  return jnp.where(n_kept_B > 0, margin_B, 0.0)
+  log_weight_B = jnp.log((n_classes - 1) / kept_B)
+  return jnp.where(n_kept_B > 0, _scale(correction) * log_weight_B, 0.0)
 
 
-def _scaled(log_weights: jax.Array, correction: str) -> jax.Array:
-  """What a correction makes of the logarithms of the unbiased weights."""
-  if correction == "none":
-    return jnp.zeros_like(log_weights)
-  return log_weights / jnp.log(10.0) if correction == "log10" else log_weights
+def _scale(correction: str | jax.Array) -> float | jax.Array:
+  return SCALES.get(correction, 1.0) if isinstance(correction, str) else correction
 
 
 class Weights(NamedTuple):
@@ -101,7 +101,7 @@ def local_contrast(
   *,
   logit_scale: float,
   n_classes: int,
-  correction: str,
+  correction: str | Float[Array, ""],
   available_K: Bool[Array, " K"] | None = None,
   weights: Weights | None = None,
   ancestors: Ancestors | None = None,
@@ -120,7 +120,7 @@ def local_contrast(
     negatives_K: the drawn classes, distinct.
     logit_scale: what multiplies the cosine.
     n_classes: N, all classes that could be drawn.
-    correction: one of CORRECTIONS.
+    correction: as `margin` takes it.
     available_K: drawn classes whose features are there; the others are no negatives of any
       image, and n_i counts the rest. All if None.
     weights: of a draw that was not the plain uniform one.
@@ -146,15 +146,16 @@ def local_contrast(
   margin_B = own_B = margin(n_kept_B, n_classes, correction)
   margin_BxK = margin_B[:, None]
   if weights is not None:
-    margin_BxK = _scaled(weights.log_negatives, correction)[None, :]
+    margin_BxK = _scale(correction) * weights.log_negatives[None, :]
     own_B = weights.log_own
   corrected_BxK = jnp.where(kept_BxK, negative_BxK + margin_BxK, -jnp.inf)
+  kind = correction if isinstance(correction, str) else "log"
   # Relative to the positive before the exponentials: exact for an image without negatives, and
   # no logits of 100 to cancel where the loss is small.
   gap_BxK = corrected_BxK - positive_B[:, None]
-  if correction == "logq":
+  if kind == "logq":
     gap_BxK -= own_B[:, None]
-  loss_B = _refined(gap_BxK) if correction == "refined" else _log_one_plus_sum(gap_BxK)
+  loss_B = _refined(gap_BxK) if kind == "refined" else _log_one_plus_sum(gap_BxK)
   if ancestors is not None:
     loss_B += ancestors.weight * _ancestor_losses(gap_BxK, ancestors)
   hardest_B = jnp.max(jnp.where(kept_BxK, negative_BxK, -jnp.inf), axis=-1)

@@ -6,6 +6,8 @@ Shapes: B images, K negatives drawn, C = B + K classes of a step, N classes, E e
 import dataclasses
 from typing import NamedTuple
 
+import jax
+
 from pomp_jax.annotations import Array, Bool, Float, Int32
 from pomp_jax.prompt.contrast import Ancestors, Contrast, Weights, local_contrast
 from pomp_jax.prompt.sampling import (
@@ -25,7 +27,7 @@ class ContrastSettings:
   Attributes:
     k: K, 2..N; N is the full softmax.
     n_classes: N.
-    correction: one of `contrast.CORRECTIONS`.
+    correction: one of `contrast.CORRECTIONS`; or, traced, what `contrast.SCALES` has for it.
     logit_scale: what multiplies the cosine.
     sampling: how the negatives are chosen.
     ancestors_weight: of the loss over kinds of classes; 0: none.
@@ -33,7 +35,7 @@ class ContrastSettings:
 
   k: int
   n_classes: int
-  correction: str
+  correction: str | jax.Array
   logit_scale: float
   sampling: Sampling = Sampling()
   ancestors_weight: float = 0.0

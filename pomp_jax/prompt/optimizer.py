@@ -5,17 +5,22 @@ import math
 import jax.numpy as jnp
 import optax
 
+from pomp_jax.annotations import Array, Float
+
 SCHEDULES = ("epoch", "step")
+
+# A number, or one that is traced.
+Number = float | int | Float[Array, ""]
 
 
 def learning_rate(
   *,
   schedule: str,
-  base: float,
+  base: Number,
   epochs: float | int,
   steps_per_epoch: int,
   warmup: float | int,
-  warmup_rate: float,
+  warmup_rate: Number,
 ) -> optax.Schedule:
   """Cosine from `base` to 0 after a constant warm-up.
 
@@ -49,7 +54,9 @@ def learning_rate(
   return rate
 
 
-def sgd(rate: optax.Schedule, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+def sgd(
+  rate: optax.Schedule, momentum: Number, weight_decay: Number
+) -> optax.GradientTransformation:
   """SGD as torch.optim.SGD has it: decay is added to the gradient, before the momentum."""
   return optax.chain(
     optax.add_decayed_weights(weight_decay),

@@ -16,6 +16,9 @@ from pomp_jax.data.vocabulary import check_names
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.transfer.encoder import Encoder
 
+# 4 MB.
+_CACHED_SCORES = 2**20
+
 
 class Classifier:
   """Names and probabilities for images.
@@ -73,7 +76,7 @@ def topk_accuracy(
   class_features_NxE: Float[np.ndarray, "N E"],
   labels_B: Int[np.ndarray, " B"],
   ks: Sequence[int] = (1, 5),
-  chunk: int = 512,
+  chunk: int = 0,
 ) -> dict[str, float]:
   """Share of the images whose class is among the k most similar: {"top1": .., "top5": ..}.
 
@@ -84,12 +87,13 @@ def topk_accuracy(
     class_features_NxE: unit rows.
     labels_B: the true classes.
     ks: which k.
-    chunk: images at a time; the scores of one chunk are held, [chunk,N].
+    chunk: images at a time; 0: as many as keep their scores, [chunk,N], in a processor's cache.
   """
 
   def scores(part):
     return image_features_BxE[part] @ class_features_NxE.T
 
+  chunk = chunk or max(_CACHED_SCORES // len(class_features_NxE), 16)
   return accuracy_of_scores(scores, labels_B, ks, chunk)
 
 

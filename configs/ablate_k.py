@@ -1,0 +1,26 @@
+r"""How many classes to contrast with: K against accuracy, time and memory, corrected or not.
+
+The embedded world, K of 16 to all 21,841 classes, three seeds:
+
+  python -m pomp_jax.main --config=configs/ablate_k.py --workdir=runs/ablate_k
+
+Another grid, other steps:
+
+  python -m pomp_jax.main --workdir=runs/ablate_m \
+    --config="configs/ablate_k.py:steps=100,grid=prompt.m=2|4|16;seed=0|1"
+"""
+
+from configs import demo
+from pomp_jax.config import with_argument
+
+
+def get_config(argument: str = ""):
+  """The demo's set-up in fewer steps, so that the whole grid takes less than ten minutes."""
+  config = demo.get_config()
+  config.job = "ablate"
+  config.steps = 30
+  # What a processor's cache holds: beyond it the exact contrast over all classes takes longer.
+  config.clip.memory_gib = 0.1
+  config.ablate.grid = "k=16|64|256|1024|all;correction=log|none;seed=0|1|2"
+  short = {name: f"ablate.{name}" for name in config.ablate}
+  return with_argument(config, argument, **short, m="prompt.m", lr="optim.lr")

@@ -1,0 +1,209 @@
+"""The pretrain job for every combination of some fields' values, in one process.
+
+Leaves in the run's folder `cells/` with a JSON file and the learned prompt of every cell, written
+whole when the cell is done; `cells.csv` and `results.json`, a row a cell; `plots/sweep.png`; and
+`report.html`, one file that needs nothing else. Started again it runs the cells that are missing
+or have failed. A cell that fails is marked with its error, and the others go on.
+"""
+
+from collections.abc import Sequence
+import logging
+import os
+import time
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from pomp_jax import hosts
+from pomp_jax.config import ConfigError
+from pomp_jax.files.prompt_file import Prompt, save_prompt
+from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
+from pomp_jax.jobs import pretrain
+from pomp_jax.jobs.ablate.grid import Cell, make_cells
+from pomp_jax.jobs.ablate.lanes import Trained, lane_groups, lanes_at_a_time, train_lanes
+from pomp_jax.jobs.ablate.report import write_outcome
+from pomp_jax.jobs.ablate.shared import Shared
+from pomp_jax.jobs.watch import TrainingError
+
+log = logging.getLogger(__name__)
+
+_FOLDER = "cells"
+# Not a cell's own failure: the process has to end.
+_OF_THE_PROCESS = (hosts.Preempted, hosts.LostHostError, hosts.HostError, RunFolderError)
+
+
+def check(config: ConfigDict, workdir: str) -> None:
+  """As the main job's, for each cell.
+
+  Raises:
+    ConfigError, ClipError, RunFolderError, SourceError, VocabularyError: one line each.
+  """
+  RunFolder(workdir).check()
+  _part(config)
+  for cell in make_cells(config):
+    if cell.config.method != "pomp":
+      takes = "'pomp'; job='baselines' compares the others"
+      raise ConfigError("method", cell.config.method, takes)
+    pretrain.check(cell.config, os.path.join(workdir, _FOLDER, cell.key))
+
+
+def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+  """Runs the cells that are missing, and sums up: returns what `results.json` holds.
+
+  Raises:
+    TrainingError: cells have failed; everything is written nevertheless.
+  """
+  start = time.monotonic()
+  folder = RunFolder(workdir)
+  folder.create()
+  (folder.path / _FOLDER).mkdir(exist_ok=True)
+  write_json(folder.config, config.to_dict())
+  cells = make_cells(config)
+  index, count = _part(config)
+  groups = lane_groups(cells)[index::count]
+  todo = sum(not _is_done(folder, cell) for group in groups for cell in group)
+  log.info("%d cells, %d of them to do here", len(cells), todo)
+  shared = Shared()
+  for group in groups:
+    _run_group(shared, folder, group)
+  results = _write_results(config, folder, cells, time.monotonic() - start)
+  failed = [cell for cell in results["cells"] if cell["error"]]
+  if failed:
+    raise TrainingError(
+      f"{len(failed)} of {len(cells)} cells failed, the first, {failed[0]['name']}:"
+      f" {failed[0]['error']}; the same command runs them again"
+    )
+  return results
+
+
+def _run_group(shared: Shared, folder: RunFolder, group: Sequence[Cell]) -> None:
+  """Trains and evaluates what is missing of some cells that can be lanes of one program."""
+  group = [cell for cell in group if not _is_done(folder, cell)]
+  if not group:
+    return
+  try:
+    job = shared.prepare(group[0].config, folder)
+    streams = [shared.stream(shared.prepare(cell.config, folder)) for cell in group]
+    size = lanes_at_a_time(len(group), _most_lanes(job))
+    trained = train_lanes(job, group, streams, size)
+    for cell, one in zip(group, trained, strict=True):
+      _finish(shared, folder, cell, one, size)
+  except _OF_THE_PROCESS:
+    raise
+  except Exception as error:  # whatever it is: the other cells are worth having
+    if len(group) == 1:
+      _fail(folder, group[0], error)
+      return
+    log.warning("%s: %s; these cells one by one", type(error).__name__, error)
+    for cell in group:
+      _run_group(shared, folder, [cell])
+
+
+def _most_lanes(job: pretrain.Run) -> int:
+  """As many as `ablate.lanes` says, or as their activations leave room for.
+
+  A bank is of one prompt.
+  """
+  config = job.config
+  if pretrain.needs_bank(job):
+    return 1
+  if config.ablate.lanes:
+    return config.ablate.lanes
+  return int(config.clip.memory_gib * 2**30 // pretrain.step_bytes(job))
+
+
+def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_lanes: int) -> None:
+  """Evaluates a lane and writes its cell."""
+  bad = np.flatnonzero(~np.isfinite(trained.losses))
+  if len(bad):
+    step = int(bad[0])
+    _fail(folder, cell, TrainingError(f"loss is {trained.losses[step]} at step {step + 1}"))
+    return
+  config, start = cell.config, time.monotonic()
+  prompt = Prompt(
+    trained.context, config.clip.model, config.prompt.position, config=config.to_dict()
+  )
+  scores = shared.evaluate(config, prompt)
+  outcome = {
+    "top1": {split: score["prompt"]["top1"] for split, score in scores.items()},
+    "top5": {split: score["prompt"]["top5"] for split, score in scores.items()},
+    "by_hand": {
+      split: {name: score["top1"] for name, score in prompts.items()}
+      for split, prompts in shared.references(config).items()
+    },
+    "loss": float(np.mean(trained.losses[-10:])),
+    "steps": len(trained.losses),
+    "seconds": trained.seconds,
+    "eval_seconds": time.monotonic() - start,
+    "memory_mib": trained.memory_mib,
+    "lanes": n_lanes,
+    "error": None,
+  }
+  file = _file(folder, cell)
+  save_prompt(file.with_suffix(".npz"), prompt)
+  # Last: a cell with a file is a finished cell.
+  write_json(file, {"name": cell.name, "key": cell.key, "values": cell.values, **outcome})
+  top1 = ", ".join(f"{split} {100 * value:.1f}%" for split, value in outcome["top1"].items())
+  log.info("%s: top-1 %s (%.1f s, one of %d lanes)", cell.name, top1, trained.seconds, n_lanes)
+
+
+def _fail(folder: RunFolder, cell: Cell, error: Exception) -> None:
+  text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+  log.warning("%s failed: %s", cell.name, text)
+  found = {"name": cell.name, "key": cell.key, "values": cell.values, "error": text}
+  write_json(_file(folder, cell), found)
+
+
+def _write_results(
+  config: ConfigDict, folder: RunFolder, cells: Sequence[Cell], seconds: float
+) -> dict[str, Any]:
+  """Sums up the cells that are there; another process may add some meanwhile."""
+  while True:
+    found = [stored for cell in cells if (stored := _stored(folder, cell)) is not None]
+    results = {
+      "job": config.job,
+      "grid": config.ablate.grid,
+      "cells": found,
+      "missing": [cell.name for cell in cells if _stored(folder, cell) is None],
+      "seconds_of_last_start": round(seconds, 1),
+    }
+    if found:
+      write_outcome(config, folder, results)
+    write_json(folder.results, results)
+    if len(found) == sum(_stored(folder, cell) is not None for cell in cells):
+      log.info("table, plot and report are in %s", folder.path)
+      return results
+
+
+def _is_done(folder: RunFolder, cell: Cell) -> bool:
+  stored = _stored(folder, cell)
+  return stored is not None and not stored["error"]
+
+
+def _stored(folder: RunFolder, cell: Cell) -> dict[str, Any] | None:
+  file = _file(folder, cell)
+  if not file.exists():
+    return None
+  stored = read_json(file)
+  return stored if isinstance(stored, dict) and stored.get("key") == cell.key else None
+
+
+def _file(folder: RunFolder, cell: Cell):
+  return folder.path / _FOLDER / cell.file_name
+
+
+def _part(config: ConfigDict) -> tuple[int, int]:
+  """Which part of the cells is this process's, from 0, and of how many.
+
+  Raises:
+    ConfigError: not a part.
+  """
+  text = config.ablate.part
+  if not text:
+    return jax.process_index(), jax.process_count()
+  first, slash, second = text.partition("/")
+  if not (slash and first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
+    raise ConfigError("ablate.part", text, "i/n with i from 1 to n, such as 2/5, or nothing")
+  return int(first) - 1, int(second)

@@ -1,0 +1,116 @@
+"""What the cells of an ablation share: CLIPs, images, features; each opened or computed once."""
+
+from collections.abc import Callable
+import contextlib
+from typing import Any
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from pomp_jax.config import fields
+from pomp_jax.files.prompt_file import Prompt
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.jobs import batches, inputs, pretrain
+from pomp_jax.jobs.ablate.lanes import Stream
+from pomp_jax.transfer import Encoder
+from pomp_jax.transfer.evaluation import SplitFeatures, evaluate, split_features
+
+# Images rendered or decoded at a time, roughly.
+_IMAGES = 1024
+
+Scores = dict[str, dict[str, dict[str, float]]]
+
+
+class Shared:
+  """Opens and computes when asked for the first time; keeps all of it in memory."""
+
+  def __init__(self):
+    self._held: dict[Any, Any] = {}
+
+  def encoder(self, config: ConfigDict) -> Encoder:
+    """The CLIP that a config names."""
+    return self._once(config, "encoder", ("clip", "mesh"), lambda: inputs.open_encoder(config))
+
+  def prepare(self, config: ConfigDict, folder: RunFolder) -> pretrain.Run:
+    """A run made ready, its CLIP and its images shared with the others."""
+    encoder = self.encoder(config)
+    source = self._once(
+      config,
+      "source",
+      ("clip.model", "data"),
+      lambda: inputs.open_training_source(config.data, encoder.clip.image_size),
+    )
+    frozen = self._once(
+      config,
+      "frozen",
+      ("clip", "mesh", "data", "prompt.m"),
+      lambda: encoder.frozen(encoder.vocabulary(source.names, config.prompt.m)),
+    )
+    return pretrain.prepare(config, folder, encoder=encoder, source=source, frozen=frozen)
+
+  def stream(self, job: pretrain.Run) -> Stream:
+    """The features that a run is trained on, in its order."""
+    key = ("stream", self._key(job.config, ("clip", "mesh", "data", "batch_size", "seed")))
+    # Of runs that differ in their length the longest is kept.
+    if key not in self._held or len(self._held[key].labels) < job.total_steps:
+      self._held[key] = _stream(job)
+    return Stream(*(part[: job.total_steps] for part in self._held[key]))
+
+  def evaluate(self, config: ConfigDict, prompt: Prompt) -> Scores:
+    """A prompt's accuracy on every split, as the pretrain job has it."""
+    return evaluate(self.encoder(config), self._splits(config), {"prompt": prompt})
+
+  def references(self, config: ConfigDict) -> Scores:
+    """Accuracy of the prompts that nobody learned."""
+    by_hand = {"hand_written": config.eval.template, "class_name": "{}."}
+    return self._once(
+      config,
+      "references",
+      ("clip", "mesh", "data", "eval"),
+      lambda: evaluate(self.encoder(config), self._splits(config), by_hand),
+    )
+
+  def _splits(self, config: ConfigDict) -> dict[str, SplitFeatures]:
+    return self._once(
+      config,
+      "splits",
+      ("clip", "mesh", "data", "eval.images"),
+      lambda: {
+        name: split_features(
+          self.encoder(config),
+          inputs.open_source(config.data, name, n_images=config.eval.images),
+          threads=config.data.threads,
+        )
+        for name in inputs.evaluation_splits(config.data)
+      },
+    )
+
+  def _once(self, config: ConfigDict, what: str, on: tuple[str, ...], make: Callable) -> Any:
+    """What `make` gives, once for all configs that agree on some fields."""
+    key = (what, self._key(config, on))
+    if key not in self._held:
+      self._held[key] = make()
+    return self._held[key]
+
+  @staticmethod
+  def _key(config: ConfigDict, on: tuple[str, ...]) -> str:
+    inside = tuple(f"{name}." for name in on)
+    return repr([(f, v) for f, v in fields(config) if f in on or f.startswith(inside)])
+
+
+def _stream(job: pretrain.Run) -> Stream:
+  """Reads the batches that the pretrain job would read, and computes their features."""
+  config, encoder = job.config, job.encoder
+  at_a_time = max(_IMAGES // config.batch_size, 1)
+  features, labels = [], []
+  with contextlib.closing(
+    batches.open_batches(config, job.source, job.fetch, encoder.mesh)
+  ) as loader:
+    for start in range(0, job.total_steps, at_a_time):
+      part = [next(loader) for _ in range(min(at_a_time, job.total_steps - start))]
+      images = np.concatenate([batch["image"] for batch in part])
+      if config.data.features == "online":
+        images = encoder.image_features(images, unit=False)
+      features += np.split(images, len(part))
+      labels += [batch["label"] for batch in part]
+  return Stream(np.stack(features), np.stack(labels))

@@ -1,0 +1,147 @@
+"""An ablation's table, its summary, its plots and its page, from made-up cells."""
+
+import base64
+import csv
+import html.parser
+import io
+
+import matplotlib.collections
+import numpy as np
+from PIL import Image
+import pytest
+
+from pomp_jax.analysis import ablation_plots
+from pomp_jax.analysis.ablation import csv_text, groups, swept
+from pomp_jax.analysis.html_report import Grid, Section, write_report
+
+
+def made_up_cells():
+  """K of 16, 64 and all, two corrections (moot for all), three seeds; one cell failed."""
+  rng = np.random.default_rng(0)
+  cells = []
+  for k in (16, 64, "all"):
+    for correction in (None,) if k == "all" else ("log", "none"):
+      for seed in range(3):
+        cell = {"values": {"k": k, "correction": correction, "seed": seed}, "error": None}
+        cell["top1"] = {"base": rng.uniform(0.2, 0.3), "novel": rng.uniform(0.5, 0.6)}
+        cell |= {"seconds": rng.uniform(1, 2) * (100 if k == "all" else 1), "memory_mib": 10.0}
+        cells.append(cell)
+  cells[4] = {"values": cells[4]["values"], "error": "TrainingError: loss is nan at step 7"}
+  return cells
+
+
+def test_groups_are_over_the_seeds():
+  cells = made_up_cells()
+  found = groups(cells)
+  assert [tuple(group.values.values()) for group in found] == [
+    (16, "log"),
+    (16, "none"),
+    (64, "log"),
+    (64, "none"),
+    ("all", None),
+  ]
+  novel = [cell["top1"]["novel"] for cell in cells[:3]]
+  assert found[0].figures["novel_top1"].mean == pytest.approx(np.mean(novel))
+  assert found[0].figures["novel_top1"].std == pytest.approx(np.std(novel, ddof=1))
+  assert [group.failed for group in found] == [0, 1, 0, 0, 0]
+  assert len(found[1].figures["novel_top1"].values) == 2
+  assert swept(found) == ["k", "correction"]
+  assert swept(found[:2]) == ["correction"]
+
+
+def test_the_table_is_tidy():
+  cells = made_up_cells()
+  rows = list(csv.DictReader(io.StringIO(csv_text(cells))))
+  assert len(rows) == len(cells)
+  for row, cell in zip(rows, cells, strict=True):
+    assert row["k"] == str(cell["values"]["k"])
+    assert row["correction"] == (cell["values"]["correction"] or "")
+    if cell["error"]:
+      assert (row["error"], row["novel_top1"]) == (cell["error"], "")
+    else:
+      assert float(row["novel_top1"]) == cell["top1"]["novel"]
+      assert float(row["seconds"]) == cell["seconds"]
+
+
+def test_the_plot_shows_every_mean_and_spread(tmp_path, monkeypatch):
+  drawn, save = [], ablation_plots.save
+  monkeypatch.setattr(
+    ablation_plots, "save", lambda path, figure: (drawn.append(figure), save(path, figure))
+  )
+  found = groups(made_up_cells())
+  references = {"novel_top1": {"a photo of a {}.": 0.5}}
+  ablation_plots.sweep(tmp_path / "sweep.png", found, references)
+  with Image.open(tmp_path / "sweep.png") as image:
+    assert min(image.size) > 300
+  base, novel, seconds, _ = drawn[0].axes
+  # Two lines; at "all", where no correction is read, they meet.
+  lines = [container for container in novel.containers if container.has_yerr]
+  assert len(lines) == 2
+  for line, correction in zip(lines, ("log", "none"), strict=True):
+    own = [group for group in found if group.values["correction"] in (correction, None)]
+    means = [100 * group.figures["novel_top1"].mean for group in own]
+    np.testing.assert_allclose(line.lines[0].get_ydata(), means)
+    assert len(means) == 3
+  assert [label.get_text() for label in base.get_xticklabels()] == ["16", "64", "all"]
+  assert seconds.get_yscale() == "log"
+  dots = [c for c in novel.collections if isinstance(c, matplotlib.collections.PathCollection)]
+  assert sum(len(c.get_offsets()) for c in dots) == 3 + 2 + 3 + 3 + 2 * 3
+  legend = {text.get_text() for text in drawn[0].legends[0].get_texts()}
+  assert legend == {"correction=log", "correction=none"}
+
+
+@pytest.mark.parametrize("fields", [["seed"], ["k", "seed"], ["k", "correction", "optim.lr"], []])
+def test_plots_of_other_grids(tmp_path, fields):
+  values = {"seed": 3, "k": 16, "correction": "log", "optim.lr": 0.1}
+  cells = [
+    {"values": {f: values[f] for f in fields}, "top1": {"base": 0.1}, "seconds": 0.0, "error": None}
+  ]
+  ablation_plots.sweep(tmp_path / "one.png", groups(cells))
+  cells[0] |= {"error": "failed"}
+  ablation_plots.sweep(tmp_path / "none.png", groups(cells))
+  assert (tmp_path / "none.png").stat().st_size > 1000
+
+
+class Page(html.parser.HTMLParser):
+  """Collects what a page holds."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.tags, self.images, self.text = [], [], []
+    self.feed(text)
+
+  def handle_starttag(self, tag, attributes):
+    self.tags.append(tag)
+    if tag == "img":
+      self.images.append(dict(attributes))
+
+  def handle_data(self, data):
+    self.text.append(data.strip())
+
+
+def test_the_page_holds_all_and_needs_nothing(tmp_path):
+  Image.new("RGB", (3, 2), "red").save(tmp_path / "plot.png")
+  table = Grid(("k", "novel <top-1>"), [("16", "52.1 ± 0.3"), ("64", "55.0 ± 0.2")], ["", "best"])
+  sections = [
+    Section("Means", "Over <3> seeds & more.", table=table),
+    Section("Plot", picture=tmp_path / "plot.png", caption='a "plot"'),
+    Section("Command", code="python -m pomp_jax.main --config=<x>", folded=True),
+  ]
+  write_report(tmp_path / "report.html", "An <ablation>", sections, {"jax": "0.10.2"})
+  text = (tmp_path / "report.html").read_text()
+  page = Page(text)
+  for expected in (
+    "An <ablation>",
+    "novel <top-1>",
+    "52.1 ± 0.3",
+    "Over <3> seeds & more.",
+    "0.10.2",
+  ):
+    assert expected in page.text
+  assert page.tags.count("table") == 2
+  assert page.images[0]["alt"] == 'a "plot"'
+  kind, data = page.images[0]["src"].split(",")
+  assert kind == "data:image/png;base64"
+  assert base64.b64decode(data) == (tmp_path / "plot.png").read_bytes()
+  assert not {"script", "link", "iframe"} & set(page.tags)
+  assert "http" not in text

@@ -1,0 +1,159 @@
+"""An ablation's page in headless Chromium: tables with their figures, the picture, nothing fetched.
+
+Skipped where no Chromium is found: on the path, or where the variable CHROMIUM points.
+"""
+
+import html.parser
+import json
+import os
+import shutil
+import subprocess
+
+import numpy as np
+from PIL import Image
+import pytest
+from small_run import small_config
+
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.jobs.ablate.report import write_outcome
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
+CHROMIUM = next(filter(None, [os.environ.get("CHROMIUM"), *map(shutil.which, _NAMES)]), None)
+
+pytestmark = pytest.mark.skipif(
+  CHROMIUM is None, reason=f"no Chromium: none of {', '.join(_NAMES)} on the path, no $CHROMIUM"
+)
+
+# What the browser sees, written into the page itself: it has no script of its own.
+_PROBE = """
+<script>
+addEventListener("load", () => {
+  const found = {
+    tables: [...document.querySelectorAll("table")].map(table => ({
+      head: [...table.querySelectorAll("th")].map(cell => cell.innerText),
+      rows: [...table.querySelectorAll("tbody tr")].map(
+        row => [...row.cells].map(cell => cell.innerText)),
+      height: table.getBoundingClientRect().height,
+    })),
+    images: [...document.images].map(image => [image.complete, image.naturalWidth, image.width]),
+    fetched: performance.getEntriesByType("resource").map(entry => entry.name),
+    wider: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    folded: [...document.querySelectorAll("details")].map(details => {
+      const closed = details.getBoundingClientRect().height;
+      details.open = true;
+      return [closed, details.getBoundingClientRect().height];
+    }),
+  };
+  const probe = document.createElement("div");
+  probe.id = "probe";
+  probe.dataset.found = JSON.stringify(found);
+  document.body.append(probe);
+});
+</script>
+"""
+
+
+def chromium(profile, *arguments):
+  """Runs it without a network; returns what it prints."""
+  command = [
+    *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+    *(f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND", *arguments),
+  ]
+  done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+  assert done.returncode == 0, done.stderr[-2000:]
+  return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """A run's folder with the page of made-up cells, one of which failed."""
+  cells = []
+  rng = np.random.default_rng(0)
+  for k in (16, 64, 256, "all"):
+    for correction in (None,) if k == "all" else ("log", "none"):
+      for seed in range(3):
+        values = {"k": k, "correction": correction, "seed": seed}
+        cells.append(
+          {
+            "name": ", ".join(f"{field}={value}" for field, value in values.items()),
+            "values": values,
+            "top1": {split: rng.uniform(0.2, 0.3) for split in ("base", "novel", "shifted")},
+            "by_hand": {
+              split: {"hand_written": 0.25, "class_name": 0.22}
+              for split in ("base", "novel", "shifted")
+            },
+            "seconds": rng.uniform(1, 2),
+            "memory_mib": rng.uniform(10, 20),
+            "error": None,
+          }
+        )
+  cells[4] = cells[4] | {"error": "TrainingError: loss is nan at step 7"}
+  run = RunFolder(tmp_path_factory.mktemp("report"))
+  run.create()
+  write_outcome(small_config(job="ablate"), run, {"cells": cells, "missing": []})
+  return run
+
+
+@pytest.fixture(scope="module")
+def seen(folder, tmp_path_factory):
+  """What a browser finds on the page."""
+  page = (folder.path / "report.html").read_text()
+  probed = tmp_path_factory.mktemp("probe") / "page.html"
+  probed.write_text(page.replace("</body>", f"{_PROBE}</body>"))
+  dom = chromium(probed.parent / "profile", "--dump-dom", probed.as_uri())
+  probe = _Probe()
+  probe.feed(dom)
+  return json.loads(probe.found)
+
+
+class _Probe(html.parser.HTMLParser):
+  found = ""
+
+  def handle_starttag(self, tag, attributes):
+    attributes = dict(attributes)
+    if attributes.get("id") == "probe":
+      self.found = attributes["data-found"]
+
+
+def test_tables(seen):
+  summary, by_hand, cells, failed, versions = seen["tables"]
+  assert summary["head"][:2] == ["k", "correction"]
+  assert [row[0] for row in summary["rows"]] == ["16", "16", "64", "64", "256", "256", "all"]
+  assert all("±" in row[summary["head"].index("novel top-1 (%)")] for row in summary["rows"])
+  assert "(1 failed)" in summary["rows"][1][2]
+  assert [row[0] for row in by_hand["rows"]] == ["hand written", "class name"]
+  assert len(cells["rows"]) == 21
+  assert failed["rows"] == [
+    ["k=16, correction=none, seed=1", "TrainingError: loss is nan at step 7"]
+  ]
+  assert {"jax", "numpy"} <= {row[0].removeprefix("the version of ") for row in versions["rows"]}
+  assert all(table["height"] > 20 for table in seen["tables"])
+
+
+def test_the_picture_is_drawn_and_nothing_is_fetched(seen):
+  assert len(seen["images"]) == 1
+  complete, natural_width, width = seen["images"][0]
+  assert complete
+  assert natural_width > 600
+  assert 300 < width <= natural_width
+  assert seen["fetched"] == []
+  # The page does not scroll sideways.
+  assert seen["wider"] == 0
+
+
+def test_the_config_unfolds(seen):
+  [(closed, opened)] = seen["folded"]
+  assert opened > closed + 200
+
+
+def test_the_screenshot_shows_the_plot(folder, tmp_path):
+  page = (folder.path / "report.html").as_uri()
+  shot = tmp_path / "shot.png"
+  size = "--window-size=1280,2400"
+  chromium(tmp_path / "profile", size, f"--screenshot={shot}", page)
+  with Image.open(shot) as image:
+    pixels = np.asarray(image.convert("RGB")).astype(int)
+  assert pixels.shape[1] == 1280
+  for colour in ((0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00)):
+    near = np.abs(pixels - np.array(colour)).max(-1) < 24
+    assert near.sum() > 200

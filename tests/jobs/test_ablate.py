@@ -1,0 +1,166 @@
+"""The ablate job: cells equal to runs of their own, resumption, failures, what it leaves."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from small_run import small_config
+
+from pomp_jax.config import ConfigError
+from pomp_jax.files.prompt_file import load_prompt
+from pomp_jax.jobs import ablate, pretrain
+from pomp_jax.jobs.ablate.grid import make_cells
+from pomp_jax.jobs.ablate.lanes import Trained, lane_groups, lanes_at_a_time
+from pomp_jax.jobs.watch import TrainingError
+
+GRID = "k=20|all;correction=log|none;seed=0|1"
+
+
+def config_for(grid=GRID, **changes):
+  settings = {"job": "ablate", "ablate.grid": grid, "steps": 6, "checkpoint.every": 6}
+  return small_config(**settings | changes)
+
+
+def run(config, workdir):
+  ablate.check(config, str(workdir))
+  return ablate.run(config, str(workdir))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """The folder and the results of the grid above."""
+  workdir = tmp_path_factory.mktemp("ablate") / "run"
+  return workdir, run(config_for(**{"ablate.lanes": 2}), workdir)
+
+
+def prompt_of(workdir, cell):
+  return load_prompt((workdir / "cells" / cell.file_name).with_suffix(".npz"))
+
+
+@pytest.mark.parametrize("number", [2, 5])
+def test_a_cell_equals_a_run_of_its_own(finished, tmp_path, number):
+  workdir, results = finished
+  cell = make_cells(config_for())[number]
+  alone = pretrain.run(cell.config, str(tmp_path))
+  context = load_prompt(tmp_path / "prompt.npz").context
+  np.testing.assert_allclose(prompt_of(workdir, cell).context, context, atol=2e-5)
+  stored = results["cells"][number]
+  assert stored["name"] == cell.name
+  for split, prompts in alone["eval"].items():
+    # One image of 64 may fall on the other side of a tie.
+    assert stored["top1"][split] == pytest.approx(prompts["prompt"]["top1"], abs=1.01 / 64)
+    assert stored["by_hand"][split] == {
+      name: scores["top1"] for name, scores in prompts.items() if name != "prompt"
+    }
+
+
+def test_lanes_differ(finished):
+  workdir, _ = finished
+  contexts = [prompt_of(workdir, cell).context for cell in make_cells(config_for())]
+  assert len(contexts) == 6
+  for i, one in enumerate(contexts):
+    for other in contexts[:i]:
+      assert np.abs(one - other).max() > 1e-4
+
+
+def test_what_it_leaves(finished):
+  workdir, results = finished
+  assert json.loads((workdir / "results.json").read_text())["cells"] == results["cells"]
+  with open(workdir / "cells.csv") as file:
+    rows = list(csv.DictReader(file))
+  assert [row["k"] for row in rows] == ["20"] * 4 + ["all"] * 2
+  for row, cell in zip(rows, results["cells"], strict=True):
+    assert float(row["novel_top1"]) == cell["top1"]["novel"]
+    assert float(row["seconds"]) == cell["seconds"] > 0
+    assert float(row["memory_mib"]) == cell["memory_mib"] > 0
+    assert row["error"] == ""
+  assert (workdir / "plots" / "sweep.png").exists()
+  page = (workdir / "report.html").read_text()
+  assert page.count("data:image/png;base64,") == 1
+  assert page.count("<tr") > 6
+  assert results["missing"] == []
+
+
+def test_cells_that_are_done_are_not_done_again(finished, monkeypatch):
+  workdir, results = finished
+  cells = make_cells(config_for())
+  files = [workdir / "cells" / cell.file_name for cell in cells[1:]]
+  times = [file.stat().st_mtime_ns for file in files]
+  (workdir / "cells" / cells[0].file_name).unlink()
+  trained, train = [], ablate.train_lanes
+
+  def told(job, group, *arguments):
+    trained.extend(group)
+    return train(job, group, *arguments)
+
+  monkeypatch.setattr(ablate, "train_lanes", told)
+  again = run(config_for(), workdir)
+  assert [cell.key for cell in trained] == [cells[0].key]
+  assert again["cells"][0]["top1"] == results["cells"][0]["top1"]
+  assert [file.stat().st_mtime_ns for file in files] == times
+
+
+def made_up_training(crashing=()):
+  """Contexts of zeros; an absurd rate ends in a loss that is not finite."""
+
+  def train(job, group, streams, size):
+    for cell in group:
+      if cell.values in crashing:
+        raise MemoryError("no room")
+      losses = np.ones(3, np.float32)
+      if cell.config.optim.lr == 1e30:
+        losses[1:] = np.nan
+      context = np.zeros((cell.config.prompt.m, job.encoder.clip.text_width), np.float32)
+      yield Trained(context, losses, 1.0, 1.0)
+
+  return train
+
+
+def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(tmp_path, monkeypatch):
+  """The loss of some cells is not finite; another one crashes, in whatever program it is."""
+  config = config_for("k=20|21;optim.lr=0.05|0.06|1e30")
+  crashing = {"k": 21, "optim.lr": 0.06}
+  monkeypatch.setattr(ablate, "train_lanes", made_up_training([crashing]))
+  with pytest.raises(TrainingError, match=r"3 of 6 cells failed, the first, k=20, optim.lr=1e\+30"):
+    run(config, tmp_path)
+  stored = json.loads((tmp_path / "results.json").read_text())["cells"]
+  errors = [cell["error"] for cell in stored]
+  not_finite = "TrainingError: loss is nan at step 2"
+  assert errors == [None, None, not_finite, None, "MemoryError: no room", not_finite]
+  page = (tmp_path / "report.html").read_text()
+  assert "MemoryError: no room" in page
+  monkeypatch.setattr(ablate, "train_lanes", made_up_training())
+  with pytest.raises(TrainingError, match="2 of 6 cells failed"):
+    run(config, tmp_path)
+  stored = json.loads((tmp_path / "results.json").read_text())["cells"]
+  assert [cell["error"] is None for cell in stored] == [True, True, False, True, True, False]
+
+
+def test_parts_are_put_together(tmp_path, monkeypatch):
+  monkeypatch.setattr(ablate, "train_lanes", made_up_training())
+  for part in ("1/2", "2/2"):
+    results = run(config_for("k=20|21;seed=0", **{"ablate.part": part}), tmp_path)
+    assert len(results["missing"]) == (1 if part == "1/2" else 0)
+  assert len(results["cells"]) == 2
+
+
+def test_which_cells_are_lanes():
+  cells = make_cells(config_for("k=20|30;correction=log|log10|none;optim.lr=0.1|0.2;seed=0|1"))
+  groups = lane_groups(cells)
+  assert [len(group) for group in groups] == [12, 12]
+  assert {cell.config.k for cell in groups[0]} == {20}
+  assert len(lane_groups(make_cells(config_for("prompt.m=2|4;seed=0|1")))) == 2
+  assert [lanes_at_a_time(6, most) for most in (0, 1, 2, 4, 6, 100)] == [1, 1, 2, 3, 6, 6]
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "1/", "a/b"])
+def test_parts_that_are_none(part, tmp_path):
+  with pytest.raises(ConfigError, match=r"config\.ablate\.part: got .* takes i/n"):
+    ablate.check(config_for(**{"ablate.part": part}), str(tmp_path))
+
+
+def test_a_cell_that_can_not_be_is_found_before_anything_is_written(tmp_path):
+  with pytest.raises(ConfigError, match=r"config\.k: got 301, takes at most the number of classes"):
+    ablate.check(config_for("k=20|301"), str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
