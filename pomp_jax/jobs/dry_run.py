@@ -23,7 +23,7 @@ from pomp_jax.data.vocabularies import CLASS_LISTS
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.prompt_file import save_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.jobs import batches, inputs, pretrain
+from pomp_jax.jobs import batches, inputs, pretrain, training
 from pomp_jax.jobs.benchmark.measurement import peak_mib
 from pomp_jax.transfer.evaluation import split_features
 
@@ -52,7 +52,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   trial = _trial(config)
   with tempfile.TemporaryDirectory() as temporary:
     folder = RunFolder(pathlib.Path(temporary) / "run")
-    job = pretrain.prepare(trial, folder)
+    job = training.prepare(trial, folder)
     folder.create()
     figures = _measure(job)
   if jax.process_index() == 0:
@@ -83,7 +83,7 @@ def _trial(config: ConfigDict) -> ConfigDict:
   return trial
 
 
-def _measure(job: pretrain.Run) -> dict[str, Any]:
+def _measure(job: training.Run) -> dict[str, Any]:
   """Seconds, bytes and rates of every part."""
   config, encoder = job.config, job.encoder
   figures: dict[str, Any] = {"devices": jax.device_count(), "steps": job.total_steps}
@@ -93,9 +93,9 @@ def _measure(job: pretrain.Run) -> dict[str, Any]:
   batch = next(batches.on_devices(loader, encoder.mesh))
   loader.close()
 
-  state, frozen = pretrain.open_bank(job).refresh(0, pretrain.first_state(job), job.frozen)
+  state, frozen = training.open_bank(job).refresh(0, training.first_state(job), job.frozen)
   start = time.monotonic()
-  program = pretrain.train_step(job).lower(state, frozen, batch).compile()
+  program = training.train_step(job).lower(state, frozen, batch).compile()
   figures["compile_seconds"] = time.monotonic() - start
   figures |= _memory(program)
 
@@ -118,7 +118,7 @@ def _measure(job: pretrain.Run) -> dict[str, Any]:
     figures["checkpoint_seconds"] = _seconds(
       lambda: checkpoints.save(1, state, {"config": config.to_dict()}, metric=0.5), 1, 0
     )[0]
-  save_prompt(job.folder.prompt, pretrain.prompt_of(job, state))
+  save_prompt(job.folder.prompt, training.prompt_of(job, state))
   figures["checkpoint_bytes"] = _bytes_under(job.folder.checkpoints)
   figures["prompt_bytes"] = job.folder.prompt.stat().st_size
   figures["process_peak_mib"] = peak_mib()
@@ -152,21 +152,21 @@ def _bytes_under(folder: pathlib.Path) -> int:
   return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _whole_run(job: pretrain.Run, figures: dict[str, Any]) -> dict[str, Any]:
+def _whole_run(job: training.Run, figures: dict[str, Any]) -> dict[str, Any]:
   """The run's seconds and bytes, added up."""
   config = job.config
   rate, classes = figures["test_images_per_second"], figures["class_features_seconds"]
   n_splits = len(inputs.evaluation_splits(config.data))
   n_validations = -(-job.total_steps // config.checkpoint.every)
-  training = job.total_steps * max(figures["step_seconds"], figures["read_seconds"])
+  train = job.total_steps * max(figures["step_seconds"], figures["read_seconds"])
   validation = config.eval.images / rate + n_validations * classes
   # The learned prompt, the hand-written one and the name alone.
   evaluation = n_splits * (config.eval.images / rate + 3 * classes)
-  total = training + validation + evaluation + n_validations * figures["checkpoint_seconds"]
+  total = train + validation + evaluation + n_validations * figures["checkpoint_seconds"]
   # Beside those that are kept, the best one and the one that is being written.
   disk = (config.checkpoint.keep + 2) * figures["checkpoint_bytes"] + figures["prompt_bytes"]
   return {
-    "training_seconds": training,
+    "training_seconds": train,
     "validation_seconds": validation,
     "evaluation_seconds": evaluation,
     "total_seconds": total,
@@ -175,7 +175,7 @@ def _whole_run(job: pretrain.Run, figures: dict[str, Any]) -> dict[str, Any]:
   }
 
 
-def _cache_bytes(job: pretrain.Run) -> int | None:
+def _cache_bytes(job: training.Run) -> int | None:
   """What the features of all views take; None where the views never come again."""
   shown = batches.augmentation(job.config.data)
   if shown.kind != "none" and not shown.fresh_epochs:
@@ -184,7 +184,7 @@ def _cache_bytes(job: pretrain.Run) -> int | None:
   return 4 * len(job.source) * shown.n_epochs * shown.n_views * width
 
 
-def _lines(trial: ConfigDict, job: pretrain.Run, figures: dict[str, Any]) -> list[str]:
+def _lines(trial: ConfigDict, job: training.Run, figures: dict[str, Any]) -> list[str]:
   """The report."""
   step, read = figures["step_seconds"], figures["read_seconds"]
   bound = "reading the images is slower than the step" if read > step else "the step is slower"

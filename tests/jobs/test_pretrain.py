@@ -17,7 +17,7 @@ from small_run import small_config
 from pomp_jax.config import ConfigError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.jobs import pretrain, repeat
+from pomp_jax.jobs import pretrain, repeat, training
 from pomp_jax.jobs.watch import TrainingError
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -132,7 +132,7 @@ def test_killed_at_a_random_step_it_goes_on_bit_for_bit(finished, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
   workdir = tmp_path / "run"
-  real = pretrain.make_train_step
+  real = training.make_train_step
 
   def poisoned(**arguments):
     step = real(**arguments)
@@ -144,7 +144,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
 
     return poisoned_step
 
-  monkeypatch.setattr(pretrain, "make_train_step", poisoned)
+  monkeypatch.setattr(training, "make_train_step", poisoned)
   with pytest.raises(TrainingError, match=r"is nan at step 7.*last good checkpoint"):
     pretrain.run(small_config(), str(workdir))
   assert not (workdir / "results.json").exists()

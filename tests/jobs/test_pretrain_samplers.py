@@ -6,7 +6,7 @@ from small_run import small_config
 
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.jobs import pretrain
+from pomp_jax.jobs import pretrain, training
 from pomp_jax.jobs.bank import Bank
 from pomp_jax.jobs.watch import Watch
 
@@ -22,7 +22,7 @@ HARD = {
 def _trained(config, workdir):
   """The context after training alone, without the evaluation that follows."""
   folder = RunFolder(workdir)
-  job = pretrain.prepare(config, folder)
+  job = training.prepare(config, folder)
   folder.create()
   state, *_ = pretrain._train(job)
   return np.asarray(state.params["context"])

@@ -20,7 +20,7 @@ from pomp_jax import hosts
 from pomp_jax.config import ConfigError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
-from pomp_jax.jobs import pretrain
+from pomp_jax.jobs import pretrain, training
 from pomp_jax.jobs.ablate.grid import Cell, make_cells
 from pomp_jax.jobs.ablate.lanes import Trained, lane_groups, lanes_at_a_time, train_lanes
 from pomp_jax.jobs.ablate.report import write_outcome
@@ -101,17 +101,17 @@ def _run_group(shared: Shared, folder: RunFolder, group: Sequence[Cell]) -> None
       _run_group(shared, folder, [cell])
 
 
-def _most_lanes(job: pretrain.Run) -> int:
+def _most_lanes(job: training.Run) -> int:
   """As many as `ablate.lanes` says, or as their activations leave room for.
 
   A bank is of one prompt.
   """
   config = job.config
-  if pretrain.needs_bank(job):
+  if training.needs_bank(job):
     return 1
   if config.ablate.lanes:
     return config.ablate.lanes
-  return int(config.clip.memory_gib * 2**30 // pretrain.step_bytes(job))
+  return int(config.clip.memory_gib * 2**30 // training.step_bytes(job))
 
 
 def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_lanes: int) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from pomp_jax.config import fields
 from pomp_jax.files.array_cache import fingerprint
-from pomp_jax.jobs import pretrain
+from pomp_jax.jobs import training
 from pomp_jax.jobs.ablate.grid import Cell
 from pomp_jax.prompt.contrast import SCALES
 from pomp_jax.prompt.learner import Frozen
@@ -82,7 +82,7 @@ def lanes_at_a_time(n_cells: int, most: int) -> int:
 
 
 def train_lanes(
-  job: pretrain.Run, cells: Sequence[Cell], streams: Sequence[Stream], size: int
+  job: training.Run, cells: Sequence[Cell], streams: Sequence[Stream], size: int
 ) -> Iterator[Trained]:
   """Trains cells, some at a time, in one program that is compiled once.
 
@@ -107,13 +107,13 @@ def train_lanes(
 class _Lanes:
   """Cells that are trained at the same time, ready on the devices."""
 
-  def __init__(self, job: pretrain.Run, cells: Sequence[Cell], streams: Sequence[Stream]):
+  def __init__(self, job: training.Run, cells: Sequence[Cell], streams: Sequence[Stream]):
     self._job, self._cells, self._streams = job, cells, streams
     mesh = job.encoder.mesh
-    firsts = [pretrain.first_state(dataclasses.replace(job, config=cell.config)) for cell in cells]
+    firsts = [training.first_state(dataclasses.replace(job, config=cell.config)) for cell in cells]
     self._state = replicate(jax.tree.map(lambda *leaves: np.stack(leaves), *firsts), mesh)
     self._numbers = replicate(_numbers(cells), mesh)
-    self._bank = pretrain.open_bank(job, lambda params: jax.tree.map(lambda x: x[0], params))
+    self._bank = training.open_bank(job, lambda params: jax.tree.map(lambda x: x[0], params))
     self._rows = NamedSharding(mesh, P(None, DATA))
 
   def compiled(self) -> jax.stages.Compiled:
@@ -156,7 +156,7 @@ def _numbers(cells: Sequence[Cell]) -> dict[str, np.ndarray]:
   return numbers | {"correction": np.array(scales, np.float32)}
 
 
-def _step(job: pretrain.Run, correction: str):
+def _step(job: training.Run, correction: str):
   """The step of all lanes; the state is donated."""
   # Batches bring features.
   config = copy.deepcopy(job.config)
@@ -166,9 +166,9 @@ def _step(job: pretrain.Run, correction: str):
     optim = types.SimpleNamespace(
       **job.config.optim.to_dict() | {name: numbers[name] for name in _NUMBERS}
     )
-    optimizer, _ = pretrain.optimizer_of(optim, job.steps_per_epoch, job.total_steps)
+    optimizer, _ = training.optimizer_of(optim, job.steps_per_epoch, job.total_steps)
     own = dataclasses.replace(job, config=config, optimizer=optimizer)
     scale = numbers["correction"] if correction in SCALES else None
-    return pretrain.train_step(own, scale)(state, frozen, batch)
+    return training.train_step(own, scale)(state, frozen, batch)
 
   return jax.jit(jax.vmap(step, in_axes=(0, 0, None, 0)), donate_argnums=0)

@@ -10,7 +10,7 @@ import numpy as np
 from pomp_jax.config import fields
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.jobs import batches, inputs, pretrain
+from pomp_jax.jobs import batches, inputs, training
 from pomp_jax.jobs.ablate.lanes import Stream
 from pomp_jax.transfer import Encoder
 from pomp_jax.transfer.evaluation import SplitFeatures, evaluate, split_features
@@ -31,7 +31,7 @@ class Shared:
     """The CLIP that a config names."""
     return self._once(config, "encoder", ("clip", "mesh"), lambda: inputs.open_encoder(config))
 
-  def prepare(self, config: ConfigDict, folder: RunFolder) -> pretrain.Run:
+  def prepare(self, config: ConfigDict, folder: RunFolder) -> training.Run:
     """A run made ready, its CLIP and its images shared with the others."""
     encoder = self.encoder(config)
     source = self._once(
@@ -46,9 +46,9 @@ class Shared:
       ("clip", "mesh", "data", "prompt.m"),
       lambda: encoder.frozen(encoder.vocabulary(source.names, config.prompt.m)),
     )
-    return pretrain.prepare(config, folder, encoder=encoder, source=source, frozen=frozen)
+    return training.prepare(config, folder, encoder=encoder, source=source, frozen=frozen)
 
-  def stream(self, job: pretrain.Run) -> Stream:
+  def stream(self, job: training.Run) -> Stream:
     """The features that a run is trained on, in its order."""
     key = ("stream", self._key(job.config, ("clip", "mesh", "data", "batch_size", "seed")))
     # Of runs that differ in their length the longest is kept.
@@ -98,7 +98,7 @@ class Shared:
     return repr([(f, v) for f, v in fields(config) if f in on or f.startswith(inside)])
 
 
-def _stream(job: pretrain.Run) -> Stream:
+def _stream(job: training.Run) -> Stream:
   """Reads the batches that the pretrain job would read, and computes their features."""
   config, encoder = job.config, job.encoder
   at_a_time = max(_IMAGES // config.batch_size, 1)

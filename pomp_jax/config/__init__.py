@@ -1,0 +1,51 @@
+"""The base config: every field there is, its default, and what it takes.
+
+A file in `configs/` starts from `base()` and changes a few fields; the command line overrides any
+(`--config.optim.lr=0.01`). `validate` runs before anything heavy starts.
+"""
+
+from pomp_jax.config.accepted import (
+  EXPORT_FORMATS,
+  FEATURE_FORMATS,
+  FEATURE_METHODS,
+  FEATURES,
+  JOBS,
+  MADE_UP_CLIP,
+  MADE_UP_DATA,
+  METHODS,
+  SOURCES,
+  STEP_METHODS,
+  WEIGHT_SUFFIXES,
+  WORLD,
+)
+from pomp_jax.config.checks import validate
+from pomp_jax.config.defaults import base
+from pomp_jax.config.named_fields import (
+  ConfigError,
+  check_field,
+  fields,
+  set_field,
+  with_argument,
+)
+
+__all__ = [
+  "ConfigError",
+  "EXPORT_FORMATS",
+  "FEATURES",
+  "FEATURE_FORMATS",
+  "FEATURE_METHODS",
+  "JOBS",
+  "MADE_UP_CLIP",
+  "MADE_UP_DATA",
+  "METHODS",
+  "SOURCES",
+  "STEP_METHODS",
+  "WEIGHT_SUFFIXES",
+  "WORLD",
+  "base",
+  "check_field",
+  "fields",
+  "set_field",
+  "validate",
+  "with_argument",
+]

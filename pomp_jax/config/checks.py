@@ -1,0 +1,252 @@
+"""What can be judged of a config before anything is opened."""
+
+import os
+import re
+
+from ml_collections import ConfigDict
+
+from pomp_jax.clip.made_up import MADE_UP
+from pomp_jax.clip.shared import KEEP
+from pomp_jax.clip.text import TEXT_TOWERS
+from pomp_jax.config.accepted import (
+  EXPORT_FORMATS,
+  FEATURE_FORMATS,
+  FEATURE_METHODS,
+  FEATURES,
+  JOBS,
+  MADE_UP_CLIP,
+  MADE_UP_DATA,
+  METHODS,
+  SOURCES,
+  STEP_METHODS,
+  WEIGHT_SUFFIXES,
+  WORLD,
+)
+from pomp_jax.config.named_fields import ConfigError, check_at_least, check_choice, value_of
+from pomp_jax.data.augment import AUGMENTS
+from pomp_jax.data.coop import COOP_SETS
+from pomp_jax.data.subsets import HALVES
+from pomp_jax.data.suites import SUITES
+from pomp_jax.data.vocabularies import CLASS_LISTS
+from pomp_jax.prompt.context import POSITIONS
+from pomp_jax.prompt.contrast import CORRECTIONS
+from pomp_jax.prompt.optimizer import SCHEDULES
+from pomp_jax.prompt.sampling import ANCHORS, EXCLUSIONS, SAMPLERS
+
+
+def validate(config: ConfigDict) -> None:
+  """Checks every field that can be judged alone; jobs check what needs their data.
+
+  Raises:
+    ConfigError: the first field that is wrong.
+  """
+  check_choice(config, "job", JOBS)
+  check_choice(config, "method", METHODS)
+  check_choice(config, "clip.text_tower", TEXT_TOWERS)
+  check_choice(config, "clip.dtype", ("float32", "bfloat16"))
+  check_choice(config, "data.source", SOURCES)
+  check_choice(config, "data.classes", HALVES)
+  check_choice(config, "data.augment", AUGMENTS)
+  check_choice(config, "data.features", FEATURES)
+  check_choice(config, "prompt.position", POSITIONS)
+  check_choice(config, "correction", CORRECTIONS)
+  check_choice(config, "negatives", ("sampled", "all"))
+  check_choice(config, "sampling.name", SAMPLERS)
+  check_choice(config, "sampling.anchors", ANCHORS)
+  check_choice(config, "sampling.exclude", EXCLUSIONS)
+  check_choice(config, "clip.keep", ("auto", *KEEP))
+  check_choice(config, "optim.schedule", SCHEDULES)
+  for field in (
+    "clip.chunk",
+    "data.images_per_class",
+    "data.threads",
+    "data.views",
+    "prepare.workers",
+    "prompt.m",
+    "sampling.refresh_every",
+    "prompt.depth",
+    "prompt.visual",
+    "probe.iterations",
+    "tip.alphas",
+    "tip.betas",
+    "batch_size",
+    "accumulate",
+    "epochs",
+    "mesh.class_size",
+    "eval.images",
+    "evaluate.batch_size",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "log.every",
+    "predict.top",
+    "analyse.top",
+  ):
+    check_at_least(config, field, 1)
+  check_at_least(config, "k", 2)
+  for field in (
+    "seed",
+    "steps",
+    "data.n_classes",
+    "data.shots",
+    "data.shots_seed",
+    "data.augment_seed",
+    "data.fresh_epochs",
+    "data.workers",
+    "data.max_corrupt",
+    "prepare.shots",
+    "prepare.shots_seed",
+    "prepare.held_out",
+    "ablate.lanes",
+    "clip.n_chunks",
+    "clip.images_at_a_time",
+    "clip.memory_gib",
+    "evaluate.images",
+    "tip.alpha",
+    "tip.beta",
+    "tip.alpha_max",
+    "tip.beta_max",
+    "optim.lr",
+    "optim.momentum",
+    "optim.weight_decay",
+    "optim.warmup",
+    "optim.warmup_lr",
+    "sampling.power",
+    "sampling.ancestors_weight",
+  ):
+    check_at_least(config, field, 0)
+  if not 0 < config.sampling.mix <= 1:
+    raise ConfigError("sampling.mix", config.sampling.mix, "above 0, at most 1")
+  if not 0 < config.sampling.temperature < float("inf"):
+    raise ConfigError("sampling.temperature", config.sampling.temperature, "a number above 0")
+  if not -1 <= config.sampling.exclude_threshold <= 1:
+    raise ConfigError("sampling.exclude_threshold", config.sampling.exclude_threshold, "-1 to 1")
+  _method(config)
+  if config.seed >= 2**32:
+    raise ConfigError("seed", config.seed, "an integer from 0 to 4294967295")
+  if config.optim.schedule == "epoch" and config.optim.warmup != int(config.optim.warmup):
+    raise ConfigError(
+      "optim.warmup", config.optim.warmup, "whole epochs under optim.schedule='epoch'"
+    )
+  if config.eval.template.count("{}") != 1:
+    raise ConfigError("eval.template", config.eval.template, "a text with one {} for the name")
+  model = config.clip.model
+  if model.startswith(MADE_UP_CLIP) and model.removeprefix(MADE_UP_CLIP) not in MADE_UP:
+    raise ConfigError("clip.model", model, f"{MADE_UP_CLIP} and one of {', '.join(MADE_UP)}")
+  model = model.removeprefix(MADE_UP_CLIP)
+  # A hub id has one slash at most, and starts with a letter or a digit.
+  hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model)
+  if not os.path.exists(model) and (not hub_id or model.endswith(WEIGHT_SUFFIXES)):
+    raise ConfigError("clip.model", model, "a folder or file that exists, or a hub id")
+  check_choice(config, "clip.activation", ("auto", "quick_gelu", "gelu"))
+  # A dry run has no need of the data.
+  if not config.dry_run:
+    _data(config.data)
+  _views(config)
+  if config.job == "predict":
+    _predict(config.predict)
+  check_choice(config, "evaluate.suite", tuple(SUITES))
+  check_choice(config, "evaluate.reader", ("coop", "tfds", "folder"))
+  check_choice(config, "export.format", tuple(EXPORT_FORMATS))
+  if config.job == "export":
+    _export(config.export)
+  if config.job == "prepare" and not os.path.exists(config.prepare.input):
+    raise ConfigError("prepare.input", config.prepare.input, "a file or folder that exists")
+  if config.job in ("repeat", "baselines") and len(set(config.repeat.seeds)) != max(
+    len(config.repeat.seeds), 1
+  ):
+    raise ConfigError("repeat.seeds", config.repeat.seeds, "one or more different seeds")
+
+
+def _method(config: ConfigDict) -> None:
+  """What the baselines can't be combined with."""
+  method = config.method
+  if config.job == "repeat" and method in FEATURE_METHODS:
+    takes = f"one of {', '.join(STEP_METHODS)} where job='repeat'; see job='baselines'"
+    raise ConfigError("method", method, takes)
+  fixed = {}
+  if method != "pomp":
+    fixed |= {"prompt.class_specific": False, "dry_run": False}
+    # The bank is of class features under a context.
+    if config.sampling.name in ("hard", "easy"):
+      fixed["sampling.name"] = "uniform"
+    if config.sampling.exclude == "similar":
+      fixed["sampling.exclude"] = "none"
+  if method in ("vpt_shallow", "vpt_deep", "maple"):
+    # They learn from pixels.
+    fixed["data.features"] = "online"
+  if method == "maple":
+    fixed |= {"prompt.position": "end", "clip.text_tower": "shared"}
+  if method not in ("vpt_deep", "maple"):
+    fixed["prompt.depth"] = 1
+  for field, value in fixed.items():
+    if value_of(config, field) != value:
+      raise ConfigError(field, value_of(config, field), f"{value!r} where method={method!r}")
+
+
+def _data(data: ConfigDict) -> None:
+  if data.source == WORLD:
+    unread = {"root": "", "dataset": "", "names": "", "shots": 0, "classes": "all"}
+    for field, value in unread.items():
+      if data[field] != value:
+        raise ConfigError(f"data.{field}", data[field], f"{value!r} where data.source='{WORLD}'")
+    return
+  if data.source == MADE_UP_DATA:
+    if data.names not in CLASS_LISTS and not os.path.isfile(data.names):
+      takes = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
+      raise ConfigError("data.names", data.names, takes)
+    return
+  if not os.path.isdir(data.root) and (data.root or data.source != "tfds"):
+    raise ConfigError("data.root", data.root, "a folder that exists")
+  if data.source == "folder" and data.dataset:
+    raise ConfigError("data.dataset", data.dataset, "'' where data.source='folder'")
+  if data.source == "coop" and data.dataset not in COOP_SETS:
+    raise ConfigError("data.dataset", data.dataset, f"one of {', '.join(COOP_SETS)}")
+  if data.source == "tfds" and not data.dataset:
+    raise ConfigError("data.dataset", data.dataset, "a data set of TFDS, such as food101")
+  if data.names and data.names not in CLASS_LISTS and not os.path.isfile(data.names):
+    takes = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
+    raise ConfigError("data.names", data.names, takes)
+
+
+def _views(config: ConfigDict) -> None:
+  data = config.data
+  if data.augment == "none" and data.views > 1:
+    raise ConfigError("data.views", data.views, "1 where data.augment='none': all would be alike")
+  if config.batch_size % data.views:
+    raise ConfigError("batch_size", config.batch_size, f"a multiple of data.views = {data.views}")
+  if config.job != "cache" and data.features != "cached":
+    return
+  if data.augment != "none" and not data.fresh_epochs:
+    takes = "the number of epochs whose views are cached, 1 or more"
+    raise ConfigError("data.fresh_epochs", data.fresh_epochs, takes)
+  folder = data.feature_cache
+  if config.dry_run:
+    return
+  if not folder or (config.job != "cache" and not os.path.isdir(folder)):
+    takes = "a folder" if config.job == "cache" else "a folder that config.job='cache' has made"
+    raise ConfigError("data.feature_cache", folder, takes)
+
+
+def _predict(predict: ConfigDict) -> None:
+  if not os.path.isdir(predict.images):
+    raise ConfigError("predict.images", predict.images, "a folder that exists")
+  if predict.names not in CLASS_LISTS and not os.path.isfile(predict.names):
+    takes = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
+    raise ConfigError("predict.names", predict.names, takes)
+  if "{}" not in predict.prompt and not os.path.isfile(predict.prompt):
+    raise ConfigError(
+      "predict.prompt", predict.prompt, "a prompt file that exists, or a template with {}"
+    )
+
+
+def _export(export: ConfigDict) -> None:
+  features = export.format in FEATURE_FORMATS
+  if not (features and "{}" in export.prompt) and not os.path.isfile(export.prompt):
+    takes = "a prompt file that exists" + (", or a template with {}" if features else "")
+    raise ConfigError("export.prompt", export.prompt, takes)
+  if features and not os.path.isfile(export.names):
+    raise ConfigError("export.names", export.names, "a file that exists")
+  suffixes = EXPORT_FORMATS[export.format]
+  name = export.output
+  if name and (os.path.basename(name) != name or not name.endswith(suffixes)):
+    raise ConfigError("export.output", name, f"a file name that ends with {' or '.join(suffixes)}")
