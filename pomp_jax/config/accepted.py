@@ -12,6 +12,7 @@ JOBS = (
   "analyse",
   "baselines",
   "ablate",
+  "gradient_bias",
 )
 WORLD = "world"
 MADE_UP_DATA = "made_up"

@@ -80,6 +80,8 @@ def validate(config: ConfigDict) -> None:
     "log.every",
     "predict.top",
     "analyse.top",
+    "gradient_bias.images",
+    "gradient_bias.rows",
   ):
     check_at_least(config, field, 1)
   check_at_least(config, "k", 2)

@@ -168,4 +168,13 @@ def base() -> ConfigDict:
   config.ablate.lanes = 0  # cells that one program trains together, at most; 0: what memory takes
   config.ablate.part = ""  # "2/5": this process takes the second of five parts; all if empty
 
+  # job = "gradient_bias": the sampled gradient against the exact one.
+  config.gradient_bias = ConfigDict()
+  config.gradient_bias.prompt = ""  # a prompt file; empty: the first prompt of the seed
+  config.gradient_bias.k = (16, 64, 256, 1024, 4096)
+  config.gradient_bias.samplers = "uniform;hard;easy;hierarchical"  # the first: by correction too
+  config.gradient_bias.corrections = "log;log10;none;logq"  # the first: for all samplers
+  config.gradient_bias.images = 64
+  config.gradient_bias.rows = 20_000  # classes computed for a cell, over all its draws
+
   return config.lock()

@@ -59,6 +59,7 @@ _OTHER_JOBS = (
   "analyse.",
   "baselines.",
   "ablate.",
+  "gradient_bias.",
 )
 _SHEET_IMAGES = 12
 

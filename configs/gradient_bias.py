@@ -1,0 +1,18 @@
+r"""Bias and variance of the sampled gradient against the exact one, by K, correction and sampler.
+
+At the first prompt of seed 0, or at a learned one:
+
+  python -m pomp_jax.main --config=configs/gradient_bias.py --workdir=runs/gradient_bias
+  python -m pomp_jax.main --config=configs/gradient_bias.py --workdir=runs/gradient_bias_trained \
+    --config.gradient_bias.prompt=runs/demo/prompt.npz
+"""
+
+from pomp_jax.config import base, with_argument
+
+
+def get_config(argument: str = ""):
+  """The base config with the job, on the embedded world."""
+  config = base()
+  config.job = "gradient_bias"
+  short = {name: f"gradient_bias.{name}" for name in config.gradient_bias}
+  return with_argument(config, argument, **short)

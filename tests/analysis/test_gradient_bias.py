@@ -1,0 +1,170 @@
+"""The estimate of bias and variance where both are known, and the exact gradient by autodiff."""
+
+import itertools
+import math
+
+from closeness import assert_close
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from small_run import small_config
+import torch
+
+from pomp_jax.analysis.gradient_bias import draws_of, gradient_function, summarise
+from pomp_jax.clip import text_tower
+from pomp_jax.jobs import inputs
+from pomp_jax.prompt.context import PromptContext
+from pomp_jax.prompt.contrast import normalize
+from pomp_jax.prompt.learner import ClassFeatures, ContextLearner, Frozen, class_features
+from pomp_jax.prompt.train_step import ContrastSettings
+
+
+def _noisy(bias, deviation, n_draws=400, size=50):
+  """Draws of known bias and deviation, both relative to the exact vector."""
+  rng = np.random.default_rng(0)
+  exact, direction = rng.normal(size=(2, size))
+  length = np.linalg.norm(exact)
+  shift = bias * length * direction / np.linalg.norm(direction)
+  noise = rng.normal(size=(n_draws, size)) * deviation * length / math.sqrt(size)
+  return exact + shift + noise, exact
+
+
+@pytest.mark.parametrize("bias", [0.1, 0.5])
+@pytest.mark.parametrize("deviation", [0.2, 1.0])
+def test_bias_and_deviation_are_found(bias, deviation):
+  found = summarise(*_noisy(bias, deviation))
+  assert found["bias_low"] <= bias <= found["bias_high"]
+  # Twenty times the share of the noise that is left after the mean would hide the smallest.
+  assert found["relative_bias"] == pytest.approx(bias, rel=0.15)
+  assert found["relative_deviation"] == pytest.approx(deviation, rel=0.05)
+  assert found["draws"] == 400
+
+
+def test_noise_alone_is_no_bias():
+  found = summarise(*_noisy(0.0, 1.0))
+  assert found["bias_low"] == 0
+  # The distance of the mean itself is 1 / sqrt(400) of the length.
+  assert found["bias_high"] < 0.05
+
+
+def test_cosines():
+  exact = np.array([1.0, 0.0])
+  found = summarise(np.array([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), exact)
+  assert found["cosine"] == pytest.approx(3 / math.sqrt(13))
+  single = [1, 0, 1 / math.sqrt(2)]
+  assert found["draw_cosine"] == pytest.approx(np.mean(single))
+  assert found["draw_cosine_error"] == pytest.approx(np.std(single, ddof=1) / math.sqrt(3))
+
+
+@pytest.fixture(scope="module")
+def small():
+  """Sixteen images and 300 classes of the embedded world, a random context."""
+  config = small_config()
+  encoder = inputs.open_encoder(config)
+  source = inputs.open_source(config.data, "train", n_images=300)
+  module = PromptContext(4, encoder.clip.text_width)
+  params = {"context": jax.random.normal(jax.random.key(0), (4, encoder.clip.text_width)) / 50}
+  chosen = np.arange(0, 160, 10)
+  features = jnp.asarray(encoder.image_features(source.images(chosen)))
+  frozen = jax.tree.map(jnp.asarray, encoder.frozen(encoder.vocabulary(source.names, 4)))
+  return encoder, module, (params, frozen, features, jnp.asarray(source.labels[chosen]))
+
+
+def _gradients(small, k, corrections, n_draws):
+  encoder, module, arguments = small
+  learner = ContextLearner(module, encoder.text_tower())
+  settings = ContrastSettings(k, 300, "log", encoder.clip.logit_scale)
+  return draws_of(gradient_function(learner, settings, corrections), arguments, n_draws, 0)
+
+
+def test_all_classes_give_the_gradient_of_the_full_softmax(small):
+  encoder, module, (params, frozen, features, labels) = small
+  tower = text_tower("reference", encoder.clip.config.text_config)
+
+  def loss(params):
+    classes = normalize(class_features(module, tower, params, frozen, jnp.arange(300)))
+    logits = encoder.clip.logit_scale * normalize(features) @ classes.T
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+  expected = jax.jit(jax.grad(loss))(params)["context"].ravel()
+  found = _gradients(small, 300, ("log", "none"), 1)[0]
+  assert_close(found[0], expected, 1e-4)
+  assert_close(found[1], expected, 1e-4)
+
+
+class _Free:
+  """A learner whose class features are its parameters."""
+
+  learns_images = False
+
+  def class_features(self, params, frozen, class_ids_R, image_features_BxE):
+    return ClassFeatures(params[class_ids_R])
+
+
+def _of_every_draw(scale, correction, k, params, images, labels):
+  """Gradients of all draws of K out of N classes, each as likely, by PyTorch in float64."""
+  n_classes, found = len(params), []
+  unit = torch.nn.functional.normalize
+  for drawn in itertools.combinations(range(n_classes), k):
+    classes = torch.tensor(params, dtype=torch.float64, requires_grad=True)
+    logits = scale * unit(torch.tensor(images, dtype=torch.float64)) @ unit(classes).T
+    losses = []
+    for row, label in zip(logits, labels, strict=True):
+      kept = [c for c in drawn if c != label]
+      weight = (n_classes - 1) / len(kept) if correction == "log" else 1.0
+      negatives = torch.logsumexp(row[kept], 0) + math.log(weight)
+      losses.append(torch.logaddexp(row[label], negatives) - row[label])
+    torch.stack(losses).mean().backward()
+    found.append(classes.grad.numpy().ravel())
+  return np.array(found)
+
+
+@pytest.fixture(scope="module")
+def free():
+  rng = np.random.default_rng(3)
+  return rng.normal(size=(8, 4)), rng.normal(size=(3, 4)), np.array([1, 1, 6], np.int32)
+
+
+def _frozen():
+  return Frozen({}, {}, None, None)
+
+
+@pytest.mark.parametrize("scale", [3.0, 100.0])
+@pytest.mark.parametrize("correction", ["log", "none"])
+def test_draws_have_the_mean_and_the_bias_of_all_that_there_are(free, scale, correction):
+  params, images, labels = free
+  everything = _of_every_draw(scale, correction, 3, *free)
+  exact = _of_every_draw(scale, correction, 8, *free)[0]
+  settings = ContrastSettings(3, 8, "log", scale)
+  arguments = (jnp.asarray(params), _frozen(), jnp.asarray(images), jnp.asarray(labels))
+  draws = draws_of(gradient_function(_Free(), settings, (correction,)), arguments, 800, 0)[:, 0]
+  error = everything.std() / math.sqrt(800)
+  assert np.abs(draws.mean(0) - everything.mean(0)).max() < 6 * error
+  found, size = summarise(draws, exact), np.linalg.norm(exact)
+  bias = np.linalg.norm(everything.mean(0) - exact) / size
+  assert found["bias_low"] <= bias <= found["bias_high"]
+  deviation = math.sqrt(everything.var(0).sum()) / size
+  assert found["relative_deviation"] == pytest.approx(deviation, rel=0.1)
+
+
+def test_the_correction_takes_most_of_the_bias_away_where_the_contrast_is_soft(free):
+  """A sum is estimated without bias, its logarithm is not: so a sharp contrast keeps its bias."""
+
+  def bias(scale, correction):
+    exact = _of_every_draw(scale, correction, 8, *free)[0]
+    mean = _of_every_draw(scale, correction, 3, *free).mean(0)
+    return np.linalg.norm(mean - exact) / np.linalg.norm(exact)
+
+  assert bias(3.0, "log") < bias(3.0, "none") / 3
+  assert bias(100.0, "log") > bias(100.0, "none") / 2
+
+
+def test_other_corrections_of_a_uniform_draw(small):
+  exact = _gradients(small, 300, ("log",), 1)[0, 0]
+  draws = _gradients(small, 30, ("log", "none", "logq", "refined"), 20)
+  corrected, plain, classic, refined = (summarise(draws[:, i], exact) for i in range(4))
+  # Under a uniform draw the classic correction is none, and the refined one is that of log.
+  assert classic["relative_bias"] == pytest.approx(plain["relative_bias"], rel=1e-2)
+  assert refined["relative_bias"] == pytest.approx(corrected["relative_bias"], rel=1e-2)
