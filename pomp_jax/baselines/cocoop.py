@@ -37,7 +37,6 @@ class CoCoOpLearner:
   text_tower: TextTower
   embedding: int
   token_budget: int | None = None
-  learns_images: bool = dataclasses.field(default=False, init=False)
 
   def init(self, key: jax.Array) -> Any:
     """See `Learner`."""
@@ -50,10 +49,6 @@ class CoCoOpLearner:
         "shift": init_dense(shift_key, n_hidden, self.module.width),
       },
     }
-
-  def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
-    """Never asked for: the images are the frozen tower's."""
-    raise NotImplementedError
 
   def class_features(
     self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array

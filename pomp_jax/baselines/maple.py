@@ -40,7 +40,6 @@ class MaPLeLearner:
   vision_width: int
   depth: int
   token_budget: int | None = None
-  learns_images: bool = dataclasses.field(default=True, init=False)
 
   def init(self, key: jax.Array) -> Any:
     """See `Learner`; as published, the maps of the deeper layers start alike."""
@@ -63,7 +62,7 @@ class MaPLeLearner:
     return jax.vmap(dense)(params["coupling"], text_JxMxD)
 
   def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
-    """See `Learner`."""
+    """See `ImageLearner`."""
     return self.image_tower(frozen.image, images_B, self.visual_tokens(params))
 
   def class_features(

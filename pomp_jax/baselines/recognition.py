@@ -11,7 +11,7 @@ import numpy as np
 
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.prompt.contrast import normalize
-from pomp_jax.prompt.learner import Frozen, Learner
+from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
 from pomp_jax.transfer import Encoder, topk_accuracy
 from pomp_jax.transfer.classification import accuracy_of_scores
 from pomp_jax.transfer.evaluation import SplitFeatures
@@ -52,7 +52,7 @@ class Recognition:
       source: the same images, for learners that have features of their own.
     """
     features_nxE = split.features
-    if self._learner.learns_images:
+    if isinstance(self._learner, ImageLearner):
       if isinstance(source, StoredImages):
         source = source.sized(self._image_size)
       starts = range(0, len(source), _IMAGES)

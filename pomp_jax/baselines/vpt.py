@@ -31,7 +31,6 @@ class VPTLearner:
   width: int
   n_tokens: int
   depth: int
-  learns_images: bool = dataclasses.field(default=True, init=False)
 
   def init(self, key: jax.Array) -> Any:
     """See `Learner`."""
@@ -39,7 +38,7 @@ class VPTLearner:
     return {"visual": INIT_STDDEV * jax.random.normal(key, shape)}
 
   def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
-    """See `Learner`."""
+    """See `ImageLearner`."""
     return self.image_tower(frozen.image, images_B, params["visual"])
 
   def class_features(

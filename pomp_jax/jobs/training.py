@@ -24,7 +24,7 @@ from pomp_jax.jobs import batches, inputs, methods
 from pomp_jax.jobs.bank import Bank
 from pomp_jax.jobs.class_relations import sampling_arrays, sampling_of
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import Frozen, Learner
+from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
 from pomp_jax.prompt.optimizer import learning_rate, sgd
 from pomp_jax.prompt.train_step import (
   CLASS,
@@ -181,7 +181,7 @@ def train_step(
   if correction is not None:
     settings = dataclasses.replace(settings, correction=correction)
   learner = _learner(job, settings)
-  frozen_images = config.data.features == "online" and not learner.learns_images
+  frozen_images = config.data.features == "online" and not isinstance(learner, ImageLearner)
   return make_train_step(
     mesh=encoder.mesh,
     learner=learner,

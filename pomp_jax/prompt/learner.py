@@ -57,25 +57,25 @@ class Learner(Protocol):
   """Parameters, and features of images and classes as functions of them.
 
   The functions are pure and run inside the step's `shard_map`, where collectives over the mesh's
-  axes are not theirs to use.
-
-  Attributes:
-    learns_images: whether image features depend on the parameters. If so `image_features` gives
-      them; if not the frozen image tower does, outside of what is differentiated, or the batch.
+  axes are not theirs to use. Image features are the frozen tower's, computed outside of what is
+  differentiated, or the batch's; but see `ImageLearner`.
   """
-
-  learns_images: bool
 
   def init(self, key: jax.Array) -> Any:
     """The first parameters, a function of the key."""
-
-  def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
-    """Features [B,E] of images, uint8 [B,H,W,3]; asked for if `learns_images` alone."""
 
   def class_features(
     self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
   ) -> ClassFeatures:
     """Features of some classes; the images' are for learners whose classes depend on them."""
+
+
+@runtime_checkable
+class ImageLearner(Learner, Protocol):
+  """A learner whose image features depend on the parameters too."""
+
+  def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
+    """Features [B,E] of images, uint8 [B,H,W,3]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,15 +92,10 @@ class ContextLearner:
   module: PromptContext
   text_tower: TextTower
   token_budget: int | None = None
-  learns_images: bool = dataclasses.field(default=False, init=False)
 
   def init(self, key: jax.Array) -> Any:
     """See `Learner`."""
     return self.module.init(key, method=lambda m: m.context)["params"]
-
-  def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
-    """Never asked for: the images are the frozen tower's."""
-    raise NotImplementedError
 
   def class_features(
     self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array

@@ -23,7 +23,7 @@ from pomp_jax.prompt import sampling
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.contrast import Contrast, normalize
 from pomp_jax.prompt.group_contrast import ContrastSettings, group_contrast, negatives_of
-from pomp_jax.prompt.learner import Frozen, Learner
+from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
 
 DATA, CLASS = "data", "class"
 
@@ -155,7 +155,7 @@ def make_train_step(
   Raises:
     ValueError: a frozen image tower beside a learner that learns image features.
   """
-  if learner.learns_images and image_tower is not None:
+  if isinstance(learner, ImageLearner) and image_tower is not None:
     raise ValueError("the learner learns image features: image_tower has to be None")
   group_loss = _make_group_loss(mesh, learner, settings, accumulate)
   # Outside of what is differentiated: nothing of the image tower is kept.
@@ -237,7 +237,8 @@ def _make_group_loss(mesh, learner, settings, accumulate):
     # The same on every device, but used with rows that differ: a custom gradient rule (those of
     # `clip.shared`) must see both as differing.
     frozen = jax.lax.pcast(frozen, (DATA, CLASS), to="varying")
-    features_BxE = learned_images(params, frozen, images) if learner.learns_images else images
+    learns_images = isinstance(learner, ImageLearner)
+    features_BxE = learned_images(params, frozen, images) if learns_images else images
     group = jax.lax.axis_index(DATA) * accumulate + micro
     key = sampling.draw_key(jax.random.wrap_key_data(seed_key), step, group)
     draw = sampling.draw_negatives(

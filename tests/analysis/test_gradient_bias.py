@@ -97,8 +97,6 @@ def test_all_classes_give_the_gradient_of_the_full_softmax(small):
 class _Free:
   """A learner whose class features are its parameters."""
 
-  learns_images = False
-
   def class_features(self, params, frozen, class_ids_R, image_features_BxE):
     return ClassFeatures(params[class_ids_R])
 

@@ -20,7 +20,7 @@ from pomp_jax.baselines.recognition import Recognition
 from pomp_jax.baselines.vpt import VPTLearner
 from pomp_jax.clip import image_tower, prompted_image_tower, text_tower
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import ContextLearner
+from pomp_jax.prompt.learner import ContextLearner, ImageLearner
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.train_step import (
   ContrastSettings,
@@ -141,7 +141,7 @@ def test_loss_and_gradients_equal_torch(tiny, name):
   step = make_train_step(
     mesh=mesh,
     learner=learner,
-    image_tower=None if learner.learns_images else image_tower(tiny.clip),
+    image_tower=None if isinstance(learner, ImageLearner) else image_tower(tiny.clip),
     optimizer=optimizer,
     settings=ContrastSettings(n_classes, n_classes, "log", tiny.clip.logit_scale),
     accumulate=2,

@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import pytest
 from random_clip import write_random_clip
+from refusals import refusal
 import safetensors.torch
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from pomp_jax.clip import ClipError, encode_texts, image_tower, load_clip
+from pomp_jax.clip import encode_texts, image_tower, load_clip
 from pomp_jax.clip.architecture import of_huggingface, parameter_shapes
 from pomp_jax.clip.layouts import HUGGINGFACE, check_weights
-from pomp_jax.clip.load import read_clip_config
 
 TEXTS = ["the cat.", "a dog of the star", "naïve"]
 
@@ -139,28 +139,18 @@ def test_names_and_shapes_of_the_true_sizes(
   check_weights(shapes, expected, HUGGINGFACE, "here")
 
 
-def _refusal(source) -> str:
-  for read in (load_clip, read_clip_config):
-    with pytest.raises(ClipError) as error:
-      read(str(source))
-    message = str(error.value)
-    assert "\n" not in message
-    assert str(source) in message
-  return message
-
-
 def test_a_missing_shard(written, folder):
   written[1].save_pretrained(folder, max_shard_size="200KB")
   shard = sorted(folder.glob("model-*"))[1]
   shard.unlink()
-  assert f"the shard {shard.name} is missing" in _refusal(folder)
+  assert f"the shard {shard.name} is missing" in refusal(folder)
 
 
 def test_shards_of_another_checkpoint(written, folder):
   written[1].save_pretrained(folder, max_shard_size="200KB")
   first, second = sorted(folder.glob("model-*"))[:2]
   shutil.copy(first, second)
-  assert f"is not in {second.name}" in _refusal(folder)
+  assert f"is not in {second.name}" in refusal(folder)
 
 
 def test_weights_that_do_not_fit_the_configuration(written, folder):
@@ -170,7 +160,7 @@ def test_weights_that_do_not_fit_the_configuration(written, folder):
   def refusal(**changes):
     changed = {key: tensor for key, tensor in (state | changes).items() if tensor is not None}
     safetensors.torch.save_file(changed, file)
-    return _refusal(folder)
+    return refusal(folder)
 
   key = "vision_model.encoder.layers.1.mlp.fc1.weight"
   assert f"{key} has the shape [48, 96], where such a CLIP has [96, 48]" in refusal(
@@ -184,8 +174,8 @@ def test_weights_that_do_not_fit_the_configuration(written, folder):
 
 def test_no_configuration_beside_huggingfaces_weights(written, tmp_path):
   safetensors.torch.save_file(written[1].state_dict(), tmp_path / "model.safetensors")
-  assert "no config.json beside them" in _refusal(tmp_path / "model.safetensors")
-  message = _refusal(tmp_path)
+  assert "no config.json beside them" in refusal(tmp_path / "model.safetensors")
+  message = refusal(tmp_path)
   for name in ("model.safetensors.index.json", "open_clip_pytorch_model.bin", ".pt"):
     assert name in message
 

@@ -3,15 +3,14 @@
 Real JPEGs of 200 synsets, in folders or in tar files, some of them damaged.
 """
 
-import io
 import itertools
 import json
 import pathlib
-import tarfile
 
 import jax
 import numpy as np
 import pytest
+from tar_files import tar_bytes
 from two_processes import run_in_two_processes
 
 from pomp_jax.config import base, validate
@@ -54,21 +53,13 @@ def folders(root):
 def archive(root):
   """A tar of a tar a synset."""
   root.mkdir()
+  synsets = {
+    f"{synset}.tar": tar_bytes({name: content for _, name, content in images})
+    for synset, images in itertools.groupby(pictures(), key=lambda image: image[0])
+  }
   path = root / "fall11_whole.tar"
-  with tarfile.open(path, "w") as whole:
-    for synset, images in itertools.groupby(pictures(), key=lambda image: image[0]):
-      inner = io.BytesIO()
-      with tarfile.open(fileobj=inner, mode="w") as tar:
-        for _, name, content in images:
-          add(tar, name, content)
-      add(whole, f"{synset}.tar", inner.getvalue())
+  path.write_bytes(tar_bytes(synsets))
   return path
-
-
-def add(tar, name, content):
-  member = tarfile.TarInfo(name)
-  member.size = len(content)
-  tar.addfile(member, io.BytesIO(content))
 
 
 def config_of(**changes):

@@ -2,11 +2,11 @@
 
 import io
 import json
-import tarfile
 
 import numpy as np
 from PIL import Image
 import pytest
+from tar_files import tar_bytes
 
 from pomp_jax import world
 from pomp_jax.config import ConfigError, base, validate
@@ -21,24 +21,17 @@ CLASSES = load_class_list("imagenet21k_p")
 def archive(tmp_path):
   """A tar of 8 synsets' tars, 5 JPEGs each, one of which is cut short."""
   pictures = world.source("train", images_per_class=1).images(np.arange(40))
+  synsets = {}
+  for c, synset in enumerate(CLASSES.synsets[50:58]):
+    images = {}
+    for i in range(5):
+      buffer = io.BytesIO()
+      Image.fromarray(pictures[5 * c + i]).save(buffer, "JPEG")
+      images[f"{synset}_{i}.JPEG"] = buffer.getvalue()[: -30 if (c, i) == (3, 0) else None]
+    synsets[f"{synset}.tar"] = tar_bytes(images)
   path = tmp_path / "fall11_whole.tar"
-  with tarfile.open(path, "w") as whole:
-    for c, synset in enumerate(CLASSES.synsets[50:58]):
-      inner = io.BytesIO()
-      with tarfile.open(fileobj=inner, mode="w") as tar:
-        for i in range(5):
-          buffer = io.BytesIO()
-          Image.fromarray(pictures[5 * c + i]).save(buffer, "JPEG")
-          data = buffer.getvalue()[: -30 if (c, i) == (3, 0) else None]
-          add(tar, f"{synset}_{i}.JPEG", data)
-      add(whole, f"{synset}.tar", inner.getvalue())
+  path.write_bytes(tar_bytes(synsets))
   return path
-
-
-def add(tar, name, data):
-  member = tarfile.TarInfo(name)
-  member.size = len(data)
-  tar.addfile(member, io.BytesIO(data))
 
 
 def prepare_config(**changes):
