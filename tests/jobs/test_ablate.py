@@ -55,6 +55,20 @@ def test_a_cell_equals_a_run_of_its_own(finished, tmp_path, number):
     }
 
 
+def test_a_bank_follows_the_prompt_of_its_cell(tmp_path):
+  config = config_for("sampling.name=hard;seed=0|1", steps=4, **{"sampling.refresh_every": 2})
+  run(config, tmp_path / "both")
+  cell = make_cells(config)[1]
+  pretrain.run(cell.config, str(tmp_path / "alone"))
+  context = load_prompt(tmp_path / "alone" / "prompt.npz").context
+  np.testing.assert_allclose(prompt_of(tmp_path / "both", cell).context, context, atol=2e-5)
+
+
+def test_other_methods_are_not_for_it(tmp_path):
+  with pytest.raises(ConfigError, match=r"config\.method: got 'cocoop', takes 'pomp'; job='base"):
+    ablate.check(config_for("method=cocoop;seed=0"), str(tmp_path / "run"))
+
+
 def test_lanes_differ(finished):
   workdir, _ = finished
   contexts = [prompt_of(workdir, cell).context for cell in make_cells(config_for())]
