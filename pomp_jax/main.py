@@ -189,7 +189,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     sys.exit(_complain(_unknown_field(argv) or _config_file_error(error), 2))
   except flags.IllegalFlagValueError as error:
     sys.exit(_complain(_wrong_value(error), 2))
-  except (flags.Error, OSError, TypeError, ValueError, KeyError) as error:
+  except (flags.Error, OSError, TypeError, ValueError, LookupError) as error:
     sys.exit(_complain(_config_file_error(error), 2))
 
 

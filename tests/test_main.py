@@ -3,9 +3,9 @@
 import pathlib
 import subprocess
 import sys
-from unittest import mock
 
 from absl import flags
+from command_line import parse
 import numpy as np
 from PIL import Image
 import pytest
@@ -15,22 +15,6 @@ from pomp_jax.files.prompt_file import Prompt, save_prompt
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEMO = f"--config={ROOT}/configs/demo.py"
-
-
-def forget_flags():
-  """Flags as in a process that has parsed none."""
-  flags.FLAGS.unparse_flags()
-  for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-    delattr(flags.FLAGS, name)
-  flags.FLAGS["config"].value = flags.FLAGS["workdir"].value = None
-
-
-def parse(*arguments):
-  """Parses a command line as in a process of its own."""
-  forget_flags()
-  argv = ["pomp_jax.main", *map(str, arguments)]
-  with mock.patch.object(sys, "argv", argv):  # config_flags looks overrides up there
-    main_module.parse_flags(argv)
 
 
 def run_main(capsys, *arguments):

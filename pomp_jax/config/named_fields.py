@@ -7,6 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from pomp_jax.files.quoting import printable
+
 
 class ConfigError(Exception):
   """A field that can't be: one line with its name, what it got and what it takes.
@@ -15,7 +17,7 @@ class ConfigError(Exception):
   """
 
   def __init__(self, field: str, got: Any, takes: str):
-    super().__init__(f"config.{field}: got {got!r}, takes {takes}")
+    super().__init__(f"config.{printable(field)}: got {got!r}, takes {takes}")
     self.field = field
 
 

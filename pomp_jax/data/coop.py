@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from pomp_jax.data.coop_pickle import PickleError, read_datum_pickle
-from pomp_jax.data.folder import list_image_files, subfolders
+from pomp_jax.data.folder import class_images, subfolders
 from pomp_jax.data.source import Files, SourceError, StoredImages
 from pomp_jax.data.subsets import few_shot
 from pomp_jax.data.vocabularies import load_class_list
+from pomp_jax.files.quoting import printable
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +178,7 @@ def _imagenet(root: pathlib.Path, name: str) -> _Listing:
     splits[split] = [
       (f"{below}/{class_folder}/{file}", label)
       for label, class_folder in enumerate(expected)
-      for file in list_image_files(root / folder / below / class_folder)
+      for file in class_images(root / folder / below / class_folder)
     ]
   names = _class_names(root / folder / "classnames.txt", synsets, classes.names)
   return _Listing(names, root / folder, "", splits)
@@ -302,12 +303,15 @@ def _check_files(images: pathlib.Path, paths: Iterable[str]) -> None:
     if folder not in files:
       try:
         files[folder] = set(os.listdir(images / folder))
-      except OSError as error:
-        raise SourceError(f"{images / folder}: can't be read ({error.strerror})") from error
+      except (OSError, ValueError) as error:  # or a name that no system takes
+        reason = getattr(error, "strerror", None) or error
+        raise SourceError(f"{images / printable(folder)}: can't be read ({reason})") from error
     if file not in files[folder]:
       missing.append(path)
   if missing:
-    raise SourceError(f"{images / missing[0]}: no such image ({len(missing)} are missing)")
+    raise SourceError(
+      f"{images / printable(missing[0])}: no such image ({len(missing)} are missing)"
+    )
 
 
 def _is_below(path: str) -> bool:

@@ -13,9 +13,10 @@ import re
 
 import numpy as np
 
-from pomp_jax.data.images import EXTENSIONS
+from pomp_jax.data.images import EXTENSIONS, ImageError, list_image_files
 from pomp_jax.data.source import Files, SourceError, StoredImages
 from pomp_jax.data.vocabularies import ClassList, load_class_list
+from pomp_jax.files.quoting import is_unicode
 
 # Folder names of the splits; the long ones are those of the processed ImageNet-21K.
 SPLIT_FOLDERS = {
@@ -77,7 +78,9 @@ def open_folder(
   class_of = match_classes(found, classes, str(folder), all_classes=all_classes)
   labels, keys = [], []
   for name, label in sorted(class_of.items(), key=lambda item: item[1]):
-    files = list_image_files(os.path.join(folder, name))
+    if not is_unicode(name):
+      raise SourceError(f"{folder}: the folder name {name!r} is not Unicode text")
+    files = class_images(os.path.join(folder, name))
     labels += [label] * len(files)
     keys += [f"{name}/{file}" for file in files]
   if not keys:
@@ -125,16 +128,18 @@ def match_classes(
   return class_of
 
 
-def list_image_files(folder: str | os.PathLike) -> list[str]:
-  """Names of the image files directly in a folder, sorted; links and hidden files are left out."""
-  with os.scandir(folder) as entries:
-    return sorted(
-      entry.name
-      for entry in entries
-      if entry.name.lower().endswith(EXTENSIONS)
-      and not entry.name.startswith(".")
-      and entry.is_file(follow_symlinks=False)
-    )
+def class_images(folder: str | os.PathLike) -> list[str]:
+  """`images.list_image_files` of a class's folder.
+
+  Raises:
+    SourceError: it can't be read, or has a file name that is not Unicode text.
+  """
+  try:
+    return list_image_files(folder)
+  except ImageError as error:
+    raise SourceError(str(error)) from error
+  except OSError as error:
+    raise SourceError(f"{folder}: can't be read ({error.strerror})") from error
 
 
 def subfolders(folder: str | os.PathLike, links: bool = False) -> list[str]:

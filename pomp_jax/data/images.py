@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 import contextlib
 import io
+import math
 import os
 import pathlib
 
@@ -10,6 +11,8 @@ from jaxtyping import UInt8
 import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
+
+from pomp_jax.files.quoting import is_unicode
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -19,7 +22,7 @@ class ImageError(ValueError):
 
 
 def list_images(folder: str | os.PathLike) -> list[pathlib.Path]:
-  """The image files directly in a folder, in order of name.
+  """The image files directly in a folder, in order of name; see `list_image_files`.
 
   Raises:
     ImageError: no such folder, or no image in it.
@@ -27,10 +30,34 @@ def list_images(folder: str | os.PathLike) -> list[pathlib.Path]:
   path = pathlib.Path(folder)
   if not path.is_dir():
     raise ImageError(f"{folder}: no such folder of images")
-  files = sorted(file for file in path.iterdir() if file.suffix.lower() in EXTENSIONS)
+  try:
+    files = [path / name for name in list_image_files(path)]
+  except OSError as error:
+    raise ImageError(f"{folder}: can't be read ({error.strerror})") from error
   if not files:
     raise ImageError(f"{folder}: no images in it; accepted: {', '.join(EXTENSIONS)}")
   return files
+
+
+def list_image_files(folder: str | os.PathLike) -> list[str]:
+  """Names of the image files directly in a folder, sorted; links and hidden files are left out.
+
+  Raises:
+    ImageError: a name that is not Unicode text.
+    OSError: no such folder.
+  """
+  with os.scandir(folder) as entries:
+    names = sorted(
+      entry.name
+      for entry in entries
+      if entry.name.lower().endswith(EXTENSIONS)
+      and not entry.name.startswith(".")
+      and entry.is_file(follow_symlinks=False)
+    )
+  for name in names:
+    if not is_unicode(name):
+      raise ImageError(f"{folder}: the file name {name!r} is not Unicode text")
+  return names
 
 
 def read_image(path: str | os.PathLike, size: int) -> UInt8[np.ndarray, "S S 3"]:
@@ -116,6 +143,9 @@ def prepare(image: Image.Image | np.ndarray, size: int) -> UInt8[np.ndarray, "S 
   Args:
     image: a Pillow image, or uint8 [H,W,3].
     size: S, what the vision tower takes, pixels.
+
+  Raises:
+    ImageError: sides so unequal that the image would be huge at this size.
   """
   if not isinstance(image, Image.Image):
     image = Image.fromarray(np.asarray(image, np.uint8))
@@ -124,6 +154,8 @@ def prepare(image: Image.Image | np.ndarray, size: int) -> UInt8[np.ndarray, "S 
   shorter = min(width, height)
   # Truncated as torchvision's Resize does, which CLIP uses.
   width, height = int(size * width / shorter), int(size * height / shorter)
+  if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
+    raise ImageError(f"{image.width} x {image.height} pixels are too narrow")
   image = image.resize((width, height), Image.Resampling.BICUBIC)
   left, top = (width - size) // 2, (height - size) // 2
   return np.asarray(image.crop((left, top, left + size, top + size)))

@@ -11,6 +11,8 @@ import pathlib
 from jaxtyping import Int32
 import numpy as np
 
+from pomp_jax.files.quoting import is_unicode
+
 # N texts -> token ids [N,L] up to and with EOT, without SOS, and the lengths [N].
 Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 
@@ -82,6 +84,8 @@ def check_names(names: Sequence[str], where: str = "the class list") -> None:
   for index, name in enumerate(names):
     if not name.strip():
       raise VocabularyError(f"{where}: name {index + 1} of {len(names)} is empty")
+    if not is_unicode(name):
+      raise VocabularyError(f"{where}: name {index + 1}, {name!r}, is not Unicode text")
     if name in first:
       raise VocabularyError(
         f"{where}: {name!r} stands twice, as name {first[name] + 1} and {index + 1};"

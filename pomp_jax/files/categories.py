@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any, NoReturn
 
-from pomp_jax.files.quoting import printable
+from pomp_jax.files.quoting import is_unicode, printable
 
 
 class CategoryFileError(ValueError):
@@ -33,7 +33,7 @@ def is_annotation_file(path: str | os.PathLike) -> bool:
   try:
     with open(path, "rb") as file:
       return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-  except OSError:
+  except (OSError, ValueError):  # a name with a NUL in it
     return False
 
 
@@ -97,7 +97,7 @@ def _category(path: str | os.PathLike, where: str, row: dict[str, Any]) -> Categ
 
 def _words(path: str | os.PathLike, field: str, text: Any) -> str:
   words = " ".join(text.replace("_", " ").split()) if isinstance(text, str) else ""
-  if not words:
+  if not words or not is_unicode(words):
     _refuse(path, field, _shown(text), "a name")
   return words
 

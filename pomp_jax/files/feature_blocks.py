@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.run_folder import read_json, write_json
+from pomp_jax.files.quoting import printable
+from pomp_jax.files.run_folder import RunFolderError, read_json, write_json
 
 FORMAT_VERSION = 1
 _DESCRIPTION = "cache.json"
@@ -150,9 +151,9 @@ class FeatureBlocks:
     if block not in self._blocks:
       path = self._folder / _name(block)
       try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-      except (OSError, ValueError, EOFError) as error:
-        message = f"{path}: can't be read ({error}); delete it and fill again"
+        array = np.lib.format.open_memmap(path, mode="r")  # takes no pickles
+      except Exception as error:  # a damaged header fails in more ways than NumPy documents
+        message = f"{path}: can't be read ({printable(str(error))}); delete it and fill again"
         raise FeatureCacheError(message) from error
       expected = (len(self.indices(block)), self.n_versions, self.width)
       if array.shape != expected or array.dtype != np.float32:
@@ -167,15 +168,18 @@ class FeatureBlocks:
     """Takes over a folder that holds the same features, filled or not."""
     path = self._folder / _DESCRIPTION
     try:
-      stored = dict(read_json(path))
+      stored = read_json(path)
+      if not isinstance(stored, dict):
+        raise ValueError("no object")
       block_size = stored.pop("block_size")
       made_from = stored["made_from"]
       if not isinstance(block_size, int) or block_size < 1 or not isinstance(made_from, dict):
         raise ValueError("fields of the wrong type")
-    except (ValueError, KeyError, TypeError) as error:
+    except (RunFolderError, ValueError, KeyError, TypeError) as error:
       raise FeatureCacheError(f"{path}: not the description of a cache ({error})") from error
     for field, found, needed in _differences(stored, self._description):
-      raise FeatureCacheError(f"{path}: {field} is {found!r}, this run needs {needed!r}")
+      found = printable(repr(found))
+      raise FeatureCacheError(f"{path}: {printable(field)} is {found}, this run needs {needed!r}")
     self.block_size = block_size
 
 

@@ -53,7 +53,10 @@ def _read_scalar(
   array = _read_array(archive, path, field, MAX_TEXT_BYTES)
   if array.ndim != 0 or array.dtype.kind not in kinds:
     refuse(path, field, f"{array.dtype} {list(array.shape)}", accepted)
-  return array.item()
+  try:
+    return array.item()
+  except ValueError as error:  # a code beyond Unicode's
+    refuse(path, field, f"no text ({error})", accepted)
 
 
 def _read_array(

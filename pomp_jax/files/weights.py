@@ -138,11 +138,11 @@ def _sharded(path: pathlib.Path) -> Weights:
       raise ValueError(f"{path.stat().st_size} bytes large")
     where = json.loads(path.read_text())["weight_map"]
     shard_names = sorted(set(where.values()))
-    if not all(shard_names) or any(os.path.basename(name) != name for name in shard_names):
+    if any(os.path.basename(name) != name or name in ("", ".", "..") for name in shard_names):
       raise ValueError("a shard that is no file name")
   except FileNotFoundError:
     _refuse(path, "the file", "missing", "the index of a sharded safetensors file")
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     _refuse(
       path, "the file", f"no index of shards ({error})", '{"weight_map": {name: file beside it}}'
     )

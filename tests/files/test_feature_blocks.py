@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from pomp_jax.files.feature_blocks import FeatureBlocks, FeatureCacheError
-from pomp_jax.files.run_folder import RunFolderError
 
 MADE_FROM = {"clip": "x", "seed": 3, "augmentation": {"kind": "recipe", "views": 2}}
 FEATURES = np.random.default_rng(0).standard_normal((10, 3, 4)).astype(np.float32)
@@ -79,7 +78,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
   with pytest.raises(FeatureCacheError, match="not empty, and no cache.json"):
     _open(tmp_path)
   (tmp_path / "cache.json").write_text("{")
-  with pytest.raises(RunFolderError, match="not JSON"):
+  with pytest.raises(FeatureCacheError, match="not JSON"):
     _open(tmp_path)
   for content in ([], {}, {"block_size": 0, "made_from": {}}, {"block_size": 4, "made_from": 7}):
     (tmp_path / "cache.json").write_text(json.dumps(content))

@@ -122,6 +122,8 @@ def _read_json(path: pathlib.Path) -> tuple[tuple[str, ...], tuple[str, ...] | N
     raise VocabularyError(f"{path}: not UTF-8 text ({error.reason})") from error
   except json.JSONDecodeError as error:
     raise VocabularyError(f"{path}: not JSON (line {error.lineno}: {error.msg})") from error
+  except ValueError as error:  # a number of thousands of digits
+    raise VocabularyError(f"{path}: not JSON ({error})") from error
   except RecursionError as error:
     raise VocabularyError(f"{path}: nested too deeply") from error
   if isinstance(content, _Pairs):
@@ -159,8 +161,10 @@ def _from_list(
     synset = fields.get("synset")
     if synset is not None:
       if not (isinstance(synset, str) and re.fullmatch(r"n[0-9]{8}", synset)):
+        plain = isinstance(synset, str | int | float)
+        found = repr(synset) if plain else _kind(synset)
         raise VocabularyError(
-          f"{where}: synset {synset!r} is no WordNet id of a noun, such as n02084071"
+          f"{where}: synset {found} is no WordNet id of a noun, such as n02084071"
         )
       synsets.append(synset)
   check_names(names, str(path))

@@ -1,0 +1,24 @@
+"""Command lines, parsed in this process as each would be in one of its own."""
+
+import sys
+from unittest import mock
+
+from absl import flags
+
+from pomp_jax import main as main_module
+
+
+def forget_flags() -> None:
+  """Flags as in a process that has parsed none."""
+  flags.FLAGS.unparse_flags()
+  for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+    delattr(flags.FLAGS, name)
+  flags.FLAGS["config"].value = flags.FLAGS["workdir"].value = None
+
+
+def parse(*arguments: object) -> None:
+  """Parses a command line."""
+  forget_flags()
+  argv = ["pomp_jax.main", *map(str, arguments)]
+  with mock.patch.object(sys, "argv", argv):  # config_flags looks overrides up there
+    main_module.parse_flags(argv)

@@ -1,0 +1,91 @@
+"""Fuzzing of what is typed: a config's string, `--config.x=`, the grid of an ablation."""
+
+import contextlib
+import io
+import math
+import pathlib
+
+from absl import flags
+from command_line import parse
+from hostile import awkward_text, keeps_its_word
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pomp_jax.config import ConfigError, base, fields, validate, with_argument
+from pomp_jax.jobs.ablate.grid import make_cells
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+DEMO = ROOT / "configs" / "demo.py"
+often = settings(max_examples=200)
+
+NAMES = [name for name, _ in fields(base())]
+KINDS = {name: type(value) for name, value in fields(base())}
+# Also such as stand for another field's values.
+_USUAL = sorted({str(value) for _, value in fields(base())} | {"all", "coop", "tfds", "cached"})
+names = st.sampled_from(NAMES) | st.sampled_from(["optim", "lr", "repeat.seeds[0]", "k.k"])
+values = (
+  st.sampled_from(_USUAL)
+  | st.sampled_from(
+    ["nan", "inf", "-1", "0", "9" * 5000, "1e999", "1_0", "٣", "1+2", "0x1", "(1,)"]
+  )
+  | awkward_text
+)
+
+
+def well_typed(config):
+  return all(type(value) is KINDS[name] for name, value in fields(config))
+
+
+@often
+@given(st.lists(st.tuples(names, values).map("=".join) | awkward_text, max_size=4).map(",".join))
+@example("a\nb=1")
+@example("k=\ud800")
+def test_the_string_behind_a_configs_colon(argument):
+  config = base()
+  with keeps_its_word(ConfigError, within=[ROOT]):
+    with_argument(config, argument, variants={"fast": {"k": 3}}, n="data.n_classes")
+    assert well_typed(config)
+    validate(config)
+
+
+@often
+@given(
+  st.lists(
+    st.tuples(names | awkward_text, values).map(lambda pair: "--config.{}={}".format(*pair))
+    | st.tuples(st.sampled_from(NAMES)).map(lambda name: f"--config.{name[0]}")
+    | awkward_text.map(lambda text: f"--config{text}"),
+    max_size=3,
+  )
+)
+def test_overrides_on_the_command_line(arguments):
+  complaint = io.StringIO()
+  try:
+    with contextlib.redirect_stderr(complaint):
+      parse(f"--config={DEMO}", "--workdir=x", *arguments)
+  except SystemExit as end:
+    assert end.code == 2
+    (line,) = complaint.getvalue().splitlines()
+    assert line.startswith("error: ")
+    return
+  config = flags.FLAGS.config
+  with keeps_its_word(ConfigError, within=[ROOT]):
+    assert well_typed(config)
+    validate(config)
+
+
+_texts = st.lists(values, min_size=1, max_size=3).map("|".join)
+
+
+@settings(max_examples=100)
+@given(st.lists(st.tuples(names, _texts).map("=".join) | awkward_text, max_size=3).map(";".join))
+@example("k=16|64|all;correction=log|none;seed=0|1")
+def test_an_ablations_grid(grid):
+  config = base()
+  config.ablate.grid = grid
+  with keeps_its_word(ConfigError, within=[ROOT]):
+    cells = make_cells(config)
+    assert len({cell.key for cell in cells}) == len(cells) > 0
+    assert len(cells) <= math.prod(item.count("|") + 1 for item in grid.split(";"))
+    for cell in cells:
+      assert pathlib.PurePath(cell.file_name).name == cell.file_name
+      assert well_typed(cell.config)

@@ -1,0 +1,231 @@
+"""Fuzzing of the readers of `data`: class lists, splits, archives and folders of images."""
+
+import io
+import json
+import os
+import pathlib
+import tarfile
+
+from hostile import bombs, damaged, edited_json, keeps_its_word
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+import numpy as np
+from PIL import Image
+import pytest
+
+from pomp_jax.data.builders.inputs import open_input
+from pomp_jax.data.coop import open_coop
+from pomp_jax.data.folder import open_folder
+from pomp_jax.data.images import ImageError, list_images, read_image
+from pomp_jax.data.source import SourceError
+from pomp_jax.data.vocabularies import load_class_list
+from pomp_jax.data.vocabulary import VocabularyError, spoken
+
+often = settings(max_examples=200)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp("fuzz")
+
+
+def read_names(path, data):
+  path.write_bytes(data)
+  with keeps_its_word(VocabularyError, within=[path]):
+    classes = load_class_list(path)
+    assert len(set(classes.names)) == len(classes.names) == len(spoken(classes.names)) > 0
+    for name in classes.names:
+      name.encode()
+    assert classes.synsets is None or len(classes.synsets) == len(classes)
+
+
+@often
+@given(damaged([b"cat\nred_dog\nbow (weapon)\n", "é\r\nñandú\r\n".encode("utf-8-sig")]))
+@example("a\u2028b\x85c".encode())
+def test_damaged_names(folder, data):
+  read_names(folder / "names.txt", data)
+
+
+LISTS = [
+  ["cat", "red dog"],
+  {"cat": 0, "red_dog": {"any": "thing"}},
+  [{"name": "cat", "synset": "n02084071"}, {"name": "dog", "synset": "n02084072"}],
+]
+
+
+@often
+@given(
+  st.sampled_from(LISTS).flatmap(
+    lambda valid: edited_json(valid, "name", "synset", "cat", "n02084071")
+  )
+  | damaged([json.dumps(valid).encode() for valid in LISTS])
+)
+@example(b'[{"name": "a", "synset": ' + b"[" * 400 + b"]" * 400 + b"}]")
+def test_edited_class_lists(folder, data):
+  read_names(folder / "names.json", data)
+
+
+@pytest.fixture(scope="module")
+def eurosat(folder):
+  """A small set in CoOp's layout; its splits."""
+  images = folder / "eurosat" / "2750"
+  images.mkdir(parents=True)
+  (images / "a.jpg").write_bytes(picture("JPEG"))
+  (folder / "outside.jpg").write_bytes(picture("JPEG"))
+  return {
+    part: [["a.jpg", label, name] for label, name in enumerate(("river", "forest"))]
+    for part in ("train", "val", "test")
+  }
+
+
+def picture(kind):
+  file = io.BytesIO()
+  Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3)).save(file, kind)
+  return file.getvalue()
+
+
+def read_coop(folder, shots=0):
+  with keeps_its_word(SourceError, within=[folder / "eurosat"]):
+    for source in open_coop(folder, "eurosat", shots=shots).values():
+      root = (folder / "eurosat" / "2750").resolve()
+      for index in range(len(source)):
+        assert pathlib.Path(source.where(index)).resolve().is_relative_to(root)
+        source.encoded(index)
+  assert not (folder / "exploded").exists()
+
+
+@often
+@given(data=st.data())
+def test_edited_splits(folder, eurosat, data):
+  words = ("train", "a.jpg", "../../outside.jpg", "/etc/passwd", "x/../a.jpg", "river")
+  file = folder / "eurosat" / "split_zhou_EuroSAT.json"
+  file.write_bytes(data.draw(edited_json(eurosat, *words)))
+  read_coop(folder)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".pkl"])
+def test_edited_few_shot_files(folder, eurosat, suffix):
+  (folder / "eurosat" / "split_zhou_EuroSAT.json").write_text(json.dumps(eurosat))
+  few = folder / "eurosat" / "split_fewshot"
+  few.mkdir(exist_ok=True)
+  items = {part: [["/data/eurosat/2750/a.jpg", 0, "river"]] for part in ("train", "val")}
+  pickled = bombs(folder / "exploded")
+
+  @often
+  @given(st.data())
+  def check(data):
+    edited = edited_json(items, "train", "data", "impath", "_impath", "label")
+    strategy = edited if suffix == ".json" else damaged(pickled) | st.sampled_from(pickled)
+    (few / f"shot_1-seed_1{suffix}").write_bytes(data.draw(strategy))
+    read_coop(folder, shots=1)
+
+  check()
+  (few / f"shot_1-seed_1{suffix}").unlink()
+
+
+_NAMES = st.sampled_from(
+  [
+    *("data/variants.txt", "data/images/a.jpg", "/etc/images/b.jpg", "../../images/c.jpg"),
+    *("images/..jpg", "images/../d.jpg", "a/images/\x01.jpg", "images/.jpg", "images"),
+    *("data/../../e.txt", "data/images_variant_train.txt", "images/" + "f" * 150 + ".jpg"),
+  ]
+)
+_KINDS = [tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE]
+
+
+@st.composite
+def tars(draw):
+  """A tar with members of awkward names and kinds; perhaps damaged, perhaps compressed."""
+  file = io.BytesIO()
+  mode = draw(st.sampled_from(["w", "w:gz"]))
+  with tarfile.open(fileobj=file, mode=mode) as tar:
+    for name in draw(st.lists(_NAMES, max_size=5)):
+      member = tarfile.TarInfo(name)
+      member.type = draw(st.sampled_from([tarfile.REGTYPE, *_KINDS]))
+      member.linkname = draw(st.sampled_from(["/etc/passwd", "../outside.jpg", "data"]))
+      content = draw(st.sampled_from([b"", b"a b\n", b"x" * 600]))
+      member.size = len(content) if member.isreg() else 0
+      tar.addfile(member, io.BytesIO(content) if member.isreg() else None)
+  return draw(st.just(file.getvalue()) | damaged([file.getvalue()]))
+
+
+@settings(max_examples=100)
+@given(data=tars())
+def test_an_archive_stays_within_its_folder(tmp_path_factory, data):
+  folder = tmp_path_factory.mktemp("archive")
+  archive, spool = folder / "fgvc-aircraft.tar.gz", folder / "spool"
+  archive.write_bytes(data)
+  spool.mkdir()
+  with keeps_its_word(SourceError, within=[archive, spool]):
+    open_input("fgvc_aircraft", archive).open(lambda split, shard: False, spool)
+  assert set(folder.iterdir()) == {archive, spool}
+  assert not any(path.is_symlink() for path in spool.rglob("*"))
+
+
+@settings(max_examples=100)
+@given(data=tars())
+def test_a_folder_of_damaged_tars(tmp_path_factory, data):
+  folder = tmp_path_factory.mktemp("tars")
+  (folder / "n02084071.tar").write_bytes(data)
+  with keeps_its_word(SourceError, within=[folder]):
+    _, tasks = open_input("imagenet21k", folder).open(lambda split, shard: False, folder)
+    for task in tasks:
+      for unit in task.units:
+        keys, labels = unit.candidates()
+        assert len(keys) == len(labels)
+        assert len(list(unit.read(range(len(keys))))) == len(keys)
+
+
+_FILES = ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"]
+
+
+@settings(max_examples=300)
+@given(data=damaged([picture(kind) for kind in _FILES]))
+def test_damaged_images(folder, data):
+  path = folder / "image.png"
+  path.write_bytes(data)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)
+    with keeps_its_word(ImageError, within=[path]):
+      pixels = read_image(path, 16)
+      assert (pixels.dtype, pixels.shape) == (np.uint8, (16, 16, 3))
+
+
+@pytest.mark.parametrize("size", [(1, 200_000), (200_000, 1)])
+def test_an_image_as_narrow_as_a_thread_is_refused(tmp_path, size):
+  # Its shorter side at 224 pixels, the longer would have millions.
+  Image.new("1", size).save(tmp_path / "narrow.png")
+  with pytest.raises(ImageError, match=r"narrow\.png: not a readable image \(.*too narrow"):
+    read_image(tmp_path / "narrow.png", 224)
+
+
+_FILE_NAMES = st.sampled_from(
+  [b"a.jpg", b"B.PNG", b".hidden.jpg", b"a\nb.jpg", b"\xff.jpg", b"a.txt", b"\xe2\x80\xa8.gif"]
+)
+_WHAT = st.sampled_from(["file", "file", "folder", "link out", "link to nothing", "pipe"])
+
+
+@settings(max_examples=100)
+@given(entries=st.dictionaries(_FILE_NAMES, _WHAT, max_size=5))
+def test_folders_of_anything(tmp_path_factory, entries):
+  root = tmp_path_factory.mktemp("images")
+  (root / "outside.jpg").write_bytes(picture("JPEG"))
+  for place in (root / "flat", root / "classes" / "cat"):
+    place.mkdir(parents=True)
+    for name, what in entries.items():
+      path = os.fsencode(place) + b"/" + name
+      if what == "file":
+        pathlib.Path(os.fsdecode(path)).write_bytes(picture("JPEG"))
+      elif what == "folder":
+        os.mkdir(path)
+      elif what == "pipe":
+        os.mkfifo(path)
+      else:
+        os.symlink(os.fsencode(root / what.replace("link out", "outside.jpg")), path)
+  with keeps_its_word(ImageError, within=[root / "flat"]):
+    for path in list_images(root / "flat"):
+      read_image(path, 8)
+  with keeps_its_word(SourceError, within=[root / "classes"]):
+    source = open_folder(root / "classes")
+    source.images(np.arange(len(source)))
+    "".join(source.keys.tolist()).encode()

@@ -1,0 +1,341 @@
+"""Fuzzing of the readers of `files`: damaged, edited and hostile files."""
+
+import io
+import json
+import struct
+import zipfile
+
+from hostile import (
+  awkward_text,
+  bombs,
+  damaged,
+  edited_json,
+  json_values,
+  keeps_its_word,
+)
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from pomp_jax.files.categories import CategoryFileError, is_annotation_file, read_categories
+from pomp_jax.files.checkpoints import Checkpoints
+from pomp_jax.files.events import EventWriter, read_scalars
+from pomp_jax.files.feature_blocks import FeatureBlocks, FeatureCacheError
+from pomp_jax.files.prompt_file import POSITIONS, Prompt, PromptFileError, load_prompt, save_prompt
+from pomp_jax.files.weights import WeightsError, open_weights
+
+CONTEXT = np.random.default_rng(0).normal(0, 0.02, (4, 8)).astype(np.float32)
+PROMPT = Prompt(CONTEXT, "a/clip", "middle", "a {}.", {"seed": 1, "epochs": 5})
+FORMATS = ("prompt.npz", "prompt.safetensors", "prompt.pth.tar-5")
+often = settings(max_examples=200)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp("fuzz")
+
+
+@pytest.fixture(scope="module")
+def valid(folder):
+  """The bytes of a prompt in each format."""
+  for name in FORMATS:
+    save_prompt(folder / name, PROMPT)
+  return {name: (folder / name).read_bytes() for name in FORMATS}
+
+
+def read_prompt(folder, name, data):
+  path = folder / name
+  path.write_bytes(data)
+  with keeps_its_word(PromptFileError, within=[path]):
+    prompt = load_prompt(path)
+    assert prompt.context.dtype == np.float32
+    assert prompt.context.ndim in (2, 3)
+    assert prompt.context.size
+    assert np.isfinite(prompt.context).all()
+    assert prompt.position in POSITIONS
+    assert prompt.template.count("{}") == 1
+    assert isinstance(prompt.clip_model, str)
+    assert isinstance(prompt.config, dict)
+  assert not (folder / "exploded").exists()
+
+
+def with_member(archive, name, data, new_name=None):
+  """A zip with one member's bytes, and perhaps its name, replaced; the checksums are right."""
+  file = io.BytesIO()
+  with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(file, "w") as new:
+    for found in old.namelist():
+      if found == name:
+        new.writestr(new_name or name, data)
+      else:
+        new.writestr(found, old.read(found))
+  return file.getvalue()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_damaged_prompt(folder, valid, name):
+  @often
+  @given(damaged([valid[name]]))
+  def check(data):
+    read_prompt(folder, name, data)
+
+  check()
+
+
+@pytest.mark.parametrize("name", ["prompt.npz", "prompt.pth.tar-5"])
+def test_a_prompt_with_a_member_of_other_bytes_or_another_name(folder, valid, name):
+  with zipfile.ZipFile(io.BytesIO(valid[name])) as archive:
+    members = {member: archive.read(member) for member in archive.namelist()}
+
+  @often
+  @given(st.data())
+  def check(data):
+    member = data.draw(st.sampled_from(sorted(members)))
+    content = data.draw(damaged([members[member], *members.values()]))
+    names = [None, f"../{member}", f"/{member}", f"a/../../{member}", "..", f"{member}\x00"]
+    new_name = data.draw(st.sampled_from(names))
+    read_prompt(folder, name, with_member(valid[name], member, content, new_name))
+
+  check()
+
+
+_DTYPES = [
+  "<f4",
+  ">f4",
+  "<f8",
+  "<U3",
+  "<U99999999",
+  "|S4",
+  "|O",
+  "<M8[s]",
+  "|V8",
+  "<c8",
+  "<i8",
+  "|b1",
+]
+
+
+@often
+@given(
+  field=st.sampled_from(["context", "clip_model", "position", "format_version", "config"]),
+  dtype=st.sampled_from(_DTYPES) | st.just([("a", "<f4")]) | awkward_text,
+  shape=st.lists(st.sampled_from([0, 1, 2, 4, -1, 2**31, 2**63, "x", 0.5]), max_size=4),
+  order=st.sampled_from([True, False, None]),
+  version=st.sampled_from([(1, 0), (2, 0), (3, 0), (9, 9)]),
+  body=st.binary(max_size=40),
+)
+def test_an_array_of_any_header(folder, valid, field, dtype, shape, order, version, body):
+  header = repr({"descr": dtype, "fortran_order": order, "shape": tuple(shape)}).encode(
+    "utf-8", "replace"
+  )
+  size = struct.pack("<H" if version == (1, 0) else "<I", len(header))
+  array = b"\x93NUMPY" + bytes(version) + size + header + body
+  read_prompt(folder, "prompt.npz", with_member(valid["prompt.npz"], f"{field}.npy", array))
+
+
+_OPCODES = [
+  *(b"\x80\x02", b"}", b"]", b")", b"(", b"t", b"R", b"Q", b"b", b"u", b"s", b"a", b"e", b"."),
+  *(b"N", b"\x88", b"0", b"1", b"2", b"q\x00", b"h\x00", b"K\x05", b"M\xff\xff", b"\x81", b"\x85"),
+  *(b"\x8a\x01\x05", b"\x8b\x04\x00\x00\x00\xff\xff\xff\x7f", b"J\xff\xff\xff\xff", b"I1\n"),
+  *(b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"cos\nsystem\n"),
+  *(b"ctorch\nFloatStorage\n", b"c__torch__.a\nB\n", b"ctorch._utils\n_rebuild_parameter\n"),
+  *(b"X\x07\x00\x00\x00storage", b"X\x01\x00\x00\x000", b"X\x03\x00\x00\x00cpu"),
+  *(b"X\x0a\x00\x00\x00state_dict", b"X\x03\x00\x00\x00ctx", b"X\x08\x00\x00\x00pomp_jax"),
+  *(b"X\x03\x00\x00\x00\xed\xa0\x80", b"G\x7f\xf8\x00\x00\x00\x00\x00\x00", b"V\\ud800\n"),
+]
+
+
+@often
+@given(st.lists(st.sampled_from(_OPCODES), max_size=40))
+def test_any_pickle_of_known_opcodes(folder, valid, opcodes):
+  pickled = b"\x80\x02" + b"".join(opcodes) + b"."
+  name = "prompt.pth.tar-5"
+  read_prompt(folder, name, with_member(valid[name], "archive/data.pkl", pickled))
+
+
+@often
+@given(st.data())
+def test_safetensors_with_an_edited_header(folder, valid, data):
+  whole = valid["prompt.safetensors"]
+  size = int.from_bytes(whole[:8], "little")
+  words = ("context", "__metadata__", "dtype", "F32", "BF16", "shape", "data_offsets", "config")
+  header = data.draw(edited_json(json.loads(whole[8 : 8 + size]), *words))
+  length = data.draw(st.sampled_from([len(header), len(header) + 1, 2**63, 0]))
+  body = whole[8 + size :]
+  read_prompt(folder, "prompt.safetensors", length.to_bytes(8, "little") + header + body)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_pickle_is_never_run(folder, valid, name):
+  objects = io.BytesIO()
+  for pickled in bombs(folder / "exploded"):
+    read_prompt(folder, name, pickled)
+    if name.endswith("npz"):
+      objects = b"\x93NUMPY\x01\x00\x3c\x00{'descr':'|O','fortran_order':False,'shape':(1,)}"
+      array = objects.ljust(69) + b"\n" + pickled
+      read_prompt(folder, name, with_member(valid[name], "context.npy", array))
+    elif "pth" in name:
+      read_prompt(folder, name, with_member(valid[name], "archive/data.pkl", pickled))
+
+
+def read_weights(folder, name, data):
+  path = folder / name
+  path.write_bytes(data)
+  with keeps_its_word(WeightsError, within=[folder]), open_weights(path) as weights:
+    for tensor, shape in weights.shapes.items():
+      values = weights.read(tensor)
+      assert (values.dtype, values.shape) == (np.float32, shape)
+
+
+@pytest.mark.parametrize("name", FORMATS[1:])
+def test_damaged_weights(folder, valid, name):
+  # A prompt's files hold a tensor in a dict, as a model's do.
+  @often
+  @given(damaged([valid[name]]))
+  def check(data):
+    read_weights(folder, name, data)
+
+  check()
+
+
+@often
+@given(
+  edited_json(
+    {"metadata": {}, "weight_map": {"context": "prompt.safetensors"}},
+    *("context", "prompt.safetensors", "../x", "/etc/passwd", ".", "..", "weight_map", "none"),
+  )
+)
+def test_an_edited_index_of_shards(folder, valid, data):
+  read_weights(folder, "model.safetensors.index.json", data)
+
+
+ANNOTATIONS = {
+  "info": {},
+  "categories": [
+    {"id": 3, "name": "bow_(weapon)", "synonyms": ["bow", "longbow"]},
+    {"id": 1, "name": "cat", "supercategory": "animal"},
+  ],
+}
+
+
+@often
+@given(
+  edited_json(ANNOTATIONS, "id", "name", "synonyms", "cat")
+  | damaged([json.dumps(ANNOTATIONS).encode()])
+)
+@example(b'{"categories": [{"id": 1, "name": "\\ud800"}]}')
+def test_edited_annotations(folder, data):
+  path = folder / "annotations.json"
+  path.write_bytes(data)
+  with keeps_its_word(CategoryFileError, within=[path]):
+    assert is_annotation_file(path)
+    for category in read_categories(path):
+      for words in (category.name, *category.synonyms):
+        assert words.strip()
+        words.encode()
+
+
+def new_cache(folder):
+  made_from = {"a": 1, "b": {"c": "d"}}
+  return FeatureBlocks(folder, n_images=5, n_versions=2, width=3, made_from=made_from, block_size=4)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  """The bytes of a complete cache's files."""
+  folder = tmp_path_factory.mktemp("cache")
+  blocks = new_cache(folder)
+  blocks.create()
+  for block in range(2):
+    blocks.write(block, np.full((4 - 3 * block, 2, 3), block, np.float32))
+  return folder, {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def read_cache(folder, files):
+  for name, data in files.items():
+    # Another file: the one before may still be mapped into memory.
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).write_bytes(data)
+  with keeps_its_word(FeatureCacheError, within=[folder]):
+    blocks = new_cache(folder)
+    found = blocks.read(np.arange(5), np.zeros((5, 1), int))
+    assert found.dtype == np.float32
+    blocks.unreadable()
+  assert not (folder.parent / "exploded").exists()
+
+
+def test_a_damaged_feature_cache(cache):
+  folder, files = cache
+  npz = io.BytesIO()
+  np.savez(npz, a=CONTEXT)
+  others = [npz.getvalue(), *bombs(folder.parent / "exploded")]
+
+  @often
+  @given(st.data())
+  def check(data):
+    name = data.draw(st.sampled_from(sorted(files)))
+    read_cache(folder, files | {name: data.draw(damaged([files[name]] * 4 + others))})
+
+  check()
+
+
+def test_an_edited_description_of_a_feature_cache(cache):
+  folder, files = cache
+  description = json.loads(files["cache.json"])
+
+  @often
+  @given(edited_json(description, *description, "block_size"))
+  def check(data):
+    read_cache(folder, files | {"cache.json": data})
+
+  check()
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_damaged_events(tmp_path_factory, data):
+  folder = tmp_path_factory.mktemp("events")
+  with EventWriter(folder) as writer:
+    for step in range(3):
+      writer.write(step, loss=1.0, rate=step)
+  (file,) = folder.iterdir()
+  file.write_bytes(data.draw(damaged([file.read_bytes()])))
+  with keeps_its_word(within=[folder]):
+    for steps, values in read_scalars(folder).values():
+      assert len(steps) == len(values)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+  """Two checkpoints, and the files of the newer one."""
+  folder = tmp_path_factory.mktemp("run") / "checkpoints"
+  with Checkpoints(folder) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, {"context": CONTEXT * step}, {"seconds": step}, metric=step / 10)
+  return {
+    path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+  }
+
+
+def test_a_checkpoint_with_one_damaged_file(tmp_path_factory, saved):
+  newest = sorted(path for path in saved if path.parts[0] == "2")
+
+  # Each example opens, reads and closes a folder.
+  @settings(max_examples=40)
+  @given(st.data())
+  def check(data):
+    folder = tmp_path_factory.mktemp("damaged")
+    name = data.draw(st.sampled_from(newest))
+    content = data.draw(
+      damaged([saved[name]]) | json_values("metric", "meta").map(json.dumps).map(str.encode)
+    )
+    for path, original in (saved | {name: content}).items():
+      (folder / path).parent.mkdir(parents=True, exist_ok=True)
+      (folder / path).write_bytes(original)
+    with keeps_its_word(within=[folder]), Checkpoints(folder) as checkpoints:
+      # Whole or gone: then the one before takes its place.
+      found = checkpoints.restore_latest({"context": CONTEXT})
+      np.testing.assert_array_equal(found.state["context"], CONTEXT * found.step)
+      assert found.meta == {"seconds": found.step}
+
+  check()
