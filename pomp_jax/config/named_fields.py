@@ -103,10 +103,16 @@ def check_field(config: ConfigDict, field: str, others: set[str] = frozenset()) 
 
 
 def value_of(config: ConfigDict, field: str) -> Any:
+  """What a field holds, by its full name."""
   return dict(fields(config))[field]
 
 
 def check_choice(config: ConfigDict, field: str, accepted: tuple[str, ...]) -> None:
+  """Refuses what is not one of some texts, naming the nearest.
+
+  Raises:
+    ConfigError: it is none of them.
+  """
   value = value_of(config, field)
   if value not in accepted:
     near = difflib.get_close_matches(str(value), accepted, 1)
@@ -115,6 +121,11 @@ def check_choice(config: ConfigDict, field: str, accepted: tuple[str, ...]) -> N
 
 
 def check_at_least(config: ConfigDict, field: str, least: int) -> None:
+  """Refuses a number that is below the least, infinite or none.
+
+  Raises:
+    ConfigError: it is.
+  """
   value = value_of(config, field)
   # Written so that NaN is refused as well.
   if not value >= least or value == float("inf"):
