@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from pomp_jax import hosts
 from pomp_jax.analysis import plots
 from pomp_jax.config import FEATURE_METHODS, STEP_METHODS, ConfigError, fields
 from pomp_jax.data.source import spread_evenly
@@ -108,9 +109,12 @@ def run(config: ConfigDict, workdir: str) -> dict:
     ConfigError, VocabularyError, TokenizeError: found before anything is written.
   """
   folder = RunFolder(workdir)
-  if folder.results.exists():
+  # What process 0 sees: another one may look at the folder later, or at another disk.
+  stored = read_json(folder.results) if folder.results.exists() else None
+  stored = hosts.from_first(stored, "the run's results")
+  if stored is not None:
     log.info("%s: this run has finished; nothing to do", workdir)
-    return read_json(folder.results)
+    return stored
   if config.method in FEATURE_METHODS:
     return feature_methods.run(config, folder)
   job = prepare(config, folder)
@@ -131,7 +135,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
     # Last: a folder with results is a finished run.
     write_json(folder.results, results)
     _log_results(results, folder)
-  return results
+  # Whoever goes on from here finds the files.
+  return hosts.from_first(results, "the run's results")
 
 
 def _train(job: Run) -> tuple[TrainState, float, list[int]]:
