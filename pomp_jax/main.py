@@ -5,8 +5,8 @@ JobSet or by Open MPI they find each other; elsewhere each gets `--coordinator=H
 `--num_processes=N` and its own `--process_id=I`.
 
 Exit status: 0 done; 1 the run failed; 2 bad input, found before anything was written; 75 stopped by
-SIGTERM with everything saved, or by the loss of another process, and 130 interrupted by hand: the
-same command goes on.
+SIGTERM (while it trains also by SIGINT) with everything saved, or by the loss of another process,
+and 130 interrupted by hand: the same command goes on.
 """
 
 from collections.abc import Sequence
@@ -58,6 +58,9 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
   "heartbeat_timeout", 60, "Seconds of silence after which a process counts as lost.", 1
 )
 
+# Jobs that stop where all processes can; the others stop at once, wherever they are.
+_STOP_TOGETHER = ("pretrain", "repeat")
+
 _BAD_INPUT = (
   config_lib.ConfigError,
   ClipError,
@@ -93,6 +96,9 @@ def main(argv: Sequence[str]) -> int:
     _join(config, workdir)
     module = job("dry_run" if config.dry_run else config.job)
     module.check(config, workdir)
+    if config.job not in _STOP_TOGETHER:
+      # Joining gave the signal to JAX, which only tells those who ask for it.
+      signal.signal(signal.SIGTERM, _preempted)
     module.run(config, workdir)
     hosts.finish()
   except _BAD_INPUT as error:
@@ -102,7 +108,10 @@ def main(argv: Sequence[str]) -> int:
   except hosts.LostHostError as error:
     return _end(error, hosts.TRY_AGAIN)
   except hosts.Preempted as error:
+    if not error.together:
+      return _end(error, hosts.TRY_AGAIN)
     # All processes stop at the same step, each by itself.
+    hosts.finish()
     return _complain(error, hosts.TRY_AGAIN)
   except KeyboardInterrupt:
     return _end(f"interrupted; the same command goes on from {workdir}", 130)

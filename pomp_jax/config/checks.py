@@ -56,6 +56,8 @@ def validate(config: ConfigDict) -> None:
   check_choice(config, "sampling.exclude", EXCLUSIONS)
   check_choice(config, "clip.keep", ("auto", *KEEP))
   check_choice(config, "optim.schedule", SCHEDULES)
+  check_choice(config, "on_bad_loss", ("stop", "roll_back"))
+  check_choice(config, "checkpoint.on_failure", ("stop", "retry"))
   for field in (
     "clip.chunk",
     "data.images_per_class",
@@ -107,6 +109,7 @@ def validate(config: ConfigDict) -> None:
     "tip.beta",
     "tip.alpha_max",
     "tip.beta_max",
+    "max_roll_backs",
     "optim.lr",
     "optim.momentum",
     "optim.weight_decay",
@@ -118,6 +121,8 @@ def validate(config: ConfigDict) -> None:
     check_at_least(config, field, 0)
   if not 0 < config.sampling.mix <= 1:
     raise ConfigError("sampling.mix", config.sampling.mix, "above 0, at most 1")
+  if not (config.loss_spike == 0 or 1 < config.loss_spike < float("inf")):
+    raise ConfigError("loss_spike", config.loss_spike, "a factor above 1, or 0 for none")
   if not 0 < config.sampling.temperature < float("inf"):
     raise ConfigError("sampling.temperature", config.sampling.temperature, "a number above 0")
   if not -1 <= config.sampling.exclude_threshold <= 1:

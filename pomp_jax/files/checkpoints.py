@@ -4,6 +4,7 @@ A run's state is small and the same on every device, so process 0 alone reads an
 waits for another's disk, and there is no checkpoint of which a part is missing.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -14,10 +15,10 @@ from typing import Any, NamedTuple, SupportsFloat
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from pomp_jax import hosts
 from pomp_jax.files import checksums
+from pomp_jax.files.checkpoint_manager import open_manager, quality
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ class Checkpoints:
   killed process leaves half written is never restored, and is cleaned away. The newest `keep`
   checkpoints stay, and the best one by the metric (the higher, the better; of equals the newer).
 
+  A save that fails is told by the next call, `check` and `save` among them. With `retry` that is a
+  warning, and the next save tries again; only `wait` and `close` raise even so.
+
   Every array is stored with its checksum. A checkpoint that can't be read, or that reads as
   something else, is set aside as `damaged-STEP`, and the one before it takes its place.
 
@@ -62,12 +66,13 @@ class Checkpoints:
   questions are for process 0 alone.
   """
 
-  def __init__(self, folder: str | os.PathLike, keep: int = 3):
+  def __init__(self, folder: str | os.PathLike, keep: int = 3, *, retry: bool = False):
     """Opens the folder, and creates it when it is missing.
 
     Args:
       folder: where the checkpoints live, one sub-folder a step.
       keep: how many of the newest stay, at least 1.
+      retry: whether a save that fails is left to the next one.
 
     Raises:
       ValueError: `keep` is below 1.
@@ -77,35 +82,17 @@ class Checkpoints:
       raise ValueError(f"keep must be at least 1, got {keep}")
     # Orbax takes absolute paths only.
     self.folder = Path(os.path.abspath(folder))
-    self._manager = self._open(keep) if hosts.is_first() else None
-    self._saving: int | None = None
+    self._keep, self._retry = keep, retry
+    self._manager = self._open() if hosts.is_first() else None
+    self._saving: int | None = None  # the step of the last save, until it is known how it ended
+    self._failure: CheckpointError | None = None  # of the last save
+    self._told = False  # whether that one was
 
-  def _open(self, keep: int) -> ocp.CheckpointManager:
-    policy = checkpoint_managers.AnyPreservationPolicy(
-      [
-        checkpoint_managers.LatestN(keep),
-        checkpoint_managers.BestN(
-          get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False
-        ),
-      ]
-    )
-    alone = ocp.options.MultiprocessingOptions(
-      primary_host=0, active_processes={0}, barrier_sync_key_prefix="pomp_jax"
-    )
-    options = ocp.CheckpointManagerOptions(
-      preservation_policy=policy,
-      best_fn=_quality,  # without it Orbax writes no metrics, and forgets the best at a restart
-      cleanup_tmp_directories=True,
-      # Orbax makes no folder for some of the processes alone: ours is made below.
-      create=False,
-      multiprocessing_options=alone
-      if jax.process_count() > 1
-      else ocp.options.MultiprocessingOptions(),
-    )
+  def _open(self) -> ocp.CheckpointManager:
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
       self._set_aside_unreadable_metrics()
-      return ocp.CheckpointManager(self.folder, item_names=("state", "meta"), options=options)
+      return open_manager(self.folder, self._keep)
     except (OSError, ValueError) as error:
       raise CheckpointError(f"{self.folder}: can't hold checkpoints ({_line(error)})") from error
 
@@ -126,15 +113,16 @@ class Checkpoints:
       metric: the validation metric at this step, higher is better; None or NaN when there is none.
 
     Returns:
-      Whether it saves: not when this step, or a newer one, is stored already.
+      Whether it saves: not when this step, or a newer one, is stored already, and with `retry` not
+      when it could not start.
 
     Raises:
-      CheckpointError: this save could not start, or the one before it failed; the line says which
-        step is the last that is stored.
+      CheckpointError: without `retry`, this save could not start, or the one before it failed; the
+        line says which step is the last that is stored.
     """
     if self._manager is None:
       return False
-    self.wait()
+    self._settle()
     metrics = {} if metric is None or not math.isfinite(metric) else {"metric": float(metric)}
     # A copy: the next step may write into the very same memory.
     state = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
@@ -147,27 +135,41 @@ class Checkpoints:
       state=ocp.args.StandardSave(state),
       meta=ocp.args.JsonSave(stored | {"checksum": checksums.of_json(stored)}),
     )
-    self._saving = step
     try:
-      return self._manager.save(step, args=contents, metrics=metrics)
+      if self._failure is not None:
+        self._open_again()
+      saves = self._manager.save(step, args=contents, metrics=metrics)
     except Exception as error:
-      raise self._write_error(error) from error
+      self._failure, self._told = self._write_error(step, error), False
+      self._settle()
+      return False
+    self._saving, self._failure = step if saves else None, None
+    return saves
+
+  def check(self) -> None:
+    """Tells of a save that has failed, without waiting for one that is under way.
+
+    Raises:
+      CheckpointError: it failed; not with `retry`.
+    """
+    if self._saving is not None and not self._manager.is_saving_in_progress():
+      self._settle()
 
   def latest_step(self) -> int | None:
     """The newest complete checkpoint's step, or None; waits for a save that is under way."""
-    self.wait()
+    self._settle()
     return self._manager.latest_step()
 
   def best_step(self) -> int | None:
     """The step with the highest metric, or None when no checkpoint has a metric; waits as well."""
-    self.wait()
+    self._settle()
     metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
-    rated = [(_quality(found), step) for step, found in metrics.items() if found]
+    rated = [(quality(found), step) for step, found in metrics.items() if found]
     return max(rated)[1] if rated else None
 
   def steps(self) -> list[int]:
     """The steps of all complete checkpoints, in order; waits for a save that is under way."""
-    self.wait()
+    self._settle()
     return sorted(self._manager.all_steps())
 
   def latest_meta(self) -> dict[str, Any] | None:
@@ -217,29 +219,66 @@ class Checkpoints:
     """Waits until everything saved is on the disk.
 
     Raises:
-      CheckpointError: the save under way failed.
+      CheckpointError: the last save failed.
+    """
+    self._collect()
+    if self._failure is not None:
+      raise self._failure if self._retry else self._forget()
+
+  def close(self) -> None:
+    """Waits as `wait` does, and lets go of the folder.
+
+    Raises:
+      CheckpointError: as `wait`.
     """
     if self._manager is None:
+      return
+    self._collect()
+    # What has failed is told below, once.
+    with contextlib.suppress(Exception):
+      self._manager.close()
+    self.wait()
+
+  def _collect(self) -> None:
+    """Waits for the save under way; notes how it ended."""
+    if self._manager is None or self._saving is None:
       return
     try:
       self._manager.wait_until_finished()
     except Exception as error:
-      raise self._write_error(error) from error
+      self._failure, self._told = self._write_error(self._saving, error), False
+    self._saving = None
 
-  def close(self) -> None:
-    """Waits as `wait` does, and lets go of the folder."""
-    if self._manager is None:
+  def _settle(self) -> None:
+    """As `wait`; with `retry` it warns, once."""
+    self._collect()
+    if self._failure is None or self._told:
       return
-    try:
+    if not self._retry:
+      raise self._forget()
+    log.warning("%s; the next save tries again", self._failure)
+    self._told = True
+
+  def _forget(self) -> CheckpointError:
+    failure, self._failure = self._failure, None
+    return failure
+
+  def _open_again(self) -> None:
+    """After a failure: without what that save has left behind."""
+    with contextlib.suppress(Exception):
       self._manager.close()
-    except Exception as error:
-      raise self._write_error(error) from error
+    self._manager = self._open()
 
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *exception: object) -> None:
-    self.close()
+  def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+    try:
+      self.close()
+    except CheckpointError:
+      # Of two reasons to end, the first is told.
+      if kind is None:
+        raise
 
   def _newest(self, abstract_state: PyTree) -> Restored | None:
     damaged = []
@@ -345,18 +384,14 @@ class Checkpoints:
       ) from error
     log.warning("it is kept as %s", target)
 
-  def _write_error(self, error: Exception) -> CheckpointError:
+  def _write_error(self, step: int, error: Exception) -> CheckpointError:
     try:
-      stored = [step for step in self._manager.all_steps(read=True) if step != self._saving]
+      stored = [other for other in self._manager.all_steps(read=True) if other != step]
+      last = f"the last good one is of step {max(stored)}" if stored else "there is none before it"
     except Exception:
-      stored = []
-    last = f"the last good one is of step {max(stored)}" if stored else "there is none before it"
-    what = f"could not save the checkpoint of step {self._saving}"
+      last = "which ones are there can't be read"
+    what = f"could not save the checkpoint of step {step}"
     return CheckpointError(f"{self.folder}: {what} ({_line(error)}); {last}")
-
-
-def _quality(metrics: dict[str, float]) -> float:
-  return metrics.get("metric", -math.inf)
 
 
 def _as_target(leaf: Any) -> Any:

@@ -4,9 +4,10 @@ Metrics of a step are read when a later window of steps is under way: the host n
 number that the device has yet to compute, except where the loop must know (before a checkpoint).
 """
 
+from collections.abc import Callable
 import contextlib
-import math
 import time
+from typing import Any
 
 import jax
 import optax
@@ -14,13 +15,17 @@ import optax
 from pomp_jax.files.progress import Progress
 from pomp_jax.files.run_folder import RunFolder
 
+# Steps that the host starts ahead of the device: one is enough to keep it busy. With more, a run
+# that is asked to stop would have them all to wait for.
+_AHEAD = 2
+
 
 class TrainingError(RuntimeError):
   """Training that can't go on; the message is one line."""
 
 
 class Watch(contextlib.AbstractContextManager):
-  """Reads metrics late, writes them as TensorBoard scalars, and stops at a loss that is not finite.
+  """Reads metrics late, has them judged, and writes them as TensorBoard scalars.
 
   Scalars: `loss`, `accuracy`, `grad_norm`, `context_norm`, `learning_rate`, `images_per_second`,
   means over the steps of a window.
@@ -34,6 +39,7 @@ class Watch(contextlib.AbstractContextManager):
     every: int,
     batch_size: int,
     rate: optax.Schedule,
+    judge: Callable[[int, dict[str, Any]], None],
   ):
     """Opens the events and the progress bar.
 
@@ -44,7 +50,9 @@ class Watch(contextlib.AbstractContextManager):
       every: steps of a window.
       batch_size: images a step.
       rate: the learning-rate schedule, for the log.
+      judge: of the metrics of each step, in order; raises what it finds.
     """
+    self._judge = judge
     writes = jax.process_index() == 0
     self._folder, self._every, self._batch_size, self._rate = folder, every, batch_size, rate
     self._events = folder.events(first + 1) if writes else None
@@ -56,9 +64,11 @@ class Watch(contextlib.AbstractContextManager):
     """Takes the metrics of a step that was started; reads those of the window before.
 
     Raises:
-      TrainingError: a metric is not finite; the line names the step.
+      BadLossError: what the judge found.
     """
     self._pending.append((step, metrics))
+    if len(self._pending) > _AHEAD:
+      jax.block_until_ready(self._pending[-1 - _AHEAD][1])
     if step % self._every == 0 and len(self._pending) > self._every:
       self._read(len(self._pending) - self._every)
 
@@ -66,7 +76,7 @@ class Watch(contextlib.AbstractContextManager):
     """Reads all that is pending: waits for the device.
 
     Raises:
-      TrainingError: a metric is not finite.
+      BadLossError: what the judge found.
     """
     self._read(len(self._pending))
 
@@ -86,12 +96,7 @@ class Watch(contextlib.AbstractContextManager):
       return
     values = jax.device_get([metrics for _, metrics in window])
     for (step, _), found in zip(window, values, strict=True):
-      for name, value in found.items():
-        if not math.isfinite(value):
-          raise TrainingError(
-            f"{name} is {value} at step {step}: training stops. The last good checkpoint stays in"
-            f" {self._folder.checkpoints}; a lower config.optim.lr is the usual remedy"
-          )
+      self._judge(step, found)
     step, now = window[-1][0], time.monotonic()
     means = {name: sum(float(v[name]) for v in values) / len(values) for name in values[0]}
     means["learning_rate"] = float(self._rate(step - 1))

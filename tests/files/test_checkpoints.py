@@ -1,5 +1,6 @@
 """Checkpoints: exact, complete or absent, the right ones kept, clear about what does not fit."""
 
+import contextlib
 import resource
 import shutil
 import signal
@@ -281,6 +282,95 @@ def test_a_full_disk_is_told_and_costs_only_this_checkpoint(tmp_path):
     assert "\n" not in str(caught.value)
     assert checkpoints.save(3, {"values": values}, META)
     assert checkpoints.steps() == [1, 3]
+
+
+@contextlib.contextmanager
+def small_files_only():
+  """Nothing of more than 10 kB can be written."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+VALUES = np.random.default_rng(0).random(100_000)
+
+
+def test_a_save_that_has_failed_is_told_without_waiting(tmp_path):
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.check()
+    checkpoints.save(1, {"values": VALUES}, META)
+    checkpoints.wait()
+    checkpoints.check()
+    with small_files_only():
+      checkpoints.save(2, {"values": VALUES}, META)
+      end = time.monotonic() + 60
+      with pytest.raises(CheckpointError, match=r"of step 2 .*the last good one is of step 1$"):
+        while time.monotonic() < end:
+          checkpoints.check()
+    checkpoints.check()
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_a_save_that_fails_is_left_to_the_next_one(tmp_path, caplog, keep):
+  with Checkpoints(tmp_path, keep, retry=True) as checkpoints:
+    checkpoints.save(1, {"values": VALUES}, META, metric=1.0)
+    checkpoints.wait()
+    with small_files_only():
+      for step in (2, 3):
+        checkpoints.save(step, {"values": VALUES}, META, metric=2.0)
+        with pytest.raises(CheckpointError, match=rf"step {step} .* good one is of step 1$"):
+          checkpoints.wait()
+    assert checkpoints.steps() == [1]
+    assert checkpoints.save(4, {"values": VALUES + 1}, META, metric=0.5)
+    checkpoints.wait()
+    told = [r.getMessage() for r in caplog.records if r.name.startswith("pomp_jax")]
+    assert len(told) == 2
+    assert all("the next save tries again" in line for line in told)
+  # The one that is still the best stays beside the newest.
+  assert sorted(entry.name for entry in tmp_path.iterdir()) == ["1", "4"]
+  with Checkpoints(tmp_path, keep) as checkpoints:
+    assert_same(checkpoints.restore_latest({"values": VALUES}).state, {"values": VALUES + 1})
+
+
+def test_a_save_that_can_not_start_is_left_to_the_next_one(tmp_path, caplog):
+  folder = tmp_path / "checkpoints"
+  with Checkpoints(folder, retry=True) as checkpoints:
+    checkpoints.save(1, {"value": 1}, META)
+    checkpoints.wait()
+    folder.rename(tmp_path / "elsewhere")
+    folder.write_text("in its place")
+    # It fails here, or behind it.
+    checkpoints.save(2, {"value": 2}, META)
+    with pytest.raises(CheckpointError, match="could not save the checkpoint of step 2"):
+      checkpoints.wait()
+    folder.unlink()
+    (tmp_path / "elsewhere").rename(folder)
+    assert checkpoints.save(3, {"value": 3}, META)
+    assert checkpoints.steps() == [1, 3]
+  assert "could not save the checkpoint of step 2" in caplog.text
+
+
+def test_a_run_ends_with_the_last_save_even_so(tmp_path):
+  with (
+    pytest.raises(CheckpointError, match="could not save the checkpoint of step 2"),
+    Checkpoints(tmp_path, retry=True) as checkpoints,
+    small_files_only(),
+  ):
+    checkpoints.save(2, {"values": VALUES}, META)
+    checkpoints.check()
+    with pytest.raises(CheckpointError):
+      checkpoints.wait()
+  # But what else ends it is the reason that is told.
+  with (
+    pytest.raises(KeyError, match="the reason"),
+    Checkpoints(tmp_path, retry=True) as checkpoints,
+    small_files_only(),
+  ):
+    checkpoints.save(2, {"values": VALUES}, META)
+    raise KeyError("the reason")
 
 
 def test_keep_is_checked(tmp_path):

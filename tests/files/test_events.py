@@ -1,8 +1,10 @@
 """TensorBoard scalars: written at once, read back over restarts."""
 
+import resource
 import signal
 import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +72,33 @@ def test_files_cut_short_or_damaged_are_read_as_far_as_they_go(tmp_path):
     assert steps == values == list(range(len(steps)))
   path.write_bytes(whole[:-5] + b"\xff" + whole[-4:])
   read_scalars(tmp_path)
+
+
+def test_a_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch):
+  real = time.time
+  for start, (shift, first) in enumerate([(0, 1), (-3600, 5), (10**8, 7), (-(10**9), 8)]):
+    monkeypatch.setattr(time, "time", lambda shift=shift: real() + shift)
+    with EventWriter(tmp_path, first) as events:
+      for step in range(first, 10):
+        events.write(step, loss=start)
+  assert read_scalars(tmp_path) == {"loss": (list(range(1, 10)), [0.0] * 4 + [1, 1, 2, 3, 3])}
+
+
+def test_what_a_full_disk_does_not_take_is_left_out(tmp_path, caplog):
+  """A limit on the size of files stands in for the disk's."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  with EventWriter(tmp_path) as events:
+    events.write(1, loss=1)
+    try:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+      events.write(2, loss=2)
+      events.write(3, loss=3)
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    events.write(4, loss=4)
+  assert read_scalars(tmp_path)["loss"][0] in ([1, 4], [1, 2, 4])
+  (line,) = caplog.messages
+  assert line.startswith(f"{tmp_path}: scalars can't be written and are left out from step 2 on (")
 
 
 def test_a_killed_process_loses_nothing(tmp_path):

@@ -1,0 +1,81 @@
+"""Being asked to stop: real signals, in one process. Two processes: `tests.faults.pair`."""
+
+import os
+import pickle
+import signal
+import threading
+
+import pytest
+
+from pomp_jax.hosts import Preempted, StopRequest
+
+
+def send(number):
+  os.kill(os.getpid(), number)
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+  before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+  yield
+  for number, handler in before.items():
+    assert signal.getsignal(number) == handler
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_remembered_and_ends_nothing(number):
+  stop = StopRequest()
+  with stop:
+    assert not stop.after_step()
+    send(number)
+    assert stop.after_step()
+    # While it saves.
+    send(signal.SIGTERM)
+    assert stop.after_step()
+  with stop:
+    assert stop.after_step()
+  assert not StopRequest().after_step()
+
+
+def test_a_second_sigint_interrupts():
+  with StopRequest() as stop:
+    send(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+      send(signal.SIGINT)
+    assert stop.after_step()
+
+
+def test_what_a_shell_has_ignored_stays_ignored():
+  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    with StopRequest() as stop:
+      send(signal.SIGINT)
+      assert not stop.after_step()
+      send(signal.SIGTERM)
+      assert stop.after_step()
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGINT, before)
+
+
+def test_in_another_thread_there_is_no_notice():
+  answers = []
+
+  def work():
+    with StopRequest() as stop:
+      answers.append(stop.after_step())
+
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+  assert answers == [False]
+
+
+def test_what_deals_with_errors_does_not_take_it_for_one():
+  with pytest.raises(Preempted):
+    try:
+      raise Preempted("asked to stop", together=True)
+    except Exception:
+      pytest.fail("taken for an error")
+  copy = pickle.loads(pickle.dumps(Preempted("asked to stop", together=True)))
+  assert (str(copy), copy.together) == ("asked to stop", True)
