@@ -88,6 +88,9 @@ def base() -> ConfigDict:
   config.accumulate = 1  # draws that a data index computes one after the other
   config.epochs = 5
   config.steps = 0  # steps of the whole run; 0: `epochs` times the images, by the batch size
+  config.on_bad_loss = "stop"  # or roll_back: to the last checkpoint, and on with other draws
+  config.loss_spike = 0.0  # a loss so many times the usual one is bad; 0: only what is not finite
+  config.max_roll_backs = 3  # of a run; then it stops
   config.optim = ConfigDict()
   config.optim.lr = 0.002
   config.optim.momentum = 0.9
@@ -109,12 +112,9 @@ def base() -> ConfigDict:
   config.checkpoint = ConfigDict()
   config.checkpoint.every = 100  # steps; each is validated
   config.checkpoint.keep = 3  # the newest few, and the best by validation beside them
+  config.checkpoint.on_failure = "stop"  # at a save that fails; or retry: on, and again at the next
   config.log = ConfigDict()
   config.log.every = 10  # steps
-  config.profile_steps = ""  # "20+30": the first and the last step of a profile in the run's folder
-  config.watch = ConfigDict()  # metrics for Prometheus, from process 0; see docs/watching.md
-  config.watch.port = 0  # where it answers; 0: nowhere
-  config.watch.host = "127.0.0.1"  # the address there; another opens it to the network
 
   # job = "evaluate": prompts over a suite of data sets.
   config.evaluate = ConfigDict()

@@ -15,8 +15,6 @@ from pomp_jax.hosts.talk import (
   from_first,
   gather,
   is_first,
-  post,
-  posted,
 )
 
 __all__ = [
@@ -39,8 +37,6 @@ __all__ = [
   "gather",
   "is_first",
   "on_tpu_vm",
-  "post",
-  "posted",
   "start",
   "watch_failures",
 ]

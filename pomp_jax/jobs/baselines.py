@@ -21,7 +21,7 @@ from pomp_jax.config import ConfigError, validate, with_argument
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder, read_json, write_json
 from pomp_jax.jobs import pretrain
-from pomp_jax.jobs.benchmark.measurement import in_own_process, peak_mib
+from pomp_jax.jobs.benchmark.measurement import ProcessError, in_own_process, peak_mib
 from pomp_jax.jobs.repeat import summary
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,10 @@ def _outcome(config: ConfigDict, workdir: str, programs: str) -> dict[str, Any]:
   if stored.exists() and all(run.exists() for run in runs):
     return read_json(stored)
   if jax.default_backend() == "cpu":
-    outcome = in_own_process(_run_seeds, config.to_dict(), workdir, programs)
+    try:
+      outcome = in_own_process(_run_seeds, config.to_dict(), workdir, programs)
+    except ProcessError as error:
+      outcome = {"error": str(error)}
   else:
     # A second process could not have the device.
     outcome = _run_seeds(config.to_dict(), workdir, programs) | {"peak_mib": None}

@@ -4,7 +4,6 @@
 folder holds everything; a run that is started again goes on where it stopped, exactly.
 """
 
-import contextlib
 import logging
 import time
 from typing import Any
@@ -16,23 +15,12 @@ from pomp_jax import hosts
 from pomp_jax.analysis import plots
 from pomp_jax.config import FEATURE_METHODS, STEP_METHODS, ConfigError, fields
 from pomp_jax.data.source import spread_evenly
-from pomp_jax.files.checkpoints import Checkpoints
-from pomp_jax.files.prompt_file import Prompt, save_prompt
-from pomp_jax.files.run_folder import RunFolder, read_json, write_json
-from pomp_jax.jobs import batches, feature_methods, inputs, methods
-from pomp_jax.jobs.training import (
-  Run,
-  class_features,
-  first_state,
-  k_of,
-  open_bank,
-  prepare,
-  prompt_of,
-  train_step,
-)
-from pomp_jax.jobs.watch import Watch
-from pomp_jax.prompt.train_step import TrainState
-from pomp_jax.transfer import Classifier, topk_accuracy
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
+from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
+from pomp_jax.jobs import feature_methods, inputs, loop, methods
+from pomp_jax.jobs.training import Run, k_of, prepare, prompt_of
+from pomp_jax.jobs.watch import TrainingError
+from pomp_jax.transfer import Classifier
 from pomp_jax.transfer.evaluation import evaluate, split_features
 
 log = logging.getLogger(__name__)
@@ -40,9 +28,6 @@ log = logging.getLogger(__name__)
 # Fields that a run may change between two starts: they leave its result as it is.
 _FREE_FIELDS = (
   "log.every",
-  "profile_steps",
-  "watch.port",
-  "watch.host",
   "checkpoint.every",
   "checkpoint.keep",
   "data.threads",
@@ -52,7 +37,15 @@ _FREE_FIELDS = (
   "data.features",
   "data.feature_cache",
   "eval.cache",
+  "checkpoint.on_failure",
+  # As long as no loss is bad.
+  "on_bad_loss",
+  "loss_spike",
+  "max_roll_backs",
 )
+# Fields that follow the devices, which may be others at the next start; the draws may be as well,
+# and then the run says so.
+_OF_DEVICES = ("accumulate", "mesh.class_size")
 # Fields of jobs that only read what it leaves, or run it.
 _OTHER_JOBS = (
   "predict.",
@@ -97,7 +90,7 @@ def _check_step(config: ConfigDict, n_classes: int, positions: int) -> None:
       "batch_size",
       config.batch_size,
       f"a multiple of {groups} (data axis {groups // config.accumulate} x accumulate"
-      f" {config.accumulate})",
+      f" {config.accumulate}), or another number of devices",
     )
   if config.prompt.m > positions - 4:
     # SOS, a name of one token, "." and EOT need a place.
@@ -108,7 +101,9 @@ def run(config: ConfigDict, workdir: str) -> dict:
   """Trains, evaluates, and leaves the run's folder; returns what `results.json` holds.
 
   Raises:
-    TrainingError: the loss is not finite.
+    TrainingError: the loss is not finite, or the results can't be written.
+    CheckpointError: the state can't be saved.
+    Preempted: asked to stop; everything is saved.
     ConfigError, VocabularyError, TokenizeError: found before anything is written.
   """
   folder = RunFolder(workdir)
@@ -124,112 +119,35 @@ def run(config: ConfigDict, workdir: str) -> dict:
   folder.create()
   if jax.process_index() == 0:
     write_json(folder.config, config.to_dict())
-  state, seconds, unreadable = _train(job)
-  prompt = prompt_of(job, state) if config.method == "pomp" else None
-  results = _results(job, prompt or state.params, seconds) | {"unreadable_images": len(unreadable)}
+  done = loop.train(job)
+  prompt = prompt_of(job, done.state) if config.method == "pomp" else None
+  results = _results(job, prompt or done.state.params, done)
   # On the devices of all processes, so by all of them.
   sheet = _prediction_sheet(job, prompt, results) if prompt else None
   if jax.process_index() == 0:
-    plots.training_curves(folder.plots / "training.png", folder.scalars())
-    plots.accuracy_bars(folder.plots / "accuracy.png", results["eval"])
-    if prompt:
-      save_prompt(folder.prompt, prompt)
-      plots.prediction_sheet(folder.plots / "predictions.png", *sheet)
-    # Last: a folder with results is a finished run.
-    write_json(folder.results, results)
+    try:
+      _write(folder, prompt, results, sheet)
+    except (OSError, PromptFileError, RunFolderError) as error:
+      raise TrainingError(
+        f"{folder.path}: the results can't be written ({error}); the training is done, its last"
+        f" checkpoint is in {folder.checkpoints}, and the same command goes on from there"
+      ) from error
     _log_results(results, folder)
   # Whoever goes on from here finds the files.
   return hosts.from_first(results, "the run's results")
 
 
-def _train(job: Run) -> tuple[TrainState, float, list[int]]:
-  """Steps from the last checkpoint, or from none, to the end.
-
-  Returns:
-    The last state; over all starts the seconds, and the images that could not be read.
-  """
-  config, encoder = job.config, job.encoder
-  state, bank, frozen = first_state(job), open_bank(job), job.frozen
-  with contextlib.ExitStack() as stack:
-    checkpoints = stack.enter_context(Checkpoints(job.folder.checkpoints, config.checkpoint.keep))
-    restored = checkpoints.restore_latest(state)
-    first, seconds, unreadable = 0, 0.0, []
-    if restored is not None:
-      first, state = restored.step, restored.state
-      seconds, unreadable = restored.meta["seconds"], restored.meta.get("unreadable", [])
-      log.info("going on from the checkpoint of step %d", first)
-    if first >= job.total_steps:
-      return state, seconds, unreadable
-    step_once = train_step(job)
-    validate = _validation(job)
-    loader = stack.enter_context(
-      contextlib.closing(
-        batches.open_batches(
-          config,
-          job.source,
-          job.fetch,
-          encoder.mesh,
-          start=first,
-          unreadable=frozenset(unreadable),
-        )
-      )
-    )
-    watch = stack.enter_context(_watch(job, first))
-    on_devices = batches.on_devices(watch.timed(loader), encoder.mesh)
-    start = time.monotonic()
-    for step in range(first + 1, job.total_steps + 1):
-      state, frozen = bank.refresh(step - 1, state, frozen)
-      state, metrics = step_once(state, frozen, next(on_devices))
-      watch.step(step, metrics)
-      if step % config.checkpoint.every == 0 or step == job.total_steps:
-        # What is saved is known to be good.
-        watch.flush()
-        top1 = validate(state)
-        watch.scalar("validation_top1", top1, step)
-        spent = seconds + time.monotonic() - start
-        unreadable = batches.unreadable_anywhere(loader.unreadable)
-        meta = {
-          "seconds": spent,
-          "position": step * config.batch_size,
-          "unreadable": unreadable,
-          "config": config.to_dict(),
-        }
-        checkpoints.save(step, state, meta, metric=top1)
-        watch.resume()
-    return state, spent, unreadable
+def _write(folder: RunFolder, prompt: Prompt | None, results: dict, sheet: tuple | None) -> None:
+  plots.training_curves(folder.plots / "training.png", folder.scalars())
+  plots.accuracy_bars(folder.plots / "accuracy.png", results["eval"])
+  if prompt:
+    save_prompt(folder.prompt, prompt)
+    plots.prediction_sheet(folder.plots / "predictions.png", *sheet)
+  # Last: a folder with results is a finished run.
+  write_json(folder.results, results)
 
 
-def _watch(job: Run, first: int) -> Watch:
-  config = job.config
-  return Watch(
-    job.folder,
-    job.total_steps,
-    first,
-    config.log.every,
-    config.batch_size,
-    job.rate,
-    profiled=tuple(map(int, config.profile_steps.split("+"))) if config.profile_steps else None,
-    port=config.watch.port,
-    host=config.watch.host,
-  )
-
-
-def _validation(job: Run):
-  """A function state -> top-1 on validation images, over all classes of the training."""
-  source = inputs.open_source(job.config.data, "validation", n_images=job.config.eval.images)
-  split = split_features(job.encoder, source, threads=job.config.data.threads)
-  if job.config.method != "pomp":
-    accuracy = methods.accuracy_of_learner(job.config, job.encoder, job.module)
-    return lambda state: accuracy(state.params, split, source)["top1"]
-
-  def top1(state: TrainState) -> float:
-    features_NxE = class_features(job, state.params)
-    return topk_accuracy(split.features, features_NxE, split.labels)["top1"]
-
-  return top1
-
-
-def _results(job: Run, learned: Any, seconds: float) -> dict:
+def _results(job: Run, learned: Any, done: loop.Trained) -> dict:
   """Everything that `results.json` says of a prompt, or of the parameters of another method."""
   config = job.config
   start = time.monotonic()
@@ -253,8 +171,9 @@ def _results(job: Run, learned: Any, seconds: float) -> dict:
     "method": config.method,
     "seed": config.seed,
     "steps": job.total_steps,
-    "seconds": round(seconds, 2),
-    "images_per_second": round(job.total_steps * config.batch_size / seconds, 1),
+    "roll_backs": done.detour.roll_backs,
+    "seconds": round(done.seconds, 2),
+    "images_per_second": round(job.total_steps * config.batch_size / done.seconds, 1),
     "eval_seconds": round(time.monotonic() - start, 2),
     "clip_model": job.encoder.clip.name,
     "n_classes": len(job.source.names),
@@ -263,6 +182,7 @@ def _results(job: Run, learned: Any, seconds: float) -> dict:
     "eval_images": config.eval.images,
     "eval_classes": {name: len(split.names) for name, split in splits.items()},
     "eval": scores,
+    "unreadable_images": len(done.unreadable),
     "top1": {split: of_split["prompt"]["top1"] for split, of_split in scores.items()},
   }
 
@@ -301,7 +221,8 @@ def _check_same_run(config: ConfigDict, stored: dict, workdir: str) -> None:
   for field, value in fields(config):
     was = before.get(field)
     was = tuple(was) if isinstance(was, list) else was
-    if was != value and not leaves_result_as_it_is(field):
+    free = leaves_result_as_it_is(field) or field in _OF_DEVICES
+    if was != value and not free:
       raise ConfigError(
         field, value, f"{was!r}, with which {workdir} was started (or another --workdir)"
       )

@@ -1,15 +1,19 @@
 """The benchmark of the text tower, at toy sizes."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
+from pomp_jax.hosts import Preempted
 from pomp_jax.jobs import benchmark
-from pomp_jax.jobs.benchmark.measurement import in_own_process, peak_mib
+from pomp_jax.jobs.benchmark.measurement import ProcessError, in_own_process, peak_mib
 
 
 def _config(**changes):
@@ -62,6 +66,20 @@ def test_the_peak_of_a_process_is_its_own():
   assert peak_mib() > 1024
   # The system's own figure (ru_maxrss) of a process is at least that of the one that started it.
   assert in_own_process(peak_mib) < peak_mib() - ballast.nbytes / 2**21
+
+
+def _told_to_end(number):
+  os.kill(os.getpid(), number)
+  time.sleep(60)
+
+
+def test_a_process_that_ends_without_an_answer():
+  with pytest.raises(ProcessError, match="its process ended with status -9"):
+    in_own_process(_told_to_end, signal.SIGKILL)
+  with pytest.raises(Preempted):
+    in_own_process(_told_to_end, signal.SIGTERM)
+  with pytest.raises(ValueError, match="invalid literal"):
+    in_own_process(int, "x")
 
 
 @pytest.mark.parametrize(

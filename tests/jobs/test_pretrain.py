@@ -1,9 +1,11 @@
 """The main job: what it leaves, that it goes on exactly, and that it stops in time."""
 
 import json
+import logging
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +19,10 @@ from small_run import small_config
 from pomp_jax.config import ConfigError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.jobs import pretrain, repeat, training
+from pomp_jax.hosts import Preempted
+from pomp_jax.jobs import inputs, loop, pretrain, repeat, training
 from pomp_jax.jobs.watch import TrainingError
+from pomp_jax.prompt.train_step import make_mesh
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -69,6 +73,39 @@ def test_another_config_is_refused(finished):
   with pytest.raises(ConfigError, match=r"config\.k: got 30, takes 20, with which"):
     pretrain.check(small_config(k=30), str(finished))
   pretrain.check(small_config(**{"log.every": 1}), str(finished))
+  for changes in (
+    {"on_bad_loss": "roll_back", "loss_spike": 2.0, "checkpoint.on_failure": "retry"},
+    # Other devices may need them.
+    {"accumulate": 2, "mesh.class_size": 2},
+  ):
+    pretrain.check(small_config(**changes), str(finished))
+
+
+@pytest.mark.parametrize("accumulate, differ", [(1, True), (2, False)])
+def test_half_the_devices_draw_otherwise_unless_each_draws_twice(
+  finished, tmp_path, caplog, accumulate, differ
+):
+  """Eight devices, then four; what then differs is said."""
+  config = small_config(accumulate=accumulate)
+  shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+  for step in (8, 12):
+    shutil.rmtree(tmp_path / "checkpoints" / str(step))
+  half = inputs.open_encoder(config, make_mesh(devices=jax.devices()[:4]))
+  job = training.prepare(config, RunFolder(tmp_path), encoder=half)
+  with caplog.at_level("INFO"):
+    logging.getLogger("pomp_jax").propagate = True
+    done = loop.train(job)
+  found = np.asarray(done.state.params["context"])
+  assert ("DRAWS DIFFER" in caplog.text) == differ
+  assert np.allclose(found, context(finished), rtol=0, atol=1e-6) != differ
+  if differ:
+    assert "4 parts of a batch" in caplog.text and "config.accumulate=2 keeps them" in caplog.text
+
+
+def test_devices_that_do_not_divide_the_batch_are_refused(finished):
+  message = r"config\.batch_size: got 16, takes a multiple of 24 \(data axis 8 x accumulate 3\), or"
+  with pytest.raises(ConfigError, match=message):
+    pretrain.check(small_config(accumulate=3), str(finished))
 
 
 def test_the_seed_and_the_correction_matter(finished, tmp_path):
@@ -176,10 +213,24 @@ def test_all_negatives_are_k_equal_to_n_in_any_number_of_chunks(tmp_path):
   np.testing.assert_allclose(context(tmp_path / "chunks"), context(tmp_path / "n"), atol=1e-6)
 
 
-def test_repeat_sums_the_seeds_up(tmp_path):
+def test_repeat_sums_the_seeds_up(tmp_path, monkeypatch):
   config = small_config(job="repeat", steps=2, **{"repeat.seeds": (3, 4)})
   repeat.check(config, str(tmp_path))
+  starts = []
+
+  def step(watch, number, metrics, real=loop.Watch.step):
+    starts.append(number)
+    if starts == [1, 2, 1]:
+      os.kill(os.getpid(), signal.SIGTERM)
+    real(watch, number, metrics)
+
+  monkeypatch.setattr(loop.Watch, "step", step)
+  with pytest.raises(Preempted, match="everything is saved at step 1 of 2"):
+    repeat.run(config, str(tmp_path))
+  assert not (tmp_path / "seed_4" / "results.json").exists()
   results = repeat.run(config, str(tmp_path))
+  # What had finished, and the step that was saved, are not done again.
+  assert starts == [1, 2, 1, 2]
   values = [
     json.loads((tmp_path / f"seed_{seed}" / "results.json").read_text())["eval"]["novel"]["prompt"][
       "top1"

@@ -46,6 +46,8 @@ def check(config: ConfigDict, workdir: str) -> None:
     if cell.config.method != "pomp":
       takes = "'pomp'; job='baselines' compares the others"
       raise ConfigError("method", cell.config.method, takes)
+    if cell.config.on_bad_loss != "stop":
+      raise ConfigError("on_bad_loss", cell.config.on_bad_loss, "'stop': cells have no checkpoints")
     pretrain.check(cell.config, os.path.join(workdir, _FOLDER, cell.key))
 
 

@@ -8,6 +8,7 @@ import multiprocessing
 import pathlib
 import re
 import resource
+import signal
 import sys
 import time
 from typing import Any
@@ -16,9 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pomp_jax import hosts
+
 
 class BenchmarkError(ValueError):
   """A benchmark that cannot be run as asked; the message is one line."""
+
+
+class ProcessError(RuntimeError):
+  """A process that ended without an answer; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,9 +198,43 @@ def peak_mib() -> float:
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
-  """Calls it in a new process, whose peak memory is nobody else's."""
-  with multiprocessing.get_context("spawn").Pool(1) as pool:
-    return pool.apply(function, arguments)
+  """Calls it in a new process, whose peak memory is nobody else's.
+
+  What ends the wait ends that process too: by SIGTERM, so that a training saves.
+
+  Raises:
+    ProcessError: it ended without an answer.
+    Preempted: it was asked to stop.
+    Exception: whatever the function raises.
+  """
+  context = multiprocessing.get_context("spawn")
+  receiver, sender = context.Pipe(duplex=False)
+  process = context.Process(target=_answer, args=(sender, function, arguments))
+  process.start()
+  sender.close()
+  try:
+    succeeded, answer = receiver.recv()
+  except EOFError:
+    process.join()
+    if process.exitcode == -signal.SIGTERM:
+      raise hosts.Preempted("asked to stop; the same command goes on") from None
+    raise ProcessError(f"its process ended with status {process.exitcode}") from None
+  except BaseException:
+    process.terminate()
+    raise
+  finally:
+    process.join()
+  if not succeeded:
+    raise answer
+  return answer
+
+
+def _answer(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+  try:
+    answer = True, function(*arguments)
+  except (Exception, hosts.Preempted) as error:
+    answer = False, error
+  sender.send(answer)
 
 
 def write_results(folder: pathlib.Path, settings: Settings, rows: list[dict[str, Any]]) -> dict:
