@@ -25,9 +25,9 @@ def style(number: int) -> dict[str, str]:
 
 
 def panels(n: int, width: float, height: float, title: str) -> tuple[Figure, list[Axes]]:
-  """A figure with n axes, COLUMNS in a row; sizes of each in inches."""
-  columns = min(n, COLUMNS)
-  rows = -(-n // columns)
+  """A figure with n axes, at most COLUMNS in a row, rows filled alike; sizes of each in inches."""
+  rows = -(-n // COLUMNS)
+  columns = -(-n // rows)
   figure = Figure(figsize=(1.6 + width * columns, 0.6 + height * rows), layout="constrained")
   figure.suptitle(title, fontsize=11)
   axes = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
