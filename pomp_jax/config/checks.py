@@ -128,6 +128,7 @@ def validate(config: ConfigDict) -> None:
   if not -1 <= config.sampling.exclude_threshold <= 1:
     raise ConfigError("sampling.exclude_threshold", config.sampling.exclude_threshold, "-1 to 1")
   _method(config)
+  _watch(config)
   if config.seed >= 2**32:
     raise ConfigError("seed", config.seed, "an integer from 0 to 4294967295")
   if config.optim.schedule == "epoch" and config.optim.warmup != int(config.optim.warmup):
@@ -188,6 +189,17 @@ def _method(config: ConfigDict) -> None:
   for field, value in fixed.items():
     if value_of(config, field) != value:
       raise ConfigError(field, value_of(config, field), f"{value!r} where method={method!r}")
+
+
+def _watch(config: ConfigDict) -> None:
+  if not 0 <= config.watch.port < 2**16:
+    raise ConfigError("watch.port", config.watch.port, "0 (none) to 65535")
+  if config.watch.port and not config.watch.host:
+    raise ConfigError("watch.host", config.watch.host, "an address of this machine")
+  profiled = re.fullmatch(r"([0-9]{1,12})\+([0-9]{1,12})", config.profile_steps)
+  if config.profile_steps and not (profiled and 1 <= int(profiled[1]) <= int(profiled[2])):
+    takes = "the first and the last step to profile, such as 20+30"
+    raise ConfigError("profile_steps", config.profile_steps, takes)
 
 
 def _data(data: ConfigDict) -> None:

@@ -115,6 +115,10 @@ def base() -> ConfigDict:
   config.checkpoint.on_failure = "stop"  # at a save that fails; or retry: on, and again at the next
   config.log = ConfigDict()
   config.log.every = 10  # steps
+  config.profile_steps = ""  # "20+30": the first and the last step of a profile in the run's folder
+  config.watch = ConfigDict()  # metrics for Prometheus, from process 0; see docs/watching.md
+  config.watch.port = 0  # where it answers; 0: nowhere
+  config.watch.host = "127.0.0.1"  # the address there; another opens it to the network
 
   # job = "evaluate": prompts over a suite of data sets.
   config.evaluate = ConfigDict()

@@ -1,9 +1,10 @@
 """How far a run is: a bar on a terminal, plain lines in a log."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import io
 import sys
 import time
+import types
 from typing import SupportsFloat
 
 from tqdm import tqdm
@@ -58,15 +59,21 @@ class Progress:
         dynamic_ncols=True,
       )
 
-  def update(self, step: int, **metrics: SupportsFloat) -> None:
+  def update(
+    self,
+    step: int,
+    more: Mapping[str, SupportsFloat] = types.MappingProxyType({}),
+    **metrics: SupportsFloat,
+  ) -> None:
     """Tells how far the run is.
 
     Args:
       step: steps done in the whole run.
+      more: figures that a log has beside the metrics, and a bar has no place for.
       **metrics: figures to show beside it, by name.
     """
     now = self._clock()
-    figures = {name: f"{float(value):.4g}" for name, value in metrics.items()}
+    figures = _figures(metrics)
     advance, self._step = step - self._step, step
     if self._start is None:
       self._start = (step, now)
@@ -75,7 +82,7 @@ class Progress:
       self._bar.update(advance)
     elif not self._quiet and self._line_is_due(now):
       self._line_time, self._line_step = now, step
-      print(self._line(now, figures), file=self._stream, flush=True)
+      print(self._line(now, figures | _figures(more)), file=self._stream, flush=True)
 
   def close(self) -> None:
     """Ends the bar's line."""
@@ -105,8 +112,12 @@ class Progress:
       parts.append(f"{rate:.3g} {self._unit}/s")
       if self._step < self._total:
         parts.append(f"{_duration((self._total - self._step) / rate)} left")
-    parts += [f"{name} {value}" for name, value in figures.items()]
+    parts += [f"{name}={value}" for name, value in figures.items()]
     return ", ".join(parts)
+
+
+def _figures(values: Mapping[str, SupportsFloat]) -> dict[str, str]:
+  return {name: f"{float(value):.4g}" for name, value in values.items()}
 
 
 def _duration(seconds: float) -> str:

@@ -15,6 +15,8 @@ from pomp_jax.hosts.talk import (
   from_first,
   gather,
   is_first,
+  post,
+  posted,
 )
 
 __all__ = [
@@ -37,6 +39,8 @@ __all__ = [
   "gather",
   "is_first",
   "on_tpu_vm",
+  "post",
+  "posted",
   "start",
   "watch_failures",
 ]

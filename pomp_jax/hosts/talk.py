@@ -1,9 +1,10 @@
 """Small JSON values between the processes, over the coordinator's key-value store.
 
 No device takes part, so this works before any program is compiled, and each wait has an end. All
-processes make the same calls in the same order.
+processes make the same calls in the same order, of `post` and `posted` apart.
 """
 
+import contextlib
 import itertools
 import json
 import socket
@@ -16,6 +17,8 @@ import numpy as np
 
 _calls = itertools.count()
 _SECONDS = 300.0
+_POSTS = "pomp_jax_posted"
+_own_posts: dict[str, str] = {}
 
 
 class HostError(RuntimeError):
@@ -116,6 +119,33 @@ def from_first(value: Any, what: str, seconds: float = _SECONDS) -> Any:
   if text is None:
     raise LostHostError(f"{what}: process 0 did not answer within {seconds:.0f} s")
   return json.loads(text)
+
+
+def post(name: str, value: Any) -> None:
+  """Leaves a value for process 0, in place of the one before; waits for nobody, and never fails.
+
+  Args:
+    name: what it is.
+    value: JSON.
+  """
+  text = json.dumps(value)
+  _own_posts[name] = text
+  store = client()
+  if store is not None and not is_first():
+    # Whoever has lost the coordinator hears of it elsewhere.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      store.key_value_set(f"{_POSTS}/{name}/{own_index()}", text, allow_overwrite=True)
+
+
+def posted(name: str) -> dict[int, Any]:
+  """For process 0: what each process has posted last, by its index; of those that have."""
+  texts = {own_index(): _own_posts[name]} if name in _own_posts else {}
+  store = client()
+  if store is not None:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      for key, text in store.key_value_dir_get(f"{_POSTS}/{name}/"):
+        texts[int(key.rpartition("/")[2])] = text
+  return {index: json.loads(texts[index]) for index in sorted(texts)}
 
 
 def arrays_from_first(arrays: list[np.ndarray]) -> list[np.ndarray]:

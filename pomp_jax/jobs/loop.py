@@ -110,7 +110,7 @@ def _go(job: Run, parts: _Parts, checkpoints: Checkpoints, at: Trained) -> Train
       unreadable=frozenset(at.unreadable),
     )
     stack.enter_context(contextlib.closing(loader))
-    on_devices = batches.on_devices(loader, mesh)
+    profiled = config.profile_steps
     watch = Watch(
       job.folder,
       job.total_steps,
@@ -119,8 +119,12 @@ def _go(job: Run, parts: _Parts, checkpoints: Checkpoints, at: Trained) -> Train
       config.batch_size,
       job.rate,
       judge,
+      profiled=tuple(map(int, profiled.split("+"))) if profiled else None,
+      port=config.watch.port,
+      host=config.watch.host,
     )
     stack.enter_context(watch)
+    on_devices = batches.on_devices(watch.timed(loader), mesh)
     start = time.monotonic()
     for step in range(at.step + 1, job.total_steps + 1):
       state, frozen = bank.refresh(step - 1, state, frozen)
@@ -145,6 +149,7 @@ def _go(job: Run, parts: _Parts, checkpoints: Checkpoints, at: Trained) -> Train
           memory=judge.memory(),
         )
         checkpoints.save(step, state, _meta(job, done), metric=top1)
+        watch.resume()
       if asked:
         _leave(job, checkpoints, step)
   return done

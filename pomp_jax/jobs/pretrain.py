@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 # Fields that a run may change between two starts: they leave its result as it is.
 _FREE_FIELDS = (
   "log.every",
+  "profile_steps",
+  "watch.port",
+  "watch.host",
   "checkpoint.every",
   "checkpoint.keep",
   "data.threads",

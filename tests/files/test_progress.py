@@ -34,8 +34,8 @@ def run(total, seconds_a_step, first_seconds=0.0, initial=0):
 
 def test_a_line_says_what_is_needed():
   lines = run(1000, 0.5)
-  assert lines[0] == "training   50/1000 (5%), 2 steps/s, 7:55 left, loss 0.3333"
-  assert lines[-1] == "training 1000/1000 (100%), 2 steps/s, loss 0.3333"
+  assert lines[0] == "training   50/1000 (5%), 2 steps/s, 7:55 left, loss=0.3333"
+  assert lines[-1] == "training 1000/1000 (100%), 2 steps/s, loss=0.3333"
 
 
 def test_the_number_of_lines():
@@ -56,7 +56,7 @@ def test_steps_of_an_earlier_start_do_not_count_for_the_speed():
 
 
 def test_a_single_line_has_no_speed():
-  assert run(1, 1.0) == ["training 1/1 (100%), loss 0.3333"]
+  assert run(1, 1.0) == ["training 1/1 (100%), loss=0.3333"]
 
 
 def test_nothing_to_do():

@@ -17,6 +17,7 @@ from pomp_jax.config import base, validate
 from pomp_jax.data.made_up import encode, natural_image
 from pomp_jax.data.vocabularies import load_class_list
 from pomp_jax.files.prompt_file import load_prompt
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import job
 
 CLASSES = load_class_list("imagenet21k")
@@ -206,3 +207,7 @@ def test_the_whole_way_in_two_processes_is_the_same(records, alone, tmp_path):
   a, b = (list(figures["top1"].values()) for figures in results)
   for one, two in zip(a, b, strict=True):
     assert list(one.values()) == pytest.approx(list(two.values()), abs=1 / 200)
+  # Each process has told of itself.
+  scalars = RunFolder(out / "train").scalars()
+  for process in range(2):
+    assert all(value > 0 for value in scalars[f"process_{process}/step_seconds"][1])
