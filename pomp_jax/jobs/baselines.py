@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from pomp_jax.analysis import plots
+from pomp_jax.analysis import method_plots
 from pomp_jax.analysis.tables import Row, Table, markdown
 from pomp_jax.config import ConfigError, validate, with_argument
 from pomp_jax.files.atomic import replacing
@@ -196,15 +196,6 @@ def _write_report(folder: RunFolder, methods: dict[str, Any]) -> None:
   ]
   with replacing(folder.path / "results.md") as file:
     file.write(markdown(tables).encode())
-  bars, spread = (
-    {
-      split: {
-        label: {"top1": row["top1"][split][field]}
-        for label, row in methods.items()
-        if split in row["top1"]
-      }
-      for split in splits
-    }
-    for field in ("mean", "std")
+  method_plots.method_dots(
+    folder.plots / "accuracy.png", {label: row["top1"] for label, row in methods.items()}
   )
-  plots.accuracy_bars(folder.plots / "accuracy.png", bars, spread=spread)
