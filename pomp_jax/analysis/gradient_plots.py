@@ -60,7 +60,8 @@ def gradient_bias_panels(path: str | os.PathLike, cells: Sequence[Mapping[str, A
         k, [cell["draw_cosine"] for cell in mine], errors, capsize=2, elinewidth=0.9, **style
       )
     bias.set(title=f"Bias: {title}", ylabel=r"$\|E\,g_K - g\| \;/\; \|g\|$", yscale="log")
-    bias.set_ylim(bottom=_FLOOR)
+    shown = [cell["bias_low"] for cell in cells if cell["bias_low"] > _FLOOR]
+    bias.set_ylim(bottom=0.8 * min(shown, default=_FLOOR))
     deviation.set(
       title="Deviation of one draw", ylabel=r"$(E\,\|g_K - E\,g_K\|^2)^{1/2} \;/\; \|g\|$"
     )
