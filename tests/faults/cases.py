@@ -93,11 +93,11 @@ def killed(lab: Lab, rng, folder: pathlib.Path) -> Outcome:
 
 def killed_while_saving(lab: Lab, rng, folder: pathlib.Path) -> Outcome:
   """SIGKILL at an access to the checkpoints' folder, or some time after a save has begun."""
-  fault = {"save": int(rng.choice([4, 8, 12]))}
   if rng.random() < 0.5:
-    fault["seconds"] = float(rng.uniform(0, 0.05))
+    fault = {"save": int(rng.choice([4, 8, 12])), "seconds": float(rng.uniform(0, 0.1))}
   else:
-    fault["event"] = int(rng.integers(1, 40))
+    # Not the last: what a save leaves of the count goes on in the next one.
+    fault = {"save": int(rng.choice([4, 8])), "event": int(rng.integers(1, 40))}
   return _killed(lab, folder, fault)
 
 
@@ -130,11 +130,12 @@ def stopped(lab: Lab) -> pathlib.Path:
 
 
 def damaged(how: str, steps: tuple[int, ...], lab: Lab, rng, folder: pathlib.Path) -> Outcome:
-  """One file in each of these checkpoints."""
+  """A file of the newest checkpoint, or all files of the newest two."""
   shutil.copytree(stopped(lab), folder, dirs_exist_ok=True)
   for step in steps:
     files = sorted(p for p in (folder / "checkpoints" / str(step)).rglob("*") if p.is_file())
-    damage(files[rng.integers(len(files))], how, rng)
+    for file in [files[rng.integers(len(files))]] if len(steps) == 1 else files:
+      damage(file, how, rng)
   return again(lab, folder, 10)
 
 
@@ -190,13 +191,15 @@ def read_only(policy: str, lab: Lab, rng, folder: pathlib.Path) -> Outcome:
 
 
 def _unwritable(policy: str, lab: Lab, rng, folder: pathlib.Path, close, reopen) -> Outcome:
-  """The save of step 8 fails; that of step 12 would not."""
+  """The save of step 8 fails; that of step 4 has ended, and that of step 12 would not."""
   closes, reopens = int(rng.integers(EVERY + 1, 2 * EVERY)), int(rng.integers(10, STEPS))
   started = []
 
   def hook(step):
     started.append(step)
     if step == closes:
+      while not (folder / "checkpoints" / "4").exists():
+        time.sleep(0.01)
       close()
     if policy == "retry" and step == reopens:
       # The save of step 8 is over.
