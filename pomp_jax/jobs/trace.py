@@ -1,5 +1,6 @@
 """A profile of some steps, as JAX's profiler records it."""
 
+from collections.abc import Callable
 import contextlib
 import logging
 from typing import Any
@@ -44,21 +45,21 @@ class Trace(contextlib.AbstractContextManager):
     if step == self._steps[1]:
       self._stop()
     else:
-      self._try(jax.profiler.start_trace, self._path)
-      self._recording = self._steps is not None
+      self._recording = _works(jax.profiler.start_trace, self._path)
 
   def __exit__(self, *exception: object) -> None:
     self._stop()
 
   def _stop(self) -> None:
-    if self._recording:
-      self._recording = False
-      self._try(jax.profiler.stop_trace)
-      log.info("the profile of steps %d to %d is in %s", *(self._steps or (0, 0)), self._path)
+    if self._recording and _works(jax.profiler.stop_trace):
+      log.info("the profile from step %d on is in %s", self._steps[0], self._path)
+    self._recording = False
 
-  def _try(self, call: Any, *arguments: Any) -> None:
-    try:
-      call(*arguments)
-    except (RuntimeError, OSError) as error:
-      self._steps = None
-      log.warning("no profile: %s", " ".join(str(error).split()))
+
+def _works(call: Callable[..., None], *arguments: Any) -> bool:
+  try:
+    call(*arguments)
+  except (RuntimeError, OSError) as error:
+    log.warning("no profile: %s", " ".join(str(error).split()))
+    return False
+  return True

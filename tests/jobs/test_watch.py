@@ -253,3 +253,16 @@ def test_a_port_that_is_taken_ends_no_training(tmp_path, warnings):
 def test_fields_that_cant_be(field, value):
   with pytest.raises(ConfigError, match=rf"config\.{field}: got"):
     validate(small_config(**{field: value}))
+
+
+def test_a_profile_that_cant_be_recorded_ends_no_training(tmp_path, warnings):
+  """Another one is being recorded."""
+  jax.profiler.start_trace(tmp_path / "other")
+  try:
+    with Watch(RunFolder(tmp_path), 10, 0, 5, 8, lambda step: 0.1, judge, profiled=(1, 2)) as watch:
+      for step in (1, 2, 3):
+        watch.step(step, METRICS)
+  finally:
+    jax.profiler.stop_trace()
+  (line,) = warnings()
+  assert line.startswith("no profile: ")

@@ -1,0 +1,152 @@
+"""The model of a step's time: against what was measured on one device, and in its limits."""
+
+import dataclasses
+import math
+import subprocess
+import sys
+
+from hypothesis import given
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pomp_jax.analysis.scaling import (
+  CHIPS,
+  PLANS,
+  Chip,
+  Layout,
+  Rates,
+  Work,
+  efficiency_of,
+  rows_of,
+  step_time,
+)
+
+# The machine of README's cost table, two cores: a large product ran at 125 to 199 GFLOP/s, and the
+# tower reached 76% of it.
+CORES = Chip(185e9, 1e12, 1e12, 1e12, 0.0, 1, 2)
+MEASURED = Rates(efficiency=0.76, overhead=0.0)
+FEATURES = Work(views=32, m=16, image_flops=0.0)
+
+
+@pytest.mark.parametrize(("k", "seconds"), [(128, 0.78), (1000, 4.8)])
+def test_the_measured_steps_of_one_device(k, seconds):
+  """README's whole training step, 32 images: within the wandering of that machine's rate."""
+  found = step_time(dataclasses.replace(FEATURES, k=k), CORES, Layout(1), MEASURED)
+  assert found.total == pytest.approx(seconds, rel=0.1)
+
+
+def test_the_arithmetic_of_the_recipe():
+  """As the config of the recipe states it: 36 TFLOP of images, 0.7 TFLOP of text a draw."""
+  work = Work()
+  assert work.views * work.image_flops == pytest.approx(36e12, rel=0.01)
+  assert work.draw_flops(128 + 999) == pytest.approx(0.7e12, rel=0.1)
+
+
+def test_flops_of_a_text_tower_are_those_that_the_compiler_counts():
+  """Dense layers of one transformer layer, forward and back to the input, weights frozen."""
+  work = Work(text_width=64, text_layers=1, m=1, n_tokens=5.0)
+  d, tokens = 64, 20 * 5 + 1 + 1
+  shapes = [(d, d)] * 4 + [(d, 4 * d), (4 * d, d)]
+  weights = [jnp.ones(shape) for shape in shapes]
+
+  def layer(x, weights):
+    q, k, v, o, up, down = weights
+    x = (x @ q + x @ k + x @ v) @ o
+    return jnp.sum(x @ up @ down)
+
+  program = jax.jit(jax.value_and_grad(layer)).lower(jnp.ones((tokens, d)), weights).compile()
+  cost = program.cost_analysis()
+  assert work.draw_flops(20) == pytest.approx(cost["flops"], rel=0.1)
+
+
+chips = st.sampled_from(list(CHIPS.values()))
+layouts = st.builds(
+  Layout,
+  *(st.sampled_from([1, 2, 8, 64]), st.sampled_from([1, 2, 8, 512]), st.sampled_from([1, 2])),
+)
+works = st.builds(
+  Work, views=st.sampled_from([128, 1024]), k=st.integers(2, 21_841), m=st.sampled_from([1, 16])
+)
+
+
+@given(works, chips, layouts)
+def test_a_step_is_the_slower_of_devices_and_loader(work, chip, layout):
+  time = step_time(work, chip, layout, Rates())
+  parts = dataclasses.asdict(time)
+  assert all(seconds >= 0 for seconds in parts.values())
+  data = parts.pop("data")
+  assert time.total == pytest.approx(max(data, sum(parts.values())))
+  # No layout beats the arithmetic.
+  flops = work.views * work.image_flops + layout.data * layout.accumulate * work.draw_flops(0)
+  assert time.total >= flops / (Rates.efficiency * chip.flops * layout.chips)
+
+
+@given(works, chips, layouts)
+def test_what_no_layout_can_make_worse(work, chip, layout):
+  """Better links, faster hosts: never slower; a draw shared by more devices: no more text each."""
+  time = step_time(work, chip, layout, Rates())
+  faster = dataclasses.replace(chip, link=2 * chip.link, network=2 * chip.network)
+  assert step_time(work, faster, layout, Rates()).total <= time.total
+  assert step_time(work, chip, layout, Rates(thread_views=1e9)).total <= time.total
+  shared = dataclasses.replace(layout, class_size=2 * layout.class_size)
+  assert step_time(work, chip, shared, Rates()).text <= time.text
+
+
+def test_one_device_exchanges_nothing():
+  time = step_time(Work(), CHIPS["h100"], Layout(1), Rates())
+  assert (time.gather, time.reduce) == (0, 0)
+
+
+def test_reading_is_divided_among_hosts():
+  chip = CHIPS["h100"]
+  one, two = (step_time(Work(), chip, Layout(n), Rates()).data for n in (8, 16))
+  assert one == pytest.approx(1024 / (chip.host_threads * Rates.thread_views))
+  assert two == pytest.approx(one / 2)
+  assert step_time(Work(image_flops=0.0), chip, Layout(8), Rates()).data == 0
+
+
+def test_efficiency_is_what_the_model_takes_back():
+  work = Work(views=128)
+  for efficiency in (0.1, 0.55):
+    time = step_time(work, CHIPS["a100"], Layout(1), Rates(efficiency=efficiency))
+    assert efficiency_of(work, CHIPS["a100"], time.device) == pytest.approx(efficiency)
+  for seconds in (0.0, 1e-3, 2e-3):
+    with pytest.raises(ValueError, match="less than"):
+      efficiency_of(work, CHIPS["a100"], seconds)
+
+
+def test_draws_have_to_divide_the_views():
+  with pytest.raises(ValueError, match="1024 views do not divide by 3 draws"):
+    step_time(Work(), CHIPS["a100"], Layout(3), Rates())
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_plans_use_all_their_chips(plan):
+  for n in (8, 64, 1024):
+    views, layout = PLANS[plan](n)
+    assert layout.chips == n
+    assert views % layout.data == 0
+  first, *others = rows_of(plan, Work(), CHIPS["tpu_v4"], Rates())
+  assert first[-2] == "100%"
+  assert len({len(row) for row in [first, *others]}) == 1
+
+
+def test_the_command_prints_a_table_for_each_plan():
+  command = [
+    sys.executable,
+    "-m",
+    "pomp_jax.analysis.scaling",
+    "--chip=h100",
+    "--step_seconds=0.02",
+  ]
+  text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+  assert [line for line in text.splitlines() if line.endswith(":")] == [f"{p}:" for p in PLANS]
+  efficiency = efficiency_of(Work(views=128), CHIPS["h100"], 0.02)
+  assert text.startswith(f"h100, {100 * efficiency:.0f}% of its peak")
+  assert math.isclose(
+    text.count("\n| "),
+    2 * len(PLANS)
+    + sum(len(list(rows_of(plan, Work(), CHIPS["h100"], Rates()))) for plan in PLANS),
+  )
