@@ -102,7 +102,7 @@ def search(
   """CLIP's search for the strength: a sweep over every second decade, then halving.
 
   Around the best so far the two neighbours at half the distance are tried, down to an eighth of a
-  decade. Of equals the weaker penalty, which was met first, is kept.
+  decade. Of equals the stronger penalty, which was met first, is kept.
 
   Args:
     fit_with: a probe for a strength, started from another.

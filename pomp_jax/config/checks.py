@@ -2,6 +2,7 @@
 
 import os
 import re
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -159,10 +160,16 @@ def validate(config: ConfigDict) -> None:
     _export(config.export)
   if config.job == "prepare" and not os.path.exists(config.prepare.input):
     raise ConfigError("prepare.input", config.prepare.input, "a file or folder that exists")
-  if config.job in ("repeat", "baselines") and len(set(config.repeat.seeds)) != max(
-    len(config.repeat.seeds), 1
+  seeds = config.repeat.seeds
+  if config.job in ("repeat", "baselines") and (
+    not seeds or not all(map(_is_seed, seeds)) or len(set(seeds)) < len(seeds)
   ):
-    raise ConfigError("repeat.seeds", config.repeat.seeds, "one or more different seeds")
+    takes = "one or more different integers from 0 to 4294967295"
+    raise ConfigError("repeat.seeds", seeds, takes)
+
+
+def _is_seed(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32
 
 
 def _method(config: ConfigDict) -> None:

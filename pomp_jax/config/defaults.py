@@ -178,7 +178,7 @@ def base() -> ConfigDict:
 
   # job = "gradient_bias": the sampled gradient against the exact one.
   config.gradient_bias = ConfigDict()
-  config.gradient_bias.prompt = ""  # a prompt file; empty: the first prompt of the seed
+  config.gradient_bias.prompt = ""  # a prompt file; empty: N(0, 0.02^2), as a training starts
   config.gradient_bias.k = (16, 64, 256, 1024, 4096)
   config.gradient_bias.samplers = "uniform;hard;easy;hierarchical"  # the first: by correction too
   config.gradient_bias.corrections = "log;log10;none;logq"  # the first: for all samplers

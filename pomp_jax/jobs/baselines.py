@@ -23,6 +23,7 @@ from pomp_jax.files.run_folder import RunFolder, read_json, write_json
 from pomp_jax.jobs import pretrain
 from pomp_jax.jobs.benchmark.measurement import ProcessError, in_own_process, peak_mib
 from pomp_jax.jobs.repeat import summary
+from pomp_jax.jobs.watch import TrainingError
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,11 @@ def check(config: ConfigDict, workdir: str) -> None:
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
-  """Runs what has not finished yet, and sums up: returns what `results.json` holds."""
+  """Runs what has not finished yet, and sums up: returns what `results.json` holds.
+
+  Raises:
+    TrainingError: methods have failed; everything is written nevertheless.
+  """
   folder = RunFolder(workdir)
   folder.create()
   methods, failed = {}, {}
@@ -72,6 +77,11 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   for label, row in methods.items():
     figures = [f"{name} {100 * top1['mean']:.1f}%" for name, top1 in row["top1"].items()]
     log.info("%s: %s", label, ", ".join(figures))
+  if failed:
+    label, error = next(iter(failed.items()))
+    raise TrainingError(
+      f"{len(failed)} methods failed, the first, {label}: {error}; the same command runs them again"
+    )
   return results
 
 
@@ -88,11 +98,17 @@ def method_configs(config: ConfigDict) -> dict[str, ConfigDict]:
       raise ConfigError("baselines.methods", item, _TAKES)
     one = copy.deepcopy(config)
     one.job, one.baselines.methods = "pretrain", ""
-    found[label] = with_argument(one, argument.replace(" ", ""))
+    found[label] = with_argument(one, _without_outer_spaces(argument))
     validate(found[label])
   if not found:
     raise ConfigError("baselines.methods", config.baselines.methods, _TAKES)
   return found
+
+
+def _without_outer_spaces(argument: str) -> str:
+  """Values keep the spaces within them: `prompt.init = a photo of a`."""
+  items = [map(str.strip, item.partition("=")) for item in argument.split(",")]
+  return ",".join("".join(parts) for parts in items)
 
 
 def _seeds(config: ConfigDict) -> tuple[int, ...]:
@@ -107,10 +123,11 @@ def _one(config: ConfigDict, workdir: str, seed: int) -> tuple[ConfigDict, str]:
 
 
 def _outcome(config: ConfigDict, workdir: str, programs: str) -> dict[str, Any]:
-  """{"runs": results of each seed, "peak_mib": ..}, or {"error": ..}."""
+  """{"seeds": .., "runs": results of each, "peak_mib": ..}, or {"error": ..}."""
   stored = RunFolder(workdir).results
-  runs = [RunFolder(_one(config, workdir, seed)[1]).results for seed in _seeds(config)]
-  if stored.exists() and all(run.exists() for run in runs):
+  seeds = _seeds(config)
+  finished = all(RunFolder(_one(config, workdir, seed)[1]).results.exists() for seed in seeds)
+  if finished and stored.exists() and read_json(stored).get("seeds") == list(seeds):
     return read_json(stored)
   if jax.default_backend() == "cpu":
     try:
@@ -121,6 +138,10 @@ def _outcome(config: ConfigDict, workdir: str, programs: str) -> dict[str, Any]:
     # A second process could not have the device.
     outcome = _run_seeds(config.to_dict(), workdir, programs) | {"peak_mib": None}
   if "error" not in outcome:
+    outcome["seeds"] = list(seeds)
+    if finished:
+      # Nothing ran now: the peak would be that of reading files.
+      outcome["peak_mib"] = None
     write_json(stored, outcome)
   return outcome
 

@@ -40,7 +40,9 @@ def sampling_arrays(
   """
   sampling, arrays = config.sampling, SamplingArrays()
   if sampling.name == "frequency":
-    counts_N = np.bincount(labels_n, minlength=len(names)).astype(np.float64) ** sampling.power
+    counts_N = np.bincount(labels_n, minlength=len(names)).astype(np.float64)
+    # Relative to the largest: no power of it is beyond a float.
+    counts_N = (counts_N / counts_N.max()) ** sampling.power
     arrays = arrays._replace(frequency=(counts_N / counts_N.sum()).astype(np.float32))
   wanted = {
     "sampling.name": sampling.name == "hierarchical",

@@ -4,6 +4,7 @@ For the same images and the same prompt: the exact gradient, of the contrast ove
 gradients of many draws. Leaves `results.json` and `plots/gradient_bias.png` in the run's folder.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import logging
 import time
@@ -15,7 +16,7 @@ import numpy as np
 from pomp_jax.analysis.gradient_bias import draws_of, gradient_function, summarise
 from pomp_jax.analysis.gradient_plots import gradient_bias_panels
 from pomp_jax.clip.shared import plan_memory
-from pomp_jax.config import ConfigError
+from pomp_jax.config import ConfigError, fields
 from pomp_jax.data.source import StoredImages
 from pomp_jax.files.prompt_file import check_fits, load_prompt
 from pomp_jax.files.run_folder import RunFolder, write_json
@@ -24,7 +25,7 @@ from pomp_jax.jobs.class_relations import sampling_arrays, sampling_of
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.contrast import CORRECTIONS
 from pomp_jax.prompt.learner import ContextLearner, Frozen
-from pomp_jax.prompt.sampling import SAMPLERS, Sampling
+from pomp_jax.prompt.sampling import SAMPLERS, Sampling, SamplingArrays
 from pomp_jax.prompt.train_step import ContrastSettings, replicate, step_token_budget
 from pomp_jax.transfer import Encoder
 
@@ -71,9 +72,14 @@ def check(config: ConfigDict, workdir: str) -> None:
   """
   RunFolder(workdir).check()
   settings, n_classes = config.gradient_bias, inputs.n_training_classes(config.data)
-  if len(settings.k) == 0 or not all(2 <= k <= n_classes for k in settings.k):
-    takes = f"one or more sizes from 2 to the number of classes, {n_classes}"
-    raise ConfigError("gradient_bias.k", settings.k, takes)
+  k = settings.k
+  if not k or not all(type(n) is int and 2 <= n <= n_classes for n in k) or len(set(k)) < len(k):
+    takes = f"one or more different sizes from 2 to the number of classes, {n_classes}"
+    raise ConfigError("gradient_bias.k", k, takes)
+  unread = {"method": "pomp", "prompt.class_specific": False, "prompt.init": ""}
+  for field, value in unread.items():
+    if (found := dict(fields(config))[field]) != value:
+      raise ConfigError(field, found, f"{value!r} where job='gradient_bias'")
   _names(settings, "samplers", SAMPLERS)
   _names(settings, "corrections", CORRECTIONS)
   if settings.prompt:
@@ -111,7 +117,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
   results = {
     "job": config.job,
     "n_classes": setting.n_classes,
-    "images": settings.images,
+    "images": int(setting.labels.size),
     "prompt": settings.prompt or "initial",
     "exact_norm": float(np.linalg.norm(exact_P)),
     "cells": cells,
@@ -140,12 +146,7 @@ def _open(config: ConfigDict, samplers: tuple[str, ...]) -> _Setting:
   key = jax.random.key(config.seed)
   params = replicate(module.init(key, method=lambda m: m.context)["params"], encoder.mesh)
   frozen = encoder.frozen(encoder.vocabulary(source.names, m))
-  arrays = sampling_arrays(config, source.names, source.labels)
-  for sampler in samplers:
-    wanted = config.copy_and_resolve_references()
-    wanted.sampling.name = sampler
-    more = sampling_arrays(wanted, source.names, source.labels)
-    arrays = arrays._replace(**{f: a for f, a in more._asdict().items() if a is not None})
+  arrays = _arrays(config, samplers, source.names, encoder.clip.image_size)
   bank_NxE = encoder.features_of_tokens(params, frozen.tokens, position)
   sampling = replicate(arrays._replace(bank=bank_NxE), encoder.mesh)
   return _Setting(
@@ -158,6 +159,26 @@ def _open(config: ConfigDict, samplers: tuple[str, ...]) -> _Setting:
     len(source.names),
     config.seed,
   )
+
+
+def _arrays(
+  config: ConfigDict, samplers: tuple[str, ...], names: Sequence[str], image_size: int
+) -> SamplingArrays:
+  """What any of the samplers knows of the classes; counts are those of a training."""
+  labels_n = inputs.open_training_source(config.data, image_size).labels
+  arrays = sampling_arrays(config, names, labels_n)
+  for sampler in samplers:
+    wanted = config.copy_and_resolve_references()
+    wanted.sampling.name = sampler
+    try:
+      more = sampling_arrays(wanted, names, labels_n)
+    except ConfigError as error:
+      if error.field != "sampling.name":
+        raise
+      takes = f"samplers that need no relations between classes, or others than {sampler!r}"
+      raise ConfigError("gradient_bias.samplers", config.gradient_bias.samplers, takes) from error
+    arrays = arrays._replace(**{f: a for f, a in more._asdict().items() if a is not None})
+  return arrays
 
 
 def _names(settings: ConfigDict, field: str, accepted: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from small_run import small_config
 from pomp_jax.config import METHODS, ConfigError, validate
 from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.jobs import baselines, feature_methods, inputs, named_prompts, pretrain
+from pomp_jax.jobs.watch import TrainingError
 
 SPLITS = ("base", "novel", "shifted")
 CONFIGS = {
@@ -139,7 +140,9 @@ def test_the_table_of_methods_marks_what_fails_and_is_resumed(tmp_path, monkeypa
     " broken: k=5, optim.lr=1e30"
   )
   baselines.check(config, str(tmp_path))
-  results = baselines.run(config, str(tmp_path))
+  with pytest.raises(TrainingError, match="1 methods failed, the first, broken: TrainingError: "):
+    baselines.run(config, str(tmp_path))
+  results = json.loads((tmp_path / "results.json").read_text())
   assert set(results["failed"]) == {"broken"}
   assert results["failed"]["broken"].startswith("TrainingError: ")
   assert set(results["methods"]) == {"probe", "pomp", "zero_hand_written", "zero_class_name"}
@@ -159,6 +162,26 @@ def test_the_table_of_methods_marks_what_fails_and_is_resumed(tmp_path, monkeypa
   again = baselines.run(config, str(tmp_path))
   assert again["methods"] == results["methods"] and not again["failed"]
   assert (tmp_path / "pomp" / "results.json").stat().st_mtime_ns == stored
+
+  # Fewer seeds are another table; nothing runs for it, and no peak is measured.
+  config.repeat.seeds = (1,)
+  fewer = baselines.run(config, str(tmp_path))["methods"]["pomp"]
+  assert (fewer["n_runs"], fewer["peak_mib"]) == (1, None)
+  assert fewer["top1"]["novel"]["values"] == [runs[1]["top1"]["novel"]]
+
+
+def test_values_keep_the_spaces_within_them():
+  config = tiny_config(job="baselines")
+  config.baselines.methods = "one : k = 5 , prompt.init = a photo of a; two: k=6"
+  found = baselines.method_configs(config)
+  assert (found["one"].k, found["one"].prompt.init, found["two"].k) == (5, "a photo of a", 6)
+
+
+@pytest.mark.parametrize("seeds", [(), (0, 0), (0.5,), ("x",), (-1,), (2**32,), (True, False)])
+@pytest.mark.parametrize("job", ["repeat", "baselines"])
+def test_seeds_that_are_none(job, seeds):
+  with pytest.raises(ConfigError, match=r"config\.repeat\.seeds: .*different integers from 0"):
+    validate(tiny_config(job=job, **{"repeat.seeds": seeds}))
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,8 @@ def test_it_leaves_figures_and_a_plot(tmp_path):
   ("field", "value", "takes"),
   [
     ("k", (1, 8), "from 2 to the number of classes, 300"),
+    ("k", ("x",), "from 2 to the number of classes, 300"),
+    ("k", (16, 16), "different sizes"),
     ("k", (), "from 2 to the number of classes, 300"),
     ("samplers", "uniform;harder", "some of uniform, hard"),
     ("samplers", "uniform;uniform", "none twice"),

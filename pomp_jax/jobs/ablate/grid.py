@@ -76,11 +76,13 @@ def read_grid(text: str, config: ConfigDict) -> dict[str, list[str]]:
     if not equals or not all(found) or len(set(found)) < len(found):
       raise ConfigError(_FIELD, item, _TAKES + "; no value twice")
     check_field(config, field)
-    if field == "job" or leaves_result_as_it_is(field):
+    if field in ("job", "dry_run") or leaves_result_as_it_is(field):
       raise ConfigError(_FIELD, field, "a field that a training depends on")
     if field in grid:
       raise ConfigError(_FIELD, field, "each field once")
     grid[field] = found
+  if ALL in grid.get("k", ()) and "negatives" in grid:
+    raise ConfigError(_FIELD, "negatives", "no negatives beside k=all, which sets them")
   if not grid:
     raise ConfigError(_FIELD, text, _TAKES)
   return grid

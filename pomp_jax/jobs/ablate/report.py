@@ -67,15 +67,27 @@ _REMARK = (
 
 
 def _references(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-  """The better hand-written prompt of the first cell that has them, for the plot."""
+  """The better hand-written prompt, for the plot; none where cells differ in theirs."""
+  found = _distinct_by_hand(cells)
+  if len(found) != 1:
+    return {}
+  ((_, by_hand),) = found
+  best = {split: max(top1, key=top1.get) for split, top1 in by_hand.items()}
+  return {
+    f"{split}_top1": {name.replace("_", " "): by_hand[split][name]} for split, name in best.items()
+  }
+
+
+def _distinct_by_hand(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+  """What prompts written by hand reach, each outcome once with the first cell that has it.
+
+  Cells with other CLIPs or classes have others.
+  """
+  found: dict[str, tuple[str, Mapping[str, Any]]] = {}
   for cell in cells:
     if not cell["error"]:
-      best = {split: max(found, key=found.get) for split, found in cell["by_hand"].items()}
-      return {
-        f"{split}_top1": {name.replace("_", " "): cell["by_hand"][split][name]}
-        for split, name in best.items()
-      }
-  return {}
+      found.setdefault(json.dumps(cell["by_hand"]), (cell["name"], cell["by_hand"]))
+  return list(found.values())
 
 
 def _heading(name: str) -> str:
@@ -105,10 +117,14 @@ def _spread(group: Group, name: str) -> str:
 
 
 def _by_hand(cells: Sequence[Mapping[str, Any]]) -> Grid:
-  found = [cell["by_hand"] for cell in cells if not cell["error"]][:1]
-  splits = list(found[0]) if found else []
-  prompts = list(found[0][splits[0]]) if splits else []
-  rows = [[p.replace("_", " "), *(f"{100 * found[0][s][p]:.1f}" for s in splits)] for p in prompts]
+  found = _distinct_by_hand(cells)
+  splits = list(dict.fromkeys(split for _, by_hand in found for split in by_hand))
+  rows = []
+  for cell, by_hand in found:
+    where = f" ({cell} and alike)" if len(found) > 1 else ""
+    for prompt in next(iter(by_hand.values()), {}):
+      figures = [f"{100 * by_hand[s][prompt]:.1f}" if s in by_hand else "-" for s in splits]
+      rows.append([prompt.replace("_", " ") + where, *figures])
   return Grid(("prompt", *splits), rows)
 
 

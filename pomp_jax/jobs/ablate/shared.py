@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax.config import fields
+from pomp_jax.data.source import Source
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import batches, inputs, training
@@ -33,13 +34,7 @@ class Shared:
 
   def prepare(self, config: ConfigDict, folder: RunFolder) -> training.Run:
     """A run made ready, its CLIP and its images shared with the others."""
-    encoder = self.encoder(config)
-    source = self._once(
-      config,
-      "source",
-      ("clip.model", "data"),
-      lambda: inputs.open_training_source(config.data, encoder.clip.image_size),
-    )
+    encoder, source = self.encoder(config), self._source(config)
     frozen = self._once(
       config,
       "frozen",
@@ -47,6 +42,15 @@ class Shared:
       lambda: encoder.frozen(encoder.vocabulary(source.names, config.prompt.m)),
     )
     return training.prepare(config, folder, encoder=encoder, source=source, frozen=frozen)
+
+  def _source(self, config: ConfigDict) -> Source:
+    """The images and classes of a training."""
+    return self._once(
+      config,
+      "source",
+      ("clip.model", "data"),
+      lambda: inputs.open_training_source(config.data, self.encoder(config).clip.image_size),
+    )
 
   def stream(self, job: training.Run) -> Stream:
     """The features that a run is trained on, in its order."""
@@ -58,7 +62,12 @@ class Shared:
 
   def evaluate(self, config: ConfigDict, prompt: Prompt) -> Scores:
     """A prompt's accuracy on every split, as the pretrain job has it."""
-    return evaluate(self.encoder(config), self._splits(config), {"prompt": prompt})
+    splits = self._splits(config)
+    if prompt.context.ndim == 3:
+      # A class-specific context knows no class but those it was trained on.
+      names = tuple(self._source(config).names)
+      splits = {name: split for name, split in splits.items() if tuple(split.names) == names}
+    return evaluate(self.encoder(config), splits, {"prompt": prompt})
 
   def references(self, config: ConfigDict) -> Scores:
     """Accuracy of the prompts that nobody learned."""
