@@ -123,6 +123,9 @@ def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_l
     step = int(bad[0])
     _fail(folder, cell, TrainingError(f"loss is {trained.losses[step]} at step {step + 1}"))
     return
+  if not np.isfinite(trained.context).all():
+    _fail(folder, cell, TrainingError("the prompt is not finite after the last step"))
+    return
   config, start = cell.config, time.monotonic()
   prompt = Prompt(
     trained.context, config.clip.model, config.prompt.position, config=config.to_dict()
