@@ -174,7 +174,7 @@ def base() -> ConfigDict:
   config.ablate = ConfigDict()
   config.ablate.grid = ""  # such as "k=16|64|all;correction=log|none;seed=0|1|2"
   config.ablate.lanes = 0  # cells that one program trains together, at most; 0: what memory takes
-  config.ablate.part = ""  # "2/5": this process takes the second of five parts; all if empty
+  config.ablate.part = ""  # "2/5": this run takes the second of five parts; all if empty
 
   # job = "gradient_bias": the sampled gradient against the exact one.
   config.gradient_bias = ConfigDict()

@@ -106,7 +106,7 @@ def open_batches(
     seed=config.seed,
     n_views=data.views,
     start=start,
-    shard=_shard(mesh),
+    shard=own_part(mesh),
     threads=data.threads,
     workers=data.workers,
     max_corrupt=data.max_corrupt,
@@ -114,7 +114,7 @@ def open_batches(
   )
 
 
-def _shard(mesh: Mesh) -> tuple[int, int]:
+def own_part(mesh: Mesh) -> tuple[int, int]:
   """Which part of a batch, of how many, this process's devices take.
 
   Processes whose devices split the classes of the same images take the same part.

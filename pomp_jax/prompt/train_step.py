@@ -159,7 +159,7 @@ def make_train_step(
     raise ValueError("the learner learns image features: image_tower has to be None")
   group_loss = _make_group_loss(mesh, learner, settings, accumulate)
   # Outside of what is differentiated: nothing of the image tower is kept.
-  image_features = image_tower and _over_all_devices(mesh, image_tower)
+  image_features = image_tower and over_all_devices(mesh, image_tower)
 
   def mean_gradient(state, frozen, batch):
     def group_gradient(total, group):
@@ -200,8 +200,16 @@ def make_train_step(
   return train_step
 
 
-def _over_all_devices(mesh: Mesh, image_tower: Callable) -> Callable:
-  """The image tower over the rows of a data index, split over the class axis too."""
+def over_all_devices(mesh: Mesh, image_tower: Callable) -> Callable:
+  """The image tower over the rows of a data index, split over the class axis too.
+
+  Args:
+    mesh: from `make_mesh`.
+    image_tower: from `clip.image_tower`.
+
+  Returns:
+    `(params, images [G,S,S,3] sharded over data) -> features [G,E]`, to be compiled.
+  """
 
   def local(params, images):
     return image_tower(params, _own_share(mesh, images))

@@ -4,13 +4,13 @@ import json
 import os
 
 from coop_folder import write_set
+from job_processes import run_in_processes
 import numpy as np
 import pytest
 from random_clip import write_random_clip
 import scipy.special
 from small_run import small_config
 import torch
-from two_processes import run_in_two_processes
 
 from pomp_jax.clip import load_clip
 from pomp_jax.config import ConfigError
@@ -229,7 +229,7 @@ def test_two_hundred_classes_of_imagenet_and_the_tree(data, tmp_path):
 def test_two_processes_count_what_one_does(data, cross_dataset, tmp_path):
   config = config_for(data, "cross_dataset", **{"evaluate.sets": "dtd"})
   expected = cross_dataset[2]["sets"]["dtd"]["prompts"]["hand_written"]
-  run_in_two_processes([(config, [tmp_path / "0", tmp_path / "1"])], tmp_path / "jobs.json")
+  run_in_processes([(config, [tmp_path / "0", tmp_path / "1"])], tmp_path / "jobs.json")
   assert not (tmp_path / "1").exists()
   results = json.loads((tmp_path / "0" / "results.json").read_text())
   found = results["sets"]["dtd"]["prompts"]["hand_written"]

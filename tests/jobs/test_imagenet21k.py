@@ -8,10 +8,10 @@ import json
 import pathlib
 
 import jax
+from job_processes import run_in_processes
 import numpy as np
 import pytest
 from tar_files import tar_bytes
-from two_processes import run_in_two_processes
 
 from pomp_jax.config import base, validate
 from pomp_jax.data.made_up import encode, natural_image
@@ -192,7 +192,7 @@ def test_the_whole_way_in_two_processes_is_the_same(records, alone, tmp_path):
   jobs = jobs_on(records[0], out)
   jobs[1][0].mesh.class_size = 4
   jobs[1][0].accumulate = jax.device_count()
-  run_in_two_processes(
+  run_in_processes(
     [(config, (workdir, workdir)) for config, workdir in jobs], tmp_path / "jobs.json"
   )
   np.testing.assert_allclose(

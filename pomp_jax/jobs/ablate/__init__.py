@@ -1,9 +1,12 @@
-"""The pretrain job for every combination of some fields' values, in one process.
+"""The pretrain job for every combination of some fields' values, many of them in one program.
 
 Leaves in the run's folder `cells/` with a JSON file and the learned prompt of every cell, written
 whole when the cell is done; `cells.csv` and `results.json`, a row a cell; `plots/sweep.png`; and
 `report.html`, one file that needs nothing else. Started again it runs the cells that are missing
 or have failed. A cell that fails is marked with its error, and the others go on.
+
+With several processes all of them train every cell together, and the first reads the folder and
+writes; runs of their own share the cells by `config.ablate.part`.
 """
 
 from collections.abc import Sequence
@@ -59,18 +62,21 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """
   start = time.monotonic()
   folder = RunFolder(workdir)
-  folder.create()
-  (folder.path / _FOLDER).mkdir(exist_ok=True)
-  write_json(folder.config, config.to_dict())
+  if hosts.is_first():
+    folder.create()
+    (folder.path / _FOLDER).mkdir(exist_ok=True)
+    write_json(folder.config, config.to_dict())
   cells = make_cells(config)
   index, count = _part(config)
   groups = lane_groups(cells)[index::count]
-  todo = sum(not _is_done(folder, cell) for group in groups for cell in group)
-  log.info("%d cells, %d of them to do here", len(cells), todo)
+  log.info("%d cells, %d of them to do here", len(cells), sum(map(len, _missing(folder, groups))))
   shared = Shared()
   for group in groups:
     _run_group(shared, folder, group)
-  results = _write_results(config, folder, cells, time.monotonic() - start)
+  seconds = time.monotonic() - start
+  results = _write_results(config, folder, cells, seconds) if hosts.is_first() else None
+  # Whoever goes on from here finds the files.
+  results = hosts.from_first(results, "the ablation's results")
   failed = [cell for cell in results["cells"] if cell["error"]]
   if failed:
     raise TrainingError(
@@ -82,7 +88,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
 def _run_group(shared: Shared, folder: RunFolder, group: Sequence[Cell]) -> None:
   """Trains and evaluates what is missing of some cells that can be lanes of one program."""
-  group = [cell for cell in group if not _is_done(folder, cell)]
+  [group] = _missing(folder, [group])
   if not group:
     return
   try:
@@ -95,6 +101,9 @@ def _run_group(shared: Shared, folder: RunFolder, group: Sequence[Cell]) -> None
   except _OF_THE_PROCESS:
     raise
   except Exception as error:  # whatever it is: the other cells are worth having
+    if jax.process_count() > 1:
+      # The other processes may be in the midst of the cell, and would wait for this one.
+      raise
     if len(group) == 1:
       _fail(folder, group[0], error)
       return
@@ -117,7 +126,7 @@ def _most_lanes(job: training.Run) -> int:
 
 
 def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_lanes: int) -> None:
-  """Evaluates a lane and writes its cell."""
+  """Evaluates a lane, all processes together, and writes its cell."""
   bad = np.flatnonzero(~np.isfinite(trained.losses))
   if len(bad):
     step = int(bad[0])
@@ -146,6 +155,8 @@ def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_l
     "lanes": n_lanes,
     "error": None,
   }
+  if not hosts.is_first():
+    return
   file = _file(folder, cell)
   save_prompt(file.with_suffix(".npz"), prompt)
   # Last: a cell with a file is a finished cell.
@@ -158,13 +169,14 @@ def _fail(folder: RunFolder, cell: Cell, error: Exception) -> None:
   text = f"{type(error).__name__}: {' '.join(str(error).split())}"
   log.warning("%s failed: %s", cell.name, text)
   found = {"name": cell.name, "key": cell.key, "values": cell.values, "error": text}
-  write_json(_file(folder, cell), found)
+  if hosts.is_first():
+    write_json(_file(folder, cell), found)
 
 
 def _write_results(
   config: ConfigDict, folder: RunFolder, cells: Sequence[Cell], seconds: float
 ) -> dict[str, Any]:
-  """Sums up the cells that are there; another process may add some meanwhile."""
+  """Sums up the cells that are there; another part's process may add some meanwhile."""
   while True:
     found = [stored for cell in cells if (stored := _stored(folder, cell)) is not None]
     results = {
@@ -180,6 +192,16 @@ def _write_results(
     if len(found) == sum(_stored(folder, cell) is not None for cell in cells):
       log.info("table, plot and report are in %s", folder.path)
       return results
+
+
+def _missing(folder: RunFolder, groups: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
+  """The cells that are not done, as the first process sees it; all call it together."""
+  done = [[_is_done(folder, cell) for cell in group] for group in groups]
+  done = hosts.from_first(done, "the cells that are done")
+  return [
+    [cell for cell, known in zip(group, of_group, strict=True) if not known]
+    for group, of_group in zip(groups, done, strict=True)
+  ]
 
 
 def _is_done(folder: RunFolder, cell: Cell) -> bool:
@@ -200,14 +222,14 @@ def _file(folder: RunFolder, cell: Cell):
 
 
 def _part(config: ConfigDict) -> tuple[int, int]:
-  """Which part of the cells is this process's, from 0, and of how many.
+  """Which part of the cells is this run's, from 0, and of how many.
 
   Raises:
     ConfigError: not a part.
   """
   text = config.ablate.part
   if not text:
-    return jax.process_index(), jax.process_count()
+    return 0, 1
   first, slash, second = text.partition("/")
   if not (slash and first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
     raise ConfigError("ablate.part", text, "i/n with i from 1 to n, such as 2/5, or nothing")

@@ -3,7 +3,8 @@
 What differs between lanes is an array: the seed, and numbers of the loss and of the optimizer. What
 makes a program another one, such as K, is the same in all lanes of a program.
 
-Shapes: S lanes, T steps, G rows of a batch, E embedding, M context vectors, D width.
+Shapes: S lanes, T steps, G rows of a batch that are this process's, E embedding, M context
+vectors, D width.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,7 +40,7 @@ LANE_FIELDS = ("seed", "correction", *_NUMBERS.values())
 
 
 class Stream(NamedTuple):
-  """What a run is trained on, step by step.
+  """What a run is trained on, step by step; of each batch the rows of this process's devices.
 
   Attributes:
     features: of the images, as the tower has them.
@@ -142,7 +143,10 @@ class _Lanes:
       "image": np.stack([stream.features[step] for stream in self._streams]),
       "label": np.stack([stream.labels[step] for stream in self._streams]),
     }
-    batch = {name: jax.device_put(array, self._rows) for name, array in arrays.items()}
+    batch = {
+      name: jax.make_array_from_process_local_data(self._rows, array)
+      for name, array in arrays.items()
+    }
     return state, self._numbers, frozen, batch
 
 

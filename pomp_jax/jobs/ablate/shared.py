@@ -4,6 +4,9 @@ from collections.abc import Callable
 import contextlib
 from typing import Any
 
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -13,10 +16,11 @@ from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import batches, inputs, training
 from pomp_jax.jobs.ablate.lanes import Stream
+from pomp_jax.prompt.train_step import DATA, over_all_devices
 from pomp_jax.transfer import Encoder
 from pomp_jax.transfer.evaluation import SplitFeatures, evaluate, split_features
 
-# Images rendered or decoded at a time, roughly.
+# Images rendered or decoded at a time over all processes, roughly.
 _IMAGES = 1024
 
 Scores = dict[str, dict[str, dict[str, float]]]
@@ -53,11 +57,11 @@ class Shared:
     )
 
   def stream(self, job: training.Run) -> Stream:
-    """The features that a run is trained on, in its order."""
+    """The features that a run is trained on, in its order; all processes call it together."""
     key = ("stream", self._key(job.config, ("clip", "mesh", "data", "batch_size", "seed")))
     # Of runs that differ in their length the longest is kept.
     if key not in self._held or len(self._held[key].labels) < job.total_steps:
-      self._held[key] = _stream(job)
+      self._held[key] = _stream(job, self._image_features(job.config))
     return Stream(*(part[: job.total_steps] for part in self._held[key]))
 
   def evaluate(self, config: ConfigDict, prompt: Prompt) -> Scores:
@@ -78,6 +82,17 @@ class Shared:
       ("clip", "mesh", "data", "eval"),
       lambda: evaluate(self.encoder(config), self._splits(config), by_hand),
     )
+
+  def _image_features(self, config: ConfigDict) -> Callable:
+    """As a training step has them of a batch that is split over the data axis, but on all hosts."""
+
+    def make():
+      encoder = self.encoder(config)
+      everywhere = NamedSharding(encoder.mesh, P())
+      tower = over_all_devices(encoder.mesh, encoder.image_tower)
+      return jax.jit(tower, out_shardings=everywhere)
+
+    return self._once(config, "image_features", ("clip", "mesh"), make)
 
   def _splits(self, config: ConfigDict) -> dict[str, SplitFeatures]:
     return self._once(
@@ -107,19 +122,20 @@ class Shared:
     return repr([(f, v) for f, v in fields(config) if f in on or f.startswith(inside)])
 
 
-def _stream(job: training.Run) -> Stream:
-  """Reads the batches that the pretrain job would read, and computes their features."""
-  config, encoder = job.config, job.encoder
+def _stream(job: training.Run, image_features: Callable) -> Stream:
+  """Reads this process's rows of the batches that the pretrain job would read, as features."""
+  config, mesh = job.config, job.encoder.mesh
+  rows, (part, n_parts) = NamedSharding(mesh, P(DATA)), batches.own_part(mesh)
   at_a_time = max(_IMAGES // config.batch_size, 1)
   features, labels = [], []
-  with contextlib.closing(
-    batches.open_batches(config, job.source, job.fetch, encoder.mesh)
-  ) as loader:
+  with contextlib.closing(batches.open_batches(config, job.source, job.fetch, mesh)) as loader:
     for start in range(0, job.total_steps, at_a_time):
-      part = [next(loader) for _ in range(min(at_a_time, job.total_steps - start))]
-      images = np.concatenate([batch["image"] for batch in part])
+      some = [next(loader) for _ in range(min(at_a_time, job.total_steps - start))]
+      images = np.concatenate([batch["image"] for batch in some])
       if config.data.features == "online":
-        images = encoder.image_features(images, unit=False)
-      features += np.split(images, len(part))
-      labels += [batch["label"] for batch in part]
+        images = jax.make_array_from_process_local_data(rows, images)
+        # One block of rows a part: those of all these batches.
+        images = np.split(np.asarray(image_features(job.frozen.image, images)), n_parts)[part]
+      features += np.split(images, len(some))
+      labels += [batch["label"] for batch in some]
   return Stream(np.stack(features), np.stack(labels))

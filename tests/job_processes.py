@@ -1,4 +1,4 @@
-"""Jobs, one after the other, in two processes at once, each with two of four virtual devices."""
+"""Jobs, one after the other, in several processes at once, each with its own virtual devices."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,30 +12,42 @@ from processes import Processes
 Job = tuple[ConfigDict, Sequence[pathlib.Path]]
 
 
-def run_in_two_processes(jobs: Sequence[Job], file: pathlib.Path, seconds: float = 240) -> None:
+def run_in_processes(
+  jobs: Sequence[Job],
+  file: pathlib.Path,
+  *,
+  count: int = 2,
+  devices: int = 2,
+  seconds: float = 240,
+) -> None:
   """Runs them; `file` is where the processes read what to run."""
   from pomp_jax.config import fields
 
   values = [(dict(fields(config)), list(map(str, workdirs))) for config, workdirs in jobs]
   file.write_text(json.dumps(values))
-  with Processes(2, [__file__, str(file)], devices=2) as processes:
+  command = [__file__, str(file), str(count), str(devices)]
+  with Processes(count, command, devices=devices) as processes:
     for status, output in processes.finish(seconds).values():
       assert status == 0, output[-3000:]
 
 
 def main() -> None:
-  """One of the two."""
+  """One of the processes."""
   parser = argparse.ArgumentParser()
   parser.add_argument("file", type=pathlib.Path)
+  parser.add_argument("count", type=int)
+  parser.add_argument("devices", type=int)
   parser.add_argument("--coordinator")
   parser.add_argument("--num_processes", type=int)
-  parser.add_argument("--process_id", type=int)
+  parser.add_argument("--process_id", type=int, default=0)
   arguments = parser.parse_args()
   import jax
 
-  jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  jax.distributed.initialize(arguments.coordinator, arguments.num_processes, arguments.process_id)
-  assert (jax.process_count(), jax.device_count()) == (2, 4)
+  count = arguments.count
+  if count > 1:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(arguments.coordinator, count, arguments.process_id)
+  assert (jax.process_count(), jax.device_count()) == (count, count * arguments.devices)
   from pomp_jax.config import base, validate
   from pomp_jax.jobs import job
 
