@@ -1,7 +1,7 @@
 """Four devices, of one process, of two or of four: the same contexts and the same figures.
 
-Not bit for bit: how a sum over devices is ordered depends on which of them share a process, and each
-step starts from the rounding of the one before.
+Not bit for bit: how a sum over devices is ordered depends on which of them share a process, and
+each step starts from the rounding of the one before.
 """
 
 import json
@@ -22,7 +22,7 @@ _JOBS = {
   "sampled": small_config(**_SMALL),
   "all": small_config(negatives="all", **_SMALL, **{"mesh.class_size": 4}),
   "ablate": small_config(
-    job="ablate", **_SMALL, **{"mesh.class_size": 2, "ablate.grid": "k=10|20;seed=0|1"}
+    job="ablate", **_SMALL, **{"mesh.class_size": 2, "ablate.grid": "k=10;seed=0|1"}
   ),
 }
 
@@ -64,10 +64,10 @@ def test_a_training_is_the_same(runs, count, job):
 def test_an_ablation_is_the_same(runs, count):
   one, several = (sorted((runs[n] / "ablate" / "cells").glob("*.npz")) for n in (1, count))
   assert [file.name for file in several] == [file.name for file in one]
-  assert len(one) == 4
+  assert len(one) == 2
   contexts = [load_prompt(file).context for file in one]
   # Cells differ by far more than the tolerance.
-  assert min(np.abs(contexts[0] - other).max() for other in contexts[1:]) > 100 * _TOLERANCE
+  assert np.abs(contexts[0] - contexts[1]).max() > 100 * _TOLERANCE
   for file, expected in zip(several, contexts, strict=True):
     np.testing.assert_allclose(load_prompt(file).context, expected, rtol=0, atol=_TOLERANCE)
   one, several = (results(runs[n], "ablate") for n in (1, count))
