@@ -4,6 +4,7 @@ Not bit for bit: how a sum over devices is ordered depends on which of them shar
 each step starts from the rounding of the one before.
 """
 
+import functools
 import json
 
 from job_processes import run_in_processes
@@ -27,14 +28,19 @@ _JOBS = {
 }
 
 
+# Four processes compile everything four times, which takes minutes on two cores.
+_COUNTS = [2, pytest.param(4, marks=pytest.mark.long)]
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-  """Of each number of processes the folder, with a run's folder for each job."""
-  folders = {}
+def folder_of(tmp_path_factory):
+  """Of a number of processes the folder, with a run's folder for each job."""
   for config in _JOBS.values():
     validate(config)
-  for count in (1, 2, 4):
-    folder = folders[count] = tmp_path_factory.mktemp(f"processes_{count}")
+
+  @functools.cache
+  def run(count):
+    folder = tmp_path_factory.mktemp(f"processes_{count}")
     # The ablation a second time: nothing is left to do, and all processes have to find that.
     jobs = [*_JOBS.items(), ("ablate", _JOBS["ablate"])]
     run_in_processes(
@@ -42,27 +48,30 @@ def runs(tmp_path_factory):
       folder / "jobs.json",
       count=count,
       devices=4 // count,
+      seconds=480,
     )
-  return folders
+    return folder
+
+  return run
 
 
 def results(folder, job):
   return json.loads((folder / job / "results.json").read_text())
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", _COUNTS)
 @pytest.mark.parametrize("job", ["sampled", "all"])
-def test_a_training_is_the_same(runs, count, job):
-  one, several = (load_prompt(runs[n] / job / "prompt.npz").context for n in (1, count))
+def test_a_training_is_the_same(folder_of, count, job):
+  one, several = (load_prompt(folder_of(n) / job / "prompt.npz").context for n in (1, count))
   np.testing.assert_allclose(several, one, rtol=0, atol=_TOLERANCE)
-  one, several = (results(runs[n], job) for n in (1, count))
+  one, several = (results(folder_of(n), job) for n in (1, count))
   assert several["eval"] == one["eval"]
   assert several["k"] == one["k"] == (60 if job == "all" else 20)
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_an_ablation_is_the_same(runs, count):
-  one, several = (sorted((runs[n] / "ablate" / "cells").glob("*.npz")) for n in (1, count))
+@pytest.mark.parametrize("count", _COUNTS)
+def test_an_ablation_is_the_same(folder_of, count):
+  one, several = (sorted((folder_of(n) / "ablate" / "cells").glob("*.npz")) for n in (1, count))
   assert [file.name for file in several] == [file.name for file in one]
   assert len(one) == 2
   contexts = [load_prompt(file).context for file in one]
@@ -70,11 +79,11 @@ def test_an_ablation_is_the_same(runs, count):
   assert np.abs(contexts[0] - contexts[1]).max() > 100 * _TOLERANCE
   for file, expected in zip(several, contexts, strict=True):
     np.testing.assert_allclose(load_prompt(file).context, expected, rtol=0, atol=_TOLERANCE)
-  one, several = (results(runs[n], "ablate") for n in (1, count))
+  one, several = (results(folder_of(n), "ablate") for n in (1, count))
   assert several["missing"] == []
   for cell, expected in zip(several["cells"], one["cells"], strict=True):
     assert cell["error"] is None
     for figure in ("name", "values", "top1", "top5", "by_hand"):
       assert cell[figure] == expected[figure]
     assert cell["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-  assert (runs[count] / "ablate" / "report.html").exists()
+  assert (folder_of(count) / "ablate" / "report.html").exists()
