@@ -157,17 +157,17 @@ def test_weights_that_do_not_fit_the_configuration(written, folder):
   state = written[1].state_dict()
   file = folder / "model.safetensors"
 
-  def refusal(**changes):
+  def refusal_with(**changes):
     changed = {key: tensor for key, tensor in (state | changes).items() if tensor is not None}
     safetensors.torch.save_file(changed, file)
     return refusal(folder)
 
   key = "vision_model.encoder.layers.1.mlp.fc1.weight"
-  assert f"{key} has the shape [48, 96], where such a CLIP has [96, 48]" in refusal(
+  assert f"{key} has the shape [48, 96], where such a CLIP has [96, 48]" in refusal_with(
     **{key: state[key].T.contiguous()}
   )
-  assert "logit_scale is missing" in refusal(logit_scale=None)
-  assert "logit_bias is there, which such a CLIP does not have" in refusal(
+  assert "logit_scale is missing" in refusal_with(logit_scale=None)
+  assert "logit_bias is there, which such a CLIP does not have" in refusal_with(
     logit_bias=torch.zeros(1)
   )
 
