@@ -4,6 +4,7 @@ import functools
 import json
 import pathlib
 
+import jax
 import numpy as np
 from processes import Processes
 import pytest
@@ -96,7 +97,7 @@ def test_features_are_those_of_the_images_themselves(complete, images):
   stored = features_in(folder)
   for index, epoch in ((0, 0), (7, 1), (23, 3)):
     pixels, _ = fetch(np.array([index]), np.array([epoch]))
-    expected = np.asarray(encoder.image_tower(encoder.vision_params, pixels[0]))
+    expected = np.asarray(encoder.image_tower(encoder.vision_params, jax.numpy.asarray(pixels[0])))
     found = stored[index, 2 * (epoch % 2) : 2 * (epoch % 2) + 2]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 

@@ -6,7 +6,7 @@ from small_run import small_config
 
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.jobs import pretrain, training
+from pomp_jax.jobs import loop, training
 from pomp_jax.jobs.bank import Bank
 from pomp_jax.jobs.watch import Watch
 
@@ -24,7 +24,7 @@ def _trained(config, workdir):
   folder = RunFolder(workdir)
   job = training.prepare(config, folder)
   folder.create()
-  state, *_ = pretrain._train(job)
+  state = loop.train(job).state
   return np.asarray(state.params["context"])
 
 
