@@ -6,9 +6,9 @@ from pomp_jax.clip import ClipError, load_clip
 from pomp_jax.clip.load import read_clip_config
 
 
-def refusal(source) -> str:
+def refusal(source, readers=(load_clip, read_clip_config)) -> str:
   """The line, which is the same for all of it and for the sizes alone, read before a run starts."""
-  for read in (load_clip, read_clip_config):
+  for read in readers:
     with pytest.raises(ClipError) as error:
       read(str(source))
     message = str(error.value)

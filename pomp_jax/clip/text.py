@@ -18,7 +18,8 @@ from jax.typing import DTypeLike
 import numpy as np
 
 from pomp_jax.annotations import Array, Float, Int32
-from pomp_jax.clip.shared import KEEP_ALL, MemoryPlan, shared_text_tower
+from pomp_jax.clip.memory import KEEP_ALL, MemoryPlan
+from pomp_jax.clip.shared import shared_text_tower
 
 TEXT_TOWERS = ("shared", "reference")
 

@@ -13,9 +13,7 @@ from pomp_jax.config.accepted import (
   MADE_UP_CLIP,
   MADE_UP_DATA,
   METHODS,
-  SOURCES,
   STEP_METHODS,
-  WEIGHT_SUFFIXES,
   WORLD,
 )
 from pomp_jax.config.checks import validate
@@ -38,9 +36,7 @@ __all__ = [
   "MADE_UP_CLIP",
   "MADE_UP_DATA",
   "METHODS",
-  "SOURCES",
   "STEP_METHODS",
-  "WEIGHT_SUFFIXES",
   "WORLD",
   "base",
   "check_field",

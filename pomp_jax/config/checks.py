@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pomp_jax.clip.made_up import MADE_UP
-from pomp_jax.clip.shared import KEEP
+from pomp_jax.clip.memory import KEEP
 from pomp_jax.clip.text import TEXT_TOWERS
 from pomp_jax.config.accepted import (
   EXPORT_FORMATS,

@@ -15,7 +15,7 @@ import numpy as np
 
 from pomp_jax.analysis.gradient_bias import draws_of, gradient_function, summarise
 from pomp_jax.analysis.gradient_plots import gradient_bias_panels
-from pomp_jax.clip.shared import plan_memory
+from pomp_jax.clip.memory import plan_memory
 from pomp_jax.config import ConfigError, fields
 from pomp_jax.data.source import StoredImages
 from pomp_jax.files.prompt_file import check_fits, load_prompt

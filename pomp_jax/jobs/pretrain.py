@@ -111,7 +111,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
   """
   folder = RunFolder(workdir)
   # What process 0 sees: another one may look at the folder later, or at another disk.
-  stored = read_json(folder.results) if folder.results.exists() else None
+  finished = hosts.is_first() and folder.results.exists()
+  stored = read_json(folder.results) if finished else None
   stored = hosts.from_first(stored, "the run's results")
   if stored is not None:
     log.info("%s: this run has finished; nothing to do", workdir)

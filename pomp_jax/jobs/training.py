@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from pomp_jax.clip import tokenize
-from pomp_jax.clip.shared import MemoryPlan, activation_bytes, plan_memory
+from pomp_jax.clip.memory import MemoryPlan, activation_bytes, plan_memory
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.config import ConfigError
 from pomp_jax.data.loader import Fetch

@@ -15,7 +15,7 @@ from jaxtyping import Float
 import numpy as np
 
 from pomp_jax.clip import Clip, TextTower, image_tower, text_tower, tokenize
-from pomp_jax.clip.shared import KEEP_ALL, MemoryPlan
+from pomp_jax.clip.memory import KEEP_ALL, MemoryPlan
 from pomp_jax.data.vocabulary import Vocabulary, make_vocabulary, spoken
 from pomp_jax.files.array_cache import ArrayCache, fingerprint
 from pomp_jax.files.prompt_file import Prompt, check_fits

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from pomp_jax.clip import shared
+from pomp_jax.clip.memory import plan_memory
 from pomp_jax.clip.text import text_tower
 from pomp_jax.data.imagenet21k import load_synsets
 from pomp_jax.jobs.benchmark.measurement import Measurement, Settings, Step
@@ -48,7 +48,7 @@ def whole_step(settings: Settings, k: int, n_classes: int) -> tuple[Measurement,
   optimizer = sgd(lambda step: 0.002, 0.9, 5e-4)
   contrast = ContrastSettings(k, n_classes, "log", 100.0)
   budget = step_token_budget(module, lengths_N, settings=contrast, group_size=_GROUP)
-  memory = shared.plan_memory(sizes, settings.m + 1, budget, _ACTIVATION_BYTES)
+  memory = plan_memory(sizes, settings.m + 1, budget, _ACTIVATION_BYTES)
   tower = text_tower("shared", sizes, jnp.dtype(settings.dtype), budget, memory)
   learner = ContextLearner(module, tower, budget)
   train_step = make_train_step(
