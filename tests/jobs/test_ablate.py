@@ -65,7 +65,7 @@ def test_a_bank_follows_the_prompt_of_its_cell(tmp_path):
 
 
 def test_other_methods_are_not_for_it(tmp_path):
-  with pytest.raises(ConfigError, match=r"config\.method: got 'cocoop', takes 'pomp'; job='base"):
+  with pytest.raises(ConfigError, match=r"cell .*method: got 'cocoop', takes 'pomp'; job='base"):
     ablate.check(config_for("method=cocoop;seed=0"), str(tmp_path / "run"))
 
 
@@ -140,7 +140,7 @@ def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(tmp_path, monkeypatch)
     run(config, tmp_path)
   stored = json.loads((tmp_path / "results.json").read_text())["cells"]
   errors = [cell["error"] for cell in stored]
-  not_finite = "TrainingError: loss is nan at step 2"
+  not_finite = "BadLossError: loss is nan at step 2"
   assert errors == [None, None, not_finite, None, "MemoryError: no room", not_finite]
   page = (tmp_path / "report.html").read_text()
   assert "MemoryError: no room" in page
@@ -174,7 +174,31 @@ def test_parts_that_are_none(part, tmp_path):
     ablate.check(config_for(**{"ablate.part": part}), str(tmp_path))
 
 
-def test_a_cell_that_can_not_be_is_found_before_anything_is_written(tmp_path):
-  with pytest.raises(ConfigError, match=r"config\.k: got 301, takes at most the number of classes"):
-    ablate.check(config_for("k=20|301"), str(tmp_path / "run"))
+@pytest.mark.parametrize(
+  ("grid", "line"),
+  [
+    ("k=20|301", r"cell k=301: config\.k: got 301, takes at most the number of classes"),
+    # Known once the CLIP's tokenizer is read.
+    ("seed=0|1;prompt.init=red|a", r"cell seed=0, prompt\.init=red: .*takes words of prompt\.m"),
+  ],
+)
+def test_a_cell_that_can_not_be_is_found_before_anything_is_written(tmp_path, grid, line):
+  with pytest.raises(ConfigError, match=f"^{line}"):
+    run(config_for(grid), tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+def test_a_spike_in_a_cells_loss_marks_it(tmp_path, monkeypatch):
+  losses = np.ones(30, np.float32)
+  losses[24] = 6.0
+
+  def train(job, group, streams, size):
+    for cell in group:
+      context = np.zeros((cell.config.prompt.m, job.encoder.clip.text_width), np.float32)
+      yield Trained(context, np.minimum(losses, 2.0 if cell.values["seed"] else 9.0), 1.0, 1.0)
+
+  monkeypatch.setattr(ablate, "train_lanes", train)
+  line = r"BadLossError: loss is 6 at step 25, more than 5 times the 1 that is usual"
+  with pytest.raises(TrainingError, match=f"1 of 2 cells failed, the first, seed=0: {line}"):
+    run(config_for("seed=0|1", loss_spike=5.0), tmp_path / "spike")
+  assert all(cell["error"] is None for cell in run(config_for("seed=0|1"), tmp_path)["cells"])

@@ -9,7 +9,8 @@ With several processes all of them train every cell together, and the first read
 writes; runs of their own share the cells by `config.ablate.part`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import logging
 import os
 import time
@@ -20,7 +21,11 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax import hosts
+from pomp_jax.clip import ClipError, TokenizeError
 from pomp_jax.config import ConfigError
+from pomp_jax.data.source import SourceError
+from pomp_jax.data.vocabulary import VocabularyError
+from pomp_jax.files.feature_blocks import FeatureCacheError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
 from pomp_jax.jobs import pretrain, training
@@ -28,11 +33,21 @@ from pomp_jax.jobs.ablate.grid import Cell, make_cells
 from pomp_jax.jobs.ablate.lanes import Trained, lane_groups, lanes_at_a_time, train_lanes
 from pomp_jax.jobs.ablate.report import write_outcome
 from pomp_jax.jobs.ablate.shared import Shared
+from pomp_jax.jobs.bad_loss import BadLossError, Judge
 from pomp_jax.jobs.watch import TrainingError
 
 log = logging.getLogger(__name__)
 
 _FOLDER = "cells"
+# What makes of a cell bad input.
+_REFUSED = (
+  ClipError,
+  ConfigError,
+  FeatureCacheError,
+  SourceError,
+  TokenizeError,
+  VocabularyError,
+)
 # Not a cell's own failure: the process has to end.
 _OF_THE_PROCESS = (hosts.Preempted, hosts.LostHostError, hosts.HostError, RunFolderError)
 
@@ -46,12 +61,27 @@ def check(config: ConfigDict, workdir: str) -> None:
   RunFolder(workdir).check()
   _part(config)
   for cell in make_cells(config):
-    if cell.config.method != "pomp":
-      takes = "'pomp'; job='baselines' compares the others"
-      raise ConfigError("method", cell.config.method, takes)
-    if cell.config.on_bad_loss != "stop":
-      raise ConfigError("on_bad_loss", cell.config.on_bad_loss, "'stop': cells have no checkpoints")
-    pretrain.check(cell.config, os.path.join(workdir, _FOLDER, cell.key))
+    with _named(cell):
+      _check_cell(cell, workdir)
+
+
+def _check_cell(cell: Cell, workdir: str) -> None:
+  config = cell.config
+  if config.method != "pomp":
+    raise ConfigError("method", config.method, "'pomp'; job='baselines' compares the others")
+  if config.on_bad_loss != "stop":
+    raise ConfigError("on_bad_loss", config.on_bad_loss, "'stop': cells have no checkpoints")
+  pretrain.check(config, os.path.join(workdir, _FOLDER, cell.key))
+
+
+@contextlib.contextmanager
+def _named(cell: Cell) -> Iterator[None]:
+  """Puts the cell's name in front of what is refused in it."""
+  try:
+    yield
+  except _REFUSED as error:
+    error.args = (f"cell {cell.name}: {error}",)
+    raise
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -59,18 +89,23 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
   Raises:
     TrainingError: cells have failed; everything is written nevertheless.
+    ClipError, ConfigError, FeatureCacheError, SourceError, TokenizeError, VocabularyError: a cell
+      that can't be, before anything is written.
   """
   start = time.monotonic()
   folder = RunFolder(workdir)
+  cells = make_cells(config)
+  index, count = _part(config)
+  groups = lane_groups(cells)[index::count]
+  missing, shared = list(filter(None, _missing(folder, groups))), Shared()
+  for group in missing:
+    # Lanes of a program are alike in all that can be refused.
+    _check_opened(shared, folder, group[0])
   if hosts.is_first():
     folder.create()
     (folder.path / _FOLDER).mkdir(exist_ok=True)
     write_json(folder.config, config.to_dict())
-  cells = make_cells(config)
-  index, count = _part(config)
-  groups = lane_groups(cells)[index::count]
-  log.info("%d cells, %d of them to do here", len(cells), sum(map(len, _missing(folder, groups))))
-  shared = Shared()
+  log.info("%d cells, %d of them to do here", len(cells), sum(map(len, missing)))
   for group in groups:
     _run_group(shared, folder, group)
   seconds = time.monotonic() - start
@@ -84,6 +119,18 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       f" {failed[0]['error']}; the same command runs them again"
     )
   return results
+
+
+def _check_opened(shared: Shared, folder: RunFolder, cell: Cell) -> None:
+  """Refuses what shows once the cell's CLIP and images are open; these stay open."""
+  try:
+    with _named(cell):
+      shared.prepare(cell.config, folder)
+  except _REFUSED:
+    raise
+  except Exception:  # met again in the cell's turn, and marked
+    if jax.process_count() > 1:
+      raise
 
 
 def _run_group(shared: Shared, folder: RunFolder, group: Sequence[Cell]) -> None:
@@ -127,10 +174,12 @@ def _most_lanes(job: training.Run) -> int:
 
 def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_lanes: int) -> None:
   """Evaluates a lane, all processes together, and writes its cell."""
-  bad = np.flatnonzero(~np.isfinite(trained.losses))
-  if len(bad):
-    step = int(bad[0])
-    _fail(folder, cell, TrainingError(f"loss is {trained.losses[step]} at step {step + 1}"))
+  try:
+    judge = Judge(cell.config.loss_spike)
+    for step, loss in enumerate(trained.losses.tolist(), 1):
+      judge(step, {"loss": loss})
+  except BadLossError as error:
+    _fail(folder, cell, error)
     return
   if not np.isfinite(trained.context).all():
     _fail(folder, cell, TrainingError("the prompt is not finite after the last step"))
