@@ -10,41 +10,24 @@ import logging
 import math
 import os
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsFloat
+from typing import Any, SupportsFloat
 
-import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from pomp_jax import hosts
-from pomp_jax.files import checksums
+from pomp_jax.files import checkpoint_contents
+from pomp_jax.files.checkpoint_contents import (
+  CheckpointError,
+  Damage,
+  PyTree,
+  Restored,
+  as_line,
+)
 from pomp_jax.files.checkpoint_manager import open_manager, quality
 
+__all__ = ["CheckpointError", "Checkpoints", "Restored"]
+
 log = logging.getLogger(__name__)
-
-PyTree = Any
-
-
-class CheckpointError(RuntimeError):
-  """A checkpoint that can't be written, read, or put into the state that is asked for."""
-
-
-class Restored(NamedTuple):
-  """What a checkpoint held.
-
-  Attributes:
-    step: the step at which it was saved.
-    state: the pytree, with the structure and the shardings of the abstract state.
-    meta: the JSON that was saved with it.
-  """
-
-  step: int
-  state: PyTree
-  meta: dict[str, Any]
-
-
-class _Damage(Exception):
-  """One checkpoint that can't be read, or does not hold what was saved."""
 
 
 class Checkpoints:
@@ -94,7 +77,7 @@ class Checkpoints:
       self._set_aside_unreadable_metrics()
       return open_manager(self.folder, self._keep)
     except (OSError, ValueError) as error:
-      raise CheckpointError(f"{self.folder}: can't hold checkpoints ({_line(error)})") from error
+      raise CheckpointError(f"{self.folder}: can't hold checkpoints ({as_line(error)})") from error
 
   def save(
     self,
@@ -124,17 +107,7 @@ class Checkpoints:
       return False
     self._settle()
     metrics = {} if metric is None or not math.isfinite(metric) else {"metric": float(metric)}
-    # A copy: the next step may write into the very same memory.
-    state = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
-    stored = {
-      "leaves": checksums.describe(state),
-      "checksums": checksums.of_leaves(state),
-      "meta": meta,
-    }
-    contents = ocp.args.Composite(
-      state=ocp.args.StandardSave(state),
-      meta=ocp.args.JsonSave(stored | {"checksum": checksums.of_json(stored)}),
-    )
+    contents = checkpoint_contents.to_save(state, meta)
     try:
       if self._failure is not None:
         self._open_again()
@@ -180,8 +153,8 @@ class Checkpoints:
     """
     step = self.latest_step()
     try:
-      return None if step is None else self._read_meta(step)["meta"]
-    except _Damage as damage:
+      return None if step is None else checkpoint_contents.read_meta(self._manager, step)["meta"]
+    except Damage as damage:
       raise CheckpointError(f"{self.folder / str(step)}: damaged ({damage})") from damage
 
   def restore_latest(self, abstract_state: PyTree) -> Restored | None:
@@ -199,7 +172,7 @@ class Checkpoints:
         `abstract_state` has, and the line names the field.
     """
     found = self._newest(abstract_state) if self._manager is not None else None
-    return self._place(found, abstract_state)
+    return checkpoint_contents.place(found, abstract_state)
 
   def restore_best(self, abstract_state: PyTree) -> Restored | None:
     """As `restore_latest`, of the checkpoint with the best metric; None when none has a metric.
@@ -210,10 +183,10 @@ class Checkpoints:
     found = None
     if self._manager is not None and (step := self.best_step()) is not None:
       try:
-        found = self._load(step, abstract_state)
-      except _Damage as damage:
+        found = self._read(step, abstract_state)
+      except Damage as damage:
         raise CheckpointError(f"{self.folder / str(step)}: damaged ({damage})") from damage
-    return self._place(found, abstract_state)
+    return checkpoint_contents.place(found, abstract_state)
 
   def wait(self) -> None:
     """Waits until everything saved is on the disk.
@@ -284,8 +257,8 @@ class Checkpoints:
     damaged = []
     for step in reversed(self.steps()):
       try:
-        found = self._load(step, abstract_state)
-      except _Damage as damage:
+        found = self._read(step, abstract_state)
+      except Damage as damage:
         log.warning("checkpoint of step %d is DAMAGED (%s)", step, damage)
         damaged.append(step)
         continue
@@ -302,63 +275,8 @@ class Checkpoints:
       )
     return None
 
-  def _place(self, found: Restored | None, abstract_state: PyTree) -> Restored | None:
-    """What process 0 has read, on all processes, as `abstract_state` says."""
-    head = hosts.from_first(found and [found.step, found.meta], "the checkpoint")
-    if head is None:
-      return None
-    targets, structure = jax.tree.flatten(jax.tree.map(_as_target, abstract_state))
-    leaves = (
-      jax.tree.leaves(found.state) if found else [np.zeros(t.shape, t.dtype) for t in targets]
-    )
-    if jax.process_count() > 1:
-      leaves = hosts.arrays_from_first(leaves)
-    placed = [_on_devices(*pair) for pair in zip(leaves, targets, strict=True)]
-    return Restored(head[0], jax.tree.unflatten(structure, placed), head[1])
-
-  def _load(self, step: int, abstract_state: PyTree) -> Restored:
-    """Reads a checkpoint as NumPy arrays, and compares its checksums.
-
-    Raises:
-      _Damage: it is not what was saved.
-      CheckpointError: it is, but not what `abstract_state` asks for.
-    """
-    targets = jax.tree.map(_as_target, abstract_state)
-    stored = self._read_meta(step)
-    self._check_same(step, stored["leaves"], checksums.describe(targets))
-    arrays = jax.tree.map(lambda target: np.zeros(target.shape, target.dtype), targets)
-    try:
-      state = self._manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(arrays))
-      ).state
-    except Exception as error:  # a damaged file fails in whatever layer first meets the damage
-      raise _Damage(_line(error)) from error
-    found = checksums.of_leaves(state)
-    for field, checksum in stored.get("checksums", found).items():
-      if found.get(field) != checksum:
-        raise _Damage(f"{field} is not what was saved")
-    return Restored(step, state, stored["meta"])
-
-  def _read_meta(self, step: int) -> dict[str, Any]:
-    try:
-      stored = self._manager.restore(
-        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-      ).meta
-      checksum = stored.pop("checksum", None)
-      if checksum is not None and checksum != checksums.of_json(stored):
-        raise ValueError("its JSON is not what was saved")
-      return {"leaves": stored["leaves"], "meta": stored["meta"], **stored}
-    except Exception as error:
-      raise _Damage(_line(error)) from error
-
-  def _check_same(self, step: int, stored: dict[str, str], expected: dict[str, str]) -> None:
-    """Compares all fields; Orbax casts a wrong dtype silently and doesn't name a wrong shape."""
-    for field in sorted(stored.keys() | expected.keys()):
-      found, wanted = stored.get(field, "nothing"), expected.get(field, "nothing")
-      if found != wanted:
-        raise CheckpointError(
-          f"{self.folder / str(step)}: {field} holds {found}, but this run expects {wanted}"
-        )
+  def _read(self, step: int, abstract_state: PyTree) -> Restored:
+    return checkpoint_contents.read(self._manager, self.folder, step, abstract_state)
 
   def _set_aside_unreadable_metrics(self) -> None:
     """Orbax reads the metrics of all checkpoints when it opens the folder."""
@@ -391,23 +309,4 @@ class Checkpoints:
     except Exception:
       last = "which ones are there can't be read"
     what = f"could not save the checkpoint of step {step}"
-    return CheckpointError(f"{self.folder}: {what} ({_line(error)}); {last}")
-
-
-def _as_target(leaf: Any) -> Any:
-  if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-    return np.asarray(leaf)
-  sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _on_devices(array: np.ndarray, target: Any) -> Any:
-  if not isinstance(target, jax.ShapeDtypeStruct):
-    return array
-  return jax.make_array_from_callback(target.shape, target.sharding, lambda index: array[index])
-
-
-def _line(error: BaseException) -> str:
-  """An error as one line; of a long one the ends, which say what failed and why."""
-  text = " ".join(f"{type(error).__name__}: {error}".split())
-  return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
+    return CheckpointError(f"{self.folder}: {what} ({as_line(error)}); {last}")
