@@ -13,11 +13,11 @@ import zipfile
 
 import numpy as np
 
+from pomp_jax.files.pickle_machine import PickleError
 from pomp_jax.files.quoting import printable
 from pomp_jax.files.torch_pickle import (
   ORDERED_DICT,
   REBUILD_TENSOR,
-  PickleError,
   StoredTensor,
   read_pickle,
 )

@@ -1,7 +1,6 @@
 """The value in a torch checkpoint's `data.pkl`, without Python's unpickler.
 
-A pickle is a program for a stack machine that may import and call anything. Here is such a machine
-that can do neither. It knows the opcodes that `torch.save` writes (protocol 2); a name in the
+The machine knows the opcodes that `torch.save` writes (protocol 2); a name in the
 pickle stays a name, and is refused unless it is one that checkpoints are known to hold. Of these,
 ordered dicts, tensors and TorchScript's modules are understood, the latter as their attributes and
 without their code; objects of the others (the optimizer inside a learning rate scheduler, NumPy
@@ -11,15 +10,11 @@ That is more than `torch.load(weights_only=True)` reads: Dassl's warm-up schedul
 scheduler object in their state, which torch refuses.
 """
 
-from collections.abc import Callable
 import dataclasses
-import pickletools
 import re
 from typing import Any
 
-
-class PickleError(ValueError):
-  """A pickle that is not read; the message says what it does."""
+from pomp_jax.files.pickle_machine import STEPS, PickleError, PickleMachine, run_pickle
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,47 +109,10 @@ def read_pickle(data: bytes) -> Any:
   Raises:
     PickleError: it uses a name or an opcode that checkpoints don't, or is damaged.
   """
-  machine = _Machine()
-  try:
-    for opcode, argument, _ in pickletools.genops(data):
-      step = _STEPS.get(opcode.name)
-      if step is None:
-        raise PickleError(f"opcode {opcode.name}, which torch.save does not write")
-      step(machine, argument)
-  except PickleError:
-    raise
-  except Exception as error:  # an empty stack, an unknown memo entry, whatever a bad byte can raise
-    raise PickleError(f"damaged bytes ({type(error).__name__}: {error})") from error
-  return machine.result
+  return run_pickle(data, _Machine(), _STEPS, "which torch.save does not write")
 
 
-class _Machine:
-  """The stack, the stacks below the open marks, and the memo."""
-
-  def __init__(self):
-    self.stack: list[Any] = []
-    self.below: list[list[Any]] = []
-    self.memo: dict[int, Any] = {}
-    self.result: Any = None
-
-  def push(self, value: Any) -> None:
-    self.stack.append(value)
-
-  def mark(self, _) -> None:
-    self.below.append(self.stack)
-    self.stack = []
-
-  def pop_mark(self) -> list[Any]:
-    items, self.stack = self.stack, self.below.pop()
-    return items
-
-  def pop(self, count: int) -> list[Any]:
-    """The last `count` values, oldest first."""
-    return [self.stack.pop() for _ in range(count)][::-1]
-
-  def remember(self, index: int) -> None:
-    self.memo[index] = self.stack[-1]
-
+class _Machine(PickleMachine):
   def global_(self, argument: str) -> None:
     module, _, attribute = argument.partition(" ")
     name = f"{module}.{attribute}"
@@ -197,9 +155,6 @@ class _Machine:
     if version != 2:
       raise PickleError(f"protocol {version}, not 2")
 
-  def stop(self, _) -> None:
-    self.result = self.stack.pop()
-
   def _target(self, kinds: tuple[type, ...]) -> Any:
     target = self.stack[-1]
     if isinstance(target, Unread):
@@ -236,49 +191,18 @@ def _is_size(value: Any) -> bool:
   return type(value) is int and 0 <= value < 2**63
 
 
-def _constant(value: Any) -> Callable[[_Machine, Any], None]:
-  return lambda machine, _: machine.push(value)
-
-
-def _new(kind: type) -> Callable[[_Machine, Any], None]:
-  return lambda machine, _: machine.push(kind())
-
-
-def _last_as_tuple(count: int) -> Callable[[_Machine, Any], None]:
-  return lambda machine, _: machine.push(tuple(machine.pop(count)))
-
-
 # Opcodes that the pickler uses in protocol 2.
-_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
+_STEPS = STEPS | {
   "PROTO": _Machine.protocol,
-  "STOP": _Machine.stop,
-  "MARK": _Machine.mark,
   "POP": lambda machine, _: machine.pop(1),
   "POP_MARK": lambda machine, _: machine.pop_mark(),
-  "NONE": _constant(None),
-  "NEWTRUE": _constant(True),
-  "NEWFALSE": _constant(False),
-  "EMPTY_TUPLE": _constant(()),
-  "EMPTY_LIST": _new(list),
-  "EMPTY_DICT": _new(dict),
-  "TUPLE1": _last_as_tuple(1),
-  "TUPLE2": _last_as_tuple(2),
-  "TUPLE3": _last_as_tuple(3),
-  "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_mark())),
-  "APPEND": lambda machine, _: machine.append(machine.pop(1)),
-  "APPENDS": lambda machine, _: machine.append(machine.pop_mark()),
-  "SETITEM": lambda machine, _: machine.set_items(machine.pop(2)),
-  "SETITEMS": lambda machine, _: machine.set_items(machine.pop_mark()),
+  "NEWTRUE": lambda machine, _: machine.push(True),
+  "NEWFALSE": lambda machine, _: machine.push(False),
+  "LONG4": _Machine.push,
+  "BINFLOAT": _Machine.push,
   "GLOBAL": _Machine.global_,
   "REDUCE": _Machine.call,
   "NEWOBJ": _Machine.call,
   "BUILD": _Machine.build,
   "BINPERSID": _Machine.persistent,
 }
-_STEPS |= dict.fromkeys(
-  ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE"), _Machine.push
-)
-_STEPS |= dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.remember)
-_STEPS |= dict.fromkeys(
-  ("BINGET", "LONG_BINGET"), lambda machine, index: machine.push(machine.memo[index])
-)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from pomp_jax.files.pickle_machine import PickleError
 from pomp_jax.files.torch_archive import TorchArchive, TorchArchiveError, write_torch_archive
-from pomp_jax.files.torch_pickle import PickleError, StoredTensor, Unread, read_pickle
+from pomp_jax.files.torch_pickle import StoredTensor, Unread, read_pickle
 
 
 def saved(value) -> bytes:
