@@ -3,26 +3,14 @@
 from closeness import assert_close
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
+from small_step import LABELS, N_CLASSES, K, batch_of, budget_of, make_step, settings_of
 
-from pomp_jax.clip import text_tower
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import ContextLearner
-from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.sampling import Sampling, SamplingArrays
-from pomp_jax.prompt.train_step import (
-  ContrastSettings,
-  create_state,
-  make_mesh,
-  make_train_step,
-  replicate,
-  step_token_budget,
-)
+from pomp_jax.prompt.train_step import make_mesh, replicate
 
-N_CLASSES, K = 12, 6
-LABELS = np.array([3, 3, 7, 0, 1, 11, 4, 9, 5, 5, 2, 8, 6, 3, 10, 0], np.int32)
 SAMPLERS = {
   "hard": Sampling("hard", temperature=0.2, exclude="similar", exclude_threshold=0.6),
   "hierarchical": Sampling("hierarchical", exclude="kin", batch_positives=True),
@@ -44,30 +32,20 @@ def _arrays(width):
 def _steps(world, features, sampling, *, devices, class_size):
   module = PromptContext(3, world.clip.text_width)
   mesh = make_mesh(class_size, jax.devices()[:devices])
-  settings = ContrastSettings(K, N_CLASSES, "log", world.clip.logit_scale, sampling, 0.3)
-  budget = step_token_budget(
-    module,
-    np.asarray(world.tokens.lengths),
-    settings=settings,
-    group_size=2,
-    class_size=class_size,
-  )
-  tower = text_tower("shared", world.clip.config.text_config, token_budget=budget)
-  learner, optimizer = ContextLearner(module, tower, budget), sgd(lambda step: 0.5, 0.9, 0.01)
-  step = make_train_step(
+  settings = settings_of(world, K, sampling, 0.3)
+  budget = budget_of(world, module, settings, group_size=2, class_size=class_size)
+  step, state, frozen = make_step(
+    world,
     mesh=mesh,
-    learner=learner,
-    image_tower=None,
-    optimizer=optimizer,
+    module=module,
     settings=settings,
     accumulate=8 * class_size // devices,
+    kind="shared",
+    budget=budget,
   )
-  state = create_state(learner, optimizer, 7)
-  state = replicate(state.replace(bank_params=jax.tree.map(jnp.copy, state.params)), mesh)
-  frozen = replicate(world.frozen._replace(sampling=_arrays(features.shape[1])), mesh)
-  batch = jax.device_put(
-    {"image": features, "label": LABELS}, NamedSharding(mesh, PartitionSpec("data"))
-  )
+  state = state.replace(bank_params=jax.tree.map(jnp.copy, state.params))
+  frozen = frozen._replace(sampling=replicate(_arrays(features.shape[1]), mesh))
+  batch = batch_of(mesh, features, LABELS)
   losses = []
   for _ in range(3):
     state, metrics = step(state, frozen, batch)

@@ -5,11 +5,11 @@ import functools
 from closeness import assert_close
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 from plain_method import torch_class_feature, torch_group
 from programs import equations
 import pytest
+from small_step import LABELS, N_CLASSES, SEED, K, batch_of, budget_of, make_step, settings_of
 import torch
 
 from pomp_jax.clip import image_tower, text_tower
@@ -18,41 +18,11 @@ from pomp_jax.prompt import sampling
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner
 from pomp_jax.prompt.optimizer import sgd
-from pomp_jax.prompt.train_step import (
-  ContrastSettings,
-  create_state,
-  make_mesh,
-  make_train_step,
-  replicate,
-  step_token_budget,
-)
-
-N_CLASSES = 12
-K = 6
-# Some classes twice, 3 and 5 within one group of two.
-LABELS = np.array([3, 3, 7, 0, 1, 11, 4, 9, 5, 5, 2, 8, 6, 3, 10, 0], np.int32)
-SEED = 7
+from pomp_jax.prompt.train_step import create_state, make_mesh
 
 
-def _step(world, *, mesh, module, k=K, accumulate=1, kind="reference", budget=None, vision=None):
-  optimizer = sgd(lambda step: 0.5 / (1 + step), 0.9, 0.01)
-  tower = text_tower(kind, world.clip.config.text_config, token_budget=budget)
-  learner = ContextLearner(module, tower, budget)
-  step = make_train_step(
-    mesh=mesh,
-    learner=learner,
-    image_tower=vision,
-    optimizer=optimizer,
-    settings=ContrastSettings(k, N_CLASSES, "log", world.clip.logit_scale),
-    accumulate=accumulate,
-  )
-  state = replicate(create_state(learner, optimizer, SEED), mesh)
-  return step, state, replicate(world.frozen, mesh)
-
-
-def _batch(mesh, images, labels):
-  sharding = NamedSharding(mesh, PartitionSpec("data"))
-  return jax.device_put({"image": images, "label": labels}, sharding)
+def _step(world, *, k=K, **parts):
+  return make_step(world, settings=settings_of(world, k), **parts)
 
 
 def _draw(step: int, group: int) -> list[int]:
@@ -93,7 +63,7 @@ def test_steps_equal_torch(world, images, image_features, position, n_classes, c
   step, state, frozen = _step(world, mesh=mesh, module=module, vision=vision)
   leaf = torch.nn.Parameter(torch.tensor(np.asarray(state.params["context"], np.float64)))
   optimizer = torch.optim.SGD([leaf], lr=1.0, momentum=0.9, weight_decay=0.01)
-  batch = _batch(mesh, images[:8], LABELS[:8])
+  batch = batch_of(mesh, images[:8], LABELS[:8])
   for number in range(2):
     draws = [_draw(number, group) for group in range(2)]
     assert draws[0] != draws[1]
@@ -131,7 +101,7 @@ def test_every_image_is_computed_once_however_classes_are_split(world, images, i
   tower = image_tower(world.clip)
   module = PromptContext(3, world.clip.text_width)
   step, state, frozen = _step(world, mesh=mesh, module=module, vision=tower)
-  batch = _batch(mesh, images[:6], LABELS[:6])
+  batch = batch_of(mesh, images[:6], LABELS[:6])
   program = step.trace(state, frozen, batch)
   (patches,) = [
     e for e in equations(program.jaxpr.jaxpr) if e.primitive.name == "conv_general_dilated"
@@ -140,7 +110,7 @@ def test_every_image_is_computed_once_however_classes_are_split(world, images, i
   _, metrics = step(state, frozen, batch)
   step, state, frozen = _step(world, mesh=mesh, module=module)
   features = image_features[:6].astype(np.float32)
-  _, expected = step(state, frozen, _batch(mesh, features, LABELS[:6]))
+  _, expected = step(state, frozen, batch_of(mesh, features, LABELS[:6]))
   for name, value in metrics.items():
     assert_close(value, expected[name])
 
@@ -157,7 +127,7 @@ def test_negatives_beyond_the_token_budget_are_left_out_and_not_counted(world, i
   leaf = torch.nn.Parameter(torch.tensor(np.asarray(state.params["context"], np.float64)))
   loss, _ = _torch_loss(world, module, leaf, image_features[:4], labels, drawn[:3])
   loss.backward()
-  _, metrics = step(state, frozen, _batch(mesh, image_features[:4].astype(np.float32), labels))
+  _, metrics = step(state, frozen, batch_of(mesh, image_features[:4].astype(np.float32), labels))
   assert_close(metrics["loss"], loss.item())
   assert_close(metrics["grad_norm"], leaf.grad.norm().item())
 
@@ -166,13 +136,7 @@ def test_k_of_all_classes_is_the_full_softmax(world, image_features):
   """K = N, the shared tower under its own budget, classes split over two devices."""
   module = PromptContext(3, world.clip.text_width, "front")
   mesh = make_mesh(2, jax.devices()[:2])
-  budget = step_token_budget(
-    module,
-    np.asarray(world.tokens.lengths),
-    settings=ContrastSettings(N_CLASSES, N_CLASSES, "log", 1.0),
-    group_size=4,
-    class_size=2,
-  )
+  budget = budget_of(world, module, settings_of(world, N_CLASSES), group_size=4, class_size=2)
   step, state, frozen = _step(
     world, mesh=mesh, module=module, k=N_CLASSES, kind="shared", budget=budget
   )
@@ -191,7 +155,9 @@ def test_k_of_all_classes_is_the_full_softmax(world, image_features):
   labels = torch.tensor(LABELS[:4]).long()
   loss = torch.nn.functional.cross_entropy(logits, labels)
   loss.backward()
-  _, metrics = step(state, frozen, _batch(mesh, image_features[:4].astype(np.float32), LABELS[:4]))
+  _, metrics = step(
+    state, frozen, batch_of(mesh, image_features[:4].astype(np.float32), LABELS[:4])
+  )
   assert_close(metrics["loss"], loss.item())
   assert_close(metrics["grad_norm"], leaf.grad.norm().item())
   assert float(metrics["accuracy"]) == (logits.argmax(dim=1) == labels).double().mean().item()
@@ -212,7 +178,7 @@ def _three_steps(world, image_features, *, devices, class_size, **settings):
   history = []
   for shift in range(3):
     features = np.roll(image_features, shift, axis=0).astype(np.float32)
-    state, metrics = step(state, frozen, _batch(mesh, features, LABELS))
+    state, metrics = step(state, frozen, batch_of(mesh, features, LABELS))
     history.append({name: float(value) for name, value in metrics.items()})
   return start, np.asarray(state.params["context"]), history
 
@@ -235,13 +201,7 @@ def test_every_mesh_computes_the_same(world, image_features, on_one_device, devi
 
 def test_the_shared_tower_under_its_budget_computes_the_same(world, image_features, on_one_device):
   module = PromptContext(3, world.clip.text_width, "middle")
-  budget = step_token_budget(
-    module,
-    np.asarray(world.tokens.lengths),
-    settings=ContrastSettings(K, N_CLASSES, "log", 1.0),
-    group_size=2,
-    class_size=4,
-  )
+  budget = budget_of(world, module, settings_of(world), group_size=2, class_size=4)
   _, context, _ = _three_steps(
     world, image_features, devices=8, class_size=4, kind="shared", budget=budget
   )
@@ -256,7 +216,7 @@ class Compiled:
     self.module = PromptContext(3, world.clip.text_width)
     self.mesh = make_mesh(2)
     self.step, self.state, self.frozen = _step(world, mesh=self.mesh, module=self.module)
-    self.batch = _batch(self.mesh, image_features.astype(np.float32), LABELS)
+    self.batch = batch_of(self.mesh, image_features.astype(np.float32), LABELS)
     self.before = self.state
     self.traced = self.step.trace(self.state, self.frozen, self.batch)
     self.lowered = self.traced.lower()
