@@ -1,12 +1,18 @@
-"""What all tests need before JAX starts: 8 virtual CPU devices, and no network."""
+"""What all tests need before JAX starts: 8 virtual CPU devices, no network, programs kept."""
 
 import os
+
+from processes import keep_programs
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# For all workers: the folder is the main process's, so that one that dies doesn't leave it.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+  _programs = keep_programs()
 
 import hypothesis
 

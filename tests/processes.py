@@ -7,6 +7,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -28,6 +29,18 @@ def environment(devices: int, **more: str) -> dict[str, str]:
   }
   flags = f"--xla_force_host_platform_device_count={devices}"
   return found | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)} | more
+
+
+def keep_programs() -> tempfile.TemporaryDirectory:
+  """What this process or one that it starts compiles serves all of them; called before JAX starts.
+
+  Returns:
+    The folder of the programs; it goes when this process ends.
+  """
+  folder = tempfile.TemporaryDirectory(prefix="pomp_jax_programs_")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+  return folder
 
 
 class Processes(contextlib.AbstractContextManager):

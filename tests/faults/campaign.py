@@ -8,13 +8,15 @@ Every run is seeded. Exit status 1 when one did not survive, or came to another 
 
 import os
 
+from tests.processes import keep_programs
+
 if __name__ == "__main__":
   # Before JAX starts.
+  _programs = keep_programs()
   os.environ["JAX_PLATFORMS"] = "cpu"
   os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -26,7 +28,7 @@ import time
 import numpy as np
 
 from tests.faults import cases, pair
-from tests.faults.lab import Lab, config_of, programs_kept
+from tests.faults.lab import Lab, config_of
 
 _BITWISE, _CLOSE = "yes", "within 1e-6"
 
@@ -139,10 +141,8 @@ def main() -> int:
   arguments = parser.parse_args()
   words = [word.lower() for word in arguments.only.split(",")]
   rows, good, start = [], True, time.monotonic()
-  with contextlib.ExitStack() as stack:
-    temporary = stack.enter_context(tempfile.TemporaryDirectory())
+  with tempfile.TemporaryDirectory() as temporary:
     folder = pathlib.Path(temporary)
-    stack.enter_context(programs_kept(folder / "programs"))
     lab = Lab(config_of(), folder / "reference")
     for number, kind in enumerate(kinds()):
       if not any(word in kind.name.lower() for word in words):

@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import logging
-import os
 import pathlib
 from unittest import mock
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -124,24 +122,3 @@ def warnings() -> Iterator[list[str]]:
     yield lines
   finally:
     logger.removeHandler(handler)
-
-
-@contextlib.contextmanager
-def programs_kept(folder: pathlib.Path) -> Iterator[None]:
-  """What one go compiles serves the others, those in other processes too."""
-  settings = {
-    "jax_compilation_cache_dir": str(folder),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-  }
-  before = {name: getattr(jax.config, name) for name in settings}
-  environ = {name.upper(): str(value) for name, value in settings.items()}
-  with mock.patch.dict(os.environ, environ):
-    try:
-      for name, value in settings.items():
-        jax.config.update(name, value)
-      compilation_cache.reset_cache()
-      yield
-    finally:
-      for name, value in before.items():
-        jax.config.update(name, value)
-      compilation_cache.reset_cache()

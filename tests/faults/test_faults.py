@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults import cases
 from tests.faults.campaign import kinds, run_kind
-from tests.faults.lab import Lab, config_of, programs_kept
+from tests.faults.lab import Lab, config_of
 from tests.processes import Processes
 
 # Of these kinds one run.
@@ -23,9 +23,7 @@ SELECTED = (
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("faults")
-  with programs_kept(folder / "programs"):
-    yield Lab(config_of(), folder / "reference")
+  return Lab(config_of(), tmp_path_factory.mktemp("faults") / "reference")
 
 
 @pytest.mark.parametrize("name", SELECTED)
