@@ -6,8 +6,10 @@ import json
 import pathlib
 
 from ml_collections import ConfigDict
-from processes import Processes
+from processes import Processes, environment
 
+# Nearly all the time goes to compiling, much of it to make small programs a little faster.
+_COMPILE_FAST = "--xla_backend_optimization_level=0"
 # A config, and the folder that each process writes to: the same, or one of its own.
 Job = tuple[ConfigDict, Sequence[pathlib.Path]]
 
@@ -26,7 +28,9 @@ def run_in_processes(
   values = [(dict(fields(config)), list(map(str, workdirs))) for config, workdirs in jobs]
   file.write_text(json.dumps(values))
   command = [__file__, str(file), str(count), str(devices)]
-  with Processes(count, command, devices=devices) as processes:
+  flags = f"{environment(devices)['XLA_FLAGS']} {_COMPILE_FAST}"
+  environ = {index: {"XLA_FLAGS": flags} for index in range(count)}
+  with Processes(count, command, devices=devices, environ=environ) as processes:
     for status, output in processes.finish(seconds).values():
       assert status == 0, output[-3000:]
 

@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from pomp_jax import hosts
 from pomp_jax.config import ConfigError
 from pomp_jax.data.loader import CorruptDataError, in_workers, name_of
 from pomp_jax.data.source import Source
@@ -22,7 +23,6 @@ from pomp_jax.data.views import views
 from pomp_jax.files.feature_blocks import FeatureBlocks
 from pomp_jax.files.progress import Progress
 from pomp_jax.files.run_folder import RunFolder, write_json
-from pomp_jax.hosts import gather
 from pomp_jax.jobs import batches, inputs
 from pomp_jax.prompt.train_step import make_mesh
 from pomp_jax.transfer import Encoder
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 # Views that are decoded, and sent to the devices, together.
 _VIEWS = 256
 _DECODED_AHEAD = 4
+_NO_END = 7 * 86_400.0  # s
 
 
 def check(config: ConfigDict, workdir: str) -> None:
@@ -59,13 +60,15 @@ def run(config: ConfigDict, workdir: str) -> dict:
   blocks = batches.open_features(config.data, source, encoder)
   missing = blocks.missing()
   # All processes have seen what is there before one of them adds to it.
-  gather(len(missing), "the blocks that are missing")
-  if jax.process_index() == 0:
+  hosts.gather(len(missing), "the blocks that are missing")
+  if hosts.is_first():
     blocks.create()
+  hosts.from_first(None, "the cache's folder")
   mine = missing[jax.process_index() :: jax.process_count()]
   start = time.monotonic()
   _fill(config.data, blocks, mine, source, encoder)
-  gather(None, "the end of the others' work")
+  # However long the slowest takes: whether it still lives is for the heartbeats to say.
+  hosts.gather(None, "the end of the others' work", seconds=_NO_END)
   seconds = time.monotonic() - start
   n_computed = sum(len(blocks.indices(block)) for block in missing) * blocks.n_versions
   results = {
@@ -78,7 +81,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
     "features_per_second": round(n_computed / seconds, 1),
     "unreadable": [name_of(source, index) for index in blocks.unreadable().tolist()],
   }
-  if jax.process_index() == 0:
+  if hosts.is_first():
     folder = RunFolder(workdir)
     folder.create()
     write_json(folder.results, results)
@@ -100,7 +103,7 @@ def _fill(
   done = 0
   decoded = _decoded(data, blocks, mine, source, encoder.clip.image_size)
   with Progress(
-    total, description="features", unit="features", quiet=jax.process_index() > 0
+    total, description="features", unit="features", quiet=not hosts.is_first()
   ) as progress:
     for block, parts in itertools.groupby(decoded, key=lambda part: part[0]):
       indices = blocks.indices(block)

@@ -11,6 +11,7 @@ Leaves the file and `results.json` in the run's folder. docs/formats.md describe
 
 from ml_collections import ConfigDict
 
+from pomp_jax import hosts
 from pomp_jax.config import EXPORT_FORMATS, FEATURE_FORMATS, ConfigError
 from pomp_jax.data.vocabulary import read_names
 from pomp_jax.files.categories import Category, is_annotation_file, read_categories
@@ -64,6 +65,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
     names = [category.name for category in categories]
   else:
     results |= {"clip_model": prompt.clip_model, "shape": prompt.context.shape}
+  if not hosts.is_first():
+    return results
   folder.create()
   try:
     if settings.format == "detic":

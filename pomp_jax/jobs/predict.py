@@ -5,6 +5,7 @@ Leaves `results.json` in the run's folder: for each file the likeliest names, be
 
 from ml_collections import ConfigDict
 
+from pomp_jax import hosts
 from pomp_jax.data.images import list_images, read_image
 from pomp_jax.data.vocabularies import load_class_list
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
@@ -44,7 +45,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
     pixels = [read_image(file, encoder.clip.image_size) for file in part]
     for file, best in zip(part, classifier.predict(pixels, settings.top), strict=True):
       images[file.name] = [{"name": name, "probability": p} for name, p in best]
-      print(f"{file.name}: " + ", ".join(f"{name} {100 * p:.1f}%" for name, p in best))
+      if hosts.is_first():
+        print(f"{file.name}: " + ", ".join(f"{name} {100 * p:.1f}%" for name, p in best))
   results = {
     "job": config.job,
     "clip_model": encoder.clip.name,
@@ -52,9 +54,10 @@ def run(config: ConfigDict, workdir: str) -> dict:
     "n_classes": len(classifier.names),
     "images": images,
   }
-  folder = RunFolder(workdir)
-  folder.create()
-  write_json(folder.results, results)
+  if hosts.is_first():
+    folder = RunFolder(workdir)
+    folder.create()
+    write_json(folder.results, results)
   return results
 
 

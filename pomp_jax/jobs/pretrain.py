@@ -120,8 +120,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
   if config.method in FEATURE_METHODS:
     return feature_methods.run(config, folder)
   job = prepare(config, folder)
-  folder.create()
-  if jax.process_index() == 0:
+  if hosts.is_first():
+    folder.create()
     write_json(folder.config, config.to_dict())
   done = loop.train(job)
   prompt = prompt_of(job, done.state) if config.method == "pomp" else None

@@ -10,6 +10,7 @@ import os
 from ml_collections import ConfigDict
 import numpy as np
 
+from pomp_jax import hosts
 from pomp_jax.analysis import plots
 from pomp_jax.config import ConfigError
 from pomp_jax.files.run_folder import RunFolder, write_json
@@ -48,6 +49,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
     },
   }
   results["gain"] = {split: _gain(prompts) for split, prompts in results["eval"].items()}
+  if not hosts.is_first():
+    return results
   folder = RunFolder(workdir)
   folder.create()
   write_json(folder.results, results)
