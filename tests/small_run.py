@@ -1,8 +1,13 @@
 """A small run of the main job: real world, real tiny CLIP, few classes and steps."""
 
+import pathlib
+
 from ml_collections import ConfigDict
+import numpy as np
 
 from pomp_jax.config import base
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.jobs import loop, training
 
 
 def small_config(**changes) -> ConfigDict:
@@ -23,3 +28,11 @@ def small_config(**changes) -> ConfigDict:
   }
   config.update_from_flattened_dict(settings | changes)
   return config
+
+
+def trained(config: ConfigDict, workdir: pathlib.Path) -> np.ndarray:
+  """The context after the main job's training alone, without the evaluation that follows."""
+  folder = RunFolder(workdir)
+  job = training.prepare(config, folder)
+  folder.create()
+  return np.asarray(loop.train(job).state.params["context"])

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from small_run import small_config
+from small_run import small_config, trained
 
 from pomp_jax.config import ConfigError
 from pomp_jax.files.prompt_file import load_prompt
@@ -59,8 +59,7 @@ def test_a_bank_follows_the_prompt_of_its_cell(tmp_path):
   config = config_for("sampling.name=hard;seed=0|1", steps=4, **{"sampling.refresh_every": 2})
   run(config, tmp_path / "both")
   cell = make_cells(config)[1]
-  pretrain.run(cell.config, str(tmp_path / "alone"))
-  context = load_prompt(tmp_path / "alone" / "prompt.npz").context
+  context = trained(cell.config, tmp_path / "alone")
   np.testing.assert_allclose(prompt_of(tmp_path / "both", cell).context, context, atol=2e-5)
 
 

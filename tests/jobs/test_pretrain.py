@@ -14,7 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from small_run import small_config
+from small_run import small_config, trained
 
 from pomp_jax.config import ConfigError
 from pomp_jax.files.prompt_file import load_prompt
@@ -110,8 +110,9 @@ def test_devices_that_do_not_divide_the_batch_are_refused(finished):
 
 def test_the_seed_and_the_correction_matter(finished, tmp_path):
   for name, changes in [("seed", {"seed": 1}), ("correction", {"correction": "none"})]:
-    pretrain.run(small_config(**changes), str(tmp_path / name))
-    assert not np.array_equal(context(tmp_path / name), context(finished))
+    found = trained(small_config(**changes), tmp_path / name)
+    assert found.shape == context(finished).shape
+    assert not np.array_equal(found, context(finished))
 
 
 _RUN = """

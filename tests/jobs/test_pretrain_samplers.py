@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-from small_run import small_config
+from small_run import small_config, trained
 
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.jobs import loop, training
 from pomp_jax.jobs.bank import Bank
 from pomp_jax.jobs.watch import Watch
 
@@ -19,21 +17,12 @@ HARD = {
 }
 
 
-def _trained(config, workdir):
-  """The context after training alone, without the evaluation that follows."""
-  folder = RunFolder(workdir)
-  job = training.prepare(config, folder)
-  folder.create()
-  state = loop.train(job).state
-  return np.asarray(state.params["context"])
-
-
 class _StopError(Exception):
   pass
 
 
 def test_a_run_goes_on_with_the_bank_that_it_had(tmp_path, monkeypatch):
-  whole = _trained(small_config(**HARD), tmp_path / "whole")
+  whole = trained(small_config(**HARD), tmp_path / "whole")
   step = Watch.step
 
   def stop(self, number, metrics):
@@ -45,7 +34,7 @@ def test_a_run_goes_on_with_the_bank_that_it_had(tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(Watch, "step", stop)
     with pytest.raises(_StopError):
-      _trained(small_config(**HARD), tmp_path / "stopped")
+      trained(small_config(**HARD), tmp_path / "stopped")
   refreshed, refresh = [], Bank.refresh
 
   def told(self, steps, state, frozen):
@@ -55,7 +44,7 @@ def test_a_run_goes_on_with_the_bank_that_it_had(tmp_path, monkeypatch):
     return state, frozen
 
   monkeypatch.setattr(Bank, "refresh", told)
-  again = _trained(small_config(**HARD), tmp_path / "stopped")
+  again = trained(small_config(**HARD), tmp_path / "stopped")
   assert refreshed == [(4, True), (5, False), (6, True), (7, False)]
   np.testing.assert_array_equal(again, whole)
 
