@@ -40,11 +40,15 @@ class RunFolder:
     self.plots = self.path / "plots"
     self.sets = self.path / "sets"
 
-  def check(self) -> None:
+  def check(self, job: str | None = None) -> None:
     """Finds out whether `create` can succeed, and writes nothing.
 
+    Args:
+      job: whose files are to be written there; None: they are looked at by nobody.
+
     Raises:
-      RunFolderError: the path is not a folder, or neither it nor the place for it is writable.
+      RunFolderError: the path is not a folder, neither it nor the place for it is writable, or the
+        run of another job is there, whose results would be replaced.
     """
     existing = self.path.absolute()
     while not existing.exists() and existing != existing.parent:
@@ -53,6 +57,14 @@ class RunFolder:
       raise RunFolderError(f"workdir {self.path}: {existing} is a file; a folder is needed")
     if not os.access(existing, os.W_OK | os.X_OK):
       raise RunFolderError(f"workdir {self.path}: {existing} is not writable")
+    for file in (self.config, self.results) if job else ():
+      stored = read_json(file) if file.exists() else {"job": job}
+      found = stored.get("job") if isinstance(stored, dict) else None
+      if found != job:
+        raise RunFolderError(
+          f"workdir {self.path}: its {file.name} is of job={found!r}; job={job!r} takes a folder of"
+          " its own"
+        )
 
   def create(self) -> None:
     """Makes the folder and `plots/`, unless they exist.
@@ -114,6 +126,16 @@ def read_json(path: str | os.PathLike) -> Any:
     raise RunFolderError(f"{path}: can't be read ({error.strerror})") from error
   except (ValueError, RecursionError) as error:
     raise RunFolderError(f"{path}: not JSON ({error}); remove or repair it") from error
+
+
+def read_keyed(path: str | os.PathLike, key: str) -> dict[str, Any] | None:
+  """What a JSON file holds if it holds a dict whose `key` is this one; else None.
+
+  Raises:
+    RunFolderError: it is there, and can't be read or is not JSON.
+  """
+  stored = read_json(path) if Path(path).exists() else None
+  return stored if isinstance(stored, dict) and stored.get("key") == key else None
 
 
 def _plain(value: Any, field: str) -> Any:

@@ -26,12 +26,23 @@ from pomp_jax.jobs import inputs
 from pomp_jax.jobs.evaluate import check_prompts
 from pomp_jax.jobs.evaluation_sets import evaluation_sets
 from pomp_jax.jobs.named_prompts import NamedPrompt, features_under, read_prompts
+from pomp_jax.jobs.same_run import check_same_run
 from pomp_jax.transfer import Encoder, topk_accuracy
 from pomp_jax.transfer.evaluation import split_features
 
 log = logging.getLogger(__name__)
 
 _FIELD = "analyse.prompts"
+# Fields that results depend on, or how all of these begin.
+_READ = (
+  "analyse.",
+  "clip.",
+  "data.n_classes",
+  "data.source",
+  "eval.images",
+  "eval.template",
+  "evaluate.",
+)
 
 
 def check(config: ConfigDict, workdir: str) -> None:
@@ -41,7 +52,10 @@ def check(config: ConfigDict, workdir: str) -> None:
     ConfigError, ClipError, PromptFileError, CheckpointError, RunFolderError, SourceError,
       VocabularyError: one line each.
   """
-  RunFolder(workdir).check()
+  folder = RunFolder(workdir)
+  folder.check(config.job)
+  if folder.results.exists():
+    check_same_run(config, folder, lambda field: not field.startswith(_READ))
   check_prompts(config, config.analyse.prompts, _FIELD)
 
 

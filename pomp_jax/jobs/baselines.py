@@ -40,7 +40,7 @@ def check(config: ConfigDict, workdir: str) -> None:
   """
   if jax.process_count() > 1:
     raise ConfigError("job", config.job, "one process")
-  RunFolder(workdir).check()
+  RunFolder(workdir).check(config.job)
   for label, method in method_configs(config).items():
     for seed in _seeds(method):
       pretrain.check(*_one(method, os.path.join(workdir, label), seed))

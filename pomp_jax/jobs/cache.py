@@ -41,7 +41,7 @@ def check(config: ConfigDict, workdir: str) -> None:
   Raises:
     ConfigError, RunFolderError, SourceError: one line each.
   """
-  RunFolder(workdir).check()
+  RunFolder(workdir).check(config.job)
   inputs.n_training_classes(config.data)
   if config.data.features != "online":
     takes = "'online' where config.job='cache'"

@@ -28,7 +28,7 @@ from pomp_jax.data.wordnet import load_tree
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.prompt_file import Prompt, check_fits
-from pomp_jax.files.run_folder import RunFolder, read_json, write_json
+from pomp_jax.files.run_folder import RunFolder, read_json, read_keyed, write_json
 from pomp_jax.jobs import inputs
 from pomp_jax.jobs.evaluation_sets import EvaluationSet, evaluation_sets
 from pomp_jax.jobs.named_prompts import NamedPrompt, describe, features_under, read_prompts
@@ -50,7 +50,7 @@ def check(config: ConfigDict, workdir: str) -> None:
     ConfigError, ClipError, PromptFileError, CheckpointError, RunFolderError, SourceError,
       VocabularyError: one line each.
   """
-  RunFolder(workdir).check()
+  RunFolder(workdir).check(config.job)
   check_prompts(config, config.evaluate.prompts, "evaluate.prompts")
 
 
@@ -106,7 +106,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   for item in sets:
     source, classes = item.open()
     key = _key(clip_key, item, source, classes, prompts)
-    done[item.name] = _stored(folder, item.name, key) if first else None
+    done[item.name] = read_keyed(_file(folder, item.name), key) if first else None
     if not _decided_by_the_first(done[item.name] is not None):
       figures = _evaluate(config, encoder, source, classes, prompts)
       if first:
@@ -249,14 +249,6 @@ def _key(
   for label, prompt, _ in prompts:
     parts += ["prompt", label, *describe(prompt, classes)]
   return fingerprint(parts)
-
-
-def _stored(folder: RunFolder, name: str, key: str) -> dict[str, Any] | None:
-  file = _file(folder, name)
-  if not file.exists():
-    return None
-  stored = read_json(file)
-  return stored if isinstance(stored, dict) and stored.get("key") == key else None
 
 
 def _file(folder: RunFolder, name: str):

@@ -29,10 +29,8 @@ def check(config: ConfigDict, workdir: str) -> None:
     VocabularyError, CategoryFileError, PromptFileError, ClipError, ConfigError, RunFolderError:
       one line each.
   """
-  folder, settings = RunFolder(workdir), config.export
-  folder.check()
-  if folder.config.exists():  # whose results.json, and perhaps prompt.npz, would be replaced
-    raise RunFolderError(f"workdir {workdir}: holds another run; export takes a folder of its own")
+  settings = config.export
+  RunFolder(workdir).check(config.job)
   prompt = _prompt(settings)
   if settings.format not in FEATURE_FORMATS:
     return

@@ -70,7 +70,7 @@ def check(config: ConfigDict, workdir: str) -> None:
   Raises:
     ConfigError, PromptFileError, RunFolderError: one line each.
   """
-  RunFolder(workdir).check()
+  RunFolder(workdir).check(config.job)
   settings, n_classes = config.gradient_bias, inputs.n_training_classes(config.data)
   k = settings.k
   if not k or not all(type(n) is int and 2 <= n <= n_classes for n in k) or len(set(k)) < len(k):

@@ -23,7 +23,7 @@ def check(config: ConfigDict, workdir: str) -> None:
   Raises:
     VocabularyError, ImageError, PromptFileError, ClipError, RunFolderError: one line each.
   """
-  RunFolder(workdir).check()
+  RunFolder(workdir).check(config.job)
   names = load_class_list(config.predict.names).names
   list_images(config.predict.images)
   prompt = _prompt(config.predict.prompt)

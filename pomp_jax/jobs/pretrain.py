@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 
 from pomp_jax import hosts
 from pomp_jax.analysis import plots
-from pomp_jax.config import FEATURE_METHODS, STEP_METHODS, ConfigError, fields
+from pomp_jax.config import FEATURE_METHODS, STEP_METHODS, ConfigError
 from pomp_jax.data.source import spread_evenly
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
 from pomp_jax.jobs import feature_methods, inputs, loop, methods
+from pomp_jax.jobs.same_run import check_same_run
 from pomp_jax.jobs.training import Run, k_of, prepare, prompt_of
 from pomp_jax.jobs.watch import TrainingError
 from pomp_jax.transfer import Classifier
@@ -71,14 +72,15 @@ def check(config: ConfigDict, workdir: str) -> None:
     ConfigError, ClipError, RunFolderError: one line each.
   """
   folder = RunFolder(workdir)
-  folder.check()
+  folder.check(config.job)
   n_classes = inputs.n_training_classes(config.data)
   clip = inputs.clip_config(config.clip.model)
   if config.method in STEP_METHODS:
     _check_step(config, n_classes, clip.text_config.max_position_embeddings)
     methods.check(config, clip)
-  if folder.config.exists():
-    _check_same_run(config, read_json(folder.config), workdir)
+  check_same_run(
+    config, folder, lambda field: leaves_result_as_it_is(field) or field in _OF_DEVICES
+  )
 
 
 def _check_step(config: ConfigDict, n_classes: int, positions: int) -> None:
@@ -217,16 +219,3 @@ def _log_results(results: dict, folder: RunFolder) -> None:
 def leaves_result_as_it_is(field: str) -> bool:
   """Whether a run's result is the same whatever the field says."""
   return field in _FREE_FIELDS or field.startswith(_OTHER_JOBS)
-
-
-def _check_same_run(config: ConfigDict, stored: dict, workdir: str) -> None:
-  """A folder holds one run: a start with another config is refused, not mixed in."""
-  before = dict(fields(ConfigDict(stored)))
-  for field, value in fields(config):
-    was = before.get(field)
-    was = tuple(was) if isinstance(was, list) else was
-    free = leaves_result_as_it_is(field) or field in _OF_DEVICES
-    if was != value and not free:
-      raise ConfigError(
-        field, value, f"{was!r}, with which {workdir} was started (or another --workdir)"
-      )

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 def check(config: ConfigDict, workdir: str) -> None:
   """As the main job's, for each seed."""
+  RunFolder(workdir).check(config.job)
   if not config.repeat.seeds:
     raise ConfigError("repeat.seeds", config.repeat.seeds, "one seed or more")
   for seed in config.repeat.seeds:

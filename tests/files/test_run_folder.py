@@ -32,6 +32,17 @@ def test_nothing_is_made_before_create(tmp_path):
   assert folder.plots.is_dir()
 
 
+@pytest.mark.parametrize("name", ["config.json", "results.json"])
+@pytest.mark.parametrize("content", [{"job": "pretrain"}, {}, []])
+def test_another_jobs_run(tmp_path, name, content):
+  write_json(tmp_path / name, {"job": "export", "k": 1})
+  RunFolder(tmp_path).check("export")
+  write_json(tmp_path / name, content)
+  line = f"its {name} is of job=('pretrain'|None); job='export' takes a folder of its own"
+  with pytest.raises(RunFolderError, match=line):
+    RunFolder(tmp_path).check("export")
+
+
 @pytest.mark.parametrize("place", ["file", "file/a", "file/a/b"])
 def test_a_file_in_the_way(tmp_path, place):
   (tmp_path / "file").write_text("")

@@ -1,5 +1,6 @@
 """The analyse job: figures against NumPy on the tower's features, its files, bad input."""
 
+import copy
 import json
 
 import numpy as np
@@ -85,6 +86,20 @@ def test_files(analysed):
     with Image.open(path) as image:
       assert min(image.size) > 300
       assert len(np.unique(image.convert("L"))) > 10
+
+
+def test_what_is_analysed_is_not_replaced(analysed):
+  workdir, _, _, _, config, _ = analysed
+
+  def check(field, value):
+    changed = copy.deepcopy(config)
+    changed.update_from_flattened_dict({field: value})
+    analyse.check(changed, str(workdir))
+
+  check("k", 7)
+  for field, value in (("analyse.top", 2), ("eval.images", 9), ("evaluate.sets", "base")):
+    with pytest.raises(ConfigError, match=rf"config\.{field}: got {value!r}, takes .* was started"):
+      check(field, value)
 
 
 def test_bad_input_names_its_field(tmp_path):

@@ -27,7 +27,7 @@ from pomp_jax.data.source import SourceError
 from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.files.feature_blocks import FeatureCacheError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
-from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
+from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_keyed, write_json
 from pomp_jax.jobs import pretrain, training
 from pomp_jax.jobs.ablate.grid import Cell, make_cells
 from pomp_jax.jobs.ablate.lanes import Trained, lane_groups, lanes_at_a_time, train_lanes
@@ -58,7 +58,7 @@ def check(config: ConfigDict, workdir: str) -> None:
   Raises:
     ConfigError, ClipError, RunFolderError, SourceError, VocabularyError: one line each.
   """
-  RunFolder(workdir).check()
+  RunFolder(workdir).check(config.job)
   _part(config)
   for cell in make_cells(config):
     with _named(cell):
@@ -259,11 +259,7 @@ def _is_done(folder: RunFolder, cell: Cell) -> bool:
 
 
 def _stored(folder: RunFolder, cell: Cell) -> dict[str, Any] | None:
-  file = _file(folder, cell)
-  if not file.exists():
-    return None
-  stored = read_json(file)
-  return stored if isinstance(stored, dict) and stored.get("key") == cell.key else None
+  return read_keyed(_file(folder, cell), cell.key)
 
 
 def _file(folder: RunFolder, cell: Cell):
