@@ -1,7 +1,9 @@
 """One file a thing that a user runs; `config.job` names it.
 
 A job module has two functions. `check(config, workdir)` raises a one-line error for what can't
-work and writes nothing; `run(config, workdir)` does it.
+work and writes nothing; `run(config, workdir)` does it. With several processes all call both; from
+`run` a process may return before the first one has written its files, but for the jobs that others
+are made of (`pretrain`, `ablate`): `hosts.finish` waits for all.
 """
 
 import importlib

@@ -119,8 +119,14 @@ def run(config: ConfigDict, workdir: str) -> dict:
   if stored is not None:
     log.info("%s: this run has finished; nothing to do", workdir)
     return stored
-  if config.method in FEATURE_METHODS:
-    return feature_methods.run(config, folder)
+  of_features = config.method in FEATURE_METHODS
+  results = feature_methods.run(config, folder) if of_features else _run(config, folder)
+  # Whoever goes on from here finds the files.
+  return hosts.from_first(results, "the run's results")
+
+
+def _run(config: ConfigDict, folder: RunFolder) -> dict:
+  """As `run`, of a method that learns by steps."""
   job = prepare(config, folder)
   if hosts.is_first():
     folder.create()
@@ -139,8 +145,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
         f" checkpoint is in {folder.checkpoints}, and the same command goes on from there"
       ) from error
     _log_results(results, folder)
-  # Whoever goes on from here finds the files.
-  return hosts.from_first(results, "the run's results")
+  return results
 
 
 def _write(folder: RunFolder, prompt: Prompt | None, results: dict, sheet: tuple | None) -> None:

@@ -69,6 +69,21 @@ def test_prompts_of_every_kind_are_learned_and_evaluated(method, tmp_path):
   )
 
 
+@pytest.mark.parametrize("method", ["zero_shot", "cocoop"])
+def test_processes_leave_it_when_the_first_has_written(method, monkeypatch, tmp_path):
+  """The last that they wait for is the first one's results, which are in its folder by then."""
+  written, from_first = [], pretrain.hosts.from_first
+
+  def told(value, what):
+    written.append((what, (tmp_path / "results.json").exists()))
+    return from_first(value, what)
+
+  monkeypatch.setattr(pretrain.hosts, "from_first", told)
+  pretrain.run(tiny_config(method=method), str(tmp_path))
+  assert written[0] == ("the run's results", False)
+  assert written[-1] == ("the run's results", True)
+
+
 def test_zero_shot(monkeypatch, tmp_path):
   """The texts one by one, and the mean of their unit features on the sphere again."""
   texts = ("a {}.", "the {} in a photo", "{}")
