@@ -51,6 +51,7 @@ def run_main(capsys, *arguments):
     ("--config.prompt.m=70", "config.prompt.m"),
     ("--config.clip.model=/no/such/folder", "config.clip.model: got '/no/such/folder'"),
     ("--config.optim.lr=nan", "config.optim.lr: got nan, takes 0 or more"),
+    ("--config.clip.memory_gib=0", "config.clip.memory_gib: got 0.0, takes a number above 0"),
     ("--config.eval.template=a photo", "config.eval.template"),
     ("--config.prompt.init=one two three four five six", "config.prompt.init"),
     ("--conf.k=3", "conf"),

@@ -104,7 +104,6 @@ def validate(config: ConfigDict) -> None:
     "ablate.lanes",
     "clip.n_chunks",
     "clip.images_at_a_time",
-    "clip.memory_gib",
     "evaluate.images",
     "tip.alpha",
     "tip.beta",
@@ -124,8 +123,9 @@ def validate(config: ConfigDict) -> None:
     raise ConfigError("sampling.mix", config.sampling.mix, "above 0, at most 1")
   if not (config.loss_spike == 0 or 1 < config.loss_spike < float("inf")):
     raise ConfigError("loss_spike", config.loss_spike, "a factor above 1, or 0 for none")
-  if not 0 < config.sampling.temperature < float("inf"):
-    raise ConfigError("sampling.temperature", config.sampling.temperature, "a number above 0")
+  for field in ("clip.memory_gib", "sampling.temperature"):
+    if not 0 < value_of(config, field) < float("inf"):
+      raise ConfigError(field, value_of(config, field), "a number above 0")
   if not -1 <= config.sampling.exclude_threshold <= 1:
     raise ConfigError("sampling.exclude_threshold", config.sampling.exclude_threshold, "-1 to 1")
   _method(config)

@@ -1,12 +1,15 @@
 """Bias and variance of the sampled gradient, by K, correction and sampler.
 
 For the same images and the same prompt: the exact gradient, of the contrast over all classes, and
-gradients of many draws. Leaves `results.json` and `plots/gradient_bias.png` in the run's folder.
+gradients of many draws. Leaves in the run's folder `cells/` with a file for each sampler and K,
+written when its draws are done, `results.json` and `plots/gradient_bias.png`. Started again, it
+goes on with the cells that are missing.
 """
 
 from collections.abc import Sequence
 import dataclasses
 import logging
+import math
 import time
 
 import jax
@@ -15,12 +18,12 @@ import numpy as np
 
 from pomp_jax.analysis.gradient_bias import draws_of, gradient_function, summarise
 from pomp_jax.analysis.gradient_plots import gradient_bias_panels
-from pomp_jax.clip.memory import plan_memory
 from pomp_jax.config import ConfigError, fields
 from pomp_jax.data.source import StoredImages
+from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.prompt_file import check_fits, load_prompt
-from pomp_jax.files.run_folder import RunFolder, write_json
-from pomp_jax.jobs import inputs
+from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json
+from pomp_jax.jobs import inputs, training
 from pomp_jax.jobs.class_relations import sampling_arrays, sampling_of
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.contrast import CORRECTIONS
@@ -30,6 +33,11 @@ from pomp_jax.prompt.train_step import ContrastSettings, replicate, step_token_b
 from pomp_jax.transfer import Encoder
 
 log = logging.getLogger(__name__)
+
+# Of what a cell's file means; part of what its figures depend on.
+_VERSION = "1"
+# Images in the host's memory at a time.
+_IMAGES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +51,8 @@ class _Setting:
   features: jax.Array
   labels: jax.Array
   n_classes: int
-  seed: int
+  config: ConfigDict
+  key: str
 
   def gradients(self, k: int, sampling: Sampling, corrections: tuple[str, ...], n_draws: int):
     """Of n draws [n, corrections, P]."""
@@ -56,11 +65,12 @@ class _Setting:
       group_size=self.labels.size,
     )
     n_prefix = 1 + self.module.n_vectors - self.module.n_own
-    memory = plan_memory(self.encoder.clip.config.text_config, n_prefix, budget, 2.0**29)
+    text_config = self.encoder.clip.config.text_config
+    memory = training.memory_plan(self.config.clip, text_config, n_prefix, budget)
     learner = ContextLearner(self.module, self.encoder.text_tower(budget, memory), budget)
     arguments = (self.params, self.frozen, self.features, self.labels)
     return draws_of(
-      gradient_function(learner, settings, corrections), arguments, n_draws, self.seed
+      gradient_function(learner, settings, corrections), arguments, n_draws, self.config.seed
     )
 
 
@@ -71,6 +81,8 @@ def check(config: ConfigDict, workdir: str) -> None:
     ConfigError, PromptFileError, RunFolderError: one line each.
   """
   RunFolder(workdir).check(config.job)
+  if jax.process_count() > 1:
+    raise ConfigError("job", config.job, "one process")
   settings, n_classes = config.gradient_bias, inputs.n_training_classes(config.data)
   k = settings.k
   if not k or not all(type(n) is int and 2 <= n <= n_classes for n in k) or len(set(k)) < len(k):
@@ -82,6 +94,7 @@ def check(config: ConfigDict, workdir: str) -> None:
       raise ConfigError(field, found, f"{value!r} where job='gradient_bias'")
   _names(settings, "samplers", SAMPLERS)
   _names(settings, "corrections", CORRECTIONS)
+  _check_images(config, n_classes)
   if settings.prompt:
     prompt = load_prompt(settings.prompt)
     if prompt.context.ndim != 2:
@@ -96,24 +109,14 @@ def run(config: ConfigDict, workdir: str) -> dict:
   samplers = _names(settings, "samplers", SAMPLERS)
   corrections = _names(settings, "corrections", CORRECTIONS)
   setting = _open(config, samplers)
-  plain = Sampling()
-  exact_P = setting.gradients(setting.n_classes, plain, ("log",), 1)[0, 0]
+  folder = RunFolder(workdir)
+  folder.create()
+  exact_P = setting.gradients(setting.n_classes, Sampling(), ("log",), 1)[0, 0]
   log.info("exact gradient over %d classes: norm %.4g", setting.n_classes, np.linalg.norm(exact_P))
   cells = []
   for sampler in samplers:
-    sampling = dataclasses.replace(sampling_of(config.sampling), name=sampler)
     for k in settings.k:
-      # About as many rows of the text tower for each K.
-      n_draws = int(np.clip(settings.rows // (k + settings.images), 8, 512))
-      gradients = setting.gradients(k, sampling, corrections, n_draws)
-      for i, correction in enumerate(corrections):
-        figures = summarise(gradients[:, i], exact_P)
-        cells.append({"sampler": sampler, "correction": correction, "k": k} | figures)
-        log.info(
-          "%s, %s, K = %d: bias %.3f (%.3f to %.3f), deviation %.3f, cosine of a draw %.3f",
-          *(sampler, correction, k, figures["relative_bias"], figures["bias_low"]),
-          *(figures["bias_high"], figures["relative_deviation"], figures["draw_cosine"]),
-        )
+      cells += _cells(setting, folder, sampler, k, corrections, exact_P)
   results = {
     "job": config.job,
     "n_classes": setting.n_classes,
@@ -123,11 +126,56 @@ def run(config: ConfigDict, workdir: str) -> dict:
     "cells": cells,
     "seconds": round(time.monotonic() - start, 1),
   }
-  folder = RunFolder(workdir)
-  folder.create()
   gradient_bias_panels(folder.plots / "gradient_bias.png", cells)
   write_json(folder.results, results)
   return results
+
+
+def _cells(
+  setting: _Setting,
+  folder: RunFolder,
+  sampler: str,
+  k: int,
+  corrections: tuple[str, ...],
+  exact_P: np.ndarray,
+) -> list[dict]:
+  """Figures of a sampler at a K, one of each correction; of the folder, if they are there."""
+  settings = setting.config.gradient_bias
+  # About as many rows of the text tower for each K.
+  n_draws = int(np.clip(settings.rows // (k + settings.images), 8, 512))
+  key = fingerprint([setting.key, sampler, f"{k} {n_draws}", *corrections])
+  file = folder.path / "cells" / f"{sampler}_{k}.json"
+  stored = read_keyed(file, key)
+  if stored is None:
+    sampling = dataclasses.replace(sampling_of(setting.config.sampling), name=sampler)
+    gradients = setting.gradients(k, sampling, corrections, n_draws)
+    stored = {"key": key, "cells": []}
+    for i, correction in enumerate(corrections):
+      figures = summarise(gradients[:, i], exact_P)
+      stored["cells"].append({"sampler": sampler, "correction": correction, "k": k} | figures)
+    file.parent.mkdir(exist_ok=True)
+    write_json(file, stored)
+  for cell in stored["cells"]:
+    log.info(
+      "%s, %s, K = %d: bias %.3f (%.3f to %.3f), deviation %.3f, cosine of a draw %.3f",
+      *(sampler, cell["correction"], k, cell["relative_bias"], cell["bias_low"]),
+      *(cell["bias_high"], cell["relative_deviation"], cell["draw_cosine"]),
+    )
+  return stored["cells"]
+
+
+def _check_images(config: ConfigDict, n_classes: int) -> None:
+  """Refuses more images than there are, or than the logits of all classes leave room for."""
+  n_images = config.gradient_bias.images
+  floats = config.clip.memory_gib * 2**30 / 4
+  # A row of logits for each image, over all classes and the images' own; as floats.
+  most = int((math.sqrt(n_classes**2 + 4 * floats) - n_classes) / 2)
+  if n_images > most:
+    takes = f"at most {most}, whose logits take the {config.clip.memory_gib:g} of clip.memory_gib"
+    raise ConfigError("gradient_bias.images", n_images, takes)
+  there = len(inputs.open_source(config.data, "train", n_images=n_images))
+  if n_images > there:
+    raise ConfigError("gradient_bias.images", n_images, f"at most {there}, the training's images")
 
 
 def _open(config: ConfigDict, samplers: tuple[str, ...]) -> _Setting:
@@ -146,18 +194,39 @@ def _open(config: ConfigDict, samplers: tuple[str, ...]) -> _Setting:
   key = jax.random.key(config.seed)
   params = replicate(module.init(key, method=lambda m: m.context)["params"], encoder.mesh)
   frozen = encoder.frozen(encoder.vocabulary(source.names, m))
+  labels_B = source.labels[chosen]
   arrays = _arrays(config, samplers, source.names, encoder.clip.image_size)
   bank_NxE = encoder.features_of_tokens(params, frozen.tokens, position)
   sampling = replicate(arrays._replace(bank=bank_NxE), encoder.mesh)
+  features_BxE = np.concatenate(
+    [
+      encoder.image_features(source.images(part))
+      for part in np.array_split(chosen, -(-len(chosen) // _IMAGES))
+    ]
+  )
+  key = fingerprint(
+    [
+      f"{_VERSION} {config.seed} {position} {config.clip.text_tower} {config.clip.dtype}",
+      repr(sorted(config.sampling.items())),
+      encoder.clip.settings,
+      *jax.tree.leaves(encoder.clip.params),
+      "\n".join(source.names),
+      np.asarray(params["context"]),
+      features_BxE,
+      labels_B,
+      *(np.asarray(array) for array in arrays if array is not None),
+    ]
+  )
   return _Setting(
     encoder,
     module,
     params,
     frozen._replace(sampling=sampling),
-    jax.numpy.asarray(encoder.image_features(source.images(chosen))),
-    jax.numpy.asarray(source.labels[chosen]),
+    jax.numpy.asarray(features_BxE),
+    jax.numpy.asarray(labels_B),
     len(source.names),
-    config.seed,
+    config,
+    key,
   )
 
 
@@ -165,8 +234,9 @@ def _arrays(
   config: ConfigDict, samplers: tuple[str, ...], names: Sequence[str], image_size: int
 ) -> SamplingArrays:
   """What any of the samplers knows of the classes; counts are those of a training."""
-  labels_n = inputs.open_training_source(config.data, image_size).labels
-  arrays = sampling_arrays(config, names, labels_n)
+  arrays, labels_n = SamplingArrays(), np.zeros(0, np.int32)
+  if "frequency" in samplers:
+    labels_n = inputs.open_training_source(config.data, image_size).labels
   for sampler in samplers:
     wanted = config.copy_and_resolve_references()
     wanted.sampling.name = sampler

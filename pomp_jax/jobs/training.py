@@ -214,8 +214,13 @@ def _settings(job: Run) -> ContrastSettings:
 def _learner(job: Run, settings: ContrastSettings) -> Learner:
   """What is learned, within the step's token budget."""
   token_budget = _token_budget(job, settings)
-  text_tower = job.encoder.text_tower(token_budget, _memory_plan(job, token_budget))
-  return methods.make_learner(job.config, job.encoder, job.module, text_tower, token_budget)
+  config, encoder = job.config, job.encoder
+  # Where each image has class features of its own they share what there is.
+  n_times = _group_size(job) if config.method == "cocoop" else 1
+  text_config = encoder.clip.config.text_config
+  memory = memory_plan(config.clip, text_config, _n_prefix(job), token_budget, n_times)
+  text_tower = encoder.text_tower(token_budget, memory)
+  return methods.make_learner(config, encoder, job.module, text_tower, token_budget)
 
 
 def _token_budget(job: Run, settings: ContrastSettings) -> int:
@@ -239,13 +244,19 @@ def k_of(job: Run) -> int:
   return len(job.source.names) if job.config.negatives == "all" else job.config.k
 
 
-def _memory_plan(job: Run, token_budget: int) -> MemoryPlan:
-  """`clip.keep` and `clip.n_chunks`, or the automatic choice where they leave it open."""
-  clip = job.config.clip
-  # Where each image has class features of its own they share what there is.
-  n_times = _group_size(job) if job.config.method == "cocoop" else 1
-  limit_bytes = clip.memory_gib * 2**30 / n_times
-  plan = plan_memory(job.encoder.clip.config.text_config, _n_prefix(job), token_budget, limit_bytes)
+def memory_plan(
+  clip: ConfigDict, text_config: Any, n_prefix: int, token_budget: int, n_times: int = 1
+) -> MemoryPlan:
+  """`clip.keep` and `clip.n_chunks`, or the automatic choice where they leave it open.
+
+  Args:
+    clip: `config.clip`; activations may take `clip.memory_gib`.
+    text_config: the text tower's.
+    n_prefix: shared prefix tokens.
+    token_budget: own tokens of the rows of a device.
+    n_times: so many such steps share the memory.
+  """
+  plan = plan_memory(text_config, n_prefix, token_budget, clip.memory_gib * 2**30 / n_times)
   return MemoryPlan(clip.n_chunks or plan.n_chunks, plan.keep if clip.keep == "auto" else clip.keep)
 
 
