@@ -10,17 +10,13 @@
 # --runtime=VERSION       of the TPU's software; default tpu-ubuntu2204-base
 # --project=ID            default: gcloud's own
 # --spot                  preemptible
-# --mount=COMMAND         on each worker first, such as 'gcsfuse BUCKET pomp/runs': --workdir has to
-#                         outlive the machines
+# --mount=COMMAND         on each worker first, see launch/README.md: --workdir has to outlive them
 # --keep                  delete nothing at the end
 # --dry-run               print the commands, run none
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-fail() {
-  echo "error: $1" >&2
-  exit 2
-}
+fail() { echo "error: $1" >&2; exit 2; }
 name='' zone='' type='' runtime=tpu-ubuntu2204-base mount=true keep='' dry='' made=''
 create=() project=()
 while (($#)); do
@@ -71,7 +67,11 @@ provision() {
       "--runtime-version=$runtime" ${create[@]+"${create[@]}"}
     made=1
   fi
-  until [[ -n "$dry" || "$(state)" == ACTIVE ]]; do sleep "${POLL_SECONDS:-30}"; done
+  until [[ -n "$dry" || "$found" == ACTIVE ]]; do
+    [[ "$found" != FAILED && "$found" != SUSPENDED ]] || fail "$name is $found, and gets no machines"
+    sleep "${POLL_SECONDS:-30}"
+    found="$(state)"
+  done
 }
 
 # %q, twice: each argument reaches Python as it is here, whatever is in it.
@@ -79,12 +79,16 @@ printf -v run '%q ' .venv/bin/python -m pomp_jax.main "$@"
 printf -v run '%q' "$run; echo \$? > status"
 # shellcheck disable=SC2016  # for the worker's shell
 follow='tail -n 100 -F pomp/log.txt & until test -s pomp/status; do sleep 3; done; kill $!; exit $(cat pomp/status)'
+# Ubuntu 22.04 comes with Python 3.10, and may be busy with its own updates at first.
+install='cd pomp && source launch/venv.sh && { (find_python) || {
+  sudo apt-get -q update && sudo apt-get -q -o DPkg::Lock::Timeout=600 install -y python3.11-venv; }; } &&
+  prepare_venv requirements.txt && .venv/bin/pip install -q "jax[tpu]"'
 git archive --format=tar.gz --output="$archive" HEAD
 for ((attempt = 0; attempt < 100; attempt++)); do
   provision
   tpus tpu-vm scp "$archive" "$name:pomp.tar.gz" "${where[@]}" --worker=all
   on_workers all "mkdir -p pomp && tar -xzf pomp.tar.gz -C pomp && rm -f pomp/status && $mount"
-  on_workers all 'cd pomp && source launch/venv.sh && prepare_venv requirements.txt && .venv/bin/pip install -q "jax[tpu]"'
+  on_workers all "$install"
   # Apart from the connection, which may break; then the log is taken up again.
   on_workers all "cd pomp && { setsid nohup bash -c $run >> log.txt 2>&1 < /dev/null & }"
   while status=0; on_workers 0 "$follow" || status=$?; ((status == 255)); do

@@ -79,11 +79,11 @@ def test_its_numbers_of_hosts_agree_and_ours_are_found(manifest):
   assert coordinator["replicatedJob"] == manifest["spec"]["replicatedJobs"][0]["name"]
 
 
-def test_it_is_no_root_and_bad_input_is_not_tried_again(manifest):
+def test_it_is_no_root_and_what_fails_by_itself_is_not_tried_again(manifest):
   pod = job_of(manifest)["template"]["spec"]
   assert pod["securityContext"]["runAsNonRoot"] is True
   (container,) = pod["containers"]
   assert container["securityContext"]["allowPrivilegeEscalation"] is False
   (rule,) = job_of(manifest)["podFailurePolicy"]["rules"]
-  assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [2])
+  assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [1, 2])
   assert rule["onExitCodes"]["containerName"] == container["name"]

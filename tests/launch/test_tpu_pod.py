@@ -143,6 +143,13 @@ def test_preempted_it_starts_again_on_new_machines(cloud):
   assert (cloud / "statuses").read_text() == ""
 
 
+def test_machines_that_never_come_are_not_waited_for(cloud):
+  executable(cloud / "bin" / "gcloud", _GCLOUD.replace("echo ACTIVE", "echo FAILED"))
+  done = pod(cloud, *POD, "--", "--config=x")
+  assert (done.returncode, done.stderr) == (2, "error: pomp is FAILED, and gets no machines\n")
+  assert calls(cloud) == ["create", "delete"]
+
+
 def test_bad_input_is_not_tried_again_and_keep_keeps(cloud):
   (cloud / "statuses").write_text("2\n")
   done = pod(cloud, *POD, "--keep", "--", "--config=x")
