@@ -168,7 +168,8 @@ def step_time(work: Work, chip: Chip, layout: Layout, rates: Rates) -> StepTime:
 
   A tower takes the longer of its products at the reached rate and one reading of its weights a
   pass (where few rows are left on a device, that is what stays). A collective of n devices takes
-  2 log2(n) messages, and its bytes over the slowest link between them.
+  log2(n) messages there and as many back (a gather goes back in the backward pass), and its bytes
+  over the slowest link between them.
 
   Raises:
     ValueError: the draws do not divide the views.
@@ -201,10 +202,11 @@ def step_time(work: Work, chip: Chip, layout: Layout, rates: Rates) -> StepTime:
     2 * 2 * _hops(layout.chips) * chip.latency
     + (gradient_bytes / _link(chip, layout.chips) if layout.chips > 1 else 0)
   )
-  n_hosts = math.ceil(layout.chips / chip.per_host)
+  # Hosts that share an index of the data axis all read its images.
+  n_parts = min(math.ceil(layout.chips / chip.per_host), layout.data)
   data = 0.0
   if rates.thread_views and work.image_flops:
-    data = work.views / n_hosts / (chip.host_threads * rates.thread_views)
+    data = work.views / n_parts / (chip.host_threads * rates.thread_views)
   return StepTime(images, layout.accumulate * text, gather, reduce, rates.overhead, data)
 
 

@@ -104,6 +104,9 @@ def test_reading_is_divided_among_hosts():
   one, two = (step_time(Work(), chip, Layout(n), Rates()).data for n in (8, 16))
   assert one == pytest.approx(1024 / (chip.host_threads * Rates.thread_views))
   assert two == pytest.approx(one / 2)
+  # One data index over two hosts: both read all of its images, as `batches.own_part` has it.
+  shared = step_time(Work(), chip, Layout(1, class_size=16), Rates()).data
+  assert shared == pytest.approx(one)
   assert step_time(Work(image_flops=0.0), chip, Layout(8), Rates()).data == 0
 
 
