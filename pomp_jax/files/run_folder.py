@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pomp_jax import hosts
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.events import EventWriter, read_scalars
 
@@ -43,6 +44,8 @@ class RunFolder:
   def check(self, job: str | None = None) -> None:
     """Finds out whether `create` can succeed, and writes nothing.
 
+    Of several processes only the first needs the folder; the others may be on hosts without it.
+
     Args:
       job: whose files are to be written there; None: they are looked at by nobody.
 
@@ -50,6 +53,8 @@ class RunFolder:
       RunFolderError: the path is not a folder, neither it nor the place for it is writable, or the
         run of another job is there, whose results would be replaced.
     """
+    if not hosts.is_first():
+      return
     existing = self.path.absolute()
     while not existing.exists() and existing != existing.parent:
       existing = existing.parent

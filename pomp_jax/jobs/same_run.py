@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from pomp_jax import hosts
 from pomp_jax.config import ConfigError, fields
 from pomp_jax.files.run_folder import RunFolder, read_json
 
@@ -22,7 +23,8 @@ def check_same_run(
     ConfigError: the first field that is another one and may not.
     RunFolderError: its `config.json` can't be read.
   """
-  if not folder.config.exists():
+  # The first process's folder: on another's host there may be anything.
+  if not hosts.is_first() or not folder.config.exists():
     return
   before = dict(fields(ConfigDict(read_json(folder.config))))
   for field, value in fields(config):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pomp_jax import hosts
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
 
 
@@ -49,6 +50,12 @@ def test_a_file_in_the_way(tmp_path, place):
   for method in (RunFolder(tmp_path / place).check, RunFolder(tmp_path / place).create):
     with pytest.raises(RunFolderError, match=f"{tmp_path}/file is a file; a folder is needed"):
       method()
+
+
+def test_processes_other_than_the_first_need_no_folder(tmp_path, monkeypatch):
+  (tmp_path / "file").write_text("")
+  monkeypatch.setattr(hosts, "is_first", lambda: False)
+  RunFolder(tmp_path / "file" / "a").check()
 
 
 def test_a_folder_that_is_not_writable(tmp_path, monkeypatch):
