@@ -3,8 +3,12 @@
 Shapes: G rows of a global batch, V views an image, B images of a batch that a process reads.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
 
 from absl import flags
 import grain
@@ -91,7 +95,15 @@ class Loader(Iterator[dict[str, np.ndarray]]):
 
   def __next__(self) -> dict[str, np.ndarray]:
     batch = next(self._batches)
-    found = batch.pop("unreadable").tolist()
+    self.note(batch.pop("unreadable").tolist())
+    return batch
+
+  def note(self, found: Sequence[int]) -> None:
+    """Takes images that could not be read, met here or by another process.
+
+    Raises:
+      CorruptDataError: with them there are more than allowed.
+    """
     self.unreadable.update(found)
     if len(self.unreadable) > self._allowed:
       last = found[-1] if found else max(self.unreadable)
@@ -99,7 +111,6 @@ class Loader(Iterator[dict[str, np.ndarray]]):
         f"{len(self.unreadable)} of {len(self._source)} images can't be read, {self._allowed} are"
         f" allowed by data.max_corrupt; the last: {name_of(self._source, last)}"
       )
-    return batch
 
   def close(self) -> None:
     """Ends the worker processes."""
@@ -114,7 +125,24 @@ def in_workers(elements: grain.IterDataset, workers: int, ahead: int) -> grain.I
   if not flags.FLAGS.is_parsed():
     # Grain asks for flags of its own, which a program without a command line has not parsed.
     flags.FLAGS.mark_as_parsed()
-  return elements.mp_prefetch(grain.MultiprocessingOptions(workers, ahead))
+  return elements.mp_prefetch(grain.MultiprocessingOptions(workers, ahead), _begin_worker)
+
+
+def _begin_worker(index: int, count: int) -> None:
+  """In a worker: it ends when its run has no more use for it, or is gone.
+
+  A launcher, or Ctrl-C, signals all processes of a run; the run has to save first, and goes on
+  until then.
+  """
+  del index, count
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+  threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+  multiprocessing.parent_process().join()
+  os._exit(1)
 
 
 def name_of(source: Source, index: int) -> str:

@@ -140,11 +140,13 @@ def _go(job: Run, parts: _Parts, checkpoints: Checkpoints, at: Trained) -> Train
         top1 = None if asked else parts.validate(state)
         if top1 is not None:
           watch.scalar("validation_top1", top1, step)
+        # Each process has met its own; too many of them in all are not saved.
+        loader.note(batches.unreadable_anywhere(loader.unreadable))
         done = Trained(
           step=step,
           state=state,
           seconds=at.seconds + time.monotonic() - start,
-          unreadable=batches.unreadable_anywhere(loader.unreadable),
+          unreadable=sorted(loader.unreadable),
           detour=at.detour,
           memory=judge.memory(),
         )

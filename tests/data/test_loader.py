@@ -2,6 +2,9 @@
 
 import functools
 import itertools
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -121,6 +124,15 @@ def test_unreadable_images_are_counted_once_and_stop_when_there_are_too_many():
     next(known)
 
 
+def test_what_other_processes_could_not_read_counts_as_well():
+  loader = Loader(Numbers(), show, batch_size=4, seed=0, max_corrupt=0.1)
+  loader.note([1, 2])
+  loader.note([2])
+  assert loader.unreadable == {1, 2}
+  with pytest.raises(CorruptDataError, match=r"^3 of 20 .*: image 5$"):
+    loader.note([5])
+
+
 def test_nothing_readable_is_an_error():
   fetch = functools.partial(show, damaged=range(20))
   with pytest.raises(CorruptDataError, match="images in a row"):
@@ -143,6 +155,8 @@ def stored_views(source, indices, epochs):
 
 
 def test_worker_processes_decode_the_same_batches(stored):
+  """And go on when all processes of a run are asked to stop: the run has yet to save."""
+
   def read(**arguments):
     loader = Loader(
       stored,
@@ -153,8 +167,14 @@ def test_worker_processes_decode_the_same_batches(stored):
       max_corrupt=0.2,
       **arguments,
     )
-    batches = list(itertools.islice(loader, 5))
+    batches = [next(loader)]
+    for worker in multiprocessing.active_children():
+      os.kill(worker.pid, signal.SIGTERM)
+      os.kill(worker.pid, signal.SIGINT)
+    # More than lie ready.
+    batches += itertools.islice(loader, 19)
     loader.close()
+    assert not multiprocessing.active_children()
     return batches, loader.unreadable
 
   alone, unreadable = read()
