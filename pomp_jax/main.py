@@ -61,6 +61,10 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
 # Jobs that stop where all processes can; the others stop at once, wherever they are.
 _STOP_TOGETHER = ("pretrain", "repeat")
 
+# JAX's errors that are this process's alone, such as a device's memory that does not suffice: to
+# start it again would meet the same.
+_OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+
 _BAD_INPUT = (
   config_lib.ConfigError,
   ClipError,
@@ -165,7 +169,7 @@ def _end(message: object, status: int) -> int:
 
 def _end_unexpectedly(error: Exception) -> NoReturn:
   """A defect, or a collective that failed because another process is gone."""
-  if isinstance(error, jax.errors.JaxRuntimeError):
+  if isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(_OWN):
     hosts.fail_with_the_cause(error)
   traceback.print_exc()
   hosts.fail(f"{type(error).__name__}: {error}", 1)

@@ -6,6 +6,7 @@ import sys
 
 from absl import flags
 from command_line import parse
+import jax
 import numpy as np
 from PIL import Image
 import pytest
@@ -199,3 +200,21 @@ def test_the_module_is_an_entry():
   assert process.stderr.strip() == (
     "error: --config: nothing given; takes a file such as configs/demo.py"
   )
+
+
+@pytest.mark.parametrize(
+  ("message", "expected"),
+  [
+    ("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.", 1),
+    ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer", 75),
+  ],
+)
+def test_too_little_memory_is_no_lost_process(monkeypatch, capsys, message, expected):
+  def end(status):
+    raise SystemExit(status)
+
+  monkeypatch.setattr(main_module.hosts, "fail", lambda text, status: end(status))
+  monkeypatch.setattr(main_module.hosts, "fail_with_the_cause", lambda error: end(75))
+  with pytest.raises(SystemExit) as ended:
+    main_module._end_unexpectedly(jax.errors.JaxRuntimeError(message))
+  assert ended.value.code == expected
