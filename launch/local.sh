@@ -4,14 +4,17 @@
 #   bash launch/local.sh --config=configs/demo.py --workdir=runs/demo
 #   PROCESSES=2 bash launch/local.sh --config=configs/demo.py --workdir=runs/demo
 #
-# PROCESSES  how many; default 1. Several get a GPU each. On CPUs, JAX_NUM_CPU_DEVICES=4 gives each
-#            process four devices.
+# PROCESSES  how many; default 1. Several get a GPU each, of CUDA_VISIBLE_DEVICES if it says which. On
+#            CPUs, JAX_NUM_CPU_DEVICES=4 gives each process four devices.
 # VENV, PYTHON: see launch/venv.sh. SIGTERM is passed on: the run saves, and ends with status 75.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
 
 [[ "${PROCESSES:=1}" =~ ^[1-9][0-9]*$ ]] || fail "PROCESSES=$PROCESSES is not a number of processes"
+IFS=, read -ra gpus <<< "${CUDA_VISIBLE_DEVICES:-$(seq -s , 0 $((PROCESSES - 1)))}"
+((PROCESSES == 1 || ${#gpus[@]} >= PROCESSES)) ||
+  fail "PROCESSES=$PROCESSES, but CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES has fewer"
 prepare_venv requirements.txt
 main=("$VENV/bin/python" -m pomp_jax.main "$@")
 if ((PROCESSES == 1)); then
@@ -23,7 +26,7 @@ port="$("$VENV/bin/python" -c 'import socket; s = socket.socket(); s.bind(("", 0
 processes=()
 trap 'kill -TERM "${processes[@]}" 2>/dev/null || true' TERM INT
 for ((index = 0; index < PROCESSES; index++)); do
-  CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-$index}" "${main[@]}" \
+  CUDA_VISIBLE_DEVICES="${gpus[index]}" "${main[@]}" \
     --coordinator="127.0.0.1:$port" --num_processes="$PROCESSES" --process_id="$index" &
   processes+=($!)
 done

@@ -17,6 +17,7 @@ if [[ "$1 $2" != "-m pomp_jax.main" ]]; then exec "{python}" "$@"; fi
 index="${{!#}}"; index="${{index#*=}}"
 [[ "$index" =~ ^[0-9]+$ ]] || index=0
 printf '%s\\0' "$@" > "$LOG/$index"
+echo "$CUDA_VISIBLE_DEVICES" > "$LOG/gpus$index"
 if [[ -n "$WAIT" ]]; then
   trap 'echo stopped > "$LOG/stopped$index"; exit 75' TERM
   touch "$LOG/ready$index"
@@ -63,6 +64,19 @@ def test_several_find_each_other_and_the_first_failure_is_the_status(environ):
     coordinators.add(coordinator)
   (coordinator,) = coordinators
   assert coordinator.startswith("--coordinator=127.0.0.1:")
+
+
+@pytest.mark.parametrize(("given", "expected"), [("", "0 1"), ("4,2,7", "4 2")])
+def test_each_has_a_gpu_of_its_own(environ, tmp_path, given, expected):
+  assert start(environ, PROCESSES="2", CUDA_VISIBLE_DEVICES=given).wait() == 0
+  found = [(tmp_path / f"gpus{index}").read_text().strip() for index in range(2)]
+  assert found == expected.split()
+
+
+def test_too_few_gpus(environ):
+  process = start(environ, PROCESSES="2", CUDA_VISIBLE_DEVICES="3")
+  assert process.wait() == 1
+  assert "PROCESSES=2, but CUDA_VISIBLE_DEVICES=3 has fewer" in process.stderr.read()
 
 
 def test_sigterm_reaches_all(environ, tmp_path):
