@@ -196,7 +196,7 @@ def _is_done(metrics: dict[str, jax.Array]) -> bool:
 def _endpoint(host: str, port: int) -> Endpoint | None:
   try:
     endpoint = Endpoint(host, port)
-  except OSError as error:
+  except (OSError, UnicodeError) as error:  # the latter: no name of a host at all
     # A training goes on without: the port may be that of a run before, which is about to end.
     log.warning("watch.port=%d: can't listen on %s (%s); no metrics are served", port, host, error)
     return None
