@@ -78,12 +78,19 @@ def test_equals_the_reference_to_1e_5(stored, names, m, position, class_specific
   assert_close(found[1], expected[1])
 
 
+@pytest.fixture(scope="module")
+def in_one_piece(stored, names):
+  """A layout, and what the tower computes of it without a budget."""
+  module = PromptContext(4, stored.clip.text_width, "middle")
+  tower = shared_text_tower(_text_config(stored))
+  return module, _features_and_gradient(stored, tower, module, names)
+
+
 @pytest.mark.parametrize(
   "n_chunks, keep", [(1, "layers"), (2, "activations"), (3, "chunks"), (5, "layers")]
 )
-def test_chunks_and_what_is_kept_change_nothing(stored, names, n_chunks, keep):
-  module = PromptContext(4, stored.clip.text_width, "middle")
-  expected = _features_and_gradient(stored, shared_text_tower(_text_config(stored)), module, names)
+def test_chunks_and_what_is_kept_change_nothing(stored, names, in_one_piece, n_chunks, keep):
+  module, expected = in_one_piece
   budget = int(names[2].sum()) + 2 * N_CLASSES
   tower = shared_text_tower(_text_config(stored), token_budget=budget, n_chunks=n_chunks, keep=keep)
   found = _features_and_gradient(stored, tower, module, names)
