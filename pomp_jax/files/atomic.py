@@ -7,6 +7,11 @@ from pathlib import Path
 import tempfile
 from typing import BinaryIO
 
+# The only portable way to read the mask is to set it, for the whole process: once, before other
+# threads make files.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
@@ -31,20 +36,13 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
       yield file
       file.flush()
       os.fsync(file.fileno())
-    os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes the file private to its owner
+    os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes the file private to its owner
     os.replace(temporary, path)
   except BaseException:
     with contextlib.suppress(FileNotFoundError):
       os.unlink(temporary)
     raise
   _sync_folder(path.parent)
-
-
-def _umask() -> int:
-  # The only portable way to read the mask is to set it.
-  mask = os.umask(0o077)
-  os.umask(mask)
-  return mask
 
 
 def _sync_folder(folder: Path) -> None:
