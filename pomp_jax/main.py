@@ -36,9 +36,9 @@ from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.files.categories import CategoryFileError
 from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.files.class_features import ClassFeatureError
-from pomp_jax.files.feature_blocks import FeatureCacheError
+from pomp_jax.files.feature_blocks import DamagedBlockError, FeatureCacheError
 from pomp_jax.files.prompt_file import PromptFileError
-from pomp_jax.files.run_folder import RunFolderError
+from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError
 from pomp_jax.jobs import job
 from pomp_jax.jobs.benchmark import BenchmarkError
 from pomp_jax.jobs.watch import TrainingError
@@ -65,6 +65,16 @@ _STOP_TOGETHER = ("pretrain", "repeat")
 # start it again would meet the same.
 _OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 
+# Met in the midst; some are kinds of bad input, so they are looked for first.
+_FAILED = (
+  TrainingError,
+  CorruptDataError,
+  DamagedBlockError,
+  EvaluationError,
+  CheckpointError,
+  ClassFeatureError,
+  RunFolderWriteError,
+)
 _BAD_INPUT = (
   config_lib.ConfigError,
   ClipError,
@@ -79,13 +89,6 @@ _BAD_INPUT = (
   BenchmarkError,
   hosts.ClusterError,
   hosts.HostError,
-)
-_FAILED = (
-  TrainingError,
-  CorruptDataError,
-  EvaluationError,
-  CheckpointError,
-  ClassFeatureError,
 )
 
 
@@ -105,10 +108,10 @@ def main(argv: Sequence[str]) -> int:
       signal.signal(signal.SIGTERM, _preempted)
     module.run(config, workdir)
     hosts.finish()
-  except _BAD_INPUT as error:
-    return _end(error, 2)
   except _FAILED as error:
     return _end(error, 1)
+  except _BAD_INPUT as error:
+    return _end(error, 2)
   except hosts.LostHostError as error:
     return _end(error, hosts.TRY_AGAIN)
   except hosts.Preempted as error:

@@ -1,8 +1,10 @@
 """The command line: every mistake is one line with the field, exit status 2, nothing written."""
 
+import os
 import pathlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 from absl import flags
 from command_line import parse
@@ -12,7 +14,9 @@ from PIL import Image
 import pytest
 
 from pomp_jax import main as main_module
+from pomp_jax.files.feature_blocks import DamagedBlockError, FeatureCacheError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
+from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEMO = f"--config={ROOT}/configs/demo.py"
@@ -190,6 +194,36 @@ def test_export_of_bad_files(capsys, tmp_path):
     assert (status, len(lines)) == (2, 1)
     assert expected in lines[0]
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("error", "expected"),
+  [
+    (RunFolderError("config.json: not JSON"), 2),
+    (RunFolderWriteError("config.json: can't be written"), 1),
+    (FeatureCacheError("no cache.json in it"), 2),
+    (DamagedBlockError("block-00001.npy: can't be read"), 1),
+  ],
+)
+def test_bad_input_is_not_what_fails_in_the_midst(capsys, tmp_path, monkeypatch, error, expected):
+  def fail(*_):
+    raise error
+
+  monkeypatch.setattr(main_module, "job", lambda name: SimpleNamespace(check=fail, run=fail))
+  assert run_main(capsys, DEMO, f"--workdir={tmp_path}/run") == (expected, [f"error: {error}"])
+
+
+def test_a_disk_that_is_full_at_the_start_is_a_failure(capsys, tmp_path, monkeypatch):
+  save_prompt(tmp_path / "p.npz", Prompt(np.zeros((4, 7), np.float32), clip_model="some"))
+
+  def fail(*_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(os, "fsync", fail)
+  arguments = [f"--config={ROOT}/configs/export.py:prompt={tmp_path}/p.npz,format=npz"]
+  status, lines = run_main(capsys, *arguments, f"--workdir={tmp_path}/run")
+  assert (status, len(lines)) == (1, 1)
+  assert lines[0].endswith("prompt.npz: can't be written (No space left on device)")
 
 
 def test_the_module_is_an_entry():

@@ -30,7 +30,7 @@ class CachedViews:
     """Features of the views of some images in some epochs, and which images could be read.
 
     Raises:
-      FeatureCacheError: a block is missing or damaged.
+      DamagedBlockError: a block is missing or damaged.
     """
     features = self.blocks.read(indices, self.augmentation.versions(epochs))
     return features, ~np.isnan(features[:, 0, 0])

@@ -29,6 +29,10 @@ class FeatureCacheError(ValueError):
   """A cache that can't be used; the message is one line."""
 
 
+class DamagedBlockError(FeatureCacheError):
+  """A block that can't be read, or is gone: it shows when its images are asked for."""
+
+
 class FeatureBlocks:
   """Features float32 [n,R,E] in a folder.
 
@@ -127,7 +131,7 @@ class FeatureBlocks:
     """Features of images in some of their versions, from files mapped into memory.
 
     Raises:
-      FeatureCacheError: a block is missing or damaged.
+      DamagedBlockError: a block is missing or damaged.
     """
     result = np.empty((*versions.shape, self.width), np.float32)
     blocks = np.asarray(indices) // self.block_size
@@ -141,7 +145,7 @@ class FeatureBlocks:
     """The images of a complete cache that could not be read.
 
     Raises:
-      FeatureCacheError: a block is missing or damaged.
+      DamagedBlockError: a block is missing or damaged.
     """
     blocks = range(self.n_blocks)
     marks = [np.isnan(self._block(block)[:, 0, 0]) for block in blocks]
@@ -154,10 +158,10 @@ class FeatureBlocks:
         array = np.lib.format.open_memmap(path, mode="r")  # takes no pickles
       except Exception as error:  # a damaged header fails in more ways than NumPy documents
         message = f"{path}: can't be read ({printable(str(error))}); delete it and fill again"
-        raise FeatureCacheError(message) from error
+        raise DamagedBlockError(message) from error
       expected = (len(self.indices(block)), self.n_versions, self.width)
       if array.shape != expected or array.dtype != np.float32:
-        raise FeatureCacheError(
+        raise DamagedBlockError(
           f"{path}: holds {array.dtype} {array.shape}, float32 {expected} is needed; delete it and"
           " fill again"
         )

@@ -17,6 +17,10 @@ class RunFolderError(RuntimeError):
   """A run's folder, or a file in it, that can't be used; one line that names it."""
 
 
+class RunFolderWriteError(RunFolderError):
+  """What can be used can't be written: a full disk, a permission lost; something may be there."""
+
+
 class RunFolder:
   """Where everything of one run lies.
 
@@ -75,24 +79,25 @@ class RunFolder:
     """Makes the folder and `plots/`, unless they exist.
 
     Raises:
-      RunFolderError: they can't be made or written to.
+      RunFolderError: as `check`, of any job.
+      RunFolderWriteError: they can't be made.
     """
     self.check()
     try:
       self.plots.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-      raise RunFolderError(f"workdir {self.path}: can't be made ({error.strerror})") from error
+      raise RunFolderWriteError(f"workdir {self.path}: can't be made ({error.strerror})") from error
 
   def events(self, first_step: int = 0) -> EventWriter:
     """Opens the TensorBoard events to write from `first_step` on; older ones from there are void.
 
     Raises:
-      RunFolderError: the file can't be written.
+      RunFolderWriteError: the file can't be written.
     """
     try:
       return EventWriter(self.path, first_step)
     except OSError as error:
-      raise RunFolderError(f"{self.path}: can't write events ({error.strerror})") from error
+      raise RunFolderWriteError(f"{self.path}: can't write events ({error.strerror})") from error
 
   def scalars(self) -> dict[str, tuple[list[int], list[float]]]:
     """Steps and values of every scalar logged so far, over all starts of this run."""
@@ -109,14 +114,14 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
   Raises:
     TypeError: something else is in it; the line names the field.
-    RunFolderError: the file can't be written.
+    RunFolderWriteError: the file can't be written.
   """
   text = json.dumps(_plain(value, Path(path).name), indent=2, allow_nan=False, ensure_ascii=False)
   try:
     with replacing(path) as file:
       file.write(f"{text}\n".encode())
   except OSError as error:
-    raise RunFolderError(f"{path}: can't be written ({error.strerror})") from error
+    raise RunFolderWriteError(f"{path}: can't be written ({error.strerror})") from error
 
 
 def read_json(path: str | os.PathLike) -> Any:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pomp_jax.files.feature_blocks import FeatureBlocks, FeatureCacheError
+from pomp_jax.files.feature_blocks import DamagedBlockError, FeatureBlocks, FeatureCacheError
 
 MADE_FROM = {"clip": "x", "seed": 3, "augmentation": {"kind": "recipe", "views": 2}}
 FEATURES = np.random.default_rng(0).standard_normal((10, 3, 4)).astype(np.float32)
@@ -102,6 +102,6 @@ def test_a_damaged_block_is_named(tmp_path, damage):
     case "gone":
       path.unlink()
   blocks = _open(tmp_path)
-  with pytest.raises(FeatureCacheError, match="block-00001.npy: "):
+  with pytest.raises(DamagedBlockError, match="block-00001.npy: "):
     blocks.read(np.array([0, 5]), np.zeros((2, 1), np.int64))
   assert blocks.read(np.array([0, 9]), np.zeros((2, 1), np.int64)).shape == (2, 1, 4)

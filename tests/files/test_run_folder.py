@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from pomp_jax import hosts
-from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
+from pomp_jax.files.run_folder import (
+  RunFolder,
+  RunFolderError,
+  RunFolderWriteError,
+  read_json,
+  write_json,
+)
 
 
 def test_the_names_of_a_run(tmp_path):
@@ -112,7 +118,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     raise OSError(28, "No space left on device")
 
   monkeypatch.setattr(os, "fsync", fail)
-  with pytest.raises(RunFolderError, match=r"a\.json: can't be written \(No space"):
+  with pytest.raises(RunFolderWriteError, match=r"a\.json: can't be written \(No space"):
     write_json(tmp_path / "a.json", {"new": 2})
   assert read_json(tmp_path / "a.json") == {"old": 1}
   assert len(list(tmp_path.iterdir())) == 1
@@ -140,5 +146,5 @@ def test_scalars_of_the_folder(tmp_path):
 
 def test_events_that_can_not_be_written(tmp_path):
   (tmp_path / "file").write_text("")
-  with pytest.raises(RunFolderError, match="file: can't write events"):
+  with pytest.raises(RunFolderWriteError, match="file: can't write events"):
     RunFolder(tmp_path / "file").events()
