@@ -15,6 +15,7 @@ from pomp_jax.hosts.talk import (
   from_first,
   gather,
   is_first,
+  n_processes,
   post,
   posted,
 )
@@ -38,6 +39,7 @@ __all__ = [
   "from_first",
   "gather",
   "is_first",
+  "n_processes",
   "on_tpu_vm",
   "post",
   "posted",

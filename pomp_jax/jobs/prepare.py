@@ -10,6 +10,7 @@ import logging
 
 from ml_collections import ConfigDict
 
+from pomp_jax import hosts
 from pomp_jax.config import ConfigError
 from pomp_jax.data.builders import BUILDERS, Settings, build, open_input
 from pomp_jax.files.run_folder import RunFolder
@@ -18,11 +19,15 @@ log = logging.getLogger(__name__)
 
 
 def check(config: ConfigDict, workdir: str) -> None:
-  """Refuses an unknown data set and a folder that can't be written; reads and writes nothing.
+  """Refuses several processes, an unknown data set and a folder that can't be written.
+
+  Reads and writes nothing.
 
   Raises:
     ConfigError, RunFolderError: one line each.
   """
+  if hosts.n_processes() > 1:
+    raise ConfigError("job", config.job, "one process")
   if config.prepare.dataset not in BUILDERS:
     raise ConfigError("prepare.dataset", config.prepare.dataset, f"one of {', '.join(BUILDERS)}")
   if config.prepare.names and config.prepare.dataset != "imagenet21k":

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
+from pomp_jax import hosts
 from pomp_jax.hosts import Preempted
 from pomp_jax.jobs import benchmark
 from pomp_jax.jobs.benchmark.measurement import ProcessError, in_own_process, peak_mib
@@ -96,6 +97,12 @@ def test_a_process_that_ends_without_an_answer():
 def test_refuses_what_cannot_run(changes, message, tmp_path):
   with pytest.raises(benchmark.BenchmarkError, match=message):
     benchmark.check(_config(**changes), str(tmp_path))
+
+
+def test_refuses_several_processes(tmp_path, monkeypatch):
+  monkeypatch.setattr(hosts, "n_processes", lambda: 2)
+  with pytest.raises(benchmark.BenchmarkError, match="job = 'benchmark': takes one process"):
+    benchmark.check(_config(), str(tmp_path))
 
 
 def test_runs_where_torch_and_transformers_are_missing(tmp_path):

@@ -8,7 +8,7 @@ from PIL import Image
 import pytest
 from tar_files import tar_bytes
 
-from pomp_jax import world
+from pomp_jax import hosts, world
 from pomp_jax.config import ConfigError, base, validate
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.vocabularies import load_class_list
@@ -82,6 +82,12 @@ def test_what_can_not_be(archive, tmp_path):
   ):
     with pytest.raises(ConfigError, match=message):
       prepare.check(prepare_config(input=str(archive), **changes), str(tmp_path / "out"))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(hosts, "n_processes", lambda: 2)
+    with pytest.raises(ConfigError, match="job: got 'prepare', takes one process"):
+      prepare.check(
+        prepare_config(dataset="imagenet21k", input=str(archive)), str(tmp_path / "out")
+      )
   config = prepare_config(dataset="imagenet21k", input=str(archive), names="food101")
   with pytest.raises(SourceError, match="needs synsets"):
     prepare.run(config, str(tmp_path / "out"))

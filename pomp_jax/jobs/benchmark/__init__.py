@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from pomp_jax import hosts
 from pomp_jax.data.imagenet21k import load_synsets
 from pomp_jax.jobs.benchmark import report
 from pomp_jax.jobs.benchmark.measurement import (
@@ -45,10 +46,13 @@ def check(config: Any, workdir: str | None) -> None:
   """Refuses what cannot be run.
 
   Raises:
-    BenchmarkError: an unknown model, implementation or type, or a K that does not fit.
+    BenchmarkError: several processes, an unknown model, implementation or type, or a K that does
+      not fit.
   """
   if not workdir:
     raise BenchmarkError("--workdir is needed: the results are written there")
+  if hosts.n_processes() > 1:
+    raise BenchmarkError("job = 'benchmark': takes one process")
   settings = _settings(config)
   if settings.model not in MODELS:
     raise BenchmarkError(f"unknown model {settings.model!r}; accepted: {', '.join(MODELS)}")
