@@ -10,12 +10,16 @@ import logging
 import math
 import os
 from pathlib import Path
+import secrets
+import socket
+import time
 from typing import Any, SupportsFloat
 
 import orbax.checkpoint as ocp
 
 from pomp_jax import hosts
 from pomp_jax.files import checkpoint_contents
+from pomp_jax.files.atomic import replacing
 from pomp_jax.files.checkpoint_contents import (
   CheckpointError,
   Damage,
@@ -28,6 +32,9 @@ from pomp_jax.files.checkpoint_manager import open_manager, quality
 __all__ = ["CheckpointError", "Checkpoints", "Restored"]
 
 log = logging.getLogger(__name__)
+
+_OWNER = "owner.txt"
+_SECOND_LOOK = 0.5  # s
 
 
 class Checkpoints:
@@ -43,6 +50,9 @@ class Checkpoints:
 
   Every array is stored with its checksum. A checkpoint that can't be read, or that reads as
   something else, is set aside as `damaged-STEP`, and the one before it takes its place.
+
+  The folder is the last opener's: whoever opened it before, and still lives where nobody sees it,
+  saves nothing more (`owner.txt` says whose it is).
 
   With several processes all make the same calls to `save`, `restore_latest` and `restore_best`, and
   only process 0 touches the folder; there a failure ends all of them (`hosts.fail`). The other
@@ -66,7 +76,10 @@ class Checkpoints:
     # Orbax takes absolute paths only.
     self.folder = Path(os.path.abspath(folder))
     self._keep, self._retry = keep, retry
+    self._owner = f"{socket.gethostname()}, process {os.getpid()}, {secrets.token_hex(8)}"
     self._manager = self._open() if hosts.is_first() else None
+    if self._manager is not None:
+      self._take_over()
     self._saving: int | None = None  # the step of the last save, until it is known how it ended
     self._failure: CheckpointError | None = None  # of the last save
     self._told = False  # whether that one was
@@ -78,6 +91,24 @@ class Checkpoints:
       return open_manager(self.folder, self._keep)
     except (OSError, ValueError) as error:
       raise CheckpointError(f"{self.folder}: can't hold checkpoints ({as_line(error)})") from error
+
+  def _take_over(self) -> None:
+    """Says that this start has the folder: an earlier one that still lives, unseen, stops saving."""
+    try:
+      with replacing(self.folder / _OWNER) as file:
+        file.write(self._owner.encode())
+    except OSError as error:
+      raise CheckpointError(f"{self.folder}: can't hold checkpoints ({as_line(error)})") from error
+
+  def _check_owner(self) -> None:
+    # Where it can't be read, the save itself will tell.
+    with contextlib.suppress(OSError):
+      owner = (self.folder / _OWNER).read_text()
+      if owner != self._owner:
+        raise CheckpointError(
+          f"{self.folder}: a later start of this run ({owner.rpartition(',')[0]}) has taken it over;"
+          " this one ends, and saves nothing more"
+        )
 
   def save(
     self,
@@ -101,10 +132,12 @@ class Checkpoints:
 
     Raises:
       CheckpointError: without `retry`, this save could not start, or the one before it failed; the
-        line says which step is the last that is stored.
+        line says which step is the last that is stored. With it too: a later start of the same run
+        has taken the folder over.
     """
     if self._manager is None:
       return False
+    self._check_owner()
     self._settle()
     metrics = {} if metric is None or not math.isfinite(metric) else {"metric": float(metric)}
     contents = checkpoint_contents.to_save(state, meta)
@@ -257,7 +290,7 @@ class Checkpoints:
     damaged = []
     for step in reversed(self.steps()):
       try:
-        found = self._read(step, abstract_state)
+        found = self._read_twice(step, abstract_state)
       except Damage as damage:
         log.warning("checkpoint of step %d is DAMAGED (%s)", step, damage)
         damaged.append(step)
@@ -274,6 +307,14 @@ class Checkpoints:
         " folder to start from the beginning"
       )
     return None
+
+  def _read_twice(self, step: int, abstract_state: PyTree) -> Restored:
+    # A disk at the other end of a network fails for a moment, too.
+    try:
+      return self._read(step, abstract_state)
+    except Damage:
+      time.sleep(_SECOND_LOOK)
+      return self._read(step, abstract_state)
 
   def _read(self, step: int, abstract_state: PyTree) -> Restored:
     return checkpoint_contents.read(self._manager, self.folder, step, abstract_state)

@@ -1,6 +1,7 @@
 """Checkpoints under faults: damaged files, a full disk, a process that is killed."""
 
 import contextlib
+import errno
 import resource
 import shutil
 import signal
@@ -12,6 +13,8 @@ from checkpoint_states import META, abstract, assert_same, make_state
 import numpy as np
 import pytest
 
+from pomp_jax.files import checkpoint_contents
+from pomp_jax.files.checkpoint_contents import Damage
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 
 
@@ -61,6 +64,39 @@ def test_a_damaged_checkpoint_is_set_aside_or_reads_as_it_was(tmp_path, how, cap
   assert taken.count(1) >= 4 and set(taken) <= {1, 2}
 
 
+def test_a_disk_that_fails_for_a_moment_costs_nothing(tmp_path, monkeypatch, caplog):
+  read, failures = checkpoint_contents.read, [OSError(errno.ESTALE, "Stale file handle")]
+
+  def unsteady(*arguments):
+    if failures:
+      raise Damage(str(failures.pop()))
+    return read(*arguments)
+
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, make_state(1.0), META)
+    checkpoints.save(2, make_state(2.0), META)
+  monkeypatch.setattr(checkpoint_contents, "read", unsteady)
+  with Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.restore_latest(abstract(make_state())).step == 2
+  assert not failures and "DAMAGED" not in caplog.text
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_start_that_another_has_replaced_saves_nothing_more(tmp_path, retry):
+  with contextlib.ExitStack() as stack:
+    first = stack.enter_context(Checkpoints(tmp_path, retry=retry))
+    first.save(1, make_state(1.0), META)
+    first.wait()
+    second = stack.enter_context(Checkpoints(tmp_path))
+    assert second.restore_latest(abstract(make_state())).step == 1
+    with pytest.raises(
+      CheckpointError, match=r"a later start of this run \(.*\) has taken it over"
+    ):
+      first.save(2, make_state(-2.0), META)
+    assert second.save(2, make_state(2.0), META)
+    assert_same(second.restore_latest(abstract(make_state())).state, make_state(2.0))
+
+
 def test_lost_folders_and_nothing_before_them(tmp_path):
   for lost in ("state", "meta"):
     with Checkpoints(tmp_path / lost) as checkpoints:
@@ -99,7 +135,7 @@ def test_remains_of_a_killed_process_are_no_checkpoints(tmp_path):
     assert checkpoints.latest_step() == 2
     for step in (3, 4):
       checkpoints.save(step, {"value": step}, META, metric=step)
-  assert sorted(entry.name for entry in tmp_path.iterdir()) == ["3", "4"]
+  assert sorted(entry.name for entry in tmp_path.iterdir()) == ["3", "4", "owner.txt"]
 
 
 def test_a_file_in_the_folders_place(tmp_path):
@@ -170,7 +206,7 @@ def test_a_save_that_fails_is_left_to_the_next_one(tmp_path, caplog, keep):
     assert len(told) == 2
     assert all("the next save tries again" in line for line in told)
   # The one that is still the best stays beside the newest.
-  assert sorted(entry.name for entry in tmp_path.iterdir()) == ["1", "4"]
+  assert sorted(entry.name for entry in tmp_path.iterdir()) == ["1", "4", "owner.txt"]
   with Checkpoints(tmp_path, keep) as checkpoints:
     assert_same(checkpoints.restore_latest({"values": VALUES}).state, {"values": VALUES + 1})
 
