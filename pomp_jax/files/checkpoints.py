@@ -93,7 +93,7 @@ class Checkpoints:
       raise CheckpointError(f"{self.folder}: can't hold checkpoints ({as_line(error)})") from error
 
   def _take_over(self) -> None:
-    """Says that this start has the folder: an earlier one that still lives, unseen, stops saving."""
+    """Says whose the folder is now: an earlier start that still lives, unseen, saves no more."""
     try:
       with replacing(self.folder / _OWNER) as file:
         file.write(self._owner.encode())
@@ -106,8 +106,8 @@ class Checkpoints:
       owner = (self.folder / _OWNER).read_text()
       if owner != self._owner:
         raise CheckpointError(
-          f"{self.folder}: a later start of this run ({owner.rpartition(',')[0]}) has taken it over;"
-          " this one ends, and saves nothing more"
+          f"{self.folder}: a later start of this run ({owner.rpartition(',')[0]}) has taken it"
+          " over; this one ends, and saves nothing more"
         )
 
   def save(
