@@ -103,7 +103,7 @@ class Checkpoints:
   def _check_owner(self) -> None:
     # Where it can't be read, the save itself will tell.
     with contextlib.suppress(OSError):
-      owner = (self.folder / _OWNER).read_text()
+      owner = (self.folder / _OWNER).read_text(errors="replace")
       if owner != self._owner:
         raise CheckpointError(
           f"{self.folder}: a later start of this run ({owner.rpartition(',')[0]}) has taken it"
