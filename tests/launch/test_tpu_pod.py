@@ -1,9 +1,12 @@
 """launch/tpu_pod.sh: the commands of a dry run, and whole runs where a folder plays the cloud."""
 
+import fcntl
 import os
 import pathlib
 import shlex
+import signal
 import subprocess
+import time
 
 import pytest
 
@@ -25,12 +28,24 @@ _GCLOUD = """#!/usr/bin/env bash
 echo "$*" >> "$CLOUD/calls"
 state="$CLOUD/state"
 case "$3 $4" in
-  "queued-resources describe") [[ -e "$state" ]] && cat "$state" ;;
+  "queued-resources describe")
+    if [[ -s "$CLOUD/outages" ]]; then
+      sed -i 1d "$CLOUD/outages"
+      echo "ERROR: the network is down" >&2
+      exit 1
+    fi
+    [[ -e "$state" ]] || { echo "ERROR: NOT_FOUND: there is no such resource" >&2; exit 1; }
+    cat "$state" ;;
   "queued-resources create") [[ ! -e "$state" ]] && echo ACTIVE > "$state" ;;
   "queued-resources delete") rm "$state" ;;
   "tpu-vm scp") cp "$5" "$CLOUD/worker/${6#*:}" ;;
   "tpu-vm ssh")
     for argument; do [[ "$argument" == --command=* ]] && command="${argument#--command=}"; done
+    if [[ "$command" == *follow && -s "$CLOUD/broken" ]]; then
+      status="$(head -n 1 "$CLOUD/broken")"
+      sed -i 1d "$CLOUD/broken"
+      exit "$status"
+    fi
     cd "$CLOUD/worker" && bash -c "$command" ;;
   *) exit 9 ;;
 esac
@@ -38,12 +53,13 @@ esac
 # Python on the worker: keeps what it was given, and ends as it is told.
 _PYTHON = """#!/usr/bin/env bash
 [[ "$1" == -m && "$2" == pomp_jax.main ]] || exit 0
-touch ran
+echo run >> ran
 for argument; do printf '%s\\0' "$argument"; done > arguments
 echo "a line of the log"
+while [[ -e "$CLOUD/hold" ]]; do sleep 0.1; done
 status="$(head -n 1 "$CLOUD/statuses")"
 sed -i 1d "$CLOUD/statuses"
-((status != 75)) || echo SUSPENDED > "$CLOUD/state"
+[[ "$status" != 75 || -e "$CLOUD/healthy" ]] || echo SUSPENDED > "$CLOUD/state"
 exit "$status"
 """
 
@@ -60,21 +76,35 @@ def cloud(tmp_path):
   venv = tmp_path / "worker" / "pomp" / ".venv"
   executable(venv / "bin" / "python", _PYTHON)
   executable(venv / "bin" / "pip", "#!/usr/bin/env bash\nexit 0\n")
+  executable(tmp_path / "bin" / "sleep", "#!/usr/bin/env bash\n/bin/sleep 0.1\n")
   (tmp_path / "statuses").write_text("0\n")
   return tmp_path
 
 
-def pod(cloud, *arguments):
-  return subprocess.run(
+def start(cloud, *arguments):
+  return subprocess.Popen(
     ["bash", "launch/tpu_pod.sh", *arguments],
     cwd=ROOT,
-    capture_output=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
     text=True,
-    check=False,
-    timeout=120,
+    start_new_session=True,
     env=os.environ
     | {"PATH": f"{cloud / 'bin'}:{os.environ['PATH']}", "CLOUD": str(cloud), "POLL_SECONDS": "0"},
   )
+
+
+def pod(cloud, *arguments):
+  process = start(cloud, *arguments)
+  stdout, stderr = process.communicate(timeout=120)
+  return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def wait_for(what):
+  end = time.monotonic() + 60
+  while not what():
+    assert time.monotonic() < end
+    time.sleep(0.05)
 
 
 def calls(cloud):
@@ -93,6 +123,7 @@ def test_a_dry_run_prints_each_command_and_runs_none(cloud):
   commands = [words[a:b] for a, b in zip(starts, starts[1:], strict=False)]
   assert [command[3:5] for command in commands] == [
     ["queued-resources", "create"],
+    ["tpu-vm", "ssh"],
     ["tpu-vm", "scp"],
     *[["tpu-vm", "ssh"]] * 4,
     ["queued-resources", "delete"],
@@ -102,7 +133,7 @@ def test_a_dry_run_prints_each_command_and_runs_none(cloud):
   create = commands[0]
   assert {"--node-id=pomp", "--accelerator-type=v4-32", "--spot"} <= set(create)
   workers = [word for command in commands for word in command if word.startswith("--worker=")]
-  assert workers == ["--worker=all"] * 4 + ["--worker=0"]
+  assert workers == ["--worker=0", *["--worker=all"] * 4, "--worker=0"]
 
 
 def test_arguments_arrive_as_they_are(cloud):
@@ -115,7 +146,7 @@ def test_arguments_arrive_as_they_are(cloud):
   assert (worker / "pomp_jax" / "main.py").exists()
   assert not list(cloud.rglob("evil*"))
   assert not (ROOT / "evil1").exists()
-  assert calls(cloud) == ["create", "scp", "ssh", "ssh", "ssh", "ssh", "delete"]
+  assert calls(cloud) == ["create", "ssh", "scp", "ssh", "ssh", "ssh", "ssh", "delete"]
 
 
 def test_what_was_there_before_is_used_and_stays(cloud):
@@ -141,6 +172,95 @@ def test_preempted_it_starts_again_on_new_machines(cloud):
     *["create", "delete"] * 2
   ]
   assert (cloud / "statuses").read_text() == ""
+
+
+def runs(cloud):
+  return (cloud / "worker" / "pomp" / "ran").read_text().count("run")
+
+
+@pytest.mark.parametrize("status", [134, 137, 143])
+def test_killed_it_starts_again_on_the_same_machines(cloud, status):
+  (cloud / "statuses").write_text(f"{status}\n0\n")
+  done = pod(cloud, *POD, "--", "--config=x")
+  assert done.returncode == 0, done.stderr
+  assert runs(cloud) == 2
+  assert calls(cloud).count("create") == 1
+
+
+@pytest.mark.parametrize("status", [1, 2, 130])
+def test_what_would_end_so_again_is_not_started_again(cloud, status):
+  (cloud / "statuses").write_text(f"{status}\n0\n")
+  assert pod(cloud, *POD, "--", "--config=x").returncode == status
+  assert runs(cloud) == 1
+  assert not (cloud / "state").exists()
+
+
+@pytest.mark.parametrize("status", [255, 1])
+def test_a_broken_connection_is_no_end(cloud, status):
+  """Of ssh, or gcloud's own: it can't ask where the machine is."""
+  (cloud / "broken").write_text(f"{status}\n{status}\n")
+  (cloud / "statuses").write_text("2\n")
+  assert pod(cloud, *POD, "--", "--config=x").returncode == 2
+  assert runs(cloud) == 1
+
+
+def test_a_machine_that_can_not_be_seen_is_not_taken_for_gone(cloud):
+  (cloud / "statuses").write_text("75\n0\n")
+  (cloud / "healthy").touch()
+  (cloud / "broken").write_text("255\n")
+  # One outage before anything is made, one when the connection broke, and then for good.
+  (cloud / "outages").write_text("down\n")
+  done = pod(cloud, *POD, "--", "--config=x")
+  assert done.returncode == 0, done.stderr
+  assert "the network is down" in done.stderr
+  assert (calls(cloud).count("create"), calls(cloud).count("delete"), runs(cloud)) == (1, 1, 2)
+
+  (cloud / "outages").write_text("down\n" * 1000)
+  (cloud / "state").write_text("ACTIVE\n")
+  done = pod(cloud, *POD, "--", "--config=x")
+  assert done.returncode == 2
+  assert done.stderr.endswith("error: the state of pomp can't be had; what is there stays\n")
+  assert (cloud / "state").exists()
+
+
+def test_kept_and_interrupted_the_run_is_followed_again_and_not_started_twice(cloud):
+  (cloud / "hold").touch()
+  first = start(cloud, *POD, "--keep", "--", "--config=x", "--workdir=a b")
+  ran = cloud / "worker" / "pomp" / "ran"
+  wait_for(ran.exists)
+  os.killpg(first.pid, signal.SIGINT)
+  assert first.wait(60) == 130
+  assert (cloud / "state").read_text() == "ACTIVE\n"
+
+  other = pod(cloud, *POD, "--", "--config=y")
+  assert (other.returncode, other.stderr) == (
+    2,
+    "error: pomp is busy with another run; stop that first\n",
+  )
+  again = start(cloud, *POD, "--", "--config=x", "--workdir=a b")
+  assert again.stdout.readline() == "a line of the log\n"
+  (cloud / "hold").unlink()
+  assert again.wait(60) == 0
+  assert runs(cloud) == 1
+
+
+def test_it_waits_for_all_processes_of_the_run_before(cloud):
+  """Another worker's, here: after a status that asks for another start its lock is still held."""
+  (cloud / "statuses").write_text("75\n0\n")
+  (cloud / "healthy").touch()
+  (cloud / "hold").touch()
+  launcher = start(cloud, *POD, "--", "--config=x")
+  worker = cloud / "worker" / "pomp"
+  wait_for((worker / "ran").exists)
+  with open(worker / "lock", "a") as lock:
+    (cloud / "hold").unlink()
+    wait_for(lambda: (cloud / "statuses").read_text() == "0\n")
+    # Waits its turn behind the first run, before the second.
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    time.sleep(2)
+    assert runs(cloud) == 1
+  assert launcher.wait(60) == 0
+  assert runs(cloud) == 2
 
 
 def test_machines_that_never_come_are_not_waited_for(cloud):
