@@ -18,6 +18,10 @@ import sys
 import traceback
 from typing import NoReturn
 
+if __name__ == "__main__":
+  # The imports below take seconds, and process 1 of a container has no other handler.
+  signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+
 # Read when transformers is imported: its notices on Flax concern version 5, which we exclude.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

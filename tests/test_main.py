@@ -226,6 +226,16 @@ def test_a_disk_that_is_full_at_the_start_is_a_failure(capsys, tmp_path, monkeyp
   assert lines[0].endswith("prompt.npz: can't be written (No space left on device)")
 
 
+def test_sigterm_while_it_imports_asks_for_another_start(tmp_path):
+  (tmp_path / "absl.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
+  environ = os.environ | {"PYTHONPATH": str(ROOT)}
+  command = [sys.executable, "-m", "pomp_jax.main"]
+  with subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE) as process:
+    assert process.stdout.readline() == b"here\n"
+    process.terminate()
+  assert process.returncode == 75
+
+
 def test_the_module_is_an_entry():
   process = subprocess.run(
     [sys.executable, "-m", "pomp_jax.main"], capture_output=True, text=True, cwd=ROOT, check=False
