@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -41,8 +43,29 @@ def test_the_image_runs_as_nobody_special_and_copies_what_exists():
   assert all((ROOT / name).exists() for name in copied)
 
 
+def requirements(path):
+  """What a requirement file asks of this Python."""
+  lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
+  found = [Requirement(line) for line in lines if line]
+  return {
+    canonicalize_name(one.name): one.specifier
+    for one in found
+    if one.marker is None or one.marker.evaluate()
+  }
+
+
+def test_the_image_pins_one_allowed_release_of_each_package():
+  assert "-c launch/constraints.txt -r requirements.txt" in (LAUNCH / "Dockerfile").read_text()
+  pinned = requirements(LAUNCH / "constraints.txt")
+  assert all([one.operator for one in pin] == ["=="] for pin in pinned.values())
+  for name, allowed in requirements(ROOT / "requirements.txt").items():
+    (pin,) = pinned[name]
+    assert pin.version in allowed, name
+
+
 @pytest.mark.parametrize("file", sorted(LAUNCH.iterdir()), ids=lambda file: file.name)
 def test_a_launcher_is_short_and_stands_in_the_table(file):
-  assert len(file.read_text().splitlines()) <= 100
+  if file.name != "constraints.txt":
+    assert len(file.read_text().splitlines()) <= 100
   if file.name not in ("README.md", "venv.sh"):
     assert f"[`{file.name}`]" in (LAUNCH / "README.md").read_text()
