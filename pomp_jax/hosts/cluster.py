@@ -138,7 +138,9 @@ def _open_mpi(environ: Mapping[str, str]) -> Cluster | None:
     coordinator,
     count,
     _integer(environ, "OMPI_COMM_WORLD_RANK"),
-    _own_accelerator(environ, n_local, _integer(environ, "OMPI_COMM_WORLD_LOCAL_RANK", 0)),
+    _own_accelerator(
+      "open-mpi", environ, n_local, _integer(environ, "OMPI_COMM_WORLD_LOCAL_RANK", 0)
+    ),
   )
 
 
@@ -158,7 +160,7 @@ def _slurm(environ: Mapping[str, str]) -> Cluster | None:
     coordinator,
     count,
     _integer(environ, "SLURM_PROCID"),
-    _own_accelerator(environ, n_local, _integer(environ, "SLURM_LOCALID", 0)),
+    _own_accelerator("slurm", environ, n_local, _integer(environ, "SLURM_LOCALID", 0)),
   )
 
 
@@ -169,12 +171,28 @@ def _checked(engine: str, coordinator: str | None, count: int, index: int, devic
 
 
 def _own_accelerator(
-  environ: Mapping[str, str], n_local: int, local_index: int
+  engine: str, environ: Mapping[str, str], n_local: int, local_index: int
 ) -> tuple[int, ...] | None:
-  """One accelerator a process where several share a node and see them all."""
+  """One accelerator a process where several share a node and see them all.
+
+  Raises:
+    ClusterError: they see more, which would stay idle, or fewer.
+  """
+  if n_local == 1:
+    return None
   visible = environ.get("CUDA_VISIBLE_DEVICES") or environ.get("ROCR_VISIBLE_DEVICES")
-  bound = visible is not None and len(visible.split(",")) == 1
-  return None if n_local == 1 or bound else (local_index,)
+  n_visible = len(visible.split(",")) if visible else n_local
+  # SLURM binds a task to its own with --gpus-per-task=2, or =h100:2.
+  n_own = environ.get("SLURM_GPUS_PER_TASK", "1") if engine == "slurm" else "1"
+  if visible and str(n_visible) in ("1", n_own.rpartition(":")[2]):
+    return None
+  on_cpu = environ.get("JAX_PLATFORMS", "").startswith("cpu")
+  if n_visible != n_local and not on_cpu:
+    raise ClusterError(
+      f"{engine}: {n_local} processes on this node see {n_visible} GPUs ({visible}), and take one"
+      " each; start one a GPU (SLURM: --gpus-per-task=1) or one a node, which takes all"
+    )
+  return (local_index,)
 
 
 def _tasks_on_node(environ: Mapping[str, str]) -> int:

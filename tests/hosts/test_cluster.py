@@ -50,6 +50,20 @@ def without(environ, *names):
     # Bound by SLURM: the task sees its own device alone, as number 0.
     (SLURM | {"CUDA_VISIBLE_DEVICES": "1"}, Cluster("slurm", "gpu003:61444", 4, 3, None)),
     (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1"}, Cluster("slurm", "gpu003:61444", 4, 3, (1,))),
+    (
+      SLURM | {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "h100:2"},
+      Cluster("slurm", "gpu003:61444", 4, 3, None),
+    ),
+    # Not bound (--gpu-bind=none), in spite of --gpus-per-task=1.
+    (
+      SLURM | {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "1"},
+      Cluster("slurm", "gpu003:61444", 4, 3, (1,)),
+    ),
+    # On CPUs nobody minds the GPUs.
+    (
+      SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "JAX_PLATFORMS": "cpu"},
+      Cluster("slurm", "gpu003:61444", 4, 3, (1,)),
+    ),
     # One task on the last node, two on those before.
     (
       SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_NODEID": "1"},
@@ -145,6 +159,13 @@ def test_a_coordinator_alone_replaces_the_engines():
     (JOBSET | {"JOB_COMPLETION_INDEX": "4"}, {}, "jobset: process 4 of 4, takes 0 to 3"),
     (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "two"}, {}, "SLURM_STEP_TASKS_PER_NODE"),
     (SLURM | {"SLURM_STEP_NODELIST": "n[x"}, {}, "is no list of nodes"),
+    (
+      SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"},
+      {},
+      "slurm: 2 processes on this node see 4 GPUs (0,1,2,3), and take one each; start one a GPU"
+      " (SLURM: --gpus-per-task=1)",
+    ),
+    (OMPI_4 | {"ROCR_VISIBLE_DEVICES": "0,1"}, {}, "open-mpi: 4 processes on this node see 2 GPUs"),
   ],
 )
 def test_what_does_not_add_up(environ, flags, message):
