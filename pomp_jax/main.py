@@ -62,7 +62,8 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
   "heartbeat_timeout", 60, "Seconds of silence after which a process counts as lost.", 1
 )
 
-# Jobs that stop where all processes can; the others stop at once, wherever they are.
+# Jobs that stop where all processes can, if they train by steps; the others stop at once, wherever
+# they are.
 _STOP_TOGETHER = ("pretrain", "repeat")
 
 # JAX's errors that are this process's alone, such as a device's memory that does not suffice: to
@@ -107,9 +108,6 @@ def main(argv: Sequence[str]) -> int:
     _join(config, workdir)
     module = job("dry_run" if config.dry_run else config.job)
     module.check(config, workdir)
-    if config.job not in _STOP_TOGETHER:
-      # Joining gave the signal to JAX, which only tells those who ask for it.
-      signal.signal(signal.SIGTERM, _preempted)
     module.run(config, workdir)
     hosts.finish()
   except _FAILED as error:
@@ -152,6 +150,9 @@ def _join(config: ConfigDict, workdir: str) -> None:
     return
   timeout = _START_TIMEOUT.value
   hosts.start(cluster, start_timeout=timeout, heartbeat_timeout=_HEARTBEAT_TIMEOUT.value)
+  if not _stops_together(config):
+    # Joining gave the signal to JAX, which only tells those who ask for it.
+    signal.signal(signal.SIGTERM, _preempted)
   hosts.watch_failures()
   fields = {f"config.{name}": repr(value) for name, value in config_lib.fields(config)}
   hosts.agree(fields | {"workdir": workdir} | hosts.fingerprint_of_package(), seconds=timeout)
@@ -159,6 +160,11 @@ def _join(config: ConfigDict, workdir: str) -> None:
   if not hosts.is_first():
     # What all would say alike, the first says.
     logging.getLogger("pomp_jax").setLevel(logging.WARNING)
+
+
+def _stops_together(config: ConfigDict) -> bool:
+  trains = config.job in _STOP_TOGETHER and config.method in config_lib.STEP_METHODS
+  return trains and not config.dry_run
 
 
 def _preempted(number: int, frame: object) -> NoReturn:

@@ -44,7 +44,12 @@ def keep_programs() -> tempfile.TemporaryDirectory:
 
 
 class Processes(contextlib.AbstractContextManager):
-  """The processes of one run; those that still run at the end are killed."""
+  """The processes of one run; those that still run at the end are killed.
+
+  Attributes:
+    processes: those that were started, by their number.
+    port: where process 0 listens, if there are several.
+  """
 
   def __init__(
     self,
@@ -66,13 +71,18 @@ class Processes(contextlib.AbstractContextManager):
       environ: more variables of single processes.
       absent: processes that never start.
     """
-    port = free_port()
+    self.port = free_port()
     self.processes = {}
     for index in range(count):
       if index in absent:
         continue
       which = (
-        ["--coordinator", f"127.0.0.1:{port}", f"--num_processes={count}", f"--process_id={index}"]
+        [
+          "--coordinator",
+          f"127.0.0.1:{self.port}",
+          f"--num_processes={count}",
+          f"--process_id={index}",
+        ]
         if count > 1
         else []
       )

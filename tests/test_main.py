@@ -14,6 +14,7 @@ from PIL import Image
 import pytest
 
 from pomp_jax import main as main_module
+from pomp_jax.config import base
 from pomp_jax.files.feature_blocks import DamagedBlockError, FeatureCacheError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError
@@ -234,6 +235,24 @@ def test_sigterm_while_it_imports_asks_for_another_start(tmp_path):
     assert process.stdout.readline() == b"here\n"
     process.terminate()
   assert process.returncode == 75
+
+
+@pytest.mark.parametrize(
+  ("changes", "expected"),
+  [
+    ({}, True),
+    ({"job": "repeat"}, True),
+    ({"job": "evaluate"}, False),
+    ({"dry_run": True}, False),
+    ({"method": "zero_shot"}, False),
+    ({"job": "repeat", "method": "linear_probe"}, False),
+    ({"method": "vpt_deep"}, True),
+  ],
+)
+def test_whose_loop_asks_for_the_signal(changes, expected):
+  config = base()
+  config.update(changes)
+  assert main_module._stops_together(config) == expected
 
 
 def test_the_module_is_an_entry():

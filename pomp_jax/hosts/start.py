@@ -6,14 +6,19 @@ import os
 import socket
 import sys
 import threading
+import time
+from typing import NoReturn
 
 import jax
 
 from pomp_jax.hosts.cluster import Cluster
-from pomp_jax.hosts.talk import HostError
+from pomp_jax.hosts.stop import Preempted
+from pomp_jax.hosts.talk import LISTEN_SECONDS, HostError
 
 # A launcher starts a run again that ends with this: sysexits.h's EX_TEMPFAIL.
 TRY_AGAIN = 75
+# By hand: what a shell calls the end by SIGINT.
+_INTERRUPTED = 130
 
 
 def on_tpu_vm() -> bool:
@@ -27,6 +32,9 @@ def start(
 ) -> None:
   """Joins the other processes; for a process alone nothing is started.
 
+  SIGTERM (where its handler raises `Preempted`) and SIGINT meanwhile end the process at once, with
+  status 75 and 130.
+
   Args:
     cluster: from `detect`.
     start_timeout: seconds within which all processes must have arrived. Else one line on standard
@@ -39,12 +47,35 @@ def start(
   """
   if cluster is None:
     return
-  # Ours, as JAX's own way to end this wait is an abort with a stack trace.
-  alarm = threading.Timer(start_timeout, _give_up, [cluster, start_timeout])
-  alarm.daemon = True
-  alarm.start()
   # Collectives between processes on CPUs; an accelerator does not look at it.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  errors: list[Exception] = []
+  # In a thread: JAX waits deaf to signals, and its own way to end that is an abort with a trace.
+  arguments = (cluster, start_timeout, heartbeat_timeout, errors)
+  joining = threading.Thread(target=_join, args=arguments, name="joining", daemon=True)
+  try:
+    joining.start()
+    end = time.monotonic() + start_timeout
+    while joining.is_alive() and (left := end - time.monotonic()) > 0:
+      joining.join(min(left, LISTEN_SECONDS))
+  except (Preempted, KeyboardInterrupt) as error:
+    message = str(error) or f"{_who(cluster)} was interrupted while it waited for the others"
+    _give_up(message, TRY_AGAIN if isinstance(error, Preempted) else _INTERRUPTED)
+  if joining.is_alive():
+    _give_up(
+      f"after {start_timeout} s not all processes have arrived at {cluster.coordinator or 'JAX'};"
+      f" this is {_who(cluster)}. Look at the logs of the others, or raise --start_timeout",
+      TRY_AGAIN,
+    )
+  for error in errors:
+    if not isinstance(error, RuntimeError | ValueError):
+      raise error
+    raise HostError(f"{_who(cluster)} can't start: {' '.join(str(error).split())}") from error
+
+
+def _join(
+  cluster: Cluster, start_timeout: int, heartbeat_timeout: int, errors: list[Exception]
+) -> None:
   try:
     jax.distributed.initialize(
       coordinator_address=cluster.coordinator,
@@ -56,20 +87,14 @@ def start(
       initialization_timeout=start_timeout + 60,
       heartbeat_timeout_seconds=heartbeat_timeout,
     )
-  except (RuntimeError, ValueError) as error:
-    raise HostError(f"{_who(cluster)} can't start: {' '.join(str(error).split())}") from error
-  finally:
-    alarm.cancel()
+  except Exception as error:  # the main thread's to deal with
+    errors.append(error)
 
 
-def _give_up(cluster: Cluster, seconds: int) -> None:
-  print(
-    f"error: after {seconds} s not all processes have arrived at {cluster.coordinator or 'JAX'};"
-    f" this is {_who(cluster)}. Look at the logs of the others, or raise --start_timeout",
-    file=sys.stderr,
-    flush=True,
-  )
-  os._exit(TRY_AGAIN)
+def _give_up(message: str, status: int) -> NoReturn:
+  """Ends a process that may have a thread within JAX, which nothing else would end."""
+  print(f"error: {message}", file=sys.stderr, flush=True)
+  os._exit(status)
 
 
 def _who(cluster: Cluster) -> str:

@@ -4,10 +4,12 @@ No device takes part, so this works before any program is compiled, and each wai
 processes make the same calls in the same order, of `post` and `posted` apart.
 """
 
+from collections.abc import Callable
 import contextlib
 import itertools
 import json
 import socket
+import time
 from typing import Any
 
 import jax
@@ -17,6 +19,8 @@ import numpy as np
 
 _calls = itertools.count()
 _SECONDS = 300.0
+# No wait within JAX is longer: Python does not hear of a signal meanwhile.
+LISTEN_SECONDS = 1.0
 _POSTS = "pomp_jax_posted"
 _own_posts: dict[str, str] = {}
 
@@ -166,9 +170,20 @@ def arrays_from_first(arrays: list[np.ndarray]) -> list[np.ndarray]:
 
 def _get(store: Any, key: str, seconds: float) -> str | None:
   """What is stored there, once it is; None when the time is over."""
+  end = time.monotonic() + seconds
+  first = max(1, int(1000 * min(seconds, LISTEN_SECONDS)))
+  text = _ask(store.blocking_key_value_get, key, first)
+  # From here on it is asked: each wait that JAX gives up stays in its memory, on both sides.
+  while text is None and (left := end - time.monotonic()) > 0:
+    time.sleep(min(left, LISTEN_SECONDS))
+    text = _ask(store.key_value_try_get, key)
+  return text
+
+
+def _ask(get: Callable[..., str], *arguments: Any) -> str | None:
   try:
-    return store.blocking_key_value_get(key, max(1, int(1000 * seconds)))
+    return get(*arguments)
   except jax.errors.JaxRuntimeError as error:
-    if "DEADLINE_EXCEEDED" in str(error):
+    if any(reason in str(error) for reason in ("DEADLINE_EXCEEDED", "NOT_FOUND")):
       return None
     raise LostHostError(f"the coordinator is lost ({str(error).splitlines()[0]})") from error

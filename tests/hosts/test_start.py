@@ -1,6 +1,10 @@
 """Several processes, for real: they join, or say why not and end."""
 
+import functools
 import pathlib
+import signal
+import socket
+import time
 
 from processes import Processes
 import pytest
@@ -38,6 +42,73 @@ def test_a_process_that_never_arrives(tmp_path, absent):
   assert not (tmp_path / "run").exists()
 
 
+def wait_until(happened, process):
+  end = time.monotonic() + 60
+  while not happened():
+    assert process.poll() is None and time.monotonic() < end
+    time.sleep(0.05)
+
+
+def listens(port):
+  with socket.socket() as caller:
+    return caller.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_signal_while_it_waits_for_the_others(tmp_path):
+  """Heard at once, not after the 300 s of --start_timeout."""
+  start = functools.partial(Processes, 2, command(tmp_path / "run"), absent=[1])
+  with start() as stopped, start() as interrupted:
+    for run, number in ((stopped, signal.SIGTERM), (interrupted, signal.SIGINT)):
+      wait_until(lambda run=run: listens(run.port), run.processes[0])
+      run.processes[0].send_signal(number)
+    (status, output), (status_by_hand, output_by_hand) = (
+      stopped.finish(30)[0],
+      interrupted.finish(30)[0],
+    )
+  assert (status, status_by_hand) == (75, 130)
+  assert errors(output) == [
+    f"error: stopped by SIGTERM; the same command goes on from {tmp_path}/run"
+  ]
+  (line,) = errors(output_by_hand)
+  assert line.startswith("error: process 0 of 2 on ")
+  assert line.endswith(" was interrupted while it waited for the others")
+
+
+# What runs in the place of a job: `run`, with `first` and `jax` at hand.
+INSTEAD = """
+import pathlib, sys, time
+from absl import app
+import jax
+from pomp_jax import hosts, main
+from pomp_jax.jobs import {job}
+def run(config, workdir):
+  first = jax.process_index() == 0
+{body}
+{job}.run = run
+app.run(main.main, flags_parser=main.parse_flags)
+"""
+
+
+def test_a_signal_where_no_step_asks_for_it(tmp_path):
+  """A dry run, in the midst of a wait for the other process."""
+  body = f"""
+  pathlib.Path("{tmp_path}", f"runs-{{int(first)}}").touch()
+  if first:
+    time.sleep(200)
+  hosts.from_first(None, "what is never said", seconds=200)
+"""
+  file = tmp_path / "start.py"
+  file.write_text(INSTEAD.format(job="dry_run", body=body))
+  with Processes(2, [str(file), *SMALL, f"--workdir={tmp_path}/run", "--config.dry_run"]) as run:
+    for index in (0, 1):
+      wait_until((tmp_path / f"runs-{index}").exists, run.processes[1])
+    run.processes[1].send_signal(signal.SIGTERM)
+    found = run.finish(60)
+  assert [status for status, _ in found.values()] == [75, 75], found
+  assert errors(found[1][1])[0].startswith("error: stopped by SIGTERM; ")
+  assert "ended: stopped by SIGTERM" in errors(found[0][1])[0]
+
+
 def test_hosts_with_different_configs_are_named(tmp_path):
   with Processes(3, command(tmp_path / "run"), own={1: ["--config.k=30"]}) as run:
     found = run.finish()
@@ -52,26 +123,13 @@ def test_hosts_with_different_configs_are_named(tmp_path):
 
 def test_what_one_process_finds_wrong_ends_all(tmp_path):
   """Process 1 can't read its CLIP: the other does not wait for it."""
-  script = """
-import sys
-from unittest import mock
-from absl import app
-from pomp_jax import main
-from pomp_jax.config import ConfigError
-from pomp_jax.jobs import pretrain
-real = pretrain.run
-def run(config, workdir):
-  import jax
-  if jax.process_index() == 1:
-    raise ConfigError("data.source", "x", "something on this host")
-  import time
+  body = """
+  if not first:
+    raise main.config_lib.ConfigError("data.source", "x", "something on this host")
   time.sleep(100)
-pretrain.run = run
-main.config_flags  # the flags are defined
-app.run(main.main, flags_parser=main.parse_flags)
 """
   file = tmp_path / "start.py"
-  file.write_text(script)
+  file.write_text(INSTEAD.format(job="pretrain", body=body))
   arguments = [str(file), *SMALL, f"--workdir={tmp_path}/run"]
   with Processes(2, arguments) as run:
     found = run.finish(60)
