@@ -16,10 +16,9 @@ class Tokenizer(Protocol):
   """What is used of a tokenizer: HuggingFace's, or `clip.bpe`'s.
 
   Attributes:
-    bos_token_id: of SOS.
+    bos_token_id: of SOS. Not declared below: HuggingFace's makes it up when it is asked for, and
+      from Python 3.12 on a check of the type looks without asking.
   """
-
-  bos_token_id: int
 
   def __call__(self, texts: Any, add_special_tokens: bool = True) -> Mapping[str, Any]:
     """`input_ids`: token ids of each text, with SOS and EOT around them."""

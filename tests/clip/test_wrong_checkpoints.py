@@ -1,6 +1,7 @@
 """Files in OpenAI's layout that are of another architecture, damaged or at odds with themselves."""
 
 import json
+import re
 
 import open_clip
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
@@ -87,7 +88,7 @@ class Malicious:
 def test_a_pickle_that_wants_code(folder, state):
   path = folder / "clip.pt"
   torch.save({"state_dict": state, "args": Malicious(folder / "trace")}, path)
-  assert "data.pkl is refused for the name io.open" in refusal(path)
+  assert re.search(r"data.pkl is refused for the name _?io\.open", refusal(path))
   assert not (folder / "trace").exists()
 
 

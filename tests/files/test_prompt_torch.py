@@ -1,6 +1,7 @@
 """Prompts in torch checkpoints: the published layout, and our own strings in it."""
 
 import collections
+import re
 import sys
 import warnings
 
@@ -166,7 +167,7 @@ class Malicious:
 def test_nothing_is_run(tmp_path):
   trace = tmp_path / "trace"
   path = publish(tmp_path / "a.pth.tar", torch.tensor(CONTEXT), hook=Malicious(trace))
-  assert "refused for the name io.open" in refusal(path)
+  assert re.search(r"refused for the name _?io\.open", refusal(path))
   assert not trace.exists()
 
 

@@ -3,6 +3,7 @@
 import collections
 import io
 import pickle
+import re
 import struct
 import warnings
 import zipfile
@@ -223,7 +224,7 @@ def test_a_pickle_that_runs_code_is_refused_by_name(tmp_path):
   torch.load(path, weights_only=False)["x"].close()
   assert trace.exists()  # else the next lines would prove nothing
   trace.unlink()
-  assert "data.pkl is refused for the name io.open" in refusal(path)
+  assert re.search(r"data.pkl is refused for the name _?io\.open", refusal(path))
   assert not trace.exists()
 
 

@@ -1,6 +1,7 @@
 """Weights by name against what torch and safetensors saved; files that are damaged or hostile."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ class Malicious:
 
 def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
   torch.save(STATE | {"x": Malicious(tmp_path / "trace")}, tmp_path / "a.bin")
-  assert "data.pkl is refused for the name io.open" in _refusal(tmp_path / "a.bin")
+  assert re.search(r"data.pkl is refused for the name _?io\.open", _refusal(tmp_path / "a.bin"))
   assert not (tmp_path / "trace").exists()
 
 
