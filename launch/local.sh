@@ -24,7 +24,7 @@ fi
 # A port that is free now; process 0 listens there in a moment.
 port="$("$VENV/bin/python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')"
 processes=()
-trap 'kill -TERM "${processes[@]}" 2>/dev/null || true' TERM INT
+trap 'signalled=1; kill -TERM "${processes[@]}" 2>/dev/null || true' TERM INT
 for ((index = 0; index < PROCESSES; index++)); do
   CUDA_VISIBLE_DEVICES="${gpus[index]}" "${main[@]}" \
     --coordinator="127.0.0.1:$port" --num_processes="$PROCESSES" --process_id="$index" &
@@ -34,10 +34,10 @@ done
 # The first status that is not 0; the processes end each other, so none is left waiting.
 status=0
 for process in "${processes[@]}"; do
-  while :; do
-    code=0
+  # A signal ends the wait, too; then once more, also for a process that has ended meanwhile.
+  while signalled='' code=0; do
     wait "$process" || code=$?
-    kill -0 "$process" 2>/dev/null || break # else a signal ended the wait, not the process
+    [[ -n "$signalled" ]] || break
   done
   ((status)) || status=$code
 done

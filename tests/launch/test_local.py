@@ -79,15 +79,28 @@ def test_too_few_gpus(environ):
   assert "PROCESSES=2, but CUDA_VISIBLE_DEVICES=3 has fewer" in process.stderr.read()
 
 
-def test_sigterm_reaches_all(environ, tmp_path):
-  process = start(environ, PROCESSES="2", WAIT="1")
+def wait_for(*files):
   end = time.monotonic() + 60
-  while not all((tmp_path / f"ready{index}").exists() for index in range(2)):
+  while not all(file.exists() for file in files):
     assert time.monotonic() < end
     time.sleep(0.05)
+
+
+def test_sigterm_reaches_all(environ, tmp_path):
+  process = start(environ, PROCESSES="2", WAIT="1")
+  wait_for(*[tmp_path / f"ready{index}" for index in range(2)])
   process.send_signal(signal.SIGTERM)
   assert process.wait(60) == 75
   assert all((tmp_path / f"stopped{index}").exists() for index in range(2))
+
+
+def test_a_process_that_ends_as_the_signal_arrives_counts_by_its_own_status(environ, tmp_path):
+  # A slow `kill`: when it is done with them, the processes are gone.
+  slowly = {"BASH_FUNC_kill%%": '() { builtin kill "$@"; local s=$?; sleep 0.5; return $s; }'}
+  process = start(environ | slowly, PROCESSES="2", WAIT="1")
+  wait_for(*[tmp_path / f"ready{index}" for index in range(2)])
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(60) == 75
 
 
 def test_a_number_that_is_none(environ):
