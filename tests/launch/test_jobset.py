@@ -79,6 +79,16 @@ def test_its_numbers_of_hosts_agree_and_ours_are_found(manifest):
   assert coordinator["replicatedJob"] == manifest["spec"]["replicatedJobs"][0]["name"]
 
 
+def test_it_asks_for_what_it_needs_and_does_not_run_on_cpus_instead(manifest):
+  (container,) = job_of(manifest)["template"]["spec"]["containers"]
+  resources = container["resources"]
+  assert {"cpu", "memory"} <= resources["requests"].keys()
+  ((accelerator, count),) = resources["limits"].items()
+  assert (accelerator, count) in (("google.com/tpu", 4), ("nvidia.com/gpu", 8))
+  environ = {variable["name"]: variable.get("value") for variable in container["env"]}
+  assert environ["JAX_PLATFORMS"] == {"google.com/tpu": "tpu,cpu"}.get(accelerator, "cuda,cpu")
+
+
 def test_it_is_no_root_and_what_fails_by_itself_is_not_tried_again(manifest):
   pod = job_of(manifest)["template"]["spec"]
   assert pod["securityContext"]["runAsNonRoot"] is True
