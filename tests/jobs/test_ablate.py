@@ -4,6 +4,7 @@ import csv
 import json
 
 import numpy as np
+from processes import Processes
 import pytest
 from small_run import small_config, trained
 
@@ -156,6 +157,58 @@ def test_parts_are_put_together(tmp_path, monkeypatch):
     results = run(config_for("k=20|21;seed=0", **{"ablate.part": part}), tmp_path)
     assert len(results["missing"]) == (1 if part == "1/2" else 0)
   assert len(results["cells"]) == 2
+
+
+def test_a_part_fails_for_its_own_cells_alone(tmp_path, monkeypatch):
+  monkeypatch.setattr(ablate, "train_lanes", made_up_training([{"k": 20, "seed": 0}]))
+  config = config_for("k=20|21;seed=0", **{"ablate.part": "1/2"})
+  with pytest.raises(TrainingError, match="1 of 1 cells failed, the first, k=20, seed=0"):
+    run(config, tmp_path)
+  config = config_for("k=20|21;seed=0", **{"ablate.part": "2/2"})
+  stored = run(config, tmp_path)["cells"]
+  assert [cell["error"] for cell in stored] == ["MemoryError: no room", None]
+
+
+_BREAKS = """
+from absl import app
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+from pomp_jax import main
+from pomp_jax.jobs import ablate
+from pomp_jax.jobs.ablate.lanes import Trained
+from pomp_jax.jobs.ablate.shared import Shared
+
+def train(job, group, streams, size):
+  for cell in group:
+    if cell.values["seed"] == 1 and jax.process_index() == 1:
+      raise MemoryError("no room")
+    multihost_utils.sync_global_devices(cell.name)
+    context = np.zeros((cell.config.prompt.m, job.encoder.clip.text_width), np.float32)
+    yield Trained(context, np.ones(3, np.float32), 1.0, 1.0)
+
+ablate.train_lanes = train
+Shared.stream = lambda *_: None
+Shared.references = lambda *_: {"novel": {}}
+Shared.evaluate = lambda *_: {"novel": {"prompt": {"top1": 0.5, "top5": 0.7}}}
+app.run(main.main, flags_parser=main.parse_flags)
+"""
+
+
+def test_what_breaks_a_cell_in_one_of_two_processes_ends_both(tmp_path):
+  """The other one is in the midst of the cell; the cell before stays."""
+  (tmp_path / "start.py").write_text(_BREAKS)
+  changed = {"data.n_classes": 61, "k": 10, "job": "ablate", "ablate.grid": "k=10;seed=0|1|2"}
+  fields = [f"--config.{field}={value}" for field, value in changed.items()]
+  command = [str(tmp_path / "start.py"), "--config=configs/demo.py", f"--workdir={tmp_path}/run"]
+  with Processes(2, [*command, *fields]) as processes:
+    found = processes.finish(100)
+  assert [status for status, _ in found.values()] == [1, 1], found
+  for _, output in found.values():
+    assert "MemoryError: no room" in output
+  assert "ended: MemoryError: no room" in found[0][1]
+  (cell,) = (tmp_path / "run" / "cells").glob("*.json")
+  assert json.loads(cell.read_text())["values"] == {"k": 10, "seed": 0}
 
 
 def test_which_cells_are_lanes():

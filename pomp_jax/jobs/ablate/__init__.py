@@ -88,7 +88,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Runs the cells that are missing, and sums up: returns what `results.json` holds.
 
   Raises:
-    TrainingError: cells have failed; everything is written nevertheless.
+    TrainingError: cells of this part have failed; everything is written nevertheless.
     ClipError, ConfigError, FeatureCacheError, SourceError, TokenizeError, VocabularyError: a cell
       that can't be, before anything is written.
   """
@@ -112,10 +112,11 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   results = _write_results(config, folder, cells, seconds) if hosts.is_first() else None
   # Whoever goes on from here finds the files.
   results = hosts.from_first(results, "the ablation's results")
-  failed = [cell for cell in results["cells"] if cell["error"]]
+  own = {cell.key for group in groups for cell in group}
+  failed = [cell for cell in results["cells"] if cell["error"] and cell["key"] in own]
   if failed:
     raise TrainingError(
-      f"{len(failed)} of {len(cells)} cells failed, the first, {failed[0]['name']}:"
+      f"{len(failed)} of {len(own)} cells failed, the first, {failed[0]['name']}:"
       f" {failed[0]['error']}; the same command runs them again"
     )
   return results
