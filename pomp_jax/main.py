@@ -69,6 +69,8 @@ _STOP_TOGETHER = ("pretrain", "repeat")
 # JAX's errors that are this process's alone, such as a device's memory that does not suffice: to
 # start it again would meet the same.
 _OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+# A collective's, which come as ValueError where an array is copied to the host.
+_OF_OTHERS = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 
 # Met in the midst; some are kinds of bad input, so they are looked for first.
 _FAILED = (
@@ -182,7 +184,8 @@ def _end(message: object, status: int) -> int:
 
 def _end_unexpectedly(error: Exception) -> NoReturn:
   """A defect, or a collective that failed because another process is gone."""
-  if isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(_OWN):
+  of_jax = isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(_OWN)
+  if of_jax or (isinstance(error, ValueError) and _OF_OTHERS.match(str(error))):
     hosts.fail_with_the_cause(error)
   traceback.print_exc()
   hosts.fail(f"{type(error).__name__}: {error}", 1)

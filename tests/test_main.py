@@ -266,18 +266,21 @@ def test_the_module_is_an_entry():
 
 
 @pytest.mark.parametrize(
-  ("message", "expected"),
+  ("kind", "message", "expected"),
   [
-    ("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.", 1),
-    ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer", 75),
+    (jax.errors.JaxRuntimeError, "RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.", 1),
+    (jax.errors.JaxRuntimeError, "UNKNOWN: Gloo all-reduce failed: Connection closed by peer", 75),
+    # As it comes where an array is copied to the host.
+    (ValueError, "UNKNOWN: Gloo AllGather failed: Connection closed by peer", 75),
+    (ValueError, "operands could not be broadcast together", 1),
   ],
 )
-def test_too_little_memory_is_no_lost_process(monkeypatch, capsys, message, expected):
+def test_too_little_memory_is_no_lost_process(monkeypatch, capsys, kind, message, expected):
   def end(status):
     raise SystemExit(status)
 
   monkeypatch.setattr(main_module.hosts, "fail", lambda text, status: end(status))
   monkeypatch.setattr(main_module.hosts, "fail_with_the_cause", lambda error: end(75))
   with pytest.raises(SystemExit) as ended:
-    main_module._end_unexpectedly(jax.errors.JaxRuntimeError(message))
+    main_module._end_unexpectedly(kind(message))
   assert ended.value.code == expected
