@@ -19,7 +19,8 @@ from pomp_jax.hosts.start import TRY_AGAIN
 from pomp_jax.hosts.talk import client, is_first, n_processes, name_of_process, own_index
 
 _KEY = "pomp_jax_failed"
-_LOOK_SECONDS = 20.0
+# A look ends when the runtime shuts down; each that ends without stays in the coordinator's memory.
+_LOOK_SECONDS = 3600.0
 # So long the coordinator stays, at most, for the others to hear from it; and so long one whose
 # collective has failed listens for the reason.
 _LINGER_SECONDS = 15.0
@@ -51,7 +52,7 @@ def finish() -> None:
   with contextlib.suppress(jax.errors.JaxRuntimeError):
     jax.distributed.shutdown()
   if _listener is not None:
-    _listener.join(_LOOK_SECONDS)
+    _listener.join(_LINGER_SECONDS)
 
 
 def fail(message: str, status: int) -> NoReturn:
