@@ -1,7 +1,8 @@
 """Image features computed once and kept: blocks of rows in a folder, and what they are features of.
 
 `cache.json` says what the rows were computed from; `block-00000.npy` and so on hold them, each
-written whole or not at all, so that several processes can fill the folder, stop, and go on.
+written whole or not at all, so that several processes can fill the folder, stop, and go on. Behind
+the array stand four bytes that NumPy doesn't look at: the CRC-32 of its bytes.
 
 Features of an image that could not be read are NaN.
 
@@ -13,6 +14,7 @@ import contextlib
 import os
 import pathlib
 from typing import Any
+import zlib
 
 from jaxtyping import Float, Int
 import numpy as np
@@ -23,6 +25,7 @@ from pomp_jax.files.run_folder import RunFolderError, read_json, write_json
 
 FORMAT_VERSION = 1
 _DESCRIPTION = "cache.json"
+_CHECKSUM_BYTES = 4
 
 
 class FeatureCacheError(ValueError):
@@ -124,6 +127,7 @@ class FeatureBlocks:
       raise ValueError(f"block {block} takes float32 {expected}, got {features.shape}")
     with replacing(self._folder / _name(block)) as file:
       np.save(file, features, allow_pickle=False)
+      file.write(_checksum(features))
 
   def read(
     self, indices: Int[np.ndarray, " B"], versions: Int[np.ndarray, "B V"]
@@ -165,6 +169,8 @@ class FeatureBlocks:
           f"{path}: holds {array.dtype} {array.shape}, float32 {expected} is needed; delete it and"
           " fill again"
         )
+      if not _is_as_written(path, array):
+        raise DamagedBlockError(f"{path}: is not what was written; delete it and fill again")
       self._blocks[block] = array
     return self._blocks[block]
 
@@ -197,6 +203,17 @@ def _differences(found: Mapping, needed: Mapping) -> Sequence[tuple[str, Any, An
     elif a != b:
       result.append((field, a, b))
   return result
+
+
+def _checksum(features: np.ndarray) -> bytes:
+  return zlib.crc32(np.ascontiguousarray(features)).to_bytes(_CHECKSUM_BYTES, "little")
+
+
+def _is_as_written(path: pathlib.Path, array: np.memmap) -> bool:
+  """By the checksum behind the array; blocks of before there was one have nothing there."""
+  with path.open("rb") as file:
+    file.seek(array.offset + array.nbytes)
+    return file.read() in (b"", _checksum(array))
 
 
 def _name(block: int) -> str:

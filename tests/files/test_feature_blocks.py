@@ -86,13 +86,17 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
       _open(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "pickle", "shape", "type", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "bit", "pickle", "shape", "type", "gone"])
 def test_a_damaged_block_is_named(tmp_path, damage):
   _filled(tmp_path)
   path = tmp_path / "block-00001.npy"
   match damage:
     case "cut":
       path.write_bytes(path.read_bytes()[:-9])
+    case "bit":
+      content = bytearray(path.read_bytes())
+      content[-30] ^= 1
+      path.write_bytes(content)
     case "pickle":
       np.save(path, np.array([{}]), allow_pickle=True)
     case "shape":
@@ -105,3 +109,10 @@ def test_a_damaged_block_is_named(tmp_path, damage):
   with pytest.raises(DamagedBlockError, match="block-00001.npy: "):
     blocks.read(np.array([0, 5]), np.zeros((2, 1), np.int64))
   assert blocks.read(np.array([0, 9]), np.zeros((2, 1), np.int64)).shape == (2, 1, 4)
+
+
+def test_blocks_of_before_there_were_checksums_are_read(tmp_path):
+  _filled(tmp_path)
+  np.save(tmp_path / "block-00001.npy", FEATURES[4:8])
+  found = _open(tmp_path).read(np.array([5]), np.array([[1]]))
+  np.testing.assert_array_equal(found[0, 0], FEATURES[5, 1])
