@@ -137,7 +137,11 @@ def _note(event: str, arguments: tuple) -> None:
   if event == "pickle.find_class":
     seen.append(f"unpickles {arguments}")
   elif event == "open" and not isinstance(arguments[0], int):
-    path = os.path.realpath(os.fsdecode(arguments[0]))
+    name = os.fsdecode(arguments[0])
+    path = os.path.realpath(name)
+    # Python itself looks for the line of a syntax error, in what it calls the text that has it.
+    if name in ("<string>", "<unknown>"):
+      return
     if not path.startswith(folders) and not path.startswith(_OPEN_TO_ALL):
       seen.append(f"opens {path}")
 

@@ -202,7 +202,7 @@ def _index(
     try:
       with np.load(path, allow_pickle=False) as index:
         return index["labels"].astype(np.int64), np.char.decode(index["keys"], "utf-8")
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged archive fails in more ways than NumPy documents
       raise SourceError(f"{path}: can't be read ({_first_line(error)})") from error
   info = builder.info.splits.get(records.split)
   shards = "" if info is None else f"{info.num_bytes} {info.shard_lengths}"

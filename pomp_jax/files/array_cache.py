@@ -84,7 +84,7 @@ class ArrayCache:
       return None
     try:
       return np.load(self._path(key), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header fails in more ways than NumPy documents
       log.warning("%s: can't be read (%s); computing it again", self._path(key), error)
       return None
 

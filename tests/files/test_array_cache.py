@@ -47,7 +47,7 @@ def test_a_folder_keeps_what_memory_does_not(tmp_path):
   assert ArrayCache(folder).find("b") is None
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "pickle", "text"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "header", "pickle", "text"])
 def test_a_damaged_file_is_as_if_it_were_not_there(damage, tmp_path, caplog):
   ArrayCache(tmp_path).keep("a", ARRAY)
   path = tmp_path / "a.npy"
@@ -56,6 +56,8 @@ def test_a_damaged_file_is_as_if_it_were_not_there(damage, tmp_path, caplog):
       path.write_bytes(path.read_bytes()[:-4])
     case "empty":
       path.write_bytes(b"")
+    case "header":  # which NumPy reads as Python
+      path.write_bytes(path.read_bytes().replace(b"'shape': (", b"'shape':(("))
     case "pickle":
       np.save(path, np.array([{}]), allow_pickle=True)
     case "text":
