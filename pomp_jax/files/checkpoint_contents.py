@@ -98,7 +98,9 @@ def read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     checksum = stored.pop("checksum", None)
     if checksum is not None and checksum != checksums.of_json(stored):
       raise ValueError("its JSON is not what was saved")
-    return {"leaves": stored["leaves"], "meta": stored["meta"], **stored}
+    if not {"leaves", "meta"} <= stored.keys():
+      raise ValueError("its JSON has no leaves or no meta")
+    return stored
   except Exception as error:
     raise Damage(as_line(error)) from error
 

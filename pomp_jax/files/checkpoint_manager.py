@@ -21,7 +21,9 @@ def open_manager(folder: Path, keep: int) -> ocp.CheckpointManager:
   policy = checkpoint_managers.AnyPreservationPolicy(
     [
       checkpoint_managers.LatestN(keep),
-      checkpoint_managers.BestN(get_metric_fn=quality, n=1, keep_checkpoints_without_metrics=False),
+      checkpoint_managers.BestN(
+        get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False
+      ),
     ]
   )
   alone = ocp.options.MultiprocessingOptions(
@@ -29,7 +31,7 @@ def open_manager(folder: Path, keep: int) -> ocp.CheckpointManager:
   )
   options = ocp.CheckpointManagerOptions(
     preservation_policy=policy,
-    best_fn=quality,  # without it Orbax writes no metrics, and forgets the best at a restart
+    best_fn=_quality,  # without it Orbax writes no metrics, and forgets the best at a restart
     cleanup_tmp_directories=True,
     # At once: where that fails in the background, what waits for it there waits for minutes, and
     # the process can't end.
@@ -43,7 +45,7 @@ def open_manager(folder: Path, keep: int) -> ocp.CheckpointManager:
   return _Manager(folder, item_names=("state", "meta"), options=options)
 
 
-def quality(metrics: dict[str, float]) -> float:
+def _quality(metrics: dict[str, float]) -> float:
   """By which the best checkpoint is found: the metric, the higher the better."""
   return metrics.get("metric", -math.inf)
 

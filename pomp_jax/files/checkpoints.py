@@ -27,7 +27,7 @@ from pomp_jax.files.checkpoint_contents import (
   Restored,
   as_line,
 )
-from pomp_jax.files.checkpoint_manager import open_manager, quality
+from pomp_jax.files.checkpoint_manager import open_manager
 
 __all__ = ["CheckpointError", "Checkpoints", "Restored"]
 
@@ -46,7 +46,8 @@ class Checkpoints:
   checkpoints stay, and the best one by the metric (the higher, the better; of equals the newer).
 
   A save that fails is told by the next call, `check` and `save` among them. With `retry` that is a
-  warning, and the next save tries again; only `wait` and `close` raise even so.
+  warning, and the next save tries again. Even so `wait` and `close` raise, and `save` where a later
+  start has taken the folder over.
 
   Every array is stored with its checksum. A checkpoint that can't be read, or that reads as
   something else, is set aside as `damaged-STEP`, and the one before it takes its place.
@@ -54,9 +55,9 @@ class Checkpoints:
   The folder is the last opener's: whoever opened it before, and still lives where nobody sees it,
   saves nothing more (`owner.txt` says whose it is).
 
-  With several processes all make the same calls to `save`, `restore_latest` and `restore_best`, and
-  only process 0 touches the folder; there a failure ends all of them (`hosts.fail`). The other
-  questions are for process 0 alone.
+  With several processes all make the same calls to `save` and `restore_latest`, and only process 0
+  touches the folder; there a failure ends all of them (`hosts.fail`). `steps` is for process 0
+  alone.
   """
 
   def __init__(self, folder: str | os.PathLike, keep: int = 3, *, retry: bool = False):
@@ -161,34 +162,10 @@ class Checkpoints:
     if self._saving is not None and not self._manager.is_saving_in_progress():
       self._settle()
 
-  def latest_step(self) -> int | None:
-    """The newest complete checkpoint's step, or None; waits for a save that is under way."""
-    self._settle()
-    return self._manager.latest_step()
-
-  def best_step(self) -> int | None:
-    """The step with the highest metric, or None when no checkpoint has a metric; waits as well."""
-    self._settle()
-    metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
-    rated = [(quality(found), step) for step, found in metrics.items() if found]
-    return max(rated)[1] if rated else None
-
   def steps(self) -> list[int]:
     """The steps of all complete checkpoints, in order; waits for a save that is under way."""
     self._settle()
     return sorted(self._manager.all_steps())
-
-  def latest_meta(self) -> dict[str, Any] | None:
-    """The newest checkpoint's JSON without its arrays, or None when there is no checkpoint.
-
-    Raises:
-      CheckpointError: it can't be read.
-    """
-    step = self.latest_step()
-    try:
-      return None if step is None else checkpoint_contents.read_meta(self._manager, step)["meta"]
-    except Damage as damage:
-      raise CheckpointError(f"{self.folder / str(step)}: damaged ({damage})") from damage
 
   def restore_latest(self, abstract_state: PyTree) -> Restored | None:
     """Restores the newest checkpoint that is whole; damaged ones are set aside, with a warning.
@@ -205,20 +182,6 @@ class Checkpoints:
         `abstract_state` has, and the line names the field.
     """
     found = self._newest(abstract_state) if self._manager is not None else None
-    return checkpoint_contents.place(found, abstract_state)
-
-  def restore_best(self, abstract_state: PyTree) -> Restored | None:
-    """As `restore_latest`, of the checkpoint with the best metric; None when none has a metric.
-
-    Raises:
-      CheckpointError: also when that one is damaged.
-    """
-    found = None
-    if self._manager is not None and (step := self.best_step()) is not None:
-      try:
-        found = self._read(step, abstract_state)
-      except Damage as damage:
-        raise CheckpointError(f"{self.folder / str(step)}: damaged ({damage})") from damage
     return checkpoint_contents.place(found, abstract_state)
 
   def wait(self) -> None:

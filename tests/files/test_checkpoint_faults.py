@@ -59,7 +59,7 @@ def test_a_damaged_checkpoint_is_set_aside_or_reads_as_it_was(tmp_path, how, cap
         assert checkpoints.save(2, make_state(3.0), META)
         assert checkpoints.steps() == [1, 2]
     with Checkpoints(folder) as checkpoints:
-      assert checkpoints.latest_step() == 2
+      assert checkpoints.steps()[-1] == 2
     shutil.rmtree(folder)
   assert taken.count(1) >= 4 and set(taken) <= {1, 2}
 
@@ -132,7 +132,7 @@ def test_remains_of_a_killed_process_are_no_checkpoints(tmp_path):
   shutil.rmtree(tmp_path / "1" / "state")
   shutil.rmtree(tmp_path / "1" / "metrics")
   with Checkpoints(tmp_path, keep=2) as checkpoints:
-    assert checkpoints.latest_step() == 2
+    assert checkpoints.steps()[-1] == 2
     for step in (3, 4):
       checkpoints.save(step, {"value": step}, META, metric=step)
   assert sorted(entry.name for entry in tmp_path.iterdir()) == ["3", "4", "owner.txt"]
@@ -254,7 +254,7 @@ import itertools, sys
 import numpy as np
 from pomp_jax.files.checkpoints import Checkpoints
 checkpoints = Checkpoints(sys.argv[1], keep=2)
-first = (checkpoints.latest_step() or 0) + 1
+first = max(checkpoints.steps(), default=0) + 1
 for step in itertools.count(first):
   state = {str(i): np.full(20_000, step) for i in range(5)}
   checkpoints.save(step, state, {"step": step}, metric=float(step % 10))
@@ -276,8 +276,15 @@ def test_killed_at_any_moment(tmp_path):
     process.wait()
     with Checkpoints(tmp_path, keep=2) as checkpoints:
       step, state, meta = checkpoints.restore_latest(target)
-      best = checkpoints.restore_best(target)
+      stored = checkpoints.steps()
     assert meta == {"step": step}
     assert step >= int(lines[-1]) - 1
     assert all((leaf == step).all() for leaf in state.values())
-    assert all((leaf == best.step).all() for leaf in best.state.values())
+    # So are those before it, the best one among them.
+    shutil.copytree(tmp_path, copy := tmp_path.with_name(f"copy-{delay}"))
+    for before, after in zip(reversed(stored[:-1]), reversed(stored), strict=False):
+      shutil.rmtree(copy / str(after))
+      with Checkpoints(copy, keep=2) as checkpoints:
+        found = checkpoints.restore_latest(target)
+      assert found.step == before
+      assert all((leaf == before).all() for leaf in found.state.values())
