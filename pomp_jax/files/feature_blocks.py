@@ -21,7 +21,7 @@ import numpy as np
 
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.quoting import printable
-from pomp_jax.files.run_folder import RunFolderError, read_json, write_json
+from pomp_jax.files.run_folder import RunFolderError, read_json, write_json, writing
 
 FORMAT_VERSION = 1
 _DESCRIPTION = "cache.json"
@@ -110,9 +110,10 @@ class FeatureBlocks:
     """Makes the folder and says what is in it, unless that is done.
 
     Raises:
-      OSError: it can't be written.
+      RunFolderWriteError: it can't be written.
     """
-    self._folder.mkdir(parents=True, exist_ok=True)
+    with writing(self._folder):
+      self._folder.mkdir(parents=True, exist_ok=True)
     if not (self._folder / _DESCRIPTION).exists():
       write_json(self._folder / _DESCRIPTION, self._description | {"block_size": self.block_size})
 
@@ -120,12 +121,13 @@ class FeatureBlocks:
     """Writes a block.
 
     Raises:
-      OSError: it can't be written; nothing of it is left then.
+      RunFolderWriteError: it can't be written; nothing of it is left then.
     """
     expected = (len(self.indices(block)), self.n_versions, self.width)
     if features.shape != expected or features.dtype != np.float32:
       raise ValueError(f"block {block} takes float32 {expected}, got {features.shape}")
-    with replacing(self._folder / _name(block)) as file:
+    path = self._folder / _name(block)
+    with writing(path), replacing(path) as file:
       np.save(file, features, allow_pickle=False)
       file.write(_checksum(features))
 
@@ -160,6 +162,7 @@ class FeatureBlocks:
       path = self._folder / _name(block)
       try:
         array = np.lib.format.open_memmap(path, mode="r")  # takes no pickles
+        as_written = _is_as_written(path, array)
       except Exception as error:  # a damaged header fails in more ways than NumPy documents
         message = f"{path}: can't be read ({printable(str(error))}); delete it and fill again"
         raise DamagedBlockError(message) from error
@@ -169,7 +172,7 @@ class FeatureBlocks:
           f"{path}: holds {array.dtype} {array.shape}, float32 {expected} is needed; delete it and"
           " fill again"
         )
-      if not _is_as_written(path, array):
+      if not as_written:
         raise DamagedBlockError(f"{path}: is not what was written; delete it and fill again")
       self._blocks[block] = array
     return self._blocks[block]

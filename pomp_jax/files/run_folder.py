@@ -1,5 +1,7 @@
 """A run's folder: the same names in every run, and JSON that is never half written."""
 
+from collections.abc import Iterator
+import contextlib
 import json
 import math
 import os
@@ -51,7 +53,7 @@ class RunFolder:
     Of several processes only the first needs the folder; the others may be on hosts without it.
 
     Args:
-      job: whose files are to be written there; None: they are looked at by nobody.
+      job: whose folder it is to be; None: whose it was is not asked.
 
     Raises:
       RunFolderError: the path is not a folder, neither it nor the place for it is writable, or the
@@ -104,6 +106,24 @@ class RunFolder:
     return read_scalars(self.path)
 
 
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+  """Makes one line of a failure to write, on a full disk say.
+
+  Args:
+    path: the file or folder that is written, for the message.
+
+  Raises:
+    RunFolderWriteError: in the place of an OSError.
+  """
+  try:
+    yield
+  except OSError as error:
+    # NumPy's, of an array that is cut short, has no errno.
+    reason = error.strerror or error
+    raise RunFolderWriteError(f"{path}: can't be written ({reason})") from error
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
   """Writes a JSON file, whole or not at all, keys in the order that they have.
 
@@ -117,11 +137,8 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     RunFolderWriteError: the file can't be written.
   """
   text = json.dumps(_plain(value, Path(path).name), indent=2, allow_nan=False, ensure_ascii=False)
-  try:
-    with replacing(path) as file:
-      file.write(f"{text}\n".encode())
-  except OSError as error:
-    raise RunFolderWriteError(f"{path}: can't be written ({error.strerror})") from error
+  with writing(path), replacing(path) as file:
+    file.write(f"{text}\n".encode())
 
 
 def read_json(path: str | os.PathLike) -> Any:

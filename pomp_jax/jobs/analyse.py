@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import logging
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from pomp_jax import hosts
 from pomp_jax.analysis import geometry_plots
 from pomp_jax.analysis.branches import Branches, shape_branches, wordnet_branches
 from pomp_jax.analysis.geometry import alignment, prompt_similarity, uniformity
@@ -21,7 +21,7 @@ from pomp_jax.data.vocabularies import ClassList
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.prompt_file import Prompt
-from pomp_jax.files.run_folder import RunFolder, write_json
+from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.jobs import inputs
 from pomp_jax.jobs.evaluate import check_prompts
 from pomp_jax.jobs.evaluation_sets import evaluation_sets
@@ -66,7 +66,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     ImageError: an image that can't be read.
   """
   folder = RunFolder(workdir)
-  first = jax.process_index() == 0
+  first = hosts.is_first()
   encoder = inputs.open_encoder(config)
   prompts = read_prompts(config.analyse.prompts, _FIELD)
   if first:
@@ -91,7 +91,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       "similarity_of_prompts": prompt_similarity(list(features.values())),
     }
     if first:
-      _plot(folder, item.name, features, _branches(classes))
+      with writing(folder.plots):
+        _plot(folder, item.name, features, _branches(classes))
       _log_set(item.name, sets[item.name])
   results = {
     "job": config.job,
@@ -101,11 +102,13 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     "sets": sets,
   }
   if first:
-    geometry_plots.alignment_uniformity(
-      folder.plots / "alignment_uniformity.png",
-      {name: of_set["prompts"] for name, of_set in sets.items()},
-    )
-    with replacing(folder.path / "results.md") as file:
+    with writing(folder.plots):
+      geometry_plots.alignment_uniformity(
+        folder.plots / "alignment_uniformity.png",
+        {name: of_set["prompts"] for name, of_set in sets.items()},
+      )
+    report = folder.path / "results.md"
+    with writing(report), replacing(report) as file:
       file.write(_report(results).encode())
     # Last: a folder with results is a finished run.
     write_json(folder.results, results)

@@ -19,7 +19,7 @@ from pomp_jax.analysis import method_plots
 from pomp_jax.analysis.tables import Row, Table, markdown
 from pomp_jax.config import ConfigError, validate, with_argument
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.run_folder import RunFolder, read_json, write_json
+from pomp_jax.files.run_folder import RunFolder, read_json, write_json, writing
 from pomp_jax.jobs import pretrain
 from pomp_jax.jobs.benchmark.measurement import ProcessError, in_own_process, peak_mib
 from pomp_jax.jobs.repeat import summary
@@ -72,7 +72,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     "failed": failed,
   }
   if methods:
-    _write_report(folder, methods)
+    with writing(folder.path):
+      _write_report(folder, methods)
   write_json(folder.results, results)
   for label, row in methods.items():
     figures = [f"{name} {100 * top1['mean']:.1f}%" for name, top1 in row["top1"].items()]

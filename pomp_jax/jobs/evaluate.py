@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 import numpy as np
 
+from pomp_jax import hosts
 from pomp_jax.analysis import evaluation_plots
 from pomp_jax.analysis.tables import evaluation_tables, latex, markdown, published
 from pomp_jax.data.source import Source
@@ -28,7 +29,7 @@ from pomp_jax.data.wordnet import load_tree
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.prompt_file import Prompt, check_fits
-from pomp_jax.files.run_folder import RunFolder, read_json, read_keyed, write_json
+from pomp_jax.files.run_folder import RunFolder, read_json, read_keyed, write_json, writing
 from pomp_jax.jobs import inputs
 from pomp_jax.jobs.evaluation_sets import EvaluationSet, evaluation_sets
 from pomp_jax.jobs.named_prompts import NamedPrompt, describe, features_under, read_prompts
@@ -84,7 +85,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     EvaluationError, ImageError: images that can't be told apart, or read.
   """
   folder = RunFolder(workdir)
-  first = jax.process_index() == 0
+  first = hosts.is_first()
   encoder = inputs.open_encoder(config)
   prompts = read_prompts(config.evaluate.prompts, "evaluate.prompts")
   sets = evaluation_sets(config, encoder.clip.image_size)
@@ -100,7 +101,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   )
   if first:
     folder.create()
-    folder.sets.mkdir(exist_ok=True)
+    with writing(folder.sets):
+      folder.sets.mkdir(exist_ok=True)
     write_json(folder.config, config.to_dict())
   done = {}
   for item in sets:
@@ -121,7 +123,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   if folder.results.exists() and read_json(folder.results) == results:
     log.info("%s: this evaluation has finished; nothing to do", workdir)
     return results
-  _write_report(folder, results)
+  with writing(folder.path):
+    _write_report(folder, results)
   # Last: a folder with results is a finished run.
   write_json(folder.results, results)
   log.info("tables, plots and every figure are in %s", folder.path)

@@ -17,7 +17,7 @@ from pomp_jax.data.vocabulary import read_names
 from pomp_jax.files.categories import Category, is_annotation_file, read_categories
 from pomp_jax.files.class_features import write_detic, write_open_clip
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt, save_prompt
-from pomp_jax.files.run_folder import RunFolder, RunFolderWriteError, write_json
+from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.jobs import inputs
 from pomp_jax.transfer import category_features
 
@@ -48,8 +48,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
   """Writes `config.export.output`.
 
   Raises:
-    TokenizeError, VocabularyError, ClassFeatureError, RunFolderWriteError: one line
-      each.
+    TokenizeError, VocabularyError, ClassFeatureError, RunFolderWriteError: one line each.
   """
   settings, folder = config.export, RunFolder(workdir)
   prompt = _prompt(settings)
@@ -67,15 +66,13 @@ def run(config: ConfigDict, workdir: str) -> dict:
   if not hosts.is_first():
     return results
   folder.create()
-  try:
+  with writing(path):
     if settings.format == "detic":
       write_detic(path, features_CxE)
     elif settings.format == "open_clip":
       write_open_clip(path, features_CxE, names, encoder.clip.name)
     else:
       save_prompt(path, prompt)
-  except OSError as error:
-    raise RunFolderWriteError(f"{path}: can't be written ({error.strerror})") from error
   results |= {"output": path.name, "bytes": path.stat().st_size}
   write_json(folder.results, results)
   print(f"{path}: {settings.format}, {' x '.join(map(str, results['shape']))}")

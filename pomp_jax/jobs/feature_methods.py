@@ -11,16 +11,16 @@ import logging
 import time
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from pomp_jax import hosts
 from pomp_jax.analysis import plots
 from pomp_jax.baselines import linear_probe
 from pomp_jax.baselines.tip_adapter import TipAdapter, tune
 from pomp_jax.data.vocabularies import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.run_folder import RunFolder, write_json
+from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.jobs import inputs
 from pomp_jax.jobs.named_prompts import ENSEMBLE, HAND_WRITTEN, features_under
 from pomp_jax.transfer import Encoder, topk_accuracy
@@ -50,13 +50,15 @@ def run(config: ConfigDict, folder: RunFolder) -> dict[str, Any]:
   learned = {} if config.method == "zero_shot" else _learn(config, encoder)
   seconds = time.monotonic() - start
   results = _results(config, encoder, learned, seconds)
-  if jax.process_index() == 0:
+  if hosts.is_first():
     folder.create()
     write_json(folder.config, config.to_dict())
     if learned:
-      with replacing(folder.path / "classifier.npz") as file:
+      path = folder.path / "classifier.npz"
+      with writing(path), replacing(path) as file:
         np.savez(file, names=np.array(learned["names"]), **learned["classifier"]._asdict())
-    plots.accuracy_bars(folder.plots / "accuracy.png", results["eval"])
+    with writing(folder.plots):
+      plots.accuracy_bars(folder.plots / "accuracy.png", results["eval"])
     # Last: a folder with results is a finished run.
     write_json(folder.results, results)
     for split, top1 in results["top1"].items():

@@ -22,7 +22,7 @@ from pomp_jax.config import ConfigError, fields
 from pomp_jax.data.source import StoredImages
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.prompt_file import check_fits, load_prompt
-from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json
+from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json, writing
 from pomp_jax.jobs import inputs, training
 from pomp_jax.jobs.class_relations import sampling_arrays, sampling_of
 from pomp_jax.prompt.context import PromptContext
@@ -126,7 +126,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
     "cells": cells,
     "seconds": round(time.monotonic() - start, 1),
   }
-  gradient_bias_panels(folder.plots / "gradient_bias.png", cells)
+  with writing(folder.plots):
+    gradient_bias_panels(folder.plots / "gradient_bias.png", cells)
   write_json(folder.results, results)
   return results
 
@@ -153,7 +154,8 @@ def _cells(
     for i, correction in enumerate(corrections):
       figures = summarise(gradients[:, i], exact_P)
       stored["cells"].append({"sampler": sampler, "correction": correction, "k": k} | figures)
-    file.parent.mkdir(exist_ok=True)
+    with writing(file.parent):
+      file.parent.mkdir(exist_ok=True)
     write_json(file, stored)
   for cell in stored["cells"]:
     log.info(
@@ -191,8 +193,8 @@ def _open(config: ConfigDict, samplers: tuple[str, ...]) -> _Setting:
     context, position = prompt.context, prompt.position
   m = config.prompt.m if context is None else len(context)
   module = PromptContext(m, encoder.clip.text_width, position, init_value=context)
-  key = jax.random.key(config.seed)
-  params = replicate(module.init(key, method=lambda m: m.context)["params"], encoder.mesh)
+  params = module.init(jax.random.key(config.seed), method=lambda m: m.context)["params"]
+  params = replicate(params, encoder.mesh)
   frozen = encoder.frozen(encoder.vocabulary(source.names, m))
   labels_B = source.labels[chosen]
   arrays = _arrays(config, samplers, source.names, encoder.clip.image_size)

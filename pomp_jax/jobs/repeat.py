@@ -13,7 +13,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.analysis import plots
 from pomp_jax.config import ConfigError
-from pomp_jax.files.run_folder import RunFolder, write_json
+from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.jobs import pretrain
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
   folder = RunFolder(workdir)
   folder.create()
   write_json(folder.results, results)
-  _plot(folder, results)
+  with writing(folder.plots):
+    _plot(folder, results)
   for split, gain in results["gain"].items():
     log.info(
       "%s: top-1 %.2f%% +- %.2f over %d seeds, %+.2f points beside the best hand-written prompt"

@@ -1,11 +1,15 @@
 """Blocks of features: filled in any order, read by index, refused where they are of others."""
 
+import errno
 import json
+import os
+import pathlib
 
 import numpy as np
 import pytest
 
 from pomp_jax.files.feature_blocks import DamagedBlockError, FeatureBlocks, FeatureCacheError
+from pomp_jax.files.run_folder import RunFolderWriteError
 
 MADE_FROM = {"clip": "x", "seed": 3, "augmentation": {"kind": "recipe", "views": 2}}
 FEATURES = np.random.default_rng(0).standard_normal((10, 3, 4)).astype(np.float32)
@@ -116,3 +120,21 @@ def test_blocks_of_before_there_were_checksums_are_read(tmp_path):
   np.save(tmp_path / "block-00001.npy", FEATURES[4:8])
   found = _open(tmp_path).read(np.array([5]), np.array([[1]]))
   np.testing.assert_array_equal(found[0, 0], FEATURES[5, 1])
+
+
+def test_a_disk_that_fails_names_the_file(tmp_path, monkeypatch):
+  blocks = _filled(tmp_path / "cache")
+
+  def fail(*_, **__):
+    raise OSError(errno.EIO, "Input/output error")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, "open", fail)
+    with pytest.raises(DamagedBlockError, match=r"block-00001.npy: can't be read \(.*output error"):
+      blocks.read(np.array([5]), np.array([[1]]))
+  monkeypatch.setattr(os, "fsync", fail)
+  with pytest.raises(RunFolderWriteError, match=r"block-00001.npy: can't be written \(Input/"):
+    blocks.write(1, FEATURES[4:8])
+  (tmp_path / "file").touch()
+  with pytest.raises(RunFolderWriteError, match=r"file/cache: can't be written \(Not a directory"):
+    _open(tmp_path / "file" / "cache").create()

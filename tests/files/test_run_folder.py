@@ -15,6 +15,7 @@ from pomp_jax.files.run_folder import (
   RunFolderWriteError,
   read_json,
   write_json,
+  writing,
 )
 
 
@@ -109,6 +110,14 @@ def test_json_that_can_not_be(tmp_path):
   with pytest.raises(TypeError, match=r"a\.json\.eval: key 1 is a int"):
     write_json(tmp_path / "a.json", {"eval": {1: 2}})
   assert not list(tmp_path.iterdir())
+
+
+def test_a_reason_without_a_number_is_told():
+  with (
+    pytest.raises(RunFolderWriteError, match=r"a\.npz: can't be written \(8 requested and 0 wri"),
+    writing("a.npz"),
+  ):
+    raise OSError("8 requested and 0 written")  # NumPy's, on a full disk
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
