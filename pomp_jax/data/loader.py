@@ -5,7 +5,9 @@ Shapes: G rows of a global batch, V views an image, B images of a batch that a p
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import itertools
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
@@ -22,6 +24,8 @@ Fetch = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 # Images in a row that may be unreadable: more than damage by chance explains.
 _TRIES = 100
+# What a launcher, or Ctrl-C, sends to all processes of a run.
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class CorruptDataError(RuntimeError):
@@ -91,7 +95,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     read = _Read(source.labels, fetch, len(source), shard)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
     batches = order.map_with_index(read)[start:].to_iter_dataset(options)
-    self._batches = iter(in_workers(batches, workers, prefetch))
+    self._batches = in_workers(batches, workers, prefetch)
 
   def __next__(self) -> dict[str, np.ndarray]:
     batch = next(self._batches)
@@ -118,14 +122,39 @@ class Loader(Iterator[dict[str, np.ndarray]]):
       self._batches.close()
 
 
-def in_workers(elements: grain.IterDataset, workers: int, ahead: int) -> grain.IterDataset:
-  """The same elements, made by so many processes, each so many ahead; by none: unchanged."""
+def in_workers(elements: grain.IterDataset, workers: int, ahead: int) -> Iterator:
+  """The elements, made by so many processes, each so many ahead; by none: in this one.
+
+  They start when the first element is asked for. `close()` ends them.
+  """
   if not workers:
-    return elements
+    return iter(elements)
   if not flags.FLAGS.is_parsed():
     # Grain asks for flags of its own, which a program without a command line has not parsed.
     flags.FLAGS.mark_as_parsed()
-  return elements.mp_prefetch(grain.MultiprocessingOptions(workers, ahead), _begin_worker)
+  options = grain.MultiprocessingOptions(workers, ahead)
+  return _spawned(iter(elements.mp_prefetch(options, _begin_worker)))
+
+
+def _spawned(elements: grain.DatasetIterator) -> Iterator:
+  """The elements; a signal to all processes of a run finds no worker that has yet to learn of it.
+
+  A worker imports for seconds before `_begin_worker` runs. It inherits what the thread that starts
+  it holds back, and that thread, of Grain's, inherits it from this one.
+  """
+  # Started later, it would let the signals through again in the thread that starts it.
+  multiprocessing.resource_tracker.ensure_running()
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+  try:
+    try:
+      # Its threads are made for the first element, and go on holding them back.
+      first = list(itertools.islice(elements, 1))
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    yield from first
+    yield from elements
+  finally:
+    elements.close()
 
 
 def _begin_worker(index: int, count: int) -> None:
@@ -135,8 +164,9 @@ def _begin_worker(index: int, count: int) -> None:
   until then.
   """
   del index, count
-  for number in (signal.SIGTERM, signal.SIGINT):
+  for number in _STOP_SIGNALS:
     signal.signal(number, signal.SIG_IGN)
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
   threading.Thread(target=_end_with_the_run, daemon=True).start()
 
 

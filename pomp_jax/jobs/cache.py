@@ -53,23 +53,32 @@ def run(config: ConfigDict, workdir: str) -> dict:
 
   Raises:
     FeatureCacheError: the folder holds something else.
-    CorruptDataError: more images than `data.max_corrupt` allows can't be read.
+    DamagedBlockError: a block that was there already is damaged.
+    CorruptDataError: more images than `data.max_corrupt` allows can't be read, whichever process
+      or start met them; the blocks stay.
+    RunFolderWriteError: a file can't be written.
   """
   encoder = inputs.open_encoder(config, make_mesh(devices=jax.local_devices()))
   source = inputs.open_training_source(config.data, encoder.clip.image_size)
   blocks = batches.open_features(config.data, source, encoder)
-  missing = blocks.missing()
-  # All processes have seen what is there before one of them adds to it.
-  hosts.gather(len(missing), "the blocks that are missing")
+  # All processes have opened what is there before one of them adds to it.
+  hosts.gather(None, "the cache's folder")
+  missing = None
   if hosts.is_first():
+    missing = blocks.missing()
     blocks.create()
-  hosts.from_first(None, "the cache's folder")
+  # One list for all: a network's file system may show each of them another.
+  missing = hosts.from_first(missing, "the blocks that are missing")
   mine = missing[jax.process_index() :: jax.process_count()]
   start = time.monotonic()
   _fill(config.data, blocks, mine, source, encoder)
   # However long the slowest takes: whether it still lives is for the heartbeats to say.
   hosts.gather(None, "the end of the others' work", seconds=_NO_END)
   seconds = time.monotonic() - start
+  # Of the whole cache, whoever found it and when; that reads all of it, so one process does.
+  unreadable = blocks.unreadable().tolist() if hosts.is_first() else None
+  unreadable = hosts.from_first(unreadable, "the images that can't be read", seconds=_NO_END)
+  _check_allowed(config.data, unreadable, source)
   n_computed = sum(len(blocks.indices(block)) for block in missing) * blocks.n_versions
   results = {
     "job": config.job,
@@ -79,7 +88,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
     "computed_features": n_computed,
     "seconds": round(seconds, 2),
     "features_per_second": round(n_computed / seconds, 1),
-    "unreadable": [name_of(source, index) for index in blocks.unreadable().tolist()],
+    "unreadable": [name_of(source, index) for index in unreadable],
   }
   if hosts.is_first():
     folder = RunFolder(workdir)
@@ -98,7 +107,7 @@ def _fill(
   data: ConfigDict, blocks: FeatureBlocks, mine: list[int], source: Source, encoder: Encoder
 ) -> None:
   """Computes and writes blocks, one after the other."""
-  n_damaged, allowed = 0, int(data.max_corrupt * blocks.n_images)
+  unreadable: list[int] = []
   total = sum(len(blocks.indices(block)) for block in mine) * blocks.n_versions
   done = 0
   decoded = _decoded(data, blocks, mine, source, encoder.clip.image_size)
@@ -116,15 +125,21 @@ def _fill(
         done += versions.size
         progress.update(done)
       damaged = np.flatnonzero(np.isnan(features[:, 0, 0])) + indices[0]
-      n_damaged += len(damaged)
+      unreadable += damaged.tolist()
       for index in damaged.tolist():
         log.warning("%s: can't be read; another image stands in for it", name_of(source, index))
-      if n_damaged > allowed:
-        raise CorruptDataError(
-          f"{n_damaged} of {blocks.n_images} images can't be read, {allowed} are allowed by"
-          f" data.max_corrupt; the last: {name_of(source, int(damaged[-1]))}"
-        )
+      # As soon as this process knows; the others' and earlier starts' are added at the end.
+      _check_allowed(data, unreadable, source)
       blocks.write(block, features)
+
+
+def _check_allowed(data: ConfigDict, unreadable: list[int], source: Source) -> None:
+  allowed = int(data.max_corrupt * len(source))
+  if len(unreadable) > allowed:
+    raise CorruptDataError(
+      f"{len(unreadable)} of {len(source)} images can't be read, {allowed} are allowed by"
+      f" data.max_corrupt; the last: {name_of(source, unreadable[-1])}"
+    )
 
 
 def _decoded(
@@ -150,7 +165,7 @@ def _decoded(
     num_threads=data.threads, prefetch_buffer_size=max(_DECODED_AHEAD, data.threads)
   )
   decoded = grain.MapDataset.range(len(parts)).map(read).to_iter_dataset(options)
-  return iter(in_workers(decoded, data.workers, _DECODED_AHEAD))
+  return in_workers(decoded, data.workers, _DECODED_AHEAD)
 
 
 def _parts(indices: np.ndarray, size: int) -> list[np.ndarray]:

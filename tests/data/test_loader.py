@@ -5,6 +5,8 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -152,6 +154,29 @@ def stored(tmp_path_factory):
 
 def stored_views(source, indices, epochs):
   return views(source, indices, epochs, Augmentation("recipe", n_views=2, seed=1), 32)
+
+
+def test_workers_that_have_yet_to_import_live_on_as_well():
+  """A worker takes seconds until it can say that it ignores the signals."""
+  told = set()
+
+  def tell():
+    end = time.monotonic() + 60
+    while len(told) < 2 and time.monotonic() < end:
+      for worker in multiprocessing.active_children():
+        if worker.pid not in told:
+          os.kill(worker.pid, signal.SIGTERM)
+          os.kill(worker.pid, signal.SIGINT)
+          told.add(worker.pid)
+
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+  telling = threading.Thread(target=tell)
+  telling.start()
+  found = indices(4, workers=2, threads=1)
+  telling.join(10)
+  assert len(told) == 2
+  assert found == indices(4)
+  assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def test_worker_processes_decode_the_same_batches(stored):

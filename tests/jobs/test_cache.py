@@ -192,6 +192,11 @@ def test_a_cache_of_something_else_is_refused_by_field(
   assert not (tmp_path / "run").exists()
 
 
+def test_damaged_images_of_an_earlier_start_count_as_well(complete, images):
+  with pytest.raises(CorruptDataError, match=r"1 of 24 images can't be read, 0 are .*daisy/2.jpg"):
+    filled(images, complete[0], **{"data.max_corrupt": 0.01})
+
+
 def test_too_many_damaged_images_stop_the_job(images, tmp_path):
   with pytest.raises(CorruptDataError, match=r"1 of 24 images can't be read, 0 are .*daisy/2.jpg"):
     filled(images, tmp_path / "features", **{"data.max_corrupt": 0.01})
