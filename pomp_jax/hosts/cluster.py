@@ -175,8 +175,11 @@ def _own_accelerator(
 ) -> tuple[int, ...] | None:
   """One accelerator a process where several share a node and see them all.
 
+  How many they see is known where CUDA_VISIBLE_DEVICES or ROCR_VISIBLE_DEVICES says it; else it is
+  taken to be one each.
+
   Raises:
-    ClusterError: they see more, which would stay idle, or fewer.
+    ClusterError: by these they see more, which would stay idle, or fewer.
   """
   if n_local == 1:
     return None

@@ -13,12 +13,14 @@ import jax
 
 from pomp_jax.hosts.cluster import Cluster
 from pomp_jax.hosts.stop import Preempted
-from pomp_jax.hosts.talk import LISTEN_SECONDS, HostError
+from pomp_jax.hosts.talk import LISTEN_SECONDS, HostError, LostHostError
 
 # A launcher starts a run again that ends with this: sysexits.h's EX_TEMPFAIL.
 TRY_AGAIN = 75
 # By hand: what a shell calls the end by SIGINT.
 _INTERRUPTED = 130
+# How JAX's errors begin that are not this process's own.
+_OF_OTHERS = ("UNAVAILABLE", "ABORTED", "INTERNAL", "CANCELLED", "DEADLINE_EXCEEDED")
 
 
 def on_tpu_vm() -> bool:
@@ -44,6 +46,7 @@ def start(
 
   Raises:
     HostError: JAX can't start; one line.
+    LostHostError: nor can it, but perhaps another time: the others, or the way to them, are gone.
   """
   if cluster is None:
     return
@@ -70,7 +73,8 @@ def start(
   for error in errors:
     if not isinstance(error, RuntimeError | ValueError):
       raise error
-    raise HostError(f"{_who(cluster)} can't start: {' '.join(str(error).split())}") from error
+    kind = LostHostError if str(error).startswith(_OF_OTHERS) else HostError
+    raise kind(f"{_who(cluster)} can't start: {' '.join(str(error).split())}") from error
 
 
 def _join(
@@ -98,7 +102,10 @@ def _give_up(message: str, status: int) -> NoReturn:
 
 
 def _who(cluster: Cluster) -> str:
-  return f"process {cluster.process_id} of {cluster.num_processes} on {socket.gethostname()}"
+  # On Cloud TPU only JAX knows the numbers.
+  number = "" if cluster.process_id is None else f" {cluster.process_id}"
+  count = "" if cluster.num_processes is None else f" of {cluster.num_processes}"
+  return f"process{number}{count} on {socket.gethostname()}"
 
 
 def describe(cluster: Cluster | None, class_size: int) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 
 _calls = itertools.count()
 _SECONDS = 300.0
-# No wait within JAX is longer: Python does not hear of a signal meanwhile.
+# A wait for the others' values spends no longer within JAX, where Python is deaf to signals.
 LISTEN_SECONDS = 1.0
 _POSTS = "pomp_jax_posted"
 _own_posts: dict[str, str] = {}

@@ -6,9 +6,11 @@ import signal
 import socket
 import time
 
+import jax
 from processes import Processes
 import pytest
 
+from pomp_jax import hosts
 from pomp_jax.hosts import agreement
 
 SMALL = [
@@ -72,6 +74,30 @@ def test_a_signal_while_it_waits_for_the_others(tmp_path):
   (line,) = errors(output_by_hand)
   assert line.startswith("error: process 0 of 2 on ")
   assert line.endswith(" was interrupted while it waited for the others")
+
+
+@pytest.mark.parametrize(
+  ("text", "kind"),
+  [
+    ("UNAVAILABLE: failed to connect to all addresses", hosts.LostHostError),
+    ("INTERNAL: Failed to register", hosts.LostHostError),
+    ("the address is in use", hosts.HostError),
+    ("INVALID_ARGUMENT: unexpected task", hosts.HostError),
+  ],
+)
+def test_what_may_be_otherwise_at_another_start(monkeypatch, text, kind):
+  def fail(**_):
+    raise RuntimeError(text)
+
+  monkeypatch.setattr(jax.distributed, "initialize", fail)
+  monkeypatch.setattr(jax.config, "update", lambda *_: None)
+  for cluster, who in (
+    (hosts.Cluster("flags", "a:1", 4, 3), "process 3 of 4 on "),
+    (hosts.Cluster("cloud-tpu"), "process on "),
+  ):
+    with pytest.raises(kind, match=f"^{who}[^ ]+ can't start: {text}") as caught:
+      hosts.start(cluster)
+    assert type(caught.value) is kind
 
 
 # What runs in the place of a job: `run`, with `first` and `jax` at hand.
