@@ -1,10 +1,10 @@
 """The value in a torch checkpoint's `data.pkl`, without Python's unpickler.
 
-The machine knows the opcodes that `torch.save` writes (protocol 2); a name in the
-pickle stays a name, and is refused unless it is one that checkpoints are known to hold. Of these,
-ordered dicts, tensors and TorchScript's modules are understood, the latter as their attributes and
-without their code; objects of the others (the optimizer inside a learning rate scheduler, NumPy
-scalars) become `Unread`, which is nothing but the name.
+The machine knows the opcodes that `torch.save` writes (protocol 2); a name in the pickle stays a
+name, and is refused unless it is one that checkpoints are known to hold. Of these, ordered dicts,
+tensors and TorchScript's modules are understood, the latter as their attributes and without their
+code; objects of the others (the optimizer inside a learning rate scheduler, NumPy scalars) become
+`Unread`, which is nothing but the name.
 
 That is more than `torch.load(weights_only=True)` reads: Dassl's warm-up schedulers keep a whole
 scheduler object in their state, which torch refuses.

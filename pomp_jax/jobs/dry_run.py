@@ -16,6 +16,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from pomp_jax import hosts
 from pomp_jax.clip import ClipError
 from pomp_jax.clip.made_up import MADE_UP
 from pomp_jax.config import MADE_UP_CLIP, MADE_UP_DATA, WORLD, ConfigError
@@ -29,7 +30,7 @@ from pomp_jax.transfer.evaluation import split_features
 
 log = logging.getLogger(__name__)
 
-_STEPS = 4  # timed, after one that is not; fewer where they are slow
+_STEPS = 4  # timed, after one that is not; fewer where they are slow and one process runs
 _SLOW_SECONDS = 60
 _BATCHES = 4  # read alone, after as many as may lie ready
 _TEST_IMAGES = 512
@@ -55,7 +56,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     job = training.prepare(trial, folder)
     folder.create()
     figures = _measure(job)
-  if jax.process_index() == 0:
+  if hosts.is_first():
     for line in _lines(trial, job, figures):
       log.info("%s", line)
   return figures

@@ -32,7 +32,8 @@ def check(config: ConfigDict, workdir: str) -> None:
     raise ConfigError("prepare.dataset", config.prepare.dataset, f"one of {', '.join(BUILDERS)}")
   if config.prepare.names and config.prepare.dataset != "imagenet21k":
     raise ConfigError("prepare.names", config.prepare.names, "'' for other sets than imagenet21k")
-  RunFolder(workdir).check()
+  # It leaves no run's files there; where there are some, they are another job's.
+  RunFolder(workdir).check(config.job)
 
 
 def run(config: ConfigDict, workdir: str) -> dict:

@@ -136,7 +136,7 @@ def _run(config: ConfigDict, folder: RunFolder) -> dict:
   results = _results(job, prompt or done.state.params, done)
   # On the devices of all processes, so by all of them.
   sheet = _prediction_sheet(job, prompt, results) if prompt else None
-  if jax.process_index() == 0:
+  if hosts.is_first():
     try:
       _write(folder, prompt, results, sheet)
     except (OSError, PromptFileError, RunFolderError) as error:

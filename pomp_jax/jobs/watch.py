@@ -72,7 +72,7 @@ class Watch(contextlib.AbstractContextManager):
       host: the address there.
     """
     self._judge = judge
-    writes = jax.process_index() == 0
+    writes = hosts.is_first()
     self._folder, self._every, self._batch_size, self._rate = folder, every, batch_size, rate
     self._total = total
     self._events = folder.events(first + 1) if writes else None

@@ -128,14 +128,7 @@ def test_what_is_not_built_is_a_name(tmp_path):
     assert isinstance(found[name], Unread), name
 
 
-@pytest.mark.parametrize(
-  "make",
-  [
-    torch.optim.SGD,
-    torch.optim.Adam,
-    torch.optim.AdamW,
-  ],
-)
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
 def test_optimizers_and_schedulers_as_dassl_saves_them(tmp_path, make):
   """A warm-up keeps its successor, a whole scheduler, in its state; torch refuses such a file."""
 

@@ -5,15 +5,22 @@ from small_run import small_config
 
 from pomp_jax.config import JOBS
 from pomp_jax.files.run_folder import RunFolderError, write_json
-from pomp_jax.jobs import job
+from pomp_jax.jobs import benchmark, job
+
+SETTINGS = {
+  "ablate.grid": "seed=0|1",
+  "baselines.methods": "a:k=5",
+  "prepare.dataset": "imagenet21k",
+}
 
 
-# Of the others, `prepare` makes no run's folder, and `benchmark` has no config.
-@pytest.mark.parametrize("name", sorted({*JOBS} - {"prepare", "benchmark"}))
+@pytest.mark.parametrize("name", sorted(JOBS))
 @pytest.mark.parametrize("file", ["config.json", "results.json"])
 def test_another_jobs_folder_is_refused(tmp_path, name, file):
   write_json(tmp_path / file, {"job": "another", "seed": 0})
-  config = small_config(job=name, **{"ablate.grid": "seed=0|1", "baselines.methods": "a:k=5"})
+  config = small_config(job=name, **SETTINGS)
+  with config.unlocked():
+    config.benchmark = benchmark.DEFAULTS
   with pytest.raises(RunFolderError, match=f"its {file} is of job='another'; job='{name}' takes"):
     job(name).check(config, str(tmp_path))
   assert [path.name for path in tmp_path.iterdir()] == [file]

@@ -27,7 +27,7 @@ from pomp_jax.data.source import SourceError
 from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.files.feature_blocks import FeatureCacheError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
-from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_keyed, write_json
+from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_keyed, write_json, writing
 from pomp_jax.jobs import pretrain, training
 from pomp_jax.jobs.ablate.grid import Cell, make_cells
 from pomp_jax.jobs.ablate.lanes import Trained, lane_groups, lanes_at_a_time, train_lanes
@@ -48,8 +48,6 @@ _REFUSED = (
   TokenizeError,
   VocabularyError,
 )
-# Not a cell's own failure: the process has to end.
-_OF_THE_PROCESS = (hosts.Preempted, hosts.LostHostError, hosts.HostError, RunFolderError)
 
 
 def check(config: ConfigDict, workdir: str) -> None:
@@ -103,7 +101,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     _check_opened(shared, folder, group[0])
   if hosts.is_first():
     folder.create()
-    (folder.path / _FOLDER).mkdir(exist_ok=True)
+    with writing(folder.path / _FOLDER):
+      (folder.path / _FOLDER).mkdir(exist_ok=True)
     write_json(folder.config, config.to_dict())
   log.info("%d cells, %d of them to do here", len(cells), sum(map(len, missing)))
   for group in groups:
@@ -146,7 +145,7 @@ def _run_group(shared: Shared, folder: RunFolder, group: Sequence[Cell]) -> None
     trained = train_lanes(job, group, streams, size)
     for cell, one in zip(group, trained, strict=True):
       _finish(shared, folder, cell, one, size)
-  except _OF_THE_PROCESS:
+  except RunFolderError:  # not the cell's own
     raise
   except Exception as error:  # whatever it is: the other cells are worth having
     if jax.process_count() > 1:
@@ -237,7 +236,8 @@ def _write_results(
       "seconds_of_last_start": round(seconds, 1),
     }
     if found:
-      write_outcome(config, folder, results)
+      with writing(folder.path):
+        write_outcome(config, folder, results)
     write_json(folder.results, results)
     if len(found) == sum(_stored(folder, cell) is not None for cell in cells):
       log.info("table, plot and report are in %s", folder.path)
@@ -246,7 +246,9 @@ def _write_results(
 
 def _missing(folder: RunFolder, groups: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
   """The cells that are not done, as the first process sees it; all call it together."""
-  done = [[_is_done(folder, cell) for cell in group] for group in groups]
+  done = None
+  if hosts.is_first():
+    done = [[_is_done(folder, cell) for cell in group] for group in groups]
   done = hosts.from_first(done, "the cells that are done")
   return [
     [cell for cell, known in zip(group, of_group, strict=True) if not known]

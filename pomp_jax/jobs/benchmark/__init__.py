@@ -48,7 +48,16 @@ def check(config: Any, workdir: str | None) -> None:
   Raises:
     BenchmarkError: several processes, an unknown model, implementation or type, or a K that does
       not fit.
+    RunFolderError: the folder can't be used, or is another job's.
   """
+  # Not above: that needs more than jax, flax and numpy.
+  from pomp_jax.files.run_folder import RunFolder
+
+  _check_settings(config, workdir)
+  RunFolder(workdir).check("benchmark")
+
+
+def _check_settings(config: Any, workdir: str | None) -> None:
   if not workdir:
     raise BenchmarkError("--workdir is needed: the results are written there")
   if hosts.n_processes() > 1:
@@ -75,7 +84,7 @@ def check(config: Any, workdir: str | None) -> None:
 
 def run(config: Any, workdir: str) -> dict[str, Any]:
   """Measures, prints a table, writes `results.json` and `plots/text_tower.png`."""
-  check(config, workdir)
+  _check_settings(config, workdir)
   settings = _settings(config)
   folder = pathlib.Path(workdir)
   (folder / "plots").mkdir(parents=True, exist_ok=True)
