@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What launch/tpu_pod.sh has each worker of a pod do; of no use by itself.
 #
-#   bash launch/tpu_worker.sh install
+#   bash launch/tpu_worker.sh install            4: it can't be done
 #   bash launch/tpu_worker.sh start ARGUMENTS    the run, apart from the connection, which may break
 #   bash launch/tpu_worker.sh running ARGUMENTS  0: it is; 10: nothing is; 11: something else is
 #   bash launch/tpu_worker.sh follow             its log, to its end and with its status
@@ -15,12 +15,21 @@ command="$1"
 shift
 case "$command" in
   install)
+    trap '(($? == 0)) || exit 4' EXIT
+    # The one before may still be at it, its connection lost.
+    exec 8>> installing
+    flock 8
     source launch/venv.sh
     # Ubuntu 22.04 comes with Python 3.10, and may be busy with its own updates at first.
-    (find_python) || {
-      sudo apt-get -q update
+    if ! (find_python); then
+      tries=0
+      # The time-out for locks, below, is none for the lock of the lists.
+      until sudo apt-get -q update; do
+        ((++tries < 60))
+        sleep 10
+      done
       sudo apt-get -q -o DPkg::Lock::Timeout=600 install -y python3.11-venv
-    }
+    fi
     prepare_venv requirements.txt
     .venv/bin/pip install -q "jax[tpu]"
     ;;

@@ -27,6 +27,13 @@ NASTY = [
 _GCLOUD = """#!/usr/bin/env bash
 echo "$*" >> "$CLOUD/calls"
 state="$CLOUD/state"
+next() { # ends with the next status in a file, if there is one
+  [[ -s "$1" ]] || return 0
+  status="$(head -n 1 "$1")"
+  sed -i 1d "$1"
+  echo "ERROR: $1" >&2
+  exit "$status"
+}
 case "$3 $4" in
   "queued-resources describe")
     if [[ -s "$CLOUD/outages" ]]; then
@@ -36,16 +43,25 @@ case "$3 $4" in
     fi
     [[ -e "$state" ]] || { echo "ERROR: NOT_FOUND: there is no such resource" >&2; exit 1; }
     cat "$state" ;;
-  "queued-resources create") [[ ! -e "$state" ]] && echo ACTIVE > "$state" ;;
-  "queued-resources delete") rm "$state" ;;
-  "tpu-vm scp") cp "$5" "$CLOUD/worker/${6#*:}" ;;
+  "queued-resources create")
+    echo ACTIVE > "$state"
+    while [[ -e "$CLOUD/slow create" ]]; do /bin/sleep 0.1; done
+    [[ ! -e "$CLOUD/refused" ]] || { cat "$CLOUD/refused" >&2; exit 1; } ;;
+  "queued-resources delete")
+    while [[ -e "$CLOUD/slow delete" ]]; do /bin/sleep 0.1; done
+    next "$CLOUD/undeleted"
+    rm "$state" ;;
+  "tpu-vm scp")
+    next "$CLOUD/broken scp"
+    cp "$5" "$CLOUD/worker/${6#*:}" ;;
   "tpu-vm ssh")
     for argument; do [[ "$argument" == --command=* ]] && command="${argument#--command=}"; done
-    if [[ "$command" == *follow && -s "$CLOUD/broken" ]]; then
-      status="$(head -n 1 "$CLOUD/broken")"
-      sed -i 1d "$CLOUD/broken"
-      exit "$status"
-    fi
+    case "$command" in
+      *"tar -xzf"*) next "$CLOUD/broken unpack" ;;
+      *install) next "$CLOUD/broken install" ;;
+      *"tpu_worker.sh start"*) next "$CLOUD/broken start" ;;
+      *follow) next "$CLOUD/broken" ;;
+    esac
     cd "$CLOUD/worker" && bash -c "$command" ;;
   *) exit 9 ;;
 esac
@@ -218,7 +234,7 @@ def test_a_machine_that_can_not_be_seen_is_not_taken_for_gone(cloud):
   (cloud / "outages").write_text("down\n" * 1000)
   (cloud / "state").write_text("ACTIVE\n")
   done = pod(cloud, *POD, "--", "--config=x")
-  assert done.returncode == 2
+  assert done.returncode == 75
   assert done.stderr.endswith("error: the state of pomp can't be had; what is there stays\n")
   assert (cloud / "state").exists()
 
@@ -266,8 +282,146 @@ def test_it_waits_for_all_processes_of_the_run_before(cloud):
 def test_machines_that_never_come_are_not_waited_for(cloud):
   executable(cloud / "bin" / "gcloud", _GCLOUD.replace("echo ACTIVE", "echo FAILED"))
   done = pod(cloud, *POD, "--", "--config=x")
-  assert (done.returncode, done.stderr) == (2, "error: pomp is FAILED, and gets no machines\n")
+  assert (done.returncode, done.stderr) == (1, "error: pomp is FAILED, and gets no machines\n")
   assert calls(cloud) == ["create", "delete"]
+
+
+def test_interrupted_while_it_is_made_it_is_deleted(cloud):
+  (cloud / "slow create").touch()
+  launcher = start(cloud, *POD, "--", "--config=x")
+  wait_for((cloud / "state").exists)
+  os.killpg(launcher.pid, signal.SIGTERM)
+  assert launcher.wait(60) == 130
+  assert not (cloud / "state").exists()
+
+
+def test_made_though_the_answer_was_an_error_it_is_deleted(cloud):
+  (cloud / "refused").write_text("ERROR: the network is down\n")
+  done = pod(cloud, *POD, "--", "--config=x")
+  assert (done.returncode, done.stderr) == (
+    1,
+    "ERROR: the network is down\nerror: pomp was not made\n",
+  )
+  assert not (cloud / "state").exists()
+
+
+def test_made_by_somebody_else_meanwhile_it_stays(cloud):
+  (cloud / "refused").write_text("ERROR: ALREADY_EXISTS: there is one\n")
+  assert pod(cloud, *POD, "--", "--config=x").returncode == 1
+  assert calls(cloud) == ["create"]
+  assert (cloud / "state").exists()
+
+
+def test_deletion_is_tried_again_and_a_failure_is_told(cloud):
+  (cloud / "statuses").write_text("2\n")
+  (cloud / "undeleted").write_text("1\n1\n")
+  assert pod(cloud, *POD, "--", "--config=x").returncode == 2
+  assert not (cloud / "state").exists()
+
+  (cloud / "statuses").write_text("130\n")
+  (cloud / "undeleted").write_text("1\n" * 1000)
+  done = pod(cloud, *POD, "--", "--config=x")
+  assert done.returncode == 130
+  assert done.stderr.endswith("error: pomp may still be there; delete it\n")
+
+
+def test_what_could_not_be_deleted_for_new_machines_is_tried_again_at_the_end(cloud):
+  (cloud / "statuses").write_text("75\n")
+  (cloud / "undeleted").write_text("1\n" * 5)
+  done = pod(cloud, *POD, "--", "--config=x")
+  assert (done.returncode, calls(cloud).count("create")) == (1, 1)
+  assert "error: pomp is SUSPENDED and can't be deleted\n" in done.stderr
+  assert not (cloud / "state").exists()
+
+
+def test_interrupted_again_while_it_deletes_it_goes_on(cloud):
+  (cloud / "hold").touch()
+  (cloud / "slow delete").touch()
+  launcher = start(cloud, *POD, "--", "--config=x")
+  wait_for((cloud / "worker" / "pomp" / "ran").exists)
+  os.killpg(launcher.pid, signal.SIGINT)
+  wait_for(lambda: "delete" in calls(cloud))
+  for number in (signal.SIGINT, signal.SIGTERM):
+    os.killpg(launcher.pid, number)
+  (cloud / "slow delete").unlink()
+  assert launcher.wait(60) == 130
+  assert calls(cloud).count("delete") == 1
+  assert not (cloud / "state").exists()
+  (cloud / "hold").unlink()
+
+
+@pytest.mark.parametrize(
+  ("step", "status"), [("scp", 1), ("unpack", 255), ("install", 2), ("start", 1)]
+)
+def test_a_connection_that_breaks_at_the_start_is_no_end(cloud, step, status):
+  (cloud / f"broken {step}").write_text(f"{status}\n")
+  done = pod(cloud, *POD, "--", "--config=x")
+  assert done.returncode == 0, done.stderr
+  assert f"ERROR: {cloud}/broken {step}" in done.stderr
+  assert runs(cloud) == 1
+  assert calls(cloud).count("create") == 1
+
+
+def test_without_any_connection_it_ends(cloud):
+  (cloud / "broken scp").write_text("1\n" * 1000)
+  executable(cloud / "bin" / "sleep", "#!/usr/bin/env bash\n")
+  assert pod(cloud, *POD, "--", "--config=x").returncode == 255
+  assert calls(cloud).count("scp") == 100
+  assert not (cloud / "state").exists()
+
+
+def test_a_worker_that_can_not_be_set_up_is_not_tried_again(cloud):
+  executable(cloud / "worker" / "pomp" / ".venv" / "bin" / "pip", "#!/usr/bin/env bash\nexit 1\n")
+  assert pod(cloud, *POD, "--", "--config=x").returncode == 4
+  assert calls(cloud).count("scp") == 1
+  assert not (cloud / "state").exists()
+
+
+def test_package_lists_that_are_locked_are_waited_for(cloud):
+  """The updates of a new machine: apt-get ends at once, whatever time-out it is given."""
+  venv = cloud / "worker" / "pomp" / ".venv"
+  (cloud / "busy").write_text("busy\nbusy\n")
+  # No Python is new enough before apt-get has brought one.
+  for name in ("python3", "python3.13", "python3.12"):
+    executable(cloud / "bin" / name, "#!/usr/bin/env bash\nexit 1\n")
+  executable(cloud / "bin" / "python3.11", '#!/usr/bin/env bash\n[[ -e "$CLOUD/installed" ]]\n')
+  executable(cloud / "bin" / "sudo", '#!/usr/bin/env bash\nexec "$@"\n')
+  executable(
+    cloud / "bin" / "apt-get",
+    """#!/usr/bin/env bash
+if [[ "$*" == *install* ]]; then touch "$CLOUD/installed"; fi
+[[ "$*" != *update* || ! -s "$CLOUD/busy" ]] || { sed -i 1d "$CLOUD/busy"; exit 100; }
+""",
+  )
+  done = pod(cloud, *POD, "--", "--config=x")
+  assert done.returncode == 0, done.stderr
+  assert (cloud / "installed").exists() and (venv / "installed-requirements.txt").exists()
+  assert runs(cloud) == 1
+
+
+def test_a_lock_that_is_not_let_go_ends_it(cloud):
+  executable(
+    cloud / "bin" / "flock",
+    '#!/usr/bin/env bash\nexec /usr/bin/flock "${@/--timeout=600/--timeout=0}"\n',
+  )
+  with open(cloud / "worker" / "pomp" / "lock", "a") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert pod(cloud, *POD, "--", "--config=x").returncode == 3
+  assert not (cloud / "worker" / "pomp" / "ran").exists()
+
+
+@pytest.mark.parametrize("mount", ["touch mounted;", "touch mounted # as always", "touch mounted"])
+def test_a_mount_is_any_command(cloud, mount):
+  done = pod(cloud, *POD, f"--mount={mount}", "--", "--config=x")
+  assert done.returncode == 0, done.stderr
+  assert (cloud / "worker" / "mounted").exists()
+
+
+@pytest.mark.parametrize("mount", ["false;", "exit 1"])
+def test_a_mount_that_fails_ends_it(cloud, mount):
+  assert pod(cloud, *POD, f"--mount={mount}", "--", "--config=x").returncode == 4
+  assert calls(cloud).count("scp") == 1
+  assert not (cloud / "worker" / "pomp" / "ran").exists()
 
 
 def test_bad_input_is_not_tried_again_and_keep_keeps(cloud):
