@@ -4,15 +4,17 @@
 #   bash launch/local.sh --config=configs/demo.py --workdir=runs/demo
 #   PROCESSES=2 bash launch/local.sh --config=configs/demo.py --workdir=runs/demo
 #
-# PROCESSES  how many; default 1. Several get a GPU each, of CUDA_VISIBLE_DEVICES if it says which. On
-#            CPUs, JAX_NUM_CPU_DEVICES=4 gives each process four devices.
+# PROCESSES  how many; default 1. Several get a GPU each, of CUDA_VISIBLE_DEVICES if it says which.
+#            With JAX_PLATFORMS=cpu, JAX_NUM_CPU_DEVICES=4 gives each process four devices.
 # VENV, PYTHON: see launch/venv.sh. SIGTERM is passed on: the run saves, and ends with status 75.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
 
 [[ "${PROCESSES:=1}" =~ ^[1-9][0-9]*$ ]] || fail "PROCESSES=$PROCESSES is not a number of processes"
-IFS=, read -ra gpus <<< "${CUDA_VISIBLE_DEVICES:-$(seq -s , 0 $((PROCESSES - 1)))}"
+gpus=''
+[[ "${JAX_PLATFORMS:-}" == cpu ]] || gpus="${CUDA_VISIBLE_DEVICES:-}"
+IFS=, read -ra gpus <<< "${gpus:-$(seq -s , 0 $((PROCESSES - 1)))}"
 ((PROCESSES == 1 || ${#gpus[@]} >= PROCESSES)) ||
   fail "PROCESSES=$PROCESSES, but CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES has fewer"
 prepare_venv requirements.txt
@@ -22,14 +24,25 @@ if ((PROCESSES == 1)); then
 fi
 
 # A port that is free now; process 0 listens there in a moment.
-port="$("$VENV/bin/python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')"
-processes=()
-trap 'signalled=1; kill -TERM "${processes[@]}" 2>/dev/null || true' TERM INT
+port="$("$VENV/bin/python" -c '
+import socket
+listener = socket.socket()
+listener.bind(("", 0))
+print(listener.getsockname()[1])')"
+processes=() signalled=''
+# While some are still to be started a signal is only noted: it is for all of them.
+trap 'signalled=1' TERM INT
 for ((index = 0; index < PROCESSES; index++)); do
   CUDA_VISIBLE_DEVICES="${gpus[index]}" "${main[@]}" \
     --coordinator="127.0.0.1:$port" --num_processes="$PROCESSES" --process_id="$index" &
   processes+=($!)
 done
+pass_on() {
+  signalled=1
+  kill -TERM "${processes[@]}" 2>/dev/null || true
+}
+trap pass_on TERM INT
+[[ -z "$signalled" ]] || pass_on
 
 # The first status that is not 0; the processes end each other, so none is left waiting.
 status=0

@@ -1,5 +1,6 @@
 """launch/local.sh: several processes on this machine."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -36,13 +37,24 @@ def environ(tmp_path):
   requirements = sorted(ROOT.glob("requirements*.txt"))
   stamp = "".join(file.read_text() for file in requirements)
   (tmp_path / "installed-requirements.txt").write_text(stamp)
-  return os.environ | {"VENV": str(tmp_path), "LOG": str(tmp_path), "WAIT": "", "STATUSES": "0 0 0"}
+  return os.environ | {
+    "VENV": str(tmp_path),
+    "LOG": str(tmp_path),
+    "WAIT": "",
+    "STATUSES": "0 0 0",
+    "JAX_PLATFORMS": "",
+  }
 
 
 def start(environ, *arguments, **variables):
   command = ["bash", "launch/local.sh", *arguments]
   return subprocess.Popen(
-    command, cwd=ROOT, env=environ | variables, stderr=subprocess.PIPE, text=True
+    command,
+    cwd=ROOT,
+    env=environ | variables,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
   )
 
 
@@ -79,6 +91,11 @@ def test_too_few_gpus(environ):
   assert "PROCESSES=2, but CUDA_VISIBLE_DEVICES=3 has fewer" in process.stderr.read()
 
 
+def test_on_cpus_gpus_do_not_count(environ):
+  variables = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "0"}
+  assert start(environ, PROCESSES="2", **variables).wait() == 0
+
+
 def wait_for(*files):
   end = time.monotonic() + 60
   while not all(file.exists() for file in files):
@@ -92,6 +109,26 @@ def test_sigterm_reaches_all(environ, tmp_path):
   process.send_signal(signal.SIGTERM)
   assert process.wait(60) == 75
   assert all((tmp_path / f"stopped{index}").exists() for index in range(2))
+
+
+def test_sigterm_while_they_are_started_reaches_those_that_come_later(environ, tmp_path):
+  # Before each command of the launcher: once its first process is up, it gets the signal.
+  (tmp_path / "traced").write_text("""
+if [[ "$0" == launch/local.sh ]]; then
+  trap 'if [[ -z "${sent:-}" && "${processes[0]:-}" && ! "${processes[1]:-}" ]]; then
+    until [[ -e "$LOG/ready0" ]]; do sleep 0.05; done
+    sent=1
+    kill -TERM $$
+  fi' DEBUG
+fi
+""")
+  process = start(environ, PROCESSES="3", WAIT="1", BASH_ENV=str(tmp_path / "traced"))
+  try:
+    assert process.wait(20) == 75
+  finally:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
+  assert (tmp_path / "stopped0").exists()
 
 
 def test_a_process_that_ends_as_the_signal_arrives_counts_by_its_own_status(environ, tmp_path):
