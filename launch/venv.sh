@@ -1,4 +1,4 @@
-# Sourced by the scripts beside it, in the repository's root: a virtual environment with what is needed.
+# Sourced by the scripts beside it, in the repository's root: a virtual environment for the project.
 #
 # VENV    its folder; default .venv
 # PYTHON  the interpreter that makes it; default: the first of python3, python3.13, python3.12 and
@@ -31,7 +31,8 @@ find_python() {
       return
     fi
   done
-  fail "no Python 3.11 or newer with its venv module (on Debian: apt install python3-venv); set PYTHON"
+  local debian="on Debian: apt install python3-venv"
+  fail "no Python 3.11 or newer with its venv module ($debian); set PYTHON"
 }
 
 # Makes the environment unless it exists, and installs the requirement file $1 and those it includes
@@ -47,7 +48,8 @@ prepare_venv() {
   # The stamp holds the requirements it was made for: edit them, and they are installed again.
   if ! cat requirements*.txt | cmp -s - "$stamp"; then
     echo "Installing $requirements into $VENV" >&2
-    "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || "$VENV/bin/python" -m ensurepip >/dev/null
+    "$VENV/bin/python" -m pip --version >/dev/null 2>&1 ||
+      "$VENV/bin/python" -m ensurepip >/dev/null
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
     cat requirements*.txt > "$stamp"
   fi
