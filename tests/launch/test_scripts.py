@@ -66,6 +66,8 @@ def test_the_image_pins_one_allowed_release_of_each_package():
 @pytest.mark.parametrize("file", sorted(LAUNCH.iterdir()), ids=lambda file: file.name)
 def test_a_launcher_is_short_and_stands_in_the_table(file):
   if file.name != "constraints.txt":
-    assert len(file.read_text().splitlines()) <= 100
+    lines = file.read_text().splitlines()
+    assert len(lines) <= 100
+    assert file.suffix == ".md" or max(map(len, lines)) <= 100
   if file.name not in ("README.md", "venv.sh"):
     assert f"[`{file.name}`]" in (LAUNCH / "README.md").read_text()
