@@ -8,8 +8,10 @@ from processes import Processes
 import pytest
 from small_run import small_config, trained
 
+from pomp_jax import hosts
 from pomp_jax.config import ConfigError
 from pomp_jax.files.prompt_file import load_prompt
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import ablate, pretrain
 from pomp_jax.jobs.ablate.grid import make_cells
 from pomp_jax.jobs.ablate.lanes import Trained, lane_groups, lanes_at_a_time
@@ -209,6 +211,20 @@ def test_what_breaks_a_cell_in_one_of_two_processes_ends_both(tmp_path):
   assert "ended: MemoryError: no room" in found[0][1]
   (cell,) = (tmp_path / "run" / "cells").glob("*.json")
   assert json.loads(cell.read_text())["values"] == {"k": 10, "seed": 0}
+
+
+def test_only_the_first_process_reads_the_folder(monkeypatch):
+  cells = make_cells(config_for("k=20;seed=0|1"))
+  given = []
+
+  def from_first(value, what):
+    given.append((value, what))
+    return [[True, False]]
+
+  monkeypatch.setattr(hosts, "is_first", lambda: False)
+  monkeypatch.setattr(hosts, "from_first", from_first)
+  assert ablate._missing(RunFolder("/nowhere"), [cells]) == [[cells[1]]]
+  assert given == [(None, "the cells that are done")]
 
 
 def test_which_cells_are_lanes():
