@@ -89,6 +89,9 @@ def let_go(cloud):
 
 def start(cloud, *arguments):
   """launch/tpu_pod.sh, under way."""
+  # On a machine of the cloud nobody has said where an environment is, or which Python makes it.
+  environ = {name: text for name, text in os.environ.items() if name not in ("VENV", "PYTHON")}
+  path = f"{cloud / 'bin'}:{environ['PATH']}"
   return subprocess.Popen(
     ["bash", "launch/tpu_pod.sh", *arguments],
     cwd=ROOT,
@@ -96,8 +99,7 @@ def start(cloud, *arguments):
     stderr=subprocess.PIPE,
     text=True,
     start_new_session=True,
-    env=os.environ
-    | {"PATH": f"{cloud / 'bin'}:{os.environ['PATH']}", "CLOUD": str(cloud), "POLL_SECONDS": "0"},
+    env=environ | {"PATH": path, "CLOUD": str(cloud), "POLL_SECONDS": "0"},
   )
 
 
