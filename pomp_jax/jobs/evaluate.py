@@ -15,7 +15,6 @@ import time
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -109,7 +108,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     source, classes = item.open()
     key = _key(clip_key, item, source, classes, prompts)
     done[item.name] = read_keyed(_file(folder, item.name), key) if first else None
-    if not _decided_by_the_first(done[item.name] is not None):
+    # What the first process says: the others may not see its folder.
+    if not hosts.from_first(done[item.name] is not None, f"whether {item.name} is done"):
       figures = _evaluate(config, encoder, source, classes, prompts)
       if first:
         done[item.name] = {"key": key, "set": item.name, **figures}
@@ -256,13 +256,6 @@ def _key(
 
 def _file(folder: RunFolder, name: str):
   return folder.sets / f"{name.replace('/', '-')}.json"
-
-
-def _decided_by_the_first(here: bool) -> bool:
-  """What the first process says: the others may not see its folder."""
-  if jax.process_count() == 1:
-    return here
-  return bool(multihost_utils.broadcast_one_to_all(np.array(here)))
 
 
 def _log_set(name: str, of_set: Mapping[str, Any]) -> None:
