@@ -2,14 +2,20 @@
 
 import math
 from pathlib import Path
+import shutil
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+_DISCARDED = "discarded"
+
 
 def open_manager(folder: Path, keep: int) -> ocp.CheckpointManager:
-  """Opens a folder that exists, and removes what a killed process left half written.
+  """Opens a folder that exists, and removes what a killed process left half done.
+
+  A checkpoint that is no longer kept is renamed, and counts no more: call `remove_remains` after
+  every save.
 
   Args:
     folder: absolute.
@@ -26,13 +32,14 @@ def open_manager(folder: Path, keep: int) -> ocp.CheckpointManager:
       ),
     ]
   )
+  remove_remains(folder)
   alone = ocp.options.MultiprocessingOptions(
     primary_host=0, active_processes={0}, barrier_sync_key_prefix="pomp_jax"
   )
   options = ocp.CheckpointManagerOptions(
     preservation_policy=policy,
     best_fn=_quality,  # without it Orbax writes no metrics, and forgets the best at a restart
-    cleanup_tmp_directories=True,
+    todelete_subdir=_DISCARDED,  # deleted in its place, it would be a checkpoint until the end
     # At once: where that fails in the background, what waits for it there waits for minutes, and
     # the process can't end.
     async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
@@ -43,6 +50,16 @@ def open_manager(folder: Path, keep: int) -> ocp.CheckpointManager:
     else ocp.options.MultiprocessingOptions(),
   )
   return _Manager(folder, item_names=("state", "meta"), options=options)
+
+
+def remove_remains(folder: Path) -> None:
+  """Removes half written checkpoints, and those that are no longer kept; for when none is written.
+
+  Orbax would do it in the background, and for the half written ones be done only with the next
+  save. What can't be removed is left to the next time.
+  """
+  for remains in (*folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"), folder / _DISCARDED):
+    shutil.rmtree(remains, ignore_errors=True)
 
 
 def _quality(metrics: dict[str, float]) -> float:

@@ -27,7 +27,7 @@ from pomp_jax.files.checkpoint_contents import (
   Restored,
   as_line,
 )
-from pomp_jax.files.checkpoint_manager import open_manager
+from pomp_jax.files.checkpoint_manager import open_manager, remove_remains
 
 __all__ = ["CheckpointError", "Checkpoints", "Restored"]
 
@@ -214,6 +214,7 @@ class Checkpoints:
       return
     try:
       self._manager.wait_until_finished()
+      remove_remains(self.folder)
     except Exception as error:
       self._failure, self._told = self._write_error(self._saving, error), False
     self._saving = None

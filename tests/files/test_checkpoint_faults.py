@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import resource
 import shutil
 import signal
@@ -136,6 +137,22 @@ def test_remains_of_a_killed_process_are_no_checkpoints(tmp_path):
     for step in (3, 4):
       checkpoints.save(step, {"value": step}, META, metric=step)
   assert sorted(entry.name for entry in tmp_path.iterdir()) == ["3", "4", "owner.txt"]
+
+
+def test_a_checkpoint_no_longer_kept_counts_no_more_before_it_is_deleted(tmp_path, monkeypatch):
+  """So that none of which a part is deleted is ever taken for one that is damaged."""
+  with monkeypatch.context() as killed:
+    for delete in ("unlink", "rmdir"):
+      killed.setattr(os, delete, lambda *arguments, **options: None)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (1, 2):
+      checkpoints.save(step, make_state(float(step)), META)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2]
+  assert [path for path in tmp_path.rglob("*") if path.name == "1"], "nothing was left of it"
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    assert checkpoints.restore_latest(abstract(make_state())).step == 2
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["2", "owner.txt"]
 
 
 def test_a_file_in_the_folders_place(tmp_path):
