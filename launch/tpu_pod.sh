@@ -28,10 +28,7 @@ while (($#)); do
     --spot) create=(--spot) ;;
     --keep) keep=1 ;;
     --dry-run) dry=1 ;;
-    --)
-      shift
-      break
-      ;;
+    --) shift && break ;;
     *) fail "$1: unknown option; the run's own arguments stand behind --" ;;
   esac
   shift
@@ -68,13 +65,20 @@ start() {
 }
 
 git archive --format=tar.gz --output="$temporary/pomp.tar.gz" HEAD
-followed=0
+followed=0 unreached=0
 for ((starts = 0; starts < 100; )); do
   provision
   status=0
-  if ((!followed)); then
+  if ((followed)); then # whatever it has come to meanwhile, `follow` tells
+    on_workers 0 true || status=$?
+  else
     on_workers 0 "test -e ${worker#* } || exit 10; $worker running $run" || status=$?
     ((status != 11)) || fail "$name is busy with another run; stop that first"
+  fi
+  unreached=$((status == 255 ? unreached + 1 : 0))
+  if ((unreached == 20)); then
+    ((!followed)) || keep=1 # the run may go on
+    fail "worker 0 of $name can't be reached${keep:+; what is there stays}" 75
   fi
   if [[ -n "$dry" ]] || ((status == 10)); then
     starts=$((starts + 1)) status=0

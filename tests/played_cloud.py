@@ -40,11 +40,14 @@ case "$3 $4" in
     cp "$5" "$CLOUD/worker/${6#*:}" ;;
   "tpu-vm ssh")
     for argument; do [[ "$argument" == --command=* ]] && command="${argument#--command=}"; done
+    [[ ! -e "$CLOUD/unreachable" ]] || exit 255
     case "$command" in
       *"tar -xzf"*) next "$CLOUD/broken unpack" ;;
       *install) next "$CLOUD/broken install" ;;
       *"tpu_worker.sh start"*) next "$CLOUD/broken start" ;;
-      *follow) next "$CLOUD/broken" ;;
+      *follow)
+        [[ ! -e "$CLOUD/soon unreachable" ]] || mv "$CLOUD/soon unreachable" "$CLOUD/unreachable"
+        next "$CLOUD/broken" ;;
     esac
     cd "$CLOUD/worker" && bash -c "$command" ;;
   *) exit 9 ;;

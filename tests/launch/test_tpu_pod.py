@@ -120,6 +120,22 @@ def test_a_broken_connection_is_no_end(cloud, status):
   assert runs(cloud) == 1
 
 
+def test_a_worker_that_can_not_be_reached_is_not_waited_for_without_end(cloud):
+  # From the start: no run is on it.
+  (cloud / "unreachable").touch()
+  done = pod(cloud, *POD, "--", "--config=x")
+  assert (done.returncode, done.stderr) == (75, "error: worker 0 of pomp can't be reached\n")
+  assert calls(cloud) == ["create", *["ssh"] * 20, "delete"]
+  # Once it is followed: the run may go on.
+  (cloud / "unreachable").unlink()
+  (cloud / "soon unreachable").touch()
+  (cloud / "broken").write_text("255\n")
+  done = pod(cloud, *POD, "--", "--config=x")
+  assert done.returncode == 75
+  assert done.stderr.endswith("error: worker 0 of pomp can't be reached; what is there stays\n")
+  assert (cloud / "state").read_text() == "ACTIVE\n"
+
+
 def test_a_machine_that_can_not_be_seen_is_not_taken_for_gone(cloud):
   (cloud / "statuses").write_text("75\n0\n")
   (cloud / "healthy").touch()
