@@ -7,7 +7,7 @@ from pomp_jax.hosts.agreement import agree, fingerprint_of_package
 from pomp_jax.hosts.cluster import Cluster, ClusterError, detect
 from pomp_jax.hosts.failure import fail, fail_with_the_cause, finish, watch_failures
 from pomp_jax.hosts.start import TRY_AGAIN, describe, on_tpu_vm, start
-from pomp_jax.hosts.stop import Preempted, StopRequest
+from pomp_jax.hosts.stop import Preempted, StopRequest, leave_if_asked
 from pomp_jax.hosts.talk import (
   HostError,
   LostHostError,
@@ -39,6 +39,7 @@ __all__ = [
   "from_first",
   "gather",
   "is_first",
+  "leave_if_asked",
   "n_processes",
   "on_tpu_vm",
   "post",

@@ -33,6 +33,18 @@ class Preempted(BaseException):
     self.together = together
 
 
+def leave_if_asked() -> None:
+  """Between the parts of what several processes do together with nothing to save.
+
+  All call it equally often. A process alone need not ask: it is ended wherever it is.
+
+  Raises:
+    Preempted: one of them was asked to stop, and all can here.
+  """
+  if client() is not None and multihost_utils.reached_preemption_sync_point(next(_questions)):
+    raise Preempted("asked to stop; the same command goes on", together=True)
+
+
 class StopRequest(contextlib.AbstractContextManager):
   """Whether to stop, asked once a step.
 

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 import numpy as np
 
+from pomp_jax import hosts
 from pomp_jax.data.in_order import ordered_batches
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.files.prompt_file import Prompt
@@ -47,6 +48,7 @@ def split_features(encoder: Encoder, source: Source, *, threads: int = 2) -> Spl
 
   Raises:
     ImageError: an image can't be read.
+    Preempted: there are several processes, and one was asked to stop (SIGTERM).
   """
   if isinstance(source, StoredImages):
     source = source.sized(encoder.clip.image_size)
@@ -61,6 +63,7 @@ def split_features(encoder: Encoder, source: Source, *, threads: int = 2) -> Spl
     if computed:
       computed[-1] = np.asarray(computed[-1])
     computed.append(features_BxE)
+    hosts.leave_if_asked()
   features = np.concatenate([np.asarray(part) for part in computed])[: len(source)]
   return SplitFeatures(tuple(source.names), np.asarray(source.labels), features)
 

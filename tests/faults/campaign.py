@@ -79,11 +79,19 @@ def kinds() -> list[Kind]:
   for number, name in names.items():
     for index in (0, 1):
       found.append(Kind(f"{name} to process {index} of 2", 1, part(_of_two, number, index)))
+  for index in (0, 1):
+    name = f"SIGTERM to process {index} of 2, in the last evaluation"
+    found.append(Kind(name, 1, part(_evaluating, index)))
   return found
 
 
 def _of_two(number: int, index: int, lab: Lab, rng, folder: pathlib.Path) -> cases.Outcome:
   return pair.struck(number, index, _context_of_two(lab.folder.with_name("two")), rng, folder)
+
+
+def _evaluating(index: int, lab: Lab, rng, folder: pathlib.Path) -> cases.Outcome:
+  del lab, rng  # the program's own training, at a moment that is the same each time
+  return pair.evaluating(index, folder)
 
 
 @functools.cache

@@ -14,14 +14,16 @@ from tests.processes import Processes
 
 # Long enough for a fault in the middle.
 STEPS, EVERY = 160, 20
+# Images of each split in an evaluation that is long enough for a notice to come through.
+EVALUATED = 4096
 HEARTBEAT_SECONDS = 10
 # Within so long a process ends that the other one left: JAX's heartbeat, and what ending takes.
 BOUND_SECONDS = 2 * HEARTBEAT_SECONDS + 15
 TRY_AGAIN = 75
 
 
-def start(folder: pathlib.Path) -> Processes:
-  """The program twice, two devices each."""
+def start(folder: pathlib.Path, **changes) -> Processes:
+  """The program twice, two devices each; changes are of the config."""
   fields = {
     "data.n_classes": 300,
     "data.images_per_class": 2,
@@ -31,6 +33,7 @@ def start(folder: pathlib.Path) -> Processes:
     "eval.images": 64,
     "checkpoint.every": EVERY,
     "log.every": 1,
+    **{field.replace("__", "."): value for field, value in changes.items()},
   }
   command = ["-m", "pomp_jax.main", "--config=configs/demo.py", f"--workdir={folder}"]
   command += [f"--config.{field}={value}" for field, value in fields.items()]
@@ -74,6 +77,26 @@ def struck(number: int, index: int, expected: np.ndarray, rng, folder: pathlib.P
   first = re.search(r"going on from the checkpoint of step (\d+)", found[0][1])
   context = load_prompt(folder / "prompt.npz").context
   return Outcome(True, done - (int(first[1]) if first else 0), np.array_equal(context, expected))
+
+
+def evaluating(index: int, folder: pathlib.Path) -> Outcome:
+  """SIGTERM for one of the two in the last evaluation, of which nothing is kept; then once more."""
+  with start(folder, steps=EVERY, eval__images=EVALUATED) as run:
+    victim = run.processes[index]
+    _wait_for(folder / "checkpoints" / str(EVERY), victim)
+    victim.send_signal(signal.SIGTERM)
+    found = run.finish(60)
+  for status, output in found.values():
+    assert status == TRY_AGAIN, output[-3000:]
+    assert "error: asked to stop; the same command goes on" in output
+  assert not (folder / "results.json").exists()
+  contexts = []
+  for place in (folder, folder / "uninterrupted"):
+    with start(place, steps=EVERY, eval__images=EVALUATED) as run:
+      for status, output in run.finish().values():
+        assert status == 0, output[-3000:]
+    contexts.append(load_prompt(place / "prompt.npz").context)
+  return Outcome(True, 0, np.array_equal(*contexts))
 
 
 def _wait_for(checkpoint: pathlib.Path, process) -> None:
