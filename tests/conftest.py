@@ -1,6 +1,7 @@
 """What all tests need before JAX starts: 8 virtual CPU devices, no network, programs kept."""
 
 import os
+import signal
 
 from processes import keep_programs
 
@@ -21,3 +22,6 @@ hypothesis.settings.register_profile(
   "pomp", deadline=None, derandomize=True, max_examples=50, database=None
 )
 hypothesis.settings.load_profile("pomp")
+
+# Started behind a shell (`&`, nohup) this process ignores it, and so would all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
