@@ -2,20 +2,18 @@
 
 import math
 from pathlib import Path
+import secrets
 import shutil
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-_DISCARDED = "discarded"
+_DISCARDED = "discarded-"
 
 
-def open_manager(folder: Path, keep: int) -> ocp.CheckpointManager:
-  """Opens a folder that exists, and removes what a killed process left half done.
-
-  A checkpoint that is no longer kept is renamed, and counts no more: call `remove_remains` after
-  every save.
+def open_manager(folder: Path, keep: int) -> "Manager":
+  """Opens a folder that exists, and removes what a killed process left half written or deleted.
 
   Args:
     folder: absolute.
@@ -32,14 +30,18 @@ def open_manager(folder: Path, keep: int) -> ocp.CheckpointManager:
       ),
     ]
   )
-  remove_remains(folder)
+  # Orbax would do it in the background, and be done only with the next save.
+  for remains in (f"*{ocp.utils.TMP_DIR_SUFFIX}*", f"{_DISCARDED}*"):
+    _remove(*folder.glob(remains))
   alone = ocp.options.MultiprocessingOptions(
     primary_host=0, active_processes={0}, barrier_sync_key_prefix="pomp_jax"
   )
   options = ocp.CheckpointManagerOptions(
     preservation_policy=policy,
     best_fn=_quality,  # without it Orbax writes no metrics, and forgets the best at a restart
-    todelete_subdir=_DISCARDED,  # deleted in its place, it would be a checkpoint until the end
+    # Deleted in its place, it would count as a checkpoint until the end. Each manager has its own:
+    # an earlier one may still live, unseen.
+    todelete_subdir=_DISCARDED + secrets.token_hex(4),
     # At once: where that fails in the background, what waits for it there waits for minutes, and
     # the process can't end.
     async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
@@ -49,17 +51,13 @@ def open_manager(folder: Path, keep: int) -> ocp.CheckpointManager:
     if jax.process_count() > 1
     else ocp.options.MultiprocessingOptions(),
   )
-  return _Manager(folder, item_names=("state", "meta"), options=options)
+  return Manager(folder, options)
 
 
-def remove_remains(folder: Path) -> None:
-  """Removes half written checkpoints, and those that are no longer kept; for when none is written.
-
-  Orbax would do it in the background, and for the half written ones be done only with the next
-  save. What can't be removed is left to the next time.
-  """
-  for remains in (*folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"), folder / _DISCARDED):
-    shutil.rmtree(remains, ignore_errors=True)
+def _remove(*folders: Path) -> None:
+  """What can't be removed is left to the next time."""
+  for folder in folders:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _quality(metrics: dict[str, float]) -> float:
@@ -67,11 +65,20 @@ def _quality(metrics: dict[str, float]) -> float:
   return metrics.get("metric", -math.inf)
 
 
-class _Manager(ocp.CheckpointManager):
-  """Leaves it to the loop to ask JAX whether to stop.
+class Manager(ocp.CheckpointManager):
+  """One that renames what is no longer kept, so that a half deleted checkpoint is none.
 
-  Asked by one process alone, with another number than the others', JAX would answer it alone.
+  It leaves it to the loop to ask JAX whether to stop.
   """
 
+  def __init__(self, folder: Path, options: ocp.CheckpointManagerOptions):
+    self._discarded = folder / options.todelete_subdir
+    super().__init__(folder, item_names=("state", "meta"), options=options)
+
+  def remove_discarded(self) -> None:
+    """Removes what is no longer kept; for after a save."""
+    _remove(self._discarded)
+
   def reached_preemption(self, step: int) -> bool:
+    # Asked by one process alone, with another number than the others', JAX would answer it alone.
     return False

@@ -15,8 +15,6 @@ import socket
 import time
 from typing import Any, SupportsFloat
 
-import orbax.checkpoint as ocp
-
 from pomp_jax import hosts
 from pomp_jax.files import checkpoint_contents
 from pomp_jax.files.atomic import replacing
@@ -27,7 +25,7 @@ from pomp_jax.files.checkpoint_contents import (
   Restored,
   as_line,
 )
-from pomp_jax.files.checkpoint_manager import open_manager, remove_remains
+from pomp_jax.files.checkpoint_manager import Manager, open_manager
 
 __all__ = ["CheckpointError", "Checkpoints", "Restored"]
 
@@ -85,7 +83,7 @@ class Checkpoints:
     self._failure: CheckpointError | None = None  # of the last save
     self._told = False  # whether that one was
 
-  def _open(self) -> ocp.CheckpointManager:
+  def _open(self) -> Manager:
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
       self._set_aside_unreadable_metrics()
@@ -214,7 +212,7 @@ class Checkpoints:
       return
     try:
       self._manager.wait_until_finished()
-      remove_remains(self.folder)
+      self._manager.remove_discarded()
     except Exception as error:
       self._failure, self._told = self._write_error(self._saving, error), False
     self._saving = None

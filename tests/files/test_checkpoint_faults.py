@@ -94,6 +94,10 @@ def test_a_start_that_another_has_replaced_saves_nothing_more(tmp_path, retry):
       CheckpointError, match=r"a later start of this run \(.*\) has taken it over"
     ):
       first.save(2, make_state(-2.0), META)
+    # Nor takes away what that one is writing.
+    (tmp_path / "9.orbax-checkpoint-tmp").mkdir()
+    first.close()
+    assert (tmp_path / "9.orbax-checkpoint-tmp").exists()
     assert second.save(2, make_state(2.0), META)
     assert_same(second.restore_latest(abstract(make_state())).state, make_state(2.0))
 
