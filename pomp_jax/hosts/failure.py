@@ -16,7 +16,14 @@ from typing import Any, NoReturn
 import jax
 
 from pomp_jax.hosts.start import TRY_AGAIN
-from pomp_jax.hosts.talk import client, is_first, n_processes, name_of_process, own_index
+from pomp_jax.hosts.talk import (
+  LISTEN_SECONDS,
+  client,
+  is_first,
+  n_processes,
+  name_of_process,
+  own_index,
+)
 
 _KEY = "pomp_jax_failed"
 # A look ends when the runtime shuts down; each that ends without stays in the coordinator's memory.
@@ -25,8 +32,11 @@ _LOOK_SECONDS = 3600.0
 # collective has failed listens for the reason.
 _LINGER_SECONDS = 15.0
 _REASON_SECONDS = 3.0
-# So long this process has to find the same for itself, and to say it in its own words.
-_GRACE_SECONDS = 1.0
+# So long this process has to find the same for itself, and to say it in its own words: the value
+# in which it finds that may reach it `LISTEN_SECONDS` later.
+_GRACE_SECONDS = LISTEN_SECONDS + 2.0
+# So long the coordinator outlives the last that has heard.
+_PARTING_SECONDS = 1.0
 
 _failing = threading.Event()
 _finished = threading.Event()
@@ -130,5 +140,5 @@ def _leave(status: int) -> NoReturn:
           left = max(1, int(1000 * (end - time.monotonic())))
           store.blocking_key_value_get(f"{_KEY}_heard/{index}", left)
         # They have yet to end: without a coordinator the runtime would abort them.
-        time.sleep(_GRACE_SECONDS)
+        time.sleep(_PARTING_SECONDS)
   os._exit(status)
