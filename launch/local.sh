@@ -23,12 +23,15 @@ if ((PROCESSES == 1)); then
   exec "${main[@]}"
 fi
 
-# A port that is free now; process 0 listens there in a moment.
+# A port that is free now, and below those that any program may be given: process 0 takes seconds
+# until it listens there.
 port="$("$VENV/bin/python" -c '
-import socket
-listener = socket.socket()
-listener.bind(("", 0))
-print(listener.getsockname()[1])')"
+import random, socket
+for port in random.sample(range(20000, 30000), 1000):
+  with socket.socket() as caller:
+    if caller.connect_ex(("127.0.0.1", port)):
+      print(port)
+      break')"
 processes=() signalled=''
 # While some are still to be started a signal is only noted: it is for all of them.
 trap 'signalled=1' TERM INT

@@ -1,6 +1,6 @@
 """Runs of several processes on this machine, each with its own virtual CPU devices."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import os
 import pathlib
@@ -13,11 +13,17 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def free_port() -> int:
-  """A port that nobody listens on."""
-  with socket.socket() as listener:
-    listener.bind(("127.0.0.1", 0))
-    return listener.getsockname()[1]
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+  """A port that nobody else is given meanwhile, for a server that shares ports or reuses addresses.
+
+  One that is merely free may be another's by the time that a process has imported JAX.
+  """
+  with socket.socket() as holder:
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+      holder.setsockopt(socket.SOL_SOCKET, option, 1)
+    holder.bind(("127.0.0.1", 0))
+    yield holder.getsockname()[1]
 
 
 def environment(devices: int, **more: str) -> dict[str, str]:
@@ -71,8 +77,9 @@ class Processes(contextlib.AbstractContextManager):
       environ: more variables of single processes.
       absent: processes that never start.
     """
-    self.port = free_port()
-    self.processes = {}
+    self._stack = contextlib.ExitStack()
+    self.port = self._stack.enter_context(reserved_port())
+    self.processes, self._outputs = {}, {}
     for index in range(count):
       if index in absent:
         continue
@@ -86,26 +93,28 @@ class Processes(contextlib.AbstractContextManager):
         if count > 1
         else []
       )
+      # No pipe: whoever has filled one waits until it is read, and the others wait for him.
+      output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed by the stack)
+      self._outputs[index] = self._stack.enter_context(output)
       self.processes[index] = subprocess.Popen(
         [sys.executable, *command, *which, *(own or {}).get(index, ())],
         cwd=ROOT,
         env=environment(devices, **(environ or {}).get(index, {})),
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.STDOUT,
-        text=True,
       )
 
-  def finish(self, seconds: float = 240) -> dict[int, tuple[int, str]]:
+  def finish(self, seconds: float = 600) -> dict[int, tuple[int, str]]:
     """Waits for all; the status and the output of each."""
-    end = time.monotonic() + seconds
-    return {
-      index: (lambda output, process=process: (process.returncode, output))(
-        process.communicate(timeout=max(1, end - time.monotonic()))[0]
-      )
-      for index, process in self.processes.items()
-    }
+    end, found = time.monotonic() + seconds, {}
+    for index, process in self.processes.items():
+      status = process.wait(max(1, end - time.monotonic()))
+      self._outputs[index].seek(0)
+      found[index] = status, self._outputs[index].read()
+    return found
 
   def __exit__(self, *exception: object) -> None:
     for process in self.processes.values():
       process.kill()
       process.wait()
+    self._stack.close()

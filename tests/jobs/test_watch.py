@@ -10,6 +10,7 @@ import urllib.request
 import jax
 import jax.numpy as jnp
 import numpy as np
+from processes import reserved_port
 import pytest
 from small_run import small_config
 
@@ -58,11 +59,12 @@ def test_a_meter_tells_waiting_from_working():
 def test_memory_of_a_process_without_device_statistics():
   """More than a large array that is held, and that much more with it."""
   before = memory()
-  held = np.ones(2**26, np.uint8)
+  held = np.ones(2**28, np.uint8)
   after = memory()
   assert set(before) == {"process_memory_bytes"}
   grown = after["process_memory_bytes"] - before["process_memory_bytes"]
-  assert 0.9 * held.nbytes < grown < 2 * held.nbytes
+  # Other threads take and give back some as well.
+  assert 0.7 * held.nbytes < grown < 1.5 * held.nbytes
 
 
 def test_memory_of_devices_is_that_of_the_fullest(monkeypatch):
@@ -180,7 +182,7 @@ def test_the_text_is_prometheus():
 
 
 def ask(port, method, path):
-  connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+  connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
   connection.request(method, path)
   response = connection.getresponse()
   return response.status, response.getheader("Content-Type"), response.read().decode()
@@ -204,21 +206,19 @@ def test_only_get_metrics_is_answered():
 
 def test_a_run_with_all_of_it(tmp_path, monkeypatch):
   """Metrics are served while it runs, and a profile of the steps is left."""
-  with socket.socket() as listener:
-    listener.bind(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
   seen = []
   step = Watch.step
 
   def asked(self, number, metrics):
     step(self, number, metrics)
     if number == 7:
-      with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+      with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         seen.append(answer.read().decode())
 
   monkeypatch.setattr(Watch, "step", asked)
-  config = small_config(steps=8, profile_steps="3+4", **{"watch.port": port})
-  pretrain.run(config, str(tmp_path))
+  with reserved_port() as port:
+    config = small_config(steps=8, profile_steps="3+4", **{"watch.port": port})
+    pretrain.run(config, str(tmp_path))
   samples = parse_exposition(seen[0])
   scalars = RunFolder(tmp_path).scalars()
   loss = dict(zip(*scalars["loss"], strict=True))

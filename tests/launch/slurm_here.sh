@@ -43,10 +43,11 @@ daemon() {
   daemons+=($!)
 }
 
-# Prints the number of a port that is free now.
+# Prints the number of a port that is free now, from some of the 5000 behind $1 on; those from 32768
+# on any program may be given.
 free_port() {
   local port
-  for ((port = 20000 + RANDOM % 20000; port < 65000; port++)); do
+  for ((port = $1 + RANDOM % 5000; port < $1 + 6000; port++)); do
     if ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
       echo "$port"
       return
@@ -57,8 +58,8 @@ free_port() {
 cat >"$SLURM_CONF" <<CONF
 ClusterName=here
 SlurmctldHost=localhost(127.0.0.1)
-SlurmctldPort=$(free_port)
-SlurmdPort=$(free_port)
+SlurmctldPort=$(free_port 20000)
+SlurmdPort=$(free_port 26000)
 SlurmUser=root
 AuthType=auth/munge
 # A job that was requeued waits for its credential to expire: two minutes, unless told otherwise.
