@@ -183,6 +183,8 @@ from pomp_jax.jobs.ablate.shared import Shared
 
 def train(job, group, streams, size):
   for cell in group:
+    # The first process comes here once the cell before is written.
+    multihost_utils.sync_global_devices(f"before {cell.name}")
     if cell.values["seed"] == 1 and jax.process_index() == 1:
       raise MemoryError("no room")
     multihost_utils.sync_global_devices(cell.name)
@@ -204,7 +206,7 @@ def test_what_breaks_a_cell_in_one_of_two_processes_ends_both(tmp_path):
   fields = [f"--config.{field}={value}" for field, value in changed.items()]
   command = [str(tmp_path / "start.py"), "--config=configs/demo.py", f"--workdir={tmp_path}/run"]
   with Processes(2, [*command, *fields]) as processes:
-    found = processes.finish(100)
+    found = processes.finish()
   assert [status for status, _ in found.values()] == [1, 1], found
   for _, output in found.values():
     assert "MemoryError: no room" in output

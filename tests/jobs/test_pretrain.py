@@ -116,7 +116,7 @@ def test_the_seed_and_the_correction_matter(finished, tmp_path):
 
 
 _RUN = """
-import sys
+import signal, sys
 sys.path[:0] = [{tests!r}]
 from small_run import small_config
 from pomp_jax.jobs import pretrain
@@ -124,15 +124,20 @@ from pomp_jax.jobs.watch import Watch
 step = Watch.step
 def told(self, number, metrics):
   print(number, flush=True)
+  if {killed} and number == 12:
+    signal.pause()
   step(self, number, metrics)
 Watch.step = told
 pretrain.run(small_config(), {workdir!r})
 """
 
 
-def start(workdir):
-  """The small run in a process of its own, which prints each step that it starts."""
-  script = _RUN.format(tests=str(ROOT / "tests"), workdir=str(workdir))
+def start(workdir, killed=False):
+  """The small run in a process of its own, which prints each step that it starts.
+
+  One that is killed waits for it before its last step, however late it comes.
+  """
+  script = _RUN.format(tests=str(ROOT / "tests"), workdir=str(workdir), killed=killed)
   return subprocess.Popen(
     [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ
   )
@@ -144,7 +149,7 @@ def test_killed_at_a_random_step_it_goes_on_bit_for_bit(finished, tmp_path):
   stops = [rng.randrange(3, 8), rng.randrange(9, 12)]
   first_steps = []
   for stop in stops:
-    process = start(workdir)
+    process = start(workdir, killed=True)
     steps = []
     for line in process.stdout:
       steps.append(int(line))
