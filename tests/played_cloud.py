@@ -49,7 +49,12 @@ case "$3 $4" in
         [[ ! -e "$CLOUD/soon unreachable" ]] || mv "$CLOUD/soon unreachable" "$CLOUD/unreachable"
         next "$CLOUD/broken" ;;
     esac
-    cd "$CLOUD/worker" && bash -c "$command" ;;
+    # Interrupted it leaves at once, and what it has begun goes on there. A shell that waits for a
+    # command would not always: it goes on where the command has just ended by itself.
+    trap 'exit 130' INT
+    cd "$CLOUD/worker"
+    setsid bash -c "$command" &
+    wait $! ;;
   *) exit 9 ;;
 esac
 """
@@ -109,13 +114,13 @@ def start(cloud, *arguments):
 def pod(cloud, *arguments):
   """launch/tpu_pod.sh, at its end."""
   process = start(cloud, *arguments)
-  stdout, stderr = process.communicate(timeout=120)
+  stdout, stderr = process.communicate(timeout=600)
   return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 def wait_for(what):
   """Until it is so."""
-  end = time.monotonic() + 60
+  end = time.monotonic() + 300
   while not what():
     assert time.monotonic() < end
     time.sleep(0.05)
