@@ -13,6 +13,7 @@ import pathlib
 import pickle
 import sys
 import sysconfig
+import threading
 from typing import Any
 
 from hypothesis import strategies as st
@@ -127,13 +128,15 @@ _OURS = str(pathlib.Path(__file__).resolve().parent.parent / "pomp_jax")
 _OPEN_TO_ALL = tuple(
   {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix, _OURS, "/dev/", "/proc/", "/sys/"}
 )
-_watching: list[tuple[tuple[str, ...], list[str]]] = []
+_watching: list[tuple[tuple[str, ...], set[int], list[str]]] = []
 
 
 def _note(event: str, arguments: tuple) -> None:
   if not _watching:
     return
-  folders, seen = _watching[-1]
+  folders, others, seen = _watching[-1]
+  if threading.get_ident() in others:
+    return
   if event == "pickle.find_class":
     seen.append(f"unpickles {arguments}")
   elif event == "open" and not isinstance(arguments[0], int):
@@ -158,8 +161,10 @@ def keeps_its_word(*errors: type[Exception], within: Sequence[os.PathLike]) -> I
     within: the folders (or files).
   """
   folders = tuple(os.path.realpath(folder) for folder in within)
+  # Threads that were there before do what they do: read images ahead for a test that is over, say.
+  others = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
   seen: list[str] = []
-  _watching.append((folders, seen))
+  _watching.append((folders, others, seen))
   try:
     yield
   except errors as error:

@@ -20,7 +20,7 @@ def run_in_processes(
   *,
   count: int = 2,
   devices: int = 2,
-  seconds: float = 240,
+  seconds: float = 600,
 ) -> None:
   """Runs them; `file` is where the processes read what to run."""
   from pomp_jax.config import fields

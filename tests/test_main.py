@@ -1,7 +1,9 @@
 """The command line: every mistake is one line with the field, exit status 2, nothing written."""
 
+import logging
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -21,6 +23,17 @@ from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEMO = f"--config={ROOT}/configs/demo.py"
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+  """Leaves this process its handlers: the program takes the log and SIGTERM over."""
+  ours, handler = logging.getLogger("pomp_jax"), signal.getsignal(signal.SIGTERM)
+  handlers, level, propagate = ours.handlers, ours.level, ours.propagate
+  yield
+  ours.handlers, ours.propagate = handlers, propagate
+  ours.setLevel(level)
+  signal.signal(signal.SIGTERM, handler)
 
 
 def run_main(capsys, *arguments):

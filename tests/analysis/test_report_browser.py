@@ -59,7 +59,7 @@ def chromium(profile, *arguments):
     *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
     *(f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND", *arguments),
   ]
-  done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+  done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
   assert done.returncode == 0, done.stderr[-2000:]
   return done.stdout
 

@@ -54,7 +54,7 @@ def test_the_program_says_that_it_wants_to_be_started_again(tmp_path):
       assert run.processes[0].poll() is None
       time.sleep(0.05)
     run.processes[0].send_signal(signal.SIGTERM)
-    ((status, output),) = run.finish(30).values()
+    ((status, output),) = run.finish().values()
   assert status == 75, output
   (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
   assert line.startswith("error: asked to stop: everything is saved at step ")

@@ -91,7 +91,7 @@ def folder_of(tmp_path_factory):
     for name, config in jobs(folder, count * devices).items():
       name = name.removesuffix(" again")
       some.append((config, [folder / name, *(other / name for other in others)]))
-    run_in_processes(some, folder / "jobs.json", count=count, devices=devices, seconds=540)
+    run_in_processes(some, folder / "jobs.json", count=count, devices=devices, seconds=1200)
     assert not any(other.exists() for other in others)
     return folder
 

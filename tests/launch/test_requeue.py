@@ -46,7 +46,7 @@ def job(folder, status, answers, **variables):
     capture_output=True,
     text=True,
     check=False,
-    timeout=60,
+    timeout=300,
   )
   assert done.returncode == status
   return done.stdout, (folder / "calls").read_text().split()

@@ -59,11 +59,11 @@ def slurm():
 
   yield run
   server.stdin.close()
-  assert server.wait(60) == 0
+  assert server.wait(300) == 0
   assert not folder.exists()
 
 
-def wait_for(what, seconds=200.0):
+def wait_for(what, seconds=600.0):
   end = time.monotonic() + seconds
   while not what():
     assert time.monotonic() < end, "took too long"
