@@ -3,12 +3,10 @@
 import os
 import signal
 
-from processes import keep_programs
+from processes import keep_programs, xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-).strip()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}".strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # For all workers: the folder is the main process's, so that one that dies doesn't leave it.

@@ -26,6 +26,14 @@ def reserved_port() -> Iterator[int]:
     yield holder.getsockname()[1]
 
 
+def xla_flags(devices: int) -> str:
+  """So many virtual devices. They wait for each other longer than 40 s, after which XLA aborts the
+  process: on a busy machine they get there one after the other.
+  """
+  patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+  return f"--xla_force_host_platform_device_count={devices} {patience}"
+
+
 def environment(devices: int, **more: str) -> dict[str, str]:
   """This one's, with so many virtual devices, and without a trace of a cluster around it."""
   found = {
@@ -33,8 +41,8 @@ def environment(devices: int, **more: str) -> dict[str, str]:
     for name, value in os.environ.items()
     if not name.startswith(("SLURM_", "OMPI_", "JOBSET_", "TPU_", "MEGASCALE_"))
   }
-  flags = f"--xla_force_host_platform_device_count={devices}"
-  return found | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)} | more
+  own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices), "PYTHONPATH": str(ROOT)}
+  return found | own | more
 
 
 def keep_programs() -> tempfile.TemporaryDirectory:
