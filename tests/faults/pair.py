@@ -23,7 +23,7 @@ TRY_AGAIN = 75
 
 
 def start(folder: pathlib.Path, **changes) -> Processes:
-  """The program twice, two devices each; changes are of the config."""
+  """The program twice, two devices each; `changes` of the config."""
   fields = {
     "data.n_classes": 300,
     "data.images_per_class": 2,
@@ -33,16 +33,15 @@ def start(folder: pathlib.Path, **changes) -> Processes:
     "eval.images": 64,
     "checkpoint.every": EVERY,
     "log.every": 1,
-    **{field.replace("__", "."): value for field, value in changes.items()},
-  }
+  } | changes
   command = ["-m", "pomp_jax.main", "--config=configs/demo.py", f"--workdir={folder}"]
   command += [f"--config.{field}={value}" for field, value in fields.items()]
   return Processes(2, [*command, f"--heartbeat_timeout={HEARTBEAT_SECONDS}"], devices=2)
 
 
-def whole(folder: pathlib.Path) -> np.ndarray:
+def whole(folder: pathlib.Path, steps: int = STEPS) -> np.ndarray:
   """The context that two processes learn."""
-  with start(folder) as run:
+  with start(folder, steps=steps) as run:
     for status, output in run.finish().values():
       assert status == 0, output[-3000:]
   return load_prompt(folder / "prompt.npz").context
@@ -79,9 +78,10 @@ def struck(number: int, index: int, expected: np.ndarray, rng, folder: pathlib.P
   return Outcome(True, done - (int(first[1]) if first else 0), np.array_equal(context, expected))
 
 
-def evaluating(index: int, folder: pathlib.Path) -> Outcome:
+def evaluating(index: int, expected: np.ndarray, folder: pathlib.Path) -> Outcome:
   """SIGTERM for one of the two in the last evaluation, of which nothing is kept; then once more."""
-  with start(folder, steps=EVERY, eval__images=EVALUATED) as run:
+  changes = {"steps": EVERY, "eval.images": EVALUATED}
+  with start(folder, **changes) as run:
     victim = run.processes[index]
     _wait_for(folder / "checkpoints" / str(EVERY), victim)
     victim.send_signal(signal.SIGTERM)
@@ -90,13 +90,11 @@ def evaluating(index: int, folder: pathlib.Path) -> Outcome:
     assert status == TRY_AGAIN, output[-3000:]
     assert "error: asked to stop; the same command goes on" in output
   assert not (folder / "results.json").exists()
-  contexts = []
-  for place in (folder, folder / "uninterrupted"):
-    with start(place, steps=EVERY, eval__images=EVALUATED) as run:
-      for status, output in run.finish().values():
-        assert status == 0, output[-3000:]
-    contexts.append(load_prompt(place / "prompt.npz").context)
-  return Outcome(True, 0, np.array_equal(*contexts))
+  with start(folder, **changes) as run:
+    for status, output in run.finish().values():
+      assert status == 0, output[-3000:]
+  context = load_prompt(folder / "prompt.npz").context
+  return Outcome(True, 0, np.array_equal(context, expected))
 
 
 def _wait_for(checkpoint: pathlib.Path, process) -> None:
