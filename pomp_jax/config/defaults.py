@@ -95,7 +95,7 @@ def base() -> ConfigDict:
   config.optim.lr = 0.002
   config.optim.momentum = 0.9
   config.optim.weight_decay = 5e-4
-  config.optim.schedule = "epoch"  # when the cosine moves: once an epoch, or every step
+  config.optim.schedule = "epoch"  # the published cosine, by epochs; step: every step, down to 0
   config.optim.warmup = 1.0  # epochs at warmup_lr; any fraction under the step schedule
   config.optim.warmup_lr = 1e-5
 

@@ -22,19 +22,28 @@ def learning_rate(
   warmup: float | int,
   warmup_rate: Number,
 ) -> optax.Schedule:
-  """Cosine from `base` to 0 after a constant warm-up.
+  """Cosine decay from `base` after a constant warm-up.
+
+  With t the time in epochs, w the warm-up and T the epochs of the run, the rate after the warm-up
+  is base * (1 + cos(pi * progress)) / 2.
+
+  - `epoch` is the published schedule: t counts whole epochs and progress is (t - w) / T. This is
+    torch's CosineAnnealingLR with T_max = T, which Dassl's ConstantWarmupScheduler starts after
+    the warm-up. The last epoch's rate is not 0: at T = 5 and w = 1 the rates are warmup_rate, base,
+    .905 base, .655 base and .345 base.
+  - `step` is ours: t moves at every step and progress is (t - w) / (T - w), so the rate reaches 0
+    at the end of the run.
 
   Args:
-    schedule: `epoch` (the recipe: the rate changes once an epoch) or `step` (at every step).
+    schedule: `epoch` or `step`.
     base: the rate at the start of the cosine.
-    epochs: of the whole run.
-    steps_per_epoch: steps in each.
-    warmup: epochs at the constant `warmup_rate`; `epoch` takes whole ones, `step` any fraction.
-    warmup_rate: the rate there.
+    epochs: T, of the whole run; may be fractional.
+    steps_per_epoch: steps in each epoch.
+    warmup: w, epochs at the constant `warmup_rate`; `epoch` takes whole ones, `step` any fraction.
+    warmup_rate: the rate during the warm-up.
 
   Returns:
-    step -> rate. With t the epoch (or the step in epochs), w the warm-up and T the epochs:
-    base * (1 + cos(pi (t - w) / (T - w))) / 2.
+    step -> rate.
 
   Raises:
     ValueError: an unknown schedule.
@@ -43,11 +52,13 @@ def learning_rate(
     raise ValueError(f"unknown schedule {schedule!r}; accepted: {', '.join(SCHEDULES)}")
 
   def rate(step):
-    time = step / steps_per_epoch
     if schedule == "epoch":
       # Integer division: step / steps_per_epoch can round down to the epoch before.
       time = step // steps_per_epoch
-    progress = (time - warmup) / max(epochs - warmup, 1e-9)
+      progress = (time - warmup) / epochs
+    else:
+      time = step / steps_per_epoch
+      progress = (time - warmup) / max(epochs - warmup, 1e-9)
     cosine = 0.5 * base * (1 + jnp.cos(math.pi * jnp.clip(progress, 0, 1)))
     return jnp.where(time < warmup, warmup_rate, cosine)
 
