@@ -237,11 +237,9 @@ def _coop_draw(
   for item in items:
     of_class.setdefault(item[1], []).append(item)
   for members in of_class.values():
-    # (CoOp fills a class of fewer images up by repeating some; an image stands once here.)
-    if len(members) >= shots:
-      yield from stream.sample(members, shots)
-    else:
-      yield from dict.fromkeys(stream.choices(members, k=shots))
+    # A class with fewer images gives all of them, in the order of the file, and takes no random
+    # number: the draws of the classes after it do not move.
+    yield from stream.sample(members, shots) if len(members) >= shots else members
 
 
 def _read_fixed(path: pathlib.Path) -> dict[str, list[tuple[str, int]]]:

@@ -1,5 +1,6 @@
 """CoOp's layout: its splits, its few-shot subsets image for image, its ImageNets."""
 
+import collections
 import io
 import json
 import os
@@ -100,6 +101,36 @@ def test_few_shots_are_the_published_ones(tmp_path, monkeypatch):
     expected = EUROSAT_4_SHOTS_SEED_2[part]
     assert source.keys.tolist() == [f"{c}/{i}.jpg" for c, row in enumerate(expected) for i in row]
   assert len(splits["test"]) == 5400
+
+
+def coop_draw(items, shots, stream):
+  """Dassl's generate_fewshot_dataset without repeats, on (path, label) pairs."""
+  of_class = collections.defaultdict(list)
+  for item in items:
+    of_class[item[1]].append(item)
+  drawn = []
+  for members in of_class.values():
+    drawn += stream.sample(members, shots) if len(members) >= shots else members
+  return [path for path, _ in drawn]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_class_of_few_images_gives_all_and_moves_no_other_draw(tmp_path, monkeypatch, seed):
+  monkeypatch.setattr(coop, "_check_files", lambda images, paths: None)
+  sizes = {"train": (30, 3, 4, 1, 25), "val": (9, 2, 8, 1, 9)}
+  split = {
+    part: [[f"{part}/{c}/{i}.jpg", c, f"class {c}"] for c, n in enumerate(row) for i in range(n)]
+    for part, row in sizes.items()
+  }
+  for items in split.values():
+    random.Random(seed).shuffle(items)
+  write(tmp_path / "eurosat/split_zhou_EuroSAT.json", json.dumps(split | {"test": split["val"]}))
+  splits = open_coop(tmp_path, "eurosat", shots=4, seed=seed)
+  stream = random.Random(seed)
+  for part, name in (("train", "train"), ("val", "validation")):
+    items = [(path, label) for path, label, _ in split[part]]
+    assert splits[name].keys.tolist() == coop_draw(items, 4, stream)
+  assert np.bincount(splits["train"].labels).tolist() == [4, 3, 4, 1, 4]
 
 
 class Datum:
