@@ -15,6 +15,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.data.cached import CachedViews
+from pomp_jax.data.images import PREPARATION
 from pomp_jax.data.loader import Fetch, Loader
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.data.views import Augmentation, views
@@ -53,6 +54,7 @@ def open_features(data: ConfigDict, source: Source, encoder: Encoder) -> Feature
       "views": data.views,
       "epochs": shown.n_epochs,
       "augment_seed": seed,
+      "preparation": PREPARATION if isinstance(source, StoredImages) else None,
     },
   )
 

@@ -21,6 +21,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.analysis import evaluation_plots
 from pomp_jax.analysis.tables import evaluation_tables, latex, markdown, published
+from pomp_jax.data.images import PREPARATION
 from pomp_jax.data.source import Source
 from pomp_jax.data.suites import SUITES
 from pomp_jax.data.vocabularies import ClassList
@@ -40,7 +41,7 @@ from pomp_jax.transfer.scoring import tally
 log = logging.getLogger(__name__)
 
 # Of what a set's file means; part of what its figures depend on.
-_VERSION = "1"
+_VERSION = f"1, pixels {PREPARATION}"
 
 
 def check(config: ConfigDict, workdir: str) -> None:

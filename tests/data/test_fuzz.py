@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from pomp_jax.data import images
 from pomp_jax.data.builders.inputs import open_input
 from pomp_jax.data.coop import open_coop
 from pomp_jax.data.folder import open_folder
@@ -185,7 +186,7 @@ def test_damaged_images(folder, data):
   path = folder / "image.png"
   path.write_bytes(data)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)
+    patch.setattr(images, "MAX_PIXELS", 10**6)
     with keeps_its_word(ImageError, within=[path]):
       pixels = read_image(path, 16)
       assert (pixels.dtype, pixels.shape) == (np.uint8, (16, 16, 3))

@@ -9,9 +9,8 @@ import tarfile
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image
 
-from pomp_jax.data.images import ImageError
+from pomp_jax.data.images import ImageError, open_image
 from pomp_jax.data.source import SourceError, StoredImages
 
 # A file larger than this is no image of these data sets, whatever its header says.
@@ -171,9 +170,11 @@ def unreadable(image: bytes) -> str:
   A JPEG is decoded at an eighth of its size, for which all of its data has to be there as well.
   """
   try:
-    with Image.open(io.BytesIO(image)) as opened:
+    with open_image(image, "the image") as opened:
       opened.draft("RGB", (opened.width // 8, opened.height // 8))
       opened.load()
+  except ImageError as error:
+    return str(error)[:200]
   # Decoders of damaged files raise whatever comes: OSError, SyntaxError, ValueError, IndexError ...
   except Exception as error:
     if isinstance(error, MemoryError):
