@@ -13,6 +13,7 @@ from pomp_jax.config.accepted import (
   MADE_UP_CLIP,
   MADE_UP_DATA,
   METHODS,
+  PIXEL_METHODS,
   STEP_METHODS,
   WORLD,
 )
@@ -36,6 +37,7 @@ __all__ = [
   "MADE_UP_CLIP",
   "MADE_UP_DATA",
   "METHODS",
+  "PIXEL_METHODS",
   "STEP_METHODS",
   "WORLD",
   "base",

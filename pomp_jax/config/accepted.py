@@ -24,6 +24,8 @@ FEATURES = ("online", "cached")
 # CoOp is pomp with negatives = "all".
 STEP_METHODS = ("pomp", "cocoop", "vpt_shallow", "vpt_deep", "maple")
 FEATURE_METHODS = ("zero_shot", "linear_probe", "tip_adapter", "tip_adapter_f")
+# Of these, the ones that learn tokens of the image tower: they need pixels, not features.
+PIXEL_METHODS = ("vpt_shallow", "vpt_deep", "maple")
 METHODS = STEP_METHODS + FEATURE_METHODS
 
 # Of a CLIP's weights: no hub id ends so.

@@ -18,6 +18,7 @@ from pomp_jax.config.accepted import (
   MADE_UP_CLIP,
   MADE_UP_DATA,
   METHODS,
+  PIXEL_METHODS,
   SOURCES,
   STEP_METHODS,
   WEIGHT_SUFFIXES,
@@ -186,8 +187,7 @@ def _method(config: ConfigDict) -> None:
       fixed["sampling.name"] = "uniform"
     if config.sampling.exclude == "similar":
       fixed["sampling.exclude"] = "none"
-  if method in ("vpt_shallow", "vpt_deep", "maple"):
-    # They learn from pixels.
+  if method in PIXEL_METHODS:
     fixed["data.features"] = "online"
   if method == "maple":
     fixed |= {"prompt.position": "end", "clip.text_tower": "shared"}

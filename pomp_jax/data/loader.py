@@ -17,6 +17,7 @@ import grain
 from jaxtyping import Int, Shaped
 import numpy as np
 
+from pomp_jax.data.order import epoch_order
 from pomp_jax.data.source import Source, StoredImages
 
 # What to show of B images in B epochs: [B,V,..], pixels or features, and which could be read [B].
@@ -24,6 +25,8 @@ Fetch = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 # Images in a row that may be unreadable: more than damage by chance explains.
 _TRIES = 100
+# Batches, more than any run has.
+_ENDLESS = 2**62
 # What a launcher, or Ctrl-C, sends to all processes of a run.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -91,10 +94,9 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     self._source = source
     self._allowed = int(max_corrupt * len(source))
     self.unreadable = set(unreadable)
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(n_images)
-    read = _Read(source.labels, fetch, len(source), shard)
+    read = _Read(source.labels, fetch, len(source), n_images, seed, shard)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
-    batches = order.map_with_index(read)[start:].to_iter_dataset(options)
+    batches = grain.MapDataset.range(start, _ENDLESS).map(read).to_iter_dataset(options)
     self._batches = in_workers(batches, workers, prefetch)
 
   def __next__(self) -> dict[str, np.ndarray]:
@@ -187,14 +189,19 @@ class _Read:
   labels: np.ndarray
   fetch: Fetch
   n_images: int
+  batch_size: int
+  seed: int
   shard: tuple[int, int]
 
-  def __call__(self, batch: int, indices: np.ndarray) -> dict[str, np.ndarray]:
-    indices = np.asarray(indices)
+  def __call__(self, batch: int) -> dict[str, np.ndarray]:
     index, count = self.shard
-    rows = slice(index * len(indices) // count, (index + 1) * len(indices) // count)
-    epochs = (batch * len(indices) + np.arange(len(indices))) // self.n_images
-    shown, views, unreadable = self._readable(indices[rows], epochs[rows])
+    first, last = (i * self.batch_size // count for i in (index, index + 1))
+    epochs_B, places_B = np.divmod(batch * self.batch_size + np.arange(first, last), self.n_images)
+    orders = {e: epoch_order(self.n_images, self.seed, e) for e in np.unique(epochs_B).tolist()}
+    indices_B = np.array(
+      [orders[e][i] for e, i in zip(epochs_B.tolist(), places_B.tolist(), strict=True)]
+    )
+    shown, views, unreadable = self._readable(indices_B, epochs_B)
     labels = self.labels[shown].astype(np.int32)
     return {
       "image": views.reshape(-1, *views.shape[2:]),

@@ -6,6 +6,7 @@
 
 from collections.abc import Iterator
 import functools
+import os
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax import hosts
+from pomp_jax.config import PIXEL_METHODS
 from pomp_jax.data.cached import CachedViews
 from pomp_jax.data.images import PREPARATION
 from pomp_jax.data.loader import Fetch, Loader
@@ -114,6 +116,27 @@ def open_batches(
     max_corrupt=data.max_corrupt,
     unreadable=unreadable,
   )
+
+
+def input_remedy(config: ConfigDict, n_cores: int | None = None) -> str:
+  """What can speed this run's input up, for a run whose devices wait for it.
+
+  Args:
+    config: of the run.
+    n_cores: CPU cores of this machine; counted if None.
+  """
+  data, n_cores = config.data, n_cores or os.cpu_count() or 1
+  remedies = []
+  if data.threads * max(data.workers, 1) < n_cores:
+    remedies.append(
+      f"more config.data.threads (now {data.threads}) or config.data.workers (now {data.workers})"
+      f" use more of the {n_cores} cores"
+    )
+  if data.features == "online" and config.method not in PIXEL_METHODS:
+    bounded = data.augment == "none" or data.fresh_epochs
+    more = "" if bounded else " and config.data.fresh_epochs above 0"
+    remedies.append(f"features can be computed once (config.job='cache'{more})")
+  return "; ".join(remedies) or f"all {n_cores} cores are in use: a machine with more would help"
 
 
 def own_part(mesh: Mesh) -> tuple[int, int]:

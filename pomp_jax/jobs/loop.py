@@ -122,6 +122,7 @@ def _go(job: Run, parts: _Parts, checkpoints: Checkpoints, at: Trained) -> Train
       profiled=tuple(map(int, profiled.split("+"))) if profiled else None,
       port=config.watch.port,
       host=config.watch.host,
+      remedy=batches.input_remedy(config),
     )
     stack.enter_context(watch)
     on_devices = batches.on_devices(watch.timed(loader), mesh)

@@ -56,6 +56,7 @@ class Watch(contextlib.AbstractContextManager):
     profiled: tuple[int, int] | None = None,
     port: int = 0,
     host: str = "127.0.0.1",
+    remedy: str = "",
   ):
     """Opens the events and the progress bar.
 
@@ -70,6 +71,7 @@ class Watch(contextlib.AbstractContextManager):
       profiled: the first and the last step of a profile, which goes to the run's folder.
       port: where process 0 answers Prometheus; 0: nowhere.
       host: the address there.
+      remedy: what a run that is bound by its input can do; see `batches.input_remedy`.
     """
     self._judge = judge
     writes = hosts.is_first()
@@ -82,7 +84,7 @@ class Watch(contextlib.AbstractContextManager):
     self._pending: list[tuple[int, dict]] = []
     self._done_step = first
     self._meter, self._own = Meter(), {}
-    self._warned = False
+    self._warned, self._remedy = False, remedy
 
   def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
     """The same batches; the time that the loop waits for them is counted."""
@@ -180,12 +182,8 @@ class Watch(contextlib.AbstractContextManager):
     self._warned = True
     log.warning(
       "input_bound=true step=%d process=%d data_wait_ratio=%.2f starved_ratio=%.2f: the devices"
-      " wait for images; more config.data.threads or config.data.workers, or features computed once"
-      " (config.job=cache), help",
-      step,
-      jax.process_index(),
-      wait,
-      starved,
+      " wait for images; %s",
+      *(step, jax.process_index(), wait, starved, self._remedy),
     )
 
 

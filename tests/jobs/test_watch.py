@@ -14,11 +14,12 @@ from processes import reserved_port
 import pytest
 from small_run import small_config
 
-from pomp_jax.config import ConfigError, validate
+from pomp_jax.config import ConfigError, base, validate
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import meter as meter_module
 from pomp_jax.jobs import pretrain
 from pomp_jax.jobs import watch as watch_module
+from pomp_jax.jobs.batches import input_remedy
 from pomp_jax.jobs.meter import Meter, memory
 from pomp_jax.jobs.prometheus import Endpoint, exposition
 from pomp_jax.jobs.watch import Watch
@@ -121,6 +122,25 @@ def test_a_run_that_waits_for_images_says_so_once(watch, warnings):
   found = dict(re.findall(r"(\w+)=([\w.]+)", line))
   assert found["input_bound"] == "true"
   assert float(found["data_wait_ratio"]) == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize(
+  ("changes", "n_cores", "named"),
+  [
+    ({}, 8, {"data.threads", "data.workers", "job"}),
+    ({"data.threads": 8}, 8, {"job"}),
+    ({"data.workers": 4}, 8, {"job"}),
+    ({"data.augment": "recipe"}, 2, {"job", "data.fresh_epochs"}),
+    ({"data.augment": "recipe", "data.fresh_epochs": 2}, 2, {"job"}),
+    ({"data.features": "cached"}, 8, {"data.threads", "data.workers"}),
+    ({"method": "vpt_deep"}, 8, {"data.threads", "data.workers"}),
+    ({"method": "maple"}, 2, set()),
+  ],
+)
+def test_the_remedy_is_one_that_this_run_has_not_taken(changes, n_cores, named):
+  config = base()
+  config.update_from_flattened_dict(changes)
+  assert set(re.findall(r"config\.([\w.]+)", input_remedy(config, n_cores))) == named
 
 
 def test_waiting_while_the_device_works_is_no_fault_of_the_loader(watch, warnings, monkeypatch):
