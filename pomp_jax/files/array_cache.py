@@ -3,13 +3,16 @@
 from collections import OrderedDict
 from collections.abc import Iterable
 import hashlib
+import io
 import logging
 import os
 import pathlib
 
 import numpy as np
 
+from pomp_jax.files import checksums
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.run_folder import writing
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +35,9 @@ def fingerprint(parts: Iterable[str | np.ndarray]) -> str:
 class ArrayCache:
   """Keeps the last few arrays in memory, and all of them in a folder if there is one.
 
-  The files are `KEY.npy`, each written whole or not at all; any may be deleted at any time. One
-  that can't be read is computed again.
+  The files are `KEY.npy`, each written atomically, with a checksum behind the array; any may be
+  deleted at any time. One that can't be read, is not what was written or has no checksum (those of
+  earlier versions had none) is ignored with a warning, and replaced once it is computed again.
   """
 
   def __init__(self, folder: str | os.PathLike | None = None, in_memory: int = 4):
@@ -64,11 +68,15 @@ class ArrayCache:
       key: from `fingerprint`.
       array: anything but objects.
       write: whether to write the file too, if there is a folder (one process of many does).
+
+    Raises:
+      RunFolderWriteError: the file can't be written.
     """
     if self._folder is not None and write:
-      self._folder.mkdir(parents=True, exist_ok=True)
-      with replacing(self._path(key)) as file:
-        np.save(file, array, allow_pickle=False)
+      with writing(self._path(key)):
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self._path(key)) as file:
+          file.write(checksums.array_file(array))
     self._hold(key, array)
     return self._held[key]
 
@@ -83,7 +91,10 @@ class ArrayCache:
     if self._folder is None or not self._path(key).is_file():
       return None
     try:
-      return np.load(self._path(key), allow_pickle=False)
+      content = self._path(key).read_bytes()
+      if not checksums.is_whole(content):
+        raise ValueError("it is not what was written, or was written without a checksum")
+      return np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # a damaged header fails in more ways than NumPy documents
       log.warning("%s: can't be read (%s); computing it again", self._path(key), error)
       return None

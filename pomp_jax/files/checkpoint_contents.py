@@ -80,10 +80,7 @@ def read(
     ).state
   except Exception as error:  # a damaged file fails in whatever layer first meets the damage
     raise Damage(as_line(error)) from error
-  found = checksums.of_leaves(state)
-  for field, checksum in stored.get("checksums", found).items():
-    if found.get(field) != checksum:
-      raise Damage(f"{field} is not what was saved")
+  check_state(state, stored)
   return Restored(step, state, stored["meta"])
 
 
@@ -95,14 +92,37 @@ def read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
   """
   try:
     stored = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-    checksum = stored.pop("checksum", None)
-    if checksum is not None and checksum != checksums.of_json(stored):
-      raise ValueError("its JSON is not what was saved")
-    if not {"leaves", "meta"} <= stored.keys():
-      raise ValueError("its JSON has no leaves or no meta")
+    check_meta(stored)
     return stored
+  except Damage:
+    raise
   except Exception as error:
     raise Damage(as_line(error)) from error
+
+
+def check_meta(stored: dict[str, Any]) -> None:
+  """Compares the JSON of a checkpoint with its checksum, if it is not of before there were any.
+
+  Raises:
+    Damage: it is not what was saved.
+  """
+  rest = {field: value for field, value in stored.items() if field != "checksum"}
+  if "checksum" in stored and stored["checksum"] != checksums.of_json(rest):
+    raise Damage("its JSON is not what was saved")
+  if not {"leaves", "meta"} <= rest.keys() or not rest.keys() <= {"leaves", "checksums", "meta"}:
+    raise Damage("its JSON does not have the fields leaves, checksums and meta")
+
+
+def check_state(state: PyTree, stored: dict[str, Any]) -> None:
+  """Compares the arrays of a checkpoint with the checksums in its JSON, if it has them.
+
+  Raises:
+    Damage: they are not what was saved.
+  """
+  found = checksums.of_leaves(state)
+  for field, checksum in stored.get("checksums", found).items():
+    if found.get(field) != checksum:
+      raise Damage(f"{field} is not what was saved")
 
 
 def place(found: Restored | None, abstract_state: PyTree) -> Restored | None:

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 import secrets
 import shutil
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -60,7 +61,7 @@ def _remove(*folders: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _quality(metrics: dict[str, float]) -> float:
+def _quality(metrics: dict[str, Any]) -> float:
   """By which the best checkpoint is found: the metric, the higher the better."""
   return metrics.get("metric", -math.inf)
 

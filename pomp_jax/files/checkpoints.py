@@ -16,7 +16,7 @@ import time
 from typing import Any, SupportsFloat
 
 from pomp_jax import hosts
-from pomp_jax.files import checkpoint_contents
+from pomp_jax.files import checkpoint_contents, checksums
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.checkpoint_contents import (
   CheckpointError,
@@ -47,8 +47,9 @@ class Checkpoints:
   warning, and the next save tries again. Even so `wait` and `close` raise, and `save` where a later
   start has taken the folder over.
 
-  Every array is stored with its checksum. A checkpoint that can't be read, or that reads as
-  something else, is set aside as `damaged-STEP`, and the one before it takes its place.
+  Every array, the JSON and the metric are stored with their checksums. A checkpoint that can't be
+  read, or that reads as something else, is set aside as `damaged-STEP`, and the one before it takes
+  its place.
 
   The folder is the last opener's: whoever opened it before, and still lives where nobody sees it,
   saves nothing more (`owner.txt` says whose it is).
@@ -86,7 +87,7 @@ class Checkpoints:
   def _open(self) -> Manager:
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
-      self._set_aside_unreadable_metrics()
+      self._set_aside_damaged_metrics()
       return open_manager(self.folder, self._keep)
     except (OSError, ValueError) as error:
       raise CheckpointError(f"{self.folder}: can't hold checkpoints ({as_line(error)})") from error
@@ -143,7 +144,7 @@ class Checkpoints:
     try:
       if self._failure is not None:
         self._open_again()
-      saves = self._manager.save(step, args=contents, metrics=metrics)
+      saves = self._manager.save(step, args=contents, metrics=checksums.with_checksum(metrics))
     except Exception as error:
       self._failure, self._told = self._write_error(step, error), False
       self._settle()
@@ -281,15 +282,15 @@ class Checkpoints:
   def _read(self, step: int, abstract_state: PyTree) -> Restored:
     return checkpoint_contents.read(self._manager, self.folder, step, abstract_state)
 
-  def _set_aside_unreadable_metrics(self) -> None:
-    """Orbax reads the metrics of all checkpoints when it opens the folder."""
+  def _set_aside_damaged_metrics(self) -> None:
+    """Orbax reads the metrics of all checkpoints when it opens the folder; they decide the best."""
     for metrics in self.folder.glob("*/metrics/metrics"):
       if metrics.parent.parent.name.isdigit():
         try:
-          json.loads(metrics.read_bytes())
-        except ValueError:
+          checksums.without_checksum(json.loads(metrics.read_bytes()), {"metric"})
+        except (ValueError, AttributeError) as error:  # the latter: another JSON than an object
           step = int(metrics.parent.parent.name)
-          log.warning("checkpoint of step %d is DAMAGED (its metrics can't be read)", step)
+          log.warning("checkpoint of step %d is DAMAGED (its metrics: %s)", step, as_line(error))
           self._set_aside(step)
 
   def _set_aside(self, step: int) -> None:

@@ -1,8 +1,8 @@
 """Image features computed once and kept: blocks of rows in a folder, and what they are features of.
 
 `cache.json` says what the rows were computed from; `block-00000.npy` and so on hold them, each
-written whole or not at all, so that several processes can fill the folder, stop, and go on. Behind
-the array stand four bytes that NumPy doesn't look at: the CRC-32 of its bytes.
+written atomically, so that several processes and several starts can fill the folder at once, stop,
+and resume. Each ends with a checksum, see `checksums.array_file`.
 
 Features of an image that could not be read are NaN.
 
@@ -11,21 +11,23 @@ Shapes: n images, R augmented versions of each, E embedding, B images asked for.
 
 from collections.abc import Mapping, Sequence
 import contextlib
+import logging
 import os
 import pathlib
 from typing import Any
-import zlib
 
 from jaxtyping import Float, Int
 import numpy as np
 
-from pomp_jax.files.atomic import replacing
+from pomp_jax.files import checksums
+from pomp_jax.files.atomic import creating, is_temporary, replacing
 from pomp_jax.files.quoting import printable
-from pomp_jax.files.run_folder import RunFolderError, read_json, write_json, writing
+from pomp_jax.files.run_folder import RunFolderError, read_json, to_json, writing
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 _DESCRIPTION = "cache.json"
-_CHECKSUM_BYTES = 4
 
 
 class FeatureCacheError(ValueError):
@@ -82,7 +84,7 @@ class FeatureBlocks:
     self._blocks: dict[int, np.ndarray] = {}
     if (self._folder / _DESCRIPTION).exists():
       self._adopt()
-    elif self._folder.exists() and any(self._folder.iterdir()):
+    elif not all(map(is_temporary, self._entries())):
       raise FeatureCacheError(f"{self._folder}: not empty, and no {_DESCRIPTION} in it")
 
   def __getstate__(self) -> dict:
@@ -95,11 +97,20 @@ class FeatureBlocks:
     return -(-self.n_images // self.block_size)
 
   def missing(self) -> list[int]:
-    """The blocks that are still to be computed."""
-    present = set()
-    with contextlib.suppress(FileNotFoundError):
-      present = {path.name for path in self._folder.iterdir()}
+    """The blocks that are not there."""
+    present = {path.name for path in self._entries()}
     return [block for block in range(self.n_blocks) if _name(block) not in present]
+
+  def to_compute(self) -> list[int]:
+    """The blocks that are missing or damaged, which a warning says of each; reads all others."""
+    missing, damaged = self.missing(), []
+    for block in sorted(set(range(self.n_blocks)) - set(missing)):
+      try:
+        self._open_block(block)
+      except DamagedBlockError as error:
+        log.warning("%s; computing it again", error)
+        damaged.append(block)
+    return sorted(missing + damaged)
 
   def indices(self, block: int) -> Int[np.ndarray, " b"]:
     """The images of a block."""
@@ -109,13 +120,19 @@ class FeatureBlocks:
   def create(self) -> None:
     """Makes the folder and says what is in it, unless that is done.
 
+    Of several starts at once one does; the others take over what that one has written.
+
     Raises:
       RunFolderWriteError: it can't be written.
+      FeatureCacheError: another start has made it, meanwhile, the cache of something else.
     """
-    with writing(self._folder):
+    path = self._folder / _DESCRIPTION
+    description = self._description | {"block_size": self.block_size}
+    with writing(path):
       self._folder.mkdir(parents=True, exist_ok=True)
-    if not (self._folder / _DESCRIPTION).exists():
-      write_json(self._folder / _DESCRIPTION, self._description | {"block_size": self.block_size})
+      with contextlib.suppress(FileExistsError), creating(path) as file:
+        file.write(to_json(description, path.name).encode())
+    self._adopt()
 
   def write(self, block: int, features: Float[np.ndarray, "b R E"]) -> None:
     """Writes a block.
@@ -128,8 +145,7 @@ class FeatureBlocks:
       raise ValueError(f"block {block} takes float32 {expected}, got {features.shape}")
     path = self._folder / _name(block)
     with writing(path), replacing(path) as file:
-      np.save(file, features, allow_pickle=False)
-      file.write(_checksum(features))
+      file.write(checksums.array_file(features))
 
   def read(
     self, indices: Int[np.ndarray, " B"], versions: Int[np.ndarray, "B V"]
@@ -159,23 +175,34 @@ class FeatureBlocks:
 
   def _block(self, block: int) -> np.ndarray:
     if block not in self._blocks:
-      path = self._folder / _name(block)
       try:
-        array = np.lib.format.open_memmap(path, mode="r")  # takes no pickles
-        as_written = _is_as_written(path, array)
-      except Exception as error:  # a damaged header fails in more ways than NumPy documents
-        message = f"{path}: can't be read ({printable(str(error))}); delete it and fill again"
+        self._blocks[block] = self._open_block(block)
+      except DamagedBlockError as error:
+        message = f"{error}; config.job='cache' computes it again"
         raise DamagedBlockError(message) from error
-      expected = (len(self.indices(block)), self.n_versions, self.width)
-      if array.shape != expected or array.dtype != np.float32:
-        raise DamagedBlockError(
-          f"{path}: holds {array.dtype} {array.shape}, float32 {expected} is needed; delete it and"
-          " fill again"
-        )
-      if not as_written:
-        raise DamagedBlockError(f"{path}: is not what was written; delete it and fill again")
-      self._blocks[block] = array
     return self._blocks[block]
+
+  def _open_block(self, block: int) -> np.ndarray:
+    path = self._folder / _name(block)
+    try:
+      array = np.lib.format.open_memmap(path, mode="r")  # takes no pickles
+      as_written = _is_as_written(path, array)
+    except Exception as error:  # a damaged header fails in more ways than NumPy documents
+      raise DamagedBlockError(f"{path}: can't be read ({printable(str(error))})") from error
+    expected = (len(self.indices(block)), self.n_versions, self.width)
+    if array.shape != expected or array.dtype != np.float32:
+      raise DamagedBlockError(
+        f"{path}: holds {array.dtype} {array.shape}, float32 {expected} is needed"
+      )
+    if not as_written:
+      raise DamagedBlockError(f"{path}: is not what was written, or has no checksum")
+    return array
+
+  def _entries(self) -> list[pathlib.Path]:
+    try:
+      return list(self._folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+      return []
 
   def _adopt(self) -> None:
     """Takes over a folder that holds the same features, filled or not."""
@@ -208,15 +235,10 @@ def _differences(found: Mapping, needed: Mapping) -> Sequence[tuple[str, Any, An
   return result
 
 
-def _checksum(features: np.ndarray) -> bytes:
-  return zlib.crc32(np.ascontiguousarray(features)).to_bytes(_CHECKSUM_BYTES, "little")
-
-
 def _is_as_written(path: pathlib.Path, array: np.memmap) -> bool:
-  """By the checksum behind the array; blocks of before there was one have nothing there."""
-  with path.open("rb") as file:
-    file.seek(array.offset + array.nbytes)
-    return file.read() in (b"", _checksum(array))
+  """By the checksum at the end: of the whole file, or, as earlier versions had it, of the array."""
+  content = np.memmap(path, np.uint8, mode="r")
+  return checksums.is_whole(content) or checksums.is_whole(content[array.offset :])
 
 
 def _name(block: int) -> str:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from pomp_jax.files import checkpoint_contents
 from pomp_jax.files.checkpoints import CheckpointError, Restored
 
 
@@ -22,7 +23,7 @@ def read_checkpoints(folder: str | os.PathLike) -> Iterator[Restored]:
     folder: `checkpoints/` of the run.
 
   Raises:
-    CheckpointError: no such folder, or a checkpoint that can't be read.
+    CheckpointError: no such folder, or a checkpoint that can't be read or is not what was saved.
   """
   path = pathlib.Path(os.path.abspath(folder))
   if not path.is_dir():
@@ -56,6 +57,8 @@ def _read(manager: ocp.CheckpointManager, step: int, path: pathlib.Path) -> Rest
       step,
       args=ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()),
     )
+    checkpoint_contents.check_meta(found.meta)
+    checkpoint_contents.check_state(found.state, found.meta)
     return Restored(step, found.state, found.meta["meta"])
   except Exception as error:  # a damaged file fails in whatever layer first meets the damage
     line = " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.files.atomic import replacing
+from pomp_jax.files.atomic import replacing, why_unwritable
 from pomp_jax.files.events import EventWriter, read_scalars
 
 
@@ -61,13 +61,8 @@ class RunFolder:
     """
     if not hosts.is_first():
       return
-    existing = self.path.absolute()
-    while not existing.exists() and existing != existing.parent:
-      existing = existing.parent
-    if not existing.is_dir():
-      raise RunFolderError(f"workdir {self.path}: {existing} is a file; a folder is needed")
-    if not os.access(existing, os.W_OK | os.X_OK):
-      raise RunFolderError(f"workdir {self.path}: {existing} is not writable")
+    if problem := why_unwritable(self.path):
+      raise RunFolderError(f"workdir {self.path}: {problem}")
     for file in (self.config, self.results) if job else ():
       stored = read_json(file) if file.exists() else {"job": job}
       found = stored.get("job") if isinstance(stored, dict) else None
@@ -136,9 +131,14 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     TypeError: something else is in it; the line names the field.
     RunFolderWriteError: the file can't be written.
   """
-  text = json.dumps(_plain(value, Path(path).name), indent=2, allow_nan=False, ensure_ascii=False)
   with writing(path), replacing(path) as file:
-    file.write(f"{text}\n".encode())
+    file.write(to_json(value, Path(path).name).encode())
+
+
+def to_json(value: Any, name: str) -> str:
+  """The text of a JSON file, see `write_json`; `name` is the file's, for messages."""
+  text = json.dumps(_plain(value, name), indent=2, allow_nan=False, ensure_ascii=False)
+  return f"{text}\n"
 
 
 def read_json(path: str | os.PathLike) -> Any:

@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
 
   Raises:
     FeatureCacheError: the folder holds something else.
-    DamagedBlockError: a block that was there already is damaged.
+    DamagedBlockError: a block can't be read once all are computed.
     CorruptDataError: more images than `data.max_corrupt` allows can't be read, whichever process
       or start met them; the blocks stay.
     RunFolderWriteError: a file can't be written.
@@ -65,10 +65,11 @@ def run(config: ConfigDict, workdir: str) -> dict:
   hosts.gather(None, "the cache's folder")
   missing = None
   if hosts.is_first():
-    missing = blocks.missing()
     blocks.create()
-  # One list for all: a network's file system may show each of them another.
-  missing = hosts.from_first(missing, "the blocks that are missing")
+    missing = blocks.to_compute()
+  # One list for all: a network's file system may show each of them another. All that is there is
+  # read first.
+  missing = hosts.from_first(missing, "the blocks that are missing", seconds=_NO_END)
   mine = missing[jax.process_index() :: jax.process_count()]
   start = time.monotonic()
   _fill(config.data, blocks, mine, source, encoder)

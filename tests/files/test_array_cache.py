@@ -1,12 +1,15 @@
 """Arrays by what they were computed from: in memory, in files, and damaged."""
 
+import errno
 import hashlib
 import logging
+import os
 
 import numpy as np
 import pytest
 
 from pomp_jax.files.array_cache import ArrayCache, fingerprint
+from pomp_jax.files.run_folder import RunFolderWriteError
 
 ARRAY = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -45,6 +48,42 @@ def test_a_folder_keeps_what_memory_does_not(tmp_path):
   assert [path.name for path in folder.iterdir()] == ["a.npy"]
   np.testing.assert_array_equal(ArrayCache(folder).find("a"), ARRAY)
   assert ArrayCache(folder).find("b") is None
+
+
+def test_no_flipped_bit_comes_back_as_an_array(tmp_path, caplog):
+  """Each bit of the file: of NumPy's header, which has the type and the shape, as well."""
+  array = np.arange(5)
+  ArrayCache(tmp_path).keep("a", array)
+  path, content = tmp_path / "a.npy", (tmp_path / "a.npy").read_bytes()
+  np.testing.assert_array_equal(np.load(path), array)
+  with caplog.at_level(logging.WARNING):
+    for bit in range(8 * len(content)):
+      flipped = bytearray(content)
+      flipped[bit // 8] ^= 1 << bit % 8
+      path.write_bytes(flipped)
+      assert ArrayCache(tmp_path).find("a") is None, bit
+  assert len(caplog.records) == 8 * len(content)
+  path.write_bytes(content)
+  np.testing.assert_array_equal(ArrayCache(tmp_path).find("a"), array)
+
+
+def test_a_file_of_before_there_were_checksums_is_replaced(tmp_path, caplog):
+  np.save(tmp_path / "a.npy", ARRAY)
+  cache = ArrayCache(tmp_path)
+  assert cache.find("a") is None
+  assert "a.npy: can't be read (it is not what was written, or was written without" in caplog.text
+  cache.keep("a", ARRAY)
+  np.testing.assert_array_equal(ArrayCache(tmp_path).find("a"), ARRAY)
+
+
+def test_a_file_that_can_not_be_written_is_named(tmp_path, monkeypatch):
+  def fail(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(os, "fsync", fail)
+  with pytest.raises(RunFolderWriteError, match=r"a.npy: can't be written \(No space left"):
+    ArrayCache(tmp_path).keep("a", ARRAY)
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "header", "pickle", "text"])

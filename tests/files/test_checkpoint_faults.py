@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import resource
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from pomp_jax.files import checkpoint_contents
 from pomp_jax.files.checkpoint_contents import Damage
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
+from pomp_jax.files.other_checkpoints import read_checkpoints
 
 
 def damage(file, how, rng):
@@ -126,6 +128,26 @@ def test_another_value_under_the_same_name_is_found(tmp_path):
   shutil.copytree(tmp_path / "1" / "state", tmp_path / "3" / "state")
   with Checkpoints(tmp_path) as checkpoints:
     assert checkpoints.restore_latest(abstract(make_state())).step == 2
+
+
+def test_checkpoints_of_before_a_checksum_still_resume(tmp_path, caplog):
+  """Metrics without one, and JSON and arrays without any."""
+  with Checkpoints(tmp_path) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, make_state(float(step)), META, metric=1.0 / step)
+  for step in (1, 2):
+    (tmp_path / str(step) / "metrics" / "metrics").write_text(json.dumps({"metric": 1.0 / step}))
+    (meta,) = (tmp_path / str(step) / "meta").rglob("metadata")
+    stored = json.loads(meta.read_text())
+    meta.write_text(json.dumps({field: stored[field] for field in ("leaves", "meta")}))
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    step, state, meta = checkpoints.restore_latest(abstract(make_state()))
+    assert (step, meta) == (2, META)
+    assert_same(state, make_state(2.0))
+    checkpoints.save(3, make_state(3.0), META, metric=0.1)
+    assert checkpoints.steps() == [1, 3]
+  assert "DAMAGED" not in caplog.text
+  assert [found.step for found in read_checkpoints(tmp_path)] == [1, 3]
 
 
 def test_remains_of_a_killed_process_are_no_checkpoints(tmp_path):

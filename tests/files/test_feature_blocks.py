@@ -2,8 +2,9 @@
 
 import errno
 import json
+import multiprocessing
 import os
-import pathlib
+import zlib
 
 import numpy as np
 import pytest
@@ -115,11 +116,84 @@ def test_a_damaged_block_is_named(tmp_path, damage):
   assert blocks.read(np.array([0, 9]), np.zeros((2, 1), np.int64)).shape == (2, 1, 4)
 
 
-def test_blocks_of_before_there_were_checksums_are_read(tmp_path):
+def test_damaged_blocks_are_computed_again_and_whole_ones_are_not(tmp_path, caplog):
+  """Those of earlier versions had a checksum of the array alone; the earliest had none."""
   _filled(tmp_path)
+  path = tmp_path / "block-00000.npy"
+  np.save(path, FEATURES[:4])
+  with path.open("ab") as file:
+    file.write(zlib.crc32(FEATURES[:4].tobytes()).to_bytes(4, "little"))
   np.save(tmp_path / "block-00001.npy", FEATURES[4:8])
-  found = _open(tmp_path).read(np.array([5]), np.array([[1]]))
-  np.testing.assert_array_equal(found[0, 0], FEATURES[5, 1])
+  (tmp_path / "block-00002.npy").unlink()
+  blocks = _open(tmp_path)
+  assert (blocks.missing(), blocks.to_compute()) == ([2], [1, 2])
+  (line,) = caplog.messages
+  assert line.endswith(
+    "block-00001.npy: is not what was written, or has no checksum; computing it again"
+  )
+  for block in (1, 2):
+    blocks.write(block, FEATURES[blocks.indices(block)])
+  assert _open(tmp_path).to_compute() == []
+  every = np.arange(10)
+  np.testing.assert_array_equal(
+    _open(tmp_path).read(every, np.tile([0, 1, 2], (10, 1))), FEATURES[every]
+  )
+
+
+def _fill_folders(root, meet, queue):
+  """One of several processes that fill the same folders, each as far as it finds them empty."""
+  problems = []
+  for number in range(_FOLDERS):
+    meet.wait()
+    try:
+      blocks = _open(root / str(number))
+      blocks.create()
+      for block in blocks.to_compute():
+        blocks.write(block, FEATURES[blocks.indices(block)])
+      assert _open(root / str(number)).to_compute() == []
+    except Exception as error:
+      problems.append(repr(error))
+  queue.put(problems)
+
+
+_FOLDERS = 40
+
+
+def test_three_starts_at_once_fill_one_cache(tmp_path):
+  context = multiprocessing.get_context("spawn")
+  meet, queue = context.Barrier(3, timeout=300), context.Queue()
+  starts = [
+    context.Process(target=_fill_folders, args=(tmp_path, meet, queue), daemon=True)
+    for _ in range(3)
+  ]
+  for start in starts:
+    start.start()
+  assert [queue.get(timeout=300) for _ in starts] == [[], [], []]
+  for start in starts:
+    start.join()
+  assert not list(tmp_path.rglob("*.tmp"))
+  every = np.arange(10)
+  found = _open(tmp_path / "0").read(every, np.tile([0, 1, 2], (10, 1)))
+  np.testing.assert_array_equal(found, FEATURES)
+
+
+def test_what_a_killed_writer_left_does_not_block_the_folder(tmp_path):
+  for name in (".cache.json.abc123.tmp", ".block-00000.npy.abc123.tmp"):
+    (tmp_path / name).write_text("half")
+  blocks = _filled(tmp_path)
+  assert blocks.to_compute() == []
+
+
+def test_of_two_starts_at_once_the_later_takes_over_or_is_refused(tmp_path):
+  """Both have found an empty folder; one has described it before the other does."""
+  first, same, other = (_open(tmp_path, MADE_FROM | {"seed": seed}) for seed in (3, 3, 4))
+  same.block_size = 5
+  first.create()
+  same.create()
+  assert same.block_size == 4
+  with pytest.raises(FeatureCacheError, match="made_from.seed is 3, this run needs 4"):
+    other.create()
+  assert _open(tmp_path).block_size == 4
 
 
 def test_a_disk_that_fails_names_the_file(tmp_path, monkeypatch):
@@ -129,12 +203,12 @@ def test_a_disk_that_fails_names_the_file(tmp_path, monkeypatch):
     raise OSError(errno.EIO, "Input/output error")
 
   with monkeypatch.context() as patch:
-    patch.setattr(pathlib.Path, "open", fail)
+    patch.setattr(np, "memmap", fail)
     with pytest.raises(DamagedBlockError, match=r"block-00001.npy: can't be read \(.*output error"):
       blocks.read(np.array([5]), np.array([[1]]))
   monkeypatch.setattr(os, "fsync", fail)
   with pytest.raises(RunFolderWriteError, match=r"block-00001.npy: can't be written \(Input/"):
     blocks.write(1, FEATURES[4:8])
   (tmp_path / "file").touch()
-  with pytest.raises(RunFolderWriteError, match=r"file/cache: can't be written \(Not a directory"):
+  with pytest.raises(RunFolderWriteError, match=r"cache.json: can't be written \(Not a directory"):
     _open(tmp_path / "file" / "cache").create()
