@@ -7,9 +7,8 @@ r"""MaPLe (Khattak et al., 2023).
   python -m pomp_jax.main --config=configs/maple.py:world --workdir=runs/maple_world
 
 Numbers: the released config (vit_b16_c2_ep5_batch4_2ctx): M = 2 in each of 9 layers, 5 epochs of
-batches of 4, SGD at 0.0035, cosine after an epoch at 1e-5. The released code starts from "a photo
-of a", learns the first two of these words and leaves "of a" before the name; here the two learned
-vectors stand alone, from "a photo".
+batches of 4, SGD at 0.0035, cosine after an epoch at 1e-5. Of "a photo of a" the first two words
+are learned, and "of a" stays before the name. On the world the context starts from noise alone.
 """
 
 from configs.world_size import SMALL
@@ -31,7 +30,7 @@ def get_config(argument: str = ""):
   config.method = "maple"
   config.negatives = "all"
   config.prompt.m = 2
-  config.prompt.init = "a photo"
+  config.prompt.init = "a photo of a"
   config.prompt.depth = 9
   config.batch_size = 4
   config.epochs = 5

@@ -51,7 +51,9 @@ def base() -> ConfigDict:
   config.prompt = ConfigDict()
   config.prompt.m = 4  # M, context vectors
   config.prompt.position = "end"  # where the name stands; end, middle or front of the prompt
-  config.prompt.init = ""  # words whose embeddings it starts from; N(0, 0.02^2) if empty
+  config.prompt.init = (
+    ""  # words that it starts from; maple fixes those beyond M; empty: N(0, 0.02^2)
+  )
   config.prompt.class_specific = False  # one context a class
   config.prompt.depth = 1  # layers that have prompts of their own: of vpt_deep and maple
   config.prompt.visual = 8  # tokens among an image's own, of vpt_shallow and vpt_deep

@@ -12,10 +12,8 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from pomp_jax.clip import tokenize
 from pomp_jax.clip.memory import MemoryPlan, activation_bytes, plan_memory
 from pomp_jax.clip.text import token_embeddings
-from pomp_jax.config import ConfigError
 from pomp_jax.data.loader import Fetch
 from pomp_jax.data.source import Source
 from pomp_jax.files.prompt_file import Prompt
@@ -129,17 +127,9 @@ def optimizer_of(
 
 def _initial_context(config: ConfigDict, encoder: Encoder) -> np.ndarray | None:
   """The embeddings of `prompt.init`'s words; None for a random start."""
-  words = config.prompt.init
-  if not words:
-    return None
   clip = encoder.clip
-  ids_1xL, _ = tokenize([words], clip.tokenizer, clip.config.text_config)
-  ids_M = ids_1xL[0, :-1]
-  if len(ids_M) != config.prompt.m:
-    raise ConfigError(
-      "prompt.init", words, f"words of prompt.m = {config.prompt.m} tokens; these are {len(ids_M)}"
-    )
-  return np.asarray(token_embeddings(clip.params, ids_M))
+  ids_M, _ = methods.initial_words(config, clip)
+  return np.asarray(token_embeddings(clip.params, ids_M)) if len(ids_M) else None
 
 
 def first_state(job: Run) -> TrainState:

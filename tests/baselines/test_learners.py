@@ -4,6 +4,7 @@ All classes are negatives, so that the loss is torch's plain cross-entropy.
 """
 
 import contextlib
+import copy
 
 from closeness import assert_close
 import jax
@@ -19,6 +20,9 @@ from pomp_jax.baselines.maple import MaPLeLearner
 from pomp_jax.baselines.recognition import Recognition
 from pomp_jax.baselines.vpt import VPTLearner
 from pomp_jax.clip import image_tower, prompted_image_tower, text_tower
+from pomp_jax.clip.text import token_embeddings
+from pomp_jax.config import ConfigError, base
+from pomp_jax.jobs.methods import frozen_of, initial_words, make_learner
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, ImageLearner
 from pomp_jax.prompt.optimizer import sgd
@@ -233,6 +237,42 @@ def test_first_parameters_are_functions_of_the_key_with_the_published_spread(tin
   assert not np.any(kernel[0] == kernel[1])
   assert 0.9 < np.abs(kernel).max() * np.sqrt(kernel.shape[1]) <= 1
   assert 0.01 < np.asarray(first["deep"]).std() < 0.03
+
+
+def test_maple_starts_as_the_hand_written_sentence(tiny):
+  """Two words are learned and two stay before the name: HuggingFace's features of the sentence."""
+  sentence, names = "the star of a", ("cat", "the_dog of the star", "x")
+  config = base()
+  config.update_from_flattened_dict(
+    {"method": "maple", "prompt.m": 2, "prompt.init": sentence, "negatives": "all"}
+  )
+  encoder = Encoder(tiny.clip, mesh=make_mesh(devices=jax.devices()[:1]))
+  ids_M, fixed_F = initial_words(config, tiny.clip)
+  whole = tiny.clip.tokenizer(f"{sentence} cat.")["input_ids"][1:]
+  frozen = frozen_of(config, encoder, names)
+  own = np.asarray(frozen.tokens.ids[0])
+  assert [*ids_M, *own[: frozen.tokens.lengths[0]]] == whole
+  assert len(fixed_F) == 2
+
+  start = np.asarray(token_embeddings(tiny.clip.params, ids_M))
+  module = PromptContext(2, tiny.clip.text_width, init_value=start)
+  learner = make_learner(config, encoder, module, encoder.text_tower(), None)
+  params = learner.init(jax.random.key(0))
+  found = learner.class_features(params, frozen, jnp.arange(3), jnp.zeros((0, 1))).features
+  # HuggingFace's own mask knows no float64.
+  model = copy.deepcopy(tiny.model).float()
+  for name, feature in zip(names, found, strict=True):
+    text = f"{sentence} {name.replace('_', ' ')}."
+    ids = torch.tensor([tiny.clip.tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+      assert_close(feature, model.get_text_features(ids)[0].numpy(), 2e-5)
+
+  config.method = "pomp"
+  with pytest.raises(ConfigError, match=r"prompt\.init: .*of prompt\.m = 2 tokens; these are 4"):
+    initial_words(config, tiny.clip)
+  config.update_from_flattened_dict({"method": "maple", "prompt.m": 5})
+  with pytest.raises(ConfigError, match=r"prompt\.init: .*tokens or more; these are 4"):
+    initial_words(config, tiny.clip)
 
 
 def test_a_frozen_image_tower_beside_a_learned_one_is_refused(tiny):

@@ -51,8 +51,10 @@ def few_texts(monkeypatch):
 
 @pytest.mark.parametrize("method", ["cocoop", "vpt_deep", "maple"])
 def test_prompts_of_every_kind_are_learned_and_evaluated(method, tmp_path):
-  depth = {"prompt.depth": 3} if method in ("vpt_deep", "maple") else {}
-  config = tiny_config(method=method, **depth)
+  own = {"prompt.depth": 3} if method in ("vpt_deep", "maple") else {}
+  if method == "maple":
+    own |= {"prompt.m": 2, "prompt.init": "a photo of a"}
+  config = tiny_config(method=method, **own)
   pretrain.check(config, str(tmp_path / "run"))
   results = pretrain.run(config, str(tmp_path / "run"))
   assert (results["method"], results["steps"]) == (method, 2)
