@@ -102,7 +102,8 @@ def search(
   """CLIP's search for the strength: a sweep over every second decade, then halving.
 
   Around the best so far the two neighbours at half the distance are tried, down to an eighth of a
-  decade. Of equals the stronger penalty, which was met first, is kept.
+  decade. Of equals the stronger penalty, which was met first, is kept. A probe with weights that
+  are not finite is never the best, and no other is started from it.
 
   Args:
     fit_with: a probe for a strength, started from another.
@@ -110,22 +111,28 @@ def search(
 
   Returns:
     The best probe, and the accuracy for each strength that was tried.
+
+  Raises:
+    FloatingPointError: none of the sweep's probes is finite.
   """
   tried: dict[float, float] = {}
-  best, best_accuracy, last = None, -1.0, None
+  best, best_accuracy = None, -1.0
 
   def attempt(strength):
-    nonlocal best, best_accuracy, last
+    nonlocal best, best_accuracy
     if strength in tried:
       return
-    last = fit_with(strength, last if best is None else best)
-    tried[strength] = accuracy_of(last)
-    if tried[strength] > best_accuracy:
-      best, best_accuracy = last, tried[strength]
+    probe = fit_with(strength, best)
+    tried[strength] = accuracy_of(probe)
+    finite = np.isfinite(probe.kernel).all() and np.isfinite(probe.bias).all()
+    if finite and tried[strength] > best_accuracy:
+      best, best_accuracy = probe, tried[strength]
 
   # From the strongest: its solution is close to zero, where the first fit starts.
   for strength in reversed(COARSE):
     attempt(strength)
+  if best is None:
+    raise FloatingPointError(f"no probe of the strengths {', '.join(map(str, COARSE))} is finite")
   distance = 1.0
   while distance >= _FINEST:
     centre = best.strength

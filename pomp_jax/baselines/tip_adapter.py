@@ -9,6 +9,7 @@ Shapes: n images in the cache (keys), B others, N classes, E embedding.
 
 from collections.abc import Callable
 import functools
+import logging
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,10 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 import optax
 import scipy.sparse
+
+from pomp_jax.transfer.classification import ranks
+
+log = logging.getLogger(__name__)
 
 # The published code's AdamW.
 _EPSILON, _DECAY = 1e-4, 0.01
@@ -55,15 +60,15 @@ class TipAdapter(NamedTuple):
   ) -> "TipAdapter":
     """The same with the alpha and beta that name most of some images rightly.
 
-    Of equals the first is taken, beta by beta.
+    Of equals the first is taken, beta by beta. Ties between classes, and scores that are not
+    finite, count as wrong.
     """
     text_BxN, cache_of = self._parts(features_BxE)
     best, found = -1.0, (self.alpha, self.beta)
     for beta in betas:
       cache_BxN = cache_of(beta)
       for alpha in alphas:
-        answers_B = np.argmax(text_BxN + alpha * cache_BxN, axis=1)
-        right = float(np.mean(answers_B == labels_B))
+        right = float(np.mean(ranks(text_BxN + alpha * cache_BxN, labels_B) == 0))
         if right > best:
           best, found = right, (float(alpha), float(beta))
     return self._replace(alpha=found[0], beta=found[1])
@@ -105,6 +110,10 @@ def tune(
     rate: AdamW's first learning rate.
     seed: of the order.
     validate: accuracy of an adapter.
+
+  Raises:
+    FloatingPointError: the keys of the first epoch are not finite. Where those of a later epoch are
+      not, tuning ends with a warning, and the best epoch before it is kept.
   """
   batch_size = min(batch_size, len(labels_n))
   steps = len(labels_n) // batch_size
@@ -117,10 +126,16 @@ def tune(
   epoch = _compiled_epoch(optimizer, adapter.scale, adapter.alpha, adapter.beta)
   rng = np.random.default_rng(seed)
   best, best_accuracy = adapter, validate(adapter)
-  for _ in range(epochs):
+  for number in range(1, epochs + 1):
     order = rng.permutation(len(labels_n))[: steps * batch_size].reshape(steps, batch_size)
     keys, state = epoch(keys, state, *data, features_nxE[order], labels_n[order])
     tuned = adapter._replace(keys=np.asarray(keys))
+    if not np.isfinite(tuned.keys).all():
+      found = f"the keys are not finite after epoch {number} of {epochs} at a rate of {rate:g}"
+      if number == 1:
+        raise FloatingPointError(f"{found}; a lower one is the usual remedy")
+      log.warning("%s: the best epoch before it is kept", found)
+      break
     accuracy = validate(tuned)
     if accuracy > best_accuracy:
       best, best_accuracy = tuned, accuracy

@@ -28,6 +28,7 @@ from pomp_jax.jobs.evaluation_sets import evaluation_sets
 from pomp_jax.jobs.named_prompts import NamedPrompt, features_under, read_prompts
 from pomp_jax.jobs.same_run import check_same_run
 from pomp_jax.transfer import Encoder, topk_accuracy
+from pomp_jax.transfer.classification import check_finite
 from pomp_jax.transfer.evaluation import split_features
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
   Raises:
     ImageError: an image that can't be read.
+    EvaluationError: features that are not finite.
   """
   folder = RunFolder(workdir)
   first = hosts.is_first()
@@ -77,6 +79,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     source, classes = item.open()
     images = split_features(encoder, source)
     features = {named.label: features_under(encoder, classes, named.prompt) for named in prompts}
+    for label, rows in features.items():
+      check_finite(rows, f"classes under {label!r}")
     sets[item.name] = {
       "images": len(images.labels),
       "classes": len(classes),

@@ -23,6 +23,7 @@ from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.jobs import inputs
 from pomp_jax.jobs.named_prompts import ENSEMBLE, HAND_WRITTEN, features_under
+from pomp_jax.jobs.watch import TrainingError
 from pomp_jax.transfer import Encoder, topk_accuracy
 from pomp_jax.transfer.classification import accuracy_of_scores
 from pomp_jax.transfer.evaluation import SplitFeatures, split_features
@@ -44,10 +45,15 @@ def run(config: ConfigDict, folder: RunFolder) -> dict[str, Any]:
 
   Raises:
     VocabularyError, TokenizeError: names that can't be used.
+    TrainingError: nothing that was learned is finite.
+    EvaluationError: features of images that are not finite.
   """
   encoder = inputs.open_encoder(config)
   start = time.monotonic()
-  learned = {} if config.method == "zero_shot" else _learn(config, encoder)
+  try:
+    learned = {} if config.method == "zero_shot" else _learn(config, encoder)
+  except FloatingPointError as error:
+    raise TrainingError(f"{config.method}: {error}") from error
   seconds = time.monotonic() - start
   results = _results(config, encoder, learned, seconds)
   if hosts.is_first():

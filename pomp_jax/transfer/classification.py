@@ -5,6 +5,7 @@ Shapes: N classes, B images, E embedding.
 
 from collections.abc import Callable, Sequence
 
+import jax
 from jaxtyping import Float, Int
 import numpy as np
 from PIL import Image
@@ -15,6 +16,7 @@ from pomp_jax.data.images import prepare_batch
 from pomp_jax.data.vocabulary import check_names
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.transfer.encoder import Encoder
+from pomp_jax.transfer.metrics import EvaluationError
 
 # 4 MB.
 _CACHED_SCORES = 2**20
@@ -38,20 +40,26 @@ class Classifier:
 
     Raises:
       VocabularyError, TokenizeError, PromptFileError: names or a prompt that can't be used.
+      EvaluationError: features that are not finite.
     """
     check_names(names)
     self.names = tuple(names)
     self._encoder = clip if isinstance(clip, Encoder) else Encoder(clip)
     self.class_features = self._encoder.class_features(names, prompt)
+    check_finite(self.class_features, "classes")
 
   def probabilities(self, images: Sequence[Image.Image | np.ndarray]) -> Float[np.ndarray, "B N"]:
     """softmax(logit_scale * cos(f(x), g(t_c))) over the classes.
 
     Args:
       images: Pillow images or uint8 [H,W,3] arrays of any size.
+
+    Raises:
+      EvaluationError: features that are not finite.
     """
     clip = self._encoder.clip
     features_BxE = self._encoder.image_features(prepare_batch(images, clip.image_size))
+    check_finite(features_BxE, "images")
     return scipy.special.softmax(clip.logit_scale * features_BxE @ self.class_features.T, axis=-1)
 
   def predict(
@@ -64,6 +72,24 @@ class Classifier:
       [(self.names[c], float(row[c])) for c in best]
       for row, best in zip(probabilities_BxN, best_BxK, strict=True)
     ]
+
+
+def check_finite(features_nxE: Float[np.ndarray, "n E"], of: str) -> None:
+  """Refuses features with which nothing can be told apart.
+
+  Args:
+    features_nxE: one row for each of something.
+    of: what, in the plural.
+
+  Raises:
+    EvaluationError: rows that are not finite, and how many.
+  """
+  broken = int(np.sum(~np.isfinite(features_nxE).all(axis=-1)))
+  if broken:
+    raise EvaluationError(
+      f"{broken} of {len(features_nxE)} {of} have features that are not finite: the CLIP's weights"
+      " or the prompt are broken, or too large for config.clip.dtype"
+    )
 
 
 def top_classes(scores_BxN: Float[np.ndarray, "B N"], k: int) -> Int[np.ndarray, "B K"]:
@@ -105,16 +131,39 @@ def accuracy_of_scores(
 ) -> dict[str, float]:
   """`topk_accuracy` of any classifier.
 
+  An image with a score that is not finite counts as wrong, whatever k is.
+
   Args:
     scores: those of some of the images over all classes, higher is likelier.
     labels_B: the true classes.
     ks: which k.
     chunk: images at a time.
   """
-  above_B = np.empty(len(labels_B), np.int64)
+  rank_B = np.empty(len(labels_B), np.int64)
+  n_classes = 0
   for start in range(0, len(labels_B), chunk):
     part = slice(start, start + chunk)
     scores_BxN = scores(part)
-    true_Bx1 = np.take_along_axis(scores_BxN, labels_B[part, None], axis=-1)
-    above_B[part] = np.sum(scores_BxN >= true_Bx1, axis=-1) - 1
-  return {f"top{k}": float(np.mean(above_B < k)) for k in ks}
+    n_classes = scores_BxN.shape[1]
+    rank_B[part] = ranks(scores_BxN, labels_B[part])
+  # Rank N, of broken scores, is among no k.
+  return {f"top{k}": float(np.mean(rank_B < min(k, n_classes))) for k in ks}
+
+
+def ranks(
+  scores_BxN: Float[np.ndarray, "B N"] | Float[jax.Array, "B N"],
+  labels_B: Int[np.ndarray, " B"] | Int[jax.Array, " B"],
+) -> Int[np.ndarray, " B"] | Int[jax.Array, " B"]:
+  """How many classes other than the true one score at least as high as it; 0: the answer is right.
+
+  A tie is lost. A row with a score that is not finite has rank N, worse than any other: compared,
+  a NaN is neither higher nor lower, and a broken classifier would count as right.
+
+  Args:
+    scores_BxN: NumPy's or JAX's; higher is likelier.
+    labels_B: the true classes.
+  """
+  xp = scores_BxN.__array_namespace__()
+  true_Bx1 = xp.take_along_axis(scores_BxN, labels_B[:, None], axis=1)
+  rank_B = xp.sum(scores_BxN >= true_Bx1, axis=1) - 1
+  return xp.where(xp.all(xp.isfinite(scores_BxN), axis=1), rank_B, scores_BxN.shape[1])

@@ -16,7 +16,7 @@ from pomp_jax.data.in_order import ordered_batches
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.prompt.train_step import CLASS, DATA
-from pomp_jax.transfer.classification import topk_accuracy
+from pomp_jax.transfer.classification import check_finite, topk_accuracy
 from pomp_jax.transfer.encoder import Encoder
 from pomp_jax.transfer.scoring import own_rows, place
 
@@ -48,6 +48,7 @@ def split_features(encoder: Encoder, source: Source, *, threads: int = 2) -> Spl
 
   Raises:
     ImageError: an image can't be read.
+    EvaluationError: features that are not finite: the CLIP's weights, or its compute type.
     Preempted: there are several processes, and one was asked to stop (SIGTERM).
   """
   if isinstance(source, StoredImages):
@@ -65,6 +66,7 @@ def split_features(encoder: Encoder, source: Source, *, threads: int = 2) -> Spl
     computed.append(features_BxE)
     hosts.leave_if_asked()
   features = np.concatenate([np.asarray(part) for part in computed])[: len(source)]
+  check_finite(features, "images")
   return SplitFeatures(tuple(source.names), np.asarray(source.labels), features)
 
 

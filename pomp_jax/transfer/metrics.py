@@ -22,7 +22,7 @@ class Answers(NamedTuple):
   """What a classifier says about some images.
 
   Attributes:
-    rank: classes at least as similar as the right one, itself not counted.
+    rank: of the right class, `classification.ranks`.
     answer: the class that is answered: the right one at rank 0, else the most similar of the rest.
     confidence: probability of the most similar class.
   """
@@ -72,7 +72,7 @@ class Tally:
     right_B = answers.rank == 0
     self._images_N += np.bincount(labels_B, minlength=n_classes)
     self._top1_N += np.bincount(labels_B[right_B], minlength=n_classes)
-    self._top5 += int(np.sum(answers.rank < 5))
+    self._top5 += int(np.sum(answers.rank < min(5, n_classes)))
     bin_B = confidence_bins(answers.confidence)
     for row, weight_B in enumerate((None, right_B, answers.confidence.astype(np.float64))):
       self._bins[row] += np.bincount(bin_B, weight_B, N_BINS)

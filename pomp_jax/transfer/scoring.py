@@ -19,6 +19,7 @@ import numpy as np
 from pomp_jax.data.in_order import ordered_batches
 from pomp_jax.data.source import Source
 from pomp_jax.prompt.train_step import CLASS, DATA, replicate
+from pomp_jax.transfer.classification import ranks
 from pomp_jax.transfer.encoder import Encoder
 from pomp_jax.transfer.hierarchy import Hierarchy
 from pomp_jax.transfer.metrics import Answers, Tally
@@ -94,9 +95,7 @@ def _answers(
   def one(classes_NxE):
     # HIGHEST: accelerators would round the product to bfloat16, and thousands of classes lie close.
     cosine_BxN = jnp.matmul(features_BxE, classes_NxE.T, precision=jax.lax.Precision.HIGHEST)
-    right_Bx1 = jnp.take_along_axis(cosine_BxN, labels_B[:, None], axis=1)
-    # A tie is lost, and so is what is not a number: a broken classifier must not score.
-    rank_B = jnp.sum(~(cosine_BxN < right_Bx1), axis=1) - 1
+    rank_B = ranks(cosine_BxN, labels_B)
     best_of_rest_B = jnp.argmax(jnp.where(is_right_BxN, -jnp.inf, cosine_BxN), axis=1)
     answer_B = jnp.where(rank_B == 0, labels_B, best_of_rest_B)
     best_Bx1 = jnp.max(cosine_BxN, axis=1, keepdims=True)

@@ -58,3 +58,21 @@ def test_the_search_finds_the_best_eighth_of_a_decade(best_power):
   assert set(COARSE) <= set(tried) and len(tried) == len(starts) <= len(COARSE) + 8
   assert tried[found.strength] == max(tried.values())
   assert starts[0] is None and None not in starts[1:]
+
+
+def _probe(value, strength):
+  return LinearProbe(np.full((1, 1), value, np.float32), np.zeros(1, np.float32), strength)
+
+
+def test_a_probe_that_is_not_finite_is_neither_best_nor_a_start():
+  starts = []
+
+  def fit_with(strength, start):
+    starts.append(start)
+    return _probe(np.nan if strength > 1 else 0.0, strength)
+
+  found, _ = search(fit_with, lambda probe: 1.0 if probe.strength > 1 else 0.5)
+  assert found.strength == 1.0
+  assert all(start is None or np.isfinite(start.kernel).all() for start in starts)
+  with pytest.raises(FloatingPointError, match="no probe of the strengths 1e-06, .* is finite"):
+    search(lambda strength, start: _probe(np.nan, strength), lambda probe: 1.0)

@@ -110,3 +110,35 @@ def test_the_best_epoch_by_validation_is_kept(adapter, images):
   tuned = tune(adapter, *images, epochs=4, batch_size=16, rate=0.01, seed=0, validate=validate)
   np.testing.assert_array_equal(tuned.keys, seen[2])
   assert len(seen) == 5 and not np.array_equal(seen[1], seen[2])
+
+
+def test_an_epoch_that_is_not_finite_is_not_kept(adapter, images, caplog):
+  """At this rate the keys leave the float's range at once; a validation that likes that."""
+  with pytest.raises(FloatingPointError, match="not finite after epoch 1 of 4 at a rate of 1e.06"):
+    tune(adapter, *images, epochs=4, batch_size=16, rate=1e6, seed=0, validate=lambda _: 1.0)
+
+  # The second epoch breaks: what came before is kept, and the third is not tried.
+  seen, (features, labels) = [], images
+  features = features.copy()
+
+  def validate(tuned):
+    seen.append(tuned.keys.copy())
+    if len(seen) == 2:
+      features[:] = np.nan
+    return float(len(seen))
+
+  tuned = tune(
+    adapter, features, labels, epochs=4, batch_size=16, rate=0.01, seed=0, validate=validate
+  )
+  assert len(seen) == 2
+  np.testing.assert_array_equal(tuned.keys, seen[1])
+  assert "not finite after epoch 2 of 4" in caplog.text
+
+
+def test_the_search_takes_no_weight_with_which_scores_overflow(adapter, images):
+  """Right about all: class 0, which argmax answers where all is NaN."""
+  features, _ = images
+  labels = np.zeros(len(features), int)
+  with np.errstate(over="ignore", invalid="ignore"):
+    found = adapter.searched(features, labels, np.array([np.inf, np.nan, 0.5]), np.array([3.0]))
+  assert (found.alpha, found.beta) == (0.5, 3.0)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import top_k_accuracy_score
@@ -15,7 +16,9 @@ from pomp_jax.files.array_cache import ArrayCache
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
 from pomp_jax.prompt.train_step import make_mesh
 from pomp_jax.transfer import Classifier, Encoder, topk_accuracy
+from pomp_jax.transfer.classification import accuracy_of_scores, ranks
 from pomp_jax.transfer.evaluation import evaluate, split_features
+from pomp_jax.transfer.metrics import EvaluationError
 
 NAMES = ["cat", "dog", "grey_wolf", "star", "sea star", "hat", "a rather long name", "x", "the"]
 
@@ -172,6 +175,31 @@ def test_topk_equals_scikit_learn(k):
 def test_a_constant_classifier_scores_nothing():
   images, classes = np.ones((10, 2)), np.ones((5, 2))
   assert topk_accuracy(images, classes, np.zeros(10, int), ks=(1,))["top1"] == 0
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("namespace", [np, jnp])
+def test_scores_that_are_not_finite_are_wrong_for_every_k(broken, namespace):
+  """Also where k is not below the number of classes, and where the broken score is another's."""
+  labels = np.array([0, 1, 2, 2])
+  scores = np.eye(3, dtype=np.float32)[labels]
+  scores[0, 0] = scores[1, 0] = scores[2] = broken
+  found = ranks(namespace.asarray(scores), namespace.asarray(labels))
+  np.testing.assert_array_equal(found, [3, 3, 3, 0])
+  accuracy = accuracy_of_scores(lambda part: scores[part], labels, ks=(1, 5), chunk=3)
+  assert (accuracy["top1"], accuracy["top5"]) == (0.25, 0.25)
+
+
+@pytest.mark.parametrize("part", ["text_projection", "visual_projection"])
+def test_a_clip_that_is_not_finite_classifies_nothing(clip_and_torch, images, part):
+  clip, _ = clip_and_torch
+  kernel = np.full_like(clip.params[part]["kernel"], np.nan)
+  broken = dataclasses.replace(clip, params=clip.params | {part: {"kernel": kernel}})
+  with pytest.raises(EvaluationError, match=r"of (9 classes|5 images) have features that are not"):
+    Classifier(broken, "a photo of a {}.", NAMES).predict(list(images))
+  if part == "visual_projection":
+    with pytest.raises(EvaluationError, match="5 of 5 images have features that are not finite"):
+      split_features(Encoder(broken, chunk=8), Split(NAMES, images, range(5)))
 
 
 class Split:

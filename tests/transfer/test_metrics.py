@@ -8,7 +8,6 @@ import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from pomp_jax.transfer.metrics import (
-  N_BINS,
   Answers,
   EvaluationError,
   Tally,
@@ -16,7 +15,8 @@ from pomp_jax.transfer.metrics import (
   harmonic_mean,
 )
 
-N, IMAGES = 30, 1000
+# The bins are those of Guo et al. (2017); a literal, so that another number shows.
+N, IMAGES, N_BINS = 30, 1000, 15
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,7 @@ def test_calibration_equals_torchmetrics(scores):
   assert figures["ece"] > 0.03
   assert figures["mean_confidence"] == pytest.approx(probabilities.max(-1).mean())
   reliability = figures["reliability"]
+  assert {len(values) for values in reliability.values()} == {N_BINS}
   assert sum(reliability["images"]) == IMAGES
   right = np.dot(reliability["images"], reliability["accuracy"])
   assert right == pytest.approx(IMAGES * figures["top1"])

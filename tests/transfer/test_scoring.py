@@ -8,10 +8,10 @@ from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from pomp_jax.data.vocabularies import load_class_list
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.transfer.hierarchy import Hierarchy
-from pomp_jax.transfer.metrics import N_BINS, EvaluationError
+from pomp_jax.transfer.metrics import EvaluationError
 from pomp_jax.transfer.scoring import tally
 
-IMAGES, CLASSES = 83, 200
+IMAGES, CLASSES, N_BINS = 83, 200, 15
 
 
 class Noise:
