@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax.annotations import Array, Float, Int32
+from pomp_jax.files.progress import steps_of
 from pomp_jax.prompt.contrast import normalize
 from pomp_jax.prompt.group_contrast import ContrastSettings, group_contrast, negatives_of
 from pomp_jax.prompt.learner import Frozen, Learner
@@ -88,7 +89,12 @@ def draws_of(
     seed: of the draws.
   """
   keys = jax.random.split(jax.random.key(seed), n_draws)
-  return np.stack([np.asarray(gradients(*arguments, key), np.float64) for key in keys])
+  return np.stack(
+    [
+      np.asarray(gradients(*arguments, key), np.float64)
+      for key in steps_of(keys, "gradients", "draws", n_draws)
+    ]
+  )
 
 
 def summarise(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.files.progress import steps_of
 from pomp_jax.prompt.contrast import normalize
 from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
 from pomp_jax.transfer import Encoder, topk_accuracy
@@ -58,7 +59,10 @@ class Recognition:
       starts = range(0, len(source), _IMAGES)
       parts = [np.arange(start, min(start + _IMAGES, len(source))) for start in starts]
       features_nxE = np.concatenate(
-        [self._images(params, frozen, source.images(part)) for part in parts]
+        [
+          self._images(params, frozen, source.images(part))
+          for part in steps_of(parts, "features of images", "batches")
+        ]
       )
     ids_N = np.arange(len(split.names), dtype=np.int32)
     if not self._per_image:

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 import scipy.sparse
 
+from pomp_jax.files.progress import steps_of
 from pomp_jax.transfer.classification import ranks
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class TipAdapter(NamedTuple):
     """
     text_BxN, cache_of = self._parts(features_BxE)
     best, found = -1.0, (self.alpha, self.beta)
-    for beta in betas:
+    for beta in steps_of(betas, "search of alpha and beta", "betas", len(betas)):
       cache_BxN = cache_of(beta)
       for alpha in alphas:
         right = float(np.mean(ranks(text_BxN + alpha * cache_BxN, labels_B) == 0))
@@ -126,7 +127,7 @@ def tune(
   epoch = _compiled_epoch(optimizer, adapter.scale, adapter.alpha, adapter.beta)
   rng = np.random.default_rng(seed)
   best, best_accuracy = adapter, validate(adapter)
-  for number in range(1, epochs + 1):
+  for number in steps_of(range(1, epochs + 1), "training the cache", "epochs"):
     order = rng.permutation(len(labels_n))[: steps * batch_size].reshape(steps, batch_size)
     keys, state = epoch(keys, state, *data, features_nxE[order], labels_n[order])
     tuned = adapter._replace(keys=np.asarray(keys))

@@ -20,6 +20,7 @@ from pomp_jax.analysis.tables import Row, Table, markdown
 from pomp_jax.data.vocabularies import ClassList
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.jobs import inputs
@@ -75,7 +76,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     folder.create()
     write_json(folder.config, config.to_dict())
   sets = {}
-  for item in evaluation_sets(config, encoder.clip.image_size):
+  for item in steps_of(evaluation_sets(config, encoder.clip.image_size), "analysis", "sets"):
     source, classes = item.open()
     images = split_features(encoder, source)
     features = {named.label: features_under(encoder, classes, named.prompt) for named in prompts}

@@ -19,6 +19,7 @@ from pomp_jax.analysis import method_plots
 from pomp_jax.analysis.tables import Row, Table, markdown
 from pomp_jax.config import ConfigError, validate, with_argument
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.progress import steps_of
 from pomp_jax.files.run_folder import RunFolder, read_json, write_json, writing
 from pomp_jax.jobs import pretrain
 from pomp_jax.jobs.benchmark.measurement import ProcessError, in_own_process, peak_mib
@@ -56,7 +57,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   folder.create()
   methods, failed = {}, {}
   with tempfile.TemporaryDirectory() as programs:
-    for label, method in method_configs(config).items():
+    configs = method_configs(config)
+    for label, method in steps_of(configs.items(), "baselines", "methods", len(configs)):
       log.info("%s: %s", label, method.method)
       outcome = _outcome(method, os.path.join(workdir, label), programs)
       if "error" in outcome:

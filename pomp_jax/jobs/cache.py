@@ -112,9 +112,7 @@ def _fill(
   total = sum(len(blocks.indices(block)) for block in mine) * blocks.n_versions
   done = 0
   decoded = _decoded(data, blocks, mine, source, encoder.clip.image_size)
-  with Progress(
-    total, description="features", unit="features", quiet=not hosts.is_first()
-  ) as progress:
+  with Progress(total, description="features", unit="features") as progress:
     for block, parts in itertools.groupby(decoded, key=lambda part: part[0]):
       indices = blocks.indices(block)
       features = np.empty((len(indices), blocks.n_versions, blocks.width), np.float32)

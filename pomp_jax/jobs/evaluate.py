@@ -28,6 +28,7 @@ from pomp_jax.data.vocabularies import ClassList
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, check_fits
 from pomp_jax.files.run_folder import RunFolder, read_json, read_keyed, write_json, writing
 from pomp_jax.jobs import inputs
@@ -105,7 +106,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       folder.sets.mkdir(exist_ok=True)
     write_json(folder.config, config.to_dict())
   done = {}
-  for item in sets:
+  for item in steps_of(sets, "evaluation", "sets"):
     source, classes = item.open()
     key = _key(clip_key, item, source, classes, prompts)
     done[item.name] = read_keyed(_file(folder, item.name), key) if first else None

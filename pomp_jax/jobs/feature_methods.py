@@ -20,6 +20,7 @@ from pomp_jax.baselines import linear_probe
 from pomp_jax.baselines.tip_adapter import TipAdapter, tune
 from pomp_jax.data.vocabularies import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.progress import waiting
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.jobs import inputs
 from pomp_jax.jobs.named_prompts import ENSEMBLE, HAND_WRITTEN, features_under
@@ -99,7 +100,8 @@ def _linear_probe(config: ConfigDict, train: SplitFeatures, validation: SplitFea
       start=start,
     )
 
-  return linear_probe.search(fit, lambda probe: _accuracy(probe.scores, validation)["top1"])
+  with waiting("fitting linear probes"):
+    return linear_probe.search(fit, lambda probe: _accuracy(probe.scores, validation)["top1"])
 
 
 def _tip_adapter(

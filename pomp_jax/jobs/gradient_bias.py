@@ -8,6 +8,7 @@ goes on with the cells that are missing.
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import logging
 import math
 import time
@@ -21,6 +22,7 @@ from pomp_jax.analysis.gradient_plots import gradient_bias_panels
 from pomp_jax.config import ConfigError, fields
 from pomp_jax.data.source import StoredImages
 from pomp_jax.files.array_cache import fingerprint
+from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import check_fits, load_prompt
 from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json, writing
 from pomp_jax.jobs import inputs, training
@@ -114,9 +116,9 @@ def run(config: ConfigDict, workdir: str) -> dict:
   exact_P = setting.gradients(setting.n_classes, Sampling(), ("log",), 1)[0, 0]
   log.info("exact gradient over %d classes: norm %.4g", setting.n_classes, np.linalg.norm(exact_P))
   cells = []
-  for sampler in samplers:
-    for k in settings.k:
-      cells += _cells(setting, folder, sampler, k, corrections, exact_P)
+  pairs = list(itertools.product(samplers, settings.k))
+  for sampler, k in steps_of(pairs, "gradient bias", "cells"):
+    cells += _cells(setting, folder, sampler, k, corrections, exact_P)
   results = {
     "job": config.job,
     "n_classes": setting.n_classes,

@@ -12,6 +12,7 @@ from pomp_jax.config import MADE_UP_CLIP, WORLD, ConfigError
 from pomp_jax.data.imagenet21k import load_synsets
 from pomp_jax.data.source import ClassSubset, Source, StoredImages
 from pomp_jax.files.array_cache import ArrayCache
+from pomp_jax.files.progress import waiting
 from pomp_jax.jobs.sources import n_classes_of, open_stored, stored_splits
 from pomp_jax.prompt.train_step import make_mesh
 from pomp_jax.transfer import Encoder
@@ -47,8 +48,10 @@ def open_encoder(config: ConfigDict, mesh: Mesh | None = None) -> Encoder:
     config: of the run.
     mesh: other devices than all of them.
   """
+  with waiting(f"loading {config.clip.model}"):
+    clip = open_clip(config.clip)
   return Encoder(
-    open_clip(config.clip),
+    clip,
     mesh=make_mesh(config.mesh.class_size) if mesh is None else mesh,
     tower=config.clip.text_tower,
     dtype=config.clip.dtype,
@@ -71,7 +74,8 @@ def open_source(data: ConfigDict, split: str, **size: int) -> Source:
     SourceError, VocabularyError, ConfigError: stored images are not as they have to be.
   """
   if data.source != WORLD:
-    return open_stored(data, split, size.get("n_images"))
+    with waiting(f"opening the {split} images"):
+      return open_stored(data, split, size.get("n_images"))
   n_classes = min(data.n_classes, len(_names(data.source, split)))
   if not n_classes:
     return world.source(split, **size)

@@ -10,6 +10,7 @@ from pomp_jax.config import ConfigError
 from pomp_jax.data.vocabularies import TEMPLATES, ClassList, load_templates
 from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.files.other_checkpoints import read_checkpoints
+from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt import validate
 from pomp_jax.files.prompt_file import Prompt, load_prompt
 from pomp_jax.files.run_folder import RunFolder
@@ -75,7 +76,10 @@ def features_under(encoder: Encoder, classes: ClassList, prompt: Prompt | str) -
   if isinstance(prompt, Prompt):
     return encoder.class_features(classes.names, prompt)
   texts = _texts(prompt, classes)
-  total_NxE = sum(encoder.class_features(classes.names, text) for text in texts)
+  total_NxE = sum(
+    encoder.class_features(classes.names, text)
+    for text in steps_of(texts, "class features of texts", "texts")
+  )
   return total_NxE / np.linalg.norm(total_NxE, axis=-1, keepdims=True)
 
 

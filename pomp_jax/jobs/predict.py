@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from pomp_jax import hosts
 from pomp_jax.data.images import list_images, read_image
 from pomp_jax.data.vocabularies import load_class_list
+from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
 from pomp_jax.files.run_folder import RunFolder, write_json
 from pomp_jax.jobs import inputs
@@ -40,7 +41,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
   classifier = Classifier(encoder, prompt, load_class_list(settings.names).names)
   files = list_images(settings.images)
   images = {}
-  for start in range(0, len(files), _BATCH):
+  for start in steps_of(range(0, len(files), _BATCH), "predicting", "batches"):
     part = files[start : start + _BATCH]
     pixels = [read_image(file, encoder.clip.image_size) for file in part]
     for file, best in zip(part, classifier.predict(pixels, settings.top), strict=True):

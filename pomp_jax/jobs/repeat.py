@@ -13,6 +13,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.analysis import plots
 from pomp_jax.config import ConfigError
+from pomp_jax.files.progress import steps_of
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.jobs import pretrain
 
@@ -31,7 +32,7 @@ def check(config: ConfigDict, workdir: str) -> None:
 def run(config: ConfigDict, workdir: str) -> dict:
   """Runs what has not finished yet, and sums up: returns what `results.json` holds."""
   runs = []
-  for seed in config.repeat.seeds:
+  for seed in steps_of(config.repeat.seeds, "seeds", "seeds"):
     log.info("seed %d of %s", seed, list(config.repeat.seeds))
     runs.append(pretrain.run(*_one(config, workdir, seed)))
   results = {

@@ -14,6 +14,7 @@ import scipy.special
 from pomp_jax.clip import Clip
 from pomp_jax.data.images import prepare_batch
 from pomp_jax.data.vocabulary import check_names
+from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.transfer.encoder import Encoder
 from pomp_jax.transfer.metrics import EvaluationError
@@ -141,7 +142,7 @@ def accuracy_of_scores(
   """
   rank_B = np.empty(len(labels_B), np.int64)
   n_classes = 0
-  for start in range(0, len(labels_B), chunk):
+  for start in steps_of(range(0, len(labels_B), chunk), "scoring", "parts"):
     part = slice(start, start + chunk)
     scores_BxN = scores(part)
     n_classes = scores_BxN.shape[1]

@@ -18,6 +18,7 @@ from pomp_jax.clip import Clip, TextTower, image_tower, text_tower, tokenize
 from pomp_jax.clip.memory import KEEP_ALL, MemoryPlan
 from pomp_jax.data.vocabulary import Vocabulary, make_vocabulary, spoken
 from pomp_jax.files.array_cache import ArrayCache, fingerprint
+from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, check_fits
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.contrast import normalize
@@ -152,7 +153,7 @@ class Encoder:
     compute = self._compiled(module, self._token_budget(lengths_N))
     frozen = Frozen(self.text_params, {}, self._sos, tokens)
     ids = np.arange(len(lengths_N), dtype=np.int32)
-    return self._in_chunks(lambda rows: compute(params, frozen, rows), ids)
+    return self._in_chunks(lambda rows: compute(params, frozen, rows), ids, "class features")
 
   def _token_budget(self, lengths_N: np.ndarray) -> int:
     """What the fullest device of the fullest chunk needs; rounded, for fewer compilations."""
@@ -167,7 +168,7 @@ class Encoder:
       unit: of length 1; else as a training step has them from the tower.
     """
     compute = self._images if unit else self._tower_images
-    return self._in_chunks(lambda rows: compute(self.vision_params, rows), images)
+    return self._in_chunks(lambda rows: compute(self.vision_params, rows), images, "image features")
 
   def features_of_images(self, images: jax.Array) -> jax.Array:
     """Unit features of a batch that lies on the mesh, its rows split over all devices.
@@ -191,7 +192,9 @@ class Encoder:
       The same on the host's rows, NumPy to NumPy, a chunk at a time over all devices.
     """
     compiled = _over_rows(self.mesh, function, n_replicated)
-    return lambda *inputs: self._in_chunks(lambda rows: compiled(*inputs[:-1], rows), inputs[-1])
+    return lambda *inputs: self._in_chunks(
+      lambda rows: compiled(*inputs[:-1], rows), inputs[-1], "features"
+    )
 
   def _tokenize(self, texts: Sequence[str], budget: int | None = None):
     return tokenize(texts, self.clip.tokenizer, self.clip.config.text_config, budget)
@@ -212,15 +215,19 @@ class Encoder:
 
     The last is padded with its first row.
     """
-    size = min(self._chunk, self.mesh.size * -(-len(rows) // self.mesh.size))
+    size = self._chunk_size(len(rows))
     for start in range(0, len(rows), size):
       part = rows[start : start + size]
       yield np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)]), len(part)
 
-  def _in_chunks(self, compute: Callable, rows: np.ndarray) -> np.ndarray:
+  def _chunk_size(self, n_rows: int) -> int:
+    return min(self._chunk, self.mesh.size * -(-n_rows // self.mesh.size))
+
+  def _in_chunks(self, compute: Callable, rows: np.ndarray, what: str) -> np.ndarray:
     results: list[np.ndarray] = []
     pending = None
-    for full, kept in self._chunks(rows):
+    n_chunks = -(-len(rows) // self._chunk_size(len(rows)))
+    for full, kept in steps_of(self._chunks(rows), what, "chunks", n_chunks):
       computed = compute(self._shard(full))
       # Fetched one chunk late, so that the device has the next to work on meanwhile.
       if pending is not None:

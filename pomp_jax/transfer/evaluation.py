@@ -14,6 +14,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.data.in_order import ordered_batches
 from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.prompt.train_step import CLASS, DATA
 from pomp_jax.transfer.classification import check_finite, topk_accuracy
@@ -58,7 +59,8 @@ def split_features(encoder: Encoder, source: Source, *, threads: int = 2) -> Spl
   rows = NamedSharding(encoder.mesh, P((DATA, CLASS)))
   own = own_rows(rows, size)
   computed = []
-  for _, images in ordered_batches(source, batch_size=size, rows=own, threads=threads):
+  read = ordered_batches(source, batch_size=size, rows=own, threads=threads)
+  for _, images in steps_of(read, "features of images", "batches", -(-len(source) // size)):
     features_BxE = encoder.features_of_images(place(images, own, size, rows))
     # Fetched one batch late, so that the device has the next to work on meanwhile.
     if computed:

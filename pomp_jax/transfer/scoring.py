@@ -18,6 +18,7 @@ import numpy as np
 
 from pomp_jax.data.in_order import ordered_batches
 from pomp_jax.data.source import Source
+from pomp_jax.files.progress import steps_of
 from pomp_jax.prompt.train_step import CLASS, DATA, replicate
 from pomp_jax.transfer.classification import ranks
 from pomp_jax.transfer.encoder import Encoder
@@ -67,7 +68,8 @@ def tally(
       one.add(labels, Answers(rank_PxB[i], answer_PxB[i], confidence_PxB[i]))
 
   pending = None
-  for start, images in ordered_batches(source, batch_size=size, rows=own, threads=threads):
+  read = ordered_batches(source, batch_size=size, rows=own, threads=threads)
+  for start, images in steps_of(read, "scoring images", "batches", -(-n_images // size)):
     labels_B = source.labels[np.minimum(start + np.arange(size), n_images - 1)]
     images_BxSxSx3 = place(images, own, size, rows)
     features_BxE = encoder.features_of_images(images_BxSxSx3)

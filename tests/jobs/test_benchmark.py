@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pomp_jax import hosts
+from pomp_jax.files import progress
 from pomp_jax.hosts import Preempted
 from pomp_jax.jobs import benchmark
 from pomp_jax.jobs.benchmark.measurement import ProcessError, in_own_process, peak_mib
@@ -21,7 +22,8 @@ def _config(**changes):
   return ConfigDict({"benchmark": benchmark.DEFAULTS | {"model": "tiny", "repeats": 1} | changes})
 
 
-def test_rows_of_all_implementations(tmp_path, capsys):
+def test_rows_of_all_implementations(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
   config = _config(k="16+40", baseline_k="40", rows_at_a_time=24, m=4, steps="", repeats=2)
   results = benchmark.run(config, str(tmp_path))
   assert results == json.loads((tmp_path / "results.json").read_text())
@@ -37,7 +39,9 @@ def test_rows_of_all_implementations(tmp_path, capsys):
     else:
       assert row["tokens"] == 77 * k
   assert rows["reference", 40]["peak_mib"] > 8 * rows["shared", 40]["peak_mib"]
-  assert "time / ours" in capsys.readouterr().out
+  captured = capsys.readouterr()
+  assert "time / ours" in captured.out
+  assert "compiling and warming up 3/3" in captured.err and "measuring 2/2" in captured.err
 
 
 def test_all_classes_run_in_chunks(tmp_path):

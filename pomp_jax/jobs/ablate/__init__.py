@@ -26,6 +26,7 @@ from pomp_jax.config import ConfigError
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.files.feature_blocks import FeatureCacheError
+from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_keyed, write_json, writing
 from pomp_jax.jobs import pretrain, training
@@ -105,7 +106,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       (folder.path / _FOLDER).mkdir(exist_ok=True)
     write_json(folder.config, config.to_dict())
   log.info("%d cells, %d of them to do here", len(cells), sum(map(len, missing)))
-  for group in groups:
+  for group in steps_of(groups, "ablation", "programs"):
     _run_group(shared, folder, group)
   seconds = time.monotonic() - start
   results = _write_results(config, folder, cells, seconds) if hosts.is_first() else None

@@ -23,6 +23,7 @@ import numpy as np
 
 from pomp_jax.config import fields
 from pomp_jax.files.array_cache import fingerprint
+from pomp_jax.files.progress import steps_of, waiting
 from pomp_jax.jobs import training
 from pomp_jax.jobs.ablate.grid import Cell
 from pomp_jax.prompt.contrast import SCALES
@@ -101,7 +102,8 @@ def train_lanes(
     some = slice(first, first + size)
     lanes = _Lanes(job, cells[some], streams[some])
     if program is None:
-      program = lanes.compiled()
+      with waiting("compiling the cells' step"):
+        program = lanes.compiled()
     yield from lanes.train(program)
 
 
@@ -127,7 +129,8 @@ class _Lanes:
     """All steps."""
     start = time.monotonic()
     state, frozen, losses = self._state, self._job.frozen, []
-    for step in range(self._job.total_steps):
+    what = f"{len(self._cells)} cells"
+    for step in steps_of(range(self._job.total_steps), what, "steps"):
       state, frozen = self._bank.refresh(step, state, frozen)
       state, metrics = program(*self._arguments(state, frozen, step))
       losses.append(metrics["loss"])

@@ -12,6 +12,7 @@ import numpy as np
 
 from pomp_jax.config import fields
 from pomp_jax.data.source import Source
+from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import batches, inputs, training
@@ -129,7 +130,8 @@ def _stream(job: training.Run, image_features: Callable) -> Stream:
   at_a_time = max(_IMAGES // config.batch_size, 1)
   features, labels = [], []
   with contextlib.closing(batches.open_batches(config, job.source, job.fetch, mesh)) as loader:
-    for start in range(0, job.total_steps, at_a_time):
+    starts = range(0, job.total_steps, at_a_time)
+    for start in steps_of(starts, "features of training images", "parts"):
       some = [next(loader) for _ in range(min(at_a_time, job.total_steps - start))]
       images = np.concatenate([batch["image"] for batch in some])
       if config.data.features == "online":

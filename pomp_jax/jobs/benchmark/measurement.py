@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax import hosts
+from pomp_jax.files.progress import steps_of
 
 
 class BenchmarkError(ValueError):
@@ -139,10 +140,10 @@ def measure_in_turn(
 ) -> list[dict[str, Any]]:
   """Rounds of all steps in turn, each between two large products; returns the rows."""
   product, product_flops = _large_product(jnp.dtype(settings.dtype))
-  for _, step in steps:
+  for _, step in steps_of(steps, "compiling and warming up", "steps"):
     step(True)
   started = time.monotonic()
-  for round_index in range(settings.repeats):
+  for round_index in steps_of(range(settings.repeats), "measuring", "rounds"):
     if round_index and time.monotonic() - started > settings.seconds:
       break
     for measurement, step in steps:
