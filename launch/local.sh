@@ -6,7 +6,7 @@
 #
 # PROCESSES  how many; default 1. Several get a GPU each, of CUDA_VISIBLE_DEVICES if it says which.
 #            With JAX_PLATFORMS=cpu, JAX_NUM_CPU_DEVICES=4 gives each process four devices.
-# VENV, PYTHON: see launch/venv.sh. SIGTERM is passed on: the run saves, and ends with status 75.
+# VENV, PYTHON: see launch/venv.sh. SIGTERM and SIGHUP are passed on: the run saves and ends with 75.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
@@ -34,7 +34,7 @@ for port in random.sample(range(20000, 30000), 1000):
       break')"
 processes=() signalled=''
 # While some are still to be started a signal is only noted: it is for all of them.
-trap 'signalled=1' TERM INT
+trap 'signalled=1' TERM INT HUP
 for ((index = 0; index < PROCESSES; index++)); do
   CUDA_VISIBLE_DEVICES="${gpus[index]}" "${main[@]}" \
     --coordinator="127.0.0.1:$port" --num_processes="$PROCESSES" --process_id="$index" &
@@ -44,7 +44,7 @@ pass_on() {
   signalled=1
   kill -TERM "${processes[@]}" 2>/dev/null || true
 }
-trap pass_on TERM INT
+trap pass_on TERM INT HUP
 [[ -z "$signalled" ]] || pass_on
 
 # The first status that is not 0; the processes end each other, so none is left waiting.

@@ -4,19 +4,20 @@
 # starts again with new machines. Interrupted (Ctrl-C) it deletes as well, unless --keep is given:
 # then the run goes on, and the same command follows it again.
 #
-#   bash launch/tpu_pod.sh --name=pomp --zone=us-central2-b --type=v4-32 -- \
+#   bash launch/tpu_pod.sh --name=pomp --zone=us-central2-b --type=v4-32 --mount=COMMAND -- \
 #     --config=configs/demo.py --workdir=runs/a
 #
 # --name, --zone, --type           of the queued resource and its only node; needed
 # --runtime=VERSION, --project=ID  default: tpu-ubuntu2204-base, gcloud's own
-# --mount=COMMAND                  on each worker first: --workdir has to outlive them (README.md)
+# --mount=COMMAND                  on each worker first: --workdir has to outlive them (README.md);
+#                                  needed without --keep, or the results are deleted with the disks
 # --spot, --keep, --dry-run        preemptible; delete nothing at the end; print commands, run none
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/tpu_queue.sh
 
 name='' zone='' type='' keep='' dry=''
-runtime=tpu-ubuntu2204-base mount=true create=() project=()
+runtime=tpu-ubuntu2204-base mount='' create=() project=()
 while (($#)); do
   case "$1" in
     --name=?*) name="${1#*=}" ;;
@@ -37,6 +38,10 @@ for option in name zone type; do
   [[ "${!option}" =~ ^[a-z][a-z0-9-]*$ ]] ||
     fail "--$option: got '${!option}', takes a-z, 0-9 and -"
 done
+lost='the machines are deleted at the end, and --workdir with them'
+[[ -n "$mount$keep" ]] ||
+  fail "--mount: nothing given: $lost; takes a command (launch/README.md), or --keep beside it"
+mount="${mount:-true}"
 (($#)) || fail "nothing behind --; takes --config=.. --workdir=.."
 where=("--zone=$zone" ${project[@]+"${project[@]}"})
 

@@ -5,11 +5,12 @@ JobSet or by Open MPI they find each other; elsewhere each gets `--coordinator=H
 `--num_processes=N` and its own `--process_id=I`.
 
 Exit status: 0 done; 1 the run failed; 2 bad input, found before anything was written; 75 stopped by
-SIGTERM (while it trains also by SIGINT) with everything saved, or by the loss of another process,
-and 130 interrupted by hand: the same command goes on.
+SIGTERM or SIGHUP (while it trains also by SIGINT) with everything saved, or by the loss of another
+process, and 130 interrupted by hand: the same command resumes.
 """
 
 from collections.abc import Sequence
+import contextlib
 import logging
 import os
 import re
@@ -21,6 +22,8 @@ from typing import NoReturn
 if __name__ == "__main__":
   # The imports below take seconds, and process 1 of a container has no other handler.
   signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+  if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+    signal.signal(signal.SIGHUP, lambda *_: os._exit(75))
 
 # Read when transformers is imported: its notices on Flax concern version 5, which we exclude.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -40,7 +43,9 @@ from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.files.categories import CategoryFileError
 from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.files.class_features import ClassFeatureError
+from pomp_jax.files.disk import disk_failure
 from pomp_jax.files.feature_blocks import DamagedBlockError, FeatureCacheError
+from pomp_jax.files.presence import Presence
 from pomp_jax.files.prompt_file import PromptFileError
 from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError
 from pomp_jax.jobs import job
@@ -103,14 +108,16 @@ def main(argv: Sequence[str]) -> int:
   """Validates the config, joins the other processes if there are any, and runs the job."""
   del argv
   _speak_plainly()
-  signal.signal(signal.SIGTERM, _preempted)
+  _end_at(signal.SIGTERM)
+  _end_at(signal.SIGHUP)
   config, workdir = _CONFIG.value, _WORKDIR.value
   try:
     config_lib.validate(config)
     _join(config, workdir)
     module = job("dry_run" if config.dry_run else config.job)
     module.check(config, workdir)
-    module.run(config, workdir)
+    with _presence(config, workdir):
+      module.run(config, workdir)
     hosts.finish()
   except _FAILED as error:
     return _end(error, 1)
@@ -127,6 +134,8 @@ def main(argv: Sequence[str]) -> int:
   except KeyboardInterrupt:
     return _end(f"interrupted; the same command goes on from {workdir}", 130)
   except Exception as error:
+    if line := disk_failure(error):
+      return _end(line, 1)
     if jax.distributed.is_initialized():
       _end_unexpectedly(error)
     raise
@@ -154,7 +163,9 @@ def _join(config: ConfigDict, workdir: str) -> None:
   hosts.start(cluster, start_timeout=timeout, heartbeat_timeout=_HEARTBEAT_TIMEOUT.value)
   if not _stops_together(config):
     # Joining gave the signal to JAX, which only tells those who ask for it.
-    signal.signal(signal.SIGTERM, _preempted)
+    _end_at(signal.SIGTERM)
+  elif signal.getsignal(signal.SIGHUP) == _preempted:
+    signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
   hosts.watch_failures()
   fields = {f"config.{name}": repr(value) for name, value in config_lib.fields(config)}
   hosts.agree(fields | {"workdir": workdir} | hosts.fingerprint_of_package(), seconds=timeout)
@@ -164,14 +175,27 @@ def _join(config: ConfigDict, workdir: str) -> None:
     logging.getLogger("pomp_jax").setLevel(logging.WARNING)
 
 
+def _presence(config: ConfigDict, workdir: str) -> contextlib.AbstractContextManager:
+  """The sign of life in the folder, of the process that writes there."""
+  writes = hosts.is_first() and not config.dry_run
+  return Presence(workdir) if writes else contextlib.nullcontext()
+
+
 def _stops_together(config: ConfigDict) -> bool:
   trains = config.job in _STOP_TOGETHER and config.method in config_lib.STEP_METHODS
   return trains and not config.dry_run
 
 
+def _end_at(number: int) -> None:
+  """Ends the process at a signal, unless that is SIGHUP and ignored, as nohup has it."""
+  if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+    signal.signal(number, _preempted)
+
+
 def _preempted(number: int, frame: object) -> NoReturn:
   # Outside of training nothing is unsaved; there it is `hosts.StopRequest` that has the signal.
-  raise hosts.Preempted(f"stopped by SIGTERM; the same command goes on from {_WORKDIR.value}")
+  name = signal.Signals(number).name
+  raise hosts.Preempted(f"stopped by {name}; the same command goes on from {_WORKDIR.value}")
 
 
 def _end(message: object, status: int) -> int:
@@ -195,9 +219,22 @@ def _speak_plainly() -> None:
   """Our own lines as they are; of the libraries only warnings."""
   absl_logging.set_verbosity(absl_logging.WARNING)
   ours = logging.getLogger("pomp_jax")
-  ours.handlers = [logging.StreamHandler(sys.stdout)]
+  ours.handlers = [_Log(sys.stdout)]
   ours.setLevel(logging.INFO)
   ours.propagate = False
+
+
+class _Log(logging.StreamHandler):
+  """Writes lines; once that fails, on a full disk say, it complains once and drops what follows."""
+
+  def handleError(self, record: logging.LogRecord) -> None:
+    error = sys.exc_info()[1]
+    if not isinstance(error, OSError):
+      super().handleError(record)
+      return
+    # Python flushes the old one at the end, and would fail again.
+    sys.stdout = self.stream = open(os.devnull, "w")  # noqa: SIM115 (until the end)
+    print(f"warning: the log can't be written ({error.strerror}); it ends", file=sys.stderr)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -208,6 +245,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
       raise flags.Error("--config: nothing given; takes a file such as configs/demo.py")
     if not _WORKDIR.value:
       raise flags.Error("--workdir: nothing given; takes the folder for what the run leaves")
+    if config_lib.is_url(_WORKDIR.value):
+      raise flags.Error(f"--workdir: got {_WORKDIR.value!r}, takes {config_lib.LOCAL_PATH}")
     list(_CONFIG.value)  # a config file that is missing shows at the first access
     if rest[1:]:
       raise flags.Error(f"unknown argument {rest[1]!r}; overrides look like --config.k=64")
@@ -220,6 +259,12 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     sys.exit(_complain(_wrong_value(error), 2))
   except (flags.Error, OSError, TypeError, ValueError, LookupError) as error:
     sys.exit(_complain(_config_file_error(error), 2))
+  except SyntaxError as error:
+    sys.exit(_complain(f"{error.filename}:{error.lineno}: {error.msg}", 2))
+  except Exception as error:  # whatever else a config file does
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    what = f"{type(error).__name__}: {error}"
+    sys.exit(_complain(f"{place.filename}:{place.lineno}: {what}", 2))
 
 
 def _unknown_field(argv: Sequence[str]) -> str | None:

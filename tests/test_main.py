@@ -1,5 +1,7 @@
 """The command line: every mistake is one line with the field, exit status 2, nothing written."""
 
+import contextlib
+import errno
 import logging
 import os
 import pathlib
@@ -27,13 +29,15 @@ DEMO = f"--config={ROOT}/configs/demo.py"
 
 @pytest.fixture(autouse=True)
 def as_before():
-  """Leaves this process its handlers: the program takes the log and SIGTERM over."""
-  ours, handler = logging.getLogger("pomp_jax"), signal.getsignal(signal.SIGTERM)
+  """Leaves this process its handlers: the program takes the log, SIGTERM and SIGHUP over."""
+  ours = logging.getLogger("pomp_jax")
+  signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
   handlers, level, propagate = ours.handlers, ours.level, ours.propagate
   yield
   ours.handlers, ours.propagate = handlers, propagate
   ours.setLevel(level)
-  signal.signal(signal.SIGTERM, handler)
+  for number, handler in signals.items():
+    signal.signal(number, handler)
 
 
 def run_main(capsys, *arguments):
@@ -114,6 +118,74 @@ def test_a_config_file_with_an_unknown_key_or_type(capsys, tmp_path):
     assert status == 2
     assert len(lines) == 1
     assert expected in lines[0]
+
+
+@pytest.mark.parametrize(
+  ("text", "line", "expected"),
+  [
+    ("def get_config():\n  c = dict(\n  return c\n", 2, "was never closed"),
+    ("def get_config():\n  return unknown\n", 2, "NameError: name 'unknown' is not defined"),
+    ("import no_such_module\n", 1, "ModuleNotFoundError: No module named 'no_such_module'"),
+    ("def get_config():\n  return 1 / 0\n", 2, "ZeroDivisionError: division by zero"),
+  ],
+)
+def test_a_config_file_that_is_no_python_is_named_with_the_line(
+  capsys, tmp_path, text, line, expected
+):
+  file = tmp_path / "experiment.py"
+  file.write_text(text)
+  status, lines = run_main(capsys, f"--config={file}", f"--workdir={tmp_path}/run")
+  assert (status, len(lines)) == (2, 1)
+  assert lines[0].startswith(f"error: {file}:{line}: ")
+  assert expected in lines[0]
+
+
+@pytest.mark.parametrize(
+  "argument",
+  [
+    "--workdir=gs://bucket/run",
+    "--config.data.root=s3://bucket/images",
+    "--config.eval.cache=gs://bucket/cache",
+    "--config.data.feature_cache=gs://bucket/cache",
+    "--config.evaluate.prompts=a.npz;gs://bucket/b.npz",
+    "--config.prepare.input=file:///images.tar",
+    "--config.clip.model=https://host/weights.pt",
+    "--config.gradient_bias.prompt=x-new+1.0://prompt.npz",
+  ],
+)
+def test_a_path_with_a_scheme_is_refused_and_makes_no_folder(
+  capsys, tmp_path, monkeypatch, argument
+):
+  monkeypatch.chdir(tmp_path)
+  status, lines = run_main(capsys, DEMO, "--workdir=run", argument)
+  name, _, value = argument.partition("=")
+  assert (status, len(lines)) == (2, 1)
+  shown = name.lstrip("-") if name.startswith("--config.") else name
+  assert lines[0].startswith(f"error: {shown}: got ")
+  assert repr(value) in lines[0] and "buckets are not supported yet" in lines[0]
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("field", ["eval.cache", "data.cache", "data.feature_cache"])
+def test_a_cache_that_can_not_be_written_is_found_before_the_work(capsys, tmp_path, field):
+  (tmp_path / "file").touch()
+  folder = tmp_path / "file" / "cache"
+  arguments = [DEMO, f"--workdir={tmp_path}/run", f"--config.{field}={folder}"]
+  if field == "data.feature_cache":
+    arguments.append("--config.job=cache")
+  status, lines = run_main(capsys, *arguments)
+  assert (status, len(lines)) == (2, 1)
+  assert lines[0].startswith(f"error: config.{field}: got {str(folder)!r}, takes a folder that can")
+  assert lines[0].endswith(f"{tmp_path}/file is a file; a folder is needed")
+  assert not (tmp_path / "run").exists()
+
+
+def test_one_class_can_not_be_told_apart(capsys, tmp_path):
+  fields = ["--config.data.n_classes=1", "--config.negatives=all"]
+  status, lines = run_main(capsys, DEMO, f"--workdir={tmp_path}/run", *fields)
+  assert (status, len(lines)) == (2, 1)
+  assert lines[0].startswith("error: config.negatives: got 'all', takes 2 classes or more")
+  assert not (tmp_path / "run").exists()
 
 
 def test_a_workdir_that_is_a_file(capsys, tmp_path):
@@ -240,13 +312,104 @@ def test_a_disk_that_is_full_at_the_start_is_a_failure(capsys, tmp_path, monkeyp
   assert lines[0].endswith("prompt.npz: can't be written (No space left on device)")
 
 
-def test_sigterm_while_it_imports_asks_for_another_start(tmp_path):
+def from_the_disk():
+  raise OSError(errno.ENOSPC, "No space left on device", "plots/accuracy.png")
+
+
+def from_numpy():
+  raise OSError("4096 requested and 0 written")
+
+
+def from_a_library():
+  try:
+    from_the_disk()
+  except OSError:
+    raise ValueError("could not save the figure") from None
+
+
+def from_c():
+  raise RuntimeError("INTERNAL: write failed: No space left on device")
+
+
+@pytest.mark.parametrize(
+  ("fail", "expected"),
+  [
+    (from_the_disk, "plots/accuracy.png: the disk fails (No space left on device)"),
+    (from_a_library, "plots/accuracy.png: the disk fails (No space left on device)"),
+    (from_numpy, "the disk fails (4096 requested and 0 written)"),
+    (from_c, "the disk fails (No space left on device)"),
+  ],
+)
+def test_a_full_disk_anywhere_is_one_line(capsys, tmp_path, monkeypatch, fail, expected):
+  played = SimpleNamespace(check=lambda *_: None, run=lambda *_: fail())
+  monkeypatch.setattr(main_module, "job", lambda name: played)
+  assert run_main(capsys, DEMO, f"--workdir={tmp_path}/run") == (1, [f"error: {expected}"])
+
+
+def test_any_other_error_keeps_its_traceback(capsys, tmp_path, monkeypatch):
+  def fail(*_):
+    raise FileNotFoundError(errno.ENOENT, "No such file or directory", "x")
+
+  played = SimpleNamespace(check=lambda *_: None, run=fail)
+  monkeypatch.setattr(main_module, "job", lambda name: played)
+  with pytest.raises(FileNotFoundError):
+    run_main(capsys, DEMO, f"--workdir={tmp_path}/run")
+
+
+def test_a_log_on_a_full_disk_ends_with_one_line(capsys, monkeypatch):
+  full = open("/dev/full", "w")  # noqa: SIM115 (it can't be closed well)
+  monkeypatch.setattr(sys, "stdout", full)
+  main_module._speak_plainly()
+  for number in range(3):
+    logging.getLogger("pomp_jax").info("line %d", number)
+  assert sys.stdout is not full
+  with contextlib.suppress(OSError):
+    full.close()
+  assert capsys.readouterr().err == (
+    "warning: the log can't be written (No space left on device); it ends\n"
+  )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_outside_of_training_asks_for_another_start(capsys, tmp_path, monkeypatch, number):
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
+  played = SimpleNamespace(check=lambda *_: None, run=lambda *_: os.kill(os.getpid(), number))
+  monkeypatch.setattr(main_module, "job", lambda name: played)
+  line = f"error: stopped by {number.name}; the same command goes on from {tmp_path}/run"
+  assert run_main(capsys, DEMO, f"--workdir={tmp_path}/run") == (75, [line])
+
+
+def test_nohup_is_heard(capsys, tmp_path, monkeypatch):
+  signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  played = SimpleNamespace(
+    check=lambda *_: None, run=lambda *_: os.kill(os.getpid(), signal.SIGHUP)
+  )
+  monkeypatch.setattr(main_module, "job", lambda name: played)
+  assert run_main(capsys, DEMO, f"--workdir={tmp_path}/run") == (0, [])
+
+
+def test_the_folder_of_a_run_says_that_it_is_alive(capsys, tmp_path, monkeypatch):
+  found = []
+  played = SimpleNamespace(
+    check=lambda *_: found.append(list(tmp_path.iterdir())),
+    run=lambda *_: found.append([path.name for path in tmp_path.iterdir()]),
+  )
+  monkeypatch.setattr(main_module, "job", lambda name: played)
+  for dry_run in (False, True):
+    run_main(capsys, DEMO, f"--workdir={tmp_path}", f"--config.dry_run={dry_run}")
+  assert found == [[], ["alive.json"], [], []]
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_it_imports_asks_for_another_start(tmp_path, number):
   (tmp_path / "absl.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
   environ = os.environ | {"PYTHONPATH": str(ROOT)}
   command = [sys.executable, "-m", "pomp_jax.main"]
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
   with subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE) as process:
     assert process.stdout.readline() == b"here\n"
-    process.terminate()
+    process.send_signal(number)
   assert process.returncode == 75
 
 

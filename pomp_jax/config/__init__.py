@@ -17,7 +17,7 @@ from pomp_jax.config.accepted import (
   STEP_METHODS,
   WORLD,
 )
-from pomp_jax.config.checks import validate
+from pomp_jax.config.checks import LOCAL_PATH, is_url, validate
 from pomp_jax.config.defaults import base
 from pomp_jax.config.named_fields import (
   ConfigError,
@@ -34,6 +34,7 @@ __all__ = [
   "FEATURE_FORMATS",
   "FEATURE_METHODS",
   "JOBS",
+  "LOCAL_PATH",
   "MADE_UP_CLIP",
   "MADE_UP_DATA",
   "METHODS",
@@ -43,6 +44,7 @@ __all__ = [
   "base",
   "check_field",
   "fields",
+  "is_url",
   "set_field",
   "validate",
   "with_argument",

@@ -24,16 +24,26 @@ from pomp_jax.config.accepted import (
   WEIGHT_SUFFIXES,
   WORLD,
 )
-from pomp_jax.config.named_fields import ConfigError, check_at_least, check_choice, value_of
+from pomp_jax.config.named_fields import (
+  ConfigError,
+  check_at_least,
+  check_choice,
+  fields,
+  value_of,
+)
 from pomp_jax.data.augment import AUGMENTS
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.subsets import HALVES
 from pomp_jax.data.suites import SUITES
 from pomp_jax.data.vocabularies import CLASS_LISTS
+from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.contrast import CORRECTIONS
 from pomp_jax.prompt.optimizer import SCHEDULES
 from pomp_jax.prompt.sampling import ANCHORS, EXCLUSIONS, SAMPLERS
+
+# What stands for a URL.
+LOCAL_PATH = "a local path: buckets are not supported yet; mount it, and name its folder"
 
 
 def validate(config: ConfigDict) -> None:
@@ -42,6 +52,7 @@ def validate(config: ConfigDict) -> None:
   Raises:
     ConfigError: the first field that is wrong.
   """
+  _no_urls(config)
   check_choice(config, "job", JOBS)
   check_choice(config, "method", METHODS)
   check_choice(config, "clip.text_tower", TEXT_TOWERS)
@@ -152,6 +163,7 @@ def validate(config: ConfigDict) -> None:
   if not config.dry_run:
     _data(config.data)
   _views(config)
+  _caches(config)
   if config.job == "predict":
     _predict(config.predict)
   check_choice(config, "evaluate.suite", tuple(SUITES))
@@ -167,6 +179,27 @@ def validate(config: ConfigDict) -> None:
   ):
     takes = "one or more different integers from 0 to 4294967295"
     raise ConfigError("repeat.seeds", seeds, takes)
+
+
+def is_url(text: str) -> bool:
+  """Whether a text has a scheme, as `gs://bucket/run` has; as a path it would be a local folder."""
+  return bool(re.search(r"\b[A-Za-z][A-Za-z0-9+.-]*://", text))
+
+
+def _no_urls(config: ConfigDict) -> None:
+  """In none of the texts, nor in one of the parts of those that name several paths."""
+  for field, value in fields(config):
+    if isinstance(value, str) and is_url(value):
+      raise ConfigError(field, value, LOCAL_PATH)
+
+
+def _caches(config: ConfigDict) -> None:
+  """Folders that are written to after hours, it may be."""
+  for field in ("eval.cache", "data.cache", "data.feature_cache"):
+    folder = value_of(config, field)
+    writes = folder and (field != "data.feature_cache" or config.job == "cache")
+    if writes and (problem := why_unwritable(folder)):
+      raise ConfigError(field, folder, f"a folder that can be written to; {problem}")
 
 
 def _is_seed(value: Any) -> bool:

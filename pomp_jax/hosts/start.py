@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import jax
 
-from pomp_jax.hosts.cluster import Cluster
+from pomp_jax.hosts.cluster import Cluster, ClusterError
 from pomp_jax.hosts.stop import Preempted
 from pomp_jax.hosts.talk import LISTEN_SECONDS, HostError, LostHostError
 
@@ -45,11 +45,14 @@ def start(
       others.
 
   Raises:
+    ClusterError: this is to be process 0, and its port is taken on this host.
     HostError: JAX can't start; one line.
     LostHostError: nor can it, but perhaps another time: the others, or the way to them, are gone.
   """
   if cluster is None:
     return
+  if cluster.process_id == 0 and cluster.coordinator is not None:
+    _check_port(cluster)
   # Collectives between processes on CPUs; an accelerator does not look at it.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   errors: list[Exception] = []
@@ -75,6 +78,34 @@ def start(
       raise error
     kind = LostHostError if str(error).startswith(_OF_OTHERS) else HostError
     raise kind(f"{_who(cluster)} can't start: {' '.join(str(error).split())}") from error
+
+
+def _check_port(cluster: Cluster) -> None:
+  """JAX itself ends with a segmentation fault where it can't listen.
+
+  Its server shares the port with whoever allows that, so one that listens there is called first.
+
+  Raises:
+    ClusterError: the port is taken.
+  """
+  port = int(cluster.coordinator.rpartition(":")[2])
+  problem = None
+  with socket.socket() as caller:
+    caller.settimeout(1.0)
+    if caller.connect_ex(("127.0.0.1", port)) == 0:
+      problem = "another program listens there"
+  with socket.socket() as listener:
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+      listener.setsockopt(socket.SOL_SOCKET, option, 1)
+    try:
+      listener.bind(("", port))
+    except OSError as error:
+      problem = problem or error.strerror
+  if problem:
+    raise ClusterError(
+      f"--coordinator: port {port} of {cluster.coordinator} is taken on {socket.gethostname()}"
+      f" ({problem}); takes host:port of process 0 with a port that is free there"
+    )
 
 
 def _join(

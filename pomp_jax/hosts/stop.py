@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the notice that this process is about to be ended.
+"""SIGTERM, SIGHUP and SIGINT: the notice that this process is about to be ended.
 
 On one process the handler notes it, and the loop stops after its step. On several, JAX carries the
 notice to all of them and finds a step that all can reach; so one notice is enough.
@@ -48,9 +48,9 @@ def leave_if_asked() -> None:
 class StopRequest(contextlib.AbstractContextManager):
   """Whether to stop, asked once a step.
 
-  As a context it takes SIGTERM and SIGINT over from whatever had them. More SIGTERMs say the same
-  again: what is being saved is saved. A second SIGINT, from a person who does not want to wait,
-  acts as it did before. With several processes JAX has SIGTERM from start-up on.
+  As a context it takes SIGTERM, SIGHUP and SIGINT over from whatever had them. More SIGTERMs and
+  SIGHUPs say the same again: what is being saved is saved. A second SIGINT, from a person who does
+  not want to wait, acts as it did before. With several processes JAX has SIGTERM from start-up on.
 
   The answer is remembered: it stays the same when the context is left and entered again.
   """
@@ -62,9 +62,10 @@ class StopRequest(contextlib.AbstractContextManager):
   def __enter__(self) -> "StopRequest":
     # Signals belong to the main thread; elsewhere (a notebook's, a test's) there is no notice.
     if threading.current_thread() is threading.main_thread():
-      numbers = [signal.SIGINT] + ([signal.SIGTERM] if client() is None else [])
+      numbers = [signal.SIGINT, signal.SIGHUP]
+      numbers += [signal.SIGTERM] if client() is None else []
       for number in numbers:
-        # A shell lets what it starts in the background ignore SIGINT.
+        # A shell lets what it starts in the background ignore SIGINT, and nohup SIGHUP.
         if signal.getsignal(number) != signal.SIG_IGN:
           self._before[number] = signal.signal(number, self._note)
     return self

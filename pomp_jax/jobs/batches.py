@@ -140,16 +140,27 @@ def input_remedy(config: ConfigDict, n_cores: int | None = None) -> str:
 
 
 def own_part(mesh: Mesh) -> tuple[int, int]:
-  """Which part of a batch, of how many, this process's devices take.
+  """Which part of a batch, of how many, this process's devices take; see `parts`."""
+  return parts(mesh)[jax.process_index()]
 
-  Processes whose devices split the classes of the same images take the same part.
+
+def parts(mesh: Mesh) -> dict[int, tuple[int, int]]:
+  """Which part of a batch, of how many equal ones, the devices of each process take.
+
+  Processes whose devices split the classes of the same images take the same part. Empty where that
+  is not all there is to it: where processes share some of their rows, or have not equally many.
   """
-  own = {
-    row
-    for (row, _), device in np.ndenumerate(mesh.devices)
-    if device.process_index == jax.process_index()
-  }
-  return min(own) // len(own), mesh.shape[DATA] // len(own)
+  rows: dict[int, set[int]] = {}
+  for (row, _), device in np.ndenumerate(mesh.devices):
+    rows.setdefault(device.process_index, set()).add(row)
+  sizes, n_rows = {len(of_process) for of_process in rows.values()}, mesh.shape[DATA]
+  found = {}
+  for process, of_process in rows.items():
+    size, first = len(of_process), min(of_process)
+    if len(sizes) > 1 or first % size or max(of_process) != first + size - 1:
+      return {}
+    found[process] = first // size, n_rows // size
+  return found
 
 
 def on_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict]:

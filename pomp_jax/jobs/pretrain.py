@@ -17,10 +17,11 @@ from pomp_jax.config import FEATURE_METHODS, STEP_METHODS, ConfigError
 from pomp_jax.data.source import spread_evenly
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
-from pomp_jax.jobs import feature_methods, inputs, loop, methods
+from pomp_jax.jobs import batches, feature_methods, inputs, loop, methods
 from pomp_jax.jobs.same_run import check_same_run
 from pomp_jax.jobs.training import Run, k_of, prepare, prompt_of
 from pomp_jax.jobs.watch import TrainingError
+from pomp_jax.prompt.train_step import make_mesh
 from pomp_jax.transfer import Classifier
 from pomp_jax.transfer.evaluation import evaluate, split_features
 
@@ -86,9 +87,15 @@ def check(config: ConfigDict, workdir: str) -> None:
 def _check_step(config: ConfigDict, n_classes: int, positions: int) -> None:
   if config.negatives == "sampled" and config.k > n_classes:
     raise ConfigError("k", config.k, f"at most the number of classes, {n_classes}")
+  if n_classes < 2:
+    takes = "2 classes or more to tell apart; the training data has 1"
+    raise ConfigError("negatives", config.negatives, takes)
   class_size, n_devices = config.mesh.class_size, jax.device_count()
   if n_devices % class_size:
     raise ConfigError("mesh.class_size", class_size, f"a divisor of the {n_devices} devices")
+  if jax.process_index() not in batches.parts(make_mesh(class_size)):
+    takes = f"a divisor or a multiple of the {jax.local_device_count()} devices of each process"
+    raise ConfigError("mesh.class_size", class_size, takes)
   groups = n_devices // class_size * config.accumulate
   if config.batch_size % groups:
     raise ConfigError(

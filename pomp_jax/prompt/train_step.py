@@ -38,7 +38,10 @@ def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
   Raises:
     ValueError: the devices do not divide by `class_size`.
   """
-  devices = np.asarray(jax.devices() if devices is None else devices)
+  if devices is None:
+    # Those of a process together: its images lie on neighbouring rows.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+  devices = np.asarray(devices)
   if devices.size % class_size:
     raise ValueError(f"{devices.size} devices do not divide by a class axis of {class_size}")
   return Mesh(devices.reshape(-1, class_size), (DATA, CLASS))

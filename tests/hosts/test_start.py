@@ -77,6 +77,36 @@ def test_a_signal_while_it_waits_for_the_others(tmp_path):
   assert line.endswith(" was interrupted while it waited for the others")
 
 
+@pytest.mark.parametrize("how", ["listens", "listens and shares", "holds"])
+def test_a_port_that_is_taken_is_named_before_jax_is_started(monkeypatch, how):
+  """JAX ended with a segmentation fault; or it shared the port with another run's process 0."""
+  monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("started"))
+  monkeypatch.setattr(jax.config, "update", lambda *_: None)
+  with socket.socket() as taken:
+    if how == "listens and shares":
+      taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    taken.bind(("127.0.0.1", 0))
+    if how != "holds":
+      taken.listen()
+    port = taken.getsockname()[1]
+    with pytest.raises(hosts.ClusterError, match=f"port {port} of h:{port} is taken on ") as error:
+      hosts.start(hosts.Cluster("flags", f"h:{port}", 2, 0))
+    assert "\n" not in str(error.value)
+
+
+def test_only_process_0_needs_the_port_and_it_is_free_again(monkeypatch):
+  started = []
+  monkeypatch.setattr(jax.distributed, "initialize", lambda **_: started.append(1))
+  monkeypatch.setattr(jax.config, "update", lambda *_: None)
+  with socket.socket() as taken:
+    taken.bind(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
+    hosts.start(hosts.Cluster("flags", f"127.0.0.1:{port}", 2, 1))
+  for _ in range(2):
+    hosts.start(hosts.Cluster("flags", f"127.0.0.1:{port}", 2, 0))
+  assert len(started) == 3
+
+
 @pytest.mark.parametrize(
   ("text", "kind"),
   [
@@ -177,6 +207,20 @@ def test_each_host_says_what_it_has(tmp_path):
     assert f"process {index} of 2 on " in output
     assert "2 of 4 devices (cpu), mesh data 2 x class 2, started by flags" in output
     assert "config.batch_size: got 3, takes a multiple of 2" in output
+
+
+def test_a_class_axis_that_does_not_fit_the_devices_of_a_process(tmp_path):
+  """One draw would be split over a part of each: rows of the other's images were read."""
+  arguments = command(tmp_path / "run", "--config.mesh.class_size=2", "--config.batch_size=12")
+  with Processes(2, arguments, devices=3) as run:
+    found = run.finish()
+  for status, output in found.values():
+    assert status == 2, output
+    assert (
+      "config.mesh.class_size: got 2, takes a divisor or a multiple of the 3 devices of each"
+      in output
+    )
+  assert not (tmp_path / "run").exists()
 
 
 def test_the_fingerprint_sees_every_file(tmp_path, monkeypatch):

@@ -16,13 +16,17 @@ def send(number):
 
 @pytest.fixture(autouse=True)
 def handlers():
-  before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+  # Under nohup it is ignored.
+  hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+  numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+  before = {number: signal.getsignal(number) for number in numbers}
   yield
   for number, handler in before.items():
     assert signal.getsignal(number) == handler
+  signal.signal(signal.SIGHUP, hang_up)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_remembered_and_ends_nothing(number):
   stop = StopRequest()
   with stop:
@@ -31,6 +35,7 @@ def test_a_signal_is_remembered_and_ends_nothing(number):
     assert stop.after_step()
     # While it saves.
     send(signal.SIGTERM)
+    send(signal.SIGHUP)
     assert stop.after_step()
   with stop:
     assert stop.after_step()
@@ -45,17 +50,18 @@ def test_a_second_sigint_interrupts():
     assert stop.after_step()
 
 
-def test_what_a_shell_has_ignored_stays_ignored():
-  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_a_shell_or_nohup_has_ignored_stays_ignored(number):
+  before = signal.signal(number, signal.SIG_IGN)
   try:
     with StopRequest() as stop:
-      send(signal.SIGINT)
+      send(number)
       assert not stop.after_step()
       send(signal.SIGTERM)
       assert stop.after_step()
-    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    assert signal.getsignal(number) == signal.SIG_IGN
   finally:
-    signal.signal(signal.SIGINT, before)
+    signal.signal(number, before)
 
 
 def test_in_another_thread_there_is_no_notice():

@@ -10,7 +10,8 @@ import time
 from played_cloud import GCLOUD, ROOT, calls, executable, let_go, make_cloud, pod, start, wait_for
 import pytest
 
-POD = ["--name=pomp", "--zone=us-central2-b", "--type=v4-32"]
+_MACHINES = ["--name=pomp", "--zone=us-central2-b", "--type=v4-32"]
+POD = [*_MACHINES, "--mount=true"]
 # What a config may hold, and a shell would love to run.
 NASTY = [
   "--config=configs/demo.py:k=64",
@@ -327,6 +328,20 @@ def test_a_lock_that_is_not_let_go_ends_it(cloud):
   assert not (cloud / "worker" / "pomp" / "ran").exists()
 
 
+def test_results_that_would_go_with_the_machines_are_refused(cloud):
+  for more in ([], ["--dry-run"]):
+    done = pod(cloud, *_MACHINES, *more, "--", "--config=x")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+      "error: --mount: nothing given: the machines are deleted at the end, and"
+    )
+  assert not (cloud / "calls").exists()
+  # Those that are kept keep them.
+  assert pod(cloud, *_MACHINES, "--keep", "--", "--config=x").returncode == 0
+  assert (cloud / "state").read_text() == "ACTIVE\n"
+
+
 @pytest.mark.parametrize("mount", ["touch mounted;", "touch mounted # as always", "touch mounted"])
 def test_a_mount_is_any_command(cloud, mount):
   done = pod(cloud, *POD, f"--mount={mount}", "--", "--config=x")
@@ -353,7 +368,7 @@ def test_bad_input_is_not_tried_again_and_keep_keeps(cloud):
   ("arguments", "message"),
   [
     (["--name=$(touch evil)", *POD[1:], "--", "x"], "--name: got '$(touch evil)'"),
-    ([*POD[:2], "--", "x"], "--type: got ''"),
+    ([*POD[:2], "--mount=true", "--", "x"], "--type: got ''"),
     ([*POD, "--config=x"], "--config=x: unknown option; the run's own arguments stand behind --"),
     (POD, "nothing behind --"),
   ],

@@ -1,0 +1,119 @@
+"""Whether another start of a run is alive: real processes, and hosts that are played."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pomp_jax.files import presence
+from pomp_jax.files.presence import Presence
+
+ROOT = pathlib.Path(__file__).parents[2]
+_START = """
+import logging, sys
+from pomp_jax.files import presence
+presence._BEAT_SECONDS = 0.1
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+with presence.Presence(sys.argv[1]):
+  print("begun", flush=True)
+  sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other(tmp_path):
+  """Another start, alive."""
+  command = [sys.executable, "-c", _START, str(tmp_path)]
+  pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+  with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
+    assert process.stdout.readline() == "begun\n"
+    yield process
+    process.kill()
+
+
+def test_both_starts_say_so_and_the_later_has_the_folder(tmp_path, other, caplog):
+  with Presence(tmp_path):
+    (line,) = caplog.messages
+    assert line.startswith(f"{tmp_path}: ANOTHER START of it is alive (process {other.pid} on ")
+    assert f"{socket.gethostname()}, since 20" in line
+    said = other.stdout.readline()
+    assert f"ANOTHER START of it has begun (process {os.getpid()} on " in said
+    other.communicate("")
+    # Which does not take the later one's sign with it.
+    assert json.loads((tmp_path / "alive.json").read_text())["process"] == os.getpid()
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("how", ["ended", "killed"])
+def test_a_start_that_is_over_is_not_alive(tmp_path, other, caplog, how):
+  if how == "killed":
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+  else:
+    other.communicate("")
+  assert (tmp_path / "alive.json").exists() == (how == "killed")
+  with Presence(tmp_path):
+    assert not caplog.messages
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("host", "age", "alive"),
+  [("elsewhere", 10, True), ("elsewhere", 60, False), (socket.gethostname(), 0, False)],
+)
+def test_of_another_host_a_fresh_time_stamp_tells(tmp_path, caplog, host, age, alive):
+  file = tmp_path / "alive.json"
+  file.write_text(json.dumps({"host": host, "process": 7, "since": "today\x1b[2J"}))
+  os.utime(file, (time.time() - age, time.time() - age))
+  with Presence(tmp_path):
+    assert [f"process 7 on {host}, since today" in line for line in caplog.messages] == [
+      True
+    ] * alive
+    assert all(line.isprintable() for line in caplog.messages)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"host": 3}', "\xff"])
+def test_a_damaged_sign_is_none(tmp_path, caplog, content):
+  (tmp_path / "alive.json").write_bytes(content.encode("latin-1"))
+  with Presence(tmp_path):
+    assert json.loads((tmp_path / "alive.json").read_text())["process"] == os.getpid()
+  assert not caplog.messages
+
+
+def test_it_makes_no_folder_and_waits_for_one(tmp_path, monkeypatch):
+  folder = tmp_path / "run"
+  with Presence(folder):
+    assert not folder.exists()
+    folder.mkdir()
+    end = time.monotonic() + 60
+    while not (folder / "alive.json").exists():
+      assert time.monotonic() < end
+      time.sleep(0.05)
+  assert not list(folder.iterdir())
+
+
+def test_the_time_stamp_is_renewed(tmp_path, monkeypatch):
+  monkeypatch.setattr(presence, "_BEAT_SECONDS", 0.05)
+  with Presence(tmp_path):
+    file = tmp_path / "alive.json"
+    os.utime(file, (0, 0))
+    end = time.monotonic() + 60
+    while file.stat().st_mtime < 1:
+      assert time.monotonic() < end
+      time.sleep(0.05)
+
+
+def test_a_folder_that_can_not_be_marked_is_no_reason_to_end(tmp_path, monkeypatch):
+  def fail(*_, **__):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(presence.tempfile, "mkstemp", fail)
+  with Presence(tmp_path):
+    pass
+  assert not list(tmp_path.iterdir())
