@@ -3,8 +3,10 @@
 Shapes: M context vectors, D width of the CLIP's text tower, N classes.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import json
+import math
 import os
 from typing import Any, NoReturn
 
@@ -18,6 +20,8 @@ POSITIONS = ("end", "middle", "front")
 # What a file may claim before anything of that size is allocated.
 MAX_CONTEXT_BYTES = 4 * 2**30
 MAX_TEXT_BYTES = 64 * 2**20
+# No text tower has more: CLIP's have 77 positions and at most 1,280 of width.
+MAX_VECTORS, MAX_WIDTH, MAX_CLASSES = 1024, 16_384, 2**20
 
 # The fields that every format carries as strings, beside the version.
 TEXT_FIELDS = ("clip_model", "position", "template", "config")
@@ -90,6 +94,28 @@ def refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> No
   raise PromptFileError(f"{path}: {field} is {printable(found)}; accepted: {accepted}")
 
 
+def check_shape(path: str | os.PathLike, field: str, shape: Sequence[int]) -> None:
+  """Refuses a context that is larger than any text tower takes, before it is read.
+
+  Args:
+    path: the file, for the message.
+    field: what the context is called in it.
+    shape: claimed for the context.
+
+  Raises:
+    PromptFileError: more vectors, width, classes or bytes than the limits above.
+  """
+  limits = {"N": MAX_CLASSES, "M": MAX_VECTORS, "D": MAX_WIDTH}
+  # From the last axis on: a shared context has no classes.
+  too_long = any(
+    size > most for size, most in zip(shape[::-1], [*limits.values()][::-1], strict=False)
+  )
+  if too_long or 4 * math.prod(shape) > MAX_CONTEXT_BYTES:
+    most = ", ".join(f"{axis} at most {size}" for axis, size in limits.items())
+    accepted = f"[M, D] or [N, M, D], {most}, {MAX_CONTEXT_BYTES} bytes in all"
+    refuse(path, field, f"of shape {list(shape)}", accepted)
+
+
 def validate(path: str | os.PathLike, prompt: Prompt) -> None:
   """The rules that hold for what is written and for what is read, in any format.
 
@@ -102,6 +128,7 @@ def validate(path: str | os.PathLike, prompt: Prompt) -> None:
     refuse(path, "context", f"a {type(context).__name__}", f"a NumPy array, {accepted}")
   if context.dtype != np.float32 or context.ndim not in (2, 3) or context.size == 0:
     refuse(path, "context", f"{context.dtype} {list(context.shape)}", accepted)
+  check_shape(path, "context", context.shape)
   if not np.isfinite(context).all():
     bad = int(context.size - np.isfinite(context).sum())
     refuse(path, "context", f"not finite in {bad} of {context.size} values", "finite values")

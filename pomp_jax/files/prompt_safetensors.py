@@ -8,10 +8,10 @@ import safetensors
 import safetensors.numpy
 
 from pomp_jax.files.prompt import (
-  MAX_CONTEXT_BYTES,
   TEXT_FIELDS,
   Prompt,
   PromptFileError,
+  check_shape,
   check_version,
   make_prompt,
   refuse,
@@ -78,7 +78,5 @@ def _context(path: str | os.PathLike, file) -> np.ndarray:
   shape, kind = header.get_shape(), header.get_dtype()
   if kind != "F32":
     refuse(path, "context", f"{kind} {shape}", "F32 [M, D] or [N, M, D], no axis empty")
-  claimed = 4 * int(np.prod(shape, dtype=object))
-  if claimed > MAX_CONTEXT_BYTES:
-    refuse(path, "context", f"{claimed} bytes large", f"at most {MAX_CONTEXT_BYTES} bytes")
+  check_shape(path, "context", shape)
   return file.get_tensor("context")

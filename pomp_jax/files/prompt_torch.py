@@ -15,6 +15,7 @@ from pomp_jax.files.prompt import (
   TEXT_FIELDS,
   Prompt,
   PromptFileError,
+  check_shape,
   check_version,
   make_prompt,
   refuse,
@@ -62,6 +63,7 @@ def read_torch(path: str | os.PathLike) -> Prompt:
       tensor = _item(path, state, "ctx", "state_dict")
       if not isinstance(tensor, StoredTensor):
         refuse(path, "state_dict['ctx']", _kind(tensor), "a tensor [M, D] or [N, M, D]")
+      check_shape(path, "state_dict['ctx']", tensor.shape)
       context = archive.array(tensor, "state_dict['ctx']")
       ours = archive.value.get(_OURS)
   except TorchArchiveError as error:

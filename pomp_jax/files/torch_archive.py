@@ -25,6 +25,8 @@ from pomp_jax.files.torch_pickle import (
 # A CLIP with its optimizer's state takes a few hundred kilobytes; each byte may cost a hundred.
 _MAX_PICKLE_BYTES = 2 * 2**20
 _MAX_TENSOR_BYTES = 4 * 2**30
+# Values of a view that may be more than those of its storage (a stride of 0 repeats them).
+_MAX_REPEATED = 2**20
 
 _PICKLE_NAME = re.compile(r"([^/]+)/data\.pkl")
 _BFLOAT16 = "BFloat16Storage"
@@ -113,10 +115,12 @@ class TorchArchive(contextlib.AbstractContextManager):
     if kind is None:
       self._refuse(field, f"of type {tensor.kind}", ", ".join(_TYPES))
     dtype = np.dtype(self._order + kind)
-    # A view with strides of 0 can claim any size on any storage.
     claimed = dtype.itemsize * max(_product(tensor.shape), tensor.count)
     if claimed > _MAX_TENSOR_BYTES:
       self._refuse(field, f"{claimed} bytes large", f"at most {_MAX_TENSOR_BYTES} bytes")
+    if _product(tensor.shape) > max(tensor.count, _MAX_REPEATED):
+      found = f"{list(tensor.shape)} on {tensor.count} values"
+      self._refuse(field, found, f"at most {_MAX_REPEATED} values that repeat others")
     data = self._read(f"data/{tensor.storage}", _MAX_TENSOR_BYTES)
     if len(data) != tensor.count * dtype.itemsize:
       found = f"on a record of {len(data)} bytes"

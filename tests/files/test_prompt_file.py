@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 import pickle
 import stat
+import subprocess
+import sys
 import warnings
 import zipfile
 
@@ -12,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
 import pytest
+import safetensors.numpy
+import torch
 
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits, load_prompt, save_prompt
 
@@ -216,7 +220,7 @@ def test_a_huge_claim_takes_no_memory(tmp_path):
   path = write(tmp_path / "p.npz", context=None)
   with zipfile.ZipFile(path, "a") as archive:
     archive.writestr("context.npy", header.getvalue())
-  assert f"context is {2**51} bytes large" in refusal(path)
+  assert f"context is of shape [{2**40}, 512]" in refusal(path)
 
 
 WHOLE = io.BytesIO()
@@ -266,3 +270,96 @@ def test_check_fits():
     check_fits(shared, 16, "b/clip", None, "p.npz")
   with pytest.raises(PromptFileError, match=r"context \[3, 4, 8\] .* its 3 classes.* list has 5"):
     check_fits(specific, 8, n_classes=5)
+
+
+def npy(shape, dtype, values=b"", version=(1, 0)):
+  """An npy file's bytes, whatever its header claims."""
+  file = io.BytesIO()
+  header = {"descr": dtype, "fortran_order": False, "shape": shape}
+  getattr(np.lib.format, f"write_array_header_{version[0]}_0")(file, header)
+  return file.getvalue() + values
+
+
+def hostile_archives(folder):
+  """Files of a few megabytes at most that would take gigabytes, by what they are."""
+  good = {f"{name}.npy": npy_of(value) for name, value in GOOD.items()}
+  gigabytes = (2**20, 1, 1024)
+
+  def write_zip(name, compression=zipfile.ZIP_DEFLATED, **members):
+    with zipfile.ZipFile(folder / name, "w", compression, compresslevel=1) as archive:
+      for member, content in (good | {f"{k}.npy": v for k, v in members.items()}).items():
+        archive.writestr(member, content)
+    return folder / name
+
+  huge_text = npy((), f"<U{2**28}")
+  yield write_zip("claim.npz", context=npy(gigabytes, "<f4", bytes(64)))
+  yield write_zip("stored.npz", zipfile.ZIP_STORED, context=npy(gigabytes, "<f4", bytes(64)))
+  yield write_zip("zeros.npz", context=npy((8192, 16, 512), "<f4", bytes(4 * 8192 * 16 * 512)))
+  yield write_zip("wide.npz", context=npy((2, 64), f"<U{2**24}", bytes(64)))
+  yield write_zip("text.npz", config=huge_text)
+  yield write_zip("vectors.npz", zipfile.ZIP_STORED, context=npy((2**20, 1), "<f4", bytes(2**22)))
+  head = b"\x93NUMPY\x02\x00" + (2**31).to_bytes(4, "little")
+  yield write_zip("header.npz", context=head + b" " * 2**26)
+  # The directory claims more bytes than the whole file has.
+  lying = write_zip("lying.npz", zipfile.ZIP_STORED, context=npy(gigabytes, "<f4", bytes(64)))
+  content = lying.read_bytes()
+  size = len(npy(gigabytes, "<f4", bytes(64))).to_bytes(4, "little") * 2
+  assert content.count(size) == 2
+  lying.write_bytes(content.replace(size, (2**32 - 2).to_bytes(4, "little") * 2))
+  yield lying
+
+
+def npy_of(value):
+  file = io.BytesIO()
+  np.save(file, value, allow_pickle=False)
+  return file.getvalue()
+
+
+def test_hostile_archives_are_refused_for_nothing(tmp_path):
+  """Neither memory nor time of the size that they claim is taken."""
+  code = """
+import resource, sys, time
+from pomp_jax.files.prompt_file import PromptFileError, load_prompt
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[1:]:
+  start = time.process_time()
+  try:
+    load_prompt(path)
+    print("loaded", path)
+  except PromptFileError as error:
+    print("refused" if time.process_time() - start < 1 else "slow", error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+  paths = list(map(str, hostile_archives(tmp_path)))
+  run = subprocess.run(
+    [sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True
+  )
+  *lines, mib = run.stdout.splitlines()
+  assert len(lines) == len(paths) == 8
+  for line, path in zip(lines, paths, strict=True):
+    assert line.startswith(f"refused {path}: "), line
+  assert int(mib) < 50
+
+
+@pytest.mark.parametrize("shape", [(1025, 1), (1, 16_385), (2**20 + 1, 1, 1), (1, 2**20, 1)])
+def test_a_context_larger_than_any_tower_takes_is_refused_in_every_format(tmp_path, shape):
+  context = np.zeros(shape, np.float32)
+  with pytest.raises(PromptFileError, match="context is of shape .* M at most 1024"):
+    save_prompt(tmp_path / "prompt.npz", Prompt(context, "a/clip"))
+  write(tmp_path / "a.npz", context=context)
+  safetensors.numpy.save_file(
+    {"context": context},
+    tmp_path / "a.safetensors",
+    {"format_version": "1"}
+    | {k: str(v) for k, v in GOOD.items() if np.ndim(v) == 0 and k != "format_version"},
+  )
+  torch.save({"state_dict": {"ctx": torch.zeros(shape)}}, tmp_path / "a.pth")
+  for name in ("a.npz", "a.safetensors", "a.pth"):
+    assert "of shape" in refusal(tmp_path / name)
+
+
+def test_a_tensor_that_repeats_one_value_is_refused(tmp_path):
+  """A view with strides of 0: kilobytes that stand for gigabytes."""
+  torch.save({"state_dict": {"ctx": torch.zeros(1).expand(2**18, 16, 128)}}, tmp_path / "a.pth")
+  assert (tmp_path / "a.pth").stat().st_size < 4096
+  assert "values that repeat others" in refusal(tmp_path / "a.pth")

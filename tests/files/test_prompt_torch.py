@@ -186,7 +186,7 @@ def test_a_huge_claim_takes_no_memory(tmp_path):
   """A view of 2^40 rows, all of them the same 8 numbers."""
   claim = torch.zeros(8).expand(2**40, 8)
   torch.save({"state_dict": {"ctx": claim}}, tmp_path / "a.pth")
-  assert f"state_dict['ctx'] is {2**40 * 8 * 4} bytes large" in refusal(tmp_path / "a.pth")
+  assert f"state_dict['ctx'] is of shape [{2**40}, 8]" in refusal(tmp_path / "a.pth")
 
 
 def test_torch_is_not_needed(tmp_path, monkeypatch):
