@@ -37,8 +37,8 @@ from pomp_jax import config as config_lib
 from pomp_jax import hosts
 from pomp_jax.clip import ClipError, TokenizeError
 from pomp_jax.data.images import ImageError
-from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.source import SourceError
+from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.files.categories import CategoryFileError
 from pomp_jax.files.checkpoints import CheckpointError

@@ -50,14 +50,14 @@ class Recognition:
       params: the learner's, on the mesh.
       frozen: of the split's classes.
       split: the frozen tower's features of the images.
-      source: the same images, for learners that have features of their own.
+      source: the split's, for learners that have image features of their own.
     """
     features_nxE = split.features
     if isinstance(self._learner, ImageLearner):
       if isinstance(source, StoredImages):
         source = source.sized(self._image_size)
-      starts = range(0, len(source), _IMAGES)
-      parts = [np.arange(start, min(start + _IMAGES, len(source))) for start in starts]
+      starts = range(0, len(split.indices), _IMAGES)
+      parts = [split.indices[start : start + _IMAGES] for start in starts]
       features_nxE = np.concatenate(
         [
           self._images(params, frozen, source.images(part))

@@ -8,7 +8,7 @@ import pathlib
 
 from jaxtyping import UInt8
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from pomp_jax.files.quoting import is_unicode, printable
@@ -186,7 +186,11 @@ def _factor(image: Image.Image) -> float:
 
 
 def _open(file: str | os.PathLike | io.BytesIO) -> Image.Image:
-  image = Image.open(file, formats=FORMATS)
+  try:
+    image = Image.open(file, formats=FORMATS)
+  except UnidentifiedImageError as error:
+    # Pillow's own message has the object's address in it.
+    raise ImageError(f"none of {', '.join(FORMATS)}") from error
   if image.width * image.height > MAX_PIXELS:
     image.close()
     raise ImageError(f"{image.width} x {image.height} pixels; accepted: at most {MAX_PIXELS}")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from pomp_jax.data.source import Source
+from pomp_jax.data.source import Source, readable_images
 
 
 def ordered_batches(
@@ -18,7 +18,7 @@ def ordered_batches(
   rows: np.ndarray | None = None,
   threads: int = 2,
   prefetch: int = 4,
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Iterator[tuple[int, np.ndarray, dict[int, str]]]:
   """Reads the batches one after the other, rendered or decoded ahead by threads.
 
   Args:
@@ -29,13 +29,14 @@ def ordered_batches(
     prefetch: batches that they hold ready.
 
   Yields:
-    The index of the batch's first image, and the images of `rows`, uint8 [B,H,W,3].
+    The index of the batch's first image, the images of `rows`, uint8 [B,H,W,3], and index -> reason
+      for those of them that can't be read, which are black.
   """
   rows = np.arange(batch_size) if rows is None else rows
 
-  def read(batch: int) -> tuple[int, np.ndarray]:
+  def read(batch: int) -> tuple[int, np.ndarray, dict[int, str]]:
     start = batch * batch_size
-    return start, source.images(np.minimum(start + rows, len(source) - 1))
+    return start, *readable_images(source, np.minimum(start + rows, len(source) - 1))
 
   order = grain.MapDataset.range(-(-len(source) // batch_size)).map(read)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)

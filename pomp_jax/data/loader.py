@@ -19,6 +19,7 @@ import numpy as np
 
 from pomp_jax.data.order import epoch_order
 from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.data.unreadable import CorruptDataError
 
 # What to show of B images in B epochs: [B,V,..], pixels or features, and which could be read [B].
 Fetch = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -29,10 +30,6 @@ _TRIES = 100
 _ENDLESS = 2**62
 # What a launcher, or Ctrl-C, sends to all processes of a run.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class CorruptDataError(RuntimeError):
-  """More images than allowed can't be read; one line that names one of them."""
 
 
 class Loader(Iterator[dict[str, np.ndarray]]):

@@ -153,6 +153,19 @@ class StoredImages:
       [decode_image(self.encoded(i), self.where(i), self.image_size) for i in map(int, indices)]
     )
 
+  def readable_images(
+    self, indices: np.ndarray
+  ) -> tuple[UInt8[np.ndarray, "B S S 3"], dict[int, str]]:
+    """As `images`, but black where an image can't be read: and index -> why, for those."""
+    shape = (self.image_size, self.image_size, 3)
+    pixels, reasons = np.zeros((len(indices), *shape), np.uint8), {}
+    for row, index in enumerate(map(int, indices)):
+      try:
+        pixels[row] = decode_image(self.encoded(index), self.where(index), self.image_size)
+      except ImageError as error:
+        reasons[index] = str(error)
+    return pixels, reasons
+
   def subset(self, indices: np.ndarray) -> "StoredImages":
     """Some of the images, in the order of `indices`, with the same class names."""
     part = copy.copy(self)
@@ -217,6 +230,13 @@ class ClassSubset:
   def images(self, indices: np.ndarray) -> np.ndarray:
     """Images by index, uint8 [B,H,W,3]."""
     return self._source.images(self._images[indices])
+
+
+def readable_images(source: Source, indices: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+  """Images of any source, black where one can't be read: and index -> why, for those."""
+  if isinstance(source, StoredImages):
+    return source.readable_images(indices)
+  return source.images(indices), {}
 
 
 def spread_evenly(count: int, total: int) -> np.ndarray:

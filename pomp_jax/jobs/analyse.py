@@ -65,7 +65,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Analyses every prompt on every set: returns what `results.json` holds.
 
   Raises:
-    ImageError: an image that can't be read.
+    CorruptDataError: more images than `data.max_corrupt` allows can't be read.
     EvaluationError: features that are not finite.
   """
   folder = RunFolder(workdir)
@@ -78,12 +78,13 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   sets = {}
   for item in steps_of(evaluation_sets(config, encoder.clip.image_size), "analysis", "sets"):
     source, classes = item.open()
-    images = split_features(encoder, source)
+    images = split_features(encoder, source, max_corrupt=config.data.max_corrupt)
     features = {named.label: features_under(encoder, classes, named.prompt) for named in prompts}
     for label, rows in features.items():
       check_finite(rows, f"classes under {label!r}")
     sets[item.name] = {
       "images": len(images.labels),
+      "unreadable": len(source) - len(images.labels),
       "classes": len(classes),
       "prompts": {
         label: {

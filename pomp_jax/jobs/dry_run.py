@@ -113,7 +113,8 @@ def _measure(job: training.Run) -> dict[str, Any]:
   figures["class_features_seconds"] = _seconds(classes, 1, warm_up=1)[0]
   split = inputs.evaluation_splits(config.data)[0]
   source = inputs.open_source(config.data, split, n_images=_TEST_IMAGES)
-  seconds = _seconds(lambda: split_features(encoder, source, threads=config.data.threads), 1, 1)
+  read = {"threads": config.data.threads, "max_corrupt": config.data.max_corrupt}
+  seconds = _seconds(lambda: split_features(encoder, source, **read), 1, 1)
   figures["test_images_per_second"] = len(source) / seconds[0]
   with Checkpoints(job.folder.checkpoints, 1) as checkpoints:
     figures["checkpoint_seconds"] = _seconds(

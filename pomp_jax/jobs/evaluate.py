@@ -83,7 +83,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   Processes other than the first return an empty dict: the folder need not be theirs as well.
 
   Raises:
-    EvaluationError, ImageError: images that can't be told apart, or read.
+    EvaluationError: images that can't be told apart.
+    CorruptDataError: more images than `data.max_corrupt` allows can't be read.
   """
   folder = RunFolder(workdir)
   first = hosts.is_first()
@@ -153,6 +154,7 @@ def _evaluate(
     hierarchy=hierarchy,
     batch_size=config.evaluate.batch_size,
     threads=config.data.threads,
+    max_corrupt=config.data.max_corrupt,
   )
   figures = {}
   for label, one in tallies.items():
@@ -160,6 +162,7 @@ def _evaluate(
     figures[label] = {**one.figures(), "per_class": {"images": images_N, "top1": top1_N}}
   return {
     "seconds": round(time.monotonic() - start, 2),
+    "unreadable": len(source) - int(images_N.sum()),
     "classes": classes.names,
     "prompts": figures,
   }
@@ -171,6 +174,7 @@ def _results(
   sets = {
     name: {
       "seconds": of_set["seconds"],
+      "unreadable": of_set["unreadable"],
       "prompts": {
         label: {key: value for key, value in figures.items() if key != "per_class"}
         for label, figures in of_set["prompts"].items()

@@ -77,9 +77,10 @@ def _learn(config: ConfigDict, encoder: Encoder) -> dict[str, Any]:
   """The classifier, the names that it knows, and what the search for its settings tried."""
   data = config.data
   source = inputs.open_training_source(data, encoder.clip.image_size)
-  train = split_features(encoder, source, threads=data.threads)
+  read = {"threads": data.threads, "max_corrupt": data.max_corrupt}
+  train = split_features(encoder, source, **read)
   source = inputs.open_source(data, "validation", n_images=config.eval.images)
-  validation = split_features(encoder, source, threads=data.threads)
+  validation = split_features(encoder, source, **read)
   if config.method == "linear_probe":
     classifier, tried = _linear_probe(config, train, validation)
     found = {
@@ -155,14 +156,17 @@ def _results(
   start = time.monotonic()
   label = config.method if learned else "hand_written"
   scores: dict[str, dict[str, dict[str, float]]] = {}
-  n_classes, skipped = {}, []
+  n_classes, skipped, unreadable = {}, [], {}
   for name in inputs.evaluation_splits(config.data):
     source = inputs.open_source(config.data, name, n_images=config.eval.images)
-    split = split_features(encoder, source, threads=config.data.threads)
+    split = split_features(
+      encoder, source, threads=config.data.threads, max_corrupt=config.data.max_corrupt
+    )
     if learned and split.names != learned["names"]:
       skipped.append(name)
       continue
     n_classes[name] = len(split.names)
+    unreadable[name] = len(source) - len(split.labels)
     scores[name] = {}
     if learned:
       scores[name][label] = _accuracy(learned["classifier"].scores, split)
@@ -185,5 +189,6 @@ def _results(
     "not_evaluated": skipped,
     **({"found": learned["found"]} if learned else {}),
     "eval": scores,
+    "eval_unreadable": unreadable,
     "top1": {split: of_split[label]["top1"] for split, of_split in scores.items()},
   }

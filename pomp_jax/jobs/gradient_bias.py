@@ -20,7 +20,8 @@ import numpy as np
 from pomp_jax.analysis.gradient_bias import draws_of, gradient_function, summarise
 from pomp_jax.analysis.gradient_plots import gradient_bias_panels
 from pomp_jax.config import ConfigError, fields
-from pomp_jax.data.source import StoredImages
+from pomp_jax.data.source import StoredImages, readable_images
+from pomp_jax.data.unreadable import LeftOut
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import check_fits, load_prompt
@@ -198,16 +199,17 @@ def _open(config: ConfigDict, samplers: tuple[str, ...]) -> _Setting:
   params = module.init(jax.random.key(config.seed), method=lambda m: m.context)["params"]
   params = replicate(params, encoder.mesh)
   frozen = encoder.frozen(encoder.vocabulary(source.names, m))
-  labels_B = source.labels[chosen]
   arrays = _arrays(config, samplers, source.names, encoder.clip.image_size)
   bank_NxE = encoder.features_of_tokens(params, frozen.tokens, position)
   sampling = replicate(arrays._replace(bank=bank_NxE), encoder.mesh)
-  features_BxE = np.concatenate(
-    [
-      encoder.image_features(source.images(part))
-      for part in np.array_split(chosen, -(-len(chosen) // _IMAGES))
-    ]
-  )
+  features, left_out = [], LeftOut(source, config.data.max_corrupt)
+  for part in np.array_split(chosen, -(-len(chosen) // _IMAGES)):
+    images, reasons = readable_images(source, part)
+    left_out.add(reasons)
+    features.append(encoder.image_features(images)[~np.isin(part, list(reasons))])
+  left_out.agree()
+  features_BxE = np.concatenate(features)
+  labels_B = source.labels[np.setdiff1d(chosen, list(left_out.reasons))]
   key = fingerprint(
     [
       f"{_VERSION} {config.seed} {position} {config.clip.text_tower} {config.clip.dtype}",

@@ -242,7 +242,9 @@ def _validation(job: Run):
   """A function state -> top-1 on validation images, over all classes of the training."""
   config: ConfigDict = job.config
   source = inputs.open_source(config.data, "validation", n_images=config.eval.images)
-  split = split_features(job.encoder, source, threads=config.data.threads)
+  split = split_features(
+    job.encoder, source, threads=config.data.threads, max_corrupt=config.data.max_corrupt
+  )
   if config.method != "pomp":
     accuracy = methods.accuracy_of_learner(config, job.encoder, job.module)
     return lambda state: accuracy(state.params, split, source)["top1"]

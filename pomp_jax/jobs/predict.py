@@ -1,18 +1,25 @@
 """Names for a folder of images, out of a text file of names.
 
-Leaves `results.json` in the run's folder: for each file the likeliest names, best first.
+Leaves `results.json` in the run's folder: for each file the likeliest names, best first. Files that
+can't be read are listed there with the reason, and do not stop the others.
 """
+
+import logging
 
 from ml_collections import ConfigDict
 
 from pomp_jax import hosts
-from pomp_jax.data.images import list_images, read_image
+from pomp_jax.data.images import ImageError, list_images, read_image
+from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.data.vocabularies import load_class_list
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
+from pomp_jax.files.quoting import printable
 from pomp_jax.files.run_folder import RunFolder, write_json
 from pomp_jax.jobs import inputs
 from pomp_jax.transfer import Classifier
+
+log = logging.getLogger(__name__)
 
 # Images decoded at a time.
 _BATCH = 256
@@ -34,26 +41,44 @@ def check(config: ConfigDict, workdir: str) -> None:
 
 
 def run(config: ConfigDict, workdir: str) -> dict:
-  """Prints and writes the `config.predict.top` likeliest names of each image."""
+  """Prints and writes the `config.predict.top` likeliest names of each image.
+
+  Raises:
+    CorruptDataError: none of the images can be read.
+  """
   settings = config.predict
   encoder = inputs.open_encoder(config)
   prompt = _prompt(settings.prompt)
   classifier = Classifier(encoder, prompt, load_class_list(settings.names).names)
   files = list_images(settings.images)
-  images = {}
+  images, unreadable = {}, {}
   for start in steps_of(range(0, len(files), _BATCH), "predicting", "batches"):
     part = files[start : start + _BATCH]
-    pixels = [read_image(file, encoder.clip.image_size) for file in part]
-    for file, best in zip(part, classifier.predict(pixels, settings.top), strict=True):
-      images[file.name] = [{"name": name, "probability": p} for name, p in best]
+    pixels = {}
+    for file in part:
+      try:
+        pixels[file.name] = read_image(file, encoder.clip.image_size)
+      except ImageError as error:
+        unreadable[file.name] = str(error).removeprefix(f"{file}: ")
+    found = classifier.predict(list(pixels.values()), settings.top) if pixels else []
+    for name, best in zip(pixels, found, strict=True):
+      images[name] = [{"name": name, "probability": p} for name, p in best]
       if hosts.is_first():
-        print(f"{file.name}: " + ", ".join(f"{name} {100 * p:.1f}%" for name, p in best))
+        line = f"{name}: " + ", ".join(f"{label} {100 * p:.1f}%" for label, p in best)
+        print(printable(line, len(line)))
+  if unreadable:
+    name, reason = next(iter(unreadable.items()))
+    told = f"{len(unreadable)} of {len(files)} images can't be read; the first: {name}: {reason}"
+    if not images:
+      raise CorruptDataError(f"{settings.images}: {told}")
+    log.warning("%s", told)
   results = {
     "job": config.job,
     "clip_model": encoder.clip.name,
     "prompt": settings.prompt,
     "n_classes": len(classifier.names),
     "images": images,
+    "unreadable": unreadable,
   }
   if hosts.is_first():
     folder = RunFolder(workdir)

@@ -4,17 +4,20 @@
 folder holds everything; a run that is started again goes on where it stopped, exactly.
 """
 
+from collections.abc import Iterator
+import contextlib
 import logging
 import time
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
+import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.analysis import plots
 from pomp_jax.config import FEATURE_METHODS, STEP_METHODS, ConfigError
-from pomp_jax.data.source import spread_evenly
+from pomp_jax.data.source import readable_images, spread_evenly
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
 from pomp_jax.jobs import batches, feature_methods, inputs, loop, methods
@@ -140,26 +143,36 @@ def _run(config: ConfigDict, folder: RunFolder) -> dict:
     write_json(folder.config, config.to_dict())
   done = loop.train(job)
   prompt = prompt_of(job, done.state) if config.method == "pomp" else None
+  if prompt and hosts.is_first():
+    # Before it is evaluated: whatever happens there, what was learned can be used.
+    with _writing(folder):
+      save_prompt(folder.prompt, prompt)
   results = _results(job, prompt or done.state.params, done)
   # On the devices of all processes, so by all of them.
   sheet = _prediction_sheet(job, prompt, results) if prompt else None
   if hosts.is_first():
-    try:
-      _write(folder, prompt, results, sheet)
-    except (OSError, PromptFileError, RunFolderError) as error:
-      raise TrainingError(
-        f"{folder.path}: the results can't be written ({error}); the training is done, its last"
-        f" checkpoint is in {folder.checkpoints}, and the same command goes on from there"
-      ) from error
+    with _writing(folder):
+      _write(folder, results, sheet)
     _log_results(results, folder)
   return results
 
 
-def _write(folder: RunFolder, prompt: Prompt | None, results: dict, sheet: tuple | None) -> None:
+@contextlib.contextmanager
+def _writing(folder: RunFolder) -> Iterator[None]:
+  """What can't be written after the training is a TrainingError that says what is left."""
+  try:
+    yield
+  except (OSError, PromptFileError, RunFolderError) as error:
+    raise TrainingError(
+      f"{folder.path}: the results can't be written ({error}); the training is done, its last"
+      f" checkpoint is in {folder.checkpoints}, and the same command goes on from there"
+    ) from error
+
+
+def _write(folder: RunFolder, results: dict, sheet: tuple | None) -> None:
   plots.training_curves(folder.plots / "training.png", folder.scalars())
   plots.accuracy_bars(folder.plots / "accuracy.png", results["eval"])
-  if prompt:
-    save_prompt(folder.prompt, prompt)
+  if sheet:
     plots.prediction_sheet(folder.plots / "predictions.png", *sheet)
   # Last: a folder with results is a finished run.
   write_json(folder.results, results)
@@ -175,7 +188,9 @@ def _results(job: Run, learned: Any, done: loop.Trained) -> dict:
     # A class-specific context knows no class but those it was trained on.
     if not config.prompt.class_specific or tuple(source.names) == tuple(job.source.names):
       sources[name] = source
-      splits[name] = split_features(job.encoder, source, threads=config.data.threads)
+      splits[name] = split_features(
+        job.encoder, source, threads=config.data.threads, max_corrupt=config.data.max_corrupt
+      )
   prompts = {"hand_written": config.eval.template, "class_name": "{}."}
   if isinstance(learned, Prompt):
     scores = evaluate(job.encoder, splits, {"prompt": learned} | prompts)
@@ -200,18 +215,28 @@ def _results(job: Run, learned: Any, done: loop.Trained) -> dict:
     "eval_images": config.eval.images,
     "eval_classes": {name: len(split.names) for name, split in splits.items()},
     "eval": scores,
+    "eval_unreadable": {
+      name: len(sources[name]) - len(split.labels) for name, split in splits.items()
+    },
     "unreadable_images": len(done.unreadable),
     "top1": {split: of_split["prompt"]["top1"] for split, of_split in scores.items()},
   }
 
 
-def _prediction_sheet(job: Run, prompt: Prompt, results: dict) -> tuple:
-  """Images, their classes, and what the prompt takes them for: for `plots.prediction_sheet`."""
+def _prediction_sheet(job: Run, prompt: Prompt, results: dict) -> tuple | None:
+  """Images, their classes, and what the prompt takes them for: for `plots.prediction_sheet`.
+
+  None if no image among those chosen can be read.
+  """
   # Classes that the training did not see, where there are such.
   split = next(name for name in ("novel", "new", "test", "base") if name in results["eval"])
   source = inputs.open_source(job.config.data, split, n_images=_SHEET_IMAGES)
   shown = spread_evenly(min(_SHEET_IMAGES, len(source)), len(source))
-  images = source.images(shown)
+  images, reasons = readable_images(source, shown)
+  read = ~np.isin(shown, list(reasons))
+  if not read.any():
+    return None
+  images, shown = images[read], shown[read]
   top3 = Classifier(job.encoder, prompt, source.names).predict(list(images), top=3)
   return (
     images,

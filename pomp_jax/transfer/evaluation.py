@@ -14,6 +14,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.data.in_order import ordered_batches
 from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.data.unreadable import LeftOut
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.prompt.train_step import CLASS, DATA
@@ -26,29 +27,36 @@ _BATCH = 256
 
 
 class SplitFeatures(NamedTuple):
-  """A split as an evaluation sees it.
+  """A split as an evaluation sees it: the n images of its source that can be read.
 
   Attributes:
     names: its classes, N.
     labels: the class of each image.
     features: unit image features.
+    indices: which images of the source they are, ascending.
   """
 
   names: tuple[str, ...]
   labels: Int[np.ndarray, " n"]
   features: Float[np.ndarray, "n E"]
+  indices: Int[np.ndarray, " n"]
 
 
-def split_features(encoder: Encoder, source: Source, *, threads: int = 2) -> SplitFeatures:
-  """Features of all images of a split; each process decodes those of its own devices.
+def split_features(
+  encoder: Encoder, source: Source, *, threads: int = 2, max_corrupt: float = 0.0
+) -> SplitFeatures:
+  """Features of the images of a split; each process decodes those of its own devices.
+
+  An image that can't be read is left out, with one warning for all of them.
 
   Args:
     encoder: the CLIP, on the devices of all processes.
     source: the images; the same list in every process.
     threads: that read ahead.
+    max_corrupt: share of the images that may be unreadable; one always may, unless this is 0.
 
   Raises:
-    ImageError: an image can't be read.
+    CorruptDataError: more images can't be read.
     EvaluationError: features that are not finite: the CLIP's weights, or its compute type.
     Preempted: there are several processes, and one was asked to stop (SIGTERM).
   """
@@ -58,9 +66,11 @@ def split_features(encoder: Encoder, source: Source, *, threads: int = 2) -> Spl
   size = n_devices * -(-min(_BATCH, len(source)) // n_devices)
   rows = NamedSharding(encoder.mesh, P((DATA, CLASS)))
   own = own_rows(rows, size)
-  computed = []
+  computed, left_out = [], LeftOut(source, max_corrupt)
   read = ordered_batches(source, batch_size=size, rows=own, threads=threads)
-  for _, images in steps_of(read, "features of images", "batches", -(-len(source) // size)):
+  n_batches = -(-len(source) // size)
+  for _, images, reasons in steps_of(read, "features of images", "batches", n_batches):
+    left_out.add(reasons)
     features_BxE = encoder.features_of_images(place(images, own, size, rows))
     # Fetched one batch late, so that the device has the next to work on meanwhile.
     if computed:
@@ -68,8 +78,11 @@ def split_features(encoder: Encoder, source: Source, *, threads: int = 2) -> Spl
     computed.append(features_BxE)
     hosts.leave_if_asked()
   features = np.concatenate([np.asarray(part) for part in computed])[: len(source)]
+  left_out.agree()
+  kept = np.delete(np.arange(len(source)), list(left_out.reasons))
+  features, labels = features[kept], np.asarray(source.labels)[kept]
   check_finite(features, "images")
-  return SplitFeatures(tuple(source.names), np.asarray(source.labels), features)
+  return SplitFeatures(tuple(source.names), labels, features, kept)
 
 
 def evaluate(

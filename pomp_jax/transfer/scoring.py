@@ -6,7 +6,7 @@ an image, then are on every host, so that all count the same and nothing is left
 Shapes: P prompts, N classes, B images of a batch over all processes, E embedding, S image side.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import functools
 
 import jax
@@ -18,12 +18,16 @@ import numpy as np
 
 from pomp_jax.data.in_order import ordered_batches
 from pomp_jax.data.source import Source
+from pomp_jax.data.unreadable import LeftOut
 from pomp_jax.files.progress import steps_of
 from pomp_jax.prompt.train_step import CLASS, DATA, replicate
 from pomp_jax.transfer.classification import ranks
 from pomp_jax.transfer.encoder import Encoder
 from pomp_jax.transfer.hierarchy import Hierarchy
 from pomp_jax.transfer.metrics import Answers, Tally
+
+# The label of an image that can't be read.
+_UNREADABLE = -1
 
 
 def tally(
@@ -34,8 +38,11 @@ def tally(
   hierarchy: Hierarchy | None = None,
   batch_size: int = 512,
   threads: int = 2,
+  max_corrupt: float = 0.0,
 ) -> dict[str, Tally]:
-  """Counts over all images of a source, a tally for each prompt; all processes call it alike.
+  """Counts over the images of a source, a tally for each prompt; all processes call it alike.
+
+  An image that can't be read is left out, with one warning for all of them.
 
   Args:
     encoder: the CLIP, on the devices of all processes.
@@ -44,10 +51,11 @@ def tally(
     hierarchy: of these classes, for the figures on the tree.
     batch_size: images at a time, over all devices; rounded up to a multiple of these.
     threads: that decode ahead, in each process.
+    max_corrupt: share of the images that may be unreadable; one always may, unless this is 0.
 
   Raises:
     EvaluationError: features that are not finite.
-    ImageError: an image that can't be read.
+    CorruptDataError: more images can't be read.
   """
   n_images, n_devices = len(source), encoder.mesh.size
   size = n_devices * -(-min(batch_size, n_images) // n_devices)
@@ -61,24 +69,33 @@ def tally(
   )
   tallies = {prompt: Tally(len(source.names), hierarchy) for prompt in class_features}
 
-  def count(labels: np.ndarray, computed: tuple[jax.Array, ...]) -> None:
+  left_out = LeftOut(source, max_corrupt)
+
+  def count(n: int, labels: jax.Array, answers: Sequence[jax.Array]) -> None:
     # The last batch was filled up with images that have been counted.
-    rank_PxB, answer_PxB, confidence_PxB = (np.asarray(x)[:, : len(labels)] for x in computed)
+    labels_B = np.asarray(labels)[:n]
+    read = labels_B != _UNREADABLE
+    rank_PxB, answer_PxB, confidence_PxB = (np.asarray(x)[:, :n][:, read] for x in answers)
     for i, one in enumerate(tallies.values()):
-      one.add(labels, Answers(rank_PxB[i], answer_PxB[i], confidence_PxB[i]))
+      one.add(labels_B[read], Answers(rank_PxB[i], answer_PxB[i], confidence_PxB[i]))
 
   pending = None
-  read = ordered_batches(source, batch_size=size, rows=own, threads=threads)
-  for start, images in steps_of(read, "scoring images", "batches", -(-n_images // size)):
-    labels_B = source.labels[np.minimum(start + np.arange(size), n_images - 1)]
+  batches = ordered_batches(source, batch_size=size, rows=own, threads=threads)
+  n_batches = -(-n_images // size)
+  for start, images, reasons in steps_of(batches, "scoring images", "batches", n_batches):
+    left_out.add(reasons)
+    indices_B = np.minimum(start + np.arange(size), n_images - 1)
+    # Each process marks what it could not read; all of them get the labels of the whole batch.
+    labels_B = np.where(np.isin(indices_B, list(reasons)), _UNREADABLE, source.labels[indices_B])
     images_BxSxSx3 = place(images, own, size, rows)
     features_BxE = encoder.features_of_images(images_BxSxSx3)
-    computed = score(features_BxE, classes_PxNxE, place(labels_B[own], own, size, rows))
+    labels, *answers = score(features_BxE, classes_PxNxE, place(labels_B[own], own, size, rows))
     # Counted one batch late, so that the devices have the next to work on meanwhile.
     if pending is not None:
       count(*pending)
-    pending = (labels_B[: n_images - start], computed)
+    pending = (n_images - start, labels, answers)
   count(*pending)
+  left_out.agree()
   return tallies
 
 
@@ -89,8 +106,8 @@ def _answers(
   *,
   logit_scale: float,
   rows: NamedSharding,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Rank, answer and confidence [P,B]; see `metrics.Answers`."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """The labels [B]; rank, answer and confidence [P,B], see `metrics.Answers`."""
   features_BxE = jax.lax.with_sharding_constraint(features_BxE, rows)
   is_right_BxN = labels_B[:, None] == jnp.arange(classes_PxNxE.shape[1])
 
@@ -105,7 +122,7 @@ def _answers(
     return rank_B, answer_B, confidence_B
 
   # One prompt after the other: [B,N] of one of them is in memory.
-  return jax.lax.map(one, classes_PxNxE)
+  return labels_B, *jax.lax.map(one, classes_PxNxE)
 
 
 def own_rows(rows: NamedSharding, size: int) -> np.ndarray:

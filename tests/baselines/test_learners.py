@@ -189,7 +189,7 @@ def test_accuracy_of_what_was_learned_is_that_of_torchs_logits(tiny, name, monke
   # Right for five of the eight by torch.
   labels = logits.argmax(dim=1).numpy().astype(np.int32)
   labels[[1, 4, 6]] = logits.topk(6, dim=1).indices[[1, 4, 6], 5].numpy()
-  split = SplitFeatures(names, labels, features.astype(np.float32))
+  split = SplitFeatures(names, labels, features.astype(np.float32), np.arange(len(labels)))
   recognition = Recognition(encoder, learner, per_image=name == "cocoop")
   params, frozen = replicate((params, tiny.frozen), encoder.mesh)
   found = recognition.accuracy(params, frozen, split, Noise(tiny.images, labels, names))

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from pomp_jax.data import order as order_module
-from pomp_jax.data.loader import CorruptDataError, Loader
+from pomp_jax.data.loader import Loader
 from pomp_jax.data.made_up import encode, natural_image
 from pomp_jax.data.source import Files, StoredImages
+from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.data.views import Augmentation, views
 
 

@@ -105,6 +105,7 @@ class Shared:
           self.encoder(config),
           inputs.open_source(config.data, name, n_images=config.eval.images),
           threads=config.data.threads,
+          max_corrupt=config.data.max_corrupt,
         )
         for name in inputs.evaluation_splits(config.data)
       },
