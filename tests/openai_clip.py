@@ -17,10 +17,14 @@ RESNET = {"layers": (1, 2, 1, 1), "width": 8, "image_size": 64}
 _TEXT = {"context_length": 32, "vocab_size": N_TOKENS, "width": 64, "heads": 1, "layers": 2}
 
 
-def small_open_clip(vision: dict, quick_gelu: bool = True, seed: int = 0) -> open_clip.CLIP:
+def small_open_clip(
+  vision: dict, quick_gelu: bool = True, seed: int = 0, **text: int
+) -> open_clip.CLIP:
   """A model in evaluation mode, no weight of which is 0 or 1."""
   torch.manual_seed(seed)
-  model = open_clip.CLIP(24, CLIPVisionCfg(**vision), CLIPTextCfg(**_TEXT), quick_gelu=quick_gelu)
+  model = open_clip.CLIP(
+    24, CLIPVisionCfg(**vision), CLIPTextCfg(**_TEXT | text), quick_gelu=quick_gelu
+  )
   with torch.no_grad():
     for name, tensor in model.state_dict().items():
       if name == "logit_scale" or not tensor.is_floating_point():

@@ -55,6 +55,7 @@ class BytePairTokenizer:
     """
     self._letters = _byte_letters()
     tokens = [*self._letters.values(), *(letter + _END for letter in self._letters.values())]
+    self._tokens = tokens
     self._ids = {token: i for i, token in enumerate(tokens)}
     for pair in merges:
       for token in pair:
@@ -64,6 +65,7 @@ class BytePairTokenizer:
       tokens.append("".join(pair))
     self._ranks = {pair: rank for rank, pair in enumerate(merges)}
     self.bos_token_id, self.eos_token_id = len(tokens), len(tokens) + 1
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
     self._known: dict[str, list[int]] = {}
 
   def __len__(self) -> int:
@@ -78,6 +80,10 @@ class BytePairTokenizer:
     if add_special_tokens:
       rows = [[self.bos_token_id, *row, self.eos_token_id] for row in rows]
     return {"input_ids": rows}
+
+  def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+    """Tokens as HuggingFace writes them: a letter for each byte, "</w>" at a word's end."""
+    return [self._tokens[i] for i in ids]
 
   def _word(self, word: str) -> list[int]:
     if word not in self._known:

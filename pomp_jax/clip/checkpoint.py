@@ -3,18 +3,20 @@
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import re
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from transformers import CLIPConfig
 
 from pomp_jax.clip.architecture import ClipConfig, of_huggingface, of_shapes, parameter_shapes
 from pomp_jax.clip.errors import ClipError
 from pomp_jax.clip.layouts import HUGGINGFACE, OPENAI, Layout, check_weights
+from pomp_jax.files.embedded import CLIPS
 from pomp_jax.files.weights import Weights, WeightsError, open_weights
 
 FLAX_WEIGHTS = "flax_model.msgpack"
@@ -32,16 +34,22 @@ _OPEN_CLIP_WEIGHTS = (
   "open_clip_pytorch_model.bin",
 )
 _ACCEPTED = (
-  f"a folder or hub id with {_HUGGINGFACE_CONFIG} and {', '.join(_HUGGINGFACE_WEIGHTS[:-1])} or"
+  f"{', '.join(CLIPS)}, a folder or hub id with {_HUGGINGFACE_CONFIG} and"
+  f" {', '.join(_HUGGINGFACE_WEIGHTS[:-1])} or"
   f" {_HUGGINGFACE_WEIGHTS[-1]}, or with {', '.join(_OPEN_CLIP_WEIGHTS[:-1])} or"
   f" {_OPEN_CLIP_WEIGHTS[-1]}, or a .safetensors, .pt or .bin file of OpenAI's or open_clip's"
 )
+# The hub's answer, s; its own library tries each file again for 23 s.
+_TIMEOUT = 5.0
 # One slash at most, and a letter or a digit first.
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 class Place:
   """Where a CLIP's files are looked for: a folder, or a repository on the hub.
+
+  The hub is asked once what a repository holds. Where it does not answer, the files of an earlier
+  download are used.
 
   Attributes:
     source: as it was given.
@@ -54,7 +62,7 @@ class Place:
     Raises:
       ClipError: neither there, nor the form of a hub id.
     """
-    self.source, path = source, pathlib.Path(source)
+    self.source, path = source, CLIPS.get(source) or pathlib.Path(source)
     self.file = path if path.is_file() else None
     self._folder = path.parent if self.file else path
     self._on_hub = not path.exists()
@@ -67,11 +75,24 @@ class Place:
     if not self._on_hub:
       file = self._folder / name
       return file if file.is_file() else None
+    listed = self._listed
+    if listed is not None and name not in listed:
+      return None
     try:
-      return pathlib.Path(hf_hub_download(self.source, name))
+      return pathlib.Path(hf_hub_download(self.source, name, local_files_only=listed is None))
     except (EntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
       # Without a network, a file that is missing looks like one that can't be reached.
-      self._trouble = self._trouble or " ".join(str(error).split())[:200]
+      self._trouble = self._trouble or _line(error)[:200]
+      return None
+
+  @functools.cached_property
+  def _listed(self) -> frozenset[str] | None:
+    """The files of the repository; None where the hub does not say."""
+    try:
+      files = HfApi().model_info(self.source, timeout=_TIMEOUT).siblings
+      return frozenset(file.rfilename for file in files)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+      self._trouble = f"the hub can't be asked: {type(error).__name__}: {_line(error)[:200]}"
       return None
 
   def find_first(self, names: tuple[str, ...]) -> pathlib.Path | None:

@@ -123,8 +123,9 @@ def load_clip(source: str, name: str | None = None, activation: str = "auto") ->
   What had to be assumed goes to the log.
 
   Args:
-    source: a folder or hub id in HuggingFace's or open_clip's layout, or a file of weights in
-      OpenAI's layout, which open_clip's is too, with its tokenizer beside it.
+    source: `world`, the embedded world's CLIP; a folder or hub id in HuggingFace's or open_clip's
+      layout; or a file of weights in OpenAI's layout, which open_clip's is too, with its tokenizer
+      beside it.
     name: what to call it in prompt files; the source if not given.
     activation: of the MLPs: `quick_gelu`, `gelu`, or `auto`: as the checkpoint says, or as those
       who publish such checkpoints have it.
@@ -133,7 +134,8 @@ def load_clip(source: str, name: str | None = None, activation: str = "auto") ->
     The CLIP, its parameters float32 NumPy arrays on the host.
 
   Raises:
-    ClipError: nothing there, of another architecture, damaged, or without a tokenizer.
+    ClipError: nothing there, a hub that does not answer, another architecture, damage, or no
+      tokenizer.
   """
   with open_checkpoint(source, activation) as checkpoint:
     tokenizer = _tokenizer(checkpoint)

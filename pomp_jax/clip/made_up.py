@@ -111,6 +111,10 @@ class StandInTokenizer:
     """As HuggingFace's tokenizers: {"input_ids": rows} with SOS and EOT."""
     return {"input_ids": [[_BOS, *self._ids(text), _EOT] for text in texts]}
 
+  def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+    """The ids themselves."""
+    return [f"token {i}" for i in ids]
+
   def _ids(self, text: str) -> list[int]:
     count = self._counts.get(text)
     # Of ImageNet-21K's names a word of up to seven letters is one token or two.

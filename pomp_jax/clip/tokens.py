@@ -23,6 +23,9 @@ class Tokenizer(Protocol):
   def __call__(self, texts: Any, add_special_tokens: bool = True) -> Mapping[str, Any]:
     """`input_ids`: token ids of each text, with SOS and EOT around them."""
 
+  def convert_ids_to_tokens(self, ids: Any) -> list[str]:
+    """How the vocabulary writes tokens, one string an id."""
+
 
 class TokenizeError(ValueError):
   """A text that the tower cannot take; the message is one line."""

@@ -29,8 +29,6 @@ def open_clip(settings: ConfigDict) -> Clip:
     synsets = load_synsets()
     counts = {f"{name}.": int(n) for name, n in zip(synsets.names, synsets.lengths, strict=True)}
     return made_up_clip(model.removeprefix(MADE_UP_CLIP), counts)
-  if model == WORLD:
-    return load_clip(str(world.CLIP_PATH), WORLD, settings.activation)
   return load_clip(model, activation=settings.activation)
 
 
@@ -38,7 +36,7 @@ def clip_config(model: str) -> ClipConfig:
   """The sizes alone of `config.clip.model`, without weights; see `open_clip`."""
   if model.startswith(MADE_UP_CLIP):
     return made_up_config(model.removeprefix(MADE_UP_CLIP))
-  return read_clip_config(str(world.CLIP_PATH) if model == WORLD else model)
+  return read_clip_config(model)
 
 
 def open_encoder(config: ConfigDict, mesh: Mesh | None = None) -> Encoder:

@@ -4,6 +4,7 @@ Shapes: N classes, B images, E embedding.
 """
 
 from collections.abc import Callable, Sequence
+import os
 
 import jax
 from jaxtyping import Float, Int
@@ -15,7 +16,7 @@ from pomp_jax.clip import Clip
 from pomp_jax.data.images import prepare_batch
 from pomp_jax.data.vocabulary import check_names
 from pomp_jax.files.progress import steps_of
-from pomp_jax.files.prompt_file import Prompt
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt
 from pomp_jax.transfer.encoder import Encoder
 from pomp_jax.transfer.metrics import EvaluationError
 
@@ -31,12 +32,15 @@ class Classifier:
     class_features: unit text features, one row a class [N,E].
   """
 
-  def __init__(self, clip: Clip | Encoder, prompt: Prompt | str, names: Sequence[str]):
+  def __init__(
+    self, clip: Clip | Encoder, prompt: Prompt | str | os.PathLike, names: Sequence[str]
+  ):
     """Computes the features of all names once.
 
     Args:
       clip: a loaded CLIP, or an encoder that holds one.
-      prompt: a learned prompt, or a template such as "a photo of a {}.".
+      prompt: a learned prompt, the path of a file that `load_prompt` reads, or a template such as
+        "a photo of a {}.".
       names: the classes to tell apart, any list of different strings.
 
     Raises:
@@ -46,7 +50,7 @@ class Classifier:
     check_names(names)
     self.names = tuple(names)
     self._encoder = clip if isinstance(clip, Encoder) else Encoder(clip)
-    self.class_features = self._encoder.class_features(names, prompt)
+    self.class_features = self._encoder.class_features(names, _opened(prompt))
     check_finite(self.class_features, "classes")
 
   def probabilities(self, images: Sequence[Image.Image | np.ndarray]) -> Float[np.ndarray, "B N"]:
@@ -73,6 +77,22 @@ class Classifier:
       [(self.names[c], float(row[c])) for c in best]
       for row, best in zip(probabilities_BxN, best_BxK, strict=True)
     ]
+
+
+def _opened(prompt: Prompt | str | os.PathLike) -> Prompt | str:
+  """The prompt in a file; a prompt or a template as it is.
+
+  Raises:
+    PromptFileError: a text that is none of these, or a file that holds no prompt.
+  """
+  if isinstance(prompt, Prompt) or (isinstance(prompt, str) and prompt.count("{}") == 1):
+    return prompt
+  if os.path.isfile(prompt):
+    return load_prompt(prompt)
+  raise PromptFileError(
+    f"prompt {os.fspath(prompt)!r}: no file of that name, and no template; accepted: a Prompt, a"
+    " prompt file that exists, or a text with exactly one {}"
+  )
 
 
 def check_finite(features_nxE: Float[np.ndarray, "n E"], of: str) -> None:

@@ -19,7 +19,7 @@ from pomp_jax.clip.memory import KEEP_ALL, MemoryPlan
 from pomp_jax.data.vocabulary import Vocabulary, make_vocabulary, spoken
 from pomp_jax.files.array_cache import ArrayCache, fingerprint
 from pomp_jax.files.progress import steps_of
-from pomp_jax.files.prompt_file import Prompt, check_fits
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.contrast import normalize
 from pomp_jax.prompt.learner import Frozen, class_features
@@ -106,10 +106,13 @@ class Encoder:
       prompt: a learned prompt, or a hand-written template such as "a photo of a {}.".
 
     Raises:
-      PromptFileError: the prompt does not fit the CLIP or the number of names.
+      PromptFileError: the prompt does not fit the CLIP or the number of names, or is a text
+        without a place for them.
       VocabularyError, TokenizeError: names that can't be used.
     """
     if isinstance(prompt, str):
+      if prompt.count("{}") != 1:
+        raise PromptFileError(f"template {prompt!r}: accepted: a text with exactly one {{}}")
       context_MxD, position = np.zeros((0, self.clip.text_width), np.float32), "end"
       ids_NxL, lengths_N = self._tokenize([prompt.replace("{}", name) for name in spoken(names)])
       # The whole sentence is the name: no context stands inside it.

@@ -1,12 +1,11 @@
 """Labelled images of the world, drawn when asked for."""
 
-import pathlib
-
 import numpy as np
 
+from pomp_jax.files.embedded import CLIPS
 from pomp_jax.world import names, render
 
-CLIP_PATH = pathlib.Path(__file__).parent / "clip"
+CLIP_PATH = CLIPS["world"]
 SPLITS = ("train", "validation", "base", "novel", "shifted")
 
 # The group of classes and the random stream of each split (`captions` has a stream of its own).

@@ -97,6 +97,8 @@ def test_huggingfaces_tokenizer_and_its_files_give_the_same(ours, tmp_path):
   assert from_merges(texts)["input_ids"] == rows
   assert huggingface(texts)["input_ids"] == rows
   assert (ours.bos_token_id, ours.eos_token_id) == (49_406, 49_407)
+  every = list(range(49_408))
+  assert ours.convert_ids_to_tokens(every) == huggingface.convert_ids_to_tokens(every)
 
 
 @pytest.fixture

@@ -1,7 +1,13 @@
 """HuggingFace folders with torch's weights against HuggingFace's torch model; the hub's cache."""
 
+import http.server
 import json
+import os
+import pathlib
 import shutil
+import subprocess
+import sys
+import threading
 
 from closeness import assert_close
 import jax
@@ -13,7 +19,8 @@ import safetensors.torch
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from pomp_jax.clip import encode_texts, image_tower, load_clip
+from pomp_jax import world
+from pomp_jax.clip import ClipError, encode_texts, image_tower, load_clip
 from pomp_jax.clip.architecture import of_huggingface, parameter_shapes
 from pomp_jax.clip.layouts import HUGGINGFACE, check_weights
 
@@ -100,6 +107,46 @@ def test_a_hub_id_from_the_cache(written, tmp_path, monkeypatch):
   clip = load_clip("someone/some-clip")
   assert clip.name == "someone/some-clip"
   _assert_equal(clip, written[1])
+  with pytest.raises(ClipError, match=r"^some/other: no CLIP's weights there \(the hub can't be"):
+    load_clip("some/other")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(tmp_path):
+  """The hub's own client would ask for each of eight files six times, for 92 s."""
+  asked = []
+
+  class Hub(http.server.BaseHTTPRequestHandler):
+    def _unavailable(self):
+      asked.append(self.path)
+      self.send_error(503)
+
+    do_GET = do_HEAD = _unavailable
+
+    def log_message(self, *arguments):
+      del arguments
+
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    # Where the client looks for the hub is fixed when it is imported.
+    process = subprocess.run(
+      [sys.executable, "-c", "from pomp_jax.clip import load_clip; load_clip('wrold')"],
+      cwd=pathlib.Path(world.__file__).parent.parent.parent,
+      env=os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address, "HF_HOME": str(tmp_path)},
+      capture_output=True,
+      text=True,
+    )
+    server.shutdown()
+  last = process.stderr.splitlines()[-1]
+  assert "ClipError: wrold: no CLIP's weights there (the hub can't be asked: " in last
+  assert asked == ["/api/models/wrold"]
+
+
+def test_the_embedded_worlds_clip_by_its_name():
+  """At once: from the package, whatever the hub says."""
+  found, expected = load_clip("world"), load_clip(str(world.CLIP_PATH))
+  assert found.name == "world"
+  jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ import copy
 import json
 
 import numpy as np
+from openai_clip import N_TOKENS, VIT, small_open_clip, write_merges, write_settings
 from PIL import Image
 import pytest
 from small_run import small_config
+import torch
 
 from pomp_jax.clip import load_clip
 from pomp_jax.config import ConfigError
@@ -86,6 +88,32 @@ def test_files(analysed):
     with Image.open(path) as image:
       assert min(image.size) > 300
       assert len(np.unique(image.convert("L"))) > 10
+
+
+def test_a_clip_in_open_clips_layout(tmp_path):
+  """Its tokenizer is ours, not HuggingFace's."""
+  vision = VIT | {"image_size": 40}  # the world's
+  model = small_open_clip(vision, context_length=48)
+  torch.save(model.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+  write_settings(tmp_path, vision, quick_gelu=True, text_cfg__context_length=48)
+  write_merges(tmp_path)
+  # "star", a token of its own, and EOT.
+  words = [N_TOKENS - 3, N_TOKENS - 1]
+  table = model.token_embedding.weight.detach().numpy()
+  save_prompt(tmp_path / "prompt.npz", Prompt(table[words], str(tmp_path), "end"))
+  config = small_config(
+    job="analyse",
+    **{
+      "clip.model": str(tmp_path),
+      "analyse.prompts": str(tmp_path / "prompt.npz"),
+      "evaluate.sets": "novel",
+      "data.n_classes": 5,
+      "eval.images": 5,
+    },
+  )
+  analyse.check(config, str(tmp_path / "run"))
+  [vectors] = analyse.run(config, str(tmp_path / "run"))["tokens"]["vectors"].values()
+  assert [vector["tokens"][0] for vector in vectors] == ["star</w>", "<|endoftext|>"]
 
 
 def test_what_is_analysed_is_not_replaced(analysed):

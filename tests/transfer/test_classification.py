@@ -13,7 +13,7 @@ from pomp_jax.clip import load_clip
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.files.array_cache import ArrayCache
-from pomp_jax.files.prompt_file import Prompt, PromptFileError
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.prompt.train_step import make_mesh
 from pomp_jax.transfer import Classifier, Encoder, topk_accuracy
 from pomp_jax.transfer.classification import accuracy_of_scores, ranks
@@ -153,7 +153,29 @@ def test_class_specific_contexts_follow_their_class(clip_and_torch, encoder):
     encoder.class_features(NAMES[:2], Prompt(context, "random"))
 
 
-def test_refused_prompts_and_names(encoder):
+@pytest.mark.parametrize("name", ["prompt.npz", "prompt.safetensors", "model.pth.tar-20"])
+def test_a_prompt_by_the_path_of_its_file(clip_and_torch, encoder, tmp_path, name):
+  clip, _ = clip_and_torch
+  words = words_as_prompt(clip, "a photo of a")
+  save_prompt(tmp_path / name, words)
+  expected = Classifier(encoder, words, NAMES).class_features
+  for path in (tmp_path / name, str(tmp_path / name)):
+    np.testing.assert_array_equal(Classifier(encoder, path, NAMES).class_features, expected)
+
+
+@pytest.mark.parametrize("text", ["prompt.npz", "a photo of", "{} or {}", "", "."])
+def test_a_text_that_is_neither_a_file_nor_a_template(encoder, text):
+  with pytest.raises(PromptFileError, match=r"^prompt '.*exactly one \{\}$") as error:
+    Classifier(encoder, text, NAMES)
+  assert repr(text) in str(error.value)
+  with pytest.raises(PromptFileError, match=r"exactly one \{\}$"):
+    encoder.class_features(NAMES, text)
+
+
+def test_refused_prompts_and_names(encoder, tmp_path):
+  (tmp_path / "prompt.npz").write_bytes(b"nothing")
+  with pytest.raises(PromptFileError, match=r"prompt\.npz"):
+    Classifier(encoder, tmp_path / "prompt.npz", NAMES)
   with pytest.raises(PromptFileError, match="width 7"):
     Classifier(encoder, Prompt(np.zeros((4, 7), np.float32), "other"), NAMES)
   with pytest.raises(VocabularyError, match="twice"):
