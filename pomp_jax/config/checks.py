@@ -245,6 +245,7 @@ def _watch(config: ConfigDict) -> None:
 def _data(data: ConfigDict) -> None:
   if data.source == WORLD:
     unread = {"root": "", "dataset": "", "names": "", "shots": 0, "classes": "all"}
+    unread |= {"base": "", "novel": ""}
     for field, value in unread.items():
       if data[field] != value:
         raise ConfigError(f"data.{field}", data[field], f"{value!r} where data.source='{WORLD}'")
@@ -262,9 +263,31 @@ def _data(data: ConfigDict) -> None:
     raise ConfigError("data.dataset", data.dataset, f"one of {', '.join(COOP_SETS)}")
   if data.source == "tfds" and not data.dataset:
     raise ConfigError("data.dataset", data.dataset, "a data set of TFDS, such as food101")
-  if data.names and data.names not in CLASS_LISTS and not os.path.isfile(data.names):
+  _names(data, "names")
+  _groups(data)
+
+
+def _groups(data: ConfigDict) -> None:
+  """Held-out shares, and lists of base and novel classes."""
+  for field in ("test_share", "validation_share"):
+    if not 0 <= data[field] < 1:
+      raise ConfigError(f"data.{field}", data[field], "a share from 0 to below 1")
+  if data.test_share + data.validation_share >= 1:
+    takes = f"less than 1 together with data.test_share = {data.test_share}"
+    raise ConfigError("data.validation_share", data.validation_share, takes)
+  if data.base and data.classes != "all":
+    raise ConfigError("data.classes", data.classes, "'all' where data.base has a list")
+  if data.novel and not data.base:
+    raise ConfigError("data.novel", data.novel, "'' where data.base is empty")
+  for field in ("base", "novel"):
+    _names(data, field)
+
+
+def _names(data: ConfigDict, field: str) -> None:
+  names = data[field]
+  if names and names not in CLASS_LISTS and not os.path.isfile(names):
     takes = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
-    raise ConfigError("data.names", data.names, takes)
+    raise ConfigError(f"data.{field}", names, takes)
 
 
 def _views(config: ConfigDict) -> None:

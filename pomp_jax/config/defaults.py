@@ -34,6 +34,10 @@ def base() -> ConfigDict:
   config.data.shots = 0  # stored images a class for training; 0: all
   config.data.shots_seed = 1  # of the few-shot subset; CoOp's are 1, 2 and 3
   config.data.classes = "all"  # CoOp's halves: base, the first, and new, the others
+  config.data.base = ""  # a class list or a file of names: the classes to train on
+  config.data.novel = ""  # likewise, for the evaluation beside base; empty: all others
+  config.data.test_share = 0.2  # of a folder without test images: held out of each class's,
+  config.data.validation_share = 0.1  # and likewise without validation images
   config.data.cache = ""  # a folder for the labels of TFDS sets, so that they are read once
   config.data.images_per_class = 16  # of the world, and of made-up data
   config.data.n_classes = 0  # so many of the source's classes, spread over its list; 0: all

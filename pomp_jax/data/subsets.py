@@ -11,6 +11,8 @@ from jaxtyping import Int
 import numpy as np
 
 HALVES = ("all", "base", "new")
+# Another ranking than those of the few-shot subsets of any `data.shots_seed`.
+_HELD_OUT_SEED = 2**63
 
 
 def few_shot(
@@ -50,6 +52,34 @@ def even_sample(
   # Within a turn, by hash and not by class.
   order = order[np.lexsort((_hashes(keys, seed)[order], rank))]
   return np.sort(order[:count])
+
+
+def held_out(
+  labels: Int[np.ndarray, " n"], keys: Sequence[str] | np.ndarray, shares: Sequence[float]
+) -> tuple[Int[np.ndarray, " m"], list[Int[np.ndarray, " k"]]]:
+  """Divides the images of each class: some shares held out, the rest to train with.
+
+  A class's images are ranked by a hash of the key; the first share takes the first of them. A share
+  takes its part of a class's images to the nearest whole number, but leaves one to train with.
+
+  Args:
+    labels: the class of each image.
+    keys: a string an image, all different.
+    shares: 0 to 1 each.
+
+  Returns:
+    Indices of the rest, and of each share's images; int64, in ascending order.
+  """
+  order, rank = ranked(labels, keys, _HELD_OUT_SEED)
+  ordered = np.asarray(labels)[order]
+  size_N = np.bincount(ordered) if len(ordered) else np.zeros(0, int)
+  first_N, parts = np.zeros_like(size_N), []
+  for share in shares:
+    count_N = np.floor(size_N * share + 0.5).astype(int)
+    last_N = np.minimum(first_N + count_N, np.maximum(size_N - 1, 0))
+    parts.append(np.sort(order[(rank >= first_N[ordered]) & (rank < last_N[ordered])]))
+    first_N = last_N
+  return np.sort(order[rank >= first_N[ordered]]), parts
 
 
 def half_of_classes(n_classes: int, which: str) -> Int[np.ndarray, " m"]:

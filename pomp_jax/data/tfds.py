@@ -100,7 +100,7 @@ class Records:
 def tfds_splits(dataset: str, root: str | os.PathLike | None = None) -> dict[str, str]:
   """Which of its splits to take for "train", "validation" and "test", as far as it has them.
 
-  Where there is no labelled test split, the validation split stands for it (ImageNet, Food-101).
+  A test split without labels (ImageNet's) is left out.
 
   Args:
     dataset: a class list's name, or TFDS's name of the set, "name/config:version".
@@ -117,8 +117,8 @@ def tfds_splits(dataset: str, root: str | os.PathLike | None = None) -> dict[str
       f" tfds build {tfds_name(dataset)} --file_format=array_record --data_dir={root or 'DIR'}"
     )
   found = {split: split for split in ("train", "validation", "test") if split in splits}
-  if builder.name == "imagenet2012" or "test" not in found:
-    found |= {"test": found.pop("validation")} if "validation" in found else {}
+  if builder.name == "imagenet2012":
+    found.pop("test", None)
   return found
 
 

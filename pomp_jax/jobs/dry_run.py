@@ -66,11 +66,12 @@ def _trial(config: ConfigDict) -> ConfigDict:
   """The config on data, and if need be weights, that are made up."""
   trial = copy.deepcopy(config)
   if config.data.source != WORLD:
-    names = config.data.names or config.data.dataset
+    names = config.data.base or config.data.names or config.data.dataset
     if names not in CLASS_LISTS and not pathlib.Path(names).is_file():
       takes = f"a file of names, or one of {', '.join(CLASS_LISTS)}, for a dry run"
       raise ConfigError("data.names", config.data.names, takes)
     trial.data.update(source=MADE_UP_DATA, root="", dataset="", names=names, shots=0)
+    trial.data.update(base="", novel="")
     trial.data.feature_cache = ""
     if config.data.shots:
       trial.data.images_per_class = config.data.shots

@@ -130,9 +130,11 @@ def _tfds(root: str, name: str, classes: ClassList, image_size: int) -> StoredIm
 
   del classes
   splits = tfds_splits(name, root)
-  if "test" not in splits:
+  # What ImageNet and Food-101 are tested on is their validation split.
+  split = splits.get("test", splits.get("validation"))
+  if split is None:
     raise SourceError(f"{root}: {name} has no test split; it has {', '.join(splits)}")
-  return open_tfds(name, splits["test"], root=root, image_size=image_size)
+  return open_tfds(name, split, root=root, image_size=image_size)
 
 
 def _folder(root: str, name: str, classes: ClassList, image_size: int) -> StoredImages:

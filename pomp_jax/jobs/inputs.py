@@ -13,6 +13,7 @@ from pomp_jax.data.imagenet21k import load_synsets
 from pomp_jax.data.source import ClassSubset, Source, StoredImages
 from pomp_jax.files.array_cache import ArrayCache
 from pomp_jax.files.progress import waiting
+from pomp_jax.jobs.sources import has_validation as has_stored_validation
 from pomp_jax.jobs.sources import n_classes_of, open_stored, stored_splits
 from pomp_jax.prompt.train_step import make_mesh
 from pomp_jax.transfer import Encoder
@@ -112,5 +113,14 @@ TEST_SPLITS = ("base", "novel", "shifted")
 
 
 def evaluation_splits(data: ConfigDict) -> tuple[str, ...]:
-  """What a learned prompt is evaluated on, by names that `open_source` knows."""
+  """What a learned prompt is evaluated on, by names that `open_source` knows.
+
+  Raises:
+    SourceError: no stored images there.
+  """
   return TEST_SPLITS if data.source == WORLD else stored_splits(data)
+
+
+def has_validation(data: ConfigDict) -> bool:
+  """Whether validation images are others than those that are trained on."""
+  return data.source == WORLD or has_stored_validation(data)

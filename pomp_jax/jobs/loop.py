@@ -239,8 +239,13 @@ def _say_what_differs(job: Run, restored: Restored) -> None:
 
 
 def _validation(job: Run):
-  """A function state -> top-1 on validation images, over all classes of the training."""
+  """A function state -> top-1 on validation images, over all classes of the training.
+
+  None where there are no images but those that are trained on.
+  """
   config: ConfigDict = job.config
+  if not inputs.has_validation(config.data):
+    return lambda state: None
   source = inputs.open_source(config.data, "validation", n_images=config.eval.images)
   split = split_features(
     job.encoder, source, threads=config.data.threads, max_corrupt=config.data.max_corrupt

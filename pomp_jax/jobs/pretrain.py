@@ -229,7 +229,8 @@ def _prediction_sheet(job: Run, prompt: Prompt, results: dict) -> tuple | None:
   None if no image among those chosen can be read.
   """
   # Classes that the training did not see, where there are such.
-  split = next(name for name in ("novel", "new", "test", "base") if name in results["eval"])
+  splits = list(results["eval"])
+  split = next((name for name in splits if name.endswith(("novel", "new"))), splits[0])
   source = inputs.open_source(job.config.data, split, n_images=_SHEET_IMAGES)
   shown = spread_evenly(min(_SHEET_IMAGES, len(source)), len(source))
   images, reasons = readable_images(source, shown)

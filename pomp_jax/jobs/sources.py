@@ -1,7 +1,8 @@
 """The images that `config.data` names: the splits of a folder, of CoOp's layout, of a TFDS set.
 
-A data set has some of the splits train, validation and test; what stands for a missing one is
-said in the log. Opening reads lists and labels, no image.
+A data set has some of the splits train, validation and test. Of a folder, what is missing is held
+out of the training images. Otherwise another split stands in, under its own name; the log says so.
+Opening reads lists and labels, no image.
 """
 
 import dataclasses
@@ -13,16 +14,22 @@ import numpy as np
 
 from pomp_jax.config import MADE_UP_DATA, ConfigError
 from pomp_jax.data.coop import open_coop
-from pomp_jax.data.folder import open_folder, own_classes, split_folders, subfolders
+from pomp_jax.data.folder import (
+  SYNSET,
+  match_classes,
+  open_folder,
+  own_classes,
+  split_folders,
+  subfolders,
+)
 from pomp_jax.data.made_up import open_made_up
 from pomp_jax.data.source import SourceError, StoredImages, spread_evenly
-from pomp_jax.data.subsets import even_sample, few_shot, half_of_classes
+from pomp_jax.data.subsets import even_sample, few_shot, half_of_classes, held_out
 from pomp_jax.data.vocabularies import ClassList, load_class_list
 from pomp_jax.files.array_cache import ArrayCache
 
 log = logging.getLogger(__name__)
 
-_HALVES = ("base", "new")
 _MADE_UP_TEST_IMAGES = 5  # a class
 
 
@@ -34,8 +41,12 @@ class _Data:
   root: str
   dataset: str
   names: str
+  base: str
+  novel: str
   shots: int
   shots_seed: int
+  test_share: float
+  validation_share: float
   images_per_class: int
   cache: str
 
@@ -45,21 +56,27 @@ def open_stored(data: ConfigDict, split: str, n_images: int | None = None) -> St
 
   Args:
     data: `config.data`, of another source than the world.
-    split: train, validation or test, with the classes of `data.classes`; base or new, which are the
-      test images of that half of the classes.
+    split: train or validation, with the classes that are trained on, or one of `stored_splits`.
     n_images: this many of them, over the classes as evenly as can be; all if None.
 
   Raises:
     SourceError, VocabularyError, ConfigError: one line each.
   """
-  half, part = (split, "test") if split in _HALVES else (data.classes, split)
-  source = _with_fallback(_fields(data), part)
-  kept = half_of_classes(len(source.names), half)
+  fields, trained = _fields(data), _trained_group(data)
+  if split in ("train", "validation"):
+    source, group = _split(fields, split), trained
+  else:
+    parts = _parts(data)
+    if split not in parts:
+      raise ValueError(f"no split {split!r} to evaluate on; there are {', '.join(parts)}")
+    part, group = parts[split]
+    source = _split(fields, part)
+  kept = _classes_of(fields, source.names, group)
   if not len(kept):
-    raise ConfigError("data.classes", half, "all, where there is one class")
+    raise ConfigError("data.classes", group, "all, where there is one class")
   if data.n_classes and data.n_classes < len(kept):
     kept = kept[spread_evenly(data.n_classes, len(kept))]
-  if len(kept) < len(source.names):
+  if not np.array_equal(kept, np.arange(len(source.names))):
     new_label = np.full(len(source.names), -1)
     new_label[kept] = np.arange(len(kept))
     source = source.relabelled([source.names[c] for c in kept], new_label[source.labels])
@@ -71,8 +88,21 @@ def open_stored(data: ConfigDict, split: str, n_images: int | None = None) -> St
 
 
 def stored_splits(data: ConfigDict) -> tuple[str, ...]:
-  """What a learned prompt is evaluated on: all classes, or each half of them."""
-  return ("test",) if data.classes == "all" else _HALVES
+  """What a learned prompt is evaluated on, named for the images that it is.
+
+  `test`, or, of a data set without such images, `validation` or `train`; with groups of classes
+  `base` and `novel` (lists) or `new` (CoOp's halves), of the test images. Where others stand in
+  for these it is `validation/base`, `train/base` and so on.
+
+  Raises:
+    SourceError: no data set there.
+  """
+  return tuple(_parts(data))
+
+
+def has_validation(data: ConfigDict) -> bool:
+  """Whether any images but those that are trained on can choose between checkpoints."""
+  return _stand_in(_fields(data), "validation") != "train"
 
 
 def n_classes_of(data: ConfigDict) -> int:
@@ -81,11 +111,17 @@ def n_classes_of(data: ConfigDict) -> int:
   Raises:
     SourceError, VocabularyError, ConfigError: one line each.
   """
+  train = open_stored(data, "train")
   for split in ("validation", *stored_splits(data)):
     open_stored(data, split)
-  n_classes = len(open_stored(data, "train").names)
+  n_classes = len(train.names)
   if data.n_classes > n_classes:
     raise ConfigError("data.n_classes", data.n_classes, f"at most {n_classes}, or 0 for all")
+  if data.base:
+    count_N = np.bincount(train.labels, minlength=n_classes)
+    if not count_N.all():
+      name = train.names[int(np.argmin(count_N))]
+      raise SourceError(f"data.root {data.root!r}: no training image of data.base's {name!r}")
   return n_classes
 
 
@@ -93,47 +129,141 @@ def _fields(data: ConfigDict) -> _Data:
   return _Data(**{field.name: data[field.name] for field in dataclasses.fields(_Data)})
 
 
-def _with_fallback(data: _Data, split: str) -> StoredImages:
-  """A split, or what stands for it where the data set has no such split."""
+def _trained_group(data: ConfigDict) -> str:
+  """The classes that are trained on: all, base or new."""
+  return "base" if data.base else data.classes
+
+
+def _parts(data: ConfigDict) -> dict[str, tuple[str, str]]:
+  """By their names the splits of an evaluation: which images, and of which classes."""
+  fields, trained = _fields(data), _trained_group(data)
+  part = _stand_in(fields, "test")
+  if trained == "all":
+    return {part: (part, "all")}
+  found = {}
+  for group in ("base", "novel" if data.base else "new"):
+    if group == trained or (part != "train" and part in _splits(fields)):
+      found[group if part == "test" else f"{part}/{group}"] = part, group
+    else:
+      # Nothing of these classes is trained on: all their images are for testing.
+      found[group] = "whole", group
+  return found
+
+
+def _classes_of(data: _Data, names: tuple[str, ...], group: str) -> np.ndarray:
+  """Labels of a group of classes: of base or novel in the order of their list."""
+  if not data.base or group == "all":
+    return half_of_classes(len(names), group)
+  base = _listed(data, "base", names)
+  if group == "base":
+    return base
+  if not data.novel:
+    others = np.setdiff1d(np.arange(len(names)), base)
+    if not len(others):
+      raise ConfigError("data.base", data.base, "a list that leaves classes for novel ones")
+    return others
+  novel = _listed(data, "novel", names)
+  both = np.intersect1d(base, novel)
+  if len(both):
+    takes = f"classes that are not in data.base; {names[both[0]]!r} is in both"
+    raise ConfigError("data.novel", data.novel, takes)
+  return novel
+
+
+def _listed(data: _Data, field: str, names: tuple[str, ...]) -> np.ndarray:
+  listed = load_class_list(getattr(data, field))
+  if all(map(SYNSET.fullmatch, listed.names)):
+    listed = own_classes(listed.names, getattr(data, field))
+  class_of = match_classes(names, ClassList(listed.names), f"{_name(data)}: data.{field}")
+  label_of = {name: label for label, name in enumerate(names)}
+  return np.array([label_of[name] for name in sorted(class_of, key=class_of.__getitem__)])
+
+
+def _stand_in(data: _Data, split: str) -> str:
+  """What a data set's validation or test images are: the split itself, or one in its place."""
+  other = {"test": "validation", "validation": "test"}[split]
+  instead = next((name for name in (split, other) if _has(data, name)), "train")
+  if instead != split:
+    _say(_name(data), split, f"in its place the {instead} images, as {instead!r}")
+  elif split not in _splits(data):
+    share = f"{100 * _shares(data)[split]:g}% of each class's training images"
+    if split == "validation" and data.shots:
+      share = "the training images that are not among the shots"
+    n_images = len(_held_out(data)[split])
+    _say(_name(data), split, f"held out for it are {share}, {n_images} images in all")
+  return instead
+
+
+def _has(data: _Data, split: str) -> bool:
+  """Whether there is a validation or test split, or images that are held out for it."""
+  if split in _splits(data):
+    return True
+  possible = _shares(data)[split] or (split == "validation" and data.shots)
+  return bool(possible and len(_held_out(data)[split]))
+
+
+def _shares(data: _Data) -> dict[str, float]:
+  """Of each class's training images, the shares that are held out for missing splits."""
   there = _splits(data)
-  if split in there:
-    return _train(data) if split == "train" else _open(data, split)
-  if split == "train":
+  if data.source != "folder":
+    return {"test": 0.0, "validation": 0.0}
+  return {
+    # A validation split without a test split is what data sets are tested on.
+    "test": 0.0 if {"test", "validation"} & set(there) else data.test_share,
+    # With few shots there are images left over.
+    "validation": 0.0 if "validation" in there or data.shots else data.validation_share,
+  }
+
+
+def _split(data: _Data, part: str) -> StoredImages:
+  """The images of a part: train, validation, test, or whole, the training images undivided."""
+  if part == "whole":
+    return _whole(data)
+  if part != "train":
+    part = _stand_in(data, part)
+  if part == "train":
+    return _train(data)
+  if part in _splits(data):
+    return _open(data, part)
+  return _whole(data).subset(_held_out(data)[part])
+
+
+def _whole(data: _Data) -> StoredImages:
+  """The training images before any is held out, or left out by the number of shots."""
+  there = _splits(data)
+  if "train" not in there:
     raise SourceError(f"{_name(data)}: has no images to train with; its splits: {', '.join(there)}")
-  others = [other for other in ("validation", "test") if other in there]
-  rest = _left_over(data) if data.shots else None
-  # Images that the training does not see, if there are any; those that evaluate nothing else first.
-  if split == "validation" and rest is not None:
-    _say(_name(data), split, "the training images that are not among the shots")
-    return rest
-  if others:
-    _say(_name(data), split, f"the split {others[0]!r}")
-    return _open(data, others[0])
-  if rest is not None:
-    _say(_name(data), split, "the training images that are not among the shots")
-    return rest
-  _say(_name(data), split, "the training images, for want of any others")
-  return _train(data)
+  return _open(dataclasses.replace(data, shots=0), "train")
 
 
-@functools.lru_cache(maxsize=4)
 def _train(data: _Data) -> StoredImages:
   """The training images, or the few-shot subset of them; CoOp's is CoOp's own."""
-  source = _open(data, "train")
-  if not data.shots or data.source == "coop":
-    return source
-  return source.subset(few_shot(source.labels, source.keys, data.shots, data.shots_seed))
+  if data.source == "coop" and "train" in _splits(data):
+    return _open(data, "train")
+  return _whole(data).subset(_held_out(data)["train"])
 
 
 @functools.lru_cache(maxsize=4)
-def _left_over(data: _Data) -> StoredImages | None:
-  """The training images that are not among the shots."""
-  if "train" not in _splits(data):
-    return None
-  whole = _open(dataclasses.replace(data, shots=0), "train")
-  taken = set(_train(data).keys.tolist())
-  rest = np.array([i for i, key in enumerate(whole.keys.tolist()) if key not in taken], int)
-  return whole.subset(rest) if len(rest) else None
+def _held_out(data: _Data) -> dict[str, np.ndarray]:
+  """Indices of the training images: those trained on, and those held out for each split.
+
+  With few shots, those that are left over are the validation images.
+  """
+  whole, shares = _whole(data), _shares(data)
+  rest, test, validation = np.arange(len(whole)), np.arange(0), np.arange(0)
+  if any(shares.values()):
+    rest, (test, validation) = held_out(
+      whole.labels, whole.keys, (shares["test"], shares["validation"])
+    )
+  if data.shots:
+    if data.source == "coop":
+      taken = set(_open(data, "train").keys.tolist())
+      shot = np.array([key in taken for key in whole.keys[rest].tolist()], bool)
+    else:
+      chosen = few_shot(whole.labels[rest], whole.keys[rest], data.shots, data.shots_seed)
+      shot = np.isin(np.arange(len(rest)), chosen)
+    rest, validation = rest[shot], rest[~shot]
+  return {"train": rest, "validation": validation, "test": test}
 
 
 def _splits(data: _Data) -> tuple[str, ...]:
@@ -154,7 +284,7 @@ def _open(data: _Data, split: str) -> StoredImages:
     count = data.images_per_class if split == "train" else _MADE_UP_TEST_IMAGES
     return open_made_up(classes.names, count)
   if data.source == "folder":
-    return _open_folder(data.root, split, classes)
+    return _open_folder(data, split, classes)
   if data.source == "coop":
     return _renamed(_coop(data)[split], classes, data.names)
   from pomp_jax.data.tfds import open_tfds  # half a second, which no other source has to wait for
@@ -168,12 +298,14 @@ def _open(data: _Data, split: str) -> StoredImages:
   )
 
 
-def _open_folder(root: str, split: str, classes: ClassList | None) -> StoredImages:
-  folders = split_folders(root)
-  if classes is None:  # the training's, for all splits
-    names_from = folders.get("train", folders[split])
-    classes = own_classes(subfolders(names_from), str(names_from))
-  return open_folder(folders[split], classes, all_classes=split == "train")
+def _open_folder(data: _Data, split: str, classes: ClassList | None) -> StoredImages:
+  folders = split_folders(data.root)
+  if classes is None:
+    # The training's, for all splits; where a list says what to train on, those of all splits.
+    names_from = list(folders.values()) if data.base else [folders.get("train", folders[split])]
+    found = sorted({name for folder in names_from for name in subfolders(folder)})
+    classes = own_classes(found, str(names_from[0]))
+  return open_folder(folders[split], classes, all_classes=split == "train" and not data.base)
 
 
 @functools.lru_cache(maxsize=4)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from pomp_jax.data.subsets import even_sample, few_shot, half_of_classes
+from pomp_jax.data.subsets import even_sample, few_shot, half_of_classes, held_out
 
 LABELS = st.lists(st.integers(0, 5), max_size=60)
 
@@ -47,10 +47,27 @@ def test_fewer_shots_lie_within_more_and_seeds_differ():
   assert set(few_shot(labels, keys, 16, seed=1).tolist()) != subsets[-1]
 
 
+@settings(max_examples=50, deadline=None)
+@given(LABELS, st.sampled_from((0.0, 0.1, 0.5)), st.sampled_from((0.0, 0.2, 0.4)))
+def test_what_is_held_out_is_a_share_of_each_class(labels, first, second):
+  rest, parts = held_out(np.array(labels, int), keys_of(labels), (first, second))
+  every = [*rest.tolist(), *parts[0].tolist(), *parts[1].tolist()]
+  assert sorted(every) == list(range(len(labels)))
+  for label, total in collections.Counter(labels).items():
+    left, taken = total - 1, []
+    for share in (first, second):
+      # Halves are rounded up; Python's own `round` takes them to even.
+      taken.append(min(left, int(total * share + 0.5)))
+      left -= taken[-1]
+    assert [sum(labels[i] == label for i in part) for part in parts] == taken
+
+
 def test_the_choice_is_fixed_for_good():
   # Another hash, or another way to join seed and key, would change everybody's subsets.
   labels = np.zeros(1000, int)
   assert few_shot(labels, keys_of(labels), 4, seed=1).tolist() == [72, 333, 335, 534]
+  _, [held] = held_out(labels, keys_of(labels), [0.004])
+  assert held.tolist() == [27, 319, 669, 869]
 
 
 def test_every_image_is_as_likely():

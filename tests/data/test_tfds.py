@@ -174,7 +174,7 @@ def test_a_known_set_from_its_files(prepared):
     version="2.0.0",
   )
   for name in ("food101", "food101:2.*.*"):
-    assert tfds_splits(name, prepared) == {"test": "validation"}
+    assert tfds_splits(name, prepared) == {"validation": "validation"}
     source = open_tfds(name, "validation", root=prepared)
     # TFDS's label 16; the classes before it are 0 to 16 in CoOp's order.
     assert [source.names[label] for label in source.labels] == ["cheesecake"]

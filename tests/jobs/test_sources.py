@@ -11,12 +11,13 @@ from small_run import small_config
 from pomp_jax import world
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.source import SourceError, StoredImages
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import inputs, pretrain, sources
 
 
 @pytest.fixture(autouse=True)
 def nothing_remembered():
-  for function in (sources._open, sources._train, sources._left_over, sources._coop):
+  for function in (sources._open, sources._held_out, sources._coop, sources._say):
     function.cache_clear()
 
 
@@ -52,7 +53,8 @@ def keys(source):
 
 
 def test_stored_images_are_the_images(flat):
-  source = inputs.open_source(data(flat), "train", images_per_class=1)
+  every = data(flat, test_share=0.0, validation_share=0.0)
+  source = inputs.open_source(every, "train", images_per_class=1)
   assert isinstance(source, StoredImages)
   assert source.names == tuple(sorted(NAMES))
   assert len(source) == 54  # images_per_class is the world's
@@ -62,30 +64,94 @@ def test_stored_images_are_the_images(flat):
   np.testing.assert_array_equal(source.sized(40).images(np.array([20])), drawn)
 
 
-def test_splits_that_are_missing(flat, tmp_path):
-  """What evaluates is, if there are any, what the training does not see."""
-  whole = data(flat)
-  for split in ("validation", "test"):
-    assert keys(inputs.open_source(whole, split)) == keys(inputs.open_source(whole, "train"))
-  few = data(flat, shots=2)
-  train = inputs.open_source(few, "train")
-  assert np.bincount(train.labels).tolist() == [2] * 9
-  for split in ("validation", "test"):
-    rest = inputs.open_source(few, split)
-    assert len(rest) == 36 and not keys(rest) & keys(train)
-  assert keys(inputs.open_source(data(flat, shots=2, shots_seed=5), "train")) != keys(train)
+def counts(settings, *splits):
+  """Images a class of each split, and that no image is in two of them."""
+  opened = [inputs.open_source(settings, split) for split in splits]
+  every = [key for source in opened for key in source.keys.tolist()]
+  assert len(set(every)) == len(every)
+  return [np.bincount(source.labels, minlength=9).tolist() for source in opened]
 
+
+def test_splits_of_a_folder_that_are_missing_are_held_out(flat, tmp_path, caplog):
+  """Of 6 images a class 1.2 are for the test and 0.6 for validation, to the nearest."""
+  every = {path.relative_to(flat).as_posix() for path in flat.glob("*/*.png")}
+  with caplog.at_level("INFO", "pomp_jax"):
+    assert inputs.evaluation_splits(data(flat)) == ("test",)
+  assert "has no split 'test': held out for it are 20% of each class's training" in caplog.text
+  parts = ("train", "validation", "test")
+  assert counts(data(flat), *parts) == [[4] * 9, [1] * 9, [1] * 9]
+  held = [keys(inputs.open_source(data(flat), part)) for part in parts]
+  assert set.union(*held) == every
+  # By the files' names alone: the same elsewhere, and after another class is there.
+  flat.rename(tmp_path / "moved")
+  save(tmp_path / "moved", "train", 2, world.class_names("base")[1:2])
+  again = [inputs.open_source(data(tmp_path / "moved"), part) for part in parts]
+  added = world.class_names("base")[1]
+  for before, source in zip(held, again, strict=True):
+    assert {key for key in keys(source) if not key.startswith(added)} == before
+
+  other = data(tmp_path / "moved", test_share=0.5, validation_share=0.0)
+  assert counts(other, "train", "test")[1][:2] == [3, 3]
+  assert keys(inputs.open_source(other, "validation")) == keys(inputs.open_source(other, "test"))
+
+
+def test_classes_of_few_images_only_train(tmp_path):
+  for count, name in enumerate(NAMES[:6], 1):
+    save(tmp_path, "train", count, [name])
+  found = counts(data(tmp_path), "train", "validation", "test")
+  order = [sorted(NAMES[:6]).index(name) for name in NAMES[:6]]
+  by_count = [[of_split[label] for label in order] for of_split in found]
+  assert by_count == [[1, 2, 2, 3, 3, 4], [0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 1, 1]]
+
+
+def test_where_nothing_can_be_held_out_it_is_called_train(tmp_path, caplog):
+  save(tmp_path, "train", 1, NAMES)
+  single = data(tmp_path)
+  with caplog.at_level("INFO", "pomp_jax"):
+    assert inputs.evaluation_splits(single) == ("train",)
+  assert "has no split 'test': in its place the train images, as 'train'" in caplog.text
+  assert not inputs.has_validation(single)
+  assert len(inputs.open_source(single, "train")) == 9
+  # Classes that are not trained on have no training images.
+  assert inputs.evaluation_splits(data(tmp_path, classes="base")) == ("train/base", "new")
+
+
+def test_few_shots_leave_the_test_images_as_they_are(flat):
+  few = data(flat, shots=2)
+  assert counts(few, "train", "validation", "test") == [[2] * 9, [3] * 9, [1] * 9]
+  test = keys(inputs.open_source(data(flat), "test"))
+  assert keys(inputs.open_source(few, "test")) == test
+  other = data(flat, shots=2, shots_seed=5)
+  assert keys(inputs.open_source(other, "test")) == test
+  assert keys(inputs.open_source(other, "train")) != keys(inputs.open_source(few, "train"))
+
+
+def test_splits_that_there_are_stay_whole(tmp_path):
   root = tmp_path / "split"
-  save(root / "train", "train", 3, NAMES)
+  save(root / "train", "train", 5, NAMES)
   save(root / "test", "base", 2, NAMES[:5])
+  assert inputs.evaluation_splits(data(root)) == ("test",)
   assert len(inputs.open_source(data(root), "test")) == 10
-  assert len(inputs.open_source(data(root), "validation")) == 10
-  assert len(inputs.open_source(data(root, shots=1), "validation")) == 18
+  assert counts(data(root), "train", "validation") == [[4] * 9, [1] * 9]
+  assert len(inputs.open_source(data(root, shots=1), "validation")) == 36
   save(root / "val", "validation", 1, NAMES)
   sources._open.cache_clear()
+  sources._held_out.cache_clear()
   assert len(inputs.open_source(data(root), "validation")) == 9
+  assert len(inputs.open_source(data(root), "train")) == 45
   # A class may be missing in a split for testing, whose names are the training's all the same.
   assert inputs.open_source(data(root), "test").names == tuple(sorted(NAMES))
+  # ImageNet's folders: what they are tested on is called what it is.
+  (root / "test").rename(tmp_path / "elsewhere")
+  assert inputs.evaluation_splits(data(root)) == ("validation",)
+  assert inputs.evaluation_splits(data(root, classes="base")) == (
+    "validation/base",
+    "validation/new",
+  )
+  assert len(inputs.open_source(data(root, classes="base"), "validation/new")) == 4
+  assert len(inputs.open_source(data(root), "train")) == 45
+  with pytest.raises(ValueError, match="no split 'test' to evaluate on; there are validation"):
+    inputs.open_source(data(root), "test")
 
 
 def test_halves(flat):
@@ -107,6 +173,70 @@ def test_halves(flat):
   assert inputs.open_source(two, "train").names == (train.names[0], train.names[2])
   assert inputs.n_training_classes(two) == 2
   assert len(inputs.open_source(every, "test", n_images=7)) == 7
+
+
+def listed(folder, name, names):
+  (folder / name).write_text("".join(f"{item}\n" for item in names))
+  return str(folder / name)
+
+
+def test_base_and_novel_by_lists(flat, tmp_path):
+  base, novel = listed(tmp_path, "b", NAMES[4:1:-1]), listed(tmp_path, "n", NAMES[7:5:-1])
+  both = data(flat, base=base, novel=novel)
+  assert inputs.evaluation_splits(both) == ("base", "novel")
+  train = inputs.open_source(both, "train")
+  assert train.names == NAMES[4:1:-1]  # in the order of the list
+  assert inputs.n_training_classes(both) == 3
+  assert np.bincount(train.labels).tolist() == [4, 4, 4]
+  for split, names, count in (("base", NAMES[4:1:-1], 1), ("novel", NAMES[7:5:-1], 6)):
+    source = inputs.open_source(both, split)
+    assert source.names == names
+    # Nothing of the novel classes is trained on, so all their images are for the test.
+    assert np.bincount(source.labels).tolist() == [count] * len(names)
+    for key, label in zip(source.keys.tolist(), source.labels, strict=True):
+      assert key.split("/")[0] == names[label]
+    assert not keys(source) & keys(train)
+  rest = inputs.open_source(data(flat, base=base), "novel")
+  assert set(rest.names) == set(NAMES) - set(NAMES[2:5])
+
+
+def test_base_and_novel_where_only_base_has_training_images(tmp_path):
+  save(tmp_path / "data/train", "train", 2, NAMES[:3])
+  save(tmp_path / "data/test", "base", 1, NAMES)
+  base, novel = listed(tmp_path, "b", NAMES[:3]), listed(tmp_path, "n", NAMES[3:])
+  both = data(tmp_path / "data", base=base, novel=novel)
+  assert inputs.n_training_classes(both) == 3
+  assert inputs.open_source(both, "novel").names == NAMES[3:]
+  wrong = data(tmp_path / "data", base=listed(tmp_path, "w", NAMES[:4]))
+  with pytest.raises(SourceError, match=rf"no training image of data.base's '{NAMES[3]}'"):
+    inputs.n_training_classes(wrong)
+
+
+@pytest.mark.parametrize(
+  ("base", "novel", "message"),
+  [
+    (NAMES[:2], NAMES[1:3], rf"data.novel: .* not in data.base; '{NAMES[1]}' is in both"),
+    ([NAMES[0], "zebra"], NAMES[1:2], "data.base: 1 of the list's 2 classes .* such as 'zebra'"),
+    (NAMES[:2], ["zebra", NAMES[5]], "data.novel: 1 of the list's 2 classes .* such as 'zebra'"),
+    (NAMES, [], "data.base: .* a list that leaves classes for novel ones"),
+  ],
+)
+def test_lists_that_can_not_be(flat, tmp_path, base, novel, message):
+  lists = {"base": listed(tmp_path, "b", base)}
+  if novel:
+    lists["novel"] = listed(tmp_path, "n", novel)
+  with pytest.raises((ConfigError, SourceError), match=message) as error:
+    inputs.n_training_classes(data(flat, **lists))
+  assert "\n" not in str(error.value)
+
+
+def test_lists_may_be_of_wordnet_ids(tmp_path):
+  for synset in ("n02084071", "n01440764", "n02121620"):
+    (tmp_path / "data" / synset).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "data" / synset / "a.png")
+  both = data(tmp_path / "data", base=listed(tmp_path, "b", ["n02084071"]))
+  assert inputs.open_source(both, "train").names == ("dog",)
+  assert inputs.open_source(both, "novel").names == ("tench", "cat")
 
 
 def test_names(flat, tmp_path):
@@ -157,6 +287,12 @@ def test_coop_and_its_names(tmp_path):
     ({"source": "coop", "dataset": "cats"}, "data.dataset: got 'cats', takes one of caltech101"),
     ({"source": "tfds"}, "data.dataset: got '', takes a data set of TFDS"),
     ({"names": "nolist"}, "data.names: got 'nolist', takes a file of names that exists, or one"),
+    ({"base": "nolist"}, "data.base: got 'nolist', takes a file of names that exists, or one"),
+    ({"novel": "dtd"}, "data.novel: got 'dtd', takes '' where data.base is empty"),
+    ({"base": "dtd", "classes": "base"}, "data.classes: got 'base', takes 'all' where data.base"),
+    ({"test_share": 1.0}, "data.test_share: got 1.0, takes a share from 0 to below 1"),
+    ({"validation_share": float("nan")}, "data.validation_share: got nan, takes a share"),
+    ({"test_share": 0.9}, "data.validation_share: got 0.1, takes less than 1 together"),
     ({"classes": "old"}, "data.classes: got 'old', takes one of all, base, new"),
     ({"shots": -1}, "data.shots: got -1, takes 0 or more"),
   ],
@@ -225,3 +361,18 @@ def test_a_run_on_a_folder_of_jpegs(tmp_path):
   moved.data.shots = 1
   with pytest.raises(ConfigError, match=re.escape("config.data.shots: got 1, takes 2, with which")):
     pretrain.check(moved, str(tmp_path / "run"))
+
+
+def test_training_accuracy_is_called_what_it_is(tmp_path):
+  """One image a class: nothing can be held out."""
+  save(tmp_path / "data", "train", 1, NAMES)
+  settings = {"data.source": "folder", "data.root": str(tmp_path / "data"), "data.n_classes": 0}
+  config = small_config(**settings, k=9, batch_size=8, steps=2, **{"checkpoint.every": 1})
+  validate(config)
+  results = pretrain.run(config, str(tmp_path / "run"))
+  assert {name: list(results[name]) for name in ("eval", "top1", "eval_classes")} == {
+    name: ["train"] for name in ("eval", "top1", "eval_classes")
+  }
+  assert "test" not in (tmp_path / "run/results.json").read_text()
+  # No curve of a validation that is none.
+  assert "validation_top1" not in RunFolder(tmp_path / "run").scalars()
