@@ -193,7 +193,9 @@ def _details(sets: Mapping[str, Any]) -> Table:
   for name, of_set in sets.items():
     for label, figures in of_set["prompts"].items():
       values = [_times(_find(figures, path), factor) for _, path, factor in _DETAILS]
-      rows.append((f"{name}: {label}", values))
+      # Whatever is not the test images says so.
+      shown = name if of_set["split"] == "test" else f"{name} ({of_set['split']})"
+      rows.append((f"{shown}: {label}", values))
   kept = [c for c in range(len(_DETAILS)) if any(values[c] is not None for _, values in rows)]
   return Table(
     "Every figure (%; edges and heights in edges of WordNet's tree)"

@@ -28,7 +28,7 @@ from pomp_jax.data.source import SourceError
 from pomp_jax.data.subsets import half_of_classes
 from pomp_jax.data.test_images import READERS, LabelledSet, open_test_images, some_classes
 from pomp_jax.data.vocabularies import CLASS_LISTS, ClassList, load_class_list
-from pomp_jax.data.vocabulary import VocabularyError, check_names, read_names
+from pomp_jax.data.vocabulary import VocabularyError, check_names, read_names, spoken
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.files.quoting import printable
 
@@ -170,7 +170,7 @@ def open_own_set(own: OwnSet, part: str, image_size: int) -> LabelledSet:
     prefix = f"{own.where}: set {own.name!r}: "
     raise SourceError(prefix + str(error).removeprefix(prefix)) from error
   if not len(labelled.source):
-    raise _wrong(own, part, f"no {labelled.split} image is of its classes")
+    raise _wrong(own, part, "no image is of its classes")
   return labelled
 
 
@@ -186,6 +186,8 @@ def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
       hint = f" (did you mean {near[0]!r}?)" if near else ""
       shown = printable(str(key), 80)
       raise SourceError(f"{of}: unknown key {shown!r}{hint}; known: {', '.join(_KEYS)}")
+  if named and name.split()[0] == "mean":
+    raise SourceError(f"{of}: key 'name': tables call a mean so")
   if not named:
     raise SourceError(
       f"{of}: key 'name': got {printable(repr(name), 80)}, takes letters, digits, spaces and"
@@ -300,15 +302,17 @@ def _kept_classes(own: OwnSet, classes: ClassList, part: str) -> np.ndarray:
 
 
 def _indices(own: OwnSet, classes: ClassList, key: str) -> set[int]:
+  """The classes that a list names, by their names or their WordNet ids."""
   names = _listed(own, key).names
-  class_of = match_classes(names, classes, f"key {key!r}", all_classes=False)
-  unknown = [name for name in names if name not in class_of]
+  index_of = {name: index for index, name in enumerate(spoken(classes.names))}
+  index_of |= {synset: index for index, synset in enumerate(classes.synsets or ())}
+  unknown = [name for name, word in zip(names, spoken(names), strict=True) if word not in index_of]
   if unknown:
     near = difflib.get_close_matches(unknown[0], classes.names, 1)
     hint = f" (did you mean {printable(near[0], 80)!r}?)" if near else ""
     shown = printable(unknown[0], 80)
     raise _wrong(own, key, f"{len(unknown)} names are no class of it, such as {shown!r}{hint}")
-  return set(class_of.values())
+  return {index_of[word] for word in spoken(names)}
 
 
 def _synsets(own: OwnSet, n_classes: int) -> tuple[str, ...]:

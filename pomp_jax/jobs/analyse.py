@@ -39,7 +39,10 @@ _FIELD = "analyse.prompts"
 _READ = (
   "analyse.",
   "clip.",
+  "data.classes",
+  "data.dataset",
   "data.n_classes",
+  "data.names",
   "data.source",
   "eval.images",
   "eval.template",

@@ -238,7 +238,13 @@ def _is_published_data(
 
 def _write_report(folder: RunFolder, results: Mapping[str, Any]) -> None:
   tables = evaluation_tables(results)
-  for name, text in (("results.md", markdown(tables)), ("results.tex", latex(tables))):
+  missing = ""
+  if results["missing"]:
+    missing = f"{len(results['missing'])} sets are missing: {', '.join(results['missing'])}\n\n"
+  for name, text in (
+    ("results.md", missing + markdown(tables)),
+    ("results.tex", (missing and f"% {missing}") + latex(tables)),
+  ):
     with replacing(folder.path / name) as file:
       file.write(text.encode())
   for group, kinds in results["accuracy"].items():

@@ -216,9 +216,9 @@ def _of_data(config: ConfigDict, image_size: int) -> list[EvaluationSet]:
   template = config.eval.template
 
   def opened(split: str) -> LabelledSet:
-    source = inputs.open_source(data, split, n_images=config.evaluate.images or None)
+    source = inputs.open_source(data, split).sized(image_size)
     classes = ClassList(tuple(source.names), None, template, (template,), name)
-    return LabelledSet(source.sized(image_size), classes, split)
+    return _sample(LabelledSet(source, classes, split), config.evaluate.images)
 
   return [
     EvaluationSet(

@@ -21,7 +21,11 @@ def results(seed=0):
     "accuracy": {"cross_dataset": {"top1": rows}},
     "images": {"cross_dataset": {"top1": dict.fromkeys(TEN, 1234)}},
     "published": {"cross_dataset": {"top1": published("cross_dataset", "top1", rows)}},
-    "sets": {name: {"prompts": dict.fromkeys(prompts, figures)} for name in TEN},
+    "sets": {
+      name: {"split": "all" if name == "sun397" else "test"}
+      | {"prompts": dict.fromkeys(prompts, figures)}
+      for name in TEN
+    },
   }
 
 
@@ -49,6 +53,8 @@ def test_markdown_reads_back():
     "dtd: a photo of a {}.",
     *("1234", "50.0", "40.0", "60.0", "75.0", "45.0", "3.1"),
   ] in lines
+  # Images that nothing calls test images are not called so.
+  assert any(line[0] == "sun397 (all): a photo of a {}." for line in lines)
 
 
 def test_latex_has_a_cell_for_each_column_and_no_bare_special_letters():
