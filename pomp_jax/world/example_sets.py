@@ -2,9 +2,9 @@
 
   python -m pomp_jax.world.example_sets --out=runs/example_sets
 
-`known` has classes that a prompt was learned on, `mixed` these and novel ones, in folders together
-and with a list of each, `shifted` another rendering. `sets.toml` describes the three. The pictures
-are PNG files, 40 x 40 pixels, and the same in every call.
+`known` has classes that the demo's prompt was learned on, `mixed` such and novel ones together and a
+list of each, `shifted` both in another rendering. `sets.toml` describes the three. The pictures are
+those of the world's test splits, PNG files of 40 x 40 pixels, the same in every call.
 """
 
 import argparse
@@ -75,8 +75,9 @@ def write_example_sets(
 
   Args:
     out: the folder.
-    n_classes: of each set; `mixed` has as many base and novel classes.
-    images_per_class: pictures of each class.
+    n_classes: of `shifted`; `mixed` has as many base and as many novel ones, `known` four times as
+      many.
+    images_per_class: pictures of each class; of `known` a quarter of that, but at least one.
 
   Returns:
     The file that describes them.
@@ -85,11 +86,11 @@ def write_example_sets(
     ValueError, OSError: as `write_pictures`.
   """
   out = pathlib.Path(out)
-  write_pictures(out / "known", "base", n_classes, images_per_class)
+  write_pictures(out / "known" / "test", "base", 4 * n_classes, max(1, images_per_class // 4))
   for part in ("base", "novel"):
-    names = write_pictures(out / "mixed", part, n_classes, images_per_class)
+    names = write_pictures(out / "mixed" / "test", part, n_classes, images_per_class)
     (out / "mixed" / f"{part}.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
-  write_pictures(out / "shifted", "shifted", n_classes, images_per_class)
+  write_pictures(out / "shifted" / "test", "shifted", n_classes, images_per_class)
   file = out / "sets.toml"
   file.write_text(_SETS_FILE, encoding="utf-8")
   return file
@@ -99,8 +100,8 @@ def main() -> None:
   """The command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write to")
-  parser.add_argument("--classes", type=int, default=100, help="classes of each set")
-  parser.add_argument("--images", type=int, default=8, help="pictures of each class")
+  parser.add_argument("--classes", type=int, default=100, help="classes of a part")
+  parser.add_argument("--images", type=int, default=8, help="pictures of a class")
   arguments = parser.parse_args()
   file = write_example_sets(arguments.out, arguments.classes, arguments.images)
   print(f"wrote three data sets, described in {file}")
