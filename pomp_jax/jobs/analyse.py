@@ -39,10 +39,12 @@ _FIELD = "analyse.prompts"
 _READ = (
   "analyse.",
   "clip.",
+  "data.base",
   "data.classes",
   "data.dataset",
   "data.n_classes",
   "data.names",
+  "data.novel",
   "data.source",
   "eval.images",
   "eval.template",

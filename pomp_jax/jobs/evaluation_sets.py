@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 import difflib
+import functools
 import logging
 import os
 import pathlib
@@ -215,22 +216,19 @@ def _of_data(config: ConfigDict, image_size: int) -> list[EvaluationSet]:
   name = name.replace("/", "-")
   template = config.eval.template
 
-  def opened(split: str) -> LabelledSet:
+  def opened(split: str, images: str) -> LabelledSet:
     source = inputs.open_source(data, split).sized(image_size)
     classes = ClassList(tuple(source.names), None, template, (template,), name)
-    return _sample(LabelledSet(source, classes, split), config.evaluate.images)
+    return _sample(LabelledSet(source, classes, images), config.evaluate.images)
 
-  return [
-    EvaluationSet(
-      f"{name}/{split}",
-      OWN,
-      name,
-      split if split in _PARTS else "all",
-      lambda split=split: opened(split),
-      data.source,
-    )
-    for split in splits
-  ]
+  sets = []
+  for split in splits:
+    # "test", "base", or "validation/base": which images, and which of the classes.
+    images, _, part = split.rpartition("/")
+    images, part = (images or "test", part) if part in _PARTS else (split, "all")
+    open_it = functools.partial(opened, split, images)
+    sets.append(EvaluationSet(f"{name}/{split}", OWN, name, part, open_it, data.source))
+  return sets
 
 
 def _world(config: ConfigDict, split: str) -> LabelledSet:

@@ -2,9 +2,9 @@
 
   python -m pomp_jax.world.example_sets --out=runs/example_sets
 
-`known` has classes that the demo's prompt was learned on, `mixed` such and novel ones together and a
-list of each, `shifted` both in another rendering. `sets.toml` describes the three. The pictures are
-those of the world's test splits, PNG files of 40 x 40 pixels, the same in every call.
+`known` has classes that the demo's prompt was learned on, `mixed` such and novel ones together and
+a list of each, `shifted` both in another rendering. `sets.toml` describes the three. The pictures
+are those of the world's test splits, PNG files of 40 x 40 pixels, the same in every call.
 """
 
 import argparse

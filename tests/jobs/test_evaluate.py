@@ -516,6 +516,13 @@ root = {json.dumps(str(folder / "data"))}
       load_class_list("eurosat").names[label] for label in np.unique(labels)
     )
     assert source.images(np.arange(2)).shape == (2, 32, 32, 3)
+    # With lists of base and novel classes, these.
+    halves = config.copy_and_resolve_references()
+    halves.data.classes = "base"
+    halves.data.shots = 1
+    parts = {item.part: item.open() for item in evaluation_sets(halves, 32)}
+    assert list(parts) == ["base", "new"]
+    assert parts["base"].classes.names + parts["new"].classes.names == classes.names
     for field, value in (("suite", "world"), ("sets", "base")):
       other = config.copy_and_resolve_references()
       other.evaluate[field] = value
