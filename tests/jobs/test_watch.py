@@ -1,10 +1,12 @@
 """Watching a run: what is measured, what Prometheus reads, profiles."""
 
+import contextlib
 import http.client
 import json
 import logging
 import re
 import socket
+import threading
 import urllib.request
 
 import jax
@@ -17,7 +19,7 @@ from small_run import small_config
 from pomp_jax.config import ConfigError, base, validate
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import meter as meter_module
-from pomp_jax.jobs import pretrain
+from pomp_jax.jobs import pretrain, prometheus
 from pomp_jax.jobs import watch as watch_module
 from pomp_jax.jobs.batches import input_remedy
 from pomp_jax.jobs.meter import Meter, memory
@@ -222,6 +224,36 @@ def test_only_get_metrics_is_answered():
       assert ask(endpoint.port, "GET", "/metrics")[0] == 200
   with pytest.raises(OSError):
     socket.create_connection(("127.0.0.1", endpoint.port), timeout=1)
+
+
+def test_slow_clients_hold_neither_threads_nor_the_endpoint(monkeypatch):
+  """200 connections of which each says a part of a request and then nothing."""
+  monkeypatch.setattr(prometheus, "SECONDS", 60.0)
+  with contextlib.ExitStack() as stack:
+    endpoint = stack.enter_context(Endpoint("127.0.0.1", 0))
+    endpoint.publish("pomp_step 1\n")
+    threads = threading.active_count()
+    slow = []
+    for _ in range(200):
+      slow.append(stack.enter_context(socket.create_connection(("127.0.0.1", endpoint.port))))
+      slow[-1].sendall(b"GET /metr")
+    assert ask(endpoint.port, "GET", "/metrics")[2] == "pomp_step 1\n"
+    assert threading.active_count() == threads
+    # All but the newest are closed.
+    for connection in slow[: 200 - prometheus.MAX_CONNECTIONS]:
+      connection.settimeout(30)
+      with contextlib.suppress(ConnectionError):
+        assert connection.recv(1) == b""
+
+
+def test_a_slow_client_is_closed_in_time(monkeypatch):
+  monkeypatch.setattr(prometheus, "SECONDS", 0.2)
+  with Endpoint("127.0.0.1", 0) as endpoint:
+    for said in (b"", b"GET /metrics HTTP/1.1\r\n", b"x" * 100_000):
+      connection = socket.create_connection(("127.0.0.1", endpoint.port), timeout=60)
+      with connection, contextlib.suppress(ConnectionError):
+        connection.sendall(said)
+        assert connection.recv(1) == b""
 
 
 def test_a_run_with_all_of_it(tmp_path, monkeypatch):
