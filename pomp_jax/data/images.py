@@ -18,7 +18,7 @@ EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Decoders that may read a file, whatever its name says. Not among them: those that start another
 # program (EPS), and those that no data set uses.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-# Largest image that is decoded, by its header: 8192 x 8192, of which Pillow needs 256 MiB.
+# Largest image that is decoded, by its header: 8192 x 8192, of which Pillow needs 320 MiB at most.
 MAX_PIXELS = 2**26
 # Version of the pixels that a file becomes: part of the key of features that are kept.
 PREPARATION = 2

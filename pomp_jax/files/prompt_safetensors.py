@@ -1,7 +1,9 @@
 """`prompt.safetensors`: the context as a tensor, the other fields as strings in the header."""
 
+import json
 import os
 from typing import BinaryIO
+import zlib
 
 import numpy as np
 import safetensors
@@ -17,6 +19,7 @@ from pomp_jax.files.prompt import (
   refuse,
 )
 
+_CHECKSUM = "crc32"
 # The library refuses longer headers.
 _MAX_HEADER_BYTES = 100_000_000
 
@@ -27,8 +30,9 @@ def is_safetensors(head: bytes) -> bool:
 
 
 def write_safetensors(file: BinaryIO, prompt: Prompt, text: dict[str, str]) -> None:
-  """Writes the tensor `context`, and `format_version` and `text` as the header's metadata."""
+  """Writes the tensor `context`; as the header's metadata `format_version`, `text` and `crc32`."""
   metadata = text | {"format_version": str(prompt.format_version)}
+  metadata[_CHECKSUM] = _checksum(prompt.context, text)
   for value in metadata.values():
     value.encode()  # a UnicodeEncodeError of ours, not an error of the library's
   tensors = {"context": np.ascontiguousarray(prompt.context)}
@@ -58,7 +62,19 @@ def read_safetensors(path: str | os.PathLike) -> Prompt:
     refuse(
       path, "the file", f"not a whole safetensors file ({error})", "an undamaged safetensors file"
     )
-  return make_prompt(path, context, {field: metadata[field] for field in TEXT_FIELDS})
+  text = {field: metadata[field] for field in TEXT_FIELDS}
+  found = metadata.get(_CHECKSUM)
+  # Files that others wrote have none.
+  if found not in (None, _checksum(context, text)):
+    refuse(path, _CHECKSUM, f"{found}, which is not that of the rest", "an undamaged file")
+  return make_prompt(path, context, text)
+
+
+def _checksum(context: np.ndarray, text: dict[str, str]) -> str:
+  """CRC-32 of the context's shape and bytes and of the strings: the format itself has none."""
+  described = [list(context.shape), [text[field] for field in TEXT_FIELDS]]
+  start = zlib.crc32(json.dumps(described).encode())
+  return f"{zlib.crc32(np.ascontiguousarray(context, '<f4').tobytes(), start):08x}"
 
 
 def _version(path: str | os.PathLike, metadata: dict[str, str]) -> int:

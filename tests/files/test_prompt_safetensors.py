@@ -56,7 +56,8 @@ def test_the_contract_of_the_file(tmp_path):
   path = tmp_path / "prompt.safetensors"
   save_prompt(path, Prompt(CONTEXT.T, "a/clip", config={"seed": 1}))
   with safetensors.safe_open(str(path), framework="numpy") as file:
-    assert file.metadata() == METADATA
+    assert file.metadata().items() >= METADATA.items()
+    assert set(file.metadata()) == {*METADATA, "crc32"}
     assert list(file.keys()) == ["context"]
     np.testing.assert_array_equal(file.get_tensor("context"), CONTEXT.T)
 
@@ -144,3 +145,16 @@ def test_a_name_of_no_kind_and_text_that_is_none(tmp_path):
     with pytest.raises(PromptFileError, match="not Unicode"):
       save_prompt(tmp_path / name, Prompt(CONTEXT, "a/\udcff"))
   assert not list(tmp_path.iterdir())
+
+
+def test_a_flipped_bit_is_no_other_context(tmp_path):
+  """The format has no checksum; ours stands in the metadata. Files without one are read."""
+  path = tmp_path / "prompt.safetensors"
+  save_prompt(path, Prompt(CONTEXT, "a/clip"))
+  content = path.read_bytes()
+  for where in (-1, -17, content.index(b"a/clip"), content.index(b'"crc32":"') + len('"crc32":"')):
+    flipped = bytearray(content)
+    flipped[where] ^= 1
+    path.write_bytes(flipped)
+    assert "crc32 is " in refusal(path)
+  np.testing.assert_array_equal(load_prompt(write(path)).context, CONTEXT)
