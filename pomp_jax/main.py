@@ -47,6 +47,7 @@ from pomp_jax.files.disk import disk_failure
 from pomp_jax.files.feature_blocks import DamagedBlockError, FeatureCacheError
 from pomp_jax.files.presence import Presence
 from pomp_jax.files.prompt_file import PromptFileError
+from pomp_jax.files.quoting import PrintableFormatter, printable
 from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError
 from pomp_jax.jobs import job
 from pomp_jax.jobs.benchmark import BenchmarkError
@@ -202,7 +203,7 @@ def _end(message: object, status: int) -> int:
   """Complains; and where there are other processes, ends with all of them."""
   status = _complain(message, status)
   if jax.distributed.is_initialized():
-    hosts.fail(" ".join(str(message).split()), status)
+    hosts.fail(_one_line(message), status)
   return status
 
 
@@ -212,14 +213,16 @@ def _end_unexpectedly(error: Exception) -> NoReturn:
   if of_jax or (isinstance(error, ValueError) and _OF_OTHERS.match(str(error))):
     hosts.fail_with_the_cause(error)
   traceback.print_exc()
-  hosts.fail(f"{type(error).__name__}: {error}", 1)
+  hosts.fail(_one_line(f"{type(error).__name__}: {error}"), 1)
 
 
 def _speak_plainly() -> None:
   """Our own lines as they are; of the libraries only warnings."""
   absl_logging.set_verbosity(absl_logging.WARNING)
   ours = logging.getLogger("pomp_jax")
-  ours.handlers = [_Log(sys.stdout)]
+  handler = _Log(sys.stdout)
+  handler.setFormatter(PrintableFormatter())
+  ours.handlers = [handler]
   ours.setLevel(logging.INFO)
   ours.propagate = False
 
@@ -302,8 +305,13 @@ def _config_file_error(error: Exception) -> str:
 
 
 def _complain(message: object, status: int) -> int:
-  print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+  print(f"error: {_one_line(message)}", file=sys.stderr)
   return status
+
+
+def _one_line(message: object) -> str:
+  """Without line breaks, nor anything else that directs a terminal."""
+  return printable(" ".join(str(message).split()), None)
 
 
 if __name__ == "__main__":

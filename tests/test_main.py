@@ -460,3 +460,23 @@ def test_too_little_memory_is_no_lost_process(monkeypatch, capsys, kind, message
   with pytest.raises(SystemExit) as ended:
     main_module._end_unexpectedly(kind(message))
   assert ended.value.code == expected
+
+
+def test_names_of_files_direct_no_terminal(capsys, tmp_path):
+  """Neither an error nor a log line has an escape code from a name in it."""
+  Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+  (tmp_path / "\x1b]0;x\x07").write_text("cat\ncat")
+  status, lines = run_main(
+    capsys,
+    DEMO,
+    "--config.job=predict",
+    f"--config.predict.images={tmp_path}",
+    f"--config.predict.names={tmp_path}/\x1b]0;x\x07",
+    "--config.predict.prompt={}.",
+    f"--workdir={tmp_path}/run",
+  )
+  assert status == 2
+  (line,) = lines
+  assert line.isprintable() and "?]0;x?" in line
+  logging.getLogger("pomp_jax.data").warning("%s: \x1b[31m%s", "a\x9b1mb", "c\rd")
+  assert capsys.readouterr().out == "a?1mb: ?[31mc?d\n"

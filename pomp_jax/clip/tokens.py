@@ -10,6 +10,8 @@ from jaxtyping import Int32
 import numpy as np
 from transformers import CLIPTextConfig
 
+from pomp_jax.files.quoting import quoted
+
 
 @runtime_checkable
 class Tokenizer(Protocol):
@@ -59,7 +61,7 @@ def tokenize(
   longest = int(np.argmax(lengths_N))
   if lengths_N[longest] > budget:
     raise TokenizeError(
-      f"{texts[longest]!r} takes {lengths_N[longest]} tokens with EOT;"
+      f"{quoted(texts[longest])} takes {lengths_N[longest]} tokens with EOT;"
       f" at most {budget} fit the text tower's {config.max_position_embeddings} positions"
       " beside SOS and the context"
     )

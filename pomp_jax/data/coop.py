@@ -334,6 +334,6 @@ def _json(path: pathlib.Path) -> Any:
 
 def _lines(path: pathlib.Path) -> list[str]:
   try:
-    return [line.strip() for line in _bytes(path).decode().splitlines() if line.strip()]
+    return [line.strip() for line in _bytes(path).decode().split("\n") if line.strip()]
   except UnicodeDecodeError as error:
     raise SourceError(f"{path}: not UTF-8 text ({error.reason})") from error

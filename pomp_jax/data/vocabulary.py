@@ -11,10 +11,14 @@ import pathlib
 from jaxtyping import Int32
 import numpy as np
 
-from pomp_jax.files.quoting import is_unicode
+from pomp_jax.files.quoting import control_character, is_unicode, quoted
 
 # N texts -> token ids [N,L] up to and with EOT, without SOS, and the lengths [N].
 Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
+
+# ImageNet-21K's names take a megabyte; and no text tower has room for a name of 1000 letters.
+_MAX_FILE_BYTES = 64 * 2**20
+_MAX_NAME = 1000
 
 
 class VocabularyError(ValueError):
@@ -76,7 +80,8 @@ def check_names(names: Sequence[str], where: str = "the class list") -> None:
     where: they come from, for the message.
 
   Raises:
-    VocabularyError: no names, an empty one, or one twice.
+    VocabularyError: no names; one that is empty, not Unicode, too long, or has a control character
+      or a line's end in it; or one twice.
   """
   if not names:
     raise VocabularyError(f"{where} is empty; one class name a line is needed")
@@ -85,10 +90,19 @@ def check_names(names: Sequence[str], where: str = "the class list") -> None:
     if not name.strip():
       raise VocabularyError(f"{where}: name {index + 1} of {len(names)} is empty")
     if not is_unicode(name):
-      raise VocabularyError(f"{where}: name {index + 1}, {name!r}, is not Unicode text")
+      raise VocabularyError(f"{where}: name {index + 1}, {quoted(name)}, is not Unicode text")
+    if len(name) > _MAX_NAME:
+      raise VocabularyError(
+        f"{where}: name {index + 1}, {quoted(name)}, is too long; accepted: {_MAX_NAME} characters"
+      )
+    if control := control_character(name):
+      raise VocabularyError(
+        f"{where}: name {index + 1}, {quoted(name)}, has the control character {control}; lines end"
+        " with \\n or \\r\\n"
+      )
     if name in first:
       raise VocabularyError(
-        f"{where}: {name!r} stands twice, as name {first[name] + 1} and {index + 1};"
+        f"{where}: {quoted(name)} stands twice, as name {first[name] + 1} and {index + 1};"
         " names must differ"
       )
     first[name] = index
@@ -97,15 +111,30 @@ def check_names(names: Sequence[str], where: str = "the class list") -> None:
 def read_names(path: str | os.PathLike) -> tuple[str, ...]:
   """Reads a text file of class names, UTF-8, one a line; blank lines at the end are dropped.
 
+  Lines end with \\n or \\r\\n and with nothing else, so that all programs count the same lines.
+
   Raises:
-    VocabularyError: no such file, not UTF-8, empty, a blank line within, or a name twice.
+    VocabularyError: as `read_text` and `check_names`.
   """
-  try:
-    text = pathlib.Path(path).read_bytes().decode("utf-8-sig")
-  except OSError as error:
-    raise VocabularyError(f"{path}: can't be read ({error.strerror})") from error
-  except UnicodeDecodeError as error:
-    raise VocabularyError(f"{path}: not UTF-8 text ({error.reason})") from error
-  names = [line.strip() for line in text.rstrip().splitlines()]
+  names = [line.strip() for line in read_text(path).rstrip().split("\n")]
   check_names(names, str(path))
   return tuple(names)
+
+
+def read_text(path: str | os.PathLike) -> str:
+  """Reads a file of names, UTF-8 with or without a byte order mark.
+
+  Raises:
+    VocabularyError: no such file, larger than 64 MiB, or not UTF-8.
+  """
+  try:
+    with pathlib.Path(path).open("rb") as file:
+      content = file.read(_MAX_FILE_BYTES + 1)
+  except OSError as error:
+    raise VocabularyError(f"{path}: can't be read ({error.strerror})") from error
+  if len(content) > _MAX_FILE_BYTES:
+    raise VocabularyError(f"{path}: too large for class names; accepted: {_MAX_FILE_BYTES} bytes")
+  try:
+    return content.decode("utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise VocabularyError(f"{path}: not UTF-8 text ({error.reason})") from error

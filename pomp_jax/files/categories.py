@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any, NoReturn
 
-from pomp_jax.files.quoting import is_unicode, printable
+from pomp_jax.files.quoting import control_character, is_unicode, printable
 
 
 class CategoryFileError(ValueError):
@@ -48,7 +48,8 @@ def read_categories(path: str | os.PathLike) -> tuple[Category, ...]:
 
   Raises:
     CategoryFileError: no such file, not JSON, no `categories`, one without an integer `id` or a
-      name, or an id or a name twice. Names are compared as words, so "a_b" equals "a b".
+      name, one with a control character, or an id or a name twice. Names are compared as words, so
+      "a_b" equals "a b".
   """
   rows = _rows(path)
   by_id: dict[int, Category] = {}
@@ -97,7 +98,7 @@ def _category(path: str | os.PathLike, where: str, row: dict[str, Any]) -> Categ
 
 def _words(path: str | os.PathLike, field: str, text: Any) -> str:
   words = " ".join(text.replace("_", " ").split()) if isinstance(text, str) else ""
-  if not words or not is_unicode(words):
+  if not words or not is_unicode(words) or control_character(words):
     _refuse(path, field, _shown(text), "a name")
   return words
 

@@ -25,7 +25,7 @@ from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.jobs import inputs
 from pomp_jax.jobs.evaluate import check_prompts
-from pomp_jax.jobs.evaluation_sets import evaluation_sets, open_everywhere
+from pomp_jax.jobs.evaluation_sets import evaluation_sets
 from pomp_jax.jobs.named_prompts import NamedPrompt, features_under, read_prompts
 from pomp_jax.jobs.same_run import check_same_run
 from pomp_jax.transfer import Encoder, topk_accuracy
@@ -39,12 +39,7 @@ _FIELD = "analyse.prompts"
 _READ = (
   "analyse.",
   "clip.",
-  "data.base",
-  "data.classes",
-  "data.dataset",
   "data.n_classes",
-  "data.names",
-  "data.novel",
   "data.source",
   "eval.images",
   "eval.template",
@@ -81,15 +76,13 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     folder.create()
     write_json(folder.config, config.to_dict())
   sets = {}
-  opened, _ = open_everywhere(
-    evaluation_sets(config, encoder.clip.image_size), config.evaluate.skip_missing
-  )
-  for name, (source, classes, _) in steps_of(list(opened.items()), "analysis", "sets"):
+  for item in steps_of(evaluation_sets(config, encoder.clip.image_size), "analysis", "sets"):
+    source, classes = item.open()
     images = split_features(encoder, source, max_corrupt=config.data.max_corrupt)
     features = {named.label: features_under(encoder, classes, named.prompt) for named in prompts}
     for label, rows in features.items():
       check_finite(rows, f"classes under {label!r}")
-    sets[name] = {
+    sets[item.name] = {
       "images": len(images.labels),
       "unreadable": len(source) - len(images.labels),
       "classes": len(classes),
@@ -105,8 +98,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     }
     if first:
       with writing(folder.plots):
-        _plot(folder, name, features, _branches(classes))
-      _log_set(name, sets[name])
+        _plot(folder, item.name, features, _branches(classes))
+      _log_set(item.name, sets[item.name])
   results = {
     "job": config.job,
     "clip_model": encoder.clip.name,

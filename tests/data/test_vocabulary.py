@@ -61,3 +61,24 @@ def test_refused_files(tmp_path, content, expected):
 def test_a_missing_file(tmp_path):
   with pytest.raises(VocabularyError, match="none.txt"):
     read_names(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize("letter", list("\u2028\u2029\x85\x0b\x0c\x1c\x1b\t\r"))
+def test_a_line_ends_at_a_line_feed_and_nowhere_else(tmp_path, letter):
+  """Else rows that are exported would belong to other names than the file's lines."""
+  file = tmp_path / "names.txt"
+  file.write_bytes(f"cat\nred{letter}dog\nowl\n".encode())
+  with pytest.raises(VocabularyError, match=rf"name 2, .* U\+{ord(letter):04X}") as error:
+    read_names(file)
+  assert str(error.value).isprintable()
+  file.write_bytes(b"cat\r\nred dog\r\nowl\r\n")
+  assert read_names(file) == ("cat", "red dog", "owl")
+
+
+def test_a_line_of_megabytes_is_refused_in_a_short_line(tmp_path):
+  file = tmp_path / "names.txt"
+  for content in ("cat\n" + "x" * 10**7, "\x1b]0;" * 10**6 + "\ncat", "y" * 65 * 2**20):
+    file.write_text(content)
+    with pytest.raises(VocabularyError) as error:
+      read_names(file)
+    assert str(error.value).isprintable() and len(str(error.value)) < 300 + len(str(file))

@@ -70,6 +70,7 @@ GOOD = [{"id": 1, "name": "a_b"}, {"id": 2, "name": "c"}]
     ([*GOOD, {"id": 2, "name": "d"}], ["categories[2].id is 2, which stands twice"]),
     ([*GOOD, {"id": 3}], ["categories[2].name is missing"]),
     ([*GOOD, {"id": 3, "name": "_ "}], ["categories[2].name is '_ '"]),
+    ([*GOOD, {"id": 3, "name": "d\x1b[2J"}], ["categories[2].name is 'd\\x1b[2J'"]),
     ([*GOOD, {"id": 3, "name": ["d"]}], ["categories[2].name is a list of 1"]),
     ([*GOOD, {"id": 3, "name": "a b"}], ["categories[2].name is 'a b', as is that of id 1"]),
     ([*GOOD, {"id": 3, "name": "d", "synonyms": "e"}], ["categories[2].synonyms is 'e'", "list"]),

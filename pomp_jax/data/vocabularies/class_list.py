@@ -14,7 +14,8 @@ import pathlib
 import re
 from typing import Any
 
-from pomp_jax.data.vocabulary import VocabularyError, check_names, read_names, spoken
+from pomp_jax.data.vocabulary import VocabularyError, check_names, read_names, read_text, spoken
+from pomp_jax.files.quoting import quoted
 
 _FOLDER = pathlib.Path(__file__).parent
 _SETS: dict[str, dict[str, str]] = json.loads((_FOLDER / "sets.json").read_text(encoding="utf-8"))
@@ -115,11 +116,9 @@ def tfds_builder(name: str) -> str | None:
 
 def _read_json(path: pathlib.Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
   try:
-    content = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_Pairs)
-  except OSError as error:
-    raise VocabularyError(f"{path}: can't be read ({error.strerror})") from error
-  except UnicodeDecodeError as error:
-    raise VocabularyError(f"{path}: not UTF-8 text ({error.reason})") from error
+    content = json.loads(read_text(path), object_pairs_hook=_Pairs)
+  except VocabularyError:
+    raise
   except json.JSONDecodeError as error:
     raise VocabularyError(f"{path}: not JSON (line {error.lineno}: {error.msg})") from error
   except ValueError as error:  # a number of thousands of digits
@@ -162,7 +161,11 @@ def _from_list(
     if synset is not None:
       if not (isinstance(synset, str) and re.fullmatch(r"n[0-9]{8}", synset)):
         plain = isinstance(synset, str | int | float)
-        found = repr(synset) if plain else _kind(synset)
+        found = (
+          (quoted(synset) if isinstance(synset, str) else repr(synset)[:80])
+          if plain
+          else _kind(synset)
+        )
         raise VocabularyError(
           f"{where}: synset {found} is no WordNet id of a noun, such as n02084071"
         )
