@@ -133,6 +133,8 @@ def validate(config: ConfigDict) -> None:
     check_at_least(config, field, 0)
   if not 0 < config.sampling.mix <= 1:
     raise ConfigError("sampling.mix", config.sampling.mix, "above 0, at most 1")
+  if not 0 < config.data.crop_area <= 1:
+    raise ConfigError("data.crop_area", config.data.crop_area, "above 0, at most 1")
   if not (config.loss_spike == 0 or 1 < config.loss_spike < float("inf")):
     raise ConfigError("loss_spike", config.loss_spike, "a factor above 1, or 0 for none")
   for field in ("clip.memory_gib", "sampling.temperature"):

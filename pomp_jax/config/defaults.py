@@ -44,6 +44,7 @@ def base() -> ConfigDict:
   config.data.augment = "none"  # none (as test images), crop_flip, or recipe (and RandAugment2)
   config.data.views = 1  # V of each image in an epoch, from one decode; batch_size counts views
   config.data.augment_seed = 0
+  config.data.crop_area = 0.08  # least share of an image's area that a random crop shows
   config.data.fresh_epochs = 0  # after so many epochs the same views come again; 0: never
   config.data.features = "online"  # or cached: the images', as config.job="cache" computed them
   config.data.feature_cache = ""  # the folder of the cached features

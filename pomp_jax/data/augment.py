@@ -19,7 +19,7 @@ from pomp_jax.data.resize import resized_crop
 # What `augment` takes: CLIP's test preprocessing; random crop and flip; these and RandAugment2.
 AUGMENTS = ("none", "crop_flip", "recipe")
 
-SCALE = (0.08, 1.0)  # of the crop's area to the image's
+CROP_AREA = 0.08  # the crop's area to the image's: from this, or what is asked for, to 1
 RATIO = (3 / 4, 4 / 3)  # of the crop's width to its height
 _CROP_TRIES = 10
 N_OPERATIONS = 2
@@ -53,7 +53,15 @@ class Operation(NamedTuple):
 
 
 def draw_view(
-  width: int, height: int, *, augment: str, seed: int, index: int, epoch: int, view: int
+  width: int,
+  height: int,
+  *,
+  augment: str,
+  seed: int,
+  index: int,
+  epoch: int,
+  view: int,
+  crop_area: float = CROP_AREA,
 ) -> View:
   """Draws what to show of an image.
 
@@ -65,9 +73,11 @@ def draw_view(
     index: of the image in its source.
     epoch: in which it is shown.
     view: number of the view, 0, 1, ..
+    crop_area: least share of the image's area that a crop shows, above 0, at most 1.
   """
   uniforms = _uniforms(seed, index, epoch, view)
-  crop = _crop(width, height, uniforms[: 4 * _CROP_TRIES].reshape(_CROP_TRIES, 4))
+  of_crops = uniforms[: 4 * _CROP_TRIES].reshape(_CROP_TRIES, 4)
+  crop = _crop(width, height, of_crops, crop_area)
   flip, *rest = uniforms[4 * _CROP_TRIES :].tolist()
   operations = []
   if augment == "recipe":
@@ -111,7 +121,9 @@ def _uniforms(seed: int, index: int, epoch: int, view: int) -> np.ndarray:
   return (bits.random_raw(_N_UNIFORMS) >> 11) * 2.0**-53
 
 
-def _crop(width: int, height: int, uniforms_Tx4: np.ndarray) -> tuple[int, int, int, int]:
+def _crop(
+  width: int, height: int, uniforms_Tx4: np.ndarray, least_area: float
+) -> tuple[int, int, int, int]:
   """A random part of the image, as torchvision's RandomResizedCrop draws it.
 
   The area is uniform, the ratio of the sides log-uniform; a crop that does not fit is drawn again,
@@ -119,7 +131,7 @@ def _crop(width: int, height: int, uniforms_Tx4: np.ndarray) -> tuple[int, int, 
   """
   low, high = math.log(RATIO[0]), math.log(RATIO[1])
   for of_area, of_ratio, of_left, of_top in uniforms_Tx4.tolist():
-    area = width * height * (SCALE[0] + (SCALE[1] - SCALE[0]) * of_area)
+    area = width * height * (least_area + (1 - least_area) * of_area)
     ratio = math.exp(low + (high - low) * of_ratio)
     w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
     if 0 < w <= width and 0 < h <= height:

@@ -17,7 +17,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from pomp_jax.data.augment import OPERATIONS, PROBABILITY, RATIO, SCALE
+from pomp_jax.data.augment import CROP_AREA, OPERATIONS, PROBABILITY, RATIO
 from pomp_jax.data.images import list_images
 from pomp_jax.data.made_up import encode, natural_image
 from pomp_jax.data.source import StoredImages
@@ -112,7 +112,7 @@ def _torchvision(encoded: Sequence[bytes], augment: str, n_views: int) -> Callab
   if augment == "none":
     steps = [transforms.Resize(_SIZE, bicubic), transforms.CenterCrop(_SIZE)]
   else:
-    crop = transforms.RandomResizedCrop(_SIZE, SCALE, RATIO, bicubic)
+    crop = transforms.RandomResizedCrop(_SIZE, (CROP_AREA, 1.0), RATIO, bicubic)
     steps = [crop, transforms.RandomHorizontalFlip()]
   if augment == "recipe":
     chosen = [

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int, UInt8
 import numpy as np
 from PIL import Image
 
-from pomp_jax.data.augment import View, draw_view, make_view
+from pomp_jax.data.augment import CROP_AREA, View, draw_view, make_view
 from pomp_jax.data.images import ImageError, load_rgb, open_image, prepare
 from pomp_jax.data.source import Source, StoredImages
 
@@ -26,12 +26,14 @@ class Augmentation:
     seed: of all augmentations.
     fresh_epochs: after so many epochs the same views come again, so that their features can be
       kept; 0: never.
+    crop_area: least share of an image's area that a random crop shows.
   """
 
   kind: str = "none"
   n_views: int = 1
   seed: int = 0
   fresh_epochs: int = 0
+  crop_area: float = CROP_AREA
 
   @property
   def n_epochs(self) -> int:
@@ -109,6 +111,7 @@ def _fill(
       index=index,
       epoch=epoch,
       view=number,
+      crop_area=augmentation.crop_area,
     )
     for number in range(len(views_VxSxSx3))
   ]

@@ -29,7 +29,9 @@ from pomp_jax.transfer import Encoder
 
 def augmentation(data: ConfigDict) -> Augmentation:
   """How `config.data` shows training images."""
-  return Augmentation(data.augment, data.views, data.augment_seed, data.fresh_epochs)
+  return Augmentation(
+    data.augment, data.views, data.augment_seed, data.fresh_epochs, data.crop_area
+  )
 
 
 def open_features(data: ConfigDict, source: Source, encoder: Encoder) -> FeatureBlocks:
@@ -41,8 +43,8 @@ def open_features(data: ConfigDict, source: Source, encoder: Encoder) -> Feature
   shown = augmentation(data)
   keys = source.keys.tolist() if isinstance(source, StoredImages) else []
   images = fingerprint(["\0".join(source.names), "\0".join(keys), np.asarray(source.labels)])
-  # What is not drawn has no seed.
-  seed = None if data.augment == "none" else data.augment_seed
+  # What is not drawn has no seed and no crops.
+  drawn = data.augment != "none"
   return FeatureBlocks(
     data.feature_cache,
     n_images=len(source),
@@ -55,7 +57,8 @@ def open_features(data: ConfigDict, source: Source, encoder: Encoder) -> Feature
       "augment": data.augment,
       "views": data.views,
       "epochs": shown.n_epochs,
-      "augment_seed": seed,
+      "augment_seed": data.augment_seed if drawn else None,
+      "crop_area": data.crop_area if drawn else None,
       "preparation": PREPARATION if isinstance(source, StoredImages) else None,
     },
   )

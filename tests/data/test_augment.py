@@ -107,14 +107,16 @@ def draw(count, width=500, height=375, **changes):
   return [draw_view(width, height, index=index, **arguments) for index in range(count)]
 
 
-@pytest.mark.parametrize("width, height", [(500, 375), (300, 900), (60, 61)])
-def test_crops_are_distributed_as_torchvisions(width, height):
+@pytest.mark.parametrize(
+  "width, height, least_area", [(500, 375, 0.08), (300, 900, 0.08), (60, 61, 0.08), (500, 375, 0.5)]
+)
+def test_crops_are_distributed_as_torchvisions(width, height, least_area):
   torch.manual_seed(0)
   image = Image.new("L", (width, height))
   expected = np.array(
-    [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)]
+    [RandomResizedCrop.get_params(image, [least_area, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)]
   )[:, [1, 0, 3, 2]]
-  found = np.array([view.crop for view in draw(3000, width, height)])
+  found = np.array([view.crop for view in draw(3000, width, height, crop_area=least_area)])
   left, top, w, h = found.T
   assert (w > 0).all() and (h > 0).all() and (left >= 0).all() and (top >= 0).all()
   assert (left + w <= width).all() and (top + h <= height).all()
@@ -128,7 +130,7 @@ def test_crops_are_distributed_as_torchvisions(width, height):
 def test_images_that_no_crop_fits_are_cropped_in_the_centre(width, height):
   theirs = RandomResizedCrop.get_params(Image.new("L", (width, height)), [2.0, 2.0], [3 / 4, 4 / 3])
   never = np.ones((10, 4)) - 1e-9
-  left, top, w, h = augment._crop(width, height, never)
+  left, top, w, h = augment._crop(width, height, never, augment.CROP_AREA)
   if (width, height) != (1, 1):
     assert (top, left, h, w) == theirs
   assert draw(1, width, height)[0].crop[2] >= 1

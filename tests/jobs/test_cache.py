@@ -177,6 +177,7 @@ def test_two_processes_fill_one_cache(complete, images, tmp_path):
   [
     ({"data.augment": "crop_flip"}, "made_from.augment is 'recipe', this run needs 'crop_flip'"),
     ({"data.augment_seed": 4}, "made_from.augment_seed is 0, this run needs 4"),
+    ({"data.crop_area": 0.5}, "made_from.crop_area is 0.08, this run needs 0.5"),
     ({"data.fresh_epochs": 3}, "n_versions is 4, this run needs 6"),
     ({"data.n_classes": 5}, "n_images is 24, this run needs 20"),
     ({"clip.dtype": "bfloat16"}, "made_from.image_tower is '[0-9a-f]+', this run needs"),
@@ -210,6 +211,7 @@ def test_too_many_damaged_images_stop_the_job(images, tmp_path):
     ({"data.fresh_epochs": 0}, "data.fresh_epochs: got 0, takes the number of epochs"),
     ({"data.feature_cache": ""}, "data.feature_cache: got '', takes a folder that config.job="),
     ({"data.feature_cache": "nowhere"}, "data.feature_cache: got 'nowhere', takes a folder that"),
+    ({"data.crop_area": 0.0}, "data.crop_area: got 0.0, takes above 0, at most 1"),
     ({"data.augment": "none"}, "data.views: got 2, takes 1 where data.augment='none'"),
     ({"data.views": 3}, "batch_size: got 8, takes a multiple of data.views = 3"),
     (
