@@ -1,15 +1,19 @@
 """Tip-Adapter (Zhang et al., 2022): a cache of training features beside the text features.
 
 logits(f) = s f W^T + alpha * sum_k exp(-beta (1 - f . key_k)) onehot(label_k), with f and the keys
-on the unit sphere, s CLIP's scale, W the text features. Training-free: the keys are the features of
-the training images. Tip-Adapter-F: the keys are learned from there by AdamW, alpha and beta fixed.
-Both: alpha and beta are searched for on validation images at the end.
-Shapes: n images in the cache (keys), B others, N classes, E embedding.
+on the unit sphere, s CLIP's scale, W the text features. Training-free: a key is the mean feature of
+a training image over augmented views. Tip-Adapter-F: the keys are learned from there by AdamW on
+fresh views, alpha and beta fixed. Both: alpha and beta are searched for on validation images at the
+end. Where training and search start and end depends on the data set: `published`.
+Shapes: n images in the cache (keys), V views of each, B others, N classes, E embedding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import functools
+import itertools
+import json
 import logging
+import pathlib
 from typing import NamedTuple
 
 import jax
@@ -26,6 +30,31 @@ log = logging.getLogger(__name__)
 
 # The published code's AdamW.
 _EPSILON, _DECAY = 1e-4, 0.01
+_PUBLISHED = pathlib.Path(__file__).with_suffix(".json")
+
+
+class Published(NamedTuple):
+  """What the published configs have for a data set.
+
+  Attributes:
+    alpha: weight of the cache while keys are learned.
+    alpha_max: end of the search for alpha.
+    beta_max: end of the search for beta.
+    epochs: to learn the keys.
+    text: the class features', as `jobs.named_prompts` reads it.
+  """
+
+  alpha: float
+  alpha_max: float
+  beta_max: float
+  epochs: int
+  text: str
+
+
+def published(dataset: str) -> Published | None:
+  """The settings for one of CoOp's eleven data sets, by our name; None: there are none."""
+  row = json.loads(_PUBLISHED.read_text())["sets"].get(dataset)
+  return row and Published(*(row[field] for field in Published._fields))
 
 
 class TipAdapter(NamedTuple):
@@ -87,12 +116,28 @@ class TipAdapter(NamedTuple):
     return text_BxN, lambda beta: (onehot_Nxn @ np.exp(-beta * gap_nxB)).T
 
 
+def mean_keys(epochs: Iterable[Float[np.ndarray, "n V E"]]) -> Float[np.ndarray, "n E"]:
+  """Keys: the mean feature of an image over all its views in some epochs, on the unit sphere.
+
+  Args:
+    epochs: features of V views an image, as the tower gives them: the published code averages
+      before it normalises.
+  """
+  total_nxE = sum(features_nxVxE.sum(axis=1, dtype=np.float64) for features_nxVxE in epochs)
+  return unit(total_nxE).astype(np.float32)
+
+
+def unit(features: Float[np.ndarray, "*n E"]) -> Float[np.ndarray, "*n E"]:
+  """Rows of length 1."""
+  return features / np.linalg.norm(features, axis=-1, keepdims=True)
+
+
 def tune(
   adapter: TipAdapter,
-  features_nxE: Float[np.ndarray, "n E"],
+  epochs: Iterable[Float[np.ndarray, "n E"]],
   labels_n: Int[np.ndarray, " n"],
   *,
-  epochs: int,
+  n_epochs: int,
   batch_size: int,
   rate: float,
   seed: int,
@@ -100,14 +145,15 @@ def tune(
 ) -> TipAdapter:
   """Tip-Adapter-F: the keys, moved to lower the cross-entropy of the training images.
 
-  The epoch that `validate` likes best is kept (the published code looks at test images there).
+  The epoch that `validate` likes best is kept (the published code looks at test images there); the
+  training-free adapter is none of them.
 
   Args:
     adapter: the training-free one, with the alpha and beta to train at.
-    features_nxE: unit features of the training images.
+    epochs: unit features of the training images as each epoch shows them.
     labels_n: their classes.
-    epochs: passes over them, with a cosine of the rate from start to end.
-    batch_size: images a step; the last of an epoch that do not fill a batch are left out.
+    n_epochs: epochs to train, with a cosine of the rate from start to end.
+    batch_size: images a step; the last step of an epoch takes those that are left.
     rate: AdamW's first learning rate.
     seed: of the order.
     validate: accuracy of an adapter.
@@ -116,28 +162,29 @@ def tune(
     FloatingPointError: the keys of the first epoch are not finite. Where those of a later epoch are
       not, tuning ends with a warning, and the best epoch before it is kept.
   """
-  batch_size = min(batch_size, len(labels_n))
-  steps = len(labels_n) // batch_size
+  steps = -(-len(labels_n) // batch_size)
   optimizer = optax.adamw(
-    optax.cosine_decay_schedule(rate, epochs * steps), eps=_EPSILON, weight_decay=_DECAY
+    optax.cosine_decay_schedule(rate, n_epochs * steps), eps=_EPSILON, weight_decay=_DECAY
   )
   keys = jnp.asarray(adapter.keys)
   state = optimizer.init(keys)
   data = (jnp.asarray(adapter.labels), jnp.asarray(adapter.class_features))
-  epoch = _compiled_epoch(optimizer, adapter.scale, adapter.alpha, adapter.beta)
+  step = _compiled_step(optimizer, adapter.scale, adapter.alpha, adapter.beta)
   rng = np.random.default_rng(seed)
-  best, best_accuracy = adapter, validate(adapter)
-  for number in steps_of(range(1, epochs + 1), "training the cache", "epochs"):
-    order = rng.permutation(len(labels_n))[: steps * batch_size].reshape(steps, batch_size)
-    keys, state = epoch(keys, state, *data, features_nxE[order], labels_n[order])
+  best, best_accuracy = adapter, -1.0
+  for number, features_nxE in enumerate(itertools.islice(epochs, n_epochs), start=1):
+    order = rng.permutation(len(labels_n))
+    for rows in np.split(order, range(batch_size, len(order), batch_size)):
+      keys, state = step(keys, state, *data, features_nxE[rows], labels_n[rows])
     tuned = adapter._replace(keys=np.asarray(keys))
     if not np.isfinite(tuned.keys).all():
-      found = f"the keys are not finite after epoch {number} of {epochs} at a rate of {rate:g}"
+      found = f"the keys are not finite after epoch {number} of {n_epochs} at a rate of {rate:g}"
       if number == 1:
         raise FloatingPointError(f"{found}; a lower one is the usual remedy")
       log.warning("%s: the best epoch before it is kept", found)
       break
     accuracy = validate(tuned)
+    log.info("epoch %d/%d  validation top-1 %.1f%%", number, n_epochs, 100 * accuracy)
     if accuracy > best_accuracy:
       best, best_accuracy = tuned, accuracy
   return best
@@ -161,17 +208,13 @@ def cross_entropy(
   return optax.softmax_cross_entropy_with_integer_labels(logits_BxN, labels_B).mean()
 
 
-def _compiled_epoch(optimizer, scale: float, alpha: float, beta: float) -> Callable:
+def _compiled_step(optimizer, scale: float, alpha: float, beta: float) -> Callable:
   loss = functools.partial(cross_entropy, scale=scale, alpha=alpha, beta=beta)
 
   @jax.jit
-  def epoch(keys, state, key_labels, class_features, features_SxBxE, labels_SxB):
-    def step(carry, batch):
-      keys, state = carry
-      gradient = jax.grad(loss)(keys, key_labels, class_features, *batch)
-      updates, state = optimizer.update(gradient, state, keys)
-      return (optax.apply_updates(keys, updates), state), None
+  def step(keys, state, key_labels, class_features, features_BxE, labels_B):
+    gradient = jax.grad(loss)(keys, key_labels, class_features, features_BxE, labels_B)
+    updates, state = optimizer.update(gradient, state, keys)
+    return optax.apply_updates(keys, updates), state
 
-    return jax.lax.scan(step, (keys, state), (features_SxBxE, labels_SxB))[0]
-
-  return epoch
+  return step

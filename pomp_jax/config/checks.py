@@ -82,13 +82,13 @@ def validate(config: ConfigDict) -> None:
     "prompt.depth",
     "prompt.visual",
     "probe.iterations",
+    "tip.views",
     "tip.alphas",
     "tip.betas",
     "batch_size",
     "accumulate",
     "epochs",
     "mesh.class_size",
-    "eval.images",
     "evaluate.batch_size",
     "checkpoint.every",
     "checkpoint.keep",
@@ -108,6 +108,7 @@ def validate(config: ConfigDict) -> None:
     "data.shots_seed",
     "data.augment_seed",
     "data.fresh_epochs",
+    "eval.images",
     "data.workers",
     "data.max_corrupt",
     "prepare.shots",
@@ -117,6 +118,7 @@ def validate(config: ConfigDict) -> None:
     "clip.n_chunks",
     "clip.images_at_a_time",
     "evaluate.images",
+    "tip.epochs",
     "tip.alpha",
     "tip.beta",
     "tip.alpha_max",
@@ -163,7 +165,10 @@ def validate(config: ConfigDict) -> None:
   check_choice(config, "clip.activation", ("auto", "quick_gelu", "gelu"))
   # A dry run has no need of the data.
   if not config.dry_run:
-    _data(config.data)
+    _data(config)
+  elif not config.eval.images:
+    takes = "in a dry run the number of test images, which it does not open"
+    raise ConfigError("eval.images", 0, takes)
   _views(config)
   _caches(config)
   if config.job == "predict":
@@ -224,6 +229,9 @@ def _method(config: ConfigDict) -> None:
       fixed["sampling.exclude"] = "none"
   if method in PIXEL_METHODS:
     fixed["data.features"] = "online"
+  if method in ("zero_shot", "linear_probe"):
+    # On images as they are.
+    fixed |= {"data.augment": "none"}
   if method == "maple":
     fixed |= {"prompt.position": "end", "clip.text_tower": "shared"}
   if method not in ("vpt_deep", "maple"):
@@ -244,8 +252,11 @@ def _watch(config: ConfigDict) -> None:
     raise ConfigError("profile_steps", config.profile_steps, takes)
 
 
-def _data(data: ConfigDict) -> None:
+def _data(config: ConfigDict) -> None:
+  data = config.data
   if data.source == WORLD:
+    if not config.eval.images:
+      raise ConfigError("eval.images", 0, f"1 or more where data.source='{WORLD}': it has no end")
     unread = {"root": "", "dataset": "", "names": "", "shots": 0, "classes": "all"}
     unread |= {"base": "", "novel": ""}
     for field, value in unread.items():

@@ -67,11 +67,14 @@ def base() -> ConfigDict:
   config.probe = ConfigDict()
   config.probe.iterations = 1000  # of L-BFGS for each strength of the penalty
   config.tip = ConfigDict()
-  config.tip.alpha = 1.17  # weight of the cache while tip_adapter_f learns it
-  config.tip.beta = 1.0  # sharpness there
-  config.tip.alpha_max = 3.0  # alpha is searched for from 0.1 to this, ...
-  config.tip.alphas = 20  # in so many steps,
-  config.tip.beta_max = 7.0  # and so is beta
+  config.tip.views = 10  # augmented views of an image, whose mean feature is its key
+  # Where 0: as published for data.dataset; for ImageNet, where nothing is published for it.
+  config.tip.epochs = 0  # in which tip_adapter_f learns the keys
+  config.tip.alpha = 0.0  # weight of the cache there
+  config.tip.alpha_max = 0.0  # alpha is searched for from 0.1 to this, ...
+  config.tip.beta_max = 0.0  # and so is beta
+  config.tip.beta = 1.0  # sharpness while the keys are learned
+  config.tip.alphas = 20  # steps of the searches
   config.tip.betas = 200
 
   # Local contrast and local correction.
@@ -112,7 +115,7 @@ def base() -> ConfigDict:
 
   # Evaluation, over all classes of a split.
   config.eval = ConfigDict()
-  config.eval.images = 2048  # of each split
+  config.eval.images = 2048  # of each split; 0: all, of stored images
   config.eval.cache = ""  # a folder for class features by prompt, CLIP and names; none: in memory
   config.eval.template = "a photo of a {}."  # the hand-written prompt beside the learned one
 

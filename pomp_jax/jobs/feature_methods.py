@@ -17,13 +17,22 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.analysis import plots
 from pomp_jax.baselines import linear_probe
-from pomp_jax.baselines.tip_adapter import TipAdapter, tune
+from pomp_jax.baselines.tip_adapter import (
+  Published,
+  TipAdapter,
+  mean_keys,
+  published,
+  tune,
+  unit,
+)
+from pomp_jax.data.source import Source
 from pomp_jax.data.vocabularies import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.progress import waiting
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.jobs import inputs
 from pomp_jax.jobs.named_prompts import ENSEMBLE, HAND_WRITTEN, features_under
+from pomp_jax.jobs.view_features import view_features
 from pomp_jax.jobs.watch import TrainingError
 from pomp_jax.transfer import Encoder, topk_accuracy
 from pomp_jax.transfer.classification import accuracy_of_scores
@@ -76,21 +85,21 @@ def run(config: ConfigDict, folder: RunFolder) -> dict[str, Any]:
 def _learn(config: ConfigDict, encoder: Encoder) -> dict[str, Any]:
   """The classifier, the names that it knows, and what the search for its settings tried."""
   data = config.data
-  source = inputs.open_training_source(data, encoder.clip.image_size)
+  training = inputs.open_training_source(data, encoder.clip.image_size)
   read = {"threads": data.threads, "max_corrupt": data.max_corrupt}
-  train = split_features(encoder, source, **read)
   source = inputs.open_source(data, "validation", n_images=config.eval.images)
   validation = split_features(encoder, source, **read)
   if config.method == "linear_probe":
+    train = split_features(encoder, training, **read)
     classifier, tried = _linear_probe(config, train, validation)
     found = {
       "strength": classifier.strength,
       "validation_top1": {f"{key:.4g}": top1 for key, top1 in tried.items()},
     }
   else:
-    classifier = _tip_adapter(config, encoder, train, validation)
+    classifier = _tip_adapter(config, encoder, training, validation)
     found = {"alpha": classifier.alpha, "beta": classifier.beta}
-  return {"classifier": classifier, "names": train.names, "found": found}
+  return {"classifier": classifier, "names": tuple(training.names), "found": found}
 
 
 def _linear_probe(config: ConfigDict, train: SplitFeatures, validation: SplitFeatures):
@@ -106,18 +115,31 @@ def _linear_probe(config: ConfigDict, train: SplitFeatures, validation: SplitFea
 
 
 def _tip_adapter(
-  config: ConfigDict, encoder: Encoder, train: SplitFeatures, validation: SplitFeatures
+  config: ConfigDict, encoder: Encoder, source: Source, validation: SplitFeatures
 ) -> TipAdapter:
-  tip = config.tip
-  text_NxE = features_under(encoder, _classes(config, train.names), HAND_WRITTEN)
-  scale = encoder.clip.logit_scale
-  adapter = TipAdapter(train.features, train.labels, text_NxE, scale, tip.alpha, tip.beta)
-  if config.method == "tip_adapter_f":
+  tip = tip_settings(config)
+  # Without augmentation all views are the same.
+  n_views = 1 if config.data.augment == "none" else config.tip.views
+  tuned_for = tip.epochs if config.method == "tip_adapter_f" else 0
+  epochs = view_features(config.data, source, encoder, n_views + tuned_for)
+  first = [next(epochs) for _ in range(n_views)]
+  kept = np.flatnonzero(np.logical_and.reduce([epoch.readable for epoch in first]))
+  labels_n = np.asarray(source.labels)[kept]
+  adapter = TipAdapter(
+    mean_keys(epoch.features[kept] for epoch in first),
+    labels_n,
+    features_under(encoder, _classes(config, source.names), tip.text),
+    encoder.clip.logit_scale,
+    tip.alpha,
+    config.tip.beta,
+  )
+  del first
+  if tuned_for:
     adapter = tune(
       adapter,
-      train.features,
-      train.labels,
-      epochs=config.epochs,
+      (unit(epoch.features[kept]).reshape(-1, adapter.keys.shape[1]) for epoch in epochs),
+      np.repeat(labels_n, config.data.views),
+      n_epochs=tuned_for,
       batch_size=config.batch_size,
       rate=config.optim.lr,
       seed=config.seed,
@@ -126,9 +148,21 @@ def _tip_adapter(
   return adapter.searched(
     validation.features,
     validation.labels,
-    alphas=_grid(tip.alpha_max, tip.alphas),
-    betas=_grid(tip.beta_max, tip.betas),
+    alphas=_grid(tip.alpha_max, config.tip.alphas),
+    betas=_grid(tip.beta_max, config.tip.betas),
   )
+
+
+def tip_settings(config: ConfigDict) -> Published:
+  """`config.tip`, and where it is 0 what was published for `data.dataset`, or else for ImageNet."""
+  tip, dataset = config.tip, config.data.dataset
+  stored = config.data.source in ("coop", "tfds")
+  row = published(dataset) if stored else None
+  if row is None:
+    log.info("Tip-Adapter has no published settings for this data set: ImageNet's, for what is 0")
+    row = published("imagenet1k")._replace(text=HAND_WRITTEN)
+  asked = {field: tip[field] for field in ("alpha", "alpha_max", "beta_max", "epochs")}
+  return row._replace(**{field: value for field, value in asked.items() if value})
 
 
 def _grid(most: float, steps: int) -> np.ndarray:

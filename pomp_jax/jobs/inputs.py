@@ -67,14 +67,14 @@ def open_source(data: ConfigDict, split: str, **size: int) -> Source:
     data: `config.data`.
     split: train, validation, or one of `evaluation_splits`.
     **size: images_per_class=.. (of the world) or n_images=.. (over the classes, as evenly as can
-      be).
+      be; 0: all, of stored images).
 
   Raises:
     SourceError, VocabularyError, ConfigError: stored images are not as they have to be.
   """
   if data.source != WORLD:
     with waiting(f"opening the {split} images"):
-      return open_stored(data, split, size.get("n_images"))
+      return open_stored(data, split, size.get("n_images") or None)
   n_classes = min(data.n_classes, len(_names(data.source, split)))
   if not n_classes:
     return world.source(split, **size)

@@ -1,5 +1,7 @@
 """Tip-Adapter: against NumPy in float64, key by key; its tuning against torch's AdamW."""
 
+import itertools
+
 from closeness import assert_close
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pomp_jax.baselines.tip_adapter import TipAdapter, cross_entropy, tune
+from pomp_jax.baselines.tip_adapter import TipAdapter, cross_entropy, mean_keys, tune
 
 N_CLASSES, WIDTH, SCALE = 5, 8, 20.0
 
@@ -64,75 +66,110 @@ def test_the_search_finds_the_first_best_of_the_grid(adapter, images):
   assert expected != (betas[0], alphas[0])
 
 
-def test_tuning_is_torchs_adamw_with_a_cosine(adapter, images):
-  """Batches of all images, whose order does not matter; the last epoch is kept."""
-  features, labels = images
-  epochs, rate = 5, 0.01
-  keys = torch.tensor(adapter.keys.astype(np.float64), requires_grad=True)
+def test_keys_are_the_mean_over_views_before_it_is_normalised():
+  """Torch's restatement of the published cache: passes one after the other, then their mean."""
+  rng = np.random.default_rng(4)
+  passes = [rng.normal(0, rng.uniform(1, 9, (6, 1, 1)), (6, 2, WIDTH)) for _ in range(5)]
+  views = torch.tensor(np.concatenate(passes, axis=1))
+  mean = views.permute(1, 0, 2).mean(dim=0)
+  expected = mean / mean.norm(dim=-1, keepdim=True)
+  found = mean_keys(features.astype(np.float32) for features in passes)
+  assert found.dtype == np.float32
+  assert_close(found, expected.numpy(), 1e-6)
+  # The mean of unit features is another.
+  assert np.abs(found - torch.nn.functional.normalize(views, dim=-1).mean(1).numpy()).max() > 0.05
+
+
+def test_tuning_is_torchs_adamw_with_a_cosine_over_steps(adapter):
+  """Fresh features in every epoch, in batches of which the last is smaller."""
+  rng = np.random.default_rng(2)
+  n_epochs, rate, batch_size, seed = 3, 0.01, 16, 7
+  epochs = [unit(rng, 40) for _ in range(n_epochs)]
+  labels = rng.integers(0, N_CLASSES, 40)
+  alpha, beta = adapter.alpha, adapter.beta
+  keys = torch.tensor(adapter.keys.T.astype(np.float64), requires_grad=True)
+  values = torch.nn.functional.one_hot(torch.tensor(adapter.labels), N_CLASSES).double()
+  weights = torch.tensor(adapter.class_features.T.astype(np.float64))
   optimizer = torch.optim.AdamW([keys], lr=rate, eps=1e-4)
-  schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-  onehot = torch.nn.functional.one_hot(torch.tensor(adapter.labels), N_CLASSES).double()
-  x = torch.tensor(features.astype(np.float64))
-  text = torch.tensor(adapter.class_features.astype(np.float64))
-  losses = []
-  for _ in range(epochs):
-    logits = SCALE * x @ text.T + 1.7 * torch.exp(-3.0 * (1 - x @ keys.T)) @ onehot
-    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels))
-    optimizer.zero_grad()
-    loss.backward()
-    if not losses:
-      first_gradient = keys.grad.clone()
-    losses.append(loss.item())
-    optimizer.step()
-    schedule.step()
-  arguments = adapter.keys, adapter.labels, adapter.class_features, features, labels
-  arguments = [jnp.asarray(argument) for argument in arguments]
-  loss, gradient = jax.value_and_grad(cross_entropy)(*arguments, scale=SCALE, alpha=1.7, beta=3.0)
-  assert_close(loss, losses[0], 1e-6)
-  assert_close(gradient, first_gradient, 1e-5)
+  schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs * 3)
+  order, losses, after = np.random.default_rng(seed), [], []
+  for features in epochs:
+    permuted = order.permutation(40)
+    for rows in (permuted[:16], permuted[16:32], permuted[32:]):
+      images = torch.tensor(features[rows].astype(np.float64))
+      affinity = images @ keys
+      cache_logits = (-(beta - beta * affinity)).exp() @ values
+      logits = SCALE * images @ weights + cache_logits * alpha
+      loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels[rows]))
+      optimizer.zero_grad()
+      loss.backward()
+      if not losses:
+        first, gradient = rows, keys.grad.T.clone()
+      losses.append(loss.item())
+      optimizer.step()
+      schedule.step()
+    after.append(keys.detach().numpy().T.copy())
 
-  rising = iter(range(100))
-  tuned = tune(
-    adapter, features, labels,
-    epochs=epochs, batch_size=1000, rate=rate, seed=0, validate=lambda _: float(next(rising)),
-  )  # fmt: skip
-  assert losses[-1] < losses[0]
-  assert_close(tuned.keys - adapter.keys, keys.detach().numpy() - adapter.keys, 1e-3)
+  inputs = adapter.keys, adapter.labels, adapter.class_features, epochs[0][first], labels[first]
+  inputs = [jnp.asarray(array) for array in inputs]
+  ours = jax.value_and_grad(cross_entropy)(*inputs, scale=SCALE, alpha=alpha, beta=beta)
+  assert_close(ours[0], losses[0], 1e-6)
+  assert_close(ours[1], gradient, 1e-5)
 
-
-def test_the_best_epoch_by_validation_is_kept(adapter, images):
   seen = []
 
   def validate(tuned):
     seen.append(tuned.keys)
-    return [0.5, 0.1, 0.9, 0.9, 0.2][len(seen) - 1]
+    return float(len(seen))
 
-  tuned = tune(adapter, *images, epochs=4, batch_size=16, rate=0.01, seed=0, validate=validate)
-  np.testing.assert_array_equal(tuned.keys, seen[2])
-  assert len(seen) == 5 and not np.array_equal(seen[1], seen[2])
+  settings = {"n_epochs": n_epochs, "batch_size": batch_size, "rate": rate, "seed": seed}
+  tuned = tune(adapter, iter(epochs), labels, validate=validate, **settings)
+  np.testing.assert_array_equal(tuned.keys, seen[-1])
+  for found, expected in zip(seen, after, strict=True):
+    assert_close(found - adapter.keys, expected - adapter.keys, 1e-3)
+
+
+def tuned(adapter, images, validate, rate=0.01):
+  """Four epochs of the same images."""
+  features, labels = images
+  settings = {"n_epochs": 4, "batch_size": 16, "rate": rate, "seed": 0}
+  return tune(adapter, itertools.repeat(features), labels, validate=validate, **settings)
+
+
+def test_the_best_epoch_by_validation_is_kept(adapter, images):
+  """The start is none of them, however well it does."""
+  seen = []
+
+  def validate(found):
+    seen.append(found.keys)
+    return [0.1, 0.9, 0.9, 0.2][len(seen) - 1]
+
+  found = tuned(adapter, images, validate)
+  np.testing.assert_array_equal(found.keys, seen[1])
+  assert len(seen) == 4 and not np.array_equal(seen[0], adapter.keys)
+  assert not np.array_equal(tuned(adapter, images, lambda _: 0.0).keys, adapter.keys)
 
 
 def test_an_epoch_that_is_not_finite_is_not_kept(adapter, images, caplog):
   """At this rate the keys leave the float's range at once; a validation that likes that."""
-  with pytest.raises(FloatingPointError, match="not finite after epoch 1 of 4 at a rate of 1e.06"):
-    tune(adapter, *images, epochs=4, batch_size=16, rate=1e6, seed=0, validate=lambda _: 1.0)
+  with pytest.raises(FloatingPointError, match="not finite after epoch 1 of 4 at a rate of 1e"):
+    tuned(adapter, images, lambda _: 1.0, rate=1e6)
 
   # The second epoch breaks: what came before is kept, and the third is not tried.
-  seen, (features, labels) = [], images
-  features = features.copy()
+  features, labels = images
+  broken = np.full_like(features, np.nan)
+  seen = []
 
-  def validate(tuned):
-    seen.append(tuned.keys.copy())
-    if len(seen) == 2:
-      features[:] = np.nan
+  def validate(found):
+    seen.append(found.keys)
     return float(len(seen))
 
-  tuned = tune(
-    adapter, features, labels, epochs=4, batch_size=16, rate=0.01, seed=0, validate=validate
-  )
-  assert len(seen) == 2
-  np.testing.assert_array_equal(tuned.keys, seen[1])
-  assert "not finite after epoch 2 of 4" in caplog.text
+  epochs = iter([features, broken, features])
+  settings = {"n_epochs": 3, "batch_size": 16, "rate": 0.01, "seed": 0}
+  found = tune(adapter, epochs, labels, validate=validate, **settings)
+  assert len(seen) == 1
+  np.testing.assert_array_equal(found.keys, seen[0])
+  assert "not finite after epoch 2 of 3" in caplog.text
 
 
 def test_the_search_takes_no_weight_with_which_scores_overflow(adapter, images):
