@@ -1,16 +1,16 @@
 r"""VPT (Jia et al., 2022) on CLIP, as MaPLe's code runs it; deep, or `shallow`.
 
   python -m pomp_jax.main --config=configs/vpt.py --workdir=runs/vpt \
-    --config.clip.model=openai/clip-vit-base-patch16 --config.data.source=coop \
-    --config.data.root=DATA --config.data.dataset=dtd --config.data.shots=16 \
-    --config.data.classes=base
+    --config.data.root=DATA --config.data.dataset=dtd
   python -m pomp_jax.main --config=configs/vpt.py:shallow,world --workdir=runs/vpt_world
 
 Numbers: the config released with MaPLe (VPT/vit_b16_c2_ep5_batch4_4): 8 tokens in each of 12
 layers, text "a photo of a {}.", 5 epochs of batches of 4, SGD at 0.0025, cosine after an epoch at
-1e-5.
+1e-5, random crops and flips; docs/recipes.md has every value beside ours. The world's images are
+not augmented.
 """
 
+from configs.few_shot import AUGMENTED, BASE_TO_NEW, FEW_SHOT
 from configs.world_size import SMALL
 from pomp_jax.config import base, with_argument
 
@@ -26,7 +26,7 @@ WORLD_SHALLOW = WORLD | _SHALLOW
 def get_config(argument: str = ""):
   """The published recipe; `shallow`: tokens before the first layer alone; `world`: a small size."""
   config = base()
-  config.update_from_flattened_dict(_DEEP)
+  config.update_from_flattened_dict(FEW_SHOT | AUGMENTED | BASE_TO_NEW | _DEEP)
   config.negatives = "all"
   config.prompt.visual = 8
   config.batch_size = 4

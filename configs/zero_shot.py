@@ -1,11 +1,14 @@
 r"""Zero-shot CLIP: its set's own text, the name alone, and CLIP's ensembles of 7 and of 80 texts.
 
   python -m pomp_jax.main --config=configs/zero_shot.py --workdir=runs/zero_shot \
-    --config.clip.model=openai/clip-vit-base-patch16 --config.data.source=coop \
     --config.data.root=DATA --config.data.dataset=dtd
   python -m pomp_jax.main --config=configs/zero_shot.py:world --workdir=runs/zero_shot_world
+
+All test images; ImageNet's ensembles on every set, as CoOp's ZeroshotCLIP2 has them. On the world
+1,000 images of each split.
 """
 
+from configs.few_shot import FEW_SHOT
 from configs.world_size import SMALL
 from pomp_jax.config import base, with_argument
 
@@ -13,7 +16,8 @@ WORLD = SMALL | {"method": "zero_shot"}
 
 
 def get_config(argument: str = ""):
-  """The base config; `world`: a size for two cores."""
+  """CoOp's protocol; `world`: a size for two cores."""
   config = base()
+  config.update_from_flattened_dict(FEW_SHOT)
   config.method = "zero_shot"
   return with_argument(config, argument, variants={"world": WORLD})
