@@ -7,6 +7,7 @@ Ito's, which colour-blind readers can tell apart; nothing is told by colour alon
 from collections.abc import Mapping, Sequence
 import os
 import textwrap
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -60,16 +61,18 @@ def training_curves(path: str | os.PathLike, series: Mapping[str, Series]) -> No
 
 def accuracy_bars(
   path: str | os.PathLike,
-  scores: Mapping[str, Mapping[str, Mapping[str, float]]],
+  scores: Mapping[str, Mapping[str, Mapping[str, Any]]],
   spread: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
 ) -> None:
   """Top-1 of the learned prompt beside the others, a group of bars for each split.
 
   Args:
     path: the PNG file.
-    scores: `scores[split][prompt]["top1"]`, fractions; at least one split. The prompts `prompt`,
-      `hand_written` and `class_name` come first, any others after them.
-    spread: the half-length of each bar's error bar, same structure; none are drawn when it is None.
+    scores: `scores[split][prompt]` has `top1`, `top1_interval`, fractions, and `images`; at least
+      one split. The prompts `prompt`, `hand_written` and `class_name` come first, any others after
+      them.
+    spread: standard deviations over seeds, `spread[split][prompt]["top1"]`: the half-length of each
+      bar's error bar. That is the interval over the images when it is None.
   """
   names = list(dict.fromkeys(name for split in scores.values() for name in split))
   names.sort(key=lambda name: list(_PROMPTS).index(name) if name in _PROMPTS else len(_PROMPTS))
@@ -83,16 +86,23 @@ def accuracy_bars(
   for index, name in enumerate(names):
     splits = [i for i, split in enumerate(scores.values()) if name in split]
     top1 = [split[name]["top1"] for split in scores.values() if name in split]
-    errors = None
-    if spread is not None:
-      errors = [spread[split][name]["top1"] for split in scores if name in scores[split]]
+    own = [split for split in scores if name in scores[split]]
+    if spread is None:
+      ends = np.array([scores[split][name]["top1_interval"] for split in own])
+      errors = np.abs(ends - np.array(top1)[:, None]).T
+    else:
+      errors = np.tile([spread[split][name]["top1"] for split in own], (2, 1))
     x = np.array(splits) + (index - (len(names) - 1) / 2) * width
     colour, label = styles[name]
     style = {"capsize": 3, "ecolor": "0.2"}
     bars = axes.bar(x, top1, 0.92 * width, yerr=errors, color=colour, label=label, error_kw=style)
     axes.bar_label(bars, [f"{100 * value:.1f}" for value in top1], padding=3, fontsize=9)
-    highest = max([highest, *np.add(top1, 0 if errors is None else errors)])
-  axes.set_xticks(range(len(scores)), list(scores))
+    highest = max(highest, *np.add(top1, errors[1]))
+  counts = [next(iter(prompts.values()))["images"] for prompts in scores.values()]
+  names_and_counts = zip(scores, counts, strict=True)
+  axes.set_xticks(range(len(scores)), [f"{split}\n{n:,} images" for split, n in names_and_counts])
+  means = "standard deviation over the seeds" if spread else "95% interval over the images"
+  axes.set_xlabel(f"error bars: {means}", fontsize=8)
   axes.set(ylabel="top-1 accuracy over all classes", ylim=(0, max(1.12 * highest, 1e-3)))
   axes.yaxis.set_major_formatter(_percent)
   figure.legend(loc="outside upper center", ncols=3, frameon=False)

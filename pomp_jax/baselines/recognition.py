@@ -16,6 +16,7 @@ from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
 from pomp_jax.transfer import Encoder, topk_accuracy
 from pomp_jax.transfer.classification import accuracy_of_scores
 from pomp_jax.transfer.evaluation import SplitFeatures
+from pomp_jax.transfer.metrics import Accuracy
 
 # Classes whose features are computed together for one image.
 _CLASSES = 256
@@ -41,9 +42,7 @@ class Recognition:
     self._classes = encoder.over_rows(self._class_features, 2)
     self._scores = encoder.over_rows(self._scores_of_images, 3)
 
-  def accuracy(
-    self, params: Any, frozen: Frozen, split: SplitFeatures, source: Source
-  ) -> dict[str, float]:
+  def accuracy(self, params: Any, frozen: Frozen, split: SplitFeatures, source: Source) -> Accuracy:
     """Top-1 and top-5 over all classes of a split.
 
     Args:

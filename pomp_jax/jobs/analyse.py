@@ -90,7 +90,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         label: {
           "alignment": alignment(images.features, rows, images.labels),
           "uniformity": uniformity(rows) if len(rows) > 1 else None,
-          "top1": topk_accuracy(images.features, rows, images.labels)["top1"],
+          **topk_accuracy(images.features, rows, images.labels, ks=(1,)),
         }
         for label, rows in features.items()
       },

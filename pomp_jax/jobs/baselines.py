@@ -23,7 +23,7 @@ from pomp_jax.files.progress import steps_of
 from pomp_jax.files.run_folder import RunFolder, read_json, write_json, writing
 from pomp_jax.jobs import pretrain
 from pomp_jax.jobs.benchmark.measurement import ProcessError, in_own_process, peak_mib
-from pomp_jax.jobs.repeat import summary
+from pomp_jax.jobs.repeat import of_seeds, summary
 from pomp_jax.jobs.watch import TrainingError
 
 log = logging.getLogger(__name__)
@@ -180,19 +180,27 @@ def _rows(label: str, method: str, outcome: dict[str, Any]) -> dict[str, Any]:
     "seconds": summary([run["seconds"] for run in runs]),
     "peak_mib": outcome["peak_mib"],
   }
+
+  def top1_of(prompt):
+    """Of the splits that it was evaluated on: a summary over the seeds, images, interval."""
+    found = {s: of_seeds([run["eval"][s][prompt] for run in runs]) for s in first["eval"]}
+    return {
+      s: one["top1"] | {"images": one["images"], "interval": one["top1_interval"]}
+      for s, one in found.items()
+    }
+
+  evaluated = list(next(iter(first["eval"].values())))
   if method != "zero_shot":
-    names = list(first["top1"])
-    return {label: row | {"top1": {s: summary([run["top1"][s] for run in runs]) for s in names}}}
-  texts = list(next(iter(first["eval"].values())))
-  return {
-    f"{label}_{text}": row
-    | {"top1": {s: summary([scores[text]["top1"]]) for s, scores in first["eval"].items()}}
-    for text in texts
-  }
+    learned = "prompt" if "prompt" in evaluated else method
+    return {label: row | {"top1": top1_of(learned)}}
+  return {f"{label}_{text}": row | {"top1": top1_of(text)} for text in evaluated}
 
 
 def _write_report(folder: RunFolder, methods: dict[str, Any]) -> None:
   splits = list(dict.fromkeys(split for row in methods.values() for split in row["top1"]))
+
+  images = {s: one["images"] for row in methods.values() for s, one in row["top1"].items()}
+  columns = tuple(f"{split}, n = {images[split]:,}" for split in splits)
 
   def figures(row, field):
     found = [row["top1"].get(split) for split in splits]
@@ -203,7 +211,7 @@ def _write_report(folder: RunFolder, methods: dict[str, Any]) -> None:
     Table(
       f"Top-1 accuracy (%), mean of {n_seeds} seeds, and cost of a run",
       "method",
-      (*splits, "seconds", "peak MiB"),
+      (*columns, "seconds", "peak MiB"),
       tuple(
         Row(label, (*figures(row, "mean"), row["seconds"]["median"], row["peak_mib"]))
         for label, row in methods.items()
@@ -213,7 +221,7 @@ def _write_report(folder: RunFolder, methods: dict[str, Any]) -> None:
     Table(
       "Its standard deviation over the seeds (points)",
       "method",
-      tuple(splits),
+      columns,
       tuple(Row(label, figures(row, "std")) for label, row in methods.items()),
       best=False,
     ),

@@ -37,6 +37,7 @@ from pomp_jax.jobs.watch import TrainingError
 from pomp_jax.transfer import Encoder, topk_accuracy
 from pomp_jax.transfer.classification import accuracy_of_scores
 from pomp_jax.transfer.evaluation import SplitFeatures, split_features
+from pomp_jax.transfer.metrics import Accuracy
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,8 @@ def run(config: ConfigDict, folder: RunFolder) -> dict[str, Any]:
     # Last: a folder with results is a finished run.
     write_json(folder.results, results)
     for split, top1 in results["top1"].items():
-      log.info("%s top-1: %s %.1f%%", split, config.method, 100 * top1)
+      n_images = results["eval_images"][split]
+      log.info("%s top-1 of %d images: %s %.1f%%", split, n_images, config.method, 100 * top1)
   return results
 
 
@@ -94,11 +96,16 @@ def _learn(config: ConfigDict, encoder: Encoder) -> dict[str, Any]:
     classifier, tried = _linear_probe(config, train, validation)
     found = {
       "strength": classifier.strength,
+      "validation_images": len(validation.labels),
       "validation_top1": {f"{key:.4g}": top1 for key, top1 in tried.items()},
     }
   else:
     classifier = _tip_adapter(config, encoder, training, validation)
-    found = {"alpha": classifier.alpha, "beta": classifier.beta}
+    found = {
+      "alpha": classifier.alpha,
+      "beta": classifier.beta,
+      "validation_images": len(validation.labels),
+    }
   return {"classifier": classifier, "names": tuple(training.names), "found": found}
 
 
@@ -170,7 +177,7 @@ def _grid(most: float, steps: int) -> np.ndarray:
   return 0.1 + (most - 0.1) / steps * np.arange(steps)
 
 
-def _accuracy(scores: Callable[[np.ndarray], np.ndarray], split: SplitFeatures) -> dict[str, float]:
+def _accuracy(scores: Callable[[np.ndarray], np.ndarray], split: SplitFeatures) -> Accuracy:
   return accuracy_of_scores(lambda part: scores(split.features[part]), split.labels)
 
 
@@ -189,7 +196,7 @@ def _results(
   """The layout of the main job's results."""
   start = time.monotonic()
   label = config.method if learned else "hand_written"
-  scores: dict[str, dict[str, dict[str, float]]] = {}
+  scores: dict[str, dict[str, Accuracy]] = {}
   n_classes, skipped, unreadable = {}, [], {}
   for name in inputs.evaluation_splits(config.data):
     source = inputs.open_source(config.data, name, n_images=config.eval.images)
@@ -217,7 +224,7 @@ def _results(
     "eval_seconds": round(time.monotonic() - start, 2),
     "clip_model": encoder.clip.name,
     "n_classes": inputs.n_training_classes(config.data),
-    "eval_images": config.eval.images,
+    "eval_images": {name: of_split[label]["images"] for name, of_split in scores.items()},
     "eval_classes": n_classes,
     # Splits with classes that the classifier has no weights for.
     "not_evaluated": skipped,

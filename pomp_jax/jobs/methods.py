@@ -23,6 +23,7 @@ from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner
 from pomp_jax.prompt.train_step import replicate
 from pomp_jax.transfer import Encoder
 from pomp_jax.transfer.evaluation import SplitFeatures
+from pomp_jax.transfer.metrics import Accuracy
 
 # Class features as they are, under the hand-written prompt.
 _FIXED_TEXT = ("vpt_shallow", "vpt_deep")
@@ -132,7 +133,7 @@ def _behind(fixed_F: np.ndarray, tokens: ClassTokens) -> ClassTokens:
 
 def accuracy_of_learner(
   config: ConfigDict, encoder: Encoder, module: PromptContext
-) -> Callable[[Any, SplitFeatures, Source], dict[str, float]]:
+) -> Callable[[Any, SplitFeatures, Source], Accuracy]:
   """A function (parameters, features of a split, its images) -> top-1 and top-5 on the split."""
   learner = make_learner(config, encoder, module, encoder.text_tower(), None)
   recognition = Recognition(encoder, learner, per_image=config.method == "cocoop")

@@ -212,7 +212,7 @@ def _results(job: Run, learned: Any, done: loop.Trained) -> dict:
     "n_classes": len(job.source.names),
     "k": k_of(job),
     "correction": config.correction,
-    "eval_images": config.eval.images,
+    "eval_images": {name: len(split.labels) for name, split in splits.items()},
     "eval_classes": {name: len(split.names) for name, split in splits.items()},
     "eval": scores,
     "eval_unreadable": {
@@ -250,7 +250,12 @@ def _prediction_sheet(job: Run, prompt: Prompt, results: dict) -> tuple | None:
 def _log_results(results: dict, folder: RunFolder) -> None:
   for split, scores in results["eval"].items():
     line = ", ".join(f"{name} {100 * score['top1']:.1f}%" for name, score in scores.items())
-    log.info("%s top-1 over %d classes: %s", split, results["eval_classes"][split], line)
+    counts = results["eval_images"][split], results["eval_classes"][split]
+    low, high = scores["prompt"]["top1_interval"]
+    log.info(
+      "%s top-1 of %d images over %d classes: %s; 95%% interval of prompt %.1f to %.1f%%",
+      *(split, *counts, line, 100 * low, 100 * high),
+    )
   log.info("what was learned, results and plots are in %s", folder.path)
 
 

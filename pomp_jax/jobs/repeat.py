@@ -16,6 +16,7 @@ from pomp_jax.config import ConfigError
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.jobs import pretrain
+from pomp_jax.transfer.metrics import Accuracy, wilson_interval
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +42,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
     **{field: runs[0][field] for field in ("steps", "n_classes", "k", "correction")},
     "seconds": summary([run["seconds"] for run in runs]),
     "eval": {
-      split: {
-        prompt: {
-          metric: summary([run["eval"][split][prompt][metric] for run in runs]) for metric in scores
-        }
-        for prompt, scores in prompts.items()
-      }
+      split: {prompt: of_seeds([run["eval"][split][prompt] for run in runs]) for prompt in prompts}
       for split, prompts in runs[0]["eval"].items()
     },
   }
@@ -60,9 +56,10 @@ def run(config: ConfigDict, workdir: str) -> dict:
     _plot(folder, results)
   for split, gain in results["gain"].items():
     log.info(
-      "%s: top-1 %.2f%% +- %.2f over %d seeds, %+.2f points beside the best hand-written prompt"
-      " (%s), spread %.2f",
+      "%s: top-1 %.2f%% +- %.2f over %d seeds on %d images, %+.2f points beside the best"
+      " hand-written prompt (%s), spread %.2f",
       *(split, 100 * gain["top1"]["mean"], 100 * gain["top1"]["std"], len(runs)),
+      results["eval"][split]["prompt"]["images"],
       *(100 * gain["gain"], gain["best_hand_written"], 100 * gain["top1"]["spread"]),
     )
   return results
@@ -85,6 +82,22 @@ def summary(values: list[float]) -> dict:
   }
 
 
+def of_seeds(scores: list[Accuracy]) -> dict:
+  """Accuracies of several seeds on the same images: a summary of each, and the mean's interval.
+
+  Args:
+    scores: as `topk_accuracy` has them, one a seed.
+
+  Returns:
+    {"images": n, "top1": summary, "top5": summary, "top1_interval": [low, high]}: what n images say
+    of the mean top-1. The spread over the seeds is no part of it.
+  """
+  found: dict = {metric: summary([one[metric] for one in scores]) for metric in ("top1", "top5")}
+  n_images = scores[0]["images"]
+  interval = wilson_interval(found["top1"]["mean"], n_images)
+  return {"images": n_images, **found, "top1_interval": interval}
+
+
 def _gain(prompts: dict) -> dict:
   """Top-1 of the learned prompt less that of the best hand-written one."""
   by_hand = {name: scores["top1"]["mean"] for name, scores in prompts.items() if name != "prompt"}
@@ -97,10 +110,10 @@ def _plot(folder: RunFolder, results: dict) -> None:
   def pick(field):
     return {
       split: {
-        prompt: {metric: of_seeds[field] for metric, of_seeds in scores.items()}
-        for prompt, scores in prompts.items()
+        prompt: scores | {"top1": scores["top1"][field]} for prompt, scores in prompts.items()
       }
       for split, prompts in results["eval"].items()
     }
 
-  plots.accuracy_bars(folder.plots / "accuracy.png", pick("mean"), spread=pick("std"))
+  spread = pick("std") if len(results["seeds"]) > 1 else None
+  plots.accuracy_bars(folder.plots / "accuracy.png", pick("mean"), spread=spread)

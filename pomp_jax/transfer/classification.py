@@ -18,7 +18,7 @@ from pomp_jax.data.vocabulary import check_names
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt
 from pomp_jax.transfer.encoder import Encoder
-from pomp_jax.transfer.metrics import EvaluationError
+from pomp_jax.transfer.metrics import Accuracy, EvaluationError, wilson_interval
 
 # 4 MB.
 _CACHED_SCORES = 2**20
@@ -124,8 +124,8 @@ def topk_accuracy(
   labels_B: Int[np.ndarray, " B"],
   ks: Sequence[int] = (1, 5),
   chunk: int = 0,
-) -> dict[str, float]:
-  """Share of the images whose class is among the k most similar: {"top1": .., "top5": ..}.
+) -> Accuracy:
+  """Share of the images whose class is among the k most similar.
 
   A class that ties with the true one counts as more similar: a constant classifier scores 0.
 
@@ -135,6 +135,10 @@ def topk_accuracy(
     labels_B: the true classes.
     ks: which k.
     chunk: images at a time; 0: as many as keep their scores, [chunk,N], in a processor's cache.
+
+  Returns:
+    {"images": n, "top1": .., "top1_interval": [low, high], "top5": ..}; the interval is
+    `metrics.wilson_interval`'s.
   """
 
   def scores(part):
@@ -149,7 +153,7 @@ def accuracy_of_scores(
   labels_B: Int[np.ndarray, " B"],
   ks: Sequence[int] = (1, 5),
   chunk: int = 512,
-) -> dict[str, float]:
+) -> Accuracy:
   """`topk_accuracy` of any classifier.
 
   An image with a score that is not finite counts as wrong, whatever k is.
@@ -168,7 +172,12 @@ def accuracy_of_scores(
     n_classes = scores_BxN.shape[1]
     rank_B[part] = ranks(scores_BxN, labels_B[part])
   # Rank N, of broken scores, is among no k.
-  return {f"top{k}": float(np.mean(rank_B < min(k, n_classes))) for k in ks}
+  figures: Accuracy = {"images": len(labels_B)}
+  for k in ks:
+    figures[f"top{k}"] = float(np.mean(rank_B < min(k, n_classes)))
+    if k == 1:
+      figures["top1_interval"] = wilson_interval(figures["top1"], len(labels_B))
+  return figures
 
 
 def ranks(

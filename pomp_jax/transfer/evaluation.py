@@ -20,6 +20,7 @@ from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.prompt.train_step import CLASS, DATA
 from pomp_jax.transfer.classification import check_finite, topk_accuracy
 from pomp_jax.transfer.encoder import Encoder
+from pomp_jax.transfer.metrics import Accuracy
 from pomp_jax.transfer.scoring import own_rows, place
 
 # Images rendered or decoded at a time, over all processes.
@@ -87,7 +88,7 @@ def split_features(
 
 def evaluate(
   encoder: Encoder, splits: Mapping[str, SplitFeatures], prompts: Mapping[str, Prompt | str]
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, dict[str, Accuracy]]:
   """Top-1 and top-5 of every prompt on every split, over all classes of the split.
 
   The splits may share classes: the features of each class are computed once a prompt.
@@ -99,13 +100,13 @@ def evaluate(
       exactly the classes of its training.
 
   Returns:
-    {split: {prompt: {"top1": .., "top5": ..}}}.
+    {split: {prompt: {"images": .., "top1": .., "top1_interval": .., "top5": ..}}}.
   """
   row = {}
   for split in splits.values():
     for name in split.names:
       row.setdefault(name, len(row))
-  results: dict[str, dict[str, dict[str, float]]] = {name: {} for name in splits}
+  results: dict[str, dict[str, Accuracy]] = {name: {} for name in splits}
   for prompt_name, prompt in prompts.items():
     class_features = encoder.class_features(list(row), prompt)
     for split_name, split in splits.items():

@@ -7,11 +7,20 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 import numpy as np
+import scipy.special
 
 from pomp_jax.transfer.hierarchy import Hierarchy
 
 # Bins of the confidence, as Guo et al. (2017) and those after them have it.
 N_BINS = 15
+
+
+# Figures of a classifier on some images, as JSON holds them: "top1", "top5", .. as fractions,
+# "images", how many they are, and "top1_interval", the ends of its 95% interval.
+Accuracy = dict[str, int | float | list[float]]
+
+# Of the standard normal distribution, two-sided: 95%.
+_QUANTILE = float(scipy.special.ndtri(0.975))
 
 
 class EvaluationError(RuntimeError):
@@ -82,9 +91,10 @@ class Tally:
   def figures(self) -> dict[str, Any]:
     """Everything that follows, as JSON holds it; shares are fractions of 1.
 
-    `macro_top1` is the mean of the accuracies of the classes that have images. `ece` is the
-    expected calibration error, sum_s n_s / n |accuracy_s - confidence_s| over N_BINS bins of equal
-    width (Guo et al., "On Calibration of Modern Neural Networks", 2017). The rest: `_TreeTally`.
+    `top1_interval` is `wilson_interval`'s. `macro_top1` is the mean of the accuracies of the
+    classes that have images. `ece` is the expected calibration error, sum_s n_s / n |accuracy_s -
+    confidence_s| over N_BINS bins of equal width (Guo et al., "On Calibration of Modern Neural
+    Networks", 2017). The rest: `_TreeTally`.
 
     Raises:
       ValueError: no image was counted.
@@ -99,6 +109,7 @@ class Tally:
       "classes": len(seen),
       "classes_with_images": int(seen.sum()),
       "top1": float(self._top1_N.sum() / n),
+      "top1_interval": wilson_interval(self._top1_N.sum() / n, n),
       "top5": self._top5 / n,
       "macro_top1": float(np.mean(self._top1_N[seen] / self._images_N[seen])),
       "ece": float(np.abs(right_S - confidence_S).sum() / n),
@@ -189,6 +200,29 @@ def confidence_bins(confidence_B: Float[np.ndarray, " B"]) -> Int[np.ndarray, " 
   """The bin (s / S, (s + 1) / S] of each confidence; 0 falls into the first."""
   bins_B = np.ceil(confidence_B.astype(np.float64) * N_BINS).astype(np.int64) - 1
   return np.clip(bins_B, 0, N_BINS - 1)
+
+
+def wilson_interval(share: float, n: int) -> list[float]:
+  """The ends of the 95% interval of a share that was counted in n independent trials.
+
+  Of the images alone: what another draw of so many images from the same population may give. Luck
+  in training is another matter, see the `repeat` job. Wilson's score interval (1927), which stays
+  within [0, 1] and is not empty at 0 and 1.
+
+  Args:
+    share: between 0 and 1.
+    n: trials.
+
+  Raises:
+    ValueError: no trial.
+  """
+  if n < 1:
+    raise ValueError(f"an interval needs at least 1 trial, got {n}")
+  z2_over_n = _QUANTILE**2 / n
+  centre = (share + z2_over_n / 2) / (1 + z2_over_n)
+  reach = np.sqrt(z2_over_n * (share * (1 - share) + z2_over_n / 4)) / (1 + z2_over_n)
+  # At 0 and 1 an end is the share itself, but for rounding.
+  return [float(max(min(centre - reach, share), 0.0)), float(min(max(centre + reach, share), 1.0))]
 
 
 def harmonic_mean(base: float, new: float) -> float:

@@ -6,12 +6,18 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax.analysis import plots
+from pomp_jax.analysis import method_plots, plots
 
 STEPS = list(range(10, 2010, 10))
+
+
+def score(top1, images=1000):
+  return {"top1": top1, "top5": 0.9, "images": images, "top1_interval": [0.9 * top1, top1 + 0.05]}
+
+
 SCORES = {
   split: {
-    prompt: {"top1": top1 / (number + 1), "top5": 0.9}
+    prompt: score(top1 / (number + 1), 1000 + number)
     for prompt, top1 in [("class_name", 0.2), ("hand_written", 0.3), ("prompt", 0.4)]
   }
   for number, split in enumerate(["base", "novel", "shifted"])
@@ -78,7 +84,14 @@ def test_accuracy_bars(tmp_path, drawn):
   heights = [bar.get_height() for bar in drawn[0].axes[0].patches]
   order = ("prompt", "hand_written", "class_name")
   assert heights == [SCORES[split][prompt]["top1"] for prompt in order for split in SCORES]
-  assert {"base", "novel", "shifted", "40.0", "6.7", "learned prompt"} <= set(texts(drawn[0]))
+  ticks = {"base\n1,000 images", "novel\n1,001 images", "shifted\n1,002 images"}
+  assert ticks | {"40.0", "6.7", "learned prompt"} <= set(texts(drawn[0]))
+  # Error bars from 90% of each figure to 0.05 above it.
+  for container in (c for c in drawn[0].axes[0].containers if getattr(c, "has_yerr", False)):
+    for segment in container.lines[2][0].get_segments():
+      low, high = segment[:, 1]
+      assert high - 0.05 == pytest.approx(low / 0.9)
+  assert "error bars: 95% interval over the images" in texts(drawn[0])
 
 
 def test_accuracy_bars_with_spread(tmp_path, drawn):
@@ -87,15 +100,21 @@ def test_accuracy_bars_with_spread(tmp_path, drawn):
   }
   plots.accuracy_bars(tmp_path / "accuracy.png", SCORES, spread=spread)
   assert_picture(tmp_path / "accuracy.png")
-  bars = drawn[0].axes[0].containers
-  assert sum(getattr(container, "has_yerr", False) for container in bars) == 3
+  bars = [c for c in drawn[0].axes[0].containers if getattr(c, "has_yerr", False)]
+  assert len(bars) == 3
+  assert {
+    round(float(np.ptp(segment[:, 1])), 9)
+    for bar in bars
+    for segment in bar.lines[2][0].get_segments()
+  } == {0.02}
+  assert "error bars: standard deviation over the seeds" in texts(drawn[0])
 
 
 @pytest.mark.parametrize(
   "scores",
   [
-    {"base": {"prompt": {"top1": 0.0}}},
-    {"base": {"prompt": {"top1": 1.0}, "best_of_seven": {"top1": 0.5}}, "novel": SCORES["novel"]},
+    {"base": {"prompt": score(0.0)}},
+    {"base": {"prompt": score(1.0), "best_of_seven": score(0.5)}, "novel": SCORES["novel"]},
   ],
 )
 def test_accuracy_bars_of_other_prompts(tmp_path, scores, drawn):
@@ -103,6 +122,27 @@ def test_accuracy_bars_of_other_prompts(tmp_path, scores, drawn):
   assert_picture(tmp_path / "accuracy.png")
   n_bars = sum(len(split) for split in scores.values())
   assert len(drawn[0].axes[0].patches) == n_bars
+
+
+def test_method_dots_have_the_spread_of_several_runs_or_the_interval_of_one(tmp_path, monkeypatch):
+  figures = []
+  monkeypatch.setattr(method_plots, "save", lambda path, figure: figures.append(figure))
+  found = {"images": 1000, "interval": [0.35, 0.5]}
+  one = found | {"mean": 0.4, "std": 0.0, "values": [0.4]}
+  two = found | {"mean": 0.4, "std": 0.01, "values": [0.39, 0.41]}
+  top1 = {"probe": {"base": one}, "pomp": {"base": two, "novel": two}}
+  method_plots.method_dots(tmp_path / "dots.png", top1)
+  [figure] = figures
+  ends = [
+    segment[:, 0].round(6).tolist()
+    for container in figure.axes[0].containers
+    for segment in container.lines[2][0].get_segments()
+  ]
+  assert ends == [[35, 50], [39, 41]]
+  assert [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes[:2]] == [
+    "base, n = 1,000",
+    "novel, n = 1,000",
+  ]
 
 
 @pytest.mark.parametrize(("n_images", "size"), [(1, 32), (5, 8), (18, 32), (2, 500)])

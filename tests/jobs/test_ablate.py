@@ -53,6 +53,10 @@ def test_a_cell_equals_a_run_of_its_own(finished, tmp_path, number):
   for split, prompts in alone["eval"].items():
     # One image of 64 may fall on the other side of a tie.
     assert stored["top1"][split] == pytest.approx(prompts["prompt"]["top1"], abs=1.01 / 64)
+    assert stored["images"][split] == prompts["prompt"]["images"] == alone["eval_images"][split]
+    low, high = stored["top1_interval"][split]
+    assert low < stored["top1"][split] < high
+    assert set(stored["by_hand_interval"][split]) == set(stored["by_hand"][split])
     assert stored["by_hand"][split] == {
       name: scores["top1"] for name, scores in prompts.items() if name != "prompt"
     }
@@ -194,7 +198,8 @@ def train(job, group, streams, size):
 ablate.train_lanes = train
 Shared.stream = lambda *_: None
 Shared.references = lambda *_: {"novel": {}}
-Shared.evaluate = lambda *_: {"novel": {"prompt": {"top1": 0.5, "top5": 0.7}}}
+score = {"top1": 0.5, "top5": 0.7, "images": 4, "top1_interval": [0.2, 0.8]}
+Shared.evaluate = lambda *_: {"novel": {"prompt": score}}
 app.run(main.main, flags_parser=main.parse_flags)
 """
 

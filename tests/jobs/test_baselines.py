@@ -12,6 +12,7 @@ from pomp_jax.config import METHODS, ConfigError, validate
 from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.jobs import baselines, feature_methods, inputs, named_prompts, pretrain
 from pomp_jax.jobs.watch import TrainingError
+from pomp_jax.transfer.metrics import wilson_interval
 
 SPLITS = ("base", "novel", "shifted")
 CONFIGS = {
@@ -63,6 +64,8 @@ def test_prompts_of_every_kind_are_learned_and_evaluated(method, tmp_path):
     scores = results["eval"][split]
     assert 0 <= scores["prompt"]["top1"] <= scores["prompt"]["top5"] <= 1
     assert results["top1"][split] == scores["prompt"]["top1"]
+    # 30 classes, so two images of each for 40: what was evaluated, not the limit.
+    assert results["eval_images"][split] == scores["prompt"]["images"] == 60
   assert not (tmp_path / "run" / "prompt.npz").exists()
   with pytest.raises(CheckpointError, match=f"is of method '{method}'; a prompt"):
     named_prompts.read_prompts(str(tmp_path / "run"), "evaluate.prompts")
@@ -117,6 +120,10 @@ def test_classifiers_of_known_classes_are_evaluated_on_these_alone(method, tmp_p
   assert list(results["top1"]) == ["base"]
   assert results["not_evaluated"] == ["novel", "shifted"]
   assert results["top1"]["base"] == results["eval"]["base"][method]["top1"] > 1 / 30
+  assert results["eval_images"] == {"base": 60}
+  assert results["found"]["validation_images"] == 60
+  low, high = results["eval"]["base"][method]["top1_interval"]
+  assert low < results["top1"]["base"] <= high
   stored = np.load(tmp_path / "classifier.npz")
   assert len(stored["names"]) == 30
   assert set(results["found"]) >= ({"strength"} if method == "linear_probe" else {"alpha", "beta"})
@@ -178,6 +185,9 @@ def test_the_table_of_methods_marks_what_fails_and_is_resumed(tmp_path, monkeypa
   runs = [json.loads((tmp_path / f"pomp/seed_{s}/results.json").read_text()) for s in (0, 1)]
   assert pomp["top1"]["novel"]["values"] == [run["top1"]["novel"] for run in runs]
   assert set(pomp["top1"]) == set(SPLITS) and set(probe["top1"]) == {"base"}
+  for found in (*pomp["top1"].values(), *probe["top1"].values()):
+    assert found["images"] == 60
+    assert found["interval"] == pytest.approx(wilson_interval(found["mean"], 60))
   assert all(row["peak_mib"] > 50 for row in results["methods"].values())
   table = (tmp_path / "results.md").read_text()
   line = next(line for line in table.splitlines() if line.startswith("| probe"))

@@ -23,6 +23,7 @@ from pomp_jax.hosts import Preempted
 from pomp_jax.jobs import inputs, loop, pretrain, repeat, training
 from pomp_jax.jobs.watch import TrainingError
 from pomp_jax.prompt.train_step import make_mesh
+from pomp_jax.transfer.metrics import wilson_interval
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -247,6 +248,10 @@ def test_repeat_sums_the_seeds_up(tmp_path, monkeypatch):
   assert summary["values"] == values
   assert summary["mean"] == pytest.approx(np.mean(values))
   assert summary["std"] == pytest.approx(np.std(values, ddof=1))
+  n_images = results["eval"]["novel"]["prompt"]["images"]
+  assert n_images == len(inputs.open_source(config.data, "novel", n_images=config.eval.images))
+  found = results["eval"]["novel"]["prompt"]["top1_interval"]
+  assert found == pytest.approx(wilson_interval(summary["mean"], n_images))
   by_hand = max(results["eval"]["novel"][p]["top1"]["mean"] for p in ("hand_written", "class_name"))
   assert results["gain"]["novel"]["gain"] == pytest.approx(summary["mean"] - by_hand)
   assert (tmp_path / "plots" / "accuracy.png").exists()

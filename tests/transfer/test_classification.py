@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from sklearn.metrics import top_k_accuracy_score
 import torch
 
@@ -191,7 +192,11 @@ def test_topk_equals_scikit_learn(k):
   labels = rng.integers(0, 30, 200)
   expected = top_k_accuracy_score(labels, images @ classes.T, k=k, labels=np.arange(30))
   found = topk_accuracy(images, classes, labels, ks=(k,), chunk=64)
-  assert found == {f"top{k}": pytest.approx(expected)}
+  assert found[f"top{k}"] == pytest.approx(expected)
+  assert found["images"] == 200
+  if k == 1:
+    interval = scipy.stats.binomtest(round(200 * expected), 200).proportion_ci(method="wilson")
+    assert found["top1_interval"] == pytest.approx([interval.low, interval.high])
 
 
 def test_a_constant_classifier_scores_nothing():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.special
+import scipy.stats
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
@@ -13,6 +14,7 @@ from pomp_jax.transfer.metrics import (
   Tally,
   confidence_bins,
   harmonic_mean,
+  wilson_interval,
 )
 
 # The bins are those of Guo et al. (2017); a literal, so that another number shows.
@@ -99,6 +101,26 @@ def test_per_class_accuracy(scores):
     assert top1[c] == pytest.approx(right[labels == c].mean())
   assert images[N - 2 :].tolist() == [0, 0]
   assert np.isnan(top1[N - 2 :]).all()
+
+
+@pytest.mark.parametrize(
+  ("right", "n"), [(0, 1), (1, 1), (0, 40), (40, 40), (1, 40), (17, 33), (1234, 2048), (9, 10_450)]
+)
+def test_the_interval_is_wilsons_as_scipy_has_it(right, n):
+  expected = scipy.stats.binomtest(right, n).proportion_ci(0.95, "wilson")
+  found = wilson_interval(right / n, n)
+  assert found == pytest.approx([expected.low, expected.high], abs=1e-12)
+  assert 0 <= found[0] <= right / n <= found[1] <= 1
+  with pytest.raises(ValueError, match="at least 1 trial"):
+    wilson_interval(0.5, 0)
+
+
+def test_the_interval_of_a_tally_is_of_its_top1(scores):
+  labels, logits = scores
+  figures = tallied(labels, logits, 77).figures()
+  right = int(np.sum(logits.argmax(-1) == labels))
+  expected = scipy.stats.binomtest(right, IMAGES).proportion_ci(0.95, "wilson")
+  assert figures["top1_interval"] == pytest.approx([expected.low, expected.high], abs=1e-12)
 
 
 def test_what_is_not_finite_is_refused():

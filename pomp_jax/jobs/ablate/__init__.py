@@ -33,7 +33,7 @@ from pomp_jax.jobs import pretrain, training
 from pomp_jax.jobs.ablate.grid import Cell, make_cells
 from pomp_jax.jobs.ablate.lanes import Trained, lane_groups, lanes_at_a_time, train_lanes
 from pomp_jax.jobs.ablate.report import write_outcome
-from pomp_jax.jobs.ablate.shared import Shared
+from pomp_jax.jobs.ablate.shared import Scores, Shared
 from pomp_jax.jobs.bad_loss import BadLossError, Judge
 from pomp_jax.jobs.watch import TrainingError
 
@@ -192,11 +192,11 @@ def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_l
   scores = shared.evaluate(config, prompt)
   outcome = {
     "top1": {split: score["prompt"]["top1"] for split, score in scores.items()},
+    "top1_interval": {split: score["prompt"]["top1_interval"] for split, score in scores.items()},
     "top5": {split: score["prompt"]["top5"] for split, score in scores.items()},
-    "by_hand": {
-      split: {name: score["top1"] for name, score in prompts.items()}
-      for split, prompts in shared.references(config).items()
-    },
+    "images": {split: score["prompt"]["images"] for split, score in scores.items()},
+    "by_hand": _by_hand(shared.references(config), "top1"),
+    "by_hand_interval": _by_hand(shared.references(config), "top1_interval"),
     "loss": float(np.mean(trained.losses[-10:])),
     "steps": len(trained.losses),
     "seconds": trained.seconds,
@@ -213,6 +213,14 @@ def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_l
   write_json(file, {"name": cell.name, "key": cell.key, "values": cell.values, **outcome})
   top1 = ", ".join(f"{split} {100 * value:.1f}%" for split, value in outcome["top1"].items())
   log.info("%s: top-1 %s (%.1f s, one of %d lanes)", cell.name, top1, trained.seconds, n_lanes)
+
+
+def _by_hand(scores: Scores, figure: str) -> dict[str, dict[str, Any]]:
+  """One figure of the prompts that nobody learned: split -> prompt -> value."""
+  return {
+    split: {name: score[figure] for name, score in prompts.items()}
+    for split, prompts in scores.items()
+  }
 
 
 def _fail(folder: RunFolder, cell: Cell, error: Exception) -> None:

@@ -44,7 +44,7 @@ def write_outcome(config: ConfigDict, folder: RunFolder, results: Mapping[str, A
     Section(
       "Summary",
       f"{len(cells)} cells, {n_seeds} seeds; mean ± sample standard deviation over the seeds."
-      f" {_REMARK}",
+      f" {_images(cells)} {_REMARK}",
       _summary(of_cells),
     ),
     Section("Plot", picture=plot, caption="Figures against the swept field"),
@@ -64,6 +64,16 @@ _REMARK = (
   " of that program's temporaries; rendering, features of images and compilation are shared and"
   " not in them."
 )
+
+
+def _images(cells: Sequence[Mapping[str, Any]]) -> str:
+  """How many images the accuracies are of."""
+  counts: dict[str, set[int]] = {}
+  for cell in cells:
+    for split, n in cell.get("images", {}).items():
+      counts.setdefault(split, set()).add(n)
+  parts = [f"{' or '.join(f'{n:,}' for n in sorted(own))} of {s}" for s, own in counts.items()]
+  return f"Images evaluated: {', '.join(parts)}." if parts else ""
 
 
 def _references(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

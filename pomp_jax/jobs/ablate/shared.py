@@ -20,11 +20,13 @@ from pomp_jax.jobs.ablate.lanes import Stream
 from pomp_jax.prompt.train_step import DATA, over_all_devices
 from pomp_jax.transfer import Encoder
 from pomp_jax.transfer.evaluation import SplitFeatures, evaluate, split_features
+from pomp_jax.transfer.metrics import Accuracy
 
 # Images rendered or decoded at a time over all processes, roughly.
 _IMAGES = 1024
 
-Scores = dict[str, dict[str, dict[str, float]]]
+# Split -> prompt -> figures.
+Scores = dict[str, dict[str, Accuracy]]
 
 
 class Shared:
