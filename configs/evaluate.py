@@ -1,9 +1,14 @@
-r"""Prompts over a suite of data sets: tables, plots, every figure.
+r"""Prompts over data sets, a suite's or one's own: tables, plots, every figure.
 
 On the embedded world, a learned prompt beside the hand-written one, and all checkpoints of a run:
 
   python -m pomp_jax.main --config=configs/evaluate.py --workdir=runs/evaluate \
     --config.evaluate.prompts="runs/demo/prompt.npz;hand_written;runs/demo"
+
+On one's own data sets, described in a file (docs/evaluation.md):
+
+  python -m pomp_jax.main --config=configs/evaluate.py:sets_file=sets.toml \
+    --workdir=runs/own_sets --config.evaluate.prompts="hand_written;runs/demo/prompt.npz"
 """
 
 from pomp_jax.config import base, with_argument

@@ -1,6 +1,6 @@
 """Plots of an evaluation: a panel a data set, each prompt by its colour and its name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import os
 from typing import Any
 
@@ -23,14 +23,18 @@ def accuracy_panels(
   accuracy: Mapping[str, Mapping[str, float]],
   published: Mapping[str, Mapping[str, float]],
   title: str,
+  images: Mapping[str, int],
+  intervals: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> None:
-  """Horizontal bars of accuracies; what was published follows ours, in grey.
+  """Horizontal bars of accuracies with 95% intervals; what was published follows ours, in grey.
 
   Args:
     path: the PNG file.
     accuracy: prompt -> column (a data set, or the mean) -> fraction.
     published: method -> column -> percent; columns without a figure are absent.
     title: of the whole.
+    images: column -> how many its figures are of; a mean has none.
+    intervals: prompt -> column -> the ends of its interval, fractions; absent where there is none.
   """
   columns = list(next(iter(accuracy.values())))
   figure, axes_of = panels(len(columns), 3.0, 0.9 + 0.26 * (len(accuracy) + 1), title)
@@ -38,16 +42,29 @@ def accuracy_panels(
     others = {name: figures[column] for name, figures in published.items() if column in figures}
     values = [100 * row[column] for row in accuracy.values()] + list(others.values())
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(accuracy))] + ["0.85"] * len(others)
-    bars = axes.barh(range(len(values)), values, 0.8, color=colours)
+    # Below and above each figure; a mean, and what was published, has no interval.
+    reach_2xV = np.zeros((2, len(values)))
+    for place_of, (label, row) in enumerate(accuracy.items()):
+      if interval := intervals.get(label, {}).get(column):
+        low, high = interval
+        reach_2xV[:, place_of] = 100 * (row[column] - low), 100 * (high - row[column])
+    bars = axes.barh(
+      range(len(values)),
+      values,
+      0.8,
+      color=colours,
+      xerr=np.maximum(reach_2xV, 0) if reach_2xV.any() else None,
+      error_kw={"elinewidth": 0.8, "capsize": 2, "ecolor": "0.25"},
+    )
     axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=2, fontsize=8)
-    widest = max(1.22 * max(values), 1.0)
+    widest = max(1.22 * (np.array(values) + reach_2xV[1]).max(), 1.0)
     axes.set(ylim=(len(values) - 0.4, -0.6), xlim=(0, widest))
     # The same prompts stand in every panel, their names once a row; what was published differs.
     names = [short(name) for name in accuracy] if place % COLUMNS == 0 else []
     axes.set_yticks(range(len(names)), names)
     for y, name in enumerate(others, len(accuracy)):
       axes.text(0.02 * widest, y, short(name), va="center", fontsize=6.5)
-    plain(axes, column)
+    plain(axes, f"{short(column, 22)}, n = {images[column]:,}" if column in images else column)
   save(path, figure)
 
 

@@ -6,17 +6,24 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
+from pomp_jax.data.suites import GROUPS
+
 _PUBLISHED = pathlib.Path(__file__).with_name("published.json")
 
 _TITLES = {
   "top1": "Top-1 accuracy (%)",
   "base": "Top-1 accuracy on base classes (%)",
   "new": "Top-1 accuracy on new classes (%)",
-  "harmonic": "Harmonic mean of base and new (%)",
+  "novel": "Top-1 accuracy on novel classes (%)",
+  "harmonic": "Harmonic mean of base and the other classes (%)",
 }
+_IMAGES = "images"
 # Figures of one prompt on one set: heading, where they are in the results, factor.
 _DETAILS = (
+  ("images", ("images",), 1),
   ("top-1", ("top1",), 100.0),
+  ("95% from", ("top1_interval", 0), 100.0),
+  ("95% to", ("top1_interval", 1), 100.0),
   ("top-5", ("top5",), 100.0),
   ("macro top-1", ("macro_top1",), 100.0),
   ("ECE", ("ece",), 100.0),
@@ -33,12 +40,12 @@ class Row(NamedTuple):
 
   Attributes:
     label: what it is about.
-    values: one a column; None where there is no figure.
+    values: one a column; None where there is no figure; integers are printed whole.
     source: number of the note that says where a published figure is from; 0: ours.
   """
 
   label: str
-  values: tuple[float | None, ...]
+  values: tuple[float | int | None, ...]
   source: int = 0
 
 
@@ -53,6 +60,7 @@ class Table(NamedTuple):
     notes: sources of the published figures, in the order of their numbers.
     best: whether to set the highest figure of ours in each column in bold.
     digits: behind the point.
+    images: how many each column's figures are of; None where it is no count. Empty: not said.
   """
 
   title: str
@@ -62,36 +70,56 @@ class Table(NamedTuple):
   notes: tuple[str, ...] = ()
   best: bool = True
   digits: int = 1
+  images: tuple[int | None, ...] = ()
 
 
 def evaluation_tables(results: Mapping[str, Any]) -> list[Table]:
   """Accuracy of every prompt on every set beside published figures, and then all other figures.
 
   Args:
-    results: of the `evaluate` job: `accuracy`, `published` and `sets`.
+    results: of the `evaluate` job: `accuracy`, `images`, `published`, `missing` and `sets`.
   """
   tables = []
-  for kind, rows in results["accuracy"].items():
-    columns = tuple(next(iter(rows.values())))
-    ours = [
-      Row(label, tuple(_times(value, 100.0) for value in row.values()))
-      for label, row in rows.items()
-    ]
-    others, notes = _published(results["published"].get(kind, {}), columns)
-    tables.append(Table(_TITLES[kind], "prompt", columns, (*ours, *others), notes))
+  for group, kinds in results["accuracy"].items():
+    for kind, rows in kinds.items():
+      columns = tuple(next(iter(rows.values())))
+      ours = [
+        Row(label, tuple(_times(value, 100.0) for value in row.values()))
+        for label, row in rows.items()
+      ]
+      others, notes = _published(results["published"].get(group, {}).get(kind, {}), columns)
+      counts = results["images"][group][kind]
+      images = tuple(counts.get(column) for column in columns)
+      rows_of_table = (*ours, *others)
+      tables.append(
+        Table(title_of(group, kind), "prompt", columns, rows_of_table, notes, images=images)
+      )
   return [*tables, _details(results["sets"])]
 
 
-def published(suite: str, kind: str) -> dict[str, dict[str, Any]]:
-  """What was published for a table: method -> `source` and `figures` (column -> percent)."""
-  content = _content()
+def title_of(group: str, kind: str) -> str:
+  """What a table, or a plot, of a group of sets is about."""
+  return f"{_TITLES[kind]}: {GROUPS[group].title}"
+
+
+def published(
+  group: str, kind: str, rows: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+  """What was published beside a table: method -> `source` and `figures` (column -> percent).
+
+  Args:
+    group: of the sets.
+    kind: of the accuracy.
+    rows: of the table; methods without a figure in one of their columns are left out.
+  """
+  content, columns = _content(), {column for row in rows.values() for column in row}
   return {
     method["name"]: {
       "source": content["sources"][method["source"]],
-      "figures": method["figures"][suite][kind],
+      "figures": method["figures"][group][kind],
     }
     for method in content["methods"]
-    if kind in method["figures"].get(suite, {})
+    if columns & set(method["figures"].get(group, {}).get(kind, {}))
   }
 
 
@@ -107,6 +135,8 @@ def markdown(tables: Sequence[Table]) -> str:
         f"**{text}**" if (r, c) in bold else text for c, text in enumerate(_cells(table, row))
       ]
       lines.append(_line([label, *cells]))
+    if table.images:
+      lines.append(_line([_IMAGES, *map(_cell, table.images)]))
     notes = "".join(f"\n[{i}] {note}  " for i, note in enumerate(table.notes, 1))
     published_notes = f"\n\nPublished figures, with ViT-B/16:  {notes}" if notes else ""
     parts.append(f"## {table.title}\n\n" + "\n".join(lines) + published_notes)
@@ -129,6 +159,8 @@ def latex(tables: Sequence[Table]) -> str:
         for c, text in enumerate(_cells(table, row))
       ]
       lines.append(" & ".join([_latex_text(row.label) + mark, *cells]) + r" \\")
+    if table.images:
+      lines += [r"\midrule", " & ".join([_IMAGES, *map(_cell, table.images)]) + r" \\"]
     caption = _latex_text(table.title) + (
       "; published figures with ViT-B/16." if table.notes else "."
     )
@@ -161,11 +193,13 @@ def _details(sets: Mapping[str, Any]) -> Table:
   for name, of_set in sets.items():
     for label, figures in of_set["prompts"].items():
       values = [_times(_find(figures, path), factor) for _, path, factor in _DETAILS]
-      rows.append((f"{name}: {label}", values))
+      # Whatever is not the test images says so.
+      shown = name if of_set["split"] == "test" else f"{name} ({of_set['split']})"
+      rows.append((f"{shown}: {label}", values))
   kept = [c for c in range(len(_DETAILS)) if any(values[c] is not None for _, values in rows)]
   return Table(
     "Every figure (%; edges and heights in edges of WordNet's tree)"
-    if len(kept) > 4
+    if any(path[0] in ("errors", "hierarchy") for path in (_DETAILS[c][1] for c in kept))
     else "Every figure (%)",
     "set: prompt",
     tuple(_DETAILS[c][0] for c in kept),
@@ -177,14 +211,13 @@ def _details(sets: Mapping[str, Any]) -> Table:
 def _published(
   methods: Mapping[str, Any], columns: Sequence[str]
 ) -> tuple[list[Row], tuple[str, ...]]:
-  """Lines of the methods that have a figure in one of the columns, and their sources."""
+  """Lines of the methods, and their sources."""
   rows, notes = [], []
   for name, method in methods.items():
     values = tuple(method["figures"].get(column) for column in columns)
-    if any(value is not None for value in values):
-      if method["source"] not in notes:
-        notes.append(method["source"])
-      rows.append(Row(name, values, 1 + notes.index(method["source"])))
+    if method["source"] not in notes:
+      notes.append(method["source"])
+    rows.append(Row(name, values, 1 + notes.index(method["source"])))
   return rows, tuple(notes)
 
 
@@ -205,19 +238,28 @@ def _bold(table: Table) -> set[tuple[int, int]]:
   return places
 
 
-def _find(figures: Mapping[str, Any], path: Sequence[str]) -> float | None:
+def _find(figures: Mapping[str, Any], path: Sequence[str | int]) -> float | int | None:
   value: Any = figures
   for name in path:
-    value = value.get(name) if value is not None else None
+    try:
+      value = value[name]
+    except KeyError:
+      return None
   return value
 
 
-def _times(value: float | None, factor: float) -> float | None:
+def _times(value: float | int | None, factor: float | int) -> float | int | None:
   return None if value is None else factor * value
 
 
 def _cells(table: Table, row: Row) -> list[str]:
-  return ["-" if value is None else f"{value:.{table.digits}f}" for value in row.values]
+  return [_cell(value, table.digits) for value in row.values]
+
+
+def _cell(value: float | int | None, digits: int = 1) -> str:
+  if value is None:
+    return "-"
+  return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -34,7 +34,8 @@ from pomp_jax.config.named_fields import (
 from pomp_jax.data.augment import AUGMENTS
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.subsets import HALVES
-from pomp_jax.data.suites import SUITES
+from pomp_jax.data.suites import NO_SUITE, SUITES
+from pomp_jax.data.test_images import READERS
 from pomp_jax.data.vocabularies import CLASS_LISTS
 from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.prompt.context import POSITIONS
@@ -173,8 +174,8 @@ def validate(config: ConfigDict) -> None:
   _caches(config)
   if config.job == "predict":
     _predict(config.predict)
-  check_choice(config, "evaluate.suite", tuple(SUITES))
-  check_choice(config, "evaluate.reader", ("coop", "tfds", "folder"))
+  check_choice(config, "evaluate.suite", (NO_SUITE, *SUITES))
+  check_choice(config, "evaluate.reader", READERS)
   check_choice(config, "export.format", tuple(EXPORT_FORMATS))
   if config.job == "export":
     _export(config.export)

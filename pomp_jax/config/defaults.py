@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from pomp_jax.config.accepted import WORLD
+from pomp_jax.data.suites import NO_SUITE
 
 
 def base() -> ConfigDict:
@@ -132,10 +133,13 @@ def base() -> ConfigDict:
 
   # job = "evaluate": prompts over a suite of data sets.
   config.evaluate = ConfigDict()
-  config.evaluate.suite = WORLD  # one of data.suites.SUITES
-  config.evaluate.sets = ""  # of the suite's, separated by ";"; empty: its usual ones
+  config.evaluate.suite = NO_SUITE  # of data.suites.SUITES; none: the sets below, or config.data's
+  config.evaluate.sets = ""  # named sets or suites, separated by ";"; empty: all of the suite
   config.evaluate.reader = "coop"  # coop (its layout), tfds (prepared), folder (one a class)
   config.evaluate.root = ""  # where they lie: CoOp's $DATA, TFDS's data_dir, the folder of folders
+  config.evaluate.sets_file = ""  # a TOML file of one's own sets; see docs/evaluation.md
+  config.evaluate.own_sets = ()  # or the same as dicts, in a config file
+  config.evaluate.skip_missing = False  # evaluate the other sets where some can't be opened
   # Separated by ";": prompt files, runs' folders (for all their checkpoints), texts with a {},
   # hand_written (the set's own text), ensemble (CLIP's texts for it), ensemble:imagenet_7.
   config.evaluate.prompts = "hand_written"

@@ -25,7 +25,7 @@ from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.jobs import inputs
 from pomp_jax.jobs.evaluate import check_prompts
-from pomp_jax.jobs.evaluation_sets import evaluation_sets
+from pomp_jax.jobs.evaluation_sets import evaluation_sets, open_everywhere
 from pomp_jax.jobs.named_prompts import NamedPrompt, features_under, read_prompts
 from pomp_jax.jobs.same_run import check_same_run
 from pomp_jax.transfer import Encoder, topk_accuracy
@@ -39,7 +39,12 @@ _FIELD = "analyse.prompts"
 _READ = (
   "analyse.",
   "clip.",
+  "data.base",
+  "data.classes",
+  "data.dataset",
   "data.n_classes",
+  "data.names",
+  "data.novel",
   "data.source",
   "eval.images",
   "eval.template",
@@ -76,13 +81,15 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     folder.create()
     write_json(folder.config, config.to_dict())
   sets = {}
-  for item in steps_of(evaluation_sets(config, encoder.clip.image_size), "analysis", "sets"):
-    source, classes = item.open()
+  opened, _ = open_everywhere(
+    evaluation_sets(config, encoder.clip.image_size), config.evaluate.skip_missing
+  )
+  for name, (source, classes, _) in steps_of(list(opened.items()), "analysis", "sets"):
     images = split_features(encoder, source, max_corrupt=config.data.max_corrupt)
     features = {named.label: features_under(encoder, classes, named.prompt) for named in prompts}
     for label, rows in features.items():
       check_finite(rows, f"classes under {label!r}")
-    sets[item.name] = {
+    sets[name] = {
       "images": len(images.labels),
       "unreadable": len(source) - len(images.labels),
       "classes": len(classes),
@@ -98,8 +105,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     }
     if first:
       with writing(folder.plots):
-        _plot(folder, item.name, features, _branches(classes))
-      _log_set(item.name, sets[item.name])
+        _plot(folder, name, features, _branches(classes))
+      _log_set(name, sets[name])
   results = {
     "job": config.job,
     "clip_model": encoder.clip.name,

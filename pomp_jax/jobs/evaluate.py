@@ -1,4 +1,4 @@
-"""Prompts over a suite of data sets: accuracy, calibration, and how near the errors are.
+"""Prompts over data sets, a suite's or a user's own: accuracy, calibration, nearness of errors.
 
 Leaves in the run's folder `sets/<set>.json` with every figure of a set, its classes one by one;
 `results.json` that sums them up; `results.md` and `results.tex`, tables with published figures
@@ -20,11 +20,16 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.analysis import evaluation_plots
-from pomp_jax.analysis.tables import evaluation_tables, latex, markdown, published
+from pomp_jax.analysis.accuracy import (
+  SetFigures,
+  accuracy_by_group,
+  figure_by_group,
+  images_by_group,
+)
+from pomp_jax.analysis.tables import evaluation_tables, latex, markdown, published, title_of
 from pomp_jax.data.images import PREPARATION
-from pomp_jax.data.source import Source
-from pomp_jax.data.suites import SUITES
-from pomp_jax.data.vocabularies import ClassList
+from pomp_jax.data.suites import GROUPS
+from pomp_jax.data.test_images import LabelledSet
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.atomic import replacing
@@ -32,17 +37,22 @@ from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, check_fits
 from pomp_jax.files.run_folder import RunFolder, read_json, read_keyed, write_json, writing
 from pomp_jax.jobs import inputs
-from pomp_jax.jobs.evaluation_sets import EvaluationSet, evaluation_sets
+from pomp_jax.jobs.evaluation_sets import (
+  EvaluationSet,
+  evaluation_sets,
+  file_name,
+  open_each,
+  open_everywhere,
+)
 from pomp_jax.jobs.named_prompts import NamedPrompt, describe, features_under, read_prompts
 from pomp_jax.transfer import Encoder
 from pomp_jax.transfer.hierarchy import Hierarchy
-from pomp_jax.transfer.metrics import harmonic_mean
 from pomp_jax.transfer.scoring import tally
 
 log = logging.getLogger(__name__)
 
 # Of what a set's file means; part of what its figures depend on.
-_VERSION = f"1, pixels {PREPARATION}"
+_VERSION = f"2, pixels {PREPARATION}"
 
 
 def check(config: ConfigDict, workdir: str) -> None:
@@ -70,11 +80,13 @@ def check_prompts(config: ConfigDict, text: str, field: str) -> None:
   clip_config = inputs.clip_config(config.clip.model)
   width = clip_config.text_config.hidden_size
   prompts = read_prompts(text, field)
-  for item in evaluation_sets(config, clip_config.vision_config.image_size):
-    _, classes = item.open()
+  sets = evaluation_sets(config, clip_config.vision_config.image_size)
+  opened, _ = open_each(sets, config.evaluate.skip_missing)
+  for name, labelled in opened.items():
     for label, prompt, _ in prompts:
       if isinstance(prompt, Prompt):
-        check_fits(prompt, width, config.clip.model, len(classes), f"{label}, set {item.name}")
+        n_classes = len(labelled.classes)
+        check_fits(prompt, width, config.clip.model, n_classes, f"{label}, set {name}")
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -91,6 +103,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   encoder = inputs.open_encoder(config)
   prompts = read_prompts(config.evaluate.prompts, "evaluate.prompts")
   sets = evaluation_sets(config, encoder.clip.image_size)
+  opened, missing = open_everywhere(sets, config.evaluate.skip_missing)
   clip = encoder.clip
   clip_key = fingerprint(
     [
@@ -107,22 +120,21 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       folder.sets.mkdir(exist_ok=True)
     write_json(folder.config, config.to_dict())
   done = {}
-  for item in steps_of(sets, "evaluation", "sets"):
-    source, classes = item.open()
-    key = _key(clip_key, item, source, classes, prompts)
-    done[item.name] = read_keyed(_file(folder, item.name), key) if first else None
+  for name, labelled in steps_of(list(opened.items()), "evaluation", "sets"):
+    key = _key(clip_key, name, labelled, prompts)
+    done[name] = read_keyed(_file(folder, name), key) if first else None
     # What the first process says: the others may not see its folder.
-    if not hosts.from_first(done[item.name] is not None, f"whether {item.name} is done"):
-      figures = _evaluate(config, encoder, source, classes, prompts)
+    if not hosts.from_first(done[name] is not None, f"whether {name} is done"):
+      figures = _evaluate(config, encoder, labelled, prompts)
       if first:
-        done[item.name] = {"key": key, "set": item.name, **figures}
-        write_json(_file(folder, item.name), done[item.name])
-        _log_set(item.name, done[item.name])
+        done[name] = {"key": key, "set": name, **figures}
+        write_json(_file(folder, name), done[name])
+        _log_set(name, done[name])
     elif first:
-      log.info("%s: done before", item.name)
+      log.info("%s: done before", name)
   if not first:
     return {}
-  results = _results(config, encoder, prompts, done)
+  results = _results(config, encoder, prompts, sets, done, missing)
   if folder.results.exists() and read_json(folder.results) == results:
     log.info("%s: this evaluation has finished; nothing to do", workdir)
     return results
@@ -135,14 +147,11 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
 
 def _evaluate(
-  config: ConfigDict,
-  encoder: Encoder,
-  source: Source,
-  classes: ClassList,
-  prompts: Sequence[NamedPrompt],
+  config: ConfigDict, encoder: Encoder, labelled: LabelledSet, prompts: Sequence[NamedPrompt]
 ) -> dict[str, Any]:
   """Every figure of a set under every prompt."""
   start = time.monotonic()
+  source, classes, split = labelled
   hierarchy = None
   if classes.synsets is not None:
     tree = load_tree()
@@ -163,18 +172,25 @@ def _evaluate(
   return {
     "seconds": round(time.monotonic() - start, 2),
     "unreadable": len(source) - int(images_N.sum()),
+    "split": split,
     "classes": classes.names,
     "prompts": figures,
   }
 
 
 def _results(
-  config: ConfigDict, encoder: Encoder, prompts: Sequence[NamedPrompt], done: Mapping[str, Any]
+  config: ConfigDict,
+  encoder: Encoder,
+  prompts: Sequence[NamedPrompt],
+  items: Sequence[EvaluationSet],
+  done: Mapping[str, Any],
+  missing: Mapping[str, str],
 ) -> dict[str, Any]:
   sets = {
     name: {
       "seconds": of_set["seconds"],
       "unreadable": of_set["unreadable"],
+      "split": of_set["split"],
       "prompts": {
         label: {key: value for key, value in figures.items() if key != "per_class"}
         for label, figures in of_set["prompts"].items()
@@ -182,92 +198,92 @@ def _results(
     }
     for name, of_set in done.items()
   }
-  suite = config.evaluate.suite
-  accuracy = accuracy_by_kind(suite, sets, [named.label for named in prompts])
-  # A mean over some of the sets, or over some of the images, is no published one's equal.
-  whole = not config.evaluate.images and {n.split("/")[0] for n in sets} >= set(SUITES[suite].sets)
+  there = [item for item in items if item.name in sets]
+  found = [
+    SetFigures(item.group, item.column, item.part, sets[item.name]["prompts"]) for item in there
+  ]
+  accuracy = accuracy_by_group(found)
+  same = {group: _is_published_data(config, group, there, sets) for group in accuracy}
   return {
     "job": config.job,
-    "suite": suite,
+    "suite": config.evaluate.suite,
     "clip_model": encoder.clip.name,
     "logit_scale": encoder.clip.logit_scale,
     "prompts": [{"label": named.label, "step": named.step} for named in prompts],
+    "missing": dict(missing),
     "accuracy": accuracy,
-    "published": {kind: published(suite, kind) for kind in accuracy} if whole else {},
+    "intervals": figure_by_group(found, "top1_interval"),
+    "images": images_by_group(found),
+    "published": {
+      group: {kind: published(group, kind, rows) for kind, rows in kinds.items()}
+      for group, kinds in accuracy.items()
+      if same[group]
+    },
     "sets": sets,
   }
 
 
-def accuracy_by_kind(
-  suite: str, sets: Mapping[str, Any], labels: Sequence[str]
-) -> dict[str, dict[str, dict[str, float]]]:
-  """Top-1 as tables have it: kind -> prompt -> set, or the mean -> fraction.
-
-  Kinds: `top1`; where sets are evaluated in halves `base`, `new`, and their `harmonic` mean. That
-  of the means is the harmonic mean of the mean accuracies, as CoCoOp's tables have it.
-
-  Args:
-    suite: its name.
-    sets: set -> "prompts" -> prompt -> its figures.
-    labels: the prompts.
-  """
-
-  def table(names: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    rows = {}
-    for label in labels:
-      top1 = {shown: sets[name]["prompts"][label]["top1"] for shown, name in names.items()}
-      mean = {"mean": float(np.mean(list(top1.values())))} if SUITES[suite].mean else {}
-      rows[label] = top1 | mean
-    return rows
-
-  if not SUITES[suite].halves:
-    return {"top1": table({name: name for name in sets})}
-  whole = dict.fromkeys(name.split("/")[0] for name in sets)
-  base, new = (table({name: f"{name}/{half}" for name in whole}) for half in ("base", "new"))
-  harmonic = {
-    label: {column: harmonic_mean(row[column], new[label][column]) for column in row}
-    for label, row in base.items()
-  }
-  return {"base": base, "new": new, "harmonic": harmonic}
+def _is_published_data(
+  config: ConfigDict, group: str, there: Sequence[EvaluationSet], sets: Mapping[str, Any]
+) -> bool:
+  """Whether the sets of a group are of the images that the published figures are of."""
+  return not config.evaluate.images and all(
+    item.reader in GROUPS[group].readers
+    and sets[item.name]["split"] in ("test", "validation")
+    and not sets[item.name]["unreadable"]
+    for item in there
+    if item.group == group
+  )
 
 
 def _write_report(folder: RunFolder, results: Mapping[str, Any]) -> None:
   tables = evaluation_tables(results)
-  for name, text in (("results.md", markdown(tables)), ("results.tex", latex(tables))):
+  missing = ""
+  if results["missing"]:
+    missing = f"{len(results['missing'])} sets are missing: {', '.join(results['missing'])}\n\n"
+  for name, text in (
+    ("results.md", missing + markdown(tables)),
+    ("results.tex", (missing and f"% {missing}") + latex(tables)),
+  ):
     with replacing(folder.path / name) as file:
       file.write(text.encode())
-  for table, (kind, rows) in zip(tables, results["accuracy"].items(), strict=False):
-    others = results["published"].get(kind, {})
-    others = {name: method["figures"] for name, method in others.items()}
-    name = "accuracy.png" if kind == "top1" else f"accuracy_{kind}.png"
-    evaluation_plots.accuracy_panels(folder.plots / name, rows, others, table.title)
+  for group, kinds in results["accuracy"].items():
+    for kind, rows in kinds.items():
+      others = results["published"].get(group, {}).get(kind, {})
+      evaluation_plots.accuracy_panels(
+        folder.plots / f"accuracy_{group}_{kind}.png",
+        rows,
+        {name: method["figures"] for name, method in others.items()},
+        title_of(group, kind),
+        results["images"][group][kind],
+        results["intervals"].get(group, {}).get(kind, {}),
+      )
   figures = {name: of_set["prompts"] for name, of_set in results["sets"].items()}
   evaluation_plots.calibration_panels(folder.plots / "calibration.png", figures)
 
 
-def _key(
-  clip_key: str,
-  item: EvaluationSet,
-  source: Source,
-  classes: ClassList,
-  prompts: Sequence[NamedPrompt],
-) -> str:
+def _key(clip_key: str, name: str, labelled: LabelledSet, prompts: Sequence[NamedPrompt]) -> str:
   """Of all that a set's figures depend on, but the pixels."""
-  parts: list[Any] = [clip_key, item.name, json.dumps(classes.names), np.asarray(source.labels)]
+  source, classes, split = labelled
+  parts: list[Any] = [clip_key, name, split, np.asarray(source.labels)]
+  parts += [json.dumps(classes.names), json.dumps(classes.synsets)]
   parts.append("\n".join(getattr(source, "keys", ())))
+  if hasattr(source, "where"):  # of stored images: other ones may have the same keys
+    parts.append(source.where(0))
   for label, prompt, _ in prompts:
     parts += ["prompt", label, *describe(prompt, classes)]
   return fingerprint(parts)
 
 
 def _file(folder: RunFolder, name: str):
-  return folder.sets / f"{name.replace('/', '-')}.json"
+  return folder.sets / f"{file_name(name)}.json"
 
 
 def _log_set(name: str, of_set: Mapping[str, Any]) -> None:
   for label, figures in of_set["prompts"].items():
     log.info(
-      "%s: %s: top-1 %.1f%%, macro %.1f%%, ECE %.1f%% (%d images, %d classes)",
-      *(name, label, 100 * figures["top1"], 100 * figures["macro_top1"], 100 * figures["ece"]),
+      "%s (%s): %s: top-1 %.1f%%, macro %.1f%%, ECE %.1f%% (%d images, %d classes)",
+      *(name, of_set["split"], label),
+      *(100 * figures[key] for key in ("top1", "macro_top1", "ece")),
       *(figures["images"], figures["classes"]),
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.analysis.tables import Row, Table, evaluation_tables, latex, markdown, published
-from pomp_jax.data.suites import SUITES, TEN
+from pomp_jax.data.suites import GROUPS, TEN
 
 COLUMNS = (*TEN, "mean")
 
@@ -15,11 +15,17 @@ def results(seed=0):
   rng = np.random.default_rng(seed)
   prompts = ("runs/a_1/prompt.npz", "a photo of a {}.")
   rows = {label: dict(zip(COLUMNS, rng.random(11), strict=True)) for label in prompts}
-  figures = {"top1": 0.5, "top5": 0.75, "macro_top1": 0.45, "ece": 0.0312}
+  figures = {"images": 1234, "top1": 0.5, "top1_interval": [0.4, 0.6], "top5": 0.75}
+  figures |= {"macro_top1": 0.45, "ece": 0.0312}
   return {
-    "accuracy": {"top1": rows},
-    "published": {"top1": published("cross_dataset", "top1")},
-    "sets": {name: {"prompts": dict.fromkeys(prompts, figures)} for name in TEN},
+    "accuracy": {"cross_dataset": {"top1": rows}},
+    "images": {"cross_dataset": {"top1": dict.fromkeys(TEN, 1234)}},
+    "published": {"cross_dataset": {"top1": published("cross_dataset", "top1", rows)}},
+    "sets": {
+      name: {"split": "all" if name == "sun397" else "test"}
+      | {"prompts": dict.fromkeys(prompts, figures)}
+      for name in TEN
+    },
   }
 
 
@@ -28,19 +34,27 @@ def test_markdown_reads_back():
   text = markdown(evaluation_tables(found))
   lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
   assert lines[0] == ["prompt", *COLUMNS]
-  for label, row in found["accuracy"]["top1"].items():
+  rows = found["accuracy"]["cross_dataset"]["top1"]
+  for label, row in rows.items():
     line = next(line for line in lines if line[0].replace("\\", "") == label)
     values = [float(cell.strip("*")) for cell in line[1:]]
     np.testing.assert_allclose(values, 100 * np.array(list(row.values())), atol=0.05001)
   # Bold: the higher of the two in each column.
   bold = {line[0]: [cell.startswith("**") for cell in line[1:]] for line in lines[2:4]}
   first, second = bold.values()
-  a, b = (np.array(list(row.values())) for row in found["accuracy"]["top1"].values())
+  a, b = (np.array(list(row.values())) for row in rows.values())
   assert first == (a > b).tolist()
   assert second == (b > a).tolist()
   assert ["POMP, paper [1]", *"-" * 10, "67.0"] in lines
   assert "\n[1] Ren et al." in text
-  assert ["dtd: a photo of a {}.", "50.0", "75.0", "45.0", "3.1"] in lines
+  # How many images each figure is of; a mean is of none.
+  assert ["images", *["1234"] * 10, "-"] in lines
+  assert [
+    "dtd: a photo of a {}.",
+    *("1234", "50.0", "40.0", "60.0", "75.0", "45.0", "3.1"),
+  ] in lines
+  # Images that nothing calls test images are not called so.
+  assert any(line[0] == "sun397 (all): a photo of a {}." for line in lines)
 
 
 def test_latex_has_a_cell_for_each_column_and_no_bare_special_letters():
@@ -48,8 +62,8 @@ def test_latex_has_a_cell_for_each_column_and_no_bare_special_letters():
   assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
   body = text[: text.index(r"\end{tabular}")]
   rows = [line for line in body.splitlines() if line.endswith(r"\\")]
-  # Two of ours, four published, and the head.
-  assert len(rows) == 7
+  # Two of ours, four published, the head, and how many images.
+  assert len(rows) == 8
   for row in rows:
     assert len(re.split(r"(?<!\\)&", row)) == 12
   assert r"a photo of a \{\}." in text
@@ -64,15 +78,23 @@ def test_one_prompt_alone_is_not_bold():
 
 
 def test_what_was_published_is_of_these_suites():
-  for suite, entry in SUITES.items():
+  for name, group in GROUPS.items():
     for kind in ("top1", "base", "new", "harmonic"):
-      for method in published(suite, kind).values():
-        assert set(method["figures"]) <= {*entry.sets, "mean"}
+      columns = {"p": dict.fromkeys((*group.sets, "mean"))}
+      for method in published(name, kind, columns).values():
+        assert set(method["figures"]) <= {*group.sets, "mean"}
         assert all(0 < value < 100 for value in method["figures"].values())
         assert len(method["source"]) > 20
 
 
+def test_a_mean_over_some_of_the_sets_has_no_published_one_beside_it():
+  assert published("cross_dataset", "top1", {"p": {"dtd": 0.5, "mean of 2": 0.5}}) == {}
+
+
 def test_published_harmonic_means_are_those_of_their_bases_and_news():
-  for name, method in published("base_to_new", "harmonic").items():
-    base, new = (published("base_to_new", k)[name]["figures"]["mean"] for k in ("base", "new"))
+  mean = {"p": {"mean": 0.5}}
+  for name, method in published("base_to_new", "harmonic", mean).items():
+    base, new = (
+      published("base_to_new", kind, mean)[name]["figures"]["mean"] for kind in ("base", "new")
+    )
     assert method["figures"]["mean"] == pytest.approx(2 / (1 / base + 1 / new), abs=0.006)

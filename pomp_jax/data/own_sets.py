@@ -1,0 +1,330 @@
+"""A user's own data sets, as a TOML file or a config describes them; docs/evaluation.md.
+
+  [[set]]
+  name = "birds"
+  root = "pictures/birds"
+  base = "seen.txt"
+  novel = "unseen.txt"
+  templates = ["a photo of a {}, a type of bird."]
+
+Parsing judges keys and values; files and folders are opened with the set.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import difflib
+import logging
+import os
+import pathlib
+import re
+import tomllib
+from typing import Any
+
+import numpy as np
+
+from pomp_jax.data.coop import COOP_SETS
+from pomp_jax.data.folder import match_classes, split_folders, subfolders
+from pomp_jax.data.source import SourceError
+from pomp_jax.data.subsets import half_of_classes
+from pomp_jax.data.test_images import READERS, LabelledSet, open_test_images, some_classes
+from pomp_jax.data.vocabularies import CLASS_LISTS, ClassList, load_class_list
+from pomp_jax.data.vocabulary import VocabularyError, check_names, read_names, spoken
+from pomp_jax.data.wordnet import load_tree
+from pomp_jax.files.quoting import printable
+
+log = logging.getLogger(__name__)
+
+# Names of classes in the config itself, a file of names, or what stands for a list.
+Names = tuple[str, ...] | str
+
+FIRST_HALF = "first half"
+_TABLE = "set"
+# Names become those of files.
+_NAME = re.compile(r"\w[\w .+-]{0,79}")
+_MOST_BYTES = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnSet:
+  """A data set as a user describes it.
+
+  Attributes:
+    name: what it is called in tables and files.
+    root: the folder of folders, CoOp's $DATA, or TFDS's data_dir.
+    reader: one of `test_images.READERS`.
+    dataset: the data set's name there; only of coop and tfds.
+    names: the class list: a file, a list known by name, or the names themselves; "": the data
+      set's own.
+    base: the classes that a prompt was learned on, "first half", or "" for no halves.
+    novel: the other classes; "" with `base`: all that are not base.
+    templates: hand-written prompts with a {} each; the first is `hand_written`, all are the
+      ensemble. Empty: those of the class list.
+    synsets: WordNet ids in the order of the names: a file, or the ids; "": those of the class list.
+    folder: what relative paths start from.
+    where: the file, or the field of the config, for messages.
+  """
+
+  name: str
+  root: str
+  reader: str = "folder"
+  dataset: str = ""
+  names: Names = ""
+  base: Names = ""
+  novel: Names = ""
+  templates: tuple[str, ...] = ()
+  synsets: Names = ""
+  folder: str = ""
+  where: str = ""
+
+  @property
+  def parts(self) -> tuple[str, ...]:
+    """The parts that it is evaluated in: "base" and "novel", or "all"."""
+    return ("base", "novel") if self.base else ("all",)
+
+
+# Keys of an entry, and whether a list of texts may stand there.
+_KEYS = {
+  "name": "text",
+  "root": "text",
+  "reader": "text",
+  "dataset": "text",
+  "names": "either",
+  "base": "either",
+  "novel": "either",
+  "templates": "list",
+  "synsets": "either",
+}
+_TAKES = {
+  "text": "a text",
+  "either": "a text (a file, or a list that has a name) or a list of texts",
+  "list": "a list of texts",
+}
+
+
+def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
+  """The sets that a TOML file describes; paths in it are relative to its folder.
+
+  Raises:
+    SourceError: it can't be read, is not TOML, or has an entry that can't be; one line with the
+      file, the set and the key.
+  """
+  path = pathlib.Path(path)
+  try:
+    with path.open("rb") as file:
+      content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+      raise SourceError(f"{path}: larger than {_MOST_BYTES} bytes, which no list of sets is")
+    tables = tomllib.loads(content.decode("utf-8-sig"))
+  except OSError as error:
+    raise SourceError(f"{path}: can't be read ({error.strerror})") from error
+  except UnicodeDecodeError as error:
+    raise SourceError(f"{path}: not UTF-8 text ({error.reason})") from error
+  except (ValueError, RecursionError) as error:  # TOMLDecodeError is the former
+    raise SourceError(f"{path}: not TOML ({printable(str(error))})") from error
+  unknown = [key for key in tables if key != _TABLE]
+  if unknown or not isinstance(tables.get(_TABLE), list):
+    found = f"found {printable(unknown[0], 80)!r}" if unknown else "found none"
+    raise SourceError(f"{path}: {found}; it takes a table [[{_TABLE}]] for each data set")
+  return parse_sets(tables[_TABLE], str(path), path.parent)
+
+
+def parse_sets(entries: Sequence[Any], where: str, folder: str | os.PathLike = "") -> list[OwnSet]:
+  """The sets that a list of dicts describes.
+
+  Args:
+    entries: a dict a set, its keys those of `OwnSet` up to `synsets`.
+    where: the file or the field that they stand in, for messages.
+    folder: what relative paths start from.
+
+  Raises:
+    SourceError: an unknown key, a value that can't be, a name twice; one line.
+  """
+  sets: list[OwnSet] = []
+  for number, entry in enumerate(entries, 1):
+    one = _parse(entry, number, where, os.fspath(folder))
+    if one.name in [other.name for other in sets]:
+      raise SourceError(f"{where}: set {one.name!r}: key 'name': stands twice; names must differ")
+    sets.append(one)
+  if not sets:
+    raise SourceError(f"{where}: no data set in it")
+  return sets
+
+
+def open_own_set(own: OwnSet, part: str, image_size: int) -> LabelledSet:
+  """Opens a set, or a part of its classes; reads lists of names and files, no image.
+
+  Args:
+    own: as `parse_sets` gives it.
+    part: one of `own.parts`.
+    image_size: of the images.
+
+  Raises:
+    SourceError: a file or a folder is missing, or the lists don't fit the classes; one line with
+      the file, the set, and the key where one is to blame.
+  """
+  try:
+    labelled = _open_whole(own, image_size)
+    if part != "all":
+      labelled = some_classes(labelled, _kept_classes(own, labelled.classes, part))
+  except (SourceError, VocabularyError) as error:
+    prefix = f"{own.where}: set {own.name!r}: "
+    raise SourceError(prefix + str(error).removeprefix(prefix)) from error
+  if not len(labelled.source):
+    raise _wrong(own, part, "no image is of its classes")
+  return labelled
+
+
+def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
+  if not isinstance(entry, Mapping):
+    raise SourceError(f"{where}: entry {number} is a {type(entry).__name__}; it takes a table")
+  name = entry.get("name")
+  named = isinstance(name, str) and _NAME.fullmatch(name) and name == name.strip()
+  of = f"{where}: set {name!r}" if named else f"{where}: set {number}"
+  for key in entry:
+    if key not in _KEYS:
+      near = difflib.get_close_matches(str(key), _KEYS, 1)
+      hint = f" (did you mean {near[0]!r}?)" if near else ""
+      shown = printable(str(key), 80)
+      raise SourceError(f"{of}: unknown key {shown!r}{hint}; known: {', '.join(_KEYS)}")
+  if named and name.split()[0] == "mean":
+    raise SourceError(f"{of}: key 'name': tables call a mean so")
+  if not named:
+    raise SourceError(
+      f"{of}: key 'name': got {printable(repr(name), 80)}, takes letters, digits, spaces and"
+      " _ - . +, at most 80"
+    )
+  values = {key: _value(value, key, of) for key, value in entry.items()}
+  own = OwnSet(**{"root": ""} | values, folder=folder, where=where)
+  _check(own, of)
+  return own
+
+
+def _value(value: Any, key: str, of: str) -> Any:
+  kind = _KEYS[key]
+  if isinstance(value, str) and kind != "list":
+    return value
+  if isinstance(value, list | tuple) and kind != "text" and all(isinstance(v, str) for v in value):
+    return tuple(value)
+  shown = printable(repr(value), 80)
+  raise SourceError(f"{of}: key {key!r}: got {shown}, takes {_TAKES[kind]}")
+
+
+def _check(own: OwnSet, of: str) -> None:
+  """What can be judged without opening anything."""
+
+  def refuse(key: str, takes: str) -> None:
+    got = printable(repr(getattr(own, key)), 80)
+    raise SourceError(f"{of}: key {key!r}: got {got}, takes {takes}")
+
+  if own.reader not in READERS:
+    near = difflib.get_close_matches(own.reader, READERS, 1)
+    refuse("reader", f"one of {', '.join(READERS)}" + (f"; {near[0]!r}?" if near else ""))
+  if not own.root:
+    refuse("root", "the folder of the images")
+  if own.reader == "folder" and own.dataset:
+    refuse("dataset", "nothing where reader = 'folder'")
+  if own.reader == "coop" and own.dataset not in COOP_SETS:
+    refuse("dataset", f"one of {', '.join(COOP_SETS)}")
+  if own.reader == "tfds" and not own.dataset:
+    refuse("dataset", "the name of a data set of TFDS, such as food101")
+  if any(template.count("{}") != 1 for template in own.templates):
+    refuse("templates", "texts with one {} each, for the name")
+  if own.novel and not own.base:
+    refuse("base", "a list of names beside 'novel'")
+  if own.base == FIRST_HALF and own.novel:
+    refuse("novel", f"nothing where base = {FIRST_HALF!r}: the rest of the classes is novel")
+  for key in ("names", "base", "novel", "synsets"):
+    if getattr(own, key) == ():
+      refuse(key, "one name or more")
+
+
+def _open_whole(own: OwnSet, image_size: int) -> LabelledSet:
+  listed = _listed(own, "names") if own.names else None
+  labelled = open_test_images(
+    own.reader,
+    pathlib.Path(own.folder, own.root),
+    own.dataset,
+    None if own.reader == "coop" else listed,
+    all_classes=False,
+    image_size=image_size,
+  )
+  source, classes = labelled.source, listed or labelled.classes
+  if len(classes) != len(source.names):
+    raise _wrong(own, "names", f"{len(classes)} names for {len(source.names)} classes")
+  if own.reader == "folder" and listed is not None:
+    _say_left_out(own, labelled)
+  source = source.relabelled(classes.names, source.labels)
+  if own.templates:
+    classes = dataclasses.replace(classes, template=own.templates[0], ensemble=own.templates)
+  if own.synsets:
+    classes = dataclasses.replace(classes, synsets=_synsets(own, len(classes)))
+  return LabelledSet(source, classes, labelled.split)
+
+
+def _say_left_out(own: OwnSet, labelled: LabelledSet) -> None:
+  """One line on folders that are no class of the list, and classes that have no image."""
+  folder = split_folders(pathlib.Path(own.folder, own.root)).get(labelled.split)
+  found = subfolders(folder or pathlib.Path(own.folder, own.root))
+  class_of = match_classes(found, labelled.classes, str(folder), all_classes=False)
+  others = [printable(name, 80) for name in found if name not in class_of]
+  n_without = len(labelled.classes) - len(np.unique(labelled.source.labels))
+  if others:
+    log.warning(
+      "set %s: %d of %d folders are no class of %s and are left out, such as %r",
+      *(own.name, len(others), len(found), own.names, others[0]),
+    )
+  if n_without:
+    log.info("set %s: %d of %d classes have no image", own.name, n_without, len(labelled.classes))
+
+
+def _listed(own: OwnSet, key: str) -> ClassList:
+  """The class list that a key holds: names, a list known by name, or a file."""
+  value = getattr(own, key)
+  if isinstance(value, tuple):
+    check_names(value, f"key {key!r}")
+    return ClassList(value)
+  return load_class_list(value if value in CLASS_LISTS else pathlib.Path(own.folder, value))
+
+
+def _kept_classes(own: OwnSet, classes: ClassList, part: str) -> np.ndarray:
+  """The classes of a part, ascending."""
+  if own.base == FIRST_HALF:
+    return half_of_classes(len(classes), "base" if part == "base" else "new")
+  base = _indices(own, classes, "base")
+  every = set(range(len(classes)))
+  novel = _indices(own, classes, "novel") if own.novel else every - base
+  if base & novel:
+    shown = printable(repr(classes.names[min(base & novel)]), 80)
+    raise _wrong(own, "novel", f"{len(base & novel)} classes are in 'base' too, such as {shown}")
+  if not novel:
+    raise _wrong(own, "base", "holds all classes, none is novel")
+  return np.array(sorted(base if part == "base" else novel))
+
+
+def _indices(own: OwnSet, classes: ClassList, key: str) -> set[int]:
+  """The classes that a list names, by their names or their WordNet ids."""
+  names = _listed(own, key).names
+  index_of = {name: index for index, name in enumerate(spoken(classes.names))}
+  index_of |= {synset: index for index, synset in enumerate(classes.synsets or ())}
+  unknown = [name for name, word in zip(names, spoken(names), strict=True) if word not in index_of]
+  if unknown:
+    near = difflib.get_close_matches(unknown[0], classes.names, 1)
+    hint = f" (did you mean {printable(near[0], 80)!r}?)" if near else ""
+    shown = printable(unknown[0], 80)
+    raise _wrong(own, key, f"{len(unknown)} names are no class of it, such as {shown!r}{hint}")
+  return {index_of[word] for word in spoken(names)}
+
+
+def _synsets(own: OwnSet, n_classes: int) -> tuple[str, ...]:
+  """WordNet ids in the order of the names."""
+  synsets = own.synsets
+  if isinstance(synsets, str):
+    synsets = read_names(pathlib.Path(own.folder, synsets))
+  if len(synsets) != n_classes or len(set(synsets)) < len(synsets):
+    raise _wrong(own, "synsets", f"{len(set(synsets))} different ids for {n_classes} classes")
+  load_tree().nodes(synsets)
+  return tuple(synsets)
+
+
+def _wrong(own: OwnSet, key: str, what: str) -> SourceError:
+  return SourceError(f"{own.where}: set {own.name!r}: key {key!r}: {what}")

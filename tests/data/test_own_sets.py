@@ -1,0 +1,231 @@
+"""A user's own data sets: what a file of them may hold, and which classes and images it gives."""
+
+from hostile import awkward_text, keeps_its_word
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
+from PIL import Image
+import pytest
+
+from pomp_jax.data.own_sets import open_own_set, parse_sets, read_sets_file
+from pomp_jax.data.source import SourceError
+from pomp_jax.data.vocabularies import load_class_list
+from pomp_jax.data.wordnet import load_tree
+
+NAMES = ("ant", "bee", "cat", "dog", "eel")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+  """A folder a class, so many pictures of each: 1, 2, 3, 4 and 5."""
+  for count, name in enumerate(NAMES, 1):
+    (tmp_path / "animals" / name).mkdir(parents=True)
+    for number in range(count):
+      Image.new("RGB", (8, 8)).save(tmp_path / "animals" / name / f"{number}.png")
+  return tmp_path
+
+
+def sets_of(folder, text):
+  (folder / "sets.toml").write_text(text)
+  return read_sets_file(folder / "sets.toml")
+
+
+def opened(folder, text):
+  """The parts of the only set: part -> names, images a class, template."""
+  (own,) = sets_of(folder, f'[[set]]\nname = "a"\nroot = "animals"\n{text}')
+  return {part: open_own_set(own, part, 8) for part in own.parts}
+
+
+def counts(labelled):
+  return np.bincount(labelled.source.labels, minlength=len(labelled.classes)).tolist()
+
+
+def test_a_folder_a_class_is_all_it_takes(pictures):
+  (labelled,) = opened(pictures, "").values()
+  assert labelled.classes.names == labelled.source.names == NAMES
+  assert counts(labelled) == [1, 2, 3, 4, 5]
+  # Nothing says that these are test images.
+  assert labelled.split == "all"
+  assert labelled.classes.template == "a photo of a {}."
+  assert labelled.classes.synsets is None
+
+
+def test_the_test_folder_is_read_and_named(pictures):
+  for split in ("train", "val", "test"):
+    (pictures / "animals" / split).mkdir()
+  for name in NAMES:
+    (pictures / "animals" / name).rename(pictures / "animals" / "train" / name)
+  for split, name in (("val", "bee"), ("test", "dog")):
+    (pictures / "animals" / split / name).mkdir()
+    Image.new("RGB", (8, 8)).save(pictures / "animals" / split / name / "0.png")
+  (labelled,) = opened(pictures, "").values()
+  # Told apart among the classes of the training.
+  assert (labelled.split, labelled.classes.names) == ("test", NAMES)
+  assert counts(labelled) == [0, 0, 0, 1, 0]
+  (pictures / "animals" / "test" / "dog" / "0.png").unlink()
+  (pictures / "animals" / "test" / "dog").rmdir()
+  (pictures / "animals" / "test").rmdir()
+  (labelled,) = opened(pictures, "").values()
+  assert labelled.split == "validation"
+  assert counts(labelled) == [0, 1, 0, 0, 0]
+
+
+def test_names_from_a_list_or_a_file_or_by_name(pictures, caplog):
+  (labelled,) = opened(pictures, 'names = ["eel", "wolf", "cat"]').values()
+  assert labelled.classes.names == ("eel", "wolf", "cat")
+  # A class without a picture can still be answered; what is no class is left out, and said.
+  assert counts(labelled) == [5, 0, 3]
+  assert "3 of 5 folders are no class" in caplog.text
+  assert "'ant'" in caplog.text
+  (pictures / "names.txt").write_text("dog\nant\n")
+  (labelled,) = opened(pictures, 'names = "names.txt"').values()
+  assert labelled.classes.names == ("dog", "ant")
+  (pictures / "animals" / "Forest").mkdir()
+  Image.new("RGB", (8, 8)).save(pictures / "animals" / "Forest" / "0.png")
+  (labelled,) = opened(pictures, 'names = "eurosat"').values()
+  assert labelled.classes.names == load_class_list("eurosat").names
+  assert labelled.classes.template == "a centered satellite photo of {}."
+
+
+@pytest.mark.parametrize(
+  ("text", "base", "novel"),
+  [
+    ('base = ["eel", "bee"]\nnovel = ["cat"]', ("bee", "eel"), ("cat",)),
+    ('base = "seen.txt"', ("bee", "dog"), ("ant", "cat", "eel")),
+    ('base = "seen.txt"\nnovel = "unseen.json"', ("bee", "dog"), ("ant", "eel")),
+    ('base = "first half"', ("ant", "bee", "cat"), ("dog", "eel")),
+  ],
+)
+def test_base_and_novel(pictures, text, base, novel):
+  (pictures / "seen.txt").write_text("dog\nbee\n")
+  (pictures / "unseen.json").write_text('["eel", "ant"]')
+  parts = opened(pictures, text)
+  assert {part: labelled.classes.names for part, labelled in parts.items()} == {
+    "base": base,
+    "novel": novel,
+  }
+  for labelled in parts.values():
+    assert labelled.source.names == labelled.classes.names
+    assert counts(labelled) == [1 + NAMES.index(name) for name in labelled.classes.names]
+    # The labels are the pictures' own.
+    folders = [key.split("/")[0] for key in labelled.source.keys]
+    assert folders == [labelled.classes.names[label] for label in labelled.source.labels]
+
+
+def test_templates_and_synsets_go_with_the_classes(pictures):
+  ids = ["n02219486", "n02206856", "n02121620", "n02084071", "n02526121"]
+  parts = opened(
+    pictures, f'base = ["dog"]\nsynsets = {ids}\ntemplates = ["one {{}}", "many {{}}s"]'
+  )
+  assert parts["novel"].classes.synsets == (*ids[:3], ids[4])
+  assert parts["base"].classes.synsets == ("n02084071",)
+  assert load_tree().nodes(parts["novel"].classes.synsets).shape == (4,)
+  for labelled in parts.values():
+    assert labelled.classes.template == "one {}"
+    assert labelled.classes.ensemble == ("one {}", "many {}s")
+
+
+def test_folders_that_are_wordnet_ids(tmp_path):
+  for synset in ("n02084071", "n02121620"):
+    (tmp_path / "animals" / synset).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "animals" / synset / "0.png")
+  (labelled,) = opened(tmp_path, "").values()
+  assert labelled.classes.synsets == ("n02084071", "n02121620")
+  every = load_class_list("imagenet21k")
+  assert labelled.classes.names[0] == every.names[every.synsets.index("n02084071")]
+
+
+_SET = '[[set]]\nname = "a"\nroot = "animals"\n'
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("", r"sets\.toml: found none; it takes a table \[\[set\]\]"),
+    ("[set]\nname = 'a'", "it takes a table"),
+    ("sets = 3", "found 'sets'; it takes"),
+    ("[[set]\n", "not TOML .*line 1"),
+    ('[[set]]\nroot = "animals"', "set 1: key 'name': got None, takes letters"),
+    ('[[set]]\nname = "a/b"\nroot = "animals"', "set 1: key 'name': got 'a/b', takes letters"),
+    ('[[set]]\nname = "mean of 2"\nroot = "animals"', "key 'name'.*a mean"),
+    (_SET + _SET, "set 'a': key 'name': stands twice"),
+    ('[[set]]\nname = "a"', "set 'a': key 'root': got '', takes the folder"),
+    (_SET + "rooot = 1", r"set 'a': unknown key 'rooot' \(did you mean 'root'\?\); known: name"),
+    (_SET + "names = 3", "set 'a': key 'names': got 3, takes a text"),
+    (_SET + "names = []", r"set 'a': key 'names': got \(\), takes one name or more"),
+    (_SET + "templates = 'a {}'", "set 'a': key 'templates': got 'a {}', takes a list"),
+    (_SET + "templates = ['a {} {}']", "set 'a': key 'templates'.*one {} each"),
+    (_SET + "reader = 'foldr'", "key 'reader': got 'foldr', takes one of .*'folder'"),
+    (_SET + "reader = 'coop'\ndataset = 'cars'", "key 'dataset': got 'cars', takes one of caltech"),
+    (_SET + "reader = 'tfds'", "key 'dataset': got '', takes the name"),
+    (_SET + "dataset = 'x'", "key 'dataset': got 'x', takes nothing"),
+    (_SET + "novel = ['ant']", "key 'base': got '', takes a list of names beside 'novel'"),
+    (_SET + "base = 'first half'\nnovel = ['ant']", "key 'novel'.*the rest of the classes"),
+  ],
+)
+def test_an_entry_that_can_not_be(tmp_path, text, message):
+  with pytest.raises(SourceError, match=message) as error:
+    sets_of(tmp_path, text)
+  assert str(error.value).startswith(str(tmp_path / "sets.toml"))
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ('root = "plants"', "plants: can't be read"),
+    ('names = "no.txt"', r"no\.txt: can't be read"),
+    ('names = ["wolf"]', "1 of the list's 1 classes are not in it, such as 'wolf'"),
+    ('names = ["ant", "ant"]', "key 'names': 'ant' stands twice"),
+    (
+      'base = ["aunt"]',
+      r"key 'base': 1 names are no class of it, such as 'aunt' \(did you mean 'a",
+    ),
+    ('base = ["ant"]\nnovel = ["ant", "bee"]', "key 'novel': 1 classes are in 'base' too.*'ant'"),
+    (f"base = {list(NAMES)}", "key 'base': holds all classes, none is novel"),
+    ('synsets = ["n02084071"]', "key 'synsets': 1 different ids for 5 classes"),
+    (f"synsets = {[f'n9999999{i}' for i in range(5)]}", "synset n99999990 is not in the tree"),
+  ],
+)
+def test_what_does_not_fit_its_images(pictures, text, message):
+  set_ = _SET if "root" not in text else '[[set]]\nname = "a"\n'
+  (own,) = sets_of(pictures, set_ + text)
+  with pytest.raises(SourceError, match=message) as error:
+    open_own_set(own, own.parts[0], 8)
+  assert str(error.value).startswith(f"{pictures / 'sets.toml'}: set 'a': ")
+  assert "\n" not in str(error.value)
+
+
+def test_a_part_without_an_image(pictures):
+  (own,) = sets_of(pictures, _SET + 'names = ["ant", "wolf"]\nbase = ["ant"]')
+  with pytest.raises(SourceError, match="key 'novel': no image is of its classes"):
+    open_own_set(own, "novel", 8)
+
+
+_values = st.recursive(
+  awkward_text
+  | st.sampled_from(["first half", "folder", "a {}", "dtd", "tfds", "coop"])
+  | st.integers()
+  | st.none(),
+  lambda inner: st.lists(inner, max_size=3) | st.dictionaries(awkward_text, inner, max_size=2),
+  max_leaves=4,
+)
+_entries = st.dictionaries(
+  st.sampled_from(["name", "root", "reader", "base", "novel", "names", "templates", "x"]), _values
+)
+
+
+@given(st.lists(_entries | _values, max_size=2))
+def test_any_entries_are_sets_or_one_line(entries):
+  with keeps_its_word(SourceError, within=[]):
+    for own in parse_sets(entries, "config.evaluate.own_sets"):
+      assert own.name
+      assert own.root
+
+
+@given(st.binary(max_size=60) | awkward_text.map(lambda text: text.encode(errors="surrogatepass")))
+def test_any_file_is_sets_or_one_line(tmp_path_factory, content):
+  file = tmp_path_factory.mktemp("any") / "sets.toml"
+  file.write_bytes(content)
+  with keeps_its_word(SourceError, within=[file.parent]):
+    read_sets_file(file)
