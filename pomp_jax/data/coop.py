@@ -326,8 +326,9 @@ def _bytes(path: pathlib.Path) -> bytes:
 
 
 def _json(path: pathlib.Path) -> Any:
+  content = _bytes(path)
   try:
-    return json.loads(_bytes(path))
+    return json.loads(content)
   except (ValueError, RecursionError) as error:
     raise SourceError(f"{path}: not JSON ({error})") from error
 

@@ -24,9 +24,9 @@ import numpy as np
 
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.folder import match_classes, split_folders, subfolders
+from pomp_jax.data.labelled_set import READERS, LabelledSet, open_test_images, some_classes
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.subsets import half_of_classes
-from pomp_jax.data.test_images import READERS, LabelledSet, open_test_images, some_classes
 from pomp_jax.data.vocabularies import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.data.vocabulary import VocabularyError, check_names, read_names, spoken
 from pomp_jax.data.wordnet import load_tree
@@ -51,7 +51,7 @@ class OwnSet:
   Attributes:
     name: what it is called in tables and files.
     root: the folder of folders, CoOp's $DATA, or TFDS's data_dir.
-    reader: one of `test_images.READERS`.
+    reader: one of `labelled_set.READERS`.
     dataset: the data set's name there; only of coop and tfds.
     names: the class list: a file, a list known by name, or the names themselves; "": the data
       set's own.

@@ -28,8 +28,8 @@ from pomp_jax.analysis.accuracy import (
 )
 from pomp_jax.analysis.tables import evaluation_tables, latex, markdown, published, title_of
 from pomp_jax.data.images import PREPARATION
+from pomp_jax.data.labelled_set import LabelledSet
 from pomp_jax.data.suites import GROUPS
-from pomp_jax.data.test_images import LabelledSet
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.atomic import replacing

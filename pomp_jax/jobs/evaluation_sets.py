@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 from pomp_jax import hosts
 from pomp_jax.config import WORLD, ConfigError
 from pomp_jax.data.coop import COOP_SETS
+from pomp_jax.data.labelled_set import LabelledSet, open_test_images, some_classes
 from pomp_jax.data.own_sets import OwnSet, open_own_set, parse_sets, read_sets_file
 from pomp_jax.data.source import SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample, half_of_classes
 from pomp_jax.data.suites import GROUP_OF, NO_SUITE, OWN, SUITES
-from pomp_jax.data.test_images import LabelledSet, open_test_images, some_classes
 from pomp_jax.data.vocabularies import ClassList, load_class_list
 from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.jobs import inputs
@@ -40,7 +40,7 @@ class EvaluationSet:
     column: its heading there.
     part: "all", or the part of the classes: base, new (CoOp's half) or novel.
     open: opens the images and their class list; reads no image.
-    reader: how the images are stored, one of `test_images.READERS`; "" of the embedded world.
+    reader: how the images are stored, one of `labelled_set.READERS`; "" of the embedded world.
   """
 
   name: str

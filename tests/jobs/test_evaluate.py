@@ -305,7 +305,7 @@ class TestTheWorld:
   [
     ({"sets": "dtt"}, ConfigError, r"evaluate.sets: got 'dtt'.*did you mean 'dtd'"),
     ({"sets": "dtd;dtd"}, ConfigError, "different ones"),
-    ({"sets": "food101"}, SourceError, "split_zhou_Food101.json: can't be read"),
+    ({"sets": "food101"}, SourceError, r"^\S+split_zhou_Food101.json: can't be read \("),
     ({"sets": "dtd", "root": "/no/such"}, ConfigError, "evaluate.root: got '/no/such'"),
     ({"sets": "dtd", "root": ""}, ConfigError, "evaluate.root: got ''"),
     (
