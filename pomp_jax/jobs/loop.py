@@ -7,6 +7,7 @@ the config says.
 
 import contextlib
 import logging
+import math
 import time
 from typing import Any, NamedTuple
 
@@ -16,9 +17,10 @@ from ml_collections import ConfigDict
 from pomp_jax import hosts
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints, Restored
 from pomp_jax.jobs import batches, inputs, methods
-from pomp_jax.jobs.bad_loss import BadLossError, Detour, Judge
-from pomp_jax.jobs.training import Run, class_features, first_state, open_bank, train_step
+from pomp_jax.jobs.bad_loss import BadLossError, Detour, Expected, Judge
+from pomp_jax.jobs.training import Run, class_features, first_state, k_of, open_bank, train_step
 from pomp_jax.jobs.watch import TrainingError, Watch
+from pomp_jax.prompt.contrast import guess_loss
 from pomp_jax.prompt.train_step import DATA, TrainState, replicate
 from pomp_jax.transfer import topk_accuracy
 from pomp_jax.transfer.evaluation import split_features
@@ -99,7 +101,7 @@ def _go(job: Run, parts: _Parts, checkpoints: Checkpoints, at: Trained) -> Train
   """Steps until the end, if nothing comes between."""
   config, mesh = job.config, job.encoder.mesh
   state, frozen, bank = at.state, job.frozen, open_bank(job)
-  judge = Judge(config.loss_spike, at.memory)
+  judge = Judge(config.loss_spike, at.memory, _expected(job))
   with contextlib.ExitStack() as stack:
     loader = batches.open_batches(
       config,
@@ -156,6 +158,16 @@ def _go(job: Run, parts: _Parts, checkpoints: Checkpoints, at: Trained) -> Train
       if asked:
         _leave(job, checkpoints, step)
   return done
+
+
+def _expected(job: Run) -> Expected:
+  """A tenth of the steps after the warm-up, and no fewer than twenty, may pass first."""
+  warmup = int(job.config.optim.warmup * job.steps_per_epoch)
+  after = warmup + max(20, (job.total_steps - warmup) // 10)
+  guess = guess_loss(k_of(job) - 1, len(job.source.names), job.config.correction)
+  if job.config.sampling.ancestors_weight:
+    guess = math.inf  # the loss over kinds of classes has another
+  return Expected(guess, after, job.config.optim.lr)
 
 
 def _meta(job: Run, done: Trained) -> dict[str, Any]:

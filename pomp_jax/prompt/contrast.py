@@ -59,6 +59,20 @@ def margin(
   return jnp.where(n_kept_B > 0, _scale(correction) * log_weight_B, 0.0)
 
 
+def guess_loss(n_negatives: int, n_classes: int, correction: str) -> float:
+  """The loss of an image whose similarity to all classes is the same, nats.
+
+  ln(N) where the correction is unbiased, ln(1 + n) where there is none.
+
+  Args:
+    n_negatives: n, that were not rejected.
+    n_classes: N.
+    correction: one of CORRECTIONS.
+  """
+  added = margin(jnp.array([n_negatives], jnp.int32), n_classes, correction)
+  return math.log1p(n_negatives * math.exp(float(added[0])))
+
+
 def _scale(correction: str | jax.Array) -> float | jax.Array:
   return SCALES.get(correction, 1.0) if isinstance(correction, str) else correction
 

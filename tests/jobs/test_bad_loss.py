@@ -4,9 +4,15 @@ import json
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
+from random_clip import write_random_clip
+from small_run import small_config
 
-from pomp_jax.jobs.bad_loss import BadLossError, Detour, Judge
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.jobs import loop, training
+from pomp_jax.jobs.bad_loss import BadLossError, Detour, Expected, Judge
+from pomp_jax.prompt.contrast import guess_loss
 
 
 def losses(judge, values, first=1):
@@ -46,7 +52,11 @@ def test_the_usual_loss_is_the_mean_and_then_a_running_mean():
   values = np.random.default_rng(0).uniform(1, 2, 60)
   judge = Judge(10.0)
   losses(judge, values[:20])
-  assert judge.memory() == {"steps": 20, "loss": pytest.approx(values[:20].mean(), rel=1e-6)}
+  assert judge.memory() == {
+    "steps": 20,
+    "loss": pytest.approx(values[:20].mean(), rel=1e-6),
+    "first": pytest.approx(values[:5].mean(), rel=1e-6),
+  }
   losses(judge, values[20:], first=21)
   # A loss from d steps ago weighs 0.05 * 0.95^d.
   weights = 0.05 * 0.95 ** np.arange(40)[::-1]
@@ -77,3 +87,102 @@ def test_each_detour_has_draws_of_its_own():
   np.testing.assert_array_equal(keys[0], jax.random.key_data(jax.random.key(5)))
   assert len({key.tobytes() for key in keys}) == 20
   np.testing.assert_array_equal(Detour(3, 40).seed_key(5), keys[3])
+
+
+def learns_nothing(caplog):
+  return [line for line in caplog.messages if "learns_nothing=true" in line]
+
+
+EXPECTED = Expected(guess=4.0, after=30, rate=0.3)
+
+
+@pytest.mark.parametrize(
+  ("values", "found"),
+  [
+    ([3.5] * 15 + [4.5] * 60, "no better than the 4 of a guess"),
+    ([9.0] * 80, "no better than the 4 of a guess"),
+    ([1.0] * 15 + [2.0] * 60, "above the 1 of the first steps"),
+  ],
+)
+def test_a_loss_that_says_that_nothing_is_learned_warns_once(caplog, values, found):
+  losses(Judge(0.0, expected=EXPECTED), values)
+  [line] = learns_nothing(caplog)
+  assert found in line and "config.optim.lr=0.3" in line and "config.optim.warmup" in line
+  assert int(line.split("step=")[1].split()[0]) >= 30
+
+
+@pytest.mark.parametrize(
+  "values",
+  [
+    [3.0, *np.linspace(6, 1, 29), *[1.0] * 50],  # bad until it is expected
+    np.random.default_rng(0).uniform(1.5, 2.5, 200),  # neither up nor down
+    [1.0] * 40 + [8.0] + [1.0] * 40,  # one batch
+  ],
+)
+def test_a_loss_that_falls_stays_or_has_one_bad_batch_does_not(caplog, values):
+  losses(Judge(0.0, expected=EXPECTED), values)
+  assert not learns_nothing(caplog)
+
+
+def test_the_first_loss_is_known_after_a_restart_and_unknown_to_older_checkpoints(caplog):
+  before = Judge(0.0, expected=EXPECTED)
+  losses(before, [1.0] * 25)
+  memory = json.loads(json.dumps(before.memory()))
+  losses(Judge(0.0, {"steps": 25, "loss": 1.0}, EXPECTED), [2.5] * 50, first=26)
+  assert not learns_nothing(caplog)
+  losses(Judge(0.0, memory, EXPECTED), [2.5] * 50, first=26)
+  assert learns_nothing(caplog)
+
+
+def train(config, workdir, caplog):
+  folder = RunFolder(workdir)
+  job = training.prepare(config, folder)
+  folder.create()
+  with caplog.at_level("WARNING", "pomp_jax"):
+    loop.train(job)
+
+
+def test_a_training_that_learns_does_not_warn(tmp_path, caplog):
+  train(small_config(**{"steps": 40, "checkpoint.every": 40}), tmp_path, caplog)
+  assert not learns_nothing(caplog)
+
+
+def test_a_training_whose_loss_is_that_of_a_guess_says_so(tmp_path, caplog):
+  """A CLIP of random weights tells nothing apart, and is surer of it than a guess."""
+  clip = write_random_clip(tmp_path / "clip")
+  rng = np.random.default_rng(0)
+  for name in "abcdefgh":
+    (tmp_path / "pictures" / name).mkdir(parents=True)
+    for index in range(4):
+      pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+      Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{index}.png")
+  changes = {
+    "clip.model": str(tmp_path / "clip"),
+    "data.source": "folder",
+    "data.root": str(tmp_path / "pictures"),
+    "data.n_classes": 0,
+    "negatives": "all",
+    "steps": 30,
+    "checkpoint.every": 30,
+    "optim.lr": 1e-4,
+  }
+  assert clip.logit_scale.item() == 2.0
+  train(small_config(**changes), tmp_path / "run", caplog)
+  [line] = learns_nothing(caplog)
+  assert "no better than the 2.08 of a guess" in line  # ln(8)
+  assert "config.optim.lr=0.0001" in line
+
+
+@pytest.mark.parametrize(
+  ("n_negatives", "correction", "expected"),
+  [
+    # Of equal features the image's own class has weight 1, the 19 drawn ones that of 299.
+    (19, "log", np.log(300)),
+    (19, "refined", np.log(300)),
+    (19, "none", np.log(20)),
+    (19, "log10", np.log(1 + 19 * np.exp(np.log10(299 / 19)))),
+    (299, "none", np.log(300)),
+  ],
+)
+def test_the_loss_of_a_guess(n_negatives, correction, expected):
+  assert guess_loss(n_negatives, 300, correction) == pytest.approx(expected, rel=1e-6)

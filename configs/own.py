@@ -1,0 +1,61 @@
+r"""A prompt for one's own pictures: a folder a class, on any CLIP.
+
+  python -m pomp_jax.main --config=configs/own.py:root=PICTURES --workdir=runs/own
+
+PICTURES holds a folder a class, called by its name, or train/, val/ and test/ with such folders in
+them. What is missing of validation and test is held out (docs/data.md). Variants are strings behind
+the colon, separated by commas:
+
+  :root=PICTURES,clip=FOLDER             another CLIP than ViT-B/16: a folder, a file, a hub id
+  :root=PICTURES,base=a.txt,novel=b.txt  train on the names in a.txt, evaluate on both lists
+  :root=PICTURES,lr=0.003,epochs=20      any field of the config, or a short name for it
+
+What follows from the pictures: up to 1,000 classes the contrast is exact over all of them, which
+costs what a sampled one with K = N does; beyond, K = 1,000. Training takes about 1,000 steps of 32
+images, at most 200 epochs; of many images five epochs, in batches of 256. docs/data.md has the
+study behind the learning rate, and what to do where the loss does not fall.
+"""
+
+import os
+
+from pomp_jax.config import ConfigError, base, with_argument
+from pomp_jax.jobs import inputs
+
+_SHORT = {
+  "root": "data.root",
+  "names": "data.names",
+  "base": "data.base",
+  "novel": "data.novel",
+  "shots": "data.shots",
+  "clip": "clip.model",
+  "m": "prompt.m",
+  "lr": "optim.lr",
+}
+_STEPS, _EPOCHS = 1000, (5, 200)
+_MOST_EXACT = 1000  # classes
+
+
+def get_config(argument: str = ""):
+  """The config for the pictures in `root`, which are counted but not opened."""
+  config = base()
+  config.clip.model = "openai/clip-vit-base-patch16"
+  config.data.source = "folder"
+  config.data.augment = "crop_flip"
+  config.optim.lr = 0.01
+  config.optim.schedule = "step"
+  config.optim.warmup = 1.0
+  config.optim.warmup_lr = 0.001
+  config.eval.images = 0
+  with_argument(config, argument, **_SHORT)
+  if not os.path.isdir(config.data.root):
+    takes = "a folder with a folder a class: --config=configs/own.py:root=PICTURES"
+    raise ConfigError("data.root", config.data.root, takes)
+  train = inputs.open_source(config.data, "train")
+  config.negatives = "all" if len(train.names) <= _MOST_EXACT else "sampled"
+  # Of larger sets an epoch has about as many steps.
+  config.batch_size = 32 if len(train) < 12_800 else 256
+  steps_per_epoch = max(1, len(train) // config.batch_size)
+  config.epochs = min(max(round(_STEPS / steps_per_epoch), _EPOCHS[0]), _EPOCHS[1])
+  config.checkpoint.every = max(1, config.epochs * steps_per_epoch // 10)
+  # What is given counts more than what follows.
+  return with_argument(config, argument, **_SHORT)
