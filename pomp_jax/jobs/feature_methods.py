@@ -66,14 +66,16 @@ def run(config: ConfigDict, folder: RunFolder) -> dict[str, Any]:
   except FloatingPointError as error:
     raise TrainingError(f"{config.method}: {error}") from error
   seconds = time.monotonic() - start
+  if learned and hosts.is_first():
+    # Before it is evaluated: whatever happens there, what was learned can be used.
+    folder.create()
+    path = folder.path / "classifier.npz"
+    with writing(path), replacing(path) as file:
+      np.savez(file, names=np.array(learned["names"]), **learned["classifier"]._asdict())
   results = _results(config, encoder, learned, seconds)
   if hosts.is_first():
     folder.create()
     write_json(folder.config, config.to_dict())
-    if learned:
-      path = folder.path / "classifier.npz"
-      with writing(path), replacing(path) as file:
-        np.savez(file, names=np.array(learned["names"]), **learned["classifier"]._asdict())
     with writing(folder.plots):
       plots.accuracy_bars(folder.plots / "accuracy.png", results["eval"])
     # Last: a folder with results is a finished run.

@@ -99,6 +99,12 @@ def test_methods_on_features(images, tmp_path, method):
   config = config_of(broken, method=method, **{"probe.iterations": 20})
   results = pretrain.run(config, str(tmp_path / "run"))
   assert results["eval_unreadable"] == {"test": 2}
+  # The classifier is there when the evaluation fails.
+  (broken / "test" / NAMES[1] / "0.png").write_bytes(b"no image")
+  with pytest.raises(CorruptDataError, match=r"3 of 50 images can't be read, 2 are allowed"):
+    pretrain.run(config, str(tmp_path / "other"))
+  assert (tmp_path / "other/classifier.npz").exists()
+  assert not (tmp_path / "other/results.json").exists()
 
 
 def test_analyse(images, tmp_path):
