@@ -17,7 +17,7 @@ import re
 import signal
 import sys
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 if __name__ == "__main__":
   # The imports below take seconds, and process 1 of a container has no other handler.
@@ -45,6 +45,7 @@ from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.files.class_features import ClassFeatureError
 from pomp_jax.files.disk import disk_failure
 from pomp_jax.files.feature_blocks import DamagedBlockError, FeatureCacheError
+from pomp_jax.files.output import Output
 from pomp_jax.files.presence import Presence
 from pomp_jax.files.prompt_file import PromptFileError
 from pomp_jax.files.quoting import PrintableFormatter, printable
@@ -217,27 +218,29 @@ def _end_unexpectedly(error: Exception) -> NoReturn:
 
 
 def _speak_plainly() -> None:
-  """Our own lines as they are; of the libraries only warnings."""
+  """Our own lines as they are; of the libraries only warnings, and of Orbax none."""
   absl_logging.set_verbosity(absl_logging.WARNING)
+  # It has a traceback for each of its threads; `Checkpoints` says in one line what has failed.
+  absl_logging.get_absl_logger().addFilter(_is_not_orbax)
   ours = logging.getLogger("pomp_jax")
-  handler = _Log(sys.stdout)
+  handler = logging.StreamHandler(sys.stdout)
   handler.setFormatter(PrintableFormatter())
   ours.handlers = [handler]
   ours.setLevel(logging.INFO)
   ours.propagate = False
 
 
-class _Log(logging.StreamHandler):
-  """Writes lines; once that fails, on a full disk say, it complains once and drops what follows."""
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+  return f"{os.sep}orbax{os.sep}" not in record.pathname
 
-  def handleError(self, record: logging.LogRecord) -> None:
-    error = sys.exc_info()[1]
-    if not isinstance(error, OSError):
-      super().handleError(record)
-      return
-    # Python flushes the old one at the end, and would fail again.
-    sys.stdout = self.stream = open(os.devnull, "w")  # noqa: SIM115 (until the end)
-    print(f"warning: the log can't be written ({error.strerror}); it ends", file=sys.stderr)
+
+def _unraisable(found: Any) -> None:
+  """Errors where nothing can be raised, but for TensorStore's, of an event loop that is over.
+
+  It has one for each array whose write fails, which `Checkpoints` says.
+  """
+  if str(found.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(found)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -315,4 +318,6 @@ def _one_line(message: object) -> str:
 
 
 if __name__ == "__main__":
+  sys.unraisablehook = _unraisable
+  sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
   app.run(main, flags_parser=parse_flags)

@@ -1,16 +1,17 @@
 """The command line: every mistake is one line with the field, exit status 2, nothing written."""
 
-import contextlib
 import errno
 import logging
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
 from types import SimpleNamespace
 
 from absl import flags
+from absl import logging as absl_logging
 from command_line import parse
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ import pytest
 
 from pomp_jax import main as main_module
 from pomp_jax.config import base
+from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.feature_blocks import DamagedBlockError, FeatureCacheError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError
@@ -38,6 +40,7 @@ def as_before():
   ours.setLevel(level)
   for number, handler in signals.items():
     signal.signal(number, handler)
+  absl_logging.get_absl_logger().removeFilter(main_module._is_not_orbax)
 
 
 def run_main(capsys, *arguments):
@@ -356,18 +359,26 @@ def test_any_other_error_keeps_its_traceback(capsys, tmp_path, monkeypatch):
     run_main(capsys, DEMO, f"--workdir={tmp_path}/run")
 
 
-def test_a_log_on_a_full_disk_ends_with_one_line(capsys, monkeypatch):
-  full = open("/dev/full", "w")  # noqa: SIM115 (it can't be closed well)
-  monkeypatch.setattr(sys, "stdout", full)
+def test_a_save_that_fails_is_told_once(tmp_path, caplog):
+  """Not also by each of Orbax's threads, with its traceback."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+  def fail_to_save(folder):
+    with Checkpoints(folder) as checkpoints:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+      try:
+        checkpoints.save(1, {"values": np.random.default_rng(0).random(100_000)}, {})
+        with pytest.raises(CheckpointError, match="could not save the checkpoint of step 1"):
+          checkpoints.wait()
+      finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+  fail_to_save(tmp_path / "before")
+  assert any("orbax" in record.pathname for record in caplog.records)
+  caplog.clear()
   main_module._speak_plainly()
-  for number in range(3):
-    logging.getLogger("pomp_jax").info("line %d", number)
-  assert sys.stdout is not full
-  with contextlib.suppress(OSError):
-    full.close()
-  assert capsys.readouterr().err == (
-    "warning: the log can't be written (No space left on device); it ends\n"
-  )
+  fail_to_save(tmp_path / "after")
+  assert not caplog.messages
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
