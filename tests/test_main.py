@@ -251,7 +251,7 @@ class TestPredict:
     assert "names.txt" in line
 
   def test_a_name_longer_than_the_positions(self, capsys, tmp_path, arguments):
-    (tmp_path / "names.txt").write_text("star\n" + "very " * 200 + "long star\n")
+    (tmp_path / "names.txt").write_text("star\n" + "very " * 150 + "long star\n")
     assert "positions" in self.complain(capsys, tmp_path, arguments)
 
   def test_a_broken_image(self, capsys, tmp_path, arguments):
