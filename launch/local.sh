@@ -6,7 +6,7 @@
 #
 # PROCESSES  how many; default 1. Several get a GPU each, of CUDA_VISIBLE_DEVICES if it says which.
 #            With JAX_PLATFORMS=cpu, JAX_NUM_CPU_DEVICES=4 gives each process four devices.
-# VENV, PYTHON: see launch/venv.sh. SIGTERM and SIGHUP are passed on: the run saves and ends with 75.
+# VENV, PYTHON: see launch/venv.sh. SIGTERM and SIGHUP are passed on: the run saves, status 75.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh

@@ -9,8 +9,7 @@
 #
 # --name, --zone, --type           of the queued resource and its only node; needed
 # --runtime=VERSION, --project=ID  default: tpu-ubuntu2204-base, gcloud's own
-# --mount=COMMAND                  on each worker first: --workdir has to outlive them (README.md);
-#                                  needed without --keep, or the results are deleted with the disks
+# --mount=COMMAND                  on each worker first: --workdir has to outlive them (README.md)
 # --spot, --keep, --dry-run        preemptible; delete nothing at the end; print commands, run none
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -41,7 +40,6 @@ done
 lost='the machines are deleted at the end, and --workdir with them'
 [[ -n "$mount$keep" ]] ||
   fail "--mount: nothing given: $lost; takes a command (launch/README.md), or --keep beside it"
-mount="${mount:-true}"
 (($#)) || fail "nothing behind --; takes --config=.. --workdir=.."
 where=("--zone=$zone" ${project[@]+"${project[@]}"})
 
@@ -49,7 +47,7 @@ worker='bash pomp/launch/tpu_worker.sh'
 printf -v run '%q ' "$@" # each argument reaches Python as it is here, whatever is in it
 # A worker that was started alone gives up after --start_timeout, five minutes.
 unpack="mkdir -p pomp || exit 4
-( $mount
+( ${mount:-true}
 ) || exit 4
 exec flock --verbose --timeout=600 --conflict-exit-code=3 pomp/lock tar -xzf pomp.tar.gz -C pomp"
 

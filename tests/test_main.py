@@ -254,10 +254,6 @@ class TestPredict:
     (tmp_path / "names.txt").write_text("star\n" + "very " * 150 + "long star\n")
     assert "positions" in self.complain(capsys, tmp_path, arguments)
 
-  def test_a_broken_image(self, capsys, tmp_path, arguments):
-    (tmp_path / "images" / "b.png").write_bytes(b"not an image")
-    assert "b.png" in self.complain(capsys, tmp_path, arguments)
-
   def test_prompts_that_do_not_fit(self, capsys, tmp_path, arguments):
     file = tmp_path / "prompt.npz"
     save_prompt(file, Prompt(np.zeros((4, 7), np.float32), clip_model="other"))
