@@ -62,7 +62,7 @@ def training_curves(path: str | os.PathLike, series: Mapping[str, Series]) -> No
 def accuracy_bars(
   path: str | os.PathLike,
   scores: Mapping[str, Mapping[str, Mapping[str, Any]]],
-  spread: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+  spread: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> None:
   """Top-1 of the learned prompt beside the others, a group of bars for each split.
 

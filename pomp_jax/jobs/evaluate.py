@@ -33,6 +33,7 @@ from pomp_jax.data.suites import GROUPS
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.class_features import ClassFeatures
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, check_fits
 from pomp_jax.files.run_folder import RunFolder, read_json, read_keyed, write_json, writing
@@ -83,10 +84,12 @@ def check_prompts(config: ConfigDict, text: str, field: str) -> None:
   sets = evaluation_sets(config, clip_config.vision_config.image_size)
   opened, _ = open_each(sets, config.evaluate.skip_missing)
   for name, labelled in opened.items():
+    n_classes = len(labelled.classes)
     for label, prompt, _ in prompts:
       if isinstance(prompt, Prompt):
-        n_classes = len(labelled.classes)
         check_fits(prompt, width, config.clip.model, n_classes, f"{label}, set {name}")
+      elif isinstance(prompt, ClassFeatures):
+        prompt.check_fits(n_classes, clip_config.projection_dim, f"{label}, set {name}")
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:

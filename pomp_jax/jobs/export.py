@@ -3,7 +3,8 @@
 `config.export.format` says which:
 
   npz, safetensors, pth   the prompt itself, in that kind of file; no CLIP is opened
-  detic                   float32 [C,E] .npy, one row a category in ascending order of their ids
+  detic                   float16 [C,E] .npy, one row a category in ascending order of their ids,
+                          not normalised, as the published files are
   open_clip               float32 [E,C] .npy or .safetensors, weights of a zero-shot classifier
 
 Leaves the file and `results.json` in the run's folder. docs/formats.md describes the files.
@@ -57,7 +58,9 @@ def run(config: ConfigDict, workdir: str) -> dict:
   if settings.format in FEATURE_FORMATS:
     categories = _categories(settings)
     encoder = inputs.open_encoder(config)
-    features_CxE = category_features(encoder, categories, prompt, settings.synonyms)
+    # Detic normalises by itself.
+    unit = settings.format != "detic"
+    features_CxE = category_features(encoder, categories, prompt, settings.synonyms, unit=unit)
     shape = features_CxE.shape if settings.format == "detic" else features_CxE.shape[::-1]
     results |= {"clip_model": encoder.clip.name, "names": settings.names, "shape": shape}
     names = [category.name for category in categories]

@@ -9,6 +9,7 @@ import numpy as np
 from pomp_jax.config import ConfigError
 from pomp_jax.data.vocabularies import TEMPLATES, ClassList, load_templates
 from pomp_jax.files.checkpoints import CheckpointError
+from pomp_jax.files.class_features import ClassFeatures, read_class_features
 from pomp_jax.files.other_checkpoints import read_checkpoints
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt import validate
@@ -20,9 +21,9 @@ from pomp_jax.transfer import Encoder
 HAND_WRITTEN, ENSEMBLE = "hand_written", "ensemble"
 SEPARATOR = ";"
 _TAKES = (
-  f"one or more of the following, separated by {SEPARATOR!r}: a prompt file, a run's folder with"
-  f" checkpoints, a text with one {{}}, {HAND_WRITTEN}, {ENSEMBLE}, {ENSEMBLE}:NAME with NAME one"
-  f" of {', '.join(TEMPLATES)}"
+  f"one or more of the following, separated by {SEPARATOR!r}: a prompt file, a .npy file of class"
+  f" features as Detic's are, a run's folder with checkpoints, a text with one {{}},"
+  f" {HAND_WRITTEN}, {ENSEMBLE}, {ENSEMBLE}:NAME with NAME one of {', '.join(TEMPLATES)}"
 )
 
 
@@ -31,12 +32,13 @@ class NamedPrompt(NamedTuple):
 
   Attributes:
     label: what the user wrote; of a checkpoint with its step, "runs/demo@80".
-    prompt: a learned one, or the text that stands for hand-written ones.
+    prompt: a learned one, the features of the classes under one, or the text that stands for
+      hand-written ones.
     step: of a checkpoint.
   """
 
   label: str
-  prompt: Prompt | str
+  prompt: Prompt | ClassFeatures | str
   step: int | None = None
 
 
@@ -54,7 +56,8 @@ def read_prompts(text: str, field: str) -> list[NamedPrompt]:
     elif os.path.isdir(item):
       found += _checkpoints(item, field)
     elif os.path.isfile(item):
-      found.append(NamedPrompt(item, load_prompt(item)))
+      read = read_class_features if item.endswith(".npy") else load_prompt
+      found.append(NamedPrompt(item, read(item)))
     else:
       raise ConfigError(field, item, _TAKES)
   labels = [named.label for named in found]
@@ -63,7 +66,9 @@ def read_prompts(text: str, field: str) -> list[NamedPrompt]:
   return found
 
 
-def features_under(encoder: Encoder, classes: ClassList, prompt: Prompt | str) -> np.ndarray:
+def features_under(
+  encoder: Encoder, classes: ClassList, prompt: Prompt | ClassFeatures | str
+) -> np.ndarray:
   """Unit features [N,E] of a list's classes under a prompt as `NamedPrompt` has it.
 
   Those of several texts are the mean of their unit features, on the unit sphere again (Radford et
@@ -75,6 +80,9 @@ def features_under(encoder: Encoder, classes: ClassList, prompt: Prompt | str) -
   """
   if isinstance(prompt, Prompt):
     return encoder.class_features(classes.names, prompt)
+  if isinstance(prompt, ClassFeatures):
+    prompt.check_fits(len(classes), encoder.clip.config.projection_dim, "class features")
+    return prompt.features
   texts = _texts(prompt, classes)
   total_NxE = sum(
     encoder.class_features(classes.names, text)
@@ -83,10 +91,12 @@ def features_under(encoder: Encoder, classes: ClassList, prompt: Prompt | str) -
   return total_NxE / np.linalg.norm(total_NxE, axis=-1, keepdims=True)
 
 
-def describe(prompt: Prompt | str, classes: ClassList) -> list[Any]:
+def describe(prompt: Prompt | ClassFeatures | str, classes: ClassList) -> list[Any]:
   """All that the features under a prompt depend on, for `files.array_cache.fingerprint`."""
   if isinstance(prompt, Prompt):
     return [prompt.position, prompt.context]
+  if isinstance(prompt, ClassFeatures):
+    return [prompt.features]
   return list(_texts(prompt, classes))
 
 

@@ -62,7 +62,7 @@ class Encoder:
     self.clip = clip
     self.mesh = make_mesh() if mesh is None else mesh
     self._tower, self._dtype = tower, dtype
-    self._programs: dict[tuple[PromptContext, int], Callable] = {}
+    self._programs: dict[tuple[PromptContext, int, bool], Callable] = {}
     self.image_tower = image_tower(clip, dtype, images_at_a_time)
     self._cache = ArrayCache() if cache is None else cache
     self.text_params = replicate(clip.text_params, self.mesh)
@@ -98,12 +98,15 @@ class Encoder:
       self.text_params, self.vision_params, self._sos, replicate(_tokens(vocabulary), self.mesh)
     )
 
-  def class_features(self, names: Sequence[str], prompt: Prompt | str) -> Float[np.ndarray, "N E"]:
-    """Unit text features of class names; computed once for a prompt, this CLIP and these names.
+  def class_features(
+    self, names: Sequence[str], prompt: Prompt | str, *, unit: bool = True
+  ) -> Float[np.ndarray, "N E"]:
+    """Text features of class names; computed once for a prompt, this CLIP and these names.
 
     Args:
       names: the classes.
       prompt: a learned prompt, or a hand-written template such as "a photo of a {}.".
+      unit: of length 1; else as they leave the tower.
 
     Raises:
       PromptFileError: the prompt does not fit the CLIP or the number of names, or is a text
@@ -121,11 +124,12 @@ class Encoder:
       check_fits(prompt, self.clip.text_width, self.clip.name, len(names))
       context_MxD, position = prompt.context, prompt.position
       tokens = _tokens(self.vocabulary(names, context_MxD.shape[-2]))
-    key = fingerprint([self._text_fingerprint, position, context_MxD, *tokens])
+    of_tower = () if unit else ("of the tower",)
+    key = fingerprint([self._text_fingerprint, position, context_MxD, *tokens, *of_tower])
     found = self._cache.find(key)
     if not _on_every_host(found is not None):
       params, tokens = replicate(({"context": context_MxD}, tokens), self.mesh)
-      features_NxE = self.features_of_tokens(params, tokens, position)
+      features_NxE = self.features_of_tokens(params, tokens, position, unit=unit)
       found = self._cache.keep(key, features_NxE, write=jax.process_index() == 0)
     return found
 
@@ -145,15 +149,15 @@ class Encoder:
     return fingerprint([self.clip.settings, self._dtype, str(structure), *map(np.asarray, leaves)])
 
   def features_of_tokens(
-    self, params, tokens: ClassTokens, position: str
+    self, params, tokens: ClassTokens, position: str, *, unit: bool = True
   ) -> Float[np.ndarray, "N E"]:
-    """Unit text features of tokenized classes; `params` (the context) and tokens on the mesh."""
+    """Text features of tokenized classes; `params` (the context) and tokens on the mesh."""
     shape = params["context"].shape
     module = PromptContext(
       shape[-2], shape[-1], position, n_classes=shape[0] if len(shape) == 3 else None
     )
     lengths_N = np.asarray(tokens.lengths) + module.n_own
-    compute = self._compiled(module, self._token_budget(lengths_N))
+    compute = self._compiled(module, self._token_budget(lengths_N), unit)
     frozen = Frozen(self.text_params, {}, self._sos, tokens)
     ids = np.arange(len(lengths_N), dtype=np.int32)
     return self._in_chunks(lambda rows: compute(params, frozen, rows), ids, "class features")
@@ -202,16 +206,18 @@ class Encoder:
   def _tokenize(self, texts: Sequence[str], budget: int | None = None):
     return tokenize(texts, self.clip.tokenizer, self.clip.config.text_config, budget)
 
-  def _compiled(self, module: PromptContext, token_budget: int) -> Callable:
+  def _compiled(self, module: PromptContext, token_budget: int, unit: bool) -> Callable:
     """One compiled function a layout, however often features are asked for."""
-    if (module, token_budget) not in self._programs:
+    key = module, token_budget, unit
+    if key not in self._programs:
       tower = self.text_tower(token_budget)
 
       def features(params, frozen, ids_C):
-        return normalize(class_features(module, tower, params, frozen, ids_C))
+        features_CxE = class_features(module, tower, params, frozen, ids_C)
+        return normalize(features_CxE) if unit else features_CxE
 
-      self._programs[module, token_budget] = _over_rows(self.mesh, features, 2)
-    return self._programs[module, token_budget]
+      self._programs[key] = _over_rows(self.mesh, features, 2)
+    return self._programs[key]
 
   def _chunks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
     """Chunks of one static size, an equal share for each device, and how many rows are real.

@@ -12,7 +12,8 @@ import torch
 
 from pomp_jax.clip import load_clip
 from pomp_jax.config import ConfigError
-from pomp_jax.files.prompt_file import Prompt, save_prompt
+from pomp_jax.files.class_features import write_detic
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.jobs import analyse, inputs
 from pomp_jax.transfer import Encoder
 from pomp_jax.world import CLIP_PATH
@@ -114,6 +115,31 @@ def test_a_clip_in_open_clips_layout(tmp_path):
   analyse.check(config, str(tmp_path / "run"))
   [vectors] = analyse.run(config, str(tmp_path / "run"))["tokens"]["vectors"].values()
   assert [vector["tokens"][0] for vector in vectors] == ["star</w>", "<|endoftext|>"]
+
+
+def test_detics_class_features_beside_the_prompt_that_they_are_of(tmp_path):
+  """float16 and not normalised, as published."""
+  clip = load_clip("world")
+  fields = {"evaluate.sets": "novel", "data.n_classes": 5, "eval.images": 5}
+  config = small_config(job="analyse", **fields)
+  source = inputs.open_source(config.data, "novel", n_images=5)
+  rows = Encoder(clip).class_features(source.names, "{}.", unit=False)
+  assert np.all(np.abs(np.linalg.norm(rows, axis=-1) - 1) > 0.05)
+  write_detic(tmp_path / "rows.npy", rows)
+  config.analyse.prompts = f"{{}}.; {tmp_path / 'rows.npy'}"
+  analyse.check(config, str(tmp_path / "run"))
+  results = analyse.run(config, str(tmp_path / "run"))
+  words, features = results["sets"]["novel"]["prompts"].values()
+  assert words["images"] == features["images"] == 5
+  assert features["top1"] == words["top1"]
+  for figure in ("alignment", "uniformity"):
+    assert features[figure] == pytest.approx(words[figure], abs=2e-3)
+  assert results["sets"]["novel"]["similarity_of_prompts"][0][1] == pytest.approx(1, abs=1e-4)
+  assert not results["tokens"]["vectors"]
+
+  write_detic(tmp_path / "rows.npy", rows[:4])
+  with pytest.raises(PromptFileError, match=r"rows\.npy, set novel: .*\[4, .*accepted: \[5, "):
+    analyse.check(config, str(tmp_path / "other"))
 
 
 def test_what_is_analysed_is_not_replaced(analysed):
