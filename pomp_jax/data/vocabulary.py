@@ -116,7 +116,8 @@ def read_names(path: str | os.PathLike) -> tuple[str, ...]:
   Raises:
     VocabularyError: as `read_text` and `check_names`.
   """
-  names = [line.strip() for line in read_text(path).rstrip().split("\n")]
+  text = read_text(path).rstrip()
+  names = [line.strip() for line in text.split("\n")] if text else []
   check_names(names, str(path))
   return tuple(names)
 
