@@ -3,6 +3,7 @@
 import math
 
 from closeness import assert_close
+from dassl_schedule import dassl_scheduler
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,34 +44,12 @@ def test_sgd_is_torchs(momentum, weight_decay):
     assert_close(params["context"], leaf.detach(), 1e-6)
 
 
-class _ConstantWarmup(torch.optim.lr_scheduler.LRScheduler):
-  """Dassl's ConstantWarmupScheduler: its successor is first stepped after the warm-up."""
-
-  def __init__(self, optimizer, successor, warmup, rate):
-    self._successor, self._warmup, self._rate = successor, warmup, rate
-    super().__init__(optimizer)
-
-  def get_lr(self):
-    if self.last_epoch >= self._warmup:
-      return self._successor.get_last_lr()
-    return [self._rate] * len(self.base_lrs)
-
-  def step(self, epoch=None):
-    if self.last_epoch >= self._warmup:
-      self._successor.step()
-      self._last_lr = self._successor.get_last_lr()
-    else:
-      super().step()
-
-
 def dassl_rates(epochs, warmup, base=0.002, warmup_rate=1e-5):
   """The rate that torch's SGD has in each epoch under Dassl's scheduler."""
   leaf = torch.nn.Parameter(torch.zeros(1))
   leaf.grad = torch.zeros(1)
   optimizer = torch.optim.SGD([leaf], lr=base)
-  scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, float(epochs))
-  if warmup:
-    scheduler = _ConstantWarmup(optimizer, scheduler, warmup, warmup_rate)
+  scheduler = dassl_scheduler(optimizer, epochs=epochs, warmup=warmup, warmup_rate=warmup_rate)
   rates = []
   for _ in range(epochs):
     rates.append(optimizer.param_groups[0]["lr"])
