@@ -171,7 +171,7 @@ def base() -> ConfigDict:
   config.prepare.dataset = ""  # imagenet21k, fgvc_aircraft, coop_stanford_cars, coop_ucf101, ..
   config.prepare.input = ""  # the archive, or the folder, that it is made of
   config.prepare.names = ""  # for imagenet21k: a class list with synsets; all of its own if empty
-  config.prepare.shots = 0  # images a class to store; 0: all
+  config.prepare.shots = 0  # training images a class to store; 0: all
   config.prepare.shots_seed = 1  # of the choice
   config.prepare.held_out = 0  # images a class for the split "validation" of an undivided input
   config.prepare.workers = 2  # processes

@@ -1,5 +1,6 @@
 """Builders: from files as distributed to records, read back by TFDS itself without TensorFlow."""
 
+import collections
 import io
 import json
 import pathlib
@@ -179,6 +180,16 @@ def test_splits_of_folders_and_classes_of_a_list(tmp_path):
     rows = stored(tmp_path / "out", split)
     assert {label for label, _ in rows.values()} == set(SYNSETS[5:])
     assert set(rows) == {key for key in GOOD if key.split("/")[0] in SYNSETS[5:]}
+
+
+def test_an_input_with_splits_of_its_own_keeps_them_whole(tmp_path):
+  for split in ("imagenet21k_train", "imagenet21k_val"):
+    folders(tmp_path / "in" / split)
+  settings = Settings(shots=1, seed=1, held_out=1)
+  build(open_input("imagenet21k", tmp_path / "in", images_per_class=2), tmp_path / "out", settings)
+  counts = collections.Counter(label for label, _ in stored(tmp_path / "out").values())
+  assert set(counts.values()) == {1}
+  assert set(stored(tmp_path / "out", "validation")) == set(GOOD)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

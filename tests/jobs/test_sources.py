@@ -376,3 +376,9 @@ def test_training_accuracy_is_called_what_it_is(tmp_path):
   assert "test" not in (tmp_path / "run/results.json").read_text()
   # No curve of a validation that is none.
   assert "validation_top1" not in RunFolder(tmp_path / "run").scalars()
+
+
+def test_no_number_is_all_images(flat):
+  every = inputs.open_source(data(flat), "test")
+  assert keys(inputs.open_source(data(flat), "test", n_images=0)) == keys(every)
+  assert len(inputs.open_source(data(flat), "test", n_images=3)) == 3

@@ -50,13 +50,15 @@ BASE = {
   "log.every": 10,
 }
 ONLINE = {"data.features": "online"}
-# PICTURES and COOP stand for folders that a fixture writes.
+# Words in capitals stand for folders and files that a fixture writes.
 STORED = ONLINE | {
   "data.source": "folder",
   "data.root": "PICTURES",
   "data.n_classes": 9,
   "data.shots": 4,
 }
+FLAT = STORED | {"data.root": "FLAT"}
+BASE_CLASSES = STORED | {"data.base": "NAMES"}
 IN_COOP = STORED | {"data.source": "coop", "data.root": "COOP", "data.dataset": "eurosat"}
 HARD = {"sampling.name": "hard"}
 SIMILAR = {"sampling.exclude": "similar"}
@@ -76,9 +78,13 @@ CHANGES = {
   "data.shots": (1, STORED),
   "data.shots_seed": (4, STORED),
   "data.classes": ("base", STORED),
+  "data.base": ("NAMES", STORED),
+  "data.test_share": (0.4, FLAT),
+  "data.validation_share": (0.4, FLAT),
   "data.images_per_class": (2, ONLINE),
   "data.n_classes": (12, ONLINE),
   "data.augment": ("recipe", ONLINE),
+  "data.crop_area": (0.5, ONLINE),
   "data.views": (2, ONLINE),
   "data.augment_seed": (1, ONLINE),
   "data.fresh_epochs": (1, ONLINE),
@@ -130,6 +136,7 @@ SAME = {
   "clip.memory_gib": 5.0,
   "clip.chunk": 5,
   "data.root": "COPY",
+  "data.novel": "NOVEL",
   "data.cache": "FOLDER",
   "data.feature_cache": "COPY",
   "data.threads": 3,
@@ -170,7 +177,7 @@ def test_a_run_that_goes_on_may_change_what_does_not_matter(field):
 
 
 # Of no effect on what is learned; but the run's figures or its program depend on them.
-ASKED_AGAIN = ("clip.memory_gib", "clip.chunk", "data.max_corrupt", "eval.images")
+ASKED_AGAIN = ("clip.memory_gib", "clip.chunk", "data.max_corrupt", "data.novel", "eval.images")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -217,11 +224,13 @@ def folders(tmp_path_factory):
   root = tmp_path_factory.mktemp("wiring")
   # Of unequal classes, for the frequencies; at least three images, for the shots.
   _write_pictures(root / "pictures" / "train", "train", (3, 4, 5, 3, 3, 3, 4, 3, 3))
-  _write_pictures(root / "pictures" / "val", "validation", (1,) * 9)
+  for split, images in (("val", "validation"), ("test", "base")):
+    _write_pictures(root / "pictures" / split, images, (1,) * 9)
   pictures = np.zeros((1, 8, 8, 3), np.uint8)
   for name in ("eurosat", "dtd"):
     write_set(root / "coop", name, pictures, np.zeros(1, int))
   (root / "names.txt").write_text("".join(f"{name}\n" for name in CLASSES[:7]))
+  (root / "novel.txt").write_text(f"{CLASSES[8]}\n")
   config = _config({}, {"ONE": _fewer_layers(root / "one", 1)}, job="cache", **ONLINE)
   config.data.feature_cache = str(root / "features")
   cache.run(config, str(root / "cache"))
@@ -231,7 +240,9 @@ def folders(tmp_path_factory):
     "CLIP": _fewer_layers(root / "two", 2),
     "PICTURES": str(root / "pictures"),
     "COOP": str(root / "coop"),
+    "FLAT": str(root / "pictures" / "train"),
     "NAMES": str(root / "names.txt"),
+    "NOVEL": str(root / "novel.txt"),
     "FEATURES": str(root / "features"),
   }
 
@@ -313,6 +324,8 @@ def test_fields_that_do_not_matter_leave_every_bit(learned, folders, tmp_path):
   # A set of images that has moved.
   moved = {"data.root": folders["PICTURES"].replace("pictures", "copy of pictures")}
   np.testing.assert_array_equal(learned(STORED | moved), learned(STORED))
+  novel = {"data.novel": "NOVEL"}
+  np.testing.assert_array_equal(learned(BASE_CLASSES | novel), learned(BASE_CLASSES))
 
 
 def _another(value):
@@ -407,6 +420,7 @@ def test_the_best_is_chosen_on_validation_images_and_told_on_test_images(tmp_pat
     "batch_size": 8,
     "steps": 4,
     "optim.lr": 0.02,
+    "eval.images": 0,
     "probe.iterations": 20,
   }
   config = small_config(**settings)

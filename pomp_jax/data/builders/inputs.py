@@ -128,6 +128,7 @@ def _from_sources(
     description=description,
     identity=f"{sum(map(len, sources.values()))} images {digest.hexdigest()}",
     open=lambda is_done, spool: _slices(sources, images_per_class),
+    divided=len(sources) > 1,
   )
 
 
@@ -338,6 +339,7 @@ def _aircraft(path: pathlib.Path, images_per_class: int) -> Input:
     _DESCRIPTIONS["fgvc_aircraft"],
     f"{path.name} {path.stat().st_size}",
     tasks,
+    divided=True,
   )
 
 

@@ -83,6 +83,7 @@ class Input:
     identity: distinguishes this input from another.
     open: takes a test whether the shard (split, index) is there already and a folder for temporary
       files; returns what the last task's `done` will be, and the tasks.
+    divided: it has splits of its own beside train, so that nothing of train is held out.
   """
 
   dataset: str
@@ -90,6 +91,7 @@ class Input:
   description: str
   identity: str
   open: Callable[[Callable[[str, int], bool], pathlib.Path], tuple[int, Iterable[Task]]]
+  divided: bool = False
 
 
 def build(
@@ -114,6 +116,8 @@ def build(
   identity = {"input": source.identity} | dataclasses.asdict(settings)
   if final.exists():
     return _finished(final, identity)
+  if source.divided:
+    settings = dataclasses.replace(settings, held_out=0)
   work = pathlib.Path(data_dir) / f"{source.dataset}.incomplete"
   parts, spool = work / "parts", work / "spool"
   _claim(work, identity)
@@ -242,9 +246,9 @@ def _chosen(
   keys, labels = unit.candidates()
   order, _ = ranked(labels, keys, settings.seed)
   taken: collections.Counter[tuple[int, str]] = collections.Counter()
-  wanted = [("validation", settings.held_out), (split, settings.shots or len(keys))]
-  if split != "train":
-    wanted = wanted[1:]
+  wanted = [(split, len(keys))]  # what evaluates is stored whole
+  if split == "train":
+    wanted = [("validation", settings.held_out), (split, settings.shots or len(keys))]
 
   def place(label: int) -> str | None:
     return next((name for name, most in wanted if taken[label, name] < most), None)

@@ -1,0 +1,56 @@
+"""The configs of ImageNet-21K: the published data, its steps, and no view twice."""
+
+import importlib
+import pathlib
+
+import numpy as np
+import pytest
+
+from pomp_jax.config import validate
+from pomp_jax.data.vocabularies import load_class_list
+
+CONFIGS = pathlib.Path(__file__).parent.parent.parent / "configs"
+RECIPES = sorted(path.stem for path in CONFIGS.glob("imagenet21k_*.py"))
+
+
+def get(name, argument=""):
+  return importlib.import_module(f"configs.{name}").get_config(argument)
+
+
+def steps_an_epoch(config):
+  return (
+    len(load_class_list(config.data.names))
+    * config.data.shots
+    * config.data.views
+    // (config.batch_size)
+  )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_validates_and_its_docstring_has_its_steps(name):
+  config = get(name)
+  config.dry_run = True
+  config.clip.model = "openai/clip-vit-base-patch16"
+  validate(config)
+  doc = importlib.import_module(f"configs.{name}").__doc__
+  assert config.checkpoint.every == round(steps_an_epoch(config) / 3)
+  if "steps an epoch" in doc:
+    assert f"{steps_an_epoch(config):,} steps an epoch" in doc
+  # A published figure stands beside the published data alone.
+  if config.data.names != "imagenet21k_p_w21":
+    assert "Published: none" in doc
+
+
+def test_the_published_recipe_trains_on_the_published_classes():
+  config = get("imagenet21k_vit_b16")
+  n_classes = len(load_class_list(config.data.names))
+  assert (n_classes, steps_an_epoch(config)) == (10_450, 653)
+  # The paper's m = 1 at K = 1000, with n_i = 999 negatives left.
+  assert np.log10(n_classes - 1) - np.log10(config.k - 1) == pytest.approx(1, abs=0.02)
+  assert config.eval.images == 50 * n_classes
+  assert config.prepare.names == config.data.names and config.prepare.held_out == 50
+
+
+def test_twenty_epochs_online_see_no_view_twice():
+  assert get("imagenet21k_vit_b16", "m=16,epochs=20").data.fresh_epochs == 0
+  assert get("imagenet21k_vit_b16", "cache=F,fresh=5,features=cached").data.fresh_epochs == 5
