@@ -57,10 +57,11 @@ STORED = ONLINE | {
   "data.n_classes": 9,
   "data.shots": 4,
 }
-FLAT = STORED | {"data.root": "FLAT"}
+FLAT = STORED | {"data.root": "FLAT", "data.shots": 0}
 BASE_CLASSES = STORED | {"data.base": "NAMES"}
 IN_COOP = STORED | {"data.source": "coop", "data.root": "COOP", "data.dataset": "eurosat"}
-HARD = {"sampling.name": "hard"}
+# One layer tells classes apart but little.
+HARD = {"sampling.name": "hard", "sampling.temperature": 0.002}
 SIMILAR = {"sampling.exclude": "similar"}
 SHALLOW = ONLINE | {"method": "vpt_shallow"}
 DEEP = ONLINE | {"method": "vpt_deep", "clip.model": "CLIP"}
@@ -223,7 +224,7 @@ def folders(tmp_path_factory):
   """What the names in capitals above stand for."""
   root = tmp_path_factory.mktemp("wiring")
   # Of unequal classes, for the frequencies; at least three images, for the shots.
-  _write_pictures(root / "pictures" / "train", "train", (3, 4, 5, 3, 3, 3, 4, 3, 3))
+  _write_pictures(root / "pictures" / "train", "train", (3, 4, 9, 3, 3, 3, 4, 3, 3))
   for split, images in (("val", "validation"), ("test", "base")):
     _write_pictures(root / "pictures" / split, images, (1,) * 9)
   pictures = np.zeros((1, 8, 8, 3), np.uint8)
