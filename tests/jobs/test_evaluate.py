@@ -165,6 +165,7 @@ def test_a_set_that_is_done_is_not_done_again(cross_dataset, monkeypatch):
     return {
       "seconds": files[name]["seconds"],
       "split": labelled.split,
+      "unreadable": 0,
       "classes": labelled.classes.names,
       "prompts": {named.label: figures for named in prompts},
     }
