@@ -222,7 +222,7 @@ def _categories(path: pathlib.Path, rows: list[dict]) -> str:
 def _refused(error: Exception, path: pathlib.Path) -> str:
   """One short line that names the file."""
   line = str(error)
-  named = line.startswith(f"{path}: ") and line.isprintable() and len(line) < 1000
+  named = line.startswith(str(path)) and line.isprintable() and len(line) < 1000
   return "refused" if named else "WRONG"
 
 
