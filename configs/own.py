@@ -13,7 +13,8 @@ the colon, separated by commas:
 What follows from the pictures: up to 1,000 classes the contrast is exact over all of them, which
 costs what a sampled one with K = N does; beyond, K = 1,000. Training takes about 1,000 steps of 32
 images, at most 200 epochs; of many images five epochs, in batches of 256. docs/data.md has the
-study behind the learning rate, and what to do where the loss does not fall.
+study behind the learning rate, and what to do where the loss does not fall. Images are not cropped
+or flipped: `data.augment=crop_flip` suits photographs whose classes a part of the picture shows.
 """
 
 import os
@@ -40,7 +41,6 @@ def get_config(argument: str = ""):
   config = base()
   config.clip.model = "openai/clip-vit-base-patch16"
   config.data.source = "folder"
-  config.data.augment = "crop_flip"
   config.optim.lr = 0.01
   config.optim.schedule = "step"
   config.optim.warmup = 1.0

@@ -37,6 +37,7 @@ def test_what_follows_from_the_pictures(tmp_path, n_classes, images, expected):
   validate(config)
   found = dict(fields(config))
   assert {name: found[name] for name in expected} == expected
+  assert config.data.augment == "none"
   assert inputs.n_training_classes(config.data) == n_classes
   assert inputs.evaluation_splits(config.data) == ("test",)
 
