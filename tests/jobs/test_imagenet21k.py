@@ -204,7 +204,7 @@ def test_the_whole_way_in_two_processes_is_the_same(records, alone, tmp_path):
     json.loads(pathlib.Path(folder, "evaluate", "results.json").read_text())["accuracy"]
     for folder in (whole, out)
   ]
-  a, b = (list(figures["top1"].values()) for figures in results)
+  a, b = (list(groups["imagenet21k"]["top1"].values()) for groups in results)
   for one, two in zip(a, b, strict=True):
     assert list(one.values()) == pytest.approx(list(two.values()), abs=1 / 200)
   # Each process has told of itself.
