@@ -149,8 +149,9 @@ def _named(config: ConfigDict) -> list[str]:
   known = tuple(GROUP_OF) if suite is None else (*suite.sets, *suite.more)
   found: list[str] = []
   for name in filter(None, map(str.strip, settings.sets.split(SEPARATOR))):
-    # A suite's name stands for its sets.
-    whole = SUITES[name].sets if name in SUITES and not SUITES[name].halves else ()
+    # A suite's name stands for its sets, unless a set is called so.
+    is_suite = name in SUITES and name not in known and not SUITES[name].halves
+    whole = SUITES[name].sets if is_suite else ()
     found += whole if whole and set(whole) <= set(known) else (name,)
   for name in found:
     if name not in known or found.count(name) > 1:

@@ -468,6 +468,11 @@ root = {json.dumps(str(folder / "data"))}
     assert len(evaluation_sets(config, 32)) == 14 + 4
     config.evaluate.sets = "fourteen;imagenet1k"
     assert len(evaluation_sets(config, 32)) == 15 + 4
+    # A set that is called as its suite is the set.
+    config.evaluate.suite = config.evaluate.sets = "imagenet21k"
+    config.evaluate.reader = "tfds"
+    assert evaluation_sets(config, 32)[0].name == "imagenet21k"
+    config.evaluate.suite, config.evaluate.sets, config.evaluate.reader = "fourteen", "", "coop"
     config.evaluate.own_sets = ({"name": "dtd", "root": "x"},)
     with pytest.raises(SourceError, match="two sets would be called 'dtd'"):
       evaluation_sets(config, 32)
