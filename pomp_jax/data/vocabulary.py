@@ -53,7 +53,8 @@ def make_vocabulary(names: Sequence[str], tokenize: Tokenize) -> Vocabulary:
     tokenize: the CLIP's; raises ValueError for a name that its positions don't hold.
 
   Raises:
-    VocabularyError: no names, an empty one, or one twice.
+    VocabularyError: no names, or an empty one. A name that stands twice is two classes with the
+      same tokens.
   """
   token_ids_NxL, lengths_N = tokenize([f"{name}." for name in spoken(names)])
   # The string's last two tokens are "." and EOT. (Where a name ends in punctuation the tokenizer
@@ -65,19 +66,22 @@ def spoken(names: Sequence[str]) -> list[str]:
   """Names as they stand in a sentence: underscores are spaces, and no space is doubled.
 
   Raises:
-    VocabularyError: no names, an empty one, or one twice.
+    VocabularyError: no names, or one that can't be used; one that stands twice can.
   """
   words = [" ".join(name.replace("_", " ").split()) for name in names]
-  check_names(words)
+  check_names(words, distinct=False)
   return words
 
 
-def check_names(names: Sequence[str], where: str = "the class list") -> None:
+def check_names(
+  names: Sequence[str], where: str = "the class list", *, distinct: bool = True
+) -> None:
   """Refuses a list that can't be classified over.
 
   Args:
     names: the classes.
     where: they come from, for the message.
+    distinct: refuse a name that stands twice.
 
   Raises:
     VocabularyError: no names; one that is empty, not Unicode, too long, or has a control character
@@ -100,7 +104,7 @@ def check_names(names: Sequence[str], where: str = "the class list") -> None:
         f"{where}: name {index + 1}, {quoted(name)}, has the control character {control}; lines end"
         " with \\n or \\r\\n"
       )
-    if name in first:
+    if distinct and name in first:
       raise VocabularyError(
         f"{where}: {quoted(name)} stands twice, as name {first[name] + 1} and {index + 1};"
         " names must differ"
@@ -108,7 +112,7 @@ def check_names(names: Sequence[str], where: str = "the class list") -> None:
     first[name] = index
 
 
-def read_names(path: str | os.PathLike) -> tuple[str, ...]:
+def read_names(path: str | os.PathLike, *, distinct: bool = True) -> tuple[str, ...]:
   """Reads a text file of class names, UTF-8, one a line; blank lines at the end are dropped.
 
   Lines end with \\n or \\r\\n and with nothing else, so that all programs count the same lines.
@@ -118,7 +122,7 @@ def read_names(path: str | os.PathLike) -> tuple[str, ...]:
   """
   text = read_text(path).rstrip()
   names = [line.strip() for line in text.split("\n")] if text else []
-  check_names(names, str(path))
+  check_names(names, str(path), distinct=distinct)
   return tuple(names)
 
 

@@ -85,7 +85,8 @@ def _relations(config: ConfigDict, names: Sequence[str]):
   if classes.synsets is None:
     return None
   synset = dict(zip(classes.names, classes.synsets, strict=True))
-  if not set(names) <= set(synset):
+  # (Of one name for several classes there is no telling which synset is meant.)
+  if not set(names) <= set(synset) or len(synset) < len(classes):
     return None
   tree = load_tree()
   return of_tree(tree, tree.nodes([synset[name] for name in names]))

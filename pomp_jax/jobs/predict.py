@@ -12,6 +12,7 @@ from pomp_jax import hosts
 from pomp_jax.data.images import ImageError, list_images, read_image
 from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.data.vocabularies import load_class_list
+from pomp_jax.data.vocabulary import check_names
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
 from pomp_jax.files.quoting import printable
@@ -33,6 +34,7 @@ def check(config: ConfigDict, workdir: str) -> None:
   """
   RunFolder(workdir).check(config.job)
   names = load_class_list(config.predict.names).names
+  check_names(names, config.predict.names)
   list_images(config.predict.images)
   prompt = _prompt(config.predict.prompt)
   if isinstance(prompt, Prompt):

@@ -2,13 +2,17 @@
 
 from collections import Counter
 import dataclasses
+import logging
 
 from clip_bpe import clip_tokenizer
+import numpy as np
 import pytest
 
+from pomp_jax.clip import load_clip
 from pomp_jax.data.imagenet21k import load_synsets
 from pomp_jax.data.vocabularies import CLASS_LISTS, TEMPLATES, load_class_list, load_templates
 from pomp_jax.data.vocabulary import VocabularyError, spoken
+from pomp_jax.transfer import Classifier, Encoder, topk_accuracy
 
 SIZES = {
   "imagenet21k": 21_841,
@@ -242,9 +246,7 @@ def test_a_json_file(content, synsets, tmp_path):
     (b'["dog", ["cat"]]', "item 2 of 2: the name is a list"),
     (b'["dog", true]', "item 2 of 2: the name is true or false"),
     (b'["dog", ""]', "name 2 of 2 is empty"),
-    (b'["dog", "dog"]', "'dog' stands twice"),
     (b'{"dog": 1, "dog": 2}', "'dog' stands twice"),
-    (b'["grey_wolf", "Grey wolf"]', "underscores and case aside: 'grey wolf' stands twice"),
     (b'{"0": "dog", "1": "cat"}', "keys are numbers"),
     (b'[{"nam": "dog"}]', "item 1 of 1 has no field 'name'"),
     (b'[{"name": {"dog": 1}}]', "the name is an object"),
@@ -266,11 +268,32 @@ def test_refused_json(content, expected, tmp_path):
   assert "\n" not in str(error.value)
 
 
-def test_names_that_differ_in_case_alone(tmp_path):
-  file = tmp_path / "names.txt"
-  file.write_text("Turkey\nturkey\n", encoding="utf-8")
-  with pytest.raises(VocabularyError, match="case aside: 'turkey' stands twice"):
-    load_class_list(file)
+@pytest.mark.parametrize(
+  "suffix, text",
+  [
+    ("txt", "Turkey\ncrane\nturkey\ncrane\n"),
+    ("json", '["Turkey", "crane", "turkey", "crane"]'),
+  ],
+)
+def test_names_that_stand_twice_are_usable_and_told_of(tmp_path, caplog, suffix, text):
+  file = tmp_path / f"names.{suffix}"
+  file.write_text(text, encoding="utf-8")
+  with caplog.at_level("WARNING"):
+    logging.getLogger("pomp_jax").propagate = True
+    assert load_class_list(file).names == ("Turkey", "crane", "turkey", "crane")
+  assert "2 of 4 classes have the name of one before them" in caplog.text
+  assert "'turkey', name 1 and 3" in caplog.text
+
+
+def test_classes_of_one_name_share_features_and_lose_to_each_other():
+  encoder = Encoder(load_clip("world"))
+  names = ("red circle", "blue square", "red circle")
+  features = encoder.class_features(names, "a photo of a {}.")
+  np.testing.assert_array_equal(features[0], features[2])
+  found = topk_accuracy(features, features, np.arange(3), ks=(1, 2))
+  assert found["top1"] == pytest.approx(1 / 3) and found["top2"] == 1
+  with pytest.raises(VocabularyError, match="'red circle' stands twice"):
+    Classifier(encoder, "a photo of a {}.", names)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import json
+import logging
 import os
 import pathlib
 import re
@@ -16,6 +17,8 @@ from typing import Any
 
 from pomp_jax.data.vocabulary import VocabularyError, check_names, read_names, read_text, spoken
 from pomp_jax.files.quoting import quoted
+
+log = logging.getLogger(__name__)
 
 _FOLDER = pathlib.Path(__file__).parent
 _SETS: dict[str, dict[str, str]] = json.loads((_FOLDER / "sets.json").read_text(encoding="utf-8"))
@@ -32,7 +35,8 @@ class ClassList:
   """Classes in the order of their labels.
 
   Attributes:
-    names: one a class, distinct, as the source writes them; underscores are kept.
+    names: one a class, as the source writes them; underscores are kept. Classes of one name have
+      the same features.
     synsets: WordNet 3.0 ids such as n02084071, one a class; None where the classes have none.
     template: the hand-written prompt for them; `{}` stands for the name.
     ensemble: CLIP's own templates for them, or `template` alone.
@@ -66,8 +70,8 @@ def load_class_list(name_or_path: str | os.PathLike) -> ClassList:
   if path.suffix.lower() == ".json":
     names, synsets = _read_json(path)
   else:
-    names, synsets = read_names(path), None
-  _check_spoken(names, str(path))
+    names, synsets = read_names(path, distinct=False), None
+  _warn_of_repeats(names, str(path))
   return ClassList(names, synsets, source=str(path))
 
 
@@ -170,7 +174,7 @@ def _from_list(
           f"{where}: synset {found} is no WordNet id of a noun, such as n02084071"
         )
       synsets.append(synset)
-  check_names(names, str(path))
+  check_names(names, str(path), distinct=False)
   if synsets and len(synsets) < len(names):
     raise VocabularyError(
       f"{path}: {len(synsets)} of {len(names)} classes have a synset; all or none are needed"
@@ -181,9 +185,19 @@ def _from_list(
   return tuple(names), tuple(synsets) or None
 
 
-def _check_spoken(names: Sequence[str], where: str) -> None:
-  """Refuses names that are one in a sentence, or to CLIP's tokenizer, which ignores case."""
-  check_names([name.casefold() for name in spoken(names)], f"{where}, underscores and case aside")
+@functools.cache
+def _warn_of_repeats(names: tuple[str, ...], where: str) -> None:
+  """Tells of names that are one in a sentence, or to CLIP's tokenizer, which ignores case."""
+  words = [name.casefold() for name in spoken(names)]
+  first: dict[str, int] = {}
+  repeats = [(first[word], i) for i, word in enumerate(words) if first.setdefault(word, i) != i]
+  if repeats:
+    one, two = repeats[0]
+    log.warning(
+      "%s: %d of %d classes have the name of one before them, underscores and case aside, such as"
+      " %s, name %d and %d. They can't be told apart, and none of their images counts as right",
+      *(where, len(repeats), len(names), quoted(names[two]), one + 1, two + 1),
+    )
 
 
 def _kind(value: Any) -> str:
