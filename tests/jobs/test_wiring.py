@@ -334,7 +334,7 @@ def _another(value):
   if isinstance(value, bool):
     return not value
   if isinstance(value, tuple):
-    return (*value, value[-1] + 1)
+    return (*value, 1)
   return f"{value}x" if isinstance(value, str) else value + 1
 
 
