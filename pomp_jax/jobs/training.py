@@ -182,6 +182,20 @@ def train_step(
   )
 
 
+def step_tokens(job: Run) -> int:
+  """Tokens that a device's text tower computes in a step: the prefix, and what the budget holds."""
+  return _n_prefix(job) + _token_budget(job, _settings(job))
+
+
+def step_memory(job: Run) -> MemoryPlan:
+  """How the memory of a step is spent."""
+  # Where each image has class features of its own they share what there is.
+  n_times = _group_size(job) if job.config.method == "cocoop" else 1
+  text_config = job.encoder.clip.config.text_config
+  budget = _token_budget(job, _settings(job))
+  return memory_plan(job.config.clip, text_config, _n_prefix(job), budget, n_times)
+
+
 def step_bytes(job: Run) -> float:
   """What the activations of a step would take in a device's memory, all kept, roughly."""
   config = job.encoder.clip.config.text_config
@@ -205,11 +219,7 @@ def _learner(job: Run, settings: ContrastSettings) -> Learner:
   """What is learned, within the step's token budget."""
   token_budget = _token_budget(job, settings)
   config, encoder = job.config, job.encoder
-  # Where each image has class features of its own they share what there is.
-  n_times = _group_size(job) if config.method == "cocoop" else 1
-  text_config = encoder.clip.config.text_config
-  memory = memory_plan(config.clip, text_config, _n_prefix(job), token_budget, n_times)
-  text_tower = encoder.text_tower(token_budget, memory)
+  text_tower = encoder.text_tower(token_budget, step_memory(job))
   return methods.make_learner(config, encoder, job.module, text_tower, token_budget)
 
 

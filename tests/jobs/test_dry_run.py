@@ -1,14 +1,17 @@
 """A dry run: the whole of a training on made-up data, nothing written, the sums right."""
 
+import importlib
+
 import numpy as np
 import pytest
 from small_run import small_config
 
-from pomp_jax.clip import made_up, tokenize
+from pomp_jax.clip import checkpoint, made_up, tokenize
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.made_up import open_made_up
 from pomp_jax.data.vocabularies import load_class_list
-from pomp_jax.jobs import dry_run, inputs
+from pomp_jax.files import progress
+from pomp_jax.jobs import costs, dry_run, inputs
 
 
 def dry(**changes):
@@ -47,7 +50,7 @@ def test_stored_images_and_cached_features_are_made_up(tmp_path, caplog):
   width = inputs.clip_config("world").projection_dim
   assert figures["feature_cache_bytes"] == 4 * 404 * 6 * width
   assert figures["device_temporaries_mib"] > 0 and figures["process_peak_mib"] > 100
-  slower = max(figures["step_seconds"], figures["read_seconds"])
+  slower = max(figures["step_seconds"], figures["read"].seconds)
   assert figures["training_seconds"] == pytest.approx(250 * slower)
   parts = [figures[f"{part}_seconds"] for part in ("training", "validation", "evaluation")]
   assert figures["total_seconds"] > sum(parts) * 0.999
@@ -61,8 +64,74 @@ def test_stored_images_and_cached_features_are_made_up(tmp_path, caplog):
   assert cached["device_arguments_mib"] < figures["device_arguments_mib"]
 
 
-def test_the_world(tmp_path, caplog):
-  assert run(dry(), tmp_path, caplog)["steps"] == 12
+def test_what_takes_long_is_scaled(tmp_path, caplog, monkeypatch, capsys):
+  """On the world, whose parts take milliseconds, as if these were long."""
+  monkeypatch.setattr(costs, "_PART_SECONDS", 0.0)
+  # A device's; there are eight.
+  monkeypatch.setattr(costs, "_IMAGES", 1)
+  monkeypatch.setattr(costs, "_CLASSES", 8)
+  monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+  seconds = []
+
+  def in_proportion(call, times, warm_up):
+    call()
+    seconds.append(len(seconds) + 1.0)
+    return times * seconds[-1:]
+
+  monkeypatch.setattr(costs, "_seconds", in_proportion)
+  config = dry(
+    **{"data.n_classes": 1000, "batch_size": 80, "negatives": "all", "sampling.name": "hard"}
+  )
+  figures = run(config, tmp_path, caplog)
+  # Read, images of a step, classes of a step, features of all classes, test images, checkpoint.
+  assert seconds == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+  assert figures["read"] == costs.Cost(5.0, 16, 80)
+  assert figures["step_images"] == costs.Cost(2.0 * 80 / 8, 8, 80)
+  rows = figures["step_classes"]
+  assert (rows.measured, rows.total) == (8, 1010)
+  # The budget of the few rows has more slack.
+  assert 3.0 * 1010 / 8 / 4 < rows.seconds <= 3.0 * 1010 / 8
+  assert figures["step_seconds"] == figures["step_images"].seconds + rows.seconds
+  assert figures["class_features"] == costs.Cost(4.0 * 1000 / 64, 64, 1000)
+  test = figures["test_images"]
+  assert test.seconds == 5.0 * test.total / 8 and test.measured == 8
+  banks = figures["class_features"].seconds  # one, at the start
+  assert figures["training_seconds"] == pytest.approx(12 * figures["step_seconds"] + banks)
+  assert "images: 20 s, scaled from 8 of 80; classes: " in caplog.text
+  assert "s, scaled from 64 of 1,000; test images: " in caplog.text
+  assert "at most, the whole step not run" in caplog.text
+  assert "dry run 5/5 (100%)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("seconds_a_row", "measured"), [(1e-6, [4, 1000]), (1e-2, [4, 666]), (0.05, [4, 133]), (1.0, [4])]
+)
+def test_as_many_rows_are_measured_as_take_little_time(seconds_a_row, measured, monkeypatch):
+  asked = []
+  monkeypatch.setattr(costs, "_seconds", lambda call, times, warm_up: times * [call()])
+
+  def of(n):
+    asked.append(n)
+    return lambda: n * seconds_a_row
+
+  cost = costs._cost(of, 1000, 4)
+  assert asked == measured
+  assert cost.seconds == pytest.approx(1000 * seconds_a_row)
+  assert cost.scaled == (measured[-1] < 1000)
+
+
+@pytest.mark.parametrize("name", ["vit_b16", "vit_b16_full", "vit_l14", "rn50"])
+def test_a_recipe_asks_no_hub(name, tmp_path, monkeypatch):
+  """Its retries would take minutes without a network."""
+
+  def download(*arguments, **more):
+    raise AssertionError(f"asked for {arguments}")
+
+  monkeypatch.setattr(checkpoint, "hf_hub_download", download)
+  config = importlib.import_module(f"configs.imagenet21k_{name}").get_config()
+  config.dry_run = True
+  validate(config)
+  dry_run.check(config, str(tmp_path / "run"))
 
 
 def test_what_a_dry_run_can_not_do(tmp_path):
