@@ -4,6 +4,7 @@ Shapes: n_in and n_out, its widths.
 """
 
 import jax
+import jax.numpy as jnp
 
 from pomp_jax.annotations import Array, Float
 
@@ -20,4 +21,5 @@ def init_dense(key: jax.Array, n_in: int, n_out: int) -> dict[str, jax.Array]:
 
 def dense(params: dict[str, jax.Array], x: Float[Array, "... I"]) -> Float[Array, "... O"]:
   """x @ kernel + bias."""
-  return x @ params["kernel"] + params["bias"]
+  product = jnp.matmul(x, params["kernel"], precision=jax.lax.Precision.HIGHEST)
+  return product + params["bias"]

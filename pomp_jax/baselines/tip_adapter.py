@@ -202,9 +202,11 @@ def cross_entropy(
   beta: float,
 ) -> Float[Array, ""]:
   """What `tune` lowers: the mean over the images, nats."""
-  affinity_nxB = jnp.exp(-beta * (1 - keys_nxE @ features_BxE.T))
+  # HIGHEST: accelerators would round the cosines, which beta and the scale then multiply.
+  product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+  affinity_nxB = jnp.exp(-beta * (1 - product(keys_nxE, features_BxE.T)))
   cache_NxB = jax.ops.segment_sum(affinity_nxB, key_labels_n, class_features_NxE.shape[0])
-  logits_BxN = scale * features_BxE @ class_features_NxE.T + alpha * cache_NxB.T
+  logits_BxN = product(scale * features_BxE, class_features_NxE.T) + alpha * cache_NxB.T
   return optax.softmax_cross_entropy_with_integer_labels(logits_BxN, labels_B).mean()
 
 

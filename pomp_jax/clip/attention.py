@@ -37,7 +37,6 @@ def masks_of(row_T: Int32[Array, " T"], window: int) -> Masks:
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def packed_attention(
   n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks
 ) -> Float[Array, "R D"]:
@@ -53,10 +52,18 @@ def packed_attention(
     value_RxD: values.
     masks: of the packed tokens.
   """
-  return _attention_forward(n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks)[0]
+  # The backward pass is traced where the precision of this place holds no longer.
+  products = jax.config.jax_default_matmul_precision
+  return _attention(n_heads, n_prefix, products, query_RxD, key_RxD, value_RxD, masks)
 
 
-def _attention_forward(n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attention(n_heads, n_prefix, products, query_RxD, key_RxD, value_RxD, masks):
+  return _attention_forward(n_heads, n_prefix, products, query_RxD, key_RxD, value_RxD, masks)[0]
+
+
+def _attention_forward(n_heads, n_prefix, products, query_RxD, key_RxD, value_RxD, masks):
+  del products
   window = masks.own.shape[-1]
   query, key, value = (
     _to_heads(rows, n_heads, n_prefix, window) for rows in (query_RxD, key_RxD, value_RxD)
@@ -85,7 +92,12 @@ def _attention_forward(n_heads, n_prefix, query_RxD, key_RxD, value_RxD, masks):
   return attended_RxD, (query, key, value, prefix_HxPxP, weights_HxTxS)
 
 
-def _attention_backward(n_heads, n_prefix, kept, gradient_RxD):
+def _attention_backward(n_heads, n_prefix, products, kept, gradient_RxD):
+  with jax.default_matmul_precision(products):
+    return _gradients(n_heads, n_prefix, kept, gradient_RxD)
+
+
+def _gradients(n_heads, n_prefix, kept, gradient_RxD):
   query, key, value, prefix_HxPxP, weights_HxTxS = kept
   window = query.packed.shape[2]
   gradient = _to_heads(gradient_RxD, n_heads, n_prefix, window)
@@ -129,7 +141,7 @@ def _attention_backward(n_heads, n_prefix, kept, gradient_RxD):
   )
 
 
-packed_attention.defvjp(_attention_forward, _attention_backward)
+_attention.defvjp(_attention_forward, _attention_backward)
 
 
 class _Heads(NamedTuple):

@@ -17,6 +17,7 @@ from transformers.models.clip.modeling_flax_clip import (
 )
 
 from pomp_jax.clip.load import Clip, Params
+from pomp_jax.clip.precision import precision_of, with_products
 from pomp_jax.clip.vision import in_parts, normalized
 
 PromptedImageTower = Callable[
@@ -35,9 +36,10 @@ def prompted_image_tower(
 
   Args:
     clip: whose vision tower, a ViT.
-    dtype: compute type of the layers; parameters stay float32.
+    dtype: compute type of the layers, see `clip.precision`; parameters stay float32.
     at_a_time: the most images in memory together, in the backward pass too; 0: all.
   """
+  dtype, products = precision_of(dtype)
   config = clip.config.vision_config
   embeddings = FlaxCLIPVisionEmbeddings(config, dtype=dtype)
   layer = FlaxCLIPEncoderLayer(config, dtype=dtype)
@@ -62,4 +64,5 @@ def prompted_image_tower(
     return (pooled_BxD.astype(dtype) @ kernel_DxE).astype(jnp.float32)
 
   # A part's activations are computed again in the backward pass, where they are needed.
-  return in_parts(jax.checkpoint(features) if at_a_time else features, at_a_time)
+  precise = with_products(products, features)
+  return in_parts(jax.checkpoint(precise) if at_a_time else precise, at_a_time)

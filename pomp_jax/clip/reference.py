@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPEncoder
 
 from pomp_jax.clip.load import Clip
+from pomp_jax.clip.precision import precision_of, with_products
 from pomp_jax.clip.text import TextTower, project, token_embeddings
 from pomp_jax.clip.tokens import tokenize
 
@@ -25,6 +26,7 @@ def reference_text_tower(config: CLIPTextConfig, dtype: DTypeLike = jnp.float32)
   The oracle that the others are held to: every class carries its own copy of the prefix and
   the padding up to the tower's last position, as the published code does.
   """
+  dtype, products = precision_of(dtype)
   encoder = FlaxCLIPEncoder(config, dtype=dtype)
   final_layer_norm = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype)
 
@@ -48,7 +50,7 @@ def reference_text_tower(config: CLIPTextConfig, dtype: DTypeLike = jnp.float32)
     eot_CxD = final_layer_norm.apply({"params": model["final_layer_norm"]}, eot_CxD)
     return project(params, eot_CxD, dtype)
 
-  return features
+  return with_products(products, features)
 
 
 def encode_texts(

@@ -29,6 +29,7 @@ import numpy as np
 from pomp_jax.annotations import Array, Bool, Float, Int32
 from pomp_jax.clip.attention import masks_of, packed_attention
 from pomp_jax.clip.memory import KEEP
+from pomp_jax.clip.precision import precision_of, with_products
 
 ACTIVATIONS = {
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -54,8 +55,8 @@ def shared_text_tower(
   Args:
     config: the text tower's configuration; read are `num_attention_heads`, `num_hidden_layers`,
       `layer_norm_eps`, `hidden_act` and `max_position_embeddings`.
-    dtype: compute type of the dense layers and of attention; layer norm, softmax and the sum of
-      the layers stay float32.
+    dtype: compute type of the dense layers and of attention, see `clip.precision`; layer norm,
+      softmax and the sum of the layers stay float32.
     token_budget: T, the most own tokens of all rows together; C * L if not given, which always
       fits. Rows beyond it come out as ones, without gradient: `kept_rows` says which.
     n_chunks: how many parts the rows are computed in, one after the other.
@@ -70,6 +71,8 @@ def shared_text_tower(
     raise ValueError(
       f"unknown activation {config.hidden_act!r}; accepted: {', '.join(ACTIVATIONS)}"
     )
+
+  dtype, products = precision_of(dtype)
 
   def features(params, prefix_PxD, suffix_CxLxD, lengths_C, deep=None):
     n_classes, n_suffix, _ = suffix_CxLxD.shape
@@ -91,7 +94,7 @@ def shared_text_tower(
       )
     return jnp.where(kept_C[:, None], features_CxE, 1.0)
 
-  return features
+  return with_products(products, features)
 
 
 def kept_rows(lengths_C: Int32[Array, " C"], token_budget: int) -> Bool[Array, " C"]:

@@ -40,7 +40,7 @@ def text_tower(
   Args:
     kind: `shared` (the prefix once, names packed; see `clip.shared`) or `reference`.
     config: the text tower's HuggingFace configuration, or what has its fields.
-    dtype: compute type of the layers; parameters stay float32.
+    dtype: compute type of the layers, see `clip.precision`; parameters stay float32.
     token_budget: how many own tokens all rows together may have. `shared` leaves out the rows
       beyond it (`clip.shared.kept_rows` says which); `reference` pads and needs no budget.
     memory: what `shared` keeps for the backward pass.

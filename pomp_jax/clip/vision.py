@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPVisionTransformer
 
 from pomp_jax.clip.load import Clip, Params
+from pomp_jax.clip.precision import precision_of, with_products
 from pomp_jax.clip.resnet import ModifiedResNet, ResNetConfig
 
 ImageTower = Callable[[Params, UInt8[Array, "B H W 3"]], Float[Array, "B E"]]
@@ -26,17 +27,18 @@ def image_tower(clip: Clip, dtype: DTypeLike = jnp.float32, at_a_time: int = 0) 
 
   Args:
     clip: whose vision tower.
-    dtype: compute type of the layers; parameters stay float32.
+    dtype: compute type of the layers, see `clip.precision`; parameters stay float32.
     at_a_time: the most images in memory together; more are computed in parts as equal as can be,
       one after the other. 0: all.
   """
+  dtype, products = precision_of(dtype)
   resnet = isinstance(clip.config.vision_config, ResNetConfig)
   of_pixels = (_resnet if resnet else _vit)(clip.config.vision_config, dtype)
 
   def features(params, images_BxHxWx3):
     return of_pixels(params, normalized(clip, images_BxHxWx3)).astype(jnp.float32)
 
-  return in_parts(features, at_a_time)
+  return in_parts(with_products(products, features), at_a_time)
 
 
 def normalized(clip: Clip, images_BxHxWx3: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from pomp_jax.clip.made_up import MADE_UP
 from pomp_jax.clip.memory import KEEP
+from pomp_jax.clip.precision import DTYPES
 from pomp_jax.clip.text import TEXT_TOWERS
 from pomp_jax.config.accepted import (
   EXPORT_FORMATS,
@@ -57,7 +58,7 @@ def validate(config: ConfigDict) -> None:
   check_choice(config, "job", JOBS)
   check_choice(config, "method", METHODS)
   check_choice(config, "clip.text_tower", TEXT_TOWERS)
-  check_choice(config, "clip.dtype", ("float32", "bfloat16"))
+  check_choice(config, "clip.dtype", DTYPES)
   check_choice(config, "data.source", SOURCES)
   check_choice(config, "data.classes", HALVES)
   check_choice(config, "data.augment", AUGMENTS)
@@ -159,9 +160,12 @@ def validate(config: ConfigDict) -> None:
   if model.startswith(MADE_UP_CLIP) and model.removeprefix(MADE_UP_CLIP) not in MADE_UP:
     raise ConfigError("clip.model", model, f"{MADE_UP_CLIP} and one of {', '.join(MADE_UP)}")
   model = model.removeprefix(MADE_UP_CLIP)
+  # A dry run makes up the weights of a published architecture.
+  made_up = config.dry_run and model in MADE_UP
   # A hub id has one slash at most, and starts with a letter or a digit.
   hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model)
-  if not os.path.exists(model) and (not hub_id or model.endswith(WEIGHT_SUFFIXES)):
+  is_hub_id = hub_id and not model.endswith(WEIGHT_SUFFIXES)
+  if not (os.path.exists(model) or is_hub_id or made_up):
     raise ConfigError("clip.model", model, "a folder or file that exists, or a hub id")
   check_choice(config, "clip.activation", ("auto", "quick_gelu", "gelu"))
   # A dry run has no need of the data.

@@ -19,7 +19,7 @@ def base() -> ConfigDict:
   config.clip.model = WORLD  # "world", or a folder, file or hub id: see docs/weights.md
   config.clip.activation = "auto"  # of its MLPs: quick_gelu, gelu; auto: as the checkpoint has it
   config.clip.text_tower = "shared"  # shared (names packed, no padding) or reference (the oracle)
-  config.clip.dtype = "float32"  # compute type: float32 or bfloat16
+  config.clip.dtype = "float32"  # exact; faster on accelerators: tensorfloat32, then bfloat16
   config.clip.keep = "auto"  # for the backward pass: activations, layers, chunks; auto: what fits
   config.clip.n_chunks = 0  # parts that a step's classes are computed in; 0: as many as it takes
   config.clip.memory_gib = 4.0  # of activations on a device, for the automatic choices

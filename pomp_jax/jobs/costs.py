@@ -235,9 +235,7 @@ def _test_images(job: training.Run, state: Any, frozen: Any) -> dict[str, Any]:
 
   def of(n):
     some = inputs.open_source(data, split, n_images=n)
-    return lambda: split_features(
-      encoder, some, threads=data.threads, max_corrupt=data.max_corrupt
-    )
+    return lambda: split_features(encoder, some, threads=data.threads, max_corrupt=data.max_corrupt)
 
   total = len(inputs.open_source(data, split, n_images=_TEST_IMAGES))
   return {"test_images": _cost(of, total, _IMAGES * encoder.mesh.size)}

@@ -54,7 +54,7 @@ class Encoder:
       clip: a loaded CLIP.
       mesh: the devices; all of them if None.
       tower: which text tower, see `clip.text_tower`.
-      dtype: compute type, float32 or bfloat16.
+      dtype: compute type, one of `clip.precision.DTYPES`.
       chunk: classes or images computed at a time, over all devices.
       images_at_a_time: the most images in a device's memory together; 0: what it is given.
       cache: where class features are kept by prompt, CLIP and names; in memory if None.

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pomp_jax import hosts
+from pomp_jax.clip.precision import DTYPES
 from pomp_jax.data.imagenet21k import load_synsets
 from pomp_jax.jobs.benchmark import report
 from pomp_jax.jobs.benchmark.measurement import (
@@ -65,8 +66,8 @@ def _check_settings(config: Any, workdir: str | None) -> None:
   settings = _settings(config)
   if settings.model not in MODELS:
     raise BenchmarkError(f"unknown model {settings.model!r}; accepted: {', '.join(MODELS)}")
-  if settings.dtype not in ("float32", "bfloat16"):
-    raise BenchmarkError(f"unknown dtype {settings.dtype!r}; accepted: float32, bfloat16")
+  if settings.dtype not in DTYPES:
+    raise BenchmarkError(f"unknown dtype {settings.dtype!r}; accepted: {', '.join(DTYPES)}")
   for name in settings.implementations.split("+"):
     if name not in _IMPLEMENTATIONS:
       raise BenchmarkError(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax import hosts
+from pomp_jax.clip.precision import precision_of
 from pomp_jax.files.progress import steps_of
 
 
@@ -41,7 +42,7 @@ class Settings:
     implementations: of `towers` and `torch_tower`.
     steps: K/N at which the whole training step is measured, synthetic names beyond ImageNet-21K's;
       K = N is the exact contrast over all classes; empty: not.
-    dtype: compute type, float32 or bfloat16.
+    dtype: compute type, one of `clip.precision.DTYPES`; the large product has the same.
     repeats: rounds of each K.
     seconds: none starts after so many.
     rows_at_a_time: of the implementations of 77 tokens: K = 1000 at once needs 42 GB.
@@ -139,7 +140,7 @@ def measure_in_turn(
   steps: list[tuple[Measurement, Step]], settings: Settings
 ) -> list[dict[str, Any]]:
   """Rounds of all steps in turn, each between two large products; returns the rows."""
-  product, product_flops = _large_product(jnp.dtype(settings.dtype))
+  product, product_flops = _large_product(settings.dtype)
   for _, step in steps_of(steps, "compiling and warming up", "steps"):
     step(True)
   started = time.monotonic()
@@ -167,8 +168,9 @@ def _seconds(function: Callable[[], Any]) -> float:
   return time.perf_counter() - start
 
 
-def _large_product(dtype) -> tuple[Callable[[], Any], float]:
+def _large_product(name: str) -> tuple[Callable[[], Any], float]:
   """A square product, large for the device: a call, and its FLOPs."""
+  dtype, products = precision_of(name)
   size, times = (2048, 4) if jax.default_backend() == "cpu" else (8192, 16)
   left = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
   right = (jax.random.normal(jax.random.key(1), (size, size)) * size**-0.5).astype(dtype)
@@ -176,7 +178,7 @@ def _large_product(dtype) -> tuple[Callable[[], Any], float]:
   @jax.jit
   def chain(left, right):
     for _ in range(times):
-      left = left @ right
+      left = jnp.matmul(left, right, precision=products)
     return left
 
   def call():

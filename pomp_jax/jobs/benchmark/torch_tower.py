@@ -43,7 +43,7 @@ def _step(settings: Settings, k: int, rows_at_a_time: int) -> Step:
   fields = dataclasses.asdict(sizes) | {"intermediate_size": sizes.intermediate_size}
   config = transformers.CLIPTextConfig(**fields)
   model = transformers.CLIPTextModelWithProjection(config)
-  model = model.to(getattr(torch, settings.dtype)).eval()
+  model = model.to(torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32).eval()
   model.requires_grad_(False)
   n_positions = sizes.max_position_embeddings
   mask = torch.full((n_positions, n_positions), torch.finfo(model.dtype).min).triu_(1)

@@ -75,7 +75,7 @@ def shared_step(settings: Settings, lengths_K: np.ndarray) -> tuple[Measurement,
   n_chunks = math.ceil(k / settings.chunk)
   tower = shared.shared_text_tower(
     MODELS[settings.model],
-    jnp.dtype(settings.dtype),
+    settings.dtype,
     token_budget=budget,
     n_chunks=n_chunks,
     keep="activations" if n_chunks == 1 else "layers",
@@ -92,9 +92,7 @@ def reference_step(settings: Settings, lengths_K: np.ndarray) -> tuple[Measureme
   text = importlib.import_module("pomp_jax.clip.text")
   transformers = importlib.import_module("transformers")
   fields = dataclasses.asdict(sizes) | {"intermediate_size": sizes.intermediate_size}
-  tower = text.text_tower(
-    "reference", transformers.CLIPTextConfig(**fields), jnp.dtype(settings.dtype)
-  )
+  tower = text.text_tower("reference", transformers.CLIPTextConfig(**fields), settings.dtype)
   tokens = sizes.max_position_embeddings * lengths_K.size
   return _jax_step("reference", settings, lengths_K, tower, tokens, settings.rows_at_a_time)
 

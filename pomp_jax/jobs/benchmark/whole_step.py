@@ -4,7 +4,6 @@ Image features are given; names are synthetic, their lengths those of ImageNet-2
 """
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
@@ -49,7 +48,7 @@ def whole_step(settings: Settings, k: int, n_classes: int) -> tuple[Measurement,
   contrast = ContrastSettings(k, n_classes, "log", 100.0)
   budget = step_token_budget(module, lengths_N, settings=contrast, group_size=_GROUP)
   memory = plan_memory(sizes, settings.m + 1, budget, _ACTIVATION_BYTES)
-  tower = text_tower("shared", sizes, jnp.dtype(settings.dtype), budget, memory)
+  tower = text_tower("shared", sizes, settings.dtype, budget, memory)
   learner = ContextLearner(module, tower, budget)
   train_step = make_train_step(
     mesh=mesh, learner=learner, image_tower=None, optimizer=optimizer, settings=contrast

@@ -1,0 +1,80 @@
+"""`clip.dtype` in the program: every product and convolution of a step has the precision asked for.
+
+What an accelerator then does with it, no CPU can show; what XLA is told, the jaxpr does.
+"""
+
+import jax
+from jax.extend import core
+import numpy as np
+import pytest
+from small_run import small_config
+
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.jobs import training
+
+HIGH, HIGHEST = jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST
+
+
+def equations(jaxpr):
+  """All of them, those of inner programs too."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jax.tree.leaves(
+      list(equation.params.values()),
+      is_leaf=lambda x: isinstance(x, (core.Jaxpr, core.ClosedJaxpr)),
+    ):
+      if isinstance(inner, core.ClosedJaxpr):
+        yield from equations(inner.jaxpr)
+      elif isinstance(inner, core.Jaxpr):
+        yield from equations(inner)
+
+
+def products(function, *arguments):
+  """(type of the inputs, precision) of each product and convolution of floats."""
+  found = []
+  for equation in equations(jax.make_jaxpr(function)(*arguments).jaxpr):
+    if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+      precision = equation.params["precision"]
+      pair = precision if isinstance(precision, tuple) else (precision, precision)
+      found += [(str(equation.invars[0].aval.dtype), one) for one in pair]
+  return found
+
+
+def step_products(tmp_path, **changes):
+  config = small_config(**{"data.n_classes": 30, "k": 10} | changes)
+  job = training.prepare(config, RunFolder(tmp_path))
+  size = job.encoder.clip.image_size
+  batch = {
+    "image": np.zeros((config.batch_size, size, size, 3), np.uint8),
+    "label": np.zeros(config.batch_size, np.int32),
+  }
+  return products(training.train_step(job), training.first_state(job), job.frozen, batch)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {"clip.text_tower": "reference"},
+    {"clip.n_chunks": 2, "clip.keep": "chunks"},
+    {"clip.keep": "layers"},
+    {"method": "cocoop"},
+    {"method": "maple"},
+    {"method": "vpt_deep"},
+  ],
+)
+def test_float32_is_float32(changes, tmp_path):
+  found = step_products(tmp_path, **changes)
+  assert len(found) > 50
+  assert {precision for _, precision in found} == {HIGHEST}
+
+
+def test_cheaper_types_are_cheaper_in_the_towers_alone(tmp_path):
+  found = step_products(tmp_path, **{"clip.dtype": "tensorfloat32"})
+  assert {kind for kind, _ in found} == {"float32"}
+  assert {precision for _, precision in found} == {HIGH, HIGHEST}
+  # Of the logits: forward, and back to the classes' features.
+  assert [precision for _, precision in found].count(HIGHEST) <= 6
+  found = step_products(tmp_path, **{"clip.dtype": "bfloat16"})
+  assert {precision for kind, precision in found if kind == "float32"} == {HIGHEST}
+  assert sum(kind == "bfloat16" for kind, _ in found) > 50
