@@ -196,7 +196,7 @@ class _Read:
     epochs_B, places_B = np.divmod(batch * self.batch_size + np.arange(first, last), self.n_images)
     orders = {e: epoch_order(self.n_images, self.seed, e) for e in np.unique(epochs_B).tolist()}
     indices_B = np.array(
-      [orders[e][i] for e, i in zip(epochs_B.tolist(), places_B.tolist(), strict=True)]
+      [orders[e][i] for e, i in zip(epochs_B.tolist(), places_B.tolist(), strict=True)], np.int64
     )
     shown, views, unreadable = self._readable(indices_B, epochs_B)
     labels = self.labels[shown].astype(np.int32)

@@ -9,25 +9,35 @@ Shapes: n images, D numbers in the cipher's domain.
 """
 
 import functools
+import threading
 
-from jaxtyping import Int, UInt
+from jaxtyping import UInt
 import numpy as np
 
 _ROUNDS = 4
 _LEAST_BITS = 16
+# Threads that reach an epoch at the same time wait for one of them to compute its order.
+_computing = threading.Lock()
 
 
-@functools.lru_cache(maxsize=8)
-def epoch_order(n_images: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
-  """Which image stands in each place of an epoch; read-only.
+def epoch_order(n_images: int, seed: int, epoch: int) -> UInt[np.ndarray, " n"]:
+  """Which image stands in each place of an epoch; uint32, read-only.
+
+  The last few orders are kept: 4 bytes an image each.
 
   Args:
     n_images: n, 1 or more.
     seed: random seed of the run, 0 to 2^32 - 1.
     epoch: number of the epoch, from 0.
   """
+  with _computing:
+    return _order(n_images, seed, epoch)
+
+
+@functools.lru_cache(maxsize=4)
+def _order(n_images: int, seed: int, epoch: int) -> UInt[np.ndarray, " n"]:
   if n_images == 1:
-    return _read_only(np.zeros(1, np.int64))
+    return _read_only(np.zeros(1, np.uint32))
   # `MapDataset.seed(seed).shuffle()` derives its own seed, with its depth in the pipeline.
   base = np.random.SeedSequence([seed, 1]).generate_state(1)[0]
   keys = _round_keys((int(base) + epoch) % 2**32)
@@ -37,7 +47,8 @@ def epoch_order(n_images: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
   # each pass doubles the steps done.
   while (found_D[:n_images] >= n_images).any():
     found_D = np.where(found_D < n_images, found_D, found_D[found_D])
-  return _read_only(found_D[:n_images].astype(np.int64))
+  # A copy: the domain is up to four times as large.
+  return _read_only(found_D[:n_images].astype(np.uint32))
 
 
 def _read_only(order_n: np.ndarray) -> np.ndarray:

@@ -1,9 +1,14 @@
 """The order of an epoch: Grain's permutation, image by image, at a fraction of its work."""
 
+import concurrent.futures
+import threading
+import time
+
 import grain
 import numpy as np
 import pytest
 
+from pomp_jax.data import order
 from pomp_jax.data.order import epoch_order
 
 
@@ -29,3 +34,26 @@ def test_every_image_comes_once_where_grain_repeats_one(n_images):
 def test_an_order_is_not_to_be_changed():
   with pytest.raises(ValueError, match="read-only"):
     epoch_order(5, 0, 0)[0] = 1
+
+
+def test_threads_that_reach_an_epoch_together_compute_it_once(monkeypatch):
+  """Each would take seconds and hundreds of megabytes for ImageNet-21K."""
+  computed, n_threads = [], 8
+  together = threading.Barrier(n_threads)
+  encrypted = order._encrypted
+
+  def slow(keys, width):
+    computed.append(keys)
+    time.sleep(0.05)  # the others arrive meanwhile
+    return encrypted(keys, width)
+
+  def read(_):
+    together.wait()
+    return order.epoch_order(70_000, 3, 11)
+
+  monkeypatch.setattr(order, "_encrypted", slow)
+  with concurrent.futures.ThreadPoolExecutor(n_threads) as threads:
+    found = list(threads.map(read, range(n_threads)))
+  assert len(computed) == 1
+  assert all(order_n is found[0] for order_n in found)
+  assert found[0].nbytes == 4 * 70_000
