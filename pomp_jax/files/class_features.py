@@ -84,7 +84,7 @@ def read_class_features(path: str | os.PathLike) -> ClassFeatures:
   try:
     # Mapped: a header that claims more than the file has allocates nothing.
     stored = np.load(path, mmap_mode="r", allow_pickle=False)
-  except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
+  except Exception as error:  # a damaged file fails in more ways than NumPy documents
     raise PromptFileError(
       f"{os.fspath(path)}: not a NumPy array ({' '.join(str(error).split())[:200]}); accepted: .npy"
       " of class features [C,E]"

@@ -94,6 +94,7 @@ def _claims_much(path):
     (lambda path: np.save(path, np.ones((5, 8), int)), "int64 [5, 8]; accepted: floats [C,E]"),
     (lambda path: np.save(path, np.array([[{}]]), allow_pickle=True), "not a NumPy array"),
     (lambda path: path.write_bytes(b""), "not a NumPy array"),
+    (lambda path: path.write_bytes(b"PK\x03\x04 a part of an npz"), "not a NumPy array"),
     (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00v"), "not a NumPy array"),
     (_claims_much, "not a NumPy array"),
     (lambda path: None, "not a NumPy array"),
