@@ -7,6 +7,8 @@ are no images by their suffix and, below the folders of the splits, symbolic lin
 """
 
 from collections.abc import Sequence
+import functools
+import logging
 import os
 import pathlib
 import re
@@ -16,7 +18,9 @@ import numpy as np
 from pomp_jax.data.images import EXTENSIONS, ImageError, list_image_files
 from pomp_jax.data.source import Files, SourceError, StoredImages
 from pomp_jax.data.vocabularies import ClassList, load_class_list
-from pomp_jax.files.quoting import is_unicode
+from pomp_jax.files.quoting import is_unicode, printable
+
+log = logging.getLogger(__name__)
 
 # Folder names of the splits; the long ones are those of the processed ImageNet-21K.
 SPLIT_FOLDERS = {
@@ -57,8 +61,9 @@ def open_folder(
 
   Args:
     folder: holds a folder a class.
-    classes: their names in the order of the labels; folders of other classes are left out. Without,
-      the folders' own names, sorted, or ImageNet-21K's names where these are all WordNet ids.
+    classes: their names in the order of the labels; folders of other classes are left out with a
+      warning. Without, the folders' own names, sorted, or ImageNet-21K's names where these are all
+      WordNet ids.
     all_classes: refuse a folder in which a class of the list is missing.
     image_size: of what `images` gives.
 
@@ -76,6 +81,9 @@ def open_folder(
   if classes is None:
     classes = own_classes(found, str(folder))
   class_of = match_classes(found, classes, str(folder), all_classes=all_classes)
+  others = [name for name in found if name not in class_of]
+  if others:
+    _say_left_out(str(folder), len(others), len(found), others[0])
   labels, keys = [], []
   for name, label in sorted(class_of.items(), key=lambda item: item[1]):
     if not is_unicode(name):
@@ -89,6 +97,14 @@ def open_folder(
       f" accepted: {', '.join(EXTENSIONS)}"
     )
   return StoredImages(classes.names, np.array(labels), keys, Files(folder), image_size=image_size)
+
+
+@functools.cache
+def _say_left_out(folder: str, n_others: int, n_folders: int, first: str) -> None:
+  log.warning(
+    "%s: %d of %d folders are no class of the list and are left out, such as %r",
+    *(folder, n_others, n_folders, printable(first, 80)),
+  )
 
 
 def match_classes(

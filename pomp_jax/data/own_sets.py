@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from pomp_jax.data.coop import COOP_SETS
-from pomp_jax.data.folder import match_classes, split_folders, subfolders
 from pomp_jax.data.labelled_set import READERS, LabelledSet, open_test_images, some_classes
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.subsets import half_of_classes
@@ -252,29 +251,15 @@ def _open_whole(own: OwnSet, image_size: int) -> LabelledSet:
   if len(classes) != len(source.names):
     raise _wrong(own, "names", f"{len(classes)} names for {len(source.names)} classes")
   if own.reader == "folder" and listed is not None:
-    _say_left_out(own, labelled)
+    n_without = len(classes) - len(np.unique(source.labels))
+    if n_without:
+      log.info("set %s: %d of %d classes have no image", own.name, n_without, len(classes))
   source = source.relabelled(classes.names, source.labels)
   if own.templates:
     classes = dataclasses.replace(classes, template=own.templates[0], ensemble=own.templates)
   if own.synsets:
     classes = dataclasses.replace(classes, synsets=_synsets(own, len(classes)))
   return LabelledSet(source, classes, labelled.split)
-
-
-def _say_left_out(own: OwnSet, labelled: LabelledSet) -> None:
-  """One line on folders that are no class of the list, and classes that have no image."""
-  folder = split_folders(pathlib.Path(own.folder, own.root)).get(labelled.split)
-  found = subfolders(folder or pathlib.Path(own.folder, own.root))
-  class_of = match_classes(found, labelled.classes, str(folder), all_classes=False)
-  others = [printable(name, 80) for name in found if name not in class_of]
-  n_without = len(labelled.classes) - len(np.unique(labelled.source.labels))
-  if others:
-    log.warning(
-      "set %s: %d of %d folders are no class of %s and are left out, such as %r",
-      *(own.name, len(others), len(found), own.names, others[0]),
-    )
-  if n_without:
-    log.info("set %s: %d of %d classes have no image", own.name, n_without, len(labelled.classes))
 
 
 def _listed(own: OwnSet, key: str) -> ClassList:
@@ -304,15 +289,20 @@ def _kept_classes(own: OwnSet, classes: ClassList, part: str) -> np.ndarray:
 def _indices(own: OwnSet, classes: ClassList, key: str) -> set[int]:
   """The classes that a list names, by their names or their WordNet ids."""
   names = _listed(own, key).names
-  index_of = {name: index for index, name in enumerate(spoken(classes.names))}
-  index_of |= {synset: index for index, synset in enumerate(classes.synsets or ())}
-  unknown = [name for name, word in zip(names, spoken(names), strict=True) if word not in index_of]
+  # Of a name that stands twice, both classes.
+  indices_of: dict[str, set[int]] = {}
+  for called in (spoken(classes.names), classes.synsets or ()):
+    for index, name in enumerate(called):
+      indices_of.setdefault(name, set()).add(index)
+  unknown = [
+    name for name, word in zip(names, spoken(names), strict=True) if word not in indices_of
+  ]
   if unknown:
     near = difflib.get_close_matches(unknown[0], classes.names, 1)
     hint = f" (did you mean {printable(near[0], 80)!r}?)" if near else ""
     shown = printable(unknown[0], 80)
     raise _wrong(own, key, f"{len(unknown)} names are no class of it, such as {shown!r}{hint}")
-  return {index_of[word] for word in spoken(names)}
+  return set().union(*(indices_of[word] for word in spoken(names)))
 
 
 def _synsets(own: OwnSet, n_classes: int) -> tuple[str, ...]:

@@ -112,6 +112,25 @@ def test_base_and_novel(pictures, text, base, novel):
     assert folders == [labelled.classes.names[label] for label in labelled.source.labels]
 
 
+def test_a_name_that_stands_twice_is_in_one_part(pictures):
+  (pictures / "names.txt").write_text("bee\nant\nbee\ncat\n")
+  parts = opened(pictures, 'names = "names.txt"\nbase = ["bee"]')
+  assert parts["base"].classes.names == ("bee", "bee")
+  assert parts["novel"].classes.names == ("ant", "cat")
+
+
+def test_folders_of_other_classes_than_the_trainings_are_told_of(pictures, caplog):
+  for split, names in (("train", NAMES[:3]), ("test", NAMES)):
+    for name in names:
+      (pictures / "split" / split / name).mkdir(parents=True)
+      Image.new("RGB", (8, 8)).save(pictures / "split" / split / name / "0.png")
+  (own,) = sets_of(pictures, '[[set]]\nname = "a"\nroot = "split"')
+  assert len(open_own_set(own, "all", 8).source) == 3
+  assert (
+    "test: 2 of 5 folders are no class of the list and are left out, such as 'dog'" in caplog.text
+  )
+
+
 def test_templates_and_synsets_go_with_the_classes(pictures):
   ids = ["n02219486", "n02206856", "n02121620", "n02084071", "n02526121"]
   parts = opened(
