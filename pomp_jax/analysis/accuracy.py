@@ -36,7 +36,8 @@ def accuracy_by_group(found: Sequence[SetFigures]) -> Tables:
   """Top-1 as a fraction: group -> kind -> prompt -> set, or the mean -> value.
 
   Kinds: `top1`; of sets that are evaluated in parts `base`, `new` or `novel`, and their `harmonic`
-  mean. That of the means is the harmonic mean of the mean accuracies, as CoCoOp's tables have it.
+  mean, where a set has both. That of the means is the harmonic mean of the mean accuracies, as
+  CoCoOp's tables have it.
 
   The mean over several sets is called "mean" where these are all that belong to the group, and
   "mean of 3" otherwise.
@@ -45,9 +46,11 @@ def accuracy_by_group(found: Sequence[SetFigures]) -> Tables:
   for group, kinds in tables.items():
     others = [kinds[part] for part in _OTHERS if part in kinds]
     if "base" in kinds and others:
-      kinds["harmonic"] = {
+      harmonic = {
         label: _harmonic(group, row, others[0][label]) for label, row in kinds["base"].items()
       }
+      if all(harmonic.values()):  # some set has both parts
+        kinds["harmonic"] = harmonic
     for kind, rows in kinds.items():
       for label, row in rows.items():
         rows[label] = row if kind == "harmonic" else row | _mean(group, row)
@@ -78,7 +81,9 @@ def images_by_group(found: Sequence[SetFigures]) -> dict[str, dict[str, dict[str
   for kinds in tables.values():
     others = [kinds[part] for part in _OTHERS if part in kinds]
     if "base" in kinds and others:
-      kinds["harmonic"] = {c: n + others[0][c] for c, n in kinds["base"].items() if c in others[0]}
+      both = {c: n + others[0][c] for c, n in kinds["base"].items() if c in others[0]}
+      if both:
+        kinds["harmonic"] = both
   return tables
 
 

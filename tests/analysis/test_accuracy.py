@@ -43,6 +43,12 @@ def test_no_harmonic_mean_of_means_over_different_sets():
   assert kinds["harmonic"]["p"] == pytest.approx({"b": 2 * 0.6 * 0.2 / 0.8})
 
 
+def test_no_harmonic_mean_where_no_set_has_both_parts():
+  sets = [found("own", "a", "base", 0.8), found("own", "b", "novel", 0.4)]
+  assert set(accuracy_by_group(sets)["own"]) == {"base", "novel"}
+  assert set(images_by_group(sets)["own"]) == {"base", "novel"}
+
+
 def test_the_ten_and_the_four_have_means_of_their_own():
   sets = [found("cross_dataset", name, "all", 0.1 * i) for i, name in enumerate(TEN)]
   sets += [found("cross_domain", name, "all", 0.2 * i) for i, name in enumerate(FOUR)]
