@@ -23,7 +23,7 @@ from pomp_jax.analysis.scaling import (
   step_time,
 )
 
-# The machine of README's cost table, two cores: a large product ran at 125 to 199 GFLOP/s, and the
+# The machine of docs/performance.md, two cores: a large product ran at 125 to 199 GFLOP/s, and the
 # tower reached 76% of it.
 CORES = Chip(185e9, 1e12, 1e12, 1e12, 0.0, 1, 2)
 MEASURED = Rates(efficiency=0.76, overhead=0.0)
@@ -32,7 +32,7 @@ FEATURES = Work(views=32, m=16, image_flops=0.0)
 
 @pytest.mark.parametrize(("k", "seconds"), [(128, 0.78), (1000, 4.8)])
 def test_the_measured_steps_of_one_device(k, seconds):
-  """README's whole training step, 32 images: within the wandering of that machine's rate."""
+  """The whole steps of docs/performance.md: within the wandering of that machine's rate."""
   found = step_time(dataclasses.replace(FEATURES, k=k), CORES, Layout(1), MEASURED)
   assert found.total == pytest.approx(seconds, rel=0.1)
 
