@@ -1,6 +1,7 @@
 """Pictures of features: alignment beside uniformity, similarity matrices, maps of the classes."""
 
 from collections.abc import Mapping
+import math
 import os
 
 from matplotlib.axes import Axes
@@ -27,19 +28,20 @@ _MATRIX_CLASSES = 240
 
 
 def alignment_uniformity(
-  path: str | os.PathLike, sets: Mapping[str, Mapping[str, Mapping[str, float]]]
+  path: str | os.PathLike, sets: Mapping[str, Mapping[str, Mapping[str, float | None]]]
 ) -> None:
   """A panel a data set, a point a prompt; better is to the lower left.
 
   Args:
     path: the PNG file.
-    sets: data set -> prompt -> `alignment` and `uniformity`.
+    sets: data set -> prompt -> `alignment` and `uniformity`; None, of one class: no point.
   """
   prompts = list(next(iter(sets.values())))
   figure, axes_of = panels(len(sets), 3.2, 3.2, "Alignment and uniformity (lower is better)")
   for place, (axes, (name, figures)) in enumerate(zip(axes_of, sets.items(), strict=True)):
     for i, one in enumerate(figures.values()):
-      axes.plot(one["uniformity"], one["alignment"], linestyle="", markersize=8, **style(i))
+      across = math.nan if one["uniformity"] is None else one["uniformity"]
+      axes.plot(across, one["alignment"], linestyle="", markersize=8, **style(i))
     axes.margins(0.2)
     axes.set_xlabel("uniformity of the classes", fontsize=8)
     if place % COLUMNS == 0:

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax.analysis import method_plots, plots
+from pomp_jax.analysis import geometry_plots, method_plots, plots
 
 STEPS = list(range(10, 2010, 10))
 
@@ -167,6 +167,21 @@ def test_prediction_sheet_with_awkward_names(tmp_path, drawn):
   )
   assert_picture(tmp_path / "sheet.png")
   assert max(len(text) for text in texts(drawn[0])) < 70
+
+
+def test_a_set_of_one_class_has_no_uniformity_and_no_point(tmp_path, monkeypatch):
+  figures, save = [], geometry_plots.save
+  monkeypatch.setattr(
+    geometry_plots, "save", lambda path, figure: (figures.append(figure), save(path, figure))
+  )
+  sets = {
+    "pets/novel": {"a {}": {"alignment": 1.0, "uniformity": None}},
+    "pets/base": {"a {}": {"alignment": 1.2, "uniformity": -0.5}},
+  }
+  geometry_plots.alignment_uniformity(tmp_path / "plot.png", sets)
+  assert_picture(tmp_path / "plot.png")
+  points = [axes.get_lines()[0].get_xdata() for axes in figures[0].axes[:2]]
+  assert np.isnan(points[0]).all() and points[1].tolist() == [-0.5]
 
 
 def test_no_state_is_left(tmp_path):
