@@ -151,7 +151,16 @@ def test_what_is_analysed_is_not_replaced(analysed):
     analyse.check(changed, str(workdir))
 
   check("k", 7)
-  for field, value in (("analyse.top", 2), ("eval.images", 9), ("evaluate.sets", "base")):
+  for field, value in (
+    ("analyse.top", 2),
+    ("eval.images", 9),
+    ("evaluate.sets", "base"),
+    ("data.root", "others"),
+    ("data.shots", 4),
+    ("data.shots_seed", 2),
+    ("data.test_share", 0.3),
+    ("data.validation_share", 0.3),
+  ):
     with pytest.raises(ConfigError, match=rf"config\.{field}: got {value!r}, takes .* was started"):
       check(field, value)
 
