@@ -24,6 +24,9 @@ _LINE_SECONDS = 10.0
 _LINE_PART = 0.05
 # but one at least this often, so that a long run shows that it lives.
 _SILENT_SECONDS = 60.0
+# A speed over less time says nothing: of a loop that reads its metrics late, the last two reports
+# come at once.
+_SPEED_SECONDS = 1.0
 # How often it is looked whether work that does not report has been silent for too long.
 _LOOK_SECONDS = 1.0
 
@@ -170,7 +173,7 @@ class Progress:
       percent = 100 * self._step // self._total if self._total else 100
       parts = [f"{self._description} {self._step:{width}d}/{self._total} ({percent}%)".strip()]
     start_step, start_time = self._start or (self._step, now)
-    if self._step > start_step and now > start_time:
+    if self._step > start_step and now - start_time >= _SPEED_SECONDS:
       rate = (self._step - start_step) / (now - start_time)
       parts.append(f"{rate:.3g} {self._unit}/s")
       if self._total is not None and self._step < self._total:

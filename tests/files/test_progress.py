@@ -55,6 +55,16 @@ def test_the_first_step_does_not_count_for_the_speed():
   assert lines[1].startswith("training  11/100 (11%), 1 steps/s, 1:29 left")
 
 
+def test_reports_that_come_together_give_no_speed():
+  """A loop that reads its metrics a window late has the last two windows at its end."""
+  clock, stream = Clock(), io.StringIO()
+  with Progress(20, 0, "training", stream, clock=clock) as progress:
+    for step, now in ((10, 14.0), (20, 14.002)):
+      clock.now = now
+      progress.update(step)
+  assert stream.getvalue().splitlines()[-1] == "training 20/20 (100%)"
+
+
 def test_steps_of_an_earlier_start_do_not_count_for_the_speed():
   lines = run(1000, 1.0, initial=900)
   assert lines[0].startswith("training  910/1000 (91%), 1 steps/s, 1:30 left")
