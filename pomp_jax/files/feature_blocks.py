@@ -21,6 +21,7 @@ import numpy as np
 
 from pomp_jax.files import checksums
 from pomp_jax.files.atomic import creating, is_temporary, replacing
+from pomp_jax.files.progress import steps_of
 from pomp_jax.files.quoting import printable
 from pomp_jax.files.run_folder import RunFolderError, read_json, to_json, writing
 
@@ -104,9 +105,10 @@ class FeatureBlocks:
   def to_compute(self) -> list[int]:
     """The blocks that are missing or damaged, which a warning says of each; reads all others."""
     missing, damaged = self.missing(), []
-    for block in sorted(set(range(self.n_blocks)) - set(missing)):
+    there = sorted(set(range(self.n_blocks)) - set(missing))
+    for block in steps_of(there, "reading the feature cache", "blocks"):
       try:
-        self._open_block(block)
+        self._blocks[block] = self._open_block(block)
       except DamagedBlockError as error:
         log.warning("%s; computing it again", error)
         damaged.append(block)
@@ -146,6 +148,7 @@ class FeatureBlocks:
     path = self._folder / _name(block)
     with writing(path), replacing(path) as file:
       file.write(checksums.array_file(features))
+    self._blocks.pop(block, None)
 
   def read(
     self, indices: Int[np.ndarray, " B"], versions: Int[np.ndarray, "B V"]

@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 import pytest
 
+from pomp_jax.files import feature_blocks
 from pomp_jax.files.feature_blocks import DamagedBlockError, FeatureBlocks, FeatureCacheError
 from pomp_jax.files.run_folder import RunFolderWriteError
 
@@ -48,6 +49,23 @@ def test_what_is_missing_is_known_and_a_new_start_keeps_the_blocks_as_they_are_c
   again = _open(tmp_path / "cache", block_size=100)
   assert (again.block_size, again.n_blocks, again.missing()) == (4, 3, [0, 2])
   assert [again.indices(block).tolist() for block in (0, 2)] == [[0, 1, 2, 3], [8, 9]]
+
+
+def test_a_cache_is_read_once_to_tell_what_is_missing_and_what_is_unreadable(tmp_path, monkeypatch):
+  _filled(tmp_path)
+  read, is_as_written = [], feature_blocks._is_as_written
+  monkeypatch.setattr(
+    feature_blocks,
+    "_is_as_written",
+    lambda path, array: read.append(path.name) or is_as_written(path, array),
+  )
+  blocks = _open(tmp_path)
+  assert blocks.to_compute() == []
+  assert blocks.unreadable().tolist() == []
+  assert read == ["block-00000.npy", "block-00001.npy", "block-00002.npy"]
+  # What is written later is not hidden by what was read.
+  blocks.write(1, np.full((4, 3, 4), np.nan, np.float32))
+  assert blocks.unreadable().tolist() == [4, 5, 6, 7]
 
 
 def test_a_block_of_the_wrong_shape_is_not_written(tmp_path):
