@@ -37,7 +37,7 @@ JOBS = {
 }
 METHODS = {
   "linear_probe": {"fitting linear probes", "features of images", "class features", "scoring"},
-  "tip_adapter_f": {"training the cache", "search of alpha and beta"},
+  "tip_adapter_f": {"features of the training's views", "search of alpha and beta"},
 }
 
 
