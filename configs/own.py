@@ -19,8 +19,8 @@ or flipped: `data.augment=crop_flip` suits photographs whose classes a part of t
 
 import os
 
+from pomp_jax import inputs
 from pomp_jax.config import ConfigError, base, with_argument
-from pomp_jax.jobs import inputs
 
 _SHORT = {
   "root": "data.root",

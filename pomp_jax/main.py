@@ -50,10 +50,10 @@ from pomp_jax.files.presence import Presence
 from pomp_jax.files.prompt_file import PromptFileError
 from pomp_jax.files.quoting import PrintableFormatter, printable
 from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError
+from pomp_jax.inference.metrics import EvaluationError
 from pomp_jax.jobs import job
 from pomp_jax.jobs.benchmark import BenchmarkError
-from pomp_jax.jobs.watch import TrainingError
-from pomp_jax.transfer.metrics import EvaluationError
+from pomp_jax.train.watch import TrainingError
 
 log = logging.getLogger("pomp_jax.main")  # __name__ is __main__
 

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from processes import keep_programs, xla_flags
+from tests.support.processes import keep_programs, xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}".strip()

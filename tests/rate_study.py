@@ -20,8 +20,8 @@ from PIL import Image
 from pomp_jax import world
 from pomp_jax.config import validate
 from pomp_jax.jobs import ablate
-from tests.random_clip import write_random_clip
-from tests.small_run import small_config
+from tests.support.random_clip import write_random_clip
+from tests.support.small_run import small_config
 
 CLASSES, IMAGES = 50, 10
 RATES = (1e-6, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)

@@ -59,7 +59,7 @@ def test_the_core_needs_a_bare_machine_only():
 def test_the_step_needs_jax_and_flax_alone():
   """The fast tower, the method and the step, where no HuggingFace and no annotations are."""
   absent = ["transformers", "tokenizers", "jaxtyping", "scipy", "ml_collections", "PIL"]
-  names = ("shared.py", "attention.py", "text.py")
+  names = ("packed.py", "attention.py", "text.py", "towers.py")
   core = [
     path
     for path in MODULES

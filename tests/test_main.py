@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 from absl import flags
 from absl import logging as absl_logging
-from command_line import parse
 import jax
 import numpy as np
 from PIL import Image
@@ -24,6 +23,7 @@ from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.feature_blocks import DamagedBlockError, FeatureCacheError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError
+from tests.support.command_line import parse
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEMO = f"--config={ROOT}/configs/demo.py"

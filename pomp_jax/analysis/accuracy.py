@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pomp_jax.data.suites import GROUPS
-from pomp_jax.transfer.metrics import harmonic_mean
+from pomp_jax.inference.metrics import harmonic_mean
 
 # Parts of a set's classes that a prompt was not learned on: CoOp's half, or a user's list.
 _OTHERS = ("new", "novel")

@@ -14,9 +14,9 @@ import numpy as np
 
 from pomp_jax.annotations import Array, Float, Int32
 from pomp_jax.files.progress import steps_of
-from pomp_jax.prompt.contrast import normalize
-from pomp_jax.prompt.group_contrast import ContrastSettings, group_contrast, negatives_of
+from pomp_jax.prompt.group_loss import ContrastSettings, group_contrast, negatives_of
 from pomp_jax.prompt.learner import Frozen, Learner
+from pomp_jax.prompt.loss import normalize
 from pomp_jax.prompt.sampling import draw_negatives
 
 

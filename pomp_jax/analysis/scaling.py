@@ -3,7 +3,7 @@
   python -m pomp_jax.analysis.scaling --chip=tpu_v4
   python -m pomp_jax.analysis.scaling --chip=h100 --step_seconds=0.031   one device, measured
 
-The step is that of `prompt.train_step`: every draw has its own K-1 negatives, devices of the class
+The step is that of `prompt.step`: every draw has its own K-1 negatives, devices of the class
 axis share the rows of a draw, and only the context's gradient and a few scalars are averaged.
 """
 

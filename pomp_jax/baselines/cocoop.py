@@ -15,8 +15,8 @@ import jax
 from pomp_jax.baselines.dense import dense, init_dense
 from pomp_jax.clip.text import TextTower
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.contrast import normalize
 from pomp_jax.prompt.learner import ClassFeatures, Frozen, available_rows, class_sequences
+from pomp_jax.prompt.loss import normalize
 
 # The hidden layer is the embedding's width divided by this.
 _BOTTLENECK = 16

@@ -4,7 +4,7 @@ The text tower has M vectors before the name, and new ones in their places befor
 1..J-1; the vision tower has as many tokens at the same depths, each a linear map of the text's:
 p_j = Linear_j(t_j), D to D_v. It learns from pixels. As released the context starts from the first
 M = 2 tokens of "a photo of a", and "of a" stands before each name as it is
-(`jobs.methods.initial_words`).
+(`train.methods.initial_words`).
 Shapes: B images of a draw, R classes that a device computes, J layers with prompts, M vectors in
 each, D width of the text tower, D_v (W) of the vision tower, E embedding.
 """

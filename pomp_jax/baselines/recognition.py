@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.encoder import Encoder
 from pomp_jax.files.progress import steps_of
-from pomp_jax.prompt.contrast import normalize
+from pomp_jax.inference.accuracy import SplitFeatures
+from pomp_jax.inference.classify import accuracy_of_scores, topk_accuracy
+from pomp_jax.inference.metrics import Accuracy
 from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
-from pomp_jax.transfer import Encoder, topk_accuracy
-from pomp_jax.transfer.classification import accuracy_of_scores
-from pomp_jax.transfer.evaluation import SplitFeatures
-from pomp_jax.transfer.metrics import Accuracy
+from pomp_jax.prompt.loss import normalize
 
 # Classes whose features are computed together for one image.
 _CLASSES = 256

@@ -24,7 +24,7 @@ import optax
 import scipy.sparse
 
 from pomp_jax.files.progress import steps_of
-from pomp_jax.transfer.classification import ranks
+from pomp_jax.inference.classify import ranks
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Published(NamedTuple):
     alpha_max: end of the search for alpha.
     beta_max: end of the search for beta.
     epochs: to learn the keys.
-    text: the class features', as `jobs.named_prompts` reads it.
+    text: the class features', as `inference.named_prompts` reads it.
   """
 
   alpha: float

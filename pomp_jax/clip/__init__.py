@@ -1,6 +1,6 @@
 """The frozen backbone: load a CLIP, tokenize, and turn prompts and images into features.
 
-Names are imported when first asked for: `clip.shared` alone runs where transformers is missing.
+Names are imported when first asked for: `clip.packed` alone runs where transformers is missing.
 """
 
 import importlib
@@ -10,11 +10,10 @@ _MODULE_OF = {
   "ClipError": "load",
   "TextTower": "text",
   "TokenizeError": "tokens",
-  "encode_texts": "reference",
   "image_tower": "vision",
   "load_clip": "load",
   "prompted_image_tower": "prompted_vision",
-  "text_tower": "text",
+  "text_tower": "towers",
   "tokenize": "tokens",
 }
 

@@ -1,23 +1,17 @@
-"""The reference text tower: HuggingFace FlaxCLIP's own modules, and plain sentences through it.
+"""The reference text tower: HuggingFace FlaxCLIP's own modules.
 
-Shapes: C classes, P prefix tokens, L own tokens of a class, T positions, N sentences, D width, E
+Shapes: C classes, P prefix tokens, L own tokens of a class, T positions, D width, E
 embedding.
 """
 
-from collections.abc import Sequence
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 from transformers import CLIPTextConfig
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPEncoder
 
-from pomp_jax.clip.load import Clip
 from pomp_jax.clip.precision import precision_of, with_products
-from pomp_jax.clip.text import TextTower, project, token_embeddings
-from pomp_jax.clip.tokens import tokenize
+from pomp_jax.clip.text import TextTower, project
 
 
 def reference_text_tower(config: CLIPTextConfig, dtype: DTypeLike = jnp.float32) -> TextTower:
@@ -51,23 +45,3 @@ def reference_text_tower(config: CLIPTextConfig, dtype: DTypeLike = jnp.float32)
     return project(params, eot_CxD, dtype)
 
   return with_products(products, features)
-
-
-def encode_texts(
-  clip: Clip, texts: Sequence[str], tower: TextTower | None = None
-) -> Float[Array, "N E"]:
-  """Features of plain sentences: a prompt with no context and the sentence as its name.
-
-  Args:
-    clip: the frozen CLIP.
-    texts: N sentences, as they are (no "." is added).
-    tower: an implementation; `reference` in float32 if not given.
-
-  Returns:
-    Features [N, E], not normalised: HuggingFace's `get_text_features`.
-  """
-  tower = tower or reference_text_tower(clip.config.text_config)
-  ids_NxL, lengths_N = tokenize(texts, clip.tokenizer, clip.config.text_config)
-  suffix_NxLxD = token_embeddings(clip.params, ids_NxL)
-  prefix_1xD = clip.sos_embedding[None]
-  return jax.jit(tower)(clip.text_params, prefix_1xD, suffix_NxLxD, lengths_N)

@@ -19,13 +19,7 @@ from pomp_jax.config.accepted import (
 )
 from pomp_jax.config.checks import LOCAL_PATH, is_url, validate
 from pomp_jax.config.defaults import base
-from pomp_jax.config.named_fields import (
-  ConfigError,
-  check_field,
-  fields,
-  set_field,
-  with_argument,
-)
+from pomp_jax.config.named_fields import ConfigError, check_field, fields, set_field, with_argument
 
 __all__ = [
   "ConfigError",

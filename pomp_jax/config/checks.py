@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from pomp_jax.clip.made_up import MADE_UP
 from pomp_jax.clip.memory import KEEP
 from pomp_jax.clip.precision import DTYPES
-from pomp_jax.clip.text import TEXT_TOWERS
+from pomp_jax.clip.towers import TEXT_TOWERS
 from pomp_jax.config.accepted import (
   EXPORT_FORMATS,
   FEATURE_FORMATS,
@@ -25,13 +25,7 @@ from pomp_jax.config.accepted import (
   WEIGHT_SUFFIXES,
   WORLD,
 )
-from pomp_jax.config.named_fields import (
-  ConfigError,
-  check_at_least,
-  check_choice,
-  fields,
-  value_of,
-)
+from pomp_jax.config.named_fields import ConfigError, check_at_least, check_choice, fields, value_of
 from pomp_jax.data.augment import AUGMENTS
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.labelled_set import READERS
@@ -40,7 +34,7 @@ from pomp_jax.data.suites import NO_SUITE, SUITES
 from pomp_jax.data.vocabularies import CLASS_LISTS
 from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.prompt.context import POSITIONS
-from pomp_jax.prompt.contrast import CORRECTIONS
+from pomp_jax.prompt.loss import CORRECTIONS
 from pomp_jax.prompt.optimizer import SCHEDULES
 from pomp_jax.prompt.sampling import ANCHORS, EXCLUSIONS, SAMPLERS
 

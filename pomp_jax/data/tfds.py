@@ -19,12 +19,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from pomp_jax.data.folder import match_classes, own_classes
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import SourceError, StoredImages
-from pomp_jax.data.vocabularies import (
-  CLASS_LISTS,
-  ClassList,
-  load_class_list,
-  load_tfds_labels,
-)
+from pomp_jax.data.vocabularies import CLASS_LISTS, ClassList, load_class_list, load_tfds_labels
 from pomp_jax.data.vocabularies.class_list import tfds_builder
 from pomp_jax.files.array_cache import ArrayCache, fingerprint
 

@@ -18,13 +18,7 @@ from typing import Any, SupportsFloat
 from pomp_jax import hosts
 from pomp_jax.files import checkpoint_contents, checksums
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.checkpoint_contents import (
-  CheckpointError,
-  Damage,
-  PyTree,
-  Restored,
-  as_line,
-)
+from pomp_jax.files.checkpoint_contents import CheckpointError, Damage, PyTree, Restored, as_line
 from pomp_jax.files.checkpoint_manager import Manager, open_manager
 
 __all__ = ["CheckpointError", "Checkpoints", "Restored"]

@@ -15,12 +15,7 @@ import numpy as np
 
 from pomp_jax.files.pickle_machine import PickleError
 from pomp_jax.files.quoting import printable
-from pomp_jax.files.torch_pickle import (
-  ORDERED_DICT,
-  REBUILD_TENSOR,
-  StoredTensor,
-  read_pickle,
-)
+from pomp_jax.files.torch_pickle import ORDERED_DICT, REBUILD_TENSOR, StoredTensor, read_pickle
 
 # A CLIP with its optimizer's state takes a few hundred kilobytes; each byte may cost a hundred.
 _MAX_PICKLE_BYTES = 2 * 2**20

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from pomp_jax import hosts
+from pomp_jax import hosts, inputs
 from pomp_jax.analysis import geometry_plots
 from pomp_jax.analysis.branches import Branches, shape_branches, wordnet_branches
 from pomp_jax.analysis.geometry import alignment, prompt_similarity, uniformity
@@ -19,18 +19,17 @@ from pomp_jax.analysis.interpretation import nearest_tokens, token_spacing
 from pomp_jax.analysis.tables import Row, Table, markdown
 from pomp_jax.data.vocabularies import ClassList
 from pomp_jax.data.wordnet import load_tree
+from pomp_jax.encoder import Encoder
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
-from pomp_jax.jobs import inputs
+from pomp_jax.inference.accuracy import split_features
+from pomp_jax.inference.classify import check_finite, topk_accuracy
+from pomp_jax.inference.named_prompts import NamedPrompt, features_under, read_prompts
+from pomp_jax.inputs.evaluation_sets import evaluation_sets, open_everywhere
 from pomp_jax.jobs.evaluate import check_prompts
-from pomp_jax.jobs.evaluation_sets import evaluation_sets, open_everywhere
-from pomp_jax.jobs.named_prompts import NamedPrompt, features_under, read_prompts
-from pomp_jax.jobs.same_run import check_same_run
-from pomp_jax.transfer import Encoder, topk_accuracy
-from pomp_jax.transfer.classification import check_finite
-from pomp_jax.transfer.evaluation import split_features
+from pomp_jax.train.resume import check_same_run
 
 log = logging.getLogger(__name__)
 

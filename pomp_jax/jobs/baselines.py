@@ -17,14 +17,14 @@ from ml_collections import ConfigDict
 
 from pomp_jax.analysis import method_plots
 from pomp_jax.analysis.tables import Row, Table, markdown
+from pomp_jax.benchmark.measurement import ProcessError, in_own_process, peak_mib
 from pomp_jax.config import ConfigError, validate, with_argument
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.run_folder import RunFolder, read_json, write_json, writing
 from pomp_jax.jobs import pretrain
-from pomp_jax.jobs.benchmark.measurement import ProcessError, in_own_process, peak_mib
 from pomp_jax.jobs.repeat import of_seeds, summary
-from pomp_jax.jobs.watch import TrainingError
+from pomp_jax.train.watch import TrainingError
 
 log = logging.getLogger(__name__)
 

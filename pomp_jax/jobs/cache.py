@@ -15,18 +15,18 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from pomp_jax import hosts
+from pomp_jax import hosts, inputs
 from pomp_jax.config import ConfigError
 from pomp_jax.data.loader import in_workers, name_of
 from pomp_jax.data.source import Source
 from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.data.views import views
+from pomp_jax.encoder import Encoder
 from pomp_jax.files.feature_blocks import FeatureBlocks
 from pomp_jax.files.progress import Progress
 from pomp_jax.files.run_folder import RunFolder, write_json
-from pomp_jax.jobs import batches, inputs
-from pomp_jax.prompt.train_step import make_mesh
-from pomp_jax.transfer import Encoder
+from pomp_jax.prompt.step import make_mesh
+from pomp_jax.train import batches
 
 log = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 The same code on the same devices with the same shapes. The images are made-up JPEGs, and a
 published architecture has random weights: nothing is downloaded. Each part is timed, a long one on
-some of its rows (`jobs.costs`), and the whole run added up from that. What is written goes to a
-temporary folder.
+some of its rows (`benchmark.costs`), and the whole run added up from that. What is written goes to
+a temporary folder.
 """
 
 import copy
@@ -16,12 +16,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from pomp_jax import hosts
+from pomp_jax import hosts, inputs
+from pomp_jax.benchmark import costs
 from pomp_jax.clip.made_up import MADE_UP
 from pomp_jax.config import MADE_UP_CLIP, MADE_UP_DATA, WORLD, ConfigError
 from pomp_jax.data.vocabularies import CLASS_LISTS
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.jobs import batches, costs, inputs, pretrain, training
+from pomp_jax.jobs import pretrain
+from pomp_jax.train import batches, setup
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   trial = _trial(config)
   with tempfile.TemporaryDirectory() as temporary:
     folder = RunFolder(pathlib.Path(temporary) / "run")
-    job = training.prepare(trial, folder)
+    job = setup.prepare(trial, folder)
     folder.create()
     figures = costs.measure(job)
   figures |= _whole_run(job, figures)
@@ -72,14 +74,14 @@ def _trial(config: ConfigDict) -> ConfigDict:
   return trial
 
 
-def _whole_run(job: training.Run, figures: dict[str, Any]) -> dict[str, Any]:
+def _whole_run(job: setup.Run, figures: dict[str, Any]) -> dict[str, Any]:
   """The run's seconds and bytes, added up."""
   config = job.config
   test, classes = figures["test_images"], figures["class_features"].seconds
   images = config.eval.images * test.seconds / test.total
   n_splits = len(inputs.evaluation_splits(config.data))
   n_validations = -(-job.total_steps // config.checkpoint.every)
-  n_banks = -(-job.total_steps // config.sampling.refresh_every) if training.needs_bank(job) else 0
+  n_banks = -(-job.total_steps // config.sampling.refresh_every) if setup.needs_bank(job) else 0
   step = max(figures["step_seconds"], figures["read"].seconds)
   train = job.total_steps * step + n_banks * classes
   validation = images + n_validations * classes
@@ -98,7 +100,7 @@ def _whole_run(job: training.Run, figures: dict[str, Any]) -> dict[str, Any]:
   }
 
 
-def _cache_bytes(job: training.Run) -> int | None:
+def _cache_bytes(job: setup.Run) -> int | None:
   """What the features of all views take; None where the views never come again."""
   shown = batches.augmentation(job.config.data)
   if shown.kind != "none" and not shown.fresh_epochs:
@@ -107,7 +109,7 @@ def _cache_bytes(job: training.Run) -> int | None:
   return 4 * len(job.source) * shown.n_epochs * shown.n_views * width
 
 
-def _lines(trial: ConfigDict, job: training.Run, figures: dict[str, Any]) -> list[str]:
+def _lines(trial: ConfigDict, job: setup.Run, figures: dict[str, Any]) -> list[str]:
   """The report."""
   step, read = figures["step_seconds"], figures["read"]
   bound = "reading the images" if read.seconds > step else "the step"

@@ -18,7 +18,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from pomp_jax import hosts
+from pomp_jax import hosts, inputs
 from pomp_jax.analysis import evaluation_plots
 from pomp_jax.analysis.accuracy import (
   SetFigures,
@@ -31,24 +31,23 @@ from pomp_jax.data.images import PREPARATION
 from pomp_jax.data.labelled_set import LabelledSet
 from pomp_jax.data.suites import GROUPS
 from pomp_jax.data.wordnet import load_tree
+from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.class_features import ClassFeatures
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, check_fits
 from pomp_jax.files.run_folder import RunFolder, read_json, read_keyed, write_json, writing
-from pomp_jax.jobs import inputs
-from pomp_jax.jobs.evaluation_sets import (
+from pomp_jax.inference.hierarchy import Hierarchy
+from pomp_jax.inference.named_prompts import NamedPrompt, describe, features_under, read_prompts
+from pomp_jax.inference.scoring import tally
+from pomp_jax.inputs.evaluation_sets import (
   EvaluationSet,
   evaluation_sets,
   file_name,
   open_each,
   open_everywhere,
 )
-from pomp_jax.jobs.named_prompts import NamedPrompt, describe, features_under, read_prompts
-from pomp_jax.transfer import Encoder
-from pomp_jax.transfer.hierarchy import Hierarchy
-from pomp_jax.transfer.scoring import tally
 
 log = logging.getLogger(__name__)
 

@@ -17,23 +17,24 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from pomp_jax import inputs
 from pomp_jax.analysis.gradient_bias import draws_of, gradient_function, summarise
 from pomp_jax.analysis.gradient_plots import gradient_bias_panels
 from pomp_jax.config import ConfigError, fields
 from pomp_jax.data.source import StoredImages, readable_images
 from pomp_jax.data.unreadable import LeftOut
+from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import check_fits, load_prompt
 from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json, writing
-from pomp_jax.jobs import inputs, training
-from pomp_jax.jobs.class_relations import sampling_arrays, sampling_of
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.contrast import CORRECTIONS
 from pomp_jax.prompt.learner import ContextLearner, Frozen
+from pomp_jax.prompt.loss import CORRECTIONS
 from pomp_jax.prompt.sampling import SAMPLERS, Sampling, SamplingArrays
-from pomp_jax.prompt.train_step import ContrastSettings, replicate, step_token_budget
-from pomp_jax.transfer import Encoder
+from pomp_jax.prompt.step import ContrastSettings, replicate, step_token_budget
+from pomp_jax.train import setup
+from pomp_jax.train.class_relations import sampling_arrays, sampling_of
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class _Setting:
     )
     n_prefix = 1 + self.module.n_vectors - self.module.n_own
     text_config = self.encoder.clip.config.text_config
-    memory = training.memory_plan(self.config.clip, text_config, n_prefix, budget)
+    memory = setup.memory_plan(self.config.clip, text_config, n_prefix, budget)
     learner = ContextLearner(self.module, self.encoder.text_tower(budget, memory), budget)
     arguments = (self.params, self.frozen, self.features, self.labels)
     return draws_of(

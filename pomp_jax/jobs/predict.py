@@ -8,7 +8,7 @@ import logging
 
 from ml_collections import ConfigDict
 
-from pomp_jax import hosts
+from pomp_jax import hosts, inputs
 from pomp_jax.data.images import ImageError, list_images, read_image
 from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.data.vocabularies import load_class_list
@@ -17,8 +17,7 @@ from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
 from pomp_jax.files.quoting import printable
 from pomp_jax.files.run_folder import RunFolder, write_json
-from pomp_jax.jobs import inputs
-from pomp_jax.transfer import Classifier
+from pomp_jax.inference.classify import Classifier
 
 log = logging.getLogger(__name__)
 

@@ -14,58 +14,22 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from pomp_jax import hosts
+from pomp_jax import hosts, inputs
 from pomp_jax.analysis import plots
 from pomp_jax.config import FEATURE_METHODS, STEP_METHODS, ConfigError
 from pomp_jax.data.source import readable_images, spread_evenly
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
-from pomp_jax.jobs import batches, feature_methods, inputs, loop, methods
-from pomp_jax.jobs.same_run import check_same_run
-from pomp_jax.jobs.training import Run, k_of, prepare, prompt_of
-from pomp_jax.jobs.watch import TrainingError
-from pomp_jax.prompt.train_step import make_mesh
-from pomp_jax.transfer import Classifier
-from pomp_jax.transfer.evaluation import evaluate, split_features
+from pomp_jax.inference.accuracy import evaluate, split_features
+from pomp_jax.inference.classify import Classifier
+from pomp_jax.prompt.step import make_mesh
+from pomp_jax.train import batches, feature_methods, loop, methods
+from pomp_jax.train.resume import check_same_run, may_change
+from pomp_jax.train.setup import Run, k_of, prepare, prompt_of
+from pomp_jax.train.watch import TrainingError
 
 log = logging.getLogger(__name__)
 
-# Fields that a run may change between two starts: they leave its result as it is.
-_FREE_FIELDS = (
-  "log.every",
-  "profile_steps",
-  "watch.port",
-  "watch.host",
-  "checkpoint.every",
-  "checkpoint.keep",
-  "data.threads",
-  "data.root",
-  "data.workers",
-  "data.cache",
-  "data.features",
-  "data.feature_cache",
-  "eval.cache",
-  "checkpoint.on_failure",
-  # As long as no loss is bad.
-  "on_bad_loss",
-  "loss_spike",
-  "max_roll_backs",
-)
-# Fields that follow the devices, which may be others at the next start; the draws may be as well,
-# and then the run says so.
-_OF_DEVICES = ("accumulate", "mesh.class_size")
-# Fields of jobs that only read what it leaves, or run it.
-_OTHER_JOBS = (
-  "predict.",
-  "evaluate.",
-  "repeat.",
-  "export.",
-  "prepare.",
-  "analyse.",
-  "baselines.",
-  "ablate.",
-  "gradient_bias.",
-)
 _SHEET_IMAGES = 12
 
 
@@ -82,9 +46,7 @@ def check(config: ConfigDict, workdir: str) -> None:
   if config.method in STEP_METHODS:
     _check_step(config, n_classes, clip.text_config.max_position_embeddings)
     methods.check(config, clip)
-  check_same_run(
-    config, folder, lambda field: leaves_result_as_it_is(field) or field in _OF_DEVICES
-  )
+  check_same_run(config, folder, may_change)
 
 
 def _check_step(config: ConfigDict, n_classes: int, positions: int) -> None:
@@ -257,8 +219,3 @@ def _log_results(results: dict, folder: RunFolder) -> None:
       *(split, *counts, line, 100 * low, 100 * high),
     )
   log.info("what was learned, results and plots are in %s", folder.path)
-
-
-def leaves_result_as_it_is(field: str) -> bool:
-  """Whether a run's result is the same whatever the field says."""
-  return field in _FREE_FIELDS or field.startswith(_OTHER_JOBS)

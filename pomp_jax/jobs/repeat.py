@@ -15,8 +15,8 @@ from pomp_jax.analysis import plots
 from pomp_jax.config import ConfigError
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
+from pomp_jax.inference.metrics import Accuracy, wilson_interval
 from pomp_jax.jobs import pretrain
-from pomp_jax.transfer.metrics import Accuracy, wilson_interval
 
 log = logging.getLogger(__name__)
 

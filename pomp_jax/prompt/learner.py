@@ -1,6 +1,6 @@
 """What is learned: parameters, and the features of images and classes under them.
 
-The step (`prompt.train_step`) contrasts the features that a learner gives, whatever they are made
+The step (`prompt.step`) contrasts the features that a learner gives, whatever they are made
 of. POMP's own learner is `ContextLearner`: a context before the class names, image features as the
 frozen CLIP has them.
 Shapes: B images of a draw, R classes that a device computes, M context vectors, D width, E
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 
 from pomp_jax.annotations import Array, Bool, Float, Int32
-from pomp_jax.clip import shared
+from pomp_jax.clip import packed
 from pomp_jax.clip.text import TextTower, token_embeddings
 from pomp_jax.prompt.context import ClassTokens, PromptContext, Sequences
 from pomp_jax.prompt.sampling import SamplingArrays
@@ -128,7 +128,7 @@ def available_rows(
   lengths_C: Int32[Array, " C"], token_budget: int | None
 ) -> Bool[Array, " C"] | None:
   """Which rows of so many own tokens a text tower with this budget computes; None: all."""
-  return None if token_budget is None else shared.kept_rows(lengths_C, token_budget)
+  return None if token_budget is None else packed.kept_rows(lengths_C, token_budget)
 
 
 def class_features(

@@ -3,22 +3,22 @@
 import itertools
 import math
 
-from closeness import assert_close
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_run import small_config
 import torch
 
+from pomp_jax import inputs
 from pomp_jax.analysis.gradient_bias import draws_of, gradient_function, summarise
 from pomp_jax.clip import text_tower
-from pomp_jax.jobs import inputs
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.contrast import normalize
 from pomp_jax.prompt.learner import ClassFeatures, ContextLearner, Frozen, class_features
-from pomp_jax.prompt.train_step import ContrastSettings
+from pomp_jax.prompt.loss import normalize
+from pomp_jax.prompt.step import ContrastSettings
+from tests.support.closeness import assert_close
+from tests.support.small_run import small_config
 
 
 def _noisy(bias, deviation, n_draws=400, size=50):

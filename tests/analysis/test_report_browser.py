@@ -12,10 +12,10 @@ import subprocess
 import numpy as np
 from PIL import Image
 import pytest
-from small_run import small_config
 
+from pomp_jax.ablation.report import write_outcome
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.jobs.ablate.report import write_outcome
+from tests.support.small_run import small_config
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
 CHROMIUM = next(filter(None, [os.environ.get("CHROMIUM"), *map(shutil.which, _NAMES)]), None)

@@ -5,15 +5,15 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from plain_method import torch_class_feature
 import pytest
-from random_clip import write_random_clip
 import torch
 from transformers import CLIPModel
 
 from pomp_jax.clip import Clip, load_clip, tokenize
 from pomp_jax.prompt.context import ClassTokens
 from pomp_jax.prompt.learner import Frozen
+from tests.support.plain_method import torch_class_feature
+from tests.support.random_clip import write_random_clip
 
 NAMES = (
   *("cat", "the dog of the star", "star", "x", "the cat"),

@@ -6,7 +6,6 @@ All classes are negatives, so that the loss is torch's plain cross-entropy.
 import contextlib
 import copy
 
-from closeness import assert_close
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -22,19 +21,20 @@ from pomp_jax.baselines.vpt import VPTLearner
 from pomp_jax.clip import image_tower, prompted_image_tower, text_tower
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.config import ConfigError, base
-from pomp_jax.jobs.methods import frozen_of, initial_words, make_learner
+from pomp_jax.encoder import Encoder
+from pomp_jax.inference.accuracy import SplitFeatures
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, ImageLearner
 from pomp_jax.prompt.optimizer import sgd
-from pomp_jax.prompt.train_step import (
+from pomp_jax.prompt.step import (
   ContrastSettings,
   create_state,
   make_mesh,
   make_train_step,
   replicate,
 )
-from pomp_jax.transfer import Encoder
-from pomp_jax.transfer.evaluation import SplitFeatures
+from pomp_jax.train.methods import frozen_of, initial_words, make_learner
+from tests.support.closeness import assert_close
 
 N_LAYERS = 3
 

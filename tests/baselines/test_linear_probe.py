@@ -2,12 +2,12 @@
 
 import math
 
-from closeness import assert_close
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
 from pomp_jax.baselines.linear_probe import COARSE, LinearProbe, fit, search
+from tests.support.closeness import assert_close
 
 
 @pytest.fixture(scope="module")

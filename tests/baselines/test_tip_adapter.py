@@ -2,7 +2,6 @@
 
 import itertools
 
-from closeness import assert_close
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 from pomp_jax.baselines.tip_adapter import TipAdapter, cross_entropy, mean_keys, tune
+from tests.support.closeness import assert_close
 
 N_CLASSES, WIDTH, SCALE = 5, 8, 20.0
 

@@ -5,16 +5,16 @@ import json
 import pathlib
 import shutil
 
-from clip_bpe import clip_tokenizer
 from hypothesis import example, given
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer, default_bpe
 import pytest
-from random_clip import MERGES
 
 from pomp_jax.clip.bpe import ACCEPTED_FILES, BytePairTokenizer, read_bpe
 from pomp_jax.clip.errors import ClipError
 from pomp_jax.data.imagenet21k import load_synsets
+from tests.support.clip_bpe import clip_tokenizer
+from tests.support.random_clip import MERGES
 
 ZIPPED = pathlib.Path(default_bpe())
 

@@ -9,20 +9,21 @@ import subprocess
 import sys
 import threading
 
-from closeness import assert_close
 import jax
 import numpy as np
 import pytest
-from random_clip import write_random_clip
-from refusals import refusal
 import safetensors.torch
 import torch
 from transformers import CLIPConfig, CLIPModel
 
 from pomp_jax import world
-from pomp_jax.clip import ClipError, encode_texts, image_tower, load_clip
+from pomp_jax.clip import ClipError, image_tower, load_clip
 from pomp_jax.clip.architecture import of_huggingface, parameter_shapes
 from pomp_jax.clip.layouts import HUGGINGFACE, check_weights
+from tests.support.closeness import assert_close
+from tests.support.encode_texts import encode_texts
+from tests.support.random_clip import write_random_clip
+from tests.support.refusals import refusal
 
 TEXTS = ["the cat.", "a dog of the star", "naïve"]
 

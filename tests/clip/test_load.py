@@ -8,10 +8,10 @@ from flax import serialization
 import jax
 import numpy as np
 import pytest
-from refusals import refusal
 
 from pomp_jax.clip import ClipError, load_clip
 from pomp_jax.clip.load import read_clip_config
+from tests.support.refusals import refusal
 
 
 @pytest.fixture

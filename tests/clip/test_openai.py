@@ -1,12 +1,22 @@
 """OpenAI's and open_clip's checkpoints against open_clip's own models, file by file."""
 
-from closeness import assert_close
 import jax
 import jax.numpy as jnp
 import numpy as np
 import open_clip
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-from openai_clip import (
+import pytest
+import safetensors.torch
+import torch
+
+from pomp_jax.clip import Clip, image_tower, load_clip
+from pomp_jax.clip.architecture import of_shapes, parameter_shapes
+from pomp_jax.clip.layouts import OPENAI, check_weights
+from pomp_jax.clip.load import read_clip_config
+from pomp_jax.clip.towers import text_tower
+from tests.support.closeness import assert_close
+from tests.support.encode_texts import encode_texts
+from tests.support.openai_clip import (
   RESNET,
   TEXTS,
   VIT,
@@ -16,15 +26,6 @@ from openai_clip import (
   write_merges,
   write_settings,
 )
-import pytest
-import safetensors.torch
-import torch
-
-from pomp_jax.clip import Clip, encode_texts, image_tower, load_clip
-from pomp_jax.clip.architecture import of_shapes, parameter_shapes
-from pomp_jax.clip.layouts import OPENAI, check_weights
-from pomp_jax.clip.load import read_clip_config
-from pomp_jax.clip.text import text_tower
 
 
 def _images(size):

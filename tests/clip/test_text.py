@@ -1,15 +1,16 @@
 """Text features against HuggingFace's Flax and torch models holding the same weights."""
 
-from closeness import assert_close
 import jax
 import jax.numpy as jnp
 import numpy as np
-from programs import equations
 import pytest
 
-from pomp_jax.clip import encode_texts, text_tower, tokenize
+from pomp_jax.clip import text_tower, tokenize
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.prompt.context import PromptContext
+from tests.support.closeness import assert_close
+from tests.support.encode_texts import encode_texts
+from tests.support.programs import equations
 
 SENTENCES = [
   "a photo of a cat.",

@@ -2,15 +2,15 @@
 
 import json
 
-from closeness import assert_close
 import jax
 import jax.numpy as jnp
 import numpy as np
-from programs import equations
 import pytest
 from transformers import CLIPImageProcessor
 
 from pomp_jax.clip import image_tower, load_clip
+from tests.support.closeness import assert_close
+from tests.support.programs import equations
 
 
 @pytest.fixture(scope="module")

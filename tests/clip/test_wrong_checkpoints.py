@@ -5,15 +5,15 @@ import re
 
 import open_clip
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-from openai_clip import RESNET, VIT, small_open_clip, write_merges, write_settings
 import pytest
-from refusals import refusal
 import safetensors.torch
 import torch
 
 from pomp_jax.clip import ClipError, load_clip
 from pomp_jax.clip.architecture import of_shapes, parameter_shapes
 from pomp_jax.clip.layouts import OPENAI, check_weights
+from tests.support.openai_clip import RESNET, VIT, small_open_clip, write_merges, write_settings
+from tests.support.refusals import refusal
 
 
 @pytest.fixture(scope="module", params=[VIT, RESNET], ids=["vit", "resnet"])

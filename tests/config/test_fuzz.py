@@ -6,13 +6,13 @@ import math
 import pathlib
 
 from absl import flags
-from command_line import parse
-from hostile import awkward_text, keeps_its_word
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pomp_jax.ablation.grid import make_cells
 from pomp_jax.config import ConfigError, base, fields, validate, with_argument
-from pomp_jax.jobs.ablate.grid import make_cells
+from tests.support.command_line import parse
+from tests.support.hostile import awkward_text, keeps_its_word
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 DEMO = ROOT / "configs" / "demo.py"

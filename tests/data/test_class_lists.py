@@ -4,7 +4,6 @@ from collections import Counter
 import dataclasses
 import logging
 
-from clip_bpe import clip_tokenizer
 import numpy as np
 import pytest
 
@@ -12,7 +11,9 @@ from pomp_jax.clip import load_clip
 from pomp_jax.data.imagenet21k import load_synsets
 from pomp_jax.data.vocabularies import CLASS_LISTS, TEMPLATES, load_class_list, load_templates
 from pomp_jax.data.vocabulary import VocabularyError, spoken
-from pomp_jax.transfer import Classifier, Encoder, topk_accuracy
+from pomp_jax.encoder import Encoder
+from pomp_jax.inference.classify import Classifier, topk_accuracy
+from tests.support.clip_bpe import clip_tokenizer
 
 SIZES = {
   "imagenet21k": 21_841,

@@ -6,7 +6,6 @@ import os
 import pathlib
 import tarfile
 
-from hostile import bombs, damaged, edited_json, keeps_its_word
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 import numpy as np
@@ -21,6 +20,7 @@ from pomp_jax.data.images import ImageError, list_images, read_image
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.vocabularies import load_class_list
 from pomp_jax.data.vocabulary import VocabularyError, spoken
+from tests.support.hostile import bombs, damaged, edited_json, keeps_its_word
 
 often = settings(max_examples=200)
 

@@ -1,9 +1,9 @@
 """The stored ImageNet-21K classes, against what is known of the release and of CLIP's tokenizer."""
 
-from clip_bpe import clip_tokenizer
 import numpy as np
 
 from pomp_jax.data.imagenet21k import load_synsets
+from tests.support.clip_bpe import clip_tokenizer
 
 
 def test_classes_are_those_of_the_fall_2011_release():

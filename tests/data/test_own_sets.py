@@ -1,6 +1,5 @@
 """A user's own data sets: what a file of them may hold, and which classes and images it gives."""
 
-from hostile import awkward_text, keeps_its_word
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
@@ -11,6 +10,7 @@ from pomp_jax.data.own_sets import open_own_set, parse_sets, read_sets_file
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.vocabularies import load_class_list
 from pomp_jax.data.wordnet import load_tree
+from tests.support.hostile import awkward_text, keeps_its_word
 
 NAMES = ("ant", "bee", "cat", "dog", "eel")
 

@@ -8,7 +8,7 @@ Every run is seeded. Exit status 1 when one did not survive, or came to another 
 
 import os
 
-from tests.processes import keep_programs
+from tests.support.processes import keep_programs
 
 if __name__ == "__main__":
   # Before JAX starts.

@@ -26,10 +26,10 @@ from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
-from pomp_jax.jobs import loop
-from pomp_jax.jobs.watch import TrainingError
+from pomp_jax.train import loop
+from pomp_jax.train.watch import TrainingError
 from tests.faults.lab import DEVICES, EVERY, STEPS, Going, Lab, config_of
-from tests.processes import ROOT, environment
+from tests.support.processes import ROOT, environment
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from unittest import mock
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
-from pomp_jax.jobs import loop, training
+from pomp_jax.train import loop, setup
 from tests.faults.lab import config_of, watched
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     changes: of the config.
   """
   folder, fault = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
-  job = training.prepare(config_of(**fault.get("changes", {})), RunFolder(folder))
+  job = setup.prepare(config_of(**fault.get("changes", {})), RunFolder(folder))
   job.folder.create()
 
   def hook(step):

@@ -13,12 +13,13 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from pomp_jax import inputs
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
-from pomp_jax.jobs import inputs, loop, training
-from pomp_jax.prompt.train_step import make_mesh
-from tests.small_run import small_config
+from pomp_jax.prompt.step import make_mesh
+from pomp_jax.train import loop, setup
+from tests.support.small_run import small_config
 
 STEPS, EVERY, DEVICES = 12, 4, 2
 # Called when a step was started, before anything is done with its metrics.
@@ -63,11 +64,11 @@ class Lab:
     """
     self.folder = folder
     encoder = inputs.open_encoder(config, make_mesh(devices=jax.devices()[:DEVICES]))
-    self.job = training.prepare(config, RunFolder(folder), encoder=encoder)
+    self.job = setup.prepare(config, RunFolder(folder), encoder=encoder)
     self.context = self.go(folder).context
     self.scalars = RunFolder(folder).scalars()
 
-  def job_in(self, folder: pathlib.Path, **changes) -> training.Run:
+  def job_in(self, folder: pathlib.Path, **changes) -> setup.Run:
     """The training in another folder, with some fields changed that need nothing prepared anew."""
     config = ConfigDict(self.job.config.to_dict())
     config.update_from_flattened_dict(changes)
@@ -88,7 +89,7 @@ class Lab:
   def context_in(self, folder: pathlib.Path) -> np.ndarray:
     """What the newest checkpoint in a folder holds."""
     with Checkpoints(folder / "checkpoints") as checkpoints:
-      restored = checkpoints.restore_latest(training.first_state(self.job))
+      restored = checkpoints.restore_latest(setup.first_state(self.job))
     return np.asarray(restored.state.params["context"])
 
 

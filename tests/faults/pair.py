@@ -10,7 +10,7 @@ import numpy as np
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from tests.faults.cases import Outcome
-from tests.processes import Processes
+from tests.support.processes import Processes
 
 # Long enough for a fault in the middle.
 STEPS, EVERY = 160, 20

@@ -9,7 +9,7 @@ import pytest
 from tests.faults import cases
 from tests.faults.campaign import kinds, run_kind
 from tests.faults.lab import Lab, config_of
-from tests.processes import Processes
+from tests.support.processes import Processes
 
 # Of these kinds one run.
 SELECTED = (

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 
-from checkpoint_states import META, abstract, assert_same, make_state
 import numpy as np
 import pytest
 
@@ -19,6 +18,7 @@ from pomp_jax.files import checkpoint_contents
 from pomp_jax.files.checkpoint_contents import Damage
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.other_checkpoints import read_checkpoints
+from tests.support.checkpoint_states import META, abstract, assert_same, make_state
 
 
 def damage(file, how, rng):

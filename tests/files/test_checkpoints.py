@@ -2,7 +2,6 @@
 
 import shutil
 
-from checkpoint_states import META, abstract, assert_same, make_state
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
@@ -12,6 +11,7 @@ import optax
 import pytest
 
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
+from tests.support.checkpoint_states import META, abstract, assert_same, make_state
 
 
 def test_an_empty_folder(tmp_path):

@@ -5,14 +5,6 @@ import json
 import struct
 import zipfile
 
-from hostile import (
-  awkward_text,
-  bombs,
-  damaged,
-  edited_json,
-  json_values,
-  keeps_its_word,
-)
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 import numpy as np
@@ -24,6 +16,14 @@ from pomp_jax.files.events import EventWriter, read_scalars
 from pomp_jax.files.feature_blocks import FeatureBlocks, FeatureCacheError
 from pomp_jax.files.prompt_file import POSITIONS, Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.weights import WeightsError, open_weights
+from tests.support.hostile import (
+  awkward_text,
+  bombs,
+  damaged,
+  edited_json,
+  json_values,
+  keeps_its_word,
+)
 
 CONTEXT = np.random.default_rng(0).normal(0, 0.02, (4, 8)).astype(np.float32)
 PROMPT = Prompt(CONTEXT, "a/clip", "middle", "a {}.", {"seed": 1, "epochs": 5})

@@ -7,11 +7,11 @@ import socket
 import time
 
 import jax
-from processes import Processes
 import pytest
 
 from pomp_jax import hosts
 from pomp_jax.hosts import agreement
+from tests.support.processes import Processes
 
 SMALL = [
   "--config=configs/demo.py",

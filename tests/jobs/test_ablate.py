@@ -4,18 +4,18 @@ import csv
 import json
 
 import numpy as np
-from processes import Processes
 import pytest
-from small_run import small_config, trained
 
 from pomp_jax import hosts
+from pomp_jax.ablation.grid import make_cells
+from pomp_jax.ablation.lanes import Trained, lane_groups, lanes_at_a_time
 from pomp_jax.config import ConfigError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import ablate, pretrain
-from pomp_jax.jobs.ablate.grid import make_cells
-from pomp_jax.jobs.ablate.lanes import Trained, lane_groups, lanes_at_a_time
-from pomp_jax.jobs.watch import TrainingError
+from pomp_jax.train.watch import TrainingError
+from tests.support.processes import Processes
+from tests.support.small_run import small_config, trained
 
 GRID = "k=20|all;correction=log|none;seed=0|1"
 
@@ -182,8 +182,8 @@ from jax.experimental import multihost_utils
 import numpy as np
 from pomp_jax import main
 from pomp_jax.jobs import ablate
-from pomp_jax.jobs.ablate.lanes import Trained
-from pomp_jax.jobs.ablate.shared import Shared
+from pomp_jax.ablation.lanes import Trained
+from pomp_jax.ablation.shared import Shared
 
 def train(job, group, streams, size):
   for cell in group:

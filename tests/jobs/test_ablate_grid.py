@@ -1,10 +1,10 @@
 """The grid: which cells it makes, and what it refuses."""
 
 import pytest
-from small_run import small_config
 
+from pomp_jax.ablation.grid import make_cells
 from pomp_jax.config import ConfigError
-from pomp_jax.jobs.ablate.grid import make_cells
+from tests.support.small_run import small_config
 
 
 def cells(grid, **changes):

@@ -4,19 +4,20 @@ import copy
 import json
 
 import numpy as np
-from openai_clip import N_TOKENS, VIT, small_open_clip, write_merges, write_settings
 from PIL import Image
 import pytest
-from small_run import small_config
 import torch
 
+from pomp_jax import inputs
 from pomp_jax.clip import load_clip
 from pomp_jax.config import ConfigError
+from pomp_jax.encoder import Encoder
 from pomp_jax.files.class_features import write_detic
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
-from pomp_jax.jobs import analyse, inputs
-from pomp_jax.transfer import Encoder
+from pomp_jax.jobs import analyse
 from pomp_jax.world import CLIP_PATH
+from tests.support.openai_clip import N_TOKENS, VIT, small_open_clip, write_merges, write_settings
+from tests.support.small_run import small_config
 
 
 @pytest.fixture(scope="module")

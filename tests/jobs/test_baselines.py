@@ -6,13 +6,16 @@ import pathlib
 
 import numpy as np
 import pytest
-from small_run import small_config
 
+from pomp_jax import inputs
 from pomp_jax.config import METHODS, ConfigError, validate
 from pomp_jax.files.checkpoints import CheckpointError
-from pomp_jax.jobs import baselines, feature_methods, inputs, named_prompts, pretrain
-from pomp_jax.jobs.watch import TrainingError
-from pomp_jax.transfer.metrics import wilson_interval
+from pomp_jax.inference import named_prompts
+from pomp_jax.inference.metrics import wilson_interval
+from pomp_jax.jobs import baselines, pretrain
+from pomp_jax.train import feature_methods
+from pomp_jax.train.watch import TrainingError
+from tests.support.small_run import small_config
 
 SPLITS = ("base", "novel", "shifted")
 CONFIGS = {

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from pomp_jax import hosts
+from pomp_jax.benchmark.measurement import ProcessError, in_own_process, peak_mib
 from pomp_jax.files import progress
 from pomp_jax.hosts import Preempted
 from pomp_jax.jobs import benchmark
-from pomp_jax.jobs.benchmark.measurement import ProcessError, in_own_process, peak_mib
 
 
 def _config(**changes):
@@ -118,7 +118,7 @@ def test_runs_where_torch_and_transformers_are_missing(tmp_path):
     "  def find_spec(self, name, *rest):\n"
     "    if name.split('.')[0] in gone: raise ModuleNotFoundError(name)\n"
     "sys.meta_path.insert(0, Gone())\n"
-    "from pomp_jax.jobs.benchmark.__main__ import main\n"
+    "from pomp_jax.jobs.benchmark import main\n"
     f"sys.argv = ['benchmark', '--workdir={tmp_path}', '--model=tiny', '--k=16', '--repeats=1',"
     " '--steps=4/100']\n"
     "main()\n"

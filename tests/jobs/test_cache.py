@@ -6,17 +6,19 @@ import pathlib
 
 import jax
 import numpy as np
-from processes import Processes
 import pytest
-from small_run import small_config
 
+from pomp_jax import inputs
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.made_up import encode, natural_image
 from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.files.feature_blocks import FeatureBlocks, FeatureCacheError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.jobs import batches, cache, inputs, pretrain
+from pomp_jax.jobs import cache, pretrain
+from pomp_jax.train import batches
+from tests.support.processes import Processes
+from tests.support.small_run import small_config
 
 NAMES = ("beaver", "castle", "daisy", "lamp", "owl", "violin")
 

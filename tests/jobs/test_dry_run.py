@@ -4,14 +4,16 @@ import importlib
 
 import numpy as np
 import pytest
-from small_run import small_config
 
+from pomp_jax import inputs
+from pomp_jax.benchmark import costs
 from pomp_jax.clip import checkpoint, made_up, tokenize
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.made_up import open_made_up
 from pomp_jax.data.vocabularies import load_class_list
 from pomp_jax.files import progress
-from pomp_jax.jobs import costs, dry_run, inputs
+from pomp_jax.jobs import dry_run
+from tests.support.small_run import small_config
 
 
 def dry(**changes):

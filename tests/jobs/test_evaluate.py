@@ -3,30 +3,30 @@
 import json
 import os
 
-from coop_folder import write_set
-from job_processes import run_in_processes
 import numpy as np
 from PIL import Image
 import pytest
-from random_clip import write_random_clip
 import scipy.special
-from small_run import small_config
 import torch
 
 from pomp_jax.clip import load_clip
 from pomp_jax.config import ConfigError
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.vocabularies import ClassList, load_class_list
+from pomp_jax.encoder import Encoder
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
+from pomp_jax.inference.named_prompts import features_under
+from pomp_jax.inputs.evaluation_sets import evaluation_sets
 from pomp_jax.jobs import evaluate
-from pomp_jax.jobs.evaluation_sets import evaluation_sets
-from pomp_jax.jobs.named_prompts import features_under
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner
 from pomp_jax.prompt.optimizer import sgd
-from pomp_jax.prompt.train_step import create_state
-from pomp_jax.transfer import Encoder
+from pomp_jax.prompt.step import create_state
+from tests.support.coop_folder import write_set
+from tests.support.job_processes import run_in_processes
+from tests.support.random_clip import write_random_clip
+from tests.support.small_run import small_config
 
 # Pictures of each set: no multiple of the devices or of the batch.
 SIZES = {"dtd": 37, "eurosat": 21, "imagenet_a": 45}

@@ -5,18 +5,19 @@ import json
 import numpy as np
 import pytest
 import safetensors.torch
-from small_run import small_config
 import torch
 
 from pomp_jax import world
-from pomp_jax.clip import encode_texts, load_clip, text_tower
+from pomp_jax.clip import load_clip, text_tower
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.vocabulary import VocabularyError
+from pomp_jax.encoder import Encoder
 from pomp_jax.files.categories import CategoryFileError
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolderError
 from pomp_jax.jobs import export
-from pomp_jax.transfer import Encoder
+from tests.support.encode_texts import encode_texts
+from tests.support.small_run import small_config
 
 CATEGORIES = [
   {"id": 7, "name": "teal_leaf", "synonyms": ["teal_leaf"]},

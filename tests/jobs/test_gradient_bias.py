@@ -5,10 +5,10 @@ import json
 from matplotlib.image import imread
 from PIL import Image
 import pytest
-from small_run import small_config
 
 from pomp_jax.config import ConfigError
 from pomp_jax.jobs import gradient_bias
+from tests.support.small_run import small_config
 
 
 def _config(**changes):

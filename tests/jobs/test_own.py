@@ -7,9 +7,9 @@ from PIL import Image
 import pytest
 
 from configs import own
-from pomp_jax import world
+from pomp_jax import inputs, world
 from pomp_jax.config import ConfigError, fields, validate
-from pomp_jax.jobs import inputs, pretrain
+from pomp_jax.jobs import pretrain
 
 
 def listing(folder, n_classes, images):

@@ -7,10 +7,10 @@ import jax
 from jax.extend import core
 import numpy as np
 import pytest
-from small_run import small_config
 
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.jobs import training
+from pomp_jax.train import setup
+from tests.support.small_run import small_config
 
 HIGH, HIGHEST = jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST
 
@@ -42,13 +42,13 @@ def products(function, *arguments):
 
 def step_products(tmp_path, **changes):
   config = small_config(**{"data.n_classes": 30, "k": 10} | changes)
-  job = training.prepare(config, RunFolder(tmp_path))
+  job = setup.prepare(config, RunFolder(tmp_path))
   size = job.encoder.clip.image_size
   batch = {
     "image": np.zeros((config.batch_size, size, size, 3), np.uint8),
     "label": np.zeros(config.batch_size, np.int32),
   }
-  return products(training.train_step(job), training.first_state(job), job.frozen, batch)
+  return products(setup.train_step(job), setup.first_state(job), job.frozen, batch)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 from PIL import Image
-from small_run import small_config
 
 from pomp_jax import world
 from pomp_jax.clip import load_clip
+from pomp_jax.inference.classify import Classifier
 from pomp_jax.jobs import predict
-from pomp_jax.transfer import Classifier
+from tests.support.small_run import small_config
 
 
 def test_it_names_a_folder_of_images(tmp_path, capsys):

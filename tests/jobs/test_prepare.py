@@ -6,13 +6,13 @@ import json
 import numpy as np
 from PIL import Image
 import pytest
-from tar_files import tar_bytes
 
-from pomp_jax import hosts, world
+from pomp_jax import hosts, inputs, world
 from pomp_jax.config import ConfigError, base, validate
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.vocabularies import load_class_list
-from pomp_jax.jobs import inputs, prepare
+from pomp_jax.jobs import prepare
+from tests.support.tar_files import tar_bytes
 
 CLASSES = load_class_list("imagenet21k_p")
 

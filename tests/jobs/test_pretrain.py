@@ -14,16 +14,18 @@ import time
 import jax
 import numpy as np
 import pytest
-from small_run import small_config, trained
 
+from pomp_jax import inputs
 from pomp_jax.config import ConfigError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
-from pomp_jax.jobs import inputs, loop, pretrain, repeat, training
-from pomp_jax.jobs.watch import TrainingError
-from pomp_jax.prompt.train_step import make_mesh
-from pomp_jax.transfer.metrics import wilson_interval
+from pomp_jax.inference.metrics import wilson_interval
+from pomp_jax.jobs import pretrain, repeat
+from pomp_jax.prompt.step import make_mesh
+from pomp_jax.train import loop, setup
+from pomp_jax.train.watch import TrainingError
+from tests.support.small_run import small_config, trained
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -92,7 +94,7 @@ def test_half_the_devices_draw_otherwise_unless_each_draws_twice(
   for step in (8, 12):
     shutil.rmtree(tmp_path / "checkpoints" / str(step))
   half = inputs.open_encoder(config, make_mesh(devices=jax.devices()[:4]))
-  job = training.prepare(config, RunFolder(tmp_path), encoder=half)
+  job = setup.prepare(config, RunFolder(tmp_path), encoder=half)
   with caplog.at_level("INFO"):
     logging.getLogger("pomp_jax").propagate = True
     done = loop.train(job)
@@ -118,10 +120,10 @@ def test_the_seed_and_the_correction_matter(finished, tmp_path):
 
 _RUN = """
 import signal, sys
-sys.path[:0] = [{tests!r}]
-from small_run import small_config
+sys.path[:0] = [{root!r}]
+from tests.support.small_run import small_config
 from pomp_jax.jobs import pretrain
-from pomp_jax.jobs.watch import Watch
+from pomp_jax.train.watch import Watch
 step = Watch.step
 def told(self, number, metrics):
   print(number, flush=True)
@@ -138,7 +140,7 @@ def start(workdir, killed=False):
 
   One that is killed waits for it before its last step, however late it comes.
   """
-  script = _RUN.format(tests=str(ROOT / "tests"), workdir=str(workdir), killed=killed)
+  script = _RUN.format(root=str(ROOT), workdir=str(workdir), killed=killed)
   return subprocess.Popen(
     [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ
   )
@@ -176,7 +178,7 @@ def test_killed_at_a_random_step_it_goes_on_bit_for_bit(finished, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
   workdir = tmp_path / "run"
-  real = training.make_train_step
+  real = setup.make_train_step
 
   def poisoned(**arguments):
     step = real(**arguments)
@@ -188,7 +190,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
 
     return poisoned_step
 
-  monkeypatch.setattr(training, "make_train_step", poisoned)
+  monkeypatch.setattr(setup, "make_train_step", poisoned)
   with pytest.raises(TrainingError, match=r"is nan at step 7.*last good checkpoint"):
     pretrain.run(small_config(), str(workdir))
   assert not (workdir / "results.json").exists()

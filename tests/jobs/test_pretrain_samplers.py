@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from small_run import small_config, trained
 
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.jobs.bank import Bank
-from pomp_jax.jobs.watch import Watch
+from pomp_jax.train.bank import Bank
+from pomp_jax.train.watch import Watch
+from tests.support.small_run import small_config, trained
 
 HARD = {
   "sampling.name": "hard",

@@ -9,12 +9,12 @@ Every process is given a folder of its own for the run: only the first may touch
 import functools
 import json
 
-from job_processes import run_in_processes
 import numpy as np
 import pytest
-from small_run import small_config
 
 from pomp_jax.files.prompt_file import load_prompt
+from tests.support.job_processes import run_in_processes
+from tests.support.small_run import small_config
 
 _TOLERANCE = 1e-5
 # As many images of each split as classes: a prime, so no multiple of devices or of a batch.

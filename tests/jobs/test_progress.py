@@ -3,11 +3,12 @@
 import numpy as np
 from PIL import Image
 import pytest
-from small_run import small_config
 
 from pomp_jax import world
 from pomp_jax.files import progress
-from pomp_jax.jobs import feature_methods, job
+from pomp_jax.jobs import job
+from pomp_jax.train import feature_methods
+from tests.support.small_run import small_config
 
 SMALL = {"data.n_classes": 30, "k": 10, "batch_size": 8, "steps": 2, "checkpoint.every": 2}
 SMALL |= {"eval.images": 40, "epochs": 1, "probe.iterations": 5, "tip.betas": 3, "tip.alphas": 3}

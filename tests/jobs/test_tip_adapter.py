@@ -3,16 +3,17 @@
 import numpy as np
 from PIL import Image
 import pytest
-from small_run import small_config
 
+from pomp_jax import inputs
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.augment import draw_view, make_view
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.made_up import encode, natural_image
 from pomp_jax.data.source import Files, StoredImages
-from pomp_jax.jobs import feature_methods, inputs
-from pomp_jax.jobs.view_features import view_features
-from pomp_jax.transfer.evaluation import split_features
+from pomp_jax.inference.accuracy import split_features
+from pomp_jax.train import feature_methods
+from pomp_jax.train.view_features import view_features
+from tests.support.small_run import small_config
 
 
 def config_of(**changes):

@@ -4,17 +4,17 @@ import json
 import logging
 import shutil
 
-from job_processes import run_in_processes
 import numpy as np
 from PIL import Image
 import pytest
-from small_run import small_config
 
 from pomp_jax import world
 from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.data.vocabularies import load_class_list
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.jobs import analyse, evaluate, predict, pretrain
+from tests.support.job_processes import run_in_processes
+from tests.support.small_run import small_config
 
 NAMES = load_class_list("eurosat").names
 PER_CLASS = {"train": 2, "val": 3, "test": 5}
@@ -84,7 +84,7 @@ def test_the_prompt_is_there_when_the_evaluation_fails(images, tmp_path, monkeyp
   prompt = load_prompt(run / "prompt.npz")
   assert not (run / "results.json").exists()
   shutil.copy(broken / "test" / NAMES[3] / "1.png", broken / "test" / NAMES[3] / "0.png")
-  monkeypatch.setattr("pomp_jax.jobs.loop.train_step", lambda job: pytest.fail("trains again"))
+  monkeypatch.setattr("pomp_jax.train.loop.train_step", lambda job: pytest.fail("trains again"))
   results = pretrain.run(config, str(run))
   assert results["eval_unreadable"] == {"test": 1} and results["steps"] == 4
   np.testing.assert_array_equal(load_prompt(run / "prompt.npz").context, prompt.context)

@@ -1,11 +1,11 @@
 """Whatever the job, the folder of another one's run is left alone."""
 
 import pytest
-from small_run import small_config
 
 from pomp_jax.config import JOBS
 from pomp_jax.files.run_folder import RunFolderError, write_json
 from pomp_jax.jobs import benchmark, job
+from tests.support.small_run import small_config
 
 SETTINGS = {
   "ablate.grid": "seed=0|1",

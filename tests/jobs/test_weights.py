@@ -1,23 +1,24 @@
 """The main job on a ResNet CLIP in a file of OpenAI's layout, against open_clip's own model."""
 
 import numpy as np
-from openai_clip import (
+from PIL import Image
+import pytest
+import torch
+
+from pomp_jax import inputs
+from pomp_jax.clip import ClipError
+from pomp_jax.clip.bpe import ACCEPTED_FILES
+from pomp_jax.config import ConfigError, validate
+from pomp_jax.files.prompt_file import load_prompt
+from pomp_jax.jobs import pretrain
+from tests.support.openai_clip import (
   RESNET,
   small_open_clip,
   torch_image_features,
   torch_text_features,
   write_merges,
 )
-from PIL import Image
-import pytest
-from small_run import small_config
-import torch
-
-from pomp_jax.clip import ClipError
-from pomp_jax.clip.bpe import ACCEPTED_FILES
-from pomp_jax.config import ConfigError, validate
-from pomp_jax.files.prompt_file import load_prompt
-from pomp_jax.jobs import inputs, pretrain
+from tests.support.small_run import small_config
 
 NAMES = ("cat", "dog", "star", "the sea", "zebra")
 

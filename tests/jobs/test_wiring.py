@@ -10,9 +10,6 @@ import pathlib
 import shutil
 import socket
 
-from closeness import assert_close
-from coop_folder import write_set
-from dassl_schedule import dassl_scheduler
 import flax
 import jax
 import jax.numpy as jnp
@@ -20,14 +17,18 @@ import numpy as np
 import optax
 from PIL import Image
 import pytest
-from small_run import small_config
 import torch
 
-from pomp_jax import world
+from pomp_jax import inputs, world
 from pomp_jax.config import base, fields
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.jobs import cache, feature_methods, inputs, loop, pretrain, training
-from pomp_jax.prompt.train_step import make_mesh
+from pomp_jax.jobs import cache, pretrain
+from pomp_jax.prompt.step import make_mesh
+from pomp_jax.train import feature_methods, loop, setup
+from tests.support.closeness import assert_close
+from tests.support.coop_folder import write_set
+from tests.support.dassl_schedule import dassl_scheduler
+from tests.support.small_run import small_config
 
 # Two steps an epoch, three epochs, the first of them the warm-up; from cached features.
 BASE = {
@@ -278,7 +279,7 @@ def learned(folders, tmp_path_factory):
     if key not in found:
       config = _config(changes, folders)
       folder = RunFolder(tmp_path_factory.mktemp("run"))
-      job = training.prepare(config, folder, encoder=encoder_of(config))
+      job = setup.prepare(config, folder, encoder=encoder_of(config))
       state = loop.train(job).state
       found[key] = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
     return found[key]
@@ -373,8 +374,8 @@ _KEEP = optax.GradientTransformation(
 @pytest.mark.parametrize("schedule", ["epoch", "step"])
 def test_each_update_is_that_of_torchs_sgd(folders, tmp_path, monkeypatch, schedule):
   config = _config(UPDATES | {"optim.schedule": schedule}, folders)
-  job = training.prepare(config, RunFolder(tmp_path))
-  gradient_step = training.train_step(dataclasses.replace(job, optimizer=_KEEP))
+  job = setup.prepare(config, RunFolder(tmp_path))
+  gradient_step = setup.train_step(dataclasses.replace(job, optimizer=_KEEP))
   path, gradients = [], []
 
   def recorded(job, step=loop.train_step):

@@ -12,10 +12,10 @@ import sys
 import time
 
 import numpy as np
-from processes import Processes, environment
 import pytest
 
 from pomp_jax.files.prompt_file import load_prompt
+from tests.support.processes import Processes, environment
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 _MISSING = [name for name in ("sbatch", "slurmctld", "slurmd", "munged") if not shutil.which(name)]

@@ -7,8 +7,19 @@ import signal
 import threading
 import time
 
-from played_cloud import GCLOUD, ROOT, calls, executable, let_go, make_cloud, pod, start, wait_for
 import pytest
+
+from tests.support.played_cloud import (
+  GCLOUD,
+  ROOT,
+  calls,
+  executable,
+  let_go,
+  make_cloud,
+  pod,
+  start,
+  wait_for,
+)
 
 _MACHINES = ["--name=pomp", "--zone=us-central2-b", "--type=v4-32"]
 POD = [*_MACHINES, "--mount=true"]

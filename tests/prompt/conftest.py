@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_clip import write_random_clip
 import torch
 from transformers import CLIPModel
 
 from pomp_jax.clip import Clip, load_clip, tokenize
 from pomp_jax.prompt.context import ClassTokens
 from pomp_jax.prompt.learner import Frozen
+from tests.support.random_clip import write_random_clip
 
 NAMES = (
   "cat",

@@ -1,15 +1,23 @@
 """The step with samplers that compare a bank: on every mesh the same, and nothing recompiled."""
 
-from closeness import assert_close
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_step import LABELS, N_CLASSES, K, batch_of, budget_of, make_step, settings_of
 
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.sampling import Sampling, SamplingArrays
-from pomp_jax.prompt.train_step import make_mesh, replicate
+from pomp_jax.prompt.step import make_mesh, replicate
+from tests.support.closeness import assert_close
+from tests.support.small_step import (
+  LABELS,
+  N_CLASSES,
+  K,
+  batch_of,
+  budget_of,
+  make_step,
+  settings_of,
+)
 
 SAMPLERS = {
   "hard": Sampling("hard", temperature=0.2, exclude="similar", exclude_threshold=0.6),

@@ -8,8 +8,8 @@ import pytest
 
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.unreadable import CorruptDataError
-from pomp_jax.transfer.evaluation import split_features
-from pomp_jax.transfer.scoring import tally
+from pomp_jax.inference.accuracy import split_features
+from pomp_jax.inference.scoring import tally
 
 IMAGES, CLASSES = 21, 4
 BAD = [0, 7, 20]  # the last one fills up the last batch

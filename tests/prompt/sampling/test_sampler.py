@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pomp_jax.prompt.contrast import Weights
-from pomp_jax.prompt.group_contrast import ContrastSettings, group_contrast, negatives_of
+from pomp_jax.prompt.group_loss import ContrastSettings, group_contrast, negatives_of
+from pomp_jax.prompt.loss import Weights
 from pomp_jax.prompt.sampling import Sampling, SamplingArrays, draw_negatives, sample_uniform
 
 LEVEL = 1e-3

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
-from programs import equations
 import pytest
 import scipy.stats
 
 from pomp_jax.prompt import sampling
+from tests.support.programs import equations
 
 # A draw that is uniform fails a test of this level once in a thousand seeds; the seeds are fixed.
 LEVEL = 1e-3

@@ -1,0 +1,126 @@
+"""The grid of an ablation: which fields take which values, and the cells that this makes.
+
+  k=16|64|all;correction=log|none;seed=0|1|2
+
+Fields are separated by ";", values by "|". Every combination is a cell: the pretrain job's config
+with these fields. `k=all` stands for `negatives=all`. Cells that would be the same run are one.
+"""
+
+from collections.abc import Mapping
+import copy
+import dataclasses
+import itertools
+import re
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from pomp_jax.config import ConfigError, base, check_field, fields, set_field, validate
+from pomp_jax.files.array_cache import fingerprint
+from pomp_jax.train.resume import leaves_result_as_it_is
+
+FIELDS, VALUES = ";", "|"
+ALL = "all"
+SEED = "seed"
+_FIELD = "ablate.grid"
+_TAKES = (
+  f"fields separated by {FIELDS!r}, each with its values separated by {VALUES!r}, such as"
+  f" k=16{VALUES}64{VALUES}{ALL}{FIELDS}correction=log{VALUES}none{FIELDS}seed=0{VALUES}1"
+)
+# Read by a sampled contrast alone.
+_MOOT_WITHOUT_SAMPLING = ("k", "correction")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One run of an ablation.
+
+  Attributes:
+    values: swept field -> its value here; None where the field is not read.
+    config: of the pretrain job.
+    key: of all that its result depends on.
+  """
+
+  values: Mapping[str, Any]
+  config: ConfigDict
+  key: str
+
+  @property
+  def name(self) -> str:
+    """The swept fields and their values, as tables and messages have it."""
+    return ", ".join(f"{field}={text_of(value)}" for field, value in self.values.items())
+
+  @property
+  def file_name(self) -> str:
+    """Of the file with its result."""
+    words = "_".join(f"{field}-{text_of(value)}" for field, value in self.values.items())
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', words)[:100]}_{self.key[:10]}.json"
+
+
+def text_of(value: Any) -> str:
+  """A value as tables have it."""
+  return "-" if value is None else str(value)
+
+
+def read_grid(text: str, config: ConfigDict) -> dict[str, list[str]]:
+  """The swept fields and the texts of their values, in the order that they stand in.
+
+  Raises:
+    ConfigError: not a grid, or a field that does not exist (the line names the nearest) or stands
+      twice.
+  """
+  grid: dict[str, list[str]] = {}
+  for item in filter(None, map(str.strip, text.split(FIELDS))):
+    field, equals, values = item.partition("=")
+    field, found = field.strip(), [value.strip() for value in values.split(VALUES)]
+    if not equals or not all(found) or len(set(found)) < len(found):
+      raise ConfigError(_FIELD, item, _TAKES + "; no value twice")
+    check_field(config, field)
+    if field in ("job", "dry_run") or leaves_result_as_it_is(field):
+      raise ConfigError(_FIELD, field, "a field that a training depends on")
+    if field in grid:
+      raise ConfigError(_FIELD, field, "each field once")
+    grid[field] = found
+  if ALL in grid.get("k", ()) and "negatives" in grid:
+    raise ConfigError(_FIELD, "negatives", "no negatives beside k=all, which sets them")
+  if not grid:
+    raise ConfigError(_FIELD, text, _TAKES)
+  return grid
+
+
+def make_cells(config: ConfigDict) -> list[Cell]:
+  """The cells of `config.ablate.grid`, the first field varying slowest.
+
+  Args:
+    config: the whole config; the fields that are not swept are every cell's.
+
+  Raises:
+    ConfigError: see `read_grid`; or a value that the field does not take.
+  """
+  grid = read_grid(config.ablate.grid, config)
+  cells: dict[str, Cell] = {}
+  for texts in itertools.product(*grid.values()):
+    cell = _cell(config, dict(zip(grid, texts, strict=True)))
+    cells.setdefault(cell.key, cell)
+  return list(cells.values())
+
+
+def _cell(config: ConfigDict, texts: Mapping[str, str]) -> Cell:
+  one = copy.deepcopy(config)
+  one.job = "pretrain"
+  for field, text in texts.items():
+    if (field, text) == ("k", ALL):
+      one.negatives = ALL
+    else:
+      set_field(one, field, text)
+  validate(one)
+  values = {field: value for field, value in fields(one) if field in texts}
+  values = {field: values[field] for field in texts}
+  if one.negatives == ALL:
+    moot = {field: None for field in _MOOT_WITHOUT_SAMPLING if field in values}
+    values |= moot | ({"k": ALL} if "k" in values else {})
+    for field in _MOOT_WITHOUT_SAMPLING:
+      # Of no effect: runs that are equal get equal configs.
+      one[field] = base()[field]
+  kept = {f: v for f, v in fields(one) if not leaves_result_as_it_is(f)}
+  return Cell(values, one, fingerprint([repr(sorted(kept.items()))]))

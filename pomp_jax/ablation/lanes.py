@@ -1,0 +1,181 @@
+"""Cells that one compiled program trains together, each a lane of a vmap.
+
+What differs between lanes is an array: the seed, and numbers of the loss and of the optimizer. What
+makes a program another one, such as K, is the same in all lanes of a program.
+
+Shapes: S lanes, T steps, G rows of a batch that are this process's, E embedding, M context
+vectors, D width.
+"""
+
+from collections.abc import Iterator, Sequence
+import copy
+import dataclasses
+import math
+import time
+import types
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int
+import numpy as np
+
+from pomp_jax.ablation.grid import Cell
+from pomp_jax.config import fields
+from pomp_jax.files.array_cache import fingerprint
+from pomp_jax.files.progress import steps_of, waiting
+from pomp_jax.prompt.learner import Frozen
+from pomp_jax.prompt.loss import SCALES
+from pomp_jax.prompt.step import DATA, replicate
+from pomp_jax.train import setup
+
+# Numbers of a lane, and where they stand in a config.
+_NUMBERS = {
+  "lr": "optim.lr",
+  "momentum": "optim.momentum",
+  "weight_decay": "optim.weight_decay",
+  "warmup_lr": "optim.warmup_lr",
+}
+LANE_FIELDS = ("seed", "correction", *_NUMBERS.values())
+
+
+class Stream(NamedTuple):
+  """What a run is trained on, step by step; of each batch the rows of this process's devices.
+
+  Attributes:
+    features: of the images, as the tower has them.
+    labels: their classes.
+  """
+
+  features: Float[np.ndarray, "T G E"]
+  labels: Int[np.ndarray, "T G"]
+
+
+class Trained(NamedTuple):
+  """What became of a lane.
+
+  Attributes:
+    context: the learned vectors.
+    losses: one a step.
+    seconds: its share of its program's steps, compilation aside.
+    memory_mib: its share of the program's temporaries, of a device.
+  """
+
+  context: Float[np.ndarray, "... M D"]
+  losses: Float[np.ndarray, " T"]
+  seconds: float
+  memory_mib: float
+
+
+def lane_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
+  """Cells that can be lanes of one program, together."""
+  groups: dict[str, list[Cell]] = {}
+  for cell in cells:
+    same = sorted((f, v) for f, v in fields(cell.config) if f not in LANE_FIELDS)
+    kind = cell.config.correction if cell.config.correction not in SCALES else "scaled"
+    groups.setdefault(fingerprint([repr(same), kind]), []).append(cell)
+  return list(groups.values())
+
+
+def lanes_at_a_time(n_cells: int, most: int) -> int:
+  """The largest divisor of the cells that is not above `most`: all programs are the same."""
+  return max(d for d in range(1, n_cells + 1) if n_cells % d == 0 and d <= max(most, 1))
+
+
+def train_lanes(
+  job: setup.Run, cells: Sequence[Cell], streams: Sequence[Stream], size: int
+) -> Iterator[Trained]:
+  """Trains cells, some at a time, in one program that is compiled once.
+
+  Args:
+    job: any of the cells as a run.
+    cells: from one of `lane_groups`.
+    streams: what each is trained on.
+    size: lanes of the program, a divisor of the number of cells.
+
+  Yields:
+    What became of each cell, in their order.
+  """
+  program = None
+  for first in range(0, len(cells), size):
+    some = slice(first, first + size)
+    lanes = _Lanes(job, cells[some], streams[some])
+    if program is None:
+      with waiting("compiling the cells' step"):
+        program = lanes.compiled()
+    yield from lanes.train(program)
+
+
+class _Lanes:
+  """Cells that are trained at the same time, ready on the devices."""
+
+  def __init__(self, job: setup.Run, cells: Sequence[Cell], streams: Sequence[Stream]):
+    self._job, self._cells, self._streams = job, cells, streams
+    mesh = job.encoder.mesh
+    firsts = [setup.first_state(dataclasses.replace(job, config=cell.config)) for cell in cells]
+    self._state = replicate(jax.tree.map(lambda *leaves: np.stack(leaves), *firsts), mesh)
+    self._numbers = replicate(_numbers(cells), mesh)
+    self._bank = setup.open_bank(job, lambda params: jax.tree.map(lambda x: x[0], params))
+    self._rows = NamedSharding(mesh, P(None, DATA))
+
+  def compiled(self) -> jax.stages.Compiled:
+    """The program of these lanes, and of any others that are as many."""
+    step = _step(self._job, self._cells[0].config.correction)
+    _, frozen = self._bank.refresh(0, self._state, self._job.frozen)
+    return step.lower(*self._arguments(self._state, frozen, 0)).compile()
+
+  def train(self, program: jax.stages.Compiled) -> list[Trained]:
+    """All steps."""
+    start = time.monotonic()
+    state, frozen, losses = self._state, self._job.frozen, []
+    what = f"{len(self._cells)} cells"
+    for step in steps_of(range(self._job.total_steps), what, "steps"):
+      state, frozen = self._bank.refresh(step, state, frozen)
+      state, metrics = program(*self._arguments(state, frozen, step))
+      losses.append(metrics["loss"])
+    contexts = np.asarray(state.params["context"])
+    n_lanes, memory = len(self._cells), program.memory_analysis()
+    seconds = (time.monotonic() - start) / n_lanes
+    mib = memory.temp_size_in_bytes / 2**20 / n_lanes if memory is not None else math.nan
+    losses_TxS = np.asarray(jax.device_get(losses))
+    return [Trained(contexts[i], losses_TxS[:, i], seconds, mib) for i in range(n_lanes)]
+
+  def _arguments(self, state: Any, frozen: Frozen, step: int) -> tuple[Any, ...]:
+    arrays = {
+      "image": np.stack([stream.features[step] for stream in self._streams]),
+      "label": np.stack([stream.labels[step] for stream in self._streams]),
+    }
+    batch = {
+      name: jax.make_array_from_process_local_data(self._rows, array)
+      for name, array in arrays.items()
+    }
+    return state, self._numbers, frozen, batch
+
+
+def _numbers(cells: Sequence[Cell]) -> dict[str, np.ndarray]:
+  configs = [dict(fields(cell.config)) for cell in cells]
+  numbers = {
+    name: np.array([config[field] for config in configs], np.float32)
+    for name, field in _NUMBERS.items()
+  }
+  scales = [SCALES.get(config["correction"], math.nan) for config in configs]
+  return numbers | {"correction": np.array(scales, np.float32)}
+
+
+def _step(job: setup.Run, correction: str):
+  """The step of all lanes; the state is donated."""
+  # Batches bring features.
+  config = copy.deepcopy(job.config)
+  config.data.features = "cached"
+
+  def step(state, numbers, frozen, batch):
+    optim = types.SimpleNamespace(
+      **job.config.optim.to_dict() | {name: numbers[name] for name in _NUMBERS}
+    )
+    optimizer, _ = setup.optimizer_of(optim, job.steps_per_epoch, job.total_steps)
+    own = dataclasses.replace(job, config=config, optimizer=optimizer)
+    scale = numbers["correction"] if correction in SCALES else None
+    return setup.train_step(own, scale)(state, frozen, batch)
+
+  return jax.jit(jax.vmap(step, in_axes=(0, 0, None, 0)), donate_argnums=0)

@@ -1,0 +1,147 @@
+"""What the cells of an ablation share: CLIPs, images, features; each opened or computed once."""
+
+from collections.abc import Callable
+import contextlib
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+import numpy as np
+
+from pomp_jax import inputs
+from pomp_jax.ablation.lanes import Stream
+from pomp_jax.config import fields
+from pomp_jax.data.source import Source
+from pomp_jax.encoder import Encoder
+from pomp_jax.files.progress import steps_of
+from pomp_jax.files.prompt_file import Prompt
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.inference.accuracy import SplitFeatures, evaluate, split_features
+from pomp_jax.inference.metrics import Accuracy
+from pomp_jax.prompt.step import DATA, over_all_devices
+from pomp_jax.train import batches, setup
+
+# Images rendered or decoded at a time over all processes, roughly.
+_IMAGES = 1024
+
+# Split -> prompt -> figures.
+Scores = dict[str, dict[str, Accuracy]]
+
+
+class Shared:
+  """Opens and computes when asked for the first time; keeps all of it in memory."""
+
+  def __init__(self):
+    self._held: dict[Any, Any] = {}
+
+  def encoder(self, config: ConfigDict) -> Encoder:
+    """The CLIP that a config names."""
+    return self._once(config, "encoder", ("clip", "mesh"), lambda: inputs.open_encoder(config))
+
+  def prepare(self, config: ConfigDict, folder: RunFolder) -> setup.Run:
+    """A run made ready, its CLIP and its images shared with the others."""
+    encoder, source = self.encoder(config), self._source(config)
+    frozen = self._once(
+      config,
+      "frozen",
+      ("clip", "mesh", "data", "prompt.m"),
+      lambda: encoder.frozen(encoder.vocabulary(source.names, config.prompt.m)),
+    )
+    return setup.prepare(config, folder, encoder=encoder, source=source, frozen=frozen)
+
+  def _source(self, config: ConfigDict) -> Source:
+    """The images and classes of a training."""
+    return self._once(
+      config,
+      "source",
+      ("clip.model", "data"),
+      lambda: inputs.open_training_source(config.data, self.encoder(config).clip.image_size),
+    )
+
+  def stream(self, job: setup.Run) -> Stream:
+    """The features that a run is trained on, in its order; all processes call it together."""
+    key = ("stream", self._key(job.config, ("clip", "mesh", "data", "batch_size", "seed")))
+    # Of runs that differ in their length the longest is kept.
+    if key not in self._held or len(self._held[key].labels) < job.total_steps:
+      self._held[key] = _stream(job, self._image_features(job.config))
+    return Stream(*(part[: job.total_steps] for part in self._held[key]))
+
+  def evaluate(self, config: ConfigDict, prompt: Prompt) -> Scores:
+    """A prompt's accuracy on every split, as the pretrain job has it."""
+    splits = self._splits(config)
+    if prompt.context.ndim == 3:
+      # A class-specific context knows no class but those it was trained on.
+      names = tuple(self._source(config).names)
+      splits = {name: split for name, split in splits.items() if tuple(split.names) == names}
+    return evaluate(self.encoder(config), splits, {"prompt": prompt})
+
+  def references(self, config: ConfigDict) -> Scores:
+    """Accuracy of the prompts that nobody learned."""
+    by_hand = {"hand_written": config.eval.template, "class_name": "{}."}
+    return self._once(
+      config,
+      "references",
+      ("clip", "mesh", "data", "eval"),
+      lambda: evaluate(self.encoder(config), self._splits(config), by_hand),
+    )
+
+  def _image_features(self, config: ConfigDict) -> Callable:
+    """As a training step has them of a batch that is split over the data axis, but on all hosts."""
+
+    def make():
+      encoder = self.encoder(config)
+      everywhere = NamedSharding(encoder.mesh, P())
+      tower = over_all_devices(encoder.mesh, encoder.image_tower)
+      return jax.jit(tower, out_shardings=everywhere)
+
+    return self._once(config, "image_features", ("clip", "mesh"), make)
+
+  def _splits(self, config: ConfigDict) -> dict[str, SplitFeatures]:
+    return self._once(
+      config,
+      "splits",
+      ("clip", "mesh", "data", "eval.images"),
+      lambda: {
+        name: split_features(
+          self.encoder(config),
+          inputs.open_source(config.data, name, n_images=config.eval.images),
+          threads=config.data.threads,
+          max_corrupt=config.data.max_corrupt,
+        )
+        for name in inputs.evaluation_splits(config.data)
+      },
+    )
+
+  def _once(self, config: ConfigDict, what: str, on: tuple[str, ...], make: Callable) -> Any:
+    """What `make` gives, once for all configs that agree on some fields."""
+    key = (what, self._key(config, on))
+    if key not in self._held:
+      self._held[key] = make()
+    return self._held[key]
+
+  @staticmethod
+  def _key(config: ConfigDict, on: tuple[str, ...]) -> str:
+    inside = tuple(f"{name}." for name in on)
+    return repr([(f, v) for f, v in fields(config) if f in on or f.startswith(inside)])
+
+
+def _stream(job: setup.Run, image_features: Callable) -> Stream:
+  """Reads this process's rows of the batches that the pretrain job would read, as features."""
+  config, mesh = job.config, job.encoder.mesh
+  rows, (part, n_parts) = NamedSharding(mesh, P(DATA)), batches.own_part(mesh)
+  at_a_time = max(_IMAGES // config.batch_size, 1)
+  features, labels = [], []
+  with contextlib.closing(batches.open_batches(config, job.source, job.fetch, mesh)) as loader:
+    starts = range(0, job.total_steps, at_a_time)
+    for start in steps_of(starts, "features of training images", "parts"):
+      some = [next(loader) for _ in range(min(at_a_time, job.total_steps - start))]
+      images = np.concatenate([batch["image"] for batch in some])
+      if config.data.features == "online":
+        images = jax.make_array_from_process_local_data(rows, images)
+        # One block of rows a part: those of all these batches.
+        images = np.split(np.asarray(image_features(job.frozen.image, images)), n_parts)[part]
+      features += np.split(images, len(some))
+      labels += [batch["label"] for batch in some]
+  return Stream(np.stack(features), np.stack(labels))

@@ -1,0 +1,1 @@
+"""Measurements of speed and memory: text towers, whole steps, reading images."""

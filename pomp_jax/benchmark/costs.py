@@ -1,0 +1,304 @@
+"""What the parts of a training cost on these devices: seconds, bytes and rates.
+
+A part that would take long is measured on a few of its rows (images, classes), and its time is
+scaled to all of them: the towers' time is proportional to their rows. The step is compiled in
+whole all the same, for its memory.
+"""
+
+from collections.abc import Callable
+import copy
+import dataclasses
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+from pomp_jax import hosts, inputs
+from pomp_jax.benchmark.measurement import peak_mib
+from pomp_jax.data.source import spread_evenly
+from pomp_jax.files.checkpoints import Checkpoints
+from pomp_jax.files.progress import steps_of, waiting
+from pomp_jax.files.prompt_file import save_prompt
+from pomp_jax.inference.accuracy import split_features
+from pomp_jax.prompt.step import CLASS, DATA, replicate
+from pomp_jax.train import batches, setup
+
+# A part is measured in whole where that, with its warm-up and twice, takes at most so long.
+_PART_SECONDS = 20.0
+_STEPS = 4  # timed of the whole step, after one that is not
+_BATCHES = 4  # read alone, after as many as may lie ready
+# The fewest rows measured: images a device, or read by a process; classes a device.
+_IMAGES, _READ, _CLASSES = 4, 16, 64
+_TEST_IMAGES = 512
+
+
+class Cost(NamedTuple):
+  """How long a part takes.
+
+  Attributes:
+    seconds: of all rows.
+    measured: rows that were measured.
+    total: all rows.
+  """
+
+  seconds: float
+  measured: int
+  total: int
+
+  @property
+  def scaled(self) -> bool:
+    """Whether some of the rows were measured and the rest is arithmetic."""
+    return self.measured < self.total
+
+
+def measure(job: setup.Run) -> dict[str, Any]:
+  """Measures every part of a run.
+
+  Args:
+    job: the run, on data at hand; its folder is written to.
+
+  Returns:
+    Figures by name: a `Cost` of each part; numbers for the rest.
+  """
+  figures: dict[str, Any] = {"devices": jax.device_count(), "steps": job.total_steps}
+  state = setup.first_state(job)
+  frozen = _with_bank(job)
+  parts = (_reading, _step, _classes, _test_images, _saving)
+  for part in steps_of(parts, "dry run", "parts"):
+    figures |= part(job, state, frozen)
+  return figures | {"process_peak_mib": peak_mib()}
+
+
+def _with_bank(job: setup.Run) -> Any:
+  """What the step reads; a bank that a sampler compares holds noise, which costs as much."""
+  if not setup.needs_bank(job):
+    return job.frozen
+  shape = (len(job.source.names), job.encoder.clip.config.projection_dim)
+  bank_NxE = np.random.default_rng(0).standard_normal(shape, np.float32)
+  bank_NxE /= np.linalg.norm(bank_NxE, axis=-1, keepdims=True)
+  bank = replicate(bank_NxE, job.encoder.mesh)
+  return job.frozen._replace(sampling=job.frozen.sampling._replace(bank=bank))
+
+
+def _reading(job: setup.Run, state: Any, frozen: Any) -> dict[str, Any]:
+  """A batch of this process's, read in smaller ones: views are read one by one."""
+  del state, frozen
+  config = job.config
+  _, count = batches.own_part(job.encoder.mesh)
+  n_images = config.batch_size // config.data.views
+  smaller = min(n_images, _READ * count)
+  views = smaller * config.data.views
+  small = copy.deepcopy(config)
+  small.batch_size = views
+  loader = batches.open_batches(small, job.source, job.fetch, job.encoder.mesh)
+  seconds = float(np.mean(_seconds(lambda: next(loader), _BATCHES, warm_up=2 * _BATCHES)))
+  loader.close()
+  return {"read": Cost(seconds * n_images / smaller, views, config.batch_size)}
+
+
+def _step(job: setup.Run, state: Any, frozen: Any) -> dict[str, Any]:
+  """The whole step where that does not take long, else its images and its classes in part."""
+  with waiting("compiling the training step"):
+    start = time.monotonic()
+    program = setup.train_step(job).lower(state, frozen, _batch_shapes(job)).compile()
+    found = {"compile_seconds": time.monotonic() - start} | _memory(program)
+  online = job.config.data.features == "online"
+  images = _image_cost(job) if online else Cost(0.0, 1, 1)
+  classes = _class_cost(job, frozen)
+  seconds = images.seconds + classes.seconds
+  if (1 + _STEPS) * seconds > _PART_SECONDS:
+    return found | {"step_seconds": seconds, "step_images": images, "step_classes": classes}
+  step = _stepping(program, setup.first_state(job), frozen, _random_batch(job))
+  return found | {"step_seconds": float(np.median(_seconds(step, _STEPS, warm_up=1)))}
+
+
+def _image_cost(job: setup.Run) -> Cost:
+  """The image tower on the images of a step."""
+  encoder, size = job.encoder, job.encoder.clip.image_size
+  rows = NamedSharding(encoder.mesh, P((DATA, CLASS)))
+  images = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8)
+
+  def of(n_images):
+    # The pixels do not matter; the batch is filled up to equal shares.
+    shape = (-(-n_images // encoder.mesh.size) * encoder.mesh.size, *images.shape[1:])
+    pixels = jax.make_array_from_callback(
+      shape, rows, lambda index: np.repeat(images, len(range(*index[0].indices(shape[0]))), axis=0)
+    )
+    return lambda: encoder.features_of_images(pixels).block_until_ready()
+
+  return _cost(of, job.config.batch_size, _IMAGES * encoder.mesh.size)
+
+
+def _class_cost(job: setup.Run, frozen: Any) -> Cost:
+  """A step on image features that are given: draw, text tower, loss, gradient, update."""
+  mesh, config = job.encoder.mesh, job.config
+  groups = mesh.shape[DATA] * config.accumulate
+  n_images, k = config.batch_size // groups, setup.k_of(job)
+  plan = setup.step_memory(job)
+
+  def smaller(n_rows: int) -> setup.Run:
+    part = min(1.0, n_rows / (n_images + k))
+    small = copy.deepcopy(config)
+    small.data.features = "cached"
+    small.batch_size = groups * max(1, round(n_images * part))
+    if part < 1:
+      small.negatives, small.k = "sampled", max(2, round(k * part))
+    # What the backward pass computes again it computes again here too.
+    small.clip.keep = plan.keep
+    small.clip.n_chunks = plan.n_chunks if part == 1 else min(plan.n_chunks, 2)
+    return dataclasses.replace(job, config=small)
+
+  def of(n_rows: int) -> Callable[[], None]:
+    run = smaller(n_rows)
+    state, batch = setup.first_state(run), _random_batch(run)
+    with waiting("compiling a part of the step"):
+      program = setup.train_step(run).lower(state, frozen, batch).compile()
+    return _stepping(program, state, frozen, batch)
+
+  cost = _cost(of, n_images + k, _CLASSES * mesh.shape[CLASS])
+  if not cost.scaled:
+    return cost
+  # By tokens, not by rows: the budget of a few rows has more slack.
+  by_rows = cost.measured / cost.total
+  by_tokens = setup.step_tokens(job) / setup.step_tokens(smaller(cost.measured))
+  return cost._replace(seconds=cost.seconds * by_rows * by_tokens)
+
+
+def _stepping(program: jax.stages.Compiled, state: Any, frozen: Any, batch: Any) -> Callable:
+  """One step after the other; the program may write into the state that it is given."""
+
+  def step():
+    nonlocal state
+    state, metrics = program(state, frozen, batch)
+    jax.block_until_ready(metrics)
+
+  return step
+
+
+def _batch_shapes(job: setup.Run) -> dict[str, jax.ShapeDtypeStruct]:
+  """A batch of the step, as shapes."""
+  config, encoder = job.config, job.encoder
+  rows = NamedSharding(encoder.mesh, P(DATA))
+  size, clip = encoder.clip.image_size, encoder.clip.config
+  online = config.data.features == "online"
+  shape = (size, size, 3) if online else (clip.projection_dim,)
+  dtype = np.uint8 if online else np.float32
+  return {
+    "image": jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=rows),
+    "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32, sharding=rows),
+  }
+
+
+def _random_batch(job: setup.Run) -> dict[str, jax.Array]:
+  """Noise for a batch, on the devices; its labels are of classes that there are."""
+  rng, n_classes = np.random.default_rng(0), len(job.source.names)
+
+  def noise(name, shape):
+    if name == "label":
+      return rng.integers(0, n_classes, shape.shape, np.int32)
+    if shape.dtype == np.uint8:
+      return rng.integers(0, 256, shape.shape, np.uint8)
+    return rng.standard_normal(shape.shape, np.float32)
+
+  found = {}
+  for name, shape in _batch_shapes(job).items():
+    whole = noise(name, shape)
+    found[name] = jax.make_array_from_callback(
+      shape.shape, shape.sharding, lambda index, whole=whole: whole[index]
+    )
+  return found
+
+
+def _classes(job: setup.Run, state: Any, frozen: Any) -> dict[str, Any]:
+  """Features of all classes under the prompt, forward alone."""
+  del frozen
+  encoder, n_classes = job.encoder, len(job.source.names)
+  tokens = jax.tree.map(np.asarray, job.frozen.tokens)
+
+  def of(n):
+    some = spread_evenly(n, n_classes)
+    part = replicate(jax.tree.map(lambda rows: rows[some], tokens), encoder.mesh)
+    return lambda: encoder.features_of_tokens(state.params, part, job.module.position)
+
+  return {"class_features": _cost(of, n_classes, _CLASSES * encoder.mesh.size)}
+
+
+def _test_images(job: setup.Run, state: Any, frozen: Any) -> dict[str, Any]:
+  """Test images read and encoded, as an evaluation does."""
+  del state, frozen
+  data, encoder = job.config.data, job.encoder
+  split = inputs.evaluation_splits(data)[0]
+
+  def of(n):
+    some = inputs.open_source(data, split, n_images=n)
+    return lambda: split_features(encoder, some, threads=data.threads, max_corrupt=data.max_corrupt)
+
+  total = len(inputs.open_source(data, split, n_images=_TEST_IMAGES))
+  return {"test_images": _cost(of, total, _IMAGES * encoder.mesh.size)}
+
+
+def _saving(job: setup.Run, state: Any, frozen: Any) -> dict[str, Any]:
+  """A checkpoint and a prompt."""
+  del frozen
+  with Checkpoints(job.folder.checkpoints, 1) as checkpoints:
+    (seconds,) = _seconds(
+      lambda: checkpoints.save(1, state, {"config": job.config.to_dict()}, metric=0.5), 1, 0
+    )
+  save_prompt(job.folder.prompt, setup.prompt_of(job, state))
+  return {
+    "checkpoint_seconds": seconds,
+    "checkpoint_bytes": _bytes_under(job.folder.checkpoints),
+    "prompt_bytes": job.folder.prompt.stat().st_size,
+  }
+
+
+def _cost(of: Callable[[int], Callable[[], Any]], total: int, least: int) -> Cost:
+  """The time of all rows, by that of some of them if all would take long.
+
+  Args:
+    of: number of rows -> what computes them; its first call may compile.
+    total: all rows.
+    least: rows to begin with.
+  """
+  # A few rows more are not worth another compilation.
+  n = least if 8 * least < total else total
+  while True:
+    # The faster of two: what else a machine does makes it slower, never faster.
+    seconds = min(_seconds(of(n), 2, warm_up=1))
+    # Several processes measure the same number of rows.
+    seconds = hosts.from_first(seconds, "the time of a part")
+    affordable = int(n * _PART_SECONDS / (3 * max(seconds, 1e-9)))
+    if n == total or affordable < min(total, 8 * n):
+      return Cost(seconds * total / n, n, total)
+    n = min(total, affordable)
+
+
+def _seconds(call: Callable[[], Any], times: int, warm_up: int) -> list[float]:
+  """Of each of some calls, after some that are not counted."""
+  for _ in range(warm_up):
+    call()
+  found: list[float] = []
+  for _ in range(times):
+    start = time.monotonic()
+    call()
+    found.append(time.monotonic() - start)
+  return found
+
+
+def _memory(program: jax.stages.Compiled) -> dict[str, float | None]:
+  """What the step holds on a device, by the compiler's account; None where it gives none."""
+  memory = program.memory_analysis()
+  if memory is None:
+    return {"device_arguments_mib": None, "device_temporaries_mib": None}
+  return {
+    "device_arguments_mib": memory.argument_size_in_bytes / 2**20,
+    "device_temporaries_mib": memory.temp_size_in_bytes / 2**20,
+  }
+
+
+def _bytes_under(folder: pathlib.Path) -> int:
+  return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

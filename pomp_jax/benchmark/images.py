@@ -1,0 +1,174 @@
+"""Images decoded and augmented a second by one core, beside torchvision's own transforms.
+
+  python -m pomp_jax.benchmark.images [--seconds=20] [--folder=JPEGS]
+
+The same files in the same process, the two in turn, each on one thread: images/s under the recipe's
+crop and flip, under the whole recipe, and under CLIP's test preprocessing. Without torchvision its
+column is left out.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+import importlib
+import io
+import pathlib
+import time
+
+import numpy as np
+from PIL import Image
+
+from pomp_jax.data.augment import CROP_AREA, OPERATIONS, PROBABILITY, RATIO
+from pomp_jax.data.images import list_images
+from pomp_jax.data.made_up import encode, natural_image
+from pomp_jax.data.source import StoredImages
+from pomp_jax.data.views import Augmentation, views
+
+_SIZE = 224
+_N_IMAGES = 24
+
+
+class _Held:
+  """Files that were read before; a `Storage`."""
+
+  def __init__(self, encoded: Sequence[bytes]):
+    self._encoded = encoded
+
+  def read(self, row: int, key: str) -> bytes:
+    return self._encoded[row]
+
+  def where(self, row: int, key: str) -> str:
+    return key
+
+
+def main() -> None:
+  """Prints the table."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--seconds", type=float, default=20, help="of each of the measurements")
+  parser.add_argument("--folder", help="of JPEGs; made up if not given")
+  arguments = parser.parse_args()
+  encoded = _encoded(arguments.folder)
+  sizes = [Image.open(io.BytesIO(content)).size for content in encoded]
+  print(
+    f"{len(encoded)} JPEGs, {np.mean([w for w, _ in sizes]):.0f} x"
+    f" {np.mean([h for _, h in sizes]):.0f} pixels and {np.mean(list(map(len, encoded))) / 1e3:.0f}"
+    f" kB on average, to {_SIZE} x {_SIZE}, one thread; images/s, medians"
+  )
+  cases = {"test": ("none", 1), "crop, flip": ("crop_flip", 1), "recipe": ("recipe", 1)}
+  cases["recipe, 4 views"] = ("recipe", 4)
+  for name, (augment, n_views) in cases.items():
+    programs = {"ours": _ours(encoded, augment, n_views)}
+    theirs = _torchvision(encoded, augment, n_views)
+    if theirs is not None:
+      programs["torchvision"] = theirs
+    rates = _rates(programs, arguments.seconds)
+    line = ", ".join(f"{program} {rate:.0f}" for program, rate in rates.items())
+    ratio = f", {rates['ours'] / rates['torchvision']:.2f} times" if theirs is not None else ""
+    print(f"{name}: {line}{ratio}", flush=True)
+
+
+def _encoded(folder: str | None) -> list[bytes]:
+  if folder:
+    return [path.read_bytes() for path in list_images(pathlib.Path(folder))]
+  return [encode(natural_image(seed, 375, 500)) for seed in range(_N_IMAGES)]
+
+
+def _rates(programs: dict[str, Callable[[], int]], seconds: float) -> dict[str, float]:
+  """Images a second, the median over rounds of all programs in turn."""
+  rates: dict[str, list[float]] = {name: [] for name in programs}
+  end = time.monotonic() + seconds * len(programs)
+  while time.monotonic() < end or len(rates["ours"]) < 3:
+    for name, program in programs.items():
+      start = time.perf_counter()
+      n_images = program()
+      rates[name].append(n_images / (time.perf_counter() - start))
+  return {name: float(np.median(found)) for name, found in rates.items()}
+
+
+def _ours(encoded: Sequence[bytes], augment: str, n_views: int) -> Callable[[], int]:
+  keys = [str(number) for number in range(len(encoded))]
+  source = StoredImages("a", np.zeros(len(encoded), int), keys, _Held(encoded), image_size=_SIZE)
+  augmentation = Augmentation(augment, n_views)
+  indices = np.arange(len(encoded))
+  epoch = iter(range(10**9))
+
+  def program() -> int:
+    views(source, indices, np.full(len(indices), next(epoch)), augmentation, _SIZE)
+    return len(indices)
+
+  return program
+
+
+def _torchvision(encoded: Sequence[bytes], augment: str, n_views: int) -> Callable[[], int] | None:
+  """The usual pipeline: open, convert, transform, to the tensor that a loader collates.
+
+  The paper's RandAugment2 is no transform of torchvision's; its operations are applied here by
+  torchvision's functions, two drawn for an image and each with the same probability.
+  """
+  try:
+    transforms = importlib.import_module("torchvision.transforms")
+  except ImportError:
+    return None
+  bicubic = transforms.InterpolationMode.BICUBIC
+  if augment == "none":
+    steps = [transforms.Resize(_SIZE, bicubic), transforms.CenterCrop(_SIZE)]
+  else:
+    crop = transforms.RandomResizedCrop(_SIZE, (CROP_AREA, 1.0), RATIO, bicubic)
+    steps = [crop, transforms.RandomHorizontalFlip()]
+  if augment == "recipe":
+    chosen = [
+      transforms.RandomApply([transforms.Lambda(operation)], PROBABILITY)
+      for operation in _operations(importlib.import_module("torchvision.transforms.functional"))
+    ]
+    # The same number of operations, with replacement.
+    steps += [transforms.RandomChoice(chosen), transforms.RandomChoice(chosen)]
+  pipeline = transforms.Compose([*steps, transforms.PILToTensor()])
+
+  def program() -> int:
+    for content in encoded:
+      for _ in range(n_views):
+        pipeline(Image.open(io.BytesIO(content)).convert("RGB"))
+    return len(encoded)
+
+  return program
+
+
+def _operations(functional) -> list[Callable]:
+  """RandAugment2's, by torchvision's functions with magnitudes of our ranges."""
+  rng = np.random.default_rng(0)
+
+  def drawn(name: str, apply: Callable) -> Callable:
+    _, low, high = OPERATIONS[name]
+    return lambda image: apply(image, rng.uniform(low, high))
+
+  def affine(angle=0.0, translate=(0, 0), shear=(0.0, 0.0)):
+    return {"angle": angle, "translate": list(translate), "scale": 1.0, "shear": list(shear)}
+
+  degrees = 180 / np.pi
+  shift = lambda image, m: int(m * image.width)
+  return [
+    functional.autocontrast,
+    drawn("brightness", functional.adjust_brightness),
+    drawn("color", functional.adjust_saturation),
+    drawn("contrast", functional.adjust_contrast),
+    functional.equalize,
+    lambda image: image,
+    functional.invert,
+    drawn("posterize", lambda image, m: functional.posterize(image, int(m))),
+    drawn("rotate", functional.rotate),
+    drawn("sharpness", functional.adjust_sharpness),
+    drawn("shear_x", lambda image, m: functional.affine(image, **affine(shear=(m * degrees, 0.0)))),
+    drawn("shear_y", lambda image, m: functional.affine(image, **affine(shear=(0.0, m * degrees)))),
+    drawn("solarize", functional.solarize),
+    drawn(
+      "translate_x",
+      lambda image, m: functional.affine(image, **affine(translate=(shift(image, m), 0))),
+    ),
+    drawn(
+      "translate_y",
+      lambda image, m: functional.affine(image, **affine(translate=(0, shift(image, m)))),
+    ),
+  ]
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,272 @@
+"""A frozen CLIP on the devices: features of any names under any prompt, and of images.
+
+Shapes: N classes, n images, M context vectors, D width, E embedding.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import functools
+import json
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float
+import numpy as np
+
+from pomp_jax.clip import Clip, TextTower, image_tower, text_tower, tokenize
+from pomp_jax.clip.memory import KEEP_ALL, MemoryPlan
+from pomp_jax.data.vocabulary import Vocabulary, make_vocabulary, spoken
+from pomp_jax.files.array_cache import ArrayCache, fingerprint
+from pomp_jax.files.progress import steps_of
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits
+from pomp_jax.prompt.context import ClassTokens, PromptContext
+from pomp_jax.prompt.learner import Frozen, class_features
+from pomp_jax.prompt.loss import normalize
+from pomp_jax.prompt.step import CLASS, DATA, make_mesh, replicate
+
+
+class Encoder:
+  """A CLIP whose weights were placed once; training and evaluation share them.
+
+  Attributes:
+    clip: the CLIP.
+    mesh: the devices.
+    image_tower: the vision tower's function.
+    text_params: on the mesh, replicated.
+    vision_params: likewise.
+  """
+
+  def __init__(
+    self,
+    clip: Clip,
+    *,
+    mesh: Mesh | None = None,
+    tower: str = "shared",
+    dtype: str = "float32",
+    chunk: int = 1024,
+    images_at_a_time: int = 0,
+    cache: ArrayCache | None = None,
+  ):
+    """Places the weights.
+
+    Args:
+      clip: a loaded CLIP.
+      mesh: the devices; all of them if None.
+      tower: which text tower, see `clip.text_tower`.
+      dtype: compute type, one of `clip.precision.DTYPES`.
+      chunk: classes or images computed at a time, over all devices.
+      images_at_a_time: the most images in a device's memory together; 0: what it is given.
+      cache: where class features are kept by prompt, CLIP and names; in memory if None.
+    """
+    self.clip = clip
+    self.mesh = make_mesh() if mesh is None else mesh
+    self._tower, self._dtype = tower, dtype
+    self._programs: dict[tuple[PromptContext, int, bool], Callable] = {}
+    self.image_tower = image_tower(clip, dtype, images_at_a_time)
+    self._cache = ArrayCache() if cache is None else cache
+    self.text_params = replicate(clip.text_params, self.mesh)
+    self.vision_params = replicate(clip.vision_params, self.mesh)
+    self._sos = replicate(np.asarray(clip.sos_embedding), self.mesh)
+    # Every device takes an equal share of a chunk.
+    self._chunk = -(-chunk // self.mesh.size) * self.mesh.size
+    self._images = _over_rows(
+      self.mesh,
+      lambda params, images: normalize(self.image_tower(params, images)),
+      n_replicated=1,
+    )
+    self._tower_images = _over_rows(self.mesh, self.image_tower, n_replicated=1)
+
+  def text_tower(self, token_budget: int | None = None, memory: MemoryPlan = KEEP_ALL) -> TextTower:
+    """The text tower in use, for so many own tokens; see `clip.text_tower`."""
+    config = self.clip.config.text_config
+    return text_tower(self._tower, config, self._dtype, token_budget, memory)
+
+  def vocabulary(self, names: Sequence[str], n_vectors: int) -> Vocabulary:
+    """Tokens of class names that leave room for a context of M vectors.
+
+    Raises:
+      VocabularyError: an empty or repeated name, or none.
+      TokenizeError: a name longer than the positions that are left.
+    """
+    budget = self.clip.positions - 1 - n_vectors
+    return make_vocabulary(names, functools.partial(self._tokenize, budget=budget))
+
+  def frozen(self, vocabulary: Vocabulary) -> Frozen:
+    """The frozen side of the training step for a vocabulary."""
+    return Frozen(
+      self.text_params, self.vision_params, self._sos, replicate(_tokens(vocabulary), self.mesh)
+    )
+
+  def class_features(
+    self, names: Sequence[str], prompt: Prompt | str, *, unit: bool = True
+  ) -> Float[np.ndarray, "N E"]:
+    """Text features of class names; computed once for a prompt, this CLIP and these names.
+
+    Args:
+      names: the classes.
+      prompt: a learned prompt, or a hand-written template such as "a photo of a {}.".
+      unit: of length 1; else as they leave the tower.
+
+    Raises:
+      PromptFileError: the prompt does not fit the CLIP or the number of names, or is a text
+        without a place for them.
+      VocabularyError, TokenizeError: names that can't be used.
+    """
+    if isinstance(prompt, str):
+      if prompt.count("{}") != 1:
+        raise PromptFileError(f"template {prompt!r}: accepted: a text with exactly one {{}}")
+      context_MxD, position = np.zeros((0, self.clip.text_width), np.float32), "end"
+      ids_NxL, lengths_N = self._tokenize([prompt.replace("{}", name) for name in spoken(names)])
+      # The whole sentence is the name: no context stands inside it.
+      tokens = ClassTokens(ids_NxL, lengths_N, lengths_N)
+    else:
+      check_fits(prompt, self.clip.text_width, self.clip.name, len(names))
+      context_MxD, position = prompt.context, prompt.position
+      tokens = _tokens(self.vocabulary(names, context_MxD.shape[-2]))
+    of_tower = () if unit else ("of the tower",)
+    key = fingerprint([self._text_fingerprint, position, context_MxD, *tokens, *of_tower])
+    found = self._cache.find(key)
+    if not _on_every_host(found is not None):
+      params, tokens = replicate(({"context": context_MxD}, tokens), self.mesh)
+      features_NxE = self.features_of_tokens(params, tokens, position, unit=unit)
+      found = self._cache.keep(key, features_NxE, write=jax.process_index() == 0)
+    return found
+
+  @functools.cached_property
+  def _text_fingerprint(self) -> str:
+    """Of all that class features depend on beside the prompt and the tokens."""
+    leaves, structure = jax.tree.flatten((self.clip.text_params, self._sos))
+    settings = json.dumps(self.clip.config.text_config.to_dict(), sort_keys=True, default=str)
+    return fingerprint(
+      [settings, self._tower, self._dtype, str(structure), *map(np.asarray, leaves)]
+    )
+
+  @functools.cached_property
+  def image_fingerprint(self) -> str:
+    """Of all that image features depend on beside the images."""
+    leaves, structure = jax.tree.flatten(self.clip.vision_params)
+    return fingerprint([self.clip.settings, self._dtype, str(structure), *map(np.asarray, leaves)])
+
+  def features_of_tokens(
+    self, params, tokens: ClassTokens, position: str, *, unit: bool = True
+  ) -> Float[np.ndarray, "N E"]:
+    """Text features of tokenized classes; `params` (the context) and tokens on the mesh."""
+    shape = params["context"].shape
+    module = PromptContext(
+      shape[-2], shape[-1], position, n_classes=shape[0] if len(shape) == 3 else None
+    )
+    lengths_N = np.asarray(tokens.lengths) + module.n_own
+    compute = self._compiled(module, self._token_budget(lengths_N), unit)
+    frozen = Frozen(self.text_params, {}, self._sos, tokens)
+    ids = np.arange(len(lengths_N), dtype=np.int32)
+    return self._in_chunks(lambda rows: compute(params, frozen, rows), ids, "class features")
+
+  def _token_budget(self, lengths_N: np.ndarray) -> int:
+    """What the fullest device of the fullest chunk needs; rounded, for fewer compilations."""
+    shares = [full.reshape(self.mesh.size, -1).sum(-1) for full, _ in self._chunks(lengths_N)]
+    return 64 * -(-int(np.max(shares)) // 64)
+
+  def image_features(self, images: np.ndarray, *, unit: bool = True) -> Float[np.ndarray, "n E"]:
+    """Features of images, uint8 [n,S,S,3] with S = `clip.image_size`.
+
+    Args:
+      images: on the host.
+      unit: of length 1; else as a training step has them from the tower.
+    """
+    compute = self._images if unit else self._tower_images
+    return self._in_chunks(lambda rows: compute(self.vision_params, rows), images, "image features")
+
+  def features_of_images(self, images: jax.Array) -> jax.Array:
+    """Unit features of a batch that lies on the mesh, its rows split over all devices.
+
+    Args:
+      images: uint8 [B,S,S,3], B a multiple of the devices.
+
+    Returns:
+      [B,E], whole on every device, and still being computed.
+    """
+    return self._images(self.vision_params, images)
+
+  def over_rows(self, function: Callable, n_replicated: int) -> Callable[..., np.ndarray]:
+    """Compiles a pure function whose last argument is rows, each with a result of its own.
+
+    Args:
+      function: `(*replicated, rows [n,..]) -> results [n,..]`, for any part of the rows.
+      n_replicated: how many arguments precede the rows; they lie on the mesh.
+
+    Returns:
+      The same on the host's rows, NumPy to NumPy, a chunk at a time over all devices.
+    """
+    compiled = _over_rows(self.mesh, function, n_replicated)
+    return lambda *inputs: self._in_chunks(
+      lambda rows: compiled(*inputs[:-1], rows), inputs[-1], "features"
+    )
+
+  def _tokenize(self, texts: Sequence[str], budget: int | None = None):
+    return tokenize(texts, self.clip.tokenizer, self.clip.config.text_config, budget)
+
+  def _compiled(self, module: PromptContext, token_budget: int, unit: bool) -> Callable:
+    """One compiled function a layout, however often features are asked for."""
+    key = module, token_budget, unit
+    if key not in self._programs:
+      tower = self.text_tower(token_budget)
+
+      def features(params, frozen, ids_C):
+        features_CxE = class_features(module, tower, params, frozen, ids_C)
+        return normalize(features_CxE) if unit else features_CxE
+
+      self._programs[key] = _over_rows(self.mesh, features, 2)
+    return self._programs[key]
+
+  def _chunks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    """Chunks of one static size, an equal share for each device, and how many rows are real.
+
+    The last is padded with its first row.
+    """
+    size = self._chunk_size(len(rows))
+    for start in range(0, len(rows), size):
+      part = rows[start : start + size]
+      yield np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)]), len(part)
+
+  def _chunk_size(self, n_rows: int) -> int:
+    return min(self._chunk, self.mesh.size * -(-n_rows // self.mesh.size))
+
+  def _in_chunks(self, compute: Callable, rows: np.ndarray, what: str) -> np.ndarray:
+    results: list[np.ndarray] = []
+    pending = None
+    n_chunks = -(-len(rows) // self._chunk_size(len(rows)))
+    for full, kept in steps_of(self._chunks(rows), what, "chunks", n_chunks):
+      computed = compute(self._shard(full))
+      # Fetched one chunk late, so that the device has the next to work on meanwhile.
+      if pending is not None:
+        results.append(np.asarray(pending[0])[: pending[1]])
+      pending = (computed, kept)
+    results.append(np.asarray(pending[0])[: pending[1]])
+    return np.concatenate(results)
+
+  def _shard(self, rows: np.ndarray) -> jax.Array:
+    sharding = NamedSharding(self.mesh, P((DATA, CLASS)))
+    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+
+
+def _on_every_host(here: bool) -> bool:
+  """Whether it is so on all hosts: features are computed by all of them together, or by none."""
+  if jax.process_count() == 1:
+    return here
+  return bool(np.all(multihost_utils.process_allgather(np.array(here))))
+
+
+def _tokens(vocabulary: Vocabulary) -> ClassTokens:
+  return ClassTokens(vocabulary.token_ids, vocabulary.name_lengths, vocabulary.lengths)
+
+
+def _over_rows(mesh: Mesh, function: Callable, n_replicated: int) -> Callable:
+  """Compiles a function whose last argument is split by rows over all devices.
+
+  Each device computes its own rows, as `shard_map` has it: packing names into one row of tokens
+  is nothing that a compiler could split by itself.
+  """
+  rows = P((DATA, CLASS))
+  local = jax.shard_map(function, mesh=mesh, in_specs=(*[P()] * n_replicated, rows), out_specs=rows)
+  return jax.jit(local, out_shardings=NamedSharding(mesh, P()))

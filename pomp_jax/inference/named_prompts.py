@@ -1,0 +1,139 @@
+"""Prompts as users write them: files, hand-written texts, and all checkpoints of a run."""
+
+from collections.abc import Sequence
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pomp_jax.config import ConfigError
+from pomp_jax.data.vocabularies import TEMPLATES, ClassList, load_templates
+from pomp_jax.encoder import Encoder
+from pomp_jax.files.checkpoints import CheckpointError
+from pomp_jax.files.class_features import ClassFeatures, read_class_features
+from pomp_jax.files.other_checkpoints import read_checkpoints
+from pomp_jax.files.progress import steps_of
+from pomp_jax.files.prompt import validate
+from pomp_jax.files.prompt_file import Prompt, load_prompt
+from pomp_jax.files.run_folder import RunFolder
+
+# The class list's own text, and CLIP's own texts for it.
+HAND_WRITTEN, ENSEMBLE = "hand_written", "ensemble"
+SEPARATOR = ";"
+_TAKES = (
+  f"one or more of the following, separated by {SEPARATOR!r}: a prompt file, a .npy file of class"
+  f" features as Detic's are, a run's folder with checkpoints, a text with one {{}},"
+  f" {HAND_WRITTEN}, {ENSEMBLE}, {ENSEMBLE}:NAME with NAME one of {', '.join(TEMPLATES)}"
+)
+
+
+class NamedPrompt(NamedTuple):
+  """A prompt and what to call it.
+
+  Attributes:
+    label: what the user wrote; of a checkpoint with its step, "runs/demo@80".
+    prompt: a learned one, the features of the classes under one, or the text that stands for
+      hand-written ones.
+    step: of a checkpoint.
+  """
+
+  label: str
+  prompt: Prompt | ClassFeatures | str
+  step: int | None = None
+
+
+def read_prompts(text: str, field: str) -> list[NamedPrompt]:
+  """Reads what a field says.
+
+  Raises:
+    ConfigError: it names nothing that is there, or something twice.
+    PromptFileError, CheckpointError: a file that can't be used.
+  """
+  found: list[NamedPrompt] = []
+  for item in filter(None, map(str.strip, text.split(SEPARATOR))):
+    if item.count("{}") == 1 or item in (HAND_WRITTEN, ENSEMBLE) or _named_templates(item):
+      found.append(NamedPrompt(item, item))
+    elif os.path.isdir(item):
+      found += _checkpoints(item, field)
+    elif os.path.isfile(item):
+      read = read_class_features if item.endswith(".npy") else load_prompt
+      found.append(NamedPrompt(item, read(item)))
+    else:
+      raise ConfigError(field, item, _TAKES)
+  labels = [named.label for named in found]
+  if not labels or len(set(labels)) < len(labels):
+    raise ConfigError(field, text, _TAKES + "; none twice")
+  return found
+
+
+def features_under(
+  encoder: Encoder, classes: ClassList, prompt: Prompt | ClassFeatures | str
+) -> np.ndarray:
+  """Unit features [N,E] of a list's classes under a prompt as `NamedPrompt` has it.
+
+  Those of several texts are the mean of their unit features, on the unit sphere again (Radford et
+  al., 2021, section 3.1.4).
+
+  Raises:
+    PromptFileError: the prompt does not fit.
+    VocabularyError, TokenizeError: names that can't be used.
+  """
+  if isinstance(prompt, Prompt):
+    return encoder.class_features(classes.names, prompt)
+  if isinstance(prompt, ClassFeatures):
+    prompt.check_fits(len(classes), encoder.clip.config.projection_dim, "class features")
+    return prompt.features
+  texts = _texts(prompt, classes)
+  total_NxE = sum(
+    encoder.class_features(classes.names, text)
+    for text in steps_of(texts, "class features of texts", "texts")
+  )
+  return total_NxE / np.linalg.norm(total_NxE, axis=-1, keepdims=True)
+
+
+def describe(prompt: Prompt | ClassFeatures | str, classes: ClassList) -> list[Any]:
+  """All that the features under a prompt depend on, for `files.array_cache.fingerprint`."""
+  if isinstance(prompt, Prompt):
+    return [prompt.position, prompt.context]
+  if isinstance(prompt, ClassFeatures):
+    return [prompt.features]
+  return list(_texts(prompt, classes))
+
+
+def _texts(prompt: str, classes: ClassList) -> Sequence[str]:
+  if prompt == HAND_WRITTEN:
+    return (classes.template,)
+  if prompt == ENSEMBLE:
+    return classes.ensemble
+  return _named_templates(prompt) or (prompt,)
+
+
+def _named_templates(text: str) -> tuple[str, ...]:
+  kind, _, name = text.partition(":")
+  return load_templates(name) if kind == ENSEMBLE and name in TEMPLATES else ()
+
+
+def _checkpoints(folder: str, field: str) -> list[NamedPrompt]:
+  run = RunFolder(folder)
+  if not run.checkpoints.is_dir():
+    raise ConfigError(field, folder, f"a run's folder, which has {run.checkpoints.name}/ in it")
+  found = []
+  for step, state, meta in read_checkpoints(run.checkpoints):
+    path = run.checkpoints / str(step)
+    try:
+      config = meta["config"]
+      if config.get("method", "pomp") != "pomp":
+        # A context that is not all there is to it.
+        raise CheckpointError(
+          f"{path}: is of method {config['method']!r}; a prompt (pomp) is needed"
+        )
+      prompt = Prompt(
+        state["params"]["context"], config["clip"]["model"], config["prompt"]["position"]
+      )
+    except (KeyError, TypeError) as error:
+      raise CheckpointError(f"{path}: holds no prompt ({error!r})") from error
+    validate(path, prompt)
+    found.append(NamedPrompt(f"{folder.rstrip('/')}@{step}", prompt, step))
+  if not found:
+    raise ConfigError(field, folder, "a run's folder with a complete checkpoint")
+  return found

@@ -1,0 +1,23 @@
+"""What configs name, opened: the CLIP, images, evaluation sets."""
+
+from pomp_jax.inputs.named import (
+  TEST_SPLITS,
+  clip_config,
+  evaluation_splits,
+  n_training_classes,
+  open_clip,
+  open_encoder,
+  open_source,
+  open_training_source,
+)
+
+__all__ = [
+  "TEST_SPLITS",
+  "clip_config",
+  "evaluation_splits",
+  "n_training_classes",
+  "open_clip",
+  "open_encoder",
+  "open_source",
+  "open_training_source",
+]

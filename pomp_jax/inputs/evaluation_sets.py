@@ -1,0 +1,298 @@
+"""The data sets of an evaluation: a suite's, those named, a user's own, or what `data` names."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import difflib
+import functools
+import logging
+import os
+import pathlib
+
+from ml_collections import ConfigDict
+
+from pomp_jax import hosts, inputs
+from pomp_jax.config import WORLD, ConfigError
+from pomp_jax.data.coop import COOP_SETS
+from pomp_jax.data.labelled_set import LabelledSet, open_test_images, some_classes
+from pomp_jax.data.own_sets import OwnSet, open_own_set, parse_sets, read_sets_file
+from pomp_jax.data.source import SourceError, StoredImages
+from pomp_jax.data.subsets import even_sample, half_of_classes
+from pomp_jax.data.suites import GROUP_OF, NO_SUITE, OWN, SUITES
+from pomp_jax.data.vocabularies import ClassList, load_class_list
+from pomp_jax.data.vocabulary import VocabularyError
+from pomp_jax.inference.named_prompts import SEPARATOR
+
+log = logging.getLogger(__name__)
+
+_PARTS = ("base", "new", "novel")
+# What a set that can't be opened raises; what is wrong in the config is ConfigError.
+_MISSING = (SourceError, VocabularyError)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSet:
+  """A data set with the classes that are told apart in it.
+
+  Attributes:
+    name: such as "dtd", or "dtd/base" for a part of its classes.
+    group: the table that it stands in, one of `suites.GROUPS`.
+    column: its heading there.
+    part: "all", or the part of the classes: base, new (CoOp's half) or novel.
+    open: opens the images and their class list; reads no image.
+    reader: how the images are stored, one of `labelled_set.READERS`; "" of the embedded world.
+  """
+
+  name: str
+  group: str
+  column: str
+  part: str
+  open: Callable[[], LabelledSet]
+  reader: str = ""
+
+
+def evaluation_sets(config: ConfigDict, image_size: int) -> list[EvaluationSet]:
+  """The sets that `config.evaluate` asks for, unopened.
+
+  Args:
+    config: the whole config.
+    image_size: what the CLIP takes, pixels.
+
+  Raises:
+    ConfigError: a set that has no such name, or no folder for it.
+    SourceError: a file of sets that can't be used.
+  """
+  own, named = _own_sets(config.evaluate), _named(config)
+  sets = [
+    *(item for name in named for item in _of_named(config, name, image_size)),
+    *(item for one in own for item in _of_own(config.evaluate, one, image_size)),
+  ]
+  if not sets:
+    sets = _of_data(config, image_size)
+  files = [file_name(item.name) for item in sets]
+  for item, file in zip(sets, files, strict=True):
+    if files.count(file) > 1:
+      where = own[0].where if own else "config.evaluate.sets"
+      raise SourceError(f"{where}: two sets would be called {item.name!r}; names must differ")
+  return sets
+
+
+def open_each(
+  items: Sequence[EvaluationSet], skip_missing: bool
+) -> tuple[dict[str, LabelledSet], dict[str, str]]:
+  """Opens every set, so that all that is missing is listed before anything is computed.
+
+  Args:
+    items: the sets.
+    skip_missing: those that can't be opened are left out, unless none is left.
+
+  Returns:
+    The sets by name, and for each that can't be opened the reason.
+
+  Raises:
+    SourceError, VocabularyError: the reason where one set can't be opened; where several can't,
+      their names, after a line of the log for each.
+  """
+  opened, missing, errors = {}, {}, []
+  for item in items:
+    try:
+      opened[item.name] = item.open()
+    except _MISSING as error:
+      missing[item.name] = str(error)
+      errors.append(error)
+  if len(errors) == 1 and not skip_missing:
+    raise errors[0]
+  for name, reason in missing.items():
+    log.warning("missing: %s: %s", name, reason)
+  if missing and not (skip_missing and opened):
+    hint = "; evaluate.skip_missing=true evaluates the others" if opened else ""
+    raise SourceError(
+      f"{len(missing)} of {len(items)} sets can't be opened: {', '.join(missing)}{hint}"
+    )
+  return opened, missing
+
+
+def open_everywhere(
+  items: Sequence[EvaluationSet], skip_missing: bool
+) -> tuple[dict[str, LabelledSet], dict[str, str]]:
+  """`open_each` in every process; what the first one misses is left out by all.
+
+  Raises:
+    SourceError: this process misses a set that the first one has; and as `open_each`.
+  """
+  opened, missing = open_each(items, skip_missing)
+  of_first = hosts.from_first(missing, "which sets are missing")
+  for name, reason in missing.items():
+    if name not in of_first:
+      raise SourceError(f"{reason} (on the first host it is there)")
+  return {name: opened[name] for name in opened if name not in of_first}, of_first
+
+
+def file_name(name: str) -> str:
+  """What a set's file is called, without its suffix."""
+  return name.replace("/", "-")
+
+
+def _own_sets(settings: ConfigDict) -> list[OwnSet]:
+  sets = []
+  if settings.sets_file:
+    sets += read_sets_file(settings.sets_file)
+  if settings.own_sets:
+    sets += parse_sets(settings.own_sets, "config.evaluate.own_sets")
+  return sets
+
+
+def _named(config: ConfigDict) -> list[str]:
+  """The named sets that are asked for: those of `sets`, or else the suite's."""
+  settings = config.evaluate
+  suite = None if settings.suite == NO_SUITE else SUITES[settings.suite]
+  known = tuple(GROUP_OF) if suite is None else (*suite.sets, *suite.more)
+  found: list[str] = []
+  for name in filter(None, map(str.strip, settings.sets.split(SEPARATOR))):
+    # A suite's name stands for its sets, unless a set is called so.
+    is_suite = name in SUITES and name not in known and not SUITES[name].halves
+    whole = SUITES[name].sets if is_suite else ()
+    found += whole if whole and set(whole) <= set(known) else (name,)
+  for name in found:
+    if name not in known or found.count(name) > 1:
+      near = difflib.get_close_matches(name, known, 1)
+      hint = f" (did you mean {near[0]!r}?)" if near and near[0] != name else ""
+      takes = f"one or more different ones of {', '.join(known)}, separated by {SEPARATOR!r}{hint}"
+      raise ConfigError("evaluate.sets", name, takes)
+  return found or list(suite.sets if suite else ())
+
+
+def _of_named(config: ConfigDict, name: str, image_size: int) -> list[EvaluationSet]:
+  settings = config.evaluate
+  halves = settings.suite != NO_SUITE and SUITES[settings.suite].halves
+  group = settings.suite if halves else GROUP_OF[name]
+  if group == WORLD:
+    if config.data.source != WORLD:
+      field, got = ("suite", WORLD) if settings.suite == WORLD else ("sets", name)
+      takes = (
+        f"a set of its own where data.source={config.data.source!r}: evaluate.suite={NO_SUITE!r}"
+        " without sets evaluates what config.data names, evaluate.sets_file any sets"
+      )
+      raise ConfigError(f"evaluate.{field}", got, takes)
+    return [EvaluationSet(name, group, name, "all", lambda: _world(config, name))]
+  if not pathlib.Path(settings.root).is_dir() or not settings.root:
+    raise ConfigError("evaluate.root", settings.root, "a folder that exists, with the data sets")
+  if settings.reader == "coop" and name not in COOP_SETS:
+    takes = f"tfds or folder for {name}; coop has {', '.join(COOP_SETS)}"
+    raise ConfigError("evaluate.reader", "coop", takes)
+  return [
+    EvaluationSet(
+      name if part == "all" else f"{name}/{part}",
+      group,
+      name,
+      part,
+      lambda part=part: _stored(settings, name, part, image_size),
+      settings.reader,
+    )
+    for part in (("base", "new") if halves else ("all",))
+  ]
+
+
+def _of_own(settings: ConfigDict, own: OwnSet, image_size: int) -> list[EvaluationSet]:
+  return [
+    EvaluationSet(
+      own.name if part == "all" else f"{own.name}/{part}",
+      OWN,
+      own.name,
+      part,
+      lambda part=part: _sample(open_own_set(own, part, image_size), settings.images),
+      own.reader,
+    )
+    for part in own.parts
+  ]
+
+
+def _of_data(config: ConfigDict, image_size: int) -> list[EvaluationSet]:
+  """What a prompt that was learned with this config would be evaluated on."""
+  data, splits = config.data, inputs.evaluation_splits(config.data)
+  if data.source == WORLD:
+    return [item for name in splits for item in _of_named(config, name, image_size)]
+  # Of `tfds` it may have a version behind a colon; of a folder it is the last part of its path.
+  name = data.dataset or os.path.basename(os.path.abspath(data.root)) or data.source
+  name = name.replace("/", "-")
+  template = config.eval.template
+
+  def opened(split: str, images: str) -> LabelledSet:
+    source = inputs.open_source(data, split).sized(image_size)
+    classes = ClassList(tuple(source.names), None, template, (template,), name)
+    return _sample(LabelledSet(source, classes, images), config.evaluate.images)
+
+  sets = []
+  for split in splits:
+    # "test", "base", or "validation/base": which images, and which of the classes.
+    images, _, part = split.rpartition("/")
+    images, part = (images or "test", part) if part in _PARTS else (split, "all")
+    open_it = functools.partial(opened, split, images)
+    sets.append(EvaluationSet(f"{name}/{split}", OWN, name, part, open_it, data.source))
+  return sets
+
+
+def _world(config: ConfigDict, split: str) -> LabelledSet:
+  n_images = config.evaluate.images or config.eval.images
+  source = inputs.open_source(config.data, split, n_images=n_images)
+  template = config.eval.template
+  classes = ClassList(tuple(source.names), None, template, (template,), "the embedded world")
+  return LabelledSet(source, classes, "test")
+
+
+def _stored(settings: ConfigDict, name: str, part: str, image_size: int) -> LabelledSet:
+  classes = load_class_list(name)
+  root = pathlib.Path(settings.root)
+  if settings.reader == "folder" and (root / name).is_dir():
+    root = root / name  # else the root itself is the set's
+  # TFDS's labels are translated by the set's own table.
+  listed = None if settings.reader == "tfds" else classes
+  source, _, split = open_test_images(settings.reader, root, name, listed, image_size=image_size)
+  if classes.synsets is None:
+    _check_names(source.names, classes.names, f"{settings.root}: {name}")
+  elif len(source.names) != len(classes):
+    classes = _listed_classes(classes, source.names, f"{settings.root}: {name}")
+  # ImageNet's classes were told by their ids, and what they are called is the source's affair.
+  labelled = LabelledSet(source, dataclasses.replace(classes, names=source.names), split)
+  if part != "all":
+    labelled = some_classes(labelled, half_of_classes(len(classes), part))
+  labelled = _sample(labelled, settings.images)
+  if not len(labelled.source):
+    raise SourceError(f"{settings.root}: {name} has no test image of the classes asked for")
+  return labelled
+
+
+def _sample(labelled: LabelledSet, n_images: int) -> LabelledSet:
+  """So many of the images, the classes evenly; all for 0."""
+  source = labelled.source
+  if not n_images or not isinstance(source, StoredImages):
+    return labelled
+  kept = even_sample(source.labels, source.keys, n_images)
+  return labelled._replace(source=source.subset(kept))
+
+
+def _listed_classes(classes: ClassList, names: tuple[str, ...], where: str) -> ClassList:
+  """The classes of a data set that was made of a part of the list.
+
+  Raises:
+    SourceError: one that is not in the list.
+  """
+  label = {name: c for c, name in enumerate(classes.names)}
+  for name in names:
+    if name not in label:
+      raise SourceError(f"{where}: class {name!r} is not in its class list")
+  return dataclasses.replace(
+    classes, names=names, synsets=tuple(classes.synsets[label[name]] for name in names)
+  )
+
+
+def _check_names(found: tuple[str, ...], known: tuple[str, ...], where: str) -> None:
+  """Refuses a set whose labels mean other classes than its list has.
+
+  Raises:
+    SourceError: another number of classes, or one that is called otherwise.
+  """
+  if len(found) != len(known):
+    raise SourceError(f"{where}: {len(found)} classes, but its class list has {len(known)}")
+  for label, (own, listed) in enumerate(zip(found, known, strict=True)):
+    if own != listed:
+      raise SourceError(f"{where}: label {label} is {own!r}, but {listed!r} in its class list")

@@ -1,0 +1,294 @@
+"""The pretrain job for every combination of some fields' values, many of them in one program.
+
+Leaves in the run's folder `cells/` with a JSON file and the learned prompt of every cell, written
+whole when the cell is done; `cells.csv` and `results.json`, a row a cell; `plots/sweep.png`; and
+`report.html`, one file that needs nothing else. Started again it runs the cells that are missing
+or have failed. A cell that fails is marked with its error, and the others go on.
+
+With several processes all of them train every cell together, and the first reads the folder and
+writes; runs of their own share the cells by `config.ablate.part`.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import logging
+import os
+import time
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from pomp_jax import hosts
+from pomp_jax.ablation.grid import Cell, make_cells
+from pomp_jax.ablation.lanes import Trained, lane_groups, lanes_at_a_time, train_lanes
+from pomp_jax.ablation.report import write_outcome
+from pomp_jax.ablation.shared import Scores, Shared
+from pomp_jax.clip import ClipError, TokenizeError
+from pomp_jax.config import ConfigError
+from pomp_jax.data.source import SourceError
+from pomp_jax.data.vocabulary import VocabularyError
+from pomp_jax.files.feature_blocks import FeatureCacheError
+from pomp_jax.files.progress import steps_of
+from pomp_jax.files.prompt_file import Prompt, save_prompt
+from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_keyed, write_json, writing
+from pomp_jax.jobs import pretrain
+from pomp_jax.train import setup
+from pomp_jax.train.bad_loss import BadLossError, Judge
+from pomp_jax.train.watch import TrainingError
+
+log = logging.getLogger(__name__)
+
+_FOLDER = "cells"
+# What makes of a cell bad input.
+_REFUSED = (
+  ClipError,
+  ConfigError,
+  FeatureCacheError,
+  SourceError,
+  TokenizeError,
+  VocabularyError,
+)
+
+
+def check(config: ConfigDict, workdir: str) -> None:
+  """As the main job's, for each cell.
+
+  Raises:
+    ConfigError, ClipError, RunFolderError, SourceError, VocabularyError: one line each.
+  """
+  RunFolder(workdir).check(config.job)
+  _part(config)
+  for cell in make_cells(config):
+    with _named(cell):
+      _check_cell(cell, workdir)
+
+
+def _check_cell(cell: Cell, workdir: str) -> None:
+  config = cell.config
+  if config.method != "pomp":
+    raise ConfigError("method", config.method, "'pomp'; job='baselines' compares the others")
+  if config.on_bad_loss != "stop":
+    raise ConfigError("on_bad_loss", config.on_bad_loss, "'stop': cells have no checkpoints")
+  pretrain.check(config, os.path.join(workdir, _FOLDER, cell.key))
+
+
+@contextlib.contextmanager
+def _named(cell: Cell) -> Iterator[None]:
+  """Puts the cell's name in front of what is refused in it."""
+  try:
+    yield
+  except _REFUSED as error:
+    error.args = (f"cell {cell.name}: {error}",)
+    raise
+
+
+def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+  """Runs the cells that are missing, and sums up: returns what `results.json` holds.
+
+  Raises:
+    TrainingError: cells of this part have failed; everything is written nevertheless.
+    ClipError, ConfigError, FeatureCacheError, SourceError, TokenizeError, VocabularyError: a cell
+      that can't be, before anything is written.
+  """
+  start = time.monotonic()
+  folder = RunFolder(workdir)
+  cells = make_cells(config)
+  index, count = _part(config)
+  groups = lane_groups(cells)[index::count]
+  missing, shared = list(filter(None, _missing(folder, groups))), Shared()
+  for group in missing:
+    # Lanes of a program are alike in all that can be refused.
+    _check_opened(shared, folder, group[0])
+  if hosts.is_first():
+    folder.create()
+    with writing(folder.path / _FOLDER):
+      (folder.path / _FOLDER).mkdir(exist_ok=True)
+    write_json(folder.config, config.to_dict())
+  log.info("%d cells, %d of them to do here", len(cells), sum(map(len, missing)))
+  for group in steps_of(groups, "ablation", "programs"):
+    _run_group(shared, folder, group)
+  seconds = time.monotonic() - start
+  results = _write_results(config, folder, cells, seconds) if hosts.is_first() else None
+  # Whoever goes on from here finds the files.
+  results = hosts.from_first(results, "the ablation's results")
+  own = {cell.key for group in groups for cell in group}
+  failed = [cell for cell in results["cells"] if cell["error"] and cell["key"] in own]
+  if failed:
+    raise TrainingError(
+      f"{len(failed)} of {len(own)} cells failed, the first, {failed[0]['name']}:"
+      f" {failed[0]['error']}; the same command runs them again"
+    )
+  return results
+
+
+def _check_opened(shared: Shared, folder: RunFolder, cell: Cell) -> None:
+  """Refuses what shows once the cell's CLIP and images are open; these stay open."""
+  try:
+    with _named(cell):
+      shared.prepare(cell.config, folder)
+  except _REFUSED:
+    raise
+  except Exception:  # met again in the cell's turn, and marked
+    if jax.process_count() > 1:
+      raise
+
+
+def _run_group(shared: Shared, folder: RunFolder, group: Sequence[Cell]) -> None:
+  """Trains and evaluates what is missing of some cells that can be lanes of one program."""
+  [group] = _missing(folder, [group])
+  if not group:
+    return
+  try:
+    job = shared.prepare(group[0].config, folder)
+    streams = [shared.stream(shared.prepare(cell.config, folder)) for cell in group]
+    size = lanes_at_a_time(len(group), _most_lanes(job))
+    trained = train_lanes(job, group, streams, size)
+    for cell, one in zip(group, trained, strict=True):
+      _finish(shared, folder, cell, one, size)
+  except RunFolderError:  # not the cell's own
+    raise
+  except Exception as error:  # whatever it is: the other cells are worth having
+    if jax.process_count() > 1:
+      # The other processes may be in the midst of the cell, and would wait for this one.
+      raise
+    if len(group) == 1:
+      _fail(folder, group[0], error)
+      return
+    log.warning("%s: %s; these cells one by one", type(error).__name__, error)
+    for cell in group:
+      _run_group(shared, folder, [cell])
+
+
+def _most_lanes(job: setup.Run) -> int:
+  """As many as `ablate.lanes` says, or as their activations leave room for.
+
+  A bank is of one prompt.
+  """
+  config = job.config
+  if setup.needs_bank(job):
+    return 1
+  if config.ablate.lanes:
+    return config.ablate.lanes
+  return int(config.clip.memory_gib * 2**30 // setup.step_bytes(job))
+
+
+def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_lanes: int) -> None:
+  """Evaluates a lane, all processes together, and writes its cell."""
+  try:
+    judge = Judge(cell.config.loss_spike)
+    for step, loss in enumerate(trained.losses.tolist(), 1):
+      judge(step, {"loss": loss})
+  except BadLossError as error:
+    _fail(folder, cell, error)
+    return
+  if not np.isfinite(trained.context).all():
+    _fail(folder, cell, TrainingError("the prompt is not finite after the last step"))
+    return
+  config, start = cell.config, time.monotonic()
+  prompt = Prompt(
+    trained.context, config.clip.model, config.prompt.position, config=config.to_dict()
+  )
+  scores = shared.evaluate(config, prompt)
+  outcome = {
+    "top1": {split: score["prompt"]["top1"] for split, score in scores.items()},
+    "top1_interval": {split: score["prompt"]["top1_interval"] for split, score in scores.items()},
+    "top5": {split: score["prompt"]["top5"] for split, score in scores.items()},
+    "images": {split: score["prompt"]["images"] for split, score in scores.items()},
+    "by_hand": _by_hand(shared.references(config), "top1"),
+    "by_hand_interval": _by_hand(shared.references(config), "top1_interval"),
+    "loss": float(np.mean(trained.losses[-10:])),
+    "steps": len(trained.losses),
+    "seconds": trained.seconds,
+    "eval_seconds": time.monotonic() - start,
+    "memory_mib": trained.memory_mib,
+    "lanes": n_lanes,
+    "error": None,
+  }
+  if not hosts.is_first():
+    return
+  file = _file(folder, cell)
+  save_prompt(file.with_suffix(".npz"), prompt)
+  # Last: a cell with a file is a finished cell.
+  write_json(file, {"name": cell.name, "key": cell.key, "values": cell.values, **outcome})
+  top1 = ", ".join(f"{split} {100 * value:.1f}%" for split, value in outcome["top1"].items())
+  log.info("%s: top-1 %s (%.1f s, one of %d lanes)", cell.name, top1, trained.seconds, n_lanes)
+
+
+def _by_hand(scores: Scores, figure: str) -> dict[str, dict[str, Any]]:
+  """One figure of the prompts that nobody learned: split -> prompt -> value."""
+  return {
+    split: {name: score[figure] for name, score in prompts.items()}
+    for split, prompts in scores.items()
+  }
+
+
+def _fail(folder: RunFolder, cell: Cell, error: Exception) -> None:
+  text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+  log.warning("%s failed: %s", cell.name, text)
+  found = {"name": cell.name, "key": cell.key, "values": cell.values, "error": text}
+  if hosts.is_first():
+    write_json(_file(folder, cell), found)
+
+
+def _write_results(
+  config: ConfigDict, folder: RunFolder, cells: Sequence[Cell], seconds: float
+) -> dict[str, Any]:
+  """Sums up the cells that are there; another part's process may add some meanwhile."""
+  while True:
+    found = [stored for cell in cells if (stored := _stored(folder, cell)) is not None]
+    results = {
+      "job": config.job,
+      "grid": config.ablate.grid,
+      "cells": found,
+      "missing": [cell.name for cell in cells if _stored(folder, cell) is None],
+      "seconds_of_last_start": round(seconds, 1),
+    }
+    if found:
+      with writing(folder.path):
+        write_outcome(config, folder, results)
+    write_json(folder.results, results)
+    if len(found) == sum(_stored(folder, cell) is not None for cell in cells):
+      log.info("table, plot and report are in %s", folder.path)
+      return results
+
+
+def _missing(folder: RunFolder, groups: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
+  """The cells that are not done, as the first process sees it; all call it together."""
+  done = None
+  if hosts.is_first():
+    done = [[_is_done(folder, cell) for cell in group] for group in groups]
+  done = hosts.from_first(done, "the cells that are done")
+  return [
+    [cell for cell, known in zip(group, of_group, strict=True) if not known]
+    for group, of_group in zip(groups, done, strict=True)
+  ]
+
+
+def _is_done(folder: RunFolder, cell: Cell) -> bool:
+  stored = _stored(folder, cell)
+  return stored is not None and not stored["error"]
+
+
+def _stored(folder: RunFolder, cell: Cell) -> dict[str, Any] | None:
+  return read_keyed(_file(folder, cell), cell.key)
+
+
+def _file(folder: RunFolder, cell: Cell):
+  return folder.path / _FOLDER / cell.file_name
+
+
+def _part(config: ConfigDict) -> tuple[int, int]:
+  """Which part of the cells is this run's, from 0, and of how many.
+
+  Raises:
+    ConfigError: not a part.
+  """
+  text = config.ablate.part
+  if not text:
+    return 0, 1
+  first, slash, second = text.partition("/")
+  if not (slash and first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
+    raise ConfigError("ablate.part", text, "i/n with i from 1 to n, such as 2/5, or nothing")
+  return int(first) - 1, int(second)

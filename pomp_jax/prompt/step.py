@@ -1,0 +1,300 @@
+"""One training step over a mesh, for one device, eight, or a pod.
+
+Mesh axes: `data` (images; each index draws its own negatives) and `class` (splits the text
+tower's rows; features are gathered, they are tiny).
+Shapes: B images of a draw, K negatives of a draw, C = B + K classes of a step, L own tokens of a
+class, D width, E embedding.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import optax
+
+from pomp_jax.clip import packed
+from pomp_jax.prompt import sampling
+from pomp_jax.prompt.context import PromptContext
+from pomp_jax.prompt.group_loss import ContrastSettings, group_contrast, negatives_of
+from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
+from pomp_jax.prompt.loss import Contrast, normalize
+
+DATA, CLASS = "data", "class"
+
+
+def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
+  """A mesh [data, class] of all devices.
+
+  Args:
+    class_size: how many devices split one draw's classes.
+    devices: instead of all.
+
+  Raises:
+    ValueError: the devices do not divide by `class_size`.
+  """
+  if devices is None:
+    # Those of a process together: its images lie on neighbouring rows.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+  devices = np.asarray(devices)
+  if devices.size % class_size:
+    raise ValueError(f"{devices.size} devices do not divide by a class axis of {class_size}")
+  return Mesh(devices.reshape(-1, class_size), (DATA, CLASS))
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that a step changes, and the seed it draws from.
+
+  Attributes:
+    step: steps taken.
+    params: the learner's, such as {"context": [M,D]}; nothing of the frozen CLIP.
+    opt_state: optax's, for the same.
+    seed_key: key data of the seed; a step derives its draws from it.
+    bank_params: the parameters under which the samplers' bank was computed last; None where there
+      is no bank. A step hands them on.
+  """
+
+  # Any, not jax.Array: JAX and Orbax also build this tree from shapes and shardings.
+  step: Any
+  params: Any
+  opt_state: Any
+  seed_key: Any
+  bank_params: Any = None
+
+
+def create_state(
+  learner: Learner, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+  """The state before the first step, all of it a function of the seed."""
+  seed_key = jax.random.key(seed)
+  # The draws fold in the step, 0, 1, ..; the first parameters have a stream of their own.
+  init_key = jax.random.fold_in(seed_key, 2**32 - 1)
+  params = learner.init(init_key)
+  return TrainState(
+    jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(seed_key)
+  )
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+  """Places a tree, the same on every host, on every device of the mesh."""
+  sharding = NamedSharding(mesh, P())
+
+  def place(leaf):
+    leaf = np.asarray(leaf)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+  return jax.tree.map(place, tree)
+
+
+def step_token_budget(
+  module: PromptContext,
+  lengths_N: np.ndarray,
+  *,
+  settings: ContrastSettings,
+  group_size: int,
+  class_size: int = 1,
+) -> int:
+  """The own tokens that one device's rows of a step may take; see `clip.packed.token_budget`.
+
+  At K = N every class is in every draw, and the budget holds them all. A sampler's own proposals
+  may be any classes, so they are counted as long as nine classes in ten are.
+
+  Args:
+    module: the prompt; vectors that classes do not share count as their own tokens.
+    lengths_N: own tokens of every class.
+    settings: K and N.
+    group_size: B, images of a draw.
+    class_size: devices that split a draw's rows.
+  """
+  lengths_N = np.asarray(lengths_N) + module.n_own
+  size = sampling.n_negatives(settings.k, settings.n_classes)
+  n_given = -(-group_size // class_size)
+  if size == settings.n_classes:
+    shares = [lengths_N[first::class_size].sum() for first in range(class_size)]
+    return int(max(shares) + n_given * lengths_N.max())
+  n_drawn = -(-size // class_size)
+  budget = packed.token_budget(lengths_N, n_drawn, n_given)
+  if settings.sampling.name == "uniform":
+    return budget
+  longer = max(0.0, np.quantile(lengths_N, 0.9) - lengths_N.mean())
+  return budget + int((1 - settings.sampling.mix) * n_drawn * longer)
+
+
+def make_train_step(
+  *,
+  mesh: Mesh,
+  learner: Learner,
+  image_tower: Callable[[Any, jax.Array], jax.Array] | None,
+  optimizer: optax.GradientTransformation,
+  settings: ContrastSettings,
+  accumulate: int = 1,
+) -> Callable[[TrainState, Frozen, dict[str, jax.Array]], tuple[TrainState, dict]]:
+  """Compiles the step `(state, frozen, batch) -> (state, metrics)`; the state is donated.
+
+  The global batch is split into groups, `accumulate` for each data index; every group draws its
+  own negatives. So eight devices and one device with `accumulate=8` compute the same.
+
+  Args:
+    mesh: from `make_mesh`.
+    learner: what is learned. Negatives of a draw that it has not available (they do not fit its
+      token budget) are left out of that step, and the margin counts the rest.
+    image_tower: from `clip.image_tower`; None when batches bring features, or when the learner
+      learns those of images itself.
+    optimizer: moves the learner's parameters.
+    settings: the method's numbers.
+    accumulate: groups that a data index computes one after the other.
+
+  Returns:
+    The step. A batch is {"image": uint8 [G*B,H,W,3] or float32 features [G*B,E], "label": int32
+    [G*B]}, sharded over `data`. Metrics are scalars on the device: `loss`, `accuracy`,
+    `grad_norm`, `context_norm` (of all parameters, before the update).
+
+  Raises:
+    ValueError: a frozen image tower beside a learner that learns image features.
+  """
+  if isinstance(learner, ImageLearner) and image_tower is not None:
+    raise ValueError("the learner learns image features: image_tower has to be None")
+  group_loss = _make_group_loss(mesh, learner, settings, accumulate)
+  # Outside of what is differentiated: nothing of the image tower is kept.
+  image_features = image_tower and over_all_devices(mesh, image_tower)
+
+  def mean_gradient(state, frozen, batch):
+    def group_gradient(total, group):
+      features, labels, micro = group
+      (_, contrast), gradient = jax.value_and_grad(group_loss, has_aux=True)(
+        state.params, frozen, features, labels, state.step, state.seed_key, micro
+      )
+      return jax.tree.map(jnp.add, total, (contrast, gradient)), None
+
+    def split(rows):
+      # [data * accumulate * B, ..] -> [accumulate, data * B, ..]: group g of data index d is
+      # d * accumulate + g, a contiguous block of what that index holds.
+      rows = rows.reshape(mesh.shape[DATA], accumulate, -1, *rows.shape[1:])
+      rows = jnp.moveaxis(rows, 1, 0)
+      rows = rows.reshape(accumulate, -1, *rows.shape[3:])
+      return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, P(None, DATA)))
+
+    images = batch["image"]
+    features = image_features(frozen.image, images) if image_features else images
+    groups = (split(features), split(batch["label"]), jnp.arange(accumulate))
+    zero = (Contrast(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, state.params))
+    total, _ = jax.lax.scan(group_gradient, zero, groups)
+    return jax.tree.map(lambda leaf: leaf / accumulate, total)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def train_step(state, frozen, batch):
+    contrast, gradient = mean_gradient(state, frozen, batch)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    metrics = {
+      "loss": contrast.loss,
+      "accuracy": contrast.accuracy,
+      "grad_norm": optax.tree.norm(gradient),
+      "context_norm": optax.tree.norm(state.params),
+    }
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+  return train_step
+
+
+def over_all_devices(mesh: Mesh, image_tower: Callable) -> Callable:
+  """The image tower over the rows of a data index, split over the class axis too.
+
+  Args:
+    mesh: from `make_mesh`.
+    image_tower: from `clip.image_tower`.
+
+  Returns:
+    `(params, images [G,S,S,3] sharded over data) -> features [G,E]`, to be compiled.
+  """
+
+  def local(params, images):
+    return image_tower(params, _own_share(mesh, images))
+
+  def features(params, images):
+    shares = jax.shard_map(local, mesh=mesh, in_specs=(P(), P(DATA)), out_specs=P((DATA, CLASS)))(
+      params, images
+    )
+    shares = shares.reshape(mesh.shape[DATA], -1, shares.shape[-1])
+    whole = shares[:, : images.shape[0] // mesh.shape[DATA]]
+    return whole.reshape(images.shape[0], -1)
+
+  return features
+
+
+def _own_share(mesh: Mesh, images: jax.Array) -> jax.Array:
+  """Of a data index's images those of this device of the class axis, padded to equal shares."""
+  class_size = mesh.shape[CLASS]
+  rows = -(-images.shape[0] // class_size)
+  padding = [(0, rows * class_size - images.shape[0])] + [(0, 0)] * (images.ndim - 1)
+  start = jax.lax.axis_index(CLASS) * rows
+  return jax.lax.dynamic_slice_in_dim(jnp.pad(images, padding), start, rows)
+
+
+def _make_group_loss(mesh, learner, settings, accumulate):
+  """The mean loss over the data axis, each index with its own draw and its own classes."""
+
+  def learned_images(params, frozen, images):
+    share = learner.image_features(params, frozen, _own_share(mesh, images))
+    return jax.lax.all_gather(share, CLASS, tiled=True)[: images.shape[0]]
+
+  def local_loss(params, frozen, images, labels_B, step, seed_key, micro):
+    # The same on every device, but used with rows that differ: a custom gradient rule (those of
+    # `clip.packed`) must see both as differing.
+    frozen = jax.lax.pcast(frozen, (DATA, CLASS), to="varying")
+    learns_images = isinstance(learner, ImageLearner)
+    features_BxE = learned_images(params, frozen, images) if learns_images else images
+    group = jax.lax.axis_index(DATA) * accumulate + micro
+    key = sampling.draw_key(jax.random.wrap_key_data(seed_key), step, group)
+    draw = sampling.draw_negatives(
+      key,
+      settings.sampling,
+      k=settings.k,
+      n_classes=settings.n_classes,
+      labels_B=labels_B,
+      images_BxE=jax.lax.stop_gradient(normalize(features_BxE)),
+      arrays=frozen.sampling,
+    )
+    ids_C = jnp.concatenate([labels_B, draw.ids])
+    class_size = mesh.shape[CLASS]
+    rows = -(-ids_C.size // class_size)
+    # Dealt out in turn, so that each device gets its share of the positives, and first.
+    dealt_RxS = jnp.pad(ids_C, (0, rows * class_size - ids_C.size)).reshape(rows, class_size)
+    mine_R = jax.lax.dynamic_index_in_dim(
+      dealt_RxS, jax.lax.axis_index(CLASS), axis=1, keepdims=False
+    )
+    classes = learner.class_features(params, frozen, mine_R, features_BxE)
+
+    def gather(mine):
+      dealt = jax.lax.all_gather(mine, CLASS, axis=1)
+      return dealt.reshape(-1, *mine.shape[1:])[: ids_C.size]
+
+    features_CxE = gather(classes.features)
+    positives_BxE, available_K = features_CxE[: labels_B.size], None
+    if features_CxE.ndim == 3:
+      # [C,B,E], a feature for each image: of an image's own class, its own.
+      positives_BxE = jnp.diagonal(positives_BxE).T
+    if classes.available is not None:
+      available_K = gather(classes.available)[labels_B.size :]
+    negatives = negatives_of(settings, frozen.sampling, draw, labels_B, available_K)
+    contrast = group_contrast(
+      settings, negatives, features_BxE, positives_BxE, features_CxE, labels_B
+    )
+    return jax.lax.pmean(contrast, (DATA, CLASS))
+
+  def group_loss(params, frozen, features, labels, step, seed_key, micro):
+    contrast = jax.shard_map(
+      local_loss,
+      mesh=mesh,
+      in_specs=(P(), P(), P(DATA), P(DATA), P(), P(), P()),
+      out_specs=P(),
+    )(params, frozen, features, labels, step, seed_key, micro)
+    return contrast.loss, contrast
+
+  return group_loss

@@ -1,0 +1,1 @@
+"""A training: setup, loop, what it watches, and how it resumes."""

@@ -1,0 +1,217 @@
+"""The shared text tower against the reference, which computes every class in full."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pomp_jax.clip import text_tower
+from pomp_jax.clip.packed import kept_rows, shared_text_tower, token_budget
+from pomp_jax.clip.text import token_embeddings
+from pomp_jax.prompt.context import PromptContext
+from tests.support.closeness import assert_close
+
+N_CLASSES = 11
+LONGEST = 14
+
+
+@pytest.fixture(scope="module")
+def names(stored):
+  """Ragged rows: embeddings of names of 1 to 12 tokens with "." and EOT, and both lengths."""
+  rng = np.random.default_rng(0)
+  name_lengths = rng.integers(1, LONGEST - 1, N_CLASSES).astype(np.int32)
+  name_lengths[:2] = 1, LONGEST - 2
+  n_tokens = stored.clip.config.text_config.vocab_size
+  ids = rng.integers(0, n_tokens, (N_CLASSES, LONGEST)).astype(np.int32)
+  tokens = token_embeddings(stored.clip.params, ids)
+  return jnp.asarray(tokens), jnp.asarray(name_lengths), jnp.asarray(name_lengths + 2)
+
+
+def _features_and_gradient(stored, tower, module, names):
+  """Features of all rows, and the gradient of a bounded function of them to the context."""
+  tokens, name_lengths, lengths = names
+  sos = stored.clip.sos_embedding
+  rows = jnp.arange(N_CLASSES, dtype=jnp.int32)
+  context = module.init(jax.random.key(1), method=lambda m: m.context)["params"]
+  cotangent = np.random.default_rng(2).standard_normal((N_CLASSES, 24)).astype(np.float32)
+
+  def loss(context):
+    sequences = module.apply({"params": context}, sos, tokens, name_lengths, lengths, rows)
+    features = tower(stored.clip.text_params, *sequences)
+    return jnp.sum(jnp.sin(features) * cotangent), features
+
+  gradient, features = jax.jit(jax.grad(loss, has_aux=True))(context)
+  return features, gradient["context"]
+
+
+def _text_config(stored):
+  return stored.clip.config.text_config
+
+
+@pytest.mark.parametrize(
+  "m, position, class_specific",
+  [
+    (1, "end", False),
+    (16, "end", False),
+    (7, "middle", False),
+    (16, "middle", False),
+    (4, "front", False),
+    (16, "end", True),
+    (5, "middle", True),
+    (1, "front", True),
+  ],
+)
+def test_equals_the_reference_to_1e_5(stored, names, m, position, class_specific):
+  module = PromptContext(m, stored.clip.text_width, position, N_CLASSES if class_specific else None)
+  reference = text_tower("reference", _text_config(stored))
+  expected = _features_and_gradient(stored, reference, module, names)
+  own = names[2].sum()
+  if position == "front" or class_specific:
+    own += m * N_CLASSES
+  elif position == "middle":
+    own += (m - m // 2) * N_CLASSES
+  tower = shared_text_tower(_text_config(stored), token_budget=int(own))
+  found = _features_and_gradient(stored, tower, module, names)
+  assert_close(found[0], expected[0])
+  assert_close(found[1], expected[1])
+
+
+@pytest.fixture(scope="module")
+def in_one_piece(stored, names):
+  """A layout, and what the tower computes of it without a budget."""
+  module = PromptContext(4, stored.clip.text_width, "middle")
+  tower = shared_text_tower(_text_config(stored))
+  return module, _features_and_gradient(stored, tower, module, names)
+
+
+@pytest.mark.parametrize(
+  "n_chunks, keep", [(1, "layers"), (2, "activations"), (3, "chunks"), (5, "layers")]
+)
+def test_chunks_and_what_is_kept_change_nothing(stored, names, in_one_piece, n_chunks, keep):
+  module, expected = in_one_piece
+  budget = int(names[2].sum()) + 2 * N_CLASSES
+  tower = shared_text_tower(_text_config(stored), token_budget=budget, n_chunks=n_chunks, keep=keep)
+  found = _features_and_gradient(stored, tower, module, names)
+  assert_close(found[0], expected[0])
+  assert_close(found[1], expected[1])
+
+
+def test_gradient_to_the_names_themselves(stored, names):
+  """Class-specific contexts learn through the suffix; padding gets none."""
+  tokens, _, lengths = names
+  prefix = jnp.asarray(token_embeddings(stored.clip.params, np.arange(3, dtype=np.int32)))
+
+  def gradient(tower):
+    def total(prefix, tokens):
+      return jnp.sum(jnp.sin(tower(stored.clip.text_params, prefix, tokens, lengths)))
+
+    return jax.jit(jax.grad(total, (0, 1)))(prefix, tokens)
+
+  expected = gradient(text_tower("reference", _text_config(stored)))
+  found = gradient(shared_text_tower(_text_config(stored)))
+  assert_close(found[0], expected[0])
+  assert_close(found[1], expected[1])
+  assert not np.any(found[1][0, lengths[0] :])
+
+
+def test_gradient_to_the_weights_is_right_too(stored, names):
+  """Nobody trains them here; a wrong zero would be a trap."""
+  tokens, _, lengths = names
+  prefix = jnp.asarray(token_embeddings(stored.clip.params, np.arange(3, dtype=np.int32)))
+
+  def gradient(tower):
+    return jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(tower(p, prefix, tokens, lengths)))))(
+      jax.tree.map(jnp.asarray, stored.clip.text_params)
+    )
+
+  expected = gradient(text_tower("reference", _text_config(stored)))
+  found = gradient(shared_text_tower(_text_config(stored)))
+  # A key's bias moves no softmax: its gradient is rounding alone, so the scale is a layer's.
+  for i in ("0", "1", "2"):
+    layers = (tree["text_model"]["encoder"]["layers"][i] for tree in (found, expected))
+    found_i, expected_i = (
+      np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(layer)]) for layer in layers
+    )
+    assert_close(found_i, expected_i)
+
+
+def test_bfloat16_is_as_near_to_float32_as_the_reference_is(stored, names):
+  module = PromptContext(16, stored.clip.text_width)
+  config = _text_config(stored)
+  exact = _features_and_gradient(stored, text_tower("reference", config), module, names)
+  theirs = _features_and_gradient(
+    stored, text_tower("reference", config, jnp.bfloat16), module, names
+  )
+  ours = _features_and_gradient(stored, shared_text_tower(config, jnp.bfloat16), module, names)
+  for mine, other, truth in zip(ours, theirs, exact, strict=True):
+    error, other_error = (
+      float(np.linalg.norm(x - truth) / np.linalg.norm(truth)) for x in (mine, other)
+    )
+    assert error < 0.05
+    assert error < 1.5 * other_error
+
+
+def test_rows_beyond_the_budget_are_left_out_and_the_others_stay(stored, names):
+  tokens, _, lengths = names
+  prefix = jnp.asarray(token_embeddings(stored.clip.params, np.arange(3, dtype=np.int32)))
+  budget = int(lengths[:6].sum()) + 1
+  kept = np.asarray(kept_rows(lengths, budget))
+  np.testing.assert_array_equal(kept, np.arange(N_CLASSES) < 6)
+  reference = jax.jit(text_tower("reference", _text_config(stored)))
+  expected = reference(stored.clip.text_params, prefix, tokens, lengths)
+  for n_chunks in (1, 3):
+    tower = shared_text_tower(_text_config(stored), token_budget=budget, n_chunks=n_chunks)
+    features = jax.jit(tower)(stored.clip.text_params, prefix, tokens, lengths)
+    assert_close(features[:6], expected[:6])
+    np.testing.assert_array_equal(features[6:], 1.0)
+
+    def left_out(tokens, tower=tower):
+      return jnp.sum(tower(stored.clip.text_params, prefix, tokens, lengths)[6:])
+
+    gradient = jax.jit(jax.grad(left_out))(tokens)
+    np.testing.assert_array_equal(gradient, 0.0)
+
+
+def test_budget_holds_draws_and_always_the_given_rows():
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(3, 15, 5000).astype(np.int32)
+  budget = token_budget(lengths, 200, n_given=10)
+  assert budget % 16 == 0
+  totals = [lengths[rng.permutation(5000)[:210]].sum() for _ in range(500)]
+  assert max(totals) <= budget < 1.15 * np.mean(totals)
+  assert token_budget(lengths, 1, n_given=300) >= 300 * 14
+  # All of them: no slack beyond the rounding.
+  assert lengths.sum() <= token_budget(lengths, 5000) < lengths.sum() + 16
+
+
+def test_refuses_what_it_does_not_know(stored, names):
+  tokens, _, lengths = names
+  config = _text_config(stored)
+  with pytest.raises(ValueError, match="unknown keep 'all'"):
+    shared_text_tower(config, keep="all")
+  odd = types.SimpleNamespace(hidden_act="mish")
+  with pytest.raises(ValueError, match="unknown activation 'mish'"):
+    shared_text_tower(odd)
+  prefix = jnp.zeros((70, stored.clip.text_width))
+  with pytest.raises(ValueError, match=r"70 \+ 14 tokens does not fit"):
+    shared_text_tower(config)(stored.clip.text_params, prefix, tokens, lengths)
+
+
+@pytest.mark.parametrize("n_rows", [100, 1000])
+def test_work_does_not_grow_with_the_padding(stored, n_rows):
+  """The compiled FLOPs are those of the budget, whatever L is."""
+  config = _text_config(stored)
+
+  def flops(longest):
+    tower = shared_text_tower(config, token_budget=4 * n_rows)
+    arguments = (
+      stored.clip.text_params,
+      jax.ShapeDtypeStruct((5, stored.clip.text_width), jnp.float32),
+      jax.ShapeDtypeStruct((n_rows, longest, stored.clip.text_width), jnp.float32),
+      jax.ShapeDtypeStruct((n_rows,), jnp.int32),
+    )
+    return jax.jit(tower).lower(*arguments).compile().cost_analysis()["flops"]
+
+  assert flops(16) < 1.15 * flops(9)

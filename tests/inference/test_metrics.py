@@ -1,0 +1,144 @@
+"""Figures against scikit-learn and torchmetrics, and in NumPy's float64 from all scores at once."""
+
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+import torch
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from pomp_jax.inference.metrics import (
+  Answers,
+  EvaluationError,
+  Tally,
+  confidence_bins,
+  harmonic_mean,
+  wilson_interval,
+)
+
+# The bins are those of Guo et al. (2017); a literal, so that another number shows.
+N, IMAGES, N_BINS = 30, 1000, 15
+
+
+@pytest.fixture(scope="module")
+def scores():
+  """Logits that are right about half of the time, and labels; two classes have no image."""
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, N - 2, IMAGES)
+  # Unequal classes: micro and macro must differ.
+  labels[:300] = 3
+  logits = 2 * rng.normal(size=(IMAGES, N)) + 3 * np.eye(N)[labels]
+  return labels, logits
+
+
+def answers(labels, logits):
+  """By sorting: another way than counting."""
+  order = np.argsort(-logits, axis=-1)
+  rank = np.argmax(order == labels[:, None], axis=-1)
+  return Answers(rank, order[:, 0], scipy.special.softmax(logits, axis=-1).max(-1))
+
+
+def tallied(labels, logits, batch):
+  tally = Tally(N)
+  for start in range(0, IMAGES, batch):
+    part = slice(start, start + batch)
+    tally.add(labels[part], answers(labels[part], logits[part]))
+  return tally
+
+
+@pytest.mark.parametrize("batch", [1000, 77])
+def test_accuracies_equal_scikit_learn(scores, batch):
+  labels, logits = scores
+  figures = tallied(labels, logits, batch).figures()
+  for k in (1, 5):
+    expected = top_k_accuracy_score(labels, logits, k=k, labels=np.arange(N))
+    assert figures[f"top{k}"] == pytest.approx(expected, abs=1e-12)
+  expected = balanced_accuracy_score(labels, logits.argmax(-1))
+  assert figures["macro_top1"] == pytest.approx(expected, abs=1e-12)
+  assert abs(figures["macro_top1"] - figures["top1"]) > 0.005
+  assert (figures["images"], figures["classes"], figures["classes_with_images"]) == (
+    IMAGES,
+    N,
+    N - 2,
+  )
+
+
+def test_calibration_equals_torchmetrics(scores):
+  labels, logits = scores
+  probabilities = scipy.special.softmax(logits, axis=-1)
+  expected = multiclass_calibration_error(
+    torch.tensor(probabilities), torch.tensor(labels), num_classes=N, n_bins=N_BINS
+  )
+  figures = tallied(labels, logits, 77).figures()
+  assert figures["ece"] == pytest.approx(float(expected), abs=1e-6)
+  assert figures["ece"] > 0.03
+  assert figures["mean_confidence"] == pytest.approx(probabilities.max(-1).mean())
+  reliability = figures["reliability"]
+  assert {len(values) for values in reliability.values()} == {N_BINS}
+  assert sum(reliability["images"]) == IMAGES
+  right = np.dot(reliability["images"], reliability["accuracy"])
+  assert right == pytest.approx(IMAGES * figures["top1"])
+
+
+def test_bins_are_open_below_and_closed_above():
+  edges = np.arange(N_BINS + 1) / N_BINS
+  np.testing.assert_array_equal(confidence_bins(edges), [0, *range(N_BINS)])
+  # In a linear scan, as the definition has it.
+  values = np.random.default_rng(1).uniform(size=500).astype(np.float32)
+  expected = [
+    next(s for s in range(N_BINS) if s / N_BINS < value <= (s + 1) / N_BINS) for value in values
+  ]
+  np.testing.assert_array_equal(confidence_bins(values), expected)
+
+
+def test_per_class_accuracy(scores):
+  labels, logits = scores
+  images, top1 = tallied(labels, logits, 77).per_class()
+  right = logits.argmax(-1) == labels
+  for c in range(N - 2):
+    assert images[c] == np.sum(labels == c)
+    assert top1[c] == pytest.approx(right[labels == c].mean())
+  assert images[N - 2 :].tolist() == [0, 0]
+  assert np.isnan(top1[N - 2 :]).all()
+
+
+@pytest.mark.parametrize(
+  ("right", "n"), [(0, 1), (1, 1), (0, 40), (40, 40), (1, 40), (17, 33), (1234, 2048), (9, 10_450)]
+)
+def test_the_interval_is_wilsons_as_scipy_has_it(right, n):
+  expected = scipy.stats.binomtest(right, n).proportion_ci(0.95, "wilson")
+  found = wilson_interval(right / n, n)
+  assert found == pytest.approx([expected.low, expected.high], abs=1e-12)
+  assert 0 <= found[0] <= right / n <= found[1] <= 1
+  with pytest.raises(ValueError, match="at least 1 trial"):
+    wilson_interval(0.5, 0)
+
+
+def test_the_interval_of_a_tally_is_of_its_top1(scores):
+  labels, logits = scores
+  figures = tallied(labels, logits, 77).figures()
+  right = int(np.sum(logits.argmax(-1) == labels))
+  expected = scipy.stats.binomtest(right, IMAGES).proportion_ci(0.95, "wilson")
+  assert figures["top1_interval"] == pytest.approx([expected.low, expected.high], abs=1e-12)
+
+
+def test_what_is_not_finite_is_refused():
+  tally = Tally(3)
+  broken = Answers(np.zeros(2, int), np.zeros(2, int), np.array([0.5, np.nan]))
+  with pytest.raises(EvaluationError, match="1 of 2 images"):
+    tally.add(np.zeros(2, int), broken)
+  with pytest.raises(ValueError, match="no image"):
+    tally.figures()
+
+
+def test_harmonic_mean():
+  # CLIP, CoOp, CoCoOp and MaPLe over eleven sets: MaPLe's table of base, new and harmonic mean.
+  for base, new, expected in [
+    (69.34, 74.22, 71.70),
+    (82.69, 63.22, 71.66),
+    (80.47, 71.69, 75.83),
+    (82.28, 75.14, 78.55),
+  ]:
+    assert harmonic_mean(base, new) == pytest.approx(expected, abs=0.006)
+  assert harmonic_mean(0.0, 0.0) == 0.0

@@ -1,0 +1,385 @@
+"""Images that `config.data` names: splits, what stands for missing ones, halves, a whole run."""
+
+import json
+import re
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from pomp_jax import inputs, world
+from pomp_jax.config import ConfigError, validate
+from pomp_jax.data.source import SourceError, StoredImages
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.inputs import stored
+from pomp_jax.jobs import pretrain
+from tests.support.small_run import small_config
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered():
+  for function in (stored._open, stored._held_out, stored._coop, stored._say):
+    function.cache_clear()
+
+
+def save(folder, split, count, names, suffix=".png", start=0):
+  """`count` images of the world's own for each of some of its classes, a folder a class."""
+  source = world.source(split, images_per_class=start + count)
+  label_of = {name: label for label, name in enumerate(source.names)}
+  for name in names:
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    rows = label_of[name] * (start + count) + np.arange(start, start + count)
+    for index, image in enumerate(source.images(rows)):
+      Image.fromarray(image).save(folder / name / f"{index}{suffix}", quality=95)
+
+
+NAMES = world.class_names("base")[::2500]  # 9 of them
+
+
+def data(folder, **changes):
+  config = small_config(**{"data.n_classes": 0, "data.source": "folder", "data.root": str(folder)})
+  config.update_from_flattened_dict({f"data.{name}": value for name, value in changes.items()})
+  validate(config)
+  return config.data
+
+
+@pytest.fixture
+def flat(tmp_path):
+  save(tmp_path / "flat", "train", 6, NAMES)
+  return tmp_path / "flat"
+
+
+def keys(source):
+  return set(source.keys.tolist())
+
+
+def test_stored_images_are_the_images(flat):
+  every = data(flat, test_share=0.0, validation_share=0.0)
+  source = inputs.open_source(every, "train", images_per_class=1)
+  assert isinstance(source, StoredImages)
+  assert source.names == tuple(sorted(NAMES))
+  assert len(source) == 54  # images_per_class is the world's
+  expected = world.source("train", images_per_class=6)
+  label = expected.names.index(source.names[source.labels[20]])
+  drawn = expected.images(np.array([6 * label + 2]))
+  np.testing.assert_array_equal(source.sized(40).images(np.array([20])), drawn)
+
+
+def counts(settings, *splits):
+  """Images a class of each split, and that no image is in two of them."""
+  opened = [inputs.open_source(settings, split) for split in splits]
+  every = [key for source in opened for key in source.keys.tolist()]
+  assert len(set(every)) == len(every)
+  return [np.bincount(source.labels, minlength=9).tolist() for source in opened]
+
+
+def test_splits_of_a_folder_that_are_missing_are_held_out(flat, tmp_path, caplog):
+  """Of 6 images a class 1.2 are for the test and 0.6 for validation, to the nearest."""
+  every = {path.relative_to(flat).as_posix() for path in flat.glob("*/*.png")}
+  with caplog.at_level("INFO", "pomp_jax"):
+    assert inputs.evaluation_splits(data(flat)) == ("test",)
+  assert "has no split 'test': held out for it are 20% of each class's training" in caplog.text
+  parts = ("train", "validation", "test")
+  assert counts(data(flat), *parts) == [[4] * 9, [1] * 9, [1] * 9]
+  held = [keys(inputs.open_source(data(flat), part)) for part in parts]
+  assert set.union(*held) == every
+  # By the files' names alone: the same elsewhere, and after another class is there.
+  flat.rename(tmp_path / "moved")
+  save(tmp_path / "moved", "train", 2, world.class_names("base")[1:2])
+  again = [inputs.open_source(data(tmp_path / "moved"), part) for part in parts]
+  added = world.class_names("base")[1]
+  for before, source in zip(held, again, strict=True):
+    assert {key for key in keys(source) if not key.startswith(added)} == before
+
+  other = data(tmp_path / "moved", test_share=0.5, validation_share=0.0)
+  assert counts(other, "train", "test")[1][:2] == [3, 3]
+  assert keys(inputs.open_source(other, "validation")) == keys(inputs.open_source(other, "test"))
+
+
+def test_classes_of_few_images_only_train(tmp_path):
+  for count, name in enumerate(NAMES[:6], 1):
+    save(tmp_path, "train", count, [name])
+  found = counts(data(tmp_path), "train", "validation", "test")
+  order = [sorted(NAMES[:6]).index(name) for name in NAMES[:6]]
+  by_count = [[of_split[label] for label in order] for of_split in found]
+  assert by_count == [[1, 2, 2, 3, 3, 4], [0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 1, 1]]
+
+
+def test_where_nothing_can_be_held_out_it_is_called_train(tmp_path, caplog):
+  save(tmp_path, "train", 1, NAMES)
+  single = data(tmp_path)
+  with caplog.at_level("INFO", "pomp_jax"):
+    assert inputs.evaluation_splits(single) == ("train",)
+  assert "has no split 'test': in its place the train images, as 'train'" in caplog.text
+  assert not inputs.has_validation(single)
+  assert len(inputs.open_source(single, "train")) == 9
+  # Classes that are not trained on have no training images.
+  assert inputs.evaluation_splits(data(tmp_path, classes="base")) == ("train/base", "new")
+
+
+def test_few_shots_leave_the_test_images_as_they_are(flat):
+  few = data(flat, shots=2)
+  assert counts(few, "train", "validation", "test") == [[2] * 9, [3] * 9, [1] * 9]
+  test = keys(inputs.open_source(data(flat), "test"))
+  assert keys(inputs.open_source(few, "test")) == test
+  other = data(flat, shots=2, shots_seed=5)
+  assert keys(inputs.open_source(other, "test")) == test
+  assert keys(inputs.open_source(other, "train")) != keys(inputs.open_source(few, "train"))
+
+
+def test_splits_that_there_are_stay_whole(tmp_path):
+  root = tmp_path / "split"
+  save(root / "train", "train", 5, NAMES)
+  save(root / "test", "base", 2, NAMES[:5])
+  assert inputs.evaluation_splits(data(root)) == ("test",)
+  assert len(inputs.open_source(data(root), "test")) == 10
+  assert counts(data(root), "train", "validation") == [[4] * 9, [1] * 9]
+  assert len(inputs.open_source(data(root, shots=1), "validation")) == 36
+  save(root / "val", "validation", 1, NAMES)
+  stored._open.cache_clear()
+  stored._held_out.cache_clear()
+  assert len(inputs.open_source(data(root), "validation")) == 9
+  assert len(inputs.open_source(data(root), "train")) == 45
+  # A class may be missing in a split for testing, whose names are the training's all the same.
+  assert inputs.open_source(data(root), "test").names == tuple(sorted(NAMES))
+  # ImageNet's folders: what they are tested on is called what it is.
+  (root / "test").rename(tmp_path / "elsewhere")
+  assert inputs.evaluation_splits(data(root)) == ("validation",)
+  assert inputs.evaluation_splits(data(root, classes="base")) == (
+    "validation/base",
+    "validation/new",
+  )
+  assert len(inputs.open_source(data(root, classes="base"), "validation/new")) == 4
+  assert len(inputs.open_source(data(root), "train")) == 45
+  with pytest.raises(ValueError, match="no split 'test' to evaluate on; there are validation"):
+    inputs.open_source(data(root), "test")
+
+
+def test_halves(flat):
+  every = data(flat)
+  assert inputs.evaluation_splits(every) == ("test",)
+  base = data(flat, classes="base")
+  assert inputs.evaluation_splits(base) == ("base", "new")
+  train = inputs.open_source(base, "train")
+  assert train.names == tuple(sorted(NAMES)[:5])
+  assert set(train.labels.tolist()) == set(range(5))
+  new = inputs.open_source(base, "new")
+  assert new.names == tuple(sorted(NAMES)[5:])
+  assert all(
+    key.startswith(new.names[label]) for key, label in zip(new.keys, new.labels, strict=True)
+  )
+  assert inputs.open_source(data(flat, classes="new"), "train").names == new.names
+  assert inputs.n_training_classes(base) == 5
+  two = data(flat, classes="base", n_classes=2)
+  assert inputs.open_source(two, "train").names == (train.names[0], train.names[2])
+  assert inputs.n_training_classes(two) == 2
+  assert len(inputs.open_source(every, "test", n_images=7)) == 7
+
+
+def listed(folder, name, names):
+  (folder / name).write_text("".join(f"{item}\n" for item in names))
+  return str(folder / name)
+
+
+def test_base_and_novel_by_lists(flat, tmp_path):
+  base, novel = listed(tmp_path, "b", NAMES[4:1:-1]), listed(tmp_path, "n", NAMES[7:5:-1])
+  both = data(flat, base=base, novel=novel)
+  assert inputs.evaluation_splits(both) == ("base", "novel")
+  train = inputs.open_source(both, "train")
+  assert train.names == NAMES[4:1:-1]  # in the order of the list
+  assert inputs.n_training_classes(both) == 3
+  assert np.bincount(train.labels).tolist() == [4, 4, 4]
+  for split, names, count in (("base", NAMES[4:1:-1], 1), ("novel", NAMES[7:5:-1], 6)):
+    source = inputs.open_source(both, split)
+    assert source.names == names
+    # Nothing of the novel classes is trained on, so all their images are for the test.
+    assert np.bincount(source.labels).tolist() == [count] * len(names)
+    for key, label in zip(source.keys.tolist(), source.labels, strict=True):
+      assert key.split("/")[0] == names[label]
+    assert not keys(source) & keys(train)
+  rest = inputs.open_source(data(flat, base=base), "novel")
+  assert set(rest.names) == set(NAMES) - set(NAMES[2:5])
+
+
+def test_base_and_novel_where_only_base_has_training_images(tmp_path):
+  save(tmp_path / "data/train", "train", 2, NAMES[:3])
+  save(tmp_path / "data/test", "base", 1, NAMES)
+  base, novel = listed(tmp_path, "b", NAMES[:3]), listed(tmp_path, "n", NAMES[3:])
+  both = data(tmp_path / "data", base=base, novel=novel)
+  assert inputs.n_training_classes(both) == 3
+  assert inputs.open_source(both, "novel").names == NAMES[3:]
+  wrong = data(tmp_path / "data", base=listed(tmp_path, "w", NAMES[:4]))
+  with pytest.raises(SourceError, match=rf"no training image of data.base's '{NAMES[3]}'"):
+    inputs.n_training_classes(wrong)
+
+
+@pytest.mark.parametrize(
+  ("base", "novel", "message"),
+  [
+    (NAMES[:2], NAMES[1:3], rf"data.novel: .* not in data.base; '{NAMES[1]}' is in both"),
+    ([NAMES[0], "zebra"], NAMES[1:2], "data.base: 1 of the list's 2 classes .* such as 'zebra'"),
+    (NAMES[:2], ["zebra", NAMES[5]], "data.novel: 1 of the list's 2 classes .* such as 'zebra'"),
+    (NAMES, [], "data.base: .* a list that leaves classes for novel ones"),
+  ],
+)
+def test_lists_that_can_not_be(flat, tmp_path, base, novel, message):
+  lists = {"base": listed(tmp_path, "b", base)}
+  if novel:
+    lists["novel"] = listed(tmp_path, "n", novel)
+  with pytest.raises((ConfigError, SourceError), match=message) as error:
+    inputs.n_training_classes(data(flat, **lists))
+  assert "\n" not in str(error.value)
+
+
+def test_lists_may_be_of_wordnet_ids(tmp_path):
+  for synset in ("n02084071", "n01440764", "n02121620"):
+    (tmp_path / "data" / synset).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "data" / synset / "a.png")
+  both = data(tmp_path / "data", base=listed(tmp_path, "b", ["n02084071"]))
+  assert inputs.open_source(both, "train").names == ("dog",)
+  assert inputs.open_source(both, "novel").names == ("tench", "cat")
+
+
+def test_names(flat, tmp_path):
+  some = tmp_path / "some.txt"
+  some.write_text(f"{NAMES[3]}\n{NAMES[1]}\n")
+  source = inputs.open_source(data(flat, names=str(some)), "train")
+  assert source.names == (NAMES[3], NAMES[1])
+  some = tmp_path / "others.txt"
+  some.write_text(f"{NAMES[3]}\nzebra\n")
+  with pytest.raises(SourceError, match=r"1 of the list's 2 classes .* such as 'zebra'"):
+    inputs.n_training_classes(data(flat, names=str(some)))
+
+
+def test_coop_and_its_names(tmp_path):
+  split = {
+    part: [[f"{part}{i}.jpg", i % 3, "abc"[i % 3]] for i in range(count)]
+    for part, count in (("train", 9), ("val", 6), ("test", 12))
+  }
+  folder = tmp_path / "dtd"
+  (folder / "images").mkdir(parents=True)
+  for items in split.values():
+    for path, _, _ in items:
+      Image.new("RGB", (8, 8)).save(folder / "images" / path)
+  (folder / "split_zhou_DescribableTextures.json").write_text(json.dumps(split))
+  settings = {"source": "coop", "dataset": "dtd"}
+  few = data(tmp_path, shots=2, **settings)
+  assert [len(inputs.open_source(few, part)) for part in ("train", "validation", "test")] == [
+    *(6, 6, 12)
+  ]
+  names = tmp_path / "names.txt"
+  names.write_text("one\ntwo\nthree\n")
+  renamed = inputs.open_source(data(tmp_path, names=str(names), **settings), "test")
+  assert renamed.names == ("one", "two", "three")
+  names.write_text("one\ntwo\n")
+  with pytest.raises(ConfigError, match=r"data\.names: .* takes 3 names; this has 2"):
+    inputs.n_training_classes(data(tmp_path, names=str(names), **settings))
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"source": "folders"}, "data.source: got 'folders', takes one of .*did you mean 'folder'"),
+    ({"source": "world"}, "data.root: got '.*', takes '' where data.source='world'"),
+    ({"source": "world", "root": "", "shots": 4}, "data.shots: got 4, takes 0 where"),
+    ({"root": "nowhere"}, "data.root: got 'nowhere', takes a folder that exists"),
+    ({"root": ""}, "data.root: got '', takes a folder that exists"),
+    ({"dataset": "food101"}, "data.dataset: got 'food101', takes '' where"),
+    ({"source": "coop", "dataset": "cats"}, "data.dataset: got 'cats', takes one of caltech101"),
+    ({"source": "tfds"}, "data.dataset: got '', takes a data set of TFDS"),
+    ({"names": "nolist"}, "data.names: got 'nolist', takes a file of names that exists, or one"),
+    ({"base": "nolist"}, "data.base: got 'nolist', takes a file of names that exists, or one"),
+    ({"novel": "dtd"}, "data.novel: got 'dtd', takes '' where data.base is empty"),
+    ({"base": "dtd", "classes": "base"}, "data.classes: got 'base', takes 'all' where data.base"),
+    ({"test_share": 1.0}, "data.test_share: got 1.0, takes a share from 0 to below 1"),
+    ({"validation_share": float("nan")}, "data.validation_share: got nan, takes a share"),
+    ({"test_share": 0.9}, "data.validation_share: got 0.1, takes less than 1 together"),
+    ({"classes": "old"}, "data.classes: got 'old', takes one of all, base, new"),
+    ({"shots": -1}, "data.shots: got -1, takes 0 or more"),
+  ],
+)
+def test_fields_that_can_not_be(tmp_path, changes, message):
+  with pytest.raises(ConfigError, match=message):
+    data(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({}, "no folders of classes in it"),
+    ({"source": "tfds", "dataset": "food101"}, "the data set is not prepared; TFDS does it"),
+    ({"source": "tfds", "dataset": "foods"}, "'foods' is unknown to TFDS and not prepared in"),
+    ({"source": "coop", "dataset": "eurosat"}, "split_zhou_EuroSAT.json: can't be read"),
+    ({"source": "coop", "dataset": "imagenet_a"}, "imagenet-a: can't be read"),
+  ],
+)
+def test_data_that_is_not_there_is_found_before_anything_is_written(tmp_path, changes, message):
+  root = tmp_path / "data"
+  root.mkdir()
+  config = small_config(**{"data.n_classes": 0})
+  config.data = data(root, **({"source": "folder"} | changes))
+  with pytest.raises(SourceError, match=message) as error:
+    pretrain.check(config, str(tmp_path / "run"))
+  assert "\n" not in str(error.value)
+  assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_test_set_alone_can_not_train(tmp_path):
+  save(tmp_path / "test", "base", 1, NAMES)
+  with pytest.raises(SourceError, match="has no images to train with"):
+    inputs.n_training_classes(data(tmp_path))
+
+
+def test_a_run_on_a_folder_of_jpegs(tmp_path):
+  """The base classes are learned on; their pictures and those of new classes are recognised."""
+  for folder, split, count in (("train", "train", 4), ("test", "base", 3)):
+    save(tmp_path / "data" / folder, split, count, NAMES, ".jpg")
+  config = small_config(
+    **{
+      "data.source": "folder",
+      "data.root": str(tmp_path / "data"),
+      "data.n_classes": 0,
+      "data.classes": "base",
+      "data.shots": 2,
+      "k": 5,
+      "batch_size": 8,
+      "steps": 4,
+    }
+  )
+  validate(config)
+  pretrain.check(config, str(tmp_path / "run"))
+  results = pretrain.run(config, str(tmp_path / "run"))
+  assert results["n_classes"] == 5
+  assert results["eval_classes"] == {"base": 5, "new": 4}
+  # Chance is 20 and 25%.
+  assert results["eval"]["base"]["prompt"]["top1"] > 0.6
+  assert results["eval"]["new"]["prompt"]["top1"] > 0.6
+  assert (tmp_path / "run/plots/predictions.png").exists()
+  moved = config.copy_and_resolve_references()
+  (tmp_path / "data").rename(tmp_path / "moved")
+  moved.data.root = str(tmp_path / "moved")
+  pretrain.check(moved, str(tmp_path / "run"))
+  moved.data.shots = 1
+  with pytest.raises(ConfigError, match=re.escape("config.data.shots: got 1, takes 2, with which")):
+    pretrain.check(moved, str(tmp_path / "run"))
+
+
+def test_training_accuracy_is_called_what_it_is(tmp_path):
+  """One image a class: nothing can be held out."""
+  save(tmp_path / "data", "train", 1, NAMES)
+  settings = {"data.source": "folder", "data.root": str(tmp_path / "data"), "data.n_classes": 0}
+  config = small_config(**settings, k=9, batch_size=8, steps=2, **{"checkpoint.every": 1})
+  validate(config)
+  results = pretrain.run(config, str(tmp_path / "run"))
+  assert {name: list(results[name]) for name in ("eval", "top1", "eval_classes")} == {
+    name: ["train"] for name in ("eval", "top1", "eval_classes")
+  }
+  assert "test" not in (tmp_path / "run/results.json").read_text()
+  # No curve of a validation that is none.
+  assert "validation_top1" not in RunFolder(tmp_path / "run").scalars()
+
+
+def test_no_number_is_all_images(flat):
+  every = inputs.open_source(data(flat), "test")
+  assert keys(inputs.open_source(data(flat), "test", n_images=0)) == keys(every)
+  assert len(inputs.open_source(data(flat), "test", n_images=3)) == 3

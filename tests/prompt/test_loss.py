@@ -1,0 +1,383 @@
+"""Local contrast and its correction against plain NumPy, and the whole path against torch."""
+
+import functools
+import itertools
+import math
+
+import hypothesis
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from pomp_jax.clip import text_tower
+from pomp_jax.prompt.context import PromptContext
+from pomp_jax.prompt.learner import class_features
+from pomp_jax.prompt.loss import Ancestors, Weights, local_contrast, margin
+from tests.support.closeness import assert_close
+from tests.support.plain_method import plain_losses, torch_class_feature, torch_group
+
+N_CLASSES = 12
+# The corrections that a margin says all of.
+PLAIN = ("log", "log10", "none")
+# Class 3 twice; 3 and 7 are drawn as well, so that images 0, 1 and 2 reject one each.
+LABELS = np.array([3, 3, 7, 0], np.int32)
+DRAWN = np.array([5, 3, 11, 7, 1], np.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("scale", "n_classes", "correction"))
+def _value_and_gradients(images, positives, negatives, labels, drawn, scale, n_classes, correction):
+  def loss(images, positives, negatives):
+    contrast = local_contrast(
+      images,
+      positives,
+      negatives,
+      labels,
+      drawn,
+      logit_scale=scale,
+      n_classes=n_classes,
+      correction=correction,
+    )
+    return contrast.loss, contrast
+
+  (_, contrast), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
+    images, positives, negatives
+  )
+  return contrast, gradients
+
+
+def _evaluate(features, labels=LABELS, drawn=DRAWN, *, scale=10.0, n_classes=N_CLASSES, correction):
+  features = [jnp.asarray(rows, jnp.float32) for rows in features]
+  return _value_and_gradients(
+    *features, jnp.asarray(labels), jnp.asarray(drawn), scale, n_classes, correction
+  )
+
+
+def _features(n_images=4, n_negatives=5, width=6, seed=0):
+  """Float32 numbers held in float64, so that both sides start from the same."""
+  rng = np.random.default_rng(seed)
+  shapes = [(n_images, width), (n_images, width), (n_negatives, width)]
+  return [rng.normal(size=shape).astype(np.float32).astype(np.float64) for shape in shapes]
+
+
+def _plain(features, labels=LABELS, drawn=DRAWN, *, scale=10.0, n_classes=N_CLASSES, correction):
+  return plain_losses(
+    *features, labels, drawn, scale=scale, n_classes=n_classes, correction=correction
+  )
+
+
+def _finite_differences(features, step=1e-6, **settings):
+  """Central differences in float64: an error of about 1e-9."""
+  gradients = []
+  for part, rows in enumerate(features):
+    gradient = np.zeros_like(rows)
+    for index in np.ndindex(*rows.shape):
+      ends = []
+      for sign in (1, -1):
+        moved = [array.copy() for array in features]
+        moved[part][index] += sign * step
+        ends.append(_plain(moved, **settings)[0].mean())
+      gradient[index] = (ends[0] - ends[1]) / (2 * step)
+    gradients.append(gradient)
+  return gradients
+
+
+@pytest.mark.parametrize("correction", PLAIN)
+@pytest.mark.parametrize("scale", [5.0, 100.0])
+def test_loss_accuracy_and_gradients_equal_plain_numpy(correction, scale):
+  features = _features()
+  # Image 0 is close to its class: without it no image would be right.
+  features[1][0] = features[0][0] + features[1][0] / 4
+  contrast, gradients = _evaluate(features, scale=scale, correction=correction)
+  losses, hits = _plain(features, scale=scale, correction=correction)
+  assert_close(contrast.loss, losses.mean())
+  assert contrast.accuracy == hits.mean()
+  assert 0 < hits.mean() < 1
+  expected = _finite_differences(features, scale=scale, correction=correction)
+  for found, plain in zip(gradients, expected, strict=True):
+    assert_close(found, plain)
+
+
+def test_the_loss_is_the_mean_over_images_that_do_not_see_each_other():
+  # Other images' positives are not negatives: image by image gives the same.
+  features = _features()
+  together, gradients = _evaluate(features, correction="log")
+  alone = [
+    _evaluate([features[0][[i]], features[1][[i]], features[2]], LABELS[[i]], correction="log")
+    for i in range(4)
+  ]
+  assert_close(together.loss, np.mean([contrast.loss for contrast, _ in alone]), 1e-6)
+  for part in (0, 1):
+    rows = np.concatenate([own[part] for _, own in alone]) / 4
+    assert_close(gradients[part], rows, 1e-6)
+
+
+def test_a_drawn_class_is_no_negative_of_its_own_images():
+  features = _features()
+  for label, row in [(3, 1), (7, 3)]:
+    _, gradients = _evaluate(
+      [features[0][:1], features[1][:1], features[2]], np.array([label], np.int32), correction="log"
+    )
+    moved = np.abs(gradients[2]).sum(axis=1) > 0
+    assert moved.tolist() == [i != row for i in range(5)]
+
+
+@pytest.mark.parametrize("correction", PLAIN)
+def test_an_image_with_no_negative_left_adds_nothing(correction):
+  features = _features(n_images=3, n_negatives=1)
+  drawn = np.array([4], np.int32)
+  contrast, gradients = _evaluate(
+    features, np.array([4] * 3, np.int32), drawn, scale=2.0, correction=correction
+  )
+  assert contrast.loss == 0
+  for gradient in gradients:
+    np.testing.assert_array_equal(gradient, 0)
+
+  # Beside another image it still counts in the mean, and only the other one moves anything.
+  labels = np.array([4, 2, 4], np.int32)
+  contrast, gradients = _evaluate(features, labels, drawn, scale=2.0, correction=correction)
+  losses, _ = _plain(features, labels, drawn, scale=2.0, correction=correction)
+  assert losses[0] == losses[2] == 0
+  assert losses[1] > 0
+  assert_close(contrast.loss, losses.sum() / 3)
+  for gradient in gradients[:2]:
+    np.testing.assert_array_equal(gradient[::2], 0)
+    assert np.abs(gradient[1]).sum() > 0
+  assert np.isfinite(gradients[2]).all()
+
+
+def test_negatives_that_are_not_available_are_as_if_not_drawn():
+  features = _features()
+  available = np.array([True, True, False, True, False])
+  contrast = local_contrast(
+    *(jnp.asarray(rows, jnp.float32) for rows in features),
+    jnp.asarray(LABELS),
+    jnp.asarray(DRAWN),
+    logit_scale=10.0,
+    n_classes=N_CLASSES,
+    correction="log",
+    available_K=jnp.asarray(available),
+  )
+  features[2] = features[2][available]
+  losses, hits = _plain(features, drawn=DRAWN[available], correction="log")
+  assert_close(contrast.loss, losses.mean())
+  assert contrast.accuracy == hits.mean()
+
+
+def _cosine_logits(features, scale):
+  unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in features]
+  return scale * unit[0] @ unit[2].T
+
+
+@pytest.mark.parametrize("correction", PLAIN)
+def test_all_classes_as_negatives_are_the_plain_softmax(correction):
+  features = _features(n_negatives=N_CLASSES)
+  features[1] = features[2][LABELS]
+  contrast, gradients = _evaluate(
+    features, drawn=np.arange(N_CLASSES, dtype=np.int32), correction=correction
+  )
+  leaves = [torch.tensor(rows, requires_grad=True) for rows in (features[0], features[2])]
+  unit = [torch.nn.functional.normalize(rows, dim=1) for rows in leaves]
+  expected = torch.nn.functional.cross_entropy(
+    10.0 * unit[0] @ unit[1].T, torch.as_tensor(LABELS).long()
+  )
+  expected.backward()
+  assert_close(contrast.loss, expected.item())
+  assert_close(gradients[0], leaves[0].grad)
+  # The positives are rows of the same matrix: their share is added to it.
+  class_gradient = np.array(gradients[2])
+  np.add.at(class_gradient, LABELS, gradients[1])
+  assert_close(class_gradient, leaves[1].grad)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_the_log_correction_is_unbiased(size):
+  """E over draws of exp(m) * sum over the drawn of exp(s) is the sum over all negatives.
+
+  Exactly, by enumeration of all draws; the image's own class is among the classes drawn from.
+  (Draws of a single class, K = 2, can leave no negative: there the estimate is 0, not unbiased.)
+  """
+  n_classes, label, scale = 6, 2, 3.0
+  features = _features(n_images=1, n_negatives=n_classes)
+  features[1] = features[2][[label]]
+  logits = _cosine_logits(features, scale)[0]
+  full = sum(math.exp(s) for c, s in enumerate(logits) if c != label)
+  estimates = []
+  for subset in itertools.combinations(range(n_classes), size):
+    rows = [features[0], features[1], features[2][list(subset)]]
+    contrast, _ = _evaluate(
+      rows,
+      np.array([label], np.int32),
+      np.array(subset, np.int32),
+      scale=scale,
+      n_classes=n_classes,
+      correction="log",
+    )
+    # loss = log(1 + denominator / exp(s+))
+    estimates.append(math.expm1(float(contrast.loss)) * math.exp(logits[label]))
+  assert len(estimates) == math.comb(n_classes, size)
+  assert_close(np.mean(estimates), full)
+  assert np.std(estimates) > 0.01 * full or size == n_classes - 1
+
+
+def _margin(n_kept, n_classes, correction):
+  return float(margin(jnp.array([n_kept], jnp.int32), n_classes, correction)[0])
+
+
+@hypothesis.given(n_classes=st.integers(2, 10**6), data=st.data())
+def test_the_margin_and_its_properties(n_classes, data):
+  n_kept = data.draw(st.integers(1, n_classes - 1))
+  natural, published = (_margin(n_kept, n_classes, kind) for kind in ("log", "log10"))
+  assert natural == pytest.approx(math.log((n_classes - 1) / n_kept), rel=1e-5, abs=1e-6)
+  assert natural == pytest.approx(math.log(10) * published, rel=1e-5, abs=1e-6)
+  assert (natural > 0) == (published > 0) == (n_kept < n_classes - 1)
+  assert _margin(n_classes - 1, n_classes, "log") == 0
+  assert _margin(n_classes - 1, n_classes, "log10") == 0
+  assert _margin(n_kept, n_classes, "none") == 0
+  assert _margin(0, n_classes, "log") == _margin(0, n_classes, "log10") == 0
+
+
+def test_the_margin_that_the_paper_quotes():
+  # METHOD: m = 1 at K = 1000 over 10,450 classes, by log10.
+  assert _margin(999, 10_450, "log10") == pytest.approx(1.0, abs=0.03)
+
+
+def test_an_unknown_correction_is_refused_with_the_known_ones():
+  with pytest.raises(ValueError, match="'ln'; accepted: log, log10, none"):
+    _margin(1, 2, "ln")
+
+
+def test_the_refined_loss_has_the_gradient_of_log():
+  """And its value is (1 - P) log((1 - P) / P), P held fixed in the gradient."""
+  features = _features()
+  plain, gradients = _evaluate(features, correction="log")
+  refined, refined_gradients = _evaluate(features, correction="refined")
+  for found, expected in zip(refined_gradients, gradients, strict=True):
+    assert_close(found, expected)
+  losses, _ = _plain(features, correction="log")
+  p = np.exp(-losses)
+  assert_close(refined.loss, np.mean((1 - p) * np.log((1 - p) / p)))
+  assert refined.loss != plain.loss
+  # Without any negative left it is nothing, and moves nothing.
+  lonely = _features(n_images=1, n_negatives=1)
+  empty, gradients = _evaluate(
+    lonely, np.array([4], np.int32), np.array([4], np.int32), correction="refined"
+  )
+  assert empty.loss == 0
+  assert all(np.all(np.asarray(gradient) == 0) for gradient in gradients)
+
+
+def test_correcting_the_positive_undoes_the_correction_of_a_uniform_draw():
+  features = _features()
+  classic, _ = _evaluate(features, correction="logq")
+  assert_close(classic.loss, _plain(features, correction="none")[0].mean())
+
+
+WEIGHTS = np.array([0.3, 2.0, 1.2, 0.0, 0.7])
+OWN = np.array([0.5, 0.5, 1.0, 0.1])
+REJECTED = np.array([[1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], bool)
+KIND_OF = np.array([[c // 4, c // 2 if c < 8 else -1] for c in range(N_CLASSES)], np.int32)
+
+
+@pytest.mark.parametrize("correction", [*PLAIN, "logq"])
+def test_weights_rejections_and_ancestors_equal_plain_numpy(correction):
+  features = _features()
+  contrast = local_contrast(
+    *(jnp.asarray(rows, jnp.float32) for rows in features),
+    jnp.asarray(LABELS),
+    jnp.asarray(DRAWN),
+    logit_scale=5.0,
+    n_classes=N_CLASSES,
+    correction=correction,
+    weights=Weights(
+      jnp.asarray(WEIGHTS, jnp.float32), jnp.asarray(OWN, jnp.float32), jnp.asarray(REJECTED)
+    ),
+    ancestors=Ancestors(0.5, jnp.asarray(KIND_OF[LABELS]), jnp.asarray(KIND_OF[DRAWN])),
+  )
+  factor = {"log": 1.0, "logq": 1.0, "log10": 1 / math.log(10), "none": 0.0}[correction]
+  logits = _cosine_logits(features, 5.0)
+  unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in features]
+  total = 0.0
+  for i, label in enumerate(LABELS):
+    own = 5.0 * unit[0][i] @ unit[1][i] + (OWN[i] if correction == "logq" else 0.0)
+    masses = [(label, math.exp(own))]
+    masses += [
+      (c, math.exp(logits[i, k] + factor * WEIGHTS[k]))
+      for k, c in enumerate(DRAWN)
+      if c != label and not REJECTED[i, k]
+    ]
+    whole = sum(mass for _, mass in masses)
+    total += math.log(whole) - own
+    for level in range(2):
+      kind = KIND_OF[label, level]
+      if kind >= 0:
+        below = sum(mass for c, mass in masses if KIND_OF[c, level] == kind)
+        total += 0.5 / 2 * (math.log(whole) - math.log(below))
+  assert_close(contrast.loss, total / 4)
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+@pytest.mark.parametrize("n_classes", [None, N_CLASSES])
+def test_loss_and_context_gradient_equal_torch_autograd(world, image_features, position, n_classes):
+  """From the context through both libraries' CLIP to the loss and back, all corrections."""
+  n_vectors, width = 5, world.clip.text_width
+  module = PromptContext(n_vectors, width, position, n_classes)
+  shape = (n_vectors, width) if n_classes is None else (n_classes, n_vectors, width)
+  context = np.random.default_rng(1).normal(size=shape).astype(np.float32) / 3
+  tower = text_tower("reference", world.clip.config.text_config)
+  images = jnp.asarray(image_features[:4], jnp.float32)
+
+  @jax.jit
+  def losses_and_gradients(context, frozen):
+    def losses(context):
+      ids = jnp.concatenate([LABELS, DRAWN])
+      features = class_features(module, tower, {"context": context}, frozen, ids)
+      return jnp.stack(
+        [
+          local_contrast(
+            images,
+            features[:4],
+            features[4:],
+            jnp.asarray(LABELS),
+            jnp.asarray(DRAWN),
+            logit_scale=world.clip.logit_scale,
+            n_classes=N_CLASSES,
+            correction=correction,
+          ).loss
+          for correction in PLAIN
+        ]
+      )
+
+    values, pull_back = jax.vjp(losses, context)
+    return values, jax.vmap(pull_back)(jnp.eye(len(PLAIN)))[0]
+
+  found_losses, found_gradients = losses_and_gradients(jnp.asarray(context), world.frozen)
+
+  leaf = torch.tensor(context, dtype=torch.float64, requires_grad=True)
+  features = {
+    c: torch_class_feature(
+      world.model,
+      leaf if n_classes is None else leaf[c],
+      *world.class_ids_and_name_length(c),
+      position,
+    )
+    for c in {*LABELS.tolist(), *DRAWN.tolist()}
+  }
+  for i, correction in enumerate(PLAIN):
+    loss, _ = torch_group(
+      torch.tensor(image_features[:4]),
+      features,
+      LABELS.tolist(),
+      DRAWN.tolist(),
+      scale=world.model.logit_scale.exp().detach(),
+      n_classes=N_CLASSES,
+      correction=correction,
+    )
+    (gradient,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+    assert_close(found_losses[i], loss.item())
+    assert_close(found_gradients[i], gradient)
+  if n_classes is not None:
+    untouched = sorted({*range(N_CLASSES)} - {*LABELS.tolist(), *DRAWN.tolist()})
+    np.testing.assert_array_equal(found_gradients[:, untouched], 0)

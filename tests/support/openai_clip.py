@@ -1,0 +1,75 @@
+"""Small CLIPs of open_clip with random weights, and their files as people find them."""
+
+import json
+import pathlib
+
+import numpy as np
+import open_clip
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+import torch
+
+from tests.support.random_clip import MERGES
+
+N_TOKENS = 2 * 256 + len(MERGES) + 2
+TEXTS = ["a photo of the cat.", "dog", "star of the star", "naïve, 12 o'clock!", "x y z"]
+
+VIT = {"layers": 2, "width": 128, "patch_size": 8, "image_size": 32}
+RESNET = {"layers": (1, 2, 1, 1), "width": 8, "image_size": 64}
+_TEXT = {"context_length": 32, "vocab_size": N_TOKENS, "width": 64, "heads": 1, "layers": 2}
+
+
+def small_open_clip(
+  vision: dict, quick_gelu: bool = True, seed: int = 0, **text: int
+) -> open_clip.CLIP:
+  """A model in evaluation mode, no weight of which is 0 or 1."""
+  torch.manual_seed(seed)
+  model = open_clip.CLIP(
+    24, CLIPVisionCfg(**vision), CLIPTextCfg(**_TEXT | text), quick_gelu=quick_gelu
+  )
+  with torch.no_grad():
+    for name, tensor in model.state_dict().items():
+      if name == "logit_scale" or not tensor.is_floating_point():
+        continue
+      if name.endswith("running_var"):
+        tensor.uniform_(0.5, 2.0)
+      elif tensor.ndim < 2:
+        tensor.normal_(std=0.1)
+        tensor += 1.0 if name.endswith("weight") else 0.0
+      elif tensor.ndim == 4:
+        tensor.normal_(std=tensor[0].numel() ** -0.5)
+      else:
+        tensor.normal_(std=0.3 * tensor.shape[-1] ** -0.25)
+  return model.eval()
+
+
+def write_merges(folder: pathlib.Path) -> None:
+  """`merges.txt` of the small vocabulary."""
+  (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(MERGES) + "\n")
+
+
+def write_settings(folder: pathlib.Path, vision: dict, quick_gelu: bool, **changes) -> None:
+  """`open_clip_config.json`; `changes` by part__item."""
+  model = {"embed_dim": 24, "vision_cfg": dict(vision), "text_cfg": dict(_TEXT)}
+  if quick_gelu:
+    model["quick_gelu"] = True
+  for place, value in changes.items():
+    part, _, item = place.partition("__")
+    (model if part == "model_cfg" else model[part])[item] = value
+  settings = {"model_cfg": model, "preprocess_cfg": {"mean": [0.4, 0.5, 0.6], "std": [0.2] * 3}}
+  (folder / "open_clip_config.json").write_text(json.dumps(settings))
+
+
+def torch_image_features(model: open_clip.CLIP, images: np.ndarray, mean, std) -> np.ndarray:
+  """Of uint8 images, channels last, normalised by mean and std."""
+  pixels = (images / 255 - np.array(mean)) / np.array(std)
+  with torch.no_grad():
+    return model.encode_image(torch.tensor(pixels.transpose(0, 3, 1, 2)).float()).numpy()
+
+
+def torch_text_features(model: open_clip.CLIP, rows: list[list[int]]) -> np.ndarray:
+  """Of token ids with SOS and EOT, padded with zeros as open_clip's tokenizer does."""
+  padded = np.zeros((len(rows), _TEXT["context_length"]), np.int64)
+  for i, row in enumerate(rows):
+    padded[i, : len(row)] = row
+  with torch.no_grad():
+    return model.encode_text(torch.tensor(padded)).numpy()

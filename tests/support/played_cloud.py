@@ -1,0 +1,133 @@
+"""A cloud that is a folder, with stand-ins for gcloud and for a worker's Python."""
+
+import os
+import pathlib
+import subprocess
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+# A queued resource is a file that holds its state; a worker is a folder, and ssh is bash.
+GCLOUD = """#!/usr/bin/env bash
+echo "$*" >> "$CLOUD/calls"
+state="$CLOUD/state"
+next() { # ends with the next status in a file, if there is one
+  [[ -s "$1" ]] || return 0
+  status="$(head -n 1 "$1")"
+  sed -i 1d "$1"
+  echo "ERROR: $1" >&2
+  exit "$status"
+}
+case "$3 $4" in
+  "queued-resources describe")
+    if [[ -s "$CLOUD/outages" ]]; then
+      sed -i 1d "$CLOUD/outages"
+      echo "ERROR: the network is down" >&2
+      exit 1
+    fi
+    [[ -e "$state" ]] || { echo "ERROR: NOT_FOUND: there is no such resource" >&2; exit 1; }
+    cat "$state" ;;
+  "queued-resources create")
+    echo ACTIVE > "$state"
+    while [[ -e "$CLOUD/slow create" ]]; do /bin/sleep 0.1; done
+    [[ ! -e "$CLOUD/refused" ]] || { cat "$CLOUD/refused" >&2; exit 1; } ;;
+  "queued-resources delete")
+    while [[ -e "$CLOUD/slow delete" ]]; do /bin/sleep 0.1; done
+    next "$CLOUD/undeleted"
+    rm "$state" ;;
+  "tpu-vm scp")
+    next "$CLOUD/broken scp"
+    cp "$5" "$CLOUD/worker/${6#*:}" ;;
+  "tpu-vm ssh")
+    for argument; do [[ "$argument" == --command=* ]] && command="${argument#--command=}"; done
+    [[ ! -e "$CLOUD/unreachable" ]] || exit 255
+    case "$command" in
+      *"tar -xzf"*) next "$CLOUD/broken unpack" ;;
+      *install) next "$CLOUD/broken install" ;;
+      *"tpu_worker.sh start"*) next "$CLOUD/broken start" ;;
+      *follow)
+        [[ ! -e "$CLOUD/soon unreachable" ]] || mv "$CLOUD/soon unreachable" "$CLOUD/unreachable"
+        next "$CLOUD/broken" ;;
+    esac
+    # Interrupted it leaves at once, and what it has begun goes on there. A shell that waits for a
+    # command would not always: it goes on where the command has just ended by itself.
+    trap 'exit 130' INT
+    cd "$CLOUD/worker"
+    setsid bash -c "$command" &
+    wait $! ;;
+  *) exit 9 ;;
+esac
+"""
+# Python on the worker: keeps what it was given, and ends as it is told.
+_PYTHON = """#!/usr/bin/env bash
+[[ "$1" == -m && "$2" == pomp_jax.main ]] || exit 0
+echo run >> ran
+for argument; do printf '%s\\0' "$argument"; done > arguments
+echo "a line of the log"
+while [[ -e "$CLOUD/hold" ]]; do sleep 0.1; done
+status="$(head -n 1 "$CLOUD/statuses")"
+sed -i 1d "$CLOUD/statuses"
+[[ "$status" != 75 || -e "$CLOUD/healthy" ]] || echo SUSPENDED > "$CLOUD/state"
+exit "$status"
+"""
+
+
+def executable(path, text):
+  """A script at that place."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(text)
+  path.chmod(0o755)
+
+
+def make_cloud(folder):
+  """The folder: no resource yet, one worker that has been installed, one run, which ends with 0."""
+  executable(folder / "bin" / "gcloud", GCLOUD)
+  venv = folder / "worker" / "pomp" / ".venv"
+  executable(venv / "bin" / "python", _PYTHON)
+  executable(venv / "bin" / "pip", "#!/usr/bin/env bash\nexit 0\n")
+  executable(folder / "bin" / "sleep", "#!/usr/bin/env bash\n/bin/sleep 0.1\n")
+  (folder / "statuses").write_text("0\n")
+
+
+def let_go(cloud):
+  """Ends all that was told to wait."""
+  for held in ("hold", "slow create", "slow delete"):
+    (cloud / held).unlink(missing_ok=True)
+
+
+def start(cloud, *arguments):
+  """launch/tpu_pod.sh, under way."""
+  # On a machine of the cloud nobody has said where an environment is, or which Python makes it.
+  environ = {name: text for name, text in os.environ.items() if name not in ("VENV", "PYTHON")}
+  path = f"{cloud / 'bin'}:{environ['PATH']}"
+  return subprocess.Popen(
+    ["bash", "launch/tpu_pod.sh", *arguments],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+    env=environ | {"PATH": path, "CLOUD": str(cloud), "POLL_SECONDS": "0"},
+  )
+
+
+def pod(cloud, *arguments):
+  """launch/tpu_pod.sh, at its end."""
+  process = start(cloud, *arguments)
+  stdout, stderr = process.communicate(timeout=600)
+  return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def wait_for(what):
+  """Until it is so."""
+  end = time.monotonic() + 300
+  while not what():
+    assert time.monotonic() < end
+    time.sleep(0.05)
+
+
+def calls(cloud):
+  """What gcloud was asked for, in order; questions left out."""
+  lines = (cloud / "calls").read_text().splitlines()
+  verbs = [line.split()[3] for line in lines if line.startswith("compute tpus")]
+  return [verb for verb in verbs if verb != "describe"]

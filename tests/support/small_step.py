@@ -1,0 +1,69 @@
+"""A training step of twelve classes and sixteen images, on any mesh."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+
+from pomp_jax.clip import text_tower
+from pomp_jax.prompt.context import PromptContext
+from pomp_jax.prompt.learner import ContextLearner
+from pomp_jax.prompt.optimizer import sgd
+from pomp_jax.prompt.sampling import Sampling
+from pomp_jax.prompt.step import (
+  ContrastSettings,
+  TrainState,
+  create_state,
+  make_train_step,
+  replicate,
+  step_token_budget,
+)
+
+N_CLASSES, K = 12, 6
+# Some classes twice, 3 and 5 within one group of two.
+LABELS = np.array([3, 3, 7, 0, 1, 11, 4, 9, 5, 5, 2, 8, 6, 3, 10, 0], np.int32)
+SEED = 7
+
+
+def settings_of(world, k: int = K, sampling: Sampling | None = None, ancestors: float = 0.0):
+  """The contrast of K of the classes at the CLIP's own scale."""
+  scale = world.clip.logit_scale
+  return ContrastSettings(k, N_CLASSES, "log", scale, sampling or Sampling(), ancestors)
+
+
+def budget_of(world, module: PromptContext, settings, group_size: int, class_size: int) -> int:
+  """Tokens that hold any draw."""
+  return step_token_budget(
+    module,
+    np.asarray(world.tokens.lengths),
+    settings=settings,
+    group_size=group_size,
+    class_size=class_size,
+  )
+
+
+def make_step(
+  world, *, mesh, module, settings, accumulate=1, kind="reference", budget=None, vision=None
+) -> tuple[Callable, TrainState, Any]:
+  """The step, the state before the first one, and what is frozen, on the mesh."""
+  optimizer = sgd(lambda step: 0.5 / (1 + step), 0.9, 0.01)
+  tower = text_tower(kind, world.clip.config.text_config, token_budget=budget)
+  learner = ContextLearner(module, tower, budget)
+  step = make_train_step(
+    mesh=mesh,
+    learner=learner,
+    image_tower=vision,
+    optimizer=optimizer,
+    settings=settings,
+    accumulate=accumulate,
+  )
+  state = replicate(create_state(learner, optimizer, SEED), mesh)
+  return step, state, replicate(world.frozen, mesh)
+
+
+def batch_of(mesh, images, labels):
+  """Images, or their features, over the data axis."""
+  sharding = NamedSharding(mesh, PartitionSpec("data"))
+  return jax.device_put({"image": images, "label": labels}, sharding)

@@ -1,0 +1,105 @@
+"""What samplers are told of the classes, against what the names and WordNet say."""
+
+import numpy as np
+import pytest
+
+from pomp_jax.config import ConfigError
+from pomp_jax.data.vocabularies import load_class_list
+from pomp_jax.data.wordnet import load_tree
+from pomp_jax.train.class_relations import of_attributes, of_tree, sampling_arrays
+from pomp_jax.world import names as world_names
+from tests.support.small_run import small_config
+
+
+def _pairs(rows) -> set[tuple[int, int]]:
+  return {(i, int(c)) for i, row in enumerate(rows) for c in row if c >= 0}
+
+
+def test_siblings_kin_and_kinds_of_the_world():
+  attributes = world_names.class_attributes("base")[:2000]
+  groups, sizes, kin, levels = of_attributes(attributes)
+  np.testing.assert_array_equal(np.bincount(groups[groups >= 0]), sizes)
+  assert sizes.min() >= 2
+  families = [
+    {word: f for f, words in enumerate(attribute) for word in words}
+    for attribute in world_names.FAMILIES
+  ]
+  words = [
+    [world_names.WORDS[a][value] for a, value in enumerate(row)] for row in attributes.tolist()
+  ]
+  kin_pairs = _pairs(kin)
+  rng = np.random.default_rng(0)
+  # Random pairs, and near ones, which share more.
+  pairs = rng.integers(0, 2000, (400, 2)).tolist()
+  pairs += [[i, j] for i in (0, 70, 900) for j in range(2000)]
+  for i, j in pairs:
+    if i == j:
+      continue
+    n_same = sum(a == b for a, b in zip(words[i], words[j], strict=True))
+    share = set(groups[i][groups[i] >= 0]) & set(groups[j][groups[j] >= 0])
+    assert bool(share) == (n_same == 3)
+    same_families = all(
+      family[a] == family[b] for family, a, b in zip(families, words[i], words[j], strict=True)
+    )
+    assert ((i, j) in kin_pairs) == same_families
+    same = [a == b for a, b in zip(words[i], words[j], strict=True)]  # colour, texture, shape, ..
+    assert (levels[i] == levels[j]).tolist() == [
+      same[2],
+      same[2] and same[1],
+      same[2] and same[1] and same[0],
+    ]
+
+
+def test_siblings_kin_and_kinds_in_wordnet():
+  synsets = load_class_list("imagenet21k").synsets[:3000]
+  tree = load_tree()
+  nodes = tree.nodes(synsets)
+  groups, sizes, kin, levels = of_tree(tree, nodes)
+  np.testing.assert_array_equal(np.bincount(groups[groups >= 0]), sizes)
+  siblings = _pairs(tree.siblings(nodes))
+  of_group = {}
+  for c, row in enumerate(groups):
+    for group in row[row >= 0]:
+      of_group.setdefault(int(group), set()).add(c)
+  found = {(a, b) for members in of_group.values() for a in members for b in members if a != b}
+  assert found == siblings
+  above = _pairs(kin)
+  one, other = np.random.default_rng(0).integers(0, 3000, (2, 20_000))
+  near_one, near_other = np.array(sorted(above)).T
+  one, other = np.concatenate([one, near_one]), np.concatenate([other, near_other])
+  # b above a: a is a kind of b.
+  expected = tree.is_ancestor(nodes[other], nodes[one]) & (one != other)
+  assert [(a, b) in above for a, b in zip(one.tolist(), other.tolist(), strict=True)] == list(
+    expected
+  )
+  assert expected.sum() > 100
+  for column, depth in enumerate((4, 6, 8)):
+    has = levels[:, column] >= 0
+    assert 0 < has.sum() <= 3000
+    assert np.all(tree.depth[levels[has, column]] == depth)
+    assert np.all(tree.is_ancestor(levels[has, column], nodes[has]))
+
+
+def test_frequencies_are_the_counts_to_a_power():
+  config = small_config(**{"sampling.name": "frequency", "sampling.power": 0.5})
+  arrays = sampling_arrays(config, ("a", "b", "c"), np.array([0, 0, 0, 0, 2]))
+  np.testing.assert_allclose(arrays.frequency, [2 / 3, 0, 1 / 3], rtol=1e-6)
+  assert arrays.groups is None
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("sampling.name", "hierarchical"),
+    ("sampling.exclude", "kin"),
+    ("sampling.ancestors_weight", 0.5),
+  ],
+)
+def test_classes_without_known_relations_are_refused(field, value):
+  config = small_config(**{field: value, "data.source": "folder", "data.names": "food101"})
+  names = load_class_list("food101").names
+  with pytest.raises(ConfigError, match=rf"config\.{field}: got .*synsets"):
+    sampling_arrays(config, names, np.zeros(1, int))
+  config.data.names = "imagenet1k"
+  arrays = sampling_arrays(config, load_class_list("imagenet1k").names[:500], np.zeros(1, int))
+  assert sum(part is not None for part in arrays) in (1, 2)
