@@ -35,25 +35,12 @@ from ml_collections import ConfigDict, config_flags
 
 from pomp_jax import config as config_lib
 from pomp_jax import hosts
-from pomp_jax.clip import ClipError, TokenizeError
-from pomp_jax.data.images import ImageError
-from pomp_jax.data.source import SourceError
-from pomp_jax.data.unreadable import CorruptDataError
-from pomp_jax.data.vocabulary import VocabularyError
-from pomp_jax.files.categories import CategoryFileError
-from pomp_jax.files.checkpoints import CheckpointError
-from pomp_jax.files.class_features import ClassFeatureError
+from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.disk import disk_failure
-from pomp_jax.files.feature_blocks import DamagedBlockError, FeatureCacheError
 from pomp_jax.files.output import Output
 from pomp_jax.files.presence import Presence
-from pomp_jax.files.prompt_file import PromptFileError
 from pomp_jax.files.quoting import PrintableFormatter, printable
-from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError
-from pomp_jax.inference.metrics import EvaluationError
 from pomp_jax.jobs import job
-from pomp_jax.jobs.benchmark import BenchmarkError
-from pomp_jax.train.watch import TrainingError
 
 log = logging.getLogger("pomp_jax.main")  # __name__ is __main__
 
@@ -79,32 +66,6 @@ _OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 # A collective's, which come as ValueError where an array is copied to the host.
 _OF_OTHERS = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 
-# Met in the midst; some are kinds of bad input, so they are looked for first.
-_FAILED = (
-  TrainingError,
-  CorruptDataError,
-  DamagedBlockError,
-  EvaluationError,
-  CheckpointError,
-  ClassFeatureError,
-  RunFolderWriteError,
-)
-_BAD_INPUT = (
-  config_lib.ConfigError,
-  ClipError,
-  TokenizeError,
-  ImageError,
-  SourceError,
-  VocabularyError,
-  CategoryFileError,
-  FeatureCacheError,
-  PromptFileError,
-  RunFolderError,
-  BenchmarkError,
-  hosts.ClusterError,
-  hosts.HostError,
-)
-
 
 def main(argv: Sequence[str]) -> int:
   """Validates the config, joins the other processes if there are any, and runs the job."""
@@ -121,12 +82,8 @@ def main(argv: Sequence[str]) -> int:
     with _presence(config, workdir):
       module.run(config, workdir)
     hosts.finish()
-  except _FAILED as error:
-    return _end(error, 1)
-  except _BAD_INPUT as error:
-    return _end(error, 2)
-  except hosts.LostHostError as error:
-    return _end(error, hosts.TRY_AGAIN)
+  except (InputError, RunError, TryAgain) as error:
+    return _end(error, error.status)
   except hosts.Preempted as error:
     if not error.together:
       return _end(error, hosts.TRY_AGAIN)

@@ -19,10 +19,11 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.clip.precision import precision_of
+from pomp_jax.errors import InputError
 from pomp_jax.files.progress import steps_of
 
 
-class BenchmarkError(ValueError):
+class BenchmarkError(InputError, ValueError):
   """A benchmark that cannot be run as asked; the message is one line."""
 
 

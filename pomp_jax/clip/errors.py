@@ -1,5 +1,7 @@
 """What loading a CLIP raises."""
 
+from pomp_jax.errors import InputError
 
-class ClipError(ValueError):
+
+class ClipError(InputError, ValueError):
   """A CLIP that cannot be loaded or does not fit; the message is one line."""

@@ -10,6 +10,7 @@ from jaxtyping import Int32
 import numpy as np
 from transformers import CLIPTextConfig
 
+from pomp_jax.errors import InputError
 from pomp_jax.files.quoting import quoted
 
 
@@ -29,7 +30,7 @@ class Tokenizer(Protocol):
     """How the vocabulary writes tokens, one string an id."""
 
 
-class TokenizeError(ValueError):
+class TokenizeError(InputError, ValueError):
   """A text that the tower cannot take; the message is one line."""
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from pomp_jax.errors import InputError
 from pomp_jax.files.quoting import printable
 
 
-class ConfigError(Exception):
+class ConfigError(InputError):
   """A field that can't be: one line with its name, what it got and what it takes.
 
   No ValueError: ml_collections rewrites those that config files raise.

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from pomp_jax.errors import InputError
 from pomp_jax.files.quoting import is_unicode, printable
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -29,7 +30,7 @@ _WHITE_IS_ZERO = 0
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 
 
-class ImageError(ValueError):
+class ImageError(InputError, ValueError):
   """Images that can't be read; the message is one line that names the file."""
 
 

@@ -14,9 +14,10 @@ from jaxtyping import UInt8
 import numpy as np
 
 from pomp_jax.data.images import ImageError, decode_image
+from pomp_jax.errors import InputError
 
 
-class SourceError(ValueError):
+class SourceError(InputError, ValueError):
   """Data that isn't as it has to be; one line that names the file or folder."""
 
 

@@ -5,11 +5,12 @@ import logging
 
 from pomp_jax import hosts
 from pomp_jax.data.source import Source
+from pomp_jax.errors import RunError
 
 log = logging.getLogger(__name__)
 
 
-class CorruptDataError(RuntimeError):
+class CorruptDataError(RunError, RuntimeError):
   """More images than allowed can't be read; one line that names one of them."""
 
 

@@ -11,6 +11,7 @@ import pathlib
 from jaxtyping import Int32
 import numpy as np
 
+from pomp_jax.errors import InputError
 from pomp_jax.files.quoting import control_character, is_unicode, quoted
 
 # N texts -> token ids [N,L] up to and with EOT, without SOS, and the lengths [N].
@@ -21,7 +22,7 @@ _MAX_FILE_BYTES = 64 * 2**20
 _MAX_NAME = 1000
 
 
-class VocabularyError(ValueError):
+class VocabularyError(InputError, ValueError):
   """A class list that can't be used; the message is one line."""
 
 

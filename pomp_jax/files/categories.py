@@ -6,10 +6,11 @@ import os
 import pathlib
 from typing import Any, NoReturn
 
+from pomp_jax.errors import InputError
 from pomp_jax.files.quoting import control_character, is_unicode, printable
 
 
-class CategoryFileError(ValueError):
+class CategoryFileError(InputError, ValueError):
   """An annotation file whose categories can't be used; the message is one line."""
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from pomp_jax import hosts
+from pomp_jax.errors import RunError
 from pomp_jax.files import checksums
 
 PyTree = Any
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError, RuntimeError):
   """A checkpoint that can't be written, read, or put into the state that is asked for."""
 
 

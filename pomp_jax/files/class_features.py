@@ -12,11 +12,12 @@ from jaxtyping import Float
 import numpy as np
 import safetensors.numpy
 
+from pomp_jax.errors import RunError
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.prompt import PromptFileError, refuse
 
 
-class ClassFeatureError(ValueError):
+class ClassFeatureError(RunError, ValueError):
   """Class features that can't be written; the message is one line."""
 
 

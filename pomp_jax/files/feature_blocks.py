@@ -19,6 +19,7 @@ from typing import Any
 from jaxtyping import Float, Int
 import numpy as np
 
+from pomp_jax.errors import InputError, RunError
 from pomp_jax.files import checksums
 from pomp_jax.files.atomic import creating, is_temporary, replacing
 from pomp_jax.files.progress import steps_of
@@ -31,12 +32,14 @@ FORMAT_VERSION = 1
 _DESCRIPTION = "cache.json"
 
 
-class FeatureCacheError(ValueError):
+class FeatureCacheError(InputError, ValueError):
   """A cache that can't be used; the message is one line."""
 
 
 class DamagedBlockError(FeatureCacheError):
   """A block that can't be read, or is gone: it shows when its images are asked for."""
+
+  status = RunError.status
 
 
 class FeatureBlocks:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from pomp_jax.errors import InputError
 from pomp_jax.files.quoting import printable
 
 FORMAT_VERSION = 1
@@ -27,7 +28,7 @@ MAX_VECTORS, MAX_WIDTH, MAX_CLASSES = 1024, 16_384, 2**20
 TEXT_FIELDS = ("clip_model", "position", "template", "config")
 
 
-class PromptFileError(ValueError):
+class PromptFileError(InputError, ValueError):
   """A prompt file that can't be used: one line with the file, the field, and what it may be."""
 
 

@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 
 from pomp_jax import hosts
+from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import replacing, why_unwritable
 from pomp_jax.files.events import EventWriter, read_scalars
 
 
-class RunFolderError(RuntimeError):
+class RunFolderError(InputError, RuntimeError):
   """A run's folder, or a file in it, that can't be used; one line that names it."""
 
 
 class RunFolderWriteError(RunFolderError):
   """What can be used can't be written: a full disk, a permission lost; something may be there."""
+
+  status = RunError.status
 
 
 class RunFolder:

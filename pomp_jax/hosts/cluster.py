@@ -8,12 +8,14 @@ from collections.abc import Mapping
 import dataclasses
 import re
 
+from pomp_jax.errors import InputError
+
 # As high as JAX's own choice for SLURM: above the ports that systems usually hand out.
 _FIRST_PORT, _N_PORTS = 61440, 4096
 _JOBSET_PORT = 8476
 
 
-class ClusterError(ValueError):
+class ClusterError(InputError, ValueError):
   """Flags or an environment that don't add up; the message is one line."""
 
 

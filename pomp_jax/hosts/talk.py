@@ -17,6 +17,8 @@ from jax._src import distributed  # the store has no public name; Orbax reaches 
 from jax.experimental import multihost_utils
 import numpy as np
 
+from pomp_jax.errors import InputError, TryAgain
+
 _calls = itertools.count()
 _SECONDS = 300.0
 # A wait for the others' values spends no longer within JAX, where Python is deaf to signals.
@@ -25,11 +27,11 @@ _POSTS = "pomp_jax_posted"
 _own_posts: dict[str, str] = {}
 
 
-class HostError(RuntimeError):
+class HostError(InputError, RuntimeError):
   """A host that can't start, or that is unlike the others; one line."""
 
 
-class LostHostError(RuntimeError):
+class LostHostError(TryAgain, RuntimeError):
   """A host that does not answer; one line. The same command, started again, may go on."""
 
 

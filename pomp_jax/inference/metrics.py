@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 import numpy as np
 import scipy.special
 
+from pomp_jax.errors import RunError
 from pomp_jax.inference.hierarchy import Hierarchy
 
 # Bins of the confidence, as Guo et al. (2017) and those after them have it.
@@ -23,7 +24,7 @@ Accuracy = dict[str, int | float | list[float]]
 _QUANTILE = float(scipy.special.ndtri(0.975))
 
 
-class EvaluationError(RuntimeError):
+class EvaluationError(RunError, RuntimeError):
   """An evaluation that failed; the message is one line."""
 
 

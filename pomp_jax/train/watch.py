@@ -13,6 +13,7 @@ import jax
 import optax
 
 from pomp_jax import hosts
+from pomp_jax.errors import RunError
 from pomp_jax.files.progress import Progress
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train.meter import Meter, memory
@@ -30,7 +31,7 @@ _WAIT_RATIO, _STARVED_RATIO = 1 / 3, 1 / 2
 _AHEAD = 2
 
 
-class TrainingError(RuntimeError):
+class TrainingError(RunError, RuntimeError):
   """Training that can't go on; the message is one line."""
 
 
