@@ -178,7 +178,9 @@ def test_the_whole_way_in_one_process(alone, tmp_path):
   [features] = (tmp_path / "features").glob("*.npy")
   rows = np.load(features)
   assert rows.shape[0] == 3
-  np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
+  # As Detic's own files: not normalised.
+  assert rows.dtype == np.float16
+  assert (np.linalg.norm(rows.astype(np.float64), axis=1) > 0).all()
   [written] = (tmp_path / "prompt").glob("*.pth*")
   np.testing.assert_array_equal(
     load_prompt(written).context, load_prompt(out / "train" / "prompt.npz").context
