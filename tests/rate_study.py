@@ -31,7 +31,7 @@ MARGIN = 0.05  # nats, between two means over ten batches
 
 def write_clips(folder: pathlib.Path) -> Iterator[pathlib.Path]:
   """Yields each CLIP's folder, named for its kind and its logit scale."""
-  for scale in (100, 17):
+  for scale in (100, 50, 17, 5):
     for width in (32, 128):
       own = folder / f"random_{width}_{scale}"
       write_random_clip(own, text_width=width)
