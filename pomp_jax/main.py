@@ -36,10 +36,9 @@ from ml_collections import ConfigDict, config_flags
 from pomp_jax import config as config_lib
 from pomp_jax import hosts
 from pomp_jax.errors import InputError, RunError, TryAgain
-from pomp_jax.files.disk import disk_failure
-from pomp_jax.files.output import Output
-from pomp_jax.files.presence import Presence
-from pomp_jax.files.quoting import PrintableFormatter, printable
+from pomp_jax.files.atomic import disk_failure
+from pomp_jax.files.run_folder import Presence
+from pomp_jax.files.terminal import Output, PrintableFormatter, printable
 from pomp_jax.jobs import job
 
 log = logging.getLogger("pomp_jax.main")  # __name__ is __main__

@@ -16,8 +16,7 @@ from transformers import CLIPConfig
 from pomp_jax.clip.architecture import ClipConfig, of_huggingface, of_shapes, parameter_shapes
 from pomp_jax.clip.errors import ClipError
 from pomp_jax.clip.layouts import HUGGINGFACE, OPENAI, Layout, check_weights
-from pomp_jax.files.embedded import CLIPS
-from pomp_jax.files.weights import Weights, WeightsError, open_weights
+from pomp_jax.files.weights import CLIPS, Weights, WeightsError, open_weights
 
 FLAX_WEIGHTS = "flax_model.msgpack"
 _HUGGINGFACE_CONFIG = "config.json"

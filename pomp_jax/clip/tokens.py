@@ -11,7 +11,7 @@ import numpy as np
 from transformers import CLIPTextConfig
 
 from pomp_jax.errors import InputError
-from pomp_jax.files.quoting import quoted
+from pomp_jax.files.terminal import quoted
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pomp_jax.errors import InputError
-from pomp_jax.files.quoting import printable
+from pomp_jax.files.terminal import printable
 
 
 class ConfigError(InputError):

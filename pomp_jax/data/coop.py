@@ -22,7 +22,7 @@ from pomp_jax.data.source import Files, SourceError, StoredImages
 from pomp_jax.data.subsets import few_shot
 from pomp_jax.data.vocabularies import load_class_list
 from pomp_jax.files.pickle_machine import PickleError
-from pomp_jax.files.quoting import printable
+from pomp_jax.files.terminal import printable
 
 log = logging.getLogger(__name__)
 

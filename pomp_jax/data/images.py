@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from pomp_jax.errors import InputError
-from pomp_jax.files.quoting import is_unicode, printable
+from pomp_jax.files.terminal import is_unicode, printable
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 

@@ -29,7 +29,7 @@ from pomp_jax.data.subsets import half_of_classes
 from pomp_jax.data.vocabularies import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.data.vocabulary import VocabularyError, check_names, read_names, spoken
 from pomp_jax.data.wordnet import load_tree
-from pomp_jax.files.quoting import printable
+from pomp_jax.files.terminal import printable
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from jaxtyping import Int32
 import numpy as np
 
 from pomp_jax.errors import InputError
-from pomp_jax.files.quoting import control_character, is_unicode, quoted
+from pomp_jax.files.terminal import control_character, is_unicode, quoted
 
 # N texts -> token ids [N,L] up to and with EOT, without SOS, and the lengths [N].
 Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]

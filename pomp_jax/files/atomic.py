@@ -1,76 +1,47 @@
-"""Files that are either wholly there or not there at all."""
+"""Atomic file writes, and why a disk can't be written to."""
 
 from collections.abc import Callable, Iterator
 import contextlib
 import errno
 import os
 from pathlib import Path
+import re
 import tempfile
 from typing import BinaryIO
 
 # The only portable way to read the mask is to set it, for the whole process: once, before other
-# threads make files.
+# threads create files.
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
 _TEMPORARY = ".tmp"
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+# Messages of C++ libraries, and of NumPy where a write is cut short.
+_DISK_MESSAGES = re.compile(
+  r"No space left on device|Disk quota exceeded|\d+ requested and \d+ written"
+)
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-  """Opens a file to write that takes the place of `path` only once it is complete.
+def replacing(
+  path: str | os.PathLike, move: Callable[[str, Path], None] = os.replace
+) -> Iterator[BinaryIO]:
+  """Opens a file for an atomic write: it replaces `path` once it is complete.
 
   The bytes go to a temporary file in the same folder, are flushed to the disk, and are renamed over
   `path`. A process killed at any moment leaves the old file or the new one, never half of either.
-  Each writer has a temporary file of its own; `is_temporary` tells those that a killed one left.
+  `is_temporary` recognises the temporary file of a killed process.
 
   Args:
-    path: the file to write; its folder exists.
+    path: file to write; its folder exists.
+    move: how the complete temporary file gets its name.
 
   Yields:
     The temporary file, opened for binary writing.
 
   Raises:
-    OSError: the folder is missing or not writable, or the disk is full. `path` is then as it was.
+    OSError: the folder is missing or not writable, or the disk is full. `path` is then unchanged.
   """
-  with _written(Path(path), os.replace) as file:
-    yield file
-
-
-@contextlib.contextmanager
-def creating(path: str | os.PathLike) -> Iterator[BinaryIO]:
-  """As `replacing`, of a file that must not be there yet: of several writers at once, one succeeds.
-
-  Raises:
-    FileExistsError: it is there by now, complete.
-    OSError: as `replacing`.
-  """
-  with _written(Path(path), _move_where_nothing_is) as file:
-    yield file
-
-
-def is_temporary(path: str | os.PathLike) -> bool:
-  """Whether a file is one that `replacing` or `creating` writes, or was killed while it wrote."""
-  name = Path(path).name
-  return name.startswith(".") and name.endswith(_TEMPORARY)
-
-
-def why_unwritable(folder: str | os.PathLike) -> str | None:
-  """What keeps a folder from being made, or from being written to; None if nothing is found.
-
-  Writes nothing: a full disk shows only later.
-  """
-  existing = Path(folder).absolute()
-  while not existing.exists() and existing != existing.parent:
-    existing = existing.parent
-  if not existing.is_dir():
-    return f"{existing} is a file; a folder is needed"
-  if not os.access(existing, os.W_OK | os.X_OK):
-    return f"{existing} is not writable"
-  return None
-
-
-@contextlib.contextmanager
-def _written(path: Path, move: Callable[[str, Path], None]) -> Iterator[BinaryIO]:
+  path = Path(path)
   descriptor, temporary = tempfile.mkstemp(
     prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent
   )
@@ -88,7 +59,57 @@ def _written(path: Path, move: Callable[[str, Path], None]) -> Iterator[BinaryIO
   _sync_folder(path.parent)
 
 
-def _move_where_nothing_is(temporary: str, path: Path) -> None:
+def creating(path: str | os.PathLike) -> contextlib.AbstractContextManager[BinaryIO]:
+  """Opens a new file like `replacing`; of several concurrent writers exactly one succeeds.
+
+  Raises:
+    FileExistsError: another writer has completed the file.
+    OSError: see `replacing`.
+  """
+  return replacing(path, _link_new)
+
+
+def is_temporary(path: str | os.PathLike) -> bool:
+  """Whether a file is the temporary file of a running or killed `replacing` or `creating`."""
+  name = Path(path).name
+  return name.startswith(".") and name.endswith(_TEMPORARY)
+
+
+def why_unwritable(folder: str | os.PathLike) -> str | None:
+  """Reason why a folder can't be created or written to; None if there is none.
+
+  Writes nothing, so that a full disk is not detected.
+  """
+  existing = Path(folder).absolute()
+  while not existing.exists() and existing != existing.parent:
+    existing = existing.parent
+  if not existing.is_dir():
+    return f"{existing} is a file; a folder is needed"
+  if not os.access(existing, os.W_OK | os.X_OK):
+    return f"{existing} is not writable"
+  return None
+
+
+def disk_failure(error: BaseException) -> str | None:
+  """Describes a disk failure in one line; None if no error of the chain is one.
+
+  Args:
+    error: exception whose causes and contexts are searched too.
+  """
+  seen: set[int] = set()
+  link: BaseException | None = error
+  while link is not None and id(link) not in seen:
+    seen.add(id(link))
+    if isinstance(link, OSError) and link.errno in _DISK_ERRORS:
+      where = f"{link.filename}: " if link.filename else ""
+      return f"{where}the disk fails ({link.strerror})"
+    if found := _DISK_MESSAGES.search(str(link)):
+      return f"the disk fails ({found[0]})"
+    link = link.__cause__ or link.__context__
+  return None
+
+
+def _link_new(temporary: str, path: Path) -> None:
   try:
     os.link(temporary, path)
   except FileExistsError:
@@ -102,7 +123,7 @@ def _move_where_nothing_is(temporary: str, path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-  """Makes a rename survive a power failure, where the file system lets a folder be flushed."""
+  """Makes a rename survive a power failure, on file systems that can flush a folder."""
   with contextlib.suppress(OSError):
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -1,67 +1,65 @@
-"""Class features as other projects read and write them.
+"""Class features as Detic and open_clip store them, and the annotation categories of their rows.
 
 Shapes: C classes, E embedding.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import json
 import os
-from typing import NamedTuple
+import pathlib
+from typing import Any, NamedTuple, NoReturn
 
 from jaxtyping import Float
 import numpy as np
 import safetensors.numpy
 
-from pomp_jax.errors import RunError
+from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.prompt import PromptFileError, refuse
+from pomp_jax.files.terminal import control_character, is_unicode, printable
 
 
 class ClassFeatureError(RunError, ValueError):
   """Class features that can't be written; the message is one line."""
 
 
-def write_detic(path: str | os.PathLike, features_CxE: Float[np.ndarray, "C E"]) -> None:
-  """Writes what Detic loads as `ZEROSHOT_WEIGHT_PATH`: float16 [C,E] as `.npy`.
+class CategoryFileError(InputError, ValueError):
+  """An annotation file whose categories can't be used; the message is one line."""
 
-  Detic transposes the matrix, adds a column of zeros for the background and normalises the rest,
-  so only the direction of a row counts. Plain NumPy, nothing pickled.
 
-  Args:
-    path: the file, replaced when it exists.
-    features_CxE: one row a category, in ascending order of the annotation's category ids; as the
-      published files have them, they leave the text tower so and are not normalised.
+@dataclasses.dataclass(frozen=True)
+class Category:
+  """One category of a detection or segmentation data set.
 
-  Raises:
-    ClassFeatureError: values that are not finite in float16, or a row of zeros.
-    OSError: the file can't be written.
+  Attributes:
+    name: words with spaces instead of underscores; a qualifier stays, "bow (weapon)".
+    synonyms: other names in the same form; all differ from each other and from `name`.
   """
-  with np.errstate(over="ignore"):
-    half_CxE = np.ascontiguousarray(features_CxE, np.float16)
-  _check(path, half_CxE)
-  with replacing(path) as file:
-    np.save(file, half_CxE, allow_pickle=False)
+
+  name: str
+  synonyms: tuple[str, ...] = ()
 
 
 class ClassFeatures(NamedTuple):
-  """What stands for a prompt where only the features of its classes are at hand.
+  """Class features that stand in for a prompt.
 
   Attributes:
-    features: unit rows, one a class, in the order of the class list that they are used with.
+    features: unit rows, one per class, in the order of the class list.
   """
 
   features: Float[np.ndarray, "C E"]
 
   def check_fits(self, n_classes: int, width: int, where: str) -> None:
-    """Refuses features of other classes, or of another CLIP, as far as sizes tell.
+    """Checks the numbers of classes and of embedding dimensions.
 
     Args:
-      n_classes: of the list that they are used with.
-      width: E, of the CLIP.
-      where: what to call them.
+      n_classes: length of the class list.
+      width: E of the CLIP.
+      where: name of the features, for the message.
 
     Raises:
-      PromptFileError: one line.
+      PromptFileError: another shape than [n_classes, width].
     """
     if self.features.shape != (n_classes, width):
       shape = list(self.features.shape)
@@ -73,22 +71,22 @@ def read_class_features(path: str | os.PathLike) -> ClassFeatures:
   """Reads Detic's class features, such as `lvis_v1_clip_pomp+cname.npy`; nothing is unpickled.
 
   Args:
-    path: `.npy` of float16, float32 or float64 [C,E], of any length of row.
+    path: `.npy` file of float16, float32 or float64 [C,E]; rows of any norm.
 
   Returns:
-    The features, normalised here.
+    The features with unit rows.
 
   Raises:
     PromptFileError: no such file, another type or shape, values that are not finite, a row of
       zeros.
   """
   try:
-    # Mapped: a header that claims more than the file has allocates nothing.
+    # Memory-mapped: a header that claims more than the file has allocates nothing.
     stored = np.load(path, mmap_mode="r", allow_pickle=False)
   except Exception as error:  # a damaged file fails in more ways than NumPy documents
+    reason = " ".join(str(error).split())[:200]
     raise PromptFileError(
-      f"{os.fspath(path)}: not a NumPy array ({' '.join(str(error).split())[:200]}); accepted: .npy"
-      " of class features [C,E]"
+      f"{os.fspath(path)}: not a NumPy array ({reason}); accepted: .npy of class features [C,E]"
     ) from error
   if not isinstance(stored, np.ndarray) or stored.dtype.kind != "f" or stored.ndim != 2:
     found = f"{getattr(stored, 'dtype', 'no array')} {list(getattr(stored, 'shape', []))}"
@@ -102,6 +100,28 @@ def read_class_features(path: str | os.PathLike) -> ClassFeatures:
   return ClassFeatures((features_CxE / norms_Cx1).astype(np.float32))
 
 
+def write_detic(path: str | os.PathLike, features_CxE: Float[np.ndarray, "C E"]) -> None:
+  """Writes the `.npy` file, float16 [C,E], that Detic loads as `ZEROSHOT_WEIGHT_PATH`.
+
+  Detic transposes the matrix, adds a column of zeros for the background and normalises the rest,
+  so that only the direction of a row counts.
+
+  Args:
+    path: file, replaced when it exists.
+    features_CxE: one row per category in ascending order of the annotation's category ids. Rows of
+      the published files are the text tower's output, not normalised.
+
+  Raises:
+    ClassFeatureError: values that are not finite in float16, or a row of zeros.
+    OSError: the file can't be written.
+  """
+  with np.errstate(over="ignore"):
+    half_CxE = np.ascontiguousarray(features_CxE, np.float16)
+  _check(path, half_CxE)
+  with replacing(path) as file:
+    np.save(file, half_CxE, allow_pickle=False)
+
+
 def write_open_clip(
   path: str | os.PathLike,
   features_CxE: Float[np.ndarray, "C E"],
@@ -113,14 +133,14 @@ def write_open_clip(
   `logits = logit_scale * image_features @ weights`, with unit columns.
 
   Args:
-    path: `.npy`, or `.safetensors`: then the tensor is `classifier`, and the header's metadata has
-      `names` (a JSON list) and `clip_model`. Replaced when it exists.
-    features_CxE: one unit row a class.
-    names: of the classes.
-    clip_model: the CLIP that they belong to.
+    path: `.npy`, or `.safetensors` with the tensor `classifier` and the metadata `names` (a JSON
+      list) and `clip_model`. Replaced when it exists.
+    features_CxE: one unit row per class.
+    names: class names.
+    clip_model: name of the CLIP of the features.
 
   Raises:
-    ClassFeatureError: values that are not finite, a row of zeros, or another kind of file.
+    ClassFeatureError: values that are not finite, a row of zeros, or another suffix.
     OSError: the file can't be written.
   """
   _check(path, features_CxE)
@@ -132,7 +152,7 @@ def write_open_clip(
     if suffix == ".npy":
       np.save(file, weights_ExC, allow_pickle=False)
     else:
-      # Of a folder's name, what is no Unicode becomes "?".
+      # Bytes of a folder's name that are not Unicode become "?".
       clip_model = clip_model.encode(errors="replace").decode()
       metadata = {"names": json.dumps(list(names)), "clip_model": clip_model}
       file.write(safetensors.numpy.save({"classifier": weights_ExC}, metadata))
@@ -141,7 +161,89 @@ def write_open_clip(
 def _check(path: str | os.PathLike, features_CxE: np.ndarray) -> None:
   if not np.isfinite(features_CxE).all():
     raise ClassFeatureError(f"{path}: features are not finite; accepted: finite values")
-  some_C = features_CxE.any(axis=-1)
-  if not some_C.all():
-    zero = int(np.argmin(some_C))
+  nonzero_C = features_CxE.any(axis=-1)
+  if not nonzero_C.all():
+    zero = int(np.argmin(nonzero_C))
     raise ClassFeatureError(f"{path}: features of class {zero} are all zero; accepted: other rows")
+
+
+def is_annotation_file(path: str | os.PathLike) -> bool:
+  """Whether a file is JSON annotations: its suffix is .json or its first character is {."""
+  if os.fspath(path).lower().endswith(".json"):
+    return True
+  try:
+    with open(path, "rb") as file:
+      return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+  except (OSError, ValueError):  # ValueError: a name with a NUL in it
+    return False
+
+
+def read_categories(path: str | os.PathLike) -> tuple[Category, ...]:
+  """Reads `categories` of a COCO or LVIS annotation file.
+
+  Args:
+    path: JSON file with `categories`, each with `id`, `name` and optionally `synonyms` (LVIS).
+
+  Returns:
+    The categories in ascending order of their ids, the order of Detic's rows.
+
+  Raises:
+    CategoryFileError: no such file, not JSON, no `categories`, a category without an integer `id`
+      or a name, a control character, a repeated id or name. Names are compared as words, so that
+      "a_b" equals "a b".
+  """
+  by_id: dict[int, Category] = {}
+  names: set[str] = set()
+  for index, row in enumerate(_category_rows(path)):
+    where = f"categories[{index}]"
+    if not isinstance(row, dict):
+      _refuse(path, where, f"a {type(row).__name__}", "an object with id and name")
+    number = row.get("id")
+    if type(number) is not int:
+      _refuse(path, f"{where}.id", _shown(number), "an integer")
+    if number in by_id:
+      _refuse(path, f"{where}.id", f"{number}, which is repeated", "different ids")
+    name = _words(path, f"{where}.name", row.get("name"))
+    if name in names:
+      _refuse(path, f"{where}.name", f"{name!r}, which is repeated", "different names")
+    synonyms = row.get("synonyms", [])
+    if not isinstance(synonyms, list):
+      _refuse(path, f"{where}.synonyms", _shown(synonyms), "a list of strings")
+    others = dict.fromkeys(_words(path, f"{where}.synonyms", synonym) for synonym in synonyms)
+    others.pop(name, None)
+    by_id[number] = Category(name, tuple(others))
+    names.add(name)
+  return tuple(by_id[number] for number in sorted(by_id))
+
+
+def _category_rows(path: str | os.PathLike) -> list[Any]:
+  try:
+    value = json.loads(pathlib.Path(path).read_bytes())
+  except OSError as error:
+    raise CategoryFileError(f"{path}: can't be read ({error.strerror})") from error
+  except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+    raise CategoryFileError(f"{path}: not JSON ({printable(str(error))})") from error
+  if not isinstance(value, dict) or "categories" not in value:
+    found = f"the keys {', '.join(value) or 'none'}" if isinstance(value, dict) else "no object"
+    _refuse(path, "the file", f"without categories ({found})", "COCO or LVIS annotations")
+  rows = value["categories"]
+  if not isinstance(rows, list) or not rows:
+    _refuse(path, "categories", _shown(rows), "a list of at least one category")
+  return rows
+
+
+def _words(path: str | os.PathLike, field: str, text: Any) -> str:
+  words = " ".join(text.replace("_", " ").split()) if isinstance(text, str) else ""
+  if not words or not is_unicode(words) or control_character(words):
+    _refuse(path, field, _shown(text), "a name")
+  return words
+
+
+def _shown(value: Any) -> str:
+  if isinstance(value, list | dict):
+    return f"a {type(value).__name__} of {len(value)}"
+  return "missing" if value is None else repr(value)
+
+
+def _refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:
+  raise CategoryFileError(f"{path}: {field} is {printable(found)}; accepted: {accepted}")

@@ -23,8 +23,8 @@ from pomp_jax.errors import InputError, RunError
 from pomp_jax.files import checksums
 from pomp_jax.files.atomic import creating, is_temporary, replacing
 from pomp_jax.files.progress import steps_of
-from pomp_jax.files.quoting import printable
 from pomp_jax.files.run_folder import RunFolderError, read_json, to_json, writing
+from pomp_jax.files.terminal import printable
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from pomp_jax.errors import InputError
-from pomp_jax.files.quoting import printable
+from pomp_jax.files.terminal import printable
 
 FORMAT_VERSION = 1
 POSITIONS = ("end", "middle", "front")

@@ -1,12 +1,24 @@
-"""A run's folder: the same names in every run, and JSON that is never half written."""
+"""A run's folder: its file names, its JSON files, and the mark of the process that uses it.
+
+`alive.json` names the process that uses the folder. That process holds a lock on the file, which
+the kernel releases when the process ends, and touches it every few seconds. The lock decides
+between processes of one host, and between hosts whose file system shares locks. Elsewhere the time
+stamp decides: a host that died counts as alive for up to `_FRESH_SECONDS`.
+"""
 
 from collections.abc import Iterator
 import contextlib
+import datetime
+import fcntl
 import json
+import logging
 import math
 import os
 from pathlib import Path
-from typing import Any
+import socket
+import tempfile
+import threading
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -14,6 +26,12 @@ from pomp_jax import hosts
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import replacing, why_unwritable
 from pomp_jax.files.events import EventWriter, read_scalars
+from pomp_jax.files.terminal import printable
+
+log = logging.getLogger(__name__)
+
+_BEAT_SECONDS = 5.0
+_FRESH_SECONDS = 30.0
 
 
 class RunFolderError(InputError, RuntimeError):
@@ -21,24 +39,22 @@ class RunFolderError(InputError, RuntimeError):
 
 
 class RunFolderWriteError(RunFolderError):
-  """What can be used can't be written: a full disk, a permission lost; something may be there."""
+  """A failed write: a full disk or a lost permission."""
 
   status = RunError.status
 
 
 class RunFolder:
-  """Where everything of one run lies.
-
-  Making the object touches nothing; `create` does.
+  """Paths of one run. Only `create` touches the disk.
 
   Attributes:
-    path: the folder itself (`--workdir`); it holds the TensorBoard events too.
+    path: the folder itself (`--workdir`), which also holds the metrics.
     config: `config.json`, the whole configuration.
     checkpoints: `checkpoints/`.
     prompt: `prompt.npz`, the learned prompt.
-    results: `results.json`, the figures of a finished run.
+    results: `results.json`, the results of a finished run.
     plots: `plots/`, PNG files.
-    sets: `sets/`, of an evaluation: every figure of a data set in a file.
+    sets: `sets/`, an evaluation's results, one file per data set.
   """
 
   def __init__(self, workdir: str | os.PathLike):
@@ -51,16 +67,16 @@ class RunFolder:
     self.sets = self.path / "sets"
 
   def check(self, job: str | None = None) -> None:
-    """Finds out whether `create` can succeed, and writes nothing.
+    """Checks that `create` can succeed; writes nothing.
 
-    Of several processes only the first needs the folder; the others may be on hosts without it.
+    With several processes only the first needs the folder.
 
     Args:
-      job: whose folder it is to be; None: whose it was is not asked.
+      job: name of the job that will use the folder; None: any.
 
     Raises:
-      RunFolderError: the path is not a folder, neither it nor the place for it is writable, or the
-        run of another job is there, whose results would be replaced.
+      RunFolderError: the path is not a folder, it can't be created or written to, or it holds the
+        run of another job, whose results would be replaced.
     """
     if not hosts.is_first():
       return
@@ -71,22 +87,23 @@ class RunFolder:
       found = stored.get("job") if isinstance(stored, dict) else None
       if found != job:
         raise RunFolderError(
-          f"workdir {self.path}: its {file.name} is of job={found!r}; job={job!r} takes a folder of"
-          " its own"
+          f"workdir {self.path}: {file.name} is of job={found!r}; job={job!r} needs another workdir"
         )
 
   def create(self) -> None:
-    """Makes the folder and `plots/`, unless they exist.
+    """Creates the folder and `plots/`, unless they exist.
 
     Raises:
-      RunFolderError: as `check`, of any job.
-      RunFolderWriteError: they can't be made.
+      RunFolderError: see `check`.
+      RunFolderWriteError: they can't be created.
     """
     self.check()
     try:
       self.plots.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-      raise RunFolderWriteError(f"workdir {self.path}: can't be made ({error.strerror})") from error
+      raise RunFolderWriteError(
+        f"workdir {self.path}: can't be created ({error.strerror})"
+      ) from error
 
   def events(self, first_step: int = 0) -> EventWriter:
     """Opens the TensorBoard events to write from `first_step` on; older ones from there are void.
@@ -106,32 +123,32 @@ class RunFolder:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-  """Makes one line of a failure to write, on a full disk say.
+  """Turns an OSError into one line.
 
   Args:
-    path: the file or folder that is written, for the message.
+    path: file or folder that is written, for the message.
 
   Raises:
-    RunFolderWriteError: in the place of an OSError.
+    RunFolderWriteError: a write failed, on a full disk for example.
   """
   try:
     yield
   except OSError as error:
-    # NumPy's, of an array that is cut short, has no errno.
+    # NumPy's error for an array that is cut short has no errno.
     reason = error.strerror or error
     raise RunFolderWriteError(f"{path}: can't be written ({reason})") from error
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-  """Writes a JSON file, whole or not at all, keys in the order that they have.
+  """Writes a JSON file atomically; keys keep their order.
 
   Args:
-    path: the file; replaced when it exists.
-    value: dicts, lists, tuples, strings, numbers, bools, None; also paths, and NumPy and JAX arrays
-      and scalars. NaN and infinities, which JSON does not have, become null.
+    path: file, replaced when it exists.
+    value: dicts, lists, tuples, strings, numbers, bools, None, paths, NumPy and JAX arrays and
+      scalars. NaN and infinities, which JSON does not have, become null.
 
   Raises:
-    TypeError: something else is in it; the line names the field.
+    TypeError: any other type; the line names the field.
     RunFolderWriteError: the file can't be written.
   """
   with writing(path), replacing(path) as file:
@@ -139,7 +156,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def to_json(value: Any, name: str) -> str:
-  """The text of a JSON file, see `write_json`; `name` is the file's, for messages."""
+  """Formats the text of a JSON file, see `write_json`; `name` is the file's, for messages."""
   text = json.dumps(_plain(value, name), indent=2, allow_nan=False, ensure_ascii=False)
   return f"{text}\n"
 
@@ -159,17 +176,17 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def read_keyed(path: str | os.PathLike, key: str) -> dict[str, Any] | None:
-  """What a JSON file holds if it holds a dict whose `key` is this one; else None.
+  """Reads a JSON object whose field `key` has this value; None if there is no such file.
 
   Raises:
-    RunFolderError: it is there, and can't be read or is not JSON.
+    RunFolderError: the file exists, but can't be read or is not JSON.
   """
   stored = read_json(path) if Path(path).exists() else None
   return stored if isinstance(stored, dict) and stored.get("key") == key else None
 
 
 def _plain(value: Any, field: str) -> Any:
-  """`value` in JSON's own types; `field` says where we are, for the message."""
+  """Converts to JSON's own types; `field` is the path of the value, for the message."""
   if value is None or isinstance(value, bool | str):
     return value
   if isinstance(value, dict):
@@ -185,6 +202,104 @@ def _plain(value: Any, field: str) -> Any:
     return int(value)
   if isinstance(value, float):
     return float(value) if math.isfinite(value) else None
-  if isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array__"):
+  if hasattr(value, "__array__"):
     return _plain(np.asarray(value).tolist(), field)
   raise TypeError(f"{field}: a {type(value).__name__} can't be written as JSON")
+
+
+class Presence(contextlib.AbstractContextManager):
+  """Marks a run's folder as in use as soon as it exists; warns of another process that uses it.
+
+  The later process owns the folder and its checkpoints. Where the mark can't be read or written,
+  the run continues without one.
+  """
+
+  def __init__(self, folder: str | os.PathLike):
+    """Touches nothing yet."""
+    self._path = Path(folder) / "alive.json"
+    self._file: TextIO | None = None
+    self._ended = threading.Event()
+    self._thread = threading.Thread(target=self._renew_until_end, name="presence", daemon=True)
+
+  def __enter__(self) -> "Presence":
+    self._renew()
+    self._thread.start()
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self._ended.set()
+    self._thread.join(_BEAT_SECONDS)
+    if self._file is not None:
+      with contextlib.suppress(OSError):
+        if self._is_own():
+          self._path.unlink()
+      self._file.close()
+
+  def _renew_until_end(self) -> None:
+    # The run may create the folder at any time.
+    while not self._ended.wait(1.0 if self._file is None else _BEAT_SECONDS):
+      if not self._renew():
+        return
+
+  def _renew(self) -> bool:
+    """Creates or touches the mark; returns whether to repeat."""
+    try:
+      if self._file is None:
+        if self._path.parent.is_dir():
+          self._create_mark()
+      elif self._is_own():
+        os.utime(self._file.fileno())
+      else:
+        log.warning("%s: ANOTHER START of it has begun (%s)", self._path.parent, self._owner())
+        return False
+    except (OSError, ValueError):  # a folder that is not writable or was moved; a damaged mark
+      return self._file is not None
+    return True
+
+  def _is_own(self) -> bool:
+    """Whether the mark is still this process's."""
+    return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path))
+
+  def _create_mark(self) -> None:
+    with contextlib.ExitStack() as stack:
+      descriptor, temporary = tempfile.mkstemp(".tmp", f".{self._path.name}.", self._path.parent)
+      stack.callback(Path(temporary).unlink, missing_ok=True)
+      file = stack.enter_context(os.fdopen(descriptor, "w"))
+      with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      since = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
+      json.dump({"host": socket.gethostname(), "process": os.getpid(), "since": since}, file)
+      file.flush()
+      # The clock of the file system, which may be another machine's.
+      if self._other_is_alive(os.fstat(descriptor).st_mtime):
+        log.warning(
+          "%s: ANOTHER START of it is alive (%s). This one takes the folder over; end the other",
+          *(self._path.parent, self._owner()),
+        )
+      os.replace(temporary, self._path)
+      stack.pop_all()
+      self._file = file
+
+  def _other_is_alive(self, now: float) -> bool:
+    try:
+      with self._path.open("r+") as file:
+        has_locks = True
+        try:
+          fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+          return True
+        except OSError:
+          has_locks = False
+        found = json.load(file)
+        host, _, _ = (found[name] for name in ("host", "process", "since"))
+        age = now - os.fstat(file.fileno()).st_mtime
+        return not (has_locks and host == socket.gethostname()) and age < _FRESH_SECONDS
+    except (OSError, ValueError, KeyError, TypeError):
+      return False
+
+  def _owner(self) -> str:
+    try:
+      found = json.loads(self._path.read_text())
+      return printable(f"process {found['process']} on {found['host']}, since {found['since']}")
+    except (OSError, ValueError, KeyError, TypeError):
+      return "its mark can't be read"

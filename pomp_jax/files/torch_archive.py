@@ -14,7 +14,7 @@ import zipfile
 import numpy as np
 
 from pomp_jax.files.pickle_machine import PickleError
-from pomp_jax.files.quoting import printable
+from pomp_jax.files.terminal import printable
 from pomp_jax.files.torch_pickle import ORDERED_DICT, REBUILD_TENSOR, StoredTensor, read_pickle
 
 # A CLIP with its optimizer's state takes a few hundred kilobytes; each byte may cost a hundred.

@@ -19,10 +19,12 @@ import safetensors
 
 from pomp_jax.files.prompt_safetensors import is_safetensors
 from pomp_jax.files.prompt_torch import is_legacy_torch
-from pomp_jax.files.quoting import printable
+from pomp_jax.files.terminal import printable
 from pomp_jax.files.torch_archive import TorchArchive, TorchArchiveError
 from pomp_jax.files.torch_pickle import Scripted, StoredTensor
 
+# Embedded CLIPs in HuggingFace's layout, by name.
+CLIPS = {"world": pathlib.Path(__file__).parent.parent / "world" / "clip"}
 INDEX_SUFFIX = ".index.json"
 
 # safetensors' names of the number types that weights come in, and NumPy's.

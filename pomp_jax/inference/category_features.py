@@ -10,7 +10,7 @@ from jaxtyping import Float
 import numpy as np
 
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.categories import Category
+from pomp_jax.files.class_features import Category
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
 
 

@@ -15,8 +15,13 @@ from ml_collections import ConfigDict
 from pomp_jax import hosts, inputs
 from pomp_jax.config import EXPORT_FORMATS, FEATURE_FORMATS, ConfigError
 from pomp_jax.data.vocabulary import read_names
-from pomp_jax.files.categories import Category, is_annotation_file, read_categories
-from pomp_jax.files.class_features import write_detic, write_open_clip
+from pomp_jax.files.class_features import (
+  Category,
+  is_annotation_file,
+  read_categories,
+  write_detic,
+  write_open_clip,
+)
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.inference import category_features

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pomp_jax.files.embedded import CLIPS
+from pomp_jax.files.weights import CLIPS
 from pomp_jax.world import names, render
 
 CLIP_PATH = CLIPS["world"]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
-from pomp_jax.files.categories import (
+from pomp_jax.files.class_features import (
   Category,
   CategoryFileError,
   is_annotation_file,
@@ -67,12 +67,12 @@ GOOD = [{"id": 1, "name": "a_b"}, {"id": 2, "name": "c"}]
     ([*GOOD, {"name": "d"}], ["categories[2].id is missing", "integer"]),
     ([*GOOD, {"id": "3", "name": "d"}], ["categories[2].id is '3'"]),
     ([*GOOD, {"id": True, "name": "d"}], ["categories[2].id is True"]),
-    ([*GOOD, {"id": 2, "name": "d"}], ["categories[2].id is 2, which stands twice"]),
+    ([*GOOD, {"id": 2, "name": "d"}], ["categories[2].id is 2, which is repeated"]),
     ([*GOOD, {"id": 3}], ["categories[2].name is missing"]),
     ([*GOOD, {"id": 3, "name": "_ "}], ["categories[2].name is '_ '"]),
     ([*GOOD, {"id": 3, "name": "d\x1b[2J"}], ["categories[2].name is 'd\\x1b[2J'"]),
     ([*GOOD, {"id": 3, "name": ["d"]}], ["categories[2].name is a list of 1"]),
-    ([*GOOD, {"id": 3, "name": "a b"}], ["categories[2].name is 'a b', as is that of id 1"]),
+    ([*GOOD, {"id": 3, "name": "a b"}], ["categories[2].name is 'a b'"]),
     ([*GOOD, {"id": 3, "name": "d", "synonyms": "e"}], ["categories[2].synonyms is 'e'", "list"]),
     ([*GOOD, {"id": 3, "name": "d", "synonyms": ["e", ""]}], ["categories[2].synonyms is ''"]),
   ],

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from pomp_jax.files.categories import CategoryFileError, is_annotation_file, read_categories
 from pomp_jax.files.checkpoints import Checkpoints
+from pomp_jax.files.class_features import CategoryFileError, is_annotation_file, read_categories
 from pomp_jax.files.events import EventWriter, read_scalars
 from pomp_jax.files.feature_blocks import FeatureBlocks, FeatureCacheError
 from pomp_jax.files.prompt_file import POSITIONS, Prompt, PromptFileError, load_prompt, save_prompt

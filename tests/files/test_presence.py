@@ -11,16 +11,16 @@ import time
 
 import pytest
 
-from pomp_jax.files import presence
-from pomp_jax.files.presence import Presence
+from pomp_jax.files import run_folder
+from pomp_jax.files.run_folder import Presence
 
 ROOT = pathlib.Path(__file__).parents[2]
 _START = """
 import logging, sys
-from pomp_jax.files import presence
-presence._BEAT_SECONDS = 0.1
+from pomp_jax.files import run_folder
+run_folder._BEAT_SECONDS = 0.1
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
-with presence.Presence(sys.argv[1]):
+with run_folder.Presence(sys.argv[1]):
   print("begun", flush=True)
   sys.stdin.read()
 """
@@ -99,7 +99,7 @@ def test_it_makes_no_folder_and_waits_for_one(tmp_path, monkeypatch):
 
 
 def test_the_time_stamp_is_renewed(tmp_path, monkeypatch):
-  monkeypatch.setattr(presence, "_BEAT_SECONDS", 0.05)
+  monkeypatch.setattr(run_folder, "_BEAT_SECONDS", 0.05)
   with Presence(tmp_path):
     file = tmp_path / "alive.json"
     os.utime(file, (0, 0))
@@ -113,7 +113,7 @@ def test_a_folder_that_can_not_be_marked_is_no_reason_to_end(tmp_path, monkeypat
   def fail(*_, **__):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(presence.tempfile, "mkstemp", fail)
+  monkeypatch.setattr(run_folder.tempfile, "mkstemp", fail)
   with Presence(tmp_path):
     pass
   assert not list(tmp_path.iterdir())

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pomp_jax.files.categories import Category
+from pomp_jax.files.class_features import Category
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
 from pomp_jax.inference import category_features
 

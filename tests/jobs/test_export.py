@@ -12,7 +12,7 @@ from pomp_jax.clip import load_clip, text_tower
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.categories import CategoryFileError
+from pomp_jax.files.class_features import CategoryFileError
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolderError
 from pomp_jax.jobs import export

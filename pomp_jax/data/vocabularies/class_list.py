@@ -16,7 +16,7 @@ import re
 from typing import Any
 
 from pomp_jax.data.vocabulary import VocabularyError, check_names, read_names, read_text, spoken
-from pomp_jax.files.quoting import quoted
+from pomp_jax.files.terminal import quoted
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 _PROGRAM = """
 import sys
-from pomp_jax.files.output import Output
+from pomp_jax.files.terminal import Output
 sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
 for number in range(3):
   print("line", number, flush=True)
@@ -25,7 +25,7 @@ print("end")
     (
       "stdout",
       None,
-      "warning: <stdout> can't be written (No space left on device); it ends\n"
+      "warning: <stdout> can't be written (No space left on device); output ends\n"
       "line 0\nline 1\nline 2\n",
     ),
     ("stderr", "line 0\nline 1\nline 2\nend\n", None),
