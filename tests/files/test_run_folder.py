@@ -46,7 +46,7 @@ def test_another_jobs_run(tmp_path, name, content):
   write_json(tmp_path / name, {"job": "export", "k": 1})
   RunFolder(tmp_path).check("export")
   write_json(tmp_path / name, content)
-  line = f"its {name} is of job=('pretrain'|None); job"
+  line = f"{name} is of job=('pretrain'|None); job='export'"
   with pytest.raises(RunFolderError, match=line):
     RunFolder(tmp_path).check("export")
 
