@@ -3,7 +3,7 @@
 import os
 import signal
 
-from tests.support.processes import keep_programs, xla_flags
+from tests.support.processes import share_compilation_cache, xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}".strip()
@@ -11,7 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # For all workers: the folder is the main process's, so that one that dies doesn't leave it.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-  _programs = keep_programs()
+  _programs = share_compilation_cache()
 
 import hypothesis
 

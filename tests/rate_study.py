@@ -20,7 +20,7 @@ from PIL import Image
 from pomp_jax import world
 from pomp_jax.config import validate
 from pomp_jax.jobs import ablate
-from tests.support.random_clip import write_random_clip
+from tests.support.clips import write_random_clip
 from tests.support.small_run import small_config
 
 CLASSES, IMAGES = 50, 10

@@ -17,7 +17,7 @@ from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ClassFeatures, ContextLearner, Frozen, class_features
 from pomp_jax.prompt.loss import normalize
 from pomp_jax.prompt.step import ContrastSettings
-from tests.support.closeness import assert_close
+from tests.support.checks import assert_close
 from tests.support.small_run import small_config
 
 

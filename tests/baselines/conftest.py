@@ -12,8 +12,8 @@ from transformers import CLIPModel
 from pomp_jax.clip import Clip, load_clip, tokenize
 from pomp_jax.prompt.context import ClassTokens
 from pomp_jax.prompt.learner import Frozen
-from tests.support.plain_method import torch_class_feature
-from tests.support.random_clip import write_random_clip
+from tests.support.clips import write_random_clip
+from tests.support.oracles import torch_class_feature
 
 NAMES = (
   *("cat", "the dog of the star", "star", "x", "the cat"),

@@ -34,7 +34,7 @@ from pomp_jax.prompt.step import (
   replicate,
 )
 from pomp_jax.train.methods import frozen_of, initial_words, make_learner
-from tests.support.closeness import assert_close
+from tests.support.checks import assert_close
 
 N_LAYERS = 3
 

@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from pomp_jax.baselines.linear_probe import COARSE, LinearProbe, fit, search
-from tests.support.closeness import assert_close
+from tests.support.checks import assert_close
 
 
 @pytest.fixture(scope="module")

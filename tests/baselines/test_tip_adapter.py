@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pomp_jax.baselines.tip_adapter import TipAdapter, cross_entropy, mean_keys, tune
-from tests.support.closeness import assert_close
+from tests.support.checks import assert_close
 
 N_CLASSES, WIDTH, SCALE = 5, 8, 20.0
 

@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPModel, FlaxCLIPModel
 
 from pomp_jax.clip import Clip, load_clip
-from tests.support.random_clip import write_random_clip
+from tests.support.clips import write_random_clip
 
 # A word with an id above EOT's: the two rules read it at different positions.
 WORD_ABOVE_EOT = "zebra"

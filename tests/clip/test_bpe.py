@@ -13,8 +13,7 @@ import pytest
 from pomp_jax.clip.bpe import ACCEPTED_FILES, BytePairTokenizer, read_bpe
 from pomp_jax.clip.errors import ClipError
 from pomp_jax.data.imagenet21k import load_synsets
-from tests.support.clip_bpe import clip_tokenizer
-from tests.support.random_clip import MERGES
+from tests.support.clips import MERGES, clip_tokenizer
 
 ZIPPED = pathlib.Path(default_bpe())
 

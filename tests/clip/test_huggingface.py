@@ -20,10 +20,8 @@ from pomp_jax import world
 from pomp_jax.clip import ClipError, image_tower, load_clip
 from pomp_jax.clip.architecture import of_huggingface, parameter_shapes
 from pomp_jax.clip.layouts import HUGGINGFACE, check_weights
-from tests.support.closeness import assert_close
-from tests.support.encode_texts import encode_texts
-from tests.support.random_clip import write_random_clip
-from tests.support.refusals import refusal
+from tests.support.checks import assert_close
+from tests.support.clips import encode_texts, error_of, write_random_clip
 
 TEXTS = ["the cat.", "a dog of the star", "naïve"]
 
@@ -191,14 +189,14 @@ def test_a_missing_shard(written, folder):
   written[1].save_pretrained(folder, max_shard_size="200KB")
   shard = sorted(folder.glob("model-*"))[1]
   shard.unlink()
-  assert f"the shard {shard.name} is missing" in refusal(folder)
+  assert f"the shard {shard.name} is missing" in error_of(folder)
 
 
 def test_shards_of_another_checkpoint(written, folder):
   written[1].save_pretrained(folder, max_shard_size="200KB")
   first, second = sorted(folder.glob("model-*"))[:2]
   shutil.copy(first, second)
-  assert f"is not in {second.name}" in refusal(folder)
+  assert f"is not in {second.name}" in error_of(folder)
 
 
 def test_weights_that_do_not_fit_the_configuration(written, folder):
@@ -208,7 +206,7 @@ def test_weights_that_do_not_fit_the_configuration(written, folder):
   def refusal_with(**changes):
     changed = {key: tensor for key, tensor in (state | changes).items() if tensor is not None}
     safetensors.torch.save_file(changed, file)
-    return refusal(folder)
+    return error_of(folder)
 
   key = "vision_model.encoder.layers.1.mlp.fc1.weight"
   assert f"{key} has the shape [48, 96], where such a CLIP has [96, 48]" in refusal_with(
@@ -222,8 +220,8 @@ def test_weights_that_do_not_fit_the_configuration(written, folder):
 
 def test_no_configuration_beside_huggingfaces_weights(written, tmp_path):
   safetensors.torch.save_file(written[1].state_dict(), tmp_path / "model.safetensors")
-  assert "no config.json beside them" in refusal(tmp_path / "model.safetensors")
-  message = refusal(tmp_path)
+  assert "no config.json beside them" in error_of(tmp_path / "model.safetensors")
+  message = error_of(tmp_path)
   for name in ("model.safetensors.index.json", "open_clip_pytorch_model.bin", ".pt"):
     assert name in message
 

@@ -11,7 +11,7 @@ import pytest
 
 from pomp_jax.clip import ClipError, load_clip
 from pomp_jax.clip.load import read_clip_config
-from tests.support.refusals import refusal
+from tests.support.clips import error_of
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def folder(small, tmp_path):
 
 
 def _refusal(source) -> str:
-  return refusal(source, [load_clip])
+  return error_of(source, [load_clip])
 
 
 def _change_config(folder, **settings):

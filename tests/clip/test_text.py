@@ -8,9 +8,8 @@ import pytest
 from pomp_jax.clip import text_tower, tokenize
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.prompt.context import PromptContext
-from tests.support.closeness import assert_close
-from tests.support.encode_texts import encode_texts
-from tests.support.programs import equations
+from tests.support.checks import assert_close, equations
+from tests.support.clips import encode_texts
 
 SENTENCES = [
   "a photo of a cat.",

@@ -9,8 +9,7 @@ import pytest
 from transformers import CLIPImageProcessor
 
 from pomp_jax.clip import image_tower, load_clip
-from tests.support.closeness import assert_close
-from tests.support.programs import equations
+from tests.support.checks import assert_close, equations
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import torch
 from pomp_jax.clip import ClipError, load_clip
 from pomp_jax.clip.architecture import of_shapes, parameter_shapes
 from pomp_jax.clip.layouts import OPENAI, check_weights
+from tests.support.clips import error_of
 from tests.support.openai_clip import RESNET, VIT, small_open_clip, write_merges, write_settings
-from tests.support.refusals import refusal
 
 
 @pytest.fixture(scope="module", params=[VIT, RESNET], ids=["vit", "resnet"])
@@ -43,36 +43,36 @@ def _saved(folder, state):
 def test_a_model_that_is_no_clip(folder):
   path = _saved(folder, torch.nn.Linear(3, 2).state_dict())
   found = "there is no token_embedding.weight; it has 2 tensors: bias, weight"
-  assert found in refusal(path)
+  assert found in error_of(path)
 
 
 def test_tensors_that_are_missing_or_too_many(folder, state):
   without = {name: tensor for name, tensor in state.items() if name != "ln_final.bias"}
-  assert "ln_final.bias is missing, which" in refusal(_saved(folder, without))
+  assert "ln_final.bias is missing, which" in error_of(_saved(folder, without))
   # SigLIP's loss has this one.
   siglip = state | {"logit_bias": torch.zeros(())}
-  assert "logit_bias is there, which such a CLIP does not have" in refusal(_saved(folder, siglip))
+  assert "logit_bias is there, which such a CLIP does not have" in error_of(_saved(folder, siglip))
 
 
 def test_tensors_of_another_shape(folder, state):
   name = "transformer.resblocks.1.attn.in_proj_weight"
   path = _saved(folder, state | {name: state[name][:128].clone()})
   found = f"{name} has the shape [128, 64], where such a CLIP has [192, 64]"
-  assert found in refusal(path)
+  assert found in error_of(path)
   path = _saved(folder, state | {"token_embedding.weight": torch.zeros(524)})
-  assert "token_embedding.weight has the shape [524]; 2 axes are needed" in refusal(path)
+  assert "token_embedding.weight has the shape [524]; 2 axes are needed" in error_of(path)
 
 
 def test_a_truncated_file(folder, state):
   path = _saved(folder, state)
   path.write_bytes(path.read_bytes()[:-1000])
-  assert "not a whole safetensors file" in refusal(path)
+  assert "not a whole safetensors file" in error_of(path)
 
 
 def test_a_vit_whose_patches_are_no_square(folder):
   state = small_open_clip(VIT).state_dict()
   path = _saved(folder, state | {"visual.positional_embedding": torch.zeros(16, 128)})
-  assert "visual.positional_embedding has 16 rows; one for the class and a square" in refusal(path)
+  assert "visual.positional_embedding has 16 rows; one for the class and a square" in error_of(path)
 
 
 class Malicious:
@@ -88,7 +88,7 @@ class Malicious:
 def test_a_pickle_that_wants_code(folder, state):
   path = folder / "clip.pt"
   torch.save({"state_dict": state, "args": Malicious(folder / "trace")}, path)
-  assert re.search(r"data.pkl is refused for the name _?io\.open", refusal(path))
+  assert re.search(r"data.pkl is refused for the name _?io\.open", error_of(path))
   assert not (folder / "trace").exists()
 
 
@@ -111,7 +111,7 @@ def test_settings_that_the_weights_contradict_or_nobody_here_does(
   folder, vision, state, changes, found
 ):
   write_settings(folder, vision, quick_gelu=True, **changes)
-  assert found in refusal(_saved(folder, state))
+  assert found in error_of(_saved(folder, state))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"x"', '{"model_cfg": 3}'])
@@ -144,7 +144,7 @@ def test_weights_of_another_vocabulary(folder, state):
 def test_open_clips_other_models_are_refused_by_their_settings(folder, state, name):
   settings = open_clip.get_model_config(name)
   (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
-  assert "asks for" in refusal(_saved(folder, state))
+  assert "asks for" in error_of(_saved(folder, state))
 
 
 def test_a_coca_is_refused_by_its_names():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pomp_jax.ablation.grid import make_cells
 from pomp_jax.config import ConfigError, base, fields, validate, with_argument
 from tests.support.command_line import parse
-from tests.support.hostile import awkward_text, keeps_its_word
+from tests.support.fuzzing import allowed_errors, awkward_text
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 DEMO = ROOT / "configs" / "demo.py"
@@ -42,7 +42,7 @@ def well_typed(config):
 @example("k=\ud800")
 def test_the_string_behind_a_configs_colon(argument):
   config = base()
-  with keeps_its_word(ConfigError, within=[ROOT]):
+  with allowed_errors(ConfigError, within=[ROOT]):
     with_argument(config, argument, variants={"fast": {"k": 3}}, n="data.n_classes")
     assert well_typed(config)
     validate(config)
@@ -68,7 +68,7 @@ def test_overrides_on_the_command_line(arguments):
     assert line.startswith("error: ")
     return
   config = flags.FLAGS.config
-  with keeps_its_word(ConfigError, within=[ROOT]):
+  with allowed_errors(ConfigError, within=[ROOT]):
     assert well_typed(config)
     validate(config)
 
@@ -82,7 +82,7 @@ _texts = st.lists(values, min_size=1, max_size=3).map("|".join)
 def test_an_ablations_grid(grid):
   config = base()
   config.ablate.grid = grid
-  with keeps_its_word(ConfigError, within=[ROOT]):
+  with allowed_errors(ConfigError, within=[ROOT]):
     cells = make_cells(config)
     assert len({cell.key for cell in cells}) == len(cells) > 0
     assert len(cells) <= math.prod(item.count("|") + 1 for item in grid.split(";"))

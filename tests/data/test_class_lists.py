@@ -13,7 +13,7 @@ from pomp_jax.data.vocabularies import CLASS_LISTS, TEMPLATES, load_class_list, 
 from pomp_jax.data.vocabulary import VocabularyError, spoken
 from pomp_jax.encoder import Encoder
 from pomp_jax.inference.classify import Classifier, topk_accuracy
-from tests.support.clip_bpe import clip_tokenizer
+from tests.support.clips import clip_tokenizer
 
 SIZES = {
   "imagenet21k": 21_841,

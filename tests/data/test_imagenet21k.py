@@ -3,7 +3,7 @@
 import numpy as np
 
 from pomp_jax.data.imagenet21k import load_synsets
-from tests.support.clip_bpe import clip_tokenizer
+from tests.support.clips import clip_tokenizer
 
 
 def test_classes_are_those_of_the_fall_2011_release():

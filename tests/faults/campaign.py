@@ -8,11 +8,11 @@ Every run is seeded. Exit status 1 when one did not survive, or came to another 
 
 import os
 
-from tests.support.processes import keep_programs
+from tests.support.processes import share_compilation_cache
 
 if __name__ == "__main__":
   # Before JAX starts.
-  _programs = keep_programs()
+  _programs = share_compilation_cache()
   os.environ["JAX_PLATFORMS"] = "cpu"
   os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 

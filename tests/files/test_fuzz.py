@@ -16,13 +16,13 @@ from pomp_jax.files.events import EventWriter, read_scalars
 from pomp_jax.files.feature_blocks import FeatureBlocks, FeatureCacheError
 from pomp_jax.files.prompt_file import POSITIONS, Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.weights import WeightsError, open_weights
-from tests.support.hostile import (
+from tests.support.fuzzing import (
+  allowed_errors,
   awkward_text,
   bombs,
   damaged,
   edited_json,
   json_values,
-  keeps_its_word,
 )
 
 CONTEXT = np.random.default_rng(0).normal(0, 0.02, (4, 8)).astype(np.float32)
@@ -47,7 +47,7 @@ def valid(folder):
 def read_prompt(folder, name, data):
   path = folder / name
   path.write_bytes(data)
-  with keeps_its_word(PromptFileError, within=[path]):
+  with allowed_errors(PromptFileError, within=[path]):
     prompt = load_prompt(path)
     assert prompt.context.dtype == np.float32
     assert prompt.context.ndim in (2, 3)
@@ -181,7 +181,7 @@ def test_a_pickle_is_never_run(folder, valid, name):
 def read_weights(folder, name, data):
   path = folder / name
   path.write_bytes(data)
-  with keeps_its_word(WeightsError, within=[folder]), open_weights(path) as weights:
+  with allowed_errors(WeightsError, within=[folder]), open_weights(path) as weights:
     for tensor, shape in weights.shapes.items():
       values = weights.read(tensor)
       assert (values.dtype, values.shape) == (np.float32, shape)
@@ -227,7 +227,7 @@ ANNOTATIONS = {
 def test_edited_annotations(folder, data):
   path = folder / "annotations.json"
   path.write_bytes(data)
-  with keeps_its_word(CategoryFileError, within=[path]):
+  with allowed_errors(CategoryFileError, within=[path]):
     assert is_annotation_file(path)
     for category in read_categories(path):
       for words in (category.name, *category.synonyms):
@@ -256,7 +256,7 @@ def read_cache(folder, files):
     # Another file: the one before may still be mapped into memory.
     (folder / name).unlink(missing_ok=True)
     (folder / name).write_bytes(data)
-  with keeps_its_word(FeatureCacheError, within=[folder]):
+  with allowed_errors(FeatureCacheError, within=[folder]):
     blocks = new_cache(folder)
     found = blocks.read(np.arange(5), np.zeros((5, 1), int))
     assert found.dtype == np.float32
@@ -300,7 +300,7 @@ def test_damaged_events(tmp_path_factory, data):
       writer.write(step, loss=1.0, rate=step)
   (file,) = folder.iterdir()
   file.write_bytes(data.draw(damaged([file.read_bytes()])))
-  with keeps_its_word(within=[folder]):
+  with allowed_errors(within=[folder]):
     for steps, values in read_scalars(folder).values():
       assert len(steps) == len(values)
 
@@ -332,7 +332,7 @@ def test_a_checkpoint_with_one_damaged_file(tmp_path_factory, saved):
     for path, original in (saved | {name: content}).items():
       (folder / path).parent.mkdir(parents=True, exist_ok=True)
       (folder / path).write_bytes(original)
-    with keeps_its_word(within=[folder]), Checkpoints(folder) as checkpoints:
+    with allowed_errors(within=[folder]), Checkpoints(folder) as checkpoints:
       # Whole or gone: then the one before takes its place.
       found = checkpoints.restore_latest({"context": CONTEXT})
       np.testing.assert_array_equal(found.state["context"], CONTEXT * found.step)

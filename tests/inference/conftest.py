@@ -4,7 +4,7 @@ import pytest
 
 from pomp_jax.clip import load_clip
 from pomp_jax.encoder import Encoder
-from tests.support.random_clip import write_random_clip
+from tests.support.clips import write_random_clip
 
 
 @pytest.fixture(scope="session")

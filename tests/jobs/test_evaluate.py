@@ -23,9 +23,9 @@ from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.step import create_state
-from tests.support.coop_folder import write_set
-from tests.support.job_processes import run_in_processes
-from tests.support.random_clip import write_random_clip
+from tests.support.clips import write_random_clip
+from tests.support.data_files import write_set
+from tests.support.processes import run_in_processes
 from tests.support.small_run import small_config
 
 # Pictures of each set: no multiple of the devices or of the batch.

@@ -16,7 +16,7 @@ from pomp_jax.files.class_features import CategoryFileError
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolderError
 from pomp_jax.jobs import export
-from tests.support.encode_texts import encode_texts
+from tests.support.clips import encode_texts
 from tests.support.small_run import small_config
 
 CATEGORIES = [

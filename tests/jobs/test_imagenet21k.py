@@ -17,8 +17,8 @@ from pomp_jax.data.vocabularies import load_class_list
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import job
-from tests.support.job_processes import run_in_processes
-from tests.support.tar_files import tar_bytes
+from tests.support.data_files import tar_bytes
+from tests.support.processes import run_in_processes
 
 CLASSES = load_class_list("imagenet21k")
 # Names that the small CLIP's 32 positions hold.

@@ -12,7 +12,7 @@ from pomp_jax.config import ConfigError, base, validate
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.vocabularies import load_class_list
 from pomp_jax.jobs import prepare
-from tests.support.tar_files import tar_bytes
+from tests.support.data_files import tar_bytes
 
 CLASSES = load_class_list("imagenet21k_p")
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.files.prompt_file import load_prompt
-from tests.support.job_processes import run_in_processes
+from tests.support.processes import run_in_processes
 from tests.support.small_run import small_config
 
 _TOLERANCE = 1e-5

@@ -13,7 +13,7 @@ from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.data.vocabularies import load_class_list
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.jobs import analyse, evaluate, predict, pretrain
-from tests.support.job_processes import run_in_processes
+from tests.support.processes import run_in_processes
 from tests.support.small_run import small_config
 
 NAMES = load_class_list("eurosat").names

@@ -26,9 +26,9 @@ from pomp_jax.jobs import cache, pretrain
 from pomp_jax.prompt.step import make_mesh
 from pomp_jax.train import feature_methods, loop, setup
 from pomp_jax.train.resume import leaves_result_as_it_is
-from tests.support.closeness import assert_close
-from tests.support.coop_folder import write_set
-from tests.support.dassl_schedule import dassl_scheduler
+from tests.support.checks import assert_close
+from tests.support.data_files import write_set
+from tests.support.oracles import dassl_scheduler
 from tests.support.small_run import small_config
 
 # Two steps an epoch, three epochs, the first of them the warm-up; from cached features.

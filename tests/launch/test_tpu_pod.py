@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from tests.support.played_cloud import (
+from tests.support.fake_gcloud import (
   GCLOUD,
   ROOT,
   calls,
   executable,
-  let_go,
   make_cloud,
   pod,
+  release,
   start,
   wait_for,
 )
@@ -39,7 +39,7 @@ NASTY = [
 def cloud(tmp_path):
   make_cloud(tmp_path)
   yield tmp_path
-  let_go(tmp_path)
+  release(tmp_path)
 
 
 def test_a_dry_run_prints_each_command_and_runs_none(cloud):

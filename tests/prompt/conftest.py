@@ -13,7 +13,7 @@ from transformers import CLIPModel
 from pomp_jax.clip import Clip, load_clip, tokenize
 from pomp_jax.prompt.context import ClassTokens
 from pomp_jax.prompt.learner import Frozen
-from tests.support.random_clip import write_random_clip
+from tests.support.clips import write_random_clip
 
 NAMES = (
   "cat",

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from pomp_jax.prompt.context import PromptContext, insert_after_name
-from tests.support.plain_method import plain_layout
+from tests.support.oracles import plain_layout
 
 # Fixed sizes: every new shape would be compiled anew.
 N_CLASSES, N_ROWS, N_TOKENS, WIDTH = 5, 3, 7, 2

@@ -16,8 +16,8 @@ from pomp_jax.clip import text_tower
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import class_features
 from pomp_jax.prompt.loss import Ancestors, Weights, local_contrast, margin
-from tests.support.closeness import assert_close
-from tests.support.plain_method import plain_losses, torch_class_feature, torch_group
+from tests.support.checks import assert_close
+from tests.support.oracles import plain_losses, torch_class_feature, torch_group
 
 N_CLASSES = 12
 # The corrections that a margin says all of.

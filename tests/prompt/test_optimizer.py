@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pomp_jax.prompt.optimizer import learning_rate, sgd
-from tests.support.closeness import assert_close
-from tests.support.dassl_schedule import dassl_scheduler
+from tests.support.checks import assert_close
+from tests.support.oracles import dassl_scheduler
 
 RECIPE = {"base": 0.002, "epochs": 5.0, "steps_per_epoch": 7, "warmup": 1.0, "warmup_rate": 1e-5}
 

@@ -8,7 +8,7 @@ import pytest
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.sampling import Sampling, SamplingArrays
 from pomp_jax.prompt.step import make_mesh, replicate
-from tests.support.closeness import assert_close
+from tests.support.checks import assert_close
 from tests.support.small_step import (
   LABELS,
   N_CLASSES,

@@ -15,9 +15,8 @@ from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.step import create_state, make_mesh
-from tests.support.closeness import assert_close
-from tests.support.plain_method import torch_class_feature, torch_group
-from tests.support.programs import equations
+from tests.support.checks import assert_close, equations
+from tests.support.oracles import torch_class_feature, torch_group
 from tests.support.small_step import (
   LABELS,
   N_CLASSES,

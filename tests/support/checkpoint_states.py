@@ -1,4 +1,4 @@
-"""A state with leaves of every kind, to save and to compare."""
+"""A training state with leaves of every kind, to save and to compare."""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ META = {"config": {"seed": 1, "name": "a"}, "position": [1, 2]}
 
 
 def make_state(value=0.0):
-  """Arrays of four types, an optimizer's state, a key and a NumPy number.
+  """Returns arrays of four types, an optimizer state, a key and a NumPy number.
 
   Args:
-    value: of the context.
+    value: value of every element of the context.
   """
   context = jnp.full((4, 8), value, jnp.float32)
   optimizer = optax.chain(optax.clip(1.0), optax.sgd(0.1, momentum=0.9))
@@ -26,7 +26,7 @@ def make_state(value=0.0):
 
 
 def abstract(state):
-  """Its shapes and shardings alone."""
+  """Replaces the arrays of a state by their shapes and shardings."""
   return jax.tree.map(
     lambda leaf: (
       jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
@@ -38,7 +38,7 @@ def abstract(state):
 
 
 def assert_same(left, right):
-  """Equal to the bit, and on the devices both or neither."""
+  """Asserts bitwise equality, and that the same leaves are device arrays."""
   assert jax.tree.structure(left) == jax.tree.structure(right)
   for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
     assert isinstance(a, jax.Array) == isinstance(b, jax.Array)

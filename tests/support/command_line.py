@@ -1,4 +1,4 @@
-"""Command lines, parsed in this process as each would be in one of its own."""
+"""Parses command lines in this process as a fresh process would."""
 
 import sys
 from unittest import mock
@@ -9,7 +9,7 @@ from pomp_jax import main as main_module
 
 
 def forget_flags() -> None:
-  """Flags as in a process that has parsed none."""
+  """Resets all flags to their unparsed state."""
   flags.FLAGS.unparse_flags()
   for name in [name for name in flags.FLAGS if name.startswith("config.")]:
     delattr(flags.FLAGS, name)

@@ -1,4 +1,4 @@
-"""Small CLIPs of open_clip with random weights, and their files as people find them."""
+"""Small CLIPs of open_clip with random weights, and their published file formats."""
 
 import json
 import pathlib
@@ -8,7 +8,7 @@ import open_clip
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 import torch
 
-from tests.support.random_clip import MERGES
+from tests.support.clips import MERGES
 
 N_TOKENS = 2 * 256 + len(MERGES) + 2
 TEXTS = ["a photo of the cat.", "dog", "star of the star", "naïve, 12 o'clock!", "x y z"]
@@ -21,7 +21,7 @@ _TEXT = {"context_length": 32, "vocab_size": N_TOKENS, "width": 64, "heads": 1, 
 def small_open_clip(
   vision: dict, quick_gelu: bool = True, seed: int = 0, **text: int
 ) -> open_clip.CLIP:
-  """A model in evaluation mode, no weight of which is 0 or 1."""
+  """Builds a model in evaluation mode without weights of exactly 0 or 1."""
   torch.manual_seed(seed)
   model = open_clip.CLIP(
     24, CLIPVisionCfg(**vision), CLIPTextCfg(**_TEXT | text), quick_gelu=quick_gelu
@@ -43,12 +43,12 @@ def small_open_clip(
 
 
 def write_merges(folder: pathlib.Path) -> None:
-  """`merges.txt` of the small vocabulary."""
+  """Writes `merges.txt` of the small vocabulary."""
   (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(MERGES) + "\n")
 
 
 def write_settings(folder: pathlib.Path, vision: dict, quick_gelu: bool, **changes) -> None:
-  """`open_clip_config.json`; `changes` by part__item."""
+  """Writes `open_clip_config.json`; `changes` by part__item."""
   model = {"embed_dim": 24, "vision_cfg": dict(vision), "text_cfg": dict(_TEXT)}
   if quick_gelu:
     model["quick_gelu"] = True
@@ -60,14 +60,14 @@ def write_settings(folder: pathlib.Path, vision: dict, quick_gelu: bool, **chang
 
 
 def torch_image_features(model: open_clip.CLIP, images: np.ndarray, mean, std) -> np.ndarray:
-  """Of uint8 images, channels last, normalised by mean and std."""
+  """Encodes uint8 images, channels last, normalised by mean and std."""
   pixels = (images / 255 - np.array(mean)) / np.array(std)
   with torch.no_grad():
     return model.encode_image(torch.tensor(pixels.transpose(0, 3, 1, 2)).float()).numpy()
 
 
 def torch_text_features(model: open_clip.CLIP, rows: list[list[int]]) -> np.ndarray:
-  """Of token ids with SOS and EOT, padded with zeros as open_clip's tokenizer does."""
+  """Encodes token ids with SOS and EOT, padded with zeros as open_clip does."""
   padded = np.zeros((len(rows), _TEXT["context_length"]), np.int64)
   for i, row in enumerate(rows):
     padded[i, : len(row)] = row

@@ -1,7 +1,9 @@
-"""Runs of several processes on this machine, each with its own virtual CPU devices."""
+"""Runs and jobs in several processes on this machine, each with its own virtual CPU devices."""
 
+import argparse
 from collections.abc import Iterator, Sequence
 import contextlib
+import json
 import os
 import pathlib
 import socket
@@ -10,14 +12,16 @@ import sys
 import tempfile
 import time
 
+from ml_collections import ConfigDict
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 @contextlib.contextmanager
 def reserved_port() -> Iterator[int]:
-  """A port that nobody else is given meanwhile, for a server that shares ports or reuses addresses.
+  """Reserves a port for a server that sets SO_REUSEPORT or SO_REUSEADDR.
 
-  One that is merely free may be another's by the time that a process has imported JAX.
+  A port that is merely free may be taken by the time that a process has imported JAX.
   """
   with socket.socket() as holder:
     for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
@@ -27,15 +31,16 @@ def reserved_port() -> Iterator[int]:
 
 
 def xla_flags(devices: int) -> str:
-  """So many virtual devices. They wait for each other longer than 40 s, after which XLA aborts the
-  process: on a busy machine they get there one after the other.
+  """XLA_FLAGS for a number of virtual devices.
+
+  Collectives time out after 600 s instead of 40 s: on a busy machine devices arrive late.
   """
   patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
   return f"--xla_force_host_platform_device_count={devices} {patience}"
 
 
 def environment(devices: int, **more: str) -> dict[str, str]:
-  """This one's, with so many virtual devices, and without a trace of a cluster around it."""
+  """Environment of a child process: virtual devices, and no variable of a surrounding cluster."""
   found = {
     name: value
     for name, value in os.environ.items()
@@ -45,11 +50,11 @@ def environment(devices: int, **more: str) -> dict[str, str]:
   return found | own | more
 
 
-def keep_programs() -> tempfile.TemporaryDirectory:
-  """What this process or one that it starts compiles serves all of them; called before JAX starts.
+def share_compilation_cache() -> tempfile.TemporaryDirectory:
+  """Shares one compilation cache with all child processes; to be called before JAX starts.
 
   Returns:
-    The folder of the programs; it goes when this process ends.
+    The cache folder, removed when this process ends.
   """
   folder = tempfile.TemporaryDirectory(prefix="pomp_jax_programs_")
   os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
@@ -58,11 +63,11 @@ def keep_programs() -> tempfile.TemporaryDirectory:
 
 
 class Processes(contextlib.AbstractContextManager):
-  """The processes of one run; those that still run at the end are killed.
+  """The processes of one run; killed on exit if they still run.
 
   Attributes:
-    processes: those that were started, by their number.
-    port: where process 0 listens, if there are several.
+    processes: started processes by index.
+    port: port of process 0 if there are several processes.
   """
 
   def __init__(
@@ -75,15 +80,15 @@ class Processes(contextlib.AbstractContextManager):
     environ: dict[int, dict[str, str]] | None = None,
     absent: Sequence[int] = (),
   ):
-    """Starts them.
+    """Starts the processes.
 
     Args:
-      count: how many.
-      command: arguments behind `python`, the same for each; those that say which it is are added.
-      devices: virtual ones, of each.
-      own: more arguments of single processes.
-      environ: more variables of single processes.
-      absent: processes that never start.
+      count: number of processes.
+      command: arguments of `python`; coordinator, count and index are appended.
+      devices: virtual devices per process.
+      own: extra arguments by process index.
+      environ: extra environment variables by process index.
+      absent: indices of processes that never start.
     """
     self._stack = contextlib.ExitStack()
     self.port = self._stack.enter_context(reserved_port())
@@ -101,7 +106,7 @@ class Processes(contextlib.AbstractContextManager):
         if count > 1
         else []
       )
-      # No pipe: whoever has filled one waits until it is read, and the others wait for him.
+      # A file, not a pipe: a process blocks on a full pipe, and the others then wait for it.
       output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed by the stack)
       self._outputs[index] = self._stack.enter_context(output)
       self.processes[index] = subprocess.Popen(
@@ -113,7 +118,7 @@ class Processes(contextlib.AbstractContextManager):
       )
 
   def finish(self, seconds: float = 600) -> dict[int, tuple[int, str]]:
-    """Waits for all; the status and the output of each."""
+    """Waits for all processes and returns exit status and output by index."""
     end, found = time.monotonic() + seconds, {}
     for index, process in self.processes.items():
       status = process.wait(max(1, end - time.monotonic()))
@@ -126,3 +131,64 @@ class Processes(contextlib.AbstractContextManager):
       process.kill()
       process.wait()
     self._stack.close()
+
+
+# Most of the time is compilation; optimised programs would not pay for it here.
+_COMPILE_FAST = "--xla_backend_optimization_level=0"
+# A config and the run folder of each process, shared or separate.
+Job = tuple[ConfigDict, Sequence[pathlib.Path]]
+
+
+def run_in_processes(
+  jobs: Sequence[Job],
+  file: pathlib.Path,
+  *,
+  count: int = 2,
+  devices: int = 2,
+  seconds: float = 600,
+) -> None:
+  """Runs jobs one after the other in several processes; `file` passes the jobs to them."""
+  from pomp_jax.config import fields
+
+  values = [(dict(fields(config)), list(map(str, workdirs))) for config, workdirs in jobs]
+  file.write_text(json.dumps(values))
+  command = [__file__, str(file), str(count), str(devices)]
+  flags = f"{environment(devices)['XLA_FLAGS']} {_COMPILE_FAST}"
+  environ = {index: {"XLA_FLAGS": flags} for index in range(count)}
+  with Processes(count, command, devices=devices, environ=environ) as processes:
+    for status, output in processes.finish(seconds).values():
+      assert status == 0, output[-3000:]
+
+
+def main() -> None:
+  """Entry point of a child process of `run_in_processes`."""
+  parser = argparse.ArgumentParser()
+  parser.add_argument("file", type=pathlib.Path)
+  parser.add_argument("count", type=int)
+  parser.add_argument("devices", type=int)
+  parser.add_argument("--coordinator")
+  parser.add_argument("--num_processes", type=int)
+  parser.add_argument("--process_id", type=int, default=0)
+  arguments = parser.parse_args()
+  import jax
+
+  count = arguments.count
+  if count > 1:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(arguments.coordinator, count, arguments.process_id)
+  assert (jax.process_count(), jax.device_count()) == (count, count * arguments.devices)
+  from pomp_jax.config import base, validate
+  from pomp_jax.jobs import job
+
+  for values, workdirs in json.loads(arguments.file.read_text()):
+    config = base()
+    for field, value in values.items():
+      config.update_from_flattened_dict({field: tuple(value) if isinstance(value, list) else value})
+    validate(config)
+    module = job(config.job)
+    module.check(config, workdirs[arguments.process_id])
+    module.run(config, workdirs[arguments.process_id])
+
+
+if __name__ == "__main__":
+  main()

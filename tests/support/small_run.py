@@ -1,4 +1,4 @@
-"""A small run of the main job: real world, real tiny CLIP, few classes and steps."""
+"""Config of a small pretraining run on the synthetic world, and its training alone."""
 
 import pathlib
 
@@ -11,7 +11,7 @@ from pomp_jax.train import loop, setup
 
 
 def small_config(**changes) -> ConfigDict:
-  """300 classes, 12 steps of 16 images against 20 classes; `changes` by full field name."""
+  """Returns a config of 300 classes and 12 steps, B=16, K=20; `changes` by full field name."""
   config = base()
   settings = {
     "data.n_classes": 300,
@@ -31,7 +31,7 @@ def small_config(**changes) -> ConfigDict:
 
 
 def trained(config: ConfigDict, workdir: pathlib.Path) -> np.ndarray:
-  """The context after the main job's training alone, without the evaluation that follows."""
+  """Trains without the evaluation that follows, and returns the context."""
   folder = RunFolder(workdir)
   job = setup.prepare(config, folder)
   folder.create()

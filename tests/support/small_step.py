@@ -1,4 +1,4 @@
-"""A training step of twelve classes and sixteen images, on any mesh."""
+"""A training step with 12 classes and 16 images, on any mesh."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,19 +22,19 @@ from pomp_jax.prompt.step import (
 )
 
 N_CLASSES, K = 12, 6
-# Some classes twice, 3 and 5 within one group of two.
+# Some classes occur twice; 3 and 5 within one group of two images.
 LABELS = np.array([3, 3, 7, 0, 1, 11, 4, 9, 5, 5, 2, 8, 6, 3, 10, 0], np.int32)
 SEED = 7
 
 
 def settings_of(world, k: int = K, sampling: Sampling | None = None, ancestors: float = 0.0):
-  """The contrast of K of the classes at the CLIP's own scale."""
+  """Returns settings with K classes and the logit scale of the CLIP."""
   scale = world.clip.logit_scale
   return ContrastSettings(k, N_CLASSES, "log", scale, sampling or Sampling(), ancestors)
 
 
 def budget_of(world, module: PromptContext, settings, group_size: int, class_size: int) -> int:
-  """Tokens that hold any draw."""
+  """Returns a token budget that fits any draw."""
   return step_token_budget(
     module,
     np.asarray(world.tokens.lengths),
@@ -47,7 +47,7 @@ def budget_of(world, module: PromptContext, settings, group_size: int, class_siz
 def make_step(
   world, *, mesh, module, settings, accumulate=1, kind="reference", budget=None, vision=None
 ) -> tuple[Callable, TrainState, Any]:
-  """The step, the state before the first one, and what is frozen, on the mesh."""
+  """Returns the train step, the initial state and the frozen arrays, on the mesh."""
   optimizer = sgd(lambda step: 0.5 / (1 + step), 0.9, 0.01)
   tower = text_tower(kind, world.clip.config.text_config, token_budget=budget)
   learner = ContextLearner(module, tower, budget)
@@ -64,6 +64,6 @@ def make_step(
 
 
 def batch_of(mesh, images, labels):
-  """Images, or their features, over the data axis."""
+  """Shards images, or their features, over the data axis."""
   sharding = NamedSharding(mesh, PartitionSpec("data"))
   return jax.device_put({"image": images, "label": labels}, sharding)

@@ -11,7 +11,7 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.prompt.loss import guess_loss
 from pomp_jax.train import loop, setup
 from pomp_jax.train.bad_loss import BadLossError, Detour, Expected, Judge
-from tests.support.random_clip import write_random_clip
+from tests.support.clips import write_random_clip
 from tests.support.small_run import small_config
 
 

@@ -13,7 +13,7 @@ import pytest
 import scipy.stats
 
 from pomp_jax.prompt import sampling
-from tests.support.programs import equations
+from tests.support.checks import equations
 
 # A draw that is uniform fails a test of this level once in a thousand seeds; the seeds are fixed.
 LEVEL = 1e-3

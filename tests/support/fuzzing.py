@@ -1,7 +1,7 @@
-"""What fuzzing needs: damaged files, edited JSON, and an eye on what a reader does with them.
+"""Fuzzing of readers: damaged files, edited JSON, and a monitor of what a reader does with them.
 
-A reader keeps its word if it returns a valid value or raises an error that it documents, with a
-message of one line; and if it neither unpickles anything nor opens a file where it has no business.
+A reader must return a valid value or raise an error that it documents, with a message of one line.
+It must neither unpickle anything nor open a file outside the given folders.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-# What `json.dumps` can't write, by the text that stands for it until then.
+# JSON that `json.dumps` can't write, by its placeholder.
 _TEXTS = {
   '"HUGE NUMBER"': "9" * 5000,
   '"DEEP"': "[" * 900 + "]" * 900,
@@ -33,7 +33,7 @@ awkward_text = st.lists(st.sampled_from(AWKWARD) | st.text(max_size=8), max_size
 
 
 def json_values(*words: str) -> st.SearchStrategy[Any]:
-  """Small JSON values; `words` are keys and strings that the reader knows."""
+  """Draws small JSON values; `words` are keys and strings that the reader knows."""
   text = st.sampled_from(words) | awkward_text if words else awkward_text
   plain = (
     st.none() | st.booleans() | st.sampled_from(_NUMBERS) | text | st.sampled_from(_PLACEHOLDERS)
@@ -47,7 +47,7 @@ def json_values(*words: str) -> st.SearchStrategy[Any]:
 
 @st.composite
 def edited_json(draw: st.DrawFn, valid: Any, *words: str) -> bytes:
-  """A JSON value with some of its parts replaced, left out or doubled; encoded in some way."""
+  """Draws an encoded JSON value with some parts replaced, removed or duplicated."""
   value = copy.deepcopy(valid)
   for _ in range(draw(st.integers(0, 3))):
     value = _edit(draw, value, json_values(*words))
@@ -62,10 +62,10 @@ def _edit(draw: st.DrawFn, value: Any, values: st.SearchStrategy[Any]) -> Any:
   if not places or draw(st.integers(0, 9)) == 0:
     return draw(values)
   holder, key = draw(st.sampled_from(places))
-  action = draw(st.sampled_from(["replace", "replace", "leave out", "double"]))
+  action = draw(st.sampled_from(["replace", "replace", "remove", "duplicate"]))
   if action == "replace":
     holder[key] = draw(values)
-  elif action == "leave out":
+  elif action == "remove":
     del holder[key]
   elif isinstance(holder, list):
     holder.insert(key, copy.deepcopy(holder[key]))
@@ -73,7 +73,7 @@ def _edit(draw: st.DrawFn, value: Any, values: st.SearchStrategy[Any]) -> Any:
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-  """Every container in a value, with each of its keys."""
+  """Yields every container in a value with each of its keys."""
   if isinstance(value, dict | list):
     for key in list(value) if isinstance(value, dict) else range(len(value)):
       yield value, key
@@ -82,7 +82,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 @st.composite
 def damaged(draw: st.DrawFn, valid: Sequence[bytes]) -> bytes:
-  """One of some files after a few accidents, or bytes of no origin."""
+  """Draws one of the valid files after a few edits, or random bytes."""
   data = bytearray(draw(st.sampled_from(valid) | st.binary(max_size=64)))
   for _ in range(draw(st.integers(0, 4))):
     where = draw(st.integers(0, max(0, len(data) - 1)))
@@ -104,7 +104,7 @@ def damaged(draw: st.DrawFn, valid: Sequence[bytes]) -> bytes:
 
 
 class Bomb:
-  """Unpickled, it makes a folder."""
+  """An object whose unpickling creates a folder."""
 
   def __init__(self, folder: pathlib.Path):
     self._folder = str(folder)
@@ -114,7 +114,7 @@ class Bomb:
 
 
 def bombs(folder: pathlib.Path) -> list[bytes]:
-  """Pickles of every protocol that make a folder, bare and within other values."""
+  """Returns pickles of every protocol that create a folder, bare and nested."""
   values = [Bomb(folder), {"state_dict": {"ctx": Bomb(folder)}}, [Bomb(folder)]]
   return [
     pickle.dumps(value, protocol)
@@ -123,7 +123,7 @@ def bombs(folder: pathlib.Path) -> list[bytes]:
   ]
 
 
-# What is open to any code: Python's own files, those of packages, ours among them, the devices.
+# Paths that any code may open: Python, installed packages, this package, devices.
 _OURS = str(pathlib.Path(__file__).resolve().parent.parent.parent / "pomp_jax")
 _OPEN_TO_ALL = tuple(
   {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix, _OURS, "/dev/", "/proc/", "/sys/"}
@@ -142,7 +142,7 @@ def _note(event: str, arguments: tuple) -> None:
   elif event == "open" and not isinstance(arguments[0], int):
     name = os.fsdecode(arguments[0])
     path = os.path.realpath(name)
-    # Python itself looks for the line of a syntax error, in what it calls the text that has it.
+    # Python looks up the source line of a syntax error under these names.
     if name in ("<string>", "<unknown>"):
       return
     if not path.startswith(folders) and not path.startswith(_OPEN_TO_ALL):
@@ -153,15 +153,15 @@ sys.addaudithook(_note)
 
 
 @contextlib.contextmanager
-def keeps_its_word(*errors: type[Exception], within: Sequence[os.PathLike]) -> Iterator[None]:
-  """Runs a reader: it may raise `errors`, with one line, and open files of some folders alone.
+def allowed_errors(*errors: type[Exception], within: Sequence[os.PathLike]) -> Iterator[None]:
+  """Checks a reader: it may raise `errors` with one line, and open files in some folders only.
 
   Args:
-    *errors: what it documents.
-    within: the folders (or files).
+    *errors: documented error types.
+    within: folders or files that the reader may open.
   """
   folders = tuple(os.path.realpath(folder) for folder in within)
-  # Threads that were there before do what they do: read images ahead for a test that is over, say.
+  # Threads of earlier tests, such as image prefetchers, are ignored.
   others = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
   seen: list[str] = []
   _watching.append((folders, others, seen))

@@ -1,4 +1,4 @@
-"""A cloud that is a folder, with stand-ins for gcloud and for a worker's Python."""
+"""A cloud as a folder, with fakes of gcloud and of a worker's Python."""
 
 import os
 import pathlib
@@ -49,8 +49,8 @@ case "$3 $4" in
         [[ ! -e "$CLOUD/soon unreachable" ]] || mv "$CLOUD/soon unreachable" "$CLOUD/unreachable"
         next "$CLOUD/broken" ;;
     esac
-    # Interrupted it leaves at once, and what it has begun goes on there. A shell that waits for a
-    # command would not always: it goes on where the command has just ended by itself.
+    # On SIGINT, ssh exits at once and the remote command keeps running. Without the trap bash would
+    # continue if the command had just ended by itself.
     trap 'exit 130' INT
     cd "$CLOUD/worker"
     setsid bash -c "$command" &
@@ -58,7 +58,7 @@ case "$3 $4" in
   *) exit 9 ;;
 esac
 """
-# Python on the worker: keeps what it was given, and ends as it is told.
+# Python on the worker: records its arguments and exits with the next status.
 _PYTHON = """#!/usr/bin/env bash
 [[ "$1" == -m && "$2" == pomp_jax.main ]] || exit 0
 echo run >> ran
@@ -73,14 +73,14 @@ exit "$status"
 
 
 def executable(path, text):
-  """A script at that place."""
+  """Writes an executable script."""
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(text)
   path.chmod(0o755)
 
 
 def make_cloud(folder):
-  """The folder: no resource yet, one worker that has been installed, one run, which ends with 0."""
+  """Creates the folder: no resource, one installed worker, one run that exits with 0."""
   executable(folder / "bin" / "gcloud", GCLOUD)
   venv = folder / "worker" / "pomp" / ".venv"
   executable(venv / "bin" / "python", _PYTHON)
@@ -89,15 +89,15 @@ def make_cloud(folder):
   (folder / "statuses").write_text("0\n")
 
 
-def let_go(cloud):
-  """Ends all that was told to wait."""
+def release(cloud):
+  """Releases every held command."""
   for held in ("hold", "slow create", "slow delete"):
     (cloud / held).unlink(missing_ok=True)
 
 
 def start(cloud, *arguments):
-  """launch/tpu_pod.sh, under way."""
-  # On a machine of the cloud nobody has said where an environment is, or which Python makes it.
+  """Starts launch/tpu_pod.sh."""
+  # VENV and PYTHON are unset on a machine of the cloud.
   environ = {name: text for name, text in os.environ.items() if name not in ("VENV", "PYTHON")}
   path = f"{cloud / 'bin'}:{environ['PATH']}"
   return subprocess.Popen(
@@ -112,14 +112,14 @@ def start(cloud, *arguments):
 
 
 def pod(cloud, *arguments):
-  """launch/tpu_pod.sh, at its end."""
+  """Runs launch/tpu_pod.sh to its end."""
   process = start(cloud, *arguments)
   stdout, stderr = process.communicate(timeout=600)
   return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 def wait_for(what):
-  """Until it is so."""
+  """Waits until a condition holds, at most 300 s."""
   end = time.monotonic() + 300
   while not what():
     assert time.monotonic() < end
@@ -127,7 +127,7 @@ def wait_for(what):
 
 
 def calls(cloud):
-  """What gcloud was asked for, in order; questions left out."""
+  """Returns the gcloud verbs called, in order, without `describe`."""
   lines = (cloud / "calls").read_text().splitlines()
   verbs = [line.split()[3] for line in lines if line.startswith("compute tpus")]
   return [verb for verb in verbs if verb != "describe"]

@@ -1,13 +1,24 @@
-"""Small CLIPs with random weights and a byte-level tokenizer: files as HuggingFace writes them."""
+"""Small CLIPs with random weights as HuggingFace writes them, and what tests ask of any CLIP."""
 
 from collections.abc import Sequence
+import gzip
+import importlib.util
 import json
 import pathlib
 
 import flax
+import jax
+from jaxtyping import Array, Float
+import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast, FlaxCLIPModel
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
+
+from pomp_jax.clip import ClipError, load_clip
+from pomp_jax.clip.load import Clip, read_clip_config
+from pomp_jax.clip.reference import reference_text_tower
+from pomp_jax.clip.text import TextTower, token_embeddings
+from pomp_jax.clip.tokens import tokenize
 
 # A few merges, so that some words take one token and others many.
 MERGES = (
@@ -37,13 +48,13 @@ def write_random_clip(
   """Writes config, `flax_model.msgpack` and tokenizer; returns torch's model of the same weights.
 
   Args:
-    folder: where to.
-    hidden_act: `quick_gelu` (OpenAI) or `gelu`.
-    legacy_eos: write eos_token_id=2, as configurations before transformers 4.31 do.
-    text_width: D.
-    positions: of the text tower.
-    extra_tokens: words added to the vocabulary after EOT, so with ids above it.
-    seed: of the weights.
+    folder: folder to write to.
+    hidden_act: activation, `quick_gelu` (OpenAI) or `gelu`.
+    legacy_eos: whether to write eos_token_id=2, as configurations before transformers 4.31 do.
+    text_width: text width D.
+    positions: context length of the text tower.
+    extra_tokens: words added to the vocabulary with ids above EOT.
+    seed: random seed of the weights.
   """
   folder.mkdir(parents=True, exist_ok=True)
   tokenizer = write_tokenizer(folder, extra_tokens)
@@ -112,3 +123,53 @@ def write_tokenizer(folder: pathlib.Path, extra_tokens: Sequence[str] = ()) -> C
   tokenizer.add_tokens(list(extra_tokens))
   tokenizer.save_pretrained(folder)
   return tokenizer
+
+
+def encode_texts(
+  clip: Clip, texts: Sequence[str], tower: TextTower | None = None
+) -> Float[Array, "N E"]:
+  """Encodes plain sentences: a prompt without context whose class name is the sentence.
+
+  Args:
+    clip: frozen CLIP.
+    texts: N sentences; no "." is added.
+    tower: text tower; `reference` in float32 by default.
+
+  Returns:
+    Features [N, E], not normalised, as HuggingFace's `get_text_features` returns.
+  """
+  tower = tower or reference_text_tower(clip.config.text_config)
+  ids_NxL, lengths_N = tokenize(texts, clip.tokenizer, clip.config.text_config)
+  suffix_NxLxD = token_embeddings(clip.params, ids_NxL)
+  prefix_1xD = clip.sos_embedding[None]
+  return jax.jit(tower)(clip.text_params, prefix_1xD, suffix_NxLxD, lengths_N)
+
+
+def clip_tokenizer(folder: pathlib.Path):
+  """Builds CLIPTokenizerFast from the merges of open_clip_torch; skips the test without them."""
+  package = importlib.util.find_spec("open_clip")
+  if package is None:
+    pytest.skip("open_clip_torch is not installed")
+  from transformers import CLIPTokenizerFast
+  from transformers.models.clip.tokenization_clip import bytes_to_unicode
+
+  file = pathlib.Path(package.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
+  lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
+  merges = lines[1 : 49152 - 256 - 2 + 1]
+  letters = list(bytes_to_unicode().values())
+  tokens = letters + [letter + "</w>" for letter in letters]
+  tokens += ["".join(merge.split()) for merge in merges] + ["<|startoftext|>", "<|endoftext|>"]
+  (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+  (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+  return CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
+
+
+def error_of(source, readers=(load_clip, read_clip_config)) -> str:
+  """Asserts that every reader raises ClipError, and returns its one line, the same for all."""
+  for read in readers:
+    with pytest.raises(ClipError) as error:
+      read(str(source))
+    message = str(error.value)
+    assert "\n" not in message
+    assert str(source) in message
+  return message

@@ -1,8 +1,8 @@
-"""The method once more, as plainly as it can be said: one class and one image at a time.
+"""What the tests hold the package to, written from the papers and not from the package.
 
-What the tests of `pomp_jax/prompt` hold the package to. NumPy in float64 for the loss; torch in
-float64 through HuggingFace's CLIPModel for everything from the context to its gradient. Nothing
-of the package is used here.
+The method, one class and one image at a time: NumPy in float64 for the loss, torch in float64
+through HuggingFace's CLIPModel for everything from the context to its gradient. Dassl's
+learning-rate schedule on torch's own classes.
 """
 
 import math
@@ -13,7 +13,7 @@ from transformers import CLIPModel
 
 
 def plain_layout(sos, context, name, rest, position):
-  """One class's sequence as a list: the context `end`, in the `middle` or in `front`."""
+  """Returns the sequence of one class with the context at `end`, in `middle` or in `front`."""
   half = len(context) // 2
   return {
     "end": [sos, *context, *name, *rest],
@@ -23,7 +23,7 @@ def plain_layout(sos, context, name, rest, position):
 
 
 def plain_margin(n_kept: int, n_classes: int, correction: str) -> float:
-  """What is added to each negative logit of an image with n_kept negatives left."""
+  """Returns the margin added to each negative logit of an image with n_kept negatives."""
   if correction == "log":
     return math.log(n_classes - 1) - math.log(n_kept)
   if correction == "log10":
@@ -32,7 +32,7 @@ def plain_margin(n_kept: int, n_classes: int, correction: str) -> float:
 
 
 def plain_losses(images, positives, negatives, labels, drawn, *, scale, n_classes, correction):
-  """Cross-entropy of each image and whether its own class won, in float64."""
+  """Returns cross-entropy and correctness of each image, in float64."""
 
   def cosine(a, b):
     return sum(a * b) / math.sqrt(sum(a * a)) / math.sqrt(sum(b * b))
@@ -54,7 +54,7 @@ def plain_losses(images, positives, negatives, labels, drawn, *, scale, n_classe
 
 
 def torch_class_feature(model: CLIPModel, context, ids, n_name: int, position: str):
-  """g(t_c) of one class: `ids` are its name, "." and EOT, the name the first n_name of them."""
+  """Returns g(t_c) of one class from `ids`: name (the first n_name ids), "." and EOT."""
   text = model.text_model
   embed = text.embeddings.token_embedding
   sos = embed(torch.tensor(model.config.text_config.bos_token_id))
@@ -71,16 +71,16 @@ def torch_class_feature(model: CLIPModel, context, ids, n_name: int, position: s
 
 
 def torch_group(images, features, labels, drawn, *, scale, n_classes, correction):
-  """Mean loss and accuracy of one group.
+  """Returns mean loss and accuracy of one group.
 
   Args:
-    images: f(x), one a row.
-    features: class id -> g(t_c).
-    labels: the images' classes.
-    drawn: the group's negatives.
-    scale: what multiplies the cosine.
-    n_classes: N.
-    correction: `log`, `log10` or `none`.
+    images: image features f(x), one a row.
+    features: class features g(t_c) by class id.
+    labels: class of each image.
+    drawn: sampled negatives of the group.
+    scale: logit scale.
+    n_classes: number of classes N.
+    correction: margin correction, `log`, `log10` or `none`.
   """
   losses, hits = [], []
   for image, label in zip(images, labels, strict=True):
@@ -94,3 +94,31 @@ def torch_group(images, features, labels, drawn, *, scale, n_classes, correction
       logits = logits + logits.new_tensor([0.0] + [margin] * (len(candidates) - 1))
     losses.append(torch.nn.functional.cross_entropy(logits[None], torch.tensor([0])))
   return torch.stack(losses).mean(), float(np.mean(hits))
+
+
+class _ConstantWarmup(torch.optim.lr_scheduler.LRScheduler):
+  """Dassl's ConstantWarmupScheduler: the successor is first stepped after the warmup."""
+
+  def __init__(self, optimizer, successor, warmup, rate):
+    self._successor, self._warmup, self._rate = successor, warmup, rate
+    super().__init__(optimizer)
+
+  def get_lr(self):
+    if self.last_epoch >= self._warmup:
+      return self._successor.get_last_lr()
+    return [self._rate] * len(self.base_lrs)
+
+  def step(self, epoch=None):
+    if self.last_epoch >= self._warmup:
+      self._successor.step()
+      self._last_lr = self._successor.get_last_lr()
+    else:
+      super().step()
+
+
+def dassl_scheduler(
+  optimizer: torch.optim.Optimizer, *, epochs: int, warmup: int, warmup_rate: float
+) -> torch.optim.lr_scheduler.LRScheduler:
+  """Returns a cosine over all epochs after a constant warmup; stepped once an epoch."""
+  cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, float(epochs))
+  return _ConstantWarmup(optimizer, cosine, warmup, warmup_rate) if warmup else cosine

@@ -1,7 +1,10 @@
-"""Small data sets in CoOp's layout: the real class lists, a few pictures of our choice."""
+"""Small data sets in CoOp's layout with the real class lists, and tar files."""
 
+from collections.abc import Mapping
+import io
 import json
 import pathlib
+import tarfile
 
 import numpy as np
 from PIL import Image
@@ -15,13 +18,13 @@ _PLACES = {
 
 
 def write_set(root: pathlib.Path, name: str, pictures: np.ndarray, labels: np.ndarray) -> None:
-  """Writes a set whose test images are uint8 [n,S,S,3], losslessly, with their labels.
+  """Writes a data set with the given test images as PNG files.
 
   Args:
-    root: `$DATA`.
-    name: dtd, eurosat, or imagenet_a, whose images stand in the order of their labels.
-    pictures: the test images.
-    labels: of these.
+    root: data root, `$DATA`.
+    name: dtd, eurosat, or imagenet_a (pictures sorted by label).
+    pictures: test images, uint8 [n,S,S,3].
+    labels: class of each test image.
   """
   classes = load_class_list(name)
   if name == "imagenet_a":
@@ -41,3 +44,14 @@ def write_set(root: pathlib.Path, name: str, pictures: np.ndarray, labels: np.nd
   others = [["other.png", label, own] for label, own in enumerate(classes.names)]
   content = {"train": others, "val": others[:1], "test": test}
   (root / folder / file).write_text(json.dumps(content))
+
+
+def tar_bytes(members: Mapping[str, bytes]) -> bytes:
+  """Packs members into a tar file, in order."""
+  buffer = io.BytesIO()
+  with tarfile.open(fileobj=buffer, mode="w") as tar:
+    for name, content in members.items():
+      member = tarfile.TarInfo(name)
+      member.size = len(content)
+      tar.addfile(member, io.BytesIO(content))
+  return buffer.getvalue()
