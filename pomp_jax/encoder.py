@@ -16,7 +16,7 @@ import numpy as np
 
 from pomp_jax.clip import Clip, TextTower, image_tower, text_tower, tokenize
 from pomp_jax.clip.memory import KEEP_ALL, MemoryPlan
-from pomp_jax.data.vocabulary import Vocabulary, make_vocabulary, spoken
+from pomp_jax.data.vocabulary import Vocabulary, make_vocabulary, normalized_names
 from pomp_jax.files.array_cache import ArrayCache, fingerprint
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits
@@ -117,7 +117,9 @@ class Encoder:
       if prompt.count("{}") != 1:
         raise PromptFileError(f"template {prompt!r}: accepted: a text with exactly one {{}}")
       context_MxD, position = np.zeros((0, self.clip.text_width), np.float32), "end"
-      ids_NxL, lengths_N = self._tokenize([prompt.replace("{}", name) for name in spoken(names)])
+      ids_NxL, lengths_N = self._tokenize(
+        [prompt.replace("{}", name) for name in normalized_names(names)]
+      )
       # The whole sentence is the name: no context stands inside it.
       tokens = ClassTokens(ids_NxL, lengths_N, lengths_N)
     else:

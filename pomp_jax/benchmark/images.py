@@ -17,11 +17,10 @@ import time
 import numpy as np
 from PIL import Image
 
-from pomp_jax.data.augment import CROP_AREA, OPERATIONS, PROBABILITY, RATIO
 from pomp_jax.data.images import list_images
-from pomp_jax.data.made_up import encode, natural_image
 from pomp_jax.data.source import StoredImages
-from pomp_jax.data.views import Augmentation, views
+from pomp_jax.data.synthetic import encode, natural_image
+from pomp_jax.data.views import CROP_AREA, OPERATIONS, PROBABILITY, RATIO, Augmentation, views
 
 _SIZE = 224
 _N_IMAGES = 24

@@ -7,7 +7,7 @@ import numpy as np
 
 from pomp_jax.benchmark.measurement import Measurement, Settings, Step, in_own_process, peak_mib
 from pomp_jax.benchmark.towers import MODELS
-from pomp_jax.data.imagenet21k import load_synsets
+from pomp_jax.data.class_lists import load_synsets
 
 
 def torch_step(settings: Settings, lengths_K: np.ndarray) -> tuple[Measurement, Step]:

@@ -23,7 +23,7 @@ from pomp_jax.benchmark.measurement import (
   peak_mib,
 )
 from pomp_jax.clip import packed
-from pomp_jax.data.imagenet21k import load_synsets
+from pomp_jax.data.class_lists import load_synsets
 
 
 @dataclasses.dataclass(frozen=True)

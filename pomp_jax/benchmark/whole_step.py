@@ -12,7 +12,7 @@ from pomp_jax.benchmark.measurement import Measurement, Settings, Step
 from pomp_jax.benchmark.towers import MODELS, random_inputs, temporaries_mib
 from pomp_jax.clip.memory import plan_memory
 from pomp_jax.clip.towers import text_tower
-from pomp_jax.data.imagenet21k import load_synsets
+from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.prompt import sampling
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.coop_pickle import read_datum_pickle
 from pomp_jax.data.folder import class_images, subfolders
 from pomp_jax.data.source import Files, SourceError, StoredImages
 from pomp_jax.data.subsets import few_shot
-from pomp_jax.data.vocabularies import load_class_list
 from pomp_jax.files.pickle_machine import PickleError
 from pomp_jax.files.terminal import printable
 

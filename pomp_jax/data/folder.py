@@ -15,9 +15,9 @@ import re
 
 import numpy as np
 
+from pomp_jax.data.class_lists import ClassList, load_class_list
 from pomp_jax.data.images import EXTENSIONS, ImageError, list_image_files
 from pomp_jax.data.source import Files, SourceError, StoredImages
-from pomp_jax.data.vocabularies import ClassList, load_class_list
 from pomp_jax.files.terminal import is_unicode, printable
 
 log = logging.getLogger(__name__)

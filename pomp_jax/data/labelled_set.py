@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.data.coop import open_coop
 from pomp_jax.data.folder import open_folder, own_classes, split_folders, subfolders
 from pomp_jax.data.source import Source, SourceError, StoredImages
-from pomp_jax.data.vocabularies import CLASS_LISTS, ClassList, load_class_list
 
 READERS = ("folder", "coop", "tfds")
 

@@ -1,11 +1,14 @@
-"""Batches for training: a global shuffle that is a function of the seed, read by position.
+"""Batches of images: shuffled and endless for training, in order for evaluation.
+
+The global shuffle is a function of the seed, and the position in it is the number of steps done.
 
 Shapes: G rows of a global batch, V views an image, B images of a batch that a process reads.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import itertools
+import logging
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
@@ -17,35 +20,38 @@ import grain
 from jaxtyping import Int, Shaped
 import numpy as np
 
-from pomp_jax.data.order import epoch_order
-from pomp_jax.data.source import Source, StoredImages
-from pomp_jax.data.unreadable import CorruptDataError
+from pomp_jax import hosts
+from pomp_jax.data.shuffle import epoch_order
+from pomp_jax.data.source import Source, StoredImages, readable_images
+from pomp_jax.errors import RunError
 
-# What to show of B images in B epochs: [B,V,..], pixels or features, and which could be read [B].
+log = logging.getLogger(__name__)
+
+# (images [B], epoch of each [B]) -> pixels or features [B,V,..], and which were readable [B].
 Fetch = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
-# Images in a row that may be unreadable: more than damage by chance explains.
-_TRIES = 100
-# Batches, more than any run has.
-_ENDLESS = 2**62
-# What a launcher, or Ctrl-C, sends to all processes of a run.
+# Consecutive unreadable images to skip: more than random damage explains.
+_MAX_SKIPS = 100
+_N_BATCHES = 2**62  # endless
+# Signals that a launcher, or Ctrl-C, sends to all processes of a run.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class CorruptDataError(RunError, RuntimeError):
+  """More unreadable images than allowed; one line that names one of them."""
+
+
 class Loader(Iterator[dict[str, np.ndarray]]):
-  """Endless batches from a position on, rendered, decoded or looked up ahead of the step.
+  """Endless training batches from a position on, prepared ahead of the step.
 
-  Batch i holds the images i*G/V..(i+1)*G/V-1 of a sequence of epochs, each shuffled anew. So the
-  position in the data is the number of steps done, and a run that starts again reads on.
-
-  An image that can't be read is replaced by the one behind it in the source: a rule that does not
-  depend on who reads it.
+  Batch i holds images i*G/V..(i+1)*G/V-1 of a sequence of epochs, each with its own shuffle. An
+  unreadable image is replaced by the next one of the source, whichever process reads it.
 
   Yields:
-    {"image": [G/count,..], "label": int32 [G/count]}; the V views of an image lie side by side.
+    {"image": [G/count,..], "label": int32 [G/count]}; the V views of an image are adjacent.
 
   Attributes:
-    unreadable: indices of the images that were met and could not be read.
+    unreadable: indices of the unreadable images met so far.
   """
 
   def __init__(
@@ -64,24 +70,24 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     max_corrupt: float = 0.0,
     unreadable: frozenset[int] = frozenset(),
   ):
-    """Starts to read ahead at the first batch that is asked for.
+    """Starts reading when the first batch is requested.
 
     Args:
-      source: whose images these are.
-      fetch: what to show of them; is pickled where there are workers.
+      source: labelled images.
+      fetch: reader of their pixels or features; pickled for workers.
       batch_size: G, over all processes.
-      seed: of the shuffles.
+      seed: random seed of the shuffles.
       n_views: V.
       start: batches to skip.
-      shard: (index, count): which process of how many this is; it gets its block of each batch.
-      threads: that read ahead, in each worker.
-      workers: processes for reading; 0: none beside this one.
-      prefetch: batches that are held ready.
+      shard: (index, count) of this process, which gets its contiguous part of each batch.
+      threads: threads that read ahead, in each worker.
+      workers: processes that read; 0: this one.
+      prefetch: batches to hold ready.
       max_corrupt: share of the source's images that may be unreadable.
-      unreadable: those that are known already.
+      unreadable: unreadable images known already.
 
     Raises:
-      ValueError: the views or the processes do not divide the batch.
+      ValueError: the batch does not divide by the views or by the processes.
     """
     if batch_size % n_views:
       raise ValueError(f"a batch of {batch_size} does not divide by {n_views} views")
@@ -91,9 +97,9 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     self._source = source
     self._allowed = int(max_corrupt * len(source))
     self.unreadable = set(unreadable)
-    read = _Read(source.labels, fetch, len(source), n_images, seed, shard)
+    read = _ReadBatch(source.labels, fetch, len(source), n_images, seed, shard)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
-    batches = grain.MapDataset.range(start, _ENDLESS).map(read).to_iter_dataset(options)
+    batches = grain.MapDataset.range(start, _N_BATCHES).map(read).to_iter_dataset(options)
     self._batches = in_workers(batches, workers, prefetch)
 
   def __next__(self) -> dict[str, np.ndarray]:
@@ -102,10 +108,10 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     return batch
 
   def note(self, found: Sequence[int]) -> None:
-    """Takes images that could not be read, met here or by another process.
+    """Counts unreadable images, met here or by another process.
 
     Raises:
-      CorruptDataError: with them there are more than allowed.
+      CorruptDataError: more than allowed.
     """
     self.unreadable.update(found)
     if len(self.unreadable) > self._allowed:
@@ -122,31 +128,31 @@ class Loader(Iterator[dict[str, np.ndarray]]):
 
 
 def in_workers(elements: grain.IterDataset, workers: int, ahead: int) -> Iterator:
-  """The elements, made by so many processes, each so many ahead; by none: in this one.
+  """Iterates over elements made by worker processes, `ahead` each; by this process for 0 workers.
 
-  They start when the first element is asked for. `close()` ends them.
+  Workers start when the first element is requested. `close()` ends them.
   """
   if not workers:
     return iter(elements)
   if not flags.FLAGS.is_parsed():
-    # Grain asks for flags of its own, which a program without a command line has not parsed.
+    # Grain reads flags of its own, which a program without a command line has not parsed.
     flags.FLAGS.mark_as_parsed()
   options = grain.MultiprocessingOptions(workers, ahead)
   return _spawned(iter(elements.mp_prefetch(options, _begin_worker)))
 
 
 def _spawned(elements: grain.DatasetIterator) -> Iterator:
-  """The elements; a signal to all processes of a run finds no worker that has yet to learn of it.
+  """Iterates over workers' elements, with stop signals blocked while the workers start.
 
-  A worker imports for seconds before `_begin_worker` runs. It inherits what the thread that starts
-  it holds back, and that thread, of Grain's, inherits it from this one.
+  A worker imports for seconds before `_begin_worker` runs. It inherits the signal mask of Grain's
+  thread that starts it, which inherits it from this thread.
   """
-  # Started later, it would let the signals through again in the thread that starts it.
+  # A resource tracker started later would unblock the signals in the thread that starts it.
   multiprocessing.resource_tracker.ensure_running()
   before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
   try:
     try:
-      # Its threads are made for the first element, and go on holding them back.
+      # Grain's threads are made for the first element, and keep the signals blocked.
       first = list(itertools.islice(elements, 1))
     finally:
       signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -157,31 +163,27 @@ def _spawned(elements: grain.DatasetIterator) -> Iterator:
 
 
 def _begin_worker(index: int, count: int) -> None:
-  """In a worker: it ends when its run has no more use for it, or is gone.
-
-  A launcher, or Ctrl-C, signals all processes of a run; the run has to save first, and goes on
-  until then.
-  """
+  """Makes a worker ignore stop signals, because the run saves first, and end with the run."""
   del index, count
   for number in _STOP_SIGNALS:
     signal.signal(number, signal.SIG_IGN)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
-  threading.Thread(target=_end_with_the_run, daemon=True).start()
+  threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_the_run() -> None:
+def _exit_with_parent() -> None:
   multiprocessing.parent_process().join()
   os._exit(1)
 
 
 def name_of(source: Source, index: int) -> str:
-  """What to call an image in a message."""
+  """Name of an image for messages."""
   return source.where(index) if isinstance(source, StoredImages) else f"image {index}"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Read:
-  """Reads this process's part of a batch; is pickled for worker processes."""
+class _ReadBatch:
+  """Reads this process's part of a batch; pickled for worker processes."""
 
   labels: np.ndarray
   fetch: Fetch
@@ -194,10 +196,10 @@ class _Read:
     index, count = self.shard
     first, last = (i * self.batch_size // count for i in (index, index + 1))
     epochs_B, places_B = np.divmod(batch * self.batch_size + np.arange(first, last), self.n_images)
-    orders = {e: epoch_order(self.n_images, self.seed, e) for e in np.unique(epochs_B).tolist()}
-    indices_B = np.array(
-      [orders[e][i] for e, i in zip(epochs_B.tolist(), places_B.tolist(), strict=True)], np.int64
-    )
+    indices_B = np.empty(len(epochs_B), np.int64)
+    for epoch in np.unique(epochs_B).tolist():
+      at = epochs_B == epoch
+      indices_B[at] = epoch_order(self.n_images, self.seed, epoch)[places_B[at]]
     shown, views, unreadable = self._readable(indices_B, epochs_B)
     labels = self.labels[shown].astype(np.int32)
     return {
@@ -209,15 +211,97 @@ class _Read:
   def _readable(
     self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
   ) -> tuple[Int[np.ndarray, " B"], Shaped[np.ndarray, "B V ..."], Int[np.ndarray, " U"]]:
-    """The images that are shown, their views, and the U images that could not be read."""
+    """Images with unreadable ones replaced, their views, and the U unreadable images."""
     shown = indices.copy()
     views, readable = self.fetch(shown, epochs)
     unreadable: list[int] = []
-    for _ in range(_TRIES):
+    for _ in range(_MAX_SKIPS):
       again = np.flatnonzero(~readable)
       if not len(again):
         return shown, views, np.array(unreadable, np.int64)
       unreadable += shown[again].tolist()
       shown[again] = (shown[again] + 1) % self.n_images
       views[again], readable[again] = self.fetch(shown[again], epochs[again])
-    raise CorruptDataError(f"{_TRIES} images in a row, up to number {shown[again[0]]}, are damaged")
+    raise CorruptDataError(
+      f"{_MAX_SKIPS} consecutive images, up to number {shown[again[0]]}, can't be read"
+    )
+
+
+def ordered_batches(
+  source: Source,
+  *,
+  batch_size: int,
+  rows: np.ndarray | None = None,
+  threads: int = 2,
+  prefetch: int = 4,
+) -> Iterator[tuple[int, np.ndarray, dict[int, str]]]:
+  """Iterates over every image once, in order, for evaluation.
+
+  Args:
+    source: labelled images.
+    batch_size: G; the last batch is padded with the last image.
+    rows: int [B], rows of each batch to read; all if None.
+    threads: threads that read ahead.
+    prefetch: batches to hold ready.
+
+  Yields:
+    Index of the batch's first image, images of `rows` (uint8 [B,H,W,3], unreadable ones black), and
+      index -> reason for the unreadable ones.
+  """
+  rows = np.arange(batch_size) if rows is None else rows
+
+  def read(batch: int) -> tuple[int, np.ndarray, dict[int, str]]:
+    start = batch * batch_size
+    return start, *readable_images(source, np.minimum(start + rows, len(source) - 1))
+
+  order = grain.MapDataset.range(-(-len(source) // batch_size)).map(read)
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+  return iter(order.to_iter_dataset(options))
+
+
+class SkippedImages:
+  """Unreadable images that an evaluation skips, bounded by `data.max_corrupt`.
+
+  Attributes:
+    reasons: index of each image -> reason, which names its file.
+  """
+
+  def __init__(self, source: Source, max_corrupt: float):
+    """Starts with no skipped image.
+
+    Args:
+      source: all images; the same list in every process.
+      max_corrupt: share of them that may be unreadable. Unless it is 0, one image always may be.
+    """
+    self.reasons: dict[int, str] = {}
+    self._n_images = len(source)
+    self._allowed = max(1, int(max_corrupt * len(source))) if max_corrupt else 0
+
+  def add(self, reasons: Mapping[int, str]) -> None:
+    """Adds unreadable images.
+
+    Raises:
+      CorruptDataError: more than allowed, or no image is left.
+    """
+    self.reasons |= reasons
+    n_found = len(self.reasons)
+    if n_found > self._allowed or (n_found and n_found == self._n_images):
+      raise CorruptDataError(
+        f"{n_found} of {self._n_images} images can't be read, {self._allowed} are allowed by"
+        f" data.max_corrupt; the first: {self.reasons[min(self.reasons)]}"
+      )
+
+  def gather(self) -> None:
+    """Adds the other processes' images and warns once; all processes call it together.
+
+    Raises:
+      CorruptDataError: as `add`, in all processes.
+      LostHostError: a process did not answer.
+    """
+    for _, found in hosts.gather(sorted(self.reasons.items()), "unreadable images"):
+      self.add(dict(found))
+    if self.reasons:
+      log.warning(
+        "%d of %d images can't be read and are SKIPPED; the first: %s",
+        *(len(self.reasons), self._n_images, self.reasons[min(self.reasons)]),
+      )

@@ -16,11 +16,17 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 from tensorflow_datasets.proto import tf_example_pb2
 
+from pomp_jax.data.class_lists import (
+  CLASS_LISTS,
+  ClassList,
+  load_class_list,
+  load_tfds_labels,
+  tfds_builder,
+)
 from pomp_jax.data.folder import match_classes, own_classes
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import SourceError, StoredImages
-from pomp_jax.data.vocabularies import CLASS_LISTS, ClassList, load_class_list, load_tfds_labels
-from pomp_jax.data.vocabularies.class_list import tfds_builder
+from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.files.array_cache import ArrayCache, fingerprint
 
 log = logging.getLogger(__name__)
@@ -179,9 +185,15 @@ def _classes(
   known = [dataset, *CLASS_LISTS] if dataset in CLASS_LISTS else CLASS_LISTS
   known = [name for name in known if tfds_builder(name) == builder]
   if classes is None and known:
-    labels = load_tfds_labels(known[0])
-    labels.check(label_names)
-    return load_class_list(known[0]).names, labels.classes
+    labels, class_of_label = load_tfds_labels(known[0])
+    # A later release of TFDS may have other labels.
+    if tuple(label_names) != labels:
+      differing = sorted(set(labels) ^ set(label_names)) or ["their order"]
+      raise VocabularyError(
+        f"TFDS's {builder}: {len(label_names)} labels are not the {len(labels)} known ones; they"
+        f" differ in {differing[0]!r}"
+      )
+    return load_class_list(known[0]).names, class_of_label
   if classes is None:
     classes = own_classes(label_names, f"TFDS's {builder}")
   class_of = match_classes(label_names, classes, f"the labels of TFDS's {builder}")

@@ -1,56 +1,99 @@
-"""Views of images: what a training step, or a cache of features, is shown.
+"""Views of training images: the published augmentations, decoded or looked up as cached features.
 
-Shapes: B images, V views an image, S side of a view, pixels.
+A view is drawn first (`draw_view`: numbers only) and then made (`make_view`: Pillow). Its random
+numbers are a function of (seed, image, epoch, view) only, so worker processes, restarts and a cache
+of features see the same pixels.
+
+Shapes: B images, V views an image, S side of a view in pixels, E embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 import contextlib
 import dataclasses
+import math
+from typing import NamedTuple
 
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 
-from pomp_jax.data.augment import CROP_AREA, View, draw_view, make_view
-from pomp_jax.data.images import ImageError, load_rgb, open_image, prepare
+from pomp_jax.data.images import ImageError, load_rgb, open_image, prepare, resized_crop
 from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.files.feature_blocks import FeatureBlocks
+
+# Augmentations: CLIP's test preprocessing; random crop and flip; these and RandAugment2.
+AUGMENTS = ("none", "crop_flip", "recipe")
+
+CROP_AREA = 0.08  # least area of a crop, as a share of the image's
+RATIO = (3 / 4, 4 / 3)  # width of a crop over its height
+_CROP_TRIES = 10
+N_OPERATIONS = 2
+PROBABILITY = 0.6  # of applying each drawn operation
+
+# Philox key word of this stream; other streams of a seed have other words.
+_STREAM = 0x706F6D70
+_N_UNIFORMS = 4 * _CROP_TRIES + 1 + 3 * N_OPERATIONS
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """How images are shown in training.
+  """Augmentation of the training images.
 
   Attributes:
-    kind: `none` (as test images), `crop_flip` or `recipe`; see `data.augment`.
-    n_views: V; 1 under `none`, where all would be the same.
-    seed: of all augmentations.
-    fresh_epochs: after so many epochs the same views come again, so that their features can be
-      kept; 0: never.
-    crop_area: least share of an image's area that a random crop shows.
+    kind: one of AUGMENTS.
+    n_views: V; 1 under `none`, where all views are equal.
+    seed: random seed of all augmentations.
+    view_epochs: epochs after which the same views repeat, so that their features can be cached; 0:
+      never.
+    crop_area: least area of a random crop, as a share of the image's.
   """
 
   kind: str = "none"
   n_views: int = 1
   seed: int = 0
-  fresh_epochs: int = 0
+  view_epochs: int = 0
   crop_area: float = CROP_AREA
 
   @property
   def n_epochs(self) -> int:
-    """Epochs whose views differ: 1 under `none`.
+    """Epochs whose views differ; 1 under `none`.
 
     Raises:
-      ValueError: there is no end of them.
+      ValueError: the views never repeat.
     """
     if self.kind == "none":
       return 1
-    if not self.fresh_epochs:
-      raise ValueError("the views never come again: fresh_epochs is 0")
-    return self.fresh_epochs
+    if not self.view_epochs:
+      raise ValueError("the views never repeat: view_epochs is 0")
+    return self.view_epochs
 
   def versions(self, epochs: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B V"]:
-    """Which of the n_epochs * V views of an image are shown in an epoch; by number."""
+    """Numbers, below n_epochs * V, of the views that an epoch shows."""
     return (epochs % self.n_epochs)[:, None] * self.n_views + np.arange(self.n_views)
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedViews:
+  """Fetches features of views for `data.loader` from a cache.
+
+  Attributes:
+    blocks: features of every view that the augmentation shows.
+    augmentation: views of each epoch.
+  """
+
+  blocks: FeatureBlocks
+  augmentation: Augmentation
+
+  def __call__(
+    self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
+  ) -> tuple[Float[np.ndarray, "B V E"], Bool[np.ndarray, " B"]]:
+    """Features of the images' views in their epochs, and which images were readable.
+
+    Raises:
+      DamagedBlockError: a block is missing or damaged.
+    """
+    features = self.blocks.read(indices, self.augmentation.versions(epochs))
+    return features, ~np.isnan(features[:, 0, 0])
 
 
 def views(
@@ -60,17 +103,17 @@ def views(
   augmentation: Augmentation,
   size: int,
 ) -> tuple[UInt8[np.ndarray, "B V S S 3"], Bool[np.ndarray, " B"]]:
-  """The views of some images in some epochs: a function of its arguments, on any machine.
+  """Makes the views of images in epochs; a function of its arguments, on any machine.
 
   Args:
-    source: a `StoredImages`, or another source, whose `images` are augmented as they are.
-    indices: of the images.
-    epochs: in which each is shown.
-    augmentation: what is drawn.
-    size: S.
+    source: stored images, decoded here, or another source, whose `images` are augmented as given.
+    indices: images of the source.
+    epochs: epoch of each image.
+    augmentation: distribution of the views.
+    size: S, pixels.
 
   Returns:
-    The views, and which images could be read; the views of the others are black.
+    The views, and which images were readable; views of the others are black.
   """
   stored = isinstance(source, StoredImages)
   ready = None if stored else source.images(indices)
@@ -95,32 +138,181 @@ def _fill(
   epoch: int,
   augmentation: Augmentation,
 ) -> None:
-  """Decodes an image once, and writes its views."""
+  """Decodes an image once and writes all of its views."""
   size = views_VxSxSx3.shape[1]
   if augmentation.kind == "none":
-    whole, _ = load_rgb(image, where)
-    views_VxSxSx3[:] = prepare(whole, size)
+    views_VxSxSx3[:] = prepare(load_rgb(image, where)[0], size)
     return
-  if augmentation.fresh_epochs:
-    epoch %= augmentation.fresh_epochs
   drawn = [
     draw_view(
       *image.size,
       augment=augmentation.kind,
       seed=augmentation.seed,
       index=index,
-      epoch=epoch,
+      epoch=epoch % augmentation.view_epochs if augmentation.view_epochs else epoch,
       view=number,
       crop_area=augmentation.crop_area,
     )
     for number in range(len(views_VxSxSx3))
   ]
-  whole, shrink = load_rgb(image, where, _shrink(drawn, size))
+  # A JPEG is decoded smaller as long as no crop has to be enlarged for it.
+  smallest = min(min(view.crop[2:]) for view in drawn)
+  shrink = max(s for s in (1, 2, 4, 8) if s == 1 or smallest >= s * size)
+  whole, shrink = load_rgb(image, where, shrink)
   for pixels_SxSx3, view in zip(views_VxSxSx3, drawn, strict=True):
     pixels_SxSx3[:] = make_view(whole, view, size, shrink)
 
 
-def _shrink(drawn: Sequence[View], size: int) -> int:
-  """By how much a JPEG may be decoded smaller so that no crop has to be enlarged for it."""
-  smallest = min(min(view.crop[2:]) for view in drawn)
-  return max(shrink for shrink in (1, 2, 4, 8) if shrink == 1 or smallest >= shrink * size)
+class View(NamedTuple):
+  """One view of an image, drawn but not made.
+
+  Attributes:
+    crop: left, top, width and height in pixels of the whole image.
+    flip: whether left and right are exchanged.
+    operations: names in OPERATIONS, each with its magnitude, in order of application.
+  """
+
+  crop: tuple[int, int, int, int]
+  flip: bool
+  operations: tuple[tuple[str, float], ...]
+
+
+class Operation(NamedTuple):
+  """Operation of RandAugment2, and its range [low, high) of uniform magnitudes."""
+
+  apply: Callable[[Image.Image, float], Image.Image]
+  low: float
+  high: float
+
+
+def draw_view(
+  width: int,
+  height: int,
+  *,
+  augment: str,
+  seed: int,
+  index: int,
+  epoch: int,
+  view: int,
+  crop_area: float = CROP_AREA,
+) -> View:
+  """Draws one view of an image.
+
+  Args:
+    width: width of the whole image, pixels.
+    height: height of the whole image, pixels.
+    augment: `crop_flip` or `recipe`.
+    seed: random seed of all augmentations, 0 to 2^64 - 1.
+    index: position of the image in its source.
+    epoch: epoch that shows it.
+    view: number of the view, from 0.
+    crop_area: least area of the crop, as a share of the image's, above 0 and at most 1.
+  """
+  # The generator's raw output, which NumPy guarantees never to change, unlike its distributions.
+  # The lowest word of the counter counts the draws.
+  bits = np.random.Philox(key=[seed, _STREAM], counter=[0, view, epoch, index])
+  uniforms = (bits.random_raw(_N_UNIFORMS) >> 11) * 2.0**-53
+  of_crops = uniforms[: 4 * _CROP_TRIES].reshape(_CROP_TRIES, 4)
+  crop = _crop(width, height, of_crops, crop_area)
+  flip, *rest = uniforms[4 * _CROP_TRIES :].tolist()
+  operations = []
+  if augment == "recipe":
+    for which, chance, magnitude in zip(rest[0::3], rest[1::3], rest[2::3], strict=True):
+      if chance < PROBABILITY:
+        name = _NAMES[int(which * len(_NAMES))]
+        _, low, high = OPERATIONS[name]
+        operations.append((name, low + (high - low) * magnitude))
+  return View(crop, flip < 0.5, tuple(operations))
+
+
+def make_view(image: Image.Image, view: View, size: int, shrink: int = 1) -> Image.Image:
+  """Crops a view out of an image, resizes it (bicubic) and applies its operations.
+
+  Args:
+    image: whole RGB image, its sides divided by `shrink`.
+    view: view in pixels of the image before it was shrunk.
+    size: S, pixels.
+    shrink: factor by which the image was decoded smaller.
+
+  Returns:
+    RGB image, S x S.
+  """
+  left, top, width, height = (edge / shrink for edge in view.crop)
+  result = resized_crop(image, (left, top, left + width, top + height), size)
+  if view.flip:
+    result = result.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+  for name, magnitude in view.operations:
+    result = OPERATIONS[name].apply(result, magnitude)
+  return result
+
+
+def _crop(
+  width: int, height: int, uniforms_Tx4: np.ndarray, least_area: float
+) -> tuple[int, int, int, int]:
+  """Random crop with the distribution of torchvision's RandomResizedCrop.
+
+  The area is uniform and the ratio of the sides log-uniform. A crop that does not fit is redrawn.
+  After ten tries, the largest central crop with a ratio in range is taken.
+  """
+  low, high = math.log(RATIO[0]), math.log(RATIO[1])
+  for of_area, of_ratio, of_left, of_top in uniforms_Tx4.tolist():
+    area = width * height * (least_area + (1 - least_area) * of_area)
+    ratio = math.exp(low + (high - low) * of_ratio)
+    w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+    if 0 < w <= width and 0 < h <= height:
+      return int(of_left * (width - w + 1)), int(of_top * (height - h + 1)), w, h
+  w, h = width, height
+  if width / height < RATIO[0]:
+    h = round(width / RATIO[0])
+  elif width / height > RATIO[1]:
+    w = round(height * RATIO[1])
+  return (width - w) // 2, (height - h) // 2, w, h
+
+
+def _affine(image: Image.Image, *matrix: float | int) -> Image.Image:
+  """Output (x, y) is the nearest pixel at (a x + b y + c, d x + e y + f), or black outside."""
+  return image.transform(image.size, Image.Transform.AFFINE, matrix)
+
+
+def _sharpness(image: Image.Image, magnitude: float) -> Image.Image:
+  """Pillow's ImageEnhance.Sharpness, to the bit; its filter takes five times as long."""
+  pixels_SxSx3 = np.asarray(image).astype(np.uint16)
+  # Each pixel five times and its eight neighbours once, over 13. The border is unchanged.
+  rows = pixels_SxSx3[:-2] + pixels_SxSx3[1:-1]
+  rows += pixels_SxSx3[2:]
+  total = rows[:, :-2] + rows[:, 1:-1]
+  total += rows[:, 2:]
+  total += 4 * pixels_SxSx3[1:-1, 1:-1]
+  smooth_SxSx3 = np.array(image)
+  # Rounded: x / 13 + 1 / 2.
+  smooth_SxSx3[1:-1, 1:-1] = (2 * total + 13) // 26
+  return Image.blend(Image.fromarray(smooth_SxSx3), image, magnitude)
+
+
+OPERATIONS = {
+  "autocontrast": Operation(lambda image, _: ImageOps.autocontrast(image), 0, 1),
+  "brightness": Operation(lambda image, m: ImageEnhance.Brightness(image).enhance(m), 0.1, 1.9),
+  "color": Operation(lambda image, m: ImageEnhance.Color(image).enhance(m), 0.1, 1.9),
+  "contrast": Operation(lambda image, m: ImageEnhance.Contrast(image).enhance(m), 0.1, 1.9),
+  "equalize": Operation(lambda image, _: ImageOps.equalize(image), 0, 1),
+  "identity": Operation(lambda image, _: image, 0, 1),
+  "invert": Operation(lambda image, _: ImageOps.invert(image), 0, 1),
+  # Whole bits: 4 to 7.
+  "posterize": Operation(lambda image, m: ImageOps.posterize(image, int(m)), 4, 8),
+  # Degrees, counter-clockwise.
+  "rotate": Operation(lambda image, m: image.rotate(m), -30, 30),
+  "sharpness": Operation(_sharpness, 0.1, 1.9),
+  # Around the top left corner.
+  "shear_x": Operation(lambda image, m: _affine(image, 1, m, 0, 0, 1, 0), -0.3, 0.3),
+  "shear_y": Operation(lambda image, m: _affine(image, 1, 0, 0, m, 1, 0), -0.3, 0.3),
+  # Inverts levels at or above the magnitude.
+  "solarize": Operation(lambda image, m: ImageOps.solarize(image, m), 0, 256),
+  # As shares of the side.
+  "translate_x": Operation(
+    lambda image, m: _affine(image, 1, 0, m * image.width, 0, 1, 0), -0.3, 0.3
+  ),
+  "translate_y": Operation(
+    lambda image, m: _affine(image, 1, 0, 0, 0, 1, m * image.height), -0.3, 0.3
+  ),
+}
+_NAMES = tuple(OPERATIONS)

@@ -57,13 +57,13 @@ def make_vocabulary(names: Sequence[str], tokenize: Tokenize) -> Vocabulary:
     VocabularyError: no names, or an empty one. A name that stands twice is two classes with the
       same tokens.
   """
-  token_ids_NxL, lengths_N = tokenize([f"{name}." for name in spoken(names)])
+  token_ids_NxL, lengths_N = tokenize([f"{name}." for name in normalized_names(names)])
   # The string's last two tokens are "." and EOT. (Where a name ends in punctuation the tokenizer
   # may join it with the "."; then that one token stands for both, behind the context.)
   return Vocabulary(tuple(names), token_ids_NxL, (lengths_N - 2).astype(np.int32), lengths_N)
 
 
-def spoken(names: Sequence[str]) -> list[str]:
+def normalized_names(names: Sequence[str]) -> list[str]:
   """Names as they stand in a sentence: underscores are spaces, and no space is doubled.
 
   Raises:

@@ -12,9 +12,8 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.data.in_order import ordered_batches
+from pomp_jax.data.loader import SkippedImages, ordered_batches
 from pomp_jax.data.source import Source, StoredImages
-from pomp_jax.data.unreadable import LeftOut
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt
@@ -67,11 +66,11 @@ def split_features(
   size = n_devices * -(-min(_BATCH, len(source)) // n_devices)
   rows = NamedSharding(encoder.mesh, P((DATA, CLASS)))
   own = own_rows(rows, size)
-  computed, left_out = [], LeftOut(source, max_corrupt)
+  computed, skipped = [], SkippedImages(source, max_corrupt)
   read = ordered_batches(source, batch_size=size, rows=own, threads=threads)
   n_batches = -(-len(source) // size)
   for _, images, reasons in steps_of(read, "features of images", "batches", n_batches):
-    left_out.add(reasons)
+    skipped.add(reasons)
     features_BxE = encoder.features_of_images(place(images, own, size, rows))
     # Fetched one batch late, so that the device has the next to work on meanwhile.
     if computed:
@@ -79,8 +78,8 @@ def split_features(
     computed.append(features_BxE)
     hosts.leave_if_asked()
   features = np.concatenate([np.asarray(part) for part in computed])[: len(source)]
-  left_out.agree()
-  kept = np.delete(np.arange(len(source)), list(left_out.reasons))
+  skipped.gather()
+  kept = np.delete(np.arange(len(source)), list(skipped.reasons))
   features, labels = features[kept], np.asarray(source.labels)[kept]
   check_finite(features, "images")
   return SplitFeatures(tuple(source.names), labels, features, kept)

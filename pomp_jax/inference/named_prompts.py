@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pomp_jax.config import ConfigError
-from pomp_jax.data.vocabularies import TEMPLATES, ClassList, load_templates
+from pomp_jax.data.class_lists import TEMPLATES, ClassList, load_templates
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.files.class_features import ClassFeatures, read_class_features

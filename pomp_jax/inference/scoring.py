@@ -16,9 +16,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 import numpy as np
 
-from pomp_jax.data.in_order import ordered_batches
+from pomp_jax.data.loader import SkippedImages, ordered_batches
 from pomp_jax.data.source import Source
-from pomp_jax.data.unreadable import LeftOut
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.progress import steps_of
 from pomp_jax.inference.classify import ranks
@@ -69,7 +68,7 @@ def tally(
   )
   tallies = {prompt: Tally(len(source.names), hierarchy) for prompt in class_features}
 
-  left_out = LeftOut(source, max_corrupt)
+  skipped = SkippedImages(source, max_corrupt)
 
   def count(n: int, labels: jax.Array, answers: Sequence[jax.Array]) -> None:
     # The last batch was filled up with images that have been counted.
@@ -83,7 +82,7 @@ def tally(
   batches = ordered_batches(source, batch_size=size, rows=own, threads=threads)
   n_batches = -(-n_images // size)
   for start, images, reasons in steps_of(batches, "scoring images", "batches", n_batches):
-    left_out.add(reasons)
+    skipped.add(reasons)
     indices_B = np.minimum(start + np.arange(size), n_images - 1)
     # Each process marks what it could not read; all of them get the labels of the whole batch.
     labels_B = np.where(np.isin(indices_B, list(reasons)), _UNREADABLE, source.labels[indices_B])
@@ -95,7 +94,7 @@ def tally(
       count(*pending)
     pending = (n_images - start, labels, answers)
   count(*pending)
-  left_out.agree()
+  skipped.gather()
   return tallies
 
 

@@ -12,15 +12,15 @@ from ml_collections import ConfigDict
 
 from pomp_jax import hosts, inputs
 from pomp_jax.config import WORLD, ConfigError
+from pomp_jax.data.class_lists import ClassList, load_class_list
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.labelled_set import LabelledSet, open_test_images, some_classes
-from pomp_jax.data.own_sets import OwnSet, open_own_set, parse_sets, read_sets_file
 from pomp_jax.data.source import SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample, half_of_classes
 from pomp_jax.data.suites import GROUP_OF, NO_SUITE, OWN, SUITES
-from pomp_jax.data.vocabularies import ClassList, load_class_list
 from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.inference.named_prompts import SEPARATOR
+from pomp_jax.inputs.own_sets import OwnSet, open_own_set, parse_sets, read_sets_file
 
 log = logging.getLogger(__name__)
 

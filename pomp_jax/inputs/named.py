@@ -9,7 +9,7 @@ from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import read_clip_config
 from pomp_jax.clip.made_up import made_up_clip, made_up_config
 from pomp_jax.config import MADE_UP_CLIP, WORLD, ConfigError
-from pomp_jax.data.imagenet21k import load_synsets
+from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.data.source import ClassSubset, Source, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import ArrayCache

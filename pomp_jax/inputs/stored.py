@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax.config import MADE_UP_DATA, ConfigError
+from pomp_jax.data.class_lists import ClassList, load_class_list
 from pomp_jax.data.coop import open_coop
 from pomp_jax.data.folder import (
   SYNSET,
@@ -22,10 +23,9 @@ from pomp_jax.data.folder import (
   split_folders,
   subfolders,
 )
-from pomp_jax.data.made_up import open_made_up
 from pomp_jax.data.source import SourceError, StoredImages, spread_evenly
 from pomp_jax.data.subsets import even_sample, few_shot, half_of_classes, held_out
-from pomp_jax.data.vocabularies import ClassList, load_class_list
+from pomp_jax.data.synthetic import open_synthetic
 from pomp_jax.files.array_cache import ArrayCache
 
 log = logging.getLogger(__name__)
@@ -282,7 +282,7 @@ def _open(data: _Data, split: str) -> StoredImages:
   classes = load_class_list(data.names) if data.names else None
   if data.source == MADE_UP_DATA:
     count = data.images_per_class if split == "train" else _MADE_UP_TEST_IMAGES
-    return open_made_up(classes.names, count)
+    return open_synthetic(classes.names, count)
   if data.source == "folder":
     return _open_folder(data, split, classes)
   if data.source == "coop":

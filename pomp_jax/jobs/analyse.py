@@ -17,7 +17,7 @@ from pomp_jax.analysis.branches import Branches, shape_branches, wordnet_branche
 from pomp_jax.analysis.geometry import alignment, prompt_similarity, uniformity
 from pomp_jax.analysis.interpretation import nearest_tokens, token_spacing
 from pomp_jax.analysis.tables import Row, Table, markdown
-from pomp_jax.data.vocabularies import ClassList
+from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.atomic import replacing

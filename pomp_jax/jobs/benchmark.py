@@ -24,7 +24,7 @@ from pomp_jax.benchmark.torch_tower import torch_step
 from pomp_jax.benchmark.towers import MODELS, process_peak_mib, reference_step, shared_step
 from pomp_jax.benchmark.whole_step import whole_step
 from pomp_jax.clip.precision import DTYPES
-from pomp_jax.data.imagenet21k import load_synsets
+from pomp_jax.data.class_lists import load_synsets
 
 __all__ = ["DEFAULTS", "BenchmarkError", "Settings", "check", "main", "run"]
 

@@ -17,9 +17,8 @@ import numpy as np
 
 from pomp_jax import hosts, inputs
 from pomp_jax.config import ConfigError
-from pomp_jax.data.loader import in_workers, name_of
+from pomp_jax.data.loader import CorruptDataError, in_workers, name_of
 from pomp_jax.data.source import Source
-from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.data.views import views
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.feature_blocks import FeatureBlocks

@@ -20,7 +20,7 @@ from pomp_jax import hosts, inputs
 from pomp_jax.benchmark import costs
 from pomp_jax.clip.made_up import MADE_UP
 from pomp_jax.config import MADE_UP_CLIP, MADE_UP_DATA, WORLD, ConfigError
-from pomp_jax.data.vocabularies import CLASS_LISTS
+from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import pretrain
 from pomp_jax.train import batches, setup
@@ -103,7 +103,7 @@ def _whole_run(job: setup.Run, figures: dict[str, Any]) -> dict[str, Any]:
 def _cache_bytes(job: setup.Run) -> int | None:
   """What the features of all views take; None where the views never come again."""
   shown = batches.augmentation(job.config.data)
-  if shown.kind != "none" and not shown.fresh_epochs:
+  if shown.kind != "none" and not shown.view_epochs:
     return None
   width = job.encoder.clip.config.projection_dim
   return 4 * len(job.source) * shown.n_epochs * shown.n_views * width

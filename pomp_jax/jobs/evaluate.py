@@ -27,7 +27,7 @@ from pomp_jax.analysis.accuracy import (
   images_by_group,
 )
 from pomp_jax.analysis.tables import evaluation_tables, latex, markdown, published, title_of
-from pomp_jax.data.images import PREPARATION
+from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.labelled_set import LabelledSet
 from pomp_jax.data.suites import GROUPS
 from pomp_jax.data.wordnet import load_tree
@@ -52,7 +52,7 @@ from pomp_jax.inputs.evaluation_sets import (
 log = logging.getLogger(__name__)
 
 # Of what a set's file means; part of what its figures depend on.
-_VERSION = f"2, pixels {PREPARATION}"
+_VERSION = f"2, pixels {PREPROCESSING_VERSION}"
 
 
 def check(config: ConfigDict, workdir: str) -> None:

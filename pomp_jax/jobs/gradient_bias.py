@@ -21,8 +21,8 @@ from pomp_jax import inputs
 from pomp_jax.analysis.gradient_bias import draws_of, gradient_function, summarise
 from pomp_jax.analysis.gradient_plots import gradient_bias_panels
 from pomp_jax.config import ConfigError, fields
+from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import StoredImages, readable_images
-from pomp_jax.data.unreadable import LeftOut
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.progress import steps_of
@@ -203,14 +203,14 @@ def _open(config: ConfigDict, samplers: tuple[str, ...]) -> _Setting:
   arrays = _arrays(config, samplers, source.names, encoder.clip.image_size)
   bank_NxE = encoder.features_of_tokens(params, frozen.tokens, position)
   sampling = replicate(arrays._replace(bank=bank_NxE), encoder.mesh)
-  features, left_out = [], LeftOut(source, config.data.max_corrupt)
+  features, skipped = [], SkippedImages(source, config.data.max_corrupt)
   for part in np.array_split(chosen, -(-len(chosen) // _IMAGES)):
     images, reasons = readable_images(source, part)
-    left_out.add(reasons)
+    skipped.add(reasons)
     features.append(encoder.image_features(images)[~np.isin(part, list(reasons))])
-  left_out.agree()
+  skipped.gather()
   features_BxE = np.concatenate(features)
-  labels_B = source.labels[np.setdiff1d(chosen, list(left_out.reasons))]
+  labels_B = source.labels[np.setdiff1d(chosen, list(skipped.reasons))]
   key = fingerprint(
     [
       f"{_VERSION} {config.seed} {position} {config.clip.text_tower} {config.clip.dtype}",

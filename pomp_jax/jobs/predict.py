@@ -9,9 +9,9 @@ import logging
 from ml_collections import ConfigDict
 
 from pomp_jax import hosts, inputs
+from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.images import ImageError, list_images, read_image
-from pomp_jax.data.unreadable import CorruptDataError
-from pomp_jax.data.vocabularies import load_class_list
+from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.vocabulary import check_names
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from pomp_jax import hosts
 from pomp_jax.config import ConfigError
-from pomp_jax.data.builders import BUILDERS, Settings, build, open_input
+from pomp_jax.data.prepare import BUILDERS, Settings, build, open_input
 from pomp_jax.files.run_folder import RunFolder
 
 log = logging.getLogger(__name__)

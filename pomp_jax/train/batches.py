@@ -16,11 +16,10 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.config import PIXEL_METHODS
-from pomp_jax.data.cached import CachedViews
-from pomp_jax.data.images import PREPARATION
+from pomp_jax.data.images import PREPROCESSING_VERSION, RESIZER
 from pomp_jax.data.loader import Fetch, Loader
 from pomp_jax.data.source import Source, StoredImages
-from pomp_jax.data.views import Augmentation, views
+from pomp_jax.data.views import Augmentation, CachedViews, views
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.feature_blocks import FeatureBlocks, FeatureCacheError
@@ -59,7 +58,8 @@ def open_features(data: ConfigDict, source: Source, encoder: Encoder) -> Feature
       "epochs": shown.n_epochs,
       "augment_seed": data.augment_seed if drawn else None,
       "crop_area": data.crop_area if drawn else None,
-      "preparation": PREPARATION if isinstance(source, StoredImages) else None,
+      "preparation": PREPROCESSING_VERSION if isinstance(source, StoredImages) else None,
+      "resizer": RESIZER if drawn else None,
     },
   )
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax.config import WORLD, ConfigError
-from pomp_jax.data.vocabularies import load_class_list
+from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.wordnet import Tree, load_tree
 from pomp_jax.prompt.sampling import Sampling, SamplingArrays
 from pomp_jax.world import names as world_names

@@ -18,8 +18,8 @@ from pomp_jax import hosts, inputs
 from pomp_jax.analysis import plots
 from pomp_jax.baselines import linear_probe
 from pomp_jax.baselines.tip_adapter import Published, TipAdapter, mean_keys, published, tune, unit
+from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.data.source import Source
-from pomp_jax.data.vocabularies import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.progress import waiting

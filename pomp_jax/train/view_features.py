@@ -15,9 +15,8 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.data.loader import Fetch, in_workers, name_of
+from pomp_jax.data.loader import Fetch, SkippedImages, in_workers, name_of
 from pomp_jax.data.source import Source
-from pomp_jax.data.unreadable import LeftOut
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.progress import steps_of
 from pomp_jax.train import batches
@@ -79,7 +78,7 @@ def _epochs(
   )
   order = grain.MapDataset.range(n_epochs * len(parts)).map(read).to_iter_dataset(options)
   shown = in_workers(order, data.workers, _DECODED_AHEAD)
-  total, left_out = n_epochs * len(parts), LeftOut(source, data.max_corrupt)
+  total, skipped = n_epochs * len(parts), SkippedImages(source, data.max_corrupt)
   shown = steps_of(shown, "features of the training's views", "batches", total)
   for number in range(n_epochs):
     features, readable = [], []
@@ -87,10 +86,10 @@ def _epochs(
       features.append(_features(encoder, views))
       readable.append(could_be_read)
       unreadable = indices[~could_be_read].tolist()
-      left_out.add({index: name_of(source, index) for index in unreadable})
+      skipped.add({index: name_of(source, index) for index in unreadable})
       hosts.leave_if_asked()
     if not number:
-      left_out.agree()
+      skipped.gather()
     yield Epoch(np.concatenate(features), np.concatenate(readable))
 
 

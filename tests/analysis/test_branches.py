@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.analysis.branches import shape_branches, wordnet_branches
-from pomp_jax.data.vocabularies import load_class_list
+from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.world.names import SHAPES, class_attributes, class_names
 

@@ -12,7 +12,7 @@ import pytest
 
 from pomp_jax.clip.bpe import ACCEPTED_FILES, BytePairTokenizer, read_bpe
 from pomp_jax.clip.errors import ClipError
-from pomp_jax.data.imagenet21k import load_synsets
+from pomp_jax.data.class_lists import load_synsets
 from tests.support.clips import MERGES, clip_tokenizer
 
 ZIPPED = pathlib.Path(default_bpe())

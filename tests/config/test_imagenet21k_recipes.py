@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.config import validate
-from pomp_jax.data.vocabularies import load_class_list
+from pomp_jax.data.class_lists import load_class_list
 
 CONFIGS = pathlib.Path(__file__).parent.parent.parent / "configs"
 RECIPES = sorted(path.stem for path in CONFIGS.glob("imagenet21k_*.py"))

@@ -10,9 +10,9 @@ import torch
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
-from pomp_jax.data import augment, resize
-from pomp_jax.data.augment import OPERATIONS, View, draw_view, make_view
-from pomp_jax.data.made_up import natural_image
+from pomp_jax.data import images, views
+from pomp_jax.data.synthetic import natural_image
+from pomp_jax.data.views import OPERATIONS, View, draw_view, make_view
 
 IMAGE = natural_image(0, 60, 80)
 BICUBIC = InterpolationMode.BICUBIC
@@ -89,7 +89,7 @@ def test_crop_resize_and_flip_equal_torchvisions(flip, monkeypatch):
     view = View((left, top, width, height), flip, ())
     assert np.abs(np.asarray(make_view(IMAGE, view, 32)) - expected).max() <= 2
     with monkeypatch.context() as pillow:
-      pillow.setattr(resize, "Resizer", None)
+      pillow.setattr(images, "Resizer", None)
       np.testing.assert_array_equal(make_view(IMAGE, view, 32), expected)
 
 
@@ -130,7 +130,7 @@ def test_crops_are_distributed_as_torchvisions(width, height, least_area):
 def test_images_that_no_crop_fits_are_cropped_in_the_centre(width, height):
   theirs = RandomResizedCrop.get_params(Image.new("L", (width, height)), [2.0, 2.0], [3 / 4, 4 / 3])
   never = np.ones((10, 4)) - 1e-9
-  left, top, w, h = augment._crop(width, height, never, augment.CROP_AREA)
+  left, top, w, h = views._crop(width, height, never, views.CROP_AREA)
   if (width, height) != (1, 1):
     assert (top, left, h, w) == theirs
   assert draw(1, width, height)[0].crop[2] >= 1

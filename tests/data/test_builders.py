@@ -13,12 +13,12 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from pomp_jax.data.builders import BUILDERS, BuildError, Settings, build, open_input
-from pomp_jax.data.builders import inputs as inputs_module
-from pomp_jax.data.builders import store as store_module
+from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.prepare import BUILDERS, BuildError, Settings, build, open_input
+from pomp_jax.data.prepare import inputs as inputs_module
+from pomp_jax.data.prepare import store as store_module
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.tfds import open_tfds, tfds_splits
-from pomp_jax.data.vocabularies import load_class_list
 
 SYNSETS = load_class_list("imagenet21k").synsets[1000:1012]
 
@@ -261,7 +261,7 @@ def test_tensorflow_is_not_imported(tmp_path):
 import sys
 sys.path[:0] = [{str(tmp_path / "fake")!r}, {str(pathlib.Path(__file__).parents[2])!r}]
 import numpy as np
-from pomp_jax.data.builders import Settings, build, open_input
+from pomp_jax.data.prepare import Settings, build, open_input
 from pomp_jax.data.tfds import open_tfds
 build(open_input("imagenet21k", {str(tmp_path / "in")!r}), {str(tmp_path / "out")!r}, Settings())
 source = open_tfds("imagenet21k", "train", root={str(tmp_path / "out")!r}, image_size=8)

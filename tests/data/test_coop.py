@@ -14,10 +14,10 @@ from PIL import Image
 import pytest
 
 from pomp_jax.data import coop
+from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.coop import COOP_SETS, open_coop
 from pomp_jax.data.coop_pickle import read_datum_pickle
 from pomp_jax.data.source import SourceError
-from pomp_jax.data.vocabularies import load_class_list
 from pomp_jax.files.pickle_machine import PickleError
 
 # The few-shot index of EuroSAT, 4 shots, seed 2, as cross_modal_adaptation (MIT) publishes it under

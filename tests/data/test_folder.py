@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.folder import open_folder, split_folders
 from pomp_jax.data.source import Source, SourceError
-from pomp_jax.data.vocabularies import ClassList
 
 
 def picture(path, level=0):

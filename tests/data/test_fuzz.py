@@ -13,13 +13,13 @@ from PIL import Image
 import pytest
 
 from pomp_jax.data import images
-from pomp_jax.data.builders.inputs import open_input
+from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.coop import open_coop
 from pomp_jax.data.folder import open_folder
 from pomp_jax.data.images import ImageError, list_images, read_image
+from pomp_jax.data.prepare.inputs import open_input
 from pomp_jax.data.source import SourceError
-from pomp_jax.data.vocabularies import load_class_list
-from pomp_jax.data.vocabulary import VocabularyError, spoken
+from pomp_jax.data.vocabulary import VocabularyError, normalized_names
 from tests.support.fuzzing import allowed_errors, bombs, damaged, edited_json
 
 often = settings(max_examples=200)
@@ -35,7 +35,7 @@ def read_names(path, data):
   with allowed_errors(VocabularyError, within=[path]):
     classes = load_class_list(path)
     assert len(classes.names) > 0
-    spoken(classes.names)  # a name may stand twice
+    normalized_names(classes.names)  # a name may stand twice
     for name in classes.names:
       name.encode()
     assert classes.synsets is None or len(classes.synsets) == len(classes)

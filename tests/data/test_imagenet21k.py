@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pomp_jax.data.imagenet21k import load_synsets
+from pomp_jax.data.class_lists import load_synsets
 from tests.support.clips import clip_tokenizer
 
 

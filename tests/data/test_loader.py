@@ -12,11 +12,10 @@ import grain
 import numpy as np
 import pytest
 
-from pomp_jax.data import order as order_module
-from pomp_jax.data.loader import Loader
-from pomp_jax.data.made_up import encode, natural_image
+from pomp_jax.data import shuffle as order_module
+from pomp_jax.data.loader import CorruptDataError, Loader
 from pomp_jax.data.source import Files, StoredImages
-from pomp_jax.data.unreadable import CorruptDataError
+from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.data.views import Augmentation, views
 
 
@@ -164,7 +163,7 @@ def test_what_other_processes_could_not_read_counts_as_well():
 
 def test_nothing_readable_is_an_error():
   fetch = functools.partial(show, damaged=range(20))
-  with pytest.raises(CorruptDataError, match="images in a row"):
+  with pytest.raises(CorruptDataError, match="100"):
     next(Loader(Numbers(), fetch, batch_size=4, seed=0, max_corrupt=1.0))
 
 

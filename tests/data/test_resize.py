@@ -4,9 +4,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax.data import resize
-from pomp_jax.data.made_up import natural_image
-from pomp_jax.data.resize import resized_crop
+from pomp_jax.data import images
+from pomp_jax.data.images import resized_crop
+from pomp_jax.data.synthetic import natural_image
 
 
 def weights(start, end, length, size):
@@ -43,9 +43,9 @@ def boxes(width, height, count):
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_resizing_is_what_its_definition_says(installed, monkeypatch):
-  assert resize.RESIZER == "cykooz"
+  assert images.RESIZER == "cykooz"
   if not installed:
-    monkeypatch.setattr(resize, "Resizer", None)
+    monkeypatch.setattr(images, "Resizer", None)
   image = natural_image(0, 150, 200)
   for box in boxes(200, 150, 40):
     found = np.asarray(resized_crop(image, box, 32))
@@ -58,7 +58,7 @@ def test_where_overshoots_are_cut_it_errs_as_pillow_does(monkeypatch):
   errors = {}
   for name in ("cykooz", "pillow"):
     if name == "pillow":
-      monkeypatch.setattr(resize, "Resizer", None)
+      monkeypatch.setattr(images, "Resizer", None)
     errors[name] = np.mean(
       [
         np.abs(np.asarray(resized_crop(image, box, 32)) - defined(image, box, 32)).mean()

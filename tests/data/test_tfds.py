@@ -12,11 +12,11 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.features import bounding_boxes, image_feature, video_feature
 import tensorflow_datasets.video.ucf101
 
-from pomp_jax.data.builders import records
+from pomp_jax.data.class_lists import ClassList, load_class_list
 from pomp_jax.data.images import ImageError
+from pomp_jax.data.prepare import records
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.tfds import open_tfds, tfds_name, tfds_splits
-from pomp_jax.data.vocabularies import ClassList, load_class_list
 from pomp_jax.files.array_cache import ArrayCache
 
 SETS = {

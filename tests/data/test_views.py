@@ -12,11 +12,10 @@ from torchvision.transforms import functional as F
 from transformers import CLIPImageProcessor, CLIPImageProcessorFast
 
 from pomp_jax import world
-from pomp_jax.data.augment import draw_view, make_view
 from pomp_jax.data.images import ImageError, decode_image, load_rgb, open_image
-from pomp_jax.data.made_up import encode, natural_image
 from pomp_jax.data.source import Files, StoredImages
-from pomp_jax.data.views import Augmentation, views
+from pomp_jax.data.synthetic import encode, natural_image
+from pomp_jax.data.views import Augmentation, draw_view, make_view, views
 
 RECIPE = Augmentation("recipe", n_views=3, seed=5)
 
@@ -36,8 +35,10 @@ def source(tmp_path_factory):
 
 
 def test_views_equal_torchvisions_transforms_of_the_same_draws(source, monkeypatch):
-  monkeypatch.setattr("pomp_jax.data.views._shrink", lambda drawn, size: 1)
-  monkeypatch.setattr("pomp_jax.data.resize.Resizer", None)
+  monkeypatch.setattr(
+    "pomp_jax.data.views.load_rgb", lambda image, where, _: (load_rgb(image, where)[0], 1)
+  )
+  monkeypatch.setattr("pomp_jax.data.images.Resizer", None)
   augmentation = Augmentation("crop_flip", n_views=3, seed=5)
   found, readable = views(source, np.arange(3), np.full(3, 7), augmentation, 32)
   assert readable.all()
@@ -107,8 +108,8 @@ def test_views_do_not_depend_on_the_batch(source):
   assert len({view.tobytes() for image in whole for view in image}) == 9
 
 
-def test_fresh_epochs_repeat_the_views(source):
-  index, repeating = np.zeros(1, int), dataclasses.replace(RECIPE, fresh_epochs=2)
+def test_view_epochs_repeat_the_views(source):
+  index, repeating = np.zeros(1, int), dataclasses.replace(RECIPE, view_epochs=2)
   shown = [views(source, index, np.array([epoch]), repeating, 32)[0] for epoch in range(4)]
   np.testing.assert_array_equal(shown[0], shown[2])
   np.testing.assert_array_equal(shown[1], shown[3])

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from pomp_jax import world
-from pomp_jax.data.unreadable import CorruptDataError
+from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted

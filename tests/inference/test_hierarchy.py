@@ -4,7 +4,7 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from pomp_jax.data.vocabularies import load_class_list
+from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.inference.hierarchy import Hierarchy, heights
 from pomp_jax.inference.metrics import Answers, Tally

@@ -5,7 +5,7 @@ import pytest
 import scipy.special
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
-from pomp_jax.data.vocabularies import load_class_list
+from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.inference.hierarchy import Hierarchy
 from pomp_jax.inference.metrics import EvaluationError

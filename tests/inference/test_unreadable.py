@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.source import Files, StoredImages
-from pomp_jax.data.unreadable import CorruptDataError
 from pomp_jax.inference.accuracy import split_features
 from pomp_jax.inference.scoring import tally
 

@@ -10,8 +10,8 @@ import pytest
 
 from pomp_jax import inputs
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.data.made_up import encode, natural_image
-from pomp_jax.data.unreadable import CorruptDataError
+from pomp_jax.data.loader import CorruptDataError
+from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.files.feature_blocks import FeatureBlocks, FeatureCacheError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder

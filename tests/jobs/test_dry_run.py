@@ -9,8 +9,8 @@ from pomp_jax import inputs
 from pomp_jax.benchmark import costs
 from pomp_jax.clip import checkpoint, made_up, tokenize
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.data.made_up import open_made_up
-from pomp_jax.data.vocabularies import load_class_list
+from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.synthetic import open_synthetic
 from pomp_jax.files import progress
 from pomp_jax.jobs import dry_run
 from tests.support.small_run import small_config
@@ -149,7 +149,7 @@ def test_what_a_dry_run_can_not_do(tmp_path):
 
 
 def test_made_up_images_are_of_true_size():
-  source = open_made_up(("a", "b"), 3, image_size=32)
+  source = open_synthetic(("a", "b"), 3, image_size=32)
   assert source.labels.tolist() == [0, 0, 0, 1, 1, 1]
   images = source.images(np.arange(6))
   assert images.shape == (6, 32, 32, 3)

@@ -11,8 +11,8 @@ import torch
 
 from pomp_jax.clip import load_clip
 from pomp_jax.config import ConfigError
+from pomp_jax.data.class_lists import ClassList, load_class_list
 from pomp_jax.data.source import SourceError
-from pomp_jax.data.vocabularies import ClassList, load_class_list
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from pomp_jax.config import base, validate
-from pomp_jax.data.made_up import encode, natural_image
-from pomp_jax.data.vocabularies import load_class_list
+from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import job

@@ -9,8 +9,8 @@ import pytest
 
 from pomp_jax import hosts, inputs, world
 from pomp_jax.config import ConfigError, base, validate
+from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import SourceError
-from pomp_jax.data.vocabularies import load_class_list
 from pomp_jax.jobs import prepare
 from tests.support.data_files import tar_bytes
 

@@ -6,10 +6,10 @@ import pytest
 
 from pomp_jax import inputs
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.data.augment import draw_view, make_view
 from pomp_jax.data.loader import CorruptDataError
-from pomp_jax.data.made_up import encode, natural_image
 from pomp_jax.data.source import Files, StoredImages
+from pomp_jax.data.synthetic import encode, natural_image
+from pomp_jax.data.views import draw_view, make_view
 from pomp_jax.inference.accuracy import split_features
 from pomp_jax.train import feature_methods
 from pomp_jax.train.view_features import view_features

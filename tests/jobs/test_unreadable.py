@@ -9,8 +9,8 @@ from PIL import Image
 import pytest
 
 from pomp_jax import world
-from pomp_jax.data.unreadable import CorruptDataError
-from pomp_jax.data.vocabularies import load_class_list
+from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.jobs import analyse, evaluate, predict, pretrain
 from tests.support.processes import run_in_processes

@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from pomp_jax.data.vocabularies import load_class_list
+from pomp_jax.data.class_lists import load_class_list
 
 _PLACES = {
   "dtd": ("dtd", "images", "split_zhou_DescribableTextures.json"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.config import ConfigError
-from pomp_jax.data.vocabularies import load_class_list
+from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.train.class_relations import of_attributes, of_tree, sampling_arrays
 from pomp_jax.world import names as world_names

@@ -7,7 +7,7 @@ from PIL import Image
 import pytest
 
 from pomp_jax import world
-from pomp_jax.data.own_sets import open_own_set, read_sets_file
+from pomp_jax.inputs.own_sets import open_own_set, read_sets_file
 from pomp_jax.world import example_sets
 
 

@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.labelled_set import READERS, LabelledSet, open_test_images, some_classes
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.subsets import half_of_classes
-from pomp_jax.data.vocabularies import CLASS_LISTS, ClassList, load_class_list
-from pomp_jax.data.vocabulary import VocabularyError, check_names, read_names, spoken
+from pomp_jax.data.vocabulary import VocabularyError, check_names, normalized_names, read_names
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.files.terminal import printable
 
@@ -291,18 +291,20 @@ def _indices(own: OwnSet, classes: ClassList, key: str) -> set[int]:
   names = _listed(own, key).names
   # Of a name that stands twice, both classes.
   indices_of: dict[str, set[int]] = {}
-  for called in (spoken(classes.names), classes.synsets or ()):
+  for called in (normalized_names(classes.names), classes.synsets or ()):
     for index, name in enumerate(called):
       indices_of.setdefault(name, set()).add(index)
   unknown = [
-    name for name, word in zip(names, spoken(names), strict=True) if word not in indices_of
+    name
+    for name, word in zip(names, normalized_names(names), strict=True)
+    if word not in indices_of
   ]
   if unknown:
     near = difflib.get_close_matches(unknown[0], classes.names, 1)
     hint = f" (did you mean {printable(near[0], 80)!r}?)" if near else ""
     shown = printable(unknown[0], 80)
     raise _wrong(own, key, f"{len(unknown)} names are no class of it, such as {shown!r}{hint}")
-  return set().union(*(indices_of[word] for word in spoken(names)))
+  return set().union(*(indices_of[word] for word in normalized_names(names)))
 
 
 def _synsets(own: OwnSet, n_classes: int) -> tuple[str, ...]:

@@ -8,8 +8,8 @@ import grain
 import numpy as np
 import pytest
 
-from pomp_jax.data import order
-from pomp_jax.data.order import epoch_order
+from pomp_jax.data import shuffle
+from pomp_jax.data.shuffle import epoch_order
 
 
 @pytest.mark.parametrize("n_images", [1, 2, 3, 20, 40, 1000, 65_535, 65_536, 65_538, 300_000])
@@ -40,7 +40,7 @@ def test_threads_that_reach_an_epoch_together_compute_it_once(monkeypatch):
   """Each would take seconds and hundreds of megabytes for ImageNet-21K."""
   computed, n_threads = [], 8
   together = threading.Barrier(n_threads)
-  encrypted = order._encrypted
+  encrypted = shuffle._encrypted
 
   def slow(keys, width):
     computed.append(keys)
@@ -49,9 +49,9 @@ def test_threads_that_reach_an_epoch_together_compute_it_once(monkeypatch):
 
   def read(_):
     together.wait()
-    return order.epoch_order(70_000, 3, 11)
+    return epoch_order(70_000, 3, 11)
 
-  monkeypatch.setattr(order, "_encrypted", slow)
+  monkeypatch.setattr(shuffle, "_encrypted", slow)
   with concurrent.futures.ThreadPoolExecutor(n_threads) as threads:
     found = list(threads.map(read, range(n_threads)))
   assert len(computed) == 1

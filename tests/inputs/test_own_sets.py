@@ -6,10 +6,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax.data.own_sets import open_own_set, parse_sets, read_sets_file
+from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import SourceError
-from pomp_jax.data.vocabularies import load_class_list
 from pomp_jax.data.wordnet import load_tree
+from pomp_jax.inputs.own_sets import open_own_set, parse_sets, read_sets_file
 from tests.support.fuzzing import allowed_errors, awkward_text
 
 NAMES = ("ant", "bee", "cat", "dog", "eel")

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pomp_jax.data.builders.records import (
+from pomp_jax.data.prepare.records import (
   VERSION,
   Shard,
   Split,
@@ -27,7 +27,7 @@ from pomp_jax.data.builders.records import (
   write_index,
   write_metadata,
 )
-from pomp_jax.data.builders.units import Tar, Unit, unreadable
+from pomp_jax.data.prepare.units import Tar, Unit, unreadable
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.subsets import ranked
 from pomp_jax.files.atomic import replacing

@@ -17,7 +17,7 @@ _HEIGHT, _WIDTH = 375, 500
 _N_DIFFERENT = 16
 
 
-def open_made_up(
+def open_synthetic(
   names: Sequence[str], images_per_class: int, image_size: int = 224
 ) -> StoredImages:
   """So many JPEGs of each class, which show nothing of it.

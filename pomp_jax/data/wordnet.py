@@ -19,7 +19,7 @@ from pomp_jax.data.vocabulary import VocabularyError
 # Node indices; two such arguments are broadcast against each other.
 Nodes = Int[np.ndarray, "..."] | int | np.integer
 
-_FILE = pathlib.Path(__file__).with_name("hypernyms.tsv")
+_FILE = pathlib.Path(__file__).with_name("class_names") / "wordnet_hypernyms.tsv"
 # Pairs whose ancestors are compared at a time: about 50 MB.
 _CHUNK = 2**17
 

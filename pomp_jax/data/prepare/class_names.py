@@ -1,4 +1,4 @@
-"""Makes this folder's tables, and the tree of `pomp_jax/data/wordnet`, from published packages.
+"""Makes the tables in `pomp_jax/data/class_names` from published packages.
 
 Run by hand, when a list is to be added or a package's lists have changed. Only text files of the
 packages are read and none of their code is run, so their own requirements are not needed:
@@ -6,9 +6,9 @@ packages are read and none of their code is run, so their own requirements are n
     pip install --no-deps timm==1.0.31 open_clip_torch==3.3.0 tensorflow-datasets==4.9.10 \\
       clip-benchmark==1.6.2
     apt-get install wordnet-base        # Debian's is WordNet 3.0
-    python -m pomp_jax.data.vocabularies.make_files
+    python -m pomp_jax.data.prepare.class_names
 
-README.md says which file comes from which package. `names/fgvc_aircraft.txt` and
+README.md says which file comes from which package. `fgvc_aircraft.txt` and
 `templates/ucf101.txt` are in none of them and stay as they are.
 """
 
@@ -22,7 +22,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from pomp_jax.data import imagenet21k
+from pomp_jax.data.class_lists import load_synsets
 
 # Words of a gloss that a name may take: enough to differ, and no longer than other names.
 _GLOSS_WORDS = 8
@@ -277,22 +277,22 @@ def _lines(lines: Iterable[str]) -> str:
 
 
 def make_imagenet(nouns: Mapping[str, Noun]) -> dict[str, str]:
-  """ImageNet's lists, and the tree above all of their synsets; path below `data` -> content."""
+  """ImageNet's lists, and the tree above all of their synsets; file name -> content."""
   open_clip = _package_text("open_clip_torch", "open_clip/zero_shot_metadata.py")
-  ids_21k = imagenet21k.load_synsets().ids
+  ids_21k = load_synsets().ids
   ids_1k = _timm_synsets("imagenet")
   curated = ast.literal_eval(_constant(open_clip, "IMAGENET_CLASSNAMES"))
   files = {
-    "names/imagenet21k.tsv": _table(
+    "imagenet21k.tsv": _table(
       "synset name", zip(ids_21k, distinct_names(ids_21k, nouns), strict=True)
     ),
-    "names/imagenet21k_p.txt": _lines(_timm_synsets("imagenet21k_miil")),
-    "names/imagenet21k_p_w21.txt": _lines(_timm_synsets("imagenet21k_miil_w21")),
-    "names/imagenet1k.tsv": _table(
+    "imagenet21k_p.txt": _lines(_timm_synsets("imagenet21k_miil")),
+    "imagenet21k_p_w21.txt": _lines(_timm_synsets("imagenet21k_miil_w21")),
+    "imagenet1k.tsv": _table(
       "synset name", zip(ids_1k, curated_names(ids_1k, curated, nouns), strict=True)
     ),
-    "names/imagenet_a.txt": _lines(_timm_synsets("imagenet_a")),
-    "names/imagenet_r.txt": _lines(_timm_synsets("imagenet_r")),
+    "imagenet_a.txt": _lines(_timm_synsets("imagenet_a")),
+    "imagenet_r.txt": _lines(_timm_synsets("imagenet_r")),
   }
   for name, constant in (
     ("imagenet", "OPENAI_IMAGENET_TEMPLATES"),
@@ -300,9 +300,8 @@ def make_imagenet(nouns: Mapping[str, Noun]) -> dict[str, str]:
   ):
     templates = _constant(open_clip, constant).elts  # type: ignore[attr-defined]
     files[f"templates/{name}.txt"] = _lines(_template(function) for function in templates)
-  files = {f"vocabularies/{path}": content for path, content in files.items()}
   nodes = with_ancestors([*ids_21k, *ids_1k], nouns)
-  files["wordnet/hypernyms.tsv"] = _table(
+  files["wordnet_hypernyms.tsv"] = _table(
     "synset lemma parents",
     ((node, nouns[node].lemmas[0], " ".join(nouns[node].parents)) for node in nodes),
   )
@@ -310,20 +309,20 @@ def make_imagenet(nouns: Mapping[str, Noun]) -> dict[str, str]:
 
 
 def make_downstream() -> dict[str, str]:
-  """Names, TFDS's labels and CLIP's templates of the ten; path below `data` -> content."""
+  """Names, TFDS's labels and CLIP's templates of the ten; file name -> content."""
   files = {}
   for dataset in _TFDS:
     labels = tfds_labels(dataset)
     names = [coop_name(dataset, label) for label in coop_order(dataset, labels)]
-    files[f"names/{dataset}.txt"] = _lines(name for name in names if name)
-    files[f"tfds/{dataset}.tsv"] = _table(
+    files[f"{dataset}.txt"] = _lines(name for name in names if name)
+    files[f"tfds_labels/{dataset}.tsv"] = _table(
       "label name", ((label, coop_name(dataset, label)) for label in labels)
     )
   file = "clip_benchmark/datasets/en_zeroshot_classification_templates.json"
   templates = json.loads(_package_text("clip-benchmark", file))
   for ours, theirs in _ENSEMBLES.items():
     files[f"templates/{ours}.txt"] = _lines(text.replace("{c}", "{}") for text in templates[theirs])
-  return {f"vocabularies/{path}": content for path, content in files.items()}
+  return files
 
 
 def main() -> None:
@@ -331,7 +330,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--wordnet", default=_WORDNET, help="WordNet 3.0's data.noun")
   arguments = parser.parse_args()
-  data = pathlib.Path(__file__).parent.parent
+  data = pathlib.Path(__file__).parent.parent / "class_names"
   for path, content in (make_imagenet(read_nouns(arguments.wordnet)) | make_downstream()).items():
     (data / path).write_text(content, encoding="utf-8", newline="\n")
     print(f"{path}: {content.count(chr(10))} lines")

@@ -1,0 +1,266 @@
+"""Class lists: the packaged ones by name, or a user's from a file.
+
+The packaged tables are in `class_names/`; its README.md gives the source of each.
+
+A user's file is text, one name a line, or JSON in one of three forms: a list of names, an object
+whose keys are the names (its values are ignored), or a list of objects with `name` and, in all of
+them or in none, `synset`. The order of the names is that of the labels.
+
+Shapes: N classes, T labels of a TFDS data set.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import json
+import logging
+import os
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+from jaxtyping import Int32
+import numpy as np
+
+from pomp_jax.data.vocabulary import (
+  VocabularyError,
+  check_names,
+  normalized_names,
+  read_names,
+  read_text,
+)
+from pomp_jax.files.terminal import printable, quoted
+
+log = logging.getLogger(__name__)
+
+_FOLDER = pathlib.Path(__file__).with_name("class_names")
+_SETS: dict[str, dict[str, str]] = json.loads((_FOLDER / "sets.json").read_text(encoding="utf-8"))
+
+# Names that load_class_list and load_templates accept.
+CLASS_LISTS = tuple(_SETS)
+TEMPLATES = tuple(sorted(file.stem for file in (_FOLDER / "templates").glob("*.txt")))
+SYNSET = re.compile(r"n[0-9]{8}")  # WordNet id of a noun
+
+_DEFAULT_TEMPLATE = "a photo of a {}."
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassList:
+  """Classes in the order of their labels.
+
+  Attributes:
+    names: N class names as their source spells them, underscores included. Classes with the same
+      name get the same text features.
+    synsets: N WordNet 3.0 ids such as n02084071, or None.
+    template: hand-written prompt with `{}` for the name.
+    ensemble: CLIP's own templates for the data set, or `template` alone.
+    source: origin of the list.
+  """
+
+  names: tuple[str, ...]
+  synsets: tuple[str, ...] | None = None
+  template: str = _DEFAULT_TEMPLATE
+  ensemble: tuple[str, ...] = (_DEFAULT_TEMPLATE,)
+  source: str = ""
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def subset(self, indices: Sequence[int] | np.ndarray) -> "ClassList":
+    """Some of the classes, in the order of `indices`."""
+    names = tuple(self.names[c] for c in indices)
+    synsets = None if self.synsets is None else tuple(self.synsets[c] for c in indices)
+    return dataclasses.replace(self, names=names, synsets=synsets)
+
+
+def load_class_list(name_or_path: str | os.PathLike) -> ClassList:
+  """Loads a packaged class list by name (`CLASS_LISTS`), or a user's file.
+
+  Raises:
+    VocabularyError: unknown name, unreadable file, or unusable content.
+  """
+  if name_or_path in _SETS:
+    return _packaged(str(name_or_path))
+  path = pathlib.Path(name_or_path)
+  if not path.exists() and not path.suffix and path.name == str(name_or_path):
+    raise VocabularyError(
+      f"unknown class list {str(name_or_path)!r}; expected one of {', '.join(CLASS_LISTS)}, a .txt"
+      " file with one name a line, or a .json file"
+    )
+  if path.suffix.lower() == ".json":
+    names, synsets = _read_json(path)
+  else:
+    names, synsets = read_names(path, distinct=False), None
+  _warn_of_repeats(names, str(path))
+  return ClassList(names, synsets, source=str(path))
+
+
+def load_templates(name: str) -> tuple[str, ...]:
+  """Loads prompt templates by name (`TEMPLATES`); `{}` stands for the class name.
+
+  `imagenet` is CLIP's ensemble of 80, `imagenet_7` its subset of seven. The others are named after
+  their class list.
+
+  Raises:
+    VocabularyError: unknown name.
+  """
+  if name not in TEMPLATES:
+    raise VocabularyError(f"unknown templates {name!r}; expected one of {', '.join(TEMPLATES)}")
+  return read_names(_FOLDER / "templates" / f"{name}.txt")
+
+
+def tfds_builder(name: str) -> str | None:
+  """Name in TFDS of a class list's data set; None if TFDS lacks it."""
+  return _SETS[name].get("tfds")
+
+
+@functools.cache
+def load_tfds_labels(name: str) -> tuple[tuple[str, ...], Int32[np.ndarray, " T"]]:
+  """Loads the mapping from TFDS's labels to the classes of a packaged list.
+
+  TFDS orders some classes differently (Caltech101, Food101), has two that CoOp drops (Caltech101),
+  and labels ImageNet-A and -R with all 1,000 classes of ImageNet-1K.
+
+  Returns:
+    TFDS's label names in its order, and the class of each; -1 for a label outside the list.
+
+  Raises:
+    VocabularyError: TFDS has no such data set.
+  """
+  classes = load_class_list(name)
+  if tfds_builder(name) is None:
+    raise VocabularyError(f"TFDS has no data set for the class list {name!r}")
+  if classes.synsets is not None:
+    labels = names = load_class_list("imagenet1k").synsets
+  else:
+    labels, names = read_table(_FOLDER / "tfds_labels" / f"{name}.tsv")
+  class_of = {own: index for index, own in enumerate(classes.synsets or classes.names)}
+  indices = np.array([class_of.get(name, -1) for name in names], np.int32)
+  indices.flags.writeable = False  # shared by all callers
+  return labels, indices
+
+
+class Synsets(NamedTuple):
+  """The 21,841 classes of ImageNet-21K (fall 2011), sorted by id.
+
+  Attributes:
+    ids: N WordNet 3.0 ids.
+    lemmas: words of each synset, the most usual first.
+    lengths: tokens of "{first lemma}." and EOT under CLIP's tokenizer.
+  """
+
+  ids: tuple[str, ...]
+  lemmas: tuple[tuple[str, ...], ...]
+  lengths: Int32[np.ndarray, " N"]
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """First lemma of each class; 20,099 are distinct ("crane" is a bird and a machine)."""
+    return tuple(lemmas[0] for lemmas in self.lemmas)
+
+
+@functools.cache
+def load_synsets() -> Synsets:
+  """Loads the synsets of ImageNet-21K."""
+  ids, lemmas, lengths = read_table(_FOLDER / "imagenet21k_synsets.tsv")
+  return Synsets(
+    ids, tuple(tuple(words.split(", ")) for words in lemmas), np.array(lengths, np.int32)
+  )
+
+
+def read_table(path: pathlib.Path) -> tuple[tuple[str, ...], ...]:
+  """Reads the columns of a packaged table: tab-separated below a header line."""
+  lines = path.read_text(encoding="utf-8").splitlines()[1:]
+  return tuple(zip(*(line.split("\t") for line in lines), strict=True))
+
+
+@functools.cache
+def _packaged(name: str) -> ClassList:
+  fields = _SETS[name]
+  file = _FOLDER / fields["names"]
+  if file.suffix == ".tsv":
+    synsets, names = read_table(file)
+    if "subset" in fields:
+      name_of = dict(zip(synsets, names, strict=True))
+      synsets = read_names(_FOLDER / fields["subset"])
+      names = tuple(name_of[synset] for synset in synsets)
+  else:
+    synsets, names = None, read_names(file)
+  return ClassList(
+    names, synsets, fields["template"], load_templates(fields["ensemble"]), fields["source"]
+  )
+
+
+class _Pairs(list):
+  """Keys and values of a JSON object, repeated keys included."""
+
+
+def _read_json(path: pathlib.Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+  text = read_text(path)
+  try:
+    content = json.loads(text, object_pairs_hook=_Pairs)
+  # ValueError: not JSON, or a number with thousands of digits.
+  except (ValueError, RecursionError) as error:
+    raise VocabularyError(f"{path}: not JSON ({printable(str(error))})") from error
+  if isinstance(content, _Pairs):
+    names = tuple(key for key, _ in content)
+    if names and all(name.isdecimal() for name in names):
+      raise VocabularyError(
+        f"{path}: the object's keys are numbers, expected class names; use a list of the names in"
+        " the order of the labels"
+      )
+    check_names(names, str(path))
+    return names, None
+  if isinstance(content, list):
+    return _from_list(content, path)
+  raise VocabularyError(f"{path}: found {_shown(content)}, expected a list or an object")
+
+
+def _from_list(
+  content: Sequence[Any], path: pathlib.Path
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+  names, synsets = [], []
+  for index, item in enumerate(content):
+    where = f"{path}: item {index + 1} of {len(content)}"
+    fields = dict(item) if isinstance(item, _Pairs) else {"name": item}
+    name, synset = fields.get("name"), fields.get("synset")
+    if not isinstance(name, str):
+      raise VocabularyError(f"{where}: found {_shown(item)}, expected a name")
+    names.append(name.strip())
+    if synset is not None:
+      if not (isinstance(synset, str) and SYNSET.fullmatch(synset)):
+        raise VocabularyError(
+          f"{where}: found synset {_shown(synset)}, expected a WordNet id such as n02084071"
+        )
+      synsets.append(synset)
+  check_names(names, str(path), distinct=False)
+  if synsets and len(synsets) < len(names):
+    raise VocabularyError(
+      f"{path}: {len(synsets)} of {len(names)} classes have a synset, expected all or none"
+    )
+  if len(set(synsets)) < len(synsets):
+    repeated = next(synset for synset in synsets if synsets.count(synset) > 1)
+    raise VocabularyError(f"{path}: synset {repeated} is repeated")
+  return tuple(names), tuple(synsets) or None
+
+
+def _shown(value: Any) -> str:
+  """A JSON value for an error line."""
+  if isinstance(value, list):
+    return "an object" if isinstance(value, _Pairs) else "a list"
+  return quoted(value) if isinstance(value, str) else json.dumps(value)[:80]
+
+
+@functools.cache
+def _warn_of_repeats(names: tuple[str, ...], where: str) -> None:
+  """Warns of names that CLIP's tokenizer, which ignores case, can't distinguish."""
+  words = [name.casefold() for name in normalized_names(names)]
+  first: dict[str, int] = {}
+  repeats = [(first[word], i) for i, word in enumerate(words) if first.setdefault(word, i) != i]
+  if repeats:
+    one, two = repeats[0]
+    log.warning(
+      "%s: %d of %d classes repeat an earlier name (underscores and case ignored), such as %s,"
+      " names %d and %d. Images of such classes never count as correct",
+      *(where, len(repeats), len(names), quoted(names[two]), one + 1, two + 1),
+    )
