@@ -4,7 +4,7 @@
 #   bash launch/local.sh --config=configs/demo.py --workdir=runs/demo
 #   PROCESSES=2 bash launch/local.sh --config=configs/demo.py --workdir=runs/demo
 #
-# PROCESSES  how many; default 1. Several get a GPU each, of CUDA_VISIBLE_DEVICES if it says which.
+# PROCESSES  number of processes; default 1. Several get a GPU each, of CUDA_VISIBLE_DEVICES if it says which.
 #            With JAX_PLATFORMS=cpu, JAX_NUM_CPU_DEVICES=4 gives each process four devices.
 # VENV, PYTHON: see launch/venv.sh. SIGTERM and SIGHUP are passed on: the run saves, status 75.
 set -euo pipefail

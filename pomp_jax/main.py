@@ -85,10 +85,10 @@ def main(argv: Sequence[str]) -> int:
     return _end(error, error.status)
   except hosts.Preempted as error:
     if not error.together:
-      return _end(error, hosts.TRY_AGAIN)
+      return _end(error, TryAgain.status)
     # All processes stop at the same step, each by itself.
     hosts.finish()
-    return _complain(error, hosts.TRY_AGAIN)
+    return _complain(error, TryAgain.status)
   except KeyboardInterrupt:
     return _end(f"interrupted; the same command goes on from {workdir}", 130)
   except Exception as error:
@@ -104,20 +104,18 @@ def _join(config: ConfigDict, workdir: str) -> None:
   """Starts JAX's distributed runtime where this run has more than one process.
 
   Raises:
-    ClusterError: flags or an environment that don't add up.
-    HostError: hosts that can't start, or that would run something else than the others.
+    HostError: flags or an environment that can't be read; hosts that can't start or that differ.
     LostHostError: a host that does not answer.
   """
+  timeout = _START_TIMEOUT.value
   cluster = hosts.detect(
-    os.environ,
     coordinator=_COORDINATOR.value,
     num_processes=_NUM_PROCESSES.value,
     process_id=_PROCESS_ID.value,
-    on_tpu_vm=hosts.on_tpu_vm(),
+    timeout=timeout,
   )
   if cluster is None:
     return
-  timeout = _START_TIMEOUT.value
   hosts.start(cluster, start_timeout=timeout, heartbeat_timeout=_HEARTBEAT_TIMEOUT.value)
   if not _stops_together(config):
     # Joining gave the signal to JAX, which only tells those who ask for it.
@@ -168,7 +166,7 @@ def _end_unexpectedly(error: Exception) -> NoReturn:
   """A defect, or a collective that failed because another process is gone."""
   of_jax = isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(_OWN)
   if of_jax or (isinstance(error, ValueError) and _OF_OTHERS.match(str(error))):
-    hosts.fail_with_the_cause(error)
+    hosts.fail_after_lost_contact(error)
   traceback.print_exc()
   hosts.fail(_one_line(f"{type(error).__name__}: {error}"), 1)
 

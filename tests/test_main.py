@@ -463,7 +463,7 @@ def test_too_little_memory_is_no_lost_process(monkeypatch, capsys, kind, message
     raise SystemExit(status)
 
   monkeypatch.setattr(main_module.hosts, "fail", lambda text, status: end(status))
-  monkeypatch.setattr(main_module.hosts, "fail_with_the_cause", lambda error: end(75))
+  monkeypatch.setattr(main_module.hosts, "fail_after_lost_contact", lambda error: end(75))
   with pytest.raises(SystemExit) as ended:
     main_module._end_unexpectedly(kind(message))
   assert ended.value.code == expected

@@ -1,17 +1,15 @@
-"""The processes of one run: how they find each other, agree, and end together.
+"""The processes of one run: how they find each other, agree, and stop together.
 
-Everything here is exact on one process as well: nothing is started and nothing is asked.
+A process that runs alone calls the same functions: they start nothing and return at once.
 """
 
-from pomp_jax.hosts.agreement import agree, fingerprint_of_package
-from pomp_jax.hosts.cluster import Cluster, ClusterError, detect
-from pomp_jax.hosts.failure import fail, fail_with_the_cause, finish, watch_failures
-from pomp_jax.hosts.start import TRY_AGAIN, describe, on_tpu_vm, start
-from pomp_jax.hosts.stop import Preempted, StopRequest, leave_if_asked
-from pomp_jax.hosts.talk import (
+from pomp_jax.hosts.failure import fail, fail_after_lost_contact, finish, watch_failures
+from pomp_jax.hosts.messages import (
   HostError,
   LostHostError,
+  agree,
   arrays_from_first,
+  fingerprint_of_package,
   from_first,
   gather,
   is_first,
@@ -19,11 +17,11 @@ from pomp_jax.hosts.talk import (
   post,
   posted,
 )
+from pomp_jax.hosts.start import Cluster, describe, detect, start
+from pomp_jax.hosts.stop import Preempted, StopRequest, raise_if_preempted
 
 __all__ = [
-  "TRY_AGAIN",
   "Cluster",
-  "ClusterError",
   "HostError",
   "LostHostError",
   "Preempted",
@@ -33,17 +31,16 @@ __all__ = [
   "describe",
   "detect",
   "fail",
-  "fail_with_the_cause",
+  "fail_after_lost_contact",
   "fingerprint_of_package",
   "finish",
   "from_first",
   "gather",
   "is_first",
-  "leave_if_asked",
   "n_processes",
-  "on_tpu_vm",
   "post",
   "posted",
+  "raise_if_preempted",
   "start",
   "watch_failures",
 ]

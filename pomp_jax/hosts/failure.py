@@ -1,7 +1,7 @@
-"""Ending together: what ends one process ends the others too, with its reason, in a moment.
+"""Failing together: the failure of one process ends the others within seconds, with its reason.
 
-Without this the others would wait in a collective until heartbeats are missed. A process that is
-killed can't say anything: then that wait is the bound.
+Otherwise they would wait in a collective until the heartbeat timeout. A process that is killed
+can't say anything, so there the heartbeat timeout is the bound.
 """
 
 import contextlib
@@ -15,27 +15,28 @@ from typing import Any, NoReturn
 
 import jax
 
-from pomp_jax.hosts.start import TRY_AGAIN
-from pomp_jax.hosts.talk import (
+from pomp_jax.errors import TryAgain
+from pomp_jax.hosts.messages import (
   LISTEN_SECONDS,
   client,
   is_first,
   n_processes,
-  name_of_process,
   own_index,
+  process_name,
 )
 
 _KEY = "pomp_jax_failed"
-# A look ends when the runtime shuts down; each that ends without stays in the coordinator's memory.
-_LOOK_SECONDS = 3600.0
-# So long the coordinator stays, at most, for the others to hear from it; and so long one whose
-# collective has failed listens for the reason.
+# Length of one wait for a failure. The coordinator keeps each wait that times out in memory, so
+# waits are long; they end when the runtime shuts down.
+_WAIT_SECONDS = 3600.0
+# Longest time that the coordinator stays for the others to read the failure.
 _LINGER_SECONDS = 15.0
+# Time for another process's reason to arrive after a failed collective.
 _REASON_SECONDS = 3.0
-# So long this process has to find the same for itself, and to say it in its own words: the value
-# in which it finds that may reach it `LISTEN_SECONDS` later.
+# Time for this process to find the same failure itself and report it in its own words. The value
+# that shows it may arrive `LISTEN_SECONDS` later.
 _GRACE_SECONDS = LISTEN_SECONDS + 2.0
-# So long the coordinator outlives the last that has heard.
+# Time that the coordinator outlives the last reader: without it the runtime would abort them.
 _PARTING_SECONDS = 1.0
 
 _failing = threading.Event()
@@ -44,17 +45,16 @@ _listener: threading.Thread | None = None
 
 
 def watch_failures() -> None:
-  """Starts to listen for the failure of another process, which then ends this one too."""
+  """Starts a thread that ends this process when another one fails."""
   global _listener
-  if client() is not None:
-    _listener = threading.Thread(target=_watch, name="failures", daemon=True)
-    _listener.start()
+  _listener = threading.Thread(target=_watch, name="failures", daemon=True)
+  _listener.start()
 
 
 def finish() -> None:
-  """Leaves the run when all have done their work: waits for the others, and stops listening.
+  """Waits until all processes have finished, and shuts the runtime down.
 
-  A thread that waits within the runtime while Python ends would abort the process.
+  A thread that waits within the runtime while Python exits would abort the process.
   """
   if client() is None:
     return
@@ -68,53 +68,53 @@ def finish() -> None:
 def fail(message: str, status: int) -> NoReturn:
   """Ends this process and tells the others why; they end with the same status.
 
-  Not through `sys.exit`: JAX would wait there for processes that may never come.
+  Skips `sys.exit`: JAX would wait there for processes that may never arrive.
 
   Args:
-    message: what went wrong, one line; printed already.
-    status: of this process.
+    message: reason, one line; already printed.
+    status: exit status.
   """
   _failing.set()
   store = client()
   if store is not None:
-    who = name_of_process(own_index(), socket.gethostname())
-    # It may be told already by another, or there may be nobody left to tell.
+    who = process_name(own_index(), socket.gethostname())
+    # Another process may have failed first, or the coordinator may be gone.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       store.key_value_set(_KEY, json.dumps([who, message, status]))
-  _leave(status)
+  _exit(status)
 
 
-def fail_with_the_cause(error: Exception) -> NoReturn:
-  """Ends this process after a collective that failed: another's reason, if one told any.
+def fail_after_lost_contact(error: Exception) -> NoReturn:
+  """Ends this process after a failed collective, with another process's reason if there is one.
 
-  Else a process was lost, and the same command may be started again.
+  Without a reason a process was lost, and the same command may be started again.
   """
-  found = _failure(client(), _REASON_SECONDS)
-  if found is not None:
-    _end_with(*found)
+  failure = _wait_for_failure(client(), _REASON_SECONDS)
+  if failure is not None:
+    _end_with(*failure)
   line = " ".join(str(error).split())[:300]
-  message = f"lost contact with another process ({line}); start the same command again to go on"
-  who = name_of_process(own_index(), socket.gethostname())
+  message = f"lost contact with another process ({line}); the same command resumes"
+  who = process_name(own_index(), socket.gethostname())
   print(f"error: {who}: {message}", file=sys.stderr, flush=True)
-  fail(message, TRY_AGAIN)
+  fail(message, TryAgain.status)
 
 
 def _watch() -> None:
   store = client()
   while True:
-    found = _failure(store, _LOOK_SECONDS)
-    if found is not None and not _failing.wait(_GRACE_SECONDS):
-      _end_with(*found)
-    if found is not None or client() is None or _finished.is_set():
+    failure = _wait_for_failure(store, _WAIT_SECONDS)
+    if failure is not None and not _failing.wait(_GRACE_SECONDS):
+      _end_with(*failure)
+    if failure is not None or client() is None or _finished.is_set():
       return
 
 
-def _failure(store: Any, seconds: float) -> tuple[str, str, int] | None:
+def _wait_for_failure(store: Any, seconds: float) -> tuple[str, str, int] | None:
   try:
     who, message, status = json.loads(store.blocking_key_value_get(_KEY, int(1000 * seconds)))
   except jax.errors.JaxRuntimeError as error:
     if "DEADLINE_EXCEEDED" not in str(error):
-      # The coordinator is gone, or this process is shutting down: JAX's own heartbeat decides.
+      # The coordinator is gone, or this process is shutting down: JAX's heartbeat decides.
       _finished.wait(seconds)
     return None
   return who, message, status
@@ -122,11 +122,11 @@ def _failure(store: Any, seconds: float) -> tuple[str, str, int] | None:
 
 def _end_with(who: str, message: str, status: int) -> NoReturn:
   print(f"error: {who} ended: {message}. This process ends with it", file=sys.stderr, flush=True)
-  _leave(status)
+  _exit(status)
 
 
-def _leave(status: int) -> NoReturn:
-  """Out, at once; but the coordinator last, as the others hear through it."""
+def _exit(status: int) -> NoReturn:
+  """Exits at once; the coordinator exits last, since the others read the failure through it."""
   sys.stdout.flush()
   sys.stderr.flush()
   store = client()
@@ -139,6 +139,5 @@ def _leave(status: int) -> NoReturn:
         for index in range(1, n_processes()):
           left = max(1, int(1000 * (end - time.monotonic())))
           store.blocking_key_value_get(f"{_KEY}_heard/{index}", left)
-        # They have yet to end: without a coordinator the runtime would abort them.
         time.sleep(_PARTING_SECONDS)
   os._exit(status)

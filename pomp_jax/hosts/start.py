@@ -1,150 +1,264 @@
-"""Starts JAX's distributed runtime, with an end to every wait."""
+"""Finding the other processes of a run, and starting JAX's distributed runtime with timeouts.
 
-import glob
-import importlib.util
+JAX's own cluster classes read what SLURM, Open MPI and Cloud TPU leave in the environment. Added
+here: flags, JobSet and Open MPI 5, which JAX does not detect without more, one-line errors, and all
+accelerators of a node for a process that has the node to itself.
+"""
+
+from collections.abc import Mapping
 import os
+import re
 import socket
 import sys
 import threading
 import time
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import jax
+from jax._src import clusters  # `jax.distributed.initialize` uses these and names no public API.
 
-from pomp_jax.hosts.cluster import Cluster, ClusterError
+from pomp_jax.errors import TryAgain
+from pomp_jax.hosts.messages import LISTEN_SECONDS, HostError, LostHostError
 from pomp_jax.hosts.stop import Preempted
-from pomp_jax.hosts.talk import LISTEN_SECONDS, HostError, LostHostError
 
-# A launcher starts a run again that ends with this: sysexits.h's EX_TEMPFAIL.
-TRY_AGAIN = 75
-# By hand: what a shell calls the end by SIGINT.
+# Exit status after SIGINT, by the convention of shells.
 _INTERRUPTED = 130
-# How JAX's errors begin that are not this process's own.
+# Prefixes of JAX's errors that another process caused.
 _OF_OTHERS = ("UNAVAILABLE", "ABORTED", "INTERNAL", "CANCELLED", "DEADLINE_EXCEEDED")
+# JAX's names, in this order. Open MPI's processes also see the SLURM step of their daemons.
+_TPU, _OTHER = ("gketpu", "gcetpu"), ("ompi", "slurm")
+# Variables with the number and the index of processes, where JAX does not find the launcher:
+# launch/gke_jobset_gpu.yaml sets the first; Open MPI 5 names no coordinator.
+_COUNTED = {
+  "jobset": ("JOBSET_NUM_PROCESSES", "JOB_COMPLETION_INDEX"),
+  "ompi": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+}
+_JOBSET_PORT = 8476
 
 
-def on_tpu_vm() -> bool:
-  """Whether TPU chips and their library are here."""
-  chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
-  return bool(chips) and importlib.util.find_spec("libtpu") is not None
+class Cluster(NamedTuple):
+  """Arguments of `jax.distributed.initialize`.
+
+  Attributes:
+    launcher: what started the processes: flags, jobset, or JAX's name for it.
+    coordinator: host:port of process 0.
+    num_processes: number of processes.
+    process_id: index of this one.
+    local_device_ids: accelerators of this process; empty for all that it sees.
+  """
+
+  launcher: str
+  coordinator: str
+  num_processes: int
+  process_id: int
+  local_device_ids: tuple[int, ...] = ()
 
 
-def start(
-  cluster: Cluster | None, *, start_timeout: int = 300, heartbeat_timeout: int = 60
-) -> None:
-  """Joins the other processes; for a process alone nothing is started.
-
-  SIGTERM (where its handler raises `Preempted`) and SIGINT meanwhile end the process at once, with
-  status 75 and 130.
+def detect(
+  *,
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  timeout: int = 300,
+) -> Cluster | None:
+  """Returns the cluster of this process, or None if it runs alone.
 
   Args:
-    cluster: from `detect`.
-    start_timeout: seconds within which all processes must have arrived. Else one line on standard
-      error, and the process ends with status 75.
-    heartbeat_timeout: seconds of silence after which a process counts as lost, and JAX ends the
+    coordinator: `--coordinator`, host:port. Alone it replaces the launcher's.
+    num_processes: `--num_processes`. 1: this process runs alone, whatever the environment says.
+    process_id: `--process_id`.
+    timeout: seconds for the name of a Cloud TPU's coordinator to resolve.
+
+  Raises:
+    HostError: flags that are incomplete or out of range, or variables that can't be read.
+  """
+  if coordinator is not None:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+      raise HostError(f"--coordinator: got {coordinator!r}, expected host:port")
+  launcher = "flags"
+  if num_processes is None and process_id is None:
+    launcher = _launcher(os.environ)
+    if launcher is not None:
+      coordinator, num_processes, process_id = _read(launcher, coordinator, timeout)
+    elif coordinator is None:
+      return None
+  if num_processes is None or num_processes < 1:
+    raise HostError(f"--num_processes: got {num_processes}, expected 1 or more")
+  if num_processes == 1 and not process_id:
+    return None
+  if process_id is None or not 0 <= process_id < num_processes:
+    raise HostError(
+      f"--process_id: got {process_id} from {launcher}, expected 0 to {num_processes - 1}"
+    )
+  if coordinator is None:
+    raise HostError(f"--coordinator: got nothing from {launcher}, expected host:port of process 0")
+  devices = _own_accelerator(launcher, os.environ)
+  return Cluster(launcher, coordinator, num_processes, process_id, devices)
+
+
+def _is_present(launcher: str) -> bool:
+  kinds = {kind.name: kind for kind in clusters.ClusterEnv._cluster_types}
+  return launcher in kinds and kinds[launcher].is_env_present()
+
+
+def _launcher(environ: Mapping[str, str]) -> str | None:
+  uses_tpu = environ.get("JAX_PLATFORMS", "").split(",")[0] in ("", "tpu")
+  for name in (*(_TPU if uses_tpu else ()), *_OTHER):
+    if _is_present(name):
+      return name
+  return next((name for name, (count, _) in _COUNTED.items() if count in environ), None)
+
+
+def _read(launcher: str, coordinator: str | None, timeout: int) -> tuple[str | None, int, int]:
+  """Address of process 0, number of processes and index of this one, from the environment."""
+  try:
+    if _is_present(launcher):
+      return clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        coordinator, None, None, (), launcher, timeout
+      )[:3]
+    if launcher == "jobset" and coordinator is None and "JOBSET_COORDINATOR" in os.environ:
+      coordinator = f"{os.environ['JOBSET_COORDINATOR']}:{_JOBSET_PORT}"
+    count, index = _COUNTED[launcher]
+    return coordinator, int(os.environ[count]), int(os.environ[index])
+  except (LookupError, ValueError, RuntimeError) as error:
+    problem = f"{type(error).__name__}: {error}"
+    raise HostError(f"{launcher}: can't read its environment ({problem})") from error
+
+
+def _own_accelerator(launcher: str, environ: Mapping[str, str]) -> tuple[int, ...]:
+  """One accelerator per process where several share a node and see them all.
+
+  The number that they see is known from CUDA_VISIBLE_DEVICES or ROCR_VISIBLE_DEVICES. Without
+  these it is assumed to be the number of processes.
+
+  Raises:
+    HostError: they see more, which would stay idle, or fewer.
+  """
+  if launcher == "ompi":
+    n_local, index = (int(environ.get(f"OMPI_COMM_WORLD_LOCAL_{k}", 0)) for k in ("SIZE", "RANK"))
+  elif launcher == "slurm":
+    n_local, index = _slurm_tasks_on_node(environ), int(environ["SLURM_LOCALID"])
+  else:
+    return ()
+  visible = environ.get("CUDA_VISIBLE_DEVICES") or environ.get("ROCR_VISIBLE_DEVICES")
+  n_visible = len(visible.split(",")) if visible else n_local
+  # SLURM binds a task to its own GPUs with --gpus-per-task=2, or =h100:2.
+  n_own = environ.get("SLURM_GPUS_PER_TASK", "1") if launcher == "slurm" else "1"
+  if n_local <= 1 or (visible and str(n_visible) in ("1", n_own.rpartition(":")[2])):
+    return ()
+  if n_visible != n_local and not environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+    raise HostError(
+      f"{launcher}: {n_local} processes on this node see {n_visible} GPUs ({visible}), expected"
+      " one each; start one per GPU (SLURM: --gpus-per-task=1) or one per node, which takes all"
+    )
+  return (index,)
+
+
+def _slurm_tasks_on_node(environ: Mapping[str, str]) -> int:
+  """Number of tasks on this node: "2(x3),1" stands for nodes of 2, 2, 2 and 1 tasks."""
+  text = environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
+  found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+  counts = [int(count) for count, times in found for _ in range(int(times or 1))]
+  try:
+    return counts[int(environ.get("SLURM_NODEID", 0))]
+  except (IndexError, ValueError):
+    raise HostError(f"SLURM_STEP_TASKS_PER_NODE: got {text!r}, expected tasks per node") from None
+
+
+def start(cluster: Cluster, *, start_timeout: int = 300, heartbeat_timeout: int = 60) -> None:
+  """Joins the other processes.
+
+  SIGTERM (if its handler raises `Preempted`) and SIGINT end the process at once while it waits,
+  with status 75 and 130.
+
+  Args:
+    cluster: result of `detect`.
+    start_timeout: seconds for all processes to arrive. After that the process prints one line on
+      standard error and exits with status 75.
+    heartbeat_timeout: seconds of silence after which a process counts as lost. JAX then ends the
       others.
 
   Raises:
-    ClusterError: this is to be process 0, and its port is taken on this host.
-    HostError: JAX can't start; one line.
-    LostHostError: nor can it, but perhaps another time: the others, or the way to them, are gone.
+    HostError: JAX can't start, or the port of process 0 is taken on this host.
+    LostHostError: the other processes can't be reached; another start may succeed.
   """
-  if cluster is None:
-    return
-  if cluster.process_id == 0 and cluster.coordinator is not None:
+  if cluster.process_id == 0:
     _check_port(cluster)
-  # Collectives between processes on CPUs; an accelerator does not look at it.
+  # Collectives between processes on CPUs; ignored by accelerators.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   errors: list[Exception] = []
-  # In a thread: JAX waits deaf to signals, and its own way to end that is an abort with a trace.
-  arguments = (cluster, start_timeout, heartbeat_timeout, errors)
-  joining = threading.Thread(target=_join, args=arguments, name="joining", daemon=True)
+
+  def join():
+    try:
+      jax.distributed.initialize(
+        coordinator_address=cluster.coordinator,
+        num_processes=cluster.num_processes,
+        process_id=cluster.process_id,
+        local_device_ids=cluster.local_device_ids or None,
+        cluster_detection_method="deactivate",
+        initialization_timeout=start_timeout + 60,
+        heartbeat_timeout_seconds=heartbeat_timeout,
+      )
+    except Exception as error:  # Raised by the main thread, below.
+      errors.append(error)
+
+  # In a thread: JAX handles no signals while it waits, and aborts with a stack trace on a timeout.
+  joining = threading.Thread(target=join, name="joining", daemon=True)
+  who = f"process {cluster.process_id} of {cluster.num_processes} on {socket.gethostname()}"
   try:
     joining.start()
     end = time.monotonic() + start_timeout
     while joining.is_alive() and (left := end - time.monotonic()) > 0:
       joining.join(min(left, LISTEN_SECONDS))
   except (Preempted, KeyboardInterrupt) as error:
-    message = str(error) or f"{_who(cluster)} was interrupted while it waited for the others"
-    _give_up(message, TRY_AGAIN if isinstance(error, Preempted) else _INTERRUPTED)
+    message = str(error) or f"{who} was interrupted while it waited for the others"
+    _exit(message, TryAgain.status if isinstance(error, Preempted) else _INTERRUPTED)
   if joining.is_alive():
-    _give_up(
-      f"after {start_timeout} s not all processes have arrived at {cluster.coordinator or 'JAX'};"
-      f" this is {_who(cluster)}. Look at the logs of the others, or raise --start_timeout",
-      TRY_AGAIN,
+    _exit(
+      f"after {start_timeout} s not all processes have arrived at {cluster.coordinator};"
+      f" this is {who}. Look at the logs of the others, or raise --start_timeout",
+      TryAgain.status,
     )
   for error in errors:
     if not isinstance(error, RuntimeError | ValueError):
       raise error
     kind = LostHostError if str(error).startswith(_OF_OTHERS) else HostError
-    raise kind(f"{_who(cluster)} can't start: {' '.join(str(error).split())}") from error
+    raise kind(f"{who} can't start: {' '.join(str(error).split())}") from error
 
 
 def _check_port(cluster: Cluster) -> None:
-  """JAX itself ends with a segmentation fault where it can't listen.
+  """Checks that process 0 can listen, since JAX ends with a segmentation fault where it can't.
 
-  Its server shares the port with whoever allows that, so one that listens there is called first.
+  JAX's server would share the port with a program that allows it, so it is bound without sharing.
 
   Raises:
-    ClusterError: the port is taken.
+    HostError: the port is taken.
   """
   port = int(cluster.coordinator.rpartition(":")[2])
-  problem = None
-  with socket.socket() as caller:
-    caller.settimeout(1.0)
-    if caller.connect_ex(("127.0.0.1", port)) == 0:
-      problem = "another program listens there"
   with socket.socket() as listener:
-    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
-      listener.setsockopt(socket.SOL_SOCKET, option, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
       listener.bind(("", port))
     except OSError as error:
-      problem = problem or error.strerror
-  if problem:
-    raise ClusterError(
-      f"--coordinator: port {port} of {cluster.coordinator} is taken on {socket.gethostname()}"
-      f" ({problem}); takes host:port of process 0 with a port that is free there"
-    )
+      raise HostError(
+        f"--coordinator: port {port} of {cluster.coordinator} is taken on {socket.gethostname()}"
+        f" ({error.strerror}); expected host:port of process 0 with a port that is free there"
+      ) from error
 
 
-def _join(
-  cluster: Cluster, start_timeout: int, heartbeat_timeout: int, errors: list[Exception]
-) -> None:
-  try:
-    jax.distributed.initialize(
-      coordinator_address=cluster.coordinator,
-      num_processes=cluster.num_processes,
-      process_id=cluster.process_id,
-      local_device_ids=cluster.local_device_ids,
-      # What we found is complete; only on Cloud TPU JAX looks for itself.
-      cluster_detection_method=None if cluster.coordinator is None else "deactivate",
-      initialization_timeout=start_timeout + 60,
-      heartbeat_timeout_seconds=heartbeat_timeout,
-    )
-  except Exception as error:  # the main thread's to deal with
-    errors.append(error)
-
-
-def _give_up(message: str, status: int) -> NoReturn:
-  """Ends a process that may have a thread within JAX, which nothing else would end."""
+def _exit(message: str, status: int) -> NoReturn:
+  """Ends a process whose thread may hang within JAX, which nothing else would end."""
   print(f"error: {message}", file=sys.stderr, flush=True)
   os._exit(status)
 
 
-def _who(cluster: Cluster) -> str:
-  # On Cloud TPU only JAX knows the numbers.
-  number = "" if cluster.process_id is None else f" {cluster.process_id}"
-  count = "" if cluster.num_processes is None else f" of {cluster.num_processes}"
-  return f"process{number}{count} on {socket.gethostname()}"
-
-
-def describe(cluster: Cluster | None, class_size: int) -> str:
+def describe(cluster: Cluster, class_size: int) -> str:
   """One line: this process, its devices, and the mesh they are part of."""
   local, n_devices = jax.local_devices(), jax.device_count()
   devices = f"{len(local)} of {n_devices} devices ({local[0].device_kind})"
   mesh = f"mesh data {n_devices // class_size} x class {class_size}"
   return (
     f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: {devices},"
-    f" {mesh}, started by {cluster.engine if cluster else 'hand'}"
+    f" {mesh}, started by {cluster.launcher}"
   )

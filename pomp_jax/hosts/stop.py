@@ -1,7 +1,8 @@
-"""SIGTERM, SIGHUP and SIGINT: the notice that this process is about to be ended.
+"""Stop requests: SIGTERM, SIGHUP and SIGINT.
 
-On one process the handler notes it, and the loop stops after its step. On several, JAX carries the
-notice to all of them and finds a step that all can reach; so one notice is enough.
+A process that runs alone notes the signal, and the loop stops after its step. With several
+processes JAX's preemption service forwards the request to all of them and picks a step that all can
+reach, so a signal to one process is enough.
 """
 
 import contextlib
@@ -12,20 +13,20 @@ import threading
 
 from jax.experimental import multihost_utils
 
-from pomp_jax.hosts.talk import client
+from pomp_jax.hosts.messages import client
 
-# Of all questions that this process has asked, over all runs: JAX compares them between processes,
-# and a step that a run comes to again (after going back, or as another run's) would be behind them.
-_questions = itertools.count(1)
+# Sync points asked for by this process, over all runs. JAX compares the numbers between processes,
+# so they only ever increase: the step would decrease after a roll-back, or in the next run.
+_sync_points = itertools.count(1)
 
 
 class Preempted(BaseException):
-  """The run was asked to stop and has saved what it had; the message is one line.
+  """A run that was asked to stop and has saved its state; the message is one line.
 
-  No `Exception`, as it may be raised anywhere: what deals with errors must not take it for one.
+  Derived from BaseException, since it may be raised anywhere and must not be handled as an error.
 
   Attributes:
-    together: whether all processes stop, each by itself; else the others have to be told.
+    together: whether all processes stop, each by itself. Otherwise the others have to be told.
   """
 
   def __init__(self, message: str, *, together: bool = False):
@@ -33,26 +34,26 @@ class Preempted(BaseException):
     self.together = together
 
 
-def leave_if_asked() -> None:
-  """Between the parts of what several processes do together with nothing to save.
+def raise_if_preempted() -> None:
+  """Stops all processes between two parts of work that has nothing to save.
 
-  All call it equally often. A process alone need not ask: it is ended wherever it is.
+  All processes call it equally often. A process that runs alone is stopped by the signal itself.
 
   Raises:
-    Preempted: one of them was asked to stop, and all can here.
+    Preempted: one of several processes was asked to stop.
   """
-  if client() is not None and multihost_utils.reached_preemption_sync_point(next(_questions)):
-    raise Preempted("asked to stop; the same command goes on", together=True)
+  if client() is not None and multihost_utils.reached_preemption_sync_point(next(_sync_points)):
+    raise Preempted("asked to stop; the same command resumes", together=True)
 
 
 class StopRequest(contextlib.AbstractContextManager):
-  """Whether to stop, asked once a step.
+  """Whether to stop, asked after each step.
 
-  As a context it takes SIGTERM, SIGHUP and SIGINT over from whatever had them. More SIGTERMs and
-  SIGHUPs say the same again: what is being saved is saved. A second SIGINT, from a person who does
-  not want to wait, acts as it did before. With several processes JAX has SIGTERM from start-up on.
+  The context handles SIGTERM, SIGHUP and SIGINT. Repeated SIGTERMs and SIGHUPs are ignored while
+  the state is saved. A second SIGINT, from a person who does not want to wait, has the handler of
+  before. With several processes JAX handles SIGTERM from start-up on.
 
-  The answer is remembered: it stays the same when the context is left and entered again.
+  The answer stays the same when the context is left and entered again.
   """
 
   def __init__(self):
@@ -60,38 +61,36 @@ class StopRequest(contextlib.AbstractContextManager):
     self._before = {}
 
   def __enter__(self) -> "StopRequest":
-    # Signals belong to the main thread; elsewhere (a notebook's, a test's) there is no notice.
+    # Python allows signal handlers in the main thread only.
     if threading.current_thread() is threading.main_thread():
-      numbers = [signal.SIGINT, signal.SIGHUP]
-      numbers += [signal.SIGTERM] if client() is None else []
-      for number in numbers:
-        # A shell lets what it starts in the background ignore SIGINT, and nohup SIGHUP.
+      for number in (signal.SIGINT, signal.SIGHUP, *([] if client() else [signal.SIGTERM])):
+        # A shell ignores SIGINT for background processes, and nohup ignores SIGHUP.
         if signal.getsignal(number) != signal.SIG_IGN:
           self._before[number] = signal.signal(number, self._note)
     return self
 
   def __exit__(self, *exception: object) -> None:
-    while self._before:
-      self._give_back(next(iter(self._before)))
+    for number in list(self._before):
+      self._restore(number)
 
   def after_step(self) -> bool:
-    """Whether to stop now; all processes ask equally often, and get the same answer.
+    """Whether to stop now; all processes ask equally often and get the same answer.
 
-    No device takes part, and nothing is sent before there is a notice.
+    No device takes part, and nothing is sent before there is a request.
     """
     if client() is not None and not self._asked:
-      self._asked = multihost_utils.reached_preemption_sync_point(next(_questions))
+      self._asked = multihost_utils.reached_preemption_sync_point(next(_sync_points))
     return self._asked
 
   def _note(self, number: int, frame: object) -> None:
     if number == signal.SIGINT:
-      self._give_back(number)
+      self._restore(number)
     if client() is None:
       self._asked = True
     else:
-      # JAX has taken SIGTERM, and tells the other processes.
+      # JAX handles SIGTERM and tells the other processes.
       os.kill(os.getpid(), signal.SIGTERM)
 
-  def _give_back(self, number: int) -> None:
-    # None: of a handler that was not Python's.
+  def _restore(self, number: int) -> None:
+    # None stands for a handler that was not set from Python.
     signal.signal(number, self._before.pop(number) or signal.SIG_DFL)

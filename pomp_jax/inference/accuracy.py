@@ -76,7 +76,7 @@ def split_features(
     if computed:
       computed[-1] = np.asarray(computed[-1])
     computed.append(features_BxE)
-    hosts.leave_if_asked()
+    hosts.raise_if_preempted()
   features = np.concatenate([np.asarray(part) for part in computed])[: len(source)]
   skipped.gather()
   kept = np.delete(np.arange(len(source)), list(skipped.reasons))

@@ -87,7 +87,7 @@ def _epochs(
       readable.append(could_be_read)
       unreadable = indices[~could_be_read].tolist()
       skipped.add({index: name_of(source, index) for index in unreadable})
-      hosts.leave_if_asked()
+      hosts.raise_if_preempted()
     if not number:
       skipped.gather()
     yield Epoch(np.concatenate(features), np.concatenate(readable))

@@ -1,7 +1,6 @@
 """Several processes, for real: they join, or say why not and end."""
 
 import functools
-import pathlib
 import signal
 import socket
 import time
@@ -10,7 +9,6 @@ import jax
 import pytest
 
 from pomp_jax import hosts
-from pomp_jax.hosts import agreement
 from tests.support.processes import Processes
 
 SMALL = [
@@ -33,14 +31,12 @@ def errors(output):
   return [line for line in output.splitlines() if line.startswith("error: ")]
 
 
-@pytest.mark.parametrize("absent", [0, 1])
-def test_a_process_that_never_arrives(tmp_path, absent):
-  with Processes(2, command(tmp_path / "run", "--start_timeout=3"), absent=[absent]) as run:
-    ((index, (status, output)),) = run.finish().items()
+def test_a_process_whose_peer_never_arrives(tmp_path):
+  with Processes(2, command(tmp_path / "run", "--start_timeout=3"), absent=[0]) as run:
+    status, output = run.finish()[1]
   assert status == 75
   (line,) = errors(output)
-  assert line.startswith("error: after 3 s not all processes have arrived at 127.0.0.1:")
-  assert f"this is process {index} of 2 on " in line
+  assert "--start_timeout" in line and "process 1 of 2 on " in line
   assert not (tmp_path / "run").exists()
 
 
@@ -57,7 +53,7 @@ def listens(port):
 
 
 def test_a_signal_while_it_waits_for_the_others(tmp_path):
-  """Heard at once, not after --start_timeout."""
+  """Handled at once, not after --start_timeout."""
   arguments = command(tmp_path / "run", "--start_timeout=3600")
   start = functools.partial(Processes, 2, arguments, absent=[1])
   with start() as stopped, start() as interrupted:
@@ -69,17 +65,14 @@ def test_a_signal_while_it_waits_for_the_others(tmp_path):
       interrupted.finish()[0],
     )
   assert (status, status_by_hand) == (75, 130)
-  assert errors(output) == [
-    f"error: stopped by SIGTERM; the same command goes on from {tmp_path}/run"
-  ]
+  assert "stopped by SIGTERM" in errors(output)[0]
   (line,) = errors(output_by_hand)
   assert line.startswith("error: process 0 of 2 on ")
-  assert line.endswith(" was interrupted while it waited for the others")
 
 
 @pytest.mark.parametrize("how", ["listens", "listens and shares", "holds"])
-def test_a_port_that_is_taken_is_named_before_jax_is_started(monkeypatch, how):
-  """JAX ended with a segmentation fault; or it shared the port with another run's process 0."""
+def test_a_taken_port_is_found_before_jax_starts(monkeypatch, how):
+  """JAX would end with a segmentation fault, or share the port with another run's process 0."""
   monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("started"))
   monkeypatch.setattr(jax.config, "update", lambda *_: None)
   with socket.socket() as taken:
@@ -89,7 +82,7 @@ def test_a_port_that_is_taken_is_named_before_jax_is_started(monkeypatch, how):
     if how != "holds":
       taken.listen()
     port = taken.getsockname()[1]
-    with pytest.raises(hosts.ClusterError, match=f"port {port} of h:{port} is taken on ") as error:
+    with pytest.raises(hosts.HostError, match=f"^--coordinator: port {port} ") as error:
       hosts.start(hosts.Cluster("flags", f"h:{port}", 2, 0))
     assert "\n" not in str(error.value)
 
@@ -116,19 +109,15 @@ def test_only_process_0_needs_the_port_and_it_is_free_again(monkeypatch):
     ("INVALID_ARGUMENT: unexpected task", hosts.HostError),
   ],
 )
-def test_what_may_be_otherwise_at_another_start(monkeypatch, text, kind):
+def test_errors_of_other_processes_may_be_retried(monkeypatch, text, kind):
   def fail(**_):
     raise RuntimeError(text)
 
   monkeypatch.setattr(jax.distributed, "initialize", fail)
   monkeypatch.setattr(jax.config, "update", lambda *_: None)
-  for cluster, who in (
-    (hosts.Cluster("flags", "a:1", 4, 3), "process 3 of 4 on "),
-    (hosts.Cluster("cloud-tpu"), "process on "),
-  ):
-    with pytest.raises(kind, match=f"^{who}[^ ]+ can't start: {text}") as caught:
-      hosts.start(cluster)
-    assert type(caught.value) is kind
+  with pytest.raises(kind, match=f"^process 3 of 4 on [^ ]+ can't start: {text}") as caught:
+    hosts.start(hosts.Cluster("flags", "a:1", 4, 3))
+  assert type(caught.value) is kind
 
 
 # What runs in the place of a job: `run`, with `first` and `jax` at hand.
@@ -146,13 +135,13 @@ app.run(main.main, flags_parser=main.parse_flags)
 """
 
 
-def test_a_signal_where_no_step_asks_for_it(tmp_path):
-  """A dry run, in the midst of a wait for the other process."""
+def test_a_signal_outside_of_training(tmp_path):
+  """A dry run, while it waits for the other process."""
   body = f"""
   pathlib.Path("{tmp_path}", f"runs-{{int(first)}}").touch()
   if first:
     time.sleep(3600)
-  hosts.from_first(None, "what is never said", seconds=3600)
+  hosts.from_first(None, "a value that is never sent", seconds=3600)
 """
   file = tmp_path / "start.py"
   file.write_text(INSTEAD.format(job="dry_run", body=body))
@@ -167,14 +156,12 @@ def test_a_signal_where_no_step_asks_for_it(tmp_path):
 
 
 def test_hosts_with_different_configs_are_named(tmp_path):
-  with Processes(3, command(tmp_path / "run"), own={1: ["--config.k=30"]}) as run:
+  with Processes(2, command(tmp_path / "run"), own={1: ["--config.k=30"]}) as run:
     found = run.finish()
   for status, output in found.values():
     assert status == 2, output
     (line,) = errors(output)
-    assert line.startswith("error: the hosts disagree on config.k: 20 for process 0 on ")
-    assert "30 for process 1 on" in line
-    assert line.index("process 2") < line.index("30 for")
+    assert "config.k: 20 for process 0 on " in line and "30 for process 1 on" in line
   assert not (tmp_path / "run").exists()
 
 
@@ -197,50 +184,14 @@ def test_what_one_process_finds_wrong_ends_all(tmp_path):
   assert "ended: config.data.source: got 'x'" in line
 
 
-def test_each_host_says_what_it_has(tmp_path):
-  """And what is wrong alike everywhere is said by each, at once."""
-  arguments = command(tmp_path / "run", "--config.mesh.class_size=2", "--config.batch_size=3")
-  with Processes(2, arguments, devices=2) as run:
+def test_a_class_axis_that_does_not_fit_the_devices_of_a_process(tmp_path):
+  """It would split a draw over a part of each process; each process says so, and what it has."""
+  arguments = command(tmp_path / "run", "--config.mesh.class_size=2", "--config.batch_size=12")
+  with Processes(2, arguments, devices=3) as run:
     found = run.finish()
   for index, (status, output) in found.items():
     assert status == 2, output
     assert f"process {index} of 2 on " in output
-    assert "2 of 4 devices (cpu), mesh data 2 x class 2, started by flags" in output
-    assert "config.batch_size: got 3, takes a multiple of 2" in output
-
-
-def test_a_class_axis_that_does_not_fit_the_devices_of_a_process(tmp_path):
-  """One draw would be split over a part of each: rows of the other's images were read."""
-  arguments = command(tmp_path / "run", "--config.mesh.class_size=2", "--config.batch_size=12")
-  with Processes(2, arguments, devices=3) as run:
-    found = run.finish()
-  for status, output in found.values():
-    assert status == 2, output
-    assert (
-      "config.mesh.class_size: got 2, takes a divisor or a multiple of the 3 devices of each"
-      in output
-    )
+    assert "3 of 6 devices (cpu), mesh data 3 x class 2, started by flags" in output
+    assert "config.mesh.class_size: got 2" in output
   assert not (tmp_path / "run").exists()
-
-
-def test_the_fingerprint_sees_every_file(tmp_path, monkeypatch):
-  package = tmp_path / "pomp_jax"
-  (package / "hosts").mkdir(parents=True)
-  (package / "hosts" / "agreement.py").write_text("x = 1")
-  (package / "names.tsv").write_text("a\tb\n")
-  monkeypatch.setattr(agreement, "__file__", str(package / "hosts" / "agreement.py"))
-  seen = [agreement.fingerprint_of_package()]
-  for change in (
-    lambda: (package / "names.tsv").write_text("a\tc\n"),
-    lambda: (package / "names.tsv").rename(package / "more.tsv"),
-    lambda: (package / "hosts" / "agreement.py").write_text("x = 2"),
-  ):
-    change()
-    seen.append(agreement.fingerprint_of_package())
-  (package / "__pycache__").mkdir()
-  (package / "__pycache__" / "x.pyc").write_text("")
-  assert agreement.fingerprint_of_package() == seen[-1]
-  digests = [found["the code of pomp_jax"] for found in seen]
-  assert len(set(digests)) == 4
-  assert seen[0]["the version of jax"] == __import__("jax").__version__
-  assert pathlib.Path(agreement.__file__).exists()

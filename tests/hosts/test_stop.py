@@ -1,4 +1,4 @@
-"""Being asked to stop: real signals, in one process. Two processes: `tests.faults.pair`."""
+"""Stop requests: real signals, in one process. Two processes: `tests.faults.pair`."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ def send(number):
 
 @pytest.fixture(autouse=True)
 def handlers():
-  # Under nohup it is ignored.
+  # nohup ignores it.
   hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
   numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
   before = {number: signal.getsignal(number) for number in numbers}
@@ -27,7 +27,7 @@ def handlers():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_is_remembered_and_ends_nothing(number):
+def test_a_signal_is_noted(number):
   stop = StopRequest()
   with stop:
     assert not stop.after_step()
@@ -51,7 +51,7 @@ def test_a_second_sigint_interrupts():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_what_a_shell_or_nohup_has_ignored_stays_ignored(number):
+def test_signals_that_a_shell_or_nohup_ignores_stay_ignored(number):
   before = signal.signal(number, signal.SIG_IGN)
   try:
     with StopRequest() as stop:
@@ -64,7 +64,7 @@ def test_what_a_shell_or_nohup_has_ignored_stays_ignored(number):
     signal.signal(number, before)
 
 
-def test_in_another_thread_there_is_no_notice():
+def test_other_threads_handle_no_signals():
   answers = []
 
   def work():
@@ -77,7 +77,7 @@ def test_in_another_thread_there_is_no_notice():
   assert answers == [False]
 
 
-def test_what_deals_with_errors_does_not_take_it_for_one():
+def test_a_preemption_is_not_handled_as_an_error():
   with pytest.raises(Preempted):
     try:
       raise Preempted("asked to stop", together=True)

@@ -5,7 +5,9 @@ No cluster runs here: what a controller would do with them is not tested.
 
 import copy
 import json
+import os
 import pathlib
+from unittest import mock
 
 import jsonschema
 import kubernetes_validate
@@ -73,9 +75,11 @@ def test_its_numbers_of_hosts_agree_and_ours_are_found(manifest):
   # What the controller puts into the annotation: <jobset>-<job>-<index>-<pod>.<jobset>.
   coordinator = manifest["spec"]["coordinator"]
   host = f"pomp-{coordinator['replicatedJob']}-0-0.pomp"
-  environ |= {"JOBSET_COORDINATOR": host, "JOB_COMPLETION_INDEX": "1"}
+  environ |= {"JOBSET_COORDINATOR": host, "JOB_COMPLETION_INDEX": "1", "JAX_PLATFORMS": ""}
   (port,) = [port["containerPort"] for port in container["ports"]]
-  assert detect(environ) == Cluster("jobset", f"{host}:{port}", count, 1)
+  with mock.patch.dict(os.environ, environ, clear=True):
+    found = detect()
+  assert found == Cluster("jobset", f"{host}:{port}", count, 1)
   assert coordinator["replicatedJob"] == manifest["spec"]["replicatedJobs"][0]["name"]
 
 

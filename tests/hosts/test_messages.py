@@ -1,11 +1,11 @@
-"""Waits for other processes: as long as asked, and signals are heard meanwhile."""
+"""Messages between processes: timeouts, and what is compared before a start."""
 
 import types
 
 import jax
 import pytest
 
-from pomp_jax.hosts import LostHostError, talk
+from pomp_jax.hosts import HostError, LostHostError, messages
 
 
 class Store:
@@ -34,8 +34,8 @@ class Store:
 
 def wait(monkeypatch, store, seconds):
   clock = types.SimpleNamespace(monotonic=lambda: store.now, sleep=store.sleep)
-  monkeypatch.setattr(talk, "time", clock)
-  return talk._get(store, "key", seconds)
+  monkeypatch.setattr(messages, "time", clock)
+  return messages._get(store, "key", seconds)
 
 
 @pytest.mark.parametrize("seconds", [0.1, 1.0, 7.5])
@@ -43,7 +43,7 @@ def test_a_wait_that_ends(monkeypatch, seconds):
   store = Store()
   assert wait(monkeypatch, store, seconds) is None
   assert store.now == pytest.approx(seconds, abs=0.01)
-  # What JAX waits for it does not hear signals in, nor forget.
+  # Inside JAX no signals are handled, and each wait stays in memory.
   assert store.blocked == [min(seconds, 1.0)]
 
 
@@ -58,3 +58,38 @@ def test_a_value_that_comes_late(monkeypatch):
 def test_a_coordinator_that_is_lost_meanwhile(monkeypatch):
   with pytest.raises(LostHostError, match=r"the coordinator is lost \(UNAVAILABLE: gone\)"):
     wait(monkeypatch, Store(at=2.5, error="UNAVAILABLE: gone"), 300.0)
+
+
+def test_hosts_that_disagree_are_named(monkeypatch):
+  facts = [{"config.k": "20"}, {"config.k": "30", "workdir": "a"}] + [{"config.k": "20"}] * 5
+  found = [(f"host{index}", fact) for index, fact in enumerate(facts)]
+  monkeypatch.setattr(messages, "gather", lambda *arguments: found)
+  sides = (
+    "20 for process 0 on host0, process 2 .*process 4 on host4 and 2 more; 30 for process 1 on"
+  )
+  with pytest.raises(HostError, match=rf"config\.k: {sides} host1"):
+    messages.agree({})
+  del found[1]
+  messages.agree({})
+
+
+def test_the_checksum_covers_every_file(tmp_path, monkeypatch):
+  package = tmp_path / "pomp_jax"
+  (package / "hosts").mkdir(parents=True)
+  code = package / "hosts" / "messages.py"
+  code.write_text("x = 1")
+  (package / "names.tsv").write_text("a\tb\n")
+  monkeypatch.setattr(messages, "__file__", str(code))
+  seen = [messages.fingerprint_of_package()]
+  for change in (
+    lambda: (package / "names.tsv").write_text("a\tc\n"),
+    lambda: (package / "names.tsv").rename(package / "more.tsv"),
+    lambda: code.write_text("x = 2"),
+  ):
+    change()
+    seen.append(messages.fingerprint_of_package())
+  (package / "__pycache__").mkdir()
+  (package / "__pycache__" / "x.pyc").write_text("")
+  assert messages.fingerprint_of_package() == seen[-1]
+  assert len({found["the code of pomp_jax"] for found in seen}) == 4
+  assert seen[0]["the version of jax"] == jax.__version__

@@ -1,0 +1,234 @@
+"""JSON messages between the processes of a run, over the coordinator's key-value store.
+
+No device takes part, so messages work before any program is compiled, and each wait has a timeout.
+All processes make the same calls in the same order, except for `post` and `posted`.
+"""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import pathlib
+import platform
+import socket
+import time
+from typing import Any
+
+import jax
+from jax._src import distributed  # The store has no public name; Orbax imports it the same way.
+from jax.experimental import multihost_utils
+import numpy as np
+
+from pomp_jax.errors import InputError, TryAgain
+
+_calls = itertools.count()
+_SECONDS = 300.0
+# Longest wait inside JAX, where Python does not handle signals.
+LISTEN_SECONDS = 1.0
+_POSTS = "pomp_jax_posted"
+_own_posts: dict[str, str] = {}
+# Hosts named on each side of a disagreement.
+_MAX_NAMED = 4
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "transformers")
+
+
+class HostError(InputError, RuntimeError):
+  """A host that can't start, or that differs from the others; one line."""
+
+
+class LostHostError(TryAgain, RuntimeError):
+  """A host that does not answer; one line. The same command resumes the run."""
+
+
+def client() -> Any:
+  """Returns the key-value store, or None for a process that runs alone."""
+  return distributed.global_state.client
+
+
+def own_index() -> int:
+  """Index of this process. Unlike `jax.process_index()` it initialises no device."""
+  return distributed.global_state.process_id
+
+
+def n_processes() -> int:
+  """Number of processes; initialises no device."""
+  return distributed.global_state.num_processes
+
+
+def is_first() -> bool:
+  """Whether this is process 0, which writes all shared files."""
+  return own_index() == 0
+
+
+def process_name(index: int, host: str) -> str:
+  """Name of a process in messages."""
+  return f"process {index} on {host}"
+
+
+def gather(value: Any, what: str, seconds: float = _SECONDS) -> list[tuple[str, Any]]:
+  """Sends the values of all processes to all processes.
+
+  Process 0 collects and distributes them, so n processes make 2n requests, not n^2.
+
+  Args:
+    value: JSON value of this process.
+    what: name of the value, for error messages.
+    seconds: timeout for the slowest process.
+
+  Returns:
+    (host name, value) of each process, in order.
+
+  Raises:
+    LostHostError: processes that did not answer in time; the line names them.
+  """
+  store, found, missing = client(), [[socket.gethostname(), value]], []
+  if store is not None:
+    key = f"pomp_jax/{next(_calls)}"
+    if not is_first():
+      store.key_value_set(f"{key}/{own_index()}", json.dumps(found[0]))
+    else:
+      for index in range(1, n_processes()):
+        # After the first timeout the other processes have had their time too.
+        text = _get(store, f"{key}/{index}", 0.1 if missing else seconds)
+        missing += [index] if text is None else []
+        found.append(json.loads(text or "null"))
+  if missing:
+    raise LostHostError(
+      f"{what}: process {', '.join(map(str, missing))} of {n_processes()} did not answer"
+      f" within {seconds:.0f} s"
+    )
+  return [tuple(pair) for pair in from_first(found, what, 2 * seconds)]
+
+
+def from_first(value: Any, what: str, seconds: float = _SECONDS) -> Any:
+  """Returns process 0's value on all processes; the values of the others are ignored.
+
+  Args:
+    value: JSON value.
+    what: name of the value, for error messages.
+    seconds: timeout for process 0.
+
+  Raises:
+    LostHostError: process 0 did not answer in time.
+  """
+  store, text = client(), json.dumps(value)
+  if store is not None:
+    key = f"pomp_jax/{next(_calls)}"
+    if is_first():
+      store.key_value_set(key, text)
+    elif (text := _get(store, key, seconds)) is None:
+      raise LostHostError(f"{what}: process 0 did not answer within {seconds:.0f} s")
+  return json.loads(text)
+
+
+def post(name: str, value: Any) -> None:
+  """Leaves a value for process 0, replacing the previous one; never waits and never raises.
+
+  Args:
+    name: name of the value.
+    value: JSON value.
+  """
+  text = json.dumps(value)
+  _own_posts[name] = text
+  store = client()
+  if store is not None and not is_first():
+    # A lost coordinator is detected elsewhere.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      store.key_value_set(f"{_POSTS}/{name}/{own_index()}", text, allow_overwrite=True)
+
+
+def posted(name: str) -> dict[int, Any]:
+  """Returns, on process 0, the latest posted value of each process that has posted one."""
+  texts = {own_index(): _own_posts[name]} if name in _own_posts else {}
+  store = client()
+  if store is not None:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      for key, text in store.key_value_dir_get(f"{_POSTS}/{name}/"):
+        texts[int(key.rpartition("/")[2])] = text
+  return {index: json.loads(texts[index]) for index in sorted(texts)}
+
+
+def arrays_from_first(arrays: list[np.ndarray]) -> list[np.ndarray]:
+  """Returns process 0's arrays on all processes, bit for bit; sent over the devices.
+
+  Args:
+    arrays: arrays of the same types and shapes on all processes; only process 0's are read.
+  """
+  # As bytes: a sum with the zeros of the other processes would lose -0.0.
+  contents = np.frombuffer(b"".join(array.tobytes() for array in arrays), np.uint8)
+  contents = np.asarray(multihost_utils.broadcast_one_to_all(contents))
+  ends = np.cumsum([array.nbytes for array in arrays])
+  return [
+    np.frombuffer(part.tobytes(), array.dtype).reshape(array.shape)
+    for array, part in zip(arrays, np.split(contents, ends[:-1]), strict=True)
+  ]
+
+
+def agree(facts: Mapping[str, object], *, seconds: float = 300.0) -> None:
+  """Checks that all processes have the same facts: the same config, code and data.
+
+  A host with an older checkout or another class list would not fail by itself: it would average
+  the gradient of another loss into everybody's prompt.
+
+  Args:
+    facts: values by name, compared and shown as text.
+    seconds: timeout for the slowest process.
+
+  Raises:
+    HostError: the facts differ. The line names the first such fact, its values and their hosts,
+      and is the same on all processes.
+  """
+  mine = {name: str(value) for name, value in facts.items()}
+  found = gather(mine, "comparing the hosts", seconds)
+  for name in dict.fromkeys(name for _, theirs in found for name in theirs):
+    holders: dict[str, list[str]] = {}
+    for index, (host, theirs) in enumerate(found):
+      holders.setdefault(theirs.get(name, "nothing"), []).append(process_name(index, host))
+    if len(holders) > 1:
+      sides = "; ".join(f"{value} for {_shortened(who)}" for value, who in holders.items())
+      raise HostError(f"the hosts disagree on {name}: {sides}. All must start from the same")
+
+
+def _shortened(hosts: list[str]) -> str:
+  more = len(hosts) - _MAX_NAMED
+  return ", ".join(hosts[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def fingerprint_of_package() -> dict[str, str]:
+  """Versions of Python and of the libraries, and a checksum of all files of this package."""
+  package = pathlib.Path(__file__).parent.parent
+  digest = hashlib.sha256()
+  for file in sorted(package.rglob("*")):
+    if file.is_file() and "__pycache__" not in file.parts:
+      content = file.read_bytes()
+      digest.update(f"{file.relative_to(package).as_posix()} {len(content)}\n".encode())
+      digest.update(content)
+  versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+  return {
+    "the code of pomp_jax": digest.hexdigest()[:12],
+    "Python": platform.python_version(),
+    **{f"the version of {name}": version for name, version in versions.items()},
+  }
+
+
+def _get(store: Any, key: str, seconds: float) -> str | None:
+  """Waits for a key of the store; None after the timeout."""
+  end = time.monotonic() + seconds
+  first = max(1, int(1000 * min(seconds, LISTEN_SECONDS)))
+  text = _ask(store.blocking_key_value_get, key, first)
+  # Poll from here on: JAX keeps each blocking wait that timed out in memory, on both sides.
+  while text is None and (left := end - time.monotonic()) > 0:
+    time.sleep(min(left, LISTEN_SECONDS))
+    text = _ask(store.key_value_try_get, key)
+  return text
+
+
+def _ask(get: Callable[..., str], *arguments: Any) -> str | None:
+  try:
+    return get(*arguments)
+  except jax.errors.JaxRuntimeError as error:
+    if any(reason in str(error) for reason in ("DEADLINE_EXCEEDED", "NOT_FOUND")):
+      return None
+    raise LostHostError(f"the coordinator is lost ({str(error).splitlines()[0]})") from error
