@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pre-trains a prompt on the embedded world; needs a Python 3.11 or newer, and minutes on 2 cores.
+# Pre-trains a prompt on the embedded world; needs Python 3.11 or newer, takes minutes on 2 cores.
 #
 #   bash launch/demo.sh                                  results in runs/demo
 #   bash launch/demo.sh --config.seed=1 --workdir=runs/b another seed, another folder

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Any run on this machine: one process, or several that work together as the hosts of a pod do.
+# A run on this machine: one process, or several that work together like the hosts of a pod.
 #
 #   bash launch/local.sh --config=configs/demo.py --workdir=runs/demo
 #   PROCESSES=2 bash launch/local.sh --config=configs/demo.py --workdir=runs/demo
 #
-# PROCESSES  number of processes; default 1. Several get a GPU each, of CUDA_VISIBLE_DEVICES if it says which.
+# PROCESSES  number of processes, default 1. Several get one GPU each, from CUDA_VISIBLE_DEVICES.
 #            With JAX_PLATFORMS=cpu, JAX_NUM_CPU_DEVICES=4 gives each process four devices.
-# VENV, PYTHON: see launch/venv.sh. SIGTERM and SIGHUP are passed on: the run saves, status 75.
+# VENV, PYTHON: see launch/venv.sh. SIGTERM and SIGHUP are forwarded: the run saves, status 75.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
@@ -33,24 +33,24 @@ for port in random.sample(range(20000, 30000), 1000):
       print(port)
       break')"
 processes=() signalled=''
-# While some are still to be started a signal is only noted: it is for all of them.
+# A signal before all processes are started is noted, and sent to all of them later.
 trap 'signalled=1' TERM INT HUP
 for ((index = 0; index < PROCESSES; index++)); do
   CUDA_VISIBLE_DEVICES="${gpus[index]}" "${main[@]}" \
     --coordinator="127.0.0.1:$port" --num_processes="$PROCESSES" --process_id="$index" &
   processes+=($!)
 done
-pass_on() {
+forward() {
   signalled=1
   kill -TERM "${processes[@]}" 2>/dev/null || true
 }
-trap pass_on TERM INT HUP
-[[ -z "$signalled" ]] || pass_on
+trap forward TERM INT HUP
+[[ -z "$signalled" ]] || forward
 
-# The first status that is not 0; the processes end each other, so none is left waiting.
+# The first non-zero status. The processes end each other, so none is left waiting.
 status=0
 for process in "${processes[@]}"; do
-  # A signal ends the wait, too; then once more, also for a process that has ended meanwhile.
+  # A signal interrupts the wait: wait again, even for a process that has ended meanwhile.
   while signalled='' code=0; do
     wait "$process" || code=$?
     [[ -n "$signalled" ]] || break

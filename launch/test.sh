@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs all tests, on 2 processes; all it needs is a Python 3.11 or newer.
+# Runs all tests in 2 processes; needs Python 3.11 or newer.
 #
 #   bash launch/test.sh                            everything
 #   bash launch/test.sh tests/files -k resume -n 0 some, in one process

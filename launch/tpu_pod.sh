@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A run on a Cloud TPU pod: makes or reuses a queued resource, copies the commit that is checked
-# out, runs it on every worker, follows the first one's log, and deletes what it made. Preempted, it
-# starts again with new machines. Interrupted (Ctrl-C) it deletes as well, unless --keep is given:
-# then the run goes on, and the same command follows it again.
+# A run on a Cloud TPU pod: creates or reuses a queued resource, copies the checked-out commit, runs
+# it on every worker, follows the log of worker 0, and deletes what it created. After a preemption
+# it restarts on new machines. Ctrl-C deletes the machines too, unless --keep is given: then the run
+# continues, and the same command follows it again.
 #
 #   bash launch/tpu_pod.sh --name=pomp --zone=us-central2-b --type=v4-32 --mount=COMMAND -- \
 #     --config=configs/demo.py --workdir=runs/a
@@ -29,7 +29,7 @@ while (($#)); do
     --keep) keep=1 ;;
     --dry-run) dry=1 ;;
     --) shift && break ;;
-    *) fail "$1: unknown option; the run's own arguments stand behind --" ;;
+    *) fail "$1: unknown option; the run's own arguments follow --" ;;
   esac
   shift
 done
@@ -44,14 +44,14 @@ lost='the machines are deleted at the end, and --workdir with them'
 where=("--zone=$zone" ${project[@]+"${project[@]}"})
 
 worker='bash pomp/launch/tpu_worker.sh'
-printf -v run '%q ' "$@" # each argument reaches Python as it is here, whatever is in it
+printf -v run '%q ' "$@" # each argument reaches Python as it is here, quoted
 # A worker that was started alone gives up after --start_timeout, five minutes.
 unpack="mkdir -p pomp || exit 4
 ( ${mount:-true}
 ) || exit 4
 exec flock --verbose --timeout=600 --conflict-exit-code=3 pomp/lock tar -xzf pomp.tar.gz -C pomp"
 
-# Status 255: no worker was reached, for which gcloud has 1 and 2, too.
+# Status 255: no worker was reached, for which gcloud also uses 1 and 2.
 tpu_vm() {
   local code=0
   tpus tpu-vm "$@" || code=$?
@@ -72,7 +72,7 @@ followed=0 unreached=0
 for ((starts = 0; starts < 100; )); do
   provision
   status=0
-  if ((followed)); then # whatever it has come to meanwhile, `follow` tells
+  if ((followed)); then # `follow` finds out what has happened meanwhile
     on_workers 0 true || status=$?
   else
     on_workers 0 "test -e ${worker#* } || exit 10; $worker running $run" || status=$?
@@ -80,7 +80,7 @@ for ((starts = 0; starts < 100; )); do
   fi
   unreached=$((status == 255 ? unreached + 1 : 0))
   if ((unreached == 20)); then
-    ((!followed)) || keep=1 # the run may go on
+    ((!followed)) || keep=1 # the run may continue
     fail "worker 0 of $name can't be reached${keep:+; what is there stays}" 75
   fi
   if [[ -n "$dry" ]] || ((status == 10)); then
@@ -93,7 +93,7 @@ for ((starts = 0; starts < 100; )); do
   fi
   case "$status" in
     75 | 134 | 137 | 143 | 255) pause ;;
-    101 | 102) exit $((status - 100)) ;; # as `follow` has the run's 1 and 2
+    101 | 102) exit $((status - 100)) ;; # `follow` returns the run's 1 and 2 this way
     *) exit "$status" ;;
   esac
 done

@@ -1,9 +1,9 @@
-# Sourced by tpu_pod.sh, whose options it reads: the queued resource, found, made and deleted.
+# Sourced by tpu_pod.sh, whose options it reads: finds, creates and deletes the queued resource.
 #
-# made   not empty from the moment this script may have made it, until it is known to be gone
-# found  its state, after `look`
+# made   not empty from the moment this script may have created it until it is known to be gone
+# found  its state, set by `look`
 # shellcheck shell=bash
-# shellcheck disable=SC2154,SC2034  # name, followed and so on are tpu_pod.sh's
+# shellcheck disable=SC2154,SC2034  # name, followed and others are set by tpu_pod.sh
 made='' found='' temporary="$(mktemp -d)"
 errors="$temporary/errors"
 
@@ -12,7 +12,7 @@ fail() {
   exit "${2:-2}"
 }
 
-# Runs `gcloud compute tpus`, or prints it as a shell would read it.
+# Runs `gcloud compute tpus`, or prints it quoted for a shell.
 tpus() {
   if [[ -n "$dry" ]]; then
     printf '%q ' gcloud compute tpus "$@"
@@ -24,8 +24,8 @@ tpus() {
 
 pause() { [[ -n "$dry" ]] || sleep "${POLL_SECONDS:-30}"; }
 
-# Sets `found`: to nothing where there is no such resource, and in a dry run. What can't be seen is
-# not deleted, either.
+# Sets `found`; empty if there is no such resource, and in a dry run. A resource whose state is
+# unknown is never deleted.
 look() {
   local tries=0
   [[ -z "$dry" ]] || return 0
@@ -34,21 +34,21 @@ look() {
     cat "$errors" >&2
     if ((++tries == 20)); then
       keep=1
-      fail "the state of $name can't be had; what is there stays" 75
+      fail "the state of $name is unknown; nothing is deleted" 75
     fi
     pause
   done
 }
 
 make() {
-  # Before it is made: interrupted, or with its answer lost, it may be there and cost money.
+  # Set first: after an interrupt or a lost answer it may exist and cost money.
   made=1
   local code=0
   tpus queued-resources create "$name" "${where[@]}" "--node-id=$name" "--accelerator-type=$type" \
     "--runtime-version=$runtime" ${create[@]+"${create[@]}"} 2> "$errors" || code=$?
   cat "$errors" >&2
   if ((code)); then
-    ! grep -q ALREADY_EXISTS "$errors" || made='' # somebody else was faster
+    ! grep -q ALREADY_EXISTS "$errors" || made='' # created by somebody else
     fail "$name was not made" 1
   fi
 }
@@ -64,7 +64,7 @@ delete() {
   made=''
 }
 
-# Returns once the machines are there.
+# Returns when the machines are ready.
 provision() {
   local new=''
   while look; [[ "$found" != ACTIVE ]]; do
@@ -74,7 +74,7 @@ provision() {
         new=1 followed=0
         [[ -z "$dry" ]] || return 0
         ;;
-      SUSPENDED | FAILED) # it has no machines and gets none again
+      SUSPENDED | FAILED) # has no machines and never gets any
         [[ -n "$made" ]] || fail "$name is $found and was not made here; delete it"
         [[ -z "$new" ]] || fail "$name is $found, and gets no machines" 1
         delete || fail "$name is $found and can't be deleted" 1
@@ -84,7 +84,7 @@ provision() {
   done
 }
 
-# At the end, whatever ended it: no second signal keeps the machines, and the status stays the same.
+# On every exit. Further signals are ignored, and the status is preserved.
 leave() {
   local status=$?
   trap '' INT TERM HUP

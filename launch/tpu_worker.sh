@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What launch/tpu_pod.sh has each worker of a pod do; of no use by itself.
+# Run by launch/tpu_pod.sh on each worker of a pod.
 #
-#   bash launch/tpu_worker.sh install            4: it can't be done
-#   bash launch/tpu_worker.sh start ARGUMENTS    the run, apart from the connection, which may break
-#   bash launch/tpu_worker.sh running ARGUMENTS  0: it is; 10: nothing is; 11: something else is
-#   bash launch/tpu_worker.sh follow             its log, to its end and with its status
+#   bash launch/tpu_worker.sh install            status 4: failed
+#   bash launch/tpu_worker.sh start ARGUMENTS    the run, detached from the connection
+#   bash launch/tpu_worker.sh running ARGUMENTS  status 0: yes; 10: nothing runs; 11: another run
+#   bash launch/tpu_worker.sh follow             prints its log; returns its status
 #
-# A run's processes hold `lock` as long as one of them lives; `run` has its arguments, and `status`
-# how it ended.
+# The processes of a run hold `lock` until the last one has ended. The file `run` has its arguments,
+# and `status` its exit status.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -16,14 +16,14 @@ shift
 case "$command" in
   install)
     trap '(($? == 0)) || exit 4' EXIT
-    # The one before may still be at it, its connection lost.
+    # An earlier install with a lost connection may still run.
     exec 8>> installing
     flock 8
     source launch/venv.sh
-    # Ubuntu 22.04 comes with Python 3.10, and may be busy with its own updates at first.
+    # Ubuntu 22.04 comes with Python 3.10, and may run its own updates at first.
     if ! (find_python); then
       tries=0
-      # The time-out for locks, below, is none for the lock of the lists.
+      # The lock timeout below does not cover the lock of the package lists.
       until sudo apt-get -q update; do
         ((++tries < 60))
         sleep 10
@@ -48,10 +48,10 @@ case "$command" in
     ;;
   follow)
     tail --pid=$$ --lines=100 -F log.txt &
-    # Killed with its shell it leaves no status.
+    # A run that was killed with its shell leaves no status.
     until [[ -s status ]] || flock --nonblock lock true; do sleep 3; done
     status="$(cat status || echo 137)"
-    # 1 and 2 are gcloud's own as well, where it does not get here.
+    # gcloud itself returns 1 and 2 when it can't connect.
     exit $((status < 3 && status > 0 ? 100 + status : status))
     ;;
 esac

@@ -1,8 +1,8 @@
 # Sourced by the scripts beside it, in the repository's root: a virtual environment for the project.
 #
 # VENV    its folder; default .venv
-# PYTHON  the interpreter that makes it; default: the first of python3, python3.13, python3.12 and
-#         python3.11 that is new enough
+# PYTHON  the interpreter that makes it; default: the first new enough of python3,
+#         python3.13, python3.12 and python3.11
 # shellcheck shell=bash
 
 VENV="${VENV:-.venv}"
@@ -45,7 +45,7 @@ prepare_venv() {
     "$python" -m venv "$VENV"
   fi
   suits "$VENV/bin/python" || fail "$VENV is broken or older than Python 3.11; remove it"
-  # The stamp holds the requirements it was made for: edit them, and they are installed again.
+  # The stamp holds the installed requirements: an edit installs them again.
   if ! cat requirements*.txt | cmp -s - "$stamp"; then
     echo "Installing $requirements into $VENV" >&2
     "$VENV/bin/python" -m pip --version >/dev/null 2>&1 ||

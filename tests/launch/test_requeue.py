@@ -75,10 +75,10 @@ def test_no_answer_is_no_cancellation(tmp_path):
 def test_without_any_answer_it_says_so(tmp_path):
   output, calls = job(tmp_path, 75, [""] * 100)
   assert calls == ["show"] * 6
-  assert output.endswith("job 7 is not in the queue again: SLURM did not answer\n")
+  assert output.endswith("not requeued: SLURM did not answer\n")
 
 
 def test_restarts_are_bounded(tmp_path):
   output, calls = job(tmp_path, 75, ["RUNNING"], SLURM_RESTART_COUNT="3", MAX_RESTARTS="3")
   assert calls == ["show"]
-  assert output.endswith("job 7 has been restarted 3 times, and stays where it is\n")
+  assert output.endswith("3 times and is not requeued\n")

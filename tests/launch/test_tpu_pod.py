@@ -145,7 +145,7 @@ def test_a_worker_that_can_not_be_reached_is_not_waited_for_without_end(cloud):
   (cloud / "broken").write_text("255\n")
   done = pod(cloud, *POD, "--", "--config=x")
   assert done.returncode == 75
-  assert done.stderr.endswith("error: worker 0 of pomp can't be reached; what is there stays\n")
+  assert "worker 0 of pomp can't be reached" in done.stderr.splitlines()[-1]
   assert (cloud / "state").read_text() == "ACTIVE\n"
 
 
@@ -164,7 +164,7 @@ def test_a_machine_that_can_not_be_seen_is_not_taken_for_gone(cloud):
   (cloud / "state").write_text("ACTIVE\n")
   done = pod(cloud, *POD, "--", "--config=x")
   assert done.returncode == 75
-  assert done.stderr.endswith("error: the state of pomp can't be had; what is there stays\n")
+  assert "the state of pomp is unknown" in done.stderr.splitlines()[-1]
   assert (cloud / "state").exists()
 
 
@@ -380,7 +380,7 @@ def test_bad_input_is_not_tried_again_and_keep_keeps(cloud):
   [
     (["--name=$(touch evil)", *POD[1:], "--", "x"], "--name: got '$(touch evil)'"),
     ([*POD[:2], "--mount=true", "--", "x"], "--type: got ''"),
-    ([*POD, "--config=x"], "--config=x: unknown option; the run's own arguments stand behind --"),
+    ([*POD, "--config=x"], "--config=x: unknown option; the run's own arguments follow --"),
     (POD, "nothing behind --"),
   ],
 )
