@@ -15,7 +15,7 @@ from jaxtyping import Float
 import numpy as np
 
 from pomp_jax.clip import Clip, TextTower, image_tower, text_tower, tokenize
-from pomp_jax.clip.memory import KEEP_ALL, MemoryPlan
+from pomp_jax.clip.text import MemoryPlan
 from pomp_jax.data.vocabulary import Vocabulary, make_vocabulary, normalized_names
 from pomp_jax.files.array_cache import ArrayCache, fingerprint
 from pomp_jax.files.progress import steps_of
@@ -77,7 +77,9 @@ class Encoder:
     )
     self._tower_images = _over_rows(self.mesh, self.image_tower, n_replicated=1)
 
-  def text_tower(self, token_budget: int | None = None, memory: MemoryPlan = KEEP_ALL) -> TextTower:
+  def text_tower(
+    self, token_budget: int | None = None, memory: MemoryPlan | None = None
+  ) -> TextTower:
     """The text tower in use, for so many own tokens; see `clip.text_tower`."""
     config = self.clip.config.text_config
     return text_tower(self._tower, config, self._dtype, token_budget, memory)

@@ -148,7 +148,7 @@ def _class_cost(job: setup.Run, frozen: Any) -> Cost:
     if part < 1:
       small.negatives, small.k = "sampled", max(2, round(k * part))
     # What the backward pass computes again it computes again here too.
-    small.clip.keep = plan.keep
+    small.clip.keep = "activations" if plan.remat == "none" else plan.remat
     small.clip.n_chunks = plan.n_chunks if part == 1 else min(plan.n_chunks, 2)
     return dataclasses.replace(job, config=small)
 

@@ -78,7 +78,7 @@ def shared_step(settings: Settings, lengths_K: np.ndarray) -> tuple[Measurement,
     settings.dtype,
     token_budget=budget,
     n_chunks=n_chunks,
-    keep="activations" if n_chunks == 1 else "layers",
+    remat="none" if n_chunks == 1 else "layers",
   )
   if not bool(packed.kept_rows(jnp.asarray(lengths_K), budget).all()):
     raise BenchmarkError(f"seed {settings.seed} draws names that overflow the budget")
@@ -89,7 +89,7 @@ def shared_step(settings: Settings, lengths_K: np.ndarray) -> tuple[Measurement,
 def reference_step(settings: Settings, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
   """HuggingFace Flax over all positions, in parts of `rows_at_a_time` rows."""
   sizes = MODELS[settings.model]
-  text = importlib.import_module("pomp_jax.clip.towers")
+  text = importlib.import_module("pomp_jax.clip.text")
   transformers = importlib.import_module("transformers")
   fields = dataclasses.asdict(sizes) | {"intermediate_size": sizes.intermediate_size}
   tower = text.text_tower("reference", transformers.CLIPTextConfig(**fields), settings.dtype)

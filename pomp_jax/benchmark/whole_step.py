@@ -10,8 +10,7 @@ import numpy as np
 
 from pomp_jax.benchmark.measurement import Measurement, Settings, Step
 from pomp_jax.benchmark.towers import MODELS, random_inputs, temporaries_mib
-from pomp_jax.clip.memory import plan_memory
-from pomp_jax.clip.towers import text_tower
+from pomp_jax.clip.text import plan_memory, text_tower
 from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.prompt import sampling
 from pomp_jax.prompt.context import ClassTokens, PromptContext

@@ -13,7 +13,7 @@ _MODULE_OF = {
   "image_tower": "vision",
   "load_clip": "load",
   "prompted_image_tower": "prompted_vision",
-  "text_tower": "towers",
+  "text_tower": "text",
   "tokenize": "tokens",
 }
 

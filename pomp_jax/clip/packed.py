@@ -10,7 +10,7 @@ token, so the window is exact. The last layer needs its MLP at the EOT tokens al
 T is static, the token budget. Rows that would overflow it are left out: see `kept_rows`.
 
 Nothing here learns, so the backward pass needs no input of any dense layer; layer norm, activation
-and attention say themselves what they keep. `clip.memory` lists what can be given up beyond that.
+and attention have custom VJPs with few residuals. REMAT lists what can be recomputed beyond that.
 
 Shapes: C classes, P prefix tokens, L own tokens of a class, T packed tokens, R = P + T, D width,
 F width of the MLP, E embedding. Imports jax and numpy only, so that it runs where transformers is
@@ -28,8 +28,12 @@ import numpy as np
 
 from pomp_jax.annotations import Array, Bool, Float, Int32
 from pomp_jax.clip.attention import masks_of, packed_attention
-from pomp_jax.clip.memory import KEEP
 from pomp_jax.clip.precision import precision_of, with_products
+
+# What the backward pass recomputes, from fast to small. `none`: nothing costly, with the input of
+# every layer norm, activation and attention as residuals. `layers`: each layer, from its input.
+# `chunks`: each chunk, so that peak memory is that of one chunk.
+REMAT = ("none", "layers", "chunks")
 
 ACTIVATIONS = {
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -45,7 +49,7 @@ def shared_text_tower(
   *,
   token_budget: int | None = None,
   n_chunks: int = 1,
-  keep: str = "activations",
+  remat: str = "none",
 ) -> Callable[..., Float[Array, "C E"]]:
   """The tower of the contract in `clip.text`, equal to `reference` for every row that is kept.
 
@@ -60,13 +64,13 @@ def shared_text_tower(
     token_budget: T, the most own tokens of all rows together; C * L if not given, which always
       fits. Rows beyond it come out as ones, without gradient: `kept_rows` says which.
     n_chunks: how many parts the rows are computed in, one after the other.
-    keep: one of KEEP.
+    remat: rematerialisation, one of REMAT.
 
   Raises:
-    ValueError: an unknown `keep` or `hidden_act`; in a call, a prompt that does not fit.
+    ValueError: an unknown `remat` or `hidden_act`; in a call, a prompt that does not fit.
   """
-  if keep not in KEEP:
-    raise ValueError(f"unknown keep {keep!r}; accepted: {', '.join(KEEP)}")
+  if remat not in REMAT:
+    raise ValueError(f"remat: got {remat!r}, expected one of {', '.join(REMAT)}")
   if config.hidden_act not in ACTIVATIONS:
     raise ValueError(
       f"unknown activation {config.hidden_act!r}; accepted: {', '.join(ACTIVATIONS)}"
@@ -86,11 +90,11 @@ def shared_text_tower(
     lengths_C = jnp.where(kept_C, lengths_C, 0)
     if n_chunks == 1:
       features_CxE = _packed_features(
-        config, dtype, keep, budget, params, prefix_PxD, deep, suffix_CxLxD, lengths_C
+        config, dtype, remat, budget, params, prefix_PxD, deep, suffix_CxLxD, lengths_C
       )
     else:
       features_CxE = _in_chunks(
-        config, dtype, keep, n_chunks, budget, params, prefix_PxD, deep, suffix_CxLxD, lengths_C
+        config, dtype, remat, n_chunks, budget, params, prefix_PxD, deep, suffix_CxLxD, lengths_C
       )
     return jnp.where(kept_C[:, None], features_CxE, 1.0)
 
@@ -207,7 +211,7 @@ _select.defvjp(_select_forward, _select_backward)
 
 
 def _packed_features(
-  config, dtype, keep, budget, params, prefix_PxD, deep, suffix_CxLxD, lengths_C
+  config, dtype, remat, budget, params, prefix_PxD, deep, suffix_CxLxD, lengths_C
 ) -> Float[Array, "C E"]:
   """Features of all rows in one packed pass; rows of length 0 come out as anything finite."""
   n_classes, n_suffix, width = suffix_CxLxD.shape
@@ -240,7 +244,7 @@ def _packed_features(
     layer = functools.partial(
       _layer, config, dtype, layers[str(i)], n_prefix=n_prefix, masks=masks, select=select
     )
-    if keep == "layers":
+    if remat == "layers":
       layer = jax.checkpoint(layer)
     if deep is not None and 0 < i <= deep.shape[0]:
       before_RxD = hidden_RxD[: n_prefix - deep.shape[1]]
@@ -252,7 +256,7 @@ def _packed_features(
 
 
 def _in_chunks(
-  config, dtype, keep, n_chunks, budget, params, prefix_PxD, deep, suffix_CxLxD, lengths_C
+  config, dtype, remat, n_chunks, budget, params, prefix_PxD, deep, suffix_CxLxD, lengths_C
 ) -> Float[Array, "C E"]:
   """The same in `n_chunks` parts, each with its own pass of the prefix (a few tokens).
 
@@ -271,13 +275,13 @@ def _in_chunks(
   suffixes = _select(suffix_CxLxD.reshape(n_classes, -1), row_of_slot, slot_of_row)
   lengths = jnp.where(row_of_slot >= 0, lengths_C[jnp.maximum(row_of_slot, 0)], 0)
   run = functools.partial(
-    _packed_features, config, dtype, keep, math.ceil(budget / n_chunks) + n_suffix
+    _packed_features, config, dtype, remat, math.ceil(budget / n_chunks) + n_suffix
   )
 
   def chunk(_, inputs):
     return None, run(params, prefix_PxD, deep, *inputs)
 
-  if keep == "chunks":
+  if remat == "chunks":
     chunk = jax.checkpoint(chunk, prevent_cse=False)
   _, features = jax.lax.scan(
     chunk,

@@ -1,24 +1,27 @@
-"""The reference text tower: HuggingFace FlaxCLIP's own modules.
+"""The reference text tower: HuggingFace FlaxCLIP's own modules, the oracle of the fast one.
 
-Shapes: C classes, P prefix tokens, L own tokens of a class, T positions, D width, E
-embedding.
+Shapes: C classes, P prefix tokens, L own tokens of a class, T positions, D width, E embedding.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from transformers import CLIPTextConfig
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPEncoder
 
+from pomp_jax.annotations import Array, Float
 from pomp_jax.clip.precision import precision_of, with_products
-from pomp_jax.clip.text import TextTower, project
 
 
-def reference_text_tower(config: CLIPTextConfig, dtype: DTypeLike = jnp.float32) -> TextTower:
-  """HuggingFace FlaxCLIP's own modules over the full sequence of positions.
+def reference_text_tower(
+  config: CLIPTextConfig, dtype: Any = jnp.float32
+) -> Callable[..., Float[Array, "C E"]]:
+  """Builds the tower of `clip.text.TextTower` over the full sequence of positions.
 
-  The oracle that the others are held to: every class carries its own copy of the prefix and
-  the padding up to the tower's last position, as the published code does.
+  Every class has its own copy of the prefix and padding up to the last position, as in the
+  published code.
   """
   dtype, products = precision_of(dtype)
   encoder = FlaxCLIPEncoder(config, dtype=dtype)
@@ -30,8 +33,8 @@ def reference_text_tower(config: CLIPTextConfig, dtype: DTypeLike = jnp.float32)
     padding = config.max_position_embeddings - n_prefix - n_suffix
     if padding < 0:
       raise ValueError(
-        f"a prompt of {n_prefix} + {n_suffix} tokens does not fit the text tower's"
-        f" {config.max_position_embeddings} positions"
+        f"prompt of {n_prefix} + {n_suffix} tokens: expected at most"
+        f" {config.max_position_embeddings}, the text tower's positions"
       )
     model = params["text_model"]
     prefix_CxPxD = jnp.broadcast_to(prefix_PxD, (n_classes, *prefix_PxD.shape))
@@ -42,6 +45,7 @@ def reference_text_tower(config: CLIPTextConfig, dtype: DTypeLike = jnp.float32)
     eot_C = n_prefix + lengths_C - 1
     eot_CxD = jnp.take_along_axis(hidden_CxTxD, eot_C[:, None, None], axis=1)[:, 0]
     eot_CxD = final_layer_norm.apply({"params": model["final_layer_norm"]}, eot_CxD)
-    return project(params, eot_CxD, dtype)
+    kernel_DxE = params["text_projection"]["kernel"].astype(dtype)
+    return (eot_CxD.astype(dtype) @ kernel_DxE).astype(jnp.float32)
 
   return with_products(products, features)

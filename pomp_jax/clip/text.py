@@ -1,36 +1,116 @@
-"""The frozen text tower, with the prompt put in as embeddings.
-
-One contract for every implementation:
+"""The frozen text tower by name, its contract, and the memory that its backward pass may take.
 
   (params, prefix [P,D], suffix [C,L,D], lengths [C]) -> features [C,E]
 
-Row c of the batch is the sequence prefix, suffix[c, :lengths[c]]; its feature is read at the
-last of these positions (EOT), whatever pads after it. Features are not normalised.
-Shapes: C classes, P shared prefix tokens, L own tokens of a class, D width, E embedding.
+Row c is the sequence prefix, suffix[c, :lengths[c]]. Its feature is read at the last of these
+positions (EOT), and padding after it has no effect. Features are not normalised.
+Shapes: C classes, P shared prefix tokens, L own tokens of a class, T own tokens of all rows, M
+context vectors, J layers with a context, D width, E embedding.
 """
 
-from collections.abc import Callable
-from typing import Any
+import importlib
+import math
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 import numpy as np
 
 from pomp_jax.annotations import Array, Float, Int32
+from pomp_jax.clip.packed import shared_text_tower
 
-TextTower = Callable[
-  [Any, Float[Array, "P D"], Float[Array, "C L D"], Int32[Array, " C"]], Float[Array, "C E"]
-]
+TEXT_TOWERS = ("shared", "reference")
 
 
-def project(params: Any, eot_CxD: Float[Array, "C D"], dtype: DTypeLike) -> Float[Array, "C E"]:
-  """The text projection (no bias), its result float32 whatever the compute type."""
-  kernel_DxE = params["text_projection"]["kernel"].astype(dtype)
-  return (eot_CxD.astype(dtype) @ kernel_DxE).astype(jnp.float32)
+@runtime_checkable
+class TextTower(Protocol):
+  """A text tower, whichever its implementation."""
+
+  def __call__(
+    self,
+    params: Any,
+    prefix_PxD: Float[Array, "P D"],
+    suffix_CxLxD: Float[Array, "C L D"],
+    lengths_C: Int32[Array, " C"],
+    deep_JxMxD: Float[Array, "J-1 M D"] | None = None,
+    /,
+  ) -> Float[Array, "C E"]:
+    """Features of C sequences, float32; `deep_JxMxD` is MaPLe's, and only `shared` takes it."""
+
+
+class MemoryPlan(NamedTuple):
+  """How a step's memory is spent.
+
+  Attributes:
+    n_chunks: parts that the rows are computed in, one after the other.
+    remat: one of `packed.REMAT`.
+  """
+
+  n_chunks: int = 1
+  remat: str = "none"
+
+
+def text_tower(
+  kind: str,
+  config: Any,
+  dtype: Any = jnp.float32,
+  token_budget: int | None = None,
+  memory: MemoryPlan | None = None,
+) -> TextTower:
+  """Builds the implementation called `kind`; each takes FlaxCLIP's parameters as they are.
+
+  Args:
+    kind: `shared` (the prefix once, names packed; see `clip.packed`) or `reference` (HuggingFace's
+      modules over all positions; see `clip.reference`).
+    config: the text tower's HuggingFace configuration, or an object with its fields.
+    dtype: compute type of the layers, see `clip.precision`; parameters stay float32.
+    token_budget: T, the most own tokens of all rows together. `shared` drops the rows beyond it
+      (see `clip.packed.kept_rows`); `reference` pads and ignores it.
+    memory: chunks and rematerialisation of `shared`; neither if None.
+
+  Raises:
+    ValueError: an unknown kind.
+  """
+  if kind == "shared":
+    n_chunks, remat = memory or MemoryPlan()
+    return shared_text_tower(
+      config, dtype, token_budget=token_budget, n_chunks=n_chunks, remat=remat
+    )
+  if kind == "reference":
+    # Imported here, because it needs transformers.
+    return importlib.import_module("pomp_jax.clip.reference").reference_text_tower(config, dtype)
+  raise ValueError(f"text_tower: got {kind!r}, expected one of {', '.join(TEXT_TOWERS)}")
 
 
 def token_embeddings(
   params: Any, ids: Int32[Array | np.ndarray, "..."]
 ) -> Float[Array | np.ndarray, "... D"]:
-  """The embeddings of token ids, positions not yet added; NumPy from NumPy, without a device."""
+  """Embeddings of token ids without positions; NumPy parameters give NumPy, without a device."""
   return params["text_model"]["embeddings"]["token_embedding"]["embedding"][ids]
+
+
+def plan_memory(config: Any, n_prefix: int, n_tokens: int, limit_bytes: float) -> MemoryPlan:
+  """The fastest plan whose activations stay below a limit, by a rough estimate.
+
+  Above the limit the rows are computed in chunks, each rematerialised in the backward pass.
+
+  Args:
+    config: the text tower's configuration.
+    n_prefix: P.
+    n_tokens: T, on one device.
+    limit_bytes: activations that fit on a device.
+  """
+  needed = activation_bytes(config, n_prefix, n_tokens)
+  if needed <= limit_bytes:
+    return MemoryPlan()
+  return MemoryPlan(math.ceil(needed / limit_bytes), "chunks")
+
+
+def activation_bytes(config: Any, n_prefix: int, n_tokens: int) -> float:
+  """Rough size of all residuals without rematerialisation; arguments as `plan_memory`'s.
+
+  For each token and layer about nine vectors of width D (inputs of the norms, query, key, value,
+  the result of attention), the MLP's hidden vector, and the attention weights.
+  """
+  floats = 9 * config.hidden_size + config.intermediate_size
+  floats += config.num_attention_heads * (n_prefix + 16)
+  return 4.0 * floats * config.num_hidden_layers * n_tokens

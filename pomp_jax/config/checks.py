@@ -6,10 +6,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pomp_jax.clip.made_up import MADE_UP
-from pomp_jax.clip.memory import KEEP
+from pomp_jax.clip.packed import REMAT
 from pomp_jax.clip.precision import DTYPES
-from pomp_jax.clip.towers import TEXT_TOWERS
+from pomp_jax.clip.synthetic import SYNTHETIC_CLIPS
+from pomp_jax.clip.text import TEXT_TOWERS
 from pomp_jax.config.accepted import (
   EXPORT_FORMATS,
   FEATURE_FORMATS,
@@ -63,7 +63,7 @@ def validate(config: ConfigDict) -> None:
   check_choice(config, "sampling.name", SAMPLERS)
   check_choice(config, "sampling.anchors", ANCHORS)
   check_choice(config, "sampling.exclude", EXCLUSIONS)
-  check_choice(config, "clip.keep", ("auto", *KEEP))
+  check_choice(config, "clip.keep", ("auto", "activations", *REMAT[1:]))
   check_choice(config, "optim.schedule", SCHEDULES)
   check_choice(config, "on_bad_loss", ("stop", "roll_back"))
   check_choice(config, "checkpoint.on_failure", ("stop", "retry"))
@@ -151,11 +151,13 @@ def validate(config: ConfigDict) -> None:
   if config.eval.template.count("{}") != 1:
     raise ConfigError("eval.template", config.eval.template, "a text with one {} for the name")
   model = config.clip.model
-  if model.startswith(MADE_UP_CLIP) and model.removeprefix(MADE_UP_CLIP) not in MADE_UP:
-    raise ConfigError("clip.model", model, f"{MADE_UP_CLIP} and one of {', '.join(MADE_UP)}")
+  if model.startswith(MADE_UP_CLIP) and model.removeprefix(MADE_UP_CLIP) not in SYNTHETIC_CLIPS:
+    raise ConfigError(
+      "clip.model", model, f"{MADE_UP_CLIP} and one of {', '.join(SYNTHETIC_CLIPS)}"
+    )
   model = model.removeprefix(MADE_UP_CLIP)
   # A dry run makes up the weights of a published architecture.
-  made_up = config.dry_run and model in MADE_UP
+  made_up = config.dry_run and model in SYNTHETIC_CLIPS
   # A hub id has one slash at most, and starts with a letter or a digit.
   hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model)
   is_hub_id = hub_id and not model.endswith(WEIGHT_SUFFIXES)

@@ -7,7 +7,7 @@ from pomp_jax import world
 from pomp_jax.clip import Clip, load_clip
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import read_clip_config
-from pomp_jax.clip.made_up import made_up_clip, made_up_config
+from pomp_jax.clip.synthetic import synthetic_clip, synthetic_config
 from pomp_jax.config import MADE_UP_CLIP, WORLD, ConfigError
 from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.data.source import ClassSubset, Source, StoredImages
@@ -29,14 +29,14 @@ def open_clip(settings: ConfigDict) -> Clip:
   if model.startswith(MADE_UP_CLIP):
     synsets = load_synsets()
     counts = {f"{name}.": int(n) for name, n in zip(synsets.names, synsets.lengths, strict=True)}
-    return made_up_clip(model.removeprefix(MADE_UP_CLIP), counts)
+    return synthetic_clip(model.removeprefix(MADE_UP_CLIP), counts)
   return load_clip(model, activation=settings.activation)
 
 
 def clip_config(model: str) -> ClipConfig:
   """The sizes alone of `config.clip.model`, without weights; see `open_clip`."""
   if model.startswith(MADE_UP_CLIP):
-    return made_up_config(model.removeprefix(MADE_UP_CLIP))
+    return synthetic_config(model.removeprefix(MADE_UP_CLIP))
   return read_clip_config(model)
 
 

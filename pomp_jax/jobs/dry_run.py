@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from pomp_jax import hosts, inputs
 from pomp_jax.benchmark import costs
-from pomp_jax.clip.made_up import MADE_UP
+from pomp_jax.clip.synthetic import SYNTHETIC_CLIPS
 from pomp_jax.config import MADE_UP_CLIP, MADE_UP_DATA, WORLD, ConfigError
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.files.run_folder import RunFolder
@@ -69,7 +69,7 @@ def _trial(config: ConfigDict) -> ConfigDict:
     if config.data.shots:
       trial.data.images_per_class = config.data.shots
   # A checkpoint on the disk has its own tokenizer; one of the hub's would be downloaded.
-  if config.clip.model in MADE_UP and not os.path.exists(config.clip.model):
+  if config.clip.model in SYNTHETIC_CLIPS and not os.path.exists(config.clip.model):
     trial.clip.model = MADE_UP_CLIP + config.clip.model
   return trial
 

@@ -13,8 +13,7 @@ import numpy as np
 import optax
 
 from pomp_jax import inputs
-from pomp_jax.clip.memory import MemoryPlan, activation_bytes, plan_memory
-from pomp_jax.clip.text import token_embeddings
+from pomp_jax.clip.text import MemoryPlan, activation_bytes, plan_memory, token_embeddings
 from pomp_jax.data.loader import Fetch
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
@@ -258,7 +257,8 @@ def memory_plan(
     n_times: so many such steps share the memory.
   """
   plan = plan_memory(text_config, n_prefix, token_budget, clip.memory_gib * 2**30 / n_times)
-  return MemoryPlan(clip.n_chunks or plan.n_chunks, plan.keep if clip.keep == "auto" else clip.keep)
+  remat = {"auto": plan.remat, "activations": "none"}.get(clip.keep, clip.keep)
+  return MemoryPlan(clip.n_chunks or plan.n_chunks, remat)
 
 
 def _n_prefix(job: Run) -> int:

@@ -87,12 +87,14 @@ def in_one_piece(stored, names):
 
 
 @pytest.mark.parametrize(
-  "n_chunks, keep", [(1, "layers"), (2, "activations"), (3, "chunks"), (5, "layers")]
+  "n_chunks, remat", [(1, "layers"), (2, "none"), (3, "chunks"), (5, "layers")]
 )
-def test_chunks_and_what_is_kept_change_nothing(stored, names, in_one_piece, n_chunks, keep):
+def test_chunks_and_remat_change_nothing(stored, names, in_one_piece, n_chunks, remat):
   module, expected = in_one_piece
   budget = int(names[2].sum()) + 2 * N_CLASSES
-  tower = shared_text_tower(_text_config(stored), token_budget=budget, n_chunks=n_chunks, keep=keep)
+  tower = shared_text_tower(
+    _text_config(stored), token_budget=budget, n_chunks=n_chunks, remat=remat
+  )
   found = _features_and_gradient(stored, tower, module, names)
   assert_close(found[0], expected[0])
   assert_close(found[1], expected[1])
@@ -189,8 +191,8 @@ def test_budget_holds_draws_and_always_the_given_rows():
 def test_refuses_what_it_does_not_know(stored, names):
   tokens, _, lengths = names
   config = _text_config(stored)
-  with pytest.raises(ValueError, match="unknown keep 'all'"):
-    shared_text_tower(config, keep="all")
+  with pytest.raises(ValueError, match="remat: got 'all'"):
+    shared_text_tower(config, remat="all")
   odd = types.SimpleNamespace(hidden_act="mish")
   with pytest.raises(ValueError, match="unknown activation 'mish'"):
     shared_text_tower(odd)

@@ -129,7 +129,7 @@ def test_bfloat16_is_the_type_of_every_product(small):
 def test_a_prompt_beyond_the_positions_is_refused(small):
   tower = text_tower("reference", small.clip.config.text_config)
   width = small.clip.text_width
-  with pytest.raises(ValueError, match="a prompt of 5 [+] 12 tokens does not fit .* 16 positions"):
+  with pytest.raises(ValueError, match="5 [+] 12 tokens: expected at most 16"):
     tower(
       small.clip.text_params,
       jnp.zeros((5, width)),
@@ -139,5 +139,5 @@ def test_a_prompt_beyond_the_positions_is_refused(small):
 
 
 def test_an_unknown_tower_is_refused_with_the_known_ones(small):
-  with pytest.raises(ValueError, match="'fancy'; accepted: .*reference"):
+  with pytest.raises(ValueError, match="text_tower: got 'fancy'"):
     text_tower("fancy", small.clip.config.text_config)

@@ -7,7 +7,7 @@ import pytest
 
 from pomp_jax import inputs
 from pomp_jax.benchmark import costs
-from pomp_jax.clip import checkpoint, made_up, tokenize
+from pomp_jax.clip import checkpoint, synthetic, tokenize
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.synthetic import open_synthetic
@@ -159,8 +159,8 @@ def test_made_up_images_are_of_true_size():
 
 def test_the_stand_in_tokenizer_has_the_right_lengths():
   names = load_class_list("imagenet21k").names[:2000]
-  tokenizer = made_up.StandInTokenizer({f"{names[0]}.": 9})
-  config = made_up.made_up_config("openai/clip-vit-base-patch16").text_config
+  tokenizer = synthetic.StandInTokenizer({f"{names[0]}.": 9})
+  config = synthetic.synthetic_config("openai/clip-vit-base-patch16").text_config
   ids, lengths = tokenize([f"{name}." for name in names], tokenizer, config)
   assert lengths[0] == 9
   # 4.3 tokens is the mean of all, with CLIP's own.

@@ -63,24 +63,24 @@ _CONFIGS = {
   "RN50.safetensors": lambda: _resnet((3, 4, 6, 3), 1024),
   "RN101.safetensors": lambda: _resnet((3, 4, 23, 3), 512),
 }
-MADE_UP = tuple(_CONFIGS)
+SYNTHETIC_CLIPS = tuple(_CONFIGS)
 
 
-def made_up_config(name: str) -> ClipConfig:
-  """An architecture by its hub id, or its usual file's name; one of MADE_UP."""
+def synthetic_config(name: str) -> ClipConfig:
+  """An architecture by its hub id, or its usual file's name; one of SYNTHETIC_CLIPS."""
   return _CONFIGS[name]()
 
 
-def made_up_clip(name: str, token_counts: Mapping[str, int], seed: int = 0) -> Clip:
+def synthetic_clip(name: str, token_counts: Mapping[str, int], seed: int = 0) -> Clip:
   """A published architecture, its weights drawn at random.
 
   Args:
-    name: one of MADE_UP.
+    name: one of SYNTHETIC_CLIPS.
     token_counts: tokens of texts with EOT under CLIP's own tokenizer, which is not at hand; others
       are counted by their letters.
     seed: of the weights.
   """
-  config = made_up_config(name)
+  config = synthetic_config(name)
   rng = np.random.default_rng(seed)
 
   def draw(path, shape) -> np.ndarray:
@@ -104,7 +104,7 @@ class StandInTokenizer:
   bos_token_id = _BOS
 
   def __init__(self, token_counts: Mapping[str, int]):
-    """Takes the counts that are known; see `made_up_clip`."""
+    """Takes the counts that are known; see `synthetic_clip`."""
     self._counts = token_counts
 
   def __call__(self, texts: Sequence[str], add_special_tokens: bool = True) -> dict:
