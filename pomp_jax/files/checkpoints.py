@@ -1,9 +1,11 @@
-"""Checkpoints of a run: its arrays, bit for bit, and the JSON that says what they belong to.
+"""Checkpoints of a run: its arrays, bit for bit, and the JSON that describes them.
 
-A run's state is small and the same on every device, so process 0 alone reads and writes: no process
-waits for another's disk, and there is no checkpoint of which a part is missing.
+A run's state is small and the same on every device. Process 0 alone reads and writes it: no process
+waits for another's disk, and no checkpoint consists of parts. Orbax writes the arrays (`STEP/state`)
+and the JSON (`STEP/meta`) into a temporary folder and renames it to `STEP`.
 """
 
+from collections.abc import Iterator
 import contextlib
 import json
 import logging
@@ -11,98 +13,96 @@ import math
 import os
 from pathlib import Path
 import secrets
+import shutil
 import socket
 import time
-from typing import Any, SupportsFloat
+from typing import Any, NamedTuple, SupportsFloat
+import zlib
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 
 from pomp_jax import hosts
-from pomp_jax.files import checkpoint_contents, checksums
+from pomp_jax.errors import RunError
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.checkpoint_contents import CheckpointError, Damage, PyTree, Restored, as_line
-from pomp_jax.files.checkpoint_manager import Manager, open_manager
-
-__all__ = ["CheckpointError", "Checkpoints", "Restored"]
 
 log = logging.getLogger(__name__)
 
+PyTree = Any
 _OWNER = "owner.txt"
-_SECOND_LOOK = 0.5  # s
+_DISCARDED = "discarded-"
+_RETRY_SECONDS = 0.5
+
+
+class CheckpointError(RunError, RuntimeError):
+  """A checkpoint that can't be written, read, or put into the requested state."""
+
+
+class DamagedCheckpoint(Exception):
+  """One checkpoint that can't be read, or does not hold what was saved; one line."""
+
+
+class Restored(NamedTuple):
+  """Content of a checkpoint.
+
+  Attributes:
+    step: number of steps done when it was saved.
+    state: pytree with the structure and the shardings of the abstract state.
+    meta: JSON that was saved with it.
+  """
+
+  step: int
+  state: PyTree
+  meta: dict[str, Any]
 
 
 class Checkpoints:
   """The checkpoints of one run, in one folder.
 
-  Saving is asynchronous: the arrays are copied before `save` returns, so that their buffers may be
-  donated to the next step, and written behind it. A checkpoint counts once it is complete; what a
-  killed process leaves half written is never restored, and is cleaned away. The newest `keep`
-  checkpoints stay, and the best one by the metric (the higher, the better; of equals the newer).
+  A checkpoint exists once it is complete. What a killed process leaves incomplete is never restored,
+  and is removed. The newest `keep` checkpoints are kept, and the best one by the metric (higher is
+  better; of equals the newer).
 
-  A save that fails is told by the next call, `check` and `save` among them. With `retry` that is a
-  warning, and the next save tries again. Even so `wait` and `close` raise, and `save` where a later
-  start has taken the folder over.
+  Arrays and JSON are stored with their CRC-32. A checkpoint that can't be read, or whose checksums
+  differ, is renamed to `damaged-STEP`, and the one before it is restored.
 
-  Every array, the JSON and the metric are stored with their checksums. A checkpoint that can't be
-  read, or that reads as something else, is set aside as `damaged-STEP`, and the one before it takes
-  its place.
-
-  The folder is the last opener's: whoever opened it before, and still lives where nobody sees it,
-  saves nothing more (`owner.txt` says whose it is).
+  The folder belongs to the process that opened it last (`owner.txt`): an earlier one that still
+  runs, unnoticed, saves nothing more.
 
   With several processes all make the same calls to `save` and `restore_latest`, and only process 0
-  touches the folder; there a failure ends all of them (`hosts.fail`). `steps` is for process 0
-  alone.
+  touches the folder. A failure there ends all of them (`hosts.fail`). `steps` is for process 0.
   """
 
   def __init__(self, folder: str | os.PathLike, keep: int = 3, *, retry: bool = False):
     """Opens the folder, and creates it when it is missing.
 
     Args:
-      folder: where the checkpoints live, one sub-folder a step.
-      keep: how many of the newest stay, at least 1.
-      retry: whether a save that fails is left to the next one.
+      folder: folder of the checkpoints, one sub-folder per step.
+      keep: number of newest checkpoints to keep, at least 1.
+      retry: whether a failed save is only a warning, and the next save tries again. A run that ends
+        with a failed save raises all the same.
 
     Raises:
       ValueError: `keep` is below 1.
-      CheckpointError: the folder can't be created or read.
+      CheckpointError: the folder can't be created or written to.
     """
     if keep < 1:
       raise ValueError(f"keep must be at least 1, got {keep}")
-    # Orbax takes absolute paths only.
-    self.folder = Path(os.path.abspath(folder))
+    self.folder = Path(os.path.abspath(folder))  # Orbax takes absolute paths only
     self._keep, self._retry = keep, retry
-    self._owner = f"{socket.gethostname()}, process {os.getpid()}, {secrets.token_hex(8)}"
-    self._manager = self._open() if hosts.is_first() else None
-    if self._manager is not None:
-      self._take_over()
-    self._saving: int | None = None  # the step of the last save, until it is known how it ended
     self._failure: CheckpointError | None = None  # of the last save
-    self._told = False  # whether that one was
-
-  def _open(self) -> Manager:
-    try:
-      self.folder.mkdir(parents=True, exist_ok=True)
-      self._set_aside_damaged_metrics()
-      return open_manager(self.folder, self._keep)
-    except (OSError, ValueError) as error:
-      raise CheckpointError(f"{self.folder}: can't hold checkpoints ({as_line(error)})") from error
-
-  def _take_over(self) -> None:
-    """Says whose the folder is now: an earlier start that still lives, unseen, saves no more."""
-    try:
-      with replacing(self.folder / _OWNER) as file:
-        file.write(self._owner.encode())
-    except OSError as error:
-      raise CheckpointError(f"{self.folder}: can't hold checkpoints ({as_line(error)})") from error
-
-  def _check_owner(self) -> None:
-    # Where it can't be read, the save itself will tell.
-    with contextlib.suppress(OSError):
-      owner = (self.folder / _OWNER).read_text(errors="replace")
-      if owner != self._owner:
+    self._owner = f"{socket.gethostname()}, process {os.getpid()}, {secrets.token_hex(8)}"
+    if hosts.is_first():
+      try:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove(f"*{ocp.utils.TMP_DIR_SUFFIX}*", f"{_DISCARDED}*")
+        with replacing(self.folder / _OWNER) as file:
+          file.write(self._owner.encode())
+      except OSError as error:
         raise CheckpointError(
-          f"{self.folder}: a later start of this run ({owner.rpartition(',')[0]}) has taken it"
-          " over; this one ends, and saves nothing more"
-        )
+          f"{self.folder}: can't hold checkpoints ({_as_line(error)})"
+        ) from error
 
   def save(
     self,
@@ -111,151 +111,147 @@ class Checkpoints:
     meta: dict[str, Any],
     metric: SupportsFloat | None = None,
   ) -> bool:
-    """Starts to save; waits first for the save before it.
+    """Saves a checkpoint, and removes those that are no longer kept.
 
     Args:
-      step: the number of steps done, 0 or more.
-      state: a pytree of arrays (JAX or NumPy; Python numbers are taken as 0-d NumPy arrays). Random
-        keys go in as `jax.random.key_data`. With several processes the same on all of them.
-      meta: anything JSON can hold, such as the config and the position in the data.
-      metric: the validation metric at this step, higher is better; None or NaN when there is none.
+      step: number of steps done, 0 or more.
+      state: pytree of arrays (JAX or NumPy; Python numbers become 0-d NumPy arrays), the same on
+        all processes. Random keys have to be given as `jax.random.key_data`.
+      meta: any JSON object, such as the config and the position in the data.
+      metric: validation metric at this step, higher is better; None or NaN when there is none.
 
     Returns:
-      Whether it saves: not when this step, or a newer one, is stored already, and with `retry` not
-      when it could not start.
+      Whether a checkpoint was written. False on all processes but the first, when this step or a
+      newer one is stored already, and with `retry` after a failure.
 
     Raises:
-      CheckpointError: without `retry`, this save could not start, or the one before it failed; the
-        line says which step is the last that is stored. With it too: a later start of the same run
-        has taken the folder over.
+      CheckpointError: without `retry`, the save failed; the line names the last good checkpoint.
+        With it too, a later start of the same run has taken the folder over.
     """
-    if self._manager is None:
+    if not hosts.is_first():
       return False
     self._check_owner()
-    self._settle()
-    metrics = {} if metric is None or not math.isfinite(metric) else {"metric": float(metric)}
-    contents = checkpoint_contents.to_save(state, meta)
     try:
-      if self._failure is not None:
-        self._open_again()
-      saves = self._manager.save(step, args=contents, metrics=checksums.with_checksum(metrics))
+      if step <= max(self.steps(), default=-1):
+        return False
+      self._write(step, state, meta, metric)
+      self._drop_old()
     except Exception as error:
-      self._failure, self._told = self._write_error(step, error), False
-      self._settle()
+      self._remove(f"{step}{ocp.utils.TMP_DIR_SUFFIX}*")
+      failure = self._save_error(step, error)
+      if not self._retry:
+        raise failure from error
+      log.warning("%s; the next save tries again", failure)
+      self._failure = failure
       return False
-    self._saving, self._failure = step if saves else None, None
-    return saves
+    self._failure = None
+    return True
 
-  def check(self) -> None:
-    """Tells of a save that has failed, without waiting for one that is under way.
+  def check_last_save(self) -> None:
+    """Raises the error of the last save if that failed and was only warned of.
 
     Raises:
-      CheckpointError: it failed; not with `retry`.
+      CheckpointError: the newest state is not stored.
     """
-    if self._saving is not None and not self._manager.is_saving_in_progress():
-      self._settle()
+    if self._failure is not None:
+      raise self._failure
 
   def steps(self) -> list[int]:
-    """The steps of all complete checkpoints, in order; waits for a save that is under way."""
-    self._settle()
-    return sorted(self._manager.all_steps())
+    """Steps of all complete checkpoints, ascending."""
+    return _steps(self.folder)
 
   def restore_latest(self, abstract_state: PyTree) -> Restored | None:
-    """Restores the newest checkpoint that is whole; damaged ones are set aside, with a warning.
+    """Restores the newest intact checkpoint; damaged ones are set aside, with a warning.
 
     Args:
-      abstract_state: the state's structure. A `jax.ShapeDtypeStruct` or a `jax.Array` gives a JAX
+      abstract_state: structure of the state. A `jax.ShapeDtypeStruct` or a `jax.Array` gives a JAX
         array with its sharding (the first local device without one), anything else a NumPy array.
 
     Returns:
       The step, the state and the JSON, exactly as saved; None when there is no checkpoint.
 
     Raises:
-      CheckpointError: all checkpoints are damaged; or a field's shape or dtype is not the one that
-        `abstract_state` has, and the line names the field.
+      CheckpointError: all checkpoints are damaged, or the shape or dtype of a field differs from
+        that of `abstract_state`; the line names the field.
     """
-    found = self._newest(abstract_state) if self._manager is not None else None
-    return checkpoint_contents.place(found, abstract_state)
-
-  def wait(self) -> None:
-    """Waits until everything saved is on the disk.
-
-    Raises:
-      CheckpointError: the last save failed.
-    """
-    self._collect()
-    if self._failure is not None:
-      raise self._failure if self._retry else self._forget()
-
-  def close(self) -> None:
-    """Waits as `wait` does, and lets go of the folder.
-
-    Raises:
-      CheckpointError: as `wait`.
-    """
-    if self._manager is None:
-      return
-    self._collect()
-    # What has failed is told below, once.
-    with contextlib.suppress(Exception):
-      self._manager.close()
-    self.wait()
-
-  def _collect(self) -> None:
-    """Waits for the save under way; notes how it ended."""
-    if self._manager is None or self._saving is None:
-      return
-    try:
-      self._manager.wait_until_finished()
-      self._manager.remove_discarded()
-    except Exception as error:
-      self._failure, self._told = self._write_error(self._saving, error), False
-    self._saving = None
-
-  def _settle(self) -> None:
-    """As `wait`; with `retry` it warns, once."""
-    self._collect()
-    if self._failure is None or self._told:
-      return
-    if not self._retry:
-      raise self._forget()
-    log.warning("%s; the next save tries again", self._failure)
-    self._told = True
-
-  def _forget(self) -> CheckpointError:
-    failure, self._failure = self._failure, None
-    return failure
-
-  def _open_again(self) -> None:
-    """After a failure: without what that save has left behind."""
-    with contextlib.suppress(Exception):
-      self._manager.close()
-    self._manager = self._open()
+    targets, structure = jax.tree.flatten(jax.tree.map(_as_target, abstract_state))
+    expected = jax.tree.unflatten(structure, targets)
+    found = self._read_newest(expected) if hosts.is_first() else None
+    head = hosts.from_first(found and [found.step, found.meta], "the checkpoint")
+    if head is None:
+      return None
+    if found:
+      by_name = dict(_leaves(found.state))
+      leaves = [by_name[name] for name, _ in _leaves(expected)]
+    else:
+      leaves = [np.zeros(target.shape, target.dtype) for target in targets]
+    if jax.process_count() > 1:
+      leaves = hosts.arrays_from_first(leaves)
+    placed = [_on_devices(*pair) for pair in zip(leaves, targets, strict=True)]
+    return Restored(head[0], jax.tree.unflatten(structure, placed), head[1])
 
   def __enter__(self) -> "Checkpoints":
     return self
 
   def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-    try:
-      self.close()
-    except CheckpointError:
-      # Of two reasons to end, the first is told.
-      if kind is None:
-        raise
+    if kind is None:
+      self.check_last_save()
 
-  def _newest(self, abstract_state: PyTree) -> Restored | None:
+  def _check_owner(self) -> None:
+    # Where the file can't be read, the save itself will fail.
+    with contextlib.suppress(OSError):
+      owner = (self.folder / _OWNER).read_text(errors="replace")
+      if owner != self._owner:
+        raise CheckpointError(
+          f"{self.folder}: a later start of this run ({owner.rpartition(',')[0]}) has taken it"
+          " over; this one ends, and saves nothing more"
+        )
+
+  def _write(
+    self, step: int, state: PyTree, meta: dict[str, Any], metric: SupportsFloat | None
+  ) -> None:
+    state = jax.tree.map(np.asarray, state)
+    has_metric = metric is not None and math.isfinite(metric)
+    stored = {
+      "leaves": _describe(state),
+      "checksums": _checksums(state),
+      "meta": meta,
+      "metric": float(metric) if has_metric else None,
+    }
+    stored["checksum"] = _json_checksum(stored)
+    items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(stored))
+    _checkpointer().save(self.folder / str(step), items)
+
+  def _drop_old(self) -> None:
+    """Removes all but the newest checkpoints and the best; renames first, for one half removed."""
+    metrics = {}
+    for step in self.steps():
+      try:
+        metrics[step] = _read_meta(self.folder / str(step)).get("metric")
+      except DamagedCheckpoint as damage:
+        log.warning("checkpoint of step %d is DAMAGED (%s)", step, damage)
+        self._set_aside(step)
+    measured = [step for step in metrics if metrics[step] is not None]
+    best = max(measured, key=lambda step: (metrics[step], step), default=None)
+    for step in sorted(metrics)[: -self._keep]:
+      if step != best:
+        with contextlib.suppress(OSError):  # left to the next save
+          target = self.folder / f"{_DISCARDED}{step}-{secrets.token_hex(4)}"
+          (self.folder / str(step)).rename(target)
+          shutil.rmtree(target, ignore_errors=True)
+
+  def _read_newest(self, targets: PyTree) -> Restored | None:
     damaged = []
     for step in reversed(self.steps()):
       try:
-        found = self._read_twice(step, abstract_state)
-      except Damage as damage:
+        found = self._read_twice(step, targets)
+      except DamagedCheckpoint as damage:
         log.warning("checkpoint of step %d is DAMAGED (%s)", step, damage)
         damaged.append(step)
         continue
-      for step in damaged:
-        self._set_aside(step)
+      for other in damaged:
+        self._set_aside(other)
       if damaged:
-        self._manager.reload()
         log.warning("going back to the checkpoint of step %d", found.step)
       return found
     if damaged:
@@ -265,27 +261,13 @@ class Checkpoints:
       )
     return None
 
-  def _read_twice(self, step: int, abstract_state: PyTree) -> Restored:
-    # A disk at the other end of a network fails for a moment, too.
+  def _read_twice(self, step: int, targets: PyTree) -> Restored:
+    # A network disk can fail for a moment.
     try:
-      return self._read(step, abstract_state)
-    except Damage:
-      time.sleep(_SECOND_LOOK)
-      return self._read(step, abstract_state)
-
-  def _read(self, step: int, abstract_state: PyTree) -> Restored:
-    return checkpoint_contents.read(self._manager, self.folder, step, abstract_state)
-
-  def _set_aside_damaged_metrics(self) -> None:
-    """Orbax reads the metrics of all checkpoints when it opens the folder; they decide the best."""
-    for metrics in self.folder.glob("*/metrics/metrics"):
-      if metrics.parent.parent.name.isdigit():
-        try:
-          checksums.without_checksum(json.loads(metrics.read_bytes()), {"metric"})
-        except (ValueError, AttributeError) as error:  # the latter: another JSON than an object
-          step = int(metrics.parent.parent.name)
-          log.warning("checkpoint of step %d is DAMAGED (its metrics: %s)", step, as_line(error))
-          self._set_aside(step)
+      return _read(self.folder / str(step), targets)
+    except DamagedCheckpoint:
+      time.sleep(_RETRY_SECONDS)
+      return _read(self.folder / str(step), targets)
 
   def _set_aside(self, step: int) -> None:
     target, number = self.folder / f"damaged-{step}", 1
@@ -296,15 +278,147 @@ class Checkpoints:
       (self.folder / str(step)).rename(target)
     except OSError as error:
       raise CheckpointError(
-        f"{self.folder / str(step)}: damaged, and can't be set aside ({error.strerror})"
+        f"{self.folder / str(step)}: damaged, and can't be renamed ({error.strerror})"
       ) from error
-    log.warning("it is kept as %s", target)
+    log.warning("moved to %s", target)
 
-  def _write_error(self, step: int, error: Exception) -> CheckpointError:
+  def _remove(self, *patterns: str) -> None:
+    for pattern in patterns:
+      for folder in self.folder.glob(pattern):
+        shutil.rmtree(folder, ignore_errors=True)
+
+  def _save_error(self, step: int, error: Exception) -> CheckpointError:
     try:
-      stored = [other for other in self._manager.all_steps(read=True) if other != step]
+      stored = [other for other in self.steps() if other != step]
       last = f"the last good one is of step {max(stored)}" if stored else "there is none before it"
-    except Exception:
-      last = "which ones are there can't be read"
+    except OSError:
+      last = "the folder can't be read"
     what = f"could not save the checkpoint of step {step}"
-    return CheckpointError(f"{self.folder}: {what} ({as_line(error)}); {last}")
+    return CheckpointError(f"{self.folder}: {what} ({_as_line(error)}); {last}")
+
+
+def read_checkpoints(folder: str | os.PathLike) -> Iterator[Restored]:
+  """Reads all complete checkpoints of another run, finished or running, in order of their steps.
+
+  The states are trees of dicts and lists of NumPy arrays. Every process that calls it reads on its
+  own. Nothing is written.
+
+  Args:
+    folder: `checkpoints/` of the run.
+
+  Raises:
+    CheckpointError: no such folder, or a checkpoint that can't be read or is not what was saved.
+  """
+  path = Path(os.path.abspath(folder))
+  if not path.is_dir():
+    raise CheckpointError(f"{folder}: no such folder of checkpoints")
+  for step in _steps(path):
+    try:
+      yield _read(path / str(step))
+    except DamagedCheckpoint as error:
+      raise CheckpointError(f"{path / str(step)}: can't be read ({error})") from error
+
+
+def _steps(folder: Path) -> list[int]:
+  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
+def _checkpointer() -> ocp.Checkpointer:
+  """Synchronous Orbax checkpointer of this process alone."""
+  alone = ocp.options.MultiprocessingOptions()
+  if jax.process_count() > 1:
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+      primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"pomp_jax{me}"
+    )
+  handler = ocp.CompositeCheckpointHandler(
+    state=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+    meta=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+    composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+  )
+  return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+  """Reads the JSON of a checkpoint; those of earlier versions have no checksums and no metric.
+
+  Raises:
+    DamagedCheckpoint: it can't be read, or is not what was saved.
+  """
+  try:
+    stored = json.loads((path / "meta" / "metadata").read_bytes())
+    rest = {field: value for field, value in stored.items() if field != "checksum"}
+  except Exception as error:
+    raise DamagedCheckpoint(_as_line(error)) from error
+  if "checksum" in stored and stored["checksum"] != _json_checksum(rest):
+    raise DamagedCheckpoint("its JSON is not what was saved")
+  if not {"leaves", "meta"} <= rest.keys() <= {"leaves", "checksums", "meta", "metric"}:
+    raise DamagedCheckpoint("its JSON does not have the fields leaves, checksums, meta and metric")
+  return stored
+
+
+def _read(path: Path, targets: PyTree = None) -> Restored:
+  """Reads a checkpoint as dicts and lists of NumPy arrays, and compares its checksums.
+
+  Args:
+    path: folder of the checkpoint.
+    targets: expected shapes and dtypes; None: any.
+
+  Raises:
+    DamagedCheckpoint: it is not what was saved.
+    CheckpointError: it is, but does not fit `targets`.
+  """
+  stored = _read_meta(path)
+  if targets is not None:
+    expected = _describe(targets)
+    for field in sorted(stored["leaves"].keys() | expected.keys()):
+      found, wanted = stored["leaves"].get(field, "nothing"), expected.get(field, "nothing")
+      if found != wanted:
+        raise CheckpointError(f"{path}: {field} holds {found}, but this run expects {wanted}")
+  try:
+    items = ocp.args.Composite(state=ocp.args.StandardRestore())
+    state = jax.tree.map(np.asarray, _checkpointer().restore(path, items).state)
+  except Exception as error:  # a damaged file fails in any layer
+    raise DamagedCheckpoint(_as_line(error)) from error
+  found = _checksums(state)
+  for field in stored["leaves"]:
+    if field not in found or stored.get("checksums", found).get(field) != found[field]:
+      raise DamagedCheckpoint(f"{field} is not what was saved")
+  return Restored(int(path.name), state, stored["meta"])
+
+
+def _as_target(leaf: Any) -> Any:
+  if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+    return np.asarray(leaf)
+  sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _on_devices(array: np.ndarray, target: Any) -> Any:
+  if not isinstance(target, jax.ShapeDtypeStruct):
+    return array
+  return jax.make_array_from_callback(target.shape, target.sharding, lambda index: array[index])
+
+
+def _leaves(tree: PyTree) -> list[tuple[str, Any]]:
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+
+
+def _describe(tree: PyTree) -> dict[str, str]:
+  """Dtypes and shapes by name: {"optimizer/0/trace": "float32 [4, 512]"}."""
+  return {name: f"{leaf.dtype} {list(leaf.shape)}" for name, leaf in _leaves(tree)}
+
+
+def _checksums(tree: PyTree) -> dict[str, str]:
+  return {name: f"{zlib.crc32(leaf.tobytes()):08x}" for name, leaf in _leaves(tree)}
+
+
+def _json_checksum(value: dict[str, Any]) -> str:
+  return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
+
+
+def _as_line(error: BaseException) -> str:
+  """Formats an error as one line; keeps both ends of a long one."""
+  text = " ".join(f"{type(error).__name__}: {error}".split())
+  return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"

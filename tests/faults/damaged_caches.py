@@ -21,7 +21,7 @@ import numpy as np
 from pomp_jax.files.array_cache import ArrayCache
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.feature_blocks import DamagedBlockError, FeatureBlocks, FeatureCacheError
-from pomp_jax.files.other_checkpoints import read_checkpoints
+from pomp_jax.files.checkpoints import read_checkpoints
 
 # Of each kind: flips of one bit, cuts, and stretches of zeros or of ones.
 FLIPS, CUTS, STRETCHES = 30, 4, 4
