@@ -1,12 +1,13 @@
 """Checkpoints of a run: its arrays, bit for bit, and the JSON that describes them.
 
-A run's state is small and the same on every device. Process 0 alone reads and writes it: no process
-waits for another's disk, and no checkpoint consists of parts. Orbax writes the arrays (`STEP/state`)
-and the JSON (`STEP/meta`) into a temporary folder and renames it to `STEP`.
+A run's state is small and the same on every device, so process 0 alone reads and writes it: no
+process waits for another's disk, and no checkpoint consists of parts. Orbax writes the arrays
+(`STEP/state`) and the JSON (`STEP/meta`) into a temporary folder, and renames that to `STEP`.
 """
 
 from collections.abc import Iterator
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -60,9 +61,8 @@ class Restored(NamedTuple):
 class Checkpoints:
   """The checkpoints of one run, in one folder.
 
-  A checkpoint exists once it is complete. What a killed process leaves incomplete is never restored,
-  and is removed. The newest `keep` checkpoints are kept, and the best one by the metric (higher is
-  better; of equals the newer).
+  A checkpoint exists once it is complete; remains of a killed process are removed. The newest
+  `keep` stay, and the best by the metric (of equals the newer).
 
   Arrays and JSON are stored with their CRC-32. A checkpoint that can't be read, or whose checksums
   differ, is renamed to `damaged-STEP`, and the one before it is restored.
@@ -72,6 +72,10 @@ class Checkpoints:
 
   With several processes all make the same calls to `save` and `restore_latest`, and only process 0
   touches the folder. A failure there ends all of them (`hosts.fail`). `steps` is for process 0.
+
+  Attributes:
+    folder: absolute path.
+    failure: error of the last save if it failed and `retry` made it a warning; else None.
   """
 
   def __init__(self, folder: str | os.PathLike, keep: int = 3, *, retry: bool = False):
@@ -91,7 +95,7 @@ class Checkpoints:
       raise ValueError(f"keep must be at least 1, got {keep}")
     self.folder = Path(os.path.abspath(folder))  # Orbax takes absolute paths only
     self._keep, self._retry = keep, retry
-    self._failure: CheckpointError | None = None  # of the last save
+    self.failure: CheckpointError | None = None
     self._owner = f"{socket.gethostname()}, process {os.getpid()}, {secrets.token_hex(8)}"
     if hosts.is_first():
       try:
@@ -142,19 +146,10 @@ class Checkpoints:
       if not self._retry:
         raise failure from error
       log.warning("%s; the next save tries again", failure)
-      self._failure = failure
+      self.failure = failure
       return False
-    self._failure = None
+    self.failure = None
     return True
-
-  def check_last_save(self) -> None:
-    """Raises the error of the last save if that failed and was only warned of.
-
-    Raises:
-      CheckpointError: the newest state is not stored.
-    """
-    if self._failure is not None:
-      raise self._failure
 
   def steps(self) -> list[int]:
     """Steps of all complete checkpoints, ascending."""
@@ -194,8 +189,8 @@ class Checkpoints:
     return self
 
   def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-    if kind is None:
-      self.check_last_save()
+    if kind is None and self.failure is not None:
+      raise self.failure
 
   def _check_owner(self) -> None:
     # Where the file can't be read, the save itself will fail.
@@ -244,7 +239,11 @@ class Checkpoints:
     damaged = []
     for step in reversed(self.steps()):
       try:
-        found = self._read_twice(step, targets)
+        try:
+          found = _read(self.folder / str(step), targets)
+        except DamagedCheckpoint:  # a network disk can fail for a moment
+          time.sleep(_RETRY_SECONDS)
+          found = _read(self.folder / str(step), targets)
       except DamagedCheckpoint as damage:
         log.warning("checkpoint of step %d is DAMAGED (%s)", step, damage)
         damaged.append(step)
@@ -261,19 +260,11 @@ class Checkpoints:
       )
     return None
 
-  def _read_twice(self, step: int, targets: PyTree) -> Restored:
-    # A network disk can fail for a moment.
-    try:
-      return _read(self.folder / str(step), targets)
-    except DamagedCheckpoint:
-      time.sleep(_RETRY_SECONDS)
-      return _read(self.folder / str(step), targets)
-
   def _set_aside(self, step: int) -> None:
-    target, number = self.folder / f"damaged-{step}", 1
-    while target.exists():
-      number += 1
-      target = self.folder / f"damaged-{step}-{number}"
+    names = itertools.chain(
+      [f"damaged-{step}"], (f"damaged-{step}-{n}" for n in itertools.count(2))
+    )
+    target = next(path for name in names if not (path := self.folder / name).exists())
     try:
       (self.folder / str(step)).rename(target)
     except OSError as error:
@@ -283,9 +274,8 @@ class Checkpoints:
     log.warning("moved to %s", target)
 
   def _remove(self, *patterns: str) -> None:
-    for pattern in patterns:
-      for folder in self.folder.glob(pattern):
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in itertools.chain(*map(self.folder.glob, patterns)):
+      shutil.rmtree(folder, ignore_errors=True)
 
   def _save_error(self, step: int, error: Exception) -> CheckpointError:
     try:
@@ -360,13 +350,9 @@ def _read_meta(path: Path) -> dict[str, Any]:
 def _read(path: Path, targets: PyTree = None) -> Restored:
   """Reads a checkpoint as dicts and lists of NumPy arrays, and compares its checksums.
 
-  Args:
-    path: folder of the checkpoint.
-    targets: expected shapes and dtypes; None: any.
-
   Raises:
     DamagedCheckpoint: it is not what was saved.
-    CheckpointError: it is, but does not fit `targets`.
+    CheckpointError: it is, but has other fields, shapes or dtypes than `targets`.
   """
   stored = _read_meta(path)
   if targets is not None:

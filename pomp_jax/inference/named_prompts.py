@@ -9,9 +9,8 @@ import numpy as np
 from pomp_jax.config import ConfigError
 from pomp_jax.data.class_lists import TEMPLATES, ClassList, load_templates
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.checkpoints import CheckpointError
+from pomp_jax.files.checkpoints import CheckpointError, read_checkpoints
 from pomp_jax.files.class_features import ClassFeatures, read_class_features
-from pomp_jax.files.checkpoints import read_checkpoints
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt import validate
 from pomp_jax.files.prompt_file import Prompt, load_prompt

@@ -15,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from pomp_jax import hosts, inputs
-from pomp_jax.files.checkpoints import CheckpointError, Checkpoints, Restored
+from pomp_jax.files.checkpoints import Checkpoints, Restored
 from pomp_jax.inference.accuracy import split_features
 from pomp_jax.inference.classify import topk_accuracy
 from pomp_jax.prompt.loss import guess_loss
@@ -133,7 +133,6 @@ def _go(job: Run, parts: _Parts, checkpoints: Checkpoints, at: Trained) -> Train
       state, frozen = bank.refresh(step - 1, state, frozen)
       state, metrics = parts.step(state, frozen, next(on_devices))
       watch.step(step, metrics)
-      checkpoints.check()
       asked = parts.stop.after_step()
       due = step % config.checkpoint.every == 0 or step == job.total_steps
       if due or asked:
@@ -185,21 +184,9 @@ def _meta(job: Run, done: Trained) -> dict[str, Any]:
 
 
 def _leave(job: Run, checkpoints: Checkpoints, step: int) -> None:
-  """Stops, once everything is on the disk; all processes call it together.
-
-  Raises:
-    Preempted: always, but for
-    CheckpointError: it can't be saved, and the config says to stop then.
-  """
-  problem = None
-  try:
-    checkpoints.wait()
-  except CheckpointError as error:
-    problem = str(error)
-  # Only the first process knows.
-  problem = hosts.from_first(problem, "the last save")
-  if problem and job.config.checkpoint.on_failure == "stop":
-    raise CheckpointError(problem)
+  """Raises Preempted after the last save; all processes call it together."""
+  # Only the first process knows whether it failed.
+  problem = hosts.from_first(str(checkpoints.failure or ""), "the last save")
   what = problem or f"everything is saved at step {step} of {job.total_steps}"
   raise hosts.Preempted(
     f"asked to stop: {what}; the same command goes on from {job.folder.path}", together=True

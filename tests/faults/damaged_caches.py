@@ -19,9 +19,8 @@ import jax
 import numpy as np
 
 from pomp_jax.files.array_cache import ArrayCache
-from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
+from pomp_jax.files.checkpoints import CheckpointError, Checkpoints, read_checkpoints
 from pomp_jax.files.feature_blocks import DamagedBlockError, FeatureBlocks, FeatureCacheError
-from pomp_jax.files.checkpoints import read_checkpoints
 
 # Of each kind: flips of one bit, cuts, and stretches of zeros or of ones.
 FLIPS, CUTS, STRETCHES = 30, 4, 4
@@ -121,8 +120,8 @@ def _metrics(rng: np.random.Generator, folder: pathlib.Path):
   with Checkpoints(folder / "whole") as checkpoints:
     for step, metric in _METRICS.items():
       checkpoints.save(step, {"context": np.full(3, step)}, {"step": step}, metric=metric)
-  file = folder / "metrics"
-  place = pathlib.Path("1", "metrics", "metrics")
+  file = folder / "metadata"
+  place = pathlib.Path("1", "meta", "metadata")
   shutil.copy(folder / "whole" / place, file)
 
   def read() -> str:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.class_features import CategoryFileError, is_annotation_file, read_categories
 from pomp_jax.files.events import EventWriter, read_scalars
 from pomp_jax.files.feature_blocks import FeatureBlocks, FeatureCacheError
@@ -22,7 +21,6 @@ from tests.support.fuzzing import (
   bombs,
   damaged,
   edited_json,
-  json_values,
 )
 
 CONTEXT = np.random.default_rng(0).normal(0, 0.02, (4, 8)).astype(np.float32)
@@ -303,39 +301,3 @@ def test_damaged_events(tmp_path_factory, data):
   with allowed_errors(within=[folder]):
     for steps, values in read_scalars(folder).values():
       assert len(steps) == len(values)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-  """Two checkpoints, and the files of the newer one."""
-  folder = tmp_path_factory.mktemp("run") / "checkpoints"
-  with Checkpoints(folder) as checkpoints:
-    for step in (1, 2):
-      checkpoints.save(step, {"context": CONTEXT * step}, {"seconds": step}, metric=step / 10)
-  return {
-    path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-  }
-
-
-def test_a_checkpoint_with_one_damaged_file(tmp_path_factory, saved):
-  newest = sorted(path for path in saved if path.parts[0] == "2")
-
-  # Each example opens, reads and closes a folder.
-  @settings(max_examples=40)
-  @given(st.data())
-  def check(data):
-    folder = tmp_path_factory.mktemp("damaged")
-    name = data.draw(st.sampled_from(newest))
-    content = data.draw(
-      damaged([saved[name]]) | json_values("metric", "meta").map(json.dumps).map(str.encode)
-    )
-    for path, original in (saved | {name: content}).items():
-      (folder / path).parent.mkdir(parents=True, exist_ok=True)
-      (folder / path).write_bytes(original)
-    with allowed_errors(within=[folder]), Checkpoints(folder) as checkpoints:
-      # Whole or gone: then the one before takes its place.
-      found = checkpoints.restore_latest({"context": CONTEXT})
-      np.testing.assert_array_equal(found.state["context"], CONTEXT * found.step)
-      assert found.meta == {"seconds": found.step}
-
-  check()
