@@ -153,7 +153,7 @@ def _go(job: Run, parts: _Parts, checkpoints: Checkpoints, at: Trained) -> Train
           memory=judge.memory(),
         )
         checkpoints.save(step, state, _meta(job, done), metric=top1)
-        watch.resume()
+        watch.restart_clock()
       if asked:
         _leave(job, checkpoints, step)
   return done

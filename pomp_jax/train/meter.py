@@ -1,46 +1,52 @@
-"""Where the time of a training loop goes, and its memory; measured beside the loop."""
+"""Time, memory and profile of a training loop, measured beside it."""
 
 from collections.abc import Callable, Iterator
+import contextlib
+import logging
 import os
 import pathlib
 import time
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+
+from pomp_jax import hosts
+
+log = logging.getLogger(__name__)
 
 _Batch = TypeVar("_Batch")
 _STATM = pathlib.Path("/proc/self/statm")
 
 
 class Meter:
-  """A stopwatch over the steps between two looks.
+  """Times the steps, and the waits for the loader.
 
-  The host runs ahead of the device, so that it may well wait for the loader while the device is
-  busy. Only where a batch comes after the device has run dry does the loader hold the run up.
+  The host runs ahead of the device, so it may wait for the loader while the device is busy. Only a
+  batch that finds the device idle shows that the loader is too slow.
   """
 
   def __init__(self, clock: Callable[[], float] = time.monotonic):
-    """Starts.
+    """Starts the clock.
 
     Args:
-      clock: seconds, from any zero.
+      clock: seconds from any zero.
     """
     self._clock = clock
     self.restart()
 
   def restart(self) -> None:
-    """Forgets what was measured since the last look."""
+    """Drops everything measured since the last `measure`."""
     self._start = self._clock()
     self._waited, self._batches, self._starved = 0.0, 0, 0
 
   def timed(
-    self, batches: Iterator[_Batch], is_dry: Callable[[], bool] = lambda: False
+    self, batches: Iterator[_Batch], is_idle: Callable[[], bool] = lambda: False
   ) -> Iterator[_Batch]:
-    """The same batches; counts the time until each is there.
+    """Passes the batches through and times the wait for each.
 
     Args:
-      batches: from the loader.
-      is_dry: whether the device has finished all that it was given; asked when a batch is there.
+      batches: batches of the loader.
+      is_idle: whether the device has finished all its work; asked when a batch has arrived.
     """
     while True:
       start = self._clock()
@@ -50,48 +56,97 @@ class Meter:
         return
       self._waited += self._clock() - start
       self._batches += 1
-      self._starved += bool(is_dry())
+      self._starved += bool(is_idle())
       yield batch
 
-  def look(self, n_steps: int) -> dict[str, float]:
-    """What was measured since the last look, or restart; starts again.
+  def measure(self, n_steps: int) -> dict[str, float]:
+    """Returns the figures since the last call or restart, and restarts.
 
     Args:
-      n_steps: that have ended in this time, at least 1.
+      n_steps: number of steps that ended in this time, at least 1.
 
     Returns:
-      `step_seconds`; `data_wait_ratio`, the part of the time that the loop has waited for the
-      loader; `starved_ratio`, the part of the batches that came after the device had run dry.
+      `step_seconds`; `data_wait_ratio`, fraction of the time spent waiting for the loader;
+      `starved_ratio`, fraction of the batches that found the device idle.
     """
     elapsed = max(self._clock() - self._start, 1e-9)
-    found = {
+    figures = {
       "step_seconds": elapsed / n_steps,
       "data_wait_ratio": self._waited / elapsed,
       "starved_ratio": self._starved / max(self._batches, 1),
     }
     self.restart()
-    return found
+    return figures
 
 
 def memory() -> dict[str, float]:
-  """This process's memory, bytes.
+  """Measures the memory of this process in bytes.
 
   Returns:
-    Of the fullest of its devices `device_memory_bytes` and `device_memory_peak_bytes`; where the
-    devices don't say (CPUs), `process_memory_bytes`, what the process holds in the machine's; {}
-    where the system does not say that either.
+    `device_memory_bytes` and `device_memory_peak_bytes` of the fullest device. For devices without
+    statistics (CPUs) `process_memory_bytes`, the resident memory of the process. {} where the
+    system does not tell it.
   """
   stats = [device.memory_stats() or {} for device in jax.local_devices()]
-  names = {
-    "device_memory_bytes": "bytes_in_use",
-    "device_memory_peak_bytes": "peak_bytes_in_use",
-  }
-  found = {
+  names = {"device_memory_bytes": "bytes_in_use", "device_memory_peak_bytes": "peak_bytes_in_use"}
+  figures = {
     ours: float(max(of_device[theirs] for of_device in stats))
     for ours, theirs in names.items()
     if all(theirs in of_device for of_device in stats)
   }
-  if found or not _STATM.exists():
-    return found
+  if figures or not _STATM.exists():
+    return figures
   n_pages = int(_STATM.read_text().split()[1])
   return {"process_memory_bytes": float(n_pages * os.sysconf("SC_PAGE_SIZE"))}
+
+
+class Trace(contextlib.AbstractContextManager):
+  """Profiles steps of process 0 with JAX's profiler; waits for the device at both ends.
+
+  A profiler error is a warning and never ends a training.
+  """
+
+  def __init__(self, path: pathlib.Path, steps: tuple[int, int] | None, done: int):
+    """Starts at once if the next step is the first one to profile.
+
+    Args:
+      path: folder of the profile.
+      steps: first and last step; None: no profile.
+      done: steps done before.
+    """
+    self._path = path
+    self._steps = steps if hosts.is_first() else None
+    self._recording = False
+    self.after(done, None)
+
+  def after(self, step: int, result: Any) -> None:
+    """Starts or stops the profile after a step, if it is due.
+
+    Args:
+      step: number of the step that was started.
+      result: arrays that are ready when the step is done.
+    """
+    if self._steps is None or step not in (self._steps[0] - 1, self._steps[1]):
+      return
+    jax.block_until_ready(result)
+    if step == self._steps[1]:
+      self._stop()
+    else:
+      self._recording = _succeeds(jax.profiler.start_trace, self._path)
+
+  def __exit__(self, *exception: object) -> None:
+    self._stop()
+
+  def _stop(self) -> None:
+    if self._recording and _succeeds(jax.profiler.stop_trace):
+      log.info("profile from step %d on: %s", self._steps[0], self._path)
+    self._recording = False
+
+
+def _succeeds(call: Callable[..., None], *arguments: Any) -> bool:
+  try:
+    call(*arguments)
+  except (RuntimeError, OSError) as error:
+    log.warning("no profile: %s", " ".join(str(error).split()))
+    return False
+  return True
