@@ -19,7 +19,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from pomp_jax.data.images import ImageError, load_rgb, open_image, prepare, resized_crop
 from pomp_jax.data.source import Source, StoredImages
-from pomp_jax.files.feature_blocks import FeatureBlocks
+from pomp_jax.files.array_cache import FeatureBlocks
 
 # Augmentations: CLIP's test preprocessing; random crop and flip; these and RandAugment2.
 AUGMENTS = ("none", "crop_flip", "recipe")

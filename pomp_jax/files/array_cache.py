@@ -1,24 +1,50 @@
-"""Arrays that are costly to compute, kept by a fingerprint of all they were computed from."""
+"""Caches of computed arrays: single arrays by key, and image features in blocks of rows.
+
+Every file is a `.npy`, written atomically, with the CRC-32 of all its bytes as the last four, which
+NumPy ignores. A file that is damaged or has no checksum counts as missing, with a warning. Any file
+may be deleted at any time.
+
+Shapes: n images, R augmented versions of each, E embedding, B images of a batch.
+"""
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+import contextlib
 import hashlib
 import io
 import logging
 import os
 import pathlib
+from typing import Any
+import zlib
 
+from jaxtyping import Float, Int
 import numpy as np
 
-from pomp_jax.files import checksums
-from pomp_jax.files.atomic import replacing
-from pomp_jax.files.run_folder import writing
+from pomp_jax.errors import InputError, RunError
+from pomp_jax.files.atomic import creating, is_temporary, replacing
+from pomp_jax.files.progress import steps_of
+from pomp_jax.files.run_folder import RunFolderError, read_json, to_json, writing
+from pomp_jax.files.terminal import printable
 
 log = logging.getLogger(__name__)
 
+FORMAT_VERSION = 1
+_DESCRIPTION = "cache.json"
+
+
+class FeatureCacheError(InputError, ValueError):
+  """A feature cache that can't be used; the message is one line."""
+
+
+class DamagedBlockError(FeatureCacheError):
+  """A block that is damaged or missing when its images are read."""
+
+  status = RunError.status
+
 
 def fingerprint(parts: Iterable[str | np.ndarray]) -> str:
-  """SHA-256 of texts and arrays, their types, shapes and order included, as hexadecimal digits."""
+  """Cache key: SHA-256 of texts and arrays with their dtypes, shapes and order, in hexadecimal."""
   digest = hashlib.sha256()
   for part in parts:
     if isinstance(part, str):
@@ -33,26 +59,21 @@ def fingerprint(parts: Iterable[str | np.ndarray]) -> str:
 
 
 class ArrayCache:
-  """Keeps the last few arrays in memory, and all of them in a folder if there is one.
-
-  The files are `KEY.npy`, each written atomically, with a checksum behind the array; any may be
-  deleted at any time. One that can't be read, is not what was written or has no checksum (those of
-  earlier versions had none) is ignored with a warning, and replaced once it is computed again.
-  """
+  """Cache of arrays in memory (least recently used dropped) and in `KEY.npy` files of a folder."""
 
   def __init__(self, folder: str | os.PathLike | None = None, in_memory: int = 4):
-    """Nothing is created before there is something to keep.
+    """Creates nothing before the first array.
 
     Args:
-      folder: for the files; none if empty.
-      in_memory: how many arrays to hold, the latest used.
+      folder: folder of the files; no files if empty.
+      in_memory: number of arrays in memory.
     """
     self._folder = pathlib.Path(folder) if folder else None
     self._in_memory = in_memory
     self._held: OrderedDict[str, np.ndarray] = OrderedDict()
 
   def find(self, key: str) -> np.ndarray | None:
-    """The array of a key, read-only; None if it is not kept."""
+    """Returns the array of a key, read-only; None if it is not cached."""
     if key not in self._held:
       array = self._read(key)
       if array is None:
@@ -62,12 +83,12 @@ class ArrayCache:
     return self._held[key]
 
   def keep(self, key: str, array: np.ndarray, *, write: bool = True) -> np.ndarray:
-    """Keeps an array under a key; returns it, read-only.
+    """Caches an array; returns it, read-only.
 
     Args:
       key: from `fingerprint`.
       array: anything but objects.
-      write: whether to write the file too, if there is a folder (one process of many does).
+      write: whether to write the file, if there is a folder (one process of several does).
 
     Raises:
       RunFolderWriteError: the file can't be written.
@@ -75,8 +96,7 @@ class ArrayCache:
     if self._folder is not None and write:
       with writing(self._path(key)):
         self._folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self._path(key)) as file:
-          file.write(checksums.array_file(array))
+        _write(self._path(key), array)
     self._hold(key, array)
     return self._held[key]
 
@@ -92,8 +112,8 @@ class ArrayCache:
       return None
     try:
       content = self._path(key).read_bytes()
-      if not checksums.is_whole(content):
-        raise ValueError("it is not what was written, or was written without a checksum")
+      if not _is_intact(content):
+        raise ValueError("damaged, or written without a checksum")
       return np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # a damaged header fails in more ways than NumPy documents
       log.warning("%s: can't be read (%s); computing it again", self._path(key), error)
@@ -101,3 +121,222 @@ class ArrayCache:
 
   def _path(self, key: str) -> pathlib.Path:
     return self._folder / f"{key}.npy"
+
+
+class FeatureBlocks:
+  """Image features float32 [n,R,E] in a folder, for several concurrent writers and readers.
+
+  `cache.json` describes what the features were computed from; `block-00000.npy` and so on hold
+  them. Features of an unreadable image are NaN.
+
+  Attributes:
+    n_images: n.
+    n_versions: R.
+    width: E.
+    block_size: images per block; the last block has the rest.
+  """
+
+  def __init__(
+    self,
+    folder: str | os.PathLike,
+    *,
+    n_images: int,
+    n_versions: int,
+    width: int,
+    made_from: Mapping[str, Any],
+    block_size: int = 1024,
+  ):
+    """Opens the folder if it exists; writes nothing.
+
+    Args:
+      folder: folder of the cache.
+      n_images: n.
+      n_versions: R.
+      width: E.
+      made_from: everything that the features depend on, as JSON.
+      block_size: images per block of a new folder; an existing one keeps its own.
+
+    Raises:
+      FeatureCacheError: the folder holds something else, or features of something else.
+    """
+    self._folder = pathlib.Path(folder)
+    self.n_images, self.n_versions, self.width = n_images, n_versions, width
+    self.block_size = block_size
+    self._description = {
+      "format_version": FORMAT_VERSION,
+      "n_images": n_images,
+      "n_versions": n_versions,
+      "width": width,
+      "made_from": dict(made_from),
+    }
+    self._blocks: dict[int, np.ndarray] = {}
+    if (self._folder / _DESCRIPTION).exists():
+      self._check_description()
+    elif not all(map(is_temporary, self._entries())):
+      raise FeatureCacheError(f"{self._folder}: not empty, and no {_DESCRIPTION} in it")
+
+  def __getstate__(self) -> dict:
+    # A worker process maps the files into its own memory.
+    return self.__dict__ | {"_blocks": {}}
+
+  @property
+  def n_blocks(self) -> int:
+    """Number of blocks of a complete cache."""
+    return -(-self.n_images // self.block_size)
+
+  def missing(self) -> list[int]:
+    """Blocks without a file."""
+    present = {path.name for path in self._entries()}
+    return [block for block in range(self.n_blocks) if _block_name(block) not in present]
+
+  def to_compute(self) -> list[int]:
+    """Blocks that are missing or damaged; warns of each damaged one. Reads all others."""
+    missing = self.missing()
+    damaged = []
+    there = sorted(set(range(self.n_blocks)) - set(missing))
+    for block in steps_of(there, "reading the feature cache", "blocks"):
+      try:
+        self._blocks[block] = self._open_block(block)
+      except DamagedBlockError as error:
+        log.warning("%s; computing it again", error)
+        damaged.append(block)
+    return sorted(missing + damaged)
+
+  def indices(self, block: int) -> Int[np.ndarray, " b"]:
+    """Indices of the images of a block."""
+    start = block * self.block_size
+    return np.arange(start, min(start + self.block_size, self.n_images))
+
+  def create(self) -> None:
+    """Creates the folder and its description, unless they exist.
+
+    Of several concurrent processes one does; the others adopt its block size.
+
+    Raises:
+      RunFolderWriteError: it can't be written.
+      FeatureCacheError: another process has created the cache of something else.
+    """
+    path = self._folder / _DESCRIPTION
+    description = self._description | {"block_size": self.block_size}
+    with writing(path):
+      self._folder.mkdir(parents=True, exist_ok=True)
+      with contextlib.suppress(FileExistsError), creating(path) as file:
+        file.write(to_json(description, path.name).encode())
+    self._check_description()
+
+  def write(self, block: int, features: Float[np.ndarray, "b R E"]) -> None:
+    """Writes a block atomically.
+
+    Raises:
+      RunFolderWriteError: it can't be written.
+    """
+    expected = (len(self.indices(block)), self.n_versions, self.width)
+    if features.shape != expected or features.dtype != np.float32:
+      raise ValueError(f"block {block} takes float32 {expected}, got {features.shape}")
+    path = self._folder / _block_name(block)
+    with writing(path):
+      _write(path, features)
+    self._blocks.pop(block, None)
+
+  def read(
+    self, indices: Int[np.ndarray, " B"], versions: Int[np.ndarray, "B V"]
+  ) -> Float[np.ndarray, "B V E"]:
+    """Reads features of images in some of their versions, from memory-mapped files.
+
+    Raises:
+      DamagedBlockError: a block is missing or damaged.
+    """
+    result = np.empty((*versions.shape, self.width), np.float32)
+    blocks = np.asarray(indices) // self.block_size
+    for block in np.unique(blocks).tolist():
+      rows = np.flatnonzero(blocks == block)
+      within = indices[rows] - block * self.block_size
+      result[rows] = self._block(block)[within[:, None], versions[rows]]
+    return result
+
+  def unreadable(self) -> Int[np.ndarray, " u"]:
+    """Indices of the images of a complete cache that could not be read.
+
+    Raises:
+      DamagedBlockError: a block is missing or damaged.
+    """
+    marks = [np.isnan(self._block(block)[:, 0, 0]) for block in range(self.n_blocks)]
+    return np.flatnonzero(np.concatenate(marks))
+
+  def _block(self, block: int) -> np.ndarray:
+    if block not in self._blocks:
+      try:
+        self._blocks[block] = self._open_block(block)
+      except DamagedBlockError as error:
+        message = f"{error}; config.job='cache' computes it again"
+        raise DamagedBlockError(message) from error
+    return self._blocks[block]
+
+  def _open_block(self, block: int) -> np.ndarray:
+    path = self._folder / _block_name(block)
+    try:
+      array = np.lib.format.open_memmap(path, mode="r")  # takes no pickles
+      content = np.memmap(path, np.uint8, mode="r")
+      # Earlier versions stored the checksum of the array alone, without NumPy's header.
+      intact = _is_intact(content) or _is_intact(content[array.offset :])
+    except Exception as error:  # a damaged header fails in more ways than NumPy documents
+      raise DamagedBlockError(f"{path}: can't be read ({printable(str(error))})") from error
+    expected = (len(self.indices(block)), self.n_versions, self.width)
+    if array.shape != expected or array.dtype != np.float32:
+      found = f"{array.dtype} {array.shape}"
+      raise DamagedBlockError(f"{path}: got {found}, expected float32 {expected}")
+    if not intact:
+      raise DamagedBlockError(f"{path}: damaged, or written without a checksum")
+    return array
+
+  def _entries(self) -> list[pathlib.Path]:
+    try:
+      return list(self._folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+      return []
+
+  def _check_description(self) -> None:
+    """Compares the folder's description with this cache's, and adopts its block size."""
+    path = self._folder / _DESCRIPTION
+    try:
+      stored = read_json(path)
+      block_size, made_from = stored.pop("block_size"), stored["made_from"]
+      if not isinstance(block_size, int) or block_size < 1 or not isinstance(made_from, dict):
+        raise ValueError("fields of the wrong type")
+    except (RunFolderError, ValueError, KeyError, TypeError, AttributeError) as error:
+      raise FeatureCacheError(f"{path}: not the description of a cache ({error})") from error
+    for field, found, needed in _differences(stored, self._description):
+      found = printable(repr(found))
+      raise FeatureCacheError(f"{path}: {printable(field)} is {found}, this run needs {needed!r}")
+    self.block_size = block_size
+
+
+def _differences(found: Mapping, needed: Mapping) -> Iterator[tuple[str, Any, Any]]:
+  """Yields (field, found, needed) wherever two descriptions differ."""
+  for field in dict.fromkeys([*needed, *found]):
+    a, b = found.get(field), needed.get(field)
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+      for name, *values in _differences(a, b):
+        yield (f"{field}.{name}", *values)
+    elif a != b:
+      yield field, a, b
+
+
+def _block_name(block: int) -> str:
+  return f"block-{block:05d}.npy"
+
+
+def _write(path: pathlib.Path, array: np.ndarray) -> None:
+  buffer = io.BytesIO()
+  np.save(buffer, array, allow_pickle=False)
+  with replacing(path) as file:
+    file.write(buffer.getvalue() + _crc32(buffer.getvalue()))
+
+
+def _is_intact(content: Any) -> bool:
+  """Whether the last four bytes (of bytes, or of a uint8 array) are the CRC-32 of the others."""
+  return len(content) > 4 and _crc32(content[:-4]) == bytes(content[-4:])
+
+
+def _crc32(content: Any) -> bytes:
+  return zlib.crc32(content).to_bytes(4, "little")

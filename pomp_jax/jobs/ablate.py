@@ -29,7 +29,7 @@ from pomp_jax.clip import ClipError, TokenizeError
 from pomp_jax.config import ConfigError
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.vocabulary import VocabularyError
-from pomp_jax.files.feature_blocks import FeatureCacheError
+from pomp_jax.files.array_cache import FeatureCacheError
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_keyed, write_json, writing

@@ -21,7 +21,7 @@ from pomp_jax.data.loader import CorruptDataError, in_workers, name_of
 from pomp_jax.data.source import Source
 from pomp_jax.data.views import views
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.feature_blocks import FeatureBlocks
+from pomp_jax.files.array_cache import FeatureBlocks
 from pomp_jax.files.progress import Progress
 from pomp_jax.files.run_folder import RunFolder, write_json
 from pomp_jax.prompt.step import make_mesh

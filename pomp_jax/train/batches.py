@@ -21,8 +21,7 @@ from pomp_jax.data.loader import Fetch, Loader
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.data.views import Augmentation, CachedViews, views
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.array_cache import fingerprint
-from pomp_jax.files.feature_blocks import FeatureBlocks, FeatureCacheError
+from pomp_jax.files.array_cache import FeatureBlocks, FeatureCacheError, fingerprint
 from pomp_jax.prompt.step import DATA
 
 

@@ -18,9 +18,13 @@ import shutil
 import jax
 import numpy as np
 
-from pomp_jax.files.array_cache import ArrayCache
+from pomp_jax.files.array_cache import (
+  ArrayCache,
+  DamagedBlockError,
+  FeatureBlocks,
+  FeatureCacheError,
+)
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints, read_checkpoints
-from pomp_jax.files.feature_blocks import DamagedBlockError, FeatureBlocks, FeatureCacheError
 
 # Of each kind: flips of one bit, cuts, and stretches of zeros or of ones.
 FLIPS, CUTS, STRETCHES = 30, 4, 4

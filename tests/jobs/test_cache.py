@@ -12,7 +12,7 @@ from pomp_jax import inputs
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.synthetic import encode, natural_image
-from pomp_jax.files.feature_blocks import FeatureBlocks, FeatureCacheError
+from pomp_jax.files.array_cache import FeatureBlocks, FeatureCacheError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import cache, pretrain
