@@ -18,7 +18,7 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.inference.accuracy import SplitFeatures, evaluate, split_features
+from pomp_jax.inference.evaluate import SplitFeatures, evaluate, split_features
 from pomp_jax.inference.metrics import Accuracy
 from pomp_jax.prompt.step import DATA, over_all_devices
 from pomp_jax.train import batches, setup

@@ -1,12 +1,12 @@
 """Top-1 of an evaluation as its tables have it: by group of sets, with means."""
 
 from collections.abc import Mapping, Sequence
+from statistics import harmonic_mean
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pomp_jax.data.suites import GROUPS
-from pomp_jax.inference.metrics import harmonic_mean
 
 # Parts of a set's classes that a prompt was not learned on: CoOp's half, or a user's list.
 _OTHERS = ("new", "novel")
@@ -91,12 +91,14 @@ def _harmonic(
   group: str, base: Mapping[str, float], other: Mapping[str, float]
 ) -> dict[str, float]:
   row = {
-    column: harmonic_mean(value, other[column]) for column, value in base.items() if column in other
+    column: harmonic_mean((value, other[column]))
+    for column, value in base.items()
+    if column in other
   }
   if base.keys() != other.keys():  # a part is missing: the means are of other sets
     return row
   means = zip(_mean(group, base).items(), _mean(group, other).values(), strict=True)
-  return row | {name: harmonic_mean(value, of_other) for (name, value), of_other in means}
+  return row | {name: harmonic_mean((value, of_other)) for (name, value), of_other in means}
 
 
 def _mean(group: str, row: Mapping[str, float]) -> dict[str, float]:

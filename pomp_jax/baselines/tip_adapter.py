@@ -24,7 +24,7 @@ import optax
 import scipy.sparse
 
 from pomp_jax.files.progress import steps_of
-from pomp_jax.inference.classify import ranks
+from pomp_jax.inference.metrics import ranks
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
-"""What a finished prompt does: classify images, and be evaluated."""
+"""Inference with a finished prompt: classify images, evaluate data sets."""
 
-from pomp_jax.inference.category_features import category_features
-from pomp_jax.inference.classify import Classifier, topk_accuracy
+from pomp_jax.inference.classify import Classifier, category_features
+from pomp_jax.inference.metrics import topk_accuracy
 
 __all__ = ["Classifier", "category_features", "topk_accuracy"]

@@ -1,13 +1,13 @@
-"""Zero-shot classification with a prompt and one's own list of names.
+"""Zero-shot classification with a prompt and any list of names.
 
-Shapes: N classes, B images, E embedding.
+Shapes: N classes, B images, C categories, E embedding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+import itertools
 import os
 
-import jax
-from jaxtyping import Float, Int
+from jaxtyping import Float
 import numpy as np
 from PIL import Image
 import scipy.special
@@ -16,36 +16,33 @@ from pomp_jax.clip import Clip
 from pomp_jax.data.images import prepare_batch
 from pomp_jax.data.vocabulary import check_names
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.progress import steps_of
+from pomp_jax.files.class_features import Category
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt
-from pomp_jax.inference.metrics import Accuracy, EvaluationError, wilson_interval
-
-# 4 MB.
-_CACHED_SCORES = 2**20
+from pomp_jax.inference.metrics import check_finite
 
 
 class Classifier:
   """Names and probabilities for images.
 
   Attributes:
-    names: the classes.
+    names: class names.
     class_features: unit text features, one row a class [N,E].
   """
 
   def __init__(
     self, clip: Clip | Encoder, prompt: Prompt | str | os.PathLike, names: Sequence[str]
   ):
-    """Computes the features of all names once.
+    """Computes the text features of all names once.
 
     Args:
-      clip: a loaded CLIP, or an encoder that holds one.
-      prompt: a learned prompt, the path of a file that `load_prompt` reads, or a template such as
+      clip: loaded CLIP, or an encoder that holds one.
+      prompt: learned prompt, path of a file that `load_prompt` reads, or a template such as
         "a photo of a {}.".
-      names: the classes to tell apart, any list of different strings.
+      names: distinct class names.
 
     Raises:
-      VocabularyError, TokenizeError, PromptFileError: names or a prompt that can't be used.
-      EvaluationError: features that are not finite.
+      VocabularyError, TokenizeError, PromptFileError: unusable names or prompt.
+      EvaluationError: features are not finite.
     """
     check_names(names)
     self.names = tuple(names)
@@ -54,13 +51,13 @@ class Classifier:
     check_finite(self.class_features, "classes")
 
   def probabilities(self, images: Sequence[Image.Image | np.ndarray]) -> Float[np.ndarray, "B N"]:
-    """softmax(logit_scale * cos(f(x), g(t_c))) over the classes.
+    """Returns softmax(logit_scale * cos(f(x), g(t_c))) over the classes.
 
     Args:
       images: Pillow images or uint8 [H,W,3] arrays of any size.
 
     Raises:
-      EvaluationError: features that are not finite.
+      EvaluationError: features are not finite.
     """
     clip = self._encoder.clip
     features_BxE = self._encoder.image_features(prepare_batch(images, clip.image_size))
@@ -70,20 +67,59 @@ class Classifier:
   def predict(
     self, images: Sequence[Image.Image | np.ndarray], top: int = 5
   ) -> list[list[tuple[str, float]]]:
-    """The `top` likeliest names of each image with their probabilities, best first."""
+    """Returns the `top` likeliest names of each image with probabilities, best first."""
     probabilities_BxN = self.probabilities(images)
-    best_BxK = top_classes(probabilities_BxN, top)
+    best_BxT = np.argsort(-probabilities_BxN, axis=-1, kind="stable")[:, :top]
     return [
       [(self.names[c], float(row[c])) for c in best]
-      for row, best in zip(probabilities_BxN, best_BxK, strict=True)
+      for row, best in zip(probabilities_BxN, best_BxT, strict=True)
     ]
 
 
-def _opened(prompt: Prompt | str | os.PathLike) -> Prompt | str:
-  """The prompt in a file; a prompt or a template as it is.
+def category_features(
+  encoder: Encoder,
+  categories: Sequence[Category],
+  prompt: Prompt | str,
+  synonyms: bool = False,
+  *,
+  unit: bool = True,
+) -> Float[np.ndarray, "C E"]:
+  """Computes text features of a data set's categories, with or without their synonyms.
+
+  With synonyms, a row is the mean of the features of the name and of all its synonyms. Each
+  distinct name is encoded once.
+
+  Args:
+    encoder: CLIP.
+    categories: categories in the order of the rows.
+    prompt: learned prompt, or a template such as "a {}".
+    synonyms: whether to average over synonyms.
+    unit: whether to normalise, both before and after averaging.
 
   Raises:
-    PromptFileError: a text that is none of these, or a file that holds no prompt.
+    PromptFileError: the prompt does not fit the CLIP or the number of categories, or is
+      class-specific while synonyms are asked for.
+    VocabularyError, TokenizeError: unusable names.
+  """
+  if not synonyms:
+    return encoder.class_features([category.name for category in categories], prompt, unit=unit)
+  if isinstance(prompt, Prompt) and prompt.context.ndim == 3:
+    raise PromptFileError(
+      f"the prompt: context {list(prompt.context.shape)} is class-specific, which leaves none for"
+      " synonyms; a shared context [M, D] is needed"
+    )
+  names = [[category.name, *category.synonyms] for category in categories]
+  row = {name: i for i, name in enumerate(dict.fromkeys(itertools.chain(*names)))}
+  features_NxE = encoder.class_features(list(row), prompt, unit=unit)
+  means_CxE = np.stack([features_NxE[[row[name] for name in own]].mean(axis=0) for own in names])
+  return means_CxE / np.linalg.norm(means_CxE, axis=-1, keepdims=True) if unit else means_CxE
+
+
+def _opened(prompt: Prompt | str | os.PathLike) -> Prompt | str:
+  """Loads a prompt file; returns a prompt or a template unchanged.
+
+  Raises:
+    PromptFileError: neither a prompt, a template nor a readable prompt file.
   """
   if isinstance(prompt, Prompt) or (isinstance(prompt, str) and prompt.count("{}") == 1):
     return prompt
@@ -93,107 +129,3 @@ def _opened(prompt: Prompt | str | os.PathLike) -> Prompt | str:
     f"prompt {os.fspath(prompt)!r}: no file of that name, and no template; accepted: a Prompt, a"
     " prompt file that exists, or a text with exactly one {}"
   )
-
-
-def check_finite(features_nxE: Float[np.ndarray, "n E"], of: str) -> None:
-  """Refuses features with which nothing can be told apart.
-
-  Args:
-    features_nxE: one row for each of something.
-    of: what, in the plural.
-
-  Raises:
-    EvaluationError: rows that are not finite, and how many.
-  """
-  broken = int(np.sum(~np.isfinite(features_nxE).all(axis=-1)))
-  if broken:
-    raise EvaluationError(
-      f"{broken} of {len(features_nxE)} {of} have features that are not finite: the CLIP's weights"
-      " or the prompt are broken, or too large for config.clip.dtype"
-    )
-
-
-def top_classes(scores_BxN: Float[np.ndarray, "B N"], k: int) -> Int[np.ndarray, "B K"]:
-  """The classes of the k highest scores in each row, best first; ties go to the lower class."""
-  return np.argsort(-scores_BxN, axis=-1, kind="stable")[:, :k]
-
-
-def topk_accuracy(
-  image_features_BxE: Float[np.ndarray, "B E"],
-  class_features_NxE: Float[np.ndarray, "N E"],
-  labels_B: Int[np.ndarray, " B"],
-  ks: Sequence[int] = (1, 5),
-  chunk: int = 0,
-) -> Accuracy:
-  """Share of the images whose class is among the k most similar.
-
-  A class that ties with the true one counts as more similar: a constant classifier scores 0.
-
-  Args:
-    image_features_BxE: unit rows.
-    class_features_NxE: unit rows.
-    labels_B: the true classes.
-    ks: which k.
-    chunk: images at a time; 0: as many as keep their scores, [chunk,N], in a processor's cache.
-
-  Returns:
-    {"images": n, "top1": .., "top1_interval": [low, high], "top5": ..}; the interval is
-    `metrics.wilson_interval`'s.
-  """
-
-  def scores(part):
-    return image_features_BxE[part] @ class_features_NxE.T
-
-  chunk = chunk or max(_CACHED_SCORES // len(class_features_NxE), 16)
-  return accuracy_of_scores(scores, labels_B, ks, chunk)
-
-
-def accuracy_of_scores(
-  scores: Callable[[slice], Float[np.ndarray, "b N"]],
-  labels_B: Int[np.ndarray, " B"],
-  ks: Sequence[int] = (1, 5),
-  chunk: int = 512,
-) -> Accuracy:
-  """`topk_accuracy` of any classifier.
-
-  An image with a score that is not finite counts as wrong, whatever k is.
-
-  Args:
-    scores: those of some of the images over all classes, higher is likelier.
-    labels_B: the true classes.
-    ks: which k.
-    chunk: images at a time.
-  """
-  rank_B = np.empty(len(labels_B), np.int64)
-  n_classes = 0
-  for start in steps_of(range(0, len(labels_B), chunk), "scoring", "parts"):
-    part = slice(start, start + chunk)
-    scores_BxN = scores(part)
-    n_classes = scores_BxN.shape[1]
-    rank_B[part] = ranks(scores_BxN, labels_B[part])
-  # Rank N, of broken scores, is among no k.
-  figures: Accuracy = {"images": len(labels_B)}
-  for k in ks:
-    figures[f"top{k}"] = float(np.mean(rank_B < min(k, n_classes)))
-    if k == 1:
-      figures["top1_interval"] = wilson_interval(figures["top1"], len(labels_B))
-  return figures
-
-
-def ranks(
-  scores_BxN: Float[np.ndarray, "B N"] | Float[jax.Array, "B N"],
-  labels_B: Int[np.ndarray, " B"] | Int[jax.Array, " B"],
-) -> Int[np.ndarray, " B"] | Int[jax.Array, " B"]:
-  """How many classes other than the true one score at least as high as it; 0: the answer is right.
-
-  A tie is lost. A row with a score that is not finite has rank N, worse than any other: compared,
-  a NaN is neither higher nor lower, and a broken classifier would count as right.
-
-  Args:
-    scores_BxN: NumPy's or JAX's; higher is likelier.
-    labels_B: the true classes.
-  """
-  xp = scores_BxN.__array_namespace__()
-  true_Bx1 = xp.take_along_axis(scores_BxN, labels_B[:, None], axis=1)
-  rank_B = xp.sum(scores_BxN >= true_Bx1, axis=1) - 1
-  return xp.where(xp.all(xp.isfinite(scores_BxN), axis=1), rank_B, scores_BxN.shape[1])

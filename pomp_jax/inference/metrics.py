@@ -1,39 +1,163 @@
-"""Figures of a classifier, from counts that grow image by image: nothing of an image is kept.
+"""Accuracy and calibration of a classifier.
 
-Shapes: B images of a batch, N classes, S bins.
+Shapes: B images, N classes, E embedding, S confidence bins.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import Float, Int
 import numpy as np
 import scipy.special
 
 from pomp_jax.errors import RunError
-from pomp_jax.inference.hierarchy import Hierarchy
+from pomp_jax.files.progress import steps_of
+from pomp_jax.inference.hierarchy import Hierarchy, TreeTally
 
-# Bins of the confidence, as Guo et al. (2017) and those after them have it.
+# Confidence bins, as in Guo et al. (2017).
 N_BINS = 15
-
-
-# Figures of a classifier on some images, as JSON holds them: "top1", "top5", .. as fractions,
-# "images", how many they are, and "top1_interval", the ends of its 95% interval.
-Accuracy = dict[str, int | float | list[float]]
-
-# Of the standard normal distribution, two-sided: 95%.
+# Scores that `topk_accuracy` computes at a time: 4 MB.
+_CHUNK_SCORES = 2**20
+# Two-sided 95% quantile of the standard normal distribution.
 _QUANTILE = float(scipy.special.ndtri(0.975))
+
+# Figures as JSON values: "images", their number, "top1", "top5", .. as fractions, and
+# "top1_interval", the ends of the 95% interval.
+Accuracy = dict[str, int | float | list[float]]
 
 
 class EvaluationError(RunError, RuntimeError):
-  """An evaluation that failed; the message is one line."""
+  """A failed evaluation; the message is one line."""
+
+
+def check_finite(features_nxE: Float[np.ndarray, "n E"], items: str) -> None:
+  """Checks that features are finite.
+
+  Args:
+    features_nxE: one row an item.
+    items: plural name of the items, for the message.
+
+  Raises:
+    EvaluationError: some rows are not finite.
+  """
+  broken = int(np.sum(~np.isfinite(features_nxE).all(axis=-1)))
+  if broken:
+    raise EvaluationError(
+      f"{broken} of {len(features_nxE)} {items} have features that are not finite: the CLIP's"
+      " weights or the prompt are broken, or too large for config.clip.dtype"
+    )
+
+
+def ranks(
+  scores_BxN: Float[np.ndarray, "B N"] | Float[jax.Array, "B N"],
+  labels_B: Int[np.ndarray, " B"] | Int[jax.Array, " B"],
+) -> Int[np.ndarray, " B"] | Int[jax.Array, " B"]:
+  """Counts the other classes that score at least as high as the right one; rank 0 is right.
+
+  Ties count against the right class. A row with a score that is not finite has rank N: comparisons
+  with NaN are false, and a broken classifier would count as right.
+
+  Args:
+    scores_BxN: scores of NumPy or JAX; higher is likelier.
+    labels_B: right classes.
+  """
+  xp = scores_BxN.__array_namespace__()
+  true_Bx1 = xp.take_along_axis(scores_BxN, labels_B[:, None], axis=1)
+  rank_B = xp.sum(scores_BxN >= true_Bx1, axis=1) - 1
+  return xp.where(xp.all(xp.isfinite(scores_BxN), axis=1), rank_B, scores_BxN.shape[1])
+
+
+def topk_accuracy(
+  image_features_BxE: Float[np.ndarray, "B E"],
+  class_features_NxE: Float[np.ndarray, "N E"],
+  labels_B: Int[np.ndarray, " B"],
+  ks: Sequence[int] = (1, 5),
+  chunk: int = 0,
+) -> Accuracy:
+  """Computes the share of images whose class is among the k most similar.
+
+  Ties count as wrong: a constant classifier scores 0.
+
+  Args:
+    image_features_BxE: unit rows.
+    class_features_NxE: unit rows.
+    labels_B: right classes.
+    ks: values of k.
+    chunk: images scored at a time; 0: as many as keep their scores in a processor's cache.
+
+  Returns:
+    {"images": n, "top1": .., "top1_interval": [low, high], "top5": ..}; the interval is
+    `wilson_interval`'s.
+  """
+  return accuracy_of_scores(
+    lambda part: image_features_BxE[part] @ class_features_NxE.T,
+    labels_B,
+    ks,
+    chunk or max(_CHUNK_SCORES // len(class_features_NxE), 16),
+  )
+
+
+def accuracy_of_scores(
+  scores: Callable[[slice], Float[np.ndarray, "b N"]],
+  labels_B: Int[np.ndarray, " B"],
+  ks: Sequence[int] = (1, 5),
+  chunk: int = 512,
+) -> Accuracy:
+  """Computes `topk_accuracy` of any classifier.
+
+  An image with a score that is not finite counts as wrong for every k.
+
+  Args:
+    scores: function that returns the scores of a slice of the images over all classes.
+    labels_B: right classes.
+    ks: values of k.
+    chunk: images scored at a time.
+  """
+  rank_B = np.empty(len(labels_B), np.int64)
+  n_classes = 0
+  for start in steps_of(range(0, len(labels_B), chunk), "scoring", "parts"):
+    part = slice(start, start + chunk)
+    scores_BxN = scores(part)
+    n_classes = scores_BxN.shape[1]
+    rank_B[part] = ranks(scores_BxN, labels_B[part])
+  figures: Accuracy = {"images": len(labels_B)}
+  for k in ks:
+    # Rank N (not finite) is wrong even where k > N.
+    figures[f"top{k}"] = float(np.mean(rank_B < min(k, n_classes)))
+    if k == 1:
+      figures["top1_interval"] = wilson_interval(figures["top1"], len(labels_B))
+  return figures
+
+
+def wilson_interval(share: float, n: int) -> list[float]:
+  """Returns the ends of the 95% interval of a share counted in n independent trials.
+
+  Wilson's score interval (1927): within [0, 1], and not empty at 0 and 1. It covers the choice of
+  the images only; for the spread over training seeds see the `repeat` job.
+
+  Args:
+    share: fraction between 0 and 1.
+    n: number of trials.
+
+  Raises:
+    ValueError: n is below 1.
+  """
+  if n < 1:
+    raise ValueError(f"an interval needs at least 1 trial, got {n}")
+  z2_over_n = _QUANTILE**2 / n
+  centre = (share + z2_over_n / 2) / (1 + z2_over_n)
+  reach = np.sqrt(z2_over_n * (share * (1 - share) + z2_over_n / 4)) / (1 + z2_over_n)
+  # At 0 and 1 an end equals the share up to rounding.
+  return [float(max(min(centre - reach, share), 0.0)), float(min(max(centre + reach, share), 1.0))]
 
 
 class Answers(NamedTuple):
-  """What a classifier says about some images.
+  """Answers of a classifier to B images.
 
   Attributes:
-    rank: of the right class, `classification.ranks`.
-    answer: the class that is answered: the right one at rank 0, else the most similar of the rest.
+    rank: rank of the right class (see `ranks`).
+    answer: answered class: the right one at rank 0, else the most similar other class.
     confidence: probability of the most similar class.
   """
 
@@ -43,14 +167,14 @@ class Answers(NamedTuple):
 
 
 class Tally:
-  """Counts over a data set, and the figures that follow from them."""
+  """Counts over a data set, batch by batch, and the figures computed from them."""
 
   def __init__(self, n_classes: int, hierarchy: Hierarchy | None = None):
-    """Nothing is counted yet.
+    """Starts with zero images.
 
     Args:
       n_classes: N.
-      hierarchy: of the N classes; without it there are no figures on the tree.
+      hierarchy: relations of the N classes, for figures on the tree.
 
     Raises:
       ValueError: the hierarchy has another number of classes.
@@ -60,18 +184,18 @@ class Tally:
     self._images_N = np.zeros(n_classes, np.int64)
     self._top1_N = np.zeros(n_classes, np.int64)
     self._top5 = 0
-    self._bins = np.zeros((3, N_BINS))  # images, right ones, sum of the confidence
-    self._tree = None if hierarchy is None else _TreeTally(hierarchy)
+    self._bins = np.zeros((3, N_BINS))  # images, right answers, sum of the confidence
+    self._tree = None if hierarchy is None else TreeTally(hierarchy)
 
   def add(self, labels_B: Int[np.ndarray, " B"], answers: Answers) -> None:
-    """Counts some images.
+    """Counts the answers to some images.
 
     Args:
-      labels_B: the right classes.
-      answers: on the same images.
+      labels_B: right classes.
+      answers: answers to the same images.
 
     Raises:
-      EvaluationError: a confidence is not finite: so are the features that it comes from.
+      EvaluationError: a confidence is not finite, as are the features behind it.
     """
     if not np.isfinite(answers.confidence).all():
       raise EvaluationError(
@@ -90,12 +214,12 @@ class Tally:
       self._tree.add(labels_B, answers.answer, right_B)
 
   def figures(self) -> dict[str, Any]:
-    """Everything that follows, as JSON holds it; shares are fractions of 1.
+    """Returns all figures as JSON values; shares are fractions of 1.
 
-    `top1_interval` is `wilson_interval`'s. `macro_top1` is the mean of the accuracies of the
-    classes that have images. `ece` is the expected calibration error, sum_s n_s / n |accuracy_s -
-    confidence_s| over N_BINS bins of equal width (Guo et al., "On Calibration of Modern Neural
-    Networks", 2017). The rest: `_TreeTally`.
+    `macro_top1` is the mean accuracy of the classes that have images. `ece` is the expected
+    calibration error, sum_s n_s / n |accuracy_s - confidence_s| over N_BINS bins of equal width
+    (Guo et al., "On Calibration of Modern Neural Networks", 2017). For "errors" and "hierarchy" see
+    `TreeTally`.
 
     Raises:
       ValueError: no image was counted.
@@ -124,113 +248,12 @@ class Tally:
     return figures if self._tree is None else figures | self._tree.figures()
 
   def per_class(self) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]:
-    """Images of each class, and the share of them that is right: NaN for a class without any."""
+    """Returns images and accuracy of each class; NaN for a class without images."""
     images_N = self._images_N
     top1_N = np.where(images_N > 0, self._top1_N / np.maximum(images_N, 1), np.nan)
     return images_N, top1_N
 
 
-class _TreeTally:
-  """Counts of how near the wrong answers are.
-
-  errors
-    `sibling` share of the errors that fall on a class with a parent in common, `sibling_chance`
-              the share if an error fell on any other class alike, `distance` share of the errors
-              by edges between the right class and the answer, `mean_distance` their mean
-  hierarchy
-    `top1`            right, or one of class and answer is a kind of the other
-    `ancestor_height` mean height of the lowest common ancestor, 0 where the answer is right; over
-                      the errors alone `ancestor_height_of_errors`
-    `at_depth`        of the images whose class is at least so deep, the share whose answer is of
-                      the same kind at that depth; the flat top-1 is the limit at the class itself
-  """
-
-  def __init__(self, hierarchy: Hierarchy):
-    self._hierarchy = hierarchy
-    n_depths = int(hierarchy.depth.max()) + 1
-    # The way from one node to another goes through the root at most.
-    self._distance = np.zeros(2 * n_depths, np.int64)
-    self._depth_images = np.zeros(n_depths, np.int64)
-    self._depth_right = np.zeros(n_depths, np.int64)
-    self._images = self._errors = self._siblings = self._kin = self._height = 0
-    self._sibling_chance = 0.0
-
-  def add(self, labels_B: np.ndarray, answers_B: np.ndarray, right_B: np.ndarray) -> None:
-    found = self._hierarchy.relations(labels_B, answers_B)
-    wrong_B = ~right_B
-    self._images += len(labels_B)
-    self._errors += int(wrong_B.sum())
-    self._siblings += int(found.sibling[wrong_B].sum())
-    n_others = max(len(self._hierarchy) - 1, 1)
-    self._sibling_chance += self._hierarchy.n_siblings[labels_B[wrong_B]].sum() / n_others
-    self._kin += int(found.kin.sum())
-    self._height += int(found.ancestor_height.sum())
-    self._distance += np.bincount(found.distance[wrong_B], minlength=len(self._distance))
-    n_depths = len(self._depth_images)
-    self._depth_images += _at_least(self._hierarchy.depth[labels_B], n_depths)
-    self._depth_right += _at_least(found.ancestor_depth, n_depths)
-
-  def figures(self) -> dict[str, Any]:
-    n, errors = self._images, max(self._errors, 1)
-    edges = np.arange(len(self._distance))
-    shares = {str(d): self._distance[d] / errors for d in edges if self._distance[d]}
-    return {
-      "errors": {
-        "images": self._errors,
-        "sibling": self._siblings / errors,
-        "sibling_chance": self._sibling_chance / errors,
-        "mean_distance": float((edges * self._distance).sum() / errors),
-        "distance": shares,
-      },
-      "hierarchy": {
-        "top1": self._kin / n,
-        "ancestor_height": self._height / n,
-        "ancestor_height_of_errors": self._height / errors,
-        "at_depth": {
-          str(depth): right / images
-          for depth, (right, images) in enumerate(
-            zip(self._depth_right, self._depth_images, strict=True)
-          )
-          if depth and images
-        },
-      },
-    }
-
-
 def confidence_bins(confidence_B: Float[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-  """The bin (s / S, (s + 1) / S] of each confidence; 0 falls into the first."""
-  bins_B = np.ceil(confidence_B.astype(np.float64) * N_BINS).astype(np.int64) - 1
-  return np.clip(bins_B, 0, N_BINS - 1)
-
-
-def wilson_interval(share: float, n: int) -> list[float]:
-  """The ends of the 95% interval of a share that was counted in n independent trials.
-
-  Of the images alone: what another draw of so many images from the same population may give. Luck
-  in training is another matter, see the `repeat` job. Wilson's score interval (1927), which stays
-  within [0, 1] and is not empty at 0 and 1.
-
-  Args:
-    share: between 0 and 1.
-    n: trials.
-
-  Raises:
-    ValueError: no trial.
-  """
-  if n < 1:
-    raise ValueError(f"an interval needs at least 1 trial, got {n}")
-  z2_over_n = _QUANTILE**2 / n
-  centre = (share + z2_over_n / 2) / (1 + z2_over_n)
-  reach = np.sqrt(z2_over_n * (share * (1 - share) + z2_over_n / 4)) / (1 + z2_over_n)
-  # At 0 and 1 an end is the share itself, but for rounding.
-  return [float(max(min(centre - reach, share), 0.0)), float(min(max(centre + reach, share), 1.0))]
-
-
-def harmonic_mean(base: float, new: float) -> float:
-  """2 b n / (b + n); 0 if both are."""
-  return 2 * base * new / (base + new) if base + new else 0.0
-
-
-def _at_least(values_B: np.ndarray, n: int) -> np.ndarray:
-  """How many values are at least 0, 1, .., n - 1."""
-  return np.bincount(values_B, minlength=n)[::-1].cumsum()[::-1]
+  """Returns the bin s of each confidence, (s / S, (s + 1) / S]; 0 is in the first bin."""
+  return np.digitize(confidence_B.astype(np.float64), np.arange(1, N_BINS) / N_BINS, right=True)

@@ -24,8 +24,8 @@ from pomp_jax.files.atomic import replacing
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
-from pomp_jax.inference.accuracy import split_features
-from pomp_jax.inference.classify import check_finite, topk_accuracy
+from pomp_jax.inference.evaluate import split_features
+from pomp_jax.inference.metrics import check_finite, topk_accuracy
 from pomp_jax.inference.named_prompts import NamedPrompt, features_under, read_prompts
 from pomp_jax.inputs.evaluation_sets import evaluation_sets, open_everywhere
 from pomp_jax.jobs.evaluate import check_prompts

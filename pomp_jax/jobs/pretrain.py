@@ -20,8 +20,8 @@ from pomp_jax.config import FEATURE_METHODS, STEP_METHODS, ConfigError
 from pomp_jax.data.source import readable_images, spread_evenly
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
-from pomp_jax.inference.accuracy import evaluate, split_features
 from pomp_jax.inference.classify import Classifier
+from pomp_jax.inference.evaluate import evaluate, split_features
 from pomp_jax.prompt.step import make_mesh
 from pomp_jax.train import batches, feature_methods, loop, methods
 from pomp_jax.train.resume import check_same_run, may_change

@@ -24,9 +24,8 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.progress import waiting
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
-from pomp_jax.inference.accuracy import SplitFeatures, split_features
-from pomp_jax.inference.classify import accuracy_of_scores, topk_accuracy
-from pomp_jax.inference.metrics import Accuracy
+from pomp_jax.inference.evaluate import SplitFeatures, split_features
+from pomp_jax.inference.metrics import Accuracy, accuracy_of_scores, topk_accuracy
 from pomp_jax.inference.named_prompts import ENSEMBLE, HAND_WRITTEN, features_under
 from pomp_jax.train.view_features import view_features
 from pomp_jax.train.watch import TrainingError

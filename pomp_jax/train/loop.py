@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 from pomp_jax import hosts, inputs
 from pomp_jax.files.checkpoints import Checkpoints, Restored
-from pomp_jax.inference.accuracy import split_features
-from pomp_jax.inference.classify import topk_accuracy
+from pomp_jax.inference.evaluate import split_features
+from pomp_jax.inference.metrics import topk_accuracy
 from pomp_jax.prompt.loss import guess_loss
 from pomp_jax.prompt.step import DATA, TrainState, replicate
 from pomp_jax.train import batches, methods

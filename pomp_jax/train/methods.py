@@ -19,7 +19,7 @@ from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.config import ConfigError
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
-from pomp_jax.inference.accuracy import SplitFeatures
+from pomp_jax.inference.evaluate import SplitFeatures
 from pomp_jax.inference.metrics import Accuracy
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner

@@ -22,7 +22,7 @@ from pomp_jax.clip import image_tower, prompted_image_tower, text_tower
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.config import ConfigError, base
 from pomp_jax.encoder import Encoder
-from pomp_jax.inference.accuracy import SplitFeatures
+from pomp_jax.inference.evaluate import SplitFeatures
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, ImageLearner
 from pomp_jax.prompt.optimizer import sgd

@@ -17,7 +17,7 @@ from pomp_jax.data.class_lists import (
 )
 from pomp_jax.data.vocabulary import VocabularyError, normalized_names
 from pomp_jax.encoder import Encoder
-from pomp_jax.inference.classify import Classifier, topk_accuracy
+from pomp_jax.inference import Classifier, topk_accuracy
 from tests.support.clips import clip_tokenizer
 
 SIZES = {

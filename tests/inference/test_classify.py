@@ -1,13 +1,10 @@
-"""Features and probabilities against HuggingFace's torch CLIP; accuracy against scikit-learn."""
+"""Features and probabilities against HuggingFace's torch CLIP."""
 
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
-from sklearn.metrics import top_k_accuracy_score
 import torch
 
 from pomp_jax.clip import load_clip
@@ -15,9 +12,9 @@ from pomp_jax.clip.text import token_embeddings
 from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import ArrayCache
+from pomp_jax.files.class_features import Category
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
-from pomp_jax.inference.accuracy import evaluate, split_features
-from pomp_jax.inference.classify import Classifier, accuracy_of_scores, ranks, topk_accuracy
+from pomp_jax.inference.classify import Classifier, category_features
 from pomp_jax.inference.metrics import EvaluationError
 from pomp_jax.prompt.step import make_mesh
 
@@ -185,38 +182,6 @@ def test_refused_prompts_and_names(encoder, tmp_path):
     Classifier(encoder, "a photo of a {}.", [])
 
 
-@pytest.mark.parametrize("k", [1, 2, 5])
-def test_topk_equals_scikit_learn(k):
-  rng = np.random.default_rng(k)
-  images, classes = unit(rng.normal(size=(200, 8))), unit(rng.normal(size=(30, 8)))
-  labels = rng.integers(0, 30, 200)
-  expected = top_k_accuracy_score(labels, images @ classes.T, k=k, labels=np.arange(30))
-  found = topk_accuracy(images, classes, labels, ks=(k,), chunk=64)
-  assert found[f"top{k}"] == pytest.approx(expected)
-  assert found["images"] == 200
-  if k == 1:
-    interval = scipy.stats.binomtest(round(200 * expected), 200).proportion_ci(method="wilson")
-    assert found["top1_interval"] == pytest.approx([interval.low, interval.high])
-
-
-def test_a_constant_classifier_scores_nothing():
-  images, classes = np.ones((10, 2)), np.ones((5, 2))
-  assert topk_accuracy(images, classes, np.zeros(10, int), ks=(1,))["top1"] == 0
-
-
-@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("namespace", [np, jnp])
-def test_scores_that_are_not_finite_are_wrong_for_every_k(broken, namespace):
-  """Also where k is not below the number of classes, and where the broken score is another's."""
-  labels = np.array([0, 1, 2, 2])
-  scores = np.eye(3, dtype=np.float32)[labels]
-  scores[0, 0] = scores[1, 0] = scores[2] = broken
-  found = ranks(namespace.asarray(scores), namespace.asarray(labels))
-  np.testing.assert_array_equal(found, [3, 3, 3, 0])
-  accuracy = accuracy_of_scores(lambda part: scores[part], labels, ks=(1, 5), chunk=3)
-  assert (accuracy["top1"], accuracy["top5"]) == (0.25, 0.25)
-
-
 @pytest.mark.parametrize("part", ["text_projection", "visual_projection"])
 def test_a_clip_that_is_not_finite_classifies_nothing(clip_and_torch, images, part):
   clip, _ = clip_and_torch
@@ -224,39 +189,36 @@ def test_a_clip_that_is_not_finite_classifies_nothing(clip_and_torch, images, pa
   broken = dataclasses.replace(clip, params=clip.params | {part: {"kernel": kernel}})
   with pytest.raises(EvaluationError, match=r"of (9 classes|5 images) have features that are not"):
     Classifier(broken, "a photo of a {}.", NAMES).predict(list(images))
-  if part == "visual_projection":
-    with pytest.raises(EvaluationError, match="5 of 5 images have features that are not finite"):
-      split_features(Encoder(broken, chunk=8), Split(NAMES, images, range(5)))
 
 
-class Split:
-  """A source of given images."""
-
-  def __init__(self, names, images, labels):
-    self.names, self._images, self.labels = tuple(names), images, np.array(labels, np.int32)
-
-  def __len__(self):
-    return len(self.labels)
-
-  def images(self, indices):
-    return self._images[indices]
+CATEGORIES = (
+  Category("red star", ("scarlet star", "star")),
+  Category("blue ring"),
+  Category("star", ("red star",)),
+)
 
 
-def test_evaluate_ranks_over_the_classes_of_each_split(encoder, images, torch_outputs):
-  text, image, _ = torch_outputs
-  labels = np.argmax(image @ text.T, axis=-1)
-  labels[0] = (labels[0] + 1) % len(NAMES)
-  # Split "some" has fewer classes, in another order, and the same images.
-  some = sorted(set(labels.tolist()), reverse=True)
-  splits = {
-    "all": split_features(encoder, Split(NAMES, images, labels)),
-    "some": split_features(
-      encoder, Split([NAMES[c] for c in some], images, [some.index(c) for c in labels])
-    ),
-  }
-  scores = evaluate(encoder, splits, {"hand": "a photo of a {}.", "name": "{}."})
-  assert scores["all"]["hand"]["top1"] == pytest.approx(0.8)
-  logits = image @ text[some].T
-  expected = np.mean(np.argmax(logits, -1) == [some.index(c) for c in labels])
-  assert scores["some"]["hand"]["top1"] == pytest.approx(expected)
-  assert set(scores["all"]) == {"hand", "name"}
+def context(encoder, *shape):
+  scale = np.random.default_rng(0).normal(0, 0.02, (*shape, encoder.clip.text_width))
+  return scale.astype(np.float32)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_synonyms_are_means_of_unit_features(encoder, learned):
+  prompt = Prompt(context(encoder, 4), "a/clip") if learned else "a {}"
+  names = ["red star", "scarlet star", "star", "blue ring"]
+  one, two, three, four = encoder.class_features(names, prompt)
+  expected = np.stack([(one + two + three) / 3, four, (one + three) / 2])
+  expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
+  found = category_features(encoder, CATEGORIES, prompt, synonyms=True)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  plain = category_features(encoder, CATEGORIES, prompt)
+  np.testing.assert_allclose(plain, np.stack([one, four, three]), atol=1e-6)
+  assert np.abs(found - plain).max() > 1e-3
+
+
+def test_one_context_a_class_leaves_none_for_synonyms(encoder):
+  prompt = Prompt(context(encoder, 3, 4), "a/clip")
+  assert category_features(encoder, CATEGORIES, prompt).shape[0] == 3
+  with pytest.raises(PromptFileError, match="class-specific"):
+    category_features(encoder, CATEGORIES, prompt, synonyms=True)

@@ -1,5 +1,6 @@
 """Figures against scikit-learn and torchmetrics, and in NumPy's float64 from all scores at once."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
@@ -12,8 +13,10 @@ from pomp_jax.inference.metrics import (
   Answers,
   EvaluationError,
   Tally,
+  accuracy_of_scores,
   confidence_bins,
-  harmonic_mean,
+  ranks,
+  topk_accuracy,
   wilson_interval,
 )
 
@@ -30,6 +33,10 @@ def scores():
   labels[:300] = 3
   logits = 2 * rng.normal(size=(IMAGES, N)) + 3 * np.eye(N)[labels]
   return labels, logits
+
+
+def unit(array):
+  return array / np.linalg.norm(array, axis=-1, keepdims=True)
 
 
 def answers(labels, logits):
@@ -132,13 +139,33 @@ def test_what_is_not_finite_is_refused():
     tally.figures()
 
 
-def test_harmonic_mean():
-  # CLIP, CoOp, CoCoOp and MaPLe over eleven sets: MaPLe's table of base, new and harmonic mean.
-  for base, new, expected in [
-    (69.34, 74.22, 71.70),
-    (82.69, 63.22, 71.66),
-    (80.47, 71.69, 75.83),
-    (82.28, 75.14, 78.55),
-  ]:
-    assert harmonic_mean(base, new) == pytest.approx(expected, abs=0.006)
-  assert harmonic_mean(0.0, 0.0) == 0.0
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_topk_equals_scikit_learn(k):
+  rng = np.random.default_rng(k)
+  images, classes = unit(rng.normal(size=(200, 8))), unit(rng.normal(size=(30, 8)))
+  labels = rng.integers(0, 30, 200)
+  expected = top_k_accuracy_score(labels, images @ classes.T, k=k, labels=np.arange(30))
+  found = topk_accuracy(images, classes, labels, ks=(k,), chunk=64)
+  assert found[f"top{k}"] == pytest.approx(expected)
+  assert found["images"] == 200
+  if k == 1:
+    interval = scipy.stats.binomtest(round(200 * expected), 200).proportion_ci(method="wilson")
+    assert found["top1_interval"] == pytest.approx([interval.low, interval.high])
+
+
+def test_a_constant_classifier_scores_nothing():
+  images, classes = np.ones((10, 2)), np.ones((5, 2))
+  assert topk_accuracy(images, classes, np.zeros(10, int), ks=(1,))["top1"] == 0
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("namespace", [np, jnp])
+def test_scores_that_are_not_finite_are_wrong_for_every_k(broken, namespace):
+  """Also where k is not below the number of classes, and where the broken score is another's."""
+  labels = np.array([0, 1, 2, 2])
+  scores = np.eye(3, dtype=np.float32)[labels]
+  scores[0, 0] = scores[1, 0] = scores[2] = broken
+  found = ranks(namespace.asarray(scores), namespace.asarray(labels))
+  np.testing.assert_array_equal(found, [3, 3, 3, 0])
+  accuracy = accuracy_of_scores(lambda part: scores[part], labels, ks=(1, 5), chunk=3)
+  assert (accuracy["top1"], accuracy["top5"]) == (0.25, 0.25)

@@ -10,7 +10,7 @@ from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.data.views import draw_view, make_view
-from pomp_jax.inference.accuracy import split_features
+from pomp_jax.inference.evaluate import split_features
 from pomp_jax.train import feature_methods
 from pomp_jax.train.view_features import view_features
 from tests.support.small_run import small_config

@@ -1,0 +1,232 @@
+"""Image features and accuracy of data sets; each image is read once, by one process or by many.
+
+Each process decodes only the images of its own devices. The results for a batch, a few numbers an
+image, are then gathered on every host, so that all processes count the same.
+
+Shapes: P prompts, N classes of a data set, n images of it, B images of a batch over all processes,
+E embedding, S image side.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int
+import numpy as np
+
+from pomp_jax import hosts
+from pomp_jax.data.loader import SkippedImages, ordered_batches
+from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.encoder import Encoder
+from pomp_jax.files.progress import steps_of
+from pomp_jax.files.prompt_file import Prompt
+from pomp_jax.inference.hierarchy import Hierarchy
+from pomp_jax.inference.metrics import Accuracy, Answers, Tally, check_finite, ranks, topk_accuracy
+from pomp_jax.prompt.step import CLASS, DATA, replicate
+
+# Images rendered or decoded at a time, over all processes.
+_BATCH = 256
+# The label of an image that can't be read.
+_UNREADABLE = -1
+
+
+class SplitFeatures(NamedTuple):
+  """Features of the n readable images of a split.
+
+  Attributes:
+    names: class names, N.
+    labels: class of each image.
+    features: unit image features.
+    indices: indices of the images in their source, ascending.
+  """
+
+  names: tuple[str, ...]
+  labels: Int[np.ndarray, " n"]
+  features: Float[np.ndarray, "n E"]
+  indices: Int[np.ndarray, " n"]
+
+
+def split_features(
+  encoder: Encoder, source: Source, *, threads: int = 2, max_corrupt: float = 0.0
+) -> SplitFeatures:
+  """Computes the features of the readable images of a split; all processes call it together.
+
+  Unreadable images are dropped, with one warning for all of them.
+
+  Args:
+    encoder: CLIP on the devices of all processes.
+    source: images; the same list in every process.
+    threads: number of prefetching threads in each process.
+    max_corrupt: share of the images that may be unreadable; above 0, one image always may.
+
+  Raises:
+    CorruptDataError: too many images are unreadable.
+    EvaluationError: features are not finite (broken weights, or overflow of the compute type).
+    Preempted: one of several processes received SIGTERM.
+  """
+  if isinstance(source, StoredImages):
+    source = source.sized(encoder.clip.image_size)
+  skipped, computed = SkippedImages(source, max_corrupt), []
+  for _, features_BxE, _ in _feature_batches(
+    encoder, source, skipped, _BATCH, threads, "features of images"
+  ):
+    # Fetched one batch late, so that the device can work on the next meanwhile.
+    if computed:
+      computed[-1] = np.asarray(computed[-1])
+    computed.append(features_BxE)
+    hosts.raise_if_preempted()
+  features = np.concatenate([np.asarray(part) for part in computed])[: len(source)]
+  skipped.gather()
+  readable = np.delete(np.arange(len(source)), list(skipped.reasons))
+  features = features[readable]
+  check_finite(features, "images")
+  return SplitFeatures(tuple(source.names), np.asarray(source.labels)[readable], features, readable)
+
+
+def evaluate(
+  encoder: Encoder, splits: Mapping[str, SplitFeatures], prompts: Mapping[str, Prompt | str]
+) -> dict[str, dict[str, Accuracy]]:
+  """Computes top-1 and top-5 of every prompt on every split, over all classes of the split.
+
+  Features of a class that several splits share are computed once a prompt.
+
+  Args:
+    encoder: CLIP.
+    splits: image features by name of the split.
+    prompts: learned prompts or templates by name. A class-specific prompt fits only splits with
+      exactly the classes of its training.
+
+  Returns:
+    {split: {prompt: {"images": .., "top1": .., "top1_interval": .., "top5": ..}}}.
+  """
+  names = dict.fromkeys(name for split in splits.values() for name in split.names)
+  row = {name: i for i, name in enumerate(names)}
+  results: dict[str, dict[str, Accuracy]] = {name: {} for name in splits}
+  for prompt_name, prompt in prompts.items():
+    text_features = encoder.class_features(list(row), prompt)
+    for split_name, split in splits.items():
+      rows = text_features[[row[name] for name in split.names]]
+      results[split_name][prompt_name] = topk_accuracy(split.features, rows, split.labels)
+  return results
+
+
+def tally(
+  encoder: Encoder,
+  source: Source,
+  text_features: Mapping[str, Float[np.ndarray, "N E"]],
+  *,
+  hierarchy: Hierarchy | None = None,
+  batch_size: int = 512,
+  threads: int = 2,
+  max_corrupt: float = 0.0,
+) -> dict[str, Tally]:
+  """Counts right answers over a source, one tally a prompt; all processes call it together.
+
+  Unreadable images are dropped, with one warning for all of them.
+
+  Args:
+    encoder: CLIP on the devices of all processes.
+    source: images; the same list in every process.
+    text_features: unit features of the source's classes by prompt.
+    hierarchy: WordNet relations of these classes, for errors on the tree.
+    batch_size: images per batch over all devices, rounded up to a multiple of their number.
+    threads: number of prefetching threads in each process.
+    max_corrupt: share of the images that may be unreadable; above 0, one image always may.
+
+  Raises:
+    EvaluationError: features are not finite.
+    CorruptDataError: too many images are unreadable.
+  """
+  text_PxNxE = replicate(np.stack(list(text_features.values())), encoder.mesh)
+  score = jax.jit(
+    functools.partial(
+      _answers,
+      logit_scale=encoder.clip.logit_scale,
+      rows=NamedSharding(encoder.mesh, P((DATA, CLASS))),
+    ),
+    out_shardings=NamedSharding(encoder.mesh, P()),
+  )
+  tallies = {prompt: Tally(len(source.names), hierarchy) for prompt in text_features}
+  skipped = SkippedImages(source, max_corrupt)
+
+  def count(n: int, labels: jax.Array, answers: Sequence[jax.Array]) -> None:
+    # The last batch is padded with images that are already counted.
+    labels_B = np.asarray(labels)[:n]
+    read = labels_B != _UNREADABLE
+    rank_PxB, answer_PxB, confidence_PxB = (np.asarray(x)[:, :n][:, read] for x in answers)
+    for i, one in enumerate(tallies.values()):
+      one.add(labels_B[read], Answers(rank_PxB[i], answer_PxB[i], confidence_PxB[i]))
+
+  pending = None
+  for start, features_BxE, labels_B in _feature_batches(
+    encoder, source, skipped, batch_size, threads, "scoring images"
+  ):
+    labels, *answers = score(features_BxE, text_PxNxE, labels_B)
+    # Counted one batch late, so that the devices can work on the next meanwhile.
+    if pending is not None:
+      count(*pending)
+    pending = (len(source) - start, labels, answers)
+  count(*pending)
+  skipped.gather()
+  return tallies
+
+
+def _feature_batches(
+  encoder: Encoder, source: Source, skipped: SkippedImages, batch_size: int, threads: int, task: str
+) -> Iterator[tuple[int, Float[jax.Array, "B E"], Int[jax.Array, " B"]]]:
+  """Yields index of the first image, image features and labels of each batch, over the devices.
+
+  The last batch is padded with the last image. Labels of unreadable images are -1.
+  """
+  n_images, n_devices = len(source), encoder.mesh.size
+  size = n_devices * -(-min(batch_size, n_images) // n_devices)
+  sharding = NamedSharding(encoder.mesh, P((DATA, CLASS)))
+  shards = sharding.addressable_devices_indices_map((size,)).values()
+  own = np.unique(np.concatenate([np.arange(size)[shard] for shard in shards]))
+
+  def over_devices(part: np.ndarray) -> jax.Array:
+    """Assembles the global array from this process's rows."""
+    return jax.make_array_from_callback(
+      (size, *part.shape[1:]),
+      sharding,
+      lambda index: part[np.searchsorted(own, np.arange(size)[index[0]])],
+    )
+
+  batches = ordered_batches(source, batch_size=size, rows=own, threads=threads)
+  for start, images_BxSxSx3, reasons in steps_of(batches, task, "batches", -(-n_images // size)):
+    skipped.add(reasons)
+    indices = np.minimum(start + own, n_images - 1)
+    labels = np.where(
+      np.isin(indices, list(reasons)), _UNREADABLE, np.asarray(source.labels)[indices]
+    )
+    yield start, encoder.features_of_images(over_devices(images_BxSxSx3)), over_devices(labels)
+
+
+def _answers(
+  features_BxE: jax.Array,
+  text_PxNxE: jax.Array,
+  labels_B: jax.Array,
+  *,
+  logit_scale: float,
+  rows: NamedSharding,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """Returns labels [B], and rank, answer and confidence [P,B] (see `metrics.Answers`)."""
+  features_BxE = jax.lax.with_sharding_constraint(features_BxE, rows)
+  is_right_BxN = labels_B[:, None] == jnp.arange(text_PxNxE.shape[1])
+
+  def of_prompt(text_NxE):
+    # HIGHEST: accelerators would round the product to bfloat16, and thousands of classes lie close.
+    cosine_BxN = jnp.matmul(features_BxE, text_NxE.T, precision=jax.lax.Precision.HIGHEST)
+    rank_B = ranks(cosine_BxN, labels_B)
+    best_of_rest_B = jnp.argmax(jnp.where(is_right_BxN, -jnp.inf, cosine_BxN), axis=1)
+    answer_B = jnp.where(rank_B == 0, labels_B, best_of_rest_B)
+    best_Bx1 = jnp.max(cosine_BxN, axis=1, keepdims=True)
+    confidence_B = 1 / jnp.sum(jnp.exp(logit_scale * (cosine_BxN - best_Bx1)), axis=1)
+    return rank_B, answer_B, confidence_B
+
+  # A sequential map: [B,N] of only one prompt is in memory.
+  return labels_B, *jax.lax.map(of_prompt, text_PxNxE)

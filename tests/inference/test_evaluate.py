@@ -1,0 +1,190 @@
+"""Evaluation in batches over eight devices against all scores at once, in NumPy's float64."""
+
+import dataclasses
+import logging
+
+import numpy as np
+from PIL import Image
+import pytest
+import scipy.special
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+
+from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.loader import CorruptDataError
+from pomp_jax.data.source import Files, StoredImages
+from pomp_jax.data.wordnet import load_tree
+from pomp_jax.encoder import Encoder
+from pomp_jax.inference.evaluate import evaluate, split_features, tally
+from pomp_jax.inference.hierarchy import Hierarchy
+from pomp_jax.inference.metrics import EvaluationError
+
+IMAGES, CLASSES, N_BINS = 83, 200, 15
+# Unreadable of 21 stored images; the last one pads the last batch.
+STORED, BAD = 21, [0, 7, 20]
+GOOD = np.setdiff1d(np.arange(STORED), BAD)
+
+
+class Pictures:
+  """Given images; counts how often each is read."""
+
+  def __init__(self, names, labels, images):
+    self.names, self.labels, self._images = tuple(names), np.asarray(labels, np.int32), images
+    self.read = np.zeros(len(labels), int)
+
+  def __len__(self):
+    return len(self.labels)
+
+  def images(self, indices):
+    np.add.at(self.read, indices, 1)
+    return self._images[indices]
+
+
+def unit(rows):
+  return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def case(encoder):
+  """A source, the text features of two prompts, and the cosines in float64."""
+  rng = np.random.default_rng(0)
+  size = encoder.clip.image_size
+  pictures = rng.integers(0, 256, (IMAGES, size, size, 3), np.uint8)
+  images = encoder.image_features(pictures).astype(np.float64)
+  features, cosines = {}, {}
+  for prompt in ("one", "two"):
+    # Around the mean of the images, or one class would be nearest to all of them.
+    features[prompt] = unit(images.mean(0) + rng.normal(size=(CLASSES, images.shape[1])) / 6)
+    cosines[prompt] = images @ features[prompt].T.astype(np.float64)
+  # Half of the labels are the first prompt's best, so that it is right about some.
+  best = np.argmax(cosines["one"], axis=-1)
+  labels = np.where(np.arange(IMAGES) % 2, best, rng.integers(0, CLASSES, IMAGES))
+  return Pictures([f"class {c}" for c in range(CLASSES)], labels, pictures), features, cosines
+
+
+@pytest.mark.parametrize("batch_size", [20, 512])
+def test_figures_equal_all_scores_at_once(encoder, case, batch_size):
+  source, features, cosines = case
+  source.read[:] = 0
+  tallies = tally(encoder, source, features, batch_size=batch_size)
+  # Each image once, and the last one again as padding.
+  size = 8 * -(-min(batch_size, IMAGES) // 8)
+  assert source.read[:-1].tolist() == [1] * (IMAGES - 1)
+  assert source.read.sum() == size * -(-IMAGES // size)
+  assert list(tallies) == list(features)
+  for prompt, one in tallies.items():
+    figures, scores = one.figures(), cosines[prompt]
+    for k in (1, 5):
+      expected = top_k_accuracy_score(source.labels, scores, k=k, labels=np.arange(CLASSES))
+      assert figures[f"top{k}"] == pytest.approx(expected)
+    answers = np.argmax(scores, axis=-1)
+    assert figures["macro_top1"] == pytest.approx(balanced_accuracy_score(source.labels, answers))
+    confidence = scipy.special.softmax(encoder.clip.logit_scale * scores, axis=-1).max(-1)
+    right = answers == source.labels
+    bins = [np.ceil(confidence * N_BINS) == s + 1 for s in range(N_BINS)]
+    ece = sum(abs(right[b].sum() - confidence[b].sum()) for b in bins) / IMAGES
+    assert figures["ece"] == pytest.approx(ece, abs=1e-5)
+    assert figures["images"] == IMAGES
+  assert 0.4 < tallies["one"].figures()["top1"] < 0.9
+
+
+def test_errors_are_the_nearest_wrong_classes(encoder, case):
+  source, features, cosines = case
+  tree = load_tree()
+  nodes = tree.nodes(load_class_list("imagenet_a").synsets)
+  figures = tally(encoder, source, features, hierarchy=Hierarchy(tree, nodes))["one"].figures()
+  answers = np.argmax(cosines["one"], axis=-1)
+  wrong = answers != source.labels
+  distance = tree.path_distance(nodes[answers[wrong]], nodes[source.labels[wrong]])
+  assert figures["errors"]["images"] == wrong.sum()
+  assert figures["errors"]["mean_distance"] == pytest.approx(distance.mean())
+
+
+def test_a_constant_classifier_scores_nothing_and_one_that_is_not_finite_fails(encoder, case):
+  source, features, _ = case
+  same = np.broadcast_to(features["one"][:1], features["one"].shape)
+  figures = tally(encoder, source, {"same": same})["same"].figures()
+  assert (figures["top1"], figures["top5"]) == (0, 0)
+  with pytest.raises(EvaluationError, match="83 of 83"):
+    tally(encoder, source, {"broken": np.full_like(same, np.nan)})
+  kernel = np.full_like(encoder.clip.params["visual_projection"]["kernel"], np.nan)
+  params = encoder.clip.params | {"visual_projection": {"kernel": kernel}}
+  broken = Encoder(dataclasses.replace(encoder.clip, params=params), chunk=8)
+  with pytest.raises(EvaluationError, match="83 of 83"):
+    split_features(broken, source)
+
+
+def test_evaluate_ranks_over_the_classes_of_each_split(encoder, case):
+  pictures = case[0].images(np.arange(5))
+  names = ["cat", "dog", "grey_wolf", "star", "sea star", "hat", "a rather long name", "x", "the"]
+  text = encoder.class_features(names, "a photo of a {}.")
+  image = encoder.image_features(pictures)
+  labels = np.argmax(image @ text.T, axis=-1)
+  labels[0] = (labels[0] + 1) % len(names)
+  # Split "some" has fewer classes, in another order, and the same images.
+  some = sorted(set(labels.tolist()), reverse=True)
+  own = [some.index(c) for c in labels]
+  splits = {
+    "all": split_features(encoder, Pictures(names, labels, pictures)),
+    "some": split_features(encoder, Pictures([names[c] for c in some], own, pictures)),
+  }
+  scores = evaluate(encoder, splits, {"hand": "a photo of a {}.", "name": "{}."})
+  assert scores["all"]["hand"]["top1"] == pytest.approx(0.8)
+  expected = np.mean(np.argmax(image @ text[some].T, -1) == own)
+  assert scores["some"]["hand"]["top1"] == pytest.approx(expected)
+  assert set(scores["all"]) == {"hand", "name"}
+
+
+@pytest.fixture
+def stored(tmp_path):
+  """Random pictures, three of which are no images."""
+  rng = np.random.default_rng(0)
+  keys = [f"{index}.png" for index in range(STORED)]
+  for key in keys:
+    Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / key)
+  for index in BAD:
+    (tmp_path / keys[index]).write_bytes(b"no image")
+  labels = rng.integers(0, 4, STORED)
+  return StoredImages(list("abcd"), labels, keys, Files(tmp_path), image_size=32)
+
+
+@pytest.fixture
+def text(encoder):
+  size = (4, encoder.clip.config.projection_dim)
+  return {"a": unit(np.random.default_rng(1).normal(size=size))}
+
+
+def test_unreadable_images_are_dropped_from_a_split(encoder, stored, caplog):
+  caplog.set_level(logging.WARNING)
+  found = split_features(encoder, stored, max_corrupt=0.2)
+  expected = split_features(encoder, stored.subset(GOOD))
+  np.testing.assert_array_equal(found.indices, GOOD)
+  np.testing.assert_array_equal(found.labels, expected.labels)
+  np.testing.assert_allclose(found.features, expected.features, atol=1e-6)
+  (record,) = caplog.records
+  assert "3 of 21" in record.getMessage()
+  assert "/0.png" in record.getMessage()
+
+
+@pytest.mark.parametrize("batch_size", [8, 512])
+def test_unreadable_images_are_dropped_from_a_tally(encoder, stored, text, batch_size, caplog):
+  caplog.set_level(logging.WARNING)
+  found = tally(encoder, stored, text, batch_size=batch_size, max_corrupt=0.2)["a"]
+  expected = tally(encoder, stored.subset(GOOD), text)["a"]
+  assert found.figures()["images"] == len(GOOD)
+  assert found.figures()["top1"] == expected.figures()["top1"]
+  assert found.figures()["mean_confidence"] == pytest.approx(expected.figures()["mean_confidence"])
+  np.testing.assert_array_equal(found.per_class()[0], np.bincount(stored.labels[GOOD], minlength=4))
+  assert len(caplog.records) == 1
+
+
+def test_max_corrupt_bounds_an_evaluation(encoder, stored, text):
+  # Three of 21 are more than a tenth. Of few images, one is allowed above 0.
+  one_bad = stored.subset(np.array([7, 8, 9]))
+  for read in (split_features, lambda *args, **options: tally(*args, text, **options)):
+    with pytest.raises(CorruptDataError, match=r"of 21 .* 2 .*data\.max_corrupt"):
+      read(encoder, stored, max_corrupt=0.1)
+    read(encoder, one_bad, max_corrupt=0.001)
+    with pytest.raises(CorruptDataError, match=r"1 of 3 .* 0 .*7\.png"):
+      read(encoder, one_bad, max_corrupt=0.0)
+    with pytest.raises(CorruptDataError, match="1 of 1"):
+      read(encoder, stored.subset(np.array([7])), max_corrupt=1.0)
