@@ -18,6 +18,13 @@ from pomp_jax.inference.classify import Classifier, category_features
 from pomp_jax.inference.metrics import EvaluationError
 from pomp_jax.prompt.step import make_mesh
 
+
+@pytest.fixture(scope="module")
+def encoder(clip_and_torch):
+  """On one device; eight are compared in `test_chunks_and_meshes_do_not_change_features`."""
+  return Encoder(clip_and_torch[0], mesh=make_mesh(1, jax.devices()[:1]), chunk=8)
+
+
 NAMES = ["cat", "dog", "grey_wolf", "star", "sea star", "hat", "a rather long name", "x", "the"]
 
 
@@ -106,26 +113,29 @@ class Counted(ArrayCache):
 
 def test_features_are_computed_once_for_a_prompt_a_clip_and_names(clip_and_torch, tmp_path):
   clip, _ = clip_and_torch
-  cache = Counted(tmp_path / "cache")
-  encoder = Encoder(clip, chunk=8, cache=cache)
+  cache, one = Counted(tmp_path / "cache"), make_mesh(1, jax.devices()[:1])
+  names = NAMES[:3]
+  encoder = Encoder(clip, mesh=one, chunk=8, cache=cache)
   words = words_as_prompt(clip, "a photo of a")
-  first = encoder.class_features(NAMES, words)
-  again = encoder.class_features(list(NAMES), words_as_prompt(clip, "a photo of a"))
+  first = encoder.class_features(names, words)
+  again = encoder.class_features(list(names), words_as_prompt(clip, "a photo of a"))
   np.testing.assert_array_equal(first, again)
   assert cache.computed == 1
   # In another process: from the file.
   later = Counted(tmp_path / "cache")
-  found = Encoder(load_clip(clip.name), chunk=8, cache=later).class_features(NAMES, words)
+  found = Encoder(load_clip(clip.name), mesh=one, chunk=8, cache=later).class_features(names, words)
   np.testing.assert_array_equal(first, found)
   assert later.computed == 0
   others = (
-    lambda: encoder.class_features(NAMES[:-1], words),
-    lambda: encoder.class_features(NAMES[::-1], words),
-    lambda: encoder.class_features(NAMES, words_as_prompt(clip, "a photo of the")),
-    lambda: encoder.class_features(NAMES, words_as_prompt(clip, "a photo of a", position="front")),
-    lambda: encoder.class_features(NAMES, "a photo of a {}."),
-    lambda: Encoder(_moved(clip), chunk=8, cache=cache).class_features(NAMES, words),
-    lambda: Encoder(clip, chunk=8, dtype="bfloat16", cache=cache).class_features(NAMES, words),
+    lambda: encoder.class_features(names[:-1], words),
+    lambda: encoder.class_features(names[::-1], words),
+    lambda: encoder.class_features(names, words_as_prompt(clip, "a photo of the")),
+    lambda: encoder.class_features(names, words_as_prompt(clip, "a photo of a", position="front")),
+    lambda: encoder.class_features(names, "a photo of a {}."),
+    lambda: Encoder(_moved(clip), mesh=one, chunk=8, cache=cache).class_features(names, words),
+    lambda: Encoder(clip, mesh=one, chunk=8, dtype="bfloat16", cache=cache).class_features(
+      names, words
+    ),
   )
   for number, other in enumerate(others, 2):
     other()
@@ -141,14 +151,15 @@ def _moved(clip):
 
 def test_class_specific_contexts_follow_their_class(clip_and_torch, encoder):
   clip, _ = clip_and_torch
+  names = NAMES[2:5]
   rng = np.random.default_rng(0)
-  context = rng.normal(size=(len(NAMES), 3, clip.text_width)).astype(np.float32)
-  found = encoder.class_features(NAMES, Prompt(context, "random"))
-  for row, name, own in zip(found, NAMES, context, strict=True):
+  context = rng.normal(size=(len(names), 3, clip.text_width)).astype(np.float32)
+  found = encoder.class_features(names, Prompt(context, "random"))
+  for row, name, own in zip(found, names, context, strict=True):
     expected = encoder.class_features([name], Prompt(own, "random"))[0]
     np.testing.assert_allclose(row, expected, atol=1e-5)
   with pytest.raises(PromptFileError, match="class-specific"):
-    encoder.class_features(NAMES[:2], Prompt(context, "random"))
+    encoder.class_features(names[:2], Prompt(context, "random"))
 
 
 @pytest.mark.parametrize("name", ["prompt.npz", "prompt.safetensors", "model.pth.tar-20"])
