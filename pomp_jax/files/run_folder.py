@@ -25,7 +25,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import replacing, why_unwritable
-from pomp_jax.files.events import EventWriter, read_scalars
+from pomp_jax.files.metrics import read_metrics
 from pomp_jax.files.terminal import printable
 
 log = logging.getLogger(__name__)
@@ -105,20 +105,9 @@ class RunFolder:
         f"workdir {self.path}: can't be created ({error.strerror})"
       ) from error
 
-  def events(self, first_step: int = 0) -> EventWriter:
-    """Opens the TensorBoard events to write from `first_step` on; older ones from there are void.
-
-    Raises:
-      RunFolderWriteError: the file can't be written.
-    """
-    try:
-      return EventWriter(self.path, first_step)
-    except OSError as error:
-      raise RunFolderWriteError(f"{self.path}: can't write events ({error.strerror})") from error
-
   def scalars(self) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of every scalar logged so far, over all starts of this run."""
-    return read_scalars(self.path)
+    """Reads steps and values of every scalar logged so far, over all starts of this run."""
+    return read_metrics(self.path)
 
 
 @contextlib.contextmanager

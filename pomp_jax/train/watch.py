@@ -16,6 +16,7 @@ from prometheus_client.core import GaugeMetricFamily
 
 from pomp_jax import hosts
 from pomp_jax.errors import RunError
+from pomp_jax.files.metrics import MetricsWriter
 from pomp_jax.files.progress import Progress
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train.meter import Meter, Trace, memory
@@ -79,7 +80,7 @@ class Watch(contextlib.AbstractContextManager):
     writes = hosts.is_first()
     self._folder, self._every, self._batch_size, self._rate = folder, every, batch_size, rate
     self._total = total
-    self._events = folder.events(first + 1) if writes else None
+    self._metrics = MetricsWriter(folder.path, first + 1) if writes else None
     self._progress = Progress(total, first, "pre-training", quiet=not writes)
     self._endpoint = _endpoint(host, port) if writes and port else None
     self._trace = Trace(folder.path / "profile", profiled, first)
@@ -119,16 +120,16 @@ class Watch(contextlib.AbstractContextManager):
 
   def scalar(self, name: str, value: float, step: int) -> None:
     """Writes one more scalar."""
-    if self._events is not None:
-      self._events.write(step, **{name: value})
+    if self._metrics is not None:
+      self._metrics.write(step, **{name: value})
 
   def __exit__(self, *exception: object) -> None:
     self._trace.__exit__(*exception)
     self._progress.close()
     if self._endpoint is not None:
       self._endpoint.__exit__(*exception)
-    if self._events is not None:
-      self._events.close()
+    if self._metrics is not None:
+      self._metrics.close()
 
   def _device_is_idle(self) -> bool:
     # With nothing pending, the loop itself has waited for the device.
@@ -161,14 +162,14 @@ class Watch(contextlib.AbstractContextManager):
     """Writes scalars, progress and the endpoint, with the latest posts of the other processes."""
     figures = own | {"images_per_second": means["images_per_second"] / jax.process_count()}
     hosts.post("watch", figures)
-    if self._events is None:
+    if self._metrics is None:
       return
     processes = hosts.posted("watch")
     scalars = means | own
     if len(processes) > 1:
       for process, found in processes.items():
         scalars |= {f"process_{process}/{name}": value for name, value in found.items()}
-    self._events.write(step, **scalars)
+    self._metrics.write(step, **scalars)
     shown = {"loss": means["loss"], "accuracy": means["accuracy"]}
     self._progress.update(step, means | own, **shown)
     if self._endpoint is not None:

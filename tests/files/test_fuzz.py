@@ -12,7 +12,7 @@ import pytest
 
 from pomp_jax.files.array_cache import FeatureBlocks, FeatureCacheError
 from pomp_jax.files.class_features import CategoryFileError, is_annotation_file, read_categories
-from pomp_jax.files.events import EventWriter, read_scalars
+from pomp_jax.files.metrics import read_metrics
 from pomp_jax.files.prompt_file import POSITIONS, Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.weights import WeightsError, open_weights
 from tests.support.fuzzing import (
@@ -290,14 +290,9 @@ def test_an_edited_description_of_a_feature_cache(cache):
 
 
 @settings(max_examples=100)
-@given(st.data())
-def test_damaged_events(tmp_path_factory, data):
-  folder = tmp_path_factory.mktemp("events")
-  with EventWriter(folder) as writer:
-    for step in range(3):
-      writer.write(step, loss=1.0, rate=step)
-  (file,) = folder.iterdir()
-  file.write_bytes(data.draw(damaged([file.read_bytes()])))
+@given(damaged([b'{"step": 1, "loss": 0.5}\n{"step": 2, "loss": null}\n']))
+def test_damaged_metrics(folder, data):
+  (folder / "metrics.jsonl").write_bytes(data)
   with allowed_errors(within=[folder]):
-    for steps, values in read_scalars(folder).values():
+    for steps, values in read_metrics(folder).values():
       assert len(steps) == len(values)

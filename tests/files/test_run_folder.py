@@ -143,17 +143,3 @@ def test_json_that_is_damaged(tmp_path, data):
 def test_json_that_is_missing(tmp_path):
   with pytest.raises(RunFolderError, match=r"results\.json: can't be read \(No such file"):
     read_json(tmp_path / "results.json")
-
-
-def test_scalars_of_the_folder(tmp_path):
-  folder = RunFolder(tmp_path)
-  assert folder.scalars() == {}
-  with folder.events() as events:
-    events.write(1, loss=2.0)
-  assert folder.scalars() == {"loss": ([1], [2.0])}
-
-
-def test_events_that_can_not_be_written(tmp_path):
-  (tmp_path / "file").write_text("")
-  with pytest.raises(RunFolderWriteError, match="file: can't write events"):
-    RunFolder(tmp_path / "file").events()

@@ -45,7 +45,9 @@ def context(workdir):
 
 def test_a_run_leaves_its_folder(finished):
   names = {path.name for path in finished.iterdir() if "tfevents" not in path.name}
-  assert names == {"config.json", "checkpoints", "prompt.npz", "results.json", "plots"}
+  assert names == {
+    *("config.json", "checkpoints", "metrics.jsonl", "prompt.npz", "results.json", "plots")
+  }
   plots = {path.name for path in (finished / "plots").iterdir()}
   assert plots == {"training.png", "accuracy.png", "predictions.png"}
   results = json.loads((finished / "results.json").read_text())

@@ -1,0 +1,141 @@
+"""Training metrics over the steps: `metrics.jsonl` for programs, TensorBoard events for people."""
+
+from collections.abc import Iterator
+import contextlib
+import json
+import logging
+import math
+import os
+from pathlib import Path
+import time
+from typing import Any, SupportsFloat
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+from pomp_jax.files.atomic import replacing
+
+log = logging.getLogger(__name__)
+
+_FILE = "metrics.jsonl"
+
+
+class MetricsWriter:
+  """Writes scalars, one JSON object per logged step, and the same as TensorBoard events.
+
+  Both are flushed at each step, in the calling thread, so that a killed process loses nothing.
+  (tensorboardX's `SummaryWriter` writes in a thread that its `flush` does not wait for.)
+
+  Scalars that can't be written, on a full disk for example, are dropped with one warning: metrics
+  must not end a training.
+  """
+
+  def __init__(self, folder: str | os.PathLike, first_step: int = 0):
+    """Drops what an earlier start of the run has written from `first_step` on.
+
+    Args:
+      folder: run's folder, created when it is missing.
+      first_step: first step that will be written.
+    """
+    self._folder, self._warned = Path(folder), False
+    self._events: EventsWriter | None = None
+    with self._drop_on_error(first_step):
+      self._folder.mkdir(parents=True, exist_ok=True)
+      earlier = [record for record in _records(self._folder) if record["step"] < first_step]
+      with replacing(self._folder / _FILE) as file:
+        file.writelines(map(_line, earlier))
+      self._open_events(first_step)
+
+  def write(self, step: int, **scalars: SupportsFloat) -> None:
+    """Writes the scalars of one step; use a dict (`**{"train/loss": 1.0}`) for names with a slash.
+
+    Args:
+      step: number of steps done.
+      **scalars: values by name; NaN and infinities become null in `metrics.jsonl`.
+    """
+    values = {name: float(value) for name, value in scalars.items()}
+    with self._drop_on_error(step):
+      with open(self._folder / _FILE, "ab") as file:
+        # After a failed write the last line may be incomplete.
+        file.write(b"\n" * self._warned + _line({"step": step} | values))
+      if self._events is None:
+        self._open_events(step)
+      summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
+      self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+      self._events.flush()
+
+  def close(self) -> None:
+    """Closes the event file."""
+    events, self._events = self._events, None
+    if events is not None:
+      with contextlib.suppress(OSError):  # it tries to write again what failed
+        events.close()
+
+  def __enter__(self) -> "MetricsWriter":
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self.close()
+
+  def _open_events(self, first_step: int) -> None:
+    # The name has the time in seconds: the number makes it unique.
+    number = len(list(self._folder.glob("events.out.tfevents.*")))
+    self._events = EventsWriter(str(self._folder / "events"), filename_suffix=f".{number}")
+    # TensorBoard drops what earlier files have from this step on.
+    restart = SessionLog(status=SessionLog.START)
+    self._events.write_event(Event(wall_time=time.time(), step=first_step, session_log=restart))
+    self._events.flush()
+
+  @contextlib.contextmanager
+  def _drop_on_error(self, step: int) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      if not self._warned:
+        log.warning(
+          "%s: metrics can't be written and are dropped from step %d on (%s)",
+          *(self._folder, step, error.strerror),
+        )
+      self._warned = True
+      self.close()
+
+
+def read_metrics(folder: str | os.PathLike) -> dict[str, tuple[list[int], list[float]]]:
+  """Reads all scalars of a run, over all its starts.
+
+  Args:
+    folder: run's folder.
+
+  Returns:
+    By name the steps, ascending, and the values; null becomes NaN. Lines that are damaged are
+    skipped.
+  """
+  points: dict[str, dict[int, float]] = {}
+  for record in _records(Path(folder)):
+    step = record.pop("step")
+    for name, value in record.items():
+      points.setdefault(name, {})[step] = math.nan if value is None else float(value)
+  return {
+    name: (sorted(found), [found[step] for step in sorted(found)]) for name, found in points.items()
+  }
+
+
+def _records(folder: Path) -> Iterator[dict[str, Any]]:
+  try:
+    lines = (folder / _FILE).read_bytes().splitlines()
+  except FileNotFoundError:
+    return
+  for line in lines:
+    # An empty line, the end of a killed process's file, or a damaged one.
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+      record = json.loads(line)
+      if type(record.get("step")) is int and all(
+        value is None or isinstance(value, int | float) for value in record.values()
+      ):
+        yield record
+
+
+def _line(record: dict[str, Any]) -> bytes:
+  finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
+  return json.dumps(finite).encode() + b"\n"
