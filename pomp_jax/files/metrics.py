@@ -115,7 +115,7 @@ def read_metrics(folder: str | os.PathLike) -> dict[str, tuple[list[int], list[f
   for record in _records(Path(folder)):
     step = record.pop("step")
     for name, value in record.items():
-      points.setdefault(name, {})[step] = math.nan if value is None else float(value)
+      points.setdefault(name, {})[step] = value
   return {
     name: (sorted(found), [found[step] for step in sorted(found)]) for name, found in points.items()
   }
@@ -127,13 +127,14 @@ def _records(folder: Path) -> Iterator[dict[str, Any]]:
   except FileNotFoundError:
     return
   for line in lines:
-    # An empty line, the end of a killed process's file, or a damaged one.
-    with contextlib.suppress(ValueError, TypeError, RecursionError):
+    try:
       record = json.loads(line)
-      if type(record.get("step")) is int and all(
-        value is None or isinstance(value, int | float) for value in record.values()
-      ):
-        yield record
+      step = record.pop("step")
+      values = {k: math.nan if value is None else float(value) for k, value in record.items()}
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
+      continue  # an empty line, the end of a killed process's file, or a damaged one
+    if type(step) is int:
+      yield {"step": step} | values
 
 
 def _line(record: dict[str, Any]) -> bytes:
