@@ -28,9 +28,8 @@ from pomp_jax.config.accepted import (
 from pomp_jax.config.named_fields import ConfigError, check_at_least, check_choice, fields, value_of
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.data.coop import COOP_SETS
-from pomp_jax.data.labelled_set import READERS
 from pomp_jax.data.subsets import HALVES
-from pomp_jax.data.suites import NO_SUITE, SUITES
+from pomp_jax.data.suites import NO_SUITE, READERS, SUITES
 from pomp_jax.data.views import AUGMENTS
 from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.prompt.context import POSITIONS

@@ -95,6 +95,13 @@ def load_class_list(name_or_path: str | os.PathLike) -> ClassList:
   return ClassList(names, synsets, source=str(path))
 
 
+def class_list_of(dataset: str, names: Sequence[str]) -> ClassList:
+  """Class list of a data set under its own names; synsets are kept only for a complete list."""
+  known = load_class_list(dataset) if dataset in CLASS_LISTS else ClassList(tuple(names))
+  synsets = known.synsets if len(known) == len(names) else None
+  return dataclasses.replace(known, names=tuple(names), synsets=synsets)
+
+
 def load_templates(name: str) -> tuple[str, ...]:
   """Loads prompt templates by name (`TEMPLATES`); `{}` stands for the class name.
 

@@ -1,12 +1,13 @@
-"""CoOp's layout of the fifteen evaluation sets below one folder, `$DATA`.
+"""Image source `coop`: CoOp's layout of its fifteen data sets below one folder, `$DATA`.
 
-The splits are CoOp's fixed ones (`split_zhou_*.json`; for FGVC-Aircraft the data set's own lists),
-and so are few-shot subsets: a file of `split_fewshot/` where there is one, and otherwise what
-CoOp's code draws from the seed. So figures can be compared with published ones image for image.
+The splits are CoOp's fixed ones (`split_zhou_*.json`, or FGVC-Aircraft's own lists). Few-shot
+subsets are read from `split_fewshot/` if a file is there, and otherwise drawn as CoOp's code draws
+them. So results compare with published ones image for image.
 """
 
 from collections.abc import Iterable, Sequence
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -16,17 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from pomp_jax.data.class_lists import load_class_list
-from pomp_jax.data.coop_pickle import read_datum_pickle
+from pomp_jax.data.class_lists import ClassList, class_list_of, load_class_list
 from pomp_jax.data.folder import class_images, subfolders
-from pomp_jax.data.source import Files, SourceError, StoredImages
+from pomp_jax.data.source import DataFields, Files, LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import few_shot
-from pomp_jax.files.pickle_machine import PickleError
+from pomp_jax.files.restricted_pickle import PickleError, load_restricted
 from pomp_jax.files.terminal import printable
 
 log = logging.getLogger(__name__)
 
-# By the name of the class list: the set's folder, that of its images, and the file of its splits.
+# By class list: folder of the data set, folder of its images, and file of its splits.
 _SPLIT_FILES = {
   "caltech101": ("caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json"),
   "oxford_pets": ("oxford_pets", "images", "split_zhou_OxfordPets.json"),
@@ -39,7 +39,7 @@ _SPLIT_FILES = {
   "ucf101": ("ucf101", "UCF-101-midframes", "split_zhou_UCF101.json"),
 }
 _AIRCRAFT = ("fgvc_aircraft", "images")
-# The ImageNets: the folder of each split; those beside ImageNet-1K are for testing only.
+# The ImageNets: folder, and folder of each split. All but ImageNet-1K are for testing only.
 _IMAGENETS = {
   "imagenet1k": ("imagenet", {"train": "images/train", "test": "images/val"}),
   "imagenet_v2": ("imagenetv2", {"test": "imagenetv2-matched-frequency-format-val"}),
@@ -48,15 +48,15 @@ _IMAGENETS = {
   "imagenet_r": ("imagenet-rendition", {"test": "imagenet-r"}),
 }
 COOP_SETS = (*_SPLIT_FILES, "fgvc_aircraft", *_IMAGENETS)
-# CoOp's names of the splits in files, and ours.
+# CoOp's names of the splits -> ours.
 _PARTS = {"train": "train", "val": "validation", "test": "test"}
-# Shots of the validation images are no more than these.
-_VALIDATION_SHOTS = 4
+_MAX_VALIDATION_SHOTS = 4
+_MAX_PICKLE_BYTES = 16 * 2**20  # 16 shots of ImageNet take about 5 MB
 
 
 @dataclasses.dataclass
 class _Listing:
-  """What a set holds: of every split (path below `images`, label) of each image, in order."""
+  """Files of a data set: (path below `images`, label) of each split's images, in order."""
 
   names: tuple[str, ...]
   folder: pathlib.Path
@@ -64,23 +64,68 @@ class _Listing:
   splits: dict[str, list[tuple[str, int]]]
 
 
+def splits(data: DataFields) -> tuple[str, ...]:
+  """Splits of the data set; see `open_coop`."""
+  return tuple(_open_all(data.root, data.dataset, data.shots, data.shots_seed))
+
+
+def open_split(data: DataFields, split: str) -> StoredImages:
+  """Opens a split, under the names of `data.names` if given, with CoOp's own few-shot subset.
+
+  Raises:
+    SourceError: as `open_coop`, or another number of names than classes.
+  """
+  source = _open_all(data.root, data.dataset, data.shots, data.shots_seed)[split]
+  if not data.names:
+    return source
+  names = load_class_list(data.names).names
+  if len(names) != len(source.names):
+    raise SourceError(
+      f"config.data.names: got {len(names)} names in {data.names!r}, expected {len(source.names)}"
+    )
+  return source.relabelled(names, source.labels)
+
+
+@functools.lru_cache(maxsize=4)
+def _open_all(root: str, dataset: str, shots: int, seed: int) -> dict[str, StoredImages]:
+  return open_coop(root, dataset, shots=shots, seed=seed)
+
+
+def open_test_set(
+  root: str | os.PathLike,
+  dataset: str = "",
+  classes: ClassList | None = None,
+  *,
+  all_classes: bool = True,
+  image_size: int,
+) -> LabelledSet:
+  """Opens a data set's test images; class names are always CoOp's, whatever `classes`.
+
+  Raises:
+    SourceError: as `open_coop`.
+  """
+  del classes, all_classes
+  source = open_coop(root, dataset, image_size=image_size)["test"]
+  return LabelledSet(source, class_list_of(dataset, source.names), "test")
+
+
 def open_coop(
   root: str | os.PathLike, name: str, *, shots: int = 0, seed: int = 1, image_size: int = 224
 ) -> dict[str, StoredImages]:
-  """Opens a set's splits: of "train", "validation" and "test" those that it has.
+  """Opens the splits of a data set, among "train", "validation" and "test".
 
   Args:
     root: `$DATA`.
     name: one of COOP_SETS.
-    shots: images a class in training, and at most 4 in validation; 0: all.
-    seed: of the few-shot subset; CoOp's are 1, 2 and 3.
-    image_size: of what `images` gives.
+    shots: training images a class, and at most 4 validation images; 0: all.
+    seed: random seed of the few-shot subset; CoOp's are 1, 2 and 3.
+    image_size: S of `StoredImages.images`, pixels.
 
   Raises:
-    SourceError: files are missing, or aren't as CoOp has them.
+    SourceError: files are missing or not in CoOp's format.
   """
   if name not in COOP_SETS:
-    raise SourceError(f"unknown data set {name!r} in CoOp's layout; known: {', '.join(COOP_SETS)}")
+    raise SourceError(f"unknown data set {name!r} of CoOp; expected one of {', '.join(COOP_SETS)}")
   if name in _IMAGENETS:
     listing = _imagenet(pathlib.Path(root), name)
   elif name == "fgvc_aircraft":
@@ -93,17 +138,17 @@ def open_coop(
 
 
 def open_aircraft(folder: str | os.PathLike, *, image_size: int = 224) -> dict[str, StoredImages]:
-  """FGVC-Aircraft's splits in its own folder, the archive's `data/`; see `open_coop`.
+  """Opens FGVC-Aircraft's splits in its own folder, the archive's `data/`; see `open_coop`.
 
   Raises:
-    SourceError: files are missing, or aren't as the archive has them.
+    SourceError: files are missing or not in the archive's format.
   """
   return _opened(_aircraft(pathlib.Path(folder)), image_size, check_files=True)
 
 
 def _opened(listing: _Listing, image_size: int, check_files: bool) -> dict[str, StoredImages]:
   images = listing.folder / listing.images
-  if check_files:  # those of the ImageNets were found by looking
+  if check_files:  # the ImageNets' files were listed from their folders
     _check_files(images, (path for items in listing.splits.values() for path, _ in items))
   return {
     split: StoredImages(
@@ -133,13 +178,13 @@ def _from_split_file(root: pathlib.Path, folder: str, images: str, file: str) ->
 
 
 def _item(item: Any, names: dict[int, str], where: pathlib.Path) -> tuple[str, int]:
-  """One image of a split file; its class's name goes to `names`."""
+  """One image of a split file; adds its class to `names`."""
   if (
     not isinstance(item, list)
     or [type(part) for part in item] != [str, int, str]
     or not _is_below(item[0])
   ):
-    raise SourceError(f"{where}: {str(item)[:200]!r} is no [path below the images, label, name]")
+    raise SourceError(f"{where}: {str(item)[:200]!r} is not [path below the images, label, name]")
   path, label, name = item
   if names.setdefault(label, name) != name:
     raise SourceError(f"{where}: label {label} is both {names[label]!r} and {name!r}")
@@ -156,7 +201,9 @@ def _aircraft(folder: pathlib.Path) -> _Listing:
     for number, line in enumerate(_lines(path), 1):
       image, _, name = line.partition(" ")
       if not image.isalnum() or name not in label_of:
-        raise SourceError(f"{path}: line {number}, {line[:100]!r}, is no image and known variant")
+        raise SourceError(
+          f"{path}: line {number}, {line[:100]!r}, is not an image and a known variant"
+        )
       splits[split].append((f"{image}.jpg", label_of[name]))
   return _Listing(names, folder, _AIRCRAFT[1], splits)
 
@@ -165,7 +212,7 @@ def _imagenet(root: pathlib.Path, name: str) -> _Listing:
   folder, split_folders = _IMAGENETS[name]
   classes = load_class_list(name)
   synsets = list(classes.synsets)
-  # ImageNet-V2's folders are the labels themselves.
+  # ImageNet-V2's folders are named by label.
   expected = [str(label) for label in range(1000)] if name == "imagenet_v2" else synsets
   splits: dict[str, list[tuple[str, int]]] = {}
   for split, below in split_folders.items():
@@ -173,8 +220,8 @@ def _imagenet(root: pathlib.Path, name: str) -> _Listing:
     if set(found) != set(expected):
       wrong = sorted(set(found) ^ set(expected))[0]
       raise SourceError(
-        f"{root / folder / below}: its folders are not {name}'s {len(expected)} classes; folder"
-        f" {wrong!r} is {'missing' if wrong in expected else 'none of them'}"
+        f"{root / folder / below}: folder {wrong!r} is"
+        f" {'missing' if wrong in expected else 'unexpected'}; {name} has {len(expected)} classes"
       )
     splits[split] = [
       (f"{below}/{class_folder}/{file}", label)
@@ -188,7 +235,7 @@ def _imagenet(root: pathlib.Path, name: str) -> _Listing:
 def _class_names(
   path: pathlib.Path, synsets: Sequence[str], ours: Sequence[str]
 ) -> tuple[str, ...]:
-  """Names of the file, lines of "n01440764 tench", if it is there; ours where one stands twice."""
+  """Names in the file, lines of "n01440764 tench", if it exists; ours where a name is repeated."""
   if not path.exists():
     return tuple(ours)
   name_of = dict(line.partition(" ")[::2] for line in _lines(path))
@@ -203,7 +250,7 @@ def _class_names(
 def _few_shot(
   listing: _Listing, shots: int, seed: int, fixed_order: bool
 ) -> dict[str, list[tuple[str, int]]]:
-  """The training subset, and the validation subset of sets that have one."""
+  """Few-shot training subset, and validation subset if the data set has that split."""
   whole = {part: listing.splits.get(split) for part, split in _PARTS.items() if part != "test"}
   for suffix in (".pkl", ".json"):
     path = listing.folder / "split_fewshot" / f"shot_{shots}-seed_{seed}{suffix}"
@@ -216,15 +263,15 @@ def _few_shot(
         if items
       }
   if not fixed_order:
-    # CoOp draws from the order in which the file system lists ImageNet, which is nobody else's.
+    # CoOp draws in the order of its own file system's listing, which can't be reproduced.
     paths, labels = zip(*listing.splits["train"], strict=True)
     chosen = few_shot(np.array(labels), paths, shots, seed)
     return {"train": [listing.splits["train"][index] for index in chosen]}
-  # One stream of random numbers, training first.
+  # One stream of random numbers for both, training first.
   stream = random.Random(seed)
   subset = {}
   for part, items in whole.items():
-    size = shots if part == "train" else min(shots, _VALIDATION_SHOTS)
+    size = shots if part == "train" else min(shots, _MAX_VALIDATION_SHOTS)
     subset[_PARTS[part]] = list(_coop_draw(items, size, stream))
   return subset
 
@@ -232,38 +279,57 @@ def _few_shot(
 def _coop_draw(
   items: Sequence[tuple[str, int]], shots: int, stream: random.Random
 ) -> Iterable[tuple[str, int]]:
-  """Images as CoOp's code draws them: by class, in order of the first image of each."""
+  """Draws images as CoOp's code does: by class, ordered by the first image of each."""
   of_class: dict[int, list[tuple[str, int]]] = {}
   for item in items:
     of_class.setdefault(item[1], []).append(item)
   for members in of_class.values():
-    # A class with fewer images gives all of them, in the order of the file, and takes no random
-    # number: the draws of the classes after it do not move.
+    # A class with fewer images gives all of them in file order and takes no random number, so that
+    # the draws of later classes stay the same.
     yield from stream.sample(members, shots) if len(members) >= shots else members
 
 
 def _read_fixed(path: pathlib.Path) -> dict[str, list[tuple[str, int]]]:
-  """(path on somebody's machine, label) of each part of a few-shot file."""
-  if path.suffix == ".json":
-    content = _json(path)
-  else:
-    try:
-      content = read_datum_pickle(_bytes(path))
-    except PickleError as error:
-      raise SourceError(f"{path}: not one of CoOp's few-shot files: {error}") from error
+  """(path on its author's machine, label) of the images in each part of a few-shot file."""
+  content = _json(path) if path.suffix == ".json" else _read_pickle(path)
   if not isinstance(content, dict):
-    raise SourceError(f"{path}: not one of CoOp's few-shot files: no parts 'train' and 'val'")
+    raise SourceError(f"{path}: no parts 'train' and 'val'")
   fixed = {}
   for part, items in content.items():
-    if isinstance(items, dict):  # other people's JSON has the positions beside the items
+    if isinstance(items, dict):  # some JSON files have positions beside the items
       items = items.get("data")
     try:
       fixed[part] = [_fixed_item(item) for item in items]
-    except (KeyError, TypeError, ValueError) as error:
-      raise SourceError(
-        f"{path}: {part!r} is no list of [path, label, name] or of impath and label"
-      ) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      part = printable(str(part), 80)
+      raise SourceError(f"{path}: part {part!r} is not a list of images and labels") from error
   return fixed
+
+
+def _read_pickle(path: pathlib.Path) -> Any:
+  """Content of a few-shot pickle, {"train": [Datum, ..], "val": [..]}; no code in it is run."""
+
+  class Datum:
+    """Stands in for CoOp's class of this name, in whatever module."""
+
+  def find_class(module: str, name: str) -> type:
+    if name != "Datum":
+      raise PickleError(f"it names {module}.{name}")
+    return Datum
+
+  data = _bytes(path)
+  try:
+    if len(data) > _MAX_PICKLE_BYTES:
+      raise PickleError(f"larger than {_MAX_PICKLE_BYTES} bytes")
+    content = load_restricted(data, find_class)
+  except PickleError as error:
+    reason = printable(str(error))
+    raise SourceError(f"{path}: not a few-shot file of CoOp's ({reason})") from error
+  if isinstance(content, dict):
+    for part, items in content.items():
+      if isinstance(items, list):
+        content[part] = [vars(item) if isinstance(item, Datum) else item for item in items]
+  return content
 
 
 def _fixed_item(item: Any) -> tuple[str, int]:
@@ -279,7 +345,7 @@ def _fixed_item(item: Any) -> tuple[str, int]:
 def _known_items(
   items: Sequence[tuple[str, int]] | None, listing: _Listing, part: str, where: pathlib.Path
 ) -> list[tuple[str, int]]:
-  """The images of a few-shot file as the split file calls them."""
+  """Images of a few-shot file under their paths in the split file."""
   if not items:
     raise SourceError(f"{where}: no images of {part!r} in it")
   known = set(listing.splits[_PARTS[part]])
@@ -288,13 +354,13 @@ def _known_items(
   for path, label in items:
     below = path.replace("\\", "/").rpartition(middle)[2]
     if (below, label) not in known:
-      raise SourceError(f"{where}: {path!r} with label {label} is no image of {part!r}")
+      raise SourceError(f"{where}: {path!r} with label {label} is not an image of {part!r}")
     found[below, label] = None
   return list(found)
 
 
 def _check_files(images: pathlib.Path, paths: Iterable[str]) -> None:
-  """Refuses a list of which files are missing; asks the file system once a folder."""
+  """Checks that all files exist; lists each folder once."""
   files: dict[str, set[str]] = {}
   missing = []
   for path in paths:
@@ -302,7 +368,7 @@ def _check_files(images: pathlib.Path, paths: Iterable[str]) -> None:
     if folder not in files:
       try:
         files[folder] = set(os.listdir(images / folder))
-      except (OSError, ValueError) as error:  # or a name that no system takes
+      except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         reason = getattr(error, "strerror", None) or error
         raise SourceError(f"{images / printable(folder)}: can't be read ({reason})") from error
     if file not in files[folder]:

@@ -1,9 +1,9 @@
-"""A folder a class, with or without a folder a split above.
+"""Image source `folder`: one folder a class, optionally below one folder a split.
 
     root/train/n02084071/a.jpg  root/val/n02084071/b.jpg     or     root/n02084071/a.jpg
 
-A class's folder is called by the class's name, or by its WordNet id. Hidden files, files that
-are no images by their suffix and, below the folders of the splits, symbolic links are passed over.
+A class's folder is named after the class or its WordNet id. Hidden files, files without an image's
+suffix and, below the split folders, symbolic links are skipped.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ import functools
 import logging
 import os
 import pathlib
-import re
 
 import numpy as np
 
-from pomp_jax.data.class_lists import ClassList, load_class_list
+from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list
 from pomp_jax.data.images import EXTENSIONS, ImageError, list_image_files
-from pomp_jax.data.source import Files, SourceError, StoredImages
+from pomp_jax.data.source import DataFields, Files, LabelledSet, SourceError, StoredImages
+from pomp_jax.data.vocabulary import normalized_name
 from pomp_jax.files.terminal import is_unicode, printable
 
 log = logging.getLogger(__name__)
@@ -28,19 +28,73 @@ SPLIT_FOLDERS = {
   "validation": ("val", "validation", "valid", "imagenet21k_val"),
   "test": ("test",),
 }
-SYNSET = re.compile(r"n[0-9]{8}")
+_IGNORED_FOLDER = "imagenet21k_small_classes"
+
+
+def splits(data: DataFields) -> tuple[str, ...]:
+  """Splits of `data.root`; see `split_folders`."""
+  return tuple(split_folders(data.root))
+
+
+def open_split(data: DataFields, split: str) -> StoredImages:
+  """Opens a split of `data.root`.
+
+  Without `data.names`, the classes are the training folder's, or those of all splits if `data.base`
+  selects the training classes.
+
+  Raises:
+    SourceError: as `open_folder`.
+  """
+  folders = split_folders(data.root)
+  if data.names:
+    classes = load_class_list(data.names)
+  else:
+    names_from = list(folders.values()) if data.base else [folders.get("train", folders[split])]
+    found = sorted({name for folder in names_from for name in subfolders(folder)})
+    classes = classes_of(found, str(names_from[0]))
+  return open_folder(folders[split], classes, all_classes=split == "train" and not data.base)
+
+
+def open_test_set(
+  root: str | os.PathLike,
+  dataset: str = "",
+  classes: ClassList | None = None,
+  *,
+  all_classes: bool = True,
+  image_size: int,
+) -> LabelledSet:
+  """Opens the test images below a folder, or else the validation or training images.
+
+  Args:
+    root: folder with split folders or class folders.
+    dataset: ignored.
+    classes: class list; None: the training folder's names, if there is one.
+    all_classes: whether a class of the list without a folder is an error.
+    image_size: S, pixels.
+
+  Raises:
+    SourceError: as `open_folder`.
+  """
+  del dataset
+  folders = split_folders(root)
+  split = next(split for split in ("test", "validation", "train") if split in folders)
+  if classes is None:
+    names_from = folders.get("train", folders[split])
+    classes = classes_of(subfolders(names_from), str(names_from))
+  source = open_folder(folders[split], classes, all_classes=all_classes, image_size=image_size)
+  return LabelledSet(source, classes, "all" if folders[split] == pathlib.Path(root) else split)
 
 
 def split_folders(root: str | os.PathLike) -> dict[str, pathlib.Path]:
-  """The folder of each split that there is; the root itself is "train" where there are none.
+  """Folder of each split; the root itself is "train" if it has no split folders.
 
   Raises:
     SourceError: no such folder.
   """
   folders = set(subfolders(root, links=True))
-  known = {name for names in SPLIT_FOLDERS.values() for name in names}
-  # Classes can be called "train" or "test" as well, beside others.
-  if not folders or not folders <= known | {"imagenet21k_small_classes"}:
+  known = {name for names in SPLIT_FOLDERS.values() for name in names} | {_IGNORED_FOLDER}
+  # Beside other folders, "train" or "test" may be a class.
+  if not folders or not folders <= known:
     return {"train": pathlib.Path(root)}
   found = {}
   for split, names in SPLIT_FOLDERS.items():
@@ -60,30 +114,27 @@ def open_folder(
   """Opens the images of one split.
 
   Args:
-    folder: holds a folder a class.
-    classes: their names in the order of the labels; folders of other classes are left out with a
-      warning. Without, the folders' own names, sorted, or ImageNet-21K's names where these are all
-      WordNet ids.
-    all_classes: refuse a folder in which a class of the list is missing.
-    image_size: of what `images` gives.
+    folder: folder with one folder a class.
+    classes: class list in the order of the labels. Folders of other classes are skipped with a
+      warning. None: the folders' sorted names, or ImageNet-21K's names if all are WordNet ids.
+    all_classes: whether a class of the list without a folder is an error.
+    image_size: S of `StoredImages.images`, pixels.
 
   Returns:
-    Images in the order of the labels, then of the file names; keys are class folder/file name.
+    Images in the order of the labels, then of the file names; keys are CLASS_FOLDER/FILE.
 
   Raises:
-    SourceError: no such folder, no image in it, or classes that aren't those of the list.
+    SourceError: no such folder, no image in it, or classes that don't match the list.
   """
   found = subfolders(folder)
   if not found:
-    raise SourceError(
-      f"{folder}: no folders of classes in it (links and hidden ones are not followed)"
-    )
+    raise SourceError(f"{folder}: no class folders found (links and hidden folders are skipped)")
   if classes is None:
-    classes = own_classes(found, str(folder))
+    classes = classes_of(found, str(folder))
   class_of = match_classes(found, classes, str(folder), all_classes=all_classes)
   others = [name for name in found if name not in class_of]
   if others:
-    _say_left_out(str(folder), len(others), len(found), others[0])
+    _warn_of_skipped(str(folder), len(others), len(found), others[0])
   labels, keys = [], []
   for name, label in sorted(class_of.items(), key=lambda item: item[1]):
     if not is_unicode(name):
@@ -93,16 +144,16 @@ def open_folder(
     keys += [f"{name}/{file}" for file in files]
   if not keys:
     raise SourceError(
-      f"{folder}: {len(class_of)} folders of classes and no image in them;"
-      f" accepted: {', '.join(EXTENSIONS)}"
+      f"{folder}: no images found in {len(class_of)} class folders (expected"
+      f" {', '.join(EXTENSIONS)})"
     )
   return StoredImages(classes.names, np.array(labels), keys, Files(folder), image_size=image_size)
 
 
 @functools.cache
-def _say_left_out(folder: str, n_others: int, n_folders: int, first: str) -> None:
+def _warn_of_skipped(folder: str, n_others: int, n_folders: int, first: str) -> None:
   log.warning(
-    "%s: %d of %d folders are no class of the list and are left out, such as %r",
+    "%s: skipping %d of %d folders that are no class of the list, such as %r",
     *(folder, n_others, n_folders, printable(first, 80)),
   )
 
@@ -110,26 +161,26 @@ def _say_left_out(folder: str, n_others: int, n_folders: int, first: str) -> Non
 def match_classes(
   found: Sequence[str], classes: ClassList, where: str, *, all_classes: bool = True
 ) -> dict[str, int]:
-  """Finds the classes that folders or labels stand for, by name or by WordNet id.
+  """Matches folder or label names with a class list, by name or WordNet id.
 
   Args:
-    found: what they are called; underscores may stand for a name's spaces.
-    classes: the class list.
-    where: they are from, for messages.
-    all_classes: refuse a list of which a class is missing.
+    found: names of folders or labels; underscores match spaces.
+    classes: class list.
+    where: origin of `found`, for messages.
+    all_classes: whether a class of the list without a match is an error.
 
   Returns:
-    The index of its class for each of `found`; those of no class are left out.
+    Index of the class for each of `found` that matches one.
 
   Raises:
-    SourceError: a class of the list is missing or there twice, or none is there.
+    SourceError: a class is missing or matched twice, or nothing matches.
   """
-  index_of = {_plain(name): index for index, name in enumerate(classes.names)}
+  index_of = {normalized_name(name): index for index, name in enumerate(classes.names)}
   index_of |= {name: index for index, name in enumerate(classes.names)}
   index_of |= {synset: index for index, synset in enumerate(classes.synsets or ())}
   class_of, name_of = {}, {}
   for name in found:
-    index = index_of.get(name, index_of.get(_plain(name)))
+    index = index_of.get(name, index_of.get(normalized_name(name)))
     if index is None:
       continue
     if index in name_of:
@@ -138,14 +189,14 @@ def match_classes(
   missing = [name for index, name in enumerate(classes.names) if index not in name_of]
   if missing and (all_classes or not class_of):
     raise SourceError(
-      f"{where}: {len(missing)} of the list's {len(classes)} classes are not in it, such as"
-      f" {missing[0]!r}; it has {len(found)}, such as {found[0]!r}"
+      f"{where}: {len(missing)} of the list's {len(classes)} classes are missing, such as"
+      f" {missing[0]!r} (found {len(found)}, such as {found[0]!r})"
     )
   return class_of
 
 
 def class_images(folder: str | os.PathLike) -> list[str]:
-  """`images.list_image_files` of a class's folder.
+  """Image files of a class folder; see `images.list_image_files`.
 
   Raises:
     SourceError: it can't be read, or has a file name that is not Unicode text.
@@ -162,8 +213,8 @@ def subfolders(folder: str | os.PathLike, links: bool = False) -> list[str]:
   """Names of the folders in a folder, sorted, without hidden ones.
 
   Args:
-    folder: where to look.
-    links: take symbolic links to folders too.
+    folder: folder to list.
+    links: whether to include symbolic links to folders.
 
   Raises:
     SourceError: it can't be read.
@@ -179,12 +230,12 @@ def subfolders(folder: str | os.PathLike, links: bool = False) -> list[str]:
     raise SourceError(f"{folder}: can't be read ({error.strerror})") from error
 
 
-def own_classes(found: Sequence[str], where: str) -> ClassList:
-  """Classes that are called as found; ImageNet-21K's names if these are all WordNet ids.
+def classes_of(found: Sequence[str], where: str) -> ClassList:
+  """Classes named after folders or labels; ImageNet-21K's names if these are all WordNet ids.
 
   Args:
-    found: folders' or labels' names.
-    where: they are from, for the message.
+    found: names of folders or labels.
+    where: their origin, for the error line.
 
   Raises:
     SourceError: a WordNet id that is no class of ImageNet-21K.
@@ -197,7 +248,3 @@ def own_classes(found: Sequence[str], where: str) -> ClassList:
   if unknown:
     raise SourceError(f"{where}: {unknown[0]} is no class of ImageNet-21K")
   return ClassList(tuple(names[synset] for synset in found), tuple(found))
-
-
-def _plain(name: str) -> str:
-  return " ".join(name.replace("_", " ").split())

@@ -1,24 +1,24 @@
-"""What every data set looks like to the loader and to evaluation.
+"""Labelled images with random access: the interface of every image source, and stored images.
 
-A `Source` gives images that are ready for the CLIP. `StoredImages` is one that holds encoded images
-(JPEG files, records), which a loader may decode in its own way.
+Shapes: n images, N classes, B images that are read together, S their side in pixels.
 """
 
 from collections.abc import Sequence
 import copy
 import os
 import pathlib
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 import numpy as np
 
+from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.images import ImageError, decode_image
 from pomp_jax.errors import InputError
 
 
 class SourceError(InputError, ValueError):
-  """Data that isn't as it has to be; one line that names the file or folder."""
+  """Unusable data; one line that names the file or folder."""
 
 
 @runtime_checkable
@@ -26,15 +26,15 @@ class Source(Protocol):
   """Labelled images with random access.
 
   Attributes:
-    names: the class names, N.
-    labels: int32 [n], the class of each image.
+    names: N class names.
+    labels: int32 [n], class of each image.
   """
 
   names: Sequence[str]
   labels: np.ndarray
 
   def __len__(self) -> int:
-    """The number of images, n."""
+    """Number of images, n."""
     ...
 
   def images(self, indices: np.ndarray) -> np.ndarray:
@@ -44,14 +44,14 @@ class Source(Protocol):
 
 @runtime_checkable
 class Storage(Protocol):
-  """Where encoded images lie. Can be pickled, so that worker processes open it themselves."""
+  """Encoded images of a data set; pickled for worker processes, which open it themselves."""
 
   def read(self, row: int, key: str) -> bytes:
-    """The bytes of one image, JPEG or another format that Pillow knows.
+    """Content of one image file, in a format that Pillow knows.
 
     Args:
-      row: its number in the storage.
-      key: its name in the storage.
+      row: number of the image in the storage.
+      key: name of the image in the storage.
 
     Raises:
       ImageError: it can't be read; the message names it.
@@ -59,38 +59,56 @@ class Storage(Protocol):
     ...
 
   def where(self, row: int, key: str) -> str:
-    """What to call the image in a message."""
+    """Name of an image for messages."""
     ...
 
 
+@runtime_checkable
+class DataFields(Protocol):
+  """Fields of `config.data` that a module of stored images may read; docs/config.md has them all.
+
+  Such a module has `splits(data)`, `open_split(data, split)` and, for `evaluate.source`,
+  `open_test_set(root, dataset, classes, all_classes=.., image_size=..)`.
+  """
+
+  root: str
+  dataset: str
+  names: str
+  base: str
+  shots: int
+  shots_seed: int
+  images_per_class: int
+  cache: str
+
+
 class Files:
-  """Images in files; a key is a path relative to the root."""
+  """Storage of images in files; a key is a path relative to the root."""
 
   def __init__(self, root: str | os.PathLike):
-    """Looks at nothing yet."""
+    """Stores the root; reads nothing."""
     self._root = pathlib.Path(root)
 
   def read(self, row: int, key: str) -> bytes:
-    """The file's bytes."""
+    """Content of the file."""
     try:
       return (self._root / key).read_bytes()
     except OSError as error:
       raise ImageError(f"{self._root / key}: can't be read ({error.strerror})") from error
 
   def where(self, row: int, key: str) -> str:
-    """The file's path."""
+    """Path of the file."""
     return str(self._root / key)
 
 
 class StoredImages:
-  """Labelled encoded images with random access; a `Source` as well.
+  """Labelled encoded images (JPEG files, records) with random access; a `Source`.
 
   Attributes:
-    names: the class names, N.
-    labels: int32 [n], the class of each image.
-    keys: n strings (NumPy's StringDType), one an image and all different: a relative path, or a
-      record's id. They don't depend on where the data lies, and are the same on every host.
-    image_size: S, side of what `images` gives, pixels.
+    names: N class names.
+    labels: int32 [n], class of each image.
+    keys: n distinct strings (NumPy's StringDType), relative paths or record ids. They are the same
+      wherever the data lies, on every host.
+    image_size: S.
   """
 
   def __init__(
@@ -103,18 +121,18 @@ class StoredImages:
     rows: np.ndarray | None = None,
     image_size: int = 224,
   ):
-    """Ties labels to stored images; reads none of them.
+    """Combines labels with stored images; reads no image.
 
     Args:
       names: N class names.
       labels: int [n], indices into `names`.
-      keys: n different strings.
-      storage: what `keys` and `rows` name the images of.
-      rows: int [n], their numbers in the storage; 0..n-1 if None.
+      keys: n distinct strings.
+      storage: reader of the images by row and key.
+      rows: int [n], numbers of the images in the storage; 0..n-1 if None.
       image_size: S.
 
     Raises:
-      ValueError: lengths that differ, or a label outside 0..N-1.
+      ValueError: different lengths, or a label outside 0..N-1.
     """
     self.names = tuple(names)
     self.labels = np.asarray(labels, np.int32)
@@ -133,7 +151,7 @@ class StoredImages:
     return len(self.labels)
 
   def encoded(self, index: int) -> bytes:
-    """One image as it is stored.
+    """Content of one image file.
 
     Raises:
       ImageError: it can't be read; the message names the file or the record.
@@ -141,31 +159,20 @@ class StoredImages:
     return self._storage.read(int(self._rows[index]), str(self.keys[index]))
 
   def where(self, index: int) -> str:
-    """What to call an image in a message: its file, or its record."""
+    """File or record of an image, for messages."""
     return self._storage.where(int(self._rows[index]), str(self.keys[index]))
 
-  def images(self, indices: np.ndarray) -> UInt8[np.ndarray, "B S S 3"]:
-    """Images by index, prepared as CLIP's test images are: uint8 [B,S,S,3].
+  def image(self, index: int) -> UInt8[np.ndarray, "S S 3"]:
+    """One image under CLIP's test preprocessing.
 
     Raises:
-      ImageError: one can't be read or decoded; the message names it.
+      ImageError: it can't be read or decoded; the message names it.
     """
-    return np.stack(
-      [decode_image(self.encoded(i), self.where(i), self.image_size) for i in map(int, indices)]
-    )
+    return decode_image(self.encoded(index), self.where(index), self.image_size)
 
-  def readable_images(
-    self, indices: np.ndarray
-  ) -> tuple[UInt8[np.ndarray, "B S S 3"], dict[int, str]]:
-    """As `images`, but black where an image can't be read: and index -> why, for those."""
-    shape = (self.image_size, self.image_size, 3)
-    pixels, reasons = np.zeros((len(indices), *shape), np.uint8), {}
-    for row, index in enumerate(map(int, indices)):
-      try:
-        pixels[row] = decode_image(self.encoded(index), self.where(index), self.image_size)
-      except ImageError as error:
-        reasons[index] = str(error)
-    return pixels, reasons
+  def images(self, indices: np.ndarray) -> UInt8[np.ndarray, "B S S 3"]:
+    """Images by index; see `image`."""
+    return np.stack([self.image(index) for index in map(int, indices)])
 
   def subset(self, indices: np.ndarray) -> "StoredImages":
     """Some of the images, in the order of `indices`, with the same class names."""
@@ -175,7 +182,7 @@ class StoredImages:
     return part
 
   def sized(self, image_size: int) -> "StoredImages":
-    """The same, whose `images` have another size."""
+    """The same images with another `image_size`."""
     other = copy.copy(self)
     other.image_size = image_size
     return other
@@ -184,8 +191,8 @@ class StoredImages:
     """The same images under other class names.
 
     Args:
-      names: the new class names, N'.
-      labels: int [n], indices into them; -1 leaves the image out.
+      names: N' new class names.
+      labels: int [n], indices into them; -1 drops the image.
 
     Raises:
       ValueError: another number of labels than images, or a label outside -1..N'-1.
@@ -202,28 +209,32 @@ class StoredImages:
       image_size=self.image_size,
     )
 
+  def of_classes(self, classes: Int[np.ndarray, " C"]) -> "StoredImages":
+    """Images of C of the classes, relabelled in the order of `classes`."""
+    names = [self.names[c] for c in classes]
+    return self.relabelled(names, _new_labels(classes, len(self.names))[self.labels])
+
 
 class ClassSubset:
-  """A source with fewer classes: n of them, spread evenly over its list.
+  """C classes of any source, spread evenly over its list.
 
   Attributes:
-    names: the classes that are left, in their order.
+    names: C class names, in the source's order.
     labels: int32 [n], indices into `names`.
   """
 
   def __init__(self, source: Source, n_classes: int):
-    """Keeps n_classes of the source's classes and the images of these.
+    """Keeps n_classes of the source's classes and their images.
 
     Raises:
       ValueError: more classes than the source has.
     """
     kept = spread_evenly(n_classes, len(source.names))
+    labels = _new_labels(kept, len(source.names))[source.labels]
     self._source = source
+    self._images = np.flatnonzero(labels >= 0)
     self.names = tuple(source.names[c] for c in kept)
-    new_label = np.full(len(source.names), -1, np.int32)
-    new_label[kept] = np.arange(n_classes)
-    self._images = np.flatnonzero(new_label[source.labels] >= 0)
-    self.labels = new_label[source.labels[self._images]]
+    self.labels = labels[self._images]
 
   def __len__(self) -> int:
     return len(self._images)
@@ -233,19 +244,52 @@ class ClassSubset:
     return self._source.images(self._images[indices])
 
 
+class LabelledSet(NamedTuple):
+  """Images and their class list, for an evaluation.
+
+  Attributes:
+    source: labelled images.
+    classes: class list in the order of the labels.
+    split: "test", "validation", "train", or "all" for an undivided data set.
+  """
+
+  source: Source
+  classes: ClassList
+  split: str
+
+  def of_classes(self, classes: Int[np.ndarray, " C"]) -> "LabelledSet":
+    """C of the classes and their images, which must be `StoredImages`."""
+    source = self.source.of_classes(classes)
+    return self._replace(source=source, classes=self.classes.subset(classes))
+
+
 def readable_images(source: Source, indices: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
-  """Images of any source, black where one can't be read: and index -> why, for those."""
-  if isinstance(source, StoredImages):
-    return source.readable_images(indices)
-  return source.images(indices), {}
+  """Images of any source, black where unreadable, and index -> reason for the unreadable ones."""
+  if not isinstance(source, StoredImages):
+    return source.images(indices), {}
+  pixels = np.zeros((len(indices), source.image_size, source.image_size, 3), np.uint8)
+  reasons = {}
+  for row, index in enumerate(map(int, indices)):
+    try:
+      pixels[row] = source.image(index)
+    except ImageError as error:
+      reasons[index] = str(error)
+  return pixels, reasons
 
 
 def spread_evenly(count: int, total: int) -> np.ndarray:
-  """`count` different indices below `total`, as evenly spaced as integers allow.
+  """`count` distinct indices below `total`, as evenly spaced as integers allow.
 
   Raises:
     ValueError: count is not between 1 and total.
   """
   if not 1 <= count <= total:
-    raise ValueError(f"{count} classes are not between 1 and the {total} that there are")
+    raise ValueError(f"{count} classes are not between 1 and the {total} available")
   return np.arange(count) * total // count
+
+
+def _new_labels(kept: np.ndarray, n_classes: int) -> Int[np.ndarray, " N"]:
+  """Position of each class among those kept; -1 for the others."""
+  labels_N = np.full(n_classes, -1, np.int32)
+  labels_N[kept] = np.arange(len(kept))
+  return labels_N

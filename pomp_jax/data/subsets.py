@@ -1,6 +1,6 @@
-"""Which images and which classes: few shots, an even sample, base and new halves.
+"""Choices of images and classes: few shots, even samples, held-out images, base and new halves.
 
-The choice depends on the seed and the images' keys alone, so every host makes the same one, in
+A choice depends only on the seed and the images' keys. So every host makes the same one, in
 whatever order its file system lists the images.
 """
 
@@ -11,26 +11,26 @@ from jaxtyping import Int
 import numpy as np
 
 HALVES = ("all", "base", "new")
-# Another ranking than those of the few-shot subsets of any `data.shots_seed`.
+# Outside the range of `data.shots_seed`, so that the ranking differs from all few-shot subsets'.
 _HELD_OUT_SEED = 2**63
 
 
 def few_shot(
   labels: Int[np.ndarray, " n"], keys: Sequence[str] | np.ndarray, shots: int, seed: int = 0
 ) -> Int[np.ndarray, " m"]:
-  """Indices of `shots` images a class, or of all where a class has fewer.
+  """Chooses `shots` images a class, or all of a class with fewer.
 
-  A class's images are ranked by a hash of seed and key, and the first are taken. So the subset of k
-  shots lies within that of k+1, and another image added to the class moves one out at most.
+  The first images of each class are taken, ranked by a hash of seed and key. So the subset of k
+  shots lies within that of k+1, and an image added to a class replaces at most one.
 
   Args:
-    labels: the class of each image.
-    keys: a string an image, all different.
-    shots: at least 1.
-    seed: another one gives another subset.
+    labels: class of each image.
+    keys: n distinct strings.
+    shots: images a class, at least 1.
+    seed: random seed of the choice.
 
   Returns:
-    int64, in ascending order.
+    Indices, int64, ascending.
   """
   order, rank = ranked(labels, keys, seed)
   return np.sort(order[rank < shots])
@@ -39,17 +39,17 @@ def few_shot(
 def even_sample(
   labels: Int[np.ndarray, " n"], keys: Sequence[str] | np.ndarray, count: int, seed: int = 0
 ) -> Int[np.ndarray, " m"]:
-  """Indices of `count` images, of the classes as evenly as can be; all if there are no more.
+  """Chooses `count` images as evenly over the classes as possible; all if there are no more.
 
-  Every class gives one before any gives a second; which classes give the last is decided by a hash.
+  Every class gives one image before any gives a second. A hash decides which classes give the last.
 
   Returns:
-    int64, in ascending order.
+    Indices, int64, ascending.
   """
   if count >= len(labels):
     return np.arange(len(labels))
   order, rank = ranked(labels, keys, seed)
-  # Within a turn, by hash and not by class.
+  # Images of the same rank are ordered by hash, not by class.
   order = order[np.lexsort((_hashes(keys, seed)[order], rank))]
   return np.sort(order[:count])
 
@@ -57,18 +57,18 @@ def even_sample(
 def held_out(
   labels: Int[np.ndarray, " n"], keys: Sequence[str] | np.ndarray, shares: Sequence[float]
 ) -> tuple[Int[np.ndarray, " m"], list[Int[np.ndarray, " k"]]]:
-  """Divides the images of each class: some shares held out, the rest to train with.
+  """Divides each class's images into held-out shares and the rest, for training.
 
-  A class's images are ranked by a hash of the key; the first share takes the first of them. A share
-  takes its part of a class's images to the nearest whole number, but leaves one to train with.
+  Images are ranked by a hash of the key, and the first share takes the first of them. A share is
+  rounded to whole images, and one image of each class is left for training.
 
   Args:
-    labels: the class of each image.
-    keys: a string an image, all different.
-    shares: 0 to 1 each.
+    labels: class of each image.
+    keys: n distinct strings.
+    shares: fractions of each class, 0 to 1.
 
   Returns:
-    Indices of the rest, and of each share's images; int64, in ascending order.
+    Indices of the rest, and of each share's images; int64, ascending.
   """
   order, rank = ranked(labels, keys, _HELD_OUT_SEED)
   ordered = np.asarray(labels)[order]
@@ -82,34 +82,29 @@ def held_out(
   return np.sort(order[rank >= first_N[ordered]]), parts
 
 
-def half_of_classes(n_classes: int, which: str) -> Int[np.ndarray, " m"]:
-  """The classes of CoOp's base-to-new protocol: the first ceil(n/2) are base, the rest new.
+def half_of_classes(n_classes: int, half: str) -> Int[np.ndarray, " m"]:
+  """Labels of a half in CoOp's base-to-new protocol: the first ceil(n/2) are base, the rest new.
 
   Args:
-    n_classes: n, in the order of their labels.
-    which: one of HALVES.
+    n_classes: number of classes, n.
+    half: one of HALVES.
   """
   middle = -(-n_classes // 2)
-  return {
-    "all": np.arange(n_classes),
-    "base": np.arange(middle),
-    "new": np.arange(middle, n_classes),
-  }[which]
+  first, last = {"all": (0, n_classes), "base": (0, middle), "new": (middle, n_classes)}[half]
+  return np.arange(first, last)
 
 
 def ranked(
   labels: Int[np.ndarray, " n"], keys: Sequence[str] | np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Indices of the images by (class, hash of seed and key), and the place of each in its class."""
+  """Indices ordered by (class, hash of seed and key), and the rank of each within its class."""
   order = np.lexsort((_hashes(keys, seed), labels))
-  ordered = labels[order]
-  first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else order
-  sizes = np.diff(np.r_[first, len(order)])
-  return order, np.arange(len(order)) - np.repeat(first, sizes)
+  ordered = np.asarray(labels)[order]
+  return order, np.arange(len(order)) - np.searchsorted(ordered, ordered)
 
 
-def _hashes(keys, seed: int) -> np.ndarray:
-  """uint64 [n]; two keys in a class that share one (1 in 10^19) keep their order in the list."""
+def _hashes(keys: Sequence[str] | np.ndarray, seed: int) -> np.ndarray:
+  """Hashes uint64 [n] of seed and key."""
   salt = int(seed).to_bytes(8, "little")
   digests = b"".join(
     hashlib.blake2b(str(key).encode(), digest_size=8, salt=salt).digest() for key in keys

@@ -1,41 +1,35 @@
-"""Which data sets an evaluation goes over, and which of them a table sums up.
+"""Suites of evaluation sets, and the groups of sets that a table averages.
 
-A set of a suite is a class list (`data.vocabularies`), or a split of the embedded world.
+A set of a suite is a packaged class list (`data.class_lists`), or a split of the embedded world.
 """
 
 import dataclasses
 
-# In the order of CoOp's tables, and of those after it.
-TEN = (
-  "caltech101",
-  "oxford_pets",
-  "stanford_cars",
-  "flowers102",
-  "food101",
-  "fgvc_aircraft",
-  "sun397",
-  "dtd",
-  "eurosat",
-  "ucf101",
-)
+# Modules of `pomp_jax.data` with `open_test_set`.
+READERS = ("folder", "coop", "tfds")
+
+# CoOp's cross-dataset sets, in the order of its tables.
+TEN = ("caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101") + (
+  "fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101",
+)  # fmt: skip
 FOUR = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 
-# The group of a user's own sets, and of the data set that `config.data` names.
+# Group of a user's own sets, and of the data set in `config.data`.
 OWN = "own"
-# What `evaluate.suite` says where none is asked for.
+# Value of `evaluate.suite` for no suite.
 NO_SUITE = "none"
-# The source of the cross-dataset and cross-domain comparisons; it is in no mean.
+# Source of the cross-dataset and cross-domain comparisons; part of no mean.
 _SOURCE = "imagenet1k"
 
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-  """Data sets that belong together.
+  """Data sets of one evaluation protocol.
 
   Attributes:
-    sets: those that are evaluated unless others are asked for.
-    more: others that can be asked for.
-    halves: every set twice, over its base classes and over its new ones.
+    sets: data sets to evaluate by default.
+    more: data sets that `evaluate.sets` may name beside them.
+    halves: whether every set is evaluated twice, over its base and its new classes.
   """
 
   sets: tuple[str, ...]
@@ -44,28 +38,27 @@ class Suite:
 
 
 SUITES = {
-  # Prompts are learned on base; nothing of novel was ever seen.
   "world": Suite(("base", "novel", "shifted")),
   "cross_dataset": Suite(TEN),
   "cross_domain": Suite(FOUR),
-  # Both, each with its own table and its own mean.
+  # Both, each with its own table and mean.
   "fourteen": Suite((*TEN, *FOUR), (_SOURCE,)),
   # CoCoOp's protocol (Zhou et al., CVPR 2022).
   "base_to_new": Suite((_SOURCE, *TEN), halves=True),
-  # The first is the list of the published figures.
+  # The default is the list of the published figures.
   "imagenet21k": Suite(("imagenet21k_p_w21",), ("imagenet21k_p", "imagenet21k")),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Sets that stand in one table.
+  """Data sets of one table.
 
   Attributes:
-    title: of the table.
-    sets: all that belong to it; the mean over fewer is not called "mean".
-    mean: whether the mean over the sets says anything.
-    readers: those under which the images are the ones of the published figures.
+    title: title of the table.
+    sets: all sets of the group; only a mean over all of them is called "mean".
+    mean: whether to average over the sets.
+    readers: readers whose images are those of the published figures.
   """
 
   title: str
@@ -76,7 +69,7 @@ class Group:
 
 GROUPS = {
   "world": Group("embedded world", SUITES["world"].sets, mean=False),
-  # CoOp's splits of the ten are its own; a variant of ImageNet is one data set everywhere.
+  # CoOp has its own splits of the ten. An ImageNet variant is the same data set everywhere.
   "cross_dataset": Group("CoOp's ten cross-dataset sets", TEN, readers=("coop",)),
   "cross_domain": Group("four variants of ImageNet", FOUR, readers=("coop", "tfds")),
   "base_to_new": Group("base to new", SUITES["base_to_new"].sets, readers=("coop",)),
@@ -87,8 +80,7 @@ GROUPS = {
   OWN: Group("own sets"),
 }
 
-
-# The group of every set that has a name of ours, where its classes are not halved.
+# Group of every named set, unless its classes are halved.
 GROUP_OF = {
   name: group
   for group in ("world", "cross_dataset", "cross_domain", "imagenet21k")

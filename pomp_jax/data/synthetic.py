@@ -1,7 +1,4 @@
-"""Images and data sets that are made up: of true sizes and cost, with nothing on them.
-
-To measure what a run will take before its data is there, and to test with.
-"""
+"""Image source `synthetic`: JPEGs of realistic size that show nothing, for dry runs and tests."""
 
 from collections.abc import Sequence
 import functools
@@ -10,37 +7,47 @@ import io
 import numpy as np
 from PIL import Image
 
-from pomp_jax.data.source import StoredImages
+from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.source import DataFields, StoredImages
 
-# Pixels, as many photographs of ImageNet have.
-_HEIGHT, _WIDTH = 375, 500
+_HEIGHT, _WIDTH = 375, 500  # pixels, a common size in ImageNet
 _N_DIFFERENT = 16
+_TEST_IMAGES_PER_CLASS = 5
+
+
+def splits(data: DataFields) -> tuple[str, ...]:
+  """All three splits."""
+  return ("train", "validation", "test")
+
+
+def open_split(data: DataFields, split: str) -> StoredImages:
+  """Opens a split: `data.images_per_class` images of each class of `data.names` in train."""
+  count = data.images_per_class if split == "train" else _TEST_IMAGES_PER_CLASS
+  return open_synthetic(load_class_list(data.names).names, count)
 
 
 def open_synthetic(
   names: Sequence[str], images_per_class: int, image_size: int = 224
 ) -> StoredImages:
-  """So many JPEGs of each class, which show nothing of it.
+  """Opens synthetic JPEGs of 500 x 375 pixels.
 
   Args:
-    names: the classes.
-    images_per_class: how many of each.
-    image_size: S, of what `images` gives, pixels.
+    names: class names.
+    images_per_class: images of each class.
+    image_size: S of `StoredImages.images`, pixels.
   """
   labels = np.repeat(np.arange(len(names)), images_per_class)
-  keys = np.char.add("made-up/", np.arange(len(labels)).astype(str))
+  keys = np.char.add("synthetic/", np.arange(len(labels)).astype(str))
   return StoredImages(names, labels, keys, _Jpegs(), image_size=image_size)
 
 
 class _Jpegs:
-  """A few pictures in turn, as a `Storage`."""
+  """Storage that repeats a few pictures."""
 
   def read(self, row: int, key: str) -> bytes:
-    """One of them."""
     return _jpeg(row % _N_DIFFERENT)
 
   def where(self, row: int, key: str) -> str:
-    """What to call it."""
     return key
 
 
@@ -50,7 +57,7 @@ def _jpeg(seed: int) -> bytes:
 
 
 def natural_image(seed: int, height: int, width: int) -> Image.Image:
-  """A picture with structure at every scale, as photographs have it: RGB.
+  """RGB noise with structure at every scale, as in photographs.
 
   Smooth noise of every octave, 0.7 times as strong at each finer one: a JPEG of
   500 x 375 pixels and quality 90 has 48 kB.
@@ -72,7 +79,7 @@ def natural_image(seed: int, height: int, width: int) -> Image.Image:
 
 
 def encode(image: Image.Image, form: str = "JPEG", **options) -> bytes:
-  """The bytes of an image file; a JPEG has quality 90 if the options don't say another."""
+  """Encodes an image file; a JPEG has quality 90 by default."""
   file = io.BytesIO()
   image.save(file, form, **({"quality": 90} if form == "JPEG" else {}) | options)
   return file.getvalue()

@@ -1,16 +1,18 @@
-"""Data sets of TensorFlow Datasets, prepared as ArrayRecord; TensorFlow is not imported.
+"""Image source `tfds`: data sets of TensorFlow Datasets in ArrayRecord, without TensorFlow.
 
-A set is prepared once, by TFDS itself (`tfds build food101 --file_format=array_record`, which needs
-TensorFlow) or, for those that TFDS lacks, by the job `prepare` (which does not).
+A data set is prepared once, by TFDS itself (`tfds build food101 --file_format=array_record`, which
+needs TensorFlow) or, for those that TFDS lacks, by the job `prepare` (which does not).
 """
 
 from collections.abc import Sequence
 import concurrent.futures
+import functools
 import logging
 import os
 import pathlib
 from typing import Any
 
+from google.protobuf.message import DecodeError
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
@@ -19,27 +21,78 @@ from tensorflow_datasets.proto import tf_example_pb2
 from pomp_jax.data.class_lists import (
   CLASS_LISTS,
   ClassList,
+  class_list_of,
   load_class_list,
   load_tfds_labels,
   tfds_builder,
 )
-from pomp_jax.data.folder import match_classes, own_classes
+from pomp_jax.data.folder import classes_of, match_classes
 from pomp_jax.data.images import ImageError
-from pomp_jax.data.source import SourceError, StoredImages
+from pomp_jax.data.source import DataFields, LabelledSet, SourceError, StoredImages
 from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.files.array_cache import ArrayCache, fingerprint
 
 log = logging.getLogger(__name__)
 
-# Records that a thread reads at a time when all labels are needed, and how many threads do.
+# For reading all labels: records a thread reads at a time, and threads.
 _CHUNK, _THREADS = 256, 8
 
 
+def splits(data: DataFields) -> tuple[str, ...]:
+  """Splits of the data set; see `tfds_splits`."""
+  return tuple(_splits(data.dataset, data.root))
+
+
+@functools.lru_cache(maxsize=4)
+def _splits(dataset: str, root: str) -> dict[str, str]:
+  return tfds_splits(dataset, root or None)
+
+
+def open_split(data: DataFields, split: str) -> StoredImages:
+  """Opens a split, with the classes of `data.names` if given; see `open_tfds`."""
+  return open_tfds(
+    data.dataset,
+    _splits(data.dataset, data.root)[split],
+    root=data.root or None,
+    classes=load_class_list(data.names) if data.names else None,
+    cache=ArrayCache(data.cache),
+  )
+
+
+def open_test_set(
+  root: str | os.PathLike,
+  dataset: str = "",
+  classes: ClassList | None = None,
+  *,
+  all_classes: bool = True,
+  image_size: int,
+) -> LabelledSet:
+  """Opens the test split, or else the validation split (ImageNet, Food-101).
+
+  Args:
+    root: TFDS's data_dir.
+    dataset: class list or data set; see `open_tfds`.
+    classes: class list that TFDS's labels must match; None: see `open_tfds`.
+    all_classes: ignored.
+    image_size: S, pixels.
+
+  Raises:
+    SourceError, VocabularyError: as `open_tfds`.
+  """
+  del all_classes
+  found = tfds_splits(dataset, root)
+  split = next((split for split in ("test", "validation") if split in found), None)
+  if split is None:
+    raise SourceError(f"{root}: {dataset} has no test split (found {', '.join(found)})")
+  source = open_tfds(dataset, found[split], root=root, classes=classes, image_size=image_size)
+  return LabelledSet(source, classes or class_list_of(dataset, source.names), split)
+
+
 class Records:
-  """Encoded images in the records of a prepared data set; opened anew in every process."""
+  """Storage of images in a prepared data set's records; each process opens it."""
 
   def __init__(self, dataset: str, root: str | None, split: str):
-    """Opens nothing yet; see `open_tfds`."""
+    """Stores the arguments; see `open_tfds`."""
     self._dataset, self._root, self.split = dataset, root, split
     self._opened: tuple[Any, str, str] | None = None
 
@@ -50,25 +103,21 @@ class Records:
     return len(self._open()[0])
 
   def read(self, row: int, key: str) -> bytes:
-    """The image as it is stored; of a video, the middle frame."""
+    """Encoded image; the middle frame of a video."""
     source, image, _ = self._open()
     try:
       values = _features(source[row])[image].bytes_list.value
       return values[len(values) // 2]
-    # What a damaged record can raise: ArrayRecord's errors, protobuf's, no image in it.
-    except (ValueError, RuntimeError, IndexError, KeyError, OSError) as error:
+    # Damaged records raise errors of ArrayRecord and protobuf, or hold no image.
+    except (ValueError, RuntimeError, IndexError, KeyError, OSError, DecodeError) as error:
       raise ImageError(f"{self.where(row, key)}: can't be read ({_first_line(error)})") from error
-    except Exception as error:
-      if type(error).__name__ != "DecodeError":  # protobuf's, which has no other base
-        raise
-      raise ImageError(f"{self.where(row, key)}: a damaged record") from error
 
   def where(self, row: int, key: str) -> str:
-    """The record's id and the data set's folder."""
+    """Id of the record, and folder of the data set."""
     return f"record {key} of {self._root or 'the default folder of TFDS'}"
 
   def labels(self) -> np.ndarray:
-    """The label of every record, int64; reads them all."""
+    """Label of every record, int64; reads them all."""
     source, _, label = self._open()
 
     def read(start: int) -> list[int]:
@@ -92,29 +141,29 @@ class Records:
       except (NotImplementedError, ValueError, KeyError) as error:
         raise SourceError(
           f"{builder.data_path}: split {self.split!r} can't be opened by index"
-          f" ({_first_line(error)}); it has to be prepared with --file_format=array_record"
+          f" ({_first_line(error)}); prepare it with --file_format=array_record"
         ) from error
       self._opened = source, image, label
     return self._opened
 
 
 def tfds_splits(dataset: str, root: str | os.PathLike | None = None) -> dict[str, str]:
-  """Which of its splits to take for "train", "validation" and "test", as far as it has them.
+  """TFDS's splits for "train", "validation" and "test", if it has them.
 
-  A test split without labels (ImageNet's) is left out.
+  A test split without labels (ImageNet's) is skipped.
 
   Args:
-    dataset: a class list's name, or TFDS's name of the set, "name/config:version".
-    root: TFDS's data_dir; its default if None.
+    dataset: class list, or TFDS's name of the data set, "name/config:version".
+    root: TFDS's data_dir; None: its default.
 
   Raises:
-    SourceError: an unknown data set, or one that is not prepared there.
+    SourceError: an unknown data set, or one that is not prepared.
   """
   builder = _builder(tfds_name(dataset), root)
   splits = dict(builder.info.splits)
   if not splits:
     raise SourceError(
-      f"{builder.data_path}: the data set is not prepared; TFDS does it:"
+      f"{builder.data_path}: the data set is not prepared; run"
       f" tfds build {tfds_name(dataset)} --file_format=array_record --data_dir={root or 'DIR'}"
     )
   found = {split: split for split in ("train", "validation", "test") if split in splits}
@@ -135,21 +184,21 @@ def open_tfds(
   """Opens a split of a prepared data set.
 
   Args:
-    dataset: a class list's name, or TFDS's name of the set, "name/config:version".
-    split: TFDS's name of it.
-    root: TFDS's data_dir; its default if None.
-    classes: names in the order of the labels, which TFDS's label names have to match. Without, the
-      class list of the set (`CLASS_LISTS`), ImageNet-21K's names if the labels are all WordNet
-      ids, or else TFDS's label names.
-    cache: for the labels, which are scattered over the records.
-    image_size: of what `images` gives.
+    dataset: class list, or TFDS's name of the data set, "name/config:version".
+    split: TFDS's name of the split.
+    root: TFDS's data_dir; None: its default.
+    classes: class list in the order of the labels, which TFDS's label names must match. None: the
+      packaged class list of the data set, ImageNet-21K's names if the labels are WordNet ids, or
+      else TFDS's label names.
+    cache: cache of the labels, which are scattered over the records.
+    image_size: S of `StoredImages.images`, pixels.
 
   Returns:
-    Images in TFDS's order; images of classes that the list leaves out are left out.
+    Images in TFDS's order, without those of classes outside the list.
 
   Raises:
-    SourceError: an unknown data set, no images or labels in it, or classes that don't match.
-    VocabularyError: TFDS's labels of a known set are not those that were known.
+    SourceError: an unknown data set, one without images or labels, or classes that don't match.
+    VocabularyError: labels of a known data set that are not the known ones.
   """
   name = tfds_name(dataset)
   builder = _builder(name, root)
@@ -162,7 +211,7 @@ def open_tfds(
   known = (labels >= 0) & (labels < len(label_names))
   kept = np.flatnonzero(known & (class_of_label[np.where(known, labels, 0)] >= 0))
   if not len(kept):
-    raise SourceError(f"{builder.data_path}: no image of split {split!r} is of a class of the list")
+    raise SourceError(f"{builder.data_path}: no image of split {split!r} is of a class in the list")
   return StoredImages(
     names,
     class_of_label[labels[kept]],
@@ -174,14 +223,14 @@ def open_tfds(
 
 
 def tfds_name(dataset: str) -> str:
-  """TFDS's name of a class list's data set; any other name is TFDS's already."""
+  """TFDS's name of a class list's data set; other names are returned as they are."""
   return (tfds_builder(dataset) or dataset) if dataset in CLASS_LISTS else dataset
 
 
 def _classes(
   dataset: str, builder: str, label_names: Sequence[str], classes: ClassList | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
-  """Class names, and the class of each of TFDS's labels; -1 for none."""
+  """Class names, and class of each of TFDS's labels; -1 for a label outside the list."""
   known = [dataset, *CLASS_LISTS] if dataset in CLASS_LISTS else CLASS_LISTS
   known = [name for name in known if tfds_builder(name) == builder]
   if classes is None and known:
@@ -195,7 +244,7 @@ def _classes(
       )
     return load_class_list(known[0]).names, class_of_label
   if classes is None:
-    classes = own_classes(label_names, f"TFDS's {builder}")
+    classes = classes_of(label_names, f"TFDS's {builder}")
   class_of = match_classes(label_names, classes, f"the labels of TFDS's {builder}")
   return classes.names, np.array([class_of.get(name, -1) for name in label_names], np.int64)
 
@@ -203,13 +252,13 @@ def _classes(
 def _index(
   builder: Any, records: Records, cache: ArrayCache
 ) -> tuple[np.ndarray, np.ndarray | None]:
-  """Labels of all records, and keys if the set has its own."""
+  """Labels of all records, and their keys if the data set stores them."""
   path = pathlib.Path(builder.data_path) / f"index-{records.split}.npz"
-  if path.is_file():  # one that the job `prepare` wrote
+  if path.is_file():  # written by the job `prepare`
     try:
       with np.load(path, allow_pickle=False) as index:
         return index["labels"].astype(np.int64), np.char.decode(index["keys"], "utf-8")
-    except Exception as error:  # a damaged archive fails in more ways than NumPy documents
+    except Exception as error:  # NumPy does not document all errors of damaged archives
       raise SourceError(f"{path}: can't be read ({_first_line(error)})") from error
   info = builder.info.splits.get(records.split)
   shards = "" if info is None else f"{info.num_bytes} {info.shard_lengths}"
@@ -232,22 +281,20 @@ def _builder(dataset: str, root: str | os.PathLike | None) -> Any:
     raise SourceError(f"data set {dataset!r} is unknown to TFDS{where}") from error
   except ModuleNotFoundError as error:
     raise SourceError(
-      f"{dataset}: TFDS needs TensorFlow for it, which is not used here; UCF101's middle frames are"
-      " coop_ucf101, made by the job prepare"
+      f"{dataset}: TFDS needs TensorFlow to open it; for UCF101's middle frames, use coop_ucf101 of"
+      " the job prepare"
     ) from error
   except (ValueError, AssertionError, RuntimeError, OSError) as error:
     raise SourceError(f"TFDS's {dataset}: {_first_line(error)}") from error
 
 
 def _key(features: Any, usual: str, kinds: tuple[type, ...], dataset: str) -> str:
-  """The name of the feature of a kind: the usual one, or the only one."""
+  """Name of the feature of some types: the usual one, or else the only one."""
   found = [name for name, feature in features.items() if isinstance(feature, kinds)]
   if usual in found:
     return usual
   if len(found) != 1:
-    raise SourceError(
-      f"TFDS's {dataset}: {len(found)} features could be the {usual}, where one has to be"
-    )
+    raise SourceError(f"TFDS's {dataset}: found {len(found)} features for the {usual}, expected 1")
   return found[0]
 
 

@@ -1,6 +1,6 @@
 """Class names, and their tokens under a CLIP's own tokenizer.
 
-Shapes: N classes, L own tokens of the longest of them (name, ".", EOT).
+Shapes: N classes, L tokens of the longest name with "." and EOT.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,25 +14,25 @@ import numpy as np
 from pomp_jax.errors import InputError
 from pomp_jax.files.terminal import control_character, is_unicode, quoted
 
-# N texts -> token ids [N,L] up to and with EOT, without SOS, and the lengths [N].
+# N texts -> token ids [N,L] up to and including EOT, without SOS, and their lengths [N].
 Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 
-# ImageNet-21K's names take a megabyte; and no text tower has room for a name of 1000 letters.
+# ImageNet-21K's names take a megabyte, and no text tower has positions for 1000 letters.
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_NAME = 1000
 
 
 class VocabularyError(InputError, ValueError):
-  """A class list that can't be used; the message is one line."""
+  """Unusable class list; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-  """The classes to tell apart.
+  """Tokenized class names.
 
   Attributes:
-    names: one a class, as written by the user.
-    token_ids: of name, ".", EOT; zero-padded.
+    names: N class names as the user spells them.
+    token_ids: tokens of name, ".", EOT, padded with zeros.
     name_lengths: tokens of the name alone.
     lengths: tokens of the whole, EOT included.
   """
@@ -47,29 +47,33 @@ class Vocabulary:
 
 
 def make_vocabulary(names: Sequence[str], tokenize: Tokenize) -> Vocabulary:
-  """Tokenizes "{name}." for every class, underscores as spaces.
+  """Tokenizes "{name}." for every class, with underscores as spaces.
 
   Args:
-    names: the classes.
-    tokenize: the CLIP's; raises ValueError for a name that its positions don't hold.
+    names: class names. Repeated names are classes with the same tokens.
+    tokenize: the CLIP's tokenizer; raises ValueError for a name that its positions can't hold.
 
   Raises:
-    VocabularyError: no names, or an empty one. A name that stands twice is two classes with the
-      same tokens.
+    VocabularyError: no names, or an unusable one.
   """
   token_ids_NxL, lengths_N = tokenize([f"{name}." for name in normalized_names(names)])
-  # The string's last two tokens are "." and EOT. (Where a name ends in punctuation the tokenizer
-  # may join it with the "."; then that one token stands for both, behind the context.)
+  # The last two tokens are "." and EOT. (The tokenizer may join punctuation at a name's end with
+  # the ".". Then one token stands for both, behind the context.)
   return Vocabulary(tuple(names), token_ids_NxL, (lengths_N - 2).astype(np.int32), lengths_N)
 
 
+def normalized_name(name: str) -> str:
+  """A name as it is written in a sentence: underscores become spaces, runs of spaces one."""
+  return " ".join(name.replace("_", " ").split())
+
+
 def normalized_names(names: Sequence[str]) -> list[str]:
-  """Names as they stand in a sentence: underscores are spaces, and no space is doubled.
+  """Applies `normalized_name` to N names; repeated names are allowed.
 
   Raises:
-    VocabularyError: no names, or one that can't be used; one that stands twice can.
+    VocabularyError: no names, or an unusable one.
   """
-  words = [" ".join(name.replace("_", " ").split()) for name in names]
+  words = [normalized_name(name) for name in names]
   check_names(words, distinct=False)
   return words
 
@@ -77,46 +81,41 @@ def normalized_names(names: Sequence[str]) -> list[str]:
 def check_names(
   names: Sequence[str], where: str = "the class list", *, distinct: bool = True
 ) -> None:
-  """Refuses a list that can't be classified over.
+  """Checks the names of a class list.
 
   Args:
-    names: the classes.
-    where: they come from, for the message.
-    distinct: refuse a name that stands twice.
+    names: class names.
+    where: origin of the names, for the error line.
+    distinct: whether a repeated name is an error.
 
   Raises:
-    VocabularyError: no names; one that is empty, not Unicode, too long, or has a control character
-      or a line's end in it; or one twice.
+    VocabularyError: no names; an empty, non-Unicode or too long name, or one with a control
+      character or line break; or a repeated name.
   """
   if not names:
-    raise VocabularyError(f"{where} is empty; one class name a line is needed")
+    raise VocabularyError(f"{where} is empty, expected one class name a line")
   first: dict[str, int] = {}
-  for index, name in enumerate(names):
+  for number, name in enumerate(names, 1):
+    problem = None
     if not name.strip():
-      raise VocabularyError(f"{where}: name {index + 1} of {len(names)} is empty")
-    if not is_unicode(name):
-      raise VocabularyError(f"{where}: name {index + 1}, {quoted(name)}, is not Unicode text")
-    if len(name) > _MAX_NAME:
-      raise VocabularyError(
-        f"{where}: name {index + 1}, {quoted(name)}, is too long; accepted: {_MAX_NAME} characters"
-      )
-    if control := control_character(name):
-      raise VocabularyError(
-        f"{where}: name {index + 1}, {quoted(name)}, has the control character {control}; lines end"
-        " with \\n or \\r\\n"
-      )
-    if distinct and name in first:
-      raise VocabularyError(
-        f"{where}: {quoted(name)} stands twice, as name {first[name] + 1} and {index + 1};"
-        " names must differ"
-      )
-    first[name] = index
+      problem = f"is empty ({len(names)} names)"
+    elif not is_unicode(name):
+      problem = "is not Unicode text"
+    elif len(name) > _MAX_NAME:
+      problem = f"is too long, expected at most {_MAX_NAME} characters"
+    elif control := control_character(name):
+      problem = f"contains the control character {control}; lines end with \\n or \\r\\n"
+    elif distinct and name in first:
+      problem = f"repeats name {first[name]}"
+    if problem:
+      raise VocabularyError(f"{where}: name {number}, {quoted(name)}, {problem}")
+    first[name] = number
 
 
 def read_names(path: str | os.PathLike, *, distinct: bool = True) -> tuple[str, ...]:
   """Reads a text file of class names, UTF-8, one a line; blank lines at the end are dropped.
 
-  Lines end with \\n or \\r\\n and with nothing else, so that all programs count the same lines.
+  Only \\n and \\r\\n end a line, so that all programs count the same lines.
 
   Raises:
     VocabularyError: as `read_text` and `check_names`.
@@ -139,7 +138,7 @@ def read_text(path: str | os.PathLike) -> str:
   except OSError as error:
     raise VocabularyError(f"{path}: can't be read ({error.strerror})") from error
   if len(content) > _MAX_FILE_BYTES:
-    raise VocabularyError(f"{path}: too large for class names; accepted: {_MAX_FILE_BYTES} bytes")
+    raise VocabularyError(f"{path}: too large, expected at most {_MAX_FILE_BYTES} bytes of names")
   try:
     return content.decode("utf-8-sig")
   except UnicodeDecodeError as error:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import difflib
 import functools
+import importlib
 import logging
 import os
 import pathlib
@@ -14,8 +15,7 @@ from pomp_jax import hosts, inputs
 from pomp_jax.config import WORLD, ConfigError
 from pomp_jax.data.class_lists import ClassList, load_class_list
 from pomp_jax.data.coop import COOP_SETS
-from pomp_jax.data.labelled_set import LabelledSet, open_test_images, some_classes
-from pomp_jax.data.source import SourceError, StoredImages
+from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample, half_of_classes
 from pomp_jax.data.suites import GROUP_OF, NO_SUITE, OWN, SUITES
 from pomp_jax.data.vocabulary import VocabularyError
@@ -39,7 +39,7 @@ class EvaluationSet:
     column: its heading there.
     part: "all", or the part of the classes: base, new (CoOp's half) or novel.
     open: opens the images and their class list; reads no image.
-    reader: how the images are stored, one of `labelled_set.READERS`; "" of the embedded world.
+    reader: how the images are stored, one of `suites.READERS`; "" of the embedded world.
   """
 
   name: str
@@ -246,7 +246,8 @@ def _stored(settings: ConfigDict, name: str, part: str, image_size: int) -> Labe
     root = root / name  # else the root itself is the set's
   # TFDS's labels are translated by the set's own table.
   listed = None if settings.reader == "tfds" else classes
-  source, _, split = open_test_images(settings.reader, root, name, listed, image_size=image_size)
+  module = importlib.import_module(f"pomp_jax.data.{settings.reader}")
+  source, _, split = module.open_test_set(root, name, listed, image_size=image_size)
   if classes.synsets is None:
     _check_names(source.names, classes.names, f"{settings.root}: {name}")
   elif len(source.names) != len(classes):
@@ -254,7 +255,7 @@ def _stored(settings: ConfigDict, name: str, part: str, image_size: int) -> Labe
   # ImageNet's classes were told by their ids, and what they are called is the source's affair.
   labelled = LabelledSet(source, dataclasses.replace(classes, names=source.names), split)
   if part != "all":
-    labelled = some_classes(labelled, half_of_classes(len(classes), part))
+    labelled = labelled.of_classes(half_of_classes(len(classes), part))
   labelled = _sample(labelled, settings.images)
   if not len(labelled.source):
     raise SourceError(f"{settings.root}: {name} has no test image of the classes asked for")

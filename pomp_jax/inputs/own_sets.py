@@ -13,6 +13,7 @@ Parsing judges keys and values; files and folders are opened with the set.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
+import importlib
 import logging
 import os
 import pathlib
@@ -24,9 +25,9 @@ import numpy as np
 
 from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.data.coop import COOP_SETS
-from pomp_jax.data.labelled_set import READERS, LabelledSet, open_test_images, some_classes
-from pomp_jax.data.source import SourceError
+from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.data.subsets import half_of_classes
+from pomp_jax.data.suites import READERS
 from pomp_jax.data.vocabulary import VocabularyError, check_names, normalized_names, read_names
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.files.terminal import printable
@@ -50,7 +51,7 @@ class OwnSet:
   Attributes:
     name: what it is called in tables and files.
     root: the folder of folders, CoOp's $DATA, or TFDS's data_dir.
-    reader: one of `labelled_set.READERS`.
+    reader: one of `suites.READERS`.
     dataset: the data set's name there; only of coop and tfds.
     names: the class list: a file, a list known by name, or the names themselves; "": the data
       set's own.
@@ -164,7 +165,7 @@ def open_own_set(own: OwnSet, part: str, image_size: int) -> LabelledSet:
   try:
     labelled = _open_whole(own, image_size)
     if part != "all":
-      labelled = some_classes(labelled, _kept_classes(own, labelled.classes, part))
+      labelled = labelled.of_classes(_kept_classes(own, labelled.classes, part))
   except (SourceError, VocabularyError) as error:
     prefix = f"{own.where}: set {own.name!r}: "
     raise SourceError(prefix + str(error).removeprefix(prefix)) from error
@@ -239,8 +240,7 @@ def _check(own: OwnSet, of: str) -> None:
 
 def _open_whole(own: OwnSet, image_size: int) -> LabelledSet:
   listed = _listed(own, "names") if own.names else None
-  labelled = open_test_images(
-    own.reader,
+  labelled = importlib.import_module(f"pomp_jax.data.{own.reader}").open_test_set(
     pathlib.Path(own.folder, own.root),
     own.dataset,
     None if own.reader == "coop" else listed,

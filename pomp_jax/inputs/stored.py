@@ -7,30 +7,20 @@ Opening reads lists and labels, no image.
 
 import dataclasses
 import functools
+import importlib
 import logging
+from types import ModuleType
 
 from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax.config import MADE_UP_DATA, ConfigError
-from pomp_jax.data.class_lists import ClassList, load_class_list
-from pomp_jax.data.coop import open_coop
-from pomp_jax.data.folder import (
-  SYNSET,
-  match_classes,
-  open_folder,
-  own_classes,
-  split_folders,
-  subfolders,
-)
+from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list
+from pomp_jax.data.folder import classes_of, match_classes
 from pomp_jax.data.source import SourceError, StoredImages, spread_evenly
 from pomp_jax.data.subsets import even_sample, few_shot, half_of_classes, held_out
-from pomp_jax.data.synthetic import open_synthetic
-from pomp_jax.files.array_cache import ArrayCache
 
 log = logging.getLogger(__name__)
-
-_MADE_UP_TEST_IMAGES = 5  # a class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +67,7 @@ def open_stored(data: ConfigDict, split: str, n_images: int | None = None) -> St
   if data.n_classes and data.n_classes < len(kept):
     kept = kept[spread_evenly(data.n_classes, len(kept))]
   if not np.array_equal(kept, np.arange(len(source.names))):
-    new_label = np.full(len(source.names), -1)
-    new_label[kept] = np.arange(len(kept))
-    source = source.relabelled([source.names[c] for c in kept], new_label[source.labels])
+    source = source.of_classes(kept)
   if not len(source):
     raise SourceError(f"data.root {data.root!r}: no image of split {split!r} is of these classes")
   if n_images is not None:
@@ -173,7 +161,7 @@ def _classes_of(data: _Data, names: tuple[str, ...], group: str) -> np.ndarray:
 def _listed(data: _Data, field: str, names: tuple[str, ...]) -> np.ndarray:
   listed = load_class_list(getattr(data, field))
   if all(map(SYNSET.fullmatch, listed.names)):
-    listed = own_classes(listed.names, getattr(data, field))
+    listed = classes_of(listed.names, getattr(data, field))
   class_of = match_classes(names, ClassList(listed.names), f"{_name(data)}: data.{field}")
   label_of = {name: label for label, name in enumerate(names)}
   return np.array([label_of[name] for name in sorted(class_of, key=class_of.__getitem__)])
@@ -267,66 +255,19 @@ def _held_out(data: _Data) -> dict[str, np.ndarray]:
 
 
 def _splits(data: _Data) -> tuple[str, ...]:
-  if data.source == MADE_UP_DATA:
-    return ("train", "validation", "test")
-  if data.source == "folder":
-    return tuple(split_folders(data.root))
-  if data.source == "coop":
-    return tuple(_coop(data))
-  return tuple(_tfds_splits(data.dataset, data.root))
+  return _module(data.source).splits(data)
 
 
 @functools.lru_cache(maxsize=8)
 def _open(data: _Data, split: str) -> StoredImages:
   """A split that the data set has, all of it."""
-  classes = load_class_list(data.names) if data.names else None
-  if data.source == MADE_UP_DATA:
-    count = data.images_per_class if split == "train" else _MADE_UP_TEST_IMAGES
-    return open_synthetic(classes.names, count)
-  if data.source == "folder":
-    return _open_folder(data, split, classes)
-  if data.source == "coop":
-    return _renamed(_coop(data)[split], classes, data.names)
-  from pomp_jax.data.tfds import open_tfds  # half a second, which no other source has to wait for
-
-  return open_tfds(
-    data.dataset,
-    _tfds_splits(data.dataset, data.root)[split],
-    root=data.root or None,
-    classes=classes,
-    cache=ArrayCache(data.cache),
-  )
+  return _module(data.source).open_split(data, split)
 
 
-def _open_folder(data: _Data, split: str, classes: ClassList | None) -> StoredImages:
-  folders = split_folders(data.root)
-  if classes is None:
-    # The training's, for all splits; where a list says what to train on, those of all splits.
-    names_from = list(folders.values()) if data.base else [folders.get("train", folders[split])]
-    found = sorted({name for folder in names_from for name in subfolders(folder)})
-    classes = own_classes(found, str(names_from[0]))
-  return open_folder(folders[split], classes, all_classes=split == "train" and not data.base)
-
-
-@functools.lru_cache(maxsize=4)
-def _coop(data: _Data) -> dict[str, StoredImages]:
-  return open_coop(data.root, data.dataset, shots=data.shots, seed=data.shots_seed)
-
-
-@functools.lru_cache(maxsize=4)
-def _tfds_splits(dataset: str, root: str) -> dict[str, str]:
-  from pomp_jax.data.tfds import tfds_splits
-
-  return tfds_splits(dataset, root or None)
-
-
-def _renamed(source: StoredImages, classes: ClassList | None, names: str) -> StoredImages:
-  """A user's names for a data set's classes, in the order of its labels."""
-  if classes is None:
-    return source
-  if len(classes) != len(source.names):
-    raise ConfigError("data.names", names, f"{len(source.names)} names; this has {len(classes)}")
-  return source.relabelled(classes.names, source.labels)
+def _module(source: str) -> ModuleType:
+  """Imported when it is needed: TFDS takes half a second, which no other source has to wait for."""
+  name = "synthetic" if source == MADE_UP_DATA else source
+  return importlib.import_module(f"pomp_jax.data.{name}")
 
 
 def _name(data: _Data) -> str:

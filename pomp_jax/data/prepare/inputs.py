@@ -13,9 +13,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pomp_jax.data.class_lists import ClassList, load_class_list
+from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list
 from pomp_jax.data.coop import COOP_SETS, open_aircraft, open_coop
-from pomp_jax.data.folder import SYNSET, open_folder, split_folders, subfolders
+from pomp_jax.data.folder import open_folder, split_folders, subfolders
 from pomp_jax.data.prepare.store import Input, Task
 from pomp_jax.data.prepare.units import MAX_IMAGE_BYTES, Slice, Tar
 from pomp_jax.data.source import SourceError, StoredImages
