@@ -13,6 +13,7 @@ import logging
 import os
 import pathlib
 import random
+import re
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from pomp_jax.data.class_lists import ClassList, class_list_of, load_class_list
 from pomp_jax.data.folder import class_images, subfolders
 from pomp_jax.data.source import DataFields, Files, LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import few_shot
-from pomp_jax.files.restricted_pickle import PickleError, load_restricted
+from pomp_jax.files.restricted_pickle import PickledObject, PickleError, RestrictedUnpickler
 from pomp_jax.files.terminal import printable
 
 log = logging.getLogger(__name__)
@@ -306,33 +307,25 @@ def _read_fixed(path: pathlib.Path) -> dict[str, list[tuple[str, int]]]:
   return fixed
 
 
+class _FewShotUnpickler(RestrictedUnpickler):
+  names = re.compile(r"([\w.]+\.)?Datum")
+
+
 def _read_pickle(path: pathlib.Path) -> Any:
   """Content of a few-shot pickle, {"train": [Datum, ..], "val": [..]}; no code in it is run."""
-
-  class Datum:
-    """Stands in for CoOp's class of this name, in whatever module."""
-
-  def find_class(module: str, name: str) -> type:
-    if name != "Datum":
-      raise PickleError(f"it names {module}.{name}")
-    return Datum
-
   data = _bytes(path)
   try:
     if len(data) > _MAX_PICKLE_BYTES:
       raise PickleError(f"larger than {_MAX_PICKLE_BYTES} bytes")
-    content = load_restricted(data, find_class)
+    return _FewShotUnpickler.read(data)
   except PickleError as error:
     reason = printable(str(error))
     raise SourceError(f"{path}: not a few-shot file of CoOp's ({reason})") from error
-  if isinstance(content, dict):
-    for part, items in content.items():
-      if isinstance(items, list):
-        content[part] = [vars(item) if isinstance(item, Datum) else item for item in items]
-  return content
 
 
 def _fixed_item(item: Any) -> tuple[str, int]:
+  if isinstance(item, PickledObject):
+    item = item.attributes
   if isinstance(item, dict):
     plain = {key.lstrip("_"): value for key, value in item.items()}
     item = [plain["impath"], plain["label"]]

@@ -20,8 +20,13 @@ from pomp_jax.files.prompt import (
   make_prompt,
   refuse,
 )
-from pomp_jax.files.torch_archive import TorchArchive, TorchArchiveError, write_torch_archive
-from pomp_jax.files.torch_pickle import StoredTensor, Unread
+from pomp_jax.files.restricted_pickle import PickledObject
+from pomp_jax.files.torch_archive import (
+  StoredTensor,
+  TorchArchive,
+  TorchArchiveError,
+  write_torch_archive,
+)
 
 _OURS = "pomp_jax"
 # The number that files of torch before 1.6 begin with, as the pickle of an integer.
@@ -113,4 +118,6 @@ def _text(path: str | os.PathLike, ours: Any) -> dict[str, str]:
 
 
 def _kind(value: Any) -> str:
-  return f"an object {value.name}" if isinstance(value, Unread) else f"a {type(value).__name__}"
+  return (
+    f"an object {value.name}" if isinstance(value, PickledObject) else f"a {type(value).__name__}"
+  )

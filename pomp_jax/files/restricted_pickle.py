@@ -1,48 +1,119 @@
-"""Reads pickles of trusted classes only; nothing that a pickle names is imported or called."""
+"""Reads pickles without importing or calling anything that they name."""
 
-from collections.abc import Callable
+import dataclasses
 import io
 import pickle
-from typing import Any
+import pickletools
+import re
+from typing import Any, ClassVar, NamedTuple, NoReturn
+
+# What plain values and objects of protocols 2 to 5 need.
+_OPCODES = re.compile(
+  r"PROTO|FRAME|STOP|MARK|POP|POP_MARK|BINPUT|LONG_BINPUT|MEMOIZE|BINGET|LONG_BINGET|NONE|"
+  r"NEWTRUE|NEWFALSE|BININT|BININT1|BININT2|LONG1|LONG4|BINFLOAT|BINUNICODE|"
+  r"SHORT_BINUNICODE|EMPTY_TUPLE|TUPLE|TUPLE1|TUPLE2|TUPLE3|EMPTY_LIST|APPEND|APPENDS|"
+  r"EMPTY_DICT|GLOBAL|STACK_GLOBAL|BINPERSID"
+)
 
 
 class PickleError(ValueError):
-  """Pickle that can't be read."""
+  """A pickle that is not read; the message says what it contains."""
 
 
-class _Unpickler(pickle._Unpickler):
-  """Python's own unpickler: its memo is a dict, where the C one allocates any claimed length."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class PickledObject:
+  """Object of a class that is not imported, or result of a function that is not called.
 
-  # BYTEARRAY8 allocates its claimed length before reading.
-  dispatch = {
-    code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
-  }
-
-
-def load_restricted(
-  data: bytes,
-  find_class: Callable[[str, str], Any],
-  persistent_load: Callable[[Any], Any] | None = None,
-) -> Any:
-  """Loads a pickle; memory is bounded by a multiple of its length, which callers limit.
-
-  Args:
-    data: pickle of any protocol.
-    find_class: allow-list: maps (module, name) to a class or function that is safe to call with any
-      arguments, and raises PickleError for all others.
-    persistent_load: reader of external objects by persistent id.
-
-  Raises:
-    PickleError: a name or persistent id that is not allowed, or a damaged pickle.
+  Attributes:
+    name: name of the class or the function.
+    attributes: state that the pickle sets.
   """
-  unpickler = _Unpickler(io.BytesIO(data))
-  unpickler.find_class = find_class
-  if persistent_load is not None:
-    unpickler.persistent_load = persistent_load
-  try:
-    return unpickler.load()
-  except (MemoryError, PickleError):
-    raise
-  # Damaged pickles raise errors of many classes.
-  except Exception as error:
-    raise PickleError(f"damaged pickle ({type(error).__name__})") from error
+
+  name: str
+  attributes: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+
+class _Name(NamedTuple):
+  name: str
+
+
+class _Dispatch(dict):
+  def __missing__(self, code: int) -> NoReturn:
+    opcode = pickletools.code2op.get(chr(code))
+    raise PickleError(f"opcode {opcode.name if opcode else code}")
+
+
+class RestrictedUnpickler(pickle._Unpickler):
+  """Unpickler that imports nothing and calls nothing; objects become `PickledObject`.
+
+  Python's own pure unpickler with an allow-list of opcodes and of names. (The one in C allocates
+  what a memo index claims, and hashes any key.)
+
+  Attributes:
+    names: pattern of the names that a pickle may contain.
+  """
+
+  names: ClassVar[re.Pattern[str]]
+  dispatch = _Dispatch(
+    (ord(op.code), pickle._Unpickler.dispatch[ord(op.code)])
+    for op in pickletools.opcodes
+    if _OPCODES.fullmatch(op.name)
+  )
+
+  @classmethod
+  def read(cls, data: bytes) -> Any:
+    """Reads a pickle of protocol 2 or newer.
+
+    Returns:
+      None, bools, ints, floats, strings, tuples, lists, dicts with string or integer keys (items
+      with other keys are dropped), and objects.
+
+    Raises:
+      PickleError: it contains another name or opcode, or is damaged.
+    """
+    try:
+      return cls(io.BytesIO(data)).load()
+    except PickleError:
+      raise
+    except Exception as error:  # damaged bytes can raise anything
+      raise PickleError(f"damaged bytes ({type(error).__name__}: {error})") from error
+
+  def find_class(self, module: str, attribute: str) -> _Name:
+    """Checks a name."""
+    name = f"{module}.{attribute}"
+    if not attribute.isidentifier() or not self.names.fullmatch(name):
+      raise PickleError(f"the name {name}")
+    return _Name(name)
+
+  def construct(self, name: str, arguments: tuple) -> Any:
+    """Returns the substitute for a call of `name`."""
+    return PickledObject(name)
+
+  def _call(self) -> None:
+    arguments, function = self.stack.pop(), self.stack.pop()
+    if not isinstance(function, _Name) or not isinstance(arguments, tuple):
+      raise PickleError("a call of something that is no function")
+    self.append(self.construct(function.name, arguments))
+
+  def _build(self) -> None:
+    state, target = self.stack.pop(), self.stack[-1]
+    if isinstance(target, PickledObject) and isinstance(state, dict):
+      target.attributes.update(state)
+
+  def _set_items(self, items: list[Any]) -> None:
+    target = self.stack[-1]
+    if isinstance(target, PickledObject):
+      return
+    if not isinstance(target, dict):
+      raise PickleError(f"items for a {type(target).__name__}")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+      # Hashing nested tuples takes exponential time, and huge integers can be made to collide.
+      if type(key) is str or (type(key) is int and abs(key) < 2**60):
+        target[key] = value
+
+  dispatch[pickle.REDUCE[0]] = dispatch[pickle.NEWOBJ[0]] = _call
+  dispatch[pickle.BUILD[0]] = _build
+  dispatch[pickle.SETITEM[0]] = lambda self: self._set_items(
+    [self.stack.pop(), self.stack.pop()][::-1]
+  )
+  dispatch[pickle.SETITEMS[0]] = lambda self: self._set_items(self.pop_mark())
