@@ -35,7 +35,7 @@ from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_keyed, write_json, writing
 from pomp_jax.jobs import pretrain
 from pomp_jax.train import setup
-from pomp_jax.train.bad_loss import BadLossError, Judge
+from pomp_jax.train.loss_monitor import BadLossError, LossMonitor
 from pomp_jax.train.watch import TrainingError
 
 log = logging.getLogger(__name__)
@@ -177,9 +177,9 @@ def _most_lanes(job: setup.Run) -> int:
 def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_lanes: int) -> None:
   """Evaluates a lane, all processes together, and writes its cell."""
   try:
-    judge = Judge(cell.config.loss_spike)
+    check = LossMonitor(cell.config.loss_spike)
     for step, loss in enumerate(trained.losses.tolist(), 1):
-      judge(step, {"loss": loss})
+      check(step, {"loss": loss})
   except BadLossError as error:
     _fail(folder, cell, error)
     return

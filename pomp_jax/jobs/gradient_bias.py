@@ -34,7 +34,7 @@ from pomp_jax.prompt.loss import CORRECTIONS
 from pomp_jax.prompt.sampling import SAMPLERS, Sampling, SamplingArrays
 from pomp_jax.prompt.step import ContrastSettings, replicate, step_token_budget
 from pomp_jax.train import setup
-from pomp_jax.train.class_relations import sampling_arrays, sampling_of
+from pomp_jax.train.sampling_data import sampling_arrays, sampling_of
 
 log = logging.getLogger(__name__)
 

@@ -166,7 +166,7 @@ def _results(job: Run, learned: Any, done: loop.Trained) -> dict:
     "method": config.method,
     "seed": config.seed,
     "steps": job.total_steps,
-    "roll_backs": done.detour.roll_backs,
+    "roll_backs": done.roll_backs.count,
     "seconds": round(done.seconds, 2),
     "images_per_second": round(job.total_steps * config.batch_size / done.seconds, 1),
     "eval_seconds": round(time.monotonic() - start, 2),

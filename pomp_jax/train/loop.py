@@ -21,7 +21,7 @@ from pomp_jax.inference.metrics import topk_accuracy
 from pomp_jax.prompt.loss import guess_loss
 from pomp_jax.prompt.step import DATA, TrainState, replicate
 from pomp_jax.train import batches, methods
-from pomp_jax.train.bad_loss import BadLossError, Detour, Expected, Judge
+from pomp_jax.train.loss_monitor import BadLossError, Expected, LossMonitor, RollBacks
 from pomp_jax.train.setup import Run, class_features, first_state, k_of, open_bank, train_step
 from pomp_jax.train.watch import TrainingError, Watch
 
@@ -36,16 +36,16 @@ class Trained(NamedTuple):
     state: after these.
     seconds: that they took, over all starts.
     unreadable: indices of the images that could not be read.
-    detour: what was left out.
-    memory: of the `Judge`.
+    roll_backs: roll-backs so far.
+    statistics: statistics of the `LossMonitor`.
   """
 
   step: int
   state: TrainState
   seconds: float
   unreadable: list[int]
-  detour: Detour
-  memory: dict[str, Any] | None
+  roll_backs: RollBacks
+  statistics: dict[str, Any] | None
 
 
 class _Parts(NamedTuple):
@@ -74,7 +74,7 @@ def train(job: Run) -> Trained:
         with parts.stop:
           at = _go(job, parts, checkpoints, at)
       except BadLossError as error:
-        at = _back(job, checkpoints, at.detour, error)
+        at = _back(job, checkpoints, at.roll_backs, error)
     return at
 
 
@@ -83,17 +83,18 @@ def _last(job: Run, checkpoints: Checkpoints) -> Trained:
   state = first_state(job)
   restored = checkpoints.restore_latest(state)
   if restored is None:
-    return Trained(0, state, 0.0, [], Detour(), None)
+    return Trained(0, state, 0.0, [], RollBacks(), None)
   log.info("going on from the checkpoint of step %d", restored.step)
   meta = restored.meta
+  skipped = meta.get("detour", {})
   _say_what_differs(job, restored)
   return Trained(
     step=restored.step,
     state=restored.state,
     seconds=meta["seconds"],
     unreadable=meta.get("unreadable", []),
-    detour=Detour(**meta.get("detour", {})),
-    memory=meta.get("judge"),
+    roll_backs=RollBacks(skipped.get("roll_backs", 0), skipped.get("batches", 0)),
+    statistics=meta.get("judge"),
   )
 
 
@@ -101,14 +102,14 @@ def _go(job: Run, parts: _Parts, checkpoints: Checkpoints, at: Trained) -> Train
   """Steps until the end, if nothing comes between."""
   config, mesh = job.config, job.encoder.mesh
   state, frozen, bank = at.state, job.frozen, open_bank(job)
-  judge = Judge(config.loss_spike, at.memory, _expected(job))
+  monitor = LossMonitor(config.loss_spike, at.statistics, _expected(job))
   with contextlib.ExitStack() as stack:
     loader = batches.open_batches(
       config,
       job.source,
       job.fetch,
       mesh,
-      start=at.step + at.detour.batches,
+      start=at.step + at.roll_backs.skipped_batches,
       unreadable=frozenset(at.unreadable),
     )
     stack.enter_context(contextlib.closing(loader))
@@ -120,7 +121,7 @@ def _go(job: Run, parts: _Parts, checkpoints: Checkpoints, at: Trained) -> Train
       config.log.every,
       config.batch_size,
       job.rate,
-      judge,
+      monitor,
       profiled=tuple(map(int, profiled.split("+"))) if profiled else None,
       port=config.watch.port,
       host=config.watch.host,
@@ -149,8 +150,8 @@ def _go(job: Run, parts: _Parts, checkpoints: Checkpoints, at: Trained) -> Train
           state=state,
           seconds=at.seconds + time.monotonic() - start,
           unreadable=sorted(loader.unreadable),
-          detour=at.detour,
-          memory=judge.memory(),
+          roll_backs=at.roll_backs,
+          statistics=monitor.statistics,
         )
         checkpoints.save(step, state, _meta(job, done), metric=top1)
         watch.restart_clock()
@@ -173,10 +174,14 @@ def _meta(job: Run, done: Trained) -> dict[str, Any]:
   """What a checkpoint holds beside the state."""
   return {
     "seconds": done.seconds,
-    "position": (done.step + done.detour.batches) * job.config.batch_size,
+    "position": (done.step + done.roll_backs.skipped_batches) * job.config.batch_size,
     "unreadable": done.unreadable,
-    "detour": done.detour.__dict__,
-    "judge": done.memory,
+    # Names of the first versions, whose checkpoints are still read.
+    "detour": {
+      "roll_backs": done.roll_backs.count,
+      "batches": done.roll_backs.skipped_batches,
+    },
+    "judge": done.statistics,
     "devices": jax.device_count(),
     "groups": _n_groups(job),
     "config": job.config.to_dict(),
@@ -193,28 +198,30 @@ def _leave(job: Run, checkpoints: Checkpoints, step: int) -> None:
   )
 
 
-def _back(job: Run, checkpoints: Checkpoints, detour: Detour, error: BadLossError) -> Trained:
+def _back(
+  job: Run, checkpoints: Checkpoints, roll_backs: RollBacks, error: BadLossError
+) -> Trained:
   """The last good checkpoint, or the start, from which other draws lead on.
 
   Raises:
     TrainingError: not again.
   """
   config = job.config
-  if config.on_bad_loss == "stop" or detour.roll_backs >= config.max_roll_backs:
-    again = f" after {detour.roll_backs} roll-backs" if detour.roll_backs else ""
+  if config.on_bad_loss == "stop" or roll_backs.count >= config.max_roll_backs:
+    again = f" after {roll_backs.count} roll-backs" if roll_backs.count else ""
     raise TrainingError(
       f"{error}: training stops{again}. The last good checkpoint stays in"
       f" {job.folder.checkpoints}; a lower config.optim.lr is the usual remedy, and"
       " config.on_bad_loss='roll_back' goes back to it by itself"
     ) from error
   at = _last(job, checkpoints)
-  detour = detour.after(error.step, at.step)
+  roll_backs = roll_backs.add(error.step, at.step)
   log.warning(
     "%s: ROLLED BACK to step %d, on with other draws and other images (%d of at most %d times)",
-    *(error, at.step, detour.roll_backs, config.max_roll_backs),
+    *(error, at.step, roll_backs.count, config.max_roll_backs),
   )
-  seed_key = replicate(detour.seed_key(config.seed), job.encoder.mesh)
-  return at._replace(state=at.state.replace(seed_key=seed_key), detour=detour)
+  seed_key = replicate(roll_backs.seed_key(config.seed), job.encoder.mesh)
+  return at._replace(state=at.state.replace(seed_key=seed_key), roll_backs=roll_backs)
 
 
 def _n_groups(job: Run) -> int:

@@ -33,8 +33,7 @@ from pomp_jax.prompt.step import (
   step_token_budget,
 )
 from pomp_jax.train import batches, methods
-from pomp_jax.train.bank import Bank
-from pomp_jax.train.class_relations import sampling_arrays, sampling_of
+from pomp_jax.train.sampling_data import Bank, sampling_arrays, sampling_of
 
 
 @dataclasses.dataclass(frozen=True)

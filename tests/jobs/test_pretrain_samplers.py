@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.train.bank import Bank
+from pomp_jax.train.sampling_data import Bank
 from pomp_jax.train.watch import Watch
 from tests.support.small_run import small_config, trained
 

@@ -1,4 +1,4 @@
-"""Losses that can't be gone on from, and the way around them."""
+"""Bad losses, roll-backs, and trainings that learn nothing."""
 
 import json
 
@@ -10,83 +10,83 @@ import pytest
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.prompt.loss import guess_loss
 from pomp_jax.train import loop, setup
-from pomp_jax.train.bad_loss import BadLossError, Detour, Expected, Judge
+from pomp_jax.train.loss_monitor import BadLossError, Expected, LossMonitor, RollBacks
 from tests.support.clips import write_random_clip
 from tests.support.small_run import small_config
 
 
-def losses(judge, values, first=1):
+def losses(monitor, values, first=1):
   for step, loss in enumerate(values, first):
-    judge(step, {"loss": np.float32(loss), "accuracy": 0.5})
+    monitor(step, {"loss": np.float32(loss), "accuracy": 0.5})
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
-def test_what_is_not_finite_is_bad(name, value):
+def test_values_that_are_not_finite_are_bad(name, value):
   with pytest.raises(BadLossError, match=rf"^{name} is -?(nan|inf) at step 7$") as caught:
-    Judge(0.0)(7, {"loss": 1.0, "grad_norm": 1.0} | {name: np.float32(value)})
+    LossMonitor(0.0)(7, {"loss": 1.0, "grad_norm": 1.0} | {name: np.float32(value)})
   assert caught.value.step == 7
 
 
 def test_any_finite_loss_is_good_unless_spikes_are_asked_for():
-  losses(Judge(0.0), [1.0] * 30 + [1e30])
+  losses(LossMonitor(0.0), [1.0] * 30 + [1e30])
 
 
-def test_a_spike_is_told_from_what_is_usual():
-  judge = Judge(3.0)
-  losses(judge, [2.0, 1.0] * 15)
-  usual = judge.memory()["loss"]
-  assert 1.3 < usual < 1.7
-  losses(judge, [2.9 * usual], first=31)
-  with pytest.raises(BadLossError, match=r"^loss is 9 at step 32, more than 3 times the 1\.\d+"):
-    losses(judge, [9.0], first=32)
+def test_a_spike_is_a_multiple_of_the_running_mean():
+  monitor = LossMonitor(3.0)
+  losses(monitor, [2.0, 1.0] * 15)
+  mean = monitor.statistics["loss"]
+  assert 1.3 < mean < 1.7
+  losses(monitor, [2.9 * mean], first=31)
+  with pytest.raises(BadLossError, match="^loss is 9 at step 32, more than 3 times "):
+    losses(monitor, [9.0], first=32)
 
 
 def test_the_first_steps_are_no_spikes():
-  losses(Judge(1.5), [1.0] * 19 + [100.0])
+  losses(LossMonitor(1.5), [1.0] * 19 + [100.0])
   with pytest.raises(BadLossError):
-    losses(Judge(1.5), [1.0] * 20 + [100.0])
+    losses(LossMonitor(1.5), [1.0] * 20 + [100.0])
 
 
-def test_the_usual_loss_is_the_mean_and_then_a_running_mean():
+def test_the_loss_has_a_plain_and_then_a_running_mean():
   values = np.random.default_rng(0).uniform(1, 2, 60)
-  judge = Judge(10.0)
-  losses(judge, values[:20])
-  assert judge.memory() == {
+  monitor = LossMonitor(10.0)
+  losses(monitor, values[:20])
+  assert monitor.statistics == {
     "steps": 20,
     "loss": pytest.approx(values[:20].mean(), rel=1e-6),
     "first": pytest.approx(values[:5].mean(), rel=1e-6),
   }
-  losses(judge, values[20:], first=21)
+  losses(monitor, values[20:], first=21)
   # A loss from d steps ago weighs 0.05 * 0.95^d.
   weights = 0.05 * 0.95 ** np.arange(40)[::-1]
   expected = weights @ values[20:] + 0.95**40 * values[:20].mean()
-  assert judge.memory()["loss"] == pytest.approx(expected, rel=1e-6)
+  assert monitor.statistics["loss"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_judge_goes_on_where_it_was_exactly():
+def test_a_resumed_monitor_has_the_same_statistics():
   values = np.random.default_rng(1).uniform(1, 2, 50)
-  whole, first = Judge(2.0), Judge(2.0)
+  whole, first = LossMonitor(2.0), LossMonitor(2.0)
   losses(whole, values)
   losses(first, values[:23])
-  second = Judge(2.0, json.loads(json.dumps(first.memory())))
+  second = LossMonitor(2.0, json.loads(json.dumps(first.statistics)))
   losses(second, values[23:], first=24)
-  assert second.memory() == whole.memory()
+  assert second.statistics == whole.statistics
 
 
-def test_a_detour_leaves_out_what_led_to_the_bad_loss():
-  once = Detour().after(bad_step=11, good_step=8)
-  assert once == Detour(roll_backs=1, batches=3)
+def test_batches_that_led_to_a_bad_loss_are_skipped():
+  once = RollBacks().add(bad_step=11, good_step=8)
+  assert once == RollBacks(count=1, skipped_batches=3)
   # From the same checkpoint again, and then from a later one.
-  assert once.after(9, 8) == Detour(2, 4)
-  assert once.after(9, 8).after(14, 12) == Detour(3, 6)
+  assert once.add(9, 8) == RollBacks(2, 4)
+  assert once.add(9, 8).add(14, 12) == RollBacks(3, 6)
 
 
-def test_each_detour_has_draws_of_its_own():
-  keys = [Detour(n).seed_key(5) for n in range(20)]
+def test_each_roll_back_has_other_draws():
+  keys = [RollBacks(n).seed_key(5) for n in range(20)]
   np.testing.assert_array_equal(keys[0], jax.random.key_data(jax.random.key(5)))
   assert len({key.tobytes() for key in keys}) == 20
-  np.testing.assert_array_equal(Detour(3, 40).seed_key(5), keys[3])
+  np.testing.assert_array_equal(RollBacks(3, 40).seed_key(5), keys[3])
 
 
 def learns_nothing(caplog):
@@ -104,8 +104,8 @@ EXPECTED = Expected(guess=4.0, after=30, rate=0.3)
     ([1.0] * 15 + [2.0] * 60, "above the 1 of the first steps"),
   ],
 )
-def test_a_loss_that_says_that_nothing_is_learned_warns_once(caplog, values, found):
-  losses(Judge(0.0, expected=EXPECTED), values)
+def test_a_run_that_learns_nothing_warns_once(caplog, values, found):
+  losses(LossMonitor(0.0, expected=EXPECTED), values)
   [line] = learns_nothing(caplog)
   assert found in line and "config.optim.lr=0.3" in line and "config.optim.warmup" in line
   assert int(line.split("step=")[1].split()[0]) >= 30
@@ -119,18 +119,18 @@ def test_a_loss_that_says_that_nothing_is_learned_warns_once(caplog, values, fou
     [1.0] * 40 + [8.0] + [1.0] * 40,  # one batch
   ],
 )
-def test_a_loss_that_falls_stays_or_has_one_bad_batch_does_not(caplog, values):
-  losses(Judge(0.0, expected=EXPECTED), values)
+def test_a_loss_that_falls_stays_or_has_one_bad_batch_does_not_warn(caplog, values):
+  losses(LossMonitor(0.0, expected=EXPECTED), values)
   assert not learns_nothing(caplog)
 
 
 def test_the_first_loss_is_known_after_a_restart_and_unknown_to_older_checkpoints(caplog):
-  before = Judge(0.0, expected=EXPECTED)
+  before = LossMonitor(0.0, expected=EXPECTED)
   losses(before, [1.0] * 25)
-  memory = json.loads(json.dumps(before.memory()))
-  losses(Judge(0.0, {"steps": 25, "loss": 1.0}, EXPECTED), [2.5] * 50, first=26)
+  memory = json.loads(json.dumps(before.statistics))
+  losses(LossMonitor(0.0, {"steps": 25, "loss": 1.0}, EXPECTED), [2.5] * 50, first=26)
   assert not learns_nothing(caplog)
-  losses(Judge(0.0, memory, EXPECTED), [2.5] * 50, first=26)
+  losses(LossMonitor(0.0, memory, EXPECTED), [2.5] * 50, first=26)
   assert learns_nothing(caplog)
 
 
@@ -147,7 +147,7 @@ def test_a_training_that_learns_does_not_warn(tmp_path, caplog):
   assert not learns_nothing(caplog)
 
 
-def test_a_training_whose_loss_is_that_of_a_guess_says_so(tmp_path, caplog):
+def test_a_training_whose_loss_is_that_of_a_guess_warns(tmp_path, caplog):
   """A CLIP of random weights tells nothing apart, and is surer of it than a guess."""
   clip = write_random_clip(tmp_path / "clip")
   rng = np.random.default_rng(0)

@@ -1,0 +1,220 @@
+"""Arrays that samplers of negatives read: class counts, relations between classes, and the bank.
+
+Relations come from WordNet for classes with synsets. Names of the embedded world are combinations
+of four attributes. There, siblings differ in one attribute, kin are words that captions confuse,
+and the levels are the shape, then the texture, then the colour.
+Shapes: N classes, G groups of a class, S groups, D kin of a class, H levels, A attributes.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Int32
+from ml_collections import ConfigDict
+import numpy as np
+
+from pomp_jax.config import WORLD, ConfigError
+from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.wordnet import Tree, load_tree
+from pomp_jax.prompt.learner import Frozen
+from pomp_jax.prompt.sampling import Sampling, SamplingArrays
+from pomp_jax.prompt.step import TrainState, replicate
+from pomp_jax.world import names as world_names
+
+# Depths below WordNet's root of the ancestors in the loss: artifact and living thing; animal and
+# instrumentality; mammal and vehicle.
+TREE_LEVELS = (4, 6, 8)
+
+
+def sampling_arrays(
+  config: ConfigDict, names: Sequence[str], labels_n: np.ndarray
+) -> SamplingArrays:
+  """Builds the arrays that `config.sampling` needs, except for the bank.
+
+  Args:
+    config: config of the run.
+    names: names of the N classes.
+    labels_n: class of each training image.
+
+  Raises:
+    ConfigError: a sampler needs relations, and these classes have none.
+  """
+  sampling, arrays = config.sampling, SamplingArrays()
+  if sampling.name == "frequency":
+    counts_N = np.bincount(labels_n, minlength=len(names)).astype(np.float64)
+    # Relative to the largest count, so that no power overflows.
+    counts_N = (counts_N / counts_N.max()) ** sampling.power
+    arrays = arrays._replace(frequency=(counts_N / counts_N.sum()).astype(np.float32))
+  needed = {
+    "sampling.name": (sampling.name == "hierarchical", ("groups", "group_sizes")),
+    "sampling.exclude": (sampling.exclude == "kin", ("kin",)),
+    "sampling.ancestors_weight": (sampling.ancestors_weight > 0, ("levels",)),
+  }
+  needed = {field: parts for field, (is_needed, parts) in needed.items() if is_needed}
+  if not needed:
+    return arrays
+  relations = _relations(config, names)
+  if relations is None:
+    field = next(iter(needed))
+    expected = "a value that needs no relations between classes, or data.names with synsets"
+    raise ConfigError(field, sampling[field.rpartition(".")[2]], expected)
+  parts = [part for parts in needed.values() for part in parts]
+  return arrays._replace(**{part: getattr(relations, part) for part in parts})
+
+
+def sampling_of(fields: ConfigDict) -> Sampling:
+  """Converts `config.sampling` for the step."""
+  return Sampling(**{field.name: fields[field.name] for field in dataclasses.fields(Sampling)})
+
+
+def _relations(config: ConfigDict, names: Sequence[str]) -> SamplingArrays | None:
+  if config.data.source == WORLD:
+    row = {name: i for i, name in enumerate(world_names.class_names("base"))}
+    kept_N = np.array([row[name] for name in names])
+    return attribute_relations(world_names.class_attributes("base")[kept_N])
+  try:
+    classes = load_class_list(config.data.names or config.data.dataset)
+  except ValueError:
+    return None
+  if classes.synsets is None:
+    return None
+  synset = dict(zip(classes.names, classes.synsets, strict=True))
+  # A name that several classes share has no known synset.
+  if not set(names) <= set(synset) or len(synset) < len(classes):
+    return None
+  tree = load_tree()
+  return wordnet_relations(tree, tree.nodes([synset[name] for name in names]))
+
+
+def wordnet_relations(tree: Tree, class_nodes_N: Int32[np.ndarray, " N"]) -> SamplingArrays:
+  """Groups, group sizes, kin and levels of classes in WordNet.
+
+  Siblings share a parent. Kin are ancestors or descendants. The level at a depth is the first
+  ancestor, by id, at that depth.
+
+  Args:
+    tree: WordNet's tree.
+    class_nodes_N: distinct nodes of the classes.
+  """
+  n_classes = len(class_nodes_N)
+  groups_NxG, group_sizes_S = _groups(_padded([tree.parents[node] for node in class_nodes_N]))
+  class_of_n = np.full(len(tree), -1, np.int32)
+  class_of_n[class_nodes_N] = np.arange(n_classes)
+  kin = []
+  levels_NxH = np.full((n_classes, len(TREE_LEVELS)), -1, np.int32)
+  for c, node in enumerate(class_nodes_N):
+    above = tree.ancestors[node]
+    related = class_of_n[above[above != node]]
+    kin.append(related[related >= 0])
+    for column, depth in enumerate(TREE_LEVELS):
+      at = above[tree.depth[above] == depth]
+      if len(at):
+        levels_NxH[c, column] = at[0]
+  return SamplingArrays(
+    groups=groups_NxG, group_sizes=group_sizes_S, kin=_padded(kin), levels=levels_NxH
+  )
+
+
+def attribute_relations(attributes_NxA: Int32[np.ndarray, "N A"]) -> SamplingArrays:
+  """Groups, group sizes, kin and levels of the embedded world's classes."""
+  n_attributes = attributes_NxA.shape[1]
+  # All attributes but one, and the index of that one: a class is in as many groups as attributes.
+  keys = [
+    _key(np.insert(np.delete(attributes_NxA, dropped, axis=1), 0, dropped, axis=1))
+    for dropped in range(n_attributes)
+  ]
+  groups_NxG, group_sizes_S = _groups(np.stack(keys, axis=1))
+  family_of = [
+    np.repeat(np.arange(len(families)), [len(family) for family in families])
+    for families in world_names.FAMILIES
+  ]
+  family_N = _key(np.stack([of[a] for of, a in zip(family_of, attributes_NxA.T, strict=True)], 1))
+  members: dict[int, list[int]] = {}
+  for c, family in enumerate(family_N.tolist()):
+    members.setdefault(family, []).append(c)
+  kin = [
+    np.array([other for other in members[family] if other != c], np.int32)
+    for c, family in enumerate(family_N.tolist())
+  ]
+  colour, texture, shape, _ = range(n_attributes)
+  columns = [[shape], [shape, texture], [shape, texture, colour]]
+  levels = [np.unique(_key(attributes_NxA[:, some]), return_inverse=True)[1] for some in columns]
+  return SamplingArrays(
+    groups=groups_NxG,
+    group_sizes=group_sizes_S,
+    kin=_padded(kin),
+    levels=np.stack(levels, axis=1).astype(np.int32),
+  )
+
+
+def _key(columns_NxA: np.ndarray) -> np.ndarray:
+  """One number per row, equal for equal rows only; values are below 32."""
+  return columns_NxA.astype(np.int64) @ (32 ** np.arange(columns_NxA.shape[1]))
+
+
+def _padded(rows: Sequence[np.ndarray]) -> Int32[np.ndarray, "N G"]:
+  padded = np.full((len(rows), max(1, *map(len, rows))), -1, np.int32)
+  for i, row in enumerate(rows):
+    padded[i, : len(row)] = row
+  return padded
+
+
+def _groups(keys_NxG: np.ndarray):
+  """Numbers the groups from 0 and drops those of one class: groups [N,G], sizes [S]."""
+  found, index, sizes = np.unique(keys_NxG, return_inverse=True, return_counts=True)
+  kept = (found >= 0) & (sizes >= 2)
+  number = np.where(kept, np.cumsum(kept) - 1, -1)
+  # At least one group, so that the array can be indexed.
+  sizes = sizes[kept] if kept.any() else np.array([2])
+  return number[index].reshape(keys_NxG.shape).astype(np.int32), sizes.astype(np.int32)
+
+
+class Bank:
+  """Recomputes `frozen.sampling.bank`, the features of all classes, every few steps.
+
+  The parameters of the last bank are part of the state, so a run that resumes from any checkpoint
+  has the same bank as one that was never stopped.
+  """
+
+  def __init__(
+    self, every: int, mesh: Mesh, class_features: Callable[[Any], np.ndarray], *, needed: bool
+  ):
+    """Computes nothing yet.
+
+    Args:
+      every: steps between two banks.
+      mesh: mesh of the devices.
+      class_features: function of parameters to unit features of all N classes [N,E].
+      needed: whether any sampler of the run reads the bank.
+    """
+    self._every, self._mesh, self._class_features = every, mesh, class_features
+    self._needed = needed
+
+  def start(self, state: TrainState) -> TrainState:
+    """Adds a place for the bank's parameters to the state of step 0."""
+    return state.replace(bank_params=_copy(state.params)) if self._needed else state
+
+  def refresh(self, steps: int, state: TrainState, frozen: Frozen) -> tuple[TrainState, Frozen]:
+    """Returns state and frozen arrays for the next step, with a new bank if it is due.
+
+    Args:
+      steps: number of steps taken.
+      state: state after these.
+      frozen: arrays with the previous bank, or with none.
+    """
+    due = steps % self._every == 0
+    if not self._needed or not (due or frozen.sampling.bank is None):
+      return state, frozen
+    if due:
+      # A copy, since the step donates the buffers of its state.
+      state = state.replace(bank_params=_copy(state.params))
+    bank_NxE = replicate(self._class_features(state.bank_params), self._mesh)
+    return state, frozen._replace(sampling=frozen.sampling._replace(bank=bank_NxE))
+
+
+def _copy(params: Any) -> Any:
+  return jax.tree.map(jnp.copy, params)
