@@ -7,12 +7,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.prompt.loss import guess_loss
-from pomp_jax.train import loop, setup
 from pomp_jax.train.loss_monitor import BadLossError, Expected, LossMonitor, RollBacks
 from tests.support.clips import write_random_clip
-from tests.support.small_run import small_config
+from tests.support.small_run import small_config, trained
 
 
 def losses(monitor, values, first=1):
@@ -134,19 +132,6 @@ def test_the_first_loss_is_known_after_a_restart_and_unknown_to_older_checkpoint
   assert learns_nothing(caplog)
 
 
-def train(config, workdir, caplog):
-  folder = RunFolder(workdir)
-  job = setup.prepare(config, folder)
-  folder.create()
-  with caplog.at_level("WARNING", "pomp_jax"):
-    loop.train(job)
-
-
-def test_a_training_that_learns_does_not_warn(tmp_path, caplog):
-  train(small_config(**{"steps": 40, "checkpoint.every": 40}), tmp_path, caplog)
-  assert not learns_nothing(caplog)
-
-
 def test_a_training_whose_loss_is_that_of_a_guess_warns(tmp_path, caplog):
   """A CLIP of random weights tells nothing apart, and is surer of it than a guess."""
   clip = write_random_clip(tmp_path / "clip")
@@ -167,7 +152,8 @@ def test_a_training_whose_loss_is_that_of_a_guess_warns(tmp_path, caplog):
     "optim.lr": 1e-4,
   }
   assert clip.logit_scale.item() == 2.0
-  train(small_config(**changes), tmp_path / "run", caplog)
+  with caplog.at_level("WARNING", "pomp_jax"):
+    trained(small_config(**changes), tmp_path / "run")
   [line] = learns_nothing(caplog)
   assert "no better than the 2.08 of a guess" in line  # ln(8)
   assert "config.optim.lr=0.0001" in line
