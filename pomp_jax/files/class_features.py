@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.prompt import PromptFileError, refuse
+from pomp_jax.files.prompt_formats import PromptFileError, refuse
 from pomp_jax.files.terminal import control_character, is_unicode, printable
 
 

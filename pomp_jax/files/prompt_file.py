@@ -1,47 +1,43 @@
-"""Files of learned prompts: which format a file has, and the reader and the writer for it.
+"""Files of learned prompts.
 
-.npz                     our own, `prompt_npz`
-.safetensors             the same fields, `prompt_safetensors`
-.pt, .pth, .pth.tar[-N]  torch checkpoints as CoOp and POMP publish them, `prompt_torch`
+.npz                     NumPy arrays, the format of a run
+.safetensors             the same fields
+.pt, .pth, .pth.tar[-N]  torch checkpoints as CoOp and POMP publish them
+
+Shapes: M context vectors, D width of the CLIP's text tower, N classes.
 """
 
-from collections.abc import Callable
+import dataclasses
+import json
 import os
 import re
-from typing import BinaryIO
+from typing import Any
 import zipfile
 
+import numpy as np
+
+from pomp_jax.files import prompt_formats
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.prompt import (
+from pomp_jax.files.prompt_formats import (
   FORMAT_VERSION,
-  POSITIONS,
-  Prompt,
   PromptFileError,
-  check_fits,
+  check_shape,
+  check_version,
   refuse,
-  text_fields,
 )
-from pomp_jax.files.prompt_npz import read_npz, write_npz
-from pomp_jax.files.prompt_safetensors import is_safetensors, read_safetensors, write_safetensors
-from pomp_jax.files.prompt_torch import is_legacy_torch, read_torch, write_torch
 from pomp_jax.files.torch_archive import is_torch_archive
 
-__all__ = [
-  "FORMAT_VERSION",
-  "POSITIONS",
-  "Prompt",
-  "PromptFileError",
-  "check_fits",
-  "format_of_name",
-  "load_prompt",
-  "save_prompt",
-]
+POSITIONS = ("end", "middle", "front")
 
-_READERS = {"npz": read_npz, "safetensors": read_safetensors, "pth": read_torch}
-_WRITERS: dict[str, Callable[[BinaryIO, Prompt, dict[str, str]], None]] = {
-  "npz": write_npz,
-  "safetensors": write_safetensors,
-  "pth": write_torch,
+_READERS = {
+  "npz": prompt_formats.read_npz,
+  "safetensors": prompt_formats.read_safetensors,
+  "pth": prompt_formats.read_torch,
+}
+_WRITERS = {
+  "npz": prompt_formats.write_npz,
+  "safetensors": prompt_formats.write_safetensors,
+  "pth": prompt_formats.write_torch,
 }
 # Dassl, on which CoOp and POMP are built, writes model.pth.tar-5 and model-best.pth.tar.
 _SUFFIXES = {
@@ -51,8 +47,87 @@ _SUFFIXES = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """A learned prompt.
+
+  Attributes:
+    context: float32, [M, D] shared by all classes, or [N, M, D] with one context per class.
+    clip_model: name or folder of the CLIP that the context was trained with.
+    position: place of the context: before the class name (`end`: the name comes last), on both
+      sides of it (`middle`), or after it (`front`).
+    template: text that is tokenized for a class; `{}` stands for the name.
+    config: configuration of the run, as JSON.
+    format_version: version of the file's layout.
+  """
+
+  context: np.ndarray
+  clip_model: str
+  position: str = "end"
+  template: str = "{}."
+  config: dict[str, Any] = dataclasses.field(default_factory=dict)
+  format_version: int = FORMAT_VERSION
+
+
+def check_fits(
+  prompt: Prompt,
+  width: int,
+  clip_model: str | None = None,
+  n_classes: int | None = None,
+  path: str | os.PathLike = "the prompt",
+) -> None:
+  """Checks that a prompt fits a CLIP and a class list.
+
+  Args:
+    prompt: prompt.
+    width: D of the text tower.
+    clip_model: name of the CLIP, for the message.
+    n_classes: N of the class list, or None when it is not known; a shared context fits any N.
+    path: file of the prompt, for the message.
+
+  Raises:
+    PromptFileError: the widths differ, or a class-specific context has another number of classes.
+  """
+  shape = list(prompt.context.shape)
+  if shape[-1] != width:
+    raise PromptFileError(
+      f"{path}: context {shape} has width {shape[-1]} (trained with {prompt.clip_model!r}), but the"
+      f" text tower of {clip_model or 'the CLIP in use'!r} has width {width}"
+    )
+  if len(shape) == 3 and n_classes is not None and shape[0] != n_classes:
+    raise PromptFileError(
+      f"{path}: context {shape} is class-specific, one for each of its {shape[0]} classes, but the"
+      f" class list has {n_classes}"
+    )
+
+
+def validate(path: str | os.PathLike, prompt: Prompt) -> None:
+  """Checks the fields of a prompt that is written or was read, in any format.
+
+  Raises:
+    PromptFileError: the first field that breaks a rule.
+  """
+  context = prompt.context
+  accepted = "float32 [M, D] or [N, M, D], no axis empty"
+  if not isinstance(context, np.ndarray):
+    refuse(path, "context", f"a {type(context).__name__}", f"a NumPy array, {accepted}")
+  if context.dtype != np.float32 or context.ndim not in (2, 3) or context.size == 0:
+    refuse(path, "context", f"{context.dtype} {list(context.shape)}", accepted)
+  check_shape(path, "context", context.shape)
+  if not np.isfinite(context).all():
+    bad = int(context.size - np.isfinite(context).sum())
+    refuse(path, "context", f"not finite in {bad} of {context.size} values", "finite values")
+  if not prompt.clip_model:
+    refuse(path, "clip_model", "empty", "the name or the folder of a CLIP")
+  if prompt.position not in POSITIONS:
+    refuse(path, "position", repr(prompt.position), ", ".join(POSITIONS))
+  if prompt.template.count("{}") != 1:
+    refuse(path, "template", repr(prompt.template), "a text with one {} for the class name")
+  check_version(path, prompt.format_version)
+
+
 def format_of_name(path: str | os.PathLike) -> str | None:
-  """The format that a file's name stands for: npz, safetensors, pth, or None."""
+  """Returns the format of a file name: npz, safetensors, pth, or None."""
   for name, suffix in _SUFFIXES.items():
     if re.search(f"{suffix}$", os.fspath(path)):
       return name
@@ -60,59 +135,78 @@ def format_of_name(path: str | os.PathLike) -> str | None:
 
 
 def save_prompt(path: str | os.PathLike, prompt: Prompt) -> None:
-  """Writes a prompt file, whole or not at all; what `load_prompt` would refuse is not written.
+  """Writes a prompt file atomically, after `validate`.
+
+  A torch checkpoint's `epoch` is `epochs` of the prompt's config, else 0.
 
   Args:
-    path: the file, usually `prompt.npz`; its name decides the format. Replaced when it exists.
-    prompt: the prompt.
+    path: file, usually `prompt.npz`; its name decides the format. Replaced when it exists.
+    prompt: prompt.
 
   Raises:
-    PromptFileError: a field has a value that the format does not take (a NaN, say), or the name
-      stands for no format.
+    PromptFileError: a field has a value that the format does not take (a NaN, for example), or the
+      name has no known suffix.
     OSError: the file can't be written.
   """
   kind = format_of_name(path)
   if kind is None:
     refuse(path, "the file's name", "of no known kind", ".npz, .safetensors, .pth.tar, .pth, .pt")
-  text = text_fields(path, prompt)
+  validate(path, prompt)
+  try:
+    config = json.dumps(prompt.config, allow_nan=False)
+  except (TypeError, ValueError) as error:
+    refuse(path, "config", f"not JSON ({error})", "plain JSON values without NaN")
+  text = {"clip_model": prompt.clip_model, "position": prompt.position}
+  text |= {"template": prompt.template, "config": config}
+  epoch = prompt.config.get("epochs", 0)
+  epoch = epoch if type(epoch) is int and 0 <= epoch < 2**31 else 0
   try:
     with replacing(path) as file:
-      _WRITERS[kind](file, prompt, text)
+      _WRITERS[kind](file, prompt.context, text, epoch)
   except UnicodeEncodeError as error:
     refuse(path, "a string", f"not Unicode ({error})", "text that UTF-8 can hold")
 
 
 def load_prompt(path: str | os.PathLike) -> Prompt:
-  """Reads a prompt file; nothing in it is ever executed, and what is not of a prompt is ignored.
+  """Reads a prompt file; nothing in it is ever executed, and unknown fields are ignored.
 
-  The format is told by the content; where that tells nothing (a damaged file), by the name.
+  The content decides the format, or the name where the content is damaged.
 
-  A torch checkpoint that others wrote holds the context alone: its position is taken to be `end`
+  A torch checkpoint of other code holds the context alone: its position is assumed to be `end`
   (the published default; `dataclasses.replace` sets another), and its CLIP is "unknown".
 
   Args:
-    path: a file that `save_prompt` wrote, any npz or safetensors with the same fields, or a torch
+    path: file of `save_prompt`, any npz or safetensors file with the same fields, or a torch
       checkpoint with `state_dict['ctx']`.
 
   Returns:
     The prompt, every field checked.
 
   Raises:
-    PromptFileError: no such file, not a (whole) file of its format, or a field that is missing, of
-      the wrong type or shape, not finite, or of an unknown kind.
+    PromptFileError: no such file, damaged, or a field that is missing, of the wrong type or shape,
+      not finite, or of an unknown kind.
   """
-  return _READERS[_format_of_content(path) or format_of_name(path) or "npz"](path)
+  context, text = _READERS[_format_of_content(path) or format_of_name(path) or "npz"](path)
+  try:
+    config = json.loads(text["config"])
+  except (ValueError, RecursionError) as error:
+    refuse(path, "config", f"not JSON ({error})", "a JSON object")
+  if not isinstance(config, dict):
+    refuse(path, "config", f"a {type(config).__name__}", "a JSON object")
+  prompt = Prompt(context, text["clip_model"], text["position"], text["template"], config)
+  validate(path, prompt)
+  return prompt
 
 
 def _format_of_content(path: str | os.PathLike) -> str | None:
   try:
     with open(path, "rb") as file:
       head = file.read(32)
-    if is_safetensors(head):
+    if prompt_formats.is_safetensors(head):
       return "safetensors"
-    if is_legacy_torch(head):
+    if prompt_formats.is_legacy_torch(head):
       return "pth"
     with zipfile.ZipFile(path) as archive:
       return "pth" if is_torch_archive(archive) else "npz"
-  except Exception:  # the reader says what is wrong, in its own words
+  except Exception:  # the reader raises it in one line
     return None

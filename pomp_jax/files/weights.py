@@ -16,8 +16,7 @@ import zipfile
 import numpy as np
 import safetensors
 
-from pomp_jax.files.prompt_safetensors import is_safetensors
-from pomp_jax.files.prompt_torch import is_legacy_torch
+from pomp_jax.files.prompt_formats import is_legacy_torch, is_safetensors
 from pomp_jax.files.restricted_pickle import PickledObject
 from pomp_jax.files.terminal import printable
 from pomp_jax.files.torch_archive import (

@@ -12,8 +12,7 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.files.checkpoints import CheckpointError, read_checkpoints
 from pomp_jax.files.class_features import ClassFeatures, read_class_features
 from pomp_jax.files.progress import steps_of
-from pomp_jax.files.prompt import validate
-from pomp_jax.files.prompt_file import Prompt, load_prompt
+from pomp_jax.files.prompt_file import Prompt, load_prompt, validate
 from pomp_jax.files.run_folder import RunFolder
 
 # The class list's own text, and CLIP's own texts for it.

@@ -3,15 +3,11 @@
 import io
 import os
 from pathlib import Path
-import pickle
 import stat
 import subprocess
 import sys
-import warnings
 import zipfile
 
-from hypothesis import given
-from hypothesis import strategies as st
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -46,18 +42,24 @@ def refusal(path):
   return message
 
 
-@pytest.mark.parametrize("shape", [(4, 8), (1, 1), (3, 4, 8)])
+NAMES = (
+  *("prompt.npz", "prompt.safetensors", "prompt.pth.tar", "prompt.pth", "prompt.pt"),
+  *("model.pth.tar-5", "model-best.pth.tar"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
-def test_round_trip_is_exact(tmp_path, shape, position):
-  context = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-  prompt = Prompt(context, "org/name", position, "{}, a thing.", {"optim": {"lr": 0.1}, "a": [1]})
-  save_prompt(tmp_path / "prompt.npz", prompt)
-  back = load_prompt(tmp_path / "prompt.npz")
-  assert back.context.dtype == np.float32
-  np.testing.assert_array_equal(back.context, context)
-  assert (back.clip_model, back.position, back.template) == ("org/name", position, "{}, a thing.")
-  assert back.config == prompt.config
-  assert back.format_version == 1
+def test_round_trip_is_exact(tmp_path, name, position):
+  for shape in ((4, 8), (1, 1), (3, 4, 8)):
+    context = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    config = {"optim": {"lr": 0.1}, "epochs": 7, "a": [1, None]}
+    save_prompt(tmp_path / name, Prompt(context, "org/näme", position, "{}, a thing.", config))
+    back = load_prompt(tmp_path / name)
+    assert back.context.dtype == np.float32
+    np.testing.assert_array_equal(back.context, context)
+    assert (back.clip_model, back.position, back.template) == ("org/näme", position, "{}, a thing.")
+    assert back.config == config
 
 
 def test_the_contract_of_the_arrays(tmp_path):
@@ -69,10 +71,12 @@ def test_the_contract_of_the_arrays(tmp_path):
       np.testing.assert_array_equal(file[name], array)
 
 
-def test_same_prompt_same_bytes(tmp_path):
-  save_prompt(tmp_path / "a.npz", Prompt(CONTEXT, "a/clip"))
-  save_prompt(tmp_path / "b.npz", Prompt(CONTEXT.copy(), "a/clip"))
-  assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+@pytest.mark.parametrize("suffix", ["npz", "pth"])
+def test_same_prompt_same_bytes(tmp_path, suffix):
+  paths = [tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"]
+  for path in paths:
+    save_prompt(path, Prompt(CONTEXT.copy(), "a/clip"))
+  assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_saving_replaces_whole_files_only(tmp_path, monkeypatch):
@@ -157,25 +161,17 @@ def test_unknown_arrays_are_ignored(tmp_path):
   np.testing.assert_array_equal(load_prompt(path).context, CONTEXT)
 
 
-def test_a_missing_file(tmp_path):
-  assert "the file is missing" in refusal(tmp_path / "none.npz")
-
-
-def test_a_folder(tmp_path):
-  assert "not a whole npz" in refusal(tmp_path)
-
-
-def test_truncated_files(tmp_path):
-  whole = write(tmp_path / "p.npz").read_bytes()
-  for length in range(0, len(whole), 97):
-    path = tmp_path / "short.npz"
+@pytest.mark.parametrize("suffix", ["npz", "safetensors", "pth.tar-5"])
+def test_files_that_are_missing_or_truncated(tmp_path, suffix):
+  assert "the file is missing" in refusal(tmp_path / f"none.{suffix}")
+  (tmp_path / f"folder.{suffix}").mkdir()
+  assert "not a whole" in refusal(tmp_path / f"folder.{suffix}")
+  path = tmp_path / f"a.{suffix}"
+  save_prompt(path, Prompt(CONTEXT, "a/clip"))
+  whole = path.read_bytes()
+  for length in range(0, len(whole), 61):
     path.write_bytes(whole[:length])
-    assert "not a whole npz" in refusal(path)
-
-
-def test_one_array_alone(tmp_path):
-  np.save(tmp_path / "p.npy", CONTEXT)
-  assert "not a whole npz" in refusal(tmp_path / "p.npy")
+    assert "not a whole" in refusal(path)
 
 
 class Malicious:
@@ -188,12 +184,6 @@ class Malicious:
     return (open, (self.path, "w"))
 
 
-def test_the_malicious_pickle_would_work(tmp_path):
-  """Else the next test would prove nothing."""
-  pickle.loads(pickle.dumps(Malicious(tmp_path / "trace"))).close()
-  assert (tmp_path / "trace").exists()
-
-
 @pytest.mark.parametrize("field", sorted(GOOD))
 def test_nothing_is_unpickled(tmp_path, field):
   trace = tmp_path / "trace"
@@ -202,44 +192,8 @@ def test_nothing_is_unpickled(tmp_path, field):
   assert not trace.exists()
 
 
-def test_a_bare_pickle_is_not_unpickled(tmp_path):
-  (tmp_path / "p.npz").write_bytes(pickle.dumps(Malicious(tmp_path / "trace")))
-  assert "not a whole npz" in refusal(tmp_path / "p.npz")
-  with zipfile.ZipFile(tmp_path / "q.npz", "w") as archive:
-    for name in GOOD:
-      archive.writestr(f"{name}.npy", pickle.dumps(Malicious(tmp_path / "trace")))
-  assert "damaged" in refusal(tmp_path / "q.npz")
-  assert not (tmp_path / "trace").exists()
-
-
-def test_a_huge_claim_takes_no_memory(tmp_path):
-  header = io.BytesIO()
-  np.lib.format.write_array_header_1_0(
-    header, {"descr": "<f4", "fortran_order": False, "shape": (2**40, 512)}
-  )
-  path = write(tmp_path / "p.npz", context=None)
-  with zipfile.ZipFile(path, "a") as archive:
-    archive.writestr("context.npy", header.getvalue())
-  assert f"context is of shape [{2**40}, 512]" in refusal(path)
-
-
 WHOLE = io.BytesIO()
 write(WHOLE, pickled=np.array([{}], object))
-
-
-@given(st.lists(st.tuples(st.integers(0, len(WHOLE.getvalue()) - 1), st.binary(max_size=4))))
-def test_corrupt_bytes_raise_nothing_else(tmp_path_factory, changes):
-  data = bytearray(WHOLE.getvalue())
-  for start, piece in changes:
-    data[start : start + len(piece)] = piece
-  path = tmp_path_factory.getbasetemp() / "corrupt.npz"
-  path.write_bytes(data)
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # zipfile's, about names that occur twice
-    try:
-      assert np.isfinite(load_prompt(path).context).all()
-    except PromptFileError as error:
-      assert "\n" not in str(error)
 
 
 def test_every_single_byte_matters_or_is_caught(tmp_path):

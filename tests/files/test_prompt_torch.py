@@ -3,10 +3,7 @@
 import collections
 import re
 import sys
-import warnings
 
-from hypothesis import given
-from hypothesis import strategies as st
 import numpy as np
 import pytest
 import torch
@@ -14,14 +11,6 @@ import torch
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 
 CONTEXT = np.random.default_rng(0).normal(0, 0.02, (4, 8)).astype(np.float32)
-NAMES = [
-  "prompt.pth.tar",
-  "prompt.pth",
-  "prompt.pt",
-  "model.pth.tar-5",
-  "model-best.pth.tar",
-  "unsaid",
-]
 
 
 def publish(path, ctx, **more):
@@ -42,7 +31,7 @@ def refusal(path):
   return message
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["model.pth.tar-5", "no_suffix"])
 def test_a_published_prompt(tmp_path, name):
   prompt = load_prompt(publish(tmp_path / name, torch.tensor(CONTEXT)))
   np.testing.assert_array_equal(prompt.context, CONTEXT)
@@ -63,18 +52,6 @@ def test_any_float_type_and_any_strides(tmp_path, dtype, shape):
   assert prompt.context.flags.c_contiguous and prompt.context.flags.writeable
 
 
-@pytest.mark.parametrize("name", NAMES[:5])
-@pytest.mark.parametrize("shape", [(4, 8), (3, 4, 8)])
-def test_round_trip_is_exact(tmp_path, name, shape):
-  context = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-  prompt = Prompt(context, "org/näme", "middle", "{}, a thing.", {"epochs": 7, "a": [1, None, 0.1]})
-  save_prompt(tmp_path / name, prompt)
-  back = load_prompt(tmp_path / name)
-  np.testing.assert_array_equal(back.context, context)
-  assert (back.clip_model, back.position, back.template) == ("org/näme", "middle", "{}, a thing.")
-  assert back.config == prompt.config
-
-
 def test_the_published_code_can_load_it(tmp_path):
   """As CoOp does: into a module with the buffers, not strictly."""
 
@@ -91,12 +68,6 @@ def test_the_published_code_can_load_it(tmp_path):
   assert (done.missing_keys, done.unexpected_keys) == (["token_prefix"], [])
   assert checkpoint["epoch"] == 5
   np.testing.assert_array_equal(learner.ctx.detach().numpy(), CONTEXT.astype(np.float16))
-
-
-def test_same_prompt_same_bytes(tmp_path):
-  save_prompt(tmp_path / "a.pth", Prompt(CONTEXT, "a/clip"))
-  save_prompt(tmp_path / "b.pth", Prompt(CONTEXT.copy(), "a/clip"))
-  assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -171,17 +142,6 @@ def test_nothing_is_run(tmp_path):
   assert not trace.exists()
 
 
-def test_missing_and_truncated_files(tmp_path):
-  assert "the file is missing" in refusal(tmp_path / "none.pth.tar")
-  (tmp_path / "folder.pth.tar-5").mkdir()
-  assert "not a whole zip" in refusal(tmp_path / "folder.pth.tar-5")
-  save_prompt(tmp_path / "a.pth", Prompt(CONTEXT, "a/clip"))
-  whole = (tmp_path / "a.pth").read_bytes()
-  for length in range(0, len(whole), 41):
-    (tmp_path / "short.pth").write_bytes(whole[:length])
-    assert "not a whole zip" in refusal(tmp_path / "short.pth")
-
-
 def test_a_huge_claim_takes_no_memory(tmp_path):
   """A view of 2^40 rows, all of them the same 8 numbers."""
   claim = torch.zeros(8).expand(2**40, 8)
@@ -195,20 +155,3 @@ def test_torch_is_not_needed(tmp_path, monkeypatch):
   prompt = load_prompt(path)
   save_prompt(tmp_path / "a.pth", prompt)
   np.testing.assert_array_equal(load_prompt(tmp_path / "a.pth").context, CONTEXT)
-
-
-@given(data=st.data())
-def test_corrupt_bytes_raise_nothing_else(tmp_path_factory, data):
-  path = tmp_path_factory.getbasetemp() / "corrupt.pth"
-  save_prompt(path, Prompt(CONTEXT, "a/clip"))
-  whole = bytearray(path.read_bytes())
-  change = st.tuples(st.integers(0, len(whole) - 1), st.binary(max_size=4))
-  for start, piece in data.draw(st.lists(change, max_size=4)):
-    whole[start : start + len(piece)] = piece
-  path.write_bytes(whole)
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # zipfile's, about names that occur twice
-    try:
-      assert np.isfinite(load_prompt(path).context).all()
-    except PromptFileError as error:
-      assert "\n" not in str(error)

@@ -1,0 +1,289 @@
+"""The formats of prompt files: NumPy archives, safetensors files, and torch checkpoints.
+
+Every reader returns a context and the text fields, and judges what a file claims before it takes
+memory of that size. Nothing is ever unpickled or run.
+
+Shapes: M context vectors, D width of the CLIP's text tower, N classes.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+import math
+import os
+from typing import Any, BinaryIO, NoReturn
+import zipfile
+import zlib
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from pomp_jax.errors import InputError
+from pomp_jax.files.restricted_pickle import PickledObject
+from pomp_jax.files.terminal import printable
+from pomp_jax.files.torch_archive import (
+  StoredTensor,
+  TorchArchive,
+  TorchArchiveError,
+  write_torch_archive,
+)
+
+FORMAT_VERSION = 1
+# Fields that every format has as strings, beside the version.
+TEXT_FIELDS = ("clip_model", "position", "template", "config")
+
+# CLIP's text towers have 77 positions and at most 1,280 of width.
+_LIMITS = {"N": 2**20, "M": 1024, "D": 16_384}
+_MAX_CONTEXT_BYTES = 4 * 2**30
+_MAX_TEXT_BYTES = 64 * 2**20
+# Accepted growth of an npz member when decompressed, above 1 MiB. Trained numbers hardly compress.
+_MAX_GROWTH = 64
+_MAX_SAFETENSORS_HEADER = 100_000_000  # the library refuses longer ones
+
+# Magic number with which files of torch before 1.6 begin, pickled as an integer.
+_LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+# Item of a torch checkpoint with our text fields; published code ignores it.
+_OURS = "pomp_jax"
+_OF_OTHERS = {"clip_model": "unknown", "position": "end", "template": "{}.", "config": "{}"}
+
+# A context, and TEXT_FIELDS.
+Stored = tuple[np.ndarray, dict[str, str]]
+
+
+class PromptFileError(InputError, ValueError):
+  """A prompt file that can't be used: one line with the file, the field, and what is accepted."""
+
+
+def refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:
+  """Raises the one line for a field."""
+  raise PromptFileError(f"{path}: {field} is {printable(found)}; accepted: {accepted}")
+
+
+def check_shape(path: str | os.PathLike, field: str, shape: Sequence[int]) -> None:
+  """Checks the claimed shape of a context before it is read.
+
+  Args:
+    path: file, for the message.
+    field: name of the context in it.
+    shape: claimed shape.
+
+  Raises:
+    PromptFileError: more vectors, width, classes or bytes than any text tower takes.
+  """
+  # From the last axis on: a shared context has no axis N.
+  largest = zip(shape[::-1], [*_LIMITS.values()][::-1], strict=False)
+  if any(n > most for n, most in largest) or 4 * math.prod(shape) > _MAX_CONTEXT_BYTES:
+    most = ", ".join(f"{axis} at most {size}" for axis, size in _LIMITS.items())
+    accepted = f"[M, D] or [N, M, D], {most}, {_MAX_CONTEXT_BYTES} bytes in all"
+    refuse(path, field, f"of shape {list(shape)}", accepted)
+
+
+def check_version(path: str | os.PathLike, version: int) -> None:
+  """Raises PromptFileError for another version than FORMAT_VERSION."""
+  if version != FORMAT_VERSION:
+    refuse(path, "format_version", str(version), f"{FORMAT_VERSION} (the only known version)")
+
+
+def write_npz(file: BinaryIO, context: np.ndarray, text: Mapping[str, str], epoch: int) -> None:
+  """Writes the arrays `context`, `format_version` and the text fields."""
+  arrays = {"context": np.ascontiguousarray(context), "format_version": np.int64(FORMAT_VERSION)}
+  np.savez(file, allow_pickle=False, **arrays, **{k: np.array(value) for k, value in text.items()})
+
+
+def read_npz(path: str | os.PathLike) -> Stored:
+  """Reads an npz file; unknown arrays are ignored."""
+  try:
+    archive = zipfile.ZipFile(path)
+  except FileNotFoundError:
+    refuse(path, "the file", "missing", "a prompt file (.npz)")
+  except Exception as error:  # a damaged archive fails in more ways than zipfile documents
+    refuse(path, "the file", f"not a whole npz ({error})", "an undamaged npz")
+  with archive:
+    check_version(path, _npz_scalar(archive, path, "format_version", "iu", "an integer"))
+    text = {field: _npz_scalar(archive, path, field, "U", "a 0-d string") for field in TEXT_FIELDS}
+    return _npz_array(archive, path, "context"), text
+
+
+def _npz_scalar(
+  archive: zipfile.ZipFile, path: str | os.PathLike, field: str, kinds: str, accepted: str
+) -> Any:
+  array = _npz_array(archive, path, field)
+  if array.ndim != 0 or array.dtype.kind not in kinds:
+    refuse(path, field, f"{array.dtype} {list(array.shape)}", accepted)
+  try:
+    return array.item()
+  except ValueError as error:  # a code point beyond Unicode
+    refuse(path, field, f"no text ({error})", accepted)
+
+
+def _npz_array(archive: zipfile.ZipFile, path: str | os.PathLike, field: str) -> np.ndarray:
+  try:
+    info = archive.getinfo(f"{field}.npy")
+  except KeyError:
+    names = ", ".join(sorted(name.removesuffix(".npy") for name in archive.namelist()))
+    refuse(path, field, f"missing (the file has: {names or 'nothing'})", "an array of that name")
+  stored = min(info.compress_size, os.path.getsize(path))
+  if info.file_size > (most := max(2**20, _MAX_GROWTH * stored)):
+    found = f"{stored} bytes that stand for {info.file_size}"
+    refuse(path, field, found, f"at most {most} of these")
+  try:
+    with archive.open(info) as member:
+      shape, fortran_order, dtype = _npy_header(member)
+      if dtype.hasobject:
+        refuse(path, field, "pickled Python objects", "plain arrays (pickles can run any code)")
+      if field == "context":
+        check_shape(path, field, shape)
+      claimed = math.prod(map(int, shape)) * dtype.itemsize
+      most = _MAX_CONTEXT_BYTES if field == "context" else _MAX_TEXT_BYTES
+      if claimed > most:
+        refuse(path, field, f"{claimed} bytes large", f"at most {most} bytes")
+      values = bytearray(member.read())
+    if claimed != len(values):
+      found = f"{len(values)} bytes, where its header claims {claimed}"
+      refuse(path, field, found, "an undamaged array")
+    order = "F" if fortran_order else "C"
+    return np.ndarray(shape, dtype, values, order=order)
+  except PromptFileError:
+    raise
+  except Exception as error:  # zlib, zipfile and the header's parser, on a bad byte
+    refuse(path, field, f"damaged ({error})", "an undamaged array")
+
+
+def _npy_header(member: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:
+  version = np.lib.format.read_magic(member)
+  if version == (1, 0):
+    return np.lib.format.read_array_header_1_0(member)
+  if version == (2, 0):
+    return np.lib.format.read_array_header_2_0(member)
+  # 3.0 differs in the encoding of field names alone, and our arrays have none.
+  raise ValueError(f"npy version {version} is not one of 1.0, 2.0")
+
+
+def is_safetensors(head: bytes) -> bool:
+  """Whether a file begins like safetensors: the header's length, then a JSON object."""
+  return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_SAFETENSORS_HEADER
+
+
+def write_safetensors(
+  file: BinaryIO, context: np.ndarray, text: Mapping[str, str], epoch: int
+) -> None:
+  """Writes the tensor `context`, and `format_version`, the text fields and `crc32` as metadata."""
+  metadata = {**text, "format_version": str(FORMAT_VERSION), "crc32": _crc32(context, text)}
+  for value in metadata.values():
+    value.encode()  # raises UnicodeEncodeError, which the library does not
+  tensors = {"context": np.ascontiguousarray(context)}
+  file.write(safetensors.numpy.save(tensors, metadata))
+
+
+def read_safetensors(path: str | os.PathLike) -> Stored:
+  """Reads the tensor `context` and the metadata; other tensors and strings are ignored."""
+  try:
+    with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
+      metadata = file.metadata() or {}
+      version = metadata.get("format_version", "missing")
+      if not (version.isascii() and version.isdigit() and len(version) < 10):
+        refuse(path, "format_version", version, "an integer in the metadata")
+      check_version(path, int(version))
+      for field in TEXT_FIELDS:
+        _item(path, metadata, field, field, "string in the metadata")
+      context = _safetensors_context(path, file)
+  except PromptFileError:
+    raise
+  except FileNotFoundError:
+    refuse(path, "the file", "missing", "a prompt file (.safetensors)")
+  except Exception as error:  # the library's own errors share no base
+    refuse(
+      path, "the file", f"not a whole safetensors file ({error})", "an undamaged safetensors file"
+    )
+  text = {field: metadata[field] for field in TEXT_FIELDS}
+  found = metadata.get("crc32")  # files of other writers have none
+  if found not in (None, _crc32(context, text)):
+    refuse(path, "crc32", f"{found}, which is not that of the rest", "an undamaged file")
+  return context, text
+
+
+def _safetensors_context(path: str | os.PathLike, file: Any) -> np.ndarray:
+  _item(path, dict.fromkeys(file.keys()), "context", "context", "tensor")
+  header = file.get_slice("context")
+  shape, kind = header.get_shape(), header.get_dtype()
+  if kind != "F32":
+    refuse(path, "context", f"{kind} {shape}", "F32 [M, D] or [N, M, D], no axis empty")
+  check_shape(path, "context", shape)
+  return file.get_tensor("context")
+
+
+def _crc32(context: np.ndarray, text: Mapping[str, str]) -> str:
+  """CRC-32 of the context's shape and bytes and of the strings; safetensors has no checksum."""
+  described = [list(context.shape), [text[field] for field in TEXT_FIELDS]]
+  start = zlib.crc32(json.dumps(described).encode())
+  return f"{zlib.crc32(np.ascontiguousarray(context, '<f4').tobytes(), start):08x}"
+
+
+def is_legacy_torch(head: bytes) -> bool:
+  """Whether a file begins like those of torch before 1.6."""
+  return head[:1] == b"\x80" and head[2 : 2 + len(_LEGACY_TORCH)] == _LEGACY_TORCH
+
+
+def write_torch(file: BinaryIO, context: np.ndarray, text: Mapping[str, str], epoch: int) -> None:
+  """Writes the layout of CoOp's and POMP's code, for `torch.load(weights_only=True)`.
+
+  `{"state_dict": {"ctx": [M,D] or [N,M,D]}, "epoch": .., "pomp_jax": {..}}`. The published buffers
+  `token_prefix` and `token_suffix` hold embeddings of the class names of the training. They are
+  neither written nor read.
+  """
+  ours = {**text, "format_version": FORMAT_VERSION}
+  write_torch_archive(file, {"state_dict": {"ctx": context}, "epoch": epoch, _OURS: ours})
+
+
+def read_torch(path: str | os.PathLike) -> Stored:
+  """Reads `state_dict['ctx']`, of any float type, as float32."""
+  field = "state_dict['ctx']"
+  try:
+    with open(path, "rb") as file:
+      if is_legacy_torch(file.read(32)):
+        accepted = "the zip format (load and save it again with a newer torch)"
+        refuse(path, "the file", "in torch's old format, from before 1.6", accepted)
+  except OSError:
+    pass  # the archive's reader says it
+  try:
+    with TorchArchive(path) as archive:
+      state = _item(path, archive.value, "state_dict", "the checkpoint['state_dict']")
+      tensor = _item(path, state, "ctx", field)
+      if not isinstance(tensor, StoredTensor):
+        refuse(path, field, _kind(tensor), "a tensor [M, D] or [N, M, D]")
+      check_shape(path, field, tensor.shape)
+      context = archive.array(tensor, field)
+      ours = archive.value.get(_OURS)
+  except TorchArchiveError as error:
+    raise PromptFileError(str(error)) from error
+  if context.dtype.kind != "f":
+    refuse(path, field, f"{context.dtype} {list(context.shape)}", "a float tensor")
+  with np.errstate(over="ignore"):  # infinities are refused later
+    context = context.astype(np.float32, order="C")
+  return context, dict(_OF_OTHERS) if ours is None else _torch_text(path, ours)
+
+
+def _torch_text(path: str | os.PathLike, ours: Any) -> dict[str, str]:
+  version = _item(path, ours, "format_version", f"{_OURS}['format_version']")
+  if type(version) is not int:
+    refuse(path, f"{_OURS}['format_version']", _kind(version), "an integer")
+  check_version(path, version)
+  text = {field: _item(path, ours, field, f"{_OURS}[{field!r}]") for field in TEXT_FIELDS}
+  for field, value in text.items():
+    if not isinstance(value, str):
+      refuse(path, f"{_OURS}[{field!r}]", _kind(value), "a string")
+  return text
+
+
+def _item(path: str | os.PathLike, value: Any, key: str, field: str, accepted: str = "item") -> Any:
+  if not isinstance(value, dict):
+    refuse(path, field.partition("[")[0], _kind(value), f"a dict with {key!r}")
+  if key not in value:
+    names = ", ".join(sorted(name for name in value if isinstance(name, str))) or "nothing"
+    refuse(path, field, f"missing (there are: {names})", f"a {accepted} of that name")
+  return value[key]
+
+
+def _kind(value: Any) -> str:
+  kind = type(value).__name__
+  return f"an object {value.name}" if isinstance(value, PickledObject) else f"a {kind}"
