@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 
 from pomp_jax import hosts
 from pomp_jax.ablation.grid import text_of
-from pomp_jax.analysis import ablation_plots
-from pomp_jax.analysis.ablation import COSTS, Group, csv_text, figures_of, groups
+from pomp_jax.analysis.ablation import COSTS, Group, csv_text, figures_of, groups, sweep
 from pomp_jax.analysis.html_report import Grid, Section, write_report
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder
@@ -36,7 +35,7 @@ def write_outcome(config: ConfigDict, folder: RunFolder, results: Mapping[str, A
     file.write(csv_text(cells).encode())
   plot = folder.plots / "sweep.png"
   of_cells = groups(cells)
-  ablation_plots.sweep(plot, of_cells, _references(cells))
+  sweep(plot, of_cells, _references(cells))
   n_seeds = len({cell["values"].get("seed") for cell in cells})
   failed = [cell for cell in cells if cell["error"]]
   fields = list(dict.fromkeys(field for cell in cells for field in cell["values"]))

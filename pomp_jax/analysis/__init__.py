@@ -1,1 +1,1 @@
-"""What a run shows: plots."""
+"""Analysis of runs: feature geometry, gradient bias, tables, plots and reports."""

@@ -1,14 +1,18 @@
-"""The cells of an ablation as a tidy table, and summed up over its seeds."""
+"""Cells of an ablation: tidy CSV, mean and standard deviation over the seeds, and their plot."""
 
 from collections.abc import Mapping, Sequence
 import csv
 import io
+import os
 from typing import Any, NamedTuple
 
+from matplotlib.axes import Axes
 import numpy as np
 
+from pomp_jax.analysis.drawing import error_bars, label_panel, legend_below, panels, save, style
+
 SEED = "seed"
-# Figures of a cell beside its accuracies: how a table calls them, and its unit.
+# Headings of the figures of a cell other than its accuracies.
 COSTS = {"seconds": "training (s)", "memory_mib": "memory (MiB)"}
 
 
@@ -16,9 +20,9 @@ class Spread(NamedTuple):
   """A figure over seeds.
 
   Attributes:
-    mean: of the seeds.
-    std: sample standard deviation; 0 of one seed.
-    values: one a seed.
+    mean: mean over the seeds.
+    std: sample standard deviation; 0 for one seed.
+    values: one value a seed.
   """
 
   mean: float
@@ -27,12 +31,12 @@ class Spread(NamedTuple):
 
 
 class Group(NamedTuple):
-  """Cells that differ in the seed alone.
+  """Cells that differ only in the seed.
 
   Attributes:
     values: swept field -> value, without the seed.
-    figures: name -> over the seeds; those of cells that failed are missing.
-    failed: how many cells failed.
+    figures: name -> spread over the seeds of the cells that did not fail.
+    failed: number of failed cells.
   """
 
   values: dict[str, Any]
@@ -41,7 +45,7 @@ class Group(NamedTuple):
 
 
 def figures_of(cell: Mapping[str, Any]) -> dict[str, float]:
-  """A cell's figures by name: top-1 of each split, and what it cost; none if it failed."""
+  """Returns a cell's top-1 of each split and its costs by name; nothing if it failed."""
   if cell.get("error"):
     return {}
   top1 = {f"{split}_top1": value for split, value in cell["top1"].items()}
@@ -49,55 +53,112 @@ def figures_of(cell: Mapping[str, Any]) -> dict[str, float]:
 
 
 def groups(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
-  """The cells, summed up over the seeds, in the order of their first.
+  """Groups cells over the seeds, in the order of their first cell.
 
   Args:
-    cells: each with `values` (swept field -> value), and `error` or `top1` and costs.
+    cells: cells with `values` (swept field -> value), and `error` or `top1` and costs.
   """
-  found: dict[str, list[Mapping[str, Any]]] = {}
+  members: dict[str, tuple[dict[str, Any], list[dict[str, float]]]] = {}
   for cell in cells:
     values = {field: value for field, value in cell["values"].items() if field != SEED}
-    found.setdefault(repr(values), []).append(cell)
+    members.setdefault(repr(values), (values, []))[1].append(figures_of(cell))
   result = []
-  for members in found.values():
-    values = {field: value for field, value in members[0]["values"].items() if field != SEED}
-    of_members = [figures for figures in map(figures_of, members) if figures]
-    names = dict.fromkeys(name for figures in of_members for name in figures)
-    spreads = {
-      name: spread([figures[name] for figures in of_members if name in figures]) for name in names
-    }
-    result.append(Group(values, spreads, len(members) - len(of_members)))
+  for values, figures in members.values():
+    names = dict.fromkeys(name for of_cell in figures for name in of_cell)
+    spreads = {name: spread([f[name] for f in figures if name in f]) for name in names}
+    result.append(Group(values, spreads, sum(not of_cell for of_cell in figures)))
   return result
 
 
 def spread(values: Sequence[float]) -> Spread:
-  """Mean and sample standard deviation of one value or more."""
+  """Computes mean and sample standard deviation of at least one value."""
   std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
   return Spread(float(np.mean(values)), std, tuple(values))
 
 
 def csv_text(cells: Sequence[Mapping[str, Any]]) -> str:
-  """One line a cell: swept fields, figures, error; a field that is not read there is empty."""
+  """Formats one line a cell: swept fields, figures, error; unread fields are empty."""
   fields = list(dict.fromkeys(field for cell in cells for field in cell["values"]))
   figures = list(dict.fromkeys(name for cell in cells for name in figures_of(cell)))
   file = io.StringIO()
-  writer = csv.writer(file, lineterminator="\n")
-  writer.writerow([*fields, *figures, "error"])
+  writer = csv.DictWriter(file, [*fields, *figures, "error"], lineterminator="\n")
+  writer.writeheader()
   for cell in cells:
-    own = figures_of(cell)
-    writer.writerow(
-      [cell["values"].get(field) for field in fields]
-      + [own.get(name) for name in figures]
-      + [cell.get("error")]
-    )
+    writer.writerow(cell["values"] | figures_of(cell) | {"error": cell.get("error")})
   return file.getvalue()
 
 
 def swept(groups_of: Sequence[Group]) -> list[str]:
-  """The fields, other than the seed, that take several values, in their order."""
+  """Returns the fields, other than the seed, that take several values."""
   fields = list(dict.fromkeys(field for group in groups_of for field in group.values))
   return [
     field
     for field in fields
     if len({str(group.values[field]) for group in groups_of if group.values[field] is not None}) > 1
   ]
+
+
+def sweep(
+  path: str | os.PathLike,
+  groups_of: Sequence[Group],
+  references: Mapping[str, Mapping[str, float]] | None = None,
+) -> None:
+  """Plots mean and standard deviation over the seeds, a panel a figure; each seed is a faint dot.
+
+  The x axis is the first swept field with its values evenly spaced. Every combination of the other
+  swept fields is a line; a group that does not read one of them belongs to every line.
+
+  Args:
+    path: PNG file to write.
+    groups_of: groups of `groups`, at least one.
+    references: figure -> label -> value, drawn as grey lines.
+  """
+  along, *others = swept(groups_of) or [""]
+  x_of = [str(group.values.get(along, "")) for group in groups_of]
+  ticks = list(dict.fromkeys(x_of))
+  keys = [tuple(group.values[field] for field in others) for group in groups_of]
+  lines = [key for key in dict.fromkeys(keys) if any(value is not None for value in key)] or [()]
+  names = list(dict.fromkeys(name for group in groups_of for name in group.figures))
+  figure, axes_of = panels(max(len(names), 1), 3.3, 3.3, "Mean and standard deviation over seeds")
+  drawn: dict[str, Any] = {}
+  for axes, name in zip(axes_of, names, strict=False):
+    scale = 1.0 if name in COSTS else 100.0
+    for number, line in enumerate(lines):
+      points = [
+        (ticks.index(x), group.figures[name])
+        for x, key, group in zip(x_of, keys, groups_of, strict=True)
+        if name in group.figures
+        and all(a is None or a == b for a, b in zip(key, line, strict=False))
+      ]
+      points.sort(key=lambda point: point[0])
+      # Shifted, so that the error bars of several lines can be told apart.
+      shift = 0.06 * (number - (len(lines) - 1) / 2)
+      label = ", ".join(f"{f}={v}" for f, v in zip(others, line, strict=False))
+      drawn.setdefault(label, _draw_line(axes, points, number, shift, scale))
+    for label, value in (references or {}).get(name, {}).items():
+      axes.axhline(scale * value, color="0.6", linestyle="--", linewidth=1, zorder=0)
+      place = {"xycoords": ("axes fraction", "data"), "va": "bottom"}
+      axes.annotate(label, (0.01, scale * value), fontsize=7, color="0.35", **place)
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.set_xlim(-0.4, len(ticks) - 0.6)
+    means = [group.figures[name].mean for group in groups_of if name in group.figures]
+    if name in COSTS and min(means) > 0 and max(means) > 20 * min(means):
+      axes.set_yscale("log")
+    title = COSTS.get(name) or f"{name.removesuffix('_top1')}: top-1 (%)"
+    label_panel(axes, title, along, grid="both")
+  if len(drawn) > 1:
+    legend_below(figure, list(drawn.values()), list(drawn))
+  save(path, figure)
+
+
+def _draw_line(
+  axes: Axes, points: Sequence[tuple[int, Spread]], number: int, shift: float, scale: float
+):
+  """Draws means with error bars, and the seeds as dots."""
+  x = shift + np.array([place for place, _ in points])
+  means, stds = scale * np.array([(found.mean, found.std) for _, found in points]).reshape(-1, 2).T
+  for place, (_, found) in zip(x, points, strict=True):
+    seeds = scale * np.array(found.values)
+    dots = {"s": 9, "color": style(number)["color"], "alpha": 0.35, "linewidths": 0}
+    axes.scatter(np.full(len(seeds), place), seeds, **dots)
+  return error_bars(axes, x, means, number, yerr=stds)

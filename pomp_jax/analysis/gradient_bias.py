@@ -1,23 +1,33 @@
-"""How far the sampled gradient is from that of the exact contrast over all classes.
+"""Bias and variance of the sampled gradient against the exact one over all classes.
 
 Shapes: B images, K negatives of a draw, C = B + K, N classes, M context vectors, D width, R draws,
-P = M D numbers of a gradient.
+P = M D entries of a gradient.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pomp_jax.analysis.drawing import error_bars, label_panel, panels, save
 from pomp_jax.annotations import Array, Float, Int32
 from pomp_jax.files.progress import steps_of
 from pomp_jax.prompt.group_loss import ContrastSettings, group_contrast, negatives_of
 from pomp_jax.prompt.learner import Frozen, Learner
 from pomp_jax.prompt.loss import normalize
 from pomp_jax.prompt.sampling import draw_negatives
+
+# Smallest relative bias in a plot: single precision's rounding is near.
+_LOWEST_BIAS = 1e-3
+_LINES = ("-", "--", ":", "-.", (0, (1, 3)))
+_PLOTTED = (
+  *("k", "relative_bias", "bias_low", "bias_high"),
+  *("relative_deviation", "draw_cosine", "draw_cosine_error"),
+)
 
 
 def gradient_function(
@@ -28,9 +38,9 @@ def gradient_function(
   Every correction sees the same draw.
 
   Args:
-    learner: gives the class features; its token budget has to hold the draw.
-    settings: K, N and the sampler; `correction` is not read.
-    corrections: one row of the result each.
+    learner: learner with a token budget that fits the draw.
+    settings: K, N and the sampler; `correction` is ignored.
+    corrections: corrections, one row of the result each.
   """
 
   @jax.jit
@@ -80,13 +90,13 @@ def draws_of(
   n_draws: int,
   seed: int,
 ) -> Float[np.ndarray, "R corrections P"]:
-  """Gradients of R independent draws for the same images.
+  """Computes gradients of R independent draws for the same images.
 
   Args:
-    gradients: from `gradient_function`.
+    gradients: function of `gradient_function`.
     arguments: params, frozen, image features and labels.
-    n_draws: R.
-    seed: of the draws.
+    n_draws: number of draws R.
+    seed: random seed of the draws.
   """
   keys = jax.random.split(jax.random.key(seed), n_draws)
   return np.stack(
@@ -100,20 +110,22 @@ def draws_of(
 def summarise(
   gradients_RxP: Float[np.ndarray, "R P"], exact_P: Float[np.ndarray, " P"]
 ) -> dict[str, float | int]:
-  """Bias, variance and direction of a sampled gradient g_K against the exact one, g.
+  """Estimates bias, deviation and direction of a sampled gradient g_K against the exact one, g.
 
-  The squared distance of the mean over R draws from g is the squared bias and, on average, 1/R of
-  the variance; that share is subtracted. Its standard error is a jackknife's, over the draws.
+  The squared distance of the mean over R draws from g is the squared bias plus, on average, 1/R of
+  the variance; that share is subtracted. The standard error is a jackknife over the draws.
 
   Args:
-    gradients_RxP: of R >= 3 independent draws.
-    exact_P: g, not 0.
+    gradients_RxP: R >= 3 independent draws.
+    exact_P: exact gradient g, not 0.
 
   Returns:
-    draws; relative_bias: ||E g_K - g|| / ||g||, with bias_low and bias_high, two standard errors
-    of its square away (0 where that is below 0: no bias is seen); relative_deviation:
-    sqrt(E ||g_K - E g_K||^2) / ||g||; cosine: of the mean over the draws with g; draw_cosine and
-    draw_cosine_error: mean over single draws, and its standard error.
+    draws: R.
+    relative_bias: ||E g_K - g|| / ||g||; bias_low and bias_high are two standard errors of its
+      square away, at least 0.
+    relative_deviation: sqrt(E ||g_K - E g_K||^2) / ||g||.
+    cosine: cosine of the mean over the draws with g.
+    draw_cosine, draw_cosine_error: mean cosine of single draws with g, and its standard error.
   """
   gradients_RxP, exact_P = gradients_RxP.astype(np.float64), exact_P.astype(np.float64)
   n_draws, size = len(gradients_RxP), np.sum(exact_P**2)
@@ -138,3 +150,55 @@ def summarise(
     "draw_cosine": float(cosine_R.mean()),
     "draw_cosine_error": float(cosine_R.std(ddof=1) / np.sqrt(n_draws)),
   }
+
+
+def gradient_bias_panels(path: str | os.PathLike, cells: Sequence[Mapping[str, Any]]) -> None:
+  """Plots bias, deviation and direction against K: by correction, then by sampler.
+
+  Args:
+    path: PNG file to write.
+    cells: `sampler`, `correction`, `k` and the figures of `summarise`, one a combination.
+  """
+  samplers = list(dict.fromkeys(cell["sampler"] for cell in cells))
+  corrections = list(dict.fromkeys(cell["correction"] for cell in cells))
+  rows = [(f"{samplers[0]} draw, by correction", [(samplers[0], c) for c in corrections], 1)]
+  if len(samplers) > 1:
+    series = [(sampler, corrections[0]) for sampler in samplers]
+    rows.append((f"correction {corrections[0]}, by sampler", series, 0))
+  ticks = sorted({cell["k"] for cell in cells})
+  shown = [cell["bias_low"] for cell in cells if cell["bias_low"] > _LOWEST_BIAS]
+  figure, axes_of = panels(
+    3 * len(rows),
+    *(3.8, 3.7),
+    "The sampled gradient against the exact contrast; bars: two standard errors over the draws",
+    columns=3,
+  )
+  for row, (title, series, label_index) in enumerate(rows):
+    bias, deviation, cosine = axes_of[3 * row : 3 * row + 3]
+    for i, key in enumerate(series):
+      own = [cell for cell in cells if (cell["sampler"], cell["correction"]) == key]
+      of = {field: np.array([cell[field] for cell in own]) for field in _PLOTTED}
+      # Shifted, so that error bars at the same K don't overlap.
+      k = of["k"] * 1.05 ** (i - (len(series) - 1) / 2)
+      options = {"linestyle": _LINES[i % len(_LINES)], "capsize": 2, "elinewidth": 0.9}
+      value, low, high = (
+        np.maximum(of[field], _LOWEST_BIAS) for field in ("relative_bias", "bias_low", "bias_high")
+      )
+      reach = np.maximum([value - low, high - value], 0)
+      error_bars(bias, k, value, i, yerr=reach, label=key[label_index], **options)
+      error_bars(deviation, k, of["relative_deviation"], i, **options)
+      error_bars(cosine, k, of["draw_cosine"], i, yerr=2 * of["draw_cosine_error"], **options)
+    bias.set_yscale("log")
+    bias.set_ylim(bottom=0.8 * min(shown, default=_LOWEST_BIAS))
+    bias.legend(frameon=False, fontsize=8)
+    deviation.set_yscale("log")
+    norm = r"$(E\,\|g_K - E\,g_K\|^2)^{1/2} \;/\; \|g\|$"
+    for axes, heading, y_label in (
+      (bias, f"Bias: {title}", r"$\|E\,g_K - g\| \;/\; \|g\|$"),
+      (deviation, "Deviation of one draw", norm),
+      (cosine, "Direction of one draw", r"mean cosine of $g_K$ and $g$"),
+    ):
+      axes.set_xscale("log", base=2)
+      axes.set_xticks(ticks, [str(tick) for tick in ticks])
+      label_panel(axes, heading, "K, classes of a step", y_label, grid="both", size=10)
+  save(path, figure)

@@ -1,8 +1,8 @@
-"""One HTML file that needs nothing else: no server, no network, no script; pictures within."""
+"""Self-contained HTML reports: one file with embedded pictures; no server, network or script."""
 
 import base64
 from collections.abc import Mapping, Sequence
-import html
+from html import escape
 import os
 import pathlib
 from typing import NamedTuple
@@ -28,12 +28,12 @@ details summary { cursor: pointer; }
 
 
 class Grid(NamedTuple):
-  """A table as text.
+  """A table of text cells.
 
   Attributes:
     columns: headings.
-    rows: cells, as many in each as there are columns.
-    classes: for each row a mark: "best", "failed" or "".
+    rows: cells, one a column in each row.
+    classes: CSS class of each row: "best", "failed" or "".
   """
 
   columns: Sequence[str]
@@ -45,13 +45,13 @@ class Section(NamedTuple):
   """A part of the report.
 
   Attributes:
-    title: its heading.
-    text: sentences before what follows; may be empty.
-    table: shown if given.
-    picture: a PNG file, put into the page; with `caption` as its description.
-    caption: of the picture.
-    code: preformatted lines, such as commands or a config.
-    folded: whether the reader has to open it.
+    title: heading.
+    text: introductory sentences.
+    table: table to show.
+    picture: PNG file to embed.
+    caption: description of the picture.
+    code: preformatted lines, such as a command or a config.
+    folded: whether the section starts folded.
   """
 
   title: str
@@ -64,29 +64,28 @@ class Section(NamedTuple):
 
 
 def write_report(
-  path: str | os.PathLike, title: str, sections: Sequence[Section], facts: Mapping[str, str]
+  path: str | os.PathLike, title: str, sections: Sequence[Section], versions: Mapping[str, str]
 ) -> None:
-  """Writes the page, whole or not at all.
+  """Writes a page atomically.
 
   Args:
-    path: the HTML file.
-    title: of the page.
-    sections: in their order.
-    facts: what it was made with, by name; a table at the end.
+    path: HTML file to write.
+    title: title of the page.
+    sections: sections in order.
+    versions: versions and other facts by name, for a table at the end.
   """
-  made_with = Grid(("", ""), [(name, value) for name, value in facts.items()])
-  parts = [_section(section) for section in (*sections, Section("Versions", table=made_with))]
+  last = Section("Versions", table=Grid((), list(versions.items())))
   page = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title>
+<title>{escape(title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
-<h1>{html.escape(title)}</h1>
-{"".join(parts)}</body>
+<h1>{escape(title)}</h1>
+{"".join(map(_section, (*sections, last)))}</body>
 </html>
 """
   with replacing(path) as file:
@@ -94,38 +93,27 @@ def write_report(
 
 
 def _section(section: Section) -> str:
-  parts = []
-  if section.text:
-    parts.append(f"<p>{html.escape(section.text)}</p>\n")
+  body = f"<p>{escape(section.text)}</p>\n" if section.text else ""
   if section.picture is not None:
     data = base64.b64encode(pathlib.Path(section.picture).read_bytes()).decode()
-    caption = html.escape(section.caption, quote=True)
-    parts.append(f'<img alt="{caption}" src="data:image/png;base64,{data}">\n')
+    body += f'<img alt="{escape(section.caption)}" src="data:image/png;base64,{data}">\n'
   if section.table is not None:
-    parts.append(_table(section.table))
+    body += _table(section.table)
   if section.code:
-    parts.append(f"<pre>{html.escape(section.code)}</pre>\n")
-  body = "".join(parts)
+    body += f"<pre>{escape(section.code)}</pre>\n"
   if section.folded:
     body = f"<details><summary>show</summary>\n{body}</details>\n"
-  return f"<h2>{html.escape(section.title)}</h2>\n{body}"
+  return f"<h2>{escape(section.title)}</h2>\n{body}"
 
 
 def _table(table: Grid) -> str:
-  head = ""
-  if any(table.columns):
-    cells = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns)
-    head = f"<thead><tr>{cells}</tr></thead>\n"
-  marks = table.classes or [""] * len(table.rows)
+  cells = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
+  head = f"<thead><tr>{cells}</tr></thead>\n" if cells else ""
   lines = []
-  for row, mark in zip(table.rows, marks, strict=True):
-    cells = "".join(_cell(text) for text in row)
+  for row, mark in zip(table.rows, table.classes or [""] * len(table.rows), strict=True):
+    # Sentences wrap; figures and names do not.
+    kinds = [' class="text"' if len(text) > 40 else "" for text in row]
+    cells = "".join(f"<td{kind}>{escape(text)}</td>" for kind, text in zip(kinds, row, strict=True))
     lines.append(f'<tr class="{mark}">{cells}</tr>' if mark else f"<tr>{cells}</tr>")
   body = "\n".join(lines)
   return f'<div class="scroll"><table>\n{head}<tbody>\n{body}\n</tbody></table></div>\n'
-
-
-def _cell(text: str) -> str:
-  # Sentences wrap; figures and names do not.
-  mark = ' class="text"' if len(text) > 40 else ""
-  return f"<td{mark}>{html.escape(text)}</td>"

@@ -1,8 +1,4 @@
-"""The plots of a run, as PNG files.
-
-Figures are built without pyplot: no state is shared, no display is needed. Colours are Okabe and
-Ito's, which colour-blind readers can tell apart; nothing is told by colour alone.
-"""
+"""Plots of training runs, evaluations and comparisons of methods, as PNG files."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -10,53 +6,78 @@ import textwrap
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 import numpy as np
 
-from pomp_jax.files.atomic import replacing
-
-_BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
-_DPI = 150
+from pomp_jax.analysis.drawing import (
+  BLUE,
+  COLOURS,
+  COLUMNS,
+  DPI,
+  GREEN,
+  GREY,
+  ORANGE,
+  RED,
+  error_bars,
+  label_panel,
+  legend_below,
+  panels,
+  save,
+  shorten,
+  style,
+)
 
 # Steps and values of a scalar.
 Series = tuple[Sequence[int], Sequence[float]]
-
-# The prompts that are compared, in the order of their bars: colour and label.
+# The main prompts in the order of their bars: colour and label.
 _PROMPTS = {
-  "prompt": (_BLUE, "learned prompt"),
-  "hand_written": (_ORANGE, "hand-written prompt"),
-  "class_name": (_GREY, "class name alone"),
+  "prompt": (BLUE, "learned prompt"),
+  "hand_written": (ORANGE, "hand-written prompt"),
+  "class_name": (GREY, "class name alone"),
 }
 
 
 def training_curves(path: str | os.PathLike, series: Mapping[str, Series]) -> None:
-  """Loss and accuracy over the steps, raw values faint and a moving average over them.
+  """Plots loss and accuracy against the step: raw values faint under a moving average.
 
   Args:
-    path: the PNG file.
-    series: steps and values by name. `loss`, `accuracy` (a fraction, over the sampled classes) and
-      `validation_top1` (a fraction, over all classes) are drawn; others, and missing ones, are not.
+    path: PNG file to write.
+    series: steps and values by name. `loss`, `accuracy` (fraction, over the sampled classes) and
+      `validation_top1` (fraction, over all classes) are drawn; others are ignored.
   """
-  figure = Figure(figsize=(10, 4), layout="constrained")
-  loss_axes, accuracy_axes = figure.subplots(1, 2)
-  _curve(loss_axes, series.get("loss"), _BLUE, "loss")
-  loss_axes.set(title="Loss", xlabel="step", ylabel="cross-entropy (nats)")
-  _curve(accuracy_axes, series.get("accuracy"), _BLUE, "training, sampled classes")
+  figure, (loss, accuracy) = panels(2, 4.2, 3.4)
+  _smoothed_curve(loss, series.get("loss"), "loss")
+  _smoothed_curve(accuracy, series.get("accuracy"), "training, sampled classes")
   steps, values = series.get("validation_top1", ((), ()))
   if len(steps):
-    accuracy_axes.plot(
-      steps, values, "o--", color=_RED, markersize=5, linewidth=1.2, label="validation, all classes"
-    )
-  accuracy_axes.set(title="Accuracy", xlabel="step", ylabel="top-1")
-  accuracy_axes.yaxis.set_major_formatter(_percent)
-  if accuracy_axes.has_data():
-    accuracy_axes.legend(frameon=False)
-  for axes in (loss_axes, accuracy_axes):
-    _plain_frame(axes)
+    accuracy.plot(steps, values, "o--", color=RED, label="validation, all classes", markersize=5)
+  accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+  if accuracy.has_data():
+    accuracy.legend(frameon=False)
+  label_panel(loss, "Loss", "step", "cross-entropy (nats)", grid="both", size=10)
+  label_panel(accuracy, "Accuracy", "step", "top-1", grid="both", size=10)
+  for axes in (loss, accuracy):
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(color="0.92")
-  _save(path, figure)
+  save(path, figure)
+
+
+def _smoothed_curve(axes: Axes, series: Series | None, label: str) -> None:
+  if series is None or not len(series[0]):
+    return
+  steps, values = np.asarray(series[0]), np.asarray(series[1], np.float64)
+  window = max(len(values) // 25, 1)
+  if window > 1:
+    axes.plot(steps, values, color=BLUE, linewidth=0.8, alpha=0.3)
+    values = _moving_mean(values, window)
+  axes.plot(steps, values, color=BLUE, linewidth=1.8, label=label)
+
+
+def _moving_mean(values: np.ndarray, window: int) -> np.ndarray:
+  """Averages `window` values on either side, fewer at the ends."""
+  ones, kernel = np.ones(len(values)), np.ones(2 * window + 1)
+  sums, counts = (np.convolve(x, kernel)[window : window + len(x)] for x in (values, ones))
+  return sums / counts
 
 
 def accuracy_bars(
@@ -64,52 +85,169 @@ def accuracy_bars(
   scores: Mapping[str, Mapping[str, Mapping[str, Any]]],
   spread: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> None:
-  """Top-1 of the learned prompt beside the others, a group of bars for each split.
+  """Plots top-1 of all prompts, a group of bars for each split.
 
   Args:
-    path: the PNG file.
-    scores: `scores[split][prompt]` has `top1`, `top1_interval`, fractions, and `images`; at least
-      one split. The prompts `prompt`, `hand_written` and `class_name` come first, any others after
-      them.
-    spread: standard deviations over seeds, `spread[split][prompt]["top1"]`: the half-length of each
-      bar's error bar. That is the interval over the images when it is None.
+    path: PNG file to write.
+    scores: `scores[split][prompt]` with `top1`, `top1_interval` (fractions) and `images`, at least
+      one split. The prompts `prompt`, `hand_written` and `class_name` come first.
+    spread: standard deviations over seeds, `spread[split][prompt]["top1"]`, for the error bars. By
+      default these show the interval over the images.
   """
   names = list(dict.fromkeys(name for split in scores.values() for name in split))
   names.sort(key=lambda name: list(_PROMPTS).index(name) if name in _PROMPTS else len(_PROMPTS))
-  others = iter([_GREEN, _RED, "#56B4E9", "#CC79A7"] * len(names))
-  styles = {name: _PROMPTS.get(name) or (next(others), name.replace("_", " ")) for name in names}
-  width = 0.84 / len(names)
-  inches = max(5.5, 1.5 + 0.75 * len(scores) * len(names))
-  figure = Figure(figsize=(inches, 4), layout="constrained")
-  axes = figure.subplots()
-  highest = 0.0
+  others = iter((GREEN, RED, *COLOURS[4:6]) * len(names))
+  bar_width, highest = 0.84 / len(names), 0.0
+  figure, (axes,) = panels(1, max(3.9, 0.75 * len(scores) * len(names) - 0.1), 3.4)
   for index, name in enumerate(names):
-    splits = [i for i, split in enumerate(scores.values()) if name in split]
-    top1 = [split[name]["top1"] for split in scores.values() if name in split]
-    own = [split for split in scores if name in scores[split]]
+    splits = [(i, split) for i, split in enumerate(scores) if name in scores[split]]
+    top1 = np.array([scores[split][name]["top1"] for _, split in splits])
     if spread is None:
-      ends = np.array([scores[split][name]["top1_interval"] for split in own])
-      errors = np.abs(ends - np.array(top1)[:, None]).T
+      ends = np.array([scores[split][name]["top1_interval"] for _, split in splits])
+      errors = np.abs(ends - top1[:, None]).T
     else:
-      errors = np.tile([spread[split][name]["top1"] for split in own], (2, 1))
-    x = np.array(splits) + (index - (len(names) - 1) / 2) * width
-    colour, label = styles[name]
-    style = {"capsize": 3, "ecolor": "0.2"}
-    bars = axes.bar(x, top1, 0.92 * width, yerr=errors, color=colour, label=label, error_kw=style)
+      errors = np.tile([spread[split][name]["top1"] for _, split in splits], (2, 1))
+    x = np.array([i for i, _ in splits]) + (index - (len(names) - 1) / 2) * bar_width
+    colour, label = _PROMPTS.get(name) or (next(others), name.replace("_", " "))
+    bars = axes.bar(
+      x, top1, 0.92 * bar_width, yerr=errors, color=colour, label=label,
+      error_kw={"capsize": 3, "ecolor": "0.2"},
+    )  # fmt: skip
     axes.bar_label(bars, [f"{100 * value:.1f}" for value in top1], padding=3, fontsize=9)
-    highest = max(highest, *np.add(top1, errors[1]))
+    highest = max(highest, *(top1 + errors[1]))
   counts = [next(iter(prompts.values()))["images"] for prompts in scores.values()]
-  names_and_counts = zip(scores, counts, strict=True)
-  axes.set_xticks(range(len(scores)), [f"{split}\n{n:,} images" for split, n in names_and_counts])
-  means = "standard deviation over the seeds" if spread else "95% interval over the images"
-  axes.set_xlabel(f"error bars: {means}", fontsize=8)
-  axes.set(ylabel="top-1 accuracy over all classes", ylim=(0, max(1.12 * highest, 1e-3)))
-  axes.yaxis.set_major_formatter(_percent)
+  ticks = [f"{split}\n{n:,} images" for split, n in zip(scores, counts, strict=True)]
+  axes.set_xticks(range(len(scores)), ticks)
+  axes.set_ylim(0, max(1.12 * highest, 1e-3))
+  axes.yaxis.set_major_formatter(PercentFormatter(1.0))
   figure.legend(loc="outside upper center", ncols=3, frameon=False)
-  _plain_frame(axes)
-  axes.grid(axis="y", color="0.92")
-  axes.set_axisbelow(True)
-  _save(path, figure)
+  means = "standard deviation over the seeds" if spread else "95% interval over the images"
+  label_panel(axes, "", f"error bars: {means}", "top-1 accuracy over all classes", grid="y", size=9)
+  save(path, figure)
+
+
+def method_dots(
+  path: str | os.PathLike, top1: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> None:
+  """Plots top-1 of each method, a panel a split: mean and standard deviation over the seeds.
+
+  A method with one run has the 95% interval over the images instead, dotted.
+
+  Args:
+    path: PNG file to write.
+    top1: `top1[method][split]` with `mean`, `std`, `values` (one a seed) and `interval`, fractions,
+      and `images`; a method may lack splits.
+  """
+  methods = list(top1)
+  splits = list(dict.fromkeys(split for found in top1.values() for split in found))
+  title = (
+    "Top-1 accuracy (%)\nbars: standard deviation over the seeds; dotted: of one run, 95% interval"
+  )
+  figure, axes_of = panels(len(splits), 3.3, 1.0 + 0.24 * len(methods), title)
+  for axes, split in zip(axes_of, splits, strict=True):
+    for number, method in enumerate(methods):
+      if split not in top1[method]:
+        continue
+      found = top1[method][split]
+      mean, low, high = (100 * value for value in (found["mean"], *found["interval"]))
+      several = len(found["values"]) > 1
+      reach = 100 * found["std"] if several else [[mean - low], [high - mean]]
+      drawn = error_bars(axes, mean, number, number, xerr=reach, markersize=6)
+      if not several:
+        drawn.lines[2][0].set_linestyle(":")
+      axes.annotate(
+        f"{mean:.1f}", (mean, number), (0, 5), textcoords="offset points", ha="center", fontsize=7
+      )
+    axes.set_yticks(np.arange(len(methods)), [])
+    axes.set_ylim(len(methods) - 0.4, -0.8)
+    axes.margins(x=0.12)
+    images = next(found[split]["images"] for found in top1.values() if split in found)
+    label_panel(axes, f"{split}, n = {images:,}", grid="both")
+  axes_of[0].set_yticklabels([shorten(method.replace("_", " ")) for method in methods])
+  save(path, figure)
+
+
+def accuracy_panels(
+  path: str | os.PathLike,
+  accuracy: Mapping[str, Mapping[str, float]],
+  published: Mapping[str, Mapping[str, float]],
+  title: str,
+  images: Mapping[str, int],
+  intervals: Mapping[str, Mapping[str, Sequence[float]]],
+) -> None:
+  """Plots accuracies as horizontal bars with 95% intervals, and published ones below in grey.
+
+  Args:
+    path: PNG file to write.
+    accuracy: prompt -> column (a data set, or the mean) -> fraction.
+    published: method -> column -> percent; columns without a figure are absent.
+    title: title of the figure.
+    images: column -> number of images; absent for a mean.
+    intervals: prompt -> column -> ends of the interval, fractions; absent for a mean.
+  """
+  columns = list(next(iter(accuracy.values())))
+  figure, axes_of = panels(len(columns), 3.0, 0.9 + 0.26 * (len(accuracy) + 1), title)
+  for place, (axes, column) in enumerate(zip(axes_of, columns, strict=True)):
+    others = {name: figures[column] for name, figures in published.items() if column in figures}
+    ours = np.array([100 * row[column] for row in accuracy.values()])
+    values = np.append(ours, list(others.values()))
+    ends = [
+      intervals.get(label, {}).get(column) or (row[column], row[column])
+      for label, row in accuracy.items()
+    ]
+    errors_2xV = np.zeros((2, len(values)))
+    errors_2xV[:, : len(ours)] = np.abs(100 * np.array(ends).T - ours)
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(ours))] + ["0.85"] * len(others)
+    bars = axes.barh(
+      range(len(values)),
+      values,
+      0.8,
+      color=colours,
+      xerr=errors_2xV if errors_2xV.any() else None,
+      error_kw={"elinewidth": 0.8, "capsize": 2, "ecolor": "0.25"},
+    )
+    axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=2, fontsize=8)
+    widest = max(1.22 * (values + errors_2xV[1]).max(), 1.0)
+    axes.set(ylim=(len(values) - 0.4, -0.6), xlim=(0, widest))
+    # Prompts are the same in every panel and named once a row; published methods differ.
+    names = [shorten(name) for name in accuracy] if place % COLUMNS == 0 else []
+    axes.set_yticks(range(len(names)), names)
+    for y, name in enumerate(others, len(accuracy)):
+      axes.text(0.02 * widest, y, shorten(name), va="center", fontsize=6.5)
+    count = f", n = {images[column]:,}" if column in images else ""
+    label_panel(axes, shorten(column, 22) + count)
+  save(path, figure)
+
+
+def calibration_panels(
+  path: str | os.PathLike, sets: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> None:
+  """Plots reliability diagrams: accuracy against confidence; below the diagonal is overconfident.
+
+  Args:
+    path: PNG file to write.
+    sets: data set -> prompt -> figures of `metrics.Tally`.
+  """
+  names = list(next(iter(sets.values())))
+  figure, axes_of = panels(len(sets), 3.0, 3.3, "Calibration (ECE in %)")
+  for place, (axes, (name, prompts)) in enumerate(zip(axes_of, sets.items(), strict=True)):
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    for i, figures in enumerate(prompts.values()):
+      bins = {key: np.asarray(value) for key, value in figures["reliability"].items()}
+      filled = bins["images"] > 0
+      axes.plot(
+        bins["confidence"][filled],
+        bins["accuracy"][filled],
+        label=f"{100 * figures['ece']:.1f}",
+        markersize=4,
+        linewidth=1.2,
+        **style(i),
+      )
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    label_panel(axes, name, "confidence", "" if place % COLUMNS else "accuracy")
+    axes.legend(frameon=False, fontsize=7, loc="upper left")
+  legend_below(figure, axes_of[0].get_lines()[1:], names)
+  save(path, figure)
 
 
 def prediction_sheet(
@@ -119,16 +257,14 @@ def prediction_sheet(
   top3_names: Sequence[Sequence[str]],
   top3_probabilities: Sequence[Sequence[float]] | np.ndarray,
 ) -> None:
-  """A sheet of test images, each with its name and the most probable names.
-
-  The right name, where it is among them, has a tick and bold letters.
+  """Draws test images with their true names and the most probable names; the right one is ticked.
 
   Args:
-    path: the PNG file.
+    path: PNG file to write.
     images: uint8 [n, H, W, 3], n >= 1; small ones are enlarged without smoothing.
     true_names: n names.
-    top3_names: for each image its names, the most probable first; three, or fewer.
-    top3_probabilities: their probabilities, same structure.
+    top3_names: at most three names of each image, the most probable first.
+    top3_probabilities: probabilities of these names.
   """
   n_images = len(images)
   columns = min(n_images, 4 if n_images <= 16 else 6)
@@ -136,70 +272,31 @@ def prediction_sheet(
   width, height = 2.9 * columns, 3.7 * rows
   figure = Figure(figsize=(width, height))
   for index, image in enumerate(images):
-    # Inches from the lower left; the places are fixed, since a layout engine takes seconds here.
+    # Inches from the lower left. Positions are fixed: a layout engine takes seconds here.
     x, y = 2.9 * (index % columns), 3.7 * (rows - 1 - index // columns)
     picture = figure.add_axes(((x + 0.35) / width, (y + 1.1) / height, 2.2 / width, 2.15 / height))
     answers = figure.add_axes(((x + 0.1) / width, (y + 0.15) / height, 2.7 / width, 0.85 / height))
     picture.axis("off")
     answers.axis("off")
     # Few pixels must stay pixels; many are reduced, where smoothing is right.
-    enlarged = max(image.shape[:2]) < 2.15 * _DPI
+    enlarged = max(image.shape[:2]) < 2.15 * DPI
     picture.imshow(image, interpolation="nearest" if enlarged else "antialiased")
-    picture.set_title(textwrap.fill(_short(true_names[index]), 32), fontsize=10)
+    title = shorten(true_names[index], 60, keep_start=True)
+    picture.set_title(textwrap.fill(title, 32), fontsize=10)
     _answers(answers, true_names[index], top3_names[index], top3_probabilities[index])
-  _save(path, figure)
+  save(path, figure)
 
 
 def _answers(
   axes: Axes, true_name: str, names: Sequence[str], probabilities: Sequence[float] | np.ndarray
 ) -> None:
-  """One line a name: a tick when it is right, the name over a bar of its probability."""
+  """Draws one line a name: a tick if it is right, and the name over a bar of its probability."""
   axes.set(xlim=(0, 1), ylim=(3, 0))
   for line, (name, probability) in enumerate(zip(names, probabilities, strict=True)):
     right = name == true_name
-    colour = _GREEN if right else _GREY
+    colour = GREEN if right else GREY
     axes.barh(line + 0.5, float(probability), height=0.84, color=colour, alpha=0.35, linewidth=0)
-    style = {"va": "center", "fontsize": 8.5, "weight": "bold" if right else "normal"}
-    axes.text(0.015, line + 0.52, "\u2713" if right else "", color="#00664B", **style)
-    axes.text(0.085, line + 0.52, _short(name, 26 if right else 29), **style)
-    axes.text(0.99, line + 0.52, f"{100 * float(probability):.0f}%", ha="right", **style)
-
-
-def _curve(axes: Axes, series: Series | None, colour: str, label: str) -> None:
-  if series is None or not len(series[0]):
-    return
-  steps, values = np.asarray(series[0]), np.asarray(series[1], np.float64)
-  window = max(len(values) // 25, 1)
-  if window == 1:
-    axes.plot(steps, values, color=colour, linewidth=1.8, label=label)
-    return
-  axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
-  axes.plot(steps, _moving_mean(values, window), color=colour, linewidth=1.8, label=label)
-
-
-def _moving_mean(values: np.ndarray, window: int) -> np.ndarray:
-  """Mean over `window` values on either side, fewer at the ends."""
-  total = np.concatenate([[0.0], np.cumsum(values)])
-  index = np.arange(len(values))
-  first, last = np.maximum(index - window, 0), np.minimum(index + window + 1, len(values))
-  return (total[last] - total[first]) / (last - first)
-
-
-def _short(name: str, length: int = 60) -> str:
-  # A "$" would start a formula.
-  name = name if len(name) <= length else f"{name[: length - 1].rstrip()}\u2026"
-  return name.replace("$", r"\$")
-
-
-def _percent(value: float, _: object = None) -> str:
-  return f"{100 * value:g}%"
-
-
-def _plain_frame(axes: Axes) -> None:
-  axes.spines[["top", "right"]].set_visible(False)
-
-
-def _save(path: str | os.PathLike, figure: Figure) -> None:
-  FigureCanvasAgg(figure)
-  with replacing(path) as file:
-    figure.savefig(file, format="png", dpi=_DPI)
+    font = {"va": "center", "fontsize": 8.5, "weight": "bold" if right else "normal"}
+    axes.text(0.015, line + 0.52, "\u2713" if right else "", color="#00664B", **font)
+    axes.text(0.085, line + 0.52, shorten(name, 26 if right else 29, keep_start=True), **font)
+    axes.text(0.99, line + 0.52, f"{100 * float(probability):.0f}%", ha="right", **font)

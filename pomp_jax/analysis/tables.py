@@ -1,15 +1,17 @@
-"""Tables of an evaluation, in Markdown and in LaTeX, with published figures beside ours."""
+"""Tables of an evaluation in Markdown and LaTeX, with published figures beside ours."""
 
 from collections.abc import Mapping, Sequence
 import functools
 import json
 import pathlib
+from statistics import harmonic_mean
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from pomp_jax.data.suites import GROUPS
 
 _PUBLISHED = pathlib.Path(__file__).with_name("published.json")
-
 _TITLES = {
   "top1": "Top-1 accuracy (%)",
   "base": "Top-1 accuracy on base classes (%)",
@@ -17,8 +19,9 @@ _TITLES = {
   "novel": "Top-1 accuracy on novel classes (%)",
   "harmonic": "Harmonic mean of base and the other classes (%)",
 }
-_IMAGES = "images"
-# Figures of one prompt on one set: heading, where they are in the results, factor.
+# Parts of a set's classes that a prompt was not trained on: CoOp's half, or a user's list.
+_OTHERS = ("new", "novel")
+# Figures of one prompt on one set: heading, path in the results, factor.
 _DETAILS = (
   ("images", ("images",), 1),
   ("top-1", ("top1",), 100.0),
@@ -33,15 +36,115 @@ _DETAILS = (
   ("hierarchical top-1", ("hierarchy", "top1"), 100.0),
   ("height of the common kind", ("hierarchy", "ancestor_height"), 1.0),
 )
+_MARKDOWN_ESCAPES = {ord(letter): f"\\{letter}" for letter in "\\|*_`<["}
+_LATEX_ESCAPES = {ord(letter): f"\\{letter}" for letter in "&%$#_{}"} | {
+  ord("\\"): r"\textbackslash{}",
+  ord("~"): r"\textasciitilde{}",
+  ord("^"): r"\textasciicircum{}",
+}
+
+
+class SetFigures(NamedTuple):
+  """Figures of one set.
+
+  Attributes:
+    group: group of sets, a key of `suites.GROUPS`; a table each.
+    column: heading of the set's column.
+    part: part of its classes, "base", "new" or "novel"; "all".
+    prompts: prompt -> figures of `metrics.Tally`.
+  """
+
+  group: str
+  column: str
+  part: str
+  prompts: Mapping[str, Mapping[str, Any]]
+
+
+# Group -> kind -> prompt -> set, or the mean -> value.
+AccuracyTables = dict[str, dict[str, dict[str, dict[str, Any]]]]
+
+
+def accuracy_by_group(found: Sequence[SetFigures]) -> AccuracyTables:
+  """Sorts top-1 by group and kind of accuracy, and adds means.
+
+  Kinds: `top1`; for sets evaluated in parts `base`, `new` or `novel`, and their `harmonic` mean
+  where a set has both. The harmonic mean of the means is that of the mean accuracies, as in CoCoOp.
+
+  The mean over several sets is called "mean" if these are all sets of the group, else e.g. "mean of
+  3".
+
+  Returns:
+    Fractions by group, kind, prompt and column.
+  """
+  tables = figure_by_group(found, "top1")
+  for group, kinds in tables.items():
+    others = next((kinds[part] for part in _OTHERS if part in kinds), None)
+    if "base" in kinds and others is not None:
+      harmonic = {
+        label: _harmonic(group, row, others[label]) for label, row in kinds["base"].items()
+      }
+      if all(harmonic.values()):  # some set has both parts
+        kinds["harmonic"] = harmonic
+    for kind, rows in kinds.items():
+      for label, row in rows.items():
+        rows[label] = row if kind == "harmonic" else row | _mean(group, row)
+  return tables
+
+
+def figure_by_group(found: Sequence[SetFigures], figure: str) -> AccuracyTables:
+  """Sorts one figure by group and kind; sets without it are skipped."""
+  tables: AccuracyTables = {}
+  for one in found:
+    kind = "top1" if one.part == "all" else one.part
+    rows = tables.setdefault(one.group, {}).setdefault(kind, {})
+    for label, figures in one.prompts.items():
+      if figure in figures:
+        rows.setdefault(label, {})[one.column] = figures[figure]
+  return tables
+
+
+def images_by_group(found: Sequence[SetFigures]) -> dict[str, dict[str, dict[str, int]]]:
+  """Counts the images behind each figure of `accuracy_by_group`: group -> kind -> set -> count.
+
+  A harmonic mean counts the images of both parts.
+  """
+  tables = {
+    group: {kind: next(iter(rows.values())) for kind, rows in kinds.items()}
+    for group, kinds in figure_by_group(found, "images").items()
+  }
+  for kinds in tables.values():
+    others = next((kinds[part] for part in _OTHERS if part in kinds), {})
+    both = {c: n + others[c] for c, n in kinds.get("base", {}).items() if c in others}
+    if both:
+      kinds["harmonic"] = both
+  return tables
+
+
+def _harmonic(
+  group: str, base: Mapping[str, float], other: Mapping[str, float]
+) -> dict[str, float]:
+  row = {c: harmonic_mean((value, other[c])) for c, value in base.items() if c in other}
+  if base.keys() == other.keys():  # else the means are over different sets
+    new = _mean(group, other)
+    row |= {name: harmonic_mean((value, new[name])) for name, value in _mean(group, base).items()}
+  return row
+
+
+def _mean(group: str, row: Mapping[str, float]) -> dict[str, float]:
+  """Returns the mean over a row's sets by its name; nothing for one set or a group without mean."""
+  if not GROUPS[group].mean or len(row) < 2:
+    return {}
+  name = "mean" if row.keys() == set(GROUPS[group].sets) else f"mean of {len(row)}"
+  return {name: float(np.mean(list(row.values())))}
 
 
 class Row(NamedTuple):
   """A line of a table.
 
   Attributes:
-    label: what it is about.
-    values: one a column; None where there is no figure; integers are printed whole.
-    source: number of the note that says where a published figure is from; 0: ours.
+    label: heading of the line.
+    values: one value a column, or None; integers are printed without decimals.
+    source: number of the note with the source of a published figure; 0 for our own.
   """
 
   label: str
@@ -50,17 +153,17 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-  """A table: ours first, then what was published.
+  """A table with our own lines first, then published ones.
 
   Attributes:
-    title: what its figures are.
-    corner: what its lines are.
-    columns: the heading of each column.
-    rows: the lines.
-    notes: sources of the published figures, in the order of their numbers.
-    best: whether to set the highest figure of ours in each column in bold.
-    digits: behind the point.
-    images: how many each column's figures are of; None where it is no count. Empty: not said.
+    title: title of the table.
+    corner: heading of the labels.
+    columns: headings of the columns.
+    rows: lines.
+    notes: sources of the published figures, by number.
+    best: whether our highest figure of each column is bold.
+    digits: decimals.
+    images: number of images behind each column, or None; by default no such line.
   """
 
   title: str
@@ -74,43 +177,45 @@ class Table(NamedTuple):
 
 
 def evaluation_tables(results: Mapping[str, Any]) -> list[Table]:
-  """Accuracy of every prompt on every set beside published figures, and then all other figures.
+  """Builds a table of accuracies for each group and kind, and one with all other figures.
 
   Args:
-    results: of the `evaluate` job: `accuracy`, `images`, `published`, `missing` and `sets`.
+    results: results of the `evaluate` job: `accuracy`, `images`, `published`, `sets`.
   """
   tables = []
   for group, kinds in results["accuracy"].items():
-    for kind, rows in kinds.items():
-      columns = tuple(next(iter(rows.values())))
-      ours = [
-        Row(label, tuple(_times(value, 100.0) for value in row.values()))
-        for label, row in rows.items()
-      ]
-      others, notes = _published(results["published"].get(group, {}).get(kind, {}), columns)
+    for kind, accuracy in kinds.items():
+      columns = tuple(next(iter(accuracy.values())))
+      methods = results["published"].get(group, {}).get(kind, {})
+      notes = tuple(dict.fromkeys(method["source"] for method in methods.values()))
       counts = results["images"][group][kind]
-      images = tuple(counts.get(column) for column in columns)
-      rows_of_table = (*ours, *others)
-      tables.append(
-        Table(title_of(group, kind), "prompt", columns, rows_of_table, notes, images=images)
-      )
+      rows = [
+        *(Row(label, tuple(100 * v for v in row.values())) for label, row in accuracy.items()),
+        *(
+          Row(name, tuple(map(method["figures"].get, columns)), 1 + notes.index(method["source"]))
+          for name, method in methods.items()
+        ),
+      ]
+      images = tuple(map(counts.get, columns))
+      title = title_of(group, kind)
+      tables.append(Table(title, "prompt", columns, tuple(rows), notes, images=images))
   return [*tables, _details(results["sets"])]
 
 
 def title_of(group: str, kind: str) -> str:
-  """What a table, or a plot, of a group of sets is about."""
+  """Returns the title of a table or plot of a group of sets."""
   return f"{_TITLES[kind]}: {GROUPS[group].title}"
 
 
 def published(
   group: str, kind: str, rows: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-  """What was published beside a table: method -> `source` and `figures` (column -> percent).
+  """Returns published figures for a table: method -> `source` and `figures` (column -> percent).
 
   Args:
-    group: of the sets.
-    kind: of the accuracy.
-    rows: of the table; methods without a figure in one of their columns are left out.
+    group: group of sets.
+    kind: kind of accuracy.
+    rows: rows of the table; methods without a figure in one of their columns are skipped.
   """
   content, columns = _content(), {column for row in rows.values() for column in row}
   return {
@@ -123,59 +228,88 @@ def published(
   }
 
 
+@functools.cache
+def _content() -> dict[str, Any]:
+  return json.loads(_PUBLISHED.read_text(encoding="utf-8"))
+
+
+def _details(sets: Mapping[str, Any]) -> Table:
+  rows = []
+  for name, of_set in sets.items():
+    # Only images of a test split go without a remark.
+    shown = name if of_set["split"] == "test" else f"{name} ({of_set['split']})"
+    for label, figures in of_set["prompts"].items():
+      found = [_at_path(figures, path) for _, path, _ in _DETAILS]
+      factors = [factor for _, _, factor in _DETAILS]
+      values = [None if v is None else f * v for v, f in zip(found, factors, strict=True)]
+      rows.append((f"{shown}: {label}", values))
+  used = [c for c in range(len(_DETAILS)) if any(values[c] is not None for _, values in rows)]
+  on_tree = any(_DETAILS[c][1][0] in ("errors", "hierarchy") for c in used)
+  units = "%; edges and heights in edges of WordNet's tree" if on_tree else "%"
+  return Table(
+    f"Every figure ({units})",
+    "set: prompt",
+    tuple(_DETAILS[c][0] for c in used),
+    tuple(Row(label, tuple(values[c] for c in used)) for label, values in rows),
+    best=False,
+  )
+
+
+def _at_path(figures: Mapping[str, Any], path: Sequence[str | int]) -> float | int | None:
+  value: Any = figures
+  for name in path:
+    try:
+      value = value[name]
+    except KeyError:
+      return None
+  return value
+
+
 def markdown(tables: Sequence[Table]) -> str:
-  """The tables as a Markdown document."""
+  """Formats tables as a Markdown document."""
   parts = []
   for table in tables:
-    bold = _bold(table)
-    lines = [_line([table.corner, *table.columns]), _line(["---"] * (1 + len(table.columns)))]
-    for r, row in enumerate(table.rows):
-      label = _markdown_text(row.label) + (f" [{row.source}]" if row.source else "")
-      cells = [
-        f"**{text}**" if (r, c) in bold else text for c, text in enumerate(_cells(table, row))
-      ]
-      lines.append(_line([label, *cells]))
+    head = [table.corner, *table.columns]
+    lines = [head, ["---"] * len(head)]
+    for row, cells in zip(table.rows, _cells(table, "**{}**"), strict=True):
+      source = f" [{row.source}]" if row.source else ""
+      lines.append([row.label.translate(_MARKDOWN_ESCAPES) + source, *cells])
     if table.images:
-      lines.append(_line([_IMAGES, *map(_cell, table.images)]))
+      lines.append(["images", *map(_cell, table.images)])
     notes = "".join(f"\n[{i}] {note}  " for i, note in enumerate(table.notes, 1))
     published_notes = f"\n\nPublished figures, with ViT-B/16:  {notes}" if notes else ""
-    parts.append(f"## {table.title}\n\n" + "\n".join(lines) + published_notes)
+    body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    parts.append(f"## {table.title}\n\n{body}{published_notes}")
   return "\n\n".join(parts) + "\n"
 
 
 def latex(tables: Sequence[Table]) -> str:
-  r"""The tables for a LaTeX document that has `\usepackage{booktabs}`."""
+  r"""Formats tables for a LaTeX document with `\usepackage{booktabs}`."""
   parts = []
   for table in tables:
-    bold = _bold(table)
-    head = " & ".join(map(_latex_text, [table.corner, *table.columns]))
     lines = []
-    for r, row in enumerate(table.rows):
+    for r, (row, cells) in enumerate(zip(table.rows, _cells(table, r"\textbf{{{}}}"), strict=True)):
       if row.source and not table.rows[r - 1].source:
         lines.append(r"\midrule")
       mark = f"$^{{{row.source}}}$" if row.source else ""
-      cells = [
-        rf"\textbf{{{text}}}" if (r, c) in bold else text
-        for c, text in enumerate(_cells(table, row))
-      ]
-      lines.append(" & ".join([_latex_text(row.label) + mark, *cells]) + r" \\")
+      lines.append(_latex_line([row.label.translate(_LATEX_ESCAPES) + mark, *cells]))
     if table.images:
-      lines += [r"\midrule", " & ".join([_IMAGES, *map(_cell, table.images)]) + r" \\"]
-    caption = _latex_text(table.title) + (
-      "; published figures with ViT-B/16." if table.notes else "."
-    )
+      lines += [r"\midrule", _latex_line(["images", *map(_cell, table.images)])]
+    end = "; published figures with ViT-B/16." if table.notes else "."
     notes = [
-      rf"\par\footnotesize $^{{{i}}}$ {_latex_text(note)}" for i, note in enumerate(table.notes, 1)
+      rf"\par\footnotesize $^{{{i}}}$ {note.translate(_LATEX_ESCAPES)}"
+      for i, note in enumerate(table.notes, 1)
     ]
+    head = [text.translate(_LATEX_ESCAPES) for text in (table.corner, *table.columns)]
     parts.append(
       "\n".join(
         [
           r"\begin{table}",
           r"\centering",
-          rf"\caption{{{caption}}}",
+          rf"\caption{{{table.title.translate(_LATEX_ESCAPES)}{end}}}",
           rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
           r"\toprule",
-          rf"{head} \\",
+          _latex_line(head),
           r"\midrule",
           *lines,
           r"\bottomrule",
@@ -188,91 +322,24 @@ def latex(tables: Sequence[Table]) -> str:
   return "\n\n".join(parts) + "\n"
 
 
-def _details(sets: Mapping[str, Any]) -> Table:
-  rows = []
-  for name, of_set in sets.items():
-    for label, figures in of_set["prompts"].items():
-      values = [_times(_find(figures, path), factor) for _, path, factor in _DETAILS]
-      # Whatever is not the test images says so.
-      shown = name if of_set["split"] == "test" else f"{name} ({of_set['split']})"
-      rows.append((f"{shown}: {label}", values))
-  kept = [c for c in range(len(_DETAILS)) if any(values[c] is not None for _, values in rows)]
-  return Table(
-    "Every figure (%; edges and heights in edges of WordNet's tree)"
-    if any(path[0] in ("errors", "hierarchy") for path in (_DETAILS[c][1] for c in kept))
-    else "Every figure (%)",
-    "set: prompt",
-    tuple(_DETAILS[c][0] for c in kept),
-    tuple(Row(label, tuple(values[c] for c in kept)) for label, values in rows),
-    best=False,
-  )
+def _latex_line(cells: Sequence[str]) -> str:
+  return f"{' & '.join(cells)} \\\\"
 
 
-def _published(
-  methods: Mapping[str, Any], columns: Sequence[str]
-) -> tuple[list[Row], tuple[str, ...]]:
-  """Lines of the methods, and their sources."""
-  rows, notes = [], []
-  for name, method in methods.items():
-    values = tuple(method["figures"].get(column) for column in columns)
-    if method["source"] not in notes:
-      notes.append(method["source"])
-    rows.append(Row(name, values, 1 + notes.index(method["source"])))
-  return rows, tuple(notes)
-
-
-@functools.cache
-def _content() -> dict[str, Any]:
-  return json.loads(_PUBLISHED.read_text(encoding="utf-8"))
-
-
-def _bold(table: Table) -> set[tuple[int, int]]:
-  """Places of the highest figures of ours, where there are several to choose from."""
+def _cells(table: Table, bold: str) -> list[list[str]]:
+  """Formats all values; our highest of each column, among several, with the format `bold`."""
+  cells = [[_cell(value, table.digits) for value in row.values] for row in table.rows]
   ours = [r for r, row in enumerate(table.rows) if not row.source]
-  places: set[tuple[int, int]] = set()
-  if not table.best or len(ours) < 2:
-    return places
-  for c in range(len(table.columns)):
-    shown = {r: float(_cells(table, table.rows[r])[c]) for r in ours}
-    places |= {(r, c) for r, value in shown.items() if value == max(shown.values())}
-  return places
-
-
-def _find(figures: Mapping[str, Any], path: Sequence[str | int]) -> float | int | None:
-  value: Any = figures
-  for name in path:
-    try:
-      value = value[name]
-    except KeyError:
-      return None
-  return value
-
-
-def _times(value: float | int | None, factor: float | int) -> float | int | None:
-  return None if value is None else factor * value
-
-
-def _cells(table: Table, row: Row) -> list[str]:
-  return [_cell(value, table.digits) for value in row.values]
+  if table.best and len(ours) > 1:
+    for c in range(len(table.columns)):
+      shown = {r: float(cells[r][c]) for r in ours}
+      for r, value in shown.items():
+        if value == max(shown.values()):
+          cells[r][c] = bold.format(cells[r][c])
+  return cells
 
 
 def _cell(value: float | int | None, digits: int = 1) -> str:
   if value is None:
     return "-"
   return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
-
-
-def _line(cells: Sequence[str]) -> str:
-  return f"| {' | '.join(cells)} |"
-
-
-def _markdown_text(text: str) -> str:
-  for letter in ("\\", "|", "*", "_", "`", "<", "["):
-    text = text.replace(letter, f"\\{letter}")
-  return text
-
-
-def _latex_text(text: str) -> str:
-  special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-  special |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
-  return "".join(special.get(letter, letter) for letter in text)

@@ -12,10 +12,17 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax import hosts, inputs
-from pomp_jax.analysis import geometry_plots
-from pomp_jax.analysis.branches import Branches, shape_branches, wordnet_branches
-from pomp_jax.analysis.geometry import alignment, prompt_similarity, uniformity
-from pomp_jax.analysis.interpretation import nearest_tokens, token_spacing
+from pomp_jax.analysis import feature_plots
+from pomp_jax.analysis.features import (
+  Branches,
+  alignment,
+  nearest_tokens,
+  prompt_similarity,
+  shape_branches,
+  token_spacing,
+  uniformity,
+  wordnet_branches,
+)
 from pomp_jax.analysis.tables import Row, Table, markdown
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.wordnet import load_tree
@@ -119,7 +126,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   }
   if first:
     with writing(folder.plots):
-      geometry_plots.alignment_uniformity(
+      feature_plots.alignment_uniformity(
         folder.plots / "alignment_uniformity.png",
         {name: of_set["prompts"] for name, of_set in sets.items()},
       )
@@ -139,10 +146,10 @@ def _tokens(encoder: Encoder, prompts: Sequence[NamedPrompt], top: int) -> dict[
   vectors = {}
   for label, prompt, _ in prompts:
     if isinstance(prompt, Prompt) and prompt.context.ndim == 2:
-      nearest = nearest_tokens(prompt.context, embeddings_VxD, top)
+      found = nearest_tokens(prompt.context, embeddings_VxD, top)
       vectors[label] = [
         {"tokens": encoder.clip.tokenizer.convert_ids_to_tokens(tokens), "distances": distances}
-        for tokens, distances in zip(nearest.tokens.tolist(), nearest.distances, strict=True)
+        for tokens, distances in zip(found[0].tolist(), found[1], strict=True)
       ]
   return {"median_distance_between_tokens": token_spacing(embeddings_VxD), "vectors": vectors}
 
@@ -158,10 +165,10 @@ def _plot(
   folder: RunFolder, name: str, features: Mapping[str, np.ndarray], branches: Branches
 ) -> None:
   file = name.replace("/", "-")
-  geometry_plots.class_maps(
+  feature_plots.class_maps(
     folder.plots / f"map_{file}.png", features, branches, f"Class features of {name}"
   )
-  geometry_plots.similarity_matrices(
+  feature_plots.similarity_matrices(
     folder.plots / f"similarity_{file}.png", features, branches, f"Cosines of classes of {name}"
   )
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from pomp_jax.analysis import method_plots
+from pomp_jax.analysis import plots
 from pomp_jax.analysis.tables import Row, Table, markdown
 from pomp_jax.benchmark.measurement import ProcessError, in_own_process, peak_mib
 from pomp_jax.config import ConfigError, validate, with_argument
@@ -228,6 +228,6 @@ def _write_report(folder: RunFolder, methods: dict[str, Any]) -> None:
   ]
   with replacing(folder.path / "results.md") as file:
     file.write(markdown(tables).encode())
-  method_plots.method_dots(
+  plots.method_dots(
     folder.plots / "accuracy.png", {label: row["top1"] for label, row in methods.items()}
   )

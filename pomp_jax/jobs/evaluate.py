@@ -19,14 +19,18 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax import hosts, inputs
-from pomp_jax.analysis import evaluation_plots
-from pomp_jax.analysis.accuracy import (
+from pomp_jax.analysis import plots
+from pomp_jax.analysis.tables import (
   SetFigures,
   accuracy_by_group,
+  evaluation_tables,
   figure_by_group,
   images_by_group,
+  latex,
+  markdown,
+  published,
+  title_of,
 )
-from pomp_jax.analysis.tables import evaluation_tables, latex, markdown, published, title_of
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.source import LabelledSet
 from pomp_jax.data.suites import GROUPS
@@ -252,7 +256,7 @@ def _write_report(folder: RunFolder, results: Mapping[str, Any]) -> None:
   for group, kinds in results["accuracy"].items():
     for kind, rows in kinds.items():
       others = results["published"].get(group, {}).get(kind, {})
-      evaluation_plots.accuracy_panels(
+      plots.accuracy_panels(
         folder.plots / f"accuracy_{group}_{kind}.png",
         rows,
         {name: method["figures"] for name, method in others.items()},
@@ -261,7 +265,7 @@ def _write_report(folder: RunFolder, results: Mapping[str, Any]) -> None:
         results["intervals"].get(group, {}).get(kind, {}),
       )
   figures = {name: of_set["prompts"] for name, of_set in results["sets"].items()}
-  evaluation_plots.calibration_panels(folder.plots / "calibration.png", figures)
+  plots.calibration_panels(folder.plots / "calibration.png", figures)
 
 
 def _key(clip_key: str, name: str, labelled: LabelledSet, prompts: Sequence[NamedPrompt]) -> str:

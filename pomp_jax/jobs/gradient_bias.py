@@ -18,8 +18,12 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax import inputs
-from pomp_jax.analysis.gradient_bias import draws_of, gradient_function, summarise
-from pomp_jax.analysis.gradient_plots import gradient_bias_panels
+from pomp_jax.analysis.gradient_bias import (
+  draws_of,
+  gradient_bias_panels,
+  gradient_function,
+  summarise,
+)
 from pomp_jax.config import ConfigError, fields
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import StoredImages, readable_images

@@ -1,8 +1,6 @@
-"""An ablation's table, its summary, its plots and its page, from made-up cells."""
+"""An ablation's CSV, summary and plot, from synthetic cells."""
 
-import base64
 import csv
-import html.parser
 import io
 
 import matplotlib.collections
@@ -10,12 +8,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax.analysis import ablation_plots
-from pomp_jax.analysis.ablation import csv_text, groups, swept
-from pomp_jax.analysis.html_report import Grid, Section, write_report
+from pomp_jax.analysis import ablation
+from pomp_jax.analysis.ablation import csv_text, groups, sweep, swept
 
 
-def made_up_cells():
+def synthetic_cells():
   """K of 16, 64 and all, two corrections (moot for all), three seeds; one cell failed."""
   rng = np.random.default_rng(0)
   cells = []
@@ -31,7 +28,7 @@ def made_up_cells():
 
 
 def test_groups_are_over_the_seeds():
-  cells = made_up_cells()
+  cells = synthetic_cells()
   found = groups(cells)
   assert [tuple(group.values.values()) for group in found] == [
     (16, "log"),
@@ -50,7 +47,7 @@ def test_groups_are_over_the_seeds():
 
 
 def test_the_table_is_tidy():
-  cells = made_up_cells()
+  cells = synthetic_cells()
   rows = list(csv.DictReader(io.StringIO(csv_text(cells))))
   assert len(rows) == len(cells)
   for row, cell in zip(rows, cells, strict=True):
@@ -64,13 +61,13 @@ def test_the_table_is_tidy():
 
 
 def test_the_plot_shows_every_mean_and_spread(tmp_path, monkeypatch):
-  drawn, save = [], ablation_plots.save
+  drawn, save = [], ablation.save
   monkeypatch.setattr(
-    ablation_plots, "save", lambda path, figure: (drawn.append(figure), save(path, figure))
+    ablation, "save", lambda path, figure: (drawn.append(figure), save(path, figure))
   )
-  found = groups(made_up_cells())
+  found = groups(synthetic_cells())
   references = {"novel_top1": {"a photo of a {}.": 0.5}}
-  ablation_plots.sweep(tmp_path / "sweep.png", found, references)
+  sweep(tmp_path / "sweep.png", found, references)
   with Image.open(tmp_path / "sweep.png") as image:
     assert min(image.size) > 300
   base, novel, seconds, _ = drawn[0].axes
@@ -96,52 +93,7 @@ def test_plots_of_other_grids(tmp_path, fields):
   cells = [
     {"values": {f: values[f] for f in fields}, "top1": {"base": 0.1}, "seconds": 0.0, "error": None}
   ]
-  ablation_plots.sweep(tmp_path / "one.png", groups(cells))
+  sweep(tmp_path / "one.png", groups(cells))
   cells[0] |= {"error": "failed"}
-  ablation_plots.sweep(tmp_path / "none.png", groups(cells))
+  sweep(tmp_path / "none.png", groups(cells))
   assert (tmp_path / "none.png").stat().st_size > 1000
-
-
-class Page(html.parser.HTMLParser):
-  """Collects what a page holds."""
-
-  def __init__(self, text):
-    super().__init__()
-    self.tags, self.images, self.text = [], [], []
-    self.feed(text)
-
-  def handle_starttag(self, tag, attributes):
-    self.tags.append(tag)
-    if tag == "img":
-      self.images.append(dict(attributes))
-
-  def handle_data(self, data):
-    self.text.append(data.strip())
-
-
-def test_the_page_holds_all_and_needs_nothing(tmp_path):
-  Image.new("RGB", (3, 2), "red").save(tmp_path / "plot.png")
-  table = Grid(("k", "novel <top-1>"), [("16", "52.1 ± 0.3"), ("64", "55.0 ± 0.2")], ["", "best"])
-  sections = [
-    Section("Means", "Over <3> seeds & more.", table=table),
-    Section("Plot", picture=tmp_path / "plot.png", caption='a "plot"'),
-    Section("Command", code="python -m pomp_jax.main --config=<x>", folded=True),
-  ]
-  write_report(tmp_path / "report.html", "An <ablation>", sections, {"jax": "0.10.2"})
-  text = (tmp_path / "report.html").read_text()
-  page = Page(text)
-  for expected in (
-    "An <ablation>",
-    "novel <top-1>",
-    "52.1 ± 0.3",
-    "Over <3> seeds & more.",
-    "0.10.2",
-  ):
-    assert expected in page.text
-  assert page.tags.count("table") == 2
-  assert page.images[0]["alt"] == 'a "plot"'
-  kind, data = page.images[0]["src"].split(",")
-  assert kind == "data:image/png;base64"
-  assert base64.b64decode(data) == (tmp_path / "plot.png").read_bytes()
-  assert not {"script", "link", "iframe"} & set(page.tags)
-  assert "http" not in text

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax.analysis import geometry_plots, method_plots, plots
+from pomp_jax.analysis import feature_plots, plots
 
 STEPS = list(range(10, 2010, 10))
 
@@ -27,10 +27,11 @@ SCORES = {
 @pytest.fixture
 def drawn(monkeypatch):
   """The figures that were saved, to look into."""
-  figures, save = [], plots._save
-  monkeypatch.setattr(
-    plots, "_save", lambda path, figure: (figures.append(figure), save(path, figure))
-  )
+  figures, save = [], plots.save
+  for module in (plots, feature_plots):
+    monkeypatch.setattr(
+      module, "save", lambda path, figure: (figures.append(figure), save(path, figure))
+    )
   return figures
 
 
@@ -124,15 +125,13 @@ def test_accuracy_bars_of_other_prompts(tmp_path, scores, drawn):
   assert len(drawn[0].axes[0].patches) == n_bars
 
 
-def test_method_dots_have_the_spread_of_several_runs_or_the_interval_of_one(tmp_path, monkeypatch):
-  figures = []
-  monkeypatch.setattr(method_plots, "save", lambda path, figure: figures.append(figure))
+def test_method_dots_have_the_spread_of_several_runs_or_the_interval_of_one(tmp_path, drawn):
   found = {"images": 1000, "interval": [0.35, 0.5]}
   one = found | {"mean": 0.4, "std": 0.0, "values": [0.4]}
   two = found | {"mean": 0.4, "std": 0.01, "values": [0.39, 0.41]}
   top1 = {"probe": {"base": one}, "pomp": {"base": two, "novel": two}}
-  method_plots.method_dots(tmp_path / "dots.png", top1)
-  [figure] = figures
+  plots.method_dots(tmp_path / "dots.png", top1)
+  [figure] = drawn
   ends = [
     segment[:, 0].round(6).tolist()
     for container in figure.axes[0].containers
@@ -169,18 +168,14 @@ def test_prediction_sheet_with_awkward_names(tmp_path, drawn):
   assert max(len(text) for text in texts(drawn[0])) < 70
 
 
-def test_a_set_of_one_class_has_no_uniformity_and_no_point(tmp_path, monkeypatch):
-  figures, save = [], geometry_plots.save
-  monkeypatch.setattr(
-    geometry_plots, "save", lambda path, figure: (figures.append(figure), save(path, figure))
-  )
+def test_a_set_of_one_class_has_no_uniformity_and_no_point(tmp_path, drawn):
   sets = {
     "pets/novel": {"a {}": {"alignment": 1.0, "uniformity": None}},
     "pets/base": {"a {}": {"alignment": 1.2, "uniformity": -0.5}},
   }
-  geometry_plots.alignment_uniformity(tmp_path / "plot.png", sets)
+  feature_plots.alignment_uniformity(tmp_path / "plot.png", sets)
   assert_picture(tmp_path / "plot.png")
-  points = [axes.get_lines()[0].get_xdata() for axes in figures[0].axes[:2]]
+  points = [axes.get_lines()[0].get_xdata() for axes in drawn[0].axes[:2]]
   assert np.isnan(points[0]).all() and points[1].tolist() == [-0.5]
 
 

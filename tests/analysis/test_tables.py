@@ -1,12 +1,23 @@
-"""Tables of an evaluation, read back; and what was published, against itself."""
+"""Tables of an evaluation parsed back, their means, and the published figures' consistency."""
 
 import re
 
 import numpy as np
 import pytest
 
-from pomp_jax.analysis.tables import Row, Table, evaluation_tables, latex, markdown, published
-from pomp_jax.data.suites import GROUPS, TEN
+from pomp_jax.analysis.tables import (
+  Row,
+  SetFigures,
+  Table,
+  accuracy_by_group,
+  evaluation_tables,
+  figure_by_group,
+  images_by_group,
+  latex,
+  markdown,
+  published,
+)
+from pomp_jax.data.suites import FOUR, GROUPS, TEN
 
 COLUMNS = (*TEN, "mean")
 
@@ -98,3 +109,63 @@ def test_published_harmonic_means_are_those_of_their_bases_and_news():
       published("base_to_new", kind, mean)[name]["figures"]["mean"] for kind in ("base", "new")
     )
     assert method["figures"]["mean"] == pytest.approx(2 / (1 / base + 1 / new), abs=0.006)
+
+
+def found(group, column, part, top1, images=10):
+  return SetFigures(group, column, part, {"p": {"top1": top1, "images": images}})
+
+
+def test_the_harmonic_mean_over_sets_is_that_of_the_means():
+  sets = [
+    found("base_to_new", "dtd", "base", 0.8),
+    found("base_to_new", "dtd", "new", 0.4, 7),
+    found("base_to_new", "eurosat", "base", 0.6),
+    found("base_to_new", "eurosat", "new", 0.2),
+  ]
+  kinds = accuracy_by_group(sets)["base_to_new"]
+  assert kinds["base"]["p"] == pytest.approx({"dtd": 0.8, "eurosat": 0.6, "mean of 2": 0.7})
+  harmonic = kinds["harmonic"]["p"]
+  assert harmonic["dtd"] == pytest.approx(2 * 0.8 * 0.4 / (0.8 + 0.4))
+  assert harmonic["mean of 2"] == pytest.approx(2 * 0.7 * 0.3 / (0.7 + 0.3))
+  images = images_by_group(sets)["base_to_new"]
+  assert images["harmonic"] == {"dtd": 17, "eurosat": 20}
+
+
+def test_no_harmonic_mean_of_means_over_different_sets():
+  sets = [
+    found("own", "a", "base", 0.8),
+    found("own", "b", "base", 0.6),
+    found("own", "b", "novel", 0.2),
+    found("own", "c", "novel", 0.4),
+  ]
+  kinds = accuracy_by_group(sets)["own"]
+  assert kinds["novel"]["p"] == pytest.approx({"b": 0.2, "c": 0.4, "mean of 2": 0.3})
+  assert kinds["harmonic"]["p"] == pytest.approx({"b": 2 * 0.6 * 0.2 / 0.8})
+
+
+def test_no_harmonic_mean_where_no_set_has_both_parts():
+  sets = [found("own", "a", "base", 0.8), found("own", "b", "novel", 0.4)]
+  assert set(accuracy_by_group(sets)["own"]) == {"base", "novel"}
+  assert set(images_by_group(sets)["own"]) == {"base", "novel"}
+
+
+def test_the_ten_and_the_four_have_means_of_their_own():
+  sets = [found("cross_dataset", name, "all", 0.1 * i) for i, name in enumerate(TEN)]
+  sets += [found("cross_domain", name, "all", 0.2 * i) for i, name in enumerate(FOUR)]
+  sets += [found("imagenet1k", "imagenet1k", "all", 0.9), found("own", "mine", "all", 0.7)]
+  tables = accuracy_by_group(sets)
+  assert tables["cross_dataset"]["top1"]["p"]["mean"] == pytest.approx(0.45)
+  assert tables["cross_domain"]["top1"]["p"]["mean"] == pytest.approx(0.3)
+  assert tables["imagenet1k"]["top1"]["p"] == {"imagenet1k": 0.9}
+  assert tables["own"]["top1"]["p"] == {"mine": 0.7}
+  # One of the four is missing.
+  row = accuracy_by_group([one for one in sets if one.column != FOUR[0]])["cross_domain"]["top1"]
+  assert "mean" not in row["p"]
+  assert row["p"]["mean of 3"] == pytest.approx(0.4)
+
+
+def test_splits_of_the_world_have_no_mean():
+  sets = [found("world", name, "all", 0.5) for name in ("base", "novel", "shifted")]
+  assert list(accuracy_by_group(sets)["world"]["top1"]["p"]) == ["base", "novel", "shifted"]
+  # A figure that no set has is in no table.
+  assert figure_by_group(sets, "top1_interval") == {"world": {"top1": {}}}

@@ -1,8 +1,6 @@
-"""An ablation's page in headless Chromium: tables with their figures, the picture, nothing fetched.
+"""HTML reports: parsed, and an ablation's page in headless Chromium (on the path or $CHROMIUM)."""
 
-Skipped where no Chromium is found: on the path, or where the variable CHROMIUM points.
-"""
-
+import base64
 import html.parser
 import json
 import os
@@ -14,15 +12,12 @@ from PIL import Image
 import pytest
 
 from pomp_jax.ablation.report import write_outcome
+from pomp_jax.analysis.html_report import Grid, Section, write_report
 from pomp_jax.files.run_folder import RunFolder
 from tests.support.small_run import small_config
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
 CHROMIUM = next(filter(None, [os.environ.get("CHROMIUM"), *map(shutil.which, _NAMES)]), None)
-
-pytestmark = pytest.mark.skipif(
-  CHROMIUM is None, reason=f"no Chromium: none of {', '.join(_NAMES)} on the path, no $CHROMIUM"
-)
 
 # What the browser sees, written into the page itself: it has no script of its own.
 _PROBE = """
@@ -54,7 +49,9 @@ addEventListener("load", () => {
 
 
 def chromium(profile, *arguments):
-  """Runs it without a network; returns what it prints."""
+  """Runs Chromium without a network and returns its output; skips the test without Chromium."""
+  if CHROMIUM is None:
+    pytest.skip(f"no Chromium: none of {', '.join(_NAMES)} on the path, no $CHROMIUM")
   command = [
     *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
     *(f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND", *arguments),
@@ -66,7 +63,7 @@ def chromium(profile, *arguments):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """A run's folder with the page of made-up cells, one of which failed."""
+  """Run folder with the page of synthetic cells, one of which failed."""
   cells = []
   rng = np.random.default_rng(0)
   for k in (16, 64, 256, "all"):
@@ -157,3 +154,48 @@ def test_the_screenshot_shows_the_plot(folder, tmp_path):
   for colour in ((0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00)):
     near = np.abs(pixels - np.array(colour)).max(-1) < 24
     assert near.sum() > 200
+
+
+class Page(html.parser.HTMLParser):
+  """Collects what a page holds."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.tags, self.images, self.text = [], [], []
+    self.feed(text)
+
+  def handle_starttag(self, tag, attributes):
+    self.tags.append(tag)
+    if tag == "img":
+      self.images.append(dict(attributes))
+
+  def handle_data(self, data):
+    self.text.append(data.strip())
+
+
+def test_the_page_holds_all_and_needs_nothing(tmp_path):
+  Image.new("RGB", (3, 2), "red").save(tmp_path / "plot.png")
+  table = Grid(("k", "novel <top-1>"), [("16", "52.1 ± 0.3"), ("64", "55.0 ± 0.2")], ["", "best"])
+  sections = [
+    Section("Means", "Over <3> seeds & more.", table=table),
+    Section("Plot", picture=tmp_path / "plot.png", caption='a "plot"'),
+    Section("Command", code="python -m pomp_jax.main --config=<x>", folded=True),
+  ]
+  write_report(tmp_path / "report.html", "An <ablation>", sections, {"jax": "0.10.2"})
+  text = (tmp_path / "report.html").read_text()
+  page = Page(text)
+  for expected in (
+    "An <ablation>",
+    "novel <top-1>",
+    "52.1 ± 0.3",
+    "Over <3> seeds & more.",
+    "0.10.2",
+  ):
+    assert expected in page.text
+  assert page.tags.count("table") == 2
+  assert page.images[0]["alt"] == 'a "plot"'
+  kind, data = page.images[0]["src"].split(",")
+  assert kind == "data:image/png;base64"
+  assert base64.b64decode(data) == (tmp_path / "plot.png").read_bytes()
+  assert not {"script", "link", "iframe"} & set(page.tags)
+  assert "http" not in text
