@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from pomp_jax import hosts
 from pomp_jax.config import ConfigError
-from pomp_jax.data.prepare import BUILDERS, Settings, build, open_input
+from pomp_jax.data.prepare import DATASETS, Selection, build, open_input
 from pomp_jax.files.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -28,8 +28,8 @@ def check(config: ConfigDict, workdir: str) -> None:
   """
   if hosts.n_processes() > 1:
     raise ConfigError("job", config.job, "one process")
-  if config.prepare.dataset not in BUILDERS:
-    raise ConfigError("prepare.dataset", config.prepare.dataset, f"one of {', '.join(BUILDERS)}")
+  if config.prepare.dataset not in DATASETS:
+    raise ConfigError("prepare.dataset", config.prepare.dataset, f"one of {', '.join(DATASETS)}")
   if config.prepare.names and config.prepare.dataset != "imagenet21k":
     raise ConfigError("prepare.names", config.prepare.names, "'' for other sets than imagenet21k")
   # It leaves no run's files there; where there are some, they are another job's.
@@ -41,7 +41,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
 
   Raises:
     SourceError, VocabularyError: the input is not as it has to be; nothing is written for it.
-    BuildError: another data set is there, or no image could be read.
+    PrepareError: another data set is there, or no image could be read.
   """
   prepare = config.prepare
   source = open_input(
@@ -50,8 +50,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
     names=prepare.names,
     images_per_class=prepare.shots and prepare.shots + prepare.held_out,
   )
-  settings = Settings(prepare.shots, prepare.shots_seed, prepare.held_out)
-  report = build(source, workdir, settings, prepare.workers)
+  selection = Selection(prepare.shots, prepare.shots_seed, prepare.held_out)
+  report = build(source, workdir, selection, prepare.workers)
   for split, counts in report["splits"].items():
     log.info(
       "%s: %d images of %d classes in %d shards, %.2f GB",

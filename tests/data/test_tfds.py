@@ -120,7 +120,7 @@ def prepared(tmp_path):
     folder,
     "shades",
     label_names=("dark", "grey", "light"),
-    splits={"train": records.Split(tuple(lengths), size)},
+    splits={"train": (lengths, size)},
     description="shades",
   )
   return tmp_path
@@ -169,7 +169,7 @@ def test_a_known_set_from_its_files(prepared):
     folder,
     "food101",
     label_names=tfds.builder("food101").info.features["label"].names,
-    splits={"validation": records.Split((1,), writer.num_bytes)},
+    splits={"validation": ([1], writer.num_bytes)},
     description="food",
     version="2.0.0",
   )
