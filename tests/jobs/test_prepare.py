@@ -89,6 +89,6 @@ def test_what_can_not_be(archive, tmp_path):
         prepare_config(dataset="imagenet21k", input=str(archive)), str(tmp_path / "out")
       )
   config = prepare_config(dataset="imagenet21k", input=str(archive), names="food101")
-  with pytest.raises(SourceError, match="needs synsets"):
+  with pytest.raises(SourceError, match="prepare.names"):
     prepare.run(config, str(tmp_path / "out"))
   assert not (tmp_path / "out").exists()
