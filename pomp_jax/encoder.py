@@ -21,7 +21,7 @@ from pomp_jax.files.array_cache import ArrayCache, fingerprint
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits
 from pomp_jax.prompt.context import ClassTokens, PromptContext
-from pomp_jax.prompt.learner import Frozen, class_features
+from pomp_jax.prompt.learner import Frozen, class_sequences
 from pomp_jax.prompt.loss import normalize
 from pomp_jax.prompt.step import CLASS, DATA, make_mesh, replicate
 
@@ -217,7 +217,7 @@ class Encoder:
       tower = self.text_tower(token_budget)
 
       def features(params, frozen, ids_C):
-        features_CxE = class_features(module, tower, params, frozen, ids_C)
+        features_CxE = tower(frozen.text, *class_sequences(module, params, frozen, ids_C))
         return normalize(features_CxE) if unit else features_CxE
 
       self._programs[key] = _over_rows(self.mesh, features, 2)

@@ -16,10 +16,9 @@ import numpy as np
 from pomp_jax.analysis.drawing import error_bars, label_panel, panels, save
 from pomp_jax.annotations import Array, Float, Int32
 from pomp_jax.files.progress import steps_of
-from pomp_jax.prompt.group_loss import ContrastSettings, group_contrast, negatives_of
 from pomp_jax.prompt.learner import Frozen, Learner
-from pomp_jax.prompt.loss import normalize
-from pomp_jax.prompt.sampling import draw_negatives
+from pomp_jax.prompt.loss import ContrastSettings, local_contrast, normalize
+from pomp_jax.prompt.sampling import complete_negatives, draw_negatives
 
 # Smallest relative bias in a plot: single precision's rounding is near.
 _LOWEST_BIAS = 1e-3
@@ -45,7 +44,7 @@ def gradient_function(
 
   @jax.jit
   def gradients(params: Any, frozen: Frozen, features_BxE: jax.Array, labels_B: jax.Array, key):
-    draw = draw_negatives(
+    drawn = draw_negatives(
       key,
       settings.sampling,
       k=settings.k,
@@ -54,26 +53,26 @@ def gradient_function(
       images_BxE=normalize(features_BxE),
       arrays=frozen.sampling,
     )
-    ids_C = jnp.concatenate([labels_B, draw.ids])
+    ids_C = jnp.concatenate([labels_B, drawn.ids])
     n_images = labels_B.size
 
     def classes(params):
-      found = learner.class_features(params, frozen, ids_C, features_BxE)
+      found = learner.text_features(params, frozen, ids_C, features_BxE)
       return found.features, found.available
 
     class_features_CxE, pull_back, available_C = jax.vjp(classes, params, has_aux=True)
-    available_K = None if available_C is None else available_C[n_images:]
-    negatives = negatives_of(settings, frozen.sampling, draw, labels_B, available_K)
+    available_S = None if available_C is None else available_C[n_images:]
+    negatives = complete_negatives(settings.sampling, frozen.sampling, drawn, labels_B, available_S)
 
     def one(correction):
       def loss(class_features_CxE):
-        return group_contrast(
+        return local_contrast(
           dataclasses.replace(settings, correction=correction),
-          negatives,
           features_BxE,
           class_features_CxE[:n_images],
-          class_features_CxE,
+          class_features_CxE[-negatives.ids.size :],
           labels_B,
+          negatives,
         ).loss
 
       (gradient,) = pull_back(jax.grad(loss)(class_features_CxE))

@@ -15,7 +15,7 @@ import jax
 from pomp_jax.baselines.dense import dense, init_dense
 from pomp_jax.clip.text import TextTower
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import ClassFeatures, Frozen, available_rows, class_sequences
+from pomp_jax.prompt.learner import Frozen, TextFeatures, available_rows, class_sequences
 from pomp_jax.prompt.loss import normalize
 
 # The hidden layer is the embedding's width divided by this.
@@ -50,9 +50,9 @@ class CoCoOpLearner:
       },
     }
 
-  def class_features(
+  def text_features(
     self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
-  ) -> ClassFeatures:
+  ) -> TextFeatures:
     """See `Learner`; [R,B,E], for each image its own."""
     net = params["meta_net"]
     hidden_BxH = jax.nn.relu(dense(net["hidden"], normalize(image_features_BxE)))
@@ -64,4 +64,4 @@ class CoCoOpLearner:
       return self.text_tower(frozen.text, *sequences), sequences.lengths
 
     features_RxBxE, lengths_BxR = jax.vmap(of_one_image, out_axes=(1, 0))(shift_BxD)
-    return ClassFeatures(features_RxBxE, available_rows(lengths_BxR[0], self.token_budget))
+    return TextFeatures(features_RxBxE, available_rows(lengths_BxR[0], self.token_budget))

@@ -20,7 +20,7 @@ from pomp_jax.baselines.dense import dense, init_dense
 from pomp_jax.clip.prompted_vision import PromptedImageTower
 from pomp_jax.clip.text import TextTower
 from pomp_jax.prompt.context import INIT_STDDEV, PromptContext
-from pomp_jax.prompt.learner import ClassFeatures, Frozen, available_rows, class_sequences
+from pomp_jax.prompt.learner import Frozen, TextFeatures, available_rows, class_sequences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +67,12 @@ class MaPLeLearner:
     """See `ImageLearner`."""
     return self.image_tower(frozen.image, images_B, self.visual_tokens(params))
 
-  def class_features(
+  def text_features(
     self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
-  ) -> ClassFeatures:
+  ) -> TextFeatures:
     """See `Learner`; the same for all images."""
     del image_features_BxE
     context = {"context": params["context"]}
     sequences = class_sequences(self.module, context, frozen, class_ids_R)
     features_RxE = self.text_tower(frozen.text, *sequences, params["deep"])
-    return ClassFeatures(features_RxE, available_rows(sequences.lengths, self.token_budget))
+    return TextFeatures(features_RxE, available_rows(sequences.lengths, self.token_budget))

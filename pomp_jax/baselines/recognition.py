@@ -80,13 +80,13 @@ class Recognition:
 
   def _class_features(self, params, frozen, ids_R):
     no_images = jnp.zeros((0, 1))
-    return normalize(self._learner.class_features(params, frozen, ids_R, no_images).features)
+    return normalize(self._learner.text_features(params, frozen, ids_R, no_images).features)
 
   def _scores_of_images(self, params, frozen, ids_PxR, features_BxE):
     unit_BxE = normalize(features_BxE)
 
     def of_part(ids_R):
-      classes = self._learner.class_features(params, frozen, ids_R, features_BxE)
+      classes = self._learner.text_features(params, frozen, ids_R, features_BxE)
       return jnp.einsum(
         "be,rbe->br", unit_BxE, normalize(classes.features), precision=jax.lax.Precision.HIGHEST
       )

@@ -13,7 +13,7 @@ import jax
 
 from pomp_jax.clip.prompted_vision import PromptedImageTower
 from pomp_jax.prompt.context import INIT_STDDEV
-from pomp_jax.prompt.learner import ClassFeatures, Frozen
+from pomp_jax.prompt.learner import Frozen, TextFeatures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +41,9 @@ class VPTLearner:
     """See `ImageLearner`."""
     return self.image_tower(frozen.image, images_B, params["visual"])
 
-  def class_features(
+  def text_features(
     self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
-  ) -> ClassFeatures:
+  ) -> TextFeatures:
     """See `Learner`; looked up."""
     del params, image_features_BxE
-    return ClassFeatures(frozen.classes[class_ids_R])
+    return TextFeatures(frozen.classes[class_ids_R])

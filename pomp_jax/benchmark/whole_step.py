@@ -15,10 +15,10 @@ from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.prompt import sampling
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen
+from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.step import (
   DATA,
-  ContrastSettings,
   create_state,
   make_mesh,
   make_train_step,

@@ -59,9 +59,9 @@ def validate(config: ConfigDict) -> None:
   check_choice(config, "prompt.position", POSITIONS)
   check_choice(config, "correction", CORRECTIONS)
   check_choice(config, "negatives", ("sampled", "all"))
-  check_choice(config, "sampling.name", SAMPLERS)
+  check_choice(config, "sampling.name", tuple(SAMPLERS))
   check_choice(config, "sampling.anchors", ANCHORS)
-  check_choice(config, "sampling.exclude", EXCLUSIONS)
+  check_choice(config, "sampling.exclude", tuple(EXCLUSIONS))
   check_choice(config, "clip.keep", ("auto", "activations", *REMAT[1:]))
   check_choice(config, "optim.schedule", SCHEDULES)
   check_choice(config, "on_bad_loss", ("stop", "roll_back"))
@@ -223,7 +223,7 @@ def _method(config: ConfigDict) -> None:
   if method != "pomp":
     fixed |= {"prompt.class_specific": False, "dry_run": False}
     # The bank is of class features under a context.
-    if config.sampling.name in ("hard", "easy"):
+    if "bank" in SAMPLERS[config.sampling.name].needs:
       fixed["sampling.name"] = "uniform"
     if config.sampling.exclude == "similar":
       fixed["sampling.exclude"] = "none"

@@ -34,9 +34,9 @@ from pomp_jax.files.prompt_file import check_fits, load_prompt
 from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json, writing
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen
-from pomp_jax.prompt.loss import CORRECTIONS
-from pomp_jax.prompt.sampling import SAMPLERS, Sampling, SamplingArrays
-from pomp_jax.prompt.step import ContrastSettings, replicate, step_token_budget
+from pomp_jax.prompt.loss import CORRECTIONS, ContrastSettings
+from pomp_jax.prompt.sampling import SAMPLERS, SamplingArrays, SamplingSettings
+from pomp_jax.prompt.step import replicate, step_token_budget
 from pomp_jax.train import setup
 from pomp_jax.train.sampling_data import sampling_arrays, sampling_of
 
@@ -62,7 +62,9 @@ class _Setting:
   config: ConfigDict
   key: str
 
-  def gradients(self, k: int, sampling: Sampling, corrections: tuple[str, ...], n_draws: int):
+  def gradients(
+    self, k: int, sampling: SamplingSettings, corrections: tuple[str, ...], n_draws: int
+  ):
     """Of n draws [n, corrections, P]."""
     scale = self.encoder.clip.logit_scale
     settings = ContrastSettings(k, self.n_classes, "log", scale, sampling)
@@ -100,7 +102,7 @@ def check(config: ConfigDict, workdir: str) -> None:
   for field, value in unread.items():
     if (found := dict(fields(config))[field]) != value:
       raise ConfigError(field, found, f"{value!r} where job='gradient_bias'")
-  _names(settings, "samplers", SAMPLERS)
+  _names(settings, "samplers", tuple(SAMPLERS))
   _names(settings, "corrections", CORRECTIONS)
   _check_images(config, n_classes)
   if settings.prompt:
@@ -114,12 +116,12 @@ def check(config: ConfigDict, workdir: str) -> None:
 def run(config: ConfigDict, workdir: str) -> dict:
   """Computes all cells; returns what `results.json` holds."""
   settings, start = config.gradient_bias, time.monotonic()
-  samplers = _names(settings, "samplers", SAMPLERS)
+  samplers = _names(settings, "samplers", tuple(SAMPLERS))
   corrections = _names(settings, "corrections", CORRECTIONS)
   setting = _open(config, samplers)
   folder = RunFolder(workdir)
   folder.create()
-  exact_P = setting.gradients(setting.n_classes, Sampling(), ("log",), 1)[0, 0]
+  exact_P = setting.gradients(setting.n_classes, SamplingSettings(), ("log",), 1)[0, 0]
   log.info("exact gradient over %d classes: norm %.4g", setting.n_classes, np.linalg.norm(exact_P))
   cells = []
   pairs = list(itertools.product(samplers, settings.k))
@@ -246,7 +248,7 @@ def _arrays(
 ) -> SamplingArrays:
   """What any of the samplers knows of the classes; counts are those of a training."""
   arrays, labels_n = SamplingArrays(), np.zeros(0, np.int32)
-  if "frequency" in samplers:
+  if any("frequency" in SAMPLERS[name].needs for name in samplers):
     labels_n = inputs.open_training_source(config.data, image_size).labels
   for sampler in samplers:
     wanted = config.copy_and_resolve_references()

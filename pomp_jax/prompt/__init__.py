@@ -1,4 +1,4 @@
-"""The method: a soft prompt, local contrast with local correction, and the step that learns it.
+"""The method: a soft prompt, local contrast with local correction, and the training step.
 
-Pure functions over arrays and a Flax module; nothing here reads or writes a file.
+Pure functions over arrays and a Flax module, without files.
 """

@@ -1,4 +1,4 @@
-"""The soft prompt: M learned vectors, and where they stand among a class's own tokens.
+"""The soft prompt: M learned vectors, and their place among a class's own tokens.
 
 Shapes: N classes, C classes of a call, M context vectors, L own tokens of a class (name, ".",
 EOT), D width; P tokens that all classes share at the start.
@@ -19,21 +19,22 @@ INIT_STDDEV = 0.02
 
 
 class ClassTokens(NamedTuple):
-  """What a class brings of its own, one row a class.
+  """Own tokens of the classes, one row a class.
 
   Attributes:
-    ids: token ids of name, ".", EOT; zero-padded.
-    name_lengths: tokens of the name alone: where `middle` and `front` put the context.
-    lengths: tokens of the whole, EOT included.
+    ids: token ids of name, ".", EOT, zero-padded, int32 [C,L].
+    name_lengths: tokens of the name alone, before the context of `middle` and `front`, int32 [C].
+    lengths: tokens of the whole, EOT included, int32 [C].
   """
 
-  ids: Int32[Array, "C L"]
-  name_lengths: Int32[Array, " C"]
-  lengths: Int32[Array, " C"]
+  # Arrays of JAX or NumPy.
+  ids: Any
+  name_lengths: Any
+  lengths: Any
 
 
 class Sequences(NamedTuple):
-  """Prompts as a text tower takes them (see `clip.text`)."""
+  """Prompts as inputs of a text tower (see `clip.text`)."""
 
   prefix: Float[Array, "P D"]
   suffix: Float[Array, "C L D"]
@@ -41,7 +42,7 @@ class Sequences(NamedTuple):
 
 
 class PromptContext(nn.Module):
-  """The learned context, [M,D] or one a class [N,M,D], and its layout.
+  """The learned context, [M,D] or class-specific [N,M,D], and its layout.
 
   `end`: SOS, v_1..v_M, name, ".", EOT. `middle`: SOS, v_1..v_h, name, v_h+1..v_M, ".", EOT with
   h = M // 2. `front`: SOS, name, v_1..v_M, ".", EOT.
@@ -51,8 +52,8 @@ class PromptContext(nn.Module):
     width: D.
     position: one of POSITIONS.
     n_classes: N for class-specific contexts; None for a shared one.
-    init: the first value, [M,D] (for instance the embeddings of "a photo of a"); drawn from
-      N(0, 0.02^2) if None.
+    init_value: initial context, [M,D] (such as the embeddings of "a photo of a") or [N,M,D]; drawn
+      from N(0, 0.02^2) if None.
   """
 
   n_vectors: int
@@ -63,7 +64,7 @@ class PromptContext(nn.Module):
 
   def setup(self):
     if self.position not in POSITIONS:
-      raise ValueError(f"unknown position {self.position!r}; accepted: {', '.join(POSITIONS)}")
+      raise ValueError(f"position: got {self.position!r}, expected {', '.join(POSITIONS)}")
     shape = (self.n_vectors, self.width)
     if self.n_classes is not None:
       shape = (self.n_classes, *shape)
@@ -71,12 +72,12 @@ class PromptContext(nn.Module):
 
   @property
   def n_before(self) -> int:
-    """How many of the vectors stand before the name."""
+    """Number of vectors before the name."""
     return {"end": self.n_vectors, "middle": self.n_vectors // 2, "front": 0}[self.position]
 
   @property
   def n_own(self) -> int:
-    """How many vectors each class's own suffix holds: those that the classes do not share."""
+    """Number of vectors in each class's own suffix, which the classes do not share."""
     return self.n_vectors - self.n_before if self.n_classes is None else self.n_vectors
 
   def _initialise(self, key, shape):
@@ -84,7 +85,7 @@ class PromptContext(nn.Module):
       return INIT_STDDEV * jax.random.normal(key, shape)
     value = jnp.asarray(self.init_value, jnp.float32)
     if value.shape not in (shape, shape[-2:]):
-      raise ValueError(f"the context's first value has shape {value.shape}, needed: {shape[-2:]}")
+      raise ValueError(f"init_value: got shape {value.shape}, expected {shape[-2:]}")
     return jnp.broadcast_to(value, shape)
 
   def __call__(
@@ -95,18 +96,17 @@ class PromptContext(nn.Module):
     lengths_C: Int32[Array, " C"],
     class_ids_C: Int32[Array, " C"] | None = None,
   ) -> Sequences:
-    """Lays the context and the classes' own tokens out.
+    """Lays out the context and the classes' own tokens.
 
     Args:
       sos_D: embedding of the start token.
       tokens_CxLxD: embeddings of the classes' own tokens (name, ".", EOT), padded.
       name_lengths_C: tokens of the name alone.
       lengths_C: tokens of the whole, EOT included.
-      class_ids_C: which classes these are; only class-specific contexts need it.
+      class_ids_C: ids of the classes, for class-specific contexts.
 
     Returns:
-      What all classes share (SOS, and the context where it precedes the name) as the prefix,
-      the rest as each class's suffix.
+      The shared prefix (SOS, and the context where it precedes the name), and each class's suffix.
     """
     n_before = self.n_before
     if self.n_classes is None:
@@ -117,13 +117,8 @@ class PromptContext(nn.Module):
       suffix_CxLxD = insert_after_name(tokens_CxLxD, inside_CxIxD, name_lengths_C)
       return Sequences(prefix_PxD, suffix_CxLxD, lengths_C + self.n_own)
     context_CxMxD = self.context[class_ids_C]
-    suffix_CxLxD = jnp.concatenate(
-      [
-        context_CxMxD[:, :n_before],
-        insert_after_name(tokens_CxLxD, context_CxMxD[:, n_before:], name_lengths_C),
-      ],
-      axis=1,
-    )
+    rest_CxLxD = insert_after_name(tokens_CxLxD, context_CxMxD[:, n_before:], name_lengths_C)
+    suffix_CxLxD = jnp.concatenate([context_CxMxD[:, :n_before], rest_CxLxD], axis=1)
     return Sequences(sos_D[None], suffix_CxLxD, lengths_C + self.n_own)
 
 
@@ -132,12 +127,12 @@ def insert_after_name(
   vectors_CxIxD: Float[Array, "C I D"],
   name_lengths_C: Int32[Array, " C"],
 ) -> Float[Array, "C L+I D"]:
-  """Puts vectors between each class's name and what follows it, for all classes at once.
+  """Inserts vectors after each class's name, for all classes at once.
 
   Args:
     tokens_CxLxD: own tokens of each class.
-    vectors_CxIxD: what to insert.
-    name_lengths_C: after how many tokens.
+    vectors_CxIxD: vectors to insert.
+    name_lengths_C: number of tokens before them.
   """
   n_tokens, n_inside = tokens_CxLxD.shape[1], vectors_CxIxD.shape[1]
   if n_inside == 0:
@@ -145,14 +140,8 @@ def insert_after_name(
   position_1xT = jnp.arange(n_tokens + n_inside)[None]
   start_Cx1 = name_lengths_C[:, None]
   # Indices into [own tokens, vectors]: the name, then the vectors, then the rest of the tokens.
-  source_CxT = jnp.where(
-    position_1xT < start_Cx1,
-    position_1xT,
-    jnp.where(
-      position_1xT < start_Cx1 + n_inside,
-      n_tokens + position_1xT - start_Cx1,
-      position_1xT - n_inside,
-    ),
-  )
+  after_CxT = position_1xT - start_Cx1
+  source_CxT = jnp.where(after_CxT < n_inside, n_tokens + after_CxT, position_1xT - n_inside)
+  source_CxT = jnp.where(after_CxT < 0, position_1xT, source_CxT)
   pool = jnp.concatenate([tokens_CxLxD, vectors_CxIxD], axis=1)
   return jnp.take_along_axis(pool, source_CxT[:, :, None], axis=1)

@@ -1,8 +1,7 @@
 """What is learned: parameters, and the features of images and classes under them.
 
-The step (`prompt.step`) contrasts the features that a learner gives, whatever they are made
-of. POMP's own learner is `ContextLearner`: a context before the class names, image features as the
-frozen CLIP has them.
+The step (`prompt.step`) contrasts the features of a learner. POMP's is `ContextLearner`: a context
+beside the class names, and image features of the frozen CLIP.
 Shapes: B images of a draw, R classes that a device computes, M context vectors, D width, E
 embedding.
 """
@@ -13,23 +12,22 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 
 from pomp_jax.annotations import Array, Bool, Float, Int32
-from pomp_jax.clip import packed
+from pomp_jax.clip.packed import kept_rows
 from pomp_jax.clip.text import TextTower, token_embeddings
 from pomp_jax.prompt.context import ClassTokens, PromptContext, Sequences
 from pomp_jax.prompt.sampling import SamplingArrays
 
 
 class Frozen(NamedTuple):
-  """What a step reads and never changes; an argument of the step, placed on the devices once.
+  """The arrays that a step reads and no gradient moves; placed on the devices once.
 
   Attributes:
     text: parameters of the text tower.
     image: parameters of the image tower; empty when batches bring features.
     sos: embedding of the start token [D].
     tokens: own tokens of all N classes.
-    classes: text features of all N classes [N,E], for learners that leave the text side as it is.
-    sampling: what the sampler of negatives knows of the classes; the bank in it is replaced
-      between steps.
+    classes: text features of all N classes [N,E], for learners whose text side is fixed.
+    sampling: facts about the classes for the sampler. Its bank is recomputed between steps.
   """
 
   text: Any
@@ -40,12 +38,12 @@ class Frozen(NamedTuple):
   sampling: SamplingArrays = SamplingArrays()
 
 
-class ClassFeatures(NamedTuple):
-  """Features of some classes.
+class TextFeatures(NamedTuple):
+  """Text features of some classes.
 
   Attributes:
-    features: of any length, [R,E]; where they depend on the image [R,B,E].
-    available: the rows that were computed; None: all of them.
+    features: of any length, [R,E], or [R,B,E] where they depend on the image.
+    available: rows that were computed; None for all.
   """
 
   features: Float[Array, "R ... E"]
@@ -56,18 +54,18 @@ class ClassFeatures(NamedTuple):
 class Learner(Protocol):
   """Parameters, and features of images and classes as functions of them.
 
-  The functions are pure and run inside the step's `shard_map`, where collectives over the mesh's
-  axes are not theirs to use. Image features are the frozen tower's, computed outside of what is
-  differentiated, or the batch's; but see `ImageLearner`.
+  The functions are pure and run inside the step's `shard_map`, without collectives. Image features
+  come from the frozen tower or from the batch, outside of what is differentiated, except for an
+  `ImageLearner`.
   """
 
   def init(self, key: jax.Array) -> Any:
-    """The first parameters, a function of the key."""
+    """Returns the initial parameters, a function of the key."""
 
-  def class_features(
+  def text_features(
     self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
-  ) -> ClassFeatures:
-    """Features of some classes; the images' are for learners whose classes depend on them."""
+  ) -> TextFeatures:
+    """Features of some classes; only some learners read the images'."""
 
 
 @runtime_checkable
@@ -80,13 +78,13 @@ class ImageLearner(Learner, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ContextLearner:
-  """POMP's and CoOp's: the context alone, {"context": [M,D] or [N,M,D]}.
+  """POMP's and CoOp's learner: the context alone, {"context": [M,D] or [N,M,D]}.
 
   Attributes:
     module: the context and its layout.
-    text_tower: from `clip.text_tower`, with the same budget.
-    token_budget: from `train_step.step_token_budget`; rows beyond it are not available. None: all
-      rows are computed.
+    text_tower: result of `clip.text.text_tower`, with the same budget.
+    token_budget: result of `step.step_token_budget`; rows beyond it are not available. None for no
+      limit.
   """
 
   module: PromptContext
@@ -97,13 +95,13 @@ class ContextLearner:
     """See `Learner`."""
     return self.module.init(key, method=lambda m: m.context)["params"]
 
-  def class_features(
+  def text_features(
     self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
-  ) -> ClassFeatures:
+  ) -> TextFeatures:
     """See `Learner`; the same for all images."""
     del image_features_BxE
     sequences = class_sequences(self.module, params, frozen, class_ids_R)
-    return ClassFeatures(
+    return TextFeatures(
       self.text_tower(frozen.text, *sequences),
       available_rows(sequences.lengths, self.token_budget),
     )
@@ -112,9 +110,9 @@ class ContextLearner:
 def class_sequences(
   module: PromptContext, params: Any, frozen: Frozen, class_ids_C: Int32[Array, " C"]
 ) -> Sequences:
-  """Some classes under a prompt, as a text tower takes them."""
+  """Lays out some classes under a prompt as inputs of a text tower."""
   tokens = jax.tree.map(lambda rows: rows[class_ids_C], frozen.tokens)
-  return module.apply(
+  sequences: Any = module.apply(
     {"params": params},
     frozen.sos,
     token_embeddings(frozen.text, tokens.ids),
@@ -122,21 +120,11 @@ def class_sequences(
     tokens.lengths,
     class_ids_C,
   )
+  return sequences
 
 
 def available_rows(
   lengths_C: Int32[Array, " C"], token_budget: int | None
 ) -> Bool[Array, " C"] | None:
-  """Which rows of so many own tokens a text tower with this budget computes; None: all."""
-  return None if token_budget is None else packed.kept_rows(lengths_C, token_budget)
-
-
-def class_features(
-  module: PromptContext,
-  text_tower: TextTower,
-  params: Any,
-  frozen: Frozen,
-  class_ids_C: jax.Array,
-) -> jax.Array:
-  """Text features of some classes under a prompt: ids [C] -> [C,E], not normalised."""
-  return text_tower(frozen.text, *class_sequences(module, params, frozen, class_ids_C))
+  """The rows that a text tower with this budget computes, by their own tokens; None for all."""
+  return None if token_budget is None else kept_rows(lengths_C, token_budget)

@@ -9,7 +9,7 @@ from pomp_jax.annotations import Array, Float
 
 SCHEDULES = ("epoch", "step")
 
-# A number, or one that is traced.
+# A number, traced or not.
 Number = float | int | Float[Array, ""]
 
 
@@ -22,14 +22,14 @@ def learning_rate(
   warmup: float | int,
   warmup_rate: Number,
 ) -> optax.Schedule:
-  """Cosine decay from `base` after a constant warm-up.
+  """Cosine decay from `base` after a constant warmup.
 
-  With t the time in epochs, w the warm-up and T the epochs of the run, the rate after the warm-up
+  With t the time in epochs, w the warmup and T the epochs of the run, the rate after the warmup
   is base * (1 + cos(pi * progress)) / 2.
 
   - `epoch` is the published schedule: t counts whole epochs and progress is (t - w) / T. This is
     torch's CosineAnnealingLR with T_max = T, which Dassl's ConstantWarmupScheduler starts after
-    the warm-up. The last epoch's rate is not 0: at T = 5 and w = 1 the rates are warmup_rate, base,
+    the warmup. The last epoch's rate is not 0: at T = 5 and w = 1 the rates are warmup_rate, base,
     .905 base, .655 base and .345 base.
   - `step` is ours: t moves at every step and progress is (t - w) / (T - w), so the rate reaches 0
     at the end of the run.
@@ -37,10 +37,10 @@ def learning_rate(
   Args:
     schedule: `epoch` or `step`.
     base: the rate at the start of the cosine.
-    epochs: T, of the whole run; may be fractional.
+    epochs: T, epochs of the run; may be fractional.
     steps_per_epoch: steps in each epoch.
-    warmup: w, epochs at the constant `warmup_rate`; `epoch` takes whole ones, `step` any fraction.
-    warmup_rate: the rate during the warm-up.
+    warmup: w, epochs at the constant `warmup_rate`; whole for `epoch`, any fraction for `step`.
+    warmup_rate: the rate during the warmup.
 
   Returns:
     step -> rate.
@@ -49,7 +49,7 @@ def learning_rate(
     ValueError: an unknown schedule.
   """
   if schedule not in SCHEDULES:
-    raise ValueError(f"unknown schedule {schedule!r}; accepted: {', '.join(SCHEDULES)}")
+    raise ValueError(f"schedule: got {schedule!r}, expected {', '.join(SCHEDULES)}")
 
   def rate(step):
     if schedule == "epoch":
@@ -68,7 +68,7 @@ def learning_rate(
 def sgd(
   rate: optax.Schedule, momentum: Number, weight_decay: Number
 ) -> optax.GradientTransformation:
-  """SGD as torch.optim.SGD has it: decay is added to the gradient, before the momentum."""
+  """SGD as in torch.optim.SGD: decay is added to the gradient, before the momentum."""
   return optax.chain(
     optax.add_decayed_weights(weight_decay),
     optax.trace(momentum),

@@ -1,8 +1,8 @@
-"""One training step over a mesh, for one device, eight, or a pod.
+"""One training step over a mesh: draw, features, loss, mean gradient of all devices, update.
 
-Mesh axes: `data` (images; each index draws its own negatives) and `class` (splits the text
-tower's rows; features are gathered, they are tiny).
-Shapes: B images of a draw, K negatives of a draw, C = B + K classes of a step, L own tokens of a
+Mesh axes: `data` (images; each index draws its own negatives) and `class` (splits the text tower's
+rows, whose small features are gathered). One program for one device or a pod.
+Shapes: B images of a draw, S sampled negatives, C = B + S classes of a step, L own tokens of a
 class, D width, E embedding.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import functools
 from typing import Any
 
-import flax.struct
+from flax import struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
@@ -18,46 +18,46 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 
-from pomp_jax.clip import packed
+from pomp_jax.clip.packed import token_budget
 from pomp_jax.prompt import sampling
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.group_loss import ContrastSettings, group_contrast, negatives_of
-from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
-from pomp_jax.prompt.loss import Contrast, normalize
+from pomp_jax.prompt.learner import ImageLearner, Learner
+from pomp_jax.prompt.loss import Contrast, ContrastSettings, local_contrast, normalize
 
 DATA, CLASS = "data", "class"
 
 
 def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
-  """A mesh [data, class] of all devices.
+  """Builds a mesh [data, class].
 
   Args:
-    class_size: how many devices split one draw's classes.
-    devices: instead of all.
+    class_size: number of devices that split one draw's classes.
+    devices: devices to use; all if None.
 
   Raises:
     ValueError: the devices do not divide by `class_size`.
   """
   if devices is None:
-    # Those of a process together: its images lie on neighbouring rows.
+    # Grouped by process, so that its images are on neighbouring rows.
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
   devices = np.asarray(devices)
   if devices.size % class_size:
-    raise ValueError(f"{devices.size} devices do not divide by a class axis of {class_size}")
+    raise ValueError(
+      f"mesh.class_size: got {class_size}, expected a divisor of {devices.size} devices"
+    )
   return Mesh(devices.reshape(-1, class_size), (DATA, CLASS))
 
 
-@flax.struct.dataclass
-class TrainState:
-  """Everything that a step changes, and the seed it draws from.
+class TrainState(struct.PyTreeNode):
+  """Everything that a step changes, and the seed of its draws.
 
   Attributes:
     step: steps taken.
-    params: the learner's, such as {"context": [M,D]}; nothing of the frozen CLIP.
-    opt_state: optax's, for the same.
-    seed_key: key data of the seed; a step derives its draws from it.
-    bank_params: the parameters under which the samplers' bank was computed last; None where there
-      is no bank. A step hands them on.
+    params: the learner's parameters, such as {"context": [M,D]}, without the frozen CLIP.
+    opt_state: optax's state for these.
+    seed_key: key data of the seed, from which a step derives its draws.
+    bank_params: the parameters under which the sampler's bank was last computed, unchanged by a
+      step; None without a bank.
   """
 
   # Any, not jax.Array: JAX and Orbax also build this tree from shapes and shardings.
@@ -71,9 +71,9 @@ class TrainState:
 def create_state(
   learner: Learner, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
-  """The state before the first step, all of it a function of the seed."""
+  """Builds the state before the first step, a function of the seed."""
   seed_key = jax.random.key(seed)
-  # The draws fold in the step, 0, 1, ..; the first parameters have a stream of their own.
+  # The draws fold in the step, 0, 1, ..; the initial parameters have a stream of their own.
   init_key = jax.random.fold_in(seed_key, 2**32 - 1)
   params = learner.init(init_key)
   return TrainState(
@@ -82,7 +82,7 @@ def create_state(
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-  """Places a tree, the same on every host, on every device of the mesh."""
+  """Copies a tree, equal on all hosts, to every device of the mesh."""
   sharding = NamedSharding(mesh, P())
 
   def place(leaf):
@@ -100,15 +100,15 @@ def step_token_budget(
   group_size: int,
   class_size: int = 1,
 ) -> int:
-  """The own tokens that one device's rows of a step may take; see `clip.packed.token_budget`.
+  """Own tokens that one device's rows of a step may take; see `clip.packed.token_budget`.
 
-  At K = N every class is in every draw, and the budget holds them all. A sampler's own proposals
-  may be any classes, so they are counted as long as nine classes in ten are.
+  At K = N every class is in every draw, and the budget holds them all. The proposals of a sampler
+  may favour long names, so each counts as the 90th percentile of the lengths.
 
   Args:
     module: the prompt; vectors that classes do not share count as their own tokens.
     lengths_N: own tokens of every class.
-    settings: K and N.
+    settings: K, N and the sampler.
     group_size: B, images of a draw.
     class_size: devices that split a draw's rows.
   """
@@ -119,8 +119,8 @@ def step_token_budget(
     shares = [lengths_N[first::class_size].sum() for first in range(class_size)]
     return int(max(shares) + n_given * lengths_N.max())
   n_drawn = -(-size // class_size)
-  budget = packed.token_budget(lengths_N, n_drawn, n_given)
-  if settings.sampling.name == "uniform":
+  budget = token_budget(lengths_N, n_drawn, n_given)
+  if sampling.SAMPLERS[settings.sampling.name].propose is None:
     return budget
   longer = max(0.0, np.quantile(lengths_N, 0.9) - lengths_N.mean())
   return budget + int((1 - settings.sampling.mix) * n_drawn * longer)
@@ -134,34 +134,34 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   settings: ContrastSettings,
   accumulate: int = 1,
-) -> Callable[[TrainState, Frozen, dict[str, jax.Array]], tuple[TrainState, dict]]:
-  """Compiles the step `(state, frozen, batch) -> (state, metrics)`; the state is donated.
+) -> Any:
+  """Builds the jitted step `(state, frozen, batch) -> (state, metrics)`; the state is donated.
 
-  The global batch is split into groups, `accumulate` for each data index; every group draws its
-  own negatives. So eight devices and one device with `accumulate=8` compute the same.
+  The global batch is split into groups, `accumulate` for each data index, and every group draws its
+  own negatives. Eight devices and one device with `accumulate=8` compute the same.
 
   Args:
-    mesh: from `make_mesh`.
-    learner: what is learned. Negatives of a draw that it has not available (they do not fit its
-      token budget) are left out of that step, and the margin counts the rest.
-    image_tower: from `clip.image_tower`; None when batches bring features, or when the learner
-      learns those of images itself.
-    optimizer: moves the learner's parameters.
-    settings: the method's numbers.
+    mesh: result of `make_mesh`.
+    learner: parameters and features. Negatives beyond its token budget are dropped for that step;
+      the margin uses the number kept.
+    image_tower: result of `clip.image_tower`; None when batches bring features, or when the
+      learner has image features of its own.
+    optimizer: update rule of the learner's parameters.
+    settings: the numbers of the method.
     accumulate: groups that a data index computes one after the other.
 
   Returns:
     The step. A batch is {"image": uint8 [G*B,H,W,3] or float32 features [G*B,E], "label": int32
     [G*B]}, sharded over `data`. Metrics are scalars on the device: `loss`, `accuracy`,
-    `grad_norm`, `context_norm` (of all parameters, before the update).
+    `grad_norm`, and `param_norm` (of all learned parameters, before the update).
 
   Raises:
     ValueError: a frozen image tower beside a learner that learns image features.
   """
   if isinstance(learner, ImageLearner) and image_tower is not None:
-    raise ValueError("the learner learns image features: image_tower has to be None")
+    raise ValueError("image_tower: got a tower, expected None with an ImageLearner")
   group_loss = _make_group_loss(mesh, learner, settings, accumulate)
-  # Outside of what is differentiated: nothing of the image tower is kept.
+  # Outside of what is differentiated, so the image tower leaves no residuals.
   image_features = image_tower and over_all_devices(mesh, image_tower)
 
   def mean_gradient(state, frozen, batch):
@@ -195,7 +195,7 @@ def make_train_step(
       "loss": contrast.loss,
       "accuracy": contrast.accuracy,
       "grad_norm": optax.tree.norm(gradient),
-      "context_norm": optax.tree.norm(state.params),
+      "param_norm": optax.tree.norm(state.params),
     }
     params = optax.apply_updates(state.params, updates)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
@@ -204,14 +204,14 @@ def make_train_step(
 
 
 def over_all_devices(mesh: Mesh, image_tower: Callable) -> Callable:
-  """The image tower over the rows of a data index, split over the class axis too.
+  """Splits the image tower's rows over all devices, those of the class axis too.
 
   Args:
-    mesh: from `make_mesh`.
-    image_tower: from `clip.image_tower`.
+    mesh: result of `make_mesh`.
+    image_tower: result of `clip.image_tower`.
 
   Returns:
-    `(params, images [G,S,S,3] sharded over data) -> features [G,E]`, to be compiled.
+    A function (params, images [G,H,W,3] sharded over `data`) -> features [G,E], not yet compiled.
   """
 
   def local(params, images):
@@ -229,7 +229,7 @@ def over_all_devices(mesh: Mesh, image_tower: Callable) -> Callable:
 
 
 def _own_share(mesh: Mesh, images: jax.Array) -> jax.Array:
-  """Of a data index's images those of this device of the class axis, padded to equal shares."""
+  """This device's share of a data index's images along the class axis, padded to equal sizes."""
   class_size = mesh.shape[CLASS]
   rows = -(-images.shape[0] // class_size)
   padding = [(0, rows * class_size - images.shape[0])] + [(0, 0)] * (images.ndim - 1)
@@ -238,21 +238,21 @@ def _own_share(mesh: Mesh, images: jax.Array) -> jax.Array:
 
 
 def _make_group_loss(mesh, learner, settings, accumulate):
-  """The mean loss over the data axis, each index with its own draw and its own classes."""
+  """Builds the mean loss over the data axis, each index with its own draw."""
 
   def learned_images(params, frozen, images):
     share = learner.image_features(params, frozen, _own_share(mesh, images))
     return jax.lax.all_gather(share, CLASS, tiled=True)[: images.shape[0]]
 
   def local_loss(params, frozen, images, labels_B, step, seed_key, micro):
-    # The same on every device, but used with rows that differ: a custom gradient rule (those of
-    # `clip.packed`) must see both as differing.
+    # Equal on all devices, but used with rows that differ: a custom VJP (those of `clip.packed`)
+    # must see both as varying.
     frozen = jax.lax.pcast(frozen, (DATA, CLASS), to="varying")
     learns_images = isinstance(learner, ImageLearner)
     features_BxE = learned_images(params, frozen, images) if learns_images else images
     group = jax.lax.axis_index(DATA) * accumulate + micro
     key = sampling.draw_key(jax.random.wrap_key_data(seed_key), step, group)
-    draw = sampling.draw_negatives(
+    drawn = sampling.draw_negatives(
       key,
       settings.sampling,
       k=settings.k,
@@ -261,30 +261,33 @@ def _make_group_loss(mesh, learner, settings, accumulate):
       images_BxE=jax.lax.stop_gradient(normalize(features_BxE)),
       arrays=frozen.sampling,
     )
-    ids_C = jnp.concatenate([labels_B, draw.ids])
+    ids_C = jnp.concatenate([labels_B, drawn.ids])
     class_size = mesh.shape[CLASS]
     rows = -(-ids_C.size // class_size)
-    # Dealt out in turn, so that each device gets its share of the positives, and first.
-    dealt_RxS = jnp.pad(ids_C, (0, rows * class_size - ids_C.size)).reshape(rows, class_size)
+    # Dealt out in turn, so that each device gets its share of the positives first.
+    dealt_RxZ = jnp.pad(ids_C, (0, rows * class_size - ids_C.size)).reshape(rows, class_size)
     mine_R = jax.lax.dynamic_index_in_dim(
-      dealt_RxS, jax.lax.axis_index(CLASS), axis=1, keepdims=False
+      dealt_RxZ, jax.lax.axis_index(CLASS), axis=1, keepdims=False
     )
-    classes = learner.class_features(params, frozen, mine_R, features_BxE)
+    classes = learner.text_features(params, frozen, mine_R, features_BxE)
 
     def gather(mine):
       dealt = jax.lax.all_gather(mine, CLASS, axis=1)
       return dealt.reshape(-1, *mine.shape[1:])[: ids_C.size]
 
     features_CxE = gather(classes.features)
-    positives_BxE, available_K = features_CxE[: labels_B.size], None
+    positives_BxE, available_S = features_CxE[: labels_B.size], None
     if features_CxE.ndim == 3:
-      # [C,B,E], a feature for each image: of an image's own class, its own.
+      # [C,B,E], one for each image: the diagonal pairs each image with its own class.
       positives_BxE = jnp.diagonal(positives_BxE).T
     if classes.available is not None:
-      available_K = gather(classes.available)[labels_B.size :]
-    negatives = negatives_of(settings, frozen.sampling, draw, labels_B, available_K)
-    contrast = group_contrast(
-      settings, negatives, features_BxE, positives_BxE, features_CxE, labels_B
+      available_S = gather(classes.available)[labels_B.size :]
+    negatives = sampling.complete_negatives(
+      settings.sampling, frozen.sampling, drawn, labels_B, available_S
+    )
+    negative_features = features_CxE[ids_C.size - negatives.ids.size :]
+    contrast = local_contrast(
+      settings, features_BxE, positives_BxE, negative_features, labels_B, negatives
     )
     return jax.lax.pmean(contrast, (DATA, CLASS))
 

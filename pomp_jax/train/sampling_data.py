@@ -21,13 +21,16 @@ from pomp_jax.config import WORLD, ConfigError
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.wordnet import Tree, load_tree
 from pomp_jax.prompt.learner import Frozen
-from pomp_jax.prompt.sampling import Sampling, SamplingArrays
+from pomp_jax.prompt.sampling import EXCLUSIONS, SAMPLERS, SamplingArrays, SamplingSettings
 from pomp_jax.prompt.step import TrainState, replicate
 from pomp_jax.world import names as world_names
 
 # Depths below WordNet's root of the ancestors in the loss: artifact and living thing; animal and
 # instrumentality; mammal and vehicle.
 TREE_LEVELS = (4, 6, 8)
+
+# Fields of SamplingArrays that relations between classes fill.
+RELATIONS = frozenset({"groups", "group_sizes", "kin", "levels"})
 
 
 def sampling_arrays(
@@ -44,17 +47,17 @@ def sampling_arrays(
     ConfigError: a sampler needs relations, and these classes have none.
   """
   sampling, arrays = config.sampling, SamplingArrays()
-  if sampling.name == "frequency":
+  needs = {
+    "sampling.name": SAMPLERS[sampling.name].needs,
+    "sampling.exclude": EXCLUSIONS[sampling.exclude],
+    "sampling.ancestors_weight": ("levels",) if sampling.ancestors_weight > 0 else (),
+  }
+  if "frequency" in needs["sampling.name"]:
     counts_N = np.bincount(labels_n, minlength=len(names)).astype(np.float64)
     # Relative to the largest count, so that no power overflows.
     counts_N = (counts_N / counts_N.max()) ** sampling.power
     arrays = arrays._replace(frequency=(counts_N / counts_N.sum()).astype(np.float32))
-  needed = {
-    "sampling.name": (sampling.name == "hierarchical", ("groups", "group_sizes")),
-    "sampling.exclude": (sampling.exclude == "kin", ("kin",)),
-    "sampling.ancestors_weight": (sampling.ancestors_weight > 0, ("levels",)),
-  }
-  needed = {field: parts for field, (is_needed, parts) in needed.items() if is_needed}
+  needed = {field: parts for field, parts in needs.items() if RELATIONS & set(parts)}
   if not needed:
     return arrays
   relations = _relations(config, names)
@@ -62,13 +65,14 @@ def sampling_arrays(
     field = next(iter(needed))
     expected = "a value that needs no relations between classes, or data.names with synsets"
     raise ConfigError(field, sampling[field.rpartition(".")[2]], expected)
-  parts = [part for parts in needed.values() for part in parts]
+  parts = RELATIONS.intersection(part for parts in needed.values() for part in parts)
   return arrays._replace(**{part: getattr(relations, part) for part in parts})
 
 
-def sampling_of(fields: ConfigDict) -> Sampling:
+def sampling_of(fields: ConfigDict) -> SamplingSettings:
   """Converts `config.sampling` for the step."""
-  return Sampling(**{field.name: fields[field.name] for field in dataclasses.fields(Sampling)})
+  names = [field.name for field in dataclasses.fields(SamplingSettings)]
+  return SamplingSettings(**{name: fields[name] for name in names})
 
 
 def _relations(config: ConfigDict, names: Sequence[str]) -> SamplingArrays | None:

@@ -21,11 +21,11 @@ from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
+from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.optimizer import learning_rate, sgd
 from pomp_jax.prompt.step import (
   CLASS,
   DATA,
-  ContrastSettings,
   TrainState,
   create_state,
   make_train_step,
@@ -154,7 +154,7 @@ def open_bank(job: Run, params_of: Callable[[Any], Any] = lambda params: params)
 
 def needs_bank(job: Run) -> bool:
   """Whether the step's sampler compares features of all classes, under this run's prompt."""
-  return _settings(job).sampling.needs_bank
+  return "bank" in _settings(job).sampling.needs
 
 
 def train_step(

@@ -40,7 +40,7 @@ class TrainingError(RunError, RuntimeError):
 class Watch(contextlib.AbstractContextManager):
   """Reads metrics late, checks them, and writes them as scalars.
 
-  Scalars: `loss`, `accuracy`, `grad_norm`, `context_norm`, `learning_rate`, `images_per_second`,
+  Scalars: `loss`, `accuracy`, `grad_norm`, `param_norm`, `learning_rate`, `images_per_second`,
   means over the steps of a window, and the figures of `Meter` and `memory` of this process. With
   several processes also `process_2/images_per_second` and so on, as each posted them last.
   docs/watching.md lists them all.

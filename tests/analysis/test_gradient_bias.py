@@ -14,9 +14,8 @@ from pomp_jax import inputs
 from pomp_jax.analysis.gradient_bias import draws_of, gradient_function, summarise
 from pomp_jax.clip import text_tower
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import ClassFeatures, ContextLearner, Frozen, class_features
-from pomp_jax.prompt.loss import normalize
-from pomp_jax.prompt.step import ContrastSettings
+from pomp_jax.prompt.learner import ContextLearner, Frozen, TextFeatures, class_sequences
+from pomp_jax.prompt.loss import ContrastSettings, normalize
 from tests.support.checks import assert_close
 from tests.support.small_run import small_config
 
@@ -77,7 +76,9 @@ def test_all_classes_give_the_gradient_of_the_full_softmax(small):
   tower = text_tower("reference", encoder.clip.config.text_config)
 
   def loss(params):
-    classes = normalize(class_features(module, tower, params, frozen, jnp.arange(300)))
+    classes = normalize(
+      tower(frozen.text, *class_sequences(module, params, frozen, jnp.arange(300)))
+    )
     logits = encoder.clip.logit_scale * normalize(features) @ classes.T
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
@@ -96,8 +97,8 @@ class _Free:
   def init(self, key):
     raise AssertionError("parameters are given")
 
-  def class_features(self, params, frozen, class_ids_R, image_features_BxE):
-    return ClassFeatures(params[class_ids_R])
+  def text_features(self, params, frozen, class_ids_R, image_features_BxE):
+    return TextFeatures(params[class_ids_R])
 
 
 def _gradients_of_all_draws(scale, correction, k, params, images, labels):

@@ -220,8 +220,8 @@ def test_cocoop_without_its_net_is_the_plain_context(tiny):
   params["meta_net"] = jax.tree.map(jnp.zeros_like, params["meta_net"])
   ids, images = jnp.array([4, 1, 9, 1]), jnp.ones((2, 24))
   frozen = jax.tree.map(jnp.asarray, tiny.frozen)
-  found = cocoop.class_features(params, frozen, ids, images)
-  expected = plain.class_features({"context": params["context"]}, frozen, ids, images)
+  found = cocoop.text_features(params, frozen, ids, images)
+  expected = plain.text_features({"context": params["context"]}, frozen, ids, images)
   for image in range(2):
     assert_close(found.features[:, image], expected.features)
   np.testing.assert_array_equal(found.available, expected.available)
@@ -258,7 +258,7 @@ def test_maple_starts_as_the_hand_written_sentence(tiny):
   module = PromptContext(2, tiny.clip.text_width, init_value=start)
   learner = make_learner(config, encoder, module, encoder.text_tower(), None)
   params = learner.init(jax.random.key(0))
-  found = learner.class_features(params, frozen, jnp.arange(3), jnp.zeros((0, 1))).features
+  found = learner.text_features(params, frozen, jnp.arange(3), jnp.zeros((0, 1))).features
   # HuggingFace's own mask knows no float64.
   model = copy.deepcopy(tiny.model).float()
   for name, feature in zip(names, found, strict=True):

@@ -135,10 +135,10 @@ def test_a_context_starts_from_words_for_all_classes_or_for_each():
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (3, 3), (1, 3, 2), (5, 3, 2)])
 @pytest.mark.parametrize("n_classes", [None, 4])
 def test_a_first_value_of_another_shape_is_refused(shape, n_classes):
-  with pytest.raises(ValueError, match=r"has shape .*, needed: \(3, 2\)"):
+  with pytest.raises(ValueError, match="init_value"):
     _context(3, 2, n_classes=n_classes, init_value=np.zeros(shape, np.float32))
 
 
 def test_an_unknown_position_is_refused_with_the_known_ones():
-  with pytest.raises(ValueError, match="'start'; accepted: end, middle, front"):
+  with pytest.raises(ValueError, match="position: got 'start'"):
     _context(3, 2, "start")

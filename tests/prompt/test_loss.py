@@ -14,8 +14,9 @@ import torch
 
 from pomp_jax.clip import text_tower
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import class_features
-from pomp_jax.prompt.loss import Ancestors, Weights, local_contrast, margin
+from pomp_jax.prompt.learner import class_sequences
+from pomp_jax.prompt.loss import ContrastSettings, local_contrast, margin
+from pomp_jax.prompt.sampling import Negatives
 from tests.support.checks import assert_close
 from tests.support.oracles import plain_losses, torch_class_feature, torch_group
 
@@ -27,16 +28,21 @@ LABELS = np.array([3, 3, 7, 0], np.int32)
 DRAWN = np.array([5, 3, 11, 7, 1], np.int32)
 
 
+def _contrast(
+  features, labels, negatives, *, scale, n_classes=N_CLASSES, correction, ancestors=0.0
+):
+  settings = ContrastSettings(2, n_classes, correction, scale, ancestors_weight=ancestors)
+  return local_contrast(settings, *features, labels, negatives)
+
+
 @functools.partial(jax.jit, static_argnames=("scale", "n_classes", "correction"))
 def _value_and_gradients(images, positives, negatives, labels, drawn, scale, n_classes, correction):
   def loss(images, positives, negatives):
-    contrast = local_contrast(
-      images,
-      positives,
-      negatives,
+    contrast = _contrast(
+      (images, positives, negatives),
       labels,
-      drawn,
-      logit_scale=scale,
+      Negatives(drawn),
+      scale=scale,
       n_classes=n_classes,
       correction=correction,
     )
@@ -151,14 +157,12 @@ def test_an_image_with_no_negative_left_adds_nothing(correction):
 def test_negatives_that_are_not_available_are_as_if_not_drawn():
   features = _features()
   available = np.array([True, True, False, True, False])
-  contrast = local_contrast(
-    *(jnp.asarray(rows, jnp.float32) for rows in features),
+  contrast = _contrast(
+    [jnp.asarray(rows, jnp.float32) for rows in features],
     jnp.asarray(LABELS),
-    jnp.asarray(DRAWN),
-    logit_scale=10.0,
-    n_classes=N_CLASSES,
+    Negatives(jnp.asarray(DRAWN), jnp.asarray(available)),
+    scale=10.0,
     correction="log",
-    available_K=jnp.asarray(available),
   )
   features[2] = features[2][available]
   losses, hits = _plain(features, drawn=DRAWN[available], correction="log")
@@ -245,7 +249,7 @@ def test_the_margin_that_the_paper_quotes():
 
 
 def test_an_unknown_correction_is_refused_with_the_known_ones():
-  with pytest.raises(ValueError, match="'ln'; accepted: log, log10, none"):
+  with pytest.raises(ValueError, match="correction: got 'ln'"):
     _margin(1, 2, "ln")
 
 
@@ -284,17 +288,20 @@ KIND_OF = np.array([[c // 4, c // 2 if c < 8 else -1] for c in range(N_CLASSES)]
 @pytest.mark.parametrize("correction", [*PLAIN, "logq"])
 def test_weights_rejections_and_ancestors_equal_plain_numpy(correction):
   features = _features()
-  contrast = local_contrast(
-    *(jnp.asarray(rows, jnp.float32) for rows in features),
+  contrast = _contrast(
+    [jnp.asarray(rows, jnp.float32) for rows in features],
     jnp.asarray(LABELS),
-    jnp.asarray(DRAWN),
-    logit_scale=5.0,
-    n_classes=N_CLASSES,
-    correction=correction,
-    weights=Weights(
-      jnp.asarray(WEIGHTS, jnp.float32), jnp.asarray(OWN, jnp.float32), jnp.asarray(REJECTED)
+    Negatives(
+      jnp.asarray(DRAWN),
+      log_weights=jnp.asarray(WEIGHTS, jnp.float32),
+      own_log_weights=jnp.asarray(OWN, jnp.float32),
+      rejected=jnp.asarray(REJECTED),
+      own_kinds=jnp.asarray(KIND_OF[LABELS]),
+      kinds=jnp.asarray(KIND_OF[DRAWN]),
     ),
-    ancestors=Ancestors(0.5, jnp.asarray(KIND_OF[LABELS]), jnp.asarray(KIND_OF[DRAWN])),
+    scale=5.0,
+    correction=correction,
+    ancestors=0.5,
   )
   factor = {"log": 1.0, "logq": 1.0, "log10": 1 / math.log(10), "none": 0.0}[correction]
   logits = _cosine_logits(features, 5.0)
@@ -333,17 +340,16 @@ def test_loss_and_context_gradient_equal_torch_autograd(world, image_features, p
   def losses_and_gradients(context, frozen):
     def losses(context):
       ids = jnp.concatenate([LABELS, DRAWN])
-      features = class_features(module, tower, {"context": context}, frozen, ids)
+      sequences = class_sequences(module, {"context": context}, frozen, ids)
+      features = tower(frozen.text, *sequences)
+      parts = images, features[:4], features[4:]
       return jnp.stack(
         [
-          local_contrast(
-            images,
-            features[:4],
-            features[4:],
+          _contrast(
+            parts,
             jnp.asarray(LABELS),
-            jnp.asarray(DRAWN),
-            logit_scale=world.clip.logit_scale,
-            n_classes=N_CLASSES,
+            Negatives(jnp.asarray(DRAWN)),
+            scale=world.clip.logit_scale,
             correction=correction,
           ).loss
           for correction in PLAIN

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.sampling import Sampling, SamplingArrays
+from pomp_jax.prompt.sampling import SamplingArrays, SamplingSettings
 from pomp_jax.prompt.step import make_mesh, replicate
 from tests.support.checks import assert_close
 from tests.support.small_step import (
@@ -20,8 +20,8 @@ from tests.support.small_step import (
 )
 
 SAMPLERS = {
-  "hard": Sampling("hard", temperature=0.2, exclude="similar", exclude_threshold=0.6),
-  "hierarchical": Sampling("hierarchical", exclude="kin", batch_positives=True),
+  "hard": SamplingSettings("hard", temperature=0.2, exclude="similar", exclude_threshold=0.6),
+  "hierarchical": SamplingSettings("hierarchical", exclude="kin", batch_positives=True),
 }
 
 
@@ -74,5 +74,5 @@ def test_every_mesh_computes_the_same(world, image_features, name):
     other, other_losses = _steps(world, features, SAMPLERS[name], devices=8, class_size=class_size)
     assert_close(other, context, 1e-5)
     assert other_losses == pytest.approx(losses, rel=1e-5)
-  plain, _ = _steps(world, features, Sampling(), devices=1, class_size=1)
+  plain, _ = _steps(world, features, SamplingSettings(), devices=1, class_size=1)
   assert np.abs(plain - context).max() > 1e-3 * np.abs(context).max()

@@ -87,7 +87,7 @@ def test_steps_equal_torch(world, images, image_features, position, n_classes, c
       for group in range(2)
     ]
     loss = (parts[0][0] + parts[1][0]) / 2
-    context_norm = leaf.norm().item()
+    param_norm = leaf.norm().item()
     optimizer.zero_grad()
     loss.backward()
     optimizer.param_groups[0]["lr"] = 0.5 / (1 + number)
@@ -98,7 +98,7 @@ def test_steps_equal_torch(world, images, image_features, position, n_classes, c
     assert_close(metrics["loss"], loss.item())
     assert float(metrics["accuracy"]) == pytest.approx((parts[0][1] + parts[1][1]) / 2)
     assert_close(metrics["grad_norm"], gradient_norm)
-    assert_close(metrics["context_norm"], context_norm)
+    assert_close(metrics["param_norm"], param_norm)
     assert_close(state.params["context"], leaf.detach())
     assert int(state.step) == number + 1
 
@@ -255,7 +255,7 @@ def test_later_steps_compile_nothing_and_move_nothing_to_the_host(compiled):
 
 
 def test_metrics_stay_on_the_devices_as_scalars(compiled):
-  assert set(compiled.metrics) == {"loss", "accuracy", "grad_norm", "context_norm"}
+  assert set(compiled.metrics) == {"loss", "accuracy", "grad_norm", "param_norm"}
   for value in compiled.metrics.values():
     assert isinstance(value, jax.Array)
     assert value.shape == ()
@@ -315,6 +315,6 @@ def test_the_first_context_is_a_function_of_the_seed_and_no_draw_shares_its_key(
 
 
 def test_devices_that_do_not_divide_are_refused():
-  with pytest.raises(ValueError, match="8 devices do not divide by a class axis of 3"):
+  with pytest.raises(ValueError, match="mesh.class_size: got 3"):
     make_mesh(3)
   assert dict(make_mesh(2).shape) == {"data": 4, "class": 2}

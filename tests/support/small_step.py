@@ -10,10 +10,10 @@ import numpy as np
 from pomp_jax.clip import text_tower
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner
+from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.optimizer import sgd
-from pomp_jax.prompt.sampling import Sampling
+from pomp_jax.prompt.sampling import SamplingSettings
 from pomp_jax.prompt.step import (
-  ContrastSettings,
   TrainState,
   create_state,
   make_train_step,
@@ -27,10 +27,12 @@ LABELS = np.array([3, 3, 7, 0, 1, 11, 4, 9, 5, 5, 2, 8, 6, 3, 10, 0], np.int32)
 SEED = 7
 
 
-def settings_of(world, k: int = K, sampling: Sampling | None = None, ancestors: float = 0.0):
+def settings_of(
+  world, k: int = K, sampling: SamplingSettings | None = None, ancestors: float = 0.0
+):
   """Returns settings with K classes and the logit scale of the CLIP."""
   scale = world.clip.logit_scale
-  return ContrastSettings(k, N_CLASSES, "log", scale, sampling or Sampling(), ancestors)
+  return ContrastSettings(k, N_CLASSES, "log", scale, sampling or SamplingSettings(), ancestors)
 
 
 def budget_of(world, module: PromptContext, settings, group_size: int, class_size: int) -> int:

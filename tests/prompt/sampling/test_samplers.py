@@ -11,26 +11,34 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pomp_jax.prompt.group_loss import ContrastSettings, group_contrast, negatives_of
-from pomp_jax.prompt.loss import Weights
-from pomp_jax.prompt.sampling import Sampling, SamplingArrays, draw_negatives, sample_uniform
+from pomp_jax.prompt.loss import ContrastSettings, local_contrast
+from pomp_jax.prompt.sampling import (
+  SAMPLERS,
+  SamplingArrays,
+  SamplingSettings,
+  complete_negatives,
+  draw_negatives,
+  sample_uniform,
+)
 
 LEVEL = 1e-3
 N, K, E, SCALE = 40, 11, 6, 4.0
 LABELS = np.array([3, 3, 17, 30], np.int32)
 
 SETTINGS = {
-  "uniform": Sampling(),
-  "hard": Sampling("hard", temperature=0.2, mix=0.3),
-  "hard by images": Sampling("hard", anchors="images", temperature=0.3),
-  "easy": Sampling("easy", temperature=0.5),
-  "hierarchical": Sampling("hierarchical", mix=0.4),
-  "frequency": Sampling("frequency", mix=0.1),
-  "not the similar": Sampling(exclude="similar", exclude_threshold=0.5),
-  "not kin": Sampling(exclude="kin"),
-  "hard but not kin": Sampling("hard", temperature=0.2, exclude="kin"),
-  "batch": Sampling(batch_positives=True),
-  "hierarchical, not kin, batch": Sampling("hierarchical", exclude="kin", batch_positives=True),
+  "uniform": SamplingSettings(),
+  "hard": SamplingSettings("hard", temperature=0.2, mix=0.3),
+  "hard by images": SamplingSettings("hard", anchors="images", temperature=0.3),
+  "easy": SamplingSettings("easy", temperature=0.5),
+  "hierarchical": SamplingSettings("hierarchical", mix=0.4),
+  "frequency": SamplingSettings("frequency", mix=0.1),
+  "not the similar": SamplingSettings(exclude="similar", exclude_threshold=0.5),
+  "not kin": SamplingSettings(exclude="kin"),
+  "hard but not kin": SamplingSettings("hard", temperature=0.2, exclude="kin"),
+  "batch": SamplingSettings(batch_positives=True),
+  "hierarchical, not kin, batch": SamplingSettings(
+    "hierarchical", exclude="kin", batch_positives=True
+  ),
 }
 
 
@@ -51,7 +59,7 @@ ARRAYS = SamplingArrays(
 )
 
 
-def _allowed(sampling: Sampling, label: int) -> set[int]:
+def _allowed(sampling: SamplingSettings, label: int) -> set[int]:
   """The negatives that an image of a class has if all are drawn."""
   similar = {c for c in range(N) if float(BANK[c] @ BANK[label]) > sampling.exclude_threshold}
   kin = {label ^ 1}
@@ -73,21 +81,17 @@ def _draw(sampling, key, k=K):
 
 def _contrasts(sampling, key, bank, correction="log", k=K, n_available=None):
   """The losses of the four images, each by itself, over one draw."""
-  draw, labels = _draw(sampling, key, k), jnp.asarray(LABELS)
+  drawn, labels = _draw(sampling, key, k), jnp.asarray(LABELS)
   settings = ContrastSettings(k, N, correction, SCALE, sampling)
-  available = None if n_available is None else jnp.arange(draw.ids.size) < n_available
-  negatives = negatives_of(settings, ARRAYS, draw, labels, available)
-
-  features = jnp.concatenate([bank[labels], bank[draw.ids]])
+  available = None if n_available is None else jnp.arange(drawn.ids.size) < n_available
+  negatives = complete_negatives(sampling, ARRAYS, drawn, labels, available)
+  classes = bank[negatives.ids]
 
   def loss(image, label, log_own, rejected):
-    one, weights = negatives, negatives.weights
-    if weights is not None:
-      one = negatives._replace(weights=Weights(weights.log_negatives, log_own, rejected))
-    return group_contrast(settings, one, image, bank[label], features, label).loss
+    one = negatives._replace(own_log_weights=log_own, rejected=rejected)
+    return local_contrast(settings, image, bank[label], classes, label, one).loss
 
-  weights = negatives.weights
-  rows = (IMAGES, labels, weights and weights.log_own, weights and weights.rejected)
+  rows = (IMAGES, labels, negatives.own_log_weights, negatives.rejected)
   # [B, ..] -> [B, 1, ..]: groups of one image.
   return jax.vmap(loss)(*jax.tree.map(lambda row: jnp.asarray(row)[:, None], rows))
 
@@ -153,16 +157,16 @@ def test_all_classes_need_no_weights(name):
 
 def test_the_plain_draw_is_the_uniform_one():
   key = jax.random.key(2)
-  draw = _draw(Sampling(), key)
+  draw = _draw(SamplingSettings(), key)
   np.testing.assert_array_equal(draw.ids, sample_uniform(key, K, N))
   assert draw.log_weights is None
 
 
 def test_all_uniform_samplers_agree_on_the_weights():
-  draw = _draw(Sampling("hard", mix=1.0), jax.random.key(0))
+  draw = _draw(SamplingSettings("hard", mix=1.0), jax.random.key(0))
   np.testing.assert_allclose(draw.log_weights, np.log(N / (K - 1)), rtol=1e-5)
   np.testing.assert_allclose(draw.own_log_weights, np.log(N / (K - 1)), rtol=1e-5)
-  plain = _draw(Sampling(exclude="kin"), jax.random.key(0))
+  plain = _draw(SamplingSettings(exclude="kin"), jax.random.key(0))
   np.testing.assert_allclose(plain.log_weights, np.log(N / (K - 1)), rtol=1e-6)
 
 
@@ -170,7 +174,7 @@ def test_hard_draws_near_classes_and_easy_far_ones():
   keys = jax.random.split(jax.random.key(1), 300)
 
   def mean_similarity(name):
-    sampling = Sampling(name, temperature=0.1, mix=0.1)
+    sampling = SamplingSettings(name, temperature=0.1, mix=0.1)
     ids = jax.jit(jax.vmap(lambda key: _draw(sampling, key).ids))(keys)
     return float(np.mean((BANK @ BANK[LABELS].T).mean(axis=1)[np.asarray(ids)]))
 
@@ -190,4 +194,49 @@ def test_hard_draws_near_classes_and_easy_far_ones():
 )
 def test_settings_that_cannot_be_are_refused(field, value):
   with pytest.raises(ValueError, match=field):
-    dataclasses.replace(Sampling(), **{field: value})
+    dataclasses.replace(SamplingSettings(), **{field: value})
+
+
+def _propose(settings, labels, images, **arrays):
+  arrays = SamplingArrays(**{name: jnp.asarray(array) for name, array in arrays.items()})
+  images = jnp.asarray(images, jnp.float32)
+  return SAMPLERS[settings.name].propose(settings, arrays, jnp.asarray(labels), images)
+
+
+@pytest.mark.parametrize("name, temperature", [("hard", 0.1), ("easy", -0.3)])
+def test_similarity_is_the_mean_of_the_images_softmaxes(name, temperature):
+  labels = np.array([2, 2, 5, 0], np.int32)
+  rng = np.random.default_rng(0)
+  bank, anchors = _unit(rng.normal(size=(9, 4))), _unit(rng.normal(size=(4, 4)))
+  expected = np.zeros(9)
+  for anchor, label in zip(anchors, labels, strict=True):
+    scores = {c: np.exp(anchor @ bank[c] / temperature) for c in range(9) if c != label}
+    for c, score in scores.items():
+      expected[c] += score / sum(scores.values()) / 4
+  settings = SamplingSettings(name, temperature=abs(temperature), anchors="images")
+  found = _propose(
+    settings, labels, jnp.asarray(anchors, jnp.float32), bank=bank.astype(np.float32)
+  )
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  assert found.sum() == pytest.approx(1)
+
+
+def test_siblings_are_drawn_through_a_group_of_the_image():
+  groups = [{0, 1, 2}, {2, 3}, {4, 5, 6, 7}]
+  of_class = [[g for g, members in enumerate(groups) if c in members] for c in range(9)]
+  groups_NxG = np.full((9, 2), -1, np.int32)
+  for c, own in enumerate(of_class):
+    groups_NxG[c, : len(own)] = own
+  labels = np.array([2, 2, 5, 8], np.int32)  # class 8 has no group
+  expected = np.zeros(9)
+  for label in labels:
+    if not of_class[label]:
+      expected += 1 / 9 / 4
+    for g in of_class[label]:
+      for c in groups[g] - {int(label)}:
+        expected[c] += 1 / 4 / len(of_class[label]) / (len(groups[g]) - 1)
+  sizes = np.array([len(members) for members in groups], np.int32)
+  settings = SamplingSettings("hierarchical")
+  found = _propose(settings, labels, np.zeros((4, 1)), groups=groups_NxG, group_sizes=sizes)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
+  assert found.sum() == pytest.approx(1)

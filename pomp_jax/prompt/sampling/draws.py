@@ -1,0 +1,135 @@
+"""Draws of classes without replacement: uniform, and by given probabilities.
+
+The weighted draw is systematic sampling in a random order (Madow, 1949; Hartley & Rao, 1962). The
+classes lie in random order along a line, each as long as its inclusion probability pi_c, and points
+at distance 1 from a random start pick S of them. Class c is picked with probability pi_c exactly,
+so the weights 1 / pi_c estimate every sum over all classes without bias (Horvitz & Thompson, 1952),
+and without variance where the summands are proportional to pi_c.
+
+Shapes: N classes, S sampled negatives (K-1 of the method's K, or all N when K = N).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from pomp_jax.annotations import Array, Float, Int32
+
+# Lengths along the line are multiples of 2^-32 and positions are unsigned integers modulo 1, so
+# that no rounding accumulates over thousands of classes.
+_ONE = 2.0**32
+
+
+def n_negatives(k: int, n_classes: int) -> int:
+  """Returns S, the size of a draw: K-1, or all N classes when K = N.
+
+  At K = N each image rejects its own class and keeps the N-1 others: the plain softmax.
+
+  Raises:
+    ValueError: K below 2 or above N.
+  """
+  if not 2 <= k <= n_classes:
+    raise ValueError(f"k: got {k}, expected 2 to {n_classes}, the number of classes")
+  return n_classes if k == n_classes else k - 1
+
+
+def draw_key(seed_key: jax.Array, step: Array, group: Array) -> jax.Array:
+  """The key of one draw, derived from (seed, step, group) and nothing else.
+
+  A group is the images that share one draw: a data index of the mesh, times the micro-steps of
+  gradient accumulation. A resumed run therefore draws the same, and so does a run on another number
+  of devices that accumulates accordingly.
+  """
+  return jax.random.fold_in(jax.random.fold_in(seed_key, step), group)
+
+
+def sample_uniform(key: jax.Array, k: int, n_classes: int) -> Int32[Array, " S"]:
+  """Draws distinct classes, every subset equally likely.
+
+  The cost does not depend on N when K is a small part of it: more ids than needed are drawn with
+  replacement and the first K-1 distinct ones are kept, in order of drawing. If too few are distinct
+  (rare), all are drawn again. That condition is symmetric in the classes, so the draw stays
+  uniform.
+
+  Args:
+    key: result of `draw_key`.
+    k: K of the method, static.
+    n_classes: N, static.
+  """
+  size = n_negatives(k, n_classes)
+  if size == n_classes:
+    return jnp.arange(n_classes, dtype=jnp.int32)
+  if 4 * size > n_classes:
+    return jax.random.permutation(key, n_classes)[:size].astype(jnp.int32)
+  # With size <= N/4 at least three draws in four are new on average.
+  n_draws = 2 * size + 8
+
+  def draw(key):
+    ids = jax.random.randint(key, (n_draws,), 0, n_classes, jnp.int32)
+    # A stable sort puts equal ids side by side, the first drawn of them first.
+    order = jnp.argsort(ids, stable=True)
+    ordered = ids[order]
+    repeats = jnp.concatenate([jnp.zeros(1, bool), ordered[1:] == ordered[:-1]])
+    is_new = jnp.ones(n_draws, bool).at[order].set(~repeats)
+    # Every new id moves to its rank among the new ones; the rest is dropped at the end.
+    rank = jnp.where(is_new, jnp.cumsum(is_new) - 1, size)
+    return jnp.zeros(size, jnp.int32).at[rank].set(ids, mode="drop"), is_new.sum()
+
+  def again(carry):
+    key = jax.random.split(carry[0], 1)[0]
+    return key, *draw(key)
+
+  return jax.lax.while_loop(lambda carry: carry[2] < size, again, (key, *draw(key)))[1]
+
+
+def inclusion_probabilities(q_N: Float[Array, " N"], size: int) -> Float[Array, " N"]:
+  """pi_c = min(1, t q_c), with t such that they add up to the size of the draw.
+
+  Args:
+    q_N: relative probability of each class; not negative, at least `size` of them above 0.
+    size: S, static.
+  """
+  ordered_N = jnp.sort(q_N, descending=True)
+  # t_j if the j most likely are certain; it is the right one once the next is below 1.
+  rest_S = jnp.cumsum(ordered_N[::-1])[::-1][:size]
+  t_S = (size - jnp.arange(size)) / rest_S
+  n_certain = jnp.argmax(t_S * ordered_N[:size] <= 1.0)
+  certain_N = q_N > ordered_N[n_certain]
+  # Computed a second time, as a sum with less rounding.
+  t = (size - certain_N.sum()) / jnp.sum(jnp.where(certain_N, 0.0, q_N))
+  return jnp.where(certain_N, 1.0, jnp.minimum(1.0, t * q_N))
+
+
+def sample_weighted(
+  key: jax.Array, q_N: Float[Array, " N"], size: int
+) -> tuple[Int32[Array, " S"], Float[Array, " N"]]:
+  """Draws distinct classes, each with its inclusion probability.
+
+  Every place of the draw holds class c with the same probability, pi_c / S.
+
+  Args:
+    key: random key.
+    q_N: see `inclusion_probabilities`.
+    size: S, static, below N.
+
+  Returns:
+    The classes [S], and log pi_c of all classes [N], exactly those of the draw.
+  """
+  n_classes = q_N.shape[0]
+  order_key, start_key, turn_key = jax.random.split(key, 3)
+  pi_N = inclusion_probabilities(q_N, size)
+  certain_N = pi_N >= 1.0
+  # A certain class is a whole turn: 0 modulo 1.
+  length_N = jnp.where(certain_N, 0.0, pi_N * _ONE).astype(jnp.uint32)
+  # The rounding error is added to the class whose length is nearest to one half.
+  middle = jnp.argmin(jnp.where(certain_N, 1.0, jnp.abs(pi_N - 0.5)))
+  length_N = length_N.at[middle].add(jnp.uint32(0) - jnp.sum(length_N, dtype=jnp.uint32))
+  order_N = jax.random.permutation(order_key, n_classes)
+  ends_N = jnp.cumsum(length_N[order_N], dtype=jnp.uint32)
+  start = jax.random.bits(start_key, (), jnp.uint32)
+  # A point lies in [end - length, end) where its distance from the beginning is below the length.
+  picked_N = (start - (ends_N - length_N[order_N]) < length_N[order_N]) | certain_N[order_N]
+  turn = jax.random.randint(turn_key, (), 0, size)
+  place_N = jnp.where(picked_N, (jnp.cumsum(picked_N) - 1 + turn) % size, size)
+  ids_S = jnp.zeros(size, jnp.int32).at[place_N].set(order_N.astype(jnp.int32), mode="drop")
+  drawn_N = jnp.maximum(length_N, 1).astype(jnp.float32) / _ONE
+  return ids_S, jnp.where(certain_N, 0.0, jnp.log(drawn_N))

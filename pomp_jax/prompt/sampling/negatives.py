@@ -1,0 +1,82 @@
+"""What a draw of negatives becomes for a group of images: exclusions, batch positives, kinds.
+
+Shapes: B images of a draw, S sampled negatives, N classes, E embedding, D relatives of a class, H
+levels of a hierarchy.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from pomp_jax.annotations import Array, Bool, Int32
+from pomp_jax.prompt.sampling.samplers import Negatives, SamplingArrays, SamplingSettings
+
+
+def complete_negatives(
+  settings: SamplingSettings,
+  arrays: SamplingArrays,
+  drawn: Negatives,
+  labels_B: Int32[Array, " B"],
+  available_S: Bool[Array, " S"] | None = None,
+) -> Negatives:
+  """Adds availability, the batch's positives, exclusions and kinds to a draw.
+
+  Args:
+    settings: exclusion and batch positives.
+    arrays: facts about the classes; with `levels`, the negatives get kinds.
+    drawn: result of `draw_negatives`.
+    labels_B: the images' classes.
+    available_S: drawn classes whose features were computed; all if None.
+  """
+  negatives = drawn._replace(available=available_S)
+  if drawn.log_weights is not None:
+    if available_S is not None:
+      # A class is equally likely at any place of the draw, so a part of the draw is a smaller one.
+      n_available = jnp.maximum(jnp.sum(available_S), 1)
+      log_weights_S = drawn.log_weights + jnp.log(drawn.ids.size / n_available)
+      negatives = negatives._replace(log_weights=log_weights_S)
+    if settings.batch_positives:
+      negatives = _with_batch_positives(negatives, labels_B)
+    rejected_BxS = _rejected(settings, arrays, labels_B, negatives.ids)
+    negatives = negatives._replace(rejected=rejected_BxS)
+  if arrays.levels is not None:
+    own_kinds_BxH, kinds_SxH = arrays.levels[labels_B], arrays.levels[negatives.ids]
+    negatives = negatives._replace(own_kinds=own_kinds_BxH, kinds=kinds_SxH)
+  return negatives
+
+
+def _rejected(
+  settings: SamplingSettings,
+  arrays: SamplingArrays,
+  labels_B: Int32[Array, " B"],
+  ids_S: Int32[Array, " S"],
+) -> Bool[Array, "B S"] | None:
+  """Near-synonyms of each image's class among the negatives; None without an exclusion."""
+  if settings.exclude == "none":
+    return None
+  if settings.exclude == "similar":
+    product_BxS = jnp.matmul(
+      arrays.bank[labels_B], arrays.bank[ids_S].T, precision=jax.lax.Precision.HIGHEST
+    )
+    return product_BxS > settings.exclude_threshold
+  kin_NxD = arrays.kin
+  kin_of_label = jnp.any(kin_NxD[labels_B][:, None, :] == ids_S[None, :, None], axis=-1)
+  kin_of_drawn = jnp.any(kin_NxD[ids_S][None, :, :] == labels_B[:, None, None], axis=-1)
+  return kin_of_label | kin_of_drawn
+
+
+def _with_batch_positives(negatives: Negatives, labels_B: Int32[Array, " B"]) -> Negatives:
+  """Puts the images' classes before the drawn ones, each class once.
+
+  The images' classes are certain, so their weight is 1, and a drawn class that is one of them is
+  dropped. The sum over all classes stays unbiased.
+  """
+  earlier_BxB = jnp.tril(labels_B[:, None] == labels_B[None, :], k=-1)
+  drawn_S = ~jnp.any(negatives.ids[:, None] == labels_B[None, :], axis=1)
+  if negatives.available is not None:
+    drawn_S &= negatives.available
+  log_weights_S = negatives.log_weights
+  return negatives._replace(
+    ids=jnp.concatenate([labels_B, negatives.ids]),
+    log_weights=jnp.concatenate([jnp.zeros(labels_B.shape, log_weights_S.dtype), log_weights_S]),
+    available=jnp.concatenate([~jnp.any(earlier_BxB, axis=1), drawn_S]),
+  )

@@ -1,0 +1,217 @@
+"""The samplers of negatives: one registry, from a batch's classes to a draw and its weights.
+
+A sampler is a function that proposes probabilities q [N] and a row of SAMPLERS. The draw mixes q
+with the uniform distribution and gives each class the weight that keeps sums over all classes
+unbiased.
+
+Shapes: B images of a draw, S sampled negatives, N classes, E embedding, G sibling groups of a
+class, A sibling groups in all, D relatives of a class, H levels.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pomp_jax.annotations import Array, Bool, Float, Int32
+from pomp_jax.prompt.sampling.draws import n_negatives, sample_uniform, sample_weighted
+
+# What `hard` and `easy` compare the bank with: features of the images' classes, or of the images.
+ANCHORS = ("classes", "images")
+# Near-synonyms of an image's class that are never its negatives: those with similar text features,
+# or its kin. The values are the fields of SamplingArrays that each reads.
+EXCLUSIONS: dict[str, tuple[str, ...]] = {"none": (), "similar": ("bank",), "kin": ("kin",)}
+
+
+class SamplingArrays(NamedTuple):
+  """Facts about the classes that samplers read; None where no sampler of the run reads them.
+
+  Attributes:
+    bank: unit text features of all classes, float32 [N,E], recomputed between steps.
+    frequency: q of `frequency`, float32 [N]; adds up to 1.
+    groups: sibling groups of each class, distinct, padded with -1, int32 [N,G].
+    group_sizes: classes in each group, 2 or more, int32 [A].
+    kin: classes that are as right as each class, padded with -1, int32 [N,D].
+    levels: kind of each class on each level of a hierarchy, -1 for none, int32 [N,H].
+  """
+
+  # Any, not jax.Array: JAX also builds this tree from shapes and shardings.
+  bank: Any = None
+  frequency: Any = None
+  groups: Any = None
+  group_sizes: Any = None
+  kin: Any = None
+  levels: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings:
+  """How negatives are chosen; static for a run.
+
+  Attributes:
+    name: one of SAMPLERS.
+    mix: share of the uniform draw in every other sampler, above 0 and at most 1. Every class can be
+      drawn, and no weight exceeds N / (mix S).
+    temperature: T of `hard` and `easy`, a cosine.
+    anchors: anchors of `hard` and `easy`, one of ANCHORS.
+    exclude: one of EXCLUSIONS, with any sampler.
+    exclude_threshold: cosine above which `similar` excludes.
+    batch_positives: whether the other images' classes are negatives too.
+  """
+
+  name: str = "uniform"
+  mix: float = 0.5
+  temperature: float = 0.05
+  anchors: str = "classes"
+  exclude: str = "none"
+  exclude_threshold: float = 0.95
+  batch_positives: bool = False
+
+  def __post_init__(self):
+    for field, accepted in (("name", SAMPLERS), ("anchors", ANCHORS), ("exclude", EXCLUSIONS)):
+      if getattr(self, field) not in accepted:
+        raise ValueError(f"{field}: got {getattr(self, field)!r}, expected {', '.join(accepted)}")
+    if not 0 < self.mix <= 1:
+      raise ValueError(f"mix: got {self.mix}, expected above 0 and at most 1")
+    if not self.temperature > 0:
+      raise ValueError(f"temperature: got {self.temperature}, expected above 0")
+
+  @property
+  def is_plain(self) -> bool:
+    """Whether it is the published uniform draw, which `loss.margin` corrects."""
+    return self.name == "uniform" and self.exclude == "none" and not self.batch_positives
+
+  @property
+  def needs(self) -> frozenset[str]:
+    """Fields of SamplingArrays that this sampler and this exclusion read."""
+    return frozenset(SAMPLERS[self.name].needs + EXCLUSIONS[self.exclude])
+
+
+def propose_similar(
+  settings: SamplingSettings, arrays: SamplingArrays, labels_B: Array, images_BxE: Array
+) -> Float[Array, " N"]:
+  """q_c = mean_i softmax_c(a_i . g_c / T) over c != y_i, with g the bank and a_i the anchors.
+
+  Each image proposes the classes near its anchor; `easy` negates T and proposes those far from it.
+  """
+  anchors_BxE = arrays.bank[labels_B] if settings.anchors == "classes" else images_BxE
+  temperature = settings.temperature if settings.name == "hard" else -settings.temperature
+  similarity_BxN = jnp.matmul(anchors_BxE, arrays.bank.T, precision=jax.lax.Precision.HIGHEST)
+  own_BxN = labels_B[:, None] == jnp.arange(arrays.bank.shape[0])
+  logits_BxN = jnp.where(own_BxN, -jnp.inf, similarity_BxN / temperature)
+  return jnp.mean(jax.nn.softmax(logits_BxN, axis=-1), axis=0)
+
+
+def propose_siblings(
+  settings: SamplingSettings, arrays: SamplingArrays, labels_B: Array, images_BxE: Array
+) -> Float[Array, " N"]:
+  """q of drawing an image, one of its class's groups, and another class of that group.
+
+  An image whose class is in no group proposes all classes uniformly.
+  """
+  del settings, images_BxE
+  groups_NxG, group_sizes_A = arrays.groups, arrays.group_sizes
+  mine_BxG = groups_NxG[labels_B]
+  n_groups_B = jnp.sum(mine_BxG >= 0, axis=1)
+  share_BxG = jnp.where(mine_BxG >= 0, 1.0 / jnp.maximum(n_groups_B, 1)[:, None], 0.0)
+  share_BxG /= labels_B.size * (group_sizes_A[mine_BxG] - 1)
+  # Every member of a group gets its share, the images' own classes too. Theirs is then subtracted.
+  share_A = jnp.zeros(group_sizes_A.shape).at[mine_BxG].add(share_BxG)
+  q_N = jnp.sum(jnp.where(groups_NxG >= 0, share_A[groups_NxG], 0.0), axis=1)
+  q_N = q_N.at[labels_B].add(-jnp.sum(share_BxG, axis=1))
+  # Rounding may leave a negative number.
+  return jnp.maximum(q_N, 0.0) + jnp.mean(n_groups_B == 0) / groups_NxG.shape[0]
+
+
+def propose_frequent(
+  settings: SamplingSettings, arrays: SamplingArrays, labels_B: Array, images_BxE: Array
+) -> Float[Array, " N"]:
+  """q by the number of training images of each class, computed once for a run."""
+  del settings, labels_B, images_BxE
+  return arrays.frequency
+
+
+class Negatives(NamedTuple):
+  """The classes that a group's images are contrasted with.
+
+  Attributes:
+    ids: distinct classes.
+    available: classes whose features were computed; None for all.
+    log_weights: log importance weights -log pi_c, with pi_c the probability that the draw holds c.
+      None after the plain uniform draw, which `loss.margin` corrects.
+    own_log_weights: log importance weight of each image's own class, drawn or not.
+    rejected: classes that are no negatives of an image, beside its own; None for no others.
+    own_kinds: kind of each image's class on each level of a hierarchy, -1 for none.
+    kinds: kinds of the negatives.
+  """
+
+  ids: Int32[Array, " S"]
+  available: Bool[Array, " S"] | None = None
+  log_weights: Float[Array, " S"] | None = None
+  own_log_weights: Float[Array, " B"] | None = None
+  rejected: Bool[Array, "B S"] | None = None
+  own_kinds: Int32[Array, "B H"] | None = None
+  kinds: Int32[Array, "S H"] | None = None
+
+
+class Sampler(NamedTuple):
+  """A row of the registry.
+
+  Attributes:
+    propose: function (settings, arrays, labels [B], unit image features [B,E]) -> q [N], which adds
+      up to 1 and is 0 for an image's own class; None for the uniform draw.
+    needs: fields of SamplingArrays that it reads.
+  """
+
+  propose: Callable[[SamplingSettings, SamplingArrays, Any, Any], Any] | None
+  needs: tuple[str, ...] = ()
+
+
+SAMPLERS = {
+  "uniform": Sampler(None),
+  "hard": Sampler(propose_similar, ("bank",)),
+  "easy": Sampler(propose_similar, ("bank",)),
+  "hierarchical": Sampler(propose_siblings, ("groups", "group_sizes")),
+  "frequency": Sampler(propose_frequent, ("frequency",)),
+}
+
+
+def draw_negatives(
+  key: jax.Array,
+  settings: SamplingSettings,
+  *,
+  k: int,
+  n_classes: int,
+  labels_B: Int32[Array, " B"],
+  images_BxE: Float[Array, "B E"],
+  arrays: SamplingArrays,
+) -> Negatives:
+  """Draws the negatives of one group: K-1 classes, or all N when K = N, whichever the sampler.
+
+  Args:
+    key: result of `draw_key`.
+    settings: the sampler.
+    k: K of the method, static.
+    n_classes: N, static.
+    labels_B: the images' classes.
+    images_BxE: their unit features.
+    arrays: facts about the classes.
+
+  Returns:
+    Classes and weights; `complete_negatives` adds the rest.
+  """
+  size, propose = n_negatives(k, n_classes), SAMPLERS[settings.name].propose
+  if propose is None or size == n_classes:
+    ids_S = sample_uniform(key, k, n_classes)
+    if settings.is_plain:
+      return Negatives(ids_S)
+    weight = jnp.log(jnp.float32(n_classes / size))
+    return Negatives(
+      ids_S, log_weights=jnp.full(size, weight), own_log_weights=jnp.full(labels_B.shape, weight)
+    )
+  q_N = propose(settings, arrays, labels_B, images_BxE)
+  q_N = settings.mix / n_classes + (1.0 - settings.mix) * q_N
+  ids_S, log_pi_N = sample_weighted(key, q_N, size)
+  return Negatives(ids_S, log_weights=-log_pi_N[ids_S], own_log_weights=-log_pi_N[labels_B])
