@@ -81,7 +81,7 @@ class Watch(contextlib.AbstractContextManager):
     self._folder, self._every, self._batch_size, self._rate = folder, every, batch_size, rate
     self._total = total
     self._metrics = MetricsWriter(folder.path, first + 1) if writes else None
-    self._progress = Progress(total, first, "pre-training", quiet=not writes)
+    self._progress = Progress(total, first, "step")
     self._endpoint = _endpoint(host, port) if writes and port else None
     self._trace = Trace(folder.path / "profile", profiled, first)
     self._pending: list[tuple[int, dict]] = []

@@ -16,7 +16,7 @@ SMALL |= {"eval.images": 40, "epochs": 1, "probe.iterations": 5, "tip.betas": 3,
 JOBS = {
   "pretrain": (
     {},
-    {"loading world", "pre-training", "features of images", "class features", "scoring"},
+    {"loading world", "step ", "features of images", "class features", "scoring"},
   ),
   "evaluate": ({"evaluate.sets": "novel"}, {"loading world", "evaluation", "scoring images"}),
   "analyse": ({"evaluate.sets": "novel"}, {"analysis", "features of images", "class features"}),
@@ -46,7 +46,7 @@ METHODS = {
 def talkative(monkeypatch):
   """No time between two lines, silence is looked for at once; fewer texts for a zero-shot CLIP."""
   monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
-  monkeypatch.setattr(progress, "_look_after_the_silent", lambda: progress._open[-1].look())
+  monkeypatch.setattr(progress, "_start_thread", lambda: progress._open[-1].tick())
   texts = {name: feature_methods._ZERO_SHOT[name] for name in ("hand_written", "class_name")}
   monkeypatch.setattr(feature_methods, "_ZERO_SHOT", texts)
 
