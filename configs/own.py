@@ -20,7 +20,7 @@ or flipped: `data.augment=crop_flip` suits photographs whose classes a part of t
 import os
 
 from pomp_jax import inputs
-from pomp_jax.config import ConfigError, base, with_argument
+from pomp_jax.config import ConfigError, base, unpack, with_argument
 
 _SHORT = {
   "root": "data.root",
@@ -50,7 +50,7 @@ def get_config(argument: str = ""):
   if not os.path.isdir(config.data.root):
     takes = "a folder with a folder a class: --config=configs/own.py:root=PICTURES"
     raise ConfigError("data.root", config.data.root, takes)
-  train = inputs.open_source(config.data, "train")
+  train = inputs.open_source(unpack(config).data, "train")
   config.negatives = "all" if len(train.names) <= _MOST_EXACT else "sampled"
   # Of larger sets an epoch has about as many steps.
   config.batch_size = 32 if len(train) < 12_800 else 256

@@ -31,15 +31,26 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from absl import app, flags
 from absl import logging as absl_logging
 import jax
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from pomp_jax import config as config_lib
 from pomp_jax import hosts
+from pomp_jax.config import (
+  FIELDS,
+  JOBS,
+  LOCAL_PATH,
+  METHODS,
+  ConfigError,
+  Settings,
+  is_url,
+  load_job,
+  unpack,
+  validate,
+)
+from pomp_jax.config.rows import check_name, name_of_type
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure
 from pomp_jax.files.run_folder import Presence
 from pomp_jax.files.terminal import Output, PrintableFormatter, printable
-from pomp_jax.jobs import job
 
 log = logging.getLogger("pomp_jax.main")  # __name__ is __main__
 
@@ -55,10 +66,6 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
   "heartbeat_timeout", 60, "Seconds of silence after which a process counts as lost.", 1
 )
 
-# Jobs that stop where all processes can, if they train by steps; the others stop at once, wherever
-# they are.
-_STOP_TOGETHER = ("pretrain", "repeat")
-
 # JAX's errors that are this process's alone, such as a device's memory that does not suffice: to
 # start it again would meet the same.
 _OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
@@ -72,11 +79,12 @@ def main(argv: Sequence[str]) -> int:
   _speak_plainly()
   _end_at(signal.SIGTERM)
   _end_at(signal.SIGHUP)
-  config, workdir = _CONFIG.value, _WORKDIR.value
+  workdir = _WORKDIR.value
   try:
-    config_lib.validate(config)
+    config = unpack(_CONFIG.value)
+    validate(config)
     _join(config, workdir)
-    module = job("dry_run" if config.dry_run else config.job)
+    module = load_job("dry_run" if config.dry_run else config.job)
     module.check(config, workdir)
     with _presence(config, workdir):
       module.run(config, workdir)
@@ -100,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
-def _join(config: ConfigDict, workdir: str) -> None:
+def _join(config: Settings, workdir: str) -> None:
   """Starts JAX's distributed runtime where this run has more than one process.
 
   Raises:
@@ -123,7 +131,7 @@ def _join(config: ConfigDict, workdir: str) -> None:
   elif signal.getsignal(signal.SIGHUP) == _preempted:
     signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
   hosts.watch_failures()
-  fields = {f"config.{name}": repr(value) for name, value in config_lib.fields(config)}
+  fields = {f"config.{name}": repr(value) for name, value in config.flat().items()}
   hosts.agree(fields | {"workdir": workdir} | hosts.fingerprint_of_package(), seconds=timeout)
   log.info(hosts.describe(cluster, config.mesh.class_size))
   if not hosts.is_first():
@@ -131,14 +139,14 @@ def _join(config: ConfigDict, workdir: str) -> None:
     logging.getLogger("pomp_jax").setLevel(logging.WARNING)
 
 
-def _presence(config: ConfigDict, workdir: str) -> contextlib.AbstractContextManager:
+def _presence(config: Settings, workdir: str) -> contextlib.AbstractContextManager:
   """The sign of life in the folder, of the process that writes there."""
   writes = hosts.is_first() and not config.dry_run
   return Presence(workdir) if writes else contextlib.nullcontext()
 
 
-def _stops_together(config: ConfigDict) -> bool:
-  trains = config.job in _STOP_TOGETHER and config.method in config_lib.STEP_METHODS
+def _stops_together(config: Settings) -> bool:
+  trains = JOBS[config.job].trains and METHODS[config.method].by_steps
   return trains and not config.dry_run
 
 
@@ -205,13 +213,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
       raise flags.Error("--config: nothing given; takes a file such as configs/demo.py")
     if not _WORKDIR.value:
       raise flags.Error("--workdir: nothing given; takes the folder for what the run leaves")
-    if config_lib.is_url(_WORKDIR.value):
-      raise flags.Error(f"--workdir: got {_WORKDIR.value!r}, takes {config_lib.LOCAL_PATH}")
+    if is_url(_WORKDIR.value):
+      raise flags.Error(f"--workdir: got {_WORKDIR.value!r}, takes {LOCAL_PATH}")
     list(_CONFIG.value)  # a config file that is missing shows at the first access
     if rest[1:]:
       raise flags.Error(f"unknown argument {rest[1]!r}; overrides look like --config.k=64")
     return rest
-  except config_lib.ConfigError as error:
+  except ConfigError as error:
     sys.exit(_complain(error, 2))
   except AttributeError as error:
     sys.exit(_complain(_unknown_field(argv) or _config_file_error(error), 2))
@@ -229,14 +237,12 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 def _unknown_field(argv: Sequence[str]) -> str | None:
   """One line for the first override of a field that does not exist, with the nearest that does."""
-  known = config_lib.base()
   for argument in argv[1:]:
     name = re.match(r"--?config\.([\w.]+)", argument)
-    # Fields beside the base's are a config file's own.
-    if name and (name[1].split(".")[0] in known or name[1].split(".")[0] == name[1]):
+    if name:
       try:
-        config_lib.check_field(known, name[1])
-      except config_lib.ConfigError as error:
+        check_name(name[1], FIELDS)
+      except ConfigError as error:
         return str(error)
   return None
 
@@ -244,10 +250,9 @@ def _unknown_field(argv: Sequence[str]) -> str | None:
 def _wrong_value(error: flags.IllegalFlagValueError) -> str:
   """One line for `--config.field=value` of the wrong type."""
   found = re.match(r"flag --(config\.([\w.]+))=(.*?): ", str(error), re.DOTALL)
-  known = dict(config_lib.fields(config_lib.base()))
-  if found and found[2] in known:
-    kind = type(known[found[2]]).__name__
-    return f"{found[1]}: got {found[3]!r}, takes a value of type {kind}"
+  if found and found[2] in FIELDS:
+    kind = name_of_type(FIELDS[found[2]].type)
+    return f"{found[1]}: got {found[3]!r}, expected a value of type {kind}"
   return _config_file_error(error)
 
 

@@ -18,12 +18,12 @@ from PIL import Image
 import pytest
 
 from pomp_jax import main as main_module
-from pomp_jax.config import base
 from pomp_jax.files.array_cache import DamagedBlockError, FeatureCacheError
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError
 from tests.support.command_line import parse
+from tests.support.small_run import settings
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEMO = f"--config={ROOT}/configs/demo.py"
@@ -59,25 +59,25 @@ def run_main(capsys, *arguments):
     ("--config.optim.lrr=0.1", "did you mean config.optim.lr?"),
     ("--config.lr=0.1", "did you mean config.optim.lr?"),
     ("--config.zzz=1", "config.zzz"),
-    ("--config.optim.lr=fast", "config.optim.lr: got 'fast', takes a value of type float"),
-    ("--config.k=2.5", "config.k: got '2.5', takes a value of type int"),
+    ("--config.optim.lr=fast", "config.optim.lr: got 'fast', expected a value of type float"),
+    ("--config.k=2.5", "config.k: got '2.5', expected a value of type int"),
     ("--config.prompt.class_specific=perhaps", "config.prompt.class_specific"),
-    ("--config.k=1", "config.k: got 1, takes 2 or more"),
-    ("--config.k=999999", "config.k: got 999999, takes at most the number of classes"),
-    ("--config.batch_size=12", "config.batch_size: got 12, takes a multiple of 8"),
-    ("--config.batch_size=0", "config.batch_size: got 0, takes 1 or more"),
+    ("--config.k=1", "config.k: got 1, expected 2 or more"),
+    ("--config.k=999999", "config.k: got 999999, expected at most the number of classes"),
+    ("--config.batch_size=12", "config.batch_size: got 12, expected a multiple of 8"),
+    ("--config.batch_size=0", "config.batch_size: got 0, expected 1 or more"),
     ("--config.accumulate=3", "config.batch_size"),
     (
       "--config.mesh.class_size=3",
-      "config.mesh.class_size: got 3, takes a divisor of the 8 devices",
+      "config.mesh.class_size: got 3, expected a divisor of the 8 devices",
     ),
     ("--config.job=pretrian", "did you mean 'pretrain'?"),
     ("--config.correction=log2", "one of log, log10, none"),
     ("--config.prompt.position=centre", "one of end, middle, front"),
     ("--config.prompt.m=70", "config.prompt.m"),
     ("--config.clip.model=/no/such/folder", "config.clip.model: got '/no/such/folder'"),
-    ("--config.optim.lr=nan", "config.optim.lr: got nan, takes 0 or more"),
-    ("--config.clip.memory_gib=0", "config.clip.memory_gib: got 0.0, takes a number above 0"),
+    ("--config.optim.lr=nan", "config.optim.lr: got nan, expected 0 or more"),
+    ("--config.clip.memory_gib=0", "config.clip.memory_gib: got 0.0, expected above 0"),
     ("--config.eval.template=a photo", "config.eval.template"),
     ("--config.prompt.init=one two three four five six", "config.prompt.init"),
     ("--conf.k=3", "conf"),
@@ -99,8 +99,8 @@ def test_a_bad_field_is_one_line_and_writes_nothing(capsys, tmp_path, argument, 
     ([], "--config: nothing given"),
     ([DEMO], "--workdir: nothing given"),
     (["--config=configs/none.py", "--workdir=x"], "configs/none.py"),
-    ([f"{DEMO}:q=64", "--workdir=x"], "config.q: got 'a value', takes none"),
-    ([f"{DEMO}:k=many", "--workdir=x"], "config.k: got 'many', takes a value of type int"),
+    ([f"{DEMO}:q=64", "--workdir=x"], "config.q: got 'a value', expected none"),
+    ([f"{DEMO}:k=many", "--workdir=x"], "config.k: got 'many', expected a value of type int"),
     ([DEMO, "--workdir=x", "k=64"], "unknown argument 'k=64'"),
   ],
 )
@@ -178,7 +178,9 @@ def test_a_cache_that_can_not_be_written_is_found_before_the_work(capsys, tmp_pa
     arguments.append("--config.job=cache")
   status, lines = run_main(capsys, *arguments)
   assert (status, len(lines)) == (2, 1)
-  assert lines[0].startswith(f"error: config.{field}: got {str(folder)!r}, takes a folder that can")
+  assert lines[0].startswith(
+    f"error: config.{field}: got {str(folder)!r}, expected a folder that can"
+  )
   assert lines[0].endswith(f"{tmp_path}/file is a file; a folder is needed")
   assert not (tmp_path / "run").exists()
 
@@ -187,7 +189,7 @@ def test_one_class_can_not_be_told_apart(capsys, tmp_path):
   fields = ["--config.data.n_classes=1", "--config.negatives=all"]
   status, lines = run_main(capsys, DEMO, f"--workdir={tmp_path}/run", *fields)
   assert (status, len(lines)) == (2, 1)
-  assert lines[0].startswith("error: config.negatives: got 'all', takes 2 classes or more")
+  assert lines[0].startswith("error: config.negatives: got 'all', expected 2 classes or more")
   assert not (tmp_path / "run").exists()
 
 
@@ -294,7 +296,7 @@ def test_bad_input_is_not_what_fails_in_the_midst(capsys, tmp_path, monkeypatch,
   def fail(*_):
     raise error
 
-  monkeypatch.setattr(main_module, "job", lambda name: SimpleNamespace(check=fail, run=fail))
+  monkeypatch.setattr(main_module, "load_job", lambda name: SimpleNamespace(check=fail, run=fail))
   assert run_main(capsys, DEMO, f"--workdir={tmp_path}/run") == (expected, [f"error: {error}"])
 
 
@@ -341,7 +343,7 @@ def from_c():
 )
 def test_a_full_disk_anywhere_is_one_line(capsys, tmp_path, monkeypatch, fail, expected):
   played = SimpleNamespace(check=lambda *_: None, run=lambda *_: fail())
-  monkeypatch.setattr(main_module, "job", lambda name: played)
+  monkeypatch.setattr(main_module, "load_job", lambda name: played)
   assert run_main(capsys, DEMO, f"--workdir={tmp_path}/run") == (1, [f"error: {expected}"])
 
 
@@ -350,7 +352,7 @@ def test_any_other_error_keeps_its_traceback(capsys, tmp_path, monkeypatch):
     raise FileNotFoundError(errno.ENOENT, "No such file or directory", "x")
 
   played = SimpleNamespace(check=lambda *_: None, run=fail)
-  monkeypatch.setattr(main_module, "job", lambda name: played)
+  monkeypatch.setattr(main_module, "load_job", lambda name: played)
   with pytest.raises(FileNotFoundError):
     run_main(capsys, DEMO, f"--workdir={tmp_path}/run")
 
@@ -381,7 +383,7 @@ def test_a_save_that_fails_is_told_once(tmp_path, caplog):
 def test_a_signal_outside_of_training_asks_for_another_start(capsys, tmp_path, monkeypatch, number):
   signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
   played = SimpleNamespace(check=lambda *_: None, run=lambda *_: os.kill(os.getpid(), number))
-  monkeypatch.setattr(main_module, "job", lambda name: played)
+  monkeypatch.setattr(main_module, "load_job", lambda name: played)
   line = f"error: stopped by {number.name}; the same command goes on from {tmp_path}/run"
   assert run_main(capsys, DEMO, f"--workdir={tmp_path}/run") == (75, [line])
 
@@ -391,7 +393,7 @@ def test_nohup_is_heard(capsys, tmp_path, monkeypatch):
   played = SimpleNamespace(
     check=lambda *_: None, run=lambda *_: os.kill(os.getpid(), signal.SIGHUP)
   )
-  monkeypatch.setattr(main_module, "job", lambda name: played)
+  monkeypatch.setattr(main_module, "load_job", lambda name: played)
   assert run_main(capsys, DEMO, f"--workdir={tmp_path}/run") == (0, [])
 
 
@@ -401,7 +403,7 @@ def test_the_folder_of_a_run_says_that_it_is_alive(capsys, tmp_path, monkeypatch
     check=lambda *_: found.append(list(tmp_path.iterdir())),
     run=lambda *_: found.append([path.name for path in tmp_path.iterdir()]),
   )
-  monkeypatch.setattr(main_module, "job", lambda name: played)
+  monkeypatch.setattr(main_module, "load_job", lambda name: played)
   for dry_run in (False, True):
     run_main(capsys, DEMO, f"--workdir={tmp_path}", f"--config.dry_run={dry_run}")
   assert found == [[], ["alive.json"], [], []]
@@ -433,9 +435,7 @@ def test_a_signal_while_it_imports_asks_for_another_start(tmp_path, number):
   ],
 )
 def test_whose_loop_asks_for_the_signal(changes, expected):
-  config = base()
-  config.update(changes)
-  assert main_module._stops_together(config) == expected
+  assert main_module._stops_together(settings(**changes)) == expected
 
 
 def test_the_module_is_an_entry():

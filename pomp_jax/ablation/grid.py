@@ -7,25 +7,23 @@ with these fields. `k=all` stands for `negatives=all`. Cells that would be the s
 """
 
 from collections.abc import Mapping
-import copy
 import dataclasses
 import itertools
 import re
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from pomp_jax.config import ConfigError, base, check_field, fields, set_field, validate
+from pomp_jax.config import FIELDS, ConfigError, Settings, validate, value_of_text
+from pomp_jax.config.rows import check_name
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.train.resume import leaves_result_as_it_is
 
-FIELDS, VALUES = ";", "|"
+_FIELDS_BY, VALUES = ";", "|"
 ALL = "all"
 SEED = "seed"
 _FIELD = "ablate.grid"
 _TAKES = (
-  f"fields separated by {FIELDS!r}, each with its values separated by {VALUES!r}, such as"
-  f" k=16{VALUES}64{VALUES}{ALL}{FIELDS}correction=log{VALUES}none{FIELDS}seed=0{VALUES}1"
+  f"fields separated by {_FIELDS_BY!r}, each with its values separated by {VALUES!r}, such as"
+  f" k=16{VALUES}64{VALUES}{ALL}{_FIELDS_BY}correction=log{VALUES}none{_FIELDS_BY}seed=0{VALUES}1"
 )
 # Read by a sampled contrast alone.
 _MOOT_WITHOUT_SAMPLING = ("k", "correction")
@@ -42,7 +40,7 @@ class Cell:
   """
 
   values: Mapping[str, Any]
-  config: ConfigDict
+  config: Settings
   key: str
 
   @property
@@ -62,7 +60,7 @@ def text_of(value: Any) -> str:
   return "-" if value is None else str(value)
 
 
-def read_grid(text: str, config: ConfigDict) -> dict[str, list[str]]:
+def read_grid(text: str) -> dict[str, list[str]]:
   """The swept fields and the texts of their values, in the order that they stand in.
 
   Raises:
@@ -70,12 +68,12 @@ def read_grid(text: str, config: ConfigDict) -> dict[str, list[str]]:
       twice.
   """
   grid: dict[str, list[str]] = {}
-  for item in filter(None, map(str.strip, text.split(FIELDS))):
+  for item in filter(None, map(str.strip, text.split(_FIELDS_BY))):
     field, equals, values = item.partition("=")
     field, found = field.strip(), [value.strip() for value in values.split(VALUES)]
     if not equals or not all(found) or len(set(found)) < len(found):
       raise ConfigError(_FIELD, item, _TAKES + "; no value twice")
-    check_field(config, field)
+    check_name(field, FIELDS)
     if field in ("job", "dry_run") or leaves_result_as_it_is(field):
       raise ConfigError(_FIELD, field, "a field that a training depends on")
     if field in grid:
@@ -88,7 +86,7 @@ def read_grid(text: str, config: ConfigDict) -> dict[str, list[str]]:
   return grid
 
 
-def make_cells(config: ConfigDict) -> list[Cell]:
+def make_cells(config: Settings) -> list[Cell]:
   """The cells of `config.ablate.grid`, the first field varying slowest.
 
   Args:
@@ -97,7 +95,7 @@ def make_cells(config: ConfigDict) -> list[Cell]:
   Raises:
     ConfigError: see `read_grid`; or a value that the field does not take.
   """
-  grid = read_grid(config.ablate.grid, config)
+  grid = read_grid(config.ablate.grid)
   cells: dict[str, Cell] = {}
   for texts in itertools.product(*grid.values()):
     cell = _cell(config, dict(zip(grid, texts, strict=True)))
@@ -105,22 +103,20 @@ def make_cells(config: ConfigDict) -> list[Cell]:
   return list(cells.values())
 
 
-def _cell(config: ConfigDict, texts: Mapping[str, str]) -> Cell:
-  one = copy.deepcopy(config)
-  one.job = "pretrain"
+def _cell(config: Settings, texts: Mapping[str, str]) -> Cell:
+  changes: dict[str, Any] = {"job": "pretrain"}
   for field, text in texts.items():
     if (field, text) == ("k", ALL):
-      one.negatives = ALL
+      changes["negatives"] = ALL
     else:
-      set_field(one, field, text)
+      changes[field] = value_of_text(field, text)
+  one = config.replace(changes)
   validate(one)
-  values = {field: value for field, value in fields(one) if field in texts}
-  values = {field: values[field] for field in texts}
+  values = {field: one.flat()[field] for field in texts}
   if one.negatives == ALL:
     moot = {field: None for field in _MOOT_WITHOUT_SAMPLING if field in values}
     values |= moot | ({"k": ALL} if "k" in values else {})
-    for field in _MOOT_WITHOUT_SAMPLING:
-      # Of no effect: runs that are equal get equal configs.
-      one[field] = base()[field]
-  kept = {f: v for f, v in fields(one) if not leaves_result_as_it_is(f)}
+    # Of no effect: runs that are equal get equal configs.
+    one = one.replace({field: FIELDS[field].default for field in _MOOT_WITHOUT_SAMPLING})
+  kept = {f: v for f, v in one.flat().items() if not leaves_result_as_it_is(f)}
   return Cell(values, one, fingerprint([repr(sorted(kept.items()))]))

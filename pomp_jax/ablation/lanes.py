@@ -8,7 +8,6 @@ vectors, D width.
 """
 
 from collections.abc import Iterator, Sequence
-import copy
 import dataclasses
 import math
 import time
@@ -22,7 +21,6 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax.ablation.grid import Cell
-from pomp_jax.config import fields
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.progress import steps_of, waiting
 from pomp_jax.prompt.learner import Frozen
@@ -72,7 +70,7 @@ def lane_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
   """Cells that can be lanes of one program, together."""
   groups: dict[str, list[Cell]] = {}
   for cell in cells:
-    same = sorted((f, v) for f, v in fields(cell.config) if f not in LANE_FIELDS)
+    same = sorted((f, v) for f, v in cell.config.flat().items() if f not in LANE_FIELDS)
     kind = cell.config.correction if cell.config.correction not in SCALES else "scaled"
     groups.setdefault(fingerprint([repr(same), kind]), []).append(cell)
   return list(groups.values())
@@ -154,7 +152,7 @@ class _Lanes:
 
 
 def _numbers(cells: Sequence[Cell]) -> dict[str, np.ndarray]:
-  configs = [dict(fields(cell.config)) for cell in cells]
+  configs = [cell.config.flat() for cell in cells]
   numbers = {
     name: np.array([config[field] for config in configs], np.float32)
     for name, field in _NUMBERS.items()
@@ -166,12 +164,11 @@ def _numbers(cells: Sequence[Cell]) -> dict[str, np.ndarray]:
 def _step(job: setup.Run, correction: str):
   """The step of all lanes; the state is donated."""
   # Batches bring features.
-  config = copy.deepcopy(job.config)
-  config.data.features = "cached"
+  config = job.config.replace({"data.features": "cached"})
 
   def step(state, numbers, frozen, batch):
     optim = types.SimpleNamespace(
-      **job.config.optim.to_dict() | {name: numbers[name] for name in _NUMBERS}
+      **vars(job.config.optim) | {name: numbers[name] for name in _NUMBERS}
     )
     optimizer, _ = setup.optimizer_of(optim, job.steps_per_epoch, job.total_steps)
     own = dataclasses.replace(job, config=config, optimizer=optimizer)

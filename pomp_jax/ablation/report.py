@@ -9,12 +9,12 @@ import sys
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from pomp_jax import hosts
 from pomp_jax.ablation.grid import text_of
 from pomp_jax.analysis.ablation import COSTS, Group, csv_text, figures_of, groups, sweep
 from pomp_jax.analysis.html_report import Grid, Section, write_report
+from pomp_jax.config import Settings
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder
 
@@ -22,7 +22,7 @@ from pomp_jax.files.run_folder import RunFolder
 _MARKED = ("novel_top1", "new_top1", "test_top1", "base_top1")
 
 
-def write_outcome(config: ConfigDict, folder: RunFolder, results: Mapping[str, Any]) -> None:
+def write_outcome(config: Settings, folder: RunFolder, results: Mapping[str, Any]) -> None:
   """Writes `cells.csv`, `plots/sweep.png` and `report.html`.
 
   Args:
@@ -155,7 +155,7 @@ def _failed(cells: Sequence[Mapping[str, Any]]) -> Grid | None:
   return Grid(("cell", "error"), rows, ["failed"] * len(rows)) if rows else None
 
 
-def _command(config: ConfigDict) -> str:
+def _command(config: Settings) -> str:
   if os.path.basename(sys.argv[0]) == "main.py":
     return shlex.join(["python", "-m", "pomp_jax.main", *sys.argv[1:]])
   return f"config.ablate.grid = {config.ablate.grid!r}"

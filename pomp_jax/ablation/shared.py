@@ -7,12 +7,11 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax import inputs
 from pomp_jax.ablation.lanes import Stream
-from pomp_jax.config import fields
+from pomp_jax.config import Settings
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.progress import steps_of
@@ -36,11 +35,11 @@ class Shared:
   def __init__(self):
     self._held: dict[Any, Any] = {}
 
-  def encoder(self, config: ConfigDict) -> Encoder:
+  def encoder(self, config: Settings) -> Encoder:
     """The CLIP that a config names."""
     return self._once(config, "encoder", ("clip", "mesh"), lambda: inputs.open_encoder(config))
 
-  def prepare(self, config: ConfigDict, folder: RunFolder) -> setup.Run:
+  def prepare(self, config: Settings, folder: RunFolder) -> setup.Run:
     """A run made ready, its CLIP and its images shared with the others."""
     encoder, source = self.encoder(config), self._source(config)
     frozen = self._once(
@@ -51,7 +50,7 @@ class Shared:
     )
     return setup.prepare(config, folder, encoder=encoder, source=source, frozen=frozen)
 
-  def _source(self, config: ConfigDict) -> Source:
+  def _source(self, config: Settings) -> Source:
     """The images and classes of a training."""
     return self._once(
       config,
@@ -68,7 +67,7 @@ class Shared:
       self._held[key] = _stream(job, self._image_features(job.config))
     return Stream(*(part[: job.total_steps] for part in self._held[key]))
 
-  def evaluate(self, config: ConfigDict, prompt: Prompt) -> Scores:
+  def evaluate(self, config: Settings, prompt: Prompt) -> Scores:
     """A prompt's accuracy on every split, as the pretrain job has it."""
     splits = self._splits(config)
     if prompt.context.ndim == 3:
@@ -77,7 +76,7 @@ class Shared:
       splits = {name: split for name, split in splits.items() if tuple(split.names) == names}
     return evaluate(self.encoder(config), splits, {"prompt": prompt})
 
-  def references(self, config: ConfigDict) -> Scores:
+  def references(self, config: Settings) -> Scores:
     """Accuracy of the prompts that nobody learned."""
     by_hand = {"hand_written": config.eval.template, "class_name": "{}."}
     return self._once(
@@ -87,7 +86,7 @@ class Shared:
       lambda: evaluate(self.encoder(config), self._splits(config), by_hand),
     )
 
-  def _image_features(self, config: ConfigDict) -> Callable:
+  def _image_features(self, config: Settings) -> Callable:
     """As a training step has them of a batch that is split over the data axis, but on all hosts."""
 
     def make():
@@ -98,7 +97,7 @@ class Shared:
 
     return self._once(config, "image_features", ("clip", "mesh"), make)
 
-  def _splits(self, config: ConfigDict) -> dict[str, SplitFeatures]:
+  def _splits(self, config: Settings) -> dict[str, SplitFeatures]:
     return self._once(
       config,
       "splits",
@@ -114,7 +113,7 @@ class Shared:
       },
     )
 
-  def _once(self, config: ConfigDict, what: str, on: tuple[str, ...], make: Callable) -> Any:
+  def _once(self, config: Settings, what: str, on: tuple[str, ...], make: Callable) -> Any:
     """What `make` gives, once for all configs that agree on some fields."""
     key = (what, self._key(config, on))
     if key not in self._held:
@@ -122,9 +121,9 @@ class Shared:
     return self._held[key]
 
   @staticmethod
-  def _key(config: ConfigDict, on: tuple[str, ...]) -> str:
+  def _key(config: Settings, on: tuple[str, ...]) -> str:
     inside = tuple(f"{name}." for name in on)
-    return repr([(f, v) for f, v in fields(config) if f in on or f.startswith(inside)])
+    return repr([(f, v) for f, v in config.flat().items() if f in on or f.startswith(inside)])
 
 
 def _stream(job: setup.Run, image_features: Callable) -> Stream:

@@ -6,7 +6,6 @@ whole all the same, for its memory.
 """
 
 from collections.abc import Callable
-import copy
 import dataclasses
 import pathlib
 import time
@@ -92,8 +91,7 @@ def _reading(job: setup.Run, state: Any, frozen: Any) -> dict[str, Any]:
   n_images = config.batch_size // config.data.views
   smaller = min(n_images, _READ * count)
   views = smaller * config.data.views
-  small = copy.deepcopy(config)
-  small.batch_size = views
+  small = config.replace({"batch_size": views})
   loader = batches.open_batches(small, job.source, job.fetch, job.encoder.mesh)
   seconds = float(np.mean(_seconds(lambda: next(loader), _BATCHES, warm_up=2 * _BATCHES)))
   loader.close()
@@ -142,15 +140,16 @@ def _class_cost(job: setup.Run, frozen: Any) -> Cost:
 
   def smaller(n_rows: int) -> setup.Run:
     part = min(1.0, n_rows / (n_images + k))
-    small = copy.deepcopy(config)
-    small.data.features = "cached"
-    small.batch_size = groups * max(1, round(n_images * part))
+    changes = {
+      "data.features": "cached",
+      "batch_size": groups * max(1, round(n_images * part)),
+      # What the backward pass computes again it computes again here too.
+      "clip.keep": "activations" if plan.remat == "none" else plan.remat,
+      "clip.n_chunks": plan.n_chunks if part == 1 else min(plan.n_chunks, 2),
+    }
     if part < 1:
-      small.negatives, small.k = "sampled", max(2, round(k * part))
-    # What the backward pass computes again it computes again here too.
-    small.clip.keep = "activations" if plan.remat == "none" else plan.remat
-    small.clip.n_chunks = plan.n_chunks if part == 1 else min(plan.n_chunks, 2)
-    return dataclasses.replace(job, config=small)
+      changes |= {"negatives": "sampled", "k": max(2, round(k * part))}
+    return dataclasses.replace(job, config=config.replace(changes))
 
   def of(n_rows: int) -> Callable[[], None]:
     run = smaller(n_rows)

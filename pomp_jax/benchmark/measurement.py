@@ -19,6 +19,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.clip.precision import precision_of
+from pomp_jax.config.fields import Benchmark
 from pomp_jax.errors import InputError
 from pomp_jax.files.progress import steps_of
 
@@ -31,52 +32,24 @@ class ProcessError(RuntimeError):
   """A process that ended without an answer; the message is one line."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """What a run measures; lists are separated by "+".
+def numbers(field: str, text: str, size: int = 1) -> list[tuple[int, ...]]:
+  """Integers separated by "+", or pairs K/N of them.
 
-  Attributes:
-    model: one of `towers.MODELS`.
-    m: M, context vectors.
-    k: rows of a step; N is all classes.
-    baseline_k: of these, where the implementations of 77 tokens are measured too.
-    implementations: of `towers` and `torch_tower`.
-    steps: K/N at which the whole training step is measured, synthetic names beyond ImageNet-21K's;
-      K = N is the exact contrast over all classes; empty: not.
-    dtype: compute type, one of `clip.precision.DTYPES`; the large product has the same.
-    repeats: rounds of each K.
-    seconds: none starts after so many.
-    rows_at_a_time: of the implementations of 77 tokens: K = 1000 at once needs 42 GB.
-    chunk: from so many rows on `shared` runs in chunks of about that size, and keeps layer inputs
-      only.
-    seed: of weights and rows.
+  Args:
+    field: name of the field in `config.benchmark`, for the error.
+    text: its value.
+    size: integers of a part, 1 or 2.
+
+  Raises:
+    BenchmarkError: something else.
   """
-
-  model: str = "vit_b_16"
-  m: int = 16
-  k: str = "128+256+512+1000+2000+21841"
-  baseline_k: str = "128+1000"
-  implementations: str = "shared+reference+torch_77"
-  steps: str = "128/21841+128/1000000+1000/21841+21841/21841"
-  dtype: str = "float32"
-  repeats: int = 5
-  seconds: int = 300
-  rows_at_a_time: int = 128
-  chunk: int = 2048
-  seed: int = 0
-
-  def numbers(self, name: str) -> list[tuple[int, ...]]:
-    """A list of integers, or of pairs of them.
-
-    Raises:
-      BenchmarkError: it holds something else.
-    """
-    parts = [part.split("/") for part in getattr(self, name).split("+") if part]
-    size = 2 if name == "steps" else 1
-    if not all(len(part) == size and all(map(_is_positive, part)) for part in parts):
-      takes = "pairs K/N, as 128/21841+128/1000000" if size == 2 else "integers, as 128+1000"
-      raise BenchmarkError(f"{name} = {getattr(self, name)}: takes positive {takes}")
-    return [tuple(map(int, part)) for part in parts]
+  parts = [part.split("/") for part in text.split("+") if part]
+  if not all(len(part) == size and all(map(_is_positive, part)) for part in parts):
+    expected = (
+      "pairs K/N, such as 128/21841+128/1000000" if size == 2 else "integers, such as 128+1000"
+    )
+    raise BenchmarkError(f"config.benchmark.{field}: got {text!r}, expected positive {expected}")
+  return [tuple(map(int, part)) for part in parts]
 
 
 def _is_positive(text: str) -> bool:
@@ -138,7 +111,7 @@ Step = Callable[[bool], Any]
 
 
 def measure_in_turn(
-  steps: list[tuple[Measurement, Step]], settings: Settings
+  steps: list[tuple[Measurement, Step]], settings: Benchmark
 ) -> list[dict[str, Any]]:
   """Rounds of all steps in turn, each between two large products; returns the rows."""
   product, product_flops = _large_product(settings.dtype)
@@ -241,7 +214,7 @@ def _answer(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...
   sender.send(answer)
 
 
-def write_results(folder: pathlib.Path, settings: Settings, rows: list[dict[str, Any]]) -> dict:
+def write_results(folder: pathlib.Path, settings: Benchmark, rows: list[dict[str, Any]]) -> dict:
   """Writes `results.json`; returns what it holds."""
   results = {
     "job": "benchmark",

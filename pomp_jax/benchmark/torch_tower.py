@@ -5,12 +5,13 @@ import importlib
 
 import numpy as np
 
-from pomp_jax.benchmark.measurement import Measurement, Settings, Step, in_own_process, peak_mib
+from pomp_jax.benchmark.measurement import Measurement, Step, in_own_process, peak_mib
 from pomp_jax.benchmark.towers import MODELS
+from pomp_jax.config.fields import Benchmark
 from pomp_jax.data.class_lists import load_synsets
 
 
-def torch_step(settings: Settings, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
+def torch_step(settings: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
   """In parts of `rows_at_a_time` rows; on the CPU whatever JAX runs on."""
   k, sizes = lengths_K.size, MODELS[settings.model]
   rows_at_a_time = min(settings.rows_at_a_time, k)
@@ -30,7 +31,7 @@ def torch_step(settings: Settings, lengths_K: np.ndarray) -> tuple[Measurement, 
   return measurement, step
 
 
-def _step(settings: Settings, k: int, rows_at_a_time: int) -> Step:
+def _step(settings: Benchmark, k: int, rows_at_a_time: int) -> Step:
   torch = importlib.import_module("torch")
   transformers = importlib.import_module("transformers")
   sizes, n_prefix = MODELS[settings.model], settings.m + 1
@@ -64,7 +65,7 @@ def _step(settings: Settings, k: int, rows_at_a_time: int) -> Step:
   return step
 
 
-def _peaks_mib(settings: Settings, n_rows: int) -> tuple[float, float]:
+def _peaks_mib(settings: Benchmark, n_rows: int) -> tuple[float, float]:
   """How much a process' peak grows by a step, after a step of one row; and the peak, MiB."""
   _step(settings, 1, 1)(True)
   step = _step(settings, n_rows, n_rows)

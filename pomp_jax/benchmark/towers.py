@@ -17,12 +17,12 @@ import numpy as np
 from pomp_jax.benchmark.measurement import (
   BenchmarkError,
   Measurement,
-  Settings,
   Step,
   in_own_process,
   peak_mib,
 )
 from pomp_jax.clip import packed
+from pomp_jax.config.fields import Benchmark
 from pomp_jax.data.class_lists import load_synsets
 
 
@@ -68,7 +68,7 @@ MODELS = {
 }
 
 
-def shared_step(settings: Settings, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
+def shared_step(settings: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
   """Ours, with the token budget that a training step of these K rows has."""
   k = lengths_K.size
   budget = packed.token_budget(load_synsets().lengths, k)
@@ -86,7 +86,7 @@ def shared_step(settings: Settings, lengths_K: np.ndarray) -> tuple[Measurement,
   return _jax_step("shared", settings, lengths_K, tower, tokens, k)
 
 
-def reference_step(settings: Settings, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
+def reference_step(settings: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
   """HuggingFace Flax over all positions, in parts of `rows_at_a_time` rows."""
   sizes = MODELS[settings.model]
   text = importlib.import_module("pomp_jax.clip.text")
@@ -149,8 +149,8 @@ def temporaries_mib(compiled: Any) -> float | None:
 
 
 def process_peak_mib(
-  prepare: Callable[[Settings, np.ndarray], tuple[Measurement, Step]],
-  settings: Settings,
+  prepare: Callable[[Benchmark, np.ndarray], tuple[Measurement, Step]],
+  settings: Benchmark,
   lengths_K: np.ndarray,
 ) -> float | None:
   """Peak memory of a process with this step and nothing else; None on accelerators."""

@@ -8,9 +8,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from pomp_jax.benchmark.measurement import Measurement, Settings, Step
+from pomp_jax.benchmark.measurement import Measurement, Step
 from pomp_jax.benchmark.towers import MODELS, random_inputs, temporaries_mib
 from pomp_jax.clip.text import plan_memory, text_tower
+from pomp_jax.config.fields import Benchmark
 from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.prompt import sampling
 from pomp_jax.prompt.context import ClassTokens, PromptContext
@@ -32,7 +33,7 @@ _GROUP = 32
 _ACTIVATION_BYTES = 4.0 * 2**30
 
 
-def whole_step(settings: Settings, k: int, n_classes: int) -> tuple[Measurement, Step]:
+def whole_step(settings: Benchmark, k: int, n_classes: int) -> tuple[Measurement, Step]:
   """One device, one draw of K of N classes, positives as many as images."""
   sizes, rng = MODELS[settings.model], np.random.default_rng(settings.seed)
   # The same names over and over: draws of the same lengths on average whatever N.

@@ -1,45 +1,33 @@
-"""The base config: every field there is, its default, and what it takes.
+"""The config: a table of fields, registries, checks.
 
 A file in `configs/` starts from `base()` and changes a few fields; the command line overrides any
-(`--config.optim.lr=0.01`). `validate` runs before anything heavy starts.
+(`--config.optim.lr=0.01`). `main` unpacks it once, into frozen typed `Settings`.
 """
 
-from pomp_jax.config.accepted import (
-  EXPORT_FORMATS,
-  FEATURE_FORMATS,
-  FEATURE_METHODS,
-  FEATURES,
-  JOBS,
-  MADE_UP_CLIP,
-  MADE_UP_DATA,
-  METHODS,
-  PIXEL_METHODS,
-  STEP_METHODS,
-  WORLD,
-)
-from pomp_jax.config.checks import LOCAL_PATH, is_url, validate
-from pomp_jax.config.defaults import base
-from pomp_jax.config.named_fields import ConfigError, check_field, fields, set_field, with_argument
+from pomp_jax.config.checks import FEATURE_FORMATS, MADE_UP_CLIP, validate
+from pomp_jax.config.fields import EXPORT_FORMATS, FIELDS, Settings
+from pomp_jax.config.registry import JOBS, MADE_UP_DATA, METHODS, SOURCES, WORLD, load_job
+from pomp_jax.config.rows import LOCAL_PATH, ConfigError, is_url
+from pomp_jax.config.unpack import base, unpack, value_of_text, with_argument
 
 __all__ = [
-  "ConfigError",
   "EXPORT_FORMATS",
-  "FEATURES",
   "FEATURE_FORMATS",
-  "FEATURE_METHODS",
+  "FIELDS",
   "JOBS",
   "LOCAL_PATH",
   "MADE_UP_CLIP",
   "MADE_UP_DATA",
   "METHODS",
-  "PIXEL_METHODS",
-  "STEP_METHODS",
+  "SOURCES",
   "WORLD",
+  "ConfigError",
+  "Settings",
   "base",
-  "check_field",
-  "fields",
   "is_url",
-  "set_field",
+  "load_job",
+  "unpack",
   "validate",
+  "value_of_text",
   "with_argument",
 ]

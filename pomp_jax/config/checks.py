@@ -1,344 +1,184 @@
-"""What can be judged of a config before anything is opened."""
+"""Checks of a config that need nothing opened: each field by its row, then fields together."""
 
 import os
 import re
-from typing import Any
 
-from ml_collections import ConfigDict
-
-from pomp_jax.clip.packed import REMAT
-from pomp_jax.clip.precision import DTYPES
 from pomp_jax.clip.synthetic import SYNTHETIC_CLIPS
-from pomp_jax.clip.text import TEXT_TOWERS
-from pomp_jax.config.accepted import (
-  EXPORT_FORMATS,
-  FEATURE_FORMATS,
-  FEATURE_METHODS,
-  FEATURES,
-  JOBS,
-  MADE_UP_CLIP,
-  MADE_UP_DATA,
-  METHODS,
-  PIXEL_METHODS,
-  SOURCES,
-  STEP_METHODS,
-  WEIGHT_SUFFIXES,
-  WORLD,
-)
-from pomp_jax.config.named_fields import ConfigError, check_at_least, check_choice, fields, value_of
+from pomp_jax.config.fields import EXPORT_FORMATS, FIELDS, Clip, Data, Export, Predict, Settings
+from pomp_jax.config.registry import MADE_UP_DATA, METHODS, SOURCES
+from pomp_jax.config.rows import ConfigError, check_value
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.data.coop import COOP_SETS
-from pomp_jax.data.subsets import HALVES
-from pomp_jax.data.suites import NO_SUITE, READERS, SUITES
-from pomp_jax.data.views import AUGMENTS
 from pomp_jax.files.atomic import why_unwritable
-from pomp_jax.prompt.context import POSITIONS
-from pomp_jax.prompt.loss import CORRECTIONS
-from pomp_jax.prompt.optimizer import SCHEDULES
-from pomp_jax.prompt.sampling import ANCHORS, EXCLUSIONS, SAMPLERS
+from pomp_jax.prompt.sampling import SAMPLERS
 
-# What stands for a URL.
-LOCAL_PATH = "a local path: buckets are not supported yet; mount it, and name its folder"
+# Prefix of a published architecture with random weights.
+MADE_UP_CLIP = "made_up:"
+# Formats of `export` that hold features of names.
+FEATURE_FORMATS = ("detic", "open_clip")
+# Suffixes of weight files; no hub id ends in one.
+_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")
+_NAMES = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
 
 
-def validate(config: ConfigDict) -> None:
-  """Checks every field that can be judged alone; jobs check what needs their data.
+def validate(settings: Settings) -> None:
+  """Checks everything that can be judged without opening data; jobs check the rest.
 
   Raises:
     ConfigError: the first field that is wrong.
   """
-  _no_urls(config)
-  check_choice(config, "job", JOBS)
-  check_choice(config, "method", METHODS)
-  check_choice(config, "clip.text_tower", TEXT_TOWERS)
-  check_choice(config, "clip.dtype", DTYPES)
-  check_choice(config, "data.source", SOURCES)
-  check_choice(config, "data.classes", HALVES)
-  check_choice(config, "data.augment", AUGMENTS)
-  check_choice(config, "data.features", FEATURES)
-  check_choice(config, "prompt.position", POSITIONS)
-  check_choice(config, "correction", CORRECTIONS)
-  check_choice(config, "negatives", ("sampled", "all"))
-  check_choice(config, "sampling.name", tuple(SAMPLERS))
-  check_choice(config, "sampling.anchors", ANCHORS)
-  check_choice(config, "sampling.exclude", tuple(EXCLUSIONS))
-  check_choice(config, "clip.keep", ("auto", "activations", *REMAT[1:]))
-  check_choice(config, "optim.schedule", SCHEDULES)
-  check_choice(config, "on_bad_loss", ("stop", "roll_back"))
-  check_choice(config, "checkpoint.on_failure", ("stop", "retry"))
-  for field in (
-    "clip.chunk",
-    "data.images_per_class",
-    "data.threads",
-    "data.views",
-    "prepare.workers",
-    "prompt.m",
-    "sampling.refresh_every",
-    "prompt.depth",
-    "prompt.visual",
-    "probe.iterations",
-    "tip.views",
-    "tip.alphas",
-    "tip.betas",
-    "batch_size",
-    "accumulate",
-    "epochs",
-    "mesh.class_size",
-    "evaluate.batch_size",
-    "checkpoint.every",
-    "checkpoint.keep",
-    "log.every",
-    "predict.top",
-    "analyse.top",
-    "gradient_bias.images",
-    "gradient_bias.rows",
-  ):
-    check_at_least(config, field, 1)
-  check_at_least(config, "k", 2)
-  for field in (
-    "seed",
-    "steps",
-    "data.n_classes",
-    "data.shots",
-    "data.shots_seed",
-    "data.augment_seed",
-    "data.fresh_epochs",
-    "eval.images",
-    "data.workers",
-    "data.max_corrupt",
-    "prepare.shots",
-    "prepare.shots_seed",
-    "prepare.held_out",
-    "ablate.lanes",
-    "clip.n_chunks",
-    "clip.images_at_a_time",
-    "evaluate.images",
-    "tip.epochs",
-    "tip.alpha",
-    "tip.beta",
-    "tip.alpha_max",
-    "tip.beta_max",
-    "max_roll_backs",
-    "optim.lr",
-    "optim.momentum",
-    "optim.weight_decay",
-    "optim.warmup",
-    "optim.warmup_lr",
-    "sampling.power",
-    "sampling.ancestors_weight",
-  ):
-    check_at_least(config, field, 0)
-  if not 0 < config.sampling.mix <= 1:
-    raise ConfigError("sampling.mix", config.sampling.mix, "above 0, at most 1")
-  if not 0 < config.data.crop_area <= 1:
-    raise ConfigError("data.crop_area", config.data.crop_area, "above 0, at most 1")
-  if not (config.loss_spike == 0 or 1 < config.loss_spike < float("inf")):
-    raise ConfigError("loss_spike", config.loss_spike, "a factor above 1, or 0 for none")
-  for field in ("clip.memory_gib", "sampling.temperature"):
-    if not 0 < value_of(config, field) < float("inf"):
-      raise ConfigError(field, value_of(config, field), "a number above 0")
-  if not -1 <= config.sampling.exclude_threshold <= 1:
-    raise ConfigError("sampling.exclude_threshold", config.sampling.exclude_threshold, "-1 to 1")
-  _method(config)
-  _watch(config)
-  if config.seed >= 2**32:
-    raise ConfigError("seed", config.seed, "an integer from 0 to 4294967295")
-  if config.optim.schedule == "epoch" and config.optim.warmup != int(config.optim.warmup):
-    raise ConfigError(
-      "optim.warmup", config.optim.warmup, "whole epochs under optim.schedule='epoch'"
-    )
-  if config.eval.template.count("{}") != 1:
-    raise ConfigError("eval.template", config.eval.template, "a text with one {} for the name")
-  model = config.clip.model
-  if model.startswith(MADE_UP_CLIP) and model.removeprefix(MADE_UP_CLIP) not in SYNTHETIC_CLIPS:
-    raise ConfigError(
-      "clip.model", model, f"{MADE_UP_CLIP} and one of {', '.join(SYNTHETIC_CLIPS)}"
-    )
-  model = model.removeprefix(MADE_UP_CLIP)
-  # A dry run makes up the weights of a published architecture.
-  made_up = config.dry_run and model in SYNTHETIC_CLIPS
-  # A hub id has one slash at most, and starts with a letter or a digit.
-  hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model)
-  is_hub_id = hub_id and not model.endswith(WEIGHT_SUFFIXES)
-  if not (os.path.exists(model) or is_hub_id or made_up):
-    raise ConfigError("clip.model", model, "a folder or file that exists, or a hub id")
-  check_choice(config, "clip.activation", ("auto", "quick_gelu", "gelu"))
-  # A dry run has no need of the data.
-  if not config.dry_run:
-    _data(config)
-  elif not config.eval.images:
-    takes = "in a dry run the number of test images, which it does not open"
-    raise ConfigError("eval.images", 0, takes)
-  _views(config)
-  _caches(config)
-  if config.job == "predict":
-    _predict(config.predict)
-  check_choice(config, "evaluate.suite", (NO_SUITE, *SUITES))
-  check_choice(config, "evaluate.reader", READERS)
-  check_choice(config, "export.format", tuple(EXPORT_FORMATS))
-  if config.job == "export":
-    _export(config.export)
-  if config.job == "prepare" and not os.path.exists(config.prepare.input):
-    raise ConfigError("prepare.input", config.prepare.input, "a file or folder that exists")
-  seeds = config.repeat.seeds
-  if config.job in ("repeat", "baselines") and (
-    not seeds or not all(map(_is_seed, seeds)) or len(set(seeds)) < len(seeds)
-  ):
-    takes = "one or more different integers from 0 to 4294967295"
-    raise ConfigError("repeat.seeds", seeds, takes)
+  for field, value in settings.flat().items():
+    check_value(field, FIELDS[field].metadata["check"], value)
+  _check_method(settings)
+  _check_steps(settings)
+  _check_model(settings.clip, settings.dry_run)
+  # A dry run needs no data.
+  if not settings.dry_run:
+    _check_data(settings)
+  elif not settings.eval.images:
+    expected = "in a dry run the number of test images, which it does not open"
+    raise ConfigError("eval.images", 0, expected)
+  _check_views(settings)
+  _check_caches(settings)
+  if settings.job == "predict":
+    _check_predict(settings.predict)
+  if settings.job == "export":
+    _check_export(settings.export)
+  if settings.job == "prepare" and not os.path.exists(settings.prepare.input):
+    raise ConfigError("prepare.input", settings.prepare.input, "a file or folder that exists")
 
 
-def is_url(text: str) -> bool:
-  """Whether a text has a scheme, as `gs://bucket/run` has; as a path it would be a local folder."""
-  return bool(re.search(r"\b[A-Za-z][A-Za-z0-9+.-]*://", text))
-
-
-def _no_urls(config: ConfigDict) -> None:
-  """In none of the texts, nor in one of the parts of those that name several paths."""
-  for field, value in fields(config):
-    if isinstance(value, str) and is_url(value):
-      raise ConfigError(field, value, LOCAL_PATH)
-
-
-def _caches(config: ConfigDict) -> None:
-  """Folders that are written to after hours, it may be."""
-  for field in ("eval.cache", "data.cache", "data.feature_cache"):
-    folder = value_of(config, field)
-    writes = folder and (field != "data.feature_cache" or config.job == "cache")
-    if writes and (problem := why_unwritable(folder)):
-      raise ConfigError(field, folder, f"a folder that can be written to; {problem}")
-
-
-def _is_seed(value: Any) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32
-
-
-def _method(config: ConfigDict) -> None:
-  """What the baselines can't be combined with."""
-  method = config.method
-  if config.job == "repeat" and method in FEATURE_METHODS:
-    takes = f"one of {', '.join(STEP_METHODS)} where job='repeat'; see job='baselines'"
-    raise ConfigError("method", method, takes)
-  fixed = {}
-  if method != "pomp":
+def _check_method(settings: Settings) -> None:
+  """Fields that a baseline fixes."""
+  name, method = settings.method, METHODS[settings.method]
+  if settings.job == "repeat" and not method.by_steps:
+    by_steps = ", ".join(name for name, row in METHODS.items() if row.by_steps)
+    raise ConfigError("method", name, f"one of {by_steps} where job='repeat'; see job='baselines'")
+  fixed = dict(method.fixes)
+  if name != "pomp":
     fixed |= {"prompt.class_specific": False, "dry_run": False}
-    # The bank is of class features under a context.
-    if "bank" in SAMPLERS[config.sampling.name].needs:
+    # The bank holds class features under a context.
+    if "bank" in SAMPLERS[settings.sampling.name].needs:
       fixed["sampling.name"] = "uniform"
-    if config.sampling.exclude == "similar":
+    if settings.sampling.exclude == "similar":
       fixed["sampling.exclude"] = "none"
-  if method in PIXEL_METHODS:
+  if method.pixels:
     fixed["data.features"] = "online"
-  if method in ("zero_shot", "linear_probe"):
-    # On images as they are.
-    fixed |= {"data.augment": "none"}
-  if method == "maple":
-    fixed |= {"prompt.position": "end", "clip.text_tower": "shared"}
-  if method not in ("vpt_deep", "maple"):
+  if not method.deep:
     fixed["prompt.depth"] = 1
+  values = settings.flat()
   for field, value in fixed.items():
-    if value_of(config, field) != value:
-      raise ConfigError(field, value_of(config, field), f"{value!r} where method={method!r}")
+    if values[field] != value:
+      raise ConfigError(field, values[field], f"{value!r} where method={name!r}")
 
 
-def _watch(config: ConfigDict) -> None:
-  if not 0 <= config.watch.port < 2**16:
-    raise ConfigError("watch.port", config.watch.port, "0 (none) to 65535")
-  if config.watch.port and not config.watch.host:
-    raise ConfigError("watch.host", config.watch.host, "an address of this machine")
-  profiled = re.fullmatch(r"([0-9]{1,12})\+([0-9]{1,12})", config.profile_steps)
-  if config.profile_steps and not (profiled and 1 <= int(profiled[1]) <= int(profiled[2])):
-    takes = "the first and the last step to profile, such as 20+30"
-    raise ConfigError("profile_steps", config.profile_steps, takes)
+def _check_steps(settings: Settings) -> None:
+  optim, watch, steps = settings.optim, settings.watch, settings.profile_steps
+  if optim.schedule == "epoch" and optim.warmup != int(optim.warmup):
+    raise ConfigError("optim.warmup", optim.warmup, "whole epochs where optim.schedule='epoch'")
+  if watch.port and not watch.host:
+    raise ConfigError("watch.host", watch.host, "an address of this machine")
+  profiled = re.fullmatch(r"([0-9]{1,12})\+([0-9]{1,12})", steps)
+  if steps and not (profiled and 1 <= int(profiled[1]) <= int(profiled[2])):
+    expected = "the first and the last step to profile, such as 20+30"
+    raise ConfigError("profile_steps", steps, expected)
 
 
-def _data(config: ConfigDict) -> None:
-  data = config.data
-  if data.source == WORLD:
-    if not config.eval.images:
-      raise ConfigError("eval.images", 0, f"1 or more where data.source='{WORLD}': it has no end")
-    unread = {"root": "", "dataset": "", "names": "", "shots": 0, "classes": "all"}
-    unread |= {"base": "", "novel": ""}
-    for field, value in unread.items():
-      if data[field] != value:
-        raise ConfigError(f"data.{field}", data[field], f"{value!r} where data.source='{WORLD}'")
-    return
+def _check_model(clip: Clip, dry_run: bool) -> None:
+  name = clip.model.removeprefix(MADE_UP_CLIP)
+  if clip.model != name and name not in SYNTHETIC_CLIPS:
+    expected = f"{MADE_UP_CLIP} and one of {', '.join(SYNTHETIC_CLIPS)}"
+    raise ConfigError("clip.model", clip.model, expected)
+  # A hub id has one slash at most, and starts with a letter or a digit.
+  hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not name.endswith(_WEIGHT_SUFFIXES)
+  # A dry run gives a published architecture random weights.
+  if not (hub_id or os.path.exists(name) or (dry_run and name in SYNTHETIC_CLIPS)):
+    raise ConfigError("clip.model", name, "a folder or file that exists, or a hub id")
+
+
+def _check_data(settings: Settings) -> None:
+  data, source = settings.data, SOURCES[settings.data.source]
+  if not source.stored and not settings.eval.images:
+    raise ConfigError(
+      "eval.images", 0, f"1 or more where data.source={data.source!r}: it is endless"
+    )
+  values = settings.flat()
+  for field in (f"data.{name}" for name in source.unread):
+    if values[field] != (default := FIELDS[field].default):
+      raise ConfigError(field, values[field], f"{default!r} where data.source={data.source!r}")
   if data.source == MADE_UP_DATA:
-    if data.names not in CLASS_LISTS and not os.path.isfile(data.names):
-      takes = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
-      raise ConfigError("data.names", data.names, takes)
-    return
-  if not os.path.isdir(data.root) and (data.root or data.source != "tfds"):
-    raise ConfigError("data.root", data.root, "a folder that exists")
-  if data.source == "folder" and data.dataset:
-    raise ConfigError("data.dataset", data.dataset, "'' where data.source='folder'")
-  if data.source == "coop" and data.dataset not in COOP_SETS:
-    raise ConfigError("data.dataset", data.dataset, f"one of {', '.join(COOP_SETS)}")
-  if data.source == "tfds" and not data.dataset:
-    raise ConfigError("data.dataset", data.dataset, "a data set of TFDS, such as food101")
-  _names(data, "names")
-  _groups(data)
+    _check_names("data.names", data.names)
+  elif source.stored:
+    if not os.path.isdir(data.root) and (data.root or source.root):
+      raise ConfigError("data.root", data.root, "a folder that exists")
+    if data.source == "coop" and data.dataset not in COOP_SETS:
+      raise ConfigError("data.dataset", data.dataset, f"one of {', '.join(COOP_SETS)}")
+    if data.source == "tfds" and not data.dataset:
+      raise ConfigError("data.dataset", data.dataset, "a data set of TFDS, such as food101")
+    _check_groups(data)
 
 
-def _groups(data: ConfigDict) -> None:
+def _check_groups(data: Data) -> None:
   """Held-out shares, and lists of base and novel classes."""
-  for field in ("test_share", "validation_share"):
-    if not 0 <= data[field] < 1:
-      raise ConfigError(f"data.{field}", data[field], "a share from 0 to below 1")
   if data.test_share + data.validation_share >= 1:
-    takes = f"less than 1 together with data.test_share = {data.test_share}"
-    raise ConfigError("data.validation_share", data.validation_share, takes)
+    expected = f"less than 1 together with data.test_share = {data.test_share}"
+    raise ConfigError("data.validation_share", data.validation_share, expected)
   if data.base and data.classes != "all":
     raise ConfigError("data.classes", data.classes, "'all' where data.base has a list")
   if data.novel and not data.base:
     raise ConfigError("data.novel", data.novel, "'' where data.base is empty")
-  for field in ("base", "novel"):
-    _names(data, field)
+  for field, names in (("names", data.names), ("base", data.base), ("novel", data.novel)):
+    if names:
+      _check_names(f"data.{field}", names)
 
 
-def _names(data: ConfigDict, field: str) -> None:
-  names = data[field]
-  if names and names not in CLASS_LISTS and not os.path.isfile(names):
-    takes = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
-    raise ConfigError(f"data.{field}", names, takes)
+def _check_names(field: str, names: str) -> None:
+  if names not in CLASS_LISTS and not os.path.isfile(names):
+    raise ConfigError(field, names, _NAMES)
 
 
-def _views(config: ConfigDict) -> None:
-  data = config.data
+def _check_views(settings: Settings) -> None:
+  data, caches = settings.data, settings.job == "cache"
   if data.augment == "none" and data.views > 1:
-    raise ConfigError("data.views", data.views, "1 where data.augment='none': all would be alike")
-  if config.batch_size % data.views:
-    raise ConfigError("batch_size", config.batch_size, f"a multiple of data.views = {data.views}")
-  if config.job != "cache" and data.features != "cached":
+    raise ConfigError("data.views", data.views, "1 where data.augment='none': all views are equal")
+  if settings.batch_size % data.views:
+    expected = f"a multiple of data.views = {data.views}"
+    raise ConfigError("batch_size", settings.batch_size, expected)
+  if not caches and data.features != "cached":
     return
   if data.augment != "none" and not data.fresh_epochs:
-    takes = "the number of epochs whose views are cached, 1 or more"
-    raise ConfigError("data.fresh_epochs", data.fresh_epochs, takes)
+    expected = "the number of epochs whose views are cached, 1 or more"
+    raise ConfigError("data.fresh_epochs", data.fresh_epochs, expected)
   folder = data.feature_cache
-  if config.dry_run:
-    return
-  if not folder or (config.job != "cache" and not os.path.isdir(folder)):
-    takes = "a folder" if config.job == "cache" else "a folder that config.job='cache' has made"
-    raise ConfigError("data.feature_cache", folder, takes)
+  if not settings.dry_run and (not folder or (not caches and not os.path.isdir(folder))):
+    expected = "a folder" if caches else "a folder that config.job='cache' has filled"
+    raise ConfigError("data.feature_cache", folder, expected)
 
 
-def _predict(predict: ConfigDict) -> None:
+def _check_caches(settings: Settings) -> None:
+  """Cache folders, some of which are first written to after hours."""
+  folders = {"eval.cache": settings.eval.cache, "data.cache": settings.data.cache}
+  if settings.job == "cache":
+    folders["data.feature_cache"] = settings.data.feature_cache
+  for field, folder in folders.items():
+    if folder and (problem := why_unwritable(folder)):
+      raise ConfigError(field, folder, f"a folder that can be written to; {problem}")
+
+
+def _check_predict(predict: Predict) -> None:
   if not os.path.isdir(predict.images):
     raise ConfigError("predict.images", predict.images, "a folder that exists")
-  if predict.names not in CLASS_LISTS and not os.path.isfile(predict.names):
-    takes = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
-    raise ConfigError("predict.names", predict.names, takes)
+  _check_names("predict.names", predict.names)
   if "{}" not in predict.prompt and not os.path.isfile(predict.prompt):
-    raise ConfigError(
-      "predict.prompt", predict.prompt, "a prompt file that exists, or a template with {}"
-    )
+    expected = "a prompt file that exists, or a template with {}"
+    raise ConfigError("predict.prompt", predict.prompt, expected)
 
 
-def _export(export: ConfigDict) -> None:
+def _check_export(export: Export) -> None:
   features = export.format in FEATURE_FORMATS
   if not (features and "{}" in export.prompt) and not os.path.isfile(export.prompt):
-    takes = "a prompt file that exists" + (", or a template with {}" if features else "")
-    raise ConfigError("export.prompt", export.prompt, takes)
+    expected = "a prompt file that exists" + (", or a template with {}" if features else "")
+    raise ConfigError("export.prompt", export.prompt, expected)
   if features and not os.path.isfile(export.names):
     raise ConfigError("export.names", export.names, "a file that exists")
   suffixes = EXPORT_FORMATS[export.format]

@@ -9,10 +9,9 @@ import logging
 import os
 import pathlib
 
-from ml_collections import ConfigDict
-
 from pomp_jax import hosts, inputs
-from pomp_jax.config import WORLD, ConfigError
+from pomp_jax.config import WORLD, ConfigError, Settings
+from pomp_jax.config.fields import Evaluate
 from pomp_jax.data.class_lists import ClassList, load_class_list
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
@@ -50,7 +49,7 @@ class EvaluationSet:
   reader: str = ""
 
 
-def evaluation_sets(config: ConfigDict, image_size: int) -> list[EvaluationSet]:
+def evaluation_sets(config: Settings, image_size: int) -> list[EvaluationSet]:
   """The sets that `config.evaluate` asks for, unopened.
 
   Args:
@@ -132,7 +131,7 @@ def file_name(name: str) -> str:
   return name.replace("/", "-")
 
 
-def _own_sets(settings: ConfigDict) -> list[OwnSet]:
+def _own_sets(settings: Evaluate) -> list[OwnSet]:
   sets = []
   if settings.sets_file:
     sets += read_sets_file(settings.sets_file)
@@ -141,7 +140,7 @@ def _own_sets(settings: ConfigDict) -> list[OwnSet]:
   return sets
 
 
-def _named(config: ConfigDict) -> list[str]:
+def _named(config: Settings) -> list[str]:
   """The named sets that are asked for: those of `sets`, or else the suite's."""
   settings = config.evaluate
   suite = None if settings.suite == NO_SUITE else SUITES[settings.suite]
@@ -161,7 +160,7 @@ def _named(config: ConfigDict) -> list[str]:
   return found or list(suite.sets if suite else ())
 
 
-def _of_named(config: ConfigDict, name: str, image_size: int) -> list[EvaluationSet]:
+def _of_named(config: Settings, name: str, image_size: int) -> list[EvaluationSet]:
   settings = config.evaluate
   halves = settings.suite != NO_SUITE and SUITES[settings.suite].halves
   group = settings.suite if halves else GROUP_OF[name]
@@ -192,7 +191,7 @@ def _of_named(config: ConfigDict, name: str, image_size: int) -> list[Evaluation
   ]
 
 
-def _of_own(settings: ConfigDict, own: OwnSet, image_size: int) -> list[EvaluationSet]:
+def _of_own(settings: Evaluate, own: OwnSet, image_size: int) -> list[EvaluationSet]:
   return [
     EvaluationSet(
       own.name if part == "all" else f"{own.name}/{part}",
@@ -206,7 +205,7 @@ def _of_own(settings: ConfigDict, own: OwnSet, image_size: int) -> list[Evaluati
   ]
 
 
-def _of_data(config: ConfigDict, image_size: int) -> list[EvaluationSet]:
+def _of_data(config: Settings, image_size: int) -> list[EvaluationSet]:
   """What a prompt that was learned with this config would be evaluated on."""
   data, splits = config.data, inputs.evaluation_splits(config.data)
   if data.source == WORLD:
@@ -231,7 +230,7 @@ def _of_data(config: ConfigDict, image_size: int) -> list[EvaluationSet]:
   return sets
 
 
-def _world(config: ConfigDict, split: str) -> LabelledSet:
+def _world(config: Settings, split: str) -> LabelledSet:
   n_images = config.evaluate.images or config.eval.images
   source = inputs.open_source(config.data, split, n_images=n_images)
   template = config.eval.template
@@ -239,7 +238,7 @@ def _world(config: ConfigDict, split: str) -> LabelledSet:
   return LabelledSet(source, classes, "test")
 
 
-def _stored(settings: ConfigDict, name: str, part: str, image_size: int) -> LabelledSet:
+def _stored(settings: Evaluate, name: str, part: str, image_size: int) -> LabelledSet:
   classes = load_class_list(name)
   root = pathlib.Path(settings.root)
   if settings.reader == "folder" and (root / name).is_dir():

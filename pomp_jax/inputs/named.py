@@ -1,14 +1,14 @@
 """What jobs start from, by the names that configs use."""
 
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from pomp_jax import world
 from pomp_jax.clip import Clip, load_clip
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import read_clip_config
 from pomp_jax.clip.synthetic import synthetic_clip, synthetic_config
-from pomp_jax.config import MADE_UP_CLIP, WORLD, ConfigError
+from pomp_jax.config import MADE_UP_CLIP, WORLD, ConfigError, Settings, fields
+from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.data.source import ClassSubset, Source, StoredImages
 from pomp_jax.encoder import Encoder
@@ -19,7 +19,7 @@ from pomp_jax.inputs.stored import n_classes_of, open_stored, stored_splits
 from pomp_jax.prompt.step import make_mesh
 
 
-def open_clip(settings: ConfigDict) -> Clip:
+def open_clip(settings: fields.Clip) -> Clip:
   """The CLIP that `config.clip` names.
 
   Raises:
@@ -40,7 +40,7 @@ def clip_config(model: str) -> ClipConfig:
   return read_clip_config(model)
 
 
-def open_encoder(config: ConfigDict, mesh: Mesh | None = None) -> Encoder:
+def open_encoder(config: Settings, mesh: Mesh | None = None) -> Encoder:
   """The CLIP on the devices, as `config.clip`, `config.mesh` and `config.eval.cache` say.
 
   Args:
@@ -60,7 +60,7 @@ def open_encoder(config: ConfigDict, mesh: Mesh | None = None) -> Encoder:
   )
 
 
-def open_source(data: ConfigDict, split: str, **size: int) -> Source:
+def open_source(data: Data, split: str, **size: int) -> Source:
   """The images of a split.
 
   Args:
@@ -83,13 +83,13 @@ def open_source(data: ConfigDict, split: str, **size: int) -> Source:
   return ClassSubset(world.source(split, **size), n_classes)
 
 
-def open_training_source(data: ConfigDict, image_size: int) -> Source:
+def open_training_source(data: Data, image_size: int) -> Source:
   """The images to train with, of the size that the CLIP takes; errors as of `open_source`."""
   source = open_source(data, "train", images_per_class=data.images_per_class)
   return source.sized(image_size) if isinstance(source, StoredImages) else source
 
 
-def n_training_classes(data: ConfigDict) -> int:
+def n_training_classes(data: Data) -> int:
   """N, without opening any image; finds out whether every split is there.
 
   Raises:
@@ -112,7 +112,7 @@ def _names(source: str, split: str) -> tuple[str, ...]:
 TEST_SPLITS = ("base", "novel", "shifted")
 
 
-def evaluation_splits(data: ConfigDict) -> tuple[str, ...]:
+def evaluation_splits(data: Data) -> tuple[str, ...]:
   """What a learned prompt is evaluated on, by names that `open_source` knows.
 
   Raises:
@@ -121,6 +121,6 @@ def evaluation_splits(data: ConfigDict) -> tuple[str, ...]:
   return TEST_SPLITS if data.source == WORLD else stored_splits(data)
 
 
-def has_validation(data: ConfigDict) -> bool:
+def has_validation(data: Data) -> bool:
   """Whether validation images are others than those that are trained on."""
   return data.source == WORLD or has_stored_validation(data)

@@ -11,10 +11,10 @@ import importlib
 import logging
 from types import ModuleType
 
-from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax.config import MADE_UP_DATA, ConfigError
+from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list
 from pomp_jax.data.folder import classes_of, match_classes
 from pomp_jax.data.source import SourceError, StoredImages, spread_evenly
@@ -41,7 +41,7 @@ class _Data:
   cache: str
 
 
-def open_stored(data: ConfigDict, split: str, n_images: int | None = None) -> StoredImages:
+def open_stored(data: Data, split: str, n_images: int | None = None) -> StoredImages:
   """The images of a split.
 
   Args:
@@ -75,7 +75,7 @@ def open_stored(data: ConfigDict, split: str, n_images: int | None = None) -> St
   return source
 
 
-def stored_splits(data: ConfigDict) -> tuple[str, ...]:
+def stored_splits(data: Data) -> tuple[str, ...]:
   """What a learned prompt is evaluated on, named for the images that it is.
 
   `test`, or, of a data set without such images, `validation` or `train`; with groups of classes
@@ -88,12 +88,12 @@ def stored_splits(data: ConfigDict) -> tuple[str, ...]:
   return tuple(_parts(data))
 
 
-def has_validation(data: ConfigDict) -> bool:
+def has_validation(data: Data) -> bool:
   """Whether any images but those that are trained on can choose between checkpoints."""
   return _stand_in(_fields(data), "validation") != "train"
 
 
-def n_classes_of(data: ConfigDict) -> int:
+def n_classes_of(data: Data) -> int:
   """N of the training; opens every split, so that what is missing shows.
 
   Raises:
@@ -113,16 +113,29 @@ def n_classes_of(data: ConfigDict) -> int:
   return n_classes
 
 
-def _fields(data: ConfigDict) -> _Data:
-  return _Data(**{field.name: data[field.name] for field in dataclasses.fields(_Data)})
+def _fields(data: Data) -> _Data:
+  return _Data(
+    data.source,
+    data.root,
+    data.dataset,
+    data.names,
+    data.base,
+    data.novel,
+    data.shots,
+    data.shots_seed,
+    data.test_share,
+    data.validation_share,
+    data.images_per_class,
+    data.cache,
+  )
 
 
-def _trained_group(data: ConfigDict) -> str:
+def _trained_group(data: Data) -> str:
   """The classes that are trained on: all, base or new."""
   return "base" if data.base else data.classes
 
 
-def _parts(data: ConfigDict) -> dict[str, tuple[str, str]]:
+def _parts(data: Data) -> dict[str, tuple[str, str]]:
   """By their names the splits of an evaluation: which images, and of which classes."""
   fields, trained = _fields(data), _trained_group(data)
   part = _stand_in(fields, "test")

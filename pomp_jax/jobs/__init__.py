@@ -5,11 +5,3 @@ work and writes nothing; `run(config, workdir)` does it. With several processes 
 `run` a process may return before the first one has written its files, but for the jobs that others
 are made of (`pretrain`, `ablate`): `hosts.finish` waits for all.
 """
-
-import importlib
-import types
-
-
-def job(name: str) -> types.ModuleType:
-  """The module of a job, imported when asked for: `config.JOBS` lists the names."""
-  return importlib.import_module(f"pomp_jax.jobs.{name}")

@@ -17,7 +17,6 @@ import time
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax import hosts
@@ -26,7 +25,7 @@ from pomp_jax.ablation.lanes import Trained, lane_groups, lanes_at_a_time, train
 from pomp_jax.ablation.report import write_outcome
 from pomp_jax.ablation.shared import Scores, Shared
 from pomp_jax.clip import ClipError, TokenizeError
-from pomp_jax.config import ConfigError
+from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.files.array_cache import FeatureCacheError
@@ -52,7 +51,7 @@ _REFUSED = (
 )
 
 
-def check(config: ConfigDict, workdir: str) -> None:
+def check(config: Settings, workdir: str) -> None:
   """As the main job's, for each cell.
 
   Raises:
@@ -84,7 +83,7 @@ def _named(cell: Cell) -> Iterator[None]:
     raise
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Runs the cells that are missing, and sums up: returns what `results.json` holds.
 
   Raises:
@@ -233,7 +232,7 @@ def _fail(folder: RunFolder, cell: Cell, error: Exception) -> None:
 
 
 def _write_results(
-  config: ConfigDict, folder: RunFolder, cells: Sequence[Cell], seconds: float
+  config: Settings, folder: RunFolder, cells: Sequence[Cell], seconds: float
 ) -> dict[str, Any]:
   """Sums up the cells that are there; another part's process may add some meanwhile."""
   while True:
@@ -279,7 +278,7 @@ def _file(folder: RunFolder, cell: Cell):
   return folder.path / _FOLDER / cell.file_name
 
 
-def _part(config: ConfigDict) -> tuple[int, int]:
+def _part(config: Settings) -> tuple[int, int]:
   """Which part of the cells is this run's, from 0, and of how many.
 
   Raises:

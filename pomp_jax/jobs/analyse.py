@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import logging
 from typing import Any
 
-from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax import hosts, inputs
@@ -24,6 +23,7 @@ from pomp_jax.analysis.features import (
   wordnet_branches,
 )
 from pomp_jax.analysis.tables import Row, Table, markdown
+from pomp_jax.config import Settings
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.encoder import Encoder
@@ -62,7 +62,7 @@ _READ = (
 )
 
 
-def check(config: ConfigDict, workdir: str) -> None:
+def check(config: Settings, workdir: str) -> None:
   """Opens every set and every prompt; writes nothing.
 
   Raises:
@@ -76,7 +76,7 @@ def check(config: ConfigDict, workdir: str) -> None:
   check_prompts(config, config.analyse.prompts, _FIELD)
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Analyses every prompt on every set: returns what `results.json` holds.
 
   Raises:

@@ -5,7 +5,6 @@ its own as well, so that its peak memory is nobody else's. A method that fails i
 error, and the others go on. Started again, what has finished is not done again.
 """
 
-import copy
 import json
 import logging
 import os
@@ -13,12 +12,11 @@ import tempfile
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from pomp_jax.analysis import plots
 from pomp_jax.analysis.tables import Row, Table, markdown
 from pomp_jax.benchmark.measurement import ProcessError, in_own_process, peak_mib
-from pomp_jax.config import ConfigError, validate, with_argument
+from pomp_jax.config import ConfigError, Settings, validate, value_of_text
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.run_folder import RunFolder, read_json, write_json, writing
@@ -33,7 +31,7 @@ _WITHOUT_SEED = ("zero_shot", "linear_probe", "tip_adapter")
 _TAKES = "one or more of label:field=value,field=value, separated by ';', no label twice"
 
 
-def check(config: ConfigDict, workdir: str) -> None:
+def check(config: Settings, workdir: str) -> None:
   """As the main job's, for each method and seed.
 
   Raises:
@@ -47,7 +45,7 @@ def check(config: ConfigDict, workdir: str) -> None:
       pretrain.check(*_one(method, os.path.join(workdir, label), seed))
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Runs what has not finished yet, and sums up: returns what `results.json` holds.
 
   Raises:
@@ -88,44 +86,43 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   return results
 
 
-def method_configs(config: ConfigDict) -> dict[str, ConfigDict]:
+def method_configs(config: Settings) -> dict[str, Settings]:
   """The config of each method that `config.baselines.methods` names, by label.
 
   Raises:
     ConfigError: a text that does not read so, or fields that can't be.
   """
-  found: dict[str, ConfigDict] = {}
+  found: dict[str, Settings] = {}
   for item in filter(None, map(str.strip, config.baselines.methods.split(";"))):
     label, colon, argument = map(str.strip, item.partition(":"))
     if not colon or not label.replace("_", "").isalnum() or label in found:
       raise ConfigError("baselines.methods", item, _TAKES)
-    one = copy.deepcopy(config)
-    one.job, one.baselines.methods = "pretrain", ""
-    found[label] = with_argument(one, _without_outer_spaces(argument))
+    found[label] = config.replace({"job": "pretrain", "baselines.methods": ""} | _changes(argument))
     validate(found[label])
   if not found:
     raise ConfigError("baselines.methods", config.baselines.methods, _TAKES)
   return found
 
 
-def _without_outer_spaces(argument: str) -> str:
-  """Values keep the spaces within them: `prompt.init = a photo of a`."""
-  items = [map(str.strip, item.partition("=")) for item in argument.split(",")]
-  return ",".join("".join(parts) for parts in items)
+def _changes(argument: str) -> dict[str, Any]:
+  """Field -> value; values keep the spaces within them: `prompt.init = a photo of a`."""
+  changes = {}
+  for item in filter(None, argument.split(",")):
+    field, _, text = map(str.strip, item.partition("="))
+    changes[field] = value_of_text(field, text)
+  return changes
 
 
-def _seeds(config: ConfigDict) -> tuple[int, ...]:
+def _seeds(config: Settings) -> tuple[int, ...]:
   seeds = tuple(config.repeat.seeds) or (config.seed,)
   return seeds[:1] if config.method in _WITHOUT_SEED else seeds
 
 
-def _one(config: ConfigDict, workdir: str, seed: int) -> tuple[ConfigDict, str]:
-  config = copy.deepcopy(config)
-  config.seed = seed
-  return config, os.path.join(workdir, f"seed_{seed}")
+def _one(config: Settings, workdir: str, seed: int) -> tuple[Settings, str]:
+  return config.replace({"seed": seed}), os.path.join(workdir, f"seed_{seed}")
 
 
-def _outcome(config: ConfigDict, workdir: str, programs: str) -> dict[str, Any]:
+def _outcome(config: Settings, workdir: str, programs: str) -> dict[str, Any]:
   """{"seeds": .., "runs": results of each, "peak_mib": ..}, or {"error": ..}."""
   stored = RunFolder(workdir).results
   seeds = _seeds(config)
@@ -134,12 +131,12 @@ def _outcome(config: ConfigDict, workdir: str, programs: str) -> dict[str, Any]:
     return read_json(stored)
   if jax.default_backend() == "cpu":
     try:
-      outcome = in_own_process(_run_seeds, config.to_dict(), workdir, programs)
+      outcome = in_own_process(_run_seeds, config, workdir, programs)
     except ProcessError as error:
       outcome = {"error": str(error)}
   else:
     # A second process could not have the device.
-    outcome = _run_seeds(config.to_dict(), workdir, programs) | {"peak_mib": None}
+    outcome = _run_seeds(config, workdir, programs) | {"peak_mib": None}
   if "error" not in outcome:
     outcome["seeds"] = list(seeds)
     if finished:
@@ -149,9 +146,8 @@ def _outcome(config: ConfigDict, workdir: str, programs: str) -> dict[str, Any]:
   return outcome
 
 
-def _run_seeds(fields: dict[str, Any], workdir: str, programs: str) -> dict[str, Any]:
+def _run_seeds(config: Settings, workdir: str, programs: str) -> dict[str, Any]:
   """In a process of its own: the runs of a method."""
-  config = ConfigDict(fields)
   _share_programs(programs)
   try:
     runs = [pretrain.run(*_one(config, workdir, seed)) for seed in _seeds(config)]

@@ -3,14 +3,10 @@
 Side by side and interleaved in one process, over rows drawn from the real ImageNet-21K names
 (their stored token lengths; ids do not change the cost): ours, HuggingFace Flax and HuggingFace
 torch over 77 tokens; then the whole training step against the number of classes. The yardstick is
-this machine's own rate at a large matrix product, measured in every round. Needs jax, flax and
-numpy; implementations whose libraries are missing are skipped with a line.
-
-  python -m pomp_jax.jobs.benchmark --workdir=DIR [--name=value ..]    (names of Settings)
+this machine's own rate at a large matrix product, measured in every round. Implementations whose
+libraries are missing are skipped with a line.
 """
 
-import argparse
-import dataclasses
 import importlib.util
 import pathlib
 from typing import Any
@@ -19,16 +15,14 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.benchmark import report
-from pomp_jax.benchmark.measurement import BenchmarkError, Settings, measure_in_turn, write_results
+from pomp_jax.benchmark.measurement import BenchmarkError, measure_in_turn, numbers, write_results
 from pomp_jax.benchmark.torch_tower import torch_step
 from pomp_jax.benchmark.towers import MODELS, process_peak_mib, reference_step, shared_step
 from pomp_jax.benchmark.whole_step import whole_step
-from pomp_jax.clip.precision import DTYPES
+from pomp_jax.config import Settings
+from pomp_jax.config.fields import Benchmark
 from pomp_jax.data.class_lists import load_synsets
-
-__all__ = ["DEFAULTS", "BenchmarkError", "Settings", "check", "main", "run"]
-
-DEFAULTS = dataclasses.asdict(Settings())
+from pomp_jax.files.run_folder import RunFolder
 
 _FLAX_CLIP = "transformers.models.clip.modeling_flax_clip"
 # How to set one up, and the modules that it needs beyond jax, flax and numpy.
@@ -39,7 +33,7 @@ _IMPLEMENTATIONS = {
 }
 
 
-def check(config: Any, workdir: str | None) -> None:
+def check(config: Settings, workdir: str) -> None:
   """Refuses what cannot be run.
 
   Raises:
@@ -47,61 +41,45 @@ def check(config: Any, workdir: str | None) -> None:
       not fit.
     RunFolderError: the folder can't be used, or is another job's.
   """
-  # Not above: that needs more than jax, flax and numpy.
-  from pomp_jax.files.run_folder import RunFolder
-
-  _check_settings(config, workdir)
-  RunFolder(workdir).check("benchmark")
-
-
-def _check_settings(config: Any, workdir: str | None) -> None:
-  if not workdir:
-    raise BenchmarkError("--workdir is needed: the results are written there")
   if hosts.n_processes() > 1:
-    raise BenchmarkError("job = 'benchmark': takes one process")
-  settings = _settings(config)
+    raise BenchmarkError("config.job: got 'benchmark', expected one process")
+  settings = config.benchmark
   if settings.model not in MODELS:
     raise BenchmarkError(f"unknown model {settings.model!r}; accepted: {', '.join(MODELS)}")
-  if settings.dtype not in DTYPES:
-    raise BenchmarkError(f"unknown dtype {settings.dtype!r}; accepted: {', '.join(DTYPES)}")
   for name in settings.implementations.split("+"):
     if name not in _IMPLEMENTATIONS:
       raise BenchmarkError(
         f"unknown implementation {name!r}; accepted: {', '.join(_IMPLEMENTATIONS)}"
       )
   n_classes = load_synsets().lengths.size
-  settings.numbers("baseline_k")
-  for (k,) in settings.numbers("k"):
+  numbers("baseline_k", settings.baseline_k)
+  for (k,) in numbers("k", settings.k):
     if k > n_classes:
       raise BenchmarkError(f"k = {k} is not between 1 and the number of classes, {n_classes}")
-  for k, n in settings.numbers("steps"):
+  for k, n in numbers("steps", settings.steps, 2):
     if not 2 <= k <= n:
       raise BenchmarkError(f"steps = {settings.steps}: K = {k} is not between 2 and N = {n}")
+  RunFolder(workdir).check("benchmark")
 
 
-def run(config: Any, workdir: str) -> dict[str, Any]:
+def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Measures, prints a table, writes `results.json` and `plots/text_tower.png`."""
-  _check_settings(config, workdir)
-  settings = _settings(config)
+  settings = config.benchmark
   folder = pathlib.Path(workdir)
   (folder / "plots").mkdir(parents=True, exist_ok=True)
   wanted = _available(settings.implementations.split("+"))
   rows, results = [], {}
   # What is written after each K stands: the largest may not fit.
-  if settings.numbers("steps"):
-    steps = [whole_step(settings, k, n) for k, n in settings.numbers("steps")]
+  if numbers("steps", settings.steps, 2):
+    steps = [whole_step(settings, k, n) for k, n in numbers("steps", settings.steps, 2)]
     rows += measure_in_turn(steps, settings)
     results = write_results(folder, settings, rows)
-  for (k,) in settings.numbers("k"):
+  for (k,) in numbers("k", settings.k):
     rows += _measure(settings, wanted, k)
     results = write_results(folder, settings, rows)
   print(report.table(rows), flush=True)
   report.plot(folder / "plots" / "text_tower.png", rows)
   return results
-
-
-def _settings(config: Any) -> Settings:
-  return Settings(**{name: config.benchmark[name] for name in DEFAULTS})
 
 
 def _available(names: list[str]) -> list[str]:
@@ -123,14 +101,14 @@ def _is_here(module: str) -> bool:
     return False
 
 
-def _measure(settings: Settings, names: list[str], k: int) -> list[dict[str, Any]]:
+def _measure(settings: Benchmark, names: list[str], k: int) -> list[dict[str, Any]]:
   """The rows of one K, its implementations in turn in every round."""
   lengths_N = load_synsets().lengths
   rng = np.random.default_rng(settings.seed)
   lengths_K = lengths_N if k == lengths_N.size else rng.choice(lengths_N, k, replace=False)
   steps = []
   for name in names:
-    if name == "shared" or (k,) in settings.numbers("baseline_k"):
+    if name == "shared" or (k,) in numbers("baseline_k", settings.baseline_k):
       measurement, step = _IMPLEMENTATIONS[name][0](settings, lengths_K)
       if measurement.process_peak_mib is None:
         measurement.process_peak_mib = process_peak_mib(
@@ -138,31 +116,3 @@ def _measure(settings: Settings, names: list[str], k: int) -> list[dict[str, Any
         )
       steps.append((measurement, step))
   return measure_in_turn(steps, settings) if steps else []
-
-
-class _Config(dict):
-  """A dict whose items are attributes too, as ConfigDict has it."""
-
-  __getattr__ = dict.__getitem__
-
-
-def main() -> None:
-  """The job with a flag for each setting, where only jax, flax and numpy are installed."""
-  parser = argparse.ArgumentParser(
-    prog="python -m pomp_jax.jobs.benchmark",
-    description=__doc__,
-    formatter_class=argparse.RawTextHelpFormatter,
-  )
-  parser.add_argument("--workdir", required=True)
-  for name, value in DEFAULTS.items():
-    parser.add_argument(f"--{name}", type=type(value), default=value)
-  arguments = vars(parser.parse_args())
-  workdir = arguments.pop("workdir")
-  try:
-    run(_Config(benchmark=arguments), workdir)
-  except BenchmarkError as error:
-    parser.error(str(error))
-
-
-if __name__ == "__main__":
-  main()

@@ -12,11 +12,11 @@ import time
 
 import grain
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax import hosts, inputs
-from pomp_jax.config import ConfigError
+from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config.fields import Data
 from pomp_jax.data.loader import CorruptDataError, in_workers, name_of
 from pomp_jax.data.source import Source
 from pomp_jax.data.views import views
@@ -35,7 +35,7 @@ _DECODED_AHEAD = 4
 _NO_END = 7 * 86_400.0  # s
 
 
-def check(config: ConfigDict, workdir: str) -> None:
+def check(config: Settings, workdir: str) -> None:
   """Refuses what can't work before weights are read; writes nothing.
 
   Raises:
@@ -48,7 +48,7 @@ def check(config: ConfigDict, workdir: str) -> None:
     raise ConfigError("data.features", config.data.features, takes)
 
 
-def run(config: ConfigDict, workdir: str) -> dict:
+def run(config: Settings, workdir: str) -> dict:
   """Computes the blocks that are missing; returns what `results.json` holds.
 
   Raises:
@@ -105,7 +105,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
 
 
 def _fill(
-  data: ConfigDict, blocks: FeatureBlocks, mine: list[int], source: Source, encoder: Encoder
+  data: Data, blocks: FeatureBlocks, mine: list[int], source: Source, encoder: Encoder
 ) -> None:
   """Computes and writes blocks, one after the other."""
   unreadable: list[int] = []
@@ -132,7 +132,7 @@ def _fill(
       blocks.write(block, features)
 
 
-def _check_allowed(data: ConfigDict, unreadable: list[int], source: Source) -> None:
+def _check_allowed(data: Data, unreadable: list[int], source: Source) -> None:
   allowed = int(data.max_corrupt * len(source))
   if len(unreadable) > allowed:
     raise CorruptDataError(
@@ -142,7 +142,7 @@ def _check_allowed(data: ConfigDict, unreadable: list[int], source: Source) -> N
 
 
 def _decoded(
-  data: ConfigDict, blocks: FeatureBlocks, mine: list[int], source: Source, size: int
+  data: Data, blocks: FeatureBlocks, mine: list[int], source: Source, size: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
   """Block, images [B], their versions [B,V], views [B,V,S,S,3], readable [B]; in order."""
   shown = batches.augmentation(data)

@@ -6,7 +6,6 @@ some of its rows (`benchmark.costs`), and the whole run added up from that. What
 a temporary folder.
 """
 
-import copy
 import logging
 import os
 import pathlib
@@ -14,12 +13,11 @@ import tempfile
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from pomp_jax import hosts, inputs
 from pomp_jax.benchmark import costs
 from pomp_jax.clip.synthetic import SYNTHETIC_CLIPS
-from pomp_jax.config import MADE_UP_CLIP, MADE_UP_DATA, WORLD, ConfigError
+from pomp_jax.config import MADE_UP_CLIP, MADE_UP_DATA, WORLD, ConfigError, Settings
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import pretrain
@@ -28,7 +26,7 @@ from pomp_jax.train import batches, setup
 log = logging.getLogger(__name__)
 
 
-def check(config: ConfigDict, workdir: str) -> None:
+def check(config: Settings, workdir: str) -> None:
   """Refuses what the run itself would refuse, as far as that is known without its data.
 
   Raises:
@@ -40,7 +38,7 @@ def check(config: ConfigDict, workdir: str) -> None:
   pretrain.check(_trial(config), workdir)
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Measures and prints; leaves nothing in `workdir`. Returns the figures."""
   trial = _trial(config)
   with tempfile.TemporaryDirectory() as temporary:
@@ -55,23 +53,23 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   return figures
 
 
-def _trial(config: ConfigDict) -> ConfigDict:
+def _trial(config: Settings) -> Settings:
   """The config on data, and if need be weights, that are made up."""
-  trial = copy.deepcopy(config)
+  changes: dict[str, Any] = {}
   if config.data.source != WORLD:
     names = config.data.base or config.data.names or config.data.dataset
     if names not in CLASS_LISTS and not pathlib.Path(names).is_file():
       takes = f"a file of names, or one of {', '.join(CLASS_LISTS)}, for a dry run"
       raise ConfigError("data.names", config.data.names, takes)
-    trial.data.update(source=MADE_UP_DATA, root="", dataset="", names=names, shots=0)
-    trial.data.update(base="", novel="")
-    trial.data.feature_cache = ""
+    changes |= {"data.source": MADE_UP_DATA, "data.names": names, "data.shots": 0}
+    for field in ("root", "dataset", "base", "novel", "feature_cache"):
+      changes[f"data.{field}"] = ""
     if config.data.shots:
-      trial.data.images_per_class = config.data.shots
+      changes["data.images_per_class"] = config.data.shots
   # A checkpoint on the disk has its own tokenizer; one of the hub's would be downloaded.
   if config.clip.model in SYNTHETIC_CLIPS and not os.path.exists(config.clip.model):
-    trial.clip.model = MADE_UP_CLIP + config.clip.model
-  return trial
+    changes["clip.model"] = MADE_UP_CLIP + config.clip.model
+  return config.replace(changes)
 
 
 def _whole_run(job: setup.Run, figures: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +107,7 @@ def _cache_bytes(job: setup.Run) -> int | None:
   return 4 * len(job.source) * shown.n_epochs * shown.n_views * width
 
 
-def _lines(trial: ConfigDict, job: setup.Run, figures: dict[str, Any]) -> list[str]:
+def _lines(trial: Settings, job: setup.Run, figures: dict[str, Any]) -> list[str]:
   """The report."""
   step, read = figures["step_seconds"], figures["read"]
   bound = "reading the images" if read.seconds > step else "the step"

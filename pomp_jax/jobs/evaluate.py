@@ -15,7 +15,6 @@ import time
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax import hosts, inputs
@@ -31,6 +30,7 @@ from pomp_jax.analysis.tables import (
   published,
   title_of,
 )
+from pomp_jax.config import Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.source import LabelledSet
 from pomp_jax.data.suites import GROUPS
@@ -59,7 +59,7 @@ log = logging.getLogger(__name__)
 _VERSION = f"2, pixels {PREPROCESSING_VERSION}"
 
 
-def check(config: ConfigDict, workdir: str) -> None:
+def check(config: Settings, workdir: str) -> None:
   """Opens every set and every prompt; writes nothing.
 
   Raises:
@@ -70,7 +70,7 @@ def check(config: ConfigDict, workdir: str) -> None:
   check_prompts(config, config.evaluate.prompts, "evaluate.prompts")
 
 
-def check_prompts(config: ConfigDict, text: str, field: str) -> None:
+def check_prompts(config: Settings, text: str, field: str) -> None:
   """Opens every set and every prompt, and finds out whether they fit.
 
   Args:
@@ -95,7 +95,7 @@ def check_prompts(config: ConfigDict, text: str, field: str) -> None:
         prompt.check_fits(n_classes, clip_config.projection_dim, f"{label}, set {name}")
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Evaluates what is missing, and sums up: returns what `results.json` holds.
 
   Processes other than the first return an empty dict: the folder need not be theirs as well.
@@ -153,7 +153,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
 
 def _evaluate(
-  config: ConfigDict, encoder: Encoder, labelled: LabelledSet, prompts: Sequence[NamedPrompt]
+  config: Settings, encoder: Encoder, labelled: LabelledSet, prompts: Sequence[NamedPrompt]
 ) -> dict[str, Any]:
   """Every figure of a set under every prompt."""
   start = time.monotonic()
@@ -185,7 +185,7 @@ def _evaluate(
 
 
 def _results(
-  config: ConfigDict,
+  config: Settings,
   encoder: Encoder,
   prompts: Sequence[NamedPrompt],
   items: Sequence[EvaluationSet],
@@ -230,7 +230,7 @@ def _results(
 
 
 def _is_published_data(
-  config: ConfigDict, group: str, there: Sequence[EvaluationSet], sets: Mapping[str, Any]
+  config: Settings, group: str, there: Sequence[EvaluationSet], sets: Mapping[str, Any]
 ) -> bool:
   """Whether the sets of a group are of the images that the published figures are of."""
   return not config.evaluate.images and all(

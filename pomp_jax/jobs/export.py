@@ -10,10 +10,9 @@
 Leaves the file and `results.json` in the run's folder. docs/formats.md describes the files.
 """
 
-from ml_collections import ConfigDict
-
 from pomp_jax import hosts, inputs
-from pomp_jax.config import EXPORT_FORMATS, FEATURE_FORMATS, ConfigError
+from pomp_jax.config import EXPORT_FORMATS, FEATURE_FORMATS, ConfigError, Settings
+from pomp_jax.config.fields import Export
 from pomp_jax.data.vocabulary import read_names
 from pomp_jax.files.class_features import (
   Category,
@@ -27,7 +26,7 @@ from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.inference import category_features
 
 
-def check(config: ConfigDict, workdir: str) -> None:
+def check(config: Settings, workdir: str) -> None:
   """Refuses names or a prompt that can't be used, and another run's folder; writes nothing.
 
   Raises:
@@ -49,7 +48,7 @@ def check(config: ConfigDict, workdir: str) -> None:
     check_fits(prompt, width, config.clip.model, len(categories), settings.prompt)
 
 
-def run(config: ConfigDict, workdir: str) -> dict:
+def run(config: Settings, workdir: str) -> dict:
   """Writes `config.export.output`.
 
   Raises:
@@ -86,13 +85,13 @@ def run(config: ConfigDict, workdir: str) -> dict:
   return results
 
 
-def _prompt(settings: ConfigDict) -> Prompt | str:
+def _prompt(settings: Export) -> Prompt | str:
   """A template as it is, or the prompt in a file."""
   is_template = settings.format in FEATURE_FORMATS and "{}" in settings.prompt
   return settings.prompt if is_template else load_prompt(settings.prompt)
 
 
-def _categories(settings: ConfigDict) -> tuple[Category, ...]:
+def _categories(settings: Export) -> tuple[Category, ...]:
   if is_annotation_file(settings.names):
     return read_categories(settings.names)
   return tuple(map(Category, read_names(settings.names)))

@@ -14,7 +14,6 @@ import math
 import time
 
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax import inputs
@@ -24,7 +23,8 @@ from pomp_jax.analysis.gradient_bias import (
   gradient_function,
   summarise,
 )
-from pomp_jax.config import ConfigError, fields
+from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config.fields import GradientBias
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import StoredImages, readable_images
 from pomp_jax.encoder import Encoder
@@ -59,7 +59,7 @@ class _Setting:
   features: jax.Array
   labels: jax.Array
   n_classes: int
-  config: ConfigDict
+  config: Settings
   key: str
 
   def gradients(
@@ -84,7 +84,7 @@ class _Setting:
     )
 
 
-def check(config: ConfigDict, workdir: str) -> None:
+def check(config: Settings, workdir: str) -> None:
   """Refuses what can't work before weights are read; writes nothing.
 
   Raises:
@@ -100,7 +100,7 @@ def check(config: ConfigDict, workdir: str) -> None:
     raise ConfigError("gradient_bias.k", k, takes)
   unread = {"method": "pomp", "prompt.class_specific": False, "prompt.init": ""}
   for field, value in unread.items():
-    if (found := dict(fields(config))[field]) != value:
+    if (found := config.flat()[field]) != value:
       raise ConfigError(field, found, f"{value!r} where job='gradient_bias'")
   _names(settings, "samplers", tuple(SAMPLERS))
   _names(settings, "corrections", CORRECTIONS)
@@ -113,7 +113,7 @@ def check(config: ConfigDict, workdir: str) -> None:
     check_fits(prompt, width, config.clip.model, n_classes, settings.prompt)
 
 
-def run(config: ConfigDict, workdir: str) -> dict:
+def run(config: Settings, workdir: str) -> dict:
   """Computes all cells; returns what `results.json` holds."""
   settings, start = config.gradient_bias, time.monotonic()
   samplers = _names(settings, "samplers", tuple(SAMPLERS))
@@ -176,7 +176,7 @@ def _cells(
   return stored["cells"]
 
 
-def _check_images(config: ConfigDict, n_classes: int) -> None:
+def _check_images(config: Settings, n_classes: int) -> None:
   """Refuses more images than there are, or than the logits of all classes leave room for."""
   n_images = config.gradient_bias.images
   floats = config.clip.memory_gib * 2**30 / 4
@@ -190,7 +190,7 @@ def _check_images(config: ConfigDict, n_classes: int) -> None:
     raise ConfigError("gradient_bias.images", n_images, f"at most {there}, the training's images")
 
 
-def _open(config: ConfigDict, samplers: tuple[str, ...]) -> _Setting:
+def _open(config: Settings, samplers: tuple[str, ...]) -> _Setting:
   settings = config.gradient_bias
   encoder = inputs.open_encoder(config)
   source = inputs.open_source(config.data, "train", n_images=settings.images)
@@ -220,7 +220,7 @@ def _open(config: ConfigDict, samplers: tuple[str, ...]) -> _Setting:
   key = fingerprint(
     [
       f"{_VERSION} {config.seed} {position} {config.clip.text_tower} {config.clip.dtype}",
-      repr(sorted(config.sampling.items())),
+      repr(sorted(vars(config.sampling).items())),
       encoder.clip.settings,
       *jax.tree.leaves(encoder.clip.params),
       "\n".join(source.names),
@@ -244,17 +244,15 @@ def _open(config: ConfigDict, samplers: tuple[str, ...]) -> _Setting:
 
 
 def _arrays(
-  config: ConfigDict, samplers: tuple[str, ...], names: Sequence[str], image_size: int
+  config: Settings, samplers: tuple[str, ...], names: Sequence[str], image_size: int
 ) -> SamplingArrays:
   """What any of the samplers knows of the classes; counts are those of a training."""
   arrays, labels_n = SamplingArrays(), np.zeros(0, np.int32)
   if any("frequency" in SAMPLERS[name].needs for name in samplers):
     labels_n = inputs.open_training_source(config.data, image_size).labels
   for sampler in samplers:
-    wanted = config.copy_and_resolve_references()
-    wanted.sampling.name = sampler
     try:
-      more = sampling_arrays(wanted, names, labels_n)
+      more = sampling_arrays(config.replace({"sampling.name": sampler}), names, labels_n)
     except ConfigError as error:
       if error.field != "sampling.name":
         raise
@@ -264,9 +262,9 @@ def _arrays(
   return arrays
 
 
-def _names(settings: ConfigDict, field: str, accepted: tuple[str, ...]) -> tuple[str, ...]:
-  found = tuple(part.strip() for part in settings[field].split(";"))
+def _names(settings: GradientBias, field: str, accepted: tuple[str, ...]) -> tuple[str, ...]:
+  found = tuple(part.strip() for part in getattr(settings, field).split(";"))
   if not set(found) <= set(accepted) or len(set(found)) < len(found):
     takes = f"some of {', '.join(accepted)}, separated by ';', none twice"
-    raise ConfigError(f"gradient_bias.{field}", settings[field], takes)
+    raise ConfigError(f"gradient_bias.{field}", getattr(settings, field), takes)
   return found

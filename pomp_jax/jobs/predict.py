@@ -6,9 +6,8 @@ can't be read are listed there with the reason, and do not stop the others.
 
 import logging
 
-from ml_collections import ConfigDict
-
 from pomp_jax import hosts, inputs
+from pomp_jax.config import Settings
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.images import ImageError, list_images, read_image
 from pomp_jax.data.loader import CorruptDataError
@@ -25,7 +24,7 @@ log = logging.getLogger(__name__)
 _BATCH = 256
 
 
-def check(config: ConfigDict, workdir: str) -> None:
+def check(config: Settings, workdir: str) -> None:
   """Refuses unreadable names, an empty folder, and a prompt of another CLIP; writes nothing.
 
   Raises:
@@ -41,7 +40,7 @@ def check(config: ConfigDict, workdir: str) -> None:
     check_fits(prompt, width, config.clip.model, len(names), config.predict.prompt)
 
 
-def run(config: ConfigDict, workdir: str) -> dict:
+def run(config: Settings, workdir: str) -> dict:
   """Prints and writes the `config.predict.top` likeliest names of each image.
 
   Raises:

@@ -8,17 +8,15 @@ Started again after a stop, it goes on.
 
 import logging
 
-from ml_collections import ConfigDict
-
 from pomp_jax import hosts
-from pomp_jax.config import ConfigError
+from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.prepare import DATASETS, Selection, build, open_input
 from pomp_jax.files.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 
-def check(config: ConfigDict, workdir: str) -> None:
+def check(config: Settings, workdir: str) -> None:
   """Refuses several processes, an unknown data set and a folder that can't be written.
 
   Reads and writes nothing.
@@ -36,7 +34,7 @@ def check(config: ConfigDict, workdir: str) -> None:
   RunFolder(workdir).check(config.job)
 
 
-def run(config: ConfigDict, workdir: str) -> dict:
+def run(config: Settings, workdir: str) -> dict:
   """Makes the data set, or the rest of it; returns what `report.json` holds.
 
   Raises:

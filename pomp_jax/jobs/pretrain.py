@@ -11,12 +11,11 @@ import time
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis import plots
-from pomp_jax.config import FEATURE_METHODS, STEP_METHODS, ConfigError
+from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.source import readable_images, spread_evenly
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
@@ -33,7 +32,7 @@ log = logging.getLogger(__name__)
 _SHEET_IMAGES = 12
 
 
-def check(config: ConfigDict, workdir: str) -> None:
+def check(config: Settings, workdir: str) -> None:
   """Refuses what can't work before weights are read; writes nothing.
 
   Raises:
@@ -43,13 +42,13 @@ def check(config: ConfigDict, workdir: str) -> None:
   folder.check(config.job)
   n_classes = inputs.n_training_classes(config.data)
   clip = inputs.clip_config(config.clip.model)
-  if config.method in STEP_METHODS:
+  if METHODS[config.method].by_steps:
     _check_step(config, n_classes, clip.text_config.max_position_embeddings)
     methods.check(config, clip)
   check_same_run(config, folder, may_change)
 
 
-def _check_step(config: ConfigDict, n_classes: int, positions: int) -> None:
+def _check_step(config: Settings, n_classes: int, positions: int) -> None:
   if config.negatives == "sampled" and config.k > n_classes:
     raise ConfigError("k", config.k, f"at most the number of classes, {n_classes}")
   if n_classes < 2:
@@ -74,7 +73,7 @@ def _check_step(config: ConfigDict, n_classes: int, positions: int) -> None:
     raise ConfigError("prompt.m", config.prompt.m, f"at most {positions - 4} for this CLIP")
 
 
-def run(config: ConfigDict, workdir: str) -> dict:
+def run(config: Settings, workdir: str) -> dict:
   """Trains, evaluates, and leaves the run's folder; returns what `results.json` holds.
 
   Raises:
@@ -91,13 +90,13 @@ def run(config: ConfigDict, workdir: str) -> dict:
   if stored is not None:
     log.info("%s: this run has finished; nothing to do", workdir)
     return stored
-  of_features = config.method in FEATURE_METHODS
+  of_features = not METHODS[config.method].by_steps
   results = feature_methods.run(config, folder) if of_features else _run(config, folder)
   # Whoever goes on from here finds the files.
   return hosts.from_first(results, "the run's results")
 
 
-def _run(config: ConfigDict, folder: RunFolder) -> dict:
+def _run(config: Settings, folder: RunFolder) -> dict:
   """As `run`, of a method that learns by steps."""
   job = prepare(config, folder)
   if hosts.is_first():

@@ -3,16 +3,14 @@
 Leaves a run's folder `seed_<s>` for each seed, and a `results.json` and bars of mean and spread.
 """
 
-import copy
 import logging
 import os
 
-from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.analysis import plots
-from pomp_jax.config import ConfigError
+from pomp_jax.config import ConfigError, Settings
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.inference.metrics import Accuracy, wilson_interval
@@ -21,7 +19,7 @@ from pomp_jax.jobs import pretrain
 log = logging.getLogger(__name__)
 
 
-def check(config: ConfigDict, workdir: str) -> None:
+def check(config: Settings, workdir: str) -> None:
   """As the main job's, for each seed."""
   RunFolder(workdir).check(config.job)
   if not config.repeat.seeds:
@@ -30,7 +28,7 @@ def check(config: ConfigDict, workdir: str) -> None:
     pretrain.check(*_one(config, workdir, seed))
 
 
-def run(config: ConfigDict, workdir: str) -> dict:
+def run(config: Settings, workdir: str) -> dict:
   """Runs what has not finished yet, and sums up: returns what `results.json` holds."""
   runs = []
   for seed in steps_of(config.repeat.seeds, "seeds", "seeds"):
@@ -65,10 +63,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
   return results
 
 
-def _one(config: ConfigDict, workdir: str, seed: int) -> tuple[ConfigDict, str]:
-  config = copy.deepcopy(config)
-  config.job, config.seed = "pretrain", seed
-  return config, os.path.join(workdir, f"seed_{seed}")
+def _one(config: Settings, workdir: str, seed: int) -> tuple[Settings, str]:
+  return config.replace({"job": "pretrain", "seed": seed}), os.path.join(workdir, f"seed_{seed}")
 
 
 def summary(values: list[float]) -> dict:

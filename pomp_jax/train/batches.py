@@ -11,11 +11,11 @@ import os
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config import PIXEL_METHODS
+from pomp_jax.config import METHODS, Settings
+from pomp_jax.config.fields import Data
 from pomp_jax.data.images import PREPROCESSING_VERSION, RESIZER
 from pomp_jax.data.loader import Fetch, Loader
 from pomp_jax.data.source import Source, StoredImages
@@ -25,14 +25,14 @@ from pomp_jax.files.array_cache import FeatureBlocks, FeatureCacheError, fingerp
 from pomp_jax.prompt.step import DATA
 
 
-def augmentation(data: ConfigDict) -> Augmentation:
+def augmentation(data: Data) -> Augmentation:
   """How `config.data` shows training images."""
   return Augmentation(
     data.augment, data.views, data.augment_seed, data.fresh_epochs, data.crop_area
   )
 
 
-def open_features(data: ConfigDict, source: Source, encoder: Encoder) -> FeatureBlocks:
+def open_features(data: Data, source: Source, encoder: Encoder) -> FeatureBlocks:
   """The folder `data.feature_cache` of features of the training images, filled or not.
 
   Raises:
@@ -63,7 +63,7 @@ def open_features(data: ConfigDict, source: Source, encoder: Encoder) -> Feature
   )
 
 
-def open_fetch(data: ConfigDict, source: Source, encoder: Encoder) -> Fetch:
+def open_fetch(data: Data, source: Source, encoder: Encoder) -> Fetch:
   """What `Loader` reads the training images by.
 
   Raises:
@@ -95,7 +95,7 @@ def _noise(n_views, width, indices, epochs):
 
 
 def open_batches(
-  config: ConfigDict,
+  config: Settings,
   source: Source,
   fetch: Fetch,
   mesh: Mesh,
@@ -120,7 +120,7 @@ def open_batches(
   )
 
 
-def input_remedy(config: ConfigDict, n_cores: int | None = None) -> str:
+def input_remedy(config: Settings, n_cores: int | None = None) -> str:
   """What can speed this run's input up, for a run whose devices wait for it.
 
   Args:
@@ -134,7 +134,7 @@ def input_remedy(config: ConfigDict, n_cores: int | None = None) -> str:
       f"more config.data.threads (now {data.threads}) or config.data.workers (now {data.workers})"
       f" use more of the {n_cores} cores"
     )
-  if data.features == "online" and config.method not in PIXEL_METHODS:
+  if data.features == "online" and not METHODS[config.method].pixels:
     bounded = data.augment == "none" or data.fresh_epochs
     more = "" if bounded else " and config.data.fresh_epochs above 0"
     remedies.append(f"features can be computed once (config.job='cache'{more})")

@@ -11,13 +11,13 @@ import logging
 import time
 from typing import Any
 
-from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis import plots
 from pomp_jax.baselines import linear_probe
 from pomp_jax.baselines.tip_adapter import Published, TipAdapter, mean_keys, published, tune, unit
+from pomp_jax.config import Settings
 from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
@@ -42,7 +42,7 @@ _ZERO_SHOT = {
 }
 
 
-def run(config: ConfigDict, folder: RunFolder) -> dict[str, Any]:
+def run(config: Settings, folder: RunFolder) -> dict[str, Any]:
   """Learns, evaluates, and leaves the run's folder; returns what `results.json` holds.
 
   Raises:
@@ -77,7 +77,7 @@ def run(config: ConfigDict, folder: RunFolder) -> dict[str, Any]:
   return results
 
 
-def _learn(config: ConfigDict, encoder: Encoder) -> dict[str, Any]:
+def _learn(config: Settings, encoder: Encoder) -> dict[str, Any]:
   """The classifier, the names that it knows, and what the search for its settings tried."""
   data = config.data
   training = inputs.open_training_source(data, encoder.clip.image_size)
@@ -102,7 +102,7 @@ def _learn(config: ConfigDict, encoder: Encoder) -> dict[str, Any]:
   return {"classifier": classifier, "names": tuple(training.names), "found": found}
 
 
-def _linear_probe(config: ConfigDict, train: SplitFeatures, validation: SplitFeatures):
+def _linear_probe(config: Settings, train: SplitFeatures, validation: SplitFeatures):
   def fit(strength, start):
     return linear_probe.fit(
       *(train.features, train.labels, len(train.names), strength),
@@ -115,7 +115,7 @@ def _linear_probe(config: ConfigDict, train: SplitFeatures, validation: SplitFea
 
 
 def _tip_adapter(
-  config: ConfigDict, encoder: Encoder, source: Source, validation: SplitFeatures
+  config: Settings, encoder: Encoder, source: Source, validation: SplitFeatures
 ) -> TipAdapter:
   tip = tip_settings(config)
   # Without augmentation all views are the same.
@@ -153,7 +153,7 @@ def _tip_adapter(
   )
 
 
-def tip_settings(config: ConfigDict) -> Published:
+def tip_settings(config: Settings) -> Published:
   """`config.tip`, and where it is 0 what was published for `data.dataset`, or else for ImageNet."""
   tip, dataset = config.tip, config.data.dataset
   stored = config.data.source in ("coop", "tfds")
@@ -161,7 +161,12 @@ def tip_settings(config: ConfigDict) -> Published:
   if row is None:
     log.info("Tip-Adapter has no published settings for this data set: ImageNet's, for what is 0")
     row = published("imagenet1k")._replace(text=HAND_WRITTEN)
-  asked = {field: tip[field] for field in ("alpha", "alpha_max", "beta_max", "epochs")}
+  asked = {
+    "alpha": tip.alpha,
+    "alpha_max": tip.alpha_max,
+    "beta_max": tip.beta_max,
+    "epochs": tip.epochs,
+  }
   return row._replace(**{field: value for field, value in asked.items() if value})
 
 
@@ -174,7 +179,7 @@ def _accuracy(scores: Callable[[np.ndarray], np.ndarray], split: SplitFeatures) 
   return accuracy_of_scores(lambda part: scores(split.features[part]), split.labels)
 
 
-def _classes(config: ConfigDict, names: Sequence[str]) -> ClassList:
+def _classes(config: Settings, names: Sequence[str]) -> ClassList:
   """A split's classes with the texts that are written for their data set, if there are such."""
   template = config.eval.template
   if config.data.dataset in CLASS_LISTS:
@@ -184,7 +189,7 @@ def _classes(config: ConfigDict, names: Sequence[str]) -> ClassList:
 
 
 def _results(
-  config: ConfigDict, encoder: Encoder, learned: Mapping[str, Any], seconds: float
+  config: Settings, encoder: Encoder, learned: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
   """The layout of the main job's results."""
   start = time.monotonic()

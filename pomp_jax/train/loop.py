@@ -12,9 +12,9 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from pomp_jax import hosts, inputs
+from pomp_jax.config import Settings
 from pomp_jax.files.checkpoints import Checkpoints, Restored
 from pomp_jax.inference.evaluate import split_features
 from pomp_jax.inference.metrics import topk_accuracy
@@ -249,7 +249,7 @@ def _validation(job: Run):
 
   None where there are no images but those that are trained on.
   """
-  config: ConfigDict = job.config
+  config: Settings = job.config
   if not inputs.has_validation(config.data):
     return lambda state: None
   source = inputs.open_source(config.data, "validation", n_images=config.eval.images)

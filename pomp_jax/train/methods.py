@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 from jaxtyping import Int
-from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax.baselines.cocoop import CoCoOpLearner
@@ -16,7 +15,7 @@ from pomp_jax.baselines.vpt import VPTLearner
 from pomp_jax.clip import Clip, TextTower, prompted_image_tower, tokenize
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.resnet import ResNetConfig
-from pomp_jax.config import ConfigError
+from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.inference.evaluate import SplitFeatures
@@ -31,7 +30,7 @@ _FIXED_TEXT = ("vpt_shallow", "vpt_deep")
 _IN_THE_IMAGE = (*_FIXED_TEXT, "maple")
 
 
-def check(config: ConfigDict, clip: ClipConfig) -> None:
+def check(config: Settings, clip: ClipConfig) -> None:
   """Refuses what does not fit the CLIP.
 
   Raises:
@@ -50,7 +49,7 @@ def check(config: ConfigDict, clip: ClipConfig) -> None:
 
 
 def make_learner(
-  config: ConfigDict,
+  config: Settings,
   encoder: Encoder,
   module: PromptContext,
   text_tower: TextTower,
@@ -78,7 +77,7 @@ def make_learner(
 
 
 def initial_words(
-  config: ConfigDict, clip: Clip
+  config: Settings, clip: Clip
 ) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " F"]]:
   """Token ids of `prompt.init`: those that the context starts from, and those behind them.
 
@@ -103,7 +102,7 @@ def initial_words(
   return ids_T[:n_vectors], ids_T[n_vectors:]
 
 
-def frozen_of(config: ConfigDict, encoder: Encoder, names: Sequence[str]) -> Frozen:
+def frozen_of(config: Settings, encoder: Encoder, names: Sequence[str]) -> Frozen:
   """The frozen side of a method for a list of classes.
 
   Raises:
@@ -132,7 +131,7 @@ def _behind(fixed_F: np.ndarray, tokens: ClassTokens) -> ClassTokens:
 
 
 def accuracy_of_learner(
-  config: ConfigDict, encoder: Encoder, module: PromptContext
+  config: Settings, encoder: Encoder, module: PromptContext
 ) -> Callable[[Any, SplitFeatures, Source], Accuracy]:
   """A function (parameters, features of a split, its images) -> top-1 and top-5 on the split."""
   learner = make_learner(config, encoder, module, encoder.text_tower(), None)

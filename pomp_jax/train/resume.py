@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 
-from ml_collections import ConfigDict
-
 from pomp_jax import hosts
-from pomp_jax.config import ConfigError, fields
+from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config.fields import flatten
 from pomp_jax.files.run_folder import RunFolder, read_json
 
 # Fields that a run may change between two starts: they leave its result as it is.
@@ -43,12 +42,11 @@ _OTHER_JOBS = (
   "baselines.",
   "ablate.",
   "gradient_bias.",
+  "benchmark.",
 )
 
 
-def check_same_run(
-  config: ConfigDict, folder: RunFolder, may_change: Callable[[str], bool]
-) -> None:
+def check_same_run(config: Settings, folder: RunFolder, may_change: Callable[[str], bool]) -> None:
   """Compares a config with that of the run that a folder holds, if it holds one.
 
   Args:
@@ -63,8 +61,8 @@ def check_same_run(
   # The first process's folder: on another's host there may be anything.
   if not hosts.is_first() or not folder.config.exists():
     return
-  before = dict(fields(ConfigDict(read_json(folder.config))))
-  for field, value in fields(config):
+  before = flatten(read_json(folder.config))
+  for field, value in config.flat().items():
     was = before.get(field)
     was = tuple(was) if isinstance(was, list) else was
     if was != value and not may_change(field):

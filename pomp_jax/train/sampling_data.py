@@ -7,17 +7,15 @@ Shapes: N classes, G groups of a class, S groups, D kin of a class, H levels, A 
 """
 
 from collections.abc import Callable, Sequence
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Int32
-from ml_collections import ConfigDict
 import numpy as np
 
-from pomp_jax.config import WORLD, ConfigError
+from pomp_jax.config import WORLD, ConfigError, Settings, fields
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.wordnet import Tree, load_tree
 from pomp_jax.prompt.learner import Frozen
@@ -33,9 +31,7 @@ TREE_LEVELS = (4, 6, 8)
 RELATIONS = frozenset({"groups", "group_sizes", "kin", "levels"})
 
 
-def sampling_arrays(
-  config: ConfigDict, names: Sequence[str], labels_n: np.ndarray
-) -> SamplingArrays:
+def sampling_arrays(config: Settings, names: Sequence[str], labels_n: np.ndarray) -> SamplingArrays:
   """Builds the arrays that `config.sampling` needs, except for the bank.
 
   Args:
@@ -64,18 +60,25 @@ def sampling_arrays(
   if relations is None:
     field = next(iter(needed))
     expected = "a value that needs no relations between classes, or data.names with synsets"
-    raise ConfigError(field, sampling[field.rpartition(".")[2]], expected)
+    raise ConfigError(field, config.flat()[field], expected)
   parts = RELATIONS.intersection(part for parts in needed.values() for part in parts)
   return arrays._replace(**{part: getattr(relations, part) for part in parts})
 
 
-def sampling_of(fields: ConfigDict) -> SamplingSettings:
+def sampling_of(sampling: fields.Sampling) -> SamplingSettings:
   """Converts `config.sampling` for the step."""
-  names = [field.name for field in dataclasses.fields(SamplingSettings)]
-  return SamplingSettings(**{name: fields[name] for name in names})
+  return SamplingSettings(
+    sampling.name,
+    sampling.mix,
+    sampling.temperature,
+    sampling.anchors,
+    sampling.exclude,
+    sampling.exclude_threshold,
+    sampling.batch_positives,
+  )
 
 
-def _relations(config: ConfigDict, names: Sequence[str]) -> SamplingArrays | None:
+def _relations(config: Settings, names: Sequence[str]) -> SamplingArrays | None:
   if config.data.source == WORLD:
     row = {name: i for i, name in enumerate(world_names.class_names("base"))}
     kept_N = np.array([row[name] for name in names])

@@ -8,12 +8,13 @@ import dataclasses
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 import optax
 
 from pomp_jax import inputs
 from pomp_jax.clip.text import MemoryPlan, activation_bytes, plan_memory, token_embeddings
+from pomp_jax.config import Settings
+from pomp_jax.config.fields import Clip
 from pomp_jax.data.loader import Fetch
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
@@ -40,7 +41,7 @@ from pomp_jax.train.sampling_data import Bank, sampling_arrays, sampling_of
 class Run:
   """A run made ready: everything that does not change during it."""
 
-  config: ConfigDict
+  config: Settings
   folder: RunFolder
   encoder: Encoder
   source: Source
@@ -54,7 +55,7 @@ class Run:
 
 
 def prepare(
-  config: ConfigDict,
+  config: Settings,
   folder: RunFolder,
   *,
   encoder: Encoder | None = None,
@@ -124,7 +125,7 @@ def optimizer_of(
   return sgd(rate, optim.momentum, optim.weight_decay), rate
 
 
-def _initial_context(config: ConfigDict, encoder: Encoder) -> np.ndarray | None:
+def _initial_context(config: Settings, encoder: Encoder) -> np.ndarray | None:
   """The embeddings of `prompt.init`'s words; None for a random start."""
   clip = encoder.clip
   ids_M, _ = methods.initial_words(config, clip)
@@ -244,7 +245,7 @@ def k_of(job: Run) -> int:
 
 
 def memory_plan(
-  clip: ConfigDict, text_config: Any, n_prefix: int, token_budget: int, n_times: int = 1
+  clip: Clip, text_config: Any, n_prefix: int, token_budget: int, n_times: int = 1
 ) -> MemoryPlan:
   """`clip.keep` and `clip.n_chunks`, or the automatic choice where they leave it open.
 

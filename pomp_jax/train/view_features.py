@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import grain
 from jaxtyping import Bool, Float
-from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax import hosts
+from pomp_jax.config.fields import Data
 from pomp_jax.data.loader import Fetch, SkippedImages, in_workers, name_of
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
@@ -38,9 +38,7 @@ class Epoch(NamedTuple):
   readable: Bool[np.ndarray, " n"]
 
 
-def view_features(
-  data: ConfigDict, source: Source, encoder: Encoder, n_epochs: int
-) -> Iterator[Epoch]:
+def view_features(data: Data, source: Source, encoder: Encoder, n_epochs: int) -> Iterator[Epoch]:
   """Yields `n_epochs` epochs from the first on; each process computes all of it.
 
   Args:
@@ -63,7 +61,7 @@ def view_features(
 
 
 def _epochs(
-  data: ConfigDict, source: Source, encoder: Encoder, fetch: Fetch, n_epochs: int
+  data: Data, source: Source, encoder: Encoder, fetch: Fetch, n_epochs: int
 ) -> Iterator[Epoch]:
   size = max(1, _VIEWS // data.views)
   starts = range(0, len(source), size)

@@ -20,7 +20,7 @@ from pomp_jax.baselines.recognition import Recognition
 from pomp_jax.baselines.vpt import VPTLearner
 from pomp_jax.clip import image_tower, prompted_image_tower, text_tower
 from pomp_jax.clip.text import token_embeddings
-from pomp_jax.config import ConfigError, base
+from pomp_jax.config import ConfigError
 from pomp_jax.encoder import Encoder
 from pomp_jax.inference.evaluate import SplitFeatures
 from pomp_jax.prompt.context import PromptContext
@@ -35,6 +35,7 @@ from pomp_jax.prompt.step import (
 )
 from pomp_jax.train.methods import frozen_of, initial_words, make_learner
 from tests.support.checks import assert_close
+from tests.support.small_run import settings
 
 N_LAYERS = 3
 
@@ -242,9 +243,8 @@ def test_first_parameters_are_functions_of_the_key_with_the_published_spread(tin
 def test_maple_starts_as_the_hand_written_sentence(tiny):
   """Two words are learned and two stay before the name: HuggingFace's features of the sentence."""
   sentence, names = "the star of a", ("cat", "the_dog of the star", "x")
-  config = base()
-  config.update_from_flattened_dict(
-    {"method": "maple", "prompt.m": 2, "prompt.init": sentence, "negatives": "all"}
+  config = settings(
+    **{"method": "maple", "prompt.m": 2, "prompt.init": sentence, "negatives": "all"}
   )
   encoder = Encoder(tiny.clip, mesh=make_mesh(devices=jax.devices()[:1]))
   ids_M, fixed_F = initial_words(config, tiny.clip)
@@ -267,10 +267,10 @@ def test_maple_starts_as_the_hand_written_sentence(tiny):
     with torch.no_grad():
       assert_close(feature, model.get_text_features(ids)[0].numpy(), 2e-5)
 
-  config.method = "pomp"
+  config = config.replace({"method": "pomp"})
   with pytest.raises(ConfigError, match=r"prompt\.init: .*of prompt\.m = 2 tokens; these are 4"):
     initial_words(config, tiny.clip)
-  config.update_from_flattened_dict({"method": "maple", "prompt.m": 5})
+  config = config.replace({"method": "maple", "prompt.m": 5})
   with pytest.raises(ConfigError, match=r"prompt\.init: .*tokens or more; these are 4"):
     initial_words(config, tiny.clip)
 

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pomp_jax.ablation.grid import make_cells
-from pomp_jax.config import ConfigError, base, fields, validate, with_argument
+from pomp_jax.config import FIELDS, ConfigError, Settings, base, unpack, validate, with_argument
 from tests.support.command_line import parse
 from tests.support.fuzzing import allowed_errors, awkward_text
 
@@ -18,10 +18,11 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 DEMO = ROOT / "configs" / "demo.py"
 often = settings(max_examples=200)
 
-NAMES = [name for name, _ in fields(base())]
-KINDS = {name: type(value) for name, value in fields(base())}
+DEFAULTS = Settings().flat()
+NAMES = list(FIELDS)
+KINDS = {name: type(value) for name, value in DEFAULTS.items()}
 # Also such as stand for another field's values.
-_USUAL = sorted({str(value) for _, value in fields(base())} | {"all", "coop", "tfds", "cached"})
+_USUAL = sorted({str(value) for value in DEFAULTS.values()} | {"all", "coop", "tfds", "cached"})
 names = st.sampled_from(NAMES) | st.sampled_from(["optim", "lr", "repeat.seeds[0]", "k.k"])
 values = (
   st.sampled_from(_USUAL)
@@ -33,7 +34,7 @@ values = (
 
 
 def well_typed(config):
-  return all(type(value) is KINDS[name] for name, value in fields(config))
+  return all(type(value) is KINDS[name] for name, value in config.flat().items())
 
 
 @often
@@ -44,8 +45,9 @@ def test_the_string_behind_a_configs_colon(argument):
   config = base()
   with allowed_errors(ConfigError, within=[ROOT]):
     with_argument(config, argument, variants={"fast": {"k": 3}}, n="data.n_classes")
-    assert well_typed(config)
-    validate(config)
+    settings = unpack(config)
+    assert well_typed(settings)
+    validate(settings)
 
 
 @often
@@ -69,8 +71,9 @@ def test_overrides_on_the_command_line(arguments):
     return
   config = flags.FLAGS.config
   with allowed_errors(ConfigError, within=[ROOT]):
-    assert well_typed(config)
-    validate(config)
+    settings = unpack(config)
+    assert well_typed(settings)
+    validate(settings)
 
 
 _texts = st.lists(values, min_size=1, max_size=3).map("|".join)
@@ -80,8 +83,7 @@ _texts = st.lists(values, min_size=1, max_size=3).map("|".join)
 @given(st.lists(st.tuples(names, _texts).map("=".join) | awkward_text, max_size=3).map(";".join))
 @example("k=16|64|all;correction=log|none;seed=0|1")
 def test_an_ablations_grid(grid):
-  config = base()
-  config.ablate.grid = grid
+  config = Settings().replace({"ablate.grid": grid})
   with allowed_errors(ConfigError, within=[ROOT]):
     cells = make_cells(config)
     assert len({cell.key for cell in cells}) == len(cells) > 0

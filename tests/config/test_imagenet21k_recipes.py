@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from pomp_jax.config import validate
+from pomp_jax.config import unpack, validate
 from pomp_jax.data.class_lists import load_class_list
 
 CONFIGS = pathlib.Path(__file__).parent.parent.parent / "configs"
@@ -14,7 +14,7 @@ RECIPES = sorted(path.stem for path in CONFIGS.glob("imagenet21k_*.py"))
 
 
 def get(name, argument=""):
-  return importlib.import_module(f"configs.{name}").get_config(argument)
+  return unpack(importlib.import_module(f"configs.{name}").get_config(argument))
 
 
 def steps_an_epoch(config):
@@ -29,9 +29,7 @@ def steps_an_epoch(config):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_validates_and_its_docstring_has_its_steps(name):
   config = get(name)
-  config.dry_run = True
-  config.clip.model = "openai/clip-vit-base-patch16"
-  validate(config)
+  validate(config.replace({"dry_run": True, "clip.model": "openai/clip-vit-base-patch16"}))
   doc = importlib.import_module(f"configs.{name}").__doc__
   assert config.checkpoint.every == round(steps_an_epoch(config) / 3)
   if "steps an epoch" in doc:

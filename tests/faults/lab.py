@@ -10,10 +10,10 @@ import pathlib
 from unittest import mock
 
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 
 from pomp_jax import inputs
+from pomp_jax.config import Settings
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
@@ -30,7 +30,7 @@ def nothing(step: int) -> None:
   """No fault."""
 
 
-def config_of(**changes) -> ConfigDict:
+def config_of(**changes) -> Settings:
   """The training's config; a line of scalars for each step."""
   return small_config(**{"steps": STEPS, "checkpoint.every": EVERY, "log.every": 1} | changes)
 
@@ -55,7 +55,7 @@ class Going:
 class Lab:
   """Makes a training ready, and runs it."""
 
-  def __init__(self, config: ConfigDict, folder: pathlib.Path):
+  def __init__(self, config: Settings, folder: pathlib.Path):
     """Runs it once without any fault, on two devices.
 
     Args:
@@ -70,8 +70,7 @@ class Lab:
 
   def job_in(self, folder: pathlib.Path, **changes) -> setup.Run:
     """The training in another folder, with some fields changed that need nothing prepared anew."""
-    config = ConfigDict(self.job.config.to_dict())
-    config.update_from_flattened_dict(changes)
+    config = self.job.config.replace(changes)
     return dataclasses.replace(self.job, folder=RunFolder(folder), config=config)
 
   def go(self, folder: pathlib.Path, hook: Hook = nothing, **changes) -> Going:

@@ -169,7 +169,7 @@ def test_what_one_process_finds_wrong_ends_all(tmp_path):
   """Process 1 can't read its CLIP: the other does not wait for it."""
   body = """
   if not first:
-    raise main.config_lib.ConfigError("data.source", "x", "something on this host")
+    raise main.ConfigError("data.source", "x", "something on this host")
   time.sleep(3600)
 """
   file = tmp_path / "start.py"
@@ -178,7 +178,9 @@ def test_what_one_process_finds_wrong_ends_all(tmp_path):
   with Processes(2, arguments) as run:
     found = run.finish()
   assert [status for status, _ in found.values()] == [2, 2]
-  assert errors(found[1][1]) == ["error: config.data.source: got 'x', takes something on this host"]
+  assert errors(found[1][1]) == [
+    "error: config.data.source: got 'x', expected something on this host"
+  ]
   (line,) = errors(found[0][1])
   assert line.startswith("error: process 1 on ")
   assert "ended: config.data.source: got 'x'" in line

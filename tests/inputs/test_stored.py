@@ -1,5 +1,6 @@
 """Images that `config.data` names: splits, what stands for missing ones, halves, a whole run."""
 
+import dataclasses
 import json
 import re
 
@@ -39,7 +40,7 @@ NAMES = world.class_names("base")[::2500]  # 9 of them
 
 def data(folder, **changes):
   config = small_config(**{"data.n_classes": 0, "data.source": "folder", "data.root": str(folder)})
-  config.update_from_flattened_dict({f"data.{name}": value for name, value in changes.items()})
+  config = config.replace({f"data.{name}": value for name, value in changes.items()})
   validate(config)
   return config.data
 
@@ -280,23 +281,26 @@ def test_coop_and_its_names(tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"source": "folders"}, "data.source: got 'folders', takes one of .*did you mean 'folder'"),
-    ({"source": "world"}, "data.root: got '.*', takes '' where data.source='world'"),
-    ({"source": "world", "root": "", "shots": 4}, "data.shots: got 4, takes 0 where"),
-    ({"root": "nowhere"}, "data.root: got 'nowhere', takes a folder that exists"),
-    ({"root": ""}, "data.root: got '', takes a folder that exists"),
-    ({"dataset": "food101"}, "data.dataset: got 'food101', takes '' where"),
-    ({"source": "coop", "dataset": "cats"}, "data.dataset: got 'cats', takes one of caltech101"),
-    ({"source": "tfds"}, "data.dataset: got '', takes a data set of TFDS"),
-    ({"names": "nolist"}, "data.names: got 'nolist', takes a file of names that exists, or one"),
-    ({"base": "nolist"}, "data.base: got 'nolist', takes a file of names that exists, or one"),
-    ({"novel": "dtd"}, "data.novel: got 'dtd', takes '' where data.base is empty"),
-    ({"base": "dtd", "classes": "base"}, "data.classes: got 'base', takes 'all' where data.base"),
-    ({"test_share": 1.0}, "data.test_share: got 1.0, takes a share from 0 to below 1"),
-    ({"validation_share": float("nan")}, "data.validation_share: got nan, takes a share"),
-    ({"test_share": 0.9}, "data.validation_share: got 0.1, takes less than 1 together"),
-    ({"classes": "old"}, "data.classes: got 'old', takes one of all, base, new"),
-    ({"shots": -1}, "data.shots: got -1, takes 0 or more"),
+    ({"source": "folders"}, "data.source: got 'folders', expected one of .*did you mean 'folder'"),
+    ({"source": "world"}, "data.root: got '.*', expected '' where data.source='world'"),
+    ({"source": "world", "root": "", "shots": 4}, "data.shots: got 4, expected 0 where"),
+    ({"root": "nowhere"}, "data.root: got 'nowhere', expected a folder that exists"),
+    ({"root": ""}, "data.root: got '', expected a folder that exists"),
+    ({"dataset": "food101"}, "data.dataset: got 'food101', expected '' where"),
+    ({"source": "coop", "dataset": "cats"}, "data.dataset: got 'cats', expected one of caltech101"),
+    ({"source": "tfds"}, "data.dataset: got '', expected a data set of TFDS"),
+    ({"names": "nolist"}, "data.names: got 'nolist', expected a file of names that exists, or one"),
+    ({"base": "nolist"}, "data.base: got 'nolist', expected a file of names that exists, or one"),
+    ({"novel": "dtd"}, "data.novel: got 'dtd', expected '' where data.base is empty"),
+    (
+      {"base": "dtd", "classes": "base"},
+      "data.classes: got 'base', expected 'all' where data.base",
+    ),
+    ({"test_share": 1.0}, "data.test_share: got 1.0, expected 0 or more and below 1"),
+    ({"validation_share": float("nan")}, "data.validation_share: got nan, expected 0"),
+    ({"test_share": 0.9}, "data.validation_share: got 0.1, expected less than 1 together"),
+    ({"classes": "old"}, "data.classes: got 'old', expected one of all, base, new"),
+    ({"shots": -1}, "data.shots: got -1, expected 0 or more"),
   ],
 )
 def test_fields_that_can_not_be(tmp_path, changes, message):
@@ -318,7 +322,8 @@ def test_data_that_is_not_there_is_found_before_anything_is_written(tmp_path, ch
   root = tmp_path / "data"
   root.mkdir()
   config = small_config(**{"data.n_classes": 0})
-  config.data = data(root, **({"source": "folder"} | changes))
+  own = data(root, **({"source": "folder"} | changes))
+  config = dataclasses.replace(config, data=own)
   with pytest.raises(SourceError, match=message) as error:
     pretrain.check(config, str(tmp_path / "run"))
   assert "\n" not in str(error.value)
@@ -356,12 +361,13 @@ def test_a_run_on_a_folder_of_jpegs(tmp_path):
   assert results["eval"]["base"]["prompt"]["top1"] > 0.6
   assert results["eval"]["new"]["prompt"]["top1"] > 0.6
   assert (tmp_path / "run/plots/predictions.png").exists()
-  moved = config.copy_and_resolve_references()
   (tmp_path / "data").rename(tmp_path / "moved")
-  moved.data.root = str(tmp_path / "moved")
+  moved = config.replace({"data.root": str(tmp_path / "moved")})
   pretrain.check(moved, str(tmp_path / "run"))
-  moved.data.shots = 1
-  with pytest.raises(ConfigError, match=re.escape("config.data.shots: got 1, takes 2, with which")):
+  moved = moved.replace({"data.shots": 1})
+  with pytest.raises(
+    ConfigError, match=re.escape("config.data.shots: got 1, expected 2, with which")
+  ):
     pretrain.check(moved, str(tmp_path / "run"))
 
 

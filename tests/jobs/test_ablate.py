@@ -71,7 +71,7 @@ def test_a_bank_follows_the_prompt_of_its_cell(tmp_path):
 
 
 def test_other_methods_are_not_for_it(tmp_path):
-  with pytest.raises(ConfigError, match=r"cell .*method: got 'cocoop', takes 'pomp'; job='base"):
+  with pytest.raises(ConfigError, match=r"cell .*method: got 'cocoop', expected 'pomp'; job='base"):
     ablate.check(config_for("method=cocoop;seed=0"), str(tmp_path / "run"))
 
 
@@ -245,16 +245,16 @@ def test_which_cells_are_lanes():
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "1", "1/", "a/b"])
 def test_parts_that_are_none(part, tmp_path):
-  with pytest.raises(ConfigError, match=r"config\.ablate\.part: got .* takes i/n"):
+  with pytest.raises(ConfigError, match=r"config\.ablate\.part: got .* expected i/n"):
     ablate.check(config_for(**{"ablate.part": part}), str(tmp_path))
 
 
 @pytest.mark.parametrize(
   ("grid", "line"),
   [
-    ("k=20|301", r"cell k=301: config\.k: got 301, takes at most the number of classes"),
+    ("k=20|301", r"cell k=301: config\.k: got 301, expected at most the number of classes"),
     # Known once the CLIP's tokenizer is read.
-    ("seed=0|1;prompt.init=red|a", r"cell seed=0, prompt\.init=red: .*takes words of prompt\.m"),
+    ("seed=0|1;prompt.init=red|a", r"cell seed=0, prompt\.init=red: .*expected words of prompt\.m"),
   ],
 )
 def test_a_cell_that_can_not_be_is_found_before_anything_is_written(tmp_path, grid, line):

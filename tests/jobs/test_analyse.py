@@ -1,6 +1,5 @@
 """The analyse job: figures against NumPy on the tower's features, its files, bad input."""
 
-import copy
 import json
 
 import numpy as np
@@ -127,7 +126,7 @@ def test_detics_class_features_beside_the_prompt_that_they_are_of(tmp_path):
   rows = Encoder(clip).class_features(source.names, "{}.", unit=False)
   assert np.all(np.abs(np.linalg.norm(rows, axis=-1) - 1) > 0.05)
   write_detic(tmp_path / "rows.npy", rows)
-  config.analyse.prompts = f"{{}}.; {tmp_path / 'rows.npy'}"
+  config = config.replace({"analyse.prompts": f"{{}}.; {tmp_path / 'rows.npy'}"})
   analyse.check(config, str(tmp_path / "run"))
   results = analyse.run(config, str(tmp_path / "run"))
   words, features = results["sets"]["novel"]["prompts"].values()
@@ -147,9 +146,7 @@ def test_what_is_analysed_is_not_replaced(analysed):
   workdir, _, _, _, config, _ = analysed
 
   def check(field, value):
-    changed = copy.deepcopy(config)
-    changed.update_from_flattened_dict({field: value})
-    analyse.check(changed, str(workdir))
+    analyse.check(config.replace({field: value}), str(workdir))
 
   check("k", 7)
   for field, value in (
@@ -162,10 +159,14 @@ def test_what_is_analysed_is_not_replaced(analysed):
     ("data.test_share", 0.3),
     ("data.validation_share", 0.3),
   ):
-    with pytest.raises(ConfigError, match=rf"config\.{field}: got {value!r}, takes .* was started"):
+    with pytest.raises(
+      ConfigError, match=rf"config\.{field}: got {value!r}, expected .* was started"
+    ):
       check(field, value)
 
 
 def test_bad_input_names_its_field(tmp_path):
-  with pytest.raises(ConfigError, match=r"config\.analyse\.prompts: got 'nothing', takes one or"):
+  with pytest.raises(
+    ConfigError, match=r"config\.analyse\.prompts: got 'nothing', expected one or"
+  ):
     analyse.check(small_config(**{"analyse.prompts": "nothing"}), str(tmp_path))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pomp_jax import inputs
-from pomp_jax.config import METHODS, ConfigError, validate
+from pomp_jax.config import METHODS, ConfigError, unpack, validate
 from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.inference import named_prompts
 from pomp_jax.inference.metrics import wilson_interval
@@ -146,7 +146,7 @@ def test_coop_is_pomp_with_all_classes_as_negatives():
 
 
 def _config(name, argument):
-  return importlib.import_module(f"configs.{name}").get_config(argument)
+  return unpack(importlib.import_module(f"configs.{name}").get_config(argument))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -155,7 +155,7 @@ def test_published_recipes_are_valid_and_run_on_the_world(name, tmp_path):
   for variant in variants:
     config = _config(name, variant)
     if "world" not in variant:
-      config.data.root, config.data.dataset = str(tmp_path), "dtd"
+      config = config.replace({"data.root": str(tmp_path), "data.dataset": "dtd"})
     validate(config)
     assert config.method in METHODS
     if "world" in variant:
@@ -172,9 +172,12 @@ def test_the_table_of_methods_marks_what_fails_and_is_resumed(tmp_path, monkeypa
   monkeypatch.setattr(baselines, "in_own_process", lambda function, *inputs: function(*inputs))
   monkeypatch.setattr(baselines, "_share_programs", lambda folder: None)
   config = tiny_config(job="baselines", **{"repeat.seeds": (0, 1)})
-  config.baselines.methods = (
-    "zero: method=zero_shot; probe: method=linear_probe; pomp: k=5, prompt.m=2;"
-    " broken: k=5, optim.lr=1e30"
+  config = config.replace(
+    {
+      "baselines.methods": "zero: method=zero_shot; probe: method=linear_probe;"
+      " pomp: k=5, prompt.m=2;"
+      " broken: k=5, optim.lr=1e30"
+    }
   )
   baselines.check(config, str(tmp_path))
   with pytest.raises(TrainingError, match="1 methods failed, the first, broken: TrainingError: "):
@@ -198,13 +201,13 @@ def test_the_table_of_methods_marks_what_fails_and_is_resumed(tmp_path, monkeypa
   assert (tmp_path / "plots" / "accuracy.png").exists()
 
   stored = (tmp_path / "pomp" / "results.json").stat().st_mtime_ns
-  config.baselines.methods = config.baselines.methods.split("; broken")[0]
+  config = config.replace({"baselines.methods": config.baselines.methods.split("; broken")[0]})
   again = baselines.run(config, str(tmp_path))
   assert again["methods"] == results["methods"] and not again["failed"]
   assert (tmp_path / "pomp" / "results.json").stat().st_mtime_ns == stored
 
   # Fewer seeds are another table; nothing runs for it, and no peak is measured.
-  config.repeat.seeds = (1,)
+  config = config.replace({"repeat.seeds": (1,)})
   fewer = baselines.run(config, str(tmp_path))["methods"]["pomp"]
   assert (fewer["n_runs"], fewer["peak_mib"]) == (1, None)
   assert fewer["top1"]["novel"]["values"] == [runs[1]["top1"]["novel"]]
@@ -212,7 +215,9 @@ def test_the_table_of_methods_marks_what_fails_and_is_resumed(tmp_path, monkeypa
 
 def test_values_keep_the_spaces_within_them():
   config = tiny_config(job="baselines")
-  config.baselines.methods = "one : k = 5 , prompt.init = a photo of a; two: k=6"
+  config = config.replace(
+    {"baselines.methods": "one : k = 5 , prompt.init = a photo of a; two: k=6"}
+  )
   found = baselines.method_configs(config)
   assert (found["one"].k, found["one"].prompt.init, found["two"].k) == (5, "a photo of a", 6)
 
@@ -227,13 +232,13 @@ def test_seeds_that_are_none(job, seeds):
 @pytest.mark.parametrize(
   ("text", "expected"),
   [
-    ("", r"config\.baselines\.methods: got '', takes one or more of label"),
-    ("pomp", r"config\.baselines\.methods: got 'pomp', takes"),
-    ("../x: k=5", r"config\.baselines\.methods: got '../x: k=5', takes"),
+    ("", r"config\.baselines\.methods: got '', expected one or more of label"),
+    ("pomp", r"config\.baselines\.methods: got 'pomp', expected"),
+    ("../x: k=5", r"config\.baselines\.methods: got '../x: k=5', expected"),
     ("a: k=5; a: k=6", r"no label twice"),
     ("a: method=cocop", r"config\.method: got 'cocop'.*did you mean 'cocoop'"),
     ("a: lrr=5", r"config\.lrr"),
-    ("a: method=maple,prompt.depth=4", r"config\.prompt\.depth: got 4, takes at most 3"),
+    ("a: method=maple,prompt.depth=4", r"config\.prompt\.depth: got 4, expected at most 3"),
   ],
 )
 def test_methods_that_do_not_read(text, expected, tmp_path):
@@ -250,13 +255,16 @@ def test_methods_that_do_not_read(text, expected, tmp_path):
     ({"method": "maple", "prompt.position": "front"}, r"config\.prompt\.position.*'end'"),
     ({"method": "maple", "clip.text_tower": "reference"}, r"config\.clip\.text_tower.*'shared'"),
     ({"method": "cocoop", "prompt.class_specific": True}, r"config\.prompt\.class_specific"),
-    ({"method": "vpt_shallow", "prompt.depth": 2}, r"config\.prompt\.depth: got 2, takes 1 where"),
-    ({"method": "vpt_deep", "prompt.visual": 0}, r"config\.prompt\.visual: got 0, takes 1"),
-    ({"method": "tip_adapter", "tip.betas": 0}, r"config\.tip\.betas: got 0, takes 1 or more"),
-    ({"method": "tip_adapter", "tip.alpha": -1.0}, r"config\.tip\.alpha: got -1.0, takes 0"),
+    (
+      {"method": "vpt_shallow", "prompt.depth": 2},
+      r"config\.prompt\.depth: got 2, expected 1 where",
+    ),
+    ({"method": "vpt_deep", "prompt.visual": 0}, r"config\.prompt\.visual: got 0, expected 1"),
+    ({"method": "tip_adapter", "tip.betas": 0}, r"config\.tip\.betas: got 0, expected 1 or more"),
+    ({"method": "tip_adapter", "tip.alpha": -1.0}, r"config\.tip\.alpha: got -1.0, expected 0"),
     (
       {"method": "zero_shot", "job": "repeat"},
-      r"config\.method: got 'zero_shot', takes one of pomp",
+      r"config\.method: got 'zero_shot', expected one of pomp",
     ),
     ({"method": "linear_probe", "probe.iterations": 0}, r"config\.probe\.iterations"),
   ],

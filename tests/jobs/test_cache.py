@@ -210,18 +210,24 @@ def test_too_many_damaged_images_stop_the_job(images, tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"data.fresh_epochs": 0}, "data.fresh_epochs: got 0, takes the number of epochs"),
-    ({"data.feature_cache": ""}, "data.feature_cache: got '', takes a folder that config.job="),
-    ({"data.feature_cache": "nowhere"}, "data.feature_cache: got 'nowhere', takes a folder that"),
-    ({"data.crop_area": 0.0}, "data.crop_area: got 0.0, takes above 0, at most 1"),
-    ({"data.augment": "none"}, "data.views: got 2, takes 1 where data.augment='none'"),
-    ({"data.views": 3}, "batch_size: got 8, takes a multiple of data.views = 3"),
+    ({"data.fresh_epochs": 0}, "data.fresh_epochs: got 0, expected the number of epochs"),
+    ({"data.feature_cache": ""}, "data.feature_cache: got '', expected a folder that config.job="),
+    (
+      {"data.feature_cache": "nowhere"},
+      "data.feature_cache: got 'nowhere', expected a folder that",
+    ),
+    ({"data.crop_area": 0.0}, "data.crop_area: got 0.0, expected above 0"),
+    ({"data.augment": "none"}, "data.views: got 2, expected 1 where data.augment='none'"),
+    ({"data.views": 3}, "batch_size: got 8, expected a multiple of data.views = 3"),
     (
       {"data.features": "cache"},
-      "data.features: got 'cache', takes one of .*did you mean 'cached'",
+      "data.features: got 'cache', expected one of .*did you mean 'cached'",
     ),
-    ({"data.augment": "recip"}, "data.augment: got 'recip', takes one of .*did you mean 'recipe'"),
-    ({"job": "cache", "data.feature_cache": ""}, "data.feature_cache: got '', takes a folder$"),
+    (
+      {"data.augment": "recip"},
+      "data.augment: got 'recip', expected one of .*did you mean 'recipe'",
+    ),
+    ({"job": "cache", "data.feature_cache": ""}, "data.feature_cache: got '', expected a folder$"),
   ],
 )
 def test_settings_that_cannot_be(images, tmp_path, changes, message):

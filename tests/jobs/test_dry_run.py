@@ -8,7 +8,7 @@ import pytest
 from pomp_jax import inputs
 from pomp_jax.benchmark import costs
 from pomp_jax.clip import checkpoint, synthetic, tokenize
-from pomp_jax.config import ConfigError, validate
+from pomp_jax.config import ConfigError, unpack, validate
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.synthetic import open_synthetic
 from pomp_jax.files import progress
@@ -62,7 +62,7 @@ def test_stored_images_and_cached_features_are_made_up(tmp_path, caplog):
   cached = dry(**{"data.source": "folder", "data.names": "food101", "data.features": "cached"})
   cached = run(cached, tmp_path, caplog)
   assert "101 classes" in caplog.text
-  # The program takes features: no image tower's weights are among its arguments.
+  # The program expected features: no image tower's weights are among its arguments.
   assert cached["device_arguments_mib"] < figures["device_arguments_mib"]
 
 
@@ -131,20 +131,28 @@ def test_a_recipe_asks_no_hub(name, tmp_path, monkeypatch):
 
   monkeypatch.setattr(checkpoint, "hf_hub_download", download)
   config = importlib.import_module(f"configs.imagenet21k_{name}").get_config()
-  config.dry_run = True
+  config = unpack(config).replace({"dry_run": True})
   validate(config)
   dry_run.check(config, str(tmp_path / "run"))
 
 
 def test_what_a_dry_run_can_not_do(tmp_path):
   for changes, message in (
-    ({"job": "evaluate"}, "dry_run: got True, takes false where config.job='evaluate'"),
-    ({"data.source": "folder", "data.root": "x"}, "data.names: got '', takes a file of names, or"),
-    ({"data.source": "folder", "data.names": "dtd", "k": 48}, "k: got 48, takes at most the numb"),
+    ({"job": "evaluate"}, "dry_run: got True, expected false where config.job='evaluate'"),
+    (
+      {"data.source": "folder", "data.root": "x"},
+      "data.names: got '', expected a file of names, or",
+    ),
+    (
+      {"data.source": "folder", "data.names": "dtd", "k": 48},
+      "k: got 48, expected at most the numb",
+    ),
   ):
     with pytest.raises(ConfigError, match=message):
       dry_run.check(dry(**changes), str(tmp_path))
-  with pytest.raises(ConfigError, match="clip.model: got 'made_up:x/y', takes made_up: and one of"):
+  with pytest.raises(
+    ConfigError, match="clip.model: got 'made_up:x/y', expected made_up: and one of"
+  ):
     dry(**{"clip.model": "made_up:x/y"})
 
 

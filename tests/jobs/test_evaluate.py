@@ -186,8 +186,7 @@ def test_a_set_that_is_done_is_not_done_again(cross_dataset, monkeypatch):
     ("clip.dtype", "bfloat16"),
   ]:
     computed.clear()
-    config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict({field: value})
+    config = config.replace({field: value})
     run(config, workdir)
     assert [name for name, _ in computed] == ["dtd", "eurosat"]
   assert computed[1] == ("eurosat", 11)
@@ -264,7 +263,7 @@ class TestTheWorld:
     before = sorted(str(path) for path in prompts.rglob("*"))
     config = self.config(prompts)
     assert [item.name for item in evaluation_sets(config, 40)] == ["base", "novel", "shifted"]
-    config.evaluate.sets = "novel"
+    config = config.replace({"evaluate.sets": "novel"})
     results = run(config, tmp_path)
     assert [row["step"] for row in results["prompts"]] == [None, None, 4, 8]
     for rows in results["sets"].values():
@@ -279,24 +278,24 @@ class TestTheWorld:
   def test_bad_prompts(self, prompts, tmp_path):
     config = self.config(prompts)
     for text, error, message in [
-      ("", ConfigError, "evaluate.prompts: got '', takes one or more"),
-      ("nothing.npz", ConfigError, "got 'nothing.npz', takes one or more"),
+      ("", ConfigError, "evaluate.prompts: got '', expected one or more"),
+      ("nothing.npz", ConfigError, "got 'nothing.npz', expected one or more"),
       ("{}.;{}.", ConfigError, "none twice"),
       (str(tmp_path), ConfigError, "which has checkpoints/ in it"),
     ]:
-      config.evaluate.prompts = text
+      config = config.replace({"evaluate.prompts": text})
       with pytest.raises(error, match=message):
         evaluate.check(config, str(tmp_path / "run"))
     narrow = tmp_path / "narrow.npz"
     save_prompt(narrow, Prompt(np.zeros((4, 7), np.float32), "other"))
-    config.evaluate.prompts = str(narrow)
+    config = config.replace({"evaluate.prompts": str(narrow)})
     with pytest.raises(
       PromptFileError, match=r"narrow\.npz, set base: context \[4, 7\] has width 7"
     ):
       evaluate.check(config, str(tmp_path / "run"))
     damaged = tmp_path / "damaged" / "checkpoints" / "4"
     damaged.mkdir(parents=True)
-    config.evaluate.prompts = str(damaged.parents[1])
+    config = config.replace({"evaluate.prompts": str(damaged.parents[1])})
     with pytest.raises((ConfigError, CheckpointError), match="damaged"):
       evaluate.check(config, str(tmp_path / "run"))
 
@@ -312,7 +311,7 @@ class TestTheWorld:
     (
       {"suite": "imagenet21k", "sets": ""},
       ConfigError,
-      "evaluate.reader: got 'coop', takes tfds or folder",
+      "evaluate.reader: got 'coop', expected tfds or folder",
     ),
   ],
 )
@@ -444,14 +443,16 @@ root = {json.dumps(str(folder / "data"))}
         rng = np.random.default_rng(index + 10 * (color == "black"))
         picture = rng.integers(0, 256, (32, 32, 3), np.uint8)
         Image.fromarray(picture).save(tmp_path / color / name / "0.png")
-      config.evaluate.own_sets = ({"name": "a", "root": str(tmp_path / color)},)
+      config = config.replace(
+        {"evaluate.own_sets": ({"name": "a", "root": str(tmp_path / color)},)}
+      )
       results = run(config, tmp_path / "run")
       found.append(results["sets"]["a"]["prompts"]["hand_written"]["mean_confidence"])
     assert found[0] != found[1]
 
   def test_beside_named_sets(self, data, own):
     config = config_for(data, "none", **{"evaluate.sets_file": str(own / "sets.toml")})
-    config.evaluate.sets = "imagenet_a;dtd"
+    config = config.replace({"evaluate.sets": "imagenet_a;dtd"})
     items = evaluation_sets(config, 32)
     assert [(item.name, item.group) for item in items] == [
       ("imagenet_a", "cross_domain"),
@@ -462,18 +463,20 @@ root = {json.dumps(str(folder / "data"))}
       ("archive", "own"),
     ]
     # A suite's name stands for its sets; a suite brings all of its own.
-    config.evaluate.sets = "cross_domain;dtd"
+    config = config.replace({"evaluate.sets": "cross_domain;dtd"})
     assert len(evaluation_sets(config, 32)) == 4 + 1 + 4
-    config.evaluate.sets, config.evaluate.suite = "", "fourteen"
+    config = config.replace({"evaluate.sets": "", "evaluate.suite": "fourteen"})
     assert len(evaluation_sets(config, 32)) == 14 + 4
-    config.evaluate.sets = "fourteen;imagenet1k"
+    config = config.replace({"evaluate.sets": "fourteen;imagenet1k"})
     assert len(evaluation_sets(config, 32)) == 15 + 4
     # A set that is called as its suite is the set.
-    config.evaluate.suite = config.evaluate.sets = "imagenet21k"
-    config.evaluate.reader = "tfds"
+    config = config.replace({"evaluate.suite": "imagenet21k", "evaluate.sets": "imagenet21k"})
+    config = config.replace({"evaluate.reader": "tfds"})
     assert evaluation_sets(config, 32)[0].name == "imagenet21k"
-    config.evaluate.suite, config.evaluate.sets, config.evaluate.reader = "fourteen", "", "coop"
-    config.evaluate.own_sets = ({"name": "dtd", "root": "x"},)
+    config = config.replace(
+      {"evaluate.suite": "fourteen", "evaluate.sets": "", "evaluate.reader": "coop"}
+    )
+    config = config.replace({"evaluate.own_sets": ({"name": "dtd", "root": "x"},)})
     with pytest.raises(SourceError, match="two sets would be called 'dtd'"):
       evaluation_sets(config, 32)
 
@@ -491,7 +494,7 @@ root = {json.dumps(str(folder / "data"))}
     assert any("split_zhou_Food101.json" in line for line in lines)
     assert any("set 'my textures'" in line and "gone" in line for line in lines)
     assert not (tmp_path / "run").exists()
-    config.evaluate.skip_missing = True
+    config = config.replace({"evaluate.skip_missing": True})
     results = run(config, tmp_path / "run")
     assert len(results["missing"]) == 12
     assert "split_zhou_Food101.json" in results["missing"]["food101"]
@@ -501,8 +504,8 @@ root = {json.dumps(str(folder / "data"))}
     assert results["published"] == {"cross_dataset": {"top1": {}}, "cross_domain": {"top1": {}}}
     assert "12 sets are missing: caltech101," in (tmp_path / "run" / "results.md").read_text()
     # Not one set is there.
-    config.evaluate.suite, config.evaluate.sets = "cross_dataset", "food101;sun397"
-    config.evaluate.sets_file = ""
+    config = config.replace({"evaluate.suite": "cross_dataset", "evaluate.sets": "food101;sun397"})
+    config = config.replace({"evaluate.sets_file": ""})
     with pytest.raises(SourceError, match="2 of 2 sets can't be opened: food101, sun397$"):
       evaluate.check(config, str(tmp_path / "other"))
 
@@ -511,7 +514,7 @@ root = {json.dumps(str(folder / "data"))}
     config = config_for(
       data, "none", **{"data.source": "folder", "data.root": str(own / "eurosat")}
     )
-    config.data.n_classes = 0
+    config = config.replace({"data.n_classes": 0})
     items = evaluation_sets(config, 32)
     assert len(items) == 1
     assert items[0].name.startswith("eurosat/")
@@ -523,15 +526,12 @@ root = {json.dumps(str(folder / "data"))}
     )
     assert source.images(np.arange(2)).shape == (2, 32, 32, 3)
     # With lists of base and novel classes, these.
-    halves = config.copy_and_resolve_references()
-    halves.data.classes = "base"
-    halves.data.shots = 1
+    halves = config.replace({"data.classes": "base", "data.shots": 1})
     parts = {item.part: item.open() for item in evaluation_sets(halves, 32)}
     assert list(parts) == ["base", "new"]
     assert parts["base"].classes.names + parts["new"].classes.names == classes.names
     for field, value in (("suite", "world"), ("sets", "base")):
-      other = config.copy_and_resolve_references()
-      other.evaluate[field] = value
+      other = config.replace({f"evaluate.{field}": value})
       with pytest.raises(ConfigError, match=rf"evaluate\.{field}: got '{value}'.*sets_file"):
         evaluate.check(other, str(tmp_path / "run"))
 
@@ -542,7 +542,7 @@ def test_labels_that_do_not_match_the_vocabulary(data, tmp_path):
   file = tmp_path / "eurosat" / "split_zhou_EuroSAT.json"
   text = file.read_text()
   config = config_for(data, "cross_dataset", **{"evaluate.sets": "eurosat"})
-  config.evaluate.root = str(tmp_path)
+  config = config.replace({"evaluate.root": str(tmp_path)})
   file.write_text(text.replace('"Forest"', '"Woods"'))
   with pytest.raises(SourceError, match="label 1 is 'Woods', but 'Forest' in its class list"):
     evaluate.check(config, str(tmp_path / "run"))

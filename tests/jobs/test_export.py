@@ -126,7 +126,7 @@ def test_open_clip_has_a_column_a_class(files, encoder):
   [
     ({"format": "onnx"}, ConfigError, "config.export.format: got 'onnx'"),
     ({"prompt": "none.npz"}, ConfigError, "config.export.prompt: got 'none.npz'"),
-    ({"prompt": "a {}", "format": "npz"}, ConfigError, "takes a prompt file that exists"),
+    ({"prompt": "a {}", "format": "npz"}, ConfigError, "expected a prompt file that exists"),
     ({"names": "", "format": "detic"}, ConfigError, "config.export.names"),
     ({"output": "../p.npz"}, ConfigError, "config.export.output: got '../p.npz'"),
     ({"output": "p.pth"}, ConfigError, "ends with .npz"),

@@ -97,7 +97,7 @@ def test_the_images_have_room(tmp_path, memory_gib, images, most):
   room = memory_gib * 2**28
   assert most * (most + 300) <= room < (most + 1) * (most + 301)
   with pytest.raises(
-    ConfigError, match=rf"gradient_bias\.images: got {images}, takes at most {most},"
+    ConfigError, match=rf"gradient_bias\.images: got {images}, expected at most {most},"
   ):
     gradient_bias.check(config, str(tmp_path))
 
@@ -106,9 +106,11 @@ def test_no_more_images_than_there_are(tmp_path):
   save_folders(tmp_path / "data")
   data = {"data.source": "folder", "data.root": str(tmp_path / "data"), "data.n_classes": 0}
   config = _config(**data | {"gradient_bias.k": (2,), "gradient_bias.images": 7})
-  with pytest.raises(ConfigError, match=r"images: got 7, takes at most 4, the training's images"):
+  with pytest.raises(
+    ConfigError, match=r"images: got 7, expected at most 4, the training's images"
+  ):
     gradient_bias.check(config, str(tmp_path / "run"))
-  config.gradient_bias.images = 4
+  config = config.replace({"gradient_bias.images": 4})
   gradient_bias.check(config, str(tmp_path / "run"))
 
 
@@ -121,10 +123,9 @@ def save_folders(root):
 
 
 @pytest.mark.parametrize(
-  ("field", "value", "takes"),
+  ("field", "value", "expected"),
   [
     ("k", (1, 8), "from 2 to the number of classes, 300"),
-    ("k", ("x",), "from 2 to the number of classes, 300"),
     ("k", (16, 16), "different sizes"),
     ("k", (), "from 2 to the number of classes, 300"),
     ("samplers", "uniform;harder", "some of uniform, hard"),
@@ -132,7 +133,7 @@ def save_folders(root):
     ("corrections", "ln", "some of log, log10"),
   ],
 )
-def test_bad_input_is_one_line(tmp_path, field, value, takes):
+def test_bad_input_is_one_line(tmp_path, field, value, expected):
   config = _config(**{f"gradient_bias.{field}": value})
-  with pytest.raises(ConfigError, match=rf"config\.gradient_bias\.{field}: .*{takes}"):
+  with pytest.raises(ConfigError, match=rf"config\.gradient_bias\.{field}: .*{expected}"):
     gradient_bias.check(config, str(tmp_path))

@@ -11,14 +11,14 @@ import jax
 import numpy as np
 import pytest
 
-from pomp_jax.config import base, validate
+from pomp_jax.config import load_job, validate
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.jobs import job
 from tests.support.data_files import tar_bytes
 from tests.support.processes import run_in_processes
+from tests.support.small_run import settings
 
 CLASSES = load_class_list("imagenet21k")
 # Names that the small CLIP's 32 positions hold.
@@ -64,8 +64,7 @@ def archive(root):
 
 
 def config_of(**changes):
-  config = base()
-  config.update_from_flattened_dict(changes)
+  config = settings(**changes)
   validate(config)
   return config
 
@@ -88,7 +87,7 @@ def prepare(source, records):
 def run(jobs):
   results = []
   for config, workdir in jobs:
-    module = job(config.job)
+    module = load_job(config.job)
     module.check(config, str(workdir))
     results.append(module.run(config, str(workdir)))
   return results

@@ -8,7 +8,7 @@ import pytest
 
 from configs import own
 from pomp_jax import inputs, world
-from pomp_jax.config import ConfigError, fields, validate
+from pomp_jax.config import ConfigError, unpack, validate
 from pomp_jax.jobs import pretrain
 
 
@@ -33,9 +33,9 @@ def listing(folder, n_classes, images):
 )
 def test_what_follows_from_the_pictures(tmp_path, n_classes, images, expected):
   root = listing(tmp_path / "pictures", n_classes, images)
-  config = own.get_config(f"root={root},clip=world")
+  config = unpack(own.get_config(f"root={root},clip=world"))
   validate(config)
-  found = dict(fields(config))
+  found = config.flat()
   assert {name: found[name] for name in expected} == expected
   assert config.data.augment == "none"
   assert inputs.n_training_classes(config.data) == n_classes
@@ -44,19 +44,19 @@ def test_what_follows_from_the_pictures(tmp_path, n_classes, images, expected):
 
 def test_what_is_given_counts_more(tmp_path):
   root = listing(tmp_path / "pictures", 5, 10)
-  config = own.get_config(f"root={root},epochs=3,batch_size=8,negatives=sampled,k=4,lr=0.5")
+  config = unpack(own.get_config(f"root={root},epochs=3,batch_size=8,negatives=sampled,k=4,lr=0.5"))
   assert (config.epochs, config.batch_size, config.negatives, config.k) == (3, 8, "sampled", 4)
   assert config.optim.lr == 0.5
   base = tmp_path / "base.txt"
   base.write_text("kind 0001\nkind 0003\n")
-  config = own.get_config(f"root={root},base={base}")
+  config = unpack(own.get_config(f"root={root},base={base}"))
   assert inputs.n_training_classes(config.data) == 2
   assert inputs.evaluation_splits(config.data) == ("base", "novel")
 
 
 @pytest.mark.parametrize("argument", ["", "root=nowhere"])
 def test_no_pictures_is_one_line(argument):
-  with pytest.raises(ConfigError, match="data.root: .* takes a folder with a folder a cla"):
+  with pytest.raises(ConfigError, match="data.root: .* expected a folder with a folder a cla"):
     own.get_config(argument)
 
 
@@ -70,7 +70,9 @@ def test_a_run_on_pictures_of_the_world(tmp_path):
   for field, some in (("base", names[:4]), ("novel", names[4:])):
     (tmp_path / f"{field}.txt").write_text("\n".join(some))
   lists = f"base={tmp_path / 'base.txt'},novel={tmp_path / 'novel.txt'}"
-  config = own.get_config(f"root={tmp_path / 'pictures'},clip=world,{lists},steps=3,batch_size=8")
+  config = unpack(
+    own.get_config(f"root={tmp_path / 'pictures'},clip=world,{lists},steps=3,batch_size=8")
+  )
   validate(config)
   pretrain.check(config, str(tmp_path / "run"))
   pretrain.run(config, str(tmp_path / "run"))

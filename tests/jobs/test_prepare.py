@@ -1,5 +1,6 @@
 """A fake ImageNet-21K, as distributed, into records; then a source of the main job."""
 
+import dataclasses
 import io
 import json
 
@@ -8,11 +9,13 @@ from PIL import Image
 import pytest
 
 from pomp_jax import hosts, inputs, world
-from pomp_jax.config import ConfigError, base, validate
+from pomp_jax.config import ConfigError, validate
+from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import SourceError
 from pomp_jax.jobs import prepare
 from tests.support.data_files import tar_bytes
+from tests.support.small_run import settings
 
 CLASSES = load_class_list("imagenet21k_p")
 
@@ -35,9 +38,7 @@ def archive(tmp_path):
 
 
 def prepare_config(**changes):
-  config = base()
-  config.job = "prepare"
-  config.update_from_flattened_dict({f"prepare.{name}": value for name, value in changes.items()})
+  config = settings(job="prepare", **{f"prepare.{name}": value for name, value in changes.items()})
   validate(config)
   return config
 
@@ -54,8 +55,7 @@ def test_from_the_archive_to_the_main_job(archive, tmp_path, caplog):
   assert "train: 16 images of 8 classes in 1 shards" in caplog.text
   assert report == json.loads((out / "imagenet21k/1.0.0/report.json").read_text())
   assert report["splits"]["validation"]["images"] == 8
-  data = base().data
-  data.update(source="tfds", root=str(out), dataset="imagenet21k")
+  data = Data(source="tfds", root=str(out), dataset="imagenet21k")
   assert inputs.n_training_classes(data) == 8
   train = inputs.open_source(data, "train")
   assert train.names == CLASSES.names[50:58]
@@ -63,28 +63,34 @@ def test_from_the_archive_to_the_main_job(archive, tmp_path, caplog):
   assert set(train.keys).isdisjoint(validation.keys)
   assert train.sized(40).images(np.arange(16)).shape == (16, 40, 40, 3)
   # Its label space can be the whole of a class list's too, in which most have no image.
-  data.names = "imagenet21k_p"
+  data = dataclasses.replace(data, names="imagenet21k_p")
   with pytest.raises(SourceError, match="11221"):
     inputs.n_training_classes(data)
 
 
 def test_what_can_not_be(archive, tmp_path):
   for changes, message in (
-    ({"input": "nowhere"}, "prepare.input: got 'nowhere', takes a file or folder that exists"),
-    ({"input": str(archive), "workers": 0}, "prepare.workers: got 0, takes 1 or more"),
-    ({"input": str(archive), "held_out": -1}, "prepare.held_out: got -1, takes 0 or more"),
+    ({"input": "nowhere"}, "prepare.input: got 'nowhere', expected a file or folder that exists"),
+    ({"input": str(archive), "workers": 0}, "prepare.workers: got 0, expected 1 or more"),
+    ({"input": str(archive), "held_out": -1}, "prepare.held_out: got -1, expected 0 or more"),
   ):
     with pytest.raises(ConfigError, match=message):
       prepare_config(dataset="imagenet21k", **changes)
   for changes, message in (
-    ({"dataset": "food"}, "prepare.dataset: got 'food', takes one of imagenet21k, fgvc_aircraft"),
-    ({"dataset": "coop_dtd", "names": "dtd"}, "prepare.names: got 'dtd', takes '' for other sets"),
+    (
+      {"dataset": "food"},
+      "prepare.dataset: got 'food', expected one of imagenet21k, fgvc_aircraft",
+    ),
+    (
+      {"dataset": "coop_dtd", "names": "dtd"},
+      "prepare.names: got 'dtd', expected '' for other sets",
+    ),
   ):
     with pytest.raises(ConfigError, match=message):
       prepare.check(prepare_config(input=str(archive), **changes), str(tmp_path / "out"))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(hosts, "n_processes", lambda: 2)
-    with pytest.raises(ConfigError, match="job: got 'prepare', takes one process"):
+    with pytest.raises(ConfigError, match="job: got 'prepare', expected one process"):
       prepare.check(
         prepare_config(dataset="imagenet21k", input=str(archive)), str(tmp_path / "out")
       )

@@ -75,7 +75,7 @@ def test_a_finished_run_does_nothing(finished):
 
 
 def test_another_config_is_refused(finished):
-  with pytest.raises(ConfigError, match=r"config\.k: got 30, takes 20, with which"):
+  with pytest.raises(ConfigError, match=r"config\.k: got 30, expected 20, with which"):
     pretrain.check(small_config(k=30), str(finished))
   pretrain.check(small_config(**{"log.every": 1}), str(finished))
   for changes in (
@@ -108,7 +108,9 @@ def test_half_the_devices_draw_otherwise_unless_each_draws_twice(
 
 
 def test_devices_that_do_not_divide_the_batch_are_refused(finished):
-  message = r"config\.batch_size: got 16, takes a multiple of 24 \(data axis 8 x accumulate 3\), or"
+  message = (
+    r"config\.batch_size: got 16, expected a multiple of 24 \(data axis 8 x accumulate 3\), or"
+  )
   with pytest.raises(ConfigError, match=message):
     pretrain.check(small_config(accumulate=3), str(finished))
 

@@ -50,7 +50,7 @@ def test_a_run_goes_on_with_the_bank_that_it_had(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ("field", "value", "takes"),
+  ("field", "value", "expected"),
   [
     ("name", "hardest", "one of uniform, hard"),
     ("anchors", "text", "one of classes, images"),
@@ -64,7 +64,7 @@ def test_a_run_goes_on_with_the_bank_that_it_had(tmp_path, monkeypatch):
     ("ancestors_weight", float("nan"), "0 or more"),
   ],
 )
-def test_fields_that_cannot_be_are_refused(field, value, takes):
+def test_fields_that_cannot_be_are_refused(field, value, expected):
   config = small_config(**{f"sampling.{field}": value})
-  with pytest.raises(ConfigError, match=rf"config\.sampling\.{field}: got .*, takes {takes}"):
+  with pytest.raises(ConfigError, match=rf"config\.sampling\.{field}: got .*, expected {expected}"):
     validate(config)

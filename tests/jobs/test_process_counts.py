@@ -20,7 +20,7 @@ _TOLERANCE = 1e-5
 # As many images of each split as classes: a prime, so no multiple of devices or of a batch.
 _N = 61
 _SMALL = {"data.n_classes": _N, "steps": 5, "checkpoint.every": 5, "eval.images": _N}
-# Every layout compiles everything once a process, which takes a minute or two on two cores.
+# Every layout compiles everything once a process, which expected a minute or two on two cores.
 _LAYOUTS = [
   pytest.param(count, devices, id=f"{count}x{devices}", marks=marks)
   for count, devices, marks in [

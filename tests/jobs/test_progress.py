@@ -5,8 +5,8 @@ from PIL import Image
 import pytest
 
 from pomp_jax import world
+from pomp_jax.config import load_job
 from pomp_jax.files import progress
-from pomp_jax.jobs import job
 from pomp_jax.train import feature_methods
 from tests.support.small_run import small_config
 
@@ -52,7 +52,7 @@ def talkative(monkeypatch):
 
 
 def lines_of(config, tmp_path, capsys):
-  module = job(config.job)
+  module = load_job(config.job)
   module.check(config, str(tmp_path / "run"))
   module.run(config, str(tmp_path / "run"))
   assert not progress._open

@@ -1,5 +1,7 @@
 """Tip-Adapter in its job: whose features the keys are, and what Tip-Adapter-F is trained on."""
 
+import dataclasses
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -106,7 +108,7 @@ def test_images_that_cannot_be_read_have_no_key(encoder, tmp_path):
   for epoch in view_features(data, source, encoder, 2):
     assert epoch.readable.tolist() == [True, True, True, False, True]
     assert np.isfinite(epoch.features).all() and epoch.features.shape[:2] == (5, 1)
-  data.max_corrupt = 0.0
+  data = dataclasses.replace(data, max_corrupt=0.0)
   with pytest.raises(CorruptDataError, match=r"1 of 5 images can't be read, 0 are .*3\.jpg"):
     next(view_features(data, source, encoder, 2))
 
@@ -127,7 +129,7 @@ def test_settings_are_those_of_the_data_set(caplog):
 
 @pytest.mark.parametrize("method", ["zero_shot", "linear_probe"])
 def test_methods_on_images_as_they_are_take_no_augmentation(method):
-  with pytest.raises(ConfigError, match=r"config\.data\.augment: got 'crop_flip', takes 'none'"):
+  with pytest.raises(ConfigError, match=r"config\.data\.augment: got 'crop_flip', expected 'none'"):
     validate(config_of(method=method))
 
 
@@ -143,5 +145,5 @@ def test_all_stored_images_are_evaluated_where_the_number_is_0(tmp_path):
     (False, "1 or more where"),
     (True, "in a dry run the number of test images"),
   ):
-    with pytest.raises(ConfigError, match=rf"config\.eval\.images: got 0, takes {message}"):
+    with pytest.raises(ConfigError, match=rf"config\.eval\.images: got 0, expected {message}"):
       validate(config_of(**{"eval.images": 0, "method": "pomp", "dry_run": dry}))

@@ -2,9 +2,8 @@
 
 import pytest
 
-from pomp_jax.config import JOBS
+from pomp_jax.config import JOBS, load_job
 from pomp_jax.files.run_folder import RunFolderError, write_json
-from pomp_jax.jobs import benchmark, job
 from tests.support.small_run import small_config
 
 SETTINGS = {
@@ -19,8 +18,6 @@ SETTINGS = {
 def test_another_jobs_folder_is_refused(tmp_path, name, file):
   write_json(tmp_path / file, {"job": "another", "seed": 0})
   config = small_config(job=name, **SETTINGS)
-  with config.unlocked():
-    config.benchmark = benchmark.DEFAULTS
   with pytest.raises(RunFolderError, match=f"{file} is of job='another'"):
-    job(name).check(config, str(tmp_path))
+    load_job(name).check(config, str(tmp_path))
   assert [path.name for path in tmp_path.iterdir()] == [file]

@@ -80,11 +80,11 @@ def test_training_and_evaluation(stored, tmp_path):
 
 def test_what_does_not_fit_is_said_before_anything_is_written(stored, tmp_path):
   folder, _ = stored
-  with pytest.raises(ConfigError, match="prompt.m: got 30, takes at most 28"):
+  with pytest.raises(ConfigError, match="prompt.m: got 30, expected at most 28"):
     pretrain.check(_config(folder, **{"prompt.m": 30}), str(tmp_path / "run"))
   with pytest.raises(ConfigError, match="clip.activation: got 'relu'.*auto, quick_gelu, gelu"):
     _config(folder, **{"clip.activation": "relu"})
-  with pytest.raises(ConfigError, match="clip.model: got 'RN50.pt', takes a folder or file"):
+  with pytest.raises(ConfigError, match="clip.model: got 'RN50.pt', expected a folder or file"):
     _config(folder, **{"clip.model": "RN50.pt"})
   (tmp_path / "RN.pt").symlink_to(folder / "RN.pt")
   with pytest.raises(ClipError, match=ACCEPTED_FILES):

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from pomp_jax import inputs, world
-from pomp_jax.config import base, fields
+from pomp_jax.config import FIELDS, Settings
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import cache, pretrain
 from pomp_jax.prompt.step import make_mesh
@@ -162,12 +162,12 @@ SAME = {
 CHOOSE = ("job", "dry_run")
 OTHERS = (
   *("evaluate.", "analyse.", "predict.", "export.", "prepare.", "baselines.", "repeat."),
-  *("ablate.", "gradient_bias.", "probe.", "tip."),
+  *("ablate.", "gradient_bias.", "benchmark.", "probe.", "tip."),
 )
 
 
 def test_each_field_has_one_row():
-  known = {field for field, _ in fields(base())}
+  known = set(FIELDS)
   of_others = {field for field in known if field.startswith(OTHERS)}
   rows = [*CHANGES, *UPDATES, *ROUNDING, *SAME, *CHOOSE, *of_others]
   assert sorted(rows) == sorted(known)
@@ -235,7 +235,7 @@ def folders(tmp_path_factory):
   (root / "names.txt").write_text("".join(f"{name}\n" for name in CLASSES[:7]))
   (root / "novel.txt").write_text(f"{CLASSES[8]}\n")
   config = _config({}, {"ONE": _fewer_layers(root / "one", 1)}, job="cache", **ONLINE)
-  config.data.feature_cache = str(root / "features")
+  config = config.replace({"data.feature_cache": str(root / "features")})
   cache.run(config, str(root / "cache"))
   shutil.copytree(root / "pictures", root / "copy of pictures")
   return {
@@ -268,7 +268,7 @@ def learned(folders, tmp_path_factory):
 
   def encoder_of(config):
     key = repr(
-      [(f, v) for f, v in fields(config) if f.startswith(("clip.", "mesh.", "eval.cache"))]
+      [(f, v) for f, v in config.flat().items() if f.startswith(("clip.", "mesh.", "eval.cache"))]
     )
     if key not in encoders:
       mesh = make_mesh(config.mesh.class_size, devices=jax.devices()[: config.mesh.class_size])
@@ -309,7 +309,7 @@ def test_fields_that_do_not_matter_leave_every_bit(learned, folders, tmp_path):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  known = dict(fields(base()))
+  known = Settings().flat()
   others = {field: _another(known[field]) for field in known if field.startswith(OTHERS)}
   others.pop("probe.iterations")
   changed = (
@@ -432,7 +432,7 @@ def test_the_best_is_chosen_on_validation_images_and_told_on_test_images(tmp_pat
   assert list(found["top1"]) == ["test"] and 0.4 < found["top1"]["test"] < 0.6
   _, validated = RunFolder(tmp_path / "run").scalars()["validation_top1"]
   assert validated == [0.0]
-  config.method = "linear_probe"
+  config = config.replace({"method": "linear_probe"})
   results = feature_methods.run(config, RunFolder(tmp_path / "probe"))
   assert 0.4 < results["top1"]["test"] < 0.6
   assert set(results["found"]["validation_top1"].values()) <= {0.0, 1 / 9}

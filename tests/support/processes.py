@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 
-from ml_collections import ConfigDict
+from pomp_jax.config import Settings
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -136,7 +136,7 @@ class Processes(contextlib.AbstractContextManager):
 # Most of the time is compilation; optimised programs would not pay for it here.
 _COMPILE_FAST = "--xla_backend_optimization_level=0"
 # A config and the run folder of each process, shared or separate.
-Job = tuple[ConfigDict, Sequence[pathlib.Path]]
+Job = tuple[Settings, Sequence[pathlib.Path]]
 
 
 def run_in_processes(
@@ -148,9 +148,7 @@ def run_in_processes(
   seconds: float = 600,
 ) -> None:
   """Runs jobs one after the other in several processes; `file` passes the jobs to them."""
-  from pomp_jax.config import fields
-
-  values = [(dict(fields(config)), list(map(str, workdirs))) for config, workdirs in jobs]
+  values = [(config.flat(), list(map(str, workdirs))) for config, workdirs in jobs]
   file.write_text(json.dumps(values))
   command = [__file__, str(file), str(count), str(devices)]
   flags = f"{environment(devices)['XLA_FLAGS']} {_COMPILE_FAST}"
@@ -177,15 +175,12 @@ def main() -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(arguments.coordinator, count, arguments.process_id)
   assert (jax.process_count(), jax.device_count()) == (count, count * arguments.devices)
-  from pomp_jax.config import base, validate
-  from pomp_jax.jobs import job
+  from pomp_jax.config import load_job, validate
 
   for values, workdirs in json.loads(arguments.file.read_text()):
-    config = base()
-    for field, value in values.items():
-      config.update_from_flattened_dict({field: tuple(value) if isinstance(value, list) else value})
+    config = Settings().replace(values)
     validate(config)
-    module = job(config.job)
+    module = load_job(config.job)
     module.check(config, workdirs[arguments.process_id])
     module.run(config, workdirs[arguments.process_id])
 

@@ -2,18 +2,21 @@
 
 import pathlib
 
-from ml_collections import ConfigDict
 import numpy as np
 
-from pomp_jax.config import base
+from pomp_jax.config import Settings
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import loop, setup
 
 
-def small_config(**changes) -> ConfigDict:
-  """Returns a config of 300 classes and 12 steps, B=16, K=20; `changes` by full field name."""
-  config = base()
-  settings = {
+def settings(**changes) -> Settings:
+  """The defaults with `changes` by full field name."""
+  return Settings().replace(changes)
+
+
+def small_config(**changes) -> Settings:
+  """Returns settings of 300 classes and 12 steps, B=16, K=20; `changes` by full field name."""
+  small = {
     "data.n_classes": 300,
     "data.images_per_class": 2,
     "k": 20,
@@ -26,11 +29,10 @@ def small_config(**changes) -> ConfigDict:
     "checkpoint.every": 4,
     "log.every": 2,
   }
-  config.update_from_flattened_dict(settings | changes)
-  return config
+  return settings(**small | changes)
 
 
-def trained(config: ConfigDict, workdir: pathlib.Path) -> np.ndarray:
+def trained(config: Settings, workdir: pathlib.Path) -> np.ndarray:
   """Trains without the evaluation that follows, and returns the context."""
   folder = RunFolder(workdir)
   job = setup.prepare(config, folder)

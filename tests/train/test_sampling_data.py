@@ -100,6 +100,6 @@ def test_classes_without_known_relations(field, value):
   names = load_class_list("food101").names
   with pytest.raises(ConfigError, match=rf"config\.{field}: got "):
     sampling_arrays(config, names, np.zeros(1, int))
-  config.data.names = "imagenet1k"
+  config = config.replace({"data.names": "imagenet1k"})
   arrays = sampling_arrays(config, load_class_list("imagenet1k").names[:500], np.zeros(1, int))
   assert sum(part is not None for part in arrays) in (1, 2)

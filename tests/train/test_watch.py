@@ -11,7 +11,7 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 import pytest
 
-from pomp_jax.config import ConfigError, base, validate
+from pomp_jax.config import ConfigError, validate
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import meter as meter_module
 from pomp_jax.train import watch as watch_module
@@ -19,7 +19,7 @@ from pomp_jax.train.batches import input_remedy
 from pomp_jax.train.meter import Meter, memory
 from pomp_jax.train.watch import Endpoint, Watch
 from tests.support.processes import reserved_port
-from tests.support.small_run import small_config, trained
+from tests.support.small_run import settings, small_config, trained
 
 
 class Clock:
@@ -134,8 +134,7 @@ def test_an_input_bound_run_warns_once(watch, warnings):
   ],
 )
 def test_the_remedy_names_fields_that_can_still_help(changes, n_cores, named):
-  config = base()
-  config.update_from_flattened_dict(changes)
+  config = settings(**changes)
   assert set(re.findall(r"config\.([\w.]+)", input_remedy(config, n_cores))) == named
 
 

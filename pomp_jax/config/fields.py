@@ -1,0 +1,519 @@
+"""The table of fields: one row each with type, default, check and help.
+
+The base config, validation, `--help` and docs/config.md come from it. Checks of several fields
+together are in `checks.py`.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from pomp_jax.clip.architecture import ACTIVATIONS
+from pomp_jax.clip.packed import REMAT
+from pomp_jax.clip.precision import DTYPES
+from pomp_jax.clip.text import TEXT_TOWERS
+from pomp_jax.config.registry import JOBS, METHODS, SOURCES, WORLD
+from pomp_jax.config.rows import (
+  Check,
+  above,
+  at_least,
+  below,
+  between,
+  check_name,
+  one_of,
+  row,
+  template,
+  typed,
+)
+from pomp_jax.data.subsets import HALVES
+from pomp_jax.data.suites import NO_SUITE, READERS, SUITES
+from pomp_jax.data.views import AUGMENTS
+from pomp_jax.prompt.context import POSITIONS
+from pomp_jax.prompt.loss import CORRECTIONS
+from pomp_jax.prompt.optimizer import SCHEDULES
+from pomp_jax.prompt.sampling import ANCHORS, EXCLUSIONS, SAMPLERS
+
+# Formats of `export`, with the suffixes that a file may have; first the usual one.
+EXPORT_FORMATS = {
+  "npz": (".npz",),
+  "safetensors": (".safetensors",),
+  "pth": (".pth.tar", ".pth", ".pt"),
+  "detic": (".npy",),
+  "open_clip": (".npy", ".safetensors"),
+}
+_MAX_SEED = 2**32 - 1
+_seeds = Check(
+  lambda seeds: (
+    bool(seeds) and len(set(seeds)) == len(seeds) and 0 <= min(seeds) <= max(seeds) <= _MAX_SEED
+  ),
+  f"one or more different integers from 0 to {_MAX_SEED}",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """The frozen CLIP."""
+
+  model: str = row(WORLD, '"world", or a folder, a file or a hub id: see docs/weights.md')
+  activation: str = row(
+    "auto", "activation of the MLPs; auto: the checkpoint's", one_of(*ACTIVATIONS)
+  )
+  text_tower: str = row(
+    "shared",
+    "text tower: shared (packed names, shared prefix) or reference (HuggingFace's, the oracle)",
+    one_of(*TEXT_TOWERS),
+  )
+  dtype: str = row(
+    "float32",
+    "compute type; tensorfloat32 and bfloat16 are faster on accelerators",
+    one_of(*DTYPES),
+  )
+  keep: str = row(
+    "auto",
+    "residuals of the backward pass: activations, layers, chunks; auto: the fastest that fits",
+    one_of("auto", "activations", *REMAT[1:]),
+  )
+  n_chunks: int = row(
+    0, "chunks that the classes of a step are computed in; 0: chosen by memory_gib", at_least(0)
+  )
+  memory_gib: float = row(
+    4.0, "memory for activations on a device, GiB, for the automatic choices", above(0)
+  )
+  chunk: int = row(
+    1024, "classes or images in a batch where features of many are computed", at_least(1)
+  )
+  images_at_a_time: int = row(64, "images in a device's memory at a time; 0: no limit", at_least(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Images and their classes; see docs/data.md."""
+
+  source: str = row(WORLD, "image source: the embedded world or stored images", one_of(*SOURCES))
+  root: str = row("", "folder of the images: a folder per class, CoOp's $DATA, or TFDS's data_dir")
+  dataset: str = row("", "data set: for coop a class list's name, for tfds that or TFDS's own")
+  names: str = row("", "class list or file of names; empty: the data set's")
+  shots: int = row(0, "stored training images per class; 0: all", at_least(0))
+  shots_seed: int = row(1, "random seed of the few-shot subset; CoOp's are 1, 2 and 3", at_least(0))
+  classes: str = row(
+    "all", "classes to train on: all, or CoOp's halves base and new", one_of(*HALVES)
+  )
+  base: str = row("", "class list or file of names: the classes to train on")
+  novel: str = row(
+    "", "class list or file of names: the classes to evaluate beside base; empty: all others"
+  )
+  test_share: float = row(
+    0.2, "share of each class held out for testing, of a folder without test images", below(1)
+  )
+  validation_share: float = row(
+    0.1,
+    "share of each class held out for validation, of a folder without validation images",
+    below(1),
+  )
+  cache: str = row("", "cache folder for the labels of TFDS sets; empty: none")
+  images_per_class: int = row(
+    16, "training images per class of the world, and of synthetic data", at_least(1)
+  )
+  n_classes: int = row(
+    0, "classes taken from the source's list, evenly spread; 0: all", at_least(0)
+  )
+  augment: str = row(
+    "none", "augmentation: none, crop_flip, or recipe (with RandAugment)", one_of(*AUGMENTS)
+  )
+  views: int = row(
+    1, "views V of each image in an epoch, from one decode; batch_size counts views", at_least(1)
+  )
+  augment_seed: int = row(0, "random seed of the augmentation", at_least(0))
+  crop_area: float = row(0.08, "smallest share of an image's area in a random crop", above(0, 1))
+  fresh_epochs: int = row(0, "epochs after which the same views repeat; 0: never", at_least(0))
+  features: str = row(
+    "online",
+    "image features: computed in the step, or read from feature_cache",
+    one_of("online", "cached"),
+  )
+  feature_cache: str = row("", "folder of the features that config.job='cache' computes")
+  threads: int = row(2, "threads that render or decode ahead of the step, per worker", at_least(1))
+  workers: int = row(0, "worker processes that decode; 0: threads alone", at_least(0))
+  max_corrupt: float = row(
+    0.001, "largest share of unreadable images; others replace them", at_least(0)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """The prompt."""
+
+  m: int = row(4, "context vectors M", at_least(1))
+  position: str = row("end", "position of the name in the prompt", one_of(*POSITIONS))
+  init: str = row(
+    "", "words of the initial context; maple keeps those beyond M fixed; empty: N(0, 0.02^2)"
+  )
+  class_specific: bool = row(False, "one context per class")
+  depth: int = row(1, "layers with prompts of their own, for vpt_deep and maple", at_least(1))
+  visual: int = row(
+    8, "prompt tokens in the image tower, for vpt_shallow and vpt_deep", at_least(1)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+  """The linear probe."""
+
+  iterations: int = row(1000, "L-BFGS iterations for each strength of the penalty", at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tip:
+  """Tip-Adapter; a 0 stands for the published value of data.dataset, or else for ImageNet's."""
+
+  views: int = row(10, "augmented views of an image whose mean feature is its key", at_least(1))
+  epochs: int = row(0, "epochs in which tip_adapter_f learns the keys", at_least(0))
+  alpha: float = row(0.0, "weight of the cache while the keys are learned", at_least(0))
+  alpha_max: float = row(0.0, "upper end of the search for alpha, from 0.1", at_least(0))
+  beta_max: float = row(0.0, "upper end of the search for beta, from 0.1", at_least(0))
+  beta: float = row(1.0, "sharpness of the cache while the keys are learned", at_least(0))
+  alphas: int = row(20, "steps of the search for alpha", at_least(1))
+  betas: int = row(200, "steps of the search for beta", at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """Negative sampling; see docs/sampling.md."""
+
+  name: str = row("uniform", "sampler of the negatives", one_of(*SAMPLERS))
+  mix: float = row(0.5, "share of the uniform distribution in the other samplers", above(0, 1))
+  temperature: float = row(0.05, "temperature of hard and easy, in units of the cosine", above(0))
+  anchors: str = row(
+    "classes",
+    "features that hard and easy compare with: the images' classes or the images",
+    one_of(*ANCHORS),
+  )
+  refresh_every: int = row(50, "steps between refreshes of the bank of class features", at_least(1))
+  power: float = row(0.5, "exponent of the class counts, for frequency", at_least(0))
+  exclude: str = row(
+    "none",
+    "classes never drawn as negatives: similar to the image's class, or its WordNet kin",
+    one_of(*EXCLUSIONS),
+  )
+  exclude_threshold: float = row(0.95, "cosine above which classes are similar", between(-1, 1))
+  batch_positives: bool = row(False, "the other images' classes as negatives too")
+  ancestors_weight: float = row(
+    0.0, "weight of the loss over ancestors of the classes", at_least(0)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+  """SGD and its learning rate."""
+
+  lr: float = row(0.002, "learning rate", at_least(0))
+  momentum: float = row(0.9, "momentum", at_least(0))
+  weight_decay: float = row(5e-4, "weight decay", at_least(0))
+  schedule: str = row(
+    "epoch", "cosine schedule: per epoch (published), or per step down to 0", one_of(*SCHEDULES)
+  )
+  warmup: float = row(1.0, "warmup, epochs; a fraction under the step schedule", at_least(0))
+  warmup_lr: float = row(1e-5, "learning rate of the warmup", at_least(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """The device mesh."""
+
+  class_size: int = row(
+    1, "devices that split the classes of one draw; the rest split the images", at_least(1)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+  """The evaluation of a training, over all classes of a split."""
+
+  images: int = row(2048, "images of each split; 0: all, of stored images", at_least(0))
+  cache: str = row("", "cache folder for class features; empty: in memory")
+  template: str = row(
+    "a photo of a {}.", "hand-written prompt that is evaluated beside the learned one", template
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """Checkpoints."""
+
+  every: int = row(100, "steps between checkpoints; each is validated", at_least(1))
+  keep: int = row(3, "newest checkpoints that are kept, beside the best by validation", at_least(1))
+  on_failure: str = row(
+    "stop",
+    "reaction to a failed save: stop, or retry at the next checkpoint",
+    one_of("stop", "retry"),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+  """The log."""
+
+  every: int = row(10, "steps between log lines", at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+  """Metrics for Prometheus, from process 0; see docs/watching.md."""
+
+  port: int = row(0, "port of the metrics server; 0: no server", between(0, 2**16 - 1))
+  host: str = row("127.0.0.1", "address of the metrics server; 0.0.0.0 opens it to the network")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+  """The job evaluate: prompts over data sets; see docs/evaluation.md."""
+
+  suite: str = row(
+    NO_SUITE,
+    "suite of data sets; none: the sets below, or config.data's",
+    one_of(NO_SUITE, *SUITES),
+  )
+  sets: str = row("", 'named sets or suites, separated by ";"; empty: the whole suite')
+  reader: str = row(
+    "coop", "layout of the stored sets: coop, tfds, or folder (one per class)", one_of(*READERS)
+  )
+  root: str = row("", "folder of the sets: CoOp's $DATA, TFDS's data_dir, or a folder of folders")
+  sets_file: str = row("", "TOML file of one's own sets")
+  own_sets: tuple[Mapping, ...] = row((), "one's own sets as dicts, in a config file")
+  skip_missing: bool = row(False, "evaluation of the other sets where some can't be opened")
+  prompts: str = row(
+    "hand_written",
+    'prompts, separated by ";": see docs/evaluation.md',
+  )
+  images: int = row(
+    0, "images of each set, its classes evenly; 0: all (of the world eval.images)", at_least(0)
+  )
+  batch_size: int = row(512, "images in a batch, over all devices", at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Analyse:
+  """The job analyse: class features under prompts, on the sets of `evaluate`."""
+
+  prompts: str = row("hand_written", "prompts, see evaluate.prompts")
+  top: int = row(5, "nearest tokens of each learned vector", at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+  """The job predict: names for a folder of images."""
+
+  prompt: str = row("", "prompt file, or a template with {} for the name")
+  images: str = row("", "folder of images")
+  names: str = row("", "class list such as imagenet1k, or a file: one name per line, or JSON")
+  top: int = row(5, "names per image", at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+  """The job export: the prompt, or features of names, for other programs; see docs/formats.md."""
+
+  prompt: str = row("", "prompt file; for features also a template with {} for the name")
+  format: str = row(
+    "npz", "file format; detic and open_clip hold features of names", one_of(*EXPORT_FORMATS)
+  )
+  names: str = row("", "for features: a text file, one name per line, or COCO or LVIS JSON")
+  synonyms: bool = row(False, "average over the synonyms of an LVIS JSON")
+  output: str = row("", "file name in the run's folder; empty: a usual one")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+  """The job prepare: a TFDS data set from files as distributed; see docs/data.md."""
+
+  dataset: str = row(
+    "", "data set: imagenet21k, fgvc_aircraft, coop_stanford_cars, coop_ucf101, .."
+  )
+  input: str = row("", "archive or folder that it is made from")
+  names: str = row(
+    "", "for imagenet21k: a class list with synsets; empty: all classes of the input"
+  )
+  shots: int = row(0, "stored training images per class; 0: all", at_least(0))
+  shots_seed: int = row(1, "random seed of the choice", at_least(0))
+  held_out: int = row(
+    0, "images per class for the validation split of an undivided input", at_least(0)
+  )
+  workers: int = row(2, "worker processes", at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Baselines:
+  """The job baselines: methods side by side, each over the seeds of `repeat`."""
+
+  methods: str = row("", 'methods: label:field=value,field=value, separated by ";"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeat:
+  """The job repeat: a training once per seed."""
+
+  seeds: tuple[int, ...] = row((0, 1, 2), "random seeds", _seeds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablate:
+  """The job ablate: a training for every combination of values; see docs/ablations.md."""
+
+  grid: str = row("", 'grid, such as "k=16|64|all;correction=log|none;seed=0|1|2"')
+  lanes: int = row(
+    0, "cells that one program trains together, at most; 0: chosen by memory", at_least(0)
+  )
+  part: str = row(
+    "", 'part of the cells that this run takes: "2/5" is the second of five; empty: all'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientBias:
+  """The job gradient_bias: the sampled gradient against the exact one."""
+
+  prompt: str = row("", "prompt file; empty: N(0, 0.02^2), the start of a training")
+  k: tuple[int, ...] = row((16, 64, 256, 1024, 4096), "values of K")
+  samplers: str = row(
+    "uniform;hard;easy;hierarchical", "samplers; the first is shown for each correction"
+  )
+  corrections: str = row("log;log10;none;logq", "corrections; the first is shown for each sampler")
+  images: int = row(64, "images of a gradient", at_least(1))
+  rows: int = row(20_000, "classes computed for a cell, over all its draws", at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+  """The job benchmark: cost of the text tower and of the whole step; see docs/performance.md."""
+
+  model: str = row("vit_b_16", "published architecture, or tiny")
+  m: int = row(16, "context vectors M", at_least(1))
+  k: str = row("128+256+512+1000+2000+21841", 'rows of a step, separated by "+"')
+  baseline_k: str = row(
+    "128+1000", "rows at which the implementations of 77 tokens are measured too"
+  )
+  implementations: str = row("shared+reference+torch_77", 'implementations, separated by "+"')
+  steps: str = row(
+    "128/21841+128/1000000+1000/21841+21841/21841",
+    "K/N at which the whole training step is measured; K = N is the exact contrast; empty: none",
+  )
+  dtype: str = row("float32", "compute type, also of the large matrix product", one_of(*DTYPES))
+  repeats: int = row(5, "rounds of each K", at_least(1))
+  seconds: int = row(300, "seconds after which no round starts", at_least(0))
+  rows_at_a_time: int = row(128, "rows in memory of the implementations of 77 tokens", at_least(1))
+  chunk: int = row(
+    2048,
+    "rows from which shared runs in chunks of about this size, with remat of layers",
+    at_least(1),
+  )
+  seed: int = row(0, "random seed of weights and rows", between(0, _MAX_SEED))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """All fields of a run, typed and frozen."""
+
+  job: str = row("pretrain", "job to run", one_of(*JOBS))
+  dry_run: bool = row(False, "measurement of the run on synthetic data, with its cost as a result")
+  method: str = row("pomp", "method that learns; all but pomp are baselines", one_of(*METHODS))
+  seed: int = row(
+    0,
+    "random seed of the initial context, the draws and the order of images",
+    between(0, _MAX_SEED),
+  )
+  negatives: str = row(
+    "sampled",
+    "classes of the contrast: K sampled, or all N (exact; k is not read)",
+    one_of("sampled", "all"),
+  )
+  k: int = row(1000, "classes K that an image is contrasted with, its own included", at_least(2))
+  correction: str = row(
+    "log",
+    "correction of the sampled loss: log (unbiased), log10 (as published), ..",
+    one_of(*CORRECTIONS),
+  )
+  batch_size: int = row(256, "views in a step, over all devices", at_least(1))
+  accumulate: int = row(1, "draws that a data index computes one after the other", at_least(1))
+  epochs: int = row(5, "epochs", at_least(1))
+  steps: int = row(0, "steps of the whole run; 0: from epochs", at_least(0))
+  on_bad_loss: str = row(
+    "stop",
+    "reaction to a bad loss: stop, or roll back to the last checkpoint and draw anew",
+    one_of("stop", "roll_back"),
+  )
+  loss_spike: float = row(
+    0.0,
+    "factor over the usual loss from which a loss is bad; 0: only one that is not finite",
+    Check(
+      lambda factor: factor == 0 or 1 < factor < float("inf"), "a factor above 1, or 0 for none"
+    ),
+  )
+  max_roll_backs: int = row(3, "roll-backs after which the run stops", at_least(0))
+  profile_steps: str = row("", 'first and last step of a profile, such as "20+30"; empty: none')
+  clip: Clip = Clip()
+  data: Data = Data()
+  prompt: Prompt = Prompt()
+  probe: Probe = Probe()
+  tip: Tip = Tip()
+  sampling: Sampling = Sampling()
+  optim: Optim = Optim()
+  mesh: Mesh = Mesh()
+  eval: Eval = Eval()
+  checkpoint: Checkpoint = Checkpoint()
+  log: Log = Log()
+  watch: Watch = Watch()
+  evaluate: Evaluate = Evaluate()
+  analyse: Analyse = Analyse()
+  predict: Predict = Predict()
+  export: Export = Export()
+  prepare: Prepare = Prepare()
+  baselines: Baselines = Baselines()
+  repeat: Repeat = Repeat()
+  ablate: Ablate = Ablate()
+  gradient_bias: GradientBias = GradientBias()
+  benchmark: Benchmark = Benchmark()
+
+  def to_dict(self) -> dict[str, Any]:
+    """Nested dict of plain values, for config.json, checkpoints and prompt files."""
+    return dataclasses.asdict(self)
+
+  def flat(self) -> dict[str, Any]:
+    """Dotted name -> value: {"optim.lr": 0.002, ..}."""
+    return flatten(self.to_dict())
+
+  def replace(self, changes: Mapping[str, Any]) -> "Settings":
+    """A copy with other values, by dotted names.
+
+    Raises:
+      ConfigError: an unknown field, or a value of another type.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for field, value in changes.items():
+      check_name(field, FIELDS)
+      group, _, leaf = field.rpartition(".")
+      groups.setdefault(group, {})[leaf] = typed(field, FIELDS[field].type, value)
+    own = groups.pop("", {})
+    nested = {name: dataclasses.replace(getattr(self, name), **of) for name, of in groups.items()}
+    return dataclasses.replace(self, **own, **nested)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Dotted name -> value, of nested dicts."""
+  found = {}
+  for name, value in values.items():
+    inside = isinstance(value, Mapping)
+    found |= flatten(value, f"{prefix}{name}.") if inside else {f"{prefix}{name}": value}
+  return found
+
+
+def _rows(group: type, prefix: str = "") -> dict[str, dataclasses.Field]:
+  found = {}
+  for field in dataclasses.fields(group):
+    nested = dataclasses.is_dataclass(field.type)
+    name = f"{prefix}{field.name}"
+    found |= _rows(field.type, f"{name}.") if nested else {name: field}
+  return found
+
+
+# Dotted name -> row.
+FIELDS = _rows(Settings)

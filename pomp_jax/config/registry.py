@@ -1,0 +1,138 @@
+"""The registries of methods, image sources and jobs: rows only, imported when used.
+
+To add one is a file and a row here.
+"""
+
+from collections.abc import Mapping
+import importlib
+import types
+from typing import Any, NamedTuple
+
+WORLD = "world"
+MADE_UP_DATA = "made_up"
+
+
+class Method(NamedTuple):
+  """One value of `config.method`.
+
+  Attributes:
+    learns: "steps" (gradient steps on the contrast of images and classes) or "features" (no step,
+      on features of the frozen CLIP).
+    module: dotted path of the module that implements it.
+    fixes: field -> the one value that the method accepts.
+    pixels: whether it learns tokens of the image tower, and so needs pixels.
+    per_image_text: whether each image has class features of its own.
+    fixed_text: whether class features are those of the hand-written prompt.
+    deep: whether `prompt.depth` is read.
+    seeded: whether the seed changes the result.
+  """
+
+  learns: str
+  module: str
+  fixes: Mapping[str, Any] = types.MappingProxyType({})
+  pixels: bool = False
+  per_image_text: bool = False
+  fixed_text: bool = False
+  deep: bool = False
+  seeded: bool = True
+
+  @property
+  def by_steps(self) -> bool:
+    """Whether it learns by gradient steps."""
+    return self.learns == "steps"
+
+  def load(self) -> types.ModuleType:
+    """Imports the module."""
+    return importlib.import_module(self.module)
+
+
+_NOT_AUGMENTED = types.MappingProxyType({"data.augment": "none"})
+# CoOp is pomp with negatives="all".
+METHODS = {
+  "pomp": Method("steps", "pomp_jax.prompt.learner"),
+  "cocoop": Method("steps", "pomp_jax.baselines.cocoop", per_image_text=True),
+  "vpt_shallow": Method("steps", "pomp_jax.baselines.vpt", pixels=True, fixed_text=True),
+  "vpt_deep": Method("steps", "pomp_jax.baselines.vpt", pixels=True, fixed_text=True, deep=True),
+  "maple": Method(
+    "steps",
+    "pomp_jax.baselines.maple",
+    {"prompt.position": "end", "clip.text_tower": "shared"},
+    pixels=True,
+    deep=True,
+  ),
+  "zero_shot": Method("features", "pomp_jax.train.feature_methods", _NOT_AUGMENTED, seeded=False),
+  "linear_probe": Method(
+    "features", "pomp_jax.baselines.linear_probe", _NOT_AUGMENTED, seeded=False
+  ),
+  "tip_adapter": Method("features", "pomp_jax.baselines.tip_adapter", seeded=False),
+  "tip_adapter_f": Method("features", "pomp_jax.baselines.tip_adapter"),
+}
+
+
+class Source(NamedTuple):
+  """One value of `config.data.source`.
+
+  Attributes:
+    module: dotted path of the module that opens it.
+    unread: fields of `config.data` that it does not read; they must have their defaults.
+    stored: whether its images are files on a disk, with splits that they come in.
+    root: whether `data.root` must be a folder that exists.
+  """
+
+  module: str
+  unread: tuple[str, ...] = ()
+  stored: bool = True
+  root: bool = True
+
+  def load(self) -> types.ModuleType:
+    """Imports the module."""
+    return importlib.import_module(self.module)
+
+
+SOURCES = {
+  WORLD: Source(
+    "pomp_jax.world",
+    ("root", "dataset", "names", "shots", "classes", "base", "novel"),
+    stored=False,
+    root=False,
+  ),
+  "folder": Source("pomp_jax.data.folder", ("dataset",)),
+  "coop": Source("pomp_jax.data.coop"),
+  "tfds": Source("pomp_jax.data.tfds", root=False),
+  MADE_UP_DATA: Source("pomp_jax.data.synthetic", root=False),
+}
+
+
+class Job(NamedTuple):
+  """One value of `config.job`; its module is `pomp_jax.jobs.NAME`.
+
+  Attributes:
+    help: what it does, a noun phrase.
+    trains: whether it trains by steps, so that all processes can stop after the same step.
+    processes: whether it runs with several processes.
+  """
+
+  help: str
+  trains: bool = False
+  processes: bool = True
+
+
+JOBS = {
+  "pretrain": Job("a training: a prompt, its evaluation, plots", trains=True),
+  "cache": Job("features of the training images, computed once for many trainings"),
+  "evaluate": Job("accuracy of prompts over a suite of data sets"),
+  "predict": Job("names for a folder of images"),
+  "repeat": Job("a training once per seed, with mean and spread", trains=True),
+  "benchmark": Job("cost of the text tower and of the whole step", processes=False),
+  "export": Job("a prompt, or features of names, as a file for other programs"),
+  "prepare": Job("a data set as distributed, made into records", processes=False),
+  "analyse": Job("geometry of class features under prompts"),
+  "baselines": Job("methods side by side, with accuracy and cost", processes=False),
+  "ablate": Job("a training for every combination of some fields' values"),
+  "gradient_bias": Job("bias and variance of the sampled gradient", processes=False),
+}
+
+
+def load_job(name: str) -> types.ModuleType:
+  """The module of a job: `check(settings, workdir)` and `run(settings, workdir)`."""
+  return importlib.import_module(f"pomp_jax.jobs.{name}")

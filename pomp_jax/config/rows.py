@@ -1,0 +1,147 @@
+"""What a row of the table of fields is made of: types, checks, and the error for a wrong value."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import difflib
+import math
+import re
+from typing import Any, NamedTuple
+
+from pomp_jax.errors import InputError
+from pomp_jax.files.terminal import printable
+
+LOCAL_PATH = "a local path (buckets are not supported yet: mount it, and give its folder)"
+
+
+class ConfigError(InputError):
+  """A wrong field: one line with its name, the value and what is expected.
+
+  No ValueError: ml_collections rewrites those that config files raise.
+  """
+
+  def __init__(self, field: str, got: Any, expected: str):
+    super().__init__(f"config.{printable(field)}: got {got!r}, expected {expected}")
+    self.field = field
+
+
+class Check(NamedTuple):
+  """A test of one value.
+
+  Attributes:
+    accepts: value -> whether it is right.
+    expected: noun phrase for the error, such as "1 or more".
+    choices: accepted texts, for did-you-mean.
+  """
+
+  accepts: Callable[[Any], bool]
+  expected: str
+  choices: tuple[str, ...] = ()
+
+
+anything = Check(lambda value: True, "")
+template = Check(lambda text: text.count("{}") == 1, "a text with one {} for the name")
+
+
+def one_of(*choices: str) -> Check:
+  """One of some texts."""
+  return Check(choices.__contains__, f"one of {', '.join(choices)}", choices)
+
+
+def at_least(least: float | int) -> Check:
+  """A finite number from `least` on; NaN fails too."""
+  return Check(lambda value: least <= value < math.inf, f"{least} or more")
+
+
+def between(low: float | int, high: float | int) -> Check:
+  """A number in the closed interval."""
+  return Check(lambda value: low <= value <= high, f"{low} to {high}")
+
+
+def above(low: float | int, most: float | int = math.inf) -> Check:
+  """A finite number above `low`, and at most `most`."""
+  bound = "" if most == math.inf else f" and at most {most}"
+  return Check(lambda value: low < value <= most and value < math.inf, f"above {low}{bound}")
+
+
+def below(high: float | int) -> Check:
+  """A number from 0 to below `high`."""
+  return Check(lambda value: 0 <= value < high, f"0 or more and below {high}")
+
+
+def row(default: Any, help: str, check: Check = anything) -> Any:
+  """One field of the table: its default, a noun phrase with the unit, and its check."""
+  return dataclasses.field(default=default, metadata={"check": check, "help": help})
+
+
+def typed(field: str, kind: Any, value: Any) -> Any:
+  """The value in a field's type: an integer for a float is converted, a list for a tuple too.
+
+  Raises:
+    ConfigError: a value of another type.
+  """
+  if kind is float and type(value) is int:
+    return float(value)
+  if kind in (bool, int, float, str):
+    if type(value) is kind:
+      return value
+  elif isinstance(value, list | tuple):
+    (part, _) = kind.__args__
+    if all(isinstance(item, part) and not isinstance(item, bool) for item in value):
+      return tuple(value)
+  raise ConfigError(field, value, f"a value of type {name_of_type(kind)}")
+
+
+def from_text(field: str, kind: Any, text: str) -> Any:
+  """The value that a text stands for; parts of a tuple are separated by "+".
+
+  Raises:
+    ConfigError: a text that does not read as the type.
+  """
+  try:
+    if kind is bool:
+      return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    if kind in (int, float, str):
+      return kind(text)
+    part = kind.__args__[0]
+    return tuple(part(item) for item in text.split("+"))
+  except (ValueError, KeyError, TypeError) as error:
+    raise ConfigError(field, text, f"a value of type {name_of_type(kind)}") from error
+
+
+def name_of_type(kind: Any) -> str:
+  """`int`, `tuple[str, ...]`."""
+  return kind.__name__ if isinstance(kind, type) and kind in (bool, int, float, str) else str(kind)
+
+
+def is_url(text: str) -> bool:
+  """Whether a text has a scheme, such as `gs://bucket/run`."""
+  return bool(re.search(r"\b[A-Za-z][A-Za-z0-9+.-]*://", text))
+
+
+def check_value(field: str, check: Check, value: Any) -> None:
+  """Checks one value by its row.
+
+  Raises:
+    ConfigError: a URL, or a value that the check refuses, with the nearest choice.
+  """
+  if isinstance(value, str) and is_url(value):
+    raise ConfigError(field, value, LOCAL_PATH)
+  if not check.accepts(value):
+    near = difflib.get_close_matches(str(value), check.choices, 1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ConfigError(field, value, check.expected + hint)
+
+
+def check_name(field: str, known: Mapping[str, Any] | set[str]) -> None:
+  """Checks that a field exists.
+
+  Raises:
+    ConfigError: no such field, with the nearest name.
+  """
+  if field not in known:
+    # The last part alone finds `config.lr` for `config.optim.lr`.
+    near = difflib.get_close_matches(field, known, 1, 0.6) or [
+      name for name in known if name.split(".")[-1] == field.split(".")[-1]
+    ]
+    hint = f" (did you mean config.{near[0]}?)" if near else ""
+    raise ConfigError(field, "a value", f"none: no such field{hint}")
