@@ -1,24 +1,26 @@
 """CoCoOp (Zhou et al., 2022, "Conditional Prompt Learning"): a context that depends on the image.
 
-A small net turns the unit image feature into one vector, which is added to every context vector:
-v_m(x) = v_m + h(f(x)), h = Linear(E, E/16), ReLU, Linear(E/16, D). So each image has class features
-of its own: B times the text tower's work, and batches have to be small.
-Shapes: B images of a draw, R classes that a device computes, M context vectors, D width, E
-embedding.
+A small net maps the unit image feature to one vector, which is added to every context vector:
+v_m(x) = v_m + h(f(x)), h = Linear(E, E/16), ReLU, Linear(E/16, D). Each image has its own class
+features: the text tower does B times the work, and batches must be small.
+
+Shapes: B images of a draw, R classes of a device, M context vectors, D width, E embedding, I and O
+widths of a linear layer.
 """
 
 import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from pomp_jax.baselines.dense import dense, init_dense
+from pomp_jax.annotations import Array, Float
 from pomp_jax.clip.text import TextTower
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import Frozen, TextFeatures, available_rows, class_sequences
 from pomp_jax.prompt.loss import normalize
 
-# The hidden layer is the embedding's width divided by this.
+# Embedding width divided by hidden width.
 _BOTTLENECK = 16
 
 
@@ -27,10 +29,10 @@ class CoCoOpLearner:
   """{"context": [M,D], "meta_net": {"hidden": .., "shift": ..}}.
 
   Attributes:
-    module: the context that all classes share, and its layout.
-    text_tower: from `clip.text_tower`, with the same budget.
-    embedding: E.
-    token_budget: of one image's rows; see `prompt.learner.ContextLearner`.
+    module: shared context and its layout.
+    text_tower: tower of `clip.text_tower` with the same budget.
+    embedding: embedding width E.
+    token_budget: token budget of one image; see `prompt.learner.ContextLearner`.
   """
 
   module: PromptContext
@@ -53,7 +55,7 @@ class CoCoOpLearner:
   def text_features(
     self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
   ) -> TextFeatures:
-    """See `Learner`; [R,B,E], for each image its own."""
+    """See `Learner`; features [R,B,E] of each image."""
     net = params["meta_net"]
     hidden_BxH = jax.nn.relu(dense(net["hidden"], normalize(image_features_BxE)))
     shift_BxD = dense(net["shift"], hidden_BxH)
@@ -65,3 +67,19 @@ class CoCoOpLearner:
 
     features_RxBxE, lengths_BxR = jax.vmap(of_one_image, out_axes=(1, 0))(shift_BxD)
     return TextFeatures(features_RxBxE, available_rows(lengths_BxR[0], self.token_budget))
+
+
+def init_dense(key: jax.Array, n_in: int, n_out: int) -> dict[str, jax.Array]:
+  """Draws kernel [n_in, n_out] and bias [n_out] from PyTorch's default, +- 1 / sqrt(n_in)."""
+  kernel_key, bias_key = jax.random.split(key)
+  bound = n_in**-0.5
+  return {
+    "kernel": jax.random.uniform(kernel_key, (n_in, n_out), minval=-bound, maxval=bound),
+    "bias": jax.random.uniform(bias_key, (n_out,), minval=-bound, maxval=bound),
+  }
+
+
+def dense(params: dict[str, jax.Array], x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+  """Applies a linear layer: x @ kernel + bias."""
+  product = jnp.matmul(x, params["kernel"], precision=jax.lax.Precision.HIGHEST)
+  return product + params["bias"]

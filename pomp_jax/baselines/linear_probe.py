@@ -1,7 +1,8 @@
-"""The linear probe of CLIP (Radford et al., 2021, section 3.2 and appendix A.3).
+"""Linear probe of CLIP (Radford et al., 2021, section 3.2 and appendix A.3).
 
-Multinomial logistic regression on image features by L-BFGS; the strength of the penalty is swept
-over decades, then searched for by halving around the best, by accuracy on validation images.
+Multinomial logistic regression on image features by L-BFGS. The L2 strength is swept over decades,
+then refined by bisection around the best, by accuracy on validation images.
+
 Shapes: n images, N classes, E features.
 """
 
@@ -15,7 +16,7 @@ from jaxtyping import Float, Int
 import numpy as np
 import scipy.optimize
 
-# The sweep, and the resolution of the search: 8 steps a decade.
+# Strengths of the sweep, and the resolution of the search in decades.
 COARSE = tuple(10.0**power for power in range(-6, 7, 2))
 _FINEST = 1 / 8
 
@@ -24,9 +25,9 @@ class LinearProbe(NamedTuple):
   """A linear classifier.
 
   Attributes:
-    kernel: [E,N].
-    bias: [N].
-    strength: of the penalty that it was fitted with.
+    kernel: weights [E,N].
+    bias: biases [N].
+    strength: L2 strength of the fit.
   """
 
   kernel: Float[np.ndarray, "E N"]
@@ -34,7 +35,7 @@ class LinearProbe(NamedTuple):
   strength: float
 
   def scores(self, features_nxE: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n N"]:
-    """Logits."""
+    """Computes logits."""
     return features_nxE @ self.kernel + self.bias
 
 
@@ -49,15 +50,15 @@ def fit(
 ) -> LinearProbe:
   """Minimises sum_i cross-entropy_i + strength / 2 * ||kernel||^2; the bias is not penalised.
 
-  scikit-learn's LogisticRegression has C = 1 / strength.
+  In scikit-learn's LogisticRegression, C = 1 / strength.
 
   Args:
-    features_nxE: the images.
-    labels_n: their classes.
-    n_classes: N.
-    strength: of the penalty, above 0.
-    iterations: the most that L-BFGS takes.
-    start: where it starts; zeros if None.
+    features_nxE: image features.
+    labels_n: class of each image.
+    n_classes: number of classes N.
+    strength: L2 strength, above 0.
+    iterations: maximum iterations of L-BFGS.
+    start: initial probe; zeros by default.
   """
   shape = (features_nxE.shape[1], n_classes)
   objective = _objective(shape)
@@ -81,7 +82,7 @@ def fit(
 
 @functools.cache
 def _objective(shape: tuple[int, int]) -> Callable:
-  """Compiled once for all strengths; a mean over the images, so that L-BFGS's tolerances hold."""
+  """Compiles the mean loss over the images, once for all strengths, with its gradient."""
 
   def value(weights, features_nxE, labels_n, strength):
     kernel, bias = jnp.split(weights, [shape[0] * shape[1]])
@@ -99,21 +100,21 @@ def search(
   fit_with: Callable[[float, LinearProbe | None], LinearProbe],
   accuracy_of: Callable[[LinearProbe], float],
 ) -> tuple[LinearProbe, dict[float, float]]:
-  """CLIP's search for the strength: a sweep over every second decade, then halving.
+  """Searches for the L2 strength as CLIP does: a sweep over every second decade, then bisection.
 
-  Around the best so far the two neighbours at half the distance are tried, down to an eighth of a
-  decade. Of equals the stronger penalty, which was met first, is kept. A probe with weights that
-  are not finite is never the best, and no other is started from it.
+  Bisection tries the two neighbours of the best strength, and halves their distance down to an
+  eighth of a decade. Ties go to the stronger penalty. A probe with weights that are not finite is
+  never the best, and never an initial probe.
 
   Args:
-    fit_with: a probe for a strength, started from another.
-    accuracy_of: on validation images.
+    fit_with: function that fits a probe for a strength from an initial probe.
+    accuracy_of: function that computes accuracy on validation images.
 
   Returns:
-    The best probe, and the accuracy for each strength that was tried.
+    The best probe, and the accuracy for each strength tried.
 
   Raises:
-    FloatingPointError: none of the sweep's probes is finite.
+    FloatingPointError: no probe of the sweep is finite.
   """
   tried: dict[float, float] = {}
   best, best_accuracy = None, -1.0
@@ -128,7 +129,7 @@ def search(
     if finite and tried[strength] > best_accuracy:
       best, best_accuracy = probe, tried[strength]
 
-  # From the strongest: its solution is close to zero, where the first fit starts.
+  # The strongest first: its solution is close to the initial zeros.
   for strength in reversed(COARSE):
     attempt(strength)
   if best is None:

@@ -1,12 +1,12 @@
-"""MaPLe (Khattak et al., 2023): prompts in both towers, the visual ones made from the textual.
+"""MaPLe (Khattak et al., 2023): prompts in both towers, the visual ones mapped from the textual.
 
-The text tower has M vectors before the name, and new ones in their places before each of its layers
-1..J-1; the vision tower has as many tokens at the same depths, each a linear map of the text's:
-p_j = Linear_j(t_j), D to D_v. It learns from pixels. As released the context starts from the first
-M = 2 tokens of "a photo of a", and "of a" stands before each name as it is
-(`train.methods.initial_words`).
-Shapes: B images of a draw, R classes that a device computes, J layers with prompts, M vectors in
-each, D width of the text tower, D_v (W) of the vision tower, E embedding.
+The text tower has M vectors before the name, and replaces them before each of its layers 1..J-1.
+The vision tower has M tokens at the same depths, each a linear map of the text's: p_j =
+Linear_j(t_j), D to W. MaPLe trains on pixels. As released, the context starts from the first M = 2
+tokens of "a photo of a", and "of a" precedes each name unchanged (`train.methods.initial_words`).
+
+Shapes: B images of a draw, R classes of a device, J layers with prompts, M vectors in each, D width
+of the text tower, W of the vision tower, E embedding.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from pomp_jax.annotations import Array, Float
-from pomp_jax.baselines.dense import dense, init_dense
+from pomp_jax.baselines.cocoop import dense, init_dense
 from pomp_jax.clip.prompted_vision import PromptedImageTower
 from pomp_jax.clip.text import TextTower
 from pomp_jax.prompt.context import INIT_STDDEV, PromptContext
@@ -28,12 +28,12 @@ class MaPLeLearner:
   """{"context": [M,D], "deep": [J-1,M,D], "coupling": {"kernel": [J,D,W], "bias": [J,W]}}.
 
   Attributes:
-    module: the context, one for all classes and before the name.
-    text_tower: the shared tower of `clip.text_tower`, with the same budget.
-    image_tower: from `clip.prompted_image_tower`.
-    vision_width: D_v.
-    depth: J, layers of both towers.
-    token_budget: see `prompt.learner.ContextLearner`.
+    module: shared context before the name.
+    text_tower: shared tower of `clip.text_tower` with the same budget.
+    image_tower: tower of `clip.prompted_image_tower`.
+    vision_width: width W of the vision tower.
+    depth: layers J with prompts, in both towers.
+    token_budget: token budget; see `prompt.learner.ContextLearner`.
   """
 
   module: PromptContext
@@ -44,7 +44,7 @@ class MaPLeLearner:
   token_budget: int | None = None
 
   def init(self, key: jax.Array) -> Any:
-    """See `Learner`; as published, the maps of the deeper layers start alike."""
+    """See `Learner`; as published, the maps of the deeper layers start equal."""
     context_key, deep_key, first_key, other_key = jax.random.split(key, 4)
     width = self.module.width
     first = init_dense(first_key, width, self.vision_width)
@@ -59,7 +59,7 @@ class MaPLeLearner:
     }
 
   def visual_tokens(self, params: Any) -> Float[Array, "J M W"]:
-    """The vision tower's tokens, mapped from the text tower's."""
+    """Maps the text tower's tokens to the vision tower's."""
     text_JxMxD = jnp.concatenate([params["context"][None], params["deep"]])
     return jax.vmap(dense)(params["coupling"], text_JxMxD)
 

@@ -1,6 +1,6 @@
-"""Accuracy of what any learner has learned, on any classes.
+"""Accuracy of the parameters of any learner, over any classes.
 
-Shapes: n images, N classes, B images of a device's part, R classes computed together, E embedding.
+Shapes: n images, N classes, B images of a shard, R classes of a chunk, E embedding.
 """
 
 from typing import Any
@@ -17,22 +17,22 @@ from pomp_jax.inference.metrics import Accuracy, accuracy_of_scores, topk_accura
 from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
 from pomp_jax.prompt.loss import normalize
 
-# Classes whose features are computed together for one image.
+# Classes in a chunk, for per-image class features.
 _CLASSES = 256
-# Images drawn or decoded at a time; and of those that have class features of their own.
+# Images decoded at a time, and images with per-image class features scored at a time.
 _IMAGES = 512
 _IMAGES_WITH_CLASSES = 32
 
 
 class Recognition:
-  """A learner's functions, compiled once for all splits and all parameters."""
+  """A learner's forward functions, compiled once for all splits and parameters."""
 
   def __init__(self, encoder: Encoder, learner: Learner, *, per_image: bool):
-    """Compiles nothing yet.
+    """Wraps the functions; compilation follows with the first call.
 
     Args:
-      encoder: the CLIP.
-      learner: without a token budget: all classes are computed.
+      encoder: CLIP.
+      learner: learner without a token budget.
       per_image: whether class features depend on the image.
     """
     self._learner, self._per_image = learner, per_image
@@ -42,13 +42,13 @@ class Recognition:
     self._scores = encoder.over_rows(self._scores_of_images, 3)
 
   def accuracy(self, params: Any, frozen: Frozen, split: SplitFeatures, source: Source) -> Accuracy:
-    """Top-1 and top-5 over all classes of a split.
+    """Computes top-1 and top-5 over all classes of a split.
 
     Args:
-      params: the learner's, on the mesh.
-      frozen: of the split's classes.
-      split: the frozen tower's features of the images.
-      source: the split's, for learners that have image features of their own.
+      params: parameters of the learner, on the mesh.
+      frozen: frozen arrays with the split's classes.
+      split: image features of the frozen tower.
+      source: images of the split, for learners with a prompted image tower.
     """
     features_nxE = split.features
     if isinstance(self._learner, ImageLearner):
@@ -67,7 +67,7 @@ class Recognition:
       classes_NxE = self._classes(params, frozen, ids_N)
       return topk_accuracy(features_nxE, classes_NxE, split.labels)
     n_parts = -(-ids_N.size // _CLASSES)
-    # The last part is filled up with the first class.
+    # The last chunk is padded with the first class.
     ids_PxR = np.pad(ids_N, (0, n_parts * _CLASSES - ids_N.size)).reshape(n_parts, _CLASSES)
 
     def scores(part):

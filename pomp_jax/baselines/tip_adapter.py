@@ -1,11 +1,12 @@
 """Tip-Adapter (Zhang et al., 2022): a cache of training features beside the text features.
 
 logits(f) = s f W^T + alpha * sum_k exp(-beta (1 - f . key_k)) onehot(label_k), with f and the keys
-on the unit sphere, s CLIP's scale, W the text features. Training-free: a key is the mean feature of
-a training image over augmented views. Tip-Adapter-F: the keys are learned from there by AdamW on
-fresh views, alpha and beta fixed. Both: alpha and beta are searched for on validation images at the
-end. Where training and search start and end depends on the data set: `published`.
-Shapes: n images in the cache (keys), V views of each, B others, N classes, E embedding.
+on the unit sphere, s the logit scale, W the text features. In Tip-Adapter (training-free) a key is
+the mean feature of a training image over augmented views. Tip-Adapter-F trains these keys by AdamW
+on new views, with alpha and beta fixed. Both search for alpha and beta on validation images at the
+end. Settings depend on the data set: `published`.
+
+Shapes: n keys (cached images), V views of each, B other images, N classes, E embedding.
 """
 
 from collections.abc import Callable, Iterable
@@ -34,14 +35,14 @@ _PUBLISHED = pathlib.Path(__file__).with_suffix(".json")
 
 
 class Published(NamedTuple):
-  """What the published configs have for a data set.
+  """Published settings for a data set.
 
   Attributes:
-    alpha: weight of the cache while keys are learned.
-    alpha_max: end of the search for alpha.
-    beta_max: end of the search for beta.
-    epochs: to learn the keys.
-    text: the class features', as `inference.named_prompts` reads it.
+    alpha: cache weight while the keys are trained.
+    alpha_max: upper end of the search for alpha.
+    beta_max: upper end of the search for beta.
+    epochs: training epochs of the keys.
+    text: name of the hand-written prompts, as `inference.named_prompts` reads it.
   """
 
   alpha: float
@@ -52,20 +53,20 @@ class Published(NamedTuple):
 
 
 def published(dataset: str) -> Published | None:
-  """The settings for one of CoOp's eleven data sets, by our name; None: there are none."""
+  """Returns the settings for one of CoOp's eleven data sets; None for others."""
   row = json.loads(_PUBLISHED.read_text())["sets"].get(dataset)
   return row and Published(*(row[field] for field in Published._fields))
 
 
 class TipAdapter(NamedTuple):
-  """A cache and how it is weighed.
+  """A cache and its weights.
 
   Attributes:
-    keys: [n,E].
-    labels: of the keys.
-    class_features: W, unit rows [N,E].
-    scale: s.
-    alpha: weight of the cache.
+    keys: keys [n,E].
+    labels: class of each key.
+    class_features: text features W, unit rows [N,E].
+    scale: logit scale s.
+    alpha: cache weight.
     beta: sharpness of the affinity.
   """
 
@@ -77,7 +78,7 @@ class TipAdapter(NamedTuple):
   beta: float
 
   def scores(self, features_BxE: Float[np.ndarray, "B E"]) -> Float[np.ndarray, "B N"]:
-    """Logits of unit features."""
+    """Computes logits of unit features."""
     text_BxN, cache_of = self._parts(features_BxE)
     return text_BxN + self.alpha * cache_of(self.beta)
 
@@ -88,10 +89,10 @@ class TipAdapter(NamedTuple):
     alphas: Float[np.ndarray, " a"],
     betas: Float[np.ndarray, " b"],
   ) -> "TipAdapter":
-    """The same with the alpha and beta that name most of some images rightly.
+    """Returns the adapter with the alpha and beta of the highest accuracy.
 
-    Of equals the first is taken, beta by beta. Ties between classes, and scores that are not
-    finite, count as wrong.
+    The first of equals wins, beta by beta. Ties between classes, and scores that are not finite,
+    count as wrong.
     """
     text_BxN, cache_of = self._parts(features_BxE)
     best, found = -1.0, (self.alpha, self.beta)
@@ -104,7 +105,7 @@ class TipAdapter(NamedTuple):
     return self._replace(alpha=found[0], beta=found[1])
 
   def _parts(self, features_BxE: np.ndarray) -> tuple[np.ndarray, Callable[[float], np.ndarray]]:
-    """The text's logits [B,N], and beta -> the cache's [B,N] before alpha."""
+    """Returns text logits [B,N], and a function from beta to cache logits [B,N] before alpha."""
     gap_nxB = 1 - self.keys @ features_BxE.T
     n_keys = len(self.labels)
     # Sparse: one entry a key.
@@ -117,18 +118,17 @@ class TipAdapter(NamedTuple):
 
 
 def mean_keys(epochs: Iterable[Float[np.ndarray, "n V E"]]) -> Float[np.ndarray, "n E"]:
-  """Keys: the mean feature of an image over all its views in some epochs, on the unit sphere.
+  """Averages the features of each image over its views in all epochs, and normalises them.
 
   Args:
-    epochs: features of V views an image, as the tower gives them: the published code averages
-      before it normalises.
+    epochs: features of V views an image, not normalised: the published code averages first.
   """
   total_nxE = sum(features_nxVxE.sum(axis=1, dtype=np.float64) for features_nxVxE in epochs)
   return unit(total_nxE).astype(np.float32)
 
 
 def unit(features: Float[np.ndarray, "*n E"]) -> Float[np.ndarray, "*n E"]:
-  """Rows of length 1."""
+  """Normalises rows to length 1."""
   return features / np.linalg.norm(features, axis=-1, keepdims=True)
 
 
@@ -143,24 +143,24 @@ def tune(
   seed: int,
   validate: Callable[[TipAdapter], float],
 ) -> TipAdapter:
-  """Tip-Adapter-F: the keys, moved to lower the cross-entropy of the training images.
+  """Trains the keys of Tip-Adapter-F by cross-entropy on the training images.
 
-  The epoch that `validate` likes best is kept (the published code looks at test images there); the
-  training-free adapter is none of them.
+  Returns the epoch with the highest validation accuracy (the published code uses test images). The
+  training-free adapter is not a candidate.
 
   Args:
-    adapter: the training-free one, with the alpha and beta to train at.
-    epochs: unit features of the training images as each epoch shows them.
-    labels_n: their classes.
-    n_epochs: epochs to train, with a cosine of the rate from start to end.
-    batch_size: images a step; the last step of an epoch takes those that are left.
-    rate: AdamW's first learning rate.
-    seed: of the order.
-    validate: accuracy of an adapter.
+    adapter: training-free adapter, with the alpha and beta of the training.
+    epochs: unit features of the training images in each epoch.
+    labels_n: class of each image.
+    n_epochs: training epochs, under one cosine schedule.
+    batch_size: images a step; the last step of an epoch may be smaller.
+    rate: initial learning rate of AdamW.
+    seed: random seed of the order.
+    validate: function that computes the validation accuracy of an adapter.
 
   Raises:
-    FloatingPointError: the keys of the first epoch are not finite. Where those of a later epoch are
-      not, tuning ends with a warning, and the best epoch before it is kept.
+    FloatingPointError: keys are not finite after the first epoch. After a later epoch, training
+      stops with a warning, and the best earlier epoch is returned.
   """
   steps = -(-len(labels_n) // batch_size)
   optimizer = optax.adamw(
@@ -201,7 +201,7 @@ def cross_entropy(
   alpha: float,
   beta: float,
 ) -> Float[Array, ""]:
-  """What `tune` lowers: the mean over the images, nats."""
+  """Computes the mean cross-entropy over the images, in nats."""
   # HIGHEST: accelerators would round the cosines, which beta and the scale then multiply.
   product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
   affinity_nxB = jnp.exp(-beta * (1 - product(keys_nxE, features_BxE.T)))

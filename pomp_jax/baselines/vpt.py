@@ -1,9 +1,10 @@
-"""VPT (Jia et al., 2022): learned tokens among an image's own, the text side as it is.
+"""VPT (Jia et al., 2022): learned tokens in the vision tower, fixed text features.
 
-Shallow: before the first layer alone. Deep: new ones before each of J layers. It learns from
-pixels: features of a frozen image tower are of no use to it.
-Shapes: B images of a draw, R classes that a device computes, J layers, V tokens in each, D width
-of the vision tower, E embedding.
+VPT-shallow adds tokens before the first layer, VPT-deep new ones before each of J layers. VPT
+trains on pixels: it can't use features of a frozen image tower.
+
+Shapes: B images of a draw, R classes of a device, J layers, V tokens in each, D width of the vision
+tower, E embedding.
 """
 
 import dataclasses
@@ -21,10 +22,10 @@ class VPTLearner:
   """{"visual": [J,V,D]}, from N(0, 0.02^2); text features are `Frozen.classes`.
 
   Attributes:
-    image_tower: from `clip.prompted_image_tower`.
-    width: D of the vision tower.
-    n_tokens: V.
-    depth: J; 1 is VPT-shallow, the tower's layers VPT-deep.
+    image_tower: tower of `clip.prompted_image_tower`.
+    width: width D of the vision tower.
+    n_tokens: tokens V in each layer.
+    depth: layers J; 1 is VPT-shallow, all layers VPT-deep.
   """
 
   image_tower: PromptedImageTower
@@ -44,6 +45,6 @@ class VPTLearner:
   def text_features(
     self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
   ) -> TextFeatures:
-    """See `Learner`; looked up."""
+    """See `Learner`; a look-up."""
     del params, image_features_BxE
     return TextFeatures(frozen.classes[class_ids_R])
