@@ -7,7 +7,6 @@ process waits for another's disk, and no checkpoint consists of parts. Orbax wri
 
 from collections.abc import Iterator
 import contextlib
-import itertools
 import json
 import logging
 import math
@@ -58,7 +57,7 @@ class Restored(NamedTuple):
   meta: dict[str, Any]
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
   """The checkpoints of one run, in one folder.
 
   A checkpoint exists once it is complete; remains of a killed process are removed. The newest
@@ -104,16 +103,11 @@ class Checkpoints:
         with replacing(self.folder / _OWNER) as file:
           file.write(self._owner.encode())
       except OSError as error:
-        raise CheckpointError(
-          f"{self.folder}: can't hold checkpoints ({_as_line(error)})"
-        ) from error
+        reason = _as_line(error)
+        raise CheckpointError(f"{self.folder}: can't hold checkpoints ({reason})") from error
 
   def save(
-    self,
-    step: int,
-    state: PyTree,
-    meta: dict[str, Any],
-    metric: SupportsFloat | None = None,
+    self, step: int, state: PyTree, meta: dict[str, Any], metric: SupportsFloat | None = None
   ) -> bool:
     """Saves a checkpoint, and removes those that are no longer kept.
 
@@ -182,11 +176,13 @@ class Checkpoints:
       leaves = [np.zeros(target.shape, target.dtype) for target in targets]
     if jax.process_count() > 1:
       leaves = hosts.arrays_from_first(leaves)
-    placed = [_on_devices(*pair) for pair in zip(leaves, targets, strict=True)]
+    placed = [
+      jax.make_array_from_callback(target.shape, target.sharding, lambda i, array=array: array[i])
+      if isinstance(target, jax.ShapeDtypeStruct)
+      else array
+      for array, target in zip(leaves, targets, strict=True)
+    ]
     return Restored(head[0], jax.tree.unflatten(structure, placed), head[1])
-
-  def __enter__(self) -> "Checkpoints":
-    return self
 
   def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
     if kind is None and self.failure is not None:
@@ -261,28 +257,26 @@ class Checkpoints:
     return None
 
   def _set_aside(self, step: int) -> None:
-    names = itertools.chain(
-      [f"damaged-{step}"], (f"damaged-{step}-{n}" for n in itertools.count(2))
-    )
-    target = next(path for name in names if not (path := self.folder / name).exists())
+    target = self.folder / f"damaged-{step}"
+    if target.exists():
+      target = self.folder / f"damaged-{step}-{secrets.token_hex(4)}"
     try:
       (self.folder / str(step)).rename(target)
     except OSError as error:
-      raise CheckpointError(
-        f"{self.folder / str(step)}: damaged, and can't be renamed ({error.strerror})"
-      ) from error
+      found = f"damaged, and can't be renamed ({error.strerror})"
+      raise CheckpointError(f"{self.folder / str(step)}: {found}") from error
     log.warning("moved to %s", target)
 
   def _remove(self, *patterns: str) -> None:
-    for folder in itertools.chain(*map(self.folder.glob, patterns)):
-      shutil.rmtree(folder, ignore_errors=True)
+    for pattern in patterns:
+      for folder in self.folder.glob(pattern):
+        shutil.rmtree(folder, ignore_errors=True)
 
   def _save_error(self, step: int, error: Exception) -> CheckpointError:
-    try:
-      stored = [other for other in self.steps() if other != step]
-      last = f"the last good one is of step {max(stored)}" if stored else "there is none before it"
-    except OSError:
-      last = "the folder can't be read"
+    others = []
+    with contextlib.suppress(OSError):
+      others = [other for other in self.steps() if other != step]
+    last = f"the last good one is of step {max(others)}" if others else "there is no other"
     what = f"could not save the checkpoint of step {step}"
     return CheckpointError(f"{self.folder}: {what} ({_as_line(error)}); {last}")
 
@@ -378,12 +372,6 @@ def _as_target(leaf: Any) -> Any:
     return np.asarray(leaf)
   sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _on_devices(array: np.ndarray, target: Any) -> Any:
-  if not isinstance(target, jax.ShapeDtypeStruct):
-    return array
-  return jax.make_array_from_callback(target.shape, target.sharding, lambda index: array[index])
 
 
 def _leaves(tree: PyTree) -> list[tuple[str, Any]]:

@@ -192,9 +192,8 @@ def read_safetensors(path: str | os.PathLike) -> Stored:
   except FileNotFoundError:
     refuse(path, "the file", "missing", "a prompt file (.safetensors)")
   except Exception as error:  # the library's own errors share no base
-    refuse(
-      path, "the file", f"not a whole safetensors file ({error})", "an undamaged safetensors file"
-    )
+    found = f"not a whole safetensors file ({error})"
+    refuse(path, "the file", found, "an undamaged safetensors file")
   text = {field: metadata[field] for field in TEXT_FIELDS}
   found = metadata.get("crc32")  # files of other writers have none
   if found not in (None, _crc32(context, text)):

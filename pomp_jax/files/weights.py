@@ -79,19 +79,12 @@ def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
       stack.enter_context(_torch_errors())
       yield _torch(path, stack.enter_context(TorchArchive(path)))
     elif is_legacy_torch(head):
-      _refuse(
-        path,
-        "the file",
-        "in torch's old format, from before 1.6",
-        "the zip format (load and save it again with a newer torch), or safetensors",
-      )
+      accepted = "the zip format (load and save it again with a newer torch), or safetensors"
+      _refuse(path, "the file", "in torch's old format, from before 1.6", accepted)
     else:
-      _refuse(
-        path,
-        "the file",
-        f"neither a whole safetensors file nor a torch archive (it begins with {head[:8]!r})",
-        "an undamaged .safetensors, or .pt or .bin of torch 1.6 or newer",
-      )
+      found = f"neither a whole safetensors file nor a torch archive (it begins with {head[:8]!r})"
+      accepted = "an undamaged .safetensors, or .pt or .bin of torch 1.6 or newer"
+      _refuse(path, "the file", found, accepted)
 
 
 def _head(path: pathlib.Path) -> bytes:
@@ -109,9 +102,8 @@ def _safetensors(path: pathlib.Path, stack: contextlib.ExitStack) -> Weights:
     headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     shapes = {name: tuple(header.get_shape()) for name, header in headers.items()}
   except Exception as error:  # the library's own errors share no base
-    _refuse(
-      path, "the file", f"not a whole safetensors file ({error})", "an undamaged safetensors file"
-    )
+    found = f"not a whole safetensors file ({error})"
+    _refuse(path, "the file", found, "an undamaged safetensors file")
 
   def read(name: str) -> np.ndarray:
     kind = headers[name].get_dtype()
@@ -133,9 +125,8 @@ def _sharded(path: pathlib.Path, stack: contextlib.ExitStack) -> Weights:
   except FileNotFoundError:
     _refuse(path, "the file", "missing", "the index of a sharded safetensors file")
   except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-    _refuse(
-      path, "the file", f"no index of shards ({error})", '{"weight_map": {name: file beside it}}'
-    )
+    accepted = '{"weight_map": {name: file beside it}}'
+    _refuse(path, "the file", f"no index of shards ({error})", accepted)
   shards = {}
   for name in shard_names:
     file = path.with_name(name)
