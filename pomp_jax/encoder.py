@@ -45,7 +45,7 @@ class Encoder:
     tower: str = "shared",
     dtype: str = "float32",
     chunk: int = 1024,
-    images_at_a_time: int = 0,
+    image_chunk: int = 0,
     cache: ArrayCache | None = None,
   ):
     """Places the weights.
@@ -56,14 +56,14 @@ class Encoder:
       tower: which text tower, see `clip.text_tower`.
       dtype: compute type, one of `clip.precision.DTYPES`.
       chunk: classes or images computed at a time, over all devices.
-      images_at_a_time: the most images in a device's memory together; 0: what it is given.
+      image_chunk: the most images in a device's memory together; 0: what it is given.
       cache: where class features are kept by prompt, CLIP and names; in memory if None.
     """
     self.clip = clip
     self.mesh = make_mesh() if mesh is None else mesh
     self._tower, self._dtype = tower, dtype
     self._programs: dict[tuple[PromptContext, int, bool], Callable] = {}
-    self.image_tower = image_tower(clip, dtype, images_at_a_time)
+    self.image_tower = image_tower(clip, dtype, image_chunk)
     self._cache = ArrayCache() if cache is None else cache
     self.text_params = replicate(clip.text_params, self.mesh)
     self.vision_params = replicate(clip.vision_params, self.mesh)

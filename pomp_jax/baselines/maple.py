@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from pomp_jax.annotations import Array, Float
 from pomp_jax.baselines.cocoop import dense, init_dense
-from pomp_jax.clip.prompted_vision import PromptedImageTower
 from pomp_jax.clip.text import TextTower
+from pomp_jax.clip.vision import PromptedImageTower
 from pomp_jax.prompt.context import INIT_STDDEV, PromptContext
 from pomp_jax.prompt.learner import Frozen, TextFeatures, available_rows, class_sequences
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from pomp_jax.clip.prompted_vision import PromptedImageTower
+from pomp_jax.clip.vision import PromptedImageTower
 from pomp_jax.prompt.context import INIT_STDDEV
 from pomp_jax.prompt.learner import Frozen, TextFeatures
 

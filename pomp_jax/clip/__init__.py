@@ -7,12 +7,12 @@ import importlib
 
 _MODULE_OF = {
   "Clip": "load",
-  "ClipError": "load",
+  "ClipError": "architecture",
   "TextTower": "text",
   "TokenizeError": "tokens",
   "image_tower": "vision",
   "load_clip": "load",
-  "prompted_image_tower": "prompted_vision",
+  "prompted_image_tower": "vision",
   "text_tower": "text",
   "tokenize": "tokens",
 }

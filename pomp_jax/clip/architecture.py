@@ -1,8 +1,8 @@
-"""Which CLIP it is: its sizes as a configuration, from config.json or from the weights' shapes.
+"""The architecture of a CLIP: its sizes, from config.json or from the shapes of the weights.
 
-OpenAI's and open_clip's weights have one layout, and tell their sizes by their shapes; only the
-number of heads and the activation are not among them. `open_clip_config.json` says both where it
-stands beside the weights; otherwise they are assumed as the two projects have them.
+OpenAI's and open_clip's weights have one layout, whose shapes give all sizes but the number of
+heads and the activation. `open_clip_config.json` beside the weights has both. Without it they are
+assumed to be the usual ones of the two projects.
 """
 
 from collections.abc import Mapping
@@ -15,23 +15,23 @@ import jax
 import jax.numpy as jnp
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, FlaxCLIPModel
 
-from pomp_jax.clip.errors import ClipError
 from pomp_jax.clip.resnet import ModifiedResNet, ResNetConfig
+from pomp_jax.errors import InputError
 
 ACTIVATIONS = ("auto", "quick_gelu", "gelu")
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# What OpenAI's own state dicts hold beside the weights; nobody else's do.
+# Tensors that only OpenAI's own state dicts have beside the weights.
 OPENAI_FACTS = ("input_resolution", "context_length", "vocab_size")
 
-# Heads are 64 wide, but in open_clip's H/14, g/14, bigG/14 and e/14.
+# Heads are 64 wide, except in open_clip's H/14, g/14, bigG/14 and e/14.
 _HEAD_WIDTH = 64
 _WIDE_HEADS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 _WIDEST_OF_OPENAI = 1024
 
-# In open_clip_config.json: what the shapes say too, what is read, and what is the default here.
-# Any other item that is set would change what the same weights compute.
+# Items of open_clip_config.json that are checked or read, and values that are the default here. Any
+# other item that is set would change what the same weights compute.
 _KNOWN_ITEMS = {
   "model_cfg": {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"},
   "vision_cfg": {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"},
@@ -46,15 +46,19 @@ _HARMLESS_ITEMS = {
 _TRAINING_ITEMS = {"patch_dropout", "init_logit_scale"}
 
 
+class ClipError(InputError, ValueError):
+  """A CLIP that cannot be loaded or does not fit; the message is one line."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
   """A CLIP's sizes.
 
   Attributes:
-    text_config: of the text tower.
-    vision_config: of the image tower.
+    text_config: sizes of the text tower.
+    vision_config: sizes of the image tower.
     projection_dim: E.
-    notes: what of it was assumed or overruled, and why; for the log.
+    notes: assumed or overruled settings with their reasons, for the log.
   """
 
   text_config: CLIPTextConfig
@@ -63,7 +67,7 @@ class ClipConfig:
   notes: tuple[str, ...] = ()
 
   def describe(self) -> str:
-    """The architecture in a few words, such as "ViT/16 at 224, 12 layers of 768, quick_gelu"."""
+    """Summarises the architecture, such as "ViT/16 at 224, 12 layers of 768, quick_gelu"."""
     text, vision = self.text_config, self.vision_config
     if isinstance(vision, ResNetConfig):
       stages = "-".join(map(str, vision.layers))
@@ -79,32 +83,32 @@ class ClipConfig:
     )
 
   def settings(self) -> str:
-    """All of it as JSON: what features depend on beside the weights."""
-    vision = self.vision_config
-    vision = dataclasses.asdict(vision) if isinstance(vision, ResNetConfig) else vision.to_dict()
+    """All sizes as JSON: a part of the cache keys of features."""
+    config = self.vision_config
+    vision = dataclasses.asdict(config) if isinstance(config, ResNetConfig) else config.to_dict()
     return json.dumps([self.text_config.to_dict(), vision], sort_keys=True, default=str)
 
 
-def of_huggingface(config: CLIPConfig, activation: str) -> ClipConfig:
-  """What a config.json says, with another activation if one is asked for."""
-  notes = ()
+def config_from_huggingface(config: CLIPConfig, activation: str) -> ClipConfig:
+  """Reads a config.json, with another activation if one is requested."""
+  notes: tuple[str, ...] = ()
   text, vision = config.text_config, config.vision_config
   if activation not in ("auto", text.hidden_act):
-    notes = (f"{activation} as config.clip.activation has it, not its own {text.hidden_act}",)
+    notes = (f"{activation} by config.clip.activation, instead of its own {text.hidden_act}",)
     text.hidden_act = vision.hidden_act = activation
   return ClipConfig(text, vision, config.projection_dim, notes)
 
 
-def of_shapes(
+def config_from_shapes(
   shapes: Shapes, where: str, activation: str, open_clip: Mapping[str, Any] | None = None
 ) -> ClipConfig:
-  """The sizes of weights in OpenAI's and open_clip's layout.
+  """Infers the sizes of weights in OpenAI's and open_clip's layout.
 
   Args:
-    shapes: of the weights, by name.
+    shapes: shapes of the weights, by name.
     where: the file, for messages.
-    activation: one of ACTIVATIONS; `auto`: as `open_clip` says, or as it is assumed.
-    open_clip: the content of open_clip_config.json.
+    activation: one of ACTIVATIONS; `auto` for that of `open_clip`, or the assumed one.
+    open_clip: content of open_clip_config.json.
 
   Raises:
     ClipError: no such CLIP, or one that `open_clip` contradicts.
@@ -128,6 +132,7 @@ def of_shapes(
     pad_token_id=n_tokens - 1,
   )
   head_width = vision_settings.get("head_width")
+  vision: CLIPVisionConfig | ResNetConfig
   if "visual.layer1.0.conv1.weight" in shapes:
     vision = _resnet(shapes, head_width or _HEAD_WIDTH, where)
   else:
@@ -138,7 +143,7 @@ def of_shapes(
 
 
 def parameter_shapes(config: ClipConfig) -> dict[str, Any]:
-  """The shape of each parameter, as a tree; nothing is computed."""
+  """The shape of each parameter, as a tree, without computing any."""
   model = FlaxCLIPModel(huggingface_config(config), _do_init=False)
   tree = jax.tree.map(jnp.shape, dict(model.params_shape_tree))
   if isinstance(config.vision_config, ResNetConfig):
@@ -152,9 +157,10 @@ def parameter_shapes(config: ClipConfig) -> dict[str, Any]:
 
 
 def huggingface_config(config: ClipConfig) -> CLIPConfig:
-  """The same for HuggingFace; a ResNet, which it does not know, becomes a ViT of nothing."""
-  vision = {"hidden_size": 1, "intermediate_size": 1, "num_hidden_layers": 1}
-  vision |= {"num_attention_heads": 1, "image_size": 1, "patch_size": 1}
+  """Converts to HuggingFace's class, with a minimal ViT in place of a ResNet."""
+  sizes = ["hidden_size", "intermediate_size", "num_hidden_layers"]
+  sizes += ["num_attention_heads", "image_size", "patch_size"]
+  vision: dict[str, Any] = dict.fromkeys(sizes, 1)
   if not isinstance(config.vision_config, ResNetConfig):
     vision = config.vision_config.to_dict()
   return CLIPConfig(
@@ -166,19 +172,19 @@ def huggingface_config(config: ClipConfig) -> CLIPConfig:
 
 def _shape(shapes: Shapes, name: str, n_axes: int, where: str) -> tuple[int, ...]:
   if name not in shapes:
-    some = ", ".join(sorted(shapes)[:5]) or "nothing"
+    some = ", ".join(sorted(shapes)[:5])
     raise ClipError(
-      f"{where}: no CLIP in OpenAI's or open_clip's layout: there is no {name}; it has"
-      f" {len(shapes)} tensors: {some}, .."
+      f"{where}: no {name}, expected a CLIP in OpenAI's or open_clip's layout (found"
+      f" {len(shapes)} tensors: {some}, ..)"
     )
   shape = shapes[name]
   if len(shape) != n_axes or 0 in shape:
-    raise ClipError(f"{where}: {name} has the shape {list(shape)}; {n_axes} axes are needed")
+    raise ClipError(f"{where}: {name}: got shape {list(shape)}, expected {n_axes} axes")
   return shape
 
 
 def _transformer(shapes: Shapes, prefix: str, width: int, where: str) -> dict[str, int]:
-  """Sizes that both kinds of transformer have, under HuggingFace's names."""
+  """Sizes of either tower's transformer, under HuggingFace's names."""
   layers = 0
   while f"{prefix}.resblocks.{layers}.ln_1.weight" in shapes:
     layers += 1
@@ -194,13 +200,13 @@ def _vit(
   side = math.isqrt(n_positions - 1)
   if side**2 != n_positions - 1 or not side:
     raise ClipError(
-      f"{where}: visual.positional_embedding has {n_positions} rows; one for the class and a square"
-      " for the patches are needed"
+      f"{where}: visual.positional_embedding: got {n_positions} rows, expected one for the class"
+      " and a square number of patches"
     )
   if head_width is None:
     head_width = _WIDE_HEADS.get(width, _HEAD_WIDTH)
     if head_width != _HEAD_WIDTH:
-      notes.append(f"image heads {head_width} wide, as open_clip's towers of {width} have them")
+      notes.append(f"image heads {head_width} wide, as in open_clip's towers of width {width}")
   return CLIPVisionConfig(
     **_transformer(shapes, "visual.transformer", width, where),
     num_attention_heads=_heads(width, head_width, "image", where),
@@ -224,7 +230,7 @@ def _resnet(shapes: Shapes, head_width: int, where: str) -> ResNetConfig:
     layers=tuple(layers),
     width=width,
     num_attention_heads=_heads(channels, head_width, "image", where),
-    # The stem and three of the stages halve it: 32 pixels a place.
+    # The stem and three of the stages halve it: 32 pixels a position.
     image_size=32 * math.isqrt(max(n_positions - 1, 0)),
     projection_dim=embedding,
   )
@@ -233,8 +239,8 @@ def _resnet(shapes: Shapes, head_width: int, where: str) -> ResNetConfig:
 def _heads(width: int, head_width: int, tower: str, where: str) -> int:
   if width % head_width:
     raise ClipError(
-      f"{where}: the {tower} tower's width {width} is no multiple of its heads' width {head_width};"
-      " open_clip_config.json beside the weights can name another"
+      f"{where}: the {tower} tower's width: got {width}, expected a multiple of its heads' width"
+      f" {head_width} (open_clip_config.json beside the weights can set another)"
     )
   return width // head_width
 
@@ -242,65 +248,53 @@ def _heads(width: int, head_width: int, tower: str, where: str) -> int:
 def _activation(
   shapes: Shapes, activation: str, model: Mapping[str, Any], has_settings: bool, notes: list[str]
 ) -> str:
-  """The MLPs' activation: asked for, said beside the weights, or assumed."""
+  """The MLPs' activation: requested, from open_clip_config.json, or assumed."""
   if activation != "auto":
-    notes.append(f"{activation} as config.clip.activation has it")
+    notes.append(f"{activation} by config.clip.activation")
     return activation
   if has_settings:
-    said = "quick_gelu" if model.get("quick_gelu") else "gelu"
-    notes.append(f"{said} as open_clip_config.json has it")
-    return said
+    found = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    notes.append(f"{found} by open_clip_config.json")
+    return found
   if any(name in shapes for name in OPENAI_FACTS):
-    notes.append("quick_gelu, as in OpenAI's own checkpoints, which this one is")
+    notes.append("quick_gelu, as in all of OpenAI's own checkpoints")
     return "quick_gelu"
   width = shapes.get("visual.conv1.weight", (0,))[0]
-  ask = "config.clip.activation or an open_clip_config.json beside it would say it"
+  remedy = "set config.clip.activation, or put an open_clip_config.json beside the weights"
   if width > _WIDEST_OF_OPENAI:
-    notes.append(f"gelu ASSUMED: OpenAI has released no image tower of width {width}; {ask}")
+    notes.append(f"gelu ASSUMED: OpenAI has no image tower of width {width}; {remedy}")
     return "gelu"
   notes.append(
-    "quick_gelu ASSUMED, as OpenAI's CLIPs have it; most that were trained with open_clip have"
-    f" gelu: {ask}"
+    f"quick_gelu ASSUMED, as in OpenAI's CLIPs; most that open_clip trained have gelu: {remedy}"
   )
   return "quick_gelu"
 
 
 def _model_settings(open_clip: Mapping[str, Any], where: str) -> dict[str, Any]:
-  """`model_cfg`, if it asks for nothing that the towers here don't do."""
+  """Returns `model_cfg`, after checking that the towers here implement all of it."""
+  where = f"{where}: open_clip_config.json"
   model = open_clip.get("model_cfg") if isinstance(open_clip, Mapping) else None
-  parts = {"model_cfg": model}
+  parts: dict[str, Any] = {"model_cfg": model}
   if isinstance(model, Mapping):
     parts |= {part: model.get(part) for part in ("vision_cfg", "text_cfg")}
   for part, items in parts.items():
     if not isinstance(items, Mapping):
-      raise ClipError(
-        f"{where}: open_clip_config.json has no {part}; model_cfg with vision_cfg and text_cfg is"
-        " needed"
-      )
+      raise ClipError(f"{where}: no {part}, expected model_cfg with vision_cfg and text_cfg")
     for item, value in items.items():
       known = item in _KNOWN_ITEMS[part] | _TRAINING_ITEMS or not value
       if not known and value not in _HARMLESS_ITEMS.get((part, item), ()):
-        raise ClipError(
-          f"{where}: open_clip_config.json asks for {part}.{item}={value!r}; the CLIPs that can be"
-          " read are those without"
-        )
-  _check_integers(parts, where)
-  return dict(model)
-
-
-def _check_integers(parts: Mapping[str, Mapping[str, Any]], where: str) -> None:
+        raise ClipError(f"{where}: {part}.{item}: got {value!r}, expected a CLIP without it")
   for part, item in (("vision_cfg", "head_width"), ("text_cfg", "heads")):
     value = parts[part].get(item)
     if value is not None and (type(value) is not int or value < 1):
-      raise ClipError(
-        f"{where}: open_clip_config.json has {part}.{item}={value!r}; an integer from 1 is needed"
-      )
+      raise ClipError(f"{where}: {part}.{item}: got {value!r}, expected an integer from 1")
+  return dict(parts["model_cfg"])
 
 
 def _check_agreement(config: ClipConfig, model: Mapping[str, Any], where: str) -> None:
-  """Holds what open_clip_config.json says against what the shapes say."""
+  """Compares open_clip_config.json with the shapes."""
   text, vision = config.text_config, config.vision_config
-  found = {
+  found: dict[str, dict[str, Any]] = {
     "model_cfg": {"embed_dim": config.projection_dim},
     "text_cfg": {
       "context_length": text.max_position_embeddings,
@@ -316,15 +310,15 @@ def _check_agreement(config: ClipConfig, model: Mapping[str, Any], where: str) -
     found["vision_cfg"] |= {"width": vision.hidden_size, "layers": vision.num_hidden_layers}
     found["vision_cfg"] |= {"patch_size": vision.patch_size}
   for part, items in found.items():
-    said = model if part == "model_cfg" else model.get(part, {})
+    settings = model if part == "model_cfg" else model.get(part, {})
     for item, value in items.items():
-      if said.get(item, value) != value:
+      if settings.get(item, value) != value:
         raise ClipError(
-          f"{where}: open_clip_config.json says {part}.{item}={said[item]!r}, the weights have"
-          f" {value!r}; they do not belong together"
+          f"{where}: open_clip_config.json: {part}.{item}: got {settings[item]!r}, expected"
+          f" {value!r} by the weights"
         )
   if text.hidden_size % text.num_attention_heads:
     raise ClipError(
-      f"{where}: {text.num_attention_heads} heads do not divide the text tower's width"
-      f" {text.hidden_size}"
+      f"{where}: open_clip_config.json: text_cfg.heads: got {text.num_attention_heads}, expected a"
+      f" divisor of the text tower's width {text.hidden_size}"
     )

@@ -52,8 +52,8 @@ def packed_attention(
     value_RxD: values.
     masks: of the packed tokens.
   """
-  # The backward pass is traced where the precision of this place holds no longer.
-  products = jax.config.jax_default_matmul_precision
+  # The backward pass is traced later, outside of this context's precision.
+  products = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time
   return _attention(n_heads, n_prefix, products, query_RxD, key_RxD, value_RxD, masks)
 
 

@@ -1,4 +1,4 @@
-"""Finding a CLIP's files in a folder, beside a file, or on the hub, and which project's it is."""
+"""Finding a CLIP's files in a folder, beside a file, or on the hub, and detecting their layout."""
 
 from collections.abc import Iterator
 import contextlib
@@ -13,8 +13,13 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from transformers import CLIPConfig
 
-from pomp_jax.clip.architecture import ClipConfig, of_huggingface, of_shapes, parameter_shapes
-from pomp_jax.clip.errors import ClipError
+from pomp_jax.clip.architecture import (
+  ClipConfig,
+  ClipError,
+  config_from_huggingface,
+  config_from_shapes,
+  parameter_shapes,
+)
 from pomp_jax.clip.layouts import HUGGINGFACE, OPENAI, Layout, check_weights
 from pomp_jax.files.weights import CLIPS, Weights, WeightsError, open_weights
 
@@ -38,28 +43,27 @@ _ACCEPTED = (
   f" {_HUGGINGFACE_WEIGHTS[-1]}, or with {', '.join(_OPEN_CLIP_WEIGHTS[:-1])} or"
   f" {_OPEN_CLIP_WEIGHTS[-1]}, or a .safetensors, .pt or .bin file of OpenAI's or open_clip's"
 )
-# The hub's answer, s; its own library tries each file again for 23 s.
+# Seconds to wait for the hub. Its own library retries each file for 23 s.
 _TIMEOUT = 5.0
 # One slash at most, and a letter or a digit first.
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 class Place:
-  """Where a CLIP's files are looked for: a folder, or a repository on the hub.
+  """The place of a CLIP's files: a folder, or a repository on the hub.
 
-  The hub is asked once what a repository holds. Where it does not answer, the files of an earlier
-  download are used.
+  The hub is asked once for the list of files. If it does not answer, its local cache is used.
 
   Attributes:
-    source: as it was given.
-    file: of the weights, where the source names one.
+    source: the folder, file or hub id.
+    file: the weights, if the source is a file.
   """
 
   def __init__(self, source: str):
-    """Looks at the disk, not yet at the hub.
+    """Looks on the disk, without asking the hub.
 
     Raises:
-      ClipError: neither there, nor the form of a hub id.
+      ClipError: no such path, and not the form of a hub id.
     """
     self.source, path = source, CLIPS.get(source) or pathlib.Path(source)
     self.file = path if path.is_file() else None
@@ -70,7 +74,7 @@ class Place:
       raise ClipError(f"{source}: no such file or folder; accepted: {_ACCEPTED}")
 
   def find(self, name: str) -> pathlib.Path | None:
-    """A file of that name, downloaded from the hub if it is not in its cache; None: none there."""
+    """Returns the path of a file, downloaded if necessary; None if there is none."""
     if not self._on_hub:
       file = self._folder / name
       return file if file.is_file() else None
@@ -80,42 +84,42 @@ class Place:
     try:
       return pathlib.Path(hf_hub_download(self.source, name, local_files_only=listed is None))
     except (EntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-      # Without a network, a file that is missing looks like one that can't be reached.
+      # Without a network, a missing file looks like an unreachable one.
       self._trouble = self._trouble or _line(error)[:200]
       return None
 
   @functools.cached_property
   def _listed(self) -> frozenset[str] | None:
-    """The files of the repository; None where the hub does not say."""
+    """Names of the repository's files; None without an answer of the hub."""
     try:
       files = HfApi().model_info(self.source, timeout=_TIMEOUT).siblings
-      return frozenset(file.rfilename for file in files)
+      return frozenset(file.rfilename for file in files or ())
     except (HfHubHTTPError, HFValidationError, OSError) as error:
       self._trouble = f"the hub can't be asked: {type(error).__name__}: {_line(error)[:200]}"
       return None
 
   def find_first(self, names: tuple[str, ...]) -> pathlib.Path | None:
-    """The first of these files that is there."""
+    """Returns the first of these files that exists."""
     return next(filter(None, map(self.find, names)), None)
 
   def nothing(self) -> ClipError:
-    """That there is no CLIP."""
+    """The error of a source without a CLIP."""
     because = f" ({self._trouble})" if self._trouble else ""
     return ClipError(f"{self.source}: no CLIP's weights there{because}; accepted: {_ACCEPTED}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """A CLIP's files, found and held against one another; the weights are not yet read.
+  """A CLIP's files, found and checked against one another, with the weights unread.
 
   Attributes:
-    place: where they are.
+    place: folder or repository.
     config: the sizes.
     weights: the open file; None for Flax's, which HuggingFace reads.
-    layout: of that file.
-    shapes: of the parameters.
-    file: of the weights.
-    settings: open_clip_config.json's content, if it is there and used.
+    layout: layout of that file.
+    shapes: shapes of the parameters.
+    file: path of the weights.
+    settings: content of open_clip_config.json, if it is used.
   """
 
   place: Place
@@ -129,11 +133,11 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def open_checkpoint(source: str, activation: str = "auto") -> Iterator[Checkpoint]:
-  """Finds a CLIP and holds its weights' names and shapes against its configuration.
+  """Finds a CLIP and checks names and shapes of its weights against its configuration.
 
   Args:
     source: a folder, a file, or a hub id.
-    activation: of the MLPs, see `architecture.of_shapes`.
+    activation: activation of the MLPs, see `architecture.config_from_shapes`.
 
   Raises:
     ClipError: no CLIP there, or one that is damaged or contradicts itself.
@@ -149,8 +153,7 @@ def open_checkpoint(source: str, activation: str = "auto") -> Iterator[Checkpoin
     if file is None:
       raise place.nothing()
   if file.name == FLAX_WEIGHTS:
-    # A source that names the file itself has its configuration beside it all the same.
-    config = of_huggingface(_huggingface_config(place, config_file), activation)
+    config = config_from_huggingface(_huggingface_config(place, config_file), activation)
     yield Checkpoint(place, config, None, HUGGINGFACE, parameter_shapes(config), file)
     return
   try:
@@ -170,15 +173,15 @@ def _checked(
   settings = None
   if config_file is not None or any(name.startswith("text_model.") for name in weights.shapes):
     layout = HUGGINGFACE
-    config = of_huggingface(_huggingface_config(place, config_file), activation)
+    config = config_from_huggingface(_huggingface_config(place, config_file), activation)
   else:
     layout = OPENAI
     settings = _open_clip_settings(place)
-    config = of_shapes(weights.shapes, weights.path, activation, settings)
+    config = config_from_shapes(weights.shapes, weights.path, activation, settings)
   try:
     shapes = parameter_shapes(config)
   except (ValueError, TypeError, ZeroDivisionError) as error:
-    raise ClipError(f"{weights.path}: no tower of such sizes ({_line(error)})") from error
+    raise ClipError(f"{weights.path}: no tower has such sizes ({_line(error)})") from error
   check_weights(weights.shapes, shapes, layout, weights.path)
   return Checkpoint(place, config, weights, layout, shapes, file, settings)
 
@@ -187,16 +190,14 @@ def _huggingface_config(place: Place, file: pathlib.Path | None) -> CLIPConfig:
   file = file or place.find(_HUGGINGFACE_CONFIG)
   if file is None:
     raise ClipError(
-      f"{place.source}: weights in HuggingFace's layout, and no {_HUGGINGFACE_CONFIG} beside them"
+      f"{place.source}: no {_HUGGINGFACE_CONFIG}, expected beside weights in HuggingFace's layout"
     )
   try:
     config = CLIPConfig.from_pretrained(str(file.parent))
   except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
     raise ClipError(f"{place.source}: {file.name} is no CLIP's ({_line(error)})") from error
   if config.model_type != "clip":
-    raise ClipError(
-      f"{place.source}: model_type is {config.model_type!r}, a CLIP ('clip') is needed"
-    )
+    raise ClipError(f"{place.source}: model_type: got {config.model_type!r}, expected 'clip'")
   return config
 
 

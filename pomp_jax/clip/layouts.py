@@ -1,7 +1,7 @@
-"""Where each parameter of HuggingFace FlaxCLIP's tree stands in torch's files, and how.
+"""Layouts of torch's files: the tensor and the axes of each parameter of FlaxCLIP's tree.
 
-Two layouts: HuggingFace's own (`model.safetensors`) and OpenAI's, which open_clip kept. torch has
-a dense layer's kernel as [out, in] and a convolution's as [out, in, height, width].
+Two layouts: HuggingFace's own (`model.safetensors`) and OpenAI's, which open_clip kept. torch
+stores a dense layer's kernel as [out, in] and a convolution's as [out, in, height, width].
 """
 
 from collections.abc import Callable, Iterable
@@ -10,20 +10,19 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict, unflatten_dict
 import numpy as np
 
-from pomp_jax.clip.architecture import OPENAI_FACTS, Shapes
-from pomp_jax.clip.errors import ClipError
+from pomp_jax.clip.architecture import OPENAI_FACTS, ClipError, Shapes
 from pomp_jax.files.weights import Weights
 
 Path = tuple[str, ...]
 
 
 class Source(NamedTuple):
-  """Where a parameter comes from.
+  """The tensor of a parameter.
 
   Attributes:
     key: the tensor's name.
-    part: which third of its first axis; None: all of it.
-    as_is: a matrix that is stored as [in, out] already.
+    part: index of a third of its first axis; None for all of it.
+    as_is: whether the matrix is stored as [in, out] already.
   """
 
   key: str
@@ -32,10 +31,10 @@ class Source(NamedTuple):
 
 
 class Layout(NamedTuple):
-  """How a project names its weights.
+  """A project's names of the weights.
 
   Attributes:
-    source: gives a parameter's source, from its path in the tree.
+    source: function from a parameter's path in the tree to its source.
     other: endings of the names of tensors that are no weights.
   """
 
@@ -61,7 +60,7 @@ _OUTER = {
   ),
   ("visual_projection", "kernel"): Source("visual.proj", as_is=True),
 }
-_NORMS = {
+_NORMS: dict[Path, str] = {
   ("text_model", "final_layer_norm"): "ln_final",
   ("vision_model", "pre_layrnorm"): "visual.ln_pre",
   ("vision_model", "post_layernorm"): "visual.ln_post",
@@ -90,7 +89,7 @@ def _openai_source(path: Path) -> Source:
     if within[-1] in _STACKED:
       return Source(f"{layer}.attn.in_proj_{weight}", part=_STACKED.index(within[-1]))
     return Source(f"{layer}.{_IN_LAYER['.'.join(within)]}.{weight}")
-  # The ResNet's modules have OpenAI's names here too.
+  # The ResNet's modules have OpenAI's names in `clip.resnet` too.
   return Source(".".join(["visual", *module[1:], _RESNET.get(kind, kind)]))
 
 
@@ -99,12 +98,12 @@ OPENAI = Layout(_openai_source, ("attn_mask", "num_batches_tracked", *OPENAI_FAC
 
 
 def check_weights(found: Shapes, shapes: dict[str, Any], layout: Layout, where: str) -> None:
-  """Holds a file's tensors against the parameters that are needed; reads none.
+  """Checks names and shapes of a file's tensors against the parameters, without reading any.
 
   Args:
-    found: the shapes of the tensors, by name.
-    shapes: of the parameters, as a tree.
-    layout: of the file.
+    found: shapes of the tensors, by name.
+    shapes: shapes of the parameters, as a tree.
+    layout: layout of the file.
     where: the file, for messages.
 
   Raises:
@@ -116,27 +115,25 @@ def check_weights(found: Shapes, shapes: dict[str, Any], layout: Layout, where: 
     needed[source.key] = _stored_shape(tuple(shape), source)
   missing = needed.keys() - found
   if missing:
-    raise ClipError(f"{where}: {_some(missing)} missing, which such a CLIP has")
+    raise ClipError(f"{where}: {_some(missing)} missing, expected in such a CLIP")
   unknown = {name for name in found.keys() - needed if not name.endswith(layout.other)}
   if unknown:
-    raise ClipError(f"{where}: {_some(unknown)} there, which such a CLIP does not have")
+    raise ClipError(f"{where}: {_some(unknown)} unexpected in such a CLIP")
   for key, shape in sorted(needed.items()):
     if found[key] != shape:
-      raise ClipError(
-        f"{where}: {key} has the shape {list(found[key])}, where such a CLIP has {list(shape)}"
-      )
+      raise ClipError(f"{where}: {key}: got shape {list(found[key])}, expected {list(shape)}")
 
 
 def read_params(weights: Weights, shapes: dict[str, Any], layout: Layout) -> dict[str, Any]:
-  """The parameters as HuggingFace FlaxCLIP's tree, float32, on the host.
+  """Reads the parameters as HuggingFace FlaxCLIP's tree, float32, on the host.
 
   Args:
     weights: a file that `check_weights` accepts.
-    shapes: of the parameters, as a tree.
-    layout: of the file.
+    shapes: shapes of the parameters, as a tree.
+    layout: layout of the file.
 
   Raises:
-    WeightsError: a tensor that can't be read.
+    WeightsError: an unreadable tensor.
   """
   return unflatten_dict(
     {path: _arranged(weights, layout.source(path)) for path in flatten_dict(shapes)}
@@ -155,7 +152,7 @@ def _arranged(weights: Weights, source: Source) -> np.ndarray:
 
 
 def _stored_shape(shape: tuple[int, ...], source: Source) -> tuple[int, ...]:
-  """The shape that a parameter has in the file: the other direction of `_arranged`."""
+  """A parameter's shape in the file: the inverse of `_arranged`."""
   if len(shape) == 2 and not source.as_is and not _is_table(source.key):
     shape = shape[::-1]
   elif len(shape) == 4:
@@ -164,7 +161,7 @@ def _stored_shape(shape: tuple[int, ...], source: Source) -> tuple[int, ...]:
 
 
 def _is_table(key: str) -> bool:
-  """Whether it is an embedding, a row a token or a position, rather than a dense layer's kernel."""
+  """Whether the tensor is an embedding, and not a dense layer's kernel."""
   return key.removesuffix(".weight").endswith("embedding")
 
 

@@ -1,4 +1,4 @@
-"""Loading a frozen CLIP: its configuration, parameters and tokenizer, whoever published it."""
+"""Loading a frozen CLIP: its configuration, parameters and tokenizer, in any accepted format."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -11,13 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import CLIPTokenizerFast, FlaxCLIPModel
 
-from pomp_jax.clip.architecture import ClipConfig, huggingface_config
-from pomp_jax.clip.bpe import read_bpe
+from pomp_jax.clip.architecture import ClipConfig, ClipError, huggingface_config
 from pomp_jax.clip.checkpoint import Checkpoint, open_checkpoint
-from pomp_jax.clip.errors import ClipError
 from pomp_jax.clip.layouts import HUGGINGFACE, read_params
 from pomp_jax.clip.text import token_embeddings
-from pomp_jax.clip.tokens import Tokenizer
+from pomp_jax.clip.tokens import Tokenizer, read_bpe
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +40,10 @@ class Clip:
   """A frozen CLIP, as loaded.
 
   Attributes:
-    name: what it was loaded from (recorded in prompt files).
-    config: its sizes, those of each tower under HuggingFace's names.
-    params: HuggingFace FlaxCLIP's parameter tree, float32, on the host; a ResNet's image tower is
-      `clip.resnet`'s.
+    name: source it was loaded from (recorded in prompt files).
+    config: sizes of each tower, under HuggingFace's names.
+    params: HuggingFace FlaxCLIP's parameter tree, float32, on the host; that of `clip.resnet` for
+      a ResNet image tower.
     tokenizer: the checkpoint's own tokenizer.
     mean: per-channel mean of the preprocessing, for pixels in [0, 1].
     std: per-channel standard deviation, likewise.
@@ -65,46 +63,47 @@ class Clip:
 
   @property
   def positions(self) -> int:
-    """How many tokens the text tower takes, SOS and EOT included (77 for OpenAI's)."""
+    """Number of tokens that the text tower takes, SOS and EOT included (77 for OpenAI's)."""
     return self.config.text_config.max_position_embeddings
 
   @property
   def image_size(self) -> int:
-    """Height and width of the images that the vision tower takes, pixels."""
+    """Height and width of the vision tower's images, pixels."""
     return self.config.vision_config.image_size
 
   @property
   def logit_scale(self) -> float:
-    """exp(logit_scale): what cosine similarities are multiplied by (100 for OpenAI's)."""
+    """exp(logit_scale), the factor on cosine similarities (100 for OpenAI's)."""
     return float(np.exp(self.params["logit_scale"]))
 
   @property
   def sos_embedding(self) -> jax.Array:
-    """The embedding of the start token, which opens every prompt [D]."""
-    bos = np.array(self.tokenizer.bos_token_id, np.int32)
+    """The embedding of the start token, the first of every prompt [D]."""
+    tokenizer: Any = self.tokenizer
+    bos = np.array(tokenizer.bos_token_id, np.int32)
     return jnp.asarray(token_embeddings(self.params, bos))
 
   @property
   def text_params(self) -> Params:
-    """The part of the parameters that the text tower reads."""
+    """Parameters of the text tower."""
     return {key: self.params[key] for key in ("text_model", "text_projection")}
 
   @property
   def vision_params(self) -> Params:
-    """The part of the parameters that the vision tower reads."""
+    """Parameters of the vision tower."""
     return {key: self.params[key] for key in self.params if key.startswith("vis")}
 
   @property
   def settings(self) -> str:
-    """All that features depend on beside parameters and tokens, as JSON."""
+    """The settings that features depend on beside parameters and tokens, as JSON."""
     return json.dumps([self.config.settings(), self.mean, self.std])
 
 
 def read_clip_config(source: str) -> ClipConfig:
-  """The configuration alone: what validation needs before anything heavy starts.
+  """Reads the configuration alone, for validation before anything heavy starts.
 
-  Names and shapes of the weights are held against it, and the tokenizer is read; a hub's files are
-  downloaded.
+  Names and shapes of the weights are checked against it, and the tokenizer is read. Files of a hub
+  are downloaded.
 
   Args:
     source: see `load_clip`.
@@ -120,15 +119,15 @@ def read_clip_config(source: str) -> ClipConfig:
 def load_clip(source: str, name: str | None = None, activation: str = "auto") -> Clip:
   """Loads a CLIP from a folder, a file or the hub; `docs/weights.md` lists the formats.
 
-  What had to be assumed goes to the log.
+  Assumptions are logged.
 
   Args:
-    source: `world`, the embedded world's CLIP; a folder or hub id in HuggingFace's or open_clip's
-      layout; or a file of weights in OpenAI's layout, which open_clip's is too, with its tokenizer
+    source: `world` for the embedded world's CLIP; a folder or hub id in the layout of HuggingFace
+      or open_clip; or a file of weights in the layout of OpenAI and open_clip, with its tokenizer
       beside it.
-    name: what to call it in prompt files; the source if not given.
-    activation: of the MLPs: `quick_gelu`, `gelu`, or `auto`: as the checkpoint says, or as those
-      who publish such checkpoints have it.
+    name: name in prompt files; the source if None.
+    activation: activation of the MLPs: `quick_gelu`, `gelu`, or `auto` for that of the checkpoint,
+      or the usual one of its publisher.
 
   Returns:
     The CLIP, its parameters float32 NumPy arrays on the host.
@@ -151,7 +150,7 @@ def load_clip(source: str, name: str | None = None, activation: str = "auto") ->
 
 
 def _flax_params(checkpoint: Checkpoint) -> Params:
-  """HuggingFace reads its own file."""
+  """Reads flax_model.msgpack by HuggingFace's own code."""
   source = checkpoint.place.source
   try:
     _, params = FlaxCLIPModel.from_pretrained(
@@ -160,17 +159,17 @@ def _flax_params(checkpoint: Checkpoint) -> Params:
   except (OSError, ValueError, TypeError, KeyError) as error:
     raise _unreadable(source, checkpoint.file.name, error) from error
   if jax.tree.map(jnp.shape, dict(params)) != checkpoint.shapes:
-    raise ClipError(f"{source}: the weights do not have the shapes that its config.json declares")
+    raise ClipError(f"{source}: {checkpoint.file.name}: shapes other than those of its config.json")
   return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), dict(params))
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-  """HuggingFace's where the weights are in its layout and bring one; else by the merges."""
+  """HuggingFace's tokenizer beside weights in its layout, otherwise one from the merges."""
   place = checkpoint.place
   own = place.find_first(_TOKENIZER_FILES[:2])
   if checkpoint.layout is not HUGGINGFACE or own is None:
     return read_bpe(place.find, checkpoint.config.text_config.vocab_size, place.source)
-  # From the hub, each file comes when it is asked for.
+  # From the hub, each file is downloaded when it is looked up.
   for name in _TOKENIZER_FILES:
     place.find(name)
   try:
@@ -180,28 +179,28 @@ def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def _channel_statistics(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[float, ...]]:
-  """Of open_clip_config.json's `preprocess_cfg`, or of HuggingFace's preprocessor."""
+  """Mean and deviation by open_clip_config.json, or by HuggingFace's preprocessor."""
   if checkpoint.settings is not None:
-    settings = checkpoint.settings.get("preprocess_cfg", {})
-    return _statistics(settings, "mean", "std", f"{checkpoint.file}: preprocess_cfg")
-  file = checkpoint.place.find("preprocessor_config.json")
-  if file is None or checkpoint.layout is not HUGGINGFACE:
-    return _CLIP_MEAN, _CLIP_STD
-  try:
-    settings = json.loads(file.read_text())
-  except (OSError, ValueError) as error:
-    raise ClipError(f"{file}: not a preprocessor's settings ({error})") from error
-  return _statistics(settings, "image_mean", "image_std", str(file))
-
-
-def _statistics(settings: Any, mean_item: str, std_item: str, where: str):
+    settings: Any = checkpoint.settings.get("preprocess_cfg", {})
+    names, where = ("mean", "std"), f"{checkpoint.file}: preprocess_cfg"
+  else:
+    file = checkpoint.place.find("preprocessor_config.json")
+    if file is None or checkpoint.layout is not HUGGINGFACE:
+      return _CLIP_MEAN, _CLIP_STD
+    try:
+      settings = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+      raise ClipError(f"{file}: not a preprocessor's settings ({error})") from error
+    names, where = ("image_mean", "image_std"), str(file)
   try:
     if not isinstance(settings, Mapping):
       raise TypeError("no JSON object")
-    mean = tuple(map(float, settings.get(mean_item, _CLIP_MEAN)))
-    std = tuple(map(float, settings.get(std_item, _CLIP_STD)))
+    mean, std = (
+      tuple(map(float, settings.get(name, default)))
+      for name, default in zip(names, (_CLIP_MEAN, _CLIP_STD), strict=True)
+    )
     if len(mean) != 3 or len(std) != 3:
-      raise ValueError(f"{mean_item} and {std_item} take three channels")
+      raise ValueError(f"{' and '.join(names)} take three channels")
   except (ValueError, TypeError) as error:
     raise ClipError(f"{where}: not a preprocessor's settings ({error})") from error
   return mean, std

@@ -241,7 +241,7 @@ def _packed_features(
   for i in range(config.num_hidden_layers):
     # The last layer's output is read at EOT alone.
     select = select_eot if i == config.num_hidden_layers - 1 else lambda rows_RxD: rows_RxD
-    layer = functools.partial(
+    layer: Callable = functools.partial(
       _layer, config, dtype, layers[str(i)], n_prefix=n_prefix, masks=masks, select=select
     )
     if remat == "layers":

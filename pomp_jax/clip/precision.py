@@ -1,8 +1,8 @@
-"""How exactly matrix products and convolutions are computed.
+"""The precision of matrix products and convolutions.
 
 XLA's default on float32 inputs is TF32 on GPUs (11 bits of the products' inputs) and a single
-bfloat16 pass (8 bits) on TPUs. What is asked for here is recorded in the program, whatever runs it.
-CPUs compute in float32 either way. Imports jax alone.
+bfloat16 pass (8 bits) on TPUs. A precision that is set here is part of the compiled program. CPUs
+compute in float32 either way.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ DTYPES = ("float32", "tensorfloat32", "bfloat16")
 
 
 class Precision(NamedTuple):
-  """How a tower computes.
+  """The precision of a tower.
 
   Attributes:
-    dtype: of activations and products' inputs.
-    products: of products of these, a name that `jax.default_matmul_precision` takes.
+    dtype: type of activations and products' inputs.
+    products: precision of their products, a name that `jax.default_matmul_precision` takes.
   """
 
   dtype: Any
@@ -29,7 +29,7 @@ class Precision(NamedTuple):
 
 
 def precision_of(dtype: Any) -> Precision:
-  """The precision that a name in DTYPES means, or a NumPy type.
+  """Returns the precision of a name in DTYPES, or of a NumPy type.
 
   `float32`: products of float32 in float32 (on TPUs six bfloat16 passes). `tensorfloat32`: float32
   with faster products (TF32 on GPUs, three bfloat16 passes on TPUs). `bfloat16`: bfloat16, summed
@@ -45,14 +45,13 @@ def precision_of(dtype: Any) -> Precision:
 
 
 def with_products(products: str, function: Callable) -> Callable:
-  """The function, its matrix products and convolutions in a precision; so are their gradients.
+  """Wraps a function so that its matrix products and their gradients have a precision.
 
-  Those of a `custom_vjp` are not: its backward function is traced by itself, and is to be wrapped
-  by itself.
+  The backward function of a `custom_vjp` is traced later and needs a wrapper of its own.
 
   Args:
-    products: of `Precision`.
-    function: anything that is traced.
+    products: field of `Precision`.
+    function: function that is traced.
   """
 
   @functools.wraps(function)

@@ -32,7 +32,7 @@ class ResNetConfig:
     projection_dim: E.
   """
 
-  layers: tuple[int, int, int, int]
+  layers: tuple[int, ...]
   width: int
   num_attention_heads: int
   image_size: int

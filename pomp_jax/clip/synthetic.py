@@ -1,6 +1,7 @@
-"""A CLIP of a published architecture with random weights: for its cost, not for what it sees."""
+"""A CLIP of a published architecture with random weights, for measurements of cost."""
 
 from collections.abc import Mapping, Sequence
+import functools
 from typing import Any
 import zlib
 
@@ -16,7 +17,7 @@ _BOS, _EOT = 49406, 49407
 
 
 def _transformer(width: int, layers: int, activation: str) -> dict[str, Any]:
-  """Heads of 64 and an MLP of four times the width, as CLIP's transformers have."""
+  """Sizes with heads of 64 and an MLP of four times the width, as in CLIP's transformers."""
   return {
     "hidden_size": width,
     "intermediate_size": 4 * width,
@@ -40,45 +41,41 @@ def _clip(
   return ClipConfig(text, vision, embedding)
 
 
-def _vit(
-  text_width: int, layers: int, width: int, patch: int, side: int, activation: str = "quick_gelu"
-) -> ClipConfig:
-  vision = CLIPVisionConfig(
-    **_transformer(width, layers, activation), image_size=side, patch_size=patch
-  )
+def _vit(text_width, layers, width, patch, side, activation="quick_gelu") -> ClipConfig:
+  sizes = _transformer(width, layers, activation)
+  vision = CLIPVisionConfig(**sizes, image_size=side, patch_size=patch)
   return _clip(vision, text_width, text_width, activation)
 
 
-def _resnet(layers: tuple[int, int, int, int], embedding: int) -> ClipConfig:
-  vision = ResNetConfig(layers, 64, 32, 224, embedding)
-  return _clip(vision, 512, embedding, "quick_gelu")
+def _resnet(layers, embedding) -> ClipConfig:
+  return _clip(ResNetConfig(layers, 64, 32, 224, embedding), 512, embedding, "quick_gelu")
 
 
-_CONFIGS = {
-  "openai/clip-vit-base-patch32": lambda: _vit(512, 12, 768, 32, 224),
-  "openai/clip-vit-base-patch16": lambda: _vit(512, 12, 768, 16, 224),
-  "openai/clip-vit-large-patch14": lambda: _vit(768, 24, 1024, 14, 224),
-  "openai/clip-vit-large-patch14-336": lambda: _vit(768, 24, 1024, 14, 336),
-  "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": lambda: _vit(1024, 32, 1280, 14, 224, "gelu"),
-  "RN50.safetensors": lambda: _resnet((3, 4, 6, 3), 1024),
-  "RN101.safetensors": lambda: _resnet((3, 4, 23, 3), 512),
+# By hub id, or by the usual name of the file.
+SYNTHETIC_CLIPS = {
+  "openai/clip-vit-base-patch32": functools.partial(_vit, 512, 12, 768, 32, 224),
+  "openai/clip-vit-base-patch16": functools.partial(_vit, 512, 12, 768, 16, 224),
+  "openai/clip-vit-large-patch14": functools.partial(_vit, 768, 24, 1024, 14, 224),
+  "openai/clip-vit-large-patch14-336": functools.partial(_vit, 768, 24, 1024, 14, 336),
+  "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": functools.partial(_vit, 1024, 32, 1280, 14, 224, "gelu"),
+  "RN50.safetensors": functools.partial(_resnet, (3, 4, 6, 3), 1024),
+  "RN101.safetensors": functools.partial(_resnet, (3, 4, 23, 3), 512),
 }
-SYNTHETIC_CLIPS = tuple(_CONFIGS)
 
 
 def synthetic_config(name: str) -> ClipConfig:
-  """An architecture by its hub id, or its usual file's name; one of SYNTHETIC_CLIPS."""
-  return _CONFIGS[name]()
+  """Returns the architecture of a name in SYNTHETIC_CLIPS."""
+  return SYNTHETIC_CLIPS[name]()
 
 
 def synthetic_clip(name: str, token_counts: Mapping[str, int], seed: int = 0) -> Clip:
-  """A published architecture, its weights drawn at random.
+  """Builds a published architecture with random weights.
 
   Args:
     name: one of SYNTHETIC_CLIPS.
-    token_counts: tokens of texts with EOT under CLIP's own tokenizer, which is not at hand; others
-      are counted by their letters.
-    seed: of the weights.
+    token_counts: number of tokens of texts, EOT included, under CLIP's own tokenizer, which is not
+      available. Other texts are estimated from their letters.
+    seed: random seed of the weights.
   """
   config = synthetic_config(name)
   rng = np.random.default_rng(seed)
@@ -87,7 +84,7 @@ def synthetic_clip(name: str, token_counts: Mapping[str, int], seed: int = 0) ->
     kind = path[-1].key
     if kind in ("bias", "mean", "scale", "var"):
       return np.full(shape, kind in ("scale", "var"), np.float32)
-    # Products keep their size; embeddings have CLIP's.
+    # Kernels preserve the variance of their inputs; embeddings have CLIP's deviation.
     flat = kind == "embedding" or len(shape) < 2
     spread = np.float32(0.02 if flat else np.prod(shape[:-1]) ** -0.5)
     return spread * rng.standard_normal(shape, np.float32)
@@ -95,28 +92,28 @@ def synthetic_clip(name: str, token_counts: Mapping[str, int], seed: int = 0) ->
   shapes = parameter_shapes(config)
   params = jax.tree_util.tree_map_with_path(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
   params["logit_scale"] = np.float32(np.log(100))
-  return Clip(name, config, params, StandInTokenizer(token_counts))
+  return Clip(name, config, params, SyntheticTokenizer(token_counts))
 
 
-class StandInTokenizer:
-  """Rows of the right lengths, or nearly, with ids that mean nothing."""
+class SyntheticTokenizer:
+  """A tokenizer with about the right number of tokens and meaningless ids."""
 
   bos_token_id = _BOS
 
   def __init__(self, token_counts: Mapping[str, int]):
-    """Takes the counts that are known; see `synthetic_clip`."""
+    """Takes the known counts, see `synthetic_clip`."""
     self._counts = token_counts
 
   def __call__(self, texts: Sequence[str], add_special_tokens: bool = True) -> dict:
-    """As HuggingFace's tokenizers: {"input_ids": rows} with SOS and EOT."""
+    """Returns {"input_ids": rows} with SOS and EOT, as HuggingFace's tokenizers."""
     return {"input_ids": [[_BOS, *self._ids(text), _EOT] for text in texts]}
 
   def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
-    """The ids themselves."""
+    """Returns a string for each id."""
     return [f"token {i}" for i in ids]
 
   def _ids(self, text: str) -> list[int]:
     count = self._counts.get(text)
-    # Of ImageNet-21K's names a word of up to seven letters is one token or two.
+    # In ImageNet-21K's names a word of up to seven letters is one or two tokens.
     count = count - 1 if count else 1 + sum(1 + len(word) // 7 for word in text.split())
     return [zlib.crc32(f"{i} {text}".encode()) % (_BOS - 1) for i in range(count)]

@@ -1,37 +1,175 @@
-"""Texts to token ids, with HuggingFace's two rules for where a text's feature is read.
+"""Texts to token ids: CLIP's byte-pair tokenizer, and the position where a feature is read.
 
+As in OpenAI's code, a text is cleaned first: ftfy repairs it (mojibake, ligatures, curly quotes,
+full width), HTML entities are resolved twice, white space becomes single spaces, letters lowercase.
+It is then cut into words: runs of letters, single digits, runs of other characters, English
+contractions. HuggingFace's tokenizer of the same merges skips the repair and the entities, and
+equals this one on text that has neither. Unlike both, no text is read as SOS or EOT here.
 Shapes: N texts, L the longest of them in tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import gzip
+import html
+import json
+import pathlib
 from typing import Any, Protocol, runtime_checkable
 
+import ftfy
 from jaxtyping import Int32
 import numpy as np
+import regex
+import tokenizers
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig
 
+from pomp_jax.clip.architecture import ClipError
 from pomp_jax.errors import InputError
 from pomp_jax.files.terminal import quoted
+
+ZIPPED_MERGES, MERGES, VOCABULARY = "bpe_simple_vocab_16e6.txt.gz", "merges.txt", "vocab.json"
+ACCEPTED_FILES = f"{ZIPPED_MERGES}, or {MERGES}"
+
+# OpenAI's file lists more merges than its vocabulary of 49,408 takes.
+_N_OPENAI_MERGES = 49_408 - 2 * 256 - 2
+_MAX_BYTES = 64 * 2**20
+_END = "</w>"
+_WORD = regex.compile(
+  r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", flags=regex.IGNORECASE
+)
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-  """What is used of a tokenizer: HuggingFace's, or `clip.bpe`'s.
+  """The part of a tokenizer that is used: HuggingFace's, or BytePairTokenizer."""
 
-  Attributes:
-    bos_token_id: of SOS. Not declared below: HuggingFace's makes it up when it is asked for, and
-      from Python 3.12 on a check of the type looks without asking.
-  """
+  # No `bos_token_id`, although it is read: HuggingFace's computes it when asked, and from Python
+  # 3.12 on a check of the type does not ask.
 
   def __call__(self, texts: Any, add_special_tokens: bool = True) -> Mapping[str, Any]:
-    """`input_ids`: token ids of each text, with SOS and EOT around them."""
+    """Returns `input_ids`: token ids of each text, between SOS and EOT."""
 
   def convert_ids_to_tokens(self, ids: Any) -> list[str]:
-    """How the vocabulary writes tokens, one string an id."""
+    """Returns the vocabulary's string of each id."""
 
 
 class TokenizeError(InputError, ValueError):
   """A text that the tower cannot take; the message is one line."""
+
+
+class BytePairTokenizer:
+  """CLIP's tokenizer, with the interface of HuggingFace's.
+
+  Ids: 256 bytes, the same at a word's end, a token for each merge, SOS, EOT.
+
+  Attributes:
+    bos_token_id: id of SOS.
+    eos_token_id: id of EOT.
+  """
+
+  def __init__(self, merges: Sequence[tuple[str, str]]):
+    """Builds the vocabulary.
+
+    Args:
+      merges: pairs of tokens, the first to be joined first.
+
+    Raises:
+      Exception: a part of a pair is no token before it (the class is the library's choice).
+    """
+    # CLIP's order of the bytes: visible ones in Latin-1 first, then stand-ins from U+0100 on.
+    letters = sorted(ByteLevel.alphabet())
+    self._tokens = [*letters, *(letter + _END for letter in letters), *map("".join, merges)]
+    vocabulary = {token: i for i, token in enumerate(self._tokens)}
+    self._bpe = tokenizers.Tokenizer(BPE(vocabulary, list(merges), end_of_word_suffix=_END))
+    # Words are cut here, by `regex`: the library's own tables of Unicode are older.
+    self._bpe.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    self.bos_token_id, self.eos_token_id = len(self._tokens), len(self._tokens) + 1
+    self._tokens += ["<|startoftext|>", "<|endoftext|>"]
+
+  def __len__(self) -> int:
+    """Number of ids."""
+    return len(self._tokens)
+
+  def __call__(
+    self, texts: Sequence[str], add_special_tokens: bool = True
+  ) -> dict[str, list[list[int]]]:
+    """Returns `input_ids`, one list a text; SOS before and EOT after if `add_special_tokens`."""
+    words = [_WORD.findall(clean(text)) for text in texts]
+    rows = [row.ids for row in self._bpe.encode_batch(words, is_pretokenized=True)]
+    if add_special_tokens:
+      rows = [[self.bos_token_id, *row, self.eos_token_id] for row in rows]
+    return {"input_ids": rows}
+
+  def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+    """Tokens in HuggingFace's spelling: a letter for each byte, "</w>" at a word's end."""
+    return [self._tokens[i] for i in ids]
+
+
+def clean(text: str) -> str:
+  """Repairs, unescapes and lowercases a text, as in the training of CLIP's towers."""
+  text = html.unescape(html.unescape(ftfy.fix_text(text)))
+  return " ".join(text.split()).lower()
+
+
+def read_bpe(
+  find: Callable[[str], pathlib.Path | None], n_tokens: int, where: str
+) -> BytePairTokenizer:
+  """Reads the tokenizer from the merges beside a checkpoint.
+
+  Args:
+    find: function from a file's name to its path, or None if there is none.
+    n_tokens: rows of the checkpoint's token embedding.
+    where: the checkpoint, for messages.
+
+  Raises:
+    ClipError: no such file, one that is damaged, or of another vocabulary.
+  """
+  for name in (ZIPPED_MERGES, MERGES):
+    file = find(name)
+    if file is None:
+      continue
+    try:
+      merges = [_pair(line) for line in _merge_lines(file)]
+      tokenizer = BytePairTokenizer(merges)
+    except Exception as error:  # the tokenizers' library raises bare Exceptions
+      raise ClipError(f"{file}: not the merges of a CLIP's tokenizer ({error})") from error
+    if len(tokenizer) != n_tokens:
+      raise ClipError(
+        f"{file}: {len(merges)} merges make {len(tokenizer)} tokens, expected {n_tokens}, the"
+        f" embeddings of {where}"
+      )
+    _check_vocabulary(find(VOCABULARY), tokenizer)
+    return tokenizer
+  raise ClipError(f"{where}: no tokenizer beside the weights, expected {ACCEPTED_FILES}")
+
+
+def _merge_lines(file: pathlib.Path) -> list[str]:
+  if file.suffix == ".gz":
+    with gzip.open(file) as stream:
+      return stream.read(_MAX_BYTES).decode().split("\n")[1 : 1 + _N_OPENAI_MERGES]
+  with open(file, encoding="utf-8", newline="\n") as stream:
+    lines = stream.read(_MAX_BYTES).split("\n")
+  return [line for line in lines[lines[0].startswith("#version") :] if line]
+
+
+def _pair(line: str) -> tuple[str, str]:
+  first, *others = line.split() or [""]
+  if len(others) != 1:
+    raise ValueError(f"{line[:40]!r} is no pair of tokens")
+  return first, others[0]
+
+
+def _check_vocabulary(file: pathlib.Path | None, tokenizer: BytePairTokenizer) -> None:
+  """Checks the number of tokens in HuggingFace's list, if it is beside the merges."""
+  if file is None:
+    return
+  try:
+    size = len(json.loads(file.read_text(encoding="utf-8")))
+  except (OSError, ValueError, TypeError) as error:
+    raise ClipError(f"{file}: not a vocabulary ({error})") from error
+  if size != len(tokenizer):
+    raise ClipError(f"{file}: {size} tokens, expected {len(tokenizer)} by the merges beside it")
 
 
 def tokenize(
@@ -46,7 +184,7 @@ def tokenize(
     texts: one string a row.
     tokenizer: the checkpoint's own.
     config: the text tower's; its `eos_token_id` selects HuggingFace's rule for EOT.
-    budget: the most tokens a text may take, EOT included; all positions but SOS's if not given.
+    budget: the most tokens a text may take, EOT included; all positions but SOS's if None.
 
   Returns:
     ids [N, L] and lengths [N]: the feature of text i is read at ids[i, lengths[i] - 1].
@@ -55,16 +193,15 @@ def tokenize(
     TokenizeError: no texts, or one longer than the budget.
   """
   if not texts:
-    raise TokenizeError("there are no texts to tokenize; at least one is needed")
+    raise TokenizeError("no texts to tokenize, expected at least one")
   budget = config.max_position_embeddings - 1 if budget is None else budget
   rows = tokenizer(list(texts), add_special_tokens=True)["input_ids"]
   lengths_N = np.array([_eot_position(row, config.eos_token_id) for row in rows], np.int32)
   longest = int(np.argmax(lengths_N))
   if lengths_N[longest] > budget:
     raise TokenizeError(
-      f"{quoted(texts[longest])} takes {lengths_N[longest]} tokens with EOT;"
-      f" at most {budget} fit the text tower's {config.max_position_embeddings} positions"
-      " beside SOS and the context"
+      f"{quoted(texts[longest])}: {lengths_N[longest]} tokens with EOT, expected at most {budget}:"
+      f" the text tower's {config.max_position_embeddings} positions less SOS and the context"
     )
   ids_NxL = np.zeros((len(rows), lengths_N[longest]), np.int32)
   for i, (row, length) in enumerate(zip(rows, lengths_N, strict=True)):
@@ -72,17 +209,17 @@ def tokenize(
   return ids_NxL, lengths_N
 
 
-def _eot_position(row: Sequence[int], eos_token_id: int) -> int:
+def _eot_position(row: Sequence[int], eos_token_id: int | None) -> int:
   """The position whose feature HuggingFace pools.
 
-  Configurations older than transformers' pull request 24773 say eos_token_id=2, and mean the
-  highest id of the row; newer ones name the true id, and mean its first occurrence.
+  Configurations older than transformers' pull request 24773 have eos_token_id=2 and mean the
+  highest id of the row. Newer ones have the true id and mean its first occurrence.
   """
   if eos_token_id == 2:
     return int(np.argmax(row))
   if eos_token_id not in row:
     raise TokenizeError(
-      f"the tokenizer never writes the config's eos_token_id {eos_token_id}; they do not belong"
-      " to the same checkpoint"
+      f"eos_token_id: got {eos_token_id}, which the tokenizer never writes; expected a"
+      " configuration and a tokenizer of one checkpoint"
     )
   return row.index(eos_token_id)

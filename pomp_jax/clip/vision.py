@@ -1,84 +1,125 @@
-"""The frozen vision tower, a ViT or a ResNet: uint8 images to features.
+"""The frozen vision tower, a ViT or a ResNet: uint8 images to features, with learned tokens or not.
 
-Shapes: B images of height H and width W, E embedding.
+Shapes: B images of height H and width W, E embedding, T tokens of an image (class and patches), J
+layers with learned tokens of their own, V of these in each, D width.
 """
 
 from collections.abc import Callable
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
-from transformers import CLIPVisionConfig
-from transformers.models.clip.modeling_flax_clip import FlaxCLIPVisionTransformer
+from transformers.models.clip.modeling_flax_clip import (
+  FlaxCLIPEncoderLayer,
+  FlaxCLIPVisionEmbeddings,
+  FlaxCLIPVisionTransformer,
+)
 
 from pomp_jax.clip.load import Clip, Params
 from pomp_jax.clip.precision import precision_of, with_products
 from pomp_jax.clip.resnet import ModifiedResNet, ResNetConfig
 
 ImageTower = Callable[[Params, UInt8[Array, "B H W 3"]], Float[Array, "B E"]]
+PromptedImageTower = Callable[
+  [Params, UInt8[Array, "B H W 3"], Float[Array, "J V D"]], Float[Array, "B E"]
+]
 
 
-def image_tower(clip: Clip, dtype: DTypeLike = jnp.float32, at_a_time: int = 0) -> ImageTower:
-  """`(clip.vision_params, images) -> features`, features float32 and not normalised.
+def image_tower(clip: Clip, dtype: Any = jnp.float32, chunk: int = 0) -> ImageTower:
+  """Builds `(clip.vision_params, images) -> features`, float32 and not normalised.
 
-  The images are resized and cropped already; channel statistics are applied here, on the
-  device, so that bytes and not floats travel to it.
+  The images are already resized and cropped. Channel statistics are applied on the device, so that
+  bytes and not floats are transferred.
 
   Args:
-    clip: whose vision tower.
+    clip: the CLIP of the vision tower.
     dtype: compute type of the layers, see `clip.precision`; parameters stay float32.
-    at_a_time: the most images in memory together; more are computed in parts as equal as can be,
-      one after the other. 0: all.
+    chunk: the most images in memory together. More are computed in chunks of nearly equal size, one
+      after the other. 0 for all.
   """
   dtype, products = precision_of(dtype)
-  resnet = isinstance(clip.config.vision_config, ResNetConfig)
-  of_pixels = (_resnet if resnet else _vit)(clip.config.vision_config, dtype)
+  config = clip.config.vision_config
+  if isinstance(config, ResNetConfig):
+    resnet = ModifiedResNet(config, dtype)
+  else:
+    vit = FlaxCLIPVisionTransformer(config, dtype=dtype)
 
   def features(params, images_BxHxWx3):
-    return of_pixels(params, normalized(clip, images_BxHxWx3)).astype(jnp.float32)
+    pixels, variables = _normalized(clip, images_BxHxWx3), {"params": params["vision_model"]}
+    if isinstance(config, ResNetConfig):
+      return resnet.apply(variables, pixels).astype(jnp.float32)
+    return _project(params, vit.apply(variables, pixels, return_dict=False)[1], dtype)
 
-  return in_parts(with_products(products, features), at_a_time)
+  return _in_chunks(with_products(products, features), chunk)
 
 
-def normalized(clip: Clip, images_BxHxWx3: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
-  """Bytes to what the tower takes, by the CLIP's channel statistics."""
+def prompted_image_tower(
+  clip: Clip, dtype: Any = jnp.float32, chunk: int = 0
+) -> PromptedImageTower:
+  """Builds `(clip.vision_params, images, tokens) -> features`, float32 and not normalised.
+
+  Layer j < J sees the V tokens tokens[j], and the previous layer's outputs of its own tokens are
+  dropped (Jia et al., 2022: J = 1 is VPT-shallow, J = all layers VPT-deep). The first tokens enter
+  before the tower's first layer norm. Learned tokens have no positions.
+
+  Args:
+    clip: the CLIP of the vision tower, a ViT.
+    dtype: compute type of the layers, see `clip.precision`; parameters stay float32.
+    chunk: the most images in memory together, in the backward pass too; 0 for all.
+  """
+  dtype, products = precision_of(dtype)
+  config: Any = clip.config.vision_config
+  embeddings = FlaxCLIPVisionEmbeddings(config, dtype=dtype)
+  layer = FlaxCLIPEncoderLayer(config, dtype=dtype)
+  norm = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype)
+
+  def features(params, images_BxHxWx3, tokens_JxVxD):
+    model, pixels = params["vision_model"], _normalized(clip, images_BxHxWx3)
+    own_BxTxD = embeddings.apply({"params": model["embeddings"]}, pixels)
+    n_images, n_own, _ = own_BxTxD.shape
+
+    def with_tokens(hidden, j):
+      tokens_BxVxD = jnp.broadcast_to(tokens_JxVxD[j], (n_images, *tokens_JxVxD.shape[1:]))
+      return jnp.concatenate([hidden[:, :n_own], tokens_BxVxD.astype(hidden.dtype)], axis=1)
+
+    hidden = norm.apply({"params": model["pre_layrnorm"]}, with_tokens(own_BxTxD, 0))
+    for j in range(config.num_hidden_layers):
+      if 0 < j < tokens_JxVxD.shape[0]:
+        hidden = with_tokens(hidden, j)
+      hidden = layer.apply({"params": model["encoder"]["layers"][str(j)]}, hidden, None)[0]
+    pooled_BxD = norm.apply({"params": model["post_layernorm"]}, hidden[:, 0])
+    return _project(params, pooled_BxD, dtype)
+
+  # A chunk's activations are rematerialised in the backward pass.
+  precise = with_products(products, features)
+  return _in_chunks(jax.checkpoint(precise) if chunk else precise, chunk)
+
+
+def _normalized(clip: Clip, images_BxHxWx3: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+  """Bytes to the tower's input, by the CLIP's channel statistics."""
   mean, std = jnp.array(clip.mean), jnp.array(clip.std)
   return (images_BxHxWx3.astype(jnp.float32) / 255 - mean) / std
 
 
-def _vit(config: CLIPVisionConfig, dtype: DTypeLike) -> Callable:
-  module = FlaxCLIPVisionTransformer(config, dtype=dtype)
-
-  def features(params, pixels):
-    pooled_BxD = module.apply({"params": params["vision_model"]}, pixels, return_dict=False)[1]
-    return pooled_BxD.astype(dtype) @ params["visual_projection"]["kernel"].astype(dtype)
-
-  return features
+def _project(params, pooled_BxD, dtype):
+  kernel_DxE = params["visual_projection"]["kernel"].astype(dtype)
+  return (pooled_BxD.astype(dtype) @ kernel_DxE).astype(jnp.float32)
 
 
-def _resnet(config: ResNetConfig, dtype: DTypeLike) -> Callable:
-  module = ModifiedResNet(config, dtype)
-  return lambda params, pixels: module.apply({"params": params["vision_model"]}, pixels)
-
-
-def in_parts(tower: Callable, at_a_time: int) -> Callable:
-  """A tower `(params, images, ..) -> features` that takes at most so many images at once.
-
-  Args:
-    tower: any arguments beyond the images are the same for all parts.
-    at_a_time: how many; 0: all.
-  """
+def _in_chunks(tower: Callable, chunk: int) -> Callable:
+  """Computes at most `chunk` images at once (0: all); arguments after the images are shared."""
 
   def features(params, images_BxHxWx3, *others):
     n_images = images_BxHxWx3.shape[0]
-    n_parts = -(-n_images // at_a_time)
-    if n_parts <= 1:
+    n_chunks = -(-n_images // chunk)
+    if n_chunks <= 1:
       return tower(params, images_BxHxWx3, *others)
-    size = -(-n_images // n_parts)
-    padding = ((0, n_parts * size - n_images), (0, 0), (0, 0), (0, 0))
-    parts = jnp.pad(images_BxHxWx3, padding).reshape(n_parts, size, *images_BxHxWx3.shape[1:])
-    features_PxBxE = jax.lax.map(lambda part: tower(params, part, *others), parts)
-    return features_PxBxE.reshape(n_parts * size, -1)[:n_images]
+    size = -(-n_images // n_chunks)
+    padding = ((0, n_chunks * size - n_images), (0, 0), (0, 0), (0, 0))
+    chunks = jnp.pad(images_BxHxWx3, padding).reshape(n_chunks, size, *images_BxHxWx3.shape[1:])
+    features_NxBxE = jax.lax.map(lambda images: tower(params, images, *others), chunks)
+    return features_NxBxE.reshape(n_chunks * size, -1)[:n_images]
 
-  return features if at_a_time else tower
+  return features if chunk else tower

@@ -55,7 +55,7 @@ def open_encoder(config: Settings, mesh: Mesh | None = None) -> Encoder:
     tower=config.clip.text_tower,
     dtype=config.clip.dtype,
     chunk=config.clip.chunk,
-    images_at_a_time=config.clip.images_at_a_time,
+    image_chunk=config.clip.images_at_a_time,
     cache=ArrayCache(config.eval.cache),
   )
 

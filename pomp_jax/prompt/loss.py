@@ -5,7 +5,7 @@ Shapes: B images, S sampled negatives, E embedding, H levels of a hierarchy.
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +143,7 @@ def local_contrast(
   n_kept_B = jnp.sum(kept_BxS, axis=-1, dtype=jnp.int32)
   own_B = margin(n_kept_B, settings.n_classes, correction)
   margin_BxS = own_B[:, None]
-  if negatives.log_weights is not None:
+  if negatives.log_weights is not None and negatives.own_log_weights is not None:
     margin_BxS = _factor(correction) * negatives.log_weights[None, :]
     own_B = negatives.own_log_weights
   corrected_BxS = jnp.where(kept_BxS, negative_BxS + margin_BxS, -jnp.inf)
@@ -155,7 +155,8 @@ def local_contrast(
     gap_BxS -= own_B[:, None]
   loss_B = _refined(gap_BxS) if kind == "refined" else _log_one_plus_sum(gap_BxS)
   if settings.ancestors_weight:
-    loss_B += settings.ancestors_weight * _ancestor_losses(gap_BxS, negatives)
+    ancestors_B = _ancestor_losses(gap_BxS, negatives.own_kinds, negatives.kinds)
+    loss_B += settings.ancestors_weight * ancestors_B
   hardest_B = jnp.max(jnp.where(kept_BxS, negative_BxS, -jnp.inf), axis=-1)
   return Contrast(jnp.mean(loss_B), jnp.mean(positive_B > hardest_B))
 
@@ -177,18 +178,18 @@ def _refined(gap_BxS: jax.Array) -> jax.Array:
   return jnp.where(any_B, jax.lax.stop_gradient(jax.nn.sigmoid(log_odds_B)) * log_odds_B, 0.0)
 
 
-def _ancestor_losses(gap_BxS: jax.Array, negatives: Negatives) -> jax.Array:
+def _ancestor_losses(gap_BxS: jax.Array, own_kinds_BxH: Any, kinds_SxH: Any) -> jax.Array:
   """Cross-entropy of the kind of each image's class, mean over the levels.
 
   A kind's logit is the log-sum-exp of the corrected logits of the classes below it, so its
   probability is the sum of theirs. A level without the image's class counts as 0.
   """
   whole_B = _log_one_plus_sum(gap_BxS)
-  n_levels = negatives.own_kinds.shape[1]
+  n_levels = own_kinds_BxH.shape[1]
   total_B = jnp.zeros_like(whole_B)
   for level in range(n_levels):
-    own_B = negatives.own_kinds[:, level]
-    below_BxS = own_B[:, None] == negatives.kinds[None, :, level]
+    own_B = own_kinds_BxH[:, level]
+    below_BxS = own_B[:, None] == kinds_SxH[None, :, level]
     below_B = _log_one_plus_sum(jnp.where(below_BxS, gap_BxS, -jnp.inf))
     total_B += jnp.where(own_B >= 0, whole_B - below_B, 0.0)
   return total_B / n_levels

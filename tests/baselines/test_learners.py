@@ -43,7 +43,7 @@ N_LAYERS = 3
 def learner_of(tiny, name):
   """A learner, without a token budget."""
   tower = text_tower("shared", tiny.clip.config.text_config)
-  vision = prompted_image_tower(tiny.clip, at_a_time=1 if name == "vpt_deep" else 0)
+  vision = prompted_image_tower(tiny.clip, chunk=1 if name == "vpt_deep" else 0)
   width, vision_width = tiny.clip.text_width, tiny.clip.config.vision_config.hidden_size
   return {
     "cocoop": lambda: CoCoOpLearner(PromptContext(3, width, "middle"), tower, 24),

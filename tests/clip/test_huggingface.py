@@ -18,7 +18,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from pomp_jax import world
 from pomp_jax.clip import ClipError, image_tower, load_clip
-from pomp_jax.clip.architecture import of_huggingface, parameter_shapes
+from pomp_jax.clip.architecture import config_from_huggingface, parameter_shapes
 from pomp_jax.clip.layouts import HUGGINGFACE, check_weights
 from tests.support.checks import assert_close
 from tests.support.clips import encode_texts, error_of, write_random_clip
@@ -181,7 +181,7 @@ def test_names_and_shapes_of_the_true_sizes(
   with torch.device("meta"):
     model = CLIPModel(config)
   shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-  expected = parameter_shapes(of_huggingface(config, "auto"))
+  expected = parameter_shapes(config_from_huggingface(config, "auto"))
   check_weights(shapes, expected, HUGGINGFACE, "here")
 
 
@@ -209,18 +209,16 @@ def test_weights_that_do_not_fit_the_configuration(written, folder):
     return error_of(folder)
 
   key = "vision_model.encoder.layers.1.mlp.fc1.weight"
-  assert f"{key} has the shape [48, 96], where such a CLIP has [96, 48]" in refusal_with(
+  assert f"{key}: got shape [48, 96], expected [96, 48]" in refusal_with(
     **{key: state[key].T.contiguous()}
   )
   assert "logit_scale is missing" in refusal_with(logit_scale=None)
-  assert "logit_bias is there, which such a CLIP does not have" in refusal_with(
-    logit_bias=torch.zeros(1)
-  )
+  assert "logit_bias is unexpected" in refusal_with(logit_bias=torch.zeros(1))
 
 
 def test_no_configuration_beside_huggingfaces_weights(written, tmp_path):
   safetensors.torch.save_file(written[1].state_dict(), tmp_path / "model.safetensors")
-  assert "no config.json beside them" in error_of(tmp_path / "model.safetensors")
+  assert "no config.json" in error_of(tmp_path / "model.safetensors")
   message = error_of(tmp_path)
   for name in ("model.safetensors.index.json", "open_clip_pytorch_model.bin", ".pt"):
     assert name in message
@@ -230,7 +228,7 @@ def test_the_configurations_activation_can_be_overruled(written, folder, caplog)
   written[1].save_pretrained(folder)
   with caplog.at_level("INFO"):
     clip = load_clip(str(folder), activation="quick_gelu")
-  assert "quick_gelu as config.clip.activation has it, not its own gelu" in caplog.text
+  assert "quick_gelu by config.clip.activation, instead of its own gelu" in caplog.text
   assert clip.config.vision_config.hidden_act == "quick_gelu"
   config = json.loads((folder / "config.json").read_text())
   assert config["text_config"]["hidden_act"] == "gelu"

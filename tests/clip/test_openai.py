@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from pomp_jax.clip import Clip, image_tower, load_clip
-from pomp_jax.clip.architecture import of_shapes, parameter_shapes
+from pomp_jax.clip.architecture import config_from_shapes, parameter_shapes
 from pomp_jax.clip.layouts import OPENAI, check_weights
 from pomp_jax.clip.load import read_clip_config
 from pomp_jax.clip.text import text_tower
@@ -86,7 +86,7 @@ def test_a_folder_of_open_clips(tmp_path, vision, quick_gelu, caplog):
   path = _save(model, tmp_path / names[quick_gelu])
   with caplog.at_level("INFO"):
     clip = load_clip(str(tmp_path))
-  assert f"{'quick_gelu' if quick_gelu else 'gelu'} as open_clip_config.json" in caplog.text
+  assert f"{'quick_gelu' if quick_gelu else 'gelu'} by open_clip_config.json" in caplog.text
   assert clip.mean == (0.4, 0.5, 0.6)
   _assert_equal(clip, model)
   assert load_clip(str(path)).settings == clip.settings
@@ -98,7 +98,7 @@ def test_the_activation_asked_for_overrules(tmp_path, caplog):
   path = _save(model, tmp_path / "clip.pt")
   with caplog.at_level("INFO"):
     clip = load_clip(str(path), activation="gelu")
-  assert "gelu as config.clip.activation" in caplog.text
+  assert "gelu by config.clip.activation" in caplog.text
   _assert_equal(clip, model)
   assert clip.settings != load_clip(str(path)).settings
 
@@ -112,7 +112,7 @@ def test_openais_facts_beside_the_weights_say_quick_gelu(tmp_path, caplog):
   )
   with caplog.at_level("INFO"):
     _assert_same_weights(load_clip(str(path)), model, tmp_path)
-  assert "quick_gelu, as in OpenAI's own" in caplog.text
+  assert "quick_gelu, as in all of OpenAI's own" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -149,7 +149,7 @@ def test_a_torchscript_archive_is_read_without_its_code(tmp_path, vision):
   torch.jit.save(traced, tmp_path / "ViT.pt")
   clip = load_clip(str(tmp_path / "ViT.pt"))
   _assert_same_weights(clip, model, tmp_path)
-  assert clip.config.notes == ("quick_gelu, as in OpenAI's own checkpoints, which this one is",)
+  assert clip.config.notes == ("quick_gelu, as in all of OpenAI's own checkpoints",)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_names_and_shapes_of_the_true_sizes(name):
   with torch.device("meta"):
     model = open_clip.CLIP(settings["embed_dim"], vision, text)
   shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-  config = of_shapes(shapes, name, "auto")
+  config = config_from_shapes(shapes, name, "auto")
   check_weights(shapes, parameter_shapes(config), OPENAI, name)
   assert config.text_config.num_attention_heads == text.heads
   assert config.vision_config.image_size == vision.image_size
@@ -174,7 +174,10 @@ def test_names_and_shapes_of_the_true_sizes(name):
     "gelu" if name.startswith(("ViT-H", "ViT-g", "ViT-bigG")) else "quick_gelu"
   )
   # Their settings and ours contradict each other nowhere.
-  assert of_shapes(shapes, name, "auto", {"model_cfg": settings}).text_config.hidden_act == "gelu"
+  assert (
+    config_from_shapes(shapes, name, "auto", {"model_cfg": settings}).text_config.hidden_act
+    == "gelu"
+  )
 
 
 def test_sizes_are_known_without_reading_weights(tmp_path):

@@ -46,15 +46,13 @@ def test_a_text_takes_all_of_its_budget_and_not_one_token_more(small):
     _tokenize(small, ["cat", f"{letters} o"])
   message = str(error.value)
   assert repr(f"{letters} o") in message
-  assert "takes 16 tokens" in message
-  assert "at most 15 fit" in message
-  assert "16 positions" in message
+  assert "16 tokens" in message and "at most 15" in message
   assert "\n" not in message
 
 
 def test_a_context_shrinks_the_budget(small):
   assert _tokenize(small, ["the cat."], budget=4)[1].tolist() == [4]
-  with pytest.raises(TokenizeError, match="'the cat.' takes 4 tokens with EOT; at most 3 fit"):
+  with pytest.raises(TokenizeError, match="'the cat.': 4 tokens with EOT, expected at most 3"):
     _tokenize(small, ["cat.", "the cat."], budget=3)
 
 
@@ -71,5 +69,5 @@ def test_no_texts_are_refused(small):
 
 def test_a_tokenizer_of_another_checkpoint_is_refused(small):
   config = CLIPTextConfig(vocab_size=60_000, eos_token_id=49_407)
-  with pytest.raises(TokenizeError, match="never writes .* eos_token_id 49407"):
+  with pytest.raises(TokenizeError, match="eos_token_id: got 49407"):
     tokenize(["cat"], small.clip.tokenizer, config)

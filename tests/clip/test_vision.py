@@ -30,15 +30,15 @@ def test_images_equal_torch_and_flax_clip(stored, images):
   assert_close(found, stored.flax_image_features(pixels))
 
 
-@pytest.mark.parametrize("at_a_time", [1, 2, 3, 8])
-def test_images_in_parts_have_the_same_features(stored, images, at_a_time):
-  tower = image_tower(stored.clip, at_a_time=at_a_time)
+@pytest.mark.parametrize("chunk", [1, 2, 3, 8])
+def test_images_in_chunks_have_the_same_features(stored, images, chunk):
+  tower = image_tower(stored.clip, chunk=chunk)
   found = jax.jit(tower)(stored.clip.vision_params, images)
   assert_close(found, stored.torch_image_features(_pixels(images)))
   program = jax.make_jaxpr(tower)(stored.clip.vision_params, images)
   (patches,) = _convolutions(program)
   # Three images in as equal parts as can be.
-  assert patches.invars[0].aval.shape[0] == {1: 1, 2: 2, 3: 3, 8: 3}[at_a_time]
+  assert patches.invars[0].aval.shape[0] == {1: 1, 2: 2, 3: 3, 8: 3}[chunk]
 
 
 def _convolutions(program):

@@ -167,7 +167,7 @@ def test_made_up_images_are_of_true_size():
 
 def test_the_stand_in_tokenizer_has_the_right_lengths():
   names = load_class_list("imagenet21k").names[:2000]
-  tokenizer = synthetic.StandInTokenizer({f"{names[0]}.": 9})
+  tokenizer = synthetic.SyntheticTokenizer({f"{names[0]}.": 9})
   config = synthetic.synthetic_config("openai/clip-vit-base-patch16").text_config
   ids, lengths = tokenize([f"{name}." for name in names], tokenizer, config)
   assert lengths[0] == 9

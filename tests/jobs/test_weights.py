@@ -7,7 +7,7 @@ import torch
 
 from pomp_jax import inputs
 from pomp_jax.clip import ClipError
-from pomp_jax.clip.bpe import ACCEPTED_FILES
+from pomp_jax.clip.tokens import ACCEPTED_FILES
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.jobs import pretrain

@@ -67,7 +67,7 @@ def test_steps_equal_torch(world, images, image_features, position, n_classes, c
   """Two steps of two data indices of four images: images to the moved context, and all metrics."""
   module = PromptContext(3, world.clip.text_width, position, n_classes)
   mesh = make_mesh(class_size, jax.devices()[: 2 * class_size])
-  vision = image_tower(world.clip, at_a_time=3)
+  vision = image_tower(world.clip, chunk=3)
   step, state, frozen = _step(world, mesh=mesh, module=module, vision=vision)
   leaf = torch.nn.Parameter(torch.tensor(np.asarray(state.params["context"], np.float64)))
   optimizer = torch.optim.SGD([leaf], lr=1.0, momentum=0.9, weight_decay=0.01)

@@ -28,14 +28,15 @@ def complete_negatives(
     available_S: drawn classes whose features were computed; all if None.
   """
   negatives = drawn._replace(available=available_S)
-  if drawn.log_weights is not None:
+  log_weights_S = drawn.log_weights
+  if log_weights_S is not None:
     if available_S is not None:
       # A class is equally likely at any place of the draw, so a part of the draw is a smaller one.
       n_available = jnp.maximum(jnp.sum(available_S), 1)
-      log_weights_S = drawn.log_weights + jnp.log(drawn.ids.size / n_available)
-      negatives = negatives._replace(log_weights=log_weights_S)
+      log_weights_S = log_weights_S + jnp.log(drawn.ids.size / n_available)
+    negatives = negatives._replace(log_weights=log_weights_S)
     if settings.batch_positives:
-      negatives = _with_batch_positives(negatives, labels_B)
+      negatives = _with_batch_positives(negatives, log_weights_S, labels_B)
     rejected_BxS = _rejected(settings, arrays, labels_B, negatives.ids)
     negatives = negatives._replace(rejected=rejected_BxS)
   if arrays.levels is not None:
@@ -64,7 +65,9 @@ def _rejected(
   return kin_of_label | kin_of_drawn
 
 
-def _with_batch_positives(negatives: Negatives, labels_B: Int32[Array, " B"]) -> Negatives:
+def _with_batch_positives(
+  negatives: Negatives, log_weights_S: Array, labels_B: Int32[Array, " B"]
+) -> Negatives:
   """Puts the images' classes before the drawn ones, each class once.
 
   The images' classes are certain, so their weight is 1, and a drawn class that is one of them is
@@ -74,7 +77,6 @@ def _with_batch_positives(negatives: Negatives, labels_B: Int32[Array, " B"]) ->
   drawn_S = ~jnp.any(negatives.ids[:, None] == labels_B[None, :], axis=1)
   if negatives.available is not None:
     drawn_S &= negatives.available
-  log_weights_S = negatives.log_weights
   return negatives._replace(
     ids=jnp.concatenate([labels_B, negatives.ids]),
     log_weights=jnp.concatenate([jnp.zeros(labels_B.shape, log_weights_S.dtype), log_weights_S]),
