@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 import numpy as np
 
-from pomp_jax.analysis.drawing import error_bars, label_panel, legend_below, panels, save, style
+from pomp_jax.analysis import drawing
 
 SEED = "seed"
 # Headings of the figures of a cell other than its accuracies.
@@ -119,7 +119,9 @@ def sweep(
   keys = [tuple(group.values[field] for field in others) for group in groups_of]
   lines = [key for key in dict.fromkeys(keys) if any(value is not None for value in key)] or [()]
   names = list(dict.fromkeys(name for group in groups_of for name in group.figures))
-  figure, axes_of = panels(max(len(names), 1), 3.3, 3.3, "Mean and standard deviation over seeds")
+  figure, axes_of = drawing.panels(
+    max(len(names), 1), 3.3, 3.3, "Mean and standard deviation over seeds"
+  )
   drawn: dict[str, Any] = {}
   for axes, name in zip(axes_of, names, strict=False):
     scale = 1.0 if name in COSTS else 100.0
@@ -145,10 +147,10 @@ def sweep(
     if name in COSTS and min(means) > 0 and max(means) > 20 * min(means):
       axes.set_yscale("log")
     title = COSTS.get(name) or f"{name.removesuffix('_top1')}: top-1 (%)"
-    label_panel(axes, title, along, grid="both")
+    drawing.label_panel(axes, title, along, grid="both")
   if len(drawn) > 1:
-    legend_below(figure, list(drawn.values()), list(drawn))
-  save(path, figure)
+    drawing.legend_below(figure, list(drawn.values()), list(drawn))
+  drawing.save(path, figure)
 
 
 def _draw_line(
@@ -159,6 +161,6 @@ def _draw_line(
   means, stds = scale * np.array([(found.mean, found.std) for _, found in points]).reshape(-1, 2).T
   for place, (_, found) in zip(x, points, strict=True):
     seeds = scale * np.array(found.values)
-    dots = {"s": 9, "color": style(number)["color"], "alpha": 0.35, "linewidths": 0}
+    dots = {"s": 9, "color": drawing.style(number)["color"], "alpha": 0.35, "linewidths": 0}
     axes.scatter(np.full(len(seeds), place), seeds, **dots)
-  return error_bars(axes, x, means, number, yerr=stds)
+  return drawing.error_bars(axes, x, means, number, yerr=stds)

@@ -7,17 +7,7 @@ import os
 from matplotlib.axes import Axes
 import numpy as np
 
-from pomp_jax.analysis.drawing import (
-  COLOURS,
-  COLUMNS,
-  MARKERS,
-  label_panel,
-  legend_below,
-  panels,
-  save,
-  shorten,
-  style,
-)
+from pomp_jax.analysis import drawing
 from pomp_jax.analysis.features import Branches, branch_plane
 from pomp_jax.data.source import spread_evenly
 
@@ -36,16 +26,18 @@ def alignment_uniformity(
     sets: data set -> prompt -> `alignment` and `uniformity`; None (one class) gives no point.
   """
   prompts = list(next(iter(sets.values())))
-  figure, axes_of = panels(len(sets), 3.2, 3.2, "Alignment and uniformity (lower is better)")
+  figure, axes_of = drawing.panels(
+    len(sets), 3.2, 3.2, "Alignment and uniformity (lower is better)"
+  )
   for place, (axes, (name, figures)) in enumerate(zip(axes_of, sets.items(), strict=True)):
     for i, one in enumerate(figures.values()):
       x = math.nan if one["uniformity"] is None else one["uniformity"]
-      axes.plot(x, one["alignment"], linestyle="", markersize=8, **style(i))
+      axes.plot(x, one["alignment"], linestyle="", markersize=8, **drawing.style(i))
     axes.margins(0.2)
-    y_label = "" if place % COLUMNS else "alignment of images and classes"
-    label_panel(axes, name, "uniformity of the classes", y_label, grid="both")
-  legend_below(figure, axes_of[0].get_lines(), prompts)
-  save(path, figure)
+    y_label = "" if place % drawing.COLUMNS else "alignment of images and classes"
+    drawing.label_panel(axes, name, "uniformity of the classes", y_label, grid="both")
+  drawing.legend_below(figure, axes_of[0].get_lines(), prompts)
+  drawing.save(path, figure)
 
 
 def similarity_matrices(
@@ -65,21 +57,21 @@ def similarity_matrices(
   # The colour range ignores the diagonal.
   values = np.array([matrix[~np.eye(len(shown), dtype=bool)] for matrix in cosines.values()])
   lowest, highest = (values.min(), values.max()) if values.size else (0.0, 1.0)
-  figure, axes_of = panels(len(features), 3.6, 3.6, title)
+  figure, axes_of = drawing.panels(len(features), 3.6, 3.6, title)
   starts = np.flatnonzero(np.diff(branches.of_class[shown], prepend=-1))
   middle = (starts + np.append(starts[1:], len(shown)) - 1) / 2
-  names = [shorten(branches.names[branches.of_class[shown[start]]], 18) for start in starts]
+  names = [drawing.shorten(branches.names[branches.of_class[shown[start]]], 18) for start in starts]
   for place, (axes, (name, matrix)) in enumerate(zip(axes_of, cosines.items(), strict=True)):
     picture = axes.imshow(matrix, cmap="viridis", vmin=lowest, vmax=highest)
-    axes.set_title(shorten(name), fontsize=10)
+    axes.set_title(drawing.shorten(name), fontsize=10)
     axes.set_xticks([])
-    axes.set_yticks(middle, [""] * len(names) if place % COLUMNS else names, fontsize=7)
+    axes.set_yticks(middle, [""] * len(names) if place % drawing.COLUMNS else names, fontsize=7)
     axes.tick_params(length=0)
     for start in starts[1:]:
       axes.axhline(start - 0.5, color="white", linewidth=0.5)
       axes.axvline(start - 0.5, color="white", linewidth=0.5)
   figure.colorbar(picture, ax=axes_of, shrink=0.7, label="cosine")
-  save(path, figure)
+  drawing.save(path, figure)
 
 
 def class_maps(
@@ -95,15 +87,15 @@ def class_maps(
   """
   n_classes = len(branches.of_class)
   shown = spread_evenly(min(n_classes, _MAP_CLASSES), n_classes)
-  figure, axes_of = panels(len(features), 4.2, 4.2, title)
+  figure, axes_of = drawing.panels(len(features), 4.2, 4.2, title)
   for axes, (name, rows) in zip(axes_of, features.items(), strict=True):
     points_Nx2, explained = branch_plane(rows, branches.of_class)
     _scatter_branches(axes, points_Nx2[shown], branches, branches.of_class[shown])
-    axes.set_title(shorten(name), fontsize=10)
+    axes.set_title(drawing.shorten(name), fontsize=10)
     axes.set_xlabel(f"{100 * explained[0]:.0f}% of the variance", fontsize=8)
     axes.set_ylabel(f"{100 * explained[1]:.0f}% of the variance", fontsize=8)
     axes.set(xticks=[], yticks=[])
-  save(path, figure)
+  drawing.save(path, figure)
 
 
 def _scatter_branches(
@@ -115,10 +107,12 @@ def _scatter_branches(
     if not len(own):
       continue
     # The marker changes after each round of colours.
-    colour = COLOURS[branch % len(COLOURS)]
-    marker = MARKERS[branch // len(COLOURS) % len(MARKERS)]
+    colour = drawing.COLOURS[branch % len(drawing.COLOURS)]
+    marker = drawing.MARKERS[branch // len(drawing.COLOURS) % len(drawing.MARKERS)]
     axes.scatter(*own.T, s=5, color=colour, marker=marker, alpha=0.45, linewidths=0)
     if len(branches.names) > 1:
       box = {"facecolor": "white", "alpha": 0.75, "edgecolor": colour, "pad": 1.2, "linewidth": 0.8}
       middle = np.median(own, axis=0)
-      axes.text(*middle, shorten(name, 18), fontsize=6.5, ha="center", va="center", bbox=box)
+      axes.text(
+        *middle, drawing.shorten(name, 18), fontsize=6.5, ha="center", va="center", bbox=box
+      )

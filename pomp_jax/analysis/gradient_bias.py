@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pomp_jax.analysis.drawing import error_bars, label_panel, panels, save
+from pomp_jax.analysis import drawing
 from pomp_jax.annotations import Array, Float, Int32
 from pomp_jax.files.progress import steps_of
 from pomp_jax.prompt.learner import Frozen, Learner
@@ -166,7 +166,7 @@ def gradient_bias_panels(path: str | os.PathLike, cells: Sequence[Mapping[str, A
     rows.append((f"correction {corrections[0]}, by sampler", series, 0))
   ticks = sorted({cell["k"] for cell in cells})
   shown = [cell["bias_low"] for cell in cells if cell["bias_low"] > _LOWEST_BIAS]
-  figure, axes_of = panels(
+  figure, axes_of = drawing.panels(
     3 * len(rows),
     *(3.8, 3.7),
     "The sampled gradient against the exact contrast; bars: two standard errors over the draws",
@@ -184,9 +184,10 @@ def gradient_bias_panels(path: str | os.PathLike, cells: Sequence[Mapping[str, A
         np.maximum(of[field], _LOWEST_BIAS) for field in ("relative_bias", "bias_low", "bias_high")
       )
       reach = np.maximum([value - low, high - value], 0)
-      error_bars(bias, k, value, i, yerr=reach, label=key[label_index], **options)
-      error_bars(deviation, k, of["relative_deviation"], i, **options)
-      error_bars(cosine, k, of["draw_cosine"], i, yerr=2 * of["draw_cosine_error"], **options)
+      drawing.error_bars(bias, k, value, i, yerr=reach, label=key[label_index], **options)
+      drawing.error_bars(deviation, k, of["relative_deviation"], i, **options)
+      errors = 2 * of["draw_cosine_error"]
+      drawing.error_bars(cosine, k, of["draw_cosine"], i, yerr=errors, **options)
     bias.set_yscale("log")
     bias.set_ylim(bottom=0.8 * min(shown, default=_LOWEST_BIAS))
     bias.legend(frameon=False, fontsize=8)
@@ -199,5 +200,5 @@ def gradient_bias_panels(path: str | os.PathLike, cells: Sequence[Mapping[str, A
     ):
       axes.set_xscale("log", base=2)
       axes.set_xticks(ticks, [str(tick) for tick in ticks])
-      label_panel(axes, heading, "K, classes of a step", y_label, grid="both", size=10)
-  save(path, figure)
+      drawing.label_panel(axes, heading, "K, classes of a step", y_label, grid="both", size=10)
+  drawing.save(path, figure)

@@ -10,31 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 import numpy as np
 
-from pomp_jax.analysis.drawing import (
-  BLUE,
-  COLOURS,
-  COLUMNS,
-  DPI,
-  GREEN,
-  GREY,
-  ORANGE,
-  RED,
-  error_bars,
-  label_panel,
-  legend_below,
-  panels,
-  save,
-  shorten,
-  style,
-)
+from pomp_jax.analysis import drawing
 
 # Steps and values of a scalar.
 Series = tuple[Sequence[int], Sequence[float]]
 # The main prompts in the order of their bars: colour and label.
 _PROMPTS = {
-  "prompt": (BLUE, "learned prompt"),
-  "hand_written": (ORANGE, "hand-written prompt"),
-  "class_name": (GREY, "class name alone"),
+  "prompt": (drawing.BLUE, "learned prompt"),
+  "hand_written": (drawing.ORANGE, "hand-written prompt"),
+  "class_name": (drawing.GREY, "class name alone"),
 }
 
 
@@ -46,20 +30,21 @@ def training_curves(path: str | os.PathLike, series: Mapping[str, Series]) -> No
     series: steps and values by name. `loss`, `accuracy` (fraction, over the sampled classes) and
       `validation_top1` (fraction, over all classes) are drawn; others are ignored.
   """
-  figure, (loss, accuracy) = panels(2, 4.2, 3.4)
+  figure, (loss, accuracy) = drawing.panels(2, 4.2, 3.4)
   _smoothed_curve(loss, series.get("loss"), "loss")
   _smoothed_curve(accuracy, series.get("accuracy"), "training, sampled classes")
   steps, values = series.get("validation_top1", ((), ()))
   if len(steps):
-    accuracy.plot(steps, values, "o--", color=RED, label="validation, all classes", markersize=5)
+    options = {"color": drawing.RED, "markersize": 5}
+    accuracy.plot(steps, values, "o--", label="validation, all classes", **options)
   accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
   if accuracy.has_data():
     accuracy.legend(frameon=False)
-  label_panel(loss, "Loss", "step", "cross-entropy (nats)", grid="both", size=10)
-  label_panel(accuracy, "Accuracy", "step", "top-1", grid="both", size=10)
+  drawing.label_panel(loss, "Loss", "step", "cross-entropy (nats)", grid="both", size=10)
+  drawing.label_panel(accuracy, "Accuracy", "step", "top-1", grid="both", size=10)
   for axes in (loss, accuracy):
     axes.xaxis.get_major_locator().set_params(integer=True)
-  save(path, figure)
+  drawing.save(path, figure)
 
 
 def _smoothed_curve(axes: Axes, series: Series | None, label: str) -> None:
@@ -68,9 +53,9 @@ def _smoothed_curve(axes: Axes, series: Series | None, label: str) -> None:
   steps, values = np.asarray(series[0]), np.asarray(series[1], np.float64)
   window = max(len(values) // 25, 1)
   if window > 1:
-    axes.plot(steps, values, color=BLUE, linewidth=0.8, alpha=0.3)
+    axes.plot(steps, values, color=drawing.BLUE, linewidth=0.8, alpha=0.3)
     values = _moving_mean(values, window)
-  axes.plot(steps, values, color=BLUE, linewidth=1.8, label=label)
+  axes.plot(steps, values, color=drawing.BLUE, linewidth=1.8, label=label)
 
 
 def _moving_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -96,9 +81,9 @@ def accuracy_bars(
   """
   names = list(dict.fromkeys(name for split in scores.values() for name in split))
   names.sort(key=lambda name: list(_PROMPTS).index(name) if name in _PROMPTS else len(_PROMPTS))
-  others = iter((GREEN, RED, *COLOURS[4:6]) * len(names))
+  others = iter((drawing.GREEN, drawing.RED, *drawing.COLOURS[4:6]) * len(names))
   bar_width, highest = 0.84 / len(names), 0.0
-  figure, (axes,) = panels(1, max(3.9, 0.75 * len(scores) * len(names) - 0.1), 3.4)
+  figure, (axes,) = drawing.panels(1, max(3.9, 0.75 * len(scores) * len(names) - 0.1), 3.4)
   for index, name in enumerate(names):
     splits = [(i, split) for i, split in enumerate(scores) if name in scores[split]]
     top1 = np.array([scores[split][name]["top1"] for _, split in splits])
@@ -122,8 +107,9 @@ def accuracy_bars(
   axes.yaxis.set_major_formatter(PercentFormatter(1.0))
   figure.legend(loc="outside upper center", ncols=3, frameon=False)
   means = "standard deviation over the seeds" if spread else "95% interval over the images"
-  label_panel(axes, "", f"error bars: {means}", "top-1 accuracy over all classes", grid="y", size=9)
-  save(path, figure)
+  y_label = "top-1 accuracy over all classes"
+  drawing.label_panel(axes, "", f"error bars: {means}", y_label, grid="y", size=9)
+  drawing.save(path, figure)
 
 
 def method_dots(
@@ -143,7 +129,7 @@ def method_dots(
   title = (
     "Top-1 accuracy (%)\nbars: standard deviation over the seeds; dotted: of one run, 95% interval"
   )
-  figure, axes_of = panels(len(splits), 3.3, 1.0 + 0.24 * len(methods), title)
+  figure, axes_of = drawing.panels(len(splits), 3.3, 1.0 + 0.24 * len(methods), title)
   for axes, split in zip(axes_of, splits, strict=True):
     for number, method in enumerate(methods):
       if split not in top1[method]:
@@ -152,7 +138,7 @@ def method_dots(
       mean, low, high = (100 * value for value in (found["mean"], *found["interval"]))
       several = len(found["values"]) > 1
       reach = 100 * found["std"] if several else [[mean - low], [high - mean]]
-      drawn = error_bars(axes, mean, number, number, xerr=reach, markersize=6)
+      drawn = drawing.error_bars(axes, mean, number, number, xerr=reach, markersize=6)
       if not several:
         drawn.lines[2][0].set_linestyle(":")
       axes.annotate(
@@ -162,9 +148,9 @@ def method_dots(
     axes.set_ylim(len(methods) - 0.4, -0.8)
     axes.margins(x=0.12)
     images = next(found[split]["images"] for found in top1.values() if split in found)
-    label_panel(axes, f"{split}, n = {images:,}", grid="both")
-  axes_of[0].set_yticklabels([shorten(method.replace("_", " ")) for method in methods])
-  save(path, figure)
+    drawing.label_panel(axes, f"{split}, n = {images:,}", grid="both")
+  axes_of[0].set_yticklabels([drawing.shorten(method.replace("_", " ")) for method in methods])
+  drawing.save(path, figure)
 
 
 def accuracy_panels(
@@ -186,7 +172,7 @@ def accuracy_panels(
     intervals: prompt -> column -> ends of the interval, fractions; absent for a mean.
   """
   columns = list(next(iter(accuracy.values())))
-  figure, axes_of = panels(len(columns), 3.0, 0.9 + 0.26 * (len(accuracy) + 1), title)
+  figure, axes_of = drawing.panels(len(columns), 3.0, 0.9 + 0.26 * (len(accuracy) + 1), title)
   for place, (axes, column) in enumerate(zip(axes_of, columns, strict=True)):
     others = {name: figures[column] for name, figures in published.items() if column in figures}
     ours = np.array([100 * row[column] for row in accuracy.values()])
@@ -197,7 +183,7 @@ def accuracy_panels(
     ]
     errors_2xV = np.zeros((2, len(values)))
     errors_2xV[:, : len(ours)] = np.abs(100 * np.array(ends).T - ours)
-    colours = [COLOURS[i % len(COLOURS)] for i in range(len(ours))] + ["0.85"] * len(others)
+    colours = [drawing.style(i)["color"] for i in range(len(ours))] + ["0.85"] * len(others)
     bars = axes.barh(
       range(len(values)),
       values,
@@ -210,13 +196,13 @@ def accuracy_panels(
     widest = max(1.22 * (values + errors_2xV[1]).max(), 1.0)
     axes.set(ylim=(len(values) - 0.4, -0.6), xlim=(0, widest))
     # Prompts are the same in every panel and named once a row; published methods differ.
-    names = [shorten(name) for name in accuracy] if place % COLUMNS == 0 else []
+    names = [drawing.shorten(name) for name in accuracy] if place % drawing.COLUMNS == 0 else []
     axes.set_yticks(range(len(names)), names)
     for y, name in enumerate(others, len(accuracy)):
-      axes.text(0.02 * widest, y, shorten(name), va="center", fontsize=6.5)
+      axes.text(0.02 * widest, y, drawing.shorten(name), va="center", fontsize=6.5)
     count = f", n = {images[column]:,}" if column in images else ""
-    label_panel(axes, shorten(column, 22) + count)
-  save(path, figure)
+    drawing.label_panel(axes, drawing.shorten(column, 22) + count)
+  drawing.save(path, figure)
 
 
 def calibration_panels(
@@ -229,7 +215,7 @@ def calibration_panels(
     sets: data set -> prompt -> figures of `metrics.Tally`.
   """
   names = list(next(iter(sets.values())))
-  figure, axes_of = panels(len(sets), 3.0, 3.3, "Calibration (ECE in %)")
+  figure, axes_of = drawing.panels(len(sets), 3.0, 3.3, "Calibration (ECE in %)")
   for place, (axes, (name, prompts)) in enumerate(zip(axes_of, sets.items(), strict=True)):
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     for i, figures in enumerate(prompts.values()):
@@ -241,13 +227,13 @@ def calibration_panels(
         label=f"{100 * figures['ece']:.1f}",
         markersize=4,
         linewidth=1.2,
-        **style(i),
+        **drawing.style(i),
       )
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    label_panel(axes, name, "confidence", "" if place % COLUMNS else "accuracy")
+    drawing.label_panel(axes, name, "confidence", "" if place % drawing.COLUMNS else "accuracy")
     axes.legend(frameon=False, fontsize=7, loc="upper left")
-  legend_below(figure, axes_of[0].get_lines()[1:], names)
-  save(path, figure)
+  drawing.legend_below(figure, axes_of[0].get_lines()[1:], names)
+  drawing.save(path, figure)
 
 
 def prediction_sheet(
@@ -279,12 +265,12 @@ def prediction_sheet(
     picture.axis("off")
     answers.axis("off")
     # Few pixels must stay pixels; many are reduced, where smoothing is right.
-    enlarged = max(image.shape[:2]) < 2.15 * DPI
+    enlarged = max(image.shape[:2]) < 2.15 * drawing.DPI
     picture.imshow(image, interpolation="nearest" if enlarged else "antialiased")
-    title = shorten(true_names[index], 60, keep_start=True)
+    title = drawing.shorten(true_names[index], 60, keep_start=True)
     picture.set_title(textwrap.fill(title, 32), fontsize=10)
     _answers(answers, true_names[index], top3_names[index], top3_probabilities[index])
-  save(path, figure)
+  drawing.save(path, figure)
 
 
 def _answers(
@@ -294,9 +280,10 @@ def _answers(
   axes.set(xlim=(0, 1), ylim=(3, 0))
   for line, (name, probability) in enumerate(zip(names, probabilities, strict=True)):
     right = name == true_name
-    colour = GREEN if right else GREY
+    colour = drawing.GREEN if right else drawing.GREY
     axes.barh(line + 0.5, float(probability), height=0.84, color=colour, alpha=0.35, linewidth=0)
     font = {"va": "center", "fontsize": 8.5, "weight": "bold" if right else "normal"}
     axes.text(0.015, line + 0.52, "\u2713" if right else "", color="#00664B", **font)
-    axes.text(0.085, line + 0.52, shorten(name, 26 if right else 29, keep_start=True), **font)
+    shown = drawing.shorten(name, 26 if right else 29, keep_start=True)
+    axes.text(0.085, line + 0.52, shown, **font)
     axes.text(0.99, line + 0.52, f"{100 * float(probability):.0f}%", ha="right", **font)

@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 _FLOAT = 4  # bytes of an exchanged number
 _WEIGHT = 2  # bytes of a weight, bfloat16
-_EFFICIENCY = 0.4
+_EFFICIENCY = 0.4  # assumed share of a chip's peak
+_THREAD_VIEWS = 1112.0  # measured views/s that one thread decodes and augments
+_OVERHEAD = 1e-3  # assumed constant seconds a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,20 +109,6 @@ class Layout(NamedTuple):
     return self.data * self.class_size
 
 
-class Rates(NamedTuple):
-  """Measured or assumed rates.
-
-  Attributes:
-    efficiency: share of a chip's peak that the towers reach.
-    thread_views: views/s that one thread decodes and augments; 0: images are not read.
-    overhead: constant seconds a step: program start, optimizer.
-  """
-
-  efficiency: float = _EFFICIENCY
-  thread_views: float = 1112.0
-  overhead: float = 1e-3
-
-
 class StepTime(NamedTuple):
   """Seconds of a step.
 
@@ -164,12 +152,28 @@ class StepTime(NamedTuple):
     return max(parts, key=parts.__getitem__)
 
 
-def step_time(work: Work, chip: Chip, layout: Layout, rates: Rates) -> StepTime:
+def step_time(
+  work: Work,
+  chip: Chip,
+  layout: Layout,
+  *,
+  efficiency: float = _EFFICIENCY,
+  thread_views: float = _THREAD_VIEWS,
+  overhead: float = _OVERHEAD,
+) -> StepTime:
   """Predicts the time of a step.
 
   A tower takes the longer of its arithmetic at the reached rate and one reading of its weights a
   pass. A collective of n devices takes log2(n) messages in each direction (a gather is reversed in
   the backward pass), and its bytes over the slowest link.
+
+  Args:
+    work: computation of the step.
+    chip: device type.
+    layout: division of the work.
+    efficiency: share of the chip's peak that the towers reach.
+    thread_views: views/s that one thread decodes and augments.
+    overhead: constant seconds a step: program start, optimizer.
 
   Raises:
     ValueError: the views are not a multiple of the draws.
@@ -180,7 +184,7 @@ def step_time(work: Work, chip: Chip, layout: Layout, rates: Rates) -> StepTime:
   n_rows, class_size = work.views // draws + work.k - 1, layout.class_size
 
   def tower(flops: float, weights: float, passes: int) -> float:
-    arithmetic = flops / (rates.efficiency * chip.flops)
+    arithmetic = flops / (efficiency * chip.flops)
     return max(arithmetic, passes * weights * _WEIGHT / chip.memory) if flops else 0.0
 
   own_views = math.ceil(work.views / layout.data / class_size)
@@ -201,9 +205,9 @@ def step_time(work: Work, chip: Chip, layout: Layout, rates: Rates) -> StepTime:
   # Hosts that share an index of the data axis all read its images.
   n_parts = min(math.ceil(layout.chips / chip.per_host), layout.data)
   data = 0.0
-  if rates.thread_views and work.image_flops:
-    data = work.views / n_parts / (chip.host_threads * rates.thread_views)
-  return StepTime(images, layout.accumulate * text, gather, reduce, rates.overhead, data)
+  if work.image_flops:
+    data = work.views / n_parts / (chip.host_threads * thread_views)
+  return StepTime(images, layout.accumulate * text, gather, reduce, overhead, data)
 
 
 def efficiency_of(work: Work, chip: Chip, seconds: float) -> float:
@@ -213,7 +217,7 @@ def efficiency_of(work: Work, chip: Chip, seconds: float) -> float:
     ValueError: the step took less than the overhead, or less than the peak allows.
   """
   flops = work.views * work.image_flops + work.draw_flops(work.views + work.k - 1)
-  busy = seconds - Rates().overhead
+  busy = seconds - _OVERHEAD
   found = flops / chip.flops / busy if busy > 0 else math.inf
   if found > 1:
     raise ValueError(f"{seconds} s are less than {flops:.3g} FLOP can take at {chip.flops:.3g}/s")
@@ -233,14 +237,15 @@ _HEADER = (
 )
 
 
-def table(plan: str, work: Work, chip: Chip, rates: Rates) -> str:
+def table(plan: str, work: Work, chip: Chip, efficiency: float = _EFFICIENCY) -> str:
   """Formats the step times of a plan as Markdown; chips that the plan can't use are skipped."""
   lines, first = [_HEADER, ["---"] * len(_HEADER)], None
   for n in _CHIPS:
     views, layout = PLANS[plan](n)
     if views < layout.data:
       continue
-    time = step_time(dataclasses.replace(work, views=views), chip, layout, rates)
+    own = dataclasses.replace(work, views=views)
+    time = step_time(own, chip, layout, efficiency=efficiency)
     speed = views / time.total
     first = first or speed / n
     parts = (time.images, time.text, time.gather + time.reduce, time.data, time.total)
@@ -266,7 +271,7 @@ def main() -> None:
     efficiency = efficiency_of(one, chip, arguments.step_seconds)
   print(f"{arguments.chip}, {100 * efficiency:.0f}% of its peak")
   for plan in PLANS:
-    print(f"\n{plan}:\n\n{table(plan, work, chip, Rates(efficiency))}")
+    print(f"\n{plan}:\n\n{table(plan, work, chip, efficiency)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prompts as users write them: files, hand-written texts, and all checkpoints of a run."""
+"""Prompts by their names in a config: files, hand-written texts, all checkpoints of a run."""
 
 from collections.abc import Sequence
 import os
@@ -15,24 +15,23 @@ from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, load_prompt, validate
 from pomp_jax.files.run_folder import RunFolder
 
-# The class list's own text, and CLIP's own texts for it.
+# The first template of the class list, and all templates of an ensemble.
 HAND_WRITTEN, ENSEMBLE = "hand_written", "ensemble"
 SEPARATOR = ";"
 _TAKES = (
   f"one or more of the following, separated by {SEPARATOR!r}: a prompt file, a .npy file of class"
-  f" features as Detic's are, a run's folder with checkpoints, a text with one {{}},"
+  f" features, a run's folder with checkpoints, a text with one {{}},"
   f" {HAND_WRITTEN}, {ENSEMBLE}, {ENSEMBLE}:NAME with NAME one of {', '.join(TEMPLATES)}"
 )
 
 
 class NamedPrompt(NamedTuple):
-  """A prompt and what to call it.
+  """A prompt with its label.
 
   Attributes:
-    label: what the user wrote; of a checkpoint with its step, "runs/demo@80".
-    prompt: a learned one, the features of the classes under one, or the text that stands for
-      hand-written ones.
-    step: of a checkpoint.
+    label: name as written by the user; with the step of a checkpoint, "runs/demo@80".
+    prompt: learned prompt, class features, or the name of hand-written texts.
+    step: step of a checkpoint.
   """
 
   label: str
@@ -41,11 +40,11 @@ class NamedPrompt(NamedTuple):
 
 
 def read_prompts(text: str, field: str) -> list[NamedPrompt]:
-  """Reads what a field says.
+  """Loads the prompts that a config field names.
 
   Raises:
-    ConfigError: it names nothing that is there, or something twice.
-    PromptFileError, CheckpointError: a file that can't be used.
+    ConfigError: a name is unknown or repeated.
+    PromptFileError, CheckpointError: a file is unusable.
   """
   found: list[NamedPrompt] = []
   for item in filter(None, map(str.strip, text.split(SEPARATOR))):
@@ -67,14 +66,13 @@ def read_prompts(text: str, field: str) -> list[NamedPrompt]:
 def features_under(
   encoder: Encoder, classes: ClassList, prompt: Prompt | ClassFeatures | str
 ) -> np.ndarray:
-  """Unit features [N,E] of a list's classes under a prompt as `NamedPrompt` has it.
+  """Computes unit features [N,E] of a class list under the prompt of a `NamedPrompt`.
 
-  Those of several texts are the mean of their unit features, on the unit sphere again (Radford et
-  al., 2021, section 3.1.4).
+  Features under several texts are averaged and normalised (Radford et al., 2021, section 3.1.4).
 
   Raises:
     PromptFileError: the prompt does not fit.
-    VocabularyError, TokenizeError: names that can't be used.
+    VocabularyError, TokenizeError: unusable names.
   """
   if isinstance(prompt, Prompt):
     return encoder.class_features(classes.names, prompt)
@@ -90,7 +88,7 @@ def features_under(
 
 
 def describe(prompt: Prompt | ClassFeatures | str, classes: ClassList) -> list[Any]:
-  """All that the features under a prompt depend on, for `files.array_cache.fingerprint`."""
+  """Returns the cache key parts of the features under a prompt, for `array_cache.fingerprint`."""
   if isinstance(prompt, Prompt):
     return [prompt.position, prompt.context]
   if isinstance(prompt, ClassFeatures):
@@ -121,7 +119,7 @@ def _checkpoints(folder: str, field: str) -> list[NamedPrompt]:
     try:
       config = meta["config"]
       if config.get("method", "pomp") != "pomp":
-        # A context that is not all there is to it.
+        # Other methods have parameters beside the context.
         raise CheckpointError(
           f"{path}: is of method {config['method']!r}; a prompt (pomp) is needed"
         )

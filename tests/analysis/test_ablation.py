@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax.analysis import ablation
+from pomp_jax.analysis import drawing
 from pomp_jax.analysis.ablation import csv_text, groups, sweep, swept
 
 
@@ -61,9 +61,9 @@ def test_the_table_is_tidy():
 
 
 def test_the_plot_shows_every_mean_and_spread(tmp_path, monkeypatch):
-  drawn, save = [], ablation.save
+  drawn, save = [], drawing.save
   monkeypatch.setattr(
-    ablation, "save", lambda path, figure: (drawn.append(figure), save(path, figure))
+    drawing, "save", lambda path, figure: (drawn.append(figure), save(path, figure))
   )
   found = groups(synthetic_cells())
   references = {"novel_top1": {"a photo of a {}.": 0.5}}

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax.analysis import feature_plots, plots
+from pomp_jax.analysis import drawing, feature_plots, plots
 
 STEPS = list(range(10, 2010, 10))
 
@@ -27,11 +27,10 @@ SCORES = {
 @pytest.fixture
 def drawn(monkeypatch):
   """The figures that were saved, to look into."""
-  figures, save = [], plots.save
-  for module in (plots, feature_plots):
-    monkeypatch.setattr(
-      module, "save", lambda path, figure: (figures.append(figure), save(path, figure))
-    )
+  figures, save = [], drawing.save
+  monkeypatch.setattr(
+    drawing, "save", lambda path, figure: (figures.append(figure), save(path, figure))
+  )
   return figures
 
 
