@@ -60,7 +60,7 @@ def test_more_words_are_taken_while_names_are_shared():
 
 def test_nothing_tells_them_apart():
   nouns = {"a": noun("a", gloss="x"), "b": noun("a", gloss="x")}
-  with pytest.raises(ValueError, match="a: no words tell 'a, x' from others"):
+  with pytest.raises(ValueError, match="a: .*'a, x'"):
     distinct_names(["a", "b"], nouns)
 
 

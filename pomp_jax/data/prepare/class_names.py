@@ -1,21 +1,21 @@
 """Makes the tables in `pomp_jax/data/class_names` from published packages.
 
-Run by hand, when a list is to be added or a package's lists have changed. Only text files of the
-packages are read and none of their code is run, so their own requirements are not needed:
+Run by hand when a list is added or a package's lists have changed. Only text files of the packages
+are read and none of their code is run, so their own requirements are not needed:
 
     pip install --no-deps timm==1.0.31 open_clip_torch==3.3.0 tensorflow-datasets==4.9.10 \\
       clip-benchmark==1.6.2
     apt-get install wordnet-base        # Debian's is WordNet 3.0
     python -m pomp_jax.data.prepare.class_names
 
-README.md says which file comes from which package. `fgvc_aircraft.txt` and
-`templates/ucf101.txt` are in none of them and stay as they are.
+README.md gives the package of each file. `fgvc_aircraft.txt` and `templates/ucf101.txt` are in none
+of them and are not rewritten.
 """
 
 import argparse
 import ast
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import importlib.metadata
 import json
 import pathlib
@@ -24,15 +24,15 @@ from typing import NamedTuple
 
 from pomp_jax.data.class_lists import load_synsets
 
-# Words of a gloss that a name may take: enough to differ, and no longer than other names.
+# Words of a gloss in a name: enough to differ, and no longer than other names.
 _GLOSS_WORDS = 8
-# Words that it does not end with.
+# Words that a shortened gloss must not end with.
 _UNFINISHED = frozenset(
   ("a", "an", "and", "at", "for", "from", "in", "not", "of", "on", "or", "than", "that")
   + ("the", "to", "used", "with")
 )
 _WORDNET = "/usr/share/wordnet/data.noun"
-# Of the ten, what TFDS has: its label names, as a file of lines or as a constant in a module.
+# TFDS's label names of nine of the ten data sets: a file of lines, or a constant in a module.
 _TFDS = {
   "caltech101": "image_classification/caltech101_labels.txt",
   "oxford_pets": ("datasets/oxford_iiit_pet/oxford_iiit_pet_dataset_builder.py", "_LABEL_CLASSES"),
@@ -44,7 +44,7 @@ _TFDS = {
   "eurosat": ("image_classification/eurosat.py", "_LABELS"),
   "ucf101": "video/ucf101_labels.txt",
 }
-# Ours -> clip-benchmark's.
+# Class list -> clip-benchmark's name of its templates.
 _ENSEMBLES = {
   "caltech101": "caltech101",
   "oxford_pets": "pets",
@@ -74,18 +74,18 @@ _EUROSAT = {
   "Residential": "Residential Buildings",
   "SeaLake": "Sea or Lake",
 }
-# Folders of Caltech101 that begin with a capital, and so come first in CoOp's order.
+# Folders of Caltech101 that begin with a capital, and so are first in CoOp's order.
 _CALTECH101_CAPITALS = ("faces", "leopards", "motorbikes")
 
 
 class Noun(NamedTuple):
-  """A synset of WordNet.
+  """Synset of WordNet.
 
   Attributes:
     lemmas: its words, the most usual first.
-    parents: the synsets that it is a kind or an instance of.
-    groups: the synsets that it is a member of, as a plant is of its genus.
-    gloss: what it is, shortened.
+    parents: synsets that it is a kind or an instance of.
+    groups: synsets that it is a member of, such as a plant's genus.
+    gloss: its shortened definition.
   """
 
   lemmas: tuple[str, ...]
@@ -116,7 +116,7 @@ def read_nouns(path: str) -> dict[str, Noun]:
 
 
 def _shortened(gloss: str) -> str:
-  """Up to the first comma, semicolon or bracket, and 8 words; without what opens in brackets."""
+  """Drops a leading bracket, and all after a comma, semicolon, bracket or the eighth word."""
   gloss = re.sub(r"^\([^)]*\)", "", gloss.strip())
   words = re.split("[,;(]", gloss)[0].split()
   if words and words[0] in ("a", "an", "the"):
@@ -127,113 +127,77 @@ def _shortened(gloss: str) -> str:
   return " ".join(words)
 
 
-def with_ancestors(ids: Iterable[str], nouns: Mapping[str, Noun]) -> list[str]:
-  """The synsets and all that they are kinds of, sorted."""
-  found: set[str] = set()
-  ahead = list(ids)
-  while ahead:
-    synset = ahead.pop()
-    if synset not in found:
-      found.add(synset)
-      ahead.extend(nouns[synset].parents)
-  return sorted(found)
+def _ancestors(synset: str, nouns: Mapping[str, Noun]) -> dict[str, None]:
+  """All synsets above one, nearest first."""
+  found: dict[str, None] = {}
+  level = [synset]
+  while level := [parent for child in level for parent in nouns[child].parents]:
+    found |= dict.fromkeys(level)
+  return found
 
 
 def distinct_names(ids: Sequence[str], nouns: Mapping[str, Noun]) -> list[str]:
-  """A name a class: its first lemma, and as many more words as tell it from the others.
+  """Gives each class its first lemma, and as many more words as make the name distinct.
 
-  Where classes share a first lemma, in whatever case, each takes further words, one at a time while
-  its name is still shared: its other lemmas, then the first lemmas of what it is a kind of, nearest
-  first, in both cases without the words that all of them have: "crane, wading bird" and "crane,
-  lifting device". Where two have all words in common (two kinds of brake), the groups that each is
-  a member of and then its gloss are taken instead.
+  Classes that share a first lemma, in any case, add words one at a time while the name is shared:
+  their other lemmas, then the first lemmas of their ancestors, nearest first, without the words
+  that all of these classes have. An example is "crane, wading bird" and "crane, lifting device".
+  Classes with the same words (two kinds of brake) add the groups that they are members of, and
+  then their gloss.
   """
-  alike: dict[str, list[str]] = {}
+  sharing: dict[str, list[str]] = {}
   for synset in ids:
-    alike.setdefault(nouns[synset].lemmas[0].casefold(), []).append(synset)
+    sharing.setdefault(nouns[synset].lemmas[0].casefold(), []).append(synset)
   words = {}
-  for members in alike.values():
-    words.update({members[0]: []} if len(members) == 1 else _telling_words(members, nouns))
+  for members in sharing.values():
+    words |= _more_words(members, nouns) if len(members) > 1 else {members[0]: []}
   used = {synset: min(1, len(words[synset])) for synset in ids}
   while True:
     names = {
       synset: ", ".join([nouns[synset].lemmas[0], *words[synset][: used[synset]]]) for synset in ids
     }
-    shared_by = Counter(name.casefold() for name in names.values())
-    shared = [synset for synset in ids if shared_by[names[synset].casefold()] > 1]
+    count = Counter(name.casefold() for name in names.values())
+    shared = [synset for synset in ids if count[names[synset].casefold()] > 1]
     if not shared:
       return [names[synset] for synset in ids]
     growing = [synset for synset in shared if used[synset] < len(words[synset])]
     if not growing:
-      raise ValueError(f"{shared[0]}: no words tell {names[shared[0]]!r} from others")
+      raise ValueError(f"{shared[0]}: no words distinguish {names[shared[0]]!r} from others")
     for synset in growing:
       used[synset] += 1
 
 
-def _telling_words(members: Sequence[str], nouns: Mapping[str, Noun]) -> dict[str, list[str]]:
-  """Of classes with one first lemma, the words of each that not all of them have."""
-  words = {synset: _words(synset, nouns) for synset in members}
+def _more_words(members: Sequence[str], nouns: Mapping[str, Noun]) -> dict[str, list[str]]:
+  """Words of each class that not all members, which share a first lemma, have."""
+  words: dict[str, dict[str, str]] = {}
+  for synset in members:
+    above = [nouns[parent].lemmas[0] for parent in _ancestors(synset, nouns)]
+    folded: dict[str, str] = {}
+    for word in [*nouns[synset].lemmas, *above]:
+      folded.setdefault(word.casefold(), word)
+    words[synset] = folded
   count = Counter(word for own in words.values() for word in own)
-  telling = {
+  same = Counter(tuple(own) for own in words.values())
+  return {
     synset: [word for folded, word in own.items() if count[folded] < len(members)]
+    if same[tuple(own)] == 1
+    else [*(nouns[group].lemmas[0] for group in nouns[synset].groups), nouns[synset].gloss]
     for synset, own in words.items()
   }
-  same = Counter(tuple(own) for own in words.values())
-  for synset, own in words.items():
-    if same[tuple(own)] > 1:
-      groups = [nouns[group].lemmas[0] for group in nouns[synset].groups]
-      telling[synset] = [*groups, nouns[synset].gloss]
-  return telling
 
 
-def _words(synset: str, nouns: Mapping[str, Noun]) -> dict[str, str]:
-  """A synset's lemmas and the first lemmas of its ancestors, nearest first, keyed without case."""
-  words = list(nouns[synset].lemmas)
-  level = list(nouns[synset].parents)
-  while level:
-    words.extend(nouns[parent].lemmas[0] for parent in level)
-    level = [parent for child in level for parent in nouns[child].parents]
-  first: dict[str, str] = {}
-  for word in words:
-    first.setdefault(word.casefold(), word)
-  return first
-
-
-def curated_names(ids: Sequence[str], names: Sequence[str], nouns: Mapping[str, Noun]) -> list[str]:
-  """CLIP's names of ImageNet-1K; of a pair with one name, each takes its first lemma."""
-  count = Counter(names)
-  return [
-    nouns[synset].lemmas[0] if count[name] > 1 else name
-    for synset, name in zip(ids, names, strict=True)
-  ]
-
-
-def coop_name(dataset: str, label: str) -> str:
-  """What CoOp calls TFDS's label; empty where it leaves the class out."""
-  if dataset == "caltech101":
-    return _CALTECH101.get(label, label)
-  if dataset == "oxford_pets":
-    return label.lower()
-  if dataset == "stanford_cars":  # the year, last, moves to the front
-    return " ".join([label.split(" ")[-1], *label.split(" ")[:-1]])
-  if dataset == "flowers102":
-    return label.rstrip("?")
-  if dataset == "sun397":  # /a/apse/indoor
-    return " ".join(reversed(label.split("/")[2:]))
-  if dataset == "eurosat":
-    return _EUROSAT.get(label, label)
-  if dataset == "ucf101":
-    return "_".join(re.findall("[A-Z][^A-Z]*", label))
-  return label
-
-
-def coop_order(dataset: str, labels: Sequence[str]) -> list[str]:
-  """TFDS's labels in the order in which CoOp numbers the classes."""
-  if dataset == "caltech101":
-    return sorted(labels, key=lambda label: (label not in _CALTECH101_CAPITALS, label))
-  if dataset == "food101":  # cheese_plate, cheesecake: sorted by the folders' names
-    return sorted(labels)
-  return list(labels)
+# CoOp's name of TFDS's label; empty if CoOp drops the class.
+_COOP_NAMES: dict[str, Callable[[str], str]] = {
+  "caltech101": lambda label: _CALTECH101.get(label, label),
+  "oxford_pets": str.lower,
+  # The year, last, moves to the front.
+  "stanford_cars": lambda label: " ".join([label.split(" ")[-1], *label.split(" ")[:-1]]),
+  "flowers102": lambda label: label.rstrip("?"),
+  # /a/apse/indoor
+  "sun397": lambda label: " ".join(reversed(label.split("/")[2:])),
+  "eurosat": lambda label: _EUROSAT.get(label, label),
+  "ucf101": lambda label: "_".join(re.findall("[A-Z][^A-Z]*", label)),
+}
 
 
 def _package_text(package: str, file: str) -> str:
@@ -277,20 +241,23 @@ def _lines(lines: Iterable[str]) -> str:
 
 
 def make_imagenet(nouns: Mapping[str, Noun]) -> dict[str, str]:
-  """ImageNet's lists, and the tree above all of their synsets; file name -> content."""
+  """ImageNet's lists, and the is-a relations above all of their synsets; file name -> content."""
   open_clip = _package_text("open_clip_torch", "open_clip/zero_shot_metadata.py")
   ids_21k = load_synsets().ids
   ids_1k = _timm_synsets("imagenet")
-  curated = ast.literal_eval(_constant(open_clip, "IMAGENET_CLASSNAMES"))
+  names_1k = ast.literal_eval(_constant(open_clip, "IMAGENET_CLASSNAMES"))
+  # Two pairs of classes share a name of CLIP's. They get their first lemmas.
+  names_1k = [
+    nouns[synset].lemmas[0] if names_1k.count(name) > 1 else name
+    for synset, name in zip(ids_1k, names_1k, strict=True)
+  ]
   files = {
     "imagenet21k.tsv": _table(
       "synset name", zip(ids_21k, distinct_names(ids_21k, nouns), strict=True)
     ),
     "imagenet21k_p.txt": _lines(_timm_synsets("imagenet21k_miil")),
     "imagenet21k_p_w21.txt": _lines(_timm_synsets("imagenet21k_miil_w21")),
-    "imagenet1k.tsv": _table(
-      "synset name", zip(ids_1k, curated_names(ids_1k, curated, nouns), strict=True)
-    ),
+    "imagenet1k.tsv": _table("synset name", zip(ids_1k, names_1k, strict=True)),
     "imagenet_a.txt": _lines(_timm_synsets("imagenet_a")),
     "imagenet_r.txt": _lines(_timm_synsets("imagenet_r")),
   }
@@ -300,10 +267,11 @@ def make_imagenet(nouns: Mapping[str, Noun]) -> dict[str, str]:
   ):
     templates = _constant(open_clip, constant).elts  # type: ignore[attr-defined]
     files[f"templates/{name}.txt"] = _lines(_template(function) for function in templates)
-  nodes = with_ancestors([*ids_21k, *ids_1k], nouns)
+  nodes = {*ids_21k, *ids_1k}
+  nodes |= {above for synset in nodes for above in _ancestors(synset, nouns)}
   files["wordnet_hypernyms.tsv"] = _table(
     "synset lemma parents",
-    ((node, nouns[node].lemmas[0], " ".join(nouns[node].parents)) for node in nodes),
+    ((node, nouns[node].lemmas[0], " ".join(nouns[node].parents)) for node in sorted(nodes)),
   )
   return files
 
@@ -312,12 +280,16 @@ def make_downstream() -> dict[str, str]:
   """Names, TFDS's labels and CLIP's templates of the ten; file name -> content."""
   files = {}
   for dataset in _TFDS:
-    labels = tfds_labels(dataset)
-    names = [coop_name(dataset, label) for label in coop_order(dataset, labels)]
-    files[f"{dataset}.txt"] = _lines(name for name in names if name)
+    labels, coop_name = tfds_labels(dataset), _COOP_NAMES.get(dataset, str)
     files[f"tfds_labels/{dataset}.tsv"] = _table(
-      "label name", ((label, coop_name(dataset, label)) for label in labels)
+      "label name", ((label, coop_name(label)) for label in labels)
     )
+    # CoOp numbers the classes of these two by their sorted folders.
+    if dataset == "caltech101":
+      labels.sort(key=lambda label: (label not in _CALTECH101_CAPITALS, label))
+    elif dataset == "food101":
+      labels.sort()
+    files[f"{dataset}.txt"] = _lines(filter(None, map(coop_name, labels)))
   file = "clip_benchmark/datasets/en_zeroshot_classification_templates.json"
   templates = json.loads(_package_text("clip-benchmark", file))
   for ours, theirs in _ENSEMBLES.items():
