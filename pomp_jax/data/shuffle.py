@@ -1,9 +1,9 @@
-"""The order in which an epoch shows the images: a permutation, a function of seed and epoch.
+"""The shuffle of an epoch: a permutation of the images that is a function of seed and epoch.
 
-It is the permutation of Grain's `shuffle`, so that runs repeat to the last digit, but computed for
-all images of an epoch at once. Grain encrypts one number after the other, at least 2^16 of them an
-epoch however few the images: for 40 images tens of milliseconds an epoch, and several epochs in a
-batch. The two differ where n - 1 is a power of 4 from 2^16 on: there Grain shows one image twice.
+It equals Grain's `shuffle`, so that runs reproduce bit for bit, but all images of an epoch are
+computed at once. Grain encrypts at least 2^16 numbers an epoch one by one, which takes tens of
+milliseconds even for 40 images, and a batch may hold several such epochs. The two differ where
+n - 1 is a power of 4, from 2^16: there Grain repeats an image.
 
 Shapes: n images, D numbers in the cipher's domain.
 """
@@ -16,17 +16,17 @@ import numpy as np
 
 _ROUNDS = 4
 _LEAST_BITS = 16
-# Threads that reach an epoch at the same time wait for one of them to compute its order.
+# Threads that start an epoch together wait for one of them to compute its order.
 _computing = threading.Lock()
 
 
 def epoch_order(n_images: int, seed: int, epoch: int) -> UInt[np.ndarray, " n"]:
-  """Which image stands in each place of an epoch; uint32, read-only.
+  """Image at each position of an epoch; uint32, read-only.
 
-  The last few orders are kept: 4 bytes an image each.
+  The last four orders are cached, at 4 bytes an image.
 
   Args:
-    n_images: n, 1 or more.
+    n_images: n, at least 1.
     seed: random seed of the run, 0 to 2^32 - 1.
     epoch: number of the epoch, from 0.
   """
@@ -38,16 +38,16 @@ def epoch_order(n_images: int, seed: int, epoch: int) -> UInt[np.ndarray, " n"]:
 def _order(n_images: int, seed: int, epoch: int) -> UInt[np.ndarray, " n"]:
   if n_images == 1:
     return _read_only(np.zeros(1, np.uint32))
-  # `MapDataset.seed(seed).shuffle()` derives its own seed, with its depth in the pipeline.
+  # `MapDataset.seed(seed).shuffle()` derives its seed from its depth in the pipeline, 1.
   base = np.random.SeedSequence([seed, 1]).generate_state(1)[0]
   keys = _round_keys((int(base) + epoch) % 2**32)
   bits = max((n_images - 1).bit_length(), _LEAST_BITS)
-  found_D = _encrypted(keys, (bits + 1) // 2)
-  # Cycle walking: a number that is no image's is encrypted again. All numbers walk at once, and
-  # each pass doubles the steps done.
+  found_D = _encrypt(keys, (bits + 1) // 2)
+  # Cycle walking: numbers beyond the images are encrypted again. All numbers walk at once, and each
+  # pass doubles the steps.
   while (found_D[:n_images] >= n_images).any():
     found_D = np.where(found_D < n_images, found_D, found_D[found_D])
-  # A copy: the domain is up to four times as large.
+  # A copy, because the domain is up to four times larger.
   return _read_only(found_D[:n_images].astype(np.uint32))
 
 
@@ -56,8 +56,8 @@ def _read_only(order_n: np.ndarray) -> np.ndarray:
   return order_n
 
 
-def _encrypted(keys: list[int], width: int) -> UInt[np.ndarray, " D"]:
-  """Simon's cipher (Beaulieu et al., 2013) of every number of two words, D = 2^(2 width)."""
+def _encrypt(keys: list[int], width: int) -> UInt[np.ndarray, " D"]:
+  """Simon cipher (Beaulieu et al., 2013) of all numbers of two words, D = 2^(2 width)."""
   kind = np.uint16 if width == _LEAST_BITS // 2 else np.uint32
   mask = kind(2**width - 1)
   left_D, right_D = np.divmod(np.arange(2 ** (2 * width), dtype=np.uint32), 2**width)
@@ -76,9 +76,9 @@ def _encrypted(keys: list[int], width: int) -> UInt[np.ndarray, " D"]:
 
 
 def _round_keys(seed: int) -> list[int]:
-  """C++'s `std::seed_seq{seed}`, asked for as many words as there are rounds."""
+  """Words of C++'s `std::seed_seq{seed}`, one a round."""
   n, whole = _ROUNDS, 2**32 - 1
-  # Where the words that a word changes stand from it: p and q of the standard.
+  # Offsets p and q in the C++ standard.
   first, second = 1, 2
   words = [0x8B8B8B8B] * n
 

@@ -1,7 +1,7 @@
-"""WordNet's is-a tree above ImageNet's classes, and relations of classes in it, in NumPy alone.
+"""WordNet's is-a relations above ImageNet's classes: parents, siblings, common ancestors.
 
-A synset may be of two kinds (a dog is a canine and a domestic animal), so the "tree" is an acyclic
-graph with one root, `entity`. Nodes are numbered in the order of their ids.
+A synset may have several parents (a dog is a canine and a domestic animal), so the "tree" is an
+acyclic graph with one root, `entity`. Nodes are numbered in the order of their ids.
 
 Shapes: n nodes, E edges, A pairs of a node and an ancestor, N classes.
 """
@@ -14,13 +14,14 @@ import pathlib
 from jaxtyping import Bool, Int, Int32, Int64
 import numpy as np
 
+from pomp_jax.data.class_lists import read_table
 from pomp_jax.data.vocabulary import VocabularyError
 
-# Node indices; two such arguments are broadcast against each other.
+# Node indices; two such arguments are broadcast.
 Nodes = Int[np.ndarray, "..."] | int | np.integer
 
 _FILE = pathlib.Path(__file__).with_name("class_names") / "wordnet_hypernyms.tsv"
-# Pairs whose ancestors are compared at a time: about 50 MB.
+# Pairs to compare at a time, which need about 50 MB.
 _CHUNK = 2**17
 
 
@@ -29,8 +30,8 @@ class Ragged:
   """Rows of different lengths in one array.
 
   Attributes:
-    starts: row r is values[starts[r]:starts[r + 1]].
-    values: all rows, one behind the other.
+    starts: offsets; row r is values[starts[r]:starts[r + 1]].
+    values: all rows, concatenated.
   """
 
   starts: Int64[np.ndarray, " R_plus_1"]
@@ -41,12 +42,12 @@ class Ragged:
 
   def __getitem__(self, row: int | np.integer) -> Int32[np.ndarray, " v"]:
     if not 0 <= row < len(self):
-      raise IndexError(f"row {row} is not one of the {len(self)}")
+      raise IndexError(f"row {row} of {len(self)}")
     return self.values[self.starts[row] : self.starts[row + 1]]
 
   @property
   def lengths(self) -> Int64[np.ndarray, " R"]:
-    """Values in each row."""
+    """Number of values in each row."""
     return np.diff(self.starts)
 
 
@@ -55,32 +56,36 @@ class Tree:
 
   Attributes:
     ids: n WordNet ids, sorted.
-    names: the first lemma of each node.
-    parents: Ragged, n rows: nodes that each is a kind of.
+    names: first lemma of each node.
+    parents: Ragged, n rows: parents of each node.
     root: the node without parents.
-    depth: int32 [n], edges of the shortest way up to the root.
-    longest_depth: int32 [n], edges of the longest.
-    ancestors: Ragged, n rows, each sorted, the node itself among them.
-    ancestor_distance: int32 [A], beside `ancestors.values`: edges of the shortest way up.
+    depth: int32 [n], edges on the shortest path to the root.
+    longest_depth: int32 [n], edges on the longest path to the root.
+    ancestors: Ragged, n rows: sorted ancestors of each node, itself included.
+    ancestor_distance: int32 [A], edges on the shortest path to each of `ancestors.values`.
   """
 
   def __init__(self, ids: Sequence[str], names: Sequence[str], parents: Sequence[Sequence[str]]):
-    """Builds the graph; one entry a node in each argument, the parents by id.
+    """Builds the graph.
+
+    Args:
+      ids: n WordNet ids.
+      names: n names.
+      parents: ids of each node's parents.
 
     Raises:
-      VocabularyError: ids that are not sorted, or twice; a parent that is no node; no root or
-        several; a cycle.
+      VocabularyError: unsorted or repeated ids, an unknown parent, not one root, or a cycle.
     """
     self.ids = tuple(ids)
     self.names = tuple(names)
     if list(self.ids) != sorted(set(self.ids)):
-      raise VocabularyError("the tree's ids are not sorted and distinct")
+      raise VocabularyError("the tree's ids are unsorted or repeated")
     self._node_of = {synset: node for node, synset in enumerate(self.ids)}
     lengths = np.array([len(row) for row in parents], np.int64)
     self.parents = _ragged(lengths, self.nodes([parent for row in parents for parent in row]))
     roots = np.flatnonzero(lengths == 0)
     if len(roots) != 1:
-      raise VocabularyError(f"the tree has {len(roots)} nodes without parents; it needs one root")
+      raise VocabularyError(f"the tree has {len(roots)} roots, expected 1")
     self.root = int(roots[0])
     self.longest_depth = self._longest_depth()
     self._keys, self.ancestor_distance = self._closure()
@@ -92,23 +97,21 @@ class Tree:
     return len(self.ids)
 
   def nodes(self, synsets: Sequence[str]) -> Int32[np.ndarray, " N"]:
-    """The nodes of WordNet ids.
+    """Nodes of WordNet ids.
 
     Raises:
-      VocabularyError: an id that the tree does not have.
+      VocabularyError: an unknown id.
     """
     try:
       return np.array([self._node_of[synset] for synset in synsets], np.int32)
     except KeyError as error:
-      raise VocabularyError(
-        f"synset {error.args[0]} is not in the tree of {len(self)} synsets"
-      ) from error
+      raise VocabularyError(f"synset {error.args[0]} is unknown ({len(self)} synsets)") from error
 
   def siblings(self, class_nodes_N: Int[np.ndarray, " N"]) -> Ragged:
-    """For each of N classes the others that share a parent with it: N rows of class indices.
+    """Other classes that share a parent with each of N classes: N rows of class indices.
 
     Args:
-      class_nodes_N: the classes' nodes, distinct.
+      class_nodes_N: distinct nodes of the classes.
     """
     n_classes = len(class_nodes_N)
     n_parents_N = self.parents.lengths[class_nodes_N]
@@ -116,7 +119,7 @@ class Tree:
     parent_E = self.parents.values[_positions(self.parents.starts[class_nodes_N], n_parents_N)]
     order = np.argsort(parent_E, kind="stable")
     child_E, parent_E = child_E[order], parent_E[order]
-    # Each child stands beside all children of the same parent.
+    # Pairs of all children of the same parent.
     starts_E = np.searchsorted(parent_E, parent_E, side="left")
     sizes_E = np.searchsorted(parent_E, parent_E, side="right") - starts_E
     one = np.repeat(child_E, sizes_E)
@@ -124,21 +127,21 @@ class Tree:
     return _grouped(np.unique(one * n_classes + other), n_classes, without_self=True)
 
   def lowest_common_ancestor(self, a: Nodes, b: Nodes) -> Int32[np.ndarray, "..."]:
-    """The common ancestor that is farthest from the root, by the longest way; a node is its own.
+    """Common ancestor farthest from the root by `longest_depth`; a node is its own ancestor.
 
-    No kind of it is a common ancestor as well. Of several that are as far, the first by id.
+    None of its descendants is a common ancestor. Ties are broken by the smallest id.
     """
     n = len(self)
 
     def choose(common: np.ndarray, ancestor: np.ndarray, _: np.ndarray, starts: np.ndarray):
-      # Deepest first, then the smallest index, in one number.
+      # One number orders by depth, then by smallest index.
       rank = self.longest_depth[ancestor].astype(np.int64) * n + (n - 1 - ancestor)
       return n - 1 - np.maximum.reduceat(np.where(common, rank, -1), starts) % n
 
     return self._over_pairs(a, b, choose)
 
   def path_distance(self, a: Nodes, b: Nodes) -> Int32[np.ndarray, "..."]:
-    """Edges of the shortest way from a up to a common ancestor and down to b."""
+    """Edges on the shortest path from a to b through a common ancestor."""
     far = np.iinfo(np.int32).max
 
     def choose(common: np.ndarray, _: np.ndarray, distance: np.ndarray, starts: np.ndarray):
@@ -147,12 +150,12 @@ class Tree:
     return self._over_pairs(a, b, choose)
 
   def is_ancestor(self, a: Nodes, b: Nodes) -> Bool[np.ndarray, "..."]:
-    """Whether b is a kind of a, or a itself."""
+    """Whether a is an ancestor of b, or b itself."""
     keys = np.asarray(np.asarray(b, np.int64) * len(self) + a)
     return self._find(keys.ravel())[0].reshape(keys.shape)
 
   def _find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Whether node * n + ancestor is a pair of the closure, and where."""
+    """Whether each node * n + ancestor is a pair of the closure, and its position there."""
     where = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
     return self._keys[where] == keys, where
 
@@ -177,13 +180,13 @@ class Tree:
       deeper = depth.copy()
       np.maximum.at(deeper, child, depth[self.parents.values] + 1)
       if deeper.max() >= len(self):
-        raise VocabularyError("the tree has a cycle: a synset is a kind of itself")
+        raise VocabularyError("the tree has a cycle")
       if np.array_equal(deeper, depth):
         return depth
       depth = deeper
 
   def _closure(self) -> tuple[Int64[np.ndarray, " A"], Int32[np.ndarray, " A"]]:
-    """All pairs as node * n + ancestor, sorted, and the shortest way up of each, level by level."""
+    """All pairs as sorted node * n + ancestor, and the length of each pair's shortest path."""
     n = len(self)
     node = ancestor = np.arange(n, dtype=np.int64)
     levels = [node * n + ancestor]
@@ -193,19 +196,15 @@ class Tree:
       levels.append(np.unique(np.repeat(node, lengths) * n + up))
       node, ancestor = np.divmod(levels[-1], n)
     distances = np.repeat(np.arange(len(levels), dtype=np.int32), [len(keys) for keys in levels])
-    # Of a pair that was reached at several levels, the first is the shortest way.
+    # The first level that reaches a pair is its shortest path.
     keys, first = np.unique(np.concatenate(levels), return_index=True)
     return keys, distances[first]
 
 
 @functools.cache
 def load_tree() -> Tree:
-  """The tree above ImageNet's classes: 23,547 synsets, 21,842 of them classes of 21K or 1K.
-
-  It is part of the package, so nothing is fetched.
-  """
-  rows = [line.split("\t") for line in _FILE.read_text(encoding="utf-8").splitlines()[1:]]
-  ids, names, parents = zip(*rows, strict=True)
+  """Loads the packaged tree: 23,547 synsets, of which 21,842 are classes of ImageNet-21K or -1K."""
+  ids, names, parents = read_table(_FILE)
   return Tree(ids, names, [row.split() for row in parents])
 
 
@@ -214,7 +213,7 @@ def _ragged(lengths: np.ndarray, values: np.ndarray) -> Ragged:
 
 
 def _grouped(keys: np.ndarray, n: int, without_self: bool = False) -> Ragged:
-  """Sorted keys row * n + value as n rows."""
+  """Splits sorted keys row * n + value into n rows."""
   row, value = np.divmod(keys, n)
   if without_self:
     row, value = row[row != value], value[row != value]
@@ -222,6 +221,6 @@ def _grouped(keys: np.ndarray, n: int, without_self: bool = False) -> Ragged:
 
 
 def _positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-  """The indices starts[i], .., starts[i] + lengths[i] - 1 of all i, one behind the other."""
+  """Concatenates the ranges starts[i], .., starts[i] + lengths[i] - 1."""
   before = np.cumsum(lengths) - lengths
   return np.arange(lengths.sum()) - np.repeat(before - starts, lengths)

@@ -40,7 +40,7 @@ def test_threads_that_reach_an_epoch_together_compute_it_once(monkeypatch):
   """Each would take seconds and hundreds of megabytes for ImageNet-21K."""
   computed, n_threads = [], 8
   together = threading.Barrier(n_threads)
-  encrypted = shuffle._encrypted
+  encrypted = shuffle._encrypt
 
   def slow(keys, width):
     computed.append(keys)
@@ -51,7 +51,7 @@ def test_threads_that_reach_an_epoch_together_compute_it_once(monkeypatch):
     together.wait()
     return epoch_order(70_000, 3, 11)
 
-  monkeypatch.setattr(shuffle, "_encrypted", slow)
+  monkeypatch.setattr(shuffle, "_encrypt", slow)
   with concurrent.futures.ThreadPoolExecutor(n_threads) as threads:
     found = list(threads.map(read, range(n_threads)))
   assert len(computed) == 1

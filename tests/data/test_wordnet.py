@@ -174,11 +174,11 @@ def test_siblings_in_any_order_of_the_classes():
 @pytest.mark.parametrize(
   ("ids", "parents", "expected"),
   [
-    (["b", "a"], [[], ["b"]], "not sorted"),
-    (["a", "a"], [[], ["a"]], "not sorted"),
-    (["a", "b"], [[], ["c"]], "synset c is not in the tree of 2"),
-    (["a", "b"], [[], []], "2 nodes without parents"),
-    (["a", "b"], [["b"], ["a"]], "0 nodes without parents"),
+    (["b", "a"], [[], ["b"]], "unsorted"),
+    (["a", "a"], [[], ["a"]], "unsorted"),
+    (["a", "b"], [[], ["c"]], "synset c"),
+    (["a", "b"], [[], []], "2 roots"),
+    (["a", "b"], [["b"], ["a"]], "0 roots"),
     (["a", "b", "c"], [[], ["a", "c"], ["b"]], "cycle"),
   ],
 )
@@ -188,5 +188,5 @@ def test_refused_trees(ids, parents, expected):
 
 
 def test_an_unknown_synset(tree):
-  with pytest.raises(VocabularyError, match="synset n99999999 is not in the tree of 23547"):
+  with pytest.raises(VocabularyError, match="n99999999"):
     tree.nodes([DOG, "n99999999"])
