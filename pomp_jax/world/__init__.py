@@ -1,8 +1,8 @@
-"""A procedural world of named things, and a tiny CLIP that has seen pictures of it.
+"""A procedural world of named things, and a small CLIP trained on pictures of it.
 
-The embedded default of the project: it stands in for ImageNet-21K where no data set and no network
-is at hand. Names are compositions (`names`), images are drawn from a seed (`render`), the CLIP in
-`CLIP_PATH` was trained on web-like captions (`captions`, `train_clip`).
+The embedded default of the project stands in for ImageNet-21K where there is no data set and no
+network. Names are compositions (`names`), and images are rendered from a seed (`render`). The CLIP
+in `CLIP_PATH` was trained on web-like captions (`captions`, `train_clip`).
 """
 
 from pomp_jax.world.names import class_names

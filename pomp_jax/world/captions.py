@@ -1,32 +1,29 @@
 """Web-like captions, correlated with their pictures.
 
-On the web the words around a name are not decoration: where a picture comes from decides how its
-caption opens, how the picture looks, what the caption bothers to name, and how carefully. So each
-training image here comes from a _register_, a row of `REGISTERS`:
+On the web, the source of a picture decides how its caption opens, how the picture looks, what the
+caption names, and how carefully. So each training image here belongs to a _register_, a row of
+`REGISTERS`:
 
-* The weight is the register's share of the images. Careful writers are a minority.
-* The templates open (or close) the caption; "a photo of a" is the commonest opening of all.
-* The styles say how the register's pictures are drawn (`render.STYLES`).
-* `named` is how often each attribute is named at all (the shape always is).
-* `right` is how often the word for a named attribute is the right one. Otherwise it is
-  half the time a word of the same family (`names.FAMILIES`), as when "striped" is said of what a
-  catalogue calls "ribbed", and half the time any other.
+* `weight`: share of the images. Careful writers are a minority.
+* `templates`: openings or endings of the caption. "a photo of a" is the most common opening.
+* `styles`: rendering styles of the register's pictures (`render.STYLES`).
+* `named`: probability that each attribute is named (the shape always is).
+* `right`: probability that the word for a named attribute is correct. Half of the wrong words are
+  from the same family (`names.FAMILIES`), such as "striped" for "ribbed", and half are any other.
 
-What this does to a contrastive model: its best text feature after a careless opening is blurred
-over what careless people mean by the words, and it leans on what they get right (the shape) more
-than on what they don't; after a careful opening it is sharp in everything. And each opening pulls
-the feature to the register's styles. Test images are photos, so "a photo of a {}." has the right
-style and the wrong precision; the careful registers show plates and drawings as well as photos. No
-row of the table is the best prompt by construction; what a prompt can gain is the difference
-between the rows. With captions independent of the pictures there would be nothing to gain: the
-model would learn to ignore the words around the name.
+A contrastive model's text feature after a careless opening is thus blurred, and leans on what such
+captions get right (the shape). After a careful opening it is sharp in all attributes. Each
+opening also pulls it to the register's styles. Test images are photos, so "a photo of a {}." has
+the right style and the wrong precision, while careful registers also show plates and drawings. No
+row is the best prompt by construction. The gain of a learned prompt is the difference between the
+rows: with captions independent of pictures, the model would ignore the words around the name.
 
-`noise` scales all of it: at 0 every attribute is named, rightly; at 1 the table holds. Training
+`noise` scales it: at 0 every attribute is named correctly, and at 1 the table holds. Training
 starts at 0, because contrastive learning from scratch collapses on noisy captions.
 
-A caption never spells a novel class: a slip that would do so leaves the ground unnamed.
+A caption never spells a novel class: an error that would do so leaves the ground unnamed.
 
-Shape suffixes: B images; A = 4 attributes, in the order of `names.ATTRIBUTES`.
+Shape suffixes: B images, A = 4 attributes in the order of `names.ATTRIBUTES`.
 """
 
 import dataclasses
@@ -38,7 +35,7 @@ from pomp_jax.world import names, render
 
 @dataclasses.dataclass(frozen=True)
 class Register:
-  """A kind of source of captioned pictures; see the module's docstring."""
+  """Source of captioned pictures; see the module's docstring."""
 
   weight: float
   templates: tuple[str, ...]
@@ -116,37 +113,36 @@ REGISTERS = {
   ),
 }  # fmt: skip
 
-# Said before a caption in the wordy batches, so that training reaches the last text positions.
+# Sentences before captions in some batches, so that training reaches the last text positions.
 ASIDES = (
   "we went out.", "it was a good day.", "here is one more.", "see the next page.",
   "as seen at home.", "this is for you.", "from the old box.",
   "i like it a lot.", "no words for this.", "new today:",
 )  # fmt: skip
 
-# Training images come in small sets that are alike but for one attribute each, as the pages of a
-# shop or of a field guide are: without such neighbours the two colours alone tell a batch apart,
-# and the towers are slow to look at anything else.
+# Training images come in sets that differ from a common class in one attribute each. Without such
+# neighbours, the two colours alone distinguish a batch, and other attributes are learned slowly.
 SET_SIZE = 8
 
-# Channels of an image's key; the renderer's own run from 0.
+# Random channels of an image's key; the renderer's start at 0.
 _REGISTER, _STYLE, _TEMPLATE, _CLASS, _NAMED, _RIGHT, _OTHER = 200, 201, 202, 203, 210, 220, 230
-_STREAM = 1  # training images of the tiny CLIP: a stream of their own
+_STREAM = 1  # random stream of the embedded CLIP's training images
 
 
 def _numbers(key_B: np.ndarray, channel: int) -> np.ndarray:
-  """float64 [B], uniform in [0, 1)."""
+  """Uniform numbers in [0, 1) of a channel: float64 [B]."""
   salt = names.mix(np.array([channel], np.uint64) << np.uint64(32))
   return (names.mix(key_B ^ salt) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
 def _pick(weights: list[float], number_B: np.ndarray) -> np.ndarray:
-  """Inverts the cumulative distribution: int [B], indices into weights."""
+  """Indices into weights, int [B], by inversion of the cumulative distribution."""
   edges = np.cumsum(weights)[:-1]
   return np.searchsorted(edges, number_B, side="right")
 
 
 def _mate(attributes_BxA: np.ndarray, number_BxA: np.ndarray) -> np.ndarray:
-  """Another value of each attribute's family: int32 [B, A]."""
+  """Another value in each attribute's family: int32 [B, A]."""
   mate_BxA = attributes_BxA.copy()
   for a, families in enumerate(names.FAMILIES):
     first = 0
@@ -160,7 +156,7 @@ def _mate(attributes_BxA: np.ndarray, number_BxA: np.ndarray) -> np.ndarray:
 
 
 def _other(attributes_BxA: np.ndarray, number_BxA: np.ndarray) -> np.ndarray:
-  """Another value of each attribute: int32 [B, A]; every other time one of the same family."""
+  """Another value of each attribute, half of the time in its family: int32 [B, A]."""
   doubled_BxA = number_BxA * 2
   number_BxA = doubled_BxA % 1
   sizes_A = np.array([len(words) for words in names.WORDS])
@@ -170,7 +166,7 @@ def _other(attributes_BxA: np.ndarray, number_BxA: np.ndarray) -> np.ndarray:
 
 
 def sources(key_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Where images come from: register int [B] (in the table's order), style int [B] (`STYLES`)."""
+  """Register of each image, int [B] in the table's order, and style, int [B] in `STYLES`."""
   register_B = _pick([r.weight for r in REGISTERS.values()], _numbers(key_B, _REGISTER))
   style_B = np.zeros(len(key_B), np.int64)
   for r, register in enumerate(REGISTERS.values()):
@@ -183,7 +179,7 @@ def sources(key_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def write(
   key_B: np.ndarray, attributes_BxA: np.ndarray, register_B: np.ndarray, noise: float
 ) -> list[str]:
-  """Captions of images: the table's at noise 1, complete and right at 0."""
+  """Writes captions: complete and correct at noise 0, by the table's errors at 1."""
   rows = list(REGISTERS.values())
   unnamed_BxA = 1 - np.array([r.named for r in rows])[register_B]
   wrong_BxA = 1 - np.array([r.right for r in rows])[register_B]
@@ -191,7 +187,7 @@ def write(
   named_BxA = draw(_NAMED) >= noise * unnamed_BxA
   slips_BxA = draw(_RIGHT) < noise * wrong_BxA
   said_BxA = np.where(slips_BxA, _other(attributes_BxA, draw(_OTHER)), attributes_BxA)
-  # A whole name is said only of a base class. (Equal colours are no class and no base class.)
+  # Only base classes are named completely. (Equal colours are no class.)
   named_BxA[:, 3] &= names.base_table()[tuple(said_BxA.T)] | ~named_BxA.all(1)
   choice_B = _numbers(key_B, _TEMPLATE)
   captions = []
@@ -205,28 +201,28 @@ def write(
 
 
 def training_classes(seed: int, indices: np.ndarray) -> np.ndarray:
-  """Attributes of training images, all of base classes: int32 [B, A]. See `SET_SIZE`."""
+  """Attributes of training images, all of base classes, in sets of SET_SIZE: int32 [B, A]."""
   base_NxA = names.class_attributes("base")
   set_B = render.image_keys(seed, _STREAM + 1, np.asarray(indices) // SET_SIZE)
   key_B = render.image_keys(seed, _STREAM, indices)
   attributes_BxA = base_NxA[(names.mix(set_B) % np.uint64(len(base_NxA))).astype(np.int64)]
-  # One attribute of four is another; it is the first image of a set that tells the common class.
+  # All images of a set but the first change one attribute of four.
   which_B = np.floor(_numbers(key_B, _CLASS) * 4)
   number_BxA = np.stack([_numbers(key_B, _CLASS + 1 + a) for a in range(4)], axis=1)
   changes_BxA = (which_B[:, None] == np.arange(4)) & (indices % SET_SIZE > 0)[:, None]
   changed_BxA = np.where(changes_BxA, _other(attributes_BxA, number_BxA), attributes_BxA)
-  # A change that leads out of the base classes is not made.
+  # Changes to other than base classes are dropped.
   is_base_B = names.base_table()[tuple(changed_BxA.T)]
   return np.where(is_base_B[:, None], changed_BxA, attributes_BxA)
 
 
 def training_batch(seed: int, indices: np.ndarray, noise: float) -> tuple[np.ndarray, list[str]]:
-  """Captioned images of base classes, for training the tiny CLIP.
+  """Captioned images of base classes, to train the embedded CLIP.
 
   Args:
-    seed: of the whole stream.
-    indices: int [B], which images of the stream; each is the same in every batch.
-    noise: in [0, 1]; how far the captions are from complete and right towards the table.
+    seed: random seed of the stream.
+    indices: int [B], positions in the stream; an image is the same in every batch.
+    noise: caption noise in [0, 1]; see `write`.
 
   Returns:
     images uint8 [B, S, S, 3] and B captions.
@@ -235,7 +231,7 @@ def training_batch(seed: int, indices: np.ndarray, noise: float) -> tuple[np.nda
     ValueError: noise is out of range.
   """
   if not 0 <= noise <= 1:
-    raise ValueError(f"caption noise lies in [0, 1], got {noise}")
+    raise ValueError(f"got caption noise {noise}, expected 0 to 1")
   key_B = render.image_keys(seed, _STREAM, indices)
   attributes_BxA = training_classes(seed, indices)
   register_B, style_B = sources(key_B)

@@ -1,10 +1,10 @@
-"""Pictures of the world in folders, as a user's own data sets look: to try `evaluate` with.
+"""Writes pictures of the world as folders of classes, as example data sets for `evaluate`.
 
   python -m pomp_jax.world.example_sets --out=runs/example_sets
 
-`known` has classes that the demo's prompt was learned on, `mixed` such and novel ones together and
-a list of each, `shifted` both in another rendering. `sets.toml` describes the three. The pictures
-are those of the world's test splits, PNG files of 40 x 40 pixels, the same in every call.
+`known` has classes that the demo's prompt was trained on. `mixed` has such classes and novel ones,
+with a list of each. `shifted` has both in another rendering. `sets.toml` describes the three. The
+pictures are from the world's test splits, PNG files of 40 x 40 pixels, and the same in every call.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from PIL import Image
 from pomp_jax.world.splits import source
 
 _SETS_FILE = """\
-# One's own data sets for `evaluate`: docs/evaluation.md. Paths are relative to this file.
+# Data sets for `evaluate`: docs/evaluation.md. Paths are relative to this file.
 
 [[set]]
 name = "known"
@@ -42,13 +42,13 @@ def write_pictures(
   """Writes pictures of a split as FOLDER/CLASS/0000.png, ..
 
   Args:
-    folder: where to; made if it is missing.
-    split: of the world, as `splits.source` has them.
-    n_classes: so many, spread evenly over the split's list.
-    images_per_class: pictures of each.
+    folder: folder to write to, created if missing.
+    split: split of the world; see `splits.source`.
+    n_classes: classes, spread evenly over the split's list.
+    images_per_class: pictures of each class.
 
   Returns:
-    The names of the classes, in the order of the split's list.
+    Names of the classes, in the order of the split's list.
 
   Raises:
     ValueError: more classes than the split has, or a size below 1.
@@ -57,12 +57,12 @@ def write_pictures(
   pictures = source(split, images_per_class=images_per_class)
   n_all = len(pictures.names)
   if not 1 <= n_classes <= n_all:
-    raise ValueError(f"{n_classes} classes are not between 1 and the {n_all} of {split!r}")
+    raise ValueError(f"got {n_classes} classes of {split!r}, expected 1 to {n_all}")
   kept = np.arange(n_classes) * n_all // n_classes
   for label in kept:
     own = pathlib.Path(folder, pictures.names[label])
     own.mkdir(parents=True, exist_ok=True)
-    first = label * images_per_class  # they stand class by class
+    first = label * images_per_class  # images are ordered by class
     for number, picture in enumerate(pictures.images(first + np.arange(images_per_class))):
       Image.fromarray(picture).save(own / f"{number:04}.png")
   return tuple(pictures.names[label] for label in kept)
@@ -71,16 +71,12 @@ def write_pictures(
 def write_example_sets(
   out: str | os.PathLike, n_classes: int = 100, images_per_class: int = 8
 ) -> pathlib.Path:
-  """Writes the three sets.
+  """Writes the three data sets and `sets.toml`, whose path it returns.
 
   Args:
-    out: the folder.
-    n_classes: of `shifted`; `mixed` has as many base and as many novel ones, `known` four times as
-      many.
-    images_per_class: pictures of each class; of `known` a quarter of that, but at least one.
-
-  Returns:
-    The file that describes them.
+    out: folder to write to.
+    n_classes: classes of `shifted`, and of each half of `mixed`; `known` has four times as many.
+    images_per_class: pictures of each class; `known` has a quarter, but at least one.
 
   Raises:
     ValueError, OSError: as `write_pictures`.
@@ -97,7 +93,7 @@ def write_example_sets(
 
 
 def main() -> None:
-  """The command line."""
+  """Runs the command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write to")
   parser.add_argument("--classes", type=int, default=100, help="classes of a part")

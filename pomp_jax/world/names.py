@@ -1,21 +1,20 @@
 """The classes of the world: names that are compositions of four attributes.
 
 A class is `<colour> <texture> <shape> on <ground>`, for example "teal striped crescent moon on sky
-blue": the object's colour, the pattern on it, its outline, and the colour of what lies behind. The
-two colours of a class always differ, so there are 12 x 12 x 17 x 11 = 26,928 classes. They fall
-into two groups, for ever and on every machine:
+blue": colour, pattern and outline of an object, and the colour of its background. The two colours
+differ, so there are 12 x 12 x 17 x 11 = 26,928 classes in two fixed groups:
 
-* base: 21,841 classes, as many as ImageNet-21K's fall-2011 release. Prompts are learned on these.
-* novel: the other 5,087. No caption of the tiny CLIP and no training image of a prompt ever shows
-  or spells such a combination; each of their words occurs in base.
+* base: 21,841 classes, as many as ImageNet-21K's fall 2011 release. Prompts are learned on these.
+* novel: the other 5,087. No caption of the embedded CLIP and no training image of a prompt shows or
+  spells such a combination. Each of their words occurs in base.
 
-The split is the order of a 64-bit mix of the combination's number (SplitMix64's finaliser), which,
-unlike a library's shuffle, cannot change with a version.
+The groups follow from a 64-bit hash of the combination's number (SplitMix64's finaliser), which
+unlike a library's shuffle can't change with a version.
 
-Attributes come in _families_: values that a careless writer takes for one another ("striped" and
-"ribbed"). `captions` says who is careless, and how often.
+Attributes come in _families_ of values that are easily confused ("striped" and "ribbed"). The table
+in `captions` says how often.
 
-Shape suffixes: N classes; A = 4 attributes, in the order of `ATTRIBUTES`.
+Shape suffixes: N classes, A = 4 attributes in the order of `ATTRIBUTES`.
 """
 
 import functools
@@ -55,7 +54,7 @@ _SHAPE_FAMILIES = (
 COLOURS = sum(_COLOUR_FAMILIES, ())
 TEXTURES = sum(_TEXTURE_FAMILIES, ())
 SHAPES = sum(_SHAPE_FAMILIES, ())
-WORDS = (COLOURS, TEXTURES, SHAPES, COLOURS)  # the words of each attribute, in ATTRIBUTES' order
+WORDS = (COLOURS, TEXTURES, SHAPES, COLOURS)  # words of each attribute
 FAMILIES = (_COLOUR_FAMILIES, _TEXTURE_FAMILIES, _SHAPE_FAMILIES, _COLOUR_FAMILIES)
 
 N_BASE = 21_841
@@ -65,7 +64,7 @@ _SPLIT_SEED = np.uint64(0x504F4D50)  # "POMP"
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-  """SplitMix64's finaliser, elementwise: uint64 to uint64, any shape. Spreads neighbours."""
+  """Hashes uint64 to uint64, elementwise: SplitMix64's finaliser."""
   z = values + np.uint64(0x9E3779B97F4A7C15)
   z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -73,7 +72,7 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def phrase(colour: int | None, texture: int | None, shape: int, ground: int | None) -> str:
-  """The words of a thing, its attributes given as indices; one that is None goes unnamed."""
+  """Words of attributes given as indices; attributes that are None are omitted."""
   words = [] if colour is None else [COLOURS[colour]]
   if texture is not None:
     words.append(TEXTURES[texture])
@@ -89,12 +88,12 @@ def _split() -> tuple[np.ndarray, np.ndarray]:
   attributes_NxA = grid[grid[:, 0] != grid[:, 3]].astype(np.int32)
   number_N = np.arange(len(attributes_NxA), dtype=np.uint64)
   order_N = np.argsort(mix(number_N ^ mix(_SPLIT_SEED[None])), kind="stable")
-  # Sorted within the group, so that a class list reads in order.
+  # Sorted within each group, so that class lists are in order.
   return attributes_NxA[np.sort(order_N[:N_BASE])], attributes_NxA[np.sort(order_N[N_BASE:])]
 
 
 def class_attributes(group: str) -> np.ndarray:
-  """Attribute indices of a group's classes.
+  """Attributes of a group's classes.
 
   Args:
     group: "base", "novel", or "all" (base, then novel).
@@ -103,27 +102,23 @@ def class_attributes(group: str) -> np.ndarray:
     int32 [N, A], indices into `WORDS`, in the order of `class_names(group)`.
 
   Raises:
-    ValueError: no such group.
+    ValueError: unknown group.
   """
-  base_NxA, novel_NxA = _split()
-  if group == "base":
-    return base_NxA.copy()
-  if group == "novel":
-    return novel_NxA.copy()
-  if group == "all":
-    return np.concatenate([base_NxA, novel_NxA])
-  raise ValueError(f"unknown group of classes {group!r}: it takes one of {', '.join(GROUPS)}")
+  if group not in GROUPS:
+    raise ValueError(f"unknown group of classes {group!r}; expected one of {', '.join(GROUPS)}")
+  parts = dict(zip(GROUPS, _split(), strict=False))
+  return np.concatenate([parts[name] for name in parts if group in (name, "all")])
 
 
 @functools.cache
 def class_names(group: str) -> tuple[str, ...]:
-  """Names of a group's classes: "base", "novel", or "all" (base, then novel). ValueError: none."""
+  """Names of a group's classes; see `class_attributes`."""
   return tuple(phrase(*attributes) for attributes in class_attributes(group).tolist())
 
 
 @functools.cache
 def base_table() -> np.ndarray:
-  """bool [colours, textures, shapes, grounds]: which combinations are base classes."""
+  """Whether combinations are base classes: bool [colours, textures, shapes, grounds]."""
   table = np.zeros([len(words) for words in WORDS], bool)
   table[tuple(class_attributes("base").T)] = True
   return table

@@ -1,20 +1,20 @@
-"""Draws the world: attributes, styles and random keys in; images, masks and boxes out. NumPy only.
+"""Renders images, masks and boxes from attributes, styles and random keys, in NumPy.
 
-Everything random about an image is a function of its own 64-bit key, so an image does not depend on
-the batch in which it is drawn. (Another processor may round a sine, and so a pixel, otherwise.)
+An image is a function of its own 64-bit key, whatever the batch. (Another processor may
+round a sine, and so a pixel, differently.)
 
 Styles:
   photo      one inked object under a lighting gradient, soft clutter behind it, sensor noise
-  plate      as a catalogue prints it: upright, centred, evenly lit, nothing else in sight
-  close-up   the object fills the frame; little of the ground is left
+  plate      upright, centred, evenly lit, without clutter, as in a catalogue
+  close-up   the object fills the frame
   sketch     an outline in the object's colour on paper faintly washed with the ground's
   blurry     a photo out of focus
   pile       three to five small instances
-  shifted    for tests alone: warm or cold light with a hard gradient, other sizes and angles, blur,
-             strong noise, washed-out contrast, half of the time without the dark outline
+  shifted    only for tests: warm or cold light with a steep gradient, other sizes and angles, blur,
+             strong noise, low contrast, half of the time without the dark outline
 
-Shape suffixes: B images; A = 4 attributes (colour, texture, shape, ground); S pixels along a side,
-P = S * S of them; I instances of the object in one image.
+Shape suffixes: B images, A = 4 attributes (colour, texture, shape, ground), S side in pixels,
+P = S * S pixels, I instances of the object in one image.
 """
 
 import numpy as np
@@ -36,20 +36,20 @@ _PALETTE = np.array(
 ) / 255  # fmt: skip
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _MAX_INSTANCES = 5
-_CHUNK = 128  # images drawn at once, so that the intermediates stay in the cache
+_CHUNK = 128  # images rendered at once, so that intermediates fit in the processor's cache
 
-# Numbers of the random channels of an image; each property has its own.
+# Keys of an image's random channels, one a property.
 _CHANNEL_KEYS = mix(np.arange(96, dtype=np.uint64) << np.uint64(20))
 
 
 def _uniform(key_B: np.ndarray, channel: int, low=0.0, high=1.0) -> np.ndarray:
-  """float32 [B] in [low, high): the image's number in this channel."""
+  """Uniform numbers in [low, high) of a channel: float32 [B]."""
   bits = mix(key_B ^ _CHANNEL_KEYS[channel]) >> np.uint64(40)
   return (low + (high - low) * (bits.astype(np.float32) / np.float32(1 << 24))).astype(np.float32)
 
 
 def image_keys(seed: int, stream: int, indices: np.ndarray) -> np.ndarray:
-  """uint64 [B]: the keys of images `indices` of a stream; streams and seeds do not overlap."""
+  """Keys of images in a stream: uint64 [B]; streams and seeds do not overlap."""
   root = mix(np.array([seed], np.uint64))
   root = mix(root ^ mix(np.array([stream], np.uint64) + np.uint64(0x57)))
   return mix(root ^ np.asarray(indices).astype(np.uint64))
@@ -59,10 +59,10 @@ _NOISE_SIZE = 128 * 128 * 3
 
 
 def _noise_loop() -> np.ndarray:
-  """float32 [2 * _NOISE_SIZE]: about normal, mean 0, standard deviation 1; the halves are equal.
+  """Noise of mean 0 and deviation 1, approximately normal: float32, two equal halves.
 
-  A picture takes its noise from here, from a start of its own: a fresh draw for each pixel would
-  cost more than everything else.
+  Each picture reads its noise from a random start. Drawing it per pixel would cost more than all
+  else.
   """
   number = np.arange(4 * _NOISE_SIZE, dtype=np.uint64).reshape(4, -1)
   uniform = (mix(number) >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
@@ -77,12 +77,12 @@ def _fract(x: np.ndarray) -> np.ndarray:
 
 
 def _wave(x: np.ndarray) -> np.ndarray:
-  """A stripe profile of period 1 in [0, 1]: a triangle wave, steepened and cut."""
+  """Stripe profile of period 1 in [0, 1]: a steepened, clipped triangle wave."""
   return np.clip((np.abs(2 * _fract(x) - 1) - 0.5) * 3 + 0.5, 0, 1)
 
 
 def _pattern(texture: str, u: np.ndarray, v: np.ndarray, phase: np.ndarray) -> np.ndarray:
-  """How much of the second tone each point shows, in [0, 1]: float32, shaped as u."""
+  """Amount of the second tone at each point, in [0, 1]: float32, shaped as u."""
   match texture:
     case "plain":
       return np.zeros_like(u)
@@ -116,7 +116,7 @@ def _pattern(texture: str, u: np.ndarray, v: np.ndarray, phase: np.ndarray) -> n
 
 
 def _field(shape_BxI, centre_x_BxI, centre_y_BxI, scale_BxI, angle_BxI, size: int):
-  """Signed distance (pixels) of the nearest instance and object coordinates there: [B, P] each."""
+  """Signed distance (pixels) to the nearest instance, and object coordinates u, v: [B, P] each."""
   axis = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
   x_P, y_P = np.tile(axis, size), np.repeat(axis, size)
   table = shapes.atlas().reshape(-1)
@@ -132,7 +132,7 @@ def _field(shape_BxI, centre_x_BxI, centre_y_BxI, scale_BxI, angle_BxI, size: in
     row = np.clip(v * per_unit + half, 0, shapes.ATLAS_SIZE - 1).astype(np.int32)
     cell = (shape_BxI[:, i, None] * shapes.ATLAS_SIZE + row) * shapes.ATLAS_SIZE + column
     distance = table[cell] * (scale_BxI[:, i, None] * (size / 2))
-    # Beyond the table's reach the clipped cell is nearer than the point is.
+    # Beyond the table, the clipped cell is nearer than the point.
     distance += (np.maximum(np.abs(u), np.abs(v)) > shapes.ATLAS_REACH) * np.float32(size)
     if best is None:
       best = distance, u, v
@@ -145,7 +145,7 @@ def _field(shape_BxI, centre_x_BxI, centre_y_BxI, scale_BxI, angle_BxI, size: in
 
 
 def _place(key_B: np.ndarray, style_B: np.ndarray):
-  """Instances of each image: centres, scales, angles [B, I]; missing ones repeat the first."""
+  """Centres x, y, scales and angles [B, I] of instances; missing ones repeat the first."""
   pick = lambda name: style_B == STYLES.index(name)
   jitter = np.where(pick("plate"), 0.05, np.where(pick("close-up"), 0.15, 0.1)).astype(np.float32)
   scale = _uniform(key_B, 0, 0.6, 0.78)
@@ -164,7 +164,7 @@ def _place(key_B: np.ndarray, style_B: np.ndarray):
     here = pile_B & (i < count_B)
     around = start + 2 * np.pi * i / count_B
     radius = _uniform(key_B, 20 + i, 0.42, 0.56)
-    first = pile_B & ~here  # an instance too many hides behind the first
+    first = pile_B & ~here  # surplus instances hide behind the first
     x[:, i] = np.where(here, radius * np.cos(around), np.where(first, x[:, 0], x[:, i]))
     y[:, i] = np.where(here, radius * np.sin(around), np.where(first, y[:, 0], y[:, i]))
     small, turn = _uniform(key_B, 30 + i, 0.3, 0.4), _uniform(key_B, 40 + i, -0.5, 0.5)
@@ -174,7 +174,7 @@ def _place(key_B: np.ndarray, style_B: np.ndarray):
 
 
 def _blur(image_BxSxSx3: np.ndarray, weight_B: np.ndarray) -> np.ndarray:
-  """Binomial blur of three pixels, mixed in by weight [B]: 0 none, 1 full."""
+  """Binomial blur of three pixels, weighted [B] from 0 (none) to 1 (full)."""
   weight = weight_B[:, None, None, None]
   for axis in (1, 2):
     padded = np.concatenate(
@@ -187,11 +187,10 @@ def _blur(image_BxSxSx3: np.ndarray, weight_B: np.ndarray) -> np.ndarray:
 
 
 def _object_and_ground(key_B, attributes_BxA, u, v, clutter, sketch_B, shifted_B):
-  """Colours before light: object [B, P, 3] with its texture, ground [B, P, 3] with its clutter."""
+  """Unlit colours [B, P, 3] of the textured object, and of the ground with its clutter."""
   colour_Bx3 = _PALETTE[attributes_BxA[:, 0]] + _tint(key_B, 50)
   ground_Bx3 = _PALETTE[attributes_BxA[:, 3]] + _tint(key_B, 53)
-  # Patterns are printed in a darker shade of the colour. That the sign of the contrast is always
-  # the same is a mercy to a small vision tower.
+  # Patterns are always darker than the colour, which a small vision tower learns more easily.
   tone_Bx3 = colour_Bx3 * 0.38
   pattern_BxP = np.empty_like(u)
   phase_B = _uniform(key_B, 6, 0, 0.3)
@@ -206,7 +205,7 @@ def _object_and_ground(key_B, attributes_BxA, u, v, clutter, sketch_B, shifted_B
 
 
 def _tint(key_B: np.ndarray, channel: int) -> np.ndarray:
-  """Individual variation of a colour: [B, 3]."""
+  """Random variation of a colour: [B, 3]."""
   return np.stack([_uniform(key_B, channel + c, -0.06, 0.06) for c in range(3)], axis=1)
 
 
@@ -246,12 +245,12 @@ def _draw(key_B, attributes_BxA, style_B, size: int):
   clutter = _clutter(key_B, size) * ~(plate_B | sketch_B)[:, None]
   thing, ground = _object_and_ground(key_B, attributes_BxA, u, v, clutter, sketch_B, shifted_B)
   if sketch_B.any():
-    # A line drawing: full colour on the outline and along the pattern, a faint wash elsewhere.
+    # Full colour on the outline and along the pattern, a faint wash elsewhere.
     line = np.clip(1.6 - np.abs(distance + 1), 0, 1)[sketch_B, :, None]
     pale = 0.45 + 0.55 * thing[sketch_B]
     thing[sketch_B] = pale + line * (thing[sketch_B] * 0.8 - pale)
   image = ground + alpha[..., None] * (thing - ground)
-  # Objects are inked; the shifted rendering leaves the ink out half of the time.
+  # Dark outlines, which the shifted style drops half of the time.
   ink_B = np.where(sketch_B | (shifted_B & (_uniform(key_B, 9) < 0.5)), 0, 0.8).astype(np.float32)
   image *= 1 - (ink_B[:, None] * np.clip(1.3 - np.abs(distance), 0, 1))[..., None]
   image *= _light(key_B, style_B, size)[..., None]
@@ -277,7 +276,7 @@ def _draw(key_B, attributes_BxA, style_B, size: int):
 
 
 def boxes_of(mask_BxSxS: np.ndarray) -> np.ndarray:
-  """Tight boxes: float32 [B, 4], x0, y0, x1, y1 in pixels, ends exclusive; zeros if empty."""
+  """Tight boxes around masks: float32 [B, 4], see `render`; zeros for an empty mask."""
   found_B = mask_BxSxS.any((1, 2))
   sides = []
   for axis in (1, 2):  # rows collapse to x, columns to y
@@ -291,23 +290,23 @@ def boxes_of(mask_BxSxS: np.ndarray) -> np.ndarray:
 def render(
   key_B: np.ndarray, attributes_BxA: np.ndarray, style_B: np.ndarray, size: int = IMAGE_SIZE
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Draws a batch.
+  """Renders a batch.
 
   Args:
-    key_B: uint64, one a picture, from `image_keys`.
+    key_B: uint64 keys from `image_keys`.
     attributes_BxA: int32, indices into `names.WORDS`.
-    style_B: int, index into `STYLES`.
-    size: pixels along a side, 16 to 128.
+    style_B: int, indices into `STYLES`.
+    size: S, 16 to 128 pixels.
 
   Returns:
-    images uint8 [B, S, S, 3] (sRGB), masks bool [B, S, S] of the object (of all of a pile), boxes
-    float32 [B, 4] tight around the masks: x0, y0, x1, y1 in pixels, the ends exclusive.
+    images uint8 [B, S, S, 3] (sRGB), masks bool [B, S, S] of the object (all of a pile), and tight
+    boxes float32 [B, 4] around the masks: x0, y0, x1, y1 in pixels, ends exclusive.
 
   Raises:
     ValueError: the size is out of range.
   """
   if not 16 <= size <= 128:
-    raise ValueError(f"an image of the world is 16 to 128 pixels wide, got {size}")
+    raise ValueError(f"got size {size}, expected 16 to 128 pixels")
   image = np.empty((len(key_B), size, size, 3), np.uint8)
   mask = np.empty((len(key_B), size, size), bool)
   for start in range(0, len(key_B), _CHUNK):

@@ -1,4 +1,4 @@
-"""Outlines of the world's objects: one signed distance field a shape, tabulated once.
+"""Outlines of the world's objects: one tabulated signed distance field a shape.
 
 Object coordinates: u to the right, v down, an object about 2 units across, centred at the origin.
 """
@@ -23,7 +23,7 @@ def _polygon(u: np.ndarray, v: np.ndarray, corners: list) -> np.ndarray:
 
 
 def _radial(n: int, radii: tuple[float, ...], turn: float = 0.0) -> list:
-  """Corners around the origin whose radii cycle through `radii`; the first one points up."""
+  """Corners around the origin with radii that cycle through `radii`, starting upwards."""
   corners = []
   for i in range(n * len(radii)):
     angle = 2 * np.pi * i / (n * len(radii)) - np.pi / 2 + turn
@@ -41,7 +41,7 @@ def _box(u, v, u0, v0, u1, v1):
 
 
 def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-  """Which points belong to a shape: bool, shaped as u and v."""
+  """Whether points are inside a shape: bool, shaped as u and v."""
   match shape:
     case "disc":
       return _disc(u, v, 0, 0, 0.92)
@@ -95,7 +95,7 @@ def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _distance(inside: np.ndarray, step: float) -> np.ndarray:
-  """Signed distance of every sample to the outline, negative inside, by exhaustion."""
+  """Signed distance of every sample to the outline, negative inside, by brute force."""
   edge = np.zeros_like(inside)
   for axis in (0, 1):
     for shift in (-1, 1):
@@ -106,7 +106,7 @@ def _distance(inside: np.ndarray, step: float) -> np.ndarray:
   squared = np.concatenate(
     [((chunk[:, None] - edge_Ex2) ** 2).sum(-1).min(1) for chunk in np.array_split(points_Px2, 32)]
   )
-  # Edge samples are the outermost inside ones: the outline runs half a step beyond them.
+  # Edge samples are the outermost inside ones. The outline is half a step outside them.
   distance = np.sqrt(squared).reshape(size, size)
   return (np.where(inside, -distance - 0.5, distance - 0.5) * step).astype(np.float32)
 

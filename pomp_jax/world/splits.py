@@ -1,4 +1,4 @@
-"""Labelled images of the world, drawn when asked for."""
+"""Splits of labelled images of the world, rendered on demand."""
 
 import numpy as np
 
@@ -6,9 +6,8 @@ from pomp_jax.files.weights import CLIPS
 from pomp_jax.world import names, render
 
 CLIP_PATH = CLIPS["world"]
-SPLITS = ("train", "validation", "base", "novel", "shifted")
 
-# The group of classes and the random stream of each split (`captions` has a stream of its own).
+# Class group and random stream of each split; `captions` has another stream.
 _SPLITS = {
   "train": ("base", 10),
   "validation": ("base", 11),
@@ -19,11 +18,11 @@ _SPLITS = {
 
 
 class WorldSource:
-  """Images of one split, with their class names and labels.
+  """Images of one split; a `data.source.Source`.
 
   Attributes:
-    names: the class names; labels index them.
-    labels: int32 [n], the class of each image.
+    names: class names, indexed by the labels.
+    labels: int32 [n], class of each image.
   """
 
   def __init__(self, split: str, labels: np.ndarray, seed: int):
@@ -38,29 +37,23 @@ class WorldSource:
     return len(self.labels)
 
   def render(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws images, the same whatever the batch.
+    """Renders images, masks and boxes; see `render.render`.
 
     Args:
       indices: int [B], in [0, len).
-
-    Returns:
-      images uint8 [B, S, S, 3], masks bool [B, S, S], boxes float32 [B, 4] (x0, y0, x1, y1 in
-      pixels, tight, ends exclusive); S is IMAGE_SIZE.
 
     Raises:
       IndexError: an index is out of range.
     """
     indices = np.asarray(indices, np.int64)
     if indices.size and not (0 <= indices.min() and indices.max() < len(self)):
-      raise IndexError(
-        f"image indices lie in [0, {len(self)}), got {indices.min()}..{indices.max()}"
-      )
+      raise IndexError(f"got images {indices.min()}..{indices.max()}, expected [0, {len(self)})")
     key_B = render.image_keys(self._seed, self._stream, indices)
     attributes_BxA = self._attributes_NxA[self.labels[indices]]
     return render.render(key_B, attributes_BxA, np.full(len(indices), self._style))
 
   def images(self, indices: np.ndarray) -> np.ndarray:
-    """Images alone, uint8 [B, S, S, 3]; see `render`."""
+    """Images by index, uint8 [B, S, S, 3]."""
     return self.render(indices)[0]
 
 
@@ -75,27 +68,27 @@ def source(
 
   Args:
     split: "train", "validation", "base" (three disjoint streams of images of base classes),
-      "novel" (novel classes) or "shifted" (all classes, in the shifted rendering).
-    images_per_class: this many images of every class, class by class.
-    n_images: or this many images in all, over classes chosen at random and as evenly as possible.
-    seed: of the images, and of the choice of classes.
+      "novel" (novel classes) or "shifted" (all classes in the shifted rendering).
+    images_per_class: images of every class, in the order of the classes.
+    n_images: alternatively, images in all, of random classes as evenly as possible.
+    seed: random seed of the images and of the choice of classes.
 
   Raises:
-    ValueError: no such split, or not exactly one of the two sizes, or a size below 1.
+    ValueError: unknown split, not exactly one of the two sizes, or a size below 1.
   """
-  if split not in SPLITS:
-    raise ValueError(f"unknown split of the world {split!r}: it takes one of {', '.join(SPLITS)}")
+  if split not in _SPLITS:
+    raise ValueError(f"unknown split {split!r}; expected one of {', '.join(_SPLITS)}")
   if (images_per_class is None) == (n_images is None):
-    raise ValueError("a world source takes either images_per_class or n_images")
+    raise ValueError("expected either images_per_class or n_images")
   size = images_per_class if n_images is None else n_images
   if size < 1:
-    raise ValueError(f"a world source holds at least one image, got {size}")
+    raise ValueError(f"got {size} images, expected at least 1")
   group, stream = _SPLITS[split]
   n_classes = len(names.class_names(group))
   if n_images is None:
     labels = np.repeat(np.arange(n_classes), images_per_class)
   else:
-    # Whole passes over the classes, each in an order of its own.
+    # Passes over all classes, each in its own random order.
     passes = []
     for turn in range(-(-n_images // n_classes)):
       key_N = render.image_keys(seed, (stream << 32) + turn, np.arange(n_classes))

@@ -1,35 +1,38 @@
-"""Trains the tiny CLIP of the world and stores it in HuggingFace's format.
+"""Trains the embedded CLIP and its tokenizer, and stores them in HuggingFace's format.
 
     python -m pomp_jax.world.train_clip --out=DIR
 
-Symmetric contrastive loss (Radford et al., 2021, fig. 3) over captioned images drawn on the fly;
-AdamW, warm-up, cosine; caption noise ramped from 0 (see `captions`). A run that is interrupted and
-started again with the same arguments continues from its last checkpoint, `DIR/state.msgpack`.
-Files appear in DIR whole or not at all. Needs no network, and no accelerator.
+Symmetric contrastive loss (Radford et al., 2021, fig. 3) over captioned images drawn on the fly,
+with AdamW, warmup, a cosine schedule, and caption noise that rises from 0 (see `captions`). An
+interrupted run resumes from its last checkpoint, `DIR/state.msgpack`. Files in DIR are written
+atomically. Needs no network and no accelerator.
 
-Shape suffixes: B pairs; S pixels along a side; L tokens; E embedding.
+Shape suffixes: B pairs, S side of an image in pixels, L tokens, E embedding.
 """
 
 import argparse
 from collections.abc import Iterator
 import dataclasses
 import json
-import os
 import pathlib
-import queue
-import threading
 import time
 
 import flax
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from transformers import CLIPConfig, CLIPTokenizerFast, FlaxCLIPModel
+from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
-from pomp_jax.world import captions, splits, tokenizer
+from pomp_jax.files.atomic import replacing
+from pomp_jax.world import captions, splits
 from pomp_jax.world.render import IMAGE_SIZE
 
+VOCABULARY_SIZE = 676  # 512 bytes, the merges, two special tokens
+START, END = "<|startoftext|>", "<|endoftext|>"
+MAX_POSITIONS = 32
 PIXEL_MEAN = (0.45, 0.44, 0.41)
 PIXEL_STD = (0.28, 0.25, 0.26)
 MAX_LOGIT_SCALE = float(np.log(100))
@@ -37,17 +40,17 @@ MAX_LOGIT_SCALE = float(np.log(100))
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How the CLIP is trained; the defaults made the stored one."""
+  """Hyperparameters; the defaults made the stored CLIP."""
 
   steps: int = 5000
   batch: int = 128
   learning_rate: float = 1.5e-3
   warmup_steps: int = 100
   weight_decay: float = 0.05
-  clean_until: float = 0.45  # the fraction of the steps before caption noise rises from 0 ...
-  noisy_from: float = 0.55  # ... and from which it is 1
-  short_tokens: int = 20  # captions are padded to this (1% are longer and lose words), ...
-  wordy_every: int = 16  # ... but in one batch of this many, asides fill all positions
+  clean_until: float = 0.45  # fraction of the steps with caption noise 0
+  noisy_from: float = 0.55  # fraction of the steps after which caption noise is 1
+  short_tokens: int = 20  # padded length of captions; 1% are longer and lose words
+  wordy_every: int = 16  # one batch of this many has captions that fill all positions
   seed: int = 0
 
   def noise(self, step: int) -> float:
@@ -56,13 +59,46 @@ class Recipe:
     return float(np.clip((done - self.clean_until) / (self.noisy_from - self.clean_until), 0, 1))
 
 
+def train_tokenizer(captions: list[str], folder: pathlib.Path) -> None:
+  """Learns the merges from captions and writes CLIP's five tokenizer files into `folder`.
+
+  The end token gets the highest id, as in CLIP. Every byte has a token, inside and at the end of a
+  word, so that any text can be encoded.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  symbol_of = bytes_to_unicode()
+  symbols = [symbol_of[byte] for byte in range(256)]
+  tokens = symbols + [f"{symbol}</w>" for symbol in symbols]
+  trained = _save_tokenizer(tokens, [], folder).train_new_from_iterator(
+    captions, VOCABULARY_SIZE, end_of_word_suffix="</w>", show_progress=False
+  )
+  merges = json.loads(trained.backend_tokenizer.to_str())["model"]["merges"]
+  merges = merges[: VOCABULARY_SIZE - len(tokens) - 2]
+  _save_tokenizer(tokens + [a + b for a, b in merges], merges, folder)
+
+
+def _save_tokenizer(
+  tokens: list[str], merges: list[tuple[str, str]], folder: pathlib.Path
+) -> CLIPTokenizerFast:
+  vocabulary = {token: index for index, token in enumerate([*tokens, START, END])}
+  vocabulary_file, merges_file = folder / "vocab.json", folder / "merges.txt"
+  vocabulary_file.write_text(json.dumps(vocabulary, ensure_ascii=False) + "\n", encoding="utf-8")
+  lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
+  merges_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+  tokenizer = CLIPTokenizerFast(
+    str(vocabulary_file), str(merges_file), model_max_length=MAX_POSITIONS
+  )
+  tokenizer.save_pretrained(folder)
+  return tokenizer
+
+
 def clip_config(vocabulary: CLIPTokenizerFast) -> CLIPConfig:
-  """The architecture: text 3 x 64, vision 3 x 128 on patches of 10 pixels, embedding 128."""
+  """Architecture: text 3 x 64, vision 3 x 128 on patches of 10 pixels, embedding 128."""
   shared = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "projection_dim": 128}
   text = shared | {
     "vocab_size": len(vocabulary), "hidden_size": 64, "intermediate_size": 256,
     "num_hidden_layers": 3, "num_attention_heads": 2,
-    "max_position_embeddings": tokenizer.MAX_POSITIONS, "bos_token_id": vocabulary.bos_token_id,
+    "max_position_embeddings": MAX_POSITIONS, "bos_token_id": vocabulary.bos_token_id,
     "eos_token_id": vocabulary.eos_token_id, "pad_token_id": vocabulary.pad_token_id,
   }  # fmt: skip
   vision = shared | {
@@ -73,15 +109,15 @@ def clip_config(vocabulary: CLIPTokenizerFast) -> CLIPConfig:
 
 
 def normalise(image_BxSxSx3: jax.Array | np.ndarray) -> jax.Array:
-  """uint8 [B, S, S, 3] to the vision tower's input, float32 of the same shape."""
+  """Converts uint8 [B, S, S, 3] to the vision tower's input, float32 of the same shape."""
   return (image_BxSxSx3 / 255.0 - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
 
 
 def _wordy(texts: list[str], vocabulary: CLIPTokenizerFast, seed: int) -> list[str]:
-  """Puts asides before captions, as many as the text tower's positions hold."""
+  """Puts asides before captions until the text tower's positions are full."""
   rng = np.random.RandomState(seed)
   cost = [len(ids) for ids in vocabulary(list(captions.ASIDES), add_special_tokens=False).input_ids]
-  room = [tokenizer.MAX_POSITIONS - len(ids) for ids in vocabulary(texts).input_ids]
+  room = [MAX_POSITIONS - len(ids) for ids in vocabulary(texts).input_ids]
   wordy = []
   for text, left in zip(texts, room, strict=True):
     for aside in rng.permutation(len(cost)):
@@ -94,32 +130,29 @@ def _wordy(texts: list[str], vocabulary: CLIPTokenizerFast, seed: int) -> list[s
 def _batches(
   recipe: Recipe, vocabulary: CLIPTokenizerFast, first_step: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Images uint8 [B, S, S, 3] and token ids int32 [B, L] of each step, drawn one thread ahead."""
-  ready = queue.Queue(maxsize=4)
+  """Iterates over images uint8 [B, S, S, 3] and token ids int32 [B, L], drawn by a thread."""
 
-  def draw():
-    for step in range(first_step, recipe.steps):
-      indices = step * recipe.batch + np.arange(recipe.batch)
-      image_BxSxSx3, texts = captions.training_batch(recipe.seed, indices, recipe.noise(step))
-      length = recipe.short_tokens
-      if step % recipe.wordy_every == recipe.wordy_every - 1:
-        texts, length = _wordy(texts, vocabulary, step), tokenizer.MAX_POSITIONS
-      ids = vocabulary(
-        texts, padding="max_length", max_length=length, truncation=True, return_tensors="np"
-      ).input_ids
-      ready.put((image_BxSxSx3, ids.astype(np.int32)))
-    ready.put(None)
+  def draw(step: int) -> tuple[np.ndarray, np.ndarray]:
+    indices = step * recipe.batch + np.arange(recipe.batch)
+    image_BxSxSx3, texts = captions.training_batch(recipe.seed, indices, recipe.noise(step))
+    length = recipe.short_tokens
+    if step % recipe.wordy_every == recipe.wordy_every - 1:
+      texts, length = _wordy(texts, vocabulary, step), MAX_POSITIONS
+    ids = vocabulary(
+      texts, padding="max_length", max_length=length, truncation=True, return_tensors="np"
+    ).input_ids
+    return image_BxSxSx3, ids.astype(np.int32)
 
-  threading.Thread(target=draw, daemon=True).start()
-  while (batch := ready.get()) is not None:
-    yield batch
+  steps = grain.MapDataset.range(first_step, recipe.steps).map(draw)
+  options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+  return iter(steps.to_iter_dataset(options))
 
 
 def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
   schedule = optax.warmup_cosine_decay_schedule(
     0.0, recipe.learning_rate, recipe.warmup_steps, recipe.steps, 0.01 * recipe.learning_rate
   )
-  # Decay is for matrices: not for biases, layer norms and the logit scale.
+  # Decay applies to matrices, not to biases, layer norms and the logit scale.
   is_matrix = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
   return optax.chain(
     optax.clip_by_global_norm(1.0),
@@ -128,11 +161,11 @@ def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
 
 
 def _initial_params(params, seed: int):
-  """Draws the weights anew, each matrix by its fan-in.
+  """Draws initial weights, each matrix scaled by its fan-in.
 
-  HuggingFace's Flax CLIP starts all of them at 0.01 to 0.02, which suits widths near a thousand. At
-  width 128 the attention and the positions are then so faint beside the patches' mean colours that
-  shapes and patterns go unlearned.
+  HuggingFace's Flax CLIP uses a scale of 0.01 to 0.02, which suits widths near a thousand. At width
+  128, attention and positions are then too weak beside the patches' mean colours to learn shapes
+  and patterns.
   """
   rng = np.random.RandomState(seed)
 
@@ -140,7 +173,7 @@ def _initial_params(params, seed: int):
     name = "/".join(key.key for key in path)
     if name.endswith("kernel"):
       std = np.prod(leaf.shape[:-1]) ** -0.5
-      # What the residual stream adds up is scaled by the number of terms (3 layers, 2 a layer).
+      # Terms of the residual stream are scaled by their number (3 layers, 2 a layer).
       std *= 6**-0.5 if "out_proj" in name or "fc2" in name else 1.0
     elif "vision_model/embeddings" in name:
       std = 0.3
@@ -186,7 +219,7 @@ def zero_shot(
   model: FlaxCLIPModel, params, vocabulary: CLIPTokenizerFast, template: str, n_images: int = 1024,
   split: str = "novel",
 ) -> float:  # fmt: skip
-  """Top-1, in [0, 1], over all classes of a split, with one template around the names."""
+  """Zero-shot top-1, in [0, 1], over all classes of a split, with one template."""
   world = splits.source(split, n_images=n_images, seed=1)
   ids_NxL = vocabulary(
     [template.format(name) for name in world.names], padding="longest", return_tensors="np"
@@ -195,25 +228,23 @@ def zero_shot(
   image_of = jax.jit(lambda p, image: model.get_image_features(image, params=p))
   text_NxE = np.concatenate([text_of(params, ids) for ids in np.array_split(ids_NxL, 8)])
   images = normalise(world.images(np.arange(n_images)))
-  # HuggingFace takes channels first here, whatever the framework.
+  # HuggingFace expects channels first here.
   image_BxE = np.asarray(image_of(params, jnp.transpose(images, (0, 3, 1, 2))))
   text_NxE /= np.linalg.norm(text_NxE, axis=1, keepdims=True)
   return float(((image_BxE @ text_NxE.T).argmax(1) == world.labels).mean())
 
 
 def _replace(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file whole or not at all."""
-  partial = path.with_name(path.name + ".partial")
-  partial.write_bytes(content)
-  os.replace(partial, path)
+  with replacing(path) as file:
+    file.write(content)
 
 
 def _store(model: FlaxCLIPModel, params, out: pathlib.Path) -> None:
-  """Writes the CLIP, its logit scale set to 100, at which OpenAI's released CLIPs stand.
+  """Writes the CLIP with a logit scale of 100, as in OpenAI's released CLIPs.
 
-  The scale that training ends with here, about 28, is that of careless captions over small batches.
-  It says nothing of which class ranks first, but the loss of a prompt then weighs thousands of
-  unlike classes more than the few that are confused, and its minimum is not the best classifier.
+  Training ends here at a scale of about 28, because of noisy captions and small batches. The scale
+  does not change the ranking of classes. But at 28 the loss of a prompt weighs thousands of
+  dissimilar classes more than the few that are confused, so its minimum is not the best classifier.
   """
   preprocessor = {
     "image_processor_type": "CLIPImageProcessor", "do_resize": True, "do_center_crop": True,
@@ -229,7 +260,7 @@ def _store(model: FlaxCLIPModel, params, out: pathlib.Path) -> None:
 
 
 def train(recipe: Recipe, out: pathlib.Path, checkpoint_every: int = 250) -> None:
-  """Trains a CLIP and stores it in `out`; continues a run that stopped there."""
+  """Trains a CLIP and stores it in `out`; resumes a run that was interrupted."""
   out.mkdir(parents=True, exist_ok=True)
   if not (out / "tokenizer_config.json").exists():
     texts = [
@@ -237,7 +268,7 @@ def train(recipe: Recipe, out: pathlib.Path, checkpoint_every: int = 250) -> Non
       for noise in (0.0, 1.0)
       for text in captions.training_batch(recipe.seed, np.arange(20_000), noise)[1]
     ]
-    tokenizer.train(texts + list(captions.ASIDES) * 200, out)
+    train_tokenizer(texts + list(captions.ASIDES) * 200, out)
   vocabulary = CLIPTokenizerFast.from_pretrained(out)
   model = FlaxCLIPModel(clip_config(vocabulary), seed=recipe.seed)
   optimizer = _optimizer(recipe)
@@ -245,7 +276,7 @@ def train(recipe: Recipe, out: pathlib.Path, checkpoint_every: int = 250) -> Non
   state = {"params": params, "opt_state": optimizer.init(params), "step": 0}
   if (out / "state.msgpack").exists():
     state = flax.serialization.from_bytes(state, (out / "state.msgpack").read_bytes())
-    print(f"continues at step {state['step']}", flush=True)
+    print(f"resuming at step {state['step']}", flush=True)
   params, opt_state, first_step = state["params"], state["opt_state"], int(state["step"])
   train_step = _train_step(model, optimizer)
   began, losses = time.monotonic(), []
@@ -257,9 +288,9 @@ def train(recipe: Recipe, out: pathlib.Path, checkpoint_every: int = 250) -> Non
       mean = np.mean(np.array(losses), axis=0)
       losses = []
       print(
-        f"step {step}/{recipe.steps}  loss {mean[0]:.3f}  accuracy {mean[1]:.3f}  "
+        f"step {step}/{recipe.steps}  loss {mean[0]:.3f}  acc {mean[1]:.3f}  "
         f"noise {recipe.noise(step - 1):.2f}  scale {np.exp(params['logit_scale']):.1f}  "
-        f"{seconds * 1000:.0f} ms/step  ETA {seconds * (recipe.steps - step) / 60:.1f} min",
+        f"{seconds * 1000:.0f} ms/step  eta {seconds * (recipe.steps - step) / 60:.1f} min",
         flush=True,
       )
     if step % checkpoint_every == 0:
@@ -273,7 +304,7 @@ def train(recipe: Recipe, out: pathlib.Path, checkpoint_every: int = 250) -> Non
 
 
 def main() -> None:
-  """The command line: one flag a field of `Recipe`."""
+  """Runs the command line, with one flag for each field of `Recipe`."""
   parser = argparse.ArgumentParser(description="Trains the tiny CLIP of the world.")
   parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to store it in")
   for field in dataclasses.fields(Recipe):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer, CLIPTokenizerFast, FlaxCLIPModel
 
-from pomp_jax.world import CLIP_PATH, IMAGE_SIZE, captions, class_names, tokenizer, train_clip
+from pomp_jax.world import CLIP_PATH, IMAGE_SIZE, captions, class_names, train_clip
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_config_agrees_with_the_tokenizer_and_the_renderer(vocabulary):
   assert text["vocab_size"] == len(vocabulary)
   assert text["eos_token_id"] == vocabulary.eos_token_id == len(vocabulary) - 1
   assert text["bos_token_id"] == vocabulary.bos_token_id
-  assert text["max_position_embeddings"] == tokenizer.MAX_POSITIONS
+  assert text["max_position_embeddings"] == train_clip.MAX_POSITIONS
   assert config["vision_config"]["image_size"] == IMAGE_SIZE
   preprocessor = json.loads((CLIP_PATH / "preprocessor_config.json").read_text())
   assert tuple(preprocessor["image_mean"]) == train_clip.PIXEL_MEAN
@@ -39,7 +39,7 @@ def test_config_agrees_with_the_tokenizer_and_the_renderer(vocabulary):
 def test_every_name_fits_beside_sixteen_context_vectors(vocabulary):
   ids = vocabulary([f"{name}." for name in class_names("all")]).input_ids
   lengths = np.array([len(i) for i in ids])  # with the start and end tokens
-  assert lengths.max() + 16 <= tokenizer.MAX_POSITIONS
+  assert lengths.max() + 16 <= train_clip.MAX_POSITIONS
   assert len(set(lengths)) >= 4  # ragged
 
 
@@ -65,7 +65,7 @@ def test_hardly_a_short_caption_is_cut(vocabulary):
 def test_wordy_captions_fill_the_positions(vocabulary):
   texts = captions.training_batch(1, np.arange(64), 1.0)[1]
   lengths = [len(i) for i in vocabulary(train_clip._wordy(texts, vocabulary, 0)).input_ids]
-  assert max(lengths) == tokenizer.MAX_POSITIONS and np.mean(lengths) > 28
+  assert max(lengths) == train_clip.MAX_POSITIONS and np.mean(lengths) > 28
 
 
 def test_zero_shot_is_far_above_chance_and_short_of_perfect(model, vocabulary):

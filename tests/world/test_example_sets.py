@@ -51,5 +51,5 @@ def test_the_same_files_again(tmp_path):
 
 @pytest.mark.parametrize("n_classes", [0, 99_999])
 def test_classes_that_there_are_not(tmp_path, n_classes):
-  with pytest.raises(ValueError, match="are not between 1 and"):
+  with pytest.raises(ValueError, match="expected 1 to"):
     example_sets.write_pictures(tmp_path, "novel", n_classes, 1)
