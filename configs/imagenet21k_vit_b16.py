@@ -43,7 +43,7 @@ SHORT = {
   "shots": "data.shots",
   "lr": "optim.lr",
   "cache": "data.feature_cache",
-  "fresh": "data.fresh_epochs",
+  "fresh": "data.view_epochs",
   "features": "data.features",
 }
 

@@ -26,7 +26,7 @@ WORLD = SMALL | {
   "data.augment": "crop_flip",
   "data.crop_area": 0.9,
   "tip.views": 5,
-  "tip.betas": 30,
+  "tip.beta_steps": 30,
 }
 WORLD_TUNED = (
   WORLD
@@ -41,8 +41,8 @@ def get_config(argument: str = ""):
   config.update_from_flattened_dict(FEW_SHOT | _VIEWS)
   config.method = "tip_adapter"
   config.tip.views = 10
-  config.tip.alphas = 20
-  config.tip.betas = 200
+  config.tip.alpha_steps = 20
+  config.tip.beta_steps = 200
   config.batch_size = 256
   config.optim.lr = 0.001
   tuned = "tuned" in (argument or "").split(",")

@@ -28,7 +28,7 @@ def get_config(argument: str = ""):
   config = base()
   config.update_from_flattened_dict(FEW_SHOT | AUGMENTED | BASE_TO_NEW | _DEEP)
   config.negatives = "all"
-  config.prompt.visual = 8
+  config.prompt.visual_tokens = 8
   config.batch_size = 4
   config.epochs = 5
   config.optim.lr = 0.0025

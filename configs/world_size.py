@@ -18,5 +18,5 @@ SMALL = {
   "optim.schedule": "step",
   "optim.warmup": 0.0,
   "checkpoint.every": 100,
-  "clip.images_at_a_time": 0,
+  "clip.image_chunk": 0,
 }

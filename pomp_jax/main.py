@@ -46,7 +46,7 @@ from pomp_jax.config import (
   unpack,
   validate,
 )
-from pomp_jax.config.rows import check_name, name_of_type
+from pomp_jax.config.rows import OLD_NAMES, check_name, name_of_type
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure
 from pomp_jax.files.run_folder import Presence
@@ -260,6 +260,10 @@ def _config_file_error(error: Exception) -> str:
   """The last line that says something: ml_collections puts whole tracebacks into messages."""
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
   if isinstance(error, AttributeError):
+    key = re.search(r'"(\w+)" does not exist', str(error))
+    for old, new in OLD_NAMES.items():
+      if key and key[1] in old.split("."):
+        return f"{lines[0]} (config.{old} is now config.{new})"
     # Key "x" does not exist ... / Did you mean "y"?
     return " ".join(re.sub(r"and cannot be added.*", "", line) for line in lines)
   line = lines[-1] if lines else type(error).__name__

@@ -144,7 +144,7 @@ def _class_cost(job: setup.Run, frozen: Any) -> Cost:
       "data.features": "cached",
       "batch_size": groups * max(1, round(n_images * part)),
       # What the backward pass computes again it computes again here too.
-      "clip.keep": "activations" if plan.remat == "none" else plan.remat,
+      "clip.remat": plan.remat,
       "clip.n_chunks": plan.n_chunks if part == 1 else min(plan.n_chunks, 2),
     }
     if part < 1:

@@ -4,9 +4,9 @@ A file in `configs/` starts from `base()` and changes a few fields; the command 
 (`--config.optim.lr=0.01`). `main` unpacks it once, into frozen typed `Settings`.
 """
 
-from pomp_jax.config.checks import FEATURE_FORMATS, MADE_UP_CLIP, validate
+from pomp_jax.config.checks import FEATURE_FORMATS, SYNTHETIC_CLIP, validate
 from pomp_jax.config.fields import EXPORT_FORMATS, FIELDS, Settings
-from pomp_jax.config.registry import JOBS, MADE_UP_DATA, METHODS, SOURCES, WORLD, load_job
+from pomp_jax.config.registry import JOBS, METHODS, SOURCES, SYNTHETIC, WORLD, load_job
 from pomp_jax.config.rows import LOCAL_PATH, ConfigError, is_url
 from pomp_jax.config.unpack import base, unpack, value_of_text, with_argument
 
@@ -16,8 +16,8 @@ __all__ = [
   "FIELDS",
   "JOBS",
   "LOCAL_PATH",
-  "MADE_UP_CLIP",
-  "MADE_UP_DATA",
+  "SYNTHETIC_CLIP",
+  "SYNTHETIC",
   "METHODS",
   "SOURCES",
   "WORLD",

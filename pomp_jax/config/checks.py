@@ -5,7 +5,7 @@ import re
 
 from pomp_jax.clip.synthetic import SYNTHETIC_CLIPS
 from pomp_jax.config.fields import EXPORT_FORMATS, FIELDS, Clip, Data, Export, Predict, Settings
-from pomp_jax.config.registry import MADE_UP_DATA, METHODS, SOURCES
+from pomp_jax.config.registry import METHODS, SOURCES, SYNTHETIC
 from pomp_jax.config.rows import ConfigError, check_value
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.data.coop import COOP_SETS
@@ -13,7 +13,7 @@ from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.prompt.sampling import SAMPLERS
 
 # Prefix of a published architecture with random weights.
-MADE_UP_CLIP = "made_up:"
+SYNTHETIC_CLIP = "synthetic:"
 # Formats of `export` that hold features of names.
 FEATURE_FORMATS = ("detic", "open_clip")
 # Suffixes of weight files; no hub id ends in one.
@@ -73,11 +73,11 @@ def _check_method(settings: Settings) -> None:
 
 
 def _check_steps(settings: Settings) -> None:
-  optim, watch, steps = settings.optim, settings.watch, settings.profile_steps
+  optim, server, steps = settings.optim, settings.prometheus, settings.profile_steps
   if optim.schedule == "epoch" and optim.warmup != int(optim.warmup):
     raise ConfigError("optim.warmup", optim.warmup, "whole epochs where optim.schedule='epoch'")
-  if watch.port and not watch.host:
-    raise ConfigError("watch.host", watch.host, "an address of this machine")
+  if server.port and not server.host:
+    raise ConfigError("prometheus.host", server.host, "an address of this machine")
   profiled = re.fullmatch(r"([0-9]{1,12})\+([0-9]{1,12})", steps)
   if steps and not (profiled and 1 <= int(profiled[1]) <= int(profiled[2])):
     expected = "the first and the last step to profile, such as 20+30"
@@ -85,9 +85,9 @@ def _check_steps(settings: Settings) -> None:
 
 
 def _check_model(clip: Clip, dry_run: bool) -> None:
-  name = clip.model.removeprefix(MADE_UP_CLIP)
+  name = clip.model.removeprefix(SYNTHETIC_CLIP)
   if clip.model != name and name not in SYNTHETIC_CLIPS:
-    expected = f"{MADE_UP_CLIP} and one of {', '.join(SYNTHETIC_CLIPS)}"
+    expected = f"{SYNTHETIC_CLIP} and one of {', '.join(SYNTHETIC_CLIPS)}"
     raise ConfigError("clip.model", clip.model, expected)
   # A hub id has one slash at most, and starts with a letter or a digit.
   hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not name.endswith(_WEIGHT_SUFFIXES)
@@ -106,7 +106,7 @@ def _check_data(settings: Settings) -> None:
   for field in (f"data.{name}" for name in source.unread):
     if values[field] != (default := FIELDS[field].default):
       raise ConfigError(field, values[field], f"{default!r} where data.source={data.source!r}")
-  if data.source == MADE_UP_DATA:
+  if data.source == SYNTHETIC:
     _check_names("data.names", data.names)
   elif source.stored:
     if not os.path.isdir(data.root) and (data.root or source.root):
@@ -146,9 +146,9 @@ def _check_views(settings: Settings) -> None:
     raise ConfigError("batch_size", settings.batch_size, expected)
   if not caches and data.features != "cached":
     return
-  if data.augment != "none" and not data.fresh_epochs:
+  if data.augment != "none" and not data.view_epochs:
     expected = "the number of epochs whose views are cached, 1 or more"
-    raise ConfigError("data.fresh_epochs", data.fresh_epochs, expected)
+    raise ConfigError("data.view_epochs", data.view_epochs, expected)
   folder = data.feature_cache
   if not settings.dry_run and (not folder or (not caches and not os.path.isdir(folder))):
     expected = "a folder" if caches else "a folder that config.job='cache' has filled"

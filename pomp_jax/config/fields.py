@@ -68,10 +68,10 @@ class Clip:
     "compute type; tensorfloat32 and bfloat16 are faster on accelerators",
     one_of(*DTYPES),
   )
-  keep: str = row(
+  remat: str = row(
     "auto",
-    "residuals of the backward pass: activations, layers, chunks; auto: the fastest that fits",
-    one_of("auto", "activations", *REMAT[1:]),
+    "rematerialisation: none, layers or chunks; auto: the fastest that fits",
+    one_of("auto", *REMAT),
   )
   n_chunks: int = row(
     0, "chunks that the classes of a step are computed in; 0: chosen by memory_gib", at_least(0)
@@ -82,7 +82,7 @@ class Clip:
   chunk: int = row(
     1024, "classes or images in a batch where features of many are computed", at_least(1)
   )
-  images_at_a_time: int = row(64, "images in a device's memory at a time; 0: no limit", at_least(0))
+  image_chunk: int = row(64, "images in a device's memory at a time; 0: no limit", at_least(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Data:
   )
   augment_seed: int = row(0, "random seed of the augmentation", at_least(0))
   crop_area: float = row(0.08, "smallest share of an image's area in a random crop", above(0, 1))
-  fresh_epochs: int = row(0, "epochs after which the same views repeat; 0: never", at_least(0))
+  view_epochs: int = row(0, "epochs after which the same views repeat; 0: never", at_least(0))
   features: str = row(
     "online",
     "image features: computed in the step, or read from feature_cache",
@@ -150,7 +150,7 @@ class Prompt:
   )
   class_specific: bool = row(False, "one context per class")
   depth: int = row(1, "layers with prompts of their own, for vpt_deep and maple", at_least(1))
-  visual: int = row(
+  visual_tokens: int = row(
     8, "prompt tokens in the image tower, for vpt_shallow and vpt_deep", at_least(1)
   )
 
@@ -172,8 +172,8 @@ class Tip:
   alpha_max: float = row(0.0, "upper end of the search for alpha, from 0.1", at_least(0))
   beta_max: float = row(0.0, "upper end of the search for beta, from 0.1", at_least(0))
   beta: float = row(1.0, "sharpness of the cache while the keys are learned", at_least(0))
-  alphas: int = row(20, "steps of the search for alpha", at_least(1))
-  betas: int = row(200, "steps of the search for beta", at_least(1))
+  alpha_steps: int = row(20, "steps of the search for alpha", at_least(1))
+  beta_steps: int = row(200, "steps of the search for beta", at_least(1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +257,7 @@ class Log:
 
 
 @dataclasses.dataclass(frozen=True)
-class Watch:
+class Prometheus:
   """Metrics for Prometheus, from process 0; see docs/watching.md."""
 
   port: int = row(0, "port of the metrics server; 0: no server", between(0, 2**16 - 1))
@@ -274,7 +274,7 @@ class Evaluate:
     one_of(NO_SUITE, *SUITES),
   )
   sets: str = row("", 'named sets or suites, separated by ";"; empty: the whole suite')
-  reader: str = row(
+  source: str = row(
     "coop", "layout of the stored sets: coop, tfds, or folder (one per class)", one_of(*READERS)
   )
   root: str = row("", "folder of the sets: CoOp's $DATA, TFDS's data_dir, or a folder of folders")
@@ -461,7 +461,7 @@ class Settings:
   eval: Eval = Eval()
   checkpoint: Checkpoint = Checkpoint()
   log: Log = Log()
-  watch: Watch = Watch()
+  prometheus: Prometheus = Prometheus()
   evaluate: Evaluate = Evaluate()
   analyse: Analyse = Analyse()
   predict: Predict = Predict()

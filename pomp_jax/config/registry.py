@@ -9,7 +9,7 @@ import types
 from typing import Any, NamedTuple
 
 WORLD = "world"
-MADE_UP_DATA = "made_up"
+SYNTHETIC = "synthetic"
 
 
 class Method(NamedTuple):
@@ -99,7 +99,7 @@ SOURCES = {
   "folder": Source("pomp_jax.data.folder", ("dataset",)),
   "coop": Source("pomp_jax.data.coop"),
   "tfds": Source("pomp_jax.data.tfds", root=False),
-  MADE_UP_DATA: Source("pomp_jax.data.synthetic", root=False),
+  SYNTHETIC: Source("pomp_jax.data.synthetic", root=False),
 }
 
 

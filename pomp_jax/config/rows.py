@@ -24,6 +24,33 @@ class ConfigError(InputError):
     self.field = field
 
 
+# Fields and values of earlier versions, and what replaced them.
+OLD_NAMES = {
+  "clip.images_at_a_time": "clip.image_chunk",
+  "clip.keep": "clip.remat",
+  "data.fresh_epochs": "data.view_epochs",
+  "evaluate.reader": "evaluate.source",
+  "prompt.visual": "prompt.visual_tokens",
+  "tip.alphas": "tip.alpha_steps",
+  "tip.betas": "tip.beta_steps",
+  "watch.host": "prometheus.host",
+  "watch.port": "prometheus.port",
+}
+OLD_VALUES = {
+  ("clip.remat", "activations"): "none",
+  ("data.source", "made_up"): "synthetic",
+}
+
+
+def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Stored values by dotted names, with names and values of earlier versions replaced."""
+  renamed = {OLD_NAMES.get(field, field): value for field, value in values.items()}
+  return {
+    field: OLD_VALUES.get((field, value), value) if isinstance(value, str) else value
+    for field, value in renamed.items()
+  }
+
+
 class Check(NamedTuple):
   """A test of one value.
 
@@ -127,7 +154,8 @@ def check_value(field: str, check: Check, value: Any) -> None:
   if isinstance(value, str) and is_url(value):
     raise ConfigError(field, value, LOCAL_PATH)
   if not check.accepts(value):
-    near = difflib.get_close_matches(str(value), check.choices, 1)
+    new = OLD_VALUES.get((field, value)) if isinstance(value, str) else None
+    near = [new] if new else difflib.get_close_matches(str(value), check.choices, 1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise ConfigError(field, value, check.expected + hint)
 
@@ -138,6 +166,8 @@ def check_name(field: str, known: Mapping[str, Any] | set[str]) -> None:
   Raises:
     ConfigError: no such field, with the nearest name.
   """
+  if field in OLD_NAMES:
+    raise ConfigError(field, "a value", f"none: the field is now config.{OLD_NAMES[field]}")
   if field not in known:
     # The last part alone finds `config.lr` for `config.optim.lr`.
     near = difflib.get_close_matches(field, known, 1, 0.6) or [

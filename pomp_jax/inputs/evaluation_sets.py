@@ -175,9 +175,9 @@ def _of_named(config: Settings, name: str, image_size: int) -> list[EvaluationSe
     return [EvaluationSet(name, group, name, "all", lambda: _world(config, name))]
   if not pathlib.Path(settings.root).is_dir() or not settings.root:
     raise ConfigError("evaluate.root", settings.root, "a folder that exists, with the data sets")
-  if settings.reader == "coop" and name not in COOP_SETS:
+  if settings.source == "coop" and name not in COOP_SETS:
     takes = f"tfds or folder for {name}; coop has {', '.join(COOP_SETS)}"
-    raise ConfigError("evaluate.reader", "coop", takes)
+    raise ConfigError("evaluate.source", "coop", takes)
   return [
     EvaluationSet(
       name if part == "all" else f"{name}/{part}",
@@ -185,7 +185,7 @@ def _of_named(config: Settings, name: str, image_size: int) -> list[EvaluationSe
       name,
       part,
       lambda part=part: _stored(settings, name, part, image_size),
-      settings.reader,
+      settings.source,
     )
     for part in (("base", "new") if halves else ("all",))
   ]
@@ -241,11 +241,11 @@ def _world(config: Settings, split: str) -> LabelledSet:
 def _stored(settings: Evaluate, name: str, part: str, image_size: int) -> LabelledSet:
   classes = load_class_list(name)
   root = pathlib.Path(settings.root)
-  if settings.reader == "folder" and (root / name).is_dir():
+  if settings.source == "folder" and (root / name).is_dir():
     root = root / name  # else the root itself is the set's
   # TFDS's labels are translated by the set's own table.
-  listed = None if settings.reader == "tfds" else classes
-  module = importlib.import_module(f"pomp_jax.data.{settings.reader}")
+  listed = None if settings.source == "tfds" else classes
+  module = importlib.import_module(f"pomp_jax.data.{settings.source}")
   source, _, split = module.open_test_set(root, name, listed, image_size=image_size)
   if classes.synsets is None:
     _check_names(source.names, classes.names, f"{settings.root}: {name}")

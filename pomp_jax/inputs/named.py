@@ -7,7 +7,7 @@ from pomp_jax.clip import Clip, load_clip
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import read_clip_config
 from pomp_jax.clip.synthetic import synthetic_clip, synthetic_config
-from pomp_jax.config import MADE_UP_CLIP, WORLD, ConfigError, Settings, fields
+from pomp_jax.config import SYNTHETIC_CLIP, WORLD, ConfigError, Settings, fields
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.data.source import ClassSubset, Source, StoredImages
@@ -26,17 +26,17 @@ def open_clip(settings: fields.Clip) -> Clip:
     ClipError: it can't be read.
   """
   model = settings.model
-  if model.startswith(MADE_UP_CLIP):
+  if model.startswith(SYNTHETIC_CLIP):
     synsets = load_synsets()
     counts = {f"{name}.": int(n) for name, n in zip(synsets.names, synsets.lengths, strict=True)}
-    return synthetic_clip(model.removeprefix(MADE_UP_CLIP), counts)
+    return synthetic_clip(model.removeprefix(SYNTHETIC_CLIP), counts)
   return load_clip(model, activation=settings.activation)
 
 
 def clip_config(model: str) -> ClipConfig:
   """The sizes alone of `config.clip.model`, without weights; see `open_clip`."""
-  if model.startswith(MADE_UP_CLIP):
-    return synthetic_config(model.removeprefix(MADE_UP_CLIP))
+  if model.startswith(SYNTHETIC_CLIP):
+    return synthetic_config(model.removeprefix(SYNTHETIC_CLIP))
   return read_clip_config(model)
 
 
@@ -55,7 +55,7 @@ def open_encoder(config: Settings, mesh: Mesh | None = None) -> Encoder:
     tower=config.clip.text_tower,
     dtype=config.clip.dtype,
     chunk=config.clip.chunk,
-    image_chunk=config.clip.images_at_a_time,
+    image_chunk=config.clip.image_chunk,
     cache=ArrayCache(config.eval.cache),
   )
 

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import numpy as np
 
-from pomp_jax.config import MADE_UP_DATA, ConfigError
+from pomp_jax.config import SYNTHETIC, ConfigError
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list
 from pomp_jax.data.folder import classes_of, match_classes
@@ -279,7 +279,7 @@ def _open(data: _Data, split: str) -> StoredImages:
 
 def _module(source: str) -> ModuleType:
   """Imported when it is needed: TFDS takes half a second, which no other source has to wait for."""
-  name = "synthetic" if source == MADE_UP_DATA else source
+  name = "synthetic" if source == SYNTHETIC else source
   return importlib.import_module(f"pomp_jax.data.{name}")
 
 

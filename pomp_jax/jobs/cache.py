@@ -1,6 +1,6 @@
 """Features of the training images, computed once: for runs with `data.features="cached"`.
 
-The image tower is frozen, so V views of an image in each of `data.fresh_epochs` epochs are all that
+The image tower is frozen, so V views of an image in each of `data.view_epochs` epochs are all that
 it ever computes. Every process computes blocks of its own; one that is stopped goes on with the
 block it was in.
 """

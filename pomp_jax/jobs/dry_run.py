@@ -17,7 +17,7 @@ import jax
 from pomp_jax import hosts, inputs
 from pomp_jax.benchmark import costs
 from pomp_jax.clip.synthetic import SYNTHETIC_CLIPS
-from pomp_jax.config import MADE_UP_CLIP, MADE_UP_DATA, WORLD, ConfigError, Settings
+from pomp_jax.config import SYNTHETIC, SYNTHETIC_CLIP, WORLD, ConfigError, Settings
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import pretrain
@@ -61,14 +61,14 @@ def _trial(config: Settings) -> Settings:
     if names not in CLASS_LISTS and not pathlib.Path(names).is_file():
       takes = f"a file of names, or one of {', '.join(CLASS_LISTS)}, for a dry run"
       raise ConfigError("data.names", config.data.names, takes)
-    changes |= {"data.source": MADE_UP_DATA, "data.names": names, "data.shots": 0}
+    changes |= {"data.source": SYNTHETIC, "data.names": names, "data.shots": 0}
     for field in ("root", "dataset", "base", "novel", "feature_cache"):
       changes[f"data.{field}"] = ""
     if config.data.shots:
       changes["data.images_per_class"] = config.data.shots
   # A checkpoint on the disk has its own tokenizer; one of the hub's would be downloaded.
   if config.clip.model in SYNTHETIC_CLIPS and not os.path.exists(config.clip.model):
-    changes["clip.model"] = MADE_UP_CLIP + config.clip.model
+    changes["clip.model"] = SYNTHETIC_CLIP + config.clip.model
   return config.replace(changes)
 
 

@@ -27,9 +27,7 @@ from pomp_jax.prompt.step import DATA
 
 def augmentation(data: Data) -> Augmentation:
   """How `config.data` shows training images."""
-  return Augmentation(
-    data.augment, data.views, data.augment_seed, data.fresh_epochs, data.crop_area
-  )
+  return Augmentation(data.augment, data.views, data.augment_seed, data.view_epochs, data.crop_area)
 
 
 def open_features(data: Data, source: Source, encoder: Encoder) -> FeatureBlocks:
@@ -135,8 +133,8 @@ def input_remedy(config: Settings, n_cores: int | None = None) -> str:
       f" use more of the {n_cores} cores"
     )
   if data.features == "online" and not METHODS[config.method].pixels:
-    bounded = data.augment == "none" or data.fresh_epochs
-    more = "" if bounded else " and config.data.fresh_epochs above 0"
+    bounded = data.augment == "none" or data.view_epochs
+    more = "" if bounded else " and config.data.view_epochs above 0"
     remedies.append(f"features can be computed once (config.job='cache'{more})")
   return "; ".join(remedies) or f"all {n_cores} cores are in use: a machine with more would help"
 

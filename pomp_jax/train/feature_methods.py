@@ -148,8 +148,8 @@ def _tip_adapter(
   return adapter.searched(
     validation.features,
     validation.labels,
-    alphas=_grid(tip.alpha_max, config.tip.alphas),
-    betas=_grid(tip.beta_max, config.tip.betas),
+    alphas=_grid(tip.alpha_max, config.tip.alpha_steps),
+    betas=_grid(tip.beta_max, config.tip.beta_steps),
   )
 
 

@@ -123,8 +123,8 @@ def _go(job: Run, parts: _Parts, checkpoints: Checkpoints, at: Trained) -> Train
       job.rate,
       monitor,
       profiled=tuple(map(int, profiled.split("+"))) if profiled else None,
-      port=config.watch.port,
-      host=config.watch.host,
+      port=config.prometheus.port,
+      host=config.prometheus.host,
       remedy=batches.input_remedy(config),
     )
     stack.enter_context(watch)

@@ -69,11 +69,11 @@ def make_learner(
     return ContextLearner(module, text_tower, token_budget)
   if method == "cocoop":
     return CoCoOpLearner(module, text_tower, clip.config.projection_dim, token_budget)
-  image_tower = prompted_image_tower(clip, config.clip.dtype, config.clip.images_at_a_time)
+  image_tower = prompted_image_tower(clip, config.clip.dtype, config.clip.image_chunk)
   width, depth = clip.config.vision_config.hidden_size, config.prompt.depth
   if method == "maple":
     return MaPLeLearner(module, text_tower, image_tower, width, depth, token_budget)
-  return VPTLearner(image_tower, width, config.prompt.visual, depth)
+  return VPTLearner(image_tower, width, config.prompt.visual_tokens, depth)
 
 
 def initial_words(

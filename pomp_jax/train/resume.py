@@ -5,14 +5,15 @@ from collections.abc import Callable
 from pomp_jax import hosts
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.config.fields import flatten
+from pomp_jax.config.rows import current_names
 from pomp_jax.files.run_folder import RunFolder, read_json
 
 # Fields that a run may change between two starts: they leave its result as it is.
 _FREE_FIELDS = (
   "log.every",
   "profile_steps",
-  "watch.port",
-  "watch.host",
+  "prometheus.port",
+  "prometheus.host",
   "checkpoint.every",
   "checkpoint.keep",
   "data.threads",
@@ -61,7 +62,7 @@ def check_same_run(config: Settings, folder: RunFolder, may_change: Callable[[st
   # The first process's folder: on another's host there may be anything.
   if not hosts.is_first() or not folder.config.exists():
     return
-  before = flatten(read_json(folder.config))
+  before = current_names(flatten(read_json(folder.config)))
   for field, value in config.flat().items():
     was = before.get(field)
     was = tuple(was) if isinstance(was, list) else was

@@ -247,7 +247,7 @@ def k_of(job: Run) -> int:
 def memory_plan(
   clip: Clip, text_config: Any, n_prefix: int, token_budget: int, n_times: int = 1
 ) -> MemoryPlan:
-  """`clip.keep` and `clip.n_chunks`, or the automatic choice where they leave it open.
+  """`clip.remat` and `clip.n_chunks`, or the automatic choice where they leave it open.
 
   Args:
     clip: `config.clip`; activations may take `clip.memory_gib`.
@@ -257,7 +257,7 @@ def memory_plan(
     n_times: so many such steps share the memory.
   """
   plan = plan_memory(text_config, n_prefix, token_budget, clip.memory_gib * 2**30 / n_times)
-  remat = {"auto": plan.remat, "activations": "none"}.get(clip.keep, clip.keep)
+  remat = plan.remat if clip.remat == "auto" else clip.remat
   return MemoryPlan(clip.n_chunks or plan.n_chunks, remat)
 
 

@@ -258,7 +258,9 @@ def _endpoint(host: str, port: int) -> Endpoint | None:
     endpoint = Endpoint(host, port)
   except (OSError, UnicodeError) as error:
     # Only a warning: the port may belong to an earlier run that is about to end.
-    log.warning("watch.port=%d: can't listen on %s (%s); no metrics are served", port, host, error)
+    log.warning(
+      "prometheus.port=%d: can't listen on %s (%s); no metrics are served", port, host, error
+    )
     return None
   log.info("metrics for Prometheus: http://%s:%d/metrics", host, endpoint.port)
   return endpoint

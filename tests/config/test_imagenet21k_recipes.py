@@ -50,5 +50,5 @@ def test_the_published_recipe_trains_on_the_published_classes():
 
 
 def test_twenty_epochs_online_see_no_view_twice():
-  assert get("imagenet21k_vit_b16", "m=16,epochs=20").data.fresh_epochs == 0
-  assert get("imagenet21k_vit_b16", "cache=F,fresh=5,features=cached").data.fresh_epochs == 5
+  assert get("imagenet21k_vit_b16", "m=16,epochs=20").data.view_epochs == 0
+  assert get("imagenet21k_vit_b16", "cache=F,fresh=5,features=cached").data.view_epochs == 5

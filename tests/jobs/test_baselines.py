@@ -41,8 +41,8 @@ def tiny_config(**changes):
     "tip.epochs": 1,
     "tip.views": 2,
     "probe.iterations": 20,
-    "tip.betas": 3,
-    "tip.alphas": 3,
+    "tip.beta_steps": 3,
+    "tip.alpha_steps": 3,
   }
   return small_config(**small | changes)
 
@@ -259,8 +259,11 @@ def test_methods_that_do_not_read(text, expected, tmp_path):
       {"method": "vpt_shallow", "prompt.depth": 2},
       r"config\.prompt\.depth: got 2, expected 1 where",
     ),
-    ({"method": "vpt_deep", "prompt.visual": 0}, r"config\.prompt\.visual: got 0, expected 1"),
-    ({"method": "tip_adapter", "tip.betas": 0}, r"config\.tip\.betas: got 0, expected 1 or more"),
+    ({"method": "vpt_deep", "prompt.visual_tokens": 0}, r"config\.prompt\.visual_tokens: got 0"),
+    (
+      {"method": "tip_adapter", "tip.beta_steps": 0},
+      r"config\.tip\.betas: got 0, expected 1 or more",
+    ),
     ({"method": "tip_adapter", "tip.alpha": -1.0}, r"config\.tip\.alpha: got -1.0, expected 0"),
     (
       {"method": "zero_shot", "job": "repeat"},

@@ -45,7 +45,7 @@ def config_of(images, folder=None, **changes):
     "data.n_classes": 0,
     "data.augment": "recipe",
     "data.views": 2,
-    "data.fresh_epochs": 2,
+    "data.view_epochs": 2,
     "data.max_corrupt": 0.05,
     "k": 4,
     "batch_size": 8,
@@ -161,7 +161,7 @@ def test_two_processes_fill_one_cache(complete, images, tmp_path):
     "data.n_classes": 0,
     "data.augment": "recipe",
     "data.views": 2,
-    "data.fresh_epochs": 2,
+    "data.view_epochs": 2,
     "data.max_corrupt": 0.05,
     "data.feature_cache": folder,
   }
@@ -180,7 +180,7 @@ def test_two_processes_fill_one_cache(complete, images, tmp_path):
     ({"data.augment": "crop_flip"}, "made_from.augment is 'recipe', this run needs 'crop_flip'"),
     ({"data.augment_seed": 4}, "made_from.augment_seed is 0, this run needs 4"),
     ({"data.crop_area": 0.5}, "made_from.crop_area is 0.08, this run needs 0.5"),
-    ({"data.fresh_epochs": 3}, "n_versions is 4, this run needs 6"),
+    ({"data.view_epochs": 3}, "n_versions is 4, this run needs 6"),
     ({"data.n_classes": 5}, "n_images is 24, this run needs 20"),
     ({"clip.dtype": "bfloat16"}, "made_from.image_tower is '[0-9a-f]+', this run needs"),
   ],
@@ -210,7 +210,7 @@ def test_too_many_damaged_images_stop_the_job(images, tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"data.fresh_epochs": 0}, "data.fresh_epochs: got 0, expected the number of epochs"),
+    ({"data.view_epochs": 0}, "data.view_epochs: got 0, expected the number of epochs"),
     ({"data.feature_cache": ""}, "data.feature_cache: got '', expected a folder that config.job="),
     (
       {"data.feature_cache": "nowhere"},

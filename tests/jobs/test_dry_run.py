@@ -39,7 +39,7 @@ def test_stored_images_and_cached_features_are_made_up(tmp_path, caplog):
       "data.shots": 4,
       "data.augment": "recipe",
       "data.views": 2,
-      "data.fresh_epochs": 3,
+      "data.view_epochs": 3,
       "epochs": 5,
       "steps": 0,
       "checkpoint.keep": 2,
@@ -151,9 +151,9 @@ def test_what_a_dry_run_can_not_do(tmp_path):
     with pytest.raises(ConfigError, match=message):
       dry_run.check(dry(**changes), str(tmp_path))
   with pytest.raises(
-    ConfigError, match="clip.model: got 'made_up:x/y', expected made_up: and one of"
+    ConfigError, match="clip.model: got 'synthetic:x/y', expected synthetic: and one of"
   ):
-    dry(**{"clip.model": "made_up:x/y"})
+    dry(**{"clip.model": "synthetic:x/y"})
 
 
 def test_made_up_images_are_of_true_size():

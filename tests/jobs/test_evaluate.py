@@ -311,7 +311,7 @@ class TestTheWorld:
     (
       {"suite": "imagenet21k", "sets": ""},
       ConfigError,
-      "evaluate.reader: got 'coop', expected tfds or folder",
+      "evaluate.source: got 'coop', expected tfds or folder",
     ),
   ],
 )
@@ -471,10 +471,10 @@ root = {json.dumps(str(folder / "data"))}
     assert len(evaluation_sets(config, 32)) == 15 + 4
     # A set that is called as its suite is the set.
     config = config.replace({"evaluate.suite": "imagenet21k", "evaluate.sets": "imagenet21k"})
-    config = config.replace({"evaluate.reader": "tfds"})
+    config = config.replace({"evaluate.source": "tfds"})
     assert evaluation_sets(config, 32)[0].name == "imagenet21k"
     config = config.replace(
-      {"evaluate.suite": "fourteen", "evaluate.sets": "", "evaluate.reader": "coop"}
+      {"evaluate.suite": "fourteen", "evaluate.sets": "", "evaluate.source": "coop"}
     )
     config = config.replace({"evaluate.own_sets": ({"name": "dtd", "root": "x"},)})
     with pytest.raises(SourceError, match="two sets would be called 'dtd'"):

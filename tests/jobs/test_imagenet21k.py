@@ -101,7 +101,7 @@ def jobs_on(records, out):
     "data.dataset": "imagenet21k",
     "data.augment": "recipe",
     "data.views": 2,
-    "data.fresh_epochs": 2,
+    "data.view_epochs": 2,
     "data.feature_cache": str(out / "features"),
     "eval.images": 200,
   }
@@ -118,7 +118,7 @@ def jobs_on(records, out):
   evaluate = {
     "evaluate.suite": "imagenet21k",
     "evaluate.sets": "imagenet21k",
-    "evaluate.reader": "tfds",
+    "evaluate.source": "tfds",
     "evaluate.root": str(records),
     "evaluate.prompts": f"{out / 'train' / 'prompt.npz'};hand_written",
   }

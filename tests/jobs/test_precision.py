@@ -56,8 +56,8 @@ def step_products(tmp_path, **changes):
   [
     {},
     {"clip.text_tower": "reference"},
-    {"clip.n_chunks": 2, "clip.keep": "chunks"},
-    {"clip.keep": "layers"},
+    {"clip.n_chunks": 2, "clip.remat": "chunks"},
+    {"clip.remat": "layers"},
     {"method": "cocoop"},
     {"method": "maple"},
     {"method": "vpt_deep"},

@@ -217,7 +217,7 @@ def test_all_negatives_are_k_equal_to_n_in_any_number_of_chunks(tmp_path):
   runs = {
     "n": {"k": 300},
     "all": {"negatives": "all", "k": 5},
-    "chunks": {"negatives": "all", "clip.n_chunks": 3, "clip.keep": "chunks"},
+    "chunks": {"negatives": "all", "clip.n_chunks": 3, "clip.remat": "chunks"},
   }
   for name, changes in runs.items():
     results = pretrain.run(small_config(**short, **changes), str(tmp_path / name))

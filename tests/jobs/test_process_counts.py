@@ -38,7 +38,7 @@ def jobs(folder, size):
     folder: for the features and the runs.
     size: devices of all processes.
   """
-  cache = {"data.feature_cache": str(folder / "features"), "data.fresh_epochs": 1}
+  cache = {"data.feature_cache": str(folder / "features"), "data.view_epochs": 1}
   prompt = str(folder / "sampled" / "prompt.npz")
   # Devices that split the images, and devices that split the classes.
   ablation = small_config(

@@ -11,7 +11,13 @@ from pomp_jax.train import feature_methods
 from tests.support.small_run import small_config
 
 SMALL = {"data.n_classes": 30, "k": 10, "batch_size": 8, "steps": 2, "checkpoint.every": 2}
-SMALL |= {"eval.images": 40, "epochs": 1, "probe.iterations": 5, "tip.betas": 3, "tip.alphas": 3}
+SMALL |= {
+  "eval.images": 40,
+  "epochs": 1,
+  "probe.iterations": 5,
+  "tip.beta_steps": 3,
+  "tip.alpha_steps": 3,
+}
 # By name: the changes to the config, and what the lines begin with.
 JOBS = {
   "pretrain": (

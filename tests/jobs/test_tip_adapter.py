@@ -29,8 +29,8 @@ def config_of(**changes):
     "eval.images": 12,
     "tip.views": 3,
     "tip.epochs": 2,
-    "tip.alphas": 2,
-    "tip.betas": 2,
+    "tip.alpha_steps": 2,
+    "tip.beta_steps": 2,
   }
   return small_config(**small | changes)
 
@@ -135,7 +135,11 @@ def test_methods_on_images_as_they_are_take_no_augmentation(method):
 
 def test_all_stored_images_are_evaluated_where_the_number_is_0(tmp_path):
   (tmp_path / "names.txt").write_text("a\nb\nc\n")
-  changes = {"data.source": "made_up", "data.names": str(tmp_path / "names.txt"), "eval.images": 0}
+  changes = {
+    "data.source": "synthetic",
+    "data.names": str(tmp_path / "names.txt"),
+    "eval.images": 0,
+  }
   config = config_of(**changes | {"data.n_classes": 0})
   validate(config)
   whole = inputs.open_source(config.data, "test")

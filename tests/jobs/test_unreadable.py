@@ -51,7 +51,7 @@ def config_of(images, **changes):
 def evaluate_config(images, job, **changes):
   settings = {
     "evaluate.suite": "base_to_new",
-    "evaluate.reader": "folder",
+    "evaluate.source": "folder",
     "evaluate.root": str(images.parent),
     "evaluate.sets": "eurosat",
     "evaluate.prompts": "{}.",

@@ -36,7 +36,7 @@ BASE = {
   "data.n_classes": 16,
   "data.images_per_class": 1,
   "data.augment": "crop_flip",
-  "data.fresh_epochs": 3,
+  "data.view_epochs": 3,
   "data.features": "cached",
   "k": 4,
   "prompt.m": 2,
@@ -90,13 +90,13 @@ CHANGES = {
   "data.crop_area": (0.5, ONLINE),
   "data.views": (2, ONLINE),
   "data.augment_seed": (1, ONLINE),
-  "data.fresh_epochs": (1, ONLINE),
+  "data.view_epochs": (1, ONLINE),
   "prompt.m": (3, {}),
   "prompt.position": ("front", {}),
   "prompt.init": ("a photo", {}),
   "prompt.class_specific": (True, {}),
   "prompt.depth": (2, DEEP),
-  "prompt.visual": (4, SHALLOW),
+  "prompt.visual_tokens": (4, SHALLOW),
   "eval.template": ("{}.", SHALLOW),
   "negatives": ("all", {}),
   "k": (8, {}),
@@ -128,9 +128,9 @@ UPDATES = {
 # The same computation in another order: equal but for rounding.
 ROUNDING = {
   "clip.text_tower": "reference",
-  "clip.keep": "layers",
+  "clip.remat": "layers",
   "clip.n_chunks": 2,
-  "clip.images_at_a_time": 3,
+  "clip.image_chunk": 3,
   "data.features": "online",
   "mesh.class_size": 2,
 }
@@ -155,8 +155,8 @@ SAME = {
   "checkpoint.on_failure": "retry",
   "log.every": 1,
   "profile_steps": "2+2",
-  "watch.port": 1,  # a free one
-  "watch.host": "localhost",
+  "prometheus.port": 1,  # a free one
+  "prometheus.host": "localhost",
 }
 # What is run, and fields of other jobs and of methods that don't learn by steps.
 CHOOSE = ("job", "dry_run")
@@ -300,7 +300,7 @@ def test_a_field_that_matters_changes_what_is_learned(learned, field):
 
 @pytest.mark.parametrize("field", ROUNDING)
 def test_another_order_of_the_sums_learns_the_same(learned, field):
-  beside = {"clip.images_at_a_time": ONLINE, "mesh.class_size": {}}.get(field, {})
+  beside = {"clip.image_chunk": ONLINE, "mesh.class_size": {}}.get(field, {})
   assert_close(learned(beside | {field: ROUNDING[field]}), learned(beside), 1e-4)
 
 
@@ -320,7 +320,7 @@ def test_fields_that_do_not_matter_leave_every_bit(learned, folders, tmp_path):
       "data.cache": str(tmp_path / "labels"),
       "data.feature_cache": str(tmp_path / "features"),
       "eval.cache": str(tmp_path / "class features"),
-      "watch.port": port,
+      "prometheus.port": port,
     }
   )
   np.testing.assert_array_equal(learned(changed), learned({}))

@@ -126,8 +126,8 @@ def test_an_input_bound_run_warns_once(watch, warnings):
     ({}, 8, {"data.threads", "data.workers", "job"}),
     ({"data.threads": 8}, 8, {"job"}),
     ({"data.workers": 4}, 8, {"job"}),
-    ({"data.augment": "recipe"}, 2, {"job", "data.fresh_epochs"}),
-    ({"data.augment": "recipe", "data.fresh_epochs": 2}, 2, {"job"}),
+    ({"data.augment": "recipe"}, 2, {"job", "data.view_epochs"}),
+    ({"data.augment": "recipe", "data.view_epochs": 2}, 2, {"job"}),
     ({"data.features": "cached"}, 8, {"data.threads", "data.workers"}),
     ({"method": "vpt_deep"}, 8, {"data.threads", "data.workers"}),
     ({"method": "maple"}, 2, set()),
@@ -201,7 +201,7 @@ def test_a_run_serves_metrics_and_leaves_a_profile(tmp_path, monkeypatch, warnin
 
   monkeypatch.setattr(Watch, "step", scraping)
   with reserved_port() as port:
-    changes = {"profile_steps": "3+4", "checkpoint.every": 30, "watch.port": port}
+    changes = {"profile_steps": "3+4", "checkpoint.every": 30, "prometheus.port": port}
     trained(small_config(steps=30, **changes), tmp_path)
   loss = dict(zip(*RunFolder(tmp_path).scalars()["loss"], strict=True))
   assert samples["pomp_loss",] == pytest.approx(loss[samples["pomp_step",]], rel=1e-6)
@@ -221,14 +221,14 @@ def test_a_taken_port_is_a_warning(tmp_path, warnings):
     with Watch(RunFolder(tmp_path), 10, 0, 5, 8, lambda step: 0.1, check, port=port):
       pass
   (line,) = warnings()
-  assert f"watch.port={port}" in line
+  assert f"prometheus.port={port}" in line
 
 
 @pytest.mark.parametrize(
   ("field", "value"),
   [
-    ("watch.port", -1),
-    ("watch.port", 65536),
+    ("prometheus.port", -1),
+    ("prometheus.port", 65536),
     *(("profile_steps", text) for text in ("20", "30+20", "0+1", "a+b", "1+2+3", "20-30", "+3")),
   ],
 )

@@ -1,0 +1,48 @@
+"""The table of fields: typed, frozen, with the names of earlier versions in the errors."""
+
+import dataclasses
+
+import pytest
+
+from pomp_jax.config import FIELDS, ConfigError, Settings, base, unpack, validate
+from pomp_jax.config.fields import flatten
+from pomp_jax.config.rows import OLD_NAMES, OLD_VALUES, current_names
+
+
+def test_defaults_are_valid_and_survive_the_config_file():
+  validate(Settings())
+  assert unpack(base()) == Settings()
+  assert flatten(Settings().to_dict()) == Settings().flat()
+  assert list(Settings().flat()) == list(FIELDS)
+
+
+def test_settings_are_frozen_and_typed():
+  changed = Settings().replace({"seed": 3, "optim.lr": 1, "repeat.seeds": [1, 2]})
+  assert (changed.seed, changed.optim.lr, changed.repeat.seeds) == (3, 1.0, (1, 2))
+  assert Settings().seed == 0 and type(changed.optim.lr) is float
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    changed.optim.lr = 2.0
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [("optim.lrr", 1), ("seed", 1.0), ("seed", True), ("optim", 3), ("repeat.seeds", ("a",))],
+)
+def test_unknown_fields_and_other_types_are_refused(field, value):
+  with pytest.raises(ConfigError, match=rf"config\.{field}: "):
+    Settings().replace({field: value})
+
+
+@pytest.mark.parametrize("old", OLD_NAMES)
+def test_the_error_for_an_old_name_has_the_new_one(old):
+  with pytest.raises(ConfigError, match=rf"config\.{old}: .*config\.{OLD_NAMES[old]}"):
+    Settings().replace({old: 1})
+  assert OLD_NAMES[old] in FIELDS
+
+
+@pytest.mark.parametrize("field,old", OLD_VALUES)
+def test_the_error_for_an_old_value_has_the_new_one(field, old):
+  new = OLD_VALUES[field, old]
+  with pytest.raises(ConfigError, match=rf"config\.{field}: got '{old}'.*'{new}'"):
+    validate(Settings().replace({field: old}))
+  assert current_names({field: old}) == {field: new}
