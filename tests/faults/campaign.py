@@ -1,9 +1,9 @@
-"""The fault campaign: what a training loses by each kind of fault, as a table.
+"""Fault campaign: what a training loses by each kind of fault, as a table.
 
-  python -m tests.faults.campaign                      all of it, some ten minutes on two cores
+  python -m tests.faults.campaign                      all kinds, about 15 minutes on two cores
   python -m tests.faults.campaign --only=SIGTERM,clock the kinds with these words in their names
 
-Every run is seeded. Exit status 1 when one did not survive, or came to another context.
+Every run is seeded. Exit status 1 when a run did not survive, or got another context.
 """
 
 import os
@@ -28,7 +28,7 @@ import time
 import numpy as np
 
 from tests.faults import cases, pair
-from tests.faults.lab import Lab, config_of
+from tests.faults.training import Training, config_of
 
 _BITWISE, _CLOSE = "yes", "within 1e-6"
 
@@ -38,10 +38,10 @@ class Kind:
   """A kind of fault.
 
   Attributes:
-    name: in the table.
-    runs: of it.
-    case: one run.
-    equality: what "equal" means.
+    name: name in the table.
+    runs: number of runs.
+    case: function of one run.
+    equality: meaning of "equal", for the table.
   """
 
   name: str
@@ -51,11 +51,11 @@ class Kind:
 
 
 def kinds() -> list[Kind]:
-  """All faults, in the order of the table."""
+  """Returns all faults, in the order of the table."""
   part = functools.partial
   found = [
-    Kind("SIGTERM at any step", 6, part(cases.asked_to_stop, signal.SIGTERM)),
-    Kind("SIGINT at any step", 2, part(cases.asked_to_stop, signal.SIGINT)),
+    Kind("SIGTERM at any step", 6, part(cases.stopped_by_signal, signal.SIGTERM)),
+    Kind("SIGINT at any step", 2, part(cases.stopped_by_signal, signal.SIGINT)),
     Kind("SIGKILL at any step", 6, cases.killed),
     Kind("SIGKILL during a save", 8, cases.killed_while_saving),
   ]
@@ -85,35 +85,39 @@ def kinds() -> list[Kind]:
   return found
 
 
-def _of_two(number: int, index: int, lab: Lab, rng, folder: pathlib.Path) -> cases.Outcome:
-  return pair.struck(number, index, _context_of_two(lab.folder.with_name("two")), rng, folder)
+def _of_two(
+  number: int, index: int, training: Training, rng, folder: pathlib.Path
+) -> cases.Outcome:
+  return pair.signalled(
+    number, index, _context_of_two(training.folder.with_name("two")), rng, folder
+  )
 
 
-def _evaluating(index: int, lab: Lab, rng, folder: pathlib.Path) -> cases.Outcome:
-  del rng  # the moment is the same each time
-  expected = _context_of_two(lab.folder.with_name("two_short"), pair.EVERY)
+def _evaluating(index: int, training: Training, rng, folder: pathlib.Path) -> cases.Outcome:
+  del rng  # the time of the signal is fixed
+  expected = _context_of_two(training.folder.with_name("two_short"), pair.EVERY)
   return pair.evaluating(index, expected, folder)
 
 
 @functools.cache
 def _context_of_two(folder: pathlib.Path, steps: int = pair.STEPS) -> np.ndarray:
-  return pair.whole(folder, steps)
+  return pair.uninterrupted(folder, steps)
 
 
 def run_kind(
-  lab: Lab, kind: Kind, number: int, seed: int, folder: pathlib.Path
+  training: Training, kind: Kind, number: int, seed: int, folder: pathlib.Path
 ) -> list[cases.Outcome]:
-  """All runs of a kind; those that fail are told, and count as not survived.
+  """Runs a kind; a run that raises is printed, and counts as not survived.
 
   Args:
-    lab: the training.
-    kind: what is done to it.
-    number: of the kind, for the seed.
-    seed: of the campaign.
-    folder: for the runs; theirs are made in it.
+    training: training to interrupt.
+    kind: kind of fault.
+    number: number of the kind, for the seed.
+    seed: seed of the campaign.
+    folder: parent of the runs' folders.
 
   Raises:
-    Skip: this machine does not let us.
+    Skip: this machine does not allow it.
   """
   outcomes = []
   for run in range(kind.runs):
@@ -121,10 +125,10 @@ def run_kind(
     place.mkdir(parents=True)
     start = time.monotonic()
     try:
-      outcome = kind.case(lab, np.random.default_rng([seed, number, run]), place)
+      outcome = kind.case(training, np.random.default_rng([seed, number, run]), place)
     except cases.Skip:
       raise
-    except Exception as error:  # the campaign is there to find it
+    except Exception as error:  # the campaign looks for these
       print(f"FAILED: {type(error).__name__}: {error}", flush=True)
       outcome = cases.Outcome(False, 0, False)
     seconds = time.monotonic() - start
@@ -134,7 +138,7 @@ def run_kind(
 
 
 def row(kind: Kind, outcomes: list[cases.Outcome]) -> str:
-  """A row of the table."""
+  """Formats a row of the table."""
   n, survived = len(outcomes), sum(outcome.survived for outcome in outcomes)
   equal, lost = sum(outcome.equal for outcome in outcomes), [outcome.lost for outcome in outcomes]
   text = kind.equality if equal == n else f"{equal} of {n}"
@@ -152,12 +156,12 @@ def main() -> int:
   rows, good, start = [], True, time.monotonic()
   with tempfile.TemporaryDirectory() as temporary:
     folder = pathlib.Path(temporary)
-    lab = Lab(config_of(), folder / "reference")
+    training = Training(config_of(), folder / "reference")
     for number, kind in enumerate(kinds()):
       if not any(word in kind.name.lower() for word in words):
         continue
       try:
-        outcomes = run_kind(lab, kind, number, arguments.seed, folder / "runs")
+        outcomes = run_kind(training, kind, number, arguments.seed, folder / "runs")
       except cases.Skip as skip:
         rows.append((0, f"| {kind.name} | 0 | {skip} | | |"))
         continue

@@ -1,6 +1,6 @@
-"""The faults of the campaign: each is done to a training, which is then started again.
+"""Faults of the campaign: each interrupts a training, which is then resumed.
 
-A case takes the lab, a generator for what is random about it, and an empty folder.
+A case takes the training, a generator of its random numbers, and an empty folder.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,18 +28,18 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
 from pomp_jax.train import loop
 from pomp_jax.train.watch import TrainingError
-from tests.faults.lab import DEVICES, EVERY, STEPS, Going, Lab, config_of
+from tests.faults.training import DEVICES, EVERY, STEPS, Attempt, Training, config_of
 from tests.support.processes import ROOT, environment
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What became of a training.
+  """Result of a case.
 
   Attributes:
-    survived: it came to its end, without more than is asked for: the same command, again.
-    lost: steps that were done and had to be done again.
-    equal: its context is that of the training without the fault.
+    survived: whether the same command, started again, finished the training.
+    lost: steps that had to be repeated.
+    equal: whether the context equals that of the uninterrupted training.
   """
 
   survived: bool
@@ -47,64 +47,64 @@ class Outcome:
   equal: bool
 
 
-Case = Callable[[Lab, np.random.Generator, pathlib.Path], Outcome]
+Case = Callable[[Training, np.random.Generator, pathlib.Path], Outcome]
 
 
 class Skip(Exception):
-  """What this machine does not let us do; the message says why."""
+  """A case that this machine does not allow; the message says why."""
 
 
-def at(step: int, action: Callable[[], None]):
-  """A hook that does something once."""
-  return lambda now: action() if now == step else None
+def signal_at(step: int, number: int = signal.SIGTERM):
+  """Returns a hook that sends a signal to this process at a step."""
+  return lambda now: os.kill(os.getpid(), number) if now == step else None
 
 
-def again(lab: Lab, folder: pathlib.Path, done: int, expected=None) -> Outcome:
-  """Starts the training again, after a fault that met it when so many steps were done."""
-  going = lab.go(folder)
-  return outcome(going, done - going.first, lab.context if expected is None else expected)
+def resume(training: Training, folder: pathlib.Path, done: int, expected=None) -> Outcome:
+  """Resumes the training after a fault at step `done`."""
+  attempt = training.run(folder)
+  return outcome(attempt, done - attempt.first, training.context if expected is None else expected)
 
 
-def outcome(going: Going, lost: int, expected: np.ndarray) -> Outcome:
-  """Compares bit for bit."""
-  equal = going.context is not None and np.array_equal(going.context, expected)
-  return Outcome(going.context is not None, lost, equal)
+def outcome(attempt: Attempt, lost: int, expected: np.ndarray) -> Outcome:
+  """Compares contexts bit for bit."""
+  equal = attempt.context is not None and np.array_equal(attempt.context, expected)
+  return Outcome(attempt.context is not None, lost, equal)
 
 
-def expect(going: Going, kind: type[BaseException], text: str = "") -> None:
-  """The go has ended as it should, and said so."""
-  assert isinstance(going.error, kind) and text in str(going.error), repr(going.error)
+def expect(attempt: Attempt, kind: type[BaseException], text: str = "") -> None:
+  """Checks the error that ended an attempt."""
+  assert isinstance(attempt.error, kind) and text in str(attempt.error), repr(attempt.error)
 
 
 # Signals.
 
 
-def asked_to_stop(number: int, lab: Lab, rng, folder: pathlib.Path) -> Outcome:
-  """SIGTERM or SIGINT, from within: the signal is real."""
+def stopped_by_signal(number: int, training: Training, rng, folder: pathlib.Path) -> Outcome:
+  """SIGTERM or SIGINT at any step."""
   step = int(rng.integers(1, STEPS + 1))
-  expect(lab.go(folder, at(step, lambda: os.kill(os.getpid(), number))), Preempted, f"step {step}")
-  return again(lab, folder, step)
+  expect(training.run(folder, signal_at(step, number)), Preempted, f"step {step}")
+  return resume(training, folder, step)
 
 
-def killed(lab: Lab, rng, folder: pathlib.Path) -> Outcome:
+def killed(training: Training, rng, folder: pathlib.Path) -> Outcome:
   """SIGKILL at any step."""
-  return _killed(lab, folder, {"step": int(rng.integers(1, STEPS + 1))})
+  return _killed(training, folder, {"step": int(rng.integers(1, STEPS + 1))})
 
 
-def killed_while_saving(lab: Lab, rng, folder: pathlib.Path) -> Outcome:
-  """SIGKILL at an access to the checkpoints' folder, or some time after a save has begun."""
+def killed_while_saving(training: Training, rng, folder: pathlib.Path) -> Outcome:
+  """SIGKILL at an access to the checkpoints' folder during a save, or some time after it."""
   if rng.random() < 0.5:
     fault = {"save": int(rng.choice([4, 8, 12])), "seconds": float(rng.uniform(0, 0.1))}
   else:
-    # Not the last: what a save leaves of the count goes on in the next one.
+    # Not the last save: what it leaves of the count is used by the next one.
     fault = {"save": int(rng.choice([4, 8])), "event": int(rng.integers(1, 40))}
-  return _killed(lab, folder, fault)
+  return _killed(training, folder, fault)
 
 
-def _killed(lab: Lab, folder: pathlib.Path, fault: dict) -> Outcome:
+def _killed(training: Training, folder: pathlib.Path, fault: dict) -> Outcome:
   process = _child(folder, fault, DEVICES)
   assert process.returncode == -signal.SIGKILL, process.stderr[-3000:]
-  return again(lab, folder, int(process.stdout.split()[-1]))
+  return resume(training, folder, int(process.stdout.split()[-1]))
 
 
 def _child(folder: pathlib.Path, fault: dict, devices: int) -> subprocess.CompletedProcess:
@@ -122,31 +122,33 @@ def _child(folder: pathlib.Path, fault: dict, devices: int) -> subprocess.Comple
 
 
 @functools.cache
-def stopped(lab: Lab) -> pathlib.Path:
-  """A folder whose training was stopped at step 10, with checkpoints of the steps 4, 8 and 10."""
-  folder = lab.folder.with_name("stopped")
-  expect(lab.go(folder, at(10, lambda: os.kill(os.getpid(), signal.SIGTERM))), Preempted)
+def stopped(training: Training) -> pathlib.Path:
+  """Returns a folder whose training was stopped at step 10, with checkpoints at 4, 8 and 10."""
+  folder = training.folder.with_name("stopped")
+  expect(training.run(folder, signal_at(10)), Preempted)
   return folder
 
 
-def damaged(how: str, steps: tuple[int, ...], lab: Lab, rng, folder: pathlib.Path) -> Outcome:
-  """A file of the newest checkpoint, or all files of the newest two."""
-  shutil.copytree(stopped(lab), folder, dirs_exist_ok=True)
+def damaged(
+  how: str, steps: tuple[int, ...], training: Training, rng, folder: pathlib.Path
+) -> Outcome:
+  """Damages a file of the newest checkpoint, or all files of the newest two."""
+  shutil.copytree(stopped(training), folder, dirs_exist_ok=True)
   for step in steps:
     files = sorted(p for p in (folder / "checkpoints" / str(step)).rglob("*") if p.is_file())
     for file in [files[rng.integers(len(files))]] if len(steps) == 1 else files:
       damage(file, how, rng)
-  return again(lab, folder, 10)
+  return resume(training, folder, 10)
 
 
-def all_damaged(lab: Lab, rng, folder: pathlib.Path) -> Outcome:
-  """Nothing is left to go on from: it is refused, and said what to do."""
-  shutil.copytree(stopped(lab), folder, dirs_exist_ok=True)
+def all_damaged(training: Training, rng, folder: pathlib.Path) -> Outcome:
+  """Damages all checkpoints: the error says which folder to remove."""
+  shutil.copytree(stopped(training), folder, dirs_exist_ok=True)
   for step in (4, 8, 10):
     shutil.rmtree(folder / "checkpoints" / str(step) / "state")
-  expect(lab.go(folder), CheckpointError, "remove this folder to start from the beginning")
+  expect(training.run(folder), CheckpointError, "remove this folder to start from the beginning")
   shutil.rmtree(folder / "checkpoints")
-  return again(lab, folder, 10)
+  return resume(training, folder, 10)
 
 
 def damage(file: pathlib.Path, how: str, rng) -> None:
@@ -161,14 +163,14 @@ def damage(file: pathlib.Path, how: str, rng) -> None:
     file.write_bytes(content)
 
 
-# A disk that does not take what it is given.
+# A disk that can't be written to.
 
 
-def full_disk(policy: str, lab: Lab, rng, folder: pathlib.Path) -> Outcome:
-  """A small file system that somebody else fills, and clears after a while."""
+def full_disk(policy: str, training: Training, rng, folder: pathlib.Path) -> Outcome:
+  """Fills a small file system, and clears it after a while."""
   ballast = folder / "ballast"
   with tmpfs(folder):
-    return _unwritable(policy, lab, rng, folder, lambda: _fill(ballast), ballast.unlink)
+    return _unwritable(policy, training, rng, folder, lambda: _fill(ballast), ballast.unlink)
 
 
 def _fill(ballast: pathlib.Path) -> None:
@@ -177,21 +179,23 @@ def _fill(ballast: pathlib.Path) -> None:
       file.write(bytes(4096))
 
 
-def read_only(policy: str, lab: Lab, rng, folder: pathlib.Path) -> Outcome:
-  """The checkpoints' file system becomes read-only, or, for others than root, their folder."""
+def read_only(policy: str, training: Training, rng, folder: pathlib.Path) -> Outcome:
+  """Makes the checkpoints' file system read-only, or, without root, their folder."""
   checkpoints = folder / "checkpoints"
   checkpoints.mkdir()
   if os.geteuid() != 0:
     close, reopen = (lambda: checkpoints.chmod(0o500)), (lambda: checkpoints.chmod(0o700))
-    return _unwritable(policy, lab, rng, folder, close, reopen)
+    return _unwritable(policy, training, rng, folder, close, reopen)
   with tmpfs(checkpoints):
     close = lambda: _mount("-o", "remount,ro", str(checkpoints))
     reopen = lambda: _mount("-o", "remount,rw", str(checkpoints))
-    return _unwritable(policy, lab, rng, folder, close, reopen)
+    return _unwritable(policy, training, rng, folder, close, reopen)
 
 
-def _unwritable(policy: str, lab: Lab, rng, folder: pathlib.Path, close, reopen) -> Outcome:
-  """The save of step 8 fails; that of step 4 has ended, and that of step 12 would not."""
+def _unwritable(
+  policy: str, training: Training, rng, folder: pathlib.Path, close, reopen
+) -> Outcome:
+  """The save of step 8 fails, those of steps 4 and 12 do not."""
   closes, reopens = int(rng.integers(EVERY + 1, 2 * EVERY)), int(rng.integers(10, STEPS))
   started = []
 
@@ -202,21 +206,21 @@ def _unwritable(policy: str, lab: Lab, rng, folder: pathlib.Path, close, reopen)
     if policy == "retry" and step == reopens:
       reopen()
 
-  going = lab.go(folder, hook, **{"checkpoint.on_failure": policy})
+  attempt = training.run(folder, hook, **{"checkpoint.on_failure": policy})
   if policy == "retry":
-    assert "could not save the checkpoint of step 8" in going.warnings, going.warnings
-    return outcome(going, 0, lab.context)
-  expect(going, CheckpointError, "could not save the checkpoint of step 8")
-  expect(going, CheckpointError, "the last good one is of step 4")
+    assert "could not save the checkpoint of step 8" in attempt.warnings, attempt.warnings
+    return outcome(attempt, 0, training.context)
+  expect(attempt, CheckpointError, "could not save the checkpoint of step 8")
+  expect(attempt, CheckpointError, "the last good one is of step 4")
   reopen()
-  return again(lab, folder, started[-1])
+  return resume(training, folder, started[-1])
 
 
 @contextlib.contextmanager
 def tmpfs(folder: pathlib.Path) -> Iterator[None]:
-  """A file system of 4 MiB in a folder's place."""
+  """Mounts a file system of 4 MiB on a folder."""
   if os.geteuid() != 0:
-    raise Skip("mounting a small file system takes root")
+    raise Skip("mounting a small file system needs root")
   try:
     _mount("-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder))
   except subprocess.CalledProcessError as error:
@@ -232,7 +236,7 @@ def _mount(*arguments: str) -> None:
     done = subprocess.run(["mount", *arguments], capture_output=True, text=True)
     if done.returncode == 0:
       return
-    # A file is still being written there.
+    # A file may still be open there.
     time.sleep(0.1)
   raise subprocess.CalledProcessError(done.returncode, "mount", done.stdout, done.stderr)
 
@@ -240,8 +244,8 @@ def _mount(*arguments: str) -> None:
 # The clock.
 
 
-def clock_jumps(lab: Lab, rng, folder: pathlib.Path) -> Outcome:
-  """`time.time` jumps in the middle of a run, and again between two starts."""
+def clock_jumps(training: Training, rng, folder: pathlib.Path) -> Outcome:
+  """Makes `time.time` jump within a run, and between two starts."""
   real, shift = time.time, [0.0]
   jumps = [-3600.0, 10 * 365 * 86400.0, 1e9 - real(), -5.0]
   jump, stop = int(rng.integers(1, 6)), int(rng.integers(6, STEPS))
@@ -253,45 +257,45 @@ def clock_jumps(lab: Lab, rng, folder: pathlib.Path) -> Outcome:
       os.kill(os.getpid(), signal.SIGTERM)
 
   with mock.patch("time.time", lambda: real() + shift[0]):
-    expect(lab.go(folder, hook), Preempted)
+    expect(training.run(folder, hook), Preempted)
     shift[0] = float(rng.choice(jumps))
-    found = again(lab, folder, stop)
-  same = RunFolder(folder).scalars()["loss"] == lab.scalars["loss"]
+    found = resume(training, folder, stop)
+  same = RunFolder(folder).scalars()["loss"] == training.scalars["loss"]
   return dataclasses.replace(found, equal=found.equal and same)
 
 
-# Records of the data.
+# Images.
 
 _NAMES = world.class_names("base")[::2500]
 
 
-def corrupt_records(how: str, lab: Lab, rng, folder: pathlib.Path) -> Outcome:
-  """Compared with an uninterrupted training on the same damaged images."""
+def corrupt_records(how: str, training: Training, rng, folder: pathlib.Path) -> Outcome:
+  """Damages three images; compared with an uninterrupted training on the same images."""
   images = _image_folder(folder)
   for file in rng.choice(images, size=3, replace=False):
     damage(file, how, rng) if how != "replaced" else file.write_bytes(b"no image" * 100)
-  own = _lab_of_images(folder, max_corrupt=0.5)
+  own = _training_on_images(folder, max_corrupt=0.5)
   stop = int(rng.integers(2, STEPS))
   run = folder / "run"
-  expect(own.go(run, at(stop, lambda: os.kill(os.getpid(), signal.SIGTERM))), Preempted)
-  return again(own, run, stop)
+  expect(own.run(run, signal_at(stop)), Preempted)
+  return resume(own, run, stop)
 
 
-def too_many_corrupt_records(lab: Lab, rng, folder: pathlib.Path) -> Outcome:
-  """More than are allowed, none: it stops; and goes on when they are repaired."""
+def too_many_corrupt_records(training: Training, rng, folder: pathlib.Path) -> Outcome:
+  """Damages an image where none may be: the run stops, and resumes when it is repaired."""
   images = _image_folder(folder)
-  own = _lab_of_images(folder, max_corrupt=0.0)
+  own = _training_on_images(folder, max_corrupt=0.0)
   file = images[rng.integers(len(images))]
   whole = file.read_bytes()
   damage(file, "truncated", rng)
   started, run = [0], folder / "run"
-  expect(own.go(run, started.append), CorruptDataError, str(file.name))
+  expect(own.run(run, started.append), CorruptDataError, str(file.name))
   file.write_bytes(whole)
-  return again(own, run, started[-1])
+  return resume(own, run, started[-1])
 
 
 def _image_folder(folder: pathlib.Path) -> list[pathlib.Path]:
-  """A folder a class, and images of the world; returns those to train with."""
+  """Writes images of the world, one folder per class; returns the training images."""
   for split, name, count in (("train", "train", 4), ("validation", "val", 1)):
     source = world.source(split, images_per_class=count)
     for label in map(source.names.index, _NAMES):
@@ -302,36 +306,36 @@ def _image_folder(folder: pathlib.Path) -> list[pathlib.Path]:
   return sorted((folder / "data" / "train").rglob("*.jpg"))
 
 
-def _lab_of_images(folder: pathlib.Path, max_corrupt: float) -> Lab:
+def _training_on_images(folder: pathlib.Path, max_corrupt: float) -> Training:
   root = str(folder / "data")
   data = {"data.source": "folder", "data.root": root, "data.n_classes": 0}
   more = {"data.max_corrupt": max_corrupt, "data.images_per_class": 16, "k": 5}
-  return Lab(config_of(**data, **more), folder / "reference")
+  return Training(config_of(**data, **more), folder / "reference")
 
 
 # Losses.
 
 
-def not_finite(lab: Lab, rng, folder: pathlib.Path) -> Outcome:
-  """A NaN that does not come again, with `config.on_bad_loss="stop"`."""
+def not_finite(training: Training, rng, folder: pathlib.Path) -> Outcome:
+  """A NaN in one run only, with `config.on_bad_loss="stop"`."""
   step = int(rng.integers(1, STEPS))
-  with poisoned(step):
-    expect(lab.go(folder), TrainingError, f"is nan at step {step + 1}")
-  return again(lab, folder, step)
+  with nan_after(step):
+    expect(training.run(folder), TrainingError, f"is nan at step {step + 1}")
+  return resume(training, folder, step)
 
 
-def rolled_back(lab: Lab, rng, folder: pathlib.Path) -> Outcome:
-  """A NaN that comes with some draws, and `roll_back`; a stop before or after it changes nothing.
+def rolled_back(training: Training, rng, folder: pathlib.Path) -> Outcome:
+  """A NaN of some draws, and `roll_back`, with a stop before or after it.
 
-  Compared with the training that rolls back and is not stopped: it is another one than without the
-  NaN, as its draws are.
+  Compared with the training that rolls back and is not stopped, whose draws differ from those of a
+  training without the NaN.
   """
   step, stop = int(rng.integers(1, STEPS)), int(rng.integers(1, STEPS))
   roll = {"on_bad_loss": "roll_back"}
-  with poisoned(step):
-    whole = lab.go(folder / "whole", **roll)
+  with nan_after(step):
+    whole = training.run(folder / "whole", **roll)
     assert "ROLLED BACK" in whole.warnings, whole.error
-    assert not np.array_equal(whole.context, lab.context)
+    assert not np.array_equal(whole.context, training.context)
     run, asked = folder / "run", []
 
     def hook(now):
@@ -339,14 +343,14 @@ def rolled_back(lab: Lab, rng, folder: pathlib.Path) -> Outcome:
         asked.append(now)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    going = lab.go(run, hook, **roll)
-    expect(going, Preempted)
-    return outcome(lab.go(run, **roll), step - step // EVERY * EVERY, whole.context)
+    attempt = training.run(run, hook, **roll)
+    expect(attempt, Preempted)
+    return outcome(training.run(run, **roll), step - step // EVERY * EVERY, whole.context)
 
 
 @contextlib.contextmanager
-def poisoned(step: int) -> Iterator[None]:
-  """The step after this one starts from NaN, as long as the draws are the first ones."""
+def nan_after(step: int) -> Iterator[None]:
+  """Makes the parameters NaN after a step, with the draws of the first seed key only."""
   real = loop.train_step
 
   def train_step(job):
@@ -366,12 +370,12 @@ def poisoned(step: int) -> Iterator[None]:
 # Devices.
 
 
-def half_the_devices(lab: Lab, rng, folder: pathlib.Path) -> Outcome:
-  """Half as many at the restart, twice `accumulate`: the same draws, summed in another order."""
+def half_the_devices(training: Training, rng, folder: pathlib.Path) -> Outcome:
+  """Half as many devices at the restart, twice `accumulate`: another order of the sums."""
   stop = int(rng.integers(2, STEPS))
-  expect(lab.go(folder, at(stop, lambda: os.kill(os.getpid(), signal.SIGTERM))), Preempted)
+  expect(training.run(folder, signal_at(stop)), Preempted)
   process = _child(folder, {"changes": {"accumulate": 2}}, DEVICES // 2)
   assert process.returncode == 0, process.stderr[-3000:]
-  found = lab.context_in(folder)
-  close = bool(np.allclose(found, lab.context, rtol=0, atol=1e-6))
+  found = training.context_in(folder)
+  close = bool(np.allclose(found, training.context, rtol=0, atol=1e-6))
   return Outcome(True, stop + 1 - int(process.stdout.split()[0]), close)

@@ -1,8 +1,8 @@
-"""The lab's training in a process of its own, which is killed, or has other devices.
+"""Runs the campaign's training in its own process, to be killed, or on other devices.
 
   python -m tests.faults.child FOLDER '{"step": 7}'
 
-Prints the number of each step that it starts.
+Prints the number of each step.
 """
 
 import json
@@ -18,11 +18,11 @@ from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
 from pomp_jax.train import loop, setup
-from tests.faults.lab import config_of, watched
+from tests.faults.training import config_of, watched
 
 
 def die() -> None:
-  """As the kernel's out-of-memory killer has it: nothing more is run."""
+  """Ends the process as the kernel's out-of-memory killer does."""
   os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -30,10 +30,10 @@ def main() -> None:
   """Runs until the end, or until the fault.
 
   The second argument is JSON:
-    step: SIGKILL when this step was started;
-    save, seconds: SIGKILL so long after the save of this step was started;
-    save, event: SIGKILL at so many-eth access to the checkpoints' folder since then;
-    changes: of the config.
+    step: step of the SIGKILL;
+    save, seconds: step of a save, and seconds from its end to the SIGKILL;
+    save, event: step of a save, and number of the access to the checkpoints' folder to kill at;
+    changes: changes of the config.
   """
   folder, fault = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
   job = setup.prepare(config_of(**fault.get("changes", {})), RunFolder(folder))
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def die_at_access(folder: str, number: int) -> None:
-  """From now on counts what is opened, made, renamed and removed below a folder, in any thread."""
+  """Kills this process at the given number of file operations in a folder, in any thread."""
   lock, left = threading.Lock(), [number]
 
   def audit(event, arguments):

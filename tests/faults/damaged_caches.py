@@ -1,4 +1,4 @@
-"""Caches and checkpoints with one bit flipped, cut off, or overwritten: nothing wrong is read.
+"""Caches and checkpoints with one bit flipped, truncated, or overwritten: nothing wrong is read.
 
 Each trial damages one file and reads it as a run does. The outcome is one of
 
@@ -11,7 +11,6 @@ Each trial damages one file and reads it as a run does. The outcome is one of
 from collections.abc import Callable, Iterator
 import contextlib
 import functools
-import logging
 import pathlib
 import shutil
 
@@ -25,8 +24,9 @@ from pomp_jax.files.array_cache import (
   FeatureCacheError,
 )
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints, read_checkpoints
+from tests.faults.training import warnings
 
-# Of each kind: flips of one bit, cuts, and stretches of zeros or of ones.
+# Damages per kind: flips of one bit, truncations, and stretches of zeros or ones.
 FLIPS, CUTS, STRETCHES = 30, 4, 4
 
 _MADE_FROM = {"image_tower": "0" * 64, "augment": "recipe", "views": 2, "augment_seed": 0}
@@ -37,11 +37,11 @@ def trials(seed: int, tmp_path: pathlib.Path) -> Iterator[tuple[str, str]]:
   """Makes each file, damages it in many ways, and reads it.
 
   Args:
-    seed: of the contents and of the damage.
-    tmp_path: an empty folder.
+    seed: seed of the contents and the damages.
+    tmp_path: empty folder.
 
   Yields:
-    The kind of file and of damage, and the outcome.
+    Kind of file and damage, and outcome.
   """
   rng = np.random.default_rng(seed)
   for name, prepare in _KINDS.items():
@@ -58,7 +58,7 @@ def trials(seed: int, tmp_path: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 def _damaged(content: bytes, rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
   size = len(content)
-  # A third of the flips in the header, and in the checksum: few bytes that decide much.
+  # A third of the flips are in the header and in the checksum.
   ends = np.r_[rng.integers(0, min(size, 128), FLIPS // 3), rng.integers(max(0, size - 4), size, 2)]
   for where in np.r_[ends, rng.integers(0, size, FLIPS - len(ends))].tolist():
     flipped = bytearray(content)
@@ -80,7 +80,7 @@ def _array(array_of: Callable, rng: np.random.Generator, folder: pathlib.Path):
   file = folder / "key.npy"
 
   def read() -> str:
-    with _warnings() as said:
+    with warnings() as said:
       found = ArrayCache(folder).find("key")
     if found is None:
       return "recomputed" if _names(said, file) else "WRONG"
@@ -108,7 +108,7 @@ def _blocks(name: str, rng: np.random.Generator, folder: pathlib.Path):
       opened = open_blocks(1024)
     except FeatureCacheError as error:
       return "refused" if str(file) in str(error) else "WRONG"
-    with _warnings() as said:
+    with warnings() as said:
       to_compute = opened.to_compute()
     try:
       found = opened.read(every, np.tile([0, 1], (10, 1)))
@@ -120,7 +120,7 @@ def _blocks(name: str, rng: np.random.Generator, folder: pathlib.Path):
 
 
 def _metrics(rng: np.random.Generator, folder: pathlib.Path):
-  """The best checkpoint stays the best, or is set aside."""
+  """Damages the best checkpoint's JSON: it stays the best, or is set aside."""
   with Checkpoints(folder / "whole") as checkpoints:
     for step, metric in _METRICS.items():
       checkpoints.save(step, {"context": np.full(3, step)}, {"step": step}, metric=metric)
@@ -133,7 +133,7 @@ def _metrics(rng: np.random.Generator, folder: pathlib.Path):
       copy = shutil.copytree(folder / "whole", folder / "copy")
       stack.callback(shutil.rmtree, copy)
       shutil.copy(file, copy / place)
-      said = stack.enter_context(_warnings())
+      said = stack.enter_context(warnings())
       checkpoints = stack.enter_context(Checkpoints(copy, keep=1))
       checkpoints.save(4, {"context": np.full(3, 4)}, {"step": 4}, metric=0.1)
       kept = checkpoints.steps()
@@ -146,7 +146,7 @@ def _metrics(rng: np.random.Generator, folder: pathlib.Path):
 
 
 def _state(rng: np.random.Generator, folder: pathlib.Path):
-  """A checkpoint that another run's evaluation reads: its largest file."""
+  """Damages the largest file of a checkpoint that another run reads."""
   state = {"params": {"context": rng.standard_normal((16, 64))}, "list": [np.arange(3)]}
   with Checkpoints(folder / "run") as checkpoints:
     checkpoints.save(1, state, {"position": 1})
@@ -179,20 +179,6 @@ _KINDS = {
 def _compared(found: np.ndarray, expected: np.ndarray) -> str:
   same = found.dtype == expected.dtype and np.array_equal(found, expected)
   return "harmless" if same else "WRONG"
-
-
-@contextlib.contextmanager
-def _warnings() -> Iterator[list[str]]:
-  """Lines that the package warns with meanwhile."""
-  lines: list[str] = []
-  handler = logging.Handler(logging.WARNING)
-  handler.emit = lambda record: lines.append(record.getMessage())
-  logger = logging.getLogger("pomp_jax")
-  logger.addHandler(handler)
-  try:
-    yield lines
-  finally:
-    logger.removeHandler(handler)
 
 
 def _names(lines: list[str], file: pathlib.Path) -> bool:

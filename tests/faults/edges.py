@@ -1,14 +1,14 @@
-"""The campaign at the edges: damaged caches, images and prompts, and hostile files, as a table.
+"""Campaign of damaged caches, images and prompts, and hostile files, as a table.
 
-  python -m tests.faults.edges                    all of it, some minutes
+  python -m tests.faults.edges                    all kinds
   python -m tests.faults.edges --only=image,npz   the kinds with these words in their names
 
-Every trial is seeded. What may become of a file:
+Every trial is seeded. Outcomes of a file:
 
-  refused       one line names it, and nothing of it is used
-  left out      an image that counts as unreadable; a cache that is computed again, with a warning
+  refused       one line names it, and it is not used
+  left out      an unreadable image; a cache that is computed again, with a warning
   harmless      exactly what was written is read
-  other pixels  an image whose format has no checksum shows another picture, to any decoder
+  other pixels  another picture, of a format without checksums
   WRONG         anything else: other values, another exception, a program that is started
 
 Exit status 1 if anything is wrong, or a trial takes more memory than PEAK_MIB.
@@ -41,7 +41,7 @@ from pomp_jax.files.class_features import CategoryFileError, read_categories
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 from tests.faults import damaged_caches, hostile_files
 
-# An image of the most pixels that are read takes 320 MiB in Pillow: as it is stored, and in RGB.
+# The largest image takes 320 MiB in Pillow: as it is stored, and in RGB.
 PEAK_MIB = 350
 OUTCOMES = ("refused", "left out", "harmless", "other pixels", "WRONG")
 
@@ -49,12 +49,12 @@ Trials = Iterator[tuple[str, Callable[[], str]]]
 
 
 def kinds(seed: int, folder: pathlib.Path, n: int) -> dict[str, Callable[[], Trials]]:
-  """All kinds by name; a kind gives its trials: what is done, and the trial itself.
+  """Returns functions by name of the kind that yield descriptions and trials.
 
   Args:
-    seed: of files and damage.
-    folder: an empty one, for files.
-    n: trials of each kind of damaged file.
+    seed: seed of files and damage.
+    folder: empty folder for files.
+    n: number of trials per kind of damaged file.
   """
   found: dict[str, Callable[[], Trials]] = {}
 
@@ -78,7 +78,7 @@ def kinds(seed: int, folder: pathlib.Path, n: int) -> dict[str, Callable[[], Tri
 
 
 def damaged(content: bytes, rng: np.random.Generator, n: int) -> Iterator[tuple[str, bytes]]:
-  """A file with a bit flipped, cut off, or with a stretch overwritten, in turn."""
+  """Yields a file with a bit flipped, truncated, or with a stretch overwritten, in turn."""
   for number in range(n):
     where = int(rng.integers(len(content)))
     if number % 3 == 0:
@@ -106,7 +106,7 @@ def _damaged_images(rng: np.random.Generator, kind: str, n: int) -> Trials:
 
 
 def _image(content: bytes, expected: np.ndarray | None) -> str:
-  """Reads an image as tests and as views do; both have to say the same of it."""
+  """Reads an image as tests and as views do; both must agree."""
   with _no_program(), warnings.catch_warnings():
     warnings.simplefilter("ignore")
     try:
@@ -117,7 +117,7 @@ def _image(content: bytes, expected: np.ndarray | None) -> str:
     try:
       whole, _ = load_rgb(open_image(content, "x.jpg"), "x.jpg")
     except ImageError:
-      # Only the size that it would have can be refused by one of them.
+      # One of them alone may refuse its size.
       return "left out" if found is None else "WRONG"
   if found is None:
     return "left out" if max(whole.size) > 50 * min(whole.size) else "WRONG"
@@ -220,7 +220,7 @@ def _categories(path: pathlib.Path, rows: list[dict]) -> str:
 
 
 def _refused(error: Exception, path: pathlib.Path) -> str:
-  """One short line that names the file."""
+  """Checks for one short line that names the file."""
   line = str(error)
   named = line.startswith(str(path)) and line.isprintable() and len(line) < 1000
   return "refused" if named else "WRONG"
@@ -228,7 +228,7 @@ def _refused(error: Exception, path: pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def _no_program() -> Iterator[None]:
-  """Fails where a program is started."""
+  """Raises if a program is started."""
   started = len(_started)
   yield
   if len(_started) > started:
@@ -244,15 +244,15 @@ sys.addaudithook(
 
 
 def measured(trial: Callable[[], str]) -> tuple[str, float | None]:
-  """A trial's outcome, and by how many MiB memory grew meanwhile; None where Linux does not say."""
+  """Returns a trial's outcome, and the rise of memory in MiB; None where Linux does not tell."""
   try:
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _memory("VmRSS")
   except OSError:
     before = None
   try:
     outcome = trial()
-  except Exception as error:  # the campaign is there to find it
+  except Exception as error:  # the campaign looks for these
     print(f"{type(error).__name__}: {error}"[:500], flush=True)
     outcome = "WRONG"
   return outcome, None if before is None else max(0.0, _memory("VmHWM") - before)
@@ -264,7 +264,7 @@ def _memory(field: str) -> float:
 
 
 class Row:
-  """What became of the trials of a kind."""
+  """Outcomes of the trials of a kind."""
 
   def __init__(self):
     self.counts: collections.Counter[str] = collections.Counter()
@@ -277,18 +277,18 @@ class Row:
 
   @property
   def good(self) -> bool:
-    """Nothing is wrong."""
+    """Whether no outcome is wrong and no peak too high."""
     return not self.counts["WRONG"] and (self.peak or 0.0) <= PEAK_MIB
 
   def text(self, name: str) -> str:
-    """A row of the table."""
+    """Formats a row of the table."""
     numbers = " | ".join(str(self.counts[outcome]) for outcome in OUTCOMES)
     peak = "" if self.peak is None else f"{self.peak:.0f}"
     return f"| {name} | {self.counts.total()} | {numbers} | {peak} |"
 
 
 def run_kind(trials: Trials) -> Row:
-  """All trials of a kind."""
+  """Runs all trials of a kind."""
   row = Row()
   for how, trial in trials:
     outcome, peak = measured(trial)
@@ -299,7 +299,7 @@ def run_kind(trials: Trials) -> Row:
 
 
 def _caches(seed: int, folder: pathlib.Path) -> dict[str, Row]:
-  """The trials of `damaged_caches`, by file."""
+  """Runs the trials of `damaged_caches`, by file."""
   rows: dict[str, Row] = collections.defaultdict(Row)
   trials = damaged_caches.trials(seed, folder)
   while True:
@@ -315,7 +315,7 @@ def _caches(seed: int, folder: pathlib.Path) -> dict[str, Row]:
       return rows
     rows[f"cache, {kind.rpartition(', ')[0]}"].add(outcome, peak)
     if not found:
-      return rows  # it failed, and has no more
+      return rows  # the generator raised
 
 
 def main() -> int:

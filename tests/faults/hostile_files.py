@@ -1,4 +1,4 @@
-"""Files that are made to do harm, and deep greys: by name what they are, and their bytes."""
+"""Hostile files, and images of 16 and 32 bits, by their description."""
 
 from collections.abc import Iterator
 import io
@@ -15,7 +15,7 @@ _EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpag
 
 
 def images(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
-  """None of them may be decoded: other languages, and headers that claim too many pixels."""
+  """Yields files that must not be decoded: other languages, headers with too many pixels."""
   yield "EPS", _EPS
   yield "EPS behind a preview", b"\xc5\xd0\xd3\xc6" + (30).to_bytes(4, "little") + bytes(22) + _EPS
   yield "PostScript", b"%!PS\n/Helvetica findfont 9 scalefont setfont showpage\n"
@@ -49,7 +49,7 @@ def images(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
 
 
 def deep_greys(rng: np.random.Generator) -> Iterator[tuple[str, bytes, np.ndarray]]:
-  """A picture by what it is, its file, and the 8 bits that it has to become."""
+  """Yields descriptions, files, and the expected 8-bit pixels."""
   deep = rng.integers(0, 65536, (20, 30), np.uint16)
   high = (deep >> 8).astype(np.uint8)
   for kind in ("PNG", "TIFF", "PPM"):
@@ -63,7 +63,7 @@ def deep_greys(rng: np.random.Generator) -> Iterator[tuple[str, bytes, np.ndarra
 
 
 def greys_without_a_scale(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
-  """Floats and integers of which none can tell what is white."""
+  """Yields images of floats and integers without a known white."""
   for value in (-1.0, 1e6, np.nan, np.inf):
     values = rng.random((20, 30)).astype(np.float32)
     values[rng.integers(20), rng.integers(30)] = value
@@ -73,7 +73,7 @@ def greys_without_a_scale(rng: np.random.Generator) -> Iterator[tuple[str, bytes
 
 
 def archives() -> Iterator[tuple[str, bytes]]:
-  """Files of `prompt.npz`'s kind that claim gigabytes, or hold what no text tower takes."""
+  """Yields npz files that claim gigabytes, or hold what no text tower takes."""
   text = {"clip_model": "a", "position": "end", "template": "{}.", "config": "{}"}
   good = {f"{name}.npy": _npy(np.array(value)) for name, value in text.items()}
   good["format_version.npy"] = _npy(np.array(1))
@@ -101,7 +101,7 @@ def archives() -> Iterator[tuple[str, bytes]]:
 
 
 def lists_of_names(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
-  """Text files with what is no line of a name in them."""
+  """Yields text files with lines that are no names."""
   for letter in "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\x1b\0\x9b\x07\b\t\r":
     line = int(rng.integers(1, 5))
     names = [f"class {i}" for i in range(6)]
@@ -119,7 +119,7 @@ def lists_of_names(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
 
 
 def png(width: int, height: int, *more: bytes) -> bytes:
-  """A black PNG of 1 bit a pixel, up to a megabyte of it, with chunks before its pixels."""
+  """Makes a black PNG of 1 bit per pixel, at most a megabyte, with chunks before its pixels."""
   header = width.to_bytes(4) + height.to_bytes(4) + bytes([1, 0, 0, 0, 0])
   rows = bytes(min((width // 8 + 1) * height, 2**20))
   chunks = [chunk(b"IHDR", header), *more, chunk(b"IDAT", zlib.compress(rows, 1))]
@@ -127,13 +127,13 @@ def png(width: int, height: int, *more: bytes) -> bytes:
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-  """A chunk of a PNG."""
+  """Makes a chunk of a PNG."""
   body = kind + content
   return len(content).to_bytes(4) + body + zlib.crc32(body).to_bytes(4)
 
 
 def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
-  """What an npy file begins with, whatever it claims."""
+  """Makes the header of an npy file, with any claim."""
   file = io.BytesIO()
   np.lib.format.write_array_header_1_0(
     file, {"descr": dtype, "fortran_order": False, "shape": shape}
@@ -154,11 +154,7 @@ def _encoded(kind: str, image: Image.Image | None = None) -> bytes:
 
 
 def pickles(folder: pathlib.Path) -> Iterator[tuple[str, bytes]]:
-  """Pickles that would make a folder, alone and in torch's archives; and a tensor that repeats.
-
-  Args:
-    folder: it.
-  """
+  """Yields pickles that would create a folder, alone and in torch archives."""
   for number, content in enumerate(bombs(folder)):
     yield f"pickle {number}", content
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Faults of one of two processes that train together, each the whole program."""
+"""Faults of one of two processes that train together."""
 
 import pathlib
 import re
@@ -14,16 +14,16 @@ from tests.support.processes import Processes
 
 # Long enough for a fault in the middle.
 STEPS, EVERY = 160, 20
-# Images of each split in an evaluation that is long enough for a notice to come through.
+# Images per split: the evaluation must outlast the notice of the signal.
 EVALUATED = 4096
 HEARTBEAT_SECONDS = 10
-# Within so long a process ends that the other one left: JAX's heartbeat, and what ending takes.
+# Time in which a process ends after the other: JAX's heartbeat, and what ending takes.
 BOUND_SECONDS = 2 * HEARTBEAT_SECONDS + 15
 TRY_AGAIN = 75
 
 
 def start(folder: pathlib.Path, **changes) -> Processes:
-  """The program twice, two devices each; `changes` of the config."""
+  """Starts the program twice, with two devices each, and changes of the config."""
   fields = {
     "data.n_classes": 300,
     "data.images_per_class": 2,
@@ -39,21 +39,21 @@ def start(folder: pathlib.Path, **changes) -> Processes:
   return Processes(2, [*command, f"--heartbeat_timeout={HEARTBEAT_SECONDS}"], devices=2)
 
 
-def whole(folder: pathlib.Path, steps: int = STEPS) -> np.ndarray:
-  """The context that two processes learn."""
+def uninterrupted(folder: pathlib.Path, steps: int = STEPS) -> np.ndarray:
+  """Returns the context that two processes learn."""
   with start(folder, steps=steps) as run:
     for status, output in run.finish().values():
       assert status == 0, output[-3000:]
   return load_prompt(folder / "prompt.npz").context
 
 
-def struck(number: int, index: int, expected: np.ndarray, rng, folder: pathlib.Path) -> Outcome:
-  """A signal for one of the two at a random moment; then both are started again."""
+def signalled(number: int, index: int, expected: np.ndarray, rng, folder: pathlib.Path) -> Outcome:
+  """Sends one of the two a signal at a random time, then starts both again."""
   with start(folder) as run:
     victim, other = run.processes[index], run.processes[1 - index]
     _wait_for(folder / "checkpoints" / str(int(rng.choice([20, 40, 60, 80]))), victim)
     time.sleep(float(rng.uniform(0, 0.5)))
-    assert victim.poll() is None, "the run was over before the fault"
+    assert victim.poll() is None, "the run ended before the fault"
     victim.send_signal(number)
     start_seconds = time.monotonic()
     other.wait(BOUND_SECONDS)
@@ -66,20 +66,20 @@ def struck(number: int, index: int, expected: np.ndarray, rng, folder: pathlib.P
   print(f"  the other ended after {seconds:.1f} s with {statuses[1 - index]}: {said}", flush=True)
   if number == signal.SIGTERM:
     assert set(statuses.values()) == {TRY_AGAIN}, (statuses, outputs)
-    done = int(re.search(r"everything is saved at step (\d+)", outputs[0])[1])
+    done = int(re.search(r"step (\d+) of", outputs[0])[1])
   else:
     assert statuses[1 - index] != 0
     done = int(RunFolder(folder).scalars()["loss"][0][-1])
   with start(folder) as run:
     found = run.finish()
   assert all(status == 0 for status, _ in found.values()), found
-  first = re.search(r"going on from the checkpoint of step (\d+)", found[0][1])
+  first = re.search(r"the checkpoint of step (\d+)", found[0][1])
   context = load_prompt(folder / "prompt.npz").context
   return Outcome(True, done - (int(first[1]) if first else 0), np.array_equal(context, expected))
 
 
 def evaluating(index: int, expected: np.ndarray, folder: pathlib.Path) -> Outcome:
-  """SIGTERM for one of the two in the last evaluation, of which nothing is kept; then once more."""
+  """Sends one of the two SIGTERM in the last evaluation, then starts both again."""
   changes = {"steps": EVERY, "eval.images": EVALUATED}
   with start(folder, **changes) as run:
     victim = run.processes[index]
@@ -88,7 +88,7 @@ def evaluating(index: int, expected: np.ndarray, folder: pathlib.Path) -> Outcom
     found = run.finish(60)
   for status, output in found.values():
     assert status == TRY_AGAIN, output[-3000:]
-    assert "error: asked to stop; the same command goes on" in output
+    assert "error: asked to stop" in output
   assert not (folder / "results.json").exists()
   with start(folder, **changes) as run:
     for status, output in run.finish().values():

@@ -1,5 +1,6 @@
-"""A small training that faults are done to: real world, real tiny CLIP, 12 steps, checkpoints at 4,
-8 and 12; made ready once, and run in any number of folders.
+"""A small training of 12 steps for the campaign, prepared once and run in any number of folders.
+
+It uses the embedded world and CLIP, and saves checkpoints at steps 4, 8 and 12.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,28 +23,28 @@ from pomp_jax.train import loop, setup
 from tests.support.small_run import small_config
 
 STEPS, EVERY, DEVICES = 12, 4, 2
-# Called when a step was started, before anything is done with its metrics.
+# Called after each step with its number, before its metrics are used.
 Hook = Callable[[int], None]
 
 
-def nothing(step: int) -> None:
+def no_fault(step: int) -> None:
   """No fault."""
 
 
 def config_of(**changes) -> Settings:
-  """The training's config; a line of scalars for each step."""
+  """Returns the training's config; metrics of every step are logged."""
   return small_config(**{"steps": STEPS, "checkpoint.every": EVERY, "log.every": 1} | changes)
 
 
 @dataclasses.dataclass(frozen=True)
-class Going:
-  """One go of a training, from a start to an end of any kind.
+class Attempt:
+  """One run of the training, until its end or an error.
 
   Attributes:
-    first: the step of the checkpoint that it went on from; 0 for none.
-    context: at the end; None when it did not get there.
-    error: what ended it before that.
-    warnings: what it complained about.
+    first: step of the checkpoint that it resumed from; 0 for none.
+    context: final context; None after an error.
+    error: error that ended it.
+    warnings: warnings that it logged.
   """
 
   first: int
@@ -52,29 +53,29 @@ class Going:
   warnings: str
 
 
-class Lab:
-  """Makes a training ready, and runs it."""
+class Training:
+  """A training that is prepared once."""
 
   def __init__(self, config: Settings, folder: pathlib.Path):
-    """Runs it once without any fault, on two devices.
+    """Prepares the training and runs it without a fault, on two devices.
 
     Args:
-      config: from `config_of`.
-      folder: for that run.
+      config: config from `config_of`.
+      folder: folder of that run.
     """
     self.folder = folder
     encoder = inputs.open_encoder(config, make_mesh(devices=jax.devices()[:DEVICES]))
     self.job = setup.prepare(config, RunFolder(folder), encoder=encoder)
-    self.context = self.go(folder).context
+    self.context = self.run(folder).context
     self.scalars = RunFolder(folder).scalars()
 
   def job_in(self, folder: pathlib.Path, **changes) -> setup.Run:
-    """The training in another folder, with some fields changed that need nothing prepared anew."""
+    """Returns the training in another folder, with changes of fields that need no preparation."""
     config = self.job.config.replace(changes)
     return dataclasses.replace(self.job, folder=RunFolder(folder), config=config)
 
-  def go(self, folder: pathlib.Path, hook: Hook = nothing, **changes) -> Going:
-    """From the last checkpoint in a folder, or from none, as far as it gets."""
+  def run(self, folder: pathlib.Path, hook: Hook = no_fault, **changes) -> Attempt:
+    """Runs it from the last checkpoint in a folder, or from the start."""
     job = self.job_in(folder, **changes)
     job.folder.create()
     context = error = None
@@ -83,10 +84,10 @@ class Lab:
         context = np.asarray(loop.train(job).state.params["context"])
       except (Exception, Preempted) as found:
         error = found
-    return Going(firsts[-1] if firsts else STEPS, context, error, "\n".join(lines))
+    return Attempt(firsts[-1] if firsts else STEPS, context, error, "\n".join(lines))
 
   def context_in(self, folder: pathlib.Path) -> np.ndarray:
-    """What the newest checkpoint in a folder holds."""
+    """Returns the context of the newest checkpoint in a folder."""
     with Checkpoints(folder / "checkpoints") as checkpoints:
       restored = checkpoints.restore_latest(setup.first_state(self.job))
     return np.asarray(restored.state.params["context"])
@@ -94,7 +95,7 @@ class Lab:
 
 @contextlib.contextmanager
 def watched(hook: Hook) -> Iterator[list[int]]:
-  """Calls the hook after each step of trainings; yields the steps that they start from."""
+  """Calls the hook after each step; yields the list of the first steps of all runs."""
   firsts: list[int] = []
 
   class Watched(loop.Watch):
@@ -112,7 +113,7 @@ def watched(hook: Hook) -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def warnings() -> Iterator[list[str]]:
-  """What the package warns of."""
+  """Yields the list of the package's warnings."""
   lines: list[str] = []
   handler = logging.Handler(logging.WARNING)
   handler.emit = lambda record: lines.append(record.getMessage())
