@@ -41,7 +41,7 @@ N_LAYERS = 3
 
 
 def learner_of(tiny, name):
-  """A learner, without a token budget."""
+  """Returns a learner without a token budget."""
   tower = text_tower("shared", tiny.clip.config.text_config)
   vision = prompted_image_tower(tiny.clip, chunk=1 if name == "vpt_deep" else 0)
   width, vision_width = tiny.clip.text_width, tiny.clip.config.vision_config.hidden_size
@@ -56,13 +56,13 @@ def learner_of(tiny, name):
 
 @contextlib.contextmanager
 def tokens_put_in(first, layers, tokens, place):
-  """HuggingFace's own forward pass with learned tokens in it.
+  """Inserts learned tokens into HuggingFace's forward pass.
 
   Args:
-    first: the module whose input gets tokens[0] appended; None: it has them already.
-    layers: layer j gets tokens[j] in `place` of its input, for j >= 1.
-    tokens: [J,V,D].
-    place: a slice of positions.
+    first: module whose input gets tokens[0] appended; None if it has them already.
+    layers: layers; for j >= 1, tokens[j] replace `place` in the input of layer j.
+    tokens: tokens [J,V,D].
+    place: slice of positions.
   """
   hooks = []
 
@@ -92,7 +92,7 @@ def tokens_put_in(first, layers, tokens, place):
 
 
 def torch_image_features(tiny, tokens):
-  """f(x) of all images with tokens [J,V,D] behind the patches."""
+  """Returns f(x) of all images with tokens [J,V,D] after the patches."""
   vision = tiny.model.vision_model
   behind = slice(-tokens.shape[1], None)
   with tokens_put_in(vision.pre_layrnorm, vision.encoder.layers, tokens, behind):
@@ -100,7 +100,7 @@ def torch_image_features(tiny, tokens):
 
 
 def torch_class_features(tiny, context, position="end", deep=()):
-  """g(t_c) of all classes, MaPLe's deeper vectors in the context's places."""
+  """Returns g(t_c) of all classes, with MaPLe's deeper vectors in place of the context."""
   layers = tiny.model.text_model.encoder.layers
   tokens = [None, *deep]
   with tokens_put_in(None, layers, tokens, slice(1, 1 + len(context))):
@@ -109,7 +109,7 @@ def torch_class_features(tiny, context, position="end", deep=()):
 
 
 def torch_logits(tiny, learner, params):
-  """What each method says it does, once more."""
+  """Computes the logits of a method in torch."""
   if isinstance(learner, CoCoOpLearner):
     images = functional.normalize(tiny.model.get_image_features(tiny.pixels))
     net = params["meta_net"]
@@ -133,13 +133,13 @@ def torch_logits(tiny, learner, params):
 
 
 def to_torch(tree):
-  """The parameters as torch's, in float64, to be differentiated."""
+  """Converts parameters to torch float64."""
   return jax.tree.map(lambda leaf: torch.tensor(np.asarray(leaf, np.float64)), tree)
 
 
 @pytest.mark.parametrize("name", ["cocoop", "vpt_shallow", "vpt_deep", "maple", "maple_one"])
 def test_loss_and_gradients_equal_torch(tiny, name):
-  """A step of rate 1 on two data indices by two of the class axis: it moves by the gradient."""
+  """A step of rate 1 on a 2 x 2 mesh moves the parameters by the gradient."""
   learner = learner_of(tiny, name)
   n_classes, mesh = len(tiny.frozen.tokens.lengths), make_mesh(2, jax.devices()[:4])
   optimizer = sgd(lambda step: 1.0, 0.0, 0.0)
@@ -170,13 +170,13 @@ def test_loss_and_gradients_equal_torch(tiny, name):
   ):
     if start.size:
       assert leaf.grad.abs().max() > 0
-      # The difference of float32 parameters: some of the gradient's digits are lost in it.
+      # The difference of float32 parameters loses some digits of the gradient.
       rounding = 1e-6 * np.abs(start).max() / leaf.grad.abs().max().item()
       assert_close(start - np.asarray(moved), leaf.grad, 2e-5 + rounding)
 
 
 @pytest.mark.parametrize("name", ["cocoop", "vpt_deep", "maple"])
-def test_accuracy_of_what_was_learned_is_that_of_torchs_logits(tiny, name, monkeypatch):
+def test_accuracy_equals_that_of_torchs_logits(tiny, name, monkeypatch):
   monkeypatch.setattr("pomp_jax.baselines.recognition._CLASSES", 4)
   monkeypatch.setattr("pomp_jax.baselines.recognition._IMAGES", 5)
   monkeypatch.setattr("pomp_jax.baselines.recognition._IMAGES_WITH_CLASSES", 3)
@@ -198,7 +198,7 @@ def test_accuracy_of_what_was_learned_is_that_of_torchs_logits(tiny, name, monke
 
 
 class Noise:
-  """Images as a source has them."""
+  """A source of given images."""
 
   def __init__(self, images, labels, names):
     self.labels, self.names, self._images = labels, names, images
@@ -207,7 +207,6 @@ class Noise:
     return len(self.labels)
 
   def images(self, indices):
-    """By index."""
     return self._images[indices]
 
 
@@ -221,8 +220,8 @@ def test_cocoop_without_its_net_is_the_plain_context(tiny):
   params["meta_net"] = jax.tree.map(jnp.zeros_like, params["meta_net"])
   ids, images = jnp.array([4, 1, 9, 1]), jnp.ones((2, 24))
   frozen = jax.tree.map(jnp.asarray, tiny.frozen)
-  found = cocoop.text_features(params, frozen, ids, images)
-  expected = plain.text_features({"context": params["context"]}, frozen, ids, images)
+  found = jax.jit(cocoop.text_features)(params, frozen, ids, images)
+  expected = jax.jit(plain.text_features)({"context": params["context"]}, frozen, ids, images)
   for image in range(2):
     assert_close(found.features[:, image], expected.features)
   np.testing.assert_array_equal(found.available, expected.available)
@@ -240,8 +239,8 @@ def test_first_parameters_are_functions_of_the_key_with_the_published_spread(tin
   assert 0.01 < np.asarray(first["deep"]).std() < 0.03
 
 
-def test_maple_starts_as_the_hand_written_sentence(tiny):
-  """Two words are learned and two stay before the name: HuggingFace's features of the sentence."""
+def test_initial_maple_equals_the_hand_written_sentence(tiny):
+  """With two learned words and two fixed ones, features equal HuggingFace's of the sentence."""
   sentence, names = "the star of a", ("cat", "the_dog of the star", "x")
   config = settings(
     **{"method": "maple", "prompt.m": 2, "prompt.init": sentence, "negatives": "all"}
@@ -258,7 +257,8 @@ def test_maple_starts_as_the_hand_written_sentence(tiny):
   module = PromptContext(2, tiny.clip.text_width, init_value=start)
   learner = make_learner(config, encoder, module, encoder.text_tower(), None)
   params = learner.init(jax.random.key(0))
-  found = learner.text_features(params, frozen, jnp.arange(3), jnp.zeros((0, 1))).features
+  text_features = jax.jit(learner.text_features)
+  found = text_features(params, frozen, jnp.arange(3), jnp.zeros((0, 1))).features
   # HuggingFace's own mask knows no float64.
   model = copy.deepcopy(tiny.model).float()
   for name, feature in zip(names, found, strict=True):
@@ -268,10 +268,10 @@ def test_maple_starts_as_the_hand_written_sentence(tiny):
       assert_close(feature, model.get_text_features(ids)[0].numpy(), 2e-5)
 
   config = config.replace({"method": "pomp"})
-  with pytest.raises(ConfigError, match=r"prompt\.init: .*of prompt\.m = 2 tokens; these are 4"):
+  with pytest.raises(ConfigError, match=r"prompt\.init: .*4"):
     initial_words(config, tiny.clip)
   config = config.replace({"method": "maple", "prompt.m": 5})
-  with pytest.raises(ConfigError, match=r"prompt\.init: .*tokens or more; these are 4"):
+  with pytest.raises(ConfigError, match=r"prompt\.init: .*4"):
     initial_words(config, tiny.clip)
 
 

@@ -26,13 +26,13 @@ def test_it_is_logistic_regression(data, strength):
   oracle = LogisticRegression(C=1 / strength, tol=1e-12, max_iter=10_000)
   oracle.fit(features.astype(np.float64), labels)
   assert_close(probe.kernel.T, oracle.coef_, 2e-3)
-  # All biases may move together.
+  # Biases are determined up to a constant.
   intercept = oracle.intercept_ - oracle.intercept_.mean()
   assert_close(probe.bias - probe.bias.mean(), intercept, 2e-3)
   assert_close(probe.scores(features).argmax(1), oracle.predict(features), 0.0)
 
 
-def test_a_start_elsewhere_ends_at_the_same_probe(data):
+def test_another_initial_probe_converges_to_the_same(data):
   features, labels = data
   rng = np.random.default_rng(1)
   start = LinearProbe(
@@ -64,7 +64,7 @@ def _probe(value, strength):
   return LinearProbe(np.full((1, 1), value, np.float32), np.zeros(1, np.float32), strength)
 
 
-def test_a_probe_that_is_not_finite_is_neither_best_nor_a_start():
+def test_a_probe_that_is_not_finite_is_neither_best_nor_initial():
   starts = []
 
   def fit_with(strength, start):
@@ -74,5 +74,5 @@ def test_a_probe_that_is_not_finite_is_neither_best_nor_a_start():
   found, _ = search(fit_with, lambda probe: 1.0 if probe.strength > 1 else 0.5)
   assert found.strength == 1.0
   assert all(start is None or np.isfinite(start.kernel).all() for start in starts)
-  with pytest.raises(FloatingPointError, match="no probe of the strengths 1e-06, .* is finite"):
+  with pytest.raises(FloatingPointError, match="1e-06, .* finite"):
     search(lambda strength, start: _probe(np.nan, strength), lambda probe: 1.0)
