@@ -23,7 +23,7 @@ from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.learner import Frozen, class_sequences
 from pomp_jax.prompt.loss import normalize
-from pomp_jax.prompt.step import CLASS, DATA, make_mesh, replicate
+from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh, replicate
 
 
 class Encoder:

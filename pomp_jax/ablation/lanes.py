@@ -25,7 +25,7 @@ from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.progress import steps_of, waiting
 from pomp_jax.prompt.learner import Frozen
 from pomp_jax.prompt.loss import SCALES
-from pomp_jax.prompt.step import DATA, replicate
+from pomp_jax.prompt.mesh import DATA, replicate
 from pomp_jax.train import setup
 
 # Numbers of a lane, and where they stand in a config.

@@ -19,7 +19,8 @@ from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.inference.evaluate import SplitFeatures, evaluate, split_features
 from pomp_jax.inference.metrics import Accuracy
-from pomp_jax.prompt.step import DATA, over_all_devices
+from pomp_jax.prompt.mesh import DATA
+from pomp_jax.prompt.step import over_all_devices
 from pomp_jax.train import batches, setup
 
 # Images rendered or decoded at a time over all processes, roughly.

@@ -23,7 +23,7 @@ from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.progress import steps_of, waiting
 from pomp_jax.files.prompt_file import save_prompt
 from pomp_jax.inference.evaluate import split_features
-from pomp_jax.prompt.step import CLASS, DATA, replicate
+from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.train import batches, setup
 
 # A part is measured in whole where that, with its warm-up and twice, takes at most so long.

@@ -17,15 +17,9 @@ from pomp_jax.prompt import sampling
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen
 from pomp_jax.prompt.loss import ContrastSettings
+from pomp_jax.prompt.mesh import DATA, make_mesh, replicate
 from pomp_jax.prompt.optimizer import sgd
-from pomp_jax.prompt.step import (
-  DATA,
-  create_state,
-  make_mesh,
-  make_train_step,
-  replicate,
-  step_token_budget,
-)
+from pomp_jax.prompt.step import create_state, make_train_step, step_token_budget
 
 # Images of a draw, as the published recipe has them on a device before its augmentations.
 _GROUP = 32

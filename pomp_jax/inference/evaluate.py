@@ -26,7 +26,7 @@ from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.inference.hierarchy import Hierarchy
 from pomp_jax.inference.metrics import Accuracy, Answers, Tally, check_finite, ranks, topk_accuracy
-from pomp_jax.prompt.step import CLASS, DATA, replicate
+from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 
 # Images rendered or decoded at a time, over all processes.
 _BATCH = 256

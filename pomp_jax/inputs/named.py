@@ -16,7 +16,7 @@ from pomp_jax.files.array_cache import ArrayCache
 from pomp_jax.files.progress import waiting
 from pomp_jax.inputs.stored import has_validation as has_stored_validation
 from pomp_jax.inputs.stored import n_classes_of, open_stored, stored_splits
-from pomp_jax.prompt.step import make_mesh
+from pomp_jax.prompt.mesh import make_mesh
 
 
 def open_clip(settings: fields.Clip) -> Clip:

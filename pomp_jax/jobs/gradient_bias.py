@@ -35,8 +35,9 @@ from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json, writing
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen
 from pomp_jax.prompt.loss import CORRECTIONS, ContrastSettings
+from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.sampling import SAMPLERS, SamplingArrays, SamplingSettings
-from pomp_jax.prompt.step import replicate, step_token_budget
+from pomp_jax.prompt.step import step_token_budget
 from pomp_jax.train import setup
 from pomp_jax.train.sampling_data import sampling_arrays, sampling_of
 

@@ -21,7 +21,7 @@ from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
 from pomp_jax.inference.classify import Classifier
 from pomp_jax.inference.evaluate import evaluate, split_features
-from pomp_jax.prompt.step import make_mesh
+from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.train import batches, feature_methods, loop, methods
 from pomp_jax.train.resume import check_same_run, may_change
 from pomp_jax.train.setup import Run, k_of, prepare, prompt_of

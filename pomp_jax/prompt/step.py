@@ -23,29 +23,7 @@ from pomp_jax.prompt import sampling
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ImageLearner, Learner
 from pomp_jax.prompt.loss import Contrast, ContrastSettings, local_contrast, normalize
-
-DATA, CLASS = "data", "class"
-
-
-def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
-  """Builds a mesh [data, class].
-
-  Args:
-    class_size: number of devices that split one draw's classes.
-    devices: devices to use; all if None.
-
-  Raises:
-    ValueError: the devices do not divide by `class_size`.
-  """
-  if devices is None:
-    # Grouped by process, so that its images are on neighbouring rows.
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-  devices = np.asarray(devices)
-  if devices.size % class_size:
-    raise ValueError(
-      f"mesh.class_size: got {class_size}, expected a divisor of {devices.size} devices"
-    )
-  return Mesh(devices.reshape(-1, class_size), (DATA, CLASS))
+from pomp_jax.prompt.mesh import CLASS, DATA
 
 
 class TrainState(struct.PyTreeNode):
@@ -79,17 +57,6 @@ def create_state(
   return TrainState(
     jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(seed_key)
   )
-
-
-def replicate(tree: Any, mesh: Mesh) -> Any:
-  """Copies a tree, equal on all hosts, to every device of the mesh."""
-  sharding = NamedSharding(mesh, P())
-
-  def place(leaf):
-    leaf = np.asarray(leaf)
-    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
-
-  return jax.tree.map(place, tree)
 
 
 def step_token_budget(

@@ -22,7 +22,7 @@ from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.data.views import Augmentation, CachedViews, views
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import FeatureBlocks, FeatureCacheError, fingerprint
-from pomp_jax.prompt.step import DATA
+from pomp_jax.prompt.mesh import DATA
 
 
 def augmentation(data: Data) -> Augmentation:

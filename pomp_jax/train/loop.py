@@ -19,7 +19,8 @@ from pomp_jax.files.checkpoints import Checkpoints, Restored
 from pomp_jax.inference.evaluate import split_features
 from pomp_jax.inference.metrics import topk_accuracy
 from pomp_jax.prompt.loss import guess_loss
-from pomp_jax.prompt.step import DATA, TrainState, replicate
+from pomp_jax.prompt.mesh import DATA, replicate
+from pomp_jax.prompt.step import TrainState
 from pomp_jax.train import batches, methods
 from pomp_jax.train.loss_monitor import BadLossError, Expected, LossMonitor, RollBacks
 from pomp_jax.train.setup import Run, class_features, first_state, k_of, open_bank, train_step

@@ -22,7 +22,7 @@ from pomp_jax.inference.evaluate import SplitFeatures
 from pomp_jax.inference.metrics import Accuracy
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner
-from pomp_jax.prompt.step import replicate
+from pomp_jax.prompt.mesh import replicate
 
 # Class features as they are, under the hand-written prompt.
 _FIXED_TEXT = ("vpt_shallow", "vpt_deep")

@@ -19,8 +19,9 @@ from pomp_jax.config import WORLD, ConfigError, Settings, fields
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.wordnet import Tree, load_tree
 from pomp_jax.prompt.learner import Frozen
+from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.sampling import EXCLUSIONS, SAMPLERS, SamplingArrays, SamplingSettings
-from pomp_jax.prompt.step import TrainState, replicate
+from pomp_jax.prompt.step import TrainState
 from pomp_jax.world import names as world_names
 
 # Depths below WordNet's root of the ancestors in the loss: artifact and living thing; animal and

@@ -23,16 +23,9 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
 from pomp_jax.prompt.loss import ContrastSettings
+from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.prompt.optimizer import learning_rate, sgd
-from pomp_jax.prompt.step import (
-  CLASS,
-  DATA,
-  TrainState,
-  create_state,
-  make_train_step,
-  replicate,
-  step_token_budget,
-)
+from pomp_jax.prompt.step import TrainState, create_state, make_train_step, step_token_budget
 from pomp_jax.train import batches, methods
 from pomp_jax.train.sampling_data import Bank, sampling_arrays, sampling_of
 

@@ -25,14 +25,9 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.inference.evaluate import SplitFeatures
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, ImageLearner
+from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.optimizer import sgd
-from pomp_jax.prompt.step import (
-  ContrastSettings,
-  create_state,
-  make_mesh,
-  make_train_step,
-  replicate,
-)
+from pomp_jax.prompt.step import ContrastSettings, create_state, make_train_step
 from pomp_jax.train.methods import frozen_of, initial_words, make_learner
 from tests.support.checks import assert_close
 from tests.support.small_run import settings

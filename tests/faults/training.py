@@ -18,7 +18,7 @@ from pomp_jax.config import Settings
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
-from pomp_jax.prompt.step import make_mesh
+from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.train import loop, setup
 from tests.support.small_run import small_config
 

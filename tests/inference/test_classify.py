@@ -16,7 +16,7 @@ from pomp_jax.files.class_features import Category
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.inference.classify import Classifier, category_features
 from pomp_jax.inference.metrics import EvaluationError
-from pomp_jax.prompt.step import make_mesh
+from pomp_jax.prompt.mesh import make_mesh
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
 from pomp_jax.inference.metrics import wilson_interval
 from pomp_jax.jobs import pretrain, repeat
-from pomp_jax.prompt.step import make_mesh
+from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.train import loop, setup
 from pomp_jax.train.watch import TrainingError
 from tests.support.small_run import small_config, trained

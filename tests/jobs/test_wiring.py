@@ -23,7 +23,7 @@ from pomp_jax import inputs, world
 from pomp_jax.config import FIELDS, Settings
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import cache, pretrain
-from pomp_jax.prompt.step import make_mesh
+from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.train import feature_methods, loop, setup
 from pomp_jax.train.resume import leaves_result_as_it_is
 from tests.support.checks import assert_close

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pomp_jax.prompt.context import PromptContext
+from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.sampling import SamplingArrays, SamplingSettings
-from pomp_jax.prompt.step import make_mesh, replicate
 from tests.support.checks import assert_close
 from tests.support.small_step import (
   LABELS,

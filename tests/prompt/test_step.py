@@ -13,8 +13,9 @@ from pomp_jax.clip.packed import kept_rows
 from pomp_jax.prompt import sampling
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner
+from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.prompt.optimizer import sgd
-from pomp_jax.prompt.step import create_state, make_mesh
+from pomp_jax.prompt.step import create_state
 from tests.support.checks import assert_close, equations
 from tests.support.oracles import torch_class_feature, torch_group
 from tests.support.small_step import (

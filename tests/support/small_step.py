@@ -11,15 +11,10 @@ from pomp_jax.clip import text_tower
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner
 from pomp_jax.prompt.loss import ContrastSettings
+from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.sampling import SamplingSettings
-from pomp_jax.prompt.step import (
-  TrainState,
-  create_state,
-  make_train_step,
-  replicate,
-  step_token_budget,
-)
+from pomp_jax.prompt.step import TrainState, create_state, make_train_step, step_token_budget
 
 N_CLASSES, K = 12, 6
 # Some classes occur twice; 3 and 5 within one group of two images.

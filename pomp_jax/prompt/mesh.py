@@ -1,0 +1,42 @@
+"""The mesh of devices: `data` splits the images, `class` splits the classes of one draw."""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+DATA, CLASS = "data", "class"
+
+
+def make_mesh(class_size: int = 1, devices: Any = None) -> Mesh:
+  """Builds a mesh [data, class].
+
+  Args:
+    class_size: number of devices that split one draw's classes.
+    devices: devices to use; all if None.
+
+  Raises:
+    ValueError: the devices do not divide by `class_size`.
+  """
+  if devices is None:
+    # Grouped by process, so that its images are on neighbouring rows.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+  devices = np.asarray(devices)
+  if devices.size % class_size:
+    raise ValueError(
+      f"mesh.class_size: got {class_size}, expected a divisor of {devices.size} devices"
+    )
+  return Mesh(devices.reshape(-1, class_size), (DATA, CLASS))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+  """Copies a tree, equal on all hosts, to every device of the mesh."""
+  sharding = NamedSharding(mesh, P())
+
+  def place(leaf):
+    leaf = np.asarray(leaf)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+  return jax.tree.map(place, tree)
