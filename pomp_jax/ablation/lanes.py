@@ -173,6 +173,6 @@ def _step(job: setup.Run, correction: str):
     optimizer, _ = setup.optimizer_of(optim, job.steps_per_epoch, job.total_steps)
     own = dataclasses.replace(job, config=config, optimizer=optimizer)
     scale = numbers["correction"] if correction in SCALES else None
-    return setup.train_step(own, scale)(state, frozen, batch)
+    return setup.build_step(own, scale)(state, frozen, batch)
 
   return jax.jit(jax.vmap(step, in_axes=(0, 0, None, 0)), donate_argnums=0)

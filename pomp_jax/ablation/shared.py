@@ -130,7 +130,7 @@ class Shared:
 def _stream(job: setup.Run, image_features: Callable) -> Stream:
   """Reads this process's rows of the batches that the pretrain job would read, as features."""
   config, mesh = job.config, job.encoder.mesh
-  rows, (part, n_parts) = NamedSharding(mesh, P(DATA)), batches.own_part(mesh)
+  rows, (part, n_parts) = NamedSharding(mesh, P(DATA)), batches.own_shard(mesh)
   at_a_time = max(_IMAGES // config.batch_size, 1)
   features, labels = [], []
   with contextlib.closing(batches.open_batches(config, job.source, job.fetch, mesh)) as loader:

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 
 from pomp_jax.annotations import Array, Float
 from pomp_jax.clip.text import TextTower
+from pomp_jax.config import Settings
+from pomp_jax.encoder import Encoder
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import Frozen, TextFeatures, available_rows, class_sequences
 from pomp_jax.prompt.loss import normalize
@@ -83,3 +85,15 @@ def dense(params: dict[str, jax.Array], x: Float[Array, "... I"]) -> Float[Array
   """Applies a linear layer: x @ kernel + bias."""
   product = jnp.matmul(x, params["kernel"], precision=jax.lax.Precision.HIGHEST)
   return product + params["bias"]
+
+
+def make_learner(
+  config: Settings,
+  encoder: Encoder,
+  module: PromptContext,
+  text_tower: TextTower,
+  token_budget: int | None,
+) -> CoCoOpLearner:
+  """Builds the learner of a run; see `train.methods.make_learner`."""
+  embedding = encoder.clip.config.projection_dim
+  return CoCoOpLearner(module, text_tower, embedding, token_budget)

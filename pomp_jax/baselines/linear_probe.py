@@ -6,15 +6,22 @@ then refined by bisection around the best, by accuracy on validation images.
 Shapes: n images, N classes, E features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 import numpy as np
 import scipy.optimize
+
+from pomp_jax.baselines.recognition import classifier_accuracy
+from pomp_jax.config import Settings
+from pomp_jax.data.source import Source
+from pomp_jax.encoder import Encoder
+from pomp_jax.files.progress import waiting
+from pomp_jax.inference.evaluate import SplitFeatures, split_features
 
 # Strengths of the sweep, and the resolution of the search in decades.
 COARSE = tuple(10.0**power for power in range(-6, 7, 2))
@@ -141,3 +148,49 @@ def search(
       attempt(centre * 10.0**power)
     distance /= 2
   return best, tried
+
+
+def fit_classifier(
+  config: Settings,
+  encoder: Encoder,
+  source: Source,
+  validation: SplitFeatures,
+  *,
+  view_epochs: Callable[[int], Iterator[Any]],
+  text_features: Callable[[str], np.ndarray],
+) -> tuple[LinearProbe, dict[str, Any]]:
+  """Fits probes on the features of the training images, and keeps the best on validation images.
+
+  Args:
+    config: settings of the run.
+    encoder: CLIP on the devices.
+    source: training images.
+    validation: features of validation images.
+    view_epochs: function from a number of epochs to the features that each shows.
+    text_features: function from a text of `inference.named_prompts` to class features [N,E].
+
+  Returns:
+    The classifier, and what the search found.
+
+  Raises:
+    FloatingPointError: no probe is finite.
+  """
+  del view_epochs, text_features
+  train = split_features(
+    encoder, source, threads=config.data.threads, max_corrupt=config.data.max_corrupt
+  )
+
+  def fit_with(strength, start):
+    return fit(
+      *(train.features, train.labels, len(train.names), strength),
+      iterations=config.probe.iterations,
+      start=start,
+    )
+
+  with waiting("fitting linear probes"):
+    probe, tried = search(fit_with, lambda one: classifier_accuracy(one, validation)["top1"])
+  return probe, {
+    "strength": probe.strength,
+    "validation_images": len(validation.labels),
+    "validation_top1": {f"{strength:.4g}": top1 for strength, top1 in tried.items()},
+  }

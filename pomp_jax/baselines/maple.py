@@ -18,7 +18,9 @@ import jax.numpy as jnp
 from pomp_jax.annotations import Array, Float
 from pomp_jax.baselines.cocoop import dense, init_dense
 from pomp_jax.clip.text import TextTower
-from pomp_jax.clip.vision import PromptedImageTower
+from pomp_jax.clip.vision import PromptedImageTower, prompted_image_tower
+from pomp_jax.config import Settings
+from pomp_jax.encoder import Encoder
 from pomp_jax.prompt.context import INIT_STDDEV, PromptContext
 from pomp_jax.prompt.learner import Frozen, TextFeatures, available_rows, class_sequences
 
@@ -76,3 +78,16 @@ class MaPLeLearner:
     sequences = class_sequences(self.module, context, frozen, class_ids_R)
     features_RxE = self.text_tower(frozen.text, *sequences, params["deep"])
     return TextFeatures(features_RxE, available_rows(sequences.lengths, self.token_budget))
+
+
+def make_learner(
+  config: Settings,
+  encoder: Encoder,
+  module: PromptContext,
+  text_tower: TextTower,
+  token_budget: int | None,
+) -> MaPLeLearner:
+  """Builds the learner of a run; see `train.methods.make_learner`."""
+  tower = prompted_image_tower(encoder.clip, config.clip.dtype, config.clip.image_chunk)
+  width, depth = encoder.clip.config.vision_config.hidden_size, config.prompt.depth
+  return MaPLeLearner(module, text_tower, tower, width, depth, token_budget)

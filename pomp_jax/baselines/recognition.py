@@ -93,3 +93,8 @@ class Recognition:
 
     scores_PxBxR = jax.lax.map(of_part, ids_PxR)
     return jnp.moveaxis(scores_PxBxR, 0, 1).reshape(features_BxE.shape[0], -1)
+
+
+def classifier_accuracy(classifier: Any, split: SplitFeatures) -> Accuracy:
+  """Top-1 and top-5 of a classifier with a method `scores`: features [n,E] -> [n,N]."""
+  return accuracy_of_scores(lambda part: classifier.scores(split.features[part]), split.labels)

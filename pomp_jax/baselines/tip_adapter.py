@@ -9,13 +9,13 @@ end. Settings depend on the data set: `published`.
 Shapes: n keys (cached images), V views of each, B other images, N classes, E embedding.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 import functools
 import itertools
 import json
 import logging
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,14 @@ import numpy as np
 import optax
 import scipy.sparse
 
+from pomp_jax.baselines.recognition import classifier_accuracy
+from pomp_jax.config import SOURCES, Settings
+from pomp_jax.data.source import Source
+from pomp_jax.encoder import Encoder
 from pomp_jax.files.progress import steps_of
+from pomp_jax.inference.evaluate import SplitFeatures
 from pomp_jax.inference.metrics import ranks
+from pomp_jax.inference.named_prompts import HAND_WRITTEN
 
 log = logging.getLogger(__name__)
 
@@ -220,3 +226,90 @@ def _compiled_step(optimizer, scale: float, alpha: float, beta: float) -> Callab
     return optax.apply_updates(keys, updates), state
 
   return step
+
+
+def fit_classifier(
+  config: Settings,
+  encoder: Encoder,
+  source: Source,
+  validation: SplitFeatures,
+  *,
+  view_epochs: Callable[[int], Iterator[Any]],
+  text_features: Callable[[str], np.ndarray],
+) -> tuple[TipAdapter, dict[str, Any]]:
+  """Fills the cache, tunes its keys for Tip-Adapter-F, and searches alpha and beta.
+
+  Args:
+    config: settings of the run.
+    encoder: CLIP on the devices.
+    source: training images.
+    validation: features of validation images.
+    view_epochs: function from a number of epochs to the features that each shows.
+    text_features: function from a text of `inference.named_prompts` to class features [N,E].
+
+  Returns:
+    The classifier, and what the search found.
+
+  Raises:
+    FloatingPointError: the keys of the first epoch are not finite.
+  """
+  tip = tip_settings(config)
+  # Without augmentation all views are the same.
+  n_views = 1 if config.data.augment == "none" else config.tip.views
+  n_epochs = tip.epochs if config.method == "tip_adapter_f" else 0
+  epochs = view_epochs(n_views + n_epochs)
+  first = [next(epochs) for _ in range(n_views)]
+  readable = np.flatnonzero(np.logical_and.reduce([epoch.readable for epoch in first]))
+  labels_n = np.asarray(source.labels)[readable]
+  adapter = TipAdapter(
+    mean_keys(epoch.features[readable] for epoch in first),
+    labels_n,
+    text_features(tip.text),
+    encoder.clip.logit_scale,
+    tip.alpha,
+    config.tip.beta,
+  )
+  del first
+  if n_epochs:
+    adapter = tune(
+      adapter,
+      (unit(epoch.features[readable]).reshape(-1, adapter.keys.shape[1]) for epoch in epochs),
+      np.repeat(labels_n, config.data.views),
+      n_epochs=n_epochs,
+      batch_size=config.batch_size,
+      rate=config.optim.lr,
+      seed=config.seed,
+      validate=lambda tuned: classifier_accuracy(tuned, validation)["top1"],
+    )
+  adapter = adapter.searched(
+    validation.features,
+    validation.labels,
+    alphas=_grid(tip.alpha_max, config.tip.alpha_steps),
+    betas=_grid(tip.beta_max, config.tip.beta_steps),
+  )
+  return adapter, {
+    "alpha": adapter.alpha,
+    "beta": adapter.beta,
+    "validation_images": len(validation.labels),
+  }
+
+
+def tip_settings(config: Settings) -> Published:
+  """Returns `config.tip`; zeros stand for the published values of the data set, or ImageNet's."""
+  tip, dataset = config.tip, config.data.dataset
+  row = published(dataset) if SOURCES[config.data.source].stored else None
+  if row is None:
+    log.info("Tip-Adapter has no published settings for this data set: ImageNet's replace zeros")
+    row = published("imagenet1k")._replace(text=HAND_WRITTEN)
+  given = {
+    "alpha": tip.alpha,
+    "alpha_max": tip.alpha_max,
+    "beta_max": tip.beta_max,
+    "epochs": tip.epochs,
+  }
+  return row._replace(**{field: value for field, value in given.items() if value})
+
+
+def _grid(most: float, steps: int) -> np.ndarray:
+  """Equal steps from 0.1 towards `most`, which is excluded, as in the published search."""
+  return 0.1 + (most - 0.1) / steps * np.arange(steps)

@@ -12,8 +12,11 @@ from typing import Any
 
 import jax
 
-from pomp_jax.clip.vision import PromptedImageTower
-from pomp_jax.prompt.context import INIT_STDDEV
+from pomp_jax.clip import TextTower
+from pomp_jax.clip.vision import PromptedImageTower, prompted_image_tower
+from pomp_jax.config import Settings
+from pomp_jax.encoder import Encoder
+from pomp_jax.prompt.context import INIT_STDDEV, PromptContext
 from pomp_jax.prompt.learner import Frozen, TextFeatures
 
 
@@ -48,3 +51,17 @@ class VPTLearner:
     """See `Learner`; a look-up."""
     del params, image_features_BxE
     return TextFeatures(frozen.classes[class_ids_R])
+
+
+def make_learner(
+  config: Settings,
+  encoder: Encoder,
+  module: PromptContext,
+  text_tower: TextTower,
+  token_budget: int | None,
+) -> VPTLearner:
+  """Builds the learner of a run; see `train.methods.make_learner`."""
+  del module, text_tower, token_budget
+  tower = prompted_image_tower(encoder.clip, config.clip.dtype, config.clip.image_chunk)
+  width, depth = encoder.clip.config.vision_config.hidden_size, config.prompt.depth
+  return VPTLearner(tower, width, config.prompt.visual_tokens, depth)

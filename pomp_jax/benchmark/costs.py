@@ -74,7 +74,7 @@ def measure(job: setup.Run) -> dict[str, Any]:
 
 def _with_bank(job: setup.Run) -> Any:
   """What the step reads; a bank that a sampler compares holds noise, which costs as much."""
-  if not setup.needs_bank(job):
+  if not job.needs_bank:
     return job.frozen
   shape = (len(job.source.names), job.encoder.clip.config.projection_dim)
   bank_NxE = np.random.default_rng(0).standard_normal(shape, np.float32)
@@ -87,7 +87,7 @@ def _reading(job: setup.Run, state: Any, frozen: Any) -> dict[str, Any]:
   """A batch of this process's, read in smaller ones: views are read one by one."""
   del state, frozen
   config = job.config
-  _, count = batches.own_part(job.encoder.mesh)
+  _, count = batches.own_shard(job.encoder.mesh)
   n_images = config.batch_size // config.data.views
   smaller = min(n_images, _READ * count)
   views = smaller * config.data.views
@@ -102,7 +102,7 @@ def _step(job: setup.Run, state: Any, frozen: Any) -> dict[str, Any]:
   """The whole step where that does not take long, else its images and its classes in part."""
   with waiting("compiling the training step"):
     start = time.monotonic()
-    program = setup.train_step(job).lower(state, frozen, _batch_shapes(job)).compile()
+    program = setup.build_step(job).lower(state, frozen, _batch_shapes(job)).compile()
     found = {"compile_seconds": time.monotonic() - start} | _memory(program)
   online = job.config.data.features == "online"
   images = _image_cost(job) if online else Cost(0.0, 1, 1)
@@ -135,7 +135,7 @@ def _class_cost(job: setup.Run, frozen: Any) -> Cost:
   """A step on image features that are given: draw, text tower, loss, gradient, update."""
   mesh, config = job.encoder.mesh, job.config
   groups = mesh.shape[DATA] * config.accumulate
-  n_images, k = config.batch_size // groups, setup.k_of(job)
+  n_images, k = config.batch_size // groups, job.k
   plan = setup.step_memory(job)
 
   def smaller(n_rows: int) -> setup.Run:
@@ -155,7 +155,7 @@ def _class_cost(job: setup.Run, frozen: Any) -> Cost:
     run = smaller(n_rows)
     state, batch = setup.first_state(run), _random_batch(run)
     with waiting("compiling a part of the step"):
-      program = setup.train_step(run).lower(state, frozen, batch).compile()
+      program = setup.build_step(run).lower(state, frozen, batch).compile()
     return _stepping(program, state, frozen, batch)
 
   cost = _cost(of, n_images + k, _CLASSES * mesh.shape[CLASS])
@@ -163,7 +163,7 @@ def _class_cost(job: setup.Run, frozen: Any) -> Cost:
     return cost
   # By tokens, not by rows: the budget of a few rows has more slack.
   by_rows = cost.measured / cost.total
-  by_tokens = setup.step_tokens(job) / setup.step_tokens(smaller(cost.measured))
+  by_tokens = job.step_tokens / smaller(cost.measured).step_tokens
   return cost._replace(seconds=cost.seconds * by_rows * by_tokens)
 
 

@@ -55,7 +55,7 @@ def _check_method(settings: Settings) -> None:
     by_steps = ", ".join(name for name, row in METHODS.items() if row.by_steps)
     raise ConfigError("method", name, f"one of {by_steps} where job='repeat'; see job='baselines'")
   fixed = dict(method.fixes)
-  if name != "pomp":
+  if not method.saves_prompt:
     fixed |= {"prompt.class_specific": False, "dry_run": False}
     # The bank holds class features under a context.
     if "bank" in SAMPLERS[settings.sampling.name].needs:

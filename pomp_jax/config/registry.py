@@ -16,14 +16,17 @@ class Method(NamedTuple):
   """One value of `config.method`.
 
   Attributes:
-    learns: "steps" (gradient steps on the contrast of images and classes) or "features" (no step,
-      on features of the frozen CLIP).
-    module: dotted path of the module that implements it.
+    learns: "steps" (by gradient steps on the contrast of images and classes), "features" (a
+      classifier of features of the frozen CLIP) or "nothing".
+    module: dotted path of the module with `make_learner` (see `train.methods`) for "steps", or with
+      `fit_classifier` (see `baselines.linear_probe`) for "features".
     fixes: field -> the one value that the method accepts.
     pixels: whether it learns tokens of the image tower, and so needs pixels.
     per_image_text: whether each image has class features of its own.
     fixed_text: whether class features are those of the hand-written prompt.
-    deep: whether `prompt.depth` is read.
+    deep: towers whose layers have tokens of their own, `prompt.depth` of them.
+    fixed_words: whether words of `prompt.init` beyond `prompt.m` tokens stay fixed before the name.
+    saves_prompt: whether it learns a prompt, which `prompt.npz` can hold.
     seeded: whether the seed changes the result.
   """
 
@@ -33,7 +36,9 @@ class Method(NamedTuple):
   pixels: bool = False
   per_image_text: bool = False
   fixed_text: bool = False
-  deep: bool = False
+  deep: tuple[str, ...] = ()
+  fixed_words: bool = False
+  saves_prompt: bool = False
   seeded: bool = True
 
   @property
@@ -49,18 +54,21 @@ class Method(NamedTuple):
 _NOT_AUGMENTED = types.MappingProxyType({"data.augment": "none"})
 # CoOp is pomp with negatives="all".
 METHODS = {
-  "pomp": Method("steps", "pomp_jax.prompt.learner"),
+  "pomp": Method("steps", "pomp_jax.prompt.learner", saves_prompt=True),
   "cocoop": Method("steps", "pomp_jax.baselines.cocoop", per_image_text=True),
   "vpt_shallow": Method("steps", "pomp_jax.baselines.vpt", pixels=True, fixed_text=True),
-  "vpt_deep": Method("steps", "pomp_jax.baselines.vpt", pixels=True, fixed_text=True, deep=True),
+  "vpt_deep": Method(
+    "steps", "pomp_jax.baselines.vpt", pixels=True, fixed_text=True, deep=("vision",)
+  ),
   "maple": Method(
     "steps",
     "pomp_jax.baselines.maple",
     {"prompt.position": "end", "clip.text_tower": "shared"},
     pixels=True,
-    deep=True,
+    deep=("vision", "text"),
+    fixed_words=True,
   ),
-  "zero_shot": Method("features", "pomp_jax.train.feature_methods", _NOT_AUGMENTED, seeded=False),
+  "zero_shot": Method("nothing", "", _NOT_AUGMENTED, seeded=False),
   "linear_probe": Method(
     "features", "pomp_jax.baselines.linear_probe", _NOT_AUGMENTED, seeded=False
   ),

@@ -25,7 +25,7 @@ from pomp_jax.ablation.lanes import Trained, lane_groups, lanes_at_a_time, train
 from pomp_jax.ablation.report import write_outcome
 from pomp_jax.ablation.shared import Scores, Shared
 from pomp_jax.clip import ClipError, TokenizeError
-from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.files.array_cache import FeatureCacheError
@@ -66,7 +66,7 @@ def check(config: Settings, workdir: str) -> None:
 
 def _check_cell(cell: Cell, workdir: str) -> None:
   config = cell.config
-  if config.method != "pomp":
+  if not METHODS[config.method].saves_prompt:
     raise ConfigError("method", config.method, "'pomp'; job='baselines' compares the others")
   if config.on_bad_loss != "stop":
     raise ConfigError("on_bad_loss", config.on_bad_loss, "'stop': cells have no checkpoints")
@@ -166,7 +166,7 @@ def _most_lanes(job: setup.Run) -> int:
   A bank is of one prompt.
   """
   config = job.config
-  if setup.needs_bank(job):
+  if job.needs_bank:
     return 1
   if config.ablate.lanes:
     return config.ablate.lanes

@@ -23,8 +23,8 @@ from pomp_jax.inference.classify import Classifier
 from pomp_jax.inference.evaluate import evaluate, split_features
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.train import batches, feature_methods, loop, methods
-from pomp_jax.train.resume import check_same_run, may_change
-from pomp_jax.train.setup import Run, k_of, prepare, prompt_of
+from pomp_jax.train.resume import Checkpoint, check_same_run, may_change
+from pomp_jax.train.setup import Run, prepare, prompt_of
 from pomp_jax.train.watch import TrainingError
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def _check_step(config: Settings, n_classes: int, positions: int) -> None:
   class_size, n_devices = config.mesh.class_size, jax.device_count()
   if n_devices % class_size:
     raise ConfigError("mesh.class_size", class_size, f"a divisor of the {n_devices} devices")
-  if jax.process_index() not in batches.parts(make_mesh(class_size)):
+  if jax.process_index() not in batches.process_shards(make_mesh(class_size)):
     takes = f"a divisor or a multiple of the {jax.local_device_count()} devices of each process"
     raise ConfigError("mesh.class_size", class_size, takes)
   groups = n_devices // class_size * config.accumulate
@@ -103,7 +103,7 @@ def _run(config: Settings, folder: RunFolder) -> dict:
     folder.create()
     write_json(folder.config, config.to_dict())
   done = loop.train(job)
-  prompt = prompt_of(job, done.state) if config.method == "pomp" else None
+  prompt = prompt_of(job, done.state) if METHODS[config.method].saves_prompt else None
   if prompt and hosts.is_first():
     # Before it is evaluated: whatever happens there, what was learned can be used.
     with _writing(folder):
@@ -139,7 +139,7 @@ def _write(folder: RunFolder, results: dict, sheet: tuple | None) -> None:
   write_json(folder.results, results)
 
 
-def _results(job: Run, learned: Any, done: loop.Trained) -> dict:
+def _results(job: Run, learned: Any, done: Checkpoint) -> dict:
   """Everything that `results.json` says of a prompt, or of the parameters of another method."""
   config = job.config
   start = time.monotonic()
@@ -171,7 +171,7 @@ def _results(job: Run, learned: Any, done: loop.Trained) -> dict:
     "eval_seconds": round(time.monotonic() - start, 2),
     "clip_model": job.encoder.clip.name,
     "n_classes": len(job.source.names),
-    "k": k_of(job),
+    "k": job.k,
     "correction": config.correction,
     "eval_images": {name: len(split.labels) for name, split in splits.items()},
     "eval_classes": {name: len(split.names) for name, split in splits.items()},

@@ -107,6 +107,18 @@ class ContextLearner:
     )
 
 
+def make_learner(
+  config: Any,
+  encoder: Any,
+  module: PromptContext,
+  text_tower: TextTower,
+  token_budget: int | None,
+) -> ContextLearner:
+  """Builds the learner of a run; see `train.methods.make_learner`."""
+  del config, encoder
+  return ContextLearner(module, text_tower, token_budget)
+
+
 def class_sequences(
   module: PromptContext, params: Any, frozen: Frozen, class_ids_C: Int32[Array, " C"]
 ) -> Sequences:

@@ -1,45 +1,69 @@
-"""What a training step is fed with, as `config.data` says: views of images, or their features.
+"""What a training reads: views of images, or their features, in batches or epochs.
 
-`data.features="online"` renders or decodes images and the step computes their features;
-`"cached"` reads what the job `cache` has computed. Both show the same views in the same order.
+With `data.features="online"` images are rendered or decoded and the step computes their features.
+With "cached" the features come from the cache that the job `cache` fills. Both show the same views
+in the same order.
+Shapes: n images, B of them in a batch, V views of each, E embedding.
 """
 
 from collections.abc import Iterator
 import functools
+import itertools
 import os
+from typing import NamedTuple
 
+import grain
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Bool, Float
 import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.config import METHODS, Settings
 from pomp_jax.config.fields import Data
 from pomp_jax.data.images import PREPROCESSING_VERSION, RESIZER
-from pomp_jax.data.loader import Fetch, Loader
+from pomp_jax.data.loader import Fetch, Loader, SkippedImages, in_workers, name_of
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.data.views import Augmentation, CachedViews, views
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import FeatureBlocks, FeatureCacheError, fingerprint
+from pomp_jax.files.progress import steps_of
 from pomp_jax.prompt.mesh import DATA
+
+# Views that are decoded, and sent to the devices, together.
+_VIEWS = 256
+_DECODED_AHEAD = 4
+
+
+class Epoch(NamedTuple):
+  """Features of all training images in one epoch.
+
+  Attributes:
+    features: features of the views of each image, not normalised.
+    readable: whether each image could be read; the features of the others are undefined.
+  """
+
+  features: Float[np.ndarray, "n V E"]
+  readable: Bool[np.ndarray, " n"]
 
 
 def augmentation(data: Data) -> Augmentation:
-  """How `config.data` shows training images."""
+  """Augmentation of the training images."""
   return Augmentation(data.augment, data.views, data.augment_seed, data.view_epochs, data.crop_area)
 
 
 def open_features(data: Data, source: Source, encoder: Encoder) -> FeatureBlocks:
-  """The folder `data.feature_cache` of features of the training images, filled or not.
+  """Opens the folder `data.feature_cache` of features of the training images, filled or not.
 
   Raises:
-    FeatureCacheError: what is there is no cache, or one of other images, views or another CLIP.
+    FeatureCacheError: the folder is no cache, or has other images, views or another CLIP.
   """
   shown = augmentation(data)
-  keys = source.keys.tolist() if isinstance(source, StoredImages) else []
+  stored = isinstance(source, StoredImages)
+  keys = source.keys.tolist() if stored else []
   images = fingerprint(["\0".join(source.names), "\0".join(keys), np.asarray(source.labels)])
-  # What is not drawn has no seed and no crops.
+  # Without augmentation there are no seed and no crops.
   drawn = data.augment != "none"
   return FeatureBlocks(
     data.feature_cache,
@@ -55,23 +79,23 @@ def open_features(data: Data, source: Source, encoder: Encoder) -> FeatureBlocks
       "epochs": shown.n_epochs,
       "augment_seed": data.augment_seed if drawn else None,
       "crop_area": data.crop_area if drawn else None,
-      "preparation": PREPROCESSING_VERSION if isinstance(source, StoredImages) else None,
+      "preparation": PREPROCESSING_VERSION if stored else None,
       "resizer": RESIZER if drawn else None,
     },
   )
 
 
 def open_fetch(data: Data, source: Source, encoder: Encoder) -> Fetch:
-  """What `Loader` reads the training images by.
+  """Returns the function with which `Loader` reads the training images.
 
   Raises:
-    FeatureCacheError: a cache that is of something else, or not complete.
+    FeatureCacheError: the cache is another one, or not complete.
   """
-  if data.features == "cached" and not data.feature_cache:
-    return functools.partial(_noise, data.views, encoder.clip.config.projection_dim)
   if data.features == "online":
     size = encoder.clip.image_size
-    return functools.partial(_views, source, augmentation=augmentation(data), size=size)
+    return functools.partial(views, source, augmentation=augmentation(data), size=size)
+  if not data.feature_cache:
+    return functools.partial(_synthetic_features, data.views, encoder.clip.config.projection_dim)
   blocks = open_features(data, source, encoder)
   missing = blocks.missing()
   if missing:
@@ -82,12 +106,8 @@ def open_fetch(data: Data, source: Source, encoder: Encoder) -> Fetch:
   return CachedViews(blocks, augmentation(data))
 
 
-def _views(source, indices, epochs, *, augmentation, size):
-  return views(source, indices, epochs, augmentation, size)
-
-
-def _noise(n_views, width, indices, epochs):
-  # A dry run has no cache: features that are made up as its data is.
+def _synthetic_features(n_views, width, indices, epochs):
+  # For a dry run, which has no cache.
   shape = (len(indices), n_views, width)
   return np.random.default_rng(indices).standard_normal(shape, np.float32), np.ones(shape[0], bool)
 
@@ -101,7 +121,7 @@ def open_batches(
   start: int = 0,
   unreadable: frozenset[int] = frozenset(),
 ) -> Loader:
-  """This process's part of the batches, from batch `start` on; see `data.loader`."""
+  """Opens this process's shard of the batches, from batch `start` on; see `data.loader`."""
   data = config.data
   return Loader(
     source,
@@ -110,7 +130,7 @@ def open_batches(
     seed=config.seed,
     n_views=data.views,
     start=start,
-    shard=own_part(mesh),
+    shard=own_shard(mesh),
     threads=data.threads,
     workers=data.workers,
     max_corrupt=data.max_corrupt,
@@ -118,11 +138,73 @@ def open_batches(
   )
 
 
-def input_remedy(config: Settings, n_cores: int | None = None) -> str:
-  """What can speed this run's input up, for a run whose devices wait for it.
+def view_features(data: Data, source: Source, encoder: Encoder, n_epochs: int) -> Iterator[Epoch]:
+  """Yields the features of all training images, epoch by epoch, on each process.
 
   Args:
-    config: of the run.
+    data: settings of the views and of their reading. Without augmentation all epochs are the
+      same, and computed once.
+    source: training images.
+    encoder: CLIP on the devices.
+    n_epochs: number of epochs.
+
+  Raises:
+    FeatureCacheError: the cache is another one, or not complete.
+    CorruptDataError: more images than `data.max_corrupt` allows can't be read.
+    Preempted: one of several processes was asked to stop.
+  """
+  fetch = open_fetch(data, source, encoder)
+  if data.augment != "none":
+    yield from _epochs(data, source, encoder, fetch, n_epochs)
+  else:
+    yield from itertools.repeat(next(_epochs(data, source, encoder, fetch, 1)), n_epochs)
+
+
+def _epochs(
+  data: Data, source: Source, encoder: Encoder, fetch: Fetch, n_epochs: int
+) -> Iterator[Epoch]:
+  size = max(1, _VIEWS // data.views)
+  starts = range(0, len(source), size)
+  parts = [np.arange(start, min(start + size, len(source))) for start in starts]
+
+  def read(number: int):
+    indices = parts[number % len(parts)]
+    return fetch(indices, np.full(len(indices), number // len(parts)))
+
+  options = grain.ReadOptions(
+    num_threads=data.threads, prefetch_buffer_size=max(_DECODED_AHEAD, data.threads)
+  )
+  total = n_epochs * len(parts)
+  dataset = grain.MapDataset.range(total).map(read).to_iter_dataset(options)
+  shown = in_workers(dataset, data.workers, _DECODED_AHEAD)
+  shown = steps_of(shown, "features of the training's views", "batches", total)
+  skipped = SkippedImages(source, data.max_corrupt)
+  for number in range(n_epochs):
+    features, readable = [], []
+    for indices, (views_or_features, could_be_read) in zip(parts, shown, strict=False):
+      features.append(_features(encoder, views_or_features))
+      readable.append(could_be_read)
+      unreadable = indices[~could_be_read].tolist()
+      skipped.add({index: name_of(source, index) for index in unreadable})
+      hosts.raise_if_preempted()
+    if not number:
+      skipped.gather()
+    yield Epoch(np.concatenate(features), np.concatenate(readable))
+
+
+def _features(encoder: Encoder, views_BxVx: np.ndarray) -> Float[np.ndarray, "B V E"]:
+  """Features of pixels [B,V,S,S,3]; features [B,V,E] from the cache are returned as they are."""
+  if views_BxVx.ndim == 3:
+    return views_BxVx
+  flat = views_BxVx.reshape(-1, *views_BxVx.shape[2:])
+  return encoder.image_features(flat, unit=False).reshape(*views_BxVx.shape[:2], -1)
+
+
+def input_remedy(config: Settings, n_cores: int | None = None) -> str:
+  """Advice for a run whose devices wait for images.
+
+  Args:
+    config: settings of the run.
     n_cores: CPU cores of this machine; counted if None.
   """
   data, n_cores = config.data, n_cores or os.cpu_count() or 1
@@ -139,32 +221,32 @@ def input_remedy(config: Settings, n_cores: int | None = None) -> str:
   return "; ".join(remedies) or f"all {n_cores} cores are in use: a machine with more would help"
 
 
-def own_part(mesh: Mesh) -> tuple[int, int]:
-  """Which part of a batch, of how many, this process's devices take; see `parts`."""
-  return parts(mesh)[jax.process_index()]
+def own_shard(mesh: Mesh) -> tuple[int, int]:
+  """Shard (index, count) of a batch that this process's devices take."""
+  return process_shards(mesh)[jax.process_index()]
 
 
-def parts(mesh: Mesh) -> dict[int, tuple[int, int]]:
-  """Which part of a batch, of how many equal ones, the devices of each process take.
+def process_shards(mesh: Mesh) -> dict[int, tuple[int, int]]:
+  """Shard (index, count) of a batch that the devices of each process take.
 
-  Processes whose devices split the classes of the same images take the same part. Empty where that
-  is not all there is to it: where processes share some of their rows, or have not equally many.
+  Processes whose devices split the classes of the same images take the same shard. Empty if
+  processes share only some of their rows, or have different numbers of rows.
   """
   rows: dict[int, set[int]] = {}
   for (row, _), device in np.ndenumerate(mesh.devices):
     rows.setdefault(device.process_index, set()).add(row)
-  sizes, n_rows = {len(of_process) for of_process in rows.values()}, mesh.shape[DATA]
-  found = {}
-  for process, of_process in rows.items():
-    size, first = len(of_process), min(of_process)
-    if len(sizes) > 1 or first % size or max(of_process) != first + size - 1:
+  sizes, n_rows = {len(own) for own in rows.values()}, mesh.shape[DATA]
+  shards = {}
+  for process, own in rows.items():
+    size, first = len(own), min(own)
+    if len(sizes) > 1 or first % size or max(own) != first + size - 1:
       return {}
-    found[process] = first // size, n_rows // size
-  return found
+    shards[process] = first // size, n_rows // size
+  return shards
 
 
 def on_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict]:
-  """The batches on the mesh, each sent while the step before it is being computed."""
+  """Sends each batch to the mesh, while the previous step is computed."""
   rows = NamedSharding(mesh, P(DATA))
 
   def send(batch):
@@ -172,12 +254,12 @@ def on_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator
       name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()
     }
 
-  # Steps are only started, not waited for: the copy runs beside the one before.
+  # Steps are started without waiting for them, so the copy runs beside the previous step.
   return map(send, batches)
 
 
 def unreadable_anywhere(found: set[int]) -> list[int]:
-  """The unreadable images that the processes met; all processes call it together."""
+  """Indices of unreadable images that any process met; all processes call it together."""
   return sorted(
     {i for _, theirs in hosts.gather(sorted(found), "unreadable images") for i in theirs}
   )

@@ -1,4 +1,8 @@
-"""What `config.method` names, of the methods that learn by gradient steps."""
+"""Methods that learn by gradient steps, by their rows in `config.METHODS`.
+
+The module of a row has `make_learner`. What several methods share follows the flags of the row:
+checks against the CLIP, frozen text features, words that stay fixed in front of the names.
+"""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -8,44 +12,35 @@ import jax
 from jaxtyping import Int
 import numpy as np
 
-from pomp_jax.baselines.cocoop import CoCoOpLearner
-from pomp_jax.baselines.maple import MaPLeLearner
 from pomp_jax.baselines.recognition import Recognition
-from pomp_jax.baselines.vpt import VPTLearner
-from pomp_jax.clip import Clip, TextTower, prompted_image_tower, tokenize
+from pomp_jax.clip import Clip, TextTower, tokenize
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.resnet import ResNetConfig
-from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.inference.evaluate import SplitFeatures
 from pomp_jax.inference.metrics import Accuracy
 from pomp_jax.prompt.context import ClassTokens, PromptContext
-from pomp_jax.prompt.learner import ContextLearner, Frozen, Learner
+from pomp_jax.prompt.learner import Frozen, Learner
 from pomp_jax.prompt.mesh import replicate
-
-# Class features as they are, under the hand-written prompt.
-_FIXED_TEXT = ("vpt_shallow", "vpt_deep")
-# Learned tokens in the vision tower.
-_IN_THE_IMAGE = (*_FIXED_TEXT, "maple")
 
 
 def check(config: Settings, clip: ClipConfig) -> None:
-  """Refuses what does not fit the CLIP.
+  """Checks that the method fits the CLIP.
 
   Raises:
     ConfigError: one line.
   """
-  if config.method not in _IN_THE_IMAGE:
-    return
-  if isinstance(clip.vision_config, ResNetConfig):
+  method = METHODS[config.method]
+  if method.pixels and isinstance(clip.vision_config, ResNetConfig):
     raise ConfigError("method", config.method, "a CLIP with a ViT; this one has a ResNet")
-  layers = {"vision": clip.vision_config.num_hidden_layers}
-  if config.method == "maple":
-    layers["text"] = clip.text_config.num_hidden_layers
-  if config.prompt.depth > min(layers.values()):
-    takes = f"at most {min(layers.values())}, the layers of this CLIP's {' or '.join(layers)} tower"
-    raise ConfigError("prompt.depth", config.prompt.depth, takes)
+  if method.deep:
+    towers = {"vision": clip.vision_config, "text": clip.text_config}
+    layers = {tower: towers[tower].num_hidden_layers for tower in method.deep}
+    if config.prompt.depth > min(layers.values()):
+      limit = f"at most {min(layers.values())}, the layers of this CLIP's {' or '.join(layers)}"
+      raise ConfigError("prompt.depth", config.prompt.depth, f"{limit} tower")
 
 
 def make_learner(
@@ -55,88 +50,77 @@ def make_learner(
   text_tower: TextTower,
   token_budget: int | None,
 ) -> Learner:
-  """The learner that `config.method` names.
+  """Builds the learner of `config.method`.
 
   Args:
-    config: the whole config.
-    encoder: the CLIP.
-    module: the context, for those that have one.
-    text_tower: with the budget.
-    token_budget: None: all rows are computed.
+    config: settings of the run.
+    encoder: CLIP on the devices.
+    module: context and its layout, for methods with a context.
+    text_tower: text tower with the same budget.
+    token_budget: own tokens of the classes that a device computes; None: no limit.
   """
-  method, clip = config.method, encoder.clip
-  if method == "pomp":
-    return ContextLearner(module, text_tower, token_budget)
-  if method == "cocoop":
-    return CoCoOpLearner(module, text_tower, clip.config.projection_dim, token_budget)
-  image_tower = prompted_image_tower(clip, config.clip.dtype, config.clip.image_chunk)
-  width, depth = clip.config.vision_config.hidden_size, config.prompt.depth
-  if method == "maple":
-    return MaPLeLearner(module, text_tower, image_tower, width, depth, token_budget)
-  return VPTLearner(image_tower, width, config.prompt.visual_tokens, depth)
+  method = METHODS[config.method].load()
+  return method.make_learner(config, encoder, module, text_tower, token_budget)
 
 
 def initial_words(
   config: Settings, clip: Clip
 ) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " F"]]:
-  """Token ids of `prompt.init`: those that the context starts from, and those behind them.
+  """Token ids of `prompt.init`: initial values of the context, and fixed words behind it.
 
-  The first M tokens are learned. MaPLe keeps the others as they are, between the context and the
-  name, as the released code does with M = 2 and "a photo of a".
+  The first M tokens are learned. Methods with `fixed_words` keep the others between the context
+  and the name.
 
   Returns:
     ids [M], empty for a random start; ids [F], empty for other methods.
 
   Raises:
-    ConfigError: words of fewer than M tokens; of more, where the method is not MaPLe.
+    ConfigError: words of fewer than M tokens, or of more without `fixed_words`.
   """
   words, n_vectors = config.prompt.init, config.prompt.m
   if not words:
     return np.zeros(0, np.int32), np.zeros(0, np.int32)
   ids_1xL, _ = tokenize([words], clip.tokenizer, clip.config.text_config)
   ids_T = ids_1xL[0, :-1]
-  maple = config.method == "maple"
-  if len(ids_T) < n_vectors or (len(ids_T) > n_vectors and not maple):
-    takes = f"words of prompt.m = {n_vectors} tokens{' or more' if maple else ''}"
-    raise ConfigError("prompt.init", words, f"{takes}; these are {len(ids_T)}")
+  may_be_longer = METHODS[config.method].fixed_words
+  if len(ids_T) < n_vectors or (len(ids_T) > n_vectors and not may_be_longer):
+    or_more = " or more" if may_be_longer else ""
+    limit = f"words of prompt.m = {n_vectors} tokens{or_more}; these have {len(ids_T)}"
+    raise ConfigError("prompt.init", words, limit)
   return ids_T[:n_vectors], ids_T[n_vectors:]
 
 
-def frozen_of(config: Settings, encoder: Encoder, names: Sequence[str]) -> Frozen:
-  """The frozen side of a method for a list of classes.
+def frozen_arrays(config: Settings, encoder: Encoder, names: Sequence[str]) -> Frozen:
+  """Arrays that the method's steps read, for a list of classes.
 
   Raises:
-    ConfigError: see `initial_words`.
+    ConfigError: raised by `initial_words`.
     VocabularyError, TokenizeError: names that can't be used.
   """
   _, fixed_F = initial_words(config, encoder.clip)
   frozen = encoder.frozen(encoder.vocabulary(names, config.prompt.m + len(fixed_F)))
   if len(fixed_F):
-    tokens = _behind(fixed_F, jax.tree.map(np.asarray, frozen.tokens))
+    tokens = jax.tree.map(np.asarray, frozen.tokens)
+    tokens = ClassTokens(
+      np.concatenate([np.tile(fixed_F, (len(tokens.ids), 1)), tokens.ids], axis=1),
+      tokens.name_lengths + len(fixed_F),
+      tokens.lengths + len(fixed_F),
+    )
     frozen = frozen._replace(tokens=replicate(tokens, encoder.mesh))
-  if config.method in _FIXED_TEXT:
+  if METHODS[config.method].fixed_text:
     classes_NxE = encoder.class_features(names, config.eval.template)
     frozen = frozen._replace(classes=replicate(classes_NxE, encoder.mesh))
   return frozen
 
 
-def _behind(fixed_F: np.ndarray, tokens: ClassTokens) -> ClassTokens:
-  """The classes' own tokens with the same words in front of every name."""
-  ids_NxF = np.tile(fixed_F, (len(tokens.ids), 1))
-  return ClassTokens(
-    np.concatenate([ids_NxF, tokens.ids], axis=1),
-    tokens.name_lengths + len(fixed_F),
-    tokens.lengths + len(fixed_F),
-  )
-
-
 def accuracy_of_learner(
   config: Settings, encoder: Encoder, module: PromptContext
 ) -> Callable[[Any, SplitFeatures, Source], Accuracy]:
-  """A function (parameters, features of a split, its images) -> top-1 and top-5 on the split."""
+  """Returns a function (parameters, features of a split, its images) -> top-1 and top-5."""
   learner = make_learner(config, encoder, module, encoder.text_tower(), None)
-  recognition = Recognition(encoder, learner, per_image=config.method == "cocoop")
-  frozen = functools.lru_cache(maxsize=1)(lambda names: frozen_of(config, encoder, names))
+  per_image = METHODS[config.method].per_image_text
+  recognition = Recognition(encoder, learner, per_image=per_image)
+  frozen = functools.lru_cache(maxsize=1)(lambda names: frozen_arrays(config, encoder, names))
 
   def accuracy(params, split, source):
     return recognition.accuracy(params, frozen(split.names), split, source)

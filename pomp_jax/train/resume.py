@@ -1,14 +1,28 @@
-"""A folder holds one run: a start with another config is refused, not mixed in."""
+"""Resuming a run: what a start may change, and the checkpoint that it continues from.
+
+A run resumes if its folder holds a checkpoint. A start with another config is an error, except for
+fields that leave the result as it is or follow the devices.
+"""
 
 from collections.abc import Callable
+import logging
+from typing import Any, NamedTuple
+
+import jax
 
 from pomp_jax import hosts
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.config.fields import flatten
-from pomp_jax.config.rows import current_names
+from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder, read_json
+from pomp_jax.prompt.mesh import DATA
+from pomp_jax.prompt.step import TrainState
+from pomp_jax.train.loss_monitor import RollBacks
+from pomp_jax.train.setup import Run, first_state
 
-# Fields that a run may change between two starts: they leave its result as it is.
+log = logging.getLogger(__name__)
+
+# Fields that leave the result of a run as it is.
 _FREE_FIELDS = (
   "log.every",
   "profile_steps",
@@ -29,10 +43,9 @@ _FREE_FIELDS = (
   "loss_spike",
   "max_roll_backs",
 )
-# Fields that follow the devices, which may be others at the next start; the draws may be as well,
-# and then the run says so.
-_OF_DEVICES = ("accumulate", "mesh.class_size")
-# Fields of jobs that only read what it leaves, or run it.
+# Fields that follow the number of devices, which may change. A change of the draws is a warning.
+_DEVICE_FIELDS = ("accumulate", "mesh.class_size")
+# Fields of jobs that only read the run's results, or start it.
 _OTHER_JOBS = (
   "predict.",
   "evaluate.",
@@ -48,35 +61,104 @@ _OTHER_JOBS = (
 
 
 def check_same_run(config: Settings, folder: RunFolder, may_change: Callable[[str], bool]) -> None:
-  """Compares a config with that of the run that a folder holds, if it holds one.
+  """Compares a config with that of the run in a folder, if there is one.
 
   Args:
-    config: of this start.
-    folder: of the run.
-    may_change: whether a field may be another one now.
+    config: config of this start.
+    folder: folder of the run.
+    may_change: whether a field may have another value now.
 
   Raises:
-    ConfigError: the first field that is another one and may not.
-    RunFolderError: its `config.json` can't be read.
+    ConfigError: first field with another value that may not change.
+    RunFolderError: `config.json` can't be read.
   """
-  # The first process's folder: on another's host there may be anything.
+  # Process 0's folder: the other hosts may have another disk there.
   if not hosts.is_first() or not folder.config.exists():
     return
-  before = current_names(flatten(read_json(folder.config)))
+  before = flatten(read_json(folder.config))
   for field, value in config.flat().items():
-    was = before.get(field)
-    was = tuple(was) if isinstance(was, list) else was
-    if was != value and not may_change(field):
+    stored = before.get(field)
+    stored = tuple(stored) if isinstance(stored, list) else stored
+    if stored != value and not may_change(field):
       raise ConfigError(
-        field, value, f"{was!r}, with which {folder.path} was started (or another --workdir)"
+        field, value, f"{stored!r}, with which {folder.path} was started (or another --workdir)"
       )
 
 
 def leaves_result_as_it_is(field: str) -> bool:
-  """Whether a run's result is the same whatever the field says."""
+  """Whether the result of a run is the same for all values of the field."""
   return field in _FREE_FIELDS or field.startswith(_OTHER_JOBS)
 
 
 def may_change(field: str) -> bool:
   """Whether a run may be resumed with another value of the field."""
-  return leaves_result_as_it_is(field) or field in _OF_DEVICES
+  return leaves_result_as_it_is(field) or field in _DEVICE_FIELDS
+
+
+class Checkpoint(NamedTuple):
+  """Progress of a training, as its checkpoints hold it.
+
+  Attributes:
+    step: number of steps done.
+    state: state after these.
+    seconds: time that they took, over all starts.
+    unreadable: indices of images that could not be read.
+    roll_backs: roll-backs so far.
+    statistics: statistics of the `LossMonitor`.
+  """
+
+  step: int
+  state: TrainState
+  seconds: float = 0.0
+  unreadable: list[int] = []
+  roll_backs: RollBacks = RollBacks()
+  statistics: dict[str, Any] | None = None
+
+  def meta(self, run: Run) -> dict[str, Any]:
+    """JSON that a checkpoint holds beside the state."""
+    skipped = self.roll_backs.skipped_batches
+    return {
+      "seconds": self.seconds,
+      "position": (self.step + skipped) * run.config.batch_size,
+      "unreadable": self.unreadable,
+      # Names of the first versions, whose checkpoints are still read.
+      "detour": {"roll_backs": self.roll_backs.count, "batches": skipped},
+      "judge": self.statistics,
+      "devices": jax.device_count(),
+      "groups": run.n_groups,
+      "config": run.config.to_dict(),
+    }
+
+
+def resume(run: Run, checkpoints: Checkpoints) -> Checkpoint:
+  """Returns the last checkpoint of a run, or its start if there is none."""
+  state = first_state(run)
+  restored = checkpoints.restore_latest(state)
+  if restored is None:
+    return Checkpoint(0, state)
+  meta = restored.meta
+  log.info("resuming from the checkpoint of step %d", restored.step)
+  _warn_of_other_devices(run, restored.step, meta)
+  skipped = meta.get("detour", {})
+  return Checkpoint(
+    step=restored.step,
+    state=restored.state,
+    seconds=meta["seconds"],
+    unreadable=meta.get("unreadable", []),
+    roll_backs=RollBacks(skipped.get("roll_backs", 0), skipped.get("batches", 0)),
+    statistics=meta.get("judge"),
+  )
+
+
+def _warn_of_other_devices(run: Run, step: int, meta: dict[str, Any]) -> None:
+  before, now = meta.get("devices"), jax.device_count()
+  groups, n_data = meta.get("groups"), run.encoder.mesh.shape[DATA]
+  if groups is not None and groups != run.n_groups:
+    remedy = f"; config.accumulate={groups // n_data} keeps them" if groups % n_data == 0 else ""
+    log.warning(
+      "from step %d on the DRAWS DIFFER from those of the run so far: %d groups of a batch (data"
+      " axis x accumulate) draw their own negatives, before it were %d%s",
+      *(step + 1, run.n_groups, groups, remedy),
+    )
+  elif before is not None and before != now:
+    log.info("%d devices, before it were %d: same draws, other order of sums", now, before)

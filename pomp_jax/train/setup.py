@@ -1,10 +1,11 @@
-"""A training run made ready: what it reads, what it learns, and its step.
+"""A training run made ready: its data, its learner, its optimizer, and its compiled step.
 
-The pretrain job walks through it, the dry run measures it, and ablations train several together.
+The job `pretrain` trains it, a dry run measures it, and ablations train several together.
 """
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import optax
 
 from pomp_jax import inputs
 from pomp_jax.clip.text import MemoryPlan, activation_bytes, plan_memory, token_embeddings
-from pomp_jax.config import Settings
+from pomp_jax.config import METHODS, Settings
 from pomp_jax.config.fields import Clip
 from pomp_jax.data.loader import Fetch
 from pomp_jax.data.source import Source
@@ -32,7 +33,21 @@ from pomp_jax.train.sampling_data import Bank, sampling_arrays, sampling_of
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run made ready: everything that does not change during it."""
+  """Everything that stays the same during a run.
+
+  Attributes:
+    config: settings of the run.
+    folder: folder of the run.
+    encoder: CLIP on the devices.
+    source: training images.
+    fetch: function that reads the views of images.
+    module: context and its layout.
+    frozen: arrays that a step reads.
+    optimizer: optimizer of the parameters.
+    rate: learning-rate schedule.
+    steps_per_epoch: steps that show all images once.
+    total_steps: steps of the whole run.
+  """
 
   config: Settings
   folder: RunFolder
@@ -46,6 +61,59 @@ class Run:
   steps_per_epoch: int
   total_steps: int
 
+  @property
+  def k(self) -> int:
+    """K, the number of classes per image in the contrast; N with all negatives."""
+    return len(self.source.names) if self.config.negatives == "all" else self.config.k
+
+  @property
+  def n_groups(self) -> int:
+    """Number of groups of a batch that draw their own negatives."""
+    return self.encoder.mesh.shape[DATA] * self.config.accumulate
+
+  @property
+  def group_size(self) -> int:
+    """B, images per group."""
+    return self.config.batch_size // self.n_groups
+
+  @property
+  def n_prefix(self) -> int:
+    """Tokens that all classes share: SOS and the shared context vectors."""
+    return 1 + self.module.n_vectors - self.module.n_own
+
+  @property
+  def contrast(self) -> ContrastSettings:
+    """Settings of the contrast."""
+    return ContrastSettings(
+      self.k,
+      len(self.source.names),
+      self.config.correction,
+      self.encoder.clip.logit_scale,
+      sampling_of(self.config.sampling),
+      self.config.sampling.ancestors_weight,
+    )
+
+  @property
+  def needs_bank(self) -> bool:
+    """Whether the sampler compares features of all classes under the current prompt."""
+    return "bank" in self.contrast.sampling.needs
+
+  @property
+  def step_tokens(self) -> int:
+    """Tokens that the text tower of one device computes in a step."""
+    return self.n_prefix + self.token_budget
+
+  @functools.cached_property
+  def token_budget(self) -> int:
+    """Own tokens of the classes that one device computes in a step."""
+    return step_token_budget(
+      self.module,
+      np.asarray(self.frozen.tokens.lengths),
+      settings=self.contrast,
+      group_size=self.group_size,
+      class_size=self.encoder.mesh.shape[CLASS],
+    )
+
 
 def prepare(
   config: Settings,
@@ -55,14 +123,14 @@ def prepare(
   source: Source | None = None,
   frozen: Frozen | None = None,
 ) -> Run:
-  """Opens everything, and writes nothing.
+  """Opens everything that a run needs, and writes nothing.
 
   Args:
-    config: of the run.
-    folder: of the run.
-    encoder: of another run with the same CLIP on the same devices; opened if None.
-    source: of another run with the same images.
-    frozen: of another run with the same CLIP, names and M.
+    config: settings of the run.
+    folder: folder of the run.
+    encoder: encoder of another run with the same CLIP and devices; opened if None.
+    source: source of another run with the same images; opened if None.
+    frozen: arrays of another run with the same CLIP, names and M; computed if None.
 
   Raises:
     ConfigError, VocabularyError, TokenizeError, FeatureCacheError: one line each.
@@ -73,23 +141,24 @@ def prepare(
   steps_per_epoch = max(1, len(source) * config.data.views // config.batch_size)
   total_steps = config.steps or config.epochs * steps_per_epoch
   optimizer, rate = optimizer_of(config.optim, steps_per_epoch, total_steps)
-  module = PromptContext(
-    config.prompt.m,
-    encoder.clip.text_width,
-    config.prompt.position,
-    n_classes=len(source.names) if config.prompt.class_specific else None,
-    init_value=_initial_context(config, encoder),
-  )
+  ids_M, _ = methods.initial_words(config, encoder.clip)
+  frozen = frozen or methods.frozen_arrays(config, encoder, source.names)
+  sampling = sampling_arrays(config, source.names, source.labels)
   return Run(
     config=config,
     folder=folder,
     encoder=encoder,
     source=source,
     fetch=fetch,
-    module=module,
-    frozen=(frozen or methods.frozen_of(config, encoder, source.names))._replace(
-      sampling=replicate(sampling_arrays(config, source.names, source.labels), encoder.mesh)
+    module=PromptContext(
+      config.prompt.m,
+      encoder.clip.text_width,
+      config.prompt.position,
+      n_classes=len(source.names) if config.prompt.class_specific else None,
+      # None: a random start.
+      init_value=np.asarray(token_embeddings(encoder.clip.params, ids_M)) if len(ids_M) else None,
     ),
+    frozen=frozen._replace(sampling=replicate(sampling, encoder.mesh)),
     optimizer=optimizer,
     rate=rate,
     steps_per_epoch=steps_per_epoch,
@@ -100,12 +169,12 @@ def prepare(
 def optimizer_of(
   optim: Any, steps_per_epoch: int, total_steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  """The optimizer and its learning rate.
+  """Builds the optimizer and its learning-rate schedule.
 
   Args:
-    optim: `config.optim`, or what has its fields; rates, momentum and decay may be traced.
-    steps_per_epoch: batches that show all images once.
-    total_steps: of the whole run.
+    optim: `config.optim`, or an object with its fields; rates, momentum and decay may be traced.
+    steps_per_epoch: steps that show all images once.
+    total_steps: steps of the whole run.
   """
   rate = learning_rate(
     schedule=optim.schedule,
@@ -118,156 +187,96 @@ def optimizer_of(
   return sgd(rate, optim.momentum, optim.weight_decay), rate
 
 
-def _initial_context(config: Settings, encoder: Encoder) -> np.ndarray | None:
-  """The embeddings of `prompt.init`'s words; None for a random start."""
-  clip = encoder.clip
-  ids_M, _ = methods.initial_words(config, clip)
-  return np.asarray(token_embeddings(clip.params, ids_M)) if len(ids_M) else None
+def first_state(run: Run) -> TrainState:
+  """State of step 0, on the devices."""
+  state = create_state(_learner(run), run.optimizer, run.config.seed)
+  return replicate(open_bank(run).start(state), run.encoder.mesh)
 
 
-def first_state(job: Run) -> TrainState:
-  """The state of step 0, on the devices."""
-  state = create_state(_learner(job, _settings(job)), job.optimizer, job.config.seed)
-  return replicate(open_bank(job).start(state), job.encoder.mesh)
-
-
-def open_bank(job: Run, params_of: Callable[[Any], Any] = lambda params: params) -> Bank:
-  """The bank that the step's sampler reads, if it reads one.
+def open_bank(run: Run, params_of: Callable[[Any], Any] = lambda params: params) -> Bank:
+  """Opens the bank of class features for the run's sampler.
 
   Args:
-    job: the run.
-    params_of: the run's parameters, out of those that are given to the bank.
+    run: run.
+    params_of: function that extracts the run's parameters from those given to the bank.
   """
   return Bank(
-    job.config.sampling.refresh_every,
-    job.encoder.mesh,
-    lambda params: class_features(job, params_of(params)),
-    needed=needs_bank(job),
+    run.config.sampling.refresh_every,
+    run.encoder.mesh,
+    lambda params: training_class_features(run, params_of(params)),
+    needed=run.needs_bank,
   )
 
 
-def needs_bank(job: Run) -> bool:
-  """Whether the step's sampler compares features of all classes, under this run's prompt."""
-  return "bank" in _settings(job).sampling.needs
-
-
-def train_step(
-  job: Run, correction: str | jax.Array | None = None
+def build_step(
+  run: Run, correction: str | jax.Array | None = None
 ) -> Callable[..., tuple[TrainState, dict]]:
-  """The step, which is compiled when it is first called.
+  """Builds the training step, which is compiled at its first call.
 
   Args:
-    job: the run.
-    correction: in place of the config's.
+    run: run.
+    correction: value that replaces `config.correction`.
   """
-  config, encoder, settings = job.config, job.encoder, _settings(job)
+  config, encoder, contrast = run.config, run.encoder, run.contrast
   if correction is not None:
-    settings = dataclasses.replace(settings, correction=correction)
-  learner = _learner(job, settings)
+    contrast = dataclasses.replace(contrast, correction=correction)
+  learner = _learner(run)
   frozen_images = config.data.features == "online" and not isinstance(learner, ImageLearner)
   return make_train_step(
     mesh=encoder.mesh,
     learner=learner,
     image_tower=encoder.image_tower if frozen_images else None,
-    optimizer=job.optimizer,
-    settings=settings,
+    optimizer=run.optimizer,
+    settings=contrast,
     accumulate=config.accumulate,
   )
 
 
-def step_tokens(job: Run) -> int:
-  """Tokens that a device's text tower computes in a step: the prefix, and what the budget holds."""
-  return _n_prefix(job) + _token_budget(job, _settings(job))
+def _learner(run: Run) -> Learner:
+  text_tower = run.encoder.text_tower(run.token_budget, step_memory(run))
+  return methods.make_learner(run.config, run.encoder, run.module, text_tower, run.token_budget)
 
 
-def step_memory(job: Run) -> MemoryPlan:
-  """How the memory of a step is spent."""
-  # Where each image has class features of its own they share what there is.
-  n_times = _group_size(job) if job.config.method == "cocoop" else 1
-  text_config = job.encoder.clip.config.text_config
-  budget = _token_budget(job, _settings(job))
-  return memory_plan(job.config.clip, text_config, _n_prefix(job), budget, n_times)
+def step_memory(run: Run) -> MemoryPlan:
+  """Remat and chunks of a step of the run."""
+  # Images with class features of their own share the memory.
+  n_times = run.group_size if METHODS[run.config.method].per_image_text else 1
+  text_config = run.encoder.clip.config.text_config
+  return memory_plan(run.config.clip, text_config, run.n_prefix, run.token_budget, n_times)
 
 
-def step_bytes(job: Run) -> float:
-  """What the activations of a step would take in a device's memory, all kept, roughly."""
-  config = job.encoder.clip.config.text_config
-  return activation_bytes(config, _n_prefix(job), _token_budget(job, _settings(job)))
-
-
-def _settings(job: Run) -> ContrastSettings:
-  n_classes, clip = len(job.source.names), job.encoder.clip
-  sampling = job.config.sampling
-  return ContrastSettings(
-    k_of(job),
-    n_classes,
-    job.config.correction,
-    clip.logit_scale,
-    sampling_of(sampling),
-    sampling.ancestors_weight,
-  )
-
-
-def _learner(job: Run, settings: ContrastSettings) -> Learner:
-  """What is learned, within the step's token budget."""
-  token_budget = _token_budget(job, settings)
-  config, encoder = job.config, job.encoder
-  text_tower = encoder.text_tower(token_budget, step_memory(job))
-  return methods.make_learner(config, encoder, job.module, text_tower, token_budget)
-
-
-def _token_budget(job: Run, settings: ContrastSettings) -> int:
-  mesh = job.encoder.mesh
-  return step_token_budget(
-    job.module,
-    np.asarray(job.frozen.tokens.lengths),
-    settings=settings,
-    group_size=_group_size(job),
-    class_size=mesh.shape[CLASS],
-  )
-
-
-def _group_size(job: Run) -> int:
-  """B, images of a draw."""
-  return job.config.batch_size // (job.encoder.mesh.shape[DATA] * job.config.accumulate)
-
-
-def k_of(job: Run) -> int:
-  """K: with all negatives, N."""
-  return len(job.source.names) if job.config.negatives == "all" else job.config.k
+def step_bytes(run: Run) -> float:
+  """Rough size in bytes of all activations of a step, on one device, without remat."""
+  return activation_bytes(run.encoder.clip.config.text_config, run.n_prefix, run.token_budget)
 
 
 def memory_plan(
   clip: Clip, text_config: Any, n_prefix: int, token_budget: int, n_times: int = 1
 ) -> MemoryPlan:
-  """`clip.remat` and `clip.n_chunks`, or the automatic choice where they leave it open.
+  """Returns `clip.remat` and `clip.n_chunks`, or the automatic choice where they leave it open.
 
   Args:
     clip: `config.clip`; activations may take `clip.memory_gib`.
-    text_config: the text tower's.
+    text_config: config of the text tower.
     n_prefix: shared prefix tokens.
     token_budget: own tokens of the rows of a device.
-    n_times: so many such steps share the memory.
+    n_times: number of such steps that share the memory.
   """
   plan = plan_memory(text_config, n_prefix, token_budget, clip.memory_gib * 2**30 / n_times)
   remat = plan.remat if clip.remat == "auto" else clip.remat
   return MemoryPlan(clip.n_chunks or plan.n_chunks, remat)
 
 
-def _n_prefix(job: Run) -> int:
-  return 1 + job.module.n_vectors - job.module.n_own
+def training_class_features(run: Run, params: Any) -> np.ndarray:
+  """Unit features of all training classes under a prompt [N,E]."""
+  return run.encoder.features_of_tokens(params, run.frozen.tokens, run.module.position)
 
 
-def class_features(job: Run, params) -> np.ndarray:
-  """Unit features of all classes of the training under a prompt [N,E]."""
-  return job.encoder.features_of_tokens(params, job.frozen.tokens, job.module.position)
-
-
-def prompt_of(job: Run, state: TrainState) -> Prompt:
-  """What a state has learned, as it is saved."""
+def prompt_of(run: Run, state: TrainState) -> Prompt:
+  """The learned prompt, as it is saved."""
   return Prompt(
     context=np.asarray(state.params["context"]),
-    clip_model=job.encoder.clip.name,
-    position=job.module.position,
-    config=job.config.to_dict(),
+    clip_model=run.encoder.clip.name,
+    position=run.module.position,
+    config=run.config.to_dict(),
   )

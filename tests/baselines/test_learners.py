@@ -28,7 +28,7 @@ from pomp_jax.prompt.learner import ContextLearner, ImageLearner
 from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.step import ContrastSettings, create_state, make_train_step
-from pomp_jax.train.methods import frozen_of, initial_words, make_learner
+from pomp_jax.train.methods import frozen_arrays, initial_words, make_learner
 from tests.support.checks import assert_close
 from tests.support.small_run import settings
 
@@ -243,7 +243,7 @@ def test_initial_maple_equals_the_hand_written_sentence(tiny):
   encoder = Encoder(tiny.clip, mesh=make_mesh(devices=jax.devices()[:1]))
   ids_M, fixed_F = initial_words(config, tiny.clip)
   whole = tiny.clip.tokenizer(f"{sentence} cat.")["input_ids"][1:]
-  frozen = frozen_of(config, encoder, names)
+  frozen = frozen_arrays(config, encoder, names)
   own = np.asarray(frozen.tokens.ids[0])
   assert [*ids_M, *own[: frozen.tokens.lengths[0]]] == whole
   assert len(fixed_F) == 2

@@ -351,9 +351,9 @@ def rolled_back(training: Training, rng, folder: pathlib.Path) -> Outcome:
 @contextlib.contextmanager
 def nan_after(step: int) -> Iterator[None]:
   """Makes the parameters NaN after a step, with the draws of the first seed key only."""
-  real = loop.train_step
+  real = loop.build_step
 
-  def train_step(job):
+  def build_step(job):
     once, first_key = real(job), np.asarray(jax.random.key_data(jax.random.key(job.config.seed)))
 
     def poisoned_step(state, frozen, batch):
@@ -363,7 +363,7 @@ def nan_after(step: int) -> Iterator[None]:
 
     return poisoned_step
 
-  with mock.patch.object(loop, "train_step", train_step):
+  with mock.patch.object(loop, "build_step", build_step):
     yield
 
 

@@ -48,7 +48,7 @@ def step_products(tmp_path, **changes):
     "image": np.zeros((config.batch_size, size, size, 3), np.uint8),
     "label": np.zeros(config.batch_size, np.int32),
   }
-  return products(setup.train_step(job), setup.first_state(job), job.frozen, batch)
+  return products(setup.build_step(job), setup.first_state(job), job.frozen, batch)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_half_the_devices_draw_otherwise_unless_each_draws_twice(
   assert ("DRAWS DIFFER" in caplog.text) == differ
   assert np.allclose(found, context(finished), rtol=0, atol=1e-6) != differ
   if differ:
-    assert "4 parts of a batch" in caplog.text and "config.accumulate=2 keeps them" in caplog.text
+    assert "4 groups of a batch" in caplog.text and "config.accumulate=2 keeps them" in caplog.text
 
 
 def test_devices_that_do_not_divide_the_batch_are_refused(finished):

@@ -7,6 +7,7 @@ from PIL import Image
 import pytest
 
 from pomp_jax import inputs
+from pomp_jax.baselines import tip_adapter
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.source import Files, StoredImages
@@ -14,7 +15,7 @@ from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.data.views import draw_view, make_view
 from pomp_jax.inference.evaluate import split_features
 from pomp_jax.train import feature_methods
-from pomp_jax.train.view_features import view_features
+from pomp_jax.train.batches import view_features
 from tests.support.small_run import small_config
 
 
@@ -48,9 +49,8 @@ def learned(config, encoder, monkeypatch):
     given.update(epochs=list(epochs), labels=labels, settings=settings)
     return adapter
 
-  monkeypatch.setattr(feature_methods, "tune", tune)
-  found = feature_methods._learn(config, encoder)
-  return found["classifier"], given
+  monkeypatch.setattr(tip_adapter, "tune", tune)
+  return feature_methods.fit(config, encoder).classifier, given
 
 
 def raw_features(encoder, source, epoch):
@@ -116,15 +116,15 @@ def test_images_that_cannot_be_read_have_no_key(encoder, tmp_path):
 def test_settings_are_those_of_the_data_set(caplog):
   caplog.set_level("INFO")
   small = {"data.source": "coop", "data.dataset": "eurosat"}
-  found = feature_methods.tip_settings(config_of(**small | {"tip.epochs": 0}))
+  found = tip_adapter.tip_settings(config_of(**small | {"tip.epochs": 0}))
   assert found == (2.0, 10.0, 12.0, 100, "hand_written")
-  found = feature_methods.tip_settings(config_of(**small | {"tip.alpha": 9.0, "tip.beta_max": 3.0}))
+  found = tip_adapter.tip_settings(config_of(**small | {"tip.alpha": 9.0, "tip.beta_max": 3.0}))
   assert found == (9.0, 10.0, 3.0, 2, "hand_written")
   imagenet = config_of(**small | {"data.dataset": "imagenet1k", "tip.epochs": 0})
   expected = (1.17, 3.0, 7.0, 20, "ensemble:imagenet_7")
-  assert feature_methods.tip_settings(imagenet) == expected and not caplog.text
-  assert feature_methods.tip_settings(config_of())[:3] == (1.17, 3.0, 7.0)
-  assert "no published settings for this data set: ImageNet's" in caplog.text
+  assert tip_adapter.tip_settings(imagenet) == expected and not caplog.text
+  assert tip_adapter.tip_settings(config_of())[:3] == (1.17, 3.0, 7.0)
+  assert "no published settings" in caplog.text
 
 
 @pytest.mark.parametrize("method", ["zero_shot", "linear_probe"])

@@ -84,7 +84,7 @@ def test_the_prompt_is_there_when_the_evaluation_fails(images, tmp_path, monkeyp
   prompt = load_prompt(run / "prompt.npz")
   assert not (run / "results.json").exists()
   shutil.copy(broken / "test" / NAMES[3] / "1.png", broken / "test" / NAMES[3] / "0.png")
-  monkeypatch.setattr("pomp_jax.train.loop.train_step", lambda job: pytest.fail("trains again"))
+  monkeypatch.setattr("pomp_jax.train.loop.build_step", lambda job: pytest.fail("trains again"))
   results = pretrain.run(config, str(run))
   assert results["eval_unreadable"] == {"test": 1} and results["steps"] == 4
   np.testing.assert_array_equal(load_prompt(run / "prompt.npz").context, prompt.context)

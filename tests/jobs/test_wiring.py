@@ -376,10 +376,10 @@ _KEEP = optax.GradientTransformation(
 def test_each_update_is_that_of_torchs_sgd(folders, tmp_path, monkeypatch, schedule):
   config = _config(UPDATES | {"optim.schedule": schedule}, folders)
   job = setup.prepare(config, RunFolder(tmp_path))
-  gradient_step = setup.train_step(dataclasses.replace(job, optimizer=_KEEP))
+  gradient_step = setup.build_step(dataclasses.replace(job, optimizer=_KEEP))
   path, gradients = [], []
 
-  def recorded(job, step=loop.train_step):
+  def recorded(job, step=loop.build_step):
     update = step(job)
 
     def call(state, frozen, batch):
@@ -391,7 +391,7 @@ def test_each_update_is_that_of_torchs_sgd(folders, tmp_path, monkeypatch, sched
 
     return call
 
-  monkeypatch.setattr(loop, "train_step", recorded)
+  monkeypatch.setattr(loop, "build_step", recorded)
   monkeypatch.setattr(loop, "_validation", lambda job: lambda state: 0.0)
   path.append(np.asarray(loop.train(job).state.params["context"]))
   assert (job.steps_per_epoch, len(gradients)) == (2, 10)

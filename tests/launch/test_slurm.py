@@ -106,7 +106,7 @@ def test_preempted_and_requeued_it_ends_as_if_it_had_never_stopped(slurm, tmp_pa
   assert f"job {job} on localhost, restart 0" in text
   assert f"job {job} on localhost, restart 1" in text
   assert "process 1 of 2 on" in text
-  (resumed,) = re.findall(r"going on from the checkpoint of step (\d+)", text)
+  (resumed,) = re.findall(r"resuming from the checkpoint of step (\d+)", text)
   assert EVERY <= int(resumed) < STEPS
 
   with Processes(2, ["-m", "pomp_jax.main", *arguments(tmp_path / "whole")]) as processes:
