@@ -1,8 +1,8 @@
-"""What the parts of a training cost on these devices: seconds, bytes and rates.
+"""Costs of the parts of a training on these devices: seconds, bytes and rates.
 
-A part that would take long is measured on a few of its rows (images, classes), and its time is
-scaled to all of them: the towers' time is proportional to their rows. The step is compiled in
-whole all the same, for its memory.
+A long part is measured on a few of its rows (images, classes), and its time is scaled to all of
+them, because the towers' time is proportional to their rows. The step is always compiled in whole,
+for its memory.
 """
 
 from collections.abc import Callable
@@ -26,22 +26,22 @@ from pomp_jax.inference.evaluate import split_features
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.train import batches, setup
 
-# A part is measured in whole where that, with its warm-up and twice, takes at most so long.
+# A part is measured in whole if a warmup and two measurements take at most this many seconds.
 _PART_SECONDS = 20.0
-_STEPS = 4  # timed of the whole step, after one that is not
-_BATCHES = 4  # read alone, after as many as may lie ready
-# The fewest rows measured: images a device, or read by a process; classes a device.
+_STEPS = 4  # timed steps, after one for warmup
+_BATCHES = 4  # timed batches, after twice as many for warmup
+# The fewest rows measured: images a device, images that a process reads, classes a device.
 _IMAGES, _READ, _CLASSES = 4, 16, 64
 _TEST_IMAGES = 512
 
 
 class Cost(NamedTuple):
-  """How long a part takes.
+  """The time of a part.
 
   Attributes:
-    seconds: of all rows.
-    measured: rows that were measured.
-    total: all rows.
+    seconds: time of all rows.
+    measured: number of rows that were measured.
+    total: number of all rows.
   """
 
   seconds: float
@@ -50,7 +50,7 @@ class Cost(NamedTuple):
 
   @property
   def scaled(self) -> bool:
-    """Whether some of the rows were measured and the rest is arithmetic."""
+    """Whether the time is scaled from a part of the rows."""
     return self.measured < self.total
 
 
@@ -58,34 +58,35 @@ def measure(job: setup.Run) -> dict[str, Any]:
   """Measures every part of a run.
 
   Args:
-    job: the run, on data at hand; its folder is written to.
+    job: the run, on available data; its folder is written to.
 
   Returns:
-    Figures by name: a `Cost` of each part; numbers for the rest.
+    Figures by name: a `Cost` of each part, and numbers.
   """
   figures: dict[str, Any] = {"devices": jax.device_count(), "steps": job.total_steps}
-  state = setup.first_state(job)
-  frozen = _with_bank(job)
-  parts = (_reading, _step, _classes, _test_images, _saving)
+  state, frozen = setup.first_state(job), job.frozen
+  if job.needs_bank:
+    # Noise costs as much as features.
+    bank_NxE = np.random.default_rng(0).standard_normal(
+      (len(job.source.names), job.encoder.clip.config.projection_dim), np.float32
+    )
+    bank_NxE /= np.linalg.norm(bank_NxE, axis=-1, keepdims=True)
+    bank = replicate(bank_NxE, job.encoder.mesh)
+    frozen = frozen._replace(sampling=frozen.sampling._replace(bank=bank))
+  parts: list[Callable[[], dict[str, Any]]] = [
+    lambda: _reading(job),
+    lambda: _step(job, state, frozen),
+    lambda: _all_classes(job, state.params),
+    lambda: _test_images(job),
+    lambda: _saving(job, state),
+  ]
   for part in steps_of(parts, "dry run", "parts"):
-    figures |= part(job, state, frozen)
+    figures |= part()
   return figures | {"process_peak_mib": peak_mib()}
 
 
-def _with_bank(job: setup.Run) -> Any:
-  """What the step reads; a bank that a sampler compares holds noise, which costs as much."""
-  if not job.needs_bank:
-    return job.frozen
-  shape = (len(job.source.names), job.encoder.clip.config.projection_dim)
-  bank_NxE = np.random.default_rng(0).standard_normal(shape, np.float32)
-  bank_NxE /= np.linalg.norm(bank_NxE, axis=-1, keepdims=True)
-  bank = replicate(bank_NxE, job.encoder.mesh)
-  return job.frozen._replace(sampling=job.frozen.sampling._replace(bank=bank))
-
-
-def _reading(job: setup.Run, state: Any, frozen: Any) -> dict[str, Any]:
-  """A batch of this process's, read in smaller ones: views are read one by one."""
-  del state, frozen
+def _reading(job: setup.Run) -> dict[str, Any]:
+  """Reads a smaller batch of this process; views are read one by one."""
   config = job.config
   _, count = batches.own_shard(job.encoder.mesh)
   n_images = config.batch_size // config.data.views
@@ -93,13 +94,13 @@ def _reading(job: setup.Run, state: Any, frozen: Any) -> dict[str, Any]:
   views = smaller * config.data.views
   small = config.replace({"batch_size": views})
   loader = batches.open_batches(small, job.source, job.fetch, job.encoder.mesh)
-  seconds = float(np.mean(_seconds(lambda: next(loader), _BATCHES, warm_up=2 * _BATCHES)))
+  seconds = float(np.mean(_seconds(lambda: next(loader), _BATCHES, warmup=2 * _BATCHES)))
   loader.close()
   return {"read": Cost(seconds * n_images / smaller, views, config.batch_size)}
 
 
 def _step(job: setup.Run, state: Any, frozen: Any) -> dict[str, Any]:
-  """The whole step where that does not take long, else its images and its classes in part."""
+  """Measures the whole step, or a part of its images and a part of its classes if it is long."""
   with waiting("compiling the training step"):
     start = time.monotonic()
     program = setup.build_step(job).lower(state, frozen, _batch_shapes(job)).compile()
@@ -111,17 +112,17 @@ def _step(job: setup.Run, state: Any, frozen: Any) -> dict[str, Any]:
   if (1 + _STEPS) * seconds > _PART_SECONDS:
     return found | {"step_seconds": seconds, "step_images": images, "step_classes": classes}
   step = _stepping(program, setup.first_state(job), frozen, _random_batch(job))
-  return found | {"step_seconds": float(np.median(_seconds(step, _STEPS, warm_up=1)))}
+  return found | {"step_seconds": float(np.median(_seconds(step, _STEPS, warmup=1)))}
 
 
 def _image_cost(job: setup.Run) -> Cost:
-  """The image tower on the images of a step."""
+  """Measures the image tower on the images of a step."""
   encoder, size = job.encoder, job.encoder.clip.image_size
   rows = NamedSharding(encoder.mesh, P((DATA, CLASS)))
   images = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8)
 
   def of(n_images):
-    # The pixels do not matter; the batch is filled up to equal shares.
+    # Padded to equal shares of all devices. The pixels have no influence.
     shape = (-(-n_images // encoder.mesh.size) * encoder.mesh.size, *images.shape[1:])
     pixels = jax.make_array_from_callback(
       shape, rows, lambda index: np.repeat(images, len(range(*index[0].indices(shape[0]))), axis=0)
@@ -132,7 +133,7 @@ def _image_cost(job: setup.Run) -> Cost:
 
 
 def _class_cost(job: setup.Run, frozen: Any) -> Cost:
-  """A step on image features that are given: draw, text tower, loss, gradient, update."""
+  """Measures a step on random image features: draw, text tower, loss, gradient, update."""
   mesh, config = job.encoder.mesh, job.config
   groups = mesh.shape[DATA] * config.accumulate
   n_images, k = config.batch_size // groups, job.k
@@ -143,7 +144,7 @@ def _class_cost(job: setup.Run, frozen: Any) -> Cost:
     changes = {
       "data.features": "cached",
       "batch_size": groups * max(1, round(n_images * part)),
-      # What the backward pass computes again it computes again here too.
+      # The same rematerialisation as in the whole step.
       "clip.remat": plan.remat,
       "clip.n_chunks": plan.n_chunks if part == 1 else min(plan.n_chunks, 2),
     }
@@ -161,14 +162,14 @@ def _class_cost(job: setup.Run, frozen: Any) -> Cost:
   cost = _cost(of, n_images + k, _CLASSES * mesh.shape[CLASS])
   if not cost.scaled:
     return cost
-  # By tokens, not by rows: the budget of a few rows has more slack.
+  # Scaled by tokens, not by rows: the budget of a few rows has more slack.
   by_rows = cost.measured / cost.total
   by_tokens = job.step_tokens / smaller(cost.measured).step_tokens
   return cost._replace(seconds=cost.seconds * by_rows * by_tokens)
 
 
 def _stepping(program: jax.stages.Compiled, state: Any, frozen: Any, batch: Any) -> Callable:
-  """One step after the other; the program may write into the state that it is given."""
+  """Returns a function that takes one step after another; the state is donated."""
 
   def step():
     nonlocal state
@@ -179,7 +180,7 @@ def _stepping(program: jax.stages.Compiled, state: Any, frozen: Any, batch: Any)
 
 
 def _batch_shapes(job: setup.Run) -> dict[str, jax.ShapeDtypeStruct]:
-  """A batch of the step, as shapes."""
+  """Shapes of a batch of the step."""
   config, encoder = job.config, job.encoder
   rows = NamedSharding(encoder.mesh, P(DATA))
   size, clip = encoder.clip.image_size, encoder.clip.config
@@ -193,42 +194,36 @@ def _batch_shapes(job: setup.Run) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _random_batch(job: setup.Run) -> dict[str, jax.Array]:
-  """Noise for a batch, on the devices; its labels are of classes that there are."""
+  """A batch of noise on the devices, with labels of existing classes."""
   rng, n_classes = np.random.default_rng(0), len(job.source.names)
 
-  def noise(name, shape):
+  def place(name, shape):
     if name == "label":
-      return rng.integers(0, n_classes, shape.shape, np.int32)
-    if shape.dtype == np.uint8:
-      return rng.integers(0, 256, shape.shape, np.uint8)
-    return rng.standard_normal(shape.shape, np.float32)
+      whole = rng.integers(0, n_classes, shape.shape, np.int32)
+    elif shape.dtype == np.uint8:
+      whole = rng.integers(0, 256, shape.shape, np.uint8)
+    else:
+      whole = rng.standard_normal(shape.shape, np.float32)
+    return jax.make_array_from_callback(shape.shape, shape.sharding, lambda index: whole[index])
 
-  found = {}
-  for name, shape in _batch_shapes(job).items():
-    whole = noise(name, shape)
-    found[name] = jax.make_array_from_callback(
-      shape.shape, shape.sharding, lambda index, whole=whole: whole[index]
-    )
-  return found
+  return {name: place(name, shape) for name, shape in _batch_shapes(job).items()}
 
 
-def _classes(job: setup.Run, state: Any, frozen: Any) -> dict[str, Any]:
-  """Features of all classes under the prompt, forward alone."""
-  del frozen
+def _all_classes(job: setup.Run, params: Any) -> dict[str, Any]:
+  """Measures the features of all classes under the prompt, without gradient."""
   encoder, n_classes = job.encoder, len(job.source.names)
   tokens = jax.tree.map(np.asarray, job.frozen.tokens)
 
   def of(n):
     some = spread_evenly(n, n_classes)
     part = replicate(jax.tree.map(lambda rows: rows[some], tokens), encoder.mesh)
-    return lambda: encoder.features_of_tokens(state.params, part, job.module.position)
+    return lambda: encoder.features_of_tokens(params, part, job.module.position)
 
   return {"class_features": _cost(of, n_classes, _CLASSES * encoder.mesh.size)}
 
 
-def _test_images(job: setup.Run, state: Any, frozen: Any) -> dict[str, Any]:
-  """Test images read and encoded, as an evaluation does."""
-  del state, frozen
+def _test_images(job: setup.Run) -> dict[str, Any]:
+  """Measures reading and encoding of test images, as in an evaluation."""
   data, encoder = job.config.data, job.encoder
   split = inputs.evaluation_splits(data)[0]
 
@@ -240,9 +235,8 @@ def _test_images(job: setup.Run, state: Any, frozen: Any) -> dict[str, Any]:
   return {"test_images": _cost(of, total, _IMAGES * encoder.mesh.size)}
 
 
-def _saving(job: setup.Run, state: Any, frozen: Any) -> dict[str, Any]:
-  """A checkpoint and a prompt."""
-  del frozen
+def _saving(job: setup.Run, state: Any) -> dict[str, Any]:
+  """Measures a checkpoint and a prompt."""
   with Checkpoints(job.folder.checkpoints, 1) as checkpoints:
     (seconds,) = _seconds(
       lambda: checkpoints.save(1, state, {"config": job.config.to_dict()}, metric=0.5), 1, 0
@@ -256,19 +250,19 @@ def _saving(job: setup.Run, state: Any, frozen: Any) -> dict[str, Any]:
 
 
 def _cost(of: Callable[[int], Callable[[], Any]], total: int, least: int) -> Cost:
-  """The time of all rows, by that of some of them if all would take long.
+  """Measures the time of all rows, or scales that of some of them if all are long.
 
   Args:
-    of: number of rows -> what computes them; its first call may compile.
-    total: all rows.
-    least: rows to begin with.
+    of: function from a number of rows to their computation, whose first call may compile.
+    total: number of all rows.
+    least: number of rows to begin with.
   """
-  # A few rows more are not worth another compilation.
+  # A few more rows are not worth another compilation.
   n = least if 8 * least < total else total
   while True:
-    # The faster of two: what else a machine does makes it slower, never faster.
-    seconds = min(_seconds(of(n), 2, warm_up=1))
-    # Several processes measure the same number of rows.
+    # The faster of two: other load makes a machine slower, never faster.
+    seconds = min(_seconds(of(n), 2, warmup=1))
+    # All processes measure the same number of rows.
     seconds = hosts.from_first(seconds, "the time of a part")
     affordable = int(n * _PART_SECONDS / (3 * max(seconds, 1e-9)))
     if n == total or affordable < min(total, 8 * n):
@@ -276,9 +270,9 @@ def _cost(of: Callable[[int], Callable[[], Any]], total: int, least: int) -> Cos
     n = min(total, affordable)
 
 
-def _seconds(call: Callable[[], Any], times: int, warm_up: int) -> list[float]:
-  """Of each of some calls, after some that are not counted."""
-  for _ in range(warm_up):
+def _seconds(call: Callable[[], Any], times: int, warmup: int) -> list[float]:
+  """Times each of some calls, after `warmup` others."""
+  for _ in range(warmup):
     call()
   found: list[float] = []
   for _ in range(times):
@@ -289,13 +283,11 @@ def _seconds(call: Callable[[], Any], times: int, warm_up: int) -> list[float]:
 
 
 def _memory(program: jax.stages.Compiled) -> dict[str, float | None]:
-  """What the step holds on a device, by the compiler's account; None where it gives none."""
-  memory = program.memory_analysis()
-  if memory is None:
-    return {"device_arguments_mib": None, "device_temporaries_mib": None}
+  """Memory of the step on a device by the compiler, MiB; None if it has no figures."""
+  memory, mib = program.memory_analysis(), 2**20
   return {
-    "device_arguments_mib": memory.argument_size_in_bytes / 2**20,
-    "device_temporaries_mib": memory.temp_size_in_bytes / 2**20,
+    "device_arguments_mib": memory and memory.argument_size_in_bytes / mib,
+    "device_temporaries_mib": memory and memory.temp_size_in_bytes / mib,
   }
 
 

@@ -1,10 +1,10 @@
-"""Images decoded and augmented a second by one core, beside torchvision's own transforms.
+"""Images that one core decodes and augments per second, beside torchvision's own transforms.
 
   python -m pomp_jax.benchmark.images [--seconds=20] [--folder=JPEGS]
 
-The same files in the same process, the two in turn, each on one thread: images/s under the recipe's
-crop and flip, under the whole recipe, and under CLIP's test preprocessing. Without torchvision its
-column is left out.
+The same files in the same process, interleaved, each on one thread: images/s of the recipe's crop
+and flip, of the whole recipe, and of CLIP's test preprocessing. Without torchvision its column is
+dropped.
 """
 
 import argparse
@@ -27,7 +27,7 @@ _N_IMAGES = 24
 
 
 class _Held:
-  """Files that were read before; a `Storage`."""
+  """Files in memory; a `Storage`."""
 
   def __init__(self, encoded: Sequence[bytes]):
     self._encoded = encoded
@@ -42,8 +42,8 @@ class _Held:
 def main() -> None:
   """Prints the table."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--seconds", type=float, default=20, help="of each of the measurements")
-  parser.add_argument("--folder", help="of JPEGs; made up if not given")
+  parser.add_argument("--seconds", type=float, default=20, help="seconds of each measurement")
+  parser.add_argument("--folder", help="folder of JPEGs; synthetic ones by default")
   arguments = parser.parse_args()
   encoded = _encoded(arguments.folder)
   sizes = [Image.open(io.BytesIO(content)).size for content in encoded]
@@ -72,7 +72,7 @@ def _encoded(folder: str | None) -> list[bytes]:
 
 
 def _rates(programs: dict[str, Callable[[], int]], seconds: float) -> dict[str, float]:
-  """Images a second, the median over rounds of all programs in turn."""
+  """Images per second of each program, the median over interleaved rounds."""
   rates: dict[str, list[float]] = {name: [] for name in programs}
   end = time.monotonic() + seconds * len(programs)
   while time.monotonic() < end or len(rates["ours"]) < 3:
@@ -98,10 +98,10 @@ def _ours(encoded: Sequence[bytes], augment: str, n_views: int) -> Callable[[], 
 
 
 def _torchvision(encoded: Sequence[bytes], augment: str, n_views: int) -> Callable[[], int] | None:
-  """The usual pipeline: open, convert, transform, to the tensor that a loader collates.
+  """The usual pipeline: open, convert, transform, to a tensor; None without torchvision.
 
-  The paper's RandAugment2 is no transform of torchvision's; its operations are applied here by
-  torchvision's functions, two drawn for an image and each with the same probability.
+  torchvision has no RandAugment2. Its operations are applied by torchvision's functions, two drawn
+  for an image, each with the same probability.
   """
   try:
     transforms = importlib.import_module("torchvision.transforms")
@@ -132,15 +132,15 @@ def _torchvision(encoded: Sequence[bytes], augment: str, n_views: int) -> Callab
 
 
 def _operations(functional) -> list[Callable]:
-  """RandAugment2's, by torchvision's functions with magnitudes of our ranges."""
+  """RandAugment2's operations by torchvision's functions, with magnitudes of our ranges."""
   rng = np.random.default_rng(0)
 
   def drawn(name: str, apply: Callable) -> Callable:
     _, low, high = OPERATIONS[name]
     return lambda image: apply(image, rng.uniform(low, high))
 
-  def affine(angle=0.0, translate=(0, 0), shear=(0.0, 0.0)):
-    return {"angle": angle, "translate": list(translate), "scale": 1.0, "shear": list(shear)}
+  def affine(image, translate=(0, 0), shear=(0.0, 0.0)):
+    return functional.affine(image, 0.0, list(translate), 1.0, list(shear))
 
   degrees = 180 / np.pi
   shift = lambda image, m: int(m * image.width)
@@ -155,17 +155,11 @@ def _operations(functional) -> list[Callable]:
     drawn("posterize", lambda image, m: functional.posterize(image, int(m))),
     drawn("rotate", functional.rotate),
     drawn("sharpness", functional.adjust_sharpness),
-    drawn("shear_x", lambda image, m: functional.affine(image, **affine(shear=(m * degrees, 0.0)))),
-    drawn("shear_y", lambda image, m: functional.affine(image, **affine(shear=(0.0, m * degrees)))),
+    drawn("shear_x", lambda image, m: affine(image, shear=(m * degrees, 0.0))),
+    drawn("shear_y", lambda image, m: affine(image, shear=(0.0, m * degrees))),
     drawn("solarize", functional.solarize),
-    drawn(
-      "translate_x",
-      lambda image, m: functional.affine(image, **affine(translate=(shift(image, m), 0))),
-    ),
-    drawn(
-      "translate_y",
-      lambda image, m: functional.affine(image, **affine(translate=(0, shift(image, m)))),
-    ),
+    drawn("translate_x", lambda image, m: affine(image, (shift(image, m), 0))),
+    drawn("translate_y", lambda image, m: affine(image, (0, shift(image, m)))),
   ]
 
 

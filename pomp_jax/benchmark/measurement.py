@@ -1,8 +1,9 @@
-"""What a benchmark asks for, what it measures, and the yardstick: a large matrix product."""
+"""Interleaved measurements of steps, relative to a large matrix product; their table and plot."""
 
 from collections.abc import Callable
 import contextlib
 import dataclasses
+import functools
 import json
 import multiprocessing
 import pathlib
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax import hosts
+from pomp_jax.analysis import drawing
 from pomp_jax.clip.precision import precision_of
 from pomp_jax.config.fields import Benchmark
 from pomp_jax.errors import InputError
@@ -29,11 +31,11 @@ class BenchmarkError(InputError, ValueError):
 
 
 class ProcessError(RuntimeError):
-  """A process that ended without an answer; the message is one line."""
+  """A process that ended without a result; the message is one line."""
 
 
 def numbers(field: str, text: str, size: int = 1) -> list[tuple[int, ...]]:
-  """Integers separated by "+", or pairs K/N of them.
+  """Parses integers separated by "+", or pairs K/N of them.
 
   Args:
     field: name of the field in `config.benchmark`, for the error.
@@ -43,37 +45,32 @@ def numbers(field: str, text: str, size: int = 1) -> list[tuple[int, ...]]:
   Raises:
     BenchmarkError: something else.
   """
-  parts = [part.split("/") for part in text.split("+") if part]
-  if not all(len(part) == size and all(map(_is_positive, part)) for part in parts):
-    expected = (
-      "pairs K/N, such as 128/21841+128/1000000" if size == 2 else "integers, such as 128+1000"
-    )
+  number = "[1-9][0-9]*"
+  parts = [part for part in text.split("+") if part]
+  if not all(re.fullmatch("/".join([number] * size), part) for part in parts):
+    expected = "pairs K/N, such as 128/21841" if size == 2 else "integers, such as 128+1000"
     raise BenchmarkError(f"config.benchmark.{field}: got {text!r}, expected positive {expected}")
-  return [tuple(map(int, part)) for part in parts]
-
-
-def _is_positive(text: str) -> bool:
-  return text.isdecimal() and int(text) > 0
+  return [tuple(map(int, part.split("/"))) for part in parts]
 
 
 @dataclasses.dataclass
 class Measurement:
-  """One implementation at one K; the row of `results.json`.
+  """One implementation at one K: a row of `results.json`.
 
   Attributes:
     implementation: its name.
     k: rows of a step.
-    n_classes: that there are.
-    tokens: tokens that a step must compute, padding and slack of the budget not counted for
-      `shared`; all 77 positions for the others.
+    n_classes: N, all classes.
+    tokens: tokens that a step must compute: for `shared` without padding and slack of the budget,
+      for the others all 77 positions.
     rows_at_a_time: rows in memory together.
-    flops: of a step's dense layers, forward and backward through activations.
-    peak_mib: peak temporaries, MiB: of the compiled step, with all rows together; of torch, what
-      the process grew by, with `rows_at_a_time` rows together.
-    process_peak_mib: peak resident memory of a process that does nothing else (`rows_at_a_time`
-      rows together), MiB; None where the step runs on an accelerator.
+    flops: FLOPs of a step's dense layers, forward and backward through activations.
+    peak_mib: peak temporaries, MiB: of the compiled step with all rows together; for torch the
+      growth of the process with `rows_at_a_time` rows.
+    process_peak_mib: peak resident memory of a process of its own, with `rows_at_a_time` rows, MiB;
+      None on an accelerator.
     times: seconds of each step.
-    rates: FLOP/s of the large product beside it.
+    rates: FLOP/s of the large products next to it.
   """
 
   implementation: str
@@ -91,29 +88,25 @@ class Measurement:
     """The figures, medians over the rounds."""
     # The ratio of each round: a machine that slows down does so for both.
     shares = [self.flops / t / rate for t, rate in zip(self.times, self.rates, strict=True)]
-    return {
-      "implementation": self.implementation,
-      "k": self.k,
-      "n_classes": self.n_classes,
+    row = dataclasses.asdict(self)
+    for name in ("flops", "times", "rates"):
+      del row[name]
+    return row | {
       "seconds": float(np.median(self.times)),
-      "tokens": self.tokens,
-      "peak_mib": self.peak_mib,
-      "process_peak_mib": self.process_peak_mib,
       "share_of_matmul_rate": float(np.median(shares)),
       "matmul_gflops": float(np.median(self.rates)) / 1e9,
-      "rows_at_a_time": self.rows_at_a_time,
       "rounds": len(self.times),
     }
 
 
-# A step; with True, as much of it as compiles everything and fills the caches.
+# A step. With True, the part of it that compiles everything and fills the caches.
 Step = Callable[[bool], Any]
 
 
 def measure_in_turn(
   steps: list[tuple[Measurement, Step]], settings: Benchmark
 ) -> list[dict[str, Any]]:
-  """Rounds of all steps in turn, each between two large products; returns the rows."""
+  """Measures rounds of all steps in turn, each between two large products; returns the rows."""
   product, product_flops = _large_product(settings.dtype)
   for _, step in steps_of(steps, "compiling and warming up", "steps"):
     step(True)
@@ -123,7 +116,7 @@ def measure_in_turn(
       break
     for measurement, step in steps:
       before = _seconds(product)
-      measurement.times.append(_seconds(lambda step=step: step(False)))
+      measurement.times.append(_seconds(functools.partial(step, False)))
       after = _seconds(product)
       measurement.rates.append(2 * product_flops / (before + after))
   rows = [measurement.row() for measurement, _ in steps]
@@ -143,7 +136,7 @@ def _seconds(function: Callable[[], Any]) -> float:
 
 
 def _large_product(name: str) -> tuple[Callable[[], Any], float]:
-  """A square product, large for the device: a call, and its FLOPs."""
+  """Returns a call of square products that are large for the device, and its FLOPs."""
   dtype, products = precision_of(name)
   size, times = (2048, 4) if jax.default_backend() == "cpu" else (8192, 16)
   left = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
@@ -163,8 +156,8 @@ def _large_product(name: str) -> tuple[Callable[[], Any], float]:
 
 
 def peak_mib() -> float:
-  """The most memory that this process has held, MiB."""
-  # `ru_maxrss` is inherited: of a process started by a larger one it tells that one's size.
+  """Peak resident memory of this process, MiB."""
+  # `ru_maxrss` is inherited from a larger parent process.
   status = pathlib.Path("/proc/self/status")
   with contextlib.suppress(OSError):
     found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
@@ -175,14 +168,14 @@ def peak_mib() -> float:
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
-  """Calls it in a new process, whose peak memory is nobody else's.
+  """Calls a function in a new process, for a peak memory of its own.
 
-  What ends the wait ends that process too: by SIGTERM, so that a training saves.
+  An exception during the wait terminates the process by SIGTERM, so that a training saves.
 
   Raises:
-    ProcessError: it ended without an answer.
-    Preempted: it was asked to stop.
-    Exception: whatever the function raises.
+    ProcessError: the process ended without a result.
+    Preempted: the process got SIGTERM.
+    Exception: any error of the function.
   """
   context = multiprocessing.get_context("spawn")
   receiver, sender = context.Pipe(duplex=False)
@@ -194,7 +187,7 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
   except EOFError:
     process.join()
     if process.exitcode == -signal.SIGTERM:
-      raise hosts.Preempted("asked to stop; the same command goes on") from None
+      raise hosts.Preempted("stopped by SIGTERM; the same command resumes") from None
     raise ProcessError(f"its process ended with status {process.exitcode}") from None
   except BaseException:
     process.terminate()
@@ -224,3 +217,57 @@ def write_results(folder: pathlib.Path, settings: Benchmark, rows: list[dict[str
   }
   (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
   return results
+
+
+_HEADER = (
+  f"{'implementation':14} {'K':>6} {'N':>8} {'tokens':>8} {'seconds':>9} {'ms / class':>10}"
+  f" {'of matmul rate':>14} {'peak MiB':>9} {'process MiB':>11} {'time / ours':>11}"
+  f" {'peak / ours':>11}"
+)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+  """The rows as text, with time and peak memory relative to `shared`."""
+  ours = {row["k"]: row for row in rows if row["implementation"] == "shared"}
+  lines = [_HEADER]
+  for row in rows:
+    mine = ours.get(row["k"]) if row["implementation"] != "train_step" else None
+    slower = larger = "-"
+    if mine:
+      slower = f"{row['seconds'] / mine['seconds']:.1f}"
+      if row["peak_mib"] and mine["peak_mib"]:
+        larger = f"{row['peak_mib'] / mine['peak_mib']:.1f}"
+    peak, process = (
+      "-" if row[name] is None else f"{row[name]:.0f}" for name in ("peak_mib", "process_peak_mib")
+    )
+    lines.append(
+      f"{row['implementation']:14} {row['k']:>6} {row['n_classes']:>8} {row['tokens']:>8}"
+      f" {row['seconds']:>9.3f} {1000 * row['seconds'] / row['k']:>10.2f}"
+      f" {row['share_of_matmul_rate']:>14.1%} {peak:>9} {process:>11} {slower:>11} {larger:>11}"
+    )
+  rates = np.median([row["matmul_gflops"] for row in rows])
+  return "\n".join([*lines, f"large matrix product: {rates:.0f} GFLOP/s"])
+
+
+def plot(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+  """Plots seconds and peak temporaries against K."""
+  rows = [row for row in rows if row["implementation"] != "train_step"]
+  names = dict.fromkeys(row["implementation"] for row in rows)
+  ks = sorted({row["k"] for row in rows})
+  labels = {"seconds": "seconds a step", "peak_mib": "peak temporaries, MiB"}
+  figure, both = drawing.panels(2, 3.7, 3.4, "Text tower, forward and backward to the context")
+  for axes, (field, label) in zip(both, labels.items(), strict=True):
+    for number, name in enumerate(names):
+      # The peak of torch is of a part of the rows.
+      if name == "torch_77" and field == "peak_mib":
+        continue
+      mine = [row for row in rows if row["implementation"] == name and row[field]]
+      points = sorted((row["k"], row[field]) for row in mine)
+      if points:
+        axes.loglog(*zip(*points, strict=True), label=name, **drawing.style(number))
+    drawing.label_panel(axes, "", "K, classes a step", label, grid="both")
+    axes.set_xticks(ks, [f"{k:,}" for k in ks])
+    axes.minorticks_off()
+    if names:
+      axes.legend(frameon=False, fontsize=8)
+  drawing.save(path, figure)

@@ -78,6 +78,18 @@ def synthetic_clip(name: str, token_counts: Mapping[str, int], seed: int = 0) ->
     seed: random seed of the weights.
   """
   config = synthetic_config(name)
+  params = random_params(parameter_shapes(config), seed)
+  params["logit_scale"] = np.float32(np.log(100))
+  return Clip(name, config, params, SyntheticTokenizer(token_counts))
+
+
+def random_params(shapes: dict[str, Any], seed: int) -> dict[str, Any]:
+  """Draws parameters of FlaxCLIP's tree, float32 on the host.
+
+  Args:
+    shapes: shape of each, as a tree.
+    seed: random seed.
+  """
   rng = np.random.default_rng(seed)
 
   def draw(path, shape) -> np.ndarray:
@@ -89,10 +101,7 @@ def synthetic_clip(name: str, token_counts: Mapping[str, int], seed: int = 0) ->
     spread = np.float32(0.02 if flat else np.prod(shape[:-1]) ** -0.5)
     return spread * rng.standard_normal(shape, np.float32)
 
-  shapes = parameter_shapes(config)
-  params = jax.tree_util.tree_map_with_path(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
-  params["logit_scale"] = np.float32(np.log(100))
-  return Clip(name, config, params, SyntheticTokenizer(token_counts))
+  return jax.tree_util.tree_map_with_path(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
 class SyntheticTokenizer:

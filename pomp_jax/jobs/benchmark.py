@@ -14,23 +14,20 @@ from typing import Any
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.benchmark import report
-from pomp_jax.benchmark.measurement import BenchmarkError, measure_in_turn, numbers, write_results
-from pomp_jax.benchmark.torch_tower import torch_step
-from pomp_jax.benchmark.towers import MODELS, process_peak_mib, reference_step, shared_step
+from pomp_jax.benchmark.measurement import (
+  BenchmarkError,
+  measure_in_turn,
+  numbers,
+  plot,
+  table,
+  write_results,
+)
+from pomp_jax.benchmark.towers import IMPLEMENTATIONS, MODELS, process_peak_mib
 from pomp_jax.benchmark.whole_step import whole_step
 from pomp_jax.config import Settings
 from pomp_jax.config.fields import Benchmark
 from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.files.run_folder import RunFolder
-
-_FLAX_CLIP = "transformers.models.clip.modeling_flax_clip"
-# How to set one up, and the modules that it needs beyond jax, flax and numpy.
-_IMPLEMENTATIONS = {
-  "shared": (shared_step, ()),
-  "reference": (reference_step, (_FLAX_CLIP,)),
-  "torch_77": (torch_step, ("transformers", "torch")),
-}
 
 
 def check(config: Settings, workdir: str) -> None:
@@ -47,9 +44,9 @@ def check(config: Settings, workdir: str) -> None:
   if settings.model not in MODELS:
     raise BenchmarkError(f"unknown model {settings.model!r}; accepted: {', '.join(MODELS)}")
   for name in settings.implementations.split("+"):
-    if name not in _IMPLEMENTATIONS:
+    if name not in IMPLEMENTATIONS:
       raise BenchmarkError(
-        f"unknown implementation {name!r}; accepted: {', '.join(_IMPLEMENTATIONS)}"
+        f"unknown implementation {name!r}; accepted: {', '.join(IMPLEMENTATIONS)}"
       )
   n_classes = load_synsets().lengths.size
   numbers("baseline_k", settings.baseline_k)
@@ -77,28 +74,17 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   for (k,) in numbers("k", settings.k):
     rows += _measure(settings, wanted, k)
     results = write_results(folder, settings, rows)
-  print(report.table(rows), flush=True)
-  report.plot(folder / "plots" / "text_tower.png", rows)
+  print(table(rows), flush=True)
+  plot(folder / "plots" / "text_tower.png", rows)
   return results
 
 
 def _available(names: list[str]) -> list[str]:
-  """Those whose libraries are here; says what is skipped."""
-  found = []
-  for name in names:
-    missing = [module for module in _IMPLEMENTATIONS[name][1] if not _is_here(module)]
-    if missing:
-      print(f"{name}: skipped, {', '.join(missing)} not installed", flush=True)
-    else:
-      found.append(name)
-  return found
-
-
-def _is_here(module: str) -> bool:
-  try:
-    return importlib.util.find_spec(module) is not None
-  except ImportError:  # of a package above it
-    return False
+  """Drops torch, with a line, if it is not installed."""
+  if "torch_77" in names and importlib.util.find_spec("torch") is None:
+    print("torch_77: skipped, torch not installed", flush=True)
+    names = [name for name in names if name != "torch_77"]
+  return names
 
 
 def _measure(settings: Benchmark, names: list[str], k: int) -> list[dict[str, Any]]:
@@ -109,10 +95,8 @@ def _measure(settings: Benchmark, names: list[str], k: int) -> list[dict[str, An
   steps = []
   for name in names:
     if name == "shared" or (k,) in numbers("baseline_k", settings.baseline_k):
-      measurement, step = _IMPLEMENTATIONS[name][0](settings, lengths_K)
+      measurement, step = IMPLEMENTATIONS[name](settings, lengths_K)
       if measurement.process_peak_mib is None:
-        measurement.process_peak_mib = process_peak_mib(
-          _IMPLEMENTATIONS[name][0], settings, lengths_K
-        )
+        measurement.process_peak_mib = process_peak_mib(name, settings, lengths_K)
       steps.append((measurement, step))
   return measure_in_turn(steps, settings) if steps else []
