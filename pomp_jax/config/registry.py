@@ -83,14 +83,22 @@ class Source(NamedTuple):
   Attributes:
     module: dotted path of the module that opens it.
     unread: fields of `config.data` that it does not read; they must have their defaults.
-    stored: whether its images are files on a disk, with splits that they come in.
+    stored: whether its images are files on a disk, so that the module has `splits` and `open_split`
+      for `inputs.stored`; other modules have `open_source`, `n_training_classes`,
+      `evaluation_splits` and `has_validation`.
     root: whether `data.root` must be a folder that exists.
+    test_sets: whether the module has `open_test_set`, for `evaluate.source`.
+    holds_out: whether images for missing splits are held out of the training images.
+    draws_shots: whether `open_split` draws few-shot subsets of its own.
   """
 
   module: str
   unread: tuple[str, ...] = ()
   stored: bool = True
   root: bool = True
+  test_sets: bool = False
+  holds_out: bool = False
+  draws_shots: bool = False
 
   def load(self) -> types.ModuleType:
     """Imports the module."""
@@ -104,11 +112,14 @@ SOURCES = {
     stored=False,
     root=False,
   ),
-  "folder": Source("pomp_jax.data.folder", ("dataset",)),
-  "coop": Source("pomp_jax.data.coop"),
-  "tfds": Source("pomp_jax.data.tfds", root=False),
+  "folder": Source("pomp_jax.data.folder", ("dataset",), test_sets=True, holds_out=True),
+  "coop": Source("pomp_jax.data.coop", test_sets=True, draws_shots=True),
+  "tfds": Source("pomp_jax.data.tfds", root=False, test_sets=True),
   SYNTHETIC: Source("pomp_jax.data.synthetic", root=False),
 }
+
+# Values of `evaluate.source`.
+READERS = tuple(name for name, source in SOURCES.items() if source.test_sets)
 
 
 class Job(NamedTuple):

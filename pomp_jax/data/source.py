@@ -211,37 +211,9 @@ class StoredImages:
 
   def of_classes(self, classes: Int[np.ndarray, " C"]) -> "StoredImages":
     """Images of C of the classes, relabelled in the order of `classes`."""
-    names = [self.names[c] for c in classes]
-    return self.relabelled(names, _new_labels(classes, len(self.names))[self.labels])
-
-
-class ClassSubset:
-  """C classes of any source, spread evenly over its list.
-
-  Attributes:
-    names: C class names, in the source's order.
-    labels: int32 [n], indices into `names`.
-  """
-
-  def __init__(self, source: Source, n_classes: int):
-    """Keeps n_classes of the source's classes and their images.
-
-    Raises:
-      ValueError: more classes than the source has.
-    """
-    kept = spread_evenly(n_classes, len(source.names))
-    labels = _new_labels(kept, len(source.names))[source.labels]
-    self._source = source
-    self._images = np.flatnonzero(labels >= 0)
-    self.names = tuple(source.names[c] for c in kept)
-    self.labels = labels[self._images]
-
-  def __len__(self) -> int:
-    return len(self._images)
-
-  def images(self, indices: np.ndarray) -> np.ndarray:
-    """Images by index, uint8 [B,H,W,3]."""
-    return self._source.images(self._images[indices])
+    labels_N = np.full(len(self.names), -1, np.int32)
+    labels_N[classes] = np.arange(len(classes))
+    return self.relabelled([self.names[c] for c in classes], labels_N[self.labels])
 
 
 class LabelledSet(NamedTuple):
@@ -286,10 +258,3 @@ def spread_evenly(count: int, total: int) -> np.ndarray:
   if not 1 <= count <= total:
     raise ValueError(f"{count} classes are not between 1 and the {total} available")
   return np.arange(count) * total // count
-
-
-def _new_labels(kept: np.ndarray, n_classes: int) -> Int[np.ndarray, " N"]:
-  """Position of each class among those kept; -1 for the others."""
-  labels_N = np.full(n_classes, -1, np.int32)
-  labels_N[kept] = np.arange(len(kept))
-  return labels_N

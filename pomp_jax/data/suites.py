@@ -5,9 +5,6 @@ A set of a suite is a packaged class list (`data.class_lists`), or a split of th
 
 import dataclasses
 
-# Modules of `pomp_jax.data` with `open_test_set`.
-READERS = ("folder", "coop", "tfds")
-
 # CoOp's cross-dataset sets, in the order of its tables.
 TEN = ("caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101") + (
   "fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101",

@@ -1,7 +1,6 @@
-"""What configs name, opened: the CLIP, images, evaluation sets."""
+"""Opens what a config names: the CLIP, images, evaluation sets."""
 
 from pomp_jax.inputs.named import (
-  TEST_SPLITS,
   clip_config,
   evaluation_splits,
   has_validation,
@@ -13,7 +12,6 @@ from pomp_jax.inputs.named import (
 )
 
 __all__ = [
-  "TEST_SPLITS",
   "clip_config",
   "evaluation_splits",
   "has_validation",

@@ -1,16 +1,15 @@
-"""The data sets of an evaluation: a suite's, those named, a user's own, or what `data` names."""
+"""Data sets of an evaluation: a suite's, named ones, a user's own, or that of `config.data`."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
 import difflib
 import functools
-import importlib
 import logging
 import os
 import pathlib
 
 from pomp_jax import hosts, inputs
-from pomp_jax.config import WORLD, ConfigError, Settings
+from pomp_jax.config import SOURCES, ConfigError, Settings
 from pomp_jax.config.fields import Evaluate
 from pomp_jax.data.class_lists import ClassList, load_class_list
 from pomp_jax.data.coop import COOP_SETS
@@ -24,21 +23,21 @@ from pomp_jax.inputs.own_sets import OwnSet, open_own_set, parse_sets, read_sets
 log = logging.getLogger(__name__)
 
 _PARTS = ("base", "new", "novel")
-# What a set that can't be opened raises; what is wrong in the config is ConfigError.
+# Errors of sets that can't be opened; an invalid config raises ConfigError.
 _MISSING = (SourceError, VocabularyError)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSet:
-  """A data set with the classes that are told apart in it.
+  """A data set, or a part of its classes, to evaluate.
 
   Attributes:
-    name: such as "dtd", or "dtd/base" for a part of its classes.
-    group: the table that it stands in, one of `suites.GROUPS`.
-    column: its heading there.
+    name: name such as "dtd", or "dtd/base" for a part of its classes.
+    group: table of the set, one of `suites.GROUPS`.
+    column: heading in that table.
     part: "all", or the part of the classes: base, new (CoOp's half) or novel.
-    open: opens the images and their class list; reads no image.
-    reader: how the images are stored, one of `suites.READERS`; "" of the embedded world.
+    open: function that opens the images and their class list; reads no image.
+    reader: one of `config.READERS`; "" for the embedded world.
   """
 
   name: str
@@ -50,15 +49,15 @@ class EvaluationSet:
 
 
 def evaluation_sets(config: Settings, image_size: int) -> list[EvaluationSet]:
-  """The sets that `config.evaluate` asks for, unopened.
+  """Data sets of `config.evaluate`, unopened.
 
   Args:
-    config: the whole config.
-    image_size: what the CLIP takes, pixels.
+    config: settings of the run.
+    image_size: S, pixels.
 
   Raises:
-    ConfigError: a set that has no such name, or no folder for it.
-    SourceError: a file of sets that can't be used.
+    ConfigError: an unknown set, or no folder for it.
+    SourceError: an unusable file of sets.
   """
   own, named = _own_sets(config.evaluate), _named(config)
   sets = [
@@ -71,25 +70,25 @@ def evaluation_sets(config: Settings, image_size: int) -> list[EvaluationSet]:
   for item, file in zip(sets, files, strict=True):
     if files.count(file) > 1:
       where = own[0].where if own else "config.evaluate.sets"
-      raise SourceError(f"{where}: two sets would be called {item.name!r}; names must differ")
+      raise SourceError(f"{where}: two sets are named {item.name!r}")
   return sets
 
 
 def open_each(
   items: Sequence[EvaluationSet], skip_missing: bool
 ) -> tuple[dict[str, LabelledSet], dict[str, str]]:
-  """Opens every set, so that all that is missing is listed before anything is computed.
+  """Opens every set, so that all missing ones are listed before anything is computed.
 
   Args:
-    items: the sets.
-    skip_missing: those that can't be opened are left out, unless none is left.
+    items: sets to open.
+    skip_missing: whether to skip sets that can't be opened, unless none is left.
 
   Returns:
-    The sets by name, and for each that can't be opened the reason.
+    The sets by name, and the reason for each that can't be opened.
 
   Raises:
-    SourceError, VocabularyError: the reason where one set can't be opened; where several can't,
-      their names, after a line of the log for each.
+    SourceError, VocabularyError: the reason if one set can't be opened. If several can't, their
+      names, after a log line for each.
   """
   opened, missing, errors = {}, {}, []
   for item in items:
@@ -113,10 +112,10 @@ def open_each(
 def open_everywhere(
   items: Sequence[EvaluationSet], skip_missing: bool
 ) -> tuple[dict[str, LabelledSet], dict[str, str]]:
-  """`open_each` in every process; what the first one misses is left out by all.
+  """Applies `open_each` in every process; all skip the sets that the first one misses.
 
   Raises:
-    SourceError: this process misses a set that the first one has; and as `open_each`.
+    SourceError: as `open_each`, or this process misses a set that the first one has.
   """
   opened, missing = open_each(items, skip_missing)
   of_first = hosts.from_first(missing, "which sets are missing")
@@ -127,7 +126,7 @@ def open_everywhere(
 
 
 def file_name(name: str) -> str:
-  """What a set's file is called, without its suffix."""
+  """File name of a set, without suffix."""
   return name.replace("/", "-")
 
 
@@ -141,13 +140,13 @@ def _own_sets(settings: Evaluate) -> list[OwnSet]:
 
 
 def _named(config: Settings) -> list[str]:
-  """The named sets that are asked for: those of `sets`, or else the suite's."""
+  """Named sets: those of `sets`, or else the suite's."""
   settings = config.evaluate
   suite = None if settings.suite == NO_SUITE else SUITES[settings.suite]
   known = tuple(GROUP_OF) if suite is None else (*suite.sets, *suite.more)
   found: list[str] = []
   for name in filter(None, map(str.strip, settings.sets.split(SEPARATOR))):
-    # A suite's name stands for its sets, unless a set is called so.
+    # The name of a suite means its sets, unless a set has the same name.
     is_suite = name in SUITES and name not in known and not SUITES[name].halves
     whole = SUITES[name].sets if is_suite else ()
     found += whole if whole and set(whole) <= set(known) else (name,)
@@ -164,15 +163,15 @@ def _of_named(config: Settings, name: str, image_size: int) -> list[EvaluationSe
   settings = config.evaluate
   halves = settings.suite != NO_SUITE and SUITES[settings.suite].halves
   group = settings.suite if halves else GROUP_OF[name]
-  if group == WORLD:
-    if config.data.source != WORLD:
-      field, got = ("suite", WORLD) if settings.suite == WORLD else ("sets", name)
+  if group in SOURCES:  # the sets of an image source, which has no files
+    if config.data.source != group:
+      field, got = ("suite", group) if settings.suite == group else ("sets", name)
       takes = (
         f"a set of its own where data.source={config.data.source!r}: evaluate.suite={NO_SUITE!r}"
         " without sets evaluates what config.data names, evaluate.sets_file any sets"
       )
       raise ConfigError(f"evaluate.{field}", got, takes)
-    return [EvaluationSet(name, group, name, "all", lambda: _world(config, name))]
+    return [EvaluationSet(name, group, name, "all", lambda: _generated(config, name))]
   if not pathlib.Path(settings.root).is_dir() or not settings.root:
     raise ConfigError("evaluate.root", settings.root, "a folder that exists, with the data sets")
   if settings.source == "coop" and name not in COOP_SETS:
@@ -206,11 +205,11 @@ def _of_own(settings: Evaluate, own: OwnSet, image_size: int) -> list[Evaluation
 
 
 def _of_data(config: Settings, image_size: int) -> list[EvaluationSet]:
-  """What a prompt that was learned with this config would be evaluated on."""
+  """Splits on which a training with this config evaluates its prompt."""
   data, splits = config.data, inputs.evaluation_splits(config.data)
-  if data.source == WORLD:
+  if not SOURCES[data.source].stored:
     return [item for name in splits for item in _of_named(config, name, image_size)]
-  # Of `tfds` it may have a version behind a colon; of a folder it is the last part of its path.
+  # A folder is named by the last part of its path. Names of tfds may end with a version.
   name = data.dataset or os.path.basename(os.path.abspath(data.root)) or data.source
   name = name.replace("/", "-")
   template = config.eval.template
@@ -222,7 +221,7 @@ def _of_data(config: Settings, image_size: int) -> list[EvaluationSet]:
 
   sets = []
   for split in splits:
-    # "test", "base", or "validation/base": which images, and which of the classes.
+    # "test", "base", or "validation/base": images, and part of the classes.
     images, _, part = split.rpartition("/")
     images, part = (images or "test", part) if part in _PARTS else (split, "all")
     open_it = functools.partial(opened, split, images)
@@ -230,11 +229,11 @@ def _of_data(config: Settings, image_size: int) -> list[EvaluationSet]:
   return sets
 
 
-def _world(config: Settings, split: str) -> LabelledSet:
+def _generated(config: Settings, split: str) -> LabelledSet:
   n_images = config.evaluate.images or config.eval.images
   source = inputs.open_source(config.data, split, n_images=n_images)
   template = config.eval.template
-  classes = ClassList(tuple(source.names), None, template, (template,), "the embedded world")
+  classes = ClassList(tuple(source.names), None, template, (template,), config.data.source)
   return LabelledSet(source, classes, "test")
 
 
@@ -242,16 +241,16 @@ def _stored(settings: Evaluate, name: str, part: str, image_size: int) -> Labell
   classes = load_class_list(name)
   root = pathlib.Path(settings.root)
   if settings.source == "folder" and (root / name).is_dir():
-    root = root / name  # else the root itself is the set's
-  # TFDS's labels are translated by the set's own table.
+    root = root / name  # otherwise the root is the folder of the set
+  # TFDS's labels are mapped by the packaged table of the set.
   listed = None if settings.source == "tfds" else classes
-  module = importlib.import_module(f"pomp_jax.data.{settings.source}")
+  module = SOURCES[settings.source].load()
   source, _, split = module.open_test_set(root, name, listed, image_size=image_size)
   if classes.synsets is None:
     _check_names(source.names, classes.names, f"{settings.root}: {name}")
   elif len(source.names) != len(classes):
     classes = _listed_classes(classes, source.names, f"{settings.root}: {name}")
-  # ImageNet's classes were told by their ids, and what they are called is the source's affair.
+  # ImageNet's classes were matched by id, so the source may have other names for them.
   labelled = LabelledSet(source, dataclasses.replace(classes, names=source.names), split)
   if part != "all":
     labelled = labelled.of_classes(half_of_classes(len(classes), part))
@@ -262,7 +261,7 @@ def _stored(settings: Evaluate, name: str, part: str, image_size: int) -> Labell
 
 
 def _sample(labelled: LabelledSet, n_images: int) -> LabelledSet:
-  """So many of the images, the classes evenly; all for 0."""
+  """Limits a set to n_images, evenly over the classes; 0: all."""
   source = labelled.source
   if not n_images or not isinstance(source, StoredImages):
     return labelled
@@ -271,10 +270,10 @@ def _sample(labelled: LabelledSet, n_images: int) -> LabelledSet:
 
 
 def _listed_classes(classes: ClassList, names: tuple[str, ...], where: str) -> ClassList:
-  """The classes of a data set that was made of a part of the list.
+  """Class list of a data set with some of the list's classes.
 
   Raises:
-    SourceError: one that is not in the list.
+    SourceError: a class outside the list.
   """
   label = {name: c for c, name in enumerate(classes.names)}
   for name in names:
@@ -286,10 +285,10 @@ def _listed_classes(classes: ClassList, names: tuple[str, ...], where: str) -> C
 
 
 def _check_names(found: tuple[str, ...], known: tuple[str, ...], where: str) -> None:
-  """Refuses a set whose labels mean other classes than its list has.
+  """Checks that labels mean the classes of the set's list.
 
   Raises:
-    SourceError: another number of classes, or one that is called otherwise.
+    SourceError: another number of classes, or another name.
   """
   if len(found) != len(known):
     raise SourceError(f"{where}: {len(found)} classes, but its class list has {len(known)}")

@@ -1,26 +1,26 @@
-"""What jobs start from, by the names that configs use."""
+"""Opens the CLIP and the images that a config names."""
+
+from types import ModuleType
 
 from jax.sharding import Mesh
 
-from pomp_jax import world
 from pomp_jax.clip import Clip, load_clip
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.load import read_clip_config
 from pomp_jax.clip.synthetic import synthetic_clip, synthetic_config
-from pomp_jax.config import SYNTHETIC_CLIP, WORLD, ConfigError, Settings, fields
+from pomp_jax.config import SOURCES, SYNTHETIC_CLIP, Settings, fields
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import load_synsets
-from pomp_jax.data.source import ClassSubset, Source, StoredImages
+from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import ArrayCache
 from pomp_jax.files.progress import waiting
-from pomp_jax.inputs.stored import has_validation as has_stored_validation
-from pomp_jax.inputs.stored import n_classes_of, open_stored, stored_splits
+from pomp_jax.inputs import stored
 from pomp_jax.prompt.mesh import make_mesh
 
 
 def open_clip(settings: fields.Clip) -> Clip:
-  """The CLIP that `config.clip` names.
+  """Opens the CLIP of `config.clip`.
 
   Raises:
     ClipError: it can't be read.
@@ -34,18 +34,18 @@ def open_clip(settings: fields.Clip) -> Clip:
 
 
 def clip_config(model: str) -> ClipConfig:
-  """The sizes alone of `config.clip.model`, without weights; see `open_clip`."""
+  """Reads the sizes of `config.clip.model`, without weights; see `open_clip`."""
   if model.startswith(SYNTHETIC_CLIP):
     return synthetic_config(model.removeprefix(SYNTHETIC_CLIP))
   return read_clip_config(model)
 
 
 def open_encoder(config: Settings, mesh: Mesh | None = None) -> Encoder:
-  """The CLIP on the devices, as `config.clip`, `config.mesh` and `config.eval.cache` say.
+  """Opens the CLIP on the devices, by `config.clip`, `config.mesh` and `config.eval.cache`.
 
   Args:
-    config: of the run.
-    mesh: other devices than all of them.
+    config: settings of the run.
+    mesh: devices; None: all.
   """
   with waiting(f"loading {config.clip.model}"):
     clip = open_clip(config.clip)
@@ -60,67 +60,54 @@ def open_encoder(config: Settings, mesh: Mesh | None = None) -> Encoder:
   )
 
 
-def open_source(data: Data, split: str, **size: int) -> Source:
-  """The images of a split.
+def _module(data: Data) -> ModuleType:
+  """Module of `data.source` with the four functions below; `stored` has them for stored images."""
+  row = SOURCES[data.source]
+  return row.load() if not row.stored else stored
+
+
+def open_source(data: Data, split: str, *, images_per_class: int = 0, n_images: int = 0) -> Source:
+  """Opens the images of a split.
 
   Args:
     data: `config.data`.
     split: train, validation, or one of `evaluation_splits`.
-    **size: images_per_class=.. (of the world) or n_images=.. (over the classes, as evenly as can
-      be; 0: all, of stored images).
+    images_per_class: images of each class, of a generated source.
+    n_images: number of images, as evenly over the classes as possible; 0: all, of stored images.
 
   Raises:
-    SourceError, VocabularyError, ConfigError: stored images are not as they have to be.
+    SourceError, VocabularyError, ConfigError: one line each.
   """
-  if data.source != WORLD:
-    with waiting(f"opening the {split} images"):
-      return open_stored(data, split, size.get("n_images") or None)
-  n_classes = min(data.n_classes, len(_names(data.source, split)))
-  if not n_classes:
-    return world.source(split, **size)
-  if "n_images" in size:
-    size = {"images_per_class": -(-size["n_images"] // n_classes)}
-  return ClassSubset(world.source(split, **size), n_classes)
+  with waiting(f"opening the {split} images"):
+    return _module(data).open_source(
+      data, split, images_per_class=images_per_class, n_images=n_images
+    )
 
 
 def open_training_source(data: Data, image_size: int) -> Source:
-  """The images to train with, of the size that the CLIP takes; errors as of `open_source`."""
+  """Opens the training images at the CLIP's image size; see `open_source`."""
   source = open_source(data, "train", images_per_class=data.images_per_class)
   return source.sized(image_size) if isinstance(source, StoredImages) else source
 
 
 def n_training_classes(data: Data) -> int:
-  """N, without opening any image; finds out whether every split is there.
+  """Number of classes to train on; checks that every split can be opened, reads no image.
 
   Raises:
-    SourceError, VocabularyError, ConfigError: stored images are not as they have to be.
+    SourceError, VocabularyError, ConfigError: one line each.
   """
-  if data.source != WORLD:
-    return n_classes_of(data)
-  n_all = len(_names(data.source, "train"))
-  if data.n_classes > n_all:
-    raise ConfigError("data.n_classes", data.n_classes, f"at most {n_all}, or 0 for all")
-  return data.n_classes or n_all
-
-
-def _names(source: str, split: str) -> tuple[str, ...]:
-  assert source == WORLD, source
-  return world.class_names({"novel": "novel", "shifted": "all"}.get(split, "base"))
-
-
-# What a prompt learned on the world is evaluated on.
-TEST_SPLITS = ("base", "novel", "shifted")
+  return _module(data).n_training_classes(data)
 
 
 def evaluation_splits(data: Data) -> tuple[str, ...]:
-  """What a learned prompt is evaluated on, by names that `open_source` knows.
+  """Splits to evaluate a learned prompt on, for `open_source`.
 
   Raises:
-    SourceError: no stored images there.
+    SourceError: no such data set.
   """
-  return TEST_SPLITS if data.source == WORLD else stored_splits(data)
+  return _module(data).evaluation_splits(data)
 
 
 def has_validation(data: Data) -> bool:
-  """Whether validation images are others than those that are trained on."""
-  return data.source == WORLD or has_stored_validation(data)
+  """Whether there are validation images beside the training images."""
+  return _module(data).has_validation(data)

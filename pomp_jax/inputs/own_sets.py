@@ -1,4 +1,4 @@
-"""A user's own data sets, as a TOML file or a config describes them; docs/evaluation.md.
+"""A user's own data sets, described in a TOML file or a config; docs/evaluation.md.
 
   [[set]]
   name = "birds"
@@ -7,13 +7,12 @@
   novel = "unseen.txt"
   templates = ["a photo of a {}, a type of bird."]
 
-Parsing judges keys and values; files and folders are opened with the set.
+Parsing checks keys and values. Files and folders are read when a set is opened.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
-import importlib
 import logging
 import os
 import pathlib
@@ -23,44 +22,43 @@ from typing import Any
 
 import numpy as np
 
+from pomp_jax.config import READERS, SOURCES
 from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.data.subsets import half_of_classes
-from pomp_jax.data.suites import READERS
 from pomp_jax.data.vocabulary import VocabularyError, check_names, normalized_names, read_names
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.files.terminal import printable
 
 log = logging.getLogger(__name__)
 
-# Names of classes in the config itself, a file of names, or what stands for a list.
+# Class names themselves, a file of names, or the name of a list.
 Names = tuple[str, ...] | str
 
 FIRST_HALF = "first half"
 _TABLE = "set"
-# Names become those of files.
+# Names of sets become file names.
 _NAME = re.compile(r"\w[\w .+-]{0,79}")
 _MOST_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class OwnSet:
-  """A data set as a user describes it.
+  """Description of a data set.
 
   Attributes:
-    name: what it is called in tables and files.
-    root: the folder of folders, CoOp's $DATA, or TFDS's data_dir.
-    reader: one of `suites.READERS`.
-    dataset: the data set's name there; only of coop and tfds.
-    names: the class list: a file, a list known by name, or the names themselves; "": the data
-      set's own.
-    base: the classes that a prompt was learned on, "first half", or "" for no halves.
+    name: name in tables and files.
+    root: folder of class folders, CoOp's $DATA, or TFDS's data_dir.
+    reader: one of `config.READERS`.
+    dataset: name of the data set in coop or tfds.
+    names: class list, by file, by name, or as the names themselves; "": the data set's own.
+    base: classes that a prompt was learned on, "first half", or "" for one undivided set.
     novel: the other classes; "" with `base`: all that are not base.
-    templates: hand-written prompts with a {} each; the first is `hand_written`, all are the
+    templates: hand-written prompts with a {} each. The first is `hand_written`, all are the
       ensemble. Empty: those of the class list.
-    synsets: WordNet ids in the order of the names: a file, or the ids; "": those of the class list.
-    folder: what relative paths start from.
+    synsets: WordNet ids in the order of the names, by file or themselves; "": the class list's.
+    folder: start of relative paths.
     where: the file, or the field of the config, for messages.
   """
 
@@ -78,89 +76,80 @@ class OwnSet:
 
   @property
   def parts(self) -> tuple[str, ...]:
-    """The parts that it is evaluated in: "base" and "novel", or "all"."""
+    """Parts to evaluate: "base" and "novel", or "all"."""
     return ("base", "novel") if self.base else ("all",)
 
 
-# Keys of an entry, and whether a list of texts may stand there.
+# Keys of an entry, and types of their values.
+_TEXT, _LIST, _NAMES = "a text", "a list of texts", "a text (file or name) or a list of texts"
 _KEYS = {
-  "name": "text",
-  "root": "text",
-  "reader": "text",
-  "dataset": "text",
-  "names": "either",
-  "base": "either",
-  "novel": "either",
-  "templates": "list",
-  "synsets": "either",
-}
-_TAKES = {
-  "text": "a text",
-  "either": "a text (a file, or a list that has a name) or a list of texts",
-  "list": "a list of texts",
+  **dict.fromkeys(("name", "root", "reader", "dataset"), _TEXT),
+  **dict.fromkeys(("names", "base", "novel"), _NAMES),
+  "templates": _LIST,
+  "synsets": _NAMES,
 }
 
 
 def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
-  """The sets that a TOML file describes; paths in it are relative to its folder.
+  """Reads the sets of a TOML file, with paths relative to its folder.
 
   Raises:
-    SourceError: it can't be read, is not TOML, or has an entry that can't be; one line with the
-      file, the set and the key.
+    SourceError: it can't be read, is not TOML, or has an invalid entry; one line with the file, the
+      set and the key.
   """
   path = pathlib.Path(path)
   try:
     with path.open("rb") as file:
       content = file.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
-      raise SourceError(f"{path}: larger than {_MOST_BYTES} bytes, which no list of sets is")
+      raise SourceError(f"{path}: too large, expected at most {_MOST_BYTES} bytes")
     tables = tomllib.loads(content.decode("utf-8-sig"))
   except OSError as error:
     raise SourceError(f"{path}: can't be read ({error.strerror})") from error
   except UnicodeDecodeError as error:
     raise SourceError(f"{path}: not UTF-8 text ({error.reason})") from error
-  except (ValueError, RecursionError) as error:  # TOMLDecodeError is the former
+  except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
     raise SourceError(f"{path}: not TOML ({printable(str(error))})") from error
   unknown = [key for key in tables if key != _TABLE]
   if unknown or not isinstance(tables.get(_TABLE), list):
     found = f"found {printable(unknown[0], 80)!r}" if unknown else "found none"
-    raise SourceError(f"{path}: {found}; it takes a table [[{_TABLE}]] for each data set")
+    raise SourceError(f"{path}: {found}, expected a table [[{_TABLE}]] for each data set")
   return parse_sets(tables[_TABLE], str(path), path.parent)
 
 
 def parse_sets(entries: Sequence[Any], where: str, folder: str | os.PathLike = "") -> list[OwnSet]:
-  """The sets that a list of dicts describes.
+  """Parses the sets of a list of dicts.
 
   Args:
-    entries: a dict a set, its keys those of `OwnSet` up to `synsets`.
-    where: the file or the field that they stand in, for messages.
-    folder: what relative paths start from.
+    entries: one dict a set, with the keys of `OwnSet` up to `synsets`.
+    where: the file or field of the entries, for messages.
+    folder: start of relative paths.
 
   Raises:
-    SourceError: an unknown key, a value that can't be, a name twice; one line.
+    SourceError: an unknown key, an invalid value, or a repeated name; one line.
   """
   sets: list[OwnSet] = []
   for number, entry in enumerate(entries, 1):
     one = _parse(entry, number, where, os.fspath(folder))
     if one.name in [other.name for other in sets]:
-      raise SourceError(f"{where}: set {one.name!r}: key 'name': stands twice; names must differ")
+      raise SourceError(f"{where}: set {one.name!r}: key 'name': is repeated")
     sets.append(one)
   if not sets:
-    raise SourceError(f"{where}: no data set in it")
+    raise SourceError(f"{where}: no data set")
   return sets
 
 
 def open_own_set(own: OwnSet, part: str, image_size: int) -> LabelledSet:
-  """Opens a set, or a part of its classes; reads lists of names and files, no image.
+  """Opens a part of a set; reads lists of names and files, no image.
 
   Args:
-    own: as `parse_sets` gives it.
+    own: set from `parse_sets`.
     part: one of `own.parts`.
-    image_size: of the images.
+    image_size: S, pixels.
 
   Raises:
-    SourceError: a file or a folder is missing, or the lists don't fit the classes; one line with
-      the file, the set, and the key where one is to blame.
+    SourceError: a file or folder is missing, or the lists don't match the classes; one line with
+      the file, the set, and the key at fault.
   """
   try:
     labelled = _open_whole(own, image_size)
@@ -170,13 +159,13 @@ def open_own_set(own: OwnSet, part: str, image_size: int) -> LabelledSet:
     prefix = f"{own.where}: set {own.name!r}: "
     raise SourceError(prefix + str(error).removeprefix(prefix)) from error
   if not len(labelled.source):
-    raise _wrong(own, part, "no image is of its classes")
+    raise _wrong(own, part, "no image of its classes")
   return labelled
 
 
 def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
   if not isinstance(entry, Mapping):
-    raise SourceError(f"{where}: entry {number} is a {type(entry).__name__}; it takes a table")
+    raise SourceError(f"{where}: entry {number}: got a {type(entry).__name__}, expected a table")
   name = entry.get("name")
   named = isinstance(name, str) and _NAME.fullmatch(name) and name == name.strip()
   of = f"{where}: set {name!r}" if named else f"{where}: set {number}"
@@ -187,10 +176,10 @@ def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
       shown = printable(str(key), 80)
       raise SourceError(f"{of}: unknown key {shown!r}{hint}; known: {', '.join(_KEYS)}")
   if named and name.split()[0] == "mean":
-    raise SourceError(f"{of}: key 'name': tables call a mean so")
+    raise SourceError(f"{of}: key 'name': names of means in tables start with this word")
   if not named:
     raise SourceError(
-      f"{of}: key 'name': got {printable(repr(name), 80)}, takes letters, digits, spaces and"
+      f"{of}: key 'name': got {printable(repr(name), 80)}, expected letters, digits, spaces and"
       " _ - . +, at most 80"
     )
   values = {key: _value(value, key, of) for key, value in entry.items()}
@@ -201,20 +190,19 @@ def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
 
 def _value(value: Any, key: str, of: str) -> Any:
   kind = _KEYS[key]
-  if isinstance(value, str) and kind != "list":
+  if isinstance(value, str) and kind != _LIST:
     return value
-  if isinstance(value, list | tuple) and kind != "text" and all(isinstance(v, str) for v in value):
+  if isinstance(value, list | tuple) and kind != _TEXT and all(isinstance(v, str) for v in value):
     return tuple(value)
-  shown = printable(repr(value), 80)
-  raise SourceError(f"{of}: key {key!r}: got {shown}, takes {_TAKES[kind]}")
+  raise SourceError(f"{of}: key {key!r}: got {printable(repr(value), 80)}, expected {kind}")
 
 
 def _check(own: OwnSet, of: str) -> None:
-  """What can be judged without opening anything."""
+  """Checks what needs no file."""
 
-  def refuse(key: str, takes: str) -> None:
+  def refuse(key: str, expected: str) -> None:
     got = printable(repr(getattr(own, key)), 80)
-    raise SourceError(f"{of}: key {key!r}: got {got}, takes {takes}")
+    raise SourceError(f"{of}: key {key!r}: got {got}, expected {expected}")
 
   if own.reader not in READERS:
     near = difflib.get_close_matches(own.reader, READERS, 1)
@@ -222,30 +210,34 @@ def _check(own: OwnSet, of: str) -> None:
   if not own.root:
     refuse("root", "the folder of the images")
   if own.reader == "folder" and own.dataset:
-    refuse("dataset", "nothing where reader = 'folder'")
+    refuse("dataset", "nothing with reader = 'folder'")
   if own.reader == "coop" and own.dataset not in COOP_SETS:
     refuse("dataset", f"one of {', '.join(COOP_SETS)}")
   if own.reader == "tfds" and not own.dataset:
     refuse("dataset", "the name of a data set of TFDS, such as food101")
   if any(template.count("{}") != 1 for template in own.templates):
-    refuse("templates", "texts with one {} each, for the name")
+    refuse("templates", "texts with one {} each")
   if own.novel and not own.base:
     refuse("base", "a list of names beside 'novel'")
   if own.base == FIRST_HALF and own.novel:
-    refuse("novel", f"nothing where base = {FIRST_HALF!r}: the rest of the classes is novel")
+    refuse("novel", f"nothing with base = {FIRST_HALF!r}: all other classes are novel")
   for key in ("names", "base", "novel", "synsets"):
     if getattr(own, key) == ():
-      refuse(key, "one name or more")
+      refuse(key, "at least one name")
 
 
 def _open_whole(own: OwnSet, image_size: int) -> LabelledSet:
   listed = _listed(own, "names") if own.names else None
-  labelled = importlib.import_module(f"pomp_jax.data.{own.reader}").open_test_set(
-    pathlib.Path(own.folder, own.root),
-    own.dataset,
-    None if own.reader == "coop" else listed,
-    all_classes=False,
-    image_size=image_size,
+  labelled = (
+    SOURCES[own.reader]
+    .load()
+    .open_test_set(
+      pathlib.Path(own.folder, own.root),
+      own.dataset,
+      None if own.reader == "coop" else listed,
+      all_classes=False,
+      image_size=image_size,
+    )
   )
   source, classes = labelled.source, listed or labelled.classes
   if len(classes) != len(source.names):
@@ -263,7 +255,7 @@ def _open_whole(own: OwnSet, image_size: int) -> LabelledSet:
 
 
 def _listed(own: OwnSet, key: str) -> ClassList:
-  """The class list that a key holds: names, a list known by name, or a file."""
+  """Class list of a key: names, the name of a list, or a file."""
   value = getattr(own, key)
   if isinstance(value, tuple):
     check_names(value, f"key {key!r}")
@@ -272,7 +264,7 @@ def _listed(own: OwnSet, key: str) -> ClassList:
 
 
 def _kept_classes(own: OwnSet, classes: ClassList, part: str) -> np.ndarray:
-  """The classes of a part, ascending."""
+  """Classes of a part, ascending."""
   if own.base == FIRST_HALF:
     return half_of_classes(len(classes), "base" if part == "base" else "new")
   base = _indices(own, classes, "base")
@@ -280,16 +272,16 @@ def _kept_classes(own: OwnSet, classes: ClassList, part: str) -> np.ndarray:
   novel = _indices(own, classes, "novel") if own.novel else every - base
   if base & novel:
     shown = printable(repr(classes.names[min(base & novel)]), 80)
-    raise _wrong(own, "novel", f"{len(base & novel)} classes are in 'base' too, such as {shown}")
+    raise _wrong(own, "novel", f"{len(base & novel)} classes are also in 'base', such as {shown}")
   if not novel:
-    raise _wrong(own, "base", "holds all classes, none is novel")
+    raise _wrong(own, "base", "has all classes, expected fewer")
   return np.array(sorted(base if part == "base" else novel))
 
 
 def _indices(own: OwnSet, classes: ClassList, key: str) -> set[int]:
-  """The classes that a list names, by their names or their WordNet ids."""
+  """Classes in a list of names or WordNet ids."""
   names = _listed(own, key).names
-  # Of a name that stands twice, both classes.
+  # A repeated name means all of its classes.
   indices_of: dict[str, set[int]] = {}
   for called in (normalized_names(classes.names), classes.synsets or ()):
     for index, name in enumerate(called):
@@ -303,7 +295,7 @@ def _indices(own: OwnSet, classes: ClassList, key: str) -> set[int]:
     near = difflib.get_close_matches(unknown[0], classes.names, 1)
     hint = f" (did you mean {printable(near[0], 80)!r}?)" if near else ""
     shown = printable(unknown[0], 80)
-    raise _wrong(own, key, f"{len(unknown)} names are no class of it, such as {shown!r}{hint}")
+    raise _wrong(own, key, f"{len(unknown)} names are unknown, such as {shown!r}{hint}")
   return set().union(*(indices_of[word] for word in normalized_names(names)))
 
 

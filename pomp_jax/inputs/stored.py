@@ -1,19 +1,17 @@
-"""The images that `config.data` names: the splits of a folder, of CoOp's layout, of a TFDS set.
+"""Splits of stored images, for any source that has `splits(data)` and `open_split(data, split)`.
 
-A data set has some of the splits train, validation and test. Of a folder, what is missing is held
-out of the training images. Otherwise another split stands in, under its own name; the log says so.
-Opening reads lists and labels, no image.
+A data set has some of the splits train, validation and test. A missing one is held out of the
+training images if the source's row in the registry allows it. Otherwise another split replaces it,
+under its own name, with a log line. Opening reads lists and labels, no image.
 """
 
 import dataclasses
 import functools
-import importlib
 import logging
-from types import ModuleType
 
 import numpy as np
 
-from pomp_jax.config import SYNTHETIC, ConfigError
+from pomp_jax.config import SOURCES, ConfigError
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list
 from pomp_jax.data.folder import classes_of, match_classes
@@ -22,86 +20,72 @@ from pomp_jax.data.subsets import even_sample, few_shot, half_of_classes, held_o
 
 log = logging.getLogger(__name__)
 
-
-@dataclasses.dataclass(frozen=True)
-class _Data:
-  """The fields of `config.data` that say which images there are."""
-
-  source: str
-  root: str
-  dataset: str
-  names: str
-  base: str
-  novel: str
-  shots: int
-  shots_seed: int
-  test_share: float
-  validation_share: float
-  images_per_class: int
-  cache: str
+# All training images, before any are held out or dropped by few shots.
+_UNDIVIDED = "undivided"
 
 
-def open_stored(data: Data, split: str, n_images: int | None = None) -> StoredImages:
-  """The images of a split.
+def open_source(
+  data: Data, split: str, *, images_per_class: int = 0, n_images: int = 0
+) -> StoredImages:
+  """Opens the images of a split.
 
   Args:
-    data: `config.data`, of another source than the world.
-    split: train or validation, with the classes that are trained on, or one of `stored_splits`.
-    n_images: this many of them, over the classes as evenly as can be; all if None.
+    data: `config.data`.
+    split: train or validation, with the classes to train on, or one of `evaluation_splits`.
+    images_per_class: ignored.
+    n_images: number of images, as evenly over the classes as possible; 0: all.
 
   Raises:
     SourceError, VocabularyError, ConfigError: one line each.
   """
-  fields, trained = _fields(data), _trained_group(data)
+  del images_per_class
   if split in ("train", "validation"):
-    source, group = _split(fields, split), trained
+    part, group = split, _training_group(data)
   else:
-    parts = _parts(data)
+    parts = _evaluation_parts(data)
     if split not in parts:
       raise ValueError(f"no split {split!r} to evaluate on; there are {', '.join(parts)}")
     part, group = parts[split]
-    source = _split(fields, part)
-  kept = _classes_of(fields, source.names, group)
+  source = _open_part(data, part)
+  kept = _classes_of_group(data, source.names, group)
   if not len(kept):
-    raise ConfigError("data.classes", group, "all, where there is one class")
+    raise ConfigError("data.classes", group, "all, for a data set of one class")
   if data.n_classes and data.n_classes < len(kept):
     kept = kept[spread_evenly(data.n_classes, len(kept))]
   if not np.array_equal(kept, np.arange(len(source.names))):
     source = source.of_classes(kept)
   if not len(source):
-    raise SourceError(f"data.root {data.root!r}: no image of split {split!r} is of these classes")
-  if n_images is not None:
-    source = source.subset(even_sample(source.labels, source.keys, n_images))
-  return source
+    raise SourceError(f"{_name(data)}: no image of these classes in the split {split!r}")
+  return source.subset(even_sample(source.labels, source.keys, n_images)) if n_images else source
 
 
-def stored_splits(data: Data) -> tuple[str, ...]:
-  """What a learned prompt is evaluated on, named for the images that it is.
+def evaluation_splits(data: Data) -> tuple[str, ...]:
+  """Splits to evaluate a learned prompt on, named after their images.
 
-  `test`, or, of a data set without such images, `validation` or `train`; with groups of classes
-  `base` and `novel` (lists) or `new` (CoOp's halves), of the test images. Where others stand in
-  for these it is `validation/base`, `train/base` and so on.
+  `test`, or `validation` or `train` if the data set has no test images. With groups of classes,
+  `base` and `novel` (lists) or `new` (CoOp's halves). Their images are test images, or else the
+  name is `validation/base`, `train/base` and so on.
 
   Raises:
-    SourceError: no data set there.
+    SourceError: no such data set.
   """
-  return tuple(_parts(data))
+  return tuple(_evaluation_parts(data))
 
 
 def has_validation(data: Data) -> bool:
-  """Whether any images but those that are trained on can choose between checkpoints."""
-  return _stand_in(_fields(data), "validation") != "train"
+  """Whether there are validation images beside the training images, to choose a checkpoint by."""
+  return _replacement(data, "validation") != "train"
 
 
-def n_classes_of(data: Data) -> int:
-  """N of the training; opens every split, so that what is missing shows.
+def n_training_classes(data: Data) -> int:
+  """Number of classes to train on; opens every split, so that missing files show.
 
   Raises:
     SourceError, VocabularyError, ConfigError: one line each.
   """
-  train = open_stored(data, "train")
-  for split in ("validation", *stored_splits(data)):
-    open_stored(data, split)
+  train = open_source(data, "train")
+  for split in ("validation", *evaluation_splits(data)):
+    open_source(data, split)
   n_classes = len(train.names)
   if data.n_classes > n_classes:
     raise ConfigError("data.n_classes", data.n_classes, f"at most {n_classes}, or 0 for all")
@@ -109,53 +93,35 @@ def n_classes_of(data: Data) -> int:
     count_N = np.bincount(train.labels, minlength=n_classes)
     if not count_N.all():
       name = train.names[int(np.argmin(count_N))]
-      raise SourceError(f"data.root {data.root!r}: no training image of data.base's {name!r}")
+      raise SourceError(f"{_name(data)}: no training image of data.base's {name!r}")
   return n_classes
 
 
-def _fields(data: Data) -> _Data:
-  return _Data(
-    data.source,
-    data.root,
-    data.dataset,
-    data.names,
-    data.base,
-    data.novel,
-    data.shots,
-    data.shots_seed,
-    data.test_share,
-    data.validation_share,
-    data.images_per_class,
-    data.cache,
-  )
-
-
-def _trained_group(data: Data) -> str:
-  """The classes that are trained on: all, base or new."""
+def _training_group(data: Data) -> str:
+  """Group of classes to train on: all, base or new."""
   return "base" if data.base else data.classes
 
 
-def _parts(data: Data) -> dict[str, tuple[str, str]]:
-  """By their names the splits of an evaluation: which images, and of which classes."""
-  fields, trained = _fields(data), _trained_group(data)
-  part = _stand_in(fields, "test")
+def _evaluation_parts(data: Data) -> dict[str, tuple[str, str]]:
+  """Name of each evaluation split -> part of the images, and group of classes."""
+  trained, part = _training_group(data), _replacement(data, "test")
   if trained == "all":
     return {part: (part, "all")}
   found = {}
   for group in ("base", "novel" if data.base else "new"):
-    if group == trained or (part != "train" and part in _splits(fields)):
+    if group == trained or (part != "train" and part in _splits(data)):
       found[group if part == "test" else f"{part}/{group}"] = part, group
     else:
-      # Nothing of these classes is trained on: all their images are for testing.
-      found[group] = "whole", group
+      # No image of these classes is trained on, so all of them are test images.
+      found[group] = _UNDIVIDED, group
   return found
 
 
-def _classes_of(data: _Data, names: tuple[str, ...], group: str) -> np.ndarray:
-  """Labels of a group of classes: of base or novel in the order of their list."""
+def _classes_of_group(data: Data, names: tuple[str, ...], group: str) -> np.ndarray:
+  """Labels of a group of classes; those of base and novel in the order of their list."""
   if not data.base or group == "all":
     return half_of_classes(len(names), group)
-  base = _listed(data, "base", names)
+  base = _listed_labels(data, "base", data.base, names)
   if group == "base":
     return base
   if not data.novel:
@@ -163,131 +129,109 @@ def _classes_of(data: _Data, names: tuple[str, ...], group: str) -> np.ndarray:
     if not len(others):
       raise ConfigError("data.base", data.base, "a list that leaves classes for novel ones")
     return others
-  novel = _listed(data, "novel", names)
+  novel = _listed_labels(data, "novel", data.novel, names)
   both = np.intersect1d(base, novel)
   if len(both):
-    takes = f"classes that are not in data.base; {names[both[0]]!r} is in both"
-    raise ConfigError("data.novel", data.novel, takes)
+    expected = f"classes that are not in data.base; {names[both[0]]!r} is in both"
+    raise ConfigError("data.novel", data.novel, expected)
   return novel
 
 
-def _listed(data: _Data, field: str, names: tuple[str, ...]) -> np.ndarray:
-  listed = load_class_list(getattr(data, field))
+def _listed_labels(data: Data, field: str, path: str, names: tuple[str, ...]) -> np.ndarray:
+  listed = load_class_list(path)
   if all(map(SYNSET.fullmatch, listed.names)):
-    listed = classes_of(listed.names, getattr(data, field))
+    listed = classes_of(listed.names, path)
   class_of = match_classes(names, ClassList(listed.names), f"{_name(data)}: data.{field}")
   label_of = {name: label for label, name in enumerate(names)}
   return np.array([label_of[name] for name in sorted(class_of, key=class_of.__getitem__)])
 
 
-def _stand_in(data: _Data, split: str) -> str:
-  """What a data set's validation or test images are: the split itself, or one in its place."""
+def _replacement(data: Data, split: str) -> str:
+  """Split that is used as a data set's validation or test split: itself, or another one."""
   other = {"test": "validation", "validation": "test"}[split]
-  instead = next((name for name in (split, other) if _has(data, name)), "train")
-  if instead != split:
-    _say(_name(data), split, f"in its place the {instead} images, as {instead!r}")
+  used = next((name for name in (split, other) if _is_available(data, name)), "train")
+  if used != split:
+    _log_once(_name(data), split, f"using the {used} images instead, as {used!r}")
   elif split not in _splits(data):
     share = f"{100 * _shares(data)[split]:g}% of each class's training images"
     if split == "validation" and data.shots:
       share = "the training images that are not among the shots"
-    n_images = len(_held_out(data)[split])
-    _say(_name(data), split, f"held out for it are {share}, {n_images} images in all")
-  return instead
+    _log_once(_name(data), split, f"held out {share}, {len(_divided(data)[split])} images")
+  return used
 
 
-def _has(data: _Data, split: str) -> bool:
-  """Whether there is a validation or test split, or images that are held out for it."""
+def _is_available(data: Data, split: str) -> bool:
+  """Whether a validation or test split exists, or images are held out for it."""
   if split in _splits(data):
     return True
   possible = _shares(data)[split] or (split == "validation" and data.shots)
-  return bool(possible and len(_held_out(data)[split]))
+  return bool(possible and len(_divided(data)[split]))
 
 
-def _shares(data: _Data) -> dict[str, float]:
-  """Of each class's training images, the shares that are held out for missing splits."""
-  there = _splits(data)
-  if data.source != "folder":
+def _shares(data: Data) -> dict[str, float]:
+  """Shares of each class's training images that are held out for missing splits."""
+  splits = _splits(data)
+  if not SOURCES[data.source].holds_out:
     return {"test": 0.0, "validation": 0.0}
   return {
-    # A validation split without a test split is what data sets are tested on.
-    "test": 0.0 if {"test", "validation"} & set(there) else data.test_share,
-    # With few shots there are images left over.
-    "validation": 0.0 if "validation" in there or data.shots else data.validation_share,
+    # A data set with validation images only is tested on these.
+    "test": 0.0 if {"test", "validation"} & set(splits) else data.test_share,
+    # Few shots leave images for validation.
+    "validation": 0.0 if "validation" in splits or data.shots else data.validation_share,
   }
 
 
-def _split(data: _Data, part: str) -> StoredImages:
-  """The images of a part: train, validation, test, or whole, the training images undivided."""
-  if part == "whole":
-    return _whole(data)
-  if part != "train":
-    part = _stand_in(data, part)
-  if part == "train":
-    return _train(data)
-  if part in _splits(data):
-    return _open(data, part)
-  return _whole(data).subset(_held_out(data)[part])
-
-
-def _whole(data: _Data) -> StoredImages:
-  """The training images before any is held out, or left out by the number of shots."""
-  there = _splits(data)
-  if "train" not in there:
-    raise SourceError(f"{_name(data)}: has no images to train with; its splits: {', '.join(there)}")
-  return _open(dataclasses.replace(data, shots=0), "train")
-
-
-def _train(data: _Data) -> StoredImages:
-  """The training images, or the few-shot subset of them; CoOp's is CoOp's own."""
-  if data.source == "coop" and "train" in _splits(data):
-    return _open(data, "train")
-  return _whole(data).subset(_held_out(data)["train"])
+def _open_part(data: Data, part: str) -> StoredImages:
+  """Opens train, validation, test, or the undivided training images."""
+  splits = _splits(data)
+  if part in ("validation", "test"):
+    part = _replacement(data, part)
+  if part in ("validation", "test") and part in splits:
+    return _open_split(data, part)
+  if "train" not in splits:
+    raise SourceError(f"{_name(data)}: no training images (found {', '.join(splits)})")
+  if part == "train" and SOURCES[data.source].draws_shots:
+    return _open_split(data, "train")
+  undivided = _open_split(dataclasses.replace(data, shots=0), "train")
+  return undivided if part == _UNDIVIDED else undivided.subset(_divided(data)[part])
 
 
 @functools.lru_cache(maxsize=4)
-def _held_out(data: _Data) -> dict[str, np.ndarray]:
-  """Indices of the training images: those trained on, and those held out for each split.
+def _divided(data: Data) -> dict[str, np.ndarray]:
+  """Indices of the training images to train on, and of those held out for each split.
 
-  With few shots, those that are left over are the validation images.
+  With few shots, the remaining images are for validation.
   """
-  whole, shares = _whole(data), _shares(data)
-  rest, test, validation = np.arange(len(whole)), np.arange(0), np.arange(0)
+  undivided, shares = _open_part(data, _UNDIVIDED), _shares(data)
+  rest, test, validation = np.arange(len(undivided)), np.arange(0), np.arange(0)
   if any(shares.values()):
     rest, (test, validation) = held_out(
-      whole.labels, whole.keys, (shares["test"], shares["validation"])
+      undivided.labels, undivided.keys, (shares["test"], shares["validation"])
     )
   if data.shots:
-    if data.source == "coop":
-      taken = set(_open(data, "train").keys.tolist())
-      shot = np.array([key in taken for key in whole.keys[rest].tolist()], bool)
+    if SOURCES[data.source].draws_shots:
+      taken = set(_open_split(data, "train").keys.tolist())
+      shot = np.array([key in taken for key in undivided.keys[rest].tolist()], bool)
     else:
-      chosen = few_shot(whole.labels[rest], whole.keys[rest], data.shots, data.shots_seed)
+      chosen = few_shot(undivided.labels[rest], undivided.keys[rest], data.shots, data.shots_seed)
       shot = np.isin(np.arange(len(rest)), chosen)
     rest, validation = rest[shot], rest[~shot]
   return {"train": rest, "validation": validation, "test": test}
 
 
-def _splits(data: _Data) -> tuple[str, ...]:
-  return _module(data.source).splits(data)
+def _splits(data: Data) -> tuple[str, ...]:
+  return SOURCES[data.source].load().splits(data)
 
 
 @functools.lru_cache(maxsize=8)
-def _open(data: _Data, split: str) -> StoredImages:
-  """A split that the data set has, all of it."""
-  return _module(data.source).open_split(data, split)
+def _open_split(data: Data, split: str) -> StoredImages:
+  return SOURCES[data.source].load().open_split(data, split)
 
 
-def _module(source: str) -> ModuleType:
-  """Imported when it is needed: TFDS takes half a second, which no other source has to wait for."""
-  name = "synthetic" if source == SYNTHETIC else source
-  return importlib.import_module(f"pomp_jax.data.{name}")
-
-
-def _name(data: _Data) -> str:
+def _name(data: Data) -> str:
   return " ".join(filter(None, (data.source, data.dataset, data.root)))
 
 
 @functools.cache
-def _say(name: str, split: str, instead: str) -> None:
-  """Once a process, however often the split is opened."""
-  log.info("%s has no split %r: %s", name, split, instead)
+def _log_once(name: str, split: str, replacement: str) -> None:
+  log.info("%s has no split %r: %s", name, split, replacement)

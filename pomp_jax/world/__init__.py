@@ -7,6 +7,24 @@ in `CLIP_PATH` was trained on web-like captions (`captions`, `train_clip`).
 
 from pomp_jax.world.names import class_names
 from pomp_jax.world.render import IMAGE_SIZE
-from pomp_jax.world.splits import CLIP_PATH, WorldSource, source
+from pomp_jax.world.splits import (
+  CLIP_PATH,
+  WorldSource,
+  evaluation_splits,
+  has_validation,
+  n_training_classes,
+  open_source,
+  source,
+)
 
-__all__ = ["CLIP_PATH", "IMAGE_SIZE", "WorldSource", "class_names", "source"]
+__all__ = [
+  "CLIP_PATH",
+  "IMAGE_SIZE",
+  "WorldSource",
+  "class_names",
+  "evaluation_splits",
+  "has_validation",
+  "n_training_classes",
+  "open_source",
+  "source",
+]

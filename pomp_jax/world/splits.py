@@ -1,7 +1,10 @@
-"""Splits of labelled images of the world, rendered on demand."""
+"""Splits of labelled images of the world, rendered on demand; the image source `world`."""
+
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from pomp_jax.errors import InputError
 from pomp_jax.files.weights import CLIPS
 from pomp_jax.world import names, render
 
@@ -17,6 +20,50 @@ _SPLITS = {
 }
 
 
+@runtime_checkable
+class DataFields(Protocol):
+  """Field of `config.data` that the world reads, beside `images_per_class`."""
+
+  n_classes: int
+
+
+def open_source(
+  data: DataFields, split: str, *, images_per_class: int = 0, n_images: int = 0
+) -> "WorldSource":
+  """Opens a split with `data.n_classes` of its classes; see `source`."""
+  n_classes = min(data.n_classes, len(names.class_names(_SPLITS[split][0])))
+  return source(
+    split,
+    images_per_class=images_per_class or None,
+    n_images=n_images or None,
+    n_classes=n_classes,
+  )
+
+
+def n_training_classes(data: DataFields) -> int:
+  """Number of classes to train on.
+
+  Raises:
+    InputError: more classes than the world has.
+  """
+  n_all = len(names.class_names("base"))
+  if data.n_classes > n_all:
+    raise InputError(f"config.data.n_classes: got {data.n_classes}, expected at most {n_all}")
+  return data.n_classes or n_all
+
+
+def evaluation_splits(data: DataFields) -> tuple[str, ...]:
+  """Splits to evaluate a learned prompt on."""
+  del data
+  return ("base", "novel", "shifted")
+
+
+def has_validation(data: DataFields) -> bool:
+  """Whether validation images differ from the training images: always."""
+  del data
+  return True
+
+
 class WorldSource:
   """Images of one split; a `data.source.Source`.
 
@@ -25,11 +72,24 @@ class WorldSource:
     labels: int32 [n], class of each image.
   """
 
-  def __init__(self, split: str, labels: np.ndarray, seed: int):
+  def __init__(
+    self, split: str, classes: np.ndarray, labels: np.ndarray, positions: np.ndarray, seed: int
+  ):
+    """Creates images of some of the split's classes.
+
+    Args:
+      split: name of the split.
+      classes: int [N], indices of the classes in the split's group.
+      labels: int [n], indices into `classes`.
+      positions: int [n], positions of the images in the split's random stream.
+      seed: random seed of the images.
+    """
     group, self._stream = _SPLITS[split]
-    self.names = names.class_names(group)
+    every = names.class_names(group)
+    self.names = every if len(classes) == len(every) else tuple(every[c] for c in classes)
     self.labels = labels.astype(np.int32)
-    self._attributes_NxA = names.class_attributes(group)
+    self._positions = positions
+    self._attributes_NxA = names.class_attributes(group)[classes]
     self._style = render.STYLES.index("shifted" if split == "shifted" else "photo")
     self._seed = seed
 
@@ -48,7 +108,7 @@ class WorldSource:
     indices = np.asarray(indices, np.int64)
     if indices.size and not (0 <= indices.min() and indices.max() < len(self)):
       raise IndexError(f"got images {indices.min()}..{indices.max()}, expected [0, {len(self)})")
-    key_B = render.image_keys(self._seed, self._stream, indices)
+    key_B = render.image_keys(self._seed, self._stream, self._positions[indices])
     attributes_BxA = self._attributes_NxA[self.labels[indices]]
     return render.render(key_B, attributes_BxA, np.full(len(indices), self._style))
 
@@ -62,6 +122,7 @@ def source(
   *,
   images_per_class: int | None = None,
   n_images: int | None = None,
+  n_classes: int = 0,
   seed: int = 0,
 ) -> WorldSource:
   """Opens a split.
@@ -70,7 +131,9 @@ def source(
     split: "train", "validation", "base" (three disjoint streams of images of base classes),
       "novel" (novel classes) or "shifted" (all classes in the shifted rendering).
     images_per_class: images of every class, in the order of the classes.
-    n_images: alternatively, images in all, of random classes as evenly as possible.
+    n_images: alternatively, images in all, of random classes as evenly as possible; of n_classes,
+      the same number of each, rounded up.
+    n_classes: classes, spread evenly over the split's list; 0: all.
     seed: random seed of the images and of the choice of classes.
 
   Raises:
@@ -80,18 +143,23 @@ def source(
     raise ValueError(f"unknown split {split!r}; expected one of {', '.join(_SPLITS)}")
   if (images_per_class is None) == (n_images is None):
     raise ValueError("expected either images_per_class or n_images")
-  size = images_per_class if n_images is None else n_images
-  if size < 1:
+  if (size := images_per_class or n_images or 0) < 1:
     raise ValueError(f"got {size} images, expected at least 1")
   group, stream = _SPLITS[split]
-  n_classes = len(names.class_names(group))
-  if n_images is None:
-    labels = np.repeat(np.arange(n_classes), images_per_class)
-  else:
+  n_all = len(names.class_names(group))
+  classes = np.arange(n_classes or n_all) * n_all // (n_classes or n_all)
+  if n_images is not None and not n_classes:
     # Passes over all classes, each in its own random order.
     passes = []
-    for turn in range(-(-n_images // n_classes)):
-      key_N = render.image_keys(seed, (stream << 32) + turn, np.arange(n_classes))
+    for turn in range(-(-n_images // n_all)):
+      key_N = render.image_keys(seed, (stream << 32) + turn, np.arange(n_all))
       passes.append(np.argsort(key_N, kind="stable"))
     labels = np.concatenate(passes)[:n_images]
-  return WorldSource(split, labels, seed)
+    return WorldSource(split, classes, labels, np.arange(n_images), seed)
+  if n_images is not None:
+    images_per_class = -(-n_images // n_classes)
+  labels = np.repeat(np.arange(len(classes)), images_per_class)
+  positions = classes[labels] * images_per_class + np.tile(
+    np.arange(images_per_class), len(classes)
+  )
+  return WorldSource(split, classes, labels, positions, seed)

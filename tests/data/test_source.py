@@ -7,32 +7,7 @@ from PIL import Image
 import pytest
 
 from pomp_jax.data.images import ImageError, read_image
-from pomp_jax.data.source import ClassSubset, Files, Source, StoredImages, spread_evenly
-
-
-class Numbers:
-  """Images that hold their own label."""
-
-  names = tuple("abcdefgh")
-  labels = np.array([7, 0, 3, 3, 5, 1, 2, 7, 6, 4], np.int32)
-
-  def __len__(self):
-    return 10
-
-  def images(self, indices):
-    return np.broadcast_to(
-      self.labels[indices].astype(np.uint8)[:, None, None, None], (len(indices), 2, 2, 3)
-    )
-
-
-def test_labels_names_and_images_agree():
-  source = Numbers()
-  for count in range(1, 9):
-    subset = ClassSubset(source, count)
-    pixels = subset.images(np.arange(len(subset)))[:, 0, 0, 0]
-    assert len(subset.names) == count
-    assert [subset.names[label] for label in subset.labels] == [source.names[p] for p in pixels]
-    assert set(subset.labels.tolist()) == set(range(count))
+from pomp_jax.data.source import Files, Source, StoredImages, spread_evenly
 
 
 def test_spread_evenly():

@@ -20,7 +20,7 @@ from tests.support.small_run import small_config
 
 @pytest.fixture(autouse=True)
 def nothing_remembered():
-  for function in (stored._open, stored._held_out, stored._say, coop._open_all):
+  for function in (stored._open_split, stored._divided, stored._log_once, coop._open_all):
     function.cache_clear()
 
 
@@ -138,8 +138,8 @@ def test_splits_that_there_are_stay_whole(tmp_path):
   assert counts(data(root), "train", "validation") == [[4] * 9, [1] * 9]
   assert len(inputs.open_source(data(root, shots=1), "validation")) == 36
   save(root / "val", "validation", 1, NAMES)
-  stored._open.cache_clear()
-  stored._held_out.cache_clear()
+  stored._open_split.cache_clear()
+  stored._divided.cache_clear()
   assert len(inputs.open_source(data(root), "validation")) == 9
   assert len(inputs.open_source(data(root), "train")) == 45
   # A class may be missing in a split for testing, whose names are the training's all the same.
