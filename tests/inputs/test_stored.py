@@ -80,7 +80,7 @@ def test_splits_of_a_folder_that_are_missing_are_held_out(flat, tmp_path, caplog
   every = {path.relative_to(flat).as_posix() for path in flat.glob("*/*.png")}
   with caplog.at_level("INFO", "pomp_jax"):
     assert inputs.evaluation_splits(data(flat)) == ("test",)
-  assert "has no split 'test': held out for it are 20% of each class's training" in caplog.text
+  assert "has no split 'test': held out 20% of each class's training" in caplog.text
   parts = ("train", "validation", "test")
   assert counts(data(flat), *parts) == [[4] * 9, [1] * 9, [1] * 9]
   held = [keys(inputs.open_source(data(flat), part)) for part in parts]
@@ -112,7 +112,7 @@ def test_where_nothing_can_be_held_out_it_is_called_train(tmp_path, caplog):
   single = data(tmp_path)
   with caplog.at_level("INFO", "pomp_jax"):
     assert inputs.evaluation_splits(single) == ("train",)
-  assert "has no split 'test': in its place the train images, as 'train'" in caplog.text
+  assert "has no split 'test': using the train images instead" in caplog.text
   assert not inputs.has_validation(single)
   assert len(inputs.open_source(single, "train")) == 9
   # Classes that are not trained on have no training images.
@@ -332,7 +332,7 @@ def test_data_that_is_not_there_is_found_before_anything_is_written(tmp_path, ch
 
 def test_a_test_set_alone_can_not_train(tmp_path):
   save(tmp_path / "test", "base", 1, NAMES)
-  with pytest.raises(SourceError, match="has no images to train with"):
+  with pytest.raises(SourceError, match="found test"):
     inputs.n_training_classes(data(tmp_path))
 
 
