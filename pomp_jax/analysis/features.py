@@ -168,7 +168,7 @@ def wordnet_branches(
 
 
 def shape_branches(names: Sequence[str]) -> Branches | None:
-  """Groups the classes of the synthetic world by shape; None for other class names."""
+  """Groups the classes of the embedded world by shape; None for other class names."""
   pattern = re.compile(rf" ({'|'.join(map(re.escape, SHAPES))}) on ")
   found = [pattern.search(name) for name in names]
   if not all(found):

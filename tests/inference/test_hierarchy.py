@@ -14,7 +14,7 @@ PAIRS = 400
 
 @pytest.fixture(scope="module")
 def graph():
-  """The tree as networkx has it, from parent to child."""
+  """WordNet as a networkx graph from parent to child."""
   tree = load_tree()
   edges = [
     (tree.ids[parent], tree.ids[child])
@@ -125,7 +125,7 @@ def test_figures_equal_networkx(pairs, expected):
 
 
 def test_chance_of_a_sibling_is_what_random_errors_do():
-  """Over all wrong answers to each class of ImageNet-A alike."""
+  """Uniformly over all wrong answers to each class of ImageNet-A."""
   tree = load_tree()
   nodes = tree.nodes(load_class_list("imagenet_a").synsets)
   n = len(nodes)

@@ -91,7 +91,7 @@ def test_calibration_equals_torchmetrics(scores):
 def test_bins_are_open_below_and_closed_above():
   edges = np.arange(N_BINS + 1) / N_BINS
   np.testing.assert_array_equal(confidence_bins(edges), [0, *range(N_BINS)])
-  # In a linear scan, as the definition has it.
+  # The definition, by a linear scan.
   values = np.random.default_rng(1).uniform(size=500).astype(np.float32)
   expected = [
     next(s for s in range(N_BINS) if s / N_BINS < value <= (s + 1) / N_BINS) for value in values

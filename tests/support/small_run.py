@@ -1,4 +1,4 @@
-"""Config of a small pretraining run on the synthetic world, and its training alone."""
+"""Config of a small pretraining run on the embedded world, and its training alone."""
 
 import pathlib
 
