@@ -32,8 +32,8 @@ def get_config(argument: str = ""):
   config.job = "baselines"
   config.update_from_flattened_dict(SMALL)
   # What a method has as all have it can be overridden for all.
-  config.baselines.methods = "; ".join(
-    f"{label}:" + ",".join(f"{k}={v}" for k, v in own.items() if SMALL.get(k) != v)
+  config.baselines.methods = tuple(
+    (label, {field: value for field, value in own.items() if SMALL.get(field) != value})
     for label, own in METHODS.items()
   )
   return with_argument(config, argument)

@@ -45,6 +45,7 @@ from pomp_jax.config import (
   load_job,
   unpack,
   validate,
+  value_of_text,
 )
 from pomp_jax.config.rows import OLD_NAMES, check_name, name_of_type
 from pomp_jax.errors import InputError, RunError, TryAgain
@@ -208,7 +209,7 @@ def _unraisable(found: Any) -> None:
 def parse_flags(argv: Sequence[str]) -> list[str]:
   """Parses the command line; every mistake in it is one line and exit status 2."""
   try:
-    rest = flags.FLAGS(argv)
+    rest = flags.FLAGS([_with_tuple(argument) for argument in argv])
     if _CONFIG.value is None:
       raise flags.Error("--config: nothing given; takes a file such as configs/demo.py")
     if not _WORKDIR.value:
@@ -233,6 +234,14 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     place = traceback.extract_tb(error.__traceback__)[-1]
     what = f"{type(error).__name__}: {error}"
     sys.exit(_complain(f"{place.filename}:{place.lineno}: {what}", 2))
+
+
+def _with_tuple(argument: str) -> str:
+  """`--config.FIELD=a;b` as the Python tuple that absl reads, for a field that holds a tuple."""
+  found = re.fullmatch(r"--?config\.([\w.]+)=([^(\[].*)?", argument, re.DOTALL)
+  if not found or found[1] not in FIELDS or FIELDS[found[1]].type in (bool, int, float, str):
+    return argument
+  return f"--config.{found[1]}={value_of_text(found[1], found[2] or '')!r}"
 
 
 def _unknown_field(argv: Sequence[str]) -> str | None:

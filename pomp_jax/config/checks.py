@@ -73,15 +73,11 @@ def _check_method(settings: Settings) -> None:
 
 
 def _check_steps(settings: Settings) -> None:
-  optim, server, steps = settings.optim, settings.prometheus, settings.profile_steps
+  optim, server = settings.optim, settings.prometheus
   if optim.schedule == "epoch" and optim.warmup != int(optim.warmup):
     raise ConfigError("optim.warmup", optim.warmup, "whole epochs where optim.schedule='epoch'")
   if server.port and not server.host:
     raise ConfigError("prometheus.host", server.host, "an address of this machine")
-  profiled = re.fullmatch(r"([0-9]{1,12})\+([0-9]{1,12})", steps)
-  if steps and not (profiled and 1 <= int(profiled[1]) <= int(profiled[2])):
-    expected = "the first and the last step to profile, such as 20+30"
-    raise ConfigError("profile_steps", steps, expected)
 
 
 def _check_model(clip: Clip, dry_run: bool) -> None:

@@ -22,6 +22,7 @@ from pomp_jax.config.rows import (
   check_name,
   one_of,
   row,
+  some_of,
   template,
   typed,
 )
@@ -47,6 +48,10 @@ _seeds = Check(
     bool(seeds) and len(set(seeds)) == len(seeds) and 0 <= min(seeds) <= max(seeds) <= _MAX_SEED
   ),
   f"one or more different integers from 0 to {_MAX_SEED}",
+)
+_pair = Check(
+  lambda pair: not pair or (len(pair) == 2 and 1 <= pair[0] <= pair[1]),
+  "two integers from 1 on, the first not above the second, or nothing",
 )
 
 
@@ -273,7 +278,7 @@ class Evaluate:
     "suite of data sets; none: the sets below, or config.data's",
     one_of(NO_SUITE, *SUITES),
   )
-  sets: str = row("", 'named sets or suites, separated by ";"; empty: the whole suite')
+  sets: tuple[str, ...] = row((), "named sets or suites; empty: the whole suite")
   source: str = row(
     "coop", "layout of the stored sets: coop, tfds, or folder (one per class)", one_of(*READERS)
   )
@@ -281,10 +286,7 @@ class Evaluate:
   sets_file: str = row("", "TOML file of one's own sets")
   own_sets: tuple[Mapping, ...] = row((), "one's own sets as dicts, in a config file")
   skip_missing: bool = row(False, "evaluation of the other sets where some can't be opened")
-  prompts: str = row(
-    "hand_written",
-    'prompts, separated by ";": see docs/evaluation.md',
-  )
+  prompts: tuple[str, ...] = row(("hand_written",), "prompts, see docs/evaluation.md")
   images: int = row(
     0, "images of each set, its classes evenly; 0: all (of the world eval.images)", at_least(0)
   )
@@ -295,7 +297,7 @@ class Evaluate:
 class Analyse:
   """The job analyse: class features under prompts, on the sets of `evaluate`."""
 
-  prompts: str = row("hand_written", "prompts, see evaluate.prompts")
+  prompts: tuple[str, ...] = row(("hand_written",), "prompts, see evaluate.prompts")
   top: int = row(5, "nearest tokens of each learned vector", at_least(1))
 
 
@@ -345,7 +347,7 @@ class Prepare:
 class Baselines:
   """The job baselines: methods side by side, each over the seeds of `repeat`."""
 
-  methods: str = row("", 'methods: label:field=value,field=value, separated by ";"')
+  methods: tuple[tuple[str, Mapping], ...] = row((), "methods: (label, {field: value}), ..")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,8 +365,10 @@ class Ablate:
   lanes: int = row(
     0, "cells that one program trains together, at most; 0: chosen by memory", at_least(0)
   )
-  part: str = row(
-    "", 'part of the cells that this run takes: "2/5" is the second of five; empty: all'
+  part: tuple[int, ...] = row(
+    (),
+    "part of the cells that this run takes: (2, 5) is the second of five; empty: all",
+    _pair,
   )
 
 
@@ -374,10 +378,16 @@ class GradientBias:
 
   prompt: str = row("", "prompt file; empty: N(0, 0.02^2), the start of a training")
   k: tuple[int, ...] = row((16, 64, 256, 1024, 4096), "values of K")
-  samplers: str = row(
-    "uniform;hard;easy;hierarchical", "samplers; the first is shown for each correction"
+  samplers: tuple[str, ...] = row(
+    ("uniform", "hard", "easy", "hierarchical"),
+    "samplers; the first is shown for each correction",
+    some_of(*SAMPLERS),
   )
-  corrections: str = row("log;log10;none;logq", "corrections; the first is shown for each sampler")
+  corrections: tuple[str, ...] = row(
+    ("log", "log10", "none", "logq"),
+    "corrections; the first is shown for each sampler",
+    some_of(*CORRECTIONS),
+  )
   images: int = row(64, "images of a gradient", at_least(1))
   rows: int = row(20_000, "classes computed for a cell, over all its draws", at_least(1))
 
@@ -449,7 +459,11 @@ class Settings:
     ),
   )
   max_roll_backs: int = row(3, "roll-backs after which the run stops", at_least(0))
-  profile_steps: str = row("", 'first and last step of a profile, such as "20+30"; empty: none')
+  profile_steps: tuple[int, ...] = row(
+    (),
+    "first and last step of a profile; empty: none",
+    _pair,
+  )
   clip: Clip = Clip()
   data: Data = Data()
   prompt: Prompt = Prompt()

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import math
 import re
+import typing
 from typing import Any, NamedTuple
 
 from pomp_jax.errors import InputError
@@ -74,6 +75,15 @@ def one_of(*choices: str) -> Check:
   return Check(choices.__contains__, f"one of {', '.join(choices)}", choices)
 
 
+def some_of(*choices: str) -> Check:
+  """A tuple of one or more different texts."""
+
+  def accepts(value):
+    return bool(value) and set(value) <= set(choices) and len(set(value)) == len(value)
+
+  return Check(accepts, f"one or more different ones of {', '.join(choices)}")
+
+
 def at_least(least: float | int) -> Check:
   """A finite number from `least` on; NaN fails too."""
   return Check(lambda value: least <= value < math.inf, f"{least} or more")
@@ -112,14 +122,18 @@ def typed(field: str, kind: Any, value: Any) -> Any:
     if type(value) is kind:
       return value
   elif isinstance(value, list | tuple):
-    (part, _) = kind.__args__
+    value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
+    part = typing.get_origin(kind.__args__[0]) or kind.__args__[0]
     if all(isinstance(item, part) and not isinstance(item, bool) for item in value):
-      return tuple(value)
+      return value
   raise ConfigError(field, value, f"a value of type {name_of_type(kind)}")
 
 
 def from_text(field: str, kind: Any, text: str) -> Any:
-  """The value that a text stands for; parts of a tuple are separated by "+".
+  """The value that a text stands for, on the command line or behind a config file's colon.
+
+  Integers of a tuple are separated by "+" or "/", texts by ";". A method of `baselines.methods` is
+  `label: field=value, field=value`.
 
   Raises:
     ConfigError: a text that does not read as the type.
@@ -129,10 +143,20 @@ def from_text(field: str, kind: Any, text: str) -> Any:
       return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
     if kind in (int, float, str):
       return kind(text)
-    part = kind.__args__[0]
-    return tuple(part(item) for item in text.split("+"))
-  except (ValueError, KeyError, TypeError) as error:
+    if kind == tuple[int, ...]:
+      return tuple(int(part) for part in re.split(r"[+/]", text) if text)
+    parts = tuple(part for part in map(str.strip, text.split(";")) if part)
+    return parts if kind == tuple[str, ...] else tuple(map(_labelled, parts))
+  except (ValueError, KeyError) as error:
     raise ConfigError(field, text, f"a value of type {name_of_type(kind)}") from error
+
+
+def _labelled(text: str) -> tuple[str, dict[str, str]]:
+  label, colon, items = text.partition(":")
+  if not colon:
+    raise ValueError(text)
+  pairs = (map(str.strip, item.split("=", 1)) for item in items.split(",") if item.strip())
+  return label.strip(), dict(pairs)
 
 
 def name_of_type(kind: Any) -> str:
@@ -151,8 +175,9 @@ def check_value(field: str, check: Check, value: Any) -> None:
   Raises:
     ConfigError: a URL, or a value that the check refuses, with the nearest choice.
   """
-  if isinstance(value, str) and is_url(value):
-    raise ConfigError(field, value, LOCAL_PATH)
+  for text in value if isinstance(value, tuple) else (value,):
+    if isinstance(text, str) and is_url(text):
+      raise ConfigError(field, text, LOCAL_PATH)
   if not check.accepts(value):
     new = OLD_VALUES.get((field, value)) if isinstance(value, str) else None
     near = [new] if new else difflib.get_close_matches(str(value), check.choices, 1)

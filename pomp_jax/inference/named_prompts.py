@@ -17,10 +17,9 @@ from pomp_jax.files.run_folder import RunFolder
 
 # The first template of the class list, and all templates of an ensemble.
 HAND_WRITTEN, ENSEMBLE = "hand_written", "ensemble"
-SEPARATOR = ";"
 _TAKES = (
-  f"one or more of the following, separated by {SEPARATOR!r}: a prompt file, a .npy file of class"
-  f" features, a run's folder with checkpoints, a text with one {{}},"
+  "one or more of the following: a prompt file, a .npy file of class"
+  " features, a run's folder with checkpoints, a text with one {{}},"
   f" {HAND_WRITTEN}, {ENSEMBLE}, {ENSEMBLE}:NAME with NAME one of {', '.join(TEMPLATES)}"
 )
 
@@ -39,7 +38,7 @@ class NamedPrompt(NamedTuple):
   step: int | None = None
 
 
-def read_prompts(text: str, field: str) -> list[NamedPrompt]:
+def read_prompts(names: Sequence[str], field: str) -> list[NamedPrompt]:
   """Loads the prompts that a config field names.
 
   Raises:
@@ -47,7 +46,7 @@ def read_prompts(text: str, field: str) -> list[NamedPrompt]:
     PromptFileError, CheckpointError: a file is unusable.
   """
   found: list[NamedPrompt] = []
-  for item in filter(None, map(str.strip, text.split(SEPARATOR))):
+  for item in names:
     if item.count("{}") == 1 or item in (HAND_WRITTEN, ENSEMBLE) or _named_templates(item):
       found.append(NamedPrompt(item, item))
     elif os.path.isdir(item):
@@ -59,7 +58,7 @@ def read_prompts(text: str, field: str) -> list[NamedPrompt]:
       raise ConfigError(field, item, _TAKES)
   labels = [named.label for named in found]
   if not labels or len(set(labels)) < len(labels):
-    raise ConfigError(field, text, _TAKES + "; none twice")
+    raise ConfigError(field, names, _TAKES + "; none twice")
   return found
 
 

@@ -17,7 +17,6 @@ from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample, half_of_classes
 from pomp_jax.data.suites import GROUP_OF, NO_SUITE, OWN, SUITES
 from pomp_jax.data.vocabulary import VocabularyError
-from pomp_jax.inference.named_prompts import SEPARATOR
 from pomp_jax.inputs.own_sets import OwnSet, open_own_set, parse_sets, read_sets_file
 
 log = logging.getLogger(__name__)
@@ -145,7 +144,7 @@ def _named(config: Settings) -> list[str]:
   suite = None if settings.suite == NO_SUITE else SUITES[settings.suite]
   known = tuple(GROUP_OF) if suite is None else (*suite.sets, *suite.more)
   found: list[str] = []
-  for name in filter(None, map(str.strip, settings.sets.split(SEPARATOR))):
+  for name in settings.sets:
     # The name of a suite means its sets, unless a set has the same name.
     is_suite = name in SUITES and name not in known and not SUITES[name].halves
     whole = SUITES[name].sets if is_suite else ()
@@ -154,7 +153,7 @@ def _named(config: Settings) -> list[str]:
     if name not in known or found.count(name) > 1:
       near = difflib.get_close_matches(name, known, 1)
       hint = f" (did you mean {near[0]!r}?)" if near and near[0] != name else ""
-      takes = f"one or more different ones of {', '.join(known)}, separated by {SEPARATOR!r}{hint}"
+      takes = f"one or more different ones of {', '.join(known)}{hint}"
       raise ConfigError("evaluate.sets", name, takes)
   return found or list(suite.sets if suite else ())
 

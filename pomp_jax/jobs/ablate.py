@@ -58,7 +58,6 @@ def check(config: Settings, workdir: str) -> None:
     ConfigError, ClipError, RunFolderError, SourceError, VocabularyError: one line each.
   """
   RunFolder(workdir).check(config.job)
-  _part(config)
   for cell in make_cells(config):
     with _named(cell):
       _check_cell(cell, workdir)
@@ -94,8 +93,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   start = time.monotonic()
   folder = RunFolder(workdir)
   cells = make_cells(config)
-  index, count = _part(config)
-  groups = lane_groups(cells)[index::count]
+  index, count = config.ablate.part or (1, 1)
+  groups = lane_groups(cells)[index - 1 :: count]
   missing, shared = list(filter(None, _missing(folder, groups))), Shared()
   for group in missing:
     # Lanes of a program are alike in all that can be refused.
@@ -276,18 +275,3 @@ def _stored(folder: RunFolder, cell: Cell) -> dict[str, Any] | None:
 
 def _file(folder: RunFolder, cell: Cell):
   return folder.path / _FOLDER / cell.file_name
-
-
-def _part(config: Settings) -> tuple[int, int]:
-  """Which part of the cells is this run's, from 0, and of how many.
-
-  Raises:
-    ConfigError: not a part.
-  """
-  text = config.ablate.part
-  if not text:
-    return 0, 1
-  first, slash, second = text.partition("/")
-  if not (slash and first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
-    raise ConfigError("ablate.part", text, "i/n with i from 1 to n, such as 2/5, or nothing")
-  return int(first) - 1, int(second)

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 # Methods that the seed has nothing to do with: one run tells all.
 _WITHOUT_SEED = ("zero_shot", "linear_probe", "tip_adapter")
-_TAKES = "one or more of label:field=value,field=value, separated by ';', no label twice"
+_EXPECTED = "one or more methods (label, {field: value}), no label twice"
 
 
 def check(config: Settings, workdir: str) -> None:
@@ -93,24 +93,15 @@ def method_configs(config: Settings) -> dict[str, Settings]:
     ConfigError: a text that does not read so, or fields that can't be.
   """
   found: dict[str, Settings] = {}
-  for item in filter(None, map(str.strip, config.baselines.methods.split(";"))):
-    label, colon, argument = map(str.strip, item.partition(":"))
-    if not colon or not label.replace("_", "").isalnum() or label in found:
-      raise ConfigError("baselines.methods", item, _TAKES)
-    found[label] = config.replace({"job": "pretrain", "baselines.methods": ""} | _changes(argument))
+  for label, values in config.baselines.methods:
+    if not label.replace("_", "").isalnum() or label in found:
+      raise ConfigError("baselines.methods", label, _EXPECTED)
+    changes = {f: value_of_text(f, v) if isinstance(v, str) else v for f, v in values.items()}
+    found[label] = config.replace({"job": "pretrain", "baselines.methods": ()} | changes)
     validate(found[label])
   if not found:
-    raise ConfigError("baselines.methods", config.baselines.methods, _TAKES)
+    raise ConfigError("baselines.methods", config.baselines.methods, _EXPECTED)
   return found
-
-
-def _changes(argument: str) -> dict[str, Any]:
-  """Field -> value; values keep the spaces within them: `prompt.init = a photo of a`."""
-  changes = {}
-  for item in filter(None, argument.split(",")):
-    field, _, text = map(str.strip, item.partition("="))
-    changes[field] = value_of_text(field, text)
-  return changes
 
 
 def _seeds(config: Settings) -> tuple[int, ...]:

@@ -70,20 +70,20 @@ def check(config: Settings, workdir: str) -> None:
   check_prompts(config, config.evaluate.prompts, "evaluate.prompts")
 
 
-def check_prompts(config: Settings, text: str, field: str) -> None:
+def check_prompts(config: Settings, names: Sequence[str], field: str) -> None:
   """Opens every set and every prompt, and finds out whether they fit.
 
   Args:
     config: the whole config; `config.evaluate` names the sets.
-    text: the prompts, as `read_prompts` has them.
-    field: where the text stands in the config.
+    names: prompts, see `read_prompts`.
+    field: name of the field that holds them.
 
   Raises:
     As `check`.
   """
   clip_config = inputs.clip_config(config.clip.model)
   width = clip_config.text_config.hidden_size
-  prompts = read_prompts(text, field)
+  prompts = read_prompts(names, field)
   sets = evaluation_sets(config, clip_config.vision_config.image_size)
   opened, _ = open_each(sets, config.evaluate.skip_missing)
   for name, labelled in opened.items():

@@ -24,7 +24,6 @@ from pomp_jax.analysis.gradient_bias import (
   summarise,
 )
 from pomp_jax.config import ConfigError, Settings
-from pomp_jax.config.fields import GradientBias
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import StoredImages, readable_images
 from pomp_jax.encoder import Encoder
@@ -34,7 +33,7 @@ from pomp_jax.files.prompt_file import check_fits, load_prompt
 from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json, writing
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen
-from pomp_jax.prompt.loss import CORRECTIONS, ContrastSettings
+from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.sampling import SAMPLERS, SamplingArrays, SamplingSettings
 from pomp_jax.prompt.step import step_token_budget
@@ -103,8 +102,6 @@ def check(config: Settings, workdir: str) -> None:
   for field, value in unread.items():
     if (found := config.flat()[field]) != value:
       raise ConfigError(field, found, f"{value!r} where job='gradient_bias'")
-  _names(settings, "samplers", tuple(SAMPLERS))
-  _names(settings, "corrections", CORRECTIONS)
   _check_images(config, n_classes)
   if settings.prompt:
     prompt = load_prompt(settings.prompt)
@@ -117,8 +114,7 @@ def check(config: Settings, workdir: str) -> None:
 def run(config: Settings, workdir: str) -> dict:
   """Computes all cells; returns what `results.json` holds."""
   settings, start = config.gradient_bias, time.monotonic()
-  samplers = _names(settings, "samplers", tuple(SAMPLERS))
-  corrections = _names(settings, "corrections", CORRECTIONS)
+  samplers, corrections = settings.samplers, settings.corrections
   setting = _open(config, samplers)
   folder = RunFolder(workdir)
   folder.create()
@@ -261,11 +257,3 @@ def _arrays(
       raise ConfigError("gradient_bias.samplers", config.gradient_bias.samplers, takes) from error
     arrays = arrays._replace(**{f: a for f, a in more._asdict().items() if a is not None})
   return arrays
-
-
-def _names(settings: GradientBias, field: str, accepted: tuple[str, ...]) -> tuple[str, ...]:
-  found = tuple(part.strip() for part in getattr(settings, field).split(";"))
-  if not set(found) <= set(accepted) or len(set(found)) < len(found):
-    takes = f"some of {', '.join(accepted)}, separated by ';', none twice"
-    raise ConfigError(f"gradient_bias.{field}", getattr(settings, field), takes)
-  return found

@@ -113,7 +113,7 @@ def _open_watch(run: Run, first: int, monitor: LossMonitor) -> Watch:
     config.batch_size,
     run.rate,
     monitor,
-    profiled=tuple(map(int, config.profile_steps.split("+"))) if config.profile_steps else None,
+    profiled=config.profile_steps or None,
     port=config.prometheus.port,
     host=config.prometheus.host,
     remedy=batches.input_remedy(config),

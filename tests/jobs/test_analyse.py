@@ -16,7 +16,7 @@ from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.jobs import analyse
 from pomp_jax.world import CLIP_PATH
 from tests.support.openai_clip import N_TOKENS, VIT, small_open_clip, write_merges, write_settings
-from tests.support.small_run import small_config
+from tests.support.small_run import changed, small_config
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_detics_class_features_beside_the_prompt_that_they_are_of(tmp_path):
   rows = Encoder(clip).class_features(source.names, "{}.", unit=False)
   assert np.all(np.abs(np.linalg.norm(rows, axis=-1) - 1) > 0.05)
   write_detic(tmp_path / "rows.npy", rows)
-  config = config.replace({"analyse.prompts": f"{{}}.; {tmp_path / 'rows.npy'}"})
+  config = changed(config, {"analyse.prompts": f"{{}}.; {tmp_path / 'rows.npy'}"})
   analyse.check(config, str(tmp_path / "run"))
   results = analyse.run(config, str(tmp_path / "run"))
   words, features = results["sets"]["novel"]["prompts"].values()
@@ -146,7 +146,7 @@ def test_what_is_analysed_is_not_replaced(analysed):
   workdir, _, _, _, config, _ = analysed
 
   def check(field, value):
-    analyse.check(config.replace({field: value}), str(workdir))
+    analyse.check(changed(config, {field: value}), str(workdir))
 
   check("k", 7)
   for field, value in (
@@ -159,9 +159,7 @@ def test_what_is_analysed_is_not_replaced(analysed):
     ("data.test_share", 0.3),
     ("data.validation_share", 0.3),
   ):
-    with pytest.raises(
-      ConfigError, match=rf"config\.{field}: got {value!r}, expected .* was started"
-    ):
+    with pytest.raises(ConfigError, match=rf"config\.{field}: got .* was started"):
       check(field, value)
 
 

@@ -15,7 +15,7 @@ from pomp_jax.inference.metrics import wilson_interval
 from pomp_jax.jobs import baselines, pretrain
 from pomp_jax.train import feature_methods
 from pomp_jax.train.watch import TrainingError
-from tests.support.small_run import small_config
+from tests.support.small_run import changed, small_config
 
 SPLITS = ("base", "novel", "shifted")
 CONFIGS = {
@@ -71,7 +71,7 @@ def test_prompts_of_every_kind_are_learned_and_evaluated(method, tmp_path):
     assert results["eval_images"][split] == scores["prompt"]["images"] == 60
   assert not (tmp_path / "run" / "prompt.npz").exists()
   with pytest.raises(CheckpointError, match=f"is of method '{method}'; a prompt"):
-    named_prompts.read_prompts(str(tmp_path / "run"), "evaluate.prompts")
+    named_prompts.read_prompts([str(tmp_path / "run")], "evaluate.prompts")
   # Finished: the same again, from the file.
   assert pretrain.run(config, str(tmp_path / "run")) == json.loads(
     (tmp_path / "run" / "results.json").read_text()
@@ -172,12 +172,13 @@ def test_the_table_of_methods_marks_what_fails_and_is_resumed(tmp_path, monkeypa
   monkeypatch.setattr(baselines, "in_own_process", lambda function, *inputs: function(*inputs))
   monkeypatch.setattr(baselines, "_share_programs", lambda folder: None)
   config = tiny_config(job="baselines", **{"repeat.seeds": (0, 1)})
-  config = config.replace(
+  config = changed(
+    config,
     {
       "baselines.methods": "zero: method=zero_shot; probe: method=linear_probe;"
       " pomp: k=5, prompt.m=2;"
       " broken: k=5, optim.lr=1e30"
-    }
+    },
   )
   baselines.check(config, str(tmp_path))
   with pytest.raises(TrainingError, match="1 methods failed, the first, broken: TrainingError: "):
@@ -201,7 +202,7 @@ def test_the_table_of_methods_marks_what_fails_and_is_resumed(tmp_path, monkeypa
   assert (tmp_path / "plots" / "accuracy.png").exists()
 
   stored = (tmp_path / "pomp" / "results.json").stat().st_mtime_ns
-  config = config.replace({"baselines.methods": config.baselines.methods.split("; broken")[0]})
+  config = config.replace({"baselines.methods": config.baselines.methods[:-1]})
   again = baselines.run(config, str(tmp_path))
   assert again["methods"] == results["methods"] and not again["failed"]
   assert (tmp_path / "pomp" / "results.json").stat().st_mtime_ns == stored
@@ -214,10 +215,8 @@ def test_the_table_of_methods_marks_what_fails_and_is_resumed(tmp_path, monkeypa
 
 
 def test_values_keep_the_spaces_within_them():
-  config = tiny_config(job="baselines")
-  config = config.replace(
-    {"baselines.methods": "one : k = 5 , prompt.init = a photo of a; two: k=6"}
-  )
+  methods = "one : k = 5 , prompt.init = a photo of a; two: k=6"
+  config = tiny_config(job="baselines", **{"baselines.methods": methods})
   found = baselines.method_configs(config)
   assert (found["one"].k, found["one"].prompt.init, found["two"].k) == (5, "a photo of a", 6)
 
@@ -232,9 +231,9 @@ def test_seeds_that_are_none(job, seeds):
 @pytest.mark.parametrize(
   ("text", "expected"),
   [
-    ("", r"config\.baselines\.methods: got '', expected one or more of label"),
-    ("pomp", r"config\.baselines\.methods: got 'pomp', expected"),
-    ("../x: k=5", r"config\.baselines\.methods: got '../x: k=5', expected"),
+    ("", r"config\.baselines\.methods"),
+    ("pomp", r"config\.baselines\.methods: got 'pomp'"),
+    ("../x: k=5", r"config\.baselines\.methods: got '../x'"),
     ("a: k=5; a: k=6", r"no label twice"),
     ("a: method=cocop", r"config\.method: got 'cocop'.*did you mean 'cocoop'"),
     ("a: lrr=5", r"config\.lrr"),
@@ -242,8 +241,8 @@ def test_seeds_that_are_none(job, seeds):
   ],
 )
 def test_methods_that_do_not_read(text, expected, tmp_path):
-  config = tiny_config(job="baselines", **{"baselines.methods": text})
   with pytest.raises(ConfigError, match=expected):
+    config = tiny_config(job="baselines", **{"baselines.methods": text})
     baselines.check(config, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()
 

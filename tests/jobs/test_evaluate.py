@@ -26,7 +26,7 @@ from pomp_jax.prompt.step import create_state
 from tests.support.clips import write_random_clip
 from tests.support.data_files import write_set
 from tests.support.processes import run_in_processes
-from tests.support.small_run import small_config
+from tests.support.small_run import changed, small_config
 
 # Pictures of each set: no multiple of the devices or of the batch.
 SIZES = {"dtd": 37, "eurosat": 21, "imagenet_a": 45}
@@ -186,7 +186,7 @@ def test_a_set_that_is_done_is_not_done_again(cross_dataset, monkeypatch):
     ("clip.dtype", "bfloat16"),
   ]:
     computed.clear()
-    config = config.replace({field: value})
+    config = changed(config, {field: value})
     run(config, workdir)
     assert [name for name, _ in computed] == ["dtd", "eurosat"]
   assert computed[1] == ("eurosat", 11)
@@ -263,7 +263,7 @@ class TestTheWorld:
     before = sorted(str(path) for path in prompts.rglob("*"))
     config = self.config(prompts)
     assert [item.name for item in evaluation_sets(config, 40)] == ["base", "novel", "shifted"]
-    config = config.replace({"evaluate.sets": "novel"})
+    config = changed(config, {"evaluate.sets": "novel"})
     results = run(config, tmp_path)
     assert [row["step"] for row in results["prompts"]] == [None, None, 4, 8]
     for rows in results["sets"].values():
@@ -278,24 +278,24 @@ class TestTheWorld:
   def test_bad_prompts(self, prompts, tmp_path):
     config = self.config(prompts)
     for text, error, message in [
-      ("", ConfigError, "evaluate.prompts: got '', expected one or more"),
-      ("nothing.npz", ConfigError, "got 'nothing.npz', expected one or more"),
+      ("", ConfigError, "evaluate.prompts"),
+      ("nothing.npz", ConfigError, "evaluate.prompts: got 'nothing.npz'"),
       ("{}.;{}.", ConfigError, "none twice"),
       (str(tmp_path), ConfigError, "which has checkpoints/ in it"),
     ]:
-      config = config.replace({"evaluate.prompts": text})
+      config = changed(config, {"evaluate.prompts": text})
       with pytest.raises(error, match=message):
         evaluate.check(config, str(tmp_path / "run"))
     narrow = tmp_path / "narrow.npz"
     save_prompt(narrow, Prompt(np.zeros((4, 7), np.float32), "other"))
-    config = config.replace({"evaluate.prompts": str(narrow)})
+    config = changed(config, {"evaluate.prompts": str(narrow)})
     with pytest.raises(
       PromptFileError, match=r"narrow\.npz, set base: context \[4, 7\] has width 7"
     ):
       evaluate.check(config, str(tmp_path / "run"))
     damaged = tmp_path / "damaged" / "checkpoints" / "4"
     damaged.mkdir(parents=True)
-    config = config.replace({"evaluate.prompts": str(damaged.parents[1])})
+    config = changed(config, {"evaluate.prompts": str(damaged.parents[1])})
     with pytest.raises((ConfigError, CheckpointError), match="damaged"):
       evaluate.check(config, str(tmp_path / "run"))
 
@@ -451,7 +451,7 @@ root = {json.dumps(str(folder / "data"))}
 
   def test_beside_named_sets(self, data, own):
     config = config_for(data, "none", **{"evaluate.sets_file": str(own / "sets.toml")})
-    config = config.replace({"evaluate.sets": "imagenet_a;dtd"})
+    config = changed(config, {"evaluate.sets": "imagenet_a;dtd"})
     items = evaluation_sets(config, 32)
     assert [(item.name, item.group) for item in items] == [
       ("imagenet_a", "cross_domain"),
@@ -462,18 +462,18 @@ root = {json.dumps(str(folder / "data"))}
       ("archive", "own"),
     ]
     # A suite's name stands for its sets; a suite brings all of its own.
-    config = config.replace({"evaluate.sets": "cross_domain;dtd"})
+    config = changed(config, {"evaluate.sets": "cross_domain;dtd"})
     assert len(evaluation_sets(config, 32)) == 4 + 1 + 4
-    config = config.replace({"evaluate.sets": "", "evaluate.suite": "fourteen"})
+    config = changed(config, {"evaluate.sets": "", "evaluate.suite": "fourteen"})
     assert len(evaluation_sets(config, 32)) == 14 + 4
-    config = config.replace({"evaluate.sets": "fourteen;imagenet1k"})
+    config = changed(config, {"evaluate.sets": "fourteen;imagenet1k"})
     assert len(evaluation_sets(config, 32)) == 15 + 4
     # A set that is called as its suite is the set.
-    config = config.replace({"evaluate.suite": "imagenet21k", "evaluate.sets": "imagenet21k"})
+    config = changed(config, {"evaluate.suite": "imagenet21k", "evaluate.sets": "imagenet21k"})
     config = config.replace({"evaluate.source": "tfds"})
     assert evaluation_sets(config, 32)[0].name == "imagenet21k"
-    config = config.replace(
-      {"evaluate.suite": "fourteen", "evaluate.sets": "", "evaluate.source": "coop"}
+    config = changed(
+      config, {"evaluate.suite": "fourteen", "evaluate.sets": "", "evaluate.source": "coop"}
     )
     config = config.replace({"evaluate.own_sets": ({"name": "dtd", "root": "x"},)})
     with pytest.raises(SourceError, match="'dtd'"):
@@ -503,7 +503,7 @@ root = {json.dumps(str(folder / "data"))}
     assert results["published"] == {"cross_dataset": {"top1": {}}, "cross_domain": {"top1": {}}}
     assert "12 sets are missing: caltech101," in (tmp_path / "run" / "results.md").read_text()
     # Not one set is there.
-    config = config.replace({"evaluate.suite": "cross_dataset", "evaluate.sets": "food101;sun397"})
+    config = changed(config, {"evaluate.suite": "cross_dataset", "evaluate.sets": "food101;sun397"})
     config = config.replace({"evaluate.sets_file": ""})
     with pytest.raises(SourceError, match="2 of 2 sets can't be opened: food101, sun397$"):
       evaluate.check(config, str(tmp_path / "other"))

@@ -6,7 +6,7 @@ from matplotlib.image import imread
 from PIL import Image
 import pytest
 
-from pomp_jax.config import ConfigError
+from pomp_jax.config import ConfigError, validate
 from pomp_jax.jobs import gradient_bias
 from tests.support.small_run import small_config
 
@@ -99,6 +99,7 @@ def test_the_images_have_room(tmp_path, memory_gib, images, most):
   with pytest.raises(
     ConfigError, match=rf"gradient_bias\.images: got {images}, expected at most {most},"
   ):
+    validate(config)
     gradient_bias.check(config, str(tmp_path))
 
 
@@ -128,12 +129,13 @@ def save_folders(root):
     ("k", (1, 8), "from 2 to the number of classes, 300"),
     ("k", (16, 16), "different sizes"),
     ("k", (), "from 2 to the number of classes, 300"),
-    ("samplers", "uniform;harder", "some of uniform, hard"),
-    ("samplers", "uniform;uniform", "none twice"),
-    ("corrections", "ln", "some of log, log10"),
+    ("samplers", "uniform;harder", "uniform, hard"),
+    ("samplers", "uniform;uniform", "different"),
+    ("corrections", "ln", "log, log10"),
   ],
 )
 def test_bad_input_is_one_line(tmp_path, field, value, expected):
   config = _config(**{f"gradient_bias.{field}": value})
   with pytest.raises(ConfigError, match=rf"config\.gradient_bias\.{field}: .*{expected}"):
+    validate(config)
     gradient_bias.check(config, str(tmp_path))

@@ -1,17 +1,29 @@
 """Config of a small pretraining run on the embedded world, and its training alone."""
 
+from collections.abc import Mapping
 import pathlib
+from typing import Any
 
 import numpy as np
 
-from pomp_jax.config import Settings
+from pomp_jax.config import Settings, value_of_text
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import loop, setup
 
 
+def changed(config: Settings, changes: Mapping[str, Any]) -> Settings:
+  """Returns a copy with other values by full field name; a text stands for any type."""
+  return config.replace(
+    {
+      field: value_of_text(field, value) if isinstance(value, str) else value
+      for field, value in changes.items()
+    }
+  )
+
+
 def settings(**changes) -> Settings:
-  """The defaults with `changes` by full field name."""
-  return Settings().replace(changes)
+  """Returns the defaults with `changes`; see `changed`."""
+  return changed(Settings(), changes)
 
 
 def small_config(**changes) -> Settings:
