@@ -224,7 +224,7 @@ def test_values_keep_the_spaces_within_them():
 @pytest.mark.parametrize("seeds", [(), (0, 0), (0.5,), ("x",), (-1,), (2**32,), (True, False)])
 @pytest.mark.parametrize("job", ["repeat", "baselines"])
 def test_seeds_that_are_none(job, seeds):
-  with pytest.raises(ConfigError, match=r"config\.repeat\.seeds: .*different integers from 0"):
+  with pytest.raises(ConfigError, match=r"config\.repeat\.seeds"):
     validate(tiny_config(job=job, **{"repeat.seeds": seeds}))
 
 
