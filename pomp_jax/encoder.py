@@ -1,4 +1,4 @@
-"""A frozen CLIP on the devices: features of any names under any prompt, and of images.
+"""A frozen CLIP on the devices: features of class names under a prompt, and of images.
 
 Shapes: N classes, n images, M context vectors, D width, E embedding.
 """
@@ -27,13 +27,13 @@ from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh, replicate
 
 
 class Encoder:
-  """A CLIP whose weights were placed once; training and evaluation share them.
+  """A CLIP with its weights on the devices, shared by training and evaluation.
 
   Attributes:
     clip: the CLIP.
     mesh: the devices.
-    image_tower: the vision tower's function.
-    text_params: on the mesh, replicated.
+    image_tower: function of the vision tower.
+    text_params: parameters on the mesh, replicated.
     vision_params: likewise.
   """
 
@@ -48,16 +48,16 @@ class Encoder:
     image_chunk: int = 0,
     cache: ArrayCache | None = None,
   ):
-    """Places the weights.
+    """Copies the weights to the devices.
 
     Args:
       clip: a loaded CLIP.
       mesh: the devices; all of them if None.
-      tower: which text tower, see `clip.text_tower`.
+      tower: text tower, one of `clip.text.TEXT_TOWERS`.
       dtype: compute type, one of `clip.precision.DTYPES`.
       chunk: classes or images computed at a time, over all devices.
-      image_chunk: the most images in a device's memory together; 0: what it is given.
-      cache: where class features are kept by prompt, CLIP and names; in memory if None.
+      image_chunk: the most images in a device's memory together; 0 for no limit.
+      cache: cache of class features by prompt, CLIP and names; in memory if None.
     """
     self.clip = clip
     self.mesh = make_mesh() if mesh is None else mesh
@@ -80,22 +80,22 @@ class Encoder:
   def text_tower(
     self, token_budget: int | None = None, memory: MemoryPlan | None = None
   ) -> TextTower:
-    """The text tower in use, for so many own tokens; see `clip.text_tower`."""
+    """Builds the text tower for a token budget; see `clip.text.text_tower`."""
     config = self.clip.config.text_config
     return text_tower(self._tower, config, self._dtype, token_budget, memory)
 
   def vocabulary(self, names: Sequence[str], n_vectors: int) -> Vocabulary:
-    """Tokens of class names that leave room for a context of M vectors.
+    """Tokenizes class names, with room for a context of M vectors.
 
     Raises:
       VocabularyError: an empty or repeated name, or none.
-      TokenizeError: a name longer than the positions that are left.
+      TokenizeError: a name longer than the remaining positions.
     """
     budget = self.clip.positions - 1 - n_vectors
     return make_vocabulary(names, functools.partial(self._tokenize, budget=budget))
 
   def frozen(self, vocabulary: Vocabulary) -> Frozen:
-    """The frozen side of the training step for a vocabulary."""
+    """The frozen arrays of the training step for a vocabulary."""
     return Frozen(
       self.text_params, self.vision_params, self._sos, replicate(_tokens(vocabulary), self.mesh)
     )
@@ -103,26 +103,26 @@ class Encoder:
   def class_features(
     self, names: Sequence[str], prompt: Prompt | str, *, unit: bool = True
   ) -> Float[np.ndarray, "N E"]:
-    """Text features of class names; computed once for a prompt, this CLIP and these names.
+    """Text features of class names, computed once for a prompt, a CLIP and names.
 
     Args:
       names: the classes.
       prompt: a learned prompt, or a hand-written template such as "a photo of a {}.".
-      unit: of length 1; else as they leave the tower.
+      unit: whether to normalise them.
 
     Raises:
-      PromptFileError: the prompt does not fit the CLIP or the number of names, or is a text
-        without a place for them.
-      VocabularyError, TokenizeError: names that can't be used.
+      PromptFileError: the prompt does not fit the CLIP or the number of names, or is a template
+        without {}.
+      VocabularyError, TokenizeError: unusable names.
     """
     if isinstance(prompt, str):
       if prompt.count("{}") != 1:
-        raise PromptFileError(f"template {prompt!r}: accepted: a text with exactly one {{}}")
+        raise PromptFileError(f"template: got {prompt!r}, expected a text with exactly one {{}}")
       context_MxD, position = np.zeros((0, self.clip.text_width), np.float32), "end"
       ids_NxL, lengths_N = self._tokenize(
         [prompt.replace("{}", name) for name in normalized_names(names)]
       )
-      # The whole sentence is the name: no context stands inside it.
+      # The whole sentence counts as the name, without a context inside.
       tokens = ClassTokens(ids_NxL, lengths_N, lengths_N)
     else:
       check_fits(prompt, self.clip.text_width, self.clip.name, len(names))
@@ -131,7 +131,9 @@ class Encoder:
     of_tower = () if unit else ("of the tower",)
     key = fingerprint([self._text_fingerprint, position, context_MxD, *tokens, *of_tower])
     found = self._cache.find(key)
-    if not _on_every_host(found is not None):
+    # All hosts compute together, or none.
+    on_every_host = _on_every_host(found is not None)
+    if found is None or not on_every_host:
       params, tokens = replicate(({"context": context_MxD}, tokens), self.mesh)
       features_NxE = self.features_of_tokens(params, tokens, position, unit=unit)
       found = self._cache.keep(key, features_NxE, write=jax.process_index() == 0)
@@ -139,7 +141,7 @@ class Encoder:
 
   @functools.cached_property
   def _text_fingerprint(self) -> str:
-    """Of all that class features depend on beside the prompt and the tokens."""
+    """Cache key of all that class features depend on beside the prompt and the tokens."""
     leaves, structure = jax.tree.flatten((self.clip.text_params, self._sos))
     settings = json.dumps(self.clip.config.text_config.to_dict(), sort_keys=True, default=str)
     return fingerprint(
@@ -148,7 +150,7 @@ class Encoder:
 
   @functools.cached_property
   def image_fingerprint(self) -> str:
-    """Of all that image features depend on beside the images."""
+    """Cache key of all that image features depend on beside the images."""
     leaves, structure = jax.tree.flatten(self.clip.vision_params)
     return fingerprint([self.clip.settings, self._dtype, str(structure), *map(np.asarray, leaves)])
 
@@ -167,7 +169,7 @@ class Encoder:
     return self._in_chunks(lambda rows: compute(params, frozen, rows), ids, "class features")
 
   def _token_budget(self, lengths_N: np.ndarray) -> int:
-    """What the fullest device of the fullest chunk needs; rounded, for fewer compilations."""
+    """Tokens of the fullest device of the fullest chunk, rounded for fewer compilations."""
     shares = [full.reshape(self.mesh.size, -1).sum(-1) for full, _ in self._chunks(lengths_N)]
     return 64 * -(-int(np.max(shares)) // 64)
 
@@ -175,32 +177,32 @@ class Encoder:
     """Features of images, uint8 [n,S,S,3] with S = `clip.image_size`.
 
     Args:
-      images: on the host.
-      unit: of length 1; else as a training step has them from the tower.
+      images: images on the host.
+      unit: whether to normalise the features.
     """
     compute = self._images if unit else self._tower_images
     return self._in_chunks(lambda rows: compute(self.vision_params, rows), images, "image features")
 
   def features_of_images(self, images: jax.Array) -> jax.Array:
-    """Unit features of a batch that lies on the mesh, its rows split over all devices.
+    """Unit features of a batch on the mesh, its rows split over all devices.
 
     Args:
       images: uint8 [B,S,S,3], B a multiple of the devices.
 
     Returns:
-      [B,E], whole on every device, and still being computed.
+      [B,E], replicated, dispatched asynchronously.
     """
     return self._images(self.vision_params, images)
 
   def over_rows(self, function: Callable, n_replicated: int) -> Callable[..., np.ndarray]:
-    """Compiles a pure function whose last argument is rows, each with a result of its own.
+    """Compiles a pure function that maps the rows of its last argument.
 
     Args:
       function: `(*replicated, rows [n,..]) -> results [n,..]`, for any part of the rows.
-      n_replicated: how many arguments precede the rows; they lie on the mesh.
+      n_replicated: number of arguments before the rows; they are on the mesh.
 
     Returns:
-      The same on the host's rows, NumPy to NumPy, a chunk at a time over all devices.
+      The function on the host's rows, NumPy to NumPy, a chunk at a time over all devices.
     """
     compiled = _over_rows(self.mesh, function, n_replicated)
     return lambda *inputs: self._in_chunks(
@@ -211,7 +213,7 @@ class Encoder:
     return tokenize(texts, self.clip.tokenizer, self.clip.config.text_config, budget)
 
   def _compiled(self, module: PromptContext, token_budget: int, unit: bool) -> Callable:
-    """One compiled function a layout, however often features are asked for."""
+    """Returns the compiled function of a layout and budget."""
     key = module, token_budget, unit
     if key not in self._programs:
       tower = self.text_tower(token_budget)
@@ -224,10 +226,7 @@ class Encoder:
     return self._programs[key]
 
   def _chunks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-    """Chunks of one static size, an equal share for each device, and how many rows are real.
-
-    The last is padded with its first row.
-    """
+    """Chunks of one static size, padded with their first row, and their numbers of real rows."""
     size = self._chunk_size(len(rows))
     for start in range(0, len(rows), size):
       part = rows[start : start + size]
@@ -237,25 +236,23 @@ class Encoder:
     return min(self._chunk, self.mesh.size * -(-n_rows // self.mesh.size))
 
   def _in_chunks(self, compute: Callable, rows: np.ndarray, what: str) -> np.ndarray:
-    results: list[np.ndarray] = []
-    pending = None
+    results: list = []
+    sizes: list[int] = []
     n_chunks = -(-len(rows) // self._chunk_size(len(rows)))
-    for full, kept in steps_of(self._chunks(rows), what, "chunks", n_chunks):
-      computed = compute(self._shard(full))
-      # Fetched one chunk late, so that the device has the next to work on meanwhile.
-      if pending is not None:
-        results.append(np.asarray(pending[0])[: pending[1]])
-      pending = (computed, kept)
-    results.append(np.asarray(pending[0])[: pending[1]])
-    return np.concatenate(results)
-
-  def _shard(self, rows: np.ndarray) -> jax.Array:
     sharding = NamedSharding(self.mesh, P((DATA, CLASS)))
-    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+    for full, n_real in steps_of(self._chunks(rows), what, "chunks", n_chunks):
+      place = functools.partial(np.ndarray.__getitem__, full)
+      results.append(compute(jax.make_array_from_callback(full.shape, sharding, place)))
+      sizes.append(n_real)
+      # Fetched one chunk late, so that the device computes the next one meanwhile.
+      results[-2:-1] = map(np.asarray, results[-2:-1])
+    return np.concatenate(
+      [np.asarray(chunk)[:n_real] for chunk, n_real in zip(results, sizes, strict=True)]
+    )
 
 
 def _on_every_host(here: bool) -> bool:
-  """Whether it is so on all hosts: features are computed by all of them together, or by none."""
+  """Whether a condition holds on all hosts."""
   if jax.process_count() == 1:
     return here
   return bool(np.all(multihost_utils.process_allgather(np.array(here))))
@@ -268,8 +265,8 @@ def _tokens(vocabulary: Vocabulary) -> ClassTokens:
 def _over_rows(mesh: Mesh, function: Callable, n_replicated: int) -> Callable:
   """Compiles a function whose last argument is split by rows over all devices.
 
-  Each device computes its own rows, as `shard_map` has it: packing names into one row of tokens
-  is nothing that a compiler could split by itself.
+  Each device computes its own rows under `shard_map`, because the compiler cannot split the packing
+  of names into one row of tokens.
   """
   rows = P((DATA, CLASS))
   local = jax.shard_map(function, mesh=mesh, in_specs=(*[P()] * n_replicated, rows), out_specs=rows)

@@ -30,7 +30,9 @@ class Source(Protocol):
     labels: int32 [n], class of each image.
   """
 
-  names: Sequence[str]
+  @property
+  def names(self) -> Sequence[str]: ...  # a property: tuples are accepted too
+
   labels: np.ndarray
 
   def __len__(self) -> int:

@@ -101,7 +101,7 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   settings: ContrastSettings,
   accumulate: int = 1,
-) -> Any:
+) -> jax.stages.Wrapped:
   """Builds the jitted step `(state, frozen, batch) -> (state, metrics)`; the state is donated.
 
   The global batch is split into groups, `accumulate` for each data index, and every group draws its

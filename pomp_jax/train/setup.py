@@ -208,9 +208,7 @@ def open_bank(run: Run, params_of: Callable[[Any], Any] = lambda params: params)
   )
 
 
-def build_step(
-  run: Run, correction: str | jax.Array | None = None
-) -> Callable[..., tuple[TrainState, dict]]:
+def build_step(run: Run, correction: str | jax.Array | None = None) -> jax.stages.Wrapped:
   """Builds the training step, which is compiled at its first call.
 
   Args:
