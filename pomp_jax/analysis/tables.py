@@ -123,10 +123,12 @@ def images_by_group(found: Sequence[SetFigures]) -> dict[str, dict[str, dict[str
 def _harmonic(
   group: str, base: Mapping[str, float], other: Mapping[str, float]
 ) -> dict[str, float]:
-  row = {c: harmonic_mean((value, other[c])) for c, value in base.items() if c in other}
+  # float: the mean of 0 and another number is the int 0.
+  row = {c: float(harmonic_mean((value, other[c]))) for c, value in base.items() if c in other}
   if base.keys() == other.keys():  # else the means are over different sets
     new = _mean(group, other)
-    row |= {name: harmonic_mean((value, new[name])) for name, value in _mean(group, base).items()}
+    means = _mean(group, base).items()
+    row |= {name: float(harmonic_mean((value, new[name]))) for name, value in means}
   return row
 
 

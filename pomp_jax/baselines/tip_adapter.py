@@ -239,16 +239,7 @@ def fit_classifier(
 ) -> tuple[TipAdapter, dict[str, Any]]:
   """Fills the cache, tunes its keys for Tip-Adapter-F, and searches alpha and beta.
 
-  Args:
-    config: settings of the run.
-    encoder: CLIP on the devices.
-    source: training images.
-    validation: features of validation images.
-    view_epochs: function from a number of epochs to the features that each shows.
-    text_features: function from a text of `inference.named_prompts` to class features [N,E].
-
-  Returns:
-    The classifier, and what the search found.
+  Arguments and result are those of `linear_probe.fit_classifier`.
 
   Raises:
     FloatingPointError: the keys of the first epoch are not finite.

@@ -40,7 +40,7 @@ def train(run: Run) -> Checkpoint:
     last = resume(run, checkpoints)
     if last.step == run.total_steps:
       return last
-    # Compiled once and reused after each roll-back.
+    # Compiled once and reused after each roll-back. The step is `prompt.step.make_train_step`.
     take_step, validate, stop = build_step(run), _validation(run), hosts.StopRequest()
     while last.step < run.total_steps:
       try:
