@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 
 import numpy as np
 from PIL import Image
@@ -334,41 +333,6 @@ def test_a_test_set_alone_can_not_train(tmp_path):
   save(tmp_path / "test", "base", 1, NAMES)
   with pytest.raises(SourceError, match="found test"):
     inputs.n_training_classes(data(tmp_path))
-
-
-def test_a_run_on_a_folder_of_jpegs(tmp_path):
-  """The base classes are learned on; their pictures and those of new classes are recognised."""
-  for folder, split, count in (("train", "train", 4), ("test", "base", 3)):
-    save(tmp_path / "data" / folder, split, count, NAMES, ".jpg")
-  config = small_config(
-    **{
-      "data.source": "folder",
-      "data.root": str(tmp_path / "data"),
-      "data.n_classes": 0,
-      "data.classes": "base",
-      "data.shots": 2,
-      "k": 5,
-      "batch_size": 8,
-      "steps": 4,
-    }
-  )
-  validate(config)
-  pretrain.check(config, str(tmp_path / "run"))
-  results = pretrain.run(config, str(tmp_path / "run"))
-  assert results["n_classes"] == 5
-  assert results["eval_classes"] == {"base": 5, "new": 4}
-  # Chance is 20 and 25%.
-  assert results["eval"]["base"]["prompt"]["top1"] > 0.6
-  assert results["eval"]["new"]["prompt"]["top1"] > 0.6
-  assert (tmp_path / "run/plots/predictions.png").exists()
-  (tmp_path / "data").rename(tmp_path / "moved")
-  moved = config.replace({"data.root": str(tmp_path / "moved")})
-  pretrain.check(moved, str(tmp_path / "run"))
-  moved = moved.replace({"data.shots": 1})
-  with pytest.raises(
-    ConfigError, match=re.escape("config.data.shots: got 1, expected 2, with which")
-  ):
-    pretrain.check(moved, str(tmp_path / "run"))
 
 
 def test_training_accuracy_is_called_what_it_is(tmp_path):
