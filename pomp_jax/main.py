@@ -47,6 +47,7 @@ from pomp_jax.config import (
   validate,
   value_of_text,
 )
+from pomp_jax.config.page import help_text
 from pomp_jax.config.rows import OLD_NAMES, check_name, name_of_type
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure
@@ -290,6 +291,8 @@ def _one_line(message: object) -> str:
 
 
 if __name__ == "__main__":
+  if {"-help", "--help", "-h"} & {*sys.argv}:
+    __doc__ = f"{__doc__}\nFields of the config (docs/config.md):\n{help_text()}"
   sys.unraisablehook = _unraisable
   sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
   app.run(main, flags_parser=parse_flags)

@@ -49,6 +49,7 @@ _seeds = Check(
   ),
   f"one or more different integers from 0 to {_MAX_SEED}",
 )
+_spike = Check(lambda factor: factor == 0 or 1 < factor < float("inf"), "0, or a number above 1")
 _pair = Check(
   lambda pair: not pair or (len(pair) == 2 and 1 <= pair[0] <= pair[1]),
   "two integers from 1 on, the first not above the second, or nothing",
@@ -60,33 +61,17 @@ class Clip:
   """The frozen CLIP."""
 
   model: str = row(WORLD, '"world", or a folder, a file or a hub id: see docs/weights.md')
-  activation: str = row(
-    "auto", "activation of the MLPs; auto: the checkpoint's", one_of(*ACTIVATIONS)
-  )
+  activation: str = row("auto", "MLP activation; auto: the checkpoint's", one_of(*ACTIVATIONS))
   text_tower: str = row(
-    "shared",
-    "text tower: shared (packed names, shared prefix) or reference (HuggingFace's, the oracle)",
-    one_of(*TEXT_TOWERS),
+    "shared", "text tower: shared (fast) or reference (the oracle)", one_of(*TEXT_TOWERS)
   )
-  dtype: str = row(
-    "float32",
-    "compute type; tensorfloat32 and bfloat16 are faster on accelerators",
-    one_of(*DTYPES),
-  )
-  remat: str = row(
-    "auto",
-    "rematerialisation: none, layers or chunks; auto: the fastest that fits",
-    one_of("auto", *REMAT),
-  )
-  n_chunks: int = row(
-    0, "chunks that the classes of a step are computed in; 0: chosen by memory_gib", at_least(0)
-  )
+  dtype: str = row("float32", "compute type; float32 is exact, the others faster", one_of(*DTYPES))
+  remat: str = row("auto", "rematerialisation; auto: the fastest", one_of("auto", *REMAT))
+  n_chunks: int = row(0, "chunks of a step's classes; 0: chosen by memory_gib", at_least(0))
   memory_gib: float = row(
-    4.0, "memory for activations on a device, GiB, for the automatic choices", above(0)
+    4.0, "memory of activations per device for automatic choices, GiB", above(0)
   )
-  chunk: int = row(
-    1024, "classes or images in a batch where features of many are computed", at_least(1)
-  )
+  chunk: int = row(1024, "classes or images at a time, for features of many", at_least(1))
   image_chunk: int = row(64, "images in a device's memory at a time; 0: no limit", at_least(0))
 
 
@@ -100,48 +85,28 @@ class Data:
   names: str = row("", "class list or file of names; empty: the data set's")
   shots: int = row(0, "stored training images per class; 0: all", at_least(0))
   shots_seed: int = row(1, "random seed of the few-shot subset; CoOp's are 1, 2 and 3", at_least(0))
-  classes: str = row(
-    "all", "classes to train on: all, or CoOp's halves base and new", one_of(*HALVES)
-  )
+  classes: str = row("all", "classes to train on: all, or one of CoOp's halves", one_of(*HALVES))
   base: str = row("", "class list or file of names: the classes to train on")
-  novel: str = row(
-    "", "class list or file of names: the classes to evaluate beside base; empty: all others"
-  )
-  test_share: float = row(
-    0.2, "share of each class held out for testing, of a folder without test images", below(1)
-  )
-  validation_share: float = row(
-    0.1,
-    "share of each class held out for validation, of a folder without validation images",
-    below(1),
-  )
+  novel: str = row("", "class list or file of names: evaluated beside base; empty: all others")
+  test_share: float = row(0.2, "test share of a class, in a folder without test images", below(1))
+  validation_share: float = row(0.1, "likewise, of validation images", below(1))
   cache: str = row("", "cache folder for the labels of TFDS sets; empty: none")
   images_per_class: int = row(
-    16, "training images per class of the world, and of synthetic data", at_least(1)
+    16, "training images per class, of the world and synthetic data", at_least(1)
   )
-  n_classes: int = row(
-    0, "classes taken from the source's list, evenly spread; 0: all", at_least(0)
-  )
-  augment: str = row(
-    "none", "augmentation: none, crop_flip, or recipe (with RandAugment)", one_of(*AUGMENTS)
-  )
-  views: int = row(
-    1, "views V of each image in an epoch, from one decode; batch_size counts views", at_least(1)
-  )
+  n_classes: int = row(0, "classes from the source's list, evenly spread; 0: all", at_least(0))
+  augment: str = row("none", "augmentation; recipe: with RandAugment", one_of(*AUGMENTS))
+  views: int = row(1, "views V of an image in an epoch; batch_size counts views", at_least(1))
   augment_seed: int = row(0, "random seed of the augmentation", at_least(0))
   crop_area: float = row(0.08, "smallest share of an image's area in a random crop", above(0, 1))
   view_epochs: int = row(0, "epochs after which the same views repeat; 0: never", at_least(0))
   features: str = row(
-    "online",
-    "image features: computed in the step, or read from feature_cache",
-    one_of("online", "cached"),
+    "online", "features: computed, or read from feature_cache", one_of("online", "cached")
   )
   feature_cache: str = row("", "folder of the features that config.job='cache' computes")
   threads: int = row(2, "threads that render or decode ahead of the step, per worker", at_least(1))
   workers: int = row(0, "worker processes that decode; 0: threads alone", at_least(0))
-  max_corrupt: float = row(
-    0.001, "largest share of unreadable images; others replace them", at_least(0)
-  )
+  max_corrupt: float = row(0.001, "largest share of unreadable images (replaced)", at_least(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,14 +115,10 @@ class Prompt:
 
   m: int = row(4, "context vectors M", at_least(1))
   position: str = row("end", "position of the name in the prompt", one_of(*POSITIONS))
-  init: str = row(
-    "", "words of the initial context; maple keeps those beyond M fixed; empty: N(0, 0.02^2)"
-  )
+  init: str = row("", "initial words; maple keeps those beyond M fixed; empty: N(0, 0.02^2)")
   class_specific: bool = row(False, "one context per class")
   depth: int = row(1, "layers with prompts of their own, for vpt_deep and maple", at_least(1))
-  visual_tokens: int = row(
-    8, "prompt tokens in the image tower, for vpt_shallow and vpt_deep", at_least(1)
-  )
+  visual_tokens: int = row(8, "prompt tokens in the image tower, for vpt_*", at_least(1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,23 +149,13 @@ class Sampling:
   name: str = row("uniform", "sampler of the negatives", one_of(*SAMPLERS))
   mix: float = row(0.5, "share of the uniform distribution in the other samplers", above(0, 1))
   temperature: float = row(0.05, "temperature of hard and easy, in units of the cosine", above(0))
-  anchors: str = row(
-    "classes",
-    "features that hard and easy compare with: the images' classes or the images",
-    one_of(*ANCHORS),
-  )
+  anchors: str = row("classes", "anchors of hard and easy", one_of(*ANCHORS))
   refresh_every: int = row(50, "steps between refreshes of the bank of class features", at_least(1))
   power: float = row(0.5, "exponent of the class counts, for frequency", at_least(0))
-  exclude: str = row(
-    "none",
-    "classes never drawn as negatives: similar to the image's class, or its WordNet kin",
-    one_of(*EXCLUSIONS),
-  )
+  exclude: str = row("none", "classes that are never negatives", one_of(*EXCLUSIONS))
   exclude_threshold: float = row(0.95, "cosine above which classes are similar", between(-1, 1))
   batch_positives: bool = row(False, "the other images' classes as negatives too")
-  ancestors_weight: float = row(
-    0.0, "weight of the loss over ancestors of the classes", at_least(0)
-  )
+  ancestors_weight: float = row(0.0, "weight of the loss over the classes' ancestors", at_least(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,9 +165,7 @@ class Optim:
   lr: float = row(0.002, "learning rate", at_least(0))
   momentum: float = row(0.9, "momentum", at_least(0))
   weight_decay: float = row(5e-4, "weight decay", at_least(0))
-  schedule: str = row(
-    "epoch", "cosine schedule: per epoch (published), or per step down to 0", one_of(*SCHEDULES)
-  )
+  schedule: str = row("epoch", "cosine per epoch (published) or step", one_of(*SCHEDULES))
   warmup: float = row(1.0, "warmup, epochs; a fraction under the step schedule", at_least(0))
   warmup_lr: float = row(1e-5, "learning rate of the warmup", at_least(0))
 
@@ -225,9 +174,7 @@ class Optim:
 class Mesh:
   """The device mesh."""
 
-  class_size: int = row(
-    1, "devices that split the classes of one draw; the rest split the images", at_least(1)
-  )
+  class_size: int = row(1, "devices that split one draw's classes", at_least(1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,9 +183,7 @@ class Eval:
 
   images: int = row(2048, "images of each split; 0: all, of stored images", at_least(0))
   cache: str = row("", "cache folder for class features; empty: in memory")
-  template: str = row(
-    "a photo of a {}.", "hand-written prompt that is evaluated beside the learned one", template
-  )
+  template: str = row("a photo of a {}.", "hand-written prompt beside the learned one", template)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,11 +192,7 @@ class Checkpoint:
 
   every: int = row(100, "steps between checkpoints; each is validated", at_least(1))
   keep: int = row(3, "newest checkpoints that are kept, beside the best by validation", at_least(1))
-  on_failure: str = row(
-    "stop",
-    "reaction to a failed save: stop, or retry at the next checkpoint",
-    one_of("stop", "retry"),
-  )
+  on_failure: str = row("stop", "reaction to a failed save", one_of("stop", "retry"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,23 +214,15 @@ class Prometheus:
 class Evaluate:
   """The job evaluate: prompts over data sets; see docs/evaluation.md."""
 
-  suite: str = row(
-    NO_SUITE,
-    "suite of data sets; none: the sets below, or config.data's",
-    one_of(NO_SUITE, *SUITES),
-  )
+  suite: str = row(NO_SUITE, "suite of data sets", one_of(NO_SUITE, *SUITES))
   sets: tuple[str, ...] = row((), "named sets or suites; empty: the whole suite")
-  source: str = row(
-    "coop", "layout of the stored sets: coop, tfds, or folder (one per class)", one_of(*READERS)
-  )
+  source: str = row("coop", "layout of the stored sets", one_of(*READERS))
   root: str = row("", "folder of the sets: CoOp's $DATA, TFDS's data_dir, or a folder of folders")
   sets_file: str = row("", "TOML file of one's own sets")
   own_sets: tuple[Mapping, ...] = row((), "one's own sets as dicts, in a config file")
   skip_missing: bool = row(False, "evaluation of the other sets where some can't be opened")
   prompts: tuple[str, ...] = row(("hand_written",), "prompts, see docs/evaluation.md")
-  images: int = row(
-    0, "images of each set, its classes evenly; 0: all (of the world eval.images)", at_least(0)
-  )
+  images: int = row(0, "images of each set, evenly over classes; 0: all", at_least(0))
   batch_size: int = row(512, "images in a batch, over all devices", at_least(1))
 
 
@@ -316,9 +249,7 @@ class Export:
   """The job export: the prompt, or features of names, for other programs; see docs/formats.md."""
 
   prompt: str = row("", "prompt file; for features also a template with {} for the name")
-  format: str = row(
-    "npz", "file format; detic and open_clip hold features of names", one_of(*EXPORT_FORMATS)
-  )
+  format: str = row("npz", "format; detic, open_clip: features", one_of(*EXPORT_FORMATS))
   names: str = row("", "for features: a text file, one name per line, or COCO or LVIS JSON")
   synonyms: bool = row(False, "average over the synonyms of an LVIS JSON")
   output: str = row("", "file name in the run's folder; empty: a usual one")
@@ -328,18 +259,12 @@ class Export:
 class Prepare:
   """The job prepare: a TFDS data set from files as distributed; see docs/data.md."""
 
-  dataset: str = row(
-    "", "data set: imagenet21k, fgvc_aircraft, coop_stanford_cars, coop_ucf101, .."
-  )
+  dataset: str = row("", "data set: imagenet21k, fgvc_aircraft, coop_stanford_cars, ..")
   input: str = row("", "archive or folder that it is made from")
-  names: str = row(
-    "", "for imagenet21k: a class list with synsets; empty: all classes of the input"
-  )
+  names: str = row("", "for imagenet21k: a class list with synsets; empty: all classes")
   shots: int = row(0, "stored training images per class; 0: all", at_least(0))
   shots_seed: int = row(1, "random seed of the choice", at_least(0))
-  held_out: int = row(
-    0, "images per class for the validation split of an undivided input", at_least(0)
-  )
+  held_out: int = row(0, "validation images per class of an undivided input", at_least(0))
   workers: int = row(2, "worker processes", at_least(1))
 
 
@@ -362,14 +287,8 @@ class Ablate:
   """The job ablate: a training for every combination of values; see docs/ablations.md."""
 
   grid: str = row("", 'grid, such as "k=16|64|all;correction=log|none;seed=0|1|2"')
-  lanes: int = row(
-    0, "cells that one program trains together, at most; 0: chosen by memory", at_least(0)
-  )
-  part: tuple[int, ...] = row(
-    (),
-    "part of the cells that this run takes: (2, 5) is the second of five; empty: all",
-    _pair,
-  )
+  lanes: int = row(0, "cells in one program, at most; 0: chosen by memory", at_least(0))
+  part: tuple[int, ...] = row((), "part of the cells: (2, 5) is the second of five", _pair)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -399,23 +318,16 @@ class Benchmark:
   model: str = row("vit_b_16", "published architecture, or tiny")
   m: int = row(16, "context vectors M", at_least(1))
   k: str = row("128+256+512+1000+2000+21841", 'rows of a step, separated by "+"')
-  baseline_k: str = row(
-    "128+1000", "rows at which the implementations of 77 tokens are measured too"
-  )
+  baseline_k: str = row("128+1000", "rows that the implementations of 77 tokens run too")
   implementations: str = row("shared+reference+torch_77", 'implementations, separated by "+"')
   steps: str = row(
-    "128/21841+128/1000000+1000/21841+21841/21841",
-    "K/N at which the whole training step is measured; K = N is the exact contrast; empty: none",
+    "128/21841+128/1000000+1000/21841+21841/21841", "K/N of whole training steps; K = N: exact"
   )
   dtype: str = row("float32", "compute type, also of the large matrix product", one_of(*DTYPES))
   repeats: int = row(5, "rounds of each K", at_least(1))
   seconds: int = row(300, "seconds after which no round starts", at_least(0))
   rows_at_a_time: int = row(128, "rows in memory of the implementations of 77 tokens", at_least(1))
-  chunk: int = row(
-    2048,
-    "rows from which shared runs in chunks of about this size, with remat of layers",
-    at_least(1),
-  )
+  chunk: int = row(2048, "rows per chunk of shared, with remat of layers", at_least(1))
   seed: int = row(0, "random seed of weights and rows", between(0, _MAX_SEED))
 
 
@@ -426,44 +338,18 @@ class Settings:
   job: str = row("pretrain", "job to run", one_of(*JOBS))
   dry_run: bool = row(False, "measurement of the run on synthetic data, with its cost as a result")
   method: str = row("pomp", "method that learns; all but pomp are baselines", one_of(*METHODS))
-  seed: int = row(
-    0,
-    "random seed of the initial context, the draws and the order of images",
-    between(0, _MAX_SEED),
-  )
-  negatives: str = row(
-    "sampled",
-    "classes of the contrast: K sampled, or all N (exact; k is not read)",
-    one_of("sampled", "all"),
-  )
+  seed: int = row(0, "random seed of context, draws and shuffling", between(0, _MAX_SEED))
+  negatives: str = row("sampled", "contrast: K classes or all N (exact)", one_of("sampled", "all"))
   k: int = row(1000, "classes K that an image is contrasted with, its own included", at_least(2))
-  correction: str = row(
-    "log",
-    "correction of the sampled loss: log (unbiased), log10 (as published), ..",
-    one_of(*CORRECTIONS),
-  )
+  correction: str = row("log", "correction of the sampled loss", one_of(*CORRECTIONS))
   batch_size: int = row(256, "views in a step, over all devices", at_least(1))
   accumulate: int = row(1, "draws that a data index computes one after the other", at_least(1))
   epochs: int = row(5, "epochs", at_least(1))
   steps: int = row(0, "steps of the whole run; 0: from epochs", at_least(0))
-  on_bad_loss: str = row(
-    "stop",
-    "reaction to a bad loss: stop, or roll back to the last checkpoint and draw anew",
-    one_of("stop", "roll_back"),
-  )
-  loss_spike: float = row(
-    0.0,
-    "factor over the usual loss from which a loss is bad; 0: only one that is not finite",
-    Check(
-      lambda factor: factor == 0 or 1 < factor < float("inf"), "a factor above 1, or 0 for none"
-    ),
-  )
+  on_bad_loss: str = row("stop", "reaction to a bad loss", one_of("stop", "roll_back"))
+  loss_spike: float = row(0.0, "factor over the usual loss that is bad; 0: not finite only", _spike)
   max_roll_backs: int = row(3, "roll-backs after which the run stops", at_least(0))
-  profile_steps: tuple[int, ...] = row(
-    (),
-    "first and last step of a profile; empty: none",
-    _pair,
-  )
+  profile_steps: tuple[int, ...] = row((), "first and last step of a profile; empty: none", _pair)
   clip: Clip = Clip()
   data: Data = Data()
   prompt: Prompt = Prompt()

@@ -1,11 +1,13 @@
 """The table of fields: typed, frozen, with the names of earlier versions in the errors."""
 
 import dataclasses
+import pathlib
 
 import pytest
 
 from pomp_jax.config import FIELDS, ConfigError, Settings, base, unpack, validate
 from pomp_jax.config.fields import flatten
+from pomp_jax.config.page import help_text, page
 from pomp_jax.config.rows import OLD_NAMES, OLD_VALUES, current_names
 
 
@@ -46,3 +48,9 @@ def test_the_error_for_an_old_value_has_the_new_one(field, old):
   with pytest.raises(ConfigError, match=rf"config\.{field}: got '{old}'.*'{new}'"):
     validate(Settings().replace({field: old}))
   assert current_names({field: old}) == {field: new}
+
+
+def test_the_page_is_generated_from_the_table():
+  path = pathlib.Path(__file__).parents[2] / "docs" / "config.md"
+  assert path.read_text() == page(), "python -m pomp_jax.config.page > docs/config.md"
+  assert all(f"--config.{field}=" in help_text() for field in FIELDS)
