@@ -70,7 +70,7 @@ class TipAdapter(NamedTuple):
   Attributes:
     keys: keys [n,E].
     labels: class of each key.
-    class_features: text features W, unit rows [N,E].
+    text_features: text features W, unit rows [N,E].
     scale: logit scale s.
     alpha: cache weight.
     beta: sharpness of the affinity.
@@ -78,7 +78,7 @@ class TipAdapter(NamedTuple):
 
   keys: Float[np.ndarray, "n E"]
   labels: Int[np.ndarray, " n"]
-  class_features: Float[np.ndarray, "N E"]
+  text_features: Float[np.ndarray, "N E"]
   scale: float
   alpha: float
   beta: float
@@ -117,9 +117,9 @@ class TipAdapter(NamedTuple):
     # Sparse: one entry a key.
     ones = np.ones(n_keys, gap_nxB.dtype)
     onehot_Nxn = scipy.sparse.csr_matrix(
-      (ones, (self.labels, np.arange(n_keys))), (len(self.class_features), n_keys)
+      (ones, (self.labels, np.arange(n_keys))), (len(self.text_features), n_keys)
     )
-    text_BxN = self.scale * features_BxE @ self.class_features.T
+    text_BxN = self.scale * features_BxE @ self.text_features.T
     return text_BxN, lambda beta: (onehot_Nxn @ np.exp(-beta * gap_nxB)).T
 
 
@@ -174,7 +174,7 @@ def tune(
   )
   keys = jnp.asarray(adapter.keys)
   state = optimizer.init(keys)
-  data = (jnp.asarray(adapter.labels), jnp.asarray(adapter.class_features))
+  data = (jnp.asarray(adapter.labels), jnp.asarray(adapter.text_features))
   step = _compiled_step(optimizer, adapter.scale, adapter.alpha, adapter.beta)
   rng = np.random.default_rng(seed)
   best, best_accuracy = adapter, -1.0
@@ -199,7 +199,7 @@ def tune(
 def cross_entropy(
   keys_nxE: Float[Array, "n E"],
   key_labels_n: Int[Array, " n"],
-  class_features_NxE: Float[Array, "N E"],
+  text_features_NxE: Float[Array, "N E"],
   features_BxE: Float[Array, "B E"],
   labels_B: Int[Array, " B"],
   *,
@@ -211,8 +211,8 @@ def cross_entropy(
   # HIGHEST: accelerators would round the cosines, which beta and the scale then multiply.
   product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
   affinity_nxB = jnp.exp(-beta * (1 - product(keys_nxE, features_BxE.T)))
-  cache_NxB = jax.ops.segment_sum(affinity_nxB, key_labels_n, class_features_NxE.shape[0])
-  logits_BxN = product(scale * features_BxE, class_features_NxE.T) + alpha * cache_NxB.T
+  cache_NxB = jax.ops.segment_sum(affinity_nxB, key_labels_n, text_features_NxE.shape[0])
+  logits_BxN = product(scale * features_BxE, text_features_NxE.T) + alpha * cache_NxB.T
   return optax.softmax_cross_entropy_with_integer_labels(logits_BxN, labels_B).mean()
 
 
@@ -220,8 +220,8 @@ def _compiled_step(optimizer, scale: float, alpha: float, beta: float) -> Callab
   loss = functools.partial(cross_entropy, scale=scale, alpha=alpha, beta=beta)
 
   @jax.jit
-  def step(keys, state, key_labels, class_features, features_BxE, labels_B):
-    gradient = jax.grad(loss)(keys, key_labels, class_features, features_BxE, labels_B)
+  def step(keys, state, key_labels, text_features, features_BxE, labels_B):
+    gradient = jax.grad(loss)(keys, key_labels, text_features, features_BxE, labels_B)
     updates, state = optimizer.update(gradient, state, keys)
     return optax.apply_updates(keys, updates), state
 

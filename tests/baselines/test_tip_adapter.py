@@ -41,7 +41,7 @@ def plain_scores(adapter, features, alpha, beta):
   scores = np.zeros((len(features), N_CLASSES))
   for i, feature in enumerate(features.astype(np.float64)):
     for c in range(N_CLASSES):
-      scores[i, c] = SCALE * feature @ adapter.class_features[c]
+      scores[i, c] = SCALE * feature @ adapter.text_features[c]
     for key, label in zip(adapter.keys.astype(np.float64), adapter.labels, strict=True):
       scores[i, label] += alpha * np.exp(-beta * (1 - feature @ key))
   return scores
@@ -50,7 +50,7 @@ def plain_scores(adapter, features, alpha, beta):
 def test_scores_are_the_formula(adapter, images):
   assert_close(adapter.scores(images[0]), plain_scores(adapter, images[0], 1.7, 3.0), 1e-6)
   none = adapter._replace(alpha=0.0)
-  assert_close(none.scores(images[0]), SCALE * images[0] @ adapter.class_features.T, 1e-6)
+  assert_close(none.scores(images[0]), SCALE * images[0] @ adapter.text_features.T, 1e-6)
 
 
 def test_the_search_finds_the_first_best_of_the_grid(adapter, images):
@@ -90,7 +90,7 @@ def test_tuning_is_torchs_adamw_with_a_cosine_over_steps(adapter):
   alpha, beta = adapter.alpha, adapter.beta
   keys = torch.tensor(adapter.keys.T.astype(np.float64), requires_grad=True)
   values = torch.nn.functional.one_hot(torch.tensor(adapter.labels), N_CLASSES).double()
-  weights = torch.tensor(adapter.class_features.T.astype(np.float64))
+  weights = torch.tensor(adapter.text_features.T.astype(np.float64))
   optimizer = torch.optim.AdamW([keys], lr=rate, eps=1e-4)
   schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs * 3)
   order, losses, after = np.random.default_rng(seed), [], []
@@ -111,7 +111,7 @@ def test_tuning_is_torchs_adamw_with_a_cosine_over_steps(adapter):
       schedule.step()
     after.append(keys.detach().numpy().T.copy())
 
-  inputs = adapter.keys, adapter.labels, adapter.class_features, epochs[0][first], labels[first]
+  inputs = adapter.keys, adapter.labels, adapter.text_features, epochs[0][first], labels[first]
   inputs = [jnp.asarray(array) for array in inputs]
   loss_of = functools.partial(cross_entropy, scale=SCALE, alpha=alpha, beta=beta)
   ours = jax.jit(jax.value_and_grad(loss_of))(*inputs)
