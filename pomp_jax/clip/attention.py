@@ -1,8 +1,9 @@
-"""Attention of the shared tower, with its gradient: the prefix on itself, packed tokens on both.
+"""Attention of the fast text tower with a custom VJP: of the prefix, and of packed tokens on both.
 
-Packed tokens are cut into blocks of W; a token sees the prefix, its own block and the one before,
-masked to its own class. Shapes: P prefix tokens, T packed tokens, R = P + T, D width, H heads, e
-width of a head, G blocks of W tokens.
+Packed tokens are cut into blocks of W. A token attends to the prefix, its own block and the one
+before, masked to its own class.
+Shapes: P prefix tokens, T packed tokens, R = P + T, D width, H heads, e width of a head, G blocks
+of W tokens.
 """
 
 import functools
@@ -16,11 +17,12 @@ from pomp_jax.annotations import Array, Bool, Float, Int32
 
 
 class Masks(NamedTuple):
-  """Which tokens a packed token sees: its own class's, up to itself.
+  """Masks of a packed token's class, up to the token itself.
 
   Attributes:
-    before: of the block before its own.
-    own: of its own block. Packed tokens of no class see one another: no softmax is empty.
+    before: mask of the block before its own.
+    own: mask of its own block. Packed tokens of no class attend to one another, so that no softmax
+      is empty.
   """
 
   before: Bool[Array, "G W W"]
@@ -28,7 +30,7 @@ class Masks(NamedTuple):
 
 
 def masks_of(row_T: Int32[Array, " T"], window: int) -> Masks:
-  """The masks of packed tokens, from the class of each; T is a multiple of the window."""
+  """Builds the masks from the class of each packed token; T is a multiple of the window."""
   row_GxW = row_T.reshape(-1, window)
   before_GxW = jnp.concatenate([jnp.full((1, window), -1, row_T.dtype), row_GxW[:-1]])
   own_GxWxW = row_GxW[:, :, None] == row_GxW[:, None, :]
@@ -42,7 +44,7 @@ def packed_attention(
 ) -> Float[Array, "R D"]:
   """Attention between its projections: of the prefix on itself, and of the packed tokens.
 
-  Kept for the backward pass: queries, keys, values and softmax weights, as they are used.
+  Residuals: queries, keys, values and softmax weights in their layout of use.
 
   Args:
     n_heads: H.
@@ -50,7 +52,7 @@ def packed_attention(
     query_RxD: scaled by 1 / sqrt(e).
     key_RxD: keys.
     value_RxD: values.
-    masks: of the packed tokens.
+    masks: masks of the packed tokens.
   """
   # The backward pass is traced later, outside of this context's precision.
   products = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time
@@ -92,13 +94,13 @@ def _attention_forward(n_heads, n_prefix, products, query_RxD, key_RxD, value_Rx
   return attended_RxD, (query, key, value, prefix_HxPxP, weights_HxTxS)
 
 
-def _attention_backward(n_heads, n_prefix, products, kept, gradient_RxD):
+def _attention_backward(n_heads, n_prefix, products, residuals, gradient_RxD):
   with jax.default_matmul_precision(products):
-    return _gradients(n_heads, n_prefix, kept, gradient_RxD)
+    return _gradients(n_heads, n_prefix, residuals, gradient_RxD)
 
 
-def _gradients(n_heads, n_prefix, kept, gradient_RxD):
-  query, key, value, prefix_HxPxP, weights_HxTxS = kept
+def _gradients(n_heads, n_prefix, residuals, gradient_RxD):
+  query, key, value, prefix_HxPxP, weights_HxTxS = residuals
   window = query.packed.shape[2]
   gradient = _to_heads(gradient_RxD, n_heads, n_prefix, window)
 
@@ -118,7 +120,7 @@ def _gradients(n_heads, n_prefix, kept, gradient_RxD):
   )
 
   def transposed(prefix_HxPxP, weights_HxTxS, rows):
-    """What keys or values get: weights^T rows, from the prefix and from the packed tokens."""
+    """Gradients of keys or values: weights^T rows, of the prefix and of the packed tokens."""
     shared, before, own = _split(weights_HxTxS, n_prefix, window)
     prefix_HxPxe = jnp.einsum("hpq,hpe->hqe", prefix_HxPxP, rows.prefix)
     prefix_HxPxe += jnp.einsum("htp,hte->hpe", shared, _flat(rows.packed))
@@ -189,7 +191,7 @@ def _split(weights_HxTxS, n_prefix: int, window: int):
 
 
 def _softmax(scores):
-  """Over the last axis, in float32 whatever the compute type."""
+  """Softmax over the last axis, in float32 for any compute type."""
   return jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(scores.dtype)
 
 

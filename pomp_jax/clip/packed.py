@@ -1,20 +1,19 @@
-"""The text tower that computes only what differs: one prefix, names packed without padding.
+"""The fast text tower: the shared prefix computed once, names packed without padding.
 
 CLIP's text tower is causal and the prompt comes first, so the keys and values of the prefix are
-the same for every class; and nothing after EOT reaches EOT. So one row of R = P + T tokens, the
-prefix once and then the classes' own tokens without padding, goes through every dense layer, and
-only attention knows where a class starts: a token attends to the prefix and to a window of the
-tokens before it, masked to its own class. No class reaches back further than its own first
-token, so the window is exact. The last layer needs its MLP at the EOT tokens alone.
+equal for all classes, and no token after EOT influences EOT. One row of R = P + T tokens, the
+prefix and then the classes' own tokens without padding, passes through every dense layer. Only
+attention separates classes: a token attends to the prefix and to a window of the tokens before it,
+masked to its own class. The window covers the longest class, so it is exact. The last layer
+computes its MLP at the EOT tokens alone.
 
-T is static, the token budget. Rows that would overflow it are left out: see `kept_rows`.
+T is static, the token budget. Rows beyond it are dropped, see `kept_rows`.
 
-Nothing here learns, so the backward pass needs no input of any dense layer; layer norm, activation
-and attention have custom VJPs with few residuals. REMAT lists what can be recomputed beyond that.
+The weights are frozen, so the backward pass needs no input of any dense layer. Layer norm,
+activation and attention have custom VJPs with few residuals. REMAT lists further recomputation.
 
 Shapes: C classes, P prefix tokens, L own tokens of a class, T packed tokens, R = P + T, D width,
-F width of the MLP, E embedding. Imports jax and numpy only, so that it runs where transformers is
-missing.
+F width of the MLP, E embedding. Imports jax and numpy only.
 """
 
 from collections.abc import Callable
@@ -51,19 +50,19 @@ def shared_text_tower(
   n_chunks: int = 1,
   remat: str = "none",
 ) -> Callable[..., Float[Array, "C E"]]:
-  """The tower of the contract in `clip.text`, equal to `reference` for every row that is kept.
+  """Builds the tower of `clip.text.TextTower`, equal to `reference` for every row that is kept.
 
-  It takes one argument more, `deep` [J-1,M,D] (MaPLe: Khattak et al., 2023): deep[j-1] stands in
-  the places of the prefix's last M tokens before layer j, for j = 1..J-1.
+  The optional argument `deep` [J-1,M,D] is MaPLe's (Khattak et al., 2023): deep[j-1] replaces the
+  prefix's last M tokens before layer j, for j = 1..J-1.
 
   Args:
-    config: the text tower's configuration; read are `num_attention_heads`, `num_hidden_layers`,
-      `layer_norm_eps`, `hidden_act` and `max_position_embeddings`.
+    config: the text tower's configuration, of which `num_attention_heads`, `num_hidden_layers`,
+      `layer_norm_eps`, `hidden_act` and `max_position_embeddings` are read.
     dtype: compute type of the dense layers and of attention, see `clip.precision`; layer norm,
       softmax and the sum of the layers stay float32.
-    token_budget: T, the most own tokens of all rows together; C * L if not given, which always
-      fits. Rows beyond it come out as ones, without gradient: `kept_rows` says which.
-    n_chunks: how many parts the rows are computed in, one after the other.
+    token_budget: T, the most own tokens of all rows together; C * L if None, which always fits.
+      Features of rows beyond it (see `kept_rows`) are 1, without gradient.
+    n_chunks: number of parts that the rows are computed in, one after the other.
     remat: rematerialisation, one of REMAT.
 
   Raises:
@@ -72,9 +71,7 @@ def shared_text_tower(
   if remat not in REMAT:
     raise ValueError(f"remat: got {remat!r}, expected one of {', '.join(REMAT)}")
   if config.hidden_act not in ACTIVATIONS:
-    raise ValueError(
-      f"unknown activation {config.hidden_act!r}; accepted: {', '.join(ACTIVATIONS)}"
-    )
+    raise ValueError(f"hidden_act: got {config.hidden_act!r}, expected {', '.join(ACTIVATIONS)}")
 
   dtype, products = precision_of(dtype)
 
@@ -82,29 +79,31 @@ def shared_text_tower(
     n_classes, n_suffix, _ = suffix_CxLxD.shape
     if prefix_PxD.shape[0] + n_suffix > config.max_position_embeddings:
       raise ValueError(
-        f"a prompt of {prefix_PxD.shape[0]} + {n_suffix} tokens does not fit the text tower's"
-        f" {config.max_position_embeddings} positions"
+        f"prompt of {prefix_PxD.shape[0]} + {n_suffix} tokens: expected at most"
+        f" {config.max_position_embeddings}, the text tower's positions"
       )
     budget = n_classes * n_suffix if token_budget is None else token_budget
     kept_C = kept_rows(lengths_C, budget)
     lengths_C = jnp.where(kept_C, lengths_C, 0)
-    if n_chunks == 1:
-      features_CxE = _packed_features(
-        config, dtype, remat, budget, params, prefix_PxD, deep, suffix_CxLxD, lengths_C
-      )
+    if n_chunks > 1:
+      # Every chunk gets its share of the tokens and one row more.
+      budget = math.ceil(budget / n_chunks) + n_suffix
+    compute = functools.partial(
+      _packed_features, config, dtype, remat, budget, params, prefix_PxD, deep
+    )
+    if n_chunks > 1:
+      features_CxE = _in_chunks(compute, remat, n_chunks, suffix_CxLxD, lengths_C)
     else:
-      features_CxE = _in_chunks(
-        config, dtype, remat, n_chunks, budget, params, prefix_PxD, deep, suffix_CxLxD, lengths_C
-      )
+      features_CxE = compute(suffix_CxLxD, lengths_C)
     return jnp.where(kept_C[:, None], features_CxE, 1.0)
 
   return with_products(products, features)
 
 
 def kept_rows(lengths_C: Int32[Array, " C"], token_budget: int) -> Bool[Array, " C"]:
-  """Which rows a tower with this budget computes: as many from the first on as fit.
+  """The rows that a tower with this budget computes: those from the first on that fit.
 
-  A step puts what it cannot do without (the positives) first, and counts what is left.
+  A step puts the positives first.
 
   Args:
     lengths_C: own tokens of each row, EOT included.
@@ -119,21 +118,20 @@ def token_budget(
   n_given: int = 0,
   sigmas: float = 4.0,
 ) -> int:
-  """T for a step: what uniform draws need except with negligible probability.
+  """T for a step: enough for uniform draws except with negligible probability.
 
   The tokens of n rows drawn without replacement have the mean n mu and the variance
-  n s^2 (N - n) / (N - 1); four standard deviations are exceeded by about one step in 30,000.
-  Given rows (the positives) are as many draws from the same vocabulary, but always fit, even if
-  every one is the longest class.
+  n s^2 (N - n) / (N - 1). About one step in 30,000 exceeds four standard deviations. Given rows
+  (the positives) count as further draws, but always fit, even if all are of the longest class.
 
   Args:
     lengths_N: own tokens of every class, EOT included.
-    n_drawn: rows drawn uniformly without replacement.
-    n_given: rows that may be anything and must be kept; they stand first.
+    n_drawn: number of rows drawn uniformly without replacement.
+    n_given: number of arbitrary rows before them, which must be kept.
     sigmas: standard deviations above the mean.
 
   Returns:
-    T, a multiple of 16, at most what the longest names would take.
+    T, a multiple of 16, at most the tokens of the longest names.
   """
   lengths_N = np.asarray(lengths_N, np.int64)
   n, longest = lengths_N.size, int(lengths_N.max())
@@ -146,15 +144,15 @@ def token_budget(
 
 
 class _Packing(NamedTuple):
-  """Where packed tokens come from and go to; an index of -1 is nothing.
+  """Indices between packed tokens and classes; -1 for none.
 
   Attributes:
     source_T: row * L + position of each packed token in the suffix [C * L].
-    target_CL: the packed token of each suffix token; the inverse.
-    row_T: the class of each packed token; the number of classes where there is none.
-    position_T: its position among its class's own tokens.
-    eot_C: the packed token at which a class's feature is read.
-    eot_T: the class of which a packed token is the EOT; the inverse.
+    target_CL: packed token of each suffix token; the inverse.
+    row_T: class of each packed token; the number of classes for none.
+    position_T: position among the class's own tokens.
+    eot_C: packed token of each class's EOT.
+    eot_T: class of which a packed token is the EOT; the inverse.
   """
 
   source_T: Int32[Array, " T"]
@@ -191,8 +189,8 @@ def _pack(lengths_C, n_suffix: int, budget: int) -> _Packing:
 def _select(rows_IxD, index_O, inverse_I):
   """rows[index], zero where the index is -1; `inverse_I` is the inverse of the partial map.
 
-  The transpose of a gather is a scatter, which is slow on CPU and not deterministic on GPU;
-  that of a partial permutation is another gather.
+  The transpose of a gather is a scatter, which is slow on CPUs and not deterministic on GPUs. That
+  of a partial permutation is another gather.
   """
   del inverse_I
   return jnp.where(index_O[:, None] >= 0, rows_IxD[jnp.maximum(index_O, 0)], 0)
@@ -213,10 +211,10 @@ _select.defvjp(_select_forward, _select_backward)
 def _packed_features(
   config, dtype, remat, budget, params, prefix_PxD, deep, suffix_CxLxD, lengths_C
 ) -> Float[Array, "C E"]:
-  """Features of all rows in one packed pass; rows of length 0 come out as anything finite."""
+  """Features of all rows in one packed pass; undefined but finite for rows of length 0."""
   n_classes, n_suffix, width = suffix_CxLxD.shape
   n_prefix = prefix_PxD.shape[0]
-  # A token reaches back L - 1 tokens at most: into its own block of W and the one before.
+  # A token attends to at most L - 1 tokens before it: in its own block of W and the one before.
   window = 8 * math.ceil(max(n_suffix - 1, 1) / 8)
   budget = window * math.ceil(budget / window)
   packing = _pack(lengths_C, n_suffix, budget)
@@ -239,7 +237,7 @@ def _packed_features(
 
   layers = model["encoder"]["layers"]
   for i in range(config.num_hidden_layers):
-    # The last layer's output is read at EOT alone.
+    # Only the EOT tokens of the last layer's output are read.
     select = select_eot if i == config.num_hidden_layers - 1 else lambda rows_RxD: rows_RxD
     layer: Callable = functools.partial(
       _layer, config, dtype, layers[str(i)], n_prefix=n_prefix, masks=masks, select=select
@@ -255,13 +253,11 @@ def _packed_features(
   return (eot_CxD @ kernel_DxE).astype(jnp.float32)
 
 
-def _in_chunks(
-  config, dtype, remat, n_chunks, budget, params, prefix_PxD, deep, suffix_CxLxD, lengths_C
-) -> Float[Array, "C E"]:
-  """The same in `n_chunks` parts, each with its own pass of the prefix (a few tokens).
+def _in_chunks(compute, remat, n_chunks, suffix_CxLxD, lengths_C) -> Float[Array, "C E"]:
+  """Computes the rows in chunks, each with its own pass of the prefix (a few tokens).
 
-  Rows are dealt out from the longest to the shortest, so no two chunks differ by more than one
-  row's tokens, and a chunk's budget is its share and one row more.
+  Rows are dealt out from the longest to the shortest, so the tokens of two chunks differ by at most
+  one row's.
   """
   n_classes, n_suffix, width = suffix_CxLxD.shape
   n_rows = math.ceil(n_classes / n_chunks)
@@ -274,24 +270,15 @@ def _in_chunks(
   slot_of_row = (rank_C % n_chunks) * n_rows + rank_C // n_chunks
   suffixes = _select(suffix_CxLxD.reshape(n_classes, -1), row_of_slot, slot_of_row)
   lengths = jnp.where(row_of_slot >= 0, lengths_C[jnp.maximum(row_of_slot, 0)], 0)
-  run = functools.partial(
-    _packed_features, config, dtype, remat, math.ceil(budget / n_chunks) + n_suffix
-  )
 
   def chunk(_, inputs):
-    return None, run(params, prefix_PxD, deep, *inputs)
+    return None, compute(*inputs)
 
   if remat == "chunks":
     chunk = jax.checkpoint(chunk, prevent_cse=False)
-  _, features = jax.lax.scan(
-    chunk,
-    None,
-    (
-      suffixes.reshape(n_chunks, n_rows, n_suffix, width),
-      lengths.reshape(n_chunks, n_rows),
-    ),
-  )
-  features = features.reshape(n_chunks * n_rows, -1)
+  shape = n_chunks, n_rows, n_suffix, width
+  inputs = suffixes.reshape(shape), lengths.reshape(shape[:2])
+  features = jax.lax.scan(chunk, None, inputs)[1].reshape(n_chunks * n_rows, -1)
   return _select(features, slot_of_row, row_of_slot)
 
 
@@ -300,7 +287,7 @@ def _project(weights, rows):
 
 
 def _layer(config, dtype, weights, hidden_RxD, n_prefix, masks, select) -> Float[Array, "R D"]:
-  """One layer; `select` cuts the rows down to those whose output is needed."""
+  """One layer; `select` reduces the rows to those whose output is read."""
   epsilon, attention, mlp = config.layer_norm_eps, weights["self_attn"], weights["mlp"]
   normed_RxD = _layer_norm(epsilon, dtype, hidden_RxD, **weights["layer_norm1"])
   scale = (hidden_RxD.shape[1] // config.num_attention_heads) ** -0.5
@@ -325,7 +312,7 @@ def _layer(config, dtype, weights, hidden_RxD, n_prefix, masks, select) -> Float
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _activation(name, rows_RxF, bias_F):
-  """The MLP's activation of rows + bias; the backward pass keeps the rows alone."""
+  """The MLP's activation of rows + bias, with the rows as the only residual."""
   return ACTIVATIONS[name](rows_RxF + bias_F.astype(rows_RxF.dtype))
 
 
@@ -334,7 +321,7 @@ def _activation_forward(name, rows_RxF, bias_F):
 
 
 def _activation_backward(name, kept, gradient_RxF):
-  # The barrier keeps the compiler from storing what the forward pass computed on the way.
+  # The barrier stops the compiler from storing intermediates of the forward pass.
   kept, gradient_RxF = jax.lax.optimization_barrier((kept, gradient_RxF))
   return jax.vjp(functools.partial(_activation.__wrapped__, name), *kept)[1](gradient_RxF)
 
@@ -344,7 +331,7 @@ _activation.defvjp(_activation_forward, _activation_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _layer_norm(epsilon: float, dtype, rows_RxD, scale, bias):
-  """Layer norm in float32, its result in the compute type; only the rows are kept."""
+  """Layer norm in float32, its result in the compute type, with the rows as residual."""
   return _layer_norm_forward(epsilon, dtype, rows_RxD, scale, bias)[0]
 
 

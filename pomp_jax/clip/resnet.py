@@ -2,10 +2,10 @@
 
 A ResNet-D with three convolutions as stem (He et al. 2019), strides by average pooling before or
 after the convolution (antialiased, Zhang 2019), and attention pooling: one query, the mean of all
-places, attends to them and to itself. Parameters have the names of OpenAI's modules; batch norm is
-frozen, so its statistics are parameters like the others.
+positions, attends to them and to itself. Parameters have the names of OpenAI's modules. Batch norm
+is frozen, so its statistics are parameters.
 
-Shapes: B images of height H and width W, D channels, T places and their mean, E embedding.
+Shapes: B images of height H and width W, D channels, T positions and their mean, E embedding.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class ResNetConfig:
   Attributes:
     layers: bottlenecks in each of the four stages: (3, 4, 6, 3) for RN50, (3, 4, 23, 3) for RN101.
     width: channels of the first stage's bottlenecks, 64 for both.
-    num_attention_heads: of the attention pooling.
+    num_attention_heads: heads of the attention pooling.
     image_size: height and width of the images, pixels.
     projection_dim: E.
   """
@@ -43,7 +43,7 @@ class ModifiedResNet(nn.Module):
   """The tower: normalised pixels to features.
 
   Attributes:
-    config: its sizes.
+    config: sizes.
     dtype: compute type; parameters stay float32.
   """
 
@@ -68,17 +68,17 @@ class ModifiedResNet(nn.Module):
 
 
 class FrozenBatchNorm(nn.Module):
-  """Batch normalisation with the statistics of the training's end.
+  """Batch normalisation with fixed statistics.
 
   Attributes:
-    dtype: of the result; computed in float32.
+    dtype: type of the result; computed in float32.
   """
 
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """(x - mean) / sqrt(var + 1e-5) * scale + bias, a channel."""
+    """(x - mean) / sqrt(var + 1e-5) * scale + bias, for each channel."""
     ones, zeros = nn.initializers.ones, nn.initializers.zeros
     shape = (x.shape[-1],)
     scale, bias = self.param("scale", ones, shape), self.param("bias", zeros, shape)
@@ -88,7 +88,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 class _Stage(nn.Module):
-  """Bottlenecks, the first of which may stride; named by their number."""
+  """Bottlenecks named by their number; the first may have a stride."""
 
   n_blocks: int
   channels: int
@@ -126,7 +126,7 @@ class _Bottleneck(nn.Module):
 
 
 class _Projection(nn.Module):
-  """The input brought to a bottleneck's size and channels."""
+  """The shortcut of a bottleneck that changes size or channels."""
 
   channels: int
   stride: int
@@ -139,7 +139,7 @@ class _Projection(nn.Module):
 
 
 class _AttentionPool(nn.Module):
-  """Multi-head attention of the mean of all places to it and to them."""
+  """Multi-head attention of the mean of all positions to itself and to them."""
 
   n_heads: int
   projection_dim: int
@@ -148,9 +148,9 @@ class _AttentionPool(nn.Module):
   @nn.compact
   def __call__(self, x_BxHxWxD):
     batch, height, width, channels = x_BxHxWxD.shape
-    places_BxTxD = x_BxHxWxD.reshape(batch, height * width, channels)
-    mean_Bx1xD = places_BxTxD.mean(axis=1, keepdims=True)
-    tokens_BxTxD = jnp.concatenate([mean_Bx1xD, places_BxTxD], axis=1)
+    positions_BxTxD = x_BxHxWxD.reshape(batch, height * width, channels)
+    mean_Bx1xD = positions_BxTxD.mean(axis=1, keepdims=True)
+    tokens_BxTxD = jnp.concatenate([mean_Bx1xD, positions_BxTxD], axis=1)
     position_TxD = self.param(
       "positional_embedding", nn.initializers.normal(channels**-0.5), tokens_BxTxD.shape[1:]
     )
@@ -170,18 +170,12 @@ class _AttentionPool(nn.Module):
 
 
 def _convolution(channels: int, size: int, stride: int, dtype: DTypeLike, name: str) -> nn.Conv:
-  side = size // 2
+  padding = [(size // 2, size // 2)] * 2
   return nn.Conv(
-    channels,
-    (size, size),
-    stride,
-    padding=((side, side), (side, side)),
-    use_bias=False,
-    dtype=dtype,
-    name=name,
+    channels, (size, size), stride, padding=padding, use_bias=False, dtype=dtype, name=name
   )
 
 
 def _average(x: Array, size: int) -> Array:
-  """Means of squares that don't overlap; what is left at the border is dropped."""
+  """Means of squares without overlap; incomplete ones at the border are dropped."""
   return x if size == 1 else nn.avg_pool(x, (size, size), (size, size))

@@ -56,13 +56,22 @@ def _stored(folder, **settings):
   return Stored(folder, model, flax_model, flax_params, load_clip(str(folder)))
 
 
-@pytest.fixture(scope="session", params=["quick_gelu, eos id", "gelu, eos_token_id 2"])
-def stored(request, tmp_path_factory):
+@pytest.fixture(scope="session")
+def quick(tmp_path_factory):
+  """A CLIP with quick_gelu and the true id of EOT."""
+  return _stored(tmp_path_factory.mktemp("quick"), hidden_act="quick_gelu")
+
+
+@pytest.fixture(scope="session")
+def legacy(tmp_path_factory):
+  """A CLIP with gelu and eos_token_id=2."""
+  return _stored(tmp_path_factory.mktemp("legacy"), hidden_act="gelu", legacy_eos=True, seed=1)
+
+
+@pytest.fixture(scope="session", params=["quick", "legacy"])
+def stored(request):
   """Both CLIPs in turn."""
-  folder = tmp_path_factory.mktemp("clip")
-  if request.param.startswith("quick_gelu"):
-    return _stored(folder, hidden_act="quick_gelu")
-  return _stored(folder, hidden_act="gelu", legacy_eos=True, seed=1)
+  return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")
