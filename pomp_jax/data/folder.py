@@ -66,8 +66,8 @@ def open_test_set(
   """Opens the test images below a folder, or else the validation or training images.
 
   Args:
-    root: folder with split folders or class folders.
-    dataset: ignored.
+    root: folder with split folders or class folders, or with such a folder for each data set.
+    dataset: name of the data set's folder below the root, if there is one.
     classes: class list; None: the training folder's names, if there is one.
     all_classes: whether a class of the list without a folder is an error.
     image_size: S, pixels.
@@ -75,7 +75,8 @@ def open_test_set(
   Raises:
     SourceError: as `open_folder`.
   """
-  del dataset
+  if dataset and pathlib.Path(root, dataset).is_dir():
+    root = pathlib.Path(root, dataset)
   folders = split_folders(root)
   split = next(split for split in ("test", "validation", "train") if split in folders)
   if classes is None:

@@ -72,7 +72,8 @@ def open_test_set(
   Args:
     root: TFDS's data_dir.
     dataset: class list or data set; see `open_tfds`.
-    classes: class list that TFDS's labels must match; None: see `open_tfds`.
+    classes: class list that TFDS's labels must match; None, or the data set's packaged list: see
+      `open_tfds`.
     all_classes: ignored.
     image_size: S, pixels.
 
@@ -80,6 +81,8 @@ def open_test_set(
     SourceError, VocabularyError: as `open_tfds`.
   """
   del all_classes
+  if dataset in CLASS_LISTS and classes == load_class_list(dataset):
+    classes = None  # its own table maps TFDS's labels, which are spelled differently
   found = tfds_splits(dataset, root)
   split = next((split for split in ("test", "validation") if split in found), None)
   if split is None:

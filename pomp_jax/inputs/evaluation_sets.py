@@ -238,13 +238,8 @@ def _generated(config: Settings, split: str) -> LabelledSet:
 
 def _stored(settings: Evaluate, name: str, part: str, image_size: int) -> LabelledSet:
   classes = load_class_list(name)
-  root = pathlib.Path(settings.root)
-  if settings.source == "folder" and (root / name).is_dir():
-    root = root / name  # otherwise the root is the folder of the set
-  # TFDS's labels are mapped by the packaged table of the set.
-  listed = None if settings.source == "tfds" else classes
   module = SOURCES[settings.source].load()
-  source, _, split = module.open_test_set(root, name, listed, image_size=image_size)
+  source, _, split = module.open_test_set(settings.root, name, classes, image_size=image_size)
   if classes.synsets is None:
     _check_names(source.names, classes.names, f"{settings.root}: {name}")
   elif len(source.names) != len(classes):

@@ -228,21 +228,14 @@ def _check(own: OwnSet, of: str) -> None:
 
 def _open_whole(own: OwnSet, image_size: int) -> LabelledSet:
   listed = _listed(own, "names") if own.names else None
-  labelled = (
-    SOURCES[own.reader]
-    .load()
-    .open_test_set(
-      pathlib.Path(own.folder, own.root),
-      own.dataset,
-      None if own.reader == "coop" else listed,
-      all_classes=False,
-      image_size=image_size,
-    )
+  module, root = SOURCES[own.reader].load(), pathlib.Path(own.folder, own.root)
+  labelled = module.open_test_set(
+    root, own.dataset, listed, all_classes=False, image_size=image_size
   )
   source, classes = labelled.source, listed or labelled.classes
   if len(classes) != len(source.names):
     raise _wrong(own, "names", f"{len(classes)} names for {len(source.names)} classes")
-  if own.reader == "folder" and listed is not None:
+  if listed is not None:
     n_without = len(classes) - len(np.unique(source.labels))
     if n_without:
       log.info("set %s: %d of %d classes have no image", own.name, n_without, len(classes))
