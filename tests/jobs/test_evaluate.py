@@ -317,7 +317,7 @@ class TestTheWorld:
 )
 def test_bad_sets(data, tmp_path, changes, error, message):
   config = config_for(data, "cross_dataset")
-  config = config.replace({f"evaluate.{field}": value for field, value in changes.items()})
+  config = changed(config, {f"evaluate.{field}": value for field, value in changes.items()})
   with pytest.raises(error, match=message):
     evaluate.check(config, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()
@@ -530,7 +530,7 @@ root = {json.dumps(str(folder / "data"))}
     assert list(parts) == ["base", "new"]
     assert parts["base"].classes.names + parts["new"].classes.names == classes.names
     for field, value in (("suite", "world"), ("sets", "base")):
-      other = config.replace({f"evaluate.{field}": value})
+      other = changed(config, {f"evaluate.{field}": value})
       with pytest.raises(ConfigError, match=rf"evaluate\.{field}: got '{value}'.*sets_file"):
         evaluate.check(other, str(tmp_path / "run"))
 
