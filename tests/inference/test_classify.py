@@ -187,7 +187,7 @@ def test_refused_prompts_and_names(encoder, tmp_path):
     Classifier(encoder, tmp_path / "prompt.npz", NAMES)
   with pytest.raises(PromptFileError, match="width 7"):
     Classifier(encoder, Prompt(np.zeros((4, 7), np.float32), "other"), NAMES)
-  with pytest.raises(VocabularyError, match="twice"):
+  with pytest.raises(VocabularyError, match="cat"):
     Classifier(encoder, "a photo of a {}.", ["cat", "cat"])
   with pytest.raises(VocabularyError, match="empty"):
     Classifier(encoder, "a photo of a {}.", [])

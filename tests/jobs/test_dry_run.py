@@ -75,7 +75,7 @@ def test_what_takes_long_is_scaled(tmp_path, caplog, monkeypatch, capsys):
   monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
   seconds = []
 
-  def in_proportion(call, times, warm_up):
+  def in_proportion(call, times, warmup):
     call()
     seconds.append(len(seconds) + 1.0)
     return times * seconds[-1:]
@@ -110,7 +110,7 @@ def test_what_takes_long_is_scaled(tmp_path, caplog, monkeypatch, capsys):
 )
 def test_as_many_rows_are_measured_as_take_little_time(seconds_a_row, measured, monkeypatch):
   asked = []
-  monkeypatch.setattr(costs, "_seconds", lambda call, times, warm_up: times * [call()])
+  monkeypatch.setattr(costs, "_seconds", lambda call, times, warmup: times * [call()])
 
   def of(n):
     asked.append(n)
