@@ -16,7 +16,7 @@ import jax
 from pomp_jax.analysis import plots
 from pomp_jax.analysis.tables import Row, Table, markdown
 from pomp_jax.benchmark.measurement import ProcessError, in_own_process, peak_mib
-from pomp_jax.config import ConfigError, Settings, validate, value_of_text
+from pomp_jax.config import METHODS, ConfigError, Settings, validate, value_of_text
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.run_folder import RunFolder, read_json, write_json, writing
@@ -26,8 +26,6 @@ from pomp_jax.train.watch import TrainingError
 
 log = logging.getLogger(__name__)
 
-# Methods that the seed has nothing to do with: one run tells all.
-_WITHOUT_SEED = ("zero_shot", "linear_probe", "tip_adapter")
 _EXPECTED = "one or more methods (label, {field: value}), no label twice"
 
 
@@ -106,7 +104,7 @@ def method_configs(config: Settings) -> dict[str, Settings]:
 
 def _seeds(config: Settings) -> tuple[int, ...]:
   seeds = tuple(config.repeat.seeds) or (config.seed,)
-  return seeds[:1] if config.method in _WITHOUT_SEED else seeds
+  return seeds if METHODS[config.method].seeded else seeds[:1]
 
 
 def _one(config: Settings, workdir: str, seed: int) -> tuple[Settings, str]:

@@ -103,18 +103,14 @@ def fit(config: Settings, encoder: Encoder) -> Fitted:
     threads=data.threads,
     max_corrupt=data.max_corrupt,
   )
-  classes = _class_list(config, source.names)
-  classifier, found = (
-    METHODS[config.method]
-    .load()
-    .fit_classifier(
-      config,
-      encoder,
-      source,
-      validation,
-      view_epochs=functools.partial(view_features, data, source, encoder),
-      text_features=functools.partial(features_under, encoder, classes),
-    )
+  classes, method = _class_list(config, source.names), METHODS[config.method].load()
+  classifier, found = method.fit_classifier(
+    config,
+    encoder,
+    source,
+    validation,
+    view_epochs=functools.partial(view_features, data, source, encoder),
+    text_features=functools.partial(features_under, encoder, classes),
   )
   return Fitted(classifier, tuple(source.names), found)
 
