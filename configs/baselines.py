@@ -27,11 +27,11 @@ METHODS = {
 
 
 def get_config(argument: str = ""):
-  """The job, with every method as its own config has it for the world."""
+  """Returns the job with the embedded-world config of every method."""
   config = base()
   config.job = "baselines"
   config.update_from_flattened_dict(SMALL)
-  # What a method has as all have it can be overridden for all.
+  # Values that equal SMALL are left out, so that overrides apply to all methods.
   config.baselines.methods = tuple(
     (label, {field: value for field, value in own.items() if SMALL.get(field) != value})
     for label, own in METHODS.items()

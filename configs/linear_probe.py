@@ -7,7 +7,7 @@ r"""The linear probe of CLIP (Radford et al., 2021), on few shots as in CoOp's c
 Numbers: appendix A.3: L-BFGS of at most 1,000 iterations; strengths of the penalty from 1e-6 to 1e6
 by every second power of ten, then halving around the best down to eight steps a decade. Features
 are the unit vectors of the embedding; CLIP's own probe has those before the projection, and fits
-once more with the validation images. docs/recipes.md has every value beside ours.
+again with the validation images. docs/recipes.md has every value beside ours.
 """
 
 from configs.few_shot import FEW_SHOT

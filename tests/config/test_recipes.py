@@ -59,7 +59,7 @@ def dassl(prefix, *, batch, lr, epochs, classes, method, more):
   return (
     Row("MODEL.BACKBONE.NAME", "ViT-B/16", "clip.model", VIT_B16, SAME),
     Row(f"{prefix}.PREC", "fp16", "clip.dtype", "float32", "more exact; `bfloat16` works too"),
-    Row("INPUT.SIZE, .INTERPOLATION", "224, bicubic", "", None, "as the CLIP has it: the same"),
+    Row("INPUT.SIZE, .INTERPOLATION", "224, bicubic", "", None, "set by the CLIP: the same"),
     Row("INPUT.TRANSFORMS", TRANSFORMS, "data.augment", "crop_flip", SAME),
     Row("INPUT.RRCROP_SCALE (Dassl)", "0.08 to 1", "data.crop_area", 0.08, SAME),
     Row("DATASET.NUM_SHOTS (scripts)", 16, "data.shots"),
