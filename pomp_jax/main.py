@@ -34,21 +34,8 @@ import jax
 from ml_collections import config_flags
 
 from pomp_jax import hosts
-from pomp_jax.config import (
-  FIELDS,
-  JOBS,
-  LOCAL_PATH,
-  METHODS,
-  ConfigError,
-  Settings,
-  is_url,
-  load_job,
-  unpack,
-  validate,
-  value_of_text,
-)
-from pomp_jax.config.page import help_text
-from pomp_jax.config.rows import OLD_NAMES, check_name, name_of_type
+from pomp_jax.config import JOBS, LOCAL_PATH, METHODS, Settings, is_url, load_job, unpack, validate
+from pomp_jax.config.command_line import explain, help_text, with_tuple
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure
 from pomp_jax.files.run_folder import Presence
@@ -100,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
     hosts.finish()
     return _complain(error, TryAgain.status)
   except KeyboardInterrupt:
-    return _end(f"interrupted; the same command goes on from {workdir}", 130)
+    return _end(f"interrupted; the same command resumes from {workdir}", 130)
   except Exception as error:
     if line := disk_failure(error):
       return _end(line, 1)
@@ -161,7 +148,7 @@ def _end_at(number: int) -> None:
 def _preempted(number: int, frame: object) -> NoReturn:
   # Outside of training nothing is unsaved; there it is `hosts.StopRequest` that has the signal.
   name = signal.Signals(number).name
-  raise hosts.Preempted(f"stopped by {name}; the same command goes on from {_WORKDIR.value}")
+  raise hosts.Preempted(f"stopped by {name}; the same command resumes from {_WORKDIR.value}")
 
 
 def _end(message: object, status: int) -> int:
@@ -185,17 +172,15 @@ def _speak_plainly() -> None:
   """Our own lines as they are; of the libraries only warnings, and of Orbax none."""
   absl_logging.set_verbosity(absl_logging.WARNING)
   # It has a traceback for each of its threads; `Checkpoints` says in one line what has failed.
-  absl_logging.get_absl_logger().addFilter(_is_not_orbax)
+  absl_logging.get_absl_logger().addFilter(
+    lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname
+  )
   ours = logging.getLogger("pomp_jax")
   handler = logging.StreamHandler(sys.stdout)
   handler.setFormatter(PrintableFormatter())
   ours.handlers = [handler]
   ours.setLevel(logging.INFO)
   ours.propagate = False
-
-
-def _is_not_orbax(record: logging.LogRecord) -> bool:
-  return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def _unraisable(found: Any) -> None:
@@ -210,7 +195,7 @@ def _unraisable(found: Any) -> None:
 def parse_flags(argv: Sequence[str]) -> list[str]:
   """Parses the command line; every mistake in it is one line and exit status 2."""
   try:
-    rest = flags.FLAGS([_with_tuple(argument) for argument in argv])
+    rest = flags.FLAGS([with_tuple(argument) for argument in argv])
     if _CONFIG.value is None:
       raise flags.Error("--config: nothing given; takes a file such as configs/demo.py")
     if not _WORKDIR.value:
@@ -221,63 +206,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     if rest[1:]:
       raise flags.Error(f"unknown argument {rest[1]!r}; overrides look like --config.k=64")
     return rest
-  except ConfigError as error:
-    sys.exit(_complain(error, 2))
-  except AttributeError as error:
-    sys.exit(_complain(_unknown_field(argv) or _config_file_error(error), 2))
-  except flags.IllegalFlagValueError as error:
-    sys.exit(_complain(_wrong_value(error), 2))
-  except (flags.Error, OSError, TypeError, ValueError, LookupError) as error:
-    sys.exit(_complain(_config_file_error(error), 2))
-  except SyntaxError as error:
-    sys.exit(_complain(f"{error.filename}:{error.lineno}: {error.msg}", 2))
-  except Exception as error:  # whatever else a config file does
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    what = f"{type(error).__name__}: {error}"
-    sys.exit(_complain(f"{place.filename}:{place.lineno}: {what}", 2))
-
-
-def _with_tuple(argument: str) -> str:
-  """`--config.FIELD=a;b` as the Python tuple that absl reads, for a field that holds a tuple."""
-  found = re.fullmatch(r"--?config\.([\w.]+)=([^(\[].*)?", argument, re.DOTALL)
-  if not found or found[1] not in FIELDS or FIELDS[found[1]].type in (bool, int, float, str):
-    return argument
-  return f"--config.{found[1]}={value_of_text(found[1], found[2] or '')!r}"
-
-
-def _unknown_field(argv: Sequence[str]) -> str | None:
-  """One line for the first override of a field that does not exist, with the nearest that does."""
-  for argument in argv[1:]:
-    name = re.match(r"--?config\.([\w.]+)", argument)
-    if name:
-      try:
-        check_name(name[1], FIELDS)
-      except ConfigError as error:
-        return str(error)
-  return None
-
-
-def _wrong_value(error: flags.IllegalFlagValueError) -> str:
-  """One line for `--config.field=value` of the wrong type."""
-  found = re.match(r"flag --(config\.([\w.]+))=(.*?): ", str(error), re.DOTALL)
-  if found and found[2] in FIELDS:
-    kind = name_of_type(FIELDS[found[2]].type)
-    return f"{found[1]}: got {found[3]!r}, expected a value of type {kind}"
-  return _config_file_error(error)
-
-
-def _config_file_error(error: Exception) -> str:
-  """The last line that says something: ml_collections puts whole tracebacks into messages."""
-  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-  if isinstance(error, AttributeError):
-    key = re.search(r'"(\w+)" does not exist', str(error))
-    for old, new in OLD_NAMES.items():
-      if key and key[1] in old.split("."):
-        return f"{lines[0]} (config.{old} is now config.{new})"
-    # Key "x" does not exist ... / Did you mean "y"?
-    return " ".join(re.sub(r"and cannot be added.*", "", line) for line in lines)
-  line = lines[-1] if lines else type(error).__name__
-  return re.sub(r"^[\w.]*(Error|Exception): ", "", line)
+  except Exception as error:  # config files are programs
+    sys.exit(_complain(explain(error, argv), 2))
 
 
 def _complain(message: object, status: int) -> int:

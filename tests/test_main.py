@@ -384,7 +384,7 @@ def test_a_signal_outside_of_training_asks_for_another_start(capsys, tmp_path, m
   signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
   played = SimpleNamespace(check=lambda *_: None, run=lambda *_: os.kill(os.getpid(), number))
   monkeypatch.setattr(main_module, "load_job", lambda name: played)
-  line = f"error: stopped by {number.name}; the same command goes on from {tmp_path}/run"
+  line = f"error: stopped by {number.name}; the same command resumes from {tmp_path}/run"
   assert run_main(capsys, DEMO, f"--workdir={tmp_path}/run") == (75, [line])
 
 

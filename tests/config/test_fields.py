@@ -6,8 +6,8 @@ import pathlib
 import pytest
 
 from pomp_jax.config import FIELDS, ConfigError, Settings, base, unpack, validate
+from pomp_jax.config.command_line import help_text, page
 from pomp_jax.config.fields import flatten
-from pomp_jax.config.page import help_text, page
 from pomp_jax.config.rows import OLD_NAMES, OLD_VALUES, current_names
 
 
@@ -52,5 +52,5 @@ def test_the_error_for_an_old_value_has_the_new_one(field, old):
 
 def test_the_page_is_generated_from_the_table():
   path = pathlib.Path(__file__).parents[2] / "docs" / "config.md"
-  assert path.read_text() == page(), "python -m pomp_jax.config.page > docs/config.md"
+  assert path.read_text() == page(), "python -m pomp_jax.config.command_line > docs/config.md"
   assert all(f"--config.{field}=" in help_text() for field in FIELDS)
