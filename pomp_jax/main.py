@@ -172,15 +172,17 @@ def _speak_plainly() -> None:
   """Our own lines as they are; of the libraries only warnings, and of Orbax none."""
   absl_logging.set_verbosity(absl_logging.WARNING)
   # It has a traceback for each of its threads; `Checkpoints` says in one line what has failed.
-  absl_logging.get_absl_logger().addFilter(
-    lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname
-  )
+  absl_logging.get_absl_logger().addFilter(_is_not_orbax)
   ours = logging.getLogger("pomp_jax")
   handler = logging.StreamHandler(sys.stdout)
   handler.setFormatter(PrintableFormatter())
   ours.handlers = [handler]
   ours.setLevel(logging.INFO)
   ours.propagate = False
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+  return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def _unraisable(found: Any) -> None:
