@@ -152,11 +152,10 @@ def test_the_embedded_worlds_clip_by_its_name():
   "width, layers, vision_width, vision_layers, heads, patch, size, embedding",
   [
     (512, 12, 768, 12, 12, 32, 224, 512),
-    (512, 12, 768, 12, 12, 16, 224, 512),
     (768, 12, 1024, 24, 16, 14, 336, 768),
     (1024, 24, 1280, 32, 16, 14, 224, 1024),
   ],
-  ids=["B/32", "B/16", "L/14@336", "H/14"],
+  ids=["B/32", "L/14@336", "H/14"],
 )
 def test_names_and_shapes_of_the_true_sizes(
   width, layers, vision_width, vision_layers, heads, patch, size, embedding

@@ -325,8 +325,10 @@ def test_weights_rejections_and_ancestors_equal_plain_numpy(correction):
   assert_close(contrast.loss, total / 4)
 
 
-@pytest.mark.parametrize("position", ["end", "middle", "front"])
-@pytest.mark.parametrize("n_classes", [None, N_CLASSES])
+@pytest.mark.parametrize(
+  ("position", "n_classes"),
+  [("end", None), ("middle", None), ("front", None), ("middle", N_CLASSES)],
+)
 def test_loss_and_context_gradient_equal_torch_autograd(world, image_features, position, n_classes):
   """From the context through both libraries' CLIP to the loss and back, all corrections."""
   n_vectors, width = 5, world.clip.text_width

@@ -131,7 +131,9 @@ def test_without_a_correction_it_is_seen_to_be_biased(name):
     assert scipy.stats.ttest_1samp(estimates[:, i], exact).pvalue < 1e-6
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+  "name", ["uniform", "hard", "not the similar", "not kin", "hierarchical, not kin, batch"]
+)
 def test_what_is_no_negative_of_an_image_moves_none_of_its_loss(name):
   sampling = SETTINGS[name]
   keys = jax.random.split(jax.random.key(9), 40)
@@ -148,7 +150,7 @@ def test_what_is_no_negative_of_an_image_moves_none_of_its_loss(name):
       assert set(np.flatnonzero(moved[d, i])) == (negatives & _allowed(sampling, label)) | {label}
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", ["uniform", "hard", "not the similar", "batch"])
 def test_all_classes_need_no_weights(name):
   sampling = SETTINGS[name]
   estimates = _denominators(sampling, 2, k=N)
