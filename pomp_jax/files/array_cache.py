@@ -170,9 +170,11 @@ class FeatureBlocks:
       "made_from": dict(made_from),
     }
     self._blocks: dict[int, np.ndarray] = {}
+    # In this order: another process may create the description and write blocks meanwhile.
+    is_used = not all(map(is_temporary, self._folder.glob("*")))
     if (self._folder / _DESCRIPTION).exists():
       self._check_description()
-    elif not all(map(is_temporary, self._folder.glob("*"))):
+    elif is_used:
       raise FeatureCacheError(f"{self._folder}: not empty, and no {_DESCRIPTION} in it")
 
   def __getstate__(self) -> dict:

@@ -256,7 +256,7 @@ for step in itertools.count(first):
 def test_killed_at_any_moment(tmp_path):
   """All checkpoints are intact, and only the one being written can be lost."""
   target = {str(i): np.zeros(20_000, int) for i in range(5)}
-  for delay in (0.0, 0.013, 0.041):
+  for delay in (0.0, 0.027):
     process = subprocess.Popen(
       [sys.executable, "-c", _SAVES_FOREVER, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )

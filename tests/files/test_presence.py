@@ -1,12 +1,8 @@
-"""Whether another start of a run is alive: real processes, and hosts that are played."""
+"""The mark of the process that uses a run's folder."""
 
 import json
 import os
-import pathlib
-import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -14,49 +10,33 @@ import pytest
 from pomp_jax.files import run_folder
 from pomp_jax.files.run_folder import Presence
 
-ROOT = pathlib.Path(__file__).parents[2]
-_START = """
-import logging, sys
-from pomp_jax.files import run_folder
-run_folder._BEAT_SECONDS = 0.1
-logging.basicConfig(stream=sys.stdout, format="%(message)s")
-with run_folder.Presence(sys.argv[1]):
-  print("begun", flush=True)
-  sys.stdin.read()
-"""
 
-
-@pytest.fixture
-def other(tmp_path):
-  """Another start, alive."""
-  command = [sys.executable, "-c", _START, str(tmp_path)]
-  pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-  with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
-    assert process.stdout.readline() == "begun\n"
-    yield process
-    process.kill()
-
-
-def test_both_starts_say_so_and_the_later_has_the_folder(tmp_path, other, caplog):
+def test_two_starts_warn_and_the_later_owns_the_folder(tmp_path, caplog):
+  """Locks belong to open files, so that two objects in one process conflict as two processes do."""
+  first = Presence(tmp_path)
+  first.__enter__()
+  assert not caplog.messages
   with Presence(tmp_path):
     (line,) = caplog.messages
-    assert line.startswith(f"{tmp_path}: ANOTHER START of it is alive (process {other.pid} on ")
+    assert line.startswith(f"{tmp_path}: ") and f"process {os.getpid()} on " in line
     assert f"{socket.gethostname()}, since 20" in line
-    said = other.stdout.readline()
-    assert f"ANOTHER START of it has begun (process {os.getpid()} on " in said
-    other.communicate("")
-    # Which does not take the later one's sign with it.
+    assert not first._renew()
+    assert len(caplog.messages) == 2
+    first.__exit__(None, None, None)
+    # The later one's mark stays.
     assert json.loads((tmp_path / "alive.json").read_text())["process"] == os.getpid()
   assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("how", ["ended", "killed"])
-def test_a_start_that_is_over_is_not_alive(tmp_path, other, caplog, how):
-  if how == "killed":
-    other.send_signal(signal.SIGKILL)
-    other.wait()
+def test_a_start_that_is_over_is_not_alive(tmp_path, caplog, how):
+  first = Presence(tmp_path)
+  first.__enter__()
+  first._ended.set()
+  if how == "killed":  # the kernel closes its files
+    first._file.close()
   else:
-    other.communicate("")
+    first.__exit__(None, None, None)
   assert (tmp_path / "alive.json").exists() == (how == "killed")
   with Presence(tmp_path):
     assert not caplog.messages
