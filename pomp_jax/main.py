@@ -124,7 +124,7 @@ def _join(config: Settings, workdir: str) -> None:
   hosts.agree(fields | {"workdir": workdir} | hosts.fingerprint_of_package(), seconds=timeout)
   log.info(hosts.describe(cluster, config.mesh.class_size))
   if not hosts.is_first():
-    # What all would say alike, the first says.
+    # Only the first process logs what all have in common.
     logging.getLogger("pomp_jax").setLevel(logging.WARNING)
 
 

@@ -1,4 +1,4 @@
-"""The grid of an ablation: which fields take which values, and the cells that this makes.
+"""The grid of an ablation: swept fields, their values, and the cells.
 
   k=16|64|all;correction=log|none;seed=0|1|2
 
@@ -45,7 +45,7 @@ class Cell:
 
   @property
   def name(self) -> str:
-    """The swept fields and their values, as tables and messages have it."""
+    """The swept fields and their values, for tables and messages."""
     return ", ".join(f"{field}={text_of(value)}" for field, value in self.values.items())
 
   @property
@@ -56,7 +56,7 @@ class Cell:
 
 
 def text_of(value: Any) -> str:
-  """A value as tables have it."""
+  """Formats a value for tables."""
   return "-" if value is None else str(value)
 
 

@@ -130,7 +130,7 @@ def _by_hand(cells: Sequence[Mapping[str, Any]]) -> Grid:
   splits = list(dict.fromkeys(split for _, by_hand in found for split in by_hand))
   rows = []
   for cell, by_hand in found:
-    where = f" ({cell} and alike)" if len(found) > 1 else ""
+    where = f" ({cell} and similar)" if len(found) > 1 else ""
     for prompt in next(iter(by_hand.values()), {}):
       figures = [f"{100 * by_hand[s][prompt]:.1f}" if s in by_hand else "-" for s in splits]
       rows.append([prompt.replace("_", " ") + where, *figures])

@@ -1,4 +1,4 @@
-"""What the cells of an ablation share: CLIPs, images, features; each opened or computed once."""
+"""CLIPs, images and features that cells of an ablation share, each opened or computed once."""
 
 from collections.abc import Callable
 import contextlib

@@ -1,4 +1,4 @@
-"""One file a thing that a user runs; `config.job` names it.
+"""One file per job; `config.job` names it, and config/registry.py lists all.
 
 A job module has two functions. `check(config, workdir)` raises a one-line error for what can't
 work and writes nothing; `run(config, workdir)` does it. With several processes all call both; from

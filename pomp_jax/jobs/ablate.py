@@ -1,9 +1,9 @@
-"""The pretrain job for every combination of some fields' values, many of them in one program.
+"""Trains every combination of some fields' values, many of them in one program.
 
-Leaves in the run's folder `cells/` with a JSON file and the learned prompt of every cell, written
-whole when the cell is done; `cells.csv` and `results.json`, a row a cell; `plots/sweep.png`; and
-`report.html`, one file that needs nothing else. Started again it runs the cells that are missing
-or have failed. A cell that fails is marked with its error, and the others go on.
+Writes to the run's folder: `cells/` with a JSON file and the learned prompt of each finished cell;
+`cells.csv` and `results.json` with a row per cell; `plots/sweep.png`; and the self-contained
+`report.html`. A restart runs the cells that are missing or have failed. A cell that fails is marked
+with its error, and the others continue.
 
 With several processes all of them train every cell together, and the first reads the folder and
 writes; runs of their own share the cells by `config.ablate.part`.
@@ -40,7 +40,7 @@ from pomp_jax.train.watch import TrainingError
 log = logging.getLogger(__name__)
 
 _FOLDER = "cells"
-# What makes of a cell bad input.
+# Errors that make a cell bad input.
 _REFUSED = (
   ClipError,
   ConfigError,
@@ -52,7 +52,7 @@ _REFUSED = (
 
 
 def check(config: Settings, workdir: str) -> None:
-  """As the main job's, for each cell.
+  """Checks each cell as the pretrain job does.
 
   Raises:
     ConfigError, ClipError, RunFolderError, SourceError, VocabularyError: one line each.
@@ -97,7 +97,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   groups = lane_groups(cells)[index - 1 :: count]
   missing, shared = list(filter(None, _missing(folder, groups))), Shared()
   for group in missing:
-    # Lanes of a program are alike in all that can be refused.
+    # Cells of a group differ only in fields that these checks do not read.
     _check_opened(shared, folder, group[0])
   if hosts.is_first():
     folder.create()
@@ -109,7 +109,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     _run_group(shared, folder, group)
   seconds = time.monotonic() - start
   results = _write_results(config, folder, cells, seconds) if hosts.is_first() else None
-  # Whoever goes on from here finds the files.
+  # The files are complete for every process from here on.
   results = hosts.from_first(results, "the ablation's results")
   own = {cell.key for group in groups for cell in group}
   failed = [cell for cell in results["cells"] if cell["error"] and cell["key"] in own]
@@ -147,7 +147,7 @@ def _run_group(shared: Shared, folder: RunFolder, group: Sequence[Cell]) -> None
       _finish(shared, folder, cell, one, size)
   except RunFolderError:  # not the cell's own
     raise
-  except Exception as error:  # whatever it is: the other cells are worth having
+  except Exception as error:  # the other cells continue
     if jax.process_count() > 1:
       # The other processes may be in the midst of the cell, and would wait for this one.
       raise

@@ -1,8 +1,8 @@
 """POMP beside every baseline on the same classes: one table of accuracy, time and memory.
 
-Each method has a folder with a run's folder for each seed. On the host's CPU each has a process of
-its own as well, so that its peak memory is nobody else's. A method that fails is marked with its
-error, and the others go on. Started again, what has finished is not done again.
+Each method has a folder with one run folder per seed. On the CPU backend each method runs in its
+own process, so that its peak memory is measured alone. A method that fails is marked with its error,
+and the others continue. A restart skips what has finished.
 """
 
 import json
@@ -30,7 +30,7 @@ _EXPECTED = "one or more methods (label, {field: value}), no label twice"
 
 
 def check(config: Settings, workdir: str) -> None:
-  """As the main job's, for each method and seed.
+  """Checks each method and seed as the pretrain job does.
 
   Raises:
     ConfigError, ClipError, RunFolderError: one line each.
@@ -140,7 +140,7 @@ def _run_seeds(config: Settings, workdir: str, programs: str) -> dict[str, Any]:
   _share_programs(programs)
   try:
     runs = [pretrain.run(*_one(config, workdir, seed)) for seed in _seeds(config)]
-  except Exception as error:  # whatever it is, the other methods go on
+  except Exception as error:  # the other methods continue
     return {"error": " ".join(f"{type(error).__name__}: {error}".split())}
   # Through JSON: what a finished run's file would say.
   return {"runs": json.loads(json.dumps(runs, default=float)), "peak_mib": round(peak_mib(), 1)}

@@ -1,8 +1,8 @@
 """Features of the training images, computed once: for runs with `data.features="cached"`.
 
-The image tower is frozen, so V views of an image in each of `data.view_epochs` epochs are all that
-it ever computes. Every process computes blocks of its own; one that is stopped goes on with the
-block it was in.
+The image tower is frozen, so it computes V views of each image in each of `data.view_epochs` epochs
+only once. Each process computes its own blocks, and a restart resumes with the block that was
+interrupted.
 """
 
 from collections.abc import Iterator

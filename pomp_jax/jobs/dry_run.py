@@ -1,9 +1,9 @@
-"""`config.dry_run`: a training on made-up data, and what the real one will take.
+"""Measures a training on synthetic data, and estimates the cost of the real one.
 
-The same code on the same devices with the same shapes. The images are made-up JPEGs, and a
-published architecture has random weights: nothing is downloaded. Each part is timed, a long one on
-some of its rows (`benchmark.costs`), and the whole run added up from that. What is written goes to
-a temporary folder.
+The same code runs on the same devices with the same shapes. The images are synthetic JPEGs, and a
+published architecture has random weights, so nothing is downloaded. Each part is timed, a long one
+on some of its rows (`benchmark.costs`), and the run's total is the sum. Files go to a temporary
+folder.
 """
 
 import logging
@@ -54,7 +54,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 
 
 def _trial(config: Settings) -> Settings:
-  """The config on data, and if need be weights, that are made up."""
+  """The config on synthetic data and, for a published architecture, random weights."""
   changes: dict[str, Any] = {}
   if config.data.source != WORLD:
     names = config.data.base or config.data.names or config.data.dataset
@@ -121,7 +121,7 @@ def _lines(trial: Settings, job: setup.Run, figures: dict[str, Any]) -> list[str
   rate = trial.batch_size / read.seconds / jax.process_count()
   return [
     f"dry run of {trial.clip.model} on {figures['devices']} {jax.devices()[0].device_kind}:"
-    f" {len(job.source.names):,} classes, {len(job.source):,} training images, made up;"
+    f" {len(job.source.names):,} classes, {len(job.source):,} training images, synthetic;"
     f" {figures['steps']:,} steps of {trial.batch_size:,} views",
     f"  step: {step:.3g} s ({trial.batch_size / step:,.3g} views/s)"
     + (f", of parts ({'; '.join(parts)})" if parts else ", measured in whole")

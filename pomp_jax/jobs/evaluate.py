@@ -3,7 +3,7 @@
 Leaves in the run's folder `sets/<set>.json` with every figure of a set, its classes one by one;
 `results.json` that sums them up; `results.md` and `results.tex`, tables with published figures
 beside ours; plots. A set that is done is not done again, as long as nothing that its figures depend
-on has changed: started again, an evaluation goes on with the first set that is missing.
+on has changed. A restart resumes with the first set that is missing.
 
 With several processes all of them work on each set together, and the first writes.
 """

@@ -1,9 +1,8 @@
 """Bias and variance of the sampled gradient, by K, correction and sampler.
 
 For the same images and the same prompt: the exact gradient, of the contrast over all classes, and
-gradients of many draws. Leaves in the run's folder `cells/` with a file for each sampler and K,
-written when its draws are done, `results.json` and `plots/gradient_bias.png`. Started again, it
-goes on with the cells that are missing.
+gradients of many draws. Writes to the run's folder `cells/` with a file for each sampler and K,
+`results.json` and `plots/gradient_bias.png`. A restart computes the cells that are missing.
 """
 
 from collections.abc import Sequence

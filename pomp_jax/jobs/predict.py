@@ -1,7 +1,7 @@
-"""Names for a folder of images, out of a text file of names.
+"""Classifies a folder of images into the names of a list.
 
-Leaves `results.json` in the run's folder: for each file the likeliest names, best first. Files that
-can't be read are listed there with the reason, and do not stop the others.
+Writes `results.json` to the run's folder: the likeliest names of each file, best first. Files that
+can't be read are listed there with the reason.
 """
 
 import logging

@@ -3,7 +3,7 @@
 `config.prepare.dataset` names it and `config.prepare.input` what it is made of, as distributed.
 `--workdir` is TFDS's data_dir: the data set and its `report.json` (counts, and every unreadable
 image) come to lie in `WORKDIR/NAME/1.0.0`, and `data.source='tfds'`, `data.root=WORKDIR` reads it.
-Started again after a stop, it goes on.
+A restart resumes.
 """
 
 import logging

@@ -1,7 +1,7 @@
-"""The main job: learn a prompt on many classes, then see what it gained on classes it never saw.
+"""Learns a prompt on many classes, and evaluates it, also on classes that it never saw.
 
-`config.method` puts a baseline in the prompt's place; everything else stays as it is. A run's
-folder holds everything; a run that is started again goes on where it stopped, exactly.
+`config.method` trains a baseline instead of the prompt. The run's folder holds everything that a
+restart needs to resume exactly.
 """
 
 from collections.abc import Iterator
@@ -92,7 +92,7 @@ def run(config: Settings, workdir: str) -> dict:
     return stored
   of_features = not METHODS[config.method].by_steps
   results = feature_methods.run(config, folder) if of_features else _run(config, folder)
-  # Whoever goes on from here finds the files.
+  # The files are complete for every process from here on.
   return hosts.from_first(results, "the run's results")
 
 
@@ -105,7 +105,7 @@ def _run(config: Settings, folder: RunFolder) -> dict:
   done = loop.train(job)
   prompt = prompt_of(job, done.state) if METHODS[config.method].saves_prompt else None
   if prompt and hosts.is_first():
-    # Before it is evaluated: whatever happens there, what was learned can be used.
+    # Saved before the evaluation, so that a failure there does not lose it.
     with _writing(folder):
       save_prompt(folder.prompt, prompt)
   results = _results(job, prompt or done.state.params, done)
@@ -126,7 +126,7 @@ def _writing(folder: RunFolder) -> Iterator[None]:
   except (OSError, PromptFileError, RunFolderError) as error:
     raise TrainingError(
       f"{folder.path}: the results can't be written ({error}); the training is done, its last"
-      f" checkpoint is in {folder.checkpoints}, and the same command goes on from there"
+      f" checkpoint is in {folder.checkpoints}, and the same command resumes from there"
     ) from error
 
 

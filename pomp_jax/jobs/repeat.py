@@ -1,4 +1,4 @@
-"""The main job once for each seed: what of its outcome is the method, and what is luck.
+"""Runs pretrain once per seed and reports mean and spread.
 
 Leaves a run's folder `seed_<s>` for each seed, and a `results.json` and bars of mean and spread.
 """
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def check(config: Settings, workdir: str) -> None:
-  """As the main job's, for each seed."""
+  """Checks each seed as the pretrain job does."""
   RunFolder(workdir).check(config.job)
   if not config.repeat.seeds:
     raise ConfigError("repeat.seeds", config.repeat.seeds, "one seed or more")
@@ -29,7 +29,7 @@ def check(config: Settings, workdir: str) -> None:
 
 
 def run(config: Settings, workdir: str) -> dict:
-  """Runs what has not finished yet, and sums up: returns what `results.json` holds."""
+  """Runs the seeds that have not finished, and returns the contents of `results.json`."""
   runs = []
   for seed in steps_of(config.repeat.seeds, "seeds", "seeds"):
     log.info("seed %d of %s", seed, list(config.repeat.seeds))

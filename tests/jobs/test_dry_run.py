@@ -48,7 +48,7 @@ def test_stored_images_and_cached_features_are_made_up(tmp_path, caplog):
   figures = run(config, tmp_path, caplog)
   # 101 classes of 4 images, two views of each, 16 a step, five epochs.
   assert figures["steps"] == 5 * (101 * 4 * 2 // 16)
-  assert "101 classes, 404 training images, made up; 250 steps of 16 views" in caplog.text
+  assert "101 classes, 404 training images, synthetic; 250 steps of 16 views" in caplog.text
   width = inputs.clip_config("world").projection_dim
   assert figures["feature_cache_bytes"] == 4 * 404 * 6 * width
   assert figures["device_temporaries_mib"] > 0 and figures["process_peak_mib"] > 100
