@@ -1,8 +1,8 @@
 """POMP beside every baseline on the same classes: one table of accuracy, time and memory.
 
 Each method has a folder with one run folder per seed. On the CPU backend each method runs in its
-own process, so that its peak memory is measured alone. A method that fails is marked with its error,
-and the others continue. A restart skips what has finished.
+own process, so that its peak memory is measured alone. A method that fails is marked with its
+error, and the others continue. A restart skips what has finished.
 """
 
 import json
