@@ -195,6 +195,14 @@ def test_a_cache_of_something_else_is_refused_by_field(
   assert not (tmp_path / "run").exists()
 
 
+def test_a_cache_of_another_resizer_is_refused(complete, images, tmp_path, monkeypatch):
+  """As one from before the resizer was part of the key, where it reads as None."""
+  monkeypatch.setattr(batches, "RESIZER", "another")
+  config = config_of(images, complete[0], **{"data.features": "cached"})
+  with pytest.raises(FeatureCacheError, match="cache.json: made_from.resizer"):
+    pretrain.run(config, str(tmp_path / "run"))
+
+
 def test_damaged_images_of_an_earlier_start_count_as_well(complete, images):
   with pytest.raises(CorruptDataError, match=r"1 of 24 images can't be read, 0 are .*daisy/2.jpg"):
     filled(images, complete[0], **{"data.max_corrupt": 0.01})
