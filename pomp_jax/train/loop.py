@@ -4,14 +4,17 @@ The checkpoint holds everything that a step depends on, so a run that was stoppe
 started again takes exactly the same steps.
 """
 
+from collections.abc import Callable
 import contextlib
 import logging
 import math
 import time
-from typing import Any
+
+import jax
 
 from pomp_jax import hosts, inputs
 from pomp_jax.config import METHODS
+from pomp_jax.data.loader import Loader
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.inference.evaluate import split_features
 from pomp_jax.inference.metrics import topk_accuracy
@@ -38,7 +41,7 @@ def train(run: Run) -> Checkpoint:
   keep, retry = run.config.checkpoint.keep, run.config.checkpoint.on_failure == "retry"
   with Checkpoints(run.folder.checkpoints, keep, retry=retry) as checkpoints:
     last = resume(run, checkpoints)
-    if last.step == run.total_steps:
+    if last.step >= run.total_steps:
       return last
     # Compiled once and reused after each roll-back. The step is `prompt.step.make_train_step`.
     take_step, validate, stop = build_step(run), _validation(run), hosts.StopRequest()
@@ -52,7 +55,12 @@ def train(run: Run) -> Checkpoint:
 
 
 def _train_from(
-  last: Checkpoint, run: Run, take_step: Any, validate: Any, stop: hosts.StopRequest, checkpoints
+  last: Checkpoint,
+  run: Run,
+  take_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+  validate: Callable[[TrainState], float | None],
+  stop: hosts.StopRequest,
+  checkpoints: Checkpoints,
 ) -> Checkpoint:
   """Takes steps from a checkpoint to the end."""
   config, mesh = run.config, run.encoder.mesh
@@ -92,7 +100,7 @@ def _train_from(
   return last
 
 
-def _open_loader(run: Run, last: Checkpoint):
+def _open_loader(run: Run, last: Checkpoint) -> Loader:
   return batches.open_batches(
     run.config,
     run.source,
@@ -166,10 +174,10 @@ def _roll_back(
   return last._replace(state=last.state.replace(seed_key=seed_key), roll_backs=roll_backs)
 
 
-def _validation(run: Run):
-  """A function from state to top-1 on validation images over all classes of the training.
+def _validation(run: Run) -> Callable[[TrainState], float | None]:
+  """Returns a function from state to top-1 on validation images over all training classes.
 
-  Returns None for data without images beside those of the training.
+  The function returns None for data without validation images.
   """
   config = run.config
   if not inputs.has_validation(config.data):
