@@ -162,4 +162,4 @@ def test_bad_files(files):
   refused(PromptFileError, "not a whole zip", prompt=str(wide), format="npz")
   (files / "run").mkdir()
   (files / "run" / "config.json").write_text("{}")
-  refused(RunFolderError, "a folder of its own")
+  refused(RunFolderError, "config.json is of job=None")
