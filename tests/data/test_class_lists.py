@@ -1,4 +1,4 @@
-"""Class lists, packaged and a user's; TFDS's labels of the packaged ones; ImageNet-21K's synsets."""
+"""Class lists, packaged ones and a user's, TFDS's labels, and the synsets of ImageNet-21K."""
 
 from collections import Counter
 import dataclasses
