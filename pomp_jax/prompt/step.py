@@ -8,7 +8,7 @@ class, D width, E embedding.
 
 from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import struct
 import jax
@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from pomp_jax.clip.packed import token_budget
+from pomp_jax.prompt import bank as banks
 from pomp_jax.prompt import sampling
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ImageLearner, Learner
@@ -34,8 +35,8 @@ class TrainState(struct.PyTreeNode):
     params: the learner's parameters, such as {"context": [M,D]}, without the frozen CLIP.
     opt_state: optax's state for these.
     seed_key: key data of the seed, from which a step derives its draws.
-    bank_params: the parameters under which the sampler's bank was last computed, unchanged by a
-      step; None without a bank.
+    bank: text features of all classes under recent prompts, sharded, see `prompt.bank`; None where
+      the sampler reads none.
   """
 
   # Any, not jax.Array: JAX and Orbax also build this tree from shapes and shardings.
@@ -43,7 +44,7 @@ class TrainState(struct.PyTreeNode):
   params: Any
   opt_state: Any
   seed_key: Any
-  bank_params: Any = None
+  bank: Any = None
 
 
 def create_state(
@@ -57,6 +58,25 @@ def create_state(
   return TrainState(
     jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(seed_key)
   )
+
+
+class Renewal(NamedTuple):
+  """The rows of the bank that a step computes beside its own classes, in turn.
+
+  Attributes:
+    learner: learner with a token budget for `rows` classes that follow one another.
+    rows: classes of a device and a micro-step.
+  """
+
+  learner: Learner
+  rows: int
+
+
+def renewal_token_budget(lengths_N: np.ndarray, n_own: int, rows: int) -> int:
+  """Own tokens of the longest stretch of `rows` classes that follow one another, in a circle."""
+  lengths_N = np.asarray(lengths_N) + n_own
+  ends = np.cumsum(np.concatenate([lengths_N, lengths_N[:rows]]))
+  return int(np.max(ends[rows:] - ends[:-rows]))
 
 
 def step_token_budget(
@@ -101,6 +121,7 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   settings: ContrastSettings,
   accumulate: int = 1,
+  renewal: Renewal | None = None,
 ) -> jax.stages.Wrapped:
   """Builds the jitted step `(state, frozen, batch) -> (state, metrics)`; the state is donated.
 
@@ -116,6 +137,8 @@ def make_train_step(
     optimizer: update rule of the learner's parameters.
     settings: the numbers of the method.
     accumulate: groups that a data index computes one after the other.
+    renewal: rows of the bank to compute beside those of the draw; without it the bank gets the
+      latter alone. Not read without a bank in the state.
 
   Returns:
     The step. A batch is {"image": uint8 [G*B,H,W,3] or float32 features [G*B,E], "label": int32
@@ -127,17 +150,17 @@ def make_train_step(
   """
   if isinstance(learner, ImageLearner) and image_tower is not None:
     raise ValueError("image_tower: got a tower, expected None with an ImageLearner")
-  group_loss = _make_group_loss(mesh, learner, settings, accumulate)
+  group_loss = _make_group_loss(mesh, learner, settings, accumulate, renewal)
   # Outside of what is differentiated, so the image tower leaves no residuals.
   image_features = image_tower and over_all_devices(mesh, image_tower)
 
   def mean_gradient(state, frozen, batch):
     def group_gradient(total, group):
       features, labels, micro = group
-      (_, contrast), gradient = jax.value_and_grad(group_loss, has_aux=True)(
-        state.params, frozen, features, labels, state.step, state.seed_key, micro
+      (_, (contrast, computed)), gradient = jax.value_and_grad(group_loss, has_aux=True)(
+        state.params, frozen, state.bank, features, labels, state.step, state.seed_key, micro
       )
-      return jax.tree.map(jnp.add, total, (contrast, gradient)), None
+      return jax.tree.map(jnp.add, total, (contrast, gradient)), computed
 
     def split(rows):
       # [data * accumulate * B, ..] -> [accumulate, data * B, ..]: group g of data index d is
@@ -151,12 +174,21 @@ def make_train_step(
     features = image_features(frozen.image, images) if image_features else images
     groups = (split(features), split(batch["label"]), jnp.arange(accumulate))
     zero = (Contrast(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, state.params))
-    total, _ = jax.lax.scan(group_gradient, zero, groups)
-    return jax.tree.map(lambda leaf: leaf / accumulate, total)
+    total, computed = jax.lax.scan(group_gradient, zero, groups)
+    return jax.tree.map(lambda leaf: leaf / accumulate, total), computed
+
+  def updated_bank(rows, computed):
+    # [accumulate, data * X, ..] -> [data * accumulate * X, ..]: in the order of the groups.
+    def in_order(leaf):
+      leaf = leaf.reshape(accumulate, mesh.shape[DATA], -1, *leaf.shape[2:])
+      return jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[3:])
+
+    rows = banks.write_rows(rows, mesh, *jax.tree.map(in_order, computed))
+    return jax.lax.with_sharding_constraint(rows, banks.bank_sharding(mesh))
 
   @functools.partial(jax.jit, donate_argnums=0)
   def train_step(state, frozen, batch):
-    contrast, gradient = mean_gradient(state, frozen, batch)
+    (contrast, gradient), computed = mean_gradient(state, frozen, batch)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     metrics = {
       "loss": contrast.loss,
@@ -165,7 +197,9 @@ def make_train_step(
       "param_norm": optax.tree.norm(state.params),
     }
     params = optax.apply_updates(state.params, updates)
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    bank = None if state.bank is None else updated_bank(state.bank, computed)
+    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, bank=bank)
+    return state, metrics
 
   return train_step
 
@@ -204,14 +238,27 @@ def _own_share(mesh: Mesh, images: jax.Array) -> jax.Array:
   return jax.lax.dynamic_slice_in_dim(jnp.pad(images, padding), start, rows)
 
 
-def _make_group_loss(mesh, learner, settings, accumulate):
-  """Builds the mean loss over the data axis, each index with its own draw."""
+def _make_group_loss(mesh, learner, settings, accumulate, renewal):
+  """Builds the mean loss over the data axis, each index with its own draw.
+
+  With a bank it also returns the classes whose features a step computed, and these: (ids [X],
+  features [X,E]).
+  """
+  n_devices, n_classes = mesh.size, settings.n_classes
 
   def learned_images(params, frozen, images):
     share = learner.image_features(params, frozen, _own_share(mesh, images))
     return jax.lax.all_gather(share, CLASS, tiled=True)[: images.shape[0]]
 
-  def local_loss(params, frozen, images, labels_B, step, seed_key, micro):
+  def renewed(params, frozen, step, group):
+    """The next classes in turn, and their features."""
+    first = (step % n_classes) * (n_devices * accumulate * renewal.rows % n_classes)
+    first += (group * mesh.shape[CLASS] + jax.lax.axis_index(CLASS)) * renewal.rows
+    ids_R = (first + jnp.arange(renewal.rows)) % n_classes
+    found = renewal.learner.text_features(params, frozen, ids_R, None)
+    return ids_R, found
+
+  def local_loss(params, frozen, bank, images, labels_B, step, seed_key, micro):
     # Equal on all devices, but used with rows that differ: a custom VJP (those of `clip.packed`)
     # must see both as varying.
     frozen = jax.lax.pcast(frozen, (DATA, CLASS), to="varying")
@@ -219,6 +266,9 @@ def _make_group_loss(mesh, learner, settings, accumulate):
     features_BxE = learned_images(params, frozen, images) if learns_images else images
     group = jax.lax.axis_index(DATA) * accumulate + micro
     key = sampling.draw_key(jax.random.wrap_key_data(seed_key), step, group)
+    arrays = frozen.sampling
+    if bank is not None:
+      arrays = arrays._replace(bank=banks.Bank(bank, n_classes, sharded=True))
     drawn = sampling.draw_negatives(
       key,
       settings.sampling,
@@ -226,7 +276,7 @@ def _make_group_loss(mesh, learner, settings, accumulate):
       n_classes=settings.n_classes,
       labels_B=labels_B,
       images_BxE=jax.lax.stop_gradient(normalize(features_BxE)),
-      arrays=frozen.sampling,
+      arrays=arrays,
     )
     ids_C = jnp.concatenate([labels_B, drawn.ids])
     class_size = mesh.shape[CLASS]
@@ -249,22 +299,35 @@ def _make_group_loss(mesh, learner, settings, accumulate):
       positives_BxE = jnp.diagonal(positives_BxE).T
     if classes.available is not None:
       available_S = gather(classes.available)[labels_B.size :]
-    negatives = sampling.complete_negatives(
-      settings.sampling, frozen.sampling, drawn, labels_B, available_S
-    )
+    negatives = sampling.complete_negatives(settings.sampling, arrays, drawn, labels_B, available_S)
     negative_features = features_CxE[ids_C.size - negatives.ids.size :]
     contrast = local_contrast(
       settings, features_BxE, positives_BxE, negative_features, labels_B, negatives
     )
-    return jax.lax.pmean(contrast, (DATA, CLASS))
+    computed = None
+    if bank is not None:
+      computed = [(mine_R, classes)]
+      if renewal is not None:
+        computed.append(renewed(jax.lax.stop_gradient(params), frozen, step, group))
+      computed = _known_rows(computed, beyond=n_classes + n_devices)
+    return jax.lax.pmean(contrast, (DATA, CLASS)), computed
 
-  def group_loss(params, frozen, features, labels, step, seed_key, micro):
-    contrast = jax.shard_map(
+  def group_loss(params, frozen, bank, features, labels, step, seed_key, micro):
+    contrast, computed = jax.shard_map(
       local_loss,
       mesh=mesh,
-      in_specs=(P(), P(), P(DATA), P(DATA), P(), P(), P()),
-      out_specs=P(),
-    )(params, frozen, features, labels, step, seed_key, micro)
-    return contrast.loss, contrast
+      in_specs=(P(), P(), banks.SHARDED, P(DATA), P(DATA), P(), P(), P()),
+      out_specs=(P(), banks.SHARDED),
+    )(params, frozen, bank, features, labels, step, seed_key, micro)
+    return contrast.loss, (contrast, computed)
 
   return group_loss
+
+
+def _known_rows(computed, beyond: int) -> tuple[jax.Array, jax.Array]:
+  """Joins (ids, TextFeatures) to ids [X] and features [X,E]; dropped rows get the id `beyond`."""
+  ids, features = [], []
+  for ids_R, found in computed:
+    ids.append(ids_R if found.available is None else jnp.where(found.available, ids_R, beyond))
+    features.append(jax.lax.stop_gradient(found.features))
+  return jnp.concatenate(ids), jnp.concatenate(features)

@@ -1,10 +1,10 @@
 """The step with samplers that compare a bank: on every mesh the same, and nothing recompiled."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pomp_jax.prompt.bank import place_rows
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.sampling import SamplingArrays, SamplingSettings
@@ -20,16 +20,20 @@ from tests.support.small_step import (
 )
 
 SAMPLERS = {
+  "posterior": SamplingSettings("posterior", mix=0.1, logit_scale=20.0),
   "hard": SamplingSettings("hard", temperature=0.2, exclude="similar", exclude_threshold=0.6),
   "hierarchical": SamplingSettings("hierarchical", exclude="kin", batch_positives=True),
 }
 
 
-def _arrays(width):
+def _bank(width):
   bank = np.random.default_rng(1).normal(size=(N_CLASSES, width)).astype(np.float32)
+  return bank / np.linalg.norm(bank, axis=1, keepdims=True)
+
+
+def _arrays():
   every = np.arange(N_CLASSES, dtype=np.int32)
   return SamplingArrays(
-    bank=bank / np.linalg.norm(bank, axis=1, keepdims=True),
     groups=every[:, None] // 4,
     group_sizes=np.full(3, 4, np.int32),
     kin=np.where(every % 2, every - 1, -1)[:, None].astype(np.int32),
@@ -51,17 +55,14 @@ def _steps(world, features, sampling, *, devices, class_size):
     kind="shared",
     budget=budget,
   )
-  state = state.replace(bank_params=jax.tree.map(jnp.copy, state.params))
-  frozen = frozen._replace(sampling=replicate(_arrays(features.shape[1]), mesh))
+  if "bank" in sampling.needs:
+    state = state.replace(bank=place_rows(_bank(features.shape[1]), mesh, "float32"))
+  frozen = frozen._replace(sampling=replicate(_arrays(), mesh))
   batch = batch_of(mesh, features, LABELS)
   losses = []
   for _ in range(3):
     state, metrics = step(state, frozen, batch)
     losses.append(float(metrics["loss"]))
-    # Another bank is another argument, no other program.
-    bank = frozen.sampling.bank
-    frozen = frozen._replace(sampling=frozen.sampling._replace(bank=bank[::-1]))
-    frozen = replicate(frozen, mesh)
   assert step._cache_size() == 1
   return np.asarray(state.params["context"]), losses
 

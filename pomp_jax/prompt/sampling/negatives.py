@@ -55,9 +55,8 @@ def _rejected(
   if settings.exclude == "none":
     return None
   if settings.exclude == "similar":
-    product_BxS = jnp.matmul(
-      arrays.bank[labels_B], arrays.bank[ids_S].T, precision=jax.lax.Precision.HIGHEST
-    )
+    own_BxE, drawn_SxE = arrays.bank.of_classes(labels_B), arrays.bank.of_classes(ids_S)
+    product_BxS = jnp.matmul(own_BxE, drawn_SxE.T, precision=jax.lax.Precision.HIGHEST)
     return product_BxS > settings.exclude_threshold
   kin_NxD = arrays.kin
   kin_of_label = jnp.any(kin_NxD[labels_B][:, None, :] == ids_S[None, :, None], axis=-1)

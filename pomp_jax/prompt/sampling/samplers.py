@@ -29,7 +29,7 @@ class SamplingArrays(NamedTuple):
   """Facts about the classes that samplers read; None where no sampler of the run reads them.
 
   Attributes:
-    bank: unit text features of all classes, float32 [N,E], recomputed between steps.
+    bank: text features of all classes under recent prompts, a `prompt.bank.Bank`.
     frequency: q of `frequency`, float32 [N]; adds up to 1.
     groups: sibling groups of each class, distinct, padded with -1, int32 [N,G].
     group_sizes: classes in each group, 2 or more, int32 [A].
@@ -54,6 +54,7 @@ class SamplingSettings:
     name: one of SAMPLERS.
     mix: share of the uniform draw in every other sampler, above 0 and at most 1. Every class can be
       drawn, and no weight exceeds N / (mix S).
+    logit_scale: the loss's factor of the cosine, for `posterior`.
     temperature: T of `hard` and `easy`, a cosine.
     anchors: anchors of `hard` and `easy`, one of ANCHORS.
     exclude: one of EXCLUSIONS, with any sampler.
@@ -63,6 +64,7 @@ class SamplingSettings:
 
   name: str = "uniform"
   mix: float = 0.5
+  logit_scale: float = 100.0
   temperature: float = 0.05
   anchors: str = "classes"
   exclude: str = "none"
@@ -89,6 +91,21 @@ class SamplingSettings:
     return frozenset(SAMPLERS[self.name].needs + EXCLUSIONS[self.exclude])
 
 
+def propose_posterior(
+  settings: SamplingSettings, arrays: SamplingArrays, labels_B: Array, images_BxE: Array
+) -> Float[Array, " N"]:
+  """q_c proportional to sum_i [c != y_i] p_i(c), p_i = softmax_c(s f(x_i) . g_c), g the bank.
+
+  p_i(c) is the weight of class c in the gradient of image i's exact loss, so q is the share of c
+  in that of the batch. An image that is certain of its class has next to no gradient and proposes
+  next to nothing.
+  """
+  temperature = 1.0 / settings.logit_scale
+  q_N = arrays.bank.mean_softmax(images_BxE, labels_B, temperature, own_class=True)
+  # All images may be certain: no proposal is left, and the uniform share draws alone.
+  return q_N / jnp.maximum(jnp.sum(q_N), jnp.finfo(jnp.float32).tiny)
+
+
 def propose_similar(
   settings: SamplingSettings, arrays: SamplingArrays, labels_B: Array, images_BxE: Array
 ) -> Float[Array, " N"]:
@@ -96,12 +113,10 @@ def propose_similar(
 
   Each image proposes the classes near its anchor; `easy` negates T and proposes those far from it.
   """
-  anchors_BxE = arrays.bank[labels_B] if settings.anchors == "classes" else images_BxE
+  classes = settings.anchors == "classes"
+  anchors_BxE = arrays.bank.of_classes(labels_B) if classes else images_BxE
   temperature = settings.temperature if settings.name == "hard" else -settings.temperature
-  similarity_BxN = jnp.matmul(anchors_BxE, arrays.bank.T, precision=jax.lax.Precision.HIGHEST)
-  own_BxN = labels_B[:, None] == jnp.arange(arrays.bank.shape[0])
-  logits_BxN = jnp.where(own_BxN, -jnp.inf, similarity_BxN / temperature)
-  return jnp.mean(jax.nn.softmax(logits_BxN, axis=-1), axis=0)
+  return arrays.bank.mean_softmax(anchors_BxE, labels_B, temperature, own_class=False)
 
 
 def propose_siblings(
@@ -161,7 +176,7 @@ class Sampler(NamedTuple):
 
   Attributes:
     propose: function (settings, arrays, labels [B], unit image features [B,E]) -> q [N], which adds
-      up to 1 and is 0 for an image's own class; None for the uniform draw.
+      up to 1; an image gives nothing to its own class. None for the uniform draw.
     needs: fields of SamplingArrays that it reads.
   """
 
@@ -171,6 +186,7 @@ class Sampler(NamedTuple):
 
 SAMPLERS = {
   "uniform": Sampler(None),
+  "posterior": Sampler(propose_posterior, ("bank",)),
   "hard": Sampler(propose_similar, ("bank",)),
   "easy": Sampler(propose_similar, ("bank",)),
   "hierarchical": Sampler(propose_siblings, ("groups", "group_sizes")),

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 
+from pomp_jax.prompt.bank import Bank
 from pomp_jax.prompt.loss import ContrastSettings, local_contrast
 from pomp_jax.prompt.sampling import (
   SAMPLERS,
@@ -27,6 +29,7 @@ LABELS = np.array([3, 3, 17, 30], np.int32)
 
 SETTINGS = {
   "uniform": SamplingSettings(),
+  "posterior": SamplingSettings("posterior", mix=0.1, logit_scale=SCALE),
   "hard": SamplingSettings("hard", temperature=0.2, mix=0.3),
   "hard by images": SamplingSettings("hard", anchors="images", temperature=0.3),
   "easy": SamplingSettings("easy", temperature=0.5),
@@ -51,7 +54,7 @@ BANK = _unit(RNG.normal(size=(N, E))).astype(np.float32)
 IMAGES = _unit(BANK[LABELS] + 0.5 * RNG.normal(size=(4, E))).astype(np.float32)
 # Blocks of five are siblings, pairs are kin (told by one of the two alone).
 ARRAYS = SamplingArrays(
-  bank=jnp.asarray(BANK),
+  bank=Bank(jnp.asarray(BANK), N),
   frequency=jnp.asarray(np.arange(1, N + 1) / (N * (N + 1) / 2), jnp.float32),
   groups=jnp.asarray(np.arange(N)[:, None] // 5, jnp.int32),
   group_sizes=jnp.full(N // 5, 5, jnp.int32),
@@ -99,7 +102,9 @@ def _contrasts(sampling, key, bank, correction="log", k=K, n_available=None):
 def _denominators(sampling, n_draws, **settings):
   """Estimates of the sum over the negatives, one row a draw, in units of the positive."""
   keys = jax.random.split(jax.random.key(5), n_draws)
-  losses = jax.jit(jax.vmap(lambda key: _contrasts(sampling, key, ARRAYS.bank, **settings)))(keys)
+  losses = jax.jit(jax.vmap(lambda key: _contrasts(sampling, key, jnp.asarray(BANK), **settings)))(
+    keys
+  )
   return np.expm1(np.asarray(losses, np.float64))
 
 
@@ -139,7 +144,7 @@ def test_what_is_no_negative_of_an_image_moves_none_of_its_loss(name):
   keys = jax.random.split(jax.random.key(9), 40)
   gradient = jax.jit(
     jax.vmap(jax.jacrev(lambda bank, key: _contrasts(sampling, key, bank)), in_axes=(None, 0))
-  )(ARRAYS.bank, keys)
+  )(jnp.asarray(BANK), keys)
   moved = np.abs(np.asarray(gradient)).sum(axis=-1) > 0  # [draws, images, classes]
   drawn = np.asarray(jax.vmap(lambda key: _draw(sampling, key).ids)(keys))
   for i, label in enumerate(LABELS.tolist()):
@@ -200,7 +205,7 @@ def test_settings_that_cannot_be_are_refused(field, value):
 
 
 def _propose(settings, labels, images, **arrays):
-  arrays = SamplingArrays(**{name: jnp.asarray(array) for name, array in arrays.items()})
+  arrays = SamplingArrays(**jax.tree.map(jnp.asarray, arrays))
   images = jnp.asarray(images, jnp.float32)
   return SAMPLERS[settings.name].propose(settings, arrays, jnp.asarray(labels), images)
 
@@ -216,11 +221,42 @@ def test_similarity_is_the_mean_of_the_images_softmaxes(name, temperature):
     for c, score in scores.items():
       expected[c] += score / sum(scores.values()) / 4
   settings = SamplingSettings(name, temperature=abs(temperature), anchors="images")
-  found = _propose(
-    settings, labels, jnp.asarray(anchors, jnp.float32), bank=bank.astype(np.float32)
-  )
+  found = _propose(settings, labels, anchors, bank=Bank(bank.astype(np.float32), 9))
   np.testing.assert_allclose(found, expected, rtol=1e-5)
   assert found.sum() == pytest.approx(1)
+
+
+def test_posterior_is_the_share_of_a_class_in_the_exact_gradient():
+  """Of sum_i loss_i: the derivative by the logit of a class, over the images of other classes."""
+  labels = np.array([2, 2, 5, 0])
+  rng = np.random.default_rng(3)
+  bank, images = _unit(rng.normal(size=(9, 4))), _unit(rng.normal(size=(4, 4)))
+  logits = torch.tensor(7.0 * images @ bank.T, requires_grad=True)
+  torch.nn.functional.cross_entropy(logits, torch.tensor(labels), reduction="sum").backward()
+  shares = np.where(labels[:, None] == np.arange(9), 0.0, logits.grad.numpy()).sum(axis=0)
+  found = _propose(
+    SamplingSettings("posterior", logit_scale=7.0),
+    labels.astype(np.int32),
+    images,
+    bank=Bank(bank.astype(np.float32), 9),
+  )
+  np.testing.assert_allclose(found, shares / shares.sum(), rtol=1e-4)
+
+
+def test_posterior_of_images_that_are_certain_draws_uniformly():
+  sampling = SamplingSettings("posterior", mix=0.1, logit_scale=1e4)
+  q_N = _propose(sampling, LABELS, BANK[LABELS], bank=Bank(BANK, N))
+  np.testing.assert_array_equal(q_N, np.zeros(N))
+  drawn = draw_negatives(
+    jax.random.key(0),
+    sampling,
+    k=K,
+    n_classes=N,
+    labels_B=jnp.asarray(LABELS),
+    images_BxE=jnp.asarray(BANK[LABELS]),
+    arrays=ARRAYS,
+  )
+  np.testing.assert_allclose(drawn.log_weights, np.log(N / (K - 1)), rtol=1e-5)
 
 
 def test_siblings_are_drawn_through_a_group_of_the_image():

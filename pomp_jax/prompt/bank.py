@@ -1,0 +1,152 @@
+"""The bank: text features of all classes under recent prompts, which samplers compare images with.
+
+A step writes back the features that it computes anyway and renews the next few classes in turn, so
+that no row is older than N / renew steps. Rows are sharded over all devices of the mesh.
+
+Shapes: N classes, R rows of a device (N rounded up to a multiple of the devices), D data indices, B
+images of a group, C classes, E embedding.
+"""
+
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+from pomp_jax.annotations import Array, Float, Int32
+from pomp_jax.prompt.mesh import CLASS, DATA
+
+DTYPES = ("float32", "bfloat16")
+# Shard i of the rows is on device (data, class) with i = data * class_size + class.
+SHARDED = P((DATA, CLASS))
+
+
+class Bank(struct.PyTreeNode):
+  """Unit text features of all classes.
+
+  Attributes:
+    rows: [N,E]; sharded, the device's own [R,E].
+    n_classes: N, static.
+    sharded: whether `rows` are a device's own, inside a `shard_map` over the mesh.
+  """
+
+  rows: Any
+  n_classes: int = struct.field(pytree_node=False)
+  sharded: bool = struct.field(pytree_node=False, default=False)
+
+  def of_classes(self, ids_C: Int32[Array, " C"]) -> Float[Array, "C E"]:
+    """Features of some classes, which may differ between data indices."""
+    if not self.sharded:
+      return self.rows[ids_C].astype(jnp.float32)
+    ids_DC = jax.lax.all_gather(ids_C, DATA, tiled=True)
+    local_DC = ids_DC - self._first_row()
+    mine_DC = (local_DC >= 0) & (local_DC < len(self.rows))
+    found_DCxE = jnp.where(mine_DC[:, None], self.rows[jnp.where(mine_DC, local_DC, 0)], 0)
+    found_DCxE = jax.lax.psum(found_DCxE.astype(jnp.float32), CLASS)
+    return jax.lax.psum_scatter(found_DCxE, DATA, tiled=True)
+
+  def mean_softmax(
+    self,
+    anchors_BxE: Float[Array, "B E"],
+    labels_B: Int32[Array, " B"],
+    temperature: float,
+    *,
+    own_class: bool,
+  ) -> Float[Array, " N"]:
+    """Mean over the images of softmax_c(a_i . g_c / T), 0 for an image's own class.
+
+    Args:
+      anchors_BxE: a_i, unit features.
+      labels_B: y.
+      temperature: T, a cosine; negative for the classes far from the anchors.
+      own_class: whether an image's own class takes part in its denominator; an image that is
+        certain of its class then proposes next to nothing, and the sum is below 1.
+    """
+    n_images = len(labels_B)
+    if self.sharded:
+      # Every device scores the images of all data indices against its own rows.
+      anchors_BxE = jax.lax.all_gather(anchors_BxE, DATA, tiled=True)
+      labels_B = jax.lax.all_gather(labels_B, DATA, tiled=True)
+    ids_R = self._first_row() + jnp.arange(len(self.rows))
+    logits_BxR = (
+      jnp.matmul(
+        anchors_BxE.astype(self.rows.dtype),
+        self.rows.T,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+      )
+      / temperature
+    )
+    own_BxR = labels_B[:, None] == ids_R
+    left_out_BxR = jnp.broadcast_to(ids_R >= self.n_classes, own_BxR.shape)
+    if not own_class:
+      left_out_BxR |= own_BxR
+    logits_BxR = jnp.where(left_out_BxR, -jnp.inf, logits_BxR)
+    highest_B = self._over_devices(jax.lax.pmax, jnp.max(logits_BxR, axis=1))
+    terms_BxR = jnp.exp(logits_BxR - highest_B[:, None])
+    totals_B = self._over_devices(jax.lax.psum, jnp.sum(terms_BxR, axis=1))
+    shares_BxR = jnp.where(own_BxR, 0.0, terms_BxR / totals_B[:, None])
+    q_DxR = jnp.mean(shares_BxR.reshape(-1, n_images, len(self.rows)), axis=1)
+    if self.sharded:
+      # To each data index the shares of its own images: from data index d the rows of d.
+      q_DxR = jax.lax.all_to_all(q_DxR, DATA, split_axis=0, concat_axis=0, tiled=True)
+      q_DxR = jax.lax.all_gather(q_DxR, CLASS, axis=1)
+    return q_DxR.reshape(-1)[: self.n_classes]
+
+  def _first_row(self) -> jax.Array | int:
+    if not self.sharded:
+      return 0
+    index = jax.lax.axis_index(DATA) * jax.lax.axis_size(CLASS) + jax.lax.axis_index(CLASS)
+    return index * len(self.rows)
+
+  def _over_devices(self, reduce: Any, values: jax.Array) -> jax.Array:
+    return reduce(values, (DATA, CLASS)) if self.sharded else values
+
+
+def place_rows(features_NxE: np.ndarray, mesh: Mesh, dtype: str) -> jax.Array:
+  """Shards the features of all classes over the mesh; rows beyond N are zero."""
+  n_rows = -(-len(features_NxE) // mesh.size) * mesh.size
+  rows = np.zeros((n_rows, features_NxE.shape[1]), jnp.dtype(dtype))
+  rows[: len(features_NxE)] = features_NxE
+  return jax.make_array_from_callback(rows.shape, bank_sharding(mesh), lambda index: rows[index])
+
+
+def bank_sharding(mesh: Mesh) -> NamedSharding:
+  """Sharding of the rows, in the normal form that a compiled step gives its result."""
+  axes = tuple(axis for axis in (DATA, CLASS) if mesh.shape[axis] > 1)
+  return NamedSharding(mesh, P(axes if len(axes) > 1 else axes[0]) if axes else P())
+
+
+def write_rows(
+  rows: Float[Array, "rows E"],
+  mesh: Mesh,
+  ids_X: Int32[Array, " X"],
+  features_XxE: Float[Array, "X E"],
+) -> Float[Array, "rows E"]:
+  """Writes features into a sharded bank; to be called under `jit`.
+
+  Args:
+    rows: the bank, sharded; donated by the caller's `jit`, it is written in place.
+    mesh: the devices.
+    ids_X: their classes; an id beyond the rows writes nothing. Of equal ids the first counts, so
+      that the result does not depend on the order in which a device writes.
+    features_XxE: of any length.
+  """
+
+  def write(rows_RxE, ids_X, features_XxE):
+    n_rows = len(rows_RxE)
+    index = jax.lax.axis_index(DATA) * jax.lax.axis_size(CLASS) + jax.lax.axis_index(CLASS)
+    local_X = ids_X - index * n_rows
+    local_X = jnp.where((local_X >= 0) & (local_X < n_rows), local_X, n_rows)
+    place_X = jnp.arange(len(ids_X))
+    first_R = jnp.full(n_rows + 1, len(ids_X)).at[local_X].min(place_X)
+    target_X = jnp.where(first_R[local_X] == place_X, local_X, n_rows)
+    unit_XxE = features_XxE / jnp.linalg.norm(features_XxE, axis=-1, keepdims=True)
+    return rows_RxE.at[target_X].set(unit_XxE.astype(rows_RxE.dtype), mode="drop")
+
+  return jax.shard_map(write, mesh=mesh, in_specs=(SHARDED, P(), P()), out_specs=SHARDED)(
+    rows, ids_X, features_XxE
+  )
