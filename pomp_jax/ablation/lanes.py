@@ -15,6 +15,7 @@ import types
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
@@ -23,7 +24,6 @@ import numpy as np
 from pomp_jax.ablation.grid import Cell
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.progress import steps_of, waiting
-from pomp_jax.prompt.learner import Frozen
 from pomp_jax.prompt.loss import SCALES
 from pomp_jax.prompt.mesh import DATA, replicate
 from pomp_jax.train import setup
@@ -112,25 +112,22 @@ class _Lanes:
     self._job, self._cells, self._streams = job, cells, streams
     mesh = job.encoder.mesh
     firsts = [setup.first_state(dataclasses.replace(job, config=cell.config)) for cell in cells]
-    self._state = replicate(jax.tree.map(lambda *leaves: np.stack(leaves), *firsts), mesh)
+    self._state = jax.tree.map(lambda *leaves: _stacked(leaves), *firsts)
     self._numbers = replicate(_numbers(cells), mesh)
-    self._bank = setup.open_bank(job, lambda params: jax.tree.map(lambda x: x[0], params))
     self._rows = NamedSharding(mesh, P(None, DATA))
 
   def compiled(self) -> jax.stages.Compiled:
     """The program of these lanes, and of any others that are as many."""
     step = _step(self._job, self._cells[0].config.correction)
-    _, frozen = self._bank.refresh(0, self._state, self._job.frozen)
-    return step.lower(*self._arguments(self._state, frozen, 0)).compile()
+    return step.lower(*self._arguments(self._state, 0)).compile()
 
   def train(self, program: jax.stages.Compiled) -> list[Trained]:
     """All steps."""
     start = time.monotonic()
-    state, frozen, losses = self._state, self._job.frozen, []
+    state, losses = self._state, []
     what = f"{len(self._cells)} cells"
     for step in steps_of(range(self._job.total_steps), what, "steps"):
-      state, frozen = self._bank.refresh(step, state, frozen)
-      state, metrics = program(*self._arguments(state, frozen, step))
+      state, metrics = program(*self._arguments(state, step))
       losses.append(metrics["loss"])
     contexts = np.asarray(state.params["context"])
     n_lanes, memory = len(self._cells), program.memory_analysis()
@@ -139,7 +136,7 @@ class _Lanes:
     losses_TxS = np.asarray(jax.device_get(losses))
     return [Trained(contexts[i], losses_TxS[:, i], seconds, mib) for i in range(n_lanes)]
 
-  def _arguments(self, state: Any, frozen: Frozen, step: int) -> tuple[Any, ...]:
+  def _arguments(self, state: Any, step: int) -> tuple[Any, ...]:
     arrays = {
       "image": np.stack([stream.features[step] for stream in self._streams]),
       "label": np.stack([stream.labels[step] for stream in self._streams]),
@@ -148,7 +145,13 @@ class _Lanes:
       name: jax.make_array_from_process_local_data(self._rows, array)
       for name, array in arrays.items()
     }
-    return state, self._numbers, frozen, batch
+    return state, self._numbers, self._job.frozen, batch
+
+
+def _stacked(leaves: Sequence[jax.Array]) -> jax.Array:
+  """Stacks arrays of equal shardings along a new first axis that no device splits."""
+  sharding = NamedSharding(leaves[0].sharding.mesh, P(None, *leaves[0].sharding.spec))
+  return jax.jit(lambda *leaves: jnp.stack(leaves), out_shardings=sharding)(*leaves)
 
 
 def _numbers(cells: Sequence[Cell]) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ from pomp_jax.files.progress import steps_of, waiting
 from pomp_jax.files.prompt_file import save_prompt
 from pomp_jax.inference.evaluate import split_features
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
+from pomp_jax.prompt.step import TrainState
 from pomp_jax.train import batches, setup
 
 # A part is measured in whole if a warmup and two measurements take at most this many seconds.
@@ -64,15 +65,7 @@ def measure(job: setup.Run) -> dict[str, Any]:
     Figures by name: a `Cost` of each part, and numbers.
   """
   figures: dict[str, Any] = {"devices": jax.device_count(), "steps": job.total_steps}
-  state, frozen = setup.first_state(job), job.frozen
-  if job.needs_bank:
-    # Noise costs as much as features.
-    bank_NxE = np.random.default_rng(0).standard_normal(
-      (len(job.source.names), job.encoder.clip.config.projection_dim), np.float32
-    )
-    bank_NxE /= np.linalg.norm(bank_NxE, axis=-1, keepdims=True)
-    bank = replicate(bank_NxE, job.encoder.mesh)
-    frozen = frozen._replace(sampling=frozen.sampling._replace(bank=bank))
+  state, frozen = _noise_state(job), job.frozen
   parts: list[Callable[[], dict[str, Any]]] = [
     lambda: _reading(job),
     lambda: _step(job, state, frozen),
@@ -83,6 +76,16 @@ def measure(job: setup.Run) -> dict[str, Any]:
   for part in steps_of(parts, "dry run", "parts"):
     figures |= part()
   return figures | {"process_peak_mib": peak_mib()}
+
+
+def _noise_state(job: setup.Run) -> TrainState:
+  """A first state whose bank, if it has one, is noise, which costs a step as much as features."""
+  state = setup.blank_state(job)
+  if state.bank is None:
+    return state
+  bank_NxE = np.random.default_rng(0).standard_normal(state.bank.shape, np.float32)
+  bank_NxE /= np.linalg.norm(bank_NxE, axis=-1, keepdims=True)
+  return setup.place_bank(job, state.replace(bank=bank_NxE))
 
 
 def _reading(job: setup.Run) -> dict[str, Any]:
@@ -111,7 +114,7 @@ def _step(job: setup.Run, state: Any, frozen: Any) -> dict[str, Any]:
   seconds = images.seconds + classes.seconds
   if (1 + _STEPS) * seconds > _PART_SECONDS:
     return found | {"step_seconds": seconds, "step_images": images, "step_classes": classes}
-  step = _stepping(program, setup.first_state(job), frozen, _random_batch(job))
+  step = _stepping(program, _noise_state(job), frozen, _random_batch(job))
   return found | {"step_seconds": float(np.median(_seconds(step, _STEPS, warmup=1)))}
 
 
@@ -154,7 +157,7 @@ def _class_cost(job: setup.Run, frozen: Any) -> Cost:
 
   def of(n_rows: int) -> Callable[[], None]:
     run = smaller(n_rows)
-    state, batch = setup.first_state(run), _random_batch(run)
+    state, batch = _noise_state(run), _random_batch(run)
     with waiting("compiling a part of the step"):
       program = setup.build_step(run).lower(state, frozen, batch).compile()
     return _stepping(program, state, frozen, batch)
@@ -239,7 +242,11 @@ def _saving(job: setup.Run, state: Any) -> dict[str, Any]:
   """Measures a checkpoint and a prompt."""
   with Checkpoints(job.folder.checkpoints, 1) as checkpoints:
     (seconds,) = _seconds(
-      lambda: checkpoints.save(1, state, {"config": job.config.to_dict()}, metric=0.5), 1, 0
+      lambda: checkpoints.save(
+        1, setup.gather_bank(job, state), {"config": job.config.to_dict()}, metric=0.5
+      ),
+      1,
+      0,
     )
   save_prompt(job.folder.prompt, setup.prompt_of(job, state))
   return {

@@ -29,6 +29,7 @@ from pomp_jax.config.rows import (
 from pomp_jax.data.subsets import HALVES
 from pomp_jax.data.suites import NO_SUITE, SUITES
 from pomp_jax.data.views import AUGMENTS
+from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
 from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.loss import CORRECTIONS
 from pomp_jax.prompt.optimizer import SCHEDULES
@@ -150,7 +151,8 @@ class Sampling:
   mix: float = row(0.5, "share of the uniform distribution in the other samplers", above(0, 1))
   temperature: float = row(0.05, "temperature of hard and easy, in units of the cosine", above(0))
   anchors: str = row("classes", "anchors of hard and easy", one_of(*ANCHORS))
-  refresh_every: int = row(50, "steps between refreshes of the bank of class features", at_least(1))
+  renew: int = row(128, "rows of the bank that a step renews in turn", at_least(0))
+  bank_dtype: str = row("float32", "type of the bank's rows", one_of(*BANK_DTYPES))
   power: float = row(0.5, "exponent of the class counts, for frequency", at_least(0))
   exclude: str = row("none", "classes that are never negatives", one_of(*EXCLUSIONS))
   exclude_threshold: float = row(0.95, "cosine above which classes are similar", between(-1, 1))

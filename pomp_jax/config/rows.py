@@ -32,6 +32,7 @@ OLD_NAMES = {
   "data.fresh_epochs": "data.view_epochs",
   "evaluate.reader": "evaluate.source",
   "prompt.visual": "prompt.visual_tokens",
+  "sampling.refresh_every": "sampling.renew",
   "tip.alphas": "tip.alpha_steps",
   "tip.betas": "tip.beta_steps",
   "watch.host": "prometheus.host",

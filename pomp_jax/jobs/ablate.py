@@ -160,13 +160,8 @@ def _run_group(shared: Shared, folder: RunFolder, group: Sequence[Cell]) -> None
 
 
 def _most_lanes(job: setup.Run) -> int:
-  """As many as `ablate.lanes` says, or as their activations leave room for.
-
-  A bank is of one prompt.
-  """
+  """As many as `ablate.lanes` says, or as their activations leave room for."""
   config = job.config
-  if job.needs_bank:
-    return 1
   if config.ablate.lanes:
     return config.ablate.lanes
   return int(config.clip.memory_gib * 2**30 // setup.step_bytes(job))

@@ -79,9 +79,8 @@ def _whole_run(job: setup.Run, figures: dict[str, Any]) -> dict[str, Any]:
   images = config.eval.images * test.seconds / test.total
   n_splits = len(inputs.evaluation_splits(config.data))
   n_validations = -(-job.total_steps // config.checkpoint.every)
-  n_banks = -(-job.total_steps // config.sampling.refresh_every) if job.needs_bank else 0
   step = max(figures["step_seconds"], figures["read"].seconds)
-  train = job.total_steps * step + n_banks * classes
+  train = job.total_steps * step + (classes if job.needs_bank else 0)
   validation = images + n_validations * classes
   # The learned prompt, the hand-written one and the name alone.
   evaluation = n_splits * (images + 3 * classes)

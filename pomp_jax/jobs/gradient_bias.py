@@ -30,6 +30,7 @@ from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import check_fits, load_prompt
 from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json, writing
+from pomp_jax.prompt.bank import Bank
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen
 from pomp_jax.prompt.loss import ContrastSettings
@@ -154,7 +155,8 @@ def _cells(
   file = folder.path / "cells" / f"{sampler}_{k}.json"
   stored = read_keyed(file, key)
   if stored is None:
-    sampling = dataclasses.replace(sampling_of(setting.config.sampling), name=sampler)
+    scale = setting.encoder.clip.logit_scale
+    sampling = dataclasses.replace(sampling_of(setting.config.sampling, scale), name=sampler)
     gradients = setting.gradients(k, sampling, corrections, n_draws)
     stored = {"key": key, "cells": []}
     for i, correction in enumerate(corrections):
@@ -204,7 +206,8 @@ def _open(config: Settings, samplers: tuple[str, ...]) -> _Setting:
   frozen = encoder.frozen(encoder.vocabulary(source.names, m))
   arrays = _arrays(config, samplers, source.names, encoder.clip.image_size)
   bank_NxE = encoder.features_of_tokens(params, frozen.tokens, position)
-  sampling = replicate(arrays._replace(bank=bank_NxE), encoder.mesh)
+  bank = Bank(bank_NxE, len(source.names))
+  sampling = replicate(arrays._replace(bank=bank), encoder.mesh)
   features, skipped = [], SkippedImages(source, config.data.max_corrupt)
   for part in np.array_split(chosen, -(-len(chosen) // _IMAGES)):
     images, reasons = readable_images(source, part)

@@ -250,12 +250,12 @@ def _make_group_loss(mesh, learner, settings, accumulate, renewal):
     share = learner.image_features(params, frozen, _own_share(mesh, images))
     return jax.lax.all_gather(share, CLASS, tiled=True)[: images.shape[0]]
 
-  def renewed(params, frozen, step, group):
+  def renewed(params, frozen, features_BxE, step, group):
     """The next classes in turn, and their features."""
     first = (step % n_classes) * (n_devices * accumulate * renewal.rows % n_classes)
     first += (group * mesh.shape[CLASS] + jax.lax.axis_index(CLASS)) * renewal.rows
     ids_R = (first + jnp.arange(renewal.rows)) % n_classes
-    found = renewal.learner.text_features(params, frozen, ids_R, None)
+    found = renewal.learner.text_features(params, frozen, ids_R, features_BxE)
     return ids_R, found
 
   def local_loss(params, frozen, bank, images, labels_B, step, seed_key, micro):
@@ -308,7 +308,8 @@ def _make_group_loss(mesh, learner, settings, accumulate, renewal):
     if bank is not None:
       computed = [(mine_R, classes)]
       if renewal is not None:
-        computed.append(renewed(jax.lax.stop_gradient(params), frozen, step, group))
+        fixed = jax.lax.stop_gradient(params)
+        computed.append(renewed(fixed, frozen, features_BxE, step, group))
       computed = _known_rows(computed, beyond=n_classes + n_devices)
     return jax.lax.pmean(contrast, (DATA, CLASS)), computed
 

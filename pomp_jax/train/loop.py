@@ -24,7 +24,7 @@ from pomp_jax.prompt.step import TrainState
 from pomp_jax.train import batches, methods
 from pomp_jax.train.loss_monitor import BadLossError, Expected, LossMonitor, RollBacks
 from pomp_jax.train.resume import Checkpoint, resume
-from pomp_jax.train.setup import Run, build_step, open_bank, training_class_features
+from pomp_jax.train.setup import Run, build_step, gather_bank, training_class_features
 from pomp_jax.train.watch import TrainingError, Watch
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def _train_from(
 ) -> Checkpoint:
   """Takes steps from a checkpoint to the end."""
   config, mesh = run.config, run.encoder.mesh
-  state, frozen, bank = last.state, run.frozen, open_bank(run)
+  state = last.state
   monitor = LossMonitor(config.loss_spike, last.statistics, _expected_loss(run))
   with (
     contextlib.closing(_open_loader(run, last)) as loader,
@@ -73,8 +73,7 @@ def _train_from(
     on_devices = batches.on_devices(watch.timed(loader), mesh)
     start = time.monotonic() - last.seconds
     for step in range(last.step + 1, run.total_steps + 1):
-      state, frozen = bank.refresh(step - 1, state, frozen)
-      state, metrics = take_step(state, frozen, next(on_devices))
+      state, metrics = take_step(state, run.frozen, next(on_devices))
       watch.step(step, metrics)
       asked = stop.after_step()
       if asked or step % config.checkpoint.every == 0 or step == run.total_steps:
@@ -93,7 +92,7 @@ def _train_from(
           unreadable=sorted(loader.unreadable),
           statistics=monitor.statistics,
         )
-        checkpoints.save(step, state, last.meta(run), metric=top1)
+        checkpoints.save(step, gather_bank(run, state), last.meta(run), metric=top1)
         watch.restart_clock()
       if asked:
         _raise_preempted(run, checkpoints, step)

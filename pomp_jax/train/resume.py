@@ -18,7 +18,7 @@ from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.prompt.mesh import DATA
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.train.loss_monitor import RollBacks
-from pomp_jax.train.setup import Run, first_state
+from pomp_jax.train.setup import Run, blank_state, first_state, place_bank
 
 log = logging.getLogger(__name__)
 
@@ -132,17 +132,16 @@ class Checkpoint(NamedTuple):
 
 def resume(run: Run, checkpoints: Checkpoints) -> Checkpoint:
   """Returns the last checkpoint of a run, or its start if there is none."""
-  state = first_state(run)
-  restored = checkpoints.restore_latest(state)
+  restored = checkpoints.restore_latest(blank_state(run))
   if restored is None:
-    return Checkpoint(0, state)
+    return Checkpoint(0, first_state(run))
   meta = restored.meta
   log.info("resuming from the checkpoint of step %d", restored.step)
   _warn_of_other_devices(run, restored.step, meta)
   skipped = meta.get("detour", {})
   return Checkpoint(
     step=restored.step,
-    state=restored.state,
+    state=place_bank(run, restored.state),
     seconds=meta["seconds"],
     unreadable=meta.get("unreadable", []),
     roll_backs=RollBacks(skipped.get("roll_backs", 0), skipped.get("batches", 0)),

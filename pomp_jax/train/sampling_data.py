@@ -1,4 +1,4 @@
-"""Arrays that samplers of negatives read: class counts, relations between classes, and the bank.
+"""Arrays that samplers of negatives read: class counts, and relations between classes.
 
 Relations come from WordNet for classes with synsets. Names of the embedded world are combinations
 of four attributes. There, siblings differ in one attribute, kin are words that captions confuse,
@@ -6,22 +6,15 @@ and the levels are the shape, then the texture, then the colour.
 Shapes: N classes, G groups of a class, S groups, D kin of a class, H levels, A attributes.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 from jaxtyping import Int32
 import numpy as np
 
 from pomp_jax.config import WORLD, ConfigError, Settings, fields
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.wordnet import Tree, load_tree
-from pomp_jax.prompt.learner import Frozen
-from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.sampling import EXCLUSIONS, SAMPLERS, SamplingArrays, SamplingSettings
-from pomp_jax.prompt.step import TrainState
 from pomp_jax.world import names as world_names
 
 # Depths below WordNet's root of the ancestors in the loss: artifact and living thing; animal and
@@ -66,11 +59,12 @@ def sampling_arrays(config: Settings, names: Sequence[str], labels_n: np.ndarray
   return arrays._replace(**{part: getattr(relations, part) for part in parts})
 
 
-def sampling_of(sampling: fields.Sampling) -> SamplingSettings:
-  """Converts `config.sampling` for the step."""
+def sampling_of(sampling: fields.Sampling, logit_scale: float) -> SamplingSettings:
+  """Converts `config.sampling` for the step of a CLIP with this logit scale."""
   return SamplingSettings(
     sampling.name,
     sampling.mix,
+    logit_scale,
     sampling.temperature,
     sampling.anchors,
     sampling.exclude,
@@ -179,50 +173,3 @@ def _groups(keys_NxG: np.ndarray):
   # At least one group, so that the array can be indexed.
   sizes = sizes[kept] if kept.any() else np.array([2])
   return number[index].reshape(keys_NxG.shape).astype(np.int32), sizes.astype(np.int32)
-
-
-class Bank:
-  """Recomputes `frozen.sampling.bank`, the features of all classes, every few steps.
-
-  The parameters of the last bank are part of the state, so a run that resumes from any checkpoint
-  has the same bank as one that was never stopped.
-  """
-
-  def __init__(
-    self, every: int, mesh: Mesh, class_features: Callable[[Any], np.ndarray], *, needed: bool
-  ):
-    """Computes nothing yet.
-
-    Args:
-      every: steps between two banks.
-      mesh: mesh of the devices.
-      class_features: function of parameters to unit features of all N classes [N,E].
-      needed: whether any sampler of the run reads the bank.
-    """
-    self._every, self._mesh, self._class_features = every, mesh, class_features
-    self._needed = needed
-
-  def start(self, state: TrainState) -> TrainState:
-    """Adds a place for the bank's parameters to the state of step 0."""
-    return state.replace(bank_params=_copy(state.params)) if self._needed else state
-
-  def refresh(self, steps: int, state: TrainState, frozen: Frozen) -> tuple[TrainState, Frozen]:
-    """Returns state and frozen arrays for the next step, with a new bank if it is due.
-
-    Args:
-      steps: number of steps taken.
-      state: state after these.
-      frozen: arrays with the previous bank, or with none.
-    """
-    due = steps % self._every == 0
-    if not self._needed or not (due or frozen.sampling.bank is None):
-      return state, frozen
-    if due:
-      # A copy, since the step donates the buffers of its state.
-      state = state.replace(bank_params=_copy(state.params))
-    bank_NxE = replicate(self._class_features(state.bank_params), self._mesh)
-    return state, frozen._replace(sampling=frozen.sampling._replace(bank=bank_NxE))
-
-
-def _copy(params: Any) -> Any:
-  return jax.tree.map(jnp.copy, params)

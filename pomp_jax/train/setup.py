@@ -3,12 +3,13 @@
 The job `pretrain` trains it, a dry run measures it, and ablations train several together.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import optax
 
@@ -21,14 +22,22 @@ from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.prompt.bank import place_rows
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.prompt.optimizer import learning_rate, sgd
-from pomp_jax.prompt.step import TrainState, create_state, make_train_step, step_token_budget
+from pomp_jax.prompt.step import (
+  Renewal,
+  TrainState,
+  create_state,
+  make_train_step,
+  renewal_token_budget,
+  step_token_budget,
+)
 from pomp_jax.train import batches, methods
-from pomp_jax.train.sampling_data import Bank, sampling_arrays, sampling_of
+from pomp_jax.train.sampling_data import sampling_arrays, sampling_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +98,13 @@ class Run:
       len(self.source.names),
       self.config.correction,
       self.encoder.clip.logit_scale,
-      sampling_of(self.config.sampling),
+      sampling_of(self.config.sampling, self.encoder.clip.logit_scale),
       self.config.sampling.ancestors_weight,
     )
 
   @property
   def needs_bank(self) -> bool:
-    """Whether the sampler compares features of all classes under the current prompt."""
+    """Whether the sampler compares features of all classes under recent prompts."""
     return "bank" in self.contrast.sampling.needs
 
   @property
@@ -188,24 +197,40 @@ def optimizer_of(
 
 
 def first_state(run: Run) -> TrainState:
-  """State of step 0, on the devices."""
-  state = create_state(_learner(run), run.optimizer, run.config.seed)
-  return replicate(open_bank(run).start(state), run.encoder.mesh)
+  """State of step 0, on the devices; with a bank, this computes the features of all classes."""
+  state = replicate(create_state(_learner(run), run.optimizer, run.config.seed), run.encoder.mesh)
+  if not run.needs_bank:
+    return state
+  return place_bank(run, state.replace(bank=training_class_features(run, state.params)))
 
 
-def open_bank(run: Run, params_of: Callable[[Any], Any] = lambda params: params) -> Bank:
-  """Opens the bank of class features for the run's sampler.
+def blank_state(run: Run) -> TrainState:
+  """A state with the shapes, types and shardings of the stored ones."""
+  state = replicate(create_state(_learner(run), run.optimizer, run.config.seed), run.encoder.mesh)
+  if not run.needs_bank:
+    return state
+  shape = (len(run.source.names), run.encoder.clip.config.projection_dim)
+  return state.replace(bank=np.zeros(shape, np.float32))
 
-  Args:
-    run: run.
-    params_of: function that extracts the run's parameters from those given to the bank.
-  """
-  return Bank(
-    run.config.sampling.refresh_every,
-    run.encoder.mesh,
-    lambda params: training_class_features(run, params_of(params)),
-    needed=run.needs_bank,
+
+def place_bank(run: Run, state: TrainState) -> TrainState:
+  """Shards the bank of a stored state, [N,E] on every host, over the mesh."""
+  if state.bank is None:
+    return state
+  rows = place_rows(np.asarray(state.bank), run.encoder.mesh, run.config.sampling.bank_dtype)
+  return state.replace(bank=rows)
+
+
+def gather_bank(run: Run, state: TrainState) -> TrainState:
+  """State as it is stored, which no mesh shows: the bank whole, float32 [N,E], on every host."""
+  if state.bank is None:
+    return state
+  n_classes = len(run.source.names)
+  whole = jax.jit(
+    lambda rows: rows[:n_classes].astype(jnp.float32),
+    out_shardings=NamedSharding(run.encoder.mesh, PartitionSpec()),
   )
+  return state.replace(bank=whole(state.bank))
 
 
 def build_step(run: Run, correction: str | jax.Array | None = None) -> jax.stages.Wrapped:
@@ -227,7 +252,23 @@ def build_step(run: Run, correction: str | jax.Array | None = None) -> jax.stage
     optimizer=run.optimizer,
     settings=contrast,
     accumulate=config.accumulate,
+    renewal=_renewal(run),
   )
+
+
+def _renewal(run: Run) -> Renewal | None:
+  """The share of `sampling.renew` of each device and micro-step, rounded up."""
+  config = run.config
+  n_parts = run.encoder.mesh.size * config.accumulate
+  rows = -(-min(config.sampling.renew, len(run.source.names)) // n_parts)
+  if not run.needs_bank or not rows:
+    return None
+  lengths_N = np.asarray(run.frozen.tokens.lengths)
+  budget = renewal_token_budget(lengths_N, run.module.n_own, rows)
+  memory = memory_plan(config.clip, run.encoder.clip.config.text_config, run.n_prefix, budget)
+  text_tower = run.encoder.text_tower(budget, memory)
+  learner = methods.make_learner(config, run.encoder, run.module, text_tower, budget)
+  return Renewal(learner, rows)
 
 
 def _learner(run: Run) -> Learner:

@@ -62,8 +62,8 @@ def test_a_cell_equals_a_run_of_its_own(finished, tmp_path, number):
     }
 
 
-def test_a_bank_follows_the_prompt_of_its_cell(tmp_path):
-  config = config_for("sampling.name=hard;seed=0|1", steps=4, **{"sampling.refresh_every": 2})
+def test_each_lane_has_its_own_bank(tmp_path):
+  config = config_for("sampling.name=posterior;seed=0|1", steps=4, **{"sampling.renew": 8})
   run(config, tmp_path / "both")
   cell = make_cells(config)[1]
   context = trained(cell.config, tmp_path / "alone")

@@ -1,16 +1,17 @@
-"""The main job with samplers: stopped between two banks it goes on as if it had not been."""
+"""The main job with a bank: a run that is stopped resumes with the bank that it had."""
 
 import numpy as np
 import pytest
 
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.train.sampling_data import Bank
+from pomp_jax.train import resume
+from pomp_jax.train.setup import place_bank
 from pomp_jax.train.watch import Watch
 from tests.support.small_run import small_config, trained
 
-HARD = {
-  "sampling.name": "hard",
-  "sampling.refresh_every": 3,
+POSTERIOR = {
+  "sampling.name": "posterior",
+  "sampling.renew": 3,
   "sampling.exclude": "kin",
   "sampling.ancestors_weight": 0.2,
   "steps": 8,
@@ -21,8 +22,8 @@ class _StopError(Exception):
   pass
 
 
-def test_a_run_goes_on_with_the_bank_that_it_had(tmp_path, monkeypatch):
-  whole = trained(small_config(**HARD), tmp_path / "whole")
+def _trained_with_a_stop(config, folder, monkeypatch):
+  """Trains until step 6, beyond the checkpoint of step 4, and then to the end."""
   step = Watch.step
 
   def stop(self, number, metrics):
@@ -30,35 +31,39 @@ def test_a_run_goes_on_with_the_bank_that_it_had(tmp_path, monkeypatch):
     if number == 6:
       raise _StopError
 
-  # The checkpoint of step 4 lies between the banks of steps 3 and 6.
   with monkeypatch.context() as patch:
     patch.setattr(Watch, "step", stop)
     with pytest.raises(_StopError):
-      trained(small_config(**HARD), tmp_path / "stopped")
-  refreshed, refresh = [], Bank.refresh
+      trained(config, folder)
+  return trained(config, folder)
 
-  def told(self, steps, state, frozen):
-    before = frozen.sampling.bank
-    state, frozen = refresh(self, steps, state, frozen)
-    refreshed.append((steps, frozen.sampling.bank is not before))
-    return state, frozen
 
-  monkeypatch.setattr(Bank, "refresh", told)
-  again = trained(small_config(**HARD), tmp_path / "stopped")
-  assert refreshed == [(4, True), (5, False), (6, True), (7, False)]
+def test_a_resumed_run_has_the_bank_of_one_that_was_never_stopped(tmp_path, monkeypatch):
+  config = small_config(**POSTERIOR)
+  whole = trained(config, tmp_path / "whole")
+  again = _trained_with_a_stop(config, tmp_path / "stopped", monkeypatch)
   np.testing.assert_array_equal(again, whole)
+  # The bank of the checkpoint decides: with another one the draws would differ.
+  monkeypatch.setattr(
+    resume,
+    "place_bank",
+    lambda run, state: place_bank(run, state.replace(bank=np.ones_like(state.bank))),
+  )
+  other = _trained_with_a_stop(config, tmp_path / "other", monkeypatch)
+  assert np.abs(other - whole).max() > 1e-5
 
 
 @pytest.mark.parametrize(
   ("field", "value", "expected"),
   [
-    ("name", "hardest", "one of uniform, hard"),
+    ("name", "hardest", "one of uniform, posterior"),
     ("anchors", "text", "one of classes, images"),
     ("exclude", "synonyms", "one of none, similar, kin"),
     ("mix", 0.0, "above 0, at most 1"),
     ("mix", 1.5, "above 0, at most 1"),
     ("temperature", 0.0, "a number above 0"),
-    ("refresh_every", 0, "1 or more"),
+    ("renew", -1, "0 or more"),
+    ("bank_dtype", "float16", "one of float32, bfloat16"),
     ("power", -1.0, "0 or more"),
     ("exclude_threshold", 2.0, "-1 to 1"),
     ("ancestors_weight", float("nan"), "0 or more"),
