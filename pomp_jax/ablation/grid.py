@@ -13,7 +13,7 @@ import re
 from typing import Any
 
 from pomp_jax.config import FIELDS, ConfigError, Settings, validate, value_of_text
-from pomp_jax.config.rows import check_name
+from pomp_jax.config.declare import check_name
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.train.resume import leaves_result_as_it_is
 

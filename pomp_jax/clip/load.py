@@ -12,8 +12,8 @@ import numpy as np
 from transformers import CLIPTokenizerFast, FlaxCLIPModel
 
 from pomp_jax.clip.architecture import ClipConfig, ClipError, huggingface_config
-from pomp_jax.clip.checkpoint import Checkpoint, open_checkpoint
 from pomp_jax.clip.layouts import HUGGINGFACE, read_params
+from pomp_jax.clip.pretrained import Checkpoint, open_checkpoint
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.clip.tokens import Tokenizer, read_bpe
 

@@ -5,9 +5,9 @@ A file in `configs/` starts from `base()` and changes a few fields; the command 
 """
 
 from pomp_jax.config.checks import FEATURE_FORMATS, SYNTHETIC_CLIP, validate
+from pomp_jax.config.declare import LOCAL_PATH, ConfigError, is_url
 from pomp_jax.config.fields import EXPORT_FORMATS, FIELDS, Settings
 from pomp_jax.config.registry import JOBS, METHODS, READERS, SOURCES, SYNTHETIC, WORLD, load_job
-from pomp_jax.config.rows import LOCAL_PATH, ConfigError, is_url
 from pomp_jax.config.unpack import base, unpack, value_of_text, with_argument
 
 __all__ = [

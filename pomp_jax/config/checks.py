@@ -4,9 +4,9 @@ import os
 import re
 
 from pomp_jax.clip.synthetic import SYNTHETIC_CLIPS
+from pomp_jax.config.declare import ConfigError, check_value
 from pomp_jax.config.fields import EXPORT_FORMATS, FIELDS, Clip, Data, Export, Predict, Settings
 from pomp_jax.config.registry import METHODS, SOURCES, SYNTHETIC
-from pomp_jax.config.rows import ConfigError, check_value
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.files.atomic import why_unwritable

@@ -10,9 +10,9 @@ import traceback
 
 from absl import flags
 
+from pomp_jax.config.declare import OLD_NAMES, ConfigError, check_name, name_of_type
 from pomp_jax.config.fields import FIELDS, Settings
 from pomp_jax.config.registry import JOBS
-from pomp_jax.config.rows import OLD_NAMES, ConfigError, check_name, name_of_type
 from pomp_jax.config.unpack import value_of_text
 
 

@@ -12,8 +12,7 @@ from pomp_jax.clip.architecture import ACTIVATIONS
 from pomp_jax.clip.packed import REMAT
 from pomp_jax.clip.precision import DTYPES
 from pomp_jax.clip.text import TEXT_TOWERS
-from pomp_jax.config.registry import JOBS, METHODS, READERS, SOURCES, WORLD
-from pomp_jax.config.rows import (
+from pomp_jax.config.declare import (
   Check,
   above,
   at_least,
@@ -26,6 +25,7 @@ from pomp_jax.config.rows import (
   template,
   typed,
 )
+from pomp_jax.config.registry import JOBS, METHODS, READERS, SOURCES, WORLD
 from pomp_jax.data.subsets import HALVES
 from pomp_jax.data.suites import NO_SUITE, SUITES
 from pomp_jax.data.views import AUGMENTS

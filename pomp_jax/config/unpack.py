@@ -6,8 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from pomp_jax.config.declare import ConfigError, check_name, from_text
 from pomp_jax.config.fields import FIELDS, Settings, flatten
-from pomp_jax.config.rows import ConfigError, check_name, from_text
 
 
 def base() -> ConfigDict:

@@ -24,7 +24,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import replacing, why_unwritable
-from pomp_jax.files.metrics import read_metrics
+from pomp_jax.files.metrics_log import read_metrics
 from pomp_jax.files.terminal import printable
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ import pytest
 
 from pomp_jax.config import FIELDS, ConfigError, Settings, base, unpack, validate
 from pomp_jax.config.command_line import help_text, page
+from pomp_jax.config.declare import OLD_NAMES, OLD_VALUES, current_names
 from pomp_jax.config.fields import flatten
-from pomp_jax.config.rows import OLD_NAMES, OLD_VALUES, current_names
 
 
 def test_defaults_are_valid_and_survive_the_config_file():

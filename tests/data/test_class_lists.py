@@ -17,7 +17,7 @@ from pomp_jax.data.class_lists import (
   load_templates,
   load_tfds_labels,
 )
-from pomp_jax.data.prepare import class_names
+from pomp_jax.data.prepare import write_class_names
 from pomp_jax.data.vocabulary import VocabularyError, normalized_names
 from pomp_jax.encoder import Encoder
 from pomp_jax.inference import Classifier, topk_accuracy
@@ -345,7 +345,7 @@ def test_labels_are_those_of_tfds(name):
     )
     labels = file.read_text().split()
   else:
-    labels = class_names.tfds_labels(name)
+    labels = write_class_names.tfds_labels(name)
   assert known == tuple(labels)
 
 

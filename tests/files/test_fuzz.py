@@ -12,7 +12,7 @@ import pytest
 
 from pomp_jax.files.array_cache import FeatureBlocks, FeatureCacheError
 from pomp_jax.files.class_features import CategoryFileError, is_annotation_file, read_categories
-from pomp_jax.files.metrics import read_metrics
+from pomp_jax.files.metrics_log import read_metrics
 from pomp_jax.files.prompt_file import POSITIONS, Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.weights import WeightsError, open_weights
 from tests.support.fuzzing import (

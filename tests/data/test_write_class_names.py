@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from pomp_jax.data.prepare import class_names
-from pomp_jax.data.prepare.class_names import Noun, distinct_names
+from pomp_jax.data.prepare import write_class_names
+from pomp_jax.data.prepare.write_class_names import Noun, distinct_names
 
 WORDNET = pathlib.Path("/usr/share/wordnet/data.noun")
 
@@ -75,7 +75,7 @@ def test_reading_wordnet(tmp_path):
     "09044862 15 n 02 United_States 0 U.S. 0 001 @i 08168978 n 0000"
     " | (geography) the North American republic containing fully 50 states of all sizes \n"
   )
-  assert class_names.read_nouns(str(file)) == {
+  assert write_class_names.read_nouns(str(file)) == {
     "n02084071": Noun(
       ("dog", "domestic dog", "Canis familiaris"),
       ("n02083346", "n01317541"),
@@ -100,20 +100,20 @@ def need(*packages):
 
 
 def check_stored(files):
-  data = pathlib.Path(class_names.__file__).parent.parent / "class_names"
+  data = pathlib.Path(write_class_names.__file__).parent.parent / "class_names"
   for path, content in files.items():
     assert (data / path).read_text(encoding="utf-8") == content, path
 
 
 def test_the_ten_are_stored_as_made():
   need("tensorflow-datasets", "clip-benchmark")
-  check_stored(class_names.make_downstream())
+  check_stored(write_class_names.make_downstream())
 
 
 def test_imagenets_are_stored_as_made():
   need("timm", "open_clip_torch")
   if not WORDNET.exists():
     pytest.skip("Debian's package wordnet-base is not installed")
-  nouns = class_names.read_nouns(str(WORDNET))
-  files = class_names.make_imagenet(nouns)
+  nouns = write_class_names.read_nouns(str(WORDNET))
+  files = write_class_names.make_imagenet(nouns)
   check_stored(files)

@@ -6,7 +6,7 @@ are read and none of their code is run, so their own requirements are not needed
     pip install --no-deps timm==1.0.31 open_clip_torch==3.3.0 tensorflow-datasets==4.9.10 \\
       clip-benchmark==1.6.2
     apt-get install wordnet-base        # Debian's is WordNet 3.0
-    python -m pomp_jax.data.prepare.class_names
+    python -m pomp_jax.data.prepare.write_class_names
 
 README.md gives the package of each file. `fgvc_aircraft.txt` and `templates/ucf101.txt` are in none
 of them and are not rewritten.

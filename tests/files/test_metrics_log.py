@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from pomp_jax.files.metrics import MetricsWriter, read_metrics
+from pomp_jax.files.metrics_log import MetricsWriter, read_metrics
 
 
 def _tensorboard(folder):
