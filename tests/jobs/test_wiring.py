@@ -341,9 +341,14 @@ def _another(field, value):
   if isinstance(value, bool):
     return not value
   if isinstance(value, tuple):
-    kind = typing.get_args(FIELDS[field].type)[0]
-    return (*value, {str: "x", int: 1}.get(kind, {}))
+    return (*value, _element(typing.get_args(FIELDS[field].type)[0]))
   return f"{value}x" if isinstance(value, str) else value + 1
+
+
+def _element(kind):
+  if typing.get_origin(kind) is tuple:
+    return tuple(map(_element, typing.get_args(kind)))
+  return {str: "x", int: 1}.get(kind, {})
 
 
 def _torch_path(config, steps_per_epoch, start, gradients):
