@@ -233,7 +233,7 @@ def gather_bank(run: Run, state: TrainState) -> TrainState:
   return state.replace(bank=whole(state.bank))
 
 
-def build_step(run: Run, correction: str | jax.Array | None = None) -> jax.stages.Wrapped:
+def build_step(run: Run, correction: str | jax.Array | None = None) -> Any:
   """Builds the training step, which is compiled at its first call.
 
   Args:

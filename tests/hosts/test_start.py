@@ -169,7 +169,8 @@ def test_what_one_process_finds_wrong_ends_all(tmp_path):
   """Process 1 can't read its CLIP: the other does not wait for it."""
   body = """
   if not first:
-    raise main.ConfigError("data.source", "x", "something on this host")
+    from pomp_jax.config import ConfigError
+    raise ConfigError("data.source", "x", "something on this host")
   time.sleep(3600)
 """
   file = tmp_path / "start.py"

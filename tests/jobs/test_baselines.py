@@ -261,7 +261,7 @@ def test_methods_that_do_not_read(text, expected, tmp_path):
     ({"method": "vpt_deep", "prompt.visual_tokens": 0}, r"config\.prompt\.visual_tokens: got 0"),
     (
       {"method": "tip_adapter", "tip.beta_steps": 0},
-      r"config\.tip\.betas: got 0, expected 1 or more",
+      r"config\.tip\.beta_steps: got 0",
     ),
     ({"method": "tip_adapter", "tip.alpha": -1.0}, r"config\.tip\.alpha: got -1.0, expected 0"),
     (

@@ -191,8 +191,8 @@ def test_the_whole_way_in_two_processes_is_the_same(records, alone, tmp_path):
   out = tmp_path / "two"
   # As many draws as there: one on each device; here one after the other, split over both processes.
   jobs = jobs_on(records[0], out)
-  jobs[1][0].mesh.class_size = 4
-  jobs[1][0].accumulate = jax.device_count()
+  config, workdir = jobs[1]
+  jobs[1] = config.replace({"mesh.class_size": 4, "accumulate": jax.device_count()}), workdir
   run_in_processes(
     [(config, (workdir, workdir)) for config, workdir in jobs], tmp_path / "jobs.json"
   )
