@@ -32,12 +32,13 @@ OLD_NAMES = {
   "data.fresh_epochs": "data.view_epochs",
   "evaluate.reader": "evaluate.source",
   "prompt.visual": "prompt.visual_tokens",
-  "sampling.refresh_every": "sampling.renew",
   "tip.alphas": "tip.alpha_steps",
   "tip.betas": "tip.beta_steps",
   "watch.host": "prometheus.host",
   "watch.port": "prometheus.port",
 }
+# Fields of earlier versions in whose place there is one with another meaning.
+REPLACED = {"sampling.refresh_every": "sampling.renew"}
 OLD_VALUES = {
   ("clip.remat", "activations"): "none",
   ("data.source", "made_up"): "synthetic",
@@ -192,8 +193,8 @@ def check_name(field: str, known: Mapping[str, Any] | set[str]) -> None:
   Raises:
     ConfigError: no such field, with the nearest name.
   """
-  if field in OLD_NAMES:
-    raise ConfigError(field, "a value", f"none: the field is now config.{OLD_NAMES[field]}")
+  if now := (OLD_NAMES | REPLACED).get(field):
+    raise ConfigError(field, "a value", f"none: the field is now config.{now}")
   if field not in known:
     # The last part alone finds `config.lr` for `config.optim.lr`.
     near = difflib.get_close_matches(field, known, 1, 0.6) or [

@@ -12,6 +12,7 @@ import jax
 
 from pomp_jax import hosts
 from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config.declare import current_names
 from pomp_jax.config.fields import flatten
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder, read_json
@@ -75,8 +76,12 @@ def check_same_run(config: Settings, folder: RunFolder, may_change: Callable[[st
   # Process 0's folder: the other hosts may have another disk there.
   if not hosts.is_first() or not folder.config.exists():
     return
-  before = flatten(read_json(folder.config))
-  for field, value in config.flat().items():
+  now = config.flat()
+  before = current_names(flatten(read_json(folder.config)))
+  if "sampling.refresh_every" in before:
+    # Before the rolling bank. Runs without a bank don't read these; checkpoints with one don't fit.
+    before |= {field: now[field] for field in ("sampling.renew", "sampling.bank_dtype")}
+  for field, value in now.items():
     stored = before.get(field)
     stored = tuple(stored) if isinstance(stored, list) else stored
     if stored != value and not may_change(field):

@@ -7,7 +7,7 @@ import pytest
 
 from pomp_jax.config import FIELDS, ConfigError, Settings, base, unpack, validate
 from pomp_jax.config.command_line import help_text, page
-from pomp_jax.config.declare import OLD_NAMES, OLD_VALUES, current_names
+from pomp_jax.config.declare import OLD_NAMES, OLD_VALUES, REPLACED, current_names
 from pomp_jax.config.fields import flatten
 
 
@@ -35,11 +35,11 @@ def test_unknown_fields_and_other_types_are_refused(field, value):
     Settings().replace({field: value})
 
 
-@pytest.mark.parametrize("old", OLD_NAMES)
-def test_the_error_for_an_old_name_has_the_new_one(old):
-  with pytest.raises(ConfigError, match=rf"config\.{old}: .*config\.{OLD_NAMES[old]}"):
+@pytest.mark.parametrize("old,new", (OLD_NAMES | REPLACED).items())
+def test_the_error_for_an_old_name_has_the_new_one(old, new):
+  with pytest.raises(ConfigError, match=rf"config\.{old}: .*config\.{new}"):
     Settings().replace({old: 1})
-  assert OLD_NAMES[old] in FIELDS
+  assert new in FIELDS
 
 
 @pytest.mark.parametrize("field,old", OLD_VALUES)
