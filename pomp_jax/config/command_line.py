@@ -10,7 +10,7 @@ import traceback
 
 from absl import flags
 
-from pomp_jax.config.declare import OLD_NAMES, ConfigError, check_name, name_of_type
+from pomp_jax.config.declare import OLD_NAMES, REPLACED, ConfigError, check_name, name_of_type
 from pomp_jax.config.fields import FIELDS, Settings
 from pomp_jax.config.registry import JOBS
 from pomp_jax.config.unpack import value_of_text
@@ -59,7 +59,7 @@ def _unknown_field(argv: Sequence[str]) -> str | None:
 def _unknown_key(message: str) -> str:
   """ml_collections' lines: `Key "x" does not exist ..`, `Did you mean "y"?`."""
   key = re.search(r'"(\w+)" does not exist', message)
-  for old, new in OLD_NAMES.items():
+  for old, new in (OLD_NAMES | REPLACED).items():
     if key and key[1] in old.split("."):
       return f"{message.splitlines()[0]} (config.{old} is now config.{new})"
   return " ".join(re.sub(r"and cannot be added.*", "", line) for line in message.split("\n"))
@@ -84,7 +84,7 @@ def page() -> str:
   lines += ["", "## Jobs", "", "| `config.job` | what |", "| --- | --- |"]
   lines += [f"| `{name}` | {job.help} |" for name, job in JOBS.items()]
   lines += ["", "## Renamed fields", "", "| before | now |", "| --- | --- |"]
-  lines += [f"| `{old}` | `{new}` |" for old, new in OLD_NAMES.items()]
+  lines += [f"| `{old}` | `{new}` |" for old, new in (OLD_NAMES | REPLACED).items()]
   return "\n".join(lines) + "\n"
 
 
