@@ -206,7 +206,7 @@ def test_workers_that_have_yet_to_import_live_on_as_well():
 
 
 def test_worker_processes_decode_the_same_batches(stored):
-  """And go on when all processes of a run are asked to stop: the run has yet to save."""
+  """And continue when all processes of a run are asked to stop: the run has yet to save."""
 
   def read(**arguments):
     loader = Loader(

@@ -121,7 +121,7 @@ def test_cells_that_are_done_are_not_done_again(finished, monkeypatch):
   assert [file.stat().st_mtime_ns for file in files] == times
 
 
-def made_up_training(crashing=()):
+def synthetic_training(crashing=()):
   """Contexts of zeros; an absurd rate ends in a loss that is not finite."""
 
   def train(job, group, streams, size):
@@ -141,7 +141,7 @@ def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(tmp_path, monkeypatch)
   """The loss of some cells is not finite; another one crashes, in whatever program it is."""
   config = config_for("k=20|21;optim.lr=0.05|0.06|1e30")
   crashing = {"k": 21, "optim.lr": 0.06}
-  monkeypatch.setattr(ablate, "train_lanes", made_up_training([crashing]))
+  monkeypatch.setattr(ablate, "train_lanes", synthetic_training([crashing]))
   with pytest.raises(TrainingError, match=r"3 of 6 cells failed, the first, k=20, optim.lr=1e\+30"):
     run(config, tmp_path)
   stored = json.loads((tmp_path / "results.json").read_text())["cells"]
@@ -150,7 +150,7 @@ def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(tmp_path, monkeypatch)
   assert errors == [None, None, not_finite, None, "MemoryError: no room", not_finite]
   page = (tmp_path / "report.html").read_text()
   assert "MemoryError: no room" in page
-  monkeypatch.setattr(ablate, "train_lanes", made_up_training())
+  monkeypatch.setattr(ablate, "train_lanes", synthetic_training())
   with pytest.raises(TrainingError, match="2 of 6 cells failed"):
     run(config, tmp_path)
   stored = json.loads((tmp_path / "results.json").read_text())["cells"]
@@ -158,7 +158,7 @@ def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(tmp_path, monkeypatch)
 
 
 def test_parts_are_put_together(tmp_path, monkeypatch):
-  monkeypatch.setattr(ablate, "train_lanes", made_up_training())
+  monkeypatch.setattr(ablate, "train_lanes", synthetic_training())
   for part in ("1/2", "2/2"):
     results = run(config_for("k=20|21;seed=0", **{"ablate.part": part}), tmp_path)
     assert len(results["missing"]) == (1 if part == "1/2" else 0)
@@ -166,7 +166,7 @@ def test_parts_are_put_together(tmp_path, monkeypatch):
 
 
 def test_a_part_fails_for_its_own_cells_alone(tmp_path, monkeypatch):
-  monkeypatch.setattr(ablate, "train_lanes", made_up_training([{"k": 20, "seed": 0}]))
+  monkeypatch.setattr(ablate, "train_lanes", synthetic_training([{"k": 20, "seed": 0}]))
   config = config_for("k=20|21;seed=0", **{"ablate.part": "1/2"})
   with pytest.raises(TrainingError, match="1 of 1 cells failed, the first, k=20, seed=0"):
     run(config, tmp_path)

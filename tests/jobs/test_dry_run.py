@@ -30,7 +30,7 @@ def run(config, tmp_path, caplog):
   return figures
 
 
-def test_stored_images_and_cached_features_are_made_up(tmp_path, caplog):
+def test_stored_images_and_cached_features_are_synthetic(tmp_path, caplog):
   config = dry(
     **{
       "data.source": "tfds",
@@ -156,7 +156,7 @@ def test_what_a_dry_run_can_not_do(tmp_path):
     dry(**{"clip.model": "synthetic:x/y"})
 
 
-def test_made_up_images_are_of_true_size():
+def test_synthetic_images_are_of_true_size():
   source = open_synthetic(("a", "b"), 3, image_size=32)
   assert source.labels.tolist() == [0, 0, 0, 1, 1, 1]
   images = source.images(np.arange(6))

@@ -1,4 +1,4 @@
-"""The main job: what it leaves, that it goes on exactly, and that it stops in time."""
+"""The main job: what it leaves, that it resumes exactly, and that it stops in time."""
 
 import json
 import logging

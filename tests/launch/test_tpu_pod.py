@@ -137,7 +137,7 @@ def test_the_wait_for_an_unreachable_worker_ends(cloud):
   done = pod(cloud, *POD, "--", "--config=x")
   assert (done.returncode, done.stderr) == (75, "error: worker 0 of pomp can't be reached\n")
   assert calls(cloud) == ["create", *["ssh"] * 20, "delete"]
-  # Once it is followed: the run may go on.
+  # Once it is followed: the run may continue.
   (cloud / "unreachable").unlink()
   (cloud / "soon unreachable").touch()
   (cloud / "broken").write_text("255\n")
