@@ -198,14 +198,14 @@ def optimizer_of(
 
 def first_state(run: Run) -> TrainState:
   """State of step 0, on the devices; with a bank, this computes the features of all classes."""
-  state = replicate(create_state(_learner(run), run.optimizer, run.config.seed), run.encoder.mesh)
-  if not run.needs_bank:
+  state = blank_state(run)
+  if state.bank is None:
     return state
   return place_bank(run, state.replace(bank=training_class_features(run, state.params)))
 
 
 def blank_state(run: Run) -> TrainState:
-  """A state with the shapes, types and shardings of the stored ones."""
+  """State of step 0 as it is stored, but for the bank's rows, which are zero."""
   state = replicate(create_state(_learner(run), run.optimizer, run.config.seed), run.encoder.mesh)
   if not run.needs_bank:
     return state

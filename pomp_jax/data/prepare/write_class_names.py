@@ -139,9 +139,10 @@ def _ancestors(synset: str, nouns: Mapping[str, Noun]) -> dict[str, None]:
 def distinct_names(ids: Sequence[str], nouns: Mapping[str, Noun]) -> list[str]:
   """Gives each class its first lemma, and as many more words as make the name distinct.
 
-  Classes that share a first lemma, in any case, add words one at a time while the name is shared:
-  their other lemmas, then the first lemmas of their ancestors, nearest first, without the words
-  that all of these classes have. An example is "crane, wading bird" and "crane, lifting device".
+  Classes that share a first lemma, upper or lower case, add words one at a time while the name is
+  shared: their other lemmas, then the first lemmas of their ancestors, nearest first, without the
+  words that all of these classes have. An example is "crane, wading bird" and "crane, lifting
+  device".
   Classes with the same words (two kinds of brake) add the groups that they are members of, and
   then their gloss.
   """
