@@ -1,0 +1,109 @@
+"""Classes of segmentation and detection sets, with their base and novel halves.
+
+The packaged lists are in `class_names/splits/`. A user's file has the same form, one class a line:
+
+    name, synonym, ..  [TAB  base | novel | -]  [TAB  value, value, ..]
+
+Prompts are learned on base classes. A class marked "-" is in neither half. The values are those of
+its pixels in the label images, for data sets that do not number their classes 0, 1, ..
+
+Shapes: C classes.
+"""
+
+import dataclasses
+import os
+import pathlib
+
+import numpy as np
+
+from pomp_jax.data.vocabulary import VocabularyError, check_names, read_text
+from pomp_jax.files.terminal import quoted
+
+_FOLDER = pathlib.Path(__file__).with_name("class_names") / "splits"
+CLASS_SPLITS = tuple(sorted(file.stem for file in _FOLDER.glob("*.txt")))
+GROUPS = ("base", "novel", "-")
+_MAX_VALUE = 2**16  # label images have 8 or 16 bits
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassSplit:
+  """Classes in the order of their labels.
+
+  Attributes:
+    synonyms: all names of each of the C classes; the first is the class's name.
+    groups: C values of GROUPS.
+    values: values of each class in label images, or None.
+  """
+
+  synonyms: tuple[tuple[str, ...], ...]
+  groups: tuple[str, ...]
+  values: tuple[tuple[int, ...], ...] | None = None
+
+  def __len__(self) -> int:
+    return len(self.synonyms)
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """The C class names."""
+    return tuple(names[0] for names in self.synonyms)
+
+  def indices(self, group: str) -> np.ndarray:
+    """Classes of a group: int64 [n]."""
+    return np.flatnonzero(np.array(self.groups) == group)
+
+
+def read_class_split(name_or_path: str | os.PathLike) -> ClassSplit:
+  """Reads a packaged list by name (`CLASS_SPLITS`), or a user's file.
+
+  Raises:
+    VocabularyError: no such list or file, or a line that is not of the form above.
+  """
+  packaged = name_or_path in CLASS_SPLITS
+  path = _FOLDER / f"{name_or_path}.txt" if packaged else pathlib.Path(name_or_path)
+  if not packaged and not path.suffix and not path.exists():
+    accepted = f"one of {', '.join(CLASS_SPLITS)}, or a file with one class a line"
+    raise VocabularyError(f"unknown classes {quoted(str(name_or_path))}; expected {accepted}")
+  # The line is checked with its columns: a tab is the only control character that it may have.
+  rows = [line.split("\t") for line in _lines(path)]
+  for number, row in enumerate(rows, 1):
+    if len(row) != len(rows[0]) or len(row) > 3:
+      accepted = f"{len(rows[0])} as in the first line" if len(rows[0]) < 4 else "1 to 3"
+      raise VocabularyError(f"{path}: line {number} has {len(row)} columns, expected {accepted}")
+  synonyms = tuple(tuple(name.strip() for name in row[0].split(",")) for row in rows)
+  for number, names in enumerate(synonyms, 1):
+    check_names(names, f"{path}: line {number}")
+  check_names([names[0] for names in synonyms], str(path))
+  groups = tuple(row[1].strip() if len(row) > 1 else "-" for row in rows)
+  for number, group in enumerate(groups, 1):
+    if group not in GROUPS:
+      found = f"line {number} has the group {quoted(group)}"
+      raise VocabularyError(f"{path}: {found}, expected one of {', '.join(GROUPS)}")
+  values = _values(path, [row[2] for row in rows]) if len(rows[0]) > 2 else None
+  return ClassSplit(synonyms, groups, values)
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+  text = read_text(path).rstrip()
+  lines = [line.rstrip("\r") for line in text.split("\n")]
+  check_names([line.replace("\t", " ") for line in lines], str(path), distinct=False)
+  return lines
+
+
+def _values(path: pathlib.Path, cells: list[str]) -> tuple[tuple[int, ...], ...]:
+  values = []
+  seen: set[int] = set()
+  for number, cell in enumerate(cells, 1):
+    words = [word.strip() for word in cell.split(",")]
+    if not all(word.isascii() and word.isdigit() and len(word) < 6 for word in words):
+      raise VocabularyError(
+        f"{path}: line {number} has the values {quoted(cell)}, expected integers"
+      )
+    own = tuple(map(int, words))
+    if repeated := [value for value in own if value in seen or value >= _MAX_VALUE]:
+      accepted = f"different values below {_MAX_VALUE}"
+      raise VocabularyError(
+        f"{path}: line {number} has the value {repeated[0]}, expected {accepted}"
+      )
+    seen.update(own)
+    values.append(own)
+  return tuple(values)

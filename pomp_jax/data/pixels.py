@@ -1,0 +1,190 @@
+"""Images with a label for each pixel: a folder of images and a folder of label images.
+
+A label image is a one-channel PNG (or TIFF) of 8 or 16 bits with the stem of its image; a palette
+is ignored. Images without a label image are skipped, since some data sets keep all images together.
+
+Shapes: H, W sides of an image in pixels, C classes.
+"""
+
+from collections.abc import Sequence
+import os
+import pathlib
+
+from jaxtyping import Int32, UInt8
+import numpy as np
+from PIL import Image
+
+from pomp_jax.data.class_splits import ClassSplit
+from pomp_jax.data.images import ImageError, list_images, load_rgb, open_image
+from pomp_jax.errors import InputError
+from pomp_jax.files.atomic import replacing
+
+# Label of a pixel that is not evaluated.
+IGNORED = -1
+# Meaning of the values in a label image; see `open_pixels`.
+VALUES = ("index", "reduce_zero_label", "listed")
+_MODES = ("L", "P", "I", "I;16", "I;16B")
+_UNKNOWN = -2
+_N_VALUES = 2**16
+
+
+class PixelError(InputError, ValueError):
+  """Unusable labels; one line that names the file."""
+
+
+class PixelFolder:
+  """Images and labels of a folder pair.
+
+  Attributes:
+    keys: stems of the files, sorted.
+  """
+
+  def __init__(self, pairs: Sequence[tuple[pathlib.Path, pathlib.Path]], table: np.ndarray):
+    """Creates the set; use `open_pixels`.
+
+    Args:
+      pairs: image and label image of each item.
+      table: int32 [65536], class of each value in a label image; IGNORED; or -2: not in the list.
+    """
+    self.keys = tuple(image.stem for image, _ in pairs)
+    self._pairs, self._table = pairs, table
+
+  def __len__(self) -> int:
+    return len(self._pairs)
+
+  def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+    """Decodes an image.
+
+    Raises:
+      ImageError: it can't be decoded.
+    """
+    path = self._pairs[index][0]
+    return np.asarray(load_rgb(_opened(path), str(path))[0])
+
+  def labels(self, index: int) -> Int32[np.ndarray, "H W"]:
+    """Decodes a label image: class of each pixel, or IGNORED.
+
+    Raises:
+      ImageError: it can't be decoded.
+      PixelError: it has colours, a value outside the list, or another size than its image.
+    """
+    path, labels_HxW = self._pairs[index][1], self._labels(index)
+    width, height = _opened(self._pairs[index][0]).size
+    if labels_HxW.shape != (height, width):
+      found = f"{labels_HxW.shape[1]} x {labels_HxW.shape[0]}"
+      raise PixelError(
+        f"{path}: {found} pixels, but {self._pairs[index][0]} has {width} x {height}"
+      )
+    return labels_HxW
+
+  def check(self) -> None:
+    """Reads all labels.
+
+    Raises:
+      ImageError, PixelError: as `labels`.
+    """
+    for index in range(len(self)):
+      self.labels(index)
+
+  def _labels(self, index: int) -> np.ndarray:
+    path = self._pairs[index][1]
+    values_HxW = _read_values(path)
+    labels_HxW = self._table[values_HxW]
+    if (labels_HxW == _UNKNOWN).any():
+      found = int(values_HxW[labels_HxW == _UNKNOWN][0])
+      n_classes = self._table.max() + 1
+      raise PixelError(f"{path}: the value {found} is none of the {n_classes} classes' nor ignored")
+    return labels_HxW
+
+
+def open_pixels(
+  images: str | os.PathLike,
+  labels: str | os.PathLike,
+  classes: ClassSplit,
+  values: str = "index",
+  ignore: int = 255,
+) -> PixelFolder:
+  """Pairs the label images of a folder with their images.
+
+  Args:
+    images: folder of images.
+    labels: folder of label images.
+    classes: class list.
+    values: meaning of a label image's values. `index`: class 0, 1, ..; `reduce_zero_label`: 0 is
+      ignored, and class c is c + 1 (ADE20K, and VOC and PASCAL Context with background);
+      `listed`: those of the class list (COCO-Stuff's own label images).
+    ignore: value of pixels that are not evaluated.
+
+  Raises:
+    ImageError: a folder that is missing or empty.
+    PixelError: a label image without an image; two images of one stem; unknown `values`; a list
+      without values; `ignore` is a class.
+  """
+  table = _table(classes, values, ignore)
+  image_of: dict[str, pathlib.Path] = {}
+  for path in list_images(images):
+    if path.stem in image_of:
+      raise PixelError(f"{path}: has the stem of {image_of[path.stem].name}, expected one image")
+    image_of[path.stem] = path
+  pairs = []
+  for path in list_images(labels):
+    if path.stem not in image_of:
+      raise PixelError(f"{path}: no image named {path.stem} in {images}")
+    pairs.append((image_of[path.stem], path))
+  return PixelFolder(pairs, table)
+
+
+def _table(classes: ClassSplit, values: str, ignore: int) -> np.ndarray:
+  if values not in VALUES:
+    raise PixelError(f"values of label images {values!r}; expected one of {', '.join(VALUES)}")
+  table = np.full(_N_VALUES, _UNKNOWN, np.int32)
+  if values == "listed":
+    if classes.values is None:
+      raise PixelError("the class list has no values of label images, expected a third column")
+    for index, own in enumerate(classes.values):
+      table[list(own)] = index
+  else:
+    first = int(values == "reduce_zero_label")
+    table[first : first + len(classes)] = np.arange(len(classes))
+    table[:first] = IGNORED
+  if not 0 <= ignore < _N_VALUES or table[ignore] >= 0:
+    raise PixelError(f"the ignored value {ignore} is a class or not in [0, {_N_VALUES})")
+  table[ignore] = IGNORED
+  return table
+
+
+def _opened(path: pathlib.Path) -> Image.Image:
+  try:
+    return open_image(path.read_bytes(), str(path))
+  except OSError as error:
+    raise ImageError(f"{path}: can't be read ({error.strerror})") from error
+
+
+def _read_values(path: pathlib.Path) -> np.ndarray:
+  """Values of a label image, uint8 or uint16 [H,W]."""
+  image = _opened(path)
+  if image.mode not in _MODES:
+    raise PixelError(f"{path}: pixels of mode {image.mode}, expected one channel of class numbers")
+  try:
+    values_HxW = np.asarray(image)
+  except Exception as error:  # broken files raise errors of many classes
+    raise ImageError(f"{path}: not a readable image ({error})") from error
+  if values_HxW.min() < 0 or values_HxW.max() >= _N_VALUES:
+    raise PixelError(f"{path}: values beyond 16 bits, expected class numbers")
+  return values_HxW
+
+
+def write_labels(
+  path: str | os.PathLike, labels_HxW: Int32[np.ndarray, "H W"], n_classes: int
+) -> None:
+  """Writes a label image, PNG: 8 bits for up to 255 classes, else 16; IGNORED is the largest value.
+
+  Raises:
+    ValueError: a label is neither a class nor IGNORED.
+    OSError: the file can't be written.
+  """
+  if labels_HxW.min() < IGNORED or labels_HxW.max() >= n_classes:
+    raise ValueError(f"labels {labels_HxW.min()}..{labels_HxW.max()}, expected [-1, {n_classes})")
+  kind = np.uint8 if n_classes <= 255 else np.uint16
+  with replacing(path) as file:
+    Image.fromarray(labels_HxW.astype(kind)).save(file, "PNG")  # -1 wraps to the largest value

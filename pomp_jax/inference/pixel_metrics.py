@@ -1,0 +1,94 @@
+"""Figures of semantic segmentation, counted image by image.
+
+Shapes: H, W sides of an image in pixels, C classes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Float, Int
+import numpy as np
+
+
+class PixelTally:
+  """Pixel counts of each class over a data set.
+
+  Attributes:
+    counts: int64 [3,C]: pixels of the truth, of the prediction, and of both. Counts of several
+      hosts add up.
+  """
+
+  def __init__(self, n_classes: int):
+    """Starts with zero pixels of C classes."""
+    self.counts = np.zeros((3, n_classes), np.int64)
+
+  def add(self, labels_HxW: Int[np.ndarray, "H W"], predicted_HxW: Int[np.ndarray, "H W"]) -> None:
+    """Counts one image.
+
+    Args:
+      labels_HxW: classes, negative where the pixel is ignored. Predictions there are not counted.
+      predicted_HxW: predicted classes; negative: no class, which is always wrong.
+
+    Raises:
+      ValueError: a class beyond the list.
+    """
+    n_classes = self.counts.shape[1]
+    if max(labels_HxW.max(initial=-1), predicted_HxW.max(initial=-1)) >= n_classes:
+      raise ValueError(f"a pixel has a class beyond the {n_classes} of the list")
+    valid = labels_HxW >= 0
+    labels, predicted = labels_HxW[valid], predicted_HxW[valid]
+    right = labels[labels == predicted]
+    for row, classes in enumerate((labels, predicted[predicted >= 0], right)):
+      self.counts[row] += np.bincount(classes, minlength=n_classes)
+
+  def per_class(self) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
+    """Returns IoU and accuracy of each class, NaN for a class that the truth lacks.
+
+    IoU = both / (truth + prediction - both), accuracy = both / truth.
+    """
+    truth_C, predicted_C, both_C = self.counts.astype(float)
+    in_truth = np.where(truth_C > 0, truth_C, np.nan)
+    return both_C / (in_truth + predicted_C - both_C), both_C / in_truth
+
+  def figures(self, groups: Mapping[str, Int[np.ndarray, " n"]] | None = None) -> dict[str, Any]:
+    """Returns all figures as JSON values, fractions of 1; None where there is nothing to measure.
+
+    - mIoU: sum of the IoU over classes in the truth / number of classes in the truth or the
+      prediction, as detectron2 and ZSSeg report it. A class that is only predicted counts as 0.
+    - mIoU_plain: mean of the IoU over classes in the truth.
+    - mACC: mean of the accuracy over classes in the truth.
+    - fwIoU: IoU weighted by the pixels of the truth; pACC: share of right pixels.
+    - With the groups `base` and `novel`: hIoU = 2 b n / (b + n) of their mIoU, and hIoU_plain of
+      their mIoU_plain.
+
+    Args:
+      groups: classes of each group; each gets the same figures over its classes, under its name.
+        Pixels of other classes count where a class of the group is predicted there.
+    """
+    figures = self._figures(np.arange(self.counts.shape[1]))
+    groups = groups or {}
+    for name, classes in groups.items():
+      figures[name] = self._figures(classes)
+    if {"base", "novel"} <= set(groups):
+      for kind in ("", "_plain"):
+        pair = [figures[group][f"mIoU{kind}"] for group in ("base", "novel")]
+        figures[f"hIoU{kind}"] = None if None in pair else _harmonic_mean(*pair)
+    return figures
+
+  def _figures(self, classes: np.ndarray) -> dict[str, Any]:
+    truth_C, predicted_C, both_C = self.counts[:, classes]
+    iou_C, accuracy_C = (values[classes] for values in self.per_class())
+    n_truth, n_either = np.sum(truth_C > 0), np.sum(truth_C + predicted_C > 0)
+    figures = {"classes": len(classes), "classes_in_truth": int(n_truth)}
+    sums = {
+      "mIoU": (np.nansum(iou_C), n_either),
+      "mIoU_plain": (np.nansum(iou_C), n_truth),
+      "fwIoU": (np.nansum(iou_C * truth_C), truth_C.sum()),
+      "mACC": (np.nansum(accuracy_C), n_truth),
+      "pACC": (both_C.sum(), truth_C.sum()),
+    }
+    return figures | {name: float(a / n) if n else None for name, (a, n) in sums.items()}
+
+
+def _harmonic_mean(a: float, b: float) -> float:
+  return 2 * a * b / (a + b) if a + b else 0.0
