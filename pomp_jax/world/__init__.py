@@ -1,30 +1,151 @@
-"""A procedural world of named things, and a small CLIP trained on pictures of it.
+"""A synthetic world of named things, and a small CLIP trained on pictures of it.
 
 The embedded default of the project stands in for ImageNet-21K where there is no data set and no
 network. Names are compositions (`names`), and images are rendered from a seed (`render`). The CLIP
-in `CLIP_PATH` was trained on web-like captions (`captions`, `train_clip`).
+in `CLIP_PATH` was trained on web-like captions (`captions`, `train_clip`). This module is the image
+source `world`: splits of labelled images, rendered on demand.
 """
 
-from pomp_jax.world.names import class_names
-from pomp_jax.world.render import IMAGE_SIZE
-from pomp_jax.world.splits import (
-  CLIP_PATH,
-  WorldSource,
-  evaluation_splits,
-  has_validation,
-  n_training_classes,
-  open_source,
-  source,
-)
+from typing import Protocol, runtime_checkable
 
-__all__ = [
-  "CLIP_PATH",
-  "IMAGE_SIZE",
-  "WorldSource",
-  "class_names",
-  "evaluation_splits",
-  "has_validation",
-  "n_training_classes",
-  "open_source",
-  "source",
-]
+import numpy as np
+
+from pomp_jax.errors import InputError
+from pomp_jax.files.weights import CLIPS
+from pomp_jax.world import render
+from pomp_jax.world.names import class_attributes, class_names
+from pomp_jax.world.render import IMAGE_SIZE
+
+__all__ = ["CLIP_PATH", "IMAGE_SIZE", "WorldSource", "class_names", "open_source", "source"]
+
+CLIP_PATH = CLIPS["world"]
+
+# Class group and random stream of each split; `captions` has another stream.
+_SPLITS = {
+  "train": ("base", 10),
+  "validation": ("base", 11),
+  "base": ("base", 12),
+  "novel": ("novel", 13),
+  "shifted": ("all", 14),
+}
+
+
+@runtime_checkable
+class DataFields(Protocol):
+  """Field of `config.data` that the world reads, beside `images_per_class`."""
+
+  n_classes: int
+
+
+class WorldSource:
+  """Images of one split; a `data.source.Source`.
+
+  Attributes:
+    names: N class names.
+    labels: int32 [n], class of each image.
+  """
+
+  def __init__(
+    self, split: str, classes: np.ndarray, labels: np.ndarray, positions: np.ndarray, seed: int
+  ):
+    """Creates images of some of the split's classes.
+
+    Args:
+      split: name of the split.
+      classes: int [N], indices of the classes in the split's group.
+      labels: int [n], indices into `classes`.
+      positions: int [n], positions of the images in the split's random stream.
+      seed: random seed of the images.
+    """
+    group, stream = _SPLITS[split]
+    every = class_names(group)
+    self.names = every if len(classes) == len(every) else tuple(every[c] for c in classes)
+    self.labels = labels.astype(np.int32)
+    self._keys = render.image_keys(seed, stream, positions)
+    self._attributes_NxA = class_attributes(group)[classes]
+    self._style = render.STYLES.index("shifted" if split == "shifted" else "photo")
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def images(self, indices: np.ndarray) -> np.ndarray:
+    """Images by index: int [B] -> uint8 [B, S, S, 3].
+
+    Raises:
+      IndexError: an index is out of range.
+    """
+    indices = np.asarray(indices, np.int64)
+    if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
+      raise IndexError(f"got images {indices.min()}..{indices.max()}, expected [0, {len(self)})")
+    attributes_BxA = self._attributes_NxA[self.labels[indices]]
+    return render.render(self._keys[indices], attributes_BxA, np.full(len(indices), self._style))
+
+
+def open_source(
+  data: DataFields, split: str, *, images_per_class: int = 0, n_images: int = 0
+) -> WorldSource:
+  """Opens a split with `data.n_classes` of its classes; see `source`."""
+  n_classes = min(data.n_classes, len(class_names(_SPLITS[split][0])))
+  return source(split, images_per_class=images_per_class, n_images=n_images, n_classes=n_classes)
+
+
+def n_training_classes(data: DataFields) -> int:
+  """Number of classes to train on.
+
+  Raises:
+    InputError: more classes than the world has.
+  """
+  n_all = len(class_names("base"))
+  if data.n_classes > n_all:
+    raise InputError(f"config.data.n_classes: got {data.n_classes}, expected at most {n_all}")
+  return data.n_classes or n_all
+
+
+def evaluation_splits(data: DataFields) -> tuple[str, ...]:
+  """Splits to evaluate a learned prompt on."""
+  return ("base", "novel", "shifted")
+
+
+def has_validation(data: DataFields) -> bool:
+  """Whether validation images differ from the training images: always."""
+  return True
+
+
+def source(
+  split: str, *, images_per_class: int = 0, n_images: int = 0, n_classes: int = 0, seed: int = 0
+) -> WorldSource:
+  """Opens a split.
+
+  Args:
+    split: "train", "validation", "base" (three disjoint streams of images of base classes),
+      "novel" (novel classes) or "shifted" (all classes in the shifted rendering).
+    images_per_class: images of every class, in the order of the classes.
+    n_images: alternatively, images in all, of random classes as evenly as possible; of n_classes,
+      the same number of each, rounded up.
+    n_classes: classes, spread evenly over the split's list; 0: all.
+    seed: random seed of the images and of the choice of classes.
+
+  Raises:
+    ValueError: unknown split, or not exactly one of the two sizes above 0.
+  """
+  if split not in _SPLITS:
+    raise ValueError(f"unknown split {split!r}; expected one of {', '.join(_SPLITS)}")
+  if (images_per_class > 0) == (n_images > 0):
+    raise ValueError(
+      f"got images_per_class={images_per_class} and n_images={n_images}, expected one above 0"
+    )
+  group, stream = _SPLITS[split]
+  n_all = len(class_names(group))
+  classes = np.arange(n_classes or n_all) * n_all // (n_classes or n_all)
+  if n_images and not n_classes:
+    # Passes over all classes, each in its own random order.
+    keys = (
+      render.image_keys(seed, (stream << 32) + turn, classes)
+      for turn in range(-(-n_images // n_all))
+    )
+    labels = np.concatenate([np.argsort(key_N, kind="stable") for key_N in keys])[:n_images]
+    return WorldSource(split, classes, labels, np.arange(n_images), seed)
+  images_per_class = images_per_class or -(-n_images // n_classes)
+  numbers_NxI = classes[:, None] * images_per_class + np.arange(images_per_class)
+  labels = np.repeat(np.arange(len(classes)), images_per_class)
+  return WorldSource(split, classes, labels, numbers_NxI.ravel(), seed)

@@ -157,12 +157,11 @@ def _mate(attributes_BxA: np.ndarray, number_BxA: np.ndarray) -> np.ndarray:
 
 def _other(attributes_BxA: np.ndarray, number_BxA: np.ndarray) -> np.ndarray:
   """Another value of each attribute, half of the time in its family: int32 [B, A]."""
-  doubled_BxA = number_BxA * 2
-  number_BxA = doubled_BxA % 1
+  half_BxA, number_BxA = np.divmod(number_BxA * 2, 1)
   sizes_A = np.array([len(words) for words in names.WORDS])
   step_BxA = 1 + (number_BxA * (sizes_A - 1)).astype(np.int32)
   any_BxA = ((attributes_BxA + step_BxA) % sizes_A).astype(np.int32)
-  return np.where(doubled_BxA < 1, _mate(attributes_BxA, number_BxA), any_BxA)
+  return np.where(half_BxA == 0, _mate(attributes_BxA, number_BxA), any_BxA)
 
 
 def sources(key_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -226,14 +225,9 @@ def training_batch(seed: int, indices: np.ndarray, noise: float) -> tuple[np.nda
 
   Returns:
     images uint8 [B, S, S, 3] and B captions.
-
-  Raises:
-    ValueError: noise is out of range.
   """
-  if not 0 <= noise <= 1:
-    raise ValueError(f"got caption noise {noise}, expected 0 to 1")
   key_B = render.image_keys(seed, _STREAM, indices)
   attributes_BxA = training_classes(seed, indices)
   register_B, style_B = sources(key_B)
-  image_BxSxSx3, _, _ = render.render(key_B, attributes_BxA, style_B)
-  return image_BxSxSx3, write(key_B, attributes_BxA, register_B, noise)
+  images = render.render(key_B, attributes_BxA, style_B)
+  return images, write(key_B, attributes_BxA, register_B, noise)

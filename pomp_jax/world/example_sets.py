@@ -8,13 +8,12 @@ pictures are from the world's test splits, PNG files of 40 x 40 pixels, and the 
 """
 
 import argparse
-import os
 import pathlib
 
 import numpy as np
 from PIL import Image
 
-from pomp_jax.world.splits import source
+from pomp_jax.world import source
 
 _SETS_FILE = """\
 # Data sets for `evaluate`: docs/evaluation.md. Paths are relative to this file.
@@ -37,51 +36,36 @@ templates = ["a drawing of a {}.", "a picture of a {}."]
 
 
 def write_pictures(
-  folder: str | os.PathLike, split: str, n_classes: int, images_per_class: int
+  folder: pathlib.Path, split: str, n_classes: int, images_per_class: int
 ) -> tuple[str, ...]:
-  """Writes pictures of a split as FOLDER/CLASS/0000.png, ..
-
-  Args:
-    folder: folder to write to, created if missing.
-    split: split of the world; see `splits.source`.
-    n_classes: classes, spread evenly over the split's list.
-    images_per_class: pictures of each class.
+  """Writes pictures of n_classes, spread evenly over a split's list, as FOLDER/CLASS/0000.png, ..
 
   Returns:
     Names of the classes, in the order of the split's list.
 
   Raises:
     ValueError: more classes than the split has, or a size below 1.
-    OSError: the folder can't be written.
   """
-  pictures = source(split, images_per_class=images_per_class)
-  n_all = len(pictures.names)
-  if not 1 <= n_classes <= n_all:
-    raise ValueError(f"got {n_classes} classes of {split!r}, expected 1 to {n_all}")
-  kept = np.arange(n_classes) * n_all // n_classes
-  for label in kept:
-    own = pathlib.Path(folder, pictures.names[label])
+  every = source(split, images_per_class=1).names
+  if not 1 <= n_classes <= len(every):
+    raise ValueError(f"got {n_classes} classes of {split!r}, expected 1 to {len(every)}")
+  pictures = source(split, images_per_class=images_per_class, n_classes=n_classes)
+  for index, label in enumerate(pictures.labels):
+    own = folder / pictures.names[label]
     own.mkdir(parents=True, exist_ok=True)
-    first = label * images_per_class  # images are ordered by class
-    for number, picture in enumerate(pictures.images(first + np.arange(images_per_class))):
-      Image.fromarray(picture).save(own / f"{number:04}.png")
-  return tuple(pictures.names[label] for label in kept)
+    picture = Image.fromarray(pictures.images(np.array([index]))[0])
+    picture.save(own / f"{index % images_per_class:04}.png")
+  return pictures.names
 
 
-def write_example_sets(
-  out: str | os.PathLike, n_classes: int = 100, images_per_class: int = 8
-) -> pathlib.Path:
+def write_example_sets(out: pathlib.Path, n_classes: int, images_per_class: int) -> pathlib.Path:
   """Writes the three data sets and `sets.toml`, whose path it returns.
 
   Args:
     out: folder to write to.
     n_classes: classes of `shifted`, and of each half of `mixed`; `known` has four times as many.
     images_per_class: pictures of each class; `known` has a quarter, but at least one.
-
-  Raises:
-    ValueError, OSError: as `write_pictures`.
   """
-  out = pathlib.Path(out)
   write_pictures(out / "known" / "test", "base", 4 * n_classes, max(1, images_per_class // 4))
   for part in ("base", "novel"):
     names = write_pictures(out / "mixed" / "test", part, n_classes, images_per_class)

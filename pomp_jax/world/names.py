@@ -58,7 +58,7 @@ WORDS = (COLOURS, TEXTURES, SHAPES, COLOURS)  # words of each attribute
 FAMILIES = (_COLOUR_FAMILIES, _TEXTURE_FAMILIES, _SHAPE_FAMILIES, _COLOUR_FAMILIES)
 
 N_BASE = 21_841
-GROUPS = ("base", "novel", "all")
+GROUPS = ("base", "novel", "all")  # all: base, then novel
 
 _SPLIT_SEED = np.uint64(0x504F4D50)  # "POMP"
 
@@ -93,21 +93,14 @@ def _split() -> tuple[np.ndarray, np.ndarray]:
 
 
 def class_attributes(group: str) -> np.ndarray:
-  """Attributes of a group's classes.
-
-  Args:
-    group: "base", "novel", or "all" (base, then novel).
-
-  Returns:
-    int32 [N, A], indices into `WORDS`, in the order of `class_names(group)`.
+  """Attributes of the classes in one of GROUPS: int32 [N, A], indices into `WORDS`.
 
   Raises:
     ValueError: unknown group.
   """
   if group not in GROUPS:
     raise ValueError(f"unknown group of classes {group!r}; expected one of {', '.join(GROUPS)}")
-  parts = dict(zip(GROUPS, _split(), strict=False))
-  return np.concatenate([parts[name] for name in parts if group in (name, "all")])
+  return np.concatenate(_split()) if group == "all" else _split()[GROUPS.index(group)]
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Renders images, masks and boxes from attributes, styles and random keys, in NumPy.
+"""Renders images from attributes, styles and random keys, in NumPy.
 
 An image is a function of its own 64-bit key, whatever the batch. (Another processor may
 round a sine, and so a pixel, differently.)
@@ -13,17 +13,27 @@ Styles:
   shifted    only for tests: warm or cold light with a steep gradient, other sizes and angles, blur,
              strong noise, low contrast, half of the time without the dark outline
 
+Object coordinates: u to the right, v down, an object about 2 units across, centred at the origin.
+
 Shape suffixes: B images, A = 4 attributes (colour, texture, shape, ground), S side in pixels,
 P = S * S pixels, I instances of the object in one image.
 """
 
+import functools
+
 import numpy as np
+from scipy import ndimage
 
-from pomp_jax.world import shapes
-from pomp_jax.world.names import TEXTURES, mix
+from pomp_jax.world.names import SHAPES, TEXTURES, mix
 
-IMAGE_SIZE = 40  # pixels
+IMAGE_SIZE = 40  # S, pixels
 STYLES = ("photo", "plate", "close-up", "sketch", "blurry", "pile", "shifted")
+
+# Centres of the pixels, from -1 to 1.
+_AXIS_S = (np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5) * (2 / IMAGE_SIZE) - 1
+_X_P, _Y_P = np.tile(_AXIS_S, IMAGE_SIZE), np.repeat(_AXIS_S, IMAGE_SIZE)
+_ATLAS_SIZE = 128  # samples along each side of a shape's tabulated distance field
+_ATLAS_REACH = 1.6  # the field covers [-reach, reach] in u and v
 
 # sRGB, in the order of names.COLOURS.
 _PALETTE = np.array(
@@ -58,18 +68,104 @@ def image_keys(seed: int, stream: int, indices: np.ndarray) -> np.ndarray:
 _NOISE_SIZE = 128 * 128 * 3
 
 
-def _noise_loop() -> np.ndarray:
-  """Noise of mean 0 and deviation 1, approximately normal: float32, two equal halves.
-
-  Each picture reads its noise from a random start. Drawing it per pixel would cost more than all
-  else.
-  """
-  number = np.arange(4 * _NOISE_SIZE, dtype=np.uint64).reshape(4, -1)
-  uniform = (mix(number) >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
-  return np.tile(((uniform.sum(0) - 2) * np.sqrt(3)).astype(np.float32), 2)  # Irwin-Hall of four
+# Noise of mean 0 and deviation 1, approximately normal (Irwin-Hall of four); two equal halves. Each
+# picture reads its noise from a random start. Drawing it per pixel would cost more than all else.
+_UNIFORM = mix(np.arange(4 * _NOISE_SIZE, dtype=np.uint64).reshape(4, -1)) >> np.uint64(40)
+_NOISE = _UNIFORM.astype(np.float32) / np.float32(1 << 24)
+_NOISE = np.tile(((_NOISE.sum(0) - 2) * np.sqrt(3)).astype(np.float32), 2)
 
 
-_NOISE = _noise_loop()
+def _polygon(u: np.ndarray, v: np.ndarray, corners: list) -> np.ndarray:
+  """Even-odd rule: bool, shaped as u."""
+  inside = np.zeros(u.shape, bool)
+  for (u0, v0), (u1, v1) in zip(corners, corners[1:] + corners[:1], strict=True):
+    if v0 != v1:
+      inside ^= ((v0 > v) != (v1 > v)) & (u < u0 + (v - v0) * (u1 - u0) / (v1 - v0))
+  return inside
+
+
+def _radial(radii: list[float]) -> list:
+  """Corners with these radii around the origin, starting upwards."""
+  angles = [2 * np.pi * i / len(radii) - np.pi / 2 for i in range(len(radii))]
+  return [(r * np.cos(a), r * np.sin(a)) for r, a in zip(radii, angles, strict=True)]
+
+
+def _disc(u, v, u0, v0, radius):
+  return (u - u0) ** 2 + (v - v0) ** 2 < radius**2
+
+
+def _box(u, v, u0, v0, u1, v1):
+  return (u > u0) & (u < u1) & (v > v0) & (v < v1)
+
+
+def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+  """Whether points are inside a shape: bool, shaped as u and v."""
+  match shape:
+    case "disc":
+      return _disc(u, v, 0, 0, 0.92)
+    case "hexagon":
+      return _polygon(u, v, _radial(6 * [1.02]))
+    case "ring":
+      return _disc(u, v, 0, 0, 1.0) & ~_disc(u, v, 0, 0, 0.42)
+    case "crescent moon":
+      return _disc(u, v, 0.1, 0, 1.05) & ~_disc(u, v, 0.62, 0, 0.78)
+    case "square":
+      return _box(u, v, -0.82, -0.82, 0.82, 0.82)
+    case "house":
+      roof = _polygon(u, v, [(0, -1.1), (1.1, -0.12), (-1.1, -0.12)])
+      return roof | _box(u, v, -0.76, -0.2, 0.76, 0.95)
+    case "bell":
+      dome = _disc(u, v, 0, -0.35, 0.62)
+      skirt = _polygon(u, v, [(-0.62, -0.35), (0.62, -0.35), (1.02, 0.62), (-1.02, 0.62)])
+      return dome | skirt | _disc(u, v, 0, 0.76, 0.3) | _disc(u, v, 0, -0.98, 0.17)
+    case "star":
+      return _polygon(u, v, _radial(5 * [1.18, 0.52]))
+    case "flower":
+      angles = np.arange(6) * np.pi / 3
+      petals = [_disc(u, v, 0.66 * np.cos(a), 0.66 * np.sin(a), 0.4) for a in angles]
+      return np.any(petals, axis=0) | _disc(u, v, 0, 0, 0.5)
+    case "cross":
+      return _box(u, v, -1.05, -0.37, 1.05, 0.37) | _box(u, v, -0.37, -1.05, 0.37, 1.05)
+    case "lightning bolt":
+      return _polygon(
+        u, v,
+        [(0.25, -1.2), (-0.8, 0.18), (-0.12, 0.18), (-0.4, 1.2), (0.8, -0.32), (0.1, -0.32),
+         (0.75, -1.2)],
+      )  # fmt: skip
+    case "heart":
+      lobes = _disc(u, v, -0.48, -0.38, 0.56) | _disc(u, v, 0.48, -0.38, 0.56)
+      return lobes | _polygon(u, v, [(-0.98, -0.12), (0, -0.5), (0.98, -0.12), (0, 1.08)])
+    case "leaf":
+      blade = _disc(u, v, -0.75, 0, 1.25) & _disc(u, v, 0.75, 0, 1.25)
+      return blade | _box(u, v, -0.1, 0.8, 0.1, 1.3)
+    case "triangle":
+      return _polygon(u, v, [(0, -1.1), (1.1, 0.82), (-1.1, 0.82)])
+    case "arrow":
+      head = _polygon(u, v, [(0, -1.15), (0.98, 0), (-0.98, 0)])
+      return head | _box(u, v, -0.4, -0.1, 0.4, 1.1)
+    case "fish":
+      body = ((u + 0.22) / 0.92) ** 2 + (v / 0.62) ** 2 < 1
+      return body | _polygon(u, v, [(0.35, 0), (1.2, -0.68), (1.2, 0.68)])
+    case _:  # mushroom
+      cap = ((u / 1.1) ** 2 + ((v + 0.05) / 1.0) ** 2 < 1) & (v < -0.02)
+      return cap | _box(u, v, -0.34, -0.1, 0.34, 1.0)
+
+
+def _distance(inside: np.ndarray) -> np.ndarray:
+  """Signed distance in samples, negative inside: float32, from bool [v, u]."""
+  edge = inside & ~ndimage.binary_erosion(inside)
+  distance = ndimage.distance_transform_edt(~edge).astype(np.float32)
+  # Edge samples are the outermost inside ones. The outline is half a step outside them.
+  return np.where(inside, -distance - 0.5, distance - 0.5)
+
+
+@functools.cache
+def atlas() -> np.ndarray:
+  """Signed distances (object units, negative inside): float32 [shapes, v, u]."""
+  step = 2 * _ATLAS_REACH / _ATLAS_SIZE
+  axis = (np.arange(_ATLAS_SIZE) + 0.5) * step - _ATLAS_REACH
+  u, v = np.meshgrid(axis, axis)
+  return np.stack([_distance(_inside(shape, u, v)) * np.float32(step) for shape in SHAPES])
 
 
 def _fract(x: np.ndarray) -> np.ndarray:
@@ -110,37 +206,31 @@ def _pattern(texture: str, u: np.ndarray, v: np.ndarray, phase: np.ndarray) -> n
       return _wave(3 * np.arctan2(v, u) / np.float32(2 * np.pi) + 0.7 * radius + phase)
     case "wavy":
       return _wave(1.5 * v + 0.3 * np.sin(4.5 * u) + phase)
-    case "zigzag":
+    case _:  # zigzag
       return _wave(1.5 * v + 1.2 * np.abs(_fract(0.8 * u) - 0.5) + phase)
-  raise ValueError(f"no pattern for the texture {texture!r}")
 
 
-def _field(shape_BxI, centre_x_BxI, centre_y_BxI, scale_BxI, angle_BxI, size: int):
+def _field(shape_B, centre_x_BxI, centre_y_BxI, scale_BxI, angle_BxI):
   """Signed distance (pixels) to the nearest instance, and object coordinates u, v: [B, P] each."""
-  axis = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
-  x_P, y_P = np.tile(axis, size), np.repeat(axis, size)
-  table = shapes.atlas().reshape(-1)
-  half = np.float32(shapes.ATLAS_SIZE / 2)
-  per_unit = np.float32(half / shapes.ATLAS_REACH)
+  half = np.float32(_ATLAS_SIZE / 2)
+  per_unit = np.float32(half / _ATLAS_REACH)
   best = None
-  for i in range(shape_BxI.shape[1]):
+  for i in range(scale_BxI.shape[1]):
     turn_x = (np.cos(angle_BxI[:, i]) / scale_BxI[:, i])[:, None]
     turn_y = (np.sin(angle_BxI[:, i]) / scale_BxI[:, i])[:, None]
-    dx, dy = x_P - centre_x_BxI[:, i, None], y_P - centre_y_BxI[:, i, None]
+    dx, dy = _X_P - centre_x_BxI[:, i, None], _Y_P - centre_y_BxI[:, i, None]
     u, v = turn_x * dx + turn_y * dy, turn_x * dy - turn_y * dx
-    column = np.clip(u * per_unit + half, 0, shapes.ATLAS_SIZE - 1).astype(np.int32)
-    row = np.clip(v * per_unit + half, 0, shapes.ATLAS_SIZE - 1).astype(np.int32)
-    cell = (shape_BxI[:, i, None] * shapes.ATLAS_SIZE + row) * shapes.ATLAS_SIZE + column
-    distance = table[cell] * (scale_BxI[:, i, None] * (size / 2))
+    column, row = (
+      np.clip(c * per_unit + half, 0, _ATLAS_SIZE - 1).astype(np.int32) for c in (u, v)
+    )
+    distance = atlas()[shape_B[:, None], row, column] * (scale_BxI[:, i, None] * (IMAGE_SIZE / 2))
     # Beyond the table, the clipped cell is nearer than the point.
-    distance += (np.maximum(np.abs(u), np.abs(v)) > shapes.ATLAS_REACH) * np.float32(size)
-    if best is None:
-      best = distance, u, v
-    else:
+    distance += (np.maximum(np.abs(u), np.abs(v)) > _ATLAS_REACH) * np.float32(IMAGE_SIZE)
+    found = distance, u, v
+    if best is not None:
       nearer = distance < best[0]
-      best = tuple(
-        np.where(nearer, new, old) for new, old in zip((distance, u, v), best, strict=True)
-      )
+      found = tuple(np.where(nearer, new, old) for new, old in zip(found, best, strict=True))
+    best = found
   return best
 
 
@@ -209,40 +299,34 @@ def _tint(key_B: np.ndarray, channel: int) -> np.ndarray:
   return np.stack([_uniform(key_B, channel + c, -0.06, 0.06) for c in range(3)], axis=1)
 
 
-def _clutter(key_B: np.ndarray, size: int) -> np.ndarray:
+def _clutter(key_B: np.ndarray) -> np.ndarray:
   """Two soft blobs behind the object: float32 [B, P] in [0, 1]."""
-  axis = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
   total = 0
   for i in (60, 64):
     x, y = _uniform(key_B, i, -1, 1)[:, None], _uniform(key_B, i + 1, -1, 1)[:, None]
     width = _uniform(key_B, i + 2, 0.15, 0.45)[:, None]
-    ex, ey = np.exp(-(((axis - x) / width) ** 2)), np.exp(-(((axis - y) / width) ** 2))
+    ex, ey = (np.exp(-(((_AXIS_S - centre) / width) ** 2)) for centre in (x, y))
     total = total + (ey[:, :, None] * ex[:, None, :]).reshape(len(key_B), -1)
   return np.minimum(total, 1)
 
 
-def _light(key_B, style_B, size: int) -> np.ndarray:
+def _light(key_B, style_B) -> np.ndarray:
   """Brightness of each pixel: float32 [B, P]."""
-  axis = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
-  x_P, y_P = np.tile(axis, size), np.repeat(axis, size)
   strength = np.select(
     [style_B == STYLES.index(s) for s in ("plate", "sketch", "shifted")], [0.03, 0.05, 0.4], 0.22
   ).astype(np.float32)
   direction = _uniform(key_B, 7, 0, 2 * np.pi)
   level = 1 + strength * _uniform(key_B, 8, -0.7, 0.5)
   slope_x, slope_y = strength * np.cos(direction), strength * np.sin(direction)
-  return level[:, None] + slope_x[:, None] * x_P + slope_y[:, None] * y_P
+  return level[:, None] + slope_x[:, None] * _X_P + slope_y[:, None] * _Y_P
 
 
-def _draw(key_B, attributes_BxA, style_B, size: int):
+def _draw(key_B, attributes_BxA, style_B):
   is_style = lambda name: style_B == STYLES.index(name)
   sketch_B, shifted_B, plate_B = is_style("sketch"), is_style("shifted"), is_style("plate")
-  x, y, scale, angle = _place(key_B, style_B)
-  shape_BxI = np.repeat(attributes_BxA[:, 2:3], x.shape[1], axis=1)
-  distance, u, v = _field(shape_BxI, x, y, scale, angle, size)
+  distance, u, v = _field(attributes_BxA[:, 2], *_place(key_B, style_B))
   alpha = np.clip(0.5 - distance, 0, 1)
-  mask = alpha > 0.5
-  clutter = _clutter(key_B, size) * ~(plate_B | sketch_B)[:, None]
+  clutter = _clutter(key_B) * ~(plate_B | sketch_B)[:, None]
   thing, ground = _object_and_ground(key_B, attributes_BxA, u, v, clutter, sketch_B, shifted_B)
   if sketch_B.any():
     # Full colour on the outline and along the pattern, a faint wash elsewhere.
@@ -253,13 +337,13 @@ def _draw(key_B, attributes_BxA, style_B, size: int):
   # Dark outlines, which the shifted style drops half of the time.
   ink_B = np.where(sketch_B | (shifted_B & (_uniform(key_B, 9) < 0.5)), 0, 0.8).astype(np.float32)
   image *= 1 - (ink_B[:, None] * np.clip(1.3 - np.abs(distance), 0, 1))[..., None]
-  image *= _light(key_B, style_B, size)[..., None]
+  image *= _light(key_B, style_B)[..., None]
   if shifted_B.any():
     at = np.flatnonzero(shifted_B)
     warm = _uniform(key_B[at], 10, -0.1, 0.1)[:, None] * np.array([1, 0, -1], np.float32)
     contrast = _uniform(key_B[at], 11, 0.6, 1)[:, None, None]
     image[at] = 0.5 + contrast * (image[at] + warm[:, None] - 0.5)
-  image = image.reshape(len(key_B), size, size, 3)
+  image = image.reshape(len(key_B), IMAGE_SIZE, IMAGE_SIZE, 3)
   blur_B = np.where(shifted_B, _uniform(key_B, 12), 0) + is_style("blurry")
   soft = np.flatnonzero(blur_B > 0)
   if soft.size:
@@ -270,46 +354,21 @@ def _draw(key_B, attributes_BxA, style_B, size: int):
   )
   start_B = (mix(key_B ^ _CHANNEL_KEYS[14]) % np.uint64(_NOISE_SIZE)).astype(np.int64)
   for i, start in enumerate(start_B):
-    noise = _NOISE[start : start + 3 * size * size].reshape(size, size, 3)
+    noise = _NOISE[start : start + image[i].size].reshape(image[i].shape)
     image[i] += np.float32(sigma_B[i]) * noise
-  return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8), mask.reshape(-1, size, size)
+  return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
-def boxes_of(mask_BxSxS: np.ndarray) -> np.ndarray:
-  """Tight boxes around masks: float32 [B, 4], see `render`; zeros for an empty mask."""
-  found_B = mask_BxSxS.any((1, 2))
-  sides = []
-  for axis in (1, 2):  # rows collapse to x, columns to y
-    line_BxS = mask_BxSxS.any(axis)
-    first, last = line_BxS.argmax(1), line_BxS.shape[1] - line_BxS[:, ::-1].argmax(1)
-    sides.append((first * found_B, last * found_B))
-  (x0, x1), (y0, y1) = sides
-  return np.stack([x0, y0, x1, y1], axis=1).astype(np.float32)
-
-
-def render(
-  key_B: np.ndarray, attributes_BxA: np.ndarray, style_B: np.ndarray, size: int = IMAGE_SIZE
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Renders a batch.
+def render(key_B: np.ndarray, attributes_BxA: np.ndarray, style_B: np.ndarray) -> np.ndarray:
+  """Renders images: uint8 [B, S, S, 3], sRGB.
 
   Args:
     key_B: uint64 keys from `image_keys`.
     attributes_BxA: int32, indices into `names.WORDS`.
     style_B: int, indices into `STYLES`.
-    size: S, 16 to 128 pixels.
-
-  Returns:
-    images uint8 [B, S, S, 3] (sRGB), masks bool [B, S, S] of the object (all of a pile), and tight
-    boxes float32 [B, 4] around the masks: x0, y0, x1, y1 in pixels, ends exclusive.
-
-  Raises:
-    ValueError: the size is out of range.
   """
-  if not 16 <= size <= 128:
-    raise ValueError(f"got size {size}, expected 16 to 128 pixels")
-  image = np.empty((len(key_B), size, size, 3), np.uint8)
-  mask = np.empty((len(key_B), size, size), bool)
+  image = np.empty((len(key_B), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
   for start in range(0, len(key_B), _CHUNK):
     part = slice(start, start + _CHUNK)
-    image[part], mask[part] = _draw(key_B[part], attributes_BxA[part], style_B[part], size)
-  return image, mask, boxes_of(mask)
+    image[part] = _draw(key_B[part], attributes_BxA[part], style_B[part])
+  return image

@@ -26,8 +26,9 @@ import optax
 from transformers import CLIPConfig, CLIPTokenizerFast, FlaxCLIPModel
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
+from pomp_jax import world
 from pomp_jax.files.atomic import replacing
-from pomp_jax.world import captions, splits
+from pomp_jax.world import captions
 from pomp_jax.world.render import IMAGE_SIZE
 
 VOCABULARY_SIZE = 676  # 512 bytes, the merges, two special tokens
@@ -220,18 +221,18 @@ def zero_shot(
   split: str = "novel",
 ) -> float:  # fmt: skip
   """Zero-shot top-1, in [0, 1], over all classes of a split, with one template."""
-  world = splits.source(split, n_images=n_images, seed=1)
+  source = world.source(split, n_images=n_images, seed=1)
   ids_NxL = vocabulary(
-    [template.format(name) for name in world.names], padding="longest", return_tensors="np"
+    [template.format(name) for name in source.names], padding="longest", return_tensors="np"
   ).input_ids
   text_of = jax.jit(lambda p, ids: model.get_text_features(ids, params=p))
   image_of = jax.jit(lambda p, image: model.get_image_features(image, params=p))
   text_NxE = np.concatenate([text_of(params, ids) for ids in np.array_split(ids_NxL, 8)])
-  images = normalise(world.images(np.arange(n_images)))
+  images = normalise(source.images(np.arange(n_images)))
   # HuggingFace expects channels first here.
   image_BxE = np.asarray(image_of(params, jnp.transpose(images, (0, 3, 1, 2))))
   text_NxE /= np.linalg.norm(text_NxE, axis=1, keepdims=True)
-  return float(((image_BxE @ text_NxE.T).argmax(1) == world.labels).mean())
+  return float(((image_BxE @ text_NxE.T).argmax(1) == source.labels).mean())
 
 
 def _replace(path: pathlib.Path, content: bytes) -> None:
