@@ -1,23 +1,104 @@
 """Opens what a config names: the CLIP, images, evaluation sets."""
 
-from pomp_jax.inputs.named import (
-  clip_config,
-  evaluation_splits,
-  has_validation,
-  n_training_classes,
-  open_clip,
-  open_encoder,
-  open_source,
-  open_training_source,
-)
+from types import ModuleType
 
-__all__ = [
-  "clip_config",
-  "evaluation_splits",
-  "has_validation",
-  "n_training_classes",
-  "open_clip",
-  "open_encoder",
-  "open_source",
-  "open_training_source",
-]
+from jax.sharding import Mesh
+
+from pomp_jax.clip import Clip, load_clip
+from pomp_jax.clip.architecture import ClipConfig
+from pomp_jax.clip.load import read_clip_config
+from pomp_jax.clip.synthetic import synthetic_clip, synthetic_config
+from pomp_jax.config import SOURCES, SYNTHETIC_CLIP, Settings, fields
+from pomp_jax.config.fields import Data
+from pomp_jax.data.class_lists import load_synsets
+from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.encoder import Encoder
+from pomp_jax.files.array_cache import ArrayCache
+from pomp_jax.files.progress import waiting
+from pomp_jax.inputs import stored
+from pomp_jax.prompt.mesh import make_mesh
+
+
+def open_clip(settings: fields.Clip) -> Clip:
+  """Opens the CLIP of `config.clip`.
+
+  Raises:
+    ClipError: it can't be read.
+  """
+  model = settings.model
+  if model.startswith(SYNTHETIC_CLIP):
+    synsets = load_synsets()
+    counts = {f"{name}.": int(n) for name, n in zip(synsets.names, synsets.lengths, strict=True)}
+    return synthetic_clip(model.removeprefix(SYNTHETIC_CLIP), counts)
+  return load_clip(model, activation=settings.activation)
+
+
+def clip_config(model: str) -> ClipConfig:
+  """Reads the sizes of `config.clip.model`, without weights; see `open_clip`."""
+  if model.startswith(SYNTHETIC_CLIP):
+    return synthetic_config(model.removeprefix(SYNTHETIC_CLIP))
+  return read_clip_config(model)
+
+
+def open_encoder(config: Settings, mesh: Mesh | None = None) -> Encoder:
+  """Opens the CLIP on the devices of `mesh`, or on all in a mesh by `config.mesh`."""
+  with waiting(f"loading {config.clip.model}"):
+    clip = open_clip(config.clip)
+  return Encoder(
+    clip,
+    mesh=make_mesh(config.mesh.class_size) if mesh is None else mesh,
+    tower=config.clip.text_tower,
+    dtype=config.clip.dtype,
+    chunk=config.clip.chunk,
+    image_chunk=config.clip.image_chunk,
+    cache=ArrayCache(config.eval.cache),
+  )
+
+
+def _module(data: Data) -> ModuleType:
+  """Module of `data.source` with the four functions below; `stored` has them for stored images."""
+  row = SOURCES[data.source]
+  return row.load() if not row.stored else stored
+
+
+def open_source(data: Data, split: str, *, images_per_class: int = 0, n_images: int = 0) -> Source:
+  """Opens the images of a split: train, validation, or one of `evaluation_splits`.
+
+  Args:
+    data: `config.data`.
+    split: name of the split.
+    images_per_class: images of each class, of a generated source.
+    n_images: number of images, as evenly over the classes as possible; 0: all, of stored images.
+
+  Raises:
+    SourceError, VocabularyError, ConfigError: one line each.
+  """
+  with waiting(f"opening the {split} images"):
+    return _module(data).open_source(
+      data, split, images_per_class=images_per_class, n_images=n_images
+    )
+
+
+def open_training_source(data: Data, image_size: int) -> Source:
+  """Opens the training images at the CLIP's image size; see `open_source`."""
+  source = open_source(data, "train", images_per_class=data.images_per_class)
+  return source.sized(image_size) if isinstance(source, StoredImages) else source
+
+
+def n_training_classes(data: Data) -> int:
+  """Number of classes to train on; checks that every split can be opened, reads no image.
+
+  Raises:
+    SourceError, VocabularyError, ConfigError: one line each.
+  """
+  return _module(data).n_training_classes(data)
+
+
+def evaluation_splits(data: Data) -> tuple[str, ...]:
+  """Splits to evaluate a learned prompt on; SourceError if there is no such data set."""
+  return _module(data).evaluation_splits(data)
+
+
+def has_validation(data: Data) -> bool:
+  """Whether there are validation images beside the training images."""
+  return _module(data).has_validation(data)

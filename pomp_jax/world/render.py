@@ -29,9 +29,6 @@ from pomp_jax.world.names import SHAPES, TEXTURES, mix
 IMAGE_SIZE = 40  # S, pixels
 STYLES = ("photo", "plate", "close-up", "sketch", "blurry", "pile", "shifted")
 
-# Centres of the pixels, from -1 to 1.
-_AXIS_S = (np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5) * (2 / IMAGE_SIZE) - 1
-_X_P, _Y_P = np.tile(_AXIS_S, IMAGE_SIZE), np.repeat(_AXIS_S, IMAGE_SIZE)
 _ATLAS_SIZE = 128  # samples along each side of a shape's tabulated distance field
 _ATLAS_REACH = 1.6  # the field covers [-reach, reach] in u and v
 
@@ -168,6 +165,11 @@ def atlas() -> np.ndarray:
   return np.stack([_distance(_inside(shape, u, v)) * np.float32(step) for shape in SHAPES])
 
 
+def _axis(size: int) -> np.ndarray:
+  """Centres of the pixels along a side, from -1 to 1: float32 [S]."""
+  return (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
+
+
 def _fract(x: np.ndarray) -> np.ndarray:
   return x - np.floor(x)
 
@@ -210,22 +212,23 @@ def _pattern(texture: str, u: np.ndarray, v: np.ndarray, phase: np.ndarray) -> n
       return _wave(1.5 * v + 1.2 * np.abs(_fract(0.8 * u) - 0.5) + phase)
 
 
-def _field(shape_B, centre_x_BxI, centre_y_BxI, scale_BxI, angle_BxI):
+def _field(shape_B, centre_x_BxI, centre_y_BxI, scale_BxI, angle_BxI, size: int):
   """Signed distance (pixels) to the nearest instance, and object coordinates u, v: [B, P] each."""
+  x_P, y_P = np.tile(_axis(size), size), np.repeat(_axis(size), size)
   half = np.float32(_ATLAS_SIZE / 2)
   per_unit = np.float32(half / _ATLAS_REACH)
   best = None
   for i in range(scale_BxI.shape[1]):
     turn_x = (np.cos(angle_BxI[:, i]) / scale_BxI[:, i])[:, None]
     turn_y = (np.sin(angle_BxI[:, i]) / scale_BxI[:, i])[:, None]
-    dx, dy = _X_P - centre_x_BxI[:, i, None], _Y_P - centre_y_BxI[:, i, None]
+    dx, dy = x_P - centre_x_BxI[:, i, None], y_P - centre_y_BxI[:, i, None]
     u, v = turn_x * dx + turn_y * dy, turn_x * dy - turn_y * dx
     column, row = (
       np.clip(c * per_unit + half, 0, _ATLAS_SIZE - 1).astype(np.int32) for c in (u, v)
     )
-    distance = atlas()[shape_B[:, None], row, column] * (scale_BxI[:, i, None] * (IMAGE_SIZE / 2))
+    distance = atlas()[shape_B[:, None], row, column] * (scale_BxI[:, i, None] * (size / 2))
     # Beyond the table, the clipped cell is nearer than the point.
-    distance += (np.maximum(np.abs(u), np.abs(v)) > _ATLAS_REACH) * np.float32(IMAGE_SIZE)
+    distance += (np.maximum(np.abs(u), np.abs(v)) > _ATLAS_REACH) * np.float32(size)
     found = distance, u, v
     if best is not None:
       nearer = distance < best[0]
@@ -299,34 +302,35 @@ def _tint(key_B: np.ndarray, channel: int) -> np.ndarray:
   return np.stack([_uniform(key_B, channel + c, -0.06, 0.06) for c in range(3)], axis=1)
 
 
-def _clutter(key_B: np.ndarray) -> np.ndarray:
+def _clutter(key_B: np.ndarray, size: int) -> np.ndarray:
   """Two soft blobs behind the object: float32 [B, P] in [0, 1]."""
   total = 0
   for i in (60, 64):
     x, y = _uniform(key_B, i, -1, 1)[:, None], _uniform(key_B, i + 1, -1, 1)[:, None]
     width = _uniform(key_B, i + 2, 0.15, 0.45)[:, None]
-    ex, ey = (np.exp(-(((_AXIS_S - centre) / width) ** 2)) for centre in (x, y))
+    ex, ey = (np.exp(-(((_axis(size) - centre) / width) ** 2)) for centre in (x, y))
     total = total + (ey[:, :, None] * ex[:, None, :]).reshape(len(key_B), -1)
   return np.minimum(total, 1)
 
 
-def _light(key_B, style_B) -> np.ndarray:
+def _light(key_B, style_B, size: int) -> np.ndarray:
   """Brightness of each pixel: float32 [B, P]."""
+  x_P, y_P = np.tile(_axis(size), size), np.repeat(_axis(size), size)
   strength = np.select(
     [style_B == STYLES.index(s) for s in ("plate", "sketch", "shifted")], [0.03, 0.05, 0.4], 0.22
   ).astype(np.float32)
   direction = _uniform(key_B, 7, 0, 2 * np.pi)
   level = 1 + strength * _uniform(key_B, 8, -0.7, 0.5)
   slope_x, slope_y = strength * np.cos(direction), strength * np.sin(direction)
-  return level[:, None] + slope_x[:, None] * _X_P + slope_y[:, None] * _Y_P
+  return level[:, None] + slope_x[:, None] * x_P + slope_y[:, None] * y_P
 
 
 def _draw(key_B, attributes_BxA, style_B):
   is_style = lambda name: style_B == STYLES.index(name)
   sketch_B, shifted_B, plate_B = is_style("sketch"), is_style("shifted"), is_style("plate")
-  distance, u, v = _field(attributes_BxA[:, 2], *_place(key_B, style_B))
+  distance, u, v = _field(attributes_BxA[:, 2], *_place(key_B, style_B), IMAGE_SIZE)
   alpha = np.clip(0.5 - distance, 0, 1)
-  clutter = _clutter(key_B) * ~(plate_B | sketch_B)[:, None]
+  clutter = _clutter(key_B, IMAGE_SIZE) * ~(plate_B | sketch_B)[:, None]
   thing, ground = _object_and_ground(key_B, attributes_BxA, u, v, clutter, sketch_B, shifted_B)
   if sketch_B.any():
     # Full colour on the outline and along the pattern, a faint wash elsewhere.
@@ -337,7 +341,7 @@ def _draw(key_B, attributes_BxA, style_B):
   # Dark outlines, which the shifted style drops half of the time.
   ink_B = np.where(sketch_B | (shifted_B & (_uniform(key_B, 9) < 0.5)), 0, 0.8).astype(np.float32)
   image *= 1 - (ink_B[:, None] * np.clip(1.3 - np.abs(distance), 0, 1))[..., None]
-  image *= _light(key_B, style_B)[..., None]
+  image *= _light(key_B, style_B, IMAGE_SIZE)[..., None]
   if shifted_B.any():
     at = np.flatnonzero(shifted_B)
     warm = _uniform(key_B[at], 10, -0.1, 0.1)[:, None] * np.array([1, 0, -1], np.float32)
