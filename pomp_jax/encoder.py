@@ -18,8 +18,8 @@ from pomp_jax.clip import Clip, TextTower, image_tower, text_tower, tokenize
 from pomp_jax.clip.text import MemoryPlan
 from pomp_jax.data.vocabulary import Vocabulary, make_vocabulary, normalized_names
 from pomp_jax.files.array_cache import ArrayCache, fingerprint
-from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits
+from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.learner import Frozen, class_sequences
 from pomp_jax.prompt.loss import normalize

@@ -23,7 +23,7 @@ import numpy as np
 
 from pomp_jax.ablation.grid import Cell
 from pomp_jax.files.array_cache import fingerprint
-from pomp_jax.files.progress import steps_of, waiting
+from pomp_jax.files.terminal import steps_of, waiting
 from pomp_jax.prompt.loss import SCALES
 from pomp_jax.prompt.mesh import DATA, replicate
 from pomp_jax.train import setup

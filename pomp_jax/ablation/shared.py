@@ -14,9 +14,9 @@ from pomp_jax.ablation.lanes import Stream
 from pomp_jax.config import Settings
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import SplitFeatures, evaluate, split_features
 from pomp_jax.inference.metrics import Accuracy
 from pomp_jax.prompt.mesh import DATA

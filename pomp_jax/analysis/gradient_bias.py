@@ -15,7 +15,7 @@ import numpy as np
 
 from pomp_jax.analysis import drawing
 from pomp_jax.annotations import Array, Float, Int32
-from pomp_jax.files.progress import steps_of
+from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.learner import Frozen, Learner
 from pomp_jax.prompt.loss import ContrastSettings, local_contrast, normalize
 from pomp_jax.prompt.sampling import complete_negatives, draw_negatives

@@ -20,7 +20,7 @@ from pomp_jax.baselines.recognition import classifier_accuracy
 from pomp_jax.config import Settings
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.progress import waiting
+from pomp_jax.files.terminal import waiting
 from pomp_jax.inference.evaluate import SplitFeatures, split_features
 
 # Strengths of the sweep, and the resolution of the search in decades.

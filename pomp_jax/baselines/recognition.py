@@ -11,7 +11,7 @@ import numpy as np
 
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.progress import steps_of
+from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import SplitFeatures
 from pomp_jax.inference.metrics import Accuracy, accuracy_of_scores, topk_accuracy
 from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner

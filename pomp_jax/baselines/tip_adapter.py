@@ -28,7 +28,7 @@ from pomp_jax.baselines.recognition import classifier_accuracy
 from pomp_jax.config import SOURCES, Settings
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.progress import steps_of
+from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import SplitFeatures
 from pomp_jax.inference.metrics import ranks
 from pomp_jax.inference.named_prompts import HAND_WRITTEN

@@ -20,8 +20,8 @@ from pomp_jax import hosts, inputs
 from pomp_jax.benchmark.measurement import peak_mib
 from pomp_jax.data.source import spread_evenly
 from pomp_jax.files.checkpoints import Checkpoints
-from pomp_jax.files.progress import steps_of, waiting
 from pomp_jax.files.prompt_file import save_prompt
+from pomp_jax.files.terminal import steps_of, waiting
 from pomp_jax.inference.evaluate import split_features
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.prompt.step import TrainState

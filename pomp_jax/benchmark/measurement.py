@@ -23,7 +23,7 @@ from pomp_jax.analysis import drawing
 from pomp_jax.clip.precision import precision_of
 from pomp_jax.config.fields import Benchmark
 from pomp_jax.errors import InputError
-from pomp_jax.files.progress import steps_of
+from pomp_jax.files.terminal import steps_of
 
 
 class BenchmarkError(InputError, ValueError):

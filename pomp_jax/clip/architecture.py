@@ -18,8 +18,6 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, FlaxCLIPM
 from pomp_jax.clip.resnet import ModifiedResNet, ResNetConfig
 from pomp_jax.errors import InputError
 
-ACTIVATIONS = ("auto", "quick_gelu", "gelu")
-
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Tensors that only OpenAI's own state dicts have beside the weights.
@@ -107,7 +105,7 @@ def config_from_shapes(
   Args:
     shapes: shapes of the weights, by name.
     where: the file, for messages.
-    activation: one of ACTIVATIONS; `auto` for that of `open_clip`, or the assumed one.
+    activation: `quick_gelu`, `gelu`, or `auto` for that of `open_clip`, or the assumed one.
     open_clip: content of open_clip_config.json.
 
   Raises:

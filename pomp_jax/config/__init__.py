@@ -4,31 +4,15 @@ A file in `configs/` starts from `base()` and changes a few fields; the command 
 (`--config.optim.lr=0.01`). `main` unpacks it once, into frozen typed `Settings`.
 """
 
-from pomp_jax.config.checks import FEATURE_FORMATS, SYNTHETIC_CLIP, validate
+from pomp_jax.config.checks import (
+  FEATURE_FORMATS,
+  SYNTHETIC_CLIP,
+  base,
+  unpack,
+  validate,
+  value_of_text,
+  with_argument,
+)
 from pomp_jax.config.declare import LOCAL_PATH, ConfigError, is_url
 from pomp_jax.config.fields import EXPORT_FORMATS, FIELDS, Settings
 from pomp_jax.config.registry import JOBS, METHODS, READERS, SOURCES, SYNTHETIC, WORLD, load_job
-from pomp_jax.config.unpack import base, unpack, value_of_text, with_argument
-
-__all__ = [
-  "EXPORT_FORMATS",
-  "FEATURE_FORMATS",
-  "FIELDS",
-  "JOBS",
-  "LOCAL_PATH",
-  "SYNTHETIC_CLIP",
-  "SYNTHETIC",
-  "METHODS",
-  "READERS",
-  "SOURCES",
-  "WORLD",
-  "ConfigError",
-  "Settings",
-  "base",
-  "is_url",
-  "load_job",
-  "unpack",
-  "validate",
-  "value_of_text",
-  "with_argument",
-]

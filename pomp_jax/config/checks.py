@@ -1,11 +1,27 @@
-"""Checks of a config that need nothing opened: each field by its row, then fields together."""
+"""From a config file to checked `Settings`: each field by its row, then fields together.
 
+Nothing is opened here.
+"""
+
+from collections.abc import Collection, Mapping
 import os
 import re
+import types
+from typing import Any
 
-from pomp_jax.clip.synthetic import SYNTHETIC_CLIPS
-from pomp_jax.config.declare import ConfigError, check_value
-from pomp_jax.config.fields import EXPORT_FORMATS, FIELDS, Clip, Data, Export, Predict, Settings
+from ml_collections import ConfigDict
+
+from pomp_jax.config.declare import ConfigError, check_name, check_value, from_text
+from pomp_jax.config.fields import (
+  EXPORT_FORMATS,
+  FIELDS,
+  Clip,
+  Data,
+  Export,
+  Predict,
+  Settings,
+  flatten,
+)
 from pomp_jax.config.registry import METHODS, SOURCES, SYNTHETIC
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.data.coop import COOP_SETS
@@ -19,6 +35,61 @@ FEATURE_FORMATS = ("detic", "open_clip")
 # Suffixes of weight files; no hub id ends in one.
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")
 _NAMES = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
+
+
+def base() -> ConfigDict:
+  """The defaults, for a config file to change; locked, so that a typo adds no field."""
+  return ConfigDict(Settings().to_dict()).lock()
+
+
+def with_argument(
+  config: ConfigDict,
+  argument: str | None,
+  *,
+  variants: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({}),
+  **short: str,
+) -> ConfigDict:
+  """Applies the string behind a config file's colon: `configs/demo.py:k=64,seed=1`.
+
+  Args:
+    config: changed in place, and returned.
+    argument: `name=value,name=value`, or the name of a variant beside them, or empty.
+    variants: name -> field -> value, for several fields at once.
+    **short: short name -> field, for names that are not fields themselves.
+
+  Raises:
+    ConfigError: an unknown name, or a value of the wrong type.
+  """
+  for item in filter(None, (argument or "").split(",")):
+    if item in variants:
+      config.update_from_flattened_dict(dict(variants[item]))
+      continue
+    name, equals, text = item.partition("=")
+    if variants and not equals:
+      raise ConfigError(name, "nothing", f"a value, or one of the variants {', '.join(variants)}")
+    field = short.get(name, name)
+    check_name(field, {*FIELDS, *short})
+    config.update_from_flattened_dict({field: value_of_text(field, text)})
+  return config
+
+
+def value_of_text(field: str, text: str) -> Any:
+  """The value of a field that a text stands for.
+
+  Raises:
+    ConfigError: an unknown field, or a text that does not read as its type.
+  """
+  check_name(field, FIELDS)
+  return from_text(field, FIELDS[field].type, text)
+
+
+def unpack(config: ConfigDict) -> Settings:
+  """A config as typed settings; `validate` checks them.
+
+  Raises:
+    ConfigError: a field that does not exist, or a value of another type.
+  """
+  return Settings().replace(flatten(config.to_dict()))
 
 
 def validate(settings: Settings) -> None:
@@ -82,13 +153,17 @@ def _check_steps(settings: Settings) -> None:
 
 def _check_model(clip: Clip, dry_run: bool) -> None:
   name = clip.model.removeprefix(SYNTHETIC_CLIP)
-  if clip.model != name and name not in SYNTHETIC_CLIPS:
-    expected = f"{SYNTHETIC_CLIP} and one of {', '.join(SYNTHETIC_CLIPS)}"
+  published: Collection[str] = ()
+  # A dry run gives a published architecture random weights.
+  if dry_run or clip.model != name:
+    # Imported here, because it imports transformers, which takes seconds.
+    from pomp_jax.clip.synthetic import SYNTHETIC_CLIPS as published
+  if clip.model != name and name not in published:
+    expected = f"{SYNTHETIC_CLIP} and one of {', '.join(published)}"
     raise ConfigError("clip.model", clip.model, expected)
   # A hub id has one slash at most, and starts with a letter or a digit.
   hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not name.endswith(_WEIGHT_SUFFIXES)
-  # A dry run gives a published architecture random weights.
-  if not (hub_id or os.path.exists(name) or (dry_run and name in SYNTHETIC_CLIPS)):
+  if not (hub_id or os.path.exists(name) or name in published):
     raise ConfigError("clip.model", name, "a folder or file that exists, or a hub id")
 
 

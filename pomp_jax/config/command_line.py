@@ -10,10 +10,10 @@ import traceback
 
 from absl import flags
 
+from pomp_jax.config.checks import value_of_text
 from pomp_jax.config.declare import OLD_NAMES, REPLACED, ConfigError, check_name, name_of_type
 from pomp_jax.config.fields import FIELDS, Settings
 from pomp_jax.config.registry import JOBS
-from pomp_jax.config.unpack import value_of_text
 
 
 def with_tuple(argument: str) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-from pomp_jax.clip.architecture import ACTIVATIONS
 from pomp_jax.clip.packed import REMAT
 from pomp_jax.clip.precision import DTYPES
 from pomp_jax.clip.text import TEXT_TOWERS
@@ -62,7 +61,9 @@ class Clip:
   """The frozen CLIP."""
 
   model: str = row(WORLD, '"world", or a folder, a file or a hub id: see docs/weights.md')
-  activation: str = row("auto", "MLP activation; auto: the checkpoint's", one_of(*ACTIVATIONS))
+  activation: str = row(
+    "auto", "MLP activation; auto: the checkpoint's", one_of("auto", "quick_gelu", "gelu")
+  )
   text_tower: str = row(
     "shared", "text tower: shared (fast) or reference (the oracle)", one_of(*TEXT_TOWERS)
   )

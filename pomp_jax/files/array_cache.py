@@ -23,9 +23,8 @@ import numpy as np
 
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import creating, is_temporary, replacing
-from pomp_jax.files.progress import steps_of
 from pomp_jax.files.run_folder import RunFolderError, read_json, to_json, writing
-from pomp_jax.files.terminal import printable
+from pomp_jax.files.terminal import printable, steps_of
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-from pathlib import Path
 import time
 from typing import Any, SupportsFloat
 
@@ -15,10 +14,9 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
-
-_FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
@@ -38,25 +36,23 @@ class MetricsWriter:
       folder: run's folder, created when it is missing.
       first_step: first step that will be written.
     """
-    self._folder, self._warned = Path(folder), False
+    self._folder, self._warned = RunFolder(folder), False
     self._events: EventsWriter | None = None
     with self._drop_on_error(first_step):
-      self._folder.mkdir(parents=True, exist_ok=True)
-      earlier = [record for record in _records(self._folder) if record["step"] < first_step]
-      with replacing(self._folder / _FILE) as file:
+      self._folder.path.mkdir(parents=True, exist_ok=True)
+      earlier = [record for record in self._folder.records() if record["step"] < first_step]
+      with replacing(self._folder.metrics) as file:
         file.writelines(map(_line, earlier))
       self._open_events(first_step)
 
   def write(self, step: int, **scalars: SupportsFloat) -> None:
     """Writes the scalars of one step; use a dict (`**{"train/loss": 1.0}`) for names with a slash.
 
-    Args:
-      step: number of steps done.
-      **scalars: values by name; NaN and infinities become null in `metrics.jsonl`.
+    NaN and infinities become null in `metrics.jsonl`.
     """
     values = {name: float(value) for name, value in scalars.items()}
     with self._drop_on_error(step):
-      with open(self._folder / _FILE, "ab") as file:
+      with open(self._folder.metrics, "ab") as file:
         # After a failed write the last line may be incomplete.
         file.write(b"\n" * self._warned + _line({"step": step} | values))
       if self._events is None:
@@ -80,8 +76,8 @@ class MetricsWriter:
 
   def _open_events(self, first_step: int) -> None:
     # The name has the time in seconds: the number makes it unique.
-    number = len(list(self._folder.glob("events.out.tfevents.*")))
-    self._events = EventsWriter(str(self._folder / "events"), filename_suffix=f".{number}")
+    number = len(list(self._folder.path.glob("events.out.tfevents.*")))
+    self._events = EventsWriter(str(self._folder.path / "events"), filename_suffix=f".{number}")
     # TensorBoard drops what earlier files have from this step on.
     restart = SessionLog(status=SessionLog.START)
     self._events.write_event(Event(wall_time=time.time(), step=first_step, session_log=restart))
@@ -95,46 +91,10 @@ class MetricsWriter:
       if not self._warned:
         log.warning(
           "%s: metrics can't be written and are dropped from step %d on (%s)",
-          *(self._folder, step, error.strerror),
+          *(self._folder.path, step, error.strerror),
         )
       self._warned = True
       self.close()
-
-
-def read_metrics(folder: str | os.PathLike) -> dict[str, tuple[list[int], list[float]]]:
-  """Reads all scalars of a run, over all its starts.
-
-  Args:
-    folder: run's folder.
-
-  Returns:
-    By name the steps, ascending, and the values; null becomes NaN. Lines that are damaged are
-    skipped.
-  """
-  points: dict[str, dict[int, float]] = {}
-  for record in _records(Path(folder)):
-    step = record.pop("step")
-    for name, value in record.items():
-      points.setdefault(name, {})[step] = value
-  return {
-    name: (sorted(found), [found[step] for step in sorted(found)]) for name, found in points.items()
-  }
-
-
-def _records(folder: Path) -> Iterator[dict[str, Any]]:
-  try:
-    lines = (folder / _FILE).read_bytes().splitlines()
-  except FileNotFoundError:
-    return
-  for line in lines:
-    try:
-      record = json.loads(line)
-      step = record.pop("step")
-      values = {k: math.nan if value is None else float(value) for k, value in record.items()}
-    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
-      continue  # an empty line, the end of a killed process's file, or a damaged one
-    if type(step) is int:
-      yield {"step": step} | values
 
 
 def _line(record: dict[str, Any]) -> bytes:

@@ -1,10 +1,4 @@
-"""A run's folder: its file names, its JSON files, and the mark of the process that uses it.
-
-`alive.json` names the process that uses the folder. That process holds a lock on the file, which
-the kernel releases when the process ends, and touches it every few seconds. The lock decides
-between processes of one host, and between hosts whose file system shares locks. Elsewhere the time
-stamp decides: a host that died counts as alive for up to `_FRESH_SECONDS`.
-"""
+"""A run's folder: its file names, its JSON files, and the mark of the process that uses it."""
 
 from collections.abc import Iterator
 import contextlib
@@ -12,10 +6,10 @@ import datetime
 import fcntl
 import json
 import logging
+import math
 import os
 from pathlib import Path
 import socket
-import tempfile
 import threading
 from typing import Any, TextIO
 
@@ -24,13 +18,9 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import replacing, why_unwritable
-from pomp_jax.files.metrics_log import read_metrics
 from pomp_jax.files.terminal import printable
 
 log = logging.getLogger(__name__)
-
-_BEAT_SECONDS = 5.0
-_FRESH_SECONDS = 30.0
 
 
 class RunFolderError(InputError, RuntimeError):
@@ -44,16 +34,17 @@ class RunFolderWriteError(RunFolderError):
 
 
 class RunFolder:
-  """Paths of one run. Only `create` touches the disk.
+  """Paths of one run, each named for its file; only `create` writes.
 
   Attributes:
-    path: the folder itself (`--workdir`), which also holds the metrics.
-    config: `config.json`, the whole configuration.
-    checkpoints: `checkpoints/`.
-    prompt: `prompt.npz`, the learned prompt.
-    results: `results.json`, the results of a finished run.
-    plots: `plots/`, PNG files.
-    sets: `sets/`, an evaluation's results, one file per data set.
+    path: the folder itself (`--workdir`).
+    config: JSON of the whole configuration.
+    checkpoints: folder of the checkpoints.
+    prompt: the learned prompt.
+    results: JSON of a finished run.
+    metrics: scalars of a training, a JSON object a line.
+    plots: folder of PNG files.
+    sets: folder of an evaluation's results, a file per data set.
   """
 
   def __init__(self, workdir: str | os.PathLike):
@@ -62,6 +53,7 @@ class RunFolder:
     self.checkpoints = self.path / "checkpoints"
     self.prompt = self.path / "prompt.npz"
     self.results = self.path / "results.json"
+    self.metrics = self.path / "metrics.jsonl"
     self.plots = self.path / "plots"
     self.sets = self.path / "sets"
 
@@ -105,8 +97,29 @@ class RunFolder:
       ) from error
 
   def scalars(self) -> dict[str, tuple[list[int], list[float]]]:
-    """Reads steps and values of every scalar logged so far, over all starts of this run."""
-    return read_metrics(self.path)
+    """Steps, ascending, and values of every logged scalar, over all starts of the run."""
+    points: dict[str, dict[int, float]] = {}
+    for record in self.records():
+      step = record.pop("step")
+      for name, value in record.items():
+        points.setdefault(name, {})[step] = value
+    return {name: (sorted(of), [of[step] for step in sorted(of)]) for name, of in points.items()}
+
+  def records(self) -> Iterator[dict[str, Any]]:
+    """Yields the lines of `metrics.jsonl`; null becomes NaN, and damaged lines are skipped."""
+    try:
+      lines = self.metrics.read_bytes().splitlines()
+    except FileNotFoundError:
+      return
+    for line in lines:
+      try:
+        record = json.loads(line)
+        step = record.pop("step")
+        values = {k: math.nan if value is None else float(value) for k, value in record.items()}
+      except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
+        continue  # an empty line, the end of a killed process's file, or a damaged one
+      if type(step) is int:
+        yield {"step": step} | values
 
 
 @contextlib.contextmanager
@@ -184,8 +197,8 @@ def _plain(value: Any) -> Any:
 class Presence(contextlib.AbstractContextManager):
   """Marks a run's folder as in use as soon as it exists; warns of another process that uses it.
 
-  The later process owns the folder and its checkpoints. Where the mark can't be read or written,
-  the run continues without one.
+  `alive.json` names the process, which holds a lock on it until it ends. The later process owns the
+  folder and its checkpoints. Where files can't be written or locked, nothing warns.
   """
 
   def __init__(self, folder: str | os.PathLike):
@@ -193,87 +206,46 @@ class Presence(contextlib.AbstractContextManager):
     self._path = Path(folder) / "alive.json"
     self._file: TextIO | None = None
     self._ended = threading.Event()
-    self._thread = threading.Thread(target=self._renew_until_end, name="presence", daemon=True)
+    self._thread = threading.Thread(target=self._mark_once_created, name="presence", daemon=True)
 
   def __enter__(self) -> "Presence":
-    self._renew()
-    self._thread.start()
+    if self._path.parent.is_dir():
+      self._mark()
+    else:
+      self._thread.start()
     return self
 
   def __exit__(self, *exception: object) -> None:
     self._ended.set()
-    self._thread.join(_BEAT_SECONDS)
+    if self._thread.is_alive():
+      self._thread.join()
     if self._file is not None:
       with contextlib.suppress(OSError):
-        if self._is_own():
-          self._path.unlink()
+        if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
+          self._path.unlink()  # no later process has replaced it
       self._file.close()
 
-  def _renew_until_end(self) -> None:
-    # The run may create the folder at any time.
-    while not self._ended.wait(1.0 if self._file is None else _BEAT_SECONDS):
-      if not self._renew():
-        return
+  def _mark_once_created(self) -> None:
+    while not self._ended.wait(1.0):
+      if self._path.parent.is_dir():
+        return self._mark()
 
-  def _renew(self) -> bool:
-    """Creates or touches the mark; returns whether to repeat."""
+  def _mark(self) -> None:
+    temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
     try:
-      if self._file is None:
-        if self._path.parent.is_dir():
-          self._create_mark()
-      elif self._is_own():
-        os.utime(self._file.fileno())
-      else:
-        log.warning("%s: ANOTHER START of it has begun (%s)", self._path.parent, self._owner())
-        return False
-    except (OSError, ValueError):  # a folder that is not writable or was moved; a damaged mark
-      return self._file is not None
-    return True
-
-  def _is_own(self) -> bool:
-    """Whether the mark is still this process's."""
-    return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path))
-
-  def _create_mark(self) -> None:
-    with contextlib.ExitStack() as stack:
-      descriptor, temporary = tempfile.mkstemp(".tmp", f".{self._path.name}.", self._path.parent)
-      stack.callback(Path(temporary).unlink, missing_ok=True)
-      file = stack.enter_context(os.fdopen(descriptor, "w"))
-      with contextlib.suppress(OSError):  # a file system without locks
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      since = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
-      json.dump({"host": socket.gethostname(), "process": os.getpid(), "since": since}, file)
-      file.flush()
-      # The clock of the file system, which may be another machine's.
-      if self._other_is_alive(os.fstat(descriptor).st_mtime):
-        log.warning(
-          "%s: ANOTHER START of it is alive (%s). This one takes the folder over; end the other",
-          *(self._path.parent, self._owner()),
-        )
-      os.replace(temporary, self._path)
-      stack.pop_all()
-      self._file = file
-
-  def _other_is_alive(self, now: float) -> bool:
-    try:
-      with self._path.open("r+") as file:
-        has_locks = True
+      with contextlib.suppress(FileNotFoundError), open(self._path, "r+") as other:
         try:
-          fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+          fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-          return True
-        except OSError:
-          has_locks = False
-        found = json.load(file)
-        host, _, _ = (found[name] for name in ("host", "process", "since"))
-        age = now - os.fstat(file.fileno()).st_mtime
-        return not (has_locks and host == socket.gethostname()) and age < _FRESH_SECONDS
-    except (OSError, ValueError, KeyError, TypeError):
-      return False
-
-  def _owner(self) -> str:
-    try:
-      found = json.loads(self._path.read_text())
-      return printable(f"process {found['process']} on {found['host']}, since {found['since']}")
-    except (OSError, ValueError, KeyError, TypeError):
-      return "its mark can't be read"
+          log.warning(
+            "%s: ANOTHER START of it is alive (%s). This one takes the folder over; end the other",
+            *(self._path.parent, printable(other.read())),
+          )
+      self._file = open(temporary, "w")  # noqa: SIM115 (open until the process ends)
+      fcntl.flock(self._file, fcntl.LOCK_EX)
+      since = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
+      json.dump({"host": socket.gethostname(), "process": os.getpid(), "since": since}, self._file)
+      self._file.flush()
+      os.replace(temporary, self._path)
+    except OSError:
+      temporary.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 A process that runs alone calls the same functions: they start nothing and return at once.
 """
 
-from pomp_jax.hosts.failure import fail, fail_after_lost_contact, finish, watch_failures
 from pomp_jax.hosts.messages import (
   HostError,
   LostHostError,
@@ -18,29 +17,12 @@ from pomp_jax.hosts.messages import (
   posted,
 )
 from pomp_jax.hosts.start import Cluster, describe, detect, start
-from pomp_jax.hosts.stop import Preempted, StopRequest, raise_if_preempted
-
-__all__ = [
-  "Cluster",
-  "HostError",
-  "LostHostError",
-  "Preempted",
-  "StopRequest",
-  "agree",
-  "arrays_from_first",
-  "describe",
-  "detect",
-  "fail",
-  "fail_after_lost_contact",
-  "fingerprint_of_package",
-  "finish",
-  "from_first",
-  "gather",
-  "is_first",
-  "n_processes",
-  "post",
-  "posted",
-  "raise_if_preempted",
-  "start",
-  "watch_failures",
-]
+from pomp_jax.hosts.stop import (
+  Preempted,
+  StopRequest,
+  fail,
+  fail_after_lost_contact,
+  finish,
+  raise_if_preempted,
+  watch_failures,
+)

@@ -81,7 +81,7 @@ def gather(value: Any, what: str, seconds: float = _SECONDS) -> list[tuple[str, 
     (host name, value) of each process, in order.
 
   Raises:
-    LostHostError: processes that did not answer in time; the line names them.
+    LostHostError: processes that did not answer in time.
   """
   store, found, missing = client(), [[socket.gethostname(), value]], []
   if store is not None:
@@ -103,12 +103,7 @@ def gather(value: Any, what: str, seconds: float = _SECONDS) -> list[tuple[str, 
 
 
 def from_first(value: Any, what: str, seconds: float = _SECONDS) -> Any:
-  """Returns process 0's value on all processes; the values of the others are ignored.
-
-  Args:
-    value: JSON value.
-    what: name of the value, for error messages.
-    seconds: timeout for process 0.
+  """Returns process 0's JSON value on all processes; arguments as `gather`'s.
 
   Raises:
     LostHostError: process 0 did not answer in time.
@@ -124,12 +119,7 @@ def from_first(value: Any, what: str, seconds: float = _SECONDS) -> Any:
 
 
 def post(name: str, value: Any) -> None:
-  """Leaves a value for process 0, replacing the previous one; never waits and never raises.
-
-  Args:
-    name: name of the value.
-    value: JSON value.
-  """
+  """Leaves a JSON value for process 0, replacing the previous one; never waits or raises."""
   text = json.dumps(value)
   _own_posts[name] = text
   store = client()
@@ -153,8 +143,7 @@ def posted(name: str) -> dict[int, Any]:
 def arrays_from_first(arrays: list[np.ndarray]) -> list[np.ndarray]:
   """Returns process 0's arrays on all processes, bit for bit; sent over the devices.
 
-  Args:
-    arrays: arrays of the same types and shapes on all processes; only process 0's are read.
+  The other processes give arrays of the same types and shapes, whose values are not read.
   """
   # As bytes: a sum with the zeros of the other processes would lose -0.0.
   contents = np.frombuffer(b"".join(array.tobytes() for array in arrays), np.uint8)
@@ -166,19 +155,15 @@ def arrays_from_first(arrays: list[np.ndarray]) -> list[np.ndarray]:
   ]
 
 
-def agree(facts: Mapping[str, object], *, seconds: float = 300.0) -> None:
+def agree(facts: Mapping[str, object], *, seconds: float = _SECONDS) -> None:
   """Checks that all processes have the same facts: the same config, code and data.
 
   A host with an older checkout or another class list would not fail by itself: it would average
   the gradient of another loss into everybody's prompt.
 
-  Args:
-    facts: values by name, compared and shown as text.
-    seconds: timeout for the slowest process.
-
   Raises:
-    HostError: the facts differ. The line names the first such fact, its values and their hosts,
-      and is the same on all processes.
+    HostError: the facts differ as text. The line names the first such fact, its values and their
+      hosts, and is the same on all processes.
   """
   mine = {name: str(value) for name, value in facts.items()}
   found = gather(mine, "comparing the hosts", seconds)

@@ -64,9 +64,9 @@ def detect(
   """Returns the cluster of this process, or None if it runs alone.
 
   Args:
-    coordinator: `--coordinator`, host:port. Alone it replaces the launcher's.
-    num_processes: `--num_processes`. 1: this process runs alone, whatever the environment says.
-    process_id: `--process_id`.
+    coordinator: host:port. Alone it replaces the launcher's.
+    num_processes: 1: this process runs alone, whatever the environment says.
+    process_id: index of this process.
     timeout: seconds for the name of a Cloud TPU's coordinator to resolve.
 
   Raises:
@@ -98,8 +98,8 @@ def detect(
 
 
 def _is_present(launcher: str) -> bool:
-  kinds = {kind.name: kind for kind in clusters.ClusterEnv._cluster_types}
-  return launcher in kinds and kinds[launcher].is_env_present()
+  kinds = clusters.ClusterEnv._cluster_types
+  return any(kind.name == launcher and kind.is_env_present() for kind in kinds)
 
 
 def _launcher(environ: Mapping[str, str]) -> str | None:
@@ -130,10 +130,7 @@ def _own_accelerator(launcher: str, environ: Mapping[str, str]) -> tuple[int, ..
   """One accelerator per process where several share a node and see them all.
 
   The number that they see is known from CUDA_VISIBLE_DEVICES or ROCR_VISIBLE_DEVICES. Without
-  these it is assumed to be the number of processes.
-
-  Raises:
-    HostError: they see more, which would stay idle, or fewer.
+  these it is assumed to be the number of processes. More would stay idle.
   """
   if launcher == "ompi":
     n_local, index = (int(environ.get(f"OMPI_COMM_WORLD_LOCAL_{k}", 0)) for k in ("SIZE", "RANK"))
@@ -174,8 +171,7 @@ def start(cluster: Cluster, *, start_timeout: int = 300, heartbeat_timeout: int 
 
   Args:
     cluster: result of `detect`.
-    start_timeout: seconds for all processes to arrive. After that the process prints one line on
-      standard error and exits with status 75.
+    start_timeout: seconds for all processes to arrive; then this one exits with status 75.
     heartbeat_timeout: seconds of silence after which a process counts as lost. JAX then ends the
       others.
 
@@ -231,9 +227,6 @@ def _check_port(cluster: Cluster) -> None:
   """Checks that process 0 can listen, since JAX ends with a segmentation fault where it can't.
 
   JAX's server would share the port with a program that allows it, so it is bound without sharing.
-
-  Raises:
-    HostError: the port is taken.
   """
   port = int(cluster.coordinator.rpartition(":")[2])
   with socket.socket() as listener:

@@ -1,23 +1,58 @@
-"""Stop requests: SIGTERM, SIGHUP and SIGINT.
+"""Stopping together: on a signal after the same step, on a failure within seconds.
 
-A process that runs alone notes the signal, and the loop stops after its step. With several
-processes JAX's preemption service forwards the request to all of them and picks a step that all can
-reach, so a signal to one process is enough.
+A process that runs alone notes SIGTERM, SIGHUP or SIGINT, and the loop stops after its step. With
+several processes JAX's preemption service forwards the request to all of them and picks a step that
+all can reach, so a signal to one process is enough.
+
+A process that fails leaves its reason with the coordinator and the others end with it. Otherwise
+they would wait in a collective until the heartbeat timeout, as they do when one is killed.
 """
 
 import contextlib
 import itertools
+import json
 import os
 import signal
+import socket
+import sys
 import threading
+import time
+from typing import Any, NoReturn
 
+import jax
 from jax.experimental import multihost_utils
 
-from pomp_jax.hosts.messages import client
+from pomp_jax.errors import TryAgain
+from pomp_jax.hosts.messages import (
+  LISTEN_SECONDS,
+  client,
+  is_first,
+  n_processes,
+  own_index,
+  process_name,
+)
 
 # Sync points asked for by this process, over all runs. JAX compares the numbers between processes,
 # so they only ever increase: the step would decrease after a roll-back, or in the next run.
 _sync_points = itertools.count(1)
+
+_KEY = "pomp_jax_failed"
+# Length of one wait for a failure. The coordinator keeps each wait that times out in memory, so
+# waits are long; they end when the runtime shuts down.
+_WAIT_SECONDS = 3600.0
+# Longest time that the coordinator stays for the others to read the failure.
+_LINGER_SECONDS = 15.0
+# Time for another process's reason to arrive after a failed collective.
+_REASON_SECONDS = 3.0
+# Time for this process to find the same failure itself and report it in its own words. The value
+# that shows it may arrive `LISTEN_SECONDS` later.
+_GRACE_SECONDS = LISTEN_SECONDS + 2.0
+# Time that the coordinator outlives the last reader: without it the runtime would abort them.
+_PARTING_SECONDS = 1.0
+
+_failing = threading.Event()
+_finished = threading.Event()
+_listener: threading.Thread | None = None
 
 
 class Preempted(BaseException):
@@ -47,13 +82,11 @@ def raise_if_preempted() -> None:
 
 
 class StopRequest(contextlib.AbstractContextManager):
-  """Whether to stop, asked after each step.
+  """Whether to stop, asked after each step; the answer stays when the context is entered again.
 
   The context handles SIGTERM, SIGHUP and SIGINT. Repeated SIGTERMs and SIGHUPs are ignored while
   the state is saved. A second SIGINT, from a person who does not want to wait, has the handler of
   before. With several processes JAX handles SIGTERM from start-up on.
-
-  The answer stays the same when the context is left and entered again.
   """
 
   def __init__(self):
@@ -94,3 +127,96 @@ class StopRequest(contextlib.AbstractContextManager):
   def _restore(self, number: int) -> None:
     # None stands for a handler that was not set from Python.
     signal.signal(number, self._before.pop(number) or signal.SIG_DFL)
+
+
+def watch_failures() -> None:
+  """Starts a thread that ends this process when another one fails."""
+  global _listener
+  _listener = threading.Thread(target=_watch, name="failures", daemon=True)
+  _listener.start()
+
+
+def finish() -> None:
+  """Waits until all processes have finished, and shuts the runtime down.
+
+  A thread that waits within the runtime while Python exits would abort the process.
+  """
+  if client() is None:
+    return
+  _finished.set()
+  with contextlib.suppress(jax.errors.JaxRuntimeError):
+    jax.distributed.shutdown()
+  if _listener is not None:
+    _listener.join(_LINGER_SECONDS)
+
+
+def fail(message: str, status: int) -> NoReturn:
+  """Ends this process and tells the others the reason, one line; they end with the same status.
+
+  Skips `sys.exit`: JAX would wait there for processes that may never arrive.
+  """
+  _failing.set()
+  if (store := client()) is not None:
+    who = process_name(own_index(), socket.gethostname())
+    # Another process may have failed first, or the coordinator may be gone.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      store.key_value_set(_KEY, json.dumps([who, message, status]))
+  _exit(status)
+
+
+def fail_after_lost_contact(error: Exception) -> NoReturn:
+  """Ends this process after a failed collective, with another process's reason if there is one.
+
+  Without a reason a process was lost, and the same command may be started again.
+  """
+  failure = _wait_for_failure(client(), _REASON_SECONDS)
+  if failure is not None:
+    _end_with(*failure)
+  line = " ".join(str(error).split())[:300]
+  message = f"lost contact with another process ({line}); the same command resumes"
+  who = process_name(own_index(), socket.gethostname())
+  print(f"error: {who}: {message}", file=sys.stderr, flush=True)
+  fail(message, TryAgain.status)
+
+
+def _watch() -> None:
+  store = client()
+  while True:
+    failure = _wait_for_failure(store, _WAIT_SECONDS)
+    if failure is not None and not _failing.wait(_GRACE_SECONDS):
+      _end_with(*failure)
+    if failure is not None or client() is None or _finished.is_set():
+      return
+
+
+def _wait_for_failure(store: Any, seconds: float) -> tuple[str, str, int] | None:
+  try:
+    who, message, status = json.loads(store.blocking_key_value_get(_KEY, int(1000 * seconds)))
+  except jax.errors.JaxRuntimeError as error:
+    if "DEADLINE_EXCEEDED" not in str(error):
+      # The coordinator is gone, or this process is shutting down: JAX's heartbeat decides.
+      _finished.wait(seconds)
+    return None
+  return who, message, status
+
+
+def _end_with(who: str, message: str, status: int) -> NoReturn:
+  print(f"error: {who} ended: {message}. This process ends with it", file=sys.stderr, flush=True)
+  _exit(status)
+
+
+def _exit(status: int) -> NoReturn:
+  """Exits at once; the coordinator exits last, since the others read the failure through it."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if (store := client()) is not None:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      if not is_first():
+        store.key_value_set(f"{_KEY}_heard/{own_index()}", "")
+      else:
+        end = time.monotonic() + _LINGER_SECONDS
+        for index in range(1, n_processes()):
+          left = max(1, int(1000 * (end - time.monotonic())))
+          store.blocking_key_value_get(f"{_KEY}_heard/{index}", left)
+        time.sleep(_PARTING_SECONDS)
+  os._exit(status)

@@ -22,8 +22,8 @@ from pomp_jax import hosts
 from pomp_jax.data.loader import SkippedImages, ordered_batches
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt
+from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.hierarchy import Hierarchy
 from pomp_jax.inference.metrics import Accuracy, Answers, Tally, check_finite, ranks, topk_accuracy
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.special
 
 from pomp_jax.errors import RunError
-from pomp_jax.files.progress import steps_of
+from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.hierarchy import Hierarchy, TreeTally
 
 # Confidence bins, as in Guo et al. (2017).

@@ -11,9 +11,9 @@ from pomp_jax.data.class_lists import TEMPLATES, ClassList, load_templates
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.checkpoints import CheckpointError, read_checkpoints
 from pomp_jax.files.class_features import ClassFeatures, read_class_features
-from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, load_prompt, validate
 from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.files.terminal import steps_of
 
 # The first template of the class list, and all templates of an ensemble.
 HAND_WRITTEN, ENSEMBLE = "hand_written", "ensemble"

@@ -29,9 +29,9 @@ from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.files.array_cache import FeatureCacheError
-from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_keyed, write_json, writing
+from pomp_jax.files.terminal import steps_of
 from pomp_jax.jobs import pretrain
 from pomp_jax.train import setup
 from pomp_jax.train.loss_monitor import BadLossError, LossMonitor

@@ -28,9 +28,9 @@ from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
+from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import split_features
 from pomp_jax.inference.metrics import check_finite, topk_accuracy
 from pomp_jax.inference.named_prompts import NamedPrompt, features_under, read_prompts

@@ -18,8 +18,8 @@ from pomp_jax.analysis.tables import Row, Table, markdown
 from pomp_jax.benchmark.measurement import ProcessError, in_own_process, peak_mib
 from pomp_jax.config import METHODS, ConfigError, Settings, validate, value_of_text
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.progress import steps_of
 from pomp_jax.files.run_folder import RunFolder, read_json, write_json, writing
+from pomp_jax.files.terminal import steps_of
 from pomp_jax.jobs import pretrain
 from pomp_jax.jobs.repeat import of_seeds, summary
 from pomp_jax.train.watch import TrainingError

@@ -22,8 +22,8 @@ from pomp_jax.data.source import Source
 from pomp_jax.data.views import views
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import FeatureBlocks
-from pomp_jax.files.progress import Progress
 from pomp_jax.files.run_folder import RunFolder, write_json
+from pomp_jax.files.terminal import Progress
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.train import batches
 

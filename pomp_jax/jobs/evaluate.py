@@ -39,9 +39,9 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.class_features import ClassFeatures
-from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, check_fits
 from pomp_jax.files.run_folder import RunFolder, read_json, read_keyed, write_json, writing
+from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import tally
 from pomp_jax.inference.hierarchy import Hierarchy
 from pomp_jax.inference.named_prompts import NamedPrompt, describe, features_under, read_prompts

@@ -27,9 +27,9 @@ from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import StoredImages, readable_images
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import fingerprint
-from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import check_fits, load_prompt
 from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json, writing
+from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.bank import Bank
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen

@@ -12,10 +12,9 @@ from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.images import ImageError, list_images, read_image
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.vocabulary import check_names
-from pomp_jax.files.progress import steps_of
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
 from pomp_jax.files.run_folder import RunFolder, write_json
-from pomp_jax.files.terminal import printable
+from pomp_jax.files.terminal import printable, steps_of
 from pomp_jax.inference.classify import Classifier
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.analysis import plots
 from pomp_jax.config import ConfigError, Settings
-from pomp_jax.files.progress import steps_of
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
+from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.metrics import Accuracy, wilson_interval
 from pomp_jax.jobs import pretrain
 

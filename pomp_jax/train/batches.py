@@ -28,7 +28,7 @@ from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.data.views import Augmentation, CachedViews, views
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import FeatureBlocks, FeatureCacheError, fingerprint
-from pomp_jax.files.progress import steps_of
+from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.mesh import DATA
 
 # Views that are decoded, and sent to the devices, together.

@@ -17,8 +17,8 @@ from prometheus_client.core import GaugeMetricFamily
 from pomp_jax import hosts
 from pomp_jax.errors import RunError
 from pomp_jax.files.metrics_log import MetricsWriter
-from pomp_jax.files.progress import Progress
 from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.files.terminal import Progress
 from pomp_jax.train.meter import Meter, Trace, memory
 
 log = logging.getLogger(__name__)

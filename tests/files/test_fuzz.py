@@ -12,8 +12,8 @@ import pytest
 
 from pomp_jax.files.array_cache import FeatureBlocks, FeatureCacheError
 from pomp_jax.files.class_features import CategoryFileError, is_annotation_file, read_categories
-from pomp_jax.files.metrics_log import read_metrics
 from pomp_jax.files.prompt_file import POSITIONS, Prompt, PromptFileError, load_prompt, save_prompt
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.weights import WeightsError, open_weights
 from tests.support.fuzzing import (
   allowed_errors,
@@ -294,5 +294,5 @@ def test_an_edited_description_of_a_feature_cache(cache):
 def test_damaged_metrics(folder, data):
   (folder / "metrics.jsonl").write_bytes(data)
   with allowed_errors(within=[folder]):
-    for steps, values in read_metrics(folder).values():
+    for steps, values in RunFolder(folder).scalars().values():
       assert len(steps) == len(values)

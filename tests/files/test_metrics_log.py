@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from pomp_jax.files.metrics_log import MetricsWriter, read_metrics
+from pomp_jax.files.metrics_log import MetricsWriter
+from pomp_jax.files.run_folder import RunFolder
 
 
 def _tensorboard(folder):
@@ -38,11 +39,11 @@ def test_scalars_come_back(tmp_path):
     {"step": 2, "loss": 1.25, "eval/top1": 1.0},
     {"step": 3, "loss": None},
   ]
-  found = read_metrics(tmp_path / "new")
+  found = RunFolder(tmp_path / "new").scalars()
   assert found.pop("accuracy") == ([1], [0.25]) and found.pop("eval/top1") == ([2], [1.0])
   assert found["loss"][0] == [1, 2, 3]
   np.testing.assert_array_equal(found["loss"][1], [1.5, 1.25, np.nan])
-  assert read_metrics(tmp_path) == {}
+  assert RunFolder(tmp_path).scalars() == {}
 
 
 def test_a_resumed_run_replaces_later_steps(tmp_path, monkeypatch):
@@ -55,14 +56,14 @@ def test_a_resumed_run_replaces_later_steps(tmp_path, monkeypatch):
         metrics.write(step, loss=10**start * step, **({"rate": 0.5} if start == 0 else {}))
   loss = [1, 2, 3, 4, 50, 60]
   expected = {"loss": (list(range(1, 7)), loss), "rate": ([1, 2, 3, 4], [0.5] * 4)}
-  assert read_metrics(tmp_path) == expected
+  assert RunFolder(tmp_path).scalars() == expected
   assert _tensorboard(tmp_path) == {
     (name, step): value
     for name, series in expected.items()
     for step, value in zip(*series, strict=True)
   }
   MetricsWriter(tmp_path, first_step=0).close()
-  assert read_metrics(tmp_path) == {} == _tensorboard(tmp_path)
+  assert RunFolder(tmp_path).scalars() == {} == _tensorboard(tmp_path)
 
 
 def test_damaged_lines_are_skipped(tmp_path):
@@ -73,7 +74,7 @@ def test_damaged_lines_are_skipped(tmp_path):
   whole = file.read_bytes()
   for bad in (b"", b"\xff", b"[1]", b'{"step": "3"}', b'{"step": 3, "loss": []}', b"[" * 10**5):
     file.write_bytes(whole + bad + b"\n" + whole[:-2])
-    assert read_metrics(tmp_path) == {"loss": ([0, 1, 2], [0.0, 1.0, 2.0])}
+    assert RunFolder(tmp_path).scalars() == {"loss": ([0, 1, 2], [0.0, 1.0, 2.0])}
 
 
 def test_a_full_disk_drops_metrics(tmp_path, caplog):
@@ -88,7 +89,7 @@ def test_a_full_disk_drops_metrics(tmp_path, caplog):
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     metrics.write(4, loss=4)
-  assert read_metrics(tmp_path)["loss"][0] == [1, 4]
+  assert RunFolder(tmp_path).scalars()["loss"][0] == [1, 4]
   (line,) = [r.getMessage() for r in caplog.records if r.name.startswith("pomp_jax")]
   assert line.startswith(f"{tmp_path}: ") and "step 2" in line
 
@@ -99,5 +100,5 @@ def test_a_killed_process_loses_nothing(tmp_path):
   for step in range(20):
     metrics.write(step, loss=step)
     expected = list(range(step + 1))
-    assert read_metrics(tmp_path) == {"loss": (expected, expected)}
+    assert RunFolder(tmp_path).scalars() == {"loss": (expected, expected)}
     assert len(_tensorboard(tmp_path)) == step + 1

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pomp_jax import hosts
-from pomp_jax.files import progress as module
-from pomp_jax.files.progress import Progress, steps_of, waiting
+from pomp_jax.files import terminal as module
+from pomp_jax.files.terminal import Progress, steps_of, waiting
 
 
 class Clock:

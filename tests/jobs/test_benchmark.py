@@ -10,7 +10,7 @@ import pytest
 
 from pomp_jax import hosts
 from pomp_jax.benchmark.measurement import ProcessError, in_own_process, peak_mib
-from pomp_jax.files import progress
+from pomp_jax.files import terminal
 from pomp_jax.hosts import Preempted
 from pomp_jax.jobs import benchmark
 from tests.support.small_run import settings
@@ -23,7 +23,7 @@ def _config(**changes):
 
 
 def test_rows_of_all_implementations(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+  monkeypatch.setattr(terminal, "_LINE_SECONDS", 0.0)
   config = _config(k="40", baseline_k="40", rows_at_a_time=24, m=4, steps="", repeats=2)
   results = benchmark.run(config, str(tmp_path))
   assert results == json.loads((tmp_path / "results.json").read_text())

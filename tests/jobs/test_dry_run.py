@@ -11,7 +11,7 @@ from pomp_jax.clip import pretrained, synthetic, tokenize
 from pomp_jax.config import ConfigError, unpack, validate
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.synthetic import open_synthetic
-from pomp_jax.files import progress
+from pomp_jax.files import terminal
 from pomp_jax.jobs import dry_run
 from tests.support.small_run import small_config
 
@@ -72,7 +72,7 @@ def test_what_takes_long_is_scaled(tmp_path, caplog, monkeypatch, capsys):
   # A device's; there are eight.
   monkeypatch.setattr(costs, "_IMAGES", 1)
   monkeypatch.setattr(costs, "_CLASSES", 8)
-  monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+  monkeypatch.setattr(terminal, "_LINE_SECONDS", 0.0)
   seconds = []
 
   def in_proportion(call, times, warmup):

@@ -6,7 +6,7 @@ import pytest
 
 from pomp_jax import world
 from pomp_jax.config import load_job
-from pomp_jax.files import progress
+from pomp_jax.files import terminal
 from pomp_jax.train import feature_methods
 from tests.support.small_run import small_config
 
@@ -51,8 +51,8 @@ METHODS = {
 @pytest.fixture(autouse=True)
 def talkative(monkeypatch):
   """No time between two lines, silence is looked for at once; fewer texts for a zero-shot CLIP."""
-  monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
-  monkeypatch.setattr(progress, "_start_thread", lambda: progress._open[-1].tick())
+  monkeypatch.setattr(terminal, "_LINE_SECONDS", 0.0)
+  monkeypatch.setattr(terminal, "_start_thread", lambda: terminal._open[-1].tick())
   texts = {name: feature_methods._ZERO_SHOT[name] for name in ("hand_written", "class_name")}
   monkeypatch.setattr(feature_methods, "_ZERO_SHOT", texts)
 
@@ -61,7 +61,7 @@ def lines_of(config, tmp_path, capsys):
   module = load_job(config.job)
   module.check(config, str(tmp_path / "run"))
   module.run(config, str(tmp_path / "run"))
-  assert not progress._open
+  assert not terminal._open
   return capsys.readouterr().err.splitlines()
 
 

@@ -34,7 +34,7 @@ from pomp_jax.data.prepare.records import (
 from pomp_jax.data.source import SourceError, StoredImages
 from pomp_jax.data.subsets import ranked
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.progress import Progress
+from pomp_jax.files.terminal import Progress
 
 log = logging.getLogger(__name__)
 
