@@ -70,12 +70,12 @@ class Encoder:
     self._sos = replicate(np.asarray(clip.sos_embedding), self.mesh)
     # Every device takes an equal share of a chunk.
     self._chunk = -(-chunk // self.mesh.size) * self.mesh.size
-    self._images = _over_rows(
+    self._images = map_rows(
       self.mesh,
       lambda params, images: normalize(self.image_tower(params, images)),
       n_replicated=1,
     )
-    self._tower_images = _over_rows(self.mesh, self.image_tower, n_replicated=1)
+    self._tower_images = map_rows(self.mesh, self.image_tower, n_replicated=1)
 
   def text_tower(
     self, token_budget: int | None = None, memory: MemoryPlan | None = None
@@ -187,7 +187,7 @@ class Encoder:
     """Unit features of a batch on the mesh, its rows split over all devices.
 
     Args:
-      images: uint8 [B,S,S,3], B a multiple of the devices.
+      images: uint8, or float32 in 0..255, [B,S,S,3], B a multiple of the devices.
 
     Returns:
       [B,E], replicated, dispatched asynchronously.
@@ -204,7 +204,7 @@ class Encoder:
     Returns:
       The function on the host's rows, NumPy to NumPy, a chunk at a time over all devices.
     """
-    compiled = _over_rows(self.mesh, function, n_replicated)
+    compiled = map_rows(self.mesh, function, n_replicated)
     return lambda *inputs: self._in_chunks(
       lambda rows: compiled(*inputs[:-1], rows), inputs[-1], "features"
     )
@@ -222,7 +222,7 @@ class Encoder:
         features_CxE = tower(frozen.text, *class_sequences(module, params, frozen, ids_C))
         return normalize(features_CxE) if unit else features_CxE
 
-      self._programs[key] = _over_rows(self.mesh, features, 2)
+      self._programs[key] = map_rows(self.mesh, features, 2)
     return self._programs[key]
 
   def _chunks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
@@ -262,12 +262,18 @@ def _tokens(vocabulary: Vocabulary) -> ClassTokens:
   return ClassTokens(vocabulary.token_ids, vocabulary.name_lengths, vocabulary.lengths)
 
 
-def _over_rows(mesh: Mesh, function: Callable, n_replicated: int) -> Callable:
+def map_rows(mesh: Mesh, function: Callable, n_replicated: int, gather: bool = True) -> Callable:
   """Compiles a function whose last argument is split by rows over all devices.
 
   Each device computes its own rows under `shard_map`, because the compiler cannot split the packing
   of names into one row of tokens.
+
+  Args:
+    mesh: the devices.
+    function: `(*replicated, rows) -> results`; rows and results may be trees.
+    n_replicated: number of arguments before the rows.
+    gather: whether the results are replicated; otherwise they stay split.
   """
   rows = P((DATA, CLASS))
   local = jax.shard_map(function, mesh=mesh, in_specs=(*[P()] * n_replicated, rows), out_specs=rows)
-  return jax.jit(local, out_shardings=NamedSharding(mesh, P()))
+  return jax.jit(local, out_shardings=NamedSharding(mesh, P() if gather else rows))

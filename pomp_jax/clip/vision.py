@@ -1,4 +1,4 @@
-"""The frozen vision tower, a ViT or a ResNet: uint8 images to features, with learned tokens or not.
+"""The frozen vision tower, a ViT or a ResNet: images to features, with learned tokens or not.
 
 Shapes: B images of height H and width W, E embedding, T tokens of an image (class and patches), J
 layers with learned tokens of their own, V of these in each, D width.
@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num
 from transformers.models.clip.modeling_flax_clip import (
   FlaxCLIPEncoderLayer,
   FlaxCLIPVisionEmbeddings,
@@ -21,17 +21,17 @@ from pomp_jax.clip.load import Clip, Params
 from pomp_jax.clip.precision import precision_of, with_products
 from pomp_jax.clip.resnet import ModifiedResNet, ResNetConfig
 
-ImageTower = Callable[[Params, UInt8[Array, "B H W 3"]], Float[Array, "B E"]]
+ImageTower = Callable[[Params, Num[Array, "B H W 3"]], Float[Array, "B E"]]
 PromptedImageTower = Callable[
-  [Params, UInt8[Array, "B H W 3"], Float[Array, "J V D"]], Float[Array, "B E"]
+  [Params, Num[Array, "B H W 3"], Float[Array, "J V D"]], Float[Array, "B E"]
 ]
 
 
 def image_tower(clip: Clip, dtype: Any = jnp.float32, chunk: int = 0) -> ImageTower:
   """Builds `(clip.vision_params, images) -> features`, float32 and not normalised.
 
-  The images are already resized and cropped. Channel statistics are applied on the device, so that
-  bytes and not floats are transferred.
+  The images, values 0..255 of any type, are already resized and cropped. Channel statistics are
+  applied on the device, so that bytes and not floats are transferred.
 
   Args:
     clip: the CLIP of the vision tower.
@@ -97,8 +97,8 @@ def prompted_image_tower(
   return _in_chunks(jax.checkpoint(precise) if chunk else precise, chunk)
 
 
-def _normalized(clip: Clip, images_BxHxWx3: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
-  """Bytes to the tower's input, by the CLIP's channel statistics."""
+def _normalized(clip: Clip, images_BxHxWx3: Num[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+  """Values 0..255 to the tower's input, by the CLIP's channel statistics."""
   mean, std = jnp.array(clip.mean), jnp.array(clip.std)
   return (images_BxHxWx3.astype(jnp.float32) / 255 - mean) / std
 

@@ -1,0 +1,51 @@
+"""Torch's bicubic resampling as matrix products.
+
+`jax.image.resize(method="bicubic")` has the kernel of a = -0.5; torch has a = -0.75.
+"""
+
+import jax.numpy as jnp
+
+from pomp_jax.annotations import Array, Float
+
+_A = -0.75
+
+
+def bicubic_matrix(
+  n_out: int, n_in: int, low=0, high=None, scale: float | None = None
+) -> Float[Array, "n_out n_in"]:
+  """Weights of pixels [low, high) of a line of n_in in each of n_out new pixels.
+
+  Equal to `torch.nn.functional.interpolate(mode="bicubic", align_corners=False, antialias=False)`
+  of that range along one axis. Two of them resize an image: `rows @ image @ columns.T`.
+
+  Args:
+    n_out: number of new pixels.
+    n_in: number of pixels, the columns of the matrix.
+    low: first pixel of the range; may be traced.
+    high: end of the range, n_in if None; may be traced. A range beyond [0, n_in) has no columns for
+      pixels outside, so their weight is missing from the row's sum of 1.
+    scale: torch's `scale_factor` (recompute_scale_factor False); n_out over the range's length if
+      None.
+  """
+  high = n_in if high is None else high
+  step = 1 / scale if scale else (high - low) / n_out
+  position = (jnp.arange(n_out) + 0.5) * step - 0.5
+  first = jnp.floor(position)
+  t = position - first
+  weights = [_far(t + 1), _near(t), _near(1 - t), _far(2 - t)]
+  matrix = jnp.zeros((n_out, n_in))
+  for k, weight in enumerate(weights):
+    # Taps outside the range repeat its border.
+    tap = jnp.clip(first.astype(jnp.int32) + (k - 1) + low, low, high - 1)
+    matrix += jnp.where(tap[:, None] == jnp.arange(n_in), weight[:, None], 0)
+  return matrix
+
+
+def _near(x):
+  """The kernel at distances 0 to 1 (Keys, 1981)."""
+  return ((_A + 2) * x - (_A + 3)) * x * x + 1
+
+
+def _far(x):
+  """The kernel at distances 1 to 2."""
+  return _A * (((x - 5) * x + 8) * x - 4)

@@ -1,0 +1,96 @@
+"""Crops against torch's resize of the cut-out pixels."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from pomp_jax.regions.crops import CropSettings, crop_region, pixel_ranges
+
+HEIGHT, WIDTH, SIZE = 61, 90, 24
+_PROGRAM = jax.jit(crop_region, static_argnums=4)
+FILL = (122.8, 116.7, 104.1)
+BOXES = {
+  "inner": (10, 20, 50, 47),
+  "top left": (0, 0, 7, 30),
+  "bottom right": (70, 50, 90, 61),
+  "whole": (0, 0, 90, 61),
+  "one pixel": (89, 60, 90, 61),
+  "one row": (3, 8, 80, 9),
+}
+
+
+@pytest.fixture(scope="module")
+def image():
+  return np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+
+
+def _torch(pixels):
+  """Torch's resize of [h,w,3] to a square."""
+  channels = torch.as_tensor(np.asarray(pixels, np.float32)).permute(2, 0, 1)[None]
+  resized = functional.interpolate(channels, size=(SIZE, SIZE), mode="bicubic")
+  return resized[0].permute(1, 2, 0).numpy()
+
+
+def _crop(image, box, settings, mask=None):
+  """The image in a larger padded array."""
+  padded = np.full((80, 96, 3), 255, np.uint8)
+  padded[:HEIGHT, :WIDTH] = image
+  if mask is not None:
+    mask = np.pad(mask, ((0, 80 - HEIGHT), (0, 96 - WIDTH)), constant_values=True)
+  (found,) = pixel_ranges(np.array([box], np.float32), HEIGHT, WIDTH, settings)
+  shape = np.array([HEIGHT, WIDTH])
+  return np.asarray(_PROGRAM(padded, shape, found, mask, settings))
+
+
+def _assert_equal(found, expected):
+  np.testing.assert_allclose(found, expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("box", BOXES.values(), ids=BOXES)
+def test_boxes_equal_torchs_resize_of_the_crop(image, box):
+  x0, y0, x1, y1 = box
+  _assert_equal(_crop(image, box, CropSettings(SIZE, FILL)), _torch(image[y0:y1, x0:x1]))
+
+
+@pytest.mark.parametrize("box", BOXES.values(), ids=BOXES)
+def test_masked_crops_equal_zssegs(image, box):
+  """Pixels outside the mask are filled before the resize, ZSSeg's `crop_with_mask`."""
+  x0, y0, x1, y1 = box
+  mask = np.random.default_rng(1).random((HEIGHT, WIDTH)) < 0.6
+  filled = np.where(mask[..., None], image, np.float32(FILL))
+  _assert_equal(_crop(image, box, CropSettings(SIZE, FILL), mask), _torch(filled[y0:y1, x0:x1]))
+
+
+def test_a_crop_of_an_empty_mask_is_the_fill(image):
+  found = _crop(image, BOXES["inner"], CropSettings(SIZE, FILL), np.zeros((HEIGHT, WIDTH), bool))
+  _assert_equal(found, np.broadcast_to(np.float32(FILL), found.shape))
+
+
+@pytest.mark.parametrize("box", [(10, 20, 50, 46), (0, 0, 8, 30), (70, 49, 90, 61)])
+def test_a_square_with_context_is_filled_beyond_the_image(image, box):
+  x0, y0, x1, y1 = box
+  side = round(1.4 * max(x1 - x0, y1 - y0))
+  left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
+  around = np.full((HEIGHT + 200, WIDTH + 200, 3), FILL, np.float32)
+  around[100 : 100 + HEIGHT, 100 : 100 + WIDTH] = image
+  expected = _torch(around[100 + top : 100 + top + side, 100 + left : 100 + left + side])
+  settings = CropSettings(SIZE, FILL, expand=1.4, square=True, beyond="fill")
+  _assert_equal(_crop(image, box, settings), expected)
+
+
+def test_a_clamped_square_is_cut_at_the_border(image):
+  settings = CropSettings(SIZE, FILL, expand=1.5, square=True)
+  # 20 x 12 about (80, 55): a square of 30 from (65, 40), cut to 25 x 21.
+  found = _crop(image, (70, 49, 90, 61), settings)
+  _assert_equal(found, _torch(image[40:61, 65:90]))
+
+
+def test_ranges_hold_whole_pixels_inside_the_image():
+  boxes = np.array(
+    [[3.2, 4.9, 10.1, 11], [-5, -5, 200, 200], [20, 20, 20, 20], [95, 70, 99, 80]], np.float32
+  )
+  found = pixel_ranges(boxes, HEIGHT, WIDTH, CropSettings(SIZE))
+  expected = [[3, 4, 11, 11], [0, 0, 90, 61], [20, 20, 21, 21], [89, 60, 90, 61]]
+  np.testing.assert_array_equal(found, expected)
