@@ -192,9 +192,15 @@ def read_categories(path: str | os.PathLike) -> tuple[Category, ...]:
       or a name, a control character, a repeated id or name. Names are compared as words, so that
       "a_b" equals "a b".
   """
+  by_id = categories_by_id(path, read_json(path))
+  return tuple(by_id[number] for number in sorted(by_id))
+
+
+def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]:
+  """Categories of a file that was read by `read_json`; see `read_categories`."""
   by_id: dict[int, Category] = {}
   names: set[str] = set()
-  for index, row in enumerate(_category_rows(path)):
+  for index, row in enumerate(_category_rows(path, value)):
     where = f"categories[{index}]"
     if not isinstance(row, dict):
       _refuse(path, where, f"a {type(row).__name__}", "an object with id and name")
@@ -213,16 +219,24 @@ def read_categories(path: str | os.PathLike) -> tuple[Category, ...]:
     others.pop(name, None)
     by_id[number] = Category(name, tuple(others))
     names.add(name)
-  return tuple(by_id[number] for number in sorted(by_id))
+  return by_id
 
 
-def _category_rows(path: str | os.PathLike) -> list[Any]:
+def read_json(path: str | os.PathLike) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    CategoryFileError: no such file, or not JSON.
+  """
   try:
-    value = json.loads(pathlib.Path(path).read_bytes())
+    return json.loads(pathlib.Path(path).read_bytes())
   except OSError as error:
     raise CategoryFileError(f"{path}: can't be read ({error.strerror})") from error
   except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
     raise CategoryFileError(f"{path}: not JSON ({printable(str(error))})") from error
+
+
+def _category_rows(path: str | os.PathLike, value: Any) -> list[Any]:
   if not isinstance(value, dict) or "categories" not in value:
     found = f"the keys {', '.join(value) or 'none'}" if isinstance(value, dict) else "no object"
     _refuse(path, "the file", f"without categories ({found})", "COCO or LVIS annotations")

@@ -1,0 +1,326 @@
+"""Annotations of objects, as COCO and LVIS store them.
+
+A JSON file of `images`, `categories` and `annotations`. LVIS adds each category's `frequency`
+(r, c or f) and, for each image, the categories that are known to be absent
+(`neg_category_ids`) or not annotated exhaustively (`not_exhaustive_category_ids`).
+
+Shapes: R objects of an image, H, W its sides in pixels, C classes.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+import os
+import pathlib
+import posixpath
+from typing import Any, NamedTuple, NoReturn
+
+from faster_coco_eval.core import mask as mask_api
+from jaxtyping import Bool, Float32, Int, Int32
+import numpy as np
+
+from pomp_jax.data.images import MAX_PIXELS
+from pomp_jax.data.vocabulary import normalized_name
+from pomp_jax.errors import InputError
+from pomp_jax.files.class_features import categories_by_id, read_json
+from pomp_jax.files.terminal import is_unicode, printable
+
+FREQUENCIES = ("r", "c", "f")
+# Pixels by which a box or a polygon may leave its image: COCO's are rounded.
+_SLACK = 2.0
+
+
+class AnnotationError(InputError, ValueError):
+  """Unusable annotations or results: one line with the file, the field, and what is accepted."""
+
+
+class ImageEntry(NamedTuple):
+  """One annotated image.
+
+  Attributes:
+    id: number in the file.
+    file_name: path below the image folder.
+    height: H.
+    width: W.
+    negative: ids of categories that are known to be absent (LVIS).
+    not_exhaustive: ids of categories that are not annotated exhaustively (LVIS).
+  """
+
+  id: int
+  file_name: str
+  height: int
+  width: int
+  negative: tuple[int, ...] = ()
+  not_exhaustive: tuple[int, ...] = ()
+
+
+class Truth(NamedTuple):
+  """Annotated objects of one image.
+
+  Attributes:
+    boxes: x0, y0, x1, y1 in pixels, ends exclusive, clipped to the image.
+    classes: class of each object.
+    crowd: whether an object is a group that detections need not separate.
+  """
+
+  boxes: Float32[np.ndarray, "R 4"]
+  classes: Int32[np.ndarray, " R"]
+  crowd: Bool[np.ndarray, " R"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotations:
+  """Annotations of a data set.
+
+  Attributes:
+    path: file, for messages.
+    names: C class names.
+    category_ids: id of each class's category; -1: the file has no such category.
+    synonyms: all names of each class, the first included.
+    frequencies: LVIS's frequency of each class ("" without a category), or None.
+    images: images in the order of the file.
+    rows: by image, its annotations as the file has them.
+  """
+
+  path: str
+  names: tuple[str, ...]
+  category_ids: Int[np.ndarray, " C"]
+  synonyms: tuple[tuple[str, ...], ...]
+  frequencies: tuple[str, ...] | None
+  images: tuple[ImageEntry, ...]
+  rows: tuple[list[dict[str, Any]], ...]
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+  def truth(self, index: int) -> Truth:
+    """Objects of an image."""
+    rows, image = self.rows[index], self.images[index]
+    boxes = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    boxes = np.clip(boxes, 0, [image.width, image.height] * 2)
+    class_of = {number: index for index, number in enumerate(self.category_ids.tolist())}
+    classes = [class_of[row["category_id"]] for row in rows]
+    crowd = np.array([bool(row.get("iscrowd", 0)) for row in rows], bool)
+    return Truth(boxes.astype(np.float32), np.array(classes, np.int32), crowd)
+
+  def masks(self, index: int) -> Bool[np.ndarray, "R H W"]:
+    """Masks of an image's objects, from polygons or RLE.
+
+    Raises:
+      AnnotationError: an object has no segmentation, or one that does not fit its image.
+    """
+    image = self.images[index]
+    masks = np.zeros((len(self.rows[index]), image.height, image.width), bool)
+    for mask, row in zip(masks, self.rows[index], strict=True):
+      where = f"segmentation of annotation {row.get('id')}"
+      mask[...] = decoded_mask(self.path, where, row.get("segmentation"), *masks.shape[1:])
+    return masks
+
+  def image_path(self, index: int, root: str | os.PathLike) -> pathlib.Path:
+    """File of an image below a folder."""
+    return pathlib.Path(root, self.images[index].file_name)
+
+  def check_images(self, root: str | os.PathLike) -> None:
+    """Checks that all image files exist.
+
+    Raises:
+      AnnotationError: the first file that is missing.
+    """
+    for index in range(len(self)):
+      if not (path := self.image_path(index, root)).is_file():
+        raise AnnotationError(f"{path}: no such image, named by {self.path}")
+
+
+def read_annotations(path: str | os.PathLike, names: Sequence[str] | None = None) -> Annotations:
+  """Reads a COCO or LVIS JSON file.
+
+  Args:
+    path: file.
+    names: class list; names are compared as words, so that "a_b" equals "a b". Names without a
+      category are kept. None: the file's categories in ascending order of their ids.
+
+  Raises:
+    CategoryFileError: not JSON, or unusable categories; see `files.class_features`.
+    AnnotationError: an image or annotation that is not as COCO describes it; a box or polygon
+      outside its image; an unknown image or category; a category that `names` lacks.
+  """
+  return annotations_of(read_json(path), str(path), names)
+
+
+def annotations_of(
+  value: Any, path: str = "the annotations", names: Sequence[str] | None = None
+) -> Annotations:
+  """Annotations from the content of a file; see `read_annotations`."""
+  categories = categories_by_id(path, value)
+  words = [normalized_name(name) for name in names or ()]
+  if names is None:
+    ids = np.array(sorted(categories))
+    words = [categories[number].name for number in ids]
+  else:
+    id_of = {category.name: number for number, category in categories.items()}
+    if missing := [name for name in id_of if name not in set(words)]:
+      accepted = f"one of the {len(words)} names of the class list"
+      _refuse(path, f"the category {id_of[missing[0]]}", repr(missing[0]), accepted)
+    ids = np.array([id_of.get(name, -1) for name in words])
+  synonyms = tuple(
+    (name, *categories[number].synonyms) if number in categories else (name,)
+    for name, number in zip(words, ids.tolist(), strict=True)
+  )
+  images = [_image(path, f"images[{i}]", row) for i, row in _rows(path, value, "images")]
+  place = {image.id: index for index, image in enumerate(images)}
+  if len(place) < len(images):
+    _refuse(path, "images", "with a repeated id", "different ids")
+  by_image: list[list[dict[str, Any]]] = [[] for _ in images]
+  for i, row in _rows(path, value, "annotations"):
+    index = place.get(row.get("image_id")) if type(row.get("image_id")) is int else None
+    if index is None:
+      _refuse(path, f"annotations[{i}].image_id", repr(row.get("image_id")), "an image's id")
+    _check_annotation(path, f"annotations[{i}]", row, images[index], categories)
+    by_image[index].append(row)
+  frequencies = _frequencies(path, value, ids.tolist())
+  return Annotations(path, tuple(words), ids, synonyms, frequencies, tuple(images), tuple(by_image))
+
+
+def decoded_mask(
+  path: str | os.PathLike, where: str, segmentation: Any, height: int, width: int
+) -> Bool[np.ndarray, "H W"]:
+  """Decodes polygons or RLE.
+
+  Args:
+    path: file, for the message.
+    where: field, for the message.
+    segmentation: list of polygons x, y, x, y, .., or {"size": [H,W], "counts": ..} with RLE as a
+      list of run lengths or as a string.
+    height: H.
+    width: W.
+
+  Raises:
+    AnnotationError: neither of them, or not of H x W.
+  """
+  check_segmentation(path, where, segmentation, height, width)
+  try:
+    rle = mask_api.segmToRle(_as_bytes(segmentation), width, height)
+    return mask_api.decode(rle).astype(bool)
+  except Exception as error:  # the library's errors share no base
+    _refuse(path, where, f"damaged ({error})", f"polygons or RLE of {height} x {width}")
+
+
+def check_segmentation(
+  path: str | os.PathLike, where: str, segmentation: Any, height: int, width: int
+) -> None:
+  """Checks the form of polygons or RLE without decoding them; see `decoded_mask`."""
+  if isinstance(segmentation, dict):
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if size != [height, width]:
+      _refuse(path, f"{where}.size", repr(size), f"[{height}, {width}], as the image")
+    whole = isinstance(counts, str) and counts.isascii()
+    if not whole and not (isinstance(counts, list) and all(type(n) is int for n in counts)):
+      _refuse(path, f"{where}.counts", type(counts).__name__, "run lengths as a list or a string")
+    return
+  if not isinstance(segmentation, list) or not segmentation:
+    _refuse(path, where, "missing" if not segmentation else repr(segmentation), "polygons or RLE")
+  for polygon in segmentation:
+    numbers = isinstance(polygon, list) and all(_is_number(n) for n in polygon)
+    if not numbers or len(polygon) < 6 or len(polygon) % 2:
+      _refuse(path, where, "no list of polygons", "x, y of at least three points each")
+    points = np.array(polygon, np.float64).reshape(-1, 2)
+    if (points < -_SLACK).any() or (points - _SLACK > [width, height]).any():
+      _refuse(path, where, "a polygon outside the image", f"points in {width} x {height}")
+
+
+def _as_bytes(segmentation: Any) -> Any:
+  """The library decodes strings as bytes only."""
+  if isinstance(segmentation, dict) and isinstance(segmentation["counts"], str):
+    return segmentation | {"counts": segmentation["counts"].encode()}
+  return segmentation
+
+
+def _rows(path: str, value: Any, field: str):
+  rows = value.get(field)
+  if not isinstance(rows, list):
+    found = "missing" if rows is None else f"a {type(rows).__name__}"
+    _refuse(path, field, found, "a list of objects")
+  for index, row in enumerate(rows):
+    if not isinstance(row, dict):
+      _refuse(path, f"{field}[{index}]", f"a {type(row).__name__}", "an object")
+    yield index, row
+
+
+def _image(path: str, where: str, row: Mapping[str, Any]) -> ImageEntry:
+  for field in ("id", "height", "width"):
+    if type(row.get(field)) is not int or not -(2**63) <= row[field] < 2**63:
+      _refuse(path, f"{where}.{field}", repr(row.get(field)), "an integer")
+  height, width = row["height"], row["width"]
+  if min(height, width) < 1 or height * width > MAX_PIXELS:
+    found = f"of {width} x {height} pixels"
+    _refuse(path, where, found, f"1 to {MAX_PIXELS} pixels")
+  name = row.get("file_name")
+  if name is None and isinstance(row.get("coco_url"), str):  # LVIS: .../val2017/000000397133.jpg
+    name = "/".join(row["coco_url"].split("/")[-2:])
+  if not isinstance(name, str) or not _is_below(name):
+    _refuse(path, f"{where}.file_name", repr(name), "a path below the image folder")
+  lists = []
+  for field in ("neg_category_ids", "not_exhaustive_category_ids"):
+    numbers = row.get(field, [])
+    if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
+      _refuse(path, f"{where}.{field}", repr(numbers), "a list of category ids")
+    lists.append(tuple(numbers))
+  return ImageEntry(row["id"], name, height, width, *lists)
+
+
+def _is_below(name: str) -> bool:
+  parts = posixpath.normpath(name).split("/")
+  return (
+    is_unicode(name) and name.isprintable() and bool(name) and ".." not in parts and "" not in parts
+  )
+
+
+def _check_annotation(
+  path: str, where: str, row: Mapping[str, Any], image: ImageEntry, categories: Mapping[int, Any]
+) -> None:
+  category = row.get("category_id")
+  if type(category) is not int or category not in categories:
+    _refuse(path, f"{where}.category_id", repr(category), "the id of a category")
+  if row.get("iscrowd", 0) not in (0, 1):
+    _refuse(path, f"{where}.iscrowd", repr(row["iscrowd"]), "0 or 1")
+  if not _is_number(row.get("area", 0.0)):
+    _refuse(path, f"{where}.area", repr(row["area"]), "a number")
+  check_box(path, f"{where}.bbox", row.get("bbox"), image)
+  if "segmentation" in row:
+    where = f"{where}.segmentation"
+    check_segmentation(path, where, row["segmentation"], image.height, image.width)
+
+
+def check_box(path: str | os.PathLike, where: str, box: Any, image: ImageEntry) -> None:
+  """Checks a box x, y, width, height in pixels.
+
+  Raises:
+    AnnotationError: not four numbers, or outside the image.
+  """
+  if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+    _refuse(path, where, repr(box), "x, y, width, height")
+  x, y, w, h = box
+  inside = min(x, y) >= -_SLACK and x + w <= image.width + _SLACK and y + h <= image.height + _SLACK
+  if min(w, h) < 0 or not inside:
+    accepted = f"a box in image {image.id} of {image.width} x {image.height}"
+    _refuse(path, where, repr(box), accepted)
+
+
+def _is_number(value: Any) -> bool:
+  return type(value) in (int, float) and abs(value) < 2**31 and math.isfinite(value)
+
+
+def _frequencies(path: str, value: Any, ids: Sequence[int]) -> tuple[str, ...] | None:
+  of = {row["id"]: row.get("frequency") for row in value["categories"]}
+  if not any(of.values()):
+    return None
+  for number, frequency in of.items():
+    if frequency not in FREQUENCIES:
+      where = f"frequency of category {number}"
+      _refuse(path, where, repr(frequency), ", ".join(FREQUENCIES))
+  return tuple(of.get(number, "") for number in ids)
+
+
+def _refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:
+  raise AnnotationError(f"{path}: {field} is {printable(found)}; accepted: {accepted}")
