@@ -22,6 +22,7 @@ from pomp_jax.config.fields import (
   Settings,
   flatten,
 )
+from pomp_jax.config.region_fields import Regions
 from pomp_jax.config.registry import METHODS, SOURCES, SYNTHETIC
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.data.coop import COOP_SETS
@@ -115,6 +116,8 @@ def validate(settings: Settings) -> None:
     _check_predict(settings.predict)
   if settings.job == "export":
     _check_export(settings.export)
+  if settings.job == "segment":
+    _check_segment(settings)
   if settings.job == "prepare" and not os.path.exists(settings.prepare.input):
     raise ConfigError("prepare.input", settings.prepare.input, "a file or folder that exists")
 
@@ -243,6 +246,31 @@ def _check_predict(predict: Predict) -> None:
   if "{}" not in predict.prompt and not os.path.isfile(predict.prompt):
     expected = "a prompt file that exists, or a template with {}"
     raise ConfigError("predict.prompt", predict.prompt, expected)
+
+
+def _check_segment(settings: Settings) -> None:
+  segment = settings.segment
+  _check_regions(settings.regions)
+  if segment.source == "world":
+    if not segment.n_images:
+      raise ConfigError("segment.n_images", 0, "1 or more where segment.source='world'")
+    for field in ("images", "labels", "names", "background"):
+      if value := getattr(segment, field):
+        raise ConfigError(f"segment.{field}", value, "nothing where segment.source='world'")
+    return
+  for field in ("images", "labels"):
+    folder = getattr(segment, field)
+    if not os.path.isdir(folder) and (folder or field == "images"):
+      raise ConfigError(f"segment.{field}", folder, "a folder that exists")
+  if not segment.labels and settings.regions.source == "truth":
+    raise ConfigError("segment.labels", "", "a folder of labels where regions.source='truth'")
+
+
+def _check_regions(regions: Regions) -> None:
+  if regions.source == "file" and not os.path.exists(regions.path):
+    raise ConfigError("regions.path", regions.path, "a file or folder that exists")
+  if regions.source != "file" and regions.path:
+    raise ConfigError("regions.path", regions.path, "'' unless regions.source='file'")
 
 
 def _check_export(export: Export) -> None:

@@ -24,6 +24,7 @@ from pomp_jax.config.declare import (
   template,
   typed,
 )
+from pomp_jax.config.region_fields import Regions, Segment
 from pomp_jax.config.registry import JOBS, METHODS, READERS, SOURCES, WORLD
 from pomp_jax.data.subsets import HALVES
 from pomp_jax.data.suites import NO_SUITE, SUITES
@@ -375,6 +376,8 @@ class Settings:
   ablate: Ablate = Ablate()
   gradient_bias: GradientBias = GradientBias()
   benchmark: Benchmark = Benchmark()
+  regions: Regions = Regions()
+  segment: Segment = Segment()
 
   def to_dict(self) -> dict[str, Any]:
     """Nested dict of plain values, for config.json, checkpoints and prompt files."""

@@ -58,6 +58,8 @@ _OTHER_JOBS = (
   "ablate.",
   "gradient_bias.",
   "benchmark.",
+  "regions.",
+  "segment.",
 )
 
 

@@ -1,0 +1,56 @@
+"""Fields of the jobs that give classes to regions and pixels; part of the table in `fields.py`."""
+
+import dataclasses
+
+from pomp_jax.config.declare import Check, above, at_least, between, one_of, row
+from pomp_jax.data.pixels import VALUES
+
+# Origins of regions: none (classes of patches), the annotations, or files.
+REGION_SOURCES = ("none", "truth", "file")
+# Image of a region: its mask on CLIP's mean colour, or the box with its surroundings.
+CROPS = ("masked", "context")
+# Recipes of `clip.dense`.
+_RECIPES = ("clip", "maskclip", "sclip", "clearclip", "naclip")
+_names = Check(lambda names: all(name.strip() for name in names), "names that are not empty")
+
+
+@dataclasses.dataclass(frozen=True)
+class Regions:
+  """Regions of images and the fusion of their scores; see docs/segmentation.md."""
+
+  source: str = row("none", "origin of the regions", one_of(*REGION_SOURCES))
+  path: str = row("", "for file: a regions folder, or COCO results JSON; see docs/formats.md")
+  max_regions: int = row(100, "regions of an image, those of highest objectness", at_least(1))
+  mask_threshold: float = row(
+    0.5, "value above which a pixel of a soft mask is inside", between(0, 1)
+  )
+  crop: str = row("masked", "image of a region: its mask, or box with context", one_of(*CROPS))
+  expand: float = row(1.0, "factor on the sides of a box before it is cropped", above(0))
+  e_base: float = row(0.2, "CLIP's exponent in the fusion, of trained classes", between(0, 1))
+  e_novel: float = row(0.8, "CLIP's exponent in the fusion, of other classes", between(0, 1))
+  objectness: bool = row(False, "scores as sqrt(score * objectness)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+  """The job segment: a class for every pixel under prompts; see docs/segmentation.md."""
+
+  source: str = row("world", "the world's scenes, or folders of images", one_of("world", "folder"))
+  images: str = row("", "folder of images")
+  labels: str = row("", "folder of label images of the same stems; empty: no figures")
+  names: str = row("", "class list with halves, such as coco_stuff, or a file")
+  values: str = row("index", "meaning of a label image's values", one_of(*VALUES))
+  ignore: int = row(255, "value of pixels that are not evaluated", between(0, 2**16 - 1))
+  n_images: int = row(0, "images, evenly over the folder; 0: all", at_least(0))
+  prompts: tuple[str, ...] = row(("hand_written",), "prompts, see evaluate.prompts")
+  recipe: str = row("naclip", "patch features where there are no regions", one_of(*_RECIPES))
+  logit_scale: float = row(0.0, "factor on cosines; 0: CLIP's", at_least(0))
+  size: int = row(336, "shorter side of an image without regions, pixels; 0: as it is", at_least(0))
+  window: int = row(224, "side of a window, pixels; 0: the whole image", at_least(0))
+  stride: int = row(112, "distance of windows, pixels", at_least(1))
+  pamr: int = row(0, "steps of PAMR, which fits the scores to edges", at_least(0))
+  background: tuple[str, ...] = row(
+    (), "names of a background class, which becomes class 0", _names
+  )
+  background_below: float = row(0.0, "probability below which a pixel is background", between(0, 1))
+  output: bool = row(False, "label images of all images, not only of those in the plot")
