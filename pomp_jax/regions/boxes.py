@@ -1,0 +1,93 @@
+"""Boxes: of masks, their overlap, and the selection of detections by non-maximum suppression.
+
+Boxes are x0, y0, x1, y1 in pixels; the ends are exclusive.
+Shapes: R regions of an image, C classes, D detections.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float, Int
+import numpy as np
+
+
+class Detections(NamedTuple):
+  """Detections of an image, the highest score first.
+
+  Attributes:
+    regions: number of each detection's region.
+    classes: its class.
+    scores: its score.
+  """
+
+  regions: Int[np.ndarray, " D"]
+  classes: Int[np.ndarray, " D"]
+  scores: Float[np.ndarray, " D"]
+
+
+def boxes_of_masks(masks_RxHxW: Bool[np.ndarray, "R H W"]) -> Float[np.ndarray, "R 4"]:
+  """The tight box of each mask; zeros for an empty one."""
+  corners = []
+  for axis in (1, 2):
+    # Whether a column, or a row, has a pixel.
+    used = masks_RxHxW.any(axis=axis)
+    low, high = used.argmax(axis=1), used.shape[1] - used[:, ::-1].argmax(axis=1)
+    empty = ~used.any(axis=1)
+    corners.append((np.where(empty, 0, low), np.where(empty, 0, high)))
+  (x0, x1), (y0, y1) = corners
+  return np.stack([x0, y0, x1, y1], axis=1).astype(np.float32)
+
+
+def clip_boxes(
+  boxes_Rx4: Float[np.ndarray, "R 4"], height: int, width: int
+) -> Float[np.ndarray, "R 4"]:
+  """Cuts boxes at the border of an image of a height and width."""
+  return np.clip(boxes_Rx4, 0, np.array([width, height] * 2, boxes_Rx4.dtype))
+
+
+def iou(
+  boxes_Rx4: Float[np.ndarray, "R 4"], others_Dx4: Float[np.ndarray, "D 4"]
+) -> Float[np.ndarray, "R D"]:
+  """Intersection over union of every two boxes; 0 for two without area."""
+  low = np.maximum(boxes_Rx4[:, None, :2], others_Dx4[:, :2])
+  high = np.minimum(boxes_Rx4[:, None, 2:], others_Dx4[:, 2:])
+  intersection_RxD = np.maximum(high - low, 0).prod(axis=-1)
+  areas_R, areas_D = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes_Rx4, others_Dx4))
+  union_RxD = areas_R[:, None] + areas_D - intersection_RxD
+  return intersection_RxD / np.where(union_RxD > 0, union_RxD, 1)
+
+
+def select_detections(
+  boxes_Rx4: Float[np.ndarray, "R 4"],
+  scores_RxC: Float[np.ndarray, "R C"],
+  *,
+  min_score: float = 0.02,
+  max_iou: float = 0.5,
+  top: int = 300,
+) -> Detections:
+  """Selects an image's detections; the defaults are Detic's on LVIS.
+
+  For each class greedy non-maximum suppression: from the highest score down, a region is dropped
+  that overlaps a kept one. A region may be detected as several classes.
+
+  Args:
+    boxes_Rx4: boxes, the same for all classes.
+    scores_RxC: scores of the classes.
+    min_score: only higher scores are detections.
+    max_iou: a larger IoU with a kept region of the class drops a region.
+    top: detections at most, over all classes.
+  """
+  overlap_RxR = iou(boxes_Rx4, boxes_Rx4) > max_iou
+  kept_RxC = np.zeros(scores_RxC.shape, bool)
+  left_CxR = np.where(scores_RxC > min_score, scores_RxC, -np.inf).T
+  classes = np.arange(len(left_CxR))
+  while left_CxR.size:
+    # The best region left of every class.
+    best = left_CxR.argmax(axis=1)
+    found = np.isfinite(left_CxR[np.arange(len(best)), best])
+    best, classes, left_CxR = best[found], classes[found], left_CxR[found]
+    kept_RxC[best, classes] = True
+    left_CxR[overlap_RxR[best]] = -np.inf
+    left_CxR[np.arange(len(best)), best] = -np.inf  # a box without area overlaps nothing
+  regions, classes = np.nonzero(kept_RxC)
+  order = np.argsort(-scores_RxC[kept_RxC], kind="stable")[:top]
+  return Detections(regions[order], classes[order], scores_RxC[kept_RxC][order])

@@ -1,0 +1,135 @@
+"""Class scores of regions: of their embeddings under a class matrix, and fused with CLIP's.
+
+Shapes: R regions, T stages of a detector, C classes, E embedding.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+import numpy as np
+
+ACTIVATIONS = ("softmax", "sigmoid")
+_Array = Array | np.ndarray
+
+
+class Scores(NamedTuple):
+  """Class scores of regions.
+
+  Attributes:
+    classes: probabilities of the classes.
+    null: probability of no class; zeros where nothing models it.
+  """
+
+  classes: Float[_Array, "R C"]
+  null: Float[_Array, " R"]
+
+
+class Fusion(NamedTuple):
+  """Exponents of CLIP's scores, and what becomes of the probability of no class.
+
+  Attributes:
+    e_base: exponent e for classes that the network was trained on, 0..1.
+    e_novel: exponent e for the others.
+    null: `drop`: the network's softmax includes it and the classes stay as they are. `keep`: the
+      network's own joins the fused classes, and all are normalised. `gate`: the network's softmax
+      is over the classes alone; the fused classes are normalised and multiplied by 1 - null.
+  """
+
+  e_base: float
+  e_novel: float
+  null: str = "drop"
+
+
+# As published. ZSSeg regards no class of ADE20K or PASCAL Context as trained.
+FUSIONS = {
+  "net": Fusion(0.0, 0.0),
+  "clip": Fusion(1.0, 1.0),
+  "zsseg_coco_stuff": Fusion(0.2, 0.8),
+  "zsseg_voc": Fusion(0.3, 0.7),
+  "zsseg_ade20k": Fusion(0.5, 0.5),
+  "zsseg_pascal_context": Fusion(0.4, 0.4),
+  "pomp_pascal_context": Fusion(0.2, 0.2),
+  "fvlm": Fusion(0.35, 0.65, "keep"),
+  "fvlm_coco": Fusion(0.2, 0.45, "keep"),
+  "fc_clip": Fusion(0.4, 0.8, "gate"),
+}
+
+
+def class_scores(
+  embeddings: Float[_Array, "R E"] | Float[_Array, "R T E"],
+  classes_CxE: Float[_Array, "C E"],
+  activation: str,
+  scale: float,
+  null_E: Float[_Array, " E"] | None = None,
+) -> Scores:
+  """Scores of region embeddings by the scaled cosine to each class; rows of any norm.
+
+  Args:
+    embeddings: one embedding a region, or one a stage, whose probabilities are averaged (Detic).
+    classes_CxE: class matrix of any prompt.
+    activation: one of ACTIVATIONS. Under `sigmoid` (Detic) classes are independent.
+    scale: factor on the cosine: 100 of CLIP and ZSSeg, 50 of Detic.
+    null_E: the embedding of no class: ZSSeg's learned vector, F-VLM's text of background. Zeros
+      give the logit 0, Detic's background.
+  """
+  if activation not in ACTIVATIONS:
+    raise ValueError(f"activation: got {activation!r}, accepted: {', '.join(ACTIVATIONS)}")
+  rows = classes_CxE if null_E is None else jnp.concatenate([classes_CxE, null_E[None]])
+  with jax.default_matmul_precision("highest"):
+    logits = scale * _unit(embeddings) @ _unit(rows).T
+  probabilities = (jax.nn.softmax if activation == "softmax" else jax.nn.sigmoid)(logits)
+  if probabilities.ndim == 3:
+    probabilities = probabilities.mean(axis=1)
+  n_classes = len(classes_CxE)
+  null = jnp.zeros(len(embeddings)) if null_E is None else probabilities[:, n_classes]
+  return Scores(probabilities[:, :n_classes], null)
+
+
+def fuse(
+  net: Scores | None,
+  clip: Scores | None,
+  fusion: Fusion,
+  trained_C: Bool[_Array, " C"],
+  valid_R: Bool[_Array, " R"],
+) -> Float[_Array, "R C"]:
+  """Fuses a network's scores with CLIP's: net^(1-e) clip^e, with e by class.
+
+  Args:
+    net: scores of the network that found the regions; None where it has none: CLIP's alone.
+    clip: CLIP's scores of the regions' crops; None for the network's alone.
+    fusion: exponents, and the treatment of no class.
+    trained_C: classes that the network was trained on.
+    valid_R: regions that CLIP has seen. For the others CLIP's factor is 1 (ZSSeg: an empty mask);
+      without a network their scores are 0.
+  """
+  if net is None and clip is None:
+    raise ValueError("fuse: got neither the network's scores nor CLIP's, expected one of them")
+  if clip is None:
+    return net.classes
+  if net is None:
+    return jnp.where(valid_R[:, None], clip.classes, 0)
+  exponent_C = jnp.where(trained_C, fusion.e_base, fusion.e_novel)
+  of_net, of_clip = net.classes, jnp.where(valid_R[:, None], clip.classes, 1)
+  if fusion.null == "gate":
+    of_net = of_net / of_net.sum(axis=1, keepdims=True)
+  fused_RxC = of_net ** (1 - exponent_C) * of_clip**exponent_C
+  if fusion.null == "keep":
+    return fused_RxC / (fused_RxC.sum(axis=1) + net.null)[:, None]
+  if fusion.null == "gate":
+    return fused_RxC * ((1 - net.null) / fused_RxC.sum(axis=1))[:, None]
+  return fused_RxC
+
+
+def with_objectness(
+  scores_RxC: Float[_Array, "R C"], objectness_R: Float[_Array, " R"]
+) -> Float[_Array, "R C"]:
+  """Geometric mean of class scores and objectness: sqrt(score * objectness) (Detic, ViLD)."""
+  return jnp.sqrt(scores_RxC * objectness_R[:, None])
+
+
+def _unit(rows):
+  """Unit rows; zeros stay zeros."""
+  norms = jnp.linalg.norm(rows.astype(jnp.float32), axis=-1, keepdims=True)
+  return rows / jnp.maximum(norms, 1e-12)
