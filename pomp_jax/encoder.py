@@ -16,7 +16,7 @@ import numpy as np
 
 from pomp_jax.clip import Clip, TextTower, image_tower, text_tower, tokenize
 from pomp_jax.clip.text import MemoryPlan
-from pomp_jax.data.vocabulary import Vocabulary, make_vocabulary, normalized_names
+from pomp_jax.data.class_lists import normalized_names
 from pomp_jax.files.array_cache import ArrayCache, fingerprint
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits
 from pomp_jax.files.terminal import steps_of
@@ -84,21 +84,23 @@ class Encoder:
     config = self.clip.config.text_config
     return text_tower(self._tower, config, self._dtype, token_budget, memory)
 
-  def vocabulary(self, names: Sequence[str], n_vectors: int) -> Vocabulary:
-    """Tokenizes class names, with room for a context of M vectors.
+  def vocabulary(self, names: Sequence[str], n_vectors: int) -> ClassTokens:
+    """Tokenizes "{name}." for every class, with room for a context of M vectors.
 
     Raises:
-      VocabularyError: an empty or repeated name, or none.
+      VocabularyError: no names, or an unusable one.
       TokenizeError: a name longer than the remaining positions.
     """
-    budget = self.clip.positions - 1 - n_vectors
-    return make_vocabulary(names, functools.partial(self._tokenize, budget=budget))
-
-  def frozen(self, vocabulary: Vocabulary) -> Frozen:
-    """The frozen arrays of the training step for a vocabulary."""
-    return Frozen(
-      self.text_params, self.vision_params, self._sos, replicate(_tokens(vocabulary), self.mesh)
+    ids_NxL, lengths_N = self._tokenize(
+      [f"{name}." for name in normalized_names(names)], budget=self.clip.positions - 1 - n_vectors
     )
+    # The last two tokens are "." and EOT. (The tokenizer may join punctuation at a name's end with
+    # the ".". Then one token stands for both, behind the context.)
+    return ClassTokens(ids_NxL, (lengths_N - 2).astype(np.int32), lengths_N)
+
+  def frozen(self, tokens: ClassTokens) -> Frozen:
+    """The frozen arrays of the training step for the classes of `vocabulary`."""
+    return Frozen(self.text_params, self.vision_params, self._sos, replicate(tokens, self.mesh))
 
   def class_features(
     self, names: Sequence[str], prompt: Prompt | str, *, unit: bool = True
@@ -127,7 +129,7 @@ class Encoder:
     else:
       check_fits(prompt, self.clip.text_width, self.clip.name, len(names))
       context_MxD, position = prompt.context, prompt.position
-      tokens = _tokens(self.vocabulary(names, context_MxD.shape[-2]))
+      tokens = self.vocabulary(names, context_MxD.shape[-2])
     of_tower = () if unit else ("of the tower",)
     key = fingerprint([self._text_fingerprint, position, context_MxD, *tokens, *of_tower])
     found = self._cache.find(key)
@@ -256,10 +258,6 @@ def _on_every_host(here: bool) -> bool:
   if jax.process_count() == 1:
     return here
   return bool(np.all(multihost_utils.process_allgather(np.array(here))))
-
-
-def _tokens(vocabulary: Vocabulary) -> ClassTokens:
-  return ClassTokens(vocabulary.token_ids, vocabulary.name_lengths, vocabulary.lengths)
 
 
 def map_rows(mesh: Mesh, function: Callable, n_replicated: int, gather: bool = True) -> Callable:

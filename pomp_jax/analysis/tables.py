@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pomp_jax.data.suites import GROUPS
+from pomp_jax.config.registry import GROUPS
 
 _PUBLISHED = pathlib.Path(__file__).with_name("published.json")
 _TITLES = {
@@ -48,7 +48,7 @@ class SetFigures(NamedTuple):
   """Figures of one set.
 
   Attributes:
-    group: group of sets, a key of `suites.GROUPS`; a table each.
+    group: group of sets, a key of `config.registry.GROUPS`; a table each.
     column: heading of the set's column.
     part: part of its classes, "base", "new" or "novel"; "all".
     prompts: prompt -> figures of `metrics.Tally`.

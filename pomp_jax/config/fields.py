@@ -25,9 +25,8 @@ from pomp_jax.config.declare import (
   typed,
 )
 from pomp_jax.config.region_fields import Regions, Segment
-from pomp_jax.config.registry import JOBS, METHODS, READERS, SOURCES, WORLD
+from pomp_jax.config.registry import JOBS, METHODS, NO_SUITE, READERS, SOURCES, SUITES, WORLD
 from pomp_jax.data.subsets import HALVES
-from pomp_jax.data.suites import NO_SUITE, SUITES
 from pomp_jax.data.views import AUGMENTS
 from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
 from pomp_jax.prompt.context import POSITIONS

@@ -19,8 +19,8 @@ from faster_coco_eval.core import mask as mask_api
 from jaxtyping import Bool, Float32, Int, Int32
 import numpy as np
 
+from pomp_jax.data.class_lists import normalized_name
 from pomp_jax.data.images import MAX_PIXELS
-from pomp_jax.data.vocabulary import normalized_name
 from pomp_jax.errors import InputError
 from pomp_jax.files.class_features import categories_by_id, read_json
 from pomp_jax.files.terminal import is_unicode, printable

@@ -16,7 +16,7 @@ import pathlib
 
 import numpy as np
 
-from pomp_jax.data.vocabulary import VocabularyError, check_names, read_text
+from pomp_jax.data.class_lists import VocabularyError, check_names, read_text
 from pomp_jax.files.terminal import quoted
 
 _FOLDER = pathlib.Path(__file__).with_name("class_names") / "splits"

@@ -14,10 +14,9 @@ import pathlib
 
 import numpy as np
 
-from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list
+from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list, normalized_name
 from pomp_jax.data.images import EXTENSIONS, ImageError, list_image_files
 from pomp_jax.data.source import DataFields, Files, LabelledSet, SourceError, StoredImages
-from pomp_jax.data.vocabulary import normalized_name
 from pomp_jax.files.terminal import is_unicode, printable
 
 log = logging.getLogger(__name__)

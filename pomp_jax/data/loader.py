@@ -1,7 +1,5 @@
 """Batches of images: shuffled and endless for training, in order for evaluation.
 
-The global shuffle is a function of the seed, and the position in it is the number of steps done.
-
 Shapes: G rows of a global batch, V views an image, B images of a batch that a process reads.
 """
 
@@ -17,11 +15,10 @@ import threading
 
 from absl import flags
 import grain
-from jaxtyping import Int, Shaped
+from jaxtyping import Int
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.data.shuffle import epoch_order
 from pomp_jax.data.source import Source, StoredImages, readable_images
 from pomp_jax.errors import RunError
 
@@ -33,6 +30,7 @@ Fetch = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 # Consecutive unreadable images to skip: more than random damage explains.
 _MAX_SKIPS = 100
 _N_BATCHES = 2**62  # endless
+_PREFETCH = 4  # batches to hold ready
 # Signals that a launcher, or Ctrl-C, sends to all processes of a run.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -44,8 +42,8 @@ class CorruptDataError(RunError, RuntimeError):
 class Loader(Iterator[dict[str, np.ndarray]]):
   """Endless training batches from a position on, prepared ahead of the step.
 
-  Batch i holds images i*G/V..(i+1)*G/V-1 of a sequence of epochs, each with its own shuffle. An
-  unreadable image is replaced by the next one of the source, whichever process reads it.
+  Batch i holds images i*G/V..(i+1)*G/V-1 of a sequence of epochs, each with its own shuffle by
+  Grain, a function of the seed. An unreadable image is replaced by the next one of the source.
 
   Yields:
     {"image": [G/count,..], "label": int32 [G/count]}; the V views of an image are adjacent.
@@ -66,7 +64,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     shard: tuple[int, int] = (0, 1),
     threads: int = 2,
     workers: int = 0,
-    prefetch: int = 4,
+    prefetch: int = _PREFETCH,
     max_corrupt: float = 0.0,
     unreadable: frozenset[int] = frozenset(),
   ):
@@ -76,7 +74,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
       source: labelled images.
       fetch: reader of their pixels or features; pickled for workers.
       batch_size: G, over all processes.
-      seed: random seed of the shuffles.
+      seed: random seed of the shuffles, 0 to 2^32 - 1.
       n_views: V.
       start: batches to skip.
       shard: (index, count) of this process, which gets its contiguous part of each batch.
@@ -91,13 +89,14 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     """
     if batch_size % n_views:
       raise ValueError(f"a batch of {batch_size} does not divide by {n_views} views")
-    n_images, (_, count) = batch_size // n_views, shard
-    if n_images % count:
-      raise ValueError(f"a batch of {n_images} images does not divide by {count} processes")
+    n_images = batch_size // n_views
+    if n_images % shard[1]:
+      raise ValueError(f"a batch of {n_images} images does not divide by {shard[1]} processes")
     self._source = source
     self._allowed = int(max_corrupt * len(source))
     self.unreadable = set(unreadable)
-    read = _ReadBatch(source.labels, fetch, len(source), n_images, seed, shard)
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
+    read = _ReadBatch(source.labels, fetch, order, n_images, shard)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
     batches = grain.MapDataset.range(start, _N_BATCHES).map(read).to_iter_dataset(options)
     self._batches = in_workers(batches, workers, prefetch)
@@ -187,43 +186,31 @@ class _ReadBatch:
 
   labels: np.ndarray
   fetch: Fetch
-  n_images: int
+  order: grain.MapDataset
   batch_size: int
-  seed: int
   shard: tuple[int, int]
 
   def __call__(self, batch: int) -> dict[str, np.ndarray]:
     index, count = self.shard
-    first, last = (i * self.batch_size // count for i in (index, index + 1))
-    epochs_B, places_B = np.divmod(batch * self.batch_size + np.arange(first, last), self.n_images)
-    indices_B = np.empty(len(epochs_B), np.int64)
-    for epoch in np.unique(epochs_B).tolist():
-      at = epochs_B == epoch
-      indices_B[at] = epoch_order(self.n_images, self.seed, epoch)[places_B[at]]
-    shown, views, unreadable = self._readable(indices_B, epochs_B)
-    labels = self.labels[shown].astype(np.int32)
-    return {
-      "image": views.reshape(-1, *views.shape[2:]),
-      "label": np.repeat(labels, views.shape[1]),
-      "unreadable": unreadable,
-    }
-
-  def _readable(
-    self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
-  ) -> tuple[Int[np.ndarray, " B"], Shaped[np.ndarray, "B V ..."], Int[np.ndarray, " U"]]:
-    """Images with unreadable ones replaced, their views, and the U unreadable images."""
-    shown = indices.copy()
-    views, readable = self.fetch(shown, epochs)
+    part = self.batch_size // count
+    positions_B = batch * self.batch_size + index * part + np.arange(part)
+    epochs_B = positions_B // len(self.labels)
+    shown_B = np.array([self.order[position] for position in positions_B.tolist()])
+    views, readable_B = self.fetch(shown_B, epochs_B)
     unreadable: list[int] = []
     for _ in range(_MAX_SKIPS):
-      again = np.flatnonzero(~readable)
+      again = np.flatnonzero(~readable_B)
       if not len(again):
-        return shown, views, np.array(unreadable, np.int64)
-      unreadable += shown[again].tolist()
-      shown[again] = (shown[again] + 1) % self.n_images
-      views[again], readable[again] = self.fetch(shown[again], epochs[again])
+        return {
+          "image": views.reshape(-1, *views.shape[2:]),
+          "label": np.repeat(self.labels[shown_B].astype(np.int32), views.shape[1]),
+          "unreadable": np.array(unreadable, np.int64),
+        }
+      unreadable += shown_B[again].tolist()
+      shown_B[again] = (shown_B[again] + 1) % len(self.labels)
+      views[again], readable_B[again] = self.fetch(shown_B[again], epochs_B[again])
     raise CorruptDataError(
-      f"{_MAX_SKIPS} consecutive images, up to number {shown[again[0]]}, can't be read"
+      f"{_MAX_SKIPS} consecutive images, up to number {shown_B[again[0]]}, can't be read"
     )
 
 
@@ -231,31 +218,28 @@ def ordered_batches(
   source: Source,
   *,
   batch_size: int,
-  rows: np.ndarray | None = None,
+  rows: Int[np.ndarray, " B"],
   threads: int = 2,
-  prefetch: int = 4,
 ) -> Iterator[tuple[int, np.ndarray, dict[int, str]]]:
   """Iterates over every image once, in order, for evaluation.
 
   Args:
     source: labelled images.
     batch_size: G; the last batch is padded with the last image.
-    rows: int [B], rows of each batch to read; all if None.
+    rows: rows of each batch to read.
     threads: threads that read ahead.
-    prefetch: batches to hold ready.
 
   Yields:
     Index of the batch's first image, images of `rows` (uint8 [B,H,W,3], unreadable ones black), and
       index -> reason for the unreadable ones.
   """
-  rows = np.arange(batch_size) if rows is None else rows
 
   def read(batch: int) -> tuple[int, np.ndarray, dict[int, str]]:
     start = batch * batch_size
     return start, *readable_images(source, np.minimum(start + rows, len(source) - 1))
 
   order = grain.MapDataset.range(-(-len(source) // batch_size)).map(read)
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_PREFETCH)
   return iter(order.to_iter_dataset(options))
 
 
@@ -267,12 +251,7 @@ class SkippedImages:
   """
 
   def __init__(self, source: Source, max_corrupt: float):
-    """Starts with no skipped image.
-
-    Args:
-      source: all images; the same list in every process.
-      max_corrupt: share of them that may be unreadable. Unless it is 0, one image always may be.
-    """
+    """Starts with no skipped image; one of the source always may be, unless max_corrupt is 0."""
     self.reasons: dict[int, str] = {}
     self._n_images = len(source)
     self._allowed = max(1, int(max_corrupt * len(source))) if max_corrupt else 0

@@ -21,6 +21,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from pomp_jax.data.class_lists import (
   CLASS_LISTS,
   ClassList,
+  VocabularyError,
   class_list_of,
   load_class_list,
   load_tfds_labels,
@@ -29,7 +30,6 @@ from pomp_jax.data.class_lists import (
 from pomp_jax.data.folder import classes_of, match_classes
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import DataFields, LabelledSet, SourceError, StoredImages
-from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.files.array_cache import ArrayCache, fingerprint
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ import pathlib
 from jaxtyping import Bool, Int, Int32, Int64
 import numpy as np
 
-from pomp_jax.data.class_lists import read_table
-from pomp_jax.data.vocabulary import VocabularyError
+from pomp_jax.data.class_lists import VocabularyError, read_table
 
 # Node indices; two such arguments are broadcast.
 Nodes = Int[np.ndarray, "..."] | int | np.integer

@@ -13,8 +13,8 @@ from PIL import Image
 import scipy.special
 
 from pomp_jax.clip import Clip
+from pomp_jax.data.class_lists import check_names
 from pomp_jax.data.images import prepare_batch
-from pomp_jax.data.vocabulary import check_names
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.class_features import Category
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt

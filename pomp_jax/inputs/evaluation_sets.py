@@ -11,12 +11,11 @@ import pathlib
 from pomp_jax import hosts, inputs
 from pomp_jax.config import SOURCES, ConfigError, Settings
 from pomp_jax.config.fields import Evaluate
-from pomp_jax.data.class_lists import ClassList, load_class_list
+from pomp_jax.config.registry import GROUP_OF, NO_SUITE, OWN, SUITES
+from pomp_jax.data.class_lists import ClassList, VocabularyError, load_class_list
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample, half_of_classes
-from pomp_jax.data.suites import GROUP_OF, NO_SUITE, OWN, SUITES
-from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.inputs.own_sets import OwnSet, open_own_set, parse_sets, read_sets_file
 
 log = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ class EvaluationSet:
 
   Attributes:
     name: name such as "dtd", or "dtd/base" for a part of its classes.
-    group: table of the set, one of `suites.GROUPS`.
+    group: table of the set, one of `config.registry.GROUPS`.
     column: heading in that table.
     part: "all", or the part of the classes: base, new (CoOp's half) or novel.
     open: function that opens the images and their class list; reads no image.

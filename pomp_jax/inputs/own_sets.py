@@ -23,11 +23,18 @@ from typing import Any
 import numpy as np
 
 from pomp_jax.config import READERS, SOURCES
-from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
+from pomp_jax.data.class_lists import (
+  CLASS_LISTS,
+  ClassList,
+  VocabularyError,
+  check_names,
+  load_class_list,
+  normalized_names,
+  read_names,
+)
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.data.subsets import half_of_classes
-from pomp_jax.data.vocabulary import VocabularyError, check_names, normalized_names, read_names
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.files.terminal import printable
 

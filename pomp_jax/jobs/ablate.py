@@ -26,8 +26,8 @@ from pomp_jax.ablation.report import write_outcome
 from pomp_jax.ablation.shared import Scores, Shared
 from pomp_jax.clip import ClipError, TokenizeError
 from pomp_jax.config import METHODS, ConfigError, Settings
+from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.source import SourceError
-from pomp_jax.data.vocabulary import VocabularyError
 from pomp_jax.files.array_cache import FeatureCacheError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_keyed, write_json, writing

@@ -31,9 +31,9 @@ from pomp_jax.analysis.tables import (
   title_of,
 )
 from pomp_jax.config import Settings
+from pomp_jax.config.registry import GROUPS
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.source import LabelledSet
-from pomp_jax.data.suites import GROUPS
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import fingerprint

@@ -13,7 +13,7 @@ Leaves the file and `results.json` in the run's folder. docs/formats.md describe
 from pomp_jax import hosts, inputs
 from pomp_jax.config import EXPORT_FORMATS, FEATURE_FORMATS, ConfigError, Settings
 from pomp_jax.config.fields import Export
-from pomp_jax.data.vocabulary import read_names
+from pomp_jax.data.class_lists import read_names
 from pomp_jax.files.class_features import (
   Category,
   is_annotation_file,

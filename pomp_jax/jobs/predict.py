@@ -8,10 +8,9 @@ import logging
 
 from pomp_jax import hosts, inputs
 from pomp_jax.config import Settings
-from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.class_lists import check_names, load_class_list
 from pomp_jax.data.images import ImageError, list_images, read_image
 from pomp_jax.data.loader import CorruptDataError
-from pomp_jax.data.vocabulary import check_names
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
 from pomp_jax.files.run_folder import RunFolder, write_json
 from pomp_jax.files.terminal import printable, steps_of

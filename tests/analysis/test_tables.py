@@ -17,7 +17,7 @@ from pomp_jax.analysis.tables import (
   markdown,
   published,
 )
-from pomp_jax.data.suites import FOUR, GROUPS, TEN
+from pomp_jax.config.registry import FOUR, GROUPS, TEN
 
 COLUMNS = (*TEN, "mean")
 

@@ -12,13 +12,14 @@ from pomp_jax.clip import load_clip
 from pomp_jax.data.class_lists import (
   CLASS_LISTS,
   TEMPLATES,
+  VocabularyError,
   load_class_list,
   load_synsets,
   load_templates,
   load_tfds_labels,
+  normalized_names,
 )
 from pomp_jax.data.prepare import write_class_names
-from pomp_jax.data.vocabulary import VocabularyError, normalized_names
 from pomp_jax.encoder import Encoder
 from pomp_jax.inference import Classifier, topk_accuracy
 from tests.support.clips import clip_tokenizer

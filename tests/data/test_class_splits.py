@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.class_splits import CLASS_SPLITS, read_class_split
-from pomp_jax.data.vocabulary import VocabularyError
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,12 @@ from PIL import Image
 import pytest
 
 from pomp_jax.data import images
-from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.class_lists import VocabularyError, load_class_list, normalized_names
 from pomp_jax.data.coop import open_coop
 from pomp_jax.data.folder import open_folder
 from pomp_jax.data.images import ImageError, list_images, read_image
 from pomp_jax.data.prepare import open_input
 from pomp_jax.data.source import SourceError
-from pomp_jax.data.vocabulary import VocabularyError, normalized_names
 from tests.support.fuzzing import allowed_errors, bombs, damaged, edited_json
 
 often = settings(max_examples=200)

@@ -12,7 +12,6 @@ import grain
 import numpy as np
 import pytest
 
-from pomp_jax.data import shuffle as order_module
 from pomp_jax.data.loader import CorruptDataError, Loader
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.synthetic import encode, natural_image
@@ -71,22 +70,6 @@ def test_the_order_is_that_of_earlier_versions(batch_size, seed, start):
   order = grain.MapDataset.range(20).seed(seed).shuffle().repeat().batch(batch_size)
   expected = [np.asarray(order[batch]).tolist() for batch in range(start, start + 4)]
   assert indices(4, batch_size=batch_size, seed=seed, start=start) == expected
-
-
-def test_an_epochs_order_is_computed_once(monkeypatch):
-  """However small the set: Grain's took as long for 40 images as for 65,536, every time."""
-  seeds, round_keys = [], order_module._round_keys
-  monkeypatch.setattr(
-    order_module, "_round_keys", lambda seed: seeds.append(seed) or round_keys(seed)
-  )
-  # Loaders of other tests may still read, and push orders out of a small cache.
-  kept = functools.lru_cache(maxsize=None)(order_module._order.__wrapped__)
-  monkeypatch.setattr(order_module, "_order", kept)
-  loader = Loader(Numbers(), show, batch_size=5, seed=77, threads=1, prefetch=1)
-  list(itertools.islice(loader, 12))
-  # Three epochs, and perhaps one ahead.
-  own = [int(np.random.SeedSequence([77, 1]).generate_state(1)[0]) + epoch for epoch in range(4)]
-  assert [seeds.count(seed) for seed in own] in ([1, 1, 1, 0], [1, 1, 1, 1])
 
 
 def test_epochs_end_within_batches():

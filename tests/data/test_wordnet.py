@@ -4,8 +4,7 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from pomp_jax.data.class_lists import CLASS_LISTS, load_class_list
-from pomp_jax.data.vocabulary import VocabularyError
+from pomp_jax.data.class_lists import CLASS_LISTS, VocabularyError, load_class_list
 from pomp_jax.data.wordnet import Tree, load_tree
 
 DOG, CAT = "n02084071", "n02121620"

@@ -35,8 +35,8 @@ import warnings
 import numpy as np
 from PIL import Image
 
+from pomp_jax.data.class_lists import VocabularyError, read_names
 from pomp_jax.data.images import ImageError, decode_image, load_rgb, open_image
-from pomp_jax.data.vocabulary import VocabularyError, read_names
 from pomp_jax.files.class_features import CategoryFileError, read_categories
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 from tests.faults import damaged_caches, hostile_files

@@ -9,7 +9,7 @@ import torch
 
 from pomp_jax.clip import load_clip
 from pomp_jax.clip.text import token_embeddings
-from pomp_jax.data.vocabulary import VocabularyError
+from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import ArrayCache
 from pomp_jax.files.class_features import Category

@@ -10,7 +10,7 @@ import torch
 from pomp_jax import world
 from pomp_jax.clip import load_clip, text_tower
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.data.vocabulary import VocabularyError
+from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.class_features import CategoryFileError
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt

@@ -1,9 +1,12 @@
 """Class lists: what is refused, and how names become texts."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from pomp_jax.data.vocabulary import VocabularyError, make_vocabulary, read_names
+from pomp_jax.data.class_lists import VocabularyError, normalized_names, read_names
+from pomp_jax.encoder import Encoder
 
 
 def count_words(texts):
@@ -18,23 +21,18 @@ def count_words(texts):
 
 
 def test_names_become_sentences():
-  vocabulary = make_vocabulary(["grey_wolf", "cat"], count_words)
-  assert vocabulary.names == ("grey_wolf", "cat")
+  clip = SimpleNamespace(positions=9)
+  encoder = SimpleNamespace(clip=clip, _tokenize=lambda texts, budget: count_words(texts))
+  vocabulary = Encoder.vocabulary(encoder, ["grey_wolf", "cat"], 2)
   np.testing.assert_array_equal(vocabulary.token_ids, [[4, 4, 1, 9], [3, 1, 9, 0]])
   np.testing.assert_array_equal(vocabulary.name_lengths, [2, 1])
   np.testing.assert_array_equal(vocabulary.lengths, [4, 3])
 
 
-@pytest.mark.parametrize(
-  ("names", "expected"),
-  [
-    ([], "empty"),
-    (["cat", " "], "name 2,"),
-  ],
-)
+@pytest.mark.parametrize(("names", "expected"), [([], "empty"), (["cat", " "], "name 2,")])
 def test_refused_lists(names, expected):
   with pytest.raises(VocabularyError, match=expected) as error:
-    make_vocabulary(names, count_words)
+    normalized_names(names)
   assert "\n" not in str(error.value)
 
 
