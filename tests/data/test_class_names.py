@@ -24,7 +24,7 @@ def test_names_become_sentences():
   clip = SimpleNamespace(positions=9)
   encoder = SimpleNamespace(clip=clip, _tokenize=lambda texts, budget: count_words(texts))
   vocabulary = Encoder.vocabulary(encoder, ["grey_wolf", "cat"], 2)
-  np.testing.assert_array_equal(vocabulary.token_ids, [[4, 4, 1, 9], [3, 1, 9, 0]])
+  np.testing.assert_array_equal(vocabulary.ids, [[4, 4, 1, 9], [3, 1, 9, 0]])
   np.testing.assert_array_equal(vocabulary.name_lengths, [2, 1])
   np.testing.assert_array_equal(vocabulary.lengths, [4, 3])
 

@@ -14,7 +14,7 @@ import tensorflow_datasets.video.ucf101
 
 from pomp_jax.data.class_lists import ClassList, load_class_list
 from pomp_jax.data.images import ImageError
-from pomp_jax.data.prepare import records
+from pomp_jax.data.prepare.build import Shard, shard_name, write_metadata
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.tfds import open_tfds, tfds_name, tfds_splits
 from pomp_jax.files.array_cache import ArrayCache
@@ -110,13 +110,13 @@ def prepared(tmp_path):
   folder.mkdir(parents=True)
   lengths, size = [], 0
   for shard, rows in enumerate((range(4), range(4, 7))):
-    writer = records.Shard(folder / records.shard_name("shades", "train", shard, 2))
+    writer = Shard(folder / shard_name("shades", "train", shard, 2))
     for row in rows:
       writer.write(png(30 * row), row % 3, f"{row}.png")
     writer.close()
     lengths.append(writer.length)
     size += writer.num_bytes
-  records.write_metadata(
+  write_metadata(
     folder,
     "shades",
     label_names=("dark", "grey", "light"),
@@ -162,10 +162,10 @@ def test_what_is_not_there(prepared):
 def test_a_known_set_from_its_files(prepared):
   folder = prepared / "food101/2.0.0"
   folder.mkdir(parents=True)
-  writer = records.Shard(folder / records.shard_name("food101", "validation", 0, 1))
+  writer = Shard(folder / shard_name("food101", "validation", 0, 1))
   writer.write(png(0), 16, "0.png")
   writer.close()
-  records.write_metadata(
+  write_metadata(
     folder,
     "food101",
     label_names=tfds.builder("food101").info.features["label"].names,
@@ -188,7 +188,7 @@ def test_videos_need_tensorflow_and_the_message_says_what_does_not(prepared):
 
 def test_damaged_records(prepared):
   source = open_tfds("shades", "train", root=prepared)
-  path = prepared / "shades/1.0.0" / records.shard_name("shades", "train", 1, 2)
+  path = prepared / "shades/1.0.0" / shard_name("shades", "train", 1, 2)
   data = bytearray(path.read_bytes())
   start = data.find(png(150)[:20])
   data[start - 60 : start + 200] = bytes(260)

@@ -6,10 +6,11 @@ The folder gets its final name only when it is complete.
 """
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 import concurrent.futures
+import contextlib
 import dataclasses
-import itertools
+import functools
 import json
 import logging
 import multiprocessing
@@ -18,25 +19,23 @@ import pathlib
 import shutil
 from typing import Any
 
+from array_record.python import array_record_module
 import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
 from pomp_jax.data.images import ImageError, decoding_error
-from pomp_jax.data.prepare.records import (
-  VERSION,
-  Input,
-  Shard,
-  Tar,
-  Task,
-  shard_name,
-  write_index,
-  write_metadata,
-)
+from pomp_jax.data.prepare.archives import Input, Tar, Task
 from pomp_jax.data.source import SourceError, StoredImages
 from pomp_jax.data.subsets import ranked
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.terminal import Progress
 
 log = logging.getLogger(__name__)
+
+
+VERSION = "1.0.0"
+_SUFFIX = "array_record"
 
 
 class PrepareError(SourceError):
@@ -83,23 +82,29 @@ def build(
   if source.divided:
     selection = dataclasses.replace(selection, held_out=0)
   work = pathlib.Path(data_dir) / f"{source.dataset}.incomplete"
-  parts, spool = work / "parts", work / "spool"
   _claim(work, identity)
-  shutil.rmtree(spool, ignore_errors=True)
-  for folder in (parts, spool):
-    folder.mkdir(parents=True, exist_ok=True)
-  total, tasks = source.open(lambda split, index: _report(parts, split, index).exists(), spool)
-  done = stored = 0
-  with Progress(total, description=source.dataset) as progress:
-    for task, n_stored in _run(tasks, parts, selection, workers):
-      done, stored = max(done, task.done), stored + n_stored
+  parts = work / "parts"
+  parts.mkdir(exist_ok=True)
+  store = functools.partial(_store, parts=parts, selection=selection)
+  stored = 0
+  with contextlib.ExitStack() as stack:
+    progress = stack.enter_context(
+      Progress(len(source.tasks), description=source.dataset, unit="shards")
+    )
+    run = map
+    if workers > 1:
+      # Spawned: a fork would inherit locks that this process's threads hold.
+      spawn = multiprocessing.get_context("spawn")
+      pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn)
+      run = stack.enter_context(pool).map
+    for done, n_stored in enumerate(run(store, source.tasks), 1):
+      stored += n_stored
       progress.update(done, stored=stored)
   report = _finish(source, work, identity)
   final.parent.mkdir(parents=True, exist_ok=True)
   os.replace(work, final)
   # Only now: until here, they let an interrupted build resume.
-  for folder in ("parts", "spool"):
-    shutil.rmtree(final / folder, ignore_errors=True)
+  shutil.rmtree(final / "parts", ignore_errors=True)
   (final / "plan.json").unlink(missing_ok=True)
   return report
 
@@ -132,34 +137,6 @@ def _claim(work: pathlib.Path, identity: dict[str, Any]) -> None:
     )
 
 
-def _run(
-  tasks: Iterable[Task], parts: pathlib.Path, selection: Selection, workers: int
-) -> Iterator[tuple[Task, int]]:
-  """Runs the tasks, in worker processes if there are several; yields each with its images."""
-  if workers == 1:
-    for task in tasks:
-      yield task, _store(task, parts, selection)
-    return
-  tasks = iter(tasks)
-  # Spawned: a fork would inherit locks that this process's threads hold.
-  context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-    running: dict[concurrent.futures.Future, Task] = {}
-    try:
-      while True:
-        # Only two more than workers, because waiting tasks may hold files in the spool.
-        for task in itertools.islice(tasks, workers + 2 - len(running)):
-          running[pool.submit(_store, task, parts, selection)] = task
-        if not running:
-          return
-        finished, _ = concurrent.futures.wait(running, None, concurrent.futures.FIRST_COMPLETED)
-        for future in finished:
-          yield running.pop(future), future.result()
-    except BaseException:
-      pool.shutdown(cancel_futures=True)
-      raise
-
-
 def _store(task: Task, parts: pathlib.Path, selection: Selection) -> int:
   """Writes a task's shards unless they exist; returns their number of images."""
   report = _report(parts, task.split, task.index)
@@ -185,9 +162,6 @@ def _store(task: Task, parts: pathlib.Path, selection: Selection) -> int:
     stored[split]["num_bytes"] = shard.num_bytes
   with replacing(report) as file:
     file.write(json.dumps({"splits": stored, "unreadable": unreadable}).encode())
-  for unit in task.units:
-    if isinstance(unit, Tar) and unit.temporary:
-      unit.path.unlink(missing_ok=True)
   return sum(len(split["labels"]) for split in stored.values())
 
 
@@ -266,6 +240,104 @@ def _finish(source: Input, work: pathlib.Path, identity: dict[str, Any]) -> dict
   with replacing(work / "report.json") as file:
     file.write(json.dumps(report, indent=2).encode())
   return report
+
+
+class Shard:
+  """One file of records; it gets its name when it is complete."""
+
+  def __init__(self, path: pathlib.Path):
+    """Opens PATH.partial."""
+    self._path = path
+    self._partial = path.with_name(f"{path.name}.partial")
+    # Images are read one by one, and JPEG does not compress further.
+    self._writer = array_record_module.ArrayRecordWriter(
+      str(self._partial), "group_size:1,uncompressed"
+    )
+    self.length = self.num_bytes = 0
+
+  def write(self, image: bytes, label: int, key: str) -> None:
+    """Appends one image."""
+    example = tf_example_pb2.Example()
+    feature = example.features.feature
+    feature["image"].bytes_list.value.append(image)
+    feature["label"].int64_list.value.append(label)
+    feature["file_name"].bytes_list.value.append(key.encode())
+    record = example.SerializeToString()
+    self._writer.write(record)
+    self.length += 1
+    self.num_bytes += len(record)
+
+  def close(self) -> None:
+    """Completes the file.
+
+    Raises:
+      OSError: it can't be written.
+    """
+    self._writer.close()
+    os.replace(self._partial, self._path)
+
+
+def shard_name(dataset: str, split: str, index: int, count: int) -> str:
+  """File name of a shard in a finished data set."""
+  return f"{dataset}-{split}.{_SUFFIX}-{index:05d}-of-{count:05d}"
+
+
+def write_metadata(
+  folder: pathlib.Path,
+  dataset: str,
+  *,
+  label_names: Sequence[str],
+  splits: dict[str, tuple[list[int], int]],
+  description: str,
+  version: str = VERSION,
+) -> None:
+  """Writes `dataset_info.json`, `features.json` and the label names.
+
+  Args:
+    folder: folder of the shards, named by `shard_name`.
+    dataset: name of the data set.
+    label_names: one name a class.
+    splits: name -> records of each shard, and bytes of all records.
+    description: origin and licence of the images.
+    version: last part of the folder's path.
+  """
+  features = tfds.features.FeaturesDict(
+    {
+      "file_name": tfds.features.Text(),
+      "image": tfds.features.Image(shape=(None, None, 3)),
+      "label": tfds.features.ClassLabel(names=list(label_names)),
+    }
+  )
+  infos = []
+  for name, (shard_lengths, num_bytes) in splits.items():
+    template = tfds.core.ShardedFileTemplate(
+      dataset_name=dataset,
+      split=name,
+      filetype_suffix=_SUFFIX,
+      data_dir=folder,
+      template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+    )
+    infos.append(
+      tfds.core.SplitInfo(
+        name=name, shard_lengths=shard_lengths, num_bytes=num_bytes, filename_template=template
+      )
+    )
+  tfds.folder_dataset.write_metadata(
+    data_dir=folder,
+    features=features,
+    split_infos=infos,
+    version=version,
+    description=description,
+    check_data=False,
+  )
+
+
+def write_index(folder: pathlib.Path, split: str, labels: np.ndarray, keys: Sequence[str]) -> None:
+  """Writes labels and keys in record order to `index-SPLIT.npz`, to save reading images."""
+  with replacing(folder / f"index-{split}.npz") as file:
+    np.savez_compressed(
+      file, labels=labels.astype(np.int32), keys=np.char.encode(np.array(keys, str), "utf-8")
+    )
 
 
 def _part(parts: pathlib.Path, split: str, index: int) -> pathlib.Path:
