@@ -1,21 +1,43 @@
-"""Loading a frozen CLIP: its configuration, parameters and tokenizer, in any accepted format."""
+"""Loading a frozen CLIP, with its tokenizer, from a folder, a file or the hub."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
+import functools
 import json
 import logging
-from typing import Any
+import pathlib
+import re
+from typing import Any, NamedTuple
 
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import CLIPTokenizerFast, FlaxCLIPModel
+from transformers import CLIPConfig, CLIPTokenizerFast
 
-from pomp_jax.clip.architecture import ClipConfig, ClipError, huggingface_config
-from pomp_jax.clip.layouts import HUGGINGFACE, read_params
-from pomp_jax.clip.pretrained import Checkpoint, open_checkpoint
+from pomp_jax.clip.architecture import (
+  ClipConfig,
+  ClipError,
+  config_from_huggingface,
+  config_from_shapes,
+  parameter_shapes,
+)
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.clip.tokens import Tokenizer, read_bpe
+from pomp_jax.clip.weights import (
+  FLAX,
+  FLAX_SUFFIX,
+  HUGGINGFACE,
+  OPENAI,
+  Layout,
+  Weights,
+  WeightsError,
+  check_weights,
+  open_weights,
+  read_params,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +55,31 @@ _TOKENIZER_FILES = (
   "special_tokens_map.json",
   "added_tokens.json",
 )
+# Embedded CLIPs in HuggingFace's layout, by name.
+_CLIPS = {"world": pathlib.Path(__file__).parent.parent / "world" / "clip"}
+_HUGGINGFACE_CONFIG = "config.json"
+_HUGGINGFACE_WEIGHTS = (
+  f"flax_model{FLAX_SUFFIX}",
+  "model.safetensors",
+  "model.safetensors.index.json",
+  "pytorch_model.bin",
+)
+_OPEN_CLIP_CONFIG = "open_clip_config.json"
+_OPEN_CLIP_WEIGHTS = (
+  "open_clip_model.safetensors",
+  "open_clip_pytorch_model.safetensors",
+  "open_clip_pytorch_model.bin",
+)
+_ACCEPTED = (
+  f"{', '.join(_CLIPS)}, a folder or hub id with {_HUGGINGFACE_CONFIG} and"
+  f" {', '.join(_HUGGINGFACE_WEIGHTS[:-1])} or"
+  f" {_HUGGINGFACE_WEIGHTS[-1]}, or with {', '.join(_OPEN_CLIP_WEIGHTS[:-1])} or"
+  f" {_OPEN_CLIP_WEIGHTS[-1]}, or a .safetensors, .pt or .bin file of OpenAI's or open_clip's"
+)
+# Seconds to wait for the hub. Its own library retries each file for 23 s.
+_TIMEOUT = 5.0
+# One slash at most, and a letter or a digit first.
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,15 +150,9 @@ def read_clip_config(source: str) -> ClipConfig:
   """Reads the configuration alone, for validation before anything heavy starts.
 
   Names and shapes of the weights are checked against it, and the tokenizer is read. Files of a hub
-  are downloaded.
-
-  Args:
-    source: see `load_clip`.
-
-  Raises:
-    ClipError: nothing there, or not a CLIP.
+  are downloaded. Arguments and errors as `load_clip`'s.
   """
-  with open_checkpoint(source) as checkpoint:
+  with _open_checkpoint(source) as checkpoint:
     _tokenizer(checkpoint)
     return checkpoint.config
 
@@ -136,38 +177,150 @@ def load_clip(source: str, name: str | None = None, activation: str = "auto") ->
     ClipError: nothing there, a hub that does not answer, another architecture, damage, or no
       tokenizer.
   """
-  with open_checkpoint(source, activation) as checkpoint:
+  with _open_checkpoint(source, activation) as checkpoint:
     tokenizer = _tokenizer(checkpoint)
     mean, std = _channel_statistics(checkpoint)
-    if checkpoint.weights is None:
-      params = _flax_params(checkpoint)
-    else:
-      params = read_params(checkpoint.weights, checkpoint.shapes, checkpoint.layout)
+    params = read_params(checkpoint.weights, checkpoint.shapes, checkpoint.layout)
   config = checkpoint.config
   level = logging.WARNING if any("ASSUMED" in note for note in config.notes) else logging.INFO
   log.log(level, "%s: %s", source, "; ".join([config.describe(), *config.notes]))
   return Clip(name or source, config, params, tokenizer, mean, std)
 
 
-def _flax_params(checkpoint: Checkpoint) -> Params:
-  """Reads flax_model.msgpack by HuggingFace's own code."""
-  source = checkpoint.place.source
+class _Place:
+  """A folder of a CLIP's files, or a repository on the hub.
+
+  The hub is asked once for the list of files. If it does not answer, its local cache is used.
+  """
+
+  def __init__(self, source: str):
+    self.source, path = source, _CLIPS.get(source) or pathlib.Path(source)
+    self.file = path if path.is_file() else None
+    self._folder = path.parent if self.file else path
+    self._on_hub = not path.exists()
+    self._trouble = ""
+    if self._on_hub and not _HUB_ID.fullmatch(source):
+      raise ClipError(f"{source}: no such file or folder; accepted: {_ACCEPTED}")
+
+  def find(self, name: str) -> pathlib.Path | None:
+    """Returns the path of a file, downloaded if necessary; None if there is none."""
+    if not self._on_hub:
+      file = self._folder / name
+      return file if file.is_file() else None
+    listed = self._listed
+    if listed is not None and name not in listed:
+      return None
+    try:
+      return pathlib.Path(hf_hub_download(self.source, name, local_files_only=listed is None))
+    except (EntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+      # Without a network, a missing file looks like an unreachable one.
+      self._trouble = self._trouble or _line(error)[:200]
+      return None
+
+  @functools.cached_property
+  def _listed(self) -> frozenset[str] | None:
+    """Names of the repository's files; None without an answer of the hub."""
+    try:
+      files = HfApi().model_info(self.source, timeout=_TIMEOUT).siblings
+      return frozenset(file.rfilename for file in files or ())
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+      self._trouble = f"the hub can't be asked: {type(error).__name__}: {_line(error)[:200]}"
+      return None
+
+  def find_first(self, names: tuple[str, ...]) -> pathlib.Path | None:
+    """Returns the first of these files that exists."""
+    return next(filter(None, map(self.find, names)), None)
+
+  def nothing(self) -> ClipError:
+    """The error of a source without a CLIP."""
+    because = f" ({self._trouble})" if self._trouble else ""
+    return ClipError(f"{self.source}: no CLIP's weights there{because}; accepted: {_ACCEPTED}")
+
+
+class _Checkpoint(NamedTuple):
+  """A CLIP's files, checked against one another; `settings` is open_clip's, if used."""
+
+  place: _Place
+  config: ClipConfig
+  weights: Weights
+  layout: Layout
+  shapes: dict[str, Any]
+  settings: dict[str, Any] | None
+
+
+@contextlib.contextmanager
+def _open_checkpoint(source: str, activation: str = "auto") -> Iterator[_Checkpoint]:
+  """Finds a CLIP and checks names and shapes of its weights against its configuration."""
+  place = _Place(source)
+  file, config_file = place.file, None
+  if file is None:
+    config_file = place.find(_HUGGINGFACE_CONFIG)
+    file = config_file and place.find_first(_HUGGINGFACE_WEIGHTS)
+    if file is None:
+      config_file, file = None, place.find_first(_OPEN_CLIP_WEIGHTS)
+    if file is None:
+      raise place.nothing()
   try:
-    _, params = FlaxCLIPModel.from_pretrained(
-      str(checkpoint.file.parent), config=huggingface_config(checkpoint.config), _do_init=False
+    with open_weights(file) as weights:
+      yield _checked(place, weights, file, config_file, activation)
+  except WeightsError as error:
+    raise ClipError(str(error)) from error
+
+
+def _checked(
+  place: _Place,
+  weights: Weights,
+  file: pathlib.Path,
+  config_file: pathlib.Path | None,
+  activation: str,
+) -> _Checkpoint:
+  settings = None
+  if config_file is not None or any(name.startswith("text_model.") for name in weights.shapes):
+    layout = FLAX if file.suffix == FLAX_SUFFIX else HUGGINGFACE
+    config = config_from_huggingface(_huggingface_config(place, config_file), activation)
+  else:
+    layout = OPENAI
+    settings = _open_clip_settings(place)
+    config = config_from_shapes(weights.shapes, weights.path, activation, settings)
+  try:
+    shapes = parameter_shapes(config)
+  except (ValueError, TypeError, ZeroDivisionError) as error:
+    raise ClipError(f"{weights.path}: no tower has such sizes ({_line(error)})") from error
+  check_weights(weights.shapes, shapes, layout, weights.path)
+  return _Checkpoint(place, config, weights, layout, shapes, settings)
+
+
+def _huggingface_config(place: _Place, file: pathlib.Path | None) -> CLIPConfig:
+  file = file or place.find(_HUGGINGFACE_CONFIG)
+  if file is None:
+    raise ClipError(
+      f"{place.source}: no {_HUGGINGFACE_CONFIG}, expected beside weights in HuggingFace's layout"
     )
-  except (OSError, ValueError, TypeError, KeyError) as error:
-    raise _unreadable(source, checkpoint.file.name, error) from error
-  if jax.tree.map(jnp.shape, dict(params)) != checkpoint.shapes:
-    raise ClipError(f"{source}: {checkpoint.file.name}: shapes other than those of its config.json")
-  return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), dict(params))
+  try:
+    config = CLIPConfig.from_pretrained(str(file.parent))
+  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    raise ClipError(f"{place.source}: {file.name} is no CLIP's ({_line(error)})") from error
+  if config.model_type != "clip":
+    raise ClipError(f"{place.source}: model_type: got {config.model_type!r}, expected 'clip'")
+  return config
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+def _open_clip_settings(place: _Place) -> dict[str, Any] | None:
+  file = place.find(_OPEN_CLIP_CONFIG)
+  if file is None:
+    return None
+  try:
+    settings = json.loads(file.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise ClipError(f"{file}: not JSON ({_line(error)})") from error
+  return settings if isinstance(settings, dict) else {}
+
+
+def _tokenizer(checkpoint: _Checkpoint) -> Tokenizer:
   """HuggingFace's tokenizer beside weights in its layout, otherwise one from the merges."""
   place = checkpoint.place
   own = place.find_first(_TOKENIZER_FILES[:2])
-  if checkpoint.layout is not HUGGINGFACE or own is None:
+  if checkpoint.layout is OPENAI or own is None:
     return read_bpe(place.find, checkpoint.config.text_config.vocab_size, place.source)
   # From the hub, each file is downloaded when it is looked up.
   for name in _TOKENIZER_FILES:
@@ -175,17 +328,17 @@ def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
   try:
     return CLIPTokenizerFast.from_pretrained(str(own.parent))
   except Exception as error:  # the tokenizers' library raises bare Exceptions
-    raise _unreadable(place.source, own.name, error) from error
+    raise ClipError(f"{place.source}: {own.name} can't be read ({_line(error)})") from error
 
 
-def _channel_statistics(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _channel_statistics(checkpoint: _Checkpoint) -> tuple[tuple[float, ...], tuple[float, ...]]:
   """Mean and deviation by open_clip_config.json, or by HuggingFace's preprocessor."""
   if checkpoint.settings is not None:
     settings: Any = checkpoint.settings.get("preprocess_cfg", {})
-    names, where = ("mean", "std"), f"{checkpoint.file}: preprocess_cfg"
+    names, where = ("mean", "std"), f"{checkpoint.weights.path}: preprocess_cfg"
   else:
     file = checkpoint.place.find("preprocessor_config.json")
-    if file is None or checkpoint.layout is not HUGGINGFACE:
+    if file is None or checkpoint.layout is OPENAI:
       return _CLIP_MEAN, _CLIP_STD
     try:
       settings = json.loads(file.read_text())
@@ -206,6 +359,5 @@ def _channel_statistics(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tupl
   return mean, std
 
 
-def _unreadable(source: str, part: str, error: Exception) -> ClipError:
-  reason = " ".join(str(error).split())
-  return ClipError(f"{source}: {part} can't be read ({reason[:300]})")
+def _line(error: Exception) -> str:
+  return " ".join(str(error).split())[:300]

@@ -6,19 +6,19 @@ in `CLIP_PATH` was trained on web-like captions (`captions`, `train_clip`). This
 source `world`: splits of labelled images, rendered on demand.
 """
 
+import pathlib
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from pomp_jax.errors import InputError
-from pomp_jax.files.weights import CLIPS
 from pomp_jax.world import render
 from pomp_jax.world.names import class_attributes, class_names
 from pomp_jax.world.render import IMAGE_SIZE
 
 __all__ = ["CLIP_PATH", "IMAGE_SIZE", "WorldSource", "class_names", "open_source", "source"]
 
-CLIP_PATH = CLIPS["world"]
+CLIP_PATH = pathlib.Path(__file__).parent / "clip"
 
 # Class group and random stream of each split; `captions` has another stream.
 _SPLITS = {

@@ -19,7 +19,7 @@ from transformers import CLIPConfig, CLIPModel
 from pomp_jax import world
 from pomp_jax.clip import ClipError, image_tower, load_clip
 from pomp_jax.clip.architecture import config_from_huggingface, parameter_shapes
-from pomp_jax.clip.layouts import HUGGINGFACE, check_weights
+from pomp_jax.clip.weights import HUGGINGFACE, check_weights
 from tests.support.checks import assert_close
 from tests.support.clips import encode_texts, error_of, write_random_clip
 

@@ -11,9 +11,9 @@ import torch
 
 from pomp_jax.clip import Clip, image_tower, load_clip
 from pomp_jax.clip.architecture import config_from_shapes, parameter_shapes
-from pomp_jax.clip.layouts import OPENAI, check_weights
 from pomp_jax.clip.load import read_clip_config
 from pomp_jax.clip.text import text_tower
+from pomp_jax.clip.weights import OPENAI, check_weights
 from tests.support.checks import assert_close
 from tests.support.clips import encode_texts
 from tests.support.openai_clip import (

@@ -11,7 +11,7 @@ import torch
 
 from pomp_jax.clip import ClipError, load_clip
 from pomp_jax.clip.architecture import config_from_shapes, parameter_shapes
-from pomp_jax.clip.layouts import OPENAI, check_weights
+from pomp_jax.clip.weights import OPENAI, check_weights
 from tests.support.clips import error_of
 from tests.support.openai_clip import RESNET, VIT, small_open_clip, write_merges, write_settings
 

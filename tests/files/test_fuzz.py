@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from pomp_jax.clip.weights import WeightsError, open_weights
 from pomp_jax.files.array_cache import FeatureBlocks, FeatureCacheError
 from pomp_jax.files.class_features import CategoryFileError, is_annotation_file, read_categories
 from pomp_jax.files.prompt_file import POSITIONS, Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.files.weights import WeightsError, open_weights
 from tests.support.fuzzing import (
   allowed_errors,
   awkward_text,

@@ -7,7 +7,7 @@ import pytest
 
 from pomp_jax import inputs
 from pomp_jax.benchmark import costs
-from pomp_jax.clip import pretrained, synthetic, tokenize
+from pomp_jax.clip import load, synthetic, tokenize
 from pomp_jax.config import ConfigError, unpack, validate
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.synthetic import open_synthetic
@@ -129,7 +129,7 @@ def test_a_recipe_asks_no_hub(name, tmp_path, monkeypatch):
   def download(*arguments, **more):
     raise AssertionError(f"asked for {arguments}")
 
-  monkeypatch.setattr(pretrained, "hf_hub_download", download)
+  monkeypatch.setattr(load, "hf_hub_download", download)
   config = importlib.import_module(f"configs.imagenet21k_{name}").get_config()
   config = unpack(config).replace({"dry_run": True})
   validate(config)

@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from pomp_jax.files.weights import WeightsError, open_weights
+from pomp_jax.clip.weights import WeightsError, open_weights
 
 STATE = {
   "a.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4) / 7,

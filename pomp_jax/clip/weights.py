@@ -1,0 +1,353 @@
+"""Files of a CLIP's weights: their formats, without torch, and their layouts.
+
+A torch archive may be a state dict, a training checkpoint with an item `state_dict`, or a
+TorchScript module, whose tensors are the attributes of its modules and whose code is ignored.
+
+A layout names the tensor of each parameter of FlaxCLIP's tree: HuggingFace's of its torch models,
+that of its Flax models, and OpenAI's, which open_clip kept. torch stores a dense layer's kernel as
+[out, in] and a convolution's as [out, in, height, width].
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+import contextlib
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple, NoReturn
+import zipfile
+
+from flax.serialization import msgpack_restore
+from flax.traverse_util import flatten_dict, unflatten_dict
+import numpy as np
+import safetensors
+
+from pomp_jax.clip.architecture import OPENAI_FACTS, ClipError, Shapes
+from pomp_jax.files.prompt_formats import is_legacy_torch, is_safetensors
+from pomp_jax.files.restricted_pickle import PickledObject
+from pomp_jax.files.terminal import printable
+from pomp_jax.files.torch_archive import StoredTensor, TorchArchive, TorchArchiveError
+
+FLAX_SUFFIX, INDEX_SUFFIX = ".msgpack", ".index.json"
+
+_FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of number types
+_MAX_INDEX_BYTES = 64 * 2**20
+# TorchScript modules may share others: there can be many more paths than tensors.
+_MAX_TENSORS = 100_000
+_MAX_DEPTH = 32
+
+Path = tuple[str, ...]
+
+
+class WeightsError(ValueError):
+  """Weights that can't be read: one line with the file, the part, and what is accepted."""
+
+
+class Weights(NamedTuple):
+  """Tensors of an open file, or of all its shards.
+
+  Attributes:
+    path: file, for messages.
+    shapes: shapes by name.
+    read: function from a name to the tensor as float32, stored in any float type.
+  """
+
+  path: str
+  shapes: dict[str, tuple[int, ...]]
+  read: Callable[[str], np.ndarray]
+
+
+class Source(NamedTuple):
+  """The tensor of a parameter.
+
+  Attributes:
+    key: the tensor's name.
+    part: index of a third of its first axis; None for all of it.
+    as_is: whether its axes are the parameter's.
+  """
+
+  key: str
+  part: int | None = None
+  as_is: bool = False
+
+
+class Layout(NamedTuple):
+  """A project's names of the weights.
+
+  Attributes:
+    source: function from a parameter's path in the tree to its source.
+    other: endings of the names of tensors that are no weights.
+  """
+
+  source: Callable[[Path], Source]
+  other: tuple[str, ...]
+
+
+def _huggingface_source(path: Path) -> Source:
+  *module, kind = path
+  weight = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+  return Source(".".join([*module, weight.get(kind, kind)]), as_is=kind == "embedding")
+
+
+_OUTER = {
+  "text_model.embeddings.token_embedding.embedding": "token_embedding.weight",
+  "text_model.embeddings.position_embedding.embedding": "positional_embedding",
+  "text_projection.kernel": "text_projection",
+  "logit_scale": "logit_scale",
+  "vision_model.embeddings.class_embedding": "visual.class_embedding",
+  "vision_model.embeddings.position_embedding.embedding": "visual.positional_embedding",
+  "visual_projection.kernel": "visual.proj",
+}
+_MODULES = {
+  "text_model.final_layer_norm": "ln_final",
+  "vision_model.embeddings.patch_embedding": "visual.conv1",
+  "vision_model.pre_layrnorm": "visual.ln_pre",
+  "vision_model.post_layernorm": "visual.ln_post",
+}
+_IN_LAYER = {
+  "layer_norm1": "ln_1",
+  "layer_norm2": "ln_2",
+  "self_attn.out_proj": "attn.out_proj",
+  "mlp.fc1": "mlp.c_fc",
+  "mlp.fc2": "mlp.c_proj",
+}
+_STACKED = ("q_proj", "k_proj", "v_proj")
+_RESNET = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+
+
+def _openai_source(path: Path) -> Source:
+  *module, kind = path
+  weight = "bias" if kind == "bias" else "weight"
+  if ".".join(path) in _OUTER:
+    return Source(_OUTER[".".join(path)], as_is=True)
+  if ".".join(module) in _MODULES:
+    return Source(f"{_MODULES['.'.join(module)]}.{weight}")
+  if module[1] == "encoder":
+    tower = "transformer" if module[0] == "text_model" else "visual.transformer"
+    layer, within = f"{tower}.resblocks.{module[3]}", module[4:]
+    if within[-1] in _STACKED:
+      return Source(f"{layer}.attn.in_proj_{weight}", part=_STACKED.index(within[-1]))
+    return Source(f"{layer}.{_IN_LAYER['.'.join(within)]}.{weight}")
+  # The ResNet's modules have OpenAI's names in `clip.resnet` too.
+  key = ".".join(["visual", *module[1:], _RESNET.get(kind, kind)])
+  return Source(key, as_is=kind == "positional_embedding")
+
+
+FLAX = Layout(lambda path: Source(".".join(path), as_is=True), ("position_ids",))
+HUGGINGFACE = Layout(_huggingface_source, ("position_ids",))
+OPENAI = Layout(_openai_source, ("attn_mask", "num_batches_tracked", *OPENAI_FACTS))
+
+
+def check_weights(found: Shapes, shapes: dict[str, Any], layout: Layout, where: str) -> None:
+  """Checks names and shapes of a file's tensors against the parameters, without reading any.
+
+  Args:
+    found: shapes of the tensors, by name.
+    shapes: shapes of the parameters, as a tree.
+    layout: layout of the file.
+    where: the file, for messages.
+
+  Raises:
+    ClipError: a tensor that is missing, of another shape, or of no parameter.
+  """
+  needed = {}
+  for path, shape in flatten_dict(shapes).items():
+    source = layout.source(path)
+    needed[source.key] = _stored_shape(tuple(shape), source)
+  missing = needed.keys() - found
+  if missing:
+    raise ClipError(f"{where}: {_some(missing)} missing, expected in such a CLIP")
+  unknown = {name for name in found.keys() - needed if not name.endswith(layout.other)}
+  if unknown:
+    raise ClipError(f"{where}: {_some(unknown)} unexpected in such a CLIP")
+  for key, shape in sorted(needed.items()):
+    if found[key] != shape:
+      raise ClipError(f"{where}: {key}: got shape {list(found[key])}, expected {list(shape)}")
+
+
+def read_params(weights: Weights, shapes: dict[str, Any], layout: Layout) -> dict[str, Any]:
+  """Reads the parameters of a file that `check_weights` accepts as FlaxCLIP's tree, float32.
+
+  Raises:
+    WeightsError: an unreadable tensor.
+  """
+  return unflatten_dict(
+    {path: _arranged(weights, layout.source(path)) for path in flatten_dict(shapes)}
+  )
+
+
+def _arranged(weights: Weights, source: Source) -> np.ndarray:
+  stored = weights.read(source.key)
+  if source.part is not None:
+    stored = np.split(stored, 3)[source.part]
+  if stored.ndim == 2 and not source.as_is:
+    stored = stored.T
+  elif stored.ndim == 4 and not source.as_is:
+    stored = stored.transpose(2, 3, 1, 0)
+  return np.asarray(stored, order="C")
+
+
+def _stored_shape(shape: tuple[int, ...], source: Source) -> tuple[int, ...]:
+  """A parameter's shape in the file: the inverse of `_arranged`."""
+  if len(shape) == 2 and not source.as_is:
+    shape = shape[::-1]
+  elif len(shape) == 4 and not source.as_is:
+    shape = (shape[3], shape[2], shape[0], shape[1])
+  return (3 * shape[0], *shape[1:]) if source.part is not None else shape
+
+
+def _some(names: Iterable[str]) -> str:
+  first, *others = sorted(names)
+  return f"{first} and {len(others)} more are" if others else f"{first} is"
+
+
+@contextlib.contextmanager
+def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
+  """Opens a file; its content decides the format. No code in it is run.
+
+  Args:
+    path: safetensors file, torch archive, Flax's `.msgpack`, or the `.index.json` of a safetensors
+      file whose shards are in the same folder.
+
+  Raises:
+    WeightsError: missing, of another format, damaged or truncated; a missing shard; a pickle with
+      anything that checkpoints don't hold. `read` raises it as well.
+  """
+  path = pathlib.Path(path)
+  with contextlib.ExitStack() as stack:
+    if path.name.endswith(INDEX_SUFFIX):
+      yield _sharded(path, stack)
+      return
+    try:
+      with open(path, "rb") as file:
+        head = file.read(32)
+    except OSError as error:
+      _refuse(path, "the file", error.strerror or "unreadable", "a file of weights")
+    if path.suffix == FLAX_SUFFIX:
+      yield _flax(path)
+    elif is_safetensors(head):
+      yield _safetensors(path, stack)
+    elif zipfile.is_zipfile(path):
+      stack.enter_context(_torch_errors())
+      yield _torch(path, stack.enter_context(TorchArchive(path)))
+    elif is_legacy_torch(head):
+      accepted = "the zip format (load and save it again with a newer torch), or safetensors"
+      _refuse(path, "the file", "in torch's old format, from before 1.6", accepted)
+    else:
+      found = f"neither a whole safetensors file nor a torch archive (it begins with {head[:8]!r})"
+      accepted = "an undamaged .safetensors, or .pt or .bin of torch 1.6 or newer"
+      _refuse(path, "the file", found, accepted)
+
+
+def _flax(path: pathlib.Path) -> Weights:
+  try:
+    tensors = {
+      ".".join(key): np.asarray(leaf, np.float32)
+      for key, leaf in flatten_dict(msgpack_restore(path.read_bytes())).items()
+    }
+  except Exception as error:  # the libraries' errors share no base
+    _refuse(path, "the file", f"not a whole msgpack of arrays ({error})", "an undamaged one")
+  return Weights(str(path), {name: leaf.shape for name, leaf in tensors.items()}, tensors.get)
+
+
+def _safetensors(path: pathlib.Path, stack: contextlib.ExitStack) -> Weights:
+  """The library checks the header and the file's length, and maps the file into memory."""
+  try:
+    file = stack.enter_context(safetensors.safe_open(os.fspath(path), framework="numpy"))
+    headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    shapes = {name: tuple(header.get_shape()) for name, header in headers.items()}
+  except Exception as error:  # the library's own errors share no base
+    found = f"not a whole safetensors file ({error})"
+    _refuse(path, "the file", found, "an undamaged safetensors file")
+
+  def read(name: str) -> np.ndarray:
+    kind = headers[name].get_dtype()
+    if kind not in _FLOATS:
+      _refuse(path, name, f"of type {kind}", ", ".join(_FLOATS))
+    return file.get_tensor(name).astype(np.float32)
+
+  return Weights(str(path), shapes, read)
+
+
+def _sharded(path: pathlib.Path, stack: contextlib.ExitStack) -> Weights:
+  try:
+    if path.stat().st_size > _MAX_INDEX_BYTES:
+      raise ValueError(f"{path.stat().st_size} bytes large")
+    shard_of = json.loads(path.read_text())["weight_map"]
+    shard_names = sorted(set(shard_of.values()))
+    if any(os.path.basename(name) != name or name in ("", ".", "..") for name in shard_names):
+      raise ValueError("a shard that is no file name")
+  except FileNotFoundError:
+    _refuse(path, "the file", "missing", "the index of a sharded safetensors file")
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    accepted = '{"weight_map": {name: file beside it}}'
+    _refuse(path, "the file", f"no index of shards ({error})", accepted)
+  shards = {}
+  for name in shard_names:
+    file = path.with_name(name)
+    if not file.is_file():
+      _refuse(path, f"the shard {name}", "missing", f"all {len(shard_names)} shards beside it")
+    shards[name] = _safetensors(file, stack)
+  for tensor, name in shard_of.items():
+    if tensor not in shards[name].shapes:
+      _refuse(path, tensor, f"not in {name}", "the shards that belong to this index")
+  shapes = {tensor: shards[name].shapes[tensor] for tensor, name in shard_of.items()}
+  return Weights(str(path), shapes, lambda tensor: shards[shard_of[tensor]].read(tensor))
+
+
+def _torch(path: pathlib.Path, archive: TorchArchive) -> Weights:
+  value = archive.value
+  if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
+    value = value["state_dict"]
+  tensors = _tensors_by_name(path, value)
+  if not tensors:
+    kind = value.name if isinstance(value, PickledObject) else type(value).__name__
+    _refuse(path, "the checkpoint", f"a {kind} without tensors", "a state dict of weights")
+  # Distributed training wraps the model in another module.
+  if all(name.startswith("module.") for name in tensors):
+    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+
+  def read(name: str) -> np.ndarray:
+    with _torch_errors():
+      values = archive.array(tensors[name], name)
+    if values.dtype.kind != "f":
+      _refuse(path, name, f"of type {values.dtype}", "a float type")
+    return np.asarray(values, np.float32)
+
+  return Weights(str(path), {name: tensor.shape for name, tensor in tensors.items()}, read)
+
+
+def _tensors_by_name(path: pathlib.Path, value: Any) -> dict[str, StoredTensor]:
+  """Finds the tensors of a state dict, or of a TorchScript module and its submodules."""
+  tensors, waiting, n_seen = {}, [("", value, 0)], 0
+  while waiting:
+    name, item, depth = waiting.pop()
+    n_seen += 1
+    if n_seen > _MAX_TENSORS or depth > _MAX_DEPTH:
+      found = f"more than {_MAX_TENSORS} values, or deeper than {_MAX_DEPTH}"
+      _refuse(path, "the checkpoint", found, "a CLIP, which is smaller")
+    if isinstance(item, StoredTensor):
+      tensors[name] = item
+    children = {}
+    if isinstance(item, PickledObject) and item.name.startswith("__torch__."):
+      children = item.attributes
+    elif isinstance(item, dict) and depth == 0:
+      children = item
+    prefix = f"{name}." if name else ""
+    waiting += [
+      (prefix + key, child, depth + 1)
+      for key, child in children.items()
+      if isinstance(key, str) and isinstance(child, StoredTensor | PickledObject)
+    ]
+  return tensors
+
+
+@contextlib.contextmanager
+def _torch_errors() -> Iterator[None]:
+  try:
+    yield
+  except TorchArchiveError as error:
+    raise WeightsError(str(error)) from error
+
+
+def _refuse(path: pathlib.Path, part: str, found: str, accepted: str) -> NoReturn:
+  raise WeightsError(f"{path}: {printable(part)} is {printable(found)}; accepted: {accepted}")
