@@ -246,7 +246,9 @@ def _flax(path: pathlib.Path) -> Weights:
     }
   except Exception as error:  # the libraries' errors share no base
     _refuse(path, "the file", f"not a whole msgpack of arrays ({error})", "an undamaged one")
-  return Weights(str(path), {name: leaf.shape for name, leaf in tensors.items()}, tensors.get)
+  return Weights(
+    str(path), {name: leaf.shape for name, leaf in tensors.items()}, tensors.__getitem__
+  )
 
 
 def _safetensors(path: pathlib.Path, stack: contextlib.ExitStack) -> Weights:
