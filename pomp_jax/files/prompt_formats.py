@@ -11,7 +11,6 @@ import json
 import math
 import os
 from typing import Any, BinaryIO, NoReturn
-import zipfile
 import zlib
 
 import numpy as np
@@ -19,6 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from pomp_jax.errors import InputError
+from pomp_jax.files.npz import NpzArchive
 from pomp_jax.files.restricted_pickle import PickledObject
 from pomp_jax.files.terminal import printable
 from pomp_jax.files.torch_archive import (
@@ -92,71 +92,22 @@ def write_npz(file: BinaryIO, context: np.ndarray, text: Mapping[str, str], epoc
 
 def read_npz(path: str | os.PathLike) -> Stored:
   """Reads an npz file; unknown arrays are ignored."""
-  try:
-    archive = zipfile.ZipFile(path)
-  except FileNotFoundError:
-    refuse(path, "the file", "missing", "a prompt file (.npz)")
-  except Exception as error:  # a damaged archive fails in more ways than zipfile documents
-    refuse(path, "the file", f"not a whole npz ({error})", "an undamaged npz")
-  with archive:
+  with NpzArchive(path, refuse) as archive:
     check_version(path, _npz_scalar(archive, path, "format_version", "iu", "an integer"))
     text = {field: _npz_scalar(archive, path, field, "U", "a 0-d string") for field in TEXT_FIELDS}
-    return _npz_array(archive, path, "context"), text
+    return archive.read("context", _MAX_CONTEXT_BYTES, check_shape, _MAX_GROWTH), text
 
 
 def _npz_scalar(
-  archive: zipfile.ZipFile, path: str | os.PathLike, field: str, kinds: str, accepted: str
+  archive: NpzArchive, path: str | os.PathLike, field: str, kinds: str, accepted: str
 ) -> Any:
-  array = _npz_array(archive, path, field)
+  array = archive.read(field, _MAX_TEXT_BYTES, max_growth=_MAX_GROWTH)
   if array.ndim != 0 or array.dtype.kind not in kinds:
     refuse(path, field, f"{array.dtype} {list(array.shape)}", accepted)
   try:
     return array.item()
   except ValueError as error:  # a code point beyond Unicode
     refuse(path, field, f"no text ({error})", accepted)
-
-
-def _npz_array(archive: zipfile.ZipFile, path: str | os.PathLike, field: str) -> np.ndarray:
-  try:
-    info = archive.getinfo(f"{field}.npy")
-  except KeyError:
-    names = ", ".join(sorted(name.removesuffix(".npy") for name in archive.namelist()))
-    refuse(path, field, f"missing (the file has: {names or 'nothing'})", "an array of that name")
-  stored = min(info.compress_size, os.path.getsize(path))
-  if info.file_size > (most := max(2**20, _MAX_GROWTH * stored)):
-    found = f"{stored} bytes that stand for {info.file_size}"
-    refuse(path, field, found, f"at most {most} of these")
-  try:
-    with archive.open(info) as member:
-      shape, fortran_order, dtype = _npy_header(member)
-      if dtype.hasobject:
-        refuse(path, field, "pickled Python objects", "plain arrays (pickles can run any code)")
-      if field == "context":
-        check_shape(path, field, shape)
-      claimed = math.prod(map(int, shape)) * dtype.itemsize
-      most = _MAX_CONTEXT_BYTES if field == "context" else _MAX_TEXT_BYTES
-      if claimed > most:
-        refuse(path, field, f"{claimed} bytes large", f"at most {most} bytes")
-      values = bytearray(member.read())
-    if claimed != len(values):
-      found = f"{len(values)} bytes, where its header claims {claimed}"
-      refuse(path, field, found, "an undamaged array")
-    order = "F" if fortran_order else "C"
-    return np.ndarray(shape, dtype, values, order=order)
-  except PromptFileError:
-    raise
-  except Exception as error:  # zlib, zipfile and the header's parser, on a bad byte
-    refuse(path, field, f"damaged ({error})", "an undamaged array")
-
-
-def _npy_header(member: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:
-  version = np.lib.format.read_magic(member)
-  if version == (1, 0):
-    return np.lib.format.read_array_header_1_0(member)
-  if version == (2, 0):
-    return np.lib.format.read_array_header_2_0(member)
-  # 3.0 differs in the encoding of field names alone, and our arrays have none.
-  raise ValueError(f"npy version {version} is not one of 1.0, 2.0")
 
 
 def is_safetensors(head: bytes) -> bool:

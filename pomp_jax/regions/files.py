@@ -1,0 +1,309 @@
+"""Regions of images, and folders of them with the embeddings of a detector.
+
+Shapes: R regions of an image of H x W pixels, S stages of a detector, E embedding.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from typing import Any, NamedTuple, NoReturn
+
+from jaxtyping import Bool, Float16, Float32, UInt8
+import numpy as np
+
+from pomp_jax.errors import InputError
+from pomp_jax.files.atomic import replacing
+from pomp_jax.files.class_features import read_json
+from pomp_jax.files.npz import NpzArchive
+from pomp_jax.files.terminal import is_unicode, printable
+
+FORMAT_VERSION = 1
+HEADER = "regions.json"
+ACTIVATIONS = ("softmax", "sigmoid")
+
+LIMITS = {"R": 10_000, "S": 16, "E": 16_384, "h": 8192, "w": 8192}
+_MAX_BYTES = 2**28  # of one array
+_SLACK = 2.0  # pixels by which a box may leave its image
+MAX_SCORE = 1.1  # SAM's predicted IoU may be a little above 1
+
+
+class RegionFileError(InputError, ValueError):
+  """Unusable regions: one line with the file, the field, and what is accepted."""
+
+
+class Regions(NamedTuple):
+  """Regions of one image.
+
+  Attributes:
+    boxes: x0, y0, x1, y1 in pixels, ends exclusive, inside the image.
+    objectness: probability that it is an object, or None.
+    masks: bool at the image's size; or uint8 of any size over the whole image, 255 times the
+      probability of each cell; or None.
+    embeddings: one a stage, as the detector classifies them; or None.
+  """
+
+  boxes: Float32[np.ndarray, "R 4"]
+  objectness: Float32[np.ndarray, " R"] | None = None
+  masks: Bool[np.ndarray, "R H W"] | UInt8[np.ndarray, "R h w"] | None = None
+  embeddings: Float16[np.ndarray, "R S E"] | None = None
+
+  def top(self, k: int) -> "Regions":
+    """The k regions of the highest objectness, in its order; the first k without one."""
+    order = np.arange(len(self.boxes))
+    if self.objectness is not None:
+      order = np.argsort(-self.objectness, kind="stable")
+    return Regions(*(None if part is None else part[order[:k]] for part in self))
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionHeader:
+  """What made a folder of regions, and how it scores embeddings.
+
+  Attributes:
+    made_by: name of the detector or the proposal network.
+    clip_model: name of the CLIP whose class vectors the embeddings are compared with; "" without
+      embeddings.
+    stages: S; 0: no embeddings.
+    width: E; 0: no embeddings.
+    activation: of scale * cosine: `softmax` over the classes and the null vector, or `sigmoid`.
+    scale: factor of the cosine.
+    null: class vector of "no object", or None.
+    trained_classes: names of the classes that the network was trained on.
+  """
+
+  made_by: str
+  clip_model: str = ""
+  stages: int = 0
+  width: int = 0
+  activation: str = "sigmoid"
+  scale: float = 1.0
+  null: tuple[float, ...] | None = None
+  trained_classes: tuple[str, ...] = ()
+
+  def check_fits(self, clip_model: str, width: int, path: str | os.PathLike) -> None:
+    """Checks that embeddings belong to a CLIP.
+
+    Args:
+      clip_model: name of the CLIP.
+      width: its E.
+      path: folder, for the message.
+
+    Raises:
+      RegionFileError: another width, or the names are of two architectures (ViT-B/16, ViT-B/32).
+    """
+    one, two = architecture(self.clip_model), architecture(clip_model)
+    if self.stages and (self.width != width or (one and two and one != two)):
+      found = f"{self.clip_model} with embeddings of {self.width}"
+      refuse(f"{path}/{HEADER}", "clip_model", found, f"{clip_model} with {width}")
+
+
+def architecture(clip_model: str) -> str | None:
+  """Architecture that a CLIP's name tells, such as vit-b-16 or rn50x4, or None."""
+  name = clip_model.lower()
+  if vit := re.search(r"vit[-_/]?([blhg])[a-z]*[-_/]?(?:patch)?[-_/]?(\d\d)(?!\d)", name):
+    return f"vit-{vit[1]}-{vit[2]}"
+  resnet = re.search(r"(?:rn|resnet)[-_]?(\d+(?:x\d+)?)", name)
+  return f"rn{resnet[1]}" if resnet else None
+
+
+class RegionFolder:
+  """Folder of `regions.json` and, for each image, `KEY.npz`.
+
+  Attributes:
+    header: content of `regions.json`.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    """Reads the header.
+
+    Raises:
+      RegionFileError: missing, damaged, or of another version.
+    """
+    self._path = pathlib.Path(path)
+    self.header = _read_header(self._path / HEADER)
+
+  def check(self, keys: Iterable[str | int]) -> None:
+    """Checks that there is a file for each image.
+
+    Raises:
+      RegionFileError: the first that is missing.
+    """
+    for key in keys:
+      if not (path := self._file(key)).is_file():
+        refuse(path, "the file", "missing", "regions of every image")
+
+  def read(self, key: str | int, height: int, width: int) -> Regions:
+    """Reads the regions of an image of `height` x `width` pixels.
+
+    Raises:
+      RegionFileError: missing, truncated, pickled, larger than the format allows, of other shapes
+        than the header says, not finite, or boxes outside the image.
+    """
+    path, header = self._file(key), self.header
+    with NpzArchive(path, refuse) as archive:
+      boxes = _array(archive, path, "boxes", "f", [None, 4])
+      n = len(boxes)
+      has = lambda field: field in archive.names
+      objectness = _array(archive, path, "objectness", "f", [n]) if has("objectness") else None
+      masks = _array(archive, path, "masks", "u", [n, "h", "w"]) if has("masks") else None
+      embeddings = None
+      if header.stages:
+        shape = [n, header.stages, header.width]
+        embeddings = _array(archive, path, "embeddings", "f", shape).astype(np.float16)
+        _check_finite(path, "embeddings", embeddings)
+    if masks is not None and masks.dtype != np.uint8:
+      refuse(path, "masks", str(masks.dtype), "uint8")
+    boxes = boxes_inside(path, boxes, height, width)
+    return Regions(boxes, _objectness(path, objectness), masks, embeddings)
+
+  def _file(self, key: str | int) -> pathlib.Path:
+    name = f"{key}.npz"
+    if pathlib.PurePath(name).name != name or "\0" in name:
+      raise RegionFileError(
+        f"{self._path}: {printable(name)} is no file name for an image's regions"
+      )
+    return self._path / name
+
+
+class RegionWriter:
+  """Writes a folder of regions."""
+
+  def __init__(self, path: str | os.PathLike, header: RegionHeader):
+    """Creates the folder and its header.
+
+    Raises:
+      OSError: the folder can't be written.
+    """
+    self._path, self._header = pathlib.Path(path), header
+    self._path.mkdir(parents=True, exist_ok=True)
+    fields = {"made_by": header.made_by, "embeddings": None}
+    if header.stages:
+      own = dataclasses.asdict(header)
+      fields["embeddings"] = {k: v for k, v in own.items() if k != "made_by"}
+    with replacing(self._path / HEADER) as file:
+      file.write(json.dumps({"format_version": FORMAT_VERSION, **fields}, indent=2).encode())
+
+  def write(self, key: str | int, regions: Regions) -> None:
+    """Writes the regions of an image.
+
+    Raises:
+      ValueError: embeddings of other stages or width than the header's; masks that are not uint8.
+      OSError: the file can't be written.
+    """
+    header, embeddings = self._header, regions.embeddings
+    found = () if embeddings is None else embeddings.shape[1:]
+    if found != ((header.stages, header.width) if header.stages else ()):
+      raise ValueError(f"embeddings {found}, expected {(header.stages, header.width)}")
+    if regions.masks is not None and regions.masks.dtype != np.uint8:
+      raise ValueError(f"masks of {regions.masks.dtype}, expected uint8, 255 times the probability")
+    arrays = {name: part for name, part in regions._asdict().items() if part is not None}
+    with replacing(self._path / f"{key}.npz") as file:
+      np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def _read_header(path: pathlib.Path) -> RegionHeader:
+  value = read_json(path)
+  check = lambda fields, where, key, fits, accepted: _checked(
+    path, fields, f"{where}{key}", key, fits, accepted
+  )
+  text = lambda v: isinstance(v, str) and is_unicode(v) and v.isprintable()
+  if not isinstance(value, dict):
+    refuse(path, "the file", f"a {type(value).__name__}", "an object")
+  check(
+    value,
+    "",
+    "format_version",
+    lambda v: type(v) is int and v == FORMAT_VERSION,
+    str(FORMAT_VERSION),
+  )
+  made_by = check(value, "", "made_by", text, "a text")
+  own = check(
+    value, "", "embeddings", lambda v: v is None or isinstance(v, dict), "an object, null"
+  )
+  if own is None:
+    return RegionHeader(made_by)
+  size = lambda most: lambda v: type(v) is int and 0 < v <= most
+  number = lambda v: type(v) in (int, float) and abs(v) < 1e6
+  at = "embeddings."
+  stages = check(own, at, "stages", size(LIMITS["S"]), f"1 to {LIMITS['S']}")
+  width = check(own, at, "width", size(LIMITS["E"]), f"1 to {LIMITS['E']}")
+  scale = check(own, at, "scale", lambda v: number(v) and v > 0, "a number above 0")
+  vector = lambda v: isinstance(v, list) and len(v) == width and all(map(number, v)) and any(v)
+  null = check(own, at, "null", lambda v: v is None or vector(v), f"null, or {width} numbers")
+  names = lambda v: isinstance(v, list) and all(map(text, v))
+  return RegionHeader(
+    made_by,
+    check(own, at, "clip_model", lambda v: text(v) and v, "a CLIP's name"),
+    stages,
+    width,
+    check(own, at, "activation", lambda v: v in ACTIVATIONS, ", ".join(ACTIVATIONS)),
+    float(scale),
+    None if null is None else tuple(map(float, null)),
+    tuple(check(own, at, "trained_classes", names, "a list of names")),
+  )
+
+
+def _checked(path, fields: Mapping[str, Any], field: str, key: str, fits, accepted: str) -> Any:
+  found = fields.get(key)
+  if key not in fields or not fits(found):
+    refuse(path, field, "missing" if key not in fields else repr(found), accepted)
+  return found
+
+
+def _array(
+  archive: NpzArchive, path: pathlib.Path, field: str, kind: str, shape: Sequence[int | str | None]
+) -> np.ndarray:
+  """Reads an array of a kind of numbers and a shape; letters are bounded, None is at most R."""
+
+  def check_shape(_: Any, __: str, found: Sequence[int]) -> None:
+    fits = len(found) == len(shape) and all(
+      n == size if isinstance(size, int) else 0 <= n <= LIMITS[size or "R"]
+      for n, size in zip(found, shape, strict=True)
+    )
+    if not fits:
+      accepted = ", ".join("R" if size is None else str(size) for size in shape)
+      refuse(path, field, f"of shape {list(found)}", f"[{accepted}] within {LIMITS}")
+
+  array = archive.read(field, _MAX_BYTES, check_shape)
+  if array.dtype.kind != kind:
+    refuse(path, field, str(array.dtype), {"f": "floats", "u": "uint8"}[kind])
+  return array
+
+
+def _check_finite(path: str | os.PathLike, field: str, array: np.ndarray) -> None:
+  if not np.isfinite(array).all():
+    refuse(path, field, "not finite", "finite values")
+
+
+def boxes_inside(
+  path: str | os.PathLike, boxes: np.ndarray, height: int, width: int
+) -> Float32[np.ndarray, "R 4"]:
+  """Checks float boxes [R,4] of a file and clips them to the image.
+
+  Raises:
+    RegionFileError: not finite, outside the image by more than two pixels, or ends exchanged.
+  """
+  _check_finite(path, "boxes", boxes)
+  ends = np.array([width, height] * 2, np.float64)
+  outside = (boxes < -_SLACK) | (boxes > ends + _SLACK)
+  bad = outside.any(1) | (boxes[:, 2:] < boxes[:, :2]).any(1)
+  if bad.any():
+    found = f"{boxes[bad][0].tolist()} in an image of {width} x {height}"
+    refuse(path, "a box", found, "x0, y0, x1, y1 inside the image")
+  return np.clip(boxes, 0, ends).astype(np.float32)
+
+
+def _objectness(path: str | os.PathLike, objectness: np.ndarray | None) -> np.ndarray | None:
+  if objectness is None:
+    return None
+  if not ((objectness >= 0) & (objectness <= MAX_SCORE)).all():
+    refuse(path, "objectness", "not a probability", "0 to 1")
+  return np.minimum(objectness, 1).astype(np.float32)
+
+
+def refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:
+  """Raises the one line for a field."""
+  raise RegionFileError(f"{path}: {field} is {printable(found)}; accepted: {accepted}")

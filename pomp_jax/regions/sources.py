@@ -1,0 +1,156 @@
+"""Regions from COCO results, annotations and label images.
+
+Shapes: R regions of an image of H x W pixels.
+"""
+
+from collections.abc import Iterable, Mapping
+import os
+from typing import Any
+
+from faster_coco_eval.core import mask as mask_api
+from jaxtyping import Int32
+import numpy as np
+
+from pomp_jax.data.annotations import Annotations, decoded_mask
+from pomp_jax.files.class_features import read_json
+from pomp_jax.regions.files import (
+  LIMITS,
+  MAX_SCORE,
+  RegionFolder,
+  RegionHeader,
+  Regions,
+  boxes_inside,
+  refuse,
+)
+
+
+class RegionResults:
+  """COCO results as regions: categories are ignored, duplicates merged, scores are objectness.
+
+  Attributes:
+    header: None; there are no embeddings.
+  """
+
+  header: RegionHeader | None = None
+
+  def __init__(self, path: str | os.PathLike):
+    """Reads the file.
+
+    Raises:
+      RegionFileError: not a list of results, each with `image_id`, `score`, and `bbox` or
+        `segmentation` (RLE).
+      CategoryFileError: no such file, or not JSON.
+    """
+    self._path = str(path)
+    rows = read_json(path)
+    if not isinstance(rows, list):
+      refuse(path, "the file", f"a {type(rows).__name__}", "a list of results")
+    self._rows: dict[int, dict[Any, Mapping[str, Any]]] = {}
+    for i, row in enumerate(rows):
+      # The same region under another category has the same key.
+      same = _key(path, f"result {i}", row)
+      own = self._rows.setdefault(row["image_id"], {})
+      if same not in own or own[same]["score"] < row["score"]:
+        own[same] = row
+      if len(own) > LIMITS["R"]:
+        refuse(path, f"image {row['image_id']}", "too crowded", f"at most {LIMITS['R']} regions")
+
+  def check(self, keys: Iterable[str | int]) -> None:
+    """Checks that the file names some of the images; others have no regions.
+
+    Raises:
+      RegionFileError: none of them.
+    """
+    if self._rows and not set(self._rows) & set(keys):
+      found = f"about other images, such as {next(iter(self._rows))}"
+      refuse(self._path, "the file", found, "results of the data set")
+
+  def read(self, key: str | int, height: int, width: int) -> Regions:
+    """Regions of an image, by falling score; masks if all of them have one.
+
+    Raises:
+      RegionFileError: boxes outside the image.
+      AnnotationError: a mask that does not fit it.
+    """
+    rows = sorted(self._rows.get(key, {}).values(), key=lambda row: -row["score"])
+    where = f"a segmentation of image {key}"
+    decoded = [
+      decoded_mask(self._path, where, row["segmentation"], height, width)
+      if row.get("segmentation")
+      else None
+      for row in rows
+    ]
+    boxes = np.zeros((len(rows), 4), np.float64)
+    for i, row in enumerate(rows):
+      boxes[i] = row["bbox"] if "bbox" in row else _mask_box(decoded[i])
+    boxes[:, 2:] += boxes[:, :2]
+    scores = np.minimum([row["score"] for row in rows], 1.0).astype(np.float32)
+    masks = np.stack(decoded) if rows and all(mask is not None for mask in decoded) else None
+    return Regions(boxes_inside(self._path, boxes, height, width), scores, masks)
+
+
+def open_regions(path: str | os.PathLike) -> RegionFolder | RegionResults:
+  """Opens a folder of regions or a COCO results file.
+
+  Raises:
+    RegionFileError, CategoryFileError: see the two classes.
+  """
+  return RegionFolder(path) if os.path.isdir(path) else RegionResults(path)
+
+
+def truth_regions(
+  annotations: Annotations, index: int, masks: bool = False
+) -> tuple[Regions, Int32[np.ndarray, " R"]]:
+  """Annotated objects as regions, and their classes; crowds are left out.
+
+  Raises:
+    AnnotationError: an object without a mask, where masks are asked for.
+  """
+  truth = annotations.truth(index)
+  single = ~truth.crowd
+  found = annotations.masks(index)[single] if masks else None
+  return Regions(truth.boxes[single], masks=found), truth.classes[single]
+
+
+def label_regions(
+  labels_HxW: Int32[np.ndarray, "H W"],
+) -> tuple[Regions, Int32[np.ndarray, " R"]]:
+  """One region for each class of a label image, and these classes; negative labels have none."""
+  classes = np.unique(labels_HxW)
+  classes = classes[classes >= 0]
+  masks = labels_HxW == classes[:, None, None]
+  boxes = np.array([_mask_box(mask) for mask in masks], np.float64).reshape(-1, 4)
+  boxes[:, 2:] += boxes[:, :2]
+  return Regions(boxes.astype(np.float32), masks=masks), classes
+
+
+def _mask_box(mask_HxW: np.ndarray) -> np.ndarray:
+  """x, y, width, height; zeros for an empty mask."""
+  return mask_api.toBbox(mask_api.encode(np.asfortranarray(mask_HxW, np.uint8)))
+
+
+def _key(path: str | os.PathLike, where: str, row: Any) -> Any:
+  """Checks a result; returns its box, or else the run lengths of its mask."""
+  if not isinstance(row, dict):
+    refuse(path, where, f"a {type(row).__name__}", "an object")
+  if type(row.get("image_id")) is not int:
+    refuse(path, f"image_id of {where}", repr(row.get("image_id")), "an integer")
+  score = row.get("score")
+  if type(score) not in (int, float) or not 0 <= score <= MAX_SCORE:
+    refuse(path, f"score of {where}", repr(score), "0 to 1")
+  if "bbox" in row:
+    box = row["bbox"]
+    if isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)):
+      return tuple(box)
+    refuse(path, f"bbox of {where}", repr(box), "x, y, width, height")
+  mask = row.get("segmentation")
+  counts = mask.get("counts") if isinstance(mask, dict) else None
+  if isinstance(counts, str):
+    return counts
+  if not isinstance(counts, list) or not all(map(_is_number, counts)):
+    refuse(path, where, "without bbox and RLE", "one of them")
+  return tuple(counts)
+
+
+def _is_number(value: Any) -> bool:
+  return type(value) in (int, float) and abs(value) < 2**31

@@ -1,0 +1,283 @@
+"""Folders of regions: what is written is read, and anything else is refused in one line."""
+
+import dataclasses
+import io
+import json
+import struct
+import zipfile
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from pomp_jax.files.class_features import CategoryFileError
+from pomp_jax.regions.files import (
+  RegionFileError,
+  RegionFolder,
+  RegionHeader,
+  Regions,
+  RegionWriter,
+  architecture,
+)
+from tests.support.fuzzing import allowed_errors, bombs, damaged, edited_json
+
+HEIGHT, WIDTH = 30, 40
+RNG = np.random.default_rng(0)
+HEADER = RegionHeader(
+  "a detector", "ViT-B/16", 3, 8, "softmax", 100.0, tuple(map(float, range(1, 9))), ("cat", "dog")
+)
+REGIONS = Regions(
+  np.array([[0, 0, 40, 30], [3.5, 4, 20, 9]], np.float32),
+  np.array([0.25, 0.75], np.float32),
+  RNG.integers(0, 256, (2, 8, 10), np.uint8),
+  RNG.normal(size=(2, 3, 8)).astype(np.float16),
+)
+often = settings(max_examples=200)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp("regions")
+  RegionWriter(path, HEADER).write(7, REGIONS)
+  return path
+
+
+@pytest.fixture(scope="module")
+def files(folder):
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def assert_equal(found, expected):
+  for part, other in zip(found, expected, strict=True):
+    assert (part is None) == (other is None)
+    if other is not None:
+      assert part.dtype == other.dtype
+      np.testing.assert_array_equal(part, other)
+
+
+def test_round_trip(folder):
+  regions = RegionFolder(folder)
+  assert regions.header == HEADER
+  regions.check([7])
+  assert_equal(regions.read(7, HEIGHT, WIDTH), REGIONS)
+  assert sorted(p.name for p in folder.iterdir()) == ["7.npz", "regions.json"]
+
+
+def test_boxes_alone_and_no_region(tmp_path):
+  writer = RegionWriter(tmp_path / "new", RegionHeader("a network"))
+  writer.write("street", Regions(REGIONS.boxes))
+  writer.write("sky", Regions(np.zeros((0, 4), np.float32), np.zeros(0, np.float32)))
+  regions = RegionFolder(tmp_path / "new")
+  assert regions.header == RegionHeader("a network")
+  assert_equal(regions.read("street", HEIGHT, WIDTH), Regions(REGIONS.boxes))
+  assert len(regions.read("sky", HEIGHT, WIDTH).boxes) == 0
+
+
+def test_best_regions():
+  assert_equal(REGIONS.top(1), Regions(*(part[1:] for part in REGIONS)))
+  assert_equal(Regions(REGIONS.boxes).top(1), Regions(REGIONS.boxes[:1]))
+  assert_equal(REGIONS.top(9), Regions(*(part[::-1] for part in REGIONS)))
+
+
+def test_arrays_of_other_writers(folder, tmp_path):
+  """NumPy's own savez, uncompressed, float64, one box that ends beyond the image by rounding."""
+  RegionWriter(tmp_path, HEADER)
+  boxes = REGIONS.boxes.astype(float)
+  boxes[0, 2] = 40.6
+  np.savez(tmp_path / "7.npz", boxes=boxes, embeddings=REGIONS.embeddings.astype(float))
+  found = RegionFolder(tmp_path).read(7, HEIGHT, WIDTH)
+  assert_equal(found, Regions(REGIONS.boxes, None, None, REGIONS.embeddings))
+
+
+def test_a_writer_checks_its_arrays(tmp_path):
+  writer = RegionWriter(tmp_path, HEADER)
+  with pytest.raises(ValueError, match="embeddings"):
+    writer.write(1, Regions(REGIONS.boxes))
+  with pytest.raises(ValueError, match="bool"):
+    writer.write(1, REGIONS._replace(masks=np.zeros((2, HEIGHT, WIDTH), bool)))
+  assert not (tmp_path / "1.npz").exists()
+
+
+@pytest.mark.parametrize(
+  ("field", "array", "part"),
+  [
+    ("boxes", REGIONS.boxes + 20, "a box"),
+    ("boxes", REGIONS.boxes[:, ::-1], "a box"),
+    ("boxes", np.full((2, 4), np.nan), "boxes"),
+    ("boxes", REGIONS.boxes[:, :3], "boxes"),
+    ("boxes", REGIONS.boxes.astype(int), "boxes"),
+    ("boxes", np.zeros((10_001, 4)), "boxes"),
+    ("objectness", np.array([0.5, 2]), "objectness"),
+    ("objectness", np.array([0.5, np.nan]), "objectness"),
+    ("objectness", np.array([0.5]), "objectness"),
+    ("masks", np.zeros((2, 8, 10), np.uint16), "masks"),
+    ("masks", np.zeros((2, 8), np.uint8), "masks"),
+    ("embeddings", REGIONS.embeddings[:, :2], "embeddings"),
+    ("embeddings", REGIONS.embeddings * np.float16(np.inf), "embeddings"),
+    ("embeddings", None, "embeddings"),
+  ],
+)
+def test_unusable_arrays(tmp_path, field, array, part):
+  RegionWriter(tmp_path, HEADER)
+  arrays = {k: v for k, v in (REGIONS._asdict() | {field: array}).items() if v is not None}
+  np.savez(tmp_path / "7.npz", **arrays)
+  with pytest.raises(RegionFileError) as error:
+    RegionFolder(tmp_path).read(7, HEIGHT, WIDTH)
+  assert f"7.npz: {part}" in str(error.value)
+
+
+def test_missing_and_impossible_keys(folder):
+  regions = RegionFolder(folder)
+  with pytest.raises(RegionFileError, match=r"8\.npz"):
+    regions.check([7, 8])
+  for key in ("../7", "a/b", "a\0"):
+    with pytest.raises(RegionFileError, match="file name"):
+      regions.read(key, HEIGHT, WIDTH)
+  with pytest.raises(CategoryFileError, match=r"regions\.json"):
+    RegionFolder(folder / "missing")
+
+
+@pytest.mark.parametrize(
+  ("field", "bad"),
+  [
+    ("clip_model", ""),
+    ("stages", 17),
+    ("width", 0),
+    ("activation", "relu"),
+    ("scale", 0),
+    ("null", [0.0] * 8),
+    ("null", [1.0] * 7),
+    ("trained_classes", [1]),
+    ("format_version", 2),
+    ("made_by", 3),
+  ],
+)
+def test_an_unusable_header(tmp_path, files, field, bad):
+  value = json.loads(files["regions.json"])
+  (value if field in value else value["embeddings"])[field] = bad
+  (tmp_path / "regions.json").write_text(json.dumps(value))
+  with pytest.raises(RegionFileError, match=field):
+    RegionFolder(tmp_path)
+
+
+def test_embeddings_of_another_clip():
+  HEADER.check_fits("openai/clip-vit-base-patch16", 8, "folder")
+  HEADER.check_fits("runs/my_clip", 8, "folder")
+  for clip_model, width in (("ViT-B/16", 9), ("openai/clip-vit-base-patch32", 8)):
+    with pytest.raises(RegionFileError, match=f"folder/regions.json: clip_model.*{clip_model}"):
+      HEADER.check_fits(clip_model, width, "folder")
+  dataclasses.replace(HEADER, stages=0).check_fits("RN50", 1024, "folder")
+
+
+@pytest.mark.parametrize(
+  ("name", "expected"),
+  [
+    ("ViT-B/16", "vit-b-16"),
+    ("openai/clip-vit-base-patch16", "vit-b-16"),
+    ("ViT-L-14-336", "vit-l-14"),
+    ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "vit-h-14"),
+    ("RN50x4", "rn50x4"),
+    ("RN50", "rn50"),
+    ("world", None),
+  ],
+)
+def test_architecture_of_a_name(name, expected):
+  assert architecture(name) == expected
+
+
+def read(folder, files):
+  for name, data in files.items():
+    (folder / name).write_bytes(data)
+  with allowed_errors(RegionFileError, CategoryFileError, within=[folder]):
+    source = RegionFolder(folder)
+    found = source.read(7, HEIGHT, WIDTH)
+    assert (found.boxes >= 0).all() and (found.boxes <= [WIDTH, HEIGHT] * 2).all()
+    if source.header.stages:
+      assert found.embeddings.shape == (len(found.boxes), source.header.stages, source.header.width)
+  assert not (folder / "exploded").exists()
+
+
+def test_damaged_files(tmp_path, files):
+  @often
+  @given(st.data())
+  def check(data):
+    name = data.draw(st.sampled_from(sorted(files)))
+    read(tmp_path, files | {name: data.draw(damaged([files[name]]))})
+
+  check()
+
+
+def test_an_edited_header(tmp_path, files):
+  value = json.loads(files["regions.json"])
+
+  @often
+  @given(edited_json(value, *value["embeddings"], "sigmoid", "format_version"))
+  def check(data):
+    read(tmp_path, files | {"regions.json": data})
+
+  check()
+
+
+def archive_with(arrays):
+  file = io.BytesIO()
+  with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    for name, data in arrays.items():
+      archive.writestr(f"{name}.npy", data)
+  return file.getvalue()
+
+
+def npy(array):
+  file = io.BytesIO()
+  np.save(file, array)
+  return file.getvalue()
+
+
+def header_of(dtype, shape, version=(1, 0), body=b""):
+  text = repr({"descr": dtype, "fortran_order": False, "shape": tuple(shape)}).encode()
+  size = struct.pack("<H" if version == (1, 0) else "<I", len(text))
+  return b"\x93NUMPY" + bytes(version) + size + text + body
+
+
+ARRAYS = {name: npy(part) for name, part in REGIONS._asdict().items()}
+
+
+def test_any_header_of_an_array(tmp_path, files):
+  @often
+  @given(
+    field=st.sampled_from(sorted(ARRAYS)),
+    dtype=st.sampled_from(["<f4", "<f8", "|u1", "|O", "|V8", "<U9", "<f2", ">f4", "<c8"]),
+    shape=st.lists(st.sampled_from([0, 1, 2, 3, 4, 8, -1, 2**31, 2**62]), max_size=4),
+    version=st.sampled_from([(1, 0), (2, 0), (3, 0), (9, 9)]),
+    body=st.binary(max_size=64),
+  )
+  def check(field, dtype, shape, version, body):
+    array = header_of(dtype, shape, version, body)
+    read(tmp_path, files | {"7.npz": archive_with(ARRAYS | {field: array})})
+
+  check()
+
+
+def test_pickles_are_never_run(tmp_path, files):
+  for pickled in bombs(tmp_path / "exploded"):
+    read(tmp_path, files | {"7.npz": pickled})
+    array = header_of("|O", (1,), body=pickled)
+    read(tmp_path, files | {"7.npz": archive_with(ARRAYS | {"boxes": array})})
+
+
+@pytest.mark.parametrize(
+  ("field", "shape", "dtype"),
+  [
+    ("boxes", (2**40, 4), "<f4"),
+    ("masks", (2, 8192, 8192), "|u1"),
+    ("masks", (2, 10**6, 10**6), "|u1"),
+    ("embeddings", (2, 3, 2**40), "<f2"),
+  ],
+)
+def test_a_bomb_is_refused_before_it_is_decompressed(tmp_path, files, field, shape, dtype):
+  body = bytes(10**6) if shape != (2, 8192, 8192) else bytes(2**27 - 100)
+  data = archive_with(ARRAYS | {field: header_of(dtype, shape, body=body)})
+  for name, content in (files | {"7.npz": data}).items():
+    (tmp_path / name).write_bytes(content)
+  with pytest.raises(RegionFileError, match=field):
+    RegionFolder(tmp_path).read(7, HEIGHT, WIDTH)
