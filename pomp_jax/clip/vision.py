@@ -47,12 +47,12 @@ def image_tower(clip: Clip, dtype: Any = jnp.float32, chunk: int = 0) -> ImageTo
     vit = FlaxCLIPVisionTransformer(config, dtype=dtype)
 
   def features(params, images_BxHxWx3):
-    pixels, variables = _normalized(clip, images_BxHxWx3), {"params": params["vision_model"]}
+    pixels, variables = normalized(clip, images_BxHxWx3), {"params": params["vision_model"]}
     if isinstance(config, ResNetConfig):
       return resnet.apply(variables, pixels).astype(jnp.float32)
     return _project(params, vit.apply(variables, pixels, return_dict=False)[1], dtype)
 
-  return _in_chunks(with_products(products, features), chunk)
+  return in_chunks(with_products(products, features), chunk)
 
 
 def prompted_image_tower(
@@ -76,7 +76,7 @@ def prompted_image_tower(
   norm = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype)
 
   def features(params, images_BxHxWx3, tokens_JxVxD):
-    model, pixels = params["vision_model"], _normalized(clip, images_BxHxWx3)
+    model, pixels = params["vision_model"], normalized(clip, images_BxHxWx3)
     own_BxTxD = embeddings.apply({"params": model["embeddings"]}, pixels)
     n_images, n_own, _ = own_BxTxD.shape
 
@@ -94,10 +94,10 @@ def prompted_image_tower(
 
   # A chunk's activations are rematerialised in the backward pass.
   precise = with_products(products, features)
-  return _in_chunks(jax.checkpoint(precise) if chunk else precise, chunk)
+  return in_chunks(jax.checkpoint(precise) if chunk else precise, chunk)
 
 
-def _normalized(clip: Clip, images_BxHxWx3: Num[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+def normalized(clip: Clip, images_BxHxWx3: Num[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
   """Values 0..255 to the tower's input, by the CLIP's channel statistics."""
   mean, std = jnp.array(clip.mean), jnp.array(clip.std)
   return (images_BxHxWx3.astype(jnp.float32) / 255 - mean) / std
@@ -108,8 +108,13 @@ def _project(params, pooled_BxD, dtype):
   return (pooled_BxD.astype(dtype) @ kernel_DxE).astype(jnp.float32)
 
 
-def _in_chunks(tower: Callable, chunk: int) -> Callable:
-  """Computes at most `chunk` images at once (0: all); arguments after the images are shared."""
+def in_chunks(tower: Callable, chunk: int) -> Callable:
+  """Computes at most `chunk` images at once (0: all); arguments after the images are shared.
+
+  Args:
+    tower: `(params, images, *others) -> features [B,..]`.
+    chunk: the most images in memory together.
+  """
 
   def features(params, images_BxHxWx3, *others):
     n_images = images_BxHxWx3.shape[0]
@@ -119,7 +124,7 @@ def _in_chunks(tower: Callable, chunk: int) -> Callable:
     size = -(-n_images // n_chunks)
     padding = ((0, n_chunks * size - n_images), (0, 0), (0, 0), (0, 0))
     chunks = jnp.pad(images_BxHxWx3, padding).reshape(n_chunks, size, *images_BxHxWx3.shape[1:])
-    features_NxBxE = jax.lax.map(lambda images: tower(params, images, *others), chunks)
-    return features_NxBxE.reshape(n_chunks * size, -1)[:n_images]
+    found = jax.lax.map(lambda images: tower(params, images, *others), chunks)
+    return found.reshape(n_chunks * size, *found.shape[2:])[:n_images]
 
   return features if chunk else tower
