@@ -124,13 +124,10 @@ def tfds_builder(name: str) -> str | None:
 
 @functools.cache
 def load_tfds_labels(name: str) -> tuple[tuple[str, ...], Int32[np.ndarray, " T"]]:
-  """Loads the mapping from TFDS's labels to the classes of a packaged list.
+  """TFDS's label names in its order, and the class of each in a packaged list, or -1.
 
   TFDS orders some classes differently (Caltech101, Food101), has two that CoOp drops (Caltech101),
   and labels ImageNet-A and -R with all 1,000 classes of ImageNet-1K.
-
-  Returns:
-    TFDS's label names in its order, and the class of each; -1 for a label outside the list.
 
   Raises:
     VocabularyError: TFDS has no such data set.

@@ -71,11 +71,7 @@ def splits(data: DataFields) -> tuple[str, ...]:
 
 
 def open_split(data: DataFields, split: str) -> StoredImages:
-  """Opens a split, under the names of `data.names` if given, with CoOp's own few-shot subset.
-
-  Raises:
-    SourceError: as `open_coop`, or another number of names than classes.
-  """
+  """Opens a split under the names of `data.names`, if given; see `open_coop`."""
   source = _open_all(data.root, data.dataset, data.shots, data.shots_seed)[split]
   if not data.names:
     return source
@@ -93,25 +89,15 @@ def _open_all(root: str, dataset: str, shots: int, seed: int) -> dict[str, Store
 
 
 def open_test_set(
-  root: str | os.PathLike,
-  dataset: str = "",
-  classes: ClassList | None = None,
-  *,
-  all_classes: bool = True,
-  image_size: int,
+  root: str | os.PathLike, dataset: str, classes: ClassList | None, all_classes: bool = True
 ) -> LabelledSet:
-  """Opens a data set's test images; class names are always CoOp's, whatever `classes`.
-
-  Raises:
-    SourceError: as `open_coop`.
-  """
-  del classes, all_classes
-  source = open_coop(root, dataset, image_size=image_size)["test"]
+  """Opens a data set's test images; class names are always CoOp's, whatever `classes`."""
+  source = open_coop(root, dataset)["test"]
   return LabelledSet(source, class_list_of(dataset, source.names), "test")
 
 
 def open_coop(
-  root: str | os.PathLike, name: str, *, shots: int = 0, seed: int = 1, image_size: int = 224
+  root: str | os.PathLike, name: str, *, shots: int = 0, seed: int = 1
 ) -> dict[str, StoredImages]:
   """Opens the splits of a data set, among "train", "validation" and "test".
 
@@ -120,7 +106,6 @@ def open_coop(
     name: one of COOP_SETS.
     shots: training images a class, and at most 4 validation images; 0: all.
     seed: random seed of the few-shot subset; CoOp's are 1, 2 and 3.
-    image_size: S of `StoredImages.images`, pixels.
 
   Raises:
     SourceError: files are missing or not in CoOp's format.
@@ -135,29 +120,21 @@ def open_coop(
     listing = _from_split_file(pathlib.Path(root), *_SPLIT_FILES[name])
   if shots and "train" in listing.splits:
     listing.splits |= _few_shot(listing, shots, seed, fixed_order=name not in _IMAGENETS)
-  return _opened(listing, image_size, check_files=name not in _IMAGENETS)
+  return _opened(listing, check_files=name not in _IMAGENETS)
 
 
-def open_aircraft(folder: str | os.PathLike, *, image_size: int = 224) -> dict[str, StoredImages]:
-  """Opens FGVC-Aircraft's splits in its own folder, the archive's `data/`; see `open_coop`.
-
-  Raises:
-    SourceError: files are missing or not in the archive's format.
-  """
-  return _opened(_aircraft(pathlib.Path(folder)), image_size, check_files=True)
+def open_aircraft(folder: str | os.PathLike) -> dict[str, StoredImages]:
+  """Opens FGVC-Aircraft's splits in its own folder, the archive's `data/`; see `open_coop`."""
+  return _opened(_aircraft(pathlib.Path(folder)))
 
 
-def _opened(listing: _Listing, image_size: int, check_files: bool) -> dict[str, StoredImages]:
+def _opened(listing: _Listing, check_files: bool = True) -> dict[str, StoredImages]:
   images = listing.folder / listing.images
   if check_files:  # the ImageNets' files were listed from their folders
     _check_files(images, (path for items in listing.splits.values() for path, _ in items))
   return {
     split: StoredImages(
-      listing.names,
-      np.array([label for _, label in items], int),
-      [path for path, _ in items],
-      Files(images),
-      image_size=image_size,
+      listing.names, [label for _, label in items], [path for path, _ in items], Files(images)
     )
     for split, items in listing.splits.items()
   }
@@ -180,11 +157,9 @@ def _from_split_file(root: pathlib.Path, folder: str, images: str, file: str) ->
 
 def _item(item: Any, names: dict[int, str], where: pathlib.Path) -> tuple[str, int]:
   """One image of a split file; adds its class to `names`."""
-  if (
-    not isinstance(item, list)
-    or [type(part) for part in item] != [str, int, str]
-    or not _is_below(item[0])
-  ):
+  valid = isinstance(item, list) and [type(part) for part in item] == [str, int, str]
+  parts = pathlib.PurePosixPath(item[0]).parts if valid else ()
+  if not parts or parts[0] == "/" or ".." in parts:
     raise SourceError(f"{where}: {str(item)[:200]!r} is not [path below the images, label, name]")
   path, label, name = item
   if names.setdefault(label, name) != name:
@@ -233,19 +208,17 @@ def _imagenet(root: pathlib.Path, name: str) -> _Listing:
   return _Listing(names, root / folder, "", splits)
 
 
-def _class_names(
-  path: pathlib.Path, synsets: Sequence[str], ours: Sequence[str]
-) -> tuple[str, ...]:
+def _class_names(path: pathlib.Path, synsets: list[str], ours: tuple[str, ...]) -> tuple[str, ...]:
   """Names in the file, lines of "n01440764 tench", if it exists; ours where a name is repeated."""
   if not path.exists():
-    return tuple(ours)
+    return ours
   name_of = dict(line.partition(" ")[::2] for line in _lines(path))
   missing = [synset for synset in synsets if not name_of.get(synset)]
   if missing:
     raise SourceError(f"{path}: no name for {missing[0]}")
   names = [name_of[synset] for synset in synsets]
   merged = [own if names.count(name) > 1 else name for name, own in zip(names, ours, strict=True)]
-  return tuple(merged) if len(set(merged)) == len(merged) else tuple(ours)
+  return tuple(merged) if len(set(merged)) == len(merged) else ours
 
 
 def _few_shot(
@@ -268,26 +241,23 @@ def _few_shot(
     paths, labels = zip(*listing.splits["train"], strict=True)
     chosen = few_shot(np.array(labels), paths, shots, seed)
     return {"train": [listing.splits["train"][index] for index in chosen]}
-  # One stream of random numbers for both, training first.
+  # As CoOp's code draws: by class, ordered by the first image of each. One stream of random numbers
+  # for both parts, training first.
   stream = random.Random(seed)
-  subset = {}
+  subset: dict[str, list[tuple[str, int]]] = {}
   for part, items in whole.items():
     size = shots if part == "train" else min(shots, _MAX_VALIDATION_SHOTS)
-    subset[_PARTS[part]] = list(_coop_draw(items, size, stream))
-  return subset
-
-
-def _coop_draw(
-  items: Sequence[tuple[str, int]], shots: int, stream: random.Random
-) -> Iterable[tuple[str, int]]:
-  """Draws images as CoOp's code does: by class, ordered by the first image of each."""
-  of_class: dict[int, list[tuple[str, int]]] = {}
-  for item in items:
-    of_class.setdefault(item[1], []).append(item)
-  for members in of_class.values():
+    of_class: dict[int, list[tuple[str, int]]] = {}
+    for item in items:
+      of_class.setdefault(item[1], []).append(item)
     # A class with fewer images gives all of them in file order and takes no random number, so that
     # the draws of later classes stay the same.
-    yield from stream.sample(members, shots) if len(members) >= shots else members
+    subset[_PARTS[part]] = [
+      item
+      for members in of_class.values()
+      for item in (stream.sample(members, size) if len(members) >= size else members)
+    ]
+  return subset
 
 
 def _read_fixed(path: pathlib.Path) -> dict[str, list[tuple[str, int]]]:
@@ -370,11 +340,6 @@ def _check_files(images: pathlib.Path, paths: Iterable[str]) -> None:
     raise SourceError(
       f"{images / printable(missing[0])}: no such image ({len(missing)} are missing)"
     )
-
-
-def _is_below(path: str) -> bool:
-  parts = pathlib.PurePosixPath(path).parts
-  return bool(parts) and parts[0] != "/" and ".." not in parts
 
 
 def _bytes(path: pathlib.Path) -> bytes:

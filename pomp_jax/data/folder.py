@@ -12,8 +12,6 @@ import logging
 import os
 import pathlib
 
-import numpy as np
-
 from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list, normalized_name
 from pomp_jax.data.images import EXTENSIONS, ImageError, list_image_files
 from pomp_jax.data.source import DataFields, Files, LabelledSet, SourceError, StoredImages
@@ -40,9 +38,6 @@ def open_split(data: DataFields, split: str) -> StoredImages:
 
   Without `data.names`, the classes are the training folder's, or those of all splits if `data.base`
   selects the training classes.
-
-  Raises:
-    SourceError: as `open_folder`.
   """
   folders = split_folders(data.root)
   if data.names:
@@ -55,12 +50,7 @@ def open_split(data: DataFields, split: str) -> StoredImages:
 
 
 def open_test_set(
-  root: str | os.PathLike,
-  dataset: str = "",
-  classes: ClassList | None = None,
-  *,
-  all_classes: bool = True,
-  image_size: int,
+  root: str | os.PathLike, dataset: str, classes: ClassList | None, all_classes: bool = True
 ) -> LabelledSet:
   """Opens the test images below a folder, or else the validation or training images.
 
@@ -69,7 +59,6 @@ def open_test_set(
     dataset: name of the data set's folder below the root, if there is one.
     classes: class list; None: the training folder's names, if there is one.
     all_classes: whether a class of the list without a folder is an error.
-    image_size: S, pixels.
 
   Raises:
     SourceError: as `open_folder`.
@@ -81,7 +70,7 @@ def open_test_set(
   if classes is None:
     names_from = folders.get("train", folders[split])
     classes = classes_of(subfolders(names_from), str(names_from))
-  source = open_folder(folders[split], classes, all_classes=all_classes, image_size=image_size)
+  source = open_folder(folders[split], classes, all_classes)
   return LabelledSet(source, classes, "all" if folders[split] == pathlib.Path(root) else split)
 
 
@@ -105,11 +94,7 @@ def split_folders(root: str | os.PathLike) -> dict[str, pathlib.Path]:
 
 
 def open_folder(
-  folder: str | os.PathLike,
-  classes: ClassList | None = None,
-  *,
-  all_classes: bool = True,
-  image_size: int = 224,
+  folder: str | os.PathLike, classes: ClassList | None = None, all_classes: bool = True
 ) -> StoredImages:
   """Opens the images of one split.
 
@@ -118,7 +103,6 @@ def open_folder(
     classes: class list in the order of the labels. Folders of other classes are skipped with a
       warning. None: the folders' sorted names, or ImageNet-21K's names if all are WordNet ids.
     all_classes: whether a class of the list without a folder is an error.
-    image_size: S of `StoredImages.images`, pixels.
 
   Returns:
     Images in the order of the labels, then of the file names; keys are CLASS_FOLDER/FILE.
@@ -147,7 +131,7 @@ def open_folder(
       f"{folder}: no images found in {len(class_of)} class folders (expected"
       f" {', '.join(EXTENSIONS)})"
     )
-  return StoredImages(classes.names, np.array(labels), keys, Files(folder), image_size=image_size)
+  return StoredImages(classes.names, labels, keys, Files(folder))
 
 
 @functools.cache
@@ -196,11 +180,7 @@ def match_classes(
 
 
 def class_images(folder: str | os.PathLike) -> list[str]:
-  """Image files of a class folder; see `images.list_image_files`.
-
-  Raises:
-    SourceError: it can't be read, or has a file name that is not Unicode text.
-  """
+  """Names of the image files in a folder; SourceError if `images.list_image_files` fails."""
   try:
     return list_image_files(folder)
   except ImageError as error:
@@ -210,11 +190,7 @@ def class_images(folder: str | os.PathLike) -> list[str]:
 
 
 def subfolders(folder: str | os.PathLike, links: bool = False) -> list[str]:
-  """Names of the folders in a folder, sorted, without hidden ones.
-
-  Args:
-    folder: folder to list.
-    links: whether to include symbolic links to folders.
+  """Names of the folders in a folder, sorted, without hidden ones and (unless `links`) links.
 
   Raises:
     SourceError: it can't be read.
@@ -232,10 +208,6 @@ def subfolders(folder: str | os.PathLike, links: bool = False) -> list[str]:
 
 def classes_of(found: Sequence[str], where: str) -> ClassList:
   """Classes named after folders or labels; ImageNet-21K's names if these are all WordNet ids.
-
-  Args:
-    found: names of folders or labels.
-    where: their origin, for the error line.
 
   Raises:
     SourceError: a WordNet id that is no class of ImageNet-21K.

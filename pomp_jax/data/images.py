@@ -44,11 +44,7 @@ class ImageError(InputError, ValueError):
 
 
 def list_images(folder: str | os.PathLike) -> list[pathlib.Path]:
-  """Image files directly in a folder, sorted by name; see `list_image_files`.
-
-  Raises:
-    ImageError: no such folder, or no image in it.
-  """
+  """Image files directly in a folder, sorted by name; ImageError if there are none."""
   try:
     files = [pathlib.Path(folder, name) for name in list_image_files(folder)]
   except OSError as error:
@@ -90,12 +86,7 @@ def read_image(path: str | os.PathLike, size: int) -> UInt8[np.ndarray, "S S 3"]
 
 
 def decode_image(encoded: bytes, where: str, size: int) -> UInt8[np.ndarray, "S S 3"]:
-  """Decodes one image and prepares it; see `prepare`.
-
-  Args:
-    encoded: file content in one of FORMATS.
-    where: origin of the image, for the error line.
-    size: S, pixels.
+  """Decodes one image from `where` and prepares it; see `prepare`.
 
   Raises:
     ImageError: not an image that Pillow can decode.
@@ -117,11 +108,8 @@ def open_image(encoded: bytes, where: str) -> Image.Image:
 def load_rgb(image: Image.Image, where: str, shrink: int = 1) -> tuple[Image.Image, int]:
   """Decodes the pixels of an image from `open_image`; see `to_rgb`.
 
-  Args:
-    image: opened image, not decoded yet.
-    where: origin of the image, for the error line.
-    shrink: factor 1, 2, 4 or 8 by which a JPEG's sides are divided in decoding. It is decoded from
-      fewer of its stored cosines: sharper than averaged pixels, and faster than a full decode.
+  `shrink` is a factor 1, 2, 4 or 8 by which a JPEG's sides are divided in decoding. It is decoded
+  from fewer of its stored cosines: sharper than averaged pixels, and faster than a full decode.
 
   Returns:
     The RGB image, and the factor that was applied: `shrink`, or 1 for another format.
@@ -212,11 +200,7 @@ def _as_image_error(where: str) -> Iterator[None]:
 
 
 def prepare(image: Image.Image | np.ndarray, size: int) -> UInt8[np.ndarray, "S S 3"]:
-  """CLIP's test preprocessing: RGB (`to_rgb`), shorter side to `size` (bicubic), centre crop.
-
-  Args:
-    image: a Pillow image, or uint8 [H,W,3].
-    size: S, input side of the vision tower, pixels.
+  """CLIP's test preprocessing: RGB (`to_rgb`), shorter side to S (bicubic), centre crop.
 
   Raises:
     ImageError: an array of another kind, pixels that `to_rgb` rejects, or sides so unequal that the
@@ -269,10 +253,7 @@ def resized_crop(
   `cykooz-resizer` stretches the filter when shrinking, as Pillow does, and agrees with Pillow
   within rounding, six times as fast by vector instructions. Without it, Pillow is used.
 
-  Args:
-    image: RGB image.
-    box: left, top, right, bottom in pixels; fractions weight the border pixels.
-    size: S, pixels.
+  `box` is left, top, right, bottom in pixels; fractions weight the border pixels.
   """
   left, top = math.floor(box[0]), math.floor(box[1])
   part = image.crop((left, top, math.ceil(box[2]), math.ceil(box[3])))

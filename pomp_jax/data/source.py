@@ -49,11 +49,7 @@ class Storage(Protocol):
   """Encoded images of a data set; pickled for worker processes, which open it themselves."""
 
   def read(self, row: int, key: str) -> bytes:
-    """Content of one image file, in a format that Pillow knows.
-
-    Args:
-      row: number of the image in the storage.
-      key: name of the image in the storage.
+    """Content of the image file with this number and name, in a format that Pillow knows.
 
     Raises:
       ImageError: it can't be read; the message names it.
@@ -70,7 +66,7 @@ class DataFields(Protocol):
   """Fields of `config.data` that a module of stored images may read; docs/config.md has them all.
 
   Such a module has `splits(data)`, `open_split(data, split)` and, for `evaluate.source`,
-  `open_test_set(root, dataset, classes, all_classes=.., image_size=..)`.
+  `open_test_set(root, dataset, classes, all_classes)`.
   """
 
   root: str
@@ -87,7 +83,7 @@ class Files:
   """Storage of images in files; a key is a path relative to the root."""
 
   def __init__(self, root: str | os.PathLike):
-    """Stores the root; reads nothing."""
+    """Reads nothing."""
     self._root = pathlib.Path(root)
 
   def read(self, row: int, key: str) -> bytes:
@@ -123,15 +119,9 @@ class StoredImages:
     rows: np.ndarray | None = None,
     image_size: int = 224,
   ):
-    """Combines labels with stored images; reads no image.
+    """Combines the attributes with a storage; reads no image.
 
-    Args:
-      names: N class names.
-      labels: int [n], indices into `names`.
-      keys: n distinct strings.
-      storage: reader of the images by row and key.
-      rows: int [n], numbers of the images in the storage; 0..n-1 if None.
-      image_size: S.
+    `rows` are the numbers of the n images in the storage, 0..n-1 if None.
 
     Raises:
       ValueError: different lengths, or a label outside 0..N-1.
@@ -153,11 +143,7 @@ class StoredImages:
     return len(self.labels)
 
   def encoded(self, index: int) -> bytes:
-    """Content of one image file.
-
-    Raises:
-      ImageError: it can't be read; the message names the file or the record.
-    """
+    """Content of one image file; see `Storage.read`."""
     return self._storage.read(int(self._rows[index]), str(self.keys[index]))
 
   def where(self, index: int) -> str:
@@ -165,11 +151,7 @@ class StoredImages:
     return self._storage.where(int(self._rows[index]), str(self.keys[index]))
 
   def image(self, index: int) -> UInt8[np.ndarray, "S S 3"]:
-    """One image under CLIP's test preprocessing.
-
-    Raises:
-      ImageError: it can't be read or decoded; the message names it.
-    """
+    """One image under CLIP's test preprocessing; ImageError if it can't be read or decoded."""
     return decode_image(self.encoded(index), self.where(index), self.image_size)
 
   def images(self, indices: np.ndarray) -> UInt8[np.ndarray, "B S S 3"]:
@@ -190,26 +172,13 @@ class StoredImages:
     return other
 
   def relabelled(self, names: Sequence[str], labels: np.ndarray) -> "StoredImages":
-    """The same images under other class names.
-
-    Args:
-      names: N' new class names.
-      labels: int [n], indices into them; -1 drops the image.
-
-    Raises:
-      ValueError: another number of labels than images, or a label outside -1..N'-1.
-    """
+    """The same images under other class names, by int [n] labels; -1 drops the image."""
     if len(labels) != len(self):
       raise ValueError(f"{len(labels)} labels for {len(self)} images")
     kept = np.flatnonzero(np.asarray(labels) != -1)
-    return StoredImages(
-      names,
-      np.asarray(labels)[kept],
-      self.keys[kept],
-      self._storage,
-      rows=self._rows[kept],
-      image_size=self.image_size,
-    )
+    rows, keys = self._rows[kept], self.keys[kept]
+    renamed = StoredImages(names, np.asarray(labels)[kept], keys, self._storage, rows=rows)
+    return renamed.sized(self.image_size)
 
   def of_classes(self, classes: Int[np.ndarray, " C"]) -> "StoredImages":
     """Images of C of the classes, relabelled in the order of `classes`."""

@@ -20,14 +20,8 @@ def few_shot(
 ) -> Int[np.ndarray, " m"]:
   """Chooses `shots` images a class, or all of a class with fewer.
 
-  The first images of each class are taken, ranked by a hash of seed and key. So the subset of k
-  shots lies within that of k+1, and an image added to a class replaces at most one.
-
-  Args:
-    labels: class of each image.
-    keys: n distinct strings.
-    shots: images a class, at least 1.
-    seed: random seed of the choice.
+  The first images of each class are taken, ranked by a hash of seed and (distinct) key. So the
+  subset of k shots lies within that of k+1, and an image added to a class replaces at most one.
 
   Returns:
     Indices, int64, ascending.
@@ -59,13 +53,8 @@ def held_out(
 ) -> tuple[Int[np.ndarray, " m"], list[Int[np.ndarray, " k"]]]:
   """Divides each class's images into held-out shares and the rest, for training.
 
-  Images are ranked by a hash of the key, and the first share takes the first of them. A share is
-  rounded to whole images, and one image of each class is left for training.
-
-  Args:
-    labels: class of each image.
-    keys: n distinct strings.
-    shares: fractions of each class, 0 to 1.
+  Images are ranked by a hash of the key, and the first share (0 to 1) takes the first of them. A
+  share is rounded to whole images, and one image of each class is left for training.
 
   Returns:
     Indices of the rest, and of each share's images; int64, ascending.
@@ -83,12 +72,7 @@ def held_out(
 
 
 def half_of_classes(n_classes: int, half: str) -> Int[np.ndarray, " m"]:
-  """Labels of a half in CoOp's base-to-new protocol: the first ceil(n/2) are base, the rest new.
-
-  Args:
-    n_classes: number of classes, n.
-    half: one of HALVES.
-  """
+  """Labels of one of HALVES in CoOp's base-to-new protocol: the first ceil(n/2) are base."""
   middle = -(-n_classes // 2)
   first, last = {"all": (0, n_classes), "base": (0, middle), "new": (middle, n_classes)}[half]
   return np.arange(first, last)

@@ -1,6 +1,5 @@
 """Image source `synthetic`: JPEGs of realistic size that show nothing, for dry runs and tests."""
 
-from collections.abc import Sequence
 import functools
 import io
 
@@ -23,22 +22,9 @@ def splits(data: DataFields) -> tuple[str, ...]:
 def open_split(data: DataFields, split: str) -> StoredImages:
   """Opens a split: `data.images_per_class` images of each class of `data.names` in train."""
   count = data.images_per_class if split == "train" else _TEST_IMAGES_PER_CLASS
-  return open_synthetic(load_class_list(data.names).names, count)
-
-
-def open_synthetic(
-  names: Sequence[str], images_per_class: int, image_size: int = 224
-) -> StoredImages:
-  """Opens synthetic JPEGs of 500 x 375 pixels.
-
-  Args:
-    names: class names.
-    images_per_class: images of each class.
-    image_size: S of `StoredImages.images`, pixels.
-  """
-  labels = np.repeat(np.arange(len(names)), images_per_class)
-  keys = np.char.add("synthetic/", np.arange(len(labels)).astype(str))
-  return StoredImages(names, labels, keys, _Jpegs(), image_size=image_size)
+  names = load_class_list(data.names).names
+  labels = np.repeat(np.arange(len(names)), count)
+  return StoredImages(names, labels, [f"synthetic/{row}" for row in range(len(labels))], _Jpegs())
 
 
 class _Jpegs:

@@ -60,34 +60,16 @@ def open_split(data: DataFields, split: str) -> StoredImages:
 
 
 def open_test_set(
-  root: str | os.PathLike,
-  dataset: str = "",
-  classes: ClassList | None = None,
-  *,
-  all_classes: bool = True,
-  image_size: int,
+  root: str | os.PathLike, dataset: str, classes: ClassList | None, all_classes: bool = True
 ) -> LabelledSet:
-  """Opens the test split, or else the validation split (ImageNet, Food-101).
-
-  Args:
-    root: TFDS's data_dir.
-    dataset: class list or data set; see `open_tfds`.
-    classes: class list that TFDS's labels must match; None, or the data set's packaged list: see
-      `open_tfds`.
-    all_classes: ignored.
-    image_size: S, pixels.
-
-  Raises:
-    SourceError, VocabularyError: as `open_tfds`.
-  """
-  del all_classes
+  """Opens the test split, or else the validation split (ImageNet, Food-101); see `open_tfds`."""
   if dataset in CLASS_LISTS and classes == load_class_list(dataset):
     classes = None  # its own table maps TFDS's labels, which are spelled differently
   found = tfds_splits(dataset, root)
   split = next((split for split in ("test", "validation") if split in found), None)
   if split is None:
     raise SourceError(f"{root}: {dataset} has no test split (found {', '.join(found)})")
-  source = open_tfds(dataset, found[split], root=root, classes=classes, image_size=image_size)
+  source = open_tfds(dataset, found[split], root=root, classes=classes)
   return LabelledSet(source, classes or class_list_of(dataset, source.names), split)
 
 
@@ -182,7 +164,6 @@ def open_tfds(
   root: str | os.PathLike | None = None,
   classes: ClassList | None = None,
   cache: ArrayCache | None = None,
-  image_size: int = 224,
 ) -> StoredImages:
   """Opens a split of a prepared data set.
 
@@ -194,7 +175,6 @@ def open_tfds(
       packaged class list of the data set, ImageNet-21K's names if the labels are WordNet ids, or
       else TFDS's label names.
     cache: cache of the labels, which are scattered over the records.
-    image_size: S of `StoredImages.images`, pixels.
 
   Returns:
     Images in TFDS's order, without those of classes outside the list.
@@ -221,7 +201,6 @@ def open_tfds(
     [f"{builder.name}/{split}/{row:08d}" for row in kept] if keys is None else keys[kept],
     records,
     rows=kept,
-    image_size=image_size,
   )
 
 

@@ -105,12 +105,7 @@ def views(
 ) -> tuple[UInt8[np.ndarray, "B V S S 3"], Bool[np.ndarray, " B"]]:
   """Makes the views of images in epochs; a function of its arguments, on any machine.
 
-  Args:
-    source: stored images, decoded here, or another source, whose `images` are augmented as given.
-    indices: images of the source.
-    epochs: epoch of each image.
-    augmentation: distribution of the views.
-    size: S, pixels.
+  Stored images are decoded here. Another source's `images` are augmented as given.
 
   Returns:
     The views, and which images were readable; views of the others are black.
@@ -131,28 +126,17 @@ def views(
 
 
 def _fill(
-  views_VxSxSx3: np.ndarray,
-  image: Image.Image,
-  where: str,
-  index: int,
-  epoch: int,
-  augmentation: Augmentation,
+  views_VxSxSx3: np.ndarray, image: Image.Image, where: str, index: int, epoch: int, a: Augmentation
 ) -> None:
   """Decodes an image once and writes all of its views."""
   size = views_VxSxSx3.shape[1]
-  if augmentation.kind == "none":
+  if a.kind == "none":
     views_VxSxSx3[:] = prepare(load_rgb(image, where)[0], size)
     return
+  epoch = epoch % a.view_epochs if a.view_epochs else epoch
+  of_all = {"augment": a.kind, "seed": a.seed, "index": index, "epoch": epoch}
   drawn = [
-    draw_view(
-      *image.size,
-      augment=augmentation.kind,
-      seed=augmentation.seed,
-      index=index,
-      epoch=epoch % augmentation.view_epochs if augmentation.view_epochs else epoch,
-      view=number,
-      crop_area=augmentation.crop_area,
-    )
+    draw_view(*image.size, **of_all, view=number, crop_area=a.crop_area)
     for number in range(len(views_VxSxSx3))
   ]
   # A JPEG is decoded smaller as long as no crop has to be enlarged for it.
@@ -226,16 +210,9 @@ def draw_view(
 
 
 def make_view(image: Image.Image, view: View, size: int, shrink: int = 1) -> Image.Image:
-  """Crops a view out of an image, resizes it (bicubic) and applies its operations.
+  """Crops a view out of an RGB image, resizes it to S x S (bicubic) and applies its operations.
 
-  Args:
-    image: whole RGB image, its sides divided by `shrink`.
-    view: view in pixels of the image before it was shrunk.
-    size: S, pixels.
-    shrink: factor by which the image was decoded smaller.
-
-  Returns:
-    RGB image, S x S.
+  `shrink` is the factor by which the image was decoded smaller than the one `view` was drawn for.
   """
   left, top, width, height = (edge / shrink for edge in view.crop)
   result = resized_crop(image, (left, top, left + width, top + height), size)
@@ -278,11 +255,8 @@ def _sharpness(image: Image.Image, magnitude: float) -> Image.Image:
   """Pillow's ImageEnhance.Sharpness, to the bit; its filter takes five times as long."""
   pixels_SxSx3 = np.asarray(image).astype(np.uint16)
   # Each pixel five times and its eight neighbours once, over 13. The border is unchanged.
-  rows = pixels_SxSx3[:-2] + pixels_SxSx3[1:-1]
-  rows += pixels_SxSx3[2:]
-  total = rows[:, :-2] + rows[:, 1:-1]
-  total += rows[:, 2:]
-  total += 4 * pixels_SxSx3[1:-1, 1:-1]
+  rows = pixels_SxSx3[:-2] + pixels_SxSx3[1:-1] + pixels_SxSx3[2:]
+  total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * pixels_SxSx3[1:-1, 1:-1]
   smooth_SxSx3 = np.array(image)
   # Rounded: x / 13 + 1 / 2.
   smooth_SxSx3[1:-1, 1:-1] = (2 * total + 13) // 26

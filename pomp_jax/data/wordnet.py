@@ -65,12 +65,7 @@ class Tree:
   """
 
   def __init__(self, ids: Sequence[str], names: Sequence[str], parents: Sequence[Sequence[str]]):
-    """Builds the graph.
-
-    Args:
-      ids: n WordNet ids.
-      names: n names.
-      parents: ids of each node's parents.
+    """Builds the graph from n WordNet ids, names, and ids of each node's parents.
 
     Raises:
       VocabularyError: unsorted or repeated ids, an unknown parent, not one root, or a cycle.
@@ -89,8 +84,7 @@ class Tree:
     self.longest_depth = self._longest_depth()
     self._keys, self.ancestor_distance = self._closure()
     self.ancestors = _grouped(self._keys, len(self.ids))
-    at_root = self.ancestors.values == self.root
-    self.depth = self.ancestor_distance[at_root]
+    self.depth = self.ancestor_distance[self.ancestors.values == self.root]
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -107,11 +101,7 @@ class Tree:
       raise VocabularyError(f"synset {error.args[0]} is unknown ({len(self)} synsets)") from error
 
   def siblings(self, class_nodes_N: Int[np.ndarray, " N"]) -> Ragged:
-    """Other classes that share a parent with each of N classes: N rows of class indices.
-
-    Args:
-      class_nodes_N: distinct nodes of the classes.
-    """
+    """Other classes that share a parent with each of N classes: N rows of class indices."""
     n_classes = len(class_nodes_N)
     n_parents_N = self.parents.lengths[class_nodes_N]
     child_E = np.repeat(np.arange(n_classes), n_parents_N)

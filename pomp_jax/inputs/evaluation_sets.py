@@ -238,13 +238,14 @@ def _generated(config: Settings, split: str) -> LabelledSet:
 def _stored(settings: Evaluate, name: str, part: str, image_size: int) -> LabelledSet:
   classes = load_class_list(name)
   module = SOURCES[settings.source].load()
-  source, _, split = module.open_test_set(settings.root, name, classes, image_size=image_size)
+  source, _, split = module.open_test_set(settings.root, name, classes)
   if classes.synsets is None:
     _check_names(source.names, classes.names, f"{settings.root}: {name}")
   elif len(source.names) != len(classes):
     classes = _listed_classes(classes, source.names, f"{settings.root}: {name}")
   # ImageNet's classes were matched by id, so the source may have other names for them.
-  labelled = LabelledSet(source, dataclasses.replace(classes, names=source.names), split)
+  classes = dataclasses.replace(classes, names=source.names)
+  labelled = LabelledSet(source.sized(image_size), classes, split)
   if part != "all":
     labelled = labelled.of_classes(half_of_classes(len(classes), part))
   labelled = _sample(labelled, settings.images)

@@ -236,9 +236,7 @@ def _check(own: OwnSet, of: str) -> None:
 def _open_whole(own: OwnSet, image_size: int) -> LabelledSet:
   listed = _listed(own, "names") if own.names else None
   module, root = SOURCES[own.reader].load(), pathlib.Path(own.folder, own.root)
-  labelled = module.open_test_set(
-    root, own.dataset, listed, all_classes=False, image_size=image_size
-  )
+  labelled = module.open_test_set(root, own.dataset, listed, all_classes=False)
   source, classes = labelled.source, listed or labelled.classes
   if len(classes) != len(source.names):
     raise _wrong(own, "names", f"{len(classes)} names for {len(source.names)} classes")
@@ -246,7 +244,7 @@ def _open_whole(own: OwnSet, image_size: int) -> LabelledSet:
     n_without = len(classes) - len(np.unique(source.labels))
     if n_without:
       log.info("set %s: %d of %d classes have no image", own.name, n_without, len(classes))
-  source = source.relabelled(classes.names, source.labels)
+  source = source.relabelled(classes.names, source.labels).sized(image_size)
   if own.templates:
     classes = dataclasses.replace(classes, template=own.templates[0], ensemble=own.templates)
   if own.synsets:

@@ -74,7 +74,7 @@ def split_of(pets):
 
 
 def test_splits_are_those_of_the_file(pets):
-  splits = open_coop(pets.parent, "oxford_pets", image_size=8)
+  splits = open_coop(pets.parent, "oxford_pets")
   assert list(splits) == ["train", "validation", "test"]
   for part, source in zip(("train", "val", "test"), splits.values(), strict=True):
     items = split_of(pets)[part]

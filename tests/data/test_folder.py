@@ -32,7 +32,7 @@ def root(tmp_path):
 
 
 def test_folders_are_classes_in_order_of_name(root):
-  source = open_folder(root, image_size=8)
+  source = open_folder(root).sized(8)
   assert isinstance(source, Source)
   assert source.names == ("axe", "cat", "teddy_bear")
   assert source.keys.tolist() == ["axe/1.webp", "cat/a.JPEG", "cat/b.jpg", "teddy_bear/x.png"]

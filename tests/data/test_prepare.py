@@ -129,7 +129,7 @@ def test_every_readable_image_is_stored_with_its_label(tmp_path, layout):
 def test_our_own_reader_agrees_with_tfds(tmp_path):
   build(open_input("imagenet21k", folders(tmp_path / "in")), tmp_path / "out", Selection())
   assert tfds_splits("imagenet21k", tmp_path / "out") == {"train": "train"}
-  source = open_tfds("imagenet21k", "train", root=tmp_path / "out", image_size=8)
+  source = open_tfds("imagenet21k", "train", root=tmp_path / "out").sized(8)
   every = load_class_list("imagenet21k")
   assert source.names == every.names[1000:1012]
   rows = stored(tmp_path / "out")
@@ -139,7 +139,7 @@ def test_our_own_reader_agrees_with_tfds(tmp_path):
     assert every.synsets[1000 + source.labels[index]] == label
   # Without the index file the labels come out of the records, in the same order.
   (tmp_path / "out/imagenet21k/1.0.0/index-train.npz").unlink()
-  again = open_tfds("imagenet21k", "train", root=tmp_path / "out", image_size=8)
+  again = open_tfds("imagenet21k", "train", root=tmp_path / "out").sized(8)
   np.testing.assert_array_equal(again.labels, source.labels)
   assert again.keys[3] == "imagenet21k/train/00000003"
 
@@ -263,7 +263,7 @@ import numpy as np
 from pomp_jax.data.prepare import Selection, build, open_input
 from pomp_jax.data.tfds import open_tfds
 build(open_input("imagenet21k", {str(tmp_path / "in")!r}), {str(tmp_path / "out")!r}, Selection())
-source = open_tfds("imagenet21k", "train", root={str(tmp_path / "out")!r}, image_size=8)
+source = open_tfds("imagenet21k", "train", root={str(tmp_path / "out")!r}).sized(8)
 print(source.images(np.arange(5)).shape, "tensorflow" in sys.modules)
 """
   done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

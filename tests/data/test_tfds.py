@@ -65,7 +65,7 @@ def words(name):
 
 @pytest.mark.parametrize("name", SETS)
 def test_every_evaluation_set_has_the_right_names_in_the_right_order(mocked, name):
-  source = open_tfds(name, SETS[name], image_size=4)
+  source = open_tfds(name, SETS[name]).sized(4)
   classes = load_class_list(name)
   assert source.names == classes.names
   # The labels that TFDS gives the same records, in its own words.
@@ -89,7 +89,7 @@ def test_every_evaluation_set_has_the_right_names_in_the_right_order(mocked, nam
 
 
 def test_any_other_set_has_tfds_names(mocked):
-  source = open_tfds("rock_paper_scissors", "test", image_size=4)
+  source = open_tfds("rock_paper_scissors", "test").sized(4)
   assert source.names == ("rock", "paper", "scissors")
   turned = open_tfds("rock_paper_scissors", "test", classes=ClassList(source.names[::-1]))
   np.testing.assert_array_equal(turned.labels, 2 - source.labels)
@@ -127,7 +127,7 @@ def prepared(tmp_path):
 
 
 def test_images_come_from_their_records(prepared):
-  source = open_tfds("shades", "train", root=prepared, image_size=6)
+  source = open_tfds("shades", "train", root=prepared).sized(6)
   assert source.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
   assert source.images(np.arange(7))[:, 3, 3, 0].tolist() == [0, 30, 60, 90, 120, 150, 180]
   part = pickle.loads(pickle.dumps(source.subset(np.array([6, 1]))))

@@ -9,8 +9,9 @@ from pomp_jax import inputs
 from pomp_jax.benchmark import costs
 from pomp_jax.clip import load, synthetic, tokenize
 from pomp_jax.config import ConfigError, unpack, validate
+from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import load_class_list
-from pomp_jax.data.synthetic import open_synthetic
+from pomp_jax.data.synthetic import open_split
 from pomp_jax.files import terminal
 from pomp_jax.jobs import dry_run
 from tests.support.small_run import small_config
@@ -156,8 +157,10 @@ def test_what_a_dry_run_can_not_do(tmp_path):
     dry(**{"clip.model": "synthetic:x/y"})
 
 
-def test_synthetic_images_are_of_true_size():
-  source = open_synthetic(("a", "b"), 3, image_size=32)
+def test_synthetic_images_are_of_true_size(tmp_path):
+  (tmp_path / "names.txt").write_text("a\nb\n")
+  data = Data(source="synthetic", names=str(tmp_path / "names.txt"), images_per_class=3)
+  source = open_split(data, "train").sized(32)
   assert source.labels.tolist() == [0, 0, 0, 1, 1, 1]
   images = source.images(np.arange(6))
   assert images.shape == (6, 32, 32, 3)

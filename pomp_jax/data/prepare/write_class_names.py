@@ -28,8 +28,25 @@ from pomp_jax.data.class_lists import load_synsets
 _GLOSS_WORDS = 8
 # Words that a shortened gloss must not end with.
 _UNFINISHED = frozenset(
-  ("a", "an", "and", "at", "for", "from", "in", "not", "of", "on", "or", "than", "that")
-  + ("the", "to", "used", "with")
+  [
+    "a",
+    "an",
+    "and",
+    "at",
+    "for",
+    "from",
+    "in",
+    "not",
+    "of",
+    "on",
+    "or",
+    "than",
+    "that",
+    "the",
+    "to",
+    "used",
+    "with",
+  ]
 )
 _WORDNET = "/usr/share/wordnet/data.noun"
 # TFDS's label names of nine of the ten data sets: a file of lines, or a constant in a module.
@@ -45,24 +62,11 @@ _TFDS = {
   "ucf101": "video/ucf101_labels.txt",
 }
 # Class list -> clip-benchmark's name of its templates.
-_ENSEMBLES = {
-  "caltech101": "caltech101",
-  "oxford_pets": "pets",
-  "stanford_cars": "cars",
-  "flowers102": "flowers",
-  "food101": "food101",
-  "fgvc_aircraft": "fgvc_aircraft",
-  "sun397": "sun397",
-  "dtd": "dtd",
-  "eurosat": "eurosat",
+_ENSEMBLES = {"oxford_pets": "pets", "stanford_cars": "cars", "flowers102": "flowers"} | {
+  name: name for name in ("caltech101", "food101", "fgvc_aircraft", "sun397", "dtd", "eurosat")
 }
-_CALTECH101 = {
-  "background_google": "",
-  "faces_easy": "",
-  "faces": "face",
-  "leopards": "leopard",
-  "motorbikes": "motorbike",
-  "airplanes": "airplane",
+_CALTECH101 = {"background_google": "", "faces_easy": "", "faces": "face"} | {
+  f"{name}s": name for name in ("leopard", "motorbike", "airplane")
 }
 _EUROSAT = {
   "AnnualCrop": "Annual Crop Land",
@@ -79,19 +83,12 @@ _CALTECH101_CAPITALS = ("faces", "leopards", "motorbikes")
 
 
 class Noun(NamedTuple):
-  """Synset of WordNet.
+  """Synset of WordNet."""
 
-  Attributes:
-    lemmas: its words, the most usual first.
-    parents: synsets that it is a kind or an instance of.
-    groups: synsets that it is a member of, such as a plant's genus.
-    gloss: its shortened definition.
-  """
-
-  lemmas: tuple[str, ...]
-  parents: tuple[str, ...]
-  groups: tuple[str, ...]
-  gloss: str
+  lemmas: tuple[str, ...]  # its words, the most usual first
+  parents: tuple[str, ...]  # synsets that it is a kind or an instance of
+  groups: tuple[str, ...]  # synsets that it is a member of, such as a plant's genus
+  gloss: str  # its shortened definition
 
 
 def read_nouns(path: str) -> dict[str, Noun]:
