@@ -112,7 +112,7 @@ class StoredImages:
   def __init__(
     self,
     names: Sequence[str],
-    labels: np.ndarray,
+    labels: Sequence[int] | np.ndarray,
     keys: Sequence[str] | np.ndarray,
     storage: Storage,
     *,

@@ -47,11 +47,7 @@ class EvaluationSet:
 
 
 def evaluation_sets(config: Settings, image_size: int) -> list[EvaluationSet]:
-  """Data sets of `config.evaluate`, unopened.
-
-  Args:
-    config: settings of the run.
-    image_size: S, pixels.
+  """Data sets of `config.evaluate`, unopened, for images of S pixels.
 
   Raises:
     ConfigError: an unknown set, or no folder for it.
@@ -77,26 +73,21 @@ def open_each(
 ) -> tuple[dict[str, LabelledSet], dict[str, str]]:
   """Opens every set, so that all missing ones are listed before anything is computed.
 
-  Args:
-    items: sets to open.
-    skip_missing: whether to skip sets that can't be opened, unless none is left.
-
   Returns:
-    The sets by name, and the reason for each that can't be opened.
+    The sets by name, and, if `skip_missing` and any set is left, the reason for each missing one.
 
   Raises:
     SourceError, VocabularyError: the reason if one set can't be opened. If several can't, their
       names, after a log line for each.
   """
-  opened, missing, errors = {}, {}, []
+  opened, missing = {}, {}
   for item in items:
     try:
       opened[item.name] = item.open()
     except _MISSING as error:
-      missing[item.name] = str(error)
-      errors.append(error)
-  if len(errors) == 1 and not skip_missing:
-    raise errors[0]
+      missing[item.name] = error
+  if len(missing) == 1 and not skip_missing:
+    raise missing.popitem()[1]
   for name, reason in missing.items():
     log.warning("missing: %s: %s", name, reason)
   if missing and not (skip_missing and opened):
@@ -104,7 +95,7 @@ def open_each(
     raise SourceError(
       f"{len(missing)} of {len(items)} sets can't be opened: {', '.join(missing)}{hint}"
     )
-  return opened, missing
+  return opened, {name: str(error) for name, error in missing.items()}
 
 
 def open_everywhere(
@@ -129,12 +120,9 @@ def file_name(name: str) -> str:
 
 
 def _own_sets(settings: Evaluate) -> list[OwnSet]:
-  sets = []
-  if settings.sets_file:
-    sets += read_sets_file(settings.sets_file)
-  if settings.own_sets:
-    sets += parse_sets(settings.own_sets, "config.evaluate.own_sets")
-  return sets
+  in_file = read_sets_file(settings.sets_file) if settings.sets_file else []
+  own = settings.own_sets
+  return in_file + (parse_sets(own, "config.evaluate.own_sets") if own else [])
 
 
 def _named(config: Settings) -> list[str]:
@@ -264,26 +252,16 @@ def _sample(labelled: LabelledSet, n_images: int) -> LabelledSet:
 
 
 def _listed_classes(classes: ClassList, names: tuple[str, ...], where: str) -> ClassList:
-  """Class list of a data set with some of the list's classes.
-
-  Raises:
-    SourceError: a class outside the list.
-  """
+  """Class list of a data set with some of the list's classes; SourceError for another class."""
   label = {name: c for c, name in enumerate(classes.names)}
-  for name in names:
-    if name not in label:
-      raise SourceError(f"{where}: class {name!r} is not in its class list")
-  return dataclasses.replace(
-    classes, names=names, synsets=tuple(classes.synsets[label[name]] for name in names)
-  )
+  unknown = [name for name in names if name not in label]
+  if unknown:
+    raise SourceError(f"{where}: class {unknown[0]!r} is not in its class list")
+  return classes.subset([label[name] for name in names])
 
 
 def _check_names(found: tuple[str, ...], known: tuple[str, ...], where: str) -> None:
-  """Checks that labels mean the classes of the set's list.
-
-  Raises:
-    SourceError: another number of classes, or another name.
-  """
+  """Raises SourceError unless labels mean the classes of the set's list."""
   if len(found) != len(known):
     raise SourceError(f"{where}: {len(found)} classes, but its class list has {len(known)}")
   for label, (own, listed) in enumerate(zip(found, known, strict=True)):

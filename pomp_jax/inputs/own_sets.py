@@ -125,12 +125,7 @@ def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
 
 
 def parse_sets(entries: Sequence[Any], where: str, folder: str | os.PathLike = "") -> list[OwnSet]:
-  """Parses the sets of a list of dicts.
-
-  Args:
-    entries: one dict a set, with the keys of `OwnSet` up to `synsets`.
-    where: the file or field of the entries, for messages.
-    folder: start of relative paths.
+  """Parses dicts with the keys of `OwnSet` up to `synsets`; see there for the other arguments.
 
   Raises:
     SourceError: an unknown key, an invalid value, or a repeated name; one line.
@@ -147,12 +142,7 @@ def parse_sets(entries: Sequence[Any], where: str, folder: str | os.PathLike = "
 
 
 def open_own_set(own: OwnSet, part: str, image_size: int) -> LabelledSet:
-  """Opens a part of a set; reads lists of names and files, no image.
-
-  Args:
-    own: set from `parse_sets`.
-    part: one of `own.parts`.
-    image_size: S, pixels.
+  """Opens one of a set's `parts` with images of S pixels; reads lists of names and files.
 
   Raises:
     SourceError: a file or folder is missing, or the lists don't match the classes; one line with

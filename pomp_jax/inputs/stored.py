@@ -27,18 +27,7 @@ _UNDIVIDED = "undivided"
 def open_source(
   data: Data, split: str, *, images_per_class: int = 0, n_images: int = 0
 ) -> StoredImages:
-  """Opens the images of a split.
-
-  Args:
-    data: `config.data`.
-    split: train or validation, with the classes to train on, or one of `evaluation_splits`.
-    images_per_class: ignored.
-    n_images: number of images, as evenly over the classes as possible; 0: all.
-
-  Raises:
-    SourceError, VocabularyError, ConfigError: one line each.
-  """
-  del images_per_class
+  """Opens a split; see `inputs.open_source`. Train and validation have the classes to train on."""
   if split in ("train", "validation"):
     part, group = split, _training_group(data)
   else:
@@ -65,9 +54,6 @@ def evaluation_splits(data: Data) -> tuple[str, ...]:
   `test`, or `validation` or `train` if the data set has no test images. With groups of classes,
   `base` and `novel` (lists) or `new` (CoOp's halves). Their images are test images, or else the
   name is `validation/base`, `train/base` and so on.
-
-  Raises:
-    SourceError: no such data set.
   """
   return tuple(_evaluation_parts(data))
 
@@ -78,11 +64,7 @@ def has_validation(data: Data) -> bool:
 
 
 def n_training_classes(data: Data) -> int:
-  """Number of classes to train on; opens every split, so that missing files show.
-
-  Raises:
-    SourceError, VocabularyError, ConfigError: one line each.
-  """
+  """Number of classes to train on; opens every split, so that missing files show."""
   train = open_source(data, "train")
   for split in ("validation", *evaluation_splits(data)):
     open_source(data, split)

@@ -28,25 +28,8 @@ from pomp_jax.data.class_lists import load_synsets
 _GLOSS_WORDS = 8
 # Words that a shortened gloss must not end with.
 _UNFINISHED = frozenset(
-  [
-    "a",
-    "an",
-    "and",
-    "at",
-    "for",
-    "from",
-    "in",
-    "not",
-    "of",
-    "on",
-    "or",
-    "than",
-    "that",
-    "the",
-    "to",
-    "used",
-    "with",
-  ]
+  ["a", "an", "and", "at", "for", "from", "in", "not", "of", "on", "or"]
+  + ["than", "that", "the", "to", "used", "with"]
 )
 _WORDNET = "/usr/share/wordnet/data.noun"
 # TFDS's label names of nine of the ten data sets: a file of lines, or a constant in a module.
