@@ -117,7 +117,9 @@ class Prompt:
 
   m: int = row(4, "context vectors M", at_least(1))
   position: str = row("end", "position of the name in the prompt", one_of(*POSITIONS))
-  init: str = row("", "initial words; maple keeps those beyond M fixed; empty: N(0, 0.02^2)")
+  init: str = row(
+    "", "words or prompt file to start from; maple keeps words beyond M fixed; empty: N(0, 0.02^2)"
+  )
   class_specific: bool = row(False, "one context per class")
   depth: int = row(1, "layers with prompts of their own, for vpt_deep and maple", at_least(1))
   visual_tokens: int = row(8, "prompt tokens in the image tower, for vpt_*", at_least(1))

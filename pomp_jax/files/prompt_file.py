@@ -177,7 +177,8 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
 
   Args:
     path: file of `save_prompt`, any npz or safetensors file with the same fields, or a torch
-      checkpoint with `state_dict['ctx']`.
+      checkpoint: CoOp's or POMP's with `state_dict['ctx']`, or that of a segmentation model of
+      POMP with `model['clip_adapter.prompt_learner.ctx']`.
 
   Returns:
     The prompt, every field checked.

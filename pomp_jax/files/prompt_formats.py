@@ -42,9 +42,12 @@ _MAX_SAFETENSORS_HEADER = 100_000_000  # the library refuses longer ones
 
 # Magic number with which files of torch before 1.6 begin, pickled as an integer.
 _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+# POMP's prompt in the checkpoints of its segmentation models (ZSSeg's code, on detectron2).
+_ZSSEG_CONTEXT = "clip_adapter.prompt_learner.ctx"
 # Item of a torch checkpoint with our text fields; published code ignores it.
 _OURS = "pomp_jax"
-_OF_OTHERS = {"clip_model": "unknown", "position": "end", "template": "{}.", "config": "{}"}
+UNKNOWN_CLIP = "unknown"
+_OF_OTHERS = {"clip_model": UNKNOWN_CLIP, "position": "end", "template": "{}.", "config": "{}"}
 
 # A context, and TEXT_FIELDS.
 Stored = tuple[np.ndarray, dict[str, str]]
@@ -186,8 +189,7 @@ def write_torch(file: BinaryIO, context: np.ndarray, text: Mapping[str, str], ep
 
 
 def read_torch(path: str | os.PathLike) -> Stored:
-  """Reads `state_dict['ctx']`, of any float type, as float32."""
-  field = "state_dict['ctx']"
+  """Reads the context of a checkpoint, of any float type, as float32."""
   try:
     with open(path, "rb") as file:
       if is_legacy_torch(file.read(32)):
@@ -197,8 +199,7 @@ def read_torch(path: str | os.PathLike) -> Stored:
     pass  # the archive's reader says it
   try:
     with TorchArchive(path) as archive:
-      state = _item(path, archive.value, "state_dict", "the checkpoint['state_dict']")
-      tensor = _item(path, state, "ctx", field)
+      field, tensor = _torch_context(path, archive.value)
       if not isinstance(tensor, StoredTensor):
         refuse(path, field, _kind(tensor), "a tensor [M, D] or [N, M, D]")
       check_shape(path, field, tensor.shape)
@@ -211,6 +212,16 @@ def read_torch(path: str | os.PathLike) -> Stored:
   with np.errstate(over="ignore"):  # infinities are refused later
     context = context.astype(np.float32, order="C")
   return context, dict(_OF_OTHERS) if ours is None else _torch_text(path, ours)
+
+
+def _torch_context(path: str | os.PathLike, value: Any) -> tuple[str, Any]:
+  """Name and value of the context: CoOp's and POMP's, or that of a segmentation model."""
+  model = value.get("model") if isinstance(value, dict) else None
+  if isinstance(model, dict) and _ZSSEG_CONTEXT in model:
+    return f"model[{_ZSSEG_CONTEXT!r}]", model[_ZSSEG_CONTEXT]
+  state = _item(path, value, "state_dict", "the checkpoint['state_dict']")
+  field = "state_dict['ctx']"
+  return field, _item(path, state, "ctx", field)
 
 
 def _torch_text(path: str | os.PathLike, ours: Any) -> dict[str, str]:

@@ -16,9 +16,12 @@ from pomp_jax.baselines.recognition import Recognition
 from pomp_jax.clip import Clip, TextTower, tokenize
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.resnet import ResNetConfig
+from pomp_jax.clip.text import token_embeddings
 from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
+from pomp_jax.files.prompt_file import check_fits, format_of_name, load_prompt
+from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
 from pomp_jax.inference.evaluate import SplitFeatures
 from pomp_jax.inference.metrics import Accuracy
 from pomp_jax.prompt.context import ClassTokens, PromptContext
@@ -72,13 +75,13 @@ def initial_words(
   and the name.
 
   Returns:
-    ids [M], empty for a random start; ids [F], empty for other methods.
+    ids [M], empty for a random start or a prompt file; ids [F], empty for other methods.
 
   Raises:
     ConfigError: words of fewer than M tokens, or of more without `fixed_words`.
   """
   words, n_vectors = config.prompt.init, config.prompt.m
-  if not words:
+  if not words or format_of_name(words):
     return np.zeros(0, np.int32), np.zeros(0, np.int32)
   ids_1xL, _ = tokenize([words], clip.tokenizer, clip.config.text_config)
   ids_T = ids_1xL[0, :-1]
@@ -88,6 +91,37 @@ def initial_words(
     limit = f"words of prompt.m = {n_vectors} tokens{or_more}; these have {len(ids_T)}"
     raise ConfigError("prompt.init", words, limit)
   return ids_T[:n_vectors], ids_T[n_vectors:]
+
+
+def initial_context(config: Settings, clip: Clip, n_classes: int) -> np.ndarray | None:
+  """Context that a training starts from: `prompt.init`'s words or prompt file.
+
+  Args:
+    config: settings of the run.
+    clip: CLIP of the run.
+    n_classes: N of the class list.
+
+  Returns:
+    Float32 [M,D], or [N,M,D] of a class-specific file; None for a random start.
+
+  Raises:
+    ConfigError: raised by `initial_words`; another M or position than the file's.
+    PromptFileError: an unusable file, another D or N.
+  """
+  path, prompt = config.prompt.init, config.prompt
+  if not format_of_name(path):
+    ids_M, _ = initial_words(config, clip)
+    return np.asarray(token_embeddings(clip.params, ids_M)) if len(ids_M) else None
+  stored = load_prompt(path)
+  check_fits(stored, clip.text_width, clip.name, n_classes, path)
+  if stored.context.shape[-2] != prompt.m:
+    raise ConfigError("prompt.m", prompt.m, f"{stored.context.shape[-2]}, as in {path}")
+  if stored.context.ndim == 3 and not prompt.class_specific:
+    raise ConfigError("prompt.class_specific", False, f"True, as in {path}")
+  # Checkpoints of other code do not tell their position.
+  if stored.position != prompt.position and stored.clip_model != UNKNOWN_CLIP:
+    raise ConfigError("prompt.position", prompt.position, f"{stored.position!r}, as in {path}")
+  return stored.context
 
 
 def frozen_arrays(config: Settings, encoder: Encoder, names: Sequence[str]) -> Frozen:

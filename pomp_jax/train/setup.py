@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from pomp_jax import inputs
-from pomp_jax.clip.text import MemoryPlan, activation_bytes, plan_memory, token_embeddings
+from pomp_jax.clip.text import MemoryPlan, activation_bytes, plan_memory
 from pomp_jax.config import METHODS, Settings
 from pomp_jax.config.fields import Clip
 from pomp_jax.data.loader import Fetch
@@ -150,7 +150,7 @@ def prepare(
   steps_per_epoch = max(1, len(source) * config.data.views // config.batch_size)
   total_steps = config.steps or config.epochs * steps_per_epoch
   optimizer, rate = optimizer_of(config.optim, steps_per_epoch, total_steps)
-  ids_M, _ = methods.initial_words(config, encoder.clip)
+  init_value = methods.initial_context(config, encoder.clip, len(source.names))
   frozen = frozen or methods.frozen_arrays(config, encoder, source.names)
   sampling = sampling_arrays(config, source.names, source.labels)
   return Run(
@@ -164,8 +164,7 @@ def prepare(
       encoder.clip.text_width,
       config.prompt.position,
       n_classes=len(source.names) if config.prompt.class_specific else None,
-      # None: a random start.
-      init_value=np.asarray(token_embeddings(encoder.clip.params, ids_M)) if len(ids_M) else None,
+      init_value=init_value,
     ),
     frozen=frozen._replace(sampling=replicate(sampling, encoder.mesh)),
     optimizer=optimizer,

@@ -1,0 +1,91 @@
+"""The context that a training starts from, where `prompt.init` is a file."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from pomp_jax import inputs
+from pomp_jax.config import ConfigError
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.train import setup
+from tests.support.small_run import small_config, trained
+
+
+@pytest.fixture(scope="module")
+def encoder():
+  return inputs.open_encoder(small_config())
+
+
+@pytest.fixture
+def prompt(encoder):
+  """A prompt that fits the small run."""
+  value = np.random.default_rng(0).normal(0, 0.02, (4, encoder.clip.text_width))
+  return Prompt(value.astype(np.float32), "world")
+
+
+def start(encoder, folder, **changes):
+  """The initial context of a run."""
+  run = setup.prepare(small_config(**changes), RunFolder(folder), encoder=encoder)
+  params = run.module.init(jax.random.key(0), method=lambda module: module.context)["params"]
+  return np.asarray(params["context"])
+
+
+@pytest.mark.parametrize("name", ["prompt.npz", "prompt.safetensors", "model.pth.tar-5"])
+def test_a_run_starts_from_a_file(encoder, prompt, tmp_path, name):
+  save_prompt(tmp_path / name, prompt)
+  found = start(encoder, tmp_path / "run", **{"prompt.init": str(tmp_path / name)})
+  np.testing.assert_array_equal(found, prompt.context)
+
+
+def test_a_class_specific_run_starts_from_one_context_or_from_each_classs_own(
+  encoder, prompt, tmp_path
+):
+  path = tmp_path / "prompt.npz"
+  changes = {"prompt.init": str(path), "prompt.class_specific": True, "data.n_classes": 12, "k": 8}
+  save_prompt(path, prompt)
+  found = start(encoder, tmp_path / "run", **changes)
+  np.testing.assert_array_equal(found, np.broadcast_to(prompt.context, (12, *found.shape[1:])))
+  own = prompt.context * np.arange(1, 13, dtype=np.float32)[:, None, None]
+  save_prompt(path, dataclasses.replace(prompt, context=own))
+  np.testing.assert_array_equal(start(encoder, tmp_path / "run", **changes), own)
+  with pytest.raises(ConfigError, match=r"prompt\.class_specific.*prompt\.npz"):
+    start(encoder, tmp_path / "run", **changes | {"prompt.class_specific": False})
+  with pytest.raises(PromptFileError, match="12"):
+    start(encoder, tmp_path / "run", **changes | {"data.n_classes": 14})
+
+
+@pytest.mark.parametrize(
+  ("changes", "field"),
+  [
+    ({"prompt.m": 3}, r"config\.prompt\.m"),
+    ({"prompt.position": "front"}, r"config\.prompt\.position"),
+  ],
+)
+def test_another_layout_is_refused(encoder, prompt, tmp_path, changes, field):
+  path = tmp_path / "prompt.npz"
+  save_prompt(path, prompt)
+  with pytest.raises(ConfigError, match=rf"{field}: .*prompt\.npz"):
+    start(encoder, tmp_path / "run", **{"prompt.init": str(path)} | changes)
+  assert not (tmp_path / "run").exists()
+
+
+def test_another_width_and_a_missing_file_are_refused(encoder, prompt, tmp_path):
+  path = tmp_path / "prompt.npz"
+  with pytest.raises(PromptFileError, match=r"prompt\.npz.*missing"):
+    start(encoder, tmp_path / "run", **{"prompt.init": str(path)})
+  save_prompt(path, dataclasses.replace(prompt, context=prompt.context[:, :8]))
+  with pytest.raises(PromptFileError, match="width 8"):
+    start(encoder, tmp_path / "run", **{"prompt.init": str(path)})
+
+
+def test_training_goes_on_from_it(prompt, tmp_path):
+  path = tmp_path / "prompt.npz"
+  save_prompt(path, prompt)
+  found = trained(small_config(steps=1, **{"prompt.init": str(path)}), tmp_path / "run")
+  moved = np.abs(found - prompt.context)
+  # One step of SGD at a rate of 0.05 moves it, and not far.
+  assert 0 < moved.max() < 0.02
+  assert np.abs(load_prompt(path).context - prompt.context).max() == 0
