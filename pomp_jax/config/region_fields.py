@@ -11,6 +11,8 @@ REGION_SOURCES = ("none", "truth", "file")
 CROPS = ("masked", "context")
 # Recipes of `clip.dense`.
 _RECIPES = ("clip", "maskclip", "sclip", "clearclip", "naclip")
+# See `regions.scores.Fusion`.
+_NULLS = ("drop", "keep", "gate")
 _names = Check(lambda names: all(name.strip() for name in names), "names that are not empty")
 
 
@@ -28,6 +30,7 @@ class Regions:
   expand: float = row(1.0, "factor on the sides of a box before it is cropped", above(0))
   e_base: float = row(0.2, "CLIP's exponent in the fusion, of trained classes", between(0, 1))
   e_novel: float = row(0.8, "CLIP's exponent in the fusion, of other classes", between(0, 1))
+  null: str = row("drop", "probability of no class in the fusion", one_of(*_NULLS))
   objectness: bool = row(False, "scores as sqrt(score * objectness)")
 
 

@@ -19,7 +19,7 @@ from pomp_jax.files.terminal import steps_of
 HAND_WRITTEN, ENSEMBLE = "hand_written", "ensemble"
 _TAKES = (
   "one or more of the following: a prompt file, a .npy file of class"
-  " features, a run's folder with checkpoints, a text with one {{}},"
+  " features, a run's folder with checkpoints, a text with one {},"
   f" {HAND_WRITTEN}, {ENSEMBLE}, {ENSEMBLE}:NAME with NAME one of {', '.join(TEMPLATES)}"
 )
 

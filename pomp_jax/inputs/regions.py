@@ -1,0 +1,106 @@
+"""Regions and their crops, as `config.regions` describes them; for `segment` and `detect`.
+
+Shapes: R regions, H, W sides of an image in pixels, C classes.
+"""
+
+from collections.abc import Sequence
+
+from jaxtyping import Bool, Float
+import numpy as np
+from PIL import Image
+
+from pomp_jax.clip.architecture import ClipConfig
+from pomp_jax.config import region_fields as fields
+from pomp_jax.data.class_lists import normalized_names
+from pomp_jax.data.class_splits import ClassSplit
+from pomp_jax.encoder import Encoder
+from pomp_jax.regions.crops import CropSettings
+from pomp_jax.regions.features import RegionEncoder
+from pomp_jax.regions.files import (
+  RegionFileError,
+  RegionFolder,
+  RegionHeader,
+  Regions,
+)
+from pomp_jax.regions.scores import Fusion
+from pomp_jax.regions.sources import RegionResults, open_regions
+
+
+def open_region_encoder(settings: fields.Regions, encoder: Encoder) -> RegionEncoder:
+  """Crops as `config.regions` describes them, and the image tower.
+
+  A masked crop is stretched to a square and has CLIP's mean colour outside the mask, which is 0
+  after normalising, as in ZSSeg. A crop with context is square.
+  """
+  clip = encoder.clip
+  fill = tuple(255 * float(value) for value in clip.mean)
+  context = settings.crop == "context"
+  crops = CropSettings(clip.image_size, fill, settings.expand, context)
+  return RegionEncoder(encoder, crops)
+
+
+def open_region_file(
+  settings: fields.Regions, clip_model: str, clip_config: ClipConfig, keys: Sequence[str | int]
+) -> RegionFolder | RegionResults:
+  """Opens `config.regions.path`, and checks that it is about these images and this CLIP.
+
+  Args:
+    settings: `config.regions`.
+    clip_model: `config.clip.model`.
+    clip_config: its sizes.
+    keys: names of the images in the file; see `region_key`.
+
+  Raises:
+    RegionFileError, CategoryFileError: unusable.
+  """
+  file = open_regions(settings.path)
+  if file.header is not None:
+    file.header.check_fits(clip_model, clip_config.projection_dim, settings.path)
+  file.check(region_key(file, key) for key in keys)
+  return file
+
+
+def region_key(file: RegionFolder | RegionResults, key: str | int) -> str | int:
+  """Name of an image in a region file: COCO results have numbers, as the stems of COCO's images."""
+  is_number = isinstance(key, str) and key.isascii() and key.isdigit()
+  return int(key) if is_number and isinstance(file, RegionResults) else key
+
+
+def needs_crops(settings: fields.Regions, header: RegionHeader | None) -> bool:
+  """Whether CLIP's scores count: without a network's embeddings, or with an exponent above 0."""
+  embedded = header is not None and header.stages > 0
+  return not embedded or max(settings.e_base, settings.e_novel) > 0
+
+
+def fusion_of(settings: fields.Regions) -> Fusion:
+  """Exponents of `config.regions`."""
+  return Fusion(settings.e_base, settings.e_novel, settings.null)
+
+
+def trained_classes(header: RegionHeader | None, classes: ClassSplit) -> Bool[np.ndarray, " C"]:
+  """Classes that a network was trained on: those that its file names, else the base classes."""
+  if header is None or not header.trained_classes:
+    return np.array(classes.groups) == "base"
+  trained = set(normalized_names(header.trained_classes))
+  return np.array([name in trained for name in normalized_names(classes.names)])
+
+
+def soft_masks(regions: Regions, height: int, width: int, where: str) -> Float[np.ndarray, "R H W"]:
+  """Masks at the size of their image, 0..1; smaller ones are enlarged bilinearly, as in torch.
+
+  Raises:
+    RegionFileError: there are boxes only; the message has `where`.
+  """
+  masks = regions.masks
+  if masks is None and len(regions.boxes):
+    raise RegionFileError(f"{where}: regions are boxes without masks; accepted: regions with masks")
+  if masks is None or not len(masks):
+    return np.zeros((0, height, width), np.float32)
+  if masks.dtype == bool:
+    return masks.astype(np.float32)
+  return np.stack([_resized(mask, height, width) for mask in masks]) / np.float32(255)
+
+
+def _resized(mask_hxw: np.ndarray, height: int, width: int) -> np.ndarray:
+  image = Image.fromarray(mask_hxw.astype(np.float32))
+  return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))

@@ -1,0 +1,86 @@
+"""Scores and label maps of regions against ZSSeg's inference in torch and NumPy float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from pomp_jax.inference.class_matrix import ClassMatrix
+from pomp_jax.inference.region_scores import label_map_of_regions, region_scores
+from pomp_jax.regions.files import RegionHeader, Regions
+from pomp_jax.regions.scores import FUSIONS
+from tests.support.checks import assert_close
+
+R, E, STARTS = 5, 8, np.array([0, 1, 4, 5])  # names of each class: 1, 3, 1, 2
+TRAINED = np.array([True, False, True, False])
+
+
+def unit(rng, *shape):
+  rows = rng.normal(size=shape)
+  return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def parts():
+  rng = np.random.default_rng(0)
+  null = tuple(rng.normal(size=E).tolist())
+  header = RegionHeader("a network", "a clip", 1, E, "softmax", 10.0, null, ())
+  objectness = rng.random(R).astype(np.float32)
+  embeddings = rng.normal(size=(R, 1, E)).astype(np.float16)
+  regions = Regions(np.zeros((R, 4), np.float32), objectness, None, embeddings)
+  clip = unit(rng, R, E)
+  clip[3] = 0  # an empty mask
+  return regions, header, clip, ClassMatrix(unit(rng, 7, E), STARTS)
+
+
+def _highest(scores):
+  ends = [*STARTS[1:], scores.shape[1]]
+  return torch.stack([scores[:, a:b].amax(1) for a, b in zip(STARTS, ends, strict=True)], 1)
+
+
+def test_scores_are_zssegs(parts):
+  regions, header, clip, matrix = parts
+  text = torch.tensor(matrix.features).double()
+  rows = torch.nn.functional.normalize(torch.tensor(regions.embeddings[:, 0]).double(), dim=1)
+  null = torch.nn.functional.normalize(torch.tensor(header.null).double(), dim=0)
+  net = _highest((10 * rows @ torch.cat([text, null[None]]).T).softmax(1)[:, :-1])
+  of_clip = _highest((20 * torch.tensor(clip).double() @ text.T).softmax(1))
+  of_clip[3] = 1
+  exponents = torch.where(torch.tensor(TRAINED), 0.2, 0.8)
+  expected = net ** (1 - exponents) * of_clip**exponents
+  settings = {"logit_scale": 20.0, "fusion": FUSIONS["zsseg_coco_stuff"], "trained_C": TRAINED}
+  found = region_scores(regions, header, clip, matrix, **settings)
+  assert_close(found, expected, 1e-5)
+  found = region_scores(regions, header, clip, matrix, **settings, objectness=True)
+  assert_close(found, (expected * torch.tensor(regions.objectness)[:, None]).sqrt(), 1e-5)
+  # One of the two alone.
+  assert_close(region_scores(regions, header, None, matrix, **settings), net, 1e-5)
+  of_clip[3] = 0
+  assert_close(region_scores(regions, None, clip, matrix, **settings), of_clip, 1e-5)
+
+
+def test_no_region_has_no_scores(parts):
+  _, _, clip, matrix = parts
+  none = Regions(np.zeros((0, 4), np.float32))
+  settings = {"logit_scale": 20.0, "fusion": FUSIONS["clip"], "trained_C": TRAINED}
+  assert region_scores(none, None, clip[:0], matrix, **settings).shape == (0, 4)
+  with pytest.raises(ValueError, match="neither"):
+    region_scores(none, None, None, matrix, **settings)
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_label_map_is_the_class_of_the_highest_sum(soft):
+  rng = np.random.default_rng(1)
+  scores = rng.random((R, 11)).astype(np.float32)
+  masks = rng.random((R, 90, 110)).astype(np.float32)
+  if not soft:
+    masks = (masks > 0.7).astype(np.float32)  # none, one or several regions at a pixel
+  expected = np.einsum("rc,rhw->hwc", scores.astype(float), masks.astype(float)).argmax(-1)
+  expected[masks.sum(0) == 0] = -1
+  assert soft != (expected == -1).any()
+  found = label_map_of_regions(scores, masks)
+  assert (found == expected).mean() > 0.9999  # rounding may decide a tie
+
+
+def test_label_map_of_no_region():
+  empty = label_map_of_regions(np.zeros((0, 3), np.float32), np.zeros((0, 4, 5), np.float32))
+  np.testing.assert_array_equal(empty, np.full((4, 5), -1))
