@@ -39,11 +39,11 @@ class PixelFolder:
     keys: stems of the files, sorted.
   """
 
-  def __init__(self, pairs: Sequence[tuple[pathlib.Path, pathlib.Path]], table: np.ndarray):
+  def __init__(self, pairs: Sequence[tuple[pathlib.Path, pathlib.Path | None]], table: np.ndarray):
     """Creates the set; use `open_pixels`.
 
     Args:
-      pairs: image and label image of each item.
+      pairs: image and label image of each item; None: all pixels are IGNORED.
       table: int32 [65536], class of each value in a label image; IGNORED; or -2: not in the list.
     """
     self.keys = tuple(image.stem for image, _ in pairs)
@@ -68,8 +68,11 @@ class PixelFolder:
       ImageError: it can't be decoded.
       PixelError: it has colours, a value outside the list, or another size than its image.
     """
-    path, labels_HxW = self._pairs[index][1], self._labels(index)
+    path = self._pairs[index][1]
     width, height = _opened(self._pairs[index][0]).size
+    if path is None:
+      return np.full((height, width), IGNORED, np.int32)
+    labels_HxW = self._labels(path)
     if labels_HxW.shape != (height, width):
       found = f"{labels_HxW.shape[1]} x {labels_HxW.shape[0]}"
       raise PixelError(
@@ -86,8 +89,7 @@ class PixelFolder:
     for index in range(len(self)):
       self.labels(index)
 
-  def _labels(self, index: int) -> np.ndarray:
-    path = self._pairs[index][1]
+  def _labels(self, path: pathlib.Path) -> np.ndarray:
     values_HxW = _read_values(path)
     labels_HxW = self._table[values_HxW]
     if (labels_HxW == _UNKNOWN).any():
@@ -108,7 +110,7 @@ def open_pixels(
 
   Args:
     images: folder of images.
-    labels: folder of label images.
+    labels: folder of label images; empty: there are none, and all images are taken.
     classes: class list.
     values: meaning of a label image's values. `index`: class 0, 1, ..; `reduce_zero_label`: 0 is
       ignored, and class c is c + 1 (ADE20K, and VOC and PASCAL Context with background);
@@ -126,8 +128,10 @@ def open_pixels(
     if path.stem in image_of:
       raise PixelError(f"{path}: has the stem of {image_of[path.stem].name}, expected one image")
     image_of[path.stem] = path
-  pairs = []
-  for path in list_images(labels):
+  pairs: list[tuple[pathlib.Path, pathlib.Path | None]] = []
+  if not labels:
+    pairs = [(path, None) for path in image_of.values()]
+  for path in list_images(labels) if labels else ():
     if path.stem not in image_of:
       raise PixelError(f"{path}: no image named {path.stem} in {images}")
     pairs.append((image_of[path.stem], path))

@@ -1,0 +1,81 @@
+"""Pictures of a segmentation: image, truth and the label map under each prompt."""
+
+from collections.abc import Sequence
+import os
+
+from jaxtyping import Int, UInt8
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+import numpy as np
+
+from pomp_jax.analysis import drawing
+
+# Tol's muted palette and Okabe and Ito's, told apart by colour-blind readers too.
+_COLOURS = (
+  *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#332288"),
+  *("#AA4499", "#117733", "#882255", "#44AA99"),
+)
+_OTHER = "#777777"
+# Sides of a picture and of the legend, inches.
+_PICTURE, _LEGEND, _TITLE = 2.2, 3.0, 0.45
+
+
+def segmentation_sheet(
+  path: str | os.PathLike,
+  images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+  maps: Sequence[Sequence[Int[np.ndarray, "_ _"]]],
+  titles: Sequence[str],
+  names: Sequence[str],
+) -> None:
+  """Draws a row for each image, with a legend of its largest classes; the rest is grey.
+
+  Args:
+    path: PNG file to write.
+    images: one or more images.
+    maps: of each image, label maps of its size; negative: no class, shown as the image.
+    titles: of each label map.
+    names: class names.
+  """
+  columns, rows = len(titles) + 1, len(images)
+  width, height = columns * _PICTURE + _LEGEND, rows * _PICTURE + _TITLE
+  figure = Figure(figsize=(width, height))
+  for row, (image, of_image) in enumerate(zip(images, maps, strict=True)):
+    colours = _colours_of(of_image)
+    y = (rows - 1 - row) * _PICTURE
+    pictures = [image, *(_coloured(image, labels, colours) for labels in of_image)]
+    for column, picture in enumerate(pictures):
+      box = (column * _PICTURE + 0.05, y + 0.05, _PICTURE - 0.1, _PICTURE - 0.1)
+      axes = figure.add_axes([v / s for v, s in zip(box, (width, height) * 2, strict=True)])
+      axes.axis("off")
+      enlarged = max(image.shape[:2]) < _PICTURE * drawing.DPI
+      axes.imshow(picture, interpolation="nearest" if enlarged else "antialiased")
+      if row == 0:
+        title = ("image", *titles)[column]
+        axes.set_title(drawing.shorten(title, 26), fontsize=9)
+    patches = [
+      Patch(color=colour, label=drawing.shorten(names[label], 40, keep_start=True))
+      for label, colour in colours.items()
+    ]
+    corner = (columns * _PICTURE / width, (y + _PICTURE - 0.05) / height)
+    figure.legend(
+      handles=patches, loc="upper left", bbox_to_anchor=corner, fontsize=8, frameon=False
+    )
+  drawing.save(path, figure)
+
+
+def _colours_of(maps: Sequence[np.ndarray]) -> dict[int, str]:
+  """Colours of the classes with most pixels, those of the first map before others."""
+  order: dict[int, None] = {}
+  for labels_HxW in maps:
+    classes, counts = np.unique(labels_HxW[labels_HxW >= 0], return_counts=True)
+    order |= dict.fromkeys(classes[np.argsort(-counts, kind="stable")].tolist())
+  return dict(zip(order, _COLOURS, strict=False))
+
+
+def _coloured(image: np.ndarray, labels_HxW: np.ndarray, colours: dict[int, str]) -> np.ndarray:
+  faded = 0.5 + image / 255 / 2
+  picture = np.where(labels_HxW[..., None] < 0, faded, to_rgb(_OTHER))
+  for label, colour in colours.items():
+    picture[labels_HxW == label] = to_rgb(colour)
+  return picture

@@ -1,0 +1,326 @@
+"""A class for every pixel under prompts side by side: IoU, label images, pictures.
+
+Without regions the classes of patches, by a training-free recipe; with regions the classes of
+crops and of a network's embeddings, added up over the regions of a pixel.
+
+Leaves in the run's folder `results.json` with every figure, `results.md`, `plots/segmentation.png`
+and `labels/<number of the prompt>/<image>.png`. A restart resumes after the last block of images.
+
+With several processes all of them work on each block together, and the first writes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import json
+import logging
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pomp_jax import hosts, inputs
+from pomp_jax.analysis.segmentation_sheet import segmentation_sheet
+from pomp_jax.analysis.tables import Row, Table, markdown
+from pomp_jax.config import ConfigError, Settings
+from pomp_jax.data.images import PREPROCESSING_VERSION
+from pomp_jax.data.pixels import IGNORED, write_labels
+from pomp_jax.encoder import Encoder
+from pomp_jax.files.array_cache import fingerprint
+from pomp_jax.files.atomic import replacing
+from pomp_jax.files.run_folder import RunFolder, read_json, to_json, write_json, writing
+from pomp_jax.files.terminal import steps_of, waiting
+from pomp_jax.inference.class_matrix import ClassMatrix, check_prompt, class_matrix, key_parts
+from pomp_jax.inference.named_prompts import NamedPrompt, read_prompts
+from pomp_jax.inference.pixel_metrics import PixelTally
+from pomp_jax.inference.region_scores import label_map_of_regions, region_scores
+from pomp_jax.inputs.pixel_sets import PixelSet, open_pixel_set
+from pomp_jax.inputs.regions import (
+  fusion_of,
+  needs_crops,
+  open_region_encoder,
+  open_region_file,
+  region_key,
+  soft_masks,
+  trained_classes,
+)
+from pomp_jax.regions.boxes import boxes_of_masks
+
+log = logging.getLogger(__name__)
+
+# Images between two saves.
+_BLOCK = 16
+# Images in the plot.
+_SHOWN = 6
+_VERSION = f"1, pixels {PREPROCESSING_VERSION}"
+# Images -> for each of them the label map under each prompt.
+Segmenter = Callable[[Sequence[int]], Iterator[list[np.ndarray]]]
+
+
+def check(config: Settings, workdir: str) -> None:
+  """Opens images, labels, regions and prompts; writes nothing.
+
+  Raises:
+    ConfigError, ClipError, PromptFileError, CheckpointError, RunFolderError, VocabularyError,
+      ImageError, PixelError, RegionFileError: one line each.
+  """
+  RunFolder(workdir).check(config.job)
+  if config.regions.source == "none":
+    raise ConfigError("regions.source", "none", "truth or file")
+  pixels = open_pixel_set(config.segment)
+  clip_config = inputs.clip_config(config.clip.model)
+  for named in read_prompts(config.segment.prompts, "segment.prompts"):
+    check_prompt(named, pixels.classes.synonyms, clip_config, config.clip.model)
+  if config.regions.source == "file":
+    open_region_file(config.regions, config.clip.model, clip_config, pixels.keys)
+  with waiting("reading all labels"):
+    pixels.check()
+
+
+def run(config: Settings, workdir: str) -> dict[str, Any]:
+  """Segments the images that are missing, and sums up: returns what `results.json` holds.
+
+  Processes other than the first return an empty dict.
+
+  Raises:
+    ImageError, RegionFileError: an image or its regions can't be read.
+  """
+  folder, first = RunFolder(workdir), hosts.is_first()
+  encoder = inputs.open_encoder(config)
+  pixels = open_pixel_set(config.segment)
+  prompts = read_prompts(config.segment.prompts, "segment.prompts")
+  synonyms = pixels.classes.synonyms
+  matrices = [class_matrix(encoder, synonyms, named) for named in prompts]
+  segment = _by_regions(config, encoder, pixels, matrices)
+  if first:
+    folder.create()
+    write_json(folder.config, config.to_dict())
+  state = _State(folder, _key(config, encoder, pixels, prompts), len(prompts), len(synonyms))
+  n_images = len(pixels.keys)
+  starts = range(hosts.from_first(state.done, "images that are done"), n_images, _BLOCK)
+  for start in steps_of(starts, "segmentation", f"blocks of {_BLOCK} images"):
+    block = range(start, min(start + _BLOCK, n_images))
+    for index, maps in zip(block, segment(block), strict=True):
+      if first:
+        state.add(pixels.labels(index), maps)
+        if config.segment.output or index in _shown(n_images):
+          _write_maps(folder, pixels, index, maps)
+    if first:
+      state.save(block.stop)
+  if not first:
+    return {}
+  results = _results(config, encoder, pixels, prompts, state.tallies)
+  if folder.results.exists() and read_json(folder.results) == results:
+    log.info("%s: this segmentation has finished; nothing to do", workdir)
+    return results
+  with writing(folder.path):
+    _write_report(folder, pixels, results)
+  # Last: a folder with results is a finished run.
+  write_json(folder.results, results)
+  log.info("figures and pictures are in %s", folder.path)
+  return results
+
+
+def _by_regions(
+  config: Settings, encoder: Encoder, pixels: PixelSet, matrices: Sequence[ClassMatrix]
+) -> Segmenter:
+  """Crops are made once for all prompts."""
+  settings, clip, keys = config.regions, encoder.clip, pixels.keys
+  file = None
+  if settings.source == "file":
+    file = open_region_file(settings, config.clip.model, clip.config, keys)
+  header = None if file is None else file.header
+  crops = open_region_encoder(settings, encoder) if needs_crops(settings, header) else None
+  trained_C, fusion = trained_classes(header, pixels.classes), fusion_of(settings)
+  logit_scale = config.segment.logit_scale or clip.logit_scale
+
+  def regions_of(index, image):
+    if file is None:
+      return pixels.regions(index)
+    key = region_key(file, keys[index])
+    return file.read(key, *image.shape[:2]).top(settings.max_regions)
+
+  def segment(block):
+    images = [pixels.image(index) for index in block]
+    found = [regions_of(index, image) for index, image in zip(block, images, strict=True)]
+    masks = [
+      soft_masks(one, *image.shape[:2], f"image {keys[index]}")
+      for one, image, index in zip(found, images, block, strict=True)
+    ]
+    features = [None] * len(images)
+    if crops is not None:
+      hard = [mask > settings.mask_threshold for mask in masks]
+      boxes = [boxes_of_masks(mask) for mask in hard]
+      features = crops.features(images, boxes, hard if settings.crop == "masked" else None)
+    for one, mask, clip_RxE in zip(found, masks, features, strict=True):
+      yield [
+        label_map_of_regions(
+          region_scores(
+            one,
+            header,
+            clip_RxE,
+            matrix,
+            logit_scale=logit_scale,
+            fusion=fusion,
+            trained_C=trained_C,
+            objectness=settings.objectness,
+          ),
+          mask,
+        )
+        for matrix in matrices
+      ]
+
+  return segment
+
+
+class _State:
+  """Counts of the images that are done, in `progress.npz`.
+
+  Attributes:
+    done: number of images.
+    tallies: counts under each prompt.
+  """
+
+  def __init__(self, folder: RunFolder, key: str, n_prompts: int, n_classes: int):
+    self._path, self._key = folder.path / "progress.npz", key
+    self.done, self.tallies = 0, [PixelTally(n_classes) for _ in range(n_prompts)]
+    try:
+      with np.load(self._path, allow_pickle=False) as stored:
+        if str(stored["key"]) == key:
+          self.done = int(stored["done"])
+          for tally, counts in zip(self.tallies, stored["counts"], strict=True):
+            tally.counts[:] = counts
+    except FileNotFoundError:
+      pass
+    except Exception as error:  # a damaged file raises errors of many classes
+      log.warning("%s: can't be read (%s); all images are segmented again", self._path, error)
+      self.done = 0
+
+  def add(self, labels_HxW: np.ndarray, maps: Sequence[np.ndarray]) -> None:
+    """Counts one image."""
+    for tally, predicted_HxW in zip(self.tallies, maps, strict=True):
+      tally.add(labels_HxW, predicted_HxW)
+
+  def save(self, done: int) -> None:
+    """Saves the counts of the first `done` images."""
+    self.done = done
+    counts = np.stack([tally.counts for tally in self.tallies])
+    with writing(self._path), replacing(self._path) as file:
+      np.savez(file, key=self._key, done=done, counts=counts)
+
+
+def _key(
+  config: Settings, encoder: Encoder, pixels: PixelSet, prompts: Sequence[NamedPrompt]
+) -> str:
+  """Of all that the figures depend on, but the pixels and regions in files."""
+  synonyms = pixels.classes.synonyms
+  parts = [_VERSION, encoder.image_fingerprint, encoder.clip.name, str(config.segment)]
+  parts += [config.clip.text_tower, str(config.regions), "\n".join(pixels.keys)]
+  for named in prompts:
+    parts += key_parts(named, synonyms)
+  return fingerprint(parts)
+
+
+def _shown(n_images: int) -> list[int]:
+  """Images in the plot, evenly over all."""
+  n_shown = min(_SHOWN, n_images)
+  return [n * n_images // n_shown for n in range(n_shown)]
+
+
+def _labels_path(folder: RunFolder, pixels: PixelSet, index: int, prompt: int):
+  return folder.path / "labels" / str(prompt) / f"{pixels.keys[index]}.png"
+
+
+def _write_maps(
+  folder: RunFolder, pixels: PixelSet, index: int, maps: Sequence[np.ndarray]
+) -> None:
+  for number, map_HxW in enumerate(maps):
+    path = _labels_path(folder, pixels, index, number)
+    with writing(path):
+      path.parent.mkdir(parents=True, exist_ok=True)
+      write_labels(path, map_HxW, len(pixels.classes))
+
+
+def _results(
+  config: Settings,
+  encoder: Encoder,
+  pixels: PixelSet,
+  prompts: Sequence[NamedPrompt],
+  tallies: Sequence[PixelTally],
+) -> dict[str, Any]:
+  classes = pixels.classes
+  groups = {name: classes.indices(name) for name in ("base", "novel")}
+  groups = {name: members for name, members in groups.items() if len(members)}
+  figures = {}
+  for named, tally in zip(prompts, tallies, strict=True):
+    iou_C, accuracy_C = tally.per_class()
+    figures[named.label] = {
+      **tally.figures(groups),
+      "per_class": {"iou": iou_C, "accuracy": accuracy_C},
+    }
+  results = {
+    "job": config.job,
+    "clip_model": encoder.clip.name,
+    "regions": config.regions.source,
+    "recipe": config.segment.recipe if config.regions.source == "none" else None,
+    "prompts": [
+      {"label": named.label, "step": named.step, "labels": f"labels/{number}"}
+      for number, named in enumerate(prompts)
+    ],
+    "images": len(pixels.keys),
+    "classes": classes.names,
+    "groups": classes.groups,
+    "pixels": tallies[0].counts[0],
+    "figures": figures,
+  }
+  return json.loads(to_json(results))
+
+
+_COLUMNS = (
+  *("hIoU", "base mIoU", "novel mIoU", "mIoU", "hIoU_plain", "base mIoU_plain"),
+  *("novel mIoU_plain", "mIoU_plain", "fwIoU", "mACC", "pACC"),
+)
+
+
+def _write_report(folder: RunFolder, pixels: PixelSet, results: dict[str, Any]) -> None:
+  rows = {label: _flat(figures) for label, figures in results["figures"].items()}
+  columns = [c for c in _COLUMNS if all(row.get(c) is not None for row in rows.values())]
+  title = f"Segmentation (%): {results['images']} images, {len(results['classes'])} classes"
+  table = Table(
+    title,
+    "prompt",
+    tuple(columns),
+    tuple(Row(label, tuple(100 * row[c] for c in columns)) for label, row in rows.items()),
+  )
+  note = (
+    "mIoU: over classes in the truth or the prediction, as detectron2 and ZSSeg report it; _plain:"
+    " over classes in the truth. hIoU: harmonic mean of base and novel mIoU.\n"
+  )
+  with replacing(folder.path / "results.md") as file:
+    file.write(f"{markdown([table])}\n{note}".encode())
+  shown = _shown(results["images"])
+  truth = [pixels.labels(index) for index in shown]
+  titles = ["truth"] if any((labels != IGNORED).any() for labels in truth) else []
+  maps = [[labels] if titles else [] for labels in truth]
+  for number, prompt in enumerate(results["prompts"]):
+    titles.append(prompt["label"])
+    for index, row in zip(shown, maps, strict=True):
+      row.append(_read_map(_labels_path(folder, pixels, index, number), len(pixels.classes)))
+  segmentation_sheet(
+    folder.plots / "segmentation.png",
+    [pixels.image(index) for index in shown],
+    maps,
+    titles,
+    pixels.classes.names,
+  )
+
+
+def _read_map(path, n_classes: int) -> np.ndarray:
+  map_HxW = np.asarray(Image.open(path)).astype(np.int32)
+  return np.where(map_HxW < n_classes, map_HxW, IGNORED)
+
+
+def _flat(figures: dict[str, Any]) -> dict[str, Any]:
+  """Figures over all classes by their name, over a group with the group before it."""
+  flat = {name: value for name, value in figures.items() if not isinstance(value, dict)}
+  for group in ("base", "novel"):
+    flat |= {f"{group} {name}": value for name, value in figures.get(group, {}).items()}
+  return flat

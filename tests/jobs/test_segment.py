@@ -1,0 +1,318 @@
+"""The segment job: label maps and figures against torch and torchmetrics, resumption, bad input."""
+
+import json
+
+import numpy as np
+from PIL import Image
+import pytest
+import torch
+from torch.nn import functional
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from pomp_jax import inputs
+from pomp_jax.clip import load_clip
+from pomp_jax.errors import InputError
+from pomp_jax.files.prompt_file import Prompt, save_prompt
+from pomp_jax.jobs import segment
+from pomp_jax.regions.files import RegionHeader, Regions, RegionWriter
+from tests.support.clips import write_random_clip
+from tests.support.small_run import small_config
+
+NAMES = "the cat, dog\tbase\nsky\tbase\nstar\tnovel\nhouse, home of the star\tnovel\n"
+TEXTS = (("the cat", "dog"), ("sky",), ("star",), ("house", "home of the star"))
+SIZES = ((40, 56), (33, 48), (48, 32), (40, 56), (36, 40))
+ENCODERS: dict = {}
+PROMPTS = ("a photo of a {}.", "{}!")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  """A random CLIP in torch, its folder, and images with labels, names and regions beside it."""
+  root = tmp_path_factory.mktemp("segment")
+  model = write_random_clip(root / "clip")
+  rng = np.random.default_rng(0)
+  for name in ("images", "labels"):
+    (root / name).mkdir()
+  (root / "names.txt").write_text(NAMES)
+  header = RegionHeader("a net", str(root / "clip"), 1, 24, "softmax", 20.0, (1.0,) * 24, ("sky",))
+  writer = RegionWriter(root / "regions", header)
+  for number, (height, width) in enumerate(SIZES):
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(image).save(root / "images" / f"{number}.png")
+    blocks = rng.choice([0, 1, 2, 3, 255], (4, 4)).astype(np.uint8)
+    labels = Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
+    labels.save(root / "labels" / f"{number}.png")
+    boxes = np.tile(np.array([0, 0, width, height], np.float32), (6, 1))
+    masks = np.kron(rng.integers(0, 256, (6, 3, 3)), np.ones((1, 4, 4))).astype(np.uint8)
+    masks[0] = 40  # below the threshold everywhere
+    embeddings = rng.normal(size=(6, 1, 24)).astype(np.float16)
+    objectness = rng.random(6).astype(np.float32)
+    writer.write(str(number), Regions(boxes, objectness, masks, embeddings))
+  return root, model
+
+
+@pytest.fixture(autouse=True)
+def one_encoder_for_all(monkeypatch):
+  """CLIPs are opened and compiled once."""
+  opened = inputs.open_encoder
+
+  def open_once(config):
+    if config.clip not in ENCODERS:
+      ENCODERS[config.clip] = opened(config)
+    return ENCODERS[config.clip]
+
+  monkeypatch.setattr(inputs, "open_encoder", open_once)
+
+
+def config_for(data, **changes):
+  root = data[0]
+  settings = {
+    "job": "segment",
+    "clip.model": str(root / "clip"),
+    "segment.source": "folder",
+    "segment.images": str(root / "images"),
+    "segment.labels": str(root / "labels"),
+    "segment.names": str(root / "names.txt"),
+    "segment.prompts": PROMPTS,
+    "segment.output": True,
+    "regions.source": "truth",
+  }
+  if changes.get("regions.source") == "file":
+    settings["regions.path"] = str(root / "regions")
+  return small_config(**settings | changes)
+
+
+def run(config, workdir):
+  segment.check(config, str(workdir))
+  return segment.run(config, str(workdir))
+
+
+def maps_of(workdir, prompt=0, n_classes=4):
+  files = sorted((workdir / "labels" / str(prompt)).glob("*.png"))
+  maps = [np.asarray(Image.open(file)).astype(int) for file in files]
+  return [np.where(labels < n_classes, labels, -1) for labels in maps]
+
+
+def truth_of(data):
+  files = sorted((data[0] / "labels").glob("*.png"))
+  return [np.asarray(Image.open(file)).astype(int) for file in files]
+
+
+def images_of(data):
+  files = sorted((data[0] / "images").glob("*.png"))
+  return [np.asarray(Image.open(file)) for file in files]
+
+
+def torch_text(data, template):
+  root, model = data
+  tokenizer = load_clip(str(root / "clip")).tokenizer
+  texts = [template.replace("{}", name) for names in TEXTS for name in names]
+  with torch.no_grad():
+    features = model.get_text_features(**tokenizer(texts, return_tensors="pt", padding=True))
+  return functional.normalize(features)
+
+
+def torch_crop(data, image, mask):
+  """ZSSeg's crop of a mask and its features."""
+  root, model = data
+  clip = load_clip(str(root / "clip"))
+  mean, std = (torch.tensor(values)[:, None, None] for values in (clip.mean, clip.std))
+  rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+  box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+  pixels = torch.tensor(image[box].transpose(2, 0, 1)) / 255
+  pixels = torch.where(torch.tensor(mask[box]), pixels, mean)
+  crop = functional.interpolate(pixels[None].float(), (32, 32), mode="bicubic")
+  with torch.no_grad():
+    return functional.normalize(model.get_image_features((crop - mean) / std))[0]
+
+
+def over_names(scores):
+  parts = scores.split([len(names) for names in TEXTS], -1)
+  return torch.stack([part.amax(-1) for part in parts], -1)
+
+
+def test_true_regions_get_the_class_of_their_crop(data, tmp_path):
+  run(config_for(data), tmp_path)
+  text = torch_text(data, PROMPTS[1])
+  for image, labels, found in zip(
+    images_of(data), truth_of(data), maps_of(tmp_path, 1), strict=True
+  ):
+    expected = np.full(labels.shape, -1)
+    for label in set(np.unique(labels)) - {255}:
+      mask = labels == label
+      expected[mask] = int(over_names(text @ torch_crop(data, image, mask)).argmax())
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_regions_of_a_file_are_fused_as_zsseg_does(data, tmp_path):
+  config = config_for(data, **{"regions.source": "file", "regions.mask_threshold": 0.45})
+  run(config, tmp_path)
+  root, _ = data
+  text = torch_text(data, PROMPTS[0])
+  scale = load_clip(str(root / "clip")).logit_scale
+  null = functional.normalize(torch.ones(1, 24))
+  exponents = torch.tensor([0.8, 0.2, 0.8, 0.8])  # the file: trained on the sky alone
+  right = total = 0
+  for number, (image, found) in enumerate(zip(images_of(data), maps_of(tmp_path), strict=True)):
+    stored = np.load(root / "regions" / f"{number}.npz")
+    rows = functional.normalize(torch.tensor(stored["embeddings"][:, 0]).float())
+    net = over_names((20 * rows @ torch.cat([text, null]).T).softmax(-1)[:, :-1])
+    masks = torch.tensor(stored["masks"][None] / 255).float()
+    masks = functional.interpolate(masks, image.shape[:2], mode="bilinear")[0]
+    clip = torch.ones_like(net)
+    for region, mask in enumerate(masks > 0.45):
+      if mask.any():
+        cosines = text @ torch_crop(data, image, mask.numpy())
+        clip[region] = over_names((scale * cosines).softmax(-1))
+    fused = net ** (1 - exponents) * clip**exponents
+    expected = torch.einsum("qc,qhw->hwc", fused, masks).argmax(-1)
+    right, total = right + int((expected.numpy() == found).sum()), total + found.size
+  assert right > 0.999 * total
+
+
+def test_figures_are_those_of_the_label_images(data, tmp_path):
+  results = run(config_for(data), tmp_path)
+  assert results == json.loads((tmp_path / "results.json").read_text())
+  truth = np.concatenate([labels.ravel() for labels in truth_of(data)])
+  for number, label in enumerate(PROMPTS):
+    predicted = np.concatenate([found.ravel() for found in maps_of(tmp_path, number)])
+    kept = truth != 255
+    metric = MulticlassJaccardIndex(4, average="none")
+    iou = metric(torch.tensor(predicted[kept]), torch.tensor(truth[kept])).numpy()
+    figures = results["figures"][label]
+    np.testing.assert_allclose(figures["per_class"]["iou"], iou, atol=1e-6)
+    base, novel = iou[:2].mean(), iou[2:].mean()
+    np.testing.assert_allclose(figures["mIoU_plain"], iou.mean(), atol=1e-6)
+    np.testing.assert_allclose(figures["hIoU_plain"], 2 * base * novel / (base + novel), atol=1e-6)
+    np.testing.assert_allclose(figures["pACC"], (predicted == truth)[kept].mean(), atol=1e-6)
+  assert (
+    results["images"] == 5 and results["pixels"] == np.bincount(truth, minlength=256)[:4].tolist()
+  )
+  assert "hIoU" in (tmp_path / "results.md").read_text()
+  assert (tmp_path / "plots" / "segmentation.png").stat().st_size > 10_000
+
+
+def test_an_interrupted_run_resumes_and_a_finished_one_stays(data, tmp_path, monkeypatch):
+  monkeypatch.setattr(segment, "_BLOCK", 2)
+  config = config_for(data, **{"segment.output": False})
+  expected = run(config, tmp_path / "at once")
+  seen, opened = [], segment.open_pixel_set
+
+  def spied(settings, fails):
+    pixels = opened(settings)
+
+    def image(index, decode=pixels.image):
+      if fails and index == 3:
+        raise OSError("gone")
+      seen.append(index)
+      return decode(index)
+
+    pixels.image = image
+    return pixels
+
+  monkeypatch.setattr(segment, "open_pixel_set", lambda settings: spied(settings, True))
+  with pytest.raises(OSError, match="gone"):
+    run(config, tmp_path / "two starts")
+  monkeypatch.setattr(segment, "open_pixel_set", lambda settings: spied(settings, False))
+  seen.clear()
+  assert run(config, tmp_path / "two starts") == expected
+  assert seen[:3] == [2, 3, 4]  # then the pictures of the plot
+  plot = tmp_path / "two starts" / "plots" / "segmentation.png"
+  at_once = tmp_path / "at once" / "plots" / "segmentation.png"
+  assert plot.read_bytes() == at_once.read_bytes()
+  before = plot.stat().st_mtime_ns
+  seen.clear()
+  assert run(config, tmp_path / "two starts") == expected
+  assert not seen and plot.stat().st_mtime_ns == before
+
+
+def test_counts_of_other_prompts_are_not_used(data, tmp_path):
+  run(config_for(data), tmp_path)
+  found = run(config_for(data, **{"segment.prompts": ("{}.",)}), tmp_path)
+  assert found == run(config_for(data, **{"segment.prompts": ("{}.",)}), tmp_path / "new")
+
+
+def test_a_damaged_progress_file_is_replaced(data, tmp_path):
+  expected = run(config_for(data), tmp_path)
+  (tmp_path / "progress.npz").write_bytes(b"PK")
+  assert run(config_for(data), tmp_path) == expected
+
+
+def test_images_without_labels_get_label_images_alone(data, tmp_path):
+  config = config_for(data, **{"segment.labels": "", "regions.source": "file"})
+  results = run(config, tmp_path)
+  assert results["figures"][PROMPTS[0]]["mIoU"] is None
+  beside = run(config_for(data, **{"regions.source": "file"}), tmp_path / "labelled")
+  assert beside["figures"][PROMPTS[0]]["mIoU"] is not None
+  for one, two in zip(maps_of(tmp_path), maps_of(tmp_path / "labelled"), strict=True):
+    np.testing.assert_array_equal(one, two)
+
+
+def test_scenes_of_the_world(tmp_path):
+  config = small_config(
+    **{
+      "job": "segment",
+      "segment.n_images": 3,
+      "segment.prompts": ("a photo of a {}.",),
+      "regions.source": "truth",
+      "regions.crop": "context",
+      "regions.expand": 1.4,
+    }
+  )
+  results = run(config, tmp_path)
+  figures = results["figures"]["a photo of a {}."]
+  assert len(results["classes"]) == 2400 and 0.2 < figures["pACC"] <= 1
+  assert figures["base"]["classes"] == 1800 and figures["novel"]["classes"] == 600
+  # Beyond 255 classes label images have 16 bits.
+  (first, *_) = (tmp_path / "labels" / "0").glob("*.png")
+  assert np.asarray(Image.open(first)).max() == 2**16 - 1
+
+
+def _bad(data, tmp_path, kind):
+  """Fields that are wrong in one way."""
+  root = data[0]
+  folder = tmp_path / "labels"
+  folder.mkdir()
+  file = folder / "0.png"
+  if kind == "size":
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(file)
+  elif kind == "id":
+    Image.fromarray(np.full(SIZES[0], 4, np.uint8)).save(file)
+  elif kind == "partner":
+    file = folder / "9.png"
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(file)
+  elif kind == "prompt":
+    file = tmp_path / "wide.npz"
+    save_prompt(file, Prompt(np.zeros((2, 40), np.float32), "another", "end"))
+    return {"segment.prompts": (str(file),)}, file.name
+  elif kind == "matrix":
+    file = tmp_path / "lvis.npy"
+    np.save(file, np.ones((1203, 512), np.float16))
+    return {"segment.prompts": (str(file),)}, file.name
+  elif kind == "regions":
+    header = RegionHeader("a net", "ViT-B/32", 1, 512)
+    writer = RegionWriter(tmp_path / "regions", header)
+    regions = Regions(np.zeros((1, 4), np.float32), None, None, np.ones((1, 1, 512), np.float16))
+    for number in range(len(SIZES)):
+      writer.write(str(number), regions)
+    file = {"regions.source": "file", "regions.path": str(tmp_path / "regions")}
+    return file, "clip_model"
+  elif kind == "no regions":
+    RegionWriter(tmp_path / "regions", RegionHeader("a net"))
+    return {"regions.source": "file", "regions.path": str(tmp_path / "regions")}, "0.npz"
+  elif kind == "names":
+    return {"segment.names": "coco_stufff"}, "coco_stufff"
+  assert root.exists()
+  return {"segment.labels": str(folder)}, file.name
+
+
+@pytest.mark.parametrize(
+  "kind", ["size", "id", "partner", "prompt", "matrix", "regions", "no regions", "names"]
+)
+def test_bad_input_is_one_line_and_nothing_is_written(data, tmp_path, kind):
+  changes, named = _bad(data, tmp_path, kind)
+  config = config_for(data, **changes)
+  with pytest.raises(InputError) as caught:
+    run(config, tmp_path / "run")
+  assert named in str(caught.value) and "\n" not in str(caught.value)
+  assert not (tmp_path / "run").exists()
