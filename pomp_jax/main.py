@@ -13,11 +13,10 @@ from collections.abc import Sequence
 import contextlib
 import logging
 import os
-import re
 import signal
 import sys
 import traceback
-from typing import Any, NoReturn
+from typing import NoReturn
 
 if __name__ == "__main__":
   # The imports below take seconds, and process 1 of a container has no other handler.
@@ -29,7 +28,6 @@ if __name__ == "__main__":
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
-from absl import logging as absl_logging
 import jax
 from ml_collections import config_flags
 
@@ -39,7 +37,7 @@ from pomp_jax.config.command_line import explain, help_text, with_tuple
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure
 from pomp_jax.files.run_folder import Presence
-from pomp_jax.files.terminal import Output, PrintableFormatter, printable
+from pomp_jax.files.terminal import printable, set_up_logging, set_up_streams
 
 log = logging.getLogger("pomp_jax.main")  # __name__ is __main__
 
@@ -55,17 +53,11 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
   "heartbeat_timeout", 60, "Seconds of silence after which a process counts as lost.", 1
 )
 
-# JAX's errors that are this process's alone, such as a device's memory that does not suffice: to
-# start it again would meet the same.
-_OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
-# A collective's, which come as ValueError where an array is copied to the host.
-_OF_OTHERS = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
-
 
 def main(argv: Sequence[str]) -> int:
   """Validates the config, joins the other processes if there are any, and runs the job."""
   del argv
-  _speak_plainly()
+  set_up_logging()
   _end_at(signal.SIGTERM)
   _end_at(signal.SIGHUP)
   workdir = _WORKDIR.value
@@ -91,19 +83,17 @@ def main(argv: Sequence[str]) -> int:
   except Exception as error:
     if line := disk_failure(error):
       return _end(line, 1)
-    if jax.distributed.is_initialized():
-      _end_unexpectedly(error)
-    raise
+    if not jax.distributed.is_initialized():
+      raise
+    if hosts.is_lost_contact(error):
+      hosts.fail_after_lost_contact(error)
+    traceback.print_exc()
+    hosts.fail(_one_line(f"{type(error).__name__}: {error}"), 1)
   return 0
 
 
 def _join(config: Settings, workdir: str) -> None:
-  """Starts JAX's distributed runtime where this run has more than one process.
-
-  Raises:
-    HostError: flags or an environment that can't be read; hosts that can't start or that differ.
-    LostHostError: a host that does not answer.
-  """
+  """Starts JAX's distributed runtime where this run has more than one process."""
   timeout = _START_TIMEOUT.value
   cluster = hosts.detect(
     coordinator=_COORDINATOR.value,
@@ -159,41 +149,6 @@ def _end(message: object, status: int) -> int:
   return status
 
 
-def _end_unexpectedly(error: Exception) -> NoReturn:
-  """A defect, or a collective that failed because another process is gone."""
-  of_jax = isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(_OWN)
-  if of_jax or (isinstance(error, ValueError) and _OF_OTHERS.match(str(error))):
-    hosts.fail_after_lost_contact(error)
-  traceback.print_exc()
-  hosts.fail(_one_line(f"{type(error).__name__}: {error}"), 1)
-
-
-def _speak_plainly() -> None:
-  """Our own lines as they are; of the libraries only warnings, and of Orbax none."""
-  absl_logging.set_verbosity(absl_logging.WARNING)
-  # It has a traceback for each of its threads; `Checkpoints` says in one line what has failed.
-  absl_logging.get_absl_logger().addFilter(_is_not_orbax)
-  ours = logging.getLogger("pomp_jax")
-  handler = logging.StreamHandler(sys.stdout)
-  handler.setFormatter(PrintableFormatter())
-  ours.handlers = [handler]
-  ours.setLevel(logging.INFO)
-  ours.propagate = False
-
-
-def _is_not_orbax(record: logging.LogRecord) -> bool:
-  return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-def _unraisable(found: Any) -> None:
-  """Errors where nothing can be raised, but for TensorStore's, of an event loop that is over.
-
-  It has one for each array whose write fails, which `Checkpoints` says.
-  """
-  if str(found.exc_value) != "Event loop is closed":
-    sys.__unraisablehook__(found)
-
-
 def parse_flags(argv: Sequence[str]) -> list[str]:
   """Parses the command line; every mistake in it is one line and exit status 2."""
   try:
@@ -225,6 +180,5 @@ def _one_line(message: object) -> str:
 if __name__ == "__main__":
   if {"-help", "--help", "-h"} & {*sys.argv}:
     __doc__ = f"{__doc__}\nFields of the config (docs/config.md):\n{help_text()}"
-  sys.unraisablehook = _unraisable
-  sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
+  set_up_streams()
   app.run(main, flags_parser=parse_flags)

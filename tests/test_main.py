@@ -12,12 +12,12 @@ from types import SimpleNamespace
 
 from absl import flags
 from absl import logging as absl_logging
-import jax
 import numpy as np
 from PIL import Image
 import pytest
 
 from pomp_jax import main as main_module
+from pomp_jax.files import terminal
 from pomp_jax.files.array_cache import DamagedBlockError, FeatureCacheError
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.prompt_file import Prompt, save_prompt
@@ -40,7 +40,7 @@ def as_before():
   ours.setLevel(level)
   for number, handler in signals.items():
     signal.signal(number, handler)
-  absl_logging.get_absl_logger().removeFilter(main_module._is_not_orbax)
+  absl_logging.get_absl_logger().removeFilter(terminal._is_not_orbax)
 
 
 def run_main(capsys, *arguments):
@@ -373,7 +373,7 @@ def test_a_save_that_fails_is_told_once(tmp_path, caplog):
   fail_to_save(tmp_path / "before")
   assert any("orbax" in record.pathname for record in caplog.records)
   caplog.clear()
-  main_module._speak_plainly()
+  terminal.set_up_logging()
   fail_to_save(tmp_path / "after")
   assert not caplog.messages
 
@@ -445,27 +445,6 @@ def test_the_module_is_an_entry():
   assert process.stderr.strip() == (
     "error: --config: nothing given; takes a file such as configs/demo.py"
   )
-
-
-@pytest.mark.parametrize(
-  ("kind", "message", "expected"),
-  [
-    (jax.errors.JaxRuntimeError, "RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.", 1),
-    (jax.errors.JaxRuntimeError, "UNKNOWN: Gloo all-reduce failed: Connection closed by peer", 75),
-    # As it comes where an array is copied to the host.
-    (ValueError, "UNKNOWN: Gloo AllGather failed: Connection closed by peer", 75),
-    (ValueError, "operands could not be broadcast together", 1),
-  ],
-)
-def test_too_little_memory_is_no_lost_process(monkeypatch, capsys, kind, message, expected):
-  def end(status):
-    raise SystemExit(status)
-
-  monkeypatch.setattr(main_module.hosts, "fail", lambda text, status: end(status))
-  monkeypatch.setattr(main_module.hosts, "fail_after_lost_contact", lambda error: end(75))
-  with pytest.raises(SystemExit) as ended:
-    main_module._end_unexpectedly(kind(message))
-  assert ended.value.code == expected
 
 
 def test_names_of_files_direct_no_terminal(capsys, tmp_path):

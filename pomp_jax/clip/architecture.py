@@ -7,6 +7,7 @@ assumed to be the usual ones of the two projects.
 
 from collections.abc import Mapping
 import dataclasses
+import itertools
 import json
 import math
 from typing import Any
@@ -50,14 +51,7 @@ class ClipError(InputError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-  """A CLIP's sizes.
-
-  Attributes:
-    text_config: sizes of the text tower.
-    vision_config: sizes of the image tower.
-    projection_dim: E.
-    notes: assumed or overruled settings with their reasons, for the log.
-  """
+  """A CLIP's sizes; `notes` are assumed or overruled settings with their reasons, for the log."""
 
   text_config: CLIPTextConfig
   vision_config: CLIPVisionConfig | ResNetConfig
@@ -113,11 +107,11 @@ def config_from_shapes(
   """
   model = _model_settings(open_clip, where) if open_clip is not None else {}
   vision_settings, text_settings = model.get("vision_cfg", {}), model.get("text_cfg", {})
-  notes: list[str] = []
   n_tokens, width = _shape(shapes, "token_embedding.weight", 2, where)
   n_positions, _ = _shape(shapes, "positional_embedding", 2, where)
   _, embedding = _shape(shapes, "text_projection", 2, where)
-  hidden_act = _activation(shapes, activation, model, open_clip is not None, notes)
+  hidden_act, note = _activation(shapes, activation, model)
+  notes = [note]
   text = CLIPTextConfig(
     **_transformer(shapes, "transformer", width, where),
     vocab_size=n_tokens,
@@ -156,15 +150,12 @@ def parameter_shapes(config: ClipConfig) -> dict[str, Any]:
 
 def huggingface_config(config: ClipConfig) -> CLIPConfig:
   """Converts to HuggingFace's class, with a minimal ViT in place of a ResNet."""
-  sizes = ["hidden_size", "intermediate_size", "num_hidden_layers"]
-  sizes += ["num_attention_heads", "image_size", "patch_size"]
-  vision: dict[str, Any] = dict.fromkeys(sizes, 1)
-  if not isinstance(config.vision_config, ResNetConfig):
-    vision = config.vision_config.to_dict()
+  vision = config.vision_config
+  if isinstance(vision, ResNetConfig):
+    sizes = dict.fromkeys(("image_size", "patch_size", "num_attention_heads"), 1)
+    vision = CLIPVisionConfig(1, 1, num_hidden_layers=1, **sizes)
   return CLIPConfig(
-    text_config=config.text_config.to_dict(),
-    vision_config=vision,
-    projection_dim=config.projection_dim,
+    config.text_config.to_dict(), vision.to_dict(), projection_dim=config.projection_dim
   )
 
 
@@ -181,11 +172,14 @@ def _shape(shapes: Shapes, name: str, n_axes: int, where: str) -> tuple[int, ...
   return shape
 
 
+def _count(shapes: Shapes, name: str) -> int:
+  """How many tensors of a name with {} for a number there are, from 0 on."""
+  return next(i for i in itertools.count() if name.format(i) not in shapes)
+
+
 def _transformer(shapes: Shapes, prefix: str, width: int, where: str) -> dict[str, int]:
   """Sizes of either tower's transformer, under HuggingFace's names."""
-  layers = 0
-  while f"{prefix}.resblocks.{layers}.ln_1.weight" in shapes:
-    layers += 1
+  layers = _count(shapes, prefix + ".resblocks.{}.ln_1.weight")
   mlp, _ = _shape(shapes, f"{prefix}.resblocks.0.mlp.c_fc.weight", 2, where)
   return {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
 
@@ -215,17 +209,12 @@ def _vit(
 
 
 def _resnet(shapes: Shapes, head_width: int, where: str) -> ResNetConfig:
-  layers = []
-  for stage in range(1, 5):
-    n_blocks = 0
-    while f"visual.layer{stage}.{n_blocks}.conv1.weight" in shapes:
-      n_blocks += 1
-    layers.append(n_blocks)
+  names = (f"visual.layer{stage}.{{}}.conv1.weight" for stage in range(1, 5))
   width, *_ = _shape(shapes, "visual.layer1.0.conv1.weight", 4, where)
   n_positions, channels = _shape(shapes, "visual.attnpool.positional_embedding", 2, where)
   embedding, _ = _shape(shapes, "visual.attnpool.c_proj.weight", 2, where)
   return ResNetConfig(
-    layers=tuple(layers),
+    layers=tuple(_count(shapes, name) for name in names),
     width=width,
     num_attention_heads=_heads(channels, head_width, "image", where),
     # The stem and three of the stages halve it: 32 pixels a position.
@@ -243,29 +232,21 @@ def _heads(width: int, head_width: int, tower: str, where: str) -> int:
   return width // head_width
 
 
-def _activation(
-  shapes: Shapes, activation: str, model: Mapping[str, Any], has_settings: bool, notes: list[str]
-) -> str:
-  """The MLPs' activation: requested, from open_clip_config.json, or assumed."""
+def _activation(shapes: Shapes, activation: str, model: Mapping[str, Any]) -> tuple[str, str]:
+  """The MLPs' activation: requested, from open_clip_config.json, or assumed; and a note on it."""
   if activation != "auto":
-    notes.append(f"{activation} by config.clip.activation")
-    return activation
-  if has_settings:
+    return activation, f"{activation} by config.clip.activation"
+  if model:
     found = "quick_gelu" if model.get("quick_gelu") else "gelu"
-    notes.append(f"{found} by open_clip_config.json")
-    return found
+    return found, f"{found} by open_clip_config.json"
   if any(name in shapes for name in OPENAI_FACTS):
-    notes.append("quick_gelu, as in all of OpenAI's own checkpoints")
-    return "quick_gelu"
+    return "quick_gelu", "quick_gelu, as in all of OpenAI's own checkpoints"
   width = shapes.get("visual.conv1.weight", (0,))[0]
   remedy = "set config.clip.activation, or put an open_clip_config.json beside the weights"
   if width > _WIDEST_OF_OPENAI:
-    notes.append(f"gelu ASSUMED: OpenAI has no image tower of width {width}; {remedy}")
-    return "gelu"
-  notes.append(
-    f"quick_gelu ASSUMED, as in OpenAI's CLIPs; most that open_clip trained have gelu: {remedy}"
-  )
-  return "quick_gelu"
+    return "gelu", f"gelu ASSUMED: OpenAI has no image tower of width {width}; {remedy}"
+  why = f"as in OpenAI's CLIPs; most that open_clip trained have gelu: {remedy}"
+  return "quick_gelu", f"quick_gelu ASSUMED, {why}"
 
 
 def _model_settings(open_clip: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -292,29 +273,27 @@ def _model_settings(open_clip: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _check_agreement(config: ClipConfig, model: Mapping[str, Any], where: str) -> None:
   """Compares open_clip_config.json with the shapes."""
   text, vision = config.text_config, config.vision_config
-  found: dict[str, dict[str, Any]] = {
-    "model_cfg": {"embed_dim": config.projection_dim},
-    "text_cfg": {
-      "context_length": text.max_position_embeddings,
-      "vocab_size": text.vocab_size,
-      "width": text.hidden_size,
-      "layers": text.num_hidden_layers,
-    },
-    "vision_cfg": {"image_size": vision.image_size},
+  found: dict[tuple[str, str], Any] = {
+    ("model_cfg", "embed_dim"): config.projection_dim,
+    ("text_cfg", "context_length"): text.max_position_embeddings,
+    ("text_cfg", "vocab_size"): text.vocab_size,
+    ("text_cfg", "width"): text.hidden_size,
+    ("text_cfg", "layers"): text.num_hidden_layers,
+    ("vision_cfg", "image_size"): vision.image_size,
   }
   if isinstance(vision, ResNetConfig):
-    found["vision_cfg"] |= {"width": vision.width, "layers": list(vision.layers)}
+    sizes = {"width": vision.width, "layers": list(vision.layers)}
   else:
-    found["vision_cfg"] |= {"width": vision.hidden_size, "layers": vision.num_hidden_layers}
-    found["vision_cfg"] |= {"patch_size": vision.patch_size}
-  for part, items in found.items():
-    settings = model if part == "model_cfg" else model.get(part, {})
-    for item, value in items.items():
-      if settings.get(item, value) != value:
-        raise ClipError(
-          f"{where}: open_clip_config.json: {part}.{item}: got {settings[item]!r}, expected"
-          f" {value!r} by the weights"
-        )
+    sizes = {"width": vision.hidden_size, "layers": vision.num_hidden_layers}
+    sizes["patch_size"] = vision.patch_size
+  found |= {("vision_cfg", item): size for item, size in sizes.items()}
+  for (part, item), value in found.items():
+    stored = (model if part == "model_cfg" else model.get(part, {})).get(item, value)
+    if stored != value:
+      raise ClipError(
+        f"{where}: open_clip_config.json: {part}.{item}: got {stored!r}, expected {value!r} by the"
+        " weights"
+      )
   if text.hidden_size % text.num_attention_heads:
     raise ClipError(
       f"{where}: open_clip_config.json: text_cfg.heads: got {text.num_attention_heads}, expected a"

@@ -17,12 +17,9 @@ from pomp_jax.annotations import Array, Bool, Float, Int32
 
 
 class Masks(NamedTuple):
-  """Masks of a packed token's class, up to the token itself.
+  """Masks of a packed token's class, up to the token itself: of the block before, and of its own.
 
-  Attributes:
-    before: mask of the block before its own.
-    own: mask of its own block. Packed tokens of no class attend to one another, so that no softmax
-      is empty.
+  Packed tokens of no class attend to one another, so that no softmax is empty.
   """
 
   before: Bool[Array, "G W W"]
@@ -44,15 +41,8 @@ def packed_attention(
 ) -> Float[Array, "R D"]:
   """Attention between its projections: of the prefix on itself, and of the packed tokens.
 
-  Residuals: queries, keys, values and softmax weights in their layout of use.
-
-  Args:
-    n_heads: H.
-    n_prefix: P.
-    query_RxD: scaled by 1 / sqrt(e).
-    key_RxD: keys.
-    value_RxD: values.
-    masks: masks of the packed tokens.
+  Queries are scaled by 1 / sqrt(e). Residuals: queries, keys, values and softmax weights in their
+  layout of use.
   """
   # The backward pass is traced later, outside of this context's precision.
   products = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at run time
@@ -72,25 +62,12 @@ def _attention_forward(n_heads, n_prefix, products, query_RxD, key_RxD, value_Rx
   )
   scores_HxPxP = jnp.einsum("hpe,hqe->hpq", query.prefix, key.prefix)
   prefix_HxPxP = _softmax(jnp.where(np.tri(n_prefix, dtype=bool), scores_HxPxP, -jnp.inf))
-  before_HxGxWxW = jnp.einsum("hgwe,hgve->hgwv", query.packed, _before(key.packed))
-  own_HxGxWxW = jnp.einsum("hgwe,hgve->hgwv", query.packed, key.packed)
-  weights_HxTxS = _softmax(
-    jnp.concatenate(
-      [
-        jnp.einsum("hte,hpe->htp", _flat(query.packed), key.prefix),
-        _flat(jnp.where(masks.before, before_HxGxWxW, -jnp.inf)),
-        _flat(jnp.where(masks.own, own_HxGxWxW, -jnp.inf)),
-      ],
-      axis=-1,
-    )
+  shared, before, own = _products(query, key)
+  before, own = (
+    jnp.where(mask, scores, -jnp.inf) for mask, scores in zip(masks, (before, own), strict=True)
   )
-  shared, before, own = _split(weights_HxTxS, n_prefix, window)
-  packed_HxTxe = (
-    jnp.einsum("htp,hpe->hte", shared, value.prefix)
-    + _flat(jnp.einsum("hgwv,hgve->hgwe", own, value.packed))
-    + _flat(jnp.einsum("hgwv,hgve->hgwe", before, _before(value.packed)))
-  )
-  attended_RxD = _from_heads(prefix_HxPxP @ value.prefix, packed_HxTxe)
+  weights_HxTxS = _softmax(jnp.concatenate([shared, _flat(before), _flat(own)], axis=-1))
+  attended_RxD = _from_heads(prefix_HxPxP @ value.prefix, _weighted(weights_HxTxS, value))
   return attended_RxD, (query, key, value, prefix_HxPxP, weights_HxTxS)
 
 
@@ -107,16 +84,9 @@ def _gradients(n_heads, n_prefix, residuals, gradient_RxD):
   d_prefix_HxPxP = _softmax_backward(
     prefix_HxPxP, jnp.einsum("hpe,hqe->hpq", gradient.prefix, value.prefix)
   )
+  shared, before, own = _products(gradient, value)
   d_scores_HxTxS = _softmax_backward(
-    weights_HxTxS,
-    jnp.concatenate(
-      [
-        jnp.einsum("hte,hpe->htp", _flat(gradient.packed), value.prefix),
-        _flat(jnp.einsum("hgwe,hgve->hgwv", gradient.packed, _before(value.packed))),
-        _flat(jnp.einsum("hgwe,hgve->hgwv", gradient.packed, value.packed)),
-      ],
-      axis=-1,
-    ),
+    weights_HxTxS, jnp.concatenate([shared, _flat(before), _flat(own)], axis=-1)
   )
 
   def transposed(prefix_HxPxP, weights_HxTxS, rows):
@@ -129,14 +99,8 @@ def _gradients(n_heads, n_prefix, residuals, gradient_RxD):
     after_HxGxWxe = jnp.pad(before_HxGxWxe[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
     return _from_heads(prefix_HxPxe, _flat(own_HxGxWxe + after_HxGxWxe))
 
-  shared, before, own = _split(d_scores_HxTxS, n_prefix, window)
-  d_query_HxTxe = (
-    jnp.einsum("htp,hpe->hte", shared, key.prefix)
-    + _flat(jnp.einsum("hgwv,hgve->hgwe", own, key.packed))
-    + _flat(jnp.einsum("hgwv,hgve->hgwe", before, _before(key.packed)))
-  )
   return (
-    _from_heads(d_prefix_HxPxP @ key.prefix, d_query_HxTxe),
+    _from_heads(d_prefix_HxPxP @ key.prefix, _weighted(d_scores_HxTxS, key)),
     transposed(d_prefix_HxPxP, d_scores_HxTxS, query),
     transposed(prefix_HxPxP, weights_HxTxS, gradient),
     None,
@@ -177,6 +141,25 @@ def _flat(rows_HxGxWxX):
   """Blocks of tokens as one row of tokens, [H, G, W, ..] to [H, T, ..]."""
   n_heads, n_blocks, window, last = rows_HxGxWxX.shape
   return rows_HxGxWxX.reshape(n_heads, n_blocks * window, last)
+
+
+def _products(left: _Heads, right: _Heads):
+  """Of packed rows with the prefix [H, T, P], the block before and the own one [H, G, W, W]."""
+  return (
+    jnp.einsum("hte,hpe->htp", _flat(left.packed), right.prefix),
+    jnp.einsum("hgwe,hgve->hgwv", left.packed, _before(right.packed)),
+    jnp.einsum("hgwe,hgve->hgwv", left.packed, right.packed),
+  )
+
+
+def _weighted(weights_HxTxS, rows: _Heads) -> Float[Array, "H T e"]:
+  """Sums of rows by the weights of the packed tokens."""
+  shared, before, own = _split(weights_HxTxS, rows.prefix.shape[1], rows.packed.shape[2])
+  return (
+    jnp.einsum("htp,hpe->hte", shared, rows.prefix)
+    + _flat(jnp.einsum("hgwv,hgve->hgwe", own, rows.packed))
+    + _flat(jnp.einsum("hgwv,hgve->hgwe", before, _before(rows.packed)))
+  )
 
 
 def _split(weights_HxTxS, n_prefix: int, window: int):

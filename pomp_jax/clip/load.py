@@ -1,6 +1,6 @@
 """Loading a frozen CLIP, with its tokenizer, from a folder, a file or the hub."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import functools
@@ -33,7 +33,6 @@ from pomp_jax.clip.weights import (
   OPENAI,
   Layout,
   Weights,
-  WeightsError,
   check_weights,
   open_weights,
   read_params,
@@ -147,10 +146,10 @@ class Clip:
 
 
 def read_clip_config(source: str) -> ClipConfig:
-  """Reads the configuration alone, for validation before anything heavy starts.
+  """Reads the configuration alone, for validation; arguments and errors as `load_clip`'s.
 
   Names and shapes of the weights are checked against it, and the tokenizer is read. Files of a hub
-  are downloaded. Arguments and errors as `load_clip`'s.
+  are downloaded.
   """
   with _open_checkpoint(source) as checkpoint:
     _tokenizer(checkpoint)
@@ -260,23 +259,19 @@ def _open_checkpoint(source: str, activation: str = "auto") -> Iterator[_Checkpo
       config_file, file = None, place.find_first(_OPEN_CLIP_WEIGHTS)
     if file is None:
       raise place.nothing()
-  try:
-    with open_weights(file) as weights:
-      yield _checked(place, weights, file, config_file, activation)
-  except WeightsError as error:
-    raise ClipError(str(error)) from error
+  with open_weights(file) as weights:
+    yield _checked(place, weights, config_file, activation)
 
 
 def _checked(
   place: _Place,
   weights: Weights,
-  file: pathlib.Path,
   config_file: pathlib.Path | None,
   activation: str,
 ) -> _Checkpoint:
   settings = None
   if config_file is not None or any(name.startswith("text_model.") for name in weights.shapes):
-    layout = FLAX if file.suffix == FLAX_SUFFIX else HUGGINGFACE
+    layout = FLAX if weights.path.endswith(FLAX_SUFFIX) else HUGGINGFACE
     config = config_from_huggingface(_huggingface_config(place, config_file), activation)
   else:
     layout = OPENAI
@@ -333,29 +328,20 @@ def _tokenizer(checkpoint: _Checkpoint) -> Tokenizer:
 
 def _channel_statistics(checkpoint: _Checkpoint) -> tuple[tuple[float, ...], tuple[float, ...]]:
   """Mean and deviation by open_clip_config.json, or by HuggingFace's preprocessor."""
+  file, prefix = checkpoint.place.find("preprocessor_config.json"), "image_"
   if checkpoint.settings is not None:
-    settings: Any = checkpoint.settings.get("preprocess_cfg", {})
-    names, where = ("mean", "std"), f"{checkpoint.weights.path}: preprocess_cfg"
-  else:
-    file = checkpoint.place.find("preprocessor_config.json")
-    if file is None or checkpoint.layout is OPENAI:
-      return _CLIP_MEAN, _CLIP_STD
-    try:
-      settings = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-      raise ClipError(f"{file}: not a preprocessor's settings ({error})") from error
-    names, where = ("image_mean", "image_std"), str(file)
+    file, prefix = checkpoint.place.find(_OPEN_CLIP_CONFIG), ""
+  if file is None or (prefix and checkpoint.layout is OPENAI):
+    return _CLIP_MEAN, _CLIP_STD
   try:
-    if not isinstance(settings, Mapping):
-      raise TypeError("no JSON object")
-    mean, std = (
-      tuple(map(float, settings.get(name, default)))
-      for name, default in zip(names, (_CLIP_MEAN, _CLIP_STD), strict=True)
-    )
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings = settings if prefix else settings.get("preprocess_cfg", {})
+    mean = tuple(map(float, settings.get(f"{prefix}mean", _CLIP_MEAN)))
+    std = tuple(map(float, settings.get(f"{prefix}std", _CLIP_STD)))
     if len(mean) != 3 or len(std) != 3:
-      raise ValueError(f"{' and '.join(names)} take three channels")
-  except (ValueError, TypeError) as error:
-    raise ClipError(f"{where}: not a preprocessor's settings ({error})") from error
+      raise ValueError("mean and std take three channels")
+  except (OSError, ValueError, TypeError, AttributeError) as error:
+    raise ClipError(f"{file}: not a preprocessor's settings ({error})") from error
   return mean, std
 
 

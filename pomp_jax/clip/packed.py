@@ -56,8 +56,7 @@ def shared_text_tower(
   prefix's last M tokens before layer j, for j = 1..J-1.
 
   Args:
-    config: the text tower's configuration, of which `num_attention_heads`, `num_hidden_layers`,
-      `layer_norm_eps`, `hidden_act` and `max_position_embeddings` are read.
+    config: the text tower's configuration, HuggingFace's or an object with its fields.
     dtype: compute type of the dense layers and of attention, see `clip.precision`; layer norm,
       softmax and the sum of the layers stay float32.
     token_budget: T, the most own tokens of all rows together; C * L if None, which always fits.
@@ -101,13 +100,9 @@ def shared_text_tower(
 
 
 def kept_rows(lengths_C: Int32[Array, " C"], token_budget: int) -> Bool[Array, " C"]:
-  """The rows that a tower with this budget computes: those from the first on that fit.
+  """The rows that a tower with budget T computes: those from the first on that fit.
 
   A step puts the positives first.
-
-  Args:
-    lengths_C: own tokens of each row, EOT included.
-    token_budget: T.
   """
   return jnp.cumsum(lengths_C) <= token_budget
 

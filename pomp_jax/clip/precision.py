@@ -7,7 +7,7 @@ compute in float32 either way.
 
 from collections.abc import Callable
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,42 +16,23 @@ import jax.numpy as jnp
 DTYPES = ("float32", "tensorfloat32", "bfloat16")
 
 
-class Precision(NamedTuple):
-  """The precision of a tower.
-
-  Attributes:
-    dtype: type of activations and products' inputs.
-    products: precision of their products, a name that `jax.default_matmul_precision` takes.
-  """
-
-  dtype: Any
-  products: str
-
-
-def precision_of(dtype: Any) -> Precision:
-  """Returns the precision of a name in DTYPES, or of a NumPy type.
+def precision_of(dtype: Any) -> tuple[Any, str]:
+  """Type of activations, and `jax.default_matmul_precision`, of a name in DTYPES or a NumPy type.
 
   `float32`: products of float32 in float32 (on TPUs six bfloat16 passes). `tensorfloat32`: float32
   with faster products (TF32 on GPUs, three bfloat16 passes on TPUs). `bfloat16`: bfloat16, summed
   in float32.
-
-  Raises:
-    TypeError: no such type.
   """
   if isinstance(dtype, str) and dtype == "tensorfloat32":
-    return Precision(jnp.float32, "high")
+    return jnp.float32, "high"
   dtype = jnp.dtype(dtype)
-  return Precision(dtype.type, "default" if dtype == jnp.bfloat16 else "highest")
+  return dtype.type, "default" if dtype == jnp.bfloat16 else "highest"
 
 
 def with_products(products: str, function: Callable) -> Callable:
   """Wraps a function so that its matrix products and their gradients have a precision.
 
   The backward function of a `custom_vjp` is traced later and needs a wrapper of its own.
-
-  Args:
-    products: field of `Precision`.
-    function: function that is traced.
   """
 
   @functools.wraps(function)

@@ -40,12 +40,7 @@ class ResNetConfig:
 
 
 class ModifiedResNet(nn.Module):
-  """The tower: normalised pixels to features.
-
-  Attributes:
-    config: sizes.
-    dtype: compute type; parameters stay float32.
-  """
+  """The tower: normalised pixels to features; parameters stay float32 for any compute type."""
 
   config: ResNetConfig
   dtype: DTypeLike = jnp.float32
@@ -68,11 +63,7 @@ class ModifiedResNet(nn.Module):
 
 
 class FrozenBatchNorm(nn.Module):
-  """Batch normalisation with fixed statistics.
-
-  Attributes:
-    dtype: type of the result; computed in float32.
-  """
+  """Batch normalisation with fixed statistics, computed in float32, with a result of any type."""
 
   dtype: DTypeLike = jnp.float32
 

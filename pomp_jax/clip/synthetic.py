@@ -84,12 +84,7 @@ def synthetic_clip(name: str, token_counts: Mapping[str, int], seed: int = 0) ->
 
 
 def random_params(shapes: dict[str, Any], seed: int) -> dict[str, Any]:
-  """Draws parameters of FlaxCLIP's tree, float32 on the host.
-
-  Args:
-    shapes: shape of each, as a tree.
-    seed: random seed.
-  """
+  """Draws parameters of FlaxCLIP's tree, float32 on the host, by the tree of their shapes."""
   rng = np.random.default_rng(seed)
 
   def draw(path, shape) -> np.ndarray:

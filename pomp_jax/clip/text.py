@@ -8,7 +8,6 @@ Shapes: C classes, P shared prefix tokens, L own tokens of a class, T own tokens
 context vectors, J layers with a context, D width, E embedding.
 """
 
-import importlib
 import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -38,12 +37,7 @@ class TextTower(Protocol):
 
 
 class MemoryPlan(NamedTuple):
-  """How a step's memory is spent.
-
-  Attributes:
-    n_chunks: parts that the rows are computed in, one after the other.
-    remat: one of `packed.REMAT`.
-  """
+  """Parts that the rows are computed in, one after the other, and one of `packed.REMAT`."""
 
   n_chunks: int = 1
   remat: str = "none"
@@ -66,19 +60,15 @@ def text_tower(
     token_budget: T, the most own tokens of all rows together. `shared` drops the rows beyond it
       (see `clip.packed.kept_rows`); `reference` pads and ignores it.
     memory: chunks and rematerialisation of `shared`; neither if None.
-
-  Raises:
-    ValueError: an unknown kind.
   """
   if kind == "shared":
     n_chunks, remat = memory or MemoryPlan()
     return shared_text_tower(
       config, dtype, token_budget=token_budget, n_chunks=n_chunks, remat=remat
     )
-  if kind == "reference":
-    # Imported here, because it needs transformers.
-    return importlib.import_module("pomp_jax.clip.reference").reference_text_tower(config, dtype)
-  raise ValueError(f"text_tower: got {kind!r}, expected one of {', '.join(TEXT_TOWERS)}")
+  from pomp_jax.clip.reference import reference_text_tower  # it needs transformers
+
+  return reference_text_tower(config, dtype)
 
 
 def token_embeddings(
@@ -89,15 +79,9 @@ def token_embeddings(
 
 
 def plan_memory(config: Any, n_prefix: int, n_tokens: int, limit_bytes: float) -> MemoryPlan:
-  """The fastest plan whose activations stay below a limit, by a rough estimate.
+  """The fastest plan whose activations stay below a limit, by a rough estimate for one device.
 
   Above the limit the rows are computed in chunks, each rematerialised in the backward pass.
-
-  Args:
-    config: the text tower's configuration.
-    n_prefix: P.
-    n_tokens: T, on one device.
-    limit_bytes: activations that fit on a device.
   """
   needed = activation_bytes(config, n_prefix, n_tokens)
   if needed <= limit_bytes:
@@ -106,7 +90,7 @@ def plan_memory(config: Any, n_prefix: int, n_tokens: int, limit_bytes: float) -
 
 
 def activation_bytes(config: Any, n_prefix: int, n_tokens: int) -> float:
-  """Rough size of all residuals without rematerialisation; arguments as `plan_memory`'s.
+  """Rough size of all residuals without rematerialisation, for P and T tokens.
 
   For each token and layer about nine vectors of width D (inputs of the norms, query, key, value,
   the result of attention), the MLP's hidden vector, and the attention weights.

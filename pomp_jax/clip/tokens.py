@@ -62,17 +62,10 @@ class BytePairTokenizer:
   """CLIP's tokenizer, with the interface of HuggingFace's.
 
   Ids: 256 bytes, the same at a word's end, a token for each merge, SOS, EOT.
-
-  Attributes:
-    bos_token_id: id of SOS.
-    eos_token_id: id of EOT.
   """
 
   def __init__(self, merges: Sequence[tuple[str, str]]):
-    """Builds the vocabulary.
-
-    Args:
-      merges: pairs of tokens, the first to be joined first.
+    """Builds the vocabulary from pairs of tokens, the first to be joined first.
 
     Raises:
       Exception: a part of a pair is no token before it (the class is the library's choice).
@@ -86,10 +79,6 @@ class BytePairTokenizer:
     self._bpe.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
     self.bos_token_id, self.eos_token_id = len(self._tokens), len(self._tokens) + 1
     self._tokens += ["<|startoftext|>", "<|endoftext|>"]
-
-  def __len__(self) -> int:
-    """Number of ids."""
-    return len(self._tokens)
 
   def __call__(
     self, texts: Sequence[str], add_special_tokens: bool = True
@@ -134,12 +123,13 @@ def read_bpe(
       tokenizer = BytePairTokenizer(merges)
     except Exception as error:  # the tokenizers' library raises bare Exceptions
       raise ClipError(f"{file}: not the merges of a CLIP's tokenizer ({error})") from error
-    if len(tokenizer) != n_tokens:
+    if (found := tokenizer.eos_token_id + 1) != n_tokens:
       raise ClipError(
-        f"{file}: {len(merges)} merges make {len(tokenizer)} tokens, expected {n_tokens}, the"
-        f" embeddings of {where}"
+        f"{file}: {len(merges)} merges make {found} tokens, expected {n_tokens}, the embeddings of"
+        f" {where}"
       )
-    _check_vocabulary(find(VOCABULARY), tokenizer)
+    if listed := find(VOCABULARY):
+      _check_vocabulary(listed, n_tokens)
     return tokenizer
   raise ClipError(f"{where}: no tokenizer beside the weights, expected {ACCEPTED_FILES}")
 
@@ -160,16 +150,14 @@ def _pair(line: str) -> tuple[str, str]:
   return first, others[0]
 
 
-def _check_vocabulary(file: pathlib.Path | None, tokenizer: BytePairTokenizer) -> None:
-  """Checks the number of tokens in HuggingFace's list, if it is beside the merges."""
-  if file is None:
-    return
+def _check_vocabulary(file: pathlib.Path, n_tokens: int) -> None:
+  """Checks the number of tokens in HuggingFace's list beside the merges."""
   try:
     size = len(json.loads(file.read_text(encoding="utf-8")))
   except (OSError, ValueError, TypeError) as error:
     raise ClipError(f"{file}: not a vocabulary ({error})") from error
-  if size != len(tokenizer):
-    raise ClipError(f"{file}: {size} tokens, expected {len(tokenizer)} by the merges beside it")
+  if size != n_tokens:
+    raise ClipError(f"{file}: {size} tokens, expected {n_tokens} by the merges beside it")
 
 
 def tokenize(

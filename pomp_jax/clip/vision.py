@@ -64,10 +64,7 @@ def prompted_image_tower(
   dropped (Jia et al., 2022: J = 1 is VPT-shallow, J = all layers VPT-deep). The first tokens enter
   before the tower's first layer norm. Learned tokens have no positions.
 
-  Args:
-    clip: the CLIP of the vision tower, a ViT.
-    dtype: compute type of the layers, see `clip.precision`; parameters stay float32.
-    chunk: the most images in memory together, in the backward pass too; 0 for all.
+  Arguments as `image_tower`'s. The limit of `chunk` holds in the backward pass too.
   """
   dtype, products = precision_of(dtype)
   config: Any = clip.config.vision_config

@@ -38,10 +38,6 @@ _MAX_DEPTH = 32
 Path = tuple[str, ...]
 
 
-class WeightsError(ValueError):
-  """Weights that can't be read: one line with the file, the part, and what is accepted."""
-
-
 class Weights(NamedTuple):
   """Tensors of an open file, or of all its shards.
 
@@ -168,7 +164,7 @@ def read_params(weights: Weights, shapes: dict[str, Any], layout: Layout) -> dic
   """Reads the parameters of a file that `check_weights` accepts as FlaxCLIP's tree, float32.
 
   Raises:
-    WeightsError: an unreadable tensor.
+    ClipError: an unreadable tensor.
   """
   return unflatten_dict(
     {path: _arranged(weights, layout.source(path)) for path in flatten_dict(shapes)}
@@ -209,7 +205,7 @@ def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
       file whose shards are in the same folder.
 
   Raises:
-    WeightsError: missing, of another format, damaged or truncated; a missing shard; a pickle with
+    ClipError: missing, of another format, damaged or truncated; a missing shard; a pickle with
       anything that checkpoints don't hold. `read` raises it as well.
   """
   path = pathlib.Path(path)
@@ -348,8 +344,8 @@ def _torch_errors() -> Iterator[None]:
   try:
     yield
   except TorchArchiveError as error:
-    raise WeightsError(str(error)) from error
+    raise ClipError(str(error)) from error
 
 
 def _refuse(path: pathlib.Path, part: str, found: str, accepted: str) -> NoReturn:
-  raise WeightsError(f"{path}: {printable(part)} is {printable(found)}; accepted: {accepted}")
+  raise ClipError(f"{path}: {printable(part)} is {printable(found)}; accepted: {accepted}")

@@ -75,30 +75,18 @@ def with_argument(
 
 
 def value_of_text(field: str, text: str) -> Any:
-  """The value of a field that a text stands for.
-
-  Raises:
-    ConfigError: an unknown field, or a text that does not read as its type.
-  """
+  """The value of a field that a text stands for; else a ConfigError."""
   check_name(field, FIELDS)
   return from_text(field, FIELDS[field].type, text)
 
 
 def unpack(config: ConfigDict) -> Settings:
-  """A config as typed settings; `validate` checks them.
-
-  Raises:
-    ConfigError: a field that does not exist, or a value of another type.
-  """
+  """Typed settings; an unknown field or another type is a ConfigError, `validate` checks values."""
   return Settings().replace(flatten(config.to_dict()))
 
 
 def validate(settings: Settings) -> None:
-  """Checks everything that can be judged without opening data; jobs check the rest.
-
-  Raises:
-    ConfigError: the first field that is wrong.
-  """
+  """Raises ConfigError for the first wrong field, without opening data; jobs check the rest."""
   for field, value in settings.flat().items():
     check_value(field, FIELDS[field].metadata["check"], value)
   _check_method(settings)

@@ -55,13 +55,7 @@ def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Check(NamedTuple):
-  """A test of one value.
-
-  Attributes:
-    accepts: value -> whether it is right.
-    expected: noun phrase for the error, such as "1 or more".
-    choices: accepted texts, for did-you-mean.
-  """
+  """A test of one value, a noun phrase such as "1 or more", and texts for did-you-mean."""
 
   accepts: Callable[[Any], bool]
   expected: str
@@ -79,11 +73,10 @@ def one_of(*choices: str) -> Check:
 
 def some_of(*choices: str) -> Check:
   """A tuple of one or more different texts."""
-
-  def accepts(value):
-    return bool(value) and set(value) <= set(choices) and len(set(value)) == len(value)
-
-  return Check(accepts, f"one or more different ones of {', '.join(choices)}")
+  return Check(
+    lambda value: 0 < len(value) == len(set(value)) == len(set(value) & set(choices)),
+    f"one or more different ones of {', '.join(choices)}",
+  )
 
 
 def at_least(least: float | int) -> Check:
@@ -113,11 +106,7 @@ def row(default: Any, help: str, check: Check = anything) -> Any:
 
 
 def typed(field: str, kind: Any, value: Any) -> Any:
-  """The value in a field's type: an integer for a float is converted, a list for a tuple too.
-
-  Raises:
-    ConfigError: a value of another type.
-  """
+  """The value in a field's type; integers become floats and lists tuples, others a ConfigError."""
   if kind is float and type(value) is int:
     return float(value)
   if kind in (bool, int, float, str):
@@ -135,10 +124,7 @@ def from_text(field: str, kind: Any, text: str) -> Any:
   """The value that a text stands for, on the command line or behind a config file's colon.
 
   Integers of a tuple are separated by "+" or "/", texts by ";". A method of `baselines.methods` is
-  `label: field=value, field=value`.
-
-  Raises:
-    ConfigError: a text that does not read as the type.
+  `label: field=value, field=value`. Another text is a ConfigError.
   """
   try:
     if kind is bool:
@@ -172,11 +158,7 @@ def is_url(text: str) -> bool:
 
 
 def check_value(field: str, check: Check, value: Any) -> None:
-  """Checks one value by its row.
-
-  Raises:
-    ConfigError: a URL, or a value that the check refuses, with the nearest choice.
-  """
+  """Raises ConfigError for a URL, or a value that the check refuses, with the nearest choice."""
   for text in value if isinstance(value, tuple) else (value,):
     if isinstance(text, str) and is_url(text):
       raise ConfigError(field, text, LOCAL_PATH)
@@ -188,11 +170,7 @@ def check_value(field: str, check: Check, value: Any) -> None:
 
 
 def check_name(field: str, known: Mapping[str, Any] | set[str]) -> None:
-  """Checks that a field exists.
-
-  Raises:
-    ConfigError: no such field, with the nearest name.
-  """
+  """Raises ConfigError for a field that does not exist, with the nearest name."""
   if now := (OLD_NAMES | REPLACED).get(field):
     raise ConfigError(field, "a value", f"none: the field is now config.{now}")
   if field not in known:

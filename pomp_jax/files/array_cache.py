@@ -58,15 +58,12 @@ def fingerprint(parts: Iterable[str | np.ndarray]) -> str:
 
 
 class ArrayCache:
-  """Cache of arrays in memory (least recently used dropped) and in `KEY.npy` files of a folder."""
+  """Cache of the `in_memory` arrays last used, and of `KEY.npy` files in a folder, if there is one.
+
+  Keys are from `fingerprint`. The folder is created with the first array.
+  """
 
   def __init__(self, folder: str | os.PathLike | None = None, in_memory: int = 4):
-    """Creates nothing before the first array.
-
-    Args:
-      folder: folder of the files; no files if empty.
-      in_memory: number of arrays in memory.
-    """
     self._folder = pathlib.Path(folder) if folder else None
     self._in_memory = in_memory
     self._held: OrderedDict[str, np.ndarray] = OrderedDict()
@@ -82,12 +79,7 @@ class ArrayCache:
     return self._held[key]
 
   def keep(self, key: str, array: np.ndarray, *, write: bool = True) -> np.ndarray:
-    """Caches an array; returns it, read-only.
-
-    Args:
-      key: from `fingerprint`.
-      array: anything but objects.
-      write: whether to write the file, if there is a folder (one process of several does).
+    """Caches an array, also in a file if `write` (by one process of several); returns it read-only.
 
     Raises:
       RunFolderWriteError: the file can't be written.
@@ -126,13 +118,7 @@ class FeatureBlocks:
   """Image features float32 [n,R,E] in a folder, for several concurrent writers and readers.
 
   `cache.json` describes what the features were computed from; `block-00000.npy` and so on hold
-  them. Features of an unreadable image are NaN.
-
-  Attributes:
-    n_images: n.
-    n_versions: R.
-    width: E.
-    block_size: images per block; the last block has the rest.
+  them. Features of an unreadable image are NaN. Attributes: see the arguments.
   """
 
   def __init__(
@@ -208,9 +194,7 @@ class FeatureBlocks:
     return np.arange(start, min(start + self.block_size, self.n_images))
 
   def create(self) -> None:
-    """Creates the folder and its description, unless they exist.
-
-    Of several concurrent processes one does; the others adopt its block size.
+    """Creates the folder and its description, or adopts the block size of those that exist.
 
     Raises:
       RunFolderWriteError: it can't be written.
@@ -225,7 +209,7 @@ class FeatureBlocks:
     self._check_description()
 
   def write(self, block: int, features: Float[np.ndarray, "b R E"]) -> None:
-    """Writes a block atomically.
+    """Writes a block, float32, atomically.
 
     Raises:
       RunFolderWriteError: it can't be written.
@@ -264,11 +248,8 @@ class FeatureBlocks:
     return np.flatnonzero(np.concatenate(marks))
 
   def _block(self, block: int) -> np.ndarray:
-    if block not in self._blocks:
-      self._blocks[block] = self._open_block(block)
-    return self._blocks[block]
-
-  def _open_block(self, block: int) -> np.ndarray:
+    if block in self._blocks:
+      return self._blocks[block]
     path = self._folder / _block_name(block)
     try:
       array = np.lib.format.open_memmap(path, mode="r")  # takes no pickles
@@ -280,11 +261,12 @@ class FeatureBlocks:
         raise ValueError(f"got {array.dtype} {array.shape}, expected float32 {expected}")
       if not intact:
         raise ValueError("damaged, or written without a checksum")
-      return array
     except Exception as error:  # a damaged header fails in more ways than NumPy documents
       raise DamagedBlockError(
         f"{path}: can't be read ({printable(str(error))}); config.job='cache' computes it again"
       ) from error
+    self._blocks[block] = array
+    return array
 
   def _check_description(self) -> None:
     """Compares the folder's description with this cache's, and adopts its block size."""

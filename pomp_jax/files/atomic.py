@@ -29,14 +29,10 @@ def replacing(
 
   The bytes go to a temporary file in the same folder, are flushed to the disk, and are renamed over
   `path`. A process killed at any moment leaves the old file or the new one, never half of either.
-  `is_temporary` recognises the temporary file of a killed process.
 
   Args:
     path: file to write; its folder exists.
     move: how the complete temporary file gets its name.
-
-  Yields:
-    The temporary file, opened for binary writing.
 
   Raises:
     OSError: the folder is missing or not writable, or the disk is full. `path` is then unchanged.
@@ -60,12 +56,7 @@ def replacing(
 
 
 def creating(path: str | os.PathLike) -> contextlib.AbstractContextManager[BinaryIO]:
-  """Opens a new file like `replacing`; of several concurrent writers exactly one succeeds.
-
-  Raises:
-    FileExistsError: another writer has completed the file.
-    OSError: see `replacing`.
-  """
+  """Opens a new file like `replacing`; all concurrent writers but one get a FileExistsError."""
   return replacing(path, _link_new)
 
 
@@ -91,11 +82,7 @@ def why_unwritable(folder: str | os.PathLike) -> str | None:
 
 
 def disk_failure(error: BaseException) -> str | None:
-  """Describes a disk failure in one line; None if no error of the chain is one.
-
-  Args:
-    error: exception whose causes and contexts are searched too.
-  """
+  """Describes a disk failure in one line; None if neither the error nor a cause of it is one."""
   seen: set[int] = set()
   link: BaseException | None = error
   while link is not None and id(link) not in seen:

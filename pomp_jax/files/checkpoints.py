@@ -44,13 +44,7 @@ class DamagedCheckpoint(Exception):
 
 
 class Restored(NamedTuple):
-  """Content of a checkpoint.
-
-  Attributes:
-    step: number of steps done when it was saved.
-    state: pytree with the structure and the shardings of the abstract state.
-    meta: JSON that was saved with it.
-  """
+  """Content of a checkpoint: steps done, pytree of arrays, and JSON."""
 
   step: int
   state: PyTree
@@ -58,16 +52,12 @@ class Restored(NamedTuple):
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-  """The checkpoints of one run, in one folder.
-
-  A checkpoint exists once it is complete; remains of a killed process are removed. The newest
-  `keep` stay, and the best by the metric (of equals the newer).
+  """Checkpoints of one run: the newest `keep`, and the best by the metric (of equals the newer).
 
   Arrays and JSON are stored with their CRC-32. A checkpoint that can't be read, or whose checksums
-  differ, is renamed to `damaged-STEP`, and the one before it is restored.
-
-  The folder belongs to the process that opened it last (`owner.txt`): an earlier one that still
-  runs, unnoticed, saves nothing more.
+  differ, is renamed to `damaged-STEP`, and the one before it is restored. Remains of a killed
+  process are removed. The folder belongs to the process that opened it last (`owner.txt`); an
+  earlier one that still runs saves nothing more.
 
   With several processes all make the same calls to `save` and `restore_latest`, and only process 0
   touches the folder. A failure there ends all of them (`hosts.fail`). `steps` is for process 0.
@@ -87,11 +77,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         with a failed save raises all the same.
 
     Raises:
-      ValueError: `keep` is below 1.
       CheckpointError: the folder can't be created or written to.
     """
-    if keep < 1:
-      raise ValueError(f"keep must be at least 1, got {keep}")
     self.folder = Path(os.path.abspath(folder))  # Orbax takes absolute paths only
     self._keep, self._retry = keep, retry
     self.failure: CheckpointError | None = None
@@ -112,11 +99,10 @@ class Checkpoints(contextlib.AbstractContextManager):
     """Saves a checkpoint, and removes those that are no longer kept.
 
     Args:
-      step: number of steps done, 0 or more.
-      state: pytree of arrays (JAX or NumPy; Python numbers become 0-d NumPy arrays), the same on
-        all processes. Random keys have to be given as `jax.random.key_data`.
+      step: number of steps done.
+      state: pytree of arrays and numbers, the same on all processes; keys as `jax.random.key_data`.
       meta: any JSON object, such as the config and the position in the data.
-      metric: validation metric at this step, higher is better; None or NaN when there is none.
+      metric: validation metric, higher is better; None or NaN when there is none.
 
     Returns:
       Whether a checkpoint was written. False on all processes but the first, when this step or a
@@ -157,11 +143,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         array with its sharding (the first local device without one), anything else a NumPy array.
 
     Returns:
-      The step, the state and the JSON, exactly as saved; None when there is no checkpoint.
+      Step, state and JSON exactly as saved; None when there is no checkpoint.
 
     Raises:
-      CheckpointError: all checkpoints are damaged, or the shape or dtype of a field differs from
-        that of `abstract_state`; the line names the field.
+      CheckpointError: all checkpoints are damaged, or a field has another shape or dtype.
     """
     targets, structure = jax.tree.flatten(jax.tree.map(_as_target, abstract_state))
     expected = jax.tree.unflatten(structure, targets)
@@ -246,7 +231,6 @@ class Checkpoints(contextlib.AbstractContextManager):
         continue
       for other in damaged:
         self._set_aside(other)
-      if damaged:
         log.warning("going back to the checkpoint of step %d", found.step)
       return found
     if damaged:
@@ -284,11 +268,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 def read_checkpoints(folder: str | os.PathLike) -> Iterator[Restored]:
   """Reads all complete checkpoints of another run, finished or running, in order of their steps.
 
-  The states are trees of dicts and lists of NumPy arrays. Every process that calls it reads on its
-  own. Nothing is written.
-
-  Args:
-    folder: `checkpoints/` of the run.
+  The states are trees of dicts and lists of NumPy arrays. Nothing is written.
 
   Raises:
     CheckpointError: no such folder, or a checkpoint that can't be read or is not what was saved.
@@ -324,11 +304,7 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
-  """Reads the JSON of a checkpoint; those of earlier versions have no checksums and no metric.
-
-  Raises:
-    DamagedCheckpoint: it can't be read, or is not what was saved.
-  """
+  """Reads the JSON of a checkpoint; those of earlier versions have no checksums and no metric."""
   try:
     stored = json.loads((path / "meta" / "metadata").read_bytes())
     rest = {field: value for field, value in stored.items() if field != "checksum"}
@@ -342,12 +318,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path, targets: PyTree = None) -> Restored:
-  """Reads a checkpoint as dicts and lists of NumPy arrays, and compares its checksums.
-
-  Raises:
-    DamagedCheckpoint: it is not what was saved.
-    CheckpointError: it is, but has other fields, shapes or dtypes than `targets`.
-  """
+  """Reads a checkpoint as dicts and lists of NumPy arrays; compares checksums, and `targets`."""
   stored = _read_meta(path)
   if targets is not None:
     expected = _describe(targets)

@@ -42,21 +42,12 @@ class Category:
 
 
 class ClassFeatures(NamedTuple):
-  """Class features that stand in for a prompt.
-
-  Attributes:
-    features: unit rows, one per class, in the order of the class list.
-  """
+  """Class features that stand in for a prompt: unit rows in the order of the class list."""
 
   features: Float[np.ndarray, "C E"]
 
   def check_fits(self, n_classes: int, width: int, where: str) -> None:
-    """Checks the numbers of classes and of embedding dimensions.
-
-    Args:
-      n_classes: length of the class list.
-      width: E of the CLIP.
-      where: name of the features, for the message.
+    """Checks the features, named `where`, against the class list and E of the CLIP.
 
     Raises:
       PromptFileError: another shape than [n_classes, width].
@@ -68,17 +59,13 @@ class ClassFeatures(NamedTuple):
 
 
 def read_class_features(path: str | os.PathLike) -> ClassFeatures:
-  """Reads Detic's class features, such as `lvis_v1_clip_pomp+cname.npy`; nothing is unpickled.
+  """Reads Detic's class features, such as `lvis_v1_clip_pomp+cname.npy`, with unit rows.
 
   Args:
-    path: `.npy` file of float16, float32 or float64 [C,E]; rows of any norm.
-
-  Returns:
-    The features with unit rows.
+    path: `.npy` file of floats [C,E], rows of any norm. Nothing is unpickled.
 
   Raises:
-    PromptFileError: no such file, another type or shape, values that are not finite, a row of
-      zeros.
+    PromptFileError: no such file, another type or shape, values not finite, a row of zeros.
   """
   try:
     # Memory-mapped: a header that claims more than the file has allocates nothing.
@@ -113,7 +100,6 @@ def write_detic(path: str | os.PathLike, features_CxE: Float[np.ndarray, "C E"])
 
   Raises:
     ClassFeatureError: values that are not finite in float16, or a row of zeros.
-    OSError: the file can't be written.
   """
   with np.errstate(over="ignore"):
     half_CxE = np.ascontiguousarray(features_CxE, np.float16)
@@ -141,7 +127,6 @@ def write_open_clip(
 
   Raises:
     ClassFeatureError: values that are not finite, a row of zeros, or another suffix.
-    OSError: the file can't be written.
   """
   _check(path, features_CxE)
   weights_ExC = np.ascontiguousarray(features_CxE.T, np.float32)

@@ -19,23 +19,17 @@ from pomp_jax.files.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 
-class MetricsWriter:
+class MetricsWriter(contextlib.AbstractContextManager):
   """Writes scalars, one JSON object per logged step, and the same as TensorBoard events.
 
   Both are flushed at each step, in the calling thread, so that a killed process loses nothing.
-  (tensorboardX's `SummaryWriter` writes in a thread that its `flush` does not wait for.)
-
-  Scalars that can't be written, on a full disk for example, are dropped with one warning: metrics
-  must not end a training.
+  (tensorboardX's `SummaryWriter` writes in a thread that its `flush` does not wait for.) Scalars
+  that can't be written, on a full disk for example, are dropped with one warning: metrics must not
+  end a training.
   """
 
   def __init__(self, folder: str | os.PathLike, first_step: int = 0):
-    """Drops what an earlier start of the run has written from `first_step` on.
-
-    Args:
-      folder: run's folder, created when it is missing.
-      first_step: first step that will be written.
-    """
+    """Creates the folder, and drops what an earlier start has written from `first_step` on."""
     self._folder, self._warned = RunFolder(folder), False
     self._events: EventsWriter | None = None
     with self._drop_on_error(first_step):
@@ -67,9 +61,6 @@ class MetricsWriter:
     if events is not None:
       with contextlib.suppress(OSError):  # it tries to write again what failed
         events.close()
-
-  def __enter__(self) -> "MetricsWriter":
-    return self
 
   def __exit__(self, *exception: object) -> None:
     self.close()

@@ -16,34 +16,25 @@ import zipfile
 
 import numpy as np
 
-from pomp_jax.files import prompt_formats
+from pomp_jax.files import prompt_formats as formats
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.prompt_formats import (
+  FIELDS,
   FORMAT_VERSION,
   PromptFileError,
   check_shape,
-  check_version,
   refuse,
 )
 from pomp_jax.files.torch_archive import is_torch_archive
 
 POSITIONS = ("end", "middle", "front")
 
-_READERS = {
-  "npz": prompt_formats.read_npz,
-  "safetensors": prompt_formats.read_safetensors,
-  "pth": prompt_formats.read_torch,
-}
-_WRITERS = {
-  "npz": prompt_formats.write_npz,
-  "safetensors": prompt_formats.write_safetensors,
-  "pth": prompt_formats.write_torch,
-}
-# Dassl, on which CoOp and POMP are built, writes model.pth.tar-5 and model-best.pth.tar.
-_SUFFIXES = {
-  "npz": r"\.npz",
-  "safetensors": r"\.safetensors",
-  "pth": r"\.(pt|pth)(\.tar)?(-\d+)?",
+# Suffixes, reader and writer by format. Dassl, on which CoOp and POMP are built, writes
+# model.pth.tar-5 and model-best.pth.tar.
+_FORMATS = {
+  "npz": (r"\.npz", formats.read_npz, formats.write_npz),
+  "safetensors": (r"\.safetensors", formats.read_safetensors, formats.write_safetensors),
+  "pth": (r"\.(pt|pth)(\.tar)?(-\d+)?", formats.read_torch, formats.write_torch),
 }
 
 
@@ -79,11 +70,11 @@ def check_fits(
   """Checks that a prompt fits a CLIP and a class list.
 
   Args:
-    prompt: prompt.
-    width: D of the text tower.
+    prompt: prompt of the file `path`.
+    width: D of the text tower of `clip_model`.
     clip_model: name of the CLIP, for the message.
     n_classes: N of the class list, or None when it is not known; a shared context fits any N.
-    path: file of the prompt, for the message.
+    path: file, for the message.
 
   Raises:
     PromptFileError: the widths differ, or a class-specific context has another number of classes.
@@ -102,11 +93,7 @@ def check_fits(
 
 
 def validate(path: str | os.PathLike, prompt: Prompt) -> None:
-  """Checks the fields of a prompt that is written or was read, in any format.
-
-  Raises:
-    PromptFileError: the first field that breaks a rule.
-  """
+  """Raises PromptFileError for the first field of a prompt, written or read, that breaks a rule."""
   context = prompt.context
   accepted = "float32 [M, D] or [N, M, D], no axis empty"
   if not isinstance(context, np.ndarray):
@@ -123,30 +110,29 @@ def validate(path: str | os.PathLike, prompt: Prompt) -> None:
     refuse(path, "position", repr(prompt.position), ", ".join(POSITIONS))
   if prompt.template.count("{}") != 1:
     refuse(path, "template", repr(prompt.template), "a text with one {} for the class name")
-  check_version(path, prompt.format_version)
+  _check_version(path, prompt.format_version)
+
+
+def _check_version(path: str | os.PathLike, version: Any) -> None:
+  if type(version) is not int or version != FORMAT_VERSION:
+    found = "missing" if version is None else repr(version)
+    refuse(path, "format_version", found, f"{FORMAT_VERSION} (the only known version)")
 
 
 def format_of_name(path: str | os.PathLike) -> str | None:
   """Returns the format of a file name: npz, safetensors, pth, or None."""
-  for name, suffix in _SUFFIXES.items():
-    if re.search(f"{suffix}$", os.fspath(path)):
-      return name
-  return None
+  names = (name for name, (suffix, *_) in _FORMATS.items() if re.search(f"{suffix}$", str(path)))
+  return next(names, None)
 
 
 def save_prompt(path: str | os.PathLike, prompt: Prompt) -> None:
-  """Writes a prompt file atomically, after `validate`.
+  """Writes a prompt file atomically, in the format of its name.
 
   A torch checkpoint's `epoch` is `epochs` of the prompt's config, else 0.
-
-  Args:
-    path: file, usually `prompt.npz`; its name decides the format. Replaced when it exists.
-    prompt: prompt.
 
   Raises:
     PromptFileError: a field has a value that the format does not take (a NaN, for example), or the
       name has no known suffix.
-    OSError: the file can't be written.
   """
   kind = format_of_name(path)
   if kind is None:
@@ -162,7 +148,7 @@ def save_prompt(path: str | os.PathLike, prompt: Prompt) -> None:
   epoch = epoch if type(epoch) is int and 0 <= epoch < 2**31 else 0
   try:
     with replacing(path) as file:
-      _WRITERS[kind](file, prompt.context, text, epoch)
+      _FORMATS[kind][2](file, prompt.context, text, epoch)
   except UnicodeEncodeError as error:
     refuse(path, "a string", f"not Unicode ({error})", "text that UTF-8 can hold")
 
@@ -180,21 +166,27 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
       checkpoint: CoOp's or POMP's with `state_dict['ctx']`, or that of a segmentation model of
       POMP with `model['clip_adapter.prompt_learner.ctx']`.
 
-  Returns:
-    The prompt, every field checked.
-
   Raises:
     PromptFileError: no such file, damaged, or a field that is missing, of the wrong type or shape,
       not finite, or of an unknown kind.
   """
-  context, text = _READERS[_format_of_content(path) or format_of_name(path) or "npz"](path)
+  _, read, _ = _FORMATS[_format_of_content(path) or format_of_name(path) or "npz"]
+  fields = read(path)
+  _check_version(path, fields.get("format_version"))
+  for field, kind in FIELDS.items():
+    if field not in fields:
+      names = ", ".join(sorted(map(str, fields))) or "nothing"
+      refuse(path, field, f"missing (there are: {names})", f"a {kind.__name__} of that name")
+    if type(fields[field]) is not kind:
+      refuse(path, field, f"a {type(fields[field]).__name__}", f"a {kind.__name__}")
   try:
-    config = json.loads(text["config"])
+    config = json.loads(fields["config"])
   except (ValueError, RecursionError) as error:
     refuse(path, "config", f"not JSON ({error})", "a JSON object")
   if not isinstance(config, dict):
     refuse(path, "config", f"a {type(config).__name__}", "a JSON object")
-  prompt = Prompt(context, text["clip_model"], text["position"], text["template"], config)
+  values = {field: value for field, value in fields.items() if field in FIELDS}
+  prompt = Prompt(**values | {"config": config})
   validate(path, prompt)
   return prompt
 
@@ -203,9 +195,9 @@ def _format_of_content(path: str | os.PathLike) -> str | None:
   try:
     with open(path, "rb") as file:
       head = file.read(32)
-    if prompt_formats.is_safetensors(head):
+    if formats.is_safetensors(head):
       return "safetensors"
-    if prompt_formats.is_legacy_torch(head):
+    if formats.is_legacy_torch(head):
       return "pth"
     with zipfile.ZipFile(path) as archive:
       return "pth" if is_torch_archive(archive) else "npz"

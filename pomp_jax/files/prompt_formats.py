@@ -1,7 +1,7 @@
 """The formats of prompt files: NumPy archives, safetensors files, and torch checkpoints.
 
-Every reader returns a context and the text fields, and judges what a file claims before it takes
-memory of that size. Nothing is ever unpickled or run.
+Every reader returns the fields that a file has, unchecked, and judges what the file claims before
+it takes memory of that size. Nothing is ever unpickled or run.
 
 Shapes: M context vectors, D width of the CLIP's text tower, N classes.
 """
@@ -29,8 +29,14 @@ from pomp_jax.files.torch_archive import (
 )
 
 FORMAT_VERSION = 1
-# Fields that every format has as strings, beside the version.
-TEXT_FIELDS = ("clip_model", "position", "template", "config")
+# Type of each field beside `format_version`, whatever the format.
+FIELDS = {
+  "context": np.ndarray,
+  "clip_model": str,
+  "position": str,
+  "template": str,
+  "config": str,
+}
 
 # CLIP's text towers have 77 positions and at most 1,280 of width.
 _LIMITS = {"N": 2**20, "M": 1024, "D": 16_384}
@@ -47,10 +53,13 @@ _ZSSEG_CONTEXT = "clip_adapter.prompt_learner.ctx"
 # Item of a torch checkpoint with our text fields; published code ignores it.
 _OURS = "pomp_jax"
 UNKNOWN_CLIP = "unknown"
-_OF_OTHERS = {"clip_model": UNKNOWN_CLIP, "position": "end", "template": "{}.", "config": "{}"}
-
-# A context, and TEXT_FIELDS.
-Stored = tuple[np.ndarray, dict[str, str]]
+_OF_OTHERS = {
+  "format_version": FORMAT_VERSION,
+  "clip_model": UNKNOWN_CLIP,
+  "position": "end",
+  "template": "{}.",
+  "config": "{}",
+}
 
 
 class PromptFileError(InputError, ValueError):
@@ -63,16 +72,7 @@ def refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> No
 
 
 def check_shape(path: str | os.PathLike, field: str, shape: Sequence[int]) -> None:
-  """Checks the claimed shape of a context before it is read.
-
-  Args:
-    path: file, for the message.
-    field: name of the context in it.
-    shape: claimed shape.
-
-  Raises:
-    PromptFileError: more vectors, width, classes or bytes than any text tower takes.
-  """
+  """Raises PromptFileError for a claimed shape beyond any text tower's, before it is read."""
   # From the last axis on: a shared context has no axis N.
   largest = zip(shape[::-1], [*_LIMITS.values()][::-1], strict=False)
   if any(n > most for n, most in largest) or 4 * math.prod(shape) > _MAX_CONTEXT_BYTES:
@@ -81,36 +81,26 @@ def check_shape(path: str | os.PathLike, field: str, shape: Sequence[int]) -> No
     refuse(path, field, f"of shape {list(shape)}", accepted)
 
 
-def check_version(path: str | os.PathLike, version: int) -> None:
-  """Raises PromptFileError for another version than FORMAT_VERSION."""
-  if version != FORMAT_VERSION:
-    refuse(path, "format_version", str(version), f"{FORMAT_VERSION} (the only known version)")
-
-
 def write_npz(file: BinaryIO, context: np.ndarray, text: Mapping[str, str], epoch: int) -> None:
   """Writes the arrays `context`, `format_version` and the text fields."""
   arrays = {"context": np.ascontiguousarray(context), "format_version": np.int64(FORMAT_VERSION)}
   np.savez(file, allow_pickle=False, **arrays, **{k: np.array(value) for k, value in text.items()})
 
 
-def read_npz(path: str | os.PathLike) -> Stored:
-  """Reads an npz file; unknown arrays are ignored."""
+def read_npz(path: str | os.PathLike) -> dict[str, Any]:
+  """Reads the arrays of an npz file that are fields; 0-d arrays as plain values."""
+  fields = {}
   with NpzArchive(path, refuse) as archive:
-    check_version(path, _npz_scalar(archive, path, "format_version", "iu", "an integer"))
-    text = {field: _npz_scalar(archive, path, field, "U", "a 0-d string") for field in TEXT_FIELDS}
-    return archive.read("context", _MAX_CONTEXT_BYTES, check_shape, _MAX_GROWTH), text
-
-
-def _npz_scalar(
-  archive: NpzArchive, path: str | os.PathLike, field: str, kinds: str, accepted: str
-) -> Any:
-  array = archive.read(field, _MAX_TEXT_BYTES, max_growth=_MAX_GROWTH)
-  if array.ndim != 0 or array.dtype.kind not in kinds:
-    refuse(path, field, f"{array.dtype} {list(array.shape)}", accepted)
-  try:
-    return array.item()
-  except ValueError as error:  # a code point beyond Unicode
-    refuse(path, field, f"no text ({error})", accepted)
+    for field in {"format_version", *FIELDS} & {*archive.names}:
+      if field == "context":
+        fields[field] = archive.read(field, _MAX_CONTEXT_BYTES, check_shape, _MAX_GROWTH)
+        continue
+      array = archive.read(field, _MAX_TEXT_BYTES, max_growth=_MAX_GROWTH)
+      try:
+        fields[field] = array.item() if array.ndim == 0 else array
+      except ValueError as error:  # a code point beyond Unicode
+        refuse(path, field, f"no text ({error})", "a 0-d string")
+  return fields
 
 
 def is_safetensors(head: bytes) -> bool:
@@ -129,18 +119,18 @@ def write_safetensors(
   file.write(safetensors.numpy.save(tensors, metadata))
 
 
-def read_safetensors(path: str | os.PathLike) -> Stored:
-  """Reads the tensor `context` and the metadata; other tensors and strings are ignored."""
+def read_safetensors(path: str | os.PathLike) -> dict[str, Any]:
+  """Reads the tensor `context` and the metadata; other tensors are ignored."""
   try:
     with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
-      metadata = file.metadata() or {}
-      version = metadata.get("format_version", "missing")
-      if not (version.isascii() and version.isdigit() and len(version) < 10):
-        refuse(path, "format_version", version, "an integer in the metadata")
-      check_version(path, int(version))
-      for field in TEXT_FIELDS:
-        _item(path, metadata, field, field, "string in the metadata")
-      context = _safetensors_context(path, file)
+      fields: dict[str, Any] = dict(file.metadata() or {})
+      if "context" in file.keys():  # noqa: SIM118 (no dict)
+        header = file.get_slice("context")
+        shape, kind = header.get_shape(), header.get_dtype()
+        if kind != "F32":
+          refuse(path, "context", f"{kind} {shape}", "F32 [M, D] or [N, M, D], no axis empty")
+        check_shape(path, "context", shape)
+        fields["context"] = file.get_tensor("context")
   except PromptFileError:
     raise
   except FileNotFoundError:
@@ -148,26 +138,19 @@ def read_safetensors(path: str | os.PathLike) -> Stored:
   except Exception as error:  # the library's own errors share no base
     found = f"not a whole safetensors file ({error})"
     refuse(path, "the file", found, "an undamaged safetensors file")
-  text = {field: metadata[field] for field in TEXT_FIELDS}
-  found = metadata.get("crc32")  # files of other writers have none
-  if found not in (None, _crc32(context, text)):
+  found = fields.get("crc32")  # files of other writers have none
+  if found is not None and found != _crc32(fields.get("context", np.empty(0)), fields):
     refuse(path, "crc32", f"{found}, which is not that of the rest", "an undamaged file")
-  return context, text
-
-
-def _safetensors_context(path: str | os.PathLike, file: Any) -> np.ndarray:
-  _item(path, dict.fromkeys(file.keys()), "context", "context", "tensor")
-  header = file.get_slice("context")
-  shape, kind = header.get_shape(), header.get_dtype()
-  if kind != "F32":
-    refuse(path, "context", f"{kind} {shape}", "F32 [M, D] or [N, M, D], no axis empty")
-  check_shape(path, "context", shape)
-  return file.get_tensor("context")
+  version = fields.get("format_version", "")
+  if version.isascii() and version.isdigit() and len(version) < 10:
+    fields["format_version"] = int(version)
+  return fields
 
 
 def _crc32(context: np.ndarray, text: Mapping[str, str]) -> str:
   """CRC-32 of the context's shape and bytes and of the strings; safetensors has no checksum."""
-  described = [list(context.shape), [text[field] for field in TEXT_FIELDS]]
+  strings = [text.get(field) for field, kind in FIELDS.items() if kind is str]
+  described = [list(context.shape), strings]
   start = zlib.crc32(json.dumps(described).encode())
   return f"{zlib.crc32(np.ascontiguousarray(context, '<f4').tobytes(), start):08x}"
 
@@ -188,8 +171,8 @@ def write_torch(file: BinaryIO, context: np.ndarray, text: Mapping[str, str], ep
   write_torch_archive(file, {"state_dict": {"ctx": context}, "epoch": epoch, _OURS: ours})
 
 
-def read_torch(path: str | os.PathLike) -> Stored:
-  """Reads the context of a checkpoint, of any float type, as float32."""
+def read_torch(path: str | os.PathLike) -> dict[str, Any]:
+  """Reads the context of a checkpoint, of any float type, as float32, and our fields beside it."""
   try:
     with open(path, "rb") as file:
       if is_legacy_torch(file.read(32)):
@@ -204,14 +187,16 @@ def read_torch(path: str | os.PathLike) -> Stored:
         refuse(path, field, _kind(tensor), "a tensor [M, D] or [N, M, D]")
       check_shape(path, field, tensor.shape)
       context = archive.array(tensor, field)
-      ours = archive.value.get(_OURS)
+      ours = archive.value.get(_OURS, _OF_OTHERS)
   except TorchArchiveError as error:
     raise PromptFileError(str(error)) from error
   if context.dtype.kind != "f":
     refuse(path, field, f"{context.dtype} {list(context.shape)}", "a float tensor")
   with np.errstate(over="ignore"):  # infinities are refused later
     context = context.astype(np.float32, order="C")
-  return context, dict(_OF_OTHERS) if ours is None else _torch_text(path, ours)
+  if not isinstance(ours, dict):
+    refuse(path, _OURS, _kind(ours), "a dict")
+  return {**ours, "context": context}
 
 
 def _torch_context(path: str | os.PathLike, value: Any) -> tuple[str, Any]:
@@ -224,24 +209,12 @@ def _torch_context(path: str | os.PathLike, value: Any) -> tuple[str, Any]:
   return field, _item(path, state, "ctx", field)
 
 
-def _torch_text(path: str | os.PathLike, ours: Any) -> dict[str, str]:
-  version = _item(path, ours, "format_version", f"{_OURS}['format_version']")
-  if type(version) is not int:
-    refuse(path, f"{_OURS}['format_version']", _kind(version), "an integer")
-  check_version(path, version)
-  text = {field: _item(path, ours, field, f"{_OURS}[{field!r}]") for field in TEXT_FIELDS}
-  for field, value in text.items():
-    if not isinstance(value, str):
-      refuse(path, f"{_OURS}[{field!r}]", _kind(value), "a string")
-  return text
-
-
-def _item(path: str | os.PathLike, value: Any, key: str, field: str, accepted: str = "item") -> Any:
+def _item(path: str | os.PathLike, value: Any, key: str, field: str) -> Any:
   if not isinstance(value, dict):
     refuse(path, field.partition("[")[0], _kind(value), f"a dict with {key!r}")
   if key not in value:
     names = ", ".join(sorted(name for name in value if isinstance(name, str))) or "nothing"
-    refuse(path, field, f"missing (there are: {names})", f"a {accepted} of that name")
+    refuse(path, field, f"missing (there are: {names})", "an item of that name")
   return value[key]
 
 

@@ -46,11 +46,8 @@ class _Dispatch(dict):
 class RestrictedUnpickler(pickle._Unpickler):
   """Unpickler that imports nothing and calls nothing; objects become `PickledObject`.
 
-  Python's own pure unpickler with an allow-list of opcodes and of names. (The one in C allocates
+  Python's own pure unpickler with an allow-list of opcodes and of `names`. (The one in C allocates
   what a memo index claims, and hashes any key.)
-
-  Attributes:
-    names: pattern of the names that a pickle may contain.
   """
 
   names: ClassVar[re.Pattern[str]]
@@ -62,11 +59,9 @@ class RestrictedUnpickler(pickle._Unpickler):
 
   @classmethod
   def read(cls, data: bytes) -> Any:
-    """Reads a pickle of protocol 2 or newer.
+    """Reads a pickle of protocol 2 or newer: plain values, dicts, lists, tuples and objects.
 
-    Returns:
-      None, bools, ints, floats, strings, tuples, lists, dicts with string or integer keys (items
-      with other keys are dropped), and objects.
+    Items of dicts whose keys are neither strings nor integers are dropped.
 
     Raises:
       PickleError: it contains another name or opcode, or is damaged.

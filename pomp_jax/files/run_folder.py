@@ -58,16 +58,11 @@ class RunFolder:
     self.sets = self.path / "sets"
 
   def check(self, job: str | None = None) -> None:
-    """Checks that `create` can succeed; writes nothing.
-
-    With several processes only the first needs the folder.
-
-    Args:
-      job: name of the job that will use the folder; None: any.
+    """Checks, on the first process, that `create` can succeed; writes nothing.
 
     Raises:
       RunFolderError: the path is not a folder, it can't be created or written to, or it holds the
-        run of another job, whose results would be replaced.
+        run of another job than `job`, whose results would be replaced.
     """
     if not hosts.is_first():
       return
@@ -82,19 +77,10 @@ class RunFolder:
         )
 
   def create(self) -> None:
-    """Creates the folder and `plots/`, unless they exist.
-
-    Raises:
-      RunFolderError: see `check`.
-      RunFolderWriteError: they can't be created.
-    """
+    """Creates the folder and `plots/`, unless they exist; errors as `check`'s and `writing`'s."""
     self.check()
-    try:
+    with writing(f"workdir {self.path}"):
       self.plots.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-      raise RunFolderWriteError(
-        f"workdir {self.path}: can't be created ({error.strerror})"
-      ) from error
 
   def scalars(self) -> dict[str, tuple[list[int], list[float]]]:
     """Steps, ascending, and values of every logged scalar, over all starts of the run."""
@@ -124,14 +110,7 @@ class RunFolder:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-  """Turns an OSError into one line.
-
-  Args:
-    path: file or folder that is written, for the message.
-
-  Raises:
-    RunFolderWriteError: a write failed, on a full disk for example.
-  """
+  """Turns an OSError, of a full disk for example, into a RunFolderWriteError that names `path`."""
   try:
     yield
   except OSError as error:
@@ -141,15 +120,9 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-  """Writes a JSON file atomically; keys keep their order.
-
-  Args:
-    path: file, replaced when it exists.
-    value: dicts, lists, tuples, strings, numbers, bools, None, paths, NumPy and JAX arrays and
-      scalars. NaN and infinities, which JSON does not have, become null.
+  """Writes `to_json` of a value atomically.
 
   Raises:
-    TypeError: any other type.
     RunFolderWriteError: the file can't be written.
   """
   with writing(path), replacing(path) as file:
@@ -157,7 +130,14 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def to_json(value: Any) -> str:
-  """Formats the text of a JSON file, see `write_json`."""
+  """Formats a JSON file; keys keep their order, and NaN and infinities become null.
+
+  Args:
+    value: plain JSON values, tuples, paths, NumPy and JAX arrays and scalars.
+
+  Raises:
+    TypeError: any other type.
+  """
   plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
   return f"{json.dumps(plain, indent=2, ensure_ascii=False)}\n"
 
@@ -177,11 +157,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def read_keyed(path: str | os.PathLike, key: str) -> dict[str, Any] | None:
-  """Reads a JSON object whose field `key` has this value; None if there is no such file.
-
-  Raises:
-    RunFolderError: the file exists, but can't be read or is not JSON.
-  """
+  """Reads a JSON object whose field `key` has this value; None without such a file."""
   stored = read_json(path) if Path(path).exists() else None
   return stored if isinstance(stored, dict) and stored.get("key") == key else None
 

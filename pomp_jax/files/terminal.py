@@ -7,6 +7,7 @@ innermost. A thread shows those that do not report for long.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
+import datetime
 import logging
 import os
 import sys
@@ -16,6 +17,7 @@ import types
 from typing import Any, SupportsFloat, TextIO, TypeVar
 import unicodedata
 
+from absl import logging as absl_logging
 from tqdm import tqdm
 
 from pomp_jax import hosts
@@ -60,32 +62,59 @@ def is_unicode(text: str) -> bool:
   return True
 
 
-class PrintableFormatter(logging.Formatter):
+def set_up_logging() -> None:
+  """Prints our log lines as they are; of the libraries only warnings, and of Orbax nothing."""
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  # It has a traceback for each of its threads; `Checkpoints` says in one line what has failed.
+  absl_logging.get_absl_logger().addFilter(_is_not_orbax)
+  ours = logging.getLogger("pomp_jax")
+  handler = logging.StreamHandler(sys.stdout)
+  handler.setFormatter(_PrintableFormatter())
+  ours.handlers, ours.propagate = [handler], False
+  ours.setLevel(logging.INFO)
+
+
+def set_up_streams() -> None:
+  """Lets the process survive a full disk under its log."""
+  sys.unraisablehook = _unraisable
+  sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+  return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _unraisable(found: Any) -> None:
+  # TensorStore has such an error for each array whose write fails, which `Checkpoints` says.
+  if str(found.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(found)
+
+
+class _PrintableFormatter(logging.Formatter):
   """Formats log lines in which no name of a file or a class can control the terminal."""
 
   def format(self, record: logging.LogRecord) -> str:
-    """Formats a record; each of its lines is `printable`."""
+    """Lines of a record, each `printable`."""
     return "\n".join(printable(line, None) for line in super().format(record).split("\n"))
 
 
 class Output:
-  """Text stream that drops what it can't write, after one warning on standard error.
+  """`sys.stdout` or `sys.stderr`, but drops what it can't write, after one warning.
 
-  A full disk under a log file must not end a run. All other attributes are the stream's.
+  A full disk under a log file must not end a run.
   """
 
   def __init__(self, stream: TextIO):
-    """Wraps `sys.stdout` or `sys.stderr`."""
     self._stream = stream
 
   def write(self, text: str) -> int:
-    """Writes or drops the text; returns its number of characters."""
+    """Writes or drops the text."""
     with self._drop_on_error():
       self._stream.write(text)
     return len(text)
 
   def flush(self) -> None:
-    """Flushes, or drops what was buffered."""
+    """Flushes or drops what is buffered."""
     with self._drop_on_error():
       self._stream.flush()
 
@@ -103,7 +132,7 @@ class Output:
       print(f"warning: {name} can't be written ({error.strerror}); output ends", file=sys.stderr)
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager):
   """Shows steps, speed, remaining time, and the newest metrics."""
 
   def __init__(
@@ -117,7 +146,7 @@ class Progress:
     """Starts the clock.
 
     Args:
-      total: number of steps (or other units) of the whole run; None: unknown.
+      total: number of steps of the whole run; None: unknown.
       initial: steps done before this start, which don't count for the speed.
       description: what is running, a word or two.
       unit: what is counted, in the plural.
@@ -154,13 +183,7 @@ class Progress:
     more: Mapping[str, SupportsFloat] = types.MappingProxyType({}),
     **metrics: SupportsFloat,
   ) -> None:
-    """Reports progress.
-
-    Args:
-      step: number of steps done in the whole run.
-      more: metrics for a log only, by name.
-      **metrics: metrics for a bar or a log, by name.
-    """
+    """Reports the steps done in the whole run, and metrics by name; `more` are for a log only."""
     with _lock:
       advance, self._step = step - self._step, step
       self._start = self._start or (step, _now())
@@ -197,9 +220,6 @@ class Progress:
         if _open and self._n_lines:
           _open[-1]._line_time = max(_open[-1]._line_time, self._line_time)
 
-  def __enter__(self) -> "Progress":
-    return self
-
   def __exit__(self, *exception: object) -> None:
     self.close()
 
@@ -227,11 +247,7 @@ def steps_of(
 ) -> Iterator[_Item]:
   """Yields the items and shows how many are done, if that takes longer than a few seconds.
 
-  Args:
-    items: items of a loop.
-    description: what is running, a word or two.
-    unit: what the items are, in the plural.
-    total: number of items; their length if None.
+  Arguments as `Progress`'s; `total` is only needed where the items have no length.
   """
   if total is None and isinstance(items, Sequence):
     total = len(items)
@@ -247,7 +263,7 @@ def waiting(description: str) -> Progress:
 
 
 def _start_thread() -> None:
-  if not any(thread.name == "progress" for thread in threading.enumerate()):
+  if all(thread.name != "progress" for thread in threading.enumerate()):
     threading.Thread(target=_tick_forever, name="progress", daemon=True).start()
 
 
@@ -261,6 +277,5 @@ def _tick_forever() -> None:
 
 
 def _duration(seconds: float) -> str:
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+  text = str(datetime.timedelta(seconds=round(seconds)))  # 0:08:10
+  return text[2:].removeprefix("0") if text.startswith("0:") else text

@@ -125,11 +125,7 @@ def is_torch_archive(archive: zipfile.ZipFile) -> bool:
 
 
 class TorchArchive(contextlib.AbstractContextManager):
-  """Open archive.
-
-  Attributes:
-    value: saved value, see `TorchUnpickler`.
-  """
+  """Open archive; `value` is what `TorchUnpickler` reads."""
 
   value: Any
 
@@ -165,18 +161,11 @@ class TorchArchive(contextlib.AbstractContextManager):
     self._zip.close()
 
   def array(self, tensor: StoredTensor, field: str = "the tensor") -> np.ndarray:
-    """Reads a tensor's values.
-
-    Args:
-      tensor: tensor of `value`.
-      field: its name, for messages.
-
-    Returns:
-      A new array in native byte order; bfloat16 becomes float32.
+    """Reads a tensor of `value` into a new array; bfloat16 becomes float32.
 
     Raises:
       TorchArchiveError: unknown number type, a record that is missing, damaged or of another
-        length, a view that reaches beyond it, or too large.
+        length, a view that reaches beyond it, or too large. The line names `field`.
     """
     kind = _TYPES.get(tensor.kind)
     if kind is None:
@@ -236,14 +225,8 @@ class TorchArchive(contextlib.AbstractContextManager):
 def write_torch_archive(file: BinaryIO, value: Any) -> None:
   """Writes an archive that `torch.load(weights_only=True)` reads. Equal values make equal bytes.
 
-  Args:
-    file: file opened for binary writing.
-    value: dicts (they become ordered dicts), strings, 32-bit integers, and float32 arrays (they
-      become tensors on the CPU).
-
-  Raises:
-    TypeError: any other type.
-    UnicodeEncodeError: a string that UTF-8 can't encode.
+  The value may have dicts (they become ordered dicts), strings, 32-bit integers, and float32 arrays
+  (they become tensors on the CPU).
   """
   tensors: list[np.ndarray] = []
   records = {"data.pkl": b"\x80\x02" + _pickled(value, tensors) + b".", "byteorder": b"little"}

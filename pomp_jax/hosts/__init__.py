@@ -23,6 +23,7 @@ from pomp_jax.hosts.stop import (
   fail,
   fail_after_lost_contact,
   finish,
+  is_lost_contact,
   raise_if_preempted,
   watch_failures,
 )

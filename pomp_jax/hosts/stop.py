@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -35,6 +36,12 @@ from pomp_jax.hosts.messages import (
 # Sync points asked for by this process, over all runs. JAX compares the numbers between processes,
 # so they only ever increase: the step would decrease after a roll-back, or in the next run.
 _sync_points = itertools.count(1)
+
+# JAX's errors that are this process's alone, such as a device's memory that does not suffice: a
+# restart would meet the same.
+_OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+# A collective's, which come as ValueError where an array is copied to the host.
+_OF_OTHERS = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 
 _KEY = "pomp_jax_failed"
 # Length of one wait for a failure. The coordinator keeps each wait that times out in memory, so
@@ -162,6 +169,13 @@ def fail(message: str, status: int) -> NoReturn:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       store.key_value_set(_KEY, json.dumps([who, message, status]))
   _exit(status)
+
+
+def is_lost_contact(error: Exception) -> bool:
+  """Whether an error is that of a collective whose other process may be gone."""
+  if isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(_OWN):
+    return True
+  return isinstance(error, ValueError) and bool(_OF_OTHERS.match(str(error)))
 
 
 def fail_after_lost_contact(error: Exception) -> NoReturn:

@@ -159,4 +159,4 @@ def test_merges_apply_in_their_order():
   ids = tokenizer(["abc", "ab", "abab"], add_special_tokens=False)["input_ids"]
   b_end = 256 + ord("b") - 0x21
   assert ids == [[514], [ord("a") - 0x21, b_end], [513, ord("a") - 0x21, b_end]]
-  assert len(tokenizer) == 517
+  assert tokenizer.eos_token_id == 516

@@ -8,7 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from pomp_jax.clip.weights import WeightsError, open_weights
+from pomp_jax.clip.weights import ClipError, open_weights
+from tests.support.fuzzing import Malicious
 
 STATE = {
   "a.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4) / 7,
@@ -19,7 +20,7 @@ STATE = {
 
 
 def _refusal(path, read=None) -> str:
-  with pytest.raises(WeightsError) as error, open_weights(path) as weights:
+  with pytest.raises(ClipError) as error, open_weights(path) as weights:
     weights.read(read)
   message = str(error.value)
   assert "\n" not in message
@@ -105,16 +106,6 @@ def test_files_that_are_something_else(tmp_path):
   assert "a is of type I64; accepted: F64, F32, F16, BF16" in _refusal(path, "a")
 
 
-class Malicious:
-  """Unpickling it makes a file."""
-
-  def __init__(self, path):
-    self.path = str(path)
-
-  def __reduce__(self):
-    return (open, (self.path, "w"))
-
-
 def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
   torch.save(STATE | {"x": Malicious(tmp_path / "trace")}, tmp_path / "a.bin")
   assert re.search(r"data.pkl is refused for the name _?io\.open", _refusal(tmp_path / "a.bin"))
@@ -147,5 +138,5 @@ def test_a_truncated_shard_and_one_of_something_else(tmp_path):
   safetensors.torch.save_file({"a.weight": STATE["a.weight"]}, shard)
   assert "a.bias is not in b.safetensors" in _refusal(index)
   shard.write_bytes(shard.read_bytes()[:-1])
-  with pytest.raises(WeightsError, match="b.safetensors: the file is not a whole safetensors"):
+  with pytest.raises(ClipError, match="b.safetensors: the file is not a whole safetensors"):
     open_weights(index).__enter__()

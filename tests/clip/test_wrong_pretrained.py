@@ -13,6 +13,7 @@ from pomp_jax.clip import ClipError, load_clip
 from pomp_jax.clip.architecture import config_from_shapes, parameter_shapes
 from pomp_jax.clip.weights import OPENAI, check_weights
 from tests.support.clips import error_of
+from tests.support.fuzzing import Malicious
 from tests.support.openai_clip import RESNET, VIT, small_open_clip, write_merges, write_settings
 
 
@@ -77,16 +78,6 @@ def test_a_vit_whose_patches_are_no_square(folder):
   assert "visual.positional_embedding: got 16 rows" in error_of(path)
 
 
-class Malicious:
-  """Unpickling it makes a file."""
-
-  def __init__(self, path):
-    self.path = str(path)
-
-  def __reduce__(self):
-    return (open, (self.path, "w"))
-
-
 def test_a_pickle_that_wants_code(folder, state):
   path = folder / "clip.pt"
   torch.save({"state_dict": state, "args": Malicious(folder / "trace")}, path)
@@ -129,7 +120,7 @@ def test_channel_statistics_that_are_none(folder, vision, state):
   file = folder / "open_clip_config.json"
   settings = json.loads(file.read_text()) | {"preprocess_cfg": {"mean": [0.5]}}
   file.write_text(json.dumps(settings))
-  with pytest.raises(ClipError, match="preprocess_cfg"):
+  with pytest.raises(ClipError, match="open_clip_config.json: not a preprocessor"):
     load_clip(str(_saved(folder, state)))
 
 

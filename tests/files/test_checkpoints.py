@@ -109,8 +109,3 @@ def test_a_missing_field(tmp_path):
     del state["key"]
     with pytest.raises(CheckpointError, match=r"key holds uint32 \[2\], .* expects nothing"):
       checkpoints.restore_latest(abstract(state))
-
-
-def test_keep_is_checked(tmp_path):
-  with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
-    Checkpoints(tmp_path, keep=0)

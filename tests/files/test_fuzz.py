@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from pomp_jax.clip.weights import WeightsError, open_weights
+from pomp_jax.clip.weights import ClipError, open_weights
 from pomp_jax.files.array_cache import FeatureBlocks, FeatureCacheError
 from pomp_jax.files.class_features import CategoryFileError, is_annotation_file, read_categories
 from pomp_jax.files.prompt_file import POSITIONS, Prompt, PromptFileError, load_prompt, save_prompt
@@ -179,7 +179,7 @@ def test_a_pickle_is_never_run(folder, valid, name):
 def read_weights(folder, name, data):
   path = folder / name
   path.write_bytes(data)
-  with allowed_errors(WeightsError, within=[folder]), open_weights(path) as weights:
+  with allowed_errors(ClipError, within=[folder]), open_weights(path) as weights:
     for tensor, shape in weights.shapes.items():
       values = weights.read(tensor)
       assert (values.dtype, values.shape) == (np.float32, shape)

@@ -14,6 +14,7 @@ import safetensors.numpy
 import torch
 
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits, load_prompt, save_prompt
+from tests.support.fuzzing import Malicious
 
 CONTEXT = np.random.default_rng(0).normal(0, 0.02, (4, 8)).astype(np.float32)
 GOOD = {
@@ -134,17 +135,17 @@ def test_a_bad_prompt_is_not_written(tmp_path, field, value, part):
     ({"config": None}, ["config is missing"]),
     ({"format_version": None}, ["format_version is missing"]),
     ({"format_version": 2}, ["format_version is 2", "accepted: 1"]),
-    ({"format_version": "1"}, ["format_version is <U1 []", "integer"]),
+    ({"format_version": "1"}, ["format_version is '1'", "accepted: 1"]),
     ({"context": CONTEXT.astype(np.float64)}, ["context is float64 [4, 8]", "float32 [M, D]"]),
     ({"context": CONTEXT.astype(">f4")}, ["context is >f4"]),
     ({"context": CONTEXT[0]}, ["context is float32 [8]"]),
     ({"context": CONTEXT[:0]}, ["context is float32 [0, 8]"]),
     ({"context": np.where(CONTEXT > 0, np.inf, CONTEXT)}, ["context is not finite"]),
     ({"position": "left"}, ["position is 'left'", "end, middle, front"]),
-    ({"position": 3}, ["position is int64 []", "string"]),
-    ({"position": ["end"]}, ["position is <U3 [1]"]),
+    ({"position": 3}, ["position is a int", "a str"]),
+    ({"position": ["end"]}, ["position is a ndarray"]),
     ({"template": "{} {}"}, ["template is '{} {}'"]),
-    ({"clip_model": b"a/clip"}, ["clip_model is |S6"]),
+    ({"clip_model": b"a/clip"}, ["clip_model is a bytes"]),
     ({"config": "{not json"}, ["config is not JSON"]),
     ({"config": "[" * 100_000}, ["config is not JSON"]),
     ({"config": "[1]"}, ["config is a list", "JSON object"]),
@@ -172,16 +173,6 @@ def test_files_that_are_missing_or_truncated(tmp_path, suffix):
   for length in range(0, len(whole), 61):
     path.write_bytes(whole[:length])
     assert "not a whole" in refusal(path)
-
-
-class Malicious:
-  """Unpickling it makes a file."""
-
-  def __init__(self, path):
-    self.path = str(path)
-
-  def __reduce__(self):
-    return (open, (self.path, "w"))
 
 
 @pytest.mark.parametrize("field", sorted(GOOD))

@@ -21,6 +21,7 @@ from pomp_jax.files.torch_archive import (
   TorchUnpickler,
   write_torch_archive,
 )
+from tests.support.fuzzing import Malicious
 
 
 def saved(value) -> bytes:
@@ -205,16 +206,6 @@ def test_nothing_else_is_written(tmp_path, value):
     pytest.raises(TypeError, match="can't be written"),
   ):
     write_torch_archive(file, {"a": value})
-
-
-class Malicious:
-  """Unpickling it makes a file."""
-
-  def __init__(self, path, function=open):
-    self.arguments, self.function = (str(path), "w"), function
-
-  def __reduce__(self):
-    return (self.function, self.arguments)
 
 
 def test_a_pickle_that_runs_code_is_refused_by_name(tmp_path):

@@ -5,9 +5,10 @@ import pickle
 import signal
 import threading
 
+import jax
 import pytest
 
-from pomp_jax.hosts import Preempted, StopRequest
+from pomp_jax.hosts import Preempted, StopRequest, is_lost_contact
 
 
 def send(number):
@@ -85,3 +86,17 @@ def test_a_preemption_is_not_handled_as_an_error():
       pytest.fail("taken for an error")
   copy = pickle.loads(pickle.dumps(Preempted("asked to stop", together=True)))
   assert (str(copy), copy.together) == ("asked to stop", True)
+
+
+@pytest.mark.parametrize(
+  ("kind", "message", "expected"),
+  [
+    (jax.errors.JaxRuntimeError, "RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.", False),
+    (jax.errors.JaxRuntimeError, "UNKNOWN: Gloo all-reduce failed: Connection closed", True),
+    # As it comes where an array is copied to the host.
+    (ValueError, "UNKNOWN: Gloo AllGather failed: Connection closed by peer", True),
+    (ValueError, "operands could not be broadcast together", False),
+  ],
+)
+def test_too_little_memory_is_no_lost_process(kind, message, expected):
+  assert is_lost_contact(kind(message)) == expected
