@@ -60,12 +60,17 @@ def text_tower(
     token_budget: T, the most own tokens of all rows together. `shared` drops the rows beyond it
       (see `clip.packed.kept_rows`); `reference` pads and ignores it.
     memory: chunks and rematerialisation of `shared`; neither if None.
+
+  Raises:
+    ValueError: an unknown kind.
   """
   if kind == "shared":
     n_chunks, remat = memory or MemoryPlan()
     return shared_text_tower(
       config, dtype, token_budget=token_budget, n_chunks=n_chunks, remat=remat
     )
+  if kind != "reference":
+    raise ValueError(f"text_tower: got {kind!r}, expected one of {', '.join(TEXT_TOWERS)}")
   from pomp_jax.clip.reference import reference_text_tower  # it needs transformers
 
   return reference_text_tower(config, dtype)
