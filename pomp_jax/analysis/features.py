@@ -1,17 +1,22 @@
-"""Geometry of features and learned vectors: alignment, uniformity, maps, nearest tokens.
+"""Geometry of features and learned vectors: alignment, uniformity, maps, nearest tokens; plots.
 
 Everything runs on the host, with sums in float64. Shapes: n images, N classes, P prompts,
 E embedding, M context vectors, V tokens of the vocabulary, D width, T nearest tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import math
+import os
 import re
 from typing import NamedTuple
 
 from jaxtyping import Float, Int
+from matplotlib.axes import Axes
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from pomp_jax.analysis import drawing
+from pomp_jax.data.source import spread_evenly
 from pomp_jax.data.wordnet import Tree
 from pomp_jax.world.names import SHAPES
 
@@ -21,6 +26,8 @@ _CHUNK = 768
 _SMALLEST_BRANCH = 1 / 50
 # Tokens in the sample of `token_spacing`.
 _SAMPLE = 512
+# Classes in a map and in a matrix: more would cover one another.
+_MAP_CLASSES, _MATRIX_CLASSES = 3000, 240
 
 
 def alignment(
@@ -33,13 +40,7 @@ def alignment(
   mean_i ||f(x_i) - g(t_{y_i})||^2, Wang & Isola (2020), eq. 1 with alpha = 2. As in POMP, the pairs
   are images and their classes.
 
-  Args:
-    image_features_nxE: unit rows.
-    class_features_NxE: unit rows.
-    labels_n: class of each image.
-
-  Raises:
-    ValueError: no images.
+  Rows are unit vectors. Raises ValueError without images.
   """
   if not len(labels_n):
     raise ValueError("alignment needs at least one image")
@@ -52,12 +53,7 @@ def uniformity(class_features_NxE: Float[np.ndarray, "N E"], temperature: float 
 
   log mean_{i<j} exp(-t ||g_i - g_j||^2), Wang & Isola (2020), eq. 2, over all pairs.
 
-  Args:
-    class_features_NxE: unit rows.
-    temperature: t, dimensionless.
-
-  Raises:
-    ValueError: fewer than two classes.
+  Rows are unit vectors; temperature is t, dimensionless. Raises ValueError with fewer than two.
   """
   n_classes = len(class_features_NxE)
   if n_classes < 2:
@@ -76,11 +72,7 @@ def uniformity(class_features_NxE: Float[np.ndarray, "N E"], temperature: float 
 def prompt_similarity(
   features_PxNxE: Sequence[Float[np.ndarray, "N E"]],
 ) -> Float[np.ndarray, "P P"]:
-  """Computes the mean cosine between the features of a class under two prompts.
-
-  Args:
-    features_PxNxE: unit class features under each of P prompts.
-  """
+  """Computes the mean cosine between the unit features of a class under two prompts."""
   stacked = np.stack(features_PxNxE).astype(np.float64)
   rows = stacked.reshape(len(stacked), -1)
   return rows @ rows.T / stacked.shape[1]
@@ -94,10 +86,6 @@ def branch_plane(
   The axes are the first two principal components of the means, each weighted by its number of
   classes; with fewer than three branches, of the features themselves. The largest component of an
   axis is positive.
-
-  Args:
-    features_NxE: class features.
-    branch_N: branch index of each class.
 
   Returns:
     Coordinates of each class, and the share of all variance along each axis.
@@ -137,11 +125,6 @@ def wordnet_branches(
   Starting at the root, the branch with most classes is split into its children until about
   n_branches hold at least 2% of the classes each. Smaller ones become "other". A class with two
   parents belongs to the first by id.
-
-  Args:
-    tree: WordNet's tree.
-    class_nodes_N: nodes of the classes.
-    n_branches: target number of branches.
   """
   branch_N = np.full(len(class_nodes_N), tree.root)
   children = np.repeat(np.arange(len(tree)), tree.parents.lengths)
@@ -181,15 +164,10 @@ def shape_branches(names: Sequence[str]) -> Branches | None:
 def nearest_tokens(
   vectors_MxD: Float[np.ndarray, "M D"], embeddings_VxD: Float[np.ndarray, "V D"], top: int
 ) -> tuple[Int[np.ndarray, "M T"], Float[np.ndarray, "M T"]]:
-  """Finds the tokens nearest to each vector, as in CoOp (Zhou et al., 2022).
-
-  Args:
-    vectors_MxD: learned context.
-    embeddings_VxD: token embeddings of the CLIP.
-    top: number of tokens, at most V. Ties go to the lower id.
+  """Finds the `top` tokens nearest to each vector, as in CoOp (Zhou et al., 2022).
 
   Returns:
-    Token ids and Euclidean distances, nearest first.
+    Token ids and Euclidean distances, nearest first. Ties go to the lower id.
   """
   distances_MxV = cdist(vectors_MxD, embeddings_VxD)
   tokens_MxT = np.argsort(distances_MxV, axis=-1, kind="stable")[:, :top]
@@ -208,3 +186,100 @@ def token_spacing(embeddings_VxD: Float[np.ndarray, "V D"]) -> float:
   distances = cdist(embeddings_VxD[tokens], embeddings_VxD)
   distances[np.arange(len(tokens)), tokens] = np.inf
   return float(np.median(distances.min(axis=-1)))
+
+
+def alignment_uniformity(
+  path: str | os.PathLike, sets: Mapping[str, Mapping[str, Mapping[str, float | None]]]
+) -> None:
+  """Plots alignment against uniformity, a panel a data set and a point a prompt.
+
+  Args:
+    sets: data set -> prompt -> `alignment` and `uniformity`; None (one class) gives no point.
+  """
+  prompts = list(next(iter(sets.values())))
+  figure, axes_of = drawing.panels(
+    len(sets), 3.2, 3.2, "Alignment and uniformity (lower is better)"
+  )
+  for place, (axes, (name, figures)) in enumerate(zip(axes_of, sets.items(), strict=True)):
+    for i, one in enumerate(figures.values()):
+      x = math.nan if one["uniformity"] is None else one["uniformity"]
+      axes.plot(x, one["alignment"], linestyle="", markersize=8, **drawing.style(i))
+    axes.margins(0.2)
+    y_label = "" if place % drawing.COLUMNS else "alignment of images and classes"
+    drawing.label_panel(axes, name, "uniformity of the classes", y_label, grid="both")
+  drawing.legend_below(figure, axes_of[0].get_lines(), prompts)
+  drawing.save(path, figure)
+
+
+def similarity_matrices(
+  path: str | os.PathLike, features: Mapping[str, np.ndarray], branches: Branches, title: str
+) -> None:
+  """Plots cosines between classes sorted by branch, a panel a prompt.
+
+  Args:
+    features: prompt -> unit class features [N,E].
+    branches: branches of the N classes; of more than 240 classes an even subset is shown.
+  """
+  order_N = np.argsort(branches.of_class, kind="stable")
+  shown = order_N[spread_evenly(min(len(order_N), _MATRIX_CLASSES), len(order_N))]
+  cosines = {name: rows[shown] @ rows[shown].T for name, rows in features.items()}
+  # The colour range ignores the diagonal.
+  values = np.array([matrix[~np.eye(len(shown), dtype=bool)] for matrix in cosines.values()])
+  lowest, highest = (values.min(), values.max()) if values.size else (0.0, 1.0)
+  figure, axes_of = drawing.panels(len(features), 3.6, 3.6, title)
+  starts = np.flatnonzero(np.diff(branches.of_class[shown], prepend=-1))
+  middle = (starts + np.append(starts[1:], len(shown)) - 1) / 2
+  names = [drawing.shorten(branches.names[branches.of_class[shown[start]]], 18) for start in starts]
+  for place, (axes, (name, matrix)) in enumerate(zip(axes_of, cosines.items(), strict=True)):
+    picture = axes.imshow(matrix, cmap="viridis", vmin=lowest, vmax=highest)
+    axes.set_title(drawing.shorten(name), fontsize=10)
+    axes.set_xticks([])
+    axes.set_yticks(middle, [""] * len(names) if place % drawing.COLUMNS else names, fontsize=7)
+    axes.tick_params(length=0)
+    for start in starts[1:]:
+      axes.axhline(start - 0.5, color="white", linewidth=0.5)
+      axes.axvline(start - 0.5, color="white", linewidth=0.5)
+  figure.colorbar(picture, ax=axes_of, shrink=0.7, label="cosine")
+  drawing.save(path, figure)
+
+
+def class_maps(
+  path: str | os.PathLike, features: Mapping[str, np.ndarray], branches: Branches, title: str
+) -> None:
+  """Plots classes in the plane that separates their branches best, a panel a prompt.
+
+  Args:
+    features: prompt -> unit class features [N,E].
+    branches: branches of the N classes, told apart by colour and marker.
+  """
+  n_classes = len(branches.of_class)
+  shown = spread_evenly(min(n_classes, _MAP_CLASSES), n_classes)
+  figure, axes_of = drawing.panels(len(features), 4.2, 4.2, title)
+  for axes, (name, rows) in zip(axes_of, features.items(), strict=True):
+    points_Nx2, explained = branch_plane(rows, branches.of_class)
+    _scatter_branches(axes, points_Nx2[shown], branches, branches.of_class[shown])
+    axes.set_title(drawing.shorten(name), fontsize=10)
+    axes.set_xlabel(f"{100 * explained[0]:.0f}% of the variance", fontsize=8)
+    axes.set_ylabel(f"{100 * explained[1]:.0f}% of the variance", fontsize=8)
+    axes.set(xticks=[], yticks=[])
+  drawing.save(path, figure)
+
+
+def _scatter_branches(
+  axes: Axes, points_nx2: np.ndarray, branches: Branches, branch_n: np.ndarray
+) -> None:
+  """Draws the points of each branch, and its name at their median."""
+  for branch, name in enumerate(branches.names):
+    own = points_nx2[branch_n == branch]
+    if not len(own):
+      continue
+    # The marker changes after each round of colours.
+    colour = drawing.COLOURS[branch % len(drawing.COLOURS)]
+    marker = drawing.MARKERS[branch // len(drawing.COLOURS) % len(drawing.MARKERS)]
+    axes.scatter(*own.T, s=5, color=colour, marker=marker, alpha=0.45, linewidths=0)
+    if len(branches.names) > 1:
+      box = {"facecolor": "white", "alpha": 0.75, "edgecolor": colour, "pad": 1.2, "linewidth": 0.8}
+      middle = np.median(own, axis=0)
+      axes.text(
+        *middle, drawing.shorten(name, 18), fontsize=6.5, ha="center", va="center", bbox=box
+      )

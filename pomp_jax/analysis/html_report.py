@@ -28,39 +28,23 @@ details summary { cursor: pointer; }
 
 
 class Grid(NamedTuple):
-  """A table of text cells.
-
-  Attributes:
-    columns: headings.
-    rows: cells, one a column in each row.
-    classes: CSS class of each row: "best", "failed" or "".
-  """
+  """A table of text cells."""
 
   columns: Sequence[str]
   rows: Sequence[Sequence[str]]
-  classes: Sequence[str] = ()
+  classes: Sequence[str] = ()  # CSS class of each row: "best", "failed" or ""
 
 
 class Section(NamedTuple):
-  """A part of the report.
-
-  Attributes:
-    title: heading.
-    text: introductory sentences.
-    table: table to show.
-    picture: PNG file to embed.
-    caption: description of the picture.
-    code: preformatted lines, such as a command or a config.
-    folded: whether the section starts folded.
-  """
+  """A part of the report."""
 
   title: str
-  text: str = ""
+  text: str = ""  # introductory sentences
   table: Grid | None = None
-  picture: str | os.PathLike | None = None
-  caption: str = ""
-  code: str = ""
-  folded: bool = False
+  picture: str | os.PathLike | None = None  # PNG file to embed
+  caption: str = ""  # description of the picture
+  code: str = ""  # preformatted lines, such as a command or a config
+  folded: bool = False  # whether the section starts folded
 
 
 def write_report(

@@ -1,4 +1,4 @@
-"""Plots of training runs, evaluations and comparisons of methods, as PNG files."""
+"""Plots of training runs, evaluations and comparisons of methods; `path` is the PNG to write."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -26,7 +26,6 @@ def training_curves(path: str | os.PathLike, series: Mapping[str, Series]) -> No
   """Plots loss and accuracy against the step: raw values faint under a moving average.
 
   Args:
-    path: PNG file to write.
     series: steps and values by name. `loss`, `accuracy` (fraction, over the sampled classes) and
       `validation_top1` (fraction, over all classes) are drawn; others are ignored.
   """
@@ -73,7 +72,6 @@ def accuracy_bars(
   """Plots top-1 of all prompts, a group of bars for each split.
 
   Args:
-    path: PNG file to write.
     scores: `scores[split][prompt]` with `top1`, `top1_interval` (fractions) and `images`, at least
       one split. The prompts `prompt`, `hand_written` and `class_name` come first.
     spread: standard deviations over seeds, `spread[split][prompt]["top1"]`, for the error bars. By
@@ -120,7 +118,6 @@ def method_dots(
   A method with one run has the 95% interval over the images instead, dotted.
 
   Args:
-    path: PNG file to write.
     top1: `top1[method][split]` with `mean`, `std`, `values` (one a seed) and `interval`, fractions,
       and `images`; a method may lack splits.
   """
@@ -164,10 +161,8 @@ def accuracy_panels(
   """Plots accuracies as horizontal bars with 95% intervals, and published ones below in grey.
 
   Args:
-    path: PNG file to write.
     accuracy: prompt -> column (a data set, or the mean) -> fraction.
     published: method -> column -> percent; columns without a figure are absent.
-    title: title of the figure.
     images: column -> number of images; absent for a mean.
     intervals: prompt -> column -> ends of the interval, fractions; absent for a mean.
   """
@@ -211,7 +206,6 @@ def calibration_panels(
   """Plots reliability diagrams: accuracy against confidence; below the diagonal is overconfident.
 
   Args:
-    path: PNG file to write.
     sets: data set -> prompt -> figures of `metrics.Tally`.
   """
   names = list(next(iter(sets.values())))
@@ -246,7 +240,6 @@ def prediction_sheet(
   """Draws test images with their true names and the most probable names; the right one is ticked.
 
   Args:
-    path: PNG file to write.
     images: uint8 [n, H, W, 3], n >= 1; small ones are enlarged without smoothing.
     true_names: n names.
     top3_names: at most three names of each image, the most probable first.

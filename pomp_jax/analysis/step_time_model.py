@@ -21,28 +21,16 @@ _OVERHEAD = 1e-3  # assumed constant seconds a step
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """Computation of one step in any layout; by default ViT-B/16 and the published recipe.
+  """Computation of one step in any layout; by default ViT-B/16 and the published recipe."""
 
-  Attributes:
-    views: image views a step.
-    k: K.
-    n_tokens: mean tokens of a class: name, ".", EOT.
-    m: M.
-    text_width: text width D.
-    text_layers: layers of the text tower.
-    embedding: embedding width E.
-    image_flops: FLOP of the image tower for one view; 0 with cached features.
-    image_weights: weights of the image tower.
-  """
-
-  views: int = 1024
+  views: int = 1024  # image views a step
   k: int = 1000
-  n_tokens: float = 4.32
+  n_tokens: float = 4.32  # mean tokens of a class: name, ".", EOT
   m: int = 4
   text_width: int = 512
   text_layers: int = 12
   embedding: int = 512
-  image_flops: float = 35.2e9
+  image_flops: float = 35.2e9  # FLOP of the image tower for one view; 0 with cached features
   image_weights: float = 86e6
 
   @property
@@ -56,25 +44,15 @@ class Work:
 
 
 class Chip(NamedTuple):
-  """A device and its share of the host.
+  """A device and its share of the host."""
 
-  Attributes:
-    flops: peak dense bfloat16 FLOP/s.
-    memory: memory bandwidth, bytes/s.
-    link: bandwidth to the devices of its host or TPU slice, bytes/s.
-    network: bandwidth to other hosts, bytes/s.
-    latency: seconds of one message between two devices.
-    per_host: devices a host.
-    host_threads: threads of a host, for decoding.
-  """
-
-  flops: float
-  memory: float
-  link: float
-  network: float
-  latency: float
-  per_host: int
-  host_threads: int
+  flops: float  # peak dense bfloat16 FLOP/s
+  memory: float  # memory bandwidth, bytes/s
+  link: float  # bandwidth to the devices of its host or TPU slice, bytes/s
+  network: float  # bandwidth to other hosts, bytes/s
+  latency: float  # seconds of one message between two devices
+  per_host: int  # devices a host
+  host_threads: int  # threads of a host, for decoding
 
   def bandwidth(self, n_devices: int) -> float:
     """Returns the slowest link among n devices, bytes/s."""
@@ -91,17 +69,11 @@ CHIPS = {
 
 
 class Layout(NamedTuple):
-  """Division of the work among devices.
+  """Division of the work among devices."""
 
-  Attributes:
-    data: devices along the data axis.
-    class_size: devices along the class axis.
-    accumulate: draws that a data index computes one after the other.
-  """
-
-  data: int
-  class_size: int = 1
-  accumulate: int = 1
+  data: int  # devices along the data axis
+  class_size: int = 1  # devices along the class axis
+  accumulate: int = 1  # draws that a data index computes one after the other
 
   @property
   def chips(self) -> int:
@@ -110,23 +82,14 @@ class Layout(NamedTuple):
 
 
 class StepTime(NamedTuple):
-  """Seconds of a step.
+  """Seconds of a step."""
 
-  Attributes:
-    images: image tower.
-    text: text tower.
-    gather: image and class features over the class axis.
-    reduce: loss and gradient over all devices.
-    overhead: constant overhead.
-    data: image loading on the host, concurrent with the rest.
-  """
-
-  images: float
-  text: float
-  gather: float
-  reduce: float
-  overhead: float
-  data: float
+  images: float  # image tower
+  text: float  # text tower
+  gather: float  # image and class features over the class axis
+  reduce: float  # loss and gradient over all devices
+  overhead: float  # constant overhead
+  data: float  # image loading on the host, concurrent with the rest
 
   @property
   def device(self) -> float:

@@ -45,19 +45,12 @@ _LATEX_ESCAPES = {ord(letter): f"\\{letter}" for letter in "&%$#_{}"} | {
 
 
 class SetFigures(NamedTuple):
-  """Figures of one set.
+  """Figures of one set."""
 
-  Attributes:
-    group: group of sets, a key of `config.registry.GROUPS`; a table each.
-    column: heading of the set's column.
-    part: part of its classes, "base", "new" or "novel"; "all".
-    prompts: prompt -> figures of `metrics.Tally`.
-  """
-
-  group: str
-  column: str
-  part: str
-  prompts: Mapping[str, Mapping[str, Any]]
+  group: str  # group of sets, a key of `config.registry.GROUPS`; a table each
+  column: str  # heading of the set's column
+  part: str  # part of its classes, "base", "new" or "novel"; "all"
+  prompts: Mapping[str, Mapping[str, Any]]  # prompt -> figures of `metrics.Tally`
 
 
 # Group -> kind -> prompt -> set, or the mean -> value.
@@ -141,41 +134,24 @@ def _mean(group: str, row: Mapping[str, float]) -> dict[str, float]:
 
 
 class Row(NamedTuple):
-  """A line of a table.
-
-  Attributes:
-    label: heading of the line.
-    values: one value a column, or None; integers are printed without decimals.
-    source: number of the note with the source of a published figure; 0 for our own.
-  """
+  """A line of a table."""
 
   label: str
-  values: tuple[float | int | None, ...]
-  source: int = 0
+  values: tuple[float | int | None, ...]  # one a column; integers are printed without decimals
+  source: int = 0  # number of the note with the source of a published figure; 0 for our own
 
 
 class Table(NamedTuple):
-  """A table with our own lines first, then published ones.
-
-  Attributes:
-    title: title of the table.
-    corner: heading of the labels.
-    columns: headings of the columns.
-    rows: lines.
-    notes: sources of the published figures, by number.
-    best: whether our highest figure of each column is bold.
-    digits: decimals.
-    images: number of images behind each column, or None; by default no such line.
-  """
+  """A table with our own lines first, then published ones."""
 
   title: str
-  corner: str
+  corner: str  # heading of the labels
   columns: tuple[str, ...]
   rows: tuple[Row, ...]
-  notes: tuple[str, ...] = ()
-  best: bool = True
-  digits: int = 1
-  images: tuple[int | None, ...] = ()
+  notes: tuple[str, ...] = ()  # sources of the published figures, by number
+  best: bool = True  # whether our highest figure of each column is bold
+  digits: int = 1  # decimals
+  images: tuple[int | None, ...] = ()  # number of images behind each column; () for no such line
 
 
 def evaluation_tables(results: Mapping[str, Any]) -> list[Table]:
@@ -214,10 +190,7 @@ def published(
 ) -> dict[str, dict[str, Any]]:
   """Returns published figures for a table: method -> `source` and `figures` (column -> percent).
 
-  Args:
-    group: group of sets.
-    kind: kind of accuracy.
-    rows: rows of the table; methods without a figure in one of their columns are skipped.
+  Methods without a figure in one of the columns of `rows` are skipped.
   """
   content, columns = _content(), {column for row in rows.values() for column in row}
   return {
@@ -241,10 +214,7 @@ def _details(sets: Mapping[str, Any]) -> Table:
     # Only images of a test split go without a remark.
     shown = name if of_set["split"] == "test" else f"{name} ({of_set['split']})"
     for label, figures in of_set["prompts"].items():
-      found = [_at_path(figures, path) for _, path, _ in _DETAILS]
-      factors = [factor for _, _, factor in _DETAILS]
-      values = [None if v is None else f * v for v, f in zip(found, factors, strict=True)]
-      rows.append((f"{shown}: {label}", values))
+      rows.append((f"{shown}: {label}", [_at_path(figures, *detail[1:]) for detail in _DETAILS]))
   used = [c for c in range(len(_DETAILS)) if any(values[c] is not None for _, values in rows)]
   on_tree = any(_DETAILS[c][1][0] in ("errors", "hierarchy") for c in used)
   units = "%; edges and heights in edges of WordNet's tree" if on_tree else "%"
@@ -257,14 +227,16 @@ def _details(sets: Mapping[str, Any]) -> Table:
   )
 
 
-def _at_path(figures: Mapping[str, Any], path: Sequence[str | int]) -> float | int | None:
+def _at_path(
+  figures: Mapping[str, Any], path: Sequence[str | int], factor: float | int
+) -> float | int | None:
   value: Any = figures
-  for name in path:
-    try:
+  try:
+    for name in path:
       value = value[name]
-    except KeyError:
-      return None
-  return value
+  except KeyError:
+    return None
+  return factor * value
 
 
 def markdown(tables: Sequence[Table]) -> str:
@@ -298,28 +270,22 @@ def latex(tables: Sequence[Table]) -> str:
     if table.images:
       lines += [r"\midrule", _latex_line(["images", *map(_cell, table.images)])]
     end = "; published figures with ViT-B/16." if table.notes else "."
-    notes = [
-      rf"\par\footnotesize $^{{{i}}}$ {note.translate(_LATEX_ESCAPES)}"
+    notes = "".join(
+      rf"\par\footnotesize $^{{{i}}}$ {note.translate(_LATEX_ESCAPES)}" + "\n"
       for i, note in enumerate(table.notes, 1)
-    ]
+    )
     head = [text.translate(_LATEX_ESCAPES) for text in (table.corner, *table.columns)]
+    body = "\n".join([_latex_line(head), r"\midrule", *lines])
     parts.append(
-      "\n".join(
-        [
-          r"\begin{table}",
-          r"\centering",
-          rf"\caption{{{table.title.translate(_LATEX_ESCAPES)}{end}}}",
-          rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
-          r"\toprule",
-          _latex_line(head),
-          r"\midrule",
-          *lines,
-          r"\bottomrule",
-          r"\end{tabular}",
-          *notes,
-          r"\end{table}",
-        ]
-      )
+      rf"""\begin{{table}}
+\centering
+\caption{{{table.title.translate(_LATEX_ESCAPES)}{end}}}
+\begin{{tabular}}{{l{"r" * len(table.columns)}}}
+\toprule
+{body}
+\bottomrule
+\end{{tabular}}
+{notes}\end{{table}}"""
     )
   return "\n\n".join(parts) + "\n"
 

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from pomp_jax import hosts, inputs
-from pomp_jax.analysis import feature_plots
 from pomp_jax.analysis.features import (
   Branches,
   alignment,
+  alignment_uniformity,
+  class_maps,
   nearest_tokens,
   prompt_similarity,
   shape_branches,
+  similarity_matrices,
   token_spacing,
   uniformity,
   wordnet_branches,
@@ -126,7 +128,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   }
   if first:
     with writing(folder.plots):
-      feature_plots.alignment_uniformity(
+      alignment_uniformity(
         folder.plots / "alignment_uniformity.png",
         {name: of_set["prompts"] for name, of_set in sets.items()},
       )
@@ -165,10 +167,8 @@ def _plot(
   folder: RunFolder, name: str, features: Mapping[str, np.ndarray], branches: Branches
 ) -> None:
   file = name.replace("/", "-")
-  feature_plots.class_maps(
-    folder.plots / f"map_{file}.png", features, branches, f"Class features of {name}"
-  )
-  feature_plots.similarity_matrices(
+  class_maps(folder.plots / f"map_{file}.png", features, branches, f"Class features of {name}")
+  similarity_matrices(
     folder.plots / f"similarity_{file}.png", features, branches, f"Cosines of classes of {name}"
   )
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax.analysis import drawing, feature_plots, plots
+from pomp_jax.analysis import drawing, features, plots
 
 STEPS = list(range(10, 2010, 10))
 
@@ -172,7 +172,7 @@ def test_a_set_of_one_class_has_no_uniformity_and_no_point(tmp_path, drawn):
     "pets/novel": {"a {}": {"alignment": 1.0, "uniformity": None}},
     "pets/base": {"a {}": {"alignment": 1.2, "uniformity": -0.5}},
   }
-  feature_plots.alignment_uniformity(tmp_path / "plot.png", sets)
+  features.alignment_uniformity(tmp_path / "plot.png", sets)
   assert_picture(tmp_path / "plot.png")
   points = [axes.get_lines()[0].get_xdata() for axes in drawn[0].axes[:2]]
   assert np.isnan(points[0]).all() and points[1].tolist() == [-0.5]
