@@ -1,19 +1,19 @@
-"""Accuracy and calibration of a classifier.
+"""Accuracy and calibration of a classifier, and nearness of its errors on WordNet's is-a tree.
 
-Shapes: B images, N classes, E embedding, S confidence bins.
+Shapes: B images, N classes, E embedding, S confidence bins, n nodes of the tree.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Int32
 import numpy as np
 import scipy.special
 
+from pomp_jax.data.wordnet import Tree
 from pomp_jax.errors import RunError
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.inference.hierarchy import Hierarchy, TreeTally
 
 # Confidence bins, as in Guo et al. (2017).
 N_BINS = 15
@@ -32,15 +32,7 @@ class EvaluationError(RunError, RuntimeError):
 
 
 def check_finite(features_nxE: Float[np.ndarray, "n E"], items: str) -> None:
-  """Checks that features are finite.
-
-  Args:
-    features_nxE: one row an item.
-    items: plural name of the items, for the message.
-
-  Raises:
-    EvaluationError: some rows are not finite.
-  """
+  """Raises EvaluationError, which calls the rows `items`, if some are not finite."""
   broken = int(np.sum(~np.isfinite(features_nxE).all(axis=-1)))
   if broken:
     raise EvaluationError(
@@ -57,10 +49,6 @@ def ranks(
 
   Ties count against the right class. A row with a score that is not finite has rank N: comparisons
   with NaN are false, and a broken classifier would count as right.
-
-  Args:
-    scores_BxN: scores of NumPy or JAX; higher is likelier.
-    labels_B: right classes.
   """
   xp = scores_BxN.__array_namespace__()
   true_Bx1 = xp.take_along_axis(scores_BxN, labels_B[:, None], axis=1)
@@ -106,13 +94,8 @@ def accuracy_of_scores(
 ) -> Accuracy:
   """Computes `topk_accuracy` of any classifier.
 
-  An image with a score that is not finite counts as wrong for every k.
-
-  Args:
-    scores: function that returns the scores of a slice of the images over all classes.
-    labels_B: right classes.
-    ks: values of k.
-    chunk: images scored at a time.
+  An image with a score that is not finite counts as wrong for every k. `scores` returns those of a
+  slice of the images over all classes.
   """
   rank_B = np.empty(len(labels_B), np.int64)
   n_classes = 0
@@ -136,10 +119,6 @@ def wilson_interval(share: float, n: int) -> list[float]:
   Wilson's score interval (1927): within [0, 1], and not empty at 0 and 1. It covers the choice of
   the images only; for the spread over training seeds see the `repeat` job.
 
-  Args:
-    share: fraction between 0 and 1.
-    n: number of trials.
-
   Raises:
     ValueError: n is below 1.
   """
@@ -152,29 +131,159 @@ def wilson_interval(share: float, n: int) -> list[float]:
   return [float(max(min(centre - reach, share), 0.0)), float(min(max(centre + reach, share), 1.0))]
 
 
-class Answers(NamedTuple):
-  """Answers of a classifier to B images.
+class Relations(NamedTuple):
+  """Relations of B pairs of a class and an answer.
 
-  Attributes:
-    rank: rank of the right class (see `ranks`).
-    answer: answered class: the right one at rank 0, else the most similar other class.
-    confidence: probability of the most similar class.
+  `ancestor_height` is of their lowest common ancestor: edges of the longest path from it down to a
+  leaf (Bertinetto et al., "Making Better Mistakes", 2020), and 0 for the class itself. The two
+  share an ancestor at every depth (edges of the longest path up to the root) up to
+  `ancestor_depth`, and at none below.
   """
 
-  rank: Int[np.ndarray, " B"]
-  answer: Int[np.ndarray, " B"]
-  confidence: Float[np.ndarray, " B"]
+  distance: Int32[np.ndarray, " B"]  # edges of the shortest path between them
+  ancestor_height: Int32[np.ndarray, " B"]
+  ancestor_depth: Int32[np.ndarray, " B"]
+  sibling: Bool[np.ndarray, " B"]  # whether they are two classes that share a parent
+  kin: Bool[np.ndarray, " B"]  # whether they are equal, or one is an ancestor of the other
+
+
+class Hierarchy:
+  """Relations between the classes of a list.
+
+  Attributes:
+    depth: edges of the longest path from each class up to the root.
+    n_siblings: number of siblings of each class.
+  """
+
+  def __init__(self, tree: Tree, class_nodes_N: Int[np.ndarray, " N"]):
+    """Maps a class list, given by its distinct nodes, onto the tree."""
+    self._tree, self._nodes = tree, class_nodes_N
+    self._heights = heights(tree)
+    self.depth: Int32[np.ndarray, " N"] = tree.longest_depth[class_nodes_N]
+    siblings = tree.siblings(class_nodes_N)
+    self.n_siblings: Int[np.ndarray, " N"] = siblings.lengths
+    rows = np.repeat(np.arange(len(class_nodes_N)), siblings.lengths)
+    # Sorted, and followed by a sentinel that no pair has.
+    self._sibling_keys = np.append(rows * len(class_nodes_N) + siblings.values, -1)
+
+  def __len__(self) -> int:
+    return len(self._nodes)
+
+  def relations(
+    self, labels_B: Int[np.ndarray, " B"], answers_B: Int[np.ndarray, " B"]
+  ) -> Relations:
+    """Relates right classes to answers, both given as indices into the class list."""
+    tree = self._tree
+    right_B, answered_B = self._nodes[labels_B], self._nodes[answers_B]
+    common_B = tree.lowest_common_ancestor(right_B, answered_B)
+    keys_B = labels_B.astype(np.int64) * len(self) + answers_B
+    return Relations(
+      tree.path_distance(right_B, answered_B),
+      np.where(right_B == answered_B, 0, self._heights[common_B]).astype(np.int32),
+      tree.longest_depth[common_B],
+      self._sibling_keys[np.searchsorted(self._sibling_keys[:-1], keys_B)] == keys_B,
+      tree.is_ancestor(right_B, answered_B) | tree.is_ancestor(answered_B, right_B),
+    )
+
+
+def heights(tree: Tree) -> Int32[np.ndarray, " n"]:
+  """Returns the number of edges of the longest path from every node down to a leaf."""
+  child = np.repeat(np.arange(len(tree)), tree.parents.lengths)
+  height = np.zeros(len(tree), np.int32)
+  level = tree.longest_depth[child]
+  # A parent is less deep than its child: from the deepest level up, each child is complete.
+  for depth in range(int(tree.longest_depth.max()), 0, -1):
+    at = level == depth
+    np.maximum.at(height, tree.parents.values[at], height[child[at]] + 1)
+  return height
+
+
+class TreeTally:
+  """Counts of how near the answers are on the tree.
+
+  Figures under "errors", over the wrong answers:
+    images: number of errors.
+    sibling: share of the errors on a class with a common parent.
+    sibling_chance: that share if errors were uniform over the other classes.
+    mean_distance, distance: mean, and share of the errors by edges between class and answer.
+  Figures under "hierarchy", over all answers:
+    top1: share of the answers that are right, or an ancestor or descendant of the class.
+    ancestor_height, ancestor_height_of_errors: mean height of the lowest common ancestor.
+    at_depth: share of the answers that share an ancestor at a depth with the class, over the
+      classes that are at least that deep.
+  """
+
+  def __init__(self, hierarchy: Hierarchy):
+    self._hierarchy = hierarchy
+    n_depths = int(hierarchy.depth.max()) + 1
+    # A path from one node to another passes the root at most.
+    self._distance = np.zeros(2 * n_depths, np.int64)
+    self._depth_images = np.zeros(n_depths, np.int64)
+    self._depth_right = np.zeros(n_depths, np.int64)
+    self._images = self._errors = self._siblings = self._kin = self._height = 0
+    self._sibling_chance = 0.0
+
+  def add(
+    self,
+    labels_B: Int[np.ndarray, " B"],
+    answers_B: Int[np.ndarray, " B"],
+    right_B: Bool[np.ndarray, " B"],
+  ) -> None:
+    """Counts the answers to some images."""
+    found = self._hierarchy.relations(labels_B, answers_B)
+    wrong_B = ~right_B
+    self._images += len(labels_B)
+    self._errors += int(wrong_B.sum())
+    self._siblings += int(found.sibling[wrong_B].sum())
+    n_others = max(len(self._hierarchy) - 1, 1)
+    self._sibling_chance += self._hierarchy.n_siblings[labels_B[wrong_B]].sum() / n_others
+    self._kin += int(found.kin.sum())
+    self._height += int(found.ancestor_height.sum())
+    self._distance += np.bincount(found.distance[wrong_B], minlength=len(self._distance))
+    n_depths = len(self._depth_images)
+    self._depth_images += _count_at_least(self._hierarchy.depth[labels_B], n_depths)
+    self._depth_right += _count_at_least(found.ancestor_depth, n_depths)
+
+  def figures(self) -> dict[str, Any]:
+    """Returns all figures as JSON values; shares are fractions of 1."""
+    n, errors = self._images, max(self._errors, 1)
+    edges = np.arange(len(self._distance))
+    depths = enumerate(zip(self._depth_right, self._depth_images, strict=True))
+    return {
+      "errors": {
+        "images": self._errors,
+        "sibling": self._siblings / errors,
+        "sibling_chance": self._sibling_chance / errors,
+        "mean_distance": float((edges * self._distance).sum() / errors),
+        "distance": {str(d): self._distance[d] / errors for d in edges if self._distance[d]},
+      },
+      "hierarchy": {
+        "top1": self._kin / n,
+        "ancestor_height": self._height / n,
+        "ancestor_height_of_errors": self._height / errors,
+        "at_depth": {str(d): right / n for d, (right, n) in depths if d and n},
+      },
+    }
+
+
+def _count_at_least(values_B: np.ndarray, n: int) -> np.ndarray:
+  """Counts the values that are at least 0, 1, .., n - 1."""
+  return np.bincount(values_B, minlength=n)[::-1].cumsum()[::-1]
+
+
+class Answers(NamedTuple):
+  """Answers of a classifier to B images."""
+
+  rank: Int[np.ndarray, " B"]  # rank of the right class, see `ranks`
+  answer: Int[np.ndarray, " B"]  # the right class at rank 0, else the most similar other one
+  confidence: Float[np.ndarray, " B"]  # probability of the most similar class
 
 
 class Tally:
   """Counts over a data set, batch by batch, and the figures computed from them."""
 
   def __init__(self, n_classes: int, hierarchy: Hierarchy | None = None):
-    """Starts with zero images.
-
-    Args:
-      n_classes: N.
-      hierarchy: relations of the N classes, for figures on the tree.
+    """Starts with zero images; a hierarchy of the N classes adds the figures on the tree.
 
     Raises:
       ValueError: the hierarchy has another number of classes.
@@ -188,11 +297,7 @@ class Tally:
     self._tree = None if hierarchy is None else TreeTally(hierarchy)
 
   def add(self, labels_B: Int[np.ndarray, " B"], answers: Answers) -> None:
-    """Counts the answers to some images.
-
-    Args:
-      labels_B: right classes.
-      answers: answers to the same images.
+    """Counts the answers to images of some right classes.
 
     Raises:
       EvaluationError: a confidence is not finite, as are the features behind it.

@@ -43,7 +43,7 @@ from pomp_jax.files.prompt_file import Prompt, check_fits
 from pomp_jax.files.run_folder import RunFolder, read_json, read_keyed, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import tally
-from pomp_jax.inference.hierarchy import Hierarchy
+from pomp_jax.inference.metrics import Hierarchy
 from pomp_jax.inference.named_prompts import NamedPrompt, describe, features_under, read_prompts
 from pomp_jax.inputs.evaluation_sets import (
   EvaluationSet,

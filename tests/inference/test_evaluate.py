@@ -15,8 +15,7 @@ from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.encoder import Encoder
 from pomp_jax.inference.evaluate import evaluate, split_features, tally
-from pomp_jax.inference.hierarchy import Hierarchy
-from pomp_jax.inference.metrics import EvaluationError
+from pomp_jax.inference.metrics import EvaluationError, Hierarchy
 
 IMAGES, CLASSES, N_BINS = 83, 200, 15
 # Unreadable of 21 stored images; the last one pads the last batch.

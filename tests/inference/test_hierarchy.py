@@ -6,8 +6,7 @@ import pytest
 
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.wordnet import load_tree
-from pomp_jax.inference.hierarchy import Hierarchy, heights
-from pomp_jax.inference.metrics import Answers, Tally
+from pomp_jax.inference.metrics import Answers, Hierarchy, Tally, heights
 
 PAIRS = 400
 
