@@ -17,7 +17,7 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.inference.evaluate import SplitFeatures, evaluate, split_features
+from pomp_jax.inference.evaluate import SplitFeatures, evaluate
 from pomp_jax.inference.metrics import Accuracy
 from pomp_jax.prompt.mesh import DATA
 from pomp_jax.prompt.step import over_all_devices
@@ -104,11 +104,10 @@ class Shared:
       "splits",
       ("clip", "mesh", "data", "eval.images"),
       lambda: {
-        name: split_features(
+        name: batches.readable_features(
+          config.data,
           self.encoder(config),
           inputs.open_source(config.data, name, n_images=config.eval.images),
-          threads=config.data.threads,
-          max_corrupt=config.data.max_corrupt,
         )
         for name in inputs.evaluation_splits(config.data)
       },

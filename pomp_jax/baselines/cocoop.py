@@ -28,19 +28,12 @@ _BOTTLENECK = 16
 
 @dataclasses.dataclass(frozen=True)
 class CoCoOpLearner:
-  """{"context": [M,D], "meta_net": {"hidden": .., "shift": ..}}.
-
-  Attributes:
-    module: shared context and its layout.
-    text_tower: tower of `clip.text_tower` with the same budget.
-    embedding: embedding width E.
-    token_budget: token budget of one image; see `prompt.learner.ContextLearner`.
-  """
+  """{"context": [M,D], "meta_net": {"hidden": .., "shift": ..}}."""
 
   module: PromptContext
-  text_tower: TextTower
+  text_tower: TextTower  # with the same budget
   embedding: int
-  token_budget: int | None = None
+  token_budget: int | None = None  # of one image; see `prompt.learner.ContextLearner`
 
   def init(self, key: jax.Array) -> Any:
     """See `Learner`."""

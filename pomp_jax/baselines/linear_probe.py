@@ -16,12 +16,11 @@ from jaxtyping import Float, Int
 import numpy as np
 import scipy.optimize
 
-from pomp_jax.baselines.recognition import classifier_accuracy
 from pomp_jax.config import Settings
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.terminal import waiting
-from pomp_jax.inference.evaluate import SplitFeatures, split_features
+from pomp_jax.inference.evaluate import SplitFeatures, classifier_accuracy, split_features
 
 # Strengths of the sweep, and the resolution of the search in decades.
 COARSE = tuple(10.0**power for power in range(-6, 7, 2))
@@ -29,17 +28,11 @@ _FINEST = 1 / 8
 
 
 class LinearProbe(NamedTuple):
-  """A linear classifier.
-
-  Attributes:
-    kernel: weights [E,N].
-    bias: biases [N].
-    strength: L2 strength of the fit.
-  """
+  """A linear classifier."""
 
   kernel: Float[np.ndarray, "E N"]
   bias: Float[np.ndarray, " N"]
-  strength: float
+  strength: float  # L2 strength of the fit
 
   def scores(self, features_nxE: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n N"]:
     """Computes logits."""
@@ -62,7 +55,7 @@ def fit(
   Args:
     features_nxE: image features.
     labels_n: class of each image.
-    n_classes: number of classes N.
+    n_classes: N.
     strength: L2 strength, above 0.
     iterations: maximum iterations of L-BFGS.
     start: initial probe; zeros by default.
@@ -75,10 +68,9 @@ def fit(
     value, gradient = objective(jnp.asarray(weights, jnp.float32), features, labels, strength)
     return float(value), np.asarray(gradient, np.float64)
 
-  if start is None:
-    first = np.zeros(shape[0] * n_classes + n_classes)
-  else:
-    first = np.concatenate([start.kernel.ravel(), start.bias]).astype(np.float64)
+  first = np.zeros(shape[0] * n_classes + n_classes)
+  if start is not None:
+    first[:] = np.concatenate([start.kernel.ravel(), start.bias])
   options = {"maxiter": iterations, "maxfun": 2 * iterations, "ftol": 1e-9, "gtol": 1e-8}
   found = scipy.optimize.minimize(
     value_and_gradient, first, jac=True, method="L-BFGS-B", options=options
@@ -115,7 +107,7 @@ def search(
 
   Args:
     fit_with: function that fits a probe for a strength from an initial probe.
-    accuracy_of: function that computes accuracy on validation images.
+    accuracy_of: accuracy on validation images.
 
   Returns:
     The best probe, and the accuracy for each strength tried.

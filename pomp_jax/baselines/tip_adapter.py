@@ -24,12 +24,11 @@ import numpy as np
 import optax
 import scipy.sparse
 
-from pomp_jax.baselines.recognition import classifier_accuracy
 from pomp_jax.config import SOURCES, Settings
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.inference.evaluate import SplitFeatures
+from pomp_jax.inference.evaluate import SplitFeatures, classifier_accuracy
 from pomp_jax.inference.metrics import ranks
 from pomp_jax.inference.named_prompts import HAND_WRITTEN
 
@@ -41,21 +40,13 @@ _PUBLISHED = pathlib.Path(__file__).with_suffix(".json")
 
 
 class Published(NamedTuple):
-  """Published settings for a data set.
+  """Published settings for a data set."""
 
-  Attributes:
-    alpha: cache weight while the keys are trained.
-    alpha_max: upper end of the search for alpha.
-    beta_max: upper end of the search for beta.
-    epochs: training epochs of the keys.
-    text: name of the hand-written prompts, as `inference.named_prompts` reads it.
-  """
-
-  alpha: float
-  alpha_max: float
-  beta_max: float
-  epochs: int
-  text: str
+  alpha: float  # cache weight while the keys are trained
+  alpha_max: float  # upper end of the search for alpha
+  beta_max: float  # upper end of the search for beta
+  epochs: int  # training epochs of the keys
+  text: str  # name of the hand-written prompts, as `inference.named_prompts` reads it
 
 
 def published(dataset: str) -> Published | None:
@@ -65,23 +56,14 @@ def published(dataset: str) -> Published | None:
 
 
 class TipAdapter(NamedTuple):
-  """A cache and its weights.
-
-  Attributes:
-    keys: keys [n,E].
-    labels: class of each key.
-    text_features: text features W, unit rows [N,E].
-    scale: logit scale s.
-    alpha: cache weight.
-    beta: sharpness of the affinity.
-  """
+  """A cache and its weights."""
 
   keys: Float[np.ndarray, "n E"]
-  labels: Int[np.ndarray, " n"]
-  text_features: Float[np.ndarray, "N E"]
-  scale: float
-  alpha: float
-  beta: float
+  labels: Int[np.ndarray, " n"]  # class of each key
+  text_features: Float[np.ndarray, "N E"]  # W, unit rows
+  scale: float  # logit scale s
+  alpha: float  # cache weight
+  beta: float  # sharpness of the affinity
 
   def scores(self, features_BxE: Float[np.ndarray, "B E"]) -> Float[np.ndarray, "B N"]:
     """Computes logits of unit features."""
@@ -126,8 +108,7 @@ class TipAdapter(NamedTuple):
 def mean_keys(epochs: Iterable[Float[np.ndarray, "n V E"]]) -> Float[np.ndarray, "n E"]:
   """Averages the features of each image over its views in all epochs, and normalises them.
 
-  Args:
-    epochs: features of V views an image, not normalised: the published code averages first.
+  The features of the views are not normalised: the published code averages first.
   """
   total_nxE = sum(features_nxVxE.sum(axis=1, dtype=np.float64) for features_nxVxE in epochs)
   return unit(total_nxE).astype(np.float32)
@@ -162,7 +143,7 @@ def tune(
     batch_size: images a step; the last step of an epoch may be smaller.
     rate: initial learning rate of AdamW.
     seed: random seed of the order.
-    validate: function that computes the validation accuracy of an adapter.
+    validate: validation accuracy of an adapter.
 
   Raises:
     FloatingPointError: keys are not finite after the first epoch. After a later epoch, training
@@ -175,7 +156,15 @@ def tune(
   keys = jnp.asarray(adapter.keys)
   state = optimizer.init(keys)
   data = (jnp.asarray(adapter.labels), jnp.asarray(adapter.text_features))
-  step = _compiled_step(optimizer, adapter.scale, adapter.alpha, adapter.beta)
+  weights = {"scale": adapter.scale, "alpha": adapter.alpha, "beta": adapter.beta}
+  gradient = jax.grad(functools.partial(cross_entropy, **weights))
+
+  @jax.jit
+  def step(keys, state, key_labels, text_features, features_BxE, labels_B):
+    slope = gradient(keys, key_labels, text_features, features_BxE, labels_B)
+    updates, state = optimizer.update(slope, state, keys)
+    return optax.apply_updates(keys, updates), state
+
   rng = np.random.default_rng(seed)
   best, best_accuracy = adapter, -1.0
   for number, features_nxE in enumerate(itertools.islice(epochs, n_epochs), start=1):
@@ -214,18 +203,6 @@ def cross_entropy(
   cache_NxB = jax.ops.segment_sum(affinity_nxB, key_labels_n, text_features_NxE.shape[0])
   logits_BxN = product(scale * features_BxE, text_features_NxE.T) + alpha * cache_NxB.T
   return optax.softmax_cross_entropy_with_integer_labels(logits_BxN, labels_B).mean()
-
-
-def _compiled_step(optimizer, scale: float, alpha: float, beta: float) -> Callable:
-  loss = functools.partial(cross_entropy, scale=scale, alpha=alpha, beta=beta)
-
-  @jax.jit
-  def step(keys, state, key_labels, text_features, features_BxE, labels_B):
-    gradient = jax.grad(loss)(keys, key_labels, text_features, features_BxE, labels_B)
-    updates, state = optimizer.update(gradient, state, keys)
-    return optax.apply_updates(keys, updates), state
-
-  return step
 
 
 def fit_classifier(
@@ -292,13 +269,8 @@ def tip_settings(config: Settings) -> Published:
   if row is None:
     log.info("Tip-Adapter has no published settings for this data set: ImageNet's replace zeros")
     row = published("imagenet1k")._replace(text=HAND_WRITTEN)
-  given = {
-    "alpha": tip.alpha,
-    "alpha_max": tip.alpha_max,
-    "beta_max": tip.beta_max,
-    "epochs": tip.epochs,
-  }
-  return row._replace(**{field: value for field, value in given.items() if value})
+  fields = ("alpha", "alpha_max", "beta_max", "epochs")
+  return row._replace(**{field: value for field in fields if (value := getattr(tip, field))})
 
 
 def _grid(most: float, steps: int) -> np.ndarray:

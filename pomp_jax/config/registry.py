@@ -56,13 +56,13 @@ _NOT_AUGMENTED = types.MappingProxyType({"data.augment": "none"})
 METHODS = {
   "pomp": Method("steps", "pomp_jax.prompt.learner", saves_prompt=True),
   "cocoop": Method("steps", "pomp_jax.baselines.cocoop", per_image_text=True),
-  "vpt_shallow": Method("steps", "pomp_jax.baselines.vpt", pixels=True, fixed_text=True),
+  "vpt_shallow": Method("steps", "pomp_jax.baselines.visual_tokens", pixels=True, fixed_text=True),
   "vpt_deep": Method(
-    "steps", "pomp_jax.baselines.vpt", pixels=True, fixed_text=True, deep=("vision",)
+    "steps", "pomp_jax.baselines.visual_tokens", pixels=True, fixed_text=True, deep=("vision",)
   ),
   "maple": Method(
     "steps",
-    "pomp_jax.baselines.maple",
+    "pomp_jax.baselines.visual_tokens",
     {"prompt.position": "end", "clip.text_tower": "shared"},
     pixels=True,
     deep=("vision", "text"),

@@ -9,7 +9,7 @@ E embedding, S image side.
 
 from collections.abc import Iterator, Mapping, Sequence
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,16 @@ from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.inference.hierarchy import Hierarchy
-from pomp_jax.inference.metrics import Accuracy, Answers, Tally, check_finite, ranks, topk_accuracy
+from pomp_jax.inference.metrics import (
+  Accuracy,
+  Answers,
+  Hierarchy,
+  Tally,
+  accuracy_of_scores,
+  check_finite,
+  ranks,
+  topk_accuracy,
+)
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 
 # Images rendered or decoded at a time, over all processes.
@@ -112,6 +120,11 @@ def evaluate(
       rows = text_features[[row[name] for name in split.names]]
       results[split_name][prompt_name] = topk_accuracy(split.features, rows, split.labels)
   return results
+
+
+def classifier_accuracy(classifier: Any, split: SplitFeatures) -> Accuracy:
+  """Top-1 and top-5 of a classifier with a method `scores`: features [n,E] -> [n,N]."""
+  return accuracy_of_scores(lambda part: classifier.scores(split.features[part]), split.labels)
 
 
 def tally(

@@ -34,8 +34,7 @@ from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_keyed, wri
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.jobs import pretrain
 from pomp_jax.train import setup
-from pomp_jax.train.loss_monitor import BadLossError, LossMonitor
-from pomp_jax.train.watch import TrainingError
+from pomp_jax.train.watch import BadLossError, LossMonitor, TrainingError
 
 log = logging.getLogger(__name__)
 

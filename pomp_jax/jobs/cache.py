@@ -10,14 +10,13 @@ import itertools
 import logging
 import time
 
-import grain
 import jax
 import numpy as np
 
 from pomp_jax import hosts, inputs
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.config.fields import Data
-from pomp_jax.data.loader import CorruptDataError, in_workers, name_of
+from pomp_jax.data.loader import CorruptDataError, name_of
 from pomp_jax.data.source import Source
 from pomp_jax.data.views import views
 from pomp_jax.encoder import Encoder
@@ -29,9 +28,6 @@ from pomp_jax.train import batches
 
 log = logging.getLogger(__name__)
 
-# Views that are decoded, and sent to the devices, together.
-_VIEWS = 256
-_DECODED_AHEAD = 4
 _NO_END = 7 * 86_400.0  # s
 
 
@@ -146,11 +142,13 @@ def _decoded(
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
   """Block, images [B], their versions [B,V], views [B,V,S,S,3], readable [B]; in order."""
   shown = batches.augmentation(data)
+  at_a_time = max(1, batches.VIEWS // shown.n_views)
   parts = [
     (block, epoch, part)
     for block in mine
     for epoch in range(shown.n_epochs)
-    for part in _parts(blocks.indices(block), max(1, _VIEWS // shown.n_views))
+    for indices in [blocks.indices(block)]
+    for part in np.split(indices, range(at_a_time, len(indices), at_a_time))
   ]
 
   def read(number: int):
@@ -158,15 +156,4 @@ def _decoded(
     epochs = np.full(len(indices), epoch)
     return block, indices, shown.versions(epochs), *views(source, indices, epochs, shown, size)
 
-  if not parts:
-    return iter(())
-  options = grain.ReadOptions(
-    num_threads=data.threads, prefetch_buffer_size=max(_DECODED_AHEAD, data.threads)
-  )
-  decoded = grain.MapDataset.range(len(parts)).map(read).to_iter_dataset(options)
-  return in_workers(decoded, data.workers, _DECODED_AHEAD)
-
-
-def _parts(indices: np.ndarray, size: int) -> list[np.ndarray]:
-  """Indices, so many at a time."""
-  return [indices[start : start + size] for start in range(0, len(indices), size)]
+  return batches.read_ahead(data, len(parts), read) if parts else iter(())

@@ -4,7 +4,7 @@
 restart needs to resume exactly.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import logging
 import time
@@ -16,13 +16,15 @@ import numpy as np
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis import plots
 from pomp_jax.config import METHODS, ConfigError, Settings
-from pomp_jax.data.source import readable_images, spread_evenly
+from pomp_jax.data.source import Source, readable_images, spread_evenly
+from pomp_jax.encoder import Encoder
+from pomp_jax.files.atomic import replacing
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
-from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
+from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json, writing
 from pomp_jax.inference.classify import Classifier
-from pomp_jax.inference.evaluate import evaluate, split_features
+from pomp_jax.inference.evaluate import SplitFeatures, evaluate
 from pomp_jax.prompt.mesh import make_mesh
-from pomp_jax.train import batches, feature_methods, loop, methods
+from pomp_jax.train import batches, loop, methods
 from pomp_jax.train.resume import Checkpoint, check_same_run, may_change
 from pomp_jax.train.setup import Run, prepare, prompt_of
 from pomp_jax.train.watch import TrainingError
@@ -90,13 +92,12 @@ def run(config: Settings, workdir: str) -> dict:
   if stored is not None:
     log.info("%s: this run has finished; nothing to do", workdir)
     return stored
-  of_features = not METHODS[config.method].by_steps
-  results = feature_methods.run(config, folder) if of_features else _run(config, folder)
+  learn = _train if METHODS[config.method].by_steps else _fit
   # The files are complete for every process from here on.
-  return hosts.from_first(results, "the run's results")
+  return hosts.from_first(learn(config, folder), "the run's results")
 
 
-def _run(config: Settings, folder: RunFolder) -> dict:
+def _train(config: Settings, folder: RunFolder) -> dict:
   """As `run`, of a method that learns by steps."""
   job = prepare(config, folder)
   if hosts.is_first():
@@ -108,13 +109,59 @@ def _run(config: Settings, folder: RunFolder) -> dict:
     # Saved before the evaluation, so that a failure there does not lose it.
     with _writing(folder):
       save_prompt(folder.prompt, prompt)
-  results = _results(job, prompt or done.state.params, done)
+  results = _results_of_steps(job, prompt or done.state.params, done)
   # On the devices of all processes, so by all of them.
   sheet = _prediction_sheet(job, prompt, results) if prompt else None
   if hosts.is_first():
     with _writing(folder):
-      _write(folder, results, sheet)
-    _log_results(results, folder)
+      plots.training_curves(folder.plots / "training.png", folder.scalars())
+      if sheet:
+        plots.prediction_sheet(folder.plots / "predictions.png", *sheet)
+      _write(folder, results)
+  return results
+
+
+def _fit(config: Settings, folder: RunFolder) -> dict:
+  """As `run`, of zero-shot CLIP or a classifier: `classifier.npz` instead of a prompt.
+
+  A classifier knows the classes of its training only: splits with others are `not_evaluated`.
+
+  Raises:
+    TrainingError: a classifier that is not finite.
+    EvaluationError: image features that are not finite.
+  """
+  encoder = inputs.open_encoder(config)
+  start = time.monotonic()
+  try:
+    fits = METHODS[config.method].learns == "features"
+    fitted = methods.fit(config, encoder) if fits else None
+  except FloatingPointError as error:
+    raise TrainingError(f"{config.method}: {error}") from error
+  evaluation = time.monotonic()
+  if fitted and hosts.is_first():
+    # Saved before the evaluation, which may fail.
+    folder.create()
+    path = folder.path / "classifier.npz"
+    with writing(path), replacing(path) as file:
+      np.savez(file, names=np.array(fitted.names), **fitted.classifier._asdict())
+  splits, skipped = _splits(config, encoder, fitted and fitted.names)
+  scores = {
+    name: methods.scores_of_features(config, encoder, split, fitted)
+    for name, (_, split) in splits.items()
+  }
+  results = {
+    **_results(config, encoder, splits, scores, config.method if fitted else "hand_written"),
+    "n_classes": inputs.n_training_classes(config.data),
+    "seconds": round(evaluation - start, 2),
+    "eval_seconds": round(time.monotonic() - evaluation, 2),
+    "not_evaluated": skipped,
+    **({"found": fitted.found} if fitted else {}),
+  }
+  if hosts.is_first():
+    folder.create()
+    write_json(folder.config, config.to_dict())
+    with writing(folder.plots):
+      _write(folder, results)
   return results
 
 
@@ -130,57 +177,85 @@ def _writing(folder: RunFolder) -> Iterator[None]:
     ) from error
 
 
-def _write(folder: RunFolder, results: dict, sheet: tuple | None) -> None:
-  plots.training_curves(folder.plots / "training.png", folder.scalars())
+def _write(folder: RunFolder, results: dict) -> None:
   plots.accuracy_bars(folder.plots / "accuracy.png", results["eval"])
-  if sheet:
-    plots.prediction_sheet(folder.plots / "predictions.png", *sheet)
   # Last: a folder with results is a finished run.
   write_json(folder.results, results)
+  for split, scores in results["eval"].items():
+    line = ", ".join(f"{name} {100 * score['top1']:.1f}%" for name, score in scores.items())
+    counts = results["eval_images"][split], results["eval_classes"][split]
+    name, score = next(iter(scores.items()))
+    log.info(
+      "%s top-1 of %d images over %d classes: %s; 95%% interval of %s %.1f to %.1f%%",
+      *(split, *counts, line, name, *(100 * end for end in score["top1_interval"])),
+    )
+  log.info("what was learned, results and plots are in %s", folder.path)
 
 
-def _results(job: Run, learned: Any, done: Checkpoint) -> dict:
-  """Everything that `results.json` says of a prompt, or of the parameters of another method."""
-  config = job.config
-  start = time.monotonic()
-  splits, sources = {}, {}
+def _splits(
+  config: Settings, encoder: Encoder, names: Sequence[str] | None
+) -> tuple[dict[str, tuple[Source, SplitFeatures]], list[str]]:
+  """Images and features of the test splits with these classes, or of all; and the other splits."""
+  splits, others = {}, []
   for name in inputs.evaluation_splits(config.data):
     source = inputs.open_source(config.data, name, n_images=config.eval.images)
-    # A class-specific context knows no class but those it was trained on.
-    if not config.prompt.class_specific or tuple(source.names) == tuple(job.source.names):
-      sources[name] = source
-      splits[name] = split_features(
-        job.encoder, source, threads=config.data.threads, max_corrupt=config.data.max_corrupt
-      )
+    if names is None or tuple(source.names) == tuple(names):
+      splits[name] = source, batches.readable_features(config.data, encoder, source)
+    else:
+      others.append(name)
+  return splits, others
+
+
+def _results_of_steps(job: Run, learned: Any, done: Checkpoint) -> dict:
+  """`results.json` of a prompt, or of the parameters of another method."""
+  config = job.config
+  start = time.monotonic()
+  # A class-specific context knows no class but those it was trained on.
+  names = job.source.names if config.prompt.class_specific else None
+  splits, _ = _splits(config, job.encoder, names)
+  features = {name: split for name, (_, split) in splits.items()}
   prompts = {"hand_written": config.eval.template, "class_name": "{}."}
   if isinstance(learned, Prompt):
-    scores = evaluate(job.encoder, splits, {"prompt": learned} | prompts)
+    scores = evaluate(job.encoder, features, {"prompt": learned} | prompts)
   else:
-    scores = evaluate(job.encoder, splits, prompts)
+    scores = evaluate(job.encoder, features, prompts)
     accuracy = methods.accuracy_of_learner(config, job.encoder, job.module)
-    for name, split in splits.items():
-      scores[name]["prompt"] = accuracy(learned, split, sources[name])
+    for name, (source, split) in splits.items():
+      scores[name] = {"prompt": accuracy(learned, split, source)} | scores[name]
+  return {
+    **_results(config, job.encoder, splits, scores, "prompt"),
+    "n_classes": len(job.source.names),
+    "seconds": round(done.seconds, 2),
+    "eval_seconds": round(time.monotonic() - start, 2),
+    "steps": job.total_steps,
+    "roll_backs": done.roll_backs.count,
+    "images_per_second": round(job.total_steps * config.batch_size / done.seconds, 1),
+    "k": job.k,
+    "correction": config.correction,
+    "unreadable_images": len(done.unreadable),
+  }
+
+
+def _results(
+  config: Settings,
+  encoder: Encoder,
+  splits: Mapping[str, tuple[Source, SplitFeatures]],
+  scores: Mapping[str, Any],
+  learned: str,
+) -> dict:
+  """What `results.json` says of every method, whose own scores are those of `learned`."""
   return {
     "job": config.job,
     "method": config.method,
     "seed": config.seed,
-    "steps": job.total_steps,
-    "roll_backs": done.roll_backs.count,
-    "seconds": round(done.seconds, 2),
-    "images_per_second": round(job.total_steps * config.batch_size / done.seconds, 1),
-    "eval_seconds": round(time.monotonic() - start, 2),
-    "clip_model": job.encoder.clip.name,
-    "n_classes": len(job.source.names),
-    "k": job.k,
-    "correction": config.correction,
-    "eval_images": {name: len(split.labels) for name, split in splits.items()},
-    "eval_classes": {name: len(split.names) for name, split in splits.items()},
+    "clip_model": encoder.clip.name,
+    "eval_images": {name: len(split.labels) for name, (_, split) in splits.items()},
+    "eval_classes": {name: len(split.names) for name, (_, split) in splits.items()},
     "eval": scores,
     "eval_unreadable": {
-      name: len(sources[name]) - len(split.labels) for name, split in splits.items()
+      name: len(source) - len(split.labels) for name, (source, split) in splits.items()
     },
-    "unreadable_images": len(done.unreadable),
-    "top1": {split: of_split["prompt"]["top1"] for split, of_split in scores.items()},
+    "top1": {split: of_split[learned]["top1"] for split, of_split in scores.items()},
   }
 
 
@@ -206,15 +281,3 @@ def _prediction_sheet(job: Run, prompt: Prompt, results: dict) -> tuple | None:
     [[name for name, _ in row] for row in top3],
     [[probability for _, probability in row] for row in top3],
   )
-
-
-def _log_results(results: dict, folder: RunFolder) -> None:
-  for split, scores in results["eval"].items():
-    line = ", ".join(f"{name} {100 * score['top1']:.1f}%" for name, score in scores.items())
-    counts = results["eval_images"][split], results["eval_classes"][split]
-    low, high = scores["prompt"]["top1_interval"]
-    log.info(
-      "%s top-1 of %d images over %d classes: %s; 95%% interval of prompt %.1f to %.1f%%",
-      *(split, *counts, line, 100 * low, 100 * high),
-    )
-  log.info("what was learned, results and plots are in %s", folder.path)

@@ -6,11 +6,11 @@ in the same order.
 Shapes: n images, B of them in a batch, V views of each, E embedding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import functools
 import itertools
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -29,22 +29,18 @@ from pomp_jax.data.views import Augmentation, CachedViews, views
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import FeatureBlocks, FeatureCacheError, fingerprint
 from pomp_jax.files.terminal import steps_of
+from pomp_jax.inference.evaluate import SplitFeatures, split_features
 from pomp_jax.prompt.mesh import DATA
 
 # Views that are decoded, and sent to the devices, together.
-_VIEWS = 256
+VIEWS = 256
 _DECODED_AHEAD = 4
 
 
 class Epoch(NamedTuple):
-  """Features of all training images in one epoch.
+  """Features of all training images in one epoch; those of unreadable images are undefined."""
 
-  Attributes:
-    features: features of the views of each image, not normalised.
-    readable: whether each image could be read; the features of the others are undefined.
-  """
-
-  features: Float[np.ndarray, "n V E"]
+  features: Float[np.ndarray, "n V E"]  # of the views of each image, not normalised
   readable: Bool[np.ndarray, " n"]
 
 
@@ -141,12 +137,7 @@ def open_batches(
 def view_features(data: Data, source: Source, encoder: Encoder, n_epochs: int) -> Iterator[Epoch]:
   """Yields the features of all training images, epoch by epoch, on each process.
 
-  Args:
-    data: settings of the views and of their reading. Without augmentation all epochs are the
-      same, and computed once.
-    source: training images.
-    encoder: CLIP on the devices.
-    n_epochs: number of epochs.
+  Without augmentation all epochs are the same, and computed once.
 
   Raises:
     FeatureCacheError: the cache is another one, or not complete.
@@ -163,21 +154,17 @@ def view_features(data: Data, source: Source, encoder: Encoder, n_epochs: int) -
 def _epochs(
   data: Data, source: Source, encoder: Encoder, fetch: Fetch, n_epochs: int
 ) -> Iterator[Epoch]:
-  size = max(1, _VIEWS // data.views)
-  starts = range(0, len(source), size)
-  parts = [np.arange(start, min(start + size, len(source))) for start in starts]
+  size = max(1, VIEWS // data.views)
+  parts = np.split(np.arange(len(source)), range(size, len(source), size))
 
   def read(number: int):
     indices = parts[number % len(parts)]
     return fetch(indices, np.full(len(indices), number // len(parts)))
 
-  options = grain.ReadOptions(
-    num_threads=data.threads, prefetch_buffer_size=max(_DECODED_AHEAD, data.threads)
-  )
   total = n_epochs * len(parts)
-  dataset = grain.MapDataset.range(total).map(read).to_iter_dataset(options)
-  shown = in_workers(dataset, data.workers, _DECODED_AHEAD)
-  shown = steps_of(shown, "features of the training's views", "batches", total)
+  shown = steps_of(
+    read_ahead(data, total, read), "features of the training's views", "batches", total
+  )
   skipped = SkippedImages(source, data.max_corrupt)
   for number in range(n_epochs):
     features, readable = [], []
@@ -192,6 +179,15 @@ def _epochs(
     yield Epoch(np.concatenate(features), np.concatenate(readable))
 
 
+def read_ahead(data: Data, n_parts: int, read: Callable[[int], Any]) -> Iterator[Any]:
+  """Yields `read(0)`, `read(1)`, .. in order, from `data.threads` or `data.workers`."""
+  options = grain.ReadOptions(
+    num_threads=data.threads, prefetch_buffer_size=max(_DECODED_AHEAD, data.threads)
+  )
+  dataset = grain.MapDataset.range(n_parts).map(read).to_iter_dataset(options)
+  return in_workers(dataset, data.workers, _DECODED_AHEAD)
+
+
 def _features(encoder: Encoder, views_BxVx: np.ndarray) -> Float[np.ndarray, "B V E"]:
   """Features of pixels [B,V,S,S,3]; features [B,V,E] from the cache are returned as they are."""
   if views_BxVx.ndim == 3:
@@ -200,13 +196,13 @@ def _features(encoder: Encoder, views_BxVx: np.ndarray) -> Float[np.ndarray, "B 
   return encoder.image_features(flat, unit=False).reshape(*views_BxVx.shape[:2], -1)
 
 
-def input_remedy(config: Settings, n_cores: int | None = None) -> str:
-  """Advice for a run whose devices wait for images.
+def readable_features(data: Data, encoder: Encoder, source: Source) -> SplitFeatures:
+  """`split_features` with the limits of `config.data`."""
+  return split_features(encoder, source, threads=data.threads, max_corrupt=data.max_corrupt)
 
-  Args:
-    config: settings of the run.
-    n_cores: CPU cores of this machine; counted if None.
-  """
+
+def input_remedy(config: Settings, n_cores: int | None = None) -> str:
+  """Advice for a run whose devices wait for images on a machine of n cores, counted if None."""
   data, n_cores = config.data, n_cores or os.cpu_count() or 1
   remedies = []
   if data.threads * max(data.workers, 1) < n_cores:

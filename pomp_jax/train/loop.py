@@ -16,16 +16,14 @@ from pomp_jax import hosts, inputs
 from pomp_jax.config import METHODS
 from pomp_jax.data.loader import Loader
 from pomp_jax.files.checkpoints import Checkpoints
-from pomp_jax.inference.evaluate import split_features
 from pomp_jax.inference.metrics import topk_accuracy
 from pomp_jax.prompt.loss import guess_loss
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.train import batches, methods
-from pomp_jax.train.loss_monitor import BadLossError, Expected, LossMonitor, RollBacks
-from pomp_jax.train.resume import Checkpoint, resume
+from pomp_jax.train.resume import Checkpoint, RollBacks, resume
 from pomp_jax.train.setup import Run, build_step, gather_bank, training_class_features
-from pomp_jax.train.watch import TrainingError, Watch
+from pomp_jax.train.watch import BadLossError, Expected, LossMonitor, TrainingError, Watch
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +66,9 @@ def _train_from(
   monitor = LossMonitor(config.loss_spike, last.statistics, _expected_loss(run))
   with (
     contextlib.closing(_open_loader(run, last)) as loader,
-    _open_watch(run, last.step, monitor) as watch,
+    Watch(
+      config, run.folder, monitor, first=last.step, total=run.total_steps, rate=run.rate
+    ) as watch,
   ):
     on_devices = batches.on_devices(watch.timed(loader), mesh)
     start = time.monotonic() - last.seconds
@@ -107,23 +107,6 @@ def _open_loader(run: Run, last: Checkpoint) -> Loader:
     run.encoder.mesh,
     start=last.step + last.roll_backs.skipped_batches,
     unreadable=frozenset(last.unreadable),
-  )
-
-
-def _open_watch(run: Run, first: int, monitor: LossMonitor) -> Watch:
-  config = run.config
-  return Watch(
-    run.folder,
-    run.total_steps,
-    first,
-    config.log.every,
-    config.batch_size,
-    run.rate,
-    monitor,
-    profiled=config.profile_steps or None,
-    port=config.prometheus.port,
-    host=config.prometheus.host,
-    remedy=batches.input_remedy(config),
   )
 
 
@@ -182,9 +165,7 @@ def _validation(run: Run) -> Callable[[TrainState], float | None]:
   if not inputs.has_validation(config.data):
     return lambda state: None
   source = inputs.open_source(config.data, "validation", n_images=config.eval.images)
-  split = split_features(
-    run.encoder, source, threads=config.data.threads, max_corrupt=config.data.max_corrupt
-  )
+  split = batches.readable_features(config.data, run.encoder, source)
   if not METHODS[config.method].saves_prompt:
     accuracy = methods.accuracy_of_learner(config, run.encoder, run.module)
     return lambda state: accuracy(state.params, split, source)["top1"]

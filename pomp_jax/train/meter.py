@@ -26,11 +26,7 @@ class Meter:
   """
 
   def __init__(self, clock: Callable[[], float] = time.monotonic):
-    """Starts the clock.
-
-    Args:
-      clock: seconds from any zero.
-    """
+    """Starts the clock, which gives seconds from any zero."""
     self._clock = clock
     self.restart()
 
@@ -44,9 +40,7 @@ class Meter:
   ) -> Iterator[_Batch]:
     """Passes the batches through and times the wait for each.
 
-    Args:
-      batches: batches of the loader.
-      is_idle: whether the device has finished all its work; asked when a batch has arrived.
+    `is_idle` tells whether the device has finished all its work; asked when a batch has arrived.
     """
     while True:
       start = self._clock()
@@ -60,10 +54,7 @@ class Meter:
       yield batch
 
   def measure(self, n_steps: int) -> dict[str, float]:
-    """Returns the figures since the last call or restart, and restarts.
-
-    Args:
-      n_steps: number of steps that ended in this time, at least 1.
+    """Returns the figures of the n steps, at least 1, since the last call or restart; restarts.
 
     Returns:
       `step_seconds`; `data_wait_ratio`, fraction of the time spent waiting for the loader;
@@ -107,25 +98,14 @@ class Trace(contextlib.AbstractContextManager):
   """
 
   def __init__(self, path: pathlib.Path, steps: tuple[int, int] | None, done: int):
-    """Starts at once if the next step is the first one to profile.
-
-    Args:
-      path: folder of the profile.
-      steps: first and last step; None: no profile.
-      done: steps done before.
-    """
+    """Starts at once if the next step is the first of the `steps` (first, last) to profile."""
     self._path = path
     self._steps = steps if hosts.is_first() else None
     self._recording = False
     self.after(done, None)
 
   def after(self, step: int, result: Any) -> None:
-    """Starts or stops the profile after a step, if it is due.
-
-    Args:
-      step: number of the step that was started.
-      result: arrays that are ready when the step is done.
-    """
+    """Starts or stops the profile, if it is due, once the results of a step are ready."""
     if self._steps is None or step not in (self._steps[0] - 1, self._steps[1]):
       return
     jax.block_until_ready(result)

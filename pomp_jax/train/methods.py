@@ -1,32 +1,55 @@
-"""Methods that learn by gradient steps, by their rows in `config.METHODS`.
+"""Methods by their rows in `config.METHODS`: learners of gradient steps, fitted classifiers.
 
-The module of a row has `make_learner`. What several methods share follows the flags of the row:
-checks against the CLIP, frozen text features, words that stay fixed in front of the names.
+The module of a row has `make_learner` or `fit_classifier`. What several methods share follows the
+flags of the row: checks against the CLIP, frozen text features, words that stay fixed in front of
+the names.
+Shapes: n images, N classes, B images of a shard, R classes of P chunks, M context vectors, F fixed
+tokens, E embedding.
 """
 
 from collections.abc import Callable, Sequence
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Int
 import numpy as np
 
-from pomp_jax.baselines.recognition import Recognition
+from pomp_jax import inputs
 from pomp_jax.clip import Clip, TextTower, tokenize
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.config import METHODS, ConfigError, Settings
-from pomp_jax.data.source import Source
+from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
+from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.prompt_file import check_fits, format_of_name, load_prompt
 from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
-from pomp_jax.inference.evaluate import SplitFeatures
-from pomp_jax.inference.metrics import Accuracy
+from pomp_jax.files.terminal import steps_of
+from pomp_jax.inference.evaluate import SplitFeatures, classifier_accuracy
+from pomp_jax.inference.metrics import Accuracy, accuracy_of_scores, topk_accuracy
+from pomp_jax.inference.named_prompts import ENSEMBLE, HAND_WRITTEN, features_under
 from pomp_jax.prompt.context import ClassTokens, PromptContext
-from pomp_jax.prompt.learner import Frozen, Learner
+from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
+from pomp_jax.prompt.loss import normalize
 from pomp_jax.prompt.mesh import replicate
+from pomp_jax.train.batches import readable_features, view_features
+
+# Classes in a chunk, for per-image class features.
+_CLASSES = 256
+# Images decoded at a time, and images with per-image class features scored at a time.
+_IMAGES = 512
+_IMAGES_WITH_CLASSES = 32
+# Hand-written prompts of a zero-shot CLIP: the template of the data set, the name alone, and CLIP's
+# ensembles of 7 and of 80 templates.
+_ZERO_SHOT = {
+  "hand_written": HAND_WRITTEN,
+  "class_name": "{}.",
+  "ensemble_7": f"{ENSEMBLE}:imagenet_7",
+  "ensemble_80": f"{ENSEMBLE}:imagenet",
+}
 
 
 def check(config: Settings, clip: ClipConfig) -> None:
@@ -40,10 +63,10 @@ def check(config: Settings, clip: ClipConfig) -> None:
     raise ConfigError("method", config.method, "a CLIP with a ViT; this one has a ResNet")
   if method.deep:
     towers = {"vision": clip.vision_config, "text": clip.text_config}
-    layers = {tower: towers[tower].num_hidden_layers for tower in method.deep}
-    if config.prompt.depth > min(layers.values()):
-      limit = f"at most {min(layers.values())}, the layers of this CLIP's {' or '.join(layers)}"
-      raise ConfigError("prompt.depth", config.prompt.depth, f"{limit} tower")
+    most = min(towers[tower].num_hidden_layers for tower in method.deep)
+    if config.prompt.depth > most:
+      limit = f"at most {most}, the layers of this CLIP's {' or '.join(method.deep)} tower"
+      raise ConfigError("prompt.depth", config.prompt.depth, limit)
 
 
 def make_learner(
@@ -152,11 +175,112 @@ def accuracy_of_learner(
 ) -> Callable[[Any, SplitFeatures, Source], Accuracy]:
   """Returns a function (parameters, features of a split, its images) -> top-1 and top-5."""
   learner = make_learner(config, encoder, module, encoder.text_tower(), None)
-  per_image = METHODS[config.method].per_image_text
-  recognition = Recognition(encoder, learner, per_image=per_image)
+  compiled = compiled_accuracy(encoder, learner, METHODS[config.method].per_image_text)
   frozen = functools.lru_cache(maxsize=1)(lambda names: frozen_arrays(config, encoder, names))
+  return lambda params, split, source: compiled(params, frozen(split.names), split, source)
 
-  def accuracy(params, split, source):
-    return recognition.accuracy(params, frozen(split.names), split, source)
+
+def compiled_accuracy(encoder: Encoder, learner: Learner, per_image: bool) -> Callable:
+  """Returns the accuracy of any parameters on any split, compiled once for all.
+
+  Args:
+    encoder: CLIP on the devices.
+    learner: learner without a token budget.
+    per_image: whether class features depend on the image.
+
+  Returns:
+    Function (parameters on the mesh, frozen arrays with the split's classes, features of the split,
+    its images, which an `ImageLearner` reads) -> top-1 and top-5 over all classes of the split.
+  """
+
+  def of_images(params, frozen, images_B):
+    return normalize(learner.image_features(params, frozen, images_B))
+
+  def of_classes(params, frozen, ids_R):
+    no_images = jnp.zeros((0, 1))
+    return normalize(learner.text_features(params, frozen, ids_R, no_images).features)
+
+  def of_pairs(params, frozen, ids_PxR, features_BxE):
+    unit_BxE = normalize(features_BxE)
+
+    def of_part(ids_R):
+      classes = learner.text_features(params, frozen, ids_R, features_BxE)
+      return jnp.einsum(
+        "be,rbe->br", unit_BxE, normalize(classes.features), precision=jax.lax.Precision.HIGHEST
+      )
+
+    scores_PxBxR = jax.lax.map(of_part, ids_PxR)
+    return jnp.moveaxis(scores_PxBxR, 0, 1).reshape(features_BxE.shape[0], -1)
+
+  images, classes = encoder.over_rows(of_images, 2), encoder.over_rows(of_classes, 2)
+  pairs = encoder.over_rows(of_pairs, 3)
+
+  def accuracy(params: Any, frozen: Frozen, split: SplitFeatures, source: Source) -> Accuracy:
+    features_nxE, ids_N = split.features, np.arange(len(split.names), dtype=np.int32)
+    if isinstance(learner, ImageLearner):
+      if isinstance(source, StoredImages):
+        source = source.sized(encoder.clip.image_size)
+      parts = np.split(split.indices, range(_IMAGES, len(split.indices), _IMAGES))
+      parts = steps_of(parts, "features of images", "batches")
+      features_nxE = np.concatenate([images(params, frozen, source.images(i)) for i in parts])
+    if not per_image:
+      return topk_accuracy(features_nxE, classes(params, frozen, ids_N), split.labels)
+    # The last chunk is padded with the first class.
+    ids_PxR = np.pad(ids_N, (0, -ids_N.size % _CLASSES)).reshape(-1, _CLASSES)
+    return accuracy_of_scores(
+      lambda part: pairs(params, frozen, ids_PxR, features_nxE[part])[:, : ids_N.size],
+      split.labels,
+      chunk=_IMAGES_WITH_CLASSES,
+    )
 
   return accuracy
+
+
+class Fitted(NamedTuple):
+  """A fitted classifier."""
+
+  classifier: Any  # NamedTuple of arrays with a method `scores`: features [n,E] -> [n,N]
+  names: tuple[str, ...]
+  found: dict[str, Any]  # what the search for its settings found, as JSON
+
+
+def fit(config: Settings, encoder: Encoder) -> Fitted:
+  """Fits the classifier of `config.method` on the training images.
+
+  Raises:
+    FloatingPointError: no setting gives a finite classifier.
+  """
+  source = inputs.open_training_source(config.data, encoder.clip.image_size)
+  validation = inputs.open_source(config.data, "validation", n_images=config.eval.images)
+  method = METHODS[config.method].load()
+  classifier, found = method.fit_classifier(
+    config,
+    encoder,
+    source,
+    readable_features(config.data, encoder, validation),
+    view_epochs=functools.partial(view_features, config.data, source, encoder),
+    text_features=functools.partial(features_under, encoder, _class_list(config, source.names)),
+  )
+  return Fitted(classifier, tuple(source.names), found)
+
+
+def scores_of_features(
+  config: Settings, encoder: Encoder, split: SplitFeatures, fitted: Fitted | None
+) -> dict[str, Accuracy]:
+  """Accuracy of a classifier by its method's name, and of hand-written prompts; all if None."""
+  scores = {config.method: classifier_accuracy(fitted.classifier, split)} if fitted else {}
+  classes = _class_list(config, split.names)
+  for prompt, text in _ZERO_SHOT.items():
+    if not fitted or prompt in ("hand_written", "class_name"):
+      features_NxE = features_under(encoder, classes, text)
+      scores[prompt] = topk_accuracy(split.features, features_NxE, split.labels)
+  return scores
+
+
+def _class_list(config: Settings, names: Sequence[str]) -> ClassList:
+  """Classes with the templates of their data set, if it has any."""
+  template = config.eval.template
+  if config.data.dataset in CLASS_LISTS:
+    known = load_class_list(config.data.dataset)
+    return ClassList(tuple(names), None, known.template, known.ensemble, known.source)
+  return ClassList(tuple(names), None, template, (template,), config.data.source)

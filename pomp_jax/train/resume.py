@@ -5,10 +5,12 @@ fields that leave the result as it is or follow the devices.
 """
 
 from collections.abc import Callable
+import dataclasses
 import logging
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.config import ConfigError, Settings
@@ -18,7 +20,6 @@ from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.prompt.mesh import DATA
 from pomp_jax.prompt.step import TrainState
-from pomp_jax.train.loss_monitor import RollBacks
 from pomp_jax.train.setup import Run, blank_state, first_state, place_bank
 
 log = logging.getLogger(__name__)
@@ -102,24 +103,35 @@ def may_change(field: str) -> bool:
   return leaves_result_as_it_is(field) or field in _DEVICE_FIELDS
 
 
+@dataclasses.dataclass(frozen=True)
+class RollBacks:
+  """Roll-backs of a run to earlier checkpoints."""
+
+  count: int = 0
+  skipped_batches: int = 0  # batches that led to a bad loss
+
+  def add(self, bad_step: int, good_step: int) -> "RollBacks":
+    """Adds a roll-back to a good step; the batches read since are skipped."""
+    return RollBacks(self.count + 1, self.skipped_batches + bad_step - good_step)
+
+  def seed_key(self, seed: int) -> np.ndarray:
+    """Key data of the draws of negatives, different after each roll-back."""
+    key = jax.random.key(seed)
+    if self.count:
+      # Steps fold in 0, 1, ..; the initial parameters 2^32 - 1.
+      key = jax.random.fold_in(key, 2**32 - 1 - self.count)
+    return np.asarray(jax.random.key_data(key))
+
+
 class Checkpoint(NamedTuple):
-  """Progress of a training, as its checkpoints hold it.
+  """Progress of a training, as its checkpoints hold it."""
 
-  Attributes:
-    step: number of steps done.
-    state: state after these.
-    seconds: time that they took, over all starts.
-    unreadable: indices of images that could not be read.
-    roll_backs: roll-backs so far.
-    statistics: statistics of the `LossMonitor`.
-  """
-
-  step: int
+  step: int  # number of steps done
   state: TrainState
-  seconds: float = 0.0
-  unreadable: list[int] = []
+  seconds: float = 0.0  # time that the steps took, over all starts
+  unreadable: list[int] = []  # indices of images that could not be read
   roll_backs: RollBacks = RollBacks()
-  statistics: dict[str, Any] | None = None
+  statistics: dict[str, Any] | None = None  # of the `LossMonitor`
 
   def meta(self, run: Run) -> dict[str, Any]:
     """JSON that a checkpoint holds beside the state."""

@@ -42,32 +42,18 @@ from pomp_jax.train.sampling_data import sampling_arrays, sampling_of
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """Everything that stays the same during a run.
-
-  Attributes:
-    config: settings of the run.
-    folder: folder of the run.
-    encoder: CLIP on the devices.
-    source: training images.
-    fetch: function that reads the views of images.
-    module: context and its layout.
-    frozen: arrays that a step reads.
-    optimizer: optimizer of the parameters.
-    rate: learning-rate schedule.
-    steps_per_epoch: steps that show all images once.
-    total_steps: steps of the whole run.
-  """
+  """Everything that stays the same during a run."""
 
   config: Settings
   folder: RunFolder
   encoder: Encoder
-  source: Source
-  fetch: Fetch
+  source: Source  # training images
+  fetch: Fetch  # reads the views of images
   module: PromptContext
-  frozen: Frozen
+  frozen: Frozen  # arrays that a step reads
   optimizer: optax.GradientTransformation
   rate: optax.Schedule
-  steps_per_epoch: int
+  steps_per_epoch: int  # steps that show all images once
   total_steps: int
 
   @property
@@ -134,12 +120,8 @@ def prepare(
 ) -> Run:
   """Opens everything that a run needs, and writes nothing.
 
-  Args:
-    config: settings of the run.
-    folder: folder of the run.
-    encoder: encoder of another run with the same CLIP and devices; opened if None.
-    source: source of another run with the same images; opened if None.
-    frozen: arrays of another run with the same CLIP, names and M; computed if None.
+  `encoder`, `source` and `frozen` are those of another run with the same CLIP and devices, the same
+  images, and the same names and M.
 
   Raises:
     ConfigError, VocabularyError, TokenizeError, FeatureCacheError: one line each.
@@ -179,10 +161,7 @@ def optimizer_of(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """Builds the optimizer and its learning-rate schedule.
 
-  Args:
-    optim: `config.optim`, or an object with its fields; rates, momentum and decay may be traced.
-    steps_per_epoch: steps that show all images once.
-    total_steps: steps of the whole run.
+  `optim` has the fields of `config.optim`, of which rates, momentum and decay may be traced.
   """
   rate = learning_rate(
     schedule=optim.schedule,
@@ -235,9 +214,7 @@ def gather_bank(run: Run, state: TrainState) -> TrainState:
 def build_step(run: Run, correction: str | jax.Array | None = None) -> Any:
   """Builds the training step, which is compiled at its first call.
 
-  Args:
-    run: run.
-    correction: value that replaces `config.correction`.
+  A `correction` replaces `config.correction`.
   """
   config, encoder, contrast = run.config, run.encoder, run.contrast
   if correction is not None:
@@ -293,12 +270,8 @@ def memory_plan(
 ) -> MemoryPlan:
   """Returns `clip.remat` and `clip.n_chunks`, or the automatic choice where they leave it open.
 
-  Args:
-    clip: `config.clip`; activations may take `clip.memory_gib`.
-    text_config: config of the text tower.
-    n_prefix: shared prefix tokens.
-    token_budget: own tokens of the rows of a device.
-    n_times: number of such steps that share the memory.
+  `n_times` such steps share `clip.memory_gib`, each with `token_budget` own tokens of the rows of a
+  device behind `n_prefix` shared ones.
   """
   plan = plan_memory(text_config, n_prefix, token_budget, clip.memory_gib * 2**30 / n_times)
   remat = plan.remat if clip.remat == "auto" else clip.remat

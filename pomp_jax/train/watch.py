@@ -1,4 +1,4 @@
-"""Metrics of a training loop, read without making the device wait.
+"""Metrics of a training loop, read without making the device wait, and the losses that are bad.
 
 Metrics of a step are read while a later window of steps runs: the host never waits for a number
 that the device has yet to compute, except where the loop must know it (before a checkpoint).
@@ -7,7 +7,8 @@ that the device has yet to compute, except where the loop must know it (before a
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import logging
-from typing import Any, SupportsFloat
+import math
+from typing import Any, NamedTuple, SupportsFloat
 
 import jax
 import optax
@@ -15,10 +16,12 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 
 from pomp_jax import hosts
+from pomp_jax.config import Settings
 from pomp_jax.errors import RunError
 from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import Progress
+from pomp_jax.train.batches import input_remedy
 from pomp_jax.train.meter import Meter, Trace, memory
 
 log = logging.getLogger(__name__)
@@ -31,10 +34,99 @@ _WAIT_RATIO, _STARVED_RATIO = 1 / 3, 1 / 2
 _AHEAD = 2
 # Timeout of a Prometheus client that sends no request.
 _CLIENT_SECONDS = 5.0
+# Weight of a step in the running mean loss, and the steps before which no loss counts as a spike.
+_WEIGHT, _STEPS_BEFORE = 0.05, 20
+# Steps of the initial mean loss, and the rise above it, in units of ln(classes), that is a warning.
+_FIRST_STEPS, _RISE = 5, 0.1
 
 
 class TrainingError(RunError, RuntimeError):
   """A training that failed; the message is one line."""
+
+
+class BadLossError(TrainingError):
+  """A loss that is not finite, or a spike, at `step`; one line."""
+
+  def __init__(self, message: str, step: int):
+    super().__init__(message)
+    self.step = step
+
+
+class Expected(NamedTuple):
+  """Bound on the running mean loss of a training that learns."""
+
+  guess: float  # loss where all classes have the same features, in nats; infinite if unknown
+  after: int  # first step at which the bound holds
+  rate: float  # learning rate, `optim.lr`, for the warning
+
+
+class LossMonitor:
+  """Checks the metrics of each step, and warns once if nothing is learned.
+
+  Checkpoints hold its `statistics`, so a resumed run decides like one that was never stopped.
+  """
+
+  def __init__(
+    self,
+    spike: float,
+    statistics: dict[str, Any] | None = None,
+    expected: Expected | None = None,
+  ):
+    """Starts from nothing, or from the statistics of a previous monitor.
+
+    A loss is a spike from `spike` times the running mean on (a step weighs 1/20); with 0, only
+    losses that are not finite are bad.
+    """
+    self._spike, self._expected = spike, expected
+    self._statistics = statistics or {"steps": 0, "loss": 0.0}
+
+  @property
+  def statistics(self) -> dict[str, Any]:
+    """State of the monitor, as JSON."""
+    return dict(self._statistics)
+
+  def __call__(self, step: int, metrics: dict[str, Any]) -> None:
+    """Checks the scalars of one step, `loss` among them; steps come in order.
+
+    Raises:
+      BadLossError: the loss is bad.
+    """
+    for name, value in metrics.items():
+      if not math.isfinite(value):
+        raise BadLossError(f"{name} is {value} at step {step}", step)
+    loss = float(metrics["loss"])
+    steps, mean = self._statistics["steps"], self._statistics["loss"]
+    if self._spike and steps >= _STEPS_BEFORE and loss > self._spike * mean:
+      raise BadLossError(
+        f"loss is {loss:.4g} at step {step}, more than {self._spike:g} times its running mean"
+        f" {mean:.4g}",
+        step,
+      )
+    # A plain mean of the first steps, until the weight of a step would be below 1/20.
+    mean += max(1 / (steps + 1), _WEIGHT) * (loss - mean)
+    # Checkpoints of earlier versions have no first loss.
+    first = mean if steps < _FIRST_STEPS else self._statistics.get("first")
+    self._statistics = {"steps": steps + 1, "loss": mean, "first": first}
+    if self._expected is not None and step >= self._expected.after:
+      self._warn(step)
+
+  def _warn(self, step: int) -> None:
+    """Warns if the running mean is that of a guess, or has risen since the start."""
+    guess, rate = self._expected.guess, self._expected.rate
+    loss, first = self._statistics["loss"], self._statistics["first"]
+    if loss >= guess:
+      problem = f"no better than the {guess:.3g} of a guess"
+    elif first is not None and math.isfinite(guess) and loss > first + _RISE * guess:
+      problem = f"above the {first:.3g} of the first steps"
+    else:
+      return
+    self._expected = None
+    if hosts.is_first():
+      log.warning(
+        "learns_nothing=true step=%d loss=%.3g: %s. config.optim.lr=%g is too high for this CLIP,"
+        " or, if the loss never fell, too low: try %g, or a warmup (config.optim.warmup)",
+        *(step, loss, problem, rate, rate / 3),
+      )
 
 
 class Watch(contextlib.AbstractContextManager):
@@ -48,46 +140,33 @@ class Watch(contextlib.AbstractContextManager):
 
   def __init__(
     self,
+    config: Settings,
     folder: RunFolder,
-    total: int,
-    first: int,
-    every: int,
-    batch_size: int,
-    rate: optax.Schedule,
     check: Callable[[int, dict[str, Any]], None],
     *,
-    profiled: tuple[int, int] | None = None,
-    port: int = 0,
-    host: str = "127.0.0.1",
-    remedy: str = "",
+    first: int,
+    total: int,
+    rate: optax.Schedule,
   ):
     """Opens the scalars, the progress bar and the endpoint.
 
     Args:
+      config: settings of the run.
       folder: folder of the run.
-      total: steps of the whole run.
-      first: steps done before this start.
-      every: steps of a window.
-      batch_size: images per step.
-      rate: learning-rate schedule, for the log.
       check: function of each step and its metrics, called in order; may raise.
-      profiled: first and last step of the profile.
-      port: port of process 0 for Prometheus; 0: none.
-      host: address to listen on.
-      remedy: advice for a run that is input bound; see `batches.input_remedy`.
+      first: steps done before this start.
+      total: steps of the whole run.
+      rate: learning-rate schedule, for the log.
     """
-    self._check = check
-    writes = hosts.is_first()
-    self._folder, self._every, self._batch_size, self._rate = folder, every, batch_size, rate
-    self._total = total
+    self._config, self._check, self._total, self._rate = config, check, total, rate
+    writes, serves = hosts.is_first(), config.prometheus
     self._metrics = MetricsWriter(folder.path, first + 1) if writes else None
     self._progress = Progress(total, first, "step")
-    self._endpoint = _endpoint(host, port) if writes and port else None
-    self._trace = Trace(folder.path / "profile", profiled, first)
+    self._endpoint = _endpoint(serves.host, serves.port) if writes and serves.port else None
+    self._trace = Trace(folder.path / "profile", config.profile_steps or None, first)
     self._pending: list[tuple[int, dict]] = []
     self._done_step = first
-    self._meter, self._own = Meter(), {}
-    self._warned, self._remedy = False, remedy
+    self._meter, self._own, self._warned = Meter(), {}, False
 
   def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
     """Passes the batches through and measures the time that the loop waits for them."""
@@ -103,8 +182,9 @@ class Watch(contextlib.AbstractContextManager):
     if len(self._pending) > _AHEAD:
       jax.block_until_ready(self._pending[-1 - _AHEAD][1])
     self._trace.after(step, metrics)
-    if step % self._every == 0 and len(self._pending) > self._every:
-      self._read(len(self._pending) - self._every)
+    every = self._config.log.every
+    if step % every == 0 and len(self._pending) > every:
+      self._read(len(self._pending) - every)
 
   def flush(self) -> None:
     """Reads all pending metrics, which waits for the device.
@@ -146,7 +226,7 @@ class Watch(contextlib.AbstractContextManager):
     means = {name: sum(float(v[name]) for v in values) / len(values) for name in values[0]}
     means["learning_rate"] = float(self._rate(step - 1))
     self._measure(step)
-    means["images_per_second"] = self._batch_size / self._own["step_seconds"]
+    means["images_per_second"] = self._config.batch_size / self._own["step_seconds"]
     self._write(step, means, self._own)
 
   def _measure(self, step: int) -> None:
@@ -186,7 +266,7 @@ class Watch(contextlib.AbstractContextManager):
     log.warning(
       "input_bound=true step=%d process=%d data_wait_ratio=%.2f starved_ratio=%.2f: the devices"
       " wait for images; %s",
-      *(step, jax.process_index(), wait, starved, self._remedy),
+      *(step, jax.process_index(), wait, starved, input_remedy(self._config)),
     )
 
 
@@ -195,18 +275,10 @@ def _is_done(metrics: dict[str, jax.Array]) -> bool:
 
 
 class Endpoint(contextlib.AbstractContextManager):
-  """Serves gauges `pomp_NAME` to Prometheus, with a label `process` for those of a process.
-
-  Attributes:
-    port: port it listens on.
-  """
+  """Serves gauges `pomp_NAME` to Prometheus, with a label `process` for those of a process."""
 
   def __init__(self, host: str, port: int):
-    """Listens from now on; each open connection has a thread.
-
-    Args:
-      host: address or name of this machine.
-      port: port; 0: any free one.
+    """Listens from now on at `port`, 0 for any free one; each open connection has a thread.
 
     Raises:
       OSError: it can't listen there.
@@ -228,12 +300,7 @@ class Endpoint(contextlib.AbstractContextManager):
     of_run: Mapping[str, SupportsFloat],
     of_processes: Mapping[int, Mapping[str, SupportsFloat]],
   ) -> None:
-    """Replaces the served figures.
-
-    Args:
-      of_run: figures of the whole run by name.
-      of_processes: figures of each process by name; no name is in both.
-    """
+    """Replaces the figures of the run and of each process, by name; no name is in both."""
     self._of_run, self._of_processes = of_run, of_processes
 
   def collect(self) -> Iterator[GaugeMetricFamily]:

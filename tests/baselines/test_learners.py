@@ -15,9 +15,7 @@ import torch
 from torch.nn import functional
 
 from pomp_jax.baselines.cocoop import CoCoOpLearner
-from pomp_jax.baselines.maple import MaPLeLearner
-from pomp_jax.baselines.recognition import Recognition
-from pomp_jax.baselines.vpt import VPTLearner
+from pomp_jax.baselines.visual_tokens import MaPLeLearner, VPTLearner
 from pomp_jax.clip import image_tower, prompted_image_tower, text_tower
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.config import ConfigError
@@ -28,7 +26,12 @@ from pomp_jax.prompt.learner import ContextLearner, ImageLearner
 from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.step import ContrastSettings, create_state, make_train_step
-from pomp_jax.train.methods import frozen_arrays, initial_words, make_learner
+from pomp_jax.train.methods import (
+  compiled_accuracy,
+  frozen_arrays,
+  initial_words,
+  make_learner,
+)
 from tests.support.checks import assert_close
 from tests.support.small_run import settings
 
@@ -172,9 +175,9 @@ def test_loss_and_gradients_equal_torch(tiny, name):
 
 @pytest.mark.parametrize("name", ["cocoop", "vpt_deep", "maple"])
 def test_accuracy_equals_that_of_torchs_logits(tiny, name, monkeypatch):
-  monkeypatch.setattr("pomp_jax.baselines.recognition._CLASSES", 4)
-  monkeypatch.setattr("pomp_jax.baselines.recognition._IMAGES", 5)
-  monkeypatch.setattr("pomp_jax.baselines.recognition._IMAGES_WITH_CLASSES", 3)
+  monkeypatch.setattr("pomp_jax.train.methods._CLASSES", 4)
+  monkeypatch.setattr("pomp_jax.train.methods._IMAGES", 5)
+  monkeypatch.setattr("pomp_jax.train.methods._IMAGES_WITH_CLASSES", 3)
   learner = learner_of(tiny, name)
   params = learner.init(jax.random.key(5))
   with torch.no_grad():
@@ -186,9 +189,9 @@ def test_accuracy_equals_that_of_torchs_logits(tiny, name, monkeypatch):
   labels = logits.argmax(dim=1).numpy().astype(np.int32)
   labels[[1, 4, 6]] = logits.topk(6, dim=1).indices[[1, 4, 6], 5].numpy()
   split = SplitFeatures(names, labels, features.astype(np.float32), np.arange(len(labels)))
-  recognition = Recognition(encoder, learner, per_image=name == "cocoop")
+  accuracy = compiled_accuracy(encoder, learner, per_image=name == "cocoop")
   params, frozen = replicate((params, tiny.frozen), encoder.mesh)
-  found = recognition.accuracy(params, frozen, split, Noise(tiny.images, labels, names))
+  found = accuracy(params, frozen, split, Noise(tiny.images, labels, names))
   assert (found["top1"], found["top5"], found["images"]) == (5 / 8, 5 / 8, 8)
 
 

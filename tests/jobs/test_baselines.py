@@ -13,7 +13,7 @@ from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.inference import named_prompts
 from pomp_jax.inference.metrics import wilson_interval
 from pomp_jax.jobs import baselines, pretrain
-from pomp_jax.train import feature_methods
+from pomp_jax.train import methods
 from pomp_jax.train.watch import TrainingError
 from tests.support.small_run import changed, small_config
 
@@ -50,8 +50,8 @@ def tiny_config(**changes):
 @pytest.fixture(autouse=True)
 def few_texts(monkeypatch):
   """Without the ensembles of 7 and 80 texts, which `test_zero_shot` has."""
-  texts = {name: feature_methods._ZERO_SHOT[name] for name in ("hand_written", "class_name")}
-  monkeypatch.setattr(feature_methods, "_ZERO_SHOT", texts)
+  texts = {name: methods._ZERO_SHOT[name] for name in ("hand_written", "class_name")}
+  monkeypatch.setattr(methods, "_ZERO_SHOT", texts)
 
 
 @pytest.mark.parametrize("method", ["cocoop", "vpt_deep", "maple"])
@@ -97,7 +97,7 @@ def test_zero_shot(monkeypatch, tmp_path):
   """The texts one by one, and the mean of their unit features on the sphere again."""
   texts = ("a {}.", "the {} in a photo", "{}")
   monkeypatch.setattr(
-    feature_methods, "_ZERO_SHOT", {"hand_written": "hand_written", "three": "ensemble:imagenet_7"}
+    methods, "_ZERO_SHOT", {"hand_written": "hand_written", "three": "ensemble:imagenet_7"}
   )
   monkeypatch.setattr(named_prompts, "load_templates", lambda name: texts)
   config = tiny_config(method="zero_shot", **{"eval.images": 200})

@@ -129,7 +129,7 @@ def test_an_interrupted_cache_goes_on_with_the_missing_blocks(
 ):
   small = functools.partial(FeatureBlocks, block_size=5)
   monkeypatch.setattr(batches, "FeatureBlocks", small)
-  monkeypatch.setattr(cache, "_VIEWS", 6)
+  monkeypatch.setattr(batches, "VIEWS", 6)
   folder = tmp_path / "features"
   write, written = FeatureBlocks.write, []
 

@@ -7,7 +7,7 @@ import pytest
 from pomp_jax import world
 from pomp_jax.config import load_job
 from pomp_jax.files import terminal
-from pomp_jax.train import feature_methods
+from pomp_jax.train import methods
 from tests.support.small_run import small_config
 
 SMALL = {"data.n_classes": 30, "k": 10, "batch_size": 8, "steps": 2, "checkpoint.every": 2}
@@ -53,8 +53,8 @@ def talkative(monkeypatch):
   """No time between two lines, silence is looked for at once; fewer texts for a zero-shot CLIP."""
   monkeypatch.setattr(terminal, "_LINE_SECONDS", 0.0)
   monkeypatch.setattr(terminal, "_start_thread", lambda: terminal._open[-1].tick())
-  texts = {name: feature_methods._ZERO_SHOT[name] for name in ("hand_written", "class_name")}
-  monkeypatch.setattr(feature_methods, "_ZERO_SHOT", texts)
+  texts = {name: methods._ZERO_SHOT[name] for name in ("hand_written", "class_name")}
+  monkeypatch.setattr(methods, "_ZERO_SHOT", texts)
 
 
 def lines_of(config, tmp_path, capsys):

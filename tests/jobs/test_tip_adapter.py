@@ -14,7 +14,7 @@ from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.data.views import draw_view, make_view
 from pomp_jax.inference.evaluate import split_features
-from pomp_jax.train import feature_methods
+from pomp_jax.train import methods
 from pomp_jax.train.batches import view_features
 from tests.support.small_run import small_config
 
@@ -50,7 +50,7 @@ def learned(config, encoder, monkeypatch):
     return adapter
 
   monkeypatch.setattr(tip_adapter, "tune", tune)
-  return feature_methods.fit(config, encoder).classifier, given
+  return methods.fit(config, encoder).classifier, given
 
 
 def raw_features(encoder, source, epoch):

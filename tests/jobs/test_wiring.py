@@ -25,7 +25,7 @@ from pomp_jax.config import FIELDS, Settings
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import cache, pretrain
 from pomp_jax.prompt.mesh import make_mesh
-from pomp_jax.train import feature_methods, loop, setup
+from pomp_jax.train import loop, setup
 from pomp_jax.train.resume import leaves_result_as_it_is
 from tests.support.checks import assert_close
 from tests.support.data_files import write_set
@@ -445,6 +445,6 @@ def test_the_best_is_chosen_on_validation_images_and_told_on_test_images(tmp_pat
   _, validated = RunFolder(tmp_path / "run").scalars()["validation_top1"]
   assert validated == [0.0]
   config = config.replace({"method": "linear_probe"})
-  results = feature_methods.run(config, RunFolder(tmp_path / "probe"))
+  results = pretrain.run(config, str(tmp_path / "probe"))
   assert 0.4 < results["top1"]["test"] < 0.6
   assert set(results["found"]["validation_top1"].values()) <= {0.0, 1 / 9}

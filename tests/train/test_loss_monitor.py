@@ -8,7 +8,8 @@ from PIL import Image
 import pytest
 
 from pomp_jax.prompt.loss import guess_loss
-from pomp_jax.train.loss_monitor import BadLossError, Expected, LossMonitor, RollBacks
+from pomp_jax.train.resume import RollBacks
+from pomp_jax.train.watch import BadLossError, Expected, LossMonitor
 from tests.support.clips import write_random_clip
 from tests.support.small_run import small_config, trained
 

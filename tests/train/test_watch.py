@@ -82,12 +82,15 @@ def watch(tmp_path, monkeypatch):
   """A watch of 100 steps whose clock the test moves; the clock."""
   clock = Clock()
   monkeypatch.setattr(watch_module, "Meter", lambda: Meter(clock))
-  with Watch(RunFolder(tmp_path), 100, 0, 5, 8, lambda step: 0.1, check) as watch:
+  with opened(tmp_path) as watch:
     yield watch, clock
 
 
-def check(step, metrics):
-  """Accepts all metrics."""
+def opened(folder, **changes):
+  """A watch of 100 steps, in windows of 5, that accepts all metrics."""
+  config = settings(**{"log.every": 5, "batch_size": 8} | changes)
+  accept, rate = lambda step, metrics: None, lambda step: 0.1
+  return Watch(config, RunFolder(folder), accept, first=0, total=100, rate=rate)
 
 
 METRICS = {"loss": jnp.float32(2), "accuracy": jnp.float32(0.5)}
@@ -218,7 +221,7 @@ def test_a_taken_port_is_a_warning(tmp_path, warnings):
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     port = listener.getsockname()[1]
-    with Watch(RunFolder(tmp_path), 10, 0, 5, 8, lambda step: 0.1, check, port=port):
+    with opened(tmp_path, **{"prometheus.port": port}):
       pass
   (line,) = warnings()
   assert f"prometheus.port={port}" in line
@@ -241,7 +244,7 @@ def test_a_profiler_error_is_a_warning(tmp_path, warnings):
   """Another profile is being recorded."""
   jax.profiler.start_trace(tmp_path / "other")
   try:
-    with Watch(RunFolder(tmp_path), 10, 0, 5, 8, lambda step: 0.1, check, profiled=(1, 2)) as watch:
+    with opened(tmp_path, profile_steps="1+2") as watch:
       for step in (1, 2, 3):
         watch.step(step, METRICS)
   finally:

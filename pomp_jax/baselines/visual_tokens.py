@@ -1,12 +1,15 @@
-"""MaPLe (Khattak et al., 2023): prompts in both towers, the visual ones mapped from the textual.
+"""Learned tokens in the vision tower: VPT (Jia et al., 2022) and MaPLe (Khattak et al., 2023).
 
-The text tower has M vectors before the name, and replaces them before each of its layers 1..J-1.
-The vision tower has M tokens at the same depths, each a linear map of the text's: p_j =
-Linear_j(t_j), D to W. MaPLe trains on pixels. As released, the context starts from the first M = 2
-tokens of "a photo of a", and "of a" precedes each name unchanged (`train.methods.initial_words`).
+Both train on pixels: they can't use features of a frozen image tower. VPT-shallow adds tokens
+before the first layer, VPT-deep new ones before each of J layers; its text features are fixed.
 
-Shapes: B images of a draw, R classes of a device, J layers with prompts, M vectors in each, D width
-of the text tower, W of the vision tower, E embedding.
+MaPLe's text tower has M vectors before the name, and replaces them before each of its layers
+1..J-1. The vision tower has M tokens at the same depths, each a linear map of the text's: p_j =
+Linear_j(t_j), D to W. As released, the context starts from the first M = 2 tokens of "a photo of
+a", and "of a" precedes each name unchanged (`train.methods.initial_words`).
+
+Shapes: B images of a draw, R classes of a device, J layers with tokens, V or M tokens in each, D
+width of the text tower, W of the vision tower, E embedding.
 """
 
 import dataclasses
@@ -17,7 +20,7 @@ import jax.numpy as jnp
 
 from pomp_jax.annotations import Array, Float
 from pomp_jax.baselines.cocoop import dense, init_dense
-from pomp_jax.clip.text import TextTower
+from pomp_jax.clip import TextTower
 from pomp_jax.clip.vision import PromptedImageTower, prompted_image_tower
 from pomp_jax.config import Settings
 from pomp_jax.encoder import Encoder
@@ -26,24 +29,41 @@ from pomp_jax.prompt.learner import Frozen, TextFeatures, available_rows, class_
 
 
 @dataclasses.dataclass(frozen=True)
+class VPTLearner:
+  """{"visual": [J,V,W]}, from N(0, 0.02^2); text features are `Frozen.classes`."""
+
+  image_tower: PromptedImageTower
+  width: int
+  n_tokens: int
+  depth: int  # 1 is VPT-shallow, all layers VPT-deep
+
+  def init(self, key: jax.Array) -> Any:
+    """See `Learner`."""
+    shape = (self.depth, self.n_tokens, self.width)
+    return {"visual": INIT_STDDEV * jax.random.normal(key, shape)}
+
+  def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
+    """See `ImageLearner`."""
+    return self.image_tower(frozen.image, images_B, params["visual"])
+
+  def text_features(
+    self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
+  ) -> TextFeatures:
+    """See `Learner`; a look-up."""
+    del params, image_features_BxE
+    return TextFeatures(frozen.classes[class_ids_R])
+
+
+@dataclasses.dataclass(frozen=True)
 class MaPLeLearner:
-  """{"context": [M,D], "deep": [J-1,M,D], "coupling": {"kernel": [J,D,W], "bias": [J,W]}}.
+  """{"context": [M,D], "deep": [J-1,M,D], "coupling": {"kernel": [J,D,W], "bias": [J,W]}}."""
 
-  Attributes:
-    module: shared context before the name.
-    text_tower: shared tower of `clip.text_tower` with the same budget.
-    image_tower: tower of `clip.prompted_image_tower`.
-    vision_width: width W of the vision tower.
-    depth: layers J with prompts, in both towers.
-    token_budget: token budget; see `prompt.learner.ContextLearner`.
-  """
-
-  module: PromptContext
-  text_tower: TextTower
+  module: PromptContext  # shared context before the name
+  text_tower: TextTower  # shared tower with the same budget
   image_tower: PromptedImageTower
   vision_width: int
-  depth: int
-  token_budget: int | None = None
+  depth: int  # J, in both towers
+  token_budget: int | None = None  # see `prompt.learner.ContextLearner`
 
   def init(self, key: jax.Array) -> Any:
     """See `Learner`; as published, the maps of the deeper layers start equal."""
@@ -86,8 +106,10 @@ def make_learner(
   module: PromptContext,
   text_tower: TextTower,
   token_budget: int | None,
-) -> MaPLeLearner:
+) -> VPTLearner | MaPLeLearner:
   """Builds the learner of a run; see `train.methods.make_learner`."""
   tower = prompted_image_tower(encoder.clip, config.clip.dtype, config.clip.image_chunk)
   width, depth = encoder.clip.config.vision_config.hidden_size, config.prompt.depth
-  return MaPLeLearner(module, text_tower, tower, width, depth, token_budget)
+  if config.method == "maple":
+    return MaPLeLearner(module, text_tower, tower, width, depth, token_budget)
+  return VPTLearner(tower, width, config.prompt.visual_tokens, depth)
