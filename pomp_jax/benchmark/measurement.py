@@ -35,12 +35,7 @@ class ProcessError(RuntimeError):
 
 
 def numbers(field: str, text: str, size: int = 1) -> list[tuple[int, ...]]:
-  """Parses integers separated by "+", or pairs K/N of them.
-
-  Args:
-    field: name of the field in `config.benchmark`, for the error.
-    text: its value.
-    size: integers of a part, 1 or 2.
+  """Parses a field of `config.benchmark`: integers separated by "+", or pairs K/N with size 2.
 
   Raises:
     BenchmarkError: something else.
@@ -57,32 +52,23 @@ def numbers(field: str, text: str, size: int = 1) -> list[tuple[int, ...]]:
 class Measurement:
   """One implementation at one K: a row of `results.json`.
 
-  Attributes:
-    implementation: its name.
-    k: rows of a step.
-    n_classes: N, all classes.
-    tokens: tokens that a step must compute: for `shared` without padding and slack of the budget,
-      for the others all 77 positions.
-    rows_at_a_time: rows in memory together.
-    flops: FLOPs of a step's dense layers, forward and backward through activations.
-    peak_mib: peak temporaries, MiB: of the compiled step with all rows together; for torch the
-      growth of the process with `rows_at_a_time` rows.
-    process_peak_mib: peak resident memory of a process of its own, with `rows_at_a_time` rows, MiB;
-      None on an accelerator.
-    times: seconds of each step.
-    rates: FLOP/s of the large products next to it.
+  `tokens` are those that a step must compute: for `shared` without padding and slack of the budget,
+  for the others all 77 positions. `peak_mib` are the peak temporaries of the compiled step with all
+  rows together; for torch the growth of the process with `rows_at_a_time` rows.
+  `process_peak_mib` is the peak resident memory of a process of its own with as many rows; None on
+  an accelerator.
   """
 
   implementation: str
-  k: int
+  k: int  # rows of a step
   n_classes: int
   tokens: int
-  rows_at_a_time: int
-  flops: float
+  rows_at_a_time: int  # rows in memory together
+  flops: float  # of a step's dense layers, forward and backward through activations
   peak_mib: float | None
   process_peak_mib: float | None = None
-  times: list[float] = dataclasses.field(default_factory=list)
-  rates: list[float] = dataclasses.field(default_factory=list)
+  times: list[float] = dataclasses.field(default_factory=list)  # seconds of each step
+  rates: list[float] = dataclasses.field(default_factory=list)  # FLOP/s of the products next to it
 
   def row(self) -> dict[str, Any]:
     """The figures, medians over the rounds."""

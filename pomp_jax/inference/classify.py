@@ -22,12 +22,7 @@ from pomp_jax.inference.metrics import check_finite
 
 
 class Classifier:
-  """Names and probabilities for images.
-
-  Attributes:
-    names: class names.
-    class_features: unit text features, one row a class [N,E].
-  """
+  """Names and probabilities for images; `class_features` are unit rows [N,E] of the `names`."""
 
   def __init__(
     self, clip: Clip | Encoder, prompt: Prompt | str | os.PathLike, names: Sequence[str]
@@ -47,7 +42,7 @@ class Classifier:
     check_names(names)
     self.names = tuple(names)
     self._encoder = clip if isinstance(clip, Encoder) else Encoder(clip)
-    self.class_features = self._encoder.class_features(names, _opened(prompt))
+    self.class_features = self._encoder.class_features(names, open_prompt(prompt))
     check_finite(self.class_features, "classes")
 
   def probabilities(self, images: Sequence[Image.Image | np.ndarray]) -> Float[np.ndarray, "B N"]:
@@ -86,15 +81,8 @@ def category_features(
 ) -> Float[np.ndarray, "C E"]:
   """Computes text features of a data set's categories, with or without their synonyms.
 
-  With synonyms, a row is the mean of the features of the name and of all its synonyms. Each
-  distinct name is encoded once.
-
-  Args:
-    encoder: CLIP.
-    categories: categories in the order of the rows.
-    prompt: learned prompt, or a template such as "a {}".
-    synonyms: whether to average over synonyms.
-    unit: whether to normalise, both before and after averaging.
+  With synonyms, a row is the mean of the features of the name and of all its synonyms, normalised
+  before and after if `unit`. Each distinct name is encoded once.
 
   Raises:
     PromptFileError: the prompt does not fit the CLIP or the number of categories, or is
@@ -115,7 +103,7 @@ def category_features(
   return means_CxE / np.linalg.norm(means_CxE, axis=-1, keepdims=True) if unit else means_CxE
 
 
-def _opened(prompt: Prompt | str | os.PathLike) -> Prompt | str:
+def open_prompt(prompt: Prompt | str | os.PathLike) -> Prompt | str:
   """Loads a prompt file; returns a prompt or a template unchanged.
 
   Raises:

@@ -43,19 +43,12 @@ _UNREADABLE = -1
 
 
 class SplitFeatures(NamedTuple):
-  """Features of the n readable images of a split.
+  """Features of the n readable images of a split."""
 
-  Attributes:
-    names: class names, N.
-    labels: class of each image.
-    features: unit image features.
-    indices: indices of the images in their source, ascending.
-  """
-
-  names: tuple[str, ...]
+  names: tuple[str, ...]  # of the N classes
   labels: Int[np.ndarray, " n"]
-  features: Float[np.ndarray, "n E"]
-  indices: Int[np.ndarray, " n"]
+  features: Float[np.ndarray, "n E"]  # unit rows
+  indices: Int[np.ndarray, " n"]  # of the images in their source, ascending
 
 
 def split_features(
@@ -100,13 +93,8 @@ def evaluate(
 ) -> dict[str, dict[str, Accuracy]]:
   """Computes top-1 and top-5 of every prompt on every split, over all classes of the split.
 
-  Features of a class that several splits share are computed once a prompt.
-
-  Args:
-    encoder: CLIP.
-    splits: image features by name of the split.
-    prompts: learned prompts or templates by name. A class-specific prompt fits only splits with
-      exactly the classes of its training.
+  Features of a class that several splits share are computed once a prompt. A class-specific prompt
+  fits only splits with exactly the classes of its training.
 
   Returns:
     {split: {prompt: {"images": .., "top1": .., "top1_interval": .., "top5": ..}}}.

@@ -25,17 +25,11 @@ _TAKES = (
 
 
 class NamedPrompt(NamedTuple):
-  """A prompt with its label.
+  """A prompt with its label."""
 
-  Attributes:
-    label: name as written by the user; with the step of a checkpoint, "runs/demo@80".
-    prompt: learned prompt, class features, or the name of hand-written texts.
-    step: step of a checkpoint.
-  """
-
-  label: str
-  prompt: Prompt | ClassFeatures | str
-  step: int | None = None
+  label: str  # name as written by the user; with the step of a checkpoint, "runs/demo@80"
+  prompt: Prompt | ClassFeatures | str  # learned, or the name of hand-written texts
+  step: int | None = None  # of a checkpoint
 
 
 def read_prompts(names: Sequence[str], field: str) -> list[NamedPrompt]:

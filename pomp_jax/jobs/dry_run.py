@@ -114,7 +114,9 @@ def _lines(trial: Settings, job: setup.Run, figures: dict[str, Any]) -> list[str
   memory = "the backend does not say"
   if temporaries is not None:
     memory = f"{arguments:,.0f} MiB of weights and data, {temporaries:,.0f} MiB of temporaries"
-  parts = [f"{name}: {_of(figures[f'step_{name}'])}" for name in _parts_of_step(figures)]
+  # What the step was put together of; nothing where it was measured in whole.
+  names = [name for name in ("images", "classes") if f"step_{name}" in figures]
+  parts = [f"{name}: {_of(figures[f'step_{name}'])}" for name in names]
   cache = figures["feature_cache_bytes"]
   test, classes = figures["test_images"], figures["class_features"]
   rate = trial.batch_size / read.seconds / jax.process_count()
@@ -137,11 +139,6 @@ def _lines(trial: Settings, job: setup.Run, figures: dict[str, Any]) -> list[str
     f" {_hours(figures['training_seconds'])}, validation {_hours(figures['validation_seconds'])},"
     f" evaluation {_hours(figures['evaluation_seconds'])})",
   ]
-
-
-def _parts_of_step(figures: dict[str, Any]) -> list[str]:
-  """What the step was put together of; nothing where it was measured in whole."""
-  return [name for name in ("images", "classes") if f"step_{name}" in figures]
 
 
 def _of(cost: costs.Cost) -> str:

@@ -71,12 +71,7 @@ def check(config: Settings, workdir: str) -> None:
 
 
 def check_prompts(config: Settings, names: Sequence[str], field: str) -> None:
-  """Opens every set and every prompt, and finds out whether they fit.
-
-  Args:
-    config: the whole config; `config.evaluate` names the sets.
-    names: prompts, see `read_prompts`.
-    field: name of the field that holds them.
+  """Checks that the prompts that a field names (see `read_prompts`) fit `config.evaluate`'s sets.
 
   Raises:
     As `check`.
@@ -111,15 +106,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   sets = evaluation_sets(config, encoder.clip.image_size)
   opened, missing = open_everywhere(sets, config.evaluate.skip_missing)
   clip = encoder.clip
-  clip_key = fingerprint(
-    [
-      _VERSION,
-      config.clip.text_tower,
-      config.clip.dtype,
-      clip.settings,
-      *jax.tree.leaves(clip.params),
-    ]
-  )
+  settings = (_VERSION, config.clip.text_tower, config.clip.dtype, clip.settings)
+  clip_key = fingerprint([*settings, *jax.tree.leaves(clip.params)])
   if first:
     folder.create()
     with writing(folder.sets):
@@ -193,14 +181,12 @@ def _results(
   missing: Mapping[str, str],
 ) -> dict[str, Any]:
   sets = {
-    name: {
-      "seconds": of_set["seconds"],
-      "unreadable": of_set["unreadable"],
-      "split": of_set["split"],
+    name: {key: of_set[key] for key in ("seconds", "unreadable", "split")}
+    | {
       "prompts": {
         label: {key: value for key, value in figures.items() if key != "per_class"}
         for label, figures in of_set["prompts"].items()
-      },
+      }
     }
     for name, of_set in done.items()
   }

@@ -11,10 +11,10 @@ from pomp_jax.config import Settings
 from pomp_jax.data.class_lists import check_names, load_class_list
 from pomp_jax.data.images import ImageError, list_images, read_image
 from pomp_jax.data.loader import CorruptDataError
-from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
+from pomp_jax.files.prompt_file import Prompt, check_fits
 from pomp_jax.files.run_folder import RunFolder, write_json
 from pomp_jax.files.terminal import printable, steps_of
-from pomp_jax.inference.classify import Classifier
+from pomp_jax.inference.classify import Classifier, open_prompt
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def check(config: Settings, workdir: str) -> None:
   names = load_class_list(config.predict.names).names
   check_names(names, config.predict.names)
   list_images(config.predict.images)
-  prompt = _prompt(config.predict.prompt)
+  prompt = open_prompt(config.predict.prompt)
   if isinstance(prompt, Prompt):
     width = inputs.clip_config(config.clip.model).text_config.hidden_size
     check_fits(prompt, width, config.clip.model, len(names), config.predict.prompt)
@@ -46,8 +46,7 @@ def run(config: Settings, workdir: str) -> dict:
   """
   settings = config.predict
   encoder = inputs.open_encoder(config)
-  prompt = _prompt(settings.prompt)
-  classifier = Classifier(encoder, prompt, load_class_list(settings.names).names)
+  classifier = Classifier(encoder, settings.prompt, load_class_list(settings.names).names)
   files = list_images(settings.images)
   images, unreadable = {}, {}
   for start in steps_of(range(0, len(files), _BATCH), "predicting", "batches"):
@@ -83,8 +82,3 @@ def run(config: Settings, workdir: str) -> dict:
     folder.create()
     write_json(folder.results, results)
   return results
-
-
-def _prompt(prompt: str) -> Prompt | str:
-  """A template as it is, or the prompt in a file."""
-  return prompt if "{}" in prompt else load_prompt(prompt)

@@ -79,19 +79,16 @@ def summary(values: list[float]) -> dict:
 
 
 def of_seeds(scores: list[Accuracy]) -> dict:
-  """Accuracies of several seeds on the same images: a summary of each, and the mean's interval.
-
-  Args:
-    scores: as `topk_accuracy` has them, one a seed.
+  """Summaries of `topk_accuracy` over several seeds on the same images.
 
   Returns:
     {"images": n, "top1": summary, "top5": summary, "top1_interval": [low, high]}: what n images say
     of the mean top-1. The spread over the seeds is no part of it.
   """
-  found: dict = {metric: summary([one[metric] for one in scores]) for metric in ("top1", "top5")}
-  n_images = scores[0]["images"]
-  interval = wilson_interval(found["top1"]["mean"], n_images)
-  return {"images": n_images, **found, "top1_interval": interval}
+  top1, top5 = (summary([one[metric] for one in scores]) for metric in ("top1", "top5"))
+  images = scores[0]["images"]
+  interval = wilson_interval(top1["mean"], images)
+  return {"images": images, "top1": top1, "top5": top5, "top1_interval": interval}
 
 
 def _gain(prompts: dict) -> dict:

@@ -243,15 +243,9 @@ def process_shards(mesh: Mesh) -> dict[int, tuple[int, int]]:
 
 def on_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict]:
   """Sends each batch to the mesh, while the previous step is computed."""
-  rows = NamedSharding(mesh, P(DATA))
-
-  def send(batch):
-    return {
-      name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()
-    }
-
+  send = functools.partial(jax.make_array_from_process_local_data, NamedSharding(mesh, P(DATA)))
   # Steps are started without waiting for them, so the copy runs beside the previous step.
-  return map(send, batches)
+  return (jax.tree.map(send, batch) for batch in batches)
 
 
 def unreadable_anywhere(found: set[int]) -> list[int]:

@@ -42,16 +42,13 @@ class Meter:
 
     `is_idle` tells whether the device has finished all its work; asked when a batch has arrived.
     """
-    while True:
-      start = self._clock()
-      try:
-        batch = next(batches)
-      except StopIteration:
-        return
+    start = self._clock()
+    for batch in batches:
       self._waited += self._clock() - start
       self._batches += 1
       self._starved += bool(is_idle())
       yield batch
+      start = self._clock()
 
   def measure(self, n_steps: int) -> dict[str, float]:
     """Returns the figures of the n steps, at least 1, since the last call or restart; restarts.

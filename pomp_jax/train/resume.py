@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config import JOBS, ConfigError, Settings
 from pomp_jax.config.declare import current_names
 from pomp_jax.config.fields import flatten
 from pomp_jax.files.checkpoints import Checkpoints
@@ -48,32 +48,14 @@ _FREE_FIELDS = (
 # Fields that follow the number of devices, which may change. A change of the draws is a warning.
 _DEVICE_FIELDS = ("accumulate", "mesh.class_size")
 # Fields of jobs that only read the run's results, or start it.
-_OTHER_JOBS = (
-  "predict.",
-  "evaluate.",
-  "repeat.",
-  "export.",
-  "prepare.",
-  "analyse.",
-  "baselines.",
-  "ablate.",
-  "gradient_bias.",
-  "benchmark.",
-  "regions.",
-  "segment.",
-)
+_OTHER_JOBS = ("regions.", "segment.", *(f"{name}." for name in JOBS))
 
 
 def check_same_run(config: Settings, folder: RunFolder, may_change: Callable[[str], bool]) -> None:
-  """Compares a config with that of the run in a folder, if there is one.
-
-  Args:
-    config: config of this start.
-    folder: folder of the run.
-    may_change: whether a field may have another value now.
+  """Compares the config of this start with that of the run in a folder, if there is one.
 
   Raises:
-    ConfigError: first field with another value that may not change.
+    ConfigError: the first field with another value for which `may_change` is false.
     RunFolderError: `config.json` can't be read.
   """
   # Process 0's folder: the other hosts may have another disk there.
