@@ -231,7 +231,7 @@ def _read_header(path: pathlib.Path) -> RegionHeader:
   stages = check(own, at, "stages", size(LIMITS["S"]), f"1 to {LIMITS['S']}")
   width = check(own, at, "width", size(LIMITS["E"]), f"1 to {LIMITS['E']}")
   scale = check(own, at, "scale", lambda v: number(v) and v > 0, "a number above 0")
-  vector = lambda v: isinstance(v, list) and len(v) == width and all(map(number, v)) and any(v)
+  vector = lambda v: isinstance(v, list) and len(v) == width and all(map(number, v))
   null = check(own, at, "null", lambda v: v is None or vector(v), f"null, or {width} numbers")
   names = lambda v: isinstance(v, list) and all(map(text, v))
   return RegionHeader(

@@ -146,7 +146,6 @@ def test_missing_and_impossible_keys(folder):
     ("width", 0),
     ("activation", "relu"),
     ("scale", 0),
-    ("null", [0.0] * 8),
     ("null", [1.0] * 7),
     ("trained_classes", [1]),
     ("format_version", 2),
