@@ -1,10 +1,187 @@
-"""Standard streams on a disk that is full: /dev/full, in a process of its own."""
+"""Progress in a log and on a terminal; standard streams on a disk that is full (/dev/full)."""
 
+import io
 import pathlib
 import subprocess
 import sys
+import threading
 
+import numpy as np
 import pytest
+
+from pomp_jax import hosts
+from pomp_jax.files import terminal as module
+from pomp_jax.files.terminal import Progress, steps_of, waiting
+
+
+class Clock:
+  """A clock that the test moves."""
+
+  def __init__(self):
+    self.now = 100.0
+
+  def __call__(self):
+    return self.now
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  clock = Clock()
+  monkeypatch.setattr(module, "_now", clock)
+  monkeypatch.setattr(module, "_start_thread", lambda: None)
+  return clock
+
+
+@pytest.fixture
+def lines(capsys):
+  """Lines printed since the last call."""
+  return lambda: capsys.readouterr().err.splitlines()
+
+
+def run(clock, total, seconds_a_step, first_seconds=None, initial=0):
+  with Progress(total, initial, "step") as progress:
+    for step in range(initial + 1, total + 1):
+      first = step == initial + 1 and first_seconds is not None
+      clock.now += first_seconds if first else seconds_a_step
+      progress.update(step, {"grad_norm": 2}, loss=np.float32(1 / 3))
+
+
+def test_a_line_has_metrics_speed_and_remaining_time(clock, lines):
+  run(clock, 1000, 0.5)
+  first, second, *_, last = lines()
+  assert first == "step 20/1000  loss 0.3333  grad_norm 2  2 steps/s  eta 8:10"
+  assert second == "step 40/1000  loss 0.3333  grad_norm 2  2 steps/s  eta 8:00"
+  assert last == "step 1000/1000  loss 0.3333  grad_norm 2  2 steps/s"
+
+
+@pytest.mark.parametrize(
+  ("total", "seconds", "most"), [(100, 0.001, 1), (1000, 0.3, 22), (3600, 1.0, 80)]
+)
+def test_the_number_of_lines(clock, lines, total, seconds, most):
+  run(clock, total, seconds)
+  assert most * 0.7 <= len(lines()) <= most
+
+
+def test_the_first_step_compiles_and_does_not_count_for_the_speed(clock, lines):
+  run(clock, 100, 1.0, first_seconds=50.0)
+  assert lines()[1].endswith("1 steps/s  eta 1:29")
+
+
+def test_reports_that_come_together_give_no_speed(clock, lines):
+  """A loop that reads its metrics a window late reports the last two at its end."""
+  with Progress(20, description="step") as progress:
+    for step, seconds in ((10, 14.0), (20, 0.002)):
+      clock.now += seconds
+      progress.update(step)
+  assert lines()[-1] == "step 20/20"
+
+
+def test_steps_of_an_earlier_start_do_not_count_for_the_speed(clock, lines):
+  run(clock, 1000, 1.0, initial=900)
+  assert lines()[0] == "step 910/1000  loss 0.3333  grad_norm 2  1 steps/s  eta 1:30"
+
+
+def test_nothing_to_do(clock, lines):
+  run(clock, 5, 1.0, initial=5)
+  assert lines() == []
+
+
+def test_hours(clock, lines):
+  with Progress(10_000) as progress:
+    for step in (1, 61):
+      clock.now += 60
+      progress.update(step)
+  assert lines()[1] == "61/10000  1 steps/s  eta 2:45:39"
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+  stream = Terminal()
+  monkeypatch.setattr(sys, "stderr", stream)
+  with Progress(10, 4, "training") as progress:
+    progress.update(10, {"grad_norm": 1}, loss=0.25)
+  text = stream.getvalue()
+  assert "training: 100%" in text and "10/10" in text and "loss=0.25" in text
+  assert "grad_norm" not in text
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.5, []), (4, [3, 6, 9, 10])])
+def test_brief_work_is_shown_once_it_takes_ten_seconds(clock, lines, seconds, shown):
+  with Progress(10, description="images", unit="batches", brief=True) as progress:
+    for step in range(1, 11):
+      clock.now += seconds
+      progress.update(step)
+  found = lines()
+  assert [int(line.split()[1].partition("/")[0]) for line in found] == shown
+  if found:
+    assert found[1] == "images 6/10  0.25 batches/s  eta 0:16"
+
+
+def test_work_that_does_not_report(clock, lines):
+  with waiting("compiling") as progress:
+    for _ in range(30):
+      clock.now += 1
+      progress.tick()
+  assert lines() == [f"compiling  running for 0:{second}" for second in (10, 20, 30)]
+
+
+def test_the_inner_one_is_shown(clock, lines):
+  with Progress(2, description="sets", unit="sets") as outer:
+    clock.now += 9
+    with Progress(4, description="images", brief=True) as inner:
+      clock.now += 11
+      inner.update(2)
+    outer.update(1)
+    assert lines() == ["images 2/4  running for 0:11"]
+    clock.now += 11
+    outer.tick()
+    assert lines() == ["sets 1/2  running for 0:31"]
+  assert not module._open
+
+
+def test_a_loop_that_ends_early_leaves_nothing_open(capsys, monkeypatch):
+  monkeypatch.setattr(module, "_LINE_SECONDS", 0.0)
+
+  def some():
+    for i in steps_of(range(5), "images", "batches"):
+      if i == 2:
+        return
+      with waiting("a part"):
+        pass
+
+  some()
+  assert not module._open
+  shown = [line.split("  ")[0] for line in capsys.readouterr().err.splitlines()]
+  assert [line for line in shown if line != "a part"] == ["images 1/5", "images 2/5"]
+
+
+def test_an_iterator_without_a_length(lines, monkeypatch):
+  monkeypatch.setattr(module, "_LINE_SECONDS", 0.0)
+  assert list(steps_of(iter("ab"), "letters", "letters")) == ["a", "b"]
+  assert lines()[0].startswith("letters  ")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_only_the_first_process_prints(clock, lines, first, monkeypatch):
+  monkeypatch.setattr(hosts, "is_first", lambda: first)
+  with Progress(10) as progress:
+    clock.now += 20
+    progress.update(5)
+    progress.tick()
+    progress.update(10)
+  assert len(lines()) == 2 * first
+
+
+def test_the_thread_ticks(monkeypatch):
+  ticked = threading.Event()
+  monkeypatch.setattr(Progress, "tick", lambda self: ticked.set())
+  with waiting("compiling"):
+    assert ticked.wait(60)
+
 
 ROOT = pathlib.Path(__file__).parents[2]
 _PROGRAM = """
