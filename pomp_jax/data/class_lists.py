@@ -146,10 +146,10 @@ def load_tfds_labels(name: str) -> tuple[tuple[str, ...], Int32[np.ndarray, " T"
 
 
 class Synsets(NamedTuple):
-  """The 21,841 classes of ImageNet-21K (fall 2011), sorted by id.
+  """The 21,841 classes of ImageNet-21K (fall 2011), sorted by WordNet 3.0 id.
 
   Attributes:
-    ids: N WordNet 3.0 ids.
+    ids: N ids.
     lemmas: words of each synset, the most usual first.
     lengths: tokens of "{first lemma}." and EOT under CLIP's tokenizer.
   """

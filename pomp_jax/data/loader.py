@@ -107,11 +107,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     return batch
 
   def note(self, found: Sequence[int]) -> None:
-    """Counts unreadable images, met here or by another process.
-
-    Raises:
-      CorruptDataError: more than allowed.
-    """
+    """Counts unreadable images; CorruptDataError if there are more than allowed."""
     self.unreadable.update(found)
     if len(self.unreadable) > self._allowed:
       last = found[-1] if found else max(self.unreadable)

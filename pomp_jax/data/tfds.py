@@ -133,13 +133,9 @@ class Records:
 
 
 def tfds_splits(dataset: str, root: str | os.PathLike | None = None) -> dict[str, str]:
-  """TFDS's splits for "train", "validation" and "test", if it has them.
+  """TFDS's splits for "train", "validation" and "test", if it has them; see `open_tfds`.
 
   A test split without labels (ImageNet's) is skipped.
-
-  Args:
-    dataset: class list, or TFDS's name of the data set, "name/config:version".
-    root: TFDS's data_dir; None: its default.
 
   Raises:
     SourceError: an unknown data set, or one that is not prepared.

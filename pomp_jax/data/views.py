@@ -180,17 +180,9 @@ def draw_view(
   view: int,
   crop_area: float = CROP_AREA,
 ) -> View:
-  """Draws one view of an image.
+  """Draws one view of an image of width x height pixels under `crop_flip` or `recipe`.
 
-  Args:
-    width: width of the whole image, pixels.
-    height: height of the whole image, pixels.
-    augment: `crop_flip` or `recipe`.
-    seed: random seed of all augmentations, 0 to 2^64 - 1.
-    index: position of the image in its source.
-    epoch: epoch that shows it.
-    view: number of the view, from 0.
-    crop_area: least area of the crop, as a share of the image's, above 0 and at most 1.
+  It depends on the arguments alone; `seed` is 0 to 2^64 - 1. See `Augmentation`.
   """
   # The generator's raw output, which NumPy guarantees never to change, unlike its distributions.
   # The lowest word of the counter counts the draws.

@@ -81,7 +81,7 @@ class Tree:
     if len(roots) != 1:
       raise VocabularyError(f"the tree has {len(roots)} roots, expected 1")
     self.root = int(roots[0])
-    self.longest_depth = self._longest_depth()
+    self.longest_depth = np.zeros(len(self), np.int32)
     self._keys, self.ancestor_distance = self._closure()
     self.ancestors = _grouped(self._keys, len(self.ids))
     self.depth = self.ancestor_distance[self.ancestors.values == self.root]
@@ -162,28 +162,20 @@ class Tree:
       result[part] = choose(common, ancestor, distance, np.cumsum(lengths) - lengths)
     return result.reshape(a_broad.shape)
 
-  def _longest_depth(self) -> Int32[np.ndarray, " n"]:
-    child = np.repeat(np.arange(len(self)), self.parents.lengths)
-    depth = np.zeros(len(self), np.int32)
-    while True:
-      deeper = depth.copy()
-      np.maximum.at(deeper, child, depth[self.parents.values] + 1)
-      if deeper.max() >= len(self):
-        raise VocabularyError("the tree has a cycle")
-      if np.array_equal(deeper, depth):
-        return depth
-      depth = deeper
-
   def _closure(self) -> tuple[Int64[np.ndarray, " A"], Int32[np.ndarray, " A"]]:
     """All pairs as sorted node * n + ancestor, and the length of each pair's shortest path."""
     n = len(self)
     node = ancestor = np.arange(n, dtype=np.int64)
-    levels = [node * n + ancestor]
+    levels: list[np.ndarray] = []
     while len(node):
+      if len(levels) > n:
+        raise VocabularyError("the tree has a cycle")
+      # Paths of a length; the last one that reaches the root is the longest.
+      self.longest_depth[node[ancestor == self.root]] = len(levels)
+      levels.append(node * n + ancestor)
       lengths = self.parents.lengths[ancestor]
       up = self.parents.values[_positions(self.parents.starts[ancestor], lengths)]
-      levels.append(np.unique(np.repeat(node, lengths) * n + up))
-      node, ancestor = np.divmod(levels[-1], n)
+      node, ancestor = np.divmod(np.unique(np.repeat(node, lengths) * n + up), n)
     distances = np.repeat(np.arange(len(levels), dtype=np.int32), [len(keys) for keys in levels])
     # The first level that reaches a pair is its shortest path.
     keys, first = np.unique(np.concatenate(levels), return_index=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import difflib
 import functools
 import logging
 import os
@@ -16,7 +15,7 @@ from pomp_jax.data.class_lists import ClassList, VocabularyError, load_class_lis
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample, half_of_classes
-from pomp_jax.inputs.own_sets import OwnSet, open_own_set, parse_sets, read_sets_file
+from pomp_jax.inputs.own_sets import OwnSet, near_match, open_own_set, parse_sets, read_sets_file
 
 log = logging.getLogger(__name__)
 
@@ -138,9 +137,7 @@ def _named(config: Settings) -> list[str]:
     found += whole if whole and set(whole) <= set(known) else (name,)
   for name in found:
     if name not in known or found.count(name) > 1:
-      near = difflib.get_close_matches(name, known, 1)
-      hint = f" (did you mean {near[0]!r}?)" if near and near[0] != name else ""
-      takes = f"one or more different ones of {', '.join(known)}{hint}"
+      takes = f"one or more different ones of {', '.join(known)}{near_match(name, known)}"
       raise ConfigError("evaluate.sets", name, takes)
   return found or list(suite.sets if suite else ())
 

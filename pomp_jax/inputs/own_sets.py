@@ -10,7 +10,7 @@
 Parsing checks keys and values. Files and folders are read when a set is opened.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import difflib
 import logging
@@ -160,6 +160,12 @@ def open_own_set(own: OwnSet, part: str, image_size: int) -> LabelledSet:
   return labelled
 
 
+def near_match(name: str, known: Iterable[str]) -> str:
+  """A hint at the most similar of the known names, for the end of a message."""
+  near = difflib.get_close_matches(name, list(known), 1)
+  return f" (did you mean {printable(near[0], 80)!r}?)" if near and near[0] != name else ""
+
+
 def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
   if not isinstance(entry, Mapping):
     raise SourceError(f"{where}: entry {number}: got a {type(entry).__name__}, expected a table")
@@ -168,10 +174,8 @@ def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
   of = f"{where}: set {name!r}" if named else f"{where}: set {number}"
   for key in entry:
     if key not in _KEYS:
-      near = difflib.get_close_matches(str(key), _KEYS, 1)
-      hint = f" (did you mean {near[0]!r}?)" if near else ""
-      shown = printable(str(key), 80)
-      raise SourceError(f"{of}: unknown key {shown!r}{hint}; known: {', '.join(_KEYS)}")
+      shown = f"{printable(str(key), 80)!r}{near_match(str(key), _KEYS)}"
+      raise SourceError(f"{of}: unknown key {shown}; known: {', '.join(_KEYS)}")
   if named and name.split()[0] == "mean":
     raise SourceError(f"{of}: key 'name': names of means in tables start with this word")
   if not named:
@@ -202,8 +206,7 @@ def _check(own: OwnSet, of: str) -> None:
     raise SourceError(f"{of}: key {key!r}: got {got}, expected {expected}")
 
   if own.reader not in READERS:
-    near = difflib.get_close_matches(own.reader, READERS, 1)
-    refuse("reader", f"one of {', '.join(READERS)}" + (f"; {near[0]!r}?" if near else ""))
+    refuse("reader", f"one of {', '.join(READERS)}{near_match(own.reader, READERS)}")
   if not own.root:
     refuse("root", "the folder of the images")
   if own.reader == "folder" and own.dataset:
@@ -280,10 +283,8 @@ def _indices(own: OwnSet, classes: ClassList, key: str) -> set[int]:
     if word not in indices_of
   ]
   if unknown:
-    near = difflib.get_close_matches(unknown[0], classes.names, 1)
-    hint = f" (did you mean {printable(near[0], 80)!r}?)" if near else ""
-    shown = printable(unknown[0], 80)
-    raise _wrong(own, key, f"{len(unknown)} names are unknown, such as {shown!r}{hint}")
+    shown = f"{printable(unknown[0], 80)!r}{near_match(unknown[0], classes.names)}"
+    raise _wrong(own, key, f"{len(unknown)} names are unknown, such as {shown}")
   return set().union(*(indices_of[word] for word in normalized_names(names)))
 
 

@@ -11,7 +11,7 @@ import tarfile
 
 import numpy as np
 
-from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list
+from pomp_jax.data.class_lists import ClassList, load_class_list
 from pomp_jax.data.coop import COOP_SETS, open_aircraft, open_coop
 from pomp_jax.data.folder import open_folder, split_folders, subfolders
 from pomp_jax.data.images import ImageError
@@ -252,9 +252,10 @@ def _tars_in_tar(path: pathlib.Path, classes: ClassList) -> list[Tar]:
   try:
     with tarfile.open(path, "r:") as tar:
       found = [
-        Tar(path, member.offset_data, member.size, 0, synset)
+        Tar(path, member.offset_data, member.size, 0, name.stem)
         for member in tar
-        if (synset := _synset(member)) in known
+        if (name := pathlib.PurePosixPath(member.name)).suffix == ".tar" and name.stem in known
+        if member.isreg() and not member.issparse()
       ]
     if found and found[-1].offset + found[-1].size > path.stat().st_size:
       raise SourceError(f"{path}: is truncated")
@@ -262,13 +263,6 @@ def _tars_in_tar(path: pathlib.Path, classes: ClassList) -> list[Tar]:
     hint = "; a .tar.gz has to be extracted (tar -xzf)"
     raise SourceError(f"{path}: not a readable tar file ({error}){hint}") from error
   return found
-
-
-def _synset(member: tarfile.TarInfo) -> str | None:
-  """WordNet id of a member that is a synset's tar."""
-  stem, dot, suffix = pathlib.PurePosixPath(member.name).name.rpartition(".")
-  is_tar = member.isreg() and not member.issparse() and suffix == "tar"
-  return stem if is_tar and SYNSET.fullmatch(stem) else None
 
 
 def _aircraft(path: pathlib.Path, names: str, images_per_class: int) -> Input:

@@ -60,13 +60,7 @@ class Selection:
 def build(
   source: Input, data_dir: str | os.PathLike, selection: Selection, workers: int = 1
 ) -> dict[str, Any]:
-  """Writes a data set, or resumes writing it.
-
-  Args:
-    source: images of the data set.
-    data_dir: TFDS's data_dir; the data set becomes `data_dir/NAME/1.0.0`.
-    selection: choice of each class's images.
-    workers: processes; 1: this one.
+  """Writes a data set to `data_dir/NAME/1.0.0`, or resumes writing it, in worker processes.
 
   Returns:
     Content of `report.json` in the data set's folder: counts, and the unreadable images.
@@ -78,13 +72,21 @@ def build(
   final = pathlib.Path(data_dir) / source.dataset / VERSION
   identity = {"input": source.identity} | dataclasses.asdict(selection)
   if final.exists():
-    return _existing(final, identity)
+    try:
+      report = json.loads((final / "report.json").read_bytes())
+    except (OSError, ValueError) as error:
+      raise PrepareError(f"{final}: found a data set that was not built here") from error
+    _check_identity(final, report.get("built_from"), identity)
+    log.info("%s: is complete; nothing to do", final)
+    return report
   if source.divided:
     selection = dataclasses.replace(selection, held_out=0)
   work = pathlib.Path(data_dir) / f"{source.dataset}.incomplete"
-  _claim(work, identity)
-  parts = work / "parts"
-  parts.mkdir(exist_ok=True)
+  parts, plan = work / "parts", work / "plan.json"
+  parts.mkdir(parents=True, exist_ok=True)
+  if not plan.exists():
+    _write_json(plan, identity)
+  _check_identity(work, json.loads(plan.read_bytes()), identity)
   store = functools.partial(_store, parts=parts, selection=selection)
   stored = 0
   with contextlib.ExitStack() as stack:
@@ -109,32 +111,14 @@ def build(
   return report
 
 
-def _existing(final: pathlib.Path, identity: dict[str, Any]) -> dict[str, Any]:
-  try:
-    report = json.loads((final / "report.json").read_bytes())
-  except (OSError, ValueError) as error:
-    raise PrepareError(f"{final}: found a data set that was not built here") from error
-  if report.get("built_from") != identity:
-    raise PrepareError(
-      f"{final}: exists already (found {report.get('built_from')}, expected {identity})"
-    )
-  log.info("%s: is complete; nothing to do", final)
-  return report
-
-
-def _claim(work: pathlib.Path, identity: dict[str, Any]) -> None:
-  """Records the identity of a new build, and checks that of a resumed one."""
-  plan = work / "plan.json"
-  if not plan.exists():
-    work.mkdir(parents=True, exist_ok=True)
-    with replacing(plan) as file:
-      file.write(json.dumps(identity).encode())
-  found = json.loads(plan.read_bytes())
+def _check_identity(folder: pathlib.Path, found: Any, identity: dict[str, Any]) -> None:
   if found != identity:
-    raise PrepareError(
-      f"{work}: was started from another input (found {found}, expected {identity}); delete it to"
-      " start again"
-    )
+    raise PrepareError(f"{folder}: has another input (found {found}, expected {identity})")
+
+
+def _write_json(path: pathlib.Path, content: Any, indent: int | None = None) -> None:
+  with replacing(path) as file:
+    file.write(json.dumps(content, indent=indent).encode())
 
 
 def _store(task: Task, parts: pathlib.Path, selection: Selection) -> int:
@@ -160,8 +144,7 @@ def _store(task: Task, parts: pathlib.Path, selection: Selection) -> int:
   for split, shard in shards.items():
     shard.close()
     stored[split]["num_bytes"] = shard.num_bytes
-  with replacing(report) as file:
-    file.write(json.dumps({"splits": stored, "unreadable": unreadable}).encode())
+  _write_json(report, {"splits": stored, "unreadable": unreadable})
   return sum(len(split["labels"]) for split in stored.values())
 
 
@@ -237,8 +220,7 @@ def _finish(source: Input, work: pathlib.Path, identity: dict[str, Any]) -> dict
     "n_unreadable": len(unreadable),
     "unreadable": unreadable,
   }
-  with replacing(work / "report.json") as file:
-    file.write(json.dumps(report, indent=2).encode())
+  _write_json(work / "report.json", report, indent=2)
   return report
 
 
@@ -268,11 +250,7 @@ class Shard:
     self.num_bytes += len(record)
 
   def close(self) -> None:
-    """Completes the file.
-
-    Raises:
-      OSError: it can't be written.
-    """
+    """Completes the file."""
     self._writer.close()
     os.replace(self._partial, self._path)
 
@@ -291,15 +269,10 @@ def write_metadata(
   description: str,
   version: str = VERSION,
 ) -> None:
-  """Writes `dataset_info.json`, `features.json` and the label names.
+  """Writes `dataset_info.json`, `features.json` and the label names beside the shards.
 
-  Args:
-    folder: folder of the shards, named by `shard_name`.
-    dataset: name of the data set.
-    label_names: one name a class.
-    splits: name -> records of each shard, and bytes of all records.
-    description: origin and licence of the images.
-    version: last part of the folder's path.
+  `splits` has the records of each shard, and the bytes of all records; `version` is the last part
+  of the folder's path.
   """
   features = tfds.features.FeaturesDict(
     {
