@@ -108,9 +108,6 @@ def load_templates(name: str) -> tuple[str, ...]:
 
   `imagenet` is CLIP's ensemble of 80, `imagenet_7` its subset of seven. The others are named after
   their class list.
-
-  Raises:
-    VocabularyError: unknown name.
   """
   if name not in TEMPLATES:
     raise VocabularyError(f"unknown templates {name!r}; expected one of {', '.join(TEMPLATES)}")

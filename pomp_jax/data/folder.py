@@ -145,19 +145,12 @@ def _warn_of_skipped(folder: str, n_others: int, n_folders: int, first: str) -> 
 def match_classes(
   found: Sequence[str], classes: ClassList, where: str, *, all_classes: bool = True
 ) -> dict[str, int]:
-  """Matches folder or label names with a class list, by name or WordNet id.
+  """Index of the class for each name, of a folder or label, that matches one of a class list.
 
-  Args:
-    found: names of folders or labels; underscores match spaces.
-    classes: class list.
-    where: origin of `found`, for messages.
-    all_classes: whether a class of the list without a match is an error.
-
-  Returns:
-    Index of the class for each of `found` that matches one.
+  It matches by WordNet id or by name, where underscores match spaces.
 
   Raises:
-    SourceError: a class is missing or matched twice, or nothing matches.
+    SourceError: a class is matched twice or (if `all_classes`) missing, or nothing matches.
   """
   index_of = {normalized_name(name): index for index, name in enumerate(classes.names)}
   index_of |= {name: index for index, name in enumerate(classes.names)}

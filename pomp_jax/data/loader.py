@@ -217,13 +217,9 @@ def ordered_batches(
   rows: Int[np.ndarray, " B"],
   threads: int = 2,
 ) -> Iterator[tuple[int, np.ndarray, dict[int, str]]]:
-  """Iterates over every image once, in order, for evaluation.
+  """Iterates over every image once, in order, for evaluation; reads `rows` of each batch.
 
-  Args:
-    source: labelled images.
-    batch_size: G; the last batch is padded with the last image.
-    rows: rows of each batch to read.
-    threads: threads that read ahead.
+  The last batch is padded with the last image.
 
   Yields:
     Index of the batch's first image, images of `rows` (uint8 [B,H,W,3], unreadable ones black), and

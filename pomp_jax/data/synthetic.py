@@ -45,8 +45,8 @@ def _jpeg(seed: int) -> bytes:
 def natural_image(seed: int, height: int, width: int) -> Image.Image:
   """RGB noise with structure at every scale, as in photographs.
 
-  Smooth noise of every octave, 0.7 times as strong at each finer one: a JPEG of
-  500 x 375 pixels and quality 90 has 48 kB.
+  Smooth noise of every octave, 0.7 times as strong at each finer one: a JPEG of 500 x 375 pixels
+  and quality 90 has 48 kB.
   """
   rng = np.random.default_rng(seed)
   total_HxWx3 = np.zeros((height, width, 3), np.float32)

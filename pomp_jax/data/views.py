@@ -74,12 +74,7 @@ class Augmentation:
 
 @dataclasses.dataclass(frozen=True)
 class CachedViews:
-  """Fetches features of views for `data.loader` from a cache.
-
-  Attributes:
-    blocks: features of every view that the augmentation shows.
-    augmentation: views of each epoch.
-  """
+  """Fetches features of views for `data.loader` from a cache of all that the augmentation shows."""
 
   blocks: FeatureBlocks
   augmentation: Augmentation

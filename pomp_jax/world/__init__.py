@@ -48,14 +48,9 @@ class WorldSource:
   def __init__(
     self, split: str, classes: np.ndarray, labels: np.ndarray, positions: np.ndarray, seed: int
   ):
-    """Creates images of some of the split's classes.
+    """Creates images of `classes`, indices in the split's group.
 
-    Args:
-      split: name of the split.
-      classes: int [N], indices of the classes in the split's group.
-      labels: int [n], indices into `classes`.
-      positions: int [n], positions of the images in the split's random stream.
-      seed: random seed of the images.
+    `positions` int [n] are those of the images in the split's random stream.
     """
     group, stream = _SPLITS[split]
     every = class_names(group)

@@ -61,10 +61,8 @@ def write_pictures(
 def write_example_sets(out: pathlib.Path, n_classes: int, images_per_class: int) -> pathlib.Path:
   """Writes the three data sets and `sets.toml`, whose path it returns.
 
-  Args:
-    out: folder to write to.
-    n_classes: classes of `shifted`, and of each half of `mixed`; `known` has four times as many.
-    images_per_class: pictures of each class; `known` has a quarter, but at least one.
+  `shifted` and each half of `mixed` have n_classes. `known` has four times as many, with a quarter
+  of the pictures of each, but at least one.
   """
   write_pictures(out / "known" / "test", "base", 4 * n_classes, max(1, images_per_class // 4))
   for part in ("base", "novel"):

@@ -51,11 +51,7 @@ class Tar:
   synset: str
 
   def open(self) -> StoredImages:
-    """Lists its images, all with label 0; links, folders and other special members are skipped.
-
-    Raises:
-      SourceError: not a tar file, or truncated.
-    """
+    """Lists its images, all with label 0; links, folders and other special members are skipped."""
     end = self.offset + self.size
     found: dict[str, tuple[int, int]] = {}
     try:
