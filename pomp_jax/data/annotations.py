@@ -111,11 +111,28 @@ class Annotations:
       AnnotationError: an object has no segmentation, or one that does not fit its image.
     """
     image = self.images[index]
-    masks = np.zeros((len(self.rows[index]), image.height, image.width), bool)
-    for mask, row in zip(masks, self.rows[index], strict=True):
-      where = f"segmentation of annotation {row.get('id')}"
-      mask[...] = decoded_mask(self.path, where, row.get("segmentation"), *masks.shape[1:])
-    return masks
+    rles = self.run_lengths(index)
+    if not rles:
+      return np.zeros((0, image.height, image.width), bool)
+    return np.stack([mask_api.decode(rle).astype(bool) for rle in rles])
+
+  def run_lengths(self, index: int) -> list[dict[str, Any]]:
+    """The same masks as RLE, for faster-coco-eval.
+
+    Raises:
+      AnnotationError: as `masks`.
+    """
+    image = self.images[index]
+    return [
+      run_lengths(
+        self.path,
+        f"segmentation of annotation {row.get('id')}",
+        row.get("segmentation"),
+        image.height,
+        image.width,
+      )
+      for row in self.rows[index]
+    ]
 
   def image_path(self, index: int, root: str | os.PathLike) -> pathlib.Path:
     """File of an image below a folder."""
@@ -182,10 +199,10 @@ def annotations_of(
   return Annotations(path, tuple(words), ids, synonyms, frequencies, tuple(images), tuple(by_image))
 
 
-def decoded_mask(
+def run_lengths(
   path: str | os.PathLike, where: str, segmentation: Any, height: int, width: int
-) -> Bool[np.ndarray, "H W"]:
-  """Decodes polygons or RLE.
+) -> dict[str, Any]:
+  """RLE of polygons or RLE of any kind, as `faster_coco_eval.core.mask` takes it.
 
   Args:
     path: file, for the message.
@@ -201,15 +218,17 @@ def decoded_mask(
   check_segmentation(path, where, segmentation, height, width)
   try:
     rle = mask_api.segmToRle(_as_bytes(segmentation), width, height)
-    return mask_api.decode(rle).astype(bool)
+    if isinstance(segmentation, dict):
+      mask_api.decode(rle)  # raises if the runs do not add up to H x W
   except Exception as error:  # the library's errors share no base
     _refuse(path, where, f"damaged ({error})", f"polygons or RLE of {height} x {width}")
+  return rle
 
 
 def check_segmentation(
   path: str | os.PathLike, where: str, segmentation: Any, height: int, width: int
 ) -> None:
-  """Checks the form of polygons or RLE without decoding them; see `decoded_mask`."""
+  """Checks the form of polygons or RLE without decoding them; see `run_lengths`."""
   if isinstance(segmentation, dict):
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if size != [height, width]:

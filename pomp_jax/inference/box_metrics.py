@@ -156,13 +156,14 @@ def _ground_truth(annotations: Annotations, kind: str) -> dict[str, Any]:
         "not_exhaustive_category_ids": list(image.not_exhaustive),
       }
     )
-    masks = annotations.masks(index) if kind == "mask" else [None] * len(annotations.rows[index])
-    for row, mask in zip(annotations.rows[index], masks, strict=True):
+    own_rows = annotations.rows[index]
+    rles = annotations.run_lengths(index) if kind == "mask" else [None] * len(own_rows)
+    for row, rle in zip(own_rows, rles, strict=True):
       area = row.get("area", row["bbox"][2] * row["bbox"][3])
       own = {"id": len(rows) + 1, "image_id": image.id, "category_id": row["category_id"]}
       own |= {"bbox": row["bbox"], "area": area, "iscrowd": int(row.get("iscrowd", 0))}
-      if mask is not None:
-        own["segmentation"] = mask_api.encode(np.asfortranarray(mask, np.uint8))
+      if rle is not None:
+        own["segmentation"] = rle
       rows.append(own)
   categories = [
     {"id": number, "name": name, "frequency": frequency}

@@ -11,7 +11,7 @@ from faster_coco_eval.core import mask as mask_api
 from jaxtyping import Int32
 import numpy as np
 
-from pomp_jax.data.annotations import Annotations, decoded_mask
+from pomp_jax.data.annotations import Annotations, run_lengths
 from pomp_jax.files.class_features import read_json
 from pomp_jax.regions.files import (
   LIMITS,
@@ -74,18 +74,20 @@ class RegionResults:
     """
     rows = sorted(self._rows.get(key, {}).values(), key=lambda row: -row["score"])
     where = f"a segmentation of image {key}"
-    decoded = [
-      decoded_mask(self._path, where, row["segmentation"], height, width)
+    rles = [
+      run_lengths(self._path, where, row["segmentation"], height, width)
       if row.get("segmentation")
       else None
       for row in rows
     ]
     boxes = np.zeros((len(rows), 4), np.float64)
     for i, row in enumerate(rows):
-      boxes[i] = row["bbox"] if "bbox" in row else _mask_box(decoded[i])
+      boxes[i] = row["bbox"] if "bbox" in row else mask_api.toBbox(rles[i])
     boxes[:, 2:] += boxes[:, :2]
     scores = np.minimum([row["score"] for row in rows], 1.0).astype(np.float32)
-    masks = np.stack(decoded) if rows and all(mask is not None for mask in decoded) else None
+    masks = None
+    if rles and None not in rles:
+      masks = np.stack([mask_api.decode(rle).astype(bool) for rle in rles])
     return Regions(boxes_inside(self._path, boxes, height, width), scores, masks)
 
 
