@@ -218,8 +218,10 @@ def run_lengths(
   check_segmentation(path, where, segmentation, height, width)
   try:
     rle = mask_api.segmToRle(_as_bytes(segmentation), width, height)
-    if isinstance(segmentation, dict):
-      mask_api.decode(rle)  # raises if the runs do not add up to H x W
+    # Some versions of the library read runs of any length.
+    runs = _runs(rle["counts"]) if isinstance(segmentation, dict) else [height * width]
+    if min(runs, default=0) < 0 or sum(runs) != height * width:
+      raise ValueError(f"runs of {sum(runs)} pixels")
   except Exception as error:  # the library's errors share no base
     _refuse(path, where, f"damaged ({error})", f"polygons or RLE of {height} x {width}")
   return rle
@@ -246,6 +248,26 @@ def check_segmentation(
     points = np.array(polygon, np.float64).reshape(-1, 2)
     if (points < -_SLACK).any() or (points - _SLACK > [width, height]).any():
       _refuse(path, where, "a polygon outside the image", f"points in {width} x {height}")
+
+
+def _runs(counts: bytes) -> list[int]:
+  """Run lengths of COCO's string, whose characters hold five bits each, the lowest first.
+
+  32 says that more follow, and 16 of the last is the sign. The fourth run and later ones are
+  differences to the run two before.
+  """
+  runs, value, shift = [], 0, 0
+  for character in counts:
+    bits = character - 48
+    value |= (bits & 31) << shift
+    shift += 5
+    if shift > 60:
+      raise ValueError("a run without an end")
+    if not bits & 32:
+      value -= (bits & 16) << (shift - 4)
+      runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+      value = shift = 0
+  return runs
 
 
 def _as_bytes(segmentation: Any) -> Any:

@@ -98,9 +98,11 @@ def average_precision(
   # A detection's area is that of what is compared.
   for row in found:
     row.pop("segmentation" if kind == "box" else "bbox", None)
-  truth = COCO(_ground_truth(annotations, kind))
+  value = _ground_truth(annotations, kind)
+  truth = COCO(value)
+  detected = truth.loadRes(found) if found else COCO(value | {"annotations": []})
   evaluation = COCOeval_faster(
-    truth, truth.loadRes(found), _KINDS[kind], lvis_style=lvis, print_function=_silent
+    truth, detected, _KINDS[kind], lvis_style=lvis, print_function=_silent
   )
   evaluation.params.maxDets = [most] if lvis else [1, 10, most]
   evaluation.evaluate()
