@@ -23,7 +23,7 @@ from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.learner import Frozen, class_sequences
 from pomp_jax.prompt.loss import normalize
-from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh, replicate
+from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh, replicate, split_rows
 
 
 class Encoder:
@@ -241,10 +241,8 @@ class Encoder:
     results: list = []
     sizes: list[int] = []
     n_chunks = -(-len(rows) // self._chunk_size(len(rows)))
-    sharding = NamedSharding(self.mesh, P((DATA, CLASS)))
     for full, n_real in steps_of(self._chunks(rows), what, "chunks", n_chunks):
-      place = functools.partial(np.ndarray.__getitem__, full)
-      results.append(compute(jax.make_array_from_callback(full.shape, sharding, place)))
+      results.append(compute(split_rows(full, self.mesh)))
       sizes.append(n_real)
       # Fetched one chunk late, so that the device computes the next one meanwhile.
       results[-2:-1] = map(np.asarray, results[-2:-1])

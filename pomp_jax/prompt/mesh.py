@@ -40,3 +40,13 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
   return jax.tree.map(place, tree)
+
+
+def split_rows(tree: Any, mesh: Mesh) -> Any:
+  """Splits the first axis of a tree's arrays, equal on all hosts, over the devices of the mesh."""
+  sharding = NamedSharding(mesh, P((DATA, CLASS)))
+
+  def place(leaf):
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda part: leaf[part])
+
+  return jax.tree.map(place, tree)

@@ -8,13 +8,11 @@ import functools
 from typing import NamedTuple
 
 import jax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
 from pomp_jax.encoder import Encoder, map_rows
-from pomp_jax.prompt.mesh import CLASS, DATA, replicate
+from pomp_jax.prompt.mesh import replicate, split_rows
 from pomp_jax.regions.crops import CropSettings, crop_region, pixel_ranges
 
 # Crops that a device makes together; more would hold more copies of an image.
@@ -121,21 +119,17 @@ class RegionEncoder:
       ranges_Rx4[number] = pixel_ranges(box, height, width, self.settings)[0]
       if mask_RxHxW is not None:
         mask_RxHxW[number, :height, :width] = masks[image][region]
-    sharding = NamedSharding(self.encoder.mesh, P((DATA, CLASS)))
-
-    def split(array):
-      return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
-
-    regions = _Rows(*jax.tree.map(split, (slot_R, ranges_Rx4, mask_RxHxW)))
-    return *replicate((pixels, sizes), self.encoder.mesh), regions
+    mesh = self.encoder.mesh
+    regions = _Rows(slot_R, ranges_Rx4, mask_RxHxW)
+    return *replicate((pixels, sizes), mesh), split_rows(regions, mesh)
 
 
 class _Rows(NamedTuple):
   """Rows of a chunk: number of the image, pixel range, mask or None."""
 
-  slot_R: jax.Array
-  ranges_Rx4: jax.Array
-  mask_RxHxW: jax.Array | None
+  slot_R: np.ndarray | jax.Array
+  ranges_Rx4: np.ndarray | jax.Array
+  mask_RxHxW: np.ndarray | jax.Array | None
 
 
 def _crops(images_NxHxWx3, sizes_Nx2, regions: _Rows, settings: CropSettings):

@@ -1,0 +1,269 @@
+"""Label maps without regions: dense CLIP features of windows under class matrices.
+
+Shapes: B images, N windows of an image, h and w patches of a window, H and W sides of an image in
+pixels, S names of all classes, C classes, E embedding.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int, Int32, UInt8
+import numpy as np
+
+from pomp_jax.clip import RECIPES, dense_tower
+from pomp_jax.encoder import Encoder, map_rows
+from pomp_jax.inference.class_matrix import ClassMatrix
+from pomp_jax.inference.pamr import pamr
+from pomp_jax.prompt.mesh import split_rows
+
+# Images are padded to multiples of this many pixels, for fewer compilations.
+_BUCKET = 128
+# Longest side of a resized image, as in mmsegmentation's configs of the recipes.
+_LONGEST = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseSettings:
+  """How an image becomes a label map.
+
+  Attributes:
+    recipe: name in `clip.RECIPES`.
+    size: shorter side of the resized image, pixels; 0: as it is.
+    window: side of a window, pixels; 0: the whole image, compiled for each size of image.
+    stride: distance of windows, pixels.
+    logit_scale: factor on cosines.
+    pamr: steps of PAMR.
+    background_below: a pixel whose highest probability is lower has class 0.
+  """
+
+  recipe: str = "naclip"
+  size: int = 336
+  window: int = 224
+  stride: int = 112
+  logit_scale: float = 40.0
+  pamr: int = 0
+  background_below: float = 0.0
+
+
+class _Windows(NamedTuple):
+  """A resized image, the corners y0, x0 of its windows, and their height and width."""
+
+  image_HxWx3: UInt8[np.ndarray, "H W 3"]
+  corners_Nx2: Int[np.ndarray, "N 2"]
+  sides: tuple[int, int]
+
+
+class DenseSegmenter:
+  """Label maps of images of any size under several prompts; patch features are computed once."""
+
+  def __init__(
+    self, encoder: Encoder, settings: DenseSettings, *, dtype: str = "float32", chunk: int = 16
+  ):
+    """Takes a CLIP; compiles on first use.
+
+    Args:
+      encoder: the CLIP.
+      settings: how an image becomes a label map.
+      dtype: compute type of the tower, see `clip.precision`.
+      chunk: windows in the tower at a time, over all devices.
+
+    Raises:
+      ClipError: the CLIP has a ResNet.
+    """
+    self._encoder, self._settings = encoder, settings
+    self._chunk = -(-chunk // encoder.mesh.size) * encoder.mesh.size
+    tower = dense_tower(encoder.clip, RECIPES[settings.recipe], dtype)
+    self._tower = map_rows(encoder.mesh, tower, n_replicated=1)
+
+  def label_maps(
+    self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], matrices: Sequence[ClassMatrix]
+  ) -> Iterator[list[Int32[np.ndarray, "_ _"]]]:
+    """Yields for each image its label maps, classes [H,W], one under each class matrix."""
+    settings = self._settings
+    cut = [self._cut(image) for image in images]
+    for image, windows, patches in zip(images, cut, self._patch_features(cut), strict=True):
+      height, width = image.shape[:2]
+      inputs = *_inputs(windows, patches), np.array([height, width])
+      yield [
+        np.asarray(
+          _label_map(
+            *inputs,
+            matrix.features,
+            np.repeat(np.arange(len(matrix.starts)), _counts(matrix)),
+            settings.logit_scale,
+            settings.background_below,
+            settings.pamr,
+            sides=windows.sides,
+            out=_padded(height, width),
+            n_classes=len(matrix.starts),
+            refine=settings.pamr > 0,
+          )
+        )[:height, :width]
+        for matrix in matrices
+      ]
+
+  def _cut(self, image: UInt8[np.ndarray, "_ _ 3"]) -> _Windows:
+    """Resizes an image and places its windows."""
+    settings = self._settings
+    if settings.size:
+      short, long = sorted(image.shape[:2])
+      factor = min(settings.size / short, _LONGEST / long)
+      for axis in (0, 1):
+        side = image.shape[axis]
+        image = resize(image, axis, taps(int(side * factor + 0.5), side))
+      image = np.rint(image).astype(np.uint8)
+    sides = tuple(min(settings.window or side, side) for side in image.shape[:2])
+    return _Windows(image, windows(image.shape[:2], sides, settings.stride), sides)
+
+  def _patch_features(self, cut: Sequence[_Windows]) -> list[Float[np.ndarray, "N h w E"]]:
+    """Unit patch features; windows of the same sides share chunks."""
+    patch = self._encoder.clip.config.vision_config.patch_size
+    results: list = [None] * len(cut)
+    for sides in dict.fromkeys(one.sides for one in cut):
+      height, width = (side // patch * patch for side in sides)
+      members = [number for number, one in enumerate(cut) if one.sides == sides]
+      pixels = np.stack(
+        [
+          cut[number].image_HxWx3[y : y + height, x : x + width]
+          for number in members
+          for y, x in cut[number].corners_Nx2
+        ]
+      )
+      features = self._features(pixels)
+      counts = [len(cut[number].corners_Nx2) for number in members]
+      for number, part in zip(members, np.split(features, np.cumsum(counts)[:-1]), strict=True):
+        results[number] = part
+    return results
+
+  def _features(self, pixels_NxHxWx3: np.ndarray) -> np.ndarray:
+    """The tower in chunks of one size."""
+    n_windows = len(pixels_NxHxWx3)
+    results = []
+    for start in range(0, n_windows, self._chunk):
+      rows = np.arange(start, start + self._chunk) % n_windows
+      placed = split_rows(pixels_NxHxWx3[rows], self._encoder.mesh)
+      results.append(self._tower(self._encoder.vision_params, placed))
+    return np.concatenate([np.asarray(part) for part in results])[:n_windows]
+
+
+def windows(shape: tuple[int, ...], sides: tuple[int, ...], stride: int) -> Int[np.ndarray, "N 2"]:
+  """Corners y0, x0 of windows that cover an image; the last of a line ends at the border.
+
+  Args:
+    shape: height and width of the image.
+    sides: height and width of a window, at most the image's.
+    stride: distance of windows, pixels.
+  """
+  y, x = (
+    np.minimum(np.arange(-(-(length - side) // stride) + 1) * stride, length - side)
+    for length, side in zip(shape, sides, strict=True)
+  )
+  return np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+class Taps(NamedTuple):
+  """Two old pixels of each new one, and the second one's weight."""
+
+  low: Any
+  high: Any
+  weight: Any
+
+
+def taps(n_out: int, n_in, length=None, xp=np) -> Taps:
+  """Bilinear samples of a line, as torch's `interpolate` without align_corners and antialias.
+
+  Args:
+    n_out: number of new pixels.
+    n_in: number of old pixels; may be traced.
+    length: number of new pixels that n_in are spread over, n_out if None; may be traced. New pixels
+      beyond repeat the last.
+    xp: numpy or jax.numpy.
+  """
+  length = n_out if length is None else length
+  position = xp.maximum((xp.arange(n_out) + 0.5) * (n_in / length) - 0.5, 0)
+  low = xp.minimum(xp.floor(position), n_in - 1).astype(int)
+  return Taps(low, xp.minimum(low + 1, n_in - 1), xp.minimum(position - low, 1))
+
+
+def resize(array, axis: int, taps: Taps):
+  """Resamples one axis of an array."""
+  weight = taps.weight.reshape(-1, *[1] * (array.ndim - axis % array.ndim - 1)).astype(np.float32)
+  return array.take(taps.low, axis) * (1 - weight) + array.take(taps.high, axis) * weight
+
+
+def _counts(matrix: ClassMatrix) -> np.ndarray:
+  """Number of names of each class."""
+  return np.diff(matrix.starts, append=len(matrix.features))
+
+
+def _padded(*sides: int) -> tuple[int, ...]:
+  return tuple(_BUCKET * -(-side // _BUCKET) for side in sides)
+
+
+def _inputs(cut: _Windows, patches_NxhxwxE: np.ndarray) -> tuple:
+  """First arguments of `_label_map`, padded to few different shapes."""
+  n_windows = len(patches_NxhxwxE)
+  padding = (1 << (n_windows - 1).bit_length()) - n_windows
+  patches = jnp.asarray(np.pad(patches_NxhxwxE, ((0, padding), *[(0, 0)] * 3)))
+  corners_Nx2 = np.pad(cut.corners_Nx2, ((0, padding), (0, 0)))
+  height, width = cut.image_HxWx3.shape[:2]
+  padded = _padded(height, width)
+  image = np.zeros((*padded, 3), np.uint8)
+  image[:height, :width] = cut.image_HxWx3
+  covered = np.zeros(padded, np.float32)
+  for y, x in cut.corners_Nx2:
+    covered[y : y + cut.sides[0], x : x + cut.sides[1]] += 1
+  return patches, corners_Nx2, n_windows, image, np.maximum(covered, 1), np.array([height, width])
+
+
+@functools.partial(jax.jit, static_argnames=("sides", "out", "n_classes", "refine"))
+def _label_map(
+  patches_NxhxwxE,
+  corners_Nx2,
+  n_windows,
+  image_HxWx3,
+  covered_HxW,
+  shape_2,
+  out_shape_2,
+  text_SxE,
+  class_S,
+  logit_scale,
+  below,
+  steps,
+  *,
+  sides,
+  out,
+  n_classes,
+  refine,
+):
+  """Classes of the pixels of the original image, with its padding.
+
+  Cosines of each window's patches are resized to the window, averaged where windows overlap,
+  resized to the original image, refined, and their softmax over all names is taken.
+  """
+
+  def add(number, total_SxHxW):
+    with jax.default_matmul_precision("highest"):
+      cosine = jnp.einsum("hwe,se->shw", patches_NxhxwxE[number], text_SxE)
+    for axis in (1, 2):
+      cosine = resize(cosine, axis, taps(sides[axis - 1], cosine.shape[axis], xp=jnp))
+    corner = 0, *corners_Nx2[number]
+    old = jax.lax.dynamic_slice(total_SxHxW, corner, cosine.shape)
+    return jax.lax.dynamic_update_slice(total_SxHxW, old + cosine, corner)
+
+  scores = jnp.zeros((len(text_SxE), *covered_HxW.shape), jnp.float32)
+  scores = jax.lax.fori_loop(0, n_windows, add, scores) / covered_HxW
+  line = [taps(n, shape_2[i], out_shape_2[i], xp=jnp) for i, n in enumerate(out)]
+  scores = resize(resize(scores, 1, line[0]), 2, line[1])
+  if refine:
+    image = image_HxWx3.astype(jnp.float32)
+    scores = pamr(scores, resize(resize(image, 0, line[0]), 1, line[1]), out_shape_2, steps)
+  probability = jax.nn.softmax(logit_scale * scores, axis=0)
+  if n_classes < len(text_SxE):
+    probability = jax.ops.segment_max(probability, class_S, n_classes, indices_are_sorted=True)
+  labels = probability.argmax(axis=0).astype(jnp.int32)
+  return jnp.where(probability.max(axis=0) < below, 0, labels)

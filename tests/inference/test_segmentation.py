@@ -1,0 +1,178 @@
+"""Label maps of windows against a re-statement of NACLIP's pipeline in torch."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from pomp_jax.clip import RECIPES, dense_tower
+from pomp_jax.encoder import Encoder
+from pomp_jax.inference.class_matrix import ClassMatrix
+from pomp_jax.inference.pamr import pamr
+from pomp_jax.inference.segmentation import DenseSegmenter, DenseSettings, resize, taps, windows
+
+WINDOW, STRIDE, PATCH = 32, 16, 8
+
+
+def _image(height, width, seed=0):
+  """Smooth colours, so that labels form areas and PAMR has edges to follow."""
+  noise = np.random.default_rng(seed).random((1, 3, 6, 7))
+  smooth = functional.interpolate(torch.as_tensor(noise), size=(height, width), mode="bilinear")
+  return (255 * smooth[0].permute(1, 2, 0)).round().numpy().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def matrix(clip_and_torch):
+  """Four classes with 3, 1, 2 and 1 names, in directions in which patches differ."""
+  clip, _ = clip_and_torch
+  tower = jax.jit(dense_tower(clip, RECIPES["naclip"]))
+  patches = np.array(tower(clip.vision_params, _image(64, 64, seed=1)[None])).reshape(64, -1)
+  rows = (patches - patches.mean(axis=0))[::10]
+  return ClassMatrix(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.array([0, 3, 4, 6]))
+
+
+def _torch_pamr(scores, image, steps):
+  """Neighbours by `unfold` of the replicated border, in float64."""
+
+  def around(maps, with_center):
+    found = []
+    for dilation in (8, 16):
+      padded = functional.pad(maps[None], [dilation] * 4, mode="replicate")
+      columns = functional.unfold(padded, 3, dilation=dilation)
+      columns = columns.view(maps.shape[0], 9, *maps.shape[1:])
+      keep = [i for i in range(9) if with_center or i != 4]
+      found.append(columns[:, keep])
+    return torch.cat(found, dim=1)
+
+  scores, image = scores.double(), image.double()
+  deviation = around(image, True).std(1, keepdim=True)
+  affinity = -(around(image, False) - image[:, None]).abs() / (1e-8 + 0.1 * deviation)
+  weights = affinity.mean(0).softmax(0)
+  for _ in range(steps):
+    scores = (around(scores, False) * weights).sum(1)
+  return scores
+
+
+def _expected(clip, image, matrix, settings):
+  """Steps of NACLIP's `forward_slide`, `predict` and `postprocess_result`."""
+  tower = jax.jit(dense_tower(clip, RECIPES[settings.recipe]))
+  if settings.size:
+    factor = settings.size / min(image.shape[:2])
+    sides = [int(side * factor + 0.5) for side in image.shape[:2]]
+  else:
+    sides = image.shape[:2]
+  pixels = torch.as_tensor(image).permute(2, 0, 1)[None].double()
+  small = functional.interpolate(pixels, size=sides, mode="bilinear").round()
+  height, width = sides
+  crop = [min(settings.window or side, side) for side in sides]
+  total, count = torch.zeros(len(matrix.features), height, width), torch.zeros(height, width)
+  for row in range(max(height - crop[0] + settings.stride - 1, 0) // settings.stride + 1):
+    for column in range(max(width - crop[1] + settings.stride - 1, 0) // settings.stride + 1):
+      y = min(row * settings.stride + crop[0], height) - crop[0]
+      x = min(column * settings.stride + crop[1], width) - crop[1]
+      part = small[0, :, y : y + crop[0], x : x + crop[1]].permute(1, 2, 0).byte().numpy()
+      # A convolution of stride 8 drops the remainder.
+      part = part[: crop[0] // PATCH * PATCH, : crop[1] // PATCH * PATCH]
+      features = np.array(tower(clip.vision_params, part[None])[0])
+      cosine = torch.as_tensor(features @ matrix.features.T).permute(2, 0, 1)[None]
+      total[:, y : y + crop[0], x : x + crop[1]] += functional.interpolate(
+        cosine, size=crop, mode="bilinear"
+      )[0]
+      count[y : y + crop[0], x : x + crop[1]] += 1
+  out = image.shape[:2]
+  scores = functional.interpolate((total / count)[None], size=out, mode="bilinear")[0]
+  if settings.pamr:
+    guide = functional.interpolate(small, size=out, mode="bilinear")[0]
+    scores = _torch_pamr(scores, guide, settings.pamr)
+  probability = (scores * settings.logit_scale).softmax(0)
+  ends = [*matrix.starts[1:], len(matrix.features)]
+  classes = [probability[a:b].max(0)[0] for a, b in zip(matrix.starts, ends, strict=True)]
+  best, labels = torch.stack(classes).max(0)
+  labels[best < settings.background_below] = 0
+  return labels.numpy()
+
+
+@pytest.mark.parametrize(
+  "shape, settings",
+  [
+    ((50, 75), DenseSettings(size=40, window=WINDOW, stride=STRIDE)),
+    ((50, 75), DenseSettings(size=40, window=WINDOW, stride=STRIDE, pamr=3)),
+    ((131, 40), DenseSettings("sclip", 0, WINDOW, 24, background_below=0.3)),
+    ((45, 92), DenseSettings("clearclip", 0, 0, STRIDE)),
+    ((20, 45), DenseSettings("maskclip", 0, WINDOW, STRIDE)),
+  ],
+  ids=["resized", "refined", "background", "whole image", "lower than a window"],
+)
+def test_label_maps_equal_naclips_pipeline(clip_and_torch, matrix, shape, settings):
+  clip, _ = clip_and_torch
+  image = _image(*shape)
+  expected = _expected(clip, image, matrix, settings)
+  segmenter = DenseSegmenter(Encoder(clip), settings, chunk=8)
+  other = ClassMatrix(matrix.features[::-1].copy(), np.arange(7))
+  maps = list(segmenter.label_maps([image, image[::-1].copy()], [matrix, other]))
+  assert [[one.shape for one in each] for each in maps] == [[shape] * 2] * 2
+  assert len(np.unique(expected)) > 1
+  # Rounding decides pixels on the line between two classes.
+  assert (maps[0][0] == expected).mean() > 0.995
+  plain = _expected(clip, image, other, settings)
+  assert (maps[0][1] == plain).mean() > 0.995
+
+
+def test_a_stride_of_a_window_gives_tiles(clip_and_torch, matrix):
+  settings = DenseSettings(size=0, window=WINDOW, stride=WINDOW)
+  segmenter = DenseSegmenter(Encoder(clip_and_torch[0]), settings)
+  image = _image(64, 96)
+  tiles = [image[y : y + 32, x : x + 32] for y in (0, 32) for x in (0, 32, 64)]
+  found = [maps[0] for maps in segmenter.label_maps(tiles, [matrix])]
+  expected = np.block([found[:3], found[3:]])
+  ((whole,),) = segmenter.label_maps([image], [matrix])
+  np.testing.assert_array_equal(whole, expected)
+
+
+def test_all_windows_of_a_constant_image_are_equal(clip_and_torch, matrix):
+  settings = DenseSettings(size=0, window=WINDOW, stride=WINDOW)
+  segmenter = DenseSegmenter(Encoder(clip_and_torch[0]), settings)
+  ((found,),) = segmenter.label_maps([np.full((64, 96, 3), 77, np.uint8)], [matrix])
+  np.testing.assert_array_equal(found, np.tile(found[:32, :32], (2, 3)))
+
+
+@pytest.mark.parametrize("length", [32, 33, 48, 63, 64, 100])
+def test_windows_cover_an_image_and_stay_inside(length):
+  corners = windows((length, 40), (32, 32), 16)
+  covered = np.zeros((length, 40), int)
+  for y, x in corners:
+    covered[y : y + 32, x : x + 32] += 1
+  assert covered.min() == 1
+  assert corners.min() == 0 and corners.max(axis=0).tolist() == [length - 32, 8]
+  assert len(np.unique(corners, axis=0)) == len(corners)
+
+
+@pytest.mark.parametrize("n_out", [3, 9, 10, 31])
+def test_resizing_equals_torchs(n_out):
+  image = np.random.default_rng(0).random((10, 4, 2), np.float32)
+  channels = torch.as_tensor(image).permute(2, 0, 1)[None]
+  resized = functional.interpolate(channels, size=(n_out, 4), mode="bilinear")
+  expected = resized[0].permute(1, 2, 0).numpy()
+  np.testing.assert_allclose(resize(image, 0, taps(n_out, 10)), expected, rtol=0, atol=1e-6)
+  # The same in a longer line, traced.
+  padded = np.pad(image, ((0, 5), (0, 0), (0, 0)))
+  lines = jax.jit(lambda n_in, n: taps(40, n_in, n, xp=jax.numpy))(10, n_out)
+  found = resize(padded, 0, jax.tree.map(np.asarray, lines))[:n_out]
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_pamr_equals_torchs_with_padding():
+  height, width = 37, 50
+  rng = np.random.default_rng(0)
+  scores = rng.random((3, height, width), np.float32)
+  image = _image(height, width).astype(np.float32)
+  expected = _torch_pamr(torch.as_tensor(scores), torch.as_tensor(image).permute(2, 0, 1), 10)
+  padding = ((0, 20), (0, 9))
+  found = jax.jit(pamr)(
+    np.pad(scores, ((0, 0), *padding), constant_values=9),
+    np.pad(image, (*padding, (0, 0)), constant_values=255),
+    np.array([height, width]),
+    10,
+  )
+  np.testing.assert_allclose(found[:, :height, :width], expected, rtol=0, atol=1e-5)
