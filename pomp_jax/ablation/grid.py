@@ -25,8 +25,10 @@ _TAKES = (
   f"fields separated by {_FIELDS_BY!r}, each with its values separated by {VALUES!r}, such as"
   f" k=16{VALUES}64{VALUES}{ALL}{_FIELDS_BY}correction=log{VALUES}none{_FIELDS_BY}seed=0{VALUES}1"
 )
-# Read by a sampled contrast alone.
-_MOOT_WITHOUT_SAMPLING = ("k", "correction")
+# Read by samplers with a proposal alone, and by a sampled contrast alone.
+_BANK = ("sampling.renew", "sampling.bank_dtype")
+_PROPOSAL = ("sampling.mix", "sampling.temperature", "sampling.anchors", "sampling.power")
+_DRAW = ("k", "correction", "sampling.name")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +115,20 @@ def _cell(config: Settings, texts: Mapping[str, str]) -> Cell:
   one = config.replace(changes)
   validate(one)
   values = {field: one.flat()[field] for field in texts}
-  if one.negatives == ALL:
-    moot = {field: None for field in _MOOT_WITHOUT_SAMPLING if field in values}
-    values |= moot | ({"k": ALL} if "k" in values else {})
-    # Of no effect: runs that are equal get equal configs.
-    one = one.replace({field: FIELDS[field].default for field in _MOOT_WITHOUT_SAMPLING})
+  moot = _moot(one)
+  values |= {field: None for field in moot if field in values}
+  if one.negatives == ALL and "k" in values:
+    values["k"] = ALL
+  # Of no effect: runs that are equal get equal configs.
+  one = one.replace({field: FIELDS[field].default for field in moot})
   kept = {f: v for f, v in one.flat().items() if not leaves_result_as_it_is(f)}
   return Cell(values, one, fingerprint([repr(sorted(kept.items()))]))
+
+
+def _moot(config: Settings) -> tuple[str, ...]:
+  """Fields that a run does not read."""
+  exact = config.negatives == ALL
+  if not exact and config.sampling.name != "uniform":
+    return ()
+  bank = () if config.sampling.exclude == "similar" else _BANK
+  return _PROPOSAL + bank + (_DRAW if exact else ())

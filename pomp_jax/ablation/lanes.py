@@ -7,7 +7,7 @@ Shapes: S lanes, T steps, G rows of a batch that are this process's, E embedding
 vectors, D width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import math
 import time
@@ -58,12 +58,14 @@ class Trained(NamedTuple):
     losses: one a step.
     seconds: its share of its program's steps, compilation aside.
     memory_mib: its share of the program's temporaries, of a device.
+    curve: step -> context after it, every `ablate.curve_every` steps and after the last.
   """
 
   context: Float[np.ndarray, "... M D"]
   losses: Float[np.ndarray, " T"]
   seconds: float
   memory_mib: float
+  curve: Mapping[int, Float[np.ndarray, "... M D"]] = types.MappingProxyType({})
 
 
 def lane_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -79,6 +81,11 @@ def lane_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
 def lanes_at_a_time(n_cells: int, most: int) -> int:
   """The largest divisor of the cells that is not above `most`: all programs are the same."""
   return max(d for d in range(1, n_cells + 1) if n_cells % d == 0 and d <= max(most, 1))
+
+
+def curve_steps(every: int, total: int) -> list[int]:
+  """Steps whose prompts are validated: every so often and the last; none if `every` is 0."""
+  return sorted({*range(every, total, every), total}) if every else []
 
 
 def train_lanes(
@@ -124,17 +131,29 @@ class _Lanes:
   def train(self, program: jax.stages.Compiled) -> list[Trained]:
     """All steps."""
     start = time.monotonic()
-    state, losses = self._state, []
-    what = f"{len(self._cells)} cells"
-    for step in steps_of(range(self._job.total_steps), what, "steps"):
-      state, metrics = program(*self._arguments(state, step))
+    state, losses, curve = self._state, [], {}
+    what, total = f"{len(self._cells)} cells", self._job.total_steps
+    shown = curve_steps(self._job.config.ablate.curve_every, total)
+    for step in steps_of(range(1, total + 1), what, "steps"):
+      state, metrics = program(*self._arguments(state, step - 1))
       losses.append(metrics["loss"])
+      if step in shown:
+        curve[step] = np.asarray(state.params["context"])
     contexts = np.asarray(state.params["context"])
     n_lanes, memory = len(self._cells), program.memory_analysis()
     seconds = (time.monotonic() - start) / n_lanes
     mib = memory.temp_size_in_bytes / 2**20 / n_lanes if memory is not None else math.nan
     losses_TxS = np.asarray(jax.device_get(losses))
-    return [Trained(contexts[i], losses_TxS[:, i], seconds, mib) for i in range(n_lanes)]
+    return [
+      Trained(
+        contexts[i],
+        losses_TxS[:, i],
+        seconds,
+        mib,
+        {step: of_lanes[i] for step, of_lanes in curve.items()},
+      )
+      for i in range(n_lanes)
+    ]
 
   def _arguments(self, state: Any, step: int) -> tuple[Any, ...]:
     arrays = {

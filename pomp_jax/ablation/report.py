@@ -12,6 +12,7 @@ import jax
 
 from pomp_jax import hosts
 from pomp_jax.ablation.grid import text_of
+from pomp_jax.analysis import time_to_accuracy
 from pomp_jax.analysis.ablation import COSTS, Group, csv_text, figures_of, groups, sweep
 from pomp_jax.analysis.html_report import Grid, Section, write_report
 from pomp_jax.config import Settings
@@ -23,7 +24,7 @@ _MARKED = ("novel_top1", "new_top1", "test_top1", "base_top1")
 
 
 def write_outcome(config: Settings, folder: RunFolder, results: Mapping[str, Any]) -> None:
-  """Writes `cells.csv`, `plots/sweep.png` and `report.html`.
+  """Writes `cells.csv`, `plots/sweep.png` and `report.html`, and the plot of time to accuracy.
 
   Args:
     config: of the ablation.
@@ -47,6 +48,7 @@ def write_outcome(config: Settings, folder: RunFolder, results: Mapping[str, Any
       _summary(of_cells),
     ),
     Section("Plot", picture=plot, caption="Figures against the swept field"),
+    *_time_to_accuracy(folder, results),
     Section("Prompts written by hand", "Top-1 accuracy (%).", _by_hand(cells)),
     Section("Cells", table=_all(cells, fields)),
     Section("Failed cells", "" if failed else "None.", _failed(failed)),
@@ -63,6 +65,42 @@ _REMARK = (
   " of that program's temporaries; rendering, features of images and compilation are shared and"
   " not in them."
 )
+
+
+_TIMES = (
+  "Seconds are steps times the median seconds of a step of a cell trained alone, without the image"
+  " tower, and the first bank; kinds of cells are timed in turn. A kind arrives when its validation"
+  " accuracy (images of the training classes, mean over the seeds) is at least the exact contrast's"
+  " after the last step less its standard deviation."
+)
+
+
+def _time_to_accuracy(folder: RunFolder, results: Mapping[str, Any]) -> list[Section]:
+  """Sections of the report; none without the times of steps."""
+  found = time_to_accuracy.courses(results["cells"], results.get("step_times", ()))
+  if not found:
+    return []
+  picture = folder.plots / "time_to_accuracy.png"
+  time_to_accuracy.plot(picture, found)
+  rows = []
+  for one in time_to_accuracy.arrivals(found):
+    course, figures = one.course, one.course.group.figures
+    splits = [_spread(course.group, name) for name in figures if name not in COSTS]
+    cost = [f"{1000 * course.step_seconds:.1f}", f"{course.start_seconds:.2f}"]
+    if one.step is None:
+      rows.append([course.label, *splits, *cost, "not reached", "", "", ""])
+      continue
+    ratios = ["-" if r is None else f"{r:.1f}x" for r in (one.than_exact, one.than_uniform)]
+    rows.append([course.label, *splits, *cost, str(one.step), f"{one.seconds:.1f}", *ratios])
+  names = [_heading(name) for name in found[0].group.figures if name not in COSTS]
+  columns = ["cells", *names, "step (ms)", "first bank (s)", "steps", "seconds"]
+  columns += ["faster than exact", "than the fastest uniform draw"]
+  threshold = time_to_accuracy.threshold_of(found)
+  text = _TIMES + (f" That is {100 * threshold:.1f}%." if threshold is not None else "")
+  return [
+    Section("Time to accuracy", text, Grid(columns, rows) if rows else None),
+    Section("Accuracy against time", picture=picture, caption="Accuracy against seconds"),
+  ]
 
 
 def _images(cells: Sequence[Mapping[str, Any]]) -> str:

@@ -1,6 +1,6 @@
 """CLIPs, images and features that cells of an ablation share, each opened or computed once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import contextlib
 from typing import Any
 
@@ -18,13 +18,16 @@ from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import SplitFeatures, evaluate
-from pomp_jax.inference.metrics import Accuracy
-from pomp_jax.prompt.mesh import DATA
+from pomp_jax.inference.metrics import Accuracy, topk_accuracy
+from pomp_jax.prompt.mesh import DATA, replicate
 from pomp_jax.prompt.step import over_all_devices
 from pomp_jax.train import batches, setup
 
 # Images rendered or decoded at a time over all processes, roughly.
 _IMAGES = 1024
+
+# Splits of a curve: images of the training classes that nothing else sees, and unseen classes.
+CURVE = ("validation", "novel", "new")
 
 # Split -> prompt -> figures.
 Scores = dict[str, dict[str, Accuracy]]
@@ -77,6 +80,42 @@ class Shared:
       splits = {name: split for name, split in splits.items() if tuple(split.names) == names}
     return evaluate(self.encoder(config), splits, {"prompt": prompt})
 
+  def curve(self, config: Settings, contexts: Mapping[int, np.ndarray]) -> dict[str, list[float]]:
+    """Top-1 of a cell's prompts, step by step, on the splits of `CURVE` that there are.
+
+    Class features stay out of the encoder's cache, and their tokens are made once.
+    """
+    encoder, splits = self.encoder(config), self._curve_splits(config)
+    names = tuple(dict.fromkeys(name for split in splits.values() for name in split.names))
+    row = {name: i for i, name in enumerate(names)}
+    tokens = self._once(
+      config,
+      "curve_tokens",
+      ("clip", "mesh", "data", "prompt.m"),
+      lambda: encoder.frozen(encoder.vocabulary(names, config.prompt.m)).tokens,
+    )
+    found: dict[str, list[float]] = {name: [] for name in splits}
+    for context in contexts.values():
+      params = replicate({"context": context}, encoder.mesh)
+      features_NxE = encoder.features_of_tokens(params, tokens, config.prompt.position)
+      for name, split in splits.items():
+        rows = features_NxE[[row[own] for own in split.names]]
+        found[name].append(topk_accuracy(split.features, rows, split.labels)["top1"])
+    return found
+
+  def _curve_splits(self, config: Settings) -> dict[str, SplitFeatures]:
+    validation = self._once(
+      config,
+      "validation",
+      ("clip", "mesh", "data", "eval.images"),
+      lambda: self._split_features(config, "validation"),
+    )
+    # A class-specific context knows no class but those it was trained on.
+    others = {} if config.prompt.class_specific else self._splits(config)
+    return {"validation": validation} | {
+      name: split for name, split in others.items() if name in CURVE
+    }
+
   def references(self, config: Settings) -> Scores:
     """Accuracy of the prompts that nobody learned."""
     by_hand = {"hand_written": config.eval.template, "class_name": "{}."}
@@ -104,13 +143,15 @@ class Shared:
       "splits",
       ("clip", "mesh", "data", "eval.images"),
       lambda: {
-        name: batches.readable_features(
-          config.data,
-          self.encoder(config),
-          inputs.open_source(config.data, name, n_images=config.eval.images),
-        )
-        for name in inputs.evaluation_splits(config.data)
+        name: self._split_features(config, name) for name in inputs.evaluation_splits(config.data)
       },
+    )
+
+  def _split_features(self, config: Settings, name: str) -> SplitFeatures:
+    return batches.readable_features(
+      config.data,
+      self.encoder(config),
+      inputs.open_source(config.data, name, n_images=config.eval.images),
     )
 
   def _once(self, config: Settings, what: str, on: tuple[str, ...], make: Callable) -> Any:

@@ -19,11 +19,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from pomp_jax import hosts
-from pomp_jax.ablation.grid import Cell, make_cells
-from pomp_jax.ablation.lanes import Trained, lane_groups, lanes_at_a_time, train_lanes
+from pomp_jax import hosts, inputs
+from pomp_jax.ablation.grid import SEED, Cell, make_cells
+from pomp_jax.ablation.lanes import (
+  Trained,
+  curve_steps,
+  lane_groups,
+  lanes_at_a_time,
+  train_lanes,
+)
 from pomp_jax.ablation.report import write_outcome
 from pomp_jax.ablation.shared import Scores, Shared
+from pomp_jax.ablation.step_times import measure_step_times
 from pomp_jax.clip import ClipError, TokenizeError
 from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.class_lists import VocabularyError
@@ -57,6 +64,9 @@ def check(config: Settings, workdir: str) -> None:
     ConfigError, ClipError, RunFolderError, SourceError, VocabularyError: one line each.
   """
   RunFolder(workdir).check(config.job)
+  every = config.ablate.curve_every
+  if every and not inputs.has_validation(config.data):
+    raise ConfigError("ablate.curve_every", every, "0 for data without validation images")
   for cell in make_cells(config):
     with _named(cell):
       _check_cell(cell, workdir)
@@ -106,8 +116,9 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   log.info("%d cells, %d of them to do here", len(cells), sum(map(len, missing)))
   for group in steps_of(groups, "ablation", "programs"):
     _run_group(shared, folder, group)
+  times = _step_times(shared, folder, cells) if config.ablate.curve_every else []
   seconds = time.monotonic() - start
-  results = _write_results(config, folder, cells, seconds) if hosts.is_first() else None
+  results = _write_results(config, folder, cells, times, seconds) if hosts.is_first() else None
   # The files are complete for every process from here on.
   results = hosts.from_first(results, "the ablation's results")
   own = {cell.key for group in groups for cell in group}
@@ -198,6 +209,9 @@ def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_l
     "lanes": n_lanes,
     "error": None,
   }
+  if trained.curve:
+    top1 = shared.curve(config, trained.curve)
+    outcome["curve"] = {"steps": list(trained.curve), "top1": top1}
   if not hosts.is_first():
     return
   file = _file(folder, cell)
@@ -206,6 +220,27 @@ def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_l
   write_json(file, {"name": cell.name, "key": cell.key, "values": cell.values, **outcome})
   top1 = ", ".join(f"{split} {100 * value:.1f}%" for split, value in outcome["top1"].items())
   log.info("%s: top-1 %s (%.1f s, one of %d lanes)", cell.name, top1, trained.seconds, n_lanes)
+
+
+def _step_times(shared: Shared, folder: RunFolder, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+  """Times the kinds of cells, which differ in more than the seed, once all cells are there."""
+  [missing] = _missing(folder, [cells])
+  kinds: dict[str, Cell] = {}
+  for cell in cells:
+    kinds.setdefault(repr(_kind(cell)), cell)
+  if missing:
+    log.info("%d cells are missing or have failed: no step is timed", len(missing))
+    return []
+  jobs = [shared.prepare(cell.config, folder) for cell in kinds.values()]
+  times = measure_step_times(jobs, [shared.stream(job) for job in jobs])
+  return [
+    {"values": _kind(cell), **time._asdict()}
+    for cell, time in zip(kinds.values(), times, strict=True)
+  ]
+
+
+def _kind(cell: Cell) -> dict[str, Any]:
+  return {field: value for field, value in cell.values.items() if field != SEED}
 
 
 def _by_hand(scores: Scores, figure: str) -> dict[str, dict[str, Any]]:
@@ -225,7 +260,11 @@ def _fail(folder: RunFolder, cell: Cell, error: Exception) -> None:
 
 
 def _write_results(
-  config: Settings, folder: RunFolder, cells: Sequence[Cell], seconds: float
+  config: Settings,
+  folder: RunFolder,
+  cells: Sequence[Cell],
+  times: list[dict[str, Any]],
+  seconds: float,
 ) -> dict[str, Any]:
   """Sums up the cells that are there; another part's process may add some meanwhile."""
   while True:
@@ -235,6 +274,7 @@ def _write_results(
       "grid": config.ablate.grid,
       "cells": found,
       "missing": [cell.name for cell in cells if _stored(folder, cell) is None],
+      "step_times": times,
       "seconds_of_last_start": round(seconds, 1),
     }
     if found:
@@ -260,7 +300,10 @@ def _missing(folder: RunFolder, groups: Sequence[Sequence[Cell]]) -> list[list[C
 
 def _is_done(folder: RunFolder, cell: Cell) -> bool:
   stored = _stored(folder, cell)
-  return stored is not None and not stored["error"]
+  if stored is None or stored["error"]:
+    return False
+  shown = curve_steps(cell.config.ablate.curve_every, stored["steps"])
+  return not shown or stored.get("curve", {}).get("steps") == shown
 
 
 def _stored(folder: RunFolder, cell: Cell) -> dict[str, Any] | None:

@@ -42,6 +42,19 @@ def test_all_classes_are_run_once_whatever_the_correction():
   assert [cell.config.negatives for cell in found] == 4 * ["sampled"] + 2 * ["all"]
 
 
+def test_fields_that_a_sampler_does_not_read_make_no_cell():
+  found = cells("sampling.name=uniform|posterior;k=16|all;sampling.renew=0|8;seed=0")
+  assert [cell.name for cell in found] == [
+    "sampling.name=uniform, k=16, sampling.renew=-, seed=0",
+    "sampling.name=-, k=all, sampling.renew=-, seed=0",
+    "sampling.name=posterior, k=16, sampling.renew=0, seed=0",
+    "sampling.name=posterior, k=16, sampling.renew=8, seed=0",
+  ]
+  # The exclusion by similar text features reads a bank.
+  similar = {"sampling.exclude": "similar"}
+  assert len(cells("k=16|all;sampling.renew=0|8", **similar)) == 4
+
+
 def test_negatives_as_a_field_of_its_own():
   found = cells("negatives=all|sampled;k=16|64")
   assert [cell.values for cell in found] == [

@@ -1,0 +1,87 @@
+"""Seconds a step of each cell trained alone, measured in turn.
+
+The time of a lane is its share of a program that trains several cells. For comparisons, each kind
+of cell takes the steps that the pretrain job would take from cached image features, one kind after
+another in several rounds: what slows the machine down for a while slows all of them.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import time
+from typing import NamedTuple
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+from pomp_jax.ablation.lanes import Stream
+from pomp_jax.files.progress import steps_of
+from pomp_jax.prompt.mesh import DATA
+from pomp_jax.train import setup
+
+_ROUNDS = 5
+_STEPS = 3  # timed steps of a round, after one that is not
+
+
+class StepTime(NamedTuple):
+  """Cost of a kind of cell, trained alone.
+
+  Attributes:
+    step_seconds: median time of a step; image features are given.
+    least_seconds: least time of a step.
+    first_bank_seconds: median time of the first bank, features of all classes; 0 without a bank.
+  """
+
+  step_seconds: float
+  least_seconds: float
+  first_bank_seconds: float
+
+
+def measure_step_times(jobs: Sequence[setup.Run], streams: Sequence[Stream]) -> list[StepTime]:
+  """Measures kinds of cells in turn.
+
+  Args:
+    jobs: one run a kind.
+    streams: what each is trained on.
+  """
+  parts = zip(jobs, streams, strict=True)
+  steps = [_step_of(*one) for one in steps_of(list(parts), "compiling steps to time", "kinds")]
+  times: list[list[float]] = [[] for _ in jobs]
+  banks: list[list[float]] = [[] for _ in jobs]
+  for _ in steps_of(range(_ROUNDS), "timing steps", "rounds"):
+    for job, step, own, bank in zip(jobs, steps, times, banks, strict=True):
+      step()
+      own += [_seconds(step) for _ in range(_STEPS)]
+      if job.needs_bank:
+        bank.append(_seconds(lambda job=job: setup.first_state(job)))
+  return [
+    StepTime(float(np.median(own)), min(own), float(np.median(bank)) if bank else 0.0)
+    for own, bank in zip(times, banks, strict=True)
+  ]
+
+
+def _step_of(job: setup.Run, stream: Stream) -> Callable[[], None]:
+  """The step of the pretrain job on the run's first batch, repeated; compiled."""
+  # Batches bring features.
+  job = dataclasses.replace(job, config=job.config.replace({"data.features": "cached"}))
+  rows = NamedSharding(job.encoder.mesh, P(DATA))
+  batch = {
+    name: jax.make_array_from_process_local_data(rows, array)
+    for name, array in (("image", stream.features[0]), ("label", stream.labels[0]))
+  }
+  state = setup.first_state(job)
+  program = setup.build_step(job).lower(state, job.frozen, batch).compile()
+
+  def step():
+    nonlocal state
+    state, metrics = program(state, job.frozen, batch)
+    jax.block_until_ready((state, metrics))
+
+  return step
+
+
+def _seconds(call: Callable[[], object]) -> float:
+  start = time.monotonic()
+  call()
+  return time.monotonic() - start

@@ -1,0 +1,192 @@
+"""Time to accuracy: seconds of training until cells reach the accuracy of the exact contrast.
+
+Time is steps times the seconds of a step, and the first bank where there is one. The accuracy is
+that of validation images of the training classes, mean over the seeds.
+"""
+
+from collections.abc import Mapping, Sequence
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pomp_jax.analysis import drawing
+from pomp_jax.analysis.ablation import SEED, Group, groups
+
+CRITERION = "validation"
+_SAMPLER, _UNIFORM, _K, _ALL = "sampling.name", "uniform", "k", "all"
+_LINES = ("-", "--", ":", "-.")
+
+
+class Course(NamedTuple):
+  """Accuracy of cells that differ only in the seed, against time.
+
+  Attributes:
+    group: the cells, and their figures after the last step.
+    steps: validated steps T.
+    top1: split -> fractions [seeds,T].
+    step_seconds: seconds of a step of a cell alone.
+    start_seconds: seconds of the first bank.
+  """
+
+  group: Group
+  steps: tuple[int, ...]
+  top1: Mapping[str, np.ndarray]
+  step_seconds: float
+  start_seconds: float
+
+  @property
+  def is_exact(self) -> bool:
+    """Whether the contrast is with all classes."""
+    return self.group.values.get(_K) == _ALL
+
+  @property
+  def is_uniform(self) -> bool:
+    """Whether the draw is uniform."""
+    return not self.is_exact and self.group.values.get(_SAMPLER, _UNIFORM) == _UNIFORM
+
+  @property
+  def label(self) -> str:
+    """The swept fields and their values."""
+    values = {field: v for field, v in self.group.values.items() if v is not None}
+    parts = [v if field == _SAMPLER else f"{_short(field)}={v}" for field, v in values.items()]
+    return "exact" if self.is_exact else ", ".join(map(str, parts))
+
+  def seconds(self, step: int) -> float:
+    """Seconds of training until a step is done."""
+    return self.start_seconds + step * self.step_seconds
+
+  def first_step(self, threshold: float) -> int | None:
+    """First validated step at which the mean over the seeds is at least a threshold."""
+    mean_T = self.top1[CRITERION].mean(axis=0)
+    reached = np.flatnonzero(mean_T >= threshold)
+    return self.steps[reached[0]] if len(reached) else None
+
+
+class Arrival(NamedTuple):
+  """When a course reaches the accuracy of the exact contrast; None where it does not.
+
+  Attributes:
+    course: the course.
+    step: first validated step.
+    seconds: seconds of training until then.
+    than_exact: how many times faster than the exact contrast.
+    than_uniform: how many times faster than the fastest uniform draw.
+  """
+
+  course: Course
+  step: int | None
+  seconds: float | None
+  than_exact: float | None
+  than_uniform: float | None
+
+
+def _short(field: str) -> str:
+  return field.rpartition(".")[2]
+
+
+def courses(cells: Sequence[Mapping[str, Any]], times: Sequence[Mapping[str, Any]]) -> list[Course]:
+  """Puts curves and times of cells together; kinds whose cells all failed are left out.
+
+  Args:
+    cells: cells with `values`, `error`, and `curve`: {"steps": [T], "top1": {split: [T]}}.
+    times: `values` without the seed, `step_seconds` and `first_bank_seconds`, one a kind.
+  """
+  found = []
+  for group in groups(cells):
+    curves = [
+      cell["curve"]
+      for cell in cells
+      if not cell["error"] and {**cell["values"], SEED: 0} == {**group.values, SEED: 0}
+    ]
+    time = next((time for time in times if time["values"] == group.values), None)
+    if not curves or time is None:
+      continue
+    top1 = {name: np.array([curve["top1"][name] for curve in curves]) for name in curves[0]["top1"]}
+    steps = tuple(curves[0]["steps"])
+    found.append(Course(group, steps, top1, time["step_seconds"], time["first_bank_seconds"]))
+  return found
+
+
+def threshold_of(found: Sequence[Course]) -> float | None:
+  """The exact contrast's last accuracy less its standard deviation over the seeds; None without."""
+  exact = next((course for course in found if course.is_exact), None)
+  if exact is None:
+    return None
+  last = exact.top1[CRITERION][:, -1]
+  return float(last.mean() - (last.std(ddof=1) if len(last) > 1 else 0.0))
+
+
+def arrivals(found: Sequence[Course]) -> list[Arrival]:
+  """When each course reaches the threshold; nothing without the exact contrast."""
+  threshold = threshold_of(found)
+  if threshold is None:
+    return []
+  steps = [course.first_step(threshold) for course in found]
+  seconds = [
+    None if step is None else course.seconds(step)
+    for course, step in zip(found, steps, strict=True)
+  ]
+
+  def fastest(kind: str) -> float | None:
+    own = [s for c, s in zip(found, seconds, strict=True) if getattr(c, kind) and s is not None]
+    return min(own, default=None)
+
+  exact, uniform = fastest("is_exact"), fastest("is_uniform")
+  return [
+    Arrival(course, step, s, *(best / s if best and s else None for best in (exact, uniform)))
+    for course, step, s in zip(found, steps, seconds, strict=True)
+  ]
+
+
+def plot(path: str | os.PathLike, found: Sequence[Course]) -> None:
+  """Plots accuracy against seconds of training, a panel a split, a line a course.
+
+  Colour tells the first swept field, marker the second, dashes the third. Error bars: standard
+  deviation over the seeds after the last step.
+
+  Args:
+    path: PNG file to write.
+    found: one or more courses.
+  """
+  splits = list(found[0].top1)
+  title = "Accuracy against seconds of training: steps x seconds of a step"
+  figure, axes_of = drawing.panels(len(splits), 4.6, 3.8, title)
+  sampled = [course for course in found if not course.is_exact]
+  fields = list(dict.fromkeys(field for course in sampled for field in course.group.values))
+  ranks = {f: list(dict.fromkeys(str(c.group.values.get(f)) for c in sampled)) for f in fields}
+  fields = [field for field in fields if len(ranks[field]) > 1]
+  threshold, drawn = threshold_of(found), []
+  for axes, split in zip(axes_of, splits, strict=True):
+    drawn = [_draw(axes, course, split, fields, ranks) for course in found]
+    if split == CRITERION and threshold is not None:
+      axes.axhline(100 * threshold, color="0.6", linestyle="--", linewidth=1, zorder=0)
+      place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right"}
+      text = "exact contrast, less its spread"
+      axes.annotate(text, (0.99, 100 * threshold), fontsize=7, color="0.35", **place)
+    axes.set_xscale("log")
+    drawing.label_panel(axes, f"{split}: top-1 (%)", "seconds of training", grid="both")
+  drawing.legend_below(figure, drawn, [course.label for course in found])
+  drawing.save(path, figure)
+
+
+def _draw(axes, course: Course, split: str, fields: Sequence[str], ranks: Mapping[str, list[str]]):
+  seconds = [course.seconds(step) for step in course.steps]
+  values_SxT = 100 * course.top1[split]
+  mean_T = values_SxT.mean(axis=0)
+  places = (
+    [ranks[field].index(str(course.group.values.get(field))) for field in fields[:3]]
+    if (not course.is_exact)
+    else []
+  )
+  colour, marker, dashes = [*places, 0, 0, 0][:3]
+  style = {
+    "color": "black" if course.is_exact else drawing.COLOURS[colour % len(drawing.COLOURS)],
+    "marker": "." if course.is_exact else drawing.MARKERS[marker % len(drawing.MARKERS)],
+    "linestyle": _LINES[dashes % len(_LINES)],
+  }
+  (line,) = axes.plot(seconds, mean_T, markersize=4, linewidth=1.4, **style)
+  if len(values_SxT) > 1:
+    bar = {"yerr": values_SxT[:, -1].std(ddof=1), "color": style["color"], "capsize": 3}
+    axes.errorbar(seconds[-1], mean_T[-1], linewidth=1, **bar)
+  return line
