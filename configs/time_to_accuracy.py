@@ -1,9 +1,9 @@
-r"""Seconds of training until a prompt is as good as that of the exact contrast, by sampler and K.
+"""Seconds of training until a prompt is as good as that of the exact contrast, by sampler and K.
 
 4,096 classes of the embedded world, and all 21,841:
 
-  python -m pomp_jax.main --config=configs/time_to_accuracy.py --workdir=runs/time_to_accuracy
-  python -m pomp_jax.main --config=configs/time_to_accuracy.py:all --workdir=runs/time_to_accuracy_all
+  python -m pomp_jax.main --config=configs/time_to_accuracy.py --workdir=runs/time_4096
+  python -m pomp_jax.main --config=configs/time_to_accuracy.py:all --workdir=runs/time_all
 
 Run it alone: it measures time.
 """

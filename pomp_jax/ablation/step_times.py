@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from pomp_jax.ablation.lanes import Stream
-from pomp_jax.files.progress import steps_of
+from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.mesh import DATA
 from pomp_jax.train import setup
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import os
 from typing import Any, NamedTuple
 
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 import numpy as np
 
 from pomp_jax.analysis import drawing
@@ -152,13 +154,10 @@ def plot(path: str | os.PathLike, found: Sequence[Course]) -> None:
   splits = list(found[0].top1)
   title = "Accuracy against seconds of training: steps x seconds of a step"
   figure, axes_of = drawing.panels(len(splits), 4.6, 3.8, title)
-  sampled = [course for course in found if not course.is_exact]
-  fields = list(dict.fromkeys(field for course in sampled for field in course.group.values))
-  ranks = {f: list(dict.fromkeys(str(c.group.values.get(f)) for c in sampled)) for f in fields}
-  fields = [field for field in fields if len(ranks[field]) > 1]
+  styles = _styles(found)
   threshold, drawn = threshold_of(found), []
   for axes, split in zip(axes_of, splits, strict=True):
-    drawn = [_draw(axes, course, split, fields, ranks) for course in found]
+    drawn = [_draw(axes, *one, split) for one in zip(found, styles, strict=True)]
     if split == CRITERION and threshold is not None:
       axes.axhline(100 * threshold, color="0.6", linestyle="--", linewidth=1, zorder=0)
       place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right"}
@@ -170,23 +169,34 @@ def plot(path: str | os.PathLike, found: Sequence[Course]) -> None:
   drawing.save(path, figure)
 
 
-def _draw(axes, course: Course, split: str, fields: Sequence[str], ranks: Mapping[str, list[str]]):
-  seconds = [course.seconds(step) for step in course.steps]
-  values_SxT = 100 * course.top1[split]
+def _styles(found: Sequence[Course]) -> list[dict[str, str]]:
+  """Line styles of courses by the values of their swept fields; black for the exact contrast."""
+  sampled = [course for course in found if not course.is_exact]
+  fields = list(dict.fromkeys(field for course in sampled for field in course.group.values))
+  values = {f: list(dict.fromkeys(str(c.group.values.get(f)) for c in sampled)) for f in fields}
+  several = [field for field in fields if len(values[field]) > 1]
+  styles = []
+  for course in found:
+    if course.is_exact:
+      styles.append({"color": "black", "marker": ".", "linestyle": "-"})
+      continue
+    places = [values[field].index(str(course.group.values.get(field))) for field in several]
+    colour, marker, dashes = [*places, 0, 0, 0][:3]
+    styles.append(
+      {
+        "color": drawing.COLOURS[colour % len(drawing.COLOURS)],
+        "marker": drawing.MARKERS[marker % len(drawing.MARKERS)],
+        "linestyle": _LINES[dashes % len(_LINES)],
+      }
+    )
+  return styles
+
+
+def _draw(axes: Axes, course: Course, style: Mapping[str, str], split: str) -> Line2D:
+  seconds, values_SxT = list(map(course.seconds, course.steps)), 100 * course.top1[split]
   mean_T = values_SxT.mean(axis=0)
-  places = (
-    [ranks[field].index(str(course.group.values.get(field))) for field in fields[:3]]
-    if (not course.is_exact)
-    else []
-  )
-  colour, marker, dashes = [*places, 0, 0, 0][:3]
-  style = {
-    "color": "black" if course.is_exact else drawing.COLOURS[colour % len(drawing.COLOURS)],
-    "marker": "." if course.is_exact else drawing.MARKERS[marker % len(drawing.MARKERS)],
-    "linestyle": _LINES[dashes % len(_LINES)],
-  }
   (line,) = axes.plot(seconds, mean_T, markersize=4, linewidth=1.4, **style)
   if len(values_SxT) > 1:
-    bar = {"yerr": values_SxT[:, -1].std(ddof=1), "color": style["color"], "capsize": 3}
-    axes.errorbar(seconds[-1], mean_T[-1], linewidth=1, **bar)
+    bar = {"color": style["color"], "capsize": 3, "linewidth": 1}
+    axes.errorbar(seconds[-1], mean_T[-1], yerr=values_SxT[:, -1].std(ddof=1), **bar)
   return line
