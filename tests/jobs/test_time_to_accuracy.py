@@ -71,7 +71,7 @@ def test_cells_without_the_wanted_curve_are_trained_again(finished, monkeypatch)
   assert trained == ["sampling.name=uniform, k=20, seed=0"]
 
 
-def test_a_curve_needs_validation_images(tmp_path):
-  images = {"data.source": "synthetic", "data.names": "dtd", "data.n_classes": 0, "k": 20}
+def test_a_curve_needs_validation_images(tmp_path, monkeypatch):
+  monkeypatch.setattr(ablate.inputs, "has_validation", lambda data: False)
   with pytest.raises(ConfigError, match=r"config\.ablate\.curve_every: got 4, expected 0 for data"):
-    ablate.check(config_for(**images), str(tmp_path / "run"))
+    ablate.check(config_for(), str(tmp_path / "run"))
