@@ -35,7 +35,7 @@ class ProcessError(RuntimeError):
 
 
 def numbers(field: str, text: str, size: int = 1) -> list[tuple[int, ...]]:
-  """Parses a field of `config.benchmark`: integers separated by "+", or pairs K/N with size 2.
+  """Parses a field of `config.benchmark`: integers separated by "+"; size 2: K/N, 3: K/N/renew.
 
   Raises:
     BenchmarkError: something else.
@@ -43,7 +43,9 @@ def numbers(field: str, text: str, size: int = 1) -> list[tuple[int, ...]]:
   number = "[1-9][0-9]*"
   parts = [part for part in text.split("+") if part]
   if not all(re.fullmatch("/".join([number] * size), part) for part in parts):
-    expected = "pairs K/N, such as 128/21841" if size == 2 else "integers, such as 128+1000"
+    expected = {1: "integers, such as 128+1000", 2: "pairs K/N, such as 128/21841"}.get(
+      size, "triples K/N/renew, such as 128/21841/64"
+    )
     raise BenchmarkError(f"config.benchmark.{field}: got {text!r}, expected positive {expected}")
   return [tuple(map(int, part.split("/"))) for part in parts]
 
@@ -57,6 +59,8 @@ class Measurement:
   rows together; for torch the growth of the process with `rows_at_a_time` rows.
   `process_peak_mib` is the peak resident memory of a process of its own with as many rows; None on
   an accelerator.
+  `renew` are the rows of the bank that a step renews, None without a bank. `bank_mib`, its size, is
+  among the arguments of a step.
   """
 
   implementation: str
@@ -67,6 +71,8 @@ class Measurement:
   flops: float  # of a step's dense layers, forward and backward through activations
   peak_mib: float | None
   process_peak_mib: float | None = None
+  renew: int | None = None
+  bank_mib: float = 0.0
   times: list[float] = dataclasses.field(default_factory=list)  # seconds of each step
   rates: list[float] = dataclasses.field(default_factory=list)  # FLOP/s of the products next to it
 
@@ -107,8 +113,10 @@ def measure_in_turn(
       measurement.rates.append(2 * product_flops / (before + after))
   rows = [measurement.row() for measurement, _ in steps]
   for row in rows:
+    name = row["implementation"]
+    name += "" if row["renew"] is None else f" (bank, {row['renew']} rows renewed)"
     print(
-      f"K = {row['k']}, N = {row['n_classes']}: {row['implementation']} {row['seconds']:.3f} s,"
+      f"K = {row['k']}, N = {row['n_classes']}: {name} {row['seconds']:.3f} s,"
       f" {row['share_of_matmul_rate']:.1%} of {row['matmul_gflops']:.0f} GFLOP/s",
       flush=True,
     )
@@ -208,21 +216,27 @@ def write_results(folder: pathlib.Path, settings: Benchmark, rows: list[dict[str
 _HEADER = (
   f"{'implementation':14} {'K':>6} {'N':>8} {'tokens':>8} {'seconds':>9} {'ms / class':>10}"
   f" {'of matmul rate':>14} {'peak MiB':>9} {'process MiB':>11} {'time / ours':>11}"
-  f" {'peak / ours':>11}"
+  f" {'peak / ours':>11} {'renew':>6} {'bank MiB':>9}"
 )
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-  """The rows as text, with time and peak memory relative to `shared`."""
+  """The rows as text; time and peak relative to `shared`, or to the step without a bank."""
   ours = {row["k"]: row for row in rows if row["implementation"] == "shared"}
+  plain = {
+    (row["k"], row["n_classes"]): row
+    for row in rows
+    if row["implementation"] == "train_step" and row["renew"] is None
+  }
   lines = [_HEADER]
   for row in rows:
-    mine = ours.get(row["k"]) if row["implementation"] != "train_step" else None
+    is_step = row["implementation"] == "train_step"
+    mine = plain.get((row["k"], row["n_classes"])) if is_step else ours.get(row["k"])
     slower = larger = "-"
     if mine:
-      slower = f"{row['seconds'] / mine['seconds']:.1f}"
+      slower = f"{row['seconds'] / mine['seconds']:.2f}"
       if row["peak_mib"] and mine["peak_mib"]:
-        larger = f"{row['peak_mib'] / mine['peak_mib']:.1f}"
+        larger = f"{row['peak_mib'] / mine['peak_mib']:.2f}"
     peak, process = (
       "-" if row[name] is None else f"{row[name]:.0f}" for name in ("peak_mib", "process_peak_mib")
     )
@@ -230,6 +244,7 @@ def table(rows: list[dict[str, Any]]) -> str:
       f"{row['implementation']:14} {row['k']:>6} {row['n_classes']:>8} {row['tokens']:>8}"
       f" {row['seconds']:>9.3f} {1000 * row['seconds'] / row['k']:>10.2f}"
       f" {row['share_of_matmul_rate']:>14.1%} {peak:>9} {process:>11} {slower:>11} {larger:>11}"
+      f" {'-' if row['renew'] is None else row['renew']:>6} {row['bank_mib']:>9.0f}"
     )
   rates = np.median([row["matmul_gflops"] for row in rows])
   return "\n".join([*lines, f"large matrix product: {rates:.0f} GFLOP/s"])

@@ -331,6 +331,10 @@ class Benchmark:
   steps: str = row(
     "128/21841+128/1000000+1000/21841+21841/21841", "K/N of whole training steps; K = N: exact"
   )
+  bank_steps: str = row(
+    "128/21841/64+128/21841/128", "K/N/renew of whole steps of `posterior` with its bank"
+  )
+  bank_dtype: str = row("float32", "type of the bank's rows", one_of(*BANK_DTYPES))
   dtype: str = row("float32", "compute type, also of the large matrix product", one_of(*DTYPES))
   repeats: int = row(5, "rounds of each K", at_least(1))
   seconds: int = row(300, "seconds after which no round starts", at_least(0))

@@ -53,9 +53,11 @@ def check(config: Settings, workdir: str) -> None:
   for (k,) in numbers("k", settings.k):
     if k > n_classes:
       raise BenchmarkError(f"k = {k} is not between 1 and the number of classes, {n_classes}")
-  for k, n in numbers("steps", settings.steps, 2):
-    if not 2 <= k <= n:
-      raise BenchmarkError(f"steps = {settings.steps}: K = {k} is not between 2 and N = {n}")
+  for field, size in (("steps", 2), ("bank_steps", 3)):
+    text = getattr(settings, field)
+    for k, n, *_ in numbers(field, text, size):
+      if not 2 <= k <= n:
+        raise BenchmarkError(f"{field} = {text}: K = {k} is not between 2 and N = {n}")
   RunFolder(workdir).check("benchmark")
 
 
@@ -67,8 +69,10 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   wanted = _available(settings.implementations.split("+"))
   rows, results = [], {}
   # What is written after each K stands: the largest may not fit.
-  if numbers("steps", settings.steps, 2):
-    steps = [whole_step(settings, k, n) for k, n in numbers("steps", settings.steps, 2)]
+  wanted_steps = numbers("steps", settings.steps, 2)
+  wanted_steps += numbers("bank_steps", settings.bank_steps, 3)
+  if wanted_steps:
+    steps = [whole_step(settings, *one) for one in wanted_steps]
     rows += measure_in_turn(steps, settings)
     results = write_results(folder, settings, rows)
   for (k,) in numbers("k", settings.k):

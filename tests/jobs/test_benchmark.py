@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 
@@ -10,6 +11,8 @@ import pytest
 
 from pomp_jax import hosts
 from pomp_jax.benchmark.measurement import ProcessError, in_own_process, peak_mib
+from pomp_jax.benchmark.towers import temporaries_mib
+from pomp_jax.benchmark.whole_step import compile_step
 from pomp_jax.files import terminal
 from pomp_jax.hosts import Preempted
 from pomp_jax.jobs import benchmark
@@ -18,7 +21,10 @@ from tests.support.small_run import settings
 
 def _config(**changes):
   return settings(
-    **{f"benchmark.{k}": v for k, v in ({"model": "tiny", "repeats": 1} | changes).items()}
+    **{
+      f"benchmark.{k}": v
+      for k, v in ({"model": "tiny", "repeats": 1, "bank_steps": ""} | changes).items()
+    }
   )
 
 
@@ -64,6 +70,35 @@ def test_the_whole_step_at_several_numbers_of_classes(tmp_path):
   ]
   # Nothing of the size of N is copied: a table of all token ids alone would take 2.3 MiB more.
   assert abs(rows[1]["peak_mib"] - rows[0]["peak_mib"]) < 0.1
+
+
+def test_steps_with_a_bank(tmp_path, capsys):
+  steps = {"k": "", "steps": "16/21841", "bank_steps": "16/21841/24", "bank_dtype": "bfloat16"}
+  plain, banked = benchmark.run(_config(**steps), str(tmp_path))["rows"]
+  assert (plain["renew"], plain["bank_mib"]) == (None, 0.0)
+  assert banked["renew"] == 24
+  assert banked["bank_mib"] == pytest.approx(21_841 * 32 * 2 / 2**20)
+  ratio = f"{banked['seconds'] / plain['seconds']:.2f}"
+  assert any(
+    {ratio, "train_step", "24"} <= set(line.split())
+    for line in capsys.readouterr().out.splitlines()
+  )
+
+
+def test_no_array_of_all_classes_features_is_sorted_copied_or_converted():
+  """The bank of a compiled step is read by one product and written in place."""
+  n_classes, n_images = 65_523, 32
+  settings = _config(m=4).benchmark
+  compiled, state, *_ = compile_step(settings, 16, n_classes, 24)
+  made = re.findall(rf"= f32\[{n_classes},32\]\S* ([\w-]+)\(", compiled.as_text())
+  assert state.bank.shape == (n_classes, 32)
+  assert "scatter" in made
+  assert set(made) <= {"parameter", "scatter", "fusion", "bitcast", "get-tuple-element"}
+  assert made.count("fusion") == made.count("scatter") == 1
+  # Beside what a uniform draw takes: the images' logits over all classes, twice.
+  plain, *_ = compile_step(settings, 16, n_classes, None)
+  more = temporaries_mib(compiled) - temporaries_mib(plain)
+  assert more < 2.1 * n_images * n_classes * 4 / 2**20
 
 
 def test_the_peak_of_a_process_is_its_own():
