@@ -21,7 +21,7 @@ _STREAMS = {"train": 20, "validation": 21, "test": 22}
 _MAX_OBJECTS = 5
 _ATTEMPTS = 40  # positions tried in a scene
 _SCALES = (0.55, 0.85)  # of the frame of a training picture
-_MIN_DISTANCE = 0.8  # between centres, of the sum of two objects' scales
+_MIN_DISTANCE = 1.1  # between centres, of the sum of two objects' scales
 _MIN_VISIBLE = 0.3  # of an object's pixels; others are dropped
 
 
