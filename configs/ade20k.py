@@ -1,0 +1,26 @@
+r"""ADE20K, 150 classes: masks of ZSSeg's network trained on COCO-Stuff, POMP's tuned prompt.
+
+The 2,000 validation images and labels of ADEChallengeData2016, as distributed:
+
+python -m pomp_jax.main --config=configs/ade20k.py --workdir=runs/ade20k \
+  --config.segment.images=ADEChallengeData2016/images/validation \
+  --config.segment.labels=ADEChallengeData2016/annotations/validation \
+  --config.segment.prompts="model_final.pth;a photo of a {}." --config.regions.path=REGIONS
+
+model_final.pth is the published coco-stuff-164k-171 model. Published (POMP, docs/MODELS.md): mIoU
+20.7; NACLIP reaches 19.1 untrained (configs/segment_training_free.py). Files, differences:
+coco_stuff_156.py. Cost (arithmetic): 200,000 crops of 35 GFLOP.
+"""
+
+from configs.coco_stuff_156 import SHORT, recipe
+from pomp_jax.config import with_argument
+
+
+def get_config(argument: str = ""):
+  """The published values; one exponent, since ZSSeg marks no class as trained here."""
+  config = recipe()
+  config.segment.names = "ade20k"
+  config.segment.values = "reduce_zero_label"
+  config.regions.e_base = config.regions.e_novel = 0.5
+  config.regions.mask_threshold = 0.4
+  return with_argument(config, argument, **SHORT)

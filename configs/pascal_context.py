@@ -1,0 +1,22 @@
+r"""PASCAL Context, 59 classes: masks of ZSSeg's network trained on COCO-Stuff, POMP's tuned prompt.
+
+Images and labels of the validation set as ZSSeg's prepare_pcontext_sem_seg.py writes them:
+
+python -m pomp_jax.main --config=configs/pascal_context.py --workdir=runs/pascal_context \
+  --config.segment.images=pcontext/val/image --config.segment.labels=pcontext/val/label \
+  --config.segment.prompts="model_final.pth;a photo of a {}." --config.regions.path=REGIONS
+
+model_final.pth is the published coco-stuff-164k-171 model. Published (POMP, docs/MODELS.md): mIoU
+51.1. Files, differences: coco_stuff_156.py.
+"""
+
+from configs.coco_stuff_156 import SHORT, recipe
+from pomp_jax.config import with_argument
+
+
+def get_config(argument: str = ""):
+  """The published values; one exponent, since ZSSeg marks no class as trained here."""
+  config = recipe()
+  config.segment.names = "pascal_context"
+  config.regions.e_base = config.regions.e_novel = 0.2
+  return with_argument(config, argument, **SHORT)
