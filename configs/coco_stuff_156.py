@@ -1,7 +1,7 @@
 r"""COCO-Stuff, 156 base and 15 novel classes: masks of ZSSeg's network, POMP's tuned prompt.
 
 Images are COCO's val2017 (5,000), labels those of stuffthingmaps_trainval2017.zip, as distributed.
-REGIONS is a folder of ZSSeg's 100 masks an image with their class embeddings (docs/segmentation.md):
+REGIONS is a folder of ZSSeg's 100 masks an image, with class embeddings (docs/segmentation.md):
 
 python -m pomp_jax.main --config=configs/coco_stuff_156.py --workdir=runs/coco_stuff_156 \
   --config.segment.images=COCO/val2017 --config.segment.labels=COCO/stuffthingmaps/val2017 \

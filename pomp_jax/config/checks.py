@@ -239,6 +239,8 @@ def _check_predict(predict: Predict) -> None:
 def _check_segment(settings: Settings) -> None:
   segment = settings.segment
   _check_regions(settings.regions)
+  if segment.background_below and not segment.background:
+    raise ConfigError("segment.background_below", segment.background_below, "0 without background")
   if segment.source == "world":
     if not segment.n_images:
       raise ConfigError("segment.n_images", 0, "1 or more where segment.source='world'")

@@ -18,9 +18,11 @@ import numpy as np
 from PIL import Image
 
 from pomp_jax import hosts, inputs
-from pomp_jax.analysis.segmentation_sheet import segmentation_sheet
-from pomp_jax.analysis.tables import Row, Table, markdown
+from pomp_jax.analysis.segmentation import segmentation_report, segmentation_sheet
+from pomp_jax.clip.architecture import ClipConfig
+from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config.region_fields import Segment
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.pixels import IGNORED, write_labels
 from pomp_jax.encoder import Encoder
@@ -32,6 +34,7 @@ from pomp_jax.inference.class_matrix import ClassMatrix, check_prompt, class_mat
 from pomp_jax.inference.named_prompts import NamedPrompt, read_prompts
 from pomp_jax.inference.pixel_metrics import PixelTally
 from pomp_jax.inference.region_scores import label_map_of_regions, region_scores
+from pomp_jax.inference.segmentation import DenseSegmenter, DenseSettings
 from pomp_jax.inputs.pixel_sets import PixelSet, open_pixel_set
 from pomp_jax.inputs.regions import (
   fusion_of,
@@ -63,16 +66,25 @@ def check(config: Settings, workdir: str) -> None:
       ImageError, PixelError, RegionFileError: one line each.
   """
   RunFolder(workdir).check(config.job)
-  if config.regions.source == "none":
-    raise ConfigError("regions.source", "none", "truth or file")
   pixels = open_pixel_set(config.segment)
   clip_config = inputs.clip_config(config.clip.model)
   for named in read_prompts(config.segment.prompts, "segment.prompts"):
     check_prompt(named, pixels.classes.synonyms, clip_config, config.clip.model)
   if config.regions.source == "file":
     open_region_file(config.regions, config.clip.model, clip_config, pixels.keys)
+  elif config.regions.source == "none":
+    _check_patches(config.segment, clip_config)
   with waiting("reading all labels"):
     pixels.check()
+
+
+def _check_patches(segment: Segment, clip_config: ClipConfig) -> None:
+  if isinstance(clip_config.vision_config, ResNetConfig):
+    raise ConfigError("regions.source", "none", "truth or file for a ResNet: recipes need a ViT")
+  patch = clip_config.vision_config.patch_size
+  for field in ("size", "window"):
+    if 0 < (side := getattr(segment, field)) < patch:
+      raise ConfigError(f"segment.{field}", side, f"0, or a patch of {patch} pixels or more")
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
@@ -89,7 +101,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   prompts = read_prompts(config.segment.prompts, "segment.prompts")
   synonyms = pixels.classes.synonyms
   matrices = [class_matrix(encoder, synonyms, named) for named in prompts]
-  segment = _by_regions(config, encoder, pixels, matrices)
+  by = _by_patches if config.regions.source == "none" else _by_regions
+  segment = by(config, encoder, pixels, matrices)
   if first:
     folder.create()
     write_json(folder.config, config.to_dict())
@@ -117,6 +130,24 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   write_json(folder.results, results)
   log.info("figures and pictures are in %s", folder.path)
   return results
+
+
+def _by_patches(
+  config: Settings, encoder: Encoder, pixels: PixelSet, matrices: Sequence[ClassMatrix]
+) -> Segmenter:
+  """Features of patches are computed once for all prompts."""
+  segment = config.segment
+  settings = DenseSettings(
+    segment.recipe,
+    segment.size,
+    segment.window,
+    segment.stride,
+    segment.logit_scale or encoder.clip.logit_scale,
+    segment.pamr,
+    segment.background_below,
+  )
+  segmenter = DenseSegmenter(encoder, settings, dtype=config.clip.dtype)
+  return lambda block: segmenter.label_maps([pixels.image(index) for index in block], matrices)
 
 
 def _by_regions(
@@ -274,28 +305,9 @@ def _results(
   return json.loads(to_json(results))
 
 
-_COLUMNS = (
-  *("hIoU", "base mIoU", "novel mIoU", "mIoU", "hIoU_plain", "base mIoU_plain"),
-  *("novel mIoU_plain", "mIoU_plain", "fwIoU", "mACC", "pACC"),
-)
-
-
 def _write_report(folder: RunFolder, pixels: PixelSet, results: dict[str, Any]) -> None:
-  rows = {label: _flat(figures) for label, figures in results["figures"].items()}
-  columns = [c for c in _COLUMNS if all(row.get(c) is not None for row in rows.values())]
-  title = f"Segmentation (%): {results['images']} images, {len(results['classes'])} classes"
-  table = Table(
-    title,
-    "prompt",
-    tuple(columns),
-    tuple(Row(label, tuple(100 * row[c] for c in columns)) for label, row in rows.items()),
-  )
-  note = (
-    "mIoU: over classes in the truth or the prediction, as detectron2 and ZSSeg report it; _plain:"
-    " over classes in the truth. hIoU: harmonic mean of base and novel mIoU.\n"
-  )
   with replacing(folder.path / "results.md") as file:
-    file.write(f"{markdown([table])}\n{note}".encode())
+    file.write(segmentation_report(results).encode())
   shown = _shown(results["images"])
   truth = [pixels.labels(index) for index in shown]
   titles = ["truth"] if any((labels != IGNORED).any() for labels in truth) else []
@@ -316,11 +328,3 @@ def _write_report(folder: RunFolder, pixels: PixelSet, results: dict[str, Any]) 
 def _read_map(path, n_classes: int) -> np.ndarray:
   map_HxW = np.asarray(Image.open(path)).astype(np.int32)
   return np.where(map_HxW < n_classes, map_HxW, IGNORED)
-
-
-def _flat(figures: dict[str, Any]) -> dict[str, Any]:
-  """Figures over all classes by their name, over a group with the group before it."""
-  flat = {name: value for name, value in figures.items() if not isinstance(value, dict)}
-  for group in ("base", "novel"):
-    flat |= {f"{group} {name}": value for name, value in figures.get(group, {}).items()}
-  return flat

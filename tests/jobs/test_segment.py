@@ -16,70 +16,38 @@ from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.jobs import segment
 from pomp_jax.regions.files import RegionHeader, Regions, RegionWriter
 from tests.support.clips import write_random_clip
+from tests.support.pixel_sets import SIZES, TEXTS, segment_config, write_pixel_set
 from tests.support.small_run import small_config
 
-NAMES = "the cat, dog\tbase\nsky\tbase\nstar\tnovel\nhouse, home of the star\tnovel\n"
-TEXTS = (("the cat", "dog"), ("sky",), ("star",), ("house", "home of the star"))
-SIZES = ((40, 56), (33, 48), (48, 32), (40, 56), (36, 40))
-ENCODERS: dict = {}
 PROMPTS = ("a photo of a {}.", "{}!")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  """A random CLIP in torch, its folder, and images with labels, names and regions beside it."""
+  """Folder of a random CLIP and of images, labels, names and regions; the CLIP in torch."""
   root = tmp_path_factory.mktemp("segment")
   model = write_random_clip(root / "clip")
-  rng = np.random.default_rng(0)
-  for name in ("images", "labels"):
-    (root / name).mkdir()
-  (root / "names.txt").write_text(NAMES)
-  header = RegionHeader("a net", str(root / "clip"), 1, 24, "softmax", 20.0, (1.0,) * 24, ("sky",))
-  writer = RegionWriter(root / "regions", header)
-  for number, (height, width) in enumerate(SIZES):
-    image = rng.integers(0, 256, (height, width, 3), np.uint8)
-    Image.fromarray(image).save(root / "images" / f"{number}.png")
-    blocks = rng.choice([0, 1, 2, 3, 255], (4, 4)).astype(np.uint8)
-    labels = Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
-    labels.save(root / "labels" / f"{number}.png")
-    boxes = np.tile(np.array([0, 0, width, height], np.float32), (6, 1))
-    masks = np.kron(rng.integers(0, 256, (6, 3, 3)), np.ones((1, 4, 4))).astype(np.uint8)
-    masks[0] = 40  # below the threshold everywhere
-    embeddings = rng.normal(size=(6, 1, 24)).astype(np.float16)
-    objectness = rng.random(6).astype(np.float32)
-    writer.write(str(number), Regions(boxes, objectness, masks, embeddings))
+  write_pixel_set(root, str(root / "clip"))
   return root, model
 
 
-@pytest.fixture(autouse=True)
-def one_encoder_for_all(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def one_encoder_for_all():
   """CLIPs are opened and compiled once."""
-  opened = inputs.open_encoder
+  with pytest.MonkeyPatch.context() as patch:
+    opened, encoders = inputs.open_encoder, {}
 
-  def open_once(config):
-    if config.clip not in ENCODERS:
-      ENCODERS[config.clip] = opened(config)
-    return ENCODERS[config.clip]
+    def open_once(config):
+      if config.clip not in encoders:
+        encoders[config.clip] = opened(config)
+      return encoders[config.clip]
 
-  monkeypatch.setattr(inputs, "open_encoder", open_once)
+    patch.setattr(inputs, "open_encoder", open_once)
+    yield
 
 
 def config_for(data, **changes):
-  root = data[0]
-  settings = {
-    "job": "segment",
-    "clip.model": str(root / "clip"),
-    "segment.source": "folder",
-    "segment.images": str(root / "images"),
-    "segment.labels": str(root / "labels"),
-    "segment.names": str(root / "names.txt"),
-    "segment.prompts": PROMPTS,
-    "segment.output": True,
-    "regions.source": "truth",
-  }
-  if changes.get("regions.source") == "file":
-    settings["regions.path"] = str(root / "regions")
-  return small_config(**settings | changes)
+  return segment_config(data[0], **changes)
 
 
 def run(config, workdir):

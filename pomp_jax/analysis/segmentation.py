@@ -1,7 +1,8 @@
-"""Pictures of a segmentation: image, truth and the label map under each prompt."""
+"""The report of a segmentation: a table, and pictures with the label map under each prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import os
+from typing import Any
 
 from jaxtyping import Int, UInt8
 from matplotlib.colors import to_rgb
@@ -10,6 +11,7 @@ from matplotlib.patches import Patch
 import numpy as np
 
 from pomp_jax.analysis import drawing
+from pomp_jax.analysis.tables import Row, Table, markdown
 
 # Tol's muted palette and Okabe and Ito's, told apart by colour-blind readers too.
 _COLOURS = (
@@ -19,6 +21,40 @@ _COLOURS = (
 _OTHER = "#777777"
 # Sides of a picture and of the legend, inches.
 _PICTURE, _LEGEND, _TITLE = 2.2, 3.0, 0.45
+
+_COLUMNS = (
+  *("hIoU", "base mIoU", "novel mIoU", "mIoU", "hIoU_plain", "base mIoU_plain"),
+  *("novel mIoU_plain", "mIoU_plain", "fwIoU", "mACC", "pACC"),
+)
+_NOTE = """
+mIoU: over classes in the truth or the prediction, as detectron2 and ZSSeg report it; _plain: over
+classes in the truth. hIoU: harmonic mean of base and novel mIoU.
+"""
+
+
+def segmentation_report(results: Mapping[str, Any]) -> str:
+  """Formats the figures of the `segment` job as Markdown, those that all prompts have.
+
+  Args:
+    results: results of the job: `images`, `classes`, `figures`.
+  """
+  rows = {label: _flat(figures) for label, figures in results["figures"].items()}
+  columns = [c for c in _COLUMNS if all(row.get(c) is not None for row in rows.values())]
+  table = Table(
+    f"Segmentation (%): {results['images']} images, {len(results['classes'])} classes",
+    "prompt",
+    tuple(columns),
+    tuple(Row(label, tuple(100 * row[c] for c in columns)) for label, row in rows.items()),
+  )
+  return markdown([table]) + _NOTE
+
+
+def _flat(figures: Mapping[str, Any]) -> dict[str, Any]:
+  """Figures over all classes by their name, over a group with the group before it."""
+  flat = {name: value for name, value in figures.items() if not isinstance(value, dict)}
+  for group in ("base", "novel"):
+    flat |= {f"{group} {name}": value for name, value in figures.get(group, {}).items()}
+  return flat
 
 
 def segmentation_sheet(
