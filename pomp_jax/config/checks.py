@@ -106,6 +106,8 @@ def validate(settings: Settings) -> None:
     _check_export(settings.export)
   if settings.job == "segment":
     _check_segment(settings)
+  if settings.job == "detect":
+    _check_detect(settings)
   if settings.job == "prepare" and not os.path.exists(settings.prepare.input):
     raise ConfigError("prepare.input", settings.prepare.input, "a file or folder that exists")
 
@@ -254,6 +256,24 @@ def _check_segment(settings: Settings) -> None:
       raise ConfigError(f"segment.{field}", folder, "a folder that exists")
   if not segment.labels and settings.regions.source == "truth":
     raise ConfigError("segment.labels", "", "a folder of labels where regions.source='truth'")
+
+
+def _check_detect(settings: Settings) -> None:
+  detect = settings.detect
+  _check_regions(settings.regions)
+  if settings.regions.source == "none":
+    raise ConfigError("regions.source", "none", "truth or file where job='detect'")
+  if detect.source == "world":
+    if not detect.n_images:
+      raise ConfigError("detect.n_images", 0, "1 or more where detect.source='world'")
+    for field in ("annotations", "images", "names"):
+      if value := getattr(detect, field):
+        raise ConfigError(f"detect.{field}", value, "nothing where detect.source='world'")
+    return
+  if not os.path.isfile(detect.annotations):
+    raise ConfigError("detect.annotations", detect.annotations, "a JSON file that exists")
+  if detect.images and not os.path.isdir(detect.images):
+    raise ConfigError("detect.images", detect.images, "a folder that exists")
 
 
 def _check_regions(regions: Regions) -> None:

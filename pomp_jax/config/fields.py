@@ -24,7 +24,7 @@ from pomp_jax.config.declare import (
   template,
   typed,
 )
-from pomp_jax.config.region_fields import Regions, Segment
+from pomp_jax.config.region_fields import Detect, Regions, Segment
 from pomp_jax.config.registry import JOBS, METHODS, NO_SUITE, READERS, SOURCES, SUITES, WORLD
 from pomp_jax.data.subsets import HALVES
 from pomp_jax.data.views import AUGMENTS
@@ -386,6 +386,7 @@ class Settings:
   benchmark: Benchmark = Benchmark()
   regions: Regions = Regions()
   segment: Segment = Segment()
+  detect: Detect = Detect()
 
   def to_dict(self) -> dict[str, Any]:
     """Nested dict of plain values, for config.json, checkpoints and prompt files."""

@@ -57,3 +57,21 @@ class Segment:
   )
   background_below: float = row(0.0, "probability below which a pixel is background", between(0, 1))
   output: bool = row(False, "label images of all images, not only of those in the plot")
+
+
+@dataclasses.dataclass(frozen=True)
+class Detect:
+  """The job detect: boxes with classes under prompts; see docs/detection.md."""
+
+  source: str = row("world", "the world's scenes, or annotated images", one_of("world", "coco"))
+  annotations: str = row("", "COCO or LVIS JSON of the objects")
+  images: str = row("", "folder of images; not read where regions have embeddings alone")
+  names: str = row("", "class list with halves, such as coco, or a file; empty: the categories")
+  synonyms: bool = row(False, "categories by all their names (LVIS), the best of which counts")
+  n_images: int = row(0, "images, evenly over the file; 0: all", at_least(0))
+  prompts: tuple[str, ...] = row(("hand_written",), "prompts, see evaluate.prompts")
+  logit_scale: float = row(0.0, "factor on cosines; 0: CLIP's", at_least(0))
+  min_score: float = row(0.02, "score above which a region is a detection", between(0, 1))
+  nms: float = row(0.5, "IoU above which the lower score of a class is dropped", between(0, 1))
+  top: int = row(0, "detections of an image; 0: 300 for LVIS, else 100", at_least(0))
+  output: bool = row(False, "COCO results JSON of the detections under each prompt")

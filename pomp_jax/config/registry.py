@@ -148,6 +148,7 @@ JOBS = {
   "analyse": Job("geometry of class features under prompts"),
   "baselines": Job("methods side by side, with accuracy and cost", processes=False),
   "ablate": Job("a training for every combination of some fields' values"),
+  "detect": Job("boxes with classes, under prompts side by side"),
   "segment": Job("a class for every pixel, under prompts side by side"),
   "gradient_bias": Job("bias and variance of the sampled gradient", processes=False),
 }

@@ -1,0 +1,147 @@
+"""The report of a detection: tables, and pictures with the boxes under each prompt.
+
+Shapes: D boxes of an image.
+"""
+
+from collections.abc import Mapping, Sequence
+import os
+from typing import Any, NamedTuple
+
+from jaxtyping import Float32, Int, UInt8
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+import numpy as np
+
+from pomp_jax.analysis import drawing
+from pomp_jax.analysis.tables import Row, Table, markdown
+from pomp_jax.regions.boxes import iou
+
+# Tol's muted palette and Okabe and Ito's, told apart by colour-blind readers too.
+_COLOURS = (
+  *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#332288"),
+  *("#AA4499", "#117733", "#882255", "#44AA99"),
+)
+_OTHER = "#777777"
+# Sides of a picture and of the legend, inches.
+_PICTURE, _LEGEND, _TITLE = 2.2, 3.0, 0.45
+# Boxes of a picture at most, and their IoU at most.
+_MOST, _OVERLAP = 8, 0.5
+
+_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+_GROUPS = ("base", "novel")
+_TITLES = {"top1": "Top-1 of annotated boxes (%)", "box": "Box AP (%)", "mask": "Mask AP (%)"}
+
+
+class Boxes(NamedTuple):
+  """Boxes of one image to draw.
+
+  Attributes:
+    boxes: x0, y0, x1, y1 in pixels.
+    classes: class of each.
+    scores: higher is drawn first.
+  """
+
+  boxes: Float32[np.ndarray, "D 4"]
+  classes: Int[np.ndarray, " D"]
+  scores: Float32[np.ndarray, " D"]
+
+
+def detection_report(results: Mapping[str, Any]) -> str:
+  """Formats the figures of the `detect` job as Markdown, without columns that are empty.
+
+  Args:
+    results: results of the job: `images`, `objects`, `classes`, `figures`.
+  """
+  counts = f"{results['images']} images, {results['objects']} objects, {len(results['classes'])}"
+  tables = []
+  for kind, title in _TITLES.items():
+    rows = {
+      label: _columns(kind, figures[kind])
+      for label, figures in results["figures"].items()
+      if kind in figures
+    }
+    if not rows:
+      continue
+    columns = [c for c in next(iter(rows.values())) if any(r[c] is not None for r in rows.values())]
+    values = lambda row, columns=columns: tuple(
+      None if row[c] is None else 100 * row[c] for c in columns
+    )
+    tables.append(
+      Table(
+        f"{title}: {counts} classes",
+        "prompt",
+        tuple(columns),
+        tuple(Row(label, values(row)) for label, row in rows.items()),
+      )
+    )
+  return markdown(tables)
+
+
+def _columns(kind: str, figures: Mapping[str, Any]) -> dict[str, float | None]:
+  """Columns of a table: over all classes by the figure's name, over a group by both names."""
+  groups = [name for name in _GROUPS if name in figures]
+  if kind == "top1":
+    return {name: figures[name]["top1"] for name in ("all", *groups)}
+  of_groups = {f"{g} {name}": figures[g][name] for g in groups for name in ("AP", "AP50")}
+  return {name: figures.get(name) for name in _FIGURES} | of_groups
+
+
+def detection_sheet(
+  path: str | os.PathLike,
+  images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+  boxes: Sequence[Sequence[Boxes]],
+  titles: Sequence[str],
+  names: Sequence[str],
+) -> None:
+  """Draws a row for each image, with a legend of its classes; classes beyond it are grey.
+
+  Of boxes that overlap by more than half only the one of the highest score is drawn, and eight in
+  all.
+
+  Args:
+    path: PNG file to write.
+    images: one or more images.
+    boxes: of each image, the boxes of each picture.
+    titles: of the pictures.
+    names: class names.
+  """
+  columns, rows = len(titles), len(images)
+  width, height = columns * _PICTURE + _LEGEND, rows * _PICTURE + _TITLE
+  figure = Figure(figsize=(width, height))
+  for row, (image, of_image) in enumerate(zip(images, boxes, strict=True)):
+    drawn = [_strongest(one) for one in of_image]
+    order = dict.fromkeys(int(c) for one in drawn for c in one.classes)
+    colours = dict(zip(order, _COLOURS, strict=False))
+    y = (rows - 1 - row) * _PICTURE
+    for column, one in enumerate(drawn):
+      place = (column * _PICTURE + 0.05, y + 0.05, _PICTURE - 0.1, _PICTURE - 0.1)
+      axes = figure.add_axes([v / s for v, s in zip(place, (width, height) * 2, strict=True)])
+      axes.axis("off")
+      enlarged = max(image.shape[:2]) < _PICTURE * drawing.DPI
+      axes.imshow(image, interpolation="nearest" if enlarged else "antialiased")
+      if row == 0:
+        axes.set_title(drawing.shorten(titles[column], 26), fontsize=9)
+      for (x0, y0, x1, y1), label in zip(one.boxes.tolist(), one.classes.tolist(), strict=True):
+        # A dark rim, so that a colour is seen on a ground of its own.
+        for line, colour in ((3.5, "black"), (2, colours.get(label, _OTHER))):
+          corner = (x0 - 0.5, y0 - 0.5)
+          frame = Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=line)
+          axes.add_patch(frame)
+    patches = [
+      Patch(color=colour, label=drawing.shorten(names[label], 40, keep_start=True))
+      for label, colour in colours.items()
+    ]
+    corner = (columns * _PICTURE / width, (y + _PICTURE - 0.05) / height)
+    figure.legend(
+      handles=patches, loc="upper left", bbox_to_anchor=corner, fontsize=8, frameon=False
+    )
+  drawing.save(path, figure)
+
+
+def _strongest(boxes: Boxes) -> Boxes:
+  overlap = iou(boxes.boxes, boxes.boxes)
+  kept: list[int] = []
+  for row in np.argsort(-boxes.scores, kind="stable"):
+    if len(kept) < _MOST and not (overlap[row, kept] > _OVERLAP).any():
+      kept.append(row)
+  return Boxes(*(part[np.array(kept, int)] for part in boxes))

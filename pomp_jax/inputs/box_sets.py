@@ -1,0 +1,105 @@
+"""Images with annotated objects, as `config.detect` names them.
+
+Shapes: H, W sides of an image in pixels, R regions.
+"""
+
+from collections.abc import Callable
+import dataclasses
+
+from jaxtyping import Int32, UInt8
+import numpy as np
+
+from pomp_jax.config.region_fields import Detect
+from pomp_jax.data.annotations import Annotations, annotations_of, read_annotations
+from pomp_jax.data.class_splits import ClassSplit, read_class_split
+from pomp_jax.data.images import ImageError, load_rgb, open_image
+from pomp_jax.data.source import Files
+from pomp_jax.regions.files import Regions
+from pomp_jax.regions.sources import truth_regions
+from pomp_jax.world.scenes import open_scenes
+
+_RARE = "r"  # LVIS's frequency of novel classes
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxSet:
+  """Annotated images.
+
+  Attributes:
+    annotations: objects of the images.
+    classes: names and halves of the C classes of the annotations.
+    image: pixels by the number of the image, uint8 [H,W,3].
+  """
+
+  annotations: Annotations
+  classes: ClassSplit
+  image: Callable[[int], UInt8[np.ndarray, "H W 3"]]
+
+  def __len__(self) -> int:
+    return len(self.annotations)
+
+  @property
+  def keys(self) -> tuple[int, ...]:
+    """Id of each image."""
+    return tuple(image.id for image in self.annotations.images)
+
+  def regions(self, index: int, masks: bool) -> tuple[Regions, Int32[np.ndarray, " R"]]:
+    """True regions and their classes, without crowds.
+
+    Raises:
+      AnnotationError: an object without a mask, where masks are asked for.
+    """
+    return truth_regions(self.annotations, index, masks)
+
+
+def open_box_set(settings: Detect, reads_images: bool) -> BoxSet:
+  """Opens the images and annotations of `config.detect`.
+
+  LVIS's rare classes are novel, the others base, unless `detect.names` has halves of its own.
+
+  Args:
+    settings: `config.detect`.
+    reads_images: whether to check that all image files exist.
+
+  Raises:
+    AnnotationError, CategoryFileError, VocabularyError: one line each.
+  """
+  if settings.source == "world":
+    scenes = open_scenes("test", settings.n_images)
+    annotations = annotations_of(scenes.annotations(), "the world's scenes", scenes.names)
+    classes = ClassSplit(tuple((name,) for name in scenes.names), scenes.groups)
+    return BoxSet(annotations, classes, lambda index: scenes.scene(index).image)
+  classes = read_class_split(settings.names) if settings.names else None
+  annotations = read_annotations(settings.annotations, classes and classes.names)
+  n_images = min(settings.n_images or len(annotations), len(annotations))
+  kept = [n * len(annotations) // n_images for n in range(n_images)]
+  annotations = dataclasses.replace(
+    annotations,
+    images=tuple(annotations.images[index] for index in kept),
+    rows=tuple(annotations.rows[index] for index in kept),
+  )
+  if classes is None:
+    classes = _classes_of(annotations, settings.synonyms)
+  if reads_images:
+    annotations.check_images(settings.images)
+  return BoxSet(annotations, classes, lambda index: _image(annotations, index, settings.images))
+
+
+def _classes_of(annotations: Annotations, all_names: bool) -> ClassSplit:
+  """Classes of the file's own categories."""
+  synonyms = annotations.synonyms if all_names else tuple((name,) for name in annotations.names)
+  if annotations.frequencies is None:
+    return ClassSplit(synonyms, ("-",) * len(synonyms))
+  groups = ("novel" if own == _RARE else "base" for own in annotations.frequencies)
+  return ClassSplit(synonyms, tuple(groups))
+
+
+def _image(annotations: Annotations, index: int, root: str) -> np.ndarray:
+  """Pixels of an image file; ImageError if its size is not that of the annotations."""
+  entry, path = annotations.images[index], str(annotations.image_path(index, root))
+  image = open_image(Files(root).read(index, entry.file_name), path)
+  if image.size != (entry.width, entry.height):
+    found = f"{image.width} x {image.height} pixels"
+    accepted = f"{entry.width} x {entry.height}, as {annotations.path} says"
+    raise ImageError(f"{path}: has {found}; accepted: {accepted}")
+  return np.asarray(load_rgb(image, path)[0])

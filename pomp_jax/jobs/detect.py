@@ -1,0 +1,335 @@
+"""Boxes with classes under prompts side by side: average precision, results, pictures.
+
+Regions are the annotated boxes or those of a file. Their classes are those of crops, of a
+detector's embeddings, or of both. With embeddings alone no image is read.
+
+Leaves in the run's folder `results.json` with every figure, `results.md`, `plots/detections.png`
+and, with `detect.output`, `detections/<number of the prompt>.json`. A restart resumes after the
+last block of images.
+
+With several processes all of them work on each block together, and the first writes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import json
+import logging
+import shutil
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pomp_jax import hosts, inputs
+from pomp_jax.analysis.detection import Boxes, detection_report, detection_sheet
+from pomp_jax.config import ConfigError, Settings
+from pomp_jax.data.images import PREPROCESSING_VERSION
+from pomp_jax.encoder import Encoder
+from pomp_jax.files.array_cache import fingerprint
+from pomp_jax.files.atomic import replacing
+from pomp_jax.files.run_folder import RunFolder, read_keyed, to_json, write_json, writing
+from pomp_jax.files.terminal import steps_of
+from pomp_jax.inference.box_metrics import (
+  MAX_DETECTIONS,
+  Detections,
+  average_precision,
+  coco_results,
+)
+from pomp_jax.inference.class_matrix import ClassMatrix, check_prompt, class_matrix, key_parts
+from pomp_jax.inference.named_prompts import NamedPrompt, read_prompts
+from pomp_jax.inference.region_scores import region_scores
+from pomp_jax.inputs.box_sets import BoxSet, open_box_set
+from pomp_jax.inputs.regions import (
+  fusion_of,
+  needs_crops,
+  open_region_encoder,
+  open_region_file,
+  region_key,
+  soft_masks,
+  trained_classes,
+)
+from pomp_jax.regions.boxes import boxes_of_masks, select_detections
+from pomp_jax.regions.files import RegionFolder, Regions
+from pomp_jax.regions.sources import RegionResults, open_regions
+
+log = logging.getLogger(__name__)
+
+# Images between two saves.
+_BLOCK = 32
+# Images in the plot.
+_SHOWN = 6
+_VERSION = f"1, pixels {PREPROCESSING_VERSION}"
+
+
+class _Found(NamedTuple):
+  """One image under all prompts.
+
+  Attributes:
+    rows: under each prompt, rows of COCO results.
+    labels: classes of the true regions; empty for regions of a file.
+    best: under each prompt, class of the highest score of each true region.
+  """
+
+  rows: list[list[dict[str, Any]]]
+  labels: list[int]
+  best: list[list[int]]
+
+
+def check(config: Settings, workdir: str) -> None:
+  """Opens annotations, regions and prompts; writes nothing.
+
+  Raises:
+    ConfigError, ClipError, PromptFileError, CheckpointError, RunFolderError, VocabularyError,
+      AnnotationError, CategoryFileError, RegionFileError: one line each.
+  """
+  RunFolder(workdir).check(config.job)
+  crops = _makes_crops(config)
+  boxes = open_box_set(config.detect, crops)
+  clip_config = inputs.clip_config(config.clip.model)
+  for named in read_prompts(config.detect.prompts, "detect.prompts"):
+    check_prompt(named, boxes.classes.synonyms, clip_config, config.clip.model)
+  if config.regions.source == "file":
+    file = open_region_file(config.regions, config.clip.model, clip_config, boxes.keys)
+    first, key = boxes.annotations.images[0], region_key(file, boxes.keys[0])
+    regions = file.read(key, first.height, first.width)
+    masked = crops and config.regions.crop == "masked"
+    if masked and regions.masks is None and len(regions.boxes):
+      raise ConfigError("regions.crop", "masked", "context for regions without masks")
+  elif config.regions.crop == "masked":
+    for index in range(len(boxes)):
+      boxes.regions(index, masks=True)
+
+
+def run(config: Settings, workdir: str) -> dict[str, Any]:
+  """Detects on the images that are missing, and sums up: returns what `results.json` holds.
+
+  Processes other than the first return an empty dict.
+
+  Raises:
+    ImageError, RegionFileError: an image or its regions can't be read.
+  """
+  folder, first = RunFolder(workdir), hosts.is_first()
+  encoder = inputs.open_encoder(config)
+  boxes = open_box_set(config.detect, _makes_crops(config))
+  prompts = read_prompts(config.detect.prompts, "detect.prompts")
+  key = _key(config, encoder, boxes, prompts)
+  results = read_keyed(folder.results, key) if first else None
+  if hosts.from_first(results is not None, "whether the detection is done"):
+    log.info("%s: this detection has finished; nothing to do", workdir)
+    return results or {}
+  if first:
+    folder.create()
+    write_json(folder.config, config.to_dict())
+  matrices = [class_matrix(encoder, boxes.classes.synonyms, named) for named in prompts]
+  detect = _detector(config, encoder, boxes, matrices)
+  progress, found = folder.path / "progress", []
+  for start in steps_of(range(0, len(boxes), _BLOCK), "detection", f"blocks of {_BLOCK} images"):
+    path = progress / f"{start:07d}.json"
+    block = read_keyed(path, key) if first else None
+    if not hosts.from_first(block is not None, "whether a block is done"):
+      images = list(detect(range(start, min(start + _BLOCK, len(boxes)))))
+      block = {"key": key, "images": [image._asdict() for image in images]}
+      if first:
+        with writing(path):
+          progress.mkdir(exist_ok=True)
+        write_json(path, block)
+    if first:
+      found += [_Found(**image) for image in block["images"]]
+  if not first:
+    return {}
+  results = _results(config, encoder, boxes, prompts, found) | {"key": key}
+  with writing(folder.path):
+    _write_report(config, folder, boxes, found, results)
+  # Last: a folder with results is a finished run.
+  write_json(folder.results, results)
+  shutil.rmtree(progress, ignore_errors=True)
+  log.info("figures and pictures are in %s", folder.path)
+  return json.loads(to_json(results))
+
+
+def _makes_crops(config: Settings) -> bool:
+  """Whether images are read."""
+  regions = config.regions
+  header = open_regions(regions.path).header if regions.source == "file" else None
+  return needs_crops(regions, header)
+
+
+def _detector(
+  config: Settings, encoder: Encoder, boxes: BoxSet, matrices: Sequence[ClassMatrix]
+) -> Callable[[Sequence[int]], Iterator[_Found]]:
+  """Numbers of images -> what is found; crops are made once for all prompts."""
+  settings, clip = config.regions, encoder.clip
+  file = None
+  if settings.source == "file":
+    file = open_region_file(settings, config.clip.model, clip.config, boxes.keys)
+  header = None if file is None else file.header
+  crops = open_region_encoder(settings, encoder) if needs_crops(settings, header) else None
+  trained_C, fusion = trained_classes(header, boxes.classes), fusion_of(settings)
+
+  def detect(block):
+    regions, labels = zip(*(_regions_of(config, boxes, file, n) for n in block), strict=True)
+    features = [None] * len(block)
+    if crops is not None:
+      images = [boxes.image(index) for index in block]
+      where = [f"image {boxes.keys[index]}" for index in block]
+      features = crops.features(images, *_cropped(settings, regions, images, where))
+    for index, one, own, clip_RxE in zip(block, regions, labels, features, strict=True):
+      found = _Found([], own, [])
+      for matrix in matrices:
+        scores_RxC = region_scores(
+          one,
+          header,
+          clip_RxE,
+          matrix,
+          logit_scale=config.detect.logit_scale or clip.logit_scale,
+          fusion=fusion,
+          trained_C=trained_C,
+          objectness=settings.objectness,
+        )
+        found.rows.append(_rows_of(config, boxes, index, one, scores_RxC))
+        found.best.append(scores_RxC.argmax(axis=1).tolist() if own else [])
+      yield found
+
+  return detect
+
+
+def _regions_of(
+  config: Settings, boxes: BoxSet, file: RegionFolder | RegionResults | None, index: int
+) -> tuple[Regions, list[int]]:
+  """Regions of an image; and their classes, if they are the annotated ones."""
+  if file is None:
+    regions, classes = boxes.regions(index, masks=config.regions.crop == "masked")
+    return regions, classes.tolist()
+  image = boxes.annotations.images[index]
+  regions = file.read(region_key(file, image.id), image.height, image.width)
+  return regions.top(config.regions.max_regions), []
+
+
+def _cropped(settings, regions: Sequence[Regions], images, where):
+  """Boxes to crop, and masks to crop by or None."""
+  if settings.crop == "context":
+    return [one.boxes for one in regions], None
+  masks = [
+    soft_masks(one, *image.shape[:2], name) > settings.mask_threshold
+    for one, image, name in zip(regions, images, where, strict=True)
+  ]
+  return [boxes_of_masks(mask) for mask in masks], masks
+
+
+def _rows_of(config: Settings, boxes: BoxSet, index: int, regions: Regions, scores_RxC):
+  """Detections of an image as rows of COCO results."""
+  detect, annotations = config.detect, boxes.annotations
+  most = MAX_DETECTIONS["coco" if annotations.frequencies is None else "lvis"]
+  found = select_detections(
+    regions.boxes,
+    scores_RxC,
+    min_score=detect.min_score,
+    max_iou=detect.nms,
+    top=detect.top or most,
+  )
+  masks = None
+  if regions.masks is not None:
+    image = annotations.images[index]
+    # Each region once, though it may be detected as several classes.
+    used, own = np.unique(found.regions, return_inverse=True)
+    part = Regions(regions.boxes[used], masks=regions.masks[used])
+    soft = soft_masks(part, image.height, image.width, f"image {image.id}")
+    masks = (soft > config.regions.mask_threshold)[own]
+  detections = Detections(
+    regions.boxes[found.regions],
+    found.scores.astype(np.float32),
+    found.classes.astype(np.int32),
+    masks,
+  )
+  return coco_results(annotations, index, detections)
+
+
+def _key(config: Settings, encoder: Encoder, boxes: BoxSet, prompts: Sequence[NamedPrompt]) -> str:
+  """Of all that the figures depend on, but the content of images and files."""
+  parts = [_VERSION, encoder.image_fingerprint, encoder.clip.name, str(config.detect)]
+  parts += [config.clip.text_tower, str(config.regions), str(boxes.keys), str(boxes.classes)]
+  for named in prompts:
+    parts += key_parts(named, boxes.classes.synonyms)
+  return fingerprint(parts)
+
+
+def _results(
+  config: Settings,
+  encoder: Encoder,
+  boxes: BoxSet,
+  prompts: Sequence[NamedPrompt],
+  found: Sequence[_Found],
+) -> dict[str, Any]:
+  annotations, classes = boxes.annotations, boxes.classes
+  groups = {name: classes.indices(name) for name in ("base", "novel")}
+  groups = {name: members for name, members in groups.items() if len(members)}
+  annotated = all("segmentation" in row for rows in annotations.rows for row in rows)
+  figures: dict[str, Any] = {}
+  for number, named in enumerate(prompts):
+    rows = [row for image in found for row in image.rows[number]]
+    kinds = ["box"]
+    if annotated and config.regions.source == "file" and all("segmentation" in r for r in rows):
+      kinds.append("mask")
+    of_prompt = {kind: average_precision(annotations, rows, kind, groups) for kind in kinds}
+    if config.regions.source == "truth":
+      of_prompt["top1"] = _top1(found, number, groups)
+    figures[named.label] = {**of_prompt, "detections": len(rows)}
+  return {
+    "job": config.job,
+    "clip_model": encoder.clip.name,
+    "regions": config.regions.source,
+    "prompts": [{"label": named.label, "step": named.step} for named in prompts],
+    "images": len(boxes),
+    "objects": sum(map(len, annotations.rows)),
+    "classes": classes.names,
+    "groups": classes.groups,
+    "figures": figures,
+  }
+
+
+def _top1(found: Sequence[_Found], number: int, groups) -> dict[str, Any]:
+  """Accuracy of the class of the highest score among all classes, of the true regions."""
+  labels = np.array([label for image in found for label in image.labels], int)
+  best = np.array([label for image in found for label in image.best[number]], int)
+  parts = {"all": np.ones(len(labels), bool)}
+  parts |= {name: np.isin(labels, members) for name, members in groups.items()}
+  return {
+    name: {"top1": (best == labels)[part].mean() if part.any() else None, "objects": part.sum()}
+    for name, part in parts.items()
+  }
+
+
+def _write_report(
+  config: Settings,
+  folder: RunFolder,
+  boxes: BoxSet,
+  found: Sequence[_Found],
+  results: dict[str, Any],
+) -> None:
+  with replacing(folder.path / "results.md") as file:
+    file.write(detection_report(results).encode())
+  if config.detect.output:
+    for number in range(len(results["prompts"])):
+      path = folder.path / "detections" / f"{number}.json"
+      path.parent.mkdir(exist_ok=True)
+      write_json(path, [row for image in found for row in image.rows[number]])
+  # Without a folder of images there are no pictures.
+  if config.detect.source == "world" or config.detect.images:
+    _draw(folder, boxes, found, [prompt["label"] for prompt in results["prompts"]])
+
+
+def _draw(folder: RunFolder, boxes: BoxSet, found: Sequence[_Found], labels: list[str]) -> None:
+  n_shown = min(_SHOWN, len(boxes))
+  shown = [n * len(boxes) // n_shown for n in range(n_shown)]
+  class_of = {int(number): n for n, number in enumerate(boxes.annotations.category_ids)}
+  drawn = []
+  for index in shown:
+    regions, classes = boxes.regions(index, masks=False)
+    pictures = [Boxes(regions.boxes, classes, np.ones(len(classes), np.float32))]
+    for rows in found[index].rows:
+      corners = np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4)
+      corners[:, 2:] += corners[:, :2]
+      own = np.array([class_of[row["category_id"]] for row in rows], int)
+      pictures.append(Boxes(corners, own, np.array([row["score"] for row in rows], np.float32)))
+    drawn.append(pictures)
+  images = [boxes.image(index) for index in shown]
+  path = folder.plots / "detections.png"
+  detection_sheet(path, images, drawn, ["annotated", *labels], boxes.classes.names)
