@@ -1,14 +1,9 @@
 """Average precision against pycocotools and lvis, on random detections."""
 
-import contextlib
-import copy
-import io
 import json
 
 import numpy as np
 from pycocotools import mask as pycoco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 import pytest
 
 from pomp_jax.data.annotations import annotations_of
@@ -18,9 +13,15 @@ from pomp_jax.inference.box_metrics import (
   average_precision,
   coco_results,
 )
-from tests.support.detection_cases import HEIGHT, WIDTH, only, random_annotations, random_detections
-
-IOU_TYPES = {"box": "bbox", "mask": "segm"}
+from tests.support.detection_cases import (
+  HEIGHT,
+  IOU_TYPES,
+  WIDTH,
+  only,
+  pycoco,
+  random_annotations,
+  random_detections,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,21 +30,6 @@ def numpy_of_2020():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(np, "float", float, raising=False)
     yield
-
-
-def pycoco(value, results, kind):
-  """pycocotools' evaluation: figures, and precision [thresholds, recalls, categories]."""
-  with contextlib.redirect_stdout(io.StringIO()):
-    truth = COCO()
-    truth.dataset = copy.deepcopy(value)
-    truth.createIndex()
-    evaluation = COCOeval(truth, truth.loadRes(only(results, kind)), IOU_TYPES[kind])
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-  names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-  figures = dict(zip(names, evaluation.stats[:6], strict=True))
-  return figures, evaluation.eval["precision"][:, :, :, 0, -1], evaluation.params.catIds
 
 
 def measured(precision):

@@ -1,12 +1,17 @@
 """Random annotations in COCO's and LVIS's form, and detections near them."""
 
+import contextlib
 import copy
+import io
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as pycoco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 HEIGHT, WIDTH = 150, 170
+IOU_TYPES = {"box": "bbox", "mask": "segm"}
 
 
 def random_annotations(
@@ -82,3 +87,18 @@ def only(results: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
   for row in rows:
     del row["segmentation" if kind == "box" else "bbox"]
   return rows
+
+
+def pycoco(value, results, kind):
+  """pycocotools' evaluation: figures, and precision [thresholds, recalls, categories]."""
+  with contextlib.redirect_stdout(io.StringIO()):
+    truth = COCO()
+    truth.dataset = copy.deepcopy(value)
+    truth.createIndex()
+    evaluation = COCOeval(truth, truth.loadRes(only(results, kind)), IOU_TYPES[kind])
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+  names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+  figures = dict(zip(names, evaluation.stats[:6], strict=True))
+  return figures, evaluation.eval["precision"][:, :, :, 0, -1], evaluation.params.catIds
