@@ -1,8 +1,9 @@
 """Seconds of training until a prompt is as good as that of the exact contrast, by sampler and K.
 
-4,096 classes of the embedded world, and all 21,841:
+4,096 classes of the embedded world, with banks of several ages, and all 21,841 classes:
 
   python -m pomp_jax.main --config=configs/time_to_accuracy.py --workdir=runs/time_4096
+  python -m pomp_jax.main --config=configs/time_to_accuracy.py:bank --workdir=runs/time_bank
   python -m pomp_jax.main --config=configs/time_to_accuracy.py:all --workdir=runs/time_all
 
 Run it alone: it measures time.
@@ -11,21 +12,28 @@ Run it alone: it measures time.
 from configs import ablate_k
 from pomp_jax.config import with_argument
 
-# All classes of the world: the exact contrast takes minutes.
-_ALL = {
-  "data.n_classes": 0,
-  "steps": 50,
-  "eval.images": 2048,
-  "ablate.curve_every": 5,
-  "ablate.grid": "sampling.name=uniform|posterior;k=64|256|1024|all;seed=0|1|2",
+_SEEDS = "seed=0|1|2"
+_VARIANTS = {
+  "bank": {
+    "ablate.grid": f"sampling.name=posterior;k=64|all;sampling.renew=0|128|4096;{_SEEDS}",
+  },
+  "all": {
+    "data.n_classes": 0,
+    "steps": 50,
+    "eval.images": 2048,
+    "ablate.curve_every": 10,
+    "ablate.grid": f"sampling.name=uniform|posterior;k=64|256|1024|all;{_SEEDS}"
+    f" & sampling.name=uniform|posterior;k=64|256;steps=200;{_SEEDS}",
+  },
 }
 
 
 def get_config(argument: str = ""):
-  """The exact contrast, uniform draws and draws by the posterior, with an old and a fresh bank."""
+  """The exact contrast, uniform draws and draws by the posterior at several K and lengths."""
   config = ablate_k.get_config()
   config.ablate.grid = (
-    "sampling.name=uniform|posterior;k=16|64|256|1024|all;sampling.renew=128|4096;seed=0|1|2"
+    f"sampling.name=uniform|posterior;k=16|64|256|1024|all;{_SEEDS}"
+    f" & sampling.name=uniform|posterior;k=16|64|256;steps=400;{_SEEDS}"
   )
-  config.ablate.curve_every = 10
-  return with_argument(config, argument, variants={"all": _ALL}, grid="ablate.grid")
+  config.ablate.curve_every = 20
+  return with_argument(config, argument, variants=_VARIANTS, grid="ablate.grid")

@@ -4,9 +4,10 @@
 
 Fields are separated by ";", values by "|". Every combination is a cell: the pretrain job's config
 with these fields. `k=all` stands for `negatives=all`. Cells that would be the same run are one.
+Several grids are joined by "&": `k=all;seed=0|1 & k=16|64;steps=50|100;seed=0|1`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import itertools
 import re
@@ -17,7 +18,7 @@ from pomp_jax.config.declare import check_name
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.train.resume import leaves_result_as_it_is
 
-_FIELDS_BY, VALUES = ";", "|"
+_GRIDS_BY, _FIELDS_BY, VALUES = "&", ";", "|"
 ALL = "all"
 SEED = "seed"
 _FIELD = "ablate.grid"
@@ -89,7 +90,7 @@ def read_grid(text: str) -> dict[str, list[str]]:
 
 
 def make_cells(config: Settings) -> list[Cell]:
-  """The cells of `config.ablate.grid`, the first field varying slowest.
+  """The cells of `config.ablate.grid`, the first field varying slowest, grid by grid.
 
   Args:
     config: the whole config; the fields that are not swept are every cell's.
@@ -97,15 +98,18 @@ def make_cells(config: Settings) -> list[Cell]:
   Raises:
     ConfigError: see `read_grid`; or a value that the field does not take.
   """
-  grid = read_grid(config.ablate.grid)
+  grids = [read_grid(text) for text in config.ablate.grid.split(_GRIDS_BY)]
+  fields = list(dict.fromkeys(field for grid in grids for field in grid))
   cells: dict[str, Cell] = {}
-  for texts in itertools.product(*grid.values()):
-    cell = _cell(config, dict(zip(grid, texts, strict=True)))
-    cells.setdefault(cell.key, cell)
+  for grid in grids:
+    for texts in itertools.product(*grid.values()):
+      cell = _cell(config, dict(zip(grid, texts, strict=True)), fields)
+      cells.setdefault(cell.key, cell)
   return list(cells.values())
 
 
-def _cell(config: Settings, texts: Mapping[str, str]) -> Cell:
+def _cell(config: Settings, texts: Mapping[str, str], fields: Sequence[str]) -> Cell:
+  """The cell of some values; `fields` are those of all grids."""
   changes: dict[str, Any] = {"job": "pretrain"}
   for field, text in texts.items():
     if (field, text) == ("k", ALL):
@@ -114,7 +118,7 @@ def _cell(config: Settings, texts: Mapping[str, str]) -> Cell:
       changes[field] = value_of_text(field, text)
   one = config.replace(changes)
   validate(one)
-  values = {field: one.flat()[field] for field in texts}
+  values = {field: one.flat()[field] for field in fields}
   moot = _moot(one)
   values |= {field: None for field in moot if field in values}
   if one.negatives == ALL and "k" in values:

@@ -55,6 +55,17 @@ def test_fields_that_a_sampler_does_not_read_make_no_cell():
   assert len(cells("k=16|all;sampling.renew=0|8", **similar)) == 4
 
 
+def test_several_grids_are_joined():
+  found = cells("k=all;seed=0|1 & k=16;steps=5|12;seed=0 & k=16;seed=0")
+  assert [cell.name for cell in found] == [
+    "k=all, seed=0, steps=12",
+    "k=all, seed=1, steps=12",
+    "k=16, seed=0, steps=5",
+    # The last grid's cell is this one.
+    "k=16, seed=0, steps=12",
+  ]
+
+
 def test_negatives_as_a_field_of_its_own():
   found = cells("negatives=all|sampled;k=16|64")
   assert [cell.values for cell in found] == [
@@ -81,6 +92,7 @@ def test_the_key_is_of_what_the_result_depends_on():
     ("corection=log", r"config\.corection: .*did you mean config\.correction\?"),
     ("", r"config\.ablate\.grid: got '', expected fields separated by ';'"),
     ("k", r"config\.ablate\.grid: got 'k', expected fields"),
+    ("k=16 & ", r"config\.ablate\.grid: got ' ', expected fields separated by ';'"),
     ("k=16|16", r"config\.ablate\.grid: got 'k=16\|16', .*no value twice"),
     ("k=16||64", r"config\.ablate\.grid: got 'k=16\|\|64'"),
     ("k=16;k=64", r"config\.ablate\.grid: got 'k', expected each field once"),
