@@ -16,6 +16,7 @@ from pomp_jax.data.annotations import FREQUENCIES, Annotations
 
 # Detections of an image that count: of each class for COCO, of all classes together for LVIS.
 MAX_DETECTIONS = {"coco": 100, "lvis": 300}
+_CATEGORIES = 100  # evaluated at a time
 _KINDS = {"box": "bbox", "mask": "segm"}
 _AREAS = ("all", "small", "medium", "large")
 
@@ -94,22 +95,11 @@ def average_precision(
     raise ValueError("a detection has no mask, expected one each to compare masks")
   lvis = annotations.frequencies is not None
   most = MAX_DETECTIONS["lvis" if lvis else "coco"]
-  found = _best(results, most) if lvis else [dict(row) for row in results]
-  # A detection's area is that of what is compared.
-  for row in found:
-    row.pop("segmentation" if kind == "box" else "bbox", None)
-  value = _ground_truth(annotations, kind)
-  truth = COCO(value)
-  detected = truth.loadRes(found) if found else COCO(value | {"annotations": []})
-  evaluation = COCOeval_faster(
-    truth, detected, _KINDS[kind], lvis_style=lvis, print_function=_silent
-  )
-  evaluation.params.maxDets = [most] if lvis else [1, 10, most]
-  evaluation.evaluate()
-  evaluation.accumulate()
-  # [thresholds, recalls, categories, areas, limits]; -1 where no object is annotated.
-  precision = np.asarray(evaluation.eval["precision"])[..., -1]
-  row_of = {number: row for row, number in enumerate(evaluation.params.catIds)}
+  rows = _best(results, most) if lvis else results
+  # [thresholds, recalls, categories, areas]; -1 where no object is annotated.
+  precision = _precision(annotations, rows, kind, [most] if lvis else [1, 10, most])
+  ids = sorted(number for number in annotations.category_ids.tolist() if number >= 0)
+  row_of = {number: row for row, number in enumerate(ids)}
   rows_C = np.array([row_of.get(number, -1) for number in annotations.category_ids.tolist()])
   figures = _averages(precision, np.arange(precision.shape[2]))
   for area in range(1, len(_AREAS)):
@@ -126,6 +116,41 @@ def average_precision(
   return figures
 
 
+def _precision(
+  annotations: Annotations,
+  results: Sequence[Mapping[str, Any]],
+  kind: str,
+  limits: list[int],
+) -> np.ndarray:
+  """Precision under the last of the limits, categories in ascending order of their ids.
+
+  Some categories at a time: the library holds an entry for each pair of an image and a category.
+  """
+  of_category: dict[int, list[Mapping[str, Any]]] = {}
+  for row in results:
+    of_category.setdefault(row["category_id"], []).append(row)
+  value = _ground_truth(annotations, kind)
+  ids = sorted(category["id"] for category in value["categories"])
+  truth = COCO(value)
+  # A detection's area is that of what is compared.
+  unread = "segmentation" if kind == "box" else "bbox"
+  parts = []
+  for start in range(0, len(ids), _CATEGORIES):
+    part = ids[start : start + _CATEGORIES]
+    own = [row for number in part for row in of_category.get(number, ())]
+    found = [{k: v for k, v in row.items() if k != unread} for row in own]
+    detected = truth.loadRes(found) if found else COCO(value | {"annotations": []})
+    lvis = annotations.frequencies is not None
+    evaluation = COCOeval_faster(
+      truth, detected, _KINDS[kind], lvis_style=lvis, print_function=_silent
+    )
+    evaluation.params.maxDets, evaluation.params.catIds = limits, part
+    evaluation.evaluate()
+    evaluation.accumulate()
+    parts.append(np.asarray(evaluation.eval["precision"])[..., -1])
+  return np.concatenate(parts, axis=2)
+
+
 def _averages(precision: np.ndarray, rows: np.ndarray) -> dict[str, float | None]:
   own = precision[:, :, rows, 0]
   return {"AP": _mean(own), "AP50": _mean(own[0]), "AP75": _mean(own[5])}
@@ -136,13 +161,13 @@ def _mean(precision: np.ndarray) -> float | None:
   return float(measured.mean()) if measured.size else None
 
 
-def _best(results: Sequence[Mapping[str, Any]], most: int) -> list[dict[str, Any]]:
-  """Copies the `most` highest scores of each image; of equal ones the first."""
+def _best(results: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
+  """Returns the `most` highest scores of each image; of equal ones the first."""
   image_of = lambda row: row["image_id"]
   best = []
   for _, rows in itertools.groupby(sorted(results, key=image_of), image_of):
     best += sorted(rows, key=lambda row: -row["score"])[:most]
-  return [dict(row) for row in best]
+  return best
 
 
 def _ground_truth(annotations: Annotations, kind: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pycocotools import mask as pycoco_mask
 import pytest
 
 from pomp_jax.data.annotations import annotations_of
+from pomp_jax.inference import box_metrics
 from pomp_jax.inference.box_metrics import (
   MAX_DETECTIONS,
   Detections,
@@ -74,12 +75,12 @@ def test_more_detections_of_a_class_than_count():
 
 def lvis(tmp_path, value, results, kind):
   """lvis's own evaluation."""
-  from lvis import LVIS, LVISEval, LVISResults
-
+  reason = "lvis needs OpenCV, and that needs the system's libGL"
+  api = pytest.importorskip("lvis", reason=reason, exc_type=ImportError)
   path = tmp_path / "lvis.json"
   path.write_text(json.dumps(value))
-  truth = LVIS(str(path))
-  evaluation = LVISEval(truth, LVISResults(truth, only(results, kind)), IOU_TYPES[kind])
+  truth = api.LVIS(str(path))
+  evaluation = api.LVISEval(truth, api.LVISResults(truth, only(results, kind)), IOU_TYPES[kind])
   evaluation.run()
   names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
   return {name: evaluation.get_results()[name] for name in names}
@@ -101,6 +102,15 @@ def test_only_300_detections_of_an_image_count_in_lvis(tmp_path, monkeypatch):
   assert_equal(figures, lvis(tmp_path, value, results, "box"))
   monkeypatch.setitem(MAX_DETECTIONS, "lvis", 10_000)
   assert average_precision(annotations_of(value), results)["AP"] != figures["AP"]
+
+
+@pytest.mark.parametrize("lvis", [True, False])
+def test_categories_are_evaluated_some_at_a_time(monkeypatch, lvis):
+  value = random_annotations(4, lvis=lvis)
+  results = random_detections(value, 4)
+  figures = average_precision(annotations_of(value), results)
+  monkeypatch.setattr(box_metrics, "_CATEGORIES", 4)
+  assert average_precision(annotations_of(value), results) == figures
 
 
 def test_federated_rules_matter():
