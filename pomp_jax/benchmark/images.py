@@ -59,10 +59,7 @@ def main() -> None:
     theirs = _torchvision(encoded, augment, n_views)
     if theirs is not None:
       programs["torchvision"] = theirs
-    rates = _rates(programs, arguments.seconds)
-    line = ", ".join(f"{program} {rate:.0f}" for program, rate in rates.items())
-    ratio = f", {rates['ours'] / rates['torchvision']:.2f} times" if theirs is not None else ""
-    print(f"{name}: {line}{ratio}", flush=True)
+    print_rates(name, programs, arguments.seconds)
 
 
 def _encoded(folder: str | None) -> list[bytes]:
@@ -71,16 +68,28 @@ def _encoded(folder: str | None) -> list[bytes]:
   return [encode(natural_image(seed, 375, 500)) for seed in range(_N_IMAGES)]
 
 
-def _rates(programs: dict[str, Callable[[], int]], seconds: float) -> dict[str, float]:
-  """Images per second of each program, the median over interleaved rounds."""
-  rates: dict[str, list[float]] = {name: [] for name in programs}
+def print_rates(name: str, programs: dict[str, Callable[[], int]], seconds: float) -> None:
+  """Prints how many each program computes per second, the median over interleaved rounds.
+
+  Args:
+    name: what is computed.
+    programs: `ours` and at most one other; each call returns how many it computed.
+    seconds: seconds of each program.
+  """
+  rates: dict[str, list[float]] = {program: [] for program in programs}
   end = time.monotonic() + seconds * len(programs)
   while time.monotonic() < end or len(rates["ours"]) < 3:
-    for name, program in programs.items():
+    for program, compute in programs.items():
       start = time.perf_counter()
-      n_images = program()
-      rates[name].append(n_images / (time.perf_counter() - start))
-  return {name: float(np.median(found)) for name, found in rates.items()}
+      n_done = compute()
+      rates[program].append(n_done / (time.perf_counter() - start))
+  ours, *others = (float(np.median(found)) for found in rates.values())
+  line = ", ".join(
+    f"{program} {rate:.{0 if rate > 99 else 2}f}"
+    for program, rate in zip(programs, (ours, *others), strict=True)
+  )
+  ratio = "".join(f", {ours / other:.2f} times" for other in others)
+  print(f"{name}: {line}{ratio}", flush=True)
 
 
 def _ours(encoded: Sequence[bytes], augment: str, n_views: int) -> Callable[[], int]:

@@ -76,15 +76,27 @@ class RegionEncoder:
         results[image][region] = feature
 
     pending: list = []
-    for shape, rows in self._rows_of_chunks(images, boxes, masks):
-      inputs = self._inputs(shape, rows, images, boxes, masks)
-      pending.append((rows, self.encoder.features_of_images(self._crops(*inputs))))
+    for rows, crops in self.crops(images, boxes, masks):
+      pending.append((rows, self.encoder.features_of_images(crops)))
       # Fetched one chunk late, so that the device computes the next one meanwhile.
       if len(pending) > 1:
         keep(*pending.pop(0))
     for rows, features in pending:
       keep(rows, features)
     return results
+
+  def crops(
+    self,
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    boxes: Sequence[Float[np.ndarray, "_ 4"]],
+    masks: Sequence[Bool[np.ndarray, "_ _ _"]] | None = None,
+  ) -> Iterator[tuple[list[tuple[int, int]], Float[jax.Array, "_ S S 3"]]]:
+    """Yields (image, region) of a chunk's rows and the crops on the devices, which are more.
+
+    The arguments are those of `features`. A region without a pixel in the image has no row.
+    """
+    for shape, rows in self._rows_of_chunks(images, boxes, masks):
+      yield rows, self._crops(*self._inputs(shape, rows, images, boxes, masks))
 
   def _rows_of_chunks(self, images, boxes, masks) -> Iterator[tuple[tuple, list[tuple[int, int]]]]:
     """Bucket and (image, region) of the regions of a chunk; those without a pixel are left out."""
