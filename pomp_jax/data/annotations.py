@@ -208,7 +208,7 @@ def run_lengths(
     path: file, for the message.
     where: field, for the message.
     segmentation: list of polygons x, y, x, y, .., or {"size": [H,W], "counts": ..} with RLE as a
-      list of run lengths or as a string.
+      list of run lengths or as a string. Polygons of fewer than three points are empty.
     height: H.
     width: W.
 
@@ -216,6 +216,11 @@ def run_lengths(
     AnnotationError: neither of them, or not of H x W.
   """
   check_segmentation(path, where, segmentation, height, width)
+  if isinstance(segmentation, list):
+    # COCO has polygons of one or two points, which have no area; the library takes some for boxes.
+    segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
+    if not segmentation:
+      return mask_api.encode(np.zeros((height, width), np.uint8, order="F"))
   try:
     rle = mask_api.segmToRle(_as_bytes(segmentation), width, height)
     # Some versions of the library read runs of any length.
@@ -243,8 +248,8 @@ def check_segmentation(
     _refuse(path, where, "missing" if not segmentation else repr(segmentation), "polygons or RLE")
   for polygon in segmentation:
     numbers = isinstance(polygon, list) and all(_is_number(n) for n in polygon)
-    if not numbers or len(polygon) < 6 or len(polygon) % 2:
-      _refuse(path, where, "no list of polygons", "x, y of at least three points each")
+    if not numbers or len(polygon) % 2:
+      _refuse(path, where, "no list of polygons", "x, y, x, y, .. of each polygon")
     points = np.array(polygon, np.float64).reshape(-1, 2)
     if (points < -_SLACK).any() or (points - _SLACK > [width, height]).any():
       _refuse(path, where, "a polygon outside the image", f"points in {width} x {height}")

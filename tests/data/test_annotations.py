@@ -59,6 +59,16 @@ def test_masks_of_polygons_and_rle():
   np.testing.assert_array_equal(masks, expected)
 
 
+def test_polygons_below_three_points_are_empty():
+  value = small()
+  del value["annotations"][2]
+  whole = annotations_of(value).masks(0)
+  value["annotations"][0]["segmentation"].append([1, 2, 3, 4])
+  np.testing.assert_array_equal(annotations_of(value).masks(0), whole)
+  value["annotations"][0]["segmentation"] = [[1, 2, 3, 4]]
+  assert not annotations_of(value).masks(0)[0].any()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_masks_equal_pycocotools(seed):
   value = random_annotations(seed)
@@ -128,7 +138,7 @@ def test_image_files(tmp_path):
     (("annotations", 1), "bbox", [1, 2, -1, 3]),
     (("annotations", 1), "bbox", [1, 2, float("nan"), 3]),
     (("annotations", 1), "iscrowd", 2),
-    (("annotations", 1), "segmentation", [[1, 2, 3, 4]]),
+    (("annotations", 1), "segmentation", [[1, 2, 3, 4, 5]]),
     (("annotations", 1), "segmentation", [[1, 2, 4, 2, 1e9, 1e9]]),
     (("annotations", 1), "segmentation", {"size": [600, 800], "counts": "04"}),
     (("annotations", 1), "segmentation", {"size": [6, 8], "counts": None}),
