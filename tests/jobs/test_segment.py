@@ -17,6 +17,7 @@ from pomp_jax.jobs import segment
 from pomp_jax.regions.files import RegionHeader, Regions, RegionWriter
 from tests.support.clips import write_random_clip
 from tests.support.pixel_sets import SIZES, TEXTS, segment_config, write_pixel_set
+from tests.support.processes import run_in_processes
 from tests.support.small_run import small_config
 
 PROMPTS = ("a photo of a {}.", "{}!")
@@ -192,6 +193,17 @@ def test_an_interrupted_run_resumes_and_a_finished_one_stays(data, tmp_path, mon
   seen.clear()
   assert run(config, tmp_path / "two starts") == expected
   assert not seen and plot.stat().st_mtime_ns == before
+
+
+def test_two_processes_find_what_one_does(data, tmp_path):
+  patches = {"regions.source": "none", "segment.size": 48, "segment.window": 32}
+  configs = [config_for(data), config_for(data, **patches, **{"segment.stride": 16})]
+  folders = [[tmp_path / f"{kind}{process}" for process in (0, 1)] for kind in ("r", "p")]
+  run_in_processes(list(zip(configs, folders, strict=True)), tmp_path / "jobs.json")
+  for config, (first, second) in zip(configs, folders, strict=True):
+    expected = run(config, tmp_path / f"{first.name} alone")
+    found = json.loads((first / "results.json").read_text())
+    assert found == expected and not second.exists()
 
 
 def test_counts_of_other_prompts_are_not_used(data, tmp_path):
