@@ -20,7 +20,7 @@ def get_config(argument: str = ""):
   """The published values; one exponent, since ZSSeg marks no class as trained here."""
   config = recipe()
   config.segment.names = "ade20k"
-  config.segment.values = "reduce_zero_label"
+  config.segment.label_values = "reduce_zero_label"
   config.regions.e_base = config.regions.e_novel = 0.5
   config.regions.mask_threshold = 0.4
   return with_argument(config, argument, **SHORT)

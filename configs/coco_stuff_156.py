@@ -25,7 +25,7 @@ def get_config(argument: str = ""):
   """The published values."""
   config = recipe()
   config.segment.names = "coco_stuff"
-  config.segment.values = "listed"
+  config.segment.label_values = "listed"
   config.regions.e_base, config.regions.e_novel = 0.2, 0.8
   return with_argument(config, argument, **SHORT)
 

@@ -3,7 +3,7 @@ r"""Segmentation without training and without regions: NACLIP on the frozen ViT,
 python -m pomp_jax.main --config=configs/segment_training_free.py --workdir=runs/naclip_ade \
   --config.segment.images=ADEChallengeData2016/images/validation \
   --config.segment.labels=ADEChallengeData2016/annotations/validation \
-  --config.segment.names=ade20k --config.segment.values=reduce_zero_label
+  --config.segment.names=ade20k --config.segment.label_values=reduce_zero_label
 
 Other sets: the folders of coco_stuff_156.py, voc_15.py (with `:window=0`, whole images) and
 pascal_context.py, with their names and values. Published with PAMR (NACLIP's README): mIoU 83.0 on

@@ -20,6 +20,6 @@ def get_config(argument: str = ""):
   """The published values; background, 0 in the label images, is not evaluated."""
   config = recipe()
   config.segment.names = "voc"
-  config.segment.values = "reduce_zero_label"
+  config.segment.label_values = "reduce_zero_label"
   config.regions.e_base, config.regions.e_novel = 0.3, 0.7
   return with_argument(config, argument, **SHORT)

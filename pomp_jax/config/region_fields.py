@@ -42,7 +42,7 @@ class Segment:
   images: str = row("", "folder of images")
   labels: str = row("", "folder of label images of the same stems; empty: no figures")
   names: str = row("", "class list with halves, such as coco_stuff, or a file")
-  values: str = row("index", "meaning of a label image's values", one_of(*VALUES))
+  label_values: str = row("index", "meaning of a label image's values", one_of(*VALUES))
   ignore: int = row(255, "value of pixels that are not evaluated", between(0, 2**16 - 1))
   n_images: int = row(0, "images, evenly over the folder; 0: all", at_least(0))
   prompts: tuple[str, ...] = row(("hand_written",), "prompts, see evaluate.prompts")

@@ -54,7 +54,9 @@ def open_pixel_set(settings: Segment) -> PixelSet:
   if settings.source == "world":
     return _World(open_scenes("test", settings.n_images))
   classes = with_background(read_class_split(settings.names), settings.background)
-  folder = open_pixels(settings.images, settings.labels, classes, settings.values, settings.ignore)
+  folder = open_pixels(
+    settings.images, settings.labels, classes, settings.label_values, settings.ignore
+  )
   n_images = min(settings.n_images or len(folder), len(folder))
   rows = [n * len(folder) // n_images for n in range(n_images)]
   return _Folder(folder, classes, rows)

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+from ml_collections import ConfigDict
 import pytest
 
 from pomp_jax.config import FIELDS, ConfigError, Settings, base, unpack, validate
@@ -54,3 +55,8 @@ def test_the_page_is_generated_from_the_table():
   path = pathlib.Path(__file__).parents[2] / "docs" / "config.md"
   assert path.read_text() == page(), "python -m pomp_jax.config.command_line > docs/config.md"
   assert all(f"--config.{field}=" in help_text() for field in FIELDS)
+
+
+def test_no_name_hides_a_method_of_the_config():
+  methods = set(dir(ConfigDict))
+  assert not [field for field in FIELDS if methods & set(field.split("."))]

@@ -32,7 +32,7 @@ CHANGES = {
   "segment.images": ("OTHER/images", {}),
   "segment.labels": ("OTHER/labels", FILE),
   "segment.names": ("OTHER/names.txt", {}),
-  "segment.values": ("reduce_zero_label", {}),
+  "segment.label_values": ("reduce_zero_label", {}),
   "segment.ignore": (254, {}),
   "segment.n_images": (2, {}),
   "segment.prompts": ("the {}", {}),
