@@ -89,12 +89,12 @@ def curve_steps(every: int, total: int) -> list[int]:
 
 
 def train_lanes(
-  job: setup.Run, cells: Sequence[Cell], streams: Sequence[Stream], size: int
+  run: setup.Run, cells: Sequence[Cell], streams: Sequence[Stream], size: int
 ) -> Iterator[Trained]:
   """Trains cells, some at a time, in one program that is compiled once.
 
   Args:
-    job: any of the cells as a run.
+    run: any of the cells as a run.
     cells: from one of `lane_groups`.
     streams: what each is trained on.
     size: lanes of the program, a divisor of the number of cells.
@@ -105,7 +105,7 @@ def train_lanes(
   program = None
   for first in range(0, len(cells), size):
     some = slice(first, first + size)
-    lanes = _Lanes(job, cells[some], streams[some])
+    lanes = _Lanes(run, cells[some], streams[some])
     if program is None:
       with waiting("compiling the cells' step"):
         program = lanes.compiled()
@@ -115,25 +115,25 @@ def train_lanes(
 class _Lanes:
   """Cells that are trained at the same time, ready on the devices."""
 
-  def __init__(self, job: setup.Run, cells: Sequence[Cell], streams: Sequence[Stream]):
-    self._job, self._cells, self._streams = job, cells, streams
-    mesh = job.encoder.mesh
-    firsts = [setup.first_state(dataclasses.replace(job, config=cell.config)) for cell in cells]
+  def __init__(self, run: setup.Run, cells: Sequence[Cell], streams: Sequence[Stream]):
+    self._run, self._cells, self._streams = run, cells, streams
+    mesh = run.encoder.mesh
+    firsts = [setup.first_state(dataclasses.replace(run, config=cell.config)) for cell in cells]
     self._state = jax.tree.map(lambda *leaves: _stacked(leaves), *firsts)
     self._numbers = replicate(_numbers(cells), mesh)
     self._rows = NamedSharding(mesh, P(None, DATA))
 
   def compiled(self) -> jax.stages.Compiled:
     """The program of these lanes, and of any others that are as many."""
-    step = _step(self._job, self._cells[0].config.correction)
+    step = _step(self._run, self._cells[0].config.correction)
     return step.lower(*self._arguments(self._state, 0)).compile()
 
   def train(self, program: jax.stages.Compiled) -> list[Trained]:
     """All steps."""
     start = time.monotonic()
     state, losses, curve = self._state, [], {}
-    what, total = f"{len(self._cells)} cells", self._job.total_steps
-    shown = curve_steps(self._job.config.ablate.curve_every, total)
+    what, total = f"{len(self._cells)} cells", self._run.total_steps
+    shown = curve_steps(self._run.config.ablate.curve_every, total)
     for step in steps_of(range(1, total + 1), what, "steps"):
       state, metrics = program(*self._arguments(state, step - 1))
       losses.append(metrics["loss"])
@@ -164,7 +164,7 @@ class _Lanes:
       name: jax.make_array_from_process_local_data(self._rows, array)
       for name, array in arrays.items()
     }
-    return state, self._numbers, self._job.frozen, batch
+    return state, self._numbers, self._run.frozen, batch
 
 
 def _stacked(leaves: Sequence[jax.Array]) -> jax.Array:
@@ -183,17 +183,17 @@ def _numbers(cells: Sequence[Cell]) -> dict[str, np.ndarray]:
   return numbers | {"correction": np.array(scales, np.float32)}
 
 
-def _step(job: setup.Run, correction: str):
+def _step(run: setup.Run, correction: str):
   """The step of all lanes; the state is donated."""
   # Batches bring features.
-  config = job.config.replace({"data.features": "cached"})
+  config = run.config.replace({"data.features": "cached"})
 
   def step(state, numbers, frozen, batch):
     optim = types.SimpleNamespace(
-      **vars(job.config.optim) | {name: numbers[name] for name in _NUMBERS}
+      **vars(run.config.optim) | {name: numbers[name] for name in _NUMBERS}
     )
-    optimizer, _ = setup.optimizer_of(optim, job.steps_per_epoch, job.total_steps)
-    own = dataclasses.replace(job, config=config, optimizer=optimizer)
+    optimizer, _ = setup.optimizer_of(optim, run.steps_per_epoch, run.total_steps)
+    own = dataclasses.replace(run, config=config, optimizer=optimizer)
     scale = numbers["correction"] if correction in SCALES else None
     return setup.build_step(own, scale)(state, frozen, batch)
 

@@ -63,13 +63,13 @@ class Shared:
       lambda: inputs.open_training_source(config.data, self.encoder(config).clip.image_size),
     )
 
-  def stream(self, job: setup.Run) -> Stream:
+  def stream(self, run: setup.Run) -> Stream:
     """The features that a run is trained on, in its order; all processes call it together."""
-    key = ("stream", self._key(job.config, ("clip", "mesh", "data", "batch_size", "seed")))
+    key = ("stream", self._key(run.config, ("clip", "mesh", "data", "batch_size", "seed")))
     # Of runs that differ in their length the longest is kept.
-    if key not in self._held or len(self._held[key].labels) < job.total_steps:
-      self._held[key] = _stream(job, self._image_features(job.config))
-    return Stream(*(part[: job.total_steps] for part in self._held[key]))
+    if key not in self._held or len(self._held[key].labels) < run.total_steps:
+      self._held[key] = _stream(run, self._image_features(run.config))
+    return Stream(*(part[: run.total_steps] for part in self._held[key]))
 
   def evaluate(self, config: Settings, prompt: Prompt) -> Scores:
     """A prompt's accuracy on every split, as the pretrain job has it."""
@@ -167,21 +167,21 @@ class Shared:
     return repr([(f, v) for f, v in config.flat().items() if f in on or f.startswith(inside)])
 
 
-def _stream(job: setup.Run, image_features: Callable) -> Stream:
+def _stream(run: setup.Run, image_features: Callable) -> Stream:
   """Reads this process's rows of the batches that the pretrain job would read, as features."""
-  config, mesh = job.config, job.encoder.mesh
+  config, mesh = run.config, run.encoder.mesh
   rows, (part, n_parts) = NamedSharding(mesh, P(DATA)), batches.own_shard(mesh)
   at_a_time = max(_IMAGES // config.batch_size, 1)
   features, labels = [], []
-  with contextlib.closing(batches.open_batches(config, job.source, job.fetch, mesh)) as loader:
-    starts = range(0, job.total_steps, at_a_time)
+  with contextlib.closing(batches.open_batches(config, run.source, run.fetch, mesh)) as loader:
+    starts = range(0, run.total_steps, at_a_time)
     for start in steps_of(starts, "features of training images", "parts"):
-      some = [next(loader) for _ in range(min(at_a_time, job.total_steps - start))]
+      some = [next(loader) for _ in range(min(at_a_time, run.total_steps - start))]
       images = np.concatenate([batch["image"] for batch in some])
       if config.data.features == "online":
         images = jax.make_array_from_process_local_data(rows, images)
         # One block of rows a part: those of all these batches.
-        images = np.split(np.asarray(image_features(job.frozen.image, images)), n_parts)[part]
+        images = np.split(np.asarray(image_features(run.frozen.image, images)), n_parts)[part]
       features += np.split(images, len(some))
       labels += [batch["label"] for batch in some]
   return Stream(np.stack(features), np.stack(labels))

@@ -38,44 +38,44 @@ class StepTime(NamedTuple):
   first_bank_seconds: float
 
 
-def measure_step_times(jobs: Sequence[setup.Run], streams: Sequence[Stream]) -> list[StepTime]:
+def measure_step_times(runs: Sequence[setup.Run], streams: Sequence[Stream]) -> list[StepTime]:
   """Measures kinds of cells in turn.
 
   Args:
-    jobs: one run a kind.
+    runs: one run a kind.
     streams: what each is trained on.
   """
-  parts = zip(jobs, streams, strict=True)
+  parts = zip(runs, streams, strict=True)
   steps = [_step_of(*one) for one in steps_of(list(parts), "compiling steps to time", "kinds")]
-  times: list[list[float]] = [[] for _ in jobs]
-  banks: list[list[float]] = [[] for _ in jobs]
+  times: list[list[float]] = [[] for _ in runs]
+  banks: list[list[float]] = [[] for _ in runs]
   for _ in steps_of(range(_ROUNDS), "timing steps", "rounds"):
-    for job, step, own, bank in zip(jobs, steps, times, banks, strict=True):
+    for run, step, own, bank in zip(runs, steps, times, banks, strict=True):
       step()
       own += [_seconds(step) for _ in range(_STEPS)]
-      if job.needs_bank:
-        bank.append(_seconds(lambda job=job: setup.first_state(job)))
+      if run.needs_bank:
+        bank.append(_seconds(lambda run=run: setup.first_state(run)))
   return [
     StepTime(float(np.median(own)), min(own), float(np.median(bank)) if bank else 0.0)
     for own, bank in zip(times, banks, strict=True)
   ]
 
 
-def _step_of(job: setup.Run, stream: Stream) -> Callable[[], None]:
+def _step_of(run: setup.Run, stream: Stream) -> Callable[[], None]:
   """The step of the pretrain job on the run's first batch, repeated; compiled."""
   # Batches bring features.
-  job = dataclasses.replace(job, config=job.config.replace({"data.features": "cached"}))
-  rows = NamedSharding(job.encoder.mesh, P(DATA))
+  run = dataclasses.replace(run, config=run.config.replace({"data.features": "cached"}))
+  rows = NamedSharding(run.encoder.mesh, P(DATA))
   batch = {
     name: jax.make_array_from_process_local_data(rows, array)
     for name, array in (("image", stream.features[0]), ("label", stream.labels[0]))
   }
-  state = setup.first_state(job)
-  program = setup.build_step(job).lower(state, job.frozen, batch).compile()
+  state = setup.first_state(run)
+  program = setup.build_step(run).lower(state, run.frozen, batch).compile()
 
   def step():
     nonlocal state
-    state, metrics = program(state, job.frozen, batch)
+    state, metrics = program(state, run.frozen, batch)
     jax.block_until_ready((state, metrics))
 
   return step

@@ -149,10 +149,10 @@ def _run_group(shared: Shared, folder: RunFolder, group: Sequence[Cell]) -> None
   if not group:
     return
   try:
-    job = shared.prepare(group[0].config, folder)
+    run = shared.prepare(group[0].config, folder)
     streams = [shared.stream(shared.prepare(cell.config, folder)) for cell in group]
-    size = lanes_at_a_time(len(group), _most_lanes(job))
-    trained = train_lanes(job, group, streams, size)
+    size = lanes_at_a_time(len(group), _most_lanes(run))
+    trained = train_lanes(run, group, streams, size)
     for cell, one in zip(group, trained, strict=True):
       _finish(shared, folder, cell, one, size)
   except RunFolderError:  # not the cell's own
@@ -169,12 +169,12 @@ def _run_group(shared: Shared, folder: RunFolder, group: Sequence[Cell]) -> None
       _run_group(shared, folder, [cell])
 
 
-def _most_lanes(job: setup.Run) -> int:
+def _most_lanes(run: setup.Run) -> int:
   """As many as `ablate.lanes` says, or as their activations leave room for."""
-  config = job.config
+  config = run.config
   if config.ablate.lanes:
     return config.ablate.lanes
-  return int(config.clip.memory_gib * 2**30 // setup.step_bytes(job))
+  return int(config.clip.memory_gib * 2**30 // setup.step_bytes(run))
 
 
 def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_lanes: int) -> None:
@@ -231,8 +231,8 @@ def _step_times(shared: Shared, folder: RunFolder, cells: Sequence[Cell]) -> lis
   if missing:
     log.info("%d cells are missing or have failed: no step is timed", len(missing))
     return []
-  jobs = [shared.prepare(cell.config, folder) for cell in kinds.values()]
-  times = measure_step_times(jobs, [shared.stream(job) for job in jobs])
+  runs = [shared.prepare(cell.config, folder) for cell in kinds.values()]
+  times = measure_step_times(runs, [shared.stream(run) for run in runs])
   return [
     {"values": _kind(cell), **time._asdict()}
     for cell, time in zip(kinds.values(), times, strict=True)
