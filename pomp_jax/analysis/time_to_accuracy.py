@@ -96,13 +96,16 @@ def courses(cells: Sequence[Mapping[str, Any]], times: Sequence[Mapping[str, Any
   """
   found = []
   for group in groups(cells):
+    time = next((time for time in times if time["values"] == group.values), None)
+    if time is None:
+      # Cells have curves where steps were timed.
+      continue
     curves = [
       cell["curve"]
       for cell in cells
       if not cell["error"] and {**cell["values"], SEED: 0} == {**group.values, SEED: 0}
     ]
-    time = next((time for time in times if time["values"] == group.values), None)
-    if not curves or time is None:
+    if not curves:
       continue
     top1 = {name: np.array([curve["top1"][name] for curve in curves]) for name in curves[0]["top1"]}
     steps = tuple(curves[0]["steps"])
