@@ -160,8 +160,12 @@ def _by_regions(
     file = open_region_file(settings, config.clip.model, clip.config, keys)
   header = None if file is None else file.header
   crops = open_region_encoder(settings, encoder) if needs_crops(settings, header) else None
-  trained_C, fusion = trained_classes(header, pixels.classes), fusion_of(settings)
-  logit_scale = config.segment.logit_scale or clip.logit_scale
+  fused = {
+    "logit_scale": config.segment.logit_scale or clip.logit_scale,
+    "fusion": fusion_of(settings),
+    "trained_C": trained_classes(header, pixels.classes),
+    "objectness": settings.objectness,
+  }
 
   def regions_of(index, image):
     if file is None:
@@ -169,35 +173,24 @@ def _by_regions(
     key = region_key(file, keys[index])
     return file.read(key, *image.shape[:2]).top(settings.max_regions)
 
+  def masks_of(index, image, regions):
+    return soft_masks(regions, *image.shape[:2], f"image {keys[index]}")
+
   def segment(block):
     images = [pixels.image(index) for index in block]
     found = [regions_of(index, image) for index, image in zip(block, images, strict=True)]
-    masks = [
-      soft_masks(one, *image.shape[:2], f"image {keys[index]}")
-      for one, image, index in zip(found, images, block, strict=True)
-    ]
+    parts = list(zip(block, images, found, strict=True))
     features = [None] * len(images)
     if crops is not None:
-      hard = [mask > settings.mask_threshold for mask in masks]
-      boxes = [boxes_of_masks(mask) for mask in hard]
+      hard = [masks_of(*part) > settings.mask_threshold for part in parts]
+      boxes = [boxes_of_masks(masks) for masks in hard]
       features = crops.features(images, boxes, hard if settings.crop == "masked" else None)
-    for one, mask, clip_RxE in zip(found, masks, features, strict=True):
-      yield [
-        label_map_of_regions(
-          region_scores(
-            one,
-            header,
-            clip_RxE,
-            matrix,
-            logit_scale=logit_scale,
-            fusion=fusion,
-            trained_C=trained_C,
-            objectness=settings.objectness,
-          ),
-          mask,
-        )
-        for matrix in matrices
-      ]
+    for part, clip_RxE in zip(parts, features, strict=True):
+      # Once more, since the soft masks of a whole block are gigabytes.
+      masks = masks_of(*part)
+      regions = part[-1]
+      scores = (region_scores(regions, header, clip_RxE, matrix, **fused) for matrix in matrices)
+      yield [label_map_of_regions(scores_RxC, masks) for scores_RxC in scores]
 
   return segment
 

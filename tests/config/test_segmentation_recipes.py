@@ -1,0 +1,50 @@
+"""The configs of segmentation load, and have the values that ZSSeg, POMP and NACLIP published."""
+
+import importlib
+
+import pytest
+
+from pomp_jax.config import unpack, validate
+from pomp_jax.data.class_splits import read_class_split
+from pomp_jax.regions.scores import FUSIONS
+
+# ZSSeg's configs as POMP runs them: fusion, MASK_THR, number of classes, of novel ones.
+PUBLISHED = {
+  "coco_stuff_156": ("zsseg_coco_stuff", 0.5, 171, 15),
+  "voc_15": ("zsseg_voc", 0.5, 20, 5),
+  "ade20k": ("zsseg_ade20k", 0.4, 150, 0),
+  "pascal_context": ("pomp_pascal_context", 0.5, 59, 0),
+}
+
+
+def settings_of(name, tmp_path, argument=""):
+  config = importlib.import_module(f"configs.{name}").get_config(argument)
+  config.segment.images = config.segment.labels = str(tmp_path)
+  if config.regions.source == "file":
+    config.regions.path = str(tmp_path)
+  settings = unpack(config)
+  validate(settings)
+  return settings
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_values(name, tmp_path):
+  fusion, threshold, n_classes, n_novel = PUBLISHED[name]
+  settings = settings_of(name, tmp_path)
+  assert settings.job == "segment" and settings.clip.model == "openai/clip-vit-base-patch16"
+  regions = settings.regions
+  assert (regions.e_base, regions.e_novel, regions.null) == tuple(FUSIONS[fusion])
+  assert (regions.mask_threshold, regions.crop, regions.expand) == (threshold, "masked", 1.0)
+  classes = read_class_split(settings.segment.names)
+  assert (len(classes), len(classes.indices("novel"))) == (n_classes, n_novel)
+
+
+def test_naclips_values(tmp_path):
+  segment = settings_of("segment_training_free", tmp_path, "names=ade20k").segment
+  assert (segment.recipe, segment.size, segment.window, segment.stride) == ("naclip", 336, 224, 112)
+  assert (segment.logit_scale, segment.pamr) == (40.0, 10)
+
+
+def test_a_variant_without_a_region_file(tmp_path):
+  config = importlib.import_module("configs.coco_stuff_156").get_config("source=truth,n=20")
+  assert (config.regions.source, config.segment.n_images) == ("truth", 20)
