@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 
+from pomp_jax.annotations import Array, Int32
 from pomp_jax.clip.packed import token_budget
 from pomp_jax.prompt import bank as banks
 from pomp_jax.prompt import sampling
@@ -77,6 +78,24 @@ def renewal_token_budget(lengths_N: np.ndarray, n_own: int, rows: int) -> int:
   lengths_N = np.asarray(lengths_N) + n_own
   ends = np.cumsum(np.concatenate([lengths_N, lengths_N[:rows]]))
   return int(np.max(ends[rows:] - ends[:-rows]))
+
+
+def renewed_classes(
+  step: Int32[Array, ""], part: Int32[Array, ""], n_parts: int, rows: int, n_classes: int
+) -> Int32[Array, " rows"]:
+  """The classes that one part of a step renews; any ceil(N / (n_parts rows)) steps renew all N.
+
+  Args:
+    step: steps taken.
+    part: index of the device and micro-step, below `n_parts`.
+    n_parts: devices times micro-steps.
+    rows: classes of a part.
+    n_classes: N.
+  """
+  at_once = n_parts * rows
+  # Each turn starts at class 0, so that no product exceeds N + at_once.
+  first = (step % -(-n_classes // at_once)) * at_once + part * rows
+  return (first + jnp.arange(rows, dtype=jnp.int32)) % n_classes
 
 
 def step_token_budget(
@@ -252,9 +271,8 @@ def _make_group_loss(mesh, learner, settings, accumulate, renewal):
 
   def renewed(params, frozen, features_BxE, step, group):
     """The next classes in turn, and their features."""
-    first = (step % n_classes) * (n_devices * accumulate * renewal.rows % n_classes)
-    first += (group * mesh.shape[CLASS] + jax.lax.axis_index(CLASS)) * renewal.rows
-    ids_R = (first + jnp.arange(renewal.rows)) % n_classes
+    part = group * mesh.shape[CLASS] + jax.lax.axis_index(CLASS)
+    ids_R = renewed_classes(step, part, n_devices * accumulate, renewal.rows, n_classes)
     found = renewal.learner.text_features(params, frozen, ids_R, features_BxE)
     return ids_R, found
 

@@ -8,6 +8,7 @@ from pomp_jax.prompt.bank import place_rows
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.sampling import SamplingArrays, SamplingSettings
+from pomp_jax.prompt.step import renewed_classes
 from tests.support.checks import assert_close
 from tests.support.small_step import (
   LABELS,
@@ -77,3 +78,19 @@ def test_every_mesh_computes_the_same(world, image_features, name):
     assert other_losses == pytest.approx(losses, rel=1e-5)
   plain, _ = _steps(world, features, SamplingSettings(), devices=1, class_size=1)
   assert np.abs(plain - context).max() > 1e-3 * np.abs(context).max()
+
+
+@pytest.mark.parametrize(
+  ("n_classes", "n_parts", "rows", "first_step"),
+  [(10, 2, 3, 0), (12, 2, 3, 5), (7, 1, 9, 3), (1_000_000, 2, 1500, 999_000)],
+)
+def test_a_turn_renews_every_class(n_classes, n_parts, rows, first_step):
+  """Products of the step number and the rows exceed 32 bits in the last case."""
+  turn = -(-n_classes // (n_parts * rows))
+  seen = np.zeros(n_classes, int)
+  renewed = jax.jit(renewed_classes, static_argnums=(2, 3, 4))
+  for step in range(first_step, first_step + turn):
+    for part in range(n_parts):
+      np.add.at(seen, renewed(np.int32(step), np.int32(part), n_parts, rows, n_classes), 1)
+  assert seen.min() >= 1
+  assert seen.sum() == turn * n_parts * rows
