@@ -151,7 +151,7 @@ class Sampling:
   """Negative sampling; see docs/sampling.md."""
 
   name: str = row("uniform", "sampler of the negatives", one_of(*SAMPLERS))
-  mix: float = row(0.5, "share of the uniform distribution in the other samplers", above(0, 1))
+  mix: float = row(0.1, "share of the uniform distribution in the other samplers", above(0, 1))
   temperature: float = row(0.05, "temperature of hard and easy, in units of the cosine", above(0))
   anchors: str = row("classes", "anchors of hard and easy", one_of(*ANCHORS))
   renew: int = row(128, "rows of the bank that a step renews in turn", at_least(0))

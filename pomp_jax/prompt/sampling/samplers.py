@@ -63,7 +63,7 @@ class SamplingSettings:
   """
 
   name: str = "uniform"
-  mix: float = 0.5
+  mix: float = 0.1
   logit_scale: float = 100.0
   temperature: float = 0.05
   anchors: str = "classes"
