@@ -303,10 +303,14 @@ class Ablate:
 class GradientBias:
   """The job gradient_bias: the sampled gradient against the exact one."""
 
-  prompt: str = row("", "prompt file; empty: N(0, 0.02^2), the start of a training")
+  prompt: str = row(
+    "",
+    "prompt file, or RUN/checkpoints/STEP: its prompt and bank as they were in training;"
+    " empty: N(0, 0.02^2), the start of a training",
+  )
   k: tuple[int, ...] = row((16, 64, 256, 1024, 4096), "values of K")
   samplers: tuple[str, ...] = row(
-    ("uniform", "hard", "easy", "hierarchical"),
+    ("uniform", "posterior", "hard", "easy", "hierarchical"),
     "samplers; the first is shown for each correction",
     some_of(*SAMPLERS),
   )

@@ -277,10 +277,20 @@ def read_checkpoints(folder: str | os.PathLike) -> Iterator[Restored]:
   if not path.is_dir():
     raise CheckpointError(f"{folder}: no such folder of checkpoints")
   for step in _steps(path):
-    try:
-      yield _read(path / str(step))
-    except DamagedCheckpoint as error:
-      raise CheckpointError(f"{path / str(step)}: can't be read ({error})") from error
+    yield read_checkpoint(path / str(step))
+
+
+def read_checkpoint(folder: str | os.PathLike) -> Restored:
+  """Reads one of them, `checkpoints/STEP`.
+
+  Raises:
+    CheckpointError: it can't be read, or is not what was saved.
+  """
+  path = Path(os.path.abspath(folder))
+  try:
+    return _read(path)
+  except DamagedCheckpoint as error:
+    raise CheckpointError(f"{path}: can't be read ({error})") from error
 
 
 def _steps(folder: Path) -> list[int]:

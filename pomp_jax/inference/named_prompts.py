@@ -9,7 +9,7 @@ import numpy as np
 from pomp_jax.config import ConfigError
 from pomp_jax.data.class_lists import TEMPLATES, ClassList, load_templates
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.checkpoints import CheckpointError, read_checkpoints
+from pomp_jax.files.checkpoints import CheckpointError, Restored, read_checkpoints
 from pomp_jax.files.class_features import ClassFeatures, read_class_features
 from pomp_jax.files.prompt_file import Prompt, load_prompt, validate
 from pomp_jax.files.run_folder import RunFolder
@@ -107,22 +107,34 @@ def _checkpoints(folder: str, field: str) -> list[NamedPrompt]:
   if not run.checkpoints.is_dir():
     raise ConfigError(field, folder, f"a run's folder, which has {run.checkpoints.name}/ in it")
   found = []
-  for step, state, meta in read_checkpoints(run.checkpoints):
-    path = run.checkpoints / str(step)
-    try:
-      config = meta["config"]
-      if config.get("method", "pomp") != "pomp":
-        # Other methods have parameters beside the context.
-        raise CheckpointError(
-          f"{path}: is of method {config['method']!r}; a prompt (pomp) is needed"
-        )
-      prompt = Prompt(
-        state["params"]["context"], config["clip"]["model"], config["prompt"]["position"]
-      )
-    except (KeyError, TypeError) as error:
-      raise CheckpointError(f"{path}: holds no prompt ({error!r})") from error
-    validate(path, prompt)
-    found.append(NamedPrompt(f"{folder.rstrip('/')}@{step}", prompt, step))
+  for checkpoint in read_checkpoints(run.checkpoints):
+    prompt = prompt_of_checkpoint(checkpoint, run.checkpoints / str(checkpoint.step))
+    found.append(NamedPrompt(f"{folder.rstrip('/')}@{checkpoint.step}", prompt, checkpoint.step))
   if not found:
     raise ConfigError(field, folder, "a run's folder with a complete checkpoint")
   return found
+
+
+def prompt_of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> Prompt:
+  """The prompt that a checkpoint holds.
+
+  Args:
+    checkpoint: result of `read_checkpoint`.
+    path: its folder, for messages.
+
+  Raises:
+    CheckpointError: of another method than POMP, or without a prompt.
+    PromptFileError: not a valid prompt.
+  """
+  state, config = checkpoint.state, checkpoint.meta.get("config", {})
+  try:
+    if config.get("method", "pomp") != "pomp":
+      # Other methods have parameters beside the context.
+      raise CheckpointError(f"{path}: is of method {config['method']!r}; a prompt (pomp) is needed")
+    prompt = Prompt(
+      state["params"]["context"], config["clip"]["model"], config["prompt"]["position"]
+    )
+  except (KeyError, TypeError) as error:
+    raise CheckpointError(f"{path}: holds no prompt ({error!r})") from error
+  validate(path, prompt)
+  return prompt

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import logging
 import math
+import os
 import time
 
 import jax
@@ -27,9 +28,11 @@ from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import StoredImages, readable_images
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import fingerprint
-from pomp_jax.files.prompt_file import check_fits, load_prompt
+from pomp_jax.files.checkpoints import read_checkpoint
+from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
 from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json, writing
 from pomp_jax.files.terminal import steps_of
+from pomp_jax.inference.named_prompts import prompt_of_checkpoint
 from pomp_jax.prompt.bank import Bank
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen
@@ -88,7 +91,7 @@ def check(config: Settings, workdir: str) -> None:
   """Refuses what can't work before weights are read; writes nothing.
 
   Raises:
-    ConfigError, PromptFileError, RunFolderError: one line each.
+    ConfigError, CheckpointError, PromptFileError, RunFolderError: one line each.
   """
   RunFolder(workdir).check(config.job)
   if jax.process_count() > 1:
@@ -104,9 +107,12 @@ def check(config: Settings, workdir: str) -> None:
       raise ConfigError(field, found, f"{value!r} where job='gradient_bias'")
   _check_images(config, n_classes)
   if settings.prompt:
-    prompt = load_prompt(settings.prompt)
+    prompt, bank_NxE = _load(settings.prompt)
     if prompt.context.ndim != 2:
       raise ConfigError("gradient_bias.prompt", settings.prompt, "a context that classes share")
+    if bank_NxE is not None and len(bank_NxE) != n_classes:
+      found = f"{settings.prompt}, with a bank of {len(bank_NxE)} classes"
+      raise ConfigError("gradient_bias.prompt", found, f"one of the training's {n_classes} classes")
     width = inputs.clip_config(config.clip.model).text_config.hidden_size
     check_fits(prompt, width, config.clip.model, n_classes, settings.prompt)
 
@@ -174,6 +180,14 @@ def _cells(
   return stored["cells"]
 
 
+def _load(path: str) -> tuple[Prompt, np.ndarray | None]:
+  """A prompt, and the bank of the checkpoint that holds it; None of a file, or without a bank."""
+  if not os.path.isdir(path):
+    return load_prompt(path), None
+  checkpoint = read_checkpoint(path)
+  return prompt_of_checkpoint(checkpoint, path), checkpoint.state.get("bank")
+
+
 def _check_images(config: Settings, n_classes: int) -> None:
   """Refuses more images than there are, or than the logits of all classes leave room for."""
   n_images = config.gradient_bias.images
@@ -195,9 +209,9 @@ def _open(config: Settings, samplers: tuple[str, ...]) -> _Setting:
   if isinstance(source, StoredImages):
     source = source.sized(encoder.clip.image_size)
   chosen = np.sort(np.random.default_rng(config.seed).permutation(len(source))[: settings.images])
-  context, position = None, config.prompt.position
+  context, position, bank_NxE = None, config.prompt.position, None
   if settings.prompt:
-    prompt = load_prompt(settings.prompt)
+    prompt, bank_NxE = _load(settings.prompt)
     context, position = prompt.context, prompt.position
   m = config.prompt.m if context is None else len(context)
   module = PromptContext(m, encoder.clip.text_width, position, init_value=context)
@@ -205,7 +219,9 @@ def _open(config: Settings, samplers: tuple[str, ...]) -> _Setting:
   params = replicate(params, encoder.mesh)
   frozen = encoder.frozen(encoder.vocabulary(source.names, m))
   arrays = _arrays(config, samplers, source.names, encoder.clip.image_size)
-  bank_NxE = encoder.features_of_tokens(params, frozen.tokens, position)
+  stale = () if bank_NxE is None else (bank_NxE,)
+  if bank_NxE is None:
+    bank_NxE = encoder.features_of_tokens(params, frozen.tokens, position)
   bank = Bank(bank_NxE, len(source.names))
   sampling = replicate(arrays._replace(bank=bank), encoder.mesh)
   features, skipped = [], SkippedImages(source, config.data.max_corrupt)
@@ -226,6 +242,7 @@ def _open(config: Settings, samplers: tuple[str, ...]) -> _Setting:
       np.asarray(params["context"]),
       features_BxE,
       labels_B,
+      *stale,
       *(np.asarray(array) for array in arrays if array is not None),
     ]
   )

@@ -3,12 +3,13 @@
 import json
 
 from matplotlib.image import imread
+import numpy as np
 from PIL import Image
 import pytest
 
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.jobs import gradient_bias
-from tests.support.small_run import small_config
+from tests.support.small_run import small_config, trained
 
 
 def _config(**changes):
@@ -58,6 +59,24 @@ def test_it_goes_on_with_the_cells_that_are_missing(tmp_path, monkeypatch):
   assert again["cells"] == results["cells"]
   # Of one K, for both corrections.
   assert computed == [8, 8]
+
+
+def test_the_bank_of_a_checkpoint_is_the_one_that_training_has(tmp_path):
+  """Two steps from the start, after which three rows in turn and the drawn ones are current."""
+  run, changes = tmp_path / "run", {"sampling.name": "posterior", "sampling.renew": 3, "steps": 2}
+  trained(small_config(**changes), run)
+  stored = gradient_bias.read_checkpoint(run / "checkpoints" / "2").state
+  config = _config(**{"gradient_bias.prompt": str(run / "checkpoints" / "2")})
+  gradient_bias.check(config, str(tmp_path / "bias"))
+  setting = gradient_bias._open(config, ("posterior",))
+  np.testing.assert_array_equal(setting.params["context"], stored["params"]["context"])
+  np.testing.assert_array_equal(setting.frozen.sampling.bank.rows, stored["bank"])
+  current_NxE = setting.encoder.features_of_tokens(setting.params, setting.frozen.tokens, "end")
+  stale_N = np.abs(stored["bank"] - current_NxE).max(axis=1) > 1e-4
+  assert stale_N.any()
+  other = _config(**{"data.n_classes": 200, "gradient_bias.prompt": str(run / "checkpoints" / "2")})
+  with pytest.raises(ConfigError, match=r"gradient_bias\.prompt: .* bank of 300 .* 200 classes"):
+    gradient_bias.check(other.replace({"gradient_bias.k": (8,)}), str(tmp_path / "bias"))
 
 
 def test_a_cell_is_found_by_all_that_it_depends_on():
