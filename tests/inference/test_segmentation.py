@@ -98,7 +98,7 @@ def _expected(clip, image, matrix, settings):
   [
     ((50, 75), DenseSettings(size=40, window=WINDOW, stride=STRIDE)),
     ((50, 75), DenseSettings(size=40, window=WINDOW, stride=STRIDE, pamr=3)),
-    ((131, 40), DenseSettings("sclip", 0, WINDOW, 24, background_below=0.3)),
+    ((131, 40), DenseSettings("sclip", 0, WINDOW, 24, logit_scale=4.0, background_below=0.3)),
     ((45, 92), DenseSettings("clearclip", 0, 0, STRIDE)),
     ((20, 45), DenseSettings("maskclip", 0, WINDOW, STRIDE)),
   ],
