@@ -25,6 +25,7 @@ from pomp_jax.config.fields import (
 from pomp_jax.config.region_fields import Regions
 from pomp_jax.config.registry import METHODS, SOURCES, SYNTHETIC
 from pomp_jax.data.class_lists import CLASS_LISTS
+from pomp_jax.data.class_splits import CLASS_SPLITS
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.prompt.sampling import SAMPLERS
@@ -179,6 +180,9 @@ def _check_data(settings: Settings) -> None:
       raise ConfigError("data.dataset", data.dataset, f"one of {', '.join(COOP_SETS)}")
     if data.source == "tfds" and not data.dataset:
       raise ConfigError("data.dataset", data.dataset, "a data set of TFDS, such as food101")
+    if data.source == "regions" and not os.path.exists(data.annotations):
+      expected = "a JSON file or a folder of label images that exists"
+      raise ConfigError("data.annotations", data.annotations, expected)
     _check_groups(data)
 
 
@@ -192,7 +196,8 @@ def _check_groups(data: Data) -> None:
   if data.novel and not data.base:
     raise ConfigError("data.novel", data.novel, "'' where data.base is empty")
   for field, names in (("names", data.names), ("base", data.base), ("novel", data.novel)):
-    if names:
+    # The list of regions has halves, and is read by `class_splits`.
+    if names and not (data.source == "regions" and names in CLASS_SPLITS):
       _check_names(f"data.{field}", names)
 
 

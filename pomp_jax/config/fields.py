@@ -84,6 +84,7 @@ class Data:
   source: str = row(WORLD, "image source: the embedded world or stored images", one_of(*SOURCES))
   root: str = row("", "folder of the images: a folder per class, CoOp's $DATA, or TFDS's data_dir")
   dataset: str = row("", "data set: for coop a class list's name, for tfds that or TFDS's own")
+  annotations: str = row("", "for regions: COCO or LVIS JSON, or a folder of label images")
   names: str = row("", "class list or file of names; empty: the data set's")
   shots: int = row(0, "stored training images per class; 0: all", at_least(0))
   shots_seed: int = row(1, "random seed of the few-shot subset; CoOp's are 1, 2 and 3", at_least(0))

@@ -108,13 +108,16 @@ class Source(NamedTuple):
 SOURCES = {
   WORLD: Source(
     "pomp_jax.world",
-    ("root", "dataset", "names", "shots", "classes", "base", "novel"),
+    ("root", "dataset", "annotations", "names", "shots", "classes", "base", "novel"),
     stored=False,
     root=False,
   ),
-  "folder": Source("pomp_jax.data.folder", ("dataset",), test_sets=True, holds_out=True),
-  "coop": Source("pomp_jax.data.coop", test_sets=True, draws_shots=True),
-  "tfds": Source("pomp_jax.data.tfds", root=False, test_sets=True),
+  "folder": Source(
+    "pomp_jax.data.folder", ("dataset", "annotations"), test_sets=True, holds_out=True
+  ),
+  "coop": Source("pomp_jax.data.coop", ("annotations",), test_sets=True, draws_shots=True),
+  "tfds": Source("pomp_jax.data.tfds", ("annotations",), root=False, test_sets=True),
+  "regions": Source("pomp_jax.data.region_crops", ("dataset",), holds_out=True),
   SYNTHETIC: Source("pomp_jax.data.synthetic", root=False),
 }
 

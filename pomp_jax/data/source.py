@@ -71,6 +71,7 @@ class DataFields(Protocol):
 
   root: str
   dataset: str
+  annotations: str
   names: str
   base: str
   shots: int

@@ -63,6 +63,12 @@ STORED = ONLINE | {
 FLAT = STORED | {"data.root": "FLAT", "data.shots": 0}
 BASE_CLASSES = STORED | {"data.base": "NAMES"}
 IN_COOP = STORED | {"data.source": "coop", "data.root": "COOP", "data.dataset": "eurosat"}
+REGIONS = ONLINE | {
+  "data.source": "regions",
+  "data.root": "PICTURES",
+  "data.annotations": "OBJECTS",
+  "data.n_classes": 9,
+}
 # One layer tells classes apart but little.
 HARD = {"sampling.name": "hard", "sampling.temperature": 0.002}
 SIMILAR = {"sampling.exclude": "similar"}
@@ -78,6 +84,7 @@ CHANGES = {
   "clip.dtype": ("bfloat16", ONLINE),
   "data.source": ("folder", STORED | {"data.source": "world"}),
   "data.dataset": ("dtd", IN_COOP),
+  "data.annotations": ("SMALLER", REGIONS),
   "data.names": ("NAMES", STORED),
   "data.shots": (1, STORED),
   "data.shots_seed": (4, STORED),
@@ -224,6 +231,22 @@ def _write_pictures(folder: pathlib.Path, split: str, counts, shift=0) -> None:
       Image.fromarray(image).save(folder / name / f"{shift}-{i}.png")
 
 
+def _write_objects(path: pathlib.Path, pictures: pathlib.Path, side: int) -> None:
+  """Annotations of an object in each training picture."""
+  files = sorted(pictures.glob("train/*/*.png"))
+  images = [
+    {"id": i, "file_name": str(file.relative_to(pictures)), "height": 40, "width": 40}
+    for i, file in enumerate(files)
+  ]
+  rows = [
+    {"id": i, "image_id": i, "category_id": CLASSES.index(file.parent.name) + 1}
+    | {"bbox": [0, 0, side, side]}
+    for i, file in enumerate(files)
+  ]
+  categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+  path.write_text(json.dumps({"images": images, "annotations": rows, "categories": categories}))
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
   """What the names in capitals above stand for."""
@@ -241,11 +264,15 @@ def folders(tmp_path_factory):
   config = config.replace({"data.feature_cache": str(root / "features")})
   cache.run(config, str(root / "cache"))
   shutil.copytree(root / "pictures", root / "copy of pictures")
+  for name, side in (("objects", 40), ("smaller", 30)):
+    _write_objects(root / f"{name}.json", root / "pictures", side)
   return {
     "ONE": str(root / "one"),
     "CLIP": _fewer_layers(root / "two", 2),
     "PICTURES": str(root / "pictures"),
     "COOP": str(root / "coop"),
+    "OBJECTS": str(root / "objects.json"),
+    "SMALLER": str(root / "smaller.json"),
     "FLAT": str(root / "pictures" / "train"),
     "NAMES": str(root / "names.txt"),
     "NOVEL": str(root / "novel.txt"),
