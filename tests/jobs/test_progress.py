@@ -40,6 +40,10 @@ JOBS = {
     {"ablate.grid": "seed=0|1"},
     {"ablation", "compiling the cells' step", "2 cells", "features of training images", "scoring"},
   ),
+  "segment": (
+    {"segment.n_images": 2, "regions.source": "truth", "regions.crop": "context"},
+    {"segmentation", "class features"},
+  ),
   "predict": ({"predict.prompt": "a {}."}, {"predicting", "image features", "class features"}),
 }
 METHODS = {
