@@ -118,7 +118,13 @@ class _Lanes:
   def __init__(self, run: setup.Run, cells: Sequence[Cell], streams: Sequence[Stream]):
     self._run, self._cells, self._streams = run, cells, streams
     mesh = run.encoder.mesh
-    firsts = [setup.first_state(dataclasses.replace(run, config=cell.config)) for cell in cells]
+    # A first state depends on the seed alone, and with a bank it takes a pass over all classes.
+    of_seed = {cell.config.seed: cell.config for cell in cells}
+    first = {
+      seed: setup.first_state(dataclasses.replace(run, config=config))
+      for seed, config in of_seed.items()
+    }
+    firsts = [first[cell.config.seed] for cell in cells]
     self._state = jax.tree.map(lambda *leaves: _stacked(leaves), *firsts)
     self._numbers = replicate(_numbers(cells), mesh)
     self._rows = NamedSharding(mesh, P(None, DATA))

@@ -13,6 +13,7 @@ from pomp_jax.config import ConfigError, validate
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import ablate, pretrain
+from pomp_jax.train import setup
 from pomp_jax.train.watch import TrainingError
 from tests.support.processes import Processes
 from tests.support.small_run import small_config, trained
@@ -62,12 +63,22 @@ def test_a_cell_equals_a_run_of_its_own(finished, tmp_path, number):
     }
 
 
-def test_each_lane_has_its_own_bank(tmp_path):
-  config = config_for("sampling.name=posterior;seed=0|1", steps=4, **{"sampling.renew": 8})
+def test_each_lane_has_its_own_bank(tmp_path, monkeypatch):
+  """Computed once for each seed."""
+  computed, features = [], setup.training_class_features
+
+  def counted(run, params):
+    computed.append(run.config.seed)
+    return features(run, params)
+
+  monkeypatch.setattr(setup, "training_class_features", counted)
+  grid = "sampling.name=posterior;seed=0|1;optim.lr=0.05|0.1"
+  config = config_for(grid, steps=4, **{"sampling.renew": 8})
   run(config, tmp_path / "both")
-  cell = make_cells(config)[1]
-  context = trained(cell.config, tmp_path / "alone")
-  np.testing.assert_allclose(prompt_of(tmp_path / "both", cell).context, context, atol=2e-5)
+  assert sorted(computed) == [0, 1]
+  for cell in make_cells(config)[2:]:
+    context = trained(cell.config, tmp_path / f"alone_{cell.config.optim.lr}")
+    np.testing.assert_allclose(prompt_of(tmp_path / "both", cell).context, context, atol=2e-5)
 
 
 def test_other_methods_are_not_for_it(tmp_path):
