@@ -47,6 +47,7 @@ _FIELD = "analyse.prompts"
 _READ = (
   "analyse.",
   "clip.",
+  "data.annotations",
   "data.base",
   "data.classes",
   "data.dataset",

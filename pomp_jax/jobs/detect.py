@@ -10,9 +10,10 @@ last block of images.
 With several processes all of them work on each block together, and the first writes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import json
 import logging
+from pathlib import Path
 import shutil
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.run_folder import RunFolder, read_keyed, to_json, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, read_json, read_keyed, to_json, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.box_metrics import (
   MAX_DETECTIONS,
@@ -71,6 +72,10 @@ class _Found(NamedTuple):
   rows: list[list[dict[str, Any]]]
   labels: list[int]
   best: list[list[int]]
+
+  def of_prompt(self, number: int) -> "_Found":
+    """The same under one prompt alone."""
+    return _Found([self.rows[number]], self.labels, [self.best[number]])
 
 
 def check(config: Settings, workdir: str) -> None:
@@ -120,29 +125,41 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     write_json(folder.config, config.to_dict())
   matrices = [class_matrix(encoder, boxes.classes.synonyms, named) for named in prompts]
   detect = _detector(config, encoder, boxes, matrices)
-  progress, found = folder.path / "progress", []
+  progress, blocks = folder.path / "progress", []
   for start in steps_of(range(0, len(boxes), _BLOCK), "detection", f"blocks of {_BLOCK} images"):
-    path = progress / f"{start:07d}.json"
-    block = read_keyed(path, key) if first else None
-    if not hosts.from_first(block is not None, "whether a block is done"):
+    blocks.append(progress / f"{start:07d}.json")
+    done = first and read_keyed(blocks[-1], key) is not None
+    if not hosts.from_first(done, "whether a block is done"):
       images = list(detect(range(start, min(start + _BLOCK, len(boxes)))))
-      block = {"key": key, "images": [image._asdict() for image in images]}
       if first:
-        with writing(path):
+        with writing(progress):
           progress.mkdir(exist_ok=True)
-        write_json(path, block)
-    if first:
-      found += [_Found(**image) for image in block["images"]]
+        write_json(blocks[-1], {"key": key, "images": [image._asdict() for image in images]})
   if not first:
     return {}
-  results = _results(config, encoder, boxes, prompts, found) | {"key": key}
+  results = {"key": key, **_results(config, encoder, boxes, prompts)}
+  # One prompt's detections at a time are in memory.
   with writing(folder.path):
-    _write_report(config, folder, boxes, found, results)
+    for number, named in enumerate(prompts):
+      found = [image.of_prompt(number) for image in _images(blocks)]
+      results["figures"][named.label] = _figures(config, boxes, found)
+      if config.detect.output:
+        path = folder.path / "detections" / f"{number}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, [row for image in found for row in image.rows[0]])
+    _write_report(config, folder, boxes, blocks, results)
   # Last: a folder with results is a finished run.
   write_json(folder.results, results)
   shutil.rmtree(progress, ignore_errors=True)
   log.info("figures and pictures are in %s", folder.path)
   return json.loads(to_json(results))
+
+
+def _images(blocks: Sequence[Path]) -> Iterator[_Found]:
+  """Images of the blocks, in order."""
+  for path in blocks:
+    for image in read_json(path)["images"]:
+      yield _Found(**image)
 
 
 def _makes_crops(config: Settings) -> bool:
@@ -252,43 +269,42 @@ def _key(config: Settings, encoder: Encoder, boxes: BoxSet, prompts: Sequence[Na
 
 
 def _results(
-  config: Settings,
-  encoder: Encoder,
-  boxes: BoxSet,
-  prompts: Sequence[NamedPrompt],
-  found: Sequence[_Found],
+  config: Settings, encoder: Encoder, boxes: BoxSet, prompts: Sequence[NamedPrompt]
 ) -> dict[str, Any]:
-  annotations, classes = boxes.annotations, boxes.classes
-  groups = {name: classes.indices(name) for name in ("base", "novel")}
-  groups = {name: members for name, members in groups.items() if len(members)}
-  annotated = all("segmentation" in row for rows in annotations.rows for row in rows)
-  figures: dict[str, Any] = {}
-  for number, named in enumerate(prompts):
-    rows = [row for image in found for row in image.rows[number]]
-    kinds = ["box"]
-    if annotated and config.regions.source == "file" and all("segmentation" in r for r in rows):
-      kinds.append("mask")
-    of_prompt = {kind: average_precision(annotations, rows, kind, groups) for kind in kinds}
-    if config.regions.source == "truth":
-      of_prompt["top1"] = _top1(found, number, groups)
-    figures[named.label] = {**of_prompt, "detections": len(rows)}
   return {
     "job": config.job,
     "clip_model": encoder.clip.name,
     "regions": config.regions.source,
     "prompts": [{"label": named.label, "step": named.step} for named in prompts],
     "images": len(boxes),
-    "objects": sum(map(len, annotations.rows)),
-    "classes": classes.names,
-    "groups": classes.groups,
-    "figures": figures,
+    "objects": sum(map(len, boxes.annotations.rows)),
+    "classes": boxes.classes.names,
+    "groups": boxes.classes.groups,
+    "figures": {},
   }
 
 
-def _top1(found: Sequence[_Found], number: int, groups) -> dict[str, Any]:
+def _figures(config: Settings, boxes: BoxSet, found: Sequence[_Found]) -> dict[str, Any]:
+  """Figures of the images under one prompt."""
+  annotations = boxes.annotations
+  groups = {name: boxes.classes.indices(name) for name in ("base", "novel")}
+  groups = {name: members for name, members in groups.items() if len(members)}
+  rows = [row for image in found for row in image.rows[0]]
+  figures: dict[str, Any] = {"detections": len(rows)}
+  if config.regions.source == "truth":
+    figures["top1"] = _top1(found, groups)
+  figures["box"] = average_precision(annotations, rows, "box", groups)
+  annotated = all("segmentation" in row for of_image in annotations.rows for row in of_image)
+  # Annotated regions have the true masks.
+  if config.regions.source == "file" and annotated and all("segmentation" in row for row in rows):
+    figures["mask"] = average_precision(annotations, rows, "mask", groups)
+  return figures
+
+
+def _top1(found: Sequence[_Found], groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """Accuracy of the class of the highest score among all classes, of the true regions."""
   labels = np.array([label for image in found for label in image.labels], int)
-  best = np.array([label for image in found for label in image.best[number]], int)
+  best = np.array([label for image in found for label in image.best[0]], int)
   parts = {"all": np.ones(len(labels), bool)}
   parts |= {name: np.isin(labels, members) for name, members in groups.items()}
   return {
@@ -301,35 +317,29 @@ def _write_report(
   config: Settings,
   folder: RunFolder,
   boxes: BoxSet,
-  found: Sequence[_Found],
+  blocks: Sequence[Path],
   results: dict[str, Any],
 ) -> None:
   with replacing(folder.path / "results.md") as file:
     file.write(detection_report(results).encode())
-  if config.detect.output:
-    for number in range(len(results["prompts"])):
-      path = folder.path / "detections" / f"{number}.json"
-      path.parent.mkdir(exist_ok=True)
-      write_json(path, [row for image in found for row in image.rows[number]])
-  # Without a folder of images there are no pictures.
-  if config.detect.source == "world" or config.detect.images:
-    _draw(folder, boxes, found, [prompt["label"] for prompt in results["prompts"]])
-
-
-def _draw(folder: RunFolder, boxes: BoxSet, found: Sequence[_Found], labels: list[str]) -> None:
+  if config.detect.source == "coco" and not config.detect.images:
+    return  # no pictures without images
   n_shown = min(_SHOWN, len(boxes))
   shown = [n * len(boxes) // n_shown for n in range(n_shown)]
   class_of = {int(number): n for n, number in enumerate(boxes.annotations.category_ids)}
   drawn = []
-  for index in shown:
+  for index, image in enumerate(_images(blocks)):
+    if index not in shown:
+      continue
     regions, classes = boxes.regions(index, masks=False)
     pictures = [Boxes(regions.boxes, classes, np.ones(len(classes), np.float32))]
-    for rows in found[index].rows:
+    for rows in image.rows:
       corners = np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4)
       corners[:, 2:] += corners[:, :2]
       own = np.array([class_of[row["category_id"]] for row in rows], int)
       pictures.append(Boxes(corners, own, np.array([row["score"] for row in rows], np.float32)))
     drawn.append(pictures)
+  titles = ["annotated", *(prompt["label"] for prompt in results["prompts"])]
   images = [boxes.image(index) for index in shown]
   path = folder.plots / "detections.png"
-  detection_sheet(path, images, drawn, ["annotated", *labels], boxes.classes.names)
+  detection_sheet(path, images, drawn, titles, boxes.classes.names)

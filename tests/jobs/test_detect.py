@@ -19,6 +19,7 @@ from pomp_jax.jobs import detect
 from pomp_jax.regions.files import RegionHeader, Regions, RegionWriter
 from tests.support.clips import write_random_clip
 from tests.support.detection_cases import pycoco, random_annotations, random_detections
+from tests.support.processes import run_in_processes
 from tests.support.region_oracle import crop_feature, text_features
 from tests.support.small_run import small_config
 
@@ -265,6 +266,18 @@ def test_an_interrupted_run_resumes_and_a_finished_one_stays(data, tmp_path, mon
   assert not (tmp_path / "two starts" / "progress").exists()
   seen.clear()
   assert run(config, tmp_path / "two starts") == expected and not seen
+
+
+def test_two_processes_find_what_one_does(data, tmp_path):
+  config = config_for(data)
+  folders = [tmp_path / "first", tmp_path / "second"]
+  run_in_processes([(config, folders)], tmp_path / "jobs.json")
+  expected = run(config, tmp_path / "alone")
+  found = json.loads((folders[0] / "results.json").read_text())
+  for label in PROMPTS:
+    assert found["figures"][label]["top1"] == expected["figures"][label]["top1"]
+  assert_same(found_in(folders[0]), found_in(tmp_path / "alone"))
+  assert not folders[1].exists()
 
 
 def test_figures_of_other_prompts_are_not_used(data, tmp_path):

@@ -18,6 +18,7 @@ from pomp_jax.regions.files import RegionHeader, Regions, RegionWriter
 from tests.support.clips import write_random_clip
 from tests.support.pixel_sets import SIZES, TEXTS, segment_config, write_pixel_set
 from tests.support.processes import run_in_processes
+from tests.support.region_oracle import crop_feature, text_features
 from tests.support.small_run import small_config
 
 PROMPTS = ("a photo of a {}.", "{}!")
@@ -74,25 +75,13 @@ def images_of(data):
 
 def torch_text(data, template):
   root, model = data
-  tokenizer = load_clip(str(root / "clip")).tokenizer
   texts = [template.replace("{}", name) for names in TEXTS for name in names]
-  with torch.no_grad():
-    features = model.get_text_features(**tokenizer(texts, return_tensors="pt", padding=True))
-  return functional.normalize(features)
+  return text_features(model, root / "clip", texts)
 
 
 def torch_crop(data, image, mask):
-  """ZSSeg's crop of a mask and its features."""
   root, model = data
-  clip = load_clip(str(root / "clip"))
-  mean, std = (torch.tensor(values)[:, None, None] for values in (clip.mean, clip.std))
-  rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-  box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-  pixels = torch.tensor(image[box].transpose(2, 0, 1)) / 255
-  pixels = torch.where(torch.tensor(mask[box]), pixels, mean)
-  crop = functional.interpolate(pixels[None].float(), (32, 32), mode="bicubic")
-  with torch.no_grad():
-    return functional.normalize(model.get_image_features((crop - mean) / std))[0]
+  return crop_feature(model, root / "clip", image, mask)
 
 
 def over_names(scores):
