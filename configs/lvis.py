@@ -9,7 +9,8 @@ python -m pomp_jax.main --config=configs/lvis.py --workdir=runs/lvis \
   --config.detect.prompts="lvis_v1_clip_pomp+cname.npy;lvis_v1_clip_a+cname.npy;PROMPT.npz"
 
 Published (POMP, docs/MODELS.md): mask APr 25.2, AP 32.7 under the first of them. A prompt file or a
-template is computed by ViT-B/16. Images are read for pictures only, where detect.images is set.
+template is computed by ViT-B/16. Images are read for pictures only: --config.detect.images=COCO,
+the folder of train2017 and val2017, gives these.
 
 The dump has no masks, so box AP is what is compared: it decides a prompt against another, and
 equality with the published row only once masks are dumped as well. Without a dump,
