@@ -67,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
     _join(config, workdir)
     module = load_job("dry_run" if config.dry_run else config.job)
     module.check(config, workdir)
+    if not jax.distributed.is_initialized() and JOBS[config.job].devices:
+      log.info(hosts.describe(None, config.mesh.class_size, config.clip.dtype))
     with _presence(config, workdir):
       module.run(config, workdir)
     hosts.finish()
@@ -112,7 +114,7 @@ def _join(config: Settings, workdir: str) -> None:
   hosts.watch_failures()
   fields = {f"config.{name}": repr(value) for name, value in config.flat().items()}
   hosts.agree(fields | {"workdir": workdir} | hosts.fingerprint_of_package(), seconds=timeout)
-  log.info(hosts.describe(cluster, config.mesh.class_size))
+  log.info(hosts.describe(cluster, config.mesh.class_size, config.clip.dtype))
   if not hosts.is_first():
     # Only the first process logs what all have in common.
     logging.getLogger("pomp_jax").setLevel(logging.WARNING)

@@ -409,6 +409,30 @@ def test_the_folder_of_a_run_says_that_it_is_alive(capsys, tmp_path, monkeypatch
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("job", ["pretrain", "prepare"])
+def test_the_first_line_names_devices_and_precision(capsys, tmp_path, monkeypatch, job):
+  """Except of a job that uses no devices."""
+  played = SimpleNamespace(check=lambda *_: None, run=lambda *_: print("the job"))
+  monkeypatch.setattr(main_module, "load_job", lambda name: played)
+  parse(
+    DEMO,
+    f"--workdir={tmp_path}/run",
+    f"--config.job={job}",
+    f"--config.prepare.input={tmp_path}",
+    "--config.clip.dtype=bfloat16",
+    "--config.mesh.class_size=2",
+  )
+  assert main_module.main([]) == 0
+  *first, last = capsys.readouterr().out.splitlines()
+  assert last == "the job"
+  expected = "8 of 8 devices (cpu), bfloat16, mesh data 4 x class 2"
+  if job == "prepare":
+    assert not first
+  else:
+    (line,) = first
+    assert line.startswith("process 0 of 1 on ") and line.endswith(expected)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_it_imports_asks_for_another_start(tmp_path, number):
   (tmp_path / "absl.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")

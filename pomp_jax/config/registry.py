@@ -132,11 +132,13 @@ class Job(NamedTuple):
     help: what it does, a noun phrase.
     trains: whether it trains by steps, so that all processes can stop after the same step.
     processes: whether it runs with several processes.
+    devices: whether it computes on JAX's devices.
   """
 
   help: str
   trains: bool = False
   processes: bool = True
+  devices: bool = True
 
 
 JOBS = {
@@ -147,7 +149,7 @@ JOBS = {
   "repeat": Job("a training once per seed, with mean and spread", trains=True),
   "benchmark": Job("cost of the text tower and of the whole step", processes=False),
   "export": Job("a prompt, or features of names, as a file for other programs"),
-  "prepare": Job("a data set as distributed, made into records", processes=False),
+  "prepare": Job("a data set as distributed, made into records", processes=False, devices=False),
   "analyse": Job("geometry of class features under prompts"),
   "baselines": Job("methods side by side, with accuracy and cost", processes=False),
   "ablate": Job("a training for every combination of some fields' values"),

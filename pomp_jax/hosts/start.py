@@ -246,12 +246,19 @@ def _exit(message: str, status: int) -> NoReturn:
   os._exit(status)
 
 
-def describe(cluster: Cluster, class_size: int) -> str:
-  """One line: this process, its devices, and the mesh they are part of."""
+def describe(cluster: Cluster | None, class_size: int, dtype: str) -> str:
+  """One line: this process, its devices, the mesh they are part of, and the compute type.
+
+  Args:
+    cluster: result of `detect`; None: this process runs alone.
+    class_size: length of the mesh's class axis.
+    dtype: compute type, one of `clip.precision.DTYPES`.
+  """
   local, n_devices = jax.local_devices(), jax.device_count()
   devices = f"{len(local)} of {n_devices} devices ({local[0].device_kind})"
   mesh = f"mesh data {n_devices // class_size} x class {class_size}"
+  launcher = "" if cluster is None else f", started by {cluster.launcher}"
   return (
     f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: {devices},"
-    f" {mesh}, started by {cluster.launcher}"
+    f" {dtype}, {mesh}{launcher}"
   )

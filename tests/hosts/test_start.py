@@ -195,6 +195,6 @@ def test_a_class_axis_that_does_not_fit_the_devices_of_a_process(tmp_path):
   for index, (status, output) in found.items():
     assert status == 2, output
     assert f"process {index} of 2 on " in output
-    assert "3 of 6 devices (cpu), mesh data 3 x class 2, started by flags" in output
+    assert "3 of 6 devices (cpu), float32, mesh data 3 x class 2, started by flags" in output
     assert "config.mesh.class_size: got 2" in output
   assert not (tmp_path / "run").exists()
