@@ -6,6 +6,7 @@
 #
 # Paths are relative to the repository's root. VENV and PYTHON: see launch/venv.sh.
 set -euo pipefail
+[[ "${1:-}" != --help ]] || exec sed -nE '/^#!/d;/^(# shellcheck|#?[^# ]|$)/q;s/^# ?//p' "$0"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
 

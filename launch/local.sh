@@ -5,9 +5,11 @@
 #   PROCESSES=2 bash launch/local.sh --config=configs/demo.py --workdir=runs/demo
 #
 # PROCESSES  number of processes, default 1. Several get one GPU each, from CUDA_VISIBLE_DEVICES.
+#            JAX for an NVIDIA GPU is installed where there is one.
 #            With JAX_PLATFORMS=cpu, JAX_NUM_CPU_DEVICES=4 gives each process four devices.
 # VENV, PYTHON: see launch/venv.sh. SIGTERM and SIGHUP are forwarded: the run saves, status 75.
 set -euo pipefail
+[[ "${1:-}" != --help ]] || exec sed -nE '/^#!/d;/^(# shellcheck|#?[^# ]|$)/q;s/^# ?//p' "$0"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
 
@@ -18,6 +20,7 @@ IFS=, read -ra gpus <<< "${gpus:-$(seq -s , 0 $((PROCESSES - 1)))}"
 ((PROCESSES == 1 || ${#gpus[@]} >= PROCESSES)) ||
   fail "PROCESSES=$PROCESSES, but CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES has fewer"
 prepare_venv requirements.txt
+prepare_gpu
 main=("$VENV/bin/python" -m pomp_jax.main "$@")
 if ((PROCESSES == 1)); then
   exec "${main[@]}"

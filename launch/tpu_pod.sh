@@ -1,22 +1,27 @@
 #!/usr/bin/env bash
 # A run on a Cloud TPU pod: creates or reuses a queued resource, copies the checked-out commit, runs
 # it on every worker, follows the log of worker 0, and deletes what it created. After a preemption
-# it restarts on new machines. Ctrl-C deletes the machines too, unless --keep is given: then the run
+# it restarts on new machines. Ctrl-C deletes the machines too, except with --keep: then the run
 # continues, and the same command follows it again.
 #
-#   bash launch/tpu_pod.sh --name=pomp --zone=us-central2-b --type=v4-32 --mount=COMMAND -- \
-#     --config=configs/demo.py --workdir=runs/a
+#   bash launch/tpu_pod.sh --name=pomp --zone=us-central2-b --type=v4-32 -- \
+#     --config=configs/demo.py --workdir=gs://BUCKET/runs/a
 #
 # --name, --zone, --type           of the queued resource and its only node; needed
-# --runtime=VERSION, --project=ID  default: tpu-ubuntu2204-base, gcloud's own
-# --mount=COMMAND                  on each worker first: --workdir has to outlive them (README.md)
+# --runtime=VERSION, --project=ID  default: that of --type (README.md), gcloud's own
 # --spot, --keep, --dry-run        preemptible; delete nothing at the end; print commands, run none
+#
+# A --workdir that is no bucket is deleted with the machines. It needs --keep, or one of:
+# --fetch=DIR      copies it from worker 0 to DIR at the end, and from there to new machines
+# --mount=COMMAND  mounts the folder that holds it; run on each worker first
 set -euo pipefail
+[[ "${1:-}" != --help ]] || exec sed -nE '/^#!/d;/^(# shellcheck|#?[^# ]|$)/q;s/^# ?//p' "$0"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/tpu_commands.sh
 source launch/tpu_queue.sh
+source launch/tpu_results.sh
 
-name='' zone='' type='' keep='' dry=''
-runtime=tpu-ubuntu2204-base mount='' create=() project=()
+name='' zone='' type='' runtime='' mount='' fetch='' keep='' dry='' create=() project=()
 while (($#)); do
   case "$1" in
     --name=?*) name="${1#*=}" ;;
@@ -25,6 +30,7 @@ while (($#)); do
     --runtime=?*) runtime="${1#*=}" ;;
     --project=?*) project=("$1") ;;
     --mount=?*) mount="${1#*=}" ;;
+    --fetch=?*) fetch="${1#*=}" ;;
     --spot) create=(--spot) ;;
     --keep) keep=1 ;;
     --dry-run) dry=1 ;;
@@ -37,10 +43,9 @@ for option in name zone type; do
   [[ "${!option}" =~ ^[a-z][a-z0-9-]*$ ]] ||
     fail "--$option: got '${!option}', takes a-z, 0-9 and -"
 done
-lost='the machines are deleted at the end, and --workdir with them'
-[[ -n "$mount$keep" ]] ||
-  fail "--mount: nothing given: $lost; takes a command (launch/README.md), or --keep beside it"
+[[ -n "$runtime" ]] || choose_runtime
 (($#)) || fail "nothing behind --; takes --config=.. --workdir=.."
+check_workdir "$@"
 where=("--zone=$zone" ${project[@]+"${project[@]}"})
 
 worker='bash pomp/launch/tpu_worker.sh'
@@ -51,19 +56,11 @@ unpack="mkdir -p pomp || exit 4
 ) || exit 4
 exec flock --verbose --timeout=600 --conflict-exit-code=3 pomp/lock tar -xzf pomp.tar.gz -C pomp"
 
-# Status 255: no worker was reached, for which gcloud also uses 1 and 2.
-tpu_vm() {
-  local code=0
-  tpus tpu-vm "$@" || code=$?
-  return $((code == 1 || code == 2 ? 255 : code))
-}
-
-on_workers() { tpu_vm ssh "$name" "${where[@]}" "--worker=$1" "--command=$2"; }
-
 start() {
   tpu_vm scp "$temporary/pomp.tar.gz" "$name:pomp.tar.gz" "${where[@]}" --worker=all &&
     on_workers all "$unpack" &&
-    on_workers all "$worker install" &&
+    on_workers all "$worker install$packages" &&
+    restore &&
     on_workers all "$worker start $run"
 }
 
@@ -88,8 +85,10 @@ for ((starts = 0; starts < 100; )); do
     start || status=$?
   fi
   if ((status == 0)); then
+    unfetched="$fetch"
     on_workers 0 "$worker follow" || status=$?
     followed=$((status == 255))
+    ((followed)) || fetch || true # `leave` tries again
   fi
   case "$status" in
     75 | 134 | 137 | 143 | 255) pause ;;

@@ -1,28 +1,13 @@
 # Sourced by tpu_pod.sh, whose options it reads: finds, creates and deletes the queued resource.
 #
-# made   not empty from the moment this script may have created it until it is known to be gone
-# found  its state, set by `look`
+# made       not empty from when this script may have created it until it is known to be gone
+# found      its state, set by `look`
+# unfetched  not empty while --workdir on worker 0 is newer than its copy
 # shellcheck shell=bash
 # shellcheck disable=SC2154,SC2034  # name, followed and others are set by tpu_pod.sh
-made='' found='' temporary="$(mktemp -d)"
+[[ "${1:-}" != --help ]] || exec sed -nE '/^#!/d;/^(# shellcheck|#?[^# ]|$)/q;s/^# ?//p' "$0"
+made='' found='' unfetched='' temporary="$(mktemp -d)"
 errors="$temporary/errors"
-
-fail() {
-  echo "error: $1" >&2
-  exit "${2:-2}"
-}
-
-# Runs `gcloud compute tpus`, or prints it quoted for a shell.
-tpus() {
-  if [[ -n "$dry" ]]; then
-    printf '%q ' gcloud compute tpus "$@"
-    echo
-  else
-    gcloud compute tpus "$@"
-  fi
-}
-
-pause() { [[ -n "$dry" ]] || sleep "${POLL_SECONDS:-30}"; }
 
 # Sets `found`; empty if there is no such resource, and in a dry run. A resource whose state is
 # unknown is never deleted.
@@ -88,7 +73,11 @@ provision() {
 leave() {
   local status=$?
   trap '' INT TERM HUP
-  if [[ -n "$made" && -z "$keep" ]]; then
+  # With --keep an interrupted run continues.
+  if [[ -n "$unfetched" && "$status$keep" != 1301 ]] && ! fetch; then
+    echo "error: --workdir can't be copied to $fetch; $name is kept" >&2
+    ((status)) || status=75
+  elif [[ -n "$made" && -z "$keep" ]]; then
     delete || echo "error: $name may still be there; delete it" >&2
   fi
   rm -r "$temporary"

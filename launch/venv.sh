@@ -4,8 +4,11 @@
 # PYTHON  the interpreter that makes it; default: the first new enough of python3,
 #         python3.13, python3.12 and python3.11
 # shellcheck shell=bash
+[[ "${1:-}" != --help ]] || exec sed -nE '/^#!/d;/^(# shellcheck|#?[^# ]|$)/q;s/^# ?//p' "$0"
 
 VENV="${VENV:-.venv}"
+# Python: whether JAX has a plugin for an accelerator; they share a namespace package.
+HAS_PLUGIN='import importlib.util as u, sys; sys.exit(u.find_spec("jax_plugins") is None)'
 
 fail() {
   echo "$0: $1" >&2
@@ -53,4 +56,20 @@ prepare_venv() {
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
     cat requirements*.txt > "$stamp"
   fi
+}
+
+# Installs JAX for an NVIDIA GPU of this machine, unless JAX has a plugin for some accelerator.
+# JAX_PLATFORMS=cpu, or an empty CUDA_VISIBLE_DEVICES, asks for none.
+prepare_gpu() {
+  local driver extra=cuda13
+  if [[ "${JAX_PLATFORMS:-}" == cpu* || -z "${CUDA_VISIBLE_DEVICES-all}" ]] ||
+    ! driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2> /dev/null)" ||
+    "$VENV/bin/python" -c "$HAS_PLUGIN"; then
+    return
+  fi
+  # CUDA 13 needs driver 580.
+  ((${driver%%.*} >= 580)) || extra=cuda12
+  echo "Installing jax[$extra] for this machine's GPU into $VENV" >&2
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt \
+    "jax[$extra]" || fail "jax[$extra] can't be installed; JAX_PLATFORMS=cpu runs without the GPU"
 }

@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 
 # In place of pomp_jax.main: says what it was given; ends with the status, or waits for SIGTERM.
 _PYTHON = """#!/usr/bin/env bash
+if [[ "$1 $2" == "-m pip" ]]; then echo "${{@: -1}}" >> "$LOG/pip"; exit "${{PIP_STATUS:-0}}"; fi
 if [[ "$1 $2" != "-m pomp_jax.main" ]]; then exec "{python}" "$@"; fi
 index="${{!#}}"; index="${{index#*=}}"
 [[ "$index" =~ ^[0-9]+$ ]] || index=0
@@ -89,6 +90,44 @@ def test_too_few_gpus(environ):
   process = start(environ, PROCESSES="2", CUDA_VISIBLE_DEVICES="3")
   assert process.wait() == 1
   assert "PROCESSES=2, but CUDA_VISIBLE_DEVICES=3 has fewer" in process.stderr.read()
+
+
+def with_gpu(environ, tmp_path, driver):
+  """An environment whose `nvidia-smi` finds a GPU."""
+  program = tmp_path / "bin" / "nvidia-smi"
+  program.write_text(f"#!/usr/bin/env bash\nprintf '{driver}\\n{driver}\\n'\n")
+  program.chmod(0o755)
+  return environ | {"PATH": f"{program.parent}:{environ['PATH']}"}
+
+
+@pytest.mark.parametrize(
+  ("driver", "variables", "installed"),
+  [
+    ("580.65.06", {}, "jax[cuda13]"),
+    ("570.00", {}, "jax[cuda12]"),
+    ("580.65.06", {"JAX_PLATFORMS": "cpu"}, None),
+    ("580.65.06", {"CUDA_VISIBLE_DEVICES": ""}, None),
+  ],
+)
+def test_a_gpu_gets_the_jax_of_its_driver(environ, tmp_path, driver, variables, installed):
+  process = start(with_gpu(environ, tmp_path, driver), **variables)
+  assert process.wait() == 0
+  file = tmp_path / "pip"
+  assert (file.read_text().strip() if file.exists() else None) == installed
+
+
+def test_a_gpu_with_a_jax_for_it_gets_no_other(environ, tmp_path):
+  (tmp_path / "plugin" / "jax_plugins" / "xla_cuda13").mkdir(parents=True)
+  process = start(with_gpu(environ, tmp_path, "580.1"), PYTHONPATH=str(tmp_path / "plugin"))
+  assert process.wait() == 0
+  assert not (tmp_path / "pip").exists()
+
+
+def test_a_jax_that_can_not_be_installed_is_an_error(environ, tmp_path):
+  process = start(with_gpu(environ, tmp_path, "580.1"), PIP_STATUS="1")
+  assert process.wait() == 1
+  assert "jax[cuda13] can't be installed" in process.stderr.read()
+  assert not (tmp_path / "0").exists()
 
 
 def test_on_cpus_gpus_do_not_count(environ):

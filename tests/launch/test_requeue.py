@@ -62,6 +62,18 @@ def test_what_is_done_or_can_not_go_on_does_not(tmp_path, status):
   assert job(tmp_path, status, ["RUNNING"])[1] == []
 
 
+@pytest.mark.parametrize(("found", "platforms", "status"), [(0, "", 0), (1, "", 2), (1, "cpu", 0)])
+def test_gpus_without_a_jax_for_them_are_an_error(tmp_path, found, platforms, status):
+  python = tmp_path / "python"
+  python.write_text(
+    f'#!/usr/bin/env bash\n[[ "$1" == -c && "$2" == *jax_plugins* ]]; exit {found}\n'
+  )
+  python.chmod(0o755)
+  given = {"SLURM_GPUS_ON_NODE": "8", "PYTHON": str(python), "JAX_PLATFORMS": platforms}
+  output, calls = job(tmp_path, status, [], **given)
+  assert (calls, bool(output)) == ([], not status)
+
+
 def test_cancelled_it_stays_so(tmp_path):
   output, calls = job(tmp_path, 75, ["CANCELLED"])
   assert calls == ["show"]

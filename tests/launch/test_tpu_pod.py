@@ -336,18 +336,105 @@ def test_a_lock_that_is_never_released_ends_it(cloud):
   assert not (cloud / "worker" / "pomp" / "ran").exists()
 
 
-def test_results_without_a_mount_are_an_error(cloud):
-  for more in ([], ["--dry-run"]):
-    done = pod(cloud, *_MACHINES, *more, "--", "--config=x")
+def test_a_workdir_that_dies_with_the_machines_is_an_error(cloud):
+  for more in ([], ["--dry-run"], ["--spot"]):
+    done = pod(cloud, *_MACHINES, *more, "--", "--config=x", "--workdir=runs/a")
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith(
-      "error: --mount: nothing given: the machines are deleted at the end, and"
-    )
+    assert line.startswith("error: --workdir: got 'runs/a', which is deleted with the machines")
   assert not (cloud / "calls").exists()
   # Those that are kept keep them.
-  assert pod(cloud, *_MACHINES, "--keep", "--", "--config=x").returncode == 0
+  assert pod(cloud, *_MACHINES, "--keep", "--", "--config=x", "--workdir=a").returncode == 0
   assert (cloud / "state").read_text() == "ACTIVE\n"
+
+
+@pytest.mark.parametrize(
+  ("workdir", "package"), [("gs://bucket/a", "gcsfs"), ("s3://bucket/a", "s3fs")]
+)
+def test_a_bucket_outlives_the_machines(cloud, workdir, package):
+  done = pod(cloud, *_MACHINES, "--", "--config=x", f"--workdir={workdir}")
+  assert done.returncode == 0, done.stderr
+  assert (cloud / "packages").read_text() == f"install -q jax[tpu] {package}\n"
+  assert not (cloud / "state").exists()
+
+
+def fetching(cloud, *arguments, workdir="runs/a 'b'"):
+  (cloud / "leaves").touch()
+  copied = [f"--fetch={cloud}/results", "--", "--config=x", f"--workdir={workdir}"]
+  return [*_MACHINES, *arguments, *copied]
+
+
+def test_results_are_copied_before_the_machines_are_deleted(cloud):
+  done = pod(cloud, *fetching(cloud))
+  assert done.returncode == 0, done.stderr
+  assert sorted(path.name for path in (cloud / "results").iterdir()) == ["plots", "steps"]
+  assert not (cloud / "state").exists()
+  # The same command has new machines, which resume from the copy.
+  (cloud / "statuses").write_text("1\n")
+  assert pod(cloud, *fetching(cloud)).returncode == 1
+  assert (cloud / "results" / "steps").read_text() == "run\n" * 2
+  assert calls(cloud).count("create") == calls(cloud).count("delete") == 2
+
+
+def test_new_machines_after_a_preemption_resume_from_the_copy(cloud):
+  (cloud / "statuses").write_text("75\n137\n0\n")
+  done = pod(cloud, *fetching(cloud))
+  assert done.returncode == 0, done.stderr
+  assert (cloud / "results" / "steps").read_text() == "run\n" * 3
+  assert calls(cloud).count("create") == 2
+
+
+def test_results_that_can_not_be_copied_keep_the_machines(cloud):
+  (cloud / "broken copy").write_text("1\n" * 2)
+  done = pod(cloud, *fetching(cloud))
+  assert done.returncode == 75
+  assert done.stderr.splitlines()[-1] == (
+    f"error: --workdir can't be copied to {cloud}/results; pomp is kept"
+  )
+  assert (cloud / "state").exists() and not (cloud / "results").exists()
+  # A failed copy is tried once more at the end.
+  (cloud / "statuses").write_text("0\n")
+  (cloud / "broken copy").write_text("1\n")
+  assert pod(cloud, *fetching(cloud)).returncode == 0
+  assert (cloud / "results" / "steps").read_text() == "run\n" * 2
+
+
+def test_a_run_that_leaves_nothing_has_nothing_to_copy(cloud):
+  (cloud / "statuses").write_text("2\n")
+  arguments = fetching(cloud)
+  (cloud / "leaves").unlink()
+  done = pod(cloud, *arguments)
+  assert (done.returncode, done.stderr.count("error: ")) == (2, 0)
+  assert not (cloud / "state").exists() and not (cloud / "results").exists()
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_interrupted_run_is_copied_if_its_machines_are_deleted(cloud, keep):
+  (cloud / "hold").touch()
+  launcher = start(cloud, *fetching(cloud, *(["--keep"] if keep else [])))
+  wait_for((cloud / "worker" / "pomp" / "ran").exists)
+  wait_for(lambda: "tpu_worker.sh follow" in (cloud / "calls").read_text())
+  os.killpg(launcher.pid, signal.SIGINT)
+  assert launcher.wait(300) == 130
+  assert (cloud / "results" / "steps").exists() == (not keep)
+  assert (cloud / "state").exists() == keep
+
+
+@pytest.mark.parametrize(
+  ("machines", "runtime"),
+  [
+    ("v4-32", "tpu-ubuntu2204-base"),
+    ("v5litepod-16", "v2-alpha-tpuv5-lite"),
+    ("v5p-8", "v2-alpha-tpuv5"),
+    ("v6e-16", "v2-alpha-tpuv6e"),
+  ],
+)
+def test_the_runtime_is_that_of_the_type(cloud, machines, runtime):
+  arguments = [*POD[:2], f"--type={machines}", "--mount=true", "--dry-run"]
+  done = pod(cloud, *arguments, "--", "--config=x")
+  assert f" --runtime-version={runtime} " in done.stdout
+  done = pod(cloud, *arguments, "--runtime=other", "--", "--config=x")
+  assert " --runtime-version=other " in done.stdout
 
 
 @pytest.mark.parametrize("mount", ["touch mounted;", "touch mounted # as always"])
@@ -377,6 +464,10 @@ def test_bad_input_is_not_tried_again_and_keep_keeps(cloud):
   [
     (["--name=$(touch evil)", *POD[1:], "--", "x"], "--name: got '$(touch evil)'"),
     ([*POD[:2], "--mount=true", "--", "x"], "--type: got ''"),
+    ([*POD[:2], "--type=v9-8", "--mount=true", "--", "x"], "--type: got 'v9-8'"),
+    ([*POD, "--fetch=a", "--", "--workdir=gs://b/c"], "--fetch: got 'a'"),
+    ([*POD, "--fetch=a", "--", "--config=x"], "--workdir: nothing given"),
+    ([*_MACHINES, "--", "--workdir", "runs/a"], "--workdir: got 'runs/a'"),
     ([*POD, "--config=x"], "--config=x: unknown option; the run's own arguments follow --"),
     (POD, "nothing behind --"),
   ],

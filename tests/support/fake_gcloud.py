@@ -34,16 +34,22 @@ case "$3 $4" in
   "queued-resources delete")
     while [[ -e "$CLOUD/slow delete" ]]; do /bin/sleep 0.1; done
     next "$CLOUD/undeleted"
+    rm -rf "$CLOUD/worker/pomp/runs"
     rm "$state" ;;
   "tpu-vm scp")
     next "$CLOUD/broken scp"
-    cp "$5" "$CLOUD/worker/${6#*:}" ;;
+    case "$5" in
+      /*) cp "$5" "$CLOUD/worker/${6#*:}" ;;
+      *)
+        next "$CLOUD/broken copy"
+        cp "$CLOUD/worker/${5#*:}" "$6" ;;
+    esac ;;
   "tpu-vm ssh")
     for argument; do [[ "$argument" == --command=* ]] && command="${argument#--command=}"; done
     [[ ! -e "$CLOUD/unreachable" ]] || exit 255
     case "$command" in
       *"tar -xzf"*) next "$CLOUD/broken unpack" ;;
-      *install) next "$CLOUD/broken install" ;;
+      *"tpu_worker.sh install"*) next "$CLOUD/broken install" ;;
       *"tpu_worker.sh start"*) next "$CLOUD/broken start" ;;
       *follow)
         [[ ! -e "$CLOUD/soon unreachable" ]] || mv "$CLOUD/soon unreachable" "$CLOUD/unreachable"
@@ -58,11 +64,14 @@ case "$3 $4" in
   *) exit 9 ;;
 esac
 """
-# Python on the worker: records its arguments and exits with the next status.
+# Python on the worker: records its arguments, adds a line to a file in --workdir if `leaves` exists,
+# and exits with the next status.
 _PYTHON = """#!/usr/bin/env bash
 [[ "$1" == -m && "$2" == pomp_jax.main ]] || exit 0
 echo run >> ran
 for argument; do printf '%s\\0' "$argument"; done > arguments
+workdir="$(printf '%s\\n' "$@" | sed -n 's/^--workdir=//p')"
+[[ ! -e "$CLOUD/leaves" ]] || { mkdir -p "$workdir/plots" && echo run >> "$workdir/steps"; }
 echo "a line of the log"
 while [[ -e "$CLOUD/hold" ]]; do sleep 0.1; done
 status="$(head -n 1 "$CLOUD/statuses")"
@@ -84,7 +93,7 @@ def make_cloud(folder):
   executable(folder / "bin" / "gcloud", GCLOUD)
   venv = folder / "worker" / "pomp" / ".venv"
   executable(venv / "bin" / "python", _PYTHON)
-  executable(venv / "bin" / "pip", "#!/usr/bin/env bash\nexit 0\n")
+  executable(venv / "bin" / "pip", '#!/usr/bin/env bash\necho "$*" >> "$CLOUD/packages"\n')
   executable(folder / "bin" / "sleep", "#!/usr/bin/env bash\n/bin/sleep 0.1\n")
   (folder / "statuses").write_text("0\n")
 
