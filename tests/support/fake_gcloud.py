@@ -64,8 +64,8 @@ case "$3 $4" in
   *) exit 9 ;;
 esac
 """
-# Python on the worker: records its arguments, adds a line to a file in --workdir if `leaves` exists,
-# and exits with the next status.
+# Python on the worker: records its arguments, adds a line to a file in --workdir if `leaves`
+# exists, and exits with the next status.
 _PYTHON = """#!/usr/bin/env bash
 [[ "$1" == -m && "$2" == pomp_jax.main ]] || exit 0
 echo run >> ran
