@@ -32,10 +32,11 @@ import jax
 from ml_collections import config_flags
 
 from pomp_jax import hosts
-from pomp_jax.config import JOBS, LOCAL_PATH, METHODS, Settings, is_url, load_job, unpack, validate
+from pomp_jax.config import JOBS, METHODS, Settings, load_job, unpack, validate
 from pomp_jax.config.command_line import explain, help_text, with_tuple
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure
+from pomp_jax.files.paths import problem_of
 from pomp_jax.files.run_folder import Presence
 from pomp_jax.files.terminal import printable, set_up_logging, set_up_streams
 
@@ -159,8 +160,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
       raise flags.Error("--config: nothing given; takes a file such as configs/demo.py")
     if not _WORKDIR.value:
       raise flags.Error("--workdir: nothing given; takes the folder for what the run leaves")
-    if is_url(_WORKDIR.value):
-      raise flags.Error(f"--workdir: got {_WORKDIR.value!r}, takes {LOCAL_PATH}")
+    if problem := problem_of(_WORKDIR.value):
+      raise flags.Error(f"--workdir: got {_WORKDIR.value!r}, takes {problem}")
     list(_CONFIG.value)  # a config file that is missing shows at the first access
     if rest[1:]:
       raise flags.Error(f"unknown argument {rest[1]!r}; overrides look like --config.k=64")

@@ -13,6 +13,6 @@ from pomp_jax.config.checks import (
   value_of_text,
   with_argument,
 )
-from pomp_jax.config.declare import LOCAL_PATH, ConfigError, is_url
+from pomp_jax.config.declare import ConfigError
 from pomp_jax.config.fields import EXPORT_FORMATS, FIELDS, Settings
 from pomp_jax.config.registry import JOBS, METHODS, READERS, SOURCES, SYNTHETIC, WORLD, load_job

@@ -9,9 +9,8 @@ import typing
 from typing import Any, NamedTuple
 
 from pomp_jax.errors import InputError
+from pomp_jax.files.paths import problem_of
 from pomp_jax.files.terminal import printable
-
-LOCAL_PATH = "a local path (buckets are not supported yet: mount it, and give its folder)"
 
 
 class ConfigError(InputError):
@@ -152,16 +151,14 @@ def name_of_type(kind: Any) -> str:
   return kind.__name__ if isinstance(kind, type) and kind in (bool, int, float, str) else str(kind)
 
 
-def is_url(text: str) -> bool:
-  """Whether a text has a scheme, such as `gs://bucket/run`."""
-  return bool(re.search(r"\b[A-Za-z][A-Za-z0-9+.-]*://", text))
-
-
 def check_value(field: str, check: Check, value: Any) -> None:
-  """Raises ConfigError for a URL, or a value that the check refuses, with the nearest choice."""
+  """Raises ConfigError for a URL of an unknown scheme, or a value that the check refuses.
+
+  The error has the nearest choice.
+  """
   for text in value if isinstance(value, tuple) else (value,):
-    if isinstance(text, str) and is_url(text):
-      raise ConfigError(field, text, LOCAL_PATH)
+    if isinstance(text, str) and (problem := problem_of(text)):
+      raise ConfigError(field, text, problem)
   if not check.accepts(value):
     new = OLD_VALUES.get((field, value)) if isinstance(value, str) else None
     near = [new] if new else difflib.get_close_matches(str(value), check.choices, 1)

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import errno
+import io
 import os
 from pathlib import Path
 import re
 import tempfile
 from typing import BinaryIO
+
+from pomp_jax.files.paths import is_bucket, store_of, to_path
 
 # The only portable way to read the mask is to set it, for the whole process: once, before other
 # threads create files.
@@ -29,6 +32,7 @@ def replacing(
 
   The bytes go to a temporary file in the same folder, are flushed to the disk, and are renamed over
   `path`. A process killed at any moment leaves the old file or the new one, never half of either.
+  An object of a bucket is written in memory, and sent once it is complete.
 
   Args:
     path: file to write; its folder exists.
@@ -37,6 +41,10 @@ def replacing(
   Raises:
     OSError: the folder is missing or not writable, or the disk is full. `path` is then unchanged.
   """
+  if is_bucket(path):
+    with _uploading(path) as file:
+      yield file
+    return
   path = Path(path)
   descriptor, temporary = tempfile.mkstemp(
     prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent
@@ -56,8 +64,11 @@ def replacing(
 
 
 def creating(path: str | os.PathLike) -> contextlib.AbstractContextManager[BinaryIO]:
-  """Opens a new file like `replacing`; all concurrent writers but one get a FileExistsError."""
-  return replacing(path, _link_new)
+  """Opens a new file like `replacing`; all concurrent writers but one get a FileExistsError.
+
+  In a bucket the store decides: an object is created on the condition that there is none.
+  """
+  return _uploading(path, "create") if is_bucket(path) else replacing(path, _link_new)
 
 
 def is_temporary(path: str | os.PathLike) -> bool:
@@ -69,8 +80,10 @@ def is_temporary(path: str | os.PathLike) -> bool:
 def why_unwritable(folder: str | os.PathLike) -> str | None:
   """Reason why a folder can't be created or written to; None if there is none.
 
-  Writes nothing, so that a full disk is not detected.
+  Writes nothing, so that a full disk is not detected, nor a bucket that can only be read.
   """
+  if is_bucket(folder):
+    return _why_unreachable(folder)
   existing = Path(folder).absolute()
   while not existing.exists() and existing != existing.parent:
     existing = existing.parent
@@ -87,12 +100,34 @@ def disk_failure(error: BaseException) -> str | None:
   link: BaseException | None = error
   while link is not None and id(link) not in seen:
     seen.add(id(link))
+    if isinstance(link, OSError) and link.filename and is_bucket(str(link.filename)):
+      return f"{link.filename}: the bucket fails ({link.strerror})"
     if isinstance(link, OSError) and link.errno in _DISK_ERRORS:
       where = f"{link.filename}: " if link.filename else ""
       return f"{where}the disk fails ({link.strerror})"
     if found := _DISK_MESSAGES.search(str(link)):
       return f"the disk fails ({found[0]})"
     link = link.__cause__ or link.__context__
+  return None
+
+
+@contextlib.contextmanager
+def _uploading(path: str | os.PathLike, mode: str = "overwrite") -> Iterator[BinaryIO]:
+  content = io.BytesIO()
+  yield content
+  store_of(path).pipe_file(os.fspath(path), content.getvalue(), mode=mode)
+
+
+def _why_unreachable(folder: str | os.PathLike) -> str | None:
+  bucket = "/".join(os.fspath(folder).split("/")[:3])
+  try:
+    store_of(bucket).info(bucket)
+    if to_path(folder).is_file():
+      return f"{os.fspath(folder)} is a file; a folder is needed"
+  except FileNotFoundError:
+    return f"there is no bucket {bucket}"
+  except OSError as error:
+    return f"{error.filename}: {error.strerror}"
   return None
 
 

@@ -3,6 +3,10 @@
 A run's state is small and the same on every device, so process 0 alone reads and writes it: no
 process waits for another's disk, and no checkpoint consists of parts. Orbax writes the arrays
 (`STEP/state`) and the JSON (`STEP/meta`) into a temporary folder, and renames that to `STEP`.
+
+In a bucket, which renames nothing, it writes into `STEP`, and `commit_success.txt` last: without it
+a checkpoint is incomplete, and removed. Orbax has no client for S3, so that there it works on a
+local folder, whose files are sent or fetched.
 """
 
 from collections.abc import Iterator
@@ -11,10 +15,11 @@ import json
 import logging
 import math
 import os
-from pathlib import Path
+import pathlib
 import secrets
 import shutil
 import socket
+import tempfile
 import time
 from typing import Any, NamedTuple, SupportsFloat
 import zlib
@@ -26,6 +31,7 @@ import orbax.checkpoint as ocp
 from pomp_jax import hosts
 from pomp_jax.errors import RunError
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.paths import Path, absolute, is_bucket, remove_folder, scheme_of, store_of
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +39,8 @@ PyTree = Any
 _OWNER = "owner.txt"
 _DISCARDED = "discarded-"
 _RETRY_SECONDS = 0.5
+# Orbax's, of checkpoints in buckets.
+_COMMITTED = "commit_success.txt"
 
 
 class CheckpointError(RunError, RuntimeError):
@@ -79,14 +87,14 @@ class Checkpoints(contextlib.AbstractContextManager):
     Raises:
       CheckpointError: the folder can't be created or written to.
     """
-    self.folder = Path(os.path.abspath(folder))  # Orbax takes absolute paths only
+    self.folder: Path = absolute(folder)  # Orbax takes no others
     self._keep, self._retry = keep, retry
     self.failure: CheckpointError | None = None
     self._owner = f"{socket.gethostname()}, process {os.getpid()}, {secrets.token_hex(8)}"
     if hosts.is_first():
       try:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove(f"*{ocp.utils.TMP_DIR_SUFFIX}*", f"{_DISCARDED}*")
+        self._remove_incomplete()
         with replacing(self.folder / _OWNER) as file:
           file.write(self._owner.encode())
       except OSError as error:
@@ -121,7 +129,8 @@ class Checkpoints(contextlib.AbstractContextManager):
       self._write(step, state, meta, metric)
       self._drop_old()
     except Exception as error:
-      self._remove(f"{step}{ocp.utils.TMP_DIR_SUFFIX}*")
+      with contextlib.suppress(OSError):
+        self._remove_incomplete()
       failure = self._save_error(step, error)
       if not self._retry:
         raise failure from error
@@ -176,7 +185,7 @@ class Checkpoints(contextlib.AbstractContextManager):
   def _check_owner(self) -> None:
     # Where the file can't be read, the save itself will fail.
     with contextlib.suppress(OSError):
-      owner = (self.folder / _OWNER).read_text(errors="replace")
+      owner = (self.folder / _OWNER).read_bytes().decode(errors="replace")
       if owner != self._owner:
         raise CheckpointError(
           f"{self.folder}: a later start of this run ({owner.rpartition(',')[0]}) has taken it"
@@ -196,7 +205,17 @@ class Checkpoints(contextlib.AbstractContextManager):
     }
     stored["checksum"] = _json_checksum(stored)
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(stored))
-    _checkpointer().save(self.folder / str(step), items)
+    target = self.folder / str(step)
+    if scheme_of(target) != "s3":
+      _checkpointer().save(target, items)
+      return
+    with tempfile.TemporaryDirectory() as temporary:
+      local = pathlib.Path(temporary) / str(step)
+      _checkpointer().save(local, items)
+      files = [str(file.relative_to(local)) for file in local.rglob("*") if file.is_file()]
+      sent = [str(local / file) for file in files], [str(target / file) for file in files]
+      store_of(target).put(*sent)
+      (target / _COMMITTED).write_text("")
 
   def _drop_old(self) -> None:
     """Removes all but the newest checkpoints and the best; renames first, for one half removed."""
@@ -212,9 +231,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     for step in sorted(metrics)[: -self._keep]:
       if step != best:
         with contextlib.suppress(OSError):  # left to the next save
-          target = self.folder / f"{_DISCARDED}{step}-{secrets.token_hex(4)}"
-          (self.folder / str(step)).rename(target)
-          shutil.rmtree(target, ignore_errors=True)
+          _discard(self.folder / str(step))
 
   def _read_newest(self, targets: PyTree) -> Restored | None:
     damaged = []
@@ -245,14 +262,21 @@ class Checkpoints(contextlib.AbstractContextManager):
     if target.exists():
       target = self.folder / f"damaged-{step}-{secrets.token_hex(4)}"
     try:
-      (self.folder / str(step)).rename(target)
+      _move(self.folder / str(step), target)
     except OSError as error:
       found = f"damaged, and can't be renamed ({error.strerror})"
       raise CheckpointError(f"{self.folder / str(step)}: {found}") from error
     log.warning("moved to %s", target)
 
-  def _remove(self, *patterns: str) -> None:
-    for pattern in patterns:
+  def _remove_incomplete(self) -> None:
+    """Removes what a killed or failed save or removal has left."""
+    if is_bucket(self.folder):
+      complete = {str(step) for step in self.steps()}
+      for folder in _entries(self.folder):
+        if folder.name.isdecimal() and folder.name not in complete:
+          remove_folder(folder)
+      return
+    for pattern in (f"*{ocp.utils.TMP_DIR_SUFFIX}*", f"{_DISCARDED}*"):
       for folder in self.folder.glob(pattern):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -273,7 +297,7 @@ def read_checkpoints(folder: str | os.PathLike) -> Iterator[Restored]:
   Raises:
     CheckpointError: no such folder, or a checkpoint that can't be read or is not what was saved.
   """
-  path = Path(os.path.abspath(folder))
+  path = absolute(folder)
   if not path.is_dir():
     raise CheckpointError(f"{folder}: no such folder of checkpoints")
   for step in _steps(path):
@@ -286,7 +310,7 @@ def read_checkpoint(folder: str | os.PathLike) -> Restored:
   Raises:
     CheckpointError: it can't be read, or is not what was saved.
   """
-  path = Path(os.path.abspath(folder))
+  path = absolute(folder)
   try:
     return _read(path)
   except DamagedCheckpoint as error:
@@ -294,7 +318,38 @@ def read_checkpoint(folder: str | os.PathLike) -> Restored:
 
 
 def _steps(folder: Path) -> list[int]:
-  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+  steps = [path for path in _entries(folder) if path.name.isdecimal()]
+  if is_bucket(folder):
+    steps = [path for path in steps if (path / _COMMITTED).exists()]
+  return sorted(int(path.name) for path in steps)
+
+
+def _entries(folder: Path) -> list[Path]:
+  try:
+    return list(folder.iterdir())
+  except FileNotFoundError:
+    if is_bucket(folder):  # nothing is saved yet
+      return []
+    raise
+
+
+def _discard(checkpoint: Path) -> None:
+  """Removes a checkpoint; killed on the way, it leaves none that looks complete."""
+  if is_bucket(checkpoint):
+    (checkpoint / _COMMITTED).unlink(missing_ok=True)
+    remove_folder(checkpoint)
+    return
+  target = checkpoint.with_name(f"{_DISCARDED}{checkpoint.name}-{secrets.token_hex(4)}")
+  checkpoint.rename(target)
+  shutil.rmtree(target, ignore_errors=True)
+
+
+def _move(checkpoint: Path, target: Path) -> None:
+  if is_bucket(checkpoint):
+    store_of(checkpoint).copy(f"{checkpoint}/", f"{target}/", recursive=True)
+    _discard(checkpoint)
+  else:
+    checkpoint.rename(target)
 
 
 def _checkpointer() -> ocp.Checkpointer:
@@ -337,8 +392,7 @@ def _read(path: Path, targets: PyTree = None) -> Restored:
       if found != wanted:
         raise CheckpointError(f"{path}: {field} holds {found}, but this run expects {wanted}")
   try:
-    items = ocp.args.Composite(state=ocp.args.StandardRestore())
-    state = jax.tree.map(np.asarray, _checkpointer().restore(path, items).state)
+    state = jax.tree.map(np.asarray, _restore(path))
   except Exception as error:  # a damaged file fails in any layer
     raise DamagedCheckpoint(_as_line(error)) from error
   found = _checksums(state)
@@ -371,6 +425,16 @@ def _checksums(tree: PyTree) -> dict[str, str]:
 
 def _json_checksum(value: dict[str, Any]) -> str:
   return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
+
+
+def _restore(path: Path) -> PyTree:
+  items = ocp.args.Composite(state=ocp.args.StandardRestore())
+  if scheme_of(path) != "s3":
+    return _checkpointer().restore(path, items).state
+  with tempfile.TemporaryDirectory() as temporary:
+    local = pathlib.Path(temporary) / path.name
+    store_of(path).get(f"{path}/", f"{local}/", recursive=True)
+    return _checkpointer().restore(local, items).state
 
 
 def _as_line(error: BaseException) -> str:

@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import os
+import pathlib
+import tempfile
 import time
 from typing import Any, SupportsFloat
 
@@ -14,9 +16,13 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
+
+# Between two uploads to a bucket, and after one that failed.
+_UPLOAD_SECONDS, _PAUSE_SECONDS = 10.0, 60.0
 
 
 class MetricsWriter(contextlib.AbstractContextManager):
@@ -26,15 +32,21 @@ class MetricsWriter(contextlib.AbstractContextManager):
   (tensorboardX's `SummaryWriter` writes in a thread that its `flush` does not wait for.) Scalars
   that can't be written, on a full disk for example, are dropped with one warning: metrics must not
   end a training.
+
+  Objects of a bucket can't be appended to. There both files are written to a temporary folder of
+  this machine, and sent every ten seconds, by `upload` before each checkpoint, and when closed.
   """
 
   def __init__(self, folder: str | os.PathLike, first_step: int = 0):
     """Creates the folder, and drops what an earlier start has written from `first_step` on."""
-    self._folder, self._warned = RunFolder(folder), False
+    self._target, self._warned = RunFolder(folder), False
+    self._temporary = tempfile.TemporaryDirectory() if is_bucket(folder) else None
+    self._folder = RunFolder(self._temporary.name) if self._temporary else self._target
     self._events: EventsWriter | None = None
+    self._next_upload = 0.0
     with self._drop_on_error(first_step):
       self._folder.path.mkdir(parents=True, exist_ok=True)
-      earlier = [record for record in self._folder.records() if record["step"] < first_step]
+      earlier = [record for record in self._target.records() if record["step"] < first_step]
       with replacing(self._folder.metrics) as file:
         file.writelines(map(_line, earlier))
       self._open_events(first_step)
@@ -54,20 +66,42 @@ class MetricsWriter(contextlib.AbstractContextManager):
       summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
       self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
       self._events.flush()
+    if time.monotonic() >= self._next_upload:
+      self.upload()
+
+  def upload(self) -> None:
+    """Sends both files to the bucket, if the folder is in one; a failure is one warning."""
+    if self._temporary is None or self._warned:  # warned: the older lines may be missing
+      return
+    self._next_upload = time.monotonic() + _UPLOAD_SECONDS
+    try:
+      for file in pathlib.Path(self._temporary.name).iterdir():
+        with replacing(self._target.path / file.name) as sent:
+          sent.write(file.read_bytes())
+    except OSError as error:
+      self._next_upload = time.monotonic() + _PAUSE_SECONDS
+      log.warning("%s: metrics can't be sent for now (%s)", self._target.path, error.strerror)
 
   def close(self) -> None:
-    """Closes the event file."""
+    """Closes the event file, and sends what is left to a bucket."""
+    self._close_events()
+    if self._temporary is not None:
+      self.upload()
+      self._temporary.cleanup()
+      self._temporary = None
+
+  def __exit__(self, *exception: object) -> None:
+    self.close()
+
+  def _close_events(self) -> None:
     events, self._events = self._events, None
     if events is not None:
       with contextlib.suppress(OSError):  # it tries to write again what failed
         events.close()
 
-  def __exit__(self, *exception: object) -> None:
-    self.close()
-
   def _open_events(self, first_step: int) -> None:
     # The name has the time in seconds: the number makes it unique.
-    number = len(list(self._folder.path.glob("events.out.tfevents.*")))
+    number = len(list(self._target.path.glob("events.out.tfevents.*")))
     self._events = EventsWriter(str(self._folder.path / "events"), filename_suffix=f".{number}")
     # TensorBoard drops what earlier files have from this step on.
     restart = SessionLog(status=SessionLog.START)
@@ -82,10 +116,10 @@ class MetricsWriter(contextlib.AbstractContextManager):
       if not self._warned:
         log.warning(
           "%s: metrics can't be written and are dropped from step %d on (%s)",
-          *(self._folder.path, step, error.strerror),
+          *(self._target.path, step, error.strerror),
         )
       self._warned = True
-      self.close()
+      self._close_events()
 
 
 def _line(record: dict[str, Any]) -> bytes:

@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-from pathlib import Path
 import socket
 import threading
 from typing import Any, TextIO
@@ -18,6 +17,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import replacing, why_unwritable
+from pomp_jax.files.paths import Path, exists, is_bucket, to_path
 from pomp_jax.files.terminal import printable
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class RunFolder:
   """
 
   def __init__(self, workdir: str | os.PathLike):
-    self.path = Path(workdir)
+    self.path: Path = to_path(workdir)
     self.config = self.path / "config.json"
     self.checkpoints = self.path / "checkpoints"
     self.prompt = self.path / "prompt.npz"
@@ -69,7 +69,7 @@ class RunFolder:
     if problem := why_unwritable(self.path):
       raise RunFolderError(f"workdir {self.path}: {problem}")
     for file in (self.config, self.results) if job else ():
-      stored = read_json(file) if file.exists() else {"job": job}
+      stored = read_json(file) if exists(file) else {"job": job}
       found = stored.get("job") if isinstance(stored, dict) else None
       if found != job:
         raise RunFolderError(
@@ -149,7 +149,7 @@ def read_json(path: str | os.PathLike) -> Any:
     RunFolderError: it is missing, can't be read, or is not JSON.
   """
   try:
-    return json.loads(Path(path).read_bytes().decode())
+    return json.loads(to_path(path).read_bytes().decode())
   except OSError as error:
     raise RunFolderError(f"{path}: can't be read ({error.strerror})") from error
   except (ValueError, RecursionError) as error:
@@ -158,7 +158,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 def read_keyed(path: str | os.PathLike, key: str) -> dict[str, Any] | None:
   """Reads a JSON object whose field `key` has this value; None without such a file."""
-  stored = read_json(path) if Path(path).exists() else None
+  stored = read_json(path) if exists(path) else None
   return stored if isinstance(stored, dict) and stored.get("key") == key else None
 
 
@@ -174,18 +174,22 @@ class Presence(contextlib.AbstractContextManager):
   """Marks a run's folder as in use as soon as it exists; warns of another process that uses it.
 
   `alive.json` names the process, which holds a lock on it until it ends. The later process owns the
-  folder and its checkpoints. Where files can't be written or locked, nothing warns.
+  folder and its checkpoints. Where files can't be written or locked, nothing warns. A bucket has no
+  locks: a killed process leaves the file there, and the warning says that it may be alive.
   """
 
   def __init__(self, folder: str | os.PathLike):
     """Touches nothing yet."""
-    self._path = Path(folder) / "alive.json"
+    self._path: Path = to_path(folder) / "alive.json"
     self._file: TextIO | None = None
+    self._text = ""  # of this process, in a bucket
     self._ended = threading.Event()
     self._thread = threading.Thread(target=self._mark_once_created, name="presence", daemon=True)
 
   def __enter__(self) -> "Presence":
-    if self._path.parent.is_dir():
+    if is_bucket(self._path):
+      self._mark_in_bucket()
+    elif self._path.parent.is_dir():
       self._mark()
     else:
       self._thread.start()
@@ -195,6 +199,10 @@ class Presence(contextlib.AbstractContextManager):
     self._ended.set()
     if self._thread.is_alive():
       self._thread.join()
+    if self._text:
+      with contextlib.suppress(OSError):
+        if self._path.read_text() == self._text:
+          self._path.unlink()
     if self._file is not None:
       with contextlib.suppress(OSError):
         if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
@@ -219,9 +227,24 @@ class Presence(contextlib.AbstractContextManager):
           )
       self._file = open(temporary, "w")  # noqa: SIM115 (open until the process ends)
       fcntl.flock(self._file, fcntl.LOCK_EX)
-      since = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
-      json.dump({"host": socket.gethostname(), "process": os.getpid(), "since": since}, self._file)
+      self._file.write(_description())
       self._file.flush()
       os.replace(temporary, self._path)
     except OSError:
       temporary.unlink(missing_ok=True)
+
+  def _mark_in_bucket(self) -> None:
+    with contextlib.suppress(OSError):
+      with contextlib.suppress(FileNotFoundError):
+        log.warning(
+          "%s: ANOTHER START of it is alive or was killed (%s). This one takes the folder over",
+          *(self._path.parent, printable(self._path.read_text())),
+        )
+      self._text = _description()
+      self._path.write_text(self._text)
+
+
+def _description() -> str:
+  """JSON of this process."""
+  since = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
+  return json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": since})

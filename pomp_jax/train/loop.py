@@ -83,6 +83,7 @@ def _train_from(
         top1 = None if asked else validate(state)
         if top1 is not None:
           watch.scalar("validation_top1", top1, step)
+        watch.upload()  # a resumed run has the metrics of the steps before its checkpoint
         # Each process has met other unreadable images. Too many in all raise before the save.
         loader.note(batches.unreadable_anywhere(loader.unreadable))
         last = last._replace(

@@ -5,12 +5,14 @@ import contextlib
 import logging
 import os
 import pathlib
+import tempfile
 import time
 from typing import Any, TypeVar
 
 import jax
 
 from pomp_jax import hosts
+from pomp_jax.files.paths import Path, is_bucket, store_of
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +96,11 @@ class Trace(contextlib.AbstractContextManager):
   A profiler error is a warning and never ends a training.
   """
 
-  def __init__(self, path: pathlib.Path, steps: tuple[int, int] | None, done: int):
+  def __init__(self, path: Path, steps: tuple[int, int] | None, done: int):
     """Starts at once if the next step is the first of the `steps` (first, last) to profile."""
-    self._path = path
+    # JAX's profiler writes to this machine alone.
+    self._temporary = tempfile.TemporaryDirectory() if is_bucket(path) else None
+    self._path, self._local = path, self._temporary.name if self._temporary else path
     self._steps = steps if hosts.is_first() else None
     self._recording = False
     self.after(done, None)
@@ -109,15 +113,19 @@ class Trace(contextlib.AbstractContextManager):
     if step == self._steps[1]:
       self._stop()
     else:
-      self._recording = _succeeds(jax.profiler.start_trace, self._path)
+      self._recording = _succeeds(jax.profiler.start_trace, self._local)
 
   def __exit__(self, *exception: object) -> None:
     self._stop()
 
   def _stop(self) -> None:
-    if self._recording and _succeeds(jax.profiler.stop_trace):
+    stopped = self._recording and _succeeds(jax.profiler.stop_trace)
+    if stopped and (self._temporary is None or _succeeds(self._send)):
       log.info("profile from step %d on: %s", self._steps[0], self._path)
     self._recording = False
+
+  def _send(self) -> None:
+    store_of(self._path).put(f"{self._local}/", f"{self._path}/", recursive=True)
 
 
 def _succeeds(call: Callable[..., None], *arguments: Any) -> bool:

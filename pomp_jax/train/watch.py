@@ -198,6 +198,11 @@ class Watch(contextlib.AbstractContextManager):
     """Excludes the time since the last step (a validation, a save) from the step time."""
     self._meter.restart()
 
+  def upload(self) -> None:
+    """Sends what is written so far to the bucket, if the run's folder is in one."""
+    if self._metrics is not None:
+      self._metrics.upload()
+
   def scalar(self, name: str, value: float, step: int) -> None:
     """Writes one more scalar."""
     if self._metrics is not None:
