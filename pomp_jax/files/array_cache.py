@@ -23,6 +23,7 @@ import numpy as np
 
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import creating, is_temporary, replacing
+from pomp_jax.files.paths import Path, is_file, to_path
 from pomp_jax.files.run_folder import RunFolderError, read_json, to_json, writing
 from pomp_jax.files.terminal import printable, steps_of
 
@@ -64,7 +65,7 @@ class ArrayCache:
   """
 
   def __init__(self, folder: str | os.PathLike | None = None, in_memory: int = 4):
-    self._folder = pathlib.Path(folder) if folder else None
+    self._folder = to_path(folder) if folder else None
     self._in_memory = in_memory
     self._held: OrderedDict[str, np.ndarray] = OrderedDict()
 
@@ -99,7 +100,7 @@ class ArrayCache:
       self._held.popitem(last=False)
 
   def _read(self, key: str) -> np.ndarray | None:
-    if self._folder is None or not self._path(key).is_file():
+    if self._folder is None or not is_file(self._path(key)):
       return None
     try:
       content = self._path(key).read_bytes()
@@ -110,7 +111,7 @@ class ArrayCache:
       log.warning("%s: can't be read (%s); computing it again", self._path(key), error)
       return None
 
-  def _path(self, key: str) -> pathlib.Path:
+  def _path(self, key: str) -> Path:
     return self._folder / f"{key}.npy"
 
 
@@ -299,7 +300,7 @@ def _block_name(block: int) -> str:
   return f"block-{block:05d}.npy"
 
 
-def _write(path: pathlib.Path, array: np.ndarray) -> None:
+def _write(path: Path, array: np.ndarray) -> None:
   buffer = io.BytesIO()
   np.save(buffer, array, allow_pickle=False)
   with replacing(path) as file:

@@ -19,7 +19,7 @@ import os
 import pathlib
 import re
 import tempfile
-from typing import Any, BinaryIO
+from typing import Any
 
 # Read when epath looks for TensorFlow, whose file system it would use.
 os.environ["EPATH_USE_TF"] = "0"
@@ -122,8 +122,8 @@ def is_file(path: str | os.PathLike) -> bool:
   return os.path.isfile(path) if not is_bucket(path) else _is_folder(path) is False
 
 
-def open_binary(path: str | os.PathLike) -> BinaryIO:
-  """Opens a file to be read; an object of a bucket is fetched in blocks as they are read."""
+def open_binary(path: str | os.PathLike) -> Any:
+  """Opens a binary file to be read; an object is fetched in blocks as they are read."""
   return to_path(path).open("rb")
 
 

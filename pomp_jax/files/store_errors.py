@@ -23,7 +23,10 @@ PATH_METHODS = (
 def store_error(error: Exception, url: str) -> OSError:
   """The OSError of a failed request: FileNotFoundError for 404, PermissionError for 401 and 403."""
   if isinstance(error, OSError) and error.errno and error.filename:
-    return error
+    if not str(error.filename).startswith("http"):
+      return error
+    # gcsfs uploads to the address of a service.
+    return type(error)(error.errno, error.strerror, url)
   reason = " ".join(f"{error}".split()) or type(error).__name__
   if isinstance(error, FileNotFoundError):
     return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)

@@ -1,0 +1,231 @@
+"""Files in buckets: whole objects, markers written last, errors in one line, nothing local."""
+
+import os
+import uuid
+
+import numpy as np
+import pytest
+
+from pomp_jax.errors import InputError
+from pomp_jax.files import paths
+from pomp_jax.files.array_cache import ArrayCache
+from pomp_jax.files.atomic import creating, disk_failure, replacing, why_unwritable
+from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
+from pomp_jax.files.metrics_log import MetricsWriter
+from pomp_jax.files.run_folder import Presence, RunFolder, RunFolderError, read_json, write_json
+from tests.support.checkpoint_states import META, abstract, assert_same, make_state
+
+
+@pytest.fixture
+def folder(store, tmp_path, monkeypatch):
+  """URL of an empty folder; asserts that no local folder takes its place."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  yield store.url(uuid.uuid4().hex)
+  assert set(os.listdir(tmp_path)) <= {"cache"}
+
+
+def objects(folder):
+  """Names of the objects below a folder."""
+  bucket = folder.partition("://")[2]
+  return sorted(name.removeprefix(f"{bucket}/") for name in paths.store_of(folder).find(folder))
+
+
+def test_a_path_is_a_folder_while_an_object_is_in_it(folder):
+  path = paths.to_path(folder) / "a" / "b.txt"
+  assert not paths.exists(folder) and not paths.is_dir(folder)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  assert not paths.exists(folder)
+  path.write_bytes(b"content")
+  assert paths.is_dir(folder) and not paths.is_file(folder)
+  assert paths.is_file(path) and not paths.is_dir(path)
+  assert (paths.file_size(path), paths.open_binary(path).read()) == (7, b"content")
+  assert str(paths.join(folder, "a", "b.txt")) == str(path) == f"{folder}/a/b.txt"
+
+
+@pytest.mark.parametrize("url", ["hdfs://x/run", "gs://", "s3:///run", "https://host/file"])
+def test_another_scheme_or_no_bucket_is_one_line(url):
+  with pytest.raises(InputError) as caught:
+    paths.to_path(url)
+  assert url in str(caught.value) and "gs://BUCKET" in str(caught.value)
+
+
+@pytest.mark.parametrize(("scheme", "library"), [("gs", "gcsfs"), ("s3", "s3fs")])
+def test_a_missing_library_is_named(scheme, library, monkeypatch):
+  monkeypatch.setattr(paths, "_is_installed", lambda name: name != library)
+  with pytest.raises(InputError, match=f"pip install {library}"):
+    paths.to_path(f"{scheme}://bucket/run")
+
+
+def test_an_object_is_replaced_once_it_is_complete(folder):
+  path = f"{folder}/file"
+  with replacing(path) as file:
+    file.write(b"old")
+  with pytest.raises(ZeroDivisionError), replacing(path) as file:
+    file.write(b"half")
+    raise ZeroDivisionError
+  assert paths.open_binary(path).read() == b"old"
+  with replacing(path) as file:
+    file.write(b"new")
+    assert paths.open_binary(path).read() == b"old"
+  assert paths.open_binary(path).read() == b"new"
+  assert objects(folder) == ["file"]
+
+
+def test_of_two_creators_one_gets_an_error(folder):
+  with creating(f"{folder}/file") as file:
+    file.write(b"first")
+  with pytest.raises(FileExistsError), creating(f"{folder}/file") as file:
+    file.write(b"second")
+  assert paths.open_binary(f"{folder}/file").read() == b"first"
+
+
+def test_a_missing_bucket_is_one_line_and_is_not_created(store, folder):
+  missing = f"{store.scheme}://missing/run"
+  with pytest.raises(RunFolderError, match="no bucket"):
+    RunFolder(missing).create()
+  with pytest.raises(FileNotFoundError) as caught:
+    write_json_of_os(missing)
+  assert disk_failure(caught.value).startswith(f"{missing}/file: the bucket fails")
+  assert "no bucket" in why_unwritable(missing)
+  assert why_unwritable(folder) is None
+
+
+def write_json_of_os(folder):
+  with replacing(f"{folder}/file") as file:
+    file.write(b"{}")
+
+
+def test_access_denied_is_one_line(store, folder):
+  write_json(f"{folder}/file.json", {"a": 1})
+  store.fail(403)
+  with pytest.raises(RunFolderError, match="access denied"):
+    read_json(f"{folder}/file.json")
+  with pytest.raises(RunFolderError, match="access denied"):
+    write_json(f"{folder}/file.json", {"a": 2})
+  assert "access denied" in why_unwritable(folder)
+  store.recover()
+  assert read_json(f"{folder}/file.json") == {"a": 1}
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_store_that_is_busy_for_a_second_is_asked_again(store, folder, status):
+  faults = store.faults
+  store.fail(status, seconds=1.0)
+  write_json(f"{folder}/file.json", {"a": 1})
+  assert store.faults > faults
+  store.fail(status, seconds=1.0)
+  assert read_json(f"{folder}/file.json") == {"a": 1}
+
+
+def test_checkpoints_are_exact_and_the_right_ones_are_kept(folder):
+  states = {step: make_state(step) for step in (1, 2, 3, 4)}
+  with Checkpoints(folder, keep=2) as checkpoints:
+    assert checkpoints.restore_latest(make_state()) is None
+    for step, state in states.items():
+      assert checkpoints.save(step, state, META, metric=5 if step == 1 else step)
+    assert not checkpoints.save(4, states[4], META)
+  with Checkpoints(folder, keep=2) as checkpoints:
+    assert checkpoints.steps() == [1, 3, 4]
+    step, restored, meta = checkpoints.restore_latest(abstract(states[4]))
+  assert (step, meta) == (4, META)
+  assert_same(restored, states[4])
+  assert not [name for name in objects(folder) if name.startswith("2/")]
+
+
+def test_a_checkpoint_without_its_marker_is_none(folder):
+  with Checkpoints(folder) as checkpoints:
+    checkpoints.save(1, make_state(1), META)
+    checkpoints.save(2, make_state(2), META)
+  (paths.to_path(folder) / "2" / "commit_success.txt").unlink()
+  with Checkpoints(folder) as checkpoints:
+    assert checkpoints.restore_latest(make_state()).step == 1
+    assert not [name for name in objects(folder) if name.startswith("2/")]
+    assert checkpoints.save(2, make_state(2), META)
+    assert checkpoints.restore_latest(make_state()).step == 2
+
+
+def test_a_damaged_checkpoint_is_set_aside(folder):
+  with Checkpoints(folder) as checkpoints:
+    checkpoints.save(1, make_state(1), META)
+    checkpoints.save(2, make_state(2), META)
+  for name in objects(folder):
+    if name.startswith("2/state/") and "/d/" in name:
+      path = paths.to_path(folder) / name
+      path.write_bytes(bytes(len(path.read_bytes())))
+  with Checkpoints(folder) as checkpoints:
+    assert checkpoints.restore_latest(make_state()).step == 1
+    assert checkpoints.steps() == [1]
+  assert "damaged-2/meta/metadata" in objects(folder)
+
+
+def test_an_earlier_start_saves_nothing_more(folder):
+  earlier = Checkpoints(folder)
+  with Checkpoints(folder) as later:
+    with pytest.raises(CheckpointError, match="later start"):
+      earlier.save(1, make_state(), META)
+    assert later.steps() == []
+
+
+def test_a_failed_save_is_retried_by_the_next(store, folder):
+  with Checkpoints(folder, retry=True) as checkpoints:
+    assert checkpoints.save(1, make_state(1), META)
+    store.fail(403)
+    assert not checkpoints.save(2, make_state(2), META)
+    assert "2" in str(checkpoints.failure)
+    store.recover()
+    assert checkpoints.save(3, make_state(3), META)
+    assert checkpoints.steps() == [1, 3]
+    assert_same(checkpoints.restore_latest(make_state()).state, make_state(3))
+
+
+def test_metrics_are_sent_and_those_behind_a_checkpoint_dropped(folder):
+  with MetricsWriter(folder) as writer:
+    for step in (1, 2, 3):
+      writer.write(step, loss=step / 2)
+  with MetricsWriter(folder, 3) as writer:
+    writer.write(3, loss=7.0)
+    writer.upload()
+    assert RunFolder(folder).scalars() == {"loss": ([1, 2, 3], [0.5, 1.0, 7.0])}
+  events = [name for name in objects(folder) if name.startswith("events.")]
+  assert len(events) == 2 and {name[-2:] for name in events} == {".0", ".1"}
+
+
+def test_metrics_survive_a_store_that_fails_for_a_while(store, folder, caplog):
+  with MetricsWriter(folder) as writer:
+    store.fail(403)
+    writer.upload()
+    writer.write(1, loss=0.5)
+    store.recover()
+  assert "can't be sent" in caplog.text
+  assert RunFolder(folder).scalars() == {"loss": ([1], [0.5])}
+
+
+def test_the_mark_of_a_process_is_left_by_a_killed_one(folder, caplog):
+  with Presence(folder):
+    assert objects(folder) == ["alive.json"]
+    with Presence(folder):
+      assert "ANOTHER START" in caplog.text
+    assert objects(folder) == []
+
+
+def test_a_cache_of_arrays(folder):
+  array = np.arange(6, dtype=np.float32).reshape(2, 3)
+  ArrayCache(folder).keep("key", array)
+  np.testing.assert_array_equal(ArrayCache(folder).find("key"), array)
+  path = paths.to_path(folder) / "key.npy"
+  path.write_bytes(path.read_bytes()[:-5])
+  assert ArrayCache(folder).find("key") is None
+
+
+def test_a_local_copy_follows_the_object_and_is_checked(store, folder):
+  path = f"{folder}/weights.bin"
+  with replacing(path) as file:
+    file.write(b"first")
+  copy = paths.local_copy(path)
+  assert (copy.name, copy.read_bytes()) == ("weights.bin", b"first")
+  copy.write_bytes(b"damaged")
+  assert paths.local_copy(path).read_bytes() == b"first"
+  with replacing(path) as file:
+    file.write(b"second")
+  assert paths.local_copy(path).read_bytes() == b"second"

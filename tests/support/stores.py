@@ -1,0 +1,202 @@
+"""Object stores on this machine, emulators of Google's and Amazon's, with faults to order."""
+
+from collections.abc import Iterator
+import contextlib
+import http.client
+import http.server
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+
+SCHEMES = ("gs", "s3")
+BUCKET = "bucket"
+
+_NAME = re.compile(rb'"name": "([^"]+)"')
+_GOOGLE = (
+  "import threading\n"
+  "from gcp_storage_emulator.server import create_server\n"
+  "create_server('127.0.0.1', {port}, in_memory=True, default_bucket='{bucket}').start()\n"
+  "threading.Event().wait()\n"
+)
+
+
+class Store:
+  """A store in a process of its own, behind a proxy that can answer in its place.
+
+  Attributes:
+    scheme: "gs" or "s3".
+    environ: variables that lead the clients to it.
+    requests: number of requests so far.
+    faults: number of requests that the proxy answered.
+    created: names of the objects whose upload had the condition that there is none.
+  """
+
+  def __init__(self, scheme: str):
+    """Starts the store with one empty bucket."""
+    self.scheme, self.requests, self.faults = scheme, 0, 0
+    self.created: list[str] = []
+    self._status, self._until = 0, 0.0
+    self._port = _free_port()
+    if scheme == "gs":
+      command = ["-c", _GOOGLE.format(port=self._port, bucket=BUCKET)]
+    else:
+      command = ["-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._port)]
+    self._process = subprocess.Popen(
+      [sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    _wait_for(self._port)
+    self._proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+    self._proxy.daemon_threads = True
+    threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{self._proxy.server_port}"
+    self.environ = (
+      {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address}
+      if scheme == "gs"
+      else {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+      }
+    )
+    if scheme == "s3":
+      self.forward("PUT", f"/{BUCKET}", b"", {})
+
+  def url(self, name: str) -> str:
+    """URL of an object or a folder of the bucket."""
+    return f"{self.scheme}://{BUCKET}/{name}"
+
+  def fail(self, status: int, seconds: float = 1e9) -> None:
+    """Answers all requests with a status from now on."""
+    self._status, self._until = status, time.monotonic() + seconds
+
+  def recover(self) -> None:
+    """Ends `fail`."""
+    self._until = 0.0
+
+  def fault(self) -> int:
+    """Status to answer the next request with; 0: none."""
+    self.requests += 1
+    failing = time.monotonic() < self._until
+    self.faults += failing
+    return self._status if failing else 0
+
+  def forward(
+    self, method: str, path: str, body: bytes, headers: dict[str, str]
+  ) -> tuple[int, list[tuple[str, str]], bytes]:
+    """Status, headers and body of the store's own answer."""
+    query = urllib.parse.parse_qs(urllib.parse.urlsplit(path).query)
+    # The emulator ignores the condition that Google's own store obeys.
+    if "ifGenerationMatch" in query and query["ifGenerationMatch"] == ["0"]:
+      name = (query.get("name") or _NAME.findall(body))[0]
+      name = name if isinstance(name, str) else name.decode()
+      self.created.append(name)
+      quoted = urllib.parse.quote(name, safe="")
+      if self.forward("GET", f"/storage/v1/b/{BUCKET}/o/{quoted}", b"", {})[0] == 200:
+        return 412, [], b""
+    connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+    try:
+      connection.request(method, path, body, headers)
+      answer = connection.getresponse()
+      return answer.status, answer.getheaders(), answer.read()
+    finally:
+      connection.close()
+
+  def close(self) -> None:
+    """Ends it."""
+    self._proxy.shutdown()
+    self._proxy.server_close()
+    self._process.kill()
+    self._process.wait()
+
+
+def _handler(store: Store) -> type[http.server.BaseHTTPRequestHandler]:
+  class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments: object) -> None:
+      pass
+
+    def _answer(self) -> None:
+      body = self._body()
+      if status := store.fault():
+        headers, content = [], _error(store.scheme, status)
+      else:
+        sent = {k: v for k, v in self.headers.items() if k.lower() != "transfer-encoding"}
+        status, headers, content = store.forward(self.command, self.path, body, sent)
+      self.send_response(status)
+      length = str(len(content))
+      for name, value in headers:
+        if name.lower() == "content-length" and self.command == "HEAD":
+          length = value
+        if name.lower() not in (
+          "content-length",
+          "transfer-encoding",
+          "connection",
+          "server",
+          "date",
+        ):
+          self.send_header(name, value)
+      self.send_header("Content-Length", length)
+      self.end_headers()
+      with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        if self.command != "HEAD":
+          self.wfile.write(content)
+
+    def _body(self) -> bytes:
+      if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+      parts = []
+      while size := int(self.rfile.readline().split(b";")[0], 16):
+        parts.append(self.rfile.read(size))
+        self.rfile.readline()
+      self.rfile.readline()
+      return b"".join(parts)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_PATCH = _answer
+
+  return Handler
+
+
+def _error(scheme: str, status: int) -> bytes:
+  if scheme == "gs":
+    return b'{"error": {"code": %d, "message": "ordered"}}' % status
+  code = {403: "AccessDenied", 404: "NoSuchBucket", 503: "SlowDown"}.get(status, "Ordered")
+  return b"<Error><Code>%s</Code><Message>ordered</Message></Error>" % code.encode()
+
+
+def _free_port() -> int:
+  with socket.socket() as found:
+    found.bind(("127.0.0.1", 0))
+    return found.getsockname()[1]
+
+
+def _wait_for(port: int) -> None:
+  for _ in range(600):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+      return
+    time.sleep(0.1)
+  raise TimeoutError(f"no store listens at port {port}")
+
+
+@contextlib.contextmanager
+def running(*schemes: str) -> Iterator[dict[str, Store]]:
+  """Stores by scheme, to which the clients of this process and its children are led."""
+  found: dict[str, Store] = {}
+  before = dict(os.environ)
+  try:
+    for scheme in schemes:
+      found[scheme] = Store(scheme)
+      os.environ.update(found[scheme].environ)
+    yield found
+  finally:
+    for store in found.values():
+      store.close()
+    for name in set(os.environ) - set(before):
+      del os.environ[name]
+    os.environ.update(before)
