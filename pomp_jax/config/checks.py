@@ -248,6 +248,9 @@ def _check_segment(settings: Settings) -> None:
   _check_regions(settings.regions)
   if segment.background_below and not segment.background:
     raise ConfigError("segment.background_below", segment.background_below, "0 without background")
+  if segment.background and segment.label_values == "reduce_zero_label":
+    accepted = "index where there is a background, whose value is 0"
+    raise ConfigError("segment.label_values", "reduce_zero_label", accepted)
   if segment.source == "world":
     if not segment.n_images:
       raise ConfigError("segment.n_images", 0, "1 or more where segment.source='world'")

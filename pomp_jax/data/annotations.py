@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float32, Int, Int32
 import numpy as np
 
 from pomp_jax.data.class_lists import normalized_name
-from pomp_jax.data.images import MAX_PIXELS
+from pomp_jax.data.images import MAX_PIXELS, image_size
 from pomp_jax.errors import InputError
 from pomp_jax.files.class_features import categories_by_id, read_json
 from pomp_jax.files.terminal import is_unicode, printable
@@ -138,15 +138,29 @@ class Annotations:
     """File of an image below a folder."""
     return pathlib.Path(root, self.images[index].file_name)
 
-  def check_images(self, root: str | os.PathLike) -> None:
-    """Checks that all image files exist.
+  def check_images(self, root: str | os.PathLike, sizes: bool = False) -> None:
+    """Checks that all image files exist and, by their headers, that they have the sizes named here.
 
     Raises:
-      AnnotationError: the first file that is missing.
+      AnnotationError: the first file that is missing or has another size.
+      ImageError: a file that is no image.
     """
     for index in range(len(self)):
       if not (path := self.image_path(index, root)).is_file():
         raise AnnotationError(f"{path}: no such image, named by {self.path}")
+      if sizes:
+        self.check_size(path, index, image_size(path))
+
+  def check_size(self, path: pathlib.Path, index: int, shape: tuple[int, ...]) -> None:
+    """Checks height and width of the file of an image.
+
+    Raises:
+      AnnotationError: not those named here.
+    """
+    image = self.images[index]
+    if shape != (image.height, image.width):
+      accepted = f"{image.width} x {image.height}, as {self.path} says"
+      raise AnnotationError(f"{path}: has {shape[1]} x {shape[0]} pixels; accepted: {accepted}")
 
 
 def read_annotations(path: str | os.PathLike, names: Sequence[str] | None = None) -> Annotations:
@@ -170,6 +184,8 @@ def annotations_of(
 ) -> Annotations:
   """Annotations from the content of a file; see `read_annotations`."""
   categories = categories_by_id(path, value)
+  if strange := [number for number in categories if not 0 <= number < 2**63]:
+    _refuse(path, "the id of a category", str(strange[0]), "0 to 2^63 - 1")
   words = [normalized_name(name) for name in names or ()]
   if names is None:
     ids = np.array(sorted(categories))
@@ -188,6 +204,8 @@ def annotations_of(
   place = {image.id: index for index, image in enumerate(images)}
   if len(place) < len(images):
     _refuse(path, "images", "with a repeated id", "different ids")
+  if not images:
+    _refuse(path, "images", "an empty list", "at least one image")
   by_image: list[list[dict[str, Any]]] = [[] for _ in images]
   for i, row in _rows(path, value, "annotations"):
     index = place.get(row.get("image_id")) if type(row.get("image_id")) is int else None

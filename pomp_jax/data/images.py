@@ -95,6 +95,16 @@ def decode_image(encoded: bytes, where: str, size: int) -> UInt8[np.ndarray, "S 
     return prepare(image, size)
 
 
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+  """Height and width of an image file, by its header.
+
+  Raises:
+    ImageError: no such file, none of FORMATS, or more than MAX_PIXELS.
+  """
+  with _as_image_error(str(path)), _open(path) as image:
+    return image.height, image.width
+
+
 def open_image(encoded: bytes, where: str) -> Image.Image:
   """Reads an image's header, which has its size; its pixels are not decoded yet.
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pomp_jax.data.class_splits import ClassSplit
-from pomp_jax.data.images import ImageError, list_images, load_rgb, open_image
+from pomp_jax.data.images import ImageError, image_size, list_images, load_rgb, open_image
 from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import replacing
 
@@ -37,20 +37,21 @@ class PixelFolder:
 
   Attributes:
     keys: stems of the files, sorted.
+    files: image and label image of each item; None: all pixels are IGNORED.
   """
 
   def __init__(self, pairs: Sequence[tuple[pathlib.Path, pathlib.Path | None]], table: np.ndarray):
     """Creates the set; use `open_pixels`.
 
     Args:
-      pairs: image and label image of each item; None: all pixels are IGNORED.
+      pairs: `files`.
       table: int32 [65536], class of each value in a label image; IGNORED; or -2: not in the list.
     """
     self.keys = tuple(image.stem for image, _ in pairs)
-    self._pairs, self._table = pairs, table
+    self.files, self._table = pairs, table
 
   def __len__(self) -> int:
-    return len(self._pairs)
+    return len(self.files)
 
   def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
     """Decodes an image.
@@ -58,8 +59,16 @@ class PixelFolder:
     Raises:
       ImageError: it can't be decoded.
     """
-    path = self._pairs[index][0]
+    path = self.files[index][0]
     return np.asarray(load_rgb(_opened(path), str(path))[0])
+
+  def shape(self, index: int) -> tuple[int, int]:
+    """Height and width of an image, by its header.
+
+    Raises:
+      ImageError: it can't be read.
+    """
+    return image_size(self.files[index][0])
 
   def labels(self, index: int) -> Int32[np.ndarray, "H W"]:
     """Decodes a label image: class of each pixel, or IGNORED.
@@ -68,16 +77,14 @@ class PixelFolder:
       ImageError: it can't be decoded.
       PixelError: it has colours, a value outside the list, or another size than its image.
     """
-    path = self._pairs[index][1]
-    width, height = _opened(self._pairs[index][0]).size
+    image, path = self.files[index]
+    height, width = self.shape(index)
     if path is None:
       return np.full((height, width), IGNORED, np.int32)
     labels_HxW = self._labels(path)
     if labels_HxW.shape != (height, width):
       found = f"{labels_HxW.shape[1]} x {labels_HxW.shape[0]}"
-      raise PixelError(
-        f"{path}: {found} pixels, but {self._pairs[index][0]} has {width} x {height}"
-      )
+      raise PixelError(f"{path}: {found} pixels, but {image} has {width} x {height}")
     return labels_HxW
 
   def check(self) -> None:

@@ -13,7 +13,7 @@ from faster_coco_eval.core import mask as mask_api
 from jaxtyping import Bool, Int, UInt8
 import numpy as np
 
-from pomp_jax.data.annotations import AnnotationError, Annotations, read_annotations, run_lengths
+from pomp_jax.data.annotations import Annotations, read_annotations, run_lengths
 from pomp_jax.data.class_splits import ClassSplit, read_class_split
 from pomp_jax.data.images import load_rgb, open_image
 from pomp_jax.data.pixels import PixelFolder, open_pixels
@@ -94,13 +94,10 @@ class _Objects:
   def read(self, row: int, key: str) -> bytes:
     index, number = self._rows[row].tolist()
     annotations, entry = self._annotations, self._annotations.images[index]
-    path = str(annotations.image_path(index, self._root))
-    image = np.asarray(
-      load_rgb(open_image(Files(self._root).read(row, entry.file_name), path), path)[0]
-    )
-    if image.shape[:2] != (entry.height, entry.width):
-      found = f"{image.shape[1]} x {image.shape[0]}"
-      raise AnnotationError(f"{path}: {found} pixels; accepted: {entry.width} x {entry.height}")
+    path = annotations.image_path(index, self._root)
+    opened = open_image(Files(self._root).read(row, entry.file_name), str(path))
+    annotations.check_size(path, index, opened.size[::-1])
+    image = np.asarray(load_rgb(opened, str(path))[0])
     object_ = annotations.rows[index][number]
     x, y, width, height = object_["bbox"]
     if object_.get("segmentation"):

@@ -58,6 +58,18 @@ def fingerprint(parts: Iterable[str | np.ndarray]) -> str:
   return digest.hexdigest()
 
 
+def file_stamps(paths: Iterable[str | os.PathLike]) -> str:
+  """Part of a cache key: sizes and modification times of files, which tell whether one changed."""
+  stamps = []
+  for path in paths:
+    try:
+      found = os.stat(path)
+      stamps.append(f"{path} {found.st_size} {found.st_mtime_ns}")
+    except OSError:
+      stamps.append(f"{path} missing")
+  return "\n".join(stamps)
+
+
 class ArrayCache:
   """Cache of the `in_memory` arrays last used, and of `KEY.npy` files in a folder, if there is one.
 

@@ -65,7 +65,8 @@ def region_scores(
 
 
 def label_map_of_regions(
-  scores_RxC: Float[np.ndarray, "R C"], masks_RxHxW: Float[np.ndarray, "R H W"]
+  scores_RxC: Float[np.ndarray, "R C"],
+  masks_RxHxW: Float[np.ndarray, "R H W"] | Bool[np.ndarray, "R H W"],
 ) -> Int32[np.ndarray, "H W"]:
   """The class of the highest sum over regions of score * mask at each pixel, as in MaskFormer.
 

@@ -22,6 +22,9 @@ from pomp_jax.prompt.mesh import split_rows
 
 # Images are padded to multiples of this many pixels, for fewer compilations.
 _BUCKET = 128
+# Pixels with scores of their own at most; the labels of a larger image are enlarged. No published
+# set has such images, whose scores of 150 classes take gigabytes.
+_MAX_PIXELS = 2**21
 # Longest side of a resized image, as in mmsegmentation's configs of the recipes.
 _LONGEST = 2048
 
@@ -86,7 +89,12 @@ class DenseSegmenter:
     settings = self._settings
     cut = [self._cut(image) for image in images]
     for image, windows, patches in zip(images, cut, self._patch_features(cut), strict=True):
-      height, width = image.shape[:2]
+      factor = min(1.0, (_MAX_PIXELS / image[..., 0].size) ** 0.5)
+      height, width = (max(round(side * factor), 1) for side in image.shape[:2])
+      rows, columns = (
+        np.arange(old) * new // old
+        for old, new in zip(image.shape[:2], (height, width), strict=True)
+      )
       inputs = *_inputs(windows, patches), np.array([height, width])
       yield [
         np.asarray(
@@ -102,19 +110,20 @@ class DenseSegmenter:
             n_classes=len(matrix.starts),
             refine=settings.pamr > 0,
           )
-        )[:height, :width]
+        )[rows[:, None], columns]
         for matrix in matrices
       ]
 
   def _cut(self, image: UInt8[np.ndarray, "_ _ 3"]) -> _Windows:
     """Resizes an image and places its windows."""
-    settings = self._settings
-    if settings.size:
-      short, long = sorted(image.shape[:2])
-      factor = min(settings.size / short, _LONGEST / long)
-      for axis in (0, 1):
-        side = image.shape[axis]
-        image = resize(image, axis, taps(int(side * factor + 0.5), side))
+    settings, patch = self._settings, self._encoder.clip.config.vision_config.patch_size
+    short, long = sorted(image.shape[:2])
+    factor = min(settings.size / short, _LONGEST / long) if settings.size else 1
+    # A very narrow image becomes one patch wide.
+    new = [max(int(side * factor + 0.5), patch) for side in image.shape[:2]]
+    if image.shape[:2] != tuple(new):
+      for axis, side in enumerate(new):
+        image = resize(image, axis, taps(side, image.shape[axis]))
       image = np.rint(image).astype(np.uint8)
     sides = tuple(min(settings.window or side, side) for side in image.shape[:2])
     return _Windows(image, windows(image.shape[:2], sides, settings.stride), sides)

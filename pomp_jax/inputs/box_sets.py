@@ -12,7 +12,7 @@ import numpy as np
 from pomp_jax.config.region_fields import Detect
 from pomp_jax.data.annotations import Annotations, annotations_of, read_annotations
 from pomp_jax.data.class_splits import ClassSplit, read_class_split
-from pomp_jax.data.images import ImageError, load_rgb, open_image
+from pomp_jax.data.images import load_rgb, open_image
 from pomp_jax.data.source import Files
 from pomp_jax.regions.files import Regions
 from pomp_jax.regions.sources import truth_regions
@@ -29,11 +29,13 @@ class BoxSet:
     annotations: objects of the images.
     classes: names and halves of the C classes of the annotations.
     image: pixels by the number of the image, uint8 [H,W,3].
+    root: folder of the images; empty: the world's, or none.
   """
 
   annotations: Annotations
   classes: ClassSplit
   image: Callable[[int], UInt8[np.ndarray, "H W 3"]]
+  root: str = ""
 
   def __len__(self) -> int:
     return len(self.annotations)
@@ -52,14 +54,13 @@ class BoxSet:
     return truth_regions(self.annotations, index, masks)
 
 
-def open_box_set(settings: Detect, reads_images: bool) -> BoxSet:
+def open_box_set(settings: Detect) -> BoxSet:
   """Opens the images and annotations of `config.detect`.
 
   LVIS's rare classes are novel, the others base, unless `detect.names` has halves of its own.
 
   Args:
     settings: `config.detect`.
-    reads_images: whether to check that all image files exist.
 
   Raises:
     AnnotationError, CategoryFileError, VocabularyError: one line each.
@@ -80,9 +81,8 @@ def open_box_set(settings: Detect, reads_images: bool) -> BoxSet:
   )
   if classes is None:
     classes = _classes_of(annotations, settings.synonyms)
-  if reads_images:
-    annotations.check_images(settings.images)
-  return BoxSet(annotations, classes, lambda index: _image(annotations, index, settings.images))
+  root = settings.images
+  return BoxSet(annotations, classes, lambda index: _image(annotations, index, root), root)
 
 
 def _classes_of(annotations: Annotations, all_names: bool) -> ClassSplit:
@@ -95,11 +95,8 @@ def _classes_of(annotations: Annotations, all_names: bool) -> ClassSplit:
 
 
 def _image(annotations: Annotations, index: int, root: str) -> np.ndarray:
-  """Pixels of an image file; ImageError if its size is not that of the annotations."""
-  entry, path = annotations.images[index], str(annotations.image_path(index, root))
-  image = open_image(Files(root).read(index, entry.file_name), path)
-  if image.size != (entry.width, entry.height):
-    found = f"{image.width} x {image.height} pixels"
-    accepted = f"{entry.width} x {entry.height}, as {annotations.path} says"
-    raise ImageError(f"{path}: has {found}; accepted: {accepted}")
-  return np.asarray(load_rgb(image, path)[0])
+  """Pixels of an image file; AnnotationError if its size is not that of the annotations."""
+  entry, path = annotations.images[index], annotations.image_path(index, root)
+  image = open_image(Files(root).read(index, entry.file_name), str(path))
+  annotations.check_size(path, index, image.size[::-1])
+  return np.asarray(load_rgb(image, str(path))[0])

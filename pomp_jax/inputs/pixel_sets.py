@@ -4,6 +4,7 @@ Shapes: H, W sides of an image in pixels, R regions.
 """
 
 from collections.abc import Sequence
+import pathlib
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Int32, UInt8
@@ -14,7 +15,7 @@ from pomp_jax.data.class_splits import ClassSplit, read_class_split
 from pomp_jax.data.pixels import PixelFolder, open_pixels
 from pomp_jax.regions.files import Regions
 from pomp_jax.regions.sources import label_regions
-from pomp_jax.world.scenes import Scenes, open_scenes
+from pomp_jax.world.scenes import SIZE, Scenes, open_scenes
 
 # Name of the class that `segment.background` adds.
 BACKGROUND = "background"
@@ -27,10 +28,15 @@ class PixelSet(Protocol):
   Attributes:
     keys: distinct name of each image.
     classes: names and halves of the classes.
+    files: files of images and labels.
   """
 
   keys: Sequence[str]
   classes: ClassSplit
+  files: Sequence[pathlib.Path]
+
+  def shape(self, index: int) -> tuple[int, int]:
+    """Height and width of an image."""
 
   def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
     """Pixels of an image."""
@@ -78,7 +84,11 @@ class _Folder:
 
   def __init__(self, folder: PixelFolder, classes: ClassSplit, rows: Sequence[int]):
     self.keys, self.classes = tuple(folder.keys[row] for row in rows), classes
+    self.files = [path for row in rows for path in folder.files[row] if path is not None]
     self._folder, self._rows = folder, rows
+
+  def shape(self, index):
+    return self._folder.shape(self._rows[index])
 
   def image(self, index):
     return self._folder.image(self._rows[index])
@@ -100,7 +110,11 @@ class _World:
   def __init__(self, scenes: Scenes):
     self.keys = tuple(f"{index:05d}" for index in range(len(scenes)))
     self.classes = ClassSplit(tuple((name,) for name in scenes.names), scenes.groups)
+    self.files = ()
     self._scenes = scenes
+
+  def shape(self, index):
+    return SIZE, SIZE
 
   def image(self, index):
     return self._scenes.scene(index).image

@@ -3,7 +3,8 @@
 Shapes: R regions, H, W sides of an image in pixels, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+import os
 
 from jaxtyping import Bool, Float
 import numpy as np
@@ -14,9 +15,11 @@ from pomp_jax.config import region_fields as fields
 from pomp_jax.data.class_lists import normalized_names
 from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.encoder import Encoder
+from pomp_jax.files.terminal import waiting
 from pomp_jax.regions.crops import CropSettings
 from pomp_jax.regions.features import RegionEncoder
 from pomp_jax.regions.files import (
+  ImageSize,
   RegionFileError,
   RegionFolder,
   RegionHeader,
@@ -40,24 +43,52 @@ def open_region_encoder(settings: fields.Regions, encoder: Encoder) -> RegionEnc
 
 
 def open_region_file(
-  settings: fields.Regions, clip_model: str, clip_config: ClipConfig, keys: Sequence[str | int]
-) -> RegionFolder | RegionResults:
-  """Opens `config.regions.path`, and checks that it is about these images and this CLIP.
+  settings: fields.Regions, clip_model: str, clip_config: ClipConfig
+) -> RegionFolder | RegionResults | None:
+  """Opens `config.regions.path`, and checks that it is about this CLIP; None without one.
 
   Args:
     settings: `config.regions`.
     clip_model: `config.clip.model`.
     clip_config: its sizes.
-    keys: names of the images in the file; see `region_key`.
 
   Raises:
     RegionFileError, CategoryFileError: unusable.
   """
+  if settings.source != "file":
+    return None
   file = open_regions(settings.path)
   if file.header is not None:
     file.header.check_fits(clip_model, clip_config.projection_dim, settings.path)
-  file.check(region_key(file, key) for key in keys)
   return file
+
+
+def check_region_file(
+  settings: fields.Regions,
+  clip_model: str,
+  clip_config: ClipConfig,
+  images: Iterable[tuple[str | int, int, int]],
+) -> str | int | None:
+  """Checks the regions of all images in `config.regions.path`.
+
+  Args:
+    settings: `config.regions`.
+    clip_model: `config.clip.model`.
+    clip_config: its sizes.
+    images: key, height and width of each image.
+
+  Returns:
+    The first image that has boxes without masks; None if there is none, or no file.
+
+  Raises:
+    RegionFileError, CategoryFileError, AnnotationError: unusable.
+  """
+  file = open_region_file(settings, clip_model, clip_config)
+  if file is None:
+    return None
+  sizes = (ImageSize(region_key(file, key), *sides) for key, *sides in images)
+  with waiting("checking the regions of all images"):
+    return file.check(sizes, settings.max_regions)
 
 
 def region_key(file: RegionFolder | RegionResults, key: str | int) -> str | int:
@@ -66,9 +97,14 @@ def region_key(file: RegionFolder | RegionResults, key: str | int) -> str | int:
   return int(key) if is_number and isinstance(file, RegionResults) else key
 
 
-def needs_crops(settings: fields.Regions, header: RegionHeader | None) -> bool:
-  """Whether CLIP's scores count: without a network's embeddings, or with an exponent above 0."""
-  embedded = header is not None and header.stages > 0
+def needs_crops(settings: fields.Regions) -> bool:
+  """Whether CLIP's scores count: without a network's embeddings, or with an exponent above 0.
+
+  Raises:
+    RegionFileError, CategoryFileError: unusable `regions.json`.
+  """
+  is_folder = settings.source == "file" and os.path.isdir(settings.path)
+  embedded = is_folder and RegionFolder(settings.path).header.stages > 0
   return not embedded or max(settings.e_base, settings.e_novel) > 0
 
 
@@ -85,7 +121,9 @@ def trained_classes(header: RegionHeader | None, classes: ClassSplit) -> Bool[np
   return np.array([name in trained for name in normalized_names(classes.names)])
 
 
-def soft_masks(regions: Regions, height: int, width: int, where: str) -> Float[np.ndarray, "R H W"]:
+def soft_masks(
+  regions: Regions, height: int, width: int, where: str
+) -> Float[np.ndarray, "R H W"] | Bool[np.ndarray, "R H W"]:
   """Masks at the size of their image, 0..1; smaller ones are enlarged bilinearly, as in torch.
 
   Raises:
@@ -97,8 +135,11 @@ def soft_masks(regions: Regions, height: int, width: int, where: str) -> Float[n
   if masks is None or not len(masks):
     return np.zeros((0, height, width), np.float32)
   if masks.dtype == bool:
-    return masks.astype(np.float32)
-  return np.stack([_resized(mask, height, width) for mask in masks]) / np.float32(255)
+    return masks
+  resized = np.empty((len(masks), height, width), np.float32)
+  for own, mask in zip(resized, masks, strict=True):
+    np.divide(_resized(mask, height, width), 255, out=own)
+  return resized
 
 
 def _resized(mask_hxw: np.ndarray, height: int, width: int) -> np.ndarray:

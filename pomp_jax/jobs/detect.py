@@ -24,10 +24,10 @@ from pomp_jax.analysis.detection import Boxes, detection_report, detection_sheet
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.array_cache import fingerprint
+from pomp_jax.files.array_cache import file_stamps, fingerprint
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder, read_json, read_keyed, to_json, write_json, writing
-from pomp_jax.files.terminal import steps_of
+from pomp_jax.files.terminal import steps_of, waiting
 from pomp_jax.inference.box_metrics import (
   MAX_DETECTIONS,
   Detections,
@@ -39,6 +39,7 @@ from pomp_jax.inference.named_prompts import NamedPrompt, read_prompts
 from pomp_jax.inference.region_scores import region_scores
 from pomp_jax.inputs.box_sets import BoxSet, open_box_set
 from pomp_jax.inputs.regions import (
+  check_region_file,
   fusion_of,
   needs_crops,
   open_region_encoder,
@@ -49,7 +50,7 @@ from pomp_jax.inputs.regions import (
 )
 from pomp_jax.regions.boxes import boxes_of_masks, select_detections
 from pomp_jax.regions.files import RegionFolder, Regions
-from pomp_jax.regions.sources import RegionResults, open_regions
+from pomp_jax.regions.sources import RegionResults, region_files
 
 log = logging.getLogger(__name__)
 
@@ -83,22 +84,25 @@ def check(config: Settings, workdir: str) -> None:
 
   Raises:
     ConfigError, ClipError, PromptFileError, CheckpointError, RunFolderError, VocabularyError,
-      AnnotationError, CategoryFileError, RegionFileError: one line each.
+      AnnotationError, CategoryFileError, ImageError, RegionFileError: one line each.
   """
   RunFolder(workdir).check(config.job)
-  crops = _makes_crops(config)
-  boxes = open_box_set(config.detect, crops)
+  crops, masked = needs_crops(config.regions), config.regions.crop == "masked"
+  boxes = open_box_set(config.detect)
+  if config.detect.source == "coco" and (crops or boxes.root):
+    if not boxes.root:
+      raise ConfigError("detect.images", "", "the folder of the images, which crops need")
+    with waiting("checking all images"):
+      boxes.annotations.check_images(boxes.root, sizes=True)
   clip_config = inputs.clip_config(config.clip.model)
   for named in read_prompts(config.detect.prompts, "detect.prompts"):
     check_prompt(named, boxes.classes.synonyms, clip_config, config.clip.model)
-  if config.regions.source == "file":
-    file = open_region_file(config.regions, config.clip.model, clip_config, boxes.keys)
-    first, key = boxes.annotations.images[0], region_key(file, boxes.keys[0])
-    regions = file.read(key, first.height, first.width)
-    masked = crops and config.regions.crop == "masked"
-    if masked and regions.masks is None and len(regions.boxes):
-      raise ConfigError("regions.crop", "masked", "context for regions without masks")
-  elif config.regions.crop == "masked":
+  sizes = ((image.id, image.height, image.width) for image in boxes.annotations.images)
+  boxes_alone = check_region_file(config.regions, config.clip.model, clip_config, sizes)
+  if masked and crops and boxes_alone is not None:
+    accepted = f"context (image {boxes_alone} has regions without masks)"
+    raise ConfigError("regions.crop", "masked", accepted)
+  if masked and config.regions.source == "truth":
     for index in range(len(boxes)):
       boxes.regions(index, masks=True)
 
@@ -113,7 +117,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   """
   folder, first = RunFolder(workdir), hosts.is_first()
   encoder = inputs.open_encoder(config)
-  boxes = open_box_set(config.detect, _makes_crops(config))
+  boxes = open_box_set(config.detect)
   prompts = read_prompts(config.detect.prompts, "detect.prompts")
   key = _key(config, encoder, boxes, prompts)
   results = read_keyed(folder.results, key) if first else None
@@ -162,23 +166,14 @@ def _images(blocks: Sequence[Path]) -> Iterator[_Found]:
       yield _Found(**image)
 
 
-def _makes_crops(config: Settings) -> bool:
-  """Whether images are read."""
-  regions = config.regions
-  header = open_regions(regions.path).header if regions.source == "file" else None
-  return needs_crops(regions, header)
-
-
 def _detector(
   config: Settings, encoder: Encoder, boxes: BoxSet, matrices: Sequence[ClassMatrix]
 ) -> Callable[[Sequence[int]], Iterator[_Found]]:
   """Numbers of images -> what is found; crops are made once for all prompts."""
   settings, clip = config.regions, encoder.clip
-  file = None
-  if settings.source == "file":
-    file = open_region_file(settings, config.clip.model, clip.config, boxes.keys)
+  file = open_region_file(settings, config.clip.model, clip.config)
   header = None if file is None else file.header
-  crops = open_region_encoder(settings, encoder) if needs_crops(settings, header) else None
+  crops = open_region_encoder(settings, encoder) if needs_crops(settings) else None
   trained_C, fusion = trained_classes(header, boxes.classes), fusion_of(settings)
 
   def detect(block):
@@ -215,9 +210,8 @@ def _regions_of(
   if file is None:
     regions, classes = boxes.regions(index, masks=config.regions.crop == "masked")
     return regions, classes.tolist()
-  image = boxes.annotations.images[index]
-  regions = file.read(region_key(file, image.id), image.height, image.width)
-  return regions.top(config.regions.max_regions), []
+  image, most = boxes.annotations.images[index], config.regions.max_regions
+  return file.read(region_key(file, image.id), image.height, image.width, most), []
 
 
 def _cropped(settings, regions: Sequence[Regions], images, where):
@@ -260,9 +254,15 @@ def _rows_of(config: Settings, boxes: BoxSet, index: int, regions: Regions, scor
 
 
 def _key(config: Settings, encoder: Encoder, boxes: BoxSet, prompts: Sequence[NamedPrompt]) -> str:
-  """Of all that the figures depend on, but the content of images and files."""
+  """Of all that the figures depend on; a file counts by its size and modification time."""
   parts = [_VERSION, encoder.image_fingerprint, encoder.clip.name, str(config.detect)]
   parts += [config.clip.text_tower, str(config.regions), str(boxes.keys), str(boxes.classes)]
+  files = [config.detect.annotations] if config.detect.annotations else []
+  if boxes.root:
+    files += [boxes.annotations.image_path(index, boxes.root) for index in range(len(boxes))]
+  if config.regions.source == "file":
+    files += region_files(config.regions.path, boxes.keys)
+  parts += [file_stamps(files)]
   for named in prompts:
     parts += key_parts(named, boxes.classes.synonyms)
   return fingerprint(parts)

@@ -26,7 +26,7 @@ from pomp_jax.config.region_fields import Segment
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.pixels import IGNORED, write_labels
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.array_cache import fingerprint
+from pomp_jax.files.array_cache import file_stamps, fingerprint
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder, read_json, to_json, write_json, writing
 from pomp_jax.files.terminal import steps_of, waiting
@@ -37,6 +37,7 @@ from pomp_jax.inference.region_scores import label_map_of_regions, region_scores
 from pomp_jax.inference.segmentation import DenseSegmenter, DenseSettings
 from pomp_jax.inputs.pixel_sets import PixelSet, open_pixel_set
 from pomp_jax.inputs.regions import (
+  check_region_file,
   fusion_of,
   needs_crops,
   open_region_encoder,
@@ -46,11 +47,14 @@ from pomp_jax.inputs.regions import (
   trained_classes,
 )
 from pomp_jax.regions.boxes import boxes_of_masks
+from pomp_jax.regions.sources import region_files
 
 log = logging.getLogger(__name__)
 
 # Images between two saves.
 _BLOCK = 16
+# Masks of images whose crops are made together: one image, and more up to this.
+_MASK_BYTES = 2**28
 # Images in the plot.
 _SHOWN = 6
 _VERSION = f"1, pixels {PREPROCESSING_VERSION}"
@@ -63,19 +67,22 @@ def check(config: Settings, workdir: str) -> None:
 
   Raises:
     ConfigError, ClipError, PromptFileError, CheckpointError, RunFolderError, VocabularyError,
-      ImageError, PixelError, RegionFileError: one line each.
+      ImageError, PixelError, RegionFileError, AnnotationError: one line each.
   """
   RunFolder(workdir).check(config.job)
   pixels = open_pixel_set(config.segment)
   clip_config = inputs.clip_config(config.clip.model)
   for named in read_prompts(config.segment.prompts, "segment.prompts"):
     check_prompt(named, pixels.classes.synonyms, clip_config, config.clip.model)
-  if config.regions.source == "file":
-    open_region_file(config.regions, config.clip.model, clip_config, pixels.keys)
-  elif config.regions.source == "none":
+  if config.regions.source == "none":
     _check_patches(config.segment, clip_config)
   with waiting("reading all labels"):
     pixels.check()
+  sizes = ((key, *pixels.shape(index)) for index, key in enumerate(pixels.keys))
+  boxes_alone = check_region_file(config.regions, config.clip.model, clip_config, sizes)
+  if boxes_alone is not None:
+    found = f"regions with masks (image {boxes_alone} has boxes alone)"
+    raise ConfigError("regions.path", config.regions.path, found)
 
 
 def _check_patches(segment: Segment, clip_config: ClipConfig) -> None:
@@ -155,11 +162,9 @@ def _by_regions(
 ) -> Segmenter:
   """Crops are made once for all prompts."""
   settings, clip, keys = config.regions, encoder.clip, pixels.keys
-  file = None
-  if settings.source == "file":
-    file = open_region_file(settings, config.clip.model, clip.config, keys)
+  file = open_region_file(settings, config.clip.model, clip.config)
   header = None if file is None else file.header
-  crops = open_region_encoder(settings, encoder) if needs_crops(settings, header) else None
+  crops = open_region_encoder(settings, encoder) if needs_crops(settings) else None
   fused = {
     "logit_scale": config.segment.logit_scale or clip.logit_scale,
     "fusion": fusion_of(settings),
@@ -170,20 +175,27 @@ def _by_regions(
   def regions_of(index, image):
     if file is None:
       return pixels.regions(index)
-    key = region_key(file, keys[index])
-    return file.read(key, *image.shape[:2]).top(settings.max_regions)
+    return file.read(region_key(file, keys[index]), *image.shape[:2], settings.max_regions)
 
   def masks_of(index, image, regions):
     return soft_masks(regions, *image.shape[:2], f"image {keys[index]}")
 
   def segment(block):
-    images = [pixels.image(index) for index in block]
-    found = [regions_of(index, image) for index, image in zip(block, images, strict=True)]
-    parts = list(zip(block, images, found, strict=True))
-    features = [None] * len(images)
+    parts, n_bytes = [], 0
+    for index in block:
+      image = pixels.image(index)
+      parts.append((index, image, regions_of(index, image)))
+      n_bytes += len(parts[-1][-1].boxes) * image[..., 0].size
+      if n_bytes > _MASK_BYTES or index == block[-1]:
+        yield from label_maps(parts)
+        parts, n_bytes = [], 0
+
+  def label_maps(parts):
+    features = [None] * len(parts)
     if crops is not None:
       hard = [masks_of(*part) > settings.mask_threshold for part in parts]
       boxes = [boxes_of_masks(masks) for masks in hard]
+      images = [image for _, image, _ in parts]
       features = crops.features(images, boxes, hard if settings.crop == "masked" else None)
     for part, clip_RxE in zip(parts, features, strict=True):
       # Once more, since the soft masks of a whole block are gigabytes.
@@ -234,10 +246,13 @@ class _State:
 def _key(
   config: Settings, encoder: Encoder, pixels: PixelSet, prompts: Sequence[NamedPrompt]
 ) -> str:
-  """Of all that the figures depend on, but the pixels and regions in files."""
+  """Of all that the figures depend on; a file counts by its size and modification time."""
   synonyms = pixels.classes.synonyms
   parts = [_VERSION, encoder.image_fingerprint, encoder.clip.name, str(config.segment)]
   parts += [config.clip.text_tower, str(config.regions), "\n".join(pixels.keys)]
+  parts += [file_stamps(pixels.files)]
+  if config.regions.source == "file":
+    parts += [file_stamps(region_files(config.regions.path, pixels.keys))]
   for named in prompts:
     parts += key_parts(named, synonyms)
   return fingerprint(parts)

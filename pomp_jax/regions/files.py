@@ -11,7 +11,7 @@ import pathlib
 import re
 from typing import Any, NamedTuple, NoReturn
 
-from jaxtyping import Bool, Float16, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 import numpy as np
 
 from pomp_jax.errors import InputError
@@ -34,6 +34,14 @@ class RegionFileError(InputError, ValueError):
   """Unusable regions: one line with the file, the field, and what is accepted."""
 
 
+class ImageSize(NamedTuple):
+  """Key of an image in a region file, and its sides in pixels."""
+
+  key: str | int
+  height: int
+  width: int
+
+
 class Regions(NamedTuple):
   """Regions of one image.
 
@@ -42,13 +50,13 @@ class Regions(NamedTuple):
     objectness: probability that it is an object, or None.
     masks: bool at the image's size; or uint8 of any size over the whole image, 255 times the
       probability of each cell; or None.
-    embeddings: one a stage, as the detector classifies them; or None.
+    embeddings: one a stage, as the detector classifies them, of any norm; or None.
   """
 
   boxes: Float32[np.ndarray, "R 4"]
   objectness: Float32[np.ndarray, " R"] | None = None
   masks: Bool[np.ndarray, "R H W"] | UInt8[np.ndarray, "R h w"] | None = None
-  embeddings: Float16[np.ndarray, "R S E"] | None = None
+  embeddings: Float[np.ndarray, "R S E"] | None = None
 
   def top(self, k: int) -> "Regions":
     """The k regions of the highest objectness, in its order; the first k without one."""
@@ -125,41 +133,60 @@ class RegionFolder:
     self._path = pathlib.Path(path)
     self.header = _read_header(self._path / HEADER)
 
-  def check(self, keys: Iterable[str | int]) -> None:
-    """Checks that there is a file for each image.
+  def check(self, images: Iterable[ImageSize], most: int | None = None) -> str | int | None:
+    """Checks the regions of all images, of masks and embeddings only type and shape.
+
+    Returns:
+      Key of the first image that has boxes without masks; None if there is none.
 
     Raises:
-      RegionFileError: the first that is missing.
+      RegionFileError: as `read`.
     """
-    for key in keys:
-      if not (path := self._file(key)).is_file():
-        refuse(path, "the file", "missing", "regions of every image")
+    boxes_alone = None
+    for image in images:
+      regions = self._read(*image, header_only=True)
+      if boxes_alone is None and regions.masks is None and len(regions.boxes):
+        boxes_alone = image.key
+    return boxes_alone
 
-  def read(self, key: str | int, height: int, width: int) -> Regions:
-    """Reads the regions of an image of `height` x `width` pixels.
+  def read(self, key: str | int, height: int, width: int, most: int | None = None) -> Regions:
+    """Reads the regions of an image of `height` x `width` pixels, `most` at most (`Regions.top`).
 
     Raises:
       RegionFileError: missing, truncated, pickled, larger than the format allows, of other shapes
         than the header says, not finite, or boxes outside the image.
     """
-    path, header = self._file(key), self.header
+    regions = self._read(key, height, width)
+    return regions if most is None else regions.top(most)
+
+  def _read(self, key: str | int, height: int, width: int, header_only: bool = False) -> Regions:
+    """All regions of an image; `header_only`: masks and embeddings are placeholders."""
+    path, header = self.file(key), self.header
     with NpzArchive(path, refuse) as archive:
       boxes = _array(archive, path, "boxes", "f", [None, 4])
       n = len(boxes)
       has = lambda field: field in archive.names
       objectness = _array(archive, path, "objectness", "f", [n]) if has("objectness") else None
-      masks = _array(archive, path, "masks", "u", [n, "h", "w"]) if has("masks") else None
-      embeddings = None
+      masks = embeddings = None
+      if has("masks"):
+        masks = _array(archive, path, "masks", "u", [n, "h", "w"], header_only)
       if header.stages:
         shape = [n, header.stages, header.width]
-        embeddings = _array(archive, path, "embeddings", "f", shape).astype(np.float16)
+        embeddings = _array(archive, path, "embeddings", "f", shape, header_only)
+        with np.errstate(over="ignore"):
+          embeddings = embeddings.astype(np.float16 if embeddings.itemsize == 2 else np.float32)
         _check_finite(path, "embeddings", embeddings)
     if masks is not None and masks.dtype != np.uint8:
       refuse(path, "masks", str(masks.dtype), "uint8")
     boxes = boxes_inside(path, boxes, height, width)
     return Regions(boxes, _objectness(path, objectness), masks, embeddings)
 
-  def _file(self, key: str | int) -> pathlib.Path:
+  def file(self, key: str | int) -> pathlib.Path:
+    """File of an image's regions.
+
+    Raises:
+      RegionFileError: a key that is no file name.
+    """
     name = f"{key}.npz"
     if pathlib.PurePath(name).name != name or "\0" in name:
       raise RegionFileError(
@@ -254,7 +281,12 @@ def _checked(path, fields: Mapping[str, Any], field: str, key: str, fits, accept
 
 
 def _array(
-  archive: NpzArchive, path: pathlib.Path, field: str, kind: str, shape: Sequence[int | str | None]
+  archive: NpzArchive,
+  path: pathlib.Path,
+  field: str,
+  kind: str,
+  shape: Sequence[int | str | None],
+  header_only: bool = False,
 ) -> np.ndarray:
   """Reads an array of a kind of numbers and a shape; letters are bounded, None is at most R."""
 
@@ -267,7 +299,7 @@ def _array(
       accepted = ", ".join("R" if size is None else str(size) for size in shape)
       refuse(path, field, f"of shape {list(found)}", f"[{accepted}] within {LIMITS}")
 
-  array = archive.read(field, _MAX_BYTES, check_shape)
+  array = archive.read(field, _MAX_BYTES, check_shape, header_only=header_only)
   if array.dtype.kind != kind:
     refuse(path, field, str(array.dtype), {"f": "floats", "u": "uint8"}[kind])
   return array

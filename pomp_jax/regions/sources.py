@@ -14,8 +14,10 @@ import numpy as np
 from pomp_jax.data.annotations import Annotations, run_lengths
 from pomp_jax.files.class_features import read_json
 from pomp_jax.regions.files import (
+  HEADER,
   LIMITS,
   MAX_SCORE,
+  ImageSize,
   RegionFolder,
   RegionHeader,
   Regions,
@@ -55,24 +57,43 @@ class RegionResults:
       if len(own) > LIMITS["R"]:
         refuse(path, f"image {row['image_id']}", "too crowded", f"at most {LIMITS['R']} regions")
 
-  def check(self, keys: Iterable[str | int]) -> None:
-    """Checks that the file names some of the images; others have no regions.
+  def check(self, images: Iterable[ImageSize], most: int | None = None) -> int | None:
+    """Checks the regions of all images that `read` would return.
+
+    Returns:
+      Key of the first image of which a region has no mask; None if there is none.
 
     Raises:
-      RegionFileError: none of them.
+      RegionFileError: as `read`; the file names none of the images.
+      AnnotationError: as `read`.
     """
-    if self._rows and not set(self._rows) & set(keys):
+    boxes_alone, known = None, not self._rows
+    for image in images:
+      known |= image.key in self._rows
+      *_, rles = self._best(*image, most)
+      if boxes_alone is None and None in rles:
+        boxes_alone = image.key
+    if not known:
       found = f"about other images, such as {next(iter(self._rows))}"
       refuse(self._path, "the file", found, "results of the data set")
+    return boxes_alone
 
-  def read(self, key: str | int, height: int, width: int) -> Regions:
-    """Regions of an image, by falling score; masks if all of them have one.
+  def read(self, key: str | int, height: int, width: int, most: int | None = None) -> Regions:
+    """Regions of an image, `most` at most, by falling score; masks if all of them have one.
 
     Raises:
       RegionFileError: boxes outside the image.
       AnnotationError: a mask that does not fit it.
     """
-    rows = sorted(self._rows.get(key, {}).values(), key=lambda row: -row["score"])
+    boxes, scores, rles = self._best(key, height, width, most)
+    masks = None
+    if rles and None not in rles:
+      masks = np.stack([mask_api.decode(rle).astype(bool) for rle in rles])
+    return Regions(boxes, scores, masks)
+
+  def _best(self, key: str | int, height: int, width: int, most: int | None):
+    """Boxes, scores, and masks as RLE or None each."""
+    rows = sorted(self._rows.get(key, {}).values(), key=lambda row: -row["score"])[:most]
     where = f"a segmentation of image {key}"
     rles = [
       run_lengths(self._path, where, row["segmentation"], height, width)
@@ -85,10 +106,7 @@ class RegionResults:
       boxes[i] = row["bbox"] if "bbox" in row else mask_api.toBbox(rles[i])
     boxes[:, 2:] += boxes[:, :2]
     scores = np.minimum([row["score"] for row in rows], 1.0).astype(np.float32)
-    masks = None
-    if rles and None not in rles:
-      masks = np.stack([mask_api.decode(rle).astype(bool) for rle in rles])
-    return Regions(boxes_inside(self._path, boxes, height, width), scores, masks)
+    return boxes_inside(self._path, boxes, height, width), scores, rles
 
 
 def open_regions(path: str | os.PathLike) -> RegionFolder | RegionResults:
@@ -98,6 +116,13 @@ def open_regions(path: str | os.PathLike) -> RegionFolder | RegionResults:
     RegionFileError, CategoryFileError: see the two classes.
   """
   return RegionFolder(path) if os.path.isdir(path) else RegionResults(path)
+
+
+def region_files(path: str | os.PathLike, keys: Iterable[str | int]) -> list[str | os.PathLike]:
+  """Files that `open_regions` and the regions of these images are read from."""
+  if not os.path.isdir(path):
+    return [path]
+  return [os.path.join(path, HEADER), *(os.path.join(path, f"{key}.npz") for key in keys)]
 
 
 def truth_regions(

@@ -6,6 +6,7 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
+from PIL import Image
 from pycocotools import mask as pycoco_mask
 import pytest
 
@@ -116,8 +117,12 @@ def test_image_files(tmp_path):
   with pytest.raises(AnnotationError, match=r"val/a\.jpg"):
     annotations.check_images(tmp_path)
   (tmp_path / "val").mkdir()
-  (tmp_path / "val" / "a.jpg").touch()
+  Image.new("RGB", (8, 7)).save(tmp_path / "val" / "a.jpg")
   annotations.check_images(tmp_path)
+  with pytest.raises(AnnotationError, match=r"a\.jpg: has 8 x 7 pixels; accepted: 8 x 6"):
+    annotations.check_images(tmp_path, sizes=True)
+  Image.new("RGB", (8, 6)).save(tmp_path / "val" / "a.jpg")
+  annotations.check_images(tmp_path, sizes=True)
   assert annotations.image_path(0, tmp_path) == tmp_path / "val" / "a.jpg"
 
 
@@ -153,6 +158,19 @@ def test_an_unusable_field(where, key, bad):
   message = str(error.value)
   assert message.startswith("a.json: ") and "\n" not in message
   assert f"{where[0]}[{where[1]}]" in message
+
+
+@pytest.mark.parametrize("number", [-1, 2**63])
+def test_ids_that_no_class_can_have(number):
+  value = small()
+  value["categories"][0]["id"] = number
+  with pytest.raises(AnnotationError, match=f"{number}"):
+    annotations_of(value)
+
+
+def test_no_image():
+  with pytest.raises(AnnotationError, match="images"):
+    annotations_of(small() | {"images": [], "annotations": []})
 
 
 @pytest.mark.parametrize("counts", [[3, 4], [3, -4, 49], "", "04", "zzzzzz", [48, 2**40]])

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from pomp_jax.clip import RECIPES, dense_tower
 from pomp_jax.encoder import Encoder
+from pomp_jax.inference import segmentation
 from pomp_jax.inference.class_matrix import ClassMatrix
 from pomp_jax.inference.pamr import pamr
 from pomp_jax.inference.segmentation import DenseSegmenter, DenseSettings, resize, taps, windows
@@ -117,6 +118,30 @@ def test_label_maps_equal_naclips_pipeline(clip_and_torch, matrix, shape, settin
   assert (maps[0][0] == expected).mean() > 0.995
   plain = _expected(clip, image, other, settings)
   assert (maps[0][1] == plain).mean() > 0.995
+
+
+@pytest.mark.parametrize("size", [0, 40])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 50), (60, 7), (2, 3000)])
+def test_images_smaller_than_a_patch_are_enlarged(clip_and_torch, matrix, size, shape):
+  settings = DenseSettings(size=size, window=WINDOW, stride=WINDOW)
+  segmenter = DenseSegmenter(Encoder(clip_and_torch[0]), settings)
+  image = np.full((*shape, 3), 200, np.uint8)
+  ((found,),) = segmenter.label_maps([image], [matrix])
+  assert found.shape == shape and found.min() >= 0
+
+
+def test_labels_of_a_large_image_are_enlarged(clip_and_torch, matrix, monkeypatch):
+  """Within a limit of pixels the scores are resized to fewer, as torch would, then the labels."""
+  settings = DenseSettings(size=40, window=WINDOW, stride=STRIDE)
+  segmenter = DenseSegmenter(Encoder(clip_and_torch[0]), settings)
+  image = _image(90, 120)
+  ((whole,),) = segmenter.label_maps([image], [matrix])
+  monkeypatch.setattr(segmentation, "_MAX_PIXELS", 45 * 60)
+  ((found,),) = segmenter.label_maps([image], [matrix])
+  small = torch.as_tensor(found[::2, ::2])[None, None].float()
+  enlarged = functional.interpolate(small, size=(90, 120), mode="nearest")[0, 0]
+  np.testing.assert_array_equal(found, enlarged.numpy().astype(int))
+  assert 0.9 < (found == whole).mean() < 1
 
 
 def test_a_stride_of_a_window_gives_tiles(clip_and_torch, matrix):

@@ -242,8 +242,8 @@ def test_an_interrupted_run_resumes_and_a_finished_one_stays(data, tmp_path, mon
   expected = run(config, tmp_path / "at once")
   seen, opened, fails = [], detect.open_box_set, [True]
 
-  def spied(settings, reads_images):
-    boxes = opened(settings, reads_images)
+  def spied(settings):
+    boxes = opened(settings)
 
     def image(index):
       if fails[0] and index == 3:
@@ -251,7 +251,7 @@ def test_an_interrupted_run_resumes_and_a_finished_one_stays(data, tmp_path, mon
       seen.append(index)
       return boxes.image(index)
 
-    return detect.BoxSet(boxes.annotations, boxes.classes, image)
+    return detect.BoxSet(boxes.annotations, boxes.classes, image, boxes.root)
 
   monkeypatch.setattr(detect, "open_box_set", spied)
   with pytest.raises(OSError, match="gone"):
@@ -284,6 +284,19 @@ def test_figures_of_other_prompts_are_not_used(data, tmp_path):
   run(config_for(data), tmp_path)
   other = config_for(data, **{"detect.prompts": ("{}.",)})
   assert run(other, tmp_path) == run(other, tmp_path / "new")
+
+
+def test_figures_of_other_annotations_are_not_used(data, tmp_path):
+  path = tmp_path / "coco.json"
+  value = json.loads((data[0] / "coco.json").read_text())
+  path.write_text(json.dumps(value))
+  config = config_for(data, **{"detect.annotations": str(path)})
+  before = run(config, tmp_path / "run")["figures"]
+  for row in value["annotations"]:
+    row["category_id"] = value["categories"][0]["id"]
+  path.write_text(json.dumps(value))
+  after = run(config, tmp_path / "run")["figures"]
+  assert before != after == run(config, tmp_path / "new")["figures"]
 
 
 def test_scenes_of_the_world(tmp_path):
@@ -331,6 +344,17 @@ def _bad(data, tmp_path, kind):
       writer.write(image["id"], Regions(np.zeros((1, 4), np.float32)))
     np.savez(tmp_path / "dump" / f"{value['images'][0]['id']}.npz", boxes=np.array([{}], object))
     return {"regions.source": "file", "regions.path": str(tmp_path / "dump")}, "boxes"
+  elif kind == "a later region":
+    rows = json.loads((data[0] / "proposals.json").read_text())
+    rows[-1]["bbox"] = [0, 0, 999, 9]
+    file.write_text(json.dumps(rows))
+    return {"regions.source": "file", "regions.path": str(file)}, "a box"
+  elif kind == "size":
+    value["images"][2]["height"] += 1
+    value["annotations"] = []
+    file = value["images"][2]["file_name"]
+  elif kind == "no folder":
+    return {"detect.images": ""}, "detect.images"
   elif kind == "boxes alone":
     rows = json.loads((data[0] / "proposals.json").read_text())
     for row in rows:
@@ -349,7 +373,7 @@ def _bad(data, tmp_path, kind):
 @pytest.mark.parametrize(
   "kind",
   ["box", "category", "image", "no mask", "prompt", "matrix", "another CLIP", "pickle"]
-  + ["boxes alone", "no regions", "no annotations"],
+  + ["boxes alone", "no regions", "no annotations", "a later region", "size", "no folder"],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(data, tmp_path, kind):
   changes, named = _bad(data, tmp_path, kind)
@@ -359,13 +383,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(data, tmp_path, kind):
   assert not (tmp_path / "run").exists()
 
 
-def test_an_image_of_another_size(data, tmp_path):
-  value = json.loads((data[0] / "coco.json").read_text())
-  value["images"][1] |= {"width": 500, "height": 500}
-  for row in value["annotations"]:
-    if row["image_id"] == value["images"][1]["id"]:
-      row["segmentation"] = [[1, 1, 9, 1, 9, 9]]
-  path = tmp_path / "large.json"
-  path.write_text(json.dumps(value))
-  with pytest.raises(InputError, match=r"1\.png: has 170 x 150"):
-    run(config_for(data, **{"detect.annotations": str(path)}), tmp_path / "run")
+def test_pictures_are_looked_for_before_anything_is_computed(data, tmp_path):
+  """Embeddings alone need no image, but the plot does."""
+  config = of_dump(data, **{"detect.images": str(tmp_path)})
+  with pytest.raises(InputError, match=r"\.png: no such image"):
+    run(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()

@@ -1,6 +1,7 @@
 """The segment job: label maps and figures against torch and torchmetrics, resumption, bad input."""
 
 import json
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -11,6 +12,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from pomp_jax import inputs
 from pomp_jax.clip import load_clip
+from pomp_jax.config import validate
 from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.jobs import segment
@@ -201,6 +203,33 @@ def test_counts_of_other_prompts_are_not_used(data, tmp_path):
   assert found == run(config_for(data, **{"segment.prompts": ("{}.",)}), tmp_path / "new")
 
 
+def test_counts_of_other_files_are_not_used(data, tmp_path):
+  """A label image or a file of regions that changes in its place."""
+  root = tmp_path / "copy"
+  for name in ("labels", "regions"):
+    shutil.copytree(data[0] / name, root / name)
+  folders = {"segment.labels": str(root / "labels"), "regions.path": str(root / "regions")}
+  config = config_for(data, **{"regions.source": "file"} | folders)
+  results = [run(config, tmp_path / "run")]
+  labels = Image.fromarray(np.zeros(SIZES[1], np.uint8))
+  labels.save(root / "labels" / "1.png")
+  results.append(run(config, tmp_path / "run"))
+  stored = np.load(root / "regions" / "0.npz")
+  np.savez(root / "regions" / "0.npz", **{name: stored[name][:0] for name in stored})
+  results.append(run(config, tmp_path / "run"))
+  assert results[0]["pixels"] != results[1]["pixels"] == results[2]["pixels"]
+  assert results[1] != results[2] == run(config, tmp_path / "new")
+
+
+def test_masks_of_few_images_in_memory_change_nothing(data, tmp_path, monkeypatch):
+  config = config_for(data, **{"regions.source": "file"})
+  run(config, tmp_path / "together")
+  monkeypatch.setattr(segment, "_MASK_BYTES", 1)
+  run(config, tmp_path / "one by one")
+  for one, two in zip(*(maps_of(tmp_path / n) for n in ("together", "one by one")), strict=True):
+    np.testing.assert_array_equal(one, two)
+
+
 def test_a_damaged_progress_file_is_replaced(data, tmp_path):
   expected = run(config_for(data), tmp_path)
   (tmp_path / "progress.npz").write_bytes(b"PK")
@@ -215,6 +244,13 @@ def test_images_without_labels_get_label_images_alone(data, tmp_path):
   assert beside["figures"][PROMPTS[0]]["mIoU"] is not None
   for one, two in zip(maps_of(tmp_path), maps_of(tmp_path / "labelled"), strict=True):
     np.testing.assert_array_equal(one, two)
+
+
+def test_a_background_excludes_ids_without_it(data):
+  """Its value is 0, which `reduce_zero_label` ignores: all classes would be one too low."""
+  fields = {"segment.background": ("ground",), "segment.label_values": "reduce_zero_label"}
+  with pytest.raises(InputError, match=r"segment\.label_values"):
+    validate(config_for(data, **fields))
 
 
 def test_scenes_of_the_world(tmp_path):
@@ -269,6 +305,16 @@ def _bad(data, tmp_path, kind):
   elif kind == "no regions":
     RegionWriter(tmp_path / "regions", RegionHeader("a net"))
     return {"regions.source": "file", "regions.path": str(tmp_path / "regions")}, "0.npz"
+  elif kind in ("a later box", "a later image without masks"):
+    shutil.copytree(root / "regions", tmp_path / "regions")
+    stored = dict(np.load(tmp_path / "regions" / "3.npz"))
+    if kind == "a later box":
+      stored["boxes"] = stored["boxes"] + 50
+    else:
+      del stored["masks"]
+    np.savez(tmp_path / "regions" / "3.npz", **stored)
+    named = "3.npz: a box" if kind == "a later box" else "regions.path"
+    return {"regions.source": "file", "regions.path": str(tmp_path / "regions")}, named
   elif kind == "names":
     return {"segment.names": "coco_stufff"}, "coco_stufff"
   assert root.exists()
@@ -276,7 +322,9 @@ def _bad(data, tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-  "kind", ["size", "id", "partner", "prompt", "matrix", "regions", "no regions", "names"]
+  "kind",
+  ["size", "id", "partner", "prompt", "matrix", "regions", "no regions", "names", "a later box"]
+  + ["a later image without masks"],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(data, tmp_path, kind):
   changes, named = _bad(data, tmp_path, kind)

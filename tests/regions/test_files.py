@@ -13,6 +13,7 @@ import pytest
 
 from pomp_jax.files.class_features import CategoryFileError
 from pomp_jax.regions.files import (
+  ImageSize,
   RegionFileError,
   RegionFolder,
   RegionHeader,
@@ -33,6 +34,7 @@ REGIONS = Regions(
   RNG.integers(0, 256, (2, 8, 10), np.uint8),
   RNG.normal(size=(2, 3, 8)).astype(np.float16),
 )
+SEVEN = ImageSize(7, HEIGHT, WIDTH)
 often = settings(max_examples=200)
 
 
@@ -59,8 +61,9 @@ def assert_equal(found, expected):
 def test_round_trip(folder):
   regions = RegionFolder(folder)
   assert regions.header == HEADER
-  regions.check([7])
+  assert regions.check([SEVEN]) is None
   assert_equal(regions.read(7, HEIGHT, WIDTH), REGIONS)
+  assert_equal(regions.read(7, HEIGHT, WIDTH, 1), REGIONS.top(1))
   assert sorted(p.name for p in folder.iterdir()) == ["7.npz", "regions.json"]
 
 
@@ -72,6 +75,8 @@ def test_boxes_alone_and_no_region(tmp_path):
   assert regions.header == RegionHeader("a network")
   assert_equal(regions.read("street", HEIGHT, WIDTH), Regions(REGIONS.boxes))
   assert len(regions.read("sky", HEIGHT, WIDTH).boxes) == 0
+  sky, street = (ImageSize(key, HEIGHT, WIDTH) for key in ("sky", "street"))
+  assert regions.check([sky]) is None and regions.check([sky, street, sky]) == "street"
 
 
 def test_best_regions():
@@ -81,13 +86,18 @@ def test_best_regions():
 
 
 def test_arrays_of_other_writers(folder, tmp_path):
-  """NumPy's own savez, uncompressed, float64, one box that ends beyond the image by rounding."""
+  """NumPy's own savez, uncompressed, float64, one box that ends beyond the image by rounding.
+
+  Embeddings may have any norm, beyond what half precision holds.
+  """
   RegionWriter(tmp_path, HEADER)
   boxes = REGIONS.boxes.astype(float)
   boxes[0, 2] = 40.6
-  np.savez(tmp_path / "7.npz", boxes=boxes, embeddings=REGIONS.embeddings.astype(float))
-  found = RegionFolder(tmp_path).read(7, HEIGHT, WIDTH)
-  assert_equal(found, Regions(REGIONS.boxes, None, None, REGIONS.embeddings))
+  for factor in (1, 1e6, 1e-9):
+    embeddings = REGIONS.embeddings.astype(float) * factor
+    np.savez(tmp_path / "7.npz", boxes=boxes, embeddings=embeddings)
+    found = RegionFolder(tmp_path).read(7, HEIGHT, WIDTH)
+    assert_equal(found, Regions(REGIONS.boxes, None, None, embeddings.astype(np.float32)))
 
 
 def test_a_writer_checks_its_arrays(tmp_path):
@@ -125,12 +135,30 @@ def test_unusable_arrays(tmp_path, field, array, part):
   with pytest.raises(RegionFileError) as error:
     RegionFolder(tmp_path).read(7, HEIGHT, WIDTH)
   assert f"7.npz: {part}" in str(error.value)
+  if field != "embeddings" or array is None or np.isfinite(array).all():
+    with pytest.raises(RegionFileError) as early:
+      RegionFolder(tmp_path).check([SEVEN])
+    assert str(early.value) == str(error.value)
+
+
+def test_a_check_reads_the_header_of_embeddings_alone(tmp_path):
+  """Damage far behind the header is found when the regions are read."""
+  RegionWriter(tmp_path, HEADER)
+  embeddings = RNG.normal(size=(10_000, 3, 8)).astype(np.float16)
+  np.savez(tmp_path / "7.npz", boxes=np.zeros((10_000, 4), np.float32), embeddings=embeddings)
+  content = bytearray((tmp_path / "7.npz").read_bytes())
+  content[content.index(embeddings[9000].tobytes())] ^= 1
+  (tmp_path / "7.npz").write_bytes(content)
+  regions = RegionFolder(tmp_path)
+  assert regions.check([SEVEN]) == 7  # boxes without masks
+  with pytest.raises(RegionFileError, match="embeddings is damaged"):
+    regions.read(7, HEIGHT, WIDTH)
 
 
 def test_missing_and_impossible_keys(folder):
   regions = RegionFolder(folder)
   with pytest.raises(RegionFileError, match=r"8\.npz"):
-    regions.check([7, 8])
+    regions.check([SEVEN, SEVEN._replace(key=8)])
   for key in ("../7", "a/b", "a\0"):
     with pytest.raises(RegionFileError, match="file name"):
       regions.read(key, HEIGHT, WIDTH)

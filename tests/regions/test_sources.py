@@ -9,7 +9,13 @@ import pytest
 
 from pomp_jax.data.annotations import AnnotationError, annotations_of
 from pomp_jax.files.class_features import CategoryFileError
-from pomp_jax.regions.files import RegionFileError, RegionFolder, RegionHeader, RegionWriter
+from pomp_jax.regions.files import (
+  ImageSize,
+  RegionFileError,
+  RegionFolder,
+  RegionHeader,
+  RegionWriter,
+)
 from pomp_jax.regions.sources import label_regions, open_regions, truth_regions
 from tests.support.detection_cases import HEIGHT, WIDTH, random_annotations, random_detections
 from tests.support.fuzzing import allowed_errors, damaged, edited_json
@@ -47,9 +53,11 @@ def test_results_merge_duplicates_and_ignore_categories(tmp_path):
   np.testing.assert_array_equal(found.boxes, [[1, 2, 5, 4]])
   np.testing.assert_array_equal(found.masks, MASK[None])
   assert len(regions.read(6, 6, 8).boxes) == 0
-  regions.check([4, 9])
+  assert len(regions.read(4, 6, 8, 1).boxes) == 1
+  four, five, nine = (ImageSize(key, 6, 8) for key in (4, 5, 9))
+  assert regions.check([five, nine]) is None and regions.check([five, four]) == 4
   with pytest.raises(RegionFileError, match=r"results\.json"):
-    regions.check([9])
+    regions.check([nine])
 
 
 def test_random_results_keep_every_box_and_mask(tmp_path):
@@ -95,6 +103,10 @@ def test_a_region_outside_its_image(tmp_path):
     opened(tmp_path, [RESULTS[2]]).read(4, 3, 8)
   with pytest.raises(AnnotationError, match="size"):
     opened(tmp_path, [RESULTS[3]]).read(5, 7, 8)
+  with pytest.raises(RegionFileError, match="a box"):
+    opened(tmp_path, RESULTS[:3]).check([ImageSize(4, 3, 8)])
+  with pytest.raises(AnnotationError, match="size"):
+    opened(tmp_path, RESULTS[3:]).check([ImageSize(5, 7, 8)])
 
 
 def test_a_folder_is_opened_as_a_folder(tmp_path):
