@@ -77,5 +77,4 @@ def recipe():
   config.prepare.names = "imagenet21k_p_w21"
   config.prepare.shots = 16
   config.prepare.held_out = 50
-  config.prepare.workers = 16
   return config

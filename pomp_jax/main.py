@@ -115,6 +115,7 @@ def _join(config: Settings, workdir: str) -> None:
   hosts.watch_failures()
   fields = {f"config.{name}": repr(value) for name, value in config.flat().items()}
   hosts.agree(fields | {"workdir": workdir} | hosts.fingerprint_of_package(), seconds=timeout)
+  hosts.share_cores(timeout)
   log.info(hosts.describe(cluster, config.mesh.class_size, config.clip.dtype))
   if not hosts.is_first():
     # Only the first process logs what all have in common.

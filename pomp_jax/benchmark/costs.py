@@ -30,7 +30,7 @@ from pomp_jax.train import batches, setup
 # A part is measured in whole if a warmup and two measurements take at most this many seconds.
 _PART_SECONDS = 20.0
 _STEPS = 4  # timed steps, after one for warmup
-_BATCHES = 4  # timed batches, after twice as many for warmup
+_BATCHES = 4  # least number of timed batches, after twice as many for warmup
 # The fewest rows measured: images a device, images that a process reads, classes a device.
 _IMAGES, _READ, _CLASSES = 4, 16, 64
 _TEST_IMAGES = 512
@@ -95,9 +95,12 @@ def _reading(job: setup.Run) -> dict[str, Any]:
   n_images = config.batch_size // config.data.views
   smaller = min(n_images, _READ * count)
   views = smaller * config.data.views
-  small = config.replace({"batch_size": views})
+  # As many readers as of whole batches, each of which holds some that are ready.
+  threads, workers = readers = batches.readers_of(config, job.source, job.fetch, job.encoder.mesh)
+  small = config.replace({"batch_size": views, "data.threads": threads, "data.workers": workers})
   loader = batches.open_batches(small, job.source, job.fetch, job.encoder.mesh)
-  seconds = float(np.mean(_seconds(lambda: next(loader), _BATCHES, warmup=2 * _BATCHES)))
+  n_timed = max(_BATCHES, 4 * readers.n_at_once)
+  seconds = float(np.mean(_seconds(lambda: next(loader), n_timed, warmup=2 * n_timed)))
   loader.close()
   return {"read": Cost(seconds * n_images / smaller, views, config.batch_size)}
 

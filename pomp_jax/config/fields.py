@@ -107,8 +107,12 @@ class Data:
     "online", "features: computed, or read from feature_cache", one_of("online", "cached")
   )
   feature_cache: str = row("", "folder of the features that config.job='cache' computes")
-  threads: int = row(2, "threads that render or decode ahead of the step, per worker", at_least(1))
-  workers: int = row(0, "worker processes that decode; 0: threads alone", at_least(0))
+  threads: int = row(
+    0, "threads that render or decode ahead of the step, per worker; 0: by the cores", at_least(0)
+  )
+  workers: int = row(
+    -1, "worker processes that decode; 0: threads alone; -1: by the cores", at_least(-1)
+  )
   max_corrupt: float = row(0.001, "largest share of unreadable images (replaced)", at_least(0))
 
 
@@ -271,7 +275,7 @@ class Prepare:
   shots: int = row(0, "stored training images per class; 0: all", at_least(0))
   shots_seed: int = row(1, "random seed of the choice", at_least(0))
   held_out: int = row(0, "validation images per class of an undivided input", at_least(0))
-  workers: int = row(2, "worker processes", at_least(1))
+  workers: int = row(0, "worker processes; 0: one a core", at_least(0))
 
 
 @dataclasses.dataclass(frozen=True)

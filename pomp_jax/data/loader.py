@@ -19,6 +19,7 @@ from jaxtyping import Int
 import numpy as np
 
 from pomp_jax import hosts
+from pomp_jax.data.readers import choose_readers
 from pomp_jax.data.source import Source, StoredImages, readable_images
 from pomp_jax.errors import RunError
 
@@ -80,7 +81,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
       shard: (index, count) of this process, which gets its contiguous part of each batch.
       threads: threads that read ahead, in each worker.
       workers: processes that read; 0: this one.
-      prefetch: batches to hold ready.
+      prefetch: batches to hold ready, over all workers.
       max_corrupt: share of the source's images that may be unreadable.
       unreadable: unreadable images known already.
 
@@ -97,6 +98,8 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     self.unreadable = set(unreadable)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     read = _ReadBatch(source.labels, fetch, order, n_images, shard)
+    # Of many workers each holds few batches: a batch of pixels takes 100 MB and more.
+    prefetch = -(-prefetch // max(1, workers))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
     batches = grain.MapDataset.range(start, _N_BATCHES).map(read).to_iter_dataset(options)
     self._batches = in_workers(batches, workers, prefetch)
@@ -219,7 +222,7 @@ def ordered_batches(
 ) -> Iterator[tuple[int, np.ndarray, dict[int, str]]]:
   """Iterates over every image once, in order, for evaluation; reads `rows` of each batch.
 
-  The last batch is padded with the last image.
+  The last batch is padded with the last image. 0 threads: chosen by the machine.
 
   Yields:
     Index of the batch's first image, images of `rows` (uint8 [B,H,W,3], unreadable ones black), and
@@ -231,7 +234,8 @@ def ordered_batches(
     return start, *readable_images(source, np.minimum(start + rows, len(source) - 1))
 
   order = grain.MapDataset.range(-(-len(source) // batch_size)).map(read)
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_PREFETCH)
+  threads = choose_readers(threads, 0).threads
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(_PREFETCH, threads))
   return iter(order.to_iter_dataset(options))
 
 

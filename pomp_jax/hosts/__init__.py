@@ -3,6 +3,7 @@
 A process that runs alone calls the same functions: they start nothing and return at once.
 """
 
+from pomp_jax.hosts.cores import own_cores, share_cores
 from pomp_jax.hosts.messages import (
   HostError,
   LostHostError,

@@ -17,7 +17,7 @@ from pomp_jax import hosts, inputs
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.config.fields import Data
 from pomp_jax.data.loader import CorruptDataError, name_of
-from pomp_jax.data.source import Source
+from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.data.views import views
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import FeatureBlocks
@@ -156,4 +156,5 @@ def _decoded(
     epochs = np.full(len(indices), epoch)
     return block, indices, shown.versions(epochs), *views(source, indices, epochs, shown, size)
 
-  return batches.read_ahead(data, len(parts), read) if parts else iter(())
+  n_bytes = 3 * size**2 * at_a_time * shown.n_views if isinstance(source, StoredImages) else 0
+  return batches.read_ahead(data, len(parts), read, part_bytes=n_bytes) if parts else iter(())

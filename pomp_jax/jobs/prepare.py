@@ -49,7 +49,7 @@ def run(config: Settings, workdir: str) -> dict:
     images_per_class=prepare.shots and prepare.shots + prepare.held_out,
   )
   selection = Selection(prepare.shots, prepare.shots_seed, prepare.held_out)
-  report = build(source, workdir, selection, prepare.workers)
+  report = build(source, workdir, selection, prepare.workers or hosts.own_cores())
   for split, counts in report["splits"].items():
     log.info(
       "%s: %d images of %d classes in %d shards, %.2f GB",

@@ -9,7 +9,7 @@ Shapes: n images, B of them in a batch, V views of each, E embedding.
 from collections.abc import Callable, Iterator
 import functools
 import itertools
-import os
+import sys
 from typing import Any, NamedTuple
 
 import grain
@@ -20,10 +20,11 @@ from jaxtyping import Bool, Float
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config import METHODS, Settings
+from pomp_jax.config import METHODS, SOURCES, Settings
 from pomp_jax.config.fields import Data
 from pomp_jax.data.images import PREPROCESSING_VERSION, RESIZER
 from pomp_jax.data.loader import Fetch, Loader, SkippedImages, in_workers, name_of
+from pomp_jax.data.readers import Readers, choose_readers
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.data.views import Augmentation, CachedViews, views
 from pomp_jax.encoder import Encoder
@@ -119,6 +120,7 @@ def open_batches(
 ) -> Loader:
   """Opens this process's shard of the batches, from batch `start` on; see `data.loader`."""
   data = config.data
+  readers = readers_of(config, source, fetch, mesh)
   return Loader(
     source,
     fetch,
@@ -127,11 +129,28 @@ def open_batches(
     n_views=data.views,
     start=start,
     shard=own_shard(mesh),
-    threads=data.threads,
-    workers=data.workers,
+    threads=readers.threads,
+    workers=readers.workers,
     max_corrupt=data.max_corrupt,
     unreadable=unreadable,
   )
+
+
+def readers_of(config: Settings, source: Source, fetch: Fetch, mesh: Mesh) -> Readers:
+  """Threads and worker processes that read the batches; see `choose_readers`."""
+  data = config.data
+  return choose_readers(
+    data.threads,
+    data.workers,
+    decodes=isinstance(source, StoredImages) and data.features == "online",
+    n_batches=len(source) * data.views // config.batch_size,
+    batch_bytes=config.batch_size // own_shard(mesh)[1] * _bytes_of_view(fetch),
+  )
+
+
+def _bytes_of_view(fetch: Fetch) -> int:
+  """Bytes of the pixels of a view, for the function that `open_fetch` returns; 0 for features."""
+  return 3 * getattr(fetch, "keywords", {}).get("size", 0) ** 2
 
 
 def view_features(data: Data, source: Source, encoder: Encoder, n_epochs: int) -> Iterator[Epoch]:
@@ -162,8 +181,11 @@ def _epochs(
     return fetch(indices, np.full(len(indices), number // len(parts)))
 
   total = n_epochs * len(parts)
+  stored = isinstance(source, StoredImages)
+  part_bytes = size * data.views * _bytes_of_view(fetch) if stored else 0
   shown = steps_of(
-    read_ahead(data, total, read), "features of the training's views", "batches", total
+    read_ahead(data, total, read, part_bytes=part_bytes),
+    *("features of the training's views", "batches", total),
   )
   skipped = SkippedImages(source, data.max_corrupt)
   for number in range(n_epochs):
@@ -179,13 +201,24 @@ def _epochs(
     yield Epoch(np.concatenate(features), np.concatenate(readable))
 
 
-def read_ahead(data: Data, n_parts: int, read: Callable[[int], Any]) -> Iterator[Any]:
-  """Yields `read(0)`, `read(1)`, .. in order, from `data.threads` or `data.workers`."""
-  options = grain.ReadOptions(
-    num_threads=data.threads, prefetch_buffer_size=max(_DECODED_AHEAD, data.threads)
+def read_ahead(
+  data: Data, n_parts: int, read: Callable[[int], Any], *, part_bytes: int = 0
+) -> Iterator[Any]:
+  """Yields `read(0)`, `read(1)`, .. in order, from threads or worker processes.
+
+  `part_bytes` is the size of the pixels of a part, 0 if `read` decodes nothing.
+  """
+  threads, workers = choose_readers(
+    data.threads,
+    data.workers,
+    decodes=bool(part_bytes),
+    n_batches=n_parts,
+    batch_bytes=part_bytes,
   )
+  ahead = -(-_DECODED_AHEAD // max(1, workers))
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
   dataset = grain.MapDataset.range(n_parts).map(read).to_iter_dataset(options)
-  return in_workers(dataset, data.workers, _DECODED_AHEAD)
+  return in_workers(dataset, workers, ahead)
 
 
 def _features(encoder: Encoder, views_BxVx: np.ndarray) -> Float[np.ndarray, "B V E"]:
@@ -203,11 +236,19 @@ def readable_features(data: Data, encoder: Encoder, source: Source) -> SplitFeat
 
 def input_remedy(config: Settings, n_cores: int | None = None) -> str:
   """Advice for a run whose devices wait for images on a machine of n cores, counted if None."""
-  data, n_cores = config.data, n_cores or os.cpu_count() or 1
+  data, n_cores = config.data, n_cores or hosts.own_cores()
   remedies = []
-  if data.threads * max(data.workers, 1) < n_cores:
+  now = choose_readers(
+    data.threads,
+    data.workers,
+    decodes=SOURCES[data.source].stored and data.features == "online",
+    n_batches=sys.maxsize,
+    n_cores=n_cores,
+    shared_memory=sys.maxsize,
+  )
+  if now.n_at_once < n_cores:
     remedies.append(
-      f"more config.data.threads (now {data.threads}) or config.data.workers (now {data.workers})"
+      f"more config.data.threads (now {now.threads}) or config.data.workers (now {now.workers})"
       f" use more of the {n_cores} cores"
     )
   if data.features == "online" and not METHODS[config.method].pixels:

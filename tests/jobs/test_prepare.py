@@ -71,7 +71,7 @@ def test_from_the_archive_to_the_main_job(archive, tmp_path, caplog):
 def test_what_can_not_be(archive, tmp_path):
   for changes, message in (
     ({"input": "nowhere"}, "prepare.input: got 'nowhere', expected a file or folder that exists"),
-    ({"input": str(archive), "workers": 0}, "prepare.workers: got 0, expected 1 or more"),
+    ({"input": str(archive), "workers": -1}, "prepare.workers: got -1, expected 0 or more"),
     ({"input": str(archive), "held_out": -1}, "prepare.held_out: got -1, expected 0 or more"),
   ):
     with pytest.raises(ConfigError, match=message):

@@ -129,6 +129,8 @@ def test_an_input_bound_run_warns_once(watch, warnings):
     ({}, 8, {"data.threads", "data.workers", "job"}),
     ({"data.threads": 8}, 8, {"job"}),
     ({"data.workers": 4}, 8, {"job"}),
+    ({"data.threads": 2, "data.workers": 2}, 8, {"data.threads", "data.workers", "job"}),
+    ({"data.source": "synthetic"}, 64, {"job"}),
     ({"data.augment": "recipe"}, 2, {"job", "data.view_epochs"}),
     ({"data.augment": "recipe", "data.view_epochs": 2}, 2, {"job"}),
     ({"data.features": "cached"}, 8, {"data.threads", "data.workers"}),

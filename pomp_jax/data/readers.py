@@ -1,0 +1,80 @@
+"""How many threads and worker processes read images: chosen from the cores of this process."""
+
+import logging
+import os
+from typing import NamedTuple
+
+from pomp_jax import hosts
+
+log = logging.getLogger(__name__)
+
+# A thread that decodes and augments holds the interpreter's lock for 30 to 40% of its time, so more
+# than a few threads add nothing; docs/scaling.md has the measurement.
+_MOST_THREADS = 4
+# Fewer cores read about as fast by threads, which start at once.
+_LEAST_CORES = 4
+# Batches for each worker, which takes seconds to start.
+_BATCHES_PER_WORKER = 8
+# Batches of a worker that lie in shared memory at most: two that are ready, one in the run's hands.
+_BATCHES_IN_MEMORY = 3
+_SHARED_MEMORY = "/dev/shm"
+
+
+class Readers(NamedTuple):
+  """What reads images."""
+
+  threads: int  # of each process that reads
+  workers: int  # processes that read; 0: the run's own
+
+  @property
+  def n_at_once(self) -> int:
+    """Number of batches that are read at the same time."""
+    return self.threads * max(1, self.workers)
+
+
+def choose_readers(
+  threads: int,
+  workers: int,
+  *,
+  decodes: bool = False,
+  n_batches: int = 0,
+  batch_bytes: int = 0,
+  n_cores: int | None = None,
+  shared_memory: int | None = None,
+) -> Readers:
+  """Fills in what `data.threads` and `data.workers` leave open.
+
+  Workers are started for stored images only: other reading is too little work.
+
+  Args:
+    threads: threads of each process that reads; 0: chosen.
+    workers: worker processes; -1: chosen.
+    decodes: whether stored images are decoded.
+    n_batches: batches of an epoch.
+    batch_bytes: bytes of a batch of this process.
+    n_cores: cores of this process; None: counted.
+    shared_memory: free bytes through which workers pass batches; None: of the machine.
+  """
+  n_cores = hosts.own_cores() if n_cores is None else n_cores
+  if workers < 0:
+    workers = 0
+    if decodes and n_cores >= _LEAST_CORES:
+      workers = min(n_cores // max(1, threads), n_batches // _BATCHES_PER_WORKER)
+      free = _free_shared_memory() if shared_memory is None else shared_memory
+      fitting = free // (_BATCHES_IN_MEMORY * max(1, batch_bytes))
+      if fitting < workers:
+        log.warning(
+          "%s has %d MiB free, enough for %d of %d worker processes that read images",
+          *(_SHARED_MEMORY, free >> 20, fitting, workers),
+        )
+        workers = fitting
+      workers = workers if workers > 1 else 0
+  return Readers(threads or max(1, min(_MOST_THREADS, n_cores // max(1, workers))), workers)
+
+
+def _free_shared_memory() -> int:
+  try:
+    found = os.statvfs(_SHARED_MEMORY)
+  except OSError:
+    return 0
+  return found.f_bavail * found.f_frsize
