@@ -34,9 +34,13 @@ Scores = dict[str, dict[str, Accuracy]]
 
 
 class Shared:
-  """Opens and computes when asked for the first time; keeps all of it in memory."""
+  """Opens and computes when asked for the first time; keeps all of it in memory.
 
-  def __init__(self):
+  Features of evaluation images are also in `eval.cache` or the ablation's folder.
+  """
+
+  def __init__(self, folder: RunFolder):
+    self._folder = folder
     self._held: dict[Any, Any] = {}
 
   def encoder(self, config: Settings) -> Encoder:
@@ -148,11 +152,8 @@ class Shared:
     )
 
   def _split_features(self, config: Settings, name: str) -> SplitFeatures:
-    return batches.readable_features(
-      config.data,
-      self.encoder(config),
-      inputs.open_source(config.data, name, n_images=config.eval.images),
-    )
+    source = inputs.open_source(config.data, name, n_images=config.eval.images)
+    return batches.readable_features(config, self.encoder(config), source, self._folder)
 
   def _once(self, config: Settings, what: str, on: tuple[str, ...], make: Callable) -> Any:
     """What `make` gives, once for all configs that agree on some fields."""

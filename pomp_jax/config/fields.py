@@ -192,7 +192,7 @@ class Eval:
   """The evaluation of a training, over all classes of a split."""
 
   images: int = row(2048, "images of each split; 0: all, of stored images", at_least(0))
-  cache: str = row("", "cache folder for class features; empty: in memory")
+  cache: str = row("", "cache folder for features; empty: of images the run's, of classes none")
   template: str = row("a photo of a {}.", "hand-written prompt beside the learned one", template)
 
 

@@ -215,25 +215,26 @@ class _ReadBatch:
 
 def ordered_batches(
   source: Source,
+  indices: Int[np.ndarray, " n"],
   *,
   batch_size: int,
   rows: Int[np.ndarray, " B"],
   threads: int = 2,
-) -> Iterator[tuple[int, np.ndarray, dict[int, str]]]:
-  """Iterates over every image once, in order, for evaluation; reads `rows` of each batch.
+) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
+  """Iterates over images by index, in order, for evaluation; reads `rows` of each batch.
 
   The last batch is padded with the last image. 0 threads: chosen by the machine.
 
   Yields:
-    Index of the batch's first image, images of `rows` (uint8 [B,H,W,3], unreadable ones black), and
-      index -> reason for the unreadable ones.
+    Indices of the images that were read, int [B]; the images (uint8 [B,H,W,3], unreadable ones
+      black); and index -> reason for the unreadable ones.
   """
 
-  def read(batch: int) -> tuple[int, np.ndarray, dict[int, str]]:
-    start = batch * batch_size
-    return start, *readable_images(source, np.minimum(start + rows, len(source) - 1))
+  def read(batch: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    shown_B = indices[np.minimum(batch * batch_size + rows, len(indices) - 1)]
+    return shown_B, *readable_images(source, shown_B)
 
-  order = grain.MapDataset.range(-(-len(source) // batch_size)).map(read)
+  order = grain.MapDataset.range(-(-len(indices) // batch_size)).map(read)
   threads = choose_readers(threads, 0).threads
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(_PREFETCH, threads))
   return iter(order.to_iter_dataset(options))

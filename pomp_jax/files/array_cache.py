@@ -81,6 +81,20 @@ class ArrayCache:
     self._in_memory = in_memory
     self._held: OrderedDict[str, np.ndarray] = OrderedDict()
 
+  @property
+  def folder(self) -> pathlib.Path | None:
+    """The folder, if there is one."""
+    return self._folder
+
+  def create(self) -> None:
+    """Creates the folder.
+
+    Raises:
+      RunFolderWriteError: it can't be created.
+    """
+    with writing(self._folder):
+      self._folder.mkdir(parents=True, exist_ok=True)
+
   def find(self, key: str) -> np.ndarray | None:
     """Returns the array of a key, read-only; None if it is not cached."""
     if key not in self._held:

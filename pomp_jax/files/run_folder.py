@@ -45,6 +45,7 @@ class RunFolder:
     metrics: scalars of a training, a JSON object a line.
     plots: folder of PNG files.
     sets: folder of an evaluation's results, a file per data set.
+    features: folder of the features of evaluation images, see `inference.stored_features`.
   """
 
   def __init__(self, workdir: str | os.PathLike):
@@ -56,6 +57,7 @@ class RunFolder:
     self.metrics = self.path / "metrics.jsonl"
     self.plots = self.path / "plots"
     self.sets = self.path / "sets"
+    self.features = self.path / "features"
 
   def check(self, job: str | None = None) -> None:
     """Checks, on the first process, that `create` can succeed; writes nothing.

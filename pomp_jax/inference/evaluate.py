@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.data.loader import SkippedImages, ordered_batches
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
+from pomp_jax.files.array_cache import ArrayCache
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.metrics import (
@@ -34,6 +35,7 @@ from pomp_jax.inference.metrics import (
   ranks,
   topk_accuracy,
 )
+from pomp_jax.inference.stored_features import StoredFeatures
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 
 # Images rendered or decoded at a time, over all processes.
@@ -52,7 +54,12 @@ class SplitFeatures(NamedTuple):
 
 
 def split_features(
-  encoder: Encoder, source: Source, *, threads: int = 2, max_corrupt: float = 0.0
+  encoder: Encoder,
+  source: Source,
+  *,
+  threads: int = 2,
+  max_corrupt: float = 0.0,
+  cache: ArrayCache | None = None,
 ) -> SplitFeatures:
   """Computes the features of the readable images of a split; all processes call it together.
 
@@ -63,6 +70,7 @@ def split_features(
     source: images; the same list in every process.
     threads: number of prefetching threads in each process.
     max_corrupt: share of the images that may be unreadable; above 0, one image always may.
+    cache: cache whose folder has features of earlier starts, and gets those computed now.
 
   Raises:
     CorruptDataError: too many images are unreadable.
@@ -71,19 +79,24 @@ def split_features(
   """
   if isinstance(source, StoredImages):
     source = source.sized(encoder.clip.image_size)
-  skipped, computed = SkippedImages(source, max_corrupt), []
-  for _, features_BxE, _ in _feature_batches(
-    encoder, source, skipped, _BATCH, threads, "features of images"
+  skipped, stored = SkippedImages(source, max_corrupt), StoredFeatures(cache, encoder, source)
+
+  mark = jax.jit(_nan_where_unreadable, out_shardings=NamedSharding(encoder.mesh, P()))
+  # Fetched one batch late, so that the devices can work on the next meanwhile.
+  pending: list[tuple[jax.Array, int]] = []
+  for batch in image_batches(
+    encoder, source, skipped, _BATCH, threads, "features of images", stored.missing
   ):
-    # Fetched one batch late, so that the device can work on the next meanwhile.
-    if computed:
-      computed[-1] = np.asarray(computed[-1])
-    computed.append(features_BxE)
+    features_BxE = encoder.features_of_images(batch.images)
+    pending.append((mark(features_BxE, batch.labels), batch.n_images))
+    if len(pending) > 1:
+      stored.add(_fetched(*pending.pop(0)))
     hosts.raise_if_preempted()
-  features = np.concatenate([np.asarray(part) for part in computed])[: len(source)]
+  for late in pending:
+    stored.add(_fetched(*late))
   skipped.gather()
   readable = np.delete(np.arange(len(source)), list(skipped.reasons))
-  features = features[readable]
+  features = stored.features[readable]
   check_finite(features, "images")
   return SplitFeatures(tuple(source.names), np.asarray(source.labels)[readable], features, readable)
 
@@ -163,28 +176,43 @@ def tally(
       one.add(labels_B[read], Answers(rank_PxB[i], answer_PxB[i], confidence_PxB[i]))
 
   pending = None
-  for start, features_BxE, labels_B in _feature_batches(
-    encoder, source, skipped, batch_size, threads, "scoring images"
-  ):
-    labels, *answers = score(features_BxE, text_PxNxE, labels_B)
+  for batch in image_batches(encoder, source, skipped, batch_size, threads, "scoring images"):
+    features_BxE = encoder.features_of_images(batch.images)
+    labels, *answers = score(features_BxE, text_PxNxE, batch.labels)
     # Counted one batch late, so that the devices can work on the next meanwhile.
     if pending is not None:
       count(*pending)
-    pending = (len(source) - start, labels, answers)
+    pending = (batch.n_images, labels, answers)
   count(*pending)
   skipped.gather()
   return tallies
 
 
-def _feature_batches(
-  encoder: Encoder, source: Source, skipped: SkippedImages, batch_size: int, threads: int, task: str
-) -> Iterator[tuple[int, Float[jax.Array, "B E"], Int[jax.Array, " B"]]]:
-  """Yields index of the first image, image features and labels of each batch, over the devices.
+class Batch(NamedTuple):
+  """Images of a batch and their labels, the rows split over all devices."""
 
-  The last batch is padded with the last image. Labels of unreadable images are -1.
+  images: UInt8[jax.Array, "B S S 3"]
+  labels: Int[jax.Array, " B"]  # -1 for unreadable images, which are black
+  n_images: int  # without those that pad the batch
+
+
+def image_batches(
+  encoder: Encoder,
+  source: Source,
+  skipped: SkippedImages,
+  batch_size: int,
+  threads: int,
+  task: str,
+  indices: Int[np.ndarray, " n"] | None = None,
+) -> Iterator[Batch]:
+  """Yields images by index, or all, in batches of one size; each process reads its devices' rows.
+
+  The last batch is padded with the last image. Adds unreadable images to `skipped`.
   """
-  n_images, n_devices = len(source), encoder.mesh.size
-  size = n_devices * -(-min(batch_size, n_images) // n_devices)
+  indices = np.arange(len(source)) if indices is None else indices
+  n_devices = encoder.mesh.size
+  # Also of some of the images, so that features do not depend on which these are.
+  size = n_devices * -(-min(batch_size, len(source)) // n_devices)
   sharding = NamedSharding(encoder.mesh, P((DATA, CLASS)))
   shards = sharding.addressable_devices_indices_map((size,)).values()
   own = np.unique(np.concatenate([np.arange(size)[shard] for shard in shards]))
@@ -197,14 +225,21 @@ def _feature_batches(
       lambda index: part[np.searchsorted(own, np.arange(size)[index[0]])],
     )
 
-  batches = ordered_batches(source, batch_size=size, rows=own, threads=threads)
-  for start, images_BxSxSx3, reasons in steps_of(batches, task, "batches", -(-n_images // size)):
+  batches = ordered_batches(source, indices, batch_size=size, rows=own, threads=threads)
+  n_batches = -(-len(indices) // size)
+  for number, (shown, images, reasons) in enumerate(steps_of(batches, task, "batches", n_batches)):
     skipped.add(reasons)
-    indices = np.minimum(start + own, n_images - 1)
-    labels = np.where(
-      np.isin(indices, list(reasons)), _UNREADABLE, np.asarray(source.labels)[indices]
-    )
-    yield start, encoder.features_of_images(over_devices(images_BxSxSx3)), over_devices(labels)
+    labels = np.where(np.isin(shown, list(reasons)), _UNREADABLE, np.asarray(source.labels)[shown])
+    n_images = min(size, len(indices) - number * size)
+    yield Batch(over_devices(images), over_devices(labels), n_images)
+
+
+def _nan_where_unreadable(features_BxE: jax.Array, labels_B: jax.Array) -> jax.Array:
+  return jnp.where((labels_B == _UNREADABLE)[:, None], jnp.nan, features_BxE)
+
+
+def _fetched(array: jax.Array, n: int) -> np.ndarray:
+  return np.asarray(array)[:n]
 
 
 def _answers(

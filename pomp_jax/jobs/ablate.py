@@ -104,7 +104,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   cells = make_cells(config)
   index, count = config.ablate.part or (1, 1)
   groups = lane_groups(cells)[index - 1 :: count]
-  missing, shared = list(filter(None, _missing(folder, groups))), Shared()
+  missing, shared = list(filter(None, _missing(folder, groups))), Shared(folder)
   for group in missing:
     # Cells of a group differ only in fields that these checks do not read.
     _check_opened(shared, folder, group[0])

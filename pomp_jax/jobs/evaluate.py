@@ -33,7 +33,7 @@ from pomp_jax.analysis.tables import (
 from pomp_jax.config import Settings
 from pomp_jax.config.registry import GROUPS
 from pomp_jax.data.images import PREPROCESSING_VERSION
-from pomp_jax.data.source import LabelledSet
+from pomp_jax.data.source import LabelledSet, StoredImages
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import fingerprint
@@ -259,9 +259,11 @@ def _key(clip_key: str, name: str, labelled: LabelledSet, prompts: Sequence[Name
   source, classes, split = labelled
   parts: list[Any] = [clip_key, name, split, np.asarray(source.labels)]
   parts += [json.dumps(classes.names), json.dumps(classes.synsets)]
-  parts.append("\n".join(getattr(source, "keys", ())))
-  if hasattr(source, "where"):  # of stored images: other ones may have the same keys
-    parts.append(source.where(0))
+  if isinstance(source, StoredImages):
+    # Other images may have the same keys.
+    parts += ["\n".join(source.keys), source.where(0)]
+  else:
+    parts.append("")
   for label, prompt, _ in prompts:
     parts += ["prompt", label, *describe(prompt, classes)]
   return fingerprint(parts)

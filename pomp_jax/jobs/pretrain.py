@@ -134,7 +134,7 @@ def _fit(config: Settings, folder: RunFolder) -> dict:
   start = time.monotonic()
   try:
     fits = METHODS[config.method].learns == "features"
-    fitted = methods.fit(config, encoder) if fits else None
+    fitted = methods.fit(config, encoder, folder) if fits else None
   except FloatingPointError as error:
     raise TrainingError(f"{config.method}: {error}") from error
   evaluation = time.monotonic()
@@ -144,7 +144,7 @@ def _fit(config: Settings, folder: RunFolder) -> dict:
     path = folder.path / "classifier.npz"
     with writing(path), replacing(path) as file:
       np.savez(file, names=np.array(fitted.names), **fitted.classifier._asdict())
-  splits, skipped = _splits(config, encoder, fitted and fitted.names)
+  splits, skipped = _splits(config, encoder, folder, fitted and fitted.names)
   scores = {
     name: methods.scores_of_features(config, encoder, split, fitted)
     for name, (_, split) in splits.items()
@@ -193,14 +193,14 @@ def _write(folder: RunFolder, results: dict) -> None:
 
 
 def _splits(
-  config: Settings, encoder: Encoder, names: Sequence[str] | None
+  config: Settings, encoder: Encoder, folder: RunFolder, names: Sequence[str] | None
 ) -> tuple[dict[str, tuple[Source, SplitFeatures]], list[str]]:
   """Images and features of the test splits with these classes, or of all; and the other splits."""
   splits, others = {}, []
   for name in inputs.evaluation_splits(config.data):
     source = inputs.open_source(config.data, name, n_images=config.eval.images)
     if names is None or tuple(source.names) == tuple(names):
-      splits[name] = source, batches.readable_features(config.data, encoder, source)
+      splits[name] = source, batches.readable_features(config, encoder, source, folder)
     else:
       others.append(name)
   return splits, others
@@ -212,7 +212,7 @@ def _results_of_steps(job: Run, learned: Any, done: Checkpoint) -> dict:
   start = time.monotonic()
   # A class-specific context knows no class but those it was trained on.
   names = job.source.names if config.prompt.class_specific else None
-  splits, _ = _splits(config, job.encoder, names)
+  splits, _ = _splits(config, job.encoder, job.folder, names)
   features = {name: split for name, (_, split) in splits.items()}
   prompts = {"hand_written": config.eval.template, "class_name": "{}."}
   if isinstance(learned, Prompt):

@@ -28,7 +28,8 @@ from pomp_jax.data.readers import Readers, choose_readers
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.data.views import Augmentation, CachedViews, views
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.array_cache import FeatureBlocks, FeatureCacheError, fingerprint
+from pomp_jax.files.array_cache import ArrayCache, FeatureBlocks, FeatureCacheError, fingerprint
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import SplitFeatures, split_features
 from pomp_jax.prompt.mesh import DATA
@@ -229,9 +230,17 @@ def _features(encoder: Encoder, views_BxVx: np.ndarray) -> Float[np.ndarray, "B 
   return encoder.image_features(flat, unit=False).reshape(*views_BxVx.shape[:2], -1)
 
 
-def readable_features(data: Data, encoder: Encoder, source: Source) -> SplitFeatures:
-  """`split_features` with the limits of `config.data`."""
-  return split_features(encoder, source, threads=data.threads, max_corrupt=data.max_corrupt)
+def readable_features(
+  config: Settings, encoder: Encoder, source: Source, folder: RunFolder
+) -> SplitFeatures:
+  """`split_features` with the limits of `config.data`.
+
+  The features are cached in `eval.cache`, or else in the run's folder.
+  """
+  data, cache = config.data, ArrayCache(config.eval.cache or folder.features, in_memory=1)
+  return split_features(
+    encoder, source, threads=data.threads, max_corrupt=data.max_corrupt, cache=cache
+  )
 
 
 def input_remedy(config: Settings, n_cores: int | None = None) -> str:

@@ -166,7 +166,7 @@ def _validation(run: Run) -> Callable[[TrainState], float | None]:
   if not inputs.has_validation(config.data):
     return lambda state: None
   source = inputs.open_source(config.data, "validation", n_images=config.eval.images)
-  split = batches.readable_features(config.data, run.encoder, source)
+  split = batches.readable_features(config, run.encoder, source, run.folder)
   if not METHODS[config.method].saves_prompt:
     accuracy = methods.accuracy_of_learner(config, run.encoder, run.module)
     return lambda state: accuracy(state.params, split, source)["top1"]

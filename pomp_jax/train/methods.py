@@ -27,6 +27,7 @@ from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.prompt_file import check_fits, format_of_name, load_prompt
 from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import SplitFeatures, classifier_accuracy
 from pomp_jax.inference.metrics import Accuracy, accuracy_of_scores, topk_accuracy
@@ -244,8 +245,8 @@ class Fitted(NamedTuple):
   found: dict[str, Any]  # what the search for its settings found, as JSON
 
 
-def fit(config: Settings, encoder: Encoder) -> Fitted:
-  """Fits the classifier of `config.method` on the training images.
+def fit(config: Settings, encoder: Encoder, folder: RunFolder) -> Fitted:
+  """Fits the classifier of `config.method` on the training images; the run's folder is a cache.
 
   Raises:
     FloatingPointError: no setting gives a finite classifier.
@@ -257,7 +258,7 @@ def fit(config: Settings, encoder: Encoder) -> Fitted:
     config,
     encoder,
     source,
-    readable_features(config.data, encoder, validation),
+    readable_features(config, encoder, validation, folder),
     view_epochs=functools.partial(view_features, config.data, source, encoder),
     text_features=functools.partial(features_under, encoder, _class_list(config, source.names)),
   )

@@ -43,6 +43,7 @@ class WorldSource:
   Attributes:
     names: N class names.
     labels: int32 [n], class of each image.
+    keys: uint64 [n], random keys of the images; with their classes they determine the pixels.
   """
 
   def __init__(
@@ -56,7 +57,7 @@ class WorldSource:
     every = class_names(group)
     self.names = every if len(classes) == len(every) else tuple(every[c] for c in classes)
     self.labels = labels.astype(np.int32)
-    self._keys = render.image_keys(seed, stream, positions)
+    self.keys = render.image_keys(seed, stream, positions)
     self._attributes_NxA = class_attributes(group)[classes]
     self._style = render.STYLES.index("shifted" if split == "shifted" else "photo")
 
@@ -73,7 +74,7 @@ class WorldSource:
     if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
       raise IndexError(f"got images {indices.min()}..{indices.max()}, expected [0, {len(self)})")
     attributes_BxA = self._attributes_NxA[self.labels[indices]]
-    return render.render(self._keys[indices], attributes_BxA, np.full(len(indices), self._style))
+    return render.render(self.keys[indices], attributes_BxA, np.full(len(indices), self._style))
 
 
 def open_source(

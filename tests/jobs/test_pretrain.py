@@ -17,6 +17,7 @@ import pytest
 
 from pomp_jax import inputs
 from pomp_jax.config import ConfigError
+from pomp_jax.encoder import Encoder
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
@@ -46,7 +47,8 @@ def context(workdir):
 def test_a_run_leaves_its_folder(finished):
   names = {path.name for path in finished.iterdir() if "tfevents" not in path.name}
   assert names == {
-    *("config.json", "checkpoints", "metrics.jsonl", "prompt.npz", "results.json", "plots")
+    *("config.json", "checkpoints", "features", "metrics.jsonl", "prompt.npz", "results.json"),
+    "plots",
   }
   plots = {path.name for path in (finished / "plots").iterdir()}
   assert plots == {"training.png", "accuracy.png", "predictions.png"}
@@ -65,6 +67,28 @@ def test_a_run_leaves_its_folder(finished):
   assert prompt.context.shape[0] == 4
   assert prompt.clip_model == "world"
   assert prompt.config["k"] == 20
+
+
+@pytest.mark.parametrize("method", ["pomp", "zero_shot"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_restart_computes_no_feature_of_an_evaluation_image(
+  method, shared, tmp_path, monkeypatch
+):
+  config = small_config(method=method)
+  if shared:
+    config = config.replace({"eval.cache": str(tmp_path / "cache")})
+  first = pretrain.run(config, str(tmp_path / "run"))
+  assert (tmp_path / "run" / "features").exists() == (not shared)
+  # The last four steps are taken again, validated and evaluated.
+  (tmp_path / "run" / "results.json").unlink()
+  if method == "pomp":
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "12")
+  if shared:
+    # Another run of the same images.
+    shutil.rmtree(tmp_path / "run")
+  monkeypatch.setattr(Encoder, "features_of_images", None)
+  second = pretrain.run(config, str(tmp_path / "run"))
+  assert second["eval"] == first["eval"]
 
 
 def test_a_finished_run_does_nothing(finished):

@@ -1,0 +1,235 @@
+"""Features of evaluation images from files equal those computed at once, after any fault."""
+
+import dataclasses
+import logging
+import pathlib
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from pomp_jax.data.loader import CorruptDataError
+from pomp_jax.data.source import Files, StoredImages
+from pomp_jax.encoder import Encoder
+from pomp_jax.files.array_cache import ArrayCache
+from pomp_jax.inference import evaluate, stored_features
+from pomp_jax.inference.evaluate import split_features
+from tests.support.processes import Processes
+
+IMAGES, BLOCK, BATCH = 21, 8, 8
+BAD = [9, 20]
+GOOD = np.setdiff1d(np.arange(IMAGES), BAD)
+
+
+@pytest.fixture(autouse=True)
+def small_files(monkeypatch):
+  """Three files, and batches of the eight devices."""
+  monkeypatch.setattr(stored_features, "_BLOCK", BLOCK)
+  monkeypatch.setattr(evaluate, "_BATCH", BATCH)
+
+
+def pictures(folder, seed=0, bad=()):
+  """Random images of four classes; some are no images."""
+  rng = np.random.default_rng(seed)
+  folder.mkdir()
+  keys = [f"{index}.png" for index in range(IMAGES)]
+  for index, key in enumerate(keys):
+    Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / key)
+    if index in bad:
+      (folder / key).write_bytes(b"no image")
+  return StoredImages(list("abcd"), rng.integers(0, 4, IMAGES), keys, Files(folder), image_size=32)
+
+
+class Reads:
+  """Counts the images of batches that reach the encoder."""
+
+  def __init__(self, encoder, monkeypatch, until=10**9):
+    self.batches, compute = 0, encoder.features_of_images
+
+    def counted(images):
+      if self.batches == until:
+        raise KeyboardInterrupt
+      self.batches += 1
+      return compute(images)
+
+    monkeypatch.setattr(encoder, "features_of_images", counted)
+
+
+def cached(encoder, source, folder, **options):
+  return split_features(encoder, source, cache=ArrayCache(folder, in_memory=1), **options)
+
+
+def assert_equal(found, expected):
+  assert found.names == expected.names
+  for one, other in zip(found[1:], expected[1:], strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+def test_a_second_start_computes_nothing_and_has_every_bit(encoder, tmp_path, monkeypatch, caplog):
+  source, folder = pictures(tmp_path / "images"), tmp_path / "run" / "features"
+  expected = split_features(encoder, source)
+  assert not folder.exists()
+  assert_equal(cached(encoder, source, folder), expected)
+  assert len(list(folder.iterdir())) == 3
+  reads = Reads(encoder, monkeypatch)
+  with caplog.at_level(logging.INFO):
+    assert_equal(cached(encoder, source, folder), expected)
+  assert reads.batches == 0
+  assert f"{folder}: features of 21 of 21 images" in caplog.text
+
+
+def test_an_interrupted_start_leaves_what_it_had(encoder, tmp_path, monkeypatch):
+  source, folder = pictures(tmp_path / "images"), tmp_path / "features"
+  expected = split_features(encoder, source)
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    Reads(encoder, patch, until=2)
+    cached(encoder, source, folder)
+  # Of two batches the second was still with the devices.
+  assert len(list(folder.iterdir())) == 1
+  reads = Reads(encoder, monkeypatch)
+  assert_equal(cached(encoder, source, folder), expected)
+  assert reads.batches == 2
+
+
+def test_a_damaged_file_is_computed_again_with_a_warning(encoder, tmp_path, monkeypatch, caplog):
+  source, folder = pictures(tmp_path / "images"), tmp_path / "features"
+  expected = cached(encoder, source, folder)
+  files = sorted(folder.iterdir())
+  content = files[0].read_bytes()
+  for damaged in (content[:-9], content[:200] + b"\xff" + content[201:], b""):
+    files[0].write_bytes(damaged)
+    caplog.clear()
+    with monkeypatch.context() as patch:
+      reads = Reads(encoder, patch)
+      assert_equal(cached(encoder, source, folder), expected)
+    assert reads.batches == 1
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert str(files[0]) in warning and "\n" not in warning
+    assert files[0].read_bytes() == content
+
+
+def test_unreadable_images_are_tried_again_and_named_at_each_start(
+  encoder, tmp_path, monkeypatch, caplog
+):
+  source, folder = pictures(tmp_path / "images", bad=BAD), tmp_path / "features"
+  expected = split_features(encoder, source, max_corrupt=0.2)
+  np.testing.assert_array_equal(expected.indices, GOOD)
+  for n_batches in (3, 1):
+    caplog.clear()
+    with monkeypatch.context() as patch:
+      reads = Reads(encoder, patch)
+      assert_equal(cached(encoder, source, folder, max_corrupt=0.2), expected)
+    assert reads.batches == n_batches
+    assert "2 of 21" in caplog.text and "/9.png" in caplog.text
+  with pytest.raises(CorruptDataError, match=r"1 of 21 .*|2 of 21 .*"):
+    cached(encoder, source, folder)
+  # Once they can be read, their features are stored as well.
+  rng = np.random.default_rng(5)
+  for index in BAD:
+    image = Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8))
+    image.save(tmp_path / "images" / f"{index}.png")
+  whole = cached(encoder, source, folder)
+  assert_equal(whole, split_features(encoder, source))
+  reads = Reads(encoder, monkeypatch)
+  assert_equal(cached(encoder, source, folder), whole)
+  assert reads.batches == 0
+
+
+def test_what_the_features_depend_on_has_its_own_files(encoder, tmp_path):
+  source, folder = pictures(tmp_path / "images"), tmp_path / "features"
+  first = cached(encoder, source, folder)
+  kernel = -encoder.clip.params["visual_projection"]["kernel"]
+  params = encoder.clip.params | {"visual_projection": {"kernel": kernel}}
+  others = {
+    "another CLIP": (Encoder(dataclasses.replace(encoder.clip, params=params), chunk=8), source),
+    "another type": (Encoder(encoder.clip, chunk=8, dtype="bfloat16"), source),
+    "other images of the same names": (encoder, pictures(tmp_path / "others", seed=1)),
+    "a part": (encoder, source.subset(np.arange(3, IMAGES))),
+    "another order": (encoder, source.subset(np.arange(IMAGES)[::-1])),
+  }
+  for n_before, (what, (other_encoder, other)) in enumerate(others.items()):
+    found = cached(other_encoder, other, folder)
+    assert_equal(found, split_features(other_encoder, other))
+    assert len(list(folder.iterdir())) == 3 * (n_before + 2), what
+  assert_equal(cached(encoder, source, folder), first)
+
+
+def test_a_folder_that_cannot_be_created_costs_a_warning(encoder, tmp_path, caplog):
+  source = pictures(tmp_path / "images")
+  (tmp_path / "file").write_text("")
+  found = cached(encoder, source, tmp_path / "file" / "features")
+  assert_equal(found, split_features(encoder, source))
+  assert "features of images are not stored" in caplog.text
+
+
+def test_a_full_disk_costs_a_warning(encoder, tmp_path, monkeypatch, caplog):
+  source = pictures(tmp_path / "images")
+
+  def full(self, key, array, **options):
+    raise stored_features.RunFolderWriteError("file: can't be written (No space left on device)")
+
+  monkeypatch.setattr(ArrayCache, "keep", full)
+  found = cached(encoder, source, tmp_path / "features")
+  assert_equal(found, split_features(encoder, source))
+  assert len([r for r in caplog.records if "No space left" in r.getMessage()]) == 1
+
+
+def in_process(count: int, coordinator: str, index: int, folder: pathlib.Path) -> None:
+  """Reads the images twice, in one of several processes, and saves what came of it."""
+  import jax
+
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  jax.distributed.initialize(coordinator, count, index)
+  from pomp_jax.clip import load_clip
+
+  stored_features._BLOCK, evaluate._BATCH = BLOCK, BATCH
+  keep, written = ArrayCache.keep, []
+
+  def noted(self, key, array, **options):
+    written.append(key)
+    return keep(self, key, array, **options)
+
+  ArrayCache.keep = noted
+  encoder = Encoder(load_clip(str(folder / "clip")), chunk=8)
+  keys = [f"{i}.png" for i in range(IMAGES)]
+  labels = np.load(folder / "labels.npy")
+  source = StoredImages(list("abcd"), labels, keys, Files(folder / "images"), image_size=32)
+  # The second process sees the folder `shared`, and not the folder of the first one alone.
+  for name in ("shared", "own" if index == 0 else f"own_of_{index}"):
+    where, features = folder / name, []
+    for _ in range(2):
+      features.append(cached(encoder, source, where, max_corrupt=0.2).features)
+      n_files = len(written)
+    np.savez(folder / f"{name.partition('_')[0]}-{index}.npz", *features, n_files=n_files)
+    written.clear()
+
+
+def test_two_processes_share_the_files(clip_and_torch, encoder, tmp_path):
+  source = pictures(tmp_path / "images", bad=BAD)
+  np.save(tmp_path / "labels.npy", source.labels)
+  (tmp_path / "clip").symlink_to(clip_and_torch[0].name)
+  expected = split_features(encoder, source, max_corrupt=0.2).features
+  with Processes(2, [__file__, "--folder", str(tmp_path)], devices=2) as processes:
+    for status, output in processes.finish(300).values():
+      assert status == 0, output[-3000:]
+  n_files = {}
+  for name in ("shared", "own"):
+    for index in range(2):
+      with np.load(tmp_path / f"{name}-{index}.npz") as found:
+        np.testing.assert_allclose(found["arr_0"], expected, atol=1e-6)
+        np.testing.assert_array_equal(found["arr_1"], found["arr_0"])
+        n_files[name, index] = int(found["n_files"])
+  # Each writes its own, or the first one all where the other does not see its folder.
+  assert n_files == {("shared", 0): 2, ("shared", 1): 1, ("own", 0): 3, ("own", 1): 0}
+  assert not (tmp_path / "own_of_1").exists()
+
+
+if __name__ == "__main__":
+  import argparse
+
+  parser = argparse.ArgumentParser()
+  for name, kind in (("folder", pathlib.Path), ("coordinator", str), ("process_id", int)):
+    parser.add_argument(f"--{name}", type=kind)
+  parser.add_argument("--num_processes", type=int)
+  given = parser.parse_args()
+  in_process(given.num_processes, given.coordinator, given.process_id, given.folder)
