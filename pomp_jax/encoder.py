@@ -6,6 +6,7 @@ Shapes: N classes, n images, M context vectors, D width, E embedding.
 from collections.abc import Callable, Iterator, Sequence
 import functools
 import json
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -204,7 +205,8 @@ class Encoder:
       n_replicated: number of arguments before the rows; they are on the mesh.
 
     Returns:
-      The function on the host's rows, NumPy to NumPy, a chunk at a time over all devices.
+      The function on the host's rows, an array or a tree of arrays, to an array of the host; a
+        chunk at a time over all devices.
     """
     compiled = map_rows(self.mesh, function, n_replicated)
     return lambda *inputs: self._in_chunks(
@@ -227,20 +229,26 @@ class Encoder:
       self._programs[key] = map_rows(self.mesh, features, 2)
     return self._programs[key]
 
-  def _chunks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+  def _chunks(self, rows: Any) -> Iterator[tuple[Any, int]]:
     """Chunks of one static size, padded with their first row, and their numbers of real rows."""
-    size = self._chunk_size(len(rows))
-    for start in range(0, len(rows), size):
-      part = rows[start : start + size]
-      yield np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)]), len(part)
+    n_rows = _n_rows(rows)
+    size = self._chunk_size(n_rows)
+
+    def padded(leaf, start):
+      part = leaf[start : start + size]
+      return np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
+
+    for start in range(0, n_rows, size):
+      chunk = jax.tree.map(functools.partial(padded, start=start), rows)
+      yield chunk, min(size, n_rows - start)
 
   def _chunk_size(self, n_rows: int) -> int:
     return min(self._chunk, self.mesh.size * -(-n_rows // self.mesh.size))
 
-  def _in_chunks(self, compute: Callable, rows: np.ndarray, what: str) -> np.ndarray:
+  def _in_chunks(self, compute: Callable, rows: Any, what: str) -> np.ndarray:
     results: list = []
     sizes: list[int] = []
-    n_chunks = -(-len(rows) // self._chunk_size(len(rows)))
+    n_chunks = -(-_n_rows(rows) // self._chunk_size(_n_rows(rows)))
     for full, n_real in steps_of(self._chunks(rows), what, "chunks", n_chunks):
       results.append(compute(split_rows(full, self.mesh)))
       sizes.append(n_real)
@@ -249,6 +257,10 @@ class Encoder:
     return np.concatenate(
       [np.asarray(chunk)[:n_real] for chunk, n_real in zip(results, sizes, strict=True)]
     )
+
+
+def _n_rows(rows: Any) -> int:
+  return len(jax.tree.leaves(rows)[0])
 
 
 def _on_every_host(here: bool) -> bool:

@@ -42,7 +42,7 @@ class Stream(NamedTuple):
   """What a run is trained on, step by step; of each batch the rows of this process's devices.
 
   Attributes:
-    features: of the images, as the tower has them.
+    features: of the images, as the tower has them; a file that is mapped into memory.
     labels: their classes.
   """
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import contextlib
+import tempfile
 from typing import Any
 
 import jax
@@ -18,7 +19,8 @@ from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import SplitFeatures, evaluate
-from pomp_jax.inference.metrics import Accuracy, topk_accuracy
+from pomp_jax.inference.metrics import Accuracy
+from pomp_jax.inference.topk import topk_accuracy
 from pomp_jax.prompt.mesh import DATA, replicate
 from pomp_jax.prompt.step import over_all_devices
 from pomp_jax.train import batches, setup
@@ -34,9 +36,10 @@ Scores = dict[str, dict[str, Accuracy]]
 
 
 class Shared:
-  """Opens and computes when asked for the first time; keeps all of it in memory.
+  """Opens and computes when asked for the first time; keeps all of it.
 
-  Features of evaluation images are also in `eval.cache` or the ablation's folder.
+  Streams are in temporary files, mapped into memory. Features of evaluation images are also in
+  `eval.cache` or the ablation's folder.
   """
 
   def __init__(self, folder: RunFolder):
@@ -104,7 +107,8 @@ class Shared:
       features_NxE = encoder.features_of_tokens(params, tokens, config.prompt.position)
       for name, split in splits.items():
         rows = features_NxE[[row[own] for own in split.names]]
-        found[name].append(topk_accuracy(split.features, rows, split.labels)["top1"])
+        scores = topk_accuracy(split.features, rows, split.labels, mesh=encoder.mesh)
+        found[name].append(scores["top1"])
     return found
 
   def _curve_splits(self, config: Settings) -> dict[str, SplitFeatures]:
@@ -169,12 +173,20 @@ class Shared:
 
 
 def _stream(run: setup.Run, image_features: Callable) -> Stream:
-  """Reads this process's rows of the batches that the pretrain job would read, as features."""
+  """Reads this process's rows of the batches that the pretrain job would read, as features.
+
+  Raises:
+    OSError: the folder for temporary files (`TMPDIR`) is full.
+  """
   config, mesh = run.config, run.encoder.mesh
   rows, (part, n_parts) = NamedSharding(mesh, P(DATA)), batches.own_shard(mesh)
   at_a_time = max(_IMAGES // config.batch_size, 1)
-  features, labels = [], []
-  with contextlib.closing(batches.open_batches(config, run.source, run.fetch, mesh)) as loader:
+  labels = []
+  with (
+    contextlib.closing(batches.open_batches(config, run.source, run.fetch, mesh)) as loader,
+    # Without a name: it ends with the process.
+    tempfile.TemporaryFile() as file,
+  ):
     starts = range(0, run.total_steps, at_a_time)
     for start in steps_of(starts, "features of training images", "parts"):
       some = [next(loader) for _ in range(min(at_a_time, run.total_steps - start))]
@@ -183,6 +195,10 @@ def _stream(run: setup.Run, image_features: Callable) -> Stream:
         images = jax.make_array_from_process_local_data(rows, images)
         # One block of rows a part: those of all these batches.
         images = np.split(np.asarray(image_features(run.frozen.image, images)), n_parts)[part]
-      features += np.split(images, len(some))
+      # Not through the mapping: a full disk would kill the process.
+      file.write(np.ascontiguousarray(images).data)
       labels += [batch["label"] for batch in some]
-  return Stream(np.stack(features), np.stack(labels))
+    file.flush()
+    labels_TxG = np.stack(labels)
+    shape = (*labels_TxG.shape, images.shape[-1])
+    return Stream(np.memmap(file, images.dtype, mode="r", shape=shape), labels_TxG)

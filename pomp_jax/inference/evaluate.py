@@ -33,9 +33,9 @@ from pomp_jax.inference.metrics import (
   accuracy_of_scores,
   check_finite,
   ranks,
-  topk_accuracy,
 )
 from pomp_jax.inference.stored_features import StoredFeatures
+from pomp_jax.inference.topk import topk_accuracy
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 
 # Images rendered or decoded at a time, over all processes.
@@ -119,7 +119,9 @@ def evaluate(
     text_features = encoder.class_features(list(row), prompt)
     for split_name, split in splits.items():
       rows = text_features[[row[name] for name in split.names]]
-      results[split_name][prompt_name] = topk_accuracy(split.features, rows, split.labels)
+      results[split_name][prompt_name] = topk_accuracy(
+        split.features, rows, split.labels, mesh=encoder.mesh
+      )
   return results
 
 

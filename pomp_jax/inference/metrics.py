@@ -17,8 +17,6 @@ from pomp_jax.files.terminal import steps_of
 
 # Confidence bins, as in Guo et al. (2017).
 N_BINS = 15
-# Scores that `topk_accuracy` computes at a time: 4 MB.
-_CHUNK_SCORES = 2**20
 # Two-sided 95% quantile of the standard normal distribution.
 _QUANTILE = float(scipy.special.ndtri(0.975))
 
@@ -56,43 +54,13 @@ def ranks(
   return xp.where(xp.all(xp.isfinite(scores_BxN), axis=1), rank_B, scores_BxN.shape[1])
 
 
-def topk_accuracy(
-  image_features_BxE: Float[np.ndarray, "B E"],
-  class_features_NxE: Float[np.ndarray, "N E"],
-  labels_B: Int[np.ndarray, " B"],
-  ks: Sequence[int] = (1, 5),
-  chunk: int = 0,
-) -> Accuracy:
-  """Computes the share of images whose class is among the k most similar.
-
-  Ties count as wrong: a constant classifier scores 0.
-
-  Args:
-    image_features_BxE: unit rows.
-    class_features_NxE: unit rows.
-    labels_B: right classes.
-    ks: values of k.
-    chunk: images scored at a time; 0: as many as keep their scores in a processor's cache.
-
-  Returns:
-    {"images": n, "top1": .., "top1_interval": [low, high], "top5": ..}; the interval is
-    `wilson_interval`'s.
-  """
-  return accuracy_of_scores(
-    lambda part: image_features_BxE[part] @ class_features_NxE.T,
-    labels_B,
-    ks,
-    chunk or max(_CHUNK_SCORES // len(class_features_NxE), 16),
-  )
-
-
 def accuracy_of_scores(
   scores: Callable[[slice], Float[np.ndarray, "b N"]],
   labels_B: Int[np.ndarray, " B"],
   ks: Sequence[int] = (1, 5),
   chunk: int = 512,
 ) -> Accuracy:
-  """Computes `topk_accuracy` of any classifier.
+  """Computes `topk.topk_accuracy` of any classifier.
 
   An image with a score that is not finite counts as wrong for every k. `scores` returns those of a
   slice of the images over all classes.
@@ -104,12 +72,19 @@ def accuracy_of_scores(
     scores_BxN = scores(part)
     n_classes = scores_BxN.shape[1]
     rank_B[part] = ranks(scores_BxN, labels_B[part])
-  figures: Accuracy = {"images": len(labels_B)}
+  return accuracy_of_ranks(rank_B, n_classes, ks)
+
+
+def accuracy_of_ranks(
+  rank_B: Int[np.ndarray, " B"], n_classes: int, ks: Sequence[int] = (1, 5)
+) -> Accuracy:
+  """Computes `topk.topk_accuracy` of the ranks of the right classes; see `ranks`."""
+  figures: Accuracy = {"images": len(rank_B)}
   for k in ks:
     # Rank N (not finite) is wrong even where k > N.
     figures[f"top{k}"] = float(np.mean(rank_B < min(k, n_classes)))
     if k == 1:
-      figures["top1_interval"] = wilson_interval(figures["top1"], len(labels_B))
+      figures["top1_interval"] = wilson_interval(figures["top1"], len(rank_B))
   return figures
 
 

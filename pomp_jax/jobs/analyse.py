@@ -34,8 +34,9 @@ from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import split_features
-from pomp_jax.inference.metrics import check_finite, topk_accuracy
+from pomp_jax.inference.metrics import check_finite
 from pomp_jax.inference.named_prompts import NamedPrompt, features_under, read_prompts
+from pomp_jax.inference.topk import topk_accuracy
 from pomp_jax.inputs.evaluation_sets import evaluation_sets, open_everywhere
 from pomp_jax.jobs.evaluate import check_prompts
 from pomp_jax.train.resume import check_same_run
@@ -110,7 +111,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
         label: {
           "alignment": alignment(images.features, rows, images.labels),
           "uniformity": uniformity(rows) if len(rows) > 1 else None,
-          **topk_accuracy(images.features, rows, images.labels, ks=(1,)),
+          **topk_accuracy(images.features, rows, images.labels, ks=(1,), mesh=encoder.mesh),
         }
         for label, rows in features.items()
       },

@@ -16,7 +16,7 @@ from pomp_jax import hosts, inputs
 from pomp_jax.config import METHODS
 from pomp_jax.data.loader import Loader
 from pomp_jax.files.checkpoints import Checkpoints
-from pomp_jax.inference.metrics import topk_accuracy
+from pomp_jax.inference.topk import topk_accuracy
 from pomp_jax.prompt.loss import guess_loss
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.step import TrainState
@@ -173,6 +173,7 @@ def _validation(run: Run) -> Callable[[TrainState], float | None]:
 
   def top1(state: TrainState) -> float:
     features_NxE = training_class_features(run, state.params)
-    return topk_accuracy(split.features, features_NxE, split.labels)["top1"]
+    mesh = run.encoder.mesh
+    return topk_accuracy(split.features, features_NxE, split.labels, mesh=mesh)["top1"]
 
   return top1

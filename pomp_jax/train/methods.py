@@ -23,15 +23,17 @@ from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
+from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import Source, StoredImages
-from pomp_jax.encoder import Encoder
+from pomp_jax.encoder import Encoder, map_rows
 from pomp_jax.files.prompt_file import check_fits, format_of_name, load_prompt
 from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.inference.evaluate import SplitFeatures, classifier_accuracy
-from pomp_jax.inference.metrics import Accuracy, accuracy_of_scores, topk_accuracy
+from pomp_jax.inference.evaluate import SplitFeatures, classifier_accuracy, image_batches
+from pomp_jax.inference.metrics import Accuracy, accuracy_of_ranks, ranks
 from pomp_jax.inference.named_prompts import ENSEMBLE, HAND_WRITTEN, features_under
+from pomp_jax.inference.topk import rank_rows, topk_accuracy
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
 from pomp_jax.prompt.loss import normalize
@@ -40,7 +42,8 @@ from pomp_jax.train.batches import readable_features, view_features
 
 # Classes in a chunk, for per-image class features.
 _CLASSES = 256
-# Images decoded at a time, and images with per-image class features scored at a time.
+# Images decoded at a time over all processes, and images scored at a time with per-image class
+# features.
 _IMAGES = 512
 _IMAGES_WITH_CLASSES = 32
 # Hand-written prompts of a zero-shot CLIP: the template of the data set, the name alone, and CLIP's
@@ -176,18 +179,33 @@ def accuracy_of_learner(
 ) -> Callable[[Any, SplitFeatures, Source], Accuracy]:
   """Returns a function (parameters, features of a split, its images) -> top-1 and top-5."""
   learner = make_learner(config, encoder, module, encoder.text_tower(), None)
-  compiled = compiled_accuracy(encoder, learner, METHODS[config.method].per_image_text)
+  compiled = compiled_accuracy(
+    encoder,
+    learner,
+    METHODS[config.method].per_image_text,
+    threads=config.data.threads,
+    max_corrupt=config.data.max_corrupt,
+  )
   frozen = functools.lru_cache(maxsize=1)(lambda names: frozen_arrays(config, encoder, names))
   return lambda params, split, source: compiled(params, frozen(split.names), split, source)
 
 
-def compiled_accuracy(encoder: Encoder, learner: Learner, per_image: bool) -> Callable:
+def compiled_accuracy(
+  encoder: Encoder,
+  learner: Learner,
+  per_image: bool,
+  *,
+  threads: int = 2,
+  max_corrupt: float = 0.0,
+) -> Callable:
   """Returns the accuracy of any parameters on any split, compiled once for all.
 
   Args:
     encoder: CLIP on the devices.
     learner: learner without a token budget.
     per_image: whether class features depend on the image.
+    threads: prefetching threads of each process, for images.
+    max_corrupt: share of the images that may be unreadable, see `inference.split_features`.
 
   Returns:
     Function (parameters on the mesh, frozen arrays with the split's classes, features of the split,
@@ -201,7 +219,8 @@ def compiled_accuracy(encoder: Encoder, learner: Learner, per_image: bool) -> Ca
     no_images = jnp.zeros((0, 1))
     return normalize(learner.text_features(params, frozen, ids_R, no_images).features)
 
-  def of_pairs(params, frozen, ids_PxR, features_BxE):
+  def ranks_of_pairs(n_classes, params, frozen, ids_PxR, rows):
+    features_BxE, labels_B = rows
     unit_BxE = normalize(features_BxE)
 
     def of_part(ids_R):
@@ -211,28 +230,52 @@ def compiled_accuracy(encoder: Encoder, learner: Learner, per_image: bool) -> Ca
       )
 
     scores_PxBxR = jax.lax.map(of_part, ids_PxR)
-    return jnp.moveaxis(scores_PxBxR, 0, 1).reshape(features_BxE.shape[0], -1)
+    scores_BxN = jnp.moveaxis(scores_PxBxR, 0, 1).reshape(features_BxE.shape[0], -1)
+    return ranks(scores_BxN[:, :n_classes], labels_B)
 
-  images, classes = encoder.over_rows(of_images, 2), encoder.over_rows(of_classes, 2)
-  pairs = encoder.over_rows(of_pairs, 3)
+  # Split over the devices, as `rank_rows` takes them.
+  images = map_rows(encoder.mesh, of_images, n_replicated=2, gather=False)
+  classes = encoder.over_rows(of_classes, 2)
+
+  @functools.cache
+  def pairs(n_classes):
+    return encoder.over_rows(functools.partial(ranks_of_pairs, n_classes), 3)
+
+  def ranks_of_images(params, frozen, split, source, classes_NxE) -> np.ndarray:
+    """Reads the images again; those that can't be read any more are dropped."""
+    if isinstance(source, StoredImages):
+      source = source.sized(encoder.clip.image_size)
+    skipped, found = SkippedImages(source, max_corrupt), []
+    classes_NxE = replicate(classes_NxE, encoder.mesh)
+    for batch in image_batches(
+      encoder, source, skipped, _IMAGES, threads, "features of images", split.indices
+    ):
+      rows = images(params, frozen, batch.images), batch.labels
+      found.append((rank_rows(encoder.mesh)(classes_NxE, rows), batch.n_images))
+      # Fetched one batch late, so that the devices can work on the next meanwhile.
+      found[-2:-1] = [(np.asarray(one), n) for one, n in found[-2:-1]]
+    skipped.gather()
+    ranks_n = np.concatenate([np.asarray(one)[:n] for one, n in found])
+    return ranks_n[~np.isin(split.indices, list(skipped.reasons))]
 
   def accuracy(params: Any, frozen: Frozen, split: SplitFeatures, source: Source) -> Accuracy:
-    features_nxE, ids_N = split.features, np.arange(len(split.names), dtype=np.int32)
-    if isinstance(learner, ImageLearner):
-      if isinstance(source, StoredImages):
-        source = source.sized(encoder.clip.image_size)
-      parts = np.split(split.indices, range(_IMAGES, len(split.indices), _IMAGES))
-      parts = steps_of(parts, "features of images", "batches")
-      features_nxE = np.concatenate([images(params, frozen, source.images(i)) for i in parts])
+    ids_N = np.arange(len(split.names), dtype=np.int32)
     if not per_image:
-      return topk_accuracy(features_nxE, classes(params, frozen, ids_N), split.labels)
+      classes_NxE = classes(params, frozen, ids_N)
+      if not isinstance(learner, ImageLearner):
+        return topk_accuracy(split.features, classes_NxE, split.labels, mesh=encoder.mesh)
+      return accuracy_of_ranks(
+        ranks_of_images(params, frozen, split, source, classes_NxE), ids_N.size
+      )
     # The last chunk is padded with the first class.
     ids_PxR = np.pad(ids_N, (0, -ids_N.size % _CLASSES)).reshape(-1, _CLASSES)
-    return accuracy_of_scores(
-      lambda part: pairs(params, frozen, ids_PxR, features_nxE[part])[:, : ids_N.size],
-      split.labels,
-      chunk=_IMAGES_WITH_CLASSES,
-    )
+    compute, found = pairs(ids_N.size), []
+    starts = range(0, len(split.labels), _IMAGES_WITH_CLASSES)
+    for start in steps_of(starts, "scoring", "parts"):
+      part = slice(start, start + _IMAGES_WITH_CLASSES)
+      rows = split.features[part], split.labels[part].astype(np.int32)
+      found.append(compute(params, frozen, ids_PxR, rows))
+    return accuracy_of_ranks(np.concatenate(found), ids_N.size)
 
   return accuracy
 
@@ -274,7 +317,7 @@ def scores_of_features(
   for prompt, text in _ZERO_SHOT.items():
     if not fitted or prompt in ("hand_written", "class_name"):
       features_NxE = features_under(encoder, classes, text)
-      scores[prompt] = topk_accuracy(split.features, features_NxE, split.labels)
+      scores[prompt] = topk_accuracy(split.features, features_NxE, split.labels, mesh=encoder.mesh)
   return scores
 
 

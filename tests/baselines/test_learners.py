@@ -191,20 +191,29 @@ def test_accuracy_equals_that_of_torchs_logits(tiny, name, monkeypatch):
   split = SplitFeatures(names, labels, features.astype(np.float32), np.arange(len(labels)))
   accuracy = compiled_accuracy(encoder, learner, per_image=name == "cocoop")
   params, frozen = replicate((params, tiny.frozen), encoder.mesh)
-  found = accuracy(params, frozen, split, Noise(tiny.images, labels, names))
+  source = Noise(tiny.images, labels, names)
+  found = accuracy(params, frozen, split, source)
   assert (found["top1"], found["top5"], found["images"]) == (5 / 8, 5 / 8, 8)
+  # Batch by batch; the last image also pads.
+  assert max(source.read, default=0) == (0 if name == "cocoop" else 5)
+  # Of some of the images.
+  some = np.array([0, 1, 2, 4, 7])
+  split = SplitFeatures(names, labels[some], split.features[some], some)
+  found = accuracy(params, frozen, split, source)
+  assert (found["top1"], found["images"]) == (3 / 5, 5)
 
 
 class Noise:
-  """A source of given images."""
+  """A source of given images; notes how many are read together."""
 
   def __init__(self, images, labels, names):
-    self.labels, self.names, self._images = labels, names, images
+    self.labels, self.names, self._images, self.read = labels, names, images, []
 
   def __len__(self):
     return len(self.labels)
 
   def images(self, indices):
+    self.read.append(len(indices))
     return self._images[indices]
 
 

@@ -1,5 +1,6 @@
 """Figures against scikit-learn and torchmetrics, and in NumPy's float64 from all scores at once."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from pomp_jax.inference.metrics import (
   accuracy_of_scores,
   confidence_bins,
   ranks,
-  topk_accuracy,
   wilson_interval,
 )
+from pomp_jax.inference.topk import topk_accuracy
+from pomp_jax.prompt.mesh import make_mesh
 
 # The bins are those of Guo et al. (2017); a literal, so that another number shows.
 N, IMAGES, N_BINS = 30, 1000, 15
@@ -139,13 +141,16 @@ def test_what_is_not_finite_is_refused():
     tally.figures()
 
 
+@pytest.mark.parametrize("chunk", [0, 63])
+@pytest.mark.parametrize("n_devices", [1, 8])
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_topk_equals_scikit_learn(k):
+def test_topk_equals_scikit_learn(k, n_devices, chunk):
   rng = np.random.default_rng(k)
   images, classes = unit(rng.normal(size=(200, 8))), unit(rng.normal(size=(30, 8)))
   labels = rng.integers(0, 30, 200)
   expected = top_k_accuracy_score(labels, images @ classes.T, k=k, labels=np.arange(30))
-  found = topk_accuracy(images, classes, labels, ks=(k,), chunk=64)
+  mesh = make_mesh(devices=jax.devices()[:n_devices])
+  found = topk_accuracy(images, classes, labels, ks=(k,), mesh=mesh, chunk=chunk)
   assert found[f"top{k}"] == pytest.approx(expected)
   assert found["images"] == 200
   if k == 1:
@@ -156,6 +161,8 @@ def test_topk_equals_scikit_learn(k):
 def test_a_constant_classifier_scores_nothing():
   images, classes = np.ones((10, 2)), np.ones((5, 2))
   assert topk_accuracy(images, classes, np.zeros(10, int), ks=(1,))["top1"] == 0
+  # Nor one whose features are not finite.
+  assert topk_accuracy(images, np.full((5, 2), np.nan), np.zeros(10, int))["top5"] == 0
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])

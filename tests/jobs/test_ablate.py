@@ -1,19 +1,22 @@
 """The ablate job: cells equal to runs of their own, resumption, failures, what it leaves."""
 
+import contextlib
 import csv
 import json
+import tempfile
 
 import numpy as np
 import pytest
 
-from pomp_jax import hosts
+from pomp_jax import hosts, inputs
 from pomp_jax.ablation.grid import make_cells
 from pomp_jax.ablation.lanes import Trained, lane_groups, lanes_at_a_time
+from pomp_jax.ablation.shared import Shared
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import ablate, pretrain
-from pomp_jax.train import setup
+from pomp_jax.train import batches, setup
 from pomp_jax.train.watch import TrainingError
 from tests.support.processes import Processes
 from tests.support.small_run import small_config, trained
@@ -61,6 +64,30 @@ def test_a_cell_equals_a_run_of_its_own(finished, tmp_path, number):
     assert stored["by_hand"][split] == {
       name: scores["top1"] for name, scores in prompts.items() if name != "prompt"
     }
+
+
+def test_a_stream_is_held_once_in_a_file_without_a_name(tmp_path, monkeypatch):
+  monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+  monkeypatch.setattr(tempfile, "tempdir", None)
+  (tmp_path / "temporary").mkdir()
+  folder = RunFolder(tmp_path / "run")
+  shared = Shared(folder)
+  cells = make_cells(config_for("optim.lr=0.1|0.2;seed=0|1", steps=4))
+  runs = [shared.prepare(cell.config, folder) for cell in cells]
+  one, other_seed, same, _ = (shared.stream(run) for run in runs)
+  assert isinstance(one.features, np.memmap) and not list((tmp_path / "temporary").iterdir())
+  assert np.shares_memory(one.features, same.features)
+  assert not np.array_equal(one.labels, other_seed.labels)
+  # Those of the images that a run reads, step by step.
+  encoder, data = runs[0].encoder, runs[0].config.data
+  source = inputs.open_training_source(data, encoder.clip.image_size)
+  with contextlib.closing(
+    batches.open_batches(runs[0].config, source, runs[0].fetch, encoder.mesh)
+  ) as loader:
+    for features, labels, batch in zip(one.features, one.labels, loader, strict=False):
+      np.testing.assert_array_equal(labels, batch["label"])
+      expected = encoder.image_features(batch["image"], unit=False)
+      np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_each_lane_has_its_own_bank(tmp_path, monkeypatch):

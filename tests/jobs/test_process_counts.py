@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.files.prompt_file import load_prompt
+from pomp_jax.files.run_folder import RunFolder
 from tests.support.processes import run_in_processes
 from tests.support.small_run import small_config
 
@@ -52,6 +53,8 @@ def jobs(folder, size):
       negatives="all", **_SMALL, **cache, **{"data.features": "cached", "mesh.class_size": size}
     ),
     "ablate": ablation,
+    # Validated on images: each process reads those of its devices.
+    "vpt": small_config(method="vpt_shallow", **_SMALL),
     # Nothing is left to do, and all processes have to find that.
     "ablate again": ablation,
     "ablate_cached": small_config(
@@ -123,6 +126,12 @@ class TestTheSame:
     one, several = (results(folder, job) for folder in both)
     assert several["eval"] == one["eval"]
     assert several["k"] == one["k"] == (_N if job == "all" else 20)
+
+  def test_prompted_images(self, both):
+    one, several = (results(folder, "vpt") for folder in both)
+    assert several["eval"] == one["eval"]
+    one, several = (RunFolder(folder / "vpt").scalars() for folder in both)
+    assert several["validation_top1"] == one["validation_top1"] == ([5], one["validation_top1"][1])
 
   def test_features(self, both):
     one, several = (sorted((folder / "features").glob("block-*.npy")) for folder in both)
