@@ -36,6 +36,7 @@ from pomp_jax.config import JOBS, METHODS, Settings, load_job, unpack, validate
 from pomp_jax.config.command_line import explain, help_text, with_tuple
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure
+from pomp_jax.files.compilation_cache import use_compilation_cache
 from pomp_jax.files.paths import problem_of
 from pomp_jax.files.run_folder import Presence
 from pomp_jax.files.terminal import printable, set_up_logging, set_up_streams
@@ -66,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
     config = unpack(_CONFIG.value)
     validate(config)
     _join(config, workdir)
+    if not config.dry_run and config.job != "benchmark":  # they measure compilation
+      use_compilation_cache(config.compilation_cache, workdir)
     module = load_job("dry_run" if config.dry_run else config.job)
     module.check(config, workdir)
     if not jax.distributed.is_initialized() and JOBS[config.job].devices:

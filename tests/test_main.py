@@ -77,7 +77,7 @@ def run_main(capsys, *arguments):
     ("--config.prompt.m=70", "config.prompt.m"),
     ("--config.clip.model=/no/such/folder", "config.clip.model: got '/no/such/folder'"),
     ("--config.optim.lr=nan", "config.optim.lr: got nan, expected 0 or more"),
-    ("--config.clip.memory_gib=0", "config.clip.memory_gib: got 0.0, expected above 0"),
+    ("--config.clip.memory_gib=-1", "config.clip.memory_gib: got -1.0, expected 0 or more"),
     ("--config.eval.template=a photo", "config.eval.template"),
     ("--config.prompt.init=one two three four five six", "config.prompt.init"),
     ("--conf.k=3", "conf"),

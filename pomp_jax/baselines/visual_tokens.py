@@ -24,6 +24,7 @@ from pomp_jax.clip import TextTower
 from pomp_jax.clip.vision import PromptedImageTower, prompted_image_tower
 from pomp_jax.config import Settings
 from pomp_jax.encoder import Encoder
+from pomp_jax.inputs.memory import activation_memory
 from pomp_jax.prompt.context import INIT_STDDEV, PromptContext
 from pomp_jax.prompt.learner import Frozen, TextFeatures, available_rows, class_sequences
 
@@ -108,7 +109,9 @@ def make_learner(
   token_budget: int | None,
 ) -> VPTLearner | MaPLeLearner:
   """Builds the learner of a run; see `train.methods.make_learner`."""
-  tower = prompted_image_tower(encoder.clip, config.clip.dtype, config.clip.image_chunk)
+  # The other half is the text tower's.
+  memory = activation_memory(config.clip) / 2
+  tower = prompted_image_tower(encoder.clip, config.clip.dtype, config.clip.image_chunk, memory)
   width, depth = encoder.clip.config.vision_config.hidden_size, config.prompt.depth
   if config.method == "maple":
     return MaPLeLearner(module, text_tower, tower, width, depth, token_budget)

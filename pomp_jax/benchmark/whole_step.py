@@ -31,7 +31,7 @@ from pomp_jax.prompt.step import (
 
 # Images of a draw: those of a device in the published recipe, before augmentation.
 _GROUP = 32
-# The default of config.clip.memory_gib.
+# That of config.clip.memory_gib on CPUs.
 _ACTIVATION_BYTES = 4.0 * 2**30
 
 

@@ -56,7 +56,7 @@ def image_tower(clip: Clip, dtype: Any = jnp.float32, chunk: int = 0) -> ImageTo
 
 
 def prompted_image_tower(
-  clip: Clip, dtype: Any = jnp.float32, chunk: int = 0
+  clip: Clip, dtype: Any = jnp.float32, chunk: int = 0, limit_bytes: float = 0.0
 ) -> PromptedImageTower:
   """Builds `(clip.vision_params, images, tokens) -> features`, float32 and not normalised.
 
@@ -64,7 +64,12 @@ def prompted_image_tower(
   dropped (Jia et al., 2022: J = 1 is VPT-shallow, J = all layers VPT-deep). The first tokens enter
   before the tower's first layer norm. Learned tokens have no positions.
 
-  Arguments as `image_tower`'s. The limit of `chunk` holds in the backward pass too.
+  Args:
+    clip: the CLIP of the vision tower, a ViT.
+    dtype: compute type of the layers, see `clip.precision`; parameters stay float32.
+    chunk: the most images in memory together in the forward pass; 0 for all.
+    limit_bytes: memory for activations. Above it, by a rough estimate, each chunk is rematerialised
+      in the backward pass, where the limit of `chunk` then holds too.
   """
   dtype, products = precision_of(dtype)
   config: Any = clip.config.vision_config
@@ -89,9 +94,34 @@ def prompted_image_tower(
     pooled_BxD = norm.apply({"params": model["post_layernorm"]}, hidden[:, 0])
     return _project(params, pooled_BxD, dtype)
 
-  # A chunk's activations are rematerialised in the backward pass.
   precise = with_products(products, features)
-  return in_chunks(jax.checkpoint(precise) if chunk else precise, chunk)
+  plain, remat = in_chunks(precise, chunk), in_chunks(jax.checkpoint(precise), chunk)
+
+  def tower(params, images_BxHxWx3, tokens_JxVxD):
+    n_images, n_learned = images_BxHxWx3.shape[0], tokens_JxVxD.shape[1]
+    # One chunk would need all of its activations at once in either case.
+    several = 0 < chunk < n_images
+    exceeds = prompted_activation_bytes(config, n_images, n_learned) > limit_bytes
+    return (remat if several and exceeds else plain)(params, images_BxHxWx3, tokens_JxVxD)
+
+  return tower
+
+
+def prompted_activation_bytes(config: Any, n_images: int, n_learned: int) -> float:
+  """Rough size of all residuals of a prompted ViT without rematerialisation.
+
+  For each token and layer about nine vectors of width D (inputs and outputs of the norms, query,
+  key, value, the result of attention), three of the MLP's, and the attention weights twice.
+
+  Args:
+    config: configuration of the vision tower.
+    n_images: B.
+    n_learned: V.
+  """
+  n_tokens = 1 + (config.image_size // config.patch_size) ** 2 + n_learned
+  floats = 9 * config.hidden_size + 3 * config.intermediate_size
+  floats += 2 * config.num_attention_heads * n_tokens
+  return 4.0 * floats * config.num_hidden_layers * n_tokens * n_images
 
 
 def normalized(clip: Clip, images_BxHxWx3: Num[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:

@@ -28,6 +28,7 @@ from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.data.class_splits import CLASS_SPLITS
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.files.atomic import why_unwritable
+from pomp_jax.files.compilation_cache import AUTO
 from pomp_jax.prompt.sampling import SAMPLERS
 
 # Prefix of a published architecture with random weights.
@@ -227,6 +228,8 @@ def _check_views(settings: Settings) -> None:
 def _check_caches(settings: Settings) -> None:
   """Cache folders, some of which are first written to after hours."""
   folders = {"eval.cache": settings.eval.cache, "data.cache": settings.data.cache}
+  if settings.compilation_cache != AUTO:
+    folders["compilation_cache"] = settings.compilation_cache
   if settings.job == "cache":
     folders["data.feature_cache"] = settings.data.feature_cache
   for field, folder in folders.items():

@@ -71,7 +71,7 @@ class Clip:
   remat: str = row("auto", "rematerialisation; auto: the fastest", one_of("auto", *REMAT))
   n_chunks: int = row(0, "chunks of a step's classes; 0: chosen by memory_gib", at_least(0))
   memory_gib: float = row(
-    4.0, "memory of activations per device for automatic choices, GiB", above(0)
+    0.0, "memory of activations per device, GiB; 0: half of the device's limit", at_least(0)
   )
   chunk: int = row(1024, "classes or images at a time, for features of many", at_least(1))
   image_chunk: int = row(64, "images in a device's memory at a time; 0: no limit", at_least(0))
@@ -371,6 +371,9 @@ class Settings:
   loss_spike: float = row(0.0, "factor over the usual loss that is bad; 0: not finite only", _spike)
   max_roll_backs: int = row(3, "roll-backs after which the run stops", at_least(0))
   profile_steps: tuple[int, ...] = row((), "first and last step of a profile; empty: none", _pair)
+  compilation_cache: str = row(
+    "auto", "folder of compiled programs; auto: the user's cache folder; empty: none"
+  )
   clip: Clip = Clip()
   data: Data = Data()
   prompt: Prompt = Prompt()

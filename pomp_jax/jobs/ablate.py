@@ -39,6 +39,7 @@ from pomp_jax.files.array_cache import FeatureCacheError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_keyed, write_json, writing
 from pomp_jax.files.terminal import steps_of
+from pomp_jax.inputs.memory import activation_memory
 from pomp_jax.jobs import pretrain
 from pomp_jax.train import setup
 from pomp_jax.train.watch import BadLossError, LossMonitor, TrainingError
@@ -174,7 +175,7 @@ def _most_lanes(run: setup.Run) -> int:
   config = run.config
   if config.ablate.lanes:
     return config.ablate.lanes
-  return int(config.clip.memory_gib * 2**30 // setup.step_bytes(run))
+  return int(activation_memory(config.clip) // setup.step_bytes(run))
 
 
 def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_lanes: int) -> None:

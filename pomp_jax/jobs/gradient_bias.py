@@ -33,6 +33,7 @@ from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
 from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.named_prompts import prompt_of_checkpoint
+from pomp_jax.inputs.memory import activation_memory
 from pomp_jax.prompt.bank import Bank
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen
@@ -191,11 +192,11 @@ def _load(path: str) -> tuple[Prompt, np.ndarray | None]:
 def _check_images(config: Settings, n_classes: int) -> None:
   """Refuses more images than there are, or than the logits of all classes leave room for."""
   n_images = config.gradient_bias.images
-  floats = config.clip.memory_gib * 2**30 / 4
+  memory = activation_memory(config.clip)
   # A row of logits for each image, over all classes and the images' own; as floats.
-  most = int((math.sqrt(n_classes**2 + 4 * floats) - n_classes) / 2)
+  most = int((math.sqrt(n_classes**2 + memory) - n_classes) / 2)
   if n_images > most:
-    takes = f"at most {most}, whose logits take the {config.clip.memory_gib:g} of clip.memory_gib"
+    takes = f"at most {most}, whose logits take the {memory / 2**30:.3g} GiB of clip.memory_gib"
     raise ConfigError("gradient_bias.images", n_images, takes)
   there = len(inputs.open_source(config.data, "train", n_images=n_images))
   if n_images > there:

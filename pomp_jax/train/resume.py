@@ -39,14 +39,16 @@ _FREE_FIELDS = (
   "data.features",
   "data.feature_cache",
   "eval.cache",
+  "compilation_cache",
   "checkpoint.on_failure",
   # As long as no loss is bad.
   "on_bad_loss",
   "loss_spike",
   "max_roll_backs",
 )
-# Fields that follow the number of devices, which may change. A change of the draws is a warning.
-_DEVICE_FIELDS = ("accumulate", "mesh.class_size")
+# Fields that follow the number and the kind of devices, which may change. A change of the draws is
+# a warning.
+_DEVICE_FIELDS = ("accumulate", "mesh.class_size", "clip.memory_gib")
 # Fields of jobs that only read the run's results, or start it.
 _OTHER_JOBS = ("regions.", "segment.", *(f"{name}." for name in JOBS))
 

@@ -22,6 +22,7 @@ from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.inputs.memory import activation_memory
 from pomp_jax.prompt.bank import place_rows
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
@@ -254,8 +255,9 @@ def _learner(run: Run) -> Learner:
 
 def step_memory(run: Run) -> MemoryPlan:
   """Remat and chunks of a step of the run."""
-  # Images with class features of their own share the memory.
-  n_times = run.group_size if METHODS[run.config.method].per_image_text else 1
+  # Images with class features of their own share the memory, and so do two trained towers.
+  method = METHODS[run.config.method]
+  n_times = (run.group_size if method.per_image_text else 1) * (2 if method.pixels else 1)
   text_config = run.encoder.clip.config.text_config
   return memory_plan(run.config.clip, text_config, run.n_prefix, run.token_budget, n_times)
 
@@ -270,10 +272,10 @@ def memory_plan(
 ) -> MemoryPlan:
   """Returns `clip.remat` and `clip.n_chunks`, or the automatic choice where they leave it open.
 
-  `n_times` such steps share `clip.memory_gib`, each with `token_budget` own tokens of the rows of a
-  device behind `n_prefix` shared ones.
+  `n_times` such steps share `inputs.memory.activation_memory`, each with `token_budget` own tokens
+  of the rows of a device behind `n_prefix` shared ones.
   """
-  plan = plan_memory(text_config, n_prefix, token_budget, clip.memory_gib * 2**30 / n_times)
+  plan = plan_memory(text_config, n_prefix, token_budget, activation_memory(clip) / n_times)
   remat = plan.remat if clip.remat == "auto" else clip.remat
   return MemoryPlan(clip.n_chunks or plan.n_chunks, remat)
 

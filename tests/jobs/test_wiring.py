@@ -164,6 +164,7 @@ SAME = {
   "checkpoint.on_failure": "retry",
   "log.every": 1,
   "profile_steps": "2+2",
+  "compilation_cache": "",
   "prometheus.port": 1,  # a free one
   "prometheus.host": "localhost",
 }

@@ -1,0 +1,107 @@
+"""JAX's persistent compilation cache, in a folder that outlives the run.
+
+A restart then loads its programs instead of compiling them. JAX's key covers the program, the
+devices, the flags and the version of the compiler, and JAX only warns where an entry can't be read
+or written.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import pathlib
+import platform
+import uuid
+
+from etils import epath
+import jax
+
+from pomp_jax import hosts
+from pomp_jax.files.atomic import why_unwritable
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+# Programs that take longer than this to compile are stored, in seconds.
+_MIN_SECONDS = 0.1
+# The oldest programs above this size are removed, in bytes.
+_MAX_BYTES = 2**30
+_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+
+
+def use_compilation_cache(folder: str, workdir: str) -> None:
+  """Switches the cache on or off; all processes call it together, before anything is compiled.
+
+  Several processes use it only if all see the same folder: one that has to compile would keep the
+  others waiting, and on GPUs the processes tune a program together.
+
+  Args:
+    folder: the folder. `auto` is `JAX_COMPILATION_CACHE_DIR` if that is set, else `programs` in a
+      run's folder in a bucket, else `pomp_jax` in the user's cache folder. Empty for no cache.
+    workdir: the run's folder.
+  """
+  if folder == AUTO and os.environ.get(_VARIABLES[0]):
+    return
+  path, problem = None, ""
+  if folder:
+    path = epath.Path(_default_folder(workdir) if folder == AUTO else folder)
+    path, problem = _usable(path)
+  jax.config.update("jax_compilation_cache_dir", path and str(path))
+  if path is None:
+    if problem:
+      log.info("programs are compiled at each start: %s", problem)
+    return
+  if _VARIABLES[1] not in os.environ:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)
+  if folder == AUTO and hosts.is_first() and not _is_bucket(path):
+    _remove_oldest(pathlib.Path(path))
+
+
+def _default_folder(workdir: str) -> str:
+  """Folder of this user and this kind of processor, whose instructions the programs contain."""
+  if _is_bucket(workdir):
+    return f"{workdir.rstrip('/')}/programs"
+  cpu = f"{platform.machine()} {platform.processor()}"
+  with contextlib.suppress(OSError):
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    cpu += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+  root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+  return os.path.join(root, "pomp_jax", f"programs-{hashlib.sha256(cpu.encode()).hexdigest()[:8]}")
+
+
+def _is_bucket(path: str | os.PathLike) -> bool:
+  return "://" in os.fspath(path)
+
+
+def _usable(path: epath.Path) -> tuple[epath.Path | None, str]:
+  """The folder if all processes see it as the first one does, or None and the reason.
+
+  All processes call it together.
+  """
+  problem = None if _is_bucket(path) else why_unwritable(path)
+  if hosts.n_processes() == 1:
+    return (None if problem else path), str(problem)
+  mark = path / f"{uuid.uuid4().hex}.mark"
+  if hosts.is_first() and not problem:
+    with contextlib.suppress(OSError):
+      path.mkdir(parents=True, exist_ok=True)
+      mark.write_text("")
+  mark = epath.Path(hosts.from_first(os.fspath(mark), "the folder of compiled programs"))
+  seen = mark.parent == path and mark.exists()
+  everywhere = all(one for _, one in hosts.gather(seen, "who sees the folder of programs"))
+  if hosts.is_first():
+    with contextlib.suppress(OSError):
+      mark.unlink()
+  return (path if everywhere else None), f"not all processes see the same {path}"
+
+
+def _remove_oldest(folder: pathlib.Path) -> None:
+  # Another run may remove the same files.
+  with contextlib.suppress(OSError):
+    found = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob("*-cache"))
+    excess = sum(size for _, size, _ in found) - _MAX_BYTES
+    for _, size, path in found:
+      if excess <= 0:
+        break
+      path.unlink()
+      excess -= size

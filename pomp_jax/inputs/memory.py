@@ -1,0 +1,39 @@
+"""Memory of a device for activations."""
+
+import functools
+import logging
+
+import jax
+
+from pomp_jax import hosts
+from pomp_jax.config import fields
+
+log = logging.getLogger(__name__)
+
+# Share of a device's own limit; weights, data and the other temporaries take the rest.
+_SHARE = 0.5
+# Where a device has no limit of its own: CPUs. The same on all machines, so that a run that moves
+# keeps its bits.
+_NO_LIMIT_GIB = 4.0
+
+
+def activation_memory(clip: fields.Clip) -> float:
+  """Returns `clip.memory_gib` in bytes, or a share of the device's own limit where it is 0.
+
+  The limit is that of the first process, so that all compile the same program. All processes make
+  their first call together.
+  """
+  return (clip.memory_gib or _of_device()) * 2**30
+
+
+@functools.cache
+def _of_device() -> float:
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  limit = min(one.get("bytes_limit", 0) for one in stats) / 2**30
+  limit = hosts.from_first(limit, "the memory of a device")
+  if not limit:
+    log.info("memory for activations: %g GiB, the default without a device limit", _NO_LIMIT_GIB)
+    return _NO_LIMIT_GIB
+  gib = _SHARE * limit
+  log.info("memory for activations: %.1f GiB, half of a device's limit of %.1f GiB", gib, limit)
+  return gib

@@ -1,0 +1,118 @@
+"""The cache of compiled programs: where it is, that a second start hits it, when it is off."""
+
+import json
+import os
+import pathlib
+
+import jax
+import pytest
+
+from pomp_jax.config import ConfigError, validate
+from pomp_jax.files import compilation_cache
+from pomp_jax.files.compilation_cache import use_compilation_cache
+from tests.support.processes import Processes
+from tests.support.small_run import settings
+
+# Compiles a program and writes how often it was loaded from the cache, and where that is.
+_PROGRAM = """
+import json, os, sys
+import jax
+import jax.numpy as jnp
+from pomp_jax import hosts
+from pomp_jax.files.compilation_cache import use_compilation_cache
+
+arguments = dict(a.lstrip("-").split("=") for a in sys.argv[2:] if "=" in a)
+if "num_processes" in arguments:
+  address = sys.argv[sys.argv.index("--coordinator") + 1]
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  count, index = int(arguments["num_processes"]), int(arguments["process_id"])
+  jax.distributed.initialize(address, count, index)
+events = []
+jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
+use_compilation_cache("auto", "run")
+jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8))).block_until_ready()
+found = {
+  "hits": events.count("/jax/compilation_cache/cache_hits"),
+  "folder": jax.config.jax_compilation_cache_dir,
+}
+with open(f"{sys.argv[1]}-{hosts.own_index()}.json", "w") as file:
+  json.dump(found, file)
+"""
+
+
+@pytest.fixture
+def updates(monkeypatch):
+  """What is set in JAX's configuration."""
+  found = {}
+  monkeypatch.setattr(jax.config, "update", found.__setitem__)
+  for name in compilation_cache._VARIABLES:
+    monkeypatch.delenv(name, raising=False)
+  return found
+
+
+def test_where_it_is(updates, tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  use_compilation_cache("auto", "runs/demo")
+  folder = pathlib.Path(updates.pop("jax_compilation_cache_dir"))
+  assert folder.parent == tmp_path / "pomp_jax" and folder.name.startswith("programs-")
+  assert updates.pop("jax_persistent_cache_min_compile_time_secs") < 1
+  use_compilation_cache("auto", "gs://bucket/run/")
+  assert updates["jax_compilation_cache_dir"] == "gs://bucket/run/programs"
+  use_compilation_cache(str(tmp_path / "own"), "runs/demo")
+  assert updates["jax_compilation_cache_dir"] == str(tmp_path / "own")
+  use_compilation_cache("", "runs/demo")
+  assert updates.pop("jax_compilation_cache_dir") is None
+  updates.clear()
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://mine")
+  use_compilation_cache("auto", "runs/demo")
+  assert updates == {}
+
+
+def test_without_a_folder_to_write_to_there_is_none(updates, tmp_path, monkeypatch, caplog):
+  (tmp_path / "file").write_text("")
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+  with caplog.at_level("INFO"):
+    use_compilation_cache("auto", "runs/demo")
+  assert updates == {"jax_compilation_cache_dir": None}
+  assert f"{tmp_path / 'file'} is a file" in caplog.text
+  with pytest.raises(ConfigError, match=r"config\.compilation_cache: .*file is a file"):
+    validate(settings(compilation_cache=str(tmp_path / "file" / "programs")))
+
+
+def test_the_oldest_programs_make_room(updates, tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  monkeypatch.setattr(compilation_cache, "_MAX_BYTES", 250)
+  use_compilation_cache("auto", "run")
+  folder = pathlib.Path(updates["jax_compilation_cache_dir"])
+  folder.mkdir(parents=True)
+  for age, name in enumerate("abcd"):
+    (folder / f"{name}-cache").write_bytes(bytes(100))
+    os.utime(folder / f"{name}-cache", (1e9 - age, 1e9 - age))
+  use_compilation_cache("auto", "run")
+  assert sorted(path.name for path in folder.iterdir()) == ["a-cache", "b-cache"]
+
+
+def started(tmp_path, name, count, **environ):
+  """Runs the program in several processes; what each found."""
+  (tmp_path / "program.py").write_text(_PROGRAM)
+  own = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_COMPILATION_CACHE_DIR": ""}
+  environ = {i: own | {"XDG_CACHE_HOME": str(environ[f"of_{i}"])} for i in range(count)}
+  command = [str(tmp_path / "program.py"), str(tmp_path / name)]
+  with Processes(count, command, environ=environ) as processes:
+    for status, output in processes.finish(300).values():
+      assert status == 0, output[-3000:]
+  return [json.loads((tmp_path / f"{name}-{i}.json").read_text()) for i in range(count)]
+
+
+def test_a_second_start_loads_its_programs(tmp_path):
+  (first,) = started(tmp_path, "first", 1, of_0=tmp_path / "home")
+  (second,) = started(tmp_path, "second", 1, of_0=tmp_path / "home")
+  assert second["hits"] > first["hits"] == 0
+
+
+def test_processes_use_it_only_if_they_share_it(tmp_path):
+  shared = started(tmp_path, "shared", 2, of_0=tmp_path / "home", of_1=tmp_path / "home")
+  assert len({found["folder"] for found in shared}) == 1 and shared[0]["folder"]
+  assert not list((tmp_path / "home").rglob("*.mark"))
+  apart = started(tmp_path, "apart", 2, of_0=tmp_path / "one", of_1=tmp_path / "two")
+  assert [found["folder"] for found in apart] == [None, None]
