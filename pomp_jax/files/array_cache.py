@@ -82,7 +82,7 @@ class ArrayCache:
     self._held: OrderedDict[str, np.ndarray] = OrderedDict()
 
   @property
-  def folder(self) -> pathlib.Path | None:
+  def folder(self) -> Path | None:
     """The folder, if there is one."""
     return self._folder
 

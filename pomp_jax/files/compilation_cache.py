@@ -13,11 +13,11 @@ import pathlib
 import platform
 import uuid
 
-from etils import epath
 import jax
 
 from pomp_jax import hosts
 from pomp_jax.files.atomic import why_unwritable
+from pomp_jax.files.paths import Path, cache_folder, is_bucket, is_file, join, to_path
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def use_compilation_cache(folder: str, workdir: str) -> None:
     return
   path, problem = None, ""
   if folder:
-    path = epath.Path(_default_folder(workdir) if folder == AUTO else folder)
+    path = to_path(_default_folder(workdir) if folder == AUTO else folder)
     path, problem = _usable(path)
   jax.config.update("jax_compilation_cache_dir", path and str(path))
   if path is None:
@@ -53,32 +53,30 @@ def use_compilation_cache(folder: str, workdir: str) -> None:
     return
   if _VARIABLES[1] not in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)
-  if folder == AUTO and hosts.is_first() and not _is_bucket(path):
-    _remove_oldest(pathlib.Path(path))
+  if is_bucket(path):
+    # These files are XLA's own, which knows no bucket.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+  elif folder == AUTO and hosts.is_first():
+    _remove_oldest(path)
 
 
-def _default_folder(workdir: str) -> str:
+def _default_folder(workdir: str) -> Path:
   """Folder of this user and this kind of processor, whose instructions the programs contain."""
-  if _is_bucket(workdir):
-    return f"{workdir.rstrip('/')}/programs"
+  if is_bucket(workdir):
+    return join(workdir, "programs")
   cpu = f"{platform.machine()} {platform.processor()}"
   with contextlib.suppress(OSError):
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     cpu += next((line for line in lines if line.startswith(("flags", "Features"))), "")
-  root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-  return os.path.join(root, "pomp_jax", f"programs-{hashlib.sha256(cpu.encode()).hexdigest()[:8]}")
+  return cache_folder() / f"programs-{hashlib.sha256(cpu.encode()).hexdigest()[:8]}"
 
 
-def _is_bucket(path: str | os.PathLike) -> bool:
-  return "://" in os.fspath(path)
-
-
-def _usable(path: epath.Path) -> tuple[epath.Path | None, str]:
+def _usable(path: Path) -> tuple[Path | None, str]:
   """The folder if all processes see it as the first one does, or None and the reason.
 
   All processes call it together.
   """
-  problem = None if _is_bucket(path) else why_unwritable(path)
+  problem = why_unwritable(path)
   if hosts.n_processes() == 1:
     return (None if problem else path), str(problem)
   mark = path / f"{uuid.uuid4().hex}.mark"
@@ -86,8 +84,8 @@ def _usable(path: epath.Path) -> tuple[epath.Path | None, str]:
     with contextlib.suppress(OSError):
       path.mkdir(parents=True, exist_ok=True)
       mark.write_text("")
-  mark = epath.Path(hosts.from_first(os.fspath(mark), "the folder of compiled programs"))
-  seen = mark.parent == path and mark.exists()
+  mark = to_path(hosts.from_first(os.fspath(mark), "the folder of compiled programs"))
+  seen = mark.parent == path and is_file(mark)
   everywhere = all(one for _, one in hosts.gather(seen, "who sees the folder of programs"))
   if hosts.is_first():
     with contextlib.suppress(OSError):

@@ -157,7 +157,7 @@ def local_copy(path: str | os.PathLike) -> pathlib.Path:
   found = store.info(url)
   version = [str(found.get(field)) for field in ("generation", "ETag", "etag", "size")]
   key = hashlib.sha256("\n".join([url, *version]).encode()).hexdigest()[:32]
-  folder = _cache_folder() / "buckets" / key
+  folder = cache_folder() / "buckets" / key
   copy, checksum = folder / to_path(path).name, folder / "sha256"
   if copy.is_file() and checksum.is_file() and checksum.read_text() == _sha256(copy):
     return copy
@@ -173,7 +173,8 @@ def local_copy(path: str | os.PathLike) -> pathlib.Path:
   return copy
 
 
-def _cache_folder() -> pathlib.Path:
+def cache_folder() -> pathlib.Path:
+  """The project's part of the user's cache folder, which outlives a run."""
   base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   return pathlib.Path(base) / "pomp_jax"
 

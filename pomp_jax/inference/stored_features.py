@@ -19,6 +19,7 @@ from pomp_jax.data.images import PREPROCESSING_VERSION, ImageError
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import ArrayCache, fingerprint
+from pomp_jax.files.paths import is_bucket, is_dir
 from pomp_jax.files.run_folder import RunFolderWriteError
 from pomp_jax.files.terminal import steps_of
 
@@ -129,7 +130,7 @@ def _processes_that_see(cache: ArrayCache) -> list[int]:
       log.warning("%s; features of images are not stored", error)
   # The others look once it is there.
   created = hosts.from_first(seen, "the folder of features")
-  seen = seen or (created and cache.folder.is_dir())
+  seen = created and (hosts.is_first() or is_bucket(cache.folder) or is_dir(cache.folder))
   return [index for index, (_, one) in enumerate(hosts.gather(seen, "who sees it")) if one]
 
 

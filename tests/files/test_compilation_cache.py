@@ -29,7 +29,7 @@ if "num_processes" in arguments:
   jax.distributed.initialize(address, count, index)
 events = []
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
-use_compilation_cache("auto", "run")
+use_compilation_cache("auto", arguments.get("workdir", "run"))
 jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8))).block_until_ready()
 found = {
   "hits": events.count("/jax/compilation_cache/cache_hits"),
@@ -56,8 +56,6 @@ def test_where_it_is(updates, tmp_path, monkeypatch):
   folder = pathlib.Path(updates.pop("jax_compilation_cache_dir"))
   assert folder.parent == tmp_path / "pomp_jax" and folder.name.startswith("programs-")
   assert updates.pop("jax_persistent_cache_min_compile_time_secs") < 1
-  use_compilation_cache("auto", "gs://bucket/run/")
-  assert updates["jax_compilation_cache_dir"] == "gs://bucket/run/programs"
   use_compilation_cache(str(tmp_path / "own"), "runs/demo")
   assert updates["jax_compilation_cache_dir"] == str(tmp_path / "own")
   use_compilation_cache("", "runs/demo")
@@ -92,12 +90,12 @@ def test_the_oldest_programs_make_room(updates, tmp_path, monkeypatch):
   assert sorted(path.name for path in folder.iterdir()) == ["a-cache", "b-cache"]
 
 
-def started(tmp_path, name, count, **environ):
+def started(tmp_path, name, count, *more, **environ):
   """Runs the program in several processes; what each found."""
   (tmp_path / "program.py").write_text(_PROGRAM)
   own = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_COMPILATION_CACHE_DIR": ""}
   environ = {i: own | {"XDG_CACHE_HOME": str(environ[f"of_{i}"])} for i in range(count)}
-  command = [str(tmp_path / "program.py"), str(tmp_path / name)]
+  command = [str(tmp_path / "program.py"), str(tmp_path / name), *more]
   with Processes(count, command, environ=environ) as processes:
     for status, output in processes.finish(300).values():
       assert status == 0, output[-3000:]
@@ -108,6 +106,16 @@ def test_a_second_start_loads_its_programs(tmp_path):
   (first,) = started(tmp_path, "first", 1, of_0=tmp_path / "home")
   (second,) = started(tmp_path, "second", 1, of_0=tmp_path / "home")
   assert second["hits"] > first["hits"] == 0
+
+
+def test_a_run_in_a_bucket_has_its_programs_there(store, tmp_path):
+  folder = store.url(f"run-{tmp_path.name}")
+  argument = f"--workdir={folder}"
+  (first,) = started(tmp_path, "first", 1, argument, of_0=tmp_path / "home")
+  assert first["folder"] == f"{folder}/programs"
+  (second,) = started(tmp_path, "second", 1, argument, of_0=tmp_path / "other home")
+  assert second["hits"] > first["hits"] == 0
+  assert not (tmp_path / "home" / "pomp_jax").exists()
 
 
 def test_processes_use_it_only_if_they_share_it(tmp_path):
