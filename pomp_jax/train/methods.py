@@ -195,7 +195,7 @@ def compiled_accuracy(
   learner: Learner,
   per_image: bool,
   *,
-  threads: int = 2,
+  threads: int = 0,
   max_corrupt: float = 0.0,
 ) -> Callable:
   """Returns the accuracy of any parameters on any split, compiled once for all.
@@ -204,7 +204,7 @@ def compiled_accuracy(
     encoder: CLIP on the devices.
     learner: learner without a token budget.
     per_image: whether class features depend on the image.
-    threads: prefetching threads of each process, for images.
+    threads: prefetching threads of each process, for images; 0: chosen by the machine.
     max_corrupt: share of the images that may be unreadable, see `inference.split_features`.
 
   Returns:
