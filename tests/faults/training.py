@@ -99,9 +99,9 @@ def watched(hook: Hook) -> Iterator[list[int]]:
   firsts: list[int] = []
 
   class Watched(loop.Watch):
-    def __init__(self, folder, total, first, *arguments, **more):
+    def __init__(self, *arguments, first, **more):
       firsts.append(first)
-      super().__init__(folder, total, first, *arguments, **more)
+      super().__init__(*arguments, first=first, **more)
 
     def step(self, step, metrics):
       hook(step)
