@@ -2,6 +2,7 @@
 
   python -m pomp_jax.analysis.step_time_model --chip=tpu_v4
   python -m pomp_jax.analysis.step_time_model --chip=h100 --step_seconds=0.031   # one device
+  python -m pomp_jax.analysis.step_time_model --reading
 
 The model follows `prompt.step`: every draw has its own K-1 negatives, devices of the class axis
 share the rows of a draw, and only the context's gradient and a few scalars are averaged.
@@ -15,7 +16,9 @@ from typing import NamedTuple
 _FLOAT = 4  # bytes of an exchanged number
 _WEIGHT = 2  # bytes of a weight, bfloat16
 _EFFICIENCY = 0.4  # assumed share of a chip's peak
-_THREAD_VIEWS = 1112.0  # measured views/s that one thread decodes and augments
+_THREAD_VIEWS = 746.0  # measured views/s that a worker process on a core decodes and augments
+# Measured views/s that threads of one process decode and augment, by their number.
+_ONE_PROCESS = {2: 1300.0, 4: 1276.0}
 _OVERHEAD = 1e-3  # assumed constant seconds a step
 
 
@@ -52,7 +55,7 @@ class Chip(NamedTuple):
   network: float  # bandwidth to other hosts, bytes/s
   latency: float  # seconds of one message between two devices
   per_host: int  # devices a host
-  host_threads: int  # threads of a host, for decoding
+  host_threads: int  # threads of a host, with a worker process each
 
   def bandwidth(self, n_devices: int) -> float:
     """Returns the slowest link among n devices, bytes/s."""
@@ -135,7 +138,7 @@ def step_time(
     chip: device type.
     layout: division of the work.
     efficiency: share of the chip's peak that the towers reach.
-    thread_views: views/s that one thread decodes and augments.
+    thread_views: views/s that one worker process decodes and augments.
     overhead: constant seconds a step: program start, optimizer.
 
   Raises:
@@ -219,6 +222,23 @@ def table(plan: str, work: Work, chip: Chip, efficiency: float = _EFFICIENCY) ->
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def reading_table(work: Work) -> str:
+  """Formats what reading takes beside a step on one host, as Markdown."""
+  header = [f"reading ms, {n} threads" for n in _ONE_PROCESS]
+  header = ["devices", "step ms", "views/s", "cores needed", *header, "a worker a host thread"]
+  lines = [header, ["---"] * len(header)]
+  for name, layout in (("h100", Layout(8)), ("tpu_v4", Layout(4, accumulate=2))):
+    chip = CHIPS[name]
+    time = step_time(work, chip, layout)
+    needed = work.views / time.device
+    milliseconds = [1000 * work.views / views for views in _ONE_PROCESS.values()]
+    milliseconds.append(1000 * time.data)
+    start = [f"{layout.chips} x {name}", f"{1000 * time.device:.3g}", f"{needed:,.0f}"]
+    cores = math.ceil(needed / _THREAD_VIEWS)
+    lines.append([*start, f"{cores}", *(f"{one:.3g}" for one in milliseconds)])
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def main() -> None:
   """Prints the tables of a chip."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -226,7 +246,11 @@ def main() -> None:
   parser.add_argument("--efficiency", type=float, default=_EFFICIENCY, help="share of the peak")
   parser.add_argument("--step_seconds", type=float, help="measured on one device with 128 views")
   parser.add_argument("--cached", action="store_true", help="image features come from a cache")
+  parser.add_argument("--reading", action="store_true", help="reading on one host instead")
   arguments = parser.parse_args()
+  if arguments.reading:
+    print(reading_table(Work()))
+    return
   chip, efficiency = CHIPS[arguments.chip], arguments.efficiency
   work = Work(image_flops=0.0) if arguments.cached else Work()
   if arguments.step_seconds is not None:

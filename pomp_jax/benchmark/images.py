@@ -1,16 +1,20 @@
 """Images that one core decodes and augments per second, beside torchvision's own transforms.
 
-  python -m pomp_jax.benchmark.images [--seconds=20] [--folder=JPEGS]
+  python -m pomp_jax.benchmark.images [--seconds=20] [--folder=JPEGS] [--readers=1x0,2x0,1x2]
 
 The same files in the same process, interleaved, each on one thread: images/s of the recipe's crop
 and flip, of the whole recipe, and of CLIP's test preprocessing. Without torchvision its column is
-dropped.
+dropped. With `--readers` instead the recipe through the loader, by THREADSxWORKERS: threads of each
+process that reads, and worker processes (0: the program's own process).
 """
 
 import argparse
 from collections.abc import Callable, Sequence
+import functools
 import importlib
 import io
+import multiprocessing
+import os
 import pathlib
 import time
 
@@ -18,12 +22,15 @@ import numpy as np
 from PIL import Image
 
 from pomp_jax.data.images import list_images
+from pomp_jax.data.loader import Loader
 from pomp_jax.data.source import StoredImages
 from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.data.views import CROP_AREA, OPERATIONS, PROBABILITY, RATIO, Augmentation, views
 
 _SIZE = 224
 _N_IMAGES = 24
+# Through the loader: views of a batch and of an image, and interleaved rounds.
+_READ_VIEWS, _N_VIEWS, _ROUNDS = 128, 4, 3
 
 
 class _Held:
@@ -44,6 +51,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--seconds", type=float, default=20, help="seconds of each measurement")
   parser.add_argument("--folder", help="folder of JPEGs; synthetic ones by default")
+  parser.add_argument("--readers", help="THREADSxWORKERS, separated by commas")
   arguments = parser.parse_args()
   encoded = _encoded(arguments.folder)
   sizes = [Image.open(io.BytesIO(content)).size for content in encoded]
@@ -52,6 +60,9 @@ def main() -> None:
     f" {np.mean([h for _, h in sizes]):.0f} pixels and {np.mean(list(map(len, encoded))) / 1e3:.0f}"
     f" kB on average, to {_SIZE} x {_SIZE}, one thread; images/s, medians"
   )
+  if arguments.readers:
+    _print_readers(encoded, arguments.readers.split(","), arguments.seconds)
+    return
   cases = {"test": ("none", 1), "crop, flip": ("crop_flip", 1), "recipe": ("recipe", 1)}
   cases["recipe, 4 views"] = ("recipe", 4)
   for name, (augment, n_views) in cases.items():
@@ -92,9 +103,64 @@ def print_rates(name: str, programs: dict[str, Callable[[], int]], seconds: floa
   print(f"{name}: {line}{ratio}", flush=True)
 
 
-def _ours(encoded: Sequence[bytes], augment: str, n_views: int) -> Callable[[], int]:
+def _print_readers(encoded: Sequence[bytes], readers: Sequence[str], seconds: float) -> None:
+  """Prints images/s and CPU time of the recipe, 4 views an image, through the loader."""
+  print(f"batches of {_READ_VIEWS // _N_VIEWS} images through the loader, {_N_VIEWS} views of each")
+  rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}
+  for name in list(readers) * _ROUNDS:
+    threads, workers = map(int, name.split("x"))
+    rounds[name].append(_read(encoded, threads, workers, seconds / _ROUNDS))
+  for name, found in rounds.items():
+    rate, busy = np.median(found, axis=0)
+    print(f"threads x workers {name}: {rate:.0f} images/s, {rate / busy:.0f} a core-second")
+
+
+def _read(
+  encoded: Sequence[bytes], threads: int, workers: int, seconds: float
+) -> tuple[float, float]:
+  """Images/s, and cores that were busy with them."""
+  source, n_images = _source(encoded), _READ_VIEWS // _N_VIEWS
+  fetch = functools.partial(
+    views, source, augmentation=Augmentation("recipe", _N_VIEWS), size=_SIZE
+  )
+  loader = Loader(
+    *(source, fetch),
+    batch_size=_READ_VIEWS,
+    seed=0,
+    n_views=_N_VIEWS,
+    threads=threads,
+    workers=workers,
+  )
+  # What is ready when the clock starts would count for nothing.
+  for _ in range(4 + 2 * threads * max(1, workers)):
+    next(loader)
+  start, cpu, n_read = time.monotonic(), _cpu_seconds(), 0
+  while time.monotonic() < start + seconds:
+    next(loader)
+    n_read += n_images
+  elapsed, cpu = time.monotonic() - start, _cpu_seconds() - cpu
+  loader.close()
+  return n_read / elapsed, cpu / elapsed
+
+
+def _cpu_seconds() -> float:
+  """CPU time of this process and its running children, s."""
+  total = time.process_time()
+  for child in multiprocessing.active_children():
+    user, system = (
+      pathlib.Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    )
+    total += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+  return total
+
+
+def _source(encoded: Sequence[bytes]) -> StoredImages:
   keys = [str(number) for number in range(len(encoded))]
-  source = StoredImages("a", np.zeros(len(encoded), int), keys, _Held(encoded), image_size=_SIZE)
+  return StoredImages("a", np.zeros(len(encoded), int), keys, _Held(encoded), image_size=_SIZE)
+
+
+def _ours(encoded: Sequence[bytes], augment: str, n_views: int) -> Callable[[], int]:
+  source = _source(encoded)
   augmentation = Augmentation(augment, n_views)
   indices = np.arange(len(encoded))
   epoch = iter(range(10**9))

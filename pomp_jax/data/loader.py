@@ -4,6 +4,7 @@ Shapes: G rows of a global batch, V views an image, B images of a batch that a p
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import concurrent.futures
 import dataclasses
 import itertools
 import logging
@@ -12,6 +13,7 @@ import multiprocessing.resource_tracker
 import os
 import signal
 import threading
+from typing import Any
 
 from absl import flags
 import grain
@@ -154,10 +156,19 @@ def _spawned(elements: grain.DatasetIterator) -> Iterator:
       first = list(itertools.islice(elements, 1))
     finally:
       signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    yield from first
-    yield from elements
+    # Not from `elements` alone: the end of this generator would close them first.
+    yield from itertools.chain(first, elements)
   finally:
-    elements.close()
+    _close_together(elements)
+
+
+def _close_together(elements: Any) -> None:
+  """Ends the workers side by side: Grain waits for one after the other, up to a batch each."""
+  # Grain has no public name for its iterators over single workers; one worker has none.
+  workers = [one for one in getattr(elements, "_iterators_in_use", ()) if one is not None]
+  with concurrent.futures.ThreadPoolExecutor(max(1, len(workers))) as pool:
+    list(pool.map(lambda worker: worker.close(), workers))
+  elements.close()
 
 
 def _begin_worker(index: int, count: int) -> None:

@@ -8,15 +8,15 @@ from pomp_jax import hosts
 
 log = logging.getLogger(__name__)
 
-# A thread that decodes and augments holds the interpreter's lock for 30 to 40% of its time, so more
-# than a few threads add nothing; docs/scaling.md has the measurement.
+# A thread that decodes and augments holds the interpreter's lock for 38% of its time, so more than
+# a few threads add nothing; docs/scaling.md has the measurement.
 _MOST_THREADS = 4
 # Fewer cores read about as fast by threads, which start at once.
 _LEAST_CORES = 4
-# Batches for each worker, which takes seconds to start.
-_BATCHES_PER_WORKER = 8
-# Batches of a worker that lie in shared memory at most: two that are ready, one in the run's hands.
-_BATCHES_IN_MEMORY = 3
+# Batches of an epoch for each worker, which takes seconds to start.
+_BATCHES_PER_WORKER = 4
+# Batches of a worker that lie in shared memory, in its queue and in Grain's threads; measured.
+_BATCHES_IN_MEMORY = 5
 _SHARED_MEMORY = "/dev/shm"
 
 

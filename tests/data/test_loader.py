@@ -7,12 +7,13 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import grain
 import numpy as np
 import pytest
 
-from pomp_jax.data.loader import CorruptDataError, Loader
+from pomp_jax.data.loader import CorruptDataError, Loader, _close_together
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.data.views import Augmentation, views
@@ -186,6 +187,20 @@ def test_workers_that_have_yet_to_import_live_on_as_well():
   assert len(told) == 2
   assert found == indices(4)
   assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+def test_workers_end_side_by_side():
+  """Each takes until its batch is read; here until all of them are asked."""
+  asked, ended = threading.Barrier(3), []
+
+  def close():
+    asked.wait(60)
+    ended.append("worker")
+
+  workers = [SimpleNamespace(close=close) for _ in range(3)]
+  elements = SimpleNamespace(_iterators_in_use=[*workers, None], close=lambda: ended.append("all"))
+  _close_together(elements)
+  assert ended == ["worker"] * 3 + ["all"]
 
 
 def test_worker_processes_decode_the_same_batches(stored):
