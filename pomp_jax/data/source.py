@@ -25,6 +25,9 @@ class SourceError(InputError, ValueError):
 class Source(Protocol):
   """Labelled images with random access.
 
+  A source may have `keys` too, [n], which together with labels and names determine the pixels. The
+  features of its evaluation images are then computed once for a run.
+
   Attributes:
     names: N class names.
     labels: int32 [n], class of each image.
