@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
   set_up_logging()
   _end_at(signal.SIGTERM)
   _end_at(signal.SIGHUP)
-  workdir = _WORKDIR.value
+  workdir, status = _WORKDIR.value, InputError.status
   try:
     config = unpack(_CONFIG.value)
     validate(config)
@@ -73,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
     module.check(config, workdir)
     if not jax.distributed.is_initialized() and JOBS[config.job].devices:
       log.info(hosts.describe(None, config.mesh.class_size, config.clip.dtype))
+    status = RunError.status
     with _presence(config, workdir):
       module.run(config, workdir)
     hosts.finish()
@@ -88,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     return _end(f"interrupted; the same command resumes from {workdir}", 130)
   except Exception as error:
     if line := disk_failure(error):
-      return _end(line, 1)
+      return _end(line, status)
     if not jax.distributed.is_initialized():
       raise
     if hosts.is_lost_contact(error):

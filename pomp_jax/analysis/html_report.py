@@ -4,10 +4,10 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 import os
-import pathlib
 from typing import NamedTuple
 
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.paths import read_bytes
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; max-width: 72rem; margin: 2rem auto;
@@ -79,7 +79,7 @@ def write_report(
 def _section(section: Section) -> str:
   body = f"<p>{escape(section.text)}</p>\n" if section.text else ""
   if section.picture is not None:
-    data = base64.b64encode(pathlib.Path(section.picture).read_bytes()).decode()
+    data = base64.b64encode(read_bytes(section.picture)).decode()
     body += f'<img alt="{escape(section.caption)}" src="data:image/png;base64,{data}">\n'
   if section.table is not None:
     body += _table(section.table)

@@ -23,6 +23,7 @@ from pomp_jax.analysis import drawing
 from pomp_jax.clip.precision import precision_of
 from pomp_jax.config.fields import Benchmark
 from pomp_jax.errors import InputError
+from pomp_jax.files.paths import Path
 from pomp_jax.files.terminal import steps_of
 
 
@@ -201,7 +202,7 @@ def _answer(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...
   sender.send(answer)
 
 
-def write_results(folder: pathlib.Path, settings: Benchmark, rows: list[dict[str, Any]]) -> dict:
+def write_results(folder: Path, settings: Benchmark, rows: list[dict[str, Any]]) -> dict:
   """Writes `results.json`; returns what it holds."""
   results = {
     "job": "benchmark",
@@ -250,7 +251,7 @@ def table(rows: list[dict[str, Any]]) -> str:
   return "\n".join([*lines, f"large matrix product: {rates:.0f} GFLOP/s"])
 
 
-def plot(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+def plot(path: Path, rows: list[dict[str, Any]]) -> None:
   """Plots seconds and peak temporaries against K."""
   rows = [row for row in rows if row["implementation"] != "train_step"]
   names = dict.fromkeys(row["implementation"] for row in rows)

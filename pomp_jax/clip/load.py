@@ -37,6 +37,7 @@ from pomp_jax.clip.weights import (
   open_weights,
   read_params,
 )
+from pomp_jax.files.paths import Path, exists, is_file, local_copy, read_bytes, to_path
 
 log = logging.getLogger(__name__)
 
@@ -193,19 +194,19 @@ class _Place:
   """
 
   def __init__(self, source: str):
-    self.source, path = source, _CLIPS.get(source) or pathlib.Path(source)
-    self.file = path if path.is_file() else None
+    self.source, path = source, _CLIPS.get(source) or to_path(source)
+    self.file = path if is_file(path) else None
     self._folder = path.parent if self.file else path
-    self._on_hub = not path.exists()
+    self._on_hub = not exists(path)
     self._trouble = ""
     if self._on_hub and not _HUB_ID.fullmatch(source):
       raise ClipError(f"{source}: no such file or folder; accepted: {_ACCEPTED}")
 
-  def find(self, name: str) -> pathlib.Path | None:
+  def find(self, name: str) -> Path | None:
     """Returns the path of a file, downloaded if necessary; None if there is none."""
     if not self._on_hub:
       file = self._folder / name
-      return file if file.is_file() else None
+      return file if is_file(file) else None
     listed = self._listed
     if listed is not None and name not in listed:
       return None
@@ -226,7 +227,7 @@ class _Place:
       self._trouble = f"the hub can't be asked: {type(error).__name__}: {_line(error)[:200]}"
       return None
 
-  def find_first(self, names: tuple[str, ...]) -> pathlib.Path | None:
+  def find_first(self, names: tuple[str, ...]) -> Path | None:
     """Returns the first of these files that exists."""
     return next(filter(None, map(self.find, names)), None)
 
@@ -266,7 +267,7 @@ def _open_checkpoint(source: str, activation: str = "auto") -> Iterator[_Checkpo
 def _checked(
   place: _Place,
   weights: Weights,
-  config_file: pathlib.Path | None,
+  config_file: Path | None,
   activation: str,
 ) -> _Checkpoint:
   settings = None
@@ -285,14 +286,14 @@ def _checked(
   return _Checkpoint(place, config, weights, layout, shapes, settings)
 
 
-def _huggingface_config(place: _Place, file: pathlib.Path | None) -> CLIPConfig:
+def _huggingface_config(place: _Place, file: Path | None) -> CLIPConfig:
   file = file or place.find(_HUGGINGFACE_CONFIG)
   if file is None:
     raise ClipError(
       f"{place.source}: no {_HUGGINGFACE_CONFIG}, expected beside weights in HuggingFace's layout"
     )
   try:
-    config = CLIPConfig.from_pretrained(str(file.parent))
+    config = CLIPConfig.from_pretrained(str(local_copy(file).parent))
   except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
     raise ClipError(f"{place.source}: {file.name} is no CLIP's ({_line(error)})") from error
   if config.model_type != "clip":
@@ -305,7 +306,7 @@ def _open_clip_settings(place: _Place) -> dict[str, Any] | None:
   if file is None:
     return None
   try:
-    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings = json.loads(read_bytes(file).decode())
   except (OSError, ValueError) as error:
     raise ClipError(f"{file}: not JSON ({_line(error)})") from error
   return settings if isinstance(settings, dict) else {}
@@ -317,11 +318,12 @@ def _tokenizer(checkpoint: _Checkpoint) -> Tokenizer:
   own = place.find_first(_TOKENIZER_FILES[:2])
   if checkpoint.layout is OPENAI or own is None:
     return read_bpe(place.find, checkpoint.config.text_config.vocab_size, place.source)
-  # From the hub, each file is downloaded when it is looked up.
+  # From the hub, each file is downloaded when it is looked up; from a bucket, when it is copied.
   for name in _TOKENIZER_FILES:
-    place.find(name)
+    if found := place.find(name):
+      local_copy(found)
   try:
-    return CLIPTokenizerFast.from_pretrained(str(own.parent))
+    return CLIPTokenizerFast.from_pretrained(str(local_copy(own).parent))
   except Exception as error:  # the tokenizers' library raises bare Exceptions
     raise ClipError(f"{place.source}: {own.name} can't be read ({_line(error)})") from error
 
@@ -334,7 +336,7 @@ def _channel_statistics(checkpoint: _Checkpoint) -> tuple[tuple[float, ...], tup
   if file is None or (prefix and checkpoint.layout is OPENAI):
     return _CLIP_MEAN, _CLIP_STD
   try:
-    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings = json.loads(read_bytes(file).decode())
     settings = settings if prefix else settings.get("preprocess_cfg", {})
     mean = tuple(map(float, settings.get(f"{prefix}mean", _CLIP_MEAN)))
     std = tuple(map(float, settings.get(f"{prefix}std", _CLIP_STD)))

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 import gzip
 import html
 import json
-import pathlib
 from typing import Any, Protocol, runtime_checkable
 
 import ftfy
@@ -26,6 +25,7 @@ from transformers import CLIPTextConfig
 
 from pomp_jax.clip.architecture import ClipError
 from pomp_jax.errors import InputError
+from pomp_jax.files.paths import Path, local_copy, read_bytes
 from pomp_jax.files.terminal import quoted
 
 ZIPPED_MERGES, MERGES, VOCABULARY = "bpe_simple_vocab_16e6.txt.gz", "merges.txt", "vocab.json"
@@ -101,9 +101,7 @@ def clean(text: str) -> str:
   return " ".join(text.split()).lower()
 
 
-def read_bpe(
-  find: Callable[[str], pathlib.Path | None], n_tokens: int, where: str
-) -> BytePairTokenizer:
+def read_bpe(find: Callable[[str], Path | None], n_tokens: int, where: str) -> BytePairTokenizer:
   """Reads the tokenizer from the merges beside a checkpoint.
 
   Args:
@@ -134,11 +132,11 @@ def read_bpe(
   raise ClipError(f"{where}: no tokenizer beside the weights, expected {ACCEPTED_FILES}")
 
 
-def _merge_lines(file: pathlib.Path) -> list[str]:
+def _merge_lines(file: Path) -> list[str]:
   if file.suffix == ".gz":
-    with gzip.open(file) as stream:
+    with gzip.open(local_copy(file)) as stream:
       return stream.read(_MAX_BYTES).decode().split("\n")[1 : 1 + _N_OPENAI_MERGES]
-  with open(file, encoding="utf-8", newline="\n") as stream:
+  with open(local_copy(file), encoding="utf-8", newline="\n") as stream:
     lines = stream.read(_MAX_BYTES).split("\n")
   return [line for line in lines[lines[0].startswith("#version") :] if line]
 
@@ -150,10 +148,10 @@ def _pair(line: str) -> tuple[str, str]:
   return first, others[0]
 
 
-def _check_vocabulary(file: pathlib.Path, n_tokens: int) -> None:
+def _check_vocabulary(file: Path, n_tokens: int) -> None:
   """Checks the number of tokens in HuggingFace's list beside the merges."""
   try:
-    size = len(json.loads(file.read_text(encoding="utf-8")))
+    size = len(json.loads(read_bytes(file).decode()))
   except (OSError, ValueError, TypeError) as error:
     raise ClipError(f"{file}: not a vocabulary ({error})") from error
   if size != n_tokens:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import json
 import os
-import pathlib
 from typing import Any, NamedTuple, NoReturn
 import zipfile
 
@@ -22,6 +21,8 @@ import numpy as np
 import safetensors
 
 from pomp_jax.clip.architecture import OPENAI_FACTS, ClipError, Shapes
+from pomp_jax.files.paths import Path as FilePath
+from pomp_jax.files.paths import file_size, is_file, local_copy, read_bytes, to_path
 from pomp_jax.files.prompt_formats import is_legacy_torch, is_safetensors
 from pomp_jax.files.restricted_pickle import PickledObject
 from pomp_jax.files.terminal import printable
@@ -78,7 +79,7 @@ class Layout(NamedTuple):
   other: tuple[str, ...]
 
 
-def _huggingface_source(path: Path) -> Source:
+def _huggingface_source(path: FilePath) -> Source:
   *module, kind = path
   weight = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
   return Source(".".join([*module, weight.get(kind, kind)]), as_is=kind == "embedding")
@@ -110,7 +111,7 @@ _STACKED = ("q_proj", "k_proj", "v_proj")
 _RESNET = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
-def _openai_source(path: Path) -> Source:
+def _openai_source(path: FilePath) -> Source:
   *module, kind = path
   weight = "bias" if kind == "bias" else "weight"
   if ".".join(path) in _OUTER:
@@ -208,13 +209,13 @@ def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
     ClipError: missing, of another format, damaged or truncated; a missing shard; a pickle with
       anything that checkpoints don't hold. `read` raises it as well.
   """
-  path = pathlib.Path(path)
+  path = to_path(path)
   with contextlib.ExitStack() as stack:
     if path.name.endswith(INDEX_SUFFIX):
       yield _sharded(path, stack)
       return
     try:
-      with open(path, "rb") as file:
+      with open(local_copy(path), "rb") as file:
         head = file.read(32)
     except OSError as error:
       _refuse(path, "the file", error.strerror or "unreadable", "a file of weights")
@@ -222,7 +223,7 @@ def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
       yield _flax(path)
     elif is_safetensors(head):
       yield _safetensors(path, stack)
-    elif zipfile.is_zipfile(path):
+    elif zipfile.is_zipfile(local_copy(path)):
       stack.enter_context(_torch_errors())
       yield _torch(path, stack.enter_context(TorchArchive(path)))
     elif is_legacy_torch(head):
@@ -234,11 +235,11 @@ def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
       _refuse(path, "the file", found, accepted)
 
 
-def _flax(path: pathlib.Path) -> Weights:
+def _flax(path: FilePath) -> Weights:
   try:
     tensors = {
       ".".join(key): np.asarray(leaf, np.float32)
-      for key, leaf in flatten_dict(msgpack_restore(path.read_bytes())).items()
+      for key, leaf in flatten_dict(msgpack_restore(local_copy(path).read_bytes())).items()
     }
   except Exception as error:  # the libraries' errors share no base
     _refuse(path, "the file", f"not a whole msgpack of arrays ({error})", "an undamaged one")
@@ -247,10 +248,12 @@ def _flax(path: pathlib.Path) -> Weights:
   )
 
 
-def _safetensors(path: pathlib.Path, stack: contextlib.ExitStack) -> Weights:
+def _safetensors(path: FilePath, stack: contextlib.ExitStack) -> Weights:
   """The library checks the header and the file's length, and maps the file into memory."""
   try:
-    file = stack.enter_context(safetensors.safe_open(os.fspath(path), framework="numpy"))
+    file = stack.enter_context(
+      safetensors.safe_open(os.fspath(local_copy(path)), framework="numpy")
+    )
     headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     shapes = {name: tuple(header.get_shape()) for name, header in headers.items()}
   except Exception as error:  # the library's own errors share no base
@@ -266,11 +269,11 @@ def _safetensors(path: pathlib.Path, stack: contextlib.ExitStack) -> Weights:
   return Weights(str(path), shapes, read)
 
 
-def _sharded(path: pathlib.Path, stack: contextlib.ExitStack) -> Weights:
+def _sharded(path: FilePath, stack: contextlib.ExitStack) -> Weights:
   try:
-    if path.stat().st_size > _MAX_INDEX_BYTES:
-      raise ValueError(f"{path.stat().st_size} bytes large")
-    shard_of = json.loads(path.read_text())["weight_map"]
+    if (size := file_size(path)) > _MAX_INDEX_BYTES:
+      raise ValueError(f"{size} bytes large")
+    shard_of = json.loads(read_bytes(path))["weight_map"]
     shard_names = sorted(set(shard_of.values()))
     if any(os.path.basename(name) != name or name in ("", ".", "..") for name in shard_names):
       raise ValueError("a shard that is no file name")
@@ -282,7 +285,7 @@ def _sharded(path: pathlib.Path, stack: contextlib.ExitStack) -> Weights:
   shards = {}
   for name in shard_names:
     file = path.with_name(name)
-    if not file.is_file():
+    if not is_file(file):
       _refuse(path, f"the shard {name}", "missing", f"all {len(shard_names)} shards beside it")
     shards[name] = _safetensors(file, stack)
   for tensor, name in shard_of.items():
@@ -292,7 +295,7 @@ def _sharded(path: pathlib.Path, stack: contextlib.ExitStack) -> Weights:
   return Weights(str(path), shapes, lambda tensor: shards[shard_of[tensor]].read(tensor))
 
 
-def _torch(path: pathlib.Path, archive: TorchArchive) -> Weights:
+def _torch(path: FilePath, archive: TorchArchive) -> Weights:
   value = archive.value
   if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
     value = value["state_dict"]
@@ -314,7 +317,7 @@ def _torch(path: pathlib.Path, archive: TorchArchive) -> Weights:
   return Weights(str(path), {name: tensor.shape for name, tensor in tensors.items()}, read)
 
 
-def _tensors_by_name(path: pathlib.Path, value: Any) -> dict[str, StoredTensor]:
+def _tensors_by_name(path: FilePath, value: Any) -> dict[str, StoredTensor]:
   """Finds the tensors of a state dict, or of a TorchScript module and its submodules."""
   tensors, waiting, n_seen = {}, [("", value, 0)], 0
   while waiting:
@@ -347,5 +350,5 @@ def _torch_errors() -> Iterator[None]:
     raise ClipError(str(error)) from error
 
 
-def _refuse(path: pathlib.Path, part: str, found: str, accepted: str) -> NoReturn:
+def _refuse(path: FilePath, part: str, found: str, accepted: str) -> NoReturn:
   raise ClipError(f"{path}: {printable(part)} is {printable(found)}; accepted: {accepted}")

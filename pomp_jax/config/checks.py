@@ -29,6 +29,7 @@ from pomp_jax.data.class_splits import CLASS_SPLITS
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.files.compilation_cache import AUTO
+from pomp_jax.files.paths import exists, is_dir, is_file
 from pomp_jax.prompt.sampling import SAMPLERS
 
 # Prefix of a published architecture with random weights.
@@ -89,6 +90,16 @@ def unpack(config: ConfigDict) -> Settings:
 
 def validate(settings: Settings) -> None:
   """Raises ConfigError for the first wrong field, without opening data; jobs check the rest."""
+  try:
+    _validate(settings)
+  except OSError as error:  # of a bucket
+    values = settings.flat()
+    field = next((field for field, value in values.items() if value == error.filename), "")
+    expected = f"a bucket that can be read ({error.strerror})"
+    raise ConfigError(field, error.filename, expected) from error
+
+
+def _validate(settings: Settings) -> None:
   for field, value in settings.flat().items():
     check_value(field, FIELDS[field].metadata["check"], value)
   _check_method(settings)
@@ -110,7 +121,7 @@ def validate(settings: Settings) -> None:
     _check_segment(settings)
   if settings.job == "detect":
     _check_detect(settings)
-  if settings.job == "prepare" and not os.path.exists(settings.prepare.input):
+  if settings.job == "prepare" and not exists(settings.prepare.input):
     raise ConfigError("prepare.input", settings.prepare.input, "a file or folder that exists")
 
 
@@ -158,7 +169,7 @@ def _check_model(clip: Clip, dry_run: bool) -> None:
     raise ConfigError("clip.model", clip.model, expected)
   # A hub id has one slash at most, and starts with a letter or a digit.
   hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not name.endswith(_WEIGHT_SUFFIXES)
-  if not (hub_id or os.path.exists(name) or name in published):
+  if not (hub_id or exists(name) or name in published):
     raise ConfigError("clip.model", name, "a folder or file that exists, or a hub id")
 
 
@@ -175,13 +186,13 @@ def _check_data(settings: Settings) -> None:
   if data.source == SYNTHETIC:
     _check_names("data.names", data.names)
   elif source.stored:
-    if not os.path.isdir(data.root) and (data.root or source.root):
+    if not is_dir(data.root) and (data.root or source.root):
       raise ConfigError("data.root", data.root, "a folder that exists")
     if data.source == "coop" and data.dataset not in COOP_SETS:
       raise ConfigError("data.dataset", data.dataset, f"one of {', '.join(COOP_SETS)}")
     if data.source == "tfds" and not data.dataset:
       raise ConfigError("data.dataset", data.dataset, "a data set of TFDS, such as food101")
-    if data.source == "regions" and not os.path.exists(data.annotations):
+    if data.source == "regions" and not exists(data.annotations):
       expected = "a JSON file or a folder of label images that exists"
       raise ConfigError("data.annotations", data.annotations, expected)
     _check_groups(data)
@@ -203,7 +214,7 @@ def _check_groups(data: Data) -> None:
 
 
 def _check_names(field: str, names: str) -> None:
-  if names not in CLASS_LISTS and not os.path.isfile(names):
+  if names not in CLASS_LISTS and not is_file(names):
     raise ConfigError(field, names, _NAMES)
 
 
@@ -220,7 +231,7 @@ def _check_views(settings: Settings) -> None:
     expected = "the number of epochs whose views are cached, 1 or more"
     raise ConfigError("data.view_epochs", data.view_epochs, expected)
   folder = data.feature_cache
-  if not settings.dry_run and (not folder or (not caches and not os.path.isdir(folder))):
+  if not settings.dry_run and (not folder or (not caches and not is_dir(folder))):
     expected = "a folder" if caches else "a folder that config.job='cache' has filled"
     raise ConfigError("data.feature_cache", folder, expected)
 
@@ -238,10 +249,10 @@ def _check_caches(settings: Settings) -> None:
 
 
 def _check_predict(predict: Predict) -> None:
-  if not os.path.isdir(predict.images):
+  if not is_dir(predict.images):
     raise ConfigError("predict.images", predict.images, "a folder that exists")
   _check_names("predict.names", predict.names)
-  if "{}" not in predict.prompt and not os.path.isfile(predict.prompt):
+  if "{}" not in predict.prompt and not is_file(predict.prompt):
     expected = "a prompt file that exists, or a template with {}"
     raise ConfigError("predict.prompt", predict.prompt, expected)
 
@@ -263,7 +274,7 @@ def _check_segment(settings: Settings) -> None:
     return
   for field in ("images", "labels"):
     folder = getattr(segment, field)
-    if not os.path.isdir(folder) and (folder or field == "images"):
+    if not is_dir(folder) and (folder or field == "images"):
       raise ConfigError(f"segment.{field}", folder, "a folder that exists")
   if not segment.labels and settings.regions.source == "truth":
     raise ConfigError("segment.labels", "", "a folder of labels where regions.source='truth'")
@@ -281,14 +292,14 @@ def _check_detect(settings: Settings) -> None:
       if value := getattr(detect, field):
         raise ConfigError(f"detect.{field}", value, "nothing where detect.source='world'")
     return
-  if not os.path.isfile(detect.annotations):
+  if not is_file(detect.annotations):
     raise ConfigError("detect.annotations", detect.annotations, "a JSON file that exists")
-  if detect.images and not os.path.isdir(detect.images):
+  if detect.images and not is_dir(detect.images):
     raise ConfigError("detect.images", detect.images, "a folder that exists")
 
 
 def _check_regions(regions: Regions) -> None:
-  if regions.source == "file" and not os.path.exists(regions.path):
+  if regions.source == "file" and not exists(regions.path):
     raise ConfigError("regions.path", regions.path, "a file or folder that exists")
   if regions.source != "file" and regions.path:
     raise ConfigError("regions.path", regions.path, "'' unless regions.source='file'")
@@ -296,10 +307,10 @@ def _check_regions(regions: Regions) -> None:
 
 def _check_export(export: Export) -> None:
   features = export.format in FEATURE_FORMATS
-  if not (features and "{}" in export.prompt) and not os.path.isfile(export.prompt):
+  if not (features and "{}" in export.prompt) and not is_file(export.prompt):
     expected = "a prompt file that exists" + (", or a template with {}" if features else "")
     raise ConfigError("export.prompt", export.prompt, expected)
-  if features and not os.path.isfile(export.names):
+  if features and not is_file(export.names):
     raise ConfigError("export.names", export.names, "a file that exists")
   suffixes = EXPORT_FORMATS[export.format]
   name = export.output

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import os
-import pathlib
 import posixpath
 from typing import Any, NamedTuple, NoReturn
 
@@ -23,6 +22,7 @@ from pomp_jax.data.class_lists import normalized_name
 from pomp_jax.data.images import MAX_PIXELS, image_size
 from pomp_jax.errors import InputError
 from pomp_jax.files.class_features import categories_by_id, read_json
+from pomp_jax.files.paths import Path, is_file, join
 from pomp_jax.files.terminal import is_unicode, printable
 
 FREQUENCIES = ("r", "c", "f")
@@ -134,9 +134,9 @@ class Annotations:
       for row in self.rows[index]
     ]
 
-  def image_path(self, index: int, root: str | os.PathLike) -> pathlib.Path:
+  def image_path(self, index: int, root: str | os.PathLike) -> Path:
     """File of an image below a folder."""
-    return pathlib.Path(root, self.images[index].file_name)
+    return join(root, self.images[index].file_name)
 
   def check_images(self, root: str | os.PathLike, sizes: bool = False) -> None:
     """Checks that all image files exist and, by their headers, that they have the sizes named here.
@@ -146,7 +146,7 @@ class Annotations:
       ImageError: a file that is no image.
     """
     for index in range(len(self)):
-      if not (path := self.image_path(index, root)).is_file():
+      if not is_file(path := self.image_path(index, root)):
         raise AnnotationError(f"{path}: no such image, named by {self.path}")
       if sizes:
         self.check_size(path, index, image_size(path))

@@ -23,6 +23,7 @@ from jaxtyping import Int32
 import numpy as np
 
 from pomp_jax.errors import InputError
+from pomp_jax.files.paths import Path, exists, open_binary, to_path
 from pomp_jax.files.terminal import control_character, is_unicode, printable, quoted
 
 log = logging.getLogger(__name__)
@@ -82,8 +83,8 @@ def load_class_list(name_or_path: str | os.PathLike) -> ClassList:
   """
   if name_or_path in _SETS:
     return _packaged(str(name_or_path))
-  path = pathlib.Path(name_or_path)
-  if not path.exists() and not path.suffix and path.name == str(name_or_path):
+  path = to_path(name_or_path)
+  if not exists(path) and not path.suffix and path.name == str(name_or_path):
     raise VocabularyError(
       f"unknown class list {str(name_or_path)!r}; expected one of {', '.join(CLASS_LISTS)}, a .txt"
       " file with one name a line, or a .json file"
@@ -259,7 +260,7 @@ def read_text(path: str | os.PathLike) -> str:
     VocabularyError: no such file, larger than 64 MiB, or not UTF-8.
   """
   try:
-    with pathlib.Path(path).open("rb") as file:
+    with open_binary(path) as file:
       content = file.read(_MAX_FILE_BYTES + 1)
   except OSError as error:
     raise VocabularyError(f"{path}: can't be read ({error.strerror})") from error
@@ -275,7 +276,7 @@ class _Pairs(list):
   """Keys and values of a JSON object, repeated keys included."""
 
 
-def _read_json(path: pathlib.Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
   text = read_text(path)
   try:
     content = json.loads(text, object_pairs_hook=_Pairs)
@@ -297,7 +298,7 @@ def _read_json(path: pathlib.Path) -> tuple[tuple[str, ...], tuple[str, ...] | N
 
 
 def _from_list(
-  content: Sequence[Any], path: pathlib.Path
+  content: Sequence[Any], path: Path
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
   names, synsets = [], []
   for index, item in enumerate(content):

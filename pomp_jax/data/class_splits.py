@@ -17,6 +17,7 @@ import pathlib
 import numpy as np
 
 from pomp_jax.data.class_lists import VocabularyError, check_names, read_text
+from pomp_jax.files.paths import Path, exists, to_path
 from pomp_jax.files.terminal import quoted
 
 _FOLDER = pathlib.Path(__file__).with_name("class_names") / "splits"
@@ -59,8 +60,8 @@ def read_class_split(name_or_path: str | os.PathLike) -> ClassSplit:
     VocabularyError: no such list or file, or a line that is not of the form above.
   """
   packaged = name_or_path in CLASS_SPLITS
-  path = _FOLDER / f"{name_or_path}.txt" if packaged else pathlib.Path(name_or_path)
-  if not packaged and not path.suffix and not path.exists():
+  path = _FOLDER / f"{name_or_path}.txt" if packaged else to_path(name_or_path)
+  if not packaged and not path.suffix and not exists(path):
     accepted = f"one of {', '.join(CLASS_SPLITS)}, or a file with one class a line"
     raise VocabularyError(f"unknown classes {quoted(str(name_or_path))}; expected {accepted}")
   # The line is checked with its columns: a tab is the only control character that it may have.
@@ -82,14 +83,14 @@ def read_class_split(name_or_path: str | os.PathLike) -> ClassSplit:
   return ClassSplit(synonyms, groups, values)
 
 
-def _lines(path: pathlib.Path) -> list[str]:
+def _lines(path: Path) -> list[str]:
   text = read_text(path).rstrip()
   lines = [line.rstrip("\r") for line in text.split("\n")]
   check_names([line.replace("\t", " ") for line in lines], str(path), distinct=False)
   return lines
 
 
-def _values(path: pathlib.Path, cells: list[str]) -> tuple[tuple[int, ...], ...]:
+def _values(path: Path, cells: list[str]) -> tuple[tuple[int, ...], ...]:
   values = []
   seen: set[int] = set()
   for number, cell in enumerate(cells, 1):

@@ -22,6 +22,7 @@ from pomp_jax.data.class_lists import ClassList, class_list_of, load_class_list
 from pomp_jax.data.folder import class_images, subfolders
 from pomp_jax.data.source import DataFields, Files, LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import few_shot
+from pomp_jax.files.paths import Path, entries, exists, is_bucket, read_bytes, to_path
 from pomp_jax.files.restricted_pickle import PickledObject, PickleError, RestrictedUnpickler
 from pomp_jax.files.terminal import printable
 
@@ -60,7 +61,7 @@ class _Listing:
   """Files of a data set: (path below `images`, label) of each split's images, in order."""
 
   names: tuple[str, ...]
-  folder: pathlib.Path
+  folder: Path
   images: str
   splits: dict[str, list[tuple[str, int]]]
 
@@ -113,11 +114,11 @@ def open_coop(
   if name not in COOP_SETS:
     raise SourceError(f"unknown data set {name!r} of CoOp; expected one of {', '.join(COOP_SETS)}")
   if name in _IMAGENETS:
-    listing = _imagenet(pathlib.Path(root), name)
+    listing = _imagenet(to_path(root), name)
   elif name == "fgvc_aircraft":
-    listing = _aircraft(pathlib.Path(root) / _AIRCRAFT[0])
+    listing = _aircraft(to_path(root) / _AIRCRAFT[0])
   else:
-    listing = _from_split_file(pathlib.Path(root), *_SPLIT_FILES[name])
+    listing = _from_split_file(to_path(root), *_SPLIT_FILES[name])
   if shots and "train" in listing.splits:
     listing.splits |= _few_shot(listing, shots, seed, fixed_order=name not in _IMAGENETS)
   return _opened(listing, check_files=name not in _IMAGENETS)
@@ -125,7 +126,7 @@ def open_coop(
 
 def open_aircraft(folder: str | os.PathLike) -> dict[str, StoredImages]:
   """Opens FGVC-Aircraft's splits in its own folder, the archive's `data/`; see `open_coop`."""
-  return _opened(_aircraft(pathlib.Path(folder)))
+  return _opened(_aircraft(to_path(folder)))
 
 
 def _opened(listing: _Listing, check_files: bool = True) -> dict[str, StoredImages]:
@@ -140,7 +141,7 @@ def _opened(listing: _Listing, check_files: bool = True) -> dict[str, StoredImag
   }
 
 
-def _from_split_file(root: pathlib.Path, folder: str, images: str, file: str) -> _Listing:
+def _from_split_file(root: Path, folder: str, images: str, file: str) -> _Listing:
   path = root / folder / file
   content = _json(path)
   names: dict[int, str] = {}
@@ -155,7 +156,7 @@ def _from_split_file(root: pathlib.Path, folder: str, images: str, file: str) ->
   return _Listing(tuple(names[i] for i in range(len(names))), root / folder, images, splits)
 
 
-def _item(item: Any, names: dict[int, str], where: pathlib.Path) -> tuple[str, int]:
+def _item(item: Any, names: dict[int, str], where: Path) -> tuple[str, int]:
   """One image of a split file; adds its class to `names`."""
   valid = isinstance(item, list) and [type(part) for part in item] == [str, int, str]
   parts = pathlib.PurePosixPath(item[0]).parts if valid else ()
@@ -167,7 +168,7 @@ def _item(item: Any, names: dict[int, str], where: pathlib.Path) -> tuple[str, i
   return path, label
 
 
-def _aircraft(folder: pathlib.Path) -> _Listing:
+def _aircraft(folder: Path) -> _Listing:
   names = tuple(filter(None, _lines(folder / "variants.txt")))
   label_of = {name: label for label, name in enumerate(names)}
   splits: dict[str, list[tuple[str, int]]] = {}
@@ -184,7 +185,7 @@ def _aircraft(folder: pathlib.Path) -> _Listing:
   return _Listing(names, folder, _AIRCRAFT[1], splits)
 
 
-def _imagenet(root: pathlib.Path, name: str) -> _Listing:
+def _imagenet(root: Path, name: str) -> _Listing:
   folder, split_folders = _IMAGENETS[name]
   classes = load_class_list(name)
   synsets = list(classes.synsets)
@@ -208,9 +209,9 @@ def _imagenet(root: pathlib.Path, name: str) -> _Listing:
   return _Listing(names, root / folder, "", splits)
 
 
-def _class_names(path: pathlib.Path, synsets: list[str], ours: tuple[str, ...]) -> tuple[str, ...]:
+def _class_names(path: Path, synsets: list[str], ours: tuple[str, ...]) -> tuple[str, ...]:
   """Names in the file, lines of "n01440764 tench", if it exists; ours where a name is repeated."""
-  if not path.exists():
+  if not exists(path):
     return ours
   name_of = dict(line.partition(" ")[::2] for line in _lines(path))
   missing = [synset for synset in synsets if not name_of.get(synset)]
@@ -228,7 +229,7 @@ def _few_shot(
   whole = {part: listing.splits.get(split) for part, split in _PARTS.items() if part != "test"}
   for suffix in (".pkl", ".json"):
     path = listing.folder / "split_fewshot" / f"shot_{shots}-seed_{seed}{suffix}"
-    if path.exists():
+    if exists(path):
       log.info("few-shot subset: %s", path)
       fixed = _read_fixed(path)
       return {
@@ -260,7 +261,7 @@ def _few_shot(
   return subset
 
 
-def _read_fixed(path: pathlib.Path) -> dict[str, list[tuple[str, int]]]:
+def _read_fixed(path: Path) -> dict[str, list[tuple[str, int]]]:
   """(path on its author's machine, label) of the images in each part of a few-shot file."""
   content = _json(path) if path.suffix == ".json" else _read_pickle(path)
   if not isinstance(content, dict):
@@ -281,7 +282,7 @@ class _FewShotUnpickler(RestrictedUnpickler):
   names = re.compile(r"([\w.]+\.)?Datum")
 
 
-def _read_pickle(path: pathlib.Path) -> Any:
+def _read_pickle(path: Path) -> Any:
   """Content of a few-shot pickle, {"train": [Datum, ..], "val": [..]}; no code in it is run."""
   data = _bytes(path)
   try:
@@ -306,7 +307,7 @@ def _fixed_item(item: Any) -> tuple[str, int]:
 
 
 def _known_items(
-  items: Sequence[tuple[str, int]] | None, listing: _Listing, part: str, where: pathlib.Path
+  items: Sequence[tuple[str, int]] | None, listing: _Listing, part: str, where: Path
 ) -> list[tuple[str, int]]:
   """Images of a few-shot file under their paths in the split file."""
   if not items:
@@ -322,7 +323,7 @@ def _known_items(
   return list(found)
 
 
-def _check_files(images: pathlib.Path, paths: Iterable[str]) -> None:
+def _check_files(images: Path, paths: Iterable[str]) -> None:
   """Checks that all files exist; lists each folder once."""
   files: dict[str, set[str]] = {}
   missing = []
@@ -330,7 +331,7 @@ def _check_files(images: pathlib.Path, paths: Iterable[str]) -> None:
     folder, _, file = path.rpartition("/")
     if folder not in files:
       try:
-        files[folder] = set(os.listdir(images / folder))
+        files[folder] = _names_in(images / folder)
       except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         reason = getattr(error, "strerror", None) or error
         raise SourceError(f"{images / printable(folder)}: can't be read ({reason})") from error
@@ -342,14 +343,20 @@ def _check_files(images: pathlib.Path, paths: Iterable[str]) -> None:
     )
 
 
-def _bytes(path: pathlib.Path) -> bytes:
+def _names_in(folder: Path) -> set[str]:
+  if is_bucket(folder):
+    return {name for name, _ in entries(folder)}
+  return set(os.listdir(folder))
+
+
+def _bytes(path: Path) -> bytes:
   try:
-    return path.read_bytes()
+    return read_bytes(path)
   except OSError as error:
     raise SourceError(f"{path}: can't be read ({error.strerror})") from error
 
 
-def _json(path: pathlib.Path) -> Any:
+def _json(path: Path) -> Any:
   content = _bytes(path)
   try:
     return json.loads(content)
@@ -357,7 +364,7 @@ def _json(path: pathlib.Path) -> Any:
     raise SourceError(f"{path}: not JSON ({error})") from error
 
 
-def _lines(path: pathlib.Path) -> list[str]:
+def _lines(path: Path) -> list[str]:
   try:
     return [line.strip() for line in _bytes(path).decode().split("\n") if line.strip()]
   except UnicodeDecodeError as error:

@@ -7,17 +7,20 @@ suffix and, below the split folders, symbolic links are skipped.
 """
 
 from collections.abc import Sequence
+import concurrent.futures
 import functools
 import logging
 import os
-import pathlib
 
 from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list, normalized_name
 from pomp_jax.data.images import EXTENSIONS, ImageError, list_image_files
 from pomp_jax.data.source import DataFields, Files, LabelledSet, SourceError, StoredImages
+from pomp_jax.files.paths import Path, entries, is_bucket, is_dir, to_path
 from pomp_jax.files.terminal import is_unicode, printable
 
 log = logging.getLogger(__name__)
+
+_LISTINGS = 32  # class folders of a bucket that are listed at once
 
 # Folder names of the splits; the long ones are those of the processed ImageNet-21K.
 SPLIT_FOLDERS = {
@@ -63,18 +66,18 @@ def open_test_set(
   Raises:
     SourceError: as `open_folder`.
   """
-  if dataset and pathlib.Path(root, dataset).is_dir():
-    root = pathlib.Path(root, dataset)
+  if dataset and is_dir(to_path(root) / dataset):
+    root = to_path(root) / dataset
   folders = split_folders(root)
   split = next(split for split in ("test", "validation", "train") if split in folders)
   if classes is None:
     names_from = folders.get("train", folders[split])
     classes = classes_of(subfolders(names_from), str(names_from))
   source = open_folder(folders[split], classes, all_classes)
-  return LabelledSet(source, classes, "all" if folders[split] == pathlib.Path(root) else split)
+  return LabelledSet(source, classes, "all" if folders[split] == to_path(root) else split)
 
 
-def split_folders(root: str | os.PathLike) -> dict[str, pathlib.Path]:
+def split_folders(root: str | os.PathLike) -> dict[str, Path]:
   """Folder of each split; the root itself is "train" if it has no split folders.
 
   Raises:
@@ -84,12 +87,12 @@ def split_folders(root: str | os.PathLike) -> dict[str, pathlib.Path]:
   known = {name for names in SPLIT_FOLDERS.values() for name in names} | {_IGNORED_FOLDER}
   # Beside other folders, "train" or "test" may be a class.
   if not folders or not folders <= known:
-    return {"train": pathlib.Path(root)}
+    return {"train": to_path(root)}
   found = {}
   for split, names in SPLIT_FOLDERS.items():
     for name in names:
       if name in folders:
-        found.setdefault(split, pathlib.Path(root, name))
+        found.setdefault(split, to_path(root) / name)
   return found
 
 
@@ -120,10 +123,14 @@ def open_folder(
   if others:
     _warn_of_skipped(str(folder), len(others), len(found), others[0])
   labels, keys = [], []
-  for name, label in sorted(class_of.items(), key=lambda item: item[1]):
+  in_order = sorted(class_of.items(), key=lambda item: item[1])
+  for name, _ in in_order:
     if not is_unicode(name):
       raise SourceError(f"{folder}: the folder name {name!r} is not Unicode text")
-    files = class_images(os.path.join(folder, name))
+  # In a bucket each listing waits for an answer.
+  with concurrent.futures.ThreadPoolExecutor(_LISTINGS if is_bucket(folder) else 1) as pool:
+    listed = list(pool.map(class_images, [os.path.join(folder, name) for name, _ in in_order]))
+  for (name, label), files in zip(in_order, listed, strict=True):
     labels += [label] * len(files)
     keys += [f"{name}/{file}" for file in files]
   if not keys:
@@ -189,12 +196,12 @@ def subfolders(folder: str | os.PathLike, links: bool = False) -> list[str]:
     SourceError: it can't be read.
   """
   try:
-    with os.scandir(folder) as entries:
-      return sorted(
-        entry.name
-        for entry in entries
-        if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=links)
-      )
+    if is_bucket(folder):
+      names = [name for name, is_folder in entries(folder) if is_folder]
+    else:
+      with os.scandir(folder) as found:
+        names = [entry.name for entry in found if entry.is_dir(follow_symlinks=links)]
+    return sorted(name for name in names if not name.startswith("."))
   except OSError as error:
     raise SourceError(f"{folder}: can't be read ({error.strerror})") from error
 

@@ -5,7 +5,6 @@ import contextlib
 import io
 import math
 import os
-import pathlib
 
 from jaxtyping import UInt8
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from pomp_jax.errors import InputError
+from pomp_jax.files.paths import Path, entries, is_bucket, local_copy, to_path
 from pomp_jax.files.terminal import is_unicode, printable
 
 try:
@@ -43,10 +43,10 @@ class ImageError(InputError, ValueError):
   """Unreadable images; the message is one line that names the file."""
 
 
-def list_images(folder: str | os.PathLike) -> list[pathlib.Path]:
+def list_images(folder: str | os.PathLike) -> list[Path]:
   """Image files directly in a folder, sorted by name; ImageError if there are none."""
   try:
-    files = [pathlib.Path(folder, name) for name in list_image_files(folder)]
+    files = [to_path(folder) / name for name in list_image_files(folder)]
   except OSError as error:
     raise ImageError(f"{folder}: can't read the folder ({error.strerror})") from error
   if not files:
@@ -61,14 +61,14 @@ def list_image_files(folder: str | os.PathLike) -> list[str]:
     ImageError: a name that is not Unicode text.
     OSError: no such folder.
   """
-  with os.scandir(folder) as entries:
-    names = sorted(
-      entry.name
-      for entry in entries
-      if entry.name.lower().endswith(EXTENSIONS)
-      and not entry.name.startswith(".")
-      and entry.is_file(follow_symlinks=False)
-    )
+  if is_bucket(folder):
+    files = [name for name, is_folder in entries(folder) if not is_folder]
+  else:
+    with os.scandir(folder) as found:
+      files = [entry.name for entry in found if entry.is_file(follow_symlinks=False)]
+  names = sorted(
+    name for name in files if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+  )
   for name in names:
     if not is_unicode(name):
       raise ImageError(f"{folder}: the file name {name!r} is not Unicode text")
@@ -81,7 +81,7 @@ def read_image(path: str | os.PathLike, size: int) -> UInt8[np.ndarray, "S S 3"]
   Raises:
     ImageError: no such file, or not an image that Pillow can decode.
   """
-  with _as_image_error(str(path)), _open(path) as image:
+  with _as_image_error(str(path)), _open(local_copy(path)) as image:
     return prepare(image, size)
 
 

@@ -8,7 +8,6 @@ Shapes: H, W sides of an image in pixels, C classes.
 
 from collections.abc import Sequence
 import os
-import pathlib
 
 from jaxtyping import Int32, UInt8
 import numpy as np
@@ -18,6 +17,7 @@ from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.data.images import ImageError, image_size, list_images, load_rgb, open_image
 from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.paths import Path, read_bytes
 
 # Label of a pixel that is not evaluated.
 IGNORED = -1
@@ -40,7 +40,7 @@ class PixelFolder:
     files: image and label image of each item; None: all pixels are IGNORED.
   """
 
-  def __init__(self, pairs: Sequence[tuple[pathlib.Path, pathlib.Path | None]], table: np.ndarray):
+  def __init__(self, pairs: Sequence[tuple[Path, Path | None]], table: np.ndarray):
     """Creates the set; use `open_pixels`.
 
     Args:
@@ -96,7 +96,7 @@ class PixelFolder:
     for index in range(len(self)):
       self.labels(index)
 
-  def _labels(self, path: pathlib.Path) -> np.ndarray:
+  def _labels(self, path: Path) -> np.ndarray:
     values_HxW = _read_values(path)
     labels_HxW = self._table[values_HxW]
     if (labels_HxW == _UNKNOWN).any():
@@ -130,12 +130,12 @@ def open_pixels(
       without values; `ignore` is a class.
   """
   table = _table(classes, values, ignore)
-  image_of: dict[str, pathlib.Path] = {}
+  image_of: dict[str, Path] = {}
   for path in list_images(images):
     if path.stem in image_of:
       raise PixelError(f"{path}: has the stem of {image_of[path.stem].name}, expected one image")
     image_of[path.stem] = path
-  pairs: list[tuple[pathlib.Path, pathlib.Path | None]] = []
+  pairs: list[tuple[Path, Path | None]] = []
   if not labels:
     pairs = [(path, None) for path in image_of.values()]
   for path in list_images(labels) if labels else ():
@@ -164,14 +164,14 @@ def _table(classes: ClassSplit, values: str, ignore: int) -> np.ndarray:
   return table
 
 
-def _opened(path: pathlib.Path) -> Image.Image:
+def _opened(path: Path) -> Image.Image:
   try:
-    return open_image(path.read_bytes(), str(path))
+    return open_image(read_bytes(path), str(path))
   except OSError as error:
     raise ImageError(f"{path}: can't be read ({error.strerror})") from error
 
 
-def _read_values(path: pathlib.Path) -> np.ndarray:
+def _read_values(path: Path) -> np.ndarray:
   """Values of a label image, uint8 or uint16 [H,W]."""
   image = _opened(path)
   if image.mode not in _MODES:

@@ -6,7 +6,6 @@ Shapes: n images, N classes, B images that are read together, S their side in pi
 from collections.abc import Sequence
 import copy
 import os
-import pathlib
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Int, UInt8
@@ -15,6 +14,7 @@ import numpy as np
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.images import ImageError, decode_image
 from pomp_jax.errors import InputError
+from pomp_jax.files.paths import read_bytes, to_path
 
 
 class SourceError(InputError, ValueError):
@@ -88,12 +88,12 @@ class Files:
 
   def __init__(self, root: str | os.PathLike):
     """Reads nothing."""
-    self._root = pathlib.Path(root)
+    self._root = to_path(root)
 
   def read(self, row: int, key: str) -> bytes:
     """Content of the file."""
     try:
-      return (self._root / key).read_bytes()
+      return read_bytes(self._root / key)
     except OSError as error:
       raise ImageError(f"{self._root / key}: can't be read ({error.strerror})") from error
 

@@ -9,9 +9,10 @@ import concurrent.futures
 import functools
 import logging
 import os
-import pathlib
+import threading
 from typing import Any
 
+from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.message import DecodeError
 import numpy as np
 import tensorflow_datasets as tfds
@@ -31,6 +32,7 @@ from pomp_jax.data.folder import classes_of, match_classes
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import DataFields, LabelledSet, SourceError, StoredImages
 from pomp_jax.files.array_cache import ArrayCache, fingerprint
+from pomp_jax.files.paths import is_file, local_copy, scheme_of, to_path
 
 log = logging.getLogger(__name__)
 
@@ -120,9 +122,12 @@ class Records:
       image = _key(features, "image", (tfds.features.Image, tfds.features.Video), self._dataset)
       label = _key(features, "label", (tfds.features.ClassLabel,), self._dataset)
       try:
-        source = builder.as_data_source(
-          self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-        )
+        if scheme_of(str(builder.data_path)) == "s3":
+          source = _CopiedShards(builder.info.splits[self.split])
+        else:
+          source = builder.as_data_source(
+            self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+          )
       except (NotImplementedError, ValueError, KeyError) as error:
         raise SourceError(
           f"{builder.data_path}: split {self.split!r} can't be opened by index"
@@ -130,6 +135,30 @@ class Records:
         ) from error
       self._opened = source, image, label
     return self._opened
+
+
+class _CopiedShards:
+  """Records of a split on S3, where ArrayRecord reads no ranges: a shard is copied when first read.
+
+  The copies are those of `local_copy`.
+  """
+
+  def __init__(self, split: Any):
+    self._paths, self._ends = list(split.filepaths), np.cumsum(split.shard_lengths)
+    self._readers: dict[int, Any] = {}
+    self._lock = threading.Lock()
+
+  def __len__(self) -> int:
+    return int(self._ends[-1])
+
+  def __getitem__(self, row: int) -> bytes:
+    shard = int(np.searchsorted(self._ends, row, side="right"))
+    with self._lock:
+      if shard not in self._readers:
+        copy = local_copy(str(self._paths[shard]))
+        self._readers[shard] = ArrayRecordReader(str(copy), "readahead_buffer_size:0")
+    first = int(self._ends[shard - 1]) if shard else 0
+    return self._readers[shard].read([int(row) - first])[0]
 
 
 def tfds_splits(dataset: str, root: str | os.PathLike | None = None) -> dict[str, str]:
@@ -231,10 +260,10 @@ def _index(
   builder: Any, records: Records, cache: ArrayCache
 ) -> tuple[np.ndarray, np.ndarray | None]:
   """Labels of all records, and their keys if the data set stores them."""
-  path = pathlib.Path(builder.data_path) / f"index-{records.split}.npz"
-  if path.is_file():  # written by the job `prepare`
+  path = to_path(builder.data_path) / f"index-{records.split}.npz"
+  if is_file(path):  # written by the job `prepare`
     try:
-      with np.load(path, allow_pickle=False) as index:
+      with np.load(local_copy(path), allow_pickle=False) as index:
         return index["labels"].astype(np.int64), np.char.decode(index["keys"], "utf-8")
     except Exception as error:  # NumPy does not document all errors of damaged archives
       raise SourceError(f"{path}: can't be read ({_first_line(error)})") from error

@@ -13,8 +13,8 @@ import contextlib
 import hashlib
 import io
 import logging
+import math
 import os
-import pathlib
 from typing import Any
 import zlib
 
@@ -23,7 +23,16 @@ import numpy as np
 
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import creating, is_temporary, replacing
-from pomp_jax.files.paths import Path, is_file, to_path
+from pomp_jax.files.paths import (
+  Path,
+  exists,
+  file_size,
+  is_bucket,
+  is_file,
+  read_bytes,
+  store_of,
+  to_path,
+)
 from pomp_jax.files.run_folder import RunFolderError, read_json, to_json, writing
 from pomp_jax.files.terminal import printable, steps_of
 
@@ -144,6 +153,11 @@ class ArrayCache:
 class FeatureBlocks:
   """Image features float32 [n,R,E] in a folder, for several concurrent writers and readers.
 
+  Local files are mapped into memory. Of objects in a bucket only the rows that are asked for are
+  fetched, so that no host reads all of a cache that it shares with others. Such a part has no
+  checksum: `to_compute` and `unreadable` read whole blocks and compare theirs.
+
+
   `cache.json` describes what the features were computed from; `block-00000.npy` and so on hold
   them. Features of an unreadable image are NaN. Attributes: see the arguments.
   """
@@ -171,7 +185,7 @@ class FeatureBlocks:
     Raises:
       FeatureCacheError: the folder holds something else, or features of something else.
     """
-    self._folder = pathlib.Path(folder)
+    self._folder = to_path(folder)
     self.n_images, self.n_versions, self.width = n_images, n_versions, width
     self.block_size = block_size
     self._description = {
@@ -182,9 +196,10 @@ class FeatureBlocks:
       "made_from": dict(made_from),
     }
     self._blocks: dict[int, np.ndarray] = {}
+    self._starts: dict[int, int] = {}
     # In this order: another process may create the description and write blocks meanwhile.
     is_used = not all(map(is_temporary, self._folder.glob("*")))
-    if (self._folder / _DESCRIPTION).exists():
+    if exists(self._folder / _DESCRIPTION):
       self._check_description()
     elif is_used:
       raise FeatureCacheError(f"{self._folder}: not empty, and no {_DESCRIPTION} in it")
@@ -252,11 +267,13 @@ class FeatureBlocks:
   def read(
     self, indices: Int[np.ndarray, " B"], versions: Int[np.ndarray, "B V"]
   ) -> Float[np.ndarray, "B V E"]:
-    """Reads features of images in some of their versions, from memory-mapped files.
+    """Reads features of images in some of their versions.
 
     Raises:
       DamagedBlockError: a block is missing or damaged.
     """
+    if is_bucket(self._folder):
+      return self._fetch(indices, versions)
     result = np.empty((*versions.shape, self.width), np.float32)
     blocks = np.asarray(indices) // self.block_size
     for block in np.unique(blocks).tolist():
@@ -274,15 +291,60 @@ class FeatureBlocks:
     marks = [np.isnan(self._block(block)[:, 0, 0]) for block in range(self.n_blocks)]
     return np.flatnonzero(np.concatenate(marks))
 
+  def _fetch(self, indices: np.ndarray, versions: np.ndarray) -> np.ndarray:
+    """As `read`, by one range of bytes an image."""
+    firsts = versions.min(axis=1)
+    counts = versions.max(axis=1) - firsts + 1
+    paths, starts = [], []
+    for index, first in zip(np.asarray(indices).tolist(), firsts.tolist(), strict=True):
+      block, row = divmod(index, self.block_size)
+      paths.append(str(self._folder / _block_name(block)))
+      row_bytes = 4 * self.width
+      starts.append(self._data_start(block) + (row * self.n_versions + first) * row_bytes)
+    ends = [start + 4 * self.width * n for start, n in zip(starts, counts.tolist(), strict=True)]
+    try:
+      parts = store_of(self._folder).cat_ranges(paths, starts, ends, on_error="raise")
+      found = [np.frombuffer(part, "<f4").reshape(-1, self.width) for part in parts]
+      return np.stack(
+        [found[i][versions[i] - firsts[i]] for i in range(len(found))], dtype=np.float32
+      )
+    except (OSError, ValueError, IndexError) as error:
+      raise DamagedBlockError(f"{self._folder}: can't be read ({printable(str(error))})") from error
+
+  def _data_start(self, block: int) -> int:
+    """Checks the header and the size of an object when first asked; offset of its first number."""
+    if block not in self._starts:
+      path = self._folder / _block_name(block)
+      header = io.BytesIO()
+      shape = (len(self.indices(block)), self.n_versions, self.width)
+      fields = {"descr": "<f4", "fortran_order": False, "shape": shape}
+      np.lib.format.write_array_header_1_0(header, fields)
+      expected = header.getvalue()
+      try:
+        found = store_of(path).cat_file(str(path), start=0, end=len(expected))
+        size = file_size(path)
+      except OSError as error:
+        raise DamagedBlockError(f"{path}: can't be read ({error.strerror})") from error
+      if found != expected or size != len(expected) + 4 * math.prod(shape) + 4:
+        raise DamagedBlockError(
+          f"{path}: {size} bytes that are not float32 {shape}; config.job='cache' computes it again"
+        )
+      self._starts[block] = len(expected)
+    return self._starts[block]
+
   def _block(self, block: int) -> np.ndarray:
     if block in self._blocks:
       return self._blocks[block]
     path = self._folder / _block_name(block)
     try:
-      array = np.lib.format.open_memmap(path, mode="r")  # takes no pickles
-      content = np.memmap(path, np.uint8, mode="r")
+      if is_bucket(path):
+        content = read_bytes(path)
+        array, offset = np.load(io.BytesIO(content), allow_pickle=False), 0
+      else:
+        array = np.lib.format.open_memmap(path, mode="r")  # takes no pickles
+        content, offset = np.memmap(path, np.uint8, mode="r"), array.offset
       # Earlier versions stored the checksum of the array alone, without NumPy's header.
-      intact = _is_intact(content) or _is_intact(content[array.offset :])
+      intact = _is_intact(content) or _is_intact(content[offset:])
       expected = (len(self.indices(block)), self.n_versions, self.width)
       if array.shape != expected or array.dtype != np.float32:
         raise ValueError(f"got {array.dtype} {array.shape}, expected float32 {expected}")
@@ -292,7 +354,8 @@ class FeatureBlocks:
       raise DamagedBlockError(
         f"{path}: can't be read ({printable(str(error))}); config.job='cache' computes it again"
       ) from error
-    self._blocks[block] = array
+    if not is_bucket(path):
+      self._blocks[block] = array
     return array
 
   def _check_description(self) -> None:

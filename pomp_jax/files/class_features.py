@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import dataclasses
 import json
 import os
-import pathlib
 from typing import Any, NamedTuple, NoReturn
 
 from jaxtyping import Float
@@ -16,6 +15,7 @@ import safetensors.numpy
 
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.paths import local_copy, open_binary, read_bytes
 from pomp_jax.files.prompt_formats import PromptFileError, refuse
 from pomp_jax.files.terminal import control_character, is_unicode, printable
 
@@ -69,7 +69,7 @@ def read_class_features(path: str | os.PathLike) -> ClassFeatures:
   """
   try:
     # Memory-mapped: a header that claims more than the file has allocates nothing.
-    stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    stored = np.load(local_copy(path), mmap_mode="r", allow_pickle=False)
   except Exception as error:  # a damaged file fails in more ways than NumPy documents
     reason = " ".join(str(error).split())[:200]
     raise PromptFileError(
@@ -157,7 +157,7 @@ def is_annotation_file(path: str | os.PathLike) -> bool:
   if os.fspath(path).lower().endswith(".json"):
     return True
   try:
-    with open(path, "rb") as file:
+    with open_binary(path) as file:
       return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
   except (OSError, ValueError):  # ValueError: a name with a NUL in it
     return False
@@ -214,7 +214,7 @@ def read_json(path: str | os.PathLike) -> Any:
     CategoryFileError: no such file, or not JSON.
   """
   try:
-    return json.loads(pathlib.Path(path).read_bytes())
+    return json.loads(read_bytes(path))
   except OSError as error:
     raise CategoryFileError(f"{path}: can't be read ({error.strerror})") from error
   except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError

@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 
 from pomp_jax.errors import InputError
+from pomp_jax.files.paths import file_size, local_copy
 
 # Raises the reader's error for a file, a field, what was found, and what is accepted.
 Refuse = Callable[[str | os.PathLike, str, str, str], NoReturn]
@@ -30,7 +31,7 @@ class NpzArchive(contextlib.AbstractContextManager):
     """
     self._path, self._refuse = path, refuse
     try:
-      self._zip = zipfile.ZipFile(path)
+      self._zip = zipfile.ZipFile(local_copy(path))
     except FileNotFoundError:
       refuse(path, "the file", "missing", "an npz")
     except Exception as error:  # a damaged archive fails in more ways than zipfile documents
@@ -67,7 +68,7 @@ class NpzArchive(contextlib.AbstractContextManager):
       found = f"missing (the file has: {', '.join(self.names) or 'nothing'})"
       refuse(path, field, found, "an array of that name")
     if max_growth is not None:
-      stored = min(info.compress_size, os.path.getsize(path))
+      stored = min(info.compress_size, file_size(path))
       if info.file_size > (most := max(2**20, max_growth * stored)):
         refuse(path, field, f"{stored} bytes that stand for {info.file_size}", f"at most {most}")
     try:

@@ -11,13 +11,17 @@ A bucket differs from a file system, and so do the ways to be safe there:
 a minute, and raise an OSError with errno, reason and URL for others.
 """
 
+import contextlib
+import errno
 import functools
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 import pathlib
 import re
+import shutil
 import tempfile
 from typing import Any
 
@@ -127,6 +131,26 @@ def open_binary(path: str | os.PathLike) -> Any:
   return to_path(path).open("rb")
 
 
+def read_bytes(path: str | os.PathLike) -> bytes:
+  """Content of a file; of an object in one request."""
+  if is_bucket(path):
+    return store_of(path).cat_file(os.fspath(path))
+  return pathlib.Path(path).read_bytes()
+
+
+def entries(folder: str | os.PathLike) -> list[tuple[str, bool]]:
+  """Names in a folder of a bucket, and whether each is a folder.
+
+  Raises:
+    OSError: no such folder.
+  """
+  found = store_of(folder).ls(os.fspath(folder), detail=True)
+  own = os.fspath(folder).partition("://")[2].rstrip("/")
+  names = [(row["name"].rstrip("/").removeprefix(f"{own}/"), row["type"]) for row in found]
+  # Some tools leave an empty object that is named like the folder.
+  return [(name, kind == "directory") for name, kind in names if name and name != own]
+
+
 def file_size(path: str | os.PathLike) -> int:
   """Size of a file in bytes."""
   return to_path(path).stat().length if is_bucket(path) else os.path.getsize(path)
@@ -138,8 +162,11 @@ def store_of(path: str | os.PathLike) -> Any:
 
 
 def remove_folder(path: Path) -> None:
-  """Removes a folder of a bucket and all that it holds; a missing one is none."""
-  path.rmtree(missing_ok=True)
+  """Removes a folder and all that it holds; a missing one is none."""
+  if is_bucket(path):
+    path.rmtree(missing_ok=True)
+  else:
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def local_copy(path: str | os.PathLike) -> pathlib.Path:
@@ -156,20 +183,22 @@ def local_copy(path: str | os.PathLike) -> pathlib.Path:
   url, store = os.fspath(path), store_of(path)
   found = store.info(url)
   version = [str(found.get(field)) for field in ("generation", "ETag", "etag", "size")]
-  key = hashlib.sha256("\n".join([url, *version]).encode()).hexdigest()[:32]
-  folder = cache_folder() / "buckets" / key
-  copy, checksum = folder / to_path(path).name, folder / "sha256"
-  if copy.is_file() and checksum.is_file() and checksum.read_text() == _sha256(copy):
-    return copy
-  folder.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=folder) as temporary:
+  # Files of one folder stay together: tokenizers are read by folder.
+  key = hashlib.sha256(url.rpartition("/")[0].encode()).hexdigest()[:32]
+  copy = cache_folder() / "buckets" / key / to_path(path).name
+  record = copy.with_name(f".{copy.name}.json")
+  with contextlib.suppress(OSError, ValueError):
+    if json.loads(record.read_text()) == [version, _sha256(copy)]:
+      return copy
+  copy.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=copy.parent) as temporary:
     fetched = pathlib.Path(temporary) / "content"
     store.get_file(url, str(fetched))
     if fetched.stat().st_size != found["size"]:
-      raise OSError(5, "incomplete answer of the store", url)
+      raise OSError(errno.EIO, "incomplete answer of the store", url)
     digest = _sha256(fetched)
     os.replace(fetched, copy)
-  checksum.write_text(digest)
+  record.write_text(json.dumps([version, digest]))
   return copy
 
 

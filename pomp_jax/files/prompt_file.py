@@ -18,6 +18,7 @@ import numpy as np
 
 from pomp_jax.files import prompt_formats as formats
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.paths import local_copy
 from pomp_jax.files.prompt_formats import (
   FIELDS,
   FORMAT_VERSION,
@@ -193,13 +194,13 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
 
 def _format_of_content(path: str | os.PathLike) -> str | None:
   try:
-    with open(path, "rb") as file:
+    with open(local_copy(path), "rb") as file:
       head = file.read(32)
     if formats.is_safetensors(head):
       return "safetensors"
     if formats.is_legacy_torch(head):
       return "pth"
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(local_copy(path)) as archive:
       return "pth" if is_torch_archive(archive) else "npz"
   except Exception:  # the reader raises it in one line
     return None

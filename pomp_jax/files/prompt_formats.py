@@ -19,6 +19,7 @@ import safetensors.numpy
 
 from pomp_jax.errors import InputError
 from pomp_jax.files.npz import NpzArchive
+from pomp_jax.files.paths import local_copy
 from pomp_jax.files.restricted_pickle import PickledObject
 from pomp_jax.files.terminal import printable
 from pomp_jax.files.torch_archive import (
@@ -122,7 +123,7 @@ def write_safetensors(
 def read_safetensors(path: str | os.PathLike) -> dict[str, Any]:
   """Reads the tensor `context` and the metadata; other tensors are ignored."""
   try:
-    with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
+    with safetensors.safe_open(os.fspath(local_copy(path)), framework="numpy") as file:
       fields: dict[str, Any] = dict(file.metadata() or {})
       if "context" in file.keys():  # noqa: SIM118 (no dict)
         header = file.get_slice("context")
@@ -174,7 +175,7 @@ def write_torch(file: BinaryIO, context: np.ndarray, text: Mapping[str, str], ep
 def read_torch(path: str | os.PathLike) -> dict[str, Any]:
   """Reads the context of a checkpoint, of any float type, as float32, and our fields beside it."""
   try:
-    with open(path, "rb") as file:
+    with open(local_copy(path), "rb") as file:
       if is_legacy_torch(file.read(32)):
         accepted = "the zip format (load and save it again with a newer torch)"
         refuse(path, "the file", "in torch's old format, from before 1.6", accepted)

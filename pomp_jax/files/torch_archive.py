@@ -16,6 +16,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
+from pomp_jax.files.paths import local_copy
 from pomp_jax.files.restricted_pickle import PickledObject, PickleError, RestrictedUnpickler
 from pomp_jax.files.terminal import printable
 
@@ -137,7 +138,7 @@ class TorchArchive(contextlib.AbstractContextManager):
     """
     self._path = path
     try:
-      self._zip = zipfile.ZipFile(path)
+      self._zip = zipfile.ZipFile(local_copy(path))
     except FileNotFoundError:
       self._refuse("the file", "missing", "a torch checkpoint")
     except Exception as error:  # a damaged archive fails in more ways than zipfile documents

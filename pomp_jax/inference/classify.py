@@ -17,6 +17,7 @@ from pomp_jax.data.class_lists import check_names
 from pomp_jax.data.images import prepare_batch
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.class_features import Category
+from pomp_jax.files.paths import is_file
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt
 from pomp_jax.inference.metrics import check_finite
 
@@ -111,7 +112,7 @@ def open_prompt(prompt: Prompt | str | os.PathLike) -> Prompt | str:
   """
   if isinstance(prompt, Prompt) or (isinstance(prompt, str) and prompt.count("{}") == 1):
     return prompt
-  if os.path.isfile(prompt):
+  if is_file(prompt):
     return load_prompt(prompt)
   raise PromptFileError(
     f"prompt {os.fspath(prompt)!r}: no file of that name, and no template; accepted: a Prompt, a"

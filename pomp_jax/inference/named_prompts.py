@@ -11,6 +11,7 @@ from pomp_jax.data.class_lists import TEMPLATES, ClassList, load_templates
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.checkpoints import CheckpointError, Restored, read_checkpoints
 from pomp_jax.files.class_features import ClassFeatures, read_class_features
+from pomp_jax.files.paths import is_dir, is_file
 from pomp_jax.files.prompt_file import Prompt, load_prompt, validate
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
@@ -43,9 +44,9 @@ def read_prompts(names: Sequence[str], field: str) -> list[NamedPrompt]:
   for item in names:
     if item.count("{}") == 1 or item in (HAND_WRITTEN, ENSEMBLE) or _named_templates(item):
       found.append(NamedPrompt(item, item))
-    elif os.path.isdir(item):
+    elif is_dir(item):
       found += _checkpoints(item, field)
-    elif os.path.isfile(item):
+    elif is_file(item):
       read = read_class_features if item.endswith(".npy") else load_prompt
       found.append(NamedPrompt(item, read(item)))
     else:
@@ -104,7 +105,7 @@ def _named_templates(text: str) -> tuple[str, ...]:
 
 def _checkpoints(folder: str, field: str) -> list[NamedPrompt]:
   run = RunFolder(folder)
-  if not run.checkpoints.is_dir():
+  if not is_dir(run.checkpoints):
     raise ConfigError(field, folder, f"a run's folder, which has {run.checkpoints.name}/ in it")
   found = []
   for checkpoint in read_checkpoints(run.checkpoints):

@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import logging
-import os
-import pathlib
 
 from pomp_jax import hosts, inputs
 from pomp_jax.config import SOURCES, ConfigError, Settings
@@ -15,6 +13,7 @@ from pomp_jax.data.class_lists import ClassList, VocabularyError, load_class_lis
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample, half_of_classes
+from pomp_jax.files.paths import absolute, is_dir
 from pomp_jax.inputs.own_sets import OwnSet, near_match, open_own_set, parse_sets, read_sets_file
 
 log = logging.getLogger(__name__)
@@ -155,7 +154,7 @@ def _of_named(config: Settings, name: str, image_size: int) -> list[EvaluationSe
       )
       raise ConfigError(f"evaluate.{field}", got, takes)
     return [EvaluationSet(name, group, name, "all", lambda: _generated(config, name))]
-  if not pathlib.Path(settings.root).is_dir() or not settings.root:
+  if not settings.root or not is_dir(settings.root):
     raise ConfigError("evaluate.root", settings.root, "a folder that exists, with the data sets")
   if settings.source == "coop" and name not in COOP_SETS:
     takes = f"tfds or folder for {name}; coop has {', '.join(COOP_SETS)}"
@@ -193,7 +192,7 @@ def _of_data(config: Settings, image_size: int) -> list[EvaluationSet]:
   if not SOURCES[data.source].stored:
     return [item for name in splits for item in _of_named(config, name, image_size)]
   # A folder is named by the last part of its path. Names of tfds may end with a version.
-  name = data.dataset or os.path.basename(os.path.abspath(data.root)) or data.source
+  name = data.dataset or absolute(data.root).name or data.source
   name = name.replace("/", "-")
   template = config.eval.template
 

@@ -15,7 +15,6 @@ import dataclasses
 import difflib
 import logging
 import os
-import pathlib
 import re
 import tomllib
 from typing import Any
@@ -36,6 +35,7 @@ from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.data.subsets import half_of_classes
 from pomp_jax.data.wordnet import load_tree
+from pomp_jax.files.paths import join, open_binary, to_path
 from pomp_jax.files.terminal import printable
 
 log = logging.getLogger(__name__)
@@ -104,9 +104,9 @@ def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
     SourceError: it can't be read, is not TOML, or has an invalid entry; one line with the file, the
       set and the key.
   """
-  path = pathlib.Path(path)
+  path = to_path(path)
   try:
-    with path.open("rb") as file:
+    with open_binary(path) as file:
       content = file.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
       raise SourceError(f"{path}: too large, expected at most {_MOST_BYTES} bytes")
@@ -228,7 +228,7 @@ def _check(own: OwnSet, of: str) -> None:
 
 def _open_whole(own: OwnSet, image_size: int) -> LabelledSet:
   listed = _listed(own, "names") if own.names else None
-  module, root = SOURCES[own.reader].load(), pathlib.Path(own.folder, own.root)
+  module, root = SOURCES[own.reader].load(), join(own.folder, own.root)
   labelled = module.open_test_set(root, own.dataset, listed, all_classes=False)
   source, classes = labelled.source, listed or labelled.classes
   if len(classes) != len(source.names):
@@ -251,7 +251,7 @@ def _listed(own: OwnSet, key: str) -> ClassList:
   if isinstance(value, tuple):
     check_names(value, f"key {key!r}")
     return ClassList(value)
-  return load_class_list(value if value in CLASS_LISTS else pathlib.Path(own.folder, value))
+  return load_class_list(value if value in CLASS_LISTS else join(own.folder, value))
 
 
 def _kept_classes(own: OwnSet, classes: ClassList, part: str) -> np.ndarray:
@@ -292,7 +292,7 @@ def _synsets(own: OwnSet, n_classes: int) -> tuple[str, ...]:
   """WordNet ids in the order of the names."""
   synsets = own.synsets
   if isinstance(synsets, str):
-    synsets = read_names(pathlib.Path(own.folder, synsets))
+    synsets = read_names(join(own.folder, synsets))
   if len(synsets) != n_classes or len(set(synsets)) < len(synsets):
     raise _wrong(own, "synsets", f"{len(set(synsets))} different ids for {n_classes} classes")
   load_tree().nodes(synsets)

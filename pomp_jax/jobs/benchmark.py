@@ -8,7 +8,6 @@ libraries are missing are skipped with a line.
 """
 
 import importlib.util
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from pomp_jax.benchmark.whole_step import whole_step
 from pomp_jax.config import Settings
 from pomp_jax.config.fields import Benchmark
 from pomp_jax.data.class_lists import load_synsets
+from pomp_jax.files.paths import to_path
 from pomp_jax.files.run_folder import RunFolder
 
 
@@ -64,7 +64,7 @@ def check(config: Settings, workdir: str) -> None:
 def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Measures, prints a table, writes `results.json` and `plots/text_tower.png`."""
   settings = config.benchmark
-  folder = pathlib.Path(workdir)
+  folder = to_path(workdir)
   (folder / "plots").mkdir(parents=True, exist_ok=True)
   wanted = _available(settings.implementations.split("+"))
   rows, results = [], {}

@@ -11,10 +11,10 @@ With several processes all of them work on each block together, and the first wr
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import json
 import logging
 from pathlib import Path
-import shutil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import file_stamps, fingerprint
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.paths import remove_folder
 from pomp_jax.files.run_folder import RunFolder, read_json, read_keyed, to_json, write_json, writing
 from pomp_jax.files.terminal import steps_of, waiting
 from pomp_jax.inference.box_metrics import (
@@ -154,7 +155,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     _write_report(config, folder, boxes, blocks, results)
   # Last: a folder with results is a finished run.
   write_json(folder.results, results)
-  shutil.rmtree(progress, ignore_errors=True)
+  with contextlib.suppress(OSError):
+    remove_folder(progress)
   log.info("figures and pictures are in %s", folder.path)
   return json.loads(to_json(results))
 

@@ -19,6 +19,7 @@ from pomp_jax.benchmark import costs
 from pomp_jax.clip.synthetic import SYNTHETIC_CLIPS
 from pomp_jax.config import SYNTHETIC, SYNTHETIC_CLIP, WORLD, ConfigError, Settings
 from pomp_jax.data.class_lists import CLASS_LISTS
+from pomp_jax.files.paths import is_file
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import pretrain
 from pomp_jax.train import batches, setup
@@ -58,7 +59,7 @@ def _trial(config: Settings) -> Settings:
   changes: dict[str, Any] = {}
   if config.data.source != WORLD:
     names = config.data.base or config.data.names or config.data.dataset
-    if names not in CLASS_LISTS and not pathlib.Path(names).is_file():
+    if names not in CLASS_LISTS and not is_file(names):
       takes = f"a file of names, or one of {', '.join(CLASS_LISTS)}, for a dry run"
       raise ConfigError("data.names", config.data.names, takes)
     changes |= {"data.source": SYNTHETIC, "data.names": names, "data.shots": 0}

@@ -21,6 +21,7 @@ from pomp_jax.files.class_features import (
   write_detic,
   write_open_clip,
 )
+from pomp_jax.files.paths import file_size
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.inference import category_features
@@ -79,7 +80,7 @@ def run(config: Settings, workdir: str) -> dict:
       write_open_clip(path, features_CxE, names, encoder.clip.name)
     else:
       save_prompt(path, prompt)
-  results |= {"output": path.name, "bytes": path.stat().st_size}
+  results |= {"output": path.name, "bytes": file_size(path)}
   write_json(folder.results, results)
   print(f"{path}: {settings.format}, {' x '.join(map(str, results['shape']))}")
   return results

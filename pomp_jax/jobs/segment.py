@@ -28,6 +28,7 @@ from pomp_jax.data.pixels import IGNORED, write_labels
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import file_stamps, fingerprint
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.paths import local_copy
 from pomp_jax.files.run_folder import RunFolder, read_json, to_json, write_json, writing
 from pomp_jax.files.terminal import steps_of, waiting
 from pomp_jax.inference.class_matrix import ClassMatrix, check_prompt, class_matrix, key_parts
@@ -219,7 +220,7 @@ class _State:
     self._path, self._key = folder.path / "progress.npz", key
     self.done, self.tallies = 0, [PixelTally(n_classes) for _ in range(n_prompts)]
     try:
-      with np.load(self._path, allow_pickle=False) as stored:
+      with np.load(local_copy(self._path), allow_pickle=False) as stored:
         if str(stored["key"]) == key:
           self.done = int(stored["done"])
           for tally, counts in zip(self.tallies, stored["counts"], strict=True):
@@ -334,5 +335,5 @@ def _write_report(folder: RunFolder, pixels: PixelSet, results: dict[str, Any]) 
 
 
 def _read_map(path, n_classes: int) -> np.ndarray:
-  map_HxW = np.asarray(Image.open(path)).astype(np.int32)
+  map_HxW = np.asarray(Image.open(local_copy(path))).astype(np.int32)
   return np.where(map_HxW < n_classes, map_HxW, IGNORED)

@@ -18,6 +18,7 @@ from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.class_features import read_json
 from pomp_jax.files.npz import NpzArchive
+from pomp_jax.files.paths import Path, is_file, to_path
 from pomp_jax.files.terminal import is_unicode, printable
 
 FORMAT_VERSION = 1
@@ -130,7 +131,7 @@ class RegionFolder:
     Raises:
       RegionFileError: missing, damaged, or of another version.
     """
-    self._path = pathlib.Path(path)
+    self._path = to_path(path)
     self.header = _read_header(self._path / HEADER)
 
   def check(self, images: Iterable[ImageSize], most: int | None = None) -> str | int | None:
@@ -181,7 +182,7 @@ class RegionFolder:
     boxes = boxes_inside(path, boxes, height, width)
     return Regions(boxes, _objectness(path, objectness), masks, embeddings)
 
-  def file(self, key: str | int) -> pathlib.Path:
+  def file(self, key: str | int) -> Path:
     """File of an image's regions.
 
     Raises:
@@ -204,7 +205,7 @@ class RegionWriter:
     Raises:
       OSError: the folder can't be written.
     """
-    self._path, self._header = pathlib.Path(path), header
+    self._path, self._header = to_path(path), header
     self._path.mkdir(parents=True, exist_ok=True)
     fields = {"made_by": header.made_by, "embeddings": None}
     if header.stages:
@@ -231,7 +232,7 @@ class RegionWriter:
       np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
-def _read_header(path: pathlib.Path) -> RegionHeader:
+def _read_header(path: Path) -> RegionHeader:
   value = read_json(path)
   check = lambda fields, where, key, fits, accepted: _checked(
     path, fields, f"{where}{key}", key, fits, accepted
@@ -282,7 +283,7 @@ def _checked(path, fields: Mapping[str, Any], field: str, key: str, fits, accept
 
 def _array(
   archive: NpzArchive,
-  path: pathlib.Path,
+  path: Path,
   field: str,
   kind: str,
   shape: Sequence[int | str | None],

@@ -13,6 +13,7 @@ import numpy as np
 
 from pomp_jax.data.annotations import Annotations, run_lengths
 from pomp_jax.files.class_features import read_json
+from pomp_jax.files.paths import is_dir
 from pomp_jax.regions.files import (
   HEADER,
   LIMITS,
@@ -115,7 +116,7 @@ def open_regions(path: str | os.PathLike) -> RegionFolder | RegionResults:
   Raises:
     RegionFileError, CategoryFileError: see the two classes.
   """
-  return RegionFolder(path) if os.path.isdir(path) else RegionResults(path)
+  return RegionFolder(path) if is_dir(path) else RegionResults(path)
 
 
 def region_files(path: str | os.PathLike, keys: Iterable[str | int]) -> list[str | os.PathLike]:
