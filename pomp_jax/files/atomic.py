@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import errno
-import io
 import os
 from pathlib import Path
 import re
@@ -32,7 +31,7 @@ def replacing(
 
   The bytes go to a temporary file in the same folder, are flushed to the disk, and are renamed over
   `path`. A process killed at any moment leaves the old file or the new one, never half of either.
-  An object of a bucket is written in memory, and sent once it is complete.
+  An object of a bucket is written to a temporary file here, and sent once it is complete.
 
   Args:
     path: file to write; its folder exists.
@@ -113,9 +112,10 @@ def disk_failure(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def _uploading(path: str | os.PathLike, mode: str = "overwrite") -> Iterator[BinaryIO]:
-  content = io.BytesIO()
-  yield content
-  store_of(path).pipe_file(os.fspath(path), content.getvalue(), mode=mode)
+  with tempfile.TemporaryFile() as file:
+    yield file
+    file.seek(0)
+    store_of(path).pipe_file(os.fspath(path), file.read(), mode=mode)
 
 
 def _why_unreachable(folder: str | os.PathLike) -> str | None:

@@ -11,7 +11,8 @@ import logging
 from pomp_jax import hosts
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.prepare import DATASETS, Selection, build, open_input
-from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.files.paths import is_bucket
+from pomp_jax.files.run_folder import RunFolder, RunFolderError
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,9 @@ def check(config: Settings, workdir: str) -> None:
   """
   if hosts.n_processes() > 1:
     raise ConfigError("job", config.job, "one process")
+  for path in (config.prepare.input, workdir):
+    if is_bucket(path):
+      raise RunFolderError(f"{path}: job=prepare takes local paths; copy what it makes")
   if config.prepare.dataset not in DATASETS:
     raise ConfigError("prepare.dataset", config.prepare.dataset, f"one of {', '.join(DATASETS)}")
   if config.prepare.names and config.prepare.dataset != "imagenet21k":

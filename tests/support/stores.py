@@ -41,7 +41,7 @@ class Store:
     self.scheme, self.requests, self.faults = scheme, 0, 0
     self.created: list[str] = []
     self._status, self._until = 0, 0.0
-    self._port = _free_port()
+    self._port, self._one_at_a_time = _free_port(), threading.Lock()
     if scheme == "gs":
       command = ["-c", _GOOGLE.format(port=self._port, bucket=BUCKET)]
     else:
@@ -99,13 +99,15 @@ class Store:
       quoted = urllib.parse.quote(name, safe="")
       if self.forward("GET", f"/storage/v1/b/{BUCKET}/o/{quoted}", b"", {})[0] == 200:
         return 412, [], b""
-    connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
-    try:
-      connection.request(method, path, body, headers)
-      answer = connection.getresponse()
-      return answer.status, answer.getheaders(), answer.read()
-    finally:
-      connection.close()
+    # Google's emulator takes one connection at a time, and resets others.
+    with self._one_at_a_time:
+      connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+      try:
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.getheaders(), answer.read()
+      finally:
+        connection.close()
 
   def close(self) -> None:
     """Ends it."""
