@@ -7,7 +7,6 @@ Prints the number of each step.
 
 import json
 import os
-import pathlib
 import signal
 import sys
 import threading
@@ -15,6 +14,7 @@ import time
 from unittest import mock
 
 from pomp_jax.files.checkpoints import Checkpoints
+from pomp_jax.files.paths import to_path
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
 from pomp_jax.train import loop, setup
@@ -35,7 +35,7 @@ def main() -> None:
     save, event: step of a save, and number of the access to the checkpoints' folder to kill at;
     changes: changes of the config.
   """
-  folder, fault = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
+  folder, fault = to_path(sys.argv[1]), json.loads(sys.argv[2])
   job = setup.prepare(config_of(**fault.get("changes", {})), RunFolder(folder))
   job.folder.create()
 

@@ -1,6 +1,6 @@
 """Object stores on this machine, emulators of Google's and Amazon's, with faults to order."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import http.client
 import http.server
@@ -33,6 +33,7 @@ class Store:
     environ: variables that lead the clients to it.
     requests: number of requests so far.
     faults: number of requests that the proxy answered.
+    before: called with method and path before each answer.
     created: names of the objects whose upload had the condition that there is none.
   """
 
@@ -41,6 +42,7 @@ class Store:
     self.scheme, self.requests, self.faults = scheme, 0, 0
     self.created: list[str] = []
     self._status, self._until = 0, 0.0
+    self.before: Callable[[str, str], None] = lambda method, path: None
     self._port, self._one_at_a_time = _free_port(), threading.Lock()
     if scheme == "gs":
       command = ["-c", _GOOGLE.format(port=self._port, bucket=BUCKET)]
@@ -79,9 +81,10 @@ class Store:
     """Ends `fail`."""
     self._until = 0.0
 
-  def fault(self) -> int:
+  def fault(self, method: str, path: str) -> int:
     """Status to answer the next request with; 0: none."""
     self.requests += 1
+    self.before(method, path)
     failing = time.monotonic() < self._until
     self.faults += failing
     return self._status if failing else 0
@@ -126,7 +129,7 @@ def _handler(store: Store) -> type[http.server.BaseHTTPRequestHandler]:
 
     def _answer(self) -> None:
       body = self._body()
-      if status := store.fault():
+      if status := store.fault(self.command, self.path):
         headers, content = [], _error(store.scheme, status)
       else:
         sent = {k: v for k, v in self.headers.items() if k.lower() != "transfer-encoding"}
