@@ -151,7 +151,7 @@ class Annotations:
       if sizes:
         self.check_size(path, index, image_size(path))
 
-  def check_size(self, path: pathlib.Path, index: int, shape: tuple[int, ...]) -> None:
+  def check_size(self, path: Path, index: int, shape: tuple[int, ...]) -> None:
     """Checks height and width of the file of an image.
 
     Raises:

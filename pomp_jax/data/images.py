@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from pomp_jax.errors import InputError
-from pomp_jax.files.paths import Path, entries, is_bucket, local_copy, to_path
+from pomp_jax.files.paths import Path, entries, is_bucket, read_bytes, to_path
 from pomp_jax.files.terminal import is_unicode, printable
 
 try:
@@ -81,7 +81,7 @@ def read_image(path: str | os.PathLike, size: int) -> UInt8[np.ndarray, "S S 3"]
   Raises:
     ImageError: no such file, or not an image that Pillow can decode.
   """
-  with _as_image_error(str(path)), _open(local_copy(path)) as image:
+  with _as_image_error(str(path)), _open(_file(path)) as image:
     return prepare(image, size)
 
 
@@ -101,7 +101,7 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
   Raises:
     ImageError: no such file, none of FORMATS, or more than MAX_PIXELS.
   """
-  with _as_image_error(str(path)), _open(path) as image:
+  with _as_image_error(str(path)), _open(_file(path)) as image:
     return image.height, image.width
 
 
@@ -184,6 +184,10 @@ def _grey_factor(image: Image.Image) -> float:
   if image.mode == "F":
     return 255.0 if high <= 1 else 1.0 if high <= 255 else 1 / 257
   return 1 / 256 if image.format in ("PNG", "PPM") or high > 255 else 1.0
+
+
+def _file(path: str | os.PathLike) -> str | os.PathLike | io.BytesIO:
+  return io.BytesIO(read_bytes(path)) if is_bucket(path) else path
 
 
 def _open(file: str | os.PathLike | io.BytesIO) -> Image.Image:

@@ -9,6 +9,7 @@ Shapes: n images, R augmented versions of each, E embedding, B images of a batch
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+import concurrent.futures
 import contextlib
 import hashlib
 import io
@@ -32,6 +33,7 @@ from pomp_jax.files.paths import (
   read_bytes,
   store_of,
   to_path,
+  version_of,
 )
 from pomp_jax.files.run_folder import RunFolderError, read_json, to_json, writing
 from pomp_jax.files.terminal import printable, steps_of
@@ -39,6 +41,7 @@ from pomp_jax.files.terminal import printable, steps_of
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+_STAMPS = 16  # files that are asked for at once; a bucket's answer takes time
 _DESCRIPTION = "cache.json"
 
 
@@ -68,15 +71,22 @@ def fingerprint(parts: Iterable[str | np.ndarray]) -> str:
 
 
 def file_stamps(paths: Iterable[str | os.PathLike]) -> str:
-  """Part of a cache key: sizes and modification times of files, which tell whether one changed."""
-  stamps = []
-  for path in paths:
+  """Part of a cache key: sizes and modification times of files, which tell whether one changed.
+
+  Of objects in a bucket it is the version.
+  """
+
+  def stamp(path: str | os.PathLike) -> str:
     try:
+      if is_bucket(path):
+        return f"{path} {version_of(path)}"
       found = os.stat(path)
-      stamps.append(f"{path} {found.st_size} {found.st_mtime_ns}")
+      return f"{path} {found.st_size} {found.st_mtime_ns}"
     except OSError:
-      stamps.append(f"{path} missing")
-  return "\n".join(stamps)
+      return f"{path} missing"
+
+  with concurrent.futures.ThreadPoolExecutor(_STAMPS) as pool:
+    return "\n".join(pool.map(stamp, paths))
 
 
 class ArrayCache:

@@ -1,12 +1,8 @@
 """Checkpoints of a run: its arrays, bit for bit, and the JSON that describes them.
 
 A run's state is small and the same on every device, so process 0 alone reads and writes it: no
-process waits for another's disk, and no checkpoint consists of parts. Orbax writes the arrays
-(`STEP/state`) and the JSON (`STEP/meta`) into a temporary folder, and renames that to `STEP`.
-
-In a bucket, which renames nothing, it writes into `STEP`, and `commit_success.txt` last: without it
-a checkpoint is incomplete, and removed. Orbax has no client for S3, so that there it works on a
-local folder, whose files are sent or fetched.
+process waits for another's disk, and no checkpoint consists of parts. `checkpoint_folders` has the
+folders of local disks and of buckets.
 """
 
 from collections.abc import Iterator
@@ -15,32 +11,26 @@ import json
 import logging
 import math
 import os
-import pathlib
 import secrets
-import shutil
 import socket
-import tempfile
 import time
 from typing import Any, NamedTuple, SupportsFloat
 import zlib
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from pomp_jax import hosts
 from pomp_jax.errors import RunError
+from pomp_jax.files import checkpoint_folders
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.paths import Path, absolute, is_bucket, remove_folder, scheme_of, store_of
+from pomp_jax.files.paths import Path, absolute
 
 log = logging.getLogger(__name__)
 
 PyTree = Any
 _OWNER = "owner.txt"
-_DISCARDED = "discarded-"
 _RETRY_SECONDS = 0.5
-# Orbax's, of checkpoints in buckets.
-_COMMITTED = "commit_success.txt"
 
 
 class CheckpointError(RunError, RuntimeError):
@@ -94,7 +84,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     if hosts.is_first():
       try:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove_incomplete()
+        checkpoint_folders.remove_incomplete(self.folder)
         with replacing(self.folder / _OWNER) as file:
           file.write(self._owner.encode())
       except OSError as error:
@@ -130,7 +120,7 @@ class Checkpoints(contextlib.AbstractContextManager):
       self._drop_old()
     except Exception as error:
       with contextlib.suppress(OSError):
-        self._remove_incomplete()
+        checkpoint_folders.remove_incomplete(self.folder)
       failure = self._save_error(step, error)
       if not self._retry:
         raise failure from error
@@ -142,7 +132,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
   def steps(self) -> list[int]:
     """Steps of all complete checkpoints, ascending."""
-    return _steps(self.folder)
+    return checkpoint_folders.steps(self.folder)
 
   def restore_latest(self, abstract_state: PyTree) -> Restored | None:
     """Restores the newest intact checkpoint; damaged ones are set aside, with a warning.
@@ -204,18 +194,7 @@ class Checkpoints(contextlib.AbstractContextManager):
       "metric": float(metric) if has_metric else None,
     }
     stored["checksum"] = _json_checksum(stored)
-    items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(stored))
-    target = self.folder / str(step)
-    if scheme_of(target) != "s3":
-      _checkpointer().save(target, items)
-      return
-    with tempfile.TemporaryDirectory() as temporary:
-      local = pathlib.Path(temporary) / str(step)
-      _checkpointer().save(local, items)
-      files = [str(file.relative_to(local)) for file in local.rglob("*") if file.is_file()]
-      sent = [str(local / file) for file in files], [str(target / file) for file in files]
-      store_of(target).put(*sent)
-      (target / _COMMITTED).write_text("")
+    checkpoint_folders.save(self.folder / str(step), state, stored)
 
   def _drop_old(self) -> None:
     """Removes all but the newest checkpoints and the best; renames first, for one half removed."""
@@ -231,7 +210,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     for step in sorted(metrics)[: -self._keep]:
       if step != best:
         with contextlib.suppress(OSError):  # left to the next save
-          _discard(self.folder / str(step))
+          checkpoint_folders.discard(self.folder / str(step))
 
   def _read_newest(self, targets: PyTree) -> Restored | None:
     damaged = []
@@ -262,23 +241,11 @@ class Checkpoints(contextlib.AbstractContextManager):
     if target.exists():
       target = self.folder / f"damaged-{step}-{secrets.token_hex(4)}"
     try:
-      _move(self.folder / str(step), target)
+      checkpoint_folders.move(self.folder / str(step), target)
     except OSError as error:
       found = f"damaged, and can't be renamed ({error.strerror})"
       raise CheckpointError(f"{self.folder / str(step)}: {found}") from error
     log.warning("moved to %s", target)
-
-  def _remove_incomplete(self) -> None:
-    """Removes what a killed or failed save or removal has left."""
-    if is_bucket(self.folder):
-      complete = {str(step) for step in self.steps()}
-      for folder in _entries(self.folder):
-        if folder.name.isdecimal() and folder.name not in complete:
-          remove_folder(folder)
-      return
-    for pattern in (f"*{ocp.utils.TMP_DIR_SUFFIX}*", f"{_DISCARDED}*"):
-      for folder in self.folder.glob(pattern):
-        shutil.rmtree(folder, ignore_errors=True)
 
   def _save_error(self, step: int, error: Exception) -> CheckpointError:
     others = []
@@ -300,7 +267,7 @@ def read_checkpoints(folder: str | os.PathLike) -> Iterator[Restored]:
   path = absolute(folder)
   if not path.is_dir():
     raise CheckpointError(f"{folder}: no such folder of checkpoints")
-  for step in _steps(path):
+  for step in checkpoint_folders.steps(path):
     yield read_checkpoint(path / str(step))
 
 
@@ -315,57 +282,6 @@ def read_checkpoint(folder: str | os.PathLike) -> Restored:
     return _read(path)
   except DamagedCheckpoint as error:
     raise CheckpointError(f"{path}: can't be read ({error})") from error
-
-
-def _steps(folder: Path) -> list[int]:
-  steps = [path for path in _entries(folder) if path.name.isdecimal()]
-  if is_bucket(folder):
-    steps = [path for path in steps if (path / _COMMITTED).exists()]
-  return sorted(int(path.name) for path in steps)
-
-
-def _entries(folder: Path) -> list[Path]:
-  try:
-    return list(folder.iterdir())
-  except FileNotFoundError:
-    if is_bucket(folder):  # nothing is saved yet
-      return []
-    raise
-
-
-def _discard(checkpoint: Path) -> None:
-  """Removes a checkpoint; killed on the way, it leaves none that looks complete."""
-  if is_bucket(checkpoint):
-    (checkpoint / _COMMITTED).unlink(missing_ok=True)
-    remove_folder(checkpoint)
-    return
-  target = checkpoint.with_name(f"{_DISCARDED}{checkpoint.name}-{secrets.token_hex(4)}")
-  checkpoint.rename(target)
-  shutil.rmtree(target, ignore_errors=True)
-
-
-def _move(checkpoint: Path, target: Path) -> None:
-  if is_bucket(checkpoint):
-    store_of(checkpoint).copy(f"{checkpoint}/", f"{target}/", recursive=True)
-    _discard(checkpoint)
-  else:
-    checkpoint.rename(target)
-
-
-def _checkpointer() -> ocp.Checkpointer:
-  """Synchronous Orbax checkpointer of this process alone."""
-  alone = ocp.options.MultiprocessingOptions()
-  if jax.process_count() > 1:
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-      primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"pomp_jax{me}"
-    )
-  handler = ocp.CompositeCheckpointHandler(
-    state=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
-    meta=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
-    composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
-  )
-  return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
@@ -392,7 +308,7 @@ def _read(path: Path, targets: PyTree = None) -> Restored:
       if found != wanted:
         raise CheckpointError(f"{path}: {field} holds {found}, but this run expects {wanted}")
   try:
-    state = jax.tree.map(np.asarray, _restore(path))
+    state = jax.tree.map(np.asarray, checkpoint_folders.restore(path))
   except Exception as error:  # a damaged file fails in any layer
     raise DamagedCheckpoint(_as_line(error)) from error
   found = _checksums(state)
@@ -425,16 +341,6 @@ def _checksums(tree: PyTree) -> dict[str, str]:
 
 def _json_checksum(value: dict[str, Any]) -> str:
   return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
-
-
-def _restore(path: Path) -> PyTree:
-  items = ocp.args.Composite(state=ocp.args.StandardRestore())
-  if scheme_of(path) != "s3":
-    return _checkpointer().restore(path, items).state
-  with tempfile.TemporaryDirectory() as temporary:
-    local = pathlib.Path(temporary) / path.name
-    store_of(path).get(f"{path}/", f"{local}/", recursive=True)
-    return _checkpointer().restore(local, items).state
 
 
 def _as_line(error: BaseException) -> str:

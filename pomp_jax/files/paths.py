@@ -169,6 +169,16 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def version_of(path: str | os.PathLike) -> str:
+  """Version of an object: generation or ETag, and size; another one after each write.
+
+  Raises:
+    OSError: no such object, or a bucket that can't be read.
+  """
+  found = store_of(path).info(os.fspath(path))
+  return " ".join(str(found.get(field)) for field in ("generation", "ETag", "etag", "size"))
+
+
 def local_copy(path: str | os.PathLike) -> pathlib.Path:
   """Returns a local file with an object's content, for libraries that take no other.
 
@@ -181,8 +191,7 @@ def local_copy(path: str | os.PathLike) -> pathlib.Path:
   if not is_bucket(path):
     return pathlib.Path(path)
   url, store = os.fspath(path), store_of(path)
-  found = store.info(url)
-  version = [str(found.get(field)) for field in ("generation", "ETag", "etag", "size")]
+  version = version_of(path)
   # Files of one folder stay together: tokenizers are read by folder.
   key = hashlib.sha256(url.rpartition("/")[0].encode()).hexdigest()[:32]
   copy = cache_folder() / "buckets" / key / to_path(path).name
@@ -194,7 +203,7 @@ def local_copy(path: str | os.PathLike) -> pathlib.Path:
   with tempfile.TemporaryDirectory(dir=copy.parent) as temporary:
     fetched = pathlib.Path(temporary) / "content"
     store.get_file(url, str(fetched))
-    if fetched.stat().st_size != found["size"]:
+    if fetched.stat().st_size != file_size(path):
       raise OSError(errno.EIO, "incomplete answer of the store", url)
     digest = _sha256(fetched)
     os.replace(fetched, copy)

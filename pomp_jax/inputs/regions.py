@@ -4,7 +4,6 @@ Shapes: R regions, H, W sides of an image in pixels, C classes.
 """
 
 from collections.abc import Iterable
-import os
 
 from jaxtyping import Bool, Float
 import numpy as np
@@ -15,6 +14,7 @@ from pomp_jax.config import region_fields as fields
 from pomp_jax.data.class_lists import normalized_names
 from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.encoder import Encoder
+from pomp_jax.files.paths import is_dir
 from pomp_jax.files.terminal import waiting
 from pomp_jax.regions.crops import CropSettings
 from pomp_jax.regions.features import RegionEncoder
@@ -103,7 +103,7 @@ def needs_crops(settings: fields.Regions) -> bool:
   Raises:
     RegionFileError, CategoryFileError: unusable `regions.json`.
   """
-  is_folder = settings.source == "file" and os.path.isdir(settings.path)
+  is_folder = settings.source == "file" and is_dir(settings.path)
   embedded = is_folder and RegionFolder(settings.path).header.stages > 0
   return not embedded or max(settings.e_base, settings.e_novel) > 0
 

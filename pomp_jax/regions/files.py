@@ -18,7 +18,7 @@ from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.class_features import read_json
 from pomp_jax.files.npz import NpzArchive
-from pomp_jax.files.paths import Path, is_file, to_path
+from pomp_jax.files.paths import Path, to_path
 from pomp_jax.files.terminal import is_unicode, printable
 
 FORMAT_VERSION = 1

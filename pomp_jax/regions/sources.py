@@ -121,7 +121,7 @@ def open_regions(path: str | os.PathLike) -> RegionFolder | RegionResults:
 
 def region_files(path: str | os.PathLike, keys: Iterable[str | int]) -> list[str | os.PathLike]:
   """Files that `open_regions` and the regions of these images are read from."""
-  if not os.path.isdir(path):
+  if not is_dir(path):
     return [path]
   return [os.path.join(path, HEADER), *(os.path.join(path, f"{key}.npz") for key in keys)]
 
