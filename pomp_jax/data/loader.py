@@ -147,8 +147,7 @@ def _spawned(elements: grain.DatasetIterator) -> Iterator:
   A worker imports for seconds before `_begin_worker` runs. It inherits the signal mask of Grain's
   thread that starts it, which inherits it from this thread.
   """
-  # A resource tracker started later would unblock the signals in the thread that starts it.
-  multiprocessing.resource_tracker.ensure_running()
+  _start_resource_tracker()
   before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
   try:
     try:
@@ -160,6 +159,22 @@ def _spawned(elements: grain.DatasetIterator) -> Iterator:
     yield from itertools.chain(first, elements)
   finally:
     _close_together(elements)
+
+
+def _start_resource_tracker() -> None:
+  """Starts the process that removes shared memory which is left at the end, without warnings.
+
+  Of workers that end while they hand over a batch Grain leaves it behind. A tracker started later
+  would unblock the stop signals in the thread that starts it.
+  """
+  before = os.environ.get("PYTHONWARNINGS")
+  os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
+  try:
+    multiprocessing.resource_tracker.ensure_running()
+  finally:
+    del os.environ["PYTHONWARNINGS"]
+    if before is not None:
+      os.environ["PYTHONWARNINGS"] = before
 
 
 def _close_together(elements: Any) -> None:

@@ -5,6 +5,8 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -232,3 +234,21 @@ def test_worker_processes_decode_the_same_batches(stored):
   for a, b in zip(alone, workers, strict=True):
     np.testing.assert_array_equal(a["image"], b["image"])
     np.testing.assert_array_equal(a["label"], b["label"])
+
+
+def test_the_resource_tracker_does_not_warn():
+  """Its warning of the memory that Grain leaves would be the last line of a run."""
+  script = (
+    "from multiprocessing import shared_memory\n"
+    "from pomp_jax.data.loader import _start_resource_tracker\n"
+    "import os\n"
+    "_start_resource_tracker()\n"
+    "assert 'PYTHONWARNINGS' not in os.environ\n"
+    "print(shared_memory.SharedMemory(create=True, size=8).name)\n"
+  )
+  environ = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+  done = subprocess.run(
+    [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True
+  )
+  assert done.stderr == ""
+  assert not os.path.exists(f"/dev/shm/{done.stdout.strip()}")
