@@ -47,16 +47,15 @@ _STEPS, _EVERY = 60, 20
 
 def killed(store: stores.Store, training: Training, rng, folder: str) -> Outcome:
   """SIGKILL at any step."""
-  child = _child(folder, {"step": int(rng.integers(1, STEPS + 1))})
-  lines, _ = child.communicate(timeout=240)
-  assert child.returncode == -signal.SIGKILL
+  with _child(folder, {"step": int(rng.integers(1, STEPS + 1))}) as child:
+    lines = _killed(child)
   return resume(training, folder, int(lines.split()[-1]))
 
 
 def killed_while_saving(store: stores.Store, training: Training, rng, folder: str) -> Outcome:
   """SIGKILL at one of the requests of the second save, before the store gets it."""
-  child, left = _child(folder, {}), [int(rng.integers(1, 14))]
-  second = re.compile(r"checkpoints(/|%2F)8(/|%2F)")
+  left, slash = [int(rng.integers(1, 14))], "(/|%2F)"
+  second = re.compile(slash.join([folder.rpartition("/")[2], "checkpoints", "8", ""]))
 
   def before(method: str, path: str) -> None:
     if method in ("PUT", "POST") and second.search(path):
@@ -65,12 +64,12 @@ def killed_while_saving(store: stores.Store, training: Training, rng, folder: st
         child.kill()
         child.wait()
 
-  store.before = before
-  try:
-    lines, _ = child.communicate(timeout=240)
-  finally:
-    store.before = lambda method, path: None
-  assert child.returncode == -signal.SIGKILL, child.returncode
+  with _child(folder, {}) as child:
+    store.before = before
+    try:
+      lines = _killed(child)
+    finally:
+      store.before = lambda method, path: None
   return resume(training, folder, int(lines.split()[-1]))
 
 
@@ -225,12 +224,22 @@ def _child(folder: str, fault: dict) -> subprocess.Popen:
   )
 
 
+def _killed(child: subprocess.Popen) -> str:
+  """Output of a process that gets SIGKILL; ends it in any case."""
+  try:
+    lines, _ = child.communicate(timeout=900)
+  finally:
+    child.kill()
+  assert child.returncode == -signal.SIGKILL, child.returncode
+  return lines
+
+
 def kinds(store: stores.Store) -> list[Kind]:
   """Faults of a store, in the order of the table."""
   part, name = functools.partial, f"{store.scheme}://"
   found = [
-    Kind(f"{name}, SIGKILL at any step", 3, part(killed, store)),
-    Kind(f"{name}, SIGKILL during a save", 4, part(killed_while_saving, store)),
+    Kind(f"{name}, SIGKILL at any step", 2, part(killed, store)),
+    Kind(f"{name}, SIGKILL during a save", 3, part(killed_while_saving, store)),
     Kind(f"{name}, 429 for 5 s", 2, part(busy, 429, 5.0, store)),
     Kind(f"{name}, 503 for 5 s", 2, part(busy, 503, 5.0, store)),
   ]

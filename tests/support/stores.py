@@ -54,10 +54,15 @@ class Store:
     _wait_for(self._port)
     self._proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
     self._proxy.daemon_threads = True
+    self._proxy.handle_error = lambda *_: None  # clients that end their connections
     threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{self._proxy.server_port}"
     self.environ = (
-      {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address}
+      {
+        "STORAGE_EMULATOR_HOST": address,
+        "TENSORSTORE_GCS_HTTP_URL": address,  # Orbax's client
+        "CLOUD_STORAGE_EMULATOR_ENDPOINT": address,  # ArrayRecord's
+      }
       if scheme == "gs"
       else {
         "AWS_ENDPOINT_URL": address,
