@@ -163,9 +163,9 @@ def plot(path: str | os.PathLike, found: Sequence[Course]) -> None:
     drawn = [_draw(axes, *one, split) for one in zip(found, styles, strict=True)]
     if split == CRITERION and threshold is not None:
       axes.axhline(100 * threshold, color="0.6", linestyle="--", linewidth=1, zorder=0)
-      place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right"}
+      place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "left"}
       text = "exact contrast, less its spread"
-      axes.annotate(text, (0.99, 100 * threshold), fontsize=7, color="0.35", **place)
+      axes.annotate(text, (0.01, 100 * threshold), fontsize=7, color="0.35", **place)
     axes.set_xscale("log")
     drawing.label_panel(axes, f"{split}: top-1 (%)", "seconds of training", grid="both")
   drawing.legend_below(figure, drawn, [course.label for course in found])
