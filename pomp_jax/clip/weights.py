@@ -79,7 +79,7 @@ class Layout(NamedTuple):
   other: tuple[str, ...]
 
 
-def _huggingface_source(path: FilePath) -> Source:
+def _huggingface_source(path: Path) -> Source:
   *module, kind = path
   weight = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
   return Source(".".join([*module, weight.get(kind, kind)]), as_is=kind == "embedding")
@@ -111,7 +111,7 @@ _STACKED = ("q_proj", "k_proj", "v_proj")
 _RESNET = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
-def _openai_source(path: FilePath) -> Source:
+def _openai_source(path: Path) -> Source:
   *module, kind = path
   weight = "bias" if kind == "bias" else "weight"
   if ".".join(path) in _OUTER:
