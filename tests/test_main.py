@@ -17,7 +17,7 @@ from PIL import Image
 import pytest
 
 from pomp_jax import main as main_module
-from pomp_jax.files import terminal
+from pomp_jax.files import paths, terminal
 from pomp_jax.files.array_cache import DamagedBlockError, FeatureCacheError
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.prompt_file import Prompt, save_prompt
@@ -166,6 +166,21 @@ def test_a_path_of_another_scheme_is_refused_and_makes_no_folder(
   shown = name.lstrip("-") if name.startswith("--config.") else name
   assert lines[0].startswith(f"error: {shown}: got ")
   assert value.split(";")[-1] in lines[0] and "gs://BUCKET/.." in lines[0]
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("argument", "library"),
+  [("--workdir=gs://bucket/run", "gcsfs"), ("--config.eval.cache=s3://bucket/cache", "s3fs")],
+)
+def test_a_bucket_without_its_library_names_the_package(
+  capsys, tmp_path, monkeypatch, argument, library
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(paths, "_is_installed", lambda name: False)
+  status, lines = run_main(capsys, DEMO, "--workdir=run", argument)
+  assert (status, len(lines)) == (2, 1)
+  assert f"pip install {library}" in lines[0] and argument.rpartition("=")[2] in lines[0]
   assert not list(tmp_path.iterdir())
 
 

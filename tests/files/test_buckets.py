@@ -6,6 +6,7 @@ import uuid
 import numpy as np
 import pytest
 
+from pomp_jax.config import ConfigError, validate
 from pomp_jax.errors import InputError
 from pomp_jax.files import paths
 from pomp_jax.files.array_cache import ArrayCache
@@ -14,6 +15,7 @@ from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.run_folder import Presence, RunFolder, RunFolderError, read_json, write_json
 from tests.support.checkpoint_states import META, abstract, assert_same, make_state
+from tests.support.small_run import small_config
 
 
 @pytest.fixture
@@ -106,6 +108,14 @@ def test_access_denied_is_one_line(store, folder):
   assert "access denied" in why_unwritable(folder)
   store.recover()
   assert read_json(f"{folder}/file.json") == {"a": 1}
+
+
+def test_a_field_with_a_bucket_that_is_refused_is_named(store, folder):
+  config = small_config(**{"data.source": "folder", "data.root": f"{folder}/images"})
+  store.fail(403)
+  with pytest.raises(ConfigError, match="access denied") as caught:
+    validate(config)
+  assert caught.value.field == "data.root"
 
 
 @pytest.mark.parametrize("status", [429, 503])
