@@ -13,6 +13,11 @@ import threading
 import time
 import urllib.parse
 
+from etils.epath import backend
+import fsspec
+
+import pomp_jax.files.paths  # noqa: F401  (registers the clients)
+
 SCHEMES = ("gs", "s3")
 BUCKET = "bucket"
 
@@ -194,11 +199,19 @@ def _wait_for(port: int) -> None:
   raise TimeoutError(f"no store listens at port {port}")
 
 
+def _forget_clients() -> None:
+  """Drops clients of this process that are connected to an earlier store."""
+  for scheme in ("gcs", "s3"):
+    fsspec.get_filesystem_class(scheme).clear_instance_cache()
+  backend._FileSystemSpecBackend._get_filesystem.cache_clear()
+
+
 @contextlib.contextmanager
 def running(*schemes: str) -> Iterator[dict[str, Store]]:
   """Stores by scheme, to which the clients of this process and its children are led."""
   found: dict[str, Store] = {}
   before = dict(os.environ)
+  _forget_clients()
   try:
     for scheme in schemes:
       found[scheme] = Store(scheme)
