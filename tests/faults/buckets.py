@@ -34,7 +34,7 @@ from pomp_jax.files.atomic import replacing
 from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.files.paths import exists, read_bytes
 from pomp_jax.files.prompt_file import load_prompt
-from pomp_jax.files.run_folder import RunFolder, read_json
+from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json
 from tests.faults.campaign import Kind, row
 from tests.faults.cases import Outcome, expect, resume
 from tests.faults.training import DEVICES, STEPS, Training, config_of
@@ -117,8 +117,11 @@ def disappeared(store: stores.Store, training: Training, rng, folder: str) -> Ou
   step = int(rng.integers(5, STEPS))
   attempt = training.run(folder, lambda now: store.fail(404) if now == step else None)
   assert attempt.error is not None and "\n" not in str(attempt.error)
-  refused = training.run(folder)
-  assert refused.error is not None and "\n" not in str(refused.error)
+  try:
+    training.run(folder)
+    raise AssertionError("started without a bucket")
+  except RunFolderError as error:
+    assert "no bucket" in str(error)
   store.recover()
   done = 8 if step <= 8 else STEPS
   return resume(training, folder, done)
