@@ -13,6 +13,7 @@ from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.data.views import draw_view, make_view
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.inference.evaluate import split_features
 from pomp_jax.train import methods
 from pomp_jax.train.batches import view_features
@@ -41,7 +42,7 @@ def encoder():
   return inputs.open_encoder(config_of())
 
 
-def learned(config, encoder, monkeypatch):
+def learned(config, encoder, folder, monkeypatch):
   """Keys of the training-free adapter, and the features and labels that tuning was given."""
   given = {}
 
@@ -50,7 +51,7 @@ def learned(config, encoder, monkeypatch):
     return adapter
 
   monkeypatch.setattr(tip_adapter, "tune", tune)
-  return methods.fit(config, encoder).classifier, given
+  return methods.fit(config, encoder, RunFolder(folder)).classifier, given
 
 
 def raw_features(encoder, source, epoch):
@@ -67,9 +68,9 @@ def unit_rows(rows):
   return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def test_keys_are_means_over_views_and_training_sees_fresh_ones(encoder, monkeypatch):
+def test_keys_are_means_over_views_and_training_sees_fresh_ones(encoder, tmp_path, monkeypatch):
   config = config_of()
-  adapter, given = learned(config, encoder, monkeypatch)
+  adapter, given = learned(config, encoder, tmp_path, monkeypatch)
   source = inputs.open_training_source(config.data, 40)
   epochs = [raw_features(encoder, source, epoch) for epoch in range(5)]
   np.testing.assert_allclose(adapter.keys, unit_rows(sum(epochs[:3]) / 3), atol=2e-5)
@@ -83,18 +84,18 @@ def test_keys_are_means_over_views_and_training_sees_fresh_ones(encoder, monkeyp
   np.testing.assert_array_equal(given["labels"], source.labels)
 
 
-def test_without_augmentation_the_images_are_as_in_the_test(encoder, monkeypatch):
+def test_without_augmentation_the_images_are_as_in_the_test(encoder, tmp_path, monkeypatch):
   config = config_of(**{"data.augment": "none"})
-  adapter, given = learned(config, encoder, monkeypatch)
+  adapter, given = learned(config, encoder, tmp_path, monkeypatch)
   split = split_features(encoder, inputs.open_training_source(config.data, 40))
   np.testing.assert_allclose(adapter.keys, split.features, atol=2e-5)
   for found in given["epochs"]:
     np.testing.assert_allclose(found, split.features, atol=2e-5)
 
 
-def test_several_views_of_an_image_are_several_rows(encoder, monkeypatch):
+def test_several_views_of_an_image_are_several_rows(encoder, tmp_path, monkeypatch):
   config = config_of(**{"data.views": 2})
-  adapter, given = learned(config, encoder, monkeypatch)
+  adapter, given = learned(config, encoder, tmp_path, monkeypatch)
   assert [len(found) for found in given["epochs"]] == [24, 24] and len(adapter.keys) == 12
   np.testing.assert_array_equal(given["labels"], np.repeat(adapter.labels, 2))
 
