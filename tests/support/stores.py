@@ -22,12 +22,15 @@ SCHEMES = ("gs", "s3")
 BUCKET = "bucket"
 
 _NAME = re.compile(rb'"name": "([^"]+)"')
+# Answers are sent at once, and not when the client has confirmed their headers, 40 ms later.
+_AT_ONCE = "import socketserver; socketserver.StreamRequestHandler.disable_nagle_algorithm = True\n"
 _GOOGLE = (
   "import threading\n"
   "from gcp_storage_emulator.server import create_server\n"
   "create_server('127.0.0.1', {port}, in_memory=True, default_bucket='{bucket}').start()\n"
   "threading.Event().wait()\n"
 )
+_AMAZON = "from moto.server import main\nmain(['-H', '127.0.0.1', '-p', '{port}'])\n"
 
 
 class Store:
@@ -49,12 +52,11 @@ class Store:
     self._status, self._until = 0, 0.0
     self.before: Callable[[str, str], None] = lambda method, path: None
     self._port, self._one_at_a_time = _free_port(), threading.Lock()
-    if scheme == "gs":
-      command = ["-c", _GOOGLE.format(port=self._port, bucket=BUCKET)]
-    else:
-      command = ["-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._port)]
+    program = {"gs": _GOOGLE, "s3": _AMAZON}[scheme].format(port=self._port, bucket=BUCKET)
     self._process = subprocess.Popen(
-      [sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+      [sys.executable, "-c", _AT_ONCE + program],
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
     )
     _wait_for(self._port)
     self._proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -133,6 +135,7 @@ class Store:
 def _handler(store: Store) -> type[http.server.BaseHTTPRequestHandler]:
   class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def log_message(self, *arguments: object) -> None:
       pass
