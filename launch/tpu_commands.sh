@@ -29,7 +29,7 @@ on_workers() { tpu_vm ssh "$name" "${where[@]}" "--worker=$1" "--command=$2"; }
 
 pause() { [[ -n "$dry" ]] || sleep "${POLL_SECONDS:-30}"; }
 
-# Sets `runtime`, as cloud.google.com/tpu/docs/runtimes has it for JAX.
+# Sets `runtime` to the one that cloud.google.com/tpu/docs/runtimes lists for JAX.
 choose_runtime() {
   local types='v2-, v3-, v4-, v5litepod-, v5p- or v6e- and a number'
   case "$type" in

@@ -35,6 +35,7 @@ from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.files.paths import exists, read_bytes
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json
+from tests.faults import pair
 from tests.faults.campaign import Kind, row
 from tests.faults.cases import Outcome, expect, resume
 from tests.faults.training import DEVICES, STEPS, Training, config_of
@@ -187,19 +188,8 @@ def _write(path: str, text: str) -> None:
 
 
 def _start(folder: str, **changes) -> Processes:
-  fields = {
-    "data.n_classes": 300,
-    "data.images_per_class": 2,
-    "k": 20,
-    "batch_size": 16,
-    "steps": _STEPS,
-    "eval.images": 64,
-    "checkpoint.every": _EVERY,
-    "log.every": 1,
-  } | changes
-  command = ["-m", "pomp_jax.main", "--config=configs/demo.py", f"--workdir={folder}"]
-  command += [f"--config.{field}={value}" for field, value in fields.items()]
-  return Processes(2, [*command, "--heartbeat_timeout=10"], devices=1)
+  fields = {"steps": _STEPS, "checkpoint.every": _EVERY} | changes
+  return pair.start(folder, devices=1, **fields)
 
 
 def _finished(run: Processes) -> str:

@@ -1,5 +1,6 @@
 """Faults of one of two processes that train together."""
 
+import os
 import pathlib
 import re
 import signal
@@ -22,8 +23,8 @@ BOUND_SECONDS = 2 * HEARTBEAT_SECONDS + 15
 TRY_AGAIN = 75
 
 
-def start(folder: pathlib.Path, **changes) -> Processes:
-  """Starts the program twice, with two devices each, and changes of the config."""
+def start(folder: str | os.PathLike, *, devices: int = 2, **changes) -> Processes:
+  """Starts the program twice, with some devices each, and changes of the config."""
   fields = {
     "data.n_classes": 300,
     "data.images_per_class": 2,
@@ -36,7 +37,7 @@ def start(folder: pathlib.Path, **changes) -> Processes:
   } | changes
   command = ["-m", "pomp_jax.main", "--config=configs/demo.py", f"--workdir={folder}"]
   command += [f"--config.{field}={value}" for field, value in fields.items()]
-  return Processes(2, [*command, f"--heartbeat_timeout={HEARTBEAT_SECONDS}"], devices=2)
+  return Processes(2, [*command, f"--heartbeat_timeout={HEARTBEAT_SECONDS}"], devices=devices)
 
 
 def uninterrupted(folder: pathlib.Path, steps: int = STEPS) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Memory for activations: a field, or the device's own limit as the first process has it."""
+"""Memory for activations: a field, or the device limit of the first process."""
 
 import types
 

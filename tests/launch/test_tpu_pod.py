@@ -392,7 +392,7 @@ def test_results_that_can_not_be_copied_keep_the_machines(cloud):
     f"error: --workdir can't be copied to {cloud}/results; pomp is kept"
   )
   assert (cloud / "state").exists() and not (cloud / "results").exists()
-  # A failed copy is tried once more at the end.
+  # A failed copy is retried at the end.
   (cloud / "statuses").write_text("0\n")
   (cloud / "broken copy").write_text("1\n")
   assert pod(cloud, *fetching(cloud)).returncode == 0
