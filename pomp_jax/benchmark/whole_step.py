@@ -98,7 +98,7 @@ def compile_step(
 
   learner, renewal = learner_of(budget), None
   if renew:
-    renewal = Renewal(learner_of(renewal_token_budget(lengths_N, 0, renew)), renew)
+    renewal = Renewal(learner_of(renewal_token_budget(lengths_N, 0, 1, renew)), renew)
   train_step = make_train_step(
     mesh=mesh,
     learner=learner,

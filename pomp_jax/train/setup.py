@@ -241,7 +241,7 @@ def _renewal(run: Run) -> Renewal | None:
   if not run.needs_bank or not rows:
     return None
   lengths_N = np.asarray(run.frozen.tokens.lengths)
-  budget = renewal_token_budget(lengths_N, run.module.n_own, rows)
+  budget = renewal_token_budget(lengths_N, run.module.n_own, n_parts, rows)
   memory = memory_plan(config.clip, run.encoder.clip.config.text_config, run.n_prefix, budget)
   text_tower = run.encoder.text_tower(budget, memory)
   learner = methods.make_learner(config, run.encoder, run.module, text_tower, budget)

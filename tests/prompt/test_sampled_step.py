@@ -1,6 +1,7 @@
 """The step with samplers that compare a bank: on every mesh the same, and nothing recompiled."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -8,7 +9,7 @@ from pomp_jax.prompt.bank import place_rows
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.sampling import SamplingArrays, SamplingSettings
-from pomp_jax.prompt.step import renewed_classes
+from pomp_jax.prompt.step import renewal_token_budget, renewed_classes
 from tests.support.checks import assert_close
 from tests.support.small_step import (
   LABELS,
@@ -94,3 +95,24 @@ def test_a_turn_renews_every_class(n_classes, n_parts, rows, first_step):
       np.add.at(seen, renewed(np.int32(step), np.int32(part), n_parts, rows, n_classes), 1)
   assert seen.min() >= 1
   assert seen.sum() == turn * n_parts * rows
+
+
+def test_the_budget_of_a_renewal_holds_its_longest_part():
+  n_classes, n_parts, rows, n_own = 23, 2, 3, 4
+  lengths_N = np.random.default_rng(0).integers(2, 9, n_classes)
+  parts = [
+    (
+      lengths_N[
+        np.asarray(renewed_classes(jnp.int32(step), jnp.int32(part), n_parts, rows, n_classes))
+      ]
+      + n_own
+    ).sum()
+    for step in range(4)
+    for part in range(n_parts)
+  ]
+  assert renewal_token_budget(lengths_N, n_own, n_parts, rows) == max(parts)
+
+
+def test_names_of_one_length_that_follow_one_another_are_renewed_apart():
+  lengths_N = np.repeat([2, 8], 500)
+  assert renewal_token_budget(lengths_N, 0, 1, 100) == 500
