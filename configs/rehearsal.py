@@ -1,0 +1,77 @@
+r"""A rehearsal at the size of ImageNet-21K: 21,841 classes from their archive to exported prompts.
+
+The archive is laid out like the fall 2011 release: one tar for each of the 21,841 WordNet ids. Its
+JPEGs are the embedded world's, 21 a class. A list of names gives each id the name of its world
+class, so that accuracy means something. CLIP is the world's. This command writes the archive,
+runs all phases, stops the training halfway and resumes it, and prints time and memory of each phase
+(docs/performance.md):
+
+  python -m tests.rehearsal runs/rehearsal
+
+The phases by hand; with two processes, each command goes through launch/local.sh:
+
+  python -m tests.support.world_archive runs/rehearsal
+  python -m pomp_jax.main --config=configs/rehearsal.py:prepare --workdir=runs/rehearsal/records
+  python -m pomp_jax.main --config=configs/rehearsal.py:cache --workdir=runs/rehearsal/cache
+  python -m pomp_jax.main --config=configs/rehearsal.py:train --workdir=runs/rehearsal/train
+  python -m pomp_jax.main --config=configs/rehearsal.py:evaluate --workdir=runs/rehearsal/evaluate
+  python -m pomp_jax.main --config=configs/rehearsal.py:export --workdir=runs/rehearsal/export
+
+Arguments follow the phase: `:train,folder=DIR,classes=400`. A comma can't be part of a folder.
+
+Values are those of imagenet21k_fall11_vit_b16.py, but for the CLIP, float32, one view of an image
+an epoch (recipe: four), one checkpoint an epoch (three) and 100,000 validation images (109,205).
+Views of all five epochs are cached. Two processes of one device make two draws of 512 images a
+step; `accumulate=4` makes the recipe's eight.
+"""
+
+import os
+
+from configs import imagenet21k_fall11_vit_b16
+from configs.imagenet21k_vit_b16 import SHORT
+from pomp_jax.config import ConfigError, with_argument
+
+PHASES = ("prepare", "cache", "train", "evaluate", "export")
+FOLDER = "runs/rehearsal"
+CLASSES, SHOTS, HELD_OUT = 21_841, 16, 5
+
+
+def get_config(argument: str = ""):
+  """The config of a phase, the first item of the argument."""
+  phase, *items = argument.split(",")
+  if phase not in PHASES:
+    raise ConfigError("job", phase, f"a phase behind the colon: {', '.join(PHASES)}")
+  own = {"folder": FOLDER, "classes": str(CLASSES)}
+  own |= dict(item.split("=", 1) for item in items if item.partition("=")[0] in own)
+  folder, n_classes = own["folder"], _number_of_classes(own["classes"])
+  config = imagenet21k_fall11_vit_b16.get_config()
+  config.job = "pretrain" if phase == "train" else phase
+  config.clip.model = "world"
+  config.clip.dtype = "float32"
+  config.data.names = os.path.join(folder, "names.json")
+  if phase != "prepare":
+    config.data.root = os.path.join(folder, "records")
+  config.data.views = 1
+  config.data.view_epochs = config.epochs
+  config.data.features = "cached" if phase == "train" else "online"
+  config.data.feature_cache = os.path.join(folder, "features")
+  # The recipe's where there are enough classes.
+  config.k = min(config.k, n_classes // 2)
+  config.batch_size = min(config.batch_size, n_classes // 2 * 2)
+  config.checkpoint.every = n_classes * SHOTS // config.batch_size
+  config.eval.images = min(100_000, n_classes * HELD_OUT)
+  config.prepare.input = os.path.join(folder, "fall11_whole.tar")
+  prompt = os.path.join(folder, "train", "prompt.npz")
+  config.evaluate.prompts = (prompt, "hand_written")
+  config.evaluate.images = config.eval.images
+  config.export.prompt = prompt
+  config.export.format = "open_clip"
+  config.export.names = os.path.join(folder, "names.txt")
+  rest = ",".join(item for item in items if item.partition("=")[0] not in own)
+  return with_argument(config, rest, **SHORT)
+
+
+def _number_of_classes(text: str) -> int:
+  if not (text.isdecimal() and 8 <= int(text) <= CLASSES):
+    raise ConfigError("classes", text, f"8 to {CLASSES} classes of the archive")
+  return int(text)
