@@ -5,7 +5,8 @@
 
 Cache, training and evaluation run in two processes with one CPU device each. Process 1 of the
 training gets SIGTERM halfway, both end with status 75, and the same command resumes. FOLDER keeps
-everything; the same command runs the phases that are missing in FOLDER/phases.json.
+everything. The same command resumes with the phase that was interrupted. FOLDER/phases.json and the
+table count only its last start, and mark it.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import os
 import pathlib
 import resource
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -208,9 +210,25 @@ def table(rows: dict[str, dict]) -> str:
   """Formats the measurements of the phases, in Markdown."""
   lines = [list(_COLUMNS.values()), ["---"] * len(_COLUMNS)]
   for name, row in rows.items():
-    values = {"phase": name, **row}
-    lines.append([f"{values[column]:,}" if column != "phase" else name for column in _COLUMNS])
+    mark = f" (last of {row['starts']} starts)" if row["starts"] > 1 else ""
+    lines.append(
+      [name + mark, *(f"{row[column]:,}" if row[column] else "" for column in list(_COLUMNS)[1:])]
+    )
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def outcome(folder: pathlib.Path) -> str:
+  """Formats steps, time of a step, and accuracy."""
+  train = json.loads((folder / "train" / "results.json").read_bytes())
+  evaluation = json.loads((folder / "evaluate" / "results.json").read_bytes())
+  steps = RunFolder(folder / "train").scalars()["step_seconds"][1]
+  lines = [f"{train['steps']} steps, median of the log's {statistics.median(steps):.2f} s a step"]
+  for name, of_set in evaluation["sets"].items():
+    for prompt, figures in of_set["prompts"].items():
+      low, high = (100 * end for end in figures["top1_interval"])
+      shown = f"top-1 {100 * figures['top1']:.1f}% ({low:.1f} to {high:.1f})"
+      lines.append(f"{name}, {figures['images']:,} images, {pathlib.Path(prompt).name}: {shown}")
+  return "\n".join(lines)
 
 
 def main() -> None:
@@ -224,12 +242,21 @@ def main() -> None:
   path = folder / "phases.json"
   rows = json.loads(path.read_bytes()) if path.exists() else {}
   for name, (processes, phase) in Rehearsal(folder, arguments.classes).phases().items():
-    if name not in rows:
-      rows[name] = {"processes": processes, **measured(phase, folder)}
-      with replacing(path) as file:
-        file.write(json.dumps(rows, indent=2).encode())
-      print(name, rows[name], flush=True)
+    row = rows.setdefault(name, {"processes": processes, "starts": 0})
+    if "seconds" in row:
+      continue
+    row["starts"] += 1
+    _save(path, rows)
+    row |= measured(phase, folder)
+    _save(path, rows)
+    print(name, row, flush=True)
   print(table(rows))
+  print(outcome(folder))
+
+
+def _save(path: pathlib.Path, rows: dict[str, dict]) -> None:
+  with replacing(path) as file:
+    file.write(json.dumps(rows, indent=2).encode())
 
 
 if __name__ == "__main__":

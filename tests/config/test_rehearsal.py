@@ -118,7 +118,34 @@ def test_every_phase_at_a_small_size(tmp_path, monkeypatch, capsys):
   # A second call runs nothing, and prints the same table.
   printed = capsys.readouterr().out
   driver.main()
-  assert printed.endswith(capsys.readouterr().out)
+  assert printed.endswith(again := capsys.readouterr().out)
+  assert "80 steps" in again and "prompt.npz: top-1" in again
+
+
+def test_a_phase_that_was_interrupted_is_marked_and_measured_again(tmp_path, monkeypatch, capsys):
+  runs = []
+
+  def phase(name):
+    def run():
+      runs.append(name)
+      if runs == ["a", "b"]:
+        raise KeyboardInterrupt
+      return 12
+
+    return run
+
+  phases = {name: (1, phase(name)) for name in "abc"}
+  monkeypatch.setattr(driver.Rehearsal, "phases", lambda self: phases)
+  monkeypatch.setattr(driver, "outcome", lambda folder: "done")
+  monkeypatch.setattr("sys.argv", ["rehearsal", str(tmp_path)])
+  with pytest.raises(KeyboardInterrupt):
+    driver.main()
+  capsys.readouterr()
+  driver.main()
+  assert runs == ["a", "b", "b", "c"]
+  lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+  assert [line.split(" | ")[0] for line in lines[2:]] == ["| a", "| b (last of 2 starts)", "| c"]
+  assert all(line.split(" | ")[2] == "12" for line in lines[2:])
 
 
 def test_the_docstring_has_every_phase():
