@@ -10,8 +10,8 @@ Another grid, other steps:
     --config="configs/ablate_k.py:steps=50,grid=prompt.m=2|4|16;seed=0|1"
 """
 
-from configs import demo
 from pomp_jax.config import with_argument
+from pomp_jax.configs import demo
 
 
 def get_config(argument: str = ""):

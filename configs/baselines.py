@@ -8,9 +8,9 @@ base, novel and shifted ones in that number. Where a method is expensive it take
 config.
 """
 
-from configs import cocoop, coop, linear_probe, maple, tip_adapter, vpt, zero_shot
-from configs.world_size import SMALL
 from pomp_jax.config import base, with_argument
+from pomp_jax.configs import cocoop, coop, linear_probe, maple, tip_adapter, vpt, zero_shot
+from pomp_jax.configs.world_size import SMALL
 
 METHODS = {
   "zero_shot": zero_shot.WORLD,

@@ -11,8 +11,8 @@ Published (POMP, docs/MODELS.md): AP50 58.0 under the first. `novel AP50` is tha
 that open-vocabulary COCO holds out. Cost: 3.9 GB of embeddings for 5,000 images (arithmetic).
 """
 
-from configs.lvis import SHORT, recipe
 from pomp_jax.config import with_argument
+from pomp_jax.configs.lvis import SHORT, recipe
 
 
 def get_config(argument: str = ""):

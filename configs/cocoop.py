@@ -10,9 +10,9 @@ random crops and flips; docs/recipes.md has every value beside ours. On the worl
 from noise, and the images are not augmented.
 """
 
-from configs.few_shot import AUGMENTED, BASE_TO_NEW, FEW_SHOT
-from configs.world_size import SMALL
 from pomp_jax.config import base, with_argument
+from pomp_jax.configs.few_shot import AUGMENTED, BASE_TO_NEW, FEW_SHOT
+from pomp_jax.configs.world_size import SMALL
 
 # Every image has 500 class features of its own: few steps of few images.
 WORLD = SMALL | {"method": "cocoop", "negatives": "all", "batch_size": 8, "steps": 60}

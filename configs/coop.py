@@ -15,9 +15,9 @@ shots, 100 with 2 or 4 (`:epochs=100,shots=4`), 50 with one and on ImageNet. doc
 every value beside ours. The world's images are not augmented.
 """
 
-from configs.few_shot import AUGMENTED, FEW_SHOT
-from configs.world_size import SMALL
 from pomp_jax.config import base, with_argument
+from pomp_jax.configs.few_shot import AUGMENTED, FEW_SHOT
+from pomp_jax.configs.world_size import SMALL
 
 WORLD = SMALL | {"method": "pomp", "negatives": "all", "prompt.m": 16}
 IMAGENET = {"data.dataset": "imagenet1k", "epochs": 50}

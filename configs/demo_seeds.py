@@ -3,8 +3,8 @@
 python -m pomp_jax.main --config=configs/demo_seeds.py --workdir=runs/demo_seeds
 """
 
-from configs import demo
 from pomp_jax.config import with_argument
+from pomp_jax.configs import demo
 
 
 def get_config(argument: str = ""):

@@ -14,8 +14,8 @@ are 0.28 EFLOP online, 0.04 cached.
 Published: none on these classes. The paper counts over twenty thousand, its code trains on 10,450.
 """
 
-from configs import imagenet21k_vit_b16
 from pomp_jax.config import with_argument
+from pomp_jax.configs import imagenet21k_vit_b16
 
 
 def get_config(argument: str = ""):

@@ -10,8 +10,8 @@ Cost (arithmetic): 12.5 TFLOP of images and 8 x 0.7 TFLOP of text a step.
 Published: the paper trains with RN50 too; no figure of it is among those that we compare with.
 """
 
-from configs import imagenet21k_vit_b16
 from pomp_jax.config import with_argument
+from pomp_jax.configs import imagenet21k_vit_b16
 
 
 def get_config(argument: str = ""):

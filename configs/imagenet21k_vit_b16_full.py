@@ -12,8 +12,8 @@ beside 36 of images (none from cached features). README.md has the cost over 21,
 Published: none; so trains CoOp, which was out of reach there (over 300 GB).
 """
 
-from configs import imagenet21k_vit_b16
 from pomp_jax.config import with_argument
+from pomp_jax.configs import imagenet21k_vit_b16
 
 
 def get_config(argument: str = ""):

@@ -10,8 +10,8 @@ ViT-B/16's, which cached features save every run but the first.
 Published: none with this backbone.
 """
 
-from configs import imagenet21k_vit_b16
 from pomp_jax.config import with_argument
+from pomp_jax.configs import imagenet21k_vit_b16
 
 
 def get_config(argument: str = ""):

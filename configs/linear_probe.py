@@ -10,9 +10,9 @@ are the unit vectors of the embedding; CLIP's own probe has those before the pro
 again with the validation images. docs/recipes.md has every value beside ours.
 """
 
-from configs.few_shot import FEW_SHOT
-from configs.world_size import SMALL
 from pomp_jax.config import base, with_argument
+from pomp_jax.configs.few_shot import FEW_SHOT
+from pomp_jax.configs.world_size import SMALL
 
 WORLD = SMALL | {"method": "linear_probe", "probe.iterations": 50}
 

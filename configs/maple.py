@@ -14,9 +14,9 @@ every value beside ours. On the world the context starts from noise alone, and t
 augmented.
 """
 
-from configs.few_shot import AUGMENTED, BASE_TO_NEW, FEW_SHOT
-from configs.world_size import SMALL
 from pomp_jax.config import base, with_argument
+from pomp_jax.configs.few_shot import AUGMENTED, BASE_TO_NEW, FEW_SHOT
+from pomp_jax.configs.world_size import SMALL
 
 # The world's CLIP has three layers.
 WORLD = SMALL | {

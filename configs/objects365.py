@@ -11,8 +11,8 @@ Published (POMP, docs/MODELS.md): AP50 23.4 under the first. Cost: 62 GB of embe
 images (arithmetic); `:n=5000` takes every sixteenth image, and only these must be in DUMP.
 """
 
-from configs.lvis import SHORT, recipe
 from pomp_jax.config import with_argument
+from pomp_jax.configs.lvis import SHORT, recipe
 
 
 def get_config(argument: str = ""):

@@ -10,8 +10,8 @@ model_final.pth is the published coco-stuff-164k-171 model. Published (POMP, doc
 51.1. Files, differences: coco_stuff_156.py.
 """
 
-from configs.coco_stuff_156 import SHORT, recipe
 from pomp_jax.config import with_argument
+from pomp_jax.configs.coco_stuff_156 import SHORT, recipe
 
 
 def get_config(argument: str = ""):

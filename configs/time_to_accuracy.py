@@ -9,8 +9,8 @@
 Run it alone: it measures time.
 """
 
-from configs import ablate_k
 from pomp_jax.config import with_argument
+from pomp_jax.configs import ablate_k
 
 _SEEDS = "seed=0|1|2"
 _VARIANTS = {

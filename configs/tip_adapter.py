@@ -15,9 +15,9 @@ more than the text), 5 views and 5 epochs, and keys learned at the weights that 
 the training-free adapter.
 """
 
-from configs.few_shot import FEW_SHOT
-from configs.world_size import SMALL
 from pomp_jax.config import base, with_argument
+from pomp_jax.configs.few_shot import FEW_SHOT
+from pomp_jax.configs.world_size import SMALL
 
 _TUNED = {"method": "tip_adapter_f"}
 _VIEWS = {"data.augment": "crop_flip", "data.crop_area": 0.5}

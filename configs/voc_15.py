@@ -12,8 +12,8 @@ Published (POMP, docs/MODELS.md): hIoU 84.4, novel mIoU 76.8. Files, differences
 Cost (arithmetic): 144,900 crops of 35 GFLOP.
 """
 
-from configs.coco_stuff_156 import SHORT, recipe
 from pomp_jax.config import with_argument
+from pomp_jax.configs.coco_stuff_156 import SHORT, recipe
 
 
 def get_config(argument: str = ""):

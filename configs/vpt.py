@@ -10,9 +10,9 @@ layers, text "a photo of a {}.", 5 epochs of batches of 4, SGD at 0.0025, cosine
 not augmented.
 """
 
-from configs.few_shot import AUGMENTED, BASE_TO_NEW, FEW_SHOT
-from configs.world_size import SMALL
 from pomp_jax.config import base, with_argument
+from pomp_jax.configs.few_shot import AUGMENTED, BASE_TO_NEW, FEW_SHOT
+from pomp_jax.configs.world_size import SMALL
 
 _DEEP, _SHALLOW = (
   {"method": "vpt_deep", "prompt.depth": 12},

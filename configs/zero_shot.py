@@ -8,9 +8,9 @@ All test images; ImageNet's ensembles on every set, as CoOp's ZeroshotCLIP2 has 
 1,000 images of each split.
 """
 
-from configs.few_shot import FEW_SHOT
-from configs.world_size import SMALL
 from pomp_jax.config import base, with_argument
+from pomp_jax.configs.few_shot import FEW_SHOT
+from pomp_jax.configs.world_size import SMALL
 
 WORLD = SMALL | {"method": "zero_shot"}
 

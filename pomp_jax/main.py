@@ -1,4 +1,8 @@
-"""The only entry: `python -m pomp_jax.main --config=configs/X.py --workdir=DIR`.
+"""Runs the job of a config: `pomp --config=NAME --workdir=DIR`.
+
+`python -m pomp_jax.main` is the same command. The config is a file, or the name of one that comes
+with the package. A string behind a colon picks a variant (`--config=demo:k=64`),
+`--config.FIELD=VALUE` overrides a field. Without `--workdir` the folder is `runs/NAME`.
 
 With several processes each is started with the same command: on a Cloud TPU, under SLURM, in a
 JobSet or by Open MPI they find each other; elsewhere each gets `--coordinator=HOST:PORT`,
@@ -13,16 +17,17 @@ from collections.abc import Sequence
 import contextlib
 import logging
 import os
+import pathlib
 import signal
 import sys
 import traceback
 from typing import NoReturn
 
 if __name__ == "__main__":
-  # The imports below take seconds, and process 1 of a container has no other handler.
-  signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
-  if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
-    signal.signal(signal.SIGHUP, lambda *_: os._exit(75))
+  # Imports this file by its name, once its handlers of signals are set, and ends the process.
+  from pomp_jax.command import run
+
+  run()
 
 # Read when transformers is imported: its notices on Flax concern version 5, which we exclude.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -34,6 +39,7 @@ from ml_collections import config_flags
 from pomp_jax import hosts
 from pomp_jax.config import JOBS, METHODS, Settings, load_job, unpack, validate
 from pomp_jax.config.command_line import explain, help_text, with_tuple
+from pomp_jax.config.packaged import with_file
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure
 from pomp_jax.files.compilation_cache import use_compilation_cache
@@ -41,10 +47,14 @@ from pomp_jax.files.paths import problem_of
 from pomp_jax.files.run_folder import Presence
 from pomp_jax.files.terminal import printable, set_up_logging, set_up_streams
 
-log = logging.getLogger("pomp_jax.main")  # __name__ is __main__
+log = logging.getLogger(__name__)
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="The experiment: configs/X.py")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: results, checkpoints, plots.")
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", help_string="The experiment: the name of a packaged config, or a file."
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "The run's folder: results, checkpoints, plots. Default: runs/NAME."
+)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where it listens.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes; 1: this alone.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
@@ -71,6 +81,8 @@ def main(argv: Sequence[str]) -> int:
       use_compilation_cache(config.compilation_cache, workdir)
     module = load_job("dry_run" if config.dry_run else config.job)
     module.check(config, workdir)
+    if workdir == _default_workdir():
+      log.info("workdir: %s", workdir)
     if not jax.distributed.is_initialized() and JOBS[config.job].devices:
       log.info(hosts.describe(None, config.mesh.class_size, config.clip.dtype))
     status = RunError.status
@@ -160,9 +172,11 @@ def _end(message: object, status: int) -> int:
 def parse_flags(argv: Sequence[str]) -> list[str]:
   """Parses the command line; every mistake in it is one line and exit status 2."""
   try:
-    rest = flags.FLAGS([with_tuple(argument) for argument in argv])
+    rest = flags.FLAGS([with_tuple(argument) for argument in with_file(argv)])
     if _CONFIG.value is None:
-      raise flags.Error("--config: nothing given; takes a file such as configs/demo.py")
+      raise flags.Error("--config: nothing given; takes a file, or a name such as demo")
+    if _WORKDIR.value is None:
+      flags.FLAGS.workdir = _default_workdir()
     if not _WORKDIR.value:
       raise flags.Error("--workdir: nothing given; takes the folder for what the run leaves")
     if problem := problem_of(_WORKDIR.value):
@@ -175,6 +189,12 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     sys.exit(_complain(explain(error, argv), 2))
 
 
+def _default_workdir() -> str:
+  """The folder `runs/NAME` of the config file `NAME.py`."""
+  file = config_flags.get_config_filename(flags.FLAGS["config"])
+  return os.path.join("runs", pathlib.Path(file.partition(":")[0]).stem)
+
+
 def _complain(message: object, status: int) -> int:
   print(f"error: {_one_line(message)}", file=sys.stderr)
   return status
@@ -185,8 +205,10 @@ def _one_line(message: object) -> str:
   return printable(" ".join(str(message).split()), None)
 
 
-if __name__ == "__main__":
-  if {"-help", "--help", "-h"} & {*sys.argv}:
-    __doc__ = f"{__doc__}\nFields of the config (docs/config.md):\n{help_text()}"
+def start() -> NoReturn:
+  """Runs the command line `sys.argv`; ends the process with its exit status."""
   set_up_streams()
+  if {"-h", "-help", "--help"} & {*sys.argv[1:]}:
+    print(f"{__doc__}\n{help_text()}\nFlags:\n{flags.FLAGS.module_help(sys.modules[__name__])}")
+    sys.exit()
   app.run(main, flags_parser=parse_flags)

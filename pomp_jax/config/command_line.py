@@ -3,7 +3,7 @@
 python -m pomp_jax.config.command_line > docs/config.md
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import re
 import traceback
@@ -13,6 +13,7 @@ from absl import flags
 from pomp_jax.config.checks import value_of_text
 from pomp_jax.config.declare import OLD_NAMES, REPLACED, ConfigError, check_name, name_of_type
 from pomp_jax.config.fields import FIELDS, Settings
+from pomp_jax.config.packaged import packaged_configs, summary
 from pomp_jax.config.registry import JOBS
 
 
@@ -89,12 +90,23 @@ def page() -> str:
 
 
 def help_text() -> str:
-  """One line per field, for `--help`."""
-  return "\n".join(
-    f"  --config.{field}={row.default!r}: {row.metadata['help']}"
-    for name, group in _groups()
-    for field, row in _rows(name, group)
-  )
+  """Jobs, packaged configs, and fields by group, one per line, for `--help`."""
+  configs = {name: summary(file) for name, file in packaged_configs().items()}
+  lines = ["Jobs (--config.job=JOB):", *_columns({name: job.help for name, job in JOBS.items()})]
+  lines += ["", "Configs (--config=NAME):", *_columns(configs)]
+  lines += ["", "Fields (--config.FIELD=VALUE), with their defaults:"]
+  for name, group in _groups():
+    lines += ["", f"  {name or 'The run'}: {group.__doc__.partition(chr(10))[0]}"]
+    lines += [
+      f"  --config.{field}={row.default!r}: {row.metadata['help']}"
+      for field, row in _rows(name, group)
+    ]
+  return "\n".join(lines) + "\n"
+
+
+def _columns(texts: Mapping[str, str]) -> list[str]:
+  width = max(map(len, texts))
+  return [f"  {name:{width}}  {text}" for name, text in texts.items()]
 
 
 def _groups() -> Iterator[tuple[str, type]]:

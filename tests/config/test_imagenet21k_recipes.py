@@ -14,7 +14,7 @@ RECIPES = sorted(path.stem for path in CONFIGS.glob("imagenet21k_*.py"))
 
 
 def get(name, argument=""):
-  return unpack(importlib.import_module(f"configs.{name}").get_config(argument))
+  return unpack(importlib.import_module(f"pomp_jax.configs.{name}").get_config(argument))
 
 
 def steps_an_epoch(config):
@@ -30,7 +30,7 @@ def steps_an_epoch(config):
 def test_a_recipe_validates_and_its_docstring_has_its_steps(name):
   config = get(name)
   validate(config.replace({"dry_run": True, "clip.model": "openai/clip-vit-base-patch16"}))
-  doc = importlib.import_module(f"configs.{name}").__doc__
+  doc = importlib.import_module(f"pomp_jax.configs.{name}").__doc__
   assert config.checkpoint.every == round(steps_an_epoch(config) / 3)
   if "steps an epoch" in doc:
     assert f"{steps_an_epoch(config):,} steps an epoch" in doc

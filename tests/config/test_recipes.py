@@ -288,7 +288,9 @@ TIP_SETS = {
 
 def config_of(recipe):
   """Our config, as the recipe's command has it."""
-  return unpack(importlib.import_module(f"configs.{recipe.config}").get_config(recipe.argument))
+  return unpack(
+    importlib.import_module(f"pomp_jax.configs.{recipe.config}").get_config(recipe.argument)
+  )
 
 
 @pytest.mark.parametrize("name", RECIPES)

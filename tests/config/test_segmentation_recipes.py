@@ -18,7 +18,7 @@ PUBLISHED = {
 
 
 def settings_of(name, tmp_path, argument=""):
-  config = importlib.import_module(f"configs.{name}").get_config(argument)
+  config = importlib.import_module(f"pomp_jax.configs.{name}").get_config(argument)
   config.segment.images = config.segment.labels = str(tmp_path)
   if config.regions.source == "file":
     config.regions.path = str(tmp_path)
@@ -46,5 +46,7 @@ def test_naclips_values(tmp_path):
 
 
 def test_a_variant_without_a_region_file(tmp_path):
-  config = importlib.import_module("configs.coco_stuff_156").get_config("source=truth,n=20")
+  config = importlib.import_module("pomp_jax.configs.coco_stuff_156").get_config(
+    "source=truth,n=20"
+  )
   assert (config.regions.source, config.segment.n_images) == ("truth", 20)

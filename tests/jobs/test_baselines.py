@@ -146,7 +146,7 @@ def test_coop_is_pomp_with_all_classes_as_negatives():
 
 
 def _config(name, argument):
-  return unpack(importlib.import_module(f"configs.{name}").get_config(argument))
+  return unpack(importlib.import_module(f"pomp_jax.configs.{name}").get_config(argument))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -131,7 +131,7 @@ def test_a_recipe_asks_no_hub(name, tmp_path, monkeypatch):
     raise AssertionError(f"asked for {arguments}")
 
   monkeypatch.setattr(load, "hf_hub_download", download)
-  config = importlib.import_module(f"configs.imagenet21k_{name}").get_config()
+  config = importlib.import_module(f"pomp_jax.configs.imagenet21k_{name}").get_config()
   config = unpack(config).replace({"dry_run": True})
   validate(config)
   dry_run.check(config, str(tmp_path / "run"))

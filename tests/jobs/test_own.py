@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import own
 from pomp_jax import inputs, world
 from pomp_jax.config import ConfigError, unpack, validate
+from pomp_jax.configs import own
 from pomp_jax.jobs import pretrain
 
 

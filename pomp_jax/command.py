@@ -1,0 +1,31 @@
+"""The command `pomp`; `python -m pomp_jax.main` is the same.
+
+What must not wait for JAX, whose import takes seconds: the handlers of signals, and `--version`.
+"""
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import signal
+import sys
+
+from pomp_jax import __version__
+
+
+def run() -> None:
+  """Runs the command line `sys.argv`; ends the process with its exit status."""
+  # Process 1 of a container has no other handler.
+  signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+  if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+    signal.signal(signal.SIGHUP, lambda *_: os._exit(75))
+  if {"-version", "--version"} & {*sys.argv[1:]}:
+    print(version())
+    sys.exit()
+  importlib.import_module("pomp_jax.main").start()
+
+
+def version() -> str:
+  """One line with the versions of this package, JAX and Python."""
+  jax = importlib.metadata.version("jax")
+  return f"pomp_jax {__version__} (jax {jax}, Python {platform.python_version()})"

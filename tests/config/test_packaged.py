@@ -1,0 +1,93 @@
+"""Configs by name: the rule, the list, and the folder of the run."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+from absl import flags
+import pytest
+
+from pomp_jax import __version__
+from pomp_jax import main as main_module
+from pomp_jax.config import JOBS
+from pomp_jax.config.command_line import help_text
+from pomp_jax.config.packaged import FOLDER, packaged_configs, summary, with_file
+from tests.support.command_line import parse
+
+DEMO = str(FOLDER / "demo.py")
+
+
+def test_each_packaged_config_has_get_config_and_the_others_have_not():
+  for file in FOLDER.glob("*.py"):
+    module = importlib.import_module(f"pomp_jax.configs.{file.stem}")
+    assert hasattr(module, "get_config") == (file.stem in packaged_configs())
+    assert "from configs" not in file.read_text()  # which is the package's name in no wheel
+    assert summary(file) == module.__doc__.partition("\n")[0] != ""
+
+
+@pytest.mark.parametrize(
+  ("given", "expected"),
+  [
+    (["--config=demo"], [f"--config={DEMO}"]),
+    (["-config", "demo:k=16,m=4"], ["-config", f"{DEMO}:k=16,m=4"]),
+    (["--config=demo:a/b.py"], [f"--config={DEMO}:a/b.py"]),
+    ([f"--config={DEMO}:k=16"], [f"--config={DEMO}:k=16"]),
+    (["--config=mine.py"], ["--config=mine.py"]),
+    (["--config=../mine"], ["--config=../mine"]),
+    (["--config="], ["--config="]),
+    (["--config"], ["--config"]),
+    (["--config.job=demo", "--workdir=demo"], ["--config.job=demo", "--workdir=demo"]),
+  ],
+)
+def test_a_name_is_the_packaged_file_and_a_path_stays(given, expected):
+  assert with_file(["pomp", *given]) == ["pomp", *expected]
+
+
+def test_a_file_hides_no_packaged_name(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "demo.py").touch()
+  assert with_file(["pomp", "--config=demo.py"]) == ["pomp", "--config=demo.py"]
+  assert with_file(["pomp", "--config=demo"]) == ["pomp", f"--config={DEMO}"]
+  with pytest.raises(flags.Error, match="--config=coop is"):
+    with_file(["pomp", "--config=coop.py"])
+
+
+@pytest.mark.parametrize(
+  ("arguments", "expected"),
+  [
+    (["--config=demo:k=16"], "runs/demo"),
+    ([f"--config={DEMO}"], "runs/demo"),
+    (["--config=demo", "--workdir=here"], "here"),
+  ],
+)
+def test_the_folder_of_a_run_without_workdir(arguments, expected):
+  parse(*arguments)
+  assert flags.FLAGS.workdir == expected
+  assert (flags.FLAGS.workdir == main_module._default_workdir()) == (expected == "runs/demo")
+
+
+def test_help_lists_jobs_and_configs():
+  lines = [line.split() for line in help_text().splitlines()]
+  assert {*JOBS, *packaged_configs()} <= {words[0] for words in lines if words}
+  assert ["demo", *summary(FOLDER / "demo.py").split()] in lines
+
+
+def test_version_and_help_of_a_process(tmp_path):
+  environ = os.environ | {"PYTHONPATH": str(FOLDER.parent.parent)}
+  for flag, expected in (
+    ("--version", f"pomp_jax {__version__} (jax "),
+    ("--help", "Runs the job"),
+  ):
+    command = [sys.executable, "-m", "pomp_jax.main", flag]
+    done = subprocess.run(
+      command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(expected)
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_version_needs_no_jax():
+  code = "import sys, pomp_jax.command as c; c.version(); sys.exit('jax' in sys.modules)"
+  assert subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parent.parent).returncode == 0
