@@ -27,9 +27,9 @@ step; `accumulate=4` makes the recipe's eight.
 
 import os
 
-from configs import imagenet21k_fall11_vit_b16
-from configs.imagenet21k_vit_b16 import SHORT
 from pomp_jax.config import ConfigError, with_argument
+from pomp_jax.configs import imagenet21k_fall11_vit_b16
+from pomp_jax.configs.imagenet21k_vit_b16 import SHORT
 
 PHASES = ("prepare", "cache", "train", "evaluate", "export")
 FOLDER = "runs/rehearsal"

@@ -24,8 +24,8 @@ import time
 
 import psutil
 
-from configs import rehearsal
 from pomp_jax.config import Settings, unpack
+from pomp_jax.configs import rehearsal
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder
 from tests.support.processes import Processes

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import imagenet21k_fall11_vit_b16, rehearsal
 from pomp_jax import world
 from pomp_jax.config import ConfigError, unpack, validate
+from pomp_jax.configs import imagenet21k_fall11_vit_b16, rehearsal
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.prepare import Selection, build, open_input
 from pomp_jax.data.tfds import open_tfds
@@ -149,5 +149,5 @@ def test_a_phase_that_was_interrupted_is_marked_and_measured_again(tmp_path, mon
 
 
 def test_the_docstring_has_every_phase():
-  text = importlib.import_module("configs.rehearsal").__doc__
+  text = importlib.import_module("pomp_jax.configs.rehearsal").__doc__
   assert all(f"configs/rehearsal.py:{phase} " in text for phase in rehearsal.PHASES)
