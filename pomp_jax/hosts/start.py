@@ -99,7 +99,8 @@ def detect(
 
 def _is_present(launcher: str) -> bool:
   kinds = clusters.ClusterEnv._cluster_types
-  return any(kind.name == launcher and kind.is_env_present() for kind in kinds)
+  # Before JAX 0.9.1 that of Kubernetes, which is not asked for, has no name.
+  return any(getattr(kind, "name", "") == launcher and kind.is_env_present() for kind in kinds)
 
 
 def _launcher(environ: Mapping[str, str]) -> str | None:
