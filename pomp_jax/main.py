@@ -44,6 +44,7 @@ from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure
 from pomp_jax.files.compilation_cache import use_compilation_cache
 from pomp_jax.files.paths import problem_of
+from pomp_jax.files.provenance import commit
 from pomp_jax.files.run_folder import Presence
 from pomp_jax.files.terminal import printable, set_up_logging, set_up_streams
 
@@ -86,6 +87,7 @@ def main(argv: Sequence[str]) -> int:
     if not jax.distributed.is_initialized() and JOBS[config.job].devices:
       log.info(hosts.describe(None, config.mesh.class_size, config.clip.dtype))
     status = RunError.status
+    commit()  # read now: the checkout may change while the run lasts
     with _presence(config, workdir):
       module.run(config, workdir)
     hosts.finish()

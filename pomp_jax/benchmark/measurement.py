@@ -4,7 +4,6 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
-import json
 import multiprocessing
 import pathlib
 import re
@@ -24,6 +23,7 @@ from pomp_jax.clip.precision import precision_of
 from pomp_jax.config.fields import Benchmark
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import Path
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
 
 
@@ -210,7 +210,7 @@ def write_results(folder: Path, settings: Benchmark, rows: list[dict[str, Any]])
     "device": jax.devices()[0].device_kind,
     "rows": rows,
   }
-  (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+  RunFolder(folder).write_results(results)
   return results
 
 

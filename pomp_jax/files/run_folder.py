@@ -18,9 +18,12 @@ from pomp_jax import hosts
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import replacing, why_unwritable
 from pomp_jax.files.paths import Path, exists, is_bucket, to_path
+from pomp_jax.files.provenance import provenance
 from pomp_jax.files.terminal import printable
 
 log = logging.getLogger(__name__)
+
+_PROVENANCE = "provenance"
 
 
 class RunFolderError(InputError, RuntimeError):
@@ -83,6 +86,29 @@ class RunFolder:
     self.check()
     with writing(f"workdir {self.path}"):
       self.plots.mkdir(parents=True, exist_ok=True)
+
+  def write_results(self, results: dict[str, Any]) -> None:
+    """Writes `results.json`: the results, and under "provenance" where they come from.
+
+    Raises:
+      RunFolderWriteError: the file can't be written.
+    """
+    write_json(self.results, {**results, _PROVENANCE: provenance()})
+
+  def read_results(self) -> dict[str, Any] | None:
+    """Reads `results.json` without its provenance, which differs from start to start.
+
+    None if there is no such file.
+
+    Raises:
+      RunFolderError: it can't be read, or is no JSON object.
+    """
+    if not exists(self.results):
+      return None
+    stored = read_json(self.results)
+    if not isinstance(stored, dict):
+      raise RunFolderError(f"{self.results}: not a JSON object; remove or repair it")
+    return {key: value for key, value in stored.items() if key != _PROVENANCE}
 
   def scalars(self) -> dict[str, tuple[list[int], list[float]]]:
     """Steps, ascending, and values of every logged scalar, over all starts of the run."""

@@ -281,7 +281,7 @@ def _write_results(
     if found:
       with writing(folder.path):
         write_outcome(config, folder, results)
-    write_json(folder.results, results)
+    folder.write_results(results)
     if len(found) == sum(_stored(folder, cell) is not None for cell in cells):
       log.info("table, plot and report are in %s", folder.path)
       return results

@@ -138,7 +138,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     with writing(report), replacing(report) as file:
       file.write(_report(results).encode())
     # Last: a folder with results is a finished run.
-    write_json(folder.results, results)
+    folder.write_results(results)
     log.info("tables, plots and every figure are in %s", folder.path)
   return results
 

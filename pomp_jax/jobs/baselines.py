@@ -18,7 +18,7 @@ from pomp_jax.analysis.tables import Row, Table, markdown
 from pomp_jax.benchmark.measurement import ProcessError, in_own_process, peak_mib
 from pomp_jax.config import METHODS, ConfigError, Settings, validate, value_of_text
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.run_folder import RunFolder, read_json, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.jobs import pretrain
 from pomp_jax.jobs.repeat import of_seeds, summary
@@ -72,7 +72,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   if methods:
     with writing(folder.path):
       _write_report(folder, methods)
-  write_json(folder.results, results)
+  folder.write_results(results)
   for label, row in methods.items():
     figures = [f"{name} {100 * top1['mean']:.1f}%" for name, top1 in row["top1"].items()]
     log.info("%s: %s", label, ", ".join(figures))
@@ -113,11 +113,12 @@ def _one(config: Settings, workdir: str, seed: int) -> tuple[Settings, str]:
 
 def _outcome(config: Settings, workdir: str, programs: str) -> dict[str, Any]:
   """{"seeds": .., "runs": results of each, "peak_mib": ..}, or {"error": ..}."""
-  stored = RunFolder(workdir).results
+  folder = RunFolder(workdir)
   seeds = _seeds(config)
   finished = all(RunFolder(_one(config, workdir, seed)[1]).results.exists() for seed in seeds)
-  if finished and stored.exists() and read_json(stored).get("seeds") == list(seeds):
-    return read_json(stored)
+  stored = folder.read_results() if finished else None
+  if stored is not None and stored.get("seeds") == list(seeds):
+    return stored
   if jax.default_backend() == "cpu":
     try:
       outcome = in_own_process(_run_seeds, config, workdir, programs)
@@ -131,7 +132,7 @@ def _outcome(config: Settings, workdir: str, programs: str) -> dict[str, Any]:
     if finished:
       # Nothing ran now: the peak would be that of reading files.
       outcome["peak_mib"] = None
-    write_json(stored, outcome)
+    folder.write_results(outcome)
   return outcome
 
 

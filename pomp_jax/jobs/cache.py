@@ -21,7 +21,7 @@ from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.data.views import views
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import FeatureBlocks
-from pomp_jax.files.run_folder import RunFolder, write_json
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import Progress
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.train import batches
@@ -90,7 +90,7 @@ def run(config: Settings, workdir: str) -> dict:
   if hosts.is_first():
     folder = RunFolder(workdir)
     folder.create()
-    write_json(folder.results, results)
+    folder.write_results(results)
     log.info(
       "%s: %d features of %d images (%.2f GB), %d of them computed now, %.0f a second",
       *(config.data.feature_cache, blocks.n_images * blocks.n_versions, blocks.n_images),

@@ -121,10 +121,10 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   boxes = open_box_set(config.detect)
   prompts = read_prompts(config.detect.prompts, "detect.prompts")
   key = _key(config, encoder, boxes, prompts)
-  results = read_keyed(folder.results, key) if first else None
-  if hosts.from_first(results is not None, "whether the detection is done"):
+  results = (folder.read_results() if first else None) or {}
+  if hosts.from_first(results.get("key") == key, "whether the detection is done"):
     log.info("%s: this detection has finished; nothing to do", workdir)
-    return results or {}
+    return results
   if first:
     folder.create()
     write_json(folder.config, config.to_dict())
@@ -154,7 +154,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
         write_json(path, [row for image in found for row in image.rows[0]])
     _write_report(config, folder, boxes, blocks, results)
   # Last: a folder with results is a finished run.
-  write_json(folder.results, results)
+  folder.write_results(results)
   with contextlib.suppress(OSError):
     remove_folder(progress)
   log.info("figures and pictures are in %s", folder.path)

@@ -40,7 +40,7 @@ from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.class_features import ClassFeatures
 from pomp_jax.files.prompt_file import Prompt, check_fits
-from pomp_jax.files.run_folder import RunFolder, read_json, read_keyed, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import tally
 from pomp_jax.inference.metrics import Hierarchy
@@ -129,13 +129,13 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   if not first:
     return {}
   results = _results(config, encoder, prompts, sets, done, missing)
-  if folder.results.exists() and read_json(folder.results) == results:
+  if folder.read_results() == results:
     log.info("%s: this evaluation has finished; nothing to do", workdir)
     return results
   with writing(folder.path):
     _write_report(folder, results)
   # Last: a folder with results is a finished run.
-  write_json(folder.results, results)
+  folder.write_results(results)
   log.info("tables, plots and every figure are in %s", folder.path)
   return results
 

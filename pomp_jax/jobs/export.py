@@ -23,7 +23,7 @@ from pomp_jax.files.class_features import (
 )
 from pomp_jax.files.paths import file_size
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt, save_prompt
-from pomp_jax.files.run_folder import RunFolder, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.inference import category_features
 
 
@@ -81,7 +81,7 @@ def run(config: Settings, workdir: str) -> dict:
     else:
       save_prompt(path, prompt)
   results |= {"output": path.name, "bytes": file_size(path)}
-  write_json(folder.results, results)
+  folder.write_results(results)
   print(f"{path}: {settings.format}, {' x '.join(map(str, results['shape']))}")
   return results
 

@@ -142,7 +142,7 @@ def run(config: Settings, workdir: str) -> dict:
   }
   with writing(folder.plots):
     gradient_bias_panels(folder.plots / "gradient_bias.png", cells)
-  write_json(folder.results, results)
+  folder.write_results(results)
   return results
 
 

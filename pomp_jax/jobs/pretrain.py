@@ -20,7 +20,7 @@ from pomp_jax.data.source import Source, readable_images, spread_evenly
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
-from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, RunFolderError, write_json, writing
 from pomp_jax.inference.classify import Classifier
 from pomp_jax.inference.evaluate import SplitFeatures, evaluate
 from pomp_jax.prompt.mesh import make_mesh
@@ -86,8 +86,7 @@ def run(config: Settings, workdir: str) -> dict:
   """
   folder = RunFolder(workdir)
   # What process 0 sees: another one may look at the folder later, or at another disk.
-  finished = hosts.is_first() and folder.results.exists()
-  stored = read_json(folder.results) if finished else None
+  stored = folder.read_results() if hosts.is_first() else None
   stored = hosts.from_first(stored, "the run's results")
   if stored is not None:
     log.info("%s: this run has finished; nothing to do", workdir)
@@ -180,7 +179,7 @@ def _writing(folder: RunFolder) -> Iterator[None]:
 def _write(folder: RunFolder, results: dict) -> None:
   plots.accuracy_bars(folder.plots / "accuracy.png", results["eval"])
   # Last: a folder with results is a finished run.
-  write_json(folder.results, results)
+  folder.write_results(results)
   for split, scores in results["eval"].items():
     line = ", ".join(f"{name} {100 * score['top1']:.1f}%" for name, score in scores.items())
     counts = results["eval_images"][split], results["eval_classes"][split]

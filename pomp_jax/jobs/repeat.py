@@ -7,11 +7,12 @@ import logging
 import os
 
 import numpy as np
+import scipy.special
 
 from pomp_jax import hosts
 from pomp_jax.analysis import plots
 from pomp_jax.config import ConfigError, Settings
-from pomp_jax.files.run_folder import RunFolder, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.metrics import Accuracy, wilson_interval
 from pomp_jax.jobs import pretrain
@@ -49,7 +50,7 @@ def run(config: Settings, workdir: str) -> dict:
     return results
   folder = RunFolder(workdir)
   folder.create()
-  write_json(folder.results, results)
+  folder.write_results(results)
   with writing(folder.plots):
     _plot(folder, results)
   for split, gain in results["gain"].items():
@@ -68,11 +69,25 @@ def _one(config: Settings, workdir: str, seed: int) -> tuple[Settings, str]:
 
 
 def summary(values: list[float]) -> dict:
-  """Mean, median, sample standard deviation, and spread (highest less lowest) over the seeds."""
+  """Figures of one value a seed.
+
+  Returns:
+    {
+      "mean": .., "median": ..,
+      "std": sample standard deviation, 0 for one seed,
+      "t_interval": Student's 95% interval of the mean over seeds, [low, high]; None for one seed,
+      "spread": highest less lowest,
+      "values": ..,
+    }
+  """
+  n, mean = len(values), float(np.mean(values))
+  std = float(np.std(values, ddof=1)) if n > 1 else 0.0
+  reach = float(scipy.special.stdtrit(n - 1, 0.975)) * std / n**0.5 if n > 1 else None
   return {
-    "mean": float(np.mean(values)),
+    "mean": mean,
     "median": float(np.median(values)),
-    "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+    "std": std,
+    "t_interval": None if reach is None else [mean - reach, mean + reach],
     "spread": float(np.ptp(values)),
     "values": list(values),
   }
@@ -83,7 +98,7 @@ def of_seeds(scores: list[Accuracy]) -> dict:
 
   Returns:
     {"images": n, "top1": summary, "top5": summary, "top1_interval": [low, high]}: what n images say
-    of the mean top-1. The spread over the seeds is no part of it.
+    of the mean top-1. The spread over the seeds is no part of it; that is `top1["t_interval"]`.
   """
   top1, top5 = (summary([one[metric] for one in scores]) for metric in ("top1", "top5"))
   images = scores[0]["images"]

@@ -29,7 +29,7 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import file_stamps, fingerprint
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import local_copy
-from pomp_jax.files.run_folder import RunFolder, read_json, to_json, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, to_json, write_json, writing
 from pomp_jax.files.terminal import steps_of, waiting
 from pomp_jax.inference.class_matrix import ClassMatrix, check_prompt, class_matrix, key_parts
 from pomp_jax.inference.named_prompts import NamedPrompt, read_prompts
@@ -129,13 +129,13 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   if not first:
     return {}
   results = _results(config, encoder, pixels, prompts, state.tallies)
-  if folder.results.exists() and read_json(folder.results) == results:
+  if folder.read_results() == results:
     log.info("%s: this segmentation has finished; nothing to do", workdir)
     return results
   with writing(folder.path):
     _write_report(folder, pixels, results)
   # Last: a folder with results is a finished run.
-  write_json(folder.results, results)
+  folder.write_results(results)
   log.info("figures and pictures are in %s", folder.path)
   return results
 

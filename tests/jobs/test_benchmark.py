@@ -1,6 +1,5 @@
 """The benchmark of the text tower, at toy sizes."""
 
-import json
 import os
 import re
 import signal
@@ -14,6 +13,7 @@ from pomp_jax.benchmark.measurement import ProcessError, in_own_process, peak_mi
 from pomp_jax.benchmark.towers import temporaries_mib
 from pomp_jax.benchmark.whole_step import compile_step
 from pomp_jax.files import terminal
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
 from pomp_jax.jobs import benchmark
 from tests.support.small_run import settings
@@ -32,7 +32,7 @@ def test_rows_of_all_implementations(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(terminal, "_LINE_SECONDS", 0.0)
   config = _config(k="40", baseline_k="40", rows_at_a_time=24, m=4, steps="", repeats=2)
   results = benchmark.run(config, str(tmp_path))
-  assert results == json.loads((tmp_path / "results.json").read_text())
+  assert results == RunFolder(tmp_path).read_results()
   assert (tmp_path / "plots" / "text_tower.png").is_file()
   rows = {(row["implementation"], row["k"]): row for row in results["rows"]}
   assert set(rows) == {("shared", 40), ("reference", 40), ("torch_77", 40)}

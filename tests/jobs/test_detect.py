@@ -15,6 +15,7 @@ from pomp_jax.clip import load_clip
 from pomp_jax.config import validate
 from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import detect
 from pomp_jax.regions.files import RegionHeader, Regions, RegionWriter
 from tests.support.clips import write_random_clip
@@ -186,7 +187,7 @@ def test_true_regions_are_classified_as_by_torch(data, tmp_path):
 @pytest.mark.parametrize("n_images", [0, 4])
 def test_figures_are_those_of_pycocotools(data, tmp_path, n_images):
   results = run(of_proposals(data, **{"detect.n_images": n_images}), tmp_path)
-  assert results == json.loads((tmp_path / "results.json").read_text())
+  assert results == RunFolder(tmp_path).read_results()
   value = json.loads((data[0] / "coco.json").read_text())
   kept = {image["id"] for image in value["images"]}
   if n_images:

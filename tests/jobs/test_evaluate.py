@@ -16,6 +16,7 @@ from pomp_jax.data.source import SourceError
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.inference.named_prompts import features_under
 from pomp_jax.inputs.evaluation_sets import evaluation_sets
 from pomp_jax.jobs import evaluate
@@ -133,7 +134,7 @@ def test_an_ensemble_is_the_mean_of_its_texts(data):
 
 def test_the_folder_holds_every_figure_and_tables(cross_dataset):
   _, workdir, results = cross_dataset
-  assert json.loads((workdir / "results.json").read_text()) == results
+  assert RunFolder(workdir).read_results() == results
   stored = json.loads((workdir / "sets" / "dtd.json").read_text())
   figures = stored["prompts"]["hand_written"]
   assert len(stored["classes"]) == len(figures["per_class"]["top1"]) == 47

@@ -14,6 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 
 from pomp_jax import inputs
 from pomp_jax.config import ConfigError
@@ -53,6 +54,7 @@ def test_a_run_leaves_its_folder(finished):
   plots = {path.name for path in (finished / "plots").iterdir()}
   assert plots == {"training.png", "accuracy.png", "predictions.png"}
   results = json.loads((finished / "results.json").read_text())
+  assert results["provenance"]["devices"]["number"] == jax.device_count()
   assert (results["job"], results["seed"], results["steps"]) == ("pretrain", 0, 12)
   assert (results["n_classes"], results["k"], results["correction"]) == (300, 20, "log")
   assert results["seconds"] > 0
@@ -249,6 +251,13 @@ def test_all_negatives_are_k_equal_to_n_in_any_number_of_chunks(tmp_path):
     assert results["k"] == results["n_classes"] == 300
   np.testing.assert_array_equal(context(tmp_path / "all"), context(tmp_path / "n"))
   np.testing.assert_allclose(context(tmp_path / "chunks"), context(tmp_path / "n"), atol=1e-6)
+
+
+@pytest.mark.parametrize("values", [[0.3, 0.5], [0.61, 0.58, 0.6, 0.62, 0.55]])
+def test_the_interval_over_seeds_is_students(values):
+  expected = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+  assert repeat.summary(values)["t_interval"] == pytest.approx(list(expected))
+  assert repeat.summary(values[:1])["t_interval"] is None
 
 
 def test_repeat_sums_the_seeds_up(tmp_path, monkeypatch):

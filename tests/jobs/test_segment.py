@@ -1,6 +1,5 @@
 """The segment job: label maps and figures against torch and torchmetrics, resumption, bad input."""
 
-import json
 import shutil
 
 import numpy as np
@@ -15,6 +14,7 @@ from pomp_jax.clip import load_clip
 from pomp_jax.config import validate
 from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import segment
 from pomp_jax.regions.files import RegionHeader, Regions, RegionWriter
 from tests.support.clips import write_random_clip
@@ -132,7 +132,7 @@ def test_regions_of_a_file_are_fused_as_zsseg_does(data, tmp_path):
 
 def test_figures_are_those_of_the_label_images(data, tmp_path):
   results = run(config_for(data), tmp_path)
-  assert results == json.loads((tmp_path / "results.json").read_text())
+  assert results == RunFolder(tmp_path).read_results()
   truth = np.concatenate([labels.ravel() for labels in truth_of(data)])
   for number, label in enumerate(PROMPTS):
     predicted = np.concatenate([found.ravel() for found in maps_of(tmp_path, number)])
@@ -193,7 +193,7 @@ def test_two_processes_find_what_one_does(data, tmp_path):
   run_in_processes(list(zip(configs, folders, strict=True)), tmp_path / "jobs.json")
   for config, (first, second) in zip(configs, folders, strict=True):
     expected = run(config, tmp_path / f"{first.name} alone")
-    found = json.loads((first / "results.json").read_text())
+    found = RunFolder(first).read_results()
     assert found == expected and not second.exists()
 
 

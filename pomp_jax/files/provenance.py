@@ -1,0 +1,94 @@
+"""Where a result comes from: command, commit, versions, devices, date."""
+
+import datetime
+import functools
+import importlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+from typing import Any
+
+import jax
+
+_PACKAGE = pathlib.Path(__file__).parent.parent
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "Pillow", "transformers")
+_GIT_SECONDS = 10.0
+
+
+def provenance() -> dict[str, Any]:
+  """Describes this process and its devices, for results.
+
+  Returns:
+    {
+      "command": command line, as a shell reads it,
+      "commit": as `commit`, or null,
+      "versions": {"python": .., "pomp_jax": .., "jax": .., ..}; null for a missing library,
+      "devices": {"platform": .., "kind": .., "number": of all processes, "processes": ..},
+      "date": ISO 8601, UTC, seconds,
+    }
+  """
+  devices = jax.devices()
+  return {
+    "command": command(sys.argv),
+    "commit": commit(),
+    "versions": _versions(),
+    "devices": {
+      "platform": devices[0].platform,
+      "kind": ", ".join(sorted({device.device_kind for device in devices})),
+      "number": len(devices),
+      "processes": jax.process_count(),
+    },
+    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+  }
+
+
+def command(argv: list[str]) -> str:
+  """Command line with the words of `sys.argv`, quoted for a shell."""
+  if pathlib.Path(argv[0]) == _PACKAGE / "main.py":
+    # What `python -m` leaves of its own words.
+    argv = ["python", "-m", "pomp_jax.main", *argv[1:]]
+  return shlex.join(argv)
+
+
+@functools.cache
+def commit() -> str | None:
+  """Commit of the repository that tracks this package, with `+` behind it if files differ from it.
+
+  None for an installed package, without git, and for a repository that git does not read. Cached,
+  because the checkout of a long run may change after its code was imported: call it early.
+  """
+  # A repository around an installed package does not track `__init__.py`, and git fails.
+  names = _git("rev-parse", "HEAD", "HEAD:./__init__.py")
+  if names is None or names.returncode:
+    return None
+  differs = _git("diff", "--no-ext-diff", "--quiet", "HEAD", "--", ".")
+  return names.stdout.split()[0] + ("+" if differs is None or differs.returncode else "")
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str] | None:
+  try:
+    return subprocess.run(
+      ["git", "-C", str(_PACKAGE), *arguments],
+      capture_output=True,
+      text=True,
+      check=False,
+      timeout=_GIT_SECONDS,
+      env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},  # reads only
+    )
+  except (OSError, subprocess.TimeoutExpired):
+    return None
+
+
+def _versions() -> dict[str, str | None]:
+  package = getattr(importlib.import_module("pomp_jax"), "__version__", None)
+  found: dict[str, str | None] = {"python": platform.python_version(), "pomp_jax": package}
+  for name in _LIBRARIES:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      found[name] = None
+  return found
