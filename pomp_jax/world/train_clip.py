@@ -5,13 +5,14 @@
 Symmetric contrastive loss (Radford et al., 2021, fig. 3) over captioned images drawn on the fly,
 with AdamW, warmup, a cosine schedule, and caption noise that rises from 0 (see `captions`). An
 interrupted run resumes from its last checkpoint, `DIR/state.msgpack`. Files in DIR are written
-atomically. Needs no network and no accelerator.
+atomically. Needs no network and no accelerator. `train` takes other images and captions than the
+world's as `Pairs`.
 
 Shape suffixes: B pairs, S side of an image in pixels, L tokens, E embedding.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import json
 import pathlib
@@ -31,12 +32,12 @@ from pomp_jax.files.atomic import replacing
 from pomp_jax.world import captions
 from pomp_jax.world.render import IMAGE_SIZE
 
-VOCABULARY_SIZE = 676  # 512 bytes, the merges, two special tokens
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_POSITIONS = 32
 PIXEL_MEAN = (0.45, 0.44, 0.41)
 PIXEL_STD = (0.28, 0.25, 0.26)
 MAX_LOGIT_SCALE = float(np.log(100))
+TEMPLATES = ("a photo of a {}.", "{}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Recipe:
   noisy_from: float = 0.55  # fraction of the steps after which caption noise is 1
   short_tokens: int = 20  # padded length of captions; 1% are longer and lose words
   wordy_every: int = 16  # one batch of this many has captions that fill all positions
+  vocabulary: int = 676  # tokens: 512 bytes, the merges, two special ones
+  spelled: int = 20_000  # captions without and with noise that the merges are learned from
   seed: int = 0
 
   def noise(self, step: int) -> float:
@@ -60,8 +63,31 @@ class Recipe:
     return float(np.clip((done - self.clean_until) / (self.noisy_from - self.clean_until), 0, 1))
 
 
-def train_tokenizer(captions: list[str], folder: pathlib.Path) -> None:
+def _novel(n_images: int) -> tuple[Sequence[str], np.ndarray, np.ndarray]:
+  source = world.source("novel", n_images=n_images, seed=1)
+  return source.names, source.labels, source.images(np.arange(n_images))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """Images and captions to train a CLIP on, and images to test it on.
+
+  Attributes:
+    batch: (seed, indices int [B], caption noise) -> images uint8 [B, S, S, 3] and B captions.
+    test: number of images n -> names of the classes, labels int [n], images uint8 [n, S, S, 3].
+  """
+
+  batch: Callable[[int, np.ndarray, float], tuple[np.ndarray, list[str]]]
+  test: Callable[[int], tuple[Sequence[str], np.ndarray, np.ndarray]]
+
+
+WORLD = Pairs(captions.training_batch, _novel)
+
+
+def train_tokenizer(captions: list[str], folder: pathlib.Path, size: int) -> None:
   """Learns the merges from captions and writes CLIP's five tokenizer files into `folder`.
+
+  Of `size` tokens, 512 are bytes and two are special; fewer if the captions give fewer merges.
 
   The end token gets the highest id, as in CLIP. Every byte has a token, inside and at the end of a
   word, so that any text can be encoded.
@@ -71,10 +97,10 @@ def train_tokenizer(captions: list[str], folder: pathlib.Path) -> None:
   symbols = [symbol_of[byte] for byte in range(256)]
   tokens = symbols + [f"{symbol}</w>" for symbol in symbols]
   trained = _save_tokenizer(tokens, [], folder).train_new_from_iterator(
-    captions, VOCABULARY_SIZE, end_of_word_suffix="</w>", show_progress=False
+    captions, size, end_of_word_suffix="</w>", show_progress=False
   )
-  merges = json.loads(trained.backend_tokenizer.to_str())["model"]["merges"]
-  merges = merges[: VOCABULARY_SIZE - len(tokens) - 2]
+  learned = json.loads(trained.backend_tokenizer.to_str())["model"]["merges"]
+  merges = [(a, b) for a, b in learned[: size - len(tokens) - 2]]
   _save_tokenizer(tokens + [a + b for a, b in merges], merges, folder)
 
 
@@ -129,13 +155,13 @@ def _wordy(texts: list[str], vocabulary: CLIPTokenizerFast, seed: int) -> list[s
 
 
 def _batches(
-  recipe: Recipe, vocabulary: CLIPTokenizerFast, first_step: int
+  recipe: Recipe, pairs: Pairs, vocabulary: CLIPTokenizerFast, first_step: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Iterates over images uint8 [B, S, S, 3] and token ids int32 [B, L], drawn by a thread."""
 
   def draw(step: int) -> tuple[np.ndarray, np.ndarray]:
     indices = step * recipe.batch + np.arange(recipe.batch)
-    image_BxSxSx3, texts = captions.training_batch(recipe.seed, indices, recipe.noise(step))
+    image_BxSxSx3, texts = pairs.batch(recipe.seed, indices, recipe.noise(step))
     length = recipe.short_tokens
     if step % recipe.wordy_every == recipe.wordy_every - 1:
       texts, length = _wordy(texts, vocabulary, step), MAX_POSITIONS
@@ -218,21 +244,21 @@ def _train_step(model: FlaxCLIPModel, optimizer: optax.GradientTransformation):
 
 def zero_shot(
   model: FlaxCLIPModel, params, vocabulary: CLIPTokenizerFast, template: str, n_images: int = 1024,
-  split: str = "novel",
+  pairs: Pairs = WORLD,
 ) -> float:  # fmt: skip
-  """Zero-shot top-1, in [0, 1], over all classes of a split, with one template."""
-  source = world.source(split, n_images=n_images, seed=1)
+  """Zero-shot top-1, in [0, 1], over all classes of the test images, with one template."""
+  names, labels_B, image_BxSxSx3 = pairs.test(n_images)
   ids_NxL = vocabulary(
-    [template.format(name) for name in source.names], padding="longest", return_tensors="np"
+    [template.format(name) for name in names], padding="longest", return_tensors="np"
   ).input_ids
   text_of = jax.jit(lambda p, ids: model.get_text_features(ids, params=p))
   image_of = jax.jit(lambda p, image: model.get_image_features(image, params=p))
   text_NxE = np.concatenate([text_of(params, ids) for ids in np.array_split(ids_NxL, 8)])
-  images = normalise(source.images(np.arange(n_images)))
   # HuggingFace expects channels first here.
-  image_BxE = np.asarray(image_of(params, jnp.transpose(images, (0, 3, 1, 2))))
+  pixels_Bx3xSxS = jnp.transpose(normalise(image_BxSxSx3), (0, 3, 1, 2))
+  image_BxE = np.asarray(image_of(params, pixels_Bx3xSxS))
   text_NxE /= np.linalg.norm(text_NxE, axis=1, keepdims=True)
-  return float(((image_BxE @ text_NxE.T).argmax(1) == source.labels).mean())
+  return float(((image_BxE @ text_NxE.T).argmax(1) == labels_B).mean())
 
 
 def _replace(path: pathlib.Path, content: bytes) -> None:
@@ -260,16 +286,18 @@ def _store(model: FlaxCLIPModel, params, out: pathlib.Path) -> None:
   _replace(out / "flax_model.msgpack", flax.serialization.to_bytes(jax.device_get(stored)))
 
 
-def train(recipe: Recipe, out: pathlib.Path, checkpoint_every: int = 250) -> None:
+def train(
+  recipe: Recipe, out: pathlib.Path, checkpoint_every: int = 250, pairs: Pairs = WORLD
+) -> None:
   """Trains a CLIP and stores it in `out`; resumes a run that was interrupted."""
   out.mkdir(parents=True, exist_ok=True)
   if not (out / "tokenizer_config.json").exists():
     texts = [
       text
       for noise in (0.0, 1.0)
-      for text in captions.training_batch(recipe.seed, np.arange(20_000), noise)[1]
+      for text in pairs.batch(recipe.seed, np.arange(recipe.spelled), noise)[1]
     ]
-    train_tokenizer(texts + list(captions.ASIDES) * 200, out)
+    train_tokenizer(texts + list(captions.ASIDES) * 200, out, recipe.vocabulary)
   vocabulary = CLIPTokenizerFast.from_pretrained(out)
   model = FlaxCLIPModel(clip_config(vocabulary), seed=recipe.seed)
   optimizer = _optimizer(recipe)
@@ -281,7 +309,9 @@ def train(recipe: Recipe, out: pathlib.Path, checkpoint_every: int = 250) -> Non
   params, opt_state, first_step = state["params"], state["opt_state"], int(state["step"])
   train_step = _train_step(model, optimizer)
   began, losses = time.monotonic(), []
-  for step, (image, ids) in enumerate(_batches(recipe, vocabulary, first_step), first_step + 1):
+  for step, (image, ids) in enumerate(
+    _batches(recipe, pairs, vocabulary, first_step), first_step + 1
+  ):
     params, opt_state, loss, accuracy = train_step(params, opt_state, image, ids)
     losses.append((loss, accuracy))
     if step % 50 == 0 or step == recipe.steps:
@@ -297,8 +327,8 @@ def train(recipe: Recipe, out: pathlib.Path, checkpoint_every: int = 250) -> Non
     if step % checkpoint_every == 0:
       state = {"params": params, "opt_state": opt_state, "step": step}
       _replace(out / "state.msgpack", flax.serialization.to_bytes(jax.device_get(state)))
-      shown = [zero_shot(model, params, vocabulary, t) for t in ("a photo of a {}.", "{}.")]
-      print(f"  novel top-1: a photo of a {shown[0]:.3f}, bare {shown[1]:.3f}", flush=True)
+      shown = [zero_shot(model, params, vocabulary, t, pairs=pairs) for t in TEMPLATES]
+      print(f"  zero-shot top-1: a photo of a {shown[0]:.3f}, bare {shown[1]:.3f}", flush=True)
   _store(model, params, out)
   (out / "state.msgpack").unlink(missing_ok=True)
   print(f"stored in {out}", flush=True)
