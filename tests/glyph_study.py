@@ -28,7 +28,7 @@ IMAGES = {"train": 16, "val": 1, "test": 2}  # a class
 RATES = (0.1, 0.03, 0.01)
 SEEDS = (0, 1, 2)
 STEPS, RATE_STEPS = 300, 100
-GRID = "k=all|64|256|16;sampling.name=uniform|posterior"
+GRID = "k=all|64;sampling.name=uniform|posterior"
 SPLITS = ("base", "novel")
 
 
