@@ -1,6 +1,6 @@
 """Runs every phase of configs/rehearsal.py, and prints the time and memory of each as a table.
 
-  python -m tests.rehearsal FOLDER                 true size: an hour on two cores, 6 GB of disk
+  python -m tests.rehearsal FOLDER                 true size; the archive alone takes 1.6 GB
   python -m tests.rehearsal FOLDER --classes=400   1/50 of it
 
 Cache, training and evaluation run in two processes with one CPU device each. Process 1 of the
