@@ -2,7 +2,8 @@
 
 Leaves in the run's folder `sets/<set>.json` with every figure of a set, its classes one by one;
 `results.json` that sums them up; `results.md` and `results.tex`, tables with published figures
-beside ours; plots. A set that is done is not done again, as long as nothing that its figures depend
+beside ours; `clip_benchmark/` and `clip_benchmark.csv`, the same in the form of CLIP_benchmark;
+plots. A set that is done is not done again, as long as nothing that its figures depend
 on has changed. A restart resumes with the first set that is missing.
 
 With several processes all of them work on each set together, and the first writes.
@@ -19,6 +20,7 @@ import numpy as np
 
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis import plots
+from pomp_jax.analysis.clip_benchmark import benchmark_csv, benchmark_records
 from pomp_jax.analysis.tables import (
   SetFigures,
   accuracy_by_group,
@@ -39,6 +41,7 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.class_features import ClassFeatures
+from pomp_jax.files.paths import exists, remove_folder
 from pomp_jax.files.prompt_file import Prompt, check_fits
 from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json, writing
 from pomp_jax.files.terminal import steps_of
@@ -57,6 +60,7 @@ log = logging.getLogger(__name__)
 
 # Of what a set's file means; part of what its figures depend on.
 _VERSION = f"2, pixels {PREPROCESSING_VERSION}"
+_BENCHMARK, _BENCHMARK_CSV = "clip_benchmark", "clip_benchmark.csv"
 
 
 def check(config: Settings, workdir: str) -> None:
@@ -129,11 +133,13 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   if not first:
     return {}
   results = _results(config, encoder, prompts, sets, done, missing)
-  if folder.read_results() == results:
+  # Without the CSV file it is the evaluation of an earlier version.
+  if folder.read_results() == results and exists(folder.path / _BENCHMARK_CSV):
     log.info("%s: this evaluation has finished; nothing to do", workdir)
     return results
   with writing(folder.path):
     _write_report(folder, results)
+    _write_benchmark(folder, results)
   # Last: a folder with results is a finished run.
   folder.write_results(results)
   log.info("tables, plots and every figure are in %s", folder.path)
@@ -252,6 +258,17 @@ def _write_report(folder: RunFolder, results: Mapping[str, Any]) -> None:
       )
   figures = {name: of_set["prompts"] for name, of_set in results["sets"].items()}
   plots.calibration_panels(folder.plots / "calibration.png", figures)
+
+
+def _write_benchmark(folder: RunFolder, results: Mapping[str, Any]) -> None:
+  records = benchmark_records(results)
+  files = folder.path / _BENCHMARK
+  remove_folder(files)  # records of other prompts
+  files.mkdir()
+  for name, record in records.items():
+    write_json(files / f"{name}.json", record)
+  with replacing(folder.path / _BENCHMARK_CSV) as file:
+    file.write(benchmark_csv(records.values()).encode())
 
 
 def _key(clip_key: str, name: str, labelled: LabelledSet, prompts: Sequence[NamedPrompt]) -> str:

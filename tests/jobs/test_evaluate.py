@@ -146,6 +146,18 @@ def test_the_folder_holds_every_figure_and_tables(cross_dataset):
     "calibration.png",
   }
   row = results["accuracy"]["cross_dataset"]["top1"]["{}."]
+  files = sorted(file.name for file in (workdir / "clip_benchmark").iterdir())
+  assert files == [
+    f"{name}.json"
+    for name in ("dtd_hand_written", "dtd_prompt", "eurosat_hand_written", "eurosat_prompt")
+  ]
+  record = json.loads((workdir / "clip_benchmark" / "dtd_hand_written.json").read_text())
+  assert record["metrics"] == {
+    "acc1": figures["top1"],
+    "acc5": figures["top5"],
+    "mean_per_class_recall": figures["macro_top1"],
+  }
+  assert len((workdir / "clip_benchmark.csv").read_text().splitlines()) == 5
   assert f"{100 * row['dtd']:.1f}" in (workdir / "results.md").read_text()
   assert r"\toprule" in (workdir / "results.tex").read_text()
   # A mean over two of the ten does not stand beside the published one.

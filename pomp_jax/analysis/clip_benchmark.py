@@ -1,0 +1,73 @@
+"""An evaluation in the form of CLIP_benchmark: its JSON file of a data set, its CSV of them all.
+
+https://github.com/LAION-AI/CLIP_benchmark, version 1.6.
+"""
+
+from collections.abc import Iterable, Mapping
+import csv
+import io
+import re
+from typing import Any
+
+METRICS = ("acc1", "acc5", "mean_per_class_recall")
+_COLUMNS = (*METRICS, "dataset", "model", "pretrained", "task", "language", "model_fullname")
+# acc5 is not a number there for fewer classes.
+_ACC5_CLASSES = 5
+_PART_CHARACTERS = 80  # of a file name
+
+
+def benchmark_records(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """Builds a record for each set and prompt.
+
+  `model` is the CLIP and `pretrained` the prompt, so that each prompt is a model of its own there.
+
+  Args:
+    results: results of the `evaluate` job: `clip_model`, `sets`.
+
+  Returns:
+    Records by the names of their files, which have no suffix.
+  """
+  found: dict[str, dict[str, Any]] = {}
+  used: set[str] = set()
+  for name, of_set in results["sets"].items():
+    for label, figures in of_set["prompts"].items():
+      found[_unused(f"{_slug(name)}_{_slug(label) or 'prompt'}", used)] = {
+        "dataset": name,
+        "model": results["clip_model"],
+        "pretrained": label,
+        "task": "zeroshot_classification",
+        "metrics": {
+          "acc1": figures["top1"],
+          "acc5": figures["top5"] if figures["classes"] >= _ACC5_CLASSES else None,
+          "mean_per_class_recall": figures["macro_top1"],
+        },
+        "language": "en",
+      }
+  return found
+
+
+def benchmark_csv(records: Iterable[Mapping[str, Any]]) -> str:
+  """Formats a line for each record under CLIP_benchmark's columns; null becomes an empty field."""
+  text = io.StringIO()
+  writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+  writer.writeheader()
+  for record in records:
+    row = {**record["metrics"], **record}
+    del row["metrics"]
+    writer.writerow(row | {"model_fullname": f"{record['model']} {record['pretrained']}"})
+  return text.getvalue()
+
+
+def _slug(text: str) -> str:
+  """Part of a file name that any file system takes."""
+  return re.sub(r"[^A-Za-z0-9_.+@-]+", "-", text)[:_PART_CHARACTERS].strip("-.")
+
+
+def _unused(name: str, used: set[str]) -> str:
+  """Numbers a name that `used` has, also in other letter case; adds it there."""
+  number, unique = 1, name
+  while unique.lower() in used:
+    number += 1
+    unique = f"{name}-{number}"
+  used.add(unique.lower())
+  return unique
