@@ -30,6 +30,7 @@ from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.files.compilation_cache import AUTO
 from pomp_jax.files.paths import exists, is_dir, is_file
+from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.prompt.sampling import SAMPLERS
 
 # Prefix of a published architecture with random weights.
@@ -249,11 +250,11 @@ def _check_caches(settings: Settings) -> None:
 
 
 def _check_predict(predict: Predict) -> None:
-  if not is_dir(predict.images):
-    raise ConfigError("predict.images", predict.images, "a folder that exists")
+  if not exists(predict.images):
+    raise ConfigError("predict.images", predict.images, "a file or a folder that exists")
   _check_names("predict.names", predict.names)
-  if "{}" not in predict.prompt and not is_file(predict.prompt):
-    expected = "a prompt file that exists, or a template with {}"
+  if "{}" not in predict.prompt and not is_file(prompt_path(predict.prompt)):
+    expected = "a prompt file, a run's folder with prompt.npz, or a template with {}"
     raise ConfigError("predict.prompt", predict.prompt, expected)
 
 

@@ -248,8 +248,8 @@ class Analyse:
 class Predict:
   """The job predict: names for a folder of images."""
 
-  prompt: str = row("", "prompt file, or a template with {} for the name")
-  images: str = row("", "folder of images")
+  prompt: str = row("", "prompt file, run's folder, or a template with {} for the name")
+  images: str = row("", "an image, or a folder of images and of such folders")
   names: str = row("", "class list such as imagenet1k, or a file: one name per line, or JSON")
   top: int = row(5, "names per image", at_least(1))
 

@@ -15,7 +15,7 @@ import os
 from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list, normalized_name
 from pomp_jax.data.images import EXTENSIONS, ImageError, list_image_files
 from pomp_jax.data.source import DataFields, Files, LabelledSet, SourceError, StoredImages
-from pomp_jax.files.paths import Path, entries, is_bucket, is_dir, to_path
+from pomp_jax.files.paths import Path, entries, is_bucket, is_dir, is_file, to_path
 from pomp_jax.files.terminal import is_unicode, printable
 
 log = logging.getLogger(__name__)
@@ -204,6 +204,31 @@ def subfolders(folder: str | os.PathLike, links: bool = False) -> list[str]:
     return sorted(name for name in names if not name.startswith("."))
   except OSError as error:
     raise SourceError(f"{folder}: can't be read ({error.strerror})") from error
+
+
+def find_images(path: str | os.PathLike) -> dict[str, Path]:
+  """Finds the image files of a folder and of all folders within, without hidden ones and links.
+
+  Returns:
+    Files by their path in the folder, "cats/a.jpg", sorted by it; a single file by its name.
+
+  Raises:
+    SourceError: no image files, a name that is not Unicode text, or a folder that can't be read.
+  """
+  root = to_path(path)
+  if is_file(root):
+    if not is_unicode(root.name):
+      raise SourceError(f"the file name {root.name!r} is not Unicode text")
+    return {root.name: root}
+  keys, folders = [], [""]
+  while folders:
+    inner = folders.pop()
+    folder = root / inner
+    keys += [f"{inner}{name}" for name in class_images(folder)]
+    folders += [f"{inner}{name}/" for name in subfolders(folder)]
+  if not keys:
+    raise SourceError(f"{path}: no images found (expected {', '.join(EXTENSIONS)})")
+  return {key: root / key for key in sorted(keys)}
 
 
 def classes_of(found: Sequence[str], where: str) -> ClassList:

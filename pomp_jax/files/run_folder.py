@@ -17,7 +17,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import replacing, why_unwritable
-from pomp_jax.files.paths import Path, exists, is_bucket, to_path
+from pomp_jax.files.paths import Path, exists, is_bucket, is_dir, to_path
 from pomp_jax.files.provenance import provenance
 from pomp_jax.files.terminal import printable
 
@@ -134,6 +134,11 @@ class RunFolder:
         continue  # an empty line, the end of a killed process's file, or a damaged one
       if type(step) is int:
         yield {"step": step} | values
+
+
+def prompt_path(path: str | os.PathLike) -> str | os.PathLike:
+  """Path of a prompt file; a run's folder stands for the prompt that it has learned."""
+  return RunFolder(path).prompt if is_dir(path) else path
 
 
 @contextlib.contextmanager

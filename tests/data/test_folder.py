@@ -7,7 +7,7 @@ from PIL import Image
 import pytest
 
 from pomp_jax.data.class_lists import ClassList
-from pomp_jax.data.folder import open_folder, split_folders
+from pomp_jax.data.folder import find_images, open_folder, split_folders
 from pomp_jax.data.source import Source, SourceError
 
 
@@ -111,3 +111,18 @@ def test_what_is_no_folder_of_classes(root, tmp_path_factory):
     picture(empty / "synsets" / synset / "a.jpg")
   with pytest.raises(SourceError, match="synsets: n00000000"):
     open_folder(empty / "synsets")
+
+
+def test_images_at_any_depth(root, tmp_path_factory):
+  expected = ["axe/1.webp", "cat/a.JPEG", "cat/b.jpg", "cat/deeper/a.jpg", "loose.jpg"]
+  found = find_images(root)
+  assert list(found) == [*expected, "teddy_bear/x.png"]
+  assert all(path == root / key for key, path in found.items())
+  assert find_images(root / "loose.jpg") == {"loose.jpg": root / "loose.jpg"}
+  # A folder that is given may be a link.
+  assert list(find_images(root / "link")) == ["a.JPEG", "b.jpg", "deeper/a.jpg"]
+  empty = tmp_path_factory.mktemp("empty")
+  with pytest.raises(SourceError, match=rf"{empty}: no images found \(expected \.bmp"):
+    find_images(empty)
+  with pytest.raises(SourceError, match="none: can't be read"):
+    find_images(root / "none")
