@@ -19,6 +19,7 @@ from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.source import Source, readable_images, spread_evenly
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, write_json, writing
 from pomp_jax.inference.classify import Classifier
@@ -112,12 +113,26 @@ def _train(config: Settings, folder: RunFolder) -> dict:
   # On the devices of all processes, so by all of them.
   sheet = _prediction_sheet(job, prompt, results) if prompt else None
   if hosts.is_first():
+    _log_scores(folder, results)
     with _writing(folder):
       plots.training_curves(folder.plots / "training.png", folder.scalars())
       if sheet:
         plots.prediction_sheet(folder.plots / "predictions.png", *sheet)
       _write(folder, results)
   return results
+
+
+def _log_scores(folder: RunFolder, results: dict) -> None:
+  """Adds top-1 of the test splits to the scalars, at the last step."""
+  step = results["steps"]
+  top1 = {
+    f"test_top1/{split}/{prompt}": score["top1"]
+    for split, scores in results["eval"].items()
+    for prompt, score in scores.items()
+  }
+  # Nothing is dropped: not what the training has logged at the last step either.
+  with MetricsWriter(folder.path, first_step=step + 1) as metrics:
+    metrics.write(step, **top1)
 
 
 def _fit(config: Settings, folder: RunFolder) -> dict:

@@ -65,6 +65,11 @@ def test_a_run_leaves_its_folder(finished):
   scalars = RunFolder(finished).scalars()
   assert scalars["loss"][0] == [2, 4, 6, 8, 10, 12]
   assert scalars["validation_top1"][0] == [4, 8, 12]
+  for split, scores in results["eval"].items():
+    for prompt, score in scores.items():
+      assert scalars[f"test_top1/{split}/{prompt}"] == ([12], [score["top1"]])
+  events = [path.read_bytes() for path in finished.glob("events.out.tfevents.*")]
+  assert sum(b"test_top1/novel/prompt" in data for data in events) == 1
   prompt = load_prompt(finished / "prompt.npz")
   assert prompt.context.shape[0] == 4
   assert prompt.clip_model == "world"
