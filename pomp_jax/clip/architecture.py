@@ -12,11 +12,13 @@ import json
 import math
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, FlaxCLIPModel
+from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
 from pomp_jax.clip.resnet import ModifiedResNet, ResNetConfig
+from pomp_jax.clip.vit import Encoder, VisionTransformer
 from pomp_jax.errors import InputError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -135,28 +137,37 @@ def config_from_shapes(
 
 
 def parameter_shapes(config: ClipConfig) -> dict[str, Any]:
-  """The shape of each parameter, as a tree, without computing any."""
-  model = FlaxCLIPModel(huggingface_config(config), _do_init=False)
-  tree = jax.tree.map(jnp.shape, dict(model.params_shape_tree))
-  if isinstance(config.vision_config, ResNetConfig):
-    size = config.vision_config.image_size
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    module = ModifiedResNet(config.vision_config)
-    variables = jax.eval_shape(module.init, jax.random.key(0), images)
-    tree["vision_model"] = jax.tree.map(jnp.shape, variables["params"])
-    del tree["visual_projection"]
-  return tree
+  """The shape of each parameter, as a tree, without computing any.
 
-
-def huggingface_config(config: ClipConfig) -> CLIPConfig:
-  """Converts to HuggingFace's class, with a minimal ViT in place of a ResNet."""
-  vision = config.vision_config
+  Raises:
+    ValueError, TypeError, ZeroDivisionError: sizes that make no tower.
+  """
+  text, vision, embedding = config.text_config, config.vision_config, config.projection_dim
+  width, size = text.hidden_size, vision.image_size
+  tree: dict[str, Any] = {
+    "logit_scale": (),
+    "text_model": {
+      "embeddings": {
+        "token_embedding": {"embedding": (text.vocab_size, width)},
+        "position_embedding": {"embedding": (text.max_position_embeddings, width)},
+      },
+      "encoder": _shapes_of(Encoder(text), (1, 1, width)),
+      "final_layer_norm": {"scale": (width,), "bias": (width,)},
+    },
+    "text_projection": {"kernel": (width, embedding)},
+  }
   if isinstance(vision, ResNetConfig):
-    sizes = dict.fromkeys(("image_size", "patch_size", "num_attention_heads"), 1)
-    vision = CLIPVisionConfig(1, 1, num_hidden_layers=1, **sizes)
-  return CLIPConfig(
-    config.text_config.to_dict(), vision.to_dict(), projection_dim=config.projection_dim
-  )
+    return tree | {"vision_model": _shapes_of(ModifiedResNet(vision), (1, size, size, 3))}
+  return tree | {
+    "vision_model": _shapes_of(VisionTransformer(vision), (1, size, size, 3)),
+    "visual_projection": {"kernel": (vision.hidden_size, embedding)},
+  }
+
+
+def _shapes_of(module: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
+  """Shapes of a module's parameters, for an input of that shape."""
+  inputs = jax.ShapeDtypeStruct(shape, jnp.float32)
+  return jax.tree.map(jnp.shape, jax.eval_shape(module.init, jax.random.key(0), inputs)["params"])
 
 
 def _shape(shapes: Shapes, name: str, n_axes: int, where: str) -> tuple[int, ...]:

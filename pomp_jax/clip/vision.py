@@ -7,19 +7,14 @@ layers with learned tokens of their own, V of these in each, D width.
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
-from transformers.models.clip.modeling_flax_clip import (
-  FlaxCLIPEncoderLayer,
-  FlaxCLIPVisionEmbeddings,
-  FlaxCLIPVisionTransformer,
-)
 
 from pomp_jax.clip.load import Clip, Params
 from pomp_jax.clip.precision import precision_of, with_products
 from pomp_jax.clip.resnet import ModifiedResNet, ResNetConfig
+from pomp_jax.clip.vit import VisionTransformer
 
 ImageTower = Callable[[Params, Num[Array, "B H W 3"]], Float[Array, "B E"]]
 PromptedImageTower = Callable[
@@ -44,13 +39,13 @@ def image_tower(clip: Clip, dtype: Any = jnp.float32, chunk: int = 0) -> ImageTo
   if isinstance(config, ResNetConfig):
     resnet = ModifiedResNet(config, dtype)
   else:
-    vit = FlaxCLIPVisionTransformer(config, dtype=dtype)
+    vit = VisionTransformer(config, dtype)
 
   def features(params, images_BxHxWx3):
     pixels, variables = normalized(clip, images_BxHxWx3), {"params": params["vision_model"]}
     if isinstance(config, ResNetConfig):
       return resnet.apply(variables, pixels).astype(jnp.float32)
-    return _project(params, vit.apply(variables, pixels, return_dict=False)[1], dtype)
+    return project(params, vit.apply(variables, pixels)[:, 0])
 
   return in_chunks(with_products(products, features), chunk)
 
@@ -73,26 +68,11 @@ def prompted_image_tower(
   """
   dtype, products = precision_of(dtype)
   config: Any = clip.config.vision_config
-  embeddings = FlaxCLIPVisionEmbeddings(config, dtype=dtype)
-  layer = FlaxCLIPEncoderLayer(config, dtype=dtype)
-  norm = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype)
+  vit = VisionTransformer(config, dtype)
 
   def features(params, images_BxHxWx3, tokens_JxVxD):
-    model, pixels = params["vision_model"], normalized(clip, images_BxHxWx3)
-    own_BxTxD = embeddings.apply({"params": model["embeddings"]}, pixels)
-    n_images, n_own, _ = own_BxTxD.shape
-
-    def with_tokens(hidden, j):
-      tokens_BxVxD = jnp.broadcast_to(tokens_JxVxD[j], (n_images, *tokens_JxVxD.shape[1:]))
-      return jnp.concatenate([hidden[:, :n_own], tokens_BxVxD.astype(hidden.dtype)], axis=1)
-
-    hidden = norm.apply({"params": model["pre_layrnorm"]}, with_tokens(own_BxTxD, 0))
-    for j in range(config.num_hidden_layers):
-      if 0 < j < tokens_JxVxD.shape[0]:
-        hidden = with_tokens(hidden, j)
-      hidden = layer.apply({"params": model["encoder"]["layers"][str(j)]}, hidden, None)[0]
-    pooled_BxD = norm.apply({"params": model["post_layernorm"]}, hidden[:, 0])
-    return _project(params, pooled_BxD, dtype)
+    pixels, variables = normalized(clip, images_BxHxWx3), {"params": params["vision_model"]}
+    return project(params, vit.apply(variables, pixels, tokens_JxVxD)[:, 0])
 
   precise = with_products(products, features)
   plain, remat = in_chunks(precise, chunk), in_chunks(jax.checkpoint(precise), chunk)
@@ -130,9 +110,10 @@ def normalized(clip: Clip, images_BxHxWx3: Num[Array, "B H W 3"]) -> Float[Array
   return (images_BxHxWx3.astype(jnp.float32) / 255 - mean) / std
 
 
-def _project(params, pooled_BxD, dtype):
-  kernel_DxE = params["visual_projection"]["kernel"].astype(dtype)
-  return (pooled_BxD.astype(dtype) @ kernel_DxE).astype(jnp.float32)
+def project(params: Params, tokens: Float[Array, "... D"]) -> Float[Array, "... E"]:
+  """A ViT's output tokens to features, float32."""
+  kernel_DxE = params["visual_projection"]["kernel"].astype(tokens.dtype)
+  return (tokens @ kernel_DxE).astype(jnp.float32)
 
 
 def in_chunks(tower: Callable, chunk: int) -> Callable:
