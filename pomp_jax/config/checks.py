@@ -29,6 +29,7 @@ from pomp_jax.data.class_splits import CLASS_SPLITS
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.files.compilation_cache import AUTO
+from pomp_jax.files.hub import is_hub, is_prompt_file
 from pomp_jax.files.paths import exists, is_dir, is_file
 from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.prompt.sampling import SAMPLERS
@@ -253,8 +254,8 @@ def _check_predict(predict: Predict) -> None:
   if not exists(predict.images):
     raise ConfigError("predict.images", predict.images, "a file or a folder that exists")
   _check_names("predict.names", predict.names)
-  if "{}" not in predict.prompt and not is_file(prompt_path(predict.prompt)):
-    expected = "a prompt file, a run's folder with prompt.npz, or a template with {}"
+  if "{}" not in predict.prompt and not is_prompt_file(prompt_path(predict.prompt)):
+    expected = "a prompt file, a run's folder with prompt.npz, hf:OWNER/NAME, or a text with {}"
     raise ConfigError("predict.prompt", predict.prompt, expected)
 
 
@@ -306,13 +307,28 @@ def _check_regions(regions: Regions) -> None:
     raise ConfigError("regions.path", regions.path, "'' unless regions.source='file'")
 
 
+def _check_hub(export: Export) -> None:
+  if not is_hub(export.hub):
+    raise ConfigError("export.hub", export.hub, "hf:OWNER/NAME")
+  if export.format != "npz":
+    raise ConfigError("export.format", export.format, "npz where export.hub is given")
+  if export.output:
+    raise ConfigError("export.output", export.output, "'' where export.hub is given")
+  if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", export.license):
+    accepted = "a licence by the hub's identifiers, such as mit, cc-by-4.0, other"
+    raise ConfigError("export.license", export.license, f"{accepted}, where export.hub is given")
+
+
 def _check_export(export: Export) -> None:
   features = export.format in FEATURE_FORMATS
-  if not (features and "{}" in export.prompt) and not is_file(export.prompt):
-    expected = "a prompt file that exists" + (", or a template with {}" if features else "")
+  if not (features and "{}" in export.prompt) and not is_prompt_file(export.prompt):
+    template = ", or a template with {}" if features else ""
+    expected = f"a prompt file that exists, hf:OWNER/NAME{template}"
     raise ConfigError("export.prompt", export.prompt, expected)
   if features and not is_file(export.names):
     raise ConfigError("export.names", export.names, "a file that exists")
+  if export.hub:
+    _check_hub(export)
   suffixes = EXPORT_FORMATS[export.format]
   name = export.output
   if name and (os.path.basename(name) != name or not name.endswith(suffixes)):

@@ -248,7 +248,7 @@ class Analyse:
 class Predict:
   """The job predict: names for a folder of images."""
 
-  prompt: str = row("", "prompt file, run's folder, or a template with {} for the name")
+  prompt: str = row("", "prompt file, run's folder, hf:OWNER/NAME, or a text with {} for the name")
   images: str = row("", "an image, or a folder of images and of such folders")
   names: str = row("", "class list such as imagenet1k, or a file: one name per line, or JSON")
   top: int = row(5, "names per image", at_least(1))
@@ -258,11 +258,14 @@ class Predict:
 class Export:
   """The job export: the prompt, or features of names, for other programs; see docs/formats.md."""
 
-  prompt: str = row("", "prompt file; for features also a template with {} for the name")
+  prompt: str = row("", "prompt file or hf:OWNER/NAME; for features also a template with {}")
   format: str = row("npz", "format; detic, open_clip: features", one_of(*EXPORT_FORMATS))
   names: str = row("", "for features: a text file, one name per line, or COCO or LVIS JSON")
   synonyms: bool = row(False, "average over the synonyms of an LVIS JSON")
   output: str = row("", "file name in the run's folder; empty: a usual one")
+  hub: str = row("", "repository to upload the prompt to, hf:OWNER/NAME; see docs/reuse.md")
+  license: str = row("", "licence of the uploaded prompt: apache-2.0, mit, ..")
+  private: bool = row(False, "private repository, where it is created; a public one is refused")
 
 
 @dataclasses.dataclass(frozen=True)

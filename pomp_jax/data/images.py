@@ -1,6 +1,6 @@
 """Image files: decoding, CLIP's test preprocessing, and resized crops."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import contextlib
 import io
 import math
@@ -236,13 +236,6 @@ def prepare(image: Image.Image | np.ndarray, size: int) -> UInt8[np.ndarray, "S 
   # Rounded to even as in torchvision's CenterCrop.
   left, top = round((width - size) / 2), round((height - size) / 2)
   return np.asarray(image.crop((left, top, left + size, top + size)))
-
-
-def prepare_batch(
-  images: Sequence[Image.Image | np.ndarray], size: int
-) -> UInt8[np.ndarray, "B S S 3"]:
-  """Applies `prepare` to B images."""
-  return np.stack([prepare(image, size) for image in images])
 
 
 def decoding_error(image: bytes) -> str:

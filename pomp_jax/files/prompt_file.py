@@ -3,6 +3,7 @@
 .npz                     NumPy arrays, the format of a run
 .safetensors             the same fields
 .pt, .pth, .pth.tar[-N]  torch checkpoints as CoOp and POMP publish them
+hf:OWNER/NAME            one of the first two in a repository on the hub; `files.hub` has the syntax
 
 Shapes: M context vectors, D width of the CLIP's text tower, N classes.
 """
@@ -16,6 +17,7 @@ import zipfile
 
 import numpy as np
 
+from pomp_jax.files import hub
 from pomp_jax.files import prompt_formats as formats
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import local_copy
@@ -37,6 +39,7 @@ _FORMATS = {
   "safetensors": (r"\.safetensors", formats.read_safetensors, formats.write_safetensors),
   "pth": (r"\.(pt|pth)(\.tar)?(-\d+)?", formats.read_torch, formats.write_torch),
 }
+_WRITTEN = ".npz, .safetensors, .pth.tar, .pth, .pt; for hf:OWNER/NAME `push_prompt`"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +126,7 @@ def _check_version(path: str | os.PathLike, version: Any) -> None:
 def format_of_name(path: str | os.PathLike) -> str | None:
   """Returns the format of a file name: npz, safetensors, pth, or None."""
   names = (name for name, (suffix, *_) in _FORMATS.items() if re.search(f"{suffix}$", str(path)))
-  return next(names, None)
+  return next(names, "npz" if hub.is_hub(path) else None)
 
 
 def save_prompt(path: str | os.PathLike, prompt: Prompt) -> None:
@@ -136,8 +139,8 @@ def save_prompt(path: str | os.PathLike, prompt: Prompt) -> None:
       name has no known suffix.
   """
   kind = format_of_name(path)
-  if kind is None:
-    refuse(path, "the file's name", "of no known kind", ".npz, .safetensors, .pth.tar, .pth, .pt")
+  if kind is None or hub.is_hub(path):
+    refuse(path, "the file's name", "of no known kind", _WRITTEN)
   validate(path, prompt)
   try:
     config = json.dumps(prompt.config, allow_nan=False)
@@ -165,12 +168,22 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
   Args:
     path: file of `save_prompt`, any npz or safetensors file with the same fields, or a torch
       checkpoint: CoOp's or POMP's with `state_dict['ctx']`, or that of a segmentation model of
-      POMP with `model['clip_adapter.prompt_learner.ctx']`.
+      POMP with `model['clip_adapter.prompt_learner.ctx']`. A file on the hub, which is downloaded,
+      is never a torch checkpoint.
 
   Raises:
     PromptFileError: no such file, damaged, or a field that is missing, of the wrong type or shape,
       not finite, or of an unknown kind.
+    HubError: a name on the hub that can't be downloaded.
   """
+  if hub.is_hub(path):
+    file = hub.download(path)
+    if _format_of_content(file) == "pth":
+      refuse(path, "the file", "a torch checkpoint", " or ".join(hub.SUFFIXES))
+    try:
+      return load_prompt(file)
+    except PromptFileError as error:
+      raise PromptFileError(f"{path}: {str(error).removeprefix(f'{file}: ')}") from error
   _, read, _ = _FORMATS[_format_of_content(path) or format_of_name(path) or "npz"]
   fields = read(path)
   _check_version(path, fields.get("format_version"))

@@ -11,7 +11,8 @@ from pomp_jax.data.class_lists import TEMPLATES, ClassList, load_templates
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.checkpoints import CheckpointError, Restored, read_checkpoints
 from pomp_jax.files.class_features import ClassFeatures, read_class_features
-from pomp_jax.files.paths import is_dir, is_file
+from pomp_jax.files.hub import is_prompt_file
+from pomp_jax.files.paths import is_dir
 from pomp_jax.files.prompt_file import Prompt, load_prompt, validate
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
@@ -19,8 +20,8 @@ from pomp_jax.files.terminal import steps_of
 # The first template of the class list, and all templates of an ensemble.
 HAND_WRITTEN, ENSEMBLE = "hand_written", "ensemble"
 _TAKES = (
-  "one or more of the following: a prompt file, a .npy file of class"
-  " features, a run's folder with checkpoints, a text with one {},"
+  "one or more of the following: a prompt file or hf:OWNER/NAME, a .npy"
+  " file of class features, a run's folder with checkpoints, a text with one {},"
   f" {HAND_WRITTEN}, {ENSEMBLE}, {ENSEMBLE}:NAME with NAME one of {', '.join(TEMPLATES)}"
 )
 
@@ -38,7 +39,7 @@ def read_prompts(names: Sequence[str], field: str) -> list[NamedPrompt]:
 
   Raises:
     ConfigError: a name is unknown or repeated.
-    PromptFileError, CheckpointError: a file is unusable.
+    PromptFileError, HubError, CheckpointError: a file is unusable.
   """
   found: list[NamedPrompt] = []
   for item in names:
@@ -46,7 +47,7 @@ def read_prompts(names: Sequence[str], field: str) -> list[NamedPrompt]:
       found.append(NamedPrompt(item, item))
     elif is_dir(item):
       found += _checkpoints(item, field)
-    elif is_file(item):
+    elif is_prompt_file(item):
       read = read_class_features if item.endswith(".npy") else load_prompt
       found.append(NamedPrompt(item, read(item)))
     else:

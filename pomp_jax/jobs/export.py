@@ -8,12 +8,15 @@
   open_clip               float32 [E,C] .npy or .safetensors, weights of a zero-shot classifier
 
 Leaves the file and `results.json` in the run's folder. docs/formats.md describes the files.
+With `config.export.hub` the folder also gets the model card, `README.md`, and both are uploaded.
 """
 
 from pomp_jax import hosts, inputs
 from pomp_jax.config import EXPORT_FORMATS, FEATURE_FORMATS, ConfigError, Settings
 from pomp_jax.config.fields import Export
 from pomp_jax.data.class_lists import read_names
+from pomp_jax.files import hub
+from pomp_jax.files.atomic import replacing
 from pomp_jax.files.class_features import (
   Category,
   is_annotation_file,
@@ -23,6 +26,7 @@ from pomp_jax.files.class_features import (
 )
 from pomp_jax.files.paths import file_size
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt, save_prompt
+from pomp_jax.files.prompt_hub import hub_files, results_of
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.inference import category_features
 
@@ -31,12 +35,15 @@ def check(config: Settings, workdir: str) -> None:
   """Refuses names or a prompt that can't be used, and another run's folder; writes nothing.
 
   Raises:
-    VocabularyError, CategoryFileError, PromptFileError, ClipError, ConfigError, RunFolderError:
-      one line each.
+    VocabularyError, CategoryFileError, PromptFileError, HubError, ClipError, ConfigError,
+      RunFolderError: one line each.
   """
   settings = config.export
   RunFolder(workdir).check(config.job)
   prompt = _prompt(settings)
+  if settings.hub:
+    results_of(settings.prompt, prompt)
+    hub.check_upload(settings.hub, settings.private)
   if settings.format not in FEATURE_FORMATS:
     return
   categories = _categories(settings)
@@ -53,7 +60,8 @@ def run(config: Settings, workdir: str) -> dict:
   """Writes `config.export.output`.
 
   Raises:
-    TokenizeError, VocabularyError, ClassFeatureError, RunFolderWriteError: one line each.
+    TokenizeError, VocabularyError, ClassFeatureError, RunFolderWriteError, HubWriteError: one line
+      each.
   """
   settings, folder = config.export, RunFolder(workdir)
   prompt = _prompt(settings)
@@ -78,6 +86,8 @@ def run(config: Settings, workdir: str) -> dict:
       write_detic(path, features_CxE)
     elif settings.format == "open_clip":
       write_open_clip(path, features_CxE, names, encoder.clip.name)
+    elif settings.hub:
+      results["url"] = _upload(settings, prompt, folder)
     else:
       save_prompt(path, prompt)
   results |= {"output": path.name, "bytes": file_size(path)}
@@ -90,6 +100,18 @@ def _prompt(settings: Export) -> Prompt | str:
   """A template as it is, or the prompt in a file."""
   is_template = settings.format in FEATURE_FORMATS and "{}" in settings.prompt
   return settings.prompt if is_template else load_prompt(settings.prompt)
+
+
+def _upload(settings: Export, prompt: Prompt, folder: RunFolder) -> str:
+  """Writes the prompt and its card to the folder, uploads both, and returns the commit's URL."""
+  measured = results_of(settings.prompt, prompt)
+  files = hub_files(settings.hub, prompt, settings.license, measured)
+  for name, content in files.items():
+    with replacing(folder.path / name) as file:
+      file.write(content)
+  url = hub.upload(settings.hub, files, "Prompt and model card", settings.private)
+  print(url)
+  return url
 
 
 def _categories(settings: Export) -> tuple[Category, ...]:

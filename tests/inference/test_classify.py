@@ -4,13 +4,16 @@ import dataclasses
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 import torch
 
 from pomp_jax.clip import load_clip
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.data.class_lists import VocabularyError
+from pomp_jax.data.images import ImageError
 from pomp_jax.encoder import Encoder
+from pomp_jax.errors import InputError
 from pomp_jax.files.array_cache import ArrayCache
 from pomp_jax.files.class_features import Category
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
@@ -99,6 +102,81 @@ def test_chunks_and_meshes_do_not_change_features(clip_and_torch, images):
       whole.class_features(NAMES, prompt), parts.class_features(NAMES, prompt), atol=1e-6
     )
   np.testing.assert_allclose(whole.image_features(images), parts.image_features(images), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def classifier(encoder):
+  return Classifier(encoder, "a photo of a {}.", NAMES, batch_size=4)
+
+
+def test_one_image_of_any_kind(classifier, images, torch_outputs, tmp_path):
+  file = tmp_path / "a.png"
+  Image.fromarray(images[0]).save(file)
+  expected = torch_outputs[2][0]
+  for image in (images[0], Image.fromarray(images[0]), file, str(file)):
+    np.testing.assert_allclose(classifier.probabilities(image), expected, atol=1e-5)
+    [(name, probability)] = classifier.predict(image, top=1)
+    assert (name, probability) == (NAMES[np.argmax(expected)], pytest.approx(expected.max(), 1e-4))
+    assert classifier.predict([image], top=1) == [[(name, probability)]]
+
+
+def test_several_images(classifier, images, torch_outputs, tmp_path):
+  mixed = [tmp_path / "a.png", images[1], Image.fromarray(images[2]), str(tmp_path / "b.png")]
+  Image.fromarray(images[0]).save(mixed[0])
+  Image.fromarray(images[3]).save(mixed[3])
+  for several in (images, list(images), (*mixed, images[4]), (image for image in images)):
+    np.testing.assert_allclose(classifier.probabilities(several), torch_outputs[2], atol=1e-5)
+  assert classifier.predict(images, top=99) == classifier.predict(iter(images), top=len(NAMES))
+  assert classifier.predict([]) == []
+  assert classifier.probabilities([]).shape == (0, len(NAMES))
+
+
+def test_images_are_read_a_batch_at_a_time_in_few_shapes(classifier, images, monkeypatch):
+  """Else ten thousand files are in memory together, and each number of them is compiled anew."""
+  read, computed, compute = [], [], classifier._encoder.image_features
+
+  def recorded(pixels):
+    computed.append((len(read), len(pixels)))
+    return compute(pixels)
+
+  monkeypatch.setattr(classifier._encoder, "image_features", recorded)
+  stream = (read.append(i) or images[i % 5] for i in range(11))
+  found = classifier.probabilities(stream)
+  assert computed == [(4, 4), (8, 4), (11, 4)]
+  np.testing.assert_allclose(found[:4], found[5:9], atol=1e-6)
+  computed.clear()
+  for count in range(1, 6):
+    classifier.probabilities(images[:count])
+  assert {rows for _, rows in computed} == {1, 2, 4}
+
+
+def test_a_clip_and_a_class_list_by_name(clip_and_torch, classifier, images, tmp_path):
+  (tmp_path / "names.txt").write_text("\n".join(NAMES))
+  by_name = Classifier(clip_and_torch[0].name, "a photo of a {}.", tmp_path / "names.txt")
+  assert by_name.names == tuple(NAMES)
+  found, expected = (one.probabilities(images) for one in (by_name, classifier))
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  with pytest.raises(VocabularyError, match="'cat'"):
+    Classifier(clip_and_torch[0].name, "a photo of a {}.", "cat")
+
+
+def test_images_that_are_none(classifier, images, tmp_path):
+  (tmp_path / "cut.png").write_bytes(b"nothing")
+  Image.fromarray(images[0]).save(tmp_path / "a.png")
+  for path in (tmp_path / "cut.png", tmp_path / "missing.png", tmp_path):
+    for several in (path, [tmp_path / "a.png", path]):
+      with pytest.raises(ImageError, match=r"^[^\n]*$") as error:
+        classifier.predict(several)
+      assert str(error.value).startswith(f"{path}: ")
+  for image in (images[0] / 255, images[0, ..., 0], None, 7):
+    with pytest.raises(ImageError, match=r"^image 5: [^\n]*uint8 \[H,W,3\]"):
+      classifier.predict([*images, image])
+  with pytest.raises(ImageError, match=r"^image 0: .*float64 \[32, 32, 3\]"):
+    classifier.predict(images[0] / 255)
+  with pytest.raises(InputError, match="top: got 0"):
+    classifier.predict(images, top=0)
+  with pytest.raises(InputError, match="batch_size: got 0"):
+    Classifier(classifier._encoder, "{}", NAMES, batch_size=0)
 
 
 class Counted(ArrayCache):

@@ -1,0 +1,217 @@
+"""Files of repositories on HuggingFace's hub, by its own library: `hf:OWNER/NAME`.
+
+The library retries for up to a minute where there is no network. So the hub is first asked once,
+with a timeout, and every failure is one line. The library is imported with the first request, as
+every start of a job imports this file.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import logging
+import os
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+from pomp_jax.errors import InputError, RunError
+from pomp_jax.files.paths import is_file
+from pomp_jax.files.terminal import printable
+
+log = logging.getLogger(__name__)
+
+PREFIX = "hf:"
+DEFAULT_FILE = "prompt.npz"
+# Neither kind of file can hold a pickle.
+SUFFIXES = (".npz", ".safetensors")
+ACCEPTED = (
+  f"hf:OWNER/NAME, hf:OWNER/NAME@REVISION, or one of them and /FILE, {' or '.join(SUFFIXES)}"
+)
+
+# No part begins with a dot, so that no path leads out of the repository.
+_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+_NAME = re.compile(rf"{PREFIX}({_PART}/{_PART})(?:@({_PART}))?(?:/({_PART}(?:/{_PART})*))?")
+_TIMEOUT = 5.0  # seconds to wait for an answer
+_MAX_BYTES = 5 * 2**30
+_LOG_IN = "a token in HF_TOKEN, or `hf auth login`"
+
+
+class HubError(InputError, RuntimeError):
+  """A repository or file on the hub that can't be used; one line that names it."""
+
+
+class HubWriteError(HubError):
+  """A failed upload."""
+
+  status = RunError.status
+
+
+class HubFile(NamedTuple):
+  """Parts of a name on the hub; a `revision` of None is the main branch."""
+
+  repository: str
+  revision: str | None
+  file: str
+
+
+def is_hub(name: str | os.PathLike) -> bool:
+  """Whether a name begins with `hf:`."""
+  return os.fspath(name).startswith(PREFIX)
+
+
+def is_prompt_file(name: str | os.PathLike) -> bool:
+  """Whether there is a file of that name, or it names one on the hub, which is not asked here."""
+  return is_hub(name) or is_file(name)
+
+
+def parse(name: str | os.PathLike) -> HubFile:
+  """Parts of `hf:OWNER/NAME[@REVISION][/FILE]`; the file is `prompt.npz` if none is named.
+
+  Raises:
+    HubError: another form, or a file of another kind.
+  """
+  match = _NAME.fullmatch(os.fspath(name))
+  found = match and HubFile(match[1], match[2], match[3] or DEFAULT_FILE)
+  if not found or not found.file.endswith(SUFFIXES):
+    raise HubError(f"{printable(os.fspath(name))}: expected {ACCEPTED}")
+  return found
+
+
+def download(name: str | os.PathLike) -> pathlib.Path:
+  """Downloads a file into the library's cache, or finds it there if the hub does not answer.
+
+  Args:
+    name: name that `parse` takes.
+
+  Raises:
+    HubError: no such repository, revision or file, none that may be read, or neither an answer of
+      the hub nor a file in the cache.
+  """
+  from huggingface_hub import HfApi
+
+  repository, revision, file = parse(name)
+  api = HfApi()
+  with _as_hub_error(name, HubError):
+    try:
+      info = api.model_info(repository, revision=revision, timeout=_TIMEOUT, files_metadata=True)
+    except Exception as error:  # those of requests and of httpx share no base
+      if _is_answer(error):
+        raise
+      cached = _cached(api, name, error)
+      log.warning("%s: the hub can't be asked; the file in its cache is used", name)
+      return cached
+    sizes = {found.rfilename: found.size for found in info.siblings or ()}
+    if file not in sizes:
+      usable = sorted(other for other in sizes if other.endswith(SUFFIXES))
+      there = printable(", ".join(usable[:5])) or f"no {' or '.join(SUFFIXES)}"
+      raise HubError(f"{name}: no {file} in the repository; there are: {there}")
+    if (sizes[file] or 0) > _MAX_BYTES:
+      raise HubError(f"{name}: {file} has {sizes[file]} bytes, expected at most {_MAX_BYTES}")
+    # By the revision's name, under which it is found without a network.
+    return pathlib.Path(
+      api.hf_hub_download(repository, file, revision=revision, etag_timeout=_TIMEOUT)
+    )
+
+
+def check_upload(name: str | os.PathLike, private: bool = False) -> str:
+  """Checks that `upload` may succeed; writes nothing.
+
+  Args:
+    name: `hf:OWNER/NAME`.
+    private: whether a public repository is refused.
+
+  Returns:
+    The repository, `OWNER/NAME`.
+
+  Raises:
+    HubError: another form of name, no token, no answer of the hub, or a public repository.
+  """
+  from huggingface_hub import HfApi, get_token
+  from huggingface_hub.errors import RepositoryNotFoundError
+
+  found = parse(name)
+  if os.fspath(name) != f"{PREFIX}{found.repository}":
+    raise HubError(f"{name}: expected hf:OWNER/NAME, without revision and file, for an upload")
+  if not get_token():
+    raise HubError(f"{name}: an upload needs {_LOG_IN}")
+  with _as_hub_error(name, HubError):
+    try:
+      is_private = HfApi().model_info(found.repository, timeout=_TIMEOUT).private
+    except RepositoryNotFoundError as error:
+      if error.response.status_code == 401:  # with a token that the hub knows it is 404
+        raise
+      return found.repository
+    if private and not is_private:
+      raise HubError(f"{name}: the repository is public, expected a private or a new one")
+  return found.repository
+
+
+def upload(
+  name: str | os.PathLike, files: Mapping[str, bytes], message: str, private: bool = False
+) -> str:
+  """Uploads files in one commit, into a repository that is created if necessary.
+
+  Files of the same names are replaced. The hub checks the metadata of a `README.md` before it takes
+  any file.
+
+  Args:
+    name: `hf:OWNER/NAME`.
+    files: content by path in the repository.
+    message: message of the commit.
+    private: whether a new repository is private, and a public one is refused.
+
+  Returns:
+    URL of the commit.
+
+  Raises:
+    HubError: raised by `check_upload`.
+    HubWriteError: the hub refuses the repository, the metadata or a file.
+  """
+  from huggingface_hub import CommitOperationAdd, HfApi
+
+  repository = check_upload(name, private)
+  additions = [CommitOperationAdd(path, content) for path, content in files.items()]
+  api = HfApi()
+  with _as_hub_error(name, HubWriteError):
+    api.create_repo(repository, private=private or None, exist_ok=True)
+    return api.create_commit(repository, additions, commit_message=message).commit_url
+
+
+def _cached(api: Any, name: str | os.PathLike, error: Exception) -> pathlib.Path:
+  """File of the cache, after an error of the network."""
+  repository, revision, file = parse(name)
+  try:
+    return pathlib.Path(
+      api.hf_hub_download(repository, file, revision=revision, local_files_only=True)
+    )
+  except Exception:  # of another class in each version of the library
+    told = f"{type(error).__name__}: {_line(error)}"
+    raise HubError(f"{name}: not in the cache, and the hub can't be asked ({told})") from error
+
+
+def _is_answer(error: Exception) -> bool:
+  """Whether the hub itself refuses, which the cache does not mend."""
+  from huggingface_hub.errors import HfHubHTTPError
+
+  return isinstance(error, HfHubHTTPError) and error.response.status_code < 500
+
+
+@contextlib.contextmanager
+def _as_hub_error(name: str | os.PathLike, kind: type[HubError]) -> Iterator[None]:
+  """Turns any error of the library's or the network's into one line."""
+  from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+  try:
+    yield
+  except (HubError, RepositoryNotFoundError) as error:
+    if isinstance(error, HubError):
+      raise
+    told = f"no such repository, or a private or gated one, which needs {_LOG_IN}"
+    raise kind(f"{name}: {told} ({error.response.status_code})") from error
+  except RevisionNotFoundError as error:
+    raise kind(f"{name}: no such revision in the repository") from error
+  except Exception as error:  # those of requests and of httpx share no base
+    raise kind(f"{name}: the hub: {type(error).__name__}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+  return printable(" ".join(str(error).split()))[:200]
