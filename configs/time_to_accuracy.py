@@ -23,7 +23,7 @@ _VARIANTS = {
     "eval.images": 2048,
     "ablate.curve_every": 10,
     "ablate.grid": f"sampling.name=uniform|posterior;k=64|256|1024|all;{_SEEDS}"
-    f" & sampling.name=uniform|posterior;k=64|256;steps=200;{_SEEDS}",
+    f" & sampling.name=uniform|posterior;k=64|256|1024;steps=200;{_SEEDS}",
   },
 }
 
