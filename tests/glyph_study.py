@@ -4,12 +4,14 @@
 
 Trains a CLIP on captioned pictures of characters (`tests.support.glyphs`), writes pictures of them,
 one folder a class, and trains prompts on the base classes with `job=ablate`: first the exact
-contrast at three learning rates, then the samplers at the rate with the lowest training loss. An
-interrupted study resumes with the same command.
+contrast at three learning rates, then the samplers at the rate with the lowest training loss. All
+that at the logit scale of OpenAI's CLIPs, and again at about the one that this CLIP was trained
+with. An interrupted study resumes with the same command.
 """
 
 from collections.abc import Mapping
 import pathlib
+import shutil
 import sys
 from typing import Any
 
@@ -18,6 +20,7 @@ from pomp_jax.config import Settings, validate
 from pomp_jax.jobs import ablate, cache
 from pomp_jax.world import train_clip
 from tests.support import glyphs
+from tests.support.clips import with_logit_scale
 from tests.support.small_run import settings
 
 # No caption is longer than 18 tokens but for about one in a hundred.
@@ -27,16 +30,20 @@ RECIPE = train_clip.Recipe(
 IMAGES = {"train": 16, "val": 1, "test": 2}  # a class
 RATES = (0.1, 0.03, 0.01)
 SEEDS = (0, 1, 2)
+SCALES = (100, 15)  # the training ended at 15.3
 STEPS, RATE_STEPS = 300, 100
 GRID = "k=all|64;sampling.name=uniform|posterior"
 SPLITS = ("base", "novel")
 
 
-def write_clip(folder: pathlib.Path) -> None:
-  """Trains the CLIP, unless it is there."""
-  if not (folder / "flax_model.msgpack").exists():
+def write_clips(folder: pathlib.Path) -> None:
+  """Trains the CLIP, unless it is there, and stores it at each of the logit scales."""
+  if not (folder / "clip" / "flax_model.msgpack").exists():
     pairs = train_clip.Pairs(glyphs.training_batch, glyphs.test_images)
-    train_clip.train(RECIPE, folder, pairs=pairs)
+    train_clip.train(RECIPE, folder / "clip", pairs=pairs)
+  for scale in SCALES:
+    shutil.copytree(folder / "clip", folder / f"clip_{scale}", dirs_exist_ok=True)
+    with_logit_scale(folder / f"clip_{scale}", scale)
 
 
 def write_data(folder: pathlib.Path) -> None:
@@ -48,18 +55,18 @@ def write_data(folder: pathlib.Path) -> None:
       file.write_text("\n".join(names) + "\n", encoding="utf-8")
 
 
-def config_of(folder: pathlib.Path, **changes: Any) -> Settings:
+def config_of(folder: pathlib.Path, scale: int, **changes: Any) -> Settings:
   """The study's settings, validated; `changes` by full field name."""
   config = settings(
     **{
-      "clip.model": str(folder / "clip"),
+      "clip.model": str(folder / f"clip_{scale}"),
       # As in configs/ablate_k.py: beyond a processor's cache the exact contrast takes longer.
       "clip.memory_gib": 0.1,
       "data.source": "folder",
       "data.root": str(folder / "pictures"),
       "data.base": str(folder / "base.txt"),
       "data.novel": str(folder / "novel.txt"),
-      "data.feature_cache": str(folder / "features"),
+      "data.feature_cache": str(folder / f"features_{scale}"),
       "batch_size": 128,
       "steps": STEPS,
       "optim.schedule": "step",
@@ -73,25 +80,28 @@ def config_of(folder: pathlib.Path, **changes: Any) -> Settings:
   return config
 
 
-def cache_features(folder: pathlib.Path) -> None:
+def cache_features(folder: pathlib.Path, scale: int) -> None:
   """Computes the features of the training images that are not in the cache yet."""
-  config, workdir = config_of(folder, job="cache"), str(folder / "runs" / "cache")
+  config, workdir = config_of(folder, scale, job="cache"), str(folder / f"runs_{scale}" / "cache")
   cache.check(config, workdir)
   cache.run(config, workdir)
 
 
-def run_grid(folder: pathlib.Path, name: str, grid: str, **changes: Any) -> list[dict[str, Any]]:
-  """Trains and evaluates a grid in `runs/NAME` and returns its cells; `changes` by field name."""
+def run_grid(
+  folder: pathlib.Path, scale: int, name: str, grid: str, **changes: Any
+) -> list[dict[str, Any]]:
+  """Trains and evaluates a grid in `runs_SCALE/NAME`; returns its cells."""
   fixed = {"job": "ablate", "data.features": "cached", "ablate.grid": grid}
-  config, workdir = config_of(folder, **fixed, **changes), str(folder / "runs" / name)
+  config = config_of(folder, scale, **fixed, **changes)
+  workdir = str(folder / f"runs_{scale}" / name)
   ablate.check(config, workdir)
   return ablate.run(config, workdir)["cells"]
 
 
-def best_rate(folder: pathlib.Path) -> float:
+def best_rate(folder: pathlib.Path, scale: int) -> float:
   """The learning rate at which the exact contrast's training loss ends lowest; prints all."""
   grid = f"k=all;optim.lr={'|'.join(map(str, RATES))};seed=0"
-  cells = run_grid(folder, "rates", grid, steps=RATE_STEPS)
+  cells = run_grid(folder, scale, "rates", grid, steps=RATE_STEPS)
   losses = {cell["values"]["optim.lr"]: cell["loss"] for cell in cells}
   print("training loss by rate:", ", ".join(f"{r:g}: {loss:.3f}" for r, loss in losses.items()))
   return min(losses, key=losses.__getitem__)
@@ -115,13 +125,15 @@ def print_table(cells: list[Mapping[str, Any]]) -> None:
 
 
 def main(folder: pathlib.Path) -> None:
-  """Runs the study in `folder` and prints its table."""
-  write_clip(folder / "clip")
+  """Runs the study in `folder` and prints its tables."""
+  write_clips(folder)
   write_data(folder)
-  cache_features(folder)
-  rate = best_rate(folder)
   grid = f"{GRID};seed={'|'.join(map(str, SEEDS))}"
-  print_table(run_grid(folder, "samplers", grid, **{"optim.lr": rate}))
+  for scale in SCALES:
+    print(f"logit scale {scale}")
+    cache_features(folder, scale)
+    rate = best_rate(folder, scale)
+    print_table(run_grid(folder, scale, "samplers", grid, **{"optim.lr": rate}))
 
 
 if __name__ == "__main__":

@@ -8,19 +8,17 @@ The first rate leaves the prompt as it is. A seed is lost if its loss at the end
 """
 
 from collections.abc import Iterator
-import math
 import pathlib
 import shutil
 import sys
 
-from flax import serialization
 import numpy as np
 from PIL import Image
 
 from pomp_jax import world
 from pomp_jax.config import validate
 from pomp_jax.jobs import ablate
-from tests.support.clips import write_random_clip
+from tests.support.clips import with_logit_scale, write_random_clip
 from tests.support.small_run import small_config
 
 CLASSES, IMAGES = 50, 10
@@ -35,18 +33,10 @@ def write_clips(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     for width in (32, 128):
       own = folder / f"random_{width}_{scale}"
       write_random_clip(own, text_width=width)
-      yield _scaled(own, scale)
+      yield with_logit_scale(own, scale)
     own = folder / f"world_{scale}"
     shutil.copytree(world.CLIP_PATH, own, dirs_exist_ok=True)
-    yield _scaled(own, scale)
-
-
-def _scaled(clip: pathlib.Path, scale: float) -> pathlib.Path:
-  file = clip / "flax_model.msgpack"
-  params = serialization.msgpack_restore(file.read_bytes())
-  params["logit_scale"] = np.array(math.log(scale), np.float32)
-  file.write_bytes(serialization.msgpack_serialize(params))
-  return clip
+    yield with_logit_scale(own, scale)
 
 
 def write_pictures(folder: pathlib.Path, *, short: bool) -> None:

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 import gzip
 import importlib.util
 import json
+import math
 import pathlib
 
 import flax
+from flax import serialization
 import jax
 from jaxtyping import Array, Float
+import numpy as np
 import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast, FlaxCLIPModel
@@ -173,3 +176,12 @@ def error_of(source, readers=(load_clip, read_clip_config)) -> str:
     assert "\n" not in message
     assert str(source) in message
   return message
+
+
+def with_logit_scale(clip: pathlib.Path, scale: float) -> pathlib.Path:
+  """Sets the logit scale of a stored CLIP, a factor of the cosine; returns its folder."""
+  file = clip / "flax_model.msgpack"
+  params = serialization.msgpack_restore(file.read_bytes())
+  params["logit_scale"] = np.array(math.log(scale), np.float32)
+  file.write_bytes(serialization.msgpack_serialize(params))
+  return clip
