@@ -170,7 +170,7 @@ def test_images_that_are_none(classifier, images, tmp_path):
       assert str(error.value).startswith(f"{path}: ")
   for image in (images[0] / 255, images[0, ..., 0], None, 7):
     with pytest.raises(ImageError, match=r"^image 5: [^\n]*uint8 \[H,W,3\]"):
-      classifier.predict([*images, image])
+      classifier.predict(iter([*images, image]))  # whose items the type checker does not see
   with pytest.raises(ImageError, match=r"^image 0: .*float64 \[32, 32, 3\]"):
     classifier.predict(images[0] / 255)
   with pytest.raises(InputError, match="top: got 0"):
