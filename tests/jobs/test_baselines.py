@@ -10,6 +10,7 @@ import pytest
 from pomp_jax import inputs
 from pomp_jax.config import METHODS, ConfigError, unpack, validate
 from pomp_jax.files.checkpoints import CheckpointError
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.inference import named_prompts
 from pomp_jax.inference.metrics import wilson_interval
 from pomp_jax.jobs import baselines, pretrain
@@ -73,9 +74,8 @@ def test_prompts_of_every_kind_are_learned_and_evaluated(method, tmp_path):
   with pytest.raises(CheckpointError, match=f"is of method '{method}'; a prompt"):
     named_prompts.read_prompts([str(tmp_path / "run")], "evaluate.prompts")
   # Finished: the same again, from the file.
-  assert pretrain.run(config, str(tmp_path / "run")) == json.loads(
-    (tmp_path / "run" / "results.json").read_text()
-  )
+  stored = RunFolder(tmp_path / "run").read_results()
+  assert pretrain.run(config, str(tmp_path / "run")) == stored
 
 
 @pytest.mark.parametrize("method", ["zero_shot", "cocoop"])
