@@ -29,7 +29,7 @@ if __name__ == "__main__":
 
   run()
 
-# Read when transformers is imported: its notices on Flax concern version 5, which we exclude.
+# Read when transformers is imported: 5 would report that PyTorch, which is not needed, is missing.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags

@@ -156,9 +156,7 @@ def _torch_step(settings: Benchmark, k: int, rows_at_a_time: int) -> Step:
   def part(n_rows):
     rest = torch.zeros(n_rows, n_positions - n_prefix, width, dtype=model.dtype)
     hidden = torch.cat([context.expand(n_rows, -1, -1), rest], dim=1) + positions
-    hidden = model.text_model.encoder(
-      inputs_embeds=hidden, attention_mask=None, causal_attention_mask=mask
-    )[0]
+    hidden = model.text_model.encoder(inputs_embeds=hidden, attention_mask=mask)[0]
     hidden = model.text_model.final_layer_norm(hidden)
     features = model.text_projection(hidden[:, n_prefix + 3])
     features.square().sum().backward()

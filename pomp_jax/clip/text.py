@@ -8,6 +8,7 @@ Shapes: C classes, P shared prefix tokens, L own tokens of a class, T own tokens
 context vectors, J layers with a context, D width, E embedding.
 """
 
+import importlib.util
 import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -16,8 +17,10 @@ import numpy as np
 
 from pomp_jax.annotations import Array, Float, Int32
 from pomp_jax.clip.packed import shared_text_tower
+from pomp_jax.errors import InputError
 
 TEXT_TOWERS = ("shared", "reference")
+WITHOUT_FLAX = "'shared', or FlaxCLIP (pip install 'transformers<5')"
 
 
 @runtime_checkable
@@ -63,6 +66,7 @@ def text_tower(
 
   Raises:
     ValueError: an unknown kind.
+    InputError: `reference` where transformers has no FlaxCLIP, which is 5 and newer.
   """
   if kind == "shared":
     n_chunks, remat = memory or MemoryPlan()
@@ -71,9 +75,16 @@ def text_tower(
     )
   if kind != "reference":
     raise ValueError(f"text_tower: got {kind!r}, expected one of {', '.join(TEXT_TOWERS)}")
+  if not has_flax_clip():
+    raise InputError(f"text_tower: got 'reference', expected {WITHOUT_FLAX}")
   from pomp_jax.clip.reference import reference_text_tower  # it needs transformers
 
   return reference_text_tower(config, dtype)
+
+
+def has_flax_clip() -> bool:
+  """Whether the installed transformers has the modules of the `reference` tower."""
+  return importlib.util.find_spec("transformers.models.clip.modeling_flax_clip") is not None
 
 
 def token_embeddings(

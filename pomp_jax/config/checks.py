@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from pomp_jax.clip.text import WITHOUT_FLAX, has_flax_clip
 from pomp_jax.config.declare import ConfigError, check_name, check_value, from_text
 from pomp_jax.config.fields import (
   EXPORT_FORMATS,
@@ -173,6 +174,8 @@ def _check_model(clip: Clip, dry_run: bool) -> None:
   hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not name.endswith(_WEIGHT_SUFFIXES)
   if not (hub_id or exists(name) or name in published):
     raise ConfigError("clip.model", name, "a folder or file that exists, or a hub id")
+  if clip.text_tower == "reference" and not has_flax_clip():
+    raise ConfigError("clip.text_tower", clip.text_tower, WITHOUT_FLAX)
 
 
 def _check_data(settings: Settings) -> None:

@@ -23,6 +23,7 @@ from pomp_jax.benchmark.measurement import (
 )
 from pomp_jax.benchmark.towers import IMPLEMENTATIONS, MODELS, process_peak_mib
 from pomp_jax.benchmark.whole_step import whole_step
+from pomp_jax.clip.text import has_flax_clip
 from pomp_jax.config import Settings
 from pomp_jax.config.fields import Benchmark
 from pomp_jax.data.class_lists import load_synsets
@@ -84,11 +85,15 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 
 
 def _available(names: list[str]) -> list[str]:
-  """Drops torch, with a line, if it is not installed."""
-  if "torch_77" in names and importlib.util.find_spec("torch") is None:
-    print("torch_77: skipped, torch not installed", flush=True)
-    names = [name for name in names if name != "torch_77"]
-  return names
+  """Drops implementations whose library is not installed, with a line."""
+  missing = {}
+  if importlib.util.find_spec("torch") is None:
+    missing["torch_77"] = "torch not installed"
+  if not has_flax_clip():
+    missing["reference"] = "needs transformers<5"
+  for name in missing.keys() & set(names):
+    print(f"{name}: skipped, {missing[name]}", flush=True)
+  return [name for name in names if name not in missing]
 
 
 def _measure(settings: Benchmark, names: list[str], k: int) -> list[dict[str, Any]]:

@@ -5,8 +5,8 @@
 Symmetric contrastive loss (Radford et al., 2021, fig. 3) over captioned images drawn on the fly,
 with AdamW, warmup, a cosine schedule, and caption noise that rises from 0 (see `captions`). An
 interrupted run resumes from its last checkpoint, `DIR/state.msgpack`. Files in DIR are written
-atomically. Needs no network and no accelerator. `train` takes other images and captions than the
-world's as `Pairs`.
+atomically. Needs FlaxCLIP (transformers<5), no network and no accelerator. `train` takes other
+images and captions than the world's as `Pairs`.
 
 Shape suffixes: B pairs, S side of an image in pixels, L tokens, E embedding.
 """
@@ -17,6 +17,7 @@ import dataclasses
 import json
 import pathlib
 import time
+from typing import Any
 
 import flax
 import grain
@@ -24,8 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from transformers import CLIPConfig, CLIPTokenizerFast, FlaxCLIPModel
-from transformers.models.clip.tokenization_clip import bytes_to_unicode
+from transformers import CLIPConfig, CLIPTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from pomp_jax import world
 from pomp_jax.files.atomic import replacing
@@ -215,7 +216,7 @@ def _initial_params(params, seed: int):
   return jax.tree_util.tree_map_with_path(draw, params)
 
 
-def _train_step(model: FlaxCLIPModel, optimizer: optax.GradientTransformation):
+def _train_step(model: Any, optimizer: optax.GradientTransformation):
   """Builds (params, opt_state, images, ids) -> (params, opt_state, loss, accuracy)."""
 
   def loss_of(params, image_BxSxSx3, ids_BxL):
@@ -243,7 +244,7 @@ def _train_step(model: FlaxCLIPModel, optimizer: optax.GradientTransformation):
 
 
 def zero_shot(
-  model: FlaxCLIPModel, params, vocabulary: CLIPTokenizerFast, template: str, n_images: int = 1024,
+  model: Any, params, vocabulary: CLIPTokenizerFast, template: str, n_images: int = 1024,
   pairs: Pairs = WORLD,
 ) -> float:  # fmt: skip
   """Zero-shot top-1, in [0, 1], over all classes of the test images, with one template."""
@@ -266,7 +267,7 @@ def _replace(path: pathlib.Path, content: bytes) -> None:
     file.write(content)
 
 
-def _store(model: FlaxCLIPModel, params, out: pathlib.Path) -> None:
+def _store(model: Any, params, out: pathlib.Path) -> None:
   """Writes the CLIP with a logit scale of 100, as in OpenAI's released CLIPs.
 
   Training ends here at a scale of about 28, because of noisy captions and small batches. The scale
@@ -289,7 +290,9 @@ def _store(model: FlaxCLIPModel, params, out: pathlib.Path) -> None:
 def train(
   recipe: Recipe, out: pathlib.Path, checkpoint_every: int = 250, pairs: Pairs = WORLD
 ) -> None:
-  """Trains a CLIP and stores it in `out`; resumes a run that was interrupted."""
+  """Trains a FlaxCLIP and stores it in `out`; resumes a run that was interrupted."""
+  from transformers import FlaxCLIPModel  # of transformers<5
+
   out.mkdir(parents=True, exist_ok=True)
   if not (out / "tokenizer_config.json").exists():
     texts = [

@@ -17,6 +17,7 @@ from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen, TextFeatures, class_sequences
 from pomp_jax.prompt.loss import ContrastSettings, normalize
 from tests.support.checks import assert_close
+from tests.support.flax_clip import PLAIN_TOWER
 from tests.support.small_run import small_config
 
 
@@ -73,7 +74,7 @@ def small():
 
 def test_all_classes_give_the_gradient_of_the_full_softmax(small):
   encoder, module, (params, frozen, features, labels) = small
-  tower = text_tower("reference", encoder.clip.config.text_config)
+  tower = text_tower(PLAIN_TOWER, encoder.clip.config.text_config)
 
   def loss(params):
     classes = normalize(

@@ -33,6 +33,7 @@ from pomp_jax.train.methods import (
   make_learner,
 )
 from tests.support.checks import assert_close
+from tests.support.clips import pooled
 from tests.support.small_run import settings
 
 N_LAYERS = 3
@@ -94,7 +95,7 @@ def torch_image_features(tiny, tokens):
   vision = tiny.model.vision_model
   behind = slice(-tokens.shape[1], None)
   with tokens_put_in(vision.pre_layrnorm, vision.encoder.layers, tokens, behind):
-    return tiny.model.get_image_features(tiny.pixels)
+    return pooled(tiny.model.get_image_features(tiny.pixels))
 
 
 def torch_class_features(tiny, context, position="end", deep=()):
@@ -109,7 +110,7 @@ def torch_class_features(tiny, context, position="end", deep=()):
 def torch_logits(tiny, learner, params):
   """Computes the logits of a method in torch."""
   if isinstance(learner, CoCoOpLearner):
-    images = functional.normalize(tiny.model.get_image_features(tiny.pixels))
+    images = functional.normalize(pooled(tiny.model.get_image_features(tiny.pixels)))
     net = params["meta_net"]
     hidden = torch.relu(images @ net["hidden"]["kernel"] + net["hidden"]["bias"])
     shifts = hidden @ net["shift"]["kernel"] + net["shift"]["bias"]
@@ -182,7 +183,7 @@ def test_accuracy_equals_that_of_torchs_logits(tiny, name, monkeypatch):
   params = learner.init(jax.random.key(5))
   with torch.no_grad():
     logits = torch_logits(tiny, learner, to_torch(params))
-    features = functional.normalize(tiny.model.get_image_features(tiny.pixels)).numpy()
+    features = functional.normalize(pooled(tiny.model.get_image_features(tiny.pixels))).numpy()
   encoder = Encoder(tiny.clip, mesh=make_mesh(devices=jax.devices()[:1]))
   names = tuple(f"class {c}" for c in range(logits.shape[1]))
   # Right for five of the eight by torch.
@@ -272,7 +273,7 @@ def test_initial_maple_equals_the_hand_written_sentence(tiny):
     text = f"{sentence} {name.replace('_', ' ')}."
     ids = torch.tensor([tiny.clip.tokenizer(text)["input_ids"]])
     with torch.no_grad():
-      assert_close(feature, model.get_text_features(ids)[0].numpy(), 2e-5)
+      assert_close(feature, pooled(model.get_text_features(ids))[0].numpy(), 2e-5)
 
   config = config.replace({"method": "pomp"})
   with pytest.raises(ConfigError, match=r"prompt\.init: .*4"):

@@ -1,26 +1,26 @@
 """Two random CLIPs that between them have both activations and both rules for EOT."""
 
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from transformers import CLIPModel, FlaxCLIPModel
+from transformers import CLIPModel
 
 from pomp_jax.clip import Clip, load_clip
-from tests.support.clips import write_random_clip
+from tests.support.clips import pooled, write_random_clip
+from tests.support.flax_clip import HAS_FLAX_CLIP, flax_clip
 
 # A word with an id above EOT's: the two rules read it at different positions.
 WORD_ABOVE_EOT = "zebra"
 
 
 class Stored(NamedTuple):
-  """One CLIP three times: HuggingFace's in torch and in Flax, and ours."""
+  """One CLIP three times: HuggingFace's in torch and in Flax (until transformers 5), and ours."""
 
   folder: pathlib.Path
   torch_model: CLIPModel
-  flax_model: FlaxCLIPModel
-  flax_params: dict
+  flax_model: tuple[Any, dict] | None  # with its parameters
   clip: Clip
 
   def padded(self, texts):
@@ -33,27 +33,33 @@ class Stored(NamedTuple):
     """HuggingFace's torch `get_text_features`."""
     mask = None if mask is None else torch.as_tensor(mask)
     with torch.no_grad():
-      return self.torch_model.get_text_features(torch.as_tensor(ids), mask).numpy()
+      return pooled(self.torch_model.get_text_features(torch.as_tensor(ids), mask)).numpy()
 
   def flax_text_features(self, ids, mask=None):
-    """HuggingFace's Flax `get_text_features`."""
-    return self.flax_model.get_text_features(ids, mask, params=self.flax_params)
+    """HuggingFace's Flax `get_text_features`; skips the test under transformers 5."""
+    flax_clip()
+    model, params = self.flax_model
+    return model.get_text_features(ids, mask, params=params)
 
   def torch_image_features(self, pixels):
     """HuggingFace's torch `get_image_features`."""
     with torch.no_grad():
-      return self.torch_model.get_image_features(torch.as_tensor(pixels)).numpy()
+      return pooled(self.torch_model.get_image_features(torch.as_tensor(pixels))).numpy()
 
   def flax_image_features(self, pixels):
-    """HuggingFace's Flax `get_image_features`."""
-    return self.flax_model.get_image_features(pixels, params=self.flax_params)
+    """HuggingFace's Flax `get_image_features`; skips the test under transformers 5."""
+    flax_clip()
+    model, params = self.flax_model
+    return model.get_image_features(pixels, params=params)
 
 
 def _stored(folder, **settings):
   model = write_random_clip(folder, extra_tokens=(WORD_ABOVE_EOT,), **settings)
-  # Without an initialisation, which would compile for ten seconds and be thrown away.
-  flax_model, flax_params = FlaxCLIPModel.from_pretrained(folder, _do_init=False)
-  return Stored(folder, model, flax_model, flax_params, load_clip(str(folder)))
+  flax_model = None
+  if HAS_FLAX_CLIP:
+    # Without an initialisation, which would compile for ten seconds and be thrown away.
+    flax_model = flax_clip().FlaxCLIPModel.from_pretrained(folder, _do_init=False)
+  return Stored(folder, model, flax_model, load_clip(str(folder)))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pomp_jax.clip import Clip, ClipError, image_tower
 from pomp_jax.clip.dense import RECIPES, dense_tower, token_tower
 from pomp_jax.clip.synthetic import synthetic_config
 from tests.support.checks import assert_close
+from tests.support.clips import pooled
 
 PATCH = 8
 # The grid of 4 x 4 positions itself, a larger one, one that is not square, one with as many tokens.
@@ -67,7 +68,8 @@ def _torch_tokens(stored, name, images):
   classes = embeddings.class_embedding.expand(len(images), 1, -1)
   x = vision.pre_layrnorm(torch.cat([classes, patches], dim=1) + positions)
   for layer in vision.encoder.layers[:-1]:
-    x = layer(x, None, None)[0]
+    x = x + _attended("clip", layer.self_attn, layer.layer_norm1(x), grid)
+    x = x + layer.mlp(layer.layer_norm2(x))
   last = vision.encoder.layers[-1]
   attended = _attended(name, last.self_attn, last.layer_norm1(x), grid)
   if name in ("clip", "maskclip", "sclip"):
@@ -95,7 +97,7 @@ def test_the_class_token_of_the_clip_recipe_is_huggingfaces_image_feature(stored
   mean, std = np.float32(stored.clip.mean), np.float32(stored.clip.std)
   pixels = torch.as_tensor(((images / np.float32(255) - mean) / std).transpose(0, 3, 1, 2))
   with torch.no_grad():
-    expected = stored.torch_model.get_image_features(pixels, interpolate_pos_encoding=True)
+    expected = pooled(stored.torch_model.get_image_features(pixels, interpolate_pos_encoding=True))
   found = jax.jit(token_tower(stored.clip, RECIPES["clip"]))(stored.clip.vision_params, images)
   assert_close(found[:, 0], expected)
   if size == (32, 32):

@@ -16,6 +16,7 @@ from pomp_jax.clip.text import text_tower
 from pomp_jax.clip.weights import OPENAI, check_weights
 from tests.support.checks import assert_close
 from tests.support.clips import encode_texts
+from tests.support.flax_clip import PLAIN_TOWER
 from tests.support.openai_clip import (
   RESNET,
   TEXTS,
@@ -38,7 +39,7 @@ def _assert_equal(clip: Clip, model, tolerance=1e-5):
   assert_close(found, torch_image_features(model, images, clip.mean, clip.std), tolerance)
   rows = clip.tokenizer(TEXTS)["input_ids"]
   expected = torch_text_features(model, rows)
-  for tower in ("reference", "shared"):
+  for tower in {PLAIN_TOWER, "shared"}:
     found = encode_texts(clip, TEXTS, text_tower(tower, clip.config.text_config))
     assert_close(found, expected, tolerance)
   assert clip.logit_scale == pytest.approx(float(model.logit_scale.detach().exp()), rel=1e-6)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pomp_jax.clip import text_tower
 from pomp_jax.clip.packed import kept_rows, shared_text_tower, token_budget
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.prompt.context import PromptContext
 from tests.support.checks import assert_close
+from tests.support.flax_clip import reference_tower
 
 N_CLASSES = 11
 LONGEST = 14
@@ -80,7 +80,7 @@ def test_gelu_equals_the_reference(legacy):
 
 def _assert_equals_the_reference(stored, names, m, position, class_specific):
   module = PromptContext(m, stored.clip.text_width, position, N_CLASSES if class_specific else None)
-  reference = text_tower("reference", _text_config(stored))
+  reference = reference_tower(_text_config(stored))
   expected = _features_and_gradient(stored, reference, module, names)
   budget = int(names[2].sum()) + module.n_own * N_CLASSES
   tower = shared_text_tower(_text_config(stored), token_budget=budget)
@@ -122,7 +122,7 @@ def test_gradient_to_the_names_themselves(stored, names):
 
     return jax.jit(jax.grad(total, (0, 1)))(prefix, tokens)
 
-  expected = gradient(text_tower("reference", _text_config(stored)))
+  expected = gradient(reference_tower(_text_config(stored)))
   found = gradient(shared_text_tower(_text_config(stored)))
   assert_close(found[0], expected[0])
   assert_close(found[1], expected[1])
@@ -139,7 +139,7 @@ def test_gradient_to_the_weights_is_right_too(stored, names):
       jax.tree.map(jnp.asarray, stored.clip.text_params)
     )
 
-  expected = gradient(text_tower("reference", _text_config(stored)))
+  expected = gradient(reference_tower(_text_config(stored)))
   found = gradient(shared_text_tower(_text_config(stored)))
   # A key's bias moves no softmax: its gradient is rounding alone, so the scale is a layer's.
   for i in ("0", "1", "2"):
@@ -153,10 +153,8 @@ def test_gradient_to_the_weights_is_right_too(stored, names):
 def test_bfloat16_is_as_near_to_float32_as_the_reference_is(stored, names):
   module = PromptContext(16, stored.clip.text_width)
   config = _text_config(stored)
-  exact = _features_and_gradient(stored, text_tower("reference", config), module, names)
-  theirs = _features_and_gradient(
-    stored, text_tower("reference", config, jnp.bfloat16), module, names
-  )
+  exact = _features_and_gradient(stored, reference_tower(config), module, names)
+  theirs = _features_and_gradient(stored, reference_tower(config, jnp.bfloat16), module, names)
   ours = _features_and_gradient(stored, shared_text_tower(config, jnp.bfloat16), module, names)
   for mine, other, truth in zip(ours, theirs, exact, strict=True):
     error, other_error = (
@@ -172,7 +170,7 @@ def test_rows_beyond_the_budget_are_left_out_and_the_others_stay(stored, names):
   budget = int(lengths[:6].sum()) + 1
   kept = np.asarray(kept_rows(lengths, budget))
   np.testing.assert_array_equal(kept, np.arange(N_CLASSES) < 6)
-  reference = jax.jit(text_tower("reference", _text_config(stored)))
+  reference = jax.jit(reference_tower(_text_config(stored)))
   expected = reference(stored.clip.text_params, prefix, tokens, lengths)
   for n_chunks in (1, 3):
     tower = shared_text_tower(_text_config(stored), token_budget=budget, n_chunks=n_chunks)

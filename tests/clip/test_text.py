@@ -10,6 +10,7 @@ from pomp_jax.clip.text import token_embeddings
 from pomp_jax.prompt.context import PromptContext
 from tests.support.checks import assert_close, equations
 from tests.support.clips import encode_texts
+from tests.support.flax_clip import TOWERS, reference_tower
 
 SENTENCES = [
   "a photo of a cat.",
@@ -27,10 +28,12 @@ def test_sentences_equal_flax_clip_called_the_ordinary_way(stored):
   assert_close(encode_texts(stored.clip, SENTENCES), expected)
 
 
-def test_sentences_equal_torch_clip(stored):
+@pytest.mark.parametrize("kind", TOWERS)
+def test_sentences_equal_torch_clip(stored, kind):
   rows = stored.padded(SENTENCES)
   expected = stored.torch_text_features(rows["input_ids"], rows["attention_mask"])
-  assert_close(encode_texts(stored.clip, SENTENCES), expected)
+  tower = text_tower(kind, stored.clip.config.text_config)
+  assert_close(encode_texts(stored.clip, SENTENCES, tower), expected)
 
 
 def test_the_rules_for_eot_differ_where_a_token_stands_above_it(stored):
@@ -45,10 +48,13 @@ def test_what_follows_the_first_eot_does_not_matter(stored):
   assert_close(written, alone, 1e-6)
 
 
+@pytest.mark.parametrize("kind", TOWERS)
 @pytest.mark.parametrize(
   ("position", "n_classes"), [("end", None), ("middle", None), ("front", None), ("middle", 2)]
 )
-def test_a_prompt_of_words_equals_the_sentence_of_the_same_tokens(stored, position, n_classes):
+def test_a_prompt_of_words_equals_the_sentence_of_the_same_tokens(
+  stored, position, n_classes, kind
+):
   clip = stored.clip
   names = ["cat", "the star of dogs"]
   words = clip.tokenizer("a photo of a", add_special_tokens=False)["input_ids"]
@@ -69,7 +75,7 @@ def test_a_prompt_of_words_equals_the_sentence_of_the_same_tokens(stored, positi
     jnp.arange(2, dtype=jnp.int32),
   )
   sequences, _ = module.init_with_output(jax.random.key(0), *arguments)
-  tower = jax.jit(text_tower("reference", clip.config.text_config))
+  tower = jax.jit(text_tower(kind, clip.config.text_config))
   found = tower(clip.text_params, *sequences)
 
   before = {"end": len(words), "middle": len(words) // 2, "front": 0}[position]
@@ -84,17 +90,17 @@ def test_a_prompt_of_words_equals_the_sentence_of_the_same_tokens(stored, positi
   for i, row in enumerate(rows):
     padded[i, : len(row)] = row
   assert_close(found, stored.torch_text_features(padded))
-  assert_close(found, stored.flax_text_features(padded))
 
 
-def test_padding_after_eot_never_matters(stored):
+@pytest.mark.parametrize("kind", TOWERS)
+def test_padding_after_eot_never_matters(stored, kind):
   clip = stored.clip
   ids, lengths = tokenize(SENTENCES, clip.tokenizer, clip.config.text_config)
   suffix = jnp.asarray(token_embeddings(clip.params, ids))
   noise = 30 * jax.random.normal(jax.random.key(0), suffix.shape)
   padding = jnp.arange(suffix.shape[1])[None] >= lengths[:, None]
   assert padding.any()
-  tower = jax.jit(text_tower("reference", clip.config.text_config))
+  tower = jax.jit(text_tower(kind, clip.config.text_config))
   prefix = clip.sos_embedding[None]
   expected = tower(clip.text_params, prefix, suffix, lengths)
   found = tower(
@@ -105,9 +111,9 @@ def test_padding_after_eot_never_matters(stored):
 
 def test_bfloat16_is_within_its_error_of_float32(stored):
   clip = stored.clip
-  exact = encode_texts(clip, SENTENCES)
-  rounded = encode_texts(
-    clip, SENTENCES, text_tower("reference", clip.config.text_config, jnp.bfloat16)
+  exact, rounded = (
+    encode_texts(clip, SENTENCES, reference_tower(clip.config.text_config, dtype))
+    for dtype in (jnp.float32, jnp.bfloat16)
   )
   assert rounded.dtype == jnp.float32
   # bfloat16 keeps 8 bits (unit roundoff 2^-8 = 0.4%); over three layers of random weights that
@@ -117,7 +123,7 @@ def test_bfloat16_is_within_its_error_of_float32(stored):
 
 def test_bfloat16_is_the_type_of_every_product(small):
   width = small.clip.text_width
-  tower = text_tower("reference", small.clip.config.text_config, jnp.bfloat16)
+  tower = reference_tower(small.clip.config.text_config, jnp.bfloat16)
   program = jax.make_jaxpr(tower)(
     small.clip.text_params, jnp.ones((2, width)), jnp.ones((3, 4, width)), jnp.full(3, 4)
   )
@@ -127,7 +133,7 @@ def test_bfloat16_is_the_type_of_every_product(small):
 
 
 def test_a_prompt_beyond_the_positions_is_refused(small):
-  tower = text_tower("reference", small.clip.config.text_config)
+  tower = reference_tower(small.clip.config.text_config)
   width = small.clip.text_width
   with pytest.raises(ValueError, match="5 [+] 12 tokens: expected at most 16"):
     tower(

@@ -24,11 +24,14 @@ def _pixels(images, **settings):
   return processor(list(images), return_tensors="np")["pixel_values"]
 
 
-def test_images_equal_torch_and_flax_clip(stored, images):
+def test_images_equal_torch_clip(stored, images):
   found = jax.jit(image_tower(stored.clip))(stored.clip.vision_params, images)
-  pixels = _pixels(images)
-  assert_close(found, stored.torch_image_features(pixels))
-  assert_close(found, stored.flax_image_features(pixels))
+  assert_close(found, stored.torch_image_features(_pixels(images)))
+
+
+def test_images_equal_flax_clip(stored, images):
+  found = jax.jit(image_tower(stored.clip))(stored.clip.vision_params, images)
+  assert_close(found, stored.flax_image_features(_pixels(images)))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 8])

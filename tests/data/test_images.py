@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 import pytest
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
-from transformers import CLIPImageProcessor
+import transformers
 
 from pomp_jax.data import images
 from pomp_jax.data.images import (
@@ -21,6 +21,9 @@ from pomp_jax.data.images import (
   resized_crop,
 )
 from pomp_jax.data.synthetic import natural_image
+
+# Its name from transformers 5 on, where the other is torchvision's.
+PillowProcessor = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
 
 
 @pytest.mark.parametrize("size", [224, 32, 33])
@@ -38,7 +41,7 @@ def test_the_crop_is_torchvisions(size, surplus, tall):
 def test_prepare_equals_the_image_processor(shape):
   rng = np.random.default_rng(0)
   image = Image.fromarray(rng.integers(0, 256, (*shape, 3), np.uint8))
-  processor = CLIPImageProcessor(
+  processor = PillowProcessor(
     size={"shortest_edge": 32},
     crop_size={"height": 32, "width": 32},
     do_normalize=False,

@@ -12,7 +12,7 @@ from scipy import stats
 import torch
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
-from transformers import CLIPImageProcessor, CLIPImageProcessorFast
+import transformers
 
 from pomp_jax import world
 from pomp_jax.data import images
@@ -29,6 +29,9 @@ from pomp_jax.data.views import (
   make_view,
   views,
 )
+
+# Its name from transformers 5 on, where the other is torchvision's.
+PillowProcessor = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
 
 RECIPE = Augmentation("recipe", n_views=3, seed=5)
 
@@ -228,10 +231,11 @@ def test_every_kind_of_file_is_prepared_as_huggingface_does(name, encoded):
   }
   found = decode_image(encoded, name, 32)
   image = Image.open(io.BytesIO(encoded))
-  slow = CLIPImageProcessor(**settings)(image, return_tensors="np")["pixel_values"][0]
+  slow = PillowProcessor(**settings)(image, return_tensors="np")["pixel_values"][0]
   np.testing.assert_array_equal(found, slow.transpose(1, 2, 0))
   # Tensors are resized by other code, which rounds elsewhere.
-  fast = CLIPImageProcessorFast(**settings)(image, return_tensors="pt")["pixel_values"][0]
+  processor = transformers.CLIPImageProcessorFast(**settings)
+  fast = processor(image, return_tensors="pt")["pixel_values"][0]
   assert np.abs(found.astype(int) - fast.permute(1, 2, 0).numpy()).max() <= 1
   tensor = F.center_crop(F.resize(image.convert("RGB"), 32, InterpolationMode.BICUBIC), 32)
   np.testing.assert_array_equal(found, tensor)

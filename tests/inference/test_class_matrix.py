@@ -10,7 +10,7 @@ from pomp_jax.files.prompt_file import Prompt, PromptFileError
 from pomp_jax.inference.class_matrix import ClassMatrix, check_prompt, class_matrix, key_parts
 from pomp_jax.inference.named_prompts import NamedPrompt, read_prompts
 from tests.support.checks import assert_close
-from tests.support.clips import write_random_clip
+from tests.support.clips import pooled, write_random_clip
 
 SYNONYMS = (("sky",), ("person", "person in shirt", "person in dress"), ("dining_table", "desk"))
 
@@ -29,7 +29,7 @@ def test_rows_are_the_names_under_the_text(clip):
   texts = [f"a picture of {name.replace('_', ' ')}!" for names in SYNONYMS for name in names]
   tokens = encoder.clip.tokenizer(texts, return_tensors="pt", padding=True)
   with torch.no_grad():
-    expected = model.get_text_features(**tokens)
+    expected = pooled(model.get_text_features(**tokens))
   assert_close(matrix.features, torch.nn.functional.normalize(expected), 1e-5)
   assert matrix.starts.tolist() == [0, 1, 4]
 

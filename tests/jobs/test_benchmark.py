@@ -16,6 +16,7 @@ from pomp_jax.files import terminal
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
 from pomp_jax.jobs import benchmark
+from tests.support.flax_clip import needs_flax_clip
 from tests.support.small_run import settings
 
 
@@ -28,6 +29,7 @@ def _config(**changes):
   )
 
 
+@needs_flax_clip
 def test_rows_of_all_implementations(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(terminal, "_LINE_SECONDS", 0.0)
   config = _config(k="40", baseline_k="40", rows_at_a_time=24, m=4, steps="", repeats=2)

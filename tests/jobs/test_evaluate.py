@@ -24,7 +24,7 @@ from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.step import create_state
-from tests.support.clips import write_random_clip
+from tests.support.clips import pooled, write_random_clip
 from tests.support.data_files import write_set
 from tests.support.processes import run_in_processes
 from tests.support.small_run import changed, small_config
@@ -125,7 +125,7 @@ def test_an_ensemble_is_the_mean_of_its_texts(data):
     texts = [template.replace("{}", name) for name in ("star", "grey wolf")]
     tokens = clip.tokenizer(texts, return_tensors="pt", padding=True)
     with torch.no_grad():
-      features = model.get_text_features(**tokens).double().numpy()
+      features = pooled(model.get_text_features(**tokens)).double().numpy()
     mean = mean + features / np.linalg.norm(features, axis=-1, keepdims=True) / 2
   found = features_under(Encoder(clip, chunk=8), classes, "ensemble")
   expected = mean / np.linalg.norm(mean, axis=-1, keepdims=True)

@@ -17,6 +17,7 @@ from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, sav
 from pomp_jax.files.run_folder import RunFolderError
 from pomp_jax.jobs import export
 from tests.support.clips import encode_texts
+from tests.support.flax_clip import PLAIN_TOWER
 from tests.support.small_run import small_config
 
 CATEGORIES = [
@@ -105,7 +106,7 @@ def test_detic_has_a_row_a_category_in_the_order_of_ids(files, encoder, names):
 def test_detic_with_synonyms_under_a_template(files, encoder):
   path, _ = run(files, format="detic", prompt="a {}", synonyms=True)
   texts = [f"a {name}" for name in (*NAMES, "crimson star")]
-  tower = text_tower("reference", encoder.clip.config.text_config)
+  tower = text_tower(PLAIN_TOWER, encoder.clip.config.text_config)
   expected = np.array(encode_texts(encoder.clip, texts, tower))
   expected[0] = (expected[0] + expected[3]) / 2
   np.testing.assert_allclose(np.load(path), expected[:3], rtol=2**-10, atol=1e-3)

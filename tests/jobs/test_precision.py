@@ -10,6 +10,7 @@ import pytest
 
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import setup
+from tests.support.flax_clip import needs_flax_clip
 from tests.support.small_run import small_config
 
 HIGH, HIGHEST = jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST
@@ -55,7 +56,7 @@ def step_products(tmp_path, **changes):
   "changes",
   [
     {},
-    {"clip.text_tower": "reference"},
+    pytest.param({"clip.text_tower": "reference"}, marks=needs_flax_clip),
     {"clip.n_chunks": 2, "clip.remat": "chunks"},
     {"clip.remat": "layers"},
     {"method": "cocoop"},

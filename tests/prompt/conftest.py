@@ -13,7 +13,7 @@ from transformers import CLIPModel
 from pomp_jax.clip import Clip, load_clip, tokenize
 from pomp_jax.prompt.context import ClassTokens
 from pomp_jax.prompt.learner import Frozen
-from tests.support.clips import write_random_clip
+from tests.support.clips import pooled, write_random_clip
 
 NAMES = (
   "cat",
@@ -77,4 +77,4 @@ def image_features(world, images):
   mean, std = np.array(world.clip.mean), np.array(world.clip.std)
   pixels = ((images / 255.0 - mean) / std).transpose(0, 3, 1, 2)
   with torch.no_grad():
-    return world.model.get_image_features(torch.as_tensor(pixels)).numpy()
+    return pooled(world.model.get_image_features(torch.as_tensor(pixels))).numpy()

@@ -18,6 +18,7 @@ from pomp_jax.prompt.learner import class_sequences
 from pomp_jax.prompt.loss import ContrastSettings, local_contrast, margin
 from pomp_jax.prompt.sampling import Negatives
 from tests.support.checks import assert_close
+from tests.support.flax_clip import PLAIN_TOWER
 from tests.support.oracles import plain_losses, torch_class_feature, torch_group
 
 N_CLASSES = 12
@@ -335,7 +336,7 @@ def test_loss_and_context_gradient_equal_torch_autograd(world, image_features, p
   module = PromptContext(n_vectors, width, position, n_classes)
   shape = (n_vectors, width) if n_classes is None else (n_classes, n_vectors, width)
   context = np.random.default_rng(1).normal(size=shape).astype(np.float32) / 3
-  tower = text_tower("reference", world.clip.config.text_config)
+  tower = text_tower(PLAIN_TOWER, world.clip.config.text_config)
   images = jnp.asarray(image_features[:4], jnp.float32)
 
   @jax.jit

@@ -17,6 +17,7 @@ from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.step import create_state
 from tests.support.checks import assert_close, equations
+from tests.support.flax_clip import PLAIN_TOWER
 from tests.support.oracles import torch_class_feature, torch_group
 from tests.support.small_step import (
   LABELS,
@@ -287,7 +288,7 @@ def _weight_gradients(jaxpr, frozen) -> list:
 def test_no_gradient_of_a_frozen_weight_is_computed(compiled):
   assert _weight_gradients(compiled.traced.jaxpr.jaxpr, compiled.frozen) == []
   # The measurement sees such gradients where they are asked for.
-  tower = text_tower("reference", compiled.world.clip.config.text_config)
+  tower = text_tower(PLAIN_TOWER, compiled.world.clip.config.text_config)
   width = compiled.world.clip.text_width
 
   def total(text):

@@ -11,6 +11,7 @@ from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.regions.crops import CropSettings
 from pomp_jax.regions.features import RegionEncoder
 from tests.support.checks import assert_close
+from tests.support.clips import pooled
 
 SIZES = ((40, 50), (33, 64), (70, 20), (40, 50))
 BOXES = (
@@ -51,7 +52,7 @@ def _expected(clip_and_torch, images, masks=None):
       cut = torch.as_tensor(pixels[y0:y1, x0:x1]).permute(2, 0, 1)[None]
       resized = functional.interpolate(cut, size=(32, 32), mode="bicubic")
       with torch.no_grad():
-        features = model.get_image_features((resized / 255 - mean) / std)
+        features = pooled(model.get_image_features((resized / 255 - mean) / std))
       rows.append(functional.normalize(features).numpy())
     results.append(np.concatenate(rows))
   return results

@@ -14,14 +14,16 @@ from jaxtyping import Array, Float
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast, FlaxCLIPModel
-from transformers.models.clip.tokenization_clip import bytes_to_unicode
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast
 
 from pomp_jax.clip import ClipError, load_clip
 from pomp_jax.clip.load import Clip, read_clip_config
-from pomp_jax.clip.reference import reference_text_tower
-from pomp_jax.clip.text import TextTower, token_embeddings
+from pomp_jax.clip.text import TextTower, text_tower, token_embeddings
 from pomp_jax.clip.tokens import tokenize
+
+# The letters of the 256 bytes: visible ones of Latin-1, then stand-ins (Radford et al., 2019).
+_VISIBLE = [*range(ord("!"), 127), *range(161, 173), *range(174, 256)]
+LETTERS = [chr(code) for code in _VISIBLE + list(range(256, 512 - len(_VISIBLE)))]
 
 # A few merges, so that some words take one token and others many.
 MERGES = (
@@ -92,7 +94,9 @@ def write_random_clip(
       elif "bias" in name:
         parameter.copy_(torch.randn_like(parameter) * 0.1)
     model.logit_scale.fill_(2.0)
-  FlaxCLIPModel(config, _do_init=False).save_pretrained(folder, params=_flax_params(model))
+  config.save_pretrained(folder)
+  content = flax.serialization.msgpack_serialize(_flax_params(model))
+  (folder / "flax_model.msgpack").write_bytes(content)
   return model
 
 
@@ -115,17 +119,19 @@ def _flax_params(model: CLIPModel) -> dict:
 
 def write_tokenizer(folder: pathlib.Path, extra_tokens: Sequence[str] = ()) -> CLIPTokenizerFast:
   """A CLIP tokenizer of bytes and a few merges, in HuggingFace's files."""
-  letters = list(bytes_to_unicode().values())
-  tokens = letters + [letter + "</w>" for letter in letters]
-  tokens += ["".join(merge.split()) for merge in MERGES]
-  tokens += ["<|startoftext|>", "<|endoftext|>"]
-  vocabulary = {token: index for index, token in enumerate(tokens)}
-  (folder / "vocab.json").write_text(json.dumps(vocabulary))
-  (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(MERGES) + "\n")
-  tokenizer = CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
+  tokenizer = _tokenizer_of(folder, MERGES)
   tokenizer.add_tokens(list(extra_tokens))
   tokenizer.save_pretrained(folder)
   return tokenizer
+
+
+def _tokenizer_of(folder: pathlib.Path, merges: Sequence[str]) -> CLIPTokenizerFast:
+  """Writes `vocab.json` and `merges.txt`, and reads them."""
+  tokens = [*LETTERS, *(letter + "</w>" for letter in LETTERS)]
+  tokens += ["".join(merge.split()) for merge in merges] + ["<|startoftext|>", "<|endoftext|>"]
+  (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+  (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+  return CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
 
 
 def encode_texts(
@@ -136,12 +142,12 @@ def encode_texts(
   Args:
     clip: frozen CLIP.
     texts: N sentences; no "." is added.
-    tower: text tower; `reference` in float32 by default.
+    tower: text tower; `shared` in float32 by default.
 
   Returns:
     Features [N, E], not normalised, as HuggingFace's `get_text_features` returns.
   """
-  tower = tower or reference_text_tower(clip.config.text_config)
+  tower = tower or text_tower("shared", clip.config.text_config)
   ids_NxL, lengths_N = tokenize(texts, clip.tokenizer, clip.config.text_config)
   suffix_NxLxD = token_embeddings(clip.params, ids_NxL)
   prefix_1xD = clip.sos_embedding[None]
@@ -153,18 +159,15 @@ def clip_tokenizer(folder: pathlib.Path):
   package = importlib.util.find_spec("open_clip")
   if package is None:
     pytest.skip("open_clip_torch is not installed")
-  from transformers import CLIPTokenizerFast
-  from transformers.models.clip.tokenization_clip import bytes_to_unicode
-
   file = pathlib.Path(package.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
   lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
   merges = lines[1 : 49152 - 256 - 2 + 1]
-  letters = list(bytes_to_unicode().values())
-  tokens = letters + [letter + "</w>" for letter in letters]
-  tokens += ["".join(merge.split()) for merge in merges] + ["<|startoftext|>", "<|endoftext|>"]
-  (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-  (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-  return CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
+  return _tokenizer_of(folder, merges)
+
+
+def pooled(output):
+  """The features that HuggingFace's `get_*_features` returns; from transformers 5 on with more."""
+  return getattr(output, "pooler_output", output)
 
 
 def error_of(source, readers=(load_clip, read_clip_config)) -> str:

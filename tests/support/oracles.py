@@ -65,7 +65,7 @@ def torch_class_feature(model: CLIPModel, context, ids, n_name: int, position: s
   padding = [tokens[-1]] * (n_positions - len(sequence))
   hidden = torch.stack(sequence + padding)[None] + text.embeddings.position_embedding.weight
   causal = torch.full((1, 1, n_positions, n_positions), -torch.inf, dtype=hidden.dtype).triu(1)
-  hidden = text.encoder(inputs_embeds=hidden, causal_attention_mask=causal).last_hidden_state
+  hidden = text.encoder(inputs_embeds=hidden, attention_mask=causal).last_hidden_state
   eot = text.final_layer_norm(hidden)[0, len(sequence) - 1]
   return model.text_projection(eot)
 

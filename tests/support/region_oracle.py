@@ -9,6 +9,7 @@ from torch.nn import functional
 from transformers import CLIPModel
 
 from pomp_jax.clip import load_clip
+from tests.support.clips import pooled
 
 
 def crop_feature(
@@ -31,11 +32,11 @@ def crop_feature(
   size = (settings.image_size,) * 2
   crop = functional.interpolate(pixels[None].float(), size, mode="bicubic")
   with torch.no_grad():
-    return functional.normalize(model.get_image_features((crop - mean) / std))[0]
+    return functional.normalize(pooled(model.get_image_features((crop - mean) / std)))[0]
 
 
 def text_features(model: CLIPModel, clip: str | os.PathLike, texts: Sequence[str]) -> torch.Tensor:
   """Unit features [N,E] of whole texts."""
   tokens = load_clip(str(clip)).tokenizer(list(texts), return_tensors="pt", padding=True)
   with torch.no_grad():
-    return functional.normalize(model.get_text_features(**tokens))
+    return functional.normalize(pooled(model.get_text_features(**tokens)))

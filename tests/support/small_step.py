@@ -15,6 +15,7 @@ from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.sampling import SamplingSettings
 from pomp_jax.prompt.step import TrainState, create_state, make_train_step, step_token_budget
+from tests.support.flax_clip import PLAIN_TOWER
 
 N_CLASSES, K = 12, 6
 # Some classes occur twice; 3 and 5 within one group of two images.
@@ -42,7 +43,7 @@ def budget_of(world, module: PromptContext, settings, group_size: int, class_siz
 
 
 def make_step(
-  world, *, mesh, module, settings, accumulate=1, kind="reference", budget=None, vision=None
+  world, *, mesh, module, settings, accumulate=1, kind=PLAIN_TOWER, budget=None, vision=None
 ) -> tuple[Callable, TrainState, Any]:
   """Returns the train step, the initial state and the frozen arrays, on the mesh."""
   optimizer = sgd(lambda step: 0.5 / (1 + step), 0.9, 0.01)

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from transformers import CLIPTokenizer, CLIPTokenizerFast, FlaxCLIPModel
+from transformers import CLIPTokenizer, CLIPTokenizerFast
 
 from pomp_jax.world import CLIP_PATH, IMAGE_SIZE, captions, class_names, train_clip
+from tests.support.flax_clip import flax_clip
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def vocabulary():
 @pytest.fixture(scope="module")
 def model():
   """The model and its weights; no random ones are drawn, which takes seconds."""
-  return FlaxCLIPModel.from_pretrained(CLIP_PATH, _do_init=False)
+  return flax_clip().FlaxCLIPModel.from_pretrained(CLIP_PATH, _do_init=False)
 
 
 def test_weights_are_small():
