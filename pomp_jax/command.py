@@ -17,7 +17,7 @@ def run() -> None:
   """Runs the command line `sys.argv`; ends the process with its exit status."""
   # Process 1 of a container has no other handler.
   signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
-  if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+  if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
     signal.signal(signal.SIGHUP, lambda *_: os._exit(75))
   if {"-version", "--version"} & {*sys.argv[1:]}:
     print(version())

@@ -19,7 +19,7 @@ from pomp_jax.data.tfds import open_tfds
 from tests import rehearsal as driver
 from tests.support.world_archive import write_archive
 
-# Fields that differ from the recipe in every phase, as the config's docstring has it.
+# Fields that differ from the recipe in every phase, as the config's docstring says.
 CHANGED = {
   "clip.model",
   "clip.dtype",

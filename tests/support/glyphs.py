@@ -34,7 +34,7 @@ CARELESS_SHARE = 0.65
 MISSING, WRONG = 0.25, 0.3
 
 # Classes of a training batch come in sets from a stretch of the code charts: characters of one
-# script, which look alike and have similar names.
+# script, which look similar and have similar names.
 SET_SIZE, STRETCH = 8, 32
 
 _CANVAS = 2 * IMAGE_SIZE  # glyphs are drawn at twice the size and averaged
@@ -43,7 +43,7 @@ _PAIRS, _SETS, _PIXELS, _TEST = range(4)  # random streams; splits of a data set
 
 @functools.cache
 def characters() -> dict[str, tuple[str, tuple[str, ...]]]:
-  """Name -> the character and the font files that have it, in the order of code points.
+  """Name -> the character and the font files that contain it, in the order of code points.
 
   Letters, numbers, punctuation and symbols that all three families have. Of characters that look
   the same in DejaVu Sans (Latin, Greek and Cyrillic A) the first.
