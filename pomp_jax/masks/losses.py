@@ -1,0 +1,232 @@
+"""Losses of MaskFormer: each target mask is matched with one query (Cheng et al., NeurIPS 2021).
+
+All decoder layers have the same losses, each with a matching of its own. They are divided by counts
+of the whole batch: under `jax.jit`, of all devices that hold a part of it.
+Shapes: J decoder layers, B images, Q queries, T target masks of an image with padding, N classes,
+H, W sides of a target mask, h, w sides of a predicted one.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pomp_jax.annotations import Array, Bool, Float, Int32
+
+# Of the focal loss (Lin et al., 2017): weight of the pixels inside a mask, and exponent.
+_ALPHA, _GAMMA = 0.25, 2
+# Bound on a cost. With NaN the matching might never end.
+_MAX_COST = 1e10
+
+
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+  """Weights of the losses, also in the costs of the matching; the defaults are the published ones.
+
+  Attributes:
+    classes: weight of the cross-entropy.
+    focal: weight of the focal loss.
+    dice: weight of the dice loss.
+    no_object: weight of a query without a target in the cross-entropy.
+  """
+
+  classes: float = 1.0
+  focal: float = 20.0
+  dice: float = 1.0
+  no_object: float = 0.1
+
+
+class Predictions(NamedTuple):
+  """Predictions of the decoder layers, the last of which is the network's output.
+
+  Attributes:
+    classes: logits [J,B,Q,N+1]; the last column is "no object".
+    masks: logits [J,B,Q,h,w].
+  """
+
+  classes: Float[Array, "J B Q _"]
+  masks: Float[Array, "J B Q h w"]
+
+
+class Targets(NamedTuple):
+  """Target masks.
+
+  Attributes:
+    labels: class of each mask; not read where a mask is padding.
+    masks: pixels inside.
+    valid: masks that are not padding.
+  """
+
+  labels: Int32[Array, "B T"]
+  masks: Bool[Array, "B T H W"]
+  valid: Bool[Array, "B T"]
+
+
+class MaskLosses(NamedTuple):
+  """Losses of a batch.
+
+  Attributes:
+    total: weighted sum of the three losses over all layers.
+    classes: cross-entropy of the last layer, nats.
+    focal: focal loss of the last layer.
+    dice: dice loss of the last layer.
+    accuracy: share of the target masks whose query has the right class, in the last layer.
+  """
+
+  total: Float[Array, ""]
+  classes: Float[Array, ""]
+  focal: Float[Array, ""]
+  dice: Float[Array, ""]
+  accuracy: Float[Array, ""]
+
+
+def mask_losses(
+  predictions: Predictions,
+  targets: Targets,
+  queries_JxBxT: Int32[Array, "J B T"],
+  weights: LossWeights = LossWeights(),
+) -> MaskLosses:
+  """Sums the losses of matched queries and targets over all layers.
+
+  - classes: weighted mean of the queries' cross-entropies. The class of a query is that of its
+    target, or "no object".
+  - focal: -a_t (1 - p_t)^2 log p_t, mean over the pixels, sum over the targets / their number.
+  - dice: 1 - (2 sum p t + 1) / (sum p + sum t + 1), likewise.
+
+  Predicted masks are enlarged to the size of the targets (bilinear). Layers are rematerialised in
+  the backward pass.
+
+  Args:
+    predictions: predictions of all layers.
+    targets: target masks.
+    queries_JxBxT: result of `match`.
+    weights: weights of the losses.
+  """
+  losses_of_layer = jax.checkpoint(functools.partial(_losses_of_layer, weights=weights))
+  layers = jax.lax.map(lambda layer: losses_of_layer(*layer, targets), (predictions, queries_JxBxT))
+  return MaskLosses(jnp.sum(layers.total), *(values_J[-1] for values_J in layers[1:]))
+
+
+def match(
+  predictions: Predictions, targets: Targets, weights: LossWeights = LossWeights()
+) -> Int32[Array, "J B T"]:
+  """The query of each target: the assignment of the lowest cost, different queries in an image.
+
+  The cost of a query and a target is that of the three losses with -p instead of -log p of the
+  class, on masks of h x w pixels (nearest). All queries cost a padding mask the same. As there are
+  no more masks than queries, padding takes none that a real mask would take. No gradient passes.
+
+  Args:
+    predictions: predictions of all layers.
+    targets: target masks, Q or fewer an image.
+    weights: weights of the costs.
+
+  Raises:
+    ValueError: more targets than queries.
+  """
+  n_queries, n_targets = predictions.masks.shape[2], targets.labels.shape[1]
+  if n_targets > n_queries:
+    raise ValueError(f"targets: got {n_targets} masks an image, expected at most {n_queries}")
+  of_layer = lambda layer: _match_layer(layer, targets, weights)
+  return jax.vmap(of_layer)(jax.lax.stop_gradient(predictions))
+
+
+def _match_layer(layer: Predictions, targets: Targets, weights: LossWeights) -> jax.Array:
+  probability_BxQxN = jax.nn.softmax(layer.classes)
+  of_class_BxQxT = jnp.take_along_axis(probability_BxQxN, targets.labels[:, None], axis=2)
+  logits_BxQxP, masks_BxTxP = _pixels(layer.masks), _pixels(_nearest(targets, layer))
+  cost_BxQxT = (
+    weights.focal * _pairwise_focal(logits_BxQxP, masks_BxTxP)
+    + weights.dice * _pairwise_dice(logits_BxQxP, masks_BxTxP)
+    - weights.classes * of_class_BxQxT
+  )
+  cost_BxQxT = jnp.nan_to_num(cost_BxQxT, nan=_MAX_COST, posinf=_MAX_COST, neginf=-_MAX_COST)
+  cost_BxQxT = jnp.where(targets.valid[:, None], cost_BxQxT, 0.0)
+  queries, found = jax.vmap(optax.assignment.hungarian_algorithm)(cost_BxQxT)
+  # In the order of the targets.
+  return jnp.take_along_axis(queries, jnp.argsort(found, axis=1), axis=1).astype(jnp.int32)
+
+
+def _losses_of_layer(
+  layer: Predictions, queries_BxT: jax.Array, targets: Targets, *, weights: LossWeights
+) -> MaskLosses:
+  valid_BxT = targets.valid
+  n_valid = jnp.sum(valid_BxT, dtype=jnp.float32)
+  n_masks = jnp.maximum(n_valid, 1.0)
+  log_p_BxQxN = jax.nn.log_softmax(layer.classes)
+  of_queries_BxTxN = jnp.take_along_axis(log_p_BxQxN, queries_BxT[..., None], axis=1)
+  own_BxT = jnp.take_along_axis(of_queries_BxTxN, targets.labels[..., None], axis=2)[..., 0]
+  # All queries count as "no object", but for those with a target.
+  none_BxT = of_queries_BxTxN[..., -1]
+  of_targets = jnp.where(valid_BxT, own_BxT - weights.no_object * none_BxT, 0.0)
+  classes = -(jnp.sum(of_targets) + weights.no_object * jnp.sum(log_p_BxQxN[..., -1]))
+  # The sum of the queries' weights.
+  classes /= n_valid + weights.no_object * (log_p_BxQxN[..., -1].size - n_valid)
+  right_BxT = jnp.argmax(of_queries_BxTxN, axis=2) == targets.labels
+  masks_BxTxhxw = jnp.take_along_axis(layer.masks, queries_BxT[..., None, None], axis=1)
+  logits_BxTxP = _pixels(_enlarged(masks_BxTxhxw, targets.masks.shape))
+  inside_BxTxP = _pixels(targets.masks)
+  focal_BxT = jnp.mean(_focal(logits_BxTxP, inside_BxTxP), axis=-1)
+  sum_of = lambda values_BxT: jnp.sum(jnp.where(valid_BxT, values_BxT, 0.0)) / n_masks
+  focal, dice = sum_of(focal_BxT), sum_of(_dice(logits_BxTxP, inside_BxTxP))
+  total = weights.classes * classes + weights.focal * focal + weights.dice * dice
+  return MaskLosses(total, classes, focal, dice, sum_of(right_BxT))
+
+
+def _pixels(masks: jax.Array) -> jax.Array:
+  """[..,H,W] -> float32 [..,H*W]."""
+  return masks.reshape(*masks.shape[:-2], -1).astype(jnp.float32)
+
+
+def _enlarged(masks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  # As torch's F.interpolate(mode="bilinear", align_corners=False).
+  return jax.image.resize(masks.astype(jnp.float32), shape, "bilinear", antialias=False)
+
+
+def _nearest(targets: Targets, layer: Predictions) -> jax.Array:
+  """Target masks at the size of the predicted ones, as F.interpolate(mode="nearest")."""
+  for axis in (-2, -1):
+    size, full = layer.masks.shape[axis], targets.masks.shape[axis]
+    masks = jnp.take(targets.masks, jnp.arange(size) * full // size, axis=axis)
+    targets = targets._replace(masks=masks)
+  return targets.masks
+
+
+def _focal_terms(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Focal loss of each pixel if it is inside, and if it is outside."""
+  p = jax.nn.sigmoid(logits)
+  inside = _ALPHA * (1 - p) ** _GAMMA * jax.nn.softplus(-logits)
+  outside = (1 - _ALPHA) * p**_GAMMA * jax.nn.softplus(logits)
+  return inside, outside
+
+
+def _focal(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  inside, outside = _focal_terms(logits)
+  return targets * inside + (1 - targets) * outside
+
+
+def _dice(logits_BxTxP: jax.Array, targets_BxTxP: jax.Array) -> jax.Array:
+  p = jax.nn.sigmoid(logits_BxTxP)
+  both = jnp.sum(p * targets_BxTxP, axis=-1)
+  return 1 - (2 * both + 1) / (jnp.sum(p, axis=-1) + jnp.sum(targets_BxTxP, axis=-1) + 1)
+
+
+def _pairwise_focal(logits_BxQxP: jax.Array, targets_BxTxP: jax.Array) -> jax.Array:
+  inside, outside = _focal_terms(logits_BxQxP)
+  # inside t + outside (1 - t)
+  sums = _products(inside - outside, targets_BxTxP) + jnp.sum(outside, axis=-1, keepdims=True)
+  return sums / logits_BxQxP.shape[-1]
+
+
+def _pairwise_dice(logits_BxQxP: jax.Array, targets_BxTxP: jax.Array) -> jax.Array:
+  p = jax.nn.sigmoid(logits_BxQxP)
+  sums_BxQxT = jnp.sum(p, axis=-1)[:, :, None] + jnp.sum(targets_BxTxP, axis=-1)[:, None]
+  return 1 - (2 * _products(p, targets_BxTxP) + 1) / (sums_BxQxT + 1)
+
+
+def _products(rows_BxQxP: jax.Array, targets_BxTxP: jax.Array) -> jax.Array:
+  precision = jax.lax.Precision.HIGHEST
+  return jnp.einsum("bqp,btp->bqt", rows_BxQxP, targets_BxTxP, precision=precision)
