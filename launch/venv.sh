@@ -1,12 +1,14 @@
 # Sourced by the scripts beside it, in the repository's root: a virtual environment for the project.
 #
-# VENV    its folder; default .venv
-# PYTHON  the interpreter that makes it; default: the first new enough of python3,
-#         python3.13, python3.12 and python3.11
+# VENV         its folder; default .venv
+# PYTHON       the interpreter that makes it; default: the first new enough of python3,
+#              python3.14, python3.13, python3.12 and python3.11
+# CONSTRAINTS  a file that pins releases of packages, such as launch/lowest.txt; default: none
 # shellcheck shell=bash
 [[ "${1:-}" != --help ]] || exec sed -nE '/^#!/d;/^(# shellcheck|#?[^# ]|$)/q;s/^# ?//p' "$0"
 
 VENV="${VENV:-.venv}"
+CONSTRAINTS="${CONSTRAINTS:-}"
 # Python: whether JAX has a plugin for an accelerator; they share a namespace package.
 HAS_PLUGIN='import importlib.util as u, sys; sys.exit(u.find_spec("jax_plugins") is None)'
 
@@ -28,7 +30,7 @@ find_python() {
     return
   fi
   local candidate
-  for candidate in python3 python3.13 python3.12 python3.11; do
+  for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
     if suits "$candidate"; then
       echo "$candidate"
       return
@@ -36,6 +38,17 @@ find_python() {
   done
   local debian="on Debian: apt install python3-venv"
   fail "no Python 3.11 or newer with its venv module ($debian); set PYTHON"
+}
+
+# Installs what the arguments name, in the releases that CONSTRAINTS allows.
+pip_install() {
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+    ${CONSTRAINTS:+--constraint "$CONSTRAINTS"} "$@"
+}
+
+# Prints the requirements and constraints. A copy in the environment says that they are installed.
+wanted() {
+  cat requirements*.txt ${CONSTRAINTS:+"$CONSTRAINTS"}
 }
 
 # Makes the environment unless it exists, and installs the requirement file $1 and those it includes
@@ -48,13 +61,12 @@ prepare_venv() {
     "$python" -m venv "$VENV"
   fi
   suits "$VENV/bin/python" || fail "$VENV is broken or older than Python 3.11; remove it"
-  # The stamp holds the installed requirements: an edit installs them again.
-  if ! cat requirements*.txt | cmp -s - "$stamp"; then
+  if ! wanted | cmp -s - "$stamp"; then
     echo "Installing $requirements into $VENV" >&2
     "$VENV/bin/python" -m pip --version >/dev/null 2>&1 ||
       "$VENV/bin/python" -m ensurepip >/dev/null
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
-    cat requirements*.txt > "$stamp"
+    pip_install -r "$requirements"
+    wanted > "$stamp"
   fi
 }
 
@@ -70,6 +82,6 @@ prepare_gpu() {
   # CUDA 13 needs driver 580.
   ((${driver%%.*} >= 580)) || extra=cuda12
   echo "Installing jax[$extra] for this machine's GPU into $VENV" >&2
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt \
-    "jax[$extra]" || fail "jax[$extra] can't be installed; JAX_PLATFORMS=cpu runs without the GPU"
+  pip_install -r requirements.txt "jax[$extra]" ||
+    fail "jax[$extra] can't be installed; JAX_PLATFORMS=cpu runs without the GPU"
 }

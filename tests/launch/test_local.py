@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 
 # In place of pomp_jax.main: says what it was given; ends with the status, or waits for SIGTERM.
 _PYTHON = """#!/usr/bin/env bash
-if [[ "$1 $2" == "-m pip" ]]; then echo "${{@: -1}}" >> "$LOG/pip"; exit "${{PIP_STATUS:-0}}"; fi
+if [[ "$1 $2" == "-m pip" ]]; then echo "$*" >> "$LOG/pip"; exit "${{PIP_STATUS:-0}}"; fi
 if [[ "$1 $2" != "-m pomp_jax.main" ]]; then exec "{python}" "$@"; fi
 index="${{!#}}"; index="${{index#*=}}"
 [[ "$index" =~ ^[0-9]+$ ]] || index=0
@@ -113,7 +113,7 @@ def test_a_gpu_gets_the_jax_of_its_driver(environ, tmp_path, driver, variables, 
   process = start(with_gpu(environ, tmp_path, driver), **variables)
   assert process.wait() == 0
   file = tmp_path / "pip"
-  assert (file.read_text().strip() if file.exists() else None) == installed
+  assert (file.read_text().split()[-1] if file.exists() else None) == installed
 
 
 def test_a_gpu_with_a_jax_for_it_gets_no_other(environ, tmp_path):
@@ -128,6 +128,16 @@ def test_a_jax_that_can_not_be_installed_is_an_error(environ, tmp_path):
   assert process.wait() == 1
   assert "jax[cuda13] can't be installed" in process.stderr.read()
   assert not (tmp_path / "0").exists()
+
+
+def test_constraints_are_installed_once_until_they_change(environ, tmp_path):
+  pins, log = tmp_path / "pins.txt", tmp_path / "pip"
+  for releases, installs in [("numpy==2.0", 1), ("numpy==2.0", 1), ("numpy==2.1", 2)]:
+    pins.write_text(releases)
+    assert start(environ, JAX_PLATFORMS="cpu", CONSTRAINTS=str(pins)).wait() == 0
+    calls = [line for line in log.read_text().splitlines() if "pip install" in line]
+    assert len(calls) == installs
+    assert all(f"--constraint {pins} -r requirements.txt" in call for call in calls)
 
 
 def test_on_cpus_gpus_do_not_count(environ):

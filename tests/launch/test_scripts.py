@@ -77,9 +77,21 @@ def test_the_image_pins_one_allowed_release_of_each_package():
     assert pin.version in allowed, name
 
 
+def test_lowest_pins_the_lower_bounds():
+  bounds = {
+    name: next(one.version for one in allowed if one.operator == ">=")
+    for name, allowed in requirements(ROOT / "requirements.txt").items()
+  }
+  pinned = requirements(LAUNCH / "lowest.txt")
+  assert {name: str(pin) for name, pin in pinned.items()} == {
+    name: f"=={version}" for name, version in bounds.items()
+  }
+  assert "CONSTRAINTS=launch/lowest.txt" in (ROOT / ".ci" / "run").read_text()
+
+
 @pytest.mark.parametrize("file", sorted(LAUNCH.iterdir()), ids=lambda file: file.name)
 def test_a_launcher_is_short_and_stands_in_the_table(file):
-  if file.name != "constraints.txt":
+  if file.suffix != ".txt":
     lines = file.read_text().splitlines()
     assert len(lines) <= (120 if file.suffix == ".md" else 100)
     assert file.suffix == ".md" or max(map(len, lines)) <= 100
