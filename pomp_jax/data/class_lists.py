@@ -2,9 +2,10 @@
 
 The packaged tables are in `class_names/`; its README.md gives the source of each.
 
-A user's file is text, one name a line, or JSON in one of three forms: a list of names, an object
-whose keys are the names (its values are ignored), or a list of objects with `name` and, in all of
-them or in none, `synset`. The order of the names is that of the labels.
+A user's file is text, one name a line, or JSON in one of four forms: a list of names, an object
+whose keys are the names (its values are ignored), a list of objects with `name` and, in all of them
+or in none, `synset`, or annotations as COCO and LVIS store them, of which `categories` are read, in
+ascending order of their ids. The order of the names is that of the labels.
 
 Shapes: N classes, T labels of a TFDS data set.
 """
@@ -23,7 +24,8 @@ from jaxtyping import Int32
 import numpy as np
 
 from pomp_jax.errors import InputError
-from pomp_jax.files.paths import Path, exists, open_binary, to_path
+from pomp_jax.files.class_features import CategoryFileError, read_categories
+from pomp_jax.files.paths import Path, exists, file_size, open_binary, to_path
 from pomp_jax.files.terminal import control_character, is_unicode, printable, quoted
 
 log = logging.getLogger(__name__)
@@ -277,6 +279,9 @@ class _Pairs(list):
 
 
 def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+  # No list of names is as large as LVIS's annotations are.
+  if exists(path) and file_size(path) > _MAX_FILE_BYTES:
+    return _names_of_categories(path), None
   text = read_text(path)
   try:
     content = json.loads(text, object_pairs_hook=_Pairs)
@@ -284,6 +289,8 @@ def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
   except (ValueError, RecursionError) as error:
     raise VocabularyError(f"{path}: not JSON ({printable(str(error))})") from error
   if isinstance(content, _Pairs):
+    if _has_categories(content):
+      return _names_of_categories(path), None
     names = tuple(key for key, _ in content)
     if names and all(name.isdecimal() for name in names):
       raise VocabularyError(
@@ -295,6 +302,19 @@ def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
   if isinstance(content, list):
     return _from_list(content, path)
   raise VocabularyError(f"{path}: found {_shown(content)}, expected a list or an object")
+
+
+def _has_categories(content: _Pairs) -> bool:
+  """Whether an object is COCO's or LVIS's, and not one whose keys are names."""
+  rows = dict(content).get("categories")
+  return type(rows) is list and all(isinstance(row, _Pairs) for row in rows)
+
+
+def _names_of_categories(path: Path) -> tuple[str, ...]:
+  try:
+    return tuple(category.name for category in read_categories(path))
+  except CategoryFileError as error:
+    raise VocabularyError(str(error)) from error
 
 
 def _from_list(

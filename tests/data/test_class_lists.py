@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.clip import load_clip
+from pomp_jax.data import class_lists
 from pomp_jax.data.class_lists import (
   CLASS_LISTS,
   TEMPLATES,
@@ -241,9 +242,36 @@ def test_a_json_file(content, synsets, tmp_path):
   assert (classes.names, classes.synsets) == (("dog", "cat"), synsets)
 
 
+CATEGORIES = (
+  '{"images": [], "categories": [{"id": 7, "name": "bow_(weapon)", "synset": "bow.n.04",'
+  ' "synonyms": ["bow_(weapon)"]}, {"name": "aerosol_can", "id": 2}]}'
+)
+
+
+def test_annotations_give_their_categories(tmp_path, monkeypatch):
+  """In ascending order of their ids, and not the keys of the file."""
+  file = tmp_path / "lvis_v1_val.json"
+  file.write_text(CATEGORIES, encoding="utf-8")
+  assert load_class_list(file).names == ("aerosol can", "bow (weapon)")
+  # LVIS's files are larger than any list of names may be.
+  monkeypatch.setattr(class_lists, "_MAX_FILE_BYTES", 100)
+  assert load_class_list(file).names == ("aerosol can", "bow (weapon)")
+  file.write_text('["dog"' + 100 * " " + "]", encoding="utf-8")
+  with pytest.raises(VocabularyError, match="lvis_v1_val.json: the file is without categories"):
+    load_class_list(file)
+
+
+def test_a_class_may_be_named_categories(tmp_path):
+  file = tmp_path / "names.json"
+  file.write_text('{"tags": ["a label"], "categories": ["a group", "a kind"]}', encoding="utf-8")
+  assert load_class_list(file).names == ("tags", "categories")
+
+
 @pytest.mark.parametrize(
   ("content", "where"),
   [
+    (b'{"images": [], "categories": [{"id": 1}]}', r"categories\[0\].name is missing"),
+    (b'{"images": [], "categories": []}', "categories is a list of 0"),
     (b'["dog",', "line 1"),
     (b"\xff", "UTF-8"),
     (b"[" * 100_000, "JSON"),
