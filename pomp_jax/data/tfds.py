@@ -36,6 +36,8 @@ from pomp_jax.files.paths import is_file, local_copy, scheme_of, to_path
 
 log = logging.getLogger(__name__)
 
+# Class lists whose images are among those of a data set that the job `prepare` makes.
+_PREPARED = {"imagenet21k_p": "imagenet21k", "imagenet21k_p_w21": "imagenet21k"}
 # For reading all labels: records a thread reads at a time, and threads.
 _CHUNK, _THREADS = 256, 8
 
@@ -65,7 +67,7 @@ def open_test_set(
   root: str | os.PathLike, dataset: str, classes: ClassList | None, all_classes: bool = True
 ) -> LabelledSet:
   """Opens the test split, or else the validation split (ImageNet, Food-101); see `open_tfds`."""
-  if dataset in CLASS_LISTS and classes == load_class_list(dataset):
+  if dataset in CLASS_LISTS and dataset not in _PREPARED and classes == load_class_list(dataset):
     classes = None  # its own table maps TFDS's labels, which are spelled differently
   found = tfds_splits(dataset, root)
   split = next((split for split in ("test", "validation") if split in found), None)
@@ -230,7 +232,9 @@ def open_tfds(
 
 
 def tfds_name(dataset: str) -> str:
-  """TFDS's name of a class list's data set; other names are returned as they are."""
+  """TFDS's, or `prepare`'s, name of a class list's data set; others are returned as they are."""
+  if dataset in _PREPARED:
+    return _PREPARED[dataset]
   return (tfds_builder(dataset) or dataset) if dataset in CLASS_LISTS else dataset
 
 

@@ -16,7 +16,7 @@ from pomp_jax.data.class_lists import ClassList, load_class_list
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.prepare.build import Shard, shard_name, write_metadata
 from pomp_jax.data.source import SourceError
-from pomp_jax.data.tfds import open_tfds, tfds_name, tfds_splits
+from pomp_jax.data.tfds import open_test_set, open_tfds, tfds_name, tfds_splits
 from pomp_jax.files.array_cache import ArrayCache
 
 SETS = {
@@ -179,6 +179,32 @@ def test_a_known_set_from_its_files(prepared):
     # TFDS's label 16; the classes before it are 0 to 16 in CoOp's order.
     assert [source.names[label] for label in source.labels] == ["cheesecake"]
     assert source.labels.tolist() == [17]
+
+
+def test_the_processed_lists_are_read_from_the_records_of_imagenet21k(prepared):
+  """The suite's set is a list, `prepare` names its data set after the release."""
+  folder = prepared / "imagenet21k/1.0.0"
+  folder.mkdir(parents=True)
+  released, processed = load_class_list("imagenet21k"), load_class_list("imagenet21k_p_w21")
+  writer = Shard(folder / shard_name("imagenet21k", "validation", 0, 1))
+  outside = next(one for one in released.synsets if one not in processed.synsets)
+  for synset in (processed.synsets[7], outside, processed.synsets[10_449]):
+    writer.write(png(0), released.synsets.index(synset), f"{synset}.png")
+  writer.close()
+  write_metadata(
+    folder,
+    "imagenet21k",
+    label_names=released.synsets,
+    splits={"validation": ([3], writer.num_bytes)},
+    description="ImageNet-21K",
+  )
+  source, classes, split = open_test_set(prepared, "imagenet21k_p_w21", processed)
+  assert (source.names, classes, split) == (processed.names, processed, "validation")
+  assert source.labels.tolist() == [7, 10_449]
+  source, *_ = open_test_set(prepared, "imagenet21k", released)
+  assert source.labels.tolist() == [
+    released.synsets.index(s) for s in (processed.synsets[7], outside, processed.synsets[10_449])
+  ]
 
 
 def test_videos_need_tensorflow_and_the_message_says_what_does_not(prepared):
