@@ -8,6 +8,7 @@ from pomp_jax.config.checks import (
   FEATURE_FORMATS,
   SYNTHETIC_CLIP,
   base,
+  has_folder,
   unpack,
   validate,
   value_of_text,

@@ -108,8 +108,8 @@ def _validate(settings: Settings) -> None:
   _check_method(settings)
   _check_steps(settings)
   _check_model(settings.clip, settings.dry_run)
-  # A dry run needs no data.
-  if not settings.dry_run:
+  # A dry run needs no data, and measures a folder of images that is there.
+  if not settings.dry_run or has_folder(settings.data):
     _check_data(settings)
   elif not settings.eval.images:
     expected = "in a dry run the number of test images, which it does not open"
@@ -176,6 +176,11 @@ def _check_model(clip: Clip, dry_run: bool) -> None:
     raise ConfigError("clip.model", name, "a folder or file that exists, or a hub id")
   if clip.text_tower == "reference" and not has_flax_clip():
     raise ConfigError("clip.text_tower", clip.text_tower, WITHOUT_FLAX)
+
+
+def has_folder(data: Data) -> bool:
+  """Whether the images are those of a folder that exists: a dry run measures them themselves."""
+  return data.source == "folder" and bool(data.root) and is_dir(data.root)
 
 
 def _check_data(settings: Settings) -> None:

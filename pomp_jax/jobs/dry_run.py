@@ -1,9 +1,9 @@
 """Measures a training on synthetic data, and estimates the cost of the real one.
 
-The same code runs on the same devices with the same shapes. The images are synthetic JPEGs, and a
-published architecture has random weights, so nothing is downloaded. Each part is timed, a long one
-on some of its rows (`benchmark.costs`), and the run's total is the sum. Files go to a temporary
-folder.
+The same code runs on the same devices with the same shapes. The images are synthetic JPEGs, or
+those of a folder (`data.source="folder"`) that exists. A published architecture has random weights,
+so nothing is downloaded. Each part is timed, a long one on some of its rows (`benchmark.costs`),
+and the run's total is the sum. Files go to a temporary folder.
 """
 
 import logging
@@ -17,7 +17,14 @@ import jax
 from pomp_jax import hosts, inputs
 from pomp_jax.benchmark import costs
 from pomp_jax.clip.synthetic import SYNTHETIC_CLIPS
-from pomp_jax.config import SYNTHETIC, SYNTHETIC_CLIP, WORLD, ConfigError, Settings
+from pomp_jax.config import (
+  SYNTHETIC,
+  SYNTHETIC_CLIP,
+  WORLD,
+  ConfigError,
+  Settings,
+  has_folder,
+)
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.files.paths import is_file
 from pomp_jax.files.run_folder import RunFolder
@@ -55,9 +62,18 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 
 
 def _trial(config: Settings) -> Settings:
-  """The config on synthetic data and, for a published architecture, random weights."""
+  """The config on synthetic data and, for a published architecture, random weights.
+
+  A folder of images that exists is measured itself.
+  """
   changes: dict[str, Any] = {}
-  if config.data.source != WORLD:
+  if has_folder(config.data):
+    changes["data.feature_cache"] = ""
+    if not config.eval.images:
+      splits = inputs.evaluation_splits(config.data)
+      n_images = sum(len(inputs.open_source(config.data, split)) for split in splits)
+      changes["eval.images"] = max(1, n_images // len(splits))
+  elif config.data.source != WORLD:
     names = config.data.base or config.data.names or config.data.dataset
     if names not in CLASS_LISTS and not is_file(names):
       takes = f"a file of names, or one of {', '.join(CLASS_LISTS)}, for a dry run"
@@ -119,11 +135,12 @@ def _lines(trial: Settings, job: setup.Run, figures: dict[str, Any]) -> list[str
   names = [name for name in ("images", "classes") if f"step_{name}" in figures]
   parts = [f"{name}: {_of(figures[f'step_{name}'])}" for name in names]
   cache = figures["feature_cache_bytes"]
+  origin = "" if has_folder(trial.data) else ", synthetic"
   test, classes = figures["test_images"], figures["class_features"]
   rate = trial.batch_size / read.seconds / jax.process_count()
   return [
     f"dry run of {trial.clip.model} on {figures['devices']} {jax.devices()[0].device_kind}:"
-    f" {len(job.source.names):,} classes, {len(job.source):,} training images, synthetic;"
+    f" {len(job.source.names):,} classes, {len(job.source):,} training images{origin};"
     f" {figures['steps']:,} steps of {trial.batch_size:,} views",
     f"  step: {step:.3g} s ({trial.batch_size / step:,.3g} views/s)"
     + (f", of parts ({'; '.join(parts)})" if parts else ", measured in whole")

@@ -3,6 +3,7 @@
 import importlib
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from pomp_jax import inputs
@@ -65,6 +66,22 @@ def test_stored_images_and_cached_features_are_synthetic(tmp_path, caplog):
   assert "101 classes" in caplog.text
   # The program expected features: no image tower's weights are among its arguments.
   assert cached["device_arguments_mib"] < figures["device_arguments_mib"]
+
+
+def test_a_folder_that_exists_is_measured_itself(tmp_path, caplog):
+  """Its classes and images count, no list of names and no number of test images are needed."""
+  rng = np.random.default_rng(0)
+  for name in ("a cup", "a plate", "a fork"):
+    (tmp_path / "pictures" / name).mkdir(parents=True)
+    for row in range(10):
+      picture = Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8))
+      picture.save(tmp_path / "pictures" / name / f"{row}.png")
+  fields = {"data.source": "folder", "data.root": str(tmp_path / "pictures"), "eval.images": 0}
+  figures = run(dry(**fields, **{"k": 3, "batch_size": 8}), tmp_path, caplog)
+  # Of ten images seven are left to train with, two are for testing.
+  assert "3 classes, 21 training images; 12 steps of 8 views" in caplog.text
+  assert figures["test_images"].total == 6
+  assert figures["evaluation_seconds"] >= figures["test_images"].seconds
 
 
 def test_what_takes_long_is_scaled(tmp_path, caplog, monkeypatch, capsys):
