@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
 from typing import Any, NamedTuple, NoReturn
 
 from jaxtyping import Bool, Float, Float32, UInt8
@@ -17,6 +16,7 @@ import numpy as np
 from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.class_features import read_json
+from pomp_jax.files.clip_names import architecture
 from pomp_jax.files.npz import NpzArchive
 from pomp_jax.files.paths import Path, to_path
 from pomp_jax.files.terminal import is_unicode, printable
@@ -107,15 +107,6 @@ class RegionHeader:
     if self.stages and (self.width != width or (one and two and one != two)):
       found = f"{self.clip_model} with embeddings of {self.width}"
       refuse(f"{path}/{HEADER}", "clip_model", found, f"{clip_model} with {width}")
-
-
-def architecture(clip_model: str) -> str | None:
-  """Architecture that a CLIP's name tells, such as vit-b-16 or rn50x4, or None."""
-  name = clip_model.lower()
-  if vit := re.search(r"vit[-_/]?([blhg])[a-z]*[-_/]?(?:patch)?[-_/]?(\d\d)(?!\d)", name):
-    return f"vit-{vit[1]}-{vit[2]}"
-  resnet = re.search(r"(?:rn|resnet)[-_]?(\d+(?:x\d+)?)", name)
-  return f"rn{resnet[1]}" if resnet else None
 
 
 class RegionFolder:

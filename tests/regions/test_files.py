@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.files.class_features import CategoryFileError
+from pomp_jax.files.clip_names import architecture
 from pomp_jax.regions.files import (
   ImageSize,
   RegionFileError,
@@ -19,7 +20,6 @@ from pomp_jax.regions.files import (
   RegionHeader,
   Regions,
   RegionWriter,
-  architecture,
 )
 from tests.support.fuzzing import allowed_errors, bombs, damaged, edited_json
 
