@@ -1,17 +1,26 @@
 r"""Prompts over data sets, a suite's or one's own: tables, plots, every figure.
 
+The paper's fourteen, with CoOp's $DATA, on ViT-B/16 (docs/evaluation.md lists the suites):
+
+  python -m pomp_jax.main --config=configs/evaluate.py:suite=fourteen,root=DATA \
+    --workdir=runs/fourteen --config.evaluate.prompts="hand_written;prompt.npz"
+
 On the embedded world, a learned prompt beside the hand-written one, and all checkpoints of a run:
 
   python -m pomp_jax.main --config=configs/evaluate.py --workdir=runs/evaluate \
     --config.evaluate.prompts="runs/demo/prompt.npz;hand_written;runs/demo"
 
-On one's own data sets, described in a file (docs/evaluation.md):
+On one's own data sets, described in a file (docs/evaluation.md), on the CLIP of the prompt:
 
-  python -m pomp_jax.main --config=configs/evaluate.py:sets_file=sets.toml \
-    --workdir=runs/own_sets --config.evaluate.prompts="hand_written;runs/demo/prompt.npz"
+  python -m pomp_jax.main --config=configs/evaluate.py:sets_file=sets.toml,clip=CLIP \
+    --workdir=runs/own_sets --config.evaluate.prompts="hand_written;prompt.npz"
+
+A suite of photographs that is given behind the colon sets the CLIP of the published figures,
+OpenAI's ViT-B/16; `clip` sets another. Anything else leaves the embedded world's.
 """
 
 from pomp_jax.config import base, with_argument
+from pomp_jax.files.prompt_file import PUBLISHED_CLIP
 
 
 def get_config(argument: str = ""):
@@ -19,5 +28,8 @@ def get_config(argument: str = ""):
   config = base()
   config.job = "evaluate"
   config.eval.images = 4096
-  short = {name: f"evaluate.{name}" for name in config.evaluate}
+  short = {name: f"evaluate.{name}" for name in config.evaluate} | {"clip": "clip.model"}
+  with_argument(config, argument, **short)
+  if config.evaluate.suite not in ("none", "world"):
+    config.clip.model = PUBLISHED_CLIP
   return with_argument(config, argument, **short)

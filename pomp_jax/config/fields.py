@@ -262,7 +262,7 @@ class Export:
   format: str = row("npz", "format; detic, open_clip: features", one_of(*EXPORT_FORMATS))
   names: str = row("", "for features: a text file, one name per line, or COCO or LVIS JSON")
   synonyms: bool = row(False, "average over the synonyms of an LVIS JSON")
-  output: str = row("", "file name in the run's folder; empty: a usual one")
+  output: str = row("", "file name in the run's folder; empty: see docs/formats.md")
   hub: str = row("", "repository to upload the prompt to, hf:OWNER/NAME; see docs/reuse.md")
   license: str = row("", "licence of the uploaded prompt: apache-2.0, mit, ..")
   private: bool = row(False, "private repository, where it is created; a public one is refused")

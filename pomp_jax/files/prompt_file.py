@@ -10,6 +10,7 @@ Shapes: M context vectors, D width of the CLIP's text tower, N classes.
 
 import dataclasses
 import json
+import logging
 import os
 import re
 from typing import Any
@@ -20,17 +21,25 @@ import numpy as np
 from pomp_jax.files import hub
 from pomp_jax.files import prompt_formats as formats
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.clip_names import architecture
 from pomp_jax.files.paths import local_copy
 from pomp_jax.files.prompt_formats import (
   FIELDS,
   FORMAT_VERSION,
+  UNKNOWN_CLIP,
   PromptFileError,
   check_shape,
   refuse,
 )
+from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.files.torch_archive import is_torch_archive
 
+log = logging.getLogger(__name__)
+
 POSITIONS = ("end", "middle", "front")
+
+# CLIP of the prompts that POMP's and CoOp's authors publish, whose files name none.
+PUBLISHED_CLIP = "openai/clip-vit-base-patch16"
 
 # Suffixes, reader and writer by format. Dassl, on which CoOp and POMP are built, writes
 # model.pth.tar-5 and model-best.pth.tar.
@@ -71,7 +80,7 @@ def check_fits(
   n_classes: int | None = None,
   path: str | os.PathLike = "the prompt",
 ) -> None:
-  """Checks that a prompt fits a CLIP and a class list.
+  """Checks that a prompt fits a CLIP and a class list; warns if it is another CLIP's.
 
   Args:
     prompt: prompt of the file `path`.
@@ -87,12 +96,20 @@ def check_fits(
   if shape[-1] != width:
     raise PromptFileError(
       f"{path}: context {shape} has width {shape[-1]} (trained with {prompt.clip_model!r}), but the"
-      f" text tower of {clip_model or 'the CLIP in use'!r} has width {width}"
+      f" text tower of {clip_model or 'the CLIP in use'!r} has width {width}; set"
+      " config.clip.model to the prompt's CLIP"
     )
   if len(shape) == 3 and n_classes is not None and shape[0] != n_classes:
     raise PromptFileError(
       f"{path}: context {shape} is class-specific, one for each of its {shape[0]} classes, but the"
       f" class list has {n_classes}"
+    )
+  trained, used = architecture(prompt.clip_model), architecture(clip_model or "")
+  if trained and used and trained != used:  # ViT-B/16 and ViT-B/32 have the same text width
+    log.warning(
+      "%s was trained with %s, but config.clip.model is %s, another CLIP with a text tower of the"
+      " same width",
+      *(path, prompt.clip_model, clip_model),
     )
 
 
@@ -217,3 +234,18 @@ def _format_of_content(path: str | os.PathLike) -> str | None:
       return "pth" if is_torch_archive(archive) else "npz"
   except Exception:  # the reader raises it in one line
     return None
+
+
+def recorded_clip(path: str) -> str | None:
+  """CLIP that a prompt's file, or the prompt of a run's folder, names.
+
+  Returns:
+    None for no path, a text with `{}`, and a file that names no CLIP.
+
+  Raises:
+    PromptFileError, HubError: as `load_prompt`.
+  """
+  if not path or "{}" in path:
+    return None
+  name = load_prompt(prompt_path(path)).clip_model
+  return None if name == UNKNOWN_CLIP else name

@@ -1,6 +1,7 @@
 """Prompt files: what is written comes back, and nothing bad gets in."""
 
 import io
+import logging
 import os
 from pathlib import Path
 import stat
@@ -215,6 +216,23 @@ def test_check_fits():
     check_fits(shared, 16, "b/clip", None, "p.npz")
   with pytest.raises(PromptFileError, match=r"context \[3, 4, 8\] .* its 3 classes.* list has 5"):
     check_fits(specific, 8, n_classes=5)
+
+
+@pytest.mark.parametrize(
+  ("trained", "used", "told"),
+  [
+    ("openai/clip-vit-base-patch16", "openai/clip-vit-base-patch32", True),
+    ("openai/clip-vit-base-patch16", "clips/ViT-B-16.pt", False),
+    ("unknown", "openai/clip-vit-base-patch32", False),
+    ("openai/clip-vit-base-patch16", None, False),
+  ],
+)
+def test_a_clip_of_the_same_width_is_told_of(trained, used, told, caplog):
+  with caplog.at_level("WARNING"):
+    logging.getLogger("pomp_jax").propagate = True
+    check_fits(Prompt(CONTEXT, trained), 8, used, path="p.npz")
+  message = f"p.npz was trained with {trained}, but config.clip.model is {used}"
+  assert (message in caplog.text) == told
 
 
 def npy(shape, dtype, values=b"", version=(1, 0)):

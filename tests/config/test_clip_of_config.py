@@ -1,0 +1,57 @@
+"""The CLIP that configs of finished prompts choose: the prompt's own, else the published ones'."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from pomp_jax.config import unpack
+from pomp_jax.configs import evaluate, export, predict
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, recorded_clip, save_prompt
+from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
+
+VIT_B16 = "openai/clip-vit-base-patch16"
+PROMPT = Prompt(np.full((4, 8), 0.5, np.float32), "laion/some-clip")
+
+
+def clip_of(module, argument):
+  return unpack(module.get_config(argument)).clip.model
+
+
+@pytest.fixture
+def files(tmp_path):
+  """A run's folder, a prompt that names no CLIP, and a file that is no prompt."""
+  (tmp_path / "run").mkdir()
+  save_prompt(tmp_path / "run/prompt.npz", PROMPT)
+  save_prompt(tmp_path / "model.pth.tar", dataclasses.replace(PROMPT, clip_model=UNKNOWN_CLIP))
+  (tmp_path / "bad.npz").write_bytes(b"PK")
+  return tmp_path
+
+
+@pytest.mark.parametrize("module", [predict, export])
+def test_a_prompt_behind_the_colon_brings_its_clip(module, files):
+  for argument, expected in (
+    (f"prompt={files}/run/prompt.npz", "laion/some-clip"),
+    (f"prompt={files}/run", "laion/some-clip"),
+    (f"prompt={files}/run,clip=world", "world"),
+    (f"clip=world,prompt={files}/model.pth.tar", "world"),
+    (f"prompt={files}/model.pth.tar", VIT_B16),
+    ("prompt=a {}.", VIT_B16),
+    ("", VIT_B16),
+  ):
+    assert clip_of(module, argument) == expected
+  with pytest.raises(PromptFileError, match=r"bad\.npz"):
+    module.get_config(f"prompt={files}/bad.npz")
+
+
+def test_what_a_prompt_records(files):
+  assert recorded_clip(str(files / "run")) == "laion/some-clip"
+  assert recorded_clip(str(files / "model.pth.tar")) is None
+  assert recorded_clip("a {}") is recorded_clip("") is None
+
+
+def test_suites_of_photographs_are_evaluated_on_the_published_clip():
+  assert clip_of(evaluate, "suite=fourteen,root=DATA") == VIT_B16
+  assert clip_of(evaluate, "suite=fourteen,root=DATA,clip=world") == "world"
+  assert clip_of(evaluate, "suite=world") == clip_of(evaluate, "") == "world"
+  assert clip_of(evaluate, "sets_file=sets.toml,clip=laion/some-clip") == "laion/some-clip"
