@@ -9,12 +9,15 @@ the colon, separated by commas:
   :root=PICTURES,clip=FOLDER             another CLIP than ViT-B/16: a folder, a file, a hub id
   :root=PICTURES,base=a.txt,novel=b.txt  train on the names in a.txt, evaluate on both lists
   :root=PICTURES,lr=0.003,epochs=20      any field of the config, or a short name for it
+  :root=PICTURES,cache=FEATURES          with --config.job=cache: features of the pictures, once
+  :root=PICTURES,cache=FEATURES,features=cached  then the training from them
 
 What follows from the pictures: up to 1,000 classes the contrast is exact over all of them, which
 costs what a sampled one with K = N does; beyond, K = 1,000. Training takes about 1,000 steps of 32
 images, at most 200 epochs; of many images five epochs, in batches of 256. docs/data.md has the
 study behind the learning rate, and what to do where the loss does not fall. Images are not cropped
-or flipped: `data.augment=crop_flip` suits photographs whose classes a part of the picture shows.
+or flipped, so that their features are the same in each epoch, and a cache of them saves the image
+tower. `data.augment=crop_flip` suits photographs whose classes a part of the picture shows.
 """
 
 import os
@@ -31,6 +34,8 @@ _SHORT = {
   "clip": "clip.model",
   "m": "prompt.m",
   "lr": "optim.lr",
+  "cache": "data.feature_cache",
+  "features": "data.features",
 }
 _STEPS, _EPOCHS = 1000, (5, 200)
 _MOST_EXACT = 1000  # classes
