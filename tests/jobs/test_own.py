@@ -47,6 +47,8 @@ def test_what_is_given_counts_more(tmp_path):
   config = unpack(own.get_config(f"root={root},epochs=3,batch_size=8,negatives=sampled,k=4,lr=0.5"))
   assert (config.epochs, config.batch_size, config.negatives, config.k) == (3, 8, "sampled", 4)
   assert config.optim.lr == 0.5
+  config = unpack(own.get_config(f"root={root},cache=FEATURES,features=cached"))
+  assert (config.data.feature_cache, config.data.features) == ("FEATURES", "cached")
   base = tmp_path / "base.txt"
   base.write_text("kind 0001\nkind 0003\n")
   config = unpack(own.get_config(f"root={root},base={base}"))
