@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 import numpy as np
 
 from pomp_jax.analysis import drawing
+from pomp_jax.analysis.labels import counted
 
 SEED = "seed"
 # Headings of the figures of a cell other than its accuracies.
@@ -102,6 +103,7 @@ def sweep(
   path: str | os.PathLike,
   groups_of: Sequence[Group],
   references: Mapping[str, Mapping[str, float]] | None = None,
+  images: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
   """Plots mean and standard deviation over the seeds, a panel a figure; each seed is a faint dot.
 
@@ -112,16 +114,17 @@ def sweep(
     path: PNG file to write.
     groups_of: groups of `groups`, at least one.
     references: figure -> label -> value, drawn as grey lines.
+    images: split -> numbers of images that its accuracies are of, several where cells differ.
   """
   along, *others = swept(groups_of) or [""]
-  x_of = [str(group.values.get(along, "")) for group in groups_of]
+  x_of = [str("-" if (x := group.values.get(along, "")) is None else x) for group in groups_of]
   ticks = list(dict.fromkeys(x_of))
   keys = [tuple(group.values[field] for field in others) for group in groups_of]
   lines = [key for key in dict.fromkeys(keys) if any(value is not None for value in key)] or [()]
   names = list(dict.fromkeys(name for group in groups_of for name in group.figures))
-  figure, axes_of = drawing.panels(
-    max(len(names), 1), 3.3, 3.3, "Mean and standard deviation over seeds"
-  )
+  seeds = max((len(one.values) for g in groups_of for one in g.figures.values()), default=0)
+  title = f"Mean and standard deviation over {counted(seeds, 'seed')}"
+  figure, axes_of = drawing.panels(max(len(names), 1), 3.3, 3.3, title, columns=3)
   drawn: dict[str, Any] = {}
   for axes, name in zip(axes_of, names, strict=False):
     scale = 1.0 if name in COSTS else 100.0
@@ -139,18 +142,27 @@ def sweep(
       drawn.setdefault(label, _draw_line(axes, points, number, shift, scale))
     for label, value in (references or {}).get(name, {}).items():
       axes.axhline(scale * value, color="0.6", linestyle="--", linewidth=1, zorder=0)
-      place = {"xycoords": ("axes fraction", "data"), "va": "bottom"}
+      box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
+      place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "bbox": box}
       axes.annotate(label, (0.01, scale * value), fontsize=7, color="0.35", **place)
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlim(-0.4, len(ticks) - 0.6)
     means = [group.figures[name].mean for group in groups_of if name in group.figures]
     if name in COSTS and min(means) > 0 and max(means) > 20 * min(means):
-      axes.set_yscale("log")
-    title = COSTS.get(name) or f"{name.removesuffix('_top1')}: top-1 (%)"
-    drawing.label_panel(axes, title, along, grid="both")
+      drawing.log_axis(axes, "y")
+    drawing.label_panel(axes, _heading(name, images or {}), along, grid="both")
   if len(drawn) > 1:
     drawing.legend_below(figure, list(drawn.values()), list(drawn))
   drawing.save(path, figure)
+
+
+def _heading(name: str, images: Mapping[str, Sequence[int]]) -> str:
+  """Title of a panel: a cost with its unit, or a split with its number of images."""
+  if name in COSTS:
+    return COSTS[name]
+  split = name.removesuffix("_top1")
+  count = " or ".join(f"{n:,}" for n in images.get(split, ()))
+  return f"{drawing.name(split, 18)}: top-1 (%)" + (f", {count} images" if count else "")
 
 
 def _draw_line(

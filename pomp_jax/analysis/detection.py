@@ -8,22 +8,13 @@ import os
 from typing import Any, NamedTuple
 
 from jaxtyping import Float32, Int, UInt8
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Rectangle
 import numpy as np
 
-from pomp_jax.analysis import drawing
+from pomp_jax.analysis import drawing, sheets
 from pomp_jax.analysis.tables import Row, Table, markdown
 from pomp_jax.regions.boxes import iou
 
-# Tol's muted palette and Okabe and Ito's, told apart by colour-blind readers too.
-_COLOURS = (
-  *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#332288"),
-  *("#AA4499", "#117733", "#882255", "#44AA99"),
-)
-_OTHER = "#777777"
-# Sides of a picture and of the legend, inches.
-_PICTURE, _LEGEND, _TITLE = 2.2, 3.0, 0.45
 # Boxes of a picture at most, and their IoU at most.
 _MOST, _OVERLAP = 8, 0.5
 
@@ -92,6 +83,7 @@ def detection_sheet(
   boxes: Sequence[Sequence[Boxes]],
   titles: Sequence[str],
   names: Sequence[str],
+  title: str = "",
 ) -> None:
   """Draws a row for each image, with a legend of its classes; classes beyond it are grey.
 
@@ -104,37 +96,20 @@ def detection_sheet(
     boxes: of each image, the boxes of each picture.
     titles: of the pictures.
     names: class names.
+    title: title of the sheet, with the numbers of images, objects and classes.
   """
-  columns, rows = len(titles), len(images)
-  width, height = columns * _PICTURE + _LEGEND, rows * _PICTURE + _TITLE
-  figure = Figure(figsize=(width, height))
-  for row, (image, of_image) in enumerate(zip(images, boxes, strict=True)):
-    drawn = [_strongest(one) for one in of_image]
-    order = dict.fromkeys(int(c) for one in drawn for c in one.classes)
-    colours = dict(zip(order, _COLOURS, strict=False))
-    y = (rows - 1 - row) * _PICTURE
-    for column, one in enumerate(drawn):
-      place = (column * _PICTURE + 0.05, y + 0.05, _PICTURE - 0.1, _PICTURE - 0.1)
-      axes = figure.add_axes([v / s for v, s in zip(place, (width, height) * 2, strict=True)])
-      axes.axis("off")
-      enlarged = max(image.shape[:2]) < _PICTURE * drawing.DPI
-      axes.imshow(image, interpolation="nearest" if enlarged else "antialiased")
-      if row == 0:
-        axes.set_title(drawing.shorten(titles[column], 26), fontsize=9)
+  drawn = [[_strongest(one) for one in of_image] for of_image in boxes]
+  legends = [sheets.colours_of(int(c) for one in row for c in one.classes) for row in drawn]
+  pictures = [[image] * len(titles) for image in images]
+  figure, axes_of = sheets.picture_rows(pictures, legends, titles, names, title)
+  for row, colours, axes_of_row in zip(drawn, legends, axes_of, strict=True):
+    for one, axes in zip(row, axes_of_row, strict=True):
       for (x0, y0, x1, y1), label in zip(one.boxes.tolist(), one.classes.tolist(), strict=True):
         # A dark rim, so that a colour is seen on a ground of its own.
-        for line, colour in ((3.5, "black"), (2, colours.get(label, _OTHER))):
+        for line, colour in ((3.5, "black"), (2, colours.get(label, sheets.OTHER))):
           corner = (x0 - 0.5, y0 - 0.5)
           frame = Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=line)
           axes.add_patch(frame)
-    patches = [
-      Patch(color=colour, label=drawing.shorten(names[label], 40, keep_start=True))
-      for label, colour in colours.items()
-    ]
-    corner = (columns * _PICTURE / width, (y + _PICTURE - 0.05) / height)
-    figure.legend(
-      handles=patches, loc="upper left", bbox_to_anchor=corner, fontsize=8, frameon=False
-    )
   drawing.save(path, figure)
 
 

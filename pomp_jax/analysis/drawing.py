@@ -1,8 +1,10 @@
-"""Shared elements of all plots: colours, panels, error bars, labels, atomic PNG files.
+"""Shared elements of all plots: colours, panels, axes, error bars, labels, atomic PNG files.
 
 Figures are built without pyplot: there is no shared state, and no display is needed.
 """
 
+from collections.abc import Sequence
+import math
 import os
 from typing import Any
 
@@ -10,8 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, MaxNLocator, NullLocator
 import numpy as np
 
+from pomp_jax.analysis import fonts
+from pomp_jax.analysis.labels import shorten, shorten_all
 from pomp_jax.files.atomic import replacing
 
 # Okabe and Ito's palette for colour-blind readers, without its lightest colour.
@@ -21,9 +26,15 @@ GREY = "#999999"
 MARKERS = "os^vDPX"
 COLUMNS = 4  # panels in a row
 DPI = 150
+# Font sizes in points: of the figure's title, a panel's, and all other text.
+TITLE, HEADING, TEXT = 11, 10, 8
+_LENGTH = 34  # of a name, in characters
+# Ticks on a logarithmic axis: the fewest and the most, and the multiples of a power of ten.
+_FEWEST, _MOST = 3, 8
+_MULTIPLES = ((1, 2, 3, 4, 6, 8), (1, 2, 4), (1, 3), (1,))
 
 
-def style(number: int) -> dict[str, str]:
+def style(number: int) -> dict[str, Any]:
   """Returns colour and marker of a series; colour alone never tells series apart."""
   return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
 
@@ -36,34 +47,80 @@ def panels(
   columns = -(-n // rows)
   figure = Figure(figsize=(1.6 + width * columns, 0.6 + height * rows), layout="constrained")
   if title:
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(escape(title), fontsize=TITLE)
   axes = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
   for unused in axes[n:]:
     unused.remove()
   return figure, axes[:n]
 
 
-def label_panel(
-  axes: Axes, title: str, x: str = "", y: str = "", *, grid: str = "", size: int = 8
-) -> None:
+def label_panel(axes: Axes, title: str, x: str = "", y: str = "", *, grid: str = "") -> None:
   """Sets title, axis labels and grid of a panel, and removes its upper and right frame.
 
   Args:
     axes: panel.
-    title: title, shortened.
+    title: title, as `name` returns it where it holds a user's words.
     x: label of the x axis.
     y: label of the y axis.
     grid: axis with grid lines, "x", "y" or "both"; none by default.
-    size: font size of labels and ticks, in points; the title is 2 larger.
   """
-  axes.set_title(shorten(title), fontsize=size + 2)
-  axes.set_xlabel(x, fontsize=size)
-  axes.set_ylabel(y, fontsize=size)
-  axes.tick_params(labelsize=size)
+  axes.set_title(title, fontsize=HEADING)
+  axes.set_xlabel(x, fontsize=TEXT)
+  axes.set_ylabel(y, fontsize=TEXT)
+  axes.tick_params(labelsize=TEXT)
   axes.spines[["top", "right"]].set_visible(False)
   if grid:
     axes.grid(axis=grid, color="0.92")
     axes.set_axisbelow(True)
+
+
+def log_axis(axes: Axes, which: str, values: Sequence[float | int] = ()) -> None:
+  """Makes an axis logarithmic, with plain numbers at its ticks: 10, 20, 40.
+
+  Args:
+    axes: panel.
+    which: "x" or "y".
+    values: measured values, the ticks where they are few; round numbers by default.
+  """
+  axes.set(**{f"{which}scale": "log"})
+  axis = axes.xaxis if which == "x" else axes.yaxis
+  own = sorted(set(values))
+  axis.set_major_locator(FixedLocator(own) if 0 < len(own) <= _MOST else _RoundNumbers())
+  axis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(float(value))))
+  axis.set_minor_locator(NullLocator())
+
+
+class _RoundNumbers(Locator):
+  """Round numbers on a logarithmic axis, as many as can be read."""
+
+  def __call__(self) -> list[float]:
+    """Ticks of the axis's present range."""
+    return self.tick_values(*self.axis.get_view_interval())
+
+  def tick_values(self, vmin: float, vmax: float) -> list[float]:
+    """Ticks between two positive numbers."""
+    low, high = sorted((vmin, vmax))
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for multiples in _MULTIPLES:
+      found = [m * 10.0**power for power in powers for m in multiples]
+      found = [value for value in found if low <= value <= high]
+      if len(found) <= _MOST:
+        break
+    else:
+      found = found[:: -(-len(found) // _MOST)]
+    if len(found) < _FEWEST:
+      # Less than a factor of two or three.
+      even = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+      found = [float(value) for value in even if low <= value <= high]
+    return found
+
+
+def plain_number(value: float | int) -> str:
+  """Formats a number without an exponent: 0.002, 40, 21,841; six significant digits."""
+  rounded = float(f"{value:.6g}")
+  if abs(rounded) >= 1000:
+    return f"{rounded:,.0f}"
+  return np.format_float_positional(rounded, trim="-")
 
 
 def error_bars(axes: Axes, x: Any, y: Any, number: int, **options: Any) -> ErrorbarContainer:
@@ -72,28 +129,40 @@ def error_bars(axes: Axes, x: Any, y: Any, number: int, **options: Any) -> Error
   return axes.errorbar(x, y, **base | options)
 
 
-def legend_below(figure: Figure, lines: list, labels: list[str]) -> None:
+def legend_below(figure: Figure, lines: list, labels: Sequence[str]) -> None:
   """Adds one legend for all panels below them."""
   figure.legend(
     lines,
-    [shorten(label) for label in labels],
+    names(labels, 44),
     loc="outside lower center",
     ncols=min(len(labels), 3),
-    fontsize=8,
+    fontsize=TEXT,
     frameon=False,
   )
 
 
-def shorten(name: str, length: int = 34, *, keep_start: bool = False) -> str:
-  """Cuts a name to a length, at its start by default, and escapes "$", which starts a formula."""
-  if len(name) > length:
-    # The end of a path tells more than its start.
-    name = f"{name[: length - 1].rstrip()}\u2026" if keep_start else f"\u2026{name[1 - length :]}"
-  return name.replace("$", r"\$")
+def legend(axes: Axes, **options: Any) -> None:
+  """Adds a legend in a panel; `options` are those of `Axes.legend`."""
+  axes.legend(**{"frameon": False, "fontsize": TEXT} | options)
+
+
+def name(text: str, length: int = _LENGTH) -> str:
+  """A name for a plot: cut in its middle to a length, and escaped."""
+  return escape(shorten(text, length))
+
+
+def names(texts: Sequence[str], length: int = _LENGTH) -> list[str]:
+  """Names for a plot, cut to a length; those that differ stay different."""
+  return list(map(escape, shorten_all(texts, length)))
+
+
+def escape(text: str) -> str:
+  """Escapes "$", which starts a formula."""
+  return text.replace("$", r"\$")
 
 
 def save(path: str | os.PathLike, figure: Figure) -> None:
-  """Writes a PNG file atomically."""
+  """Writes a PNG file atomically, with fonts that have the glyphs of its text."""
   FigureCanvasAgg(figure)
-  with replacing(path) as file:
+  with fonts.fitting(figure), replacing(path) as file:
     figure.savefig(file, format="png", dpi=DPI)

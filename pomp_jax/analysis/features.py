@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import math
 import os
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
@@ -16,6 +16,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from pomp_jax.analysis import drawing
+from pomp_jax.analysis.labels import counted, prompt_labels
 from pomp_jax.data.source import spread_evenly
 from pomp_jax.data.wordnet import Tree
 from pomp_jax.world.names import SHAPES
@@ -188,26 +189,27 @@ def token_spacing(embeddings_VxD: Float[np.ndarray, "V D"]) -> float:
   return float(np.median(distances.min(axis=-1)))
 
 
-def alignment_uniformity(
-  path: str | os.PathLike, sets: Mapping[str, Mapping[str, Mapping[str, float | None]]]
-) -> None:
+def alignment_uniformity(path: str | os.PathLike, sets: Mapping[str, Mapping[str, Any]]) -> None:
   """Plots alignment against uniformity, a panel a data set and a point a prompt.
 
   Args:
-    sets: data set -> prompt -> `alignment` and `uniformity`; None (one class) gives no point.
+    sets: data set -> `images`, `classes` and `prompts`: prompt -> `alignment` and `uniformity`;
+      None (one class) gives no point.
   """
-  prompts = list(next(iter(sets.values())))
+  prompts = list(next(iter(sets.values()))["prompts"])
   figure, axes_of = drawing.panels(
     len(sets), 3.2, 3.2, "Alignment and uniformity (lower is better)"
   )
-  for place, (axes, (name, figures)) in enumerate(zip(axes_of, sets.items(), strict=True)):
-    for i, one in enumerate(figures.values()):
+  for place, (axes, (name, of_set)) in enumerate(zip(axes_of, sets.items(), strict=True)):
+    for i, one in enumerate(of_set["prompts"].values()):
       x = math.nan if one["uniformity"] is None else one["uniformity"]
       axes.plot(x, one["alignment"], linestyle="", markersize=8, **drawing.style(i))
     axes.margins(0.2)
     y_label = "" if place % drawing.COLUMNS else "alignment of images and classes"
-    drawing.label_panel(axes, name, "uniformity of the classes", y_label, grid="both")
-  drawing.legend_below(figure, axes_of[0].get_lines(), prompts)
+    counts = f"{counted(of_set['images'], 'image')}, {counted(of_set['classes'], 'class')}"
+    heading = f"{drawing.name(name, 18)}, {counts}"
+    drawing.label_panel(axes, heading, "uniformity of the classes", y_label, grid="both")
+  drawing.legend_below(figure, axes_of[0].get_lines(), prompt_labels(prompts))
   drawing.save(path, figure)
 
 
@@ -226,21 +228,30 @@ def similarity_matrices(
   # The colour range ignores the diagonal.
   values = np.array([matrix[~np.eye(len(shown), dtype=bool)] for matrix in cosines.values()])
   lowest, highest = (values.min(), values.max()) if values.size else (0.0, 1.0)
-  figure, axes_of = drawing.panels(len(features), 3.6, 3.6, title)
+  figure, axes_of = drawing.panels(len(features), 3.6, 3.6, _title(title, shown, order_N))
   starts = np.flatnonzero(np.diff(branches.of_class[shown], prepend=-1))
   middle = (starts + np.append(starts[1:], len(shown)) - 1) / 2
-  names = [drawing.shorten(branches.names[branches.of_class[shown[start]]], 18) for start in starts]
-  for place, (axes, (name, matrix)) in enumerate(zip(axes_of, cosines.items(), strict=True)):
+  names = drawing.names([branches.names[branches.of_class[shown[start]]] for start in starts], 18)
+  headings = drawing.names(prompt_labels(list(cosines)))
+  for place, (axes, matrix) in enumerate(zip(axes_of, cosines.values(), strict=True)):
     picture = axes.imshow(matrix, cmap="viridis", vmin=lowest, vmax=highest)
-    axes.set_title(drawing.shorten(name), fontsize=10)
+    drawing.label_panel(axes, headings[place])
     axes.set_xticks([])
-    axes.set_yticks(middle, [""] * len(names) if place % drawing.COLUMNS else names, fontsize=7)
+    axes.set_yticks(middle, [""] * len(names) if place % drawing.COLUMNS else names)
     axes.tick_params(length=0)
     for start in starts[1:]:
       axes.axhline(start - 0.5, color="white", linewidth=0.5)
       axes.axvline(start - 0.5, color="white", linewidth=0.5)
-  figure.colorbar(picture, ax=axes_of, shrink=0.7, label="cosine")
+  bar = figure.colorbar(picture, ax=axes_of, shrink=0.7)
+  bar.set_label("cosine", fontsize=drawing.TEXT)
+  bar.ax.tick_params(labelsize=drawing.TEXT)
   drawing.save(path, figure)
+
+
+def _title(title: str, shown: np.ndarray, classes: np.ndarray) -> str:
+  """A title with the number of classes, and how many of them are drawn."""
+  part = f"{len(shown):,} of " if len(shown) < len(classes) else ""
+  return f"{title}: {part}{counted(len(classes), 'class')}"
 
 
 def class_maps(
@@ -254,13 +265,14 @@ def class_maps(
   """
   n_classes = len(branches.of_class)
   shown = spread_evenly(min(n_classes, _MAP_CLASSES), n_classes)
+  title = _title(title, shown, branches.of_class)
   figure, axes_of = drawing.panels(len(features), 4.2, 4.2, title)
-  for axes, (name, rows) in zip(axes_of, features.items(), strict=True):
+  headings = drawing.names(prompt_labels(list(features)))
+  for axes, heading, rows in zip(axes_of, headings, features.values(), strict=True):
     points_Nx2, explained = branch_plane(rows, branches.of_class)
     _scatter_branches(axes, points_Nx2[shown], branches, branches.of_class[shown])
-    axes.set_title(drawing.shorten(name), fontsize=10)
-    axes.set_xlabel(f"{100 * explained[0]:.0f}% of the variance", fontsize=8)
-    axes.set_ylabel(f"{100 * explained[1]:.0f}% of the variance", fontsize=8)
+    of_axes = [f"{100 * share:.0f}% of the variance" for share in explained]
+    drawing.label_panel(axes, heading, *of_axes)
     axes.set(xticks=[], yticks=[])
   drawing.save(path, figure)
 
@@ -269,7 +281,7 @@ def _scatter_branches(
   axes: Axes, points_nx2: np.ndarray, branches: Branches, branch_n: np.ndarray
 ) -> None:
   """Draws the points of each branch, and its name at their median."""
-  for branch, name in enumerate(branches.names):
+  for branch, name in enumerate(drawing.names(branches.names, 18)):
     own = points_nx2[branch_n == branch]
     if not len(own):
       continue
@@ -280,6 +292,4 @@ def _scatter_branches(
     if len(branches.names) > 1:
       box = {"facecolor": "white", "alpha": 0.75, "edgecolor": colour, "pad": 1.2, "linewidth": 0.8}
       middle = np.median(own, axis=0)
-      axes.text(
-        *middle, drawing.shorten(name, 18), fontsize=6.5, ha="center", va="center", bbox=box
-      )
+      axes.text(*middle, name, fontsize=6.5, ha="center", va="center", bbox=box)

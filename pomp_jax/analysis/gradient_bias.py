@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax.analysis import drawing
+from pomp_jax.analysis.labels import counted
 from pomp_jax.annotations import Array, Float, Int32
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.learner import Frozen, Learner
@@ -151,12 +152,16 @@ def summarise(
   }
 
 
-def gradient_bias_panels(path: str | os.PathLike, cells: Sequence[Mapping[str, Any]]) -> None:
+def gradient_bias_panels(
+  path: str | os.PathLike, cells: Sequence[Mapping[str, Any]], *, images: int, classes: int
+) -> None:
   """Plots bias, deviation and direction against K: by correction, then by sampler.
 
   Args:
     path: PNG file to write.
     cells: `sampler`, `correction`, `k` and the figures of `summarise`, one a combination.
+    images: number of images B.
+    classes: number of classes N.
   """
   samplers = list(dict.fromkeys(cell["sampler"] for cell in cells))
   corrections = list(dict.fromkeys(cell["correction"] for cell in cells))
@@ -169,7 +174,8 @@ def gradient_bias_panels(path: str | os.PathLike, cells: Sequence[Mapping[str, A
   figure, axes_of = drawing.panels(
     3 * len(rows),
     *(3.8, 3.7),
-    "The sampled gradient against the exact contrast; bars: two standard errors over the draws",
+    f"The sampled gradient against the exact contrast: {counted(images, 'image')},"
+    f" {counted(classes, 'class')}; bars: two standard errors over {_draws(cells)}",
     columns=3,
   )
   for row, (title, series, label_index) in enumerate(rows):
@@ -188,17 +194,22 @@ def gradient_bias_panels(path: str | os.PathLike, cells: Sequence[Mapping[str, A
       drawing.error_bars(deviation, k, of["relative_deviation"], i, **options)
       errors = 2 * of["draw_cosine_error"]
       drawing.error_bars(cosine, k, of["draw_cosine"], i, yerr=errors, **options)
-    bias.set_yscale("log")
+    drawing.log_axis(bias, "y")
     bias.set_ylim(bottom=0.8 * min(shown, default=_LOWEST_BIAS))
-    bias.legend(frameon=False, fontsize=8)
-    deviation.set_yscale("log")
+    drawing.legend(bias)
+    drawing.log_axis(deviation, "y")
     norm = r"$(E\,\|g_K - E\,g_K\|^2)^{1/2} \;/\; \|g\|$"
     for axes, heading, y_label in (
       (bias, f"Bias: {title}", r"$\|E\,g_K - g\| \;/\; \|g\|$"),
       (deviation, "Deviation of one draw", norm),
       (cosine, "Direction of one draw", r"mean cosine of $g_K$ and $g$"),
     ):
-      axes.set_xscale("log", base=2)
-      axes.set_xticks(ticks, [str(tick) for tick in ticks])
-      drawing.label_panel(axes, heading, "K, classes of a step", y_label, grid="both", size=10)
+      drawing.log_axis(axes, "x", ticks)
+      drawing.label_panel(axes, heading, "K, classes of a step", y_label, grid="both")
   drawing.save(path, figure)
+
+
+def _draws(cells: Sequence[Mapping[str, Any]]) -> str:
+  """Number of draws, of which there are fewer at a larger K."""
+  fewest, most = (limit(cell["draws"] for cell in cells) for limit in (min, max))
+  return counted(most, "draw") if fewest == most else f"{fewest:,} to {most:,} draws"

@@ -11,25 +11,27 @@ from matplotlib.ticker import PercentFormatter
 import numpy as np
 
 from pomp_jax.analysis import drawing
+from pomp_jax.analysis.labels import counted, method_label, method_labels, prompt_labels
 
 # Steps and values of a scalar.
 Series = tuple[Sequence[int], Sequence[float]]
-# The main prompts in the order of their bars: colour and label.
+# The main prompts in the order of their bars, with their colours.
 _PROMPTS = {
-  "prompt": (drawing.BLUE, "learned prompt"),
-  "hand_written": (drawing.ORANGE, "hand-written prompt"),
-  "class_name": (drawing.GREY, "class name alone"),
+  "prompt": drawing.BLUE,
+  "hand_written": drawing.ORANGE,
+  "class_name": drawing.GREY,
 }
 
 
-def training_curves(path: str | os.PathLike, series: Mapping[str, Series]) -> None:
+def training_curves(path: str | os.PathLike, series: Mapping[str, Series], title: str = "") -> None:
   """Plots loss and accuracy against the step: raw values faint under a moving average.
 
   Args:
     series: steps and values by name. `loss`, `accuracy` (fraction, over the sampled classes) and
       `validation_top1` (fraction, over all classes) are drawn; others are ignored.
+    title: method, and the numbers of images, classes and seeds.
   """
-  figure, (loss, accuracy) = drawing.panels(2, 4.2, 3.4)
+  figure, (loss, accuracy) = drawing.panels(2, 4.2, 3.4, title)
   _smoothed_curve(loss, series.get("loss"), "loss")
   _smoothed_curve(accuracy, series.get("accuracy"), "training, sampled classes")
   steps, values = series.get("validation_top1", ((), ()))
@@ -38,9 +40,9 @@ def training_curves(path: str | os.PathLike, series: Mapping[str, Series]) -> No
     accuracy.plot(steps, values, "o--", label="validation, all classes", **options)
   accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
   if accuracy.has_data():
-    accuracy.legend(frameon=False)
-  drawing.label_panel(loss, "Loss", "step", "cross-entropy (nats)", grid="both", size=10)
-  drawing.label_panel(accuracy, "Accuracy", "step", "top-1", grid="both", size=10)
+    drawing.legend(accuracy)
+  drawing.label_panel(loss, "Loss", "step", "cross-entropy (nats)", grid="both")
+  drawing.label_panel(accuracy, "Accuracy", "step", "top-1", grid="both")
   for axes in (loss, accuracy):
     axes.xaxis.get_major_locator().set_params(integer=True)
   drawing.save(path, figure)
@@ -68,6 +70,9 @@ def accuracy_bars(
   path: str | os.PathLike,
   scores: Mapping[str, Mapping[str, Mapping[str, Any]]],
   spread: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+  *,
+  title: str = "",
+  classes: Mapping[str, int] | None = None,
 ) -> None:
   """Plots top-1 of all prompts, a group of bars for each split.
 
@@ -76,12 +81,15 @@ def accuracy_bars(
       one split. The prompts `prompt`, `hand_written` and `class_name` come first.
     spread: standard deviations over seeds, `spread[split][prompt]["top1"]`, for the error bars. By
       default these show the interval over the images.
+    title: method, and the number of seeds.
+    classes: number of classes of each split.
   """
   names = list(dict.fromkeys(name for split in scores.values() for name in split))
   names.sort(key=lambda name: list(_PROMPTS).index(name) if name in _PROMPTS else len(_PROMPTS))
   others = iter((drawing.GREEN, drawing.RED, *drawing.COLOURS[4:6]) * len(names))
   bar_width, highest = 0.84 / len(names), 0.0
-  figure, (axes,) = drawing.panels(1, max(3.9, 0.75 * len(scores) * len(names) - 0.1), 3.4)
+  width = max(3.9, 0.75 * len(scores) * len(names) - 0.1)
+  figure, (axes,) = drawing.panels(1, width, 3.6, title)
   for index, name in enumerate(names):
     splits = [(i, split) for i, split in enumerate(scores) if name in scores[split]]
     top1 = np.array([scores[split][name]["top1"] for _, split in splits])
@@ -91,23 +99,34 @@ def accuracy_bars(
     else:
       errors = np.tile([spread[split][name]["top1"] for _, split in splits], (2, 1))
     x = np.array([i for i, _ in splits]) + (index - (len(names) - 1) / 2) * bar_width
-    colour, label = _PROMPTS.get(name) or (next(others), name.replace("_", " "))
+    colour = _PROMPTS.get(name) or next(others)
     bars = axes.bar(
-      x, top1, 0.92 * bar_width, yerr=errors, color=colour, label=label,
+      x, top1, 0.92 * bar_width, yerr=errors, color=colour, label=method_label(name),
       error_kw={"capsize": 3, "ecolor": "0.2"},
     )  # fmt: skip
-    axes.bar_label(bars, [f"{100 * value:.1f}" for value in top1], padding=3, fontsize=9)
+    shown = [f"{100 * value:.1f}" for value in top1]
+    axes.bar_label(bars, shown, padding=3, fontsize=drawing.TEXT)
     highest = max(highest, *(top1 + errors[1]))
-  counts = [next(iter(prompts.values()))["images"] for prompts in scores.values()]
-  ticks = [f"{split}\n{n:,} images" for split, n in zip(scores, counts, strict=True)]
+  ticks = [
+    _with_counts(split, "\n", next(iter(prompts.values()))["images"], (classes or {}).get(split))
+    for split, prompts in scores.items()
+  ]
   axes.set_xticks(range(len(scores)), ticks)
   axes.set_ylim(0, max(1.12 * highest, 1e-3))
   axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-  figure.legend(loc="outside upper center", ncols=3, frameon=False)
+  lines, labels = axes.get_legend_handles_labels()
+  drawing.legend_below(figure, lines, labels)
   means = "standard deviation over the seeds" if spread else "95% interval over the images"
   y_label = "top-1 accuracy over all classes"
-  drawing.label_panel(axes, "", f"error bars: {means}", y_label, grid="y", size=9)
+  drawing.label_panel(axes, "", f"error bars: {means}", y_label, grid="y")
   drawing.save(path, figure)
+
+
+def _with_counts(text: str, separator: str, images: int | None, classes: int | None) -> str:
+  """A name for a title, with the numbers of images and classes that are known."""
+  counts = [counted(images, "image")] if images is not None else []
+  counts += [counted(classes, "class")] if classes is not None else []
+  return separator.join([drawing.name(text, 22), *counts])
 
 
 def method_dots(
@@ -119,12 +138,14 @@ def method_dots(
 
   Args:
     top1: `top1[method][split]` with `mean`, `std`, `values` (one a seed) and `interval`, fractions,
-      and `images`; a method may lack splits.
+      `images` and, where it is known, `classes`; a method may lack splits.
   """
   methods = list(top1)
   splits = list(dict.fromkeys(split for found in top1.values() for split in found))
+  seeds = max(len(found["values"]) for of in top1.values() for found in of.values())
   title = (
-    "Top-1 accuracy (%)\nbars: standard deviation over the seeds; dotted: of one run, 95% interval"
+    f"Top-1 accuracy (%), {counted(seeds, 'seed')}\n"
+    "bars: standard deviation over the seeds; dotted: 95% interval of one run"
   )
   figure, axes_of = drawing.panels(len(splits), 3.3, 1.0 + 0.24 * len(methods), title)
   for axes, split in zip(axes_of, splits, strict=True):
@@ -144,9 +165,10 @@ def method_dots(
     axes.set_yticks(np.arange(len(methods)), [])
     axes.set_ylim(len(methods) - 0.4, -0.8)
     axes.margins(x=0.12)
-    images = next(found[split]["images"] for found in top1.values() if split in found)
-    drawing.label_panel(axes, f"{split}, n = {images:,}", grid="both")
-  axes_of[0].set_yticklabels([drawing.shorten(method.replace("_", " ")) for method in methods])
+    one = next(found[split] for found in top1.values() if split in found)
+    heading = _with_counts(split, ", ", one["images"], one.get("classes"))
+    drawing.label_panel(axes, heading, grid="both")
+  axes_of[0].set_yticklabels(drawing.names(method_labels(methods)))
   drawing.save(path, figure)
 
 
@@ -157,6 +179,7 @@ def accuracy_panels(
   title: str,
   images: Mapping[str, int],
   intervals: Mapping[str, Mapping[str, Sequence[float]]],
+  classes: Mapping[str, int] | None = None,
 ) -> None:
   """Plots accuracies as horizontal bars with 95% intervals, and published ones below in grey.
 
@@ -165,8 +188,10 @@ def accuracy_panels(
     published: method -> column -> percent; columns without a figure are absent.
     images: column -> number of images; absent for a mean.
     intervals: prompt -> column -> ends of the interval, fractions; absent for a mean.
+    classes: column -> number of classes; absent for a mean.
   """
   columns = list(next(iter(accuracy.values())))
+  own = drawing.names(prompt_labels(list(accuracy)))
   figure, axes_of = drawing.panels(len(columns), 3.0, 0.9 + 0.26 * (len(accuracy) + 1), title)
   for place, (axes, column) in enumerate(zip(axes_of, columns, strict=True)):
     others = {name: figures[column] for name, figures in published.items() if column in figures}
@@ -187,16 +212,16 @@ def accuracy_panels(
       xerr=errors_2xV if errors_2xV.any() else None,
       error_kw={"elinewidth": 0.8, "capsize": 2, "ecolor": "0.25"},
     )
-    axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=2, fontsize=8)
+    axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=2, fontsize=drawing.TEXT)
     widest = max(1.22 * (values + errors_2xV[1]).max(), 1.0)
     axes.set(ylim=(len(values) - 0.4, -0.6), xlim=(0, widest))
     # Prompts are the same in every panel and named once a row; published methods differ.
-    names = [drawing.shorten(name) for name in accuracy] if place % drawing.COLUMNS == 0 else []
+    names = own if place % drawing.COLUMNS == 0 else []
     axes.set_yticks(range(len(names)), names)
-    for y, name in enumerate(others, len(accuracy)):
-      axes.text(0.02 * widest, y, drawing.shorten(name), va="center", fontsize=6.5)
-    count = f", n = {images[column]:,}" if column in images else ""
-    drawing.label_panel(axes, drawing.shorten(column, 22) + count)
+    for y, name in enumerate(drawing.names(list(others)), len(accuracy)):
+      axes.text(0.02 * widest, y, name, va="center", fontsize=6.5)
+    counts = images.get(column), (classes or {}).get(column)
+    drawing.label_panel(axes, _with_counts(column, ", ", *counts))
   drawing.save(path, figure)
 
 
@@ -209,7 +234,7 @@ def calibration_panels(
     sets: data set -> prompt -> figures of `metrics.Tally`.
   """
   names = list(next(iter(sets.values())))
-  figure, axes_of = drawing.panels(len(sets), 3.0, 3.3, "Calibration (ECE in %)")
+  figure, axes_of = drawing.panels(len(sets), 3.0, 3.3, "Calibration (in each corner: ECE, %)")
   for place, (axes, (name, prompts)) in enumerate(zip(axes_of, sets.items(), strict=True)):
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     for i, figures in enumerate(prompts.values()):
@@ -224,9 +249,11 @@ def calibration_panels(
         **drawing.style(i),
       )
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    drawing.label_panel(axes, name, "confidence", "" if place % drawing.COLUMNS else "accuracy")
-    axes.legend(frameon=False, fontsize=7, loc="upper left")
-  drawing.legend_below(figure, axes_of[0].get_lines()[1:], names)
+    one = next(iter(prompts.values()))
+    heading = _with_counts(name, ", ", one.get("images"), one.get("classes"))
+    drawing.label_panel(axes, heading, "confidence", "" if place % drawing.COLUMNS else "accuracy")
+    drawing.legend(axes, loc="upper left")
+  drawing.legend_below(figure, axes_of[0].get_lines()[1:], prompt_labels(names))
   drawing.save(path, figure)
 
 
@@ -236,6 +263,7 @@ def prediction_sheet(
   true_names: Sequence[str],
   top3_names: Sequence[Sequence[str]],
   top3_probabilities: Sequence[Sequence[float]] | np.ndarray,
+  title: str = "",
 ) -> None:
   """Draws test images with their true names and the most probable names; the right one is ticked.
 
@@ -244,12 +272,15 @@ def prediction_sheet(
     true_names: n names.
     top3_names: at most three names of each image, the most probable first.
     top3_probabilities: probabilities of these names.
+    title: title of the sheet, with the numbers of images and classes.
   """
   n_images = len(images)
   columns = min(n_images, 4 if n_images <= 16 else 6)
   rows = -(-n_images // columns)
-  width, height = 2.9 * columns, 3.7 * rows
+  width, height = 2.9 * columns, 3.7 * rows + 0.2 * bool(title)
   figure = Figure(figsize=(width, height))
+  if title:
+    figure.suptitle(drawing.escape(title), fontsize=drawing.TITLE, y=1 - 0.12 / height, va="top")
   for index, image in enumerate(images):
     # Inches from the lower left. Positions are fixed: a layout engine takes seconds here.
     x, y = 2.9 * (index % columns), 3.7 * (rows - 1 - index // columns)
@@ -260,8 +291,8 @@ def prediction_sheet(
     # Few pixels must stay pixels; many are reduced, where smoothing is right.
     enlarged = max(image.shape[:2]) < 2.15 * drawing.DPI
     picture.imshow(image, interpolation="nearest" if enlarged else "antialiased")
-    title = drawing.shorten(true_names[index], 60, keep_start=True)
-    picture.set_title(textwrap.fill(title, 32), fontsize=10)
+    heading = textwrap.fill(drawing.name(true_names[index], 60), 32)
+    picture.set_title(heading, fontsize=drawing.HEADING)
     _answers(answers, true_names[index], top3_names[index], top3_probabilities[index])
   drawing.save(path, figure)
 
@@ -271,12 +302,12 @@ def _answers(
 ) -> None:
   """Draws one line a name: a tick if it is right, and the name over a bar of its probability."""
   axes.set(xlim=(0, 1), ylim=(3, 0))
+  shown = drawing.names(names, 27)
   for line, (name, probability) in enumerate(zip(names, probabilities, strict=True)):
     right = name == true_name
     colour = drawing.GREEN if right else drawing.GREY
     axes.barh(line + 0.5, float(probability), height=0.84, color=colour, alpha=0.35, linewidth=0)
     font = {"va": "center", "fontsize": 8.5, "weight": "bold" if right else "normal"}
     axes.text(0.015, line + 0.52, "\u2713" if right else "", color="#00664B", **font)
-    shown = drawing.shorten(name, 26 if right else 29, keep_start=True)
-    axes.text(0.085, line + 0.52, shown, **font)
+    axes.text(0.085, line + 0.52, shown[line], **font)
     axes.text(0.99, line + 0.52, f"{100 * float(probability):.0f}%", ha="right", **font)

@@ -6,21 +6,10 @@ from typing import Any
 
 from jaxtyping import Int, UInt8
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 import numpy as np
 
-from pomp_jax.analysis import drawing
+from pomp_jax.analysis import drawing, sheets
 from pomp_jax.analysis.tables import Row, Table, markdown
-
-# Tol's muted palette and Okabe and Ito's, told apart by colour-blind readers too.
-_COLOURS = (
-  *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#332288"),
-  *("#AA4499", "#117733", "#882255", "#44AA99"),
-)
-_OTHER = "#777777"
-# Sides of a picture and of the legend, inches.
-_PICTURE, _LEGEND, _TITLE = 2.2, 3.0, 0.45
 
 _COLUMNS = (
   *("hIoU", "base mIoU", "novel mIoU", "mIoU", "hIoU_plain", "base mIoU_plain"),
@@ -63,6 +52,7 @@ def segmentation_sheet(
   maps: Sequence[Sequence[Int[np.ndarray, "_ _"]]],
   titles: Sequence[str],
   names: Sequence[str],
+  title: str = "",
 ) -> None:
   """Draws a row for each image, with a legend of its largest classes; the rest is grey.
 
@@ -72,31 +62,14 @@ def segmentation_sheet(
     maps: of each image, label maps of its size; negative: no class, shown as the image.
     titles: of each label map.
     names: class names.
+    title: title of the sheet, with the numbers of images and classes.
   """
-  columns, rows = len(titles) + 1, len(images)
-  width, height = columns * _PICTURE + _LEGEND, rows * _PICTURE + _TITLE
-  figure = Figure(figsize=(width, height))
-  for row, (image, of_image) in enumerate(zip(images, maps, strict=True)):
-    colours = _colours_of(of_image)
-    y = (rows - 1 - row) * _PICTURE
-    pictures = [image, *(_coloured(image, labels, colours) for labels in of_image)]
-    for column, picture in enumerate(pictures):
-      box = (column * _PICTURE + 0.05, y + 0.05, _PICTURE - 0.1, _PICTURE - 0.1)
-      axes = figure.add_axes([v / s for v, s in zip(box, (width, height) * 2, strict=True)])
-      axes.axis("off")
-      enlarged = max(image.shape[:2]) < _PICTURE * drawing.DPI
-      axes.imshow(picture, interpolation="nearest" if enlarged else "antialiased")
-      if row == 0:
-        title = ("image", *titles)[column]
-        axes.set_title(drawing.shorten(title, 26), fontsize=9)
-    patches = [
-      Patch(color=colour, label=drawing.shorten(names[label], 40, keep_start=True))
-      for label, colour in colours.items()
-    ]
-    corner = (columns * _PICTURE / width, (y + _PICTURE - 0.05) / height)
-    figure.legend(
-      handles=patches, loc="upper left", bbox_to_anchor=corner, fontsize=8, frameon=False
-    )
+  legends = [_colours_of(of_image) for of_image in maps]
+  pictures = [
+    [image, *(_coloured(image, labels, colours) for labels in of_image)]
+    for image, of_image, colours in zip(images, maps, legends, strict=True)
+  ]
+  figure, _ = sheets.picture_rows(pictures, legends, ("image", *titles), names, title)
   drawing.save(path, figure)
 
 
@@ -106,12 +79,12 @@ def _colours_of(maps: Sequence[np.ndarray]) -> dict[int, str]:
   for labels_HxW in maps:
     classes, counts = np.unique(labels_HxW[labels_HxW >= 0], return_counts=True)
     order |= dict.fromkeys(classes[np.argsort(-counts, kind="stable")].tolist())
-  return dict(zip(order, _COLOURS, strict=False))
+  return sheets.colours_of(order)
 
 
 def _coloured(image: np.ndarray, labels_HxW: np.ndarray, colours: dict[int, str]) -> np.ndarray:
   faded = 0.5 + image / 255 / 2
-  picture = np.where(labels_HxW[..., None] < 0, faded, to_rgb(_OTHER))
+  picture = np.where(labels_HxW[..., None] < 0, faded, to_rgb(sheets.OTHER))
   for label, colour in colours.items():
     picture[labels_HxW == label] = to_rgb(colour)
   return picture

@@ -14,6 +14,7 @@ import numpy as np
 
 from pomp_jax.analysis import drawing
 from pomp_jax.analysis.ablation import SEED, Group, groups
+from pomp_jax.analysis.labels import counted
 
 CRITERION = "validation"
 _SAMPLER, _UNIFORM, _K, _ALL = "sampling.name", "uniform", "k", "all"
@@ -144,7 +145,11 @@ def arrivals(found: Sequence[Course]) -> list[Arrival]:
   ]
 
 
-def plot(path: str | os.PathLike, found: Sequence[Course]) -> None:
+def plot(
+  path: str | os.PathLike,
+  found: Sequence[Course],
+  images: Mapping[str, Sequence[int]] | None = None,
+) -> None:
   """Plots accuracy against seconds of training, a panel a split, a line a course.
 
   Colour tells the first swept field, marker the second, dashes the third. Error bars: standard
@@ -153,9 +158,14 @@ def plot(path: str | os.PathLike, found: Sequence[Course]) -> None:
   Args:
     path: PNG file to write.
     found: one or more courses.
+    images: split -> numbers of images that its accuracies are of, where they are known.
   """
   splits = list(found[0].top1)
-  title = "Accuracy against seconds of training: steps x seconds of a step"
+  seeds = max(len(course.top1[CRITERION]) for course in found)
+  title = (
+    "Accuracy against seconds of training (steps x seconds of a step),"
+    f" mean of {counted(seeds, 'seed')}"
+  )
   figure, axes_of = drawing.panels(len(splits), 4.6, 3.8, title)
   styles = _styles(found)
   threshold, drawn = threshold_of(found), []
@@ -166,8 +176,10 @@ def plot(path: str | os.PathLike, found: Sequence[Course]) -> None:
       place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "left"}
       text = "exact contrast, less its spread"
       axes.annotate(text, (0.01, 100 * threshold), fontsize=7, color="0.35", **place)
-    axes.set_xscale("log")
-    drawing.label_panel(axes, f"{split}: top-1 (%)", "seconds of training", grid="both")
+    drawing.log_axis(axes, "x")
+    count = " or ".join(f"{n:,}" for n in (images or {}).get(split, ()))
+    heading = f"{split}: top-1 (%)" + (f", {count} images" if count else "")
+    drawing.label_panel(axes, heading, "seconds of training", grid="both")
   drawing.legend_below(figure, drawn, [course.label for course in found])
   drawing.save(path, figure)
 

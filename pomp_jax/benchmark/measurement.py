@@ -257,7 +257,11 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
   names = dict.fromkeys(row["implementation"] for row in rows)
   ks = sorted({row["k"] for row in rows})
   labels = {"seconds": "seconds a step", "peak_mib": "peak temporaries, MiB"}
-  figure, both = drawing.panels(2, 3.7, 3.4, "Text tower, forward and backward to the context")
+  n_classes = sorted({row["n_classes"] for row in rows})
+  title = "Text tower, forward and backward to the context"
+  if n_classes:
+    title += f": K of {' or '.join(f'{n:,}' for n in n_classes)} classes"
+  figure, both = drawing.panels(2, 3.7, 3.4, title)
   for axes, (field, label) in zip(both, labels.items(), strict=True):
     for number, name in enumerate(names):
       # The peak of torch is of a part of the rows.
@@ -266,10 +270,10 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
       mine = [row for row in rows if row["implementation"] == name and row[field]]
       points = sorted((row["k"], row[field]) for row in mine)
       if points:
-        axes.loglog(*zip(*points, strict=True), label=name, **drawing.style(number))
+        axes.plot(*zip(*points, strict=True), label=name, **drawing.style(number))
+    drawing.log_axis(axes, "x", ks)
+    drawing.log_axis(axes, "y")
     drawing.label_panel(axes, "", "K, classes a step", label, grid="both")
-    axes.set_xticks(ks, [f"{k:,}" for k in ks])
-    axes.minorticks_off()
     if names:
-      axes.legend(frameon=False, fontsize=8)
+      drawing.legend(axes)
   drawing.save(path, figure)

@@ -132,7 +132,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     with writing(folder.plots):
       alignment_uniformity(
         folder.plots / "alignment_uniformity.png",
-        {name: of_set["prompts"] for name, of_set in sets.items()},
+        sets,
       )
     report = folder.path / "results.md"
     with writing(report), replacing(report) as file:

@@ -21,6 +21,7 @@ import numpy as np
 
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis.detection import Boxes, detection_report, detection_sheet
+from pomp_jax.analysis.labels import counted, prompt_labels
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.encoder import Encoder
@@ -341,7 +342,9 @@ def _write_report(
       own = np.array([class_of[row["category_id"]] for row in rows], int)
       pictures.append(Boxes(corners, own, np.array([row["score"] for row in rows], np.float32)))
     drawn.append(pictures)
-  titles = ["annotated", *(prompt["label"] for prompt in results["prompts"])]
+  titles = ["annotated", *prompt_labels([prompt["label"] for prompt in results["prompts"]])]
+  counts = (len(boxes), "image"), (results["objects"], "object"), (len(results["classes"]), "class")
+  title = f"{n_shown} of {', '.join(counted(*one) for one in counts)}"
   images = [boxes.image(index) for index in shown]
   path = folder.plots / "detections.png"
-  detection_sheet(path, images, drawn, titles, boxes.classes.names)
+  detection_sheet(path, images, drawn, titles, boxes.classes.names, title)

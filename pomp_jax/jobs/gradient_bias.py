@@ -141,7 +141,12 @@ def run(config: Settings, workdir: str) -> dict:
     "seconds": round(time.monotonic() - start, 1),
   }
   with writing(folder.plots):
-    gradient_bias_panels(folder.plots / "gradient_bias.png", cells)
+    gradient_bias_panels(
+      folder.plots / "gradient_bias.png",
+      cells,
+      images=results["images"],
+      classes=results["n_classes"],
+    )
   folder.write_results(results)
   return results
 

@@ -11,6 +11,7 @@ import scipy.special
 
 from pomp_jax import hosts
 from pomp_jax.analysis import plots
+from pomp_jax.analysis.labels import counted
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
@@ -38,7 +39,7 @@ def run(config: Settings, workdir: str) -> dict:
   results = {
     "job": config.job,
     "seeds": list(config.repeat.seeds),
-    **{field: runs[0][field] for field in ("steps", "n_classes", "k", "correction")},
+    **{f: runs[0][f] for f in ("steps", "n_classes", "k", "correction", "eval_classes")},
     "seconds": summary([run["seconds"] for run in runs]),
     "eval": {
       split: {prompt: of_seeds([run["eval"][split][prompt] for run in runs]) for prompt in prompts}
@@ -124,4 +125,11 @@ def _plot(folder: RunFolder, results: dict) -> None:
     }
 
   spread = pick("std") if len(results["seeds"]) > 1 else None
-  plots.accuracy_bars(folder.plots / "accuracy.png", pick("mean"), spread=spread)
+  seeds = counted(len(results["seeds"]), "seed")
+  plots.accuracy_bars(
+    folder.plots / "accuracy.png",
+    pick("mean"),
+    spread=spread,
+    title=f"Mean of {seeds}, training on {counted(results['n_classes'], 'class')}",
+    classes=results["eval_classes"],
+  )

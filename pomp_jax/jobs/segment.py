@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pomp_jax import hosts, inputs
+from pomp_jax.analysis.labels import counted, prompt_labels
 from pomp_jax.analysis.segmentation import segmentation_report, segmentation_sheet
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.resnet import ResNetConfig
@@ -321,8 +322,9 @@ def _write_report(folder: RunFolder, pixels: PixelSet, results: dict[str, Any]) 
   truth = [pixels.labels(index) for index in shown]
   titles = ["truth"] if any((labels != IGNORED).any() for labels in truth) else []
   maps = [[labels] if titles else [] for labels in truth]
-  for number, prompt in enumerate(results["prompts"]):
-    titles.append(prompt["label"])
+  labels = prompt_labels([prompt["label"] for prompt in results["prompts"]])
+  for number, label in enumerate(labels):
+    titles.append(label)
     for index, row in zip(shown, maps, strict=True):
       row.append(_read_map(_labels_path(folder, pixels, index, number), len(pixels.classes)))
   segmentation_sheet(
@@ -331,6 +333,8 @@ def _write_report(folder: RunFolder, pixels: PixelSet, results: dict[str, Any]) 
     maps,
     titles,
     pixels.classes.names,
+    f"{len(shown)} of {counted(results['images'], 'image')},"
+    f" {counted(len(pixels.classes), 'class')}",
   )
 
 

@@ -128,7 +128,10 @@ def test_method_dots_have_the_spread_of_several_runs_or_the_interval_of_one(tmp_
   found = {"images": 1000, "interval": [0.35, 0.5]}
   one = found | {"mean": 0.4, "std": 0.0, "values": [0.4]}
   two = found | {"mean": 0.4, "std": 0.01, "values": [0.39, 0.41]}
-  top1 = {"probe": {"base": one}, "pomp": {"base": two, "novel": two}}
+  top1 = {
+    "probe": {"base": one | {"classes": 50}},
+    "pomp": {"base": two | {"classes": 50}, "novel": two},
+  }
   plots.method_dots(tmp_path / "dots.png", top1)
   [figure] = drawn
   ends = [
@@ -138,9 +141,32 @@ def test_method_dots_have_the_spread_of_several_runs_or_the_interval_of_one(tmp_
   ]
   assert ends == [[35, 50], [39, 41]]
   assert [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes[:2]] == [
-    "base, n = 1,000",
-    "novel, n = 1,000",
+    "base, 1,000 images, 50 classes",
+    "novel, 1,000 images",
   ]
+
+
+def test_panels_name_prompts_and_count_images_and_classes(tmp_path, drawn):
+  """Paths by the part that differs; a mean has no number of images."""
+  prompts = ["/a/long/way/to/runs/one/prompt.npz", "/a/long/way/to/runs/two/prompt.npz", "{}."]
+  labels = ["learned, one", "learned, two", "{}."]
+  plots.accuracy_panels(
+    tmp_path / "bars.png",
+    {prompt: {"dtd": 0.5, "mean": 0.5} for prompt in prompts},
+    {"CoOp": {"dtd": 60.0}},
+    "Top-1",
+    {"dtd": 1692},
+    {prompt: {"dtd": [0.4, 0.6]} for prompt in prompts},
+    {"dtd": 47},
+  )
+  dtd, mean = drawn[0].axes
+  assert (dtd.get_title(), mean.get_title()) == ("dtd, 1,692 images, 47 classes", "mean")
+  assert [label.get_text() for label in dtd.get_yticklabels()] == labels
+  reliability = {"images": [1.0], "confidence": [0.5], "accuracy": [0.5]}
+  figures = {"ece": 0.05, "reliability": reliability, "images": 1692, "classes": 47}
+  plots.calibration_panels(tmp_path / "calibration.png", {"dtd": dict.fromkeys(prompts, figures)})
+  assert drawn[1].axes[0].get_title() == "dtd, 1,692 images, 47 classes"
+  assert [text.get_text() for text in drawn[1].legends[0].get_texts()] == labels
 
 
 @pytest.mark.parametrize(("n_images", "size"), [(1, 32), (5, 8), (18, 32), (2, 500)])
@@ -169,13 +195,23 @@ def test_prediction_sheet_with_awkward_names(tmp_path, drawn):
 
 def test_a_set_of_one_class_has_no_uniformity_and_no_point(tmp_path, drawn):
   sets = {
-    "pets/novel": {"a {}": {"alignment": 1.0, "uniformity": None}},
-    "pets/base": {"a {}": {"alignment": 1.2, "uniformity": -0.5}},
+    "pets/novel": {
+      "images": 1,
+      "classes": 1,
+      "prompts": {"a {}": {"alignment": 1.0, "uniformity": None}},
+    },
+    "pets/base": {
+      "images": 2000,
+      "classes": 2,
+      "prompts": {"a {}": {"alignment": 1.2, "uniformity": -0.5}},
+    },
   }
   features.alignment_uniformity(tmp_path / "plot.png", sets)
   assert_picture(tmp_path / "plot.png")
   points = [axes.get_lines()[0].get_xdata() for axes in drawn[0].axes[:2]]
   assert np.isnan(points[0]).all() and points[1].tolist() == [-0.5]
+  titles = [axes.get_title() for axes in drawn[0].axes[:2]]
+  assert titles == ["pets/novel, 1 image, 1 class", "pets/base, 2,000 images, 2 classes"]
 
 
 def test_no_state_is_left(tmp_path):

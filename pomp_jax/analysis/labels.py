@@ -1,0 +1,167 @@
+"""Short labels of prompts and methods, and names cut to a length: distinct wherever these are.
+
+Nothing here draws. A prompt is named as `inference.named_prompts` does: a path, an id on the hub or
+a text with one {}.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import functools
+import os
+import unicodedata
+
+from pomp_jax.files.hub import DEFAULT_FILE, is_hub
+from pomp_jax.files.paths import is_bucket
+
+# Labels of prompts that results call by a key.
+_WORDS = {
+  "prompt": "learned prompt",
+  "hand_written": "hand-written prompt",
+  "class_name": "class name alone",
+  "ensemble": "ensemble of prompts",
+}
+# Names of hand-written texts in a config, beside texts with {}; a list may follow the second.
+_TEXTS = ("hand_written", "ensemble")
+# Names of methods as their papers write them.
+_METHOD_NAMES = {
+  "pomp": "POMP",
+  "coop": "CoOp",
+  "cocoop": "CoCoOp",
+  "vpt": "VPT",
+  "maple": "MaPLe",
+  "zero_shot": "zero-shot",
+  "linear_probe": "linear probe",
+  "tip_adapter": "Tip-Adapter",
+  "tip_adapter_f": "Tip-Adapter-F",
+}
+_ELLIPSIS = "\u2026"
+
+
+def prompt_labels(names: Sequence[str]) -> list[str]:
+  """Returns a short label for each prompt, distinct if the names are.
+
+  A path is called "learned, " or "class features, " and its last folders, as many as tell it from
+  the other paths; parts that all paths end with are left out, and `prompt.npz` always. A single
+  path keeps two parts. Ids on the hub and texts stay as they are.
+
+  Args:
+    names: prompts as the user wrote them, with `@STEP` behind the folder of a checkpoint.
+  """
+  paths = [name for name in names if _is_path(name)]
+  parts_of = dict(zip(paths, _distinguishing([_parts(path) for path in paths]), strict=True))
+  labels = []
+  for name in names:
+    if name in parts_of:
+      kind = "class features" if name.endswith(".npy") else "learned"
+      labels.append(f"{kind}, {'/'.join(parts_of[name])}")
+    else:
+      labels.append(f"learned, {name}" if is_hub(name) else _WORDS.get(name, name))
+  return labels if len(set(labels)) == len(set(names)) else list(names)
+
+
+def method_label(name: str) -> str:
+  """Returns the name of a method, or of a run that is called after one, as papers write it.
+
+  "cocoop" is "CoCoOp" and "vpt_deep_4" is "VPT deep 4". Keys of prompts in results are put into
+  words; other names get spaces for underscores.
+  """
+  found = [key for key in _METHOD_NAMES if name == key or name.startswith(f"{key}_")]
+  known = max(found, key=len, default="")
+  rest = name[len(known) :].lstrip("_")
+  words = _WORDS.get(rest) or rest.replace("_", " ")
+  return " ".join(filter(None, (_METHOD_NAMES.get(known, ""), words)))
+
+
+def method_labels(names: Sequence[str]) -> list[str]:
+  """Returns `method_label` of each, or the names themselves if two would become equal."""
+  labels = list(map(method_label, names))
+  return labels if len(set(labels)) == len(set(names)) else list(names)
+
+
+def counted(n: int, noun: str) -> str:
+  """A number with its noun: "1 seed", "4,096 images", "2 classes"."""
+  plural = "es" if noun.endswith("s") else "s"
+  return f"{n:,} {noun}{'' if n == 1 else plural}"
+
+
+def _is_path(name: str) -> bool:
+  """Whether a prompt is a file or a folder: neither an id on the hub nor words."""
+  is_text = name.count("{}") == 1 or name.partition(":")[0] in _TEXTS
+  return not is_text and not is_hub(name)
+
+
+def _parts(path: str) -> tuple[str, ...]:
+  """Folders and file of a path, without `prompt.npz`, which every run's folder holds."""
+  clean = path if is_bucket(path) else os.path.normpath(path)
+  parts = tuple(part for part in clean.split("/") if part) or (path,)
+  return parts[:-1] if len(parts) > 1 and parts[-1] == DEFAULT_FILE else parts
+
+
+def _distinguishing(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+  """The last parts of each path, as few as keep them distinct."""
+  if len(set(paths)) < 2:
+    return [path[-2:] for path in paths]
+  shortest = min(map(len, paths))
+  same = 0
+  while same < shortest - 1 and len({path[-1 - same] for path in paths}) == 1:
+    same += 1
+  paths = [path[: len(path) - same] for path in paths]
+  n_parts, distinct = 1, len(set(paths))
+  while len({path[-n_parts:] for path in paths}) < distinct:
+    n_parts += 1
+  return [path[-n_parts:] for path in paths]
+
+
+def shorten(name: str, length: int = 34) -> str:
+  """Cuts a name in its middle, so that both ends stay; `length` counts the ellipsis, at least 3."""
+  return _cut(name, length, length // 2)
+
+
+def shorten_all(names: Sequence[str], length: int = 34) -> list[str]:
+  """Cuts names to a length; those that differ stay different.
+
+  All are cut in the middle. If that makes some equal, the cut moves for all; names that are alike
+  at both ends show their differing part; and what then is still equal is numbered.
+  """
+  distinct = list(dict.fromkeys(names))
+  for cut in _cuts(distinct, length):
+    short = list(map(cut, distinct))
+    if len(set(short)) == len(distinct):
+      break
+  else:
+    width = len(str(len(distinct)))
+    short = [
+      f"{i:0{width}} {shorten(name, max(length - width - 1, 3))}"
+      for i, name in enumerate(distinct, 1)
+    ]
+  found = dict(zip(distinct, short, strict=True))
+  return [found[name] for name in names]
+
+
+def _cuts(names: Sequence[str], length: int) -> Iterator[Callable[[str], str]]:
+  """Ways to cut, the preferred first."""
+  middle = length // 2
+  for head in sorted(range(length), key=lambda head: abs(head - middle)):
+    yield functools.partial(_cut, length=length, head=head)
+  alike: dict[str, list[str]] = {}
+  for name in names:
+    alike.setdefault(shorten(name, length), []).append(name)
+  starts = {name: len(os.path.commonprefix(group)) for group in alike.values() for name in group}
+
+  def around_difference(name: str) -> str:
+    if len(alike[shorten(name, length)]) == 1:
+      return shorten(name, length)
+    start = max(starts[name] - length // 3, 0)
+    return _ELLIPSIS + _cut(name[start:], length - 1, length - 2)
+
+  yield around_difference
+
+
+def _cut(name: str, length: int, head: int) -> str:
+  """Replaces what exceeds a length by an ellipsis behind the first `head` characters."""
+  if len(name) <= length:
+    return name
+  start, end = name[:head], name[len(name) - (length - 1 - head) :]
+  # An accent without its letter would stand on the ellipsis.
+  while end and (unicodedata.combining(end[0]) or unicodedata.category(end[0])[0] == "M"):
+    end = end[1:]
+  return f"{start.rstrip()}{_ELLIPSIS}{end.lstrip()}"

@@ -1,0 +1,128 @@
+"""Labels of prompts and methods: what they say, and that different names never look equal."""
+
+import string
+
+from hypothesis import given
+from hypothesis import strategies as st
+import pytest
+
+from pomp_jax.analysis.labels import (
+  method_label,
+  method_labels,
+  prompt_labels,
+  shorten,
+  shorten_all,
+)
+from pomp_jax.config.registry import METHODS
+
+PARTS = st.sampled_from(["runs", "a", "b", "seed_0", "prompt.npz", "best.npz", "rows.npy", "x@20"])
+PATHS = st.lists(PARTS, min_size=1, max_size=5).map("/".join)
+TEXTS = st.sampled_from(
+  ["a photo of a {}.", "{}.", "hand_written", "ensemble", "hf:me/a", "hf:b/a"]
+)
+# Few letters, so that names share their ends.
+NAMES = st.lists(st.text("ab c", min_size=1, max_size=60), min_size=1, max_size=30, unique=True)
+
+
+@pytest.mark.parametrize(
+  ("names", "labels"),
+  [
+    # The part that differs, with the method in it.
+    (
+      [f"/data/runs/baselines/{m}/seed_{s}/prompt.npz" for m in ("coop", "pomp") for s in (0, 1)],
+      [f"learned, {m}/seed_{s}" for m in ("coop", "pomp") for s in (0, 1)],
+    ),
+    (["/x/a/last/prompt.npz", "/x/b/last/prompt.npz"], ["learned, a", "learned, b"]),
+    # Equal names in different folders, and one path inside the other.
+    (["a/best.npz", "b/best.npz"], ["learned, a", "learned, b"]),
+    (["runs/a", "runs/a/b/prompt.npz"], ["learned, a", "learned, b"]),
+    (["demo", "runs/demo"], ["learned, demo", "learned, runs/demo"]),
+    # One alone keeps its folder.
+    (["/home/me/runs/demo/prompt.npz"], ["learned, runs/demo"]),
+    (["runs/demo@20", "runs/demo@80"], ["learned, demo@20", "learned, demo@80"]),
+    (
+      ["hf:me/prompts", "a photo of a {}.", "hand_written", "ensemble:imagenet", "w/zs.npy"],
+      [
+        "learned, hf:me/prompts",
+        "a photo of a {}.",
+        "hand-written prompt",
+        "ensemble:imagenet",
+        "class features, w/zs.npy",
+      ],
+    ),
+    # The same file, written in two ways: only the names tell them apart.
+    (["runs/a", "./runs/a"], ["runs/a", "./runs/a"]),
+    (["gs://bucket/a/prompt.npz", "gs://bucket/b"], ["learned, a", "learned, b"]),
+  ],
+)
+def test_labels_of_prompts(names, labels):
+  assert prompt_labels(names) == labels
+
+
+@given(st.lists(PATHS | TEXTS, max_size=8, unique=True))
+def test_different_prompts_have_different_labels(names):
+  labels = prompt_labels(names)
+  assert len(set(labels)) == len(labels) == len(names)
+
+
+@pytest.mark.parametrize(
+  ("name", "label"),
+  [
+    ("cocoop", "CoCoOp"),
+    ("vpt_deep", "VPT deep"),
+    ("tip_adapter_f", "Tip-Adapter-F"),
+    ("pomp_k_16", "POMP k 16"),
+    ("zero_shot_hand_written", "zero-shot hand-written prompt"),
+    ("prompt", "learned prompt"),
+    ("popular", "popular"),
+    ("my_own", "my own"),
+  ],
+)
+def test_labels_of_methods(name, label):
+  assert method_label(name) == label
+
+
+def test_every_method_has_the_name_of_its_paper():
+  for name in METHODS:
+    assert method_label(name) != name
+
+
+def test_methods_that_would_look_equal_keep_their_names():
+  assert method_labels(["a_b", "a b"]) == ["a_b", "a b"]
+
+
+def test_a_cut_keeps_both_ends():
+  assert shorten("maroon ribbed lightning bolt on navy", 20) == "maroon rib\u2026t on navy"
+  assert shorten("short") == "short"
+  assert len(shorten(string.ascii_letters * 3)) == 34
+
+
+def test_an_accent_stays_on_its_letter():
+  """U+0301 is an accent on the letter before it."""
+  name = "abcdefghij" + "e\u0301" * 10
+  assert "\u2026\u0301" not in shorten(name, 13) + shorten(name, 14)
+
+
+@given(NAMES, st.integers(3, 40))
+def test_cut_names_stay_distinct(names, length):
+  short = shorten_all(names, length)
+  assert len(set(short)) == len(names)
+  # Numbers of up to 30 names need two digits and a space.
+  assert all(len(one) <= max(length, 6) for one in short)
+  # A name that fits stays whole, unless all are numbered.
+  kept = [one == name for one, name in zip(short, names, strict=True) if len(name) <= length]
+  assert all(kept) or all(one[0].isdigit() for one in short)
+
+
+def test_what_differs_is_shown():
+  """In the middle, where the cut would be; the others are cut in their middle."""
+  same = "x" * 40
+  first, second, other, long = shorten_all([f"{same}A{same}", f"{same}B{same}", "c", "yz" * 30])
+  assert "A" in first and "B" in second
+  assert other == "c"
+  assert long.startswith("yz") and long.endswith("yz")
+
+
+def test_repeated_names_get_one_label():
+  short = shorten_all(["a" * 50, "b", "a" * 50], 10)
+  assert short[0] == short[2] != short[1]
