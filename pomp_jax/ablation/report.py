@@ -1,20 +1,14 @@
 """What an ablation leaves beside its cells: a table, a plot, and a page with everything."""
 
 from collections.abc import Mapping, Sequence
-import datetime
 import json
-import os
-import shlex
-import sys
 from typing import Any
 
-import jax
-
-from pomp_jax import hosts
 from pomp_jax.ablation.grid import text_of
 from pomp_jax.analysis import time_to_accuracy
 from pomp_jax.analysis.ablation import COSTS, Group, csv_text, figures_of, groups, sweep
-from pomp_jax.analysis.html_report import Grid, Section, write_report
+from pomp_jax.analysis.html_report import Grid, Report, Section, write_run_report
+from pomp_jax.analysis.labels import counted, method_label
 from pomp_jax.config import Settings
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder
@@ -29,22 +23,21 @@ def write_outcome(config: Settings, folder: RunFolder, results: Mapping[str, Any
   Args:
     config: of the ablation.
     folder: of the run.
-    results: `cells`, one or more, and what `results.json` holds beside them.
+    results: `cells`, one or more, and what `results.json` holds beside them, with its provenance.
   """
   cells = results["cells"]
   with replacing(folder.path / "cells.csv") as file:
     file.write(csv_text(cells).encode())
   plot = folder.plots / "sweep.png"
   of_cells = groups(cells)
-  sweep(plot, of_cells, _references(cells))
+  sweep(plot, of_cells, _references(cells), _images(cells))
   n_seeds = len({cell["values"].get("seed") for cell in cells})
   failed = [cell for cell in cells if cell["error"]]
   fields = list(dict.fromkeys(field for cell in cells for field in cell["values"]))
   sections = [
     Section(
       "Summary",
-      f"{len(cells)} cells, {n_seeds} seeds; mean ± sample standard deviation over the seeds."
-      f" {_images(cells)} {_REMARK}",
+      f"Mean ± sample standard deviation over the seeds. {_images_text(cells)} {_REMARK}",
       _summary(of_cells),
     ),
     Section("Plot", picture=plot, caption="Figures against the swept field"),
@@ -53,11 +46,10 @@ def write_outcome(config: Settings, folder: RunFolder, results: Mapping[str, Any
     Section("Cells", table=_all(cells, fields)),
     Section("Failed cells", "" if failed else "None.", _failed(failed)),
     Section("Missing cells", ", ".join(results["missing"]) or "None."),
-    Section("Command", code=_command(config)),
-    Section("Config", code=json.dumps(config.to_dict(), indent=2), folded=True),
   ]
-  swept = ", ".join(fields)
-  write_report(folder.path / "report.html", f"Ablation over {swept}", sections, _facts())
+  title = f"Ablation over {', '.join(fields)}"
+  text = f"{counted(len(cells), 'cell')}, {counted(n_seeds, 'seed')}."
+  write_run_report(folder, config, results, Report(title, text, sections))
 
 
 _REMARK = (
@@ -81,7 +73,7 @@ def _time_to_accuracy(folder: RunFolder, results: Mapping[str, Any]) -> list[Sec
   if not found:
     return []
   picture = folder.plots / "time_to_accuracy.png"
-  time_to_accuracy.plot(picture, found)
+  time_to_accuracy.plot(picture, found, _images(results["cells"]))
   rows = []
   for one in time_to_accuracy.arrivals(found):
     course, figures = one.course, one.course.group.figures
@@ -103,13 +95,18 @@ def _time_to_accuracy(folder: RunFolder, results: Mapping[str, Any]) -> list[Sec
   ]
 
 
-def _images(cells: Sequence[Mapping[str, Any]]) -> str:
-  """How many images the accuracies are of."""
+def _images(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+  """How many images the accuracies are of, by split; several numbers where cells differ."""
   counts: dict[str, set[int]] = {}
   for cell in cells:
-    for split, n in cell.get("images", {}).items():
+    of_curve = cell.get("curve", {}).get("images", {})
+    for split, n in (of_curve | cell.get("images", {})).items():
       counts.setdefault(split, set()).add(n)
-  parts = [f"{' or '.join(f'{n:,}' for n in sorted(own))} of {s}" for s, own in counts.items()]
+  return {split: sorted(own) for split, own in counts.items()}
+
+
+def _images_text(cells: Sequence[Mapping[str, Any]]) -> str:
+  parts = [f"{' or '.join(f'{n:,}' for n in own)} of {s}" for s, own in _images(cells).items()]
   return f"Images evaluated: {', '.join(parts)}." if parts else ""
 
 
@@ -121,7 +118,7 @@ def _references(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float
   ((_, by_hand),) = found
   best = {split: max(top1, key=top1.get) for split, top1 in by_hand.items()}
   return {
-    f"{split}_top1": {name.replace("_", " "): by_hand[split][name]} for split, name in best.items()
+    f"{split}_top1": {method_label(name): by_hand[split][name]} for split, name in best.items()
   }
 
 
@@ -171,7 +168,7 @@ def _by_hand(cells: Sequence[Mapping[str, Any]]) -> Grid:
     where = f" ({cell} and similar)" if len(found) > 1 else ""
     for prompt in next(iter(by_hand.values()), {}):
       figures = [f"{100 * by_hand[s][prompt]:.1f}" if s in by_hand else "-" for s in splits]
-      rows.append([prompt.replace("_", " ") + where, *figures])
+      rows.append([method_label(prompt) + where, *figures])
   return Grid(("prompt", *splits), rows)
 
 
@@ -191,18 +188,3 @@ def _all(cells: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> Grid:
 def _failed(cells: Sequence[Mapping[str, Any]]) -> Grid | None:
   rows = [(cell["name"], cell["error"]) for cell in cells]
   return Grid(("cell", "error"), rows, ["failed"] * len(rows)) if rows else None
-
-
-def _command(config: Settings) -> str:
-  if os.path.basename(sys.argv[0]) == "main.py":
-    return shlex.join(["python", "-m", "pomp_jax.main", *sys.argv[1:]])
-  return f"config.ablate.grid = {config.ablate.grid!r}"
-
-
-def _facts() -> dict[str, str]:
-  devices = jax.local_devices()
-  return hosts.fingerprint_of_package() | {
-    "devices": f"{len(devices)} x {devices[0].device_kind}",
-    "CPU cores": str(os.cpu_count()),
-    "written": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-  }

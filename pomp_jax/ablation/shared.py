@@ -111,6 +111,10 @@ class Shared:
         found[name].append(scores["top1"])
     return found
 
+  def curve_images(self, config: Settings) -> dict[str, int]:
+    """Number of images behind each split of `curve`."""
+    return {name: len(split.labels) for name, split in self._curve_splits(config).items()}
+
   def _curve_splits(self, config: Settings) -> dict[str, SplitFeatures]:
     validation = self._once(
       config,

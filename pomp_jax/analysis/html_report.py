@@ -1,28 +1,42 @@
-"""Self-contained HTML reports: one file with embedded pictures; no server, network or script."""
+"""Self-contained HTML reports: one file with embedded pictures; no server, network or script.
+
+`write_run_report` adds to a job's own sections what all runs have: command, commit, date, devices,
+config and versions. The only links are to files beside the page.
+"""
 
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape
+import json
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
+import urllib.parse
 
+from pomp_jax.config.fields import Settings, flatten
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.paths import read_bytes
+from pomp_jax.files.paths import exists, read_bytes
+from pomp_jax.files.run_folder import RunFolder, to_json
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; max-width: 72rem; margin: 2rem auto;
   padding: 0 1.2rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 img { max-width: 100%; height: auto; border: 1px solid #ddd; }
+p { max-width: 50rem; } h1 + p { color: #555; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.8rem; text-align: right; border-bottom: 1px solid #e3e3e3;
   white-space: nowrap; }
 th { border-bottom: 2px solid #888; } th:first-child, td:first-child { text-align: left; }
+thead th:first-child, thead ~ tbody td:first-child { position: sticky; left: 0;
+  background: #fff; }
 td.text { white-space: normal; text-align: left; }
-tr.best td { background: #eef5fb; } tr.failed td { color: #a33000; }
+table tbody tr.best td { background: #eef5fb; } tr.failed td { color: #a33000; }
 pre { background: #f5f5f5; padding: 0.8rem; overflow-x: auto; font-size: 13px; }
 details summary { cursor: pointer; }
+@media (max-width: 40rem) { body { margin: 1rem auto; padding: 0 0.7rem; }
+  th, td { padding: 0.25rem 0.5rem; } thead th:first-child, thead ~ tbody td:first-child {
+  white-space: normal; min-width: 7rem; } }
 @media print { details[open] { break-inside: avoid; } }
 """
 
@@ -45,10 +59,89 @@ class Section(NamedTuple):
   caption: str = ""  # description of the picture
   code: str = ""  # preformatted lines, such as a command or a config
   folded: bool = False  # whether the section starts folded
+  links: Mapping[str, str] = {}  # text -> path beside the page
+
+
+class Report(NamedTuple):
+  """What a job says of its results."""
+
+  title: str
+  text: str  # what was done, in a few sentences, with its numbers
+  sections: Sequence[Section]
+
+
+# Files of runs that a report may name, with what they hold.
+_FILES = {
+  "results.json": "every figure",
+  "results.md": "tables in Markdown",
+  "results.tex": "tables in LaTeX",
+  "cells.csv": "a line a cell",
+  "clip_benchmark.csv": "figures in CLIP_benchmark's form",
+  "prompt.npz": "the learned prompt",
+  "classifier.npz": "the classifier",
+  "metrics.jsonl": "scalars of the training",
+  "config.json": "every field of the config",
+  "plots": "pictures",
+  "sets": "figures of each class",
+}
+
+
+def write_run_report(
+  folder: RunFolder, config: Settings, results: Mapping[str, Any], report: Report
+) -> None:
+  """Writes `report.html` into a run's folder.
+
+  Args:
+    folder: folder of the run.
+    config: config of the run.
+    results: what `results.json` holds, with its provenance.
+    report: the job's own part.
+  """
+  origin = results.get("provenance") or {}
+  devices = origin.get("devices")
+  facts = {
+    "job": config.job,
+    "date": (origin.get("date") or "").replace("T", " ").replace("+00:00", " UTC"),
+    "commit": origin.get("commit") or "",
+    "devices": f"{devices['number']} x {devices['kind']}" if devices else "",
+  }
+  changed = _changed_fields(config)
+  files = {name: about for name, about in _FILES.items() if exists(folder.path / name)}
+  # results.json is written after the report, so that a folder with results is complete.
+  files = {"results.json": _FILES["results.json"]} | files
+  sections = [
+    *report.sections,
+    Section("Run", table=Grid((), [(name, text) for name, text in facts.items() if text])),
+    *([Section("Command", code=origin["command"])] if "command" in origin else []),
+    Section(
+      "Fields of the config that differ from their defaults",
+      "" if changed else "None.",
+      Grid(("field", "value"), changed) if changed else None,
+    ),
+    Section("Config", code=json.dumps(config.to_dict(), indent=2), folded=True),
+    Section("Files", links={f"{name}: {about}": name for name, about in files.items()}),
+  ]
+  versions = {name: text or "-" for name, text in origin.get("versions", {}).items()}
+  commit = f"commit {facts['commit'][:10]}" if facts["commit"] else ""
+  line = " \u00b7 ".join(filter(None, (facts | {"commit": commit}).values()))
+  write_report(folder.path / "report.html", report.title, sections, versions, (line, report.text))
+
+
+def _changed_fields(config: Settings) -> list[tuple[str, str]]:
+  defaults = flatten(Settings().to_dict())
+  return [
+    (field, value if isinstance(value, str) else json.dumps(json.loads(to_json(value))))
+    for field, value in config.flat().items()
+    if value != defaults.get(field)
+  ]
 
 
 def write_report(
-  path: str | os.PathLike, title: str, sections: Sequence[Section], versions: Mapping[str, str]
+  path: str | os.PathLike,
+  title: str,
+  sections: Sequence[Section],
+  versions: Mapping[str, str],
+  introduction: Sequence[str] = (),
 ) -> None:
   """Writes a page atomically.
 
@@ -57,8 +150,10 @@ def write_report(
     title: title of the page.
     sections: sections in order.
     versions: versions and other facts by name, for a table at the end.
+    introduction: paragraphs below the title.
   """
   last = Section("Versions", table=Grid((), list(versions.items())))
+  paragraphs = [f"<p>{escape(text)}</p>\n" for text in introduction if text]
   page = f"""<!doctype html>
 <html lang="en">
 <head>
@@ -69,7 +164,7 @@ def write_report(
 </head>
 <body>
 <h1>{escape(title)}</h1>
-{"".join(map(_section, (*sections, last)))}</body>
+{"".join(paragraphs)}{"".join(map(_section, (*sections, last)))}</body>
 </html>
 """
   with replacing(path) as file:
@@ -83,6 +178,12 @@ def _section(section: Section) -> str:
     body += f'<img alt="{escape(section.caption)}" src="data:image/png;base64,{data}">\n'
   if section.table is not None:
     body += _table(section.table)
+  if section.links:
+    items = [
+      f'<li><a href="{escape(urllib.parse.quote(path))}">{escape(text)}</a></li>'
+      for text, path in section.links.items()
+    ]
+    body += f"<ul>{''.join(items)}</ul>\n"
   if section.code:
     body += f"<pre>{escape(section.code)}</pre>\n"
   if section.folded:

@@ -96,14 +96,20 @@ def figure_by_group(found: Sequence[SetFigures], figure: str) -> AccuracyTables:
   return tables
 
 
-def images_by_group(found: Sequence[SetFigures]) -> dict[str, dict[str, dict[str, int]]]:
-  """Counts the images behind each figure of `accuracy_by_group`: group -> kind -> set -> count.
+def counts_by_group(
+  found: Sequence[SetFigures], figure: str
+) -> dict[str, dict[str, dict[str, int]]]:
+  """Counts what is behind each figure of `accuracy_by_group`: group -> kind -> set -> count.
 
-  A harmonic mean counts the images of both parts.
+  A harmonic mean counts those of both parts.
+
+  Args:
+    found: figures of the sets.
+    figure: "images" or "classes".
   """
   tables = {
     group: {kind: next(iter(rows.values())) for kind, rows in kinds.items()}
-    for group, kinds in figure_by_group(found, "images").items()
+    for group, kinds in figure_by_group(found, figure).items()
   }
   for kinds in tables.values():
     others = next((kinds[part] for part in _OTHERS if part in kinds), {})
@@ -249,7 +255,7 @@ def markdown(tables: Sequence[Table]) -> str:
       source = f" [{row.source}]" if row.source else ""
       lines.append([row.label.translate(_MARKDOWN_ESCAPES) + source, *cells])
     if table.images:
-      lines.append(["images", *map(_cell, table.images)])
+      lines.append(["images", *map(cell, table.images)])
     notes = "".join(f"\n[{i}] {note}  " for i, note in enumerate(table.notes, 1))
     published_notes = f"\n\nPublished figures, with ViT-B/16:  {notes}" if notes else ""
     body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -268,7 +274,7 @@ def latex(tables: Sequence[Table]) -> str:
       mark = f"$^{{{row.source}}}$" if row.source else ""
       lines.append(_latex_line([row.label.translate(_LATEX_ESCAPES) + mark, *cells]))
     if table.images:
-      lines += [r"\midrule", _latex_line(["images", *map(_cell, table.images)])]
+      lines += [r"\midrule", _latex_line(["images", *map(cell, table.images)])]
     end = "; published figures with ViT-B/16." if table.notes else "."
     notes = "".join(
       rf"\par\footnotesize $^{{{i}}}$ {note.translate(_LATEX_ESCAPES)}" + "\n"
@@ -296,7 +302,7 @@ def _latex_line(cells: Sequence[str]) -> str:
 
 def _cells(table: Table, bold: str) -> list[list[str]]:
   """Formats all values; our highest of each column, among several, with the format `bold`."""
-  cells = [[_cell(value, table.digits) for value in row.values] for row in table.rows]
+  cells = [[cell(value, table.digits) for value in row.values] for row in table.rows]
   ours = [r for r, row in enumerate(table.rows) if not row.source]
   if table.best and len(ours) > 1:
     for c in range(len(table.columns)):
@@ -307,7 +313,8 @@ def _cells(table: Table, bold: str) -> list[list[str]]:
   return cells
 
 
-def _cell(value: float | int | None, digits: int = 1) -> str:
+def cell(value: float | int | None, digits: int = 1) -> str:
+  """Formats a value: integers without decimals, None as a dash."""
   if value is None:
     return "-"
   return str(value) if isinstance(value, int) else f"{value:.{digits}f}"

@@ -1,6 +1,6 @@
 """A run's folder: its file names, its JSON files, and the mark of the process that uses it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import datetime
 import fcntl
@@ -90,10 +90,13 @@ class RunFolder:
   def write_results(self, results: dict[str, Any]) -> None:
     """Writes `results.json`: the results, and under "provenance" where they come from.
 
+    Args:
+      results: results, with or without their provenance.
+
     Raises:
       RunFolderWriteError: the file can't be written.
     """
-    write_json(self.results, {**results, _PROVENANCE: provenance()})
+    write_json(self.results, results if _PROVENANCE in results else with_provenance(results))
 
   def read_results(self) -> dict[str, Any] | None:
     """Reads `results.json` without its provenance, which differs from start to start.
@@ -134,6 +137,11 @@ class RunFolder:
         continue  # an empty line, the end of a killed process's file, or a damaged one
       if type(step) is int:
         yield {"step": step} | values
+
+
+def with_provenance(results: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what `results.json` will hold: plain JSON values, and where they come from."""
+  return json.loads(to_json({**results, _PROVENANCE: provenance()}))
 
 
 def prompt_path(path: str | os.PathLike) -> str | os.PathLike:

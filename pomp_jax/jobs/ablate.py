@@ -37,7 +37,14 @@ from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.source import SourceError
 from pomp_jax.files.array_cache import FeatureCacheError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
-from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_keyed, write_json, writing
+from pomp_jax.files.run_folder import (
+  RunFolder,
+  RunFolderError,
+  read_keyed,
+  with_provenance,
+  write_json,
+  writing,
+)
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inputs.memory import activation_memory
 from pomp_jax.jobs import pretrain
@@ -212,7 +219,8 @@ def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_l
   }
   if trained.curve:
     top1 = shared.curve(config, trained.curve)
-    outcome["curve"] = {"steps": list(trained.curve), "top1": top1}
+    images = shared.curve_images(config)
+    outcome["curve"] = {"steps": list(trained.curve), "top1": top1, "images": images}
   if not hosts.is_first():
     return
   file = _file(folder, cell)
@@ -278,10 +286,11 @@ def _write_results(
       "step_times": times,
       "seconds_of_last_start": round(seconds, 1),
     }
+    stored = with_provenance(results)
     if found:
       with writing(folder.path):
-        write_outcome(config, folder, results)
-    folder.write_results(results)
+        write_outcome(config, folder, stored)
+    folder.write_results(stored)
     if len(found) == sum(_stored(folder, cell) is not None for cell in cells):
       log.info("table, plot and report are in %s", folder.path)
       return results

@@ -1,7 +1,8 @@
 """What prompts do to the features of classes: alignment, uniformity, nearest tokens, maps.
 
-The data sets are those that `config.evaluate` names. Leaves `results.json`, `results.md` and plots
-in the run's folder. With several processes all of them compute, and the first writes.
+The data sets are those that `config.evaluate` names. Leaves `results.json`, `results.md`,
+`report.html` and plots in the run's folder. With several processes all of them compute, and the
+first writes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +25,16 @@ from pomp_jax.analysis.features import (
   uniformity,
   wordnet_branches,
 )
-from pomp_jax.analysis.tables import Row, Table, markdown
+from pomp_jax.analysis.html_report import write_run_report
+from pomp_jax.analysis.reports import geometry_report, geometry_tables
+from pomp_jax.analysis.tables import markdown
 from pomp_jax.config import Settings
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.prompt_file import Prompt
-from pomp_jax.files.run_folder import RunFolder, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, with_provenance, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import split_features
 from pomp_jax.inference.metrics import check_finite
@@ -134,11 +137,13 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
         folder.plots / "alignment_uniformity.png",
         sets,
       )
-    report = folder.path / "results.md"
-    with writing(report), replacing(report) as file:
-      file.write(_report(results).encode())
+    stored = with_provenance(results)
+    with writing(folder.path):
+      with replacing(folder.path / "results.md") as file:
+        file.write(_report(stored).encode())
+      write_run_report(folder, config, stored, geometry_report(folder, stored))
     # Last: a folder with results is a finished run.
-    folder.write_results(results)
+    folder.write_results(stored)
     log.info("tables, plots and every figure are in %s", folder.path)
   return results
 
@@ -176,19 +181,7 @@ def _plot(
 
 
 def _report(results: Mapping[str, Any]) -> str:
-  tables = []
-  for figure, title, factor, digits in (
-    ("alignment", "Alignment (lower is better)", 1.0, 3),
-    ("uniformity", "Uniformity (lower is better)", 1.0, 3),
-    ("top1", "Top-1 accuracy (%)", 100.0, 1),
-  ):
-    rows = []
-    for label in (prompt["label"] for prompt in results["prompts"]):
-      found = [of_set["prompts"][label][figure] for of_set in results["sets"].values()]
-      rows.append(Row(label, tuple(None if v is None else factor * v for v in found)))
-    columns = tuple(results["sets"])
-    tables.append(Table(title, "prompt", columns, tuple(rows), best=False, digits=digits))
-  parts = [markdown(tables), "## Nearest tokens\n"]
+  parts = [markdown(geometry_tables(results)), "## Nearest tokens\n"]
   parts.append(
     "Euclidean distances; half of the vocabulary's tokens have another within"
     f" {results['tokens']['median_distance_between_tokens']:.3f}.\n"

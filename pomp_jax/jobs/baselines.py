@@ -14,11 +14,13 @@ from typing import Any
 import jax
 
 from pomp_jax.analysis import plots
+from pomp_jax.analysis.html_report import write_run_report
+from pomp_jax.analysis.reports import baselines_report
 from pomp_jax.analysis.tables import Row, Table, markdown
 from pomp_jax.benchmark.measurement import ProcessError, in_own_process, peak_mib
 from pomp_jax.config import METHODS, ConfigError, Settings, validate, value_of_text
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.run_folder import RunFolder, writing
+from pomp_jax.files.run_folder import RunFolder, with_provenance, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.jobs import pretrain
 from pomp_jax.jobs.repeat import of_seeds, summary
@@ -69,10 +71,12 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     "methods": methods,
     "failed": failed,
   }
-  if methods:
-    with writing(folder.path):
-      _write_report(folder, methods)
-  folder.write_results(results)
+  stored = with_provenance(results)
+  with writing(folder.path):
+    if methods:
+      _write_tables(folder, methods)
+    write_run_report(folder, config, stored, baselines_report(folder, stored))
+  folder.write_results(stored)
   for label, row in methods.items():
     figures = [f"{name} {100 * top1['mean']:.1f}%" for name, top1 in row["top1"].items()]
     log.info("%s: %s", label, ", ".join(figures))
@@ -170,8 +174,10 @@ def _rows(label: str, method: str, outcome: dict[str, Any]) -> dict[str, Any]:
   def top1_of(prompt):
     """Of the splits that it was evaluated on: a summary over the seeds, images, interval."""
     found = {s: of_seeds([run["eval"][s][prompt] for run in runs]) for s in first["eval"]}
+    counts = first["eval_classes"]
     return {
-      s: one["top1"] | {"images": one["images"], "interval": one["top1_interval"]}
+      s: one["top1"]
+      | {"images": one["images"], "classes": counts[s], "interval": one["top1_interval"]}
       for s, one in found.items()
     }
 
@@ -182,7 +188,7 @@ def _rows(label: str, method: str, outcome: dict[str, Any]) -> dict[str, Any]:
   return {f"{label}_{text}": row | {"top1": top1_of(text)} for text in evaluated}
 
 
-def _write_report(folder: RunFolder, methods: dict[str, Any]) -> None:
+def _write_tables(folder: RunFolder, methods: dict[str, Any]) -> None:
   splits = list(dict.fromkeys(split for row in methods.values() for split in row["top1"]))
 
   images = {s: one["images"] for row in methods.values() for s, one in row["top1"].items()}

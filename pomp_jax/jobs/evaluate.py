@@ -3,8 +3,9 @@
 Leaves in the run's folder `sets/<set>.json` with every figure of a set, its classes one by one;
 `results.json` that sums them up; `results.md` and `results.tex`, tables with published figures
 beside ours; `clip_benchmark/` and `clip_benchmark.csv`, the same in the form of CLIP_benchmark;
-plots. A set that is done is not done again, as long as nothing that its figures depend
-on has changed. A restart resumes with the first set that is missing.
+plots; `report.html`, all of it on one page. A set that is done is not done again, as long as
+nothing that its figures depend on has changed. A restart resumes with the first set that is
+missing.
 
 With several processes all of them work on each set together, and the first writes.
 """
@@ -21,12 +22,14 @@ import numpy as np
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis import plots
 from pomp_jax.analysis.clip_benchmark import benchmark_csv, benchmark_records
+from pomp_jax.analysis.html_report import write_run_report
+from pomp_jax.analysis.reports import evaluation_report
 from pomp_jax.analysis.tables import (
   SetFigures,
   accuracy_by_group,
+  counts_by_group,
   evaluation_tables,
   figure_by_group,
-  images_by_group,
   latex,
   markdown,
   published,
@@ -43,7 +46,13 @@ from pomp_jax.files.atomic import replacing
 from pomp_jax.files.class_features import ClassFeatures
 from pomp_jax.files.paths import exists, remove_folder
 from pomp_jax.files.prompt_file import Prompt, check_fits
-from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json, writing
+from pomp_jax.files.run_folder import (
+  RunFolder,
+  read_keyed,
+  with_provenance,
+  write_json,
+  writing,
+)
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import tally
 from pomp_jax.inference.metrics import Hierarchy
@@ -133,15 +142,18 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   if not first:
     return {}
   results = _results(config, encoder, prompts, sets, done, missing)
-  # Without the CSV file it is the evaluation of an earlier version.
-  if folder.read_results() == results and exists(folder.path / _BENCHMARK_CSV):
+  # Without these files it is the evaluation of an earlier version.
+  complete = all(exists(folder.path / name) for name in (_BENCHMARK_CSV, "report.html"))
+  if complete and folder.read_results() == results:
     log.info("%s: this evaluation has finished; nothing to do", workdir)
     return results
   with writing(folder.path):
     _write_report(folder, results)
     _write_benchmark(folder, results)
+    stored = with_provenance(results)
+    write_run_report(folder, config, stored, evaluation_report(folder, stored))
   # Last: a folder with results is a finished run.
-  folder.write_results(results)
+  folder.write_results(stored)
   log.info("tables, plots and every figure are in %s", folder.path)
   return results
 
@@ -211,7 +223,8 @@ def _results(
     "missing": dict(missing),
     "accuracy": accuracy,
     "intervals": figure_by_group(found, "top1_interval"),
-    "images": images_by_group(found),
+    "images": counts_by_group(found, "images"),
+    "classes": counts_by_group(found, "classes"),
     "published": {
       group: {kind: published(group, kind, rows) for kind, rows in kinds.items()}
       for group, kinds in accuracy.items()
@@ -255,6 +268,7 @@ def _write_report(folder: RunFolder, results: Mapping[str, Any]) -> None:
         title_of(group, kind),
         results["images"][group][kind],
         results["intervals"].get(group, {}).get(kind, {}),
+        results["classes"][group][kind],
       )
   figures = {name: of_set["prompts"] for name, of_set in results["sets"].items()}
   plots.calibration_panels(folder.plots / "calibration.png", figures)

@@ -15,13 +15,22 @@ import numpy as np
 
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis import plots
+from pomp_jax.analysis.html_report import write_run_report
+from pomp_jax.analysis.labels import counted, method_label
+from pomp_jax.analysis.reports import training_report
 from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.source import Source, readable_images, spread_evenly
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
-from pomp_jax.files.run_folder import RunFolder, RunFolderError, write_json, writing
+from pomp_jax.files.run_folder import (
+  RunFolder,
+  RunFolderError,
+  with_provenance,
+  write_json,
+  writing,
+)
 from pomp_jax.inference.classify import Classifier
 from pomp_jax.inference.evaluate import SplitFeatures, evaluate
 from pomp_jax.prompt.mesh import make_mesh
@@ -115,11 +124,22 @@ def _train(config: Settings, folder: RunFolder) -> dict:
   if hosts.is_first():
     _log_scores(folder, results)
     with _writing(folder):
-      plots.training_curves(folder.plots / "training.png", folder.scalars())
+      plots.training_curves(folder.plots / "training.png", folder.scalars(), _title(job, results))
       if sheet:
         plots.prediction_sheet(folder.plots / "predictions.png", *sheet)
-      _write(folder, results)
+      _write(config, folder, results)
   return results
+
+
+def _title(job: Run, results: dict) -> str:
+  """Title of the curves: the method, and how many steps, images, classes and seeds they are of."""
+  parts = [
+    method_label(job.config.method),
+    f"{counted(job.total_steps, 'step')} of {counted(job.config.batch_size, 'image')}",
+    f"K = {job.k:,} of {counted(results['n_classes'], 'class')}",
+    f"seed {job.config.seed}",
+  ]
+  return ", ".join(parts)
 
 
 def _log_scores(folder: RunFolder, results: dict) -> None:
@@ -175,7 +195,7 @@ def _fit(config: Settings, folder: RunFolder) -> dict:
     folder.create()
     write_json(folder.config, config.to_dict())
     with writing(folder.plots):
-      _write(folder, results)
+      _write(config, folder, results)
   return results
 
 
@@ -191,10 +211,17 @@ def _writing(folder: RunFolder) -> Iterator[None]:
     ) from error
 
 
-def _write(folder: RunFolder, results: dict) -> None:
-  plots.accuracy_bars(folder.plots / "accuracy.png", results["eval"])
+def _write(config: Settings, folder: RunFolder, results: dict) -> None:
+  plots.accuracy_bars(
+    folder.plots / "accuracy.png",
+    results["eval"],
+    title=f"{method_label(config.method)}, seed {config.seed}",
+    classes=results["eval_classes"],
+  )
+  stored = with_provenance(results)
+  write_run_report(folder, config, stored, training_report(folder, stored))
   # Last: a folder with results is a finished run.
-  folder.write_results(results)
+  folder.write_results(stored)
   for split, scores in results["eval"].items():
     line = ", ".join(f"{name} {100 * score['top1']:.1f}%" for name, score in scores.items())
     counts = results["eval_images"][split], results["eval_classes"][split]
@@ -294,4 +321,6 @@ def _prediction_sheet(job: Run, prompt: Prompt, results: dict) -> tuple | None:
     [source.names[label] for label in source.labels[shown]],
     [[name for name, _ in row] for row in top3],
     [[probability for _, probability in row] for row in top3],
+    f"{split}: {len(images)} of {counted(results['eval_images'][split], 'image')},"
+    f" {counted(len(source.names), 'class')}",
   )

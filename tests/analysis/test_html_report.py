@@ -13,7 +13,7 @@ import pytest
 
 from pomp_jax.ablation.report import write_outcome
 from pomp_jax.analysis.html_report import Grid, Section, write_report
-from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.files.run_folder import RunFolder, with_provenance
 from tests.support.small_run import small_config
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
@@ -87,7 +87,8 @@ def folder(tmp_path_factory):
   cells[4] = cells[4] | {"error": "TrainingError: loss is nan at step 7"}
   run = RunFolder(tmp_path_factory.mktemp("report"))
   run.create()
-  write_outcome(small_config(job="ablate"), run, {"cells": cells, "missing": []})
+  results = with_provenance({"cells": cells, "missing": []})
+  write_outcome(small_config(job="ablate"), run, results)
   return run
 
 
@@ -113,17 +114,19 @@ class _Probe(html.parser.HTMLParser):
 
 
 def test_tables(seen):
-  summary, by_hand, cells, failed, versions = seen["tables"]
+  summary, by_hand, cells, failed, run, fields, versions = seen["tables"]
   assert summary["head"][:2] == ["k", "correction"]
   assert [row[0] for row in summary["rows"]] == ["16", "16", "64", "64", "256", "256", "all"]
   assert all("±" in row[summary["head"].index("novel top-1 (%)")] for row in summary["rows"])
   assert "(1 failed)" in summary["rows"][1][2]
-  assert [row[0] for row in by_hand["rows"]] == ["hand written", "class name"]
+  assert [row[0] for row in by_hand["rows"]] == ["hand-written prompt", "class name alone"]
   assert len(cells["rows"]) == 21
   assert failed["rows"] == [
     ["k=16, correction=none, seed=1", "TrainingError: loss is nan at step 7"]
   ]
-  assert {"jax", "numpy"} <= {row[0].removeprefix("the version of ") for row in versions["rows"]}
+  assert ["job", "ablate"] in run["rows"]
+  assert ["data.n_classes", "300"] in fields["rows"]
+  assert {"jax", "numpy"} <= {row[0] for row in versions["rows"]}
   assert all(table["height"] > 20 for table in seen["tables"])
 
 

@@ -10,9 +10,9 @@ from pomp_jax.analysis.tables import (
   SetFigures,
   Table,
   accuracy_by_group,
+  counts_by_group,
   evaluation_tables,
   figure_by_group,
-  images_by_group,
   latex,
   markdown,
   published,
@@ -127,7 +127,7 @@ def test_the_harmonic_mean_over_sets_is_that_of_the_means():
   harmonic = kinds["harmonic"]["p"]
   assert harmonic["dtd"] == pytest.approx(2 * 0.8 * 0.4 / (0.8 + 0.4))
   assert harmonic["mean of 2"] == pytest.approx(2 * 0.7 * 0.3 / (0.7 + 0.3))
-  images = images_by_group(sets)["base_to_new"]
+  images = counts_by_group(sets, "images")["base_to_new"]
   assert images["harmonic"] == {"dtd": 17, "eurosat": 20}
 
 
@@ -146,7 +146,7 @@ def test_no_harmonic_mean_of_means_over_different_sets():
 def test_no_harmonic_mean_where_no_set_has_both_parts():
   sets = [found("own", "a", "base", 0.8), found("own", "b", "novel", 0.4)]
   assert set(accuracy_by_group(sets)["own"]) == {"base", "novel"}
-  assert set(images_by_group(sets)["own"]) == {"base", "novel"}
+  assert set(counts_by_group(sets, "images")["own"]) == {"base", "novel"}
 
 
 def test_the_ten_and_the_four_have_means_of_their_own():

@@ -49,7 +49,7 @@ def test_a_run_leaves_its_folder(finished):
   names = {path.name for path in finished.iterdir() if "tfevents" not in path.name}
   assert names == {
     *("config.json", "checkpoints", "features", "metrics.jsonl", "prompt.npz", "results.json"),
-    "plots",
+    *("plots", "report.html"),
   }
   plots = {path.name for path in (finished / "plots").iterdir()}
   assert plots == {"training.png", "accuracy.png", "predictions.png"}

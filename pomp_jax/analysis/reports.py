@@ -1,0 +1,295 @@
+"""What the jobs' HTML reports say, from the contents of `results.json` and the plots beside it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pomp_jax.analysis.html_report import Grid, Report, Section
+from pomp_jax.analysis.labels import counted, method_label, method_labels, prompt_labels
+from pomp_jax.analysis.tables import Row, Table, cell, evaluation_tables
+from pomp_jax.files.paths import exists
+from pomp_jax.files.run_folder import RunFolder
+
+_INTERVAL = "In brackets: 95% interval (Wilson) over the images."
+
+
+def _percent(value: float, ends: Sequence[float] | None = None) -> str:
+  """A fraction as a percentage, with the ends of its interval where there is one."""
+  text = f"{100 * value:.1f}"
+  return text if ends is None else f"{text} ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
+
+
+def _pictures(folder: RunFolder, captions: Mapping[str, str]) -> list[Section]:
+  """Sections of the plots that there are, by file name."""
+  return [
+    Section(caption, picture=folder.plots / name, caption=caption)
+    for name, caption in captions.items()
+    if exists(folder.plots / name)
+  ]
+
+
+def _counted_split(name: str, images: int, classes: int | None) -> str:
+  parts = [name, counted(images, "image")]
+  return ", ".join(parts if classes is None else [*parts, counted(classes, "class")])
+
+
+def training_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
+  """Report of a training: its accuracy beside hand-written prompts, its course, its predictions."""
+  method = method_label(results["method"])
+  splits = results["eval"]
+  prompts = list(dict.fromkeys(name for scores in splits.values() for name in scores))
+  rows = [
+    [
+      method_label(name),
+      *(
+        _percent(scores[name]["top1"], scores[name].get("top1_interval"))
+        if name in scores
+        else cell(None)
+        for scores in splits.values()
+      ),
+    ]
+    for name in prompts
+  ]
+  columns = [
+    _counted_split(name, results["eval_images"][name], results["eval_classes"][name])
+    for name in splits
+  ]
+  marks = ["best"] + [""] * (len(rows) - 1)  # of the learned prompt
+  training = {
+    "method": method,
+    "classes of the training": f"{results['n_classes']:,}",
+    "K, classes of a step": results.get("k"),
+    "correction": results.get("correction"),
+    "steps": results.get("steps"),
+    "training (s)": results["seconds"],
+    "images a second": results.get("images_per_second"),
+    "evaluation (s)": results["eval_seconds"],
+    "roll-backs": results.get("roll_backs"),
+    "unreadable images": results.get("unreadable_images"),
+    **{f"found: {name}": value for name, value in results.get("found", {}).items()},
+    "not evaluated (other classes)": ", ".join(results.get("not_evaluated", ())) or None,
+  }
+  sections = [
+    Section("Top-1 accuracy (%)", _INTERVAL, Grid(("prompt", *columns), rows, marks)),
+    *_pictures(folder, {"accuracy.png": "Accuracy", "training.png": "Course of the training"}),
+    Section(
+      "Training",
+      table=Grid((), [(name, str(value)) for name, value in training.items() if value is not None]),
+    ),
+    *_pictures(folder, {"predictions.png": "Test images and the most probable classes"}),
+  ]
+  text = (
+    f"{method} on {counted(results['n_classes'], 'class')}, CLIP {results['clip_model']}, seed"
+    f" {results['seed']}. One run: the intervals say nothing of other seeds."
+  )
+  title = f"Training: {method} on {counted(results['n_classes'], 'class')}"
+  return Report(title, text, sections)
+
+
+def evaluation_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
+  """Report of an evaluation: a table and a plot for each group of sets, and every figure."""
+  names = [prompt["label"] for prompt in results["prompts"]]
+  labels = dict(zip(names, prompt_labels(names), strict=True))
+  *tables, details = evaluation_tables(results)
+  pairs = [(group, kind) for group, kinds in results["accuracy"].items() for kind in kinds]
+  sections = [_prompts(results["prompts"], labels)]
+  for (group, kind), table in zip(pairs, tables, strict=True):
+    intervals = results["intervals"].get(group, {}).get(kind, {})
+    notes = " ".join(f"[{i}] {note}." for i, note in enumerate(table.notes, 1))
+    published = f" Published figures are with ViT-B/16: {notes}" if notes else ""
+    picture = folder.plots / f"accuracy_{group}_{kind}.png"
+    sections.append(
+      Section(
+        table.title,
+        _INTERVAL + published,
+        _grid(table, labels, intervals),
+        picture if exists(picture) else None,
+        table.title,
+      )
+    )
+  if results["missing"]:
+    rows = list(results["missing"].items())
+    sections.append(Section("Missing sets", table=Grid(("set", "reason"), rows)))
+  sections += _pictures(folder, {"calibration.png": "Calibration"})
+  sections.append(Section(details.title, table=_grid(details, labels), folded=True))
+  sets = results["sets"]
+  images = sum(next(iter(of["prompts"].values()))["images"] for of in sets.values())
+  unreadable = sum(of["unreadable"] for of in sets.values())
+  text = (
+    f"{counted(len(names), 'prompt')} on {counted(len(sets), 'data set')},"
+    f" {counted(images, 'image')} in all, CLIP {results['clip_model']}."
+  )
+  if unreadable:
+    text += f" {counted(unreadable, 'image')} could not be read and were skipped."
+  return Report(f"Evaluation on {counted(len(sets), 'data set')}", text, sections)
+
+
+def _prompts(prompts: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Section:
+  """Which prompt each short label stands for."""
+  rows = [
+    (labels[one["label"]], one["label"], cell(one["step"]) if one["step"] is not None else "-")
+    for one in prompts
+  ]
+  return Section("Prompts", table=Grid(("called here", "prompt", "step of a checkpoint"), rows))
+
+
+def _grid(
+  table: Table,
+  labels: Mapping[str, str],
+  intervals: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+) -> Grid:
+  """A table's cells as text, with short labels, intervals and numbers of images."""
+  rows = []
+  for row in table.rows:
+    values = [cell(value, table.digits) for value in row.values]
+    if not row.source:
+      ends = [(intervals or {}).get(row.label, {}).get(column) for column in table.columns]
+      values = [
+        text if pair is None else f"{text} ({100 * pair[0]:.1f} to {100 * pair[1]:.1f})"
+        for text, pair in zip(values, ends, strict=True)
+      ]
+    rows.append([_labelled(row, labels), *values])
+  if table.images:
+    rows.append(["images", *map(cell, table.images)])
+  return Grid((table.corner, *table.columns), rows)
+
+
+def _labelled(row: Row, labels: Mapping[str, str]) -> str:
+  """A row's label; of "set: prompt" the prompt's alone is shortened."""
+  source = f" [{row.source}]" if row.source else ""
+  of_set, separator, prompt = row.label.partition(": ")
+  if row.label not in labels and separator and prompt in labels:
+    return f"{of_set}: {labels[prompt]}"
+  return labels.get(row.label, row.label) + source
+
+
+def baselines_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
+  """Report of methods side by side: accuracy, cost, intervals, failures."""
+  methods = results["methods"]
+  labels = dict(zip(methods, method_labels(list(methods)), strict=True))
+  of_splits: dict[str, Mapping[str, Any]] = {}
+  for row in methods.values():
+    of_splits = {**row["top1"], **of_splits}
+  columns = [
+    _counted_split(name, one["images"], one.get("classes")) for name, one in of_splits.items()
+  ]
+  accuracy, intervals = [], []
+  for name, row in methods.items():
+    found = [row["top1"].get(split) for split in of_splits]
+    cost = [f"{row['seconds']['median']:.1f}", cell(row["peak_mib"])]
+    accuracy.append([labels[name], str(row["n_runs"]), *map(_mean, found), *cost])
+    intervals.append([labels[name], *map(_intervals, found)])
+  seeds = max((row["n_runs"] for row in methods.values()), default=0)
+  failed = list(results["failed"].items())
+  sections = [
+    Section(
+      "Top-1 accuracy (%) and cost of a run",
+      "Mean ± sample standard deviation over the seeds. Seconds are the median of a run's training;"
+      " the peak is that of a process of its own.",
+      Grid(("method", "seeds", *columns, "training (s)", "peak (MiB)"), accuracy),
+    ),
+    *_pictures(folder, {"accuracy.png": "Accuracy of each method"}),
+    Section(
+      "95% intervals (%)",
+      "Over the images: Wilson's, of the mean. Over the seeds: Student's, of several runs.",
+      Grid(("method", *columns), intervals),
+    ),
+    Section(
+      "Failed methods",
+      "" if failed else "None.",
+      Grid(("method", "error"), failed, ["failed"] * len(failed)) if failed else None,
+    ),
+    Section("Settings", table=Grid(("method", "fields"), _settings(results["settings"]))),
+  ]
+  text = f"{counted(len(methods), 'method')}, {counted(seeds, 'seed')} each where one matters."
+  return Report(f"{counted(len(methods), 'method')} side by side", text, sections)
+
+
+def _mean(found: Mapping[str, Any] | None) -> str:
+  if found is None:
+    return cell(None)
+  spread = f" ± {100 * found['std']:.1f}" if len(found["values"]) > 1 else ""
+  return _percent(found["mean"]) + spread
+
+
+def _intervals(found: Mapping[str, Any] | None) -> str:
+  if found is None:
+    return cell(None)
+  kinds = {"images": found["interval"], "seeds": found.get("t_interval")}
+  parts = [f"{kind} {100 * e[0]:.1f} to {100 * e[1]:.1f}" for kind, e in kinds.items() if e]
+  return "; ".join(parts)
+
+
+def _settings(settings: Sequence[Sequence[Any]]) -> list[tuple[str, str]]:
+  return [
+    (label, ", ".join(f"{field}={value}" for field, value in values.items()))
+    for label, values in settings
+  ]
+
+
+def geometry_tables(results: Mapping[str, Any]) -> list[Table]:
+  """Builds the tables of the job `analyse`: alignment, uniformity and top-1, a column a set."""
+  tables = []
+  for figure, title, factor, digits in (
+    ("alignment", "Alignment (lower is better)", 1.0, 3),
+    ("uniformity", "Uniformity (lower is better)", 1.0, 3),
+    ("top1", "Top-1 accuracy (%)", 100.0, 1),
+  ):
+    rows = []
+    for label in (prompt["label"] for prompt in results["prompts"]):
+      found = [of_set["prompts"][label][figure] for of_set in results["sets"].values()]
+      rows.append(Row(label, tuple(None if v is None else factor * v for v in found)))
+    columns = tuple(results["sets"])
+    tables.append(Table(title, "prompt", columns, tuple(rows), best=False, digits=digits))
+  return tables
+
+
+def geometry_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
+  """Report of the job `analyse`: figures, maps and similarities of each set, nearest tokens."""
+  names = [prompt["label"] for prompt in results["prompts"]]
+  labels = dict(zip(names, prompt_labels(names), strict=True))
+  sets = results["sets"]
+  counts = [(name, f"{of['images']:,}", f"{of['classes']:,}") for name, of in sets.items()]
+  sections = [
+    _prompts(results["prompts"], labels),
+    Section("Data sets", table=Grid(("set", "images", "classes"), counts)),
+    *_pictures(folder, {"alignment_uniformity.png": "Alignment and uniformity"}),
+  ]
+  for table in geometry_tables(results):
+    of_top1 = {
+      name: {s: of["prompts"][name].get("top1_interval") for s, of in sets.items()}
+      for name in names
+    }
+    shown = table.title.startswith("Top-1")
+    text = _INTERVAL if shown else ""
+    sections.append(Section(table.title, text, _grid(table, labels, of_top1 if shown else None)))
+  for name in sets:
+    file = name.replace("/", "-")
+    captions = {
+      f"map_{file}.png": f"Class features of {name}",
+      f"similarity_{file}.png": f"Cosines of classes of {name}",
+    }
+    sections += _pictures(folder, captions)
+  sections += _nearest_tokens(results["tokens"], labels)
+  text = (
+    f"{counted(len(names), 'prompt')} on {counted(len(sets), 'data set')}, CLIP"
+    f" {results['clip_model']}."
+  )
+  return Report(f"Class features under {counted(len(names), 'prompt')}", text, sections)
+
+
+def _nearest_tokens(tokens: Mapping[str, Any], labels: Mapping[str, str]) -> list[Section]:
+  """A table for each learned prompt: its vectors, and the tokens that are nearest."""
+  text = (
+    "Euclidean distances; half of the vocabulary's tokens have another within"
+    f" {tokens['median_distance_between_tokens']:.3f}."
+  )
+  sections = []
+  for label, vectors in tokens["vectors"].items():
+    rows = []
+    for number, one in enumerate(vectors, 1):
+      near = zip(one["tokens"], one["distances"], strict=True)
+      rows.append([str(number), *(f"{token} {distance:.3f}" for token, distance in near)])
+    n_near = len(rows[0]) - 1 if rows else 0
+    columns = ("vector", *(f"token {i}" for i in range(1, n_near + 1)))
+    sections.append(Section(f"Nearest tokens: {labels[label]}", text, Grid(columns, rows)))
+  return sections
