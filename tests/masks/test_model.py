@@ -1,0 +1,126 @@
+"""The whole network: layers, dropout, class logits, padding, and what is trained."""
+
+import functools
+
+from flax.traverse_util import flatten_dict
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from pomp_jax.masks.backbone import ResNetSizes
+from pomp_jax.masks.inference import full_size, mask_predictor
+from pomp_jax.masks.model import (
+  VARIANTS,
+  MaskFormer,
+  MaskFormerConfig,
+  class_logits,
+  normalized_pixels,
+  parameter_groups,
+  parameter_shapes,
+)
+from tests.support.checks import assert_close
+from tests.support.mask_params import TINY, random_params
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (2, 60, 90, 3), np.uint8)
+SIZES = np.array([[60, 90], [40, 50]], np.int32)
+
+
+@pytest.fixture(scope="module")
+def params():
+  return random_params()
+
+
+@functools.partial(jax.jit, static_argnames="all_layers")
+def _output(params, pixels, all_layers=False):
+  return MaskFormer(TINY).apply({"params": params}, pixels, all_layers)
+
+
+def test_all_layers_and_the_last(params):
+  pixels = normalized_pixels(IMAGES)
+  every, last = (_output(params, pixels, all_layers=every) for every in (True, False))
+  assert every.masks_JxBxQxhxw.shape == (2, 2, 5, 16, 24)
+  assert every.embeddings_JxBxQxE.shape == (2, 2, 5, 12)
+  assert_close(last.masks_JxBxQxhxw[0], every.masks_JxBxQxhxw[-1])
+  assert_close(last.embeddings_JxBxQxE[0], every.embeddings_JxBxQxE[-1])
+  np.testing.assert_array_equal(last.non_object_E, params["non_object"][0])
+  assert np.abs(every.masks_JxBxQxhxw[0] - every.masks_JxBxQxhxw[1]).max() > 1e-2
+
+
+def test_padding_is_zeros_after_the_normalisation(params):
+  """Pixels beyond an image's size have no effect."""
+  found = jax.jit(mask_predictor(TINY))(params, IMAGES, SIZES)
+  mean, deviation = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+  padded = np.zeros((2, 64, 96, 3), np.float32)
+  for row, image, (height, width) in zip(padded, IMAGES, SIZES, strict=True):
+    row[:height, :width] = ((image - mean) / deviation)[:height, :width]
+  expected = _output(params, padded)
+  assert_close(found.masks_BxQxhxw, expected.masks_JxBxQxhxw[0])
+  assert_close(found.embeddings_BxQxE, expected.embeddings_JxBxQxE[0])
+
+
+def test_masks_at_full_size_are_torchs():
+  masks = RNG.standard_normal((2, 3, 4, 5), np.float32)
+  expected = torch.nn.functional.interpolate(
+    torch.tensor(masks), scale_factor=4, mode="bilinear", align_corners=False
+  )
+  assert_close(full_size(jnp.asarray(masks)), expected)
+
+
+def test_class_logits_by_hand():
+  queries, classes = RNG.standard_normal((2, 3, 8)), RNG.standard_normal((5, 8))
+  null = RNG.standard_normal(8)
+  found = class_logits(*(jnp.asarray(x, jnp.float32) for x in (queries, classes, null)))
+  assert found.shape == (2, 3, 6)
+  for image in range(2):
+    for query in range(3):
+      for column, row in enumerate([*classes, null]):
+        one = queries[image, query]
+        cosine = one @ row / np.sqrt((one @ one) * (row @ row))
+        assert found[image, query, column] == pytest.approx(100 * cosine, abs=1e-3)
+
+
+def test_dropout_in_training_is_random(params):
+  @jax.jit
+  def masks(key):
+    pixels = normalized_pixels(IMAGES)
+    model = MaskFormer(TINY)
+    return model.apply({"params": params}, pixels, train=True, rngs={"dropout": key})[0]
+
+  one, same, other = (masks(jax.random.key(seed)) for seed in (1, 1, 2))
+  np.testing.assert_array_equal(one, same)
+  assert np.abs(one - other).max() > 1e-3
+
+
+def test_gradients_reach_all_parameters(params):
+  def loss(params):
+    output = _output(params, normalized_pixels(IMAGES), all_layers=True)
+    logits = class_logits(output.embeddings_JxBxQxE, jnp.eye(12), output.non_object_E)
+    return jnp.sum(output.masks_JxBxQxhxw**2) + jnp.sum(logits**2)
+
+  # A key's bias moves all scores of a query, which softmax ignores. In the first self-attention all
+  # values are the same, the bias: queries begin as zeros.
+  without = {("0", "self_attn", f"{name}_proj") for name in "qkv"}
+  for path, leaf in flatten_dict(jax.jit(jax.grad(loss))(params)).items():
+    if path[-2:] != ("k_proj", "bias") and path[2:5] not in without:
+      assert np.abs(leaf).max() > 0, path
+
+
+def test_groups_of_parameters():
+  config = MaskFormerConfig(backbone=ResNetSizes((1, 1, 1, 3), 8, 16), n_layers=1)
+  shapes = flatten_dict(parameter_shapes(config))
+  groups = flatten_dict(parameter_groups(parameter_shapes(config)))
+  assert groups.keys() == shapes.keys()
+  for path, group in groups.items():
+    in_backbone = "frozen" if "norm" in path else "backbone"
+    assert group == (in_backbone if path[0] == "backbone" else "heads")
+  of_small = flatten_dict(parameter_groups(parameter_shapes(VARIANTS["small"])))
+  assert set(of_small.values()) == {"backbone", "heads"}
+
+
+@pytest.mark.parametrize("side", [48, 100])
+def test_sides_that_do_not_fit(params, side):
+  with pytest.raises(ValueError, match=f"got sides 64 x {side}, expected multiples of 32"):
+    MaskFormer(TINY).apply({"params": params}, jnp.zeros((1, 64, side, 3)))
