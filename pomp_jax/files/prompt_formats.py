@@ -49,8 +49,10 @@ _MAX_SAFETENSORS_HEADER = 100_000_000  # the library refuses longer ones
 
 # Magic number with which files of torch before 1.6 begin, pickled as an integer.
 _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-# POMP's prompt in the checkpoints of its segmentation models (ZSSeg's code, on detectron2).
-_ZSSEG_CONTEXT = "clip_adapter.prompt_learner.ctx"
+# The prompt in checkpoints of ZSSeg's code (on detectron2): of POMP's segmentation models, and of
+# ZSSeg's own, which may also have vectors after the name.
+_ZSSEG_CONTEXTS = tuple(f"clip_adapter.prompt_learner.{name}" for name in ("ctx", "prefix_prompt"))
+_ZSSEG_SUFFIX = "clip_adapter.prompt_learner.suffix_prompt"
 # Item of a torch checkpoint with our text fields; published code ignores it.
 _OURS = "pomp_jax"
 UNKNOWN_CLIP = "unknown"
@@ -203,8 +205,11 @@ def read_torch(path: str | os.PathLike) -> dict[str, Any]:
 def _torch_context(path: str | os.PathLike, value: Any) -> tuple[str, Any]:
   """Name and value of the context: CoOp's and POMP's, or that of a segmentation model."""
   model = value.get("model") if isinstance(value, dict) else None
-  if isinstance(model, dict) and _ZSSEG_CONTEXT in model:
-    return f"model[{_ZSSEG_CONTEXT!r}]", model[_ZSSEG_CONTEXT]
+  for name in _ZSSEG_CONTEXTS if isinstance(model, dict) else ():
+    if name in model:
+      if _ZSSEG_SUFFIX in model:
+        refuse(path, f"model[{_ZSSEG_SUFFIX!r}]", "present", "vectors before the name alone")
+      return f"model[{name!r}]", model[name]
   state = _item(path, value, "state_dict", "the checkpoint['state_dict']")
   field = "state_dict['ctx']"
   return field, _item(path, state, "ctx", field)

@@ -41,28 +41,36 @@ def test_a_published_prompt(tmp_path, name):
   assert prompt.config == {}
 
 
-def test_the_prompt_of_a_segmentation_model(tmp_path):
-  """A checkpoint as detectron2 saves ZSSeg's model, with a trained optimizer and scheduler."""
+@pytest.mark.parametrize("name", ["ctx", "prefix_prompt"])
+def test_the_prompt_of_a_segmentation_model(tmp_path, name):
+  """A checkpoint as detectron2 saves POMP's and ZSSeg's models, with optimizer and scheduler."""
   backbone = torch.nn.Linear(3, 2)
   prompt = torch.nn.Module()
-  prompt.ctx = torch.nn.Parameter(torch.tensor(CONTEXT))
+  setattr(prompt, name, torch.nn.Parameter(torch.tensor(CONTEXT)))
   prompt.register_buffer("start_signal", torch.zeros(1, 8).half())
   adapter = torch.nn.Module()
   adapter.prompt_learner = prompt
   model = torch.nn.ModuleDict({"backbone": backbone, "clip_adapter": adapter})
   optimizer = torch.optim.AdamW(model.parameters())
-  (backbone(torch.ones(1, 3)).sum() + prompt.ctx.sum() * 0).backward()
+  (backbone(torch.ones(1, 3)).sum() + getattr(prompt, name).sum() * 0).backward()
   optimizer.step()
   scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer)
-  before = prompt.ctx.detach().numpy().copy()
+  before = getattr(prompt, name).detach().numpy().copy()
   path = tmp_path / "model_final.pth"
   state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
   torch.save({"model": model.state_dict(), "iteration": 59_999, **state}, path)
   stored = load_prompt(path)
   np.testing.assert_array_equal(stored.context, before)
   assert (stored.clip_model, stored.position, stored.template) == ("unknown", "end", "{}.")
-  torch.save({"model": model.state_dict() | {"clip_adapter.prompt_learner.ctx": 3}}, path)
-  assert "model['clip_adapter.prompt_learner.ctx'] is a int" in refusal(path)
+  key = f"clip_adapter.prompt_learner.{name}"
+  torch.save({"model": model.state_dict() | {key: 3}}, path)
+  assert f"model['{key}'] is a int" in refusal(path)
+
+
+def test_vectors_after_the_name_are_refused(tmp_path):
+  names = [f"clip_adapter.prompt_learner.{part}_prompt" for part in ("prefix", "suffix")]
+  torch.save({"model": dict.fromkeys(names, torch.tensor(CONTEXT))}, tmp_path / "a.pth")
+  assert f"model['{names[1]}'] is present" in refusal(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
