@@ -1,7 +1,7 @@
 """Files of a CLIP's weights: their formats, without torch, and their layouts.
 
-A torch archive may be a state dict, a training checkpoint with an item `state_dict`, or a
-TorchScript module, whose tensors are the attributes of its modules and whose code is ignored.
+A torch archive may be a state dict, a training checkpoint with an item `state_dict` or `model`, or
+a TorchScript module, whose tensors are the attributes of its modules and whose code is ignored.
 
 A layout names the tensor of each parameter of FlaxCLIP's tree: HuggingFace's of its torch models,
 that of its Flax models, and OpenAI's, which open_clip kept. torch stores a dense layer's kernel as
@@ -35,6 +35,8 @@ _MAX_INDEX_BYTES = 64 * 2**20
 # TorchScript modules may share others: there can be many more paths than tensors.
 _MAX_TENSORS = 100_000
 _MAX_DEPTH = 32
+# Item of a training checkpoint with the weights: open_clip's and CoOp's, and detectron2's.
+_STATE_DICTS = ("state_dict", "model")
 
 Path = tuple[str, ...]
 
@@ -73,10 +75,12 @@ class Layout(NamedTuple):
   Attributes:
     source: function from a parameter's path in the tree to its source.
     other: endings of the names of tensors that are no weights.
+    model: what has these weights, for messages.
   """
 
   source: Callable[[Path], Source]
   other: tuple[str, ...]
+  model: str = "CLIP"
 
 
 def _huggingface_source(path: Path) -> Source:
@@ -152,10 +156,10 @@ def check_weights(found: Shapes, shapes: dict[str, Any], layout: Layout, where: 
     needed[source.key] = _stored_shape(tuple(shape), source)
   missing = needed.keys() - found
   if missing:
-    raise ClipError(f"{where}: {_some(missing)} missing, expected in such a CLIP")
+    raise ClipError(f"{where}: {_some(missing)} missing, expected in such a {layout.model}")
   unknown = {name for name in found.keys() - needed if not name.endswith(layout.other)}
   if unknown:
-    raise ClipError(f"{where}: {_some(unknown)} unexpected in such a CLIP")
+    raise ClipError(f"{where}: {_some(unknown)} unexpected in such a {layout.model}")
   for key, shape in sorted(needed.items()):
     if found[key] != shape:
       raise ClipError(f"{where}: {key}: got shape {list(found[key])}, expected {list(shape)}")
@@ -172,24 +176,37 @@ def read_params(weights: Weights, shapes: dict[str, Any], layout: Layout) -> dic
   )
 
 
+def stored_tensors(params: dict[str, Any], layout: Layout) -> dict[str, np.ndarray]:
+  """The tensors of a layout that `read_params` reads as these parameters, by name."""
+  tensors: dict[str, np.ndarray] = {}
+  parts: dict[str, dict[int, np.ndarray]] = {}
+  for path, leaf in flatten_dict(params).items():
+    source = layout.source(path)
+    stored = np.transpose(leaf, np.argsort(_axes(np.ndim(leaf), source)))
+    if source.part is None:
+      tensors[source.key] = np.asarray(stored, order="C")
+    else:
+      parts.setdefault(source.key, {})[source.part] = stored
+  return tensors | {key: np.concatenate([part[i] for i in range(3)]) for key, part in parts.items()}
+
+
 def _arranged(weights: Weights, source: Source) -> np.ndarray:
   stored = weights.read(source.key)
   if source.part is not None:
     stored = np.split(stored, 3)[source.part]
-  if stored.ndim == 2 and not source.as_is:
-    stored = stored.T
-  elif stored.ndim == 4 and not source.as_is:
-    stored = stored.transpose(2, 3, 1, 0)
-  return np.asarray(stored, order="C")
+  return np.asarray(stored.transpose(_axes(stored.ndim, source)), order="C")
 
 
 def _stored_shape(shape: tuple[int, ...], source: Source) -> tuple[int, ...]:
   """A parameter's shape in the file: the inverse of `_arranged`."""
-  if len(shape) == 2 and not source.as_is:
-    shape = shape[::-1]
-  elif len(shape) == 4 and not source.as_is:
-    shape = (shape[3], shape[2], shape[0], shape[1])
+  shape = tuple(shape[i] for i in np.argsort(_axes(len(shape), source)))
   return (3 * shape[0], *shape[1:]) if source.part is not None else shape
+
+
+def _axes(n_axes: int, source: Source) -> tuple[int, ...]:
+  """The stored tensor's axes in the order of the parameter's."""
+  in_order = tuple(range(n_axes))
+  return in_order if source.as_is else {2: (1, 0), 4: (2, 3, 1, 0)}.get(n_axes, in_order)
 
 
 def _some(names: Iterable[str]) -> str:
@@ -297,8 +314,9 @@ def _sharded(path: FilePath, stack: contextlib.ExitStack) -> Weights:
 
 def _torch(path: FilePath, archive: TorchArchive) -> Weights:
   value = archive.value
-  if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
-    value = value["state_dict"]
+  for item in _STATE_DICTS:
+    if isinstance(value, dict) and isinstance(value.get(item), dict):
+      value = value[item]
   tensors = _tensors_by_name(path, value)
   if not tensors:
     kind = value.name if isinstance(value, PickledObject) else type(value).__name__
