@@ -16,9 +16,9 @@ from typing import NamedTuple
 _FLOAT = 4  # bytes of an exchanged number
 _WEIGHT = 2  # bytes of a weight, bfloat16
 _EFFICIENCY = 0.4  # assumed share of a chip's peak
-_THREAD_VIEWS = 746.0  # measured views/s that a worker process on a core decodes and augments
+_THREAD_VIEWS = 658.0  # measured views/s that a worker process on a core decodes and augments
 # Measured views/s that threads of one process decode and augment, by their number.
-_ONE_PROCESS = {2: 1300.0, 4: 1276.0}
+_ONE_PROCESS = {2: 1056.0, 4: 1196.0}
 _OVERHEAD = 1e-3  # assumed constant seconds a step
 
 
