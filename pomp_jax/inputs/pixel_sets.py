@@ -4,7 +4,6 @@ Shapes: H, W sides of an image in pixels, R regions.
 """
 
 from collections.abc import Sequence
-import pathlib
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Int32, UInt8
@@ -13,6 +12,7 @@ import numpy as np
 from pomp_jax.config.region_fields import Segment
 from pomp_jax.data.class_splits import ClassSplit, read_class_split
 from pomp_jax.data.pixels import PixelFolder, open_pixels
+from pomp_jax.files.paths import Path
 from pomp_jax.regions.files import Regions
 from pomp_jax.regions.sources import label_regions
 from pomp_jax.world.scenes import SIZE, Scenes, open_scenes
@@ -33,7 +33,7 @@ class PixelSet(Protocol):
 
   keys: Sequence[str]
   classes: ClassSplit
-  files: Sequence[pathlib.Path]
+  files: Sequence[Path]
 
   def shape(self, index: int) -> tuple[int, int]:
     """Height and width of an image."""

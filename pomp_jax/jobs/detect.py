@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import json
 import logging
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +26,7 @@ from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import file_stamps, fingerprint
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.paths import remove_folder
+from pomp_jax.files.paths import Path, remove_folder
 from pomp_jax.files.run_folder import RunFolder, read_json, read_keyed, to_json, write_json, writing
 from pomp_jax.files.terminal import steps_of, waiting
 from pomp_jax.inference.box_metrics import (

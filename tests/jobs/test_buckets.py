@@ -5,6 +5,8 @@ import os
 import pathlib
 import shutil
 
+import numpy as np
+from PIL import Image
 import pytest
 
 from pomp_jax import world
@@ -14,7 +16,9 @@ from pomp_jax.errors import InputError
 from pomp_jax.files import paths
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder, read_json
+from pomp_jax.regions.files import RegionHeader, Regions, RegionWriter
 from tests.support import stores
+from tests.support.detection_cases import random_annotations, random_detections
 from tests.support.pixel_sets import segment_config, write_pixel_set
 from tests.support.small_run import small_config
 
@@ -45,7 +49,24 @@ def local(tmp_path_factory):
         (folder / f"{number}.jpg").write_bytes(encode(natural_image(10 * label + number, 60, 80)))
   (root / "names.txt").write_text("\n".join(NAMES))
   (root / "sets.toml").write_text(SETS)
+  write_boxes(root / "boxes")
   return root
+
+
+def write_boxes(root):
+  """Annotations of boxes, their images, proposals, and a folder of regions with embeddings."""
+  root.mkdir()
+  rng, annotations = np.random.default_rng(0), random_annotations(0)
+  (root / "coco.json").write_text(json.dumps(annotations))
+  (root / "proposals.json").write_text(json.dumps(random_detections(annotations, 1)))
+  writer = RegionWriter(root / "dump", RegionHeader("a detector", "world", 1, 128, "sigmoid", 5.0))
+  for image in annotations["images"]:
+    pixels = rng.integers(0, 256, (image["height"], image["width"], 3), np.uint8)
+    (root / image["file_name"]).write_bytes(encode(Image.fromarray(pixels), "PNG"))
+    boxes = np.float32([[4, 5, 60, 70], [30, 20, 110, 90]])
+    embeddings = rng.normal(size=(2, 1, 128)).astype(np.float16)
+    writer.write(image["id"], Regions(boxes, np.float32([0.9, 0.5]), None, embeddings))
+  np.save(root / "classes.npy", rng.normal(size=(6, 128)).astype(np.float16))
 
 
 @pytest.fixture(scope="module", params=stores.SCHEMES)
@@ -226,6 +247,27 @@ def test_label_images_and_regions(pair, source):
   assert_same_results(pair, found)
   maps = [paths.read_bytes(f"{base}/runs/segmented_{source}/labels/0/0.png") for base in pair]
   assert maps[0] == maps[1]
+
+
+@pytest.mark.parametrize("regions", ["", "proposals.json", "dump"])
+def test_boxes(pair, regions):
+  def config_of(base):
+    root = f"{base}/boxes"
+    fields = {"source": "coco", "annotations": f"{root}/coco.json", "output": True}
+    fields |= {"images": root, "prompts": ("a photo of a {}.", "{}.")}
+    changes = {"regions.source": "file" if regions else "truth"}
+    changes |= {"regions.path": f"{root}/{regions}" if regions else ""}
+    if regions == "dump":
+      # The scores of the detector alone: no image is read.
+      fields |= {"images": "", "prompts": (f"{root}/classes.npy",)}
+      changes |= {"regions.e_base": 0.0, "regions.e_novel": 0.0}
+    fields = {f"detect.{name}": value for name, value in fields.items()}
+    return small_config(job="detect", **fields | changes | {"clip.model": "world"})
+
+  found = both(pair, config_of, f"detected_{regions}")
+  assert_same_results(pair, found)
+  rows = [read_json(f"{base}/runs/detected_{regions}/detections/0.json") for base in pair]
+  assert rows[0] == rows[1] and rows[0]
 
 
 def test_a_damaged_cache_is_one_line(trained):
