@@ -30,9 +30,11 @@ th, td { padding: 0.25rem 0.8rem; text-align: right; border-bottom: 1px solid #e
 th { border-bottom: 2px solid #888; } th:first-child, td:first-child { text-align: left; }
 thead th:first-child, thead ~ tbody td:first-child { position: sticky; left: 0;
   background: #fff; }
-td.text { white-space: normal; text-align: left; }
+th.words, td.words { text-align: left; }
+td.text { white-space: normal; overflow-wrap: anywhere; text-align: left; }
 table tbody tr.best td { background: #eef5fb; } tr.failed td { color: #a33000; }
-pre { background: #f5f5f5; padding: 0.8rem; overflow-x: auto; font-size: 13px; }
+pre { background: #f5f5f5; padding: 0.8rem; font-size: 13px; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
 details summary { cursor: pointer; }
 @media (max-width: 40rem) { body { margin: 1rem auto; padding: 0 0.7rem; }
   th, td { padding: 0.25rem 0.5rem; } thead th:first-child, thead ~ tbody td:first-child {
@@ -192,13 +194,29 @@ def _section(section: Section) -> str:
 
 
 def _table(table: Grid) -> str:
-  cells = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
-  head = f"<thead><tr>{cells}</tr></thead>\n" if cells else ""
-  lines = []
-  for row, mark in zip(table.rows, table.classes or [""] * len(table.rows), strict=True):
-    # Sentences wrap; figures and names do not.
-    kinds = [' class="text"' if len(text) > 40 else "" for text in row]
-    cells = "".join(f"<td{kind}>{escape(text)}</td>" for kind, text in zip(kinds, row, strict=True))
-    lines.append(f'<tr class="{mark}">{cells}</tr>' if mark else f"<tr>{cells}</tr>")
+  words = [not any(map(_is_figure, column)) for column in zip(*table.rows, strict=True)]
+  words = words or [True] * len(table.columns)
+
+  def line(tag: str, row: Sequence[str]) -> str:
+    # Sentences wrap, words stand on the left, and figures below one another on the right.
+    kinds = [
+      "text" if len(text) > 36 else "words" * is_words
+      for text, is_words in zip(row, words, strict=True)
+    ]
+    return "".join(
+      f'<{tag} class="{kind}">{escape(text)}</{tag}>' if kind else f"<{tag}>{escape(text)}</{tag}>"
+      for kind, text in zip(kinds, row, strict=True)
+    )
+
+  head = f"<thead><tr>{line('th', table.columns)}</tr></thead>\n" if table.columns else ""
+  lines = [
+    f'<tr class="{mark}">{line("td", row)}</tr>' if mark else f"<tr>{line('td', row)}</tr>"
+    for row, mark in zip(table.rows, table.classes or [""] * len(table.rows), strict=True)
+  ]
   body = "\n".join(lines)
   return f'<div class="scroll"><table>\n{head}<tbody>\n{body}\n</tbody></table></div>\n'
+
+
+def _is_figure(text: str) -> bool:
+  """Whether a cell holds a number, perhaps with its interval or spread."""
+  return text[:1].isdigit() or text[1:2].isdigit() and text[0] in "-+"

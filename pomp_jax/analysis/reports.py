@@ -200,7 +200,10 @@ def baselines_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
     ),
     Section("Settings", table=Grid(("method", "fields"), _settings(results["settings"]))),
   ]
-  text = f"{counted(len(methods), 'method')}, {counted(seeds, 'seed')} each where one matters."
+  text = (
+    f"{counted(len(methods), 'method')}, {counted(seeds, 'seed')} each; one run where the seed does"
+    " not change the result."
+  )
   return Report(f"{counted(len(methods), 'method')} side by side", text, sections)
 
 
