@@ -51,16 +51,21 @@ class TextFeatures(NamedTuple):
 
 
 @runtime_checkable
-class Learner(Protocol):
+class Initialised(Protocol):
+  """What has parameters to learn."""
+
+  def init(self, key: jax.Array) -> Any:
+    """Returns the initial parameters, a function of the key."""
+
+
+@runtime_checkable
+class Learner(Initialised, Protocol):
   """Parameters, and features of images and classes as functions of them.
 
   The functions are pure and run inside the step's `shard_map`, without collectives. Image features
   come from the frozen tower or from the batch, outside of what is differentiated, except for an
   `ImageLearner`.
   """
-
-  def init(self, key: jax.Array) -> Any:
-    """Returns the initial parameters, a function of the key."""
 
   def text_features(
     self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array

@@ -23,7 +23,7 @@ from pomp_jax.clip.packed import token_budget
 from pomp_jax.prompt import bank as banks
 from pomp_jax.prompt import sampling
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import ImageLearner, Learner
+from pomp_jax.prompt.learner import ImageLearner, Initialised, Learner
 from pomp_jax.prompt.loss import Contrast, ContrastSettings, local_contrast, normalize
 from pomp_jax.prompt.mesh import CLASS, DATA
 
@@ -49,7 +49,7 @@ class TrainState(struct.PyTreeNode):
 
 
 def create_state(
-  learner: Learner, optimizer: optax.GradientTransformation, seed: int
+  learner: Initialised, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
   """Builds the state before the first step, a function of the seed."""
   seed_key = jax.random.key(seed)

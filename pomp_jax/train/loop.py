@@ -7,28 +7,25 @@ started again takes exactly the same steps.
 from collections.abc import Callable
 import contextlib
 import logging
-import math
 import time
 
 import jax
 
-from pomp_jax import hosts, inputs
-from pomp_jax.config import METHODS
+from pomp_jax import hosts
 from pomp_jax.data.loader import Loader
 from pomp_jax.files.checkpoints import Checkpoints
-from pomp_jax.inference.topk import topk_accuracy
-from pomp_jax.prompt.loss import guess_loss
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.step import TrainState
-from pomp_jax.train import batches, methods
+from pomp_jax.train import batches
 from pomp_jax.train.resume import Checkpoint, RollBacks, resume
-from pomp_jax.train.setup import Run, build_step, gather_bank, training_class_features
-from pomp_jax.train.watch import BadLossError, Expected, LossMonitor, TrainingError, Watch
+from pomp_jax.train.setup import gather_bank
+from pomp_jax.train.training import Training
+from pomp_jax.train.watch import BadLossError, LossMonitor, TrainingError, Watch
 
 log = logging.getLogger(__name__)
 
 
-def train(run: Run) -> Checkpoint:
+def train(run: Training) -> Checkpoint:
   """Trains to the last step and returns what the last checkpoint holds.
 
   Raises:
@@ -41,8 +38,8 @@ def train(run: Run) -> Checkpoint:
     last = resume(run, checkpoints)
     if last.step >= run.total_steps:
       return last
-    # Compiled once and reused after each roll-back. The step is `prompt.step.make_train_step`.
-    take_step, validate, stop = build_step(run), _validation(run), hosts.StopRequest()
+    # Compiled once and reused after each roll-back.
+    take_step, validate, stop = run.build_step(), run.validation(), hosts.StopRequest()
     while last.step < run.total_steps:
       try:
         with stop:
@@ -54,7 +51,7 @@ def train(run: Run) -> Checkpoint:
 
 def _train_from(
   last: Checkpoint,
-  run: Run,
+  run: Training,
   take_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
   validate: Callable[[TrainState], float | None],
   stop: hosts.StopRequest,
@@ -63,7 +60,7 @@ def _train_from(
   """Takes steps from a checkpoint to the end."""
   config, mesh = run.config, run.encoder.mesh
   state = last.state
-  monitor = LossMonitor(config.loss_spike, last.statistics, _expected_loss(run))
+  monitor = LossMonitor(config.loss_spike, last.statistics, run.expected_loss())
   with (
     contextlib.closing(_open_loader(run, last)) as loader,
     Watch(
@@ -100,7 +97,7 @@ def _train_from(
   return last
 
 
-def _open_loader(run: Run, last: Checkpoint) -> Loader:
+def _open_loader(run: Training, last: Checkpoint) -> Loader:
   return batches.open_batches(
     run.config,
     run.source,
@@ -111,17 +108,7 @@ def _open_loader(run: Run, last: Checkpoint) -> Loader:
   )
 
 
-def _expected_loss(run: Run) -> Expected:
-  """Bound that holds after a tenth of the steps behind the warmup, and after 20 at least."""
-  config = run.config
-  warmup = int(config.optim.warmup * run.steps_per_epoch)
-  after = warmup + max(20, (run.total_steps - warmup) // 10)
-  guess = guess_loss(run.k - 1, len(run.source.names), config.correction)
-  # The loss over ancestors has another guess.
-  return Expected(math.inf if config.sampling.ancestors_weight else guess, after, config.optim.lr)
-
-
-def _raise_preempted(run: Run, checkpoints: Checkpoints, step: int) -> None:
+def _raise_preempted(run: Training, checkpoints: Checkpoints, step: int) -> None:
   """Raises Preempted after the last save; all processes call it together."""
   # Only process 0 knows whether the save failed.
   problem = hosts.from_first(str(checkpoints.failure or ""), "the last save")
@@ -132,7 +119,7 @@ def _raise_preempted(run: Run, checkpoints: Checkpoints, step: int) -> None:
 
 
 def _roll_back(
-  run: Run, checkpoints: Checkpoints, roll_backs: RollBacks, error: BadLossError
+  run: Training, checkpoints: Checkpoints, roll_backs: RollBacks, error: BadLossError
 ) -> Checkpoint:
   """Returns the last good checkpoint, or the start, with other draws from there on.
 
@@ -155,25 +142,3 @@ def _roll_back(
   )
   seed_key = replicate(roll_backs.seed_key(config.seed), run.encoder.mesh)
   return last._replace(state=last.state.replace(seed_key=seed_key), roll_backs=roll_backs)
-
-
-def _validation(run: Run) -> Callable[[TrainState], float | None]:
-  """Returns a function from state to top-1 on validation images over all training classes.
-
-  The function returns None for data without validation images.
-  """
-  config = run.config
-  if not inputs.has_validation(config.data):
-    return lambda state: None
-  source = inputs.open_source(config.data, "validation", n_images=config.eval.images)
-  split = batches.readable_features(config, run.encoder, source, run.folder)
-  if not METHODS[config.method].saves_prompt:
-    accuracy = methods.accuracy_of_learner(config, run.encoder, run.module)
-    return lambda state: accuracy(state.params, split, source)["top1"]
-
-  def top1(state: TrainState) -> float:
-    features_NxE = training_class_features(run, state.params)
-    mesh = run.encoder.mesh
-    return topk_accuracy(split.features, features_NxE, split.labels, mesh=mesh)["top1"]
-
-  return top1

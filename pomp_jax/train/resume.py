@@ -20,7 +20,8 @@ from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.prompt.mesh import DATA
 from pomp_jax.prompt.step import TrainState
-from pomp_jax.train.setup import Run, blank_state, first_state, place_bank
+from pomp_jax.train.setup import blank_state, first_state, place_bank
+from pomp_jax.train.training import Training
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class Checkpoint(NamedTuple):
   roll_backs: RollBacks = RollBacks()
   statistics: dict[str, Any] | None = None  # of the `LossMonitor`
 
-  def meta(self, run: Run) -> dict[str, Any]:
+  def meta(self, run: Training) -> dict[str, Any]:
     """JSON that a checkpoint holds beside the state."""
     skipped = self.roll_backs.skipped_batches
     return {
@@ -133,7 +134,7 @@ class Checkpoint(NamedTuple):
     }
 
 
-def resume(run: Run, checkpoints: Checkpoints) -> Checkpoint:
+def resume(run: Training, checkpoints: Checkpoints) -> Checkpoint:
   """Returns the last checkpoint of a run, or its start if there is none."""
   restored = checkpoints.restore_latest(blank_state(run))
   if restored is None:
@@ -152,7 +153,7 @@ def resume(run: Run, checkpoints: Checkpoints) -> Checkpoint:
   )
 
 
-def _warn_of_other_devices(run: Run, step: int, meta: dict[str, Any]) -> None:
+def _warn_of_other_devices(run: Training, step: int, meta: dict[str, Any]) -> None:
   before, now = meta.get("devices"), jax.device_count()
   groups, n_data = meta.get("groups"), run.encoder.mesh.shape[DATA]
   if groups is not None and groups != run.n_groups:

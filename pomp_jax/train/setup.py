@@ -3,8 +3,10 @@
 The job `pretrain` trains it, a dry run measures it, and ablations train several together.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -17,16 +19,16 @@ from pomp_jax import inputs
 from pomp_jax.clip.text import MemoryPlan, activation_bytes, plan_memory
 from pomp_jax.config import METHODS, Settings
 from pomp_jax.config.fields import Clip
-from pomp_jax.data.loader import Fetch
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.inference.topk import topk_accuracy
 from pomp_jax.inputs.memory import activation_memory
 from pomp_jax.prompt.bank import place_rows
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
-from pomp_jax.prompt.loss import ContrastSettings
+from pomp_jax.prompt.loss import ContrastSettings, guess_loss
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.prompt.optimizer import learning_rate, sgd
 from pomp_jax.prompt.step import (
@@ -39,23 +41,15 @@ from pomp_jax.prompt.step import (
 )
 from pomp_jax.train import batches, methods
 from pomp_jax.train.sampling_data import sampling_arrays, sampling_of
+from pomp_jax.train.training import Training
+from pomp_jax.train.watch import Expected
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-  """Everything that stays the same during a run."""
+class Run(Training):
+  """Training of a prompt, or of another method that learns from the contrast with classes."""
 
-  config: Settings
-  folder: RunFolder
-  encoder: Encoder
-  source: Source  # training images
-  fetch: Fetch  # reads the views of images
   module: PromptContext
-  frozen: Frozen  # arrays that a step reads
-  optimizer: optax.GradientTransformation
-  rate: optax.Schedule
-  steps_per_epoch: int  # steps that show all images once
-  total_steps: int
 
   @property
   def k(self) -> int:
@@ -109,6 +103,47 @@ class Run:
       group_size=self.group_size,
       class_size=self.encoder.mesh.shape[CLASS],
     )
+
+  def learner(self) -> Learner:
+    """Learner of `config.method` with the run's token budget."""
+    text_tower = self.encoder.text_tower(self.token_budget, step_memory(self))
+    return methods.make_learner(
+      self.config, self.encoder, self.module, text_tower, self.token_budget
+    )
+
+  def build_step(self) -> Any:
+    """See `setup.build_step`."""
+    return build_step(self)
+
+  def validation(self) -> Callable[[TrainState], float | None]:
+    """Returns a function from state to top-1 on validation images over all training classes.
+
+    The function returns None for data without validation images.
+    """
+    config = self.config
+    if not inputs.has_validation(config.data):
+      return lambda state: None
+    source = inputs.open_source(config.data, "validation", n_images=config.eval.images)
+    split = batches.readable_features(config, self.encoder, source, self.folder)
+    if not METHODS[config.method].saves_prompt:
+      accuracy = methods.accuracy_of_learner(config, self.encoder, self.module)
+      return lambda state: accuracy(state.params, split, source)["top1"]
+
+    def top1(state: TrainState) -> float:
+      features_NxE = training_class_features(self, state.params)
+      mesh = self.encoder.mesh
+      return topk_accuracy(split.features, features_NxE, split.labels, mesh=mesh)["top1"]
+
+    return top1
+
+  def expected_loss(self) -> Expected:
+    """Bound that holds after a tenth of the steps behind the warmup, and after 20 at least."""
+    config = self.config
+    warmup = int(config.optim.warmup * self.steps_per_epoch)
+    after = warmup + max(20, (self.total_steps - warmup) // 10)
+    guess = guess_loss(self.k - 1, len(self.source.names), config.correction)
+    # The loss over ancestors has another guess.
+    return Expected(math.inf if config.sampling.ancestors_weight else guess, after, config.optim.lr)
 
 
 def prepare(
@@ -175,7 +210,7 @@ def optimizer_of(
   return sgd(rate, optim.momentum, optim.weight_decay), rate
 
 
-def first_state(run: Run) -> TrainState:
+def first_state(run: Training) -> TrainState:
   """State of step 0, on the devices; with a bank, this computes the features of all classes."""
   state = blank_state(run)
   if state.bank is None:
@@ -183,16 +218,16 @@ def first_state(run: Run) -> TrainState:
   return place_bank(run, state.replace(bank=training_class_features(run, state.params)))
 
 
-def blank_state(run: Run) -> TrainState:
+def blank_state(run: Training) -> TrainState:
   """State of step 0 as it is stored, but for the bank's rows, which are zero."""
-  state = replicate(create_state(_learner(run), run.optimizer, run.config.seed), run.encoder.mesh)
+  state = replicate(create_state(run.learner(), run.optimizer, run.config.seed), run.encoder.mesh)
   if not run.needs_bank:
     return state
   shape = (len(run.source.names), run.encoder.clip.config.projection_dim)
   return state.replace(bank=np.zeros(shape, np.float32))
 
 
-def place_bank(run: Run, state: TrainState) -> TrainState:
+def place_bank(run: Training, state: TrainState) -> TrainState:
   """Shards the bank of a stored state, [N,E] on every host, over the mesh."""
   if state.bank is None:
     return state
@@ -200,7 +235,7 @@ def place_bank(run: Run, state: TrainState) -> TrainState:
   return state.replace(bank=rows)
 
 
-def gather_bank(run: Run, state: TrainState) -> TrainState:
+def gather_bank(run: Training, state: TrainState) -> TrainState:
   """State as it is stored, which no mesh shows: the bank whole, float32 [N,E], on every host."""
   if state.bank is None:
     return state
@@ -220,7 +255,7 @@ def build_step(run: Run, correction: str | jax.Array | None = None) -> Any:
   config, encoder, contrast = run.config, run.encoder, run.contrast
   if correction is not None:
     contrast = dataclasses.replace(contrast, correction=correction)
-  learner = _learner(run)
+  learner = run.learner()
   frozen_images = config.data.features == "online" and not isinstance(learner, ImageLearner)
   return make_train_step(
     mesh=encoder.mesh,
@@ -246,11 +281,6 @@ def _renewal(run: Run) -> Renewal | None:
   text_tower = run.encoder.text_tower(budget, memory)
   learner = methods.make_learner(config, run.encoder, run.module, text_tower, budget)
   return Renewal(learner, rows)
-
-
-def _learner(run: Run) -> Learner:
-  text_tower = run.encoder.text_tower(run.token_budget, step_memory(run))
-  return methods.make_learner(run.config, run.encoder, run.module, text_tower, run.token_budget)
 
 
 def step_memory(run: Run) -> MemoryPlan:

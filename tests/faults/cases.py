@@ -26,7 +26,7 @@ from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.files.checkpoints import CheckpointError
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
-from pomp_jax.train import loop
+from pomp_jax.train import setup
 from pomp_jax.train.watch import TrainingError
 from tests.faults.training import DEVICES, EVERY, STEPS, Attempt, Training, config_of
 from tests.support.processes import ROOT, environment
@@ -351,7 +351,7 @@ def rolled_back(training: Training, rng, folder: pathlib.Path) -> Outcome:
 @contextlib.contextmanager
 def nan_after(step: int) -> Iterator[None]:
   """Makes the parameters NaN after a step, with the draws of the first seed key only."""
-  real = loop.build_step
+  real = setup.Run.build_step
 
   def build_step(job):
     once, first_key = real(job), np.asarray(jax.random.key_data(jax.random.key(job.config.seed)))
@@ -363,7 +363,7 @@ def nan_after(step: int) -> Iterator[None]:
 
     return poisoned_step
 
-  with mock.patch.object(loop, "build_step", build_step):
+  with mock.patch.object(setup.Run, "build_step", build_step):
     yield
 
 

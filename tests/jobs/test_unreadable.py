@@ -13,6 +13,7 @@ from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.jobs import analyse, evaluate, predict, pretrain
+from pomp_jax.train import setup
 from tests.support.processes import run_in_processes
 from tests.support.small_run import small_config
 
@@ -84,7 +85,7 @@ def test_the_prompt_is_there_when_the_evaluation_fails(images, tmp_path, monkeyp
   prompt = load_prompt(run / "prompt.npz")
   assert not (run / "results.json").exists()
   shutil.copy(broken / "test" / NAMES[3] / "1.png", broken / "test" / NAMES[3] / "0.png")
-  monkeypatch.setattr("pomp_jax.train.loop.build_step", lambda job: pytest.fail("trains again"))
+  monkeypatch.setattr(setup.Run, "build_step", lambda job: pytest.fail("trains again"))
   results = pretrain.run(config, str(run))
   assert results["eval_unreadable"] == {"test": 1} and results["steps"] == 4
   np.testing.assert_array_equal(load_prompt(run / "prompt.npz").context, prompt.context)

@@ -299,7 +299,7 @@ def learned(folders, tmp_path_factory):
   encoders, found = {}, {}
   patch = pytest.MonkeyPatch()
   # Of no effect on what is learned, and with a test of its own below.
-  patch.setattr(loop, "_validation", lambda job: lambda state: 0.0)
+  patch.setattr(setup.Run, "validation", lambda job: lambda state: 0.0)
 
   def encoder_of(config):
     key = repr(
@@ -422,7 +422,7 @@ def test_each_update_is_that_of_torchs_sgd(folders, tmp_path, monkeypatch, sched
   gradient_step = setup.build_step(dataclasses.replace(job, optimizer=_KEEP))
   path, gradients = [], []
 
-  def recorded(job, step=loop.build_step):
+  def recorded(job, step=setup.Run.build_step):
     update = step(job)
 
     def call(state, frozen, batch):
@@ -434,8 +434,8 @@ def test_each_update_is_that_of_torchs_sgd(folders, tmp_path, monkeypatch, sched
 
     return call
 
-  monkeypatch.setattr(loop, "build_step", recorded)
-  monkeypatch.setattr(loop, "_validation", lambda job: lambda state: 0.0)
+  monkeypatch.setattr(setup.Run, "build_step", recorded)
+  monkeypatch.setattr(setup.Run, "validation", lambda job: lambda state: 0.0)
   path.append(np.asarray(loop.train(job).state.params["context"]))
   assert (job.steps_per_epoch, len(gradients)) == (2, 10)
   expected, rates = _torch_path(config, 2, path[0], gradients)
