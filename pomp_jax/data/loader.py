@@ -22,12 +22,13 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.data.readers import choose_readers
-from pomp_jax.data.source import Source, StoredImages, readable_images
+from pomp_jax.data.source import Source, readable_images
 from pomp_jax.errors import RunError
 
 log = logging.getLogger(__name__)
 
-# (images [B], epoch of each [B]) -> pixels or features [B,V,..], and which were readable [B].
+# (images [B], epoch of each [B]) -> pixels or features [B,V,..] and which were readable [B]. Views
+# may also be records of a structured type, whose fields become arrays of the batch.
 Fetch = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 # Consecutive unreadable images to skip: more than random damage explains.
@@ -49,7 +50,8 @@ class Loader(Iterator[dict[str, np.ndarray]]):
   Grain, a function of the seed. An unreadable image is replaced by the next one of the source.
 
   Yields:
-    {"image": [G/count,..], "label": int32 [G/count]}; the V views of an image are adjacent.
+    {"image": [G/count,..], "label": int32 [G/count]}; the V views of an image are adjacent. Of
+      records, their fields instead of "image".
 
   Attributes:
     unreadable: indices of the unreadable images met so far.
@@ -202,7 +204,8 @@ def _exit_with_parent() -> None:
 
 def name_of(source: Source, index: int) -> str:
   """Name of an image for messages."""
-  return source.where(index) if isinstance(source, StoredImages) else f"image {index}"
+  where = getattr(source, "where", None)
+  return where(index) if where else f"image {index}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +230,7 @@ class _ReadBatch:
       again = np.flatnonzero(~readable_B)
       if not len(again):
         return {
-          "image": views.reshape(-1, *views.shape[2:]),
+          **_arrays(views.reshape(-1, *views.shape[2:])),
           "label": np.repeat(self.labels[shown_B].astype(np.int32), views.shape[1]),
           "unreadable": np.array(unreadable, np.int64),
         }
@@ -237,6 +240,13 @@ class _ReadBatch:
     raise CorruptDataError(
       f"{_MAX_SKIPS} consecutive images, up to number {shown_B[again[0]]}, can't be read"
     )
+
+
+def _arrays(views: np.ndarray) -> dict[str, np.ndarray]:
+  """The fields of records; else the views as "image"."""
+  if views.dtype.names is None:
+    return {"image": views}
+  return {name: np.ascontiguousarray(views[name]) for name in views.dtype.names}
 
 
 def ordered_batches(

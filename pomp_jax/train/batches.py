@@ -24,6 +24,7 @@ from pomp_jax.config import METHODS, SOURCES, Settings
 from pomp_jax.config.fields import Data
 from pomp_jax.data.images import PREPROCESSING_VERSION, RESIZER
 from pomp_jax.data.loader import Fetch, Loader, SkippedImages, in_workers, name_of
+from pomp_jax.data.mask_views import MaskViews, RegionMaps
 from pomp_jax.data.readers import Readers, choose_readers
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.data.views import Augmentation, CachedViews, views
@@ -143,14 +144,16 @@ def readers_of(config: Settings, source: Source, fetch: Fetch, mesh: Mesh) -> Re
   return choose_readers(
     data.threads,
     data.workers,
-    decodes=isinstance(source, StoredImages) and data.features == "online",
+    decodes=isinstance(source, StoredImages | RegionMaps) and data.features == "online",
     n_batches=len(source) * data.views // config.batch_size,
     batch_bytes=config.batch_size // own_shard(mesh)[1] * _bytes_of_view(fetch),
   )
 
 
 def _bytes_of_view(fetch: Fetch) -> int:
-  """Bytes of the pixels of a view, for the function that `open_fetch` returns; 0 for features."""
+  """Bytes of a view, for `MaskViews` or the function that `open_fetch` returns; 0 for features."""
+  if isinstance(fetch, MaskViews):
+    return fetch.view_bytes
   return 3 * getattr(fetch, "keywords", {}).get("size", 0) ** 2
 
 

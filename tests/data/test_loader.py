@@ -67,6 +67,33 @@ def test_every_epoch_shows_every_image_once_in_another_order():
   np.testing.assert_array_equal(rows[5:, :, 1], 1)
 
 
+def records(indices, epochs, *, damaged):
+  """One record of each image."""
+  rows = np.zeros((len(indices), 1), [("place", np.int32, (2,)), ("mask", np.uint8, (3, 3))])
+  rows["place"][:, 0] = np.stack([indices, epochs], -1)
+  rows["mask"][:, 0] = indices[:, None, None]
+  return rows, ~np.isin(indices, damaged)
+
+
+def test_fields_of_records_are_arrays_of_the_batch():
+  """Also where unreadable images are replaced."""
+  for damaged in ((), (3, 8)):
+    loader = Loader(
+      Numbers(),
+      functools.partial(records, damaged=damaged),
+      batch_size=4,
+      seed=0,
+      max_corrupt=0.1,
+    )
+    batches = list(itertools.islice(loader, 5))
+    assert all(batch.keys() == {"place", "mask", "label"} for batch in batches)
+    expected = shown(5, damaged=damaged, max_corrupt=0.1)[:, :, :2]
+    np.testing.assert_array_equal([batch["place"] for batch in batches], expected)
+    for batch in batches:
+      same = np.broadcast_to(batch["place"][:, 0, None, None], (4, 3, 3))
+      np.testing.assert_array_equal(batch["mask"], same)
+
+
 @pytest.mark.parametrize(("batch_size", "seed", "start"), [(4, 0, 0), (64, 7, 3)])
 def test_the_order_is_that_of_earlier_versions(batch_size, seed, start):
   """Grain's own pipeline, which they had: checkpoints and published figures rest on it."""
