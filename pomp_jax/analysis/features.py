@@ -288,7 +288,8 @@ def _scatter_branches(
     # The marker changes after each round of colours.
     colour = drawing.COLOURS[branch % len(drawing.COLOURS)]
     marker = drawing.MARKERS[branch // len(drawing.COLOURS) % len(drawing.MARKERS)]
-    axes.scatter(*own.T, s=5, color=colour, marker=marker, alpha=0.45, linewidths=0)
+    size = np.clip(4000 / len(points_nx2), 5, 30)  # square points
+    axes.scatter(*own.T, s=size, color=colour, marker=marker, alpha=0.45, linewidths=0)
     if len(branches.names) > 1:
       box = {"facecolor": "white", "alpha": 0.75, "edgecolor": colour, "pad": 1.2, "linewidth": 0.8}
       middle = np.median(own, axis=0)

@@ -27,7 +27,8 @@ p { max-width: 50rem; } h1 + p { color: #555; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.8rem; text-align: right; border-bottom: 1px solid #e3e3e3;
   white-space: nowrap; }
-th { border-bottom: 2px solid #888; } th:first-child, td:first-child { text-align: left; }
+th { border-bottom: 2px solid #888; white-space: normal; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; }
 thead th:first-child, thead ~ tbody td:first-child { position: sticky; left: 0;
   background: #fff; }
 th.words, td.words { text-align: left; }

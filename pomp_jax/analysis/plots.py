@@ -277,7 +277,7 @@ def prediction_sheet(
   n_images = len(images)
   columns = min(n_images, 4 if n_images <= 16 else 6)
   rows = -(-n_images // columns)
-  width, height = 2.9 * columns, 3.7 * rows + 0.2 * bool(title)
+  width, height = 2.9 * columns, 3.7 * rows + 0.3 * bool(title)
   figure = Figure(figsize=(width, height))
   if title:
     figure.suptitle(drawing.escape(title), fontsize=drawing.TITLE, y=1 - 0.12 / height, va="top")
@@ -302,12 +302,14 @@ def _answers(
 ) -> None:
   """Draws one line a name: a tick if it is right, and the name over a bar of its probability."""
   axes.set(xlim=(0, 1), ylim=(3, 0))
-  shown = drawing.names(names, 27)
+  shown = drawing.names(names, 38)
+  # At 8.5 points 26 bold letters fit.
+  size = 8.5 * min(1.0, 26 / max(1, *map(len, shown)))
   for line, (name, probability) in enumerate(zip(names, probabilities, strict=True)):
     right = name == true_name
     colour = drawing.GREEN if right else drawing.GREY
     axes.barh(line + 0.5, float(probability), height=0.84, color=colour, alpha=0.35, linewidth=0)
     font = {"va": "center", "fontsize": 8.5, "weight": "bold" if right else "normal"}
     axes.text(0.015, line + 0.52, "\u2713" if right else "", color="#00664B", **font)
-    axes.text(0.085, line + 0.52, shown[line], **font)
+    axes.text(0.085, line + 0.52, shown[line], **font | {"fontsize": size})
     axes.text(0.99, line + 0.52, f"{100 * float(probability):.0f}%", ha="right", **font)

@@ -149,7 +149,7 @@ def _grid(
       ]
     rows.append([_labelled(row, labels), *values])
   if table.images:
-    rows.append(["images", *map(cell, table.images)])
+    rows.append(["images", *(cell(n) if n is None else f"{n:,}" for n in table.images)])
   return Grid((table.corner, *table.columns), rows)
 
 

@@ -226,7 +226,7 @@ def test_figures_of_an_evaluation(tmp_path):
     ["learned, one", "51.1 (40.0 to 90.0)"],
     ["learned, two", "61.1 (40.0 to 90.0)"],
     [AWKWARD, "71.1 (40.0 to 90.0)"],
-    ["images", "1000"],
+    ["images", "1,000"],
   ]
   # What the short labels stand for.
   assert parsed.table("called here")[0] == ["learned, one", PATHS[0], "80"]
