@@ -5,7 +5,6 @@ Shapes: N classes, n images, M context vectors, D width, E embedding.
 
 from collections.abc import Callable, Iterator, Sequence
 import functools
-import json
 from typing import Any
 
 import jax
@@ -146,7 +145,7 @@ class Encoder:
   def _text_fingerprint(self) -> str:
     """Cache key of all that class features depend on beside the prompt and the tokens."""
     leaves, structure = jax.tree.flatten((self.clip.text_params, self._sos))
-    settings = json.dumps(self.clip.config.text_config.to_dict(), sort_keys=True, default=str)
+    settings = self.clip.config.text_settings()
     return fingerprint(
       [settings, self._tower, self._dtype, str(structure), *map(np.asarray, leaves)]
     )

@@ -46,6 +46,18 @@ _HARMLESS_ITEMS = {
 }
 _TRAINING_ITEMS = {"patch_dropout", "init_logit_scale"}
 
+# What the towers read of HuggingFace's configurations; the rest differs between its versions.
+_TRANSFORMER_FIELDS = (
+  "hidden_size",
+  "intermediate_size",
+  "num_hidden_layers",
+  "num_attention_heads",
+  "hidden_act",
+  "layer_norm_eps",
+)
+_TEXT_FIELDS = (*_TRANSFORMER_FIELDS, "vocab_size", "max_position_embeddings", "eos_token_id")
+_VISION_FIELDS = (*_TRANSFORMER_FIELDS, "image_size", "patch_size")
+
 
 class ClipError(InputError, ValueError):
   """A CLIP that cannot be loaded or does not fit; the message is one line."""
@@ -76,11 +88,19 @@ class ClipConfig:
       f" {text.num_attention_heads} heads, {text.hidden_act}"
     )
 
+  def text_settings(self) -> str:
+    """What the text tower reads, as JSON; the same under any release of transformers."""
+    text = self.text_config
+    return json.dumps({field: getattr(text, field) for field in _TEXT_FIELDS}, sort_keys=True)
+
   def settings(self) -> str:
-    """All sizes as JSON: a part of the cache keys of features."""
+    """What both towers read, as JSON: a part of the cache keys of features."""
     config = self.vision_config
-    vision = dataclasses.asdict(config) if isinstance(config, ResNetConfig) else config.to_dict()
-    return json.dumps([self.text_config.to_dict(), vision], sort_keys=True, default=str)
+    if isinstance(config, ResNetConfig):
+      vision = dataclasses.asdict(config)
+    else:
+      vision = {field: getattr(config, field) for field in _VISION_FIELDS}
+    return json.dumps([self.text_settings(), vision, self.projection_dim], sort_keys=True)
 
 
 def config_from_huggingface(config: CLIPConfig, activation: str) -> ClipConfig:
@@ -112,13 +132,19 @@ def config_from_shapes(
   n_tokens, width = _shape(shapes, "token_embedding.weight", 2, where)
   n_positions, _ = _shape(shapes, "positional_embedding", 2, where)
   _, embedding = _shape(shapes, "text_projection", 2, where)
+  n_heads = text_settings.get("heads") or _heads(width, _HEAD_WIDTH, "text", where)
+  if width % n_heads:
+    raise ClipError(
+      f"{where}: open_clip_config.json: text_cfg.heads: got {n_heads}, expected a divisor of the"
+      f" text tower's width {width}"
+    )
   hidden_act, note = _activation(shapes, activation, model)
   notes = [note]
   text = CLIPTextConfig(
     **_transformer(shapes, "transformer", width, where),
     vocab_size=n_tokens,
     max_position_embeddings=n_positions,
-    num_attention_heads=text_settings.get("heads") or _heads(width, _HEAD_WIDTH, "text", where),
+    num_attention_heads=n_heads,
     hidden_act=hidden_act,
     projection_dim=embedding,
     bos_token_id=n_tokens - 2,
@@ -305,8 +331,3 @@ def _check_agreement(config: ClipConfig, model: Mapping[str, Any], where: str) -
         f"{where}: open_clip_config.json: {part}.{item}: got {stored!r}, expected {value!r} by the"
         " weights"
       )
-  if text.hidden_size % text.num_attention_heads:
-    raise ClipError(
-      f"{where}: open_clip_config.json: text_cfg.heads: got {text.num_attention_heads}, expected a"
-      f" divisor of the text tower's width {text.hidden_size}"
-    )

@@ -1,5 +1,7 @@
 """What loading accepts, what it turns the weights into, and what it says of anything else."""
 
+import copy
+import dataclasses
 import json
 import math
 import shutil
@@ -49,6 +51,27 @@ def test_weights_are_huggingfaces_tree_in_float32_on_the_host(small):
     assert type(found) is np.ndarray
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, leaf)
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+@pytest.mark.parametrize(
+  ("field", "value", "matters"),
+  [
+    ("transformers_version", "9.0", False),
+    ("id2label", {0: "a"}, False),
+    ("layer_norm_eps", 0.25, True),
+    ("num_attention_heads", 1, True),
+    ("hidden_act", "gelu", True),
+  ],
+)
+def test_settings_hold_what_the_towers_read_and_no_version(small, part, field, value, matters):
+  """An update of transformers would otherwise invalidate cached features."""
+  config = small.clip.config
+  changed = copy.deepcopy(getattr(config, part))
+  setattr(changed, field, value)
+  other = dataclasses.replace(config, **{part: changed})
+  assert (other.settings() != config.settings()) == matters
+  assert (other.text_settings() != config.text_settings()) == (matters and part == "text_config")
 
 
 def test_facts_about_the_checkpoint(small):
