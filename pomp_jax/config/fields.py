@@ -24,6 +24,7 @@ from pomp_jax.config.declare import (
   template,
   typed,
 )
+from pomp_jax.config.page_fields import Page
 from pomp_jax.config.region_fields import Detect, Regions, Segment
 from pomp_jax.config.registry import JOBS, METHODS, NO_SUITE, READERS, SOURCES, SUITES, WORLD
 from pomp_jax.data.subsets import HALVES
@@ -402,6 +403,7 @@ class Settings:
   regions: Regions = Regions()
   segment: Segment = Segment()
   detect: Detect = Detect()
+  page: Page = Page()
 
   def to_dict(self) -> dict[str, Any]:
     """Nested dict of plain values, for config.json, checkpoints and prompt files."""

@@ -3,8 +3,6 @@
 import base64
 import html.parser
 import json
-import os
-import shutil
 import subprocess
 
 import numpy as np
@@ -14,10 +12,8 @@ import pytest
 from pomp_jax.ablation.report import write_outcome
 from pomp_jax.analysis.html_report import Grid, Section, write_report
 from pomp_jax.files.run_folder import RunFolder, with_provenance
+from tests.support.chromium import CHROMIUM, NONE
 from tests.support.small_run import small_config
-
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
-CHROMIUM = next(filter(None, [os.environ.get("CHROMIUM"), *map(shutil.which, _NAMES)]), None)
 
 # What the browser sees, written into the page itself: it has no script of its own.
 _PROBE = """
@@ -51,7 +47,7 @@ addEventListener("load", () => {
 def chromium(profile, *arguments):
   """Runs Chromium without a network and returns its output; skips the test without Chromium."""
   if CHROMIUM is None:
-    pytest.skip(f"no Chromium: none of {', '.join(_NAMES)} on the path, no $CHROMIUM")
+    pytest.skip(NONE)
   command = [
     *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
     *(f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND", *arguments),

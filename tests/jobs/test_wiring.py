@@ -174,7 +174,7 @@ CHOOSE = ("job", "dry_run")
 OTHERS = (
   *("evaluate.", "analyse.", "predict.", "export.", "prepare.", "baselines.", "repeat."),
   *("ablate.", "gradient_bias.", "benchmark.", "probe.", "tip."),
-  *("regions.", "segment.", "detect."),
+  *("regions.", "segment.", "detect.", "page."),
 )
 
 

@@ -1,0 +1,210 @@
+"""One picture under prompts side by side: names, label maps, names of boxes.
+
+Shapes: N names, R boxes, E embedding.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+import pathlib
+import tempfile
+from typing import NamedTuple
+
+from jaxtyping import Float, Float32
+import numpy as np
+from PIL import Image
+import scipy.special
+
+from pomp_jax.analysis.detection import Boxes, detection_sheet
+from pomp_jax.analysis.segmentation import segmentation_sheet
+from pomp_jax.clip.resnet import ResNetConfig
+from pomp_jax.config import Settings
+from pomp_jax.data.images import prepare
+from pomp_jax.encoder import Encoder
+from pomp_jax.files.prompt_file import Prompt
+from pomp_jax.inference.class_matrix import ClassMatrix, class_matrix
+from pomp_jax.inference.metrics import check_finite
+from pomp_jax.inference.named_prompts import NamedPrompt
+from pomp_jax.inference.region_scores import region_scores
+from pomp_jax.inference.segmentation import DenseSegmenter, DenseSettings
+from pomp_jax.inputs.regions import fusion_of, open_region_encoder
+from pomp_jax.page.form import FormError
+from pomp_jax.regions.files import Regions
+
+# Name lists whose features are in memory.
+_LISTS = 8
+# A label map has the scores of all names at each pixel in memory.
+MAX_SEGMENT_NAMES = 100
+_SEGMENT_SIDE = 384
+
+
+class Answer(NamedTuple):
+  """The likeliest names under one prompt.
+
+  Attributes:
+    label: the prompt.
+    learned: whether it is a learned one.
+    best: names with their probabilities, best first.
+  """
+
+  label: str
+  learned: bool
+  best: list[tuple[str, float]]
+
+
+class Comparison:
+  """A CLIP and prompts. The caller makes sure that one thread at a time computes.
+
+  Attributes:
+    prompts: prompts, with labels to show.
+    segments: whether label maps can be computed, which takes a ViT.
+  """
+
+  def __init__(self, encoder: Encoder, prompts: Sequence[NamedPrompt], config: Settings):
+    """Takes what a config names; compiles on first use.
+
+    Args:
+      encoder: the CLIP.
+      prompts: prompts that fit any names.
+      config: its `page.top`, `regions`, `segment.recipe`, `size`, `window`, `stride`, `pamr` and
+        `logit_scale`, and `detect.logit_scale` are read.
+    """
+    self._encoder, self._config = encoder, config
+    self.prompts = list(prompts)
+    self._matrices: OrderedDict[tuple[str, ...], list[ClassMatrix]] = OrderedDict()
+    self.segments = not isinstance(encoder.clip.config.vision_config, ResNetConfig)
+    self._segmenter: DenseSegmenter | None = None
+    self._crops = open_region_encoder(config.regions, encoder)
+
+  @property
+  def has_learned(self) -> bool:
+    """Whether one of the prompts is learned."""
+    return any(isinstance(named.prompt, Prompt) for named in self.prompts)
+
+  def classify(self, image: Image.Image, names: Sequence[str]) -> list[Answer]:
+    """Returns the likeliest names of a picture under each prompt.
+
+    Raises:
+      VocabularyError, TokenizeError: unusable names.
+      ImageError: a picture too narrow.
+      EvaluationError: features are not finite.
+    """
+    clip = self._encoder.clip
+    matrices = self._class_matrices(names)
+    features_1xE = self._encoder.image_features(prepare(image, clip.image_size)[None])
+    check_finite(features_1xE, "images")
+    rows = [
+      scipy.special.softmax(clip.logit_scale * features_1xE[0] @ matrix.features[: len(names)].T)
+      for matrix in matrices
+    ]
+    return self._answers(names, rows)
+
+  def segment(self, image: Image.Image, names: Sequence[str]) -> bytes:
+    """Draws a class for every pixel under each prompt, by `segment.recipe`; a PNG.
+
+    Raises:
+      FormError: more than MAX_SEGMENT_NAMES names, or a CLIP without a ViT.
+      VocabularyError, TokenizeError: unusable names.
+    """
+    if not self.segments:
+      raise FormError("segmentation needs a ViT; this CLIP has a ResNet")
+    if len(names) > MAX_SEGMENT_NAMES:
+      expected = f"expected at most {MAX_SEGMENT_NAMES} for a segmentation"
+      raise FormError(f"names: got {len(names):,}, {expected}")
+    image = image.copy()
+    image.thumbnail((_SEGMENT_SIDE, _SEGMENT_SIDE), Image.Resampling.BICUBIC)
+    pixels, matrices = np.asarray(image), self._class_matrices(names)
+    if self._segmenter is None:
+      self._segmenter = self._open_segmenter()
+    [maps] = self._segmenter.label_maps([pixels], matrices)
+    # Rows beyond the names repeat the first one.
+    maps = [np.where(map_HxW < len(names), map_HxW, 0) for map_HxW in maps]
+    labels = [named.label for named in self.prompts]
+    return _drawn(lambda path: segmentation_sheet(path, [pixels], [maps], labels, names))
+
+  def name_boxes(
+    self, image: Image.Image, names: Sequence[str], boxes_Rx4: Float32[np.ndarray, "R 4"]
+  ) -> tuple[bytes, list[list[Answer]]]:
+    """Names given boxes: a PNG with them in the colours of their names, and for each its answers.
+
+    Raises:
+      VocabularyError, TokenizeError: unusable names.
+    """
+    pixels, clip, config = np.asarray(image), self._encoder.clip, self._config
+    matrices = self._class_matrices(names)
+    [features_RxE] = self._crops.features([pixels], [boxes_Rx4], None)
+    scores = [
+      region_scores(
+        Regions(boxes_Rx4),
+        None,
+        features_RxE,
+        ClassMatrix(matrix.features[: len(names)], np.arange(len(names))),
+        logit_scale=config.detect.logit_scale or clip.logit_scale,
+        fusion=fusion_of(config.regions),
+        trained_C=np.zeros(len(names), bool),
+      )
+      for matrix in matrices
+    ]
+    drawn = [Boxes(boxes_Rx4, rows.argmax(1), rows.max(1).astype(np.float32)) for rows in scores]
+    labels = [named.label for named in self.prompts]
+    picture = _drawn(lambda path: detection_sheet(path, [pixels], [drawn], labels, names))
+    return picture, [self._answers(names, rows) for rows in zip(*scores, strict=True)]
+
+  def _answers(self, names: Sequence[str], rows: Sequence[Float[np.ndarray, " N"]]) -> list[Answer]:
+    """Best names of probabilities under each prompt."""
+    answers = []
+    for named, row_N in zip(self.prompts, rows, strict=True):
+      best = np.argsort(-row_N, kind="stable")[: self._config.page.top]
+      pairs = [(names[c], float(row_N[c])) for c in best]
+      answers.append(Answer(named.label, isinstance(named.prompt, Prompt), pairs))
+    return answers
+
+  def _class_matrices(self, names: Sequence[str]) -> list[ClassMatrix]:
+    """Features of the names under each prompt, computed once for a list of names.
+
+    The list is padded to a power of two with its first name, so that few shapes are compiled.
+    """
+    key = tuple(names)
+    if key not in self._matrices:
+      padding = max(8, 1 << (len(key) - 1).bit_length()) - len(key)
+      synonyms = [[name] for name in (*key, *key[:1] * padding)]
+      found = [class_matrix(self._encoder, synonyms, named) for named in self.prompts]
+      for matrix in found:
+        check_finite(matrix.features, "classes")
+      self._matrices[key] = found
+      while len(self._matrices) > _LISTS:
+        self._matrices.popitem(last=False)
+    self._matrices.move_to_end(key)
+    return self._matrices[key]
+
+  def _open_segmenter(self) -> DenseSegmenter:
+    segment = self._config.segment
+    settings = DenseSettings(
+      segment.recipe,
+      segment.size,
+      segment.window,
+      segment.stride,
+      segment.logit_scale or self._encoder.clip.logit_scale,
+      segment.pamr,
+    )
+    return DenseSegmenter(self._encoder, settings, dtype=self._config.clip.dtype)
+
+
+def shown_prompts(prompts: Sequence[NamedPrompt]) -> list[NamedPrompt]:
+  """The prompts with labels that tell no folder of the server: a file's last two names."""
+  found: list[NamedPrompt] = []
+  for named in prompts:
+    label = named.label
+    if isinstance(named.prompt, Prompt) and "://" not in label:
+      label = "/".join(pathlib.PurePath(label).parts[-2:])
+    number = sum(one.label.partition(" #")[0] == label for one in found) + 1
+    label = f"{label} #{number}" if number > 1 else label
+    found.append(named._replace(label=label))
+  return found
+
+
+def _drawn(draw: Callable[[pathlib.Path], None]) -> bytes:
+  """The PNG that a function of `analysis` writes."""
+  with tempfile.TemporaryDirectory(prefix="pomp_page_") as folder:
+    path = pathlib.Path(folder) / "plot.png"
+    draw(path)
+    return path.read_bytes()

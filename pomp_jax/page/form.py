@@ -1,0 +1,98 @@
+"""What a visitor enters, checked: a picture, names, boxes. Nothing here names a file of the server.
+
+Boxes are x0, y0, x1, y1 in pixels; the ends are exclusive.
+Shapes: R boxes.
+"""
+
+import io
+import re
+
+from jaxtyping import Float32
+import numpy as np
+from PIL import Image
+
+from pomp_jax.data.class_lists import check_names
+from pomp_jax.data.images import load_rgb, open_image
+from pomp_jax.errors import InputError
+
+# Longest side of a picture that is computed and shown, pixels.
+LONGEST = 1024
+MAX_BOXES = 20
+
+
+class FormError(InputError, ValueError):
+  """Input that the page can't use; one line."""
+
+
+def read_names(text: str, most: int) -> tuple[str, ...]:
+  """Reads distinct class names, one a line; blank lines and repeated names are dropped.
+
+  Raises:
+    FormError: no names, or more than `most`.
+    VocabularyError: an unusable name.
+  """
+  names = tuple(dict.fromkeys(filter(None, map(str.strip, text.splitlines()))))
+  if not names:
+    raise FormError("names: none given, expected one a line")
+  if len(names) > most:
+    raise FormError(f"names: got {len(names):,}, expected at most {most:,}")
+  check_names(names, "names")
+  return names
+
+
+def read_picture(content: bytes) -> Image.Image:
+  """Decodes a picture to RGB; a larger one is reduced to LONGEST pixels.
+
+  Raises:
+    FormError: an empty file.
+    ImageError: not an image that `data.images` decodes.
+  """
+  if not content:
+    raise FormError("the picture: the file is empty")
+  image = open_image(content, "the picture")
+  # A JPEG is decoded at a fraction of its size, which is still larger than what is shown.
+  shrink = next((s for s in (8, 4, 2) if max(image.size) >= s * LONGEST), 1)
+  rgb, _ = load_rgb(image, "the picture", shrink)
+  rgb.thumbnail((LONGEST, LONGEST), Image.Resampling.BICUBIC)
+  return rgb
+
+
+def png_of(image: Image.Image) -> bytes:
+  """Encodes a picture, without the metadata of its file."""
+  file = io.BytesIO()
+  Image.fromarray(np.asarray(image)).save(file, "PNG")
+  return file.getvalue()
+
+
+def read_boxes(text: str, width: int, height: int) -> Float32[np.ndarray, "R 4"]:
+  """Reads boxes, four numbers a line, separated by spaces or commas.
+
+  Args:
+    text: lines.
+    width: width of the picture, pixels.
+    height: height of the picture, pixels.
+
+  Raises:
+    FormError: no box, more than MAX_BOXES, or a line that is no box inside the picture.
+  """
+  lines = [line.strip() for line in text.splitlines() if line.strip()]
+  if not 0 < len(lines) <= MAX_BOXES:
+    raise FormError(f"boxes: got {len(lines)}, expected 1 to {MAX_BOXES}, one a line")
+  return np.array([_box(line, width, height) for line in lines], np.float32)
+
+
+def _box(line: str, width: int, height: int) -> list[float]:
+  try:
+    x0, y0, x1, y1 = box = [float(part) for part in re.split(r"[\s,]+", line)]
+  except ValueError as error:
+    raise FormError(f"boxes: got {line[:60]!r}, expected four numbers x0 y0 x1 y1") from error
+  if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+    raise FormError(
+      f"boxes: got {line[:60]!r}, expected x0 < x1 and y0 < y1 inside {width} x {height} pixels"
+    )
+  return box
+
+
+def text_of_boxes(boxes_Rx4: Float32[np.ndarray, "R 4"]) -> str:
+  """Boxes as `read_boxes` reads them."""
+  return "\n".join(" ".join(f"{value:g}" for value in box) for box in boxes_Rx4.tolist())

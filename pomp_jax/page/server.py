@@ -1,0 +1,348 @@
+"""The server of the page: routes, limits, headers. It has no route that takes a path of the server.
+
+Pages are HTML without scripts, and the browser is told to run none and to load nothing from
+elsewhere. One computation runs at a time, and a few wait.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
+import functools
+import logging
+import pathlib
+import socket
+import threading
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from flask import Flask, Response, abort, render_template, request
+from PIL import Image
+from werkzeug.exceptions import HTTPException
+
+from pomp_jax.errors import InputError, RunError
+from pomp_jax.page import runs
+from pomp_jax.page.comparison import MAX_SEGMENT_NAMES, Comparison
+from pomp_jax.page.form import LONGEST, FormError, png_of, read_boxes, read_names, read_picture
+from pomp_jax.page.shelf import Shelf
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_MIB = 2**20
+# Names and boxes of a form; 1,000 names of 1,000 letters fit.
+_FORM_BYTES = 2 * _MIB
+# Computations that wait, and connections that are served at a time.
+_WAITING, _THREADS = 4, 8
+_STYLE = (pathlib.Path(__file__).parent / "templates" / "style.css").read_text()
+_SECURITY = {
+  "Content-Security-Policy": (
+    "default-src 'none'; img-src 'self' data:; style-src 'self'; frame-src 'self';"
+    " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+  ),
+  "Cross-Origin-Resource-Policy": "same-origin",
+  "Referrer-Policy": "same-origin",
+  "X-Content-Type-Options": "nosniff",
+  "Cache-Control": "no-store",
+}
+# A report is a file of a run: it may show its own pictures and do nothing else.
+_REPORT = (
+  "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'self'"
+)
+
+
+class Example(NamedTuple):
+  """A picture to begin with."""
+
+  image: Image.Image
+  names: str  # one a line
+  boxes: str = ""  # one a line
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """Fields of `config.page` that bound a request."""
+
+  max_names: int
+  max_upload: float  # MiB
+
+
+class BusyError(InputError):
+  """Too many computations wait."""
+
+  status = 503
+
+
+class Turns:
+  """Lets one computation run at a time, and a few wait; after `close` none starts."""
+
+  def __init__(self, waiting: int = _WAITING):
+    """Takes the number of computations that may wait."""
+    self._places = threading.BoundedSemaphore(1 + waiting)
+    self._lock = threading.Lock()
+
+  @contextlib.contextmanager
+  def turn(self) -> Iterator[None]:
+    """Waits for the others, and computes.
+
+    Raises:
+      BusyError: too many wait.
+    """
+    if not self._places.acquire(blocking=False):
+      raise BusyError("the page is busy with other pictures; try again in a moment")
+    try:
+      with self._lock:
+        yield
+    finally:
+      self._places.release()
+
+  def close(self) -> None:
+    """Waits for the computation that runs, and starts no other."""
+    self._lock.acquire()
+
+
+def make_app(
+  comparison: Comparison,
+  root: pathlib.Path | None,
+  limits: Limits,
+  *,
+  host: str = LOOPBACK[0],
+  pictures: tuple[Example, ...] = (),
+  scenes: tuple[Example, ...] = (),
+  turns: Turns | None = None,
+) -> Flask:
+  """Makes the application.
+
+  Args:
+    comparison: CLIP and prompts.
+    root: folder of the runs; None: no runs.
+    limits: bounds of a request.
+    host: address that it will listen on. On a loopback address only requests for a loopback name
+      are answered, so that no other site can reach it by a name of its own.
+    pictures: examples of the tab Classify.
+    scenes: examples of the tab Regions.
+    turns: order of the computations.
+  """
+  app = Flask(__name__, static_folder=None)
+  app.config["MAX_CONTENT_LENGTH"] = int(limits.max_upload * _MIB) + _FORM_BYTES
+  app.config["MAX_FORM_MEMORY_SIZE"] = _FORM_BYTES
+  app.config["MAX_FORM_PARTS"] = 20
+  app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
+  page = _Page(comparison, root, limits, turns or Turns())
+  page.examples = {
+    tab: {page.shelf.add(png_of(one.image), keep=True): one for one in own}
+    for tab, own in (("classify", pictures), ("regions", scenes))
+  }
+  app.context_processor(lambda: {"prompts": comparison.prompts, "learned": comparison.has_learned})
+  app.before_request(functools.partial(_check_origin, host))
+  app.after_request(_secure)
+  app.register_error_handler(HTTPException, page.refuse)
+  app.register_error_handler(Exception, page.fail)
+  for rule, view in (
+    ("/", page.classify),
+    ("/regions", page.regions),
+    ("/picture/<key>", page.picture),
+    ("/runs", page.list_runs),
+    ("/ablations", page.list_ablations),
+    ("/runs/<path:name>", page.run),
+    ("/curves/<path:name>", page.curves),
+    ("/plots/<path:name>/<file>", page.plot),
+    ("/report/<path:name>", page.report),
+    ("/style.css", page.style),
+  ):
+    methods = ["GET", "POST"] if view in (page.classify, page.regions) else ["GET"]
+    app.add_url_rule(rule, view.__name__, view, methods=methods)
+  return app
+
+
+class _Page:
+  """The views."""
+
+  def __init__(
+    self, comparison: Comparison, root: pathlib.Path | None, limits: Limits, turns: Turns
+  ):
+    self._comparison, self._root, self._limits, self._turns = comparison, root, limits, turns
+    self.shelf = Shelf()
+    self.examples: dict[str, dict[str, Example]] = {}
+
+  def classify(self) -> tuple[str, int]:
+    """The tab Classify: a picture and names."""
+
+    def compute(image, entered):
+      names = read_names(entered["names"], self._limits.max_names)
+      with self._turns.turn():
+        return {"answers": self._comparison.classify(image, names), "n_names": len(names)}
+
+    return self._form("classify", compute)
+
+  def regions(self) -> tuple[str, int]:
+    """The tab Regions: a label map, or names of given boxes."""
+
+    def compute(image, entered):
+      names = read_names(entered["names"], self._limits.max_names)
+      if request.form.get("action") == "segment":
+        with self._turns.turn():
+          return {"sheet": self.shelf.add(self._comparison.segment(image, names))}
+      boxes_Rx4 = read_boxes(entered["boxes"], *image.size)
+      with self._turns.turn():
+        sheet, rows = self._comparison.name_boxes(image, names, boxes_Rx4)
+      lines = entered["boxes"].split("\n")
+      lines = [line.strip() for line in lines if line.strip()]
+      return {"sheet": self.shelf.add(sheet), "boxes": list(zip(lines, rows, strict=True))}
+
+    more = {"segments": self._comparison.segments, "max_segment_names": MAX_SEGMENT_NAMES}
+    return self._form("regions", compute, longest=LONGEST, **more)
+
+  def _form(self, tab: str, compute: Callable[..., dict[str, Any]], **more) -> tuple[str, int]:
+    """Reads the form, computes, and shows both; bad input is a line above what was entered."""
+    examples, found, error, status = self.examples[tab], {}, "", 200
+    first = next(iter(examples), "")
+    shown = Example(None, "") if not first else examples[first]
+    entered = {"picture": first, "names": shown.names, "boxes": shown.boxes}
+    if request.method == "POST":
+      try:
+        entered = {field: request.form.get(field, "") for field in entered}
+        if (key := request.form.get("example", "")) in examples:
+          entered = {"picture": key, "names": examples[key].names, "boxes": examples[key].boxes}
+        else:
+          image = self._image(entered)
+          found = compute(image, entered)
+      except (InputError, RunError) as refused:
+        error = str(refused)
+        status = 503 if isinstance(refused, BusyError) else 400
+    fields = {"tab": tab, "error": error, "entered": entered, "examples": examples, **more}
+    return render_template(f"{tab}.html", limits=self._limits, found=found, **fields), status
+
+  def _image(self, entered: dict[str, str]) -> Image.Image:
+    """The uploaded picture, or the one whose key the form has; `entered` gets its key."""
+    upload = request.files.get("file")
+    if upload and upload.filename:
+      with self._turns.turn():
+        image = read_picture(upload.read())
+      entered["picture"] = self.shelf.add(png_of(image))
+      return image
+    content = self.shelf.get(entered["picture"])
+    if content is None:
+      raise FormError("the picture: none given, or forgotten by now; choose a file")
+    return read_picture(content)
+
+  def style(self) -> Response:
+    """The style sheet of all pages."""
+    return Response(_STYLE, mimetype="text/css")
+
+  def picture(self, key: str) -> Response:
+    """A picture that the page itself has drawn or encoded."""
+    return _png(self.shelf.get(key))
+
+  def list_runs(self) -> str:
+    """The tab Runs."""
+    return render_template("runs.html", tab="runs", runs=self._runs().values())
+
+  def list_ablations(self) -> str:
+    """The tab Ablations: runs with a report."""
+    found = [run for run in self._runs().values() if run.report]
+    return render_template("runs.html", tab="ablations", runs=found)
+
+  def run(self, name: str) -> str:
+    """One run: curves, tables, plots, report."""
+    run = self._run(name)
+    return render_template(
+      "run.html",
+      tab="ablations" if run.report else "runs",
+      run=run,
+      curves=runs.has_curves(run),
+      tables=runs.tables(run),
+      plots=runs.plot_files(run),
+    )
+
+  def curves(self, name: str) -> Response:
+    """Curves of a training."""
+    run = self._run(name)
+    with self._turns.turn():
+      return _png(runs.curves(run))
+
+  def plot(self, name: str, file: str) -> Response:
+    """A plot of a run."""
+    return _png(runs.read_plot(self._run(name), file))
+
+  def report(self, name: str) -> Response:
+    """The report of an ablation."""
+    content = runs.read_report(self._run(name))
+    return Response(content or abort(404), headers={"Content-Security-Policy": _REPORT})
+
+  def _runs(self) -> dict[str, runs.Run]:
+    return runs.find_runs(self._root)
+
+  def _run(self, name: str) -> runs.Run:
+    return self._runs().get(name) or abort(404)
+
+  def refuse(self, error: HTTPException) -> tuple[str, int]:
+    """A request that can't be answered, in a line."""
+    lines = {
+      404: "there is no such page, run or picture",
+      413: f"the upload is too large: a picture may have {self._limits.max_upload:g} MiB"
+      f" and all text {_FORM_BYTES // _MIB} MiB",
+    }
+    text = lines.get(error.code, f"the request can't be answered ({error.name})")
+    return render_template("error.html", tab="", error=text), error.code or 500
+
+  def fail(self, error: Exception) -> tuple[str, int]:
+    """Anything else: a line on the page, the reason in the server's log."""
+    if isinstance(error, InputError):
+      return render_template("error.html", tab="", error=str(error)), error.status
+    log.error("%s %s: %r", request.method, request.path, error, exc_info=error)
+    text = "the computation failed; the server's log has the reason"
+    return render_template("error.html", tab="", error=text), 500
+
+
+def _check_origin(host: str) -> None:
+  """Refuses requests that another site has sent, or under another name than a loopback one."""
+  origin = request.headers.get("Origin") or f"//{request.host}"
+  try:
+    name, sender = urlsplit(f"//{request.host}").hostname, urlsplit(origin).netloc
+  except ValueError:
+    abort(400)
+  if host in LOOPBACK and name not in LOOPBACK:
+    abort(400)
+  if request.method == "POST" and sender != request.host:
+    abort(403)
+
+
+def _secure(response: Response) -> Response:
+  for name, value in _SECURITY.items():
+    response.headers.setdefault(name, value)
+  return response
+
+
+def _png(content: bytes | None) -> Response:
+  return Response(content or abort(404), mimetype="image/png")
+
+
+def listen(host: str, port: int) -> socket.socket:
+  """Opens a port; 0 is a free one.
+
+  Raises:
+    OSError: no such address, or the port is in use.
+  """
+  family = socket.AF_INET6 if ":" in host else socket.AF_INET
+  return socket.create_server((host, port), family=family)
+
+
+@contextlib.contextmanager
+def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[None]:
+  """Serves the application in a thread while the context lasts."""
+  import waitress
+
+  server = waitress.create_server(
+    app,
+    sockets=[listener],
+    threads=_THREADS,
+    ident=None,
+    # Uploads that are too large are told so by the page. What is far larger is not read.
+    max_request_body_size=int(4 * max_upload * _MIB) + _FORM_BYTES,
+  )
+  threading.Thread(target=server.run, name="page", daemon=True).start()
+  try:
+    yield
+  finally:
+    # In the server's own thread. Connections that are open end with the process.
+    server.trigger.pull_trigger(server.close)

@@ -1,0 +1,210 @@
+"""The server: answers, lines for bad input, headers, and what it must never give away."""
+
+import html
+import io
+import re
+import threading
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from pomp_jax import inputs
+from pomp_jax.inference.classify import Classifier
+from pomp_jax.page import server
+from tests.page.conftest import MAX_NAMES
+from tests.page.test_form import encoded, noise
+
+NAMES = "red star on navy\nteal leaf on pink\n<script>alert(1)</script>"
+
+
+@pytest.fixture
+def client(made):
+  return made[0].test_client()
+
+
+def post(client, path="/", image=None, **fields):
+  content = encoded(noise(50, 40)) if image is None else image
+  fields = {"names": NAMES, "action": "classify"} | fields
+  if content:
+    fields["file"] = (io.BytesIO(content), "../../etc/passwd.png")
+  return client.post(path, data=fields)
+
+
+def line_of(answer):
+  """The one line of an error; checks that nothing else is told."""
+  text = answer.data.decode()
+  assert "Traceback" not in text and "pomp_jax/" not in text and "/tmp/" not in text
+  [line] = re.findall(r'role="alert">(.*?)</p>', text)
+  return html.unescape(line)
+
+
+def test_names_and_probabilities_are_the_classifiers(made, client):
+  answer = post(client)
+  assert answer.status_code == 200
+  shown = re.findall(
+    r'<span title="([^"]*)">.*?</span><span>([\d.]+)%</span>', answer.data.decode()
+  )
+  shown = [(html.unescape(name), float(percent)) for name, percent in shown]
+  config, folder = made[1]._config, made[2]
+  encoder = inputs.open_encoder(config)
+  expected = []
+  for prompt in config.page.prompts:
+    classifier = Classifier(encoder, prompt, NAMES.split("\n"))
+    expected += classifier.predict(np.asarray(noise(50, 40)), top=2)
+  assert [name for name, _ in shown] == [name for name, _ in expected]
+  np.testing.assert_allclose([p for _, p in shown], [100 * p for _, p in expected], atol=0.06)
+  # The file by its last two names, and as the only learned one.
+  assert answer.data.decode().count(f"{folder.name}/prompt.npz") == 2
+  assert answer.data.decode().count("card learned") == 1
+
+
+def test_a_name_is_text_and_the_key_brings_the_picture_back(client):
+  first = post(client).data.decode()
+  assert "<script" not in first and "&lt;script&gt;alert(1)" in first
+  [key] = re.findall(r'name="picture" value="([^"]+)"', first)
+  again = post(client, image=b"", picture=key).data.decode()
+  assert re.findall(r"<span>([\d.]+)%", again) == re.findall(r"<span>([\d.]+)%", first)
+  shown = Image.open(io.BytesIO(client.get(f"/picture/{key}").data))
+  np.testing.assert_array_equal(np.asarray(shown), np.asarray(noise(50, 40)))
+
+
+@pytest.mark.parametrize(
+  ("fields", "part"),
+  [
+    ({"image": b"GIF89a but no image"}, "the picture"),
+    ({"image": b""}, "the picture: none given"),
+    ({"image": b"", "picture": "../../secret.txt"}, "the picture: none given"),
+    ({"names": ""}, "names: none given"),
+    ({"names": "\n".join(map(str, range(MAX_NAMES + 1)))}, "at most 20"),
+    ({"names": "\n".join(map(str, range(100_000)))}, "got 100,000"),
+    ({"names": "star " * 199}, "star"),
+    ({"names": "a\0b"}, "U+0000"),
+    ({"path": "/regions", "action": "boxes", "boxes": "0 0 999 999"}, "50 x 40"),
+    ({"path": "/regions", "action": "boxes", "boxes": "<img src=x>"}, "<img"),
+  ],
+)
+def test_bad_input_is_a_line(client, fields, part):
+  answer = post(client, **fields)
+  assert answer.status_code == 400
+  assert part in line_of(answer)
+
+
+def test_what_is_too_large(client):
+  for fields in ({"image": b"x" * 4 * 2**20}, {"names": "x" * 3 * 2**20}):
+    answer = post(client, **fields)
+    assert answer.status_code == 413 and "1 MiB" in line_of(answer)
+
+
+def test_regions_of_a_scene(client):
+  """The two buttons on an example: boxes are named as its objects, and a label map is drawn."""
+  key = re.findall(r'name="example" value="([^"]+)"', client.get("/regions").data.decode())[0]
+  filled = client.post("/regions", data={"example": key}).data.decode()
+  names, boxes = (
+    html.unescape(re.search(rf'<textarea id="{field}"[^>]*>\n(.*?)</textarea>', filled, re.S)[1])
+    for field in ("names", "boxes")
+  )
+  assert 3 <= len(boxes.split("\n")) <= 5
+  for action in ("boxes", "segment"):
+    fields = {"picture": key, "names": names, "boxes": boxes, "action": action}
+    answer = post(client, "/regions", b"", **fields)
+    assert answer.status_code == 200
+    sheet = re.search(r'class="plot" src="([^"]+)"', answer.data.decode())[1]
+    assert Image.open(io.BytesIO(client.get(sheet).data)).width > 900
+    rows = re.findall(r"<tr><td>(.*?)</td>", answer.data.decode())
+    assert rows == (boxes.split("\n") if action == "boxes" else [])
+    if action == "boxes":
+      # The scene's own names come first in the list.
+      found = re.findall(r"<td>([a-z ]+) [\d.]+%", answer.data.decode())
+      assert set(found) <= set(names.split("\n"))
+
+
+ESCAPES = [
+  *("../secret.txt", "..%2fsecret.txt", "%2e%2e/secret.txt", "%2e%2e%2fsecret.txt"),
+  *("demo <b>/../../secret.txt", "..%252fsecret.txt", "//etc/passwd", "%2fetc%2fpasswd"),
+  *("etc/passwd", "demo%00", "..\\secret.txt", "demo <b>/config.json", ".", "file:///etc/passwd"),
+]
+
+
+@pytest.mark.parametrize("route", ["/runs/", "/report/", "/curves/", "/plots/", "/picture/", "/"])
+@pytest.mark.parametrize("path", ESCAPES)
+def test_no_path_of_the_server_is_readable(client, route, path):
+  for text in (route + path, f"{route}demo%20%3Cb%3E/{path}"):
+    answer = client.get(text)
+    assert answer.status_code in (308, 404), text
+    assert b"a secret" not in answer.data and b"root:" not in answer.data
+
+
+def test_a_run_and_its_report(client):
+  [link] = re.findall(r'<a href="(/runs/[^"]+)"', client.get("/runs").data.decode())
+  text = client.get(link).data.decode()
+  assert "<b>" not in text.partition("<main>")[2] and "demo &lt;b&gt;" in text
+  sources = re.findall(r'src="([^"]+)"', text)
+  kinds = [client.get(source).mimetype for source in sources]
+  assert kinds == ["text/html", "image/png"]  # the report, which has the plots, and the curves
+  report = client.get(sources[0])
+  assert report.headers["Content-Security-Policy"].startswith("sandbox; default-src 'none'")
+  assert re.findall(r'<a href="(/runs/[^"]+)"', client.get("/ablations").data.decode()) == [link]
+
+
+def test_nothing_is_loaded_from_elsewhere_and_no_script_runs(client):
+  for path in ("/", "/regions", "/runs", "/style.css", "/none"):
+    answer = client.get(path)
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "script-src" not in policy
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert b"http" not in answer.data and b"<script" not in answer.data
+
+
+def test_other_sites_and_other_names_of_the_host_are_refused(client):
+  assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
+  assert client.get("/", headers={"Host": "127.0.0.1:8765"}).status_code == 200
+  answer = client.post("/", data={}, headers={"Origin": "http://evil.example"})
+  assert answer.status_code == 403
+  assert post(client).status_code == 200
+
+
+def test_an_open_host_has_any_name(made):
+  _, comparison, folder = made
+  limits = server.Limits(max_names=3, max_upload=1.0)
+  app = server.make_app(comparison, None, limits, host="0.0.0.0")
+  answer = app.test_client().get("/runs", headers={"Host": "machine.example"})
+  assert answer.status_code == 200 and b"None yet" in answer.data
+
+
+def test_an_unexpected_failure_is_a_line(made, client, monkeypatch, caplog):
+  def fail(*_):
+    raise ZeroDivisionError("/tmp/secret")
+
+  monkeypatch.setattr(made[1], "classify", fail)
+  monkeypatch.setattr(server.log, "propagate", True)
+  answer = post(client)
+  assert answer.status_code == 500 and "log" in line_of(answer)
+  assert "ZeroDivisionError" in caplog.text
+
+
+def test_one_computes_at_a_time_and_few_wait():
+  turns = server.Turns(waiting=1)
+  inside, leave, order = threading.Event(), threading.Event(), []
+
+  def compute(number):
+    with turns.turn():
+      order.append(number)
+      inside.set()
+      leave.wait(30)
+      order.append(-number)
+
+  threads = [threading.Thread(target=compute, args=(n,)) for n in (1, 2)]
+  threads[0].start()
+  assert inside.wait(30)
+  threads[1].start()
+  while turns._places._value:  # until the second one waits
+    pass
+  with pytest.raises(server.BusyError), turns.turn():
+    pass
+  leave.set()
+  for thread in threads:
+    thread.join(30)
+  assert order == [1, -1, 2, -2]
+  turns.close()
+  assert not turns._lock.acquire(blocking=False)
