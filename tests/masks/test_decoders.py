@@ -65,6 +65,6 @@ def test_the_vector_of_no_object(found):
 
 @pytest.mark.parametrize("shape", [(3, 5), (1, 1)])
 def test_positions(shape):
-  embed = MaskFormerSinePositionEmbedding(num_pos_feats=6, normalize=True)
+  embed = MaskFormerSinePositionEmbedding(6, normalize=True)
   expected = embed((1, 12, *shape), "cpu", torch.float32)[0].flatten(1).T
   np.testing.assert_allclose(jnp.asarray(sine_positions(*shape, 12)), expected, atol=1e-5)

@@ -20,7 +20,7 @@ from pomp_jax.masks.model import (
   parameter_groups,
   parameter_shapes,
 )
-from tests.support.checks import assert_close
+from tests.support.checks import assert_close, equations
 from tests.support.mask_params import TINY, random_params
 
 RNG = np.random.default_rng(0)
@@ -59,6 +59,16 @@ def test_padding_is_zeros_after_the_normalisation(params):
   expected = _output(params, padded)
   assert_close(found.masks_BxQxhxw, expected.masks_JxBxQxhxw[0])
   assert_close(found.embeddings_BxQxE, expected.embeddings_JxBxQxE[0])
+
+
+def test_products_are_of_the_compute_type(params):
+  predict = mask_predictor(TINY, "bfloat16")
+  program, found = jax.make_jaxpr(predict, return_shape=True)(params, IMAGES, SIZES)
+  kinds = ("dot_general", "conv_general_dilated")
+  products = [e for e in equations(program.jaxpr) if e.primitive.name in kinds]
+  assert len(products) > 30
+  assert {x.aval.dtype.name for e in products for x in e.invars} == {"bfloat16"}
+  assert {x.dtype.name for x in found} == {"float32"}
 
 
 def test_masks_at_full_size_are_torchs():

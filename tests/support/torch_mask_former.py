@@ -141,17 +141,23 @@ def torch_pixels(images: np.ndarray) -> torch.Tensor:
 def predictions(model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Masks [J,B,Q,h,w] and embeddings [J,B,Q,E] after each decoder layer.
 
-  The model's own outputs are those of the last layer. HuggingFace's states of other layers lack
-  the decoder's last norm, which ZSSeg applies to each.
+  The model's own outputs are those of the last layer. As in ZSSeg, the decoder's last norm is
+  applied to the output of every layer.
   """
+  decoder, states = model.model.transformer_module.decoder, []
+
+  def keep(module, inputs, output):
+    states.append(output[0] if isinstance(output, tuple) else output)
+
+  hooks = [layer.register_forward_hook(keep) for layer in decoder.layers]
   with torch.no_grad():
-    out = model(torch_pixels(images), output_hidden_states=True)
-    norm = model.model.transformer_module.decoder.layernorm
-    *states, last = out.transformer_decoder_hidden_states[1:]
-    states = torch.stack([*map(norm, states), last])
-    embeddings = model.class_predictor(states)
+    out = model(torch_pixels(images))
+    queries = decoder.layernorm(torch.stack(states))
+    embeddings = model.class_predictor(queries)
     features = out.pixel_decoder_last_hidden_state
-    masks = torch.einsum("jbqc,bchw->jbqhw", model.mask_embedder(states), features)
+    masks = torch.einsum("jbqc,bchw->jbqhw", model.mask_embedder(queries), features)
+  for hook in hooks:
+    hook.remove()
   torch.testing.assert_close(masks[-1], out.masks_queries_logits)
   torch.testing.assert_close(embeddings[-1], out.class_queries_logits)
   return masks.numpy(), embeddings.numpy()
@@ -182,7 +188,9 @@ _NAMES = (
   (r"encoder_attn_layer_norm", "norm2"),
   (r"final_layer_norm", "norm3"),
   (r"encoder_attn", "multihead_attn"),
-  (r"\.fc(\d)", r".linear\1"),
+  # transformers 5 has an MLP inside the layer, and another name for the attention's output.
+  (r"(\.mlp)?\.fc(\d)", r".linear\2"),
+  (r"\.o_proj", ".out_proj"),
   (r"mask_embedder\.(\d)\.0", rf"{_HEAD}.predictor.mask_embed.layers.\1"),
   (r"class_predictor\.(\d)\.0", rf"{_HEAD}.predictor.class_embed.layers.\1"),
 )
