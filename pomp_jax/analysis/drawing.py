@@ -18,6 +18,7 @@ import numpy as np
 from pomp_jax.analysis import fonts
 from pomp_jax.analysis.labels import shorten, shorten_all
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.paths import to_path
 
 # Okabe and Ito's palette for colour-blind readers, without its lightest colour.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -162,7 +163,11 @@ def escape(text: str) -> str:
 
 
 def save(path: str | os.PathLike, figure: Figure) -> None:
-  """Writes a PNG file atomically, with fonts that have the glyphs of its text."""
+  """Writes a PNG file atomically, with fonts that have the glyphs of its text.
+
+  Its folder is created if it is missing.
+  """
   FigureCanvasAgg(figure)
+  to_path(path).parent.mkdir(parents=True, exist_ok=True)
   with fonts.fitting(figure), replacing(path) as file:
     figure.savefig(file, format="png", dpi=DPI)

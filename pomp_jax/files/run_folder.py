@@ -46,7 +46,7 @@ class RunFolder:
     prompt: the learned prompt.
     results: JSON of a finished run.
     metrics: scalars of a training, a JSON object a line.
-    plots: folder of PNG files.
+    plots: folder of PNG files, created with the first.
     sets: folder of an evaluation's results, a file per data set.
     features: folder of the features of evaluation images, see `inference.stored_features`.
   """
@@ -82,10 +82,10 @@ class RunFolder:
         )
 
   def create(self) -> None:
-    """Creates the folder and `plots/`, unless they exist; errors as `check`'s and `writing`'s."""
+    """Creates the folder unless it exists; errors as `check`'s and `writing`'s."""
     self.check()
     with writing(f"workdir {self.path}"):
-      self.plots.mkdir(parents=True, exist_ok=True)
+      self.path.mkdir(parents=True, exist_ok=True)
 
   def write_results(self, results: dict[str, Any]) -> None:
     """Writes `results.json`: the results, and under "provenance" where they come from.

@@ -66,7 +66,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Measures, prints a table, writes `results.json` and `plots/text_tower.png`."""
   settings = config.benchmark
   folder = to_path(workdir)
-  (folder / "plots").mkdir(parents=True, exist_ok=True)
+  folder.mkdir(parents=True, exist_ok=True)
   wanted = _available(settings.implementations.split("+"))
   rows, results = [], {}
   # What is written after each K stands: the largest may not fit.

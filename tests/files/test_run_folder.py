@@ -40,7 +40,7 @@ def test_nothing_is_made_before_create(tmp_path):
   assert not list(tmp_path.iterdir())
   folder.create()
   folder.create()
-  assert folder.plots.is_dir()
+  assert folder.path.is_dir() and not list(folder.path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["config.json", "results.json"])
@@ -78,7 +78,7 @@ def test_a_folder_that_is_not_writable(tmp_path, monkeypatch):
 def test_a_relative_folder(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   RunFolder("runs/a").create()
-  assert (tmp_path / "runs" / "a" / "plots").is_dir()
+  assert (tmp_path / "runs" / "a").is_dir()
 
 
 def test_json_keeps_order_and_plain_values(tmp_path):
