@@ -32,7 +32,6 @@ from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.files.compilation_cache import AUTO
 from pomp_jax.files.hub import is_hub, is_prompt_file
 from pomp_jax.files.paths import exists, is_dir, is_file
-from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.prompt.sampling import SAMPLERS
 
 # Prefix of a published architecture with random weights.
@@ -41,6 +40,7 @@ SYNTHETIC_CLIP = "synthetic:"
 FEATURE_FORMATS = ("detic", "open_clip")
 # Suffixes of weight files; no hub id ends in one.
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")
+_PROMPTS = "a prompt file that exists, a run's folder with prompt.npz, hf:OWNER/NAME"
 _NAMES = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
 
 
@@ -262,8 +262,8 @@ def _check_predict(predict: Predict) -> None:
   if not exists(predict.images):
     raise ConfigError("predict.images", predict.images, "a file or a folder that exists")
   _check_names("predict.names", predict.names)
-  if "{}" not in predict.prompt and not is_prompt_file(prompt_path(predict.prompt)):
-    expected = "a prompt file, a run's folder with prompt.npz, hf:OWNER/NAME, or a text with {}"
+  if "{}" not in predict.prompt and not is_prompt_file(predict.prompt):
+    expected = f"{_PROMPTS}, or a text with {{}}"
     raise ConfigError("predict.prompt", predict.prompt, expected)
 
 
@@ -331,7 +331,7 @@ def _check_export(export: Export) -> None:
   features = export.format in FEATURE_FORMATS
   if not (features and "{}" in export.prompt) and not is_prompt_file(export.prompt):
     template = ", or a template with {}" if features else ""
-    expected = f"a prompt file that exists, hf:OWNER/NAME{template}"
+    expected = f"{_PROMPTS}{template}"
     raise ConfigError("export.prompt", export.prompt, expected)
   if features and not is_file(export.names):
     raise ConfigError("export.names", export.names, "a file that exists")

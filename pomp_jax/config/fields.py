@@ -124,7 +124,9 @@ class Prompt:
   m: int = row(4, "context vectors M", at_least(1))
   position: str = row("end", "position of the name in the prompt", one_of(*POSITIONS))
   init: str = row(
-    "", "words or prompt file to start from; maple keeps words beyond M fixed; empty: N(0, 0.02^2)"
+    "",
+    "words, prompt file or run's folder to start from; maple keeps words beyond M fixed;"
+    " empty: N(0, 0.02^2)",
   )
   class_specific: bool = row(False, "one context per class")
   depth: int = row(1, "layers with prompts of their own, for vpt_deep and maple", at_least(1))
@@ -259,7 +261,7 @@ class Predict:
 class Export:
   """The job export: the prompt, or features of names, for other programs; see docs/formats.md."""
 
-  prompt: str = row("", "prompt file or hf:OWNER/NAME; for features also a template with {}")
+  prompt: str = row("", "prompt file, run's folder, hf:OWNER/NAME; for features also a template")
   format: str = row("npz", "format; detic, open_clip: features", one_of(*EXPORT_FORMATS))
   names: str = row("", "for features: a text file, one name per line, or COCO or LVIS JSON")
   synonyms: bool = row(False, "average over the synonyms of an LVIS JSON")
@@ -314,8 +316,8 @@ class GradientBias:
 
   prompt: str = row(
     "",
-    "prompt file, or RUN/checkpoints/STEP: its prompt and bank as they were in training;"
-    " empty: N(0, 0.02^2), the start of a training",
+    "prompt file, run's folder, or RUN/checkpoints/STEP: its prompt and bank as they were in"
+    " training; empty: N(0, 0.02^2), the start of a training",
   )
   k: tuple[int, ...] = row((16, 64, 256, 1024, 4096), "values of K")
   samplers: tuple[str, ...] = row(

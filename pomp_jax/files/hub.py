@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.paths import is_file
+from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.files.terminal import printable
 
 log = logging.getLogger(__name__)
@@ -59,8 +60,11 @@ def is_hub(name: str | os.PathLike) -> bool:
 
 
 def is_prompt_file(name: str | os.PathLike) -> bool:
-  """Whether there is a file of that name, or it names one on the hub, which is not asked here."""
-  return is_hub(name) or is_file(name)
+  """Whether `load_prompt` finds a file: of that name, of a run's folder, or perhaps on the hub.
+
+  The hub is not asked here.
+  """
+  return is_hub(name) or is_file(prompt_path(name))
 
 
 def parse(name: str | os.PathLike) -> HubFile:

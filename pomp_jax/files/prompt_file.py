@@ -4,6 +4,7 @@
 .safetensors             the same fields
 .pt, .pth, .pth.tar[-N]  torch checkpoints as CoOp and POMP publish them
 hf:OWNER/NAME            one of the first two in a repository on the hub; `files.hub` has the syntax
+a run's folder           its prompt.npz
 
 Shapes: M context vectors, D width of the CLIP's text tower, N classes.
 """
@@ -186,7 +187,7 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
     path: file of `save_prompt`, any npz or safetensors file with the same fields, or a torch
       checkpoint: CoOp's or POMP's with `state_dict['ctx']`, or that of a segmentation model of
       POMP with `model['clip_adapter.prompt_learner.ctx']`. A file on the hub, which is downloaded,
-      is never a torch checkpoint.
+      is never a torch checkpoint. A run's folder stands for the prompt that it has learned.
 
   Raises:
     PromptFileError: no such file, damaged, or a field that is missing, of the wrong type or shape,
@@ -201,6 +202,7 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
       return load_prompt(file)
     except PromptFileError as error:
       raise PromptFileError(f"{path}: {str(error).removeprefix(f'{file}: ')}") from error
+  path = prompt_path(path)
   _, read, _ = _FORMATS[_format_of_content(path) or format_of_name(path) or "npz"]
   fields = read(path)
   _check_version(path, fields.get("format_version"))
@@ -247,5 +249,5 @@ def recorded_clip(path: str) -> str | None:
   """
   if not path or "{}" in path:
     return None
-  name = load_prompt(prompt_path(path)).clip_model
+  name = load_prompt(path).clip_model
   return None if name == UNKNOWN_CLIP else name

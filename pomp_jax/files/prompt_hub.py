@@ -16,7 +16,7 @@ from pomp_jax.files import hub
 from pomp_jax.files.paths import exists, to_path
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
-from pomp_jax.files.run_folder import RunFolder, read_json
+from pomp_jax.files.run_folder import RunFolder, prompt_path, read_json
 from pomp_jax.files.terminal import printable
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -76,12 +76,16 @@ def hub_files(
 def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
   """`results.json` beside a prompt file; empty unless the folder is of the run that learned it.
 
+  Args:
+    path: name that `load_prompt` takes.
+    prompt: prompt of that name.
+
   Raises:
     RunFolderError: a damaged file.
   """
   if hub.is_hub(path):
     return {}
-  run = RunFolder(to_path(path).parent)
+  run = RunFolder(to_path(prompt_path(path)).parent)
   if not (exists(run.config) and exists(run.results)) or read_json(run.config) != prompt.config:
     return {}
   results = read_json(run.results)

@@ -47,8 +47,8 @@ class Classifier:
     Args:
       clip: a CLIP, an encoder that holds one, or a name that `load_clip` takes, such as "world" or
         a hub id.
-      prompt: learned prompt, name of a file that `load_prompt` reads, or a template such as
-        "a photo of a {}.".
+      prompt: learned prompt, name of a file or of a run's folder that `load_prompt` reads, or a
+        template such as "a photo of a {}.".
       names: distinct class names, or a class list that `load_class_list` takes: "imagenet1k", or a
         file with one name a line.
       batch_size: images that are decoded and computed at a time, at least 1.
@@ -207,5 +207,5 @@ def open_prompt(prompt: Prompt | str | os.PathLike) -> Prompt | str:
     return load_prompt(prompt)
   raise PromptFileError(
     f"prompt {os.fspath(prompt)!r}: no file of that name, and no template; accepted: a Prompt, a"
-    " prompt file that exists, hf:OWNER/NAME, or a text with exactly one {}"
+    " prompt file that exists, a run's folder with prompt.npz, hf:OWNER/NAME, or a text with one {}"
   )

@@ -21,7 +21,7 @@ from pomp_jax.files.terminal import steps_of
 HAND_WRITTEN, ENSEMBLE = "hand_written", "ensemble"
 _TAKES = (
   "one or more of the following: a prompt file or hf:OWNER/NAME, a .npy"
-  " file of class features, a run's folder with checkpoints, a text with one {},"
+  " file of class features, a run's folder with checkpoints or prompt.npz, a text with one {},"
   f" {HAND_WRITTEN}, {ENSEMBLE}, {ENSEMBLE}:NAME with NAME one of {', '.join(TEMPLATES)}"
 )
 
@@ -45,7 +45,7 @@ def read_prompts(names: Sequence[str], field: str) -> list[NamedPrompt]:
   for item in names:
     if item.count("{}") == 1 or item in (HAND_WRITTEN, ENSEMBLE) or _named_templates(item):
       found.append(NamedPrompt(item, item))
-    elif is_dir(item):
+    elif is_dir(item) and is_dir(RunFolder(item).checkpoints):
       found += _checkpoints(item, field)
     elif is_prompt_file(item):
       read = read_class_features if item.endswith(".npy") else load_prompt
@@ -105,10 +105,7 @@ def _named_templates(text: str) -> tuple[str, ...]:
 
 
 def _checkpoints(folder: str, field: str) -> list[NamedPrompt]:
-  run = RunFolder(folder)
-  if not is_dir(run.checkpoints):
-    raise ConfigError(field, folder, f"a run's folder, which has {run.checkpoints.name}/ in it")
-  found = []
+  run, found = RunFolder(folder), []
   for checkpoint in read_checkpoints(run.checkpoints):
     prompt = prompt_of_checkpoint(checkpoint, run.checkpoints / str(checkpoint.step))
     found.append(NamedPrompt(f"{folder.rstrip('/')}@{checkpoint.step}", prompt, checkpoint.step))

@@ -28,6 +28,7 @@ from pomp_jax.data.source import StoredImages, readable_images
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.checkpoints import read_checkpoint
+from pomp_jax.files.hub import is_prompt_file
 from pomp_jax.files.paths import is_dir
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
 from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json, writing
@@ -188,7 +189,7 @@ def _cells(
 
 def _load(path: str) -> tuple[Prompt, np.ndarray | None]:
   """A prompt, and the bank of the checkpoint that holds it; None of a file, or without a bank."""
-  if not is_dir(path):
+  if is_prompt_file(path) or not is_dir(path):
     return load_prompt(path), None
   checkpoint = read_checkpoint(path)
   return prompt_of_checkpoint(checkpoint, path), checkpoint.state.get("bank")

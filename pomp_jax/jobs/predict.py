@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import csv
 import io
 import logging
-import os
 from typing import Any
 
 from pomp_jax import hosts, inputs
@@ -19,7 +18,7 @@ from pomp_jax.data.images import ImageError, read_image
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.prompt_file import Prompt, check_fits
-from pomp_jax.files.run_folder import RunFolder, prompt_path, writing
+from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import printable, steps_of
 from pomp_jax.inference.classify import Classifier, open_prompt
 
@@ -42,7 +41,7 @@ def check(config: Settings, workdir: str) -> None:
   names = load_class_list(config.predict.names).names
   check_names(names, config.predict.names)
   find_images(config.predict.images)
-  prompt = open_prompt(_prompt(config.predict.prompt))
+  prompt = open_prompt(config.predict.prompt)
   if isinstance(prompt, Prompt):
     width = inputs.clip_config(config.clip.model).text_config.hidden_size
     check_fits(prompt, width, config.clip.model, len(names), config.predict.prompt)
@@ -56,7 +55,7 @@ def run(config: Settings, workdir: str) -> dict:
   """
   settings = config.predict
   encoder = inputs.open_encoder(config)
-  classifier = Classifier(encoder, _prompt(settings.prompt), load_class_list(settings.names).names)
+  classifier = Classifier(encoder, settings.prompt, load_class_list(settings.names).names)
   files = find_images(settings.images)
   keys = list(files)
   images, unreadable = {}, {}
@@ -95,11 +94,6 @@ def run(config: Settings, workdir: str) -> dict:
       file.write(_csv(images).encode())
     folder.write_results(results)
   return results
-
-
-def _prompt(prompt: str) -> str | os.PathLike:
-  """A template as it is; of a run's folder its prompt."""
-  return prompt if "{}" in prompt else prompt_path(prompt)
 
 
 def _csv(images: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

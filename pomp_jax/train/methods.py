@@ -28,7 +28,7 @@ from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder, map_rows
 from pomp_jax.files.prompt_file import check_fits, format_of_name, load_prompt
 from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
-from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.files.run_folder import RunFolder, prompt_path
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import SplitFeatures, classifier_accuracy, image_batches
 from pomp_jax.inference.metrics import Accuracy, accuracy_of_ranks, ranks
@@ -108,7 +108,7 @@ def initial_words(
     ConfigError: words of fewer than M tokens, or of more without `fixed_words`.
   """
   words, n_vectors = config.prompt.init, config.prompt.m
-  if not words or format_of_name(words):
+  if not words or _is_prompt(words):
     return np.zeros(0, np.int32), np.zeros(0, np.int32)
   ids_1xL, _ = tokenize([words], clip.tokenizer, clip.config.text_config)
   ids_T = ids_1xL[0, :-1]
@@ -121,7 +121,7 @@ def initial_words(
 
 
 def initial_context(config: Settings, clip: Clip, n_classes: int) -> np.ndarray | None:
-  """Context that a training starts from: `prompt.init`'s words or prompt file.
+  """Context that a training starts from: `prompt.init`'s words, prompt file or run's folder.
 
   Args:
     config: settings of the run.
@@ -136,7 +136,7 @@ def initial_context(config: Settings, clip: Clip, n_classes: int) -> np.ndarray 
     PromptFileError: an unusable file, another D or N.
   """
   path, prompt = config.prompt.init, config.prompt
-  if not format_of_name(path):
+  if not _is_prompt(path):
     ids_M, _ = initial_words(config, clip)
     return np.asarray(token_embeddings(clip.params, ids_M)) if len(ids_M) else None
   stored = load_prompt(path)
@@ -149,6 +149,11 @@ def initial_context(config: Settings, clip: Clip, n_classes: int) -> np.ndarray 
   if stored.position != prompt.position and stored.clip_model != UNKNOWN_CLIP:
     raise ConfigError("prompt.position", prompt.position, f"{stored.position!r}, as in {path}")
   return stored.context
+
+
+def _is_prompt(text: str) -> bool:
+  """Whether `prompt.init` names a prompt file or a folder; all other texts are words."""
+  return format_of_name(prompt_path(text)) is not None
 
 
 def frozen_arrays(config: Settings, encoder: Encoder, names: Sequence[str]) -> Frozen:

@@ -294,7 +294,7 @@ class TestTheWorld:
       ("", ConfigError, "evaluate.prompts"),
       ("nothing.npz", ConfigError, "evaluate.prompts: got 'nothing.npz'"),
       ("{}.;{}.", ConfigError, "none twice"),
-      (str(tmp_path), ConfigError, "which has checkpoints/ in it"),
+      (str(tmp_path), ConfigError, "a run's folder with checkpoints or prompt.npz"),
     ]:
       config = changed(config, {"evaluate.prompts": text})
       with pytest.raises(error, match=message):
