@@ -70,11 +70,12 @@ class Encoder:
     self._sos = replicate(np.asarray(clip.sos_embedding), self.mesh)
     # Every device takes an equal share of a chunk.
     self._chunk = -(-chunk // self.mesh.size) * self.mesh.size
-    self._images = map_rows(
-      self.mesh,
-      lambda params, images: normalize(self.image_tower(params, images)),
-      n_replicated=1,
-    )
+
+    # The log shows the names of functions that are compiled.
+    def image_features(params, images_B):
+      return normalize(self.image_tower(params, images_B))
+
+    self._images = map_rows(self.mesh, image_features, n_replicated=1)
     self._tower_images = map_rows(self.mesh, self.image_tower, n_replicated=1)
 
   def text_tower(
@@ -221,11 +222,11 @@ class Encoder:
     if key not in self._programs:
       tower = self.text_tower(token_budget)
 
-      def features(params, frozen, ids_C):
+      def class_features(params, frozen, ids_C):
         features_CxE = tower(frozen.text, *class_sequences(module, params, frozen, ids_C))
         return normalize(features_CxE) if unit else features_CxE
 
-      self._programs[key] = map_rows(self.mesh, features, 2)
+      self._programs[key] = map_rows(self.mesh, class_features, 2)
     return self._programs[key]
 
   def _chunks(self, rows: Any) -> Iterator[tuple[Any, int]]:

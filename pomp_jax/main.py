@@ -43,6 +43,7 @@ from pomp_jax.config.packaged import with_file
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure
 from pomp_jax.files.compilation_cache import use_compilation_cache
+from pomp_jax.files.compilation_log import shown_compilations
 from pomp_jax.files.paths import problem_of
 from pomp_jax.files.provenance import commit
 from pomp_jax.files.run_folder import Presence
@@ -88,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
       log.info(hosts.describe(None, config.mesh.class_size, config.clip.dtype))
     status = RunError.status
     commit()  # read now: the checkout may change while the run lasts
-    with _presence(config, workdir):
+    with _presence(config, workdir), shown_compilations():
       module.run(config, workdir)
     hosts.finish()
   except (InputError, RunError, TryAgain) as error:

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import pathlib
+import re
 import resource
 import signal
 import subprocess
@@ -447,8 +448,9 @@ def test_the_first_line_names_devices_and_precision(capsys, tmp_path, monkeypatc
   if job == "prepare":
     assert not first
   else:
-    (line,) = first
-    assert line.startswith("process 0 of 1 on ") and line.endswith(expected)
+    # The name of the host can be long.
+    line = " ".join("".join(first).split())
+    assert re.match(r"\d\d:\d\d:\d\d process 0 of 1 on ", line) and line.endswith(expected)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -504,4 +506,4 @@ def test_names_of_files_direct_no_terminal(capsys, tmp_path):
   (line,) = lines
   assert line.isprintable() and "?]0;x?" in line
   logging.getLogger("pomp_jax.data").warning("%s: \x1b[31m%s", "a\x9b1mb", "c\rd")
-  assert capsys.readouterr().out == "a?1mb: ?[31mc?d\n"
+  assert capsys.readouterr().out.endswith("  a?1mb: ?[31mc?d\n")

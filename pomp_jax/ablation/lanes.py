@@ -23,7 +23,7 @@ import numpy as np
 
 from pomp_jax.ablation.grid import Cell
 from pomp_jax.files.array_cache import fingerprint
-from pomp_jax.files.terminal import steps_of, waiting
+from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.loss import SCALES
 from pomp_jax.prompt.mesh import DATA, replicate
 from pomp_jax.train import setup
@@ -107,8 +107,7 @@ def train_lanes(
     some = slice(first, first + size)
     lanes = _Lanes(run, cells[some], streams[some])
     if program is None:
-      with waiting("compiling the cells' step"):
-        program = lanes.compiled()
+      program = lanes.compiled()
     yield from lanes.train(program)
 
 
@@ -194,7 +193,7 @@ def _step(run: setup.Run, correction: str):
   # Batches bring features.
   config = run.config.replace({"data.features": "cached"})
 
-  def step(state, numbers, frozen, batch):
+  def step_of_cells(state, numbers, frozen, batch):
     optim = types.SimpleNamespace(
       **vars(run.config.optim) | {name: numbers[name] for name in _NUMBERS}
     )
@@ -203,4 +202,4 @@ def _step(run: setup.Run, correction: str):
     scale = numbers["correction"] if correction in SCALES else None
     return setup.build_step(own, scale)(state, frozen, batch)
 
-  return jax.jit(jax.vmap(step, in_axes=(0, 0, None, 0)), donate_argnums=0)
+  return jax.jit(jax.vmap(step_of_cells, in_axes=(0, 0, None, 0)), donate_argnums=0)

@@ -2,15 +2,18 @@
 
 `Progress` counts units of work, `steps_of` the items of a loop, and `waiting` shows work that can't
 be counted, such as a compilation. The first process alone prints, and of nested ones only the
-innermost. A thread shows those that do not report for long.
+innermost. A thread shows those that do not report for long. `log_line` formats what goes to a log.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import datetime
 import logging
+import math
 import os
+import re
 import sys
+import textwrap
 import threading
 import time
 import types
@@ -26,6 +29,12 @@ _Item = TypeVar("_Item")
 
 # Unicode categories of control characters and of line and paragraph separators.
 _CONTROL = ("Cc", "Zl", "Zp")
+
+# Columns of a log line, the local time at its start, and the indentation of the lines that continue
+# a message.
+_WIDTH, _TIME, _INDENT = 100, "%H:%M:%S", " " * 10
+# A word of more letters, such as a path, is cut where it is not the last of a message.
+_LONG_WORD = 60
 
 # Time between two lines of a log. It grows to six times as much in the first ten minutes.
 _LINE_SECONDS = 10.0
@@ -62,13 +71,41 @@ def is_unicode(text: str) -> bool:
   return True
 
 
+def log_line(message: str, whole: bool = True) -> str:
+  """Formats a message as lines of a log: the local time, and at most 100 columns.
+
+  Lines break at spaces, so only a path or another word of more than 90 letters exceeds that. Each
+  line is `printable`.
+
+  Args:
+    message: text, perhaps of several lines.
+    whole: whether long words keep all their letters. Otherwise those of more than 60, except the
+      last word of a line, are cut in the middle.
+  """
+  lines = []
+  for line in message.split("\n"):
+    line = printable(line, None)
+    if not whole:
+      line = re.sub(rf"\S{{{_LONG_WORD + 1},}}(?=\s)", _cut, line)
+    width = _WIDTH - len(_INDENT)
+    words = {"break_long_words": False, "break_on_hyphens": False}
+    lines += textwrap.wrap(line, width, **words) or [""]
+  return "\n".join([f"{time.strftime(_TIME)}  {lines[0]}", *(_INDENT + line for line in lines[1:])])
+
+
+def _cut(word: re.Match) -> str:
+  """Replaces the middle of a word by three dots; most of a path's meaning is in its end."""
+  end = _LONG_WORD * 2 // 3
+  return f"{word[0][: _LONG_WORD - end - 3]}...{word[0][-end:]}"
+
+
 def set_up_logging() -> None:
-  """Prints our log lines as they are; of the libraries only warnings, and of Orbax nothing."""
+  """Prints our messages as `log_line`s; of the libraries only warnings, and of Orbax nothing."""
   absl_logging.set_verbosity(absl_logging.WARNING)
   # It has a traceback for each of its threads; `Checkpoints` says in one line what has failed.
   absl_logging.get_absl_logger().addFilter(_is_not_orbax)
   ours = logging.getLogger("pomp_jax")
-  handler = logging.StreamHandler(sys.stdout)
+  handler = _Handler(sys.stdout)
   handler.setFormatter(_PrintableFormatter())
   ours.handlers, ours.propagate = [handler], False
   ours.setLevel(logging.INFO)
@@ -90,12 +127,21 @@ def _unraisable(found: Any) -> None:
     sys.__unraisablehook__(found)
 
 
+class _Handler(logging.StreamHandler):
+  """Prints above the bars of a terminal."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    """Prints a record."""
+    with tqdm.external_write_mode(self.stream):
+      super().emit(record)
+
+
 class _PrintableFormatter(logging.Formatter):
   """Formats log lines in which no name of a file or a class can control the terminal."""
 
   def format(self, record: logging.LogRecord) -> str:
-    """Lines of a record, each `printable`."""
-    return "\n".join(printable(line, None) for line in super().format(record).split("\n"))
+    """Lines of a record; a warning keeps its paths whole."""
+    return log_line(super().format(record), whole=record.levelno > logging.INFO)
 
 
 class Output:
@@ -142,6 +188,8 @@ class Progress(contextlib.AbstractContextManager):
     description: str = "",
     unit: str = "steps",
     brief: bool = False,
+    elapsed: float = 0.0,
+    after: float = math.inf,
   ):
     """Starts the clock.
 
@@ -149,15 +197,17 @@ class Progress(contextlib.AbstractContextManager):
       total: number of steps of the whole run; None: unknown.
       initial: steps done before this start, which don't count for the speed.
       description: what is running, a word or two.
-      unit: what is counted, in the plural.
+      unit: what is counted, in the plural; empty: nothing can be.
       brief: whether to show nothing of work that ends before its first line is due.
+      elapsed: seconds that the work has taken before.
+      after: seconds until the first line, if fewer than those between two lines.
     """
     self._total, self._step = total, initial
     self._description, self._unit, self._brief = description, unit, brief
     # Step and time of the first report: the steps before it compile.
     self._start: tuple[int, float] | None = None
-    self._opened = self._line_time = _now()
-    self._n_lines = 0
+    self._opened = self._line_time = _now() - elapsed
+    self._n_lines, self._after = 0, after
     self._metrics: dict[str, str] = {}
     self._bar = None
     self._shown = hosts.is_first()
@@ -169,6 +219,7 @@ class Progress(contextlib.AbstractContextManager):
         initial=initial,
         desc=description,
         unit=f" {unit}",
+        bar_format=None if unit else "{desc}  running for {elapsed}",
         dynamic_ncols=True,
         leave=not brief,
         delay=_LINE_SECONDS / 5 if brief else 0,
@@ -180,19 +231,22 @@ class Progress(contextlib.AbstractContextManager):
   def update(
     self,
     step: int,
-    more: Mapping[str, SupportsFloat] = types.MappingProxyType({}),
-    **metrics: SupportsFloat,
+    more: Mapping[str, SupportsFloat | str] = types.MappingProxyType({}),
+    **metrics: SupportsFloat | str,
   ) -> None:
-    """Reports the steps done in the whole run, and metrics by name; `more` are for a log only."""
+    """Reports the steps done in the whole run, and metrics by name; `more` are for a log only.
+
+    A text, such as "87.5%", is shown as it is.
+    """
     with _lock:
       advance, self._step = step - self._step, step
       self._start = self._start or (step, _now())
-      self._metrics = {k: f"{float(v):.4g}" for k, v in metrics.items()}
+      self._metrics = {name: _text(value) for name, value in metrics.items()}
       if self._bar is not None:
         self._bar.set_postfix(self._metrics, refresh=False)
         self._bar.update(advance)
         return
-      self._metrics |= {k: f"{float(v):.4g}" for k, v in more.items()}
+      self._metrics |= {name: _text(value) for name, value in more.items()}
       if step == self._total and advance and (self._n_lines or not self._brief):
         self._print()
       else:
@@ -206,6 +260,8 @@ class Progress(contextlib.AbstractContextManager):
       elif self._shown:
         now = _now()
         seconds = _LINE_SECONDS * min(6, max(1, (now - self._opened) / 100))
+        if not self._n_lines:
+          seconds = min(seconds, self._after)
         if now - self._line_time >= seconds and (self._step != self._total or not self._n_lines):
           self._print()
 
@@ -239,7 +295,7 @@ class Progress(contextlib.AbstractContextManager):
         parts.append(f"eta {_duration((self._total - self._step) / rate)}")
     elif self._step != self._total:
       parts.append(f"running for {_duration(now - self._opened)}")
-    print("  ".join(parts), file=sys.stderr, flush=True)
+    print(log_line("  ".join(parts), whole=False), file=sys.stderr, flush=True)
 
 
 def steps_of(
@@ -257,9 +313,12 @@ def steps_of(
       progress.update(done)
 
 
-def waiting(description: str) -> Progress:
-  """Shows work that can't be counted, while its context lasts longer than a few seconds."""
-  return Progress(None, description=description, brief=True)
+def waiting(description: str, elapsed: float = 0.0, after: float = math.inf) -> Progress:
+  """Shows work that can't be counted, while its context lasts longer than a few seconds.
+
+  Arguments as `Progress`'s.
+  """
+  return Progress(None, 0, description, unit="", brief=True, elapsed=elapsed, after=after)
 
 
 def _start_thread() -> None:
@@ -274,6 +333,10 @@ def _tick_forever() -> None:
     with _lock, contextlib.suppress(ValueError, OSError):
       if _open:
         _open[-1].tick()
+
+
+def _text(value: SupportsFloat | str) -> str:
+  return value if isinstance(value, str) else f"{float(value):.4g}"
 
 
 def _duration(seconds: float) -> str:

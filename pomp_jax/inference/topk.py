@@ -71,11 +71,11 @@ def rank_rows(mesh: Mesh) -> Callable[..., Int[jax.Array, " B"]]:
   ranks are on all again.
   """
 
-  def of_rows(class_features_NxE, rows):
+  def ranks_of_rows(class_features_NxE, rows):
     image_features_BxE, labels_B = rows
     # HIGHEST: accelerators would round the product to bfloat16, and thousands of classes lie close.
     precision = jax.lax.Precision.HIGHEST
     scores_BxN = jnp.matmul(image_features_BxE, class_features_NxE.T, precision=precision)
     return ranks(scores_BxN, labels_B)
 
-  return map_rows(mesh, of_rows, n_replicated=1)
+  return map_rows(mesh, ranks_of_rows, n_replicated=1)

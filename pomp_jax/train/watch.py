@@ -255,8 +255,12 @@ class Watch(contextlib.AbstractContextManager):
       for process, found in processes.items():
         scalars |= {f"process_{process}/{name}": value for name, value in found.items()}
     self._metrics.write(step, **scalars)
-    shown = {"loss": means["loss"], "accuracy": means["accuracy"]}
-    self._progress.update(step, means | own, **shown)
+    self._progress.update(
+      step,
+      {"data wait": f"{100 * own['data_wait_ratio']:.0f}%"},
+      loss=means["loss"],
+      accuracy=f"{100 * means['accuracy']:.1f}%",
+    )
     if self._endpoint is not None:
       # The throughputs of the processes add up to that of the run.
       of_run = {"step": step, "steps_planned": self._total} | means

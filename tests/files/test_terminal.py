@@ -1,7 +1,9 @@
 """Progress in a log and on a terminal; standard streams on a disk that is full (/dev/full)."""
 
 import io
+import logging
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -11,7 +13,9 @@ import pytest
 
 from pomp_jax import hosts
 from pomp_jax.files import terminal as module
-from pomp_jax.files.terminal import Progress, steps_of, waiting
+from pomp_jax.files.terminal import Progress, log_line, steps_of, waiting
+
+_LINE = r"[0-2]\d:[0-5]\d:[0-5]\d  (\S.*)"
 
 
 class Clock:
@@ -39,8 +43,13 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def lines(capsys):
-  """Lines printed since the last call."""
-  return lambda: capsys.readouterr().err.splitlines()
+  """Lines printed since the last call, without their times."""
+
+  def since_last_call():
+    found = [re.fullmatch(_LINE, line) for line in capsys.readouterr().err.splitlines()]
+    return [match[1] for match in found]
+
+  return since_last_call
 
 
 def run(clock, total, seconds_a_step, first_seconds=None, initial=0):
@@ -65,6 +74,54 @@ def test_a_line_has_metrics_speed_and_remaining_time(clock, lines):
 def test_the_number_of_lines(clock, lines, total, seconds, most):
   run(clock, total, seconds)
   assert most * 0.7 <= len(lines()) <= most
+
+
+def test_a_line_has_the_local_time_and_100_columns_of_whole_words():
+  assert re.fullmatch(_LINE, log_line("step 1/2  loss 0.5"))[1] == "step 1/2  loss 0.5"
+  words = [f"word{i}" for i in range(60)]
+  first, *others = log_line(" ".join(words)).splitlines()
+  assert re.fullmatch(_LINE, first) and len(others) == 4
+  assert all(80 < len(line) <= 100 for line in [first, *others[:-1]])
+  assert all(re.match(r" {10}\S", line) for line in others)
+  assert " ".join([first, *others]).split()[1:] == words
+
+
+def test_lines_of_a_message_have_one_time():
+  first, second, third = log_line("a\n  b\n\x1b[31mc").splitlines()
+  assert re.fullmatch(_LINE, first)[1] == "a"
+  assert (second, third) == (" " * 12 + "b", " " * 10 + "?[31mc")
+
+
+def test_long_paths_are_cut_in_the_middle_unless_they_are_last():
+  path = "/data/" + "x" * 200 + "/runs/demo"
+  (line,) = log_line(f"{path}: found in {path}", whole=False).splitlines()[:1]
+  cut = re.fullmatch(_LINE, line)[1].split(":")[0]
+  assert cut.startswith("/data/") and cut.endswith("/runs/demo") and len(cut) < 60
+  assert log_line(f"{path}: found in {path}", whole=False).endswith(f"\n{' ' * 10}{path}")
+  assert log_line(f"{path}: found").split()[1] == f"{path}:"
+
+
+def test_a_warning_keeps_its_path(capsys):
+  path = "/data/" + "x" * 200
+  ours = logging.getLogger("pomp_jax")
+  before = ours.handlers, ours.propagate, ours.level
+  try:
+    module.set_up_logging()
+    ours.warning("%s: damaged", path)
+    ours.info("%s: found", path)
+  finally:
+    ours.handlers, ours.propagate = before[:2]
+    ours.setLevel(before[2])
+  warning, damaged, found = capsys.readouterr().out.splitlines()
+  assert re.fullmatch(_LINE, warning)[1] == f"{path}:" and damaged.split() == ["damaged"]
+  assert re.fullmatch(_LINE, found) and found.endswith(": found") and len(found) < 100
+
+
+def test_metrics_with_units(clock, lines):
+  with Progress(20, description="step") as progress:
+    clock.now += 15
+    progress.update(10, {"data wait": "4%"}, accuracy="87.5%")
+  assert lines()[0].startswith("step 10/20  accuracy 87.5%  data wait 4%  ")
 
 
 def test_the_first_step_compiles_and_does_not_count_for_the_speed(clock, lines):
@@ -129,6 +186,24 @@ def test_work_that_does_not_report(clock, lines):
   assert lines() == [f"compiling  running for 0:{second}" for second in (10, 20, 30)]
 
 
+def test_the_first_line_of_work_comes_early_if_asked_for(clock, lines):
+  with waiting("compiling", elapsed=1.0, after=2.0) as progress:
+    for _ in range(11):
+      clock.now += 1
+      progress.tick()
+  assert lines() == ["compiling  running for 0:02", "compiling  running for 0:12"]
+
+
+def test_a_bar_of_work_that_can_not_be_counted(monkeypatch):
+  stream = Terminal()
+  monkeypatch.setattr(sys, "stderr", stream)
+  monkeypatch.setattr(module, "_LINE_SECONDS", 0.0)
+  with waiting("compiling train step") as progress:
+    progress.tick()
+  assert "compiling train step  running for 00:00" in stream.getvalue()
+  assert "?" not in stream.getvalue()
+
+
 def test_the_inner_one_is_shown(clock, lines):
   with Progress(2, description="sets", unit="sets") as outer:
     clock.now += 9
@@ -155,7 +230,7 @@ def test_a_loop_that_ends_early_leaves_nothing_open(capsys, monkeypatch):
 
   some()
   assert not module._open
-  shown = [line.split("  ")[0] for line in capsys.readouterr().err.splitlines()]
+  shown = [line.split("  ")[1] for line in capsys.readouterr().err.splitlines()]
   assert [line for line in shown if line != "a part"] == ["images 1/5", "images 2/5"]
 
 

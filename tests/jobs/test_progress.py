@@ -1,4 +1,10 @@
-"""Every job tells how far it is: with no time between two lines, each of its loops has some."""
+"""Every job tells how far it is: with no time between two lines, each of its loops has some.
+
+Each line has the local time and at most 100 columns, and each compilation is mentioned.
+"""
+
+import logging
+import re
 
 import numpy as np
 from PIL import Image
@@ -6,7 +12,7 @@ import pytest
 
 from pomp_jax import world
 from pomp_jax.config import load_job
-from pomp_jax.files import terminal
+from pomp_jax.files import compilation_log, terminal
 from pomp_jax.train import methods
 from tests.support.small_run import small_config
 
@@ -22,9 +28,15 @@ SMALL |= {
 JOBS = {
   "pretrain": (
     {},
-    {"loading world", "step ", "features of images", "class features", "scoring"},
+    {
+      *("loading world", "step ", "features of images", "class features", "scoring"),
+      *("compiling train step", "compiled train step in ", "what was learned, results and plots"),
+    },
   ),
-  "evaluate": ({"evaluate.sets": "novel"}, {"loading world", "evaluation", "scoring images"}),
+  "evaluate": (
+    {"evaluate.sets": "novel"},
+    {"loading world", "evaluation", "scoring images", "compiling", "compiled answers in "},
+  ),
   "analyse": ({"evaluate.sets": "novel"}, {"analysis", "features of images", "class features"}),
   "gradient_bias": (
     {
@@ -38,14 +50,30 @@ JOBS = {
   ),
   "ablate": (
     {"ablate.grid": "seed=0|1"},
-    {"ablation", "compiling the cells' step", "2 cells", "features of training images", "scoring"},
+    {
+      *("ablation", "2 cells", "features of training images", "scoring"),
+      *("compiling step of cells", "compiled step of cells in "),
+    },
   ),
   "segment": (
     {"segment.n_images": 2, "regions.source": "truth", "regions.crop": "context"},
-    {"segmentation", "class features"},
+    {"segmentation", "class features", "compiling", "compiled"},
+  ),
+  "detect": (
+    {"detect.n_images": 2, "regions.source": "truth"},
+    {"detection", "class features", "compiling", "compiled"},
+  ),
+  "cache": (
+    {"data.feature_cache": "FOLDER", "data.images_per_class": 1},
+    {"features", "compiling", "compiled"},
   ),
   "predict": ({"predict.prompt": "a {}."}, {"predicting", "image features", "class features"}),
 }
+_NUMBER = r"\d+(\.\d+)?(e[+-]\d+)?"
+STEP = (
+  rf"step \d+/2  loss {_NUMBER}  accuracy \d+\.\d%  data wait \d+%"
+  rf"(  {_NUMBER} steps/s)?(  eta [\d:]+)?(  running for [\d:]+)?"
+)
 METHODS = {
   "linear_probe": {"fitting linear probes", "features of images", "class features", "scoring"},
   "tip_adapter_f": {"features of the training's views", "search of alpha and beta"},
@@ -56,17 +84,37 @@ METHODS = {
 def talkative(monkeypatch):
   """No time between two lines, silence is looked for at once; fewer texts for a zero-shot CLIP."""
   monkeypatch.setattr(terminal, "_LINE_SECONDS", 0.0)
+  monkeypatch.setattr(compilation_log, "_SHOWN_SECONDS", 0.0)
   monkeypatch.setattr(terminal, "_start_thread", lambda: terminal._open[-1].tick())
   texts = {name: methods._ZERO_SHOT[name] for name in ("hand_written", "class_name")}
   monkeypatch.setattr(methods, "_ZERO_SHOT", texts)
 
 
 def lines_of(config, tmp_path, capsys):
-  module = load_job(config.job)
-  module.check(config, str(tmp_path / "run"))
-  module.run(config, str(tmp_path / "run"))
+  """Lines of the log without their times; what a job prints as its result has none."""
+  module, folder = load_job(config.job), tmp_path / "run"
+  ours = logging.getLogger("pomp_jax")
+  before = ours.handlers, ours.propagate, ours.level
+  try:
+    terminal.set_up_logging()
+    module.check(config, str(folder))
+    with compilation_log.shown_compilations():
+      module.run(config, str(folder))
+  finally:
+    ours.handlers, ours.propagate = before[:2]
+    ours.setLevel(before[2])
   assert not terminal._open
-  return capsys.readouterr().err.splitlines()
+  assert not (folder / "plots").exists() or any((folder / "plots").iterdir())
+  out, err = capsys.readouterr()
+  lines = err.splitlines() + [line for line in out.splitlines() if not line.startswith("one.png: ")]
+  found = []
+  for line in lines:
+    started = re.fullmatch(r"[0-2]\d:[0-5]\d:[0-5]\d  (.+)", line)
+    assert started or line.startswith(" " * 10), line
+    # A path that is the last word may be longer.
+    assert len(line) <= 100 or re.fullmatch(rf"\s*{re.escape(str(tmp_path))}\S*", line), line
+    found.append(started[1] if started else line)
+  return found
 
 
 def begun(lines, descriptions):
@@ -85,8 +133,13 @@ def test_a_job(name, tmp_path, capsys):
       "predict.images": str(tmp_path / "images"),
       "predict.names": str(tmp_path / "names.txt"),
     }
+  changes = {field: str(tmp_path / "F") if v == "FOLDER" else v for field, v in changes.items()}
   lines = lines_of(small_config(job=name, **SMALL | changes), tmp_path, capsys)
   assert begun(lines, descriptions) == descriptions
+  steps = [line for line in lines if re.match(r"step [1-9]", line)]
+  assert bool(steps) == (name == "pretrain")
+  for line in steps:
+    assert re.fullmatch(STEP, line), line
 
 
 @pytest.mark.parametrize("method", METHODS)
