@@ -32,6 +32,7 @@ from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.files.compilation_cache import AUTO
 from pomp_jax.files.hub import is_hub, is_prompt_file
 from pomp_jax.files.paths import exists, is_dir, is_file
+from pomp_jax.files.tracker import is_installed
 from pomp_jax.prompt.sampling import SAMPLERS
 
 # Prefix of a published architecture with random weights.
@@ -153,11 +154,14 @@ def _check_method(settings: Settings) -> None:
 
 
 def _check_steps(settings: Settings) -> None:
-  optim, server = settings.optim, settings.prometheus
+  optim, server, tracker = settings.optim, settings.prometheus, settings.log.tracker
   if optim.schedule == "epoch" and optim.warmup != int(optim.warmup):
     raise ConfigError("optim.warmup", optim.warmup, "whole epochs where optim.schedule='epoch'")
   if server.port and not server.host:
     raise ConfigError("prometheus.host", server.host, "an address of this machine")
+  if tracker != "none" and not is_installed(tracker):
+    expected = f"'none' without its package: pip install \"pomp-jax[{tracker}]\""
+    raise ConfigError("log.tracker", tracker, expected)
 
 
 def _check_model(clip: Clip, dry_run: bool) -> None:

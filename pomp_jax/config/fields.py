@@ -29,6 +29,7 @@ from pomp_jax.config.region_fields import Detect, Regions, Segment
 from pomp_jax.config.registry import JOBS, METHODS, NO_SUITE, READERS, SOURCES, SUITES, WORLD
 from pomp_jax.data.subsets import HALVES
 from pomp_jax.data.views import AUGMENTS
+from pomp_jax.files.tracker import TRACKERS
 from pomp_jax.prompt.bank import DTYPES as BANK_DTYPES
 from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.loss import CORRECTIONS
@@ -213,6 +214,9 @@ class Log:
   """The log."""
 
   every: int = row(10, "steps between log lines", at_least(1))
+  tracker: str = row(
+    "none", "experiment tracker of a training; see docs/watching.md", one_of("none", *TRACKERS)
+  )
 
 
 @dataclasses.dataclass(frozen=True)

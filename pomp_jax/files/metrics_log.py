@@ -1,4 +1,7 @@
-"""Training metrics over the steps: `metrics.jsonl` for programs, TensorBoard events for people."""
+"""Training metrics over the steps: `metrics.jsonl` for programs, TensorBoard events for people.
+
+An experiment tracker gets the same.
+"""
 
 from collections.abc import Iterator
 import contextlib
@@ -18,6 +21,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.files.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +41,17 @@ class MetricsWriter(contextlib.AbstractContextManager):
   this machine, and sent every ten seconds, by `upload` before each checkpoint, and when closed.
   """
 
-  def __init__(self, folder: str | os.PathLike, first_step: int = 0):
-    """Creates the folder, and drops what an earlier start has written from `first_step` on."""
-    self._target, self._warned = RunFolder(folder), False
+  def __init__(
+    self, folder: str | os.PathLike, first_step: int = 0, tracker: Tracker | None = None
+  ):
+    """Creates the folder, and drops what an earlier start has written from `first_step` on.
+
+    Args:
+      folder: folder of the run.
+      first_step: first step that this start writes.
+      tracker: gets the scalars too. It keeps those of an earlier start.
+    """
+    self._target, self._warned, self._tracker = RunFolder(folder), False, tracker
     self._temporary = tempfile.TemporaryDirectory() if is_bucket(folder) else None
     self._folder = RunFolder(self._temporary.name) if self._temporary else self._target
     self._events: EventsWriter | None = None
@@ -66,6 +78,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
       summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
       self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
       self._events.flush()
+    if self._tracker is not None:
+      self._tracker.write(step, values)
     if time.monotonic() >= self._next_upload:
       self.upload()
 

@@ -46,6 +46,7 @@ class RunFolder:
     prompt: the learned prompt.
     results: JSON of a finished run.
     metrics: scalars of a training, a JSON object a line.
+    tracker: JSON with the id of the run at an experiment tracker.
     plots: folder of PNG files, created with the first.
     sets: folder of an evaluation's results, a file per data set.
     features: folder of the features of evaluation images, see `inference.stored_features`.
@@ -58,6 +59,7 @@ class RunFolder:
     self.prompt = self.path / "prompt.npz"
     self.results = self.path / "results.json"
     self.metrics = self.path / "metrics.jsonl"
+    self.tracker = self.path / "tracker.json"
     self.plots = self.path / "plots"
     self.sets = self.path / "sets"
     self.features = self.path / "features"

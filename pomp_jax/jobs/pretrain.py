@@ -31,6 +31,7 @@ from pomp_jax.files.run_folder import (
   write_json,
   writing,
 )
+from pomp_jax.files.tracker import Tracker
 from pomp_jax.inference.classify import Classifier
 from pomp_jax.inference.evaluate import SplitFeatures, evaluate
 from pomp_jax.prompt.mesh import make_mesh
@@ -112,7 +113,14 @@ def _train(config: Settings, folder: RunFolder) -> dict:
   if hosts.is_first():
     folder.create()
     write_json(folder.config, config.to_dict())
-  done = loop.train(job)
+  with Tracker(config.log.tracker, folder, config.to_dict()) as tracker:
+    return _train_prepared(job, tracker)
+
+
+def _train_prepared(job: Run, tracker: Tracker) -> dict:
+  """Trains and evaluates; writes and returns the results."""
+  config, folder = job.config, job.folder
+  done = loop.train(job, tracker)
   prompt = prompt_of(job, done.state) if METHODS[config.method].saves_prompt else None
   if prompt and hosts.is_first():
     # Saved before the evaluation, so that a failure there does not lose it.
@@ -122,12 +130,13 @@ def _train(config: Settings, folder: RunFolder) -> dict:
   # On the devices of all processes, so by all of them.
   sheet = _prediction_sheet(job, prompt, results) if prompt else None
   if hosts.is_first():
-    _log_scores(folder, results)
+    _log_scores(folder, results, tracker)
     with _writing(folder):
       plots.training_curves(folder.plots / "training.png", folder.scalars(), _title(job, results))
       if sheet:
         plots.prediction_sheet(folder.plots / "predictions.png", *sheet)
       _write(config, folder, results)
+    tracker.finish(results)
   return results
 
 
@@ -142,7 +151,7 @@ def _title(job: Run, results: dict) -> str:
   return ", ".join(parts)
 
 
-def _log_scores(folder: RunFolder, results: dict) -> None:
+def _log_scores(folder: RunFolder, results: dict, tracker: Tracker) -> None:
   """Adds top-1 of the test splits to the scalars, at the last step."""
   step = results["steps"]
   top1 = {
@@ -151,7 +160,7 @@ def _log_scores(folder: RunFolder, results: dict) -> None:
     for prompt, score in scores.items()
   }
   # Nothing is dropped: not what the training has logged at the last step either.
-  with MetricsWriter(folder.path, first_step=step + 1) as metrics:
+  with MetricsWriter(folder.path, step + 1, tracker) as metrics:
     metrics.write(step, **top1)
 
 
@@ -196,6 +205,8 @@ def _fit(config: Settings, folder: RunFolder) -> dict:
     write_json(folder.config, config.to_dict())
     with writing(folder.plots):
       _write(config, folder, results)
+    with Tracker(config.log.tracker, folder, config.to_dict()) as tracker:
+      tracker.finish(results)
   return results
 
 

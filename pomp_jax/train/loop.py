@@ -14,6 +14,7 @@ import jax
 from pomp_jax import hosts
 from pomp_jax.data.loader import Loader
 from pomp_jax.files.checkpoints import Checkpoints
+from pomp_jax.files.tracker import Tracker
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.train import batches
@@ -25,8 +26,10 @@ from pomp_jax.train.watch import BadLossError, LossMonitor, TrainingError, Watch
 log = logging.getLogger(__name__)
 
 
-def train(run: Training) -> Checkpoint:
+def train(run: Training, tracker: Tracker | None = None) -> Checkpoint:
   """Trains to the last step and returns what the last checkpoint holds.
+
+  The tracker gets the scalars too.
 
   Raises:
     Preempted: asked to stop; everything is saved.
@@ -43,7 +46,7 @@ def train(run: Training) -> Checkpoint:
     while last.step < run.total_steps:
       try:
         with stop:
-          last = _train_from(last, run, take_step, validate, stop, checkpoints)
+          last = _train_from(last, run, take_step, validate, stop, checkpoints, tracker)
       except BadLossError as error:
         last = _roll_back(run, checkpoints, last.roll_backs, error)
     return last
@@ -56,6 +59,7 @@ def _train_from(
   validate: Callable[[TrainState], float | None],
   stop: hosts.StopRequest,
   checkpoints: Checkpoints,
+  tracker: Tracker | None,
 ) -> Checkpoint:
   """Takes steps from a checkpoint to the end."""
   config, mesh = run.config, run.encoder.mesh
@@ -64,7 +68,13 @@ def _train_from(
   with (
     contextlib.closing(_open_loader(run, last)) as loader,
     Watch(
-      config, run.folder, monitor, first=last.step, total=run.total_steps, rate=run.rate
+      config,
+      run.folder,
+      monitor,
+      first=last.step,
+      total=run.total_steps,
+      rate=run.rate,
+      tracker=tracker,
     ) as watch,
   ):
     on_devices = batches.on_devices(watch.timed(loader), mesh)

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 # Fields that leave the result of a run as it is.
 _FREE_FIELDS = (
   "log.every",
+  "log.tracker",
   "profile_steps",
   "prometheus.port",
   "prometheus.host",

@@ -21,6 +21,7 @@ from pomp_jax.errors import RunError
 from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import Progress
+from pomp_jax.files.tracker import Tracker
 from pomp_jax.train.batches import input_remedy
 from pomp_jax.train.meter import Meter, Trace, memory
 
@@ -147,6 +148,7 @@ class Watch(contextlib.AbstractContextManager):
     first: int,
     total: int,
     rate: optax.Schedule,
+    tracker: Tracker | None = None,
   ):
     """Opens the scalars, the progress bar and the endpoint.
 
@@ -157,10 +159,11 @@ class Watch(contextlib.AbstractContextManager):
       first: steps done before this start.
       total: steps of the whole run.
       rate: learning-rate schedule, for the log.
+      tracker: gets the scalars too.
     """
     self._config, self._check, self._total, self._rate = config, check, total, rate
     writes, serves = hosts.is_first(), config.prometheus
-    self._metrics = MetricsWriter(folder.path, first + 1) if writes else None
+    self._metrics = MetricsWriter(folder.path, first + 1, tracker) if writes else None
     self._progress = Progress(total, first, "step")
     self._endpoint = _endpoint(serves.host, serves.port) if writes and serves.port else None
     self._trace = Trace(folder.path / "profile", config.profile_steps or None, first)

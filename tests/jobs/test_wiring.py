@@ -164,6 +164,7 @@ SAME = {
   "checkpoint.keep": 1,
   "checkpoint.on_failure": "retry",
   "log.every": 1,
+  "log.tracker": "wandb",
   "profile_steps": "2+2",
   "compilation_cache": "",
   "prometheus.port": 1,  # a free one

@@ -104,6 +104,7 @@ _EXTRAS = {
   "gcs": {"gcsfs"},
   "s3": {"s3fs"},
   "page": {"flask", "waitress"},
+  "wandb": {"wandb"},
   "cuda13": {"jax"},
   "tpu": {"jax"},
 }

@@ -1,0 +1,129 @@
+"""Experiment trackers: they get what a training leaves in its folder, as it comes.
+
+That is the config, the scalars of `metrics.jsonl`, and the results. Weights & Biases (`wandb`, an
+extra of the package) is set up by its own environment variables. A resumed run continues there:
+`tracker.json` in the run's folder holds its id.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import secrets
+import sys
+from typing import Any
+
+from pomp_jax import hosts
+from pomp_jax.files.paths import exists, is_bucket
+from pomp_jax.files.run_folder import RunFolder, read_json, to_json, write_json
+from pomp_jax.files.terminal import printable
+
+log = logging.getLogger(__name__)
+
+TRACKERS = ("wandb",)
+# Longest wait for the tracker's server at the start and, for what is left to be sent, at the end.
+_SECONDS = 30.0
+_PROJECT = "pomp-jax"
+# Its service, another process, ends with ours. What it has not written by then is lost offline.
+_FLUSH = {"WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1"}  # seconds; 15 by default
+
+
+def is_installed(name: str) -> bool:
+  """Whether a tracker's package can be imported; a folder of that name is none."""
+  spec = importlib.util.find_spec(name)
+  return spec is not None and spec.origin is not None
+
+
+class Tracker(contextlib.AbstractContextManager):
+  """Sends a training to a tracker from process 0, or does nothing.
+
+  An error of the tracker is one warning, after which nothing is sent: it must not end a training.
+  A training that is asked to stop is marked as preempted, and continues at the next start.
+  """
+
+  def __init__(self, name: str, folder: RunFolder, config: Mapping[str, Any]):
+    """Starts or resumes the tracker's run; waits for its server for 30 seconds at most.
+
+    Args:
+      name: one of `TRACKERS`; none: no tracker.
+      folder: folder of the run, which exists.
+      config: all fields, as plain values.
+    """
+    self._run: Any = None
+    if name != "none" and hosts.is_first():
+      with self._stop_on_error():
+        self._run = _start_wandb(folder, json.loads(to_json(config)))
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Sends the scalars of one step."""
+    if self._run is not None:
+      with self._stop_on_error():
+        # Not as wandb's own step, which may only grow: a roll-back or a restart repeats some.
+        self._run.log({"step": step, **scalars})
+
+  def finish(self, results: Mapping[str, Any]) -> None:
+    """Sends the results of the whole run."""
+    if self._run is not None:
+      with self._stop_on_error():
+        self._run.summary.update({"results": json.loads(to_json(results))})
+
+  def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    run, self._run = self._run, None
+    if run is None:
+      return
+    with self._stop_on_error():
+      if isinstance(error, hosts.Preempted):
+        run.mark_preempting()
+      run.finish(exit_code=0 if error is None else 1)
+
+  @contextlib.contextmanager
+  def _stop_on_error(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # whatever a library of this size may raise
+      self._run = None
+      reason = printable(" ".join(f"{type(error).__name__}: {error}".split()))
+      log.warning("wandb: nothing more is sent (%s); the training continues without", reason)
+      with contextlib.suppress(Exception):
+        sys.modules["wandb"].teardown()  # else it reports the same error at exit
+
+
+def _start_wandb(folder: RunFolder, config: dict[str, Any]) -> Any:
+  """Starts the run whose id is in the folder, or a new one."""
+  import wandb
+
+  os.environ.update(_FLUSH | os.environ)
+  inside = not is_bucket(folder.path) and "WANDB_DIR" not in os.environ
+  run = wandb.init(
+    id=_run_id(folder),
+    resume="allow",
+    project=os.environ.get("WANDB_PROJECT") or _PROJECT,
+    name=os.environ.get("WANDB_NAME") or "/".join(os.path.abspath(folder.path).split("/")[-2:]),
+    job_type=config["job"],
+    config=config,
+    dir=os.fspath(folder.path) if inside else None,
+    settings=wandb.Settings(
+      init_timeout=_SECONDS,
+      finish_timeout=_SECONDS,
+      login_timeout=_SECONDS,
+      console="off",  # our streams stay ours
+      silent=True,
+    ),
+  )
+  run.define_metric("*", step_metric="step")
+  if run.offline:
+    log.info("wandb is offline; `wandb sync` sends %s", os.path.dirname(run.dir))
+  else:
+    log.info("wandb: %s", run.url)
+  return run
+
+
+def _run_id(folder: RunFolder) -> str:
+  """Id of the tracker's run, new in a new folder."""
+  stored = read_json(folder.tracker) if exists(folder.tracker) else {}
+  if not isinstance(stored, dict) or not isinstance(stored.get("wandb"), str):
+    stored = {"wandb": secrets.token_hex(4)}
+    write_json(folder.tracker, stored)
+  return stored["wandb"]

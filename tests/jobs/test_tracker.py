@@ -1,0 +1,257 @@
+"""What an experiment tracker gets of a training, and that its errors end none."""
+
+import importlib.machinery
+import importlib.util
+import json
+import logging
+import os
+import signal
+import struct
+import subprocess
+import sys
+import types
+
+import pytest
+
+from pomp_jax import hosts
+from pomp_jax.config import ConfigError, validate
+from pomp_jax.files import tracker as module
+from pomp_jax.files.metrics_log import MetricsWriter
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.files.tracker import Tracker
+from pomp_jax.jobs import pretrain
+from pomp_jax.train.watch import Watch
+from tests.support.small_run import small_config
+
+SMALL = {"data.n_classes": 30, "k": 10, "batch_size": 8, "steps": 6, "checkpoint.every": 2}
+SMALL |= {"eval.images": 40, "log.every": 1, "log.tracker": "wandb"}
+
+
+class StandIn:
+  """A module `wandb` that records its calls; `broken` is the one that raises."""
+
+  def __init__(self, broken=None):
+    self.broken, self.calls = broken, []
+    self.offline, self.dir = True, "/somewhere/wandb/run/files"
+    self.summary = types.SimpleNamespace(update=lambda found: self._call("summary", found))
+
+  def _call(self, name, /, *arguments, **options):
+    self.calls.append((name, arguments[0] if arguments else options))
+    if name == self.broken:
+      raise BrokenPipeError("the service has ended")
+    return self
+
+  def __getattr__(self, name):
+    return lambda *arguments, **options: self._call(name, *arguments, **options)
+
+  def of(self, *names):
+    return [found for name, found in self.calls if name in names]
+
+
+@pytest.fixture
+def installed(monkeypatch):
+  """A function that installs a stand-in; no environment variable of wandb is set."""
+  for name in [name for name in os.environ if name.startswith("WANDB_")]:
+    monkeypatch.delenv(name)
+
+  def install(broken=None):
+    stand_in = StandIn(broken)
+    found = types.ModuleType("wandb")
+    found.__spec__ = importlib.machinery.ModuleSpec("wandb", None, origin="here")
+    found.init = lambda **options: stand_in._call("init", **options)
+    found.Settings = lambda **options: options
+    monkeypatch.setitem(sys.modules, "wandb", found)
+    return stand_in
+
+  return install
+
+
+@pytest.fixture
+def warnings():
+  records = []
+  handler = logging.Handler(logging.WARNING)
+  handler.emit = records.append
+  module.log.addHandler(handler)
+  yield lambda: [record.getMessage() for record in records]
+  module.log.removeHandler(handler)
+
+
+def test_a_training_that_is_stopped_and_resumed(installed, tmp_path, monkeypatch):
+  """The same run in both starts, with the config, all scalars, and the results at the end."""
+  config, folder = small_config(**SMALL), RunFolder(tmp_path / "runs" / "a")
+  step = Watch.step
+
+  def signalled(self, number, metrics):
+    step(self, number, metrics)
+    if number == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  first = installed()
+  with monkeypatch.context() as patch:
+    patch.setattr(Watch, "step", signalled)
+    with pytest.raises(hosts.Preempted):
+      pretrain.run(config, str(folder.path))
+  scalars = list(map(json.loads, folder.metrics.read_text().splitlines()))
+  assert first.of("log") == scalars
+  assert [name for name, _ in first.calls[-2:]] == ["mark_preempting", "finish"]
+  assert first.of("finish") == [{"exit_code": 1}] and not first.of("summary")
+  second = installed()
+  results = pretrain.run(config, str(folder.path))
+  (one,), (other,) = first.of("init"), second.of("init")
+  assert one["id"] == other["id"] and len(one["id"]) >= 8
+  assert other["name"] == "runs/a" and other["project"] == "pomp-jax"
+  assert other["resume"] == "allow" and other["job_type"] == "pretrain"
+  assert other["config"] == json.loads(folder.config.read_text())
+  assert other["dir"] == str(folder.path)
+  lines = list(map(json.loads, folder.metrics.read_text().splitlines()))
+  assert first.of("log") + second.of("log") == lines
+  (summary,) = second.of("summary")
+  stored = folder.read_results()
+  assert summary == {"results": stored} and stored["top1"] == results["top1"]
+  assert second.calls[-1] == ("finish", {"exit_code": 0})
+  # The steps are no steps of wandb's own, of which none may come twice.
+  assert second.of("define_metric") == ["*"]
+
+
+def test_a_method_without_steps(installed, tmp_path):
+  """Its results alone."""
+  stand_in = installed()
+  config = small_config(**SMALL | {"method": "zero_shot"})
+  pretrain.run(config, str(tmp_path))
+  (summary,) = stand_in.of("summary")
+  assert summary == {"results": RunFolder(tmp_path).read_results()}
+  assert not stand_in.of("log") and stand_in.of("finish") == [{"exit_code": 0}]
+
+
+@pytest.mark.parametrize(
+  ("broken", "calls"),
+  [
+    ("init", ["init"]),
+    ("define_metric", ["init", "define_metric"]),
+    ("log", ["init", "define_metric", "log"]),
+    ("summary", ["init", "define_metric", "log", "log", "summary"]),
+    ("finish", ["init", "define_metric", "log", "log", "summary", "finish"]),
+  ],
+)
+def test_an_error_of_the_tracker_is_one_warning(installed, warnings, tmp_path, broken, calls):
+  stand_in = installed(broken)
+  with Tracker("wandb", RunFolder(tmp_path), {"job": "pretrain"}) as tracker:
+    with MetricsWriter(tmp_path, tracker=tracker) as metrics:
+      metrics.write(1, loss=2.0)
+      metrics.write(2, loss=1.0)
+    tracker.finish({"top1": 0.5})
+  assert [name for name, _ in stand_in.calls] == calls
+  (line,) = warnings()
+  assert line.startswith("wandb: ") and "the service has ended" in line and "\n" not in line
+  assert RunFolder(tmp_path).scalars() == {"loss": ([1, 2], [2.0, 1.0])}
+
+
+def test_a_failed_training_is_told_as_such(installed, tmp_path):
+  stand_in = installed()
+  with pytest.raises(ValueError), Tracker("wandb", RunFolder(tmp_path), {"job": "pretrain"}):
+    raise ValueError
+  assert stand_in.calls[-1] == ("finish", {"exit_code": 1})
+  assert not stand_in.of("mark_preempting")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"wandb": 3}', "\xff"])
+def test_a_damaged_id(installed, tmp_path, warnings, content):
+  """JSON without an id is replaced; anything else is a warning."""
+  stand_in = installed()
+  RunFolder(tmp_path).tracker.write_text(content)
+  with Tracker("wandb", RunFolder(tmp_path), {"job": "pretrain"}):
+    pass
+  assert len(stand_in.of("init")) + len(warnings()) == 1
+
+
+def test_other_processes_and_no_tracker(installed, tmp_path, monkeypatch):
+  stand_in = installed()
+  with Tracker("none", RunFolder(tmp_path), {"job": "pretrain"}) as tracker:
+    tracker.write(1, {"loss": 1.0})
+    tracker.finish({})
+  monkeypatch.setattr(hosts, "is_first", lambda: False)
+  with Tracker("wandb", RunFolder(tmp_path), {"job": "pretrain"}) as tracker:
+    tracker.write(1, {"loss": 1.0})
+    tracker.finish({})
+  assert not stand_in.calls and not list(tmp_path.iterdir())
+
+
+def test_the_users_variables_come_first(installed, tmp_path, monkeypatch):
+  stand_in = installed()
+  for name, value in {"PROJECT": "mine", "NAME": "this", "DIR": "elsewhere"}.items():
+    monkeypatch.setenv(f"WANDB_{name}", value)
+  with Tracker("wandb", RunFolder(tmp_path), {"job": "pretrain"}):
+    pass
+  (found,) = stand_in.of("init")
+  assert (found["project"], found["name"], found["dir"]) == ("mine", "this", None)
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch):
+  """A folder `wandb`, which the package leaves behind, is not the package."""
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  monkeypatch.delitem(sys.modules, "wandb")
+  (tmp_path / "wandb").mkdir()
+  monkeypatch.setattr(sys, "path", [str(tmp_path)])
+  importlib.invalidate_caches()
+  with pytest.raises(ConfigError, match=r"^config\.log\.tracker: got 'wandb'.*pomp-jax\[wandb\]"):
+    validate(small_config(**SMALL))
+
+
+_PROGRAM = """
+import os, sys, time
+sys.path[:0] = [{root!r}]
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.files.tracker import Tracker
+with Tracker("wandb", RunFolder(sys.argv[1]), {{"job": "pretrain", "k": 3}}) as tracker:
+  for step in range(1, 21):
+    tracker.write(step, {{"loss": 1 / step}})
+  if sys.argv[2] == "killed":
+    time.sleep(4)  # the service writes every second
+    os.kill(os.getpid(), 9)
+  tracker.finish({{"top1": 0.5}})
+"""
+
+
+def records_of(path):
+  """Records of a `.wandb` file: after 7 bytes LevelDB's log format, checksums not checked."""
+  from wandb.proto.wandb_internal_pb2 import Record
+
+  data, block, record, at = path.read_bytes(), 2**15, b"", 7
+  while at + 7 <= len(data):
+    if block - at % block < 7:  # no header fits
+      at += block - at % block
+      continue
+    length, kind = struct.unpack_from("<HB", data, at + 4)
+    record += data[at + 7 : at + 7 + length]
+    at += 7 + length
+    if kind in (1, 4):  # whole, or the last part
+      yield Record.FromString(record)
+      record = b""
+
+
+def values(items):
+  return {item.key or item.nested_key[0]: item.value_json for item in items}
+
+
+@pytest.mark.parametrize("end", ["finished", "killed"])
+def test_the_package_itself_offline(tmp_path, end):
+  """Its file has all that was sent, also after SIGKILL; a home that is missing does not matter."""
+  if importlib.util.find_spec("wandb") is None:
+    pytest.skip("wandb is not installed")
+  environ = os.environ | {"WANDB_MODE": "offline", "HOME": "/proc/none"}
+  root = str(pretrain.__file__).rpartition("/pomp_jax/")[0]
+  command = [sys.executable, "-c", _PROGRAM.format(root=root), str(tmp_path), end]
+  done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+  assert done.returncode == {"finished": 0, "killed": -signal.SIGKILL}[end], done.stderr
+  (file,) = tmp_path.rglob("*.wandb")
+  losses, summary, ids, config = {}, {}, set(), {}
+  for record in records_of(file):
+    if row := values(record.history.item):
+      losses[int(row["step"])] = float(row["loss"])
+    summary |= values(record.summary.update)
+    ids |= {record.run.run_id} - {""}
+    config |= values(record.run.config.update)
+  assert losses == {step: pytest.approx(1 / step) for step in range(1, 21)}
+  assert ids == {json.loads((tmp_path / "tracker.json").read_text())["wandb"]}
+  assert config["k"] == "3"
+  assert ("results" in summary) == (end == "finished")
