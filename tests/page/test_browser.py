@@ -46,10 +46,10 @@ def tab(browser, address):
   page.on("pageerror", lambda error: complaints.append(str(error)))
   page.on(
     "console",
-    # A page with an error's line has its status, which the browser reports.
+    # The browser reports the status of an error's line, and that a report's script was blocked.
     lambda text: (
       complaints.append(text.text)
-      if text.type == "error" and "status of 4" not in text.text
+      if text.type == "error" and not re.search("status of 4|^Blocked script", text.text)
       else None
     ),
   )
