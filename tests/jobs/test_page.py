@@ -53,9 +53,13 @@ def png(side=40):
   return file.getvalue()
 
 
+# The tests below put another function in its place.
+_OPEN_ENCODER = inputs.open_encoder
+
+
 @functools.cache
 def _open():
-  return inputs.open_encoder(settings(**CONFIG))
+  return _OPEN_ENCODER(settings(**CONFIG))
 
 
 def _encoder(config):
