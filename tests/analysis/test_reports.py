@@ -168,6 +168,7 @@ def page(request, tmp_path_factory):
   report, results, plots = REPORTS[request.param]
   folder = RunFolder(tmp_path_factory.mktemp(request.param))
   folder.create()
+  folder.plots.mkdir()
   for name in plots:
     Image.new("RGB", (3, 2), "red").save(folder.plots / name)
   stored = with_provenance(results())
