@@ -166,6 +166,21 @@ def test_few_shots_and_held_out_images(tmp_path, layout):
     assert stored(tmp_path / "folders") == train
 
 
+@pytest.mark.parametrize("given", [SYNSETS, SYNSETS[3:9]])
+def test_missing_classes_are_told_before_images_are_read(tmp_path, caplog, given):
+  for synset in given:
+    (tmp_path / "in" / synset).mkdir(parents=True)
+    (tmp_path / "in" / synset / "a.JPEG").write_bytes(b"never opened")
+  names = tmp_path / "some.json"
+  names.write_text(json.dumps([{"name": synset, "synset": synset} for synset in SYNSETS]))
+  open_input("imagenet21k", tmp_path / "in", names=str(names))
+  absent = sorted(set(SYNSETS) - set(given))
+  assert len(caplog.records) == bool(absent)
+  for record in caplog.records:
+    assert f"{len(absent)} of the list's {len(SYNSETS)} classes" in record.message
+    assert absent[0] in record.message
+
+
 def test_splits_of_folders_and_classes_of_a_list(tmp_path):
   for split in ("imagenet21k_train", "imagenet21k_val"):
     folders(tmp_path / "in" / split)

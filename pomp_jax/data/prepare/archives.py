@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import logging
 import os
 import pathlib
 import tarfile
@@ -16,6 +17,8 @@ from pomp_jax.data.coop import COOP_SETS, open_aircraft, open_coop
 from pomp_jax.data.folder import open_folder, split_folders, subfolders
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import SourceError, StoredImages
+
+log = logging.getLogger(__name__)
 
 # Approximate size of a shard: images, or bytes of tar files.
 _SHARD_IMAGES, _SHARD_BYTES = 4096, 512 * 2**20
@@ -156,6 +159,18 @@ def _imagenet21k(path: pathlib.Path, names: str, images_per_class: int) -> Input
   classes = load_class_list(names or "imagenet21k")
   if classes.synsets is None:
     raise SourceError(f"config.prepare.names: got {names!r}, expected a class list with synsets")
+  found = _images_of(classes, path, images_per_class)
+  missing = sorted(set(classes.synsets) - set(found.label_names))
+  if missing:
+    # A part of it may be meant, but so may another release, which shows only in a training.
+    log.warning(
+      "%s: %d of the list's %d classes are missing, such as %s; the data set will have %d classes",
+      *(path, len(missing), len(classes.synsets), missing[0], len(found.label_names)),
+    )
+  return found
+
+
+def _images_of(classes: ClassList, path: pathlib.Path, images_per_class: int) -> Input:
   if path.is_file():
     return _tars(_tars_in_tar(path, classes), path, images_per_class)
   if not subfolders(path, links=True):
