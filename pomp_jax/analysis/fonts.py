@@ -121,14 +121,15 @@ def _installed() -> Sequence[tuple[str, str, int]]:
     # Boxes for every character.
     and "lastresort" not in entry.name.lower().replace(" ", "")
   ]
-  return sorted({(entry.name, entry.fname, entry.index) for entry in upright})
+  # Before Matplotlib 3.11 entries have no index: of a file with several faces it reads the first.
+  return sorted({(entry.name, entry.fname, getattr(entry, "index", 0)) for entry in upright})
 
 
 @functools.lru_cache(maxsize=256)
 def _characters_of(path: str, face: int) -> frozenset[int]:
   """Code points with a glyph; none of a font of fixed sizes, such as a colour emoji's."""
   try:
-    font = FT2Font(path, face_index=face)
+    font = FT2Font(path, face_index=face) if face else FT2Font(path)
     return frozenset(font.get_charmap()) if font.scalable else frozenset()
   except Exception:  # a damaged file, or one that has been removed
     return frozenset()
