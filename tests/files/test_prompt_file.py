@@ -40,7 +40,8 @@ def refusal(path):
     load_prompt(path)
   message = str(caught.value)
   assert "\n" not in message
-  assert message.startswith(f"{path}: ")
+  # A folder stands for the prompt in it.
+  assert message.startswith((f"{path}: ", f"{path}/prompt.npz: "))
   return message
 
 
