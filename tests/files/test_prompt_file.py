@@ -168,7 +168,7 @@ def test_unknown_arrays_are_ignored(tmp_path):
 def test_files_that_are_missing_or_truncated(tmp_path, suffix):
   assert "the file is missing" in refusal(tmp_path / f"none.{suffix}")
   (tmp_path / f"folder.{suffix}").mkdir()
-  assert "not a whole" in refusal(tmp_path / f"folder.{suffix}")
+  assert "the file is missing" in refusal(tmp_path / f"folder.{suffix}")
   path = tmp_path / f"a.{suffix}"
   save_prompt(path, Prompt(CONTEXT, "a/clip"))
   whole = path.read_bytes()
