@@ -119,7 +119,7 @@ def shorten(name: str, length: int = 34) -> str:
 def shorten_all(names: Sequence[str], length: int = 34) -> list[str]:
   """Cuts names to a length; those that differ stay different.
 
-  All are cut in the middle. If that makes some equal, the cut moves for all; names that are alike
+  All are cut in the middle. If that makes some equal, the cut moves for all; names that are similar
   at both ends show their differing part; and what then is still equal is numbered.
   """
   distinct = list(dict.fromkeys(names))
@@ -142,13 +142,13 @@ def _cuts(names: Sequence[str], length: int) -> Iterator[Callable[[str], str]]:
   middle = length // 2
   for head in sorted(range(length), key=lambda head: abs(head - middle)):
     yield functools.partial(_cut, length=length, head=head)
-  alike: dict[str, list[str]] = {}
+  similar: dict[str, list[str]] = {}
   for name in names:
-    alike.setdefault(shorten(name, length), []).append(name)
-  starts = {name: len(os.path.commonprefix(group)) for group in alike.values() for name in group}
+    similar.setdefault(shorten(name, length), []).append(name)
+  starts = {name: len(os.path.commonprefix(group)) for group in similar.values() for name in group}
 
   def around_difference(name: str) -> str:
-    if len(alike[shorten(name, length)]) == 1:
+    if len(similar[shorten(name, length)]) == 1:
       return shorten(name, length)
     start = max(starts[name] - length // 3, 0)
     return _ELLIPSIS + _cut(name[start:], length - 1, length - 2)
