@@ -146,14 +146,18 @@ class Clip:
 
 
 def read_clip_config(source: str) -> ClipConfig:
-  """Reads the configuration alone, for validation; arguments and errors as `load_clip`'s.
+  """Reads the configuration; see `read_config_and_tokenizer`."""
+  return read_config_and_tokenizer(source)[0]
 
-  Names and shapes of the weights are checked against it, and the tokenizer is read. Files of a hub
-  are downloaded.
+
+def read_config_and_tokenizer(source: str) -> tuple[ClipConfig, Tokenizer]:
+  """Reads a CLIP without its weights, for validation; arguments and errors as `load_clip`'s.
+
+  Names and shapes of the weights are checked against the configuration. Files of a hub are
+  downloaded.
   """
   with _open_checkpoint(source) as checkpoint:
-    _tokenizer(checkpoint)
-    return checkpoint.config
+    return checkpoint.config, _tokenizer(checkpoint)
 
 
 def load_clip(source: str, name: str | None = None, activation: str = "auto") -> Clip:

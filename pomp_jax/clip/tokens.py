@@ -195,6 +195,24 @@ def tokenize(
   return ids_NxL, lengths_N
 
 
+def check_token_counts(
+  texts: Sequence[str],
+  tokenizer: Tokenizer,
+  config: CLIPTextConfig,
+  budget: int | None = None,
+) -> None:
+  """Checks that `tokenize` takes the texts; tokenizes only those that may be too long.
+
+  Raises:
+    TokenizeError: as `tokenize`.
+  """
+  limit = config.max_position_embeddings - 1 if budget is None else budget
+  # A token is at least a byte, and cleaning lengthens no ASCII text without HTML entities.
+  long = [text for text in texts if not text.isascii() or "&" in text or len(text) >= limit]
+  # One text in any case: it shows whether the tokenizer is the configuration's.
+  tokenize(long or texts[:1], tokenizer, config, budget)
+
+
 def _eot_position(row: Sequence[int], eos_token_id: int | None) -> int:
   """The position whose feature HuggingFace pools.
 

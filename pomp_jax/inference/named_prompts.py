@@ -5,9 +5,11 @@ import os
 from typing import Any, NamedTuple
 
 import numpy as np
+from transformers import CLIPTextConfig
 
+from pomp_jax.clip.tokens import TokenizeError, Tokenizer, check_token_counts
 from pomp_jax.config import ConfigError
-from pomp_jax.data.class_lists import TEMPLATES, ClassList, load_templates
+from pomp_jax.data.class_lists import TEMPLATES, ClassList, load_templates, normalized_names
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.checkpoints import CheckpointError, Restored, read_checkpoints
 from pomp_jax.files.class_features import ClassFeatures, read_class_features
@@ -80,6 +82,41 @@ def features_under(
     for text in steps_of(texts, "class features of texts", "texts")
   )
   return total_NxE / np.linalg.norm(total_NxE, axis=-1, keepdims=True)
+
+
+def check_lengths(
+  prompt: Prompt | ClassFeatures | str,
+  classes: ClassList,
+  tokenizer: Tokenizer,
+  config: CLIPTextConfig,
+  where: str,
+) -> None:
+  """Checks that the text tower has the positions for a class list's texts under a prompt.
+
+  Args:
+    prompt: prompt of a `NamedPrompt`; class features have no texts.
+    classes: names of the classes.
+    tokenizer: the CLIP's own.
+    config: the text tower's.
+    where: prompt and class list, for the message.
+
+  Raises:
+    TokenizeError: a text is too long; `features_under` would raise it.
+    VocabularyError: unusable names.
+  """
+  if isinstance(prompt, ClassFeatures):
+    return
+  learned = isinstance(prompt, Prompt)
+  templates = ("{}.",) if learned else _texts(prompt, classes)
+  budget = config.max_position_embeddings - 1 - (prompt.context.shape[-2] if learned else 0)
+  names = normalized_names(classes.names)
+  try:
+    for template in templates:
+      check_token_counts(
+        [template.replace("{}", name) for name in names], tokenizer, config, budget
+      )
+  except TokenizeError as error:
+    raise TokenizeError(f"{where}: {error}") from error
 
 
 def describe(prompt: Prompt | ClassFeatures | str, classes: ClassList) -> list[Any]:

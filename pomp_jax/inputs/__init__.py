@@ -6,8 +6,9 @@ from jax.sharding import Mesh
 
 from pomp_jax.clip import Clip, load_clip
 from pomp_jax.clip.architecture import ClipConfig
-from pomp_jax.clip.load import read_clip_config
-from pomp_jax.clip.synthetic import synthetic_clip, synthetic_config
+from pomp_jax.clip.load import read_config_and_tokenizer
+from pomp_jax.clip.synthetic import SyntheticTokenizer, synthetic_clip, synthetic_config
+from pomp_jax.clip.tokens import Tokenizer
 from pomp_jax.config import SOURCES, SYNTHETIC_CLIP, Settings, fields
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import load_synsets
@@ -27,17 +28,27 @@ def open_clip(settings: fields.Clip) -> Clip:
   """
   model = settings.model
   if model.startswith(SYNTHETIC_CLIP):
-    synsets = load_synsets()
-    counts = {f"{name}.": int(n) for name, n in zip(synsets.names, synsets.lengths, strict=True)}
-    return synthetic_clip(model.removeprefix(SYNTHETIC_CLIP), counts)
+    return synthetic_clip(model.removeprefix(SYNTHETIC_CLIP), _token_counts())
   return load_clip(model, activation=settings.activation)
 
 
 def clip_config(model: str) -> ClipConfig:
   """Reads the sizes of `config.clip.model`, without weights; see `open_clip`."""
+  return clip_config_and_tokenizer(model)[0]
+
+
+def clip_config_and_tokenizer(model: str) -> tuple[ClipConfig, Tokenizer]:
+  """Reads sizes and tokenizer of `config.clip.model`, without weights; see `open_clip`."""
   if model.startswith(SYNTHETIC_CLIP):
-    return synthetic_config(model.removeprefix(SYNTHETIC_CLIP))
-  return read_clip_config(model)
+    config = synthetic_config(model.removeprefix(SYNTHETIC_CLIP))
+    return config, SyntheticTokenizer(_token_counts())
+  return read_config_and_tokenizer(model)
+
+
+def _token_counts() -> dict[str, int]:
+  """Tokens of each name of ImageNet-21K in a sentence, EOT included."""
+  synsets = load_synsets()
+  return {f"{name}.": int(n) for name, n in zip(synsets.names, synsets.lengths, strict=True)}
 
 
 def open_encoder(config: Settings, mesh: Mesh | None = None) -> Encoder:

@@ -74,7 +74,7 @@ def check(config: Settings, workdir: str) -> None:
 
   Raises:
     ConfigError, ClipError, PromptFileError, CheckpointError, RunFolderError, SourceError,
-      VocabularyError: one line each.
+      TokenizeError, VocabularyError: one line each.
   """
   folder = RunFolder(workdir)
   folder.check(config.job)

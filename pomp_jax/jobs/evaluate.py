@@ -56,7 +56,13 @@ from pomp_jax.files.run_folder import (
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import tally
 from pomp_jax.inference.metrics import Hierarchy
-from pomp_jax.inference.named_prompts import NamedPrompt, describe, features_under, read_prompts
+from pomp_jax.inference.named_prompts import (
+  NamedPrompt,
+  check_lengths,
+  describe,
+  features_under,
+  read_prompts,
+)
 from pomp_jax.inputs.evaluation_sets import (
   EvaluationSet,
   evaluation_sets,
@@ -77,7 +83,7 @@ def check(config: Settings, workdir: str) -> None:
 
   Raises:
     ConfigError, ClipError, PromptFileError, CheckpointError, RunFolderError, SourceError,
-      VocabularyError: one line each.
+      TokenizeError, VocabularyError: one line each.
   """
   RunFolder(workdir).check(config.job)
   check_prompts(config, config.evaluate.prompts, "evaluate.prompts")
@@ -89,18 +95,20 @@ def check_prompts(config: Settings, names: Sequence[str], field: str) -> None:
   Raises:
     As `check`.
   """
-  clip_config = inputs.clip_config(config.clip.model)
-  width = clip_config.text_config.hidden_size
+  clip_config, tokenizer = inputs.clip_config_and_tokenizer(config.clip.model)
+  text_config = clip_config.text_config
   prompts = read_prompts(names, field)
   sets = evaluation_sets(config, clip_config.vision_config.image_size)
   opened, _ = open_each(sets, config.evaluate.skip_missing)
   for name, labelled in opened.items():
-    n_classes = len(labelled.classes)
+    classes = labelled.classes
     for label, prompt, _ in prompts:
+      where = f"{label}, set {name}"
       if isinstance(prompt, Prompt):
-        check_fits(prompt, width, config.clip.model, n_classes, f"{label}, set {name}")
+        check_fits(prompt, text_config.hidden_size, config.clip.model, len(classes), where)
       elif isinstance(prompt, ClassFeatures):
-        prompt.check_fits(n_classes, clip_config.projection_dim, f"{label}, set {name}")
+        prompt.check_fits(len(classes), clip_config.projection_dim, where)
+      check_lengths(prompt, classes, tokenizer, text_config, where)
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from transformers import CLIPTextConfig
 
-from pomp_jax.clip import TokenizeError, tokenize
+from pomp_jax.clip import TokenizeError, tokenize, tokens
+from pomp_jax.clip.tokens import check_token_counts
 
 
 def _tokenize(stored, texts, **settings):
@@ -48,6 +49,37 @@ def test_a_text_takes_all_of_its_budget_and_not_one_token_more(small):
   assert repr(f"{letters} o") in message
   assert "16 tokens" in message and "at most 15" in message
   assert "\n" not in message
+
+
+def _is_too_long(function, clip, texts, budget):
+  try:
+    function(texts, clip.tokenizer, clip.config.text_config, budget)
+  except TokenizeError:
+    return True
+  return False
+
+
+@hypothesis.given(
+  texts=st.lists(
+    st.text(max_size=14)
+    | st.text("abc .,;&#İﬁ…क़", max_size=14)
+    | st.sampled_from(("&nGt;&nGt;&nGt;", "&#x958;&#x958;", "the cat of the star")),
+    min_size=1,
+    max_size=4,
+  ),
+  budget=st.integers(1, 15),
+)
+def test_the_check_of_lengths_refuses_what_the_tower_can_not_take(small, texts, budget):
+  expected = _is_too_long(tokenize, small.clip, texts, budget)
+  assert _is_too_long(check_token_counts, small.clip, texts, budget) == expected
+
+
+def test_the_check_of_lengths_tokenizes_only_what_may_be_too_long(small, monkeypatch):
+  seen = []
+  monkeypatch.setattr(tokens, "tokenize", lambda texts, *_: seen.extend(texts))
+  for texts in (["cat", "the star", "dog"], ["cat", "dog"]):
+    check_token_counts(texts, small.clip.tokenizer, small.clip.config.text_config, 8)
+  assert seen == ["the star", "cat"]
 
 
 def test_a_context_shrinks_the_budget(small):
