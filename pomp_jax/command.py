@@ -3,12 +3,14 @@
 What must not wait for JAX, whose import takes seconds: the handlers of signals, and `--version`.
 """
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
 import platform
 import signal
 import sys
+from typing import NoReturn
 
 from pomp_jax import __version__
 
@@ -16,9 +18,9 @@ from pomp_jax import __version__
 def run() -> None:
   """Runs the command line `sys.argv`; ends the process with its exit status."""
   # Process 1 of a container has no other handler.
-  signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+  signal.signal(signal.SIGTERM, _end)
   if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
-    signal.signal(signal.SIGHUP, lambda *_: os._exit(75))
+    signal.signal(signal.SIGHUP, _end)
   if {"-version", "--version"} & {*sys.argv[1:]}:
     print(version())
     sys.exit()
@@ -29,3 +31,11 @@ def version() -> str:
   """One line with the versions of this package, JAX and Python."""
   jax = importlib.metadata.version("jax")
   return f"pomp_jax {__version__} (jax {jax}, Python {platform.python_version()})"
+
+
+def _end(number: int, frame: object) -> NoReturn:
+  """Ends the process with one line: nothing is open yet."""
+  line = f"error: stopped by {signal.Signals(number).name}; the same command resumes\n"
+  with contextlib.suppress(OSError):
+    os.write(2, line.encode())
+  os._exit(75)

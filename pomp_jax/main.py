@@ -72,13 +72,21 @@ def main(argv: Sequence[str]) -> int:
   """Validates the config, joins the other processes if there are any, and runs the job."""
   del argv
   set_up_logging()
-  _end_at(signal.SIGTERM)
-  _end_at(signal.SIGHUP)
+  stop = hosts.StopSignals(_WORKDIR.value)
+  try:
+    stop.start()
+    return _run_job(stop)
+  except hosts.Preempted as error:  # `_run_job` was about to return, or to handle another error
+    return _status_after(error, TryAgain.status, stop)
+
+
+def _run_job(stop: hosts.StopSignals) -> int:
+  """Returns the exit status, with signals ignored from then on."""
   workdir, status = _WORKDIR.value, InputError.status
   try:
     config = unpack(_CONFIG.value)
     validate(config)
-    _join(config, workdir)
+    _join(config, workdir, stop)
     if not config.dry_run and config.job != "benchmark":  # they measure compilation
       use_compilation_cache(config.compilation_cache, workdir)
     module = load_job("dry_run" if config.dry_run else config.job)
@@ -92,29 +100,49 @@ def main(argv: Sequence[str]) -> int:
     with _presence(config, workdir), shown_compilations():
       module.run(config, workdir)
     hosts.finish()
-  except (InputError, RunError, TryAgain) as error:
+    stop.ignore()
+    return 0
+  except BaseException as error:
+    return _status_after(error, status, stop)
+
+
+def _status_after(error: BaseException, status: int, stop: hosts.StopSignals) -> int:
+  """Reports what ended the job, one line if it has a name; returns the exit status.
+
+  Args:
+    error: exception that is being handled.
+    status: exit status of a disk's failure.
+    stop: the signals, ignored from now on.
+
+  Raises:
+    BaseException: `error`, of a process that runs alone, if it is unknown.
+  """
+  stop.ignore()
+  error = stop.received or error  # whatever it has become on the way
+  if isinstance(error, InputError | RunError | TryAgain):
     return _end(error, error.status)
-  except hosts.Preempted as error:
+  if isinstance(error, hosts.Preempted):
     if not error.together:
       return _end(error, TryAgain.status)
     # All processes stop at the same step, each by itself.
     hosts.finish()
     return _complain(error, TryAgain.status)
-  except KeyboardInterrupt:
-    return _end(f"interrupted; the same command resumes from {workdir}", 130)
-  except Exception as error:
-    if line := disk_failure(error):
-      return _end(line, status)
-    if not jax.distributed.is_initialized():
-      raise
-    if hosts.is_lost_contact(error):
-      hosts.fail_after_lost_contact(error)
-    traceback.print_exc()
-    hosts.fail(_one_line(f"{type(error).__name__}: {error}"), 1)
-  return 0
+  if isinstance(error, KeyboardInterrupt):
+    return _end(f"interrupted; the same command resumes from {_WORKDIR.value}", 130)
+  if not isinstance(error, Exception):
+    raise error
+  if line := disk_failure(error):
+    return _end(line, status)
+  if not jax.distributed.is_initialized():
+    raise error
+  if hosts.is_lost_contact(error):
+    hosts.fail_after_lost_contact(error)
+  traceback.print_exception(error)
+  hosts.fail(_one_line(f"{type(error).__name__}: {error}"), 1)
+  return status
 
 
-def _join(config: Settings, workdir: str) -> None:
+def _join(config: Settings, workdir: str, stop: hosts.StopSignals) -> None:
   """Starts JAX's distributed runtime where this run has more than one process."""
   timeout = _START_TIMEOUT.value
   cluster = hosts.detect(
@@ -128,8 +156,8 @@ def _join(config: Settings, workdir: str) -> None:
   hosts.start(cluster, start_timeout=timeout, heartbeat_timeout=_HEARTBEAT_TIMEOUT.value)
   if not _stops_together(config):
     # Joining gave the signal to JAX, which only tells those who ask for it.
-    _end_at(signal.SIGTERM)
-  elif signal.getsignal(signal.SIGHUP) == _preempted:
+    stop.handle(signal.SIGTERM)
+  elif stop.handles(signal.SIGHUP):
     signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
   hosts.watch_failures()
   fields = {f"config.{name}": repr(value) for name, value in config.flat().items()}
@@ -150,18 +178,6 @@ def _presence(config: Settings, workdir: str) -> contextlib.AbstractContextManag
 def _stops_together(config: Settings) -> bool:
   trains = JOBS[config.job].trains and METHODS[config.method].by_steps
   return trains and not config.dry_run
-
-
-def _end_at(number: int) -> None:
-  """Ends the process at a signal, unless that is SIGHUP and ignored, as nohup has it."""
-  if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-    signal.signal(number, _preempted)
-
-
-def _preempted(number: int, frame: object) -> NoReturn:
-  # Outside of training nothing is unsaved; there it is `hosts.StopRequest` that has the signal.
-  name = signal.Signals(number).name
-  raise hosts.Preempted(f"stopped by {name}; the same command resumes from {_WORKDIR.value}")
 
 
 def _end(message: object, status: int) -> int:

@@ -6,13 +6,11 @@ import os
 import pathlib
 import re
 import resource
-import signal
 import subprocess
 import sys
 from types import SimpleNamespace
 
 from absl import flags
-from absl import logging as absl_logging
 import numpy as np
 from PIL import Image
 import pytest
@@ -23,8 +21,7 @@ from pomp_jax.files.array_cache import DamagedBlockError, FeatureCacheError
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError
-from tests.support.command_line import parse
-from tests.support.small_run import settings
+from tests.support.command_line import handlers_kept, parse, run_main
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEMO = f"--config={ROOT}/configs/demo.py"
@@ -32,26 +29,8 @@ DEMO = f"--config={ROOT}/configs/demo.py"
 
 @pytest.fixture(autouse=True)
 def as_before():
-  """Leaves this process its handlers: the program takes the log, SIGTERM and SIGHUP over."""
-  ours = logging.getLogger("pomp_jax")
-  signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-  handlers, level, propagate = ours.handlers, ours.level, ours.propagate
-  yield
-  ours.handlers, ours.propagate = handlers, propagate
-  ours.setLevel(level)
-  for number, handler in signals.items():
-    signal.signal(number, handler)
-  absl_logging.get_absl_logger().removeFilter(terminal._is_not_orbax)
-
-
-def run_main(capsys, *arguments):
-  """Exit status and the lines on standard error."""
-  try:
-    parse(*arguments)
-    status = main_module.main([])
-  except SystemExit as exit:
-    status = exit.code
-  return status, capsys.readouterr().err.strip().splitlines()
+  with handlers_kept():
+    yield
 
 
 @pytest.mark.parametrize(
@@ -397,24 +376,6 @@ def test_a_save_that_fails_is_told_once(tmp_path, caplog):
   assert not caplog.messages
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_outside_of_training_asks_for_another_start(capsys, tmp_path, monkeypatch, number):
-  signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
-  played = SimpleNamespace(check=lambda *_: None, run=lambda *_: os.kill(os.getpid(), number))
-  monkeypatch.setattr(main_module, "load_job", lambda name: played)
-  line = f"error: stopped by {number.name}; the same command resumes from {tmp_path}/run"
-  assert run_main(capsys, DEMO, f"--workdir={tmp_path}/run") == (75, [line])
-
-
-def test_nohup_is_heard(capsys, tmp_path, monkeypatch):
-  signal.signal(signal.SIGHUP, signal.SIG_IGN)
-  played = SimpleNamespace(
-    check=lambda *_: None, run=lambda *_: os.kill(os.getpid(), signal.SIGHUP)
-  )
-  monkeypatch.setattr(main_module, "load_job", lambda name: played)
-  assert run_main(capsys, DEMO, f"--workdir={tmp_path}/run") == (0, [])
-
-
 def test_the_folder_of_a_run_says_that_it_is_alive(capsys, tmp_path, monkeypatch):
   found = []
   played = SimpleNamespace(
@@ -451,34 +412,6 @@ def test_the_first_line_names_devices_and_precision(capsys, tmp_path, monkeypatc
     # The name of the host can be long.
     line = " ".join("".join(first).split())
     assert re.match(r"\d\d:\d\d:\d\d process 0 of 1 on ", line) and line.endswith(expected)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_while_it_imports_asks_for_another_start(tmp_path, number):
-  (tmp_path / "absl.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
-  environ = os.environ | {"PYTHONPATH": str(ROOT)}
-  command = [sys.executable, "-m", "pomp_jax.main"]
-  signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
-  with subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE) as process:
-    assert process.stdout.readline() == b"here\n"
-    process.send_signal(number)
-  assert process.returncode == 75
-
-
-@pytest.mark.parametrize(
-  ("changes", "expected"),
-  [
-    ({}, True),
-    ({"job": "repeat"}, True),
-    ({"job": "evaluate"}, False),
-    ({"dry_run": True}, False),
-    ({"method": "zero_shot"}, False),
-    ({"job": "repeat", "method": "linear_probe"}, False),
-    ({"method": "vpt_deep"}, True),
-  ],
-)
-def test_whose_loop_asks_for_the_signal(changes, expected):
-  assert main_module._stops_together(settings(**changes)) == expected
 
 
 def test_the_module_is_an_entry():

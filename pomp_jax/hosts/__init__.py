@@ -19,6 +19,7 @@ from pomp_jax.hosts.messages import (
   post,
   posted,
 )
+from pomp_jax.hosts.signals import StopSignals
 from pomp_jax.hosts.start import Cluster, describe, detect, start
 from pomp_jax.hosts.stop import (
   Preempted,

@@ -1,0 +1,75 @@
+"""SIGTERM and SIGHUP outside of training: the process unwinds, and ends with one line."""
+
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from pomp_jax.hosts.stop import Preempted
+
+# After that time the callback that could not raise has returned.
+_AGAIN_SECONDS = 0.1
+
+
+class StopSignals:
+  """Raises `Preempted` at the first signal, wherever the main thread is, and ignores later ones.
+
+  Launchers may send a signal twice (`timeout` sends it to the process and to its group), which must
+  not interrupt the unwinding. The exception can get lost in two ways. Where Python can't raise, as
+  in a callback of the garbage collector (JAX has one) or a finalizer, it would be printed and
+  dropped: the signal is sent again. Libraries may replace it by an exception of their own:
+  `received` shows what caused it.
+
+  Attributes:
+    received: exception raised for a signal, None before.
+  """
+
+  def __init__(self, resumes_from: str):
+    """Handles no signal yet.
+
+    Args:
+      resumes_from: the run's folder, for the message.
+    """
+    self.received: Preempted | None = None
+    self._resumes_from = resumes_from
+    self._ending, self._number = False, 0
+    self._next_hook = sys.unraisablehook
+
+  def start(self) -> None:
+    """Handles SIGTERM, and SIGHUP unless it is ignored, as nohup has it."""
+    sys.unraisablehook = self._at_unraisable
+    self.handle(signal.SIGTERM)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+      self.handle(signal.SIGHUP)
+
+  def handle(self, number: int) -> None:
+    """Handles a signal, also after another part of the program has taken it."""
+    signal.signal(number, self._stop)
+
+  def handles(self, number: int) -> bool:
+    """Whether a signal is handled here."""
+    return signal.getsignal(number) == self._stop
+
+  def ignore(self) -> None:
+    """Ignores signals from now on: the exit status is known, and the process ends anyway."""
+    self._ending = True
+
+  def _stop(self, number: int, frame: object) -> None:
+    if self._ending:
+      return
+    self._ending, self._number = True, number
+    name = signal.Signals(number).name
+    self.received = Preempted(
+      f"stopped by {name}; the same command resumes from {self._resumes_from}"
+    )
+    raise self.received
+
+  def _at_unraisable(self, unraisable: Any) -> None:
+    if self.received is None or unraisable.exc_value is not self.received:
+      self._next_hook(unraisable)
+      return
+    self.received, self._ending = None, False
+    again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), self._number))
+    again.daemon = True
+    again.start()

@@ -1,0 +1,181 @@
+"""SIGTERM and SIGHUP: wherever they arrive, one line and a status that asks for another start."""
+
+import gc
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from pomp_jax import hosts
+from pomp_jax import main as main_module
+from pomp_jax.config import JOBS
+from pomp_jax.errors import RunError
+from tests.support.command_line import handlers_kept, run_main
+from tests.support.small_run import settings
+
+ROOT = pathlib.Path(__file__).parent.parent
+DEMO = f"--config={ROOT}/configs/demo.py"
+RESUMES = "the same command resumes from run"
+STOPPED = (75, [f"error: stopped by SIGTERM; {RESUMES}"])
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+  with handlers_kept():
+    yield
+
+
+def send(number=signal.SIGTERM):
+  os.kill(os.getpid(), number)
+
+
+@pytest.fixture
+def run_as(capsys, tmp_path, monkeypatch):
+  """Runs the program with a function as its job: exit status, and lines on standard error."""
+  monkeypatch.chdir(tmp_path)
+
+  def run(function):
+    played = SimpleNamespace(check=lambda *_: None, run=lambda *_: function())
+    monkeypatch.setattr(main_module, "load_job", lambda name: played)
+    return run_main(capsys, DEMO, "--workdir=run")
+
+  return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_outside_of_training_asks_for_another_start(run_as, number):
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
+  assert run_as(lambda: send(number)) == (75, [f"error: stopped by {number.name}; {RESUMES}"])
+
+
+def test_nohup_is_heard(run_as):
+  signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  assert run_as(lambda: send(signal.SIGHUP)) == (0, [])
+
+
+def test_the_earliest_signal_that_main_handles(run_as, monkeypatch):
+  """Before a config is read: no job has begun."""
+  handle = hosts.StopSignals.handle
+
+  def handle_and_receive(stop, number):
+    handle(stop, number)
+    send(number)
+
+  monkeypatch.setattr(hosts.StopSignals, "handle", handle_and_receive)
+  assert run_as(lambda: pytest.fail("the job runs")) == STOPPED
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_signal_in_the_check_of_any_job(capsys, tmp_path, monkeypatch, job):
+  config, played = settings(job=job), SimpleNamespace(check=lambda *_: send())
+  monkeypatch.setattr(main_module, "unpack", lambda _: config)
+  monkeypatch.setattr(main_module, "validate", lambda _: None)
+  monkeypatch.setattr(main_module, "load_job", lambda name: played)
+  monkeypatch.chdir(tmp_path)
+  assert run_main(capsys, DEMO, "--workdir=run") == STOPPED
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_second_signal_interrupts_nothing(run_as, monkeypatch):
+  """`timeout` sends two: one while the first is being reported, and one after the report."""
+  one_line = main_module._one_line
+
+  def receive_twice(message):
+    send()
+    send(signal.SIGHUP)
+    return one_line(message)
+
+  monkeypatch.setattr(main_module, "_one_line", receive_twice)
+  assert run_as(send) == STOPPED
+  send()
+
+
+def test_a_signal_while_an_error_is_reported_adds_no_line(run_as, monkeypatch):
+  def fail():
+    raise RunError("the job failed")
+
+  one_line = main_module._one_line
+  monkeypatch.setattr(main_module, "_one_line", lambda message: send() or one_line(message))
+  assert run_as(fail) == (1, ["error: the job failed"])
+
+
+def test_a_signal_after_the_job_leaves_its_status(run_as):
+  assert run_as(lambda: None) == (0, [])
+  send()
+
+
+def test_a_library_that_replaces_the_exception(run_as):
+  def replace():
+    try:
+      send()
+    except BaseException:
+      raise RuntimeError("INTERNAL: a callback failed") from None
+
+  assert run_as(replace) == STOPPED
+
+
+def test_a_signal_within_the_garbage_collector(run_as):
+  """Its callbacks can't raise; JAX has one."""
+  came = []
+
+  def callback(phase, info):
+    if phase == "stop" and not came:
+      came.append(phase)
+      send()
+
+  def collect():
+    gc.callbacks.append(callback)
+    try:
+      gc.collect()
+      time.sleep(60)
+    finally:
+      gc.callbacks.remove(callback)
+
+  assert run_as(collect) == STOPPED
+
+
+def test_other_exceptions_that_are_lost_are_told_as_before(run_as, monkeypatch):
+  class Broken:
+    def __del__(self):
+      raise ValueError("in a finalizer")
+
+  told = []
+  monkeypatch.setattr(sys, "unraisablehook", lambda lost: told.append(str(lost.exc_value)))
+  assert run_as(lambda: Broken() and None) == (0, [])
+  assert told == ["in a finalizer"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_it_imports_asks_for_another_start(tmp_path, number):
+  (tmp_path / "absl.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
+  environ = os.environ | {"PYTHONPATH": str(ROOT)}
+  command = [sys.executable, "-m", "pomp_jax.main"]
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+  with subprocess.Popen(command, cwd=tmp_path, env=environ, text=True, **pipes) as process:
+    assert process.stdout.readline() == "here\n"
+    process.send_signal(number)
+    lines = process.stderr.read().splitlines()
+  assert process.returncode == 75
+  assert lines == [f"error: stopped by {number.name}; the same command resumes"]
+
+
+@pytest.mark.parametrize(
+  ("changes", "expected"),
+  [
+    ({}, True),
+    ({"job": "repeat"}, True),
+    ({"job": "evaluate"}, False),
+    ({"dry_run": True}, False),
+    ({"method": "zero_shot"}, False),
+    ({"job": "repeat", "method": "linear_probe"}, False),
+    ({"method": "vpt_deep"}, True),
+  ],
+)
+def test_whose_loop_asks_for_the_signal(changes, expected):
+  assert main_module._stops_together(settings(**changes)) == expected
