@@ -1,6 +1,6 @@
 """Data sets of an evaluation: a suite's, named ones, a user's own, or that of `config.data`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import logging
@@ -73,6 +73,7 @@ def open_each(
 
   Returns:
     The sets by name, and, if `skip_missing` and any set is left, the reason for each missing one.
+    Nothing is logged of those.
 
   Raises:
     SourceError, VocabularyError: the reason if one set can't be opened. If several can't, their
@@ -86,9 +87,8 @@ def open_each(
       missing[item.name] = error
   if len(missing) == 1 and not skip_missing:
     raise missing.popitem()[1]
-  for name, reason in missing.items():
-    log.warning("missing: %s: %s", name, reason)
   if missing and not (skip_missing and opened):
+    _log_missing(missing)
     hint = "; evaluate.skip_missing=true evaluates the others" if opened else ""
     raise SourceError(
       f"{len(missing)} of {len(items)} sets can't be opened: {', '.join(missing)}{hint}"
@@ -99,17 +99,23 @@ def open_each(
 def open_everywhere(
   items: Sequence[EvaluationSet], skip_missing: bool
 ) -> tuple[dict[str, LabelledSet], dict[str, str]]:
-  """Applies `open_each` in every process; all skip the sets that the first one misses.
+  """Applies `open_each` in every process; all skip, and log, the sets that the first one misses.
 
   Raises:
     SourceError: as `open_each`, or this process misses a set that the first one has.
   """
   opened, missing = open_each(items, skip_missing)
   of_first = hosts.from_first(missing, "which sets are missing")
+  _log_missing(of_first)
   for name, reason in missing.items():
     if name not in of_first:
       raise SourceError(f"{reason} (on the first host it is there)")
   return {name: opened[name] for name in opened if name not in of_first}, of_first
+
+
+def _log_missing(reasons: Mapping[str, object]) -> None:
+  for name, reason in reasons.items():
+    log.warning("missing: %s: %s", name, reason)
 
 
 def file_name(name: str) -> str:

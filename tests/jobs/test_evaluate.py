@@ -507,7 +507,11 @@ root = {json.dumps(str(folder / "data"))}
     assert any("set 'my textures'" in line and "gone" in line for line in lines)
     assert not (tmp_path / "run").exists()
     config = config.replace({"evaluate.skip_missing": True})
+    caplog.clear()
     results = run(config, tmp_path / "run")
+    # Told once, by the check or by the run.
+    for name in results["missing"]:
+      assert sum(line.startswith(f"missing: {name}: ") for line in caplog.messages) == 1
     assert len(results["missing"]) == 12
     assert "split_zhou_Food101.json" in results["missing"]["food101"]
     kinds = results["accuracy"]
