@@ -5,6 +5,8 @@ import dataclasses
 import functools
 import logging
 
+import numpy as np
+
 from pomp_jax import hosts, inputs
 from pomp_jax.config import SOURCES, ConfigError, Settings
 from pomp_jax.config.fields import Evaluate
@@ -34,6 +36,7 @@ class EvaluationSet:
     part: "all", or the part of the classes: base, new (CoOp's half) or novel.
     open: function that opens the images and their class list; reads no image.
     reader: one of `config.READERS`; "" for the embedded world.
+    n_listed: classes of its packaged list, which the set may hold in part; 0: those of the set.
   """
 
   name: str
@@ -42,6 +45,18 @@ class EvaluationSet:
   part: str
   open: Callable[[], LabelledSet]
   reader: str = ""
+  n_listed: int = 0
+
+  def count_classes(self, labelled: LabelledSet, sampled: bool) -> dict[str, int | None]:
+    """Counts the listed classes, and those without an image in the opened set.
+
+    The second count is None if the images are a sample, which says nothing of the set.
+    """
+    listed = self.n_listed or len(labelled.classes)
+    if sampled or not self.reader:
+      return {"listed_classes": listed, "missing_classes": None}
+    with_images = len(np.unique(labelled.source.labels))
+    return {"listed_classes": listed, "missing_classes": listed - with_images}
 
 
 def evaluation_sets(config: Settings, image_size: int) -> list[EvaluationSet]:
@@ -173,6 +188,7 @@ def _of_named(config: Settings, name: str, image_size: int) -> list[EvaluationSe
       part,
       lambda part=part: _stored(settings, name, part, image_size),
       settings.source,
+      0 if halves else len(load_class_list(name)),
     )
     for part in (("base", "new") if halves else ("all",))
   ]

@@ -75,6 +75,8 @@ log = logging.getLogger(__name__)
 
 # Of what a set's file means; part of what its figures depend on.
 _VERSION = f"2, pixels {PREPROCESSING_VERSION}"
+# What `results.json` holds of a set beside its prompts.
+_OF_SET = ("seconds", "unreadable", "split", "listed_classes", "missing_classes")
 _BENCHMARK, _BENCHMARK_CSV = "clip_benchmark", "clip_benchmark.csv"
 
 
@@ -134,6 +136,13 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     with writing(folder.sets):
       folder.sets.mkdir(exist_ok=True)
     write_json(folder.config, config.to_dict())
+  counts = {
+    item.name: item.count_classes(opened[item.name], sampled=config.evaluate.images > 0)
+    for item in sets
+    if item.name in opened
+  }
+  if first:
+    _log_missing_classes(counts, opened)
   done = {}
   for name, labelled in steps_of(list(opened.items()), "evaluation", "sets"):
     key = _key(clip_key, name, labelled, prompts)
@@ -149,6 +158,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
       log.info("%s: done before", name)
   if not first:
     return {}
+  done = {name: of_set | counts[name] for name, of_set in done.items()}
   results = _results(config, encoder, prompts, sets, done, missing)
   # Without these files it is the evaluation of an earlier version.
   complete = all(exists(folder.path / name) for name in (_BENCHMARK_CSV, "report.html"))
@@ -207,7 +217,7 @@ def _results(
   missing: Mapping[str, str],
 ) -> dict[str, Any]:
   sets = {
-    name: {key: of_set[key] for key in ("seconds", "unreadable", "split")}
+    name: {key: of_set[key] for key in _OF_SET}
     | {
       "prompts": {
         label: {key: value for key, value in figures.items() if key != "per_class"}
@@ -257,12 +267,10 @@ def _is_published_data(
 
 def _write_report(folder: RunFolder, results: Mapping[str, Any]) -> None:
   tables = evaluation_tables(results)
-  missing = ""
-  if results["missing"]:
-    missing = f"{len(results['missing'])} sets are missing: {', '.join(results['missing'])}\n\n"
+  lines = _missing_lines(results)
   for name, text in (
-    ("results.md", missing + markdown(tables)),
-    ("results.tex", (missing and f"% {missing}") + latex(tables)),
+    ("results.md", "".join(f"{line}\n\n" for line in lines) + markdown(tables)),
+    ("results.tex", "".join(f"% {line}\n\n" for line in lines) + latex(tables)),
   ):
     with replacing(folder.path / name) as file:
       file.write(text.encode())
@@ -280,6 +288,20 @@ def _write_report(folder: RunFolder, results: Mapping[str, Any]) -> None:
       )
   figures = {name: of_set["prompts"] for name, of_set in results["sets"].items()}
   plots.calibration_panels(folder.plots / "calibration.png", figures)
+
+
+def _missing_lines(results: Mapping[str, Any]) -> list[str]:
+  """Sets that are missing, and classes that have no image in a set."""
+  lines = []
+  if results["missing"]:
+    lines.append(f"{len(results['missing'])} sets are missing: {', '.join(results['missing'])}")
+  for name, of_set in results["sets"].items():
+    if of_set["missing_classes"]:
+      lines.append(
+        f"{name}: {of_set['missing_classes']} of the {of_set['listed_classes']} classes in its list"
+        " have no image"
+      )
+  return lines
 
 
 def _write_benchmark(folder: RunFolder, results: Mapping[str, Any]) -> None:
@@ -320,3 +342,15 @@ def _log_set(name: str, of_set: Mapping[str, Any]) -> None:
       *(100 * figures[key] for key in ("top1", "macro_top1", "ece")),
       *(figures["images"], figures["classes"]),
     )
+
+
+def _log_missing_classes(
+  counts: Mapping[str, Mapping[str, int | None]], opened: Mapping[str, LabelledSet]
+) -> None:
+  """Logs the classes without images before anything is computed."""
+  for name, count in counts.items():
+    if count["missing_classes"]:
+      log.warning(
+        "missing: %s: %d of the %d classes in its list have no image; %d classes are told apart",
+        *(name, count["missing_classes"], count["listed_classes"], len(opened[name].classes)),
+      )
