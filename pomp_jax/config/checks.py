@@ -337,8 +337,8 @@ def _check_export(export: Export) -> None:
     template = ", or a template with {}" if features else ""
     expected = f"{_PROMPTS}{template}"
     raise ConfigError("export.prompt", export.prompt, expected)
-  if features and not is_file(export.names):
-    raise ConfigError("export.names", export.names, "a file that exists")
+  if features:
+    _check_names("export.names", export.names)
   if export.hub:
     _check_hub(export)
   suffixes = EXPORT_FORMATS[export.format]

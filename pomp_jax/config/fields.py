@@ -267,7 +267,7 @@ class Export:
 
   prompt: str = row("", "prompt file, run's folder, hf:OWNER/NAME; for features also a template")
   format: str = row("npz", "format; detic, open_clip: features", one_of(*EXPORT_FORMATS))
-  names: str = row("", "for features: a text file, one name per line, or COCO or LVIS JSON")
+  names: str = row("", "for features: class list or file of names, or COCO or LVIS JSON")
   synonyms: bool = row(False, "average over the synonyms of an LVIS JSON")
   output: str = row("", "file name in the run's folder; empty: see docs/formats.md")
   hub: str = row("", "repository to upload the prompt to, hf:OWNER/NAME; see docs/reuse.md")

@@ -24,7 +24,12 @@ from jaxtyping import Int32
 import numpy as np
 
 from pomp_jax.errors import InputError
-from pomp_jax.files.class_features import CategoryFileError, read_categories
+from pomp_jax.files.class_features import (
+  Category,
+  CategoryFileError,
+  is_annotation_file,
+  read_categories,
+)
 from pomp_jax.files.paths import Path, exists, file_size, open_binary, to_path
 from pomp_jax.files.terminal import control_character, is_unicode, printable, quoted
 
@@ -97,6 +102,24 @@ def load_class_list(name_or_path: str | os.PathLike) -> ClassList:
     names, synsets = read_names(path, distinct=False), None
   _warn_of_repeats(names, str(path))
   return ClassList(names, synsets, source=str(path))
+
+
+def load_categories(name_or_path: str | os.PathLike) -> tuple[Category, ...]:
+  """Loads a class list of distinct names, as `load_class_list`, with the synonyms of annotations.
+
+  Annotations may also be a file without the suffix .json, if it begins with {.
+
+  Raises:
+    VocabularyError: as `load_class_list`, or repeated names.
+    CategoryFileError: annotations without usable categories.
+  """
+  if name_or_path not in _SETS and is_annotation_file(name_or_path):
+    path = to_path(name_or_path)
+    if path.suffix.lower() != ".json" or _has_categories(_json_of(path)):
+      return read_categories(path)
+  names = load_class_list(name_or_path).names
+  check_names(names, os.fspath(name_or_path))
+  return tuple(map(Category, names))
 
 
 def class_list_of(dataset: str, names: Sequence[str]) -> ClassList:
@@ -279,18 +302,10 @@ class _Pairs(list):
 
 
 def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-  # No list of names is as large as LVIS's annotations are.
-  if exists(path) and file_size(path) > _MAX_FILE_BYTES:
+  content = _json_of(path)
+  if _has_categories(content):
     return _names_of_categories(path), None
-  text = read_text(path)
-  try:
-    content = json.loads(text, object_pairs_hook=_Pairs)
-  # ValueError: not JSON, or a number with thousands of digits.
-  except (ValueError, RecursionError) as error:
-    raise VocabularyError(f"{path}: not JSON ({printable(str(error))})") from error
   if isinstance(content, _Pairs):
-    if _has_categories(content):
-      return _names_of_categories(path), None
     names = tuple(key for key, _ in content)
     if names and all(name.isdecimal() for name in names):
       raise VocabularyError(
@@ -304,9 +319,27 @@ def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
   raise VocabularyError(f"{path}: found {_shown(content)}, expected a list or an object")
 
 
-def _has_categories(content: _Pairs) -> bool:
-  """Whether an object is COCO's or LVIS's, and not one whose keys are names."""
-  rows = dict(content).get("categories")
+def _json_of(path: Path) -> Any:
+  """Content of a JSON file; of one that is larger than any list of names, annotations alone."""
+  if exists(path) and file_size(path) > _MAX_FILE_BYTES:  # as LVIS's annotations are
+    return _Pairs([("categories", [])])
+  text = read_text(path)
+  try:
+    return json.loads(text, object_pairs_hook=_Pairs)
+  # ValueError: not JSON, or a number with thousands of digits.
+  except (ValueError, RecursionError) as error:
+    raise VocabularyError(f"{path}: not JSON ({printable(str(error))})") from error
+
+
+def _has_categories(content: Any) -> bool:
+  """Whether it is an object of COCO's or LVIS's, and not one whose keys are names."""
+  if not isinstance(content, _Pairs):
+    return False
+  fields = dict(content)
+  if "categories" not in fields:
+    # Annotations whose categories are missing.
+    return any(type(fields.get(key)) is list for key in ("images", "annotations"))
+  rows = fields["categories"]
   return type(rows) is list and all(isinstance(row, _Pairs) for row in rows)
 
 

@@ -14,16 +14,10 @@ With `config.export.hub` the folder also gets the model card, `README.md`, and b
 from pomp_jax import hosts, inputs
 from pomp_jax.config import EXPORT_FORMATS, FEATURE_FORMATS, ConfigError, Settings
 from pomp_jax.config.fields import Export
-from pomp_jax.data.class_lists import read_names
+from pomp_jax.data.class_lists import load_categories
 from pomp_jax.files import hub
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.class_features import (
-  Category,
-  is_annotation_file,
-  read_categories,
-  write_detic,
-  write_open_clip,
-)
+from pomp_jax.files.class_features import write_detic, write_open_clip
 from pomp_jax.files.paths import file_size
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt, save_prompt
 from pomp_jax.files.prompt_hub import hub_files, results_of
@@ -46,7 +40,7 @@ def check(config: Settings, workdir: str) -> None:
     hub.check_upload(settings.hub, settings.private)
   if settings.format not in FEATURE_FORMATS:
     return
-  categories = _categories(settings)
+  categories = load_categories(settings.names)
   if settings.synonyms and not any(category.synonyms for category in categories):
     raise ConfigError("export.synonyms", True, f"False, as {settings.names} has no synonyms")
   if isinstance(prompt, Prompt):
@@ -68,7 +62,7 @@ def run(config: Settings, workdir: str) -> dict:
   path = folder.path / (settings.output or _usual_name(settings.format))
   results = {"job": config.job, "prompt": settings.prompt, "format": settings.format}
   if settings.format in FEATURE_FORMATS:
-    categories = _categories(settings)
+    categories = load_categories(settings.names)
     encoder = inputs.open_encoder(config)
     # Detic normalises by itself.
     unit = settings.format != "detic"
@@ -112,12 +106,6 @@ def _upload(settings: Export, prompt: Prompt, folder: RunFolder) -> str:
   url = hub.upload(settings.hub, files, "Prompt and model card", settings.private)
   print(url)
   return url
-
-
-def _categories(settings: Export) -> tuple[Category, ...]:
-  if is_annotation_file(settings.names):
-    return read_categories(settings.names)
-  return tuple(map(Category, read_names(settings.names)))
 
 
 def _usual_name(kind: str) -> str:

@@ -272,6 +272,7 @@ def test_a_class_may_be_named_categories(tmp_path):
   [
     (b'{"images": [], "categories": [{"id": 1}]}', r"categories\[0\].name is missing"),
     (b'{"images": [], "categories": []}', "categories is a list of 0"),
+    (b'{"images": [], "annotations": []}', "without categories"),
     (b'["dog",', "line 1"),
     (b"\xff", "UTF-8"),
     (b"[" * 100_000, "JSON"),

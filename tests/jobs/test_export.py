@@ -10,7 +10,7 @@ import torch
 from pomp_jax import world
 from pomp_jax.clip import load_clip, text_tower
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.data.class_lists import VocabularyError
+from pomp_jax.data.class_lists import VocabularyError, load_categories, load_class_list
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.class_features import CategoryFileError
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
@@ -103,6 +103,30 @@ def test_detic_has_a_row_a_category_in_the_order_of_ids(files, encoder, names):
   assert np.all(np.abs(norms - 1) > 0.05)
 
 
+@pytest.mark.parametrize("content", ["list", "keys", "objects", "annotations", "no suffix"])
+def test_names_are_read_as_predict_reads_them(files, content):
+  """But a file of annotations without a suffix, which only export takes."""
+  path = files / ("names" if content == "no suffix" else "other.json")
+  objects = [{"name": name} for name in NAMES]
+  path.write_text(
+    json.dumps(
+      {"list": NAMES, "keys": dict.fromkeys(NAMES), "objects": objects}.get(
+        content, {"categories": CATEGORIES}
+      )
+    )
+  )
+  export.check(settings(files, format="detic", names=str(path)), str(files / "run"))
+  assert tuple(category.name for category in load_categories(path)) == tuple(NAMES)
+  if path.suffix:
+    assert load_class_list(path).names == tuple(NAMES)
+
+
+def test_a_class_list_by_its_name(files):
+  checked(files, format="detic", names="eurosat")
+  names = tuple(category.name for category in load_categories("eurosat"))
+  assert names == load_class_list("eurosat").names
+
+
 def test_detic_with_synonyms_under_a_template(files, encoder):
   path, _ = run(files, format="detic", prompt="a {}", synonyms=True)
   texts = [f"a {name}" for name in (*NAMES, "crimson star")]
@@ -150,7 +174,11 @@ def test_bad_files(files):
   (files / "empty.txt").write_text("")
   refused(VocabularyError, "empty.txt is empty", names=str(files / "empty.txt"))
   (files / "a.json").write_text("{")
-  refused(CategoryFileError, "a.json: not JSON", names=str(files / "a.json"))
+  refused(VocabularyError, "a.json: not JSON", names=str(files / "a.json"))
+  (files / "a.json").write_text('["star", "star"]')
+  refused(VocabularyError, "repeats name 1", names=str(files / "a.json"))
+  (files / "a.json").write_text('{"annotations": []}')
+  refused(CategoryFileError, "a.json: the file is without cat", names=str(files / "a.json"))
   wide = files / "wide.pth"
   save_prompt(wide, Prompt(np.zeros((4, 7), np.float32), "other"))
   refused(PromptFileError, "has width 7", prompt=str(wide))
