@@ -23,17 +23,26 @@ _PROMPTS = {
 }
 
 
-def training_curves(path: str | os.PathLike, series: Mapping[str, Series], title: str = "") -> None:
+def training_curves(
+  path: str | os.PathLike,
+  series: Mapping[str, Series],
+  title: str = "",
+  *,
+  loss_unit: str = "cross-entropy (nats)",
+  classes: str = "sampled classes",
+) -> None:
   """Plots loss and accuracy against the step: raw values faint under a moving average.
 
   Args:
     series: steps and values by name. `loss`, `accuracy` (fraction, over the sampled classes) and
       `validation_top1` (fraction, over all classes) are drawn; others are ignored.
     title: method, and the numbers of images, classes and seeds.
+    loss_unit: what the loss is.
+    classes: classes that the training's accuracy is over.
   """
   figure, (loss, accuracy) = drawing.panels(2, 4.2, 3.4, title)
   _smoothed_curve(loss, series.get("loss"), "loss")
-  _smoothed_curve(accuracy, series.get("accuracy"), "training, sampled classes")
+  _smoothed_curve(accuracy, series.get("accuracy"), f"training, {classes}")
   steps, values = series.get("validation_top1", ((), ()))
   if len(steps):
     options = {"color": drawing.RED, "markersize": 5}
@@ -41,7 +50,7 @@ def training_curves(path: str | os.PathLike, series: Mapping[str, Series], title
   accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
   if accuracy.has_data():
     drawing.legend(accuracy)
-  drawing.label_panel(loss, "Loss", "step", "cross-entropy (nats)", grid="both")
+  drawing.label_panel(loss, "Loss", "step", loss_unit, grid="both")
   drawing.label_panel(accuracy, "Accuracy", "step", "top-1", grid="both")
   for axes in (loss, accuracy):
     axes.xaxis.get_major_locator().set_params(integer=True)

@@ -23,7 +23,7 @@ from pomp_jax.config.fields import (
   Settings,
   flatten,
 )
-from pomp_jax.config.region_fields import Regions
+from pomp_jax.config.region_fields import Detect, Regions
 from pomp_jax.config.registry import METHODS, SOURCES, SYNTHETIC
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.data.class_splits import CLASS_SPLITS
@@ -125,6 +125,10 @@ def _validate(settings: Settings) -> None:
     _check_segment(settings)
   if settings.job == "detect":
     _check_detect(settings)
+  if settings.job == "propose":
+    _check_propose(settings)
+  if settings.job == "train_masks":
+    _check_train_masks(settings)
   if settings.job == "prepare" and not exists(settings.prepare.input):
     raise ConfigError("prepare.input", settings.prepare.input, "a file or folder that exists")
 
@@ -299,6 +303,10 @@ def _check_detect(settings: Settings) -> None:
   _check_regions(settings.regions)
   if settings.regions.source == "none":
     raise ConfigError("regions.source", "none", "truth or file where job='detect'")
+  _check_detect_images(detect)
+
+
+def _check_detect_images(detect: Detect) -> None:
   if detect.source == "world":
     if not detect.n_images:
       raise ConfigError("detect.n_images", 0, "1 or more where detect.source='world'")
@@ -310,6 +318,40 @@ def _check_detect(settings: Settings) -> None:
     raise ConfigError("detect.annotations", detect.annotations, "a JSON file that exists")
   if detect.images and not is_dir(detect.images):
     raise ConfigError("detect.images", detect.images, "a folder that exists")
+
+
+def _check_propose(settings: Settings) -> None:
+  own = settings.propose
+  if not exists(own.network):
+    raise ConfigError("propose.network", own.network, "a .pth file or a run's folder that exists")
+  if own.images == "segment":
+    _check_segment(settings)
+  else:
+    _check_detect_images(settings.detect)
+
+
+def _check_train_masks(settings: Settings) -> None:
+  own = settings.train_masks
+  fixed = {"data.views": 1, "data.features": "online", "accumulate": 1, "mesh.class_size": 1}
+  values = settings.flat()
+  for field, value in fixed.items():
+    if values[field] != value:
+      raise ConfigError(field, values[field], f"{value!r} where job='train_masks'")
+  if own.max_scale < own.min_scale:
+    raise ConfigError("train_masks.max_scale", own.max_scale, f"{own.min_scale} or more")
+  if own.source == "world":
+    if not own.n_images:
+      raise ConfigError("train_masks.n_images", 0, "1 or more where train_masks.source='world'")
+    for field in ("images", "labels", "annotations", "names"):
+      if value := getattr(own, field):
+        raise ConfigError(f"train_masks.{field}", value, "nothing where train_masks.source='world'")
+    return
+  if not is_dir(own.images):
+    raise ConfigError("train_masks.images", own.images, "a folder that exists")
+  if own.source == "folder" and not is_dir(own.labels):
+    raise ConfigError("train_masks.labels", own.labels, "a folder that exists")
+  if own.source == "coco" and not is_file(own.annotations):
+    raise ConfigError("train_masks.annotations", own.annotations, "a JSON file that exists")
 
 
 def _check_regions(regions: Regions) -> None:

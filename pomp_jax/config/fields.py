@@ -25,7 +25,7 @@ from pomp_jax.config.declare import (
   typed,
 )
 from pomp_jax.config.page_fields import Page
-from pomp_jax.config.region_fields import Detect, Regions, Segment
+from pomp_jax.config.region_fields import Detect, Propose, Regions, Segment, TrainMasks
 from pomp_jax.config.registry import JOBS, METHODS, NO_SUITE, READERS, SOURCES, SUITES, WORLD
 from pomp_jax.data.subsets import HALVES
 from pomp_jax.data.views import AUGMENTS
@@ -409,6 +409,8 @@ class Settings:
   regions: Regions = Regions()
   segment: Segment = Segment()
   detect: Detect = Detect()
+  train_masks: TrainMasks = TrainMasks()
+  propose: Propose = Propose()
   page: Page = Page()
 
   def to_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 
 from pomp_jax.config.declare import Check, above, at_least, between, one_of, row
+from pomp_jax.data.mask_views import MASK_AUGMENTS
 from pomp_jax.data.pixels import VALUES
 
 # Origins of regions: none (classes of patches), the annotations, or files.
@@ -13,6 +14,8 @@ CROPS = ("masked", "context")
 _RECIPES = ("clip", "maskclip", "sclip", "clearclip", "naclip")
 # See `regions.scores.Fusion`.
 _NULLS = ("drop", "keep", "gate")
+# Variants of `masks.model`.
+_NETWORKS = ("small", "r101c")
 _names = Check(lambda names: all(name.strip() for name in names), "names that are not empty")
 
 
@@ -32,6 +35,7 @@ class Regions:
   e_novel: float = row(0.8, "CLIP's exponent in the fusion, of other classes", between(0, 1))
   null: str = row("drop", "probability of no class in the fusion", one_of(*_NULLS))
   objectness: bool = row(False, "scores as sqrt(score * objectness)")
+  alone: bool = row(False, "the network's scores alone and CLIP's alone beside the fusion")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,3 +79,56 @@ class Detect:
   nms: float = row(0.5, "IoU above which the lower score of a class is dropped", between(0, 1))
   top: int = row(0, "detections of an image; 0: 300 for LVIS, else 100", at_least(0))
   output: bool = row(False, "COCO results JSON of the detections under each prompt")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainMasks:
+  """The job train_masks: a network that finds regions; see docs/segmentation.md."""
+
+  source: str = row(
+    "world",
+    "the world's scenes, label images, or annotated objects",
+    one_of("world", "folder", "coco"),
+  )
+  images: str = row("", "folder of images")
+  labels: str = row("", "for folder: folder of label images of the same stems")
+  annotations: str = row("", "for coco: COCO or LVIS JSON of the objects, with masks")
+  names: str = row(
+    "", "class list with halves, such as coco_stuff, or a file; novel ones are left out"
+  )
+  label_values: str = row("index", "meaning of a label image's values", one_of(*VALUES))
+  ignore: int = row(255, "value of pixels without a class", between(0, 2**16 - 1))
+  n_images: int = row(0, "images, evenly over the data; 0: all; of the world: scenes", at_least(0))
+  network: str = row("r101c", "sizes of the network", one_of(*_NETWORKS))
+  init: str = row("", "network to start from, a .pth file; empty: random parameters")
+  prompt: str = row(
+    "a photo of a {}.", "prompt of the classes, which stays fixed; see evaluate.prompts"
+  )
+  size: int = row(640, "side of a view, pixels", at_least(32))
+  augment: str = row(
+    "crop_flip", "augmentation: random scale, crop and flip", one_of(*MASK_AUGMENTS)
+  )
+  min_scale: float = row(0.5, "smallest scale: shorter side of an image / size", above(0))
+  max_scale: float = row(2.0, "largest scale", above(0))
+  targets: int = row(50, "regions of a view, the largest ones; at most the queries", at_least(1))
+  lr: float = row(1e-4, "learning rate of AdamW", at_least(0))
+  backbone: float = row(0.1, "factor on the learning rate of the backbone", at_least(0))
+  weight_decay: float = row(1e-4, "weight decay, decoupled", at_least(0))
+  power: float = row(0.9, "exponent of the learning rate's polynomial decay", at_least(0))
+  warmup: int = row(0, "steps of a linear warmup", at_least(0))
+  clip_norm: float = row(0.01, "largest norm of the gradient; 0: any", at_least(0))
+  classes: float = row(1.0, "weight of the cross-entropy", at_least(0))
+  focal: float = row(20.0, "weight of the focal loss", at_least(0))
+  dice: float = row(1.0, "weight of the dice loss", at_least(0))
+  no_object: float = row(0.1, "weight of queries without a region in the cross-entropy", above(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Propose:
+  """The job propose: regions that a trained network finds; see docs/segmentation.md."""
+
+  network: str = row("", "network: a .pth file, or the folder of a run of train_masks")
+  images: str = row("segment", "images: those of segment or of detect", one_of("segment", "detect"))
+  prompt: str = row("a photo of a {}.", "prompt of the trained classes, for the objectness")
+  size: int = row(0, "shorter side of an image in the network, pixels; 0: as it is", at_least(0))
+  batch_size: int = row(8, "images of one size that are computed together", at_least(1))

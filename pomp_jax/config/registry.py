@@ -155,6 +155,8 @@ JOBS = {
   "ablate": Job("a training for every combination of some fields' values"),
   "detect": Job("boxes with classes, under prompts side by side"),
   "segment": Job("a class for every pixel, under prompts side by side"),
+  "propose": Job("regions that a trained network finds, for segment and detect", processes=False),
+  "train_masks": Job("a training of a network that finds regions", trains=True),
   "page": Job("a page in the browser: pictures under prompts, and runs", processes=False),
   "gradient_bias": Job("bias and variance of the sampled gradient", processes=False),
 }

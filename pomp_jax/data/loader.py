@@ -22,7 +22,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.data.readers import choose_readers
-from pomp_jax.data.source import Source, readable_images
+from pomp_jax.data.source import Labelled, Source, readable_images
 from pomp_jax.errors import RunError
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
 
   def __init__(
     self,
-    source: Source,
+    source: Labelled,
     fetch: Fetch,
     *,
     batch_size: int,
@@ -202,7 +202,7 @@ def _exit_with_parent() -> None:
   os._exit(1)
 
 
-def name_of(source: Source, index: int) -> str:
+def name_of(source: Labelled, index: int) -> str:
   """Name of an image for messages."""
   where = getattr(source, "where", None)
   return where(index) if where else f"image {index}"

@@ -7,7 +7,6 @@ Shapes: H, W sides of an image in pixels, S side of a view, R regions of an imag
 view, B images.
 """
 
-from collections.abc import Sequence
 import dataclasses
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pomp_jax.data.images import ImageError
+from pomp_jax.data.source import Labelled
 
 # Augmentations: the whole image; random scale, crop and flip.
 MASK_AUGMENTS = ("none", "crop_flip")
@@ -38,22 +38,11 @@ class RegionMap(NamedTuple):
 
 
 @runtime_checkable
-class RegionMaps(Protocol):
-  """Images with region maps; a `data.source.Source` for `data.loader`, pickled for its workers.
+class RegionMaps(Labelled, Protocol):
+  """Images with region maps, for `data.loader`; pickled for its workers.
 
-  Attributes:
-    names: names of the classes.
-    labels: int32 [n], zeros: an image has no class of its own.
+  Labels are zeros, since an image has no class of its own.
   """
-
-  @property
-  def names(self) -> Sequence[str]: ...
-
-  labels: np.ndarray
-
-  def __len__(self) -> int:
-    """Number of images."""
-    ...
 
   def region_map(self, index: int) -> RegionMap:
     """Reads one image; ImageError if it can't be decoded."""

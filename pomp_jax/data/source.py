@@ -22,11 +22,8 @@ class SourceError(InputError, ValueError):
 
 
 @runtime_checkable
-class Source(Protocol):
-  """Labelled images with random access.
-
-  A source may have `keys` too, [n], which together with labels and names determine the pixels. The
-  features of its evaluation images are then computed once for a run.
+class Labelled(Protocol):
+  """Images by number; how they are read is another matter.
 
   Attributes:
     names: N class names.
@@ -41,6 +38,15 @@ class Source(Protocol):
   def __len__(self) -> int:
     """Number of images, n."""
     ...
+
+
+@runtime_checkable
+class Source(Labelled, Protocol):
+  """Labelled images with random access.
+
+  A source may have `keys` too, [n], which together with labels and names determine the pixels. The
+  features of its evaluation images are then computed once for a run.
+  """
 
   def images(self, indices: np.ndarray) -> np.ndarray:
     """Images by index: int [B] -> uint8 [B,H,W,3], resized and cropped for the CLIP."""

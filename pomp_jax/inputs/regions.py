@@ -3,19 +3,22 @@
 Shapes: R regions, H, W sides of an image in pixels, C classes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from jaxtyping import Bool, Float
 import numpy as np
 from PIL import Image
 
 from pomp_jax.clip.architecture import ClipConfig
+from pomp_jax.config import ConfigError
 from pomp_jax.config import region_fields as fields
 from pomp_jax.data.class_lists import normalized_names
 from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.paths import is_dir
 from pomp_jax.files.terminal import waiting
+from pomp_jax.inference.named_prompts import NamedPrompt
 from pomp_jax.regions.crops import CropSettings
 from pomp_jax.regions.features import RegionEncoder
 from pomp_jax.regions.files import (
@@ -103,9 +106,51 @@ def needs_crops(settings: fields.Regions) -> bool:
   Raises:
     RegionFileError, CategoryFileError: unusable `regions.json`.
   """
+  return not _embedded(settings) or settings.alone or max(settings.e_base, settings.e_novel) > 0
+
+
+def _embedded(settings: fields.Regions) -> bool:
   is_folder = settings.source == "file" and is_dir(settings.path)
-  embedded = is_folder and RegionFolder(settings.path).header.stages > 0
-  return not embedded or max(settings.e_base, settings.e_novel) > 0
+  return is_folder and RegionFolder(settings.path).header.stages > 0
+
+
+class Share(NamedTuple):
+  """Whose scores count under one label.
+
+  Attributes:
+    suffix: end of the label.
+    network: whether the network's do.
+    clip: whether CLIP's do.
+  """
+
+  suffix: str
+  network: bool = True
+  clip: bool = True
+
+
+def shares_of(settings: fields.Regions) -> tuple[Share, ...]:
+  """The scores that `config.regions` compares for each prompt."""
+  if not settings.alone:
+    return (Share(""),)
+  alone = Share(", network alone", clip=False), Share(", CLIP alone", network=False)
+  return (Share(", fused"), *alone)
+
+
+def compared(settings: fields.Regions, prompts: Sequence[NamedPrompt]) -> list[NamedPrompt]:
+  """Prompts with the labels of their results: each prompt under all `shares_of`, in their order."""
+  shares = shares_of(settings)
+  return [named._replace(label=named.label + own.suffix) for named in prompts for own in shares]
+
+
+def check_alone(settings: fields.Regions) -> None:
+  """Checks that there are two scores to compare, where `regions.alone` asks for it.
+
+  Raises:
+    ConfigError: regions without embeddings.
+    RegionFileError, CategoryFileError: unusable `regions.json`.
+  """
+  if settings.alone and not _embedded(settings):
+    raise ConfigError("regions.alone", True, "False where regions have no embeddings of a network")
 
 
 def fusion_of(settings: fields.Regions) -> Fusion:

@@ -12,6 +12,7 @@ With several processes all of them work on each block together, and the first wr
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import itertools
 import json
 import logging
 from typing import Any, NamedTuple
@@ -40,12 +41,15 @@ from pomp_jax.inference.named_prompts import NamedPrompt, read_prompts
 from pomp_jax.inference.region_scores import region_scores
 from pomp_jax.inputs.box_sets import BoxSet, open_box_set
 from pomp_jax.inputs.regions import (
+  check_alone,
   check_region_file,
+  compared,
   fusion_of,
   needs_crops,
   open_region_encoder,
   open_region_file,
   region_key,
+  shares_of,
   soft_masks,
   trained_classes,
 )
@@ -88,6 +92,7 @@ def check(config: Settings, workdir: str) -> None:
       AnnotationError, CategoryFileError, ImageError, RegionFileError: one line each.
   """
   RunFolder(workdir).check(config.job)
+  check_alone(config.regions)
   crops, masked = needs_crops(config.regions), config.regions.crop == "masked"
   boxes = open_box_set(config.detect)
   if config.detect.source == "coco" and (crops or boxes.root):
@@ -119,7 +124,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   folder, first = RunFolder(workdir), hosts.is_first()
   encoder = inputs.open_encoder(config)
   boxes = open_box_set(config.detect)
-  prompts = read_prompts(config.detect.prompts, "detect.prompts")
+  prompts = compared(config.regions, read_prompts(config.detect.prompts, "detect.prompts"))
   key = _key(config, encoder, boxes, prompts)
   results = (folder.read_results() if first else None) or {}
   if hosts.from_first(results.get("key") == key, "whether the detection is done"):
@@ -177,6 +182,7 @@ def _detector(
   header = None if file is None else file.header
   crops = open_region_encoder(settings, encoder) if needs_crops(settings) else None
   trained_C, fusion = trained_classes(header, boxes.classes), fusion_of(settings)
+  shares = shares_of(settings)
 
   def detect(block):
     regions, labels = zip(*(_regions_of(config, boxes, file, n) for n in block), strict=True)
@@ -187,11 +193,11 @@ def _detector(
       features = crops.features(images, *_cropped(settings, regions, images, where))
     for index, one, own, clip_RxE in zip(block, regions, labels, features, strict=True):
       found = _Found([], own, [])
-      for matrix in matrices:
+      for matrix, share in zip(matrices, itertools.cycle(shares), strict=False):
         scores_RxC = region_scores(
           one,
-          header,
-          clip_RxE,
+          header if share.network else None,
+          clip_RxE if share.clip else None,
           matrix,
           logit_scale=config.detect.logit_scale or clip.logit_scale,
           fusion=fusion,

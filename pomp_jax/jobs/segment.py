@@ -10,6 +10,7 @@ With several processes all of them work on each block together, and the first wr
 """
 
 from collections.abc import Callable, Iterator, Sequence
+import itertools
 import json
 import logging
 from typing import Any
@@ -39,12 +40,15 @@ from pomp_jax.inference.region_scores import label_map_of_regions, region_scores
 from pomp_jax.inference.segmentation import DenseSegmenter, DenseSettings
 from pomp_jax.inputs.pixel_sets import PixelSet, open_pixel_set
 from pomp_jax.inputs.regions import (
+  check_alone,
   check_region_file,
+  compared,
   fusion_of,
   needs_crops,
   open_region_encoder,
   open_region_file,
   region_key,
+  shares_of,
   soft_masks,
   trained_classes,
 )
@@ -72,6 +76,7 @@ def check(config: Settings, workdir: str) -> None:
       ImageError, PixelError, RegionFileError, AnnotationError: one line each.
   """
   RunFolder(workdir).check(config.job)
+  check_alone(config.regions)
   pixels = open_pixel_set(config.segment)
   clip_config = inputs.clip_config(config.clip.model)
   for named in read_prompts(config.segment.prompts, "segment.prompts"):
@@ -107,7 +112,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   folder, first = RunFolder(workdir), hosts.is_first()
   encoder = inputs.open_encoder(config)
   pixels = open_pixel_set(config.segment)
-  prompts = read_prompts(config.segment.prompts, "segment.prompts")
+  prompts = compared(config.regions, read_prompts(config.segment.prompts, "segment.prompts"))
   synonyms = pixels.classes.synonyms
   matrices = [class_matrix(encoder, synonyms, named) for named in prompts]
   by = _by_patches if config.regions.source == "none" else _by_regions
@@ -167,6 +172,7 @@ def _by_regions(
   file = open_region_file(settings, config.clip.model, clip.config)
   header = None if file is None else file.header
   crops = open_region_encoder(settings, encoder) if needs_crops(settings) else None
+  shares = shares_of(settings)
   fused = {
     "logit_scale": config.segment.logit_scale or clip.logit_scale,
     "fusion": fusion_of(settings),
@@ -203,7 +209,16 @@ def _by_regions(
       # Once more, since the soft masks of a whole block are gigabytes.
       masks = masks_of(*part)
       regions = part[-1]
-      scores = (region_scores(regions, header, clip_RxE, matrix, **fused) for matrix in matrices)
+      scores = (
+        region_scores(
+          regions,
+          header if share.network else None,
+          clip_RxE if share.clip else None,
+          matrix,
+          **fused,
+        )
+        for matrix, share in zip(matrices, itertools.cycle(shares), strict=False)
+      )
       yield [label_map_of_regions(scores_RxC, masks) for scores_RxC in scores]
 
   return segment

@@ -26,7 +26,7 @@ from pomp_jax.data.images import PREPROCESSING_VERSION, RESIZER
 from pomp_jax.data.loader import Fetch, Loader, SkippedImages, in_workers, name_of
 from pomp_jax.data.mask_views import MaskViews, RegionMaps
 from pomp_jax.data.readers import Readers, choose_readers
-from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.data.source import Labelled, Source, StoredImages
 from pomp_jax.data.views import Augmentation, CachedViews, views
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import ArrayCache, FeatureBlocks, FeatureCacheError, fingerprint
@@ -113,7 +113,7 @@ def _synthetic_features(n_views, width, indices, epochs):
 
 def open_batches(
   config: Settings,
-  source: Source,
+  source: Labelled,
   fetch: Fetch,
   mesh: Mesh,
   *,
@@ -138,7 +138,7 @@ def open_batches(
   )
 
 
-def readers_of(config: Settings, source: Source, fetch: Fetch, mesh: Mesh) -> Readers:
+def readers_of(config: Settings, source: Labelled, fetch: Fetch, mesh: Mesh) -> Readers:
   """Threads and worker processes that read the batches; see `choose_readers`."""
   data = config.data
   return choose_readers(
@@ -263,7 +263,9 @@ def input_remedy(config: Settings, n_cores: int | None = None) -> str:
       f"more config.data.threads (now {now.threads}) or config.data.workers (now {now.workers})"
       f" use more of the {n_cores} cores"
     )
-  if data.features == "online" and not METHODS[config.method].pixels:
+  if (
+    data.features == "online" and config.job != "train_masks" and not METHODS[config.method].pixels
+  ):
     bounded = data.augment == "none" or data.view_epochs
     more = "" if bounded else " and config.data.view_epochs above 0"
     remedies.append(f"features can be computed once (config.job='cache'{more})")

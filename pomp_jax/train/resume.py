@@ -52,7 +52,7 @@ _FREE_FIELDS = (
 # a warning.
 _DEVICE_FIELDS = ("accumulate", "mesh.class_size", "clip.memory_gib")
 # Fields of jobs that only read the run's results, or start it.
-_OTHER_JOBS = ("regions.", "segment.", *(f"{name}." for name in JOBS))
+_OTHER_JOBS = ("regions.", "segment.", *(f"{name}." for name in JOBS if name != "train_masks"))
 
 
 def check_same_run(config: Settings, folder: RunFolder, may_change: Callable[[str], bool]) -> None:

@@ -10,7 +10,7 @@ import optax
 
 from pomp_jax.config import Settings
 from pomp_jax.data.loader import Fetch
-from pomp_jax.data.source import Source
+from pomp_jax.data.source import Labelled
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.prompt.learner import Initialised
@@ -25,7 +25,7 @@ class Training(abc.ABC):
   config: Settings
   folder: RunFolder
   encoder: Encoder
-  source: Source  # training images
+  source: Labelled  # training images
   fetch: Fetch  # reads the views of images
   frozen: Any  # arrays that a step reads
   optimizer: optax.GradientTransformation

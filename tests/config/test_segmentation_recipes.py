@@ -50,3 +50,29 @@ def test_a_variant_without_a_region_file(tmp_path):
     "source=truth,n=20"
   )
   assert (config.regions.source, config.segment.n_images) == ("truth", 20)
+
+
+@pytest.mark.parametrize(
+  "variant,job",
+  [
+    ("", "train_masks"),
+    ("propose_segment", "propose"),
+    ("segment", "segment"),
+    ("propose_detect", "propose"),
+    ("detect", "detect"),
+  ],
+)
+def test_the_worlds_network(variant, job, tmp_path):
+  """Each variant is another job of one experiment, on the same scenes and prompts."""
+  config = importlib.import_module("pomp_jax.configs.world_masks").get_config(variant)
+  network = config.propose.network
+  config.propose.network = str(tmp_path)
+  if config.regions.path:
+    assert config.regions.path.startswith(f"{network}/")
+    config.regions.path = str(tmp_path)
+  settings = unpack(config)
+  validate(settings)
+  assert settings.job == job
+  assert settings.segment.prompts == settings.detect.prompts
+  assert settings.train_masks.prompt in settings.segment.prompts
+  assert settings.segment.n_images == settings.detect.n_images == 400

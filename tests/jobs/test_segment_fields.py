@@ -28,6 +28,7 @@ CHANGES = {
   "regions.e_novel": (0.0, FILE),
   "regions.null": ("gate", FILE),
   "regions.objectness": (True, FILE),
+  "regions.alone": (True, FILE),
   "segment.source": ("world", {"segment.n_images": 1}),
   "segment.images": ("OTHER/images", {}),
   "segment.labels": ("OTHER/labels", FILE),

@@ -175,7 +175,7 @@ CHOOSE = ("job", "dry_run")
 OTHERS = (
   *("evaluate.", "analyse.", "predict.", "export.", "prepare.", "baselines.", "repeat."),
   *("ablate.", "gradient_bias.", "benchmark.", "probe.", "tip."),
-  *("regions.", "segment.", "detect.", "page."),
+  *("regions.", "segment.", "detect.", "train_masks.", "propose.", "page."),
 )
 
 

@@ -1,0 +1,170 @@
+"""Finds the regions of images with a trained network, as a folder that `segment` and `detect` read.
+
+The network runs once, and any number of prompts and fusions are judged on what it found. Leaves in
+the run's folder `regions/` and `results.json`; for annotated objects with their recall.
+"""
+
+from collections.abc import Callable, Sequence
+import json
+import logging
+from typing import Any
+
+import numpy as np
+
+from pomp_jax import inputs
+from pomp_jax.config import ConfigError, Settings
+from pomp_jax.encoder import Encoder
+from pomp_jax.files.array_cache import file_stamps, fingerprint
+from pomp_jax.files.paths import Path, is_dir, to_path
+from pomp_jax.files.run_folder import RunFolder, to_json, write_json, writing
+from pomp_jax.files.terminal import steps_of
+from pomp_jax.inference.class_matrix import class_matrix
+from pomp_jax.inference.named_prompts import read_prompts
+from pomp_jax.inference.proposals import Proposer, found_objects, header_of
+from pomp_jax.inputs.box_sets import BoxSet, open_box_set
+from pomp_jax.inputs.pixel_sets import open_pixel_set
+from pomp_jax.inputs.regions import soft_masks
+from pomp_jax.masks.weights import MaskFormerFile, check_clip, read_mask_former
+from pomp_jax.regions.files import Regions, RegionWriter
+
+log = logging.getLogger(__name__)
+
+# Images in memory together.
+_BLOCK = 32
+_LEAST_IOU = 0.5
+
+
+def network_path(path: str) -> Path:
+  """File of a network; a run's folder stands for the network that it has trained."""
+  return to_path(path) / "masks.pth" if is_dir(path) else to_path(path)
+
+
+def check(config: Settings, workdir: str) -> None:
+  """Opens network and images; writes nothing.
+
+  Raises:
+    ConfigError, ClipError, RunFolderError, MaskFormerError, VocabularyError, AnnotationError,
+      CategoryFileError, ImageError, PixelError: one line each.
+  """
+  RunFolder(workdir).check(config.job)
+  network = read_mask_former(network_path(config.propose.network))
+  width = inputs.clip_config(config.clip.model).projection_dim
+  if network.config.embedding != width:
+    accepted = f"a CLIP of {network.config.embedding} numbers, as {config.propose.network}"
+    raise ConfigError("clip.model", config.clip.model, accepted)
+  if config.propose.images == "segment":
+    open_pixel_set(config.segment)
+    return
+  boxes = open_box_set(config.detect)
+  if config.detect.source == "coco":
+    if not boxes.root:
+      raise ConfigError("detect.images", "", "the folder of the images")
+    boxes.annotations.check_images(boxes.root, sizes=True)
+
+
+def run(config: Settings, workdir: str) -> dict[str, Any]:
+  """Writes the regions of all images; returns what `results.json` holds.
+
+  Raises:
+    ImageError: an image can't be read.
+    MaskFormerError: a checkpoint with another CLIP inside than the configured one.
+  """
+  folder, own = RunFolder(workdir), config.propose
+  path = network_path(own.network)
+  encoder = inputs.open_encoder(config)
+  check_clip(path, encoder.clip)
+  network = read_mask_former(path)
+  keys, image, boxes = _images(config)
+  key = fingerprint(
+    [str(own), str(config.segment), str(config.detect), encoder.clip.name, config.clip.dtype]
+    + [str(config.regions.mask_threshold), file_stamps([path]), str(keys)]
+  )
+  stored = folder.read_results()
+  if stored is not None and stored.get("key") == key:
+    log.info("%s: these regions are written; nothing to do", workdir)
+    return stored
+  folder.create()
+  write_json(folder.config, config.to_dict())
+  proposer = Proposer(
+    network,
+    encoder.mesh,
+    _classes(config, encoder, network),
+    dtype=config.clip.dtype,
+    size=own.size,
+    threshold=config.regions.mask_threshold,
+    batch_size=own.batch_size,
+  )
+  found = _Recall(config, boxes)
+  with writing(folder.path / "regions"):
+    writer = RegionWriter(folder.path / "regions", header_of(network, config.clip.model))
+    for start in steps_of(range(0, len(keys), _BLOCK), "regions", f"blocks of {_BLOCK} images"):
+      block = range(start, min(start + _BLOCK, len(keys)))
+      for index, regions in zip(block, proposer.regions([image(i) for i in block]), strict=True):
+        writer.write(keys[index], regions)
+        found.add(index, regions)
+  results = {
+    "job": config.job,
+    "key": key,
+    "clip_model": encoder.clip.name,
+    "images": len(keys),
+    "regions_per_image": network.config.n_queries,
+    "trained_classes": len(network.trained_classes),
+    "recall": found.figures(),
+  }
+  folder.write_results(json.loads(to_json(results)))
+  log.info("regions of %d images are in %s", len(keys), folder.path / "regions")
+  return folder.read_results() or {}
+
+
+def _images(config: Settings) -> tuple[Sequence[Any], Callable[[int], np.ndarray], BoxSet | None]:
+  """Keys of the images, a function from number to pixels, and their annotated objects if any."""
+  if config.propose.images == "segment":
+    pixels = open_pixel_set(config.segment)
+    return pixels.keys, pixels.image, None
+  boxes = open_box_set(config.detect)
+  return boxes.keys, boxes.image, boxes
+
+
+def _classes(config: Settings, encoder: Encoder, network: MaskFormerFile) -> np.ndarray | None:
+  """Class matrix of the network's classes, if its file names them."""
+  if not network.trained_classes:
+    return None
+  (named, *_) = read_prompts([config.propose.prompt], "propose.prompt")
+  return class_matrix(encoder, [(name,) for name in network.trained_classes], named).features
+
+
+class _Recall:
+  """Share of the annotated objects that a mask covers, by group of classes."""
+
+  def __init__(self, config: Settings, boxes: BoxSet | None):
+    """Starts with no object; counts none without annotated masks."""
+    self._boxes, self._threshold = boxes, config.regions.mask_threshold
+    self._classes: list[int] = []
+    self._found: list[bool] = []
+    if boxes is not None and not all(
+      "segmentation" in row for rows in boxes.annotations.rows for row in rows
+    ):
+      self._boxes = None
+
+  def add(self, index: int, regions: Regions) -> None:
+    """Compares the regions of an image with its objects."""
+    if self._boxes is None:
+      return
+    truth, classes = self._boxes.regions(index, masks=True)
+    if truth.masks is None or not len(classes):
+      return
+    masks = soft_masks(regions, *truth.masks.shape[1:], f"image {index}") > self._threshold
+    self._classes += classes.tolist()
+    self._found += found_objects(masks, truth.masks, _LEAST_IOU).tolist()
+
+  def figures(self) -> dict[str, Any] | None:
+    """Recall and number of objects of all, base and novel classes; None without objects."""
+    if self._boxes is None or not self._found:
+      return None
+    groups, found = np.array(self._boxes.classes.groups)[self._classes], np.array(self._found)
+    parts = {"all": np.ones(len(found), bool)} | {g: groups == g for g in ("base", "novel")}
+    return {"iou": _LEAST_IOU} | {
+      name: {"recall": float(found[part].mean()), "objects": int(part.sum())}
+      for name, part in parts.items()
+      if part.any()
+    }

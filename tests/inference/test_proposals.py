@@ -1,0 +1,90 @@
+"""Regions of a network against the network itself, image by image."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import pytest
+
+from pomp_jax.inference.proposals import Proposer, found_objects, header_of, mask_quality
+from pomp_jax.masks.model import VARIANTS, MaskFormer, class_logits, normalized_pixels
+from pomp_jax.masks.step import MaskLearner
+from pomp_jax.masks.weights import MaskFormerFile
+from pomp_jax.prompt.mesh import make_mesh
+from tests.support.checks import assert_close
+
+RNG = np.random.default_rng(0)
+SIZES = dataclasses.replace(VARIANTS["small"], embedding=16)
+CLASSES = RNG.standard_normal((3, 16), np.float32)
+IMAGES = [RNG.integers(0, 256, (*shape, 3), np.uint8) for shape in ((40, 56), (30, 64), (40, 56))]
+
+
+@pytest.fixture(scope="module")
+def network():
+  params = MaskLearner(MaskFormer(SIZES)).init(jax.random.key(0))
+  return MaskFormerFile(SIZES, jax.device_get(params), ("a", "b", "c"))
+
+
+def expected_of(network, image, classes):
+  """Probabilities of the masks at stride 4, embeddings, and objectness."""
+  pixels = normalized_pixels(image[None])
+  output = MaskFormer(SIZES).apply({"params": network.params}, pixels)
+  height, width = image.shape[:2]
+  logits = output.masks_JxBxQxhxw[-1, 0, :, : height // 4, : width // 4]
+  p, embeddings = np.asarray(jax.nn.sigmoid(logits)), output.embeddings_JxBxQxE[-1, 0]
+  objectness = []
+  for mask, row in zip(p, embeddings, strict=True):
+    quality = mask[mask > 0.5].mean() if (mask > 0.5).any() else 0.0
+    null = 0.0
+    if classes is not None:
+      null = jax.nn.softmax(class_logits(row[None], classes, output.non_object_E))[0, -1]
+    objectness.append(quality * (1 - null))
+  return p, embeddings, np.array(objectness)
+
+
+@pytest.mark.parametrize("classes", [CLASSES, None])
+def test_regions_are_the_networks_masks_and_embeddings(network, classes):
+  """Of images of two sizes together, one of which no multiple of 4."""
+  proposer = Proposer(network, make_mesh(), classes, batch_size=2)
+  for image, regions in zip(IMAGES, proposer.regions(IMAGES), strict=True):
+    height, width = image.shape[:2]
+    seen = Image.fromarray(image).resize((width, 4 * round(height / 4)), Image.Resampling.BILINEAR)
+    p, embeddings, objectness = expected_of(network, np.asarray(seen), classes)
+    assert np.abs(regions.masks - 255 * p).max() < 0.51
+    assert_close(regions.embeddings[:, 0].astype(np.float32), embeddings, 2e-3)
+    np.testing.assert_allclose(regions.objectness, objectness, atol=1e-4)
+    for box, mask in zip(regions.boxes, regions.masks, strict=True):
+      whole = Image.fromarray(mask.astype(np.float32)).resize((width, height), 2)
+      ys, xs = np.nonzero(np.asarray(whole) > 127.5)
+      tight = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] if len(xs) else [0] * 4
+      assert box.tolist() == tight
+
+
+def test_another_size_in_the_network(network):
+  (regions,) = Proposer(network, make_mesh(), None, size=64).regions(IMAGES[:1])
+  assert regions.masks.shape == (12, 16, 22)
+  assert regions.boxes[:, [0, 2]].max() <= 56 and regions.boxes[:, [1, 3]].max() <= 40
+
+
+def test_the_header_names_what_the_embeddings_are_compared_with(network):
+  header = header_of(network, "a/clip")
+  assert (header.stages, header.width, header.activation, header.scale) == (1, 16, "softmax", 100)
+  np.testing.assert_allclose(header.null, network.params["non_object"][0])
+  assert header.trained_classes == ("a", "b", "c")
+
+
+def test_quality_of_masks():
+  p = jnp.array([[[0.9, 0.7], [0.2, 0.5]], [[0.1, 0.2], [0.3, 0.4]]])
+  np.testing.assert_allclose(mask_quality(p, 0.5), [0.8, 0.0], rtol=1e-6)
+
+
+def test_found_objects():
+  objects = np.zeros((3, 4, 4), bool)
+  objects[0, :2], objects[1, 2], objects[2, 3, 3] = True, True, True
+  masks = np.zeros((2, 4, 4), bool)
+  masks[0, 0], masks[1, 2:, :3] = True, True  # IoU 4/8 with the first, 3/7 with the second
+  assert found_objects(masks, objects).tolist() == [True, False, False]
+  assert found_objects(masks, objects, 0.4).tolist() == [True, True, False]
+  assert not found_objects(masks[:0], objects).any()

@@ -1,0 +1,199 @@
+"""The job propose: `segment` and `detect` read its folder, and its recall is that of masks."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from pomp_jax import inputs
+from pomp_jax.config import FIELDS, ConfigError, validate
+from pomp_jax.errors import InputError
+from pomp_jax.inference.proposals import found_objects
+from pomp_jax.inputs.box_sets import open_box_set
+from pomp_jax.inputs.regions import soft_masks
+from pomp_jax.jobs import detect, propose, segment
+from pomp_jax.masks.model import VARIANTS, MaskFormer
+from pomp_jax.masks.step import MaskLearner
+from pomp_jax.masks.weights import MaskFormerFile, write_mask_former
+from pomp_jax.regions.files import RegionFolder
+from tests.support.clips import write_random_clip
+from tests.support.mask_sets import write_objects
+from tests.support.pixel_sets import SIZES, segment_config, write_pixel_set
+from tests.support.small_run import changed
+
+NETWORK = dataclasses.replace(VARIANTS["small"], embedding=24)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+  root = tmp_path_factory.mktemp("propose")
+  write_random_clip(root / "clip")
+  write_pixel_set(root, str(root / "clip"))
+  write_objects(root)
+  (root / "run").mkdir()
+  params = MaskLearner(MaskFormer(NETWORK)).init(jax.random.key(3))
+  with open(root / "run" / "masks.pth", "wb") as file:
+    write_mask_former(file, MaskFormerFile(NETWORK, params, ("the cat", "sky")))
+  return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_encoder_for_all():
+  """CLIPs are opened and compiled once."""
+  with pytest.MonkeyPatch.context() as patch:
+    opened, encoders = inputs.open_encoder, {}
+
+    def open_once(config):
+      if config.clip not in encoders:
+        encoders[config.clip] = opened(config)
+      return encoders[config.clip]
+
+    patch.setattr(inputs, "open_encoder", open_once)
+    yield
+
+
+def config_of(root, **changes):
+  objects = {
+    "detect.source": "coco",
+    "detect.annotations": str(root / "objects.json"),
+    "detect.images": str(root / "images"),
+    "detect.names": str(root / "names.txt"),
+    "regions.source": "none",
+  }
+  own = {"job": "propose", "propose.network": str(root / "run")}
+  return segment_config(root, **objects | own | changes)
+
+
+def run(job, config, workdir):
+  validate(config)
+  job.check(config, str(workdir))
+  return job.run(config, str(workdir))
+
+
+@pytest.fixture(scope="module")
+def proposed(root, tmp_path_factory):
+  """Folders of the regions of the images of `segment` and of `detect`, and the results."""
+  found = {}
+  for images in ("segment", "detect"):
+    workdir = tmp_path_factory.mktemp(images)
+    found[images] = workdir, run(propose, config_of(root, **{"propose.images": images}), workdir)
+  return found
+
+
+def test_both_folders_have_the_same_regions(proposed):
+  folders = [RegionFolder(proposed[images][0] / "regions") for images in ("segment", "detect")]
+  assert folders[0].header == folders[1].header
+  assert folders[0].header.trained_classes == ("the cat", "sky")
+  for number, sides in enumerate(SIZES):
+    one, other = folders[0].read(str(number), *sides), folders[1].read(number, *sides)
+    for ours, theirs in zip(one, other, strict=True):
+      np.testing.assert_array_equal(ours, theirs)
+    assert len(one.boxes) == 12 and one.embeddings.shape == (12, 1, 24)
+
+
+def test_recall_is_that_of_the_stored_masks(root, proposed):
+  workdir, results = proposed["detect"]
+  boxes, folder = open_box_set(config_of(root).detect), RegionFolder(workdir / "regions")
+  found = {"base": [], "novel": []}
+  for index, sides in enumerate(SIZES):
+    truth, classes = boxes.regions(index, masks=True)
+    masks = soft_masks(folder.read(index, *sides), *sides, "") > 0.5
+    for c, own in zip(classes, found_objects(masks, truth.masks), strict=True):
+      found[boxes.classes.groups[c]].append(bool(own))
+  for group, own in found.items():
+    assert results["recall"][group] == {"recall": np.mean(own), "objects": len(own)}
+  assert proposed["segment"][1]["recall"] is None
+
+
+def test_an_equal_start_does_nothing(root, proposed, monkeypatch):
+  workdir, results = proposed["segment"]
+  monkeypatch.setattr(propose, "Proposer", None)
+  assert run(propose, config_of(root), workdir) == results
+
+
+@pytest.mark.parametrize("job", [segment, detect])
+def test_network_alone_clip_alone_and_fused_side_by_side(root, proposed, tmp_path, job):
+  """Each as a run with exponents 0, or without embeddings, or as usual."""
+  name = job.__name__.rpartition(".")[2]
+  path = proposed[name][0] / "regions"
+  bare = tmp_path / "bare"
+  bare.mkdir()
+  header = json.loads((path / "regions.json").read_text()) | {"embeddings": None}
+  (bare / "regions.json").write_text(json.dumps(header))
+  for file in path.glob("*.npz"):
+    with np.load(file) as stored:
+      arrays = {field: stored[field] for field in stored.files if field != "embeddings"}
+    np.savez(bare / file.name, **arrays)
+
+  def figures(workdir, regions, **changes):
+    own = {"job": name, f"{name}.prompts": ("{}!", "the {}"), "segment.output": False}
+    own |= {"regions.path": str(regions), "regions.mask_threshold": 0.4}
+    config = changed(config_of(root), own | {"regions.source": "file"} | changes)
+    return run(job, config, tmp_path / workdir)["figures"]
+
+  together = figures("together", path, **{"regions.alone": True})
+  expected = {
+    ", fused": figures("fused", path),
+    ", network alone": figures("network", path, **{"regions.e_base": 0.0, "regions.e_novel": 0.0}),
+    ", CLIP alone": figures("clip", bare),
+  }
+  assert list(together) == [prompt + own for prompt in ("{}!", "the {}") for own in expected]
+  for own, found in expected.items():
+    for prompt in found:
+      assert together[prompt + own] == found[prompt]
+
+
+def test_what_can_not_work_is_one_line(root, tmp_path):
+  for changes, match in (
+    ({"propose.network": str(root / "clip")}, "masks.pth"),
+    ({"propose.network": str(root / "nothing")}, "propose.network"),
+    ({"propose.images": "detect", "detect.images": ""}, "detect.images"),
+    ({"clip.model": "world"}, "clip.model"),
+  ):
+    with pytest.raises(InputError, match=match):
+      run(propose, config_of(root, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+  config = changed(
+    config_of(root), {"job": "segment", "regions.alone": True, "regions.source": "truth"}
+  )
+  with pytest.raises(ConfigError, match="regions.alone"):
+    run(segment, config, tmp_path / "run")
+
+
+# Field -> another value.
+CHANGES = {
+  "network": "OTHER",
+  "images": "detect",
+  "prompt": "the {}!",
+  "size": 64,
+  "batch_size": 16,
+}
+
+
+def test_each_field_changes_what_it_names(root, tmp_path, monkeypatch):
+  """Arguments of the network's run; the number of images together changes nothing else."""
+  assert {f"propose.{name}" for name in CHANGES} == {f for f in FIELDS if f.startswith("propose.")}
+  params = MaskLearner(MaskFormer(NETWORK)).init(jax.random.key(4))
+  with open(tmp_path / "other.pth", "wb") as file:
+    write_mask_former(file, MaskFormerFile(NETWORK, params, ("the cat", "sky")))
+  seen = []
+
+  class Recorded(propose.Proposer):
+    def __init__(self, network, mesh, classes, **more):
+      seen.append((float(network.params["non_object"][0, 0]), classes.tobytes(), more["size"]))
+      seen[-1] += (more["batch_size"],)
+      super().__init__(network, mesh, classes, **more)
+
+  monkeypatch.setattr(propose, "Proposer", Recorded)
+  found = {}
+  for name, value in {"": None, **CHANGES}.items():
+    value = str(tmp_path / "other.pth") if value == "OTHER" else value
+    changes = {f"propose.{name}": value} if name else {}
+    workdir = tmp_path / f"run{name}"
+    results = run(propose, config_of(root, **changes), workdir)
+    found[name] = (*seen[-1], results["recall"] is None)
+  for number, name in enumerate(("network", "prompt", "size", "batch_size", "images")):
+    assert found[name][number] != found[""][number]
+    assert [a == b for a, b in zip(found[name], found[""], strict=True)].count(False) == 1

@@ -1,0 +1,121 @@
+"""The training step of masks: any number of devices, and the gradient of a restated loss."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+import optax
+import pytest
+
+from pomp_jax.masks.losses import LossWeights, Predictions, mask_losses, match
+from pomp_jax.masks.model import (
+  VARIANTS,
+  MaskFormer,
+  MaskFormerConfig,
+  class_logits,
+  normalized_pixels,
+)
+from pomp_jax.masks.optimizer import adamw
+from pomp_jax.masks.step import MaskLearner, make_mask_step, targets_of
+from pomp_jax.prompt.mesh import make_mesh, replicate
+from pomp_jax.prompt.step import create_state
+
+SIZE, TARGETS, CLASSES, IMAGES = 40, 3, 5, 8
+SIZES = MaskFormerConfig(**vars(VARIANTS["small"]) | {"embedding": 16, "dropout": 0.2})
+WEIGHTS = LossWeights()
+
+
+@pytest.fixture(scope="module")
+def batch():
+  rng = np.random.default_rng(0)
+  owners = np.kron(rng.integers(-1, TARGETS, (IMAGES, 5, 5)), np.ones((8, 8))).astype(np.int16)
+  labels = rng.integers(CLASSES, size=(IMAGES, TARGETS)).astype(np.int32)
+  labels[0], owners[0] = -1, -1  # no target at all
+  labels[1, 2], owners[1][owners[1] == 2] = -1, -1
+  return {
+    "image": rng.integers(0, 256, (IMAGES, SIZE, SIZE, 3), np.uint8),
+    "sides": np.tile(np.array([SIZE, SIZE - 5], np.int32), (IMAGES, 1)),
+    "owners": owners,
+    "labels": labels,
+  }
+
+
+CLASS_MATRIX = jnp.asarray(np.random.default_rng(1).standard_normal((CLASSES, 16), np.float32))
+
+
+def first_state(optimizer):
+  return create_state(MaskLearner(MaskFormer(SIZES)), optimizer, seed=3)
+
+
+def taken(batch, n_devices, n_steps, optimizer):
+  mesh = make_mesh(devices=jax.devices()[:n_devices])
+  step = make_mask_step(mesh=mesh, model=MaskFormer(SIZES), optimizer=optimizer, weights=WEIGHTS)
+  state = replicate(first_state(optimizer), mesh)
+  rows = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+  found = []
+  for _ in range(n_steps):
+    state, metrics = step(state, replicate(CLASS_MATRIX, mesh), rows)
+    found.append(jax.device_get(metrics))
+  return jax.device_get(state), found
+
+
+def test_eight_devices_equal_one(batch):
+  optimizer = optax.sgd(0.01)
+  one, metrics = taken(batch, 1, 3, optimizer)
+  eight, others = taken(batch, 8, 3, optimizer)
+  assert one.step == eight.step == 3
+  for ours, theirs in zip(metrics, others, strict=True):
+    for name in ours:
+      np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4)
+  # Biases of keys have no gradient but for rounding.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max() + 1e-7),
+    one.params,
+    eight.params,
+  )
+  losses = [float(own["loss"]) for own in metrics]
+  assert len(set(losses)) == 3  # another dropout in each step
+
+
+def test_the_update_is_the_gradient_of_the_losses(batch):
+  """Without dropout, on images without padding targets."""
+  sizes = MaskFormerConfig(**vars(SIZES) | {"dropout": 0.0})
+  mesh, model = make_mesh(devices=jax.devices()[:1]), MaskFormer(sizes)
+  optimizer = optax.sgd(1.0)
+  state = first_state(optimizer)
+
+  @jax.jit
+  def loss(params):
+    output = model.apply(
+      {"params": params}, normalized_pixels(batch["image"], batch["sides"]), all_layers=True
+    )
+    logits = class_logits(output.embeddings_JxBxQxE, CLASS_MATRIX, output.non_object_E)
+    predictions = Predictions(logits, output.masks_JxBxQxhxw)
+    targets = targets_of(jnp.asarray(batch["owners"]), jnp.asarray(batch["labels"]))
+    return mask_losses(predictions, targets, match(predictions, targets), WEIGHTS).total
+
+  expected = jax.grad(loss)(state.params)
+  step = make_mask_step(mesh=mesh, model=model, optimizer=optimizer, weights=WEIGHTS)
+  copy = jax.tree.map(jnp.copy, state)
+  after, metrics = step(replicate(copy, mesh), CLASS_MATRIX, batch)
+  np.testing.assert_allclose(metrics["loss"], loss(state.params), rtol=1e-5)
+  np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(expected), rtol=1e-4)
+  moved = jax.tree.map(lambda new, old: old - new, after.params, state.params)
+  scale = optax.tree.norm(expected)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), moved, expected)
+
+
+def test_targets_are_padded_as_the_network_pads_its_input(batch):
+  targets = targets_of(jnp.asarray(batch["owners"]), jnp.asarray(batch["labels"]))
+  assert targets.masks.shape == (IMAGES, TARGETS, 64, 64)
+  assert not targets.masks[:, :, SIZE:].any() and not targets.masks[:, :, :, SIZE:].any()
+  for image, target in np.ndindex(IMAGES, TARGETS):
+    expected = batch["owners"][image] == target
+    np.testing.assert_array_equal(targets.masks[image, target, :SIZE, :SIZE], expected)
+  assert not targets.valid[0].any() and targets.valid[1].tolist() == [True, True, False]
+
+
+def test_a_small_network_learns_one_batch(batch):
+  optimizer = adamw(lambda step: 3e-3, weight_decay=1e-4, backbone=1.0, clip_norm=0.1)
+  _, metrics = taken(batch, 1, 30, optimizer)
+  assert metrics[-1]["loss"] < 0.6 * metrics[0]["loss"]
