@@ -124,7 +124,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   folder, first = RunFolder(workdir), hosts.is_first()
   encoder = inputs.open_encoder(config)
   boxes = open_box_set(config.detect)
-  prompts = compared(config.regions, read_prompts(config.detect.prompts, "detect.prompts"))
+  plain = read_prompts(config.detect.prompts, "detect.prompts")
+  prompts = compared(config.regions, plain)
   key = _key(config, encoder, boxes, prompts)
   results = (folder.read_results() if first else None) or {}
   if hosts.from_first(results.get("key") == key, "whether the detection is done"):
@@ -133,7 +134,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   if first:
     folder.create()
     write_json(folder.config, config.to_dict())
-  matrices = [class_matrix(encoder, boxes.classes.synonyms, named) for named in prompts]
+  matrices = [class_matrix(encoder, boxes.classes.synonyms, named) for named in plain]
   detect = _detector(config, encoder, boxes, matrices)
   progress, blocks = folder.path / "progress", []
   for start in steps_of(range(0, len(boxes), _BLOCK), "detection", f"blocks of {_BLOCK} images"):
@@ -193,7 +194,7 @@ def _detector(
       features = crops.features(images, *_cropped(settings, regions, images, where))
     for index, one, own, clip_RxE in zip(block, regions, labels, features, strict=True):
       found = _Found([], own, [])
-      for matrix, share in zip(matrices, itertools.cycle(shares), strict=False):
+      for matrix, share in itertools.product(matrices, shares):
         scores_RxC = region_scores(
           one,
           header if share.network else None,

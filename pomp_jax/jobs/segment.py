@@ -112,9 +112,10 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   folder, first = RunFolder(workdir), hosts.is_first()
   encoder = inputs.open_encoder(config)
   pixels = open_pixel_set(config.segment)
-  prompts = compared(config.regions, read_prompts(config.segment.prompts, "segment.prompts"))
+  plain = read_prompts(config.segment.prompts, "segment.prompts")
+  prompts = compared(config.regions, plain)
   synonyms = pixels.classes.synonyms
-  matrices = [class_matrix(encoder, synonyms, named) for named in prompts]
+  matrices = [class_matrix(encoder, synonyms, named) for named in plain]
   by = _by_patches if config.regions.source == "none" else _by_regions
   segment = by(config, encoder, pixels, matrices)
   if first:
@@ -217,7 +218,7 @@ def _by_regions(
           matrix,
           **fused,
         )
-        for matrix, share in zip(matrices, itertools.cycle(shares), strict=False)
+        for matrix, share in itertools.product(matrices, shares)
       )
       yield [label_map_of_regions(scores_RxC, masks) for scores_RxC in scores]
 
