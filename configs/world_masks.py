@@ -37,11 +37,11 @@ def get_config(argument: str = ""):
   """Training; the variants are the other jobs."""
   config = base()
   config.job = "train_masks"
-  config.batch_size = 16
-  config.steps = 900
-  config.log.every = 50
-  config.checkpoint.every = 300
-  config.train_masks.n_images = 14_400  # each scene once
+  config.batch_size = 8
+  config.steps = 2000
+  config.log.every = 100
+  config.checkpoint.every = 500
+  config.train_masks.n_images = 16_000  # each scene once
   config.train_masks.network = "small"
   config.train_masks.prompt = "runs/demo_seeds/seed_0/prompt.npz"
   config.train_masks.size = 120
@@ -50,10 +50,13 @@ def get_config(argument: str = ""):
   config.train_masks.lr = 1e-3
   config.train_masks.backbone = 1.0  # from random parameters
   config.train_masks.clip_norm = 0.1
+  config.train_masks.dice = 3.0  # else masks learn more slowly than classes
   config.propose.network = RUN
-  config.propose.prompt = config.train_masks.prompt
   learned = tuple(f"runs/demo_seeds/seed_{seed}/prompt.npz" for seed in range(3))
   config.segment.prompts = config.detect.prompts = ("a photo of a {}.", *learned)
   config.segment.n_images = config.detect.n_images = 400
-  config.detect.min_score = 0.0  # of 2,400 classes
-  return with_argument(config, argument, variants=VARIANTS, **SHORT)
+  for section in (config.train_masks, config.segment, config.detect):
+    section.scene_classes = 480
+  config = with_argument(config, argument, variants=VARIANTS, **SHORT)
+  config.propose.prompt = config.train_masks.prompt
+  return config

@@ -16,6 +16,10 @@ _RECIPES = ("clip", "maskclip", "sclip", "clearclip", "naclip")
 _NULLS = ("drop", "keep", "gate")
 # Variants of `masks.model`.
 _NETWORKS = ("small", "r101c")
+# Of the world's scenes: 12 grounds, and on each of them three base classes for a novel one.
+_scene_classes = Check(
+  lambda n: n % 48 == 0 and 48 <= n <= 9600, "a multiple of 48 between 48 and 9600"
+)
 _names = Check(lambda names: all(name.strip() for name in names), "names that are not empty")
 
 
@@ -49,6 +53,9 @@ class Segment:
   label_values: str = row("index", "meaning of a label image's values", one_of(*VALUES))
   ignore: int = row(255, "value of pixels that are not evaluated", between(0, 2**16 - 1))
   n_images: int = row(0, "images, evenly over the folder; 0: all", at_least(0))
+  scene_classes: int = row(
+    2400, "classes of the world's scenes, three quarters of them base", _scene_classes
+  )
   prompts: tuple[str, ...] = row(("hand_written",), "prompts, see evaluate.prompts")
   recipe: str = row("naclip", "patch features where there are no regions", one_of(*_RECIPES))
   logit_scale: float = row(0.0, "factor on cosines; 0: CLIP's", at_least(0))
@@ -73,6 +80,9 @@ class Detect:
   names: str = row("", "class list with halves, such as coco, or a file; empty: the categories")
   synonyms: bool = row(False, "categories by all their names (LVIS), the best of which counts")
   n_images: int = row(0, "images, evenly over the file; 0: all", at_least(0))
+  scene_classes: int = row(
+    2400, "classes of the world's scenes, three quarters of them base", _scene_classes
+  )
   prompts: tuple[str, ...] = row(("hand_written",), "prompts, see evaluate.prompts")
   logit_scale: float = row(0.0, "factor on cosines; 0: CLIP's", at_least(0))
   min_score: float = row(0.02, "score above which a region is a detection", between(0, 1))
@@ -99,6 +109,9 @@ class TrainMasks:
   label_values: str = row("index", "meaning of a label image's values", one_of(*VALUES))
   ignore: int = row(255, "value of pixels without a class", between(0, 2**16 - 1))
   n_images: int = row(0, "images, evenly over the data; 0: all; of the world: scenes", at_least(0))
+  scene_classes: int = row(
+    2400, "classes of the world's scenes, three quarters of them base", _scene_classes
+  )
   network: str = row("r101c", "sizes of the network", one_of(*_NETWORKS))
   init: str = row("", "network to start from, a .pth file; empty: random parameters")
   prompt: str = row(

@@ -66,7 +66,7 @@ def open_box_set(settings: Detect) -> BoxSet:
     AnnotationError, CategoryFileError, VocabularyError: one line each.
   """
   if settings.source == "world":
-    scenes = open_scenes("test", settings.n_images)
+    scenes = open_scenes("test", settings.n_images, settings.scene_classes)
     annotations = annotations_of(scenes.annotations(), "the world's scenes", scenes.names)
     classes = ClassSplit(tuple((name,) for name in scenes.names), scenes.groups)
     return BoxSet(annotations, classes, lambda index: scenes.scene(index).image)

@@ -32,7 +32,7 @@ def open_mask_set(settings: TrainMasks, seed: int) -> RegionMaps:
       line each.
   """
   if settings.source == "world":
-    return _World(open_scenes("train", settings.n_images, seed=seed))
+    return _World(open_scenes("train", settings.n_images, settings.scene_classes, seed=seed))
   classes = read_class_split(settings.names) if settings.names else None
   if settings.source == "folder":
     if classes is None:

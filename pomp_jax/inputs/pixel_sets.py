@@ -58,7 +58,7 @@ def open_pixel_set(settings: Segment) -> PixelSet:
     VocabularyError, ImageError, PixelError: one line each.
   """
   if settings.source == "world":
-    return _World(open_scenes("test", settings.n_images))
+    return _World(open_scenes("test", settings.n_images, settings.scene_classes))
   classes = with_background(read_class_split(settings.names), settings.background)
   folder = open_pixels(
     settings.images, settings.labels, classes, settings.label_values, settings.ignore

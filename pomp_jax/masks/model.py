@@ -70,15 +70,15 @@ class MaskFormerConfig:
 VARIANTS = {
   "r101c": MaskFormerConfig(),
   "small": MaskFormerConfig(
-    backbone=SmallSizes(),
-    width=64,
-    mask_width=64,
+    backbone=SmallSizes((32, 64, 128, 192)),
+    width=48,
+    mask_width=32,
     groups=8,
     n_queries=12,
     n_layers=3,
     n_heads=4,
-    mlp=128,
-    embedding_mlp=128,
+    mlp=256,
+    embedding_mlp=256,
     dropout=0.0,
   ),
 }

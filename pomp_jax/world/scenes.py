@@ -108,17 +108,16 @@ class Scenes:
 def open_scenes(
   split: str,
   n_scenes: int,
-  base_per_ground: int = 150,
-  novel_per_ground: int = 50,
+  n_classes: int = 2400,
   seed: int = 0,
 ) -> Scenes:
-  """Opens scenes; the default has 2,400 classes.
+  """Opens scenes.
 
   Args:
     split: "train" and "validation" (base classes only), or "test".
     n_scenes: number of scenes.
-    base_per_ground: base classes of each of the 12 grounds.
-    novel_per_ground: novel classes of each ground.
+    n_classes: classes, as many of each of the 12 grounds, three quarters of them base; the classes
+      of a smaller number are among those of a larger one.
     seed: random seed of the scenes; the classes are the same for all seeds.
 
   Raises:
@@ -128,7 +127,10 @@ def open_scenes(
     raise ValueError(f"unknown split {split!r}; expected one of {', '.join(_STREAMS)}")
   if n_scenes < 1:
     raise ValueError(f"got {n_scenes} scenes, expected at least 1")
-  return Scenes(split, n_scenes, base_per_ground, novel_per_ground, seed)
+  novel_per_ground, rest = divmod(n_classes, 4 * len(COLOURS))
+  if rest:
+    raise ValueError(f"got {n_classes} classes, expected a multiple of {4 * len(COLOURS)}")
+  return Scenes(split, n_scenes, 3 * novel_per_ground, novel_per_ground, seed)
 
 
 def _classes(group: str, per_ground: int) -> np.ndarray:

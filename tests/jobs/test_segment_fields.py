@@ -36,6 +36,7 @@ CHANGES = {
   "segment.label_values": ("reduce_zero_label", {}),
   "segment.ignore": (254, {}),
   "segment.n_images": (2, {}),
+  "segment.scene_classes": (480, {"segment.source": "world", "segment.n_images": 1}),
   "segment.prompts": ("the {}", {}),
   "segment.recipe": ("clip", PATCHES),
   "segment.logit_scale": (1.0, FILE),

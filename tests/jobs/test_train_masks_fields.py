@@ -23,6 +23,11 @@ from tests.support.mask_sets import train_masks_config, write_objects
 from tests.support.pixel_sets import write_pixel_set
 
 WHOLE = {"train_masks.augment": "none"}
+WORLD = {
+  "train_masks.source": "world",
+  "train_masks.n_images": 2,
+  **{f"train_masks.{name}": "" for name in ("images", "labels", "names")},
+}
 # Field -> another value, and what both have beside the usual config. ROOT is the folder of the set,
 # OTHER that of another one.
 CHANGES = {
@@ -37,6 +42,7 @@ CHANGES = {
   "label_values": ("reduce_zero_label", {}),
   "ignore": (3, {"train_masks.names": "OTHER/three.txt", "train_masks.labels": "OTHER/low"}),
   "n_images": (2, {}),
+  "scene_classes": (480, WORLD),
   "network": ("r101c", {}),
   "init": ("ROOT/start.pth", {}),
   "prompt": ("{}!", {}),
@@ -181,13 +187,9 @@ def test_objects_lie_over_larger_ones_and_crowds_are_dropped(root):
 def test_scenes_of_the_world_show_base_classes_alone():
   config = train_masks_config(
     pathlib.Path("nowhere"),
-    **{
-      "train_masks.source": "world",
-      "train_masks.n_images": 3,
-      **{f"train_masks.{name}": "" for name in ("images", "labels", "names")},
-    },
+    **WORLD | {"train_masks.n_images": 3, "train_masks.scene_classes": 480},
   )
-  source, scenes = open_mask_set(config.train_masks, 5), open_scenes("train", 3, seed=5)
+  source, scenes = open_mask_set(config.train_masks, 5), open_scenes("train", 3, 480, seed=5)
   names = np.array(scenes.names)
   assert set(source.names) == set(names[np.array(scenes.groups) == "base"])
   for index in range(3):

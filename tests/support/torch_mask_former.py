@@ -81,7 +81,9 @@ class TorchBackbone(nn.Module):
     return SimpleNamespace(feature_maps=maps)
 
 
-def torch_mask_former(sizes: dict = SIZES) -> MaskFormerForInstanceSegmentation:
+def torch_mask_former(
+  sizes: dict = SIZES, dilations: tuple[int, ...] = (1, 2, 4)
+) -> MaskFormerForInstanceSegmentation:
   """Builds the network in evaluation mode; its class logits are embeddings."""
   channels = [4 * sizes["width"] * 2**i for i in range(4)]
   backbone = TransformersResNetConfig(
@@ -105,7 +107,7 @@ def torch_mask_former(sizes: dict = SIZES) -> MaskFormerForInstanceSegmentation:
   )
   model = MaskFormerForInstanceSegmentation(config)
   pixel_module = model.model.pixel_level_module
-  pixel_module.encoder = TorchBackbone(sizes["layers"], sizes["width"], sizes["stem"])
+  pixel_module.encoder = TorchBackbone(sizes["layers"], sizes["width"], sizes["stem"], dilations)
   model.class_predictor = MaskformerMLPPredictionHead(
     sizes["dim"], sizes["embedding_mlp"], sizes["embedding"], num_layers=2
   )

@@ -76,6 +76,14 @@ def test_no_novel_class_in_training(split):
   assert len(set(labels.tolist())) > 150
 
 
+def test_fewer_classes_are_among_more(drawn):
+  scenes, fewer = drawn[0], open_scenes("test", 1, 48)
+  assert len(fewer.names) == 48 and fewer.groups.count("novel") == 12
+  assert set(zip(fewer.names, fewer.groups, strict=True)) < set(
+    zip(scenes.names, scenes.groups, strict=True)
+  )
+
+
 def test_label_map_and_annotations_hold_the_masks(drawn):
   scenes, shown = drawn
   value = open_scenes("test", 5).annotations()
@@ -95,6 +103,8 @@ def test_refusals():
   with pytest.raises(ValueError, match="scenes"):
     open_scenes("test", 0)
   with pytest.raises(ValueError, match="novel"):
-    open_scenes("test", 1, novel_per_ground=2000)
+    open_scenes("test", 1, 48 * 2000)
+  with pytest.raises(ValueError, match="100 classes"):
+    open_scenes("test", 1, 100)
   with pytest.raises(IndexError):
     open_scenes("test", 2).scene(2)
