@@ -39,7 +39,8 @@ def expected_of(network, image, classes):
     quality = mask[mask > 0.5].mean() if (mask > 0.5).any() else 0.0
     null = 0.0
     if classes is not None:
-      null = jax.nn.softmax(class_logits(row[None], classes, output.non_object_E))[0, -1]
+      logits = class_logits(*map(jnp.asarray, (row[None], classes, output.non_object_E)))
+      null = jax.nn.softmax(logits)[0, -1]
     objectness.append(quality * (1 - null))
   return p, embeddings, np.array(objectness)
 
