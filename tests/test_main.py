@@ -160,10 +160,10 @@ def test_a_bucket_without_its_library_names_the_package(
   capsys, tmp_path, monkeypatch, argument, library
 ):
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(paths, "_is_installed", lambda name: False)
+  monkeypatch.setattr(paths, "_release_of", lambda name: None)
   status, lines = run_main(capsys, DEMO, "--workdir=run", argument)
   assert (status, len(lines)) == (2, 1)
-  assert f"pip install {library}" in lines[0] and argument.rpartition("=")[2] in lines[0]
+  assert f"pip install '{library}>=" in lines[0] and argument.rpartition("=")[2] in lines[0]
   assert not list(tmp_path.iterdir())
 
 

@@ -15,7 +15,7 @@ import contextlib
 import errno
 import functools
 import hashlib
-import importlib.util
+import importlib.metadata
 import json
 import logging
 import os
@@ -35,8 +35,8 @@ from pomp_jax.errors import InputError
 
 Path = pathlib.Path | epath.Path
 
-# Client library of each scheme.
-LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}
+# Client library of each scheme, and the oldest release that was tested: the bounds of the extras.
+LIBRARIES = {"gs": ("gcsfs", "2026.2"), "s3": ("s3fs", "2026.2")}
 ACCEPTED = "a local path, gs://BUCKET/.. or s3://BUCKET/.."
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -54,7 +54,7 @@ for _library in ("gcsfs", "s3fs"):
 
 
 class PathError(InputError, ValueError):
-  """A path that can't be used: an unknown scheme, or a library that is missing; one line."""
+  """A path that can't be used: an unknown scheme, a library that is missing or old; one line."""
 
 
 def scheme_of(path: str | os.PathLike) -> str | None:
@@ -69,16 +69,19 @@ def is_bucket(path: str | os.PathLike) -> bool:
 
 
 def problem_of(path: str | os.PathLike) -> str | None:
-  """Accepted paths, or the missing library, if a path is a URL that can't be used; else None."""
+  """Accepted paths, or the library that is missing or old, if a URL can't be used; else None."""
   scheme = scheme_of(path)
   if scheme is None:
     return None
   bucket = os.fspath(path).partition("://")[2].partition("/")[0]
   if scheme not in LIBRARIES or not bucket:
     return ACCEPTED
-  library = LIBRARIES[scheme]
-  if not _is_installed(library):
-    return f"the library {library} for {scheme}:// (pip install {library})"
+  library, oldest = LIBRARIES[scheme]
+  release = _release_of(library)
+  if release is None or _calendar(release) < _calendar(oldest):
+    found = f"{release} is installed" if release else "it is not installed"
+    needed = f"{library}>={oldest}"
+    return f"the library {needed} for {scheme}:// (pip install '{needed}'); {found}"
   return None
 
 
@@ -86,7 +89,7 @@ def to_path(path: str | os.PathLike) -> Path:
   """Path object of a local path or a URL.
 
   Raises:
-    PathError: another scheme, or its library is not installed.
+    PathError: another scheme, or its library is not installed or too old.
   """
   if isinstance(path, epath.Path | pathlib.Path):
     return path
@@ -230,5 +233,13 @@ def _is_folder(path: str | os.PathLike) -> bool | None:
 
 
 @functools.cache
-def _is_installed(library: str) -> bool:
-  return importlib.util.find_spec(library) is not None
+def _release_of(library: str) -> str | None:
+  try:
+    return importlib.metadata.version(library)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def _calendar(release: str) -> list[int]:
+  """Year and month, with which the releases of both libraries begin."""
+  return [int(number) for number in re.findall(r"\d+", release)[:2]]

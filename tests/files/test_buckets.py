@@ -53,10 +53,18 @@ def test_another_scheme_or_no_bucket_is_one_line(url):
 
 
 @pytest.mark.parametrize(("scheme", "library"), [("gs", "gcsfs"), ("s3", "s3fs")])
-def test_a_missing_library_is_named(scheme, library, monkeypatch):
-  monkeypatch.setattr(paths, "_is_installed", lambda name: name != library)
-  with pytest.raises(InputError, match=f"pip install {library}"):
+@pytest.mark.parametrize("release", [None, "2025.12.0", "2026.1.0.post1"])
+def test_a_missing_or_old_library_is_named(scheme, library, release, monkeypatch):
+  monkeypatch.setattr(paths, "_release_of", {library: release}.get)
+  with pytest.raises(InputError, match=f"pip install '{library}>=") as caught:
     paths.to_path(f"{scheme}://bucket/run")
+  assert "\n" not in str(caught.value) and (release or "not installed") in str(caught.value)
+
+
+@pytest.mark.parametrize("release", ["2026.2.0", "2026.10.1", "2027.1"])
+def test_newer_libraries_are_accepted(release, monkeypatch):
+  monkeypatch.setattr(paths, "_release_of", lambda library: release)
+  assert all(paths.problem_of(f"{scheme}://bucket/run") is None for scheme in paths.LIBRARIES)
 
 
 def test_an_object_is_replaced_once_it_is_complete(folder):

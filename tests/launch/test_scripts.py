@@ -4,10 +4,13 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 import pytest
+
+from pomp_jax.files.paths import LIBRARIES
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 LAUNCH = ROOT / "launch"
@@ -77,16 +80,31 @@ def test_the_image_pins_one_allowed_release_of_each_package():
     assert pin.version in allowed, name
 
 
-def test_lowest_pins_the_lower_bounds():
-  bounds = {
+def extras(*names):
+  """What extras of the package ask for."""
+  found = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+  needed = [Requirement(line) for name in names for line in found[name]]
+  return {canonicalize_name(one.name): one.specifier for one in needed}
+
+
+def lower_bounds(required):
+  return {
     name: next(one.version for one in allowed if one.operator == ">=")
-    for name, allowed in requirements(ROOT / "requirements.txt").items()
+    for name, allowed in required.items()
   }
+
+
+def test_lowest_pins_the_lower_bounds():
+  bounds = lower_bounds(requirements(ROOT / "requirements.txt") | extras("gcs", "s3", "page"))
   pinned = requirements(LAUNCH / "lowest.txt")
   assert {name: str(pin) for name, pin in pinned.items()} == {
     name: f"=={version}" for name, version in bounds.items()
   }
   assert "CONSTRAINTS=launch/lowest.txt" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_an_older_client_of_buckets_than_the_extras_allow_is_an_error():
+  assert dict(LIBRARIES.values()) == lower_bounds(extras("gcs", "s3"))
 
 
 @pytest.mark.parametrize("file", sorted(LAUNCH.iterdir()), ids=lambda file: file.name)
