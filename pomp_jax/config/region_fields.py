@@ -6,8 +6,8 @@ from pomp_jax.config.declare import Check, above, at_least, between, one_of, row
 from pomp_jax.data.mask_views import MASK_AUGMENTS
 from pomp_jax.data.pixels import VALUES
 
-# Origins of regions: none (classes of patches), the annotations, or files.
-REGION_SOURCES = ("none", "truth", "file")
+# Origins of regions: none (classes of patches), the annotations, files, or a network.
+REGION_SOURCES = ("none", "truth", "file", "network")
 # Image of a region: its mask on CLIP's mean colour, or the box with its surroundings.
 CROPS = ("masked", "context")
 # Recipes of `clip.dense`.
@@ -20,6 +20,7 @@ _NETWORKS = ("small", "r101c")
 _scene_classes = Check(
   lambda n: n % 48 == 0 and 48 <= n <= 9600, "a multiple of 48 between 48 and 9600"
 )
+_strides = Check((1, 4).__contains__, "1 or 4")
 _names = Check(lambda names: all(name.strip() for name in names), "names that are not empty")
 
 
@@ -34,6 +35,9 @@ class Regions:
     0.5, "value above which a pixel of a soft mask is inside", between(0, 1)
   )
   crop: str = row("masked", "image of a region: its mask, or box with context", one_of(*CROPS))
+  size: int = row(
+    0, "shorter side of the image that crops are cut from, pixels; 0: as it is", at_least(0)
+  )
   expand: float = row(1.0, "factor on the sides of a box before it is cropped", above(0))
   e_base: float = row(0.2, "CLIP's exponent in the fusion, of trained classes", between(0, 1))
   e_novel: float = row(0.8, "CLIP's exponent in the fusion, of other classes", between(0, 1))
@@ -56,7 +60,9 @@ class Segment:
   scene_classes: int = row(
     2400, "classes of the world's scenes, three quarters of them base", _scene_classes
   )
-  prompts: tuple[str, ...] = row(("hand_written",), "prompts, see evaluate.prompts")
+  prompts: tuple[str, ...] = row(
+    ("hand_written",), "prompts, see evaluate.prompts; network: the one in propose.network"
+  )
   recipe: str = row("naclip", "patch features where there are no regions", one_of(*_RECIPES))
   logit_scale: float = row(0.0, "factor on cosines; 0: CLIP's", at_least(0))
   size: int = row(336, "shorter side of an image without regions, pixels; 0: as it is", at_least(0))
@@ -83,7 +89,9 @@ class Detect:
   scene_classes: int = row(
     2400, "classes of the world's scenes, three quarters of them base", _scene_classes
   )
-  prompts: tuple[str, ...] = row(("hand_written",), "prompts, see evaluate.prompts")
+  prompts: tuple[str, ...] = row(
+    ("hand_written",), "prompts, see evaluate.prompts; network: the one in propose.network"
+  )
   logit_scale: float = row(0.0, "factor on cosines; 0: CLIP's", at_least(0))
   min_score: float = row(0.02, "score above which a region is a detection", between(0, 1))
   nms: float = row(0.5, "IoU above which the lower score of a class is dropped", between(0, 1))
@@ -138,10 +146,13 @@ class TrainMasks:
 
 @dataclasses.dataclass(frozen=True)
 class Propose:
-  """The job propose: regions that a trained network finds; see docs/segmentation.md."""
+  """The regions that a trained network finds, for propose and regions.source='network'."""
 
   network: str = row("", "network: a .pth file, or the folder of a run of train_masks")
   images: str = row("segment", "images: those of segment or of detect", one_of("segment", "detect"))
   prompt: str = row("a photo of a {}.", "prompt of the trained classes, for the objectness")
   size: int = row(0, "shorter side of an image in the network, pixels; 0: as it is", at_least(0))
-  batch_size: int = row(8, "images of one size that are computed together", at_least(1))
+  stride: int = row(
+    4, "pixels of the network's image along a side of a mask's pixel: 4, or 1 as ZSSeg", _strides
+  )
+  batch_size: int = row(8, "images of one padded size that are computed together", at_least(1))

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, UInt8
 import numpy as np
-from PIL import Image
 
 from pomp_jax.encoder import map_rows
-from pomp_jax.masks.inference import MASK_STRIDE, mask_predictor
-from pomp_jax.masks.model import LOGIT_SCALE, class_logits
+from pomp_jax.masks.inference import MASK_STRIDE, full_size, mask_predictor
+from pomp_jax.masks.model import LOGIT_SCALE, STRIDE, class_logits
 from pomp_jax.masks.weights import MaskFormerFile
-from pomp_jax.prompt.mesh import replicate
+from pomp_jax.prompt.mesh import replicate, split_rows
 from pomp_jax.regions.boxes import boxes_of_masks
 from pomp_jax.regions.files import RegionHeader, Regions
+from pomp_jax.regions.resize import resized_image, resized_masks
 
 
 class Proposer:
@@ -33,6 +33,7 @@ class Proposer:
     *,
     dtype: str = "float32",
     size: int = 0,
+    stride: int = MASK_STRIDE,
     threshold: float = 0.5,
     batch_size: int = 8,
   ):
@@ -43,46 +44,60 @@ class Proposer:
       mesh: devices, which split a batch.
       classes_NxE: classes that it was trained on, for the objectness; None: by the masks alone.
       dtype: compute type, one of `clip.precision.DTYPES`.
-      size: shorter side of an image in the network, pixels; 0: as it is.
+      size: shorter side of an image in the network, pixels, see `resized_sides`; 0: as it is.
+      stride: 4: masks as the network computes them, and the sides of an image become multiples of 4
+        pixels. 1: masks at the size of the image in the network, whose logits are interpolated.
       threshold: probability above which a pixel is inside a mask, for boxes and objectness.
-      batch_size: images of the same size that are computed together.
+      batch_size: images of the same padded size that are computed together.
+
+    Raises:
+      ValueError: another stride.
     """
+    if stride not in (1, MASK_STRIDE):
+      raise ValueError(f"stride: got {stride}, accepted: 1, {MASK_STRIDE}")
     self._params = replicate((network.params, classes_NxE), mesh)
-    self._size, self._threshold = size, threshold
+    self._mesh, self._size, self._stride, self._threshold = mesh, size, stride, threshold
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
     predict = mask_predictor(network.config, dtype)
 
-    def of_batch(params, images_BxHxWx3):
-      params, classes_NxE = params
-      n_images, height, width, _ = images_BxHxWx3.shape
-      found = predict(params, images_BxHxWx3, jnp.tile(jnp.array([height, width]), (n_images, 1)))
-      # Without the padding.
-      logits = found.masks_BxQxhxw[:, :, : height // MASK_STRIDE, : width // MASK_STRIDE]
+    def of_batch(params, batch):
+      (params, classes_NxE), (images_BxHxWx3, sizes_Bx2) = params, batch
+      found = predict(params, images_BxHxWx3, sizes_Bx2)
+      logits = found.masks_BxQxhxw if stride == MASK_STRIDE else full_size(found.masks_BxQxhxw)
       p = jax.nn.sigmoid(logits.astype(jnp.float32))
+      # The padding belongs to no mask.
+      rows_Bxh, columns_Bxw = (
+        jnp.arange(n) < sizes_Bx2[:, axis, None] // stride for axis, n in enumerate(p.shape[2:])
+      )
+      p = jnp.where((rows_Bxh[:, :, None] & columns_Bxw[:, None])[:, None], p, 0)
       objectness_BxQ = mask_quality(p, threshold)
       if classes_NxE is not None:
         scores = class_logits(found.embeddings_BxQxE, classes_NxE, params["non_object"][0])
         objectness_BxQ *= 1 - jax.nn.softmax(scores)[..., -1]
       masks = jnp.round(255 * p).astype(jnp.uint8)
-      return masks, found.embeddings_BxQxE.astype(jnp.float16), objectness_BxQ
+      # A mean of ones may be above 1 by rounding.
+      return masks, found.embeddings_BxQxE.astype(jnp.float16), jnp.minimum(objectness_BxQ, 1)
 
     self._of_batch = map_rows(mesh, of_batch, n_replicated=1)
 
   def regions(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[Regions]:
-    """Regions of images of any sizes, all queries of each.
-
-    The sides of an image become multiples of 4 pixels before the network, and its masks cover it at
-    a stride of 4. Boxes are in pixels of the image as given.
-    """
-    resized = [np.asarray(_resized(image, self._size)) for image in images]
+    """Regions of images of any sizes, all queries of each; boxes are in pixels of the images."""
+    resized = [resized_image(image, self._size, self._stride) for image in images]
     found: list[Any] = [None] * len(images)
-    for rows in _same_shapes(resized, self._batch_size):
+    for frame, rows in _same_frames(resized, self._batch_size):
+      batch = np.zeros((self._batch_size, *frame, 3), np.uint8)
+      sizes = np.ones((self._batch_size, 2), np.int32)
       # The last row fills the batch.
-      filled = rows + rows[-1:] * (self._batch_size - len(rows))
-      batch = np.stack([resized[row] for row in filled])
-      results = jax.device_get(self._of_batch(self._params, batch))
-      for number, row in enumerate(rows):
-        masks, embeddings, objectness = (part[number] for part in results)
+      for slot in range(self._batch_size):
+        image = resized[rows[min(slot, len(rows) - 1)]]
+        height, width = sizes[slot] = image.shape[:2]
+        batch[slot, :height, :width] = image
+      results = self._of_batch(self._params, split_rows((batch, sizes), self._mesh))
+      results = jax.device_get(results)
+      for slot, row in enumerate(rows):
+        masks, embeddings, objectness = (part[slot] for part in results)
+        height, width = sizes[slot] // self._stride
+        masks = np.ascontiguousarray(masks[:, :height, :width])
         boxes = mask_boxes(masks, *images[row].shape[:2], self._threshold)
         found[row] = Regions(boxes, objectness, masks, embeddings[:, None])
     return found
@@ -107,12 +122,7 @@ def mask_boxes(
   masks: UInt8[np.ndarray, "R h w"], height: int, width: int, threshold: float
 ) -> Float[np.ndarray, "R 4"]:
   """Boxes of soft masks in an image of height x width, from the masks at that size."""
-  hard = np.zeros((len(masks), height, width), bool)
-  for own, mask in zip(hard, masks, strict=True):
-    enlarged = Image.fromarray(mask.astype(np.float32))
-    enlarged = enlarged.resize((width, height), Image.Resampling.BILINEAR)
-    np.greater(np.asarray(enlarged), 255 * threshold, out=own)
-  return boxes_of_masks(hard)
+  return boxes_of_masks(resized_masks(masks, height, width) > threshold)
 
 
 def found_objects(
@@ -127,19 +137,14 @@ def found_objects(
   return (both / np.maximum(union, 1)).max(axis=0) >= least_iou
 
 
-def _resized(image_HxWx3: np.ndarray, size: int) -> Image.Image:
-  """The image with a shorter side of about `size`, and sides that are multiples of 4."""
-  height, width = image_HxWx3.shape[:2]
-  scale = size / min(height, width) if size else 1.0
-  sides = [MASK_STRIDE * max(1, round(scale * side / MASK_STRIDE)) for side in (width, height)]
-  return Image.fromarray(image_HxWx3).resize(tuple(sides), Image.Resampling.BILINEAR)
-
-
-def _same_shapes(images: Sequence[np.ndarray], most: int) -> Iterator[list[int]]:
-  """Rows of images of one shape, `most` together."""
-  rows_of: dict[tuple, list[int]] = {}
+def _same_frames(
+  images: Sequence[np.ndarray], most: int
+) -> Iterator[tuple[tuple[int, int], list[int]]]:
+  """Padded sides and the rows of images that have them, `most` together."""
+  rows_of: dict[tuple[int, int], list[int]] = {}
   for row, image in enumerate(images):
-    rows_of.setdefault(image.shape, []).append(row)
-  for rows in rows_of.values():
+    height, width = (STRIDE * -(-side // STRIDE) for side in image.shape[:2])
+    rows_of.setdefault((height, width), []).append(row)
+  for frame, rows in rows_of.items():
     for start in range(0, len(rows), most):
-      yield rows[start : start + most]
+      yield frame, rows[start : start + most]

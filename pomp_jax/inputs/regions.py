@@ -1,35 +1,27 @@
-"""Regions and their crops, as `config.regions` describes them; for `segment` and `detect`.
+"""Crops and scores of regions, as `config.regions` describes them; for `segment` and `detect`.
 
 Shapes: R regions, H, W sides of an image in pixels, C classes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 import numpy as np
-from PIL import Image
 
-from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.config import ConfigError
 from pomp_jax.config import region_fields as fields
 from pomp_jax.data.class_lists import normalized_names
 from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.paths import is_dir
-from pomp_jax.files.terminal import waiting
 from pomp_jax.inference.named_prompts import NamedPrompt
+from pomp_jax.regions.boxes import boxes_of_masks
 from pomp_jax.regions.crops import CropSettings
 from pomp_jax.regions.features import RegionEncoder
-from pomp_jax.regions.files import (
-  ImageSize,
-  RegionFileError,
-  RegionFolder,
-  RegionHeader,
-  Regions,
-)
+from pomp_jax.regions.files import RegionFileError, RegionFolder, RegionHeader, Regions
+from pomp_jax.regions.resize import resized_image, resized_masks
 from pomp_jax.regions.scores import Fusion
-from pomp_jax.regions.sources import RegionResults, open_regions
 
 
 def open_region_encoder(settings: fields.Regions, encoder: Encoder) -> RegionEncoder:
@@ -45,59 +37,53 @@ def open_region_encoder(settings: fields.Regions, encoder: Encoder) -> RegionEnc
   return RegionEncoder(encoder, crops)
 
 
-def open_region_file(
-  settings: fields.Regions, clip_model: str, clip_config: ClipConfig
-) -> RegionFolder | RegionResults | None:
-  """Opens `config.regions.path`, and checks that it is about this CLIP; None without one.
+class Cropped(NamedTuple):
+  """What `RegionEncoder.features` makes crops of.
 
-  Args:
-    settings: `config.regions`.
-    clip_model: `config.clip.model`.
-    clip_config: its sizes.
-
-  Raises:
-    RegionFileError, CategoryFileError: unusable.
+  Attributes:
+    images: pixels of each image.
+    boxes: boxes of each image's regions.
+    masks: masks of the regions, or None for crops without masks.
   """
-  if settings.source != "file":
-    return None
-  file = open_regions(settings.path)
-  if file.header is not None:
-    file.header.check_fits(clip_model, clip_config.projection_dim, settings.path)
-  return file
+
+  images: list[UInt8[np.ndarray, "_ _ 3"]]
+  boxes: list[Float[np.ndarray, "_ 4"]]
+  masks: list[Bool[np.ndarray, "_ _ _"]] | None
 
 
-def check_region_file(
+def cropped(
   settings: fields.Regions,
-  clip_model: str,
-  clip_config: ClipConfig,
-  images: Iterable[tuple[str | int, int, int]],
-) -> str | int | None:
-  """Checks the regions of all images in `config.regions.path`.
+  images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+  regions: Sequence[Regions],
+  where: Sequence[str],
+  by_masks: bool,
+) -> Cropped:
+  """Images at the size of `regions.size`, with boxes and masks in their pixels.
 
   Args:
     settings: `config.regions`.
-    clip_model: `config.clip.model`.
-    clip_config: its sizes.
-    images: key, height and width of each image.
-
-  Returns:
-    The first image that has boxes without masks; None if there is none, or no file.
+    images: images as they are.
+    regions: regions of each image.
+    where: names of the images, for messages.
+    by_masks: whether the boxes are those of the masks; otherwise the regions' own.
 
   Raises:
-    RegionFileError, CategoryFileError, AnnotationError: unusable.
+    RegionFileError: there are boxes only, where masks are needed.
   """
-  file = open_region_file(settings, clip_model, clip_config)
-  if file is None:
-    return None
-  sizes = (ImageSize(region_key(file, key), *sides) for key, *sides in images)
-  with waiting("checking the regions of all images"):
-    return file.check(sizes, settings.max_regions)
-
-
-def region_key(file: RegionFolder | RegionResults, key: str | int) -> str | int:
-  """Name of an image in a region file: COCO results have numbers, as the stems of COCO's images."""
-  is_number = isinstance(key, str) and key.isascii() and key.isdigit()
-  return int(key) if is_number and isinstance(file, RegionResults) else key
+  found = Cropped([], [], [] if settings.crop == "masked" else None)
+  for image, one, name in zip(images, regions, where, strict=True):
+    seen = resized_image(image, settings.size)
+    found.images.append(seen)
+    sides = seen.shape[:2]
+    if not by_masks:
+      (height, width), (old_height, old_width) = sides, image.shape[:2]
+      found.boxes.append(one.boxes * np.float32([width / old_width, height / old_height] * 2))
+      continue
+    hard = soft_masks(one, *sides, name) > settings.mask_threshold
+    found.boxes.append(boxes_of_masks(hard))
+    if found.masks is not None:
+      found.masks.append(hard)
+  return found
 
 
 def needs_crops(settings: fields.Regions) -> bool:
@@ -110,6 +96,8 @@ def needs_crops(settings: fields.Regions) -> bool:
 
 
 def _embedded(settings: fields.Regions) -> bool:
+  if settings.source == "network":
+    return True
   is_folder = settings.source == "file" and is_dir(settings.path)
   return is_folder and RegionFolder(settings.path).header.stages > 0
 
@@ -169,7 +157,7 @@ def trained_classes(header: RegionHeader | None, classes: ClassSplit) -> Bool[np
 def soft_masks(
   regions: Regions, height: int, width: int, where: str
 ) -> Float[np.ndarray, "R H W"] | Bool[np.ndarray, "R H W"]:
-  """Masks at the size of their image, 0..1; smaller ones are enlarged bilinearly, as in torch.
+  """Masks at any size, 0..1; those of another size are interpolated bilinearly, as in torch.
 
   Raises:
     RegionFileError: there are boxes only; the message has `where`.
@@ -179,14 +167,6 @@ def soft_masks(
     raise RegionFileError(f"{where}: regions are boxes without masks; accepted: regions with masks")
   if masks is None or not len(masks):
     return np.zeros((0, height, width), np.float32)
-  if masks.dtype == bool:
+  if masks.dtype == bool and masks.shape[1:] == (height, width):
     return masks
-  resized = np.empty((len(masks), height, width), np.float32)
-  for own, mask in zip(resized, masks, strict=True):
-    np.divide(_resized(mask, height, width), 255, out=own)
-  return resized
-
-
-def _resized(mask_hxw: np.ndarray, height: int, width: int) -> np.ndarray:
-  image = Image.fromarray(mask_hxw.astype(np.float32))
-  return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+  return resized_masks(masks, height, width)

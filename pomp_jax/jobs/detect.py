@@ -1,7 +1,7 @@
 """Boxes with classes under prompts side by side: average precision, results, pictures.
 
-Regions are the annotated boxes or those of a file. Their classes are those of crops, of a
-detector's embeddings, or of both. With embeddings alone no image is read.
+Regions are the annotated boxes, those of a file or those of a network. Their classes are those of
+crops, of a detector's embeddings, or of both. With embeddings of a file alone no image is read.
 
 Leaves in the run's folder `results.json` with every figure, `results.md`, `plots/detections.png`
 and, with `detect.output`, `detections/<number of the prompt>.json`. A restart resumes after the
@@ -12,6 +12,7 @@ With several processes all of them work on each block together, and the first wr
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -37,25 +38,29 @@ from pomp_jax.inference.box_metrics import (
   coco_results,
 )
 from pomp_jax.inference.class_matrix import ClassMatrix, check_prompt, class_matrix, key_parts
-from pomp_jax.inference.named_prompts import NamedPrompt, read_prompts
+from pomp_jax.inference.named_prompts import NamedPrompt
 from pomp_jax.inference.region_scores import region_scores
 from pomp_jax.inputs.box_sets import BoxSet, open_box_set
+from pomp_jax.inputs.region_sources import (
+  Images,
+  check_region_source,
+  open_region_source,
+  read_prompts_of,
+  region_key_parts,
+)
 from pomp_jax.inputs.regions import (
   check_alone,
-  check_region_file,
   compared,
+  cropped,
   fusion_of,
   needs_crops,
   open_region_encoder,
-  open_region_file,
-  region_key,
   shares_of,
   soft_masks,
   trained_classes,
 )
-from pomp_jax.regions.boxes import boxes_of_masks, select_detections
-from pomp_jax.regions.files import RegionFolder, Regions
-from pomp_jax.regions.sources import RegionResults, region_files
+from pomp_jax.regions.boxes import select_detections
+from pomp_jax.regions.files import Regions
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +68,7 @@ log = logging.getLogger(__name__)
 _BLOCK = 32
 # Images in the plot.
 _SHOWN = 6
-_VERSION = f"1, pixels {PREPROCESSING_VERSION}"
+_VERSION = f"2, pixels {PREPROCESSING_VERSION}"
 
 
 class _Found(NamedTuple):
@@ -71,7 +76,7 @@ class _Found(NamedTuple):
 
   Attributes:
     rows: under each prompt, rows of COCO results.
-    labels: classes of the true regions; empty for regions of a file.
+    labels: classes of the true regions; empty for other regions.
     best: under each prompt, class of the highest score of each true region.
   """
 
@@ -89,22 +94,24 @@ def check(config: Settings, workdir: str) -> None:
 
   Raises:
     ConfigError, ClipError, PromptFileError, CheckpointError, RunFolderError, VocabularyError,
-      AnnotationError, CategoryFileError, ImageError, RegionFileError: one line each.
+      AnnotationError, CategoryFileError, ImageError, RegionFileError, MaskFormerError: one line
+      each.
   """
   RunFolder(workdir).check(config.job)
   check_alone(config.regions)
   crops, masked = needs_crops(config.regions), config.regions.crop == "masked"
   boxes = open_box_set(config.detect)
-  if config.detect.source == "coco" and (crops or boxes.root):
+  network = config.regions.source == "network"
+  if config.detect.source == "coco" and (crops or network or boxes.root):
     if not boxes.root:
-      raise ConfigError("detect.images", "", "the folder of the images, which crops need")
+      accepted = f"the folder of the images, which {'the network' if network else 'crops'} need"
+      raise ConfigError("detect.images", "", accepted + "s" * network)
     with waiting("checking all images"):
       boxes.annotations.check_images(boxes.root, sizes=True)
   clip_config = inputs.clip_config(config.clip.model)
-  for named in read_prompts(config.detect.prompts, "detect.prompts"):
+  for named in read_prompts_of(config.detect.prompts, "detect.prompts", config):
     check_prompt(named, boxes.classes.synonyms, clip_config, config.clip.model)
-  sizes = ((image.id, image.height, image.width) for image in boxes.annotations.images)
-  boxes_alone = check_region_file(config.regions, config.clip.model, clip_config, sizes)
+  boxes_alone = check_region_source(config, _images_of(config, boxes))
   if masked and crops and boxes_alone is not None:
     accepted = f"context (image {boxes_alone} has regions without masks)"
     raise ConfigError("regions.crop", "masked", accepted)
@@ -120,22 +127,23 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 
   Raises:
     ImageError, RegionFileError: an image or its regions can't be read.
+    MaskFormerError: a network with another CLIP inside than the configured one.
   """
   folder, first = RunFolder(workdir), hosts.is_first()
   encoder = inputs.open_encoder(config)
   boxes = open_box_set(config.detect)
-  plain = read_prompts(config.detect.prompts, "detect.prompts")
+  plain = read_prompts_of(config.detect.prompts, "detect.prompts", config)
   prompts = compared(config.regions, plain)
   key = _key(config, encoder, boxes, prompts)
   results = (folder.read_results() if first else None) or {}
   if hosts.from_first(results.get("key") == key, "whether the detection is done"):
     log.info("%s: this detection has finished; nothing to do", workdir)
     return results
+  matrices = [class_matrix(encoder, boxes.classes.synonyms, named) for named in plain]
+  detect = _detector(config, encoder, boxes, matrices)
   if first:
     folder.create()
     write_json(folder.config, config.to_dict())
-  matrices = [class_matrix(encoder, boxes.classes.synonyms, named) for named in plain]
-  detect = _detector(config, encoder, boxes, matrices)
   progress, blocks = folder.path / "progress", []
   for start in steps_of(range(0, len(boxes), _BLOCK), "detection", f"blocks of {_BLOCK} images"):
     blocks.append(progress / f"{start:07d}.json")
@@ -179,25 +187,25 @@ def _detector(
 ) -> Callable[[Sequence[int]], Iterator[_Found]]:
   """Numbers of images -> what is found; crops are made once for all prompts."""
   settings, clip = config.regions, encoder.clip
-  file = open_region_file(settings, config.clip.model, clip.config)
-  header = None if file is None else file.header
+  images = _images_of(config, boxes)
+  source = open_region_source(config, encoder, images)
   crops = open_region_encoder(settings, encoder) if needs_crops(settings) else None
-  trained_C, fusion = trained_classes(header, boxes.classes), fusion_of(settings)
-  shares = shares_of(settings)
+  trained_C, fusion = trained_classes(source.header, boxes.classes), fusion_of(settings)
+  shares, masked = shares_of(settings), settings.crop == "masked"
 
   def detect(block):
-    regions, labels = zip(*(_regions_of(config, boxes, file, n) for n in block), strict=True)
-    features = [None] * len(block)
+    regions, features = list(source.regions(block)), [None] * len(block)
     if crops is not None:
-      images = [boxes.image(index) for index in block]
+      seen = [images.pixels(index) for index in block]
       where = [f"image {boxes.keys[index]}" for index in block]
-      features = crops.features(images, *_cropped(settings, regions, images, where))
-    for index, one, own, clip_RxE in zip(block, regions, labels, features, strict=True):
+      features = crops.features(*cropped(settings, seen, regions, where, by_masks=masked))
+    for index, one, clip_RxE in zip(block, regions, features, strict=True):
+      own = boxes.regions(index, masks=False)[1].tolist() if settings.source == "truth" else []
       found = _Found([], own, [])
       for matrix, share in itertools.product(matrices, shares):
         scores_RxC = region_scores(
           one,
-          header if share.network else None,
+          source.header if share.network else None,
           clip_RxE if share.clip else None,
           matrix,
           logit_scale=config.detect.logit_scale or clip.logit_scale,
@@ -212,26 +220,15 @@ def _detector(
   return detect
 
 
-def _regions_of(
-  config: Settings, boxes: BoxSet, file: RegionFolder | RegionResults | None, index: int
-) -> tuple[Regions, list[int]]:
-  """Regions of an image; and their classes, if they are the annotated ones."""
-  if file is None:
-    regions, classes = boxes.regions(index, masks=config.regions.crop == "masked")
-    return regions, classes.tolist()
-  image, most = boxes.annotations.images[index], config.regions.max_regions
-  return file.read(region_key(file, image.id), image.height, image.width, most), []
-
-
-def _cropped(settings, regions: Sequence[Regions], images, where):
-  """Boxes to crop, and masks to crop by or None."""
-  if settings.crop == "context":
-    return [one.boxes for one in regions], None
-  masks = [
-    soft_masks(one, *image.shape[:2], name) > settings.mask_threshold
-    for one, image, name in zip(regions, images, where, strict=True)
-  ]
-  return [boxes_of_masks(mask) for mask in masks], masks
+def _images_of(config: Settings, boxes: BoxSet) -> Images:
+  """Images of a block are decoded once."""
+  masked, sizes = config.regions.crop == "masked", boxes.annotations.images
+  return Images(
+    boxes.keys,
+    lambda index: (sizes[index].height, sizes[index].width),
+    functools.lru_cache(_BLOCK)(boxes.image),
+    lambda index: boxes.regions(index, masks=masked)[0],
+  )
 
 
 def _rows_of(config: Settings, boxes: BoxSet, index: int, regions: Regions, scores_RxC):
@@ -265,12 +262,11 @@ def _rows_of(config: Settings, boxes: BoxSet, index: int, regions: Regions, scor
 def _key(config: Settings, encoder: Encoder, boxes: BoxSet, prompts: Sequence[NamedPrompt]) -> str:
   """Of all that the figures depend on; a file counts by its size and modification time."""
   parts = [_VERSION, encoder.image_fingerprint, encoder.clip.name, str(config.detect)]
-  parts += [config.clip.text_tower, str(config.regions), str(boxes.keys), str(boxes.classes)]
+  parts += [config.clip.text_tower, str(boxes.keys), str(boxes.classes)]
+  parts += region_key_parts(config, boxes.keys)
   files = [config.detect.annotations] if config.detect.annotations else []
   if boxes.root:
     files += [boxes.annotations.image_path(index, boxes.root) for index in range(len(boxes))]
-  if config.regions.source == "file":
-    files += region_files(config.regions.path, boxes.keys)
   parts += [file_stamps(files)]
   for named in prompts:
     parts += key_parts(named, boxes.classes.synonyms)
@@ -305,7 +301,7 @@ def _figures(config: Settings, boxes: BoxSet, found: Sequence[_Found]) -> dict[s
   figures["box"] = average_precision(annotations, rows, "box", groups)
   annotated = all("segmentation" in row for of_image in annotations.rows for row in of_image)
   # Annotated regions have the true masks.
-  if config.regions.source == "file" and annotated and all("segmentation" in row for row in rows):
+  if config.regions.source != "truth" and annotated and all("segmentation" in row for row in rows):
     figures["mask"] = average_precision(annotations, rows, "mask", groups)
   return figures
 

@@ -13,18 +13,14 @@ import numpy as np
 
 from pomp_jax import inputs
 from pomp_jax.config import ConfigError, Settings
-from pomp_jax.encoder import Encoder
-from pomp_jax.files.array_cache import file_stamps, fingerprint
-from pomp_jax.files.paths import Path, is_dir, to_path
+from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.run_folder import RunFolder, to_json, write_json, writing
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.inference.class_matrix import class_matrix
-from pomp_jax.inference.named_prompts import read_prompts
-from pomp_jax.inference.proposals import Proposer, found_objects, header_of
+from pomp_jax.inference.proposals import found_objects, header_of
 from pomp_jax.inputs.box_sets import BoxSet, open_box_set
 from pomp_jax.inputs.pixel_sets import open_pixel_set
+from pomp_jax.inputs.region_sources import check_network, network_key_parts, open_proposer
 from pomp_jax.inputs.regions import soft_masks
-from pomp_jax.masks.weights import MaskFormerFile, check_clip, read_mask_former
 from pomp_jax.regions.files import Regions, RegionWriter
 
 log = logging.getLogger(__name__)
@@ -34,24 +30,15 @@ _BLOCK = 32
 _LEAST_IOU = 0.5
 
 
-def network_path(path: str) -> Path:
-  """File of a network; a run's folder stands for the network that it has trained."""
-  return to_path(path) / "masks.pth" if is_dir(path) else to_path(path)
-
-
 def check(config: Settings, workdir: str) -> None:
   """Opens network and images; writes nothing.
 
   Raises:
-    ConfigError, ClipError, RunFolderError, MaskFormerError, VocabularyError, AnnotationError,
-      CategoryFileError, ImageError, PixelError: one line each.
+    ConfigError, ClipError, RunFolderError, MaskFormerError, PromptFileError, VocabularyError,
+      AnnotationError, CategoryFileError, ImageError, PixelError: one line each.
   """
   RunFolder(workdir).check(config.job)
-  network = read_mask_former(network_path(config.propose.network))
-  width = inputs.clip_config(config.clip.model).projection_dim
-  if network.config.embedding != width:
-    accepted = f"a CLIP of {network.config.embedding} numbers, as {config.propose.network}"
-    raise ConfigError("clip.model", config.clip.model, accepted)
+  check_network(config)
   if config.propose.images == "segment":
     open_pixel_set(config.segment)
     return
@@ -69,31 +56,18 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     ImageError: an image can't be read.
     MaskFormerError: a checkpoint with another CLIP inside than the configured one.
   """
-  folder, own = RunFolder(workdir), config.propose
-  path = network_path(own.network)
+  folder = RunFolder(workdir)
   encoder = inputs.open_encoder(config)
-  check_clip(path, encoder.clip)
-  network = read_mask_former(path)
+  network, proposer = open_proposer(config, encoder)
   keys, image, boxes = _images(config)
-  key = fingerprint(
-    [str(own), str(config.segment), str(config.detect), encoder.clip.name, config.clip.dtype]
-    + [str(config.regions.mask_threshold), file_stamps([path]), str(keys)]
-  )
+  parts = [str(config.segment), str(config.detect), encoder.clip.name, str(keys)]
+  key = fingerprint(parts + network_key_parts(config))
   stored = folder.read_results()
   if stored is not None and stored.get("key") == key:
     log.info("%s: these regions are written; nothing to do", workdir)
     return stored
   folder.create()
   write_json(folder.config, config.to_dict())
-  proposer = Proposer(
-    network,
-    encoder.mesh,
-    _classes(config, encoder, network),
-    dtype=config.clip.dtype,
-    size=own.size,
-    threshold=config.regions.mask_threshold,
-    batch_size=own.batch_size,
-  )
   found = _Recall(config, boxes)
   with writing(folder.path / "regions"):
     writer = RegionWriter(folder.path / "regions", header_of(network, config.clip.model))
@@ -123,14 +97,6 @@ def _images(config: Settings) -> tuple[Sequence[Any], Callable[[int], np.ndarray
     return pixels.keys, pixels.image, None
   boxes = open_box_set(config.detect)
   return boxes.keys, boxes.image, boxes
-
-
-def _classes(config: Settings, encoder: Encoder, network: MaskFormerFile) -> np.ndarray | None:
-  """Class matrix of the network's classes, if its file names them."""
-  if not network.trained_classes:
-    return None
-  (named, *_) = read_prompts([config.propose.prompt], "propose.prompt")
-  return class_matrix(encoder, [(name,) for name in network.trained_classes], named).features
 
 
 class _Recall:

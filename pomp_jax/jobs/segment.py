@@ -10,6 +10,7 @@ With several processes all of them work on each block together, and the first wr
 """
 
 from collections.abc import Callable, Iterator, Sequence
+import functools
 import itertools
 import json
 import logging
@@ -34,26 +35,29 @@ from pomp_jax.files.paths import local_copy
 from pomp_jax.files.run_folder import RunFolder, to_json, write_json, writing
 from pomp_jax.files.terminal import steps_of, waiting
 from pomp_jax.inference.class_matrix import ClassMatrix, check_prompt, class_matrix, key_parts
-from pomp_jax.inference.named_prompts import NamedPrompt, read_prompts
+from pomp_jax.inference.named_prompts import NamedPrompt
 from pomp_jax.inference.pixel_metrics import PixelTally
 from pomp_jax.inference.region_scores import label_map_of_regions, region_scores
 from pomp_jax.inference.segmentation import DenseSegmenter, DenseSettings
 from pomp_jax.inputs.pixel_sets import PixelSet, open_pixel_set
+from pomp_jax.inputs.region_sources import (
+  Images,
+  check_region_source,
+  open_region_source,
+  read_prompts_of,
+  region_key_parts,
+)
 from pomp_jax.inputs.regions import (
   check_alone,
-  check_region_file,
   compared,
+  cropped,
   fusion_of,
   needs_crops,
   open_region_encoder,
-  open_region_file,
-  region_key,
   shares_of,
   soft_masks,
   trained_classes,
 )
-from pomp_jax.regions.boxes import boxes_of_masks
-from pomp_jax.regions.sources import region_files
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +67,7 @@ _BLOCK = 16
 _MASK_BYTES = 2**28
 # Images in the plot.
 _SHOWN = 6
-_VERSION = f"1, pixels {PREPROCESSING_VERSION}"
+_VERSION = f"2, pixels {PREPROCESSING_VERSION}"
 # Images -> for each of them the label map under each prompt.
 Segmenter = Callable[[Sequence[int]], Iterator[list[np.ndarray]]]
 
@@ -73,20 +77,19 @@ def check(config: Settings, workdir: str) -> None:
 
   Raises:
     ConfigError, ClipError, PromptFileError, CheckpointError, RunFolderError, VocabularyError,
-      ImageError, PixelError, RegionFileError, AnnotationError: one line each.
+      ImageError, PixelError, RegionFileError, AnnotationError, MaskFormerError: one line each.
   """
   RunFolder(workdir).check(config.job)
   check_alone(config.regions)
   pixels = open_pixel_set(config.segment)
   clip_config = inputs.clip_config(config.clip.model)
-  for named in read_prompts(config.segment.prompts, "segment.prompts"):
+  for named in read_prompts_of(config.segment.prompts, "segment.prompts", config):
     check_prompt(named, pixels.classes.synonyms, clip_config, config.clip.model)
   if config.regions.source == "none":
     _check_patches(config.segment, clip_config)
   with waiting("reading all labels"):
     pixels.check()
-  sizes = ((key, *pixels.shape(index)) for index, key in enumerate(pixels.keys))
-  boxes_alone = check_region_file(config.regions, config.clip.model, clip_config, sizes)
+  boxes_alone = check_region_source(config, _images(pixels))
   if boxes_alone is not None:
     found = f"regions with masks (image {boxes_alone} has boxes alone)"
     raise ConfigError("regions.path", config.regions.path, found)
@@ -94,7 +97,8 @@ def check(config: Settings, workdir: str) -> None:
 
 def _check_patches(segment: Segment, clip_config: ClipConfig) -> None:
   if isinstance(clip_config.vision_config, ResNetConfig):
-    raise ConfigError("regions.source", "none", "truth or file for a ResNet: recipes need a ViT")
+    accepted = "truth, file or network for a ResNet: recipes need a ViT"
+    raise ConfigError("regions.source", "none", accepted)
   patch = clip_config.vision_config.patch_size
   for field in ("size", "window"):
     if 0 < (side := getattr(segment, field)) < patch:
@@ -108,11 +112,12 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 
   Raises:
     ImageError, RegionFileError: an image or its regions can't be read.
+    MaskFormerError: a network with another CLIP inside than the configured one.
   """
   folder, first = RunFolder(workdir), hosts.is_first()
   encoder = inputs.open_encoder(config)
   pixels = open_pixel_set(config.segment)
-  plain = read_prompts(config.segment.prompts, "segment.prompts")
+  plain = read_prompts_of(config.segment.prompts, "segment.prompts", config)
   prompts = compared(config.regions, plain)
   synonyms = pixels.classes.synonyms
   matrices = [class_matrix(encoder, synonyms, named) for named in plain]
@@ -169,51 +174,39 @@ def _by_regions(
   config: Settings, encoder: Encoder, pixels: PixelSet, matrices: Sequence[ClassMatrix]
 ) -> Segmenter:
   """Crops are made once for all prompts."""
-  settings, clip, keys = config.regions, encoder.clip, pixels.keys
-  file = open_region_file(settings, config.clip.model, clip.config)
-  header = None if file is None else file.header
+  settings, clip = config.regions, encoder.clip
+  images = _images(pixels)
+  source = open_region_source(config, encoder, images)
   crops = open_region_encoder(settings, encoder) if needs_crops(settings) else None
   shares = shares_of(settings)
   fused = {
     "logit_scale": config.segment.logit_scale or clip.logit_scale,
     "fusion": fusion_of(settings),
-    "trained_C": trained_classes(header, pixels.classes),
+    "trained_C": trained_classes(source.header, pixels.classes),
     "objectness": settings.objectness,
   }
 
-  def regions_of(index, image):
-    if file is None:
-      return pixels.regions(index)
-    return file.read(region_key(file, keys[index]), *image.shape[:2], settings.max_regions)
-
-  def masks_of(index, image, regions):
-    return soft_masks(regions, *image.shape[:2], f"image {keys[index]}")
-
   def segment(block):
     parts, n_bytes = [], 0
-    for index in block:
-      image = pixels.image(index)
-      parts.append((index, image, regions_of(index, image)))
-      n_bytes += len(parts[-1][-1].boxes) * image[..., 0].size
+    for index, regions in zip(block, source.regions(block), strict=True):
+      image = images.pixels(index)
+      parts.append((image, regions, f"image {pixels.keys[index]}"))
+      n_bytes += len(regions.boxes) * image[..., 0].size
       if n_bytes > _MASK_BYTES or index == block[-1]:
-        yield from label_maps(parts)
+        yield from label_maps(*zip(*parts, strict=True))
         parts, n_bytes = [], 0
 
-  def label_maps(parts):
-    features = [None] * len(parts)
+  def label_maps(some, regions, where):
+    features = [None] * len(some)
     if crops is not None:
-      hard = [masks_of(*part) > settings.mask_threshold for part in parts]
-      boxes = [boxes_of_masks(masks) for masks in hard]
-      images = [image for _, image, _ in parts]
-      features = crops.features(images, boxes, hard if settings.crop == "masked" else None)
-    for part, clip_RxE in zip(parts, features, strict=True):
+      features = crops.features(*cropped(settings, some, regions, where, by_masks=True))
+    for image, one, name, clip_RxE in zip(some, regions, where, features, strict=True):
       # Once more, since the soft masks of a whole block are gigabytes.
-      masks = masks_of(*part)
-      regions = part[-1]
+      masks = soft_masks(one, *image.shape[:2], name)
       scores = (
         region_scores(
-          regions,
-          header if share.network else None,
+          one,
+          source.header if share.network else None,
           clip_RxE if share.clip else None,
           matrix,
           **fused,
@@ -223,6 +216,12 @@ def _by_regions(
       yield [label_map_of_regions(scores_RxC, masks) for scores_RxC in scores]
 
   return segment
+
+
+def _images(pixels: PixelSet) -> Images:
+  """Images of a block are decoded once."""
+  decoded = functools.lru_cache(_BLOCK)(pixels.image)
+  return Images(pixels.keys, pixels.shape, decoded, pixels.regions)
 
 
 class _State:
@@ -267,10 +266,8 @@ def _key(
   """Of all that the figures depend on; a file counts by its size and modification time."""
   synonyms = pixels.classes.synonyms
   parts = [_VERSION, encoder.image_fingerprint, encoder.clip.name, str(config.segment)]
-  parts += [config.clip.text_tower, str(config.regions), "\n".join(pixels.keys)]
-  parts += [file_stamps(pixels.files)]
-  if config.regions.source == "file":
-    parts += [file_stamps(region_files(config.regions.path, pixels.keys))]
+  parts += [config.clip.text_tower, "\n".join(pixels.keys), file_stamps(pixels.files)]
+  parts += region_key_parts(config, pixels.keys)
   for named in prompts:
     parts += key_parts(named, synonyms)
   return fingerprint(parts)

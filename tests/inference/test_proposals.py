@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
+import torch
 
 from pomp_jax.inference.proposals import Proposer, found_objects, header_of, mask_quality
 from pomp_jax.masks.model import VARIANTS, MaskFormer, class_logits, normalized_pixels
 from pomp_jax.masks.step import MaskLearner
 from pomp_jax.masks.weights import MaskFormerFile
 from pomp_jax.prompt.mesh import make_mesh
+from pomp_jax.regions.boxes import boxes_of_masks
 from tests.support.checks import assert_close
 
 RNG = np.random.default_rng(0)
@@ -67,6 +69,40 @@ def test_another_size_in_the_network(network):
   (regions,) = Proposer(network, make_mesh(), None, size=64).regions(IMAGES[:1])
   assert regions.masks.shape == (12, 16, 22)
   assert regions.boxes[:, [0, 2]].max() <= 56 and regions.boxes[:, [1, 3]].max() <= 40
+
+
+def test_images_of_other_sizes_fill_a_batch_and_change_nothing(network):
+  """Padding to the same frame is all that they share."""
+  images = [IMAGES[0], IMAGES[0][:36, :48], IMAGES[0][:44, 4:], IMAGES[0][:33, :61]]
+  together = Proposer(network, make_mesh(), CLASSES, batch_size=4, stride=1)
+  alone = Proposer(network, make_mesh(), CLASSES, batch_size=1, stride=1)
+  for regions, image in zip(together.regions(images), images, strict=True):
+    (own,) = alone.regions([image])
+    assert regions.masks.shape[1:] == image.shape[:2]
+    for ours, theirs in zip(regions, own, strict=True):
+      np.testing.assert_allclose(
+        ours.astype(np.float32), theirs.astype(np.float32), rtol=2e-3, atol=1
+      )
+    np.testing.assert_allclose(regions.objectness, own.objectness, atol=1e-4)
+
+
+def test_masks_at_full_size_are_those_of_interpolated_logits(network):
+  """As ZSSeg: the padded logits are enlarged, cut to the image, then squashed."""
+  image = IMAGES[0][:37, :50]
+  (regions,) = Proposer(network, make_mesh(), None, stride=1).regions([image])
+  output = MaskFormer(SIZES).apply({"params": network.params}, normalized_pixels(image[None]))
+  logits = torch.tensor(np.asarray(output.masks_JxBxQxhxw[-1]))
+  whole = torch.nn.functional.interpolate(logits, scale_factor=4, mode="bilinear")
+  expected = whole[0, :, :37, :50].sigmoid().numpy()
+  assert regions.masks.shape == expected.shape
+  assert np.abs(regions.masks - 255 * expected).max() < 0.51
+  hard = regions.masks > 127.5
+  np.testing.assert_array_equal(regions.boxes, boxes_of_masks(hard))
+
+
+def test_another_stride_is_refused(network):
+  with pytest.raises(ValueError, match="stride: got 2"):
+    Proposer(network, make_mesh(), None, stride=2)
 
 
 def test_the_header_names_what_the_embeddings_are_compared_with(network):

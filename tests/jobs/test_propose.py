@@ -11,6 +11,7 @@ from pomp_jax import inputs
 from pomp_jax.config import FIELDS, ConfigError, validate
 from pomp_jax.errors import InputError
 from pomp_jax.inference.proposals import found_objects
+from pomp_jax.inputs import region_sources
 from pomp_jax.inputs.box_sets import open_box_set
 from pomp_jax.inputs.regions import soft_masks
 from pomp_jax.jobs import detect, propose, segment
@@ -109,7 +110,7 @@ def test_recall_is_that_of_the_stored_masks(root, proposed):
 
 def test_an_equal_start_does_nothing(root, proposed, monkeypatch):
   workdir, results = proposed["segment"]
-  monkeypatch.setattr(propose, "Proposer", None)
+  monkeypatch.setattr(region_sources.Proposer, "regions", None)
   assert run(propose, config_of(root), workdir) == results
 
 
@@ -168,6 +169,7 @@ CHANGES = {
   "images": "detect",
   "prompt": "the {}!",
   "size": 64,
+  "stride": 1,
   "batch_size": 16,
 }
 
@@ -180,13 +182,13 @@ def test_each_field_changes_what_it_names(root, tmp_path, monkeypatch):
     write_mask_former(file, MaskFormerFile(NETWORK, params, ("the cat", "sky")))
   seen = []
 
-  class Recorded(propose.Proposer):
+  class Recorded(region_sources.Proposer):
     def __init__(self, network, mesh, classes, **more):
       seen.append((float(network.params["non_object"][0, 0]), classes.tobytes(), more["size"]))
-      seen[-1] += (more["batch_size"],)
+      seen[-1] += (more["stride"], more["batch_size"])
       super().__init__(network, mesh, classes, **more)
 
-  monkeypatch.setattr(propose, "Proposer", Recorded)
+  monkeypatch.setattr(region_sources, "Proposer", Recorded)
   found = {}
   for name, value in {"": None, **CHANGES}.items():
     value = str(tmp_path / "other.pth") if value == "OTHER" else value
@@ -194,6 +196,6 @@ def test_each_field_changes_what_it_names(root, tmp_path, monkeypatch):
     workdir = tmp_path / f"run{name}"
     results = run(propose, config_of(root, **changes), workdir)
     found[name] = (*seen[-1], results["recall"] is None)
-  for number, name in enumerate(("network", "prompt", "size", "batch_size", "images")):
+  for number, name in enumerate(("network", "prompt", "size", "stride", "batch_size", "images")):
     assert found[name][number] != found[""][number]
     assert [a == b for a, b in zip(found[name], found[""], strict=True)].count(False) == 1

@@ -23,6 +23,7 @@ CHANGES = {
   "regions.max_regions": (2, FILE),
   "regions.mask_threshold": (0.8, FILE),
   "regions.crop": ("context", {}),
+  "regions.size": (64, FILE | {"regions.mask_threshold": 0.45}),
   "regions.expand": (1.7, CONTEXT),
   "regions.e_base": (1.0, FILE),
   "regions.e_novel": (0.0, FILE),
