@@ -1,4 +1,4 @@
-r"""PASCAL VOC, 15 base and 5 novel classes: masks of ZSSeg's network, POMP's tuned prompt.
+r"""PASCAL VOC, 15 base and 5 novel classes: ZSSeg's network and POMP's tuned prompt in one file.
 
 LABELS holds the label images of the 1,449 validation images:
 
@@ -6,10 +6,11 @@ mkdir LABELS; for i in $(cat VOC2012/ImageSets/Segmentation/val.txt); do
   cp VOC2012/SegmentationClass/$i.png LABELS; done
 python -m pomp_jax.main --config=configs/voc_15.py --workdir=runs/voc_15 \
   --config.segment.images=VOC2012/JPEGImages --config.segment.labels=LABELS \
-  --config.segment.prompts="model_final.pth;a photo of a {}." --config.regions.path=REGIONS
+  --config.propose.network=model_final.pth
 
-Published (POMP, docs/MODELS.md): hIoU 84.4, novel mIoU 76.8. Files, differences: coco_stuff_156.py.
-Cost (arithmetic): 144,900 crops of 35 GFLOP.
+model_final.pth is the published voc-11k-15_zero_shot_maskformer_R101c_pomp_tuned model. Published
+(POMP, docs/MODELS.md): hIoU 84.4, novel mIoU 76.8. Differences, other prompts, stored regions:
+coco_stuff_156.py. The shorter side is 512 pixels, as in ZSSeg's test.
 """
 
 from pomp_jax.config import with_argument
@@ -18,7 +19,7 @@ from pomp_jax.configs.coco_stuff_156 import SHORT, recipe
 
 def get_config(argument: str = ""):
   """The published values; background, 0 in the label images, is not evaluated."""
-  config = recipe()
+  config = recipe(512)
   config.segment.names = "voc"
   config.segment.label_values = "reduce_zero_label"
   config.regions.e_base, config.regions.e_novel = 0.3, 0.7

@@ -6,20 +6,22 @@ import pytest
 
 from pomp_jax.config import unpack, validate
 from pomp_jax.data.class_splits import read_class_split
+from pomp_jax.regions.resize import resized_sides
 from pomp_jax.regions.scores import FUSIONS
 
-# ZSSeg's configs as POMP runs them: fusion, MASK_THR, number of classes, of novel ones.
+# ZSSeg's configs as POMP runs them: fusion, MASK_THR, number of classes, of novel ones,
+# MIN_SIZE_TEST and MAX_SIZE_TEST.
 PUBLISHED = {
-  "coco_stuff_156": ("zsseg_coco_stuff", 0.5, 171, 15),
-  "voc_15": ("zsseg_voc", 0.5, 20, 5),
-  "ade20k": ("zsseg_ade20k", 0.4, 150, 0),
-  "pascal_context": ("pomp_pascal_context", 0.5, 59, 0),
+  "coco_stuff_156": ("zsseg_coco_stuff", 0.5, 171, 15, 640, 2560),
+  "voc_15": ("zsseg_voc", 0.5, 20, 5, 512, 2048),
+  "ade20k": ("zsseg_ade20k", 0.4, 150, 0, 512, 2048),
+  "pascal_context": ("pomp_pascal_context", 0.5, 59, 0, 512, 2048),
 }
 
 
 def settings_of(name, tmp_path, argument=""):
   config = importlib.import_module(f"pomp_jax.configs.{name}").get_config(argument)
-  config.segment.images = config.segment.labels = str(tmp_path)
+  config.segment.images = config.segment.labels = config.propose.network = str(tmp_path)
   if config.regions.source == "file":
     config.regions.path = str(tmp_path)
   settings = unpack(config)
@@ -29,12 +31,16 @@ def settings_of(name, tmp_path, argument=""):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_values(name, tmp_path):
-  fusion, threshold, n_classes, n_novel = PUBLISHED[name]
+  fusion, threshold, n_classes, n_novel, shorter, longest = PUBLISHED[name]
   settings = settings_of(name, tmp_path)
   assert settings.job == "segment" and settings.clip.model == "openai/clip-vit-base-patch16"
   regions = settings.regions
   assert (regions.e_base, regions.e_novel, regions.null) == tuple(FUSIONS[fusion])
   assert (regions.mask_threshold, regions.crop, regions.expand) == (threshold, "masked", 1.0)
+  assert regions.source == "network" and settings.segment.prompts[0] == "network"
+  assert (settings.propose.size, settings.propose.stride) == (shorter, 1)
+  assert regions.size == shorter and max(resized_sides(100, 1000, shorter)) == longest
+  assert regions.max_regions == 100
   classes = read_class_split(settings.segment.names)
   assert (len(classes), len(classes.indices("novel"))) == (n_classes, n_novel)
 
@@ -45,11 +51,12 @@ def test_naclips_values(tmp_path):
   assert (segment.logit_scale, segment.pamr) == (40.0, 10)
 
 
-def test_a_variant_without_a_region_file(tmp_path):
-  config = importlib.import_module("pomp_jax.configs.coco_stuff_156").get_config(
-    "source=truth,n=20"
-  )
+def test_variants_with_other_regions(tmp_path):
+  get_config = importlib.import_module("pomp_jax.configs.coco_stuff_156").get_config
+  config = get_config("source=truth,n=20")
   assert (config.regions.source, config.segment.n_images) == ("truth", 20)
+  config = get_config("network=a.pth")
+  assert (config.propose.network, config.regions.source) == ("a.pth", "network")
 
 
 @pytest.mark.parametrize(
