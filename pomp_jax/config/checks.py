@@ -346,9 +346,9 @@ def _check_train_masks(settings: Settings) -> None:
     return
   if not is_dir(own.images):
     raise ConfigError("train_masks.images", own.images, "a folder that exists")
-  if own.source == "folder" and not is_dir(own.labels):
+  if own.source in ("folder", "panoptic") and not is_dir(own.labels):
     raise ConfigError("train_masks.labels", own.labels, "a folder that exists")
-  if own.source == "coco" and not is_file(own.annotations):
+  if own.source in ("coco", "panoptic") and not is_file(own.annotations):
     raise ConfigError("train_masks.annotations", own.annotations, "a JSON file that exists")
 
 

@@ -105,12 +105,16 @@ class TrainMasks:
 
   source: str = row(
     "world",
-    "the world's scenes, label images, or annotated objects",
-    one_of("world", "folder", "coco"),
+    "the world's scenes, label images, annotated objects, or panoptic segments",
+    one_of("world", "folder", "coco", "panoptic"),
   )
   images: str = row("", "folder of images")
-  labels: str = row("", "for folder: folder of label images of the same stems")
-  annotations: str = row("", "for coco: COCO or LVIS JSON of the objects, with masks")
+  labels: str = row(
+    "", "folder of label images of the same stems; for panoptic: of the segments' PNGs"
+  )
+  annotations: str = row(
+    "", "for coco: COCO or LVIS JSON of the objects, with masks; for panoptic: COCO's JSON"
+  )
   names: str = row(
     "", "class list with halves, such as coco_stuff, or a file; novel ones are left out"
   )

@@ -12,6 +12,7 @@ from pomp_jax.data.annotations import Annotations, read_annotations
 from pomp_jax.data.class_splits import ClassSplit, read_class_split
 from pomp_jax.data.images import load_rgb, open_image
 from pomp_jax.data.mask_views import RegionMap, RegionMaps, map_of_masks
+from pomp_jax.data.panoptic import Panoptic, read_panoptic
 from pomp_jax.data.pixels import PixelFolder, open_pixels
 from pomp_jax.data.source import Files, SourceError
 from pomp_jax.world.scenes import Scenes, open_scenes
@@ -21,7 +22,8 @@ def open_mask_set(settings: TrainMasks, seed: int) -> RegionMaps:
   """Opens the training images of `config.train_masks`.
 
   The classes are those of the list, or the JSON's categories, but for the novel ones. A label image
-  has a region for each class, and annotated objects are regions of their own; crowds are left out.
+  has a region for each class, and annotated objects and segments are regions of their own; crowds
+  are left out.
 
   Args:
     settings: `config.train_masks`.
@@ -41,12 +43,19 @@ def open_mask_set(settings: TrainMasks, seed: int) -> RegionMaps:
       settings.images, settings.labels, classes, settings.label_values, settings.ignore
     )
     return _LabelImages(folder, classes, _spread(settings.n_images, len(folder)))
-  annotations = read_annotations(settings.annotations, classes and classes.names)
+  names = classes and classes.names
+  panoptic = None
+  if settings.source == "panoptic":
+    panoptic = read_panoptic(settings.annotations, names)
+    panoptic.check_files(settings.labels)
+  annotations = panoptic.annotations if panoptic else read_annotations(settings.annotations, names)
   annotations.check_images(settings.images)
   if classes is None:
     names = annotations.names
     classes = ClassSplit(tuple((name,) for name in names), ("base",) * len(names))
   rows = _spread(settings.n_images, len(annotations))
+  if panoptic:
+    return _Segments(panoptic, settings.labels, settings.images, classes, rows)
   return _Objects(annotations, settings.images, classes, rows)
 
 
@@ -128,9 +137,25 @@ class _Objects(_Maps):
     opened = open_image(Files(self._root).read(row, entry.file_name), path)
     annotations.check_size(annotations.image_path(row, self._root), row, opened.size[::-1])
     truth = annotations.truth(row)
-    owners = map_of_masks(annotations.masks(row), entry.height, entry.width)
     labels = np.where(truth.crowd, -1, self._number[truth.classes]).astype(np.int32)
-    return RegionMap(np.asarray(load_rgb(opened, path)[0]), owners, labels)
+    return RegionMap(np.asarray(load_rgb(opened, path)[0]), self._owners(row), labels)
+
+  def _owners(self, row: int) -> np.ndarray:
+    entry = self._annotations.images[row]
+    return map_of_masks(self._annotations.masks(row), entry.height, entry.width)
 
   def where(self, index: int) -> str:
     return str(self._annotations.image_path(int(self._rows[index]), self._root))
+
+
+class _Segments(_Objects):
+  """Segments of a panoptic JSON; their masks are in PNGs, and do not overlap."""
+
+  def __init__(
+    self, panoptic: Panoptic, masks: str, root: str, classes: ClassSplit, rows: np.ndarray
+  ):
+    super().__init__(panoptic.annotations, root, classes, rows)
+    self._panoptic, self._masks = panoptic, masks
+
+  def _owners(self, row: int) -> np.ndarray:
+    return self._panoptic.owners(row, self._masks)
