@@ -23,7 +23,7 @@ from pomp_jax.config.fields import (
   Settings,
   flatten,
 )
-from pomp_jax.config.region_fields import Detect, Propose
+from pomp_jax.config.region_fields import Detect, Propose, Regions
 from pomp_jax.config.registry import METHODS, SOURCES, SYNTHETIC
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.data.class_splits import CLASS_SPLITS
@@ -277,7 +277,8 @@ def _check_predict(predict: Predict) -> None:
 
 def _check_segment(settings: Settings) -> None:
   segment = settings.segment
-  _check_regions(settings)
+  _check_regions(settings.regions)
+  _check_source(settings)
   if segment.background_below and not segment.background:
     raise ConfigError("segment.background_below", segment.background_below, "0 without background")
   if segment.background and segment.label_values == "reduce_zero_label":
@@ -300,7 +301,8 @@ def _check_segment(settings: Settings) -> None:
 
 def _check_detect(settings: Settings) -> None:
   detect = settings.detect
-  _check_regions(settings)
+  _check_regions(settings.regions)
+  _check_source(settings)
   if settings.regions.source == "none":
     raise ConfigError("regions.source", "none", "truth, file or network where job='detect'")
   _check_detect_images(detect)
@@ -352,10 +354,12 @@ def _check_train_masks(settings: Settings) -> None:
     raise ConfigError("train_masks.annotations", own.annotations, "a JSON file that exists")
 
 
-def _check_regions(settings: Settings) -> None:
-  regions = settings.regions
-  if regions.source == "network":
+def _check_source(settings: Settings) -> None:
+  if settings.regions.source == "network":
     _check_network(settings.propose)
+
+
+def _check_regions(regions: Regions) -> None:
   if regions.source == "file" and not exists(regions.path):
     raise ConfigError("regions.path", regions.path, "a file or folder that exists")
   if regions.source != "file" and regions.path:

@@ -3,25 +3,34 @@
 Shapes: R regions, H, W sides of an image in pixels, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
+from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.config import ConfigError
 from pomp_jax.config import region_fields as fields
 from pomp_jax.data.class_lists import normalized_names
 from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.paths import is_dir
+from pomp_jax.files.terminal import waiting
 from pomp_jax.inference.named_prompts import NamedPrompt
 from pomp_jax.regions.boxes import boxes_of_masks
 from pomp_jax.regions.crops import CropSettings
 from pomp_jax.regions.features import RegionEncoder
-from pomp_jax.regions.files import RegionFileError, RegionFolder, RegionHeader, Regions
+from pomp_jax.regions.files import (
+  ImageSize,
+  RegionFileError,
+  RegionFolder,
+  RegionHeader,
+  Regions,
+)
 from pomp_jax.regions.resize import resized_image, resized_masks
 from pomp_jax.regions.scores import Fusion
+from pomp_jax.regions.sources import RegionResults, open_regions
 
 
 def open_region_encoder(settings: fields.Regions, encoder: Encoder) -> RegionEncoder:
@@ -35,6 +44,61 @@ def open_region_encoder(settings: fields.Regions, encoder: Encoder) -> RegionEnc
   context = settings.crop == "context"
   crops = CropSettings(clip.image_size, fill, settings.expand, context)
   return RegionEncoder(encoder, crops)
+
+
+def open_region_file(
+  settings: fields.Regions, clip_model: str, clip_config: ClipConfig
+) -> RegionFolder | RegionResults | None:
+  """Opens `config.regions.path`, and checks that it is about this CLIP; None without one.
+
+  Args:
+    settings: `config.regions`.
+    clip_model: `config.clip.model`.
+    clip_config: its sizes.
+
+  Raises:
+    RegionFileError, CategoryFileError: unusable.
+  """
+  if settings.source != "file":
+    return None
+  file = open_regions(settings.path)
+  if file.header is not None:
+    file.header.check_fits(clip_model, clip_config.projection_dim, settings.path)
+  return file
+
+
+def check_region_file(
+  settings: fields.Regions,
+  clip_model: str,
+  clip_config: ClipConfig,
+  images: Iterable[tuple[str | int, int, int]],
+) -> str | int | None:
+  """Checks the regions of all images in `config.regions.path`.
+
+  Args:
+    settings: `config.regions`.
+    clip_model: `config.clip.model`.
+    clip_config: its sizes.
+    images: key, height and width of each image.
+
+  Returns:
+    The first image that has boxes without masks; None if there is none, or no file.
+
+  Raises:
+    RegionFileError, CategoryFileError, AnnotationError: unusable.
+  """
+  file = open_region_file(settings, clip_model, clip_config)
+  if file is None:
+    return None
+  sizes = (ImageSize(region_key(file, key), *sides) for key, *sides in images)
+  with waiting("checking the regions of all images"):
+    return file.check(sizes, settings.max_regions)
+
+
+def region_key(file: RegionFolder | RegionResults, key: str | int) -> str | int:
+  """Name of an image in a region file: COCO results have numbers, as the stems of COCO's images."""
+  is_number = isinstance(key, str) and key.isascii() and key.isdigit()
+  return int(key) if is_number and isinstance(file, RegionResults) else key
 
 
 class Cropped(NamedTuple):

@@ -41,11 +41,11 @@ from pomp_jax.inference.class_matrix import ClassMatrix, check_prompt, class_mat
 from pomp_jax.inference.named_prompts import NamedPrompt
 from pomp_jax.inference.region_scores import region_scores
 from pomp_jax.inputs.box_sets import BoxSet, open_box_set
+from pomp_jax.inputs.networks import read_prompts_of
 from pomp_jax.inputs.region_sources import (
   Images,
   check_region_source,
   open_region_source,
-  read_prompts_of,
   region_key_parts,
 )
 from pomp_jax.inputs.regions import (

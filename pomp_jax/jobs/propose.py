@@ -16,10 +16,10 @@ from pomp_jax.config import ConfigError, Settings
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.run_folder import RunFolder, to_json, write_json, writing
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.inference.proposals import found_objects, header_of
+from pomp_jax.inference.proposals import found_objects
 from pomp_jax.inputs.box_sets import BoxSet, open_box_set
+from pomp_jax.inputs.networks import check_network, network_key_parts, open_network
 from pomp_jax.inputs.pixel_sets import open_pixel_set
-from pomp_jax.inputs.region_sources import check_network, network_key_parts, open_proposer
 from pomp_jax.inputs.regions import soft_masks
 from pomp_jax.regions.files import Regions, RegionWriter
 
@@ -58,7 +58,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   """
   folder = RunFolder(workdir)
   encoder = inputs.open_encoder(config)
-  network, proposer = open_proposer(config, encoder)
+  network = open_network(config, encoder, config.propose.batch_size)
   keys, image, boxes = _images(config)
   parts = [str(config.segment), str(config.detect), encoder.clip.name, str(keys)]
   key = fingerprint(parts + network_key_parts(config))
@@ -70,10 +70,11 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   write_json(folder.config, config.to_dict())
   found = _Recall(config, boxes)
   with writing(folder.path / "regions"):
-    writer = RegionWriter(folder.path / "regions", header_of(network, config.clip.model))
+    writer = RegionWriter(folder.path / "regions", network.header)
     for start in steps_of(range(0, len(keys), _BLOCK), "regions", f"blocks of {_BLOCK} images"):
       block = range(start, min(start + _BLOCK, len(keys)))
-      for index, regions in zip(block, proposer.regions([image(i) for i in block]), strict=True):
+      regions_of = network.proposer.regions([image(index) for index in block])
+      for index, regions in zip(block, regions_of, strict=True):
         writer.write(keys[index], regions)
         found.add(index, regions)
   results = {
@@ -81,8 +82,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     "key": key,
     "clip_model": encoder.clip.name,
     "images": len(keys),
-    "regions_per_image": network.config.n_queries,
-    "trained_classes": len(network.trained_classes),
+    "regions_per_image": network.file.config.n_queries,
+    "trained_classes": len(network.file.trained_classes),
     "recall": found.figures(),
   }
   folder.write_results(json.loads(to_json(results)))

@@ -39,12 +39,12 @@ from pomp_jax.inference.named_prompts import NamedPrompt
 from pomp_jax.inference.pixel_metrics import PixelTally
 from pomp_jax.inference.region_scores import label_map_of_regions, region_scores
 from pomp_jax.inference.segmentation import DenseSegmenter, DenseSettings
+from pomp_jax.inputs.networks import read_prompts_of
 from pomp_jax.inputs.pixel_sets import PixelSet, open_pixel_set
 from pomp_jax.inputs.region_sources import (
   Images,
   check_region_source,
   open_region_source,
-  read_prompts_of,
   region_key_parts,
 )
 from pomp_jax.inputs.regions import (

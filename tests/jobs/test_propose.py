@@ -11,7 +11,7 @@ from pomp_jax import inputs
 from pomp_jax.config import FIELDS, ConfigError, validate
 from pomp_jax.errors import InputError
 from pomp_jax.inference.proposals import found_objects
-from pomp_jax.inputs import region_sources
+from pomp_jax.inputs import networks
 from pomp_jax.inputs.box_sets import open_box_set
 from pomp_jax.inputs.regions import soft_masks
 from pomp_jax.jobs import detect, propose, segment
@@ -110,7 +110,7 @@ def test_recall_is_that_of_the_stored_masks(root, proposed):
 
 def test_an_equal_start_does_nothing(root, proposed, monkeypatch):
   workdir, results = proposed["segment"]
-  monkeypatch.setattr(region_sources.Proposer, "regions", None)
+  monkeypatch.setattr(networks.Proposer, "regions", None)
   assert run(propose, config_of(root), workdir) == results
 
 
@@ -182,13 +182,13 @@ def test_each_field_changes_what_it_names(root, tmp_path, monkeypatch):
     write_mask_former(file, MaskFormerFile(NETWORK, params, ("the cat", "sky")))
   seen = []
 
-  class Recorded(region_sources.Proposer):
+  class Recorded(networks.Proposer):
     def __init__(self, network, mesh, classes, **more):
       seen.append((float(network.params["non_object"][0, 0]), classes.tobytes(), more["size"]))
       seen[-1] += (more["stride"], more["batch_size"])
       super().__init__(network, mesh, classes, **more)
 
-  monkeypatch.setattr(region_sources, "Proposer", Recorded)
+  monkeypatch.setattr(networks, "Proposer", Recorded)
   found = {}
   for name, value in {"": None, **CHANGES}.items():
     value = str(tmp_path / "other.pth") if value == "OTHER" else value
