@@ -121,8 +121,12 @@ def mask_quality(p: Float[Array, "*X h w"], threshold: float) -> Float[Array, "*
 def mask_boxes(
   masks: UInt8[np.ndarray, "R h w"], height: int, width: int, threshold: float
 ) -> Float[np.ndarray, "R 4"]:
-  """Boxes of soft masks in an image of height x width, from the masks at that size."""
-  return boxes_of_masks(resized_masks(masks, height, width) > threshold)
+  """Boxes of soft masks in an image of height x width; coarser masks are enlarged first."""
+  rows, columns = masks.shape[1:]
+  if rows < height or columns < width:
+    return boxes_of_masks(resized_masks(masks, height, width) > threshold)
+  scale = np.array([width / columns, height / rows] * 2, np.float32)
+  return boxes_of_masks(masks > 255 * threshold) * scale
 
 
 def found_objects(

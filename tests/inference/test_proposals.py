@@ -9,7 +9,13 @@ from PIL import Image
 import pytest
 import torch
 
-from pomp_jax.inference.proposals import Proposer, found_objects, header_of, mask_quality
+from pomp_jax.inference.proposals import (
+  Proposer,
+  found_objects,
+  header_of,
+  mask_boxes,
+  mask_quality,
+)
 from pomp_jax.masks.model import VARIANTS, MaskFormer, class_logits, normalized_pixels
 from pomp_jax.masks.step import MaskLearner
 from pomp_jax.masks.weights import MaskFormerFile
@@ -98,6 +104,13 @@ def test_masks_at_full_size_are_those_of_interpolated_logits(network):
   assert np.abs(regions.masks - 255 * expected).max() < 0.51
   hard = regions.masks > 127.5
   np.testing.assert_array_equal(regions.boxes, boxes_of_masks(hard))
+
+
+def test_boxes_of_masks_finer_than_the_image_are_those_of_their_grid():
+  masks = np.zeros((2, 8, 12), np.uint8)
+  masks[0, 2:5, 3:9] = 200
+  assert mask_boxes(masks, 4, 6, 0.5).tolist() == [[1.5, 1.0, 4.5, 2.5], [0.0] * 4]
+  assert not mask_boxes(masks, 4, 6, 0.8).any()
 
 
 def test_another_stride_is_refused(network):
