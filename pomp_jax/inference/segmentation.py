@@ -7,11 +7,12 @@ pixels, S names of all classes, C classes, E embedding.
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int, Int32, UInt8
+from jaxtyping import Float, Float32, Int, Int32, UInt8
 import numpy as np
 
 from pomp_jax.clip import RECIPES, dense_tower
@@ -23,8 +24,10 @@ from pomp_jax.prompt.mesh import split_rows
 # Images are padded to multiples of this many pixels, for fewer compilations.
 _BUCKET = 128
 # Pixels with scores of their own at most; the labels of a larger image are enlarged. No published
-# set has such images, whose scores of 150 classes take gigabytes.
+# set has such images.
 _MAX_PIXELS = 2**21
+# Scores that are in memory together: names times pixels. More names are computed in chunks.
+_MAX_SCORES = 2**28
 # Longest side of a resized image, as in mmsegmentation's configs of the recipes.
 _LONGEST = 2048
 
@@ -50,6 +53,13 @@ class DenseSettings:
   logit_scale: float = 40.0
   pamr: int = 0
   background_below: float = 0.0
+
+
+class PixelMap(NamedTuple):
+  """Classes of an image's pixels and their probabilities among all names."""
+
+  labels_HxW: Int32[np.ndarray, "H W"]
+  probability_HxW: Float32[np.ndarray, "H W"]
 
 
 class _Windows(NamedTuple):
@@ -86,6 +96,18 @@ class DenseSegmenter:
     self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], matrices: Sequence[ClassMatrix]
   ) -> Iterator[list[Int32[np.ndarray, "_ _"]]]:
     """Yields for each image its label maps, classes [H,W], one under each class matrix."""
+    for maps, grid in self._maps(images, matrices):
+      yield [np.asarray(labels)[grid] for labels, _ in maps]
+
+  def pixel_maps(
+    self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], matrix: ClassMatrix
+  ) -> Iterator[PixelMap]:
+    """Yields for each image its label map under a class matrix, with probabilities."""
+    for (found,), grid in self._maps(images, [matrix]):
+      yield PixelMap(*(np.asarray(part)[grid] for part in found))
+
+  def _maps(self, images, matrices):
+    """Yields for each image its labels and probabilities on the devices, and the pixels to take."""
     settings = self._settings
     cut = [self._cut(image) for image in images]
     for image, windows, patches in zip(images, cut, self._patch_features(cut), strict=True):
@@ -95,24 +117,22 @@ class DenseSegmenter:
         np.arange(old) * new // old
         for old, new in zip(image.shape[:2], (height, width), strict=True)
       )
-      inputs = *_inputs(windows, patches), np.array([height, width])
-      yield [
-        np.asarray(
-          _label_map(
-            *inputs,
-            matrix.features,
-            np.repeat(np.arange(len(matrix.starts)), _counts(matrix)),
-            settings.logit_scale,
-            settings.background_below,
-            settings.pamr,
-            sides=windows.sides,
-            out=_padded(height, width),
-            n_classes=len(matrix.starts),
-            refine=settings.pamr > 0,
-          )
-        )[rows[:, None], columns]
+      inputs, out = (*_inputs(windows, patches), np.array([height, width])), _padded(height, width)
+      n_pixels = max(inputs[3][..., 0].size, math.prod(out))
+      maps = [
+        _label_map(
+          *inputs,
+          *_chunks(matrix, max(_MAX_SCORES // n_pixels, 1)),
+          settings.logit_scale,
+          settings.background_below,
+          settings.pamr,
+          sides=windows.sides,
+          out=out,
+          refine=settings.pamr > 0,
+        )
         for matrix in matrices
       ]
+      yield maps, (rows[:, None], columns)
 
   def _cut(self, image: UInt8[np.ndarray, "_ _ 3"]) -> _Windows:
     """Resizes an image and places its windows."""
@@ -204,9 +224,15 @@ def resize(array, axis: int, taps: Taps):
   return array.take(taps.low, axis) * (1 - weight) + array.take(taps.high, axis) * weight
 
 
-def _counts(matrix: ClassMatrix) -> np.ndarray:
-  """Number of names of each class."""
-  return np.diff(matrix.starts, append=len(matrix.features))
+def _chunks(matrix: ClassMatrix, most: int) -> tuple[np.ndarray, np.ndarray]:
+  """Text features [n,K,E] in n chunks of `most` names or fewer, and their classes; -1: no name."""
+  n_names = len(matrix.features)
+  n_chunks = -(-n_names // most)
+  padding = n_chunks * -(-n_names // n_chunks) - n_names
+  class_S = np.repeat(np.arange(len(matrix.starts)), np.diff(matrix.starts, append=n_names))
+  text = np.pad(matrix.features, ((0, padding), (0, 0)))
+  classes = np.pad(class_S, (0, padding), constant_values=-1)
+  return text.reshape(n_chunks, -1, text.shape[1]), classes.reshape(n_chunks, -1)
 
 
 def _padded(*sides: int) -> tuple[int, ...]:
@@ -229,7 +255,7 @@ def _inputs(cut: _Windows, patches_NxhxwxE: np.ndarray) -> tuple:
   return patches, corners_Nx2, n_windows, image, np.maximum(covered, 1), np.array([height, width])
 
 
-@functools.partial(jax.jit, static_argnames=("sides", "out", "n_classes", "refine"))
+@functools.partial(jax.jit, static_argnames=("sides", "out", "refine"))
 def _label_map(
   patches_NxhxwxE,
   corners_Nx2,
@@ -238,41 +264,54 @@ def _label_map(
   covered_HxW,
   shape_2,
   out_shape_2,
-  text_SxE,
-  class_S,
+  text_nxKxE,
+  class_nxK,
   logit_scale,
   below,
   steps,
   *,
   sides,
   out,
-  n_classes,
   refine,
 ):
-  """Classes of the pixels of the original image, with its padding.
+  """Classes of the pixels of the original image and their probabilities, with its padding.
 
   Cosines of each window's patches are resized to the window, averaged where windows overlap,
-  resized to the original image, refined, and their softmax over all names is taken.
+  resized to the original image, refined, and their softmax over all names is taken. The highest
+  among the names of a class counts, so that the class of the highest name is the pixel's.
   """
-
-  def add(number, total_SxHxW):
-    with jax.default_matmul_precision("highest"):
-      cosine = jnp.einsum("hwe,se->shw", patches_NxhxwxE[number], text_SxE)
-    for axis in (1, 2):
-      cosine = resize(cosine, axis, taps(sides[axis - 1], cosine.shape[axis], xp=jnp))
-    corner = 0, *corners_Nx2[number]
-    old = jax.lax.dynamic_slice(total_SxHxW, corner, cosine.shape)
-    return jax.lax.dynamic_update_slice(total_SxHxW, old + cosine, corner)
-
-  scores = jnp.zeros((len(text_SxE), *covered_HxW.shape), jnp.float32)
-  scores = jax.lax.fori_loop(0, n_windows, add, scores) / covered_HxW
   line = [taps(n, shape_2[i], out_shape_2[i], xp=jnp) for i, n in enumerate(out)]
-  scores = resize(resize(scores, 1, line[0]), 2, line[1])
-  if refine:
-    image = image_HxWx3.astype(jnp.float32)
-    scores = pamr(scores, resize(resize(image, 0, line[0]), 1, line[1]), out_shape_2, steps)
-  probability = jax.nn.softmax(logit_scale * scores, axis=0)
-  if n_classes < len(text_SxE):
-    probability = jax.ops.segment_max(probability, class_S, n_classes, indices_are_sorted=True)
-  labels = probability.argmax(axis=0).astype(jnp.int32)
-  return jnp.where(probability.max(axis=0) < below, 0, labels)
+
+  def scores_of(text_KxE):
+    def add(number, total_KxHxW):
+      with jax.default_matmul_precision("highest"):
+        cosine = jnp.einsum("hwe,ke->khw", patches_NxhxwxE[number], text_KxE)
+      for axis in (1, 2):
+        cosine = resize(cosine, axis, taps(sides[axis - 1], cosine.shape[axis], xp=jnp))
+      corner = 0, *corners_Nx2[number]
+      old = jax.lax.dynamic_slice(total_KxHxW, corner, cosine.shape)
+      return jax.lax.dynamic_update_slice(total_KxHxW, old + cosine, corner)
+
+    scores = jnp.zeros((len(text_KxE), *covered_HxW.shape), jnp.float32)
+    scores = jax.lax.fori_loop(0, n_windows, add, scores) / covered_HxW
+    scores = resize(resize(scores, 1, line[0]), 2, line[1])
+    if refine:
+      image = image_HxWx3.astype(jnp.float32)
+      scores = pamr(scores, resize(resize(image, 0, line[0]), 1, line[1]), out_shape_2, steps)
+    return scores
+
+  def join(found, chunk):
+    """Highest logit of the chunks so far, its class, and the softmax's sum relative to it."""
+    best_HxW, label_HxW, total_HxW = found
+    text_KxE, class_K = chunk
+    logits = jnp.where(class_K[:, None, None] < 0, -jnp.inf, logit_scale * scores_of(text_KxE))
+    higher_HxW = jnp.maximum(best_HxW, logits.max(axis=0))
+    total_HxW *= jnp.exp(best_HxW - higher_HxW)
+    total_HxW += jnp.exp(logits - higher_HxW).sum(axis=0)
+    own_HxW = class_K[logits.argmax(axis=0)]
+    return (higher_HxW, jnp.where(higher_HxW > best_HxW, own_HxW, label_HxW), total_HxW), None
+
+  start = jnp.full(out, -jnp.inf), jnp.zeros(out, class_nxK.dtype), jnp.zeros(out)
+  (_, labels, total), _ = jax.lax.scan(join, start, (text_nxKxE, class_nxK))
+  probability = 1 / total
+  return jnp.where(probability < below, 0, labels).astype(jnp.int32), probability

@@ -56,7 +56,7 @@ def _torch_pamr(scores, image, steps):
 
 
 def _expected(clip, image, matrix, settings):
-  """Steps of NACLIP's `forward_slide`, `predict` and `postprocess_result`."""
+  """Steps of NACLIP's `forward_slide`, `predict` and `postprocess_result`; the probabilities."""
   tower = jax.jit(dense_tower(clip, RECIPES[settings.recipe]))
   if settings.size:
     factor = settings.size / min(image.shape[:2])
@@ -91,7 +91,7 @@ def _expected(clip, image, matrix, settings):
   classes = [probability[a:b].max(0)[0] for a, b in zip(matrix.starts, ends, strict=True)]
   best, labels = torch.stack(classes).max(0)
   labels[best < settings.background_below] = 0
-  return labels.numpy()
+  return labels.numpy(), best.numpy()
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def _expected(clip, image, matrix, settings):
 def test_label_maps_equal_naclips_pipeline(clip_and_torch, matrix, shape, settings):
   clip, _ = clip_and_torch
   image = _image(*shape)
-  expected = _expected(clip, image, matrix, settings)
+  expected, probability = _expected(clip, image, matrix, settings)
   segmenter = DenseSegmenter(Encoder(clip), settings, chunk=8)
   other = ClassMatrix(matrix.features[::-1].copy(), np.arange(7))
   maps = list(segmenter.label_maps([image, image[::-1].copy()], [matrix, other]))
@@ -116,8 +116,24 @@ def test_label_maps_equal_naclips_pipeline(clip_and_torch, matrix, shape, settin
   assert len(np.unique(expected)) > 1
   # Rounding decides pixels on the line between two classes.
   assert (maps[0][0] == expected).mean() > 0.995
-  plain = _expected(clip, image, other, settings)
+  plain, _ = _expected(clip, image, other, settings)
   assert (maps[0][1] == plain).mean() > 0.995
+  (found,) = segmenter.pixel_maps([image], matrix)
+  np.testing.assert_array_equal(found.labels_HxW, maps[0][0])
+  np.testing.assert_allclose(found.probability_HxW, probability, rtol=0.02)
+
+
+def test_names_in_chunks(clip_and_torch, matrix, monkeypatch):
+  """Seven names in chunks of three, the last of which is filled, and one by one."""
+  settings = DenseSettings(size=40, window=WINDOW, stride=STRIDE, background_below=0.2, pamr=2)
+  image, encoder = _image(50, 75), Encoder(clip_and_torch[0])
+  (whole,) = DenseSegmenter(encoder, settings).pixel_maps([image], matrix)
+  assert len(np.unique(whole.labels_HxW)) > 2
+  for most in (3, 1):
+    monkeypatch.setattr(segmentation, "_MAX_SCORES", most * 128 * 128)
+    (found,) = DenseSegmenter(encoder, settings).pixel_maps([image], matrix)
+    np.testing.assert_array_equal(found.labels_HxW, whole.labels_HxW)
+    np.testing.assert_allclose(found.probability_HxW, whole.probability_HxW, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [0, 40])
