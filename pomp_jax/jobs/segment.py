@@ -22,10 +22,7 @@ from PIL import Image
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis.labels import counted, prompt_labels
 from pomp_jax.analysis.segmentation import segmentation_report, segmentation_sheet
-from pomp_jax.clip.architecture import ClipConfig
-from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.config import ConfigError, Settings
-from pomp_jax.config.region_fields import Segment
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.pixels import IGNORED, write_labels
 from pomp_jax.encoder import Encoder
@@ -38,7 +35,6 @@ from pomp_jax.inference.class_matrix import ClassMatrix, check_prompt, class_mat
 from pomp_jax.inference.named_prompts import NamedPrompt
 from pomp_jax.inference.pixel_metrics import PixelTally
 from pomp_jax.inference.region_scores import label_map_of_regions, region_scores
-from pomp_jax.inference.segmentation import DenseSegmenter, DenseSettings
 from pomp_jax.inputs.networks import read_prompts_of
 from pomp_jax.inputs.pixel_sets import PixelSet, open_pixel_set
 from pomp_jax.inputs.region_sources import (
@@ -58,6 +54,7 @@ from pomp_jax.inputs.regions import (
   soft_masks,
   trained_classes,
 )
+from pomp_jax.inputs.segmenter import check_patches, open_segmenter
 
 log = logging.getLogger(__name__)
 
@@ -86,23 +83,13 @@ def check(config: Settings, workdir: str) -> None:
   for named in read_prompts_of(config.segment.prompts, "segment.prompts", config):
     check_prompt(named, pixels.classes.synonyms, clip_config, config.clip.model)
   if config.regions.source == "none":
-    _check_patches(config.segment, clip_config)
+    check_patches(config.segment, clip_config)
   with waiting("reading all labels"):
     pixels.check()
   boxes_alone = check_region_source(config, _images(pixels))
   if boxes_alone is not None:
     found = f"regions with masks (image {boxes_alone} has boxes alone)"
     raise ConfigError("regions.path", config.regions.path, found)
-
-
-def _check_patches(segment: Segment, clip_config: ClipConfig) -> None:
-  if isinstance(clip_config.vision_config, ResNetConfig):
-    accepted = "truth, file or network for a ResNet: recipes need a ViT"
-    raise ConfigError("regions.source", "none", accepted)
-  patch = clip_config.vision_config.patch_size
-  for field in ("size", "window"):
-    if 0 < (side := getattr(segment, field)) < patch:
-      raise ConfigError(f"segment.{field}", side, f"0, or a patch of {patch} pixels or more")
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
@@ -156,17 +143,7 @@ def _by_patches(
   config: Settings, encoder: Encoder, pixels: PixelSet, matrices: Sequence[ClassMatrix]
 ) -> Segmenter:
   """Features of patches are computed once for all prompts."""
-  segment = config.segment
-  settings = DenseSettings(
-    segment.recipe,
-    segment.size,
-    segment.window,
-    segment.stride,
-    segment.logit_scale or encoder.clip.logit_scale,
-    segment.pamr,
-    segment.background_below,
-  )
-  segmenter = DenseSegmenter(encoder, settings, dtype=config.clip.dtype)
+  segmenter = open_segmenter(config, encoder)
   return lambda block: segmenter.label_maps([pixels.image(index) for index in block], matrices)
 
 
