@@ -49,13 +49,26 @@ def coco_results(
     index: number of the image in it.
     detections: detections of the image.
   """
+  return result_rows(annotations.images[index].id, annotations.category_ids, detections)
+
+
+def result_rows(
+  image_id: int, category_ids: Int[np.ndarray, " C"], detections: Detections
+) -> list[dict[str, Any]]:
+  """Detections as rows of a COCO results file.
+
+  Args:
+    image_id: id of their image.
+    category_ids: id of each class's category; detections of a class with -1 are dropped.
+    detections: detections of the image.
+  """
   rows = []
   for d, box in enumerate(detections.boxes.astype(float)):
-    category = int(annotations.category_ids[detections.classes[d]])
+    category = int(category_ids[detections.classes[d]])
     if category < 0:
       continue
     corner, size = box[:2], box[2:] - box[:2]
-    row = {"image_id": annotations.images[index].id, "category_id": category}
+    row = {"image_id": image_id, "category_id": category}
     row |= {"bbox": [*corner.tolist(), *size.tolist()], "score": float(detections.scores[d])}
     if detections.masks is not None:
       rle = mask_api.encode(np.asfortranarray(detections.masks[d], np.uint8))

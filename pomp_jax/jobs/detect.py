@@ -13,7 +13,6 @@ With several processes all of them work on each block together, and the first wr
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import functools
-import itertools
 import json
 import logging
 from typing import Any, NamedTuple
@@ -33,15 +32,14 @@ from pomp_jax.files.run_folder import RunFolder, read_json, read_keyed, to_json,
 from pomp_jax.files.terminal import steps_of, waiting
 from pomp_jax.inference.box_metrics import (
   MAX_DETECTIONS,
-  Detections,
   average_precision,
   coco_results,
 )
 from pomp_jax.inference.class_matrix import ClassMatrix, check_prompt, class_matrix, key_parts
 from pomp_jax.inference.named_prompts import NamedPrompt
-from pomp_jax.inference.region_scores import region_scores
 from pomp_jax.inputs.box_sets import BoxSet, open_box_set
 from pomp_jax.inputs.networks import read_prompts_of
+from pomp_jax.inputs.region_scorer import RegionScorer, Seen, detections_of
 from pomp_jax.inputs.region_sources import (
   Images,
   check_region_source,
@@ -51,15 +49,9 @@ from pomp_jax.inputs.region_sources import (
 from pomp_jax.inputs.regions import (
   check_alone,
   compared,
-  cropped,
-  fusion_of,
   needs_crops,
-  open_region_encoder,
-  shares_of,
-  soft_masks,
   trained_classes,
 )
-from pomp_jax.regions.boxes import select_detections
 from pomp_jax.regions.files import Regions
 
 log = logging.getLogger(__name__)
@@ -186,38 +178,32 @@ def _detector(
   config: Settings, encoder: Encoder, boxes: BoxSet, matrices: Sequence[ClassMatrix]
 ) -> Callable[[Sequence[int]], Iterator[_Found]]:
   """Numbers of images -> what is found; crops are made once for all prompts."""
-  settings, clip = config.regions, encoder.clip
-  images = _images_of(config, boxes)
+  images, true = _images_of(config, boxes), config.regions.source == "truth"
   source = open_region_source(config, encoder, images)
-  crops = open_region_encoder(settings, encoder) if needs_crops(settings) else None
-  trained_C, fusion = trained_classes(source.header, boxes.classes), fusion_of(settings)
-  shares, masked = shares_of(settings), settings.crop == "masked"
+  scorer = RegionScorer(
+    config.regions,
+    encoder,
+    source.header,
+    trained_classes(source.header, boxes.classes),
+    logit_scale=config.detect.logit_scale,
+  )
 
   def detect(block):
-    regions, features = list(source.regions(block)), [None] * len(block)
-    if crops is not None:
-      seen = [images.pixels(index) for index in block]
-      where = [f"image {boxes.keys[index]}" for index in block]
-      features = crops.features(*cropped(settings, seen, regions, where, by_masks=masked))
-    for index, one, clip_RxE in zip(block, regions, features, strict=True):
-      own = boxes.regions(index, masks=False)[1].tolist() if settings.source == "truth" else []
-      found = _Found([], own, [])
-      for matrix, share in itertools.product(matrices, shares):
-        scores_RxC = region_scores(
-          one,
-          source.header if share.network else None,
-          clip_RxE if share.clip else None,
-          matrix,
-          logit_scale=config.detect.logit_scale or clip.logit_scale,
-          fusion=fusion,
-          trained_C=trained_C,
-          objectness=settings.objectness,
-        )
-        found.rows.append(_rows_of(config, boxes, index, one, scores_RxC))
-        found.best.append(scores_RxC.argmax(axis=1).tolist() if own else [])
-      yield found
+    seen = (
+      Seen(images.pixels(index) if scorer.sees_pixels else None, regions, _where(boxes, index))
+      for index, regions in zip(block, source.regions(block), strict=True)
+    )
+    for index, (one, scores) in zip(block, scorer.scores(seen, matrices), strict=True):
+      labels = boxes.regions(index, masks=False)[1].tolist() if true else []
+      rows = [_rows_of(config, boxes, index, one.regions, own_RxC) for own_RxC in scores]
+      best = [own_RxC.argmax(axis=1).tolist() if labels else [] for own_RxC in scores]
+      yield _Found(rows, labels, best)
 
   return detect
+
+
+def _where(boxes: BoxSet, index: int) -> str:
+  return f"image {boxes.keys[index]}"
 
 
 def _images_of(config: Settings, boxes: BoxSet) -> Images:
@@ -233,28 +219,16 @@ def _images_of(config: Settings, boxes: BoxSet) -> Images:
 
 def _rows_of(config: Settings, boxes: BoxSet, index: int, regions: Regions, scores_RxC):
   """Detections of an image as rows of COCO results."""
-  detect, annotations = config.detect, boxes.annotations
-  most = MAX_DETECTIONS["coco" if annotations.frequencies is None else "lvis"]
-  found = select_detections(
-    regions.boxes,
+  annotations = boxes.annotations
+  image = annotations.images[index]
+  detections = detections_of(
+    regions,
     scores_RxC,
-    min_score=detect.min_score,
-    max_iou=detect.nms,
-    top=detect.top or most,
-  )
-  masks = None
-  if regions.masks is not None:
-    image = annotations.images[index]
-    # Each region once, though it may be detected as several classes.
-    used, own = np.unique(found.regions, return_inverse=True)
-    part = Regions(regions.boxes[used], masks=regions.masks[used])
-    soft = soft_masks(part, image.height, image.width, f"image {image.id}")
-    masks = (soft > config.regions.mask_threshold)[own]
-  detections = Detections(
-    regions.boxes[found.regions],
-    found.scores.astype(np.float32),
-    found.classes.astype(np.int32),
-    masks,
+    (image.height, image.width),
+    _where(boxes, index),
+    detect=config.detect,
+    mask_threshold=config.regions.mask_threshold,
+    most=MAX_DETECTIONS["coco" if annotations.frequencies is None else "lvis"],
   )
   return coco_results(annotations, index, detections)
 

@@ -11,7 +11,6 @@ With several processes all of them work on each block together, and the first wr
 
 from collections.abc import Callable, Iterator, Sequence
 import functools
-import itertools
 import json
 import logging
 from typing import Any
@@ -34,9 +33,10 @@ from pomp_jax.files.terminal import steps_of, waiting
 from pomp_jax.inference.class_matrix import ClassMatrix, check_prompt, class_matrix, key_parts
 from pomp_jax.inference.named_prompts import NamedPrompt
 from pomp_jax.inference.pixel_metrics import PixelTally
-from pomp_jax.inference.region_scores import label_map_of_regions, region_scores
+from pomp_jax.inference.region_scores import label_map_of_regions
 from pomp_jax.inputs.networks import read_prompts_of
 from pomp_jax.inputs.pixel_sets import PixelSet, open_pixel_set
+from pomp_jax.inputs.region_scorer import RegionScorer, Seen
 from pomp_jax.inputs.region_sources import (
   Images,
   check_region_source,
@@ -46,11 +46,6 @@ from pomp_jax.inputs.region_sources import (
 from pomp_jax.inputs.regions import (
   check_alone,
   compared,
-  cropped,
-  fusion_of,
-  needs_crops,
-  open_region_encoder,
-  shares_of,
   soft_masks,
   trained_classes,
 )
@@ -60,8 +55,6 @@ log = logging.getLogger(__name__)
 
 # Images between two saves.
 _BLOCK = 16
-# Masks of images whose crops are made together: one image, and more up to this.
-_MASK_BYTES = 2**28
 # Images in the plot.
 _SHOWN = 6
 _VERSION = f"2, pixels {PREPROCESSING_VERSION}"
@@ -151,45 +144,25 @@ def _by_regions(
   config: Settings, encoder: Encoder, pixels: PixelSet, matrices: Sequence[ClassMatrix]
 ) -> Segmenter:
   """Crops are made once for all prompts."""
-  settings, clip = config.regions, encoder.clip
   images = _images(pixels)
   source = open_region_source(config, encoder, images)
-  crops = open_region_encoder(settings, encoder) if needs_crops(settings) else None
-  shares = shares_of(settings)
-  fused = {
-    "logit_scale": config.segment.logit_scale or clip.logit_scale,
-    "fusion": fusion_of(settings),
-    "trained_C": trained_classes(source.header, pixels.classes),
-    "objectness": settings.objectness,
-  }
+  scorer = RegionScorer(
+    config.regions,
+    encoder,
+    source.header,
+    trained_classes(source.header, pixels.classes),
+    logit_scale=config.segment.logit_scale,
+    tight=True,
+  )
 
   def segment(block):
-    parts, n_bytes = [], 0
-    for index, regions in zip(block, source.regions(block), strict=True):
-      image = images.pixels(index)
-      parts.append((image, regions, f"image {pixels.keys[index]}"))
-      n_bytes += len(regions.boxes) * image[..., 0].size
-      if n_bytes > _MASK_BYTES or index == block[-1]:
-        yield from label_maps(*zip(*parts, strict=True))
-        parts, n_bytes = [], 0
-
-  def label_maps(some, regions, where):
-    features = [None] * len(some)
-    if crops is not None:
-      features = crops.features(*cropped(settings, some, regions, where, by_masks=True))
-    for image, one, name, clip_RxE in zip(some, regions, where, features, strict=True):
+    seen = (
+      Seen(images.pixels(index), regions, f"image {pixels.keys[index]}")
+      for index, regions in zip(block, source.regions(block), strict=True)
+    )
+    for one, scores in scorer.scores(seen, matrices):
       # Once more, since the soft masks of a whole block are gigabytes.
-      masks = soft_masks(one, *image.shape[:2], name)
-      scores = (
-        region_scores(
-          one,
-          source.header if share.network else None,
-          clip_RxE if share.clip else None,
-          matrix,
-          **fused,
-        )
-        for matrix, share in itertools.product(matrices, shares)
-      )
+      masks = soft_masks(one.regions, *one.image.shape[:2], one.where)
       yield [label_map_of_regions(scores_RxC, masks) for scores_RxC in scores]
 
   return segment

@@ -15,6 +15,7 @@ from pomp_jax.config import validate
 from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.inputs import region_scorer
 from pomp_jax.jobs import segment
 from pomp_jax.regions.files import RegionHeader, Regions, RegionWriter
 from tests.support.clips import write_random_clip
@@ -224,7 +225,7 @@ def test_counts_of_other_files_are_not_used(data, tmp_path):
 def test_masks_of_few_images_in_memory_change_nothing(data, tmp_path, monkeypatch):
   config = config_for(data, **{"regions.source": "file"})
   run(config, tmp_path / "together")
-  monkeypatch.setattr(segment, "_MASK_BYTES", 1)
+  monkeypatch.setattr(region_scorer, "_MASK_BYTES", 1)
   run(config, tmp_path / "one by one")
   for one, two in zip(*(maps_of(tmp_path / n) for n in ("together", "one by one")), strict=True):
     np.testing.assert_array_equal(one, two)
