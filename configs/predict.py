@@ -1,4 +1,4 @@
-r"""Names for pictures that have none, under a prompt and any list of names.
+r"""Names for pictures, their pixels or their objects, under a prompt and any list of names.
 
 A run's prompt on the CLIP that it was trained with, and a published checkpoint on ViT-B/16:
 
@@ -10,9 +10,17 @@ A run's prompt on the CLIP that it was trained with, and a published checkpoint 
 NEW is a picture, or a folder of pictures and of such folders. names.txt has one name a line; a
 file of COCO's or LVIS's annotations gives its categories, and `imagenet1k` is a packaged list.
 
+A name for every pixel, by dense CLIP or by the regions of a network, and for objects, which take
+a network (or --config.regions.source=file):
+
+  python -m pomp_jax.main --config=configs/predict.py:task=segment,prompt=prompt.npz,images=NEW \
+    --workdir=runs/pixels --config.predict.names=names.txt
+  python -m pomp_jax.main --config=configs/predict.py:task=detect,prompt=prompt.npz,images=NEW \
+    --workdir=runs/objects --config.predict.names=names.txt --config.propose.network=runs/masks
+
 Variants are strings behind the colon, separated by commas, so that no value may contain one:
-`prompt`, `images`, `names`, `top` (names a picture), and `clip`. The CLIP is that which the
-prompt's file names if the prompt is given behind the colon, else OpenAI's ViT-B/16.
+`task`, `prompt`, `images`, `names`, `top` (names a picture), `network` and `clip`. The CLIP is that
+which the prompt's file names if the prompt is given behind the colon, else OpenAI's ViT-B/16.
 """
 
 from pomp_jax.config import base, with_argument
@@ -23,7 +31,10 @@ def get_config(argument: str = ""):
   """The base config with the job; `images` and `names` remain to be given."""
   config = base()
   config.job = "predict"
-  short = {name: f"predict.{name}" for name in config.predict} | {"clip": "clip.model"}
+  # Of a network's regions those that are objects count most.
+  config.regions.objectness = True
+  short = {name: f"predict.{name}" for name in config.predict}
+  short |= {"network": "propose.network", "clip": "clip.model"}
   with_argument(config, argument, **short)
   config.clip.model = recorded_clip(config.predict.prompt) or PUBLISHED_CLIP
   return with_argument(config, argument, **short)

@@ -8,6 +8,7 @@ import os
 from typing import Any, NamedTuple
 
 from jaxtyping import Float32, Int, UInt8
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 import numpy as np
 
@@ -98,25 +99,30 @@ def detection_sheet(
     names: class names.
     title: title of the sheet, with the numbers of images, objects and classes.
   """
-  drawn = [[_strongest(one) for one in of_image] for of_image in boxes]
+  drawn = [[strongest(one) for one in of_image] for of_image in boxes]
   legends = [sheets.colours_of(int(c) for one in row for c in one.classes) for row in drawn]
   pictures = [[image] * len(titles) for image in images]
   figure, axes_of = sheets.picture_rows(pictures, legends, titles, names, title)
   for row, colours, axes_of_row in zip(drawn, legends, axes_of, strict=True):
     for one, axes in zip(row, axes_of_row, strict=True):
-      for (x0, y0, x1, y1), label in zip(one.boxes.tolist(), one.classes.tolist(), strict=True):
-        # A dark rim, so that a colour is seen on a ground of its own.
-        for line, colour in ((3.5, "black"), (2, colours.get(label, sheets.OTHER))):
-          corner = (x0 - 0.5, y0 - 0.5)
-          frame = Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=line)
-          axes.add_patch(frame)
+      for box, label in zip(one.boxes.tolist(), one.classes.tolist(), strict=True):
+        draw_frame(axes, box, colours.get(label, sheets.OTHER))
   drawing.save(path, figure)
 
 
-def _strongest(boxes: Boxes) -> Boxes:
+def strongest(boxes: Boxes, most: int = _MOST) -> Boxes:
+  """The boxes of the highest scores, `most` at most, none of which overlap by more than half."""
   overlap = iou(boxes.boxes, boxes.boxes)
   kept: list[int] = []
   for row in np.argsort(-boxes.scores, kind="stable"):
-    if len(kept) < _MOST and not (overlap[row, kept] > _OVERLAP).any():
+    if len(kept) < most and not (overlap[row, kept] > _OVERLAP).any():
       kept.append(row)
   return Boxes(*(part[np.array(kept, int)] for part in boxes))
+
+
+def draw_frame(axes: Axes, box: Sequence[float], colour: str) -> None:
+  """Draws a box with a dark rim, so that a colour is seen on a ground of its own."""
+  x0, y0, x1, y1 = box
+  for line, own in ((3.5, "black"), (2, colour)):
+    corner = (x0 - 0.5, y0 - 0.5)
+    axes.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor=own, linewidth=line))

@@ -19,11 +19,10 @@ from pomp_jax.config.fields import (
   Clip,
   Data,
   Export,
-  Predict,
   Settings,
   flatten,
 )
-from pomp_jax.config.region_fields import Detect, Propose, Regions
+from pomp_jax.config.region_fields import Detect, Propose, Regions, Segment
 from pomp_jax.config.registry import METHODS, SOURCES, SYNTHETIC
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.data.class_splits import CLASS_SPLITS
@@ -42,6 +41,7 @@ FEATURE_FORMATS = ("detic", "open_clip")
 # Suffixes of weight files; no hub id ends in one.
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")
 _PROMPTS = "a prompt file that exists, a run's folder with prompt.npz, hf:OWNER/NAME"
+_NETWORK = "a .pth file or a run's folder that exists"
 _NAMES = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
 
 
@@ -118,7 +118,7 @@ def _validate(settings: Settings) -> None:
   _check_views(settings)
   _check_caches(settings)
   if settings.job == "predict":
-    _check_predict(settings.predict)
+    _check_predict(settings)
   if settings.job == "export":
     _check_export(settings.export)
   if settings.job == "segment":
@@ -266,21 +266,43 @@ def _check_caches(settings: Settings) -> None:
       raise ConfigError(field, folder, f"a folder that can be written to; {problem}")
 
 
-def _check_predict(predict: Predict) -> None:
+def _check_predict(settings: Settings) -> None:
+  predict, network = settings.predict, settings.propose.network
   if not exists(predict.images):
     raise ConfigError("predict.images", predict.images, "a file or a folder that exists")
   _check_names("predict.names", predict.names)
   if "{}" not in predict.prompt and not is_prompt_file(predict.prompt):
     expected = f"{_PROMPTS}, or a text with {{}}"
     raise ConfigError("predict.prompt", predict.prompt, expected)
+  if predict.task == "classify":
+    return
+  source = settings.regions.source
+  if source == "truth":
+    raise ConfigError("regions.source", "truth", "none, file or network where job='predict'")
+  if network and source == "file":
+    raise ConfigError("propose.network", network, "'' where regions.source='file'")
+  # A network's name is enough to ask for its regions.
+  needed = network or (predict.task == "detect" and source == "none")
+  if needed and not exists(network):
+    raise ConfigError("propose.network", network, f"{_NETWORK}, or regions.source='file'")
+  _check_regions(settings.regions)
+  _check_source(settings)
+  if settings.regions.alone:
+    raise ConfigError("regions.alone", True, "False where job='predict'")
+  if predict.task == "segment":
+    _check_background(settings.segment)
+
+
+def _check_background(segment: Segment) -> None:
+  if segment.background_below and not segment.background:
+    raise ConfigError("segment.background_below", segment.background_below, "0 without background")
 
 
 def _check_segment(settings: Settings) -> None:
   segment = settings.segment
   _check_regions(settings.regions)
   _check_source(settings)
-  if segment.background_below and not segment.background:
-    raise ConfigError("segment.background_below", segment.background_below, "0 without background")
+  _check_background(segment)
   if segment.background and segment.label_values == "reduce_zero_label":
     accepted = "index where there is a background, whose value is 0"
     raise ConfigError("segment.label_values", "reduce_zero_label", accepted)
@@ -368,8 +390,7 @@ def _check_regions(regions: Regions) -> None:
 
 def _check_network(propose: Propose) -> None:
   if not exists(propose.network):
-    expected = "a .pth file or a run's folder that exists"
-    raise ConfigError("propose.network", propose.network, expected)
+    raise ConfigError("propose.network", propose.network, _NETWORK)
 
 
 def _check_hub(export: Export) -> None:

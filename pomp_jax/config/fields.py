@@ -36,6 +36,8 @@ from pomp_jax.prompt.loss import CORRECTIONS
 from pomp_jax.prompt.optimizer import SCHEDULES
 from pomp_jax.prompt.sampling import ANCHORS, EXCLUSIONS, SAMPLERS
 
+# Tasks of `predict`.
+TASKS = ("classify", "segment", "detect")
 # Formats of `export`, with the suffixes that a file may have; first the usual one.
 EXPORT_FORMATS = {
   "npz": (".npz",),
@@ -253,12 +255,13 @@ class Analyse:
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-  """The job predict: names for a folder of images."""
+  """The job predict: names for pictures, their pixels or their objects; see docs/evaluation.md."""
 
+  task: str = row("classify", "what is named: pictures, their pixels, or objects", one_of(*TASKS))
   prompt: str = row("", "prompt file, run's folder, hf:OWNER/NAME, or a text with {} for the name")
   images: str = row("", "an image, or a folder of images and of such folders")
   names: str = row("", "class list such as imagenet1k, or a file: one name per line, or JSON")
-  top: int = row(5, "names per image", at_least(1))
+  top: int = row(5, "names per image; of other tasks those in the log", at_least(1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -145,7 +145,7 @@ JOBS = {
   "pretrain": Job("a training: a prompt, its evaluation, plots", trains=True),
   "cache": Job("features of the training images, computed once for many trainings"),
   "evaluate": Job("accuracy of prompts over a suite of data sets"),
-  "predict": Job("names for a folder of images"),
+  "predict": Job("names for pictures, their pixels or their objects"),
   "repeat": Job("a training once per seed, with mean and spread", trains=True),
   "benchmark": Job("cost of the text tower and of the whole step", processes=False),
   "export": Job("a prompt, or features of names, as a file for other programs"),

@@ -85,6 +85,16 @@ def read_image(path: str | os.PathLike, size: int) -> UInt8[np.ndarray, "S S 3"]
     return prepare(image, size)
 
 
+def read_rgb(path: str | os.PathLike) -> UInt8[np.ndarray, "H W 3"]:
+  """Reads the pixels of one image file as RGB; see `to_rgb`.
+
+  Raises:
+    ImageError: no such file, or not an image that Pillow can decode.
+  """
+  with _as_image_error(str(path)), _open(_file(path)) as image:
+    return np.asarray(to_rgb(image))
+
+
 def decode_image(encoded: bytes, where: str, size: int) -> UInt8[np.ndarray, "S S 3"]:
   """Decodes one image from `where` and prepares it; see `prepare`.
 

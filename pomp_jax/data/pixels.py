@@ -186,9 +186,18 @@ def _read_values(path: Path) -> np.ndarray:
 
 
 def write_labels(
-  path: str | os.PathLike, labels_HxW: Int32[np.ndarray, "H W"], n_classes: int
+  path: str | os.PathLike,
+  labels_HxW: Int32[np.ndarray, "H W"],
+  n_classes: int,
+  colours: UInt8[np.ndarray, "256 3"] | None = None,
 ) -> None:
   """Writes a label image, PNG: 8 bits for up to 255 classes, else 16; IGNORED is the largest value.
+
+  Args:
+    path: PNG file.
+    labels_HxW: classes or IGNORED.
+    n_classes: number of classes.
+    colours: sRGB of each value, for viewers; 16 bits have no colours.
 
   Raises:
     ValueError: a label is neither a class nor IGNORED.
@@ -197,5 +206,8 @@ def write_labels(
   if labels_HxW.min() < IGNORED or labels_HxW.max() >= n_classes:
     raise ValueError(f"labels {labels_HxW.min()}..{labels_HxW.max()}, expected [-1, {n_classes})")
   kind = np.uint8 if n_classes <= 255 else np.uint16
+  image = Image.fromarray(labels_HxW.astype(kind))  # -1 wraps to the largest value
+  if colours is not None and kind is np.uint8:
+    image.putpalette(colours.tobytes())
   with replacing(path) as file:
-    Image.fromarray(labels_HxW.astype(kind)).save(file, "PNG")  # -1 wraps to the largest value
+    image.save(file, "PNG")

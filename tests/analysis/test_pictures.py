@@ -1,0 +1,80 @@
+"""Pictures of what was found: legends, colours, boxes at their places, pictures of any shape."""
+
+from matplotlib.colors import to_rgb
+import numpy as np
+from PIL import Image
+import pytest
+
+from pomp_jax.analysis import drawing, pictures, sheets
+from pomp_jax.analysis.detection import Boxes
+from pomp_jax.analysis.pictures import boxes_picture, label_colours, overlay
+
+NAMES = [f"name {i}" for i in range(20)]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+  """Figures that are saved."""
+  figures = []
+  save = drawing.save
+  monkeypatch.setattr(
+    pictures.drawing, "save", lambda path, figure: (figures.append(figure), save(path, figure))
+  )
+  return figures
+
+
+def legend_of(figure):
+  (axes,) = figure.axes
+  legend = axes.get_legend()
+  return [] if legend is None else [text.get_text() for text in legend.get_texts()]
+
+
+def test_an_overlay_has_each_name_with_its_share_and_colour(drawn, tmp_path):
+  labels = np.full((40, 60), -1, np.int32)
+  labels[:, :30], labels[:10, 30:] = 3, 7
+  image = np.full((40, 60, 3), 100, np.uint8)
+  overlay(tmp_path / "a.png", image, labels, NAMES, "a.png")
+  assert legend_of(drawn[0]) == ["name 3  50.0%", "name 7  12.5%", "no region  37.5%"]
+  picture = drawn[0].axes[0].get_images()[0].get_array()
+  mixed = 0.4 * 100 / 255 + 0.6 * np.array(to_rgb(label_colours(labels)[3]))
+  height, width = picture.shape[:2]
+  np.testing.assert_allclose(picture[height // 2, width // 4], mixed)
+  np.testing.assert_allclose(picture[height * 3 // 4, width * 3 // 4], 100 / 255)
+  assert (picture == 1).all(axis=-1).any()  # lines between classes
+  # On paper pixel by pixel, at its upper left.
+  saved = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")) / 255
+  assert np.abs(saved - mixed).max(axis=-1).min() < 0.01
+
+
+def test_names_beyond_the_colours_are_grey_and_counted(drawn, tmp_path):
+  labels = np.arange(16, dtype=np.int32).repeat(10).reshape(4, 40)
+  overlay(tmp_path / "a.png", np.zeros((4, 40, 3), np.uint8), labels, NAMES, "a.png")
+  texts = legend_of(drawn[0])
+  assert len(texts) == 13 and texts[-1] == "4 other names  25.0%"
+  grey = 0.6 * np.array(to_rgb(sheets.OTHER))
+  np.testing.assert_allclose(drawn[0].axes[0].get_images()[0].get_array()[-1, -1], grey)
+
+
+@pytest.mark.parametrize("shape", [(30, 400), (400, 30), (1, 1), (900, 1200)])
+def test_pictures_of_any_shape_are_whole(drawn, tmp_path, shape):
+  labels = np.zeros(shape, np.int32)
+  overlay(tmp_path / "a.png", np.zeros((*shape, 3), np.uint8), labels, NAMES, "$" * 200)
+  picture = drawn[0].axes[0].get_images()[0].get_array()
+  assert max(picture.shape[:2]) == 750
+  box = drawn[0].axes[0].get_position()
+  assert 0 <= box.x0 < box.x1 < 1 and 0 <= box.y0 < box.y1 < 1
+
+
+def test_boxes_have_numbers_at_their_corners_and_scores_in_the_legend(drawn, tmp_path):
+  boxes = np.array([[0, 0, 10, 10], [1, 0, 10, 10], [20, 20, 50, 40]], np.float32)
+  found = Boxes(boxes, np.array([2, 5, 2]), np.array([0.5, 0.9, 0.25], np.float32))
+  boxes_picture(tmp_path / "a.png", np.zeros((50, 75, 3), np.uint8), found, NAMES, "a.png")
+  # The first overlaps the second, which has the higher score.
+  assert legend_of(drawn[0]) == ["1  name 5  0.90", "2  name 2  0.25"]
+  (axes,) = drawn[0].axes
+  assert [text.get_position() for text in axes.texts] == [(10, 0), (200, 200)]
+  frames = [(frame.get_width(), frame.get_height()) for frame in axes.patches]
+  assert frames == [(90, 100)] * 2 + [(300, 200)] * 2
+  nothing = Boxes(boxes[:0], found.classes[:0], found.scores[:0])
+  boxes_picture(tmp_path / "b.png", np.zeros((50, 75, 3), np.uint8), nothing, NAMES, "b.png")
+  assert legend_of(drawn[1]) == [] and (tmp_path / "b.png").exists()
