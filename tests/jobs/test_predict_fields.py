@@ -50,7 +50,7 @@ CHANGES = {
   "regions.mask_threshold": (0.8, OBJECTS),
   "regions.crop": ("context", OBJECTS),
   "regions.size": (24, OBJECTS),
-  "regions.expand": (1.7, OBJECTS | {"regions.crop": "context"}),
+  "regions.expand": (1.7, NETWORK | {"regions.crop": "context"}),
   "regions.e_base": (1.0, PIXELS),
   "regions.e_novel": (0.0, PIXELS),
   "regions.null": ("gate", OBJECTS),
