@@ -102,7 +102,7 @@ def test_refusals():
     open_scenes("novel_", 1)
   with pytest.raises(ValueError, match="scenes"):
     open_scenes("test", 0)
-  with pytest.raises(ValueError, match="novel"):
+  with pytest.raises(ValueError, match="6000 base classes"):
     open_scenes("test", 1, 48 * 2000)
   with pytest.raises(ValueError, match="100 classes"):
     open_scenes("test", 1, 100)
