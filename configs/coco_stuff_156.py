@@ -15,9 +15,9 @@ Not as published: masks are rounded to 8 bits and the network's embeddings to 16
 else is known to differ, but no published file was at hand, and the command has not been run on one.
 
 Other prompts beside the tuned one: `--config.segment.prompts="network;a photo of a {}.;PROMPT.npz"`
-(the default has the first two). Stored regions: `--config.job=propose` with the same command writes
-them to the run's folder, `:source=file,path=FOLDER/regions` reads them. Without a network:
-`:source=truth` and --config.segment.prompts give the crops of the true regions to CLIP alone.
+(the default has the first two). Stored regions: `--config.job=propose` with the same command and
+another --workdir=FOLDER writes them, `:source=file,path=FOLDER/regions` reads them. Without a
+network: `:source=truth` and --config.segment.prompts give the crops of the true regions to CLIP.
 
 Cost: docs/segmentation.md; on 2 cores days, so try `:n=20` there.
 """

@@ -61,5 +61,6 @@ def get_config(argument: str = ""):
   for section in (config.train_masks, config.segment, config.detect):
     section.scene_classes = 240
   config = with_argument(config, argument, variants=VARIANTS, **SHORT)
-  config.propose.prompt = config.train_masks.prompt
+  if config.propose.prompt == base().propose.prompt:
+    config.propose.prompt = config.train_masks.prompt
   return config

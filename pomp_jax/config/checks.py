@@ -22,7 +22,13 @@ from pomp_jax.config.fields import (
   Settings,
   flatten,
 )
-from pomp_jax.config.region_fields import Detect, Propose, Regions, Segment
+from pomp_jax.config.region_checks import (
+  check_detect,
+  check_predicted_regions,
+  check_propose,
+  check_segment,
+  check_train_masks,
+)
 from pomp_jax.config.registry import METHODS, SOURCES, SYNTHETIC
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.data.class_splits import CLASS_SPLITS
@@ -41,7 +47,6 @@ FEATURE_FORMATS = ("detic", "open_clip")
 # Suffixes of weight files; no hub id ends in one.
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")
 _PROMPTS = "a prompt file that exists, a run's folder with prompt.npz, hf:OWNER/NAME"
-_NETWORK = "a .pth file or a run's folder that exists"
 _NAMES = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
 
 
@@ -122,13 +127,13 @@ def _validate(settings: Settings) -> None:
   if settings.job == "export":
     _check_export(settings.export)
   if settings.job == "segment":
-    _check_segment(settings)
+    check_segment(settings)
   if settings.job == "detect":
-    _check_detect(settings)
+    check_detect(settings)
   if settings.job == "propose":
-    _check_propose(settings)
+    check_propose(settings)
   if settings.job == "train_masks":
-    _check_train_masks(settings)
+    check_train_masks(settings)
   if settings.job == "prepare" and not exists(settings.prepare.input):
     raise ConfigError("prepare.input", settings.prepare.input, "a file or folder that exists")
 
@@ -267,130 +272,15 @@ def _check_caches(settings: Settings) -> None:
 
 
 def _check_predict(settings: Settings) -> None:
-  predict, network = settings.predict, settings.propose.network
+  predict = settings.predict
   if not exists(predict.images):
     raise ConfigError("predict.images", predict.images, "a file or a folder that exists")
   _check_names("predict.names", predict.names)
   if "{}" not in predict.prompt and not is_prompt_file(predict.prompt):
     expected = f"{_PROMPTS}, or a text with {{}}"
     raise ConfigError("predict.prompt", predict.prompt, expected)
-  if predict.task == "classify":
-    return
-  source = settings.regions.source
-  if source == "truth":
-    raise ConfigError("regions.source", "truth", "none, file or network where job='predict'")
-  if network and source == "file":
-    raise ConfigError("propose.network", network, "'' where regions.source='file'")
-  # A network's name is enough to ask for its regions.
-  needed = network or (predict.task == "detect" and source == "none")
-  if needed and not exists(network):
-    raise ConfigError("propose.network", network, f"{_NETWORK}, or regions.source='file'")
-  _check_regions(settings.regions)
-  _check_source(settings)
-  if settings.regions.alone:
-    raise ConfigError("regions.alone", True, "False where job='predict'")
-  if predict.task == "segment":
-    _check_background(settings.segment)
-
-
-def _check_background(segment: Segment) -> None:
-  if segment.background_below and not segment.background:
-    raise ConfigError("segment.background_below", segment.background_below, "0 without background")
-
-
-def _check_segment(settings: Settings) -> None:
-  segment = settings.segment
-  _check_regions(settings.regions)
-  _check_source(settings)
-  _check_background(segment)
-  if segment.background and segment.label_values == "reduce_zero_label":
-    accepted = "index where there is a background, whose value is 0"
-    raise ConfigError("segment.label_values", "reduce_zero_label", accepted)
-  if segment.source == "world":
-    if not segment.n_images:
-      raise ConfigError("segment.n_images", 0, "1 or more where segment.source='world'")
-    for field in ("images", "labels", "names", "background"):
-      if value := getattr(segment, field):
-        raise ConfigError(f"segment.{field}", value, "nothing where segment.source='world'")
-    return
-  for field in ("images", "labels"):
-    folder = getattr(segment, field)
-    if not is_dir(folder) and (folder or field == "images"):
-      raise ConfigError(f"segment.{field}", folder, "a folder that exists")
-  if not segment.labels and settings.regions.source == "truth":
-    raise ConfigError("segment.labels", "", "a folder of labels where regions.source='truth'")
-
-
-def _check_detect(settings: Settings) -> None:
-  detect = settings.detect
-  _check_regions(settings.regions)
-  _check_source(settings)
-  if settings.regions.source == "none":
-    raise ConfigError("regions.source", "none", "truth, file or network where job='detect'")
-  _check_detect_images(detect)
-
-
-def _check_detect_images(detect: Detect) -> None:
-  if detect.source == "world":
-    if not detect.n_images:
-      raise ConfigError("detect.n_images", 0, "1 or more where detect.source='world'")
-    for field in ("annotations", "images", "names"):
-      if value := getattr(detect, field):
-        raise ConfigError(f"detect.{field}", value, "nothing where detect.source='world'")
-    return
-  if not is_file(detect.annotations):
-    raise ConfigError("detect.annotations", detect.annotations, "a JSON file that exists")
-  if detect.images and not is_dir(detect.images):
-    raise ConfigError("detect.images", detect.images, "a folder that exists")
-
-
-def _check_propose(settings: Settings) -> None:
-  _check_network(settings.propose)
-  if settings.propose.images == "segment":
-    _check_segment(settings)
-  else:
-    _check_detect_images(settings.detect)
-
-
-def _check_train_masks(settings: Settings) -> None:
-  own = settings.train_masks
-  fixed = {"data.views": 1, "data.features": "online", "accumulate": 1, "mesh.class_size": 1}
-  values = settings.flat()
-  for field, value in fixed.items():
-    if values[field] != value:
-      raise ConfigError(field, values[field], f"{value!r} where job='train_masks'")
-  if own.max_scale < own.min_scale:
-    raise ConfigError("train_masks.max_scale", own.max_scale, f"{own.min_scale} or more")
-  if own.source == "world":
-    if not own.n_images:
-      raise ConfigError("train_masks.n_images", 0, "1 or more where train_masks.source='world'")
-    for field in ("images", "labels", "annotations", "names"):
-      if value := getattr(own, field):
-        raise ConfigError(f"train_masks.{field}", value, "nothing where train_masks.source='world'")
-    return
-  if not is_dir(own.images):
-    raise ConfigError("train_masks.images", own.images, "a folder that exists")
-  if own.source in ("folder", "panoptic") and not is_dir(own.labels):
-    raise ConfigError("train_masks.labels", own.labels, "a folder that exists")
-  if own.source in ("coco", "panoptic") and not is_file(own.annotations):
-    raise ConfigError("train_masks.annotations", own.annotations, "a JSON file that exists")
-
-
-def _check_source(settings: Settings) -> None:
-  if settings.regions.source == "network":
-    _check_network(settings.propose)
-
-
-def _check_regions(regions: Regions) -> None:
-  if regions.source == "file" and not exists(regions.path):
-    raise ConfigError("regions.path", regions.path, "a file or folder that exists")
-  if regions.source != "file" and regions.path:
-    raise ConfigError("regions.path", regions.path, "'' unless regions.source='file'")
-
-
-def _check_network(propose: Propose) -> None:
-  if not exists(propose.network):
-    raise ConfigError("propose.network", propose.network, _NETWORK)
+  if predict.task != "classify":
+    check_predicted_regions(settings)
 
 
 def _check_hub(export: Export) -> None:

@@ -14,7 +14,9 @@ from jaxtyping import Bool, Int, Int16, Int32, UInt8
 import numpy as np
 from PIL import Image
 
+from pomp_jax.data.annotations import AnnotationError
 from pomp_jax.data.images import ImageError
+from pomp_jax.data.pixels import PixelError
 from pomp_jax.data.source import Labelled
 
 # Augmentations: the whole image; random scale, crop and flip.
@@ -45,7 +47,7 @@ class RegionMaps(Labelled, Protocol):
   """
 
   def region_map(self, index: int) -> RegionMap:
-    """Reads one image; ImageError if it can't be decoded."""
+    """Reads one image; ImageError, AnnotationError or PixelError if it or its labels can't be."""
     ...
 
   def where(self, index: int) -> str:
@@ -116,7 +118,8 @@ class MaskViews:
     for row, (index, epoch) in enumerate(zip(indices.tolist(), epochs.tolist(), strict=True)):
       try:
         whole = self.source.region_map(index)
-      except ImageError:
+      except (AnnotationError, ImageError, PixelError):
+        # Image or labels; the loader counts and names it.
         continue
       views_Bx1[row, 0] = self._view(whole, index, epoch)
       readable_B[row] = True

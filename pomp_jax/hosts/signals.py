@@ -37,7 +37,7 @@ class StopSignals:
     self._next_hook = sys.unraisablehook
 
   def start(self) -> None:
-    """Handles SIGTERM, and SIGHUP unless it is ignored, as nohup has it."""
+    """Handles SIGTERM, and SIGHUP unless it is ignored, as under nohup."""
     sys.unraisablehook = self._at_unraisable
     self.handle(signal.SIGTERM)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:

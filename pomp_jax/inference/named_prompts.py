@@ -60,6 +60,18 @@ def read_prompts(names: Sequence[str], field: str) -> list[NamedPrompt]:
   return found
 
 
+def only_prompt(found: Sequence[NamedPrompt], field: str) -> NamedPrompt:
+  """The prompt of a field that takes one.
+
+  Raises:
+    ConfigError: several, such as the checkpoints of a run.
+  """
+  if len(found) > 1:
+    labels = ", ".join(named.label for named in found)
+    raise ConfigError(field, labels, "one prompt, such as the prompt.npz of a run's folder")
+  return found[0]
+
+
 def features_under(
   encoder: Encoder, classes: ClassList, prompt: Prompt | ClassFeatures | str
 ) -> np.ndarray:

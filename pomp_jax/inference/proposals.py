@@ -104,7 +104,7 @@ class Proposer:
 
 
 def header_of(network: MaskFormerFile, clip_model: str) -> RegionHeader:
-  """What a folder of the network's regions says of them."""
+  """Header of a folder of the network's regions."""
   null = tuple(np.asarray(network.params["non_object"][0], np.float64).tolist())
   width = network.config.embedding
   names = tuple(network.trained_classes)

@@ -14,6 +14,7 @@ from pomp_jax.data.annotations import Annotations, annotations_of, read_annotati
 from pomp_jax.data.class_splits import ClassSplit, read_class_split
 from pomp_jax.data.images import load_rgb, open_image
 from pomp_jax.data.source import Files
+from pomp_jax.files.paths import Path
 from pomp_jax.regions.files import Regions
 from pomp_jax.regions.sources import truth_regions
 from pomp_jax.world.scenes import open_scenes
@@ -44,6 +45,12 @@ class BoxSet:
   def keys(self) -> tuple[int, ...]:
     """Id of each image."""
     return tuple(image.id for image in self.annotations.images)
+
+  def files(self, settings: Detect) -> list[str | Path]:
+    """Annotations and images on the disk."""
+    annotations = [settings.annotations] if settings.annotations else []
+    rows = range(len(self) if self.root else 0)
+    return annotations + [self.annotations.image_path(row, self.root) for row in rows]
 
   def regions(self, index: int, masks: bool) -> tuple[Regions, Int32[np.ndarray, " R"]]:
     """True regions and their classes, without crowds.

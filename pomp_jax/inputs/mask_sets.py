@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pomp_jax.config.region_fields import TrainMasks
-from pomp_jax.data.annotations import Annotations, read_annotations
+from pomp_jax.data.annotations import AnnotationError, Annotations, read_annotations
 from pomp_jax.data.class_splits import ClassSplit, read_class_split
 from pomp_jax.data.images import load_rgb, open_image
 from pomp_jax.data.mask_views import RegionMap, RegionMaps, map_of_masks
@@ -50,6 +50,8 @@ def open_mask_set(settings: TrainMasks, seed: int) -> RegionMaps:
     panoptic.check_files(settings.labels)
   annotations = panoptic.annotations if panoptic else read_annotations(settings.annotations, names)
   annotations.check_images(settings.images)
+  if panoptic is None:
+    _check_masks(annotations)
   if classes is None:
     names = annotations.names
     classes = ClassSplit(tuple((name,) for name in names), ("base",) * len(names))
@@ -57,6 +59,13 @@ def open_mask_set(settings: TrainMasks, seed: int) -> RegionMaps:
   if panoptic:
     return _Segments(panoptic, settings.labels, settings.images, classes, rows)
   return _Objects(annotations, settings.images, classes, rows)
+
+
+def _check_masks(annotations: Annotations) -> None:
+  for row in (row for rows in annotations.rows for row in rows):
+    if "segmentation" not in row:
+      found = f"annotation {row.get('id')} has no segmentation"
+      raise AnnotationError(f"{annotations.path}: {found}; accepted: objects with masks")
 
 
 def _spread(n_images: int, total: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import file_stamps
 from pomp_jax.files.paths import Path, is_dir, to_path
 from pomp_jax.inference.class_matrix import check_prompt, class_matrix, key_parts
-from pomp_jax.inference.named_prompts import NamedPrompt, read_prompts
+from pomp_jax.inference.named_prompts import NamedPrompt, only_prompt, read_prompts
 from pomp_jax.inference.proposals import Proposer, header_of
 from pomp_jax.masks.weights import MaskFormerFile, check_clip, read_mask_former
 from pomp_jax.regions.files import RegionHeader
@@ -87,7 +87,7 @@ def open_network(config: Settings, encoder: Encoder, batch_size: int) -> OpenNet
 
 
 def network_key_parts(config: Settings) -> list[Any]:
-  """Parts of a cache key of what depends on a network's regions, beside the CLIP and the images."""
+  """Cache key parts of a network's regions, beside those of the CLIP and the images."""
   parts = [str(config.propose), str(config.regions.mask_threshold), config.clip.dtype]
   parts.append(file_stamps([network_path(config.propose.network)]))
   # The names of its classes are in the file.
@@ -109,8 +109,8 @@ def read_prompts_of(names: Sequence[str], field: str, config: Settings) -> list[
 
 
 def _prompt_of_classes(config: Settings) -> NamedPrompt:
-  (named, *_) = read_prompts_of([config.propose.prompt], "propose.prompt", config)
-  return named
+  field = "propose.prompt"
+  return only_prompt(read_prompts_of([config.propose.prompt], field, config), field)
 
 
 def _classes(config: Settings, encoder: Encoder, network: MaskFormerFile) -> np.ndarray | None:

@@ -5,6 +5,7 @@ Shapes: R regions of a picture of H x W pixels, N names.
 
 from collections.abc import Callable, Mapping, Sequence
 import os
+import posixpath
 
 from jaxtyping import Float, UInt8
 import numpy as np
@@ -41,9 +42,15 @@ def check_picture_regions(config: Settings, files: Mapping[str, Path]) -> str | 
   Raises:
     MaskFormerError, ClipError, ConfigError, PromptFileError, RegionFileError, CategoryFileError,
       AnnotationError: one line each.
+    ImageError: pictures of the same stem, by which a file of regions names them.
   """
   shapes = {}
-  for name, path in files.items() if config.regions.source == "file" else ():
+  of_file = files if config.regions.source == "file" else {}
+  first: dict[str, str] = {}
+  for name in of_file:
+    if (other := first.setdefault(_stem(name), name)) != name:
+      raise ImageError(f"{files[name]}: has the stem of {other}; accepted: a stem for each picture")
+  for name, path in of_file.items():
     try:
       shapes[name] = image_size(path)
     except ImageError:
@@ -83,7 +90,7 @@ class PictureRegions:
     """
     self._row_of = {name: row for row, name in enumerate(names)}
     self._pixels: dict[int, np.ndarray] = {}
-    # A batch is filled up, which would be in vain.
+    # A batch is filled up.
     batch_size = min(config.propose.batch_size, len(names))
     config = config.replace({"propose.batch_size": batch_size})
     pixels = self._pixels.__getitem__
@@ -114,8 +121,12 @@ class PictureRegions:
 
 
 def _images(names: Sequence[str], shape: Callable, pixels: Callable) -> Images:
-  """Pictures by their names without suffix."""
-  return Images([os.path.splitext(name)[0] for name in names], shape, pixels, _nothing)
+  """Pictures by the stems of their names."""
+  return Images([_stem(name) for name in names], shape, pixels, _nothing)
+
+
+def _stem(name: str) -> str:
+  return os.path.splitext(posixpath.basename(name))[0]
 
 
 def _nothing(row: int):

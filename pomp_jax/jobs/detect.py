@@ -238,10 +238,7 @@ def _key(config: Settings, encoder: Encoder, boxes: BoxSet, prompts: Sequence[Na
   parts = [_VERSION, encoder.image_fingerprint, encoder.clip.name, str(config.detect)]
   parts += [config.clip.text_tower, str(boxes.keys), str(boxes.classes)]
   parts += region_key_parts(config, boxes.keys)
-  files = [config.detect.annotations] if config.detect.annotations else []
-  if boxes.root:
-    files += [boxes.annotations.image_path(index, boxes.root) for index in range(len(boxes))]
-  parts += [file_stamps(files)]
+  parts += [file_stamps(boxes.files(config.detect))]
   for named in prompts:
     parts += key_parts(named, boxes.classes.synonyms)
   return fingerprint(parts)

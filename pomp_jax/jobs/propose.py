@@ -13,7 +13,9 @@ import numpy as np
 
 from pomp_jax import inputs
 from pomp_jax.config import ConfigError, Settings
-from pomp_jax.files.array_cache import fingerprint
+from pomp_jax.config.region_fields import Detect, Segment
+from pomp_jax.data.images import PREPROCESSING_VERSION
+from pomp_jax.files.array_cache import file_stamps, fingerprint
 from pomp_jax.files.run_folder import RunFolder, to_json, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.proposals import found_objects
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 # Images in memory together.
 _BLOCK = 32
 _LEAST_IOU = 0.5
+_VERSION = f"1, pixels {PREPROCESSING_VERSION}"
 
 
 def check(config: Settings, workdir: str) -> None:
@@ -59,14 +62,18 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   folder = RunFolder(workdir)
   encoder = inputs.open_encoder(config)
   network = open_network(config, encoder, config.propose.batch_size)
-  keys, image, boxes = _images(config)
-  parts = [str(config.segment), str(config.detect), encoder.clip.name, str(keys)]
-  key = fingerprint(parts + network_key_parts(config))
+  keys, image, files, boxes = _images(config)
+  parts = [_VERSION, encoder.image_fingerprint, encoder.clip.name, config.clip.text_tower]
+  # Without their prompts, which a network does not see.
+  parts += [str(part) for part in (_data(config.segment), _data(config.detect), keys)]
+  key = fingerprint([*parts, file_stamps(files), *network_key_parts(config)])
   stored = folder.read_results()
   if stored is not None and stored.get("key") == key:
     log.info("%s: these regions are written; nothing to do", workdir)
     return stored
   folder.create()
+  # The results of an earlier network would vouch for the regions of both.
+  folder.results.unlink(missing_ok=True)
   write_json(folder.config, config.to_dict())
   found = _Recall(config, boxes)
   with writing(folder.path / "regions"):
@@ -91,13 +98,21 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   return folder.read_results() or {}
 
 
-def _images(config: Settings) -> tuple[Sequence[Any], Callable[[int], np.ndarray], BoxSet | None]:
-  """Keys of the images, a function from number to pixels, and their annotated objects if any."""
+def _data(settings: Segment | Detect) -> dict[str, Any]:
+  """The fields that say which images there are."""
+  names = ("source", "images", "labels", "annotations", "names", "n_images", "scene_classes")
+  return {name: getattr(settings, name) for name in names if hasattr(settings, name)}
+
+
+def _images(
+  config: Settings,
+) -> tuple[Sequence[Any], Callable[[int], np.ndarray], Sequence[Any], BoxSet | None]:
+  """Keys of the images, number -> pixels, the files read, and annotated objects if any."""
   if config.propose.images == "segment":
     pixels = open_pixel_set(config.segment)
-    return pixels.keys, pixels.image, None
+    return pixels.keys, pixels.image, pixels.files, None
   boxes = open_box_set(config.detect)
-  return boxes.keys, boxes.image, boxes
+  return boxes.keys, boxes.image, boxes.files(config.detect), boxes
 
 
 class _Recall:

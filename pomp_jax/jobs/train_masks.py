@@ -5,6 +5,7 @@ The loop, its checkpoints and its restarts are those of `pretrain`. Leaves `mask
 `results.json` and `plots/training.png` in the run's folder; the job `propose` reads `masks.pth`.
 """
 
+from collections.abc import Sequence
 import logging
 
 import jax
@@ -12,10 +13,14 @@ import jax
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis import plots
 from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config.region_fields import TrainMasks
+from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.paths import Path, exists
 from pomp_jax.files.prompt_file import Prompt
-from pomp_jax.files.run_folder import RunFolder, write_json, writing
-from pomp_jax.inference.class_matrix import check_prompt
+from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json, writing
+from pomp_jax.inference.class_matrix import check_prompt, key_parts
+from pomp_jax.inference.named_prompts import NamedPrompt
 from pomp_jax.inputs.mask_sets import open_mask_set
 from pomp_jax.masks.weights import MaskFormerFile, write_mask_former
 from pomp_jax.prompt.mesh import DATA, make_mesh
@@ -47,14 +52,38 @@ def check(config: Settings, workdir: str) -> None:
   clip_config = inputs.clip_config(config.clip.model)
   network_sizes(own, clip_config.projection_dim)
   names = [(name,) for name in source.names]
-  check_prompt(prompt_of_classes(own), names, clip_config, config.clip.model)
+  named = prompt_of_classes(own)
+  check_prompt(named, names, clip_config, config.clip.model)
   mesh = make_mesh()
   if config.batch_size % mesh.shape[DATA]:
     accepted = f"a multiple of the {mesh.shape[DATA]} devices"
     raise ConfigError("batch_size", config.batch_size, accepted)
   if jax.process_index() not in batches.process_shards(mesh):
     raise ConfigError("mesh.class_size", 1, "processes with the same number of devices")
-  check_same_run(config, folder, may_change)
+  check_same_run(config, folder, _may_change)
+  _check_same_classes(own, folder, _classes_key(named, source.names))
+
+
+def _may_change(field: str) -> bool:
+  return may_change(field) and not field.startswith("train_masks.")
+
+
+def _classes_key(named: NamedPrompt, names: Sequence[str]) -> str:
+  """Of what the class matrix depends on beside the CLIP."""
+  return fingerprint([str(part) for part in key_parts(named, [(name,) for name in names])])
+
+
+def _check_same_classes(own: TrainMasks, folder: RunFolder, key: str) -> None:
+  """A resumed run has the classes and the prompt of its start, also under the same paths."""
+  if not hosts.is_first() or not exists(path := _classes_path(folder)):
+    return
+  if read_keyed(path, key) is None:
+    accepted = f"the prompt and the classes with which {folder.path} was started"
+    raise ConfigError("train_masks.prompt", own.prompt, f"{accepted} (or another --workdir)")
+
+
+def _classes_path(folder: RunFolder) -> Path:
+  return folder.path / "classes.json"
 
 
 def run(config: Settings, workdir: str) -> dict:
@@ -74,6 +103,8 @@ def run(config: Settings, workdir: str) -> dict:
   if hosts.is_first():
     folder.create()
     write_json(folder.config, config.to_dict())
+    key = _classes_key(training.prompt, training.source.names)
+    write_json(_classes_path(folder), {"key": key})
   done = loop.train(training)
   if hosts.is_first():
     _save(training, done)
@@ -90,8 +121,10 @@ def run(config: Settings, workdir: str) -> dict:
 
 
 def _save(training: MaskTraining, done: Checkpoint) -> None:
-  prompt = prompt_of_classes(training.config.train_masks).prompt
-  context = prompt.context if isinstance(prompt, Prompt) and prompt.context.ndim == 2 else None
+  prompt = training.prompt.prompt
+  # A checkpoint's context stands before the names.
+  of_all = isinstance(prompt, Prompt) and prompt.context.ndim == 2 and prompt.position == "end"
+  context = prompt.context if of_all else None
   params = jax.device_get(done.state.params)
   content = MaskFormerFile(training.sizes, params, tuple(training.source.names))
   path = training.folder.path / "masks.pth"

@@ -51,7 +51,7 @@ class Picture(NamedTuple):
 
 
 class _Whole:
-  """What `segment` and `detect` share: whole pictures, regions or patches of them, files."""
+  """A task on whole pictures: their regions or patches, and its files."""
 
   batch = _BLOCK
 

@@ -141,7 +141,7 @@ def _roll_back(
     again = f" after {roll_backs.count} roll-backs" if roll_backs.count else ""
     raise TrainingError(
       f"{error}: training stops{again}. The last good checkpoint is in {run.folder.checkpoints};"
-      " lower config.optim.lr, or let config.on_bad_loss='roll_back' resume from it"
+      " lower the learning rate, or let config.on_bad_loss='roll_back' resume from it"
     ) from error
   last = resume(run, checkpoints)
   roll_backs = roll_backs.add(error.step, last.step)

@@ -13,7 +13,7 @@ from pomp_jax.config.region_fields import TrainMasks
 from pomp_jax.data.mask_views import MaskAugmentation, MaskViews
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.inference.class_matrix import class_matrix
-from pomp_jax.inference.named_prompts import NamedPrompt, read_prompts
+from pomp_jax.inference.named_prompts import NamedPrompt, only_prompt, read_prompts
 from pomp_jax.inputs.mask_sets import open_mask_set
 from pomp_jax.masks.losses import LossWeights
 from pomp_jax.masks.model import VARIANTS, MaskFormer, MaskFormerConfig
@@ -27,9 +27,15 @@ from pomp_jax.train.training import Training
 
 @dataclasses.dataclass(frozen=True)
 class MaskTraining(Training):
-  """Training of a MaskFormer; `frozen` is the class matrix [N,E] of its classes."""
+  """Training of a MaskFormer; `frozen` is the class matrix [N,E] of its classes.
+
+  Attributes:
+    sizes: sizes of the network.
+    prompt: prompt of the classes.
+  """
 
   sizes: MaskFormerConfig
+  prompt: NamedPrompt
 
   @property
   def n_groups(self) -> int:
@@ -84,10 +90,7 @@ def prompt_of_classes(own: TrainMasks) -> NamedPrompt:
     ConfigError: none, or several.
     PromptFileError, HubError, CheckpointError: an unusable file.
   """
-  found = read_prompts([own.prompt], "train_masks.prompt")
-  if len(found) > 1:
-    raise ConfigError("train_masks.prompt", own.prompt, "one prompt, not a run's checkpoints")
-  return found[0]
+  return only_prompt(read_prompts([own.prompt], "train_masks.prompt"), "train_masks.prompt")
 
 
 def prepare(config: Settings, folder: RunFolder) -> MaskTraining:
@@ -103,7 +106,8 @@ def prepare(config: Settings, folder: RunFolder) -> MaskTraining:
   sizes = network_sizes(own, encoder.clip.config.projection_dim)
   # The first name of each class.
   names = [(name,) for name in source.names]
-  classes_NxE = class_matrix(encoder, names, prompt_of_classes(own)).features
+  prompt = prompt_of_classes(own)
+  classes_NxE = class_matrix(encoder, names, prompt).features
   steps_per_epoch = max(1, len(source) // config.batch_size)
   total_steps = config.steps or config.epochs * steps_per_epoch
   rate = poly_schedule(own.lr, own.power, total_steps, own.warmup)
@@ -122,4 +126,5 @@ def prepare(config: Settings, folder: RunFolder) -> MaskTraining:
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
     sizes=sizes,
+    prompt=prompt,
   )

@@ -51,8 +51,8 @@ _FREE_FIELDS = (
 # Fields that follow the number and the kind of devices, which may change. A change of the draws is
 # a warning.
 _DEVICE_FIELDS = ("accumulate", "mesh.class_size", "clip.memory_gib")
-# Fields of jobs that only read the run's results, or start it.
-_OTHER_JOBS = ("regions.", "segment.", *(f"{name}." for name in JOBS if name != "train_masks"))
+# Fields of other jobs than a training of a prompt; `train_masks` compares its own.
+_OTHER_JOBS = ("regions.", "segment.", *(f"{name}." for name in JOBS))
 
 
 def check_same_run(config: Settings, folder: RunFolder, may_change: Callable[[str], bool]) -> None:

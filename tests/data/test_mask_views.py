@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from pomp_jax.data.annotations import AnnotationError
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.mask_views import (
   MaskAugmentation,
@@ -16,14 +17,16 @@ from pomp_jax.data.mask_views import (
   largest_regions,
   map_of_masks,
 )
+from pomp_jax.data.pixels import PixelError
 
 LABELS = np.array([4, -1, 2], np.int32)
 CROPS = MaskAugmentation("crop_flip", seed=5, scales=(0.5, 2.0))
 
 
 class Maps:
-  """Three images, the last of which is unreadable."""
+  """Three images, the last of which can't be read."""
 
+  error: Exception = ImageError("image 2: broken")
   names = ("a", "b")
   labels = np.zeros(3, np.int32)
 
@@ -32,7 +35,7 @@ class Maps:
 
   def region_map(self, index):
     if index == 2:
-      raise ImageError("image 2: broken")
+      raise self.error
     rng = np.random.default_rng(index)
     shape = (24, 36) if index else (30, 20)
     return RegionMap(
@@ -117,8 +120,11 @@ def test_smaller_masks_are_in_front():
   assert (map_of_masks(masks[:0], 2, 4) == -1).all()
 
 
-def test_an_unreadable_image_is_told():
-  records, readable = MaskViews(Maps(), 32, 2, CROPS)(np.array([2, 0]), np.array([0, 0]))
+@pytest.mark.parametrize("error", [ImageError, AnnotationError, PixelError])
+def test_an_unreadable_image_or_label_is_told(error):
+  maps = Maps()
+  maps.error = error("image 2: broken")
+  records, readable = MaskViews(maps, 32, 2, CROPS)(np.array([2, 0]), np.array([0, 0]))
   assert readable.tolist() == [False, True]
   assert not records["image"][0].any() and records["image"][1].any()
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from pomp_jax.clip import load_clip
+from pomp_jax.config import ConfigError
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
 from pomp_jax.inference.class_matrix import ClassMatrix, check_prompt, class_matrix, key_parts
-from pomp_jax.inference.named_prompts import NamedPrompt, read_prompts
+from pomp_jax.inference.named_prompts import NamedPrompt, only_prompt, read_prompts
 from tests.support.checks import assert_close
 from tests.support.clips import pooled, write_random_clip
 
@@ -32,6 +33,13 @@ def test_rows_are_the_names_under_the_text(clip):
     expected = pooled(model.get_text_features(**tokens))
   assert_close(matrix.features, torch.nn.functional.normalize(expected), 1e-5)
   assert matrix.starts.tolist() == [0, 1, 4]
+
+
+def test_a_field_of_one_prompt_takes_no_others():
+  prompts = read_prompts(("a {}", "the {}"), "segment.prompts")
+  assert only_prompt(prompts[:1], "propose.prompt") is prompts[0]
+  with pytest.raises(ConfigError, match=r"propose\.prompt.*a \{\}, the \{\}"):
+    only_prompt(prompts, "propose.prompt")
 
 
 def test_the_best_of_a_classs_names_counts():

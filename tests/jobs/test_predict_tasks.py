@@ -12,9 +12,11 @@ import scipy.special
 from pomp_jax import inputs
 from pomp_jax.config import validate
 from pomp_jax.data.class_splits import read_class_split
+from pomp_jax.data.images import ImageError
 from pomp_jax.data.pixels import open_pixels
 from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
+from pomp_jax.inputs.picture_regions import check_picture_regions
 from pomp_jax.jobs import detect, segment, whole_pictures
 from tests.support.pictures import (
   NAMES,
@@ -280,6 +282,13 @@ def test_bad_input_is_one_line_and_nothing_is_written(root, tmp_path, kind):
     run_predict(config_of(root, changes), tmp_path / "run")
   assert named in str(caught.value) and "\n" not in str(caught.value)
   assert not (tmp_path / "run").exists()
+
+
+def test_pictures_of_one_stem_have_no_regions_in_a_file(root):
+  config = config_of(root, DETECT, FILE)
+  files = {"a/3.png": root / "3.png", "b/3.jpg": root / "3.jpg"}
+  with pytest.raises(ImageError, match=r"3\.jpg: has the stem of a/3\.png"):
+    check_picture_regions(config, files)
 
 
 def test_boxes_of_a_file_without_masks(root, tmp_path):

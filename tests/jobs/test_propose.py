@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shutil
 
 import jax
 import numpy as np
@@ -112,6 +114,27 @@ def test_an_equal_start_does_nothing(root, proposed, monkeypatch):
   workdir, results = proposed["segment"]
   monkeypatch.setattr(networks.Proposer, "regions", None)
   assert run(propose, config_of(root), workdir) == results
+
+
+def test_an_interrupted_start_leaves_no_results_of_the_one_before(
+  root, proposed, tmp_path, monkeypatch
+):
+  """It starts because an image's file has changed."""
+
+  def interrupted(*given):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(propose, "RegionWriter", interrupted)
+  workdir = shutil.copytree(proposed["segment"][0], tmp_path / "run")
+  image = sorted((root / "images").iterdir())[0]
+  times = image.stat()
+  os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns + 10**9))
+  try:
+    with pytest.raises(KeyboardInterrupt):
+      run(propose, config_of(root), workdir)
+  finally:
+    os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
+  assert not (workdir / "results.json").exists()
 
 
 @pytest.mark.parametrize("job", [segment, detect])

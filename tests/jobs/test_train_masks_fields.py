@@ -1,6 +1,7 @@
 """Every field of `train_masks` reaches what it names, and images, objects and scenes are read."""
 
 import dataclasses
+import json
 import pathlib
 
 import jax
@@ -10,13 +11,14 @@ import pytest
 
 from pomp_jax import inputs
 from pomp_jax.config import FIELDS, ConfigError, validate
+from pomp_jax.data.annotations import AnnotationError
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.inputs.mask_sets import open_mask_set
+from pomp_jax.jobs import train_masks
 from pomp_jax.masks.model import VARIANTS, MaskFormer
 from pomp_jax.masks.step import MaskLearner
 from pomp_jax.masks.weights import MaskFormerFile, write_mask_former
 from pomp_jax.train import mask_training
-from pomp_jax.train.resume import may_change
 from pomp_jax.world.scenes import open_scenes
 from tests.support.clips import write_random_clip
 from tests.support.mask_sets import train_masks_config, write_objects
@@ -67,7 +69,7 @@ CHANGES = {
 def test_each_field_has_a_row_and_a_run_keeps_its_values():
   fields = [field for field in FIELDS if field.startswith("train_masks.")]
   assert sorted(fields) == sorted(f"train_masks.{name}" for name in CHANGES)
-  assert not any(map(may_change, fields))
+  assert not any(map(train_masks._may_change, fields))
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +184,16 @@ def test_objects_lie_over_larger_ones_and_crowds_are_dropped(root):
   whole = source.region_map(0)
   assert whole.labels[0] == -1 and (whole.labels[1:] >= 0).all()
   assert whole.owners.max() < len(whole.labels)
+
+
+def test_objects_without_masks_are_refused_at_once(root, tmp_path):
+  value = json.loads((root / "objects.json").read_text())
+  del value["annotations"][3]["segmentation"]
+  (tmp_path / "boxes.json").write_text(json.dumps(value))
+  changes = {"source": "coco", "annotations": str(tmp_path / "boxes.json"), "names": ""}
+  own = {f"train_masks.{name}": text for name, text in changes.items()}
+  with pytest.raises(AnnotationError, match="annotation 4 has no segmentation"):
+    open_mask_set(train_masks_config(root, **own).train_masks, 0)
 
 
 def test_scenes_of_the_world_show_base_classes_alone():

@@ -38,3 +38,13 @@ def test_a_field_that_a_stored_config_lacks_is_another_run(tmp_path):
   folder.config.write_text(json.dumps(stored))
   with pytest.raises(ConfigError, match=r"data\.test_share"):
     check_same_run(Settings().replace({"clip.remat": "none"}), folder, may_change)
+
+
+def test_a_config_from_before_a_job_is_the_same_run(tmp_path):
+  """Fields of other jobs came later, and do not matter."""
+  folder = _folder(tmp_path)
+  stored = json.loads(folder.config.read_text())
+  for job in ("train_masks", "propose", "regions"):
+    del stored[job]
+  folder.config.write_text(json.dumps(stored))
+  check_same_run(Settings().replace({"clip.remat": "none"}), folder, may_change)
