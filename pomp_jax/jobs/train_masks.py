@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import logging
 
 import jax
+import numpy as np
 
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis import plots
@@ -16,6 +17,7 @@ from pomp_jax.config import ConfigError, Settings
 from pomp_jax.config.region_fields import TrainMasks
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.class_features import ClassFeatures
 from pomp_jax.files.paths import Path, exists
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json, writing
@@ -121,15 +123,19 @@ def run(config: Settings, workdir: str) -> dict:
 
 
 def _save(training: MaskTraining, done: Checkpoint) -> None:
-  prompt = training.prompt.prompt
-  # A checkpoint's context stands before the names.
-  of_all = isinstance(prompt, Prompt) and prompt.context.ndim == 2 and prompt.position == "end"
-  context = prompt.context if of_all else None
+  context = _stored_context(training.prompt.prompt)
   params = jax.device_get(done.state.params)
   content = MaskFormerFile(training.sizes, params, tuple(training.source.names))
   path = training.folder.path / "masks.pth"
   with writing(path), replacing(path) as file:
     write_mask_former(file, content, context)
+
+
+def _stored_context(prompt: Prompt | ClassFeatures | str) -> np.ndarray | None:
+  """The context that a checkpoint can hold: one of all classes, before their names."""
+  if not isinstance(prompt, Prompt) or prompt.context.ndim != 2 or prompt.position != "end":
+    return None
+  return prompt.context
 
 
 def _results(training: MaskTraining, done: Checkpoint) -> dict:

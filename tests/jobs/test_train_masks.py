@@ -1,7 +1,5 @@
 """The job train_masks: restarts bit for bit, base classes only, what is left in the folder."""
 
-from types import SimpleNamespace
-
 import jax
 import numpy as np
 import pytest
@@ -9,7 +7,6 @@ import pytest
 from pomp_jax import inputs
 from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt
-from pomp_jax.inference.named_prompts import NamedPrompt
 from pomp_jax.jobs import train_masks
 from pomp_jax.masks.weights import read_mask_former
 from pomp_jax.train import loop
@@ -93,22 +90,13 @@ def test_a_restart_with_other_classes_under_the_same_path_is_refused(data, whole
     train_masks.check(config, str(whole[0]))
 
 
-@pytest.mark.parametrize("position", ["end", "front"])
-def test_a_stored_prompt_is_one_that_the_file_can_say(data, whole, tmp_path, position, monkeypatch):
-  """A checkpoint of ZSSeg has a context that stands before the names."""
+def test_a_stored_prompt_is_one_that_the_file_can_say():
+  """A checkpoint of ZSSeg has one context, which stands before the names."""
   context = np.ones((2, 32), np.float32)
-  prompt = Prompt(context, str(data / "clip"), position)
-  stored = []
-  monkeypatch.setattr(train_masks, "write_mask_former", lambda *given: stored.append(given[2]))
-  training = SimpleNamespace(
-    prompt=NamedPrompt("p", prompt),
-    sizes=None,
-    source=SimpleNamespace(names=()),
-    folder=SimpleNamespace(path=tmp_path),
-  )
-  done = SimpleNamespace(state=SimpleNamespace(params={}))
-  train_masks._save(training, done)
-  assert (stored[0] is not None) == (position == "end")
+  assert train_masks._stored_context(Prompt(context, "clip", "end")) is context
+  assert train_masks._stored_context(Prompt(context, "clip", "front")) is None
+  assert train_masks._stored_context(Prompt(context[None], "clip", "end")) is None
+  assert train_masks._stored_context("a photo of a {}.") is None
 
 
 def test_what_a_run_leaves(whole):
