@@ -22,7 +22,7 @@ FUSE = {
   "regions.crop": "context",
   "regions.expand": 1.4,
   "regions.objectness": True,
-  # The best of ten pairs on scenes of another seed: the network knows classes less well than CLIP.
+  # The best of five pairs on scenes of another seed: the network knows classes less than CLIP.
   "regions.e_base": 0.8,
   "regions.e_novel": 0.9,
   "regions.alone": True,
