@@ -1,4 +1,4 @@
-"""The report of a detection: tables, and pictures with the boxes under each prompt.
+"""Tables of a detection, and pictures with the boxes under each prompt.
 
 Shapes: D boxes of an image.
 """
@@ -13,7 +13,8 @@ from matplotlib.patches import Rectangle
 import numpy as np
 
 from pomp_jax.analysis import drawing, sheets
-from pomp_jax.analysis.tables import Row, Table, markdown
+from pomp_jax.analysis.labels import counted
+from pomp_jax.analysis.tables import Row, Table
 from pomp_jax.regions.boxes import iou
 
 # Boxes of a picture at most, and their IoU at most.
@@ -38,13 +39,14 @@ class Boxes(NamedTuple):
   scores: Float32[np.ndarray, " D"]
 
 
-def detection_report(results: Mapping[str, Any]) -> str:
-  """Formats the figures of the `detect` job as Markdown, without columns that are empty.
+def detection_tables(results: Mapping[str, Any]) -> list[Table]:
+  """Builds the tables of the `detect` job, as percentages, without columns that are empty.
 
   Args:
     results: results of the job: `images`, `objects`, `classes`, `figures`.
   """
-  counts = f"{results['images']} images, {results['objects']} objects, {len(results['classes'])}"
+  numbers = {n: results[f"{n}s"] for n in ("image", "object")} | {"class": len(results["classes"])}
+  counts = ", ".join(counted(number, noun) for noun, number in numbers.items())
   tables = []
   for kind, title in _TITLES.items():
     rows = {
@@ -60,13 +62,13 @@ def detection_report(results: Mapping[str, Any]) -> str:
     )
     tables.append(
       Table(
-        f"{title}: {counts} classes",
+        f"{title}: {counts}",
         "prompt",
         tuple(columns),
         tuple(Row(label, values(row)) for label, row in rows.items()),
       )
     )
-  return markdown(tables)
+  return tables
 
 
 def _columns(kind: str, figures: Mapping[str, Any]) -> dict[str, float | None]:

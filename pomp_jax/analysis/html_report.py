@@ -86,6 +86,8 @@ _FILES = {
   "config.json": "every field of the config",
   "plots": "pictures",
   "sets": "figures of each class",
+  "labels": "label images of each prompt",
+  "detections": "detections of each prompt in COCO's form",
 }
 
 

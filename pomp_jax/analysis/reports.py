@@ -18,8 +18,13 @@ def _percent(value: float, ends: Sequence[float] | None = None) -> str:
   return text if ends is None else f"{text} ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
 
 
-def _pictures(folder: RunFolder, captions: Mapping[str, str]) -> list[Section]:
-  """Sections of the plots that there are, by file name."""
+def pictures(folder: RunFolder, captions: Mapping[str, str]) -> list[Section]:
+  """Sections of the plots that there are.
+
+  Args:
+    folder: folder of the run.
+    captions: file in `plots` -> what it shows.
+  """
   return [
     Section(caption, picture=folder.plots / name, caption=caption)
     for name, caption in captions.items()
@@ -70,12 +75,12 @@ def training_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
   }
   sections = [
     Section("Top-1 accuracy (%)", _INTERVAL, Grid(("prompt", *columns), rows, marks)),
-    *_pictures(folder, {"accuracy.png": "Accuracy", "training.png": "Course of the training"}),
+    *pictures(folder, {"accuracy.png": "Accuracy", "training.png": "Course of the training"}),
     Section(
       "Training",
       table=Grid((), [(name, str(value)) for name, value in training.items() if value is not None]),
     ),
-    *_pictures(folder, {"predictions.png": "Test images and the most probable classes"}),
+    *pictures(folder, {"predictions.png": "Test images and the most probable classes"}),
   ]
   text = (
     f"{method} on {counted(results['n_classes'], 'class')}, CLIP {results['clip_model']}, seed"
@@ -91,7 +96,7 @@ def evaluation_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
   labels = dict(zip(names, prompt_labels(names), strict=True))
   *tables, details = evaluation_tables(results)
   pairs = [(group, kind) for group, kinds in results["accuracy"].items() for kind in kinds]
-  sections = [_prompts(results["prompts"], labels)]
+  sections = [prompts_section(results["prompts"], labels)]
   for (group, kind), table in zip(pairs, tables, strict=True):
     intervals = results["intervals"].get(group, {}).get(kind, {})
     notes = " ".join(f"[{i}] {note}." for i, note in enumerate(table.notes, 1))
@@ -101,7 +106,7 @@ def evaluation_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
       Section(
         table.title,
         _INTERVAL + published,
-        _grid(table, labels, intervals),
+        grid_of(table, labels, intervals),
         picture if exists(picture) else None,
         table.title,
       )
@@ -109,8 +114,8 @@ def evaluation_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
   if results["missing"]:
     rows = list(results["missing"].items())
     sections.append(Section("Missing sets", table=Grid(("set", "reason"), rows)))
-  sections += _pictures(folder, {"calibration.png": "Calibration"})
-  sections.append(Section(details.title, table=_grid(details, labels), folded=True))
+  sections += pictures(folder, {"calibration.png": "Calibration"})
+  sections.append(Section(details.title, table=grid_of(details, labels), folded=True))
   sets = results["sets"]
   images = sum(next(iter(of["prompts"].values()))["images"] for of in sets.values())
   unreadable = sum(of["unreadable"] for of in sets.values())
@@ -123,8 +128,13 @@ def evaluation_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
   return Report(f"Evaluation on {counted(len(sets), 'data set')}", text, sections)
 
 
-def _prompts(prompts: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Section:
-  """Which prompt each short label stands for."""
+def prompts_section(prompts: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Section:
+  """Says which prompt each short label stands for.
+
+  Args:
+    prompts: `label` and `step` of each, as in `results.json`.
+    labels: label -> short label.
+  """
   rows = [
     (labels[one["label"]], one["label"], cell(one["step"]) if one["step"] is not None else "-")
     for one in prompts
@@ -132,12 +142,18 @@ def _prompts(prompts: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) ->
   return Section("Prompts", table=Grid(("called here", "prompt", "step of a checkpoint"), rows))
 
 
-def _grid(
+def grid_of(
   table: Table,
   labels: Mapping[str, str],
   intervals: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
 ) -> Grid:
-  """A table's cells as text, with short labels, intervals and numbers of images."""
+  """A table's cells as text, with short labels, intervals and numbers of images.
+
+  Args:
+    table: table of a job.
+    labels: label -> short label of the rows.
+    intervals: label -> column -> ends of an interval, fractions.
+  """
   rows = []
   for row in table.rows:
     values = [cell(value, table.digits) for value in row.values]
@@ -187,7 +203,7 @@ def baselines_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
       " the peak is that of a process of its own.",
       Grid(("method", "seeds", *columns, "training (s)", "peak (MiB)"), accuracy),
     ),
-    *_pictures(folder, {"accuracy.png": "Accuracy of each method"}),
+    *pictures(folder, {"accuracy.png": "Accuracy of each method"}),
     Section(
       "95% intervals (%)",
       "Over the images: Wilson's, of the mean. Over the seeds: Student's, of several runs.",
@@ -253,9 +269,9 @@ def geometry_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
   sets = results["sets"]
   counts = [(name, f"{of['images']:,}", f"{of['classes']:,}") for name, of in sets.items()]
   sections = [
-    _prompts(results["prompts"], labels),
+    prompts_section(results["prompts"], labels),
     Section("Data sets", table=Grid(("set", "images", "classes"), counts)),
-    *_pictures(folder, {"alignment_uniformity.png": "Alignment and uniformity"}),
+    *pictures(folder, {"alignment_uniformity.png": "Alignment and uniformity"}),
   ]
   for table in geometry_tables(results):
     of_top1 = {
@@ -264,14 +280,14 @@ def geometry_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
     }
     shown = table.title.startswith("Top-1")
     text = _INTERVAL if shown else ""
-    sections.append(Section(table.title, text, _grid(table, labels, of_top1 if shown else None)))
+    sections.append(Section(table.title, text, grid_of(table, labels, of_top1 if shown else None)))
   for name in sets:
     file = name.replace("/", "-")
     captions = {
       f"map_{file}.png": f"Class features of {name}",
       f"similarity_{file}.png": f"Cosines of classes of {name}",
     }
-    sections += _pictures(folder, captions)
+    sections += pictures(folder, captions)
   sections += _nearest_tokens(results["tokens"], labels)
   text = (
     f"{counted(len(names), 'prompt')} on {counted(len(sets), 'data set')}, CLIP"

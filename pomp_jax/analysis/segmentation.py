@@ -1,4 +1,4 @@
-"""The report of a segmentation: a table, and pictures with the label map under each prompt."""
+"""Tables of a segmentation, and pictures with the label map under each prompt."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -9,33 +9,36 @@ from matplotlib.colors import to_rgb
 import numpy as np
 
 from pomp_jax.analysis import drawing, sheets
-from pomp_jax.analysis.tables import Row, Table, markdown
+from pomp_jax.analysis.labels import counted
+from pomp_jax.analysis.tables import Row, Table
 
 _COLUMNS = (
   *("hIoU", "base mIoU", "novel mIoU", "mIoU", "hIoU_plain", "base mIoU_plain"),
   *("novel mIoU_plain", "mIoU_plain", "fwIoU", "mACC", "pACC"),
 )
-_NOTE = """
-mIoU: over classes in the truth or the prediction, as detectron2 and ZSSeg report it; _plain: over
-classes in the truth. hIoU: harmonic mean of base and novel mIoU.
-"""
+# What the columns of `segmentation_tables` are.
+FIGURES = (
+  "mIoU: over classes in the truth or the prediction, as detectron2 and ZSSeg report it; _plain:"
+  " over classes in the truth. hIoU: harmonic mean of base and novel mIoU."
+)
 
 
-def segmentation_report(results: Mapping[str, Any]) -> str:
-  """Formats the figures of the `segment` job as Markdown, those that all prompts have.
+def segmentation_tables(results: Mapping[str, Any]) -> list[Table]:
+  """Builds the table of the `segment` job: the figures that all prompts have, as percentages.
 
   Args:
     results: results of the job: `images`, `classes`, `figures`.
   """
   rows = {label: _flat(figures) for label, figures in results["figures"].items()}
   columns = [c for c in _COLUMNS if all(row.get(c) is not None for row in rows.values())]
+  counts = counted(results["images"], "image"), counted(len(results["classes"]), "class")
   table = Table(
-    f"Segmentation (%): {results['images']} images, {len(results['classes'])} classes",
+    f"Segmentation (%): {', '.join(counts)}",
     "prompt",
     tuple(columns),
     tuple(Row(label, tuple(100 * row[c] for c in columns)) for label, row in rows.items()),
   )
-  return markdown([table]) + _NOTE
+  return [table]
 
 
 def _flat(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 Regions are the annotated boxes, those of a file or those of a network. Their classes are those of
 crops, of a detector's embeddings, or of both. With embeddings of a file alone no image is read.
 
-Leaves in the run's folder `results.json` with every figure, `results.md`, `plots/detections.png`
-and, with `detect.output`, `detections/<number of the prompt>.json`. A restart resumes after the
-last block of images.
+Leaves in the run's folder `results.json` with every figure, `results.md`, `report.html`,
+`plots/detections.png` and, with `detect.output`, `detections/<number of the prompt>.json`. A
+restart resumes after the last block of images.
 
 With several processes all of them work on each block together, and the first writes.
 """
@@ -20,15 +20,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pomp_jax import hosts, inputs
-from pomp_jax.analysis.detection import Boxes, detection_report, detection_sheet
+from pomp_jax.analysis.detection import Boxes, detection_sheet, detection_tables
+from pomp_jax.analysis.html_report import write_run_report
 from pomp_jax.analysis.labels import counted, prompt_labels
+from pomp_jax.analysis.region_reports import regions_report
+from pomp_jax.analysis.tables import markdown
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import file_stamps, fingerprint
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import Path, remove_folder
-from pomp_jax.files.run_folder import RunFolder, read_json, read_keyed, to_json, write_json, writing
+from pomp_jax.files.run_folder import (
+  RunFolder,
+  read_json,
+  read_keyed,
+  to_json,
+  with_provenance,
+  write_json,
+  writing,
+)
 from pomp_jax.files.terminal import steps_of, waiting
 from pomp_jax.inference.box_metrics import (
   MAX_DETECTIONS,
@@ -158,9 +169,10 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
         path = folder.path / "detections" / f"{number}.json"
         path.parent.mkdir(exist_ok=True)
         write_json(path, [row for image in found for row in image.rows[0]])
-    _write_report(config, folder, boxes, blocks, results)
+    stored = with_provenance(results)
+    _write_report(config, folder, boxes, blocks, stored)
   # Last: a folder with results is a finished run.
-  folder.write_results(results)
+  folder.write_results(stored)
   with contextlib.suppress(OSError):
     remove_folder(progress)
   log.info("figures and pictures are in %s", folder.path)
@@ -296,10 +308,18 @@ def _write_report(
   blocks: Sequence[Path],
   results: dict[str, Any],
 ) -> None:
+  """Writes tables, pictures, and the page with both."""
   with replacing(folder.path / "results.md") as file:
-    file.write(detection_report(results).encode())
-  if config.detect.source == "coco" and not config.detect.images:
-    return  # no pictures without images
+    file.write(markdown(detection_tables(results)).encode())
+  if config.detect.source != "coco" or config.detect.images:  # no pictures without images
+    _draw(folder, boxes, blocks, results)
+  write_run_report(folder, config, results, regions_report(folder, config, results))
+
+
+def _draw(
+  folder: RunFolder, boxes: BoxSet, blocks: Sequence[Path], results: Mapping[str, Any]
+) -> None:
+  """Draws some of the images with their boxes."""
   n_shown = min(_SHOWN, len(boxes))
   shown = [n * len(boxes) // n_shown for n in range(n_shown)]
   class_of = {int(number): n for n, number in enumerate(boxes.annotations.category_ids)}

@@ -3,8 +3,9 @@
 Without regions the classes of patches, by a training-free recipe; with regions the classes of
 crops and of a network's embeddings, added up over the regions of a pixel.
 
-Leaves in the run's folder `results.json` with every figure, `results.md`, `plots/segmentation.png`
-and `labels/<number of the prompt>/<image>.png`. A restart resumes after the last block of images.
+Leaves in the run's folder `results.json` with every figure, `results.md`, `report.html`,
+`plots/segmentation.png` and `labels/<number of the prompt>/<image>.png`. A restart resumes after
+the last block of images.
 
 With several processes all of them work on each block together, and the first writes.
 """
@@ -19,8 +20,11 @@ import numpy as np
 from PIL import Image
 
 from pomp_jax import hosts, inputs
+from pomp_jax.analysis.html_report import write_run_report
 from pomp_jax.analysis.labels import counted, prompt_labels
-from pomp_jax.analysis.segmentation import segmentation_report, segmentation_sheet
+from pomp_jax.analysis.region_reports import regions_report
+from pomp_jax.analysis.segmentation import FIGURES, segmentation_sheet, segmentation_tables
+from pomp_jax.analysis.tables import markdown
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.pixels import IGNORED, write_labels
@@ -28,7 +32,7 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import file_stamps, fingerprint
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import local_copy
-from pomp_jax.files.run_folder import RunFolder, to_json, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, to_json, with_provenance, write_json, writing
 from pomp_jax.files.terminal import steps_of, waiting
 from pomp_jax.inference.class_matrix import ClassMatrix, check_prompt, class_matrix, key_parts
 from pomp_jax.inference.named_prompts import NamedPrompt
@@ -124,10 +128,11 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   if folder.read_results() == results:
     log.info("%s: this segmentation has finished; nothing to do", workdir)
     return results
+  stored = with_provenance(results)
   with writing(folder.path):
-    _write_report(folder, pixels, results)
+    _write_report(config, folder, pixels, stored)
   # Last: a folder with results is a finished run.
-  folder.write_results(results)
+  folder.write_results(stored)
   log.info("figures and pictures are in %s", folder.path)
   return results
 
@@ -278,9 +283,12 @@ def _results(
   return json.loads(to_json(results))
 
 
-def _write_report(folder: RunFolder, pixels: PixelSet, results: dict[str, Any]) -> None:
+def _write_report(
+  config: Settings, folder: RunFolder, pixels: PixelSet, results: dict[str, Any]
+) -> None:
+  """Writes tables, pictures, and the page with both."""
   with replacing(folder.path / "results.md") as file:
-    file.write(segmentation_report(results).encode())
+    file.write(f"{markdown(segmentation_tables(results))}\n{FIGURES}\n".encode())
   shown = _shown(results["images"])
   truth = [pixels.labels(index) for index in shown]
   titles = ["truth"] if any((labels != IGNORED).any() for labels in truth) else []
@@ -299,6 +307,7 @@ def _write_report(folder: RunFolder, pixels: PixelSet, results: dict[str, Any]) 
     f"{len(shown)} of {counted(results['images'], 'image')},"
     f" {counted(len(pixels.classes), 'class')}",
   )
+  write_run_report(folder, config, results, regions_report(folder, config, results))
 
 
 def _read_map(path, n_classes: int) -> np.ndarray:

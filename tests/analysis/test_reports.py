@@ -1,6 +1,5 @@
 """The jobs' reports: parsed, every figure found again, nothing fetched, names escaped."""
 
-import html.parser
 import re
 import urllib.parse
 
@@ -8,6 +7,7 @@ from PIL import Image
 import pytest
 
 from pomp_jax.analysis.html_report import write_run_report
+from pomp_jax.analysis.region_reports import regions_report
 from pomp_jax.analysis.reports import (
   baselines_report,
   evaluation_report,
@@ -15,55 +15,11 @@ from pomp_jax.analysis.reports import (
   training_report,
 )
 from pomp_jax.files.run_folder import RunFolder, with_provenance
+from tests.analysis.test_region_reports import detection_results, segmentation_results
+from tests.support.report_page import AWKWARD, Page
 from tests.support.small_run import small_config
 
-AWKWARD = "a <b>&\"photo\"</b> of a {}.<script>alert('1')</script>"
 PATHS = ("/data/runs/one/prompt.npz", "/data/runs/two/prompt.npz")
-VOID = {"meta", "img", "br"}
-
-
-class Page(html.parser.HTMLParser):
-  """Tables, headings, images, links and open tags of a page."""
-
-  def __init__(self, text):
-    super().__init__()
-    self.tables, self.headings, self.images, self.links = [], [], [], []
-    self.tags, self.open, self.text = set(), [], ""
-    self.feed(text)
-    self.close()
-
-  def handle_starttag(self, tag, attributes):
-    attributes = dict(attributes)
-    self.tags.add(tag)
-    if tag not in VOID:
-      self.open.append(tag)
-    if tag == "table":
-      self.tables.append([])
-    elif tag == "tr":
-      self.tables[-1].append([])
-    elif tag in ("td", "th"):
-      self.tables[-1][-1].append("")
-    elif tag in ("h1", "h2"):
-      self.headings.append("")
-    elif tag == "img":
-      self.images.append(attributes)
-    elif tag == "a":
-      self.links.append(attributes["href"])
-
-  def handle_endtag(self, tag):
-    assert self.open.pop() == tag
-
-  def handle_data(self, data):
-    self.text += data
-    if self.open and self.open[-1] in ("td", "th"):
-      self.tables[-1][-1][-1] += data
-    elif self.open and self.open[-1] in ("h1", "h2"):
-      self.headings[-1] += data
-
-  def table(self, *columns):
-    """Rows of the one table with these first columns."""
-    [found] = [table for table in self.tables if tuple(table[0][: len(columns)]) == columns]
-    return found[1:]
 
 
 def score(top1, n=1000, classes=50):
@@ -154,11 +110,17 @@ def geometry_results():
   }
 
 
+def _regions(folder, results):
+  return regions_report(folder, small_config(), results)
+
+
 REPORTS = {
   "pretrain": (training_report, training_results, ("accuracy.png", "predictions.png")),
   "evaluate": (evaluation_report, evaluation_results, ("accuracy_own_top1.png", "calibration.png")),
   "baselines": (baselines_report, baselines_results, ("accuracy.png",)),
   "analyse": (geometry_report, geometry_results, ("alignment_uniformity.png", "map_novel.png")),
+  "segment": (_regions, segmentation_results, ("segmentation.png",)),
+  "detect": (_regions, detection_results, ("detections.png",)),
 }
 
 

@@ -22,6 +22,7 @@ from tests.support.clips import write_random_clip
 from tests.support.detection_cases import pycoco, random_annotations, random_detections
 from tests.support.processes import run_in_processes
 from tests.support.region_oracle import crop_feature, text_features
+from tests.support.report_page import Page
 from tests.support.small_run import small_config
 
 # Classes in the order of a list, which is not that of the ids; the dog has no category.
@@ -182,6 +183,9 @@ def test_true_regions_are_classified_as_by_torch(data, tmp_path):
   }  # fmt: skip
   assert (tmp_path / "plots" / "detections.png").stat().st_size > 10_000
   assert "base AP50" in (tmp_path / "results.md").read_text()
+  page = Page((tmp_path / "report.html").read_text())
+  assert page.table("prompt", "all")[1][:2] == [PROMPTS[1], f"{100 * np.mean(right):.1f}"]
+  assert len(page.images) == 1 and page.table("class", "group", *PROMPTS)
 
 
 @pytest.mark.parametrize("n_images", [0, 4])
@@ -235,6 +239,7 @@ def test_a_dump_is_scored_as_by_detic_and_no_image_is_read(data, tmp_path, monke
   frequencies = {category["id"]: category["frequency"] for category in value["categories"]}
   assert results["groups"] == ["novel" if frequencies[n] == "r" else "base" for n in ids]
   assert not (tmp_path / "plots" / "detections.png").exists()
+  assert Page((tmp_path / "report.html").read_text()).images == []
 
 
 def test_an_interrupted_run_resumes_and_a_finished_one_stays(data, tmp_path, monkeypatch):

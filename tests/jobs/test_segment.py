@@ -22,6 +22,7 @@ from tests.support.clips import write_random_clip
 from tests.support.pixel_sets import SIZES, TEXTS, segment_config, write_pixel_set
 from tests.support.processes import run_in_processes
 from tests.support.region_oracle import crop_feature, text_features
+from tests.support.report_page import Page
 from tests.support.small_run import small_config
 
 PROMPTS = ("a photo of a {}.", "{}!")
@@ -150,6 +151,10 @@ def test_figures_are_those_of_the_label_images(data, tmp_path):
     results["images"] == 5 and results["pixels"] == np.bincount(truth, minlength=256)[:4].tolist()
   )
   assert "hIoU" in (tmp_path / "results.md").read_text()
+  page = Page((tmp_path / "report.html").read_text())
+  shown = {row[0]: row[1] for row in page.table("prompt", "hIoU")}
+  assert shown == {label: f"{100 * results['figures'][label]['hIoU']:.1f}" for label in PROMPTS}
+  assert len(page.images) == 1 and page.table("class", "group", "pixels", *PROMPTS)
   assert (tmp_path / "plots" / "segmentation.png").stat().st_size > 10_000
 
 
