@@ -14,8 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax.analysis import drawing
+from pomp_jax.analysis.html_report import Grid, Report, Section
 from pomp_jax.analysis.labels import counted
+from pomp_jax.analysis.reports import pictures
 from pomp_jax.annotations import Array, Float, Int32
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.learner import Frozen, Learner
 from pomp_jax.prompt.loss import ContrastSettings, local_contrast, normalize
@@ -213,3 +216,39 @@ def _draws(cells: Sequence[Mapping[str, Any]]) -> str:
   """Number of draws, of which there are fewer at a larger K."""
   fewest, most = (limit(cell["draws"] for cell in cells) for limit in (min, max))
   return counted(most, "draw") if fewest == most else f"{fewest:,} to {most:,} draws"
+
+
+def gradient_bias_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
+  """Report of the job `gradient_bias`: its plot, and the figures of each combination.
+
+  Args:
+    folder: folder of the run.
+    results: what `results.json` holds.
+  """
+  counts = f"{counted(results['images'], 'image')}, {counted(results['n_classes'], 'class')}"
+  facts = {
+    "prompt": results["prompt"],
+    "norm of the exact gradient": f"{results['exact_norm']:.4g}",
+    "time (s)": f"{results['seconds']:.1f}",
+  }
+  rows = []
+  for cell in results["cells"]:
+    bias = f"{cell['relative_bias']:.3f} ({cell['bias_low']:.3f} to {cell['bias_high']:.3f})"
+    cosine = f"{cell['draw_cosine']:.3f} ± {2 * cell['draw_cosine_error']:.3f}"
+    deviation, of_mean = (f"{cell[field]:.3f}" for field in ("relative_deviation", "cosine"))
+    head = [cell["sampler"], cell["correction"], f"{cell['k']:,}", f"{cell['draws']:,}"]
+    rows.append([*head, bias, deviation, cosine, of_mean])
+  columns = ("sampler", "correction", "K", "draws", "bias", "deviation of a draw")
+  columns += ("cosine of a draw", "cosine of the mean")
+  text = (
+    "Bias: distance of the mean gradient over the draws from the exact one; deviation: root mean"
+    " square distance of a draw from their mean; both relative to the norm of the exact gradient."
+    " Cosines are with the exact gradient. In brackets and after ±: two standard errors."
+  )
+  sections = [
+    Section("Data", table=Grid((), list(facts.items()))),
+    *pictures(folder, {"gradient_bias.png": "Bias, deviation and direction against K"}),
+    Section("Sampled gradients beside the exact one", text, Grid(columns, rows)),
+  ]
+  combinations = f"{counted(len(rows), 'combination')} of sampler, correction and K: {counts}."
+  return Report(f"Bias of the sampled gradient: {counts}", combinations, sections)

@@ -10,6 +10,8 @@ from pomp_jax.files.paths import exists
 from pomp_jax.files.run_folder import RunFolder
 
 _INTERVAL = "In brackets: 95% interval (Wilson) over the images."
+_SEEDS = "Mean ± sample standard deviation over the seeds."
+_GAIN = "Mean of the learned prompt less that of the best hand-written one."
 
 
 def _percent(value: float, ends: Sequence[float] | None = None) -> str:
@@ -182,33 +184,24 @@ def baselines_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
   """Report of methods side by side: accuracy, cost, intervals, failures."""
   methods = results["methods"]
   labels = dict(zip(methods, method_labels(list(methods)), strict=True))
-  of_splits: dict[str, Mapping[str, Any]] = {}
-  for row in methods.values():
-    of_splits = {**row["top1"], **of_splits}
-  columns = [
-    _counted_split(name, one["images"], one.get("classes")) for name, one in of_splits.items()
-  ]
-  accuracy, intervals = [], []
+  top1 = {labels[name]: row["top1"] for name, row in methods.items()}
+  columns = _split_columns(top1)
+  accuracy = []
   for name, row in methods.items():
-    found = [row["top1"].get(split) for split in of_splits]
     cost = [f"{row['seconds']['median']:.1f}", cell(row["peak_mib"])]
-    accuracy.append([labels[name], str(row["n_runs"]), *map(_mean, found), *cost])
-    intervals.append([labels[name], *map(_intervals, found)])
+    means = [_mean(row["top1"].get(split)) for split in columns]
+    accuracy.append([labels[name], str(row["n_runs"]), *means, *cost])
   seeds = max((row["n_runs"] for row in methods.values()), default=0)
   failed = list(results["failed"].items())
   sections = [
     Section(
       "Top-1 accuracy (%) and cost of a run",
-      "Mean ± sample standard deviation over the seeds. Seconds are the median of a run's training;"
-      " the peak is that of a process of its own.",
-      Grid(("method", "seeds", *columns, "training (s)", "peak (MiB)"), accuracy),
+      f"{_SEEDS} Seconds are the median of a run's training; the peak is that of a process of its"
+      " own.",
+      Grid(("method", "seeds", *columns.values(), "training (s)", "peak (MiB)"), accuracy),
     ),
     *pictures(folder, {"accuracy.png": "Accuracy of each method"}),
-    Section(
-      "95% intervals (%)",
-      "Over the images: Wilson's, of the mean. Over the seeds: Student's, of several runs.",
-      Grid(("method", *columns), intervals),
-    ),
+    _intervals_section("method", top1, columns),
     Section(
       "Failed methods",
       "" if failed else "None.",
@@ -221,6 +214,72 @@ def baselines_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
     " not change the result."
   )
   return Report(f"{counted(len(methods), 'method')} side by side", text, sections)
+
+
+def seeds_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
+  """Report of the job `repeat`: mean and spread of each prompt, gain, and every seed."""
+  evaluated, gains, seeds = results["eval"], results["gain"], results["seeds"]
+  top1: dict[str, dict[str, Any]] = {}
+  for split, prompts in evaluated.items():
+    for name, of_split in prompts.items():
+      counts = {"images": of_split["images"], "classes": results["eval_classes"][split]}
+      found = of_split["top1"] | counts | {"interval": of_split["top1_interval"]}
+      top1.setdefault(method_label(name), {})[split] = found
+  columns = _split_columns(top1)
+  means = [[label, *(_mean(of.get(split)) for split in columns)] for label, of in top1.items()]
+  gained = [
+    (
+      columns[split],
+      f"{100 * gain['gain']:+.1f}",
+      method_label(gain["best_hand_written"]),
+      f"{100 * gain['top1']['spread']:.1f}",
+    )
+    for split, gain in gains.items()
+  ]
+  runs = [
+    [str(seed), *(_percent(gain["top1"]["values"][row]) for gain in gains.values())]
+    for row, seed in enumerate(seeds)
+  ]
+  fields = {name: results[name] for name in ("method", "steps", "k", "correction")}
+  training = [(name, str(value)) for name, value in fields.items() if value is not None]
+  training.append(
+    ("training of a seed (s)", ", ".join(map("{:.1f}".format, results["seconds"]["values"])))
+  )
+  best = ("gain (points)", "over", "best seed less worst (points)")
+  sections = [
+    Section("Top-1 accuracy (%)", _SEEDS, Grid(("prompt", *columns.values()), means)),
+    *pictures(folder, {"accuracy.png": "Accuracy"}),
+    Section("Gain of the learned prompt", _GAIN, Grid(("split", *best), gained)),
+    _intervals_section("prompt", top1, columns),
+    Section(
+      "Top-1 accuracy (%) of the learned prompt",
+      table=Grid(("seed", *(columns[split] for split in gains)), runs),
+      links={f"report of seed {seed}": f"seed_{seed}/report.html" for seed in seeds},
+    ),
+    Section("Training", table=Grid((), training)),
+  ]
+  counts = f"{counted(len(seeds), 'seed')}, {counted(results['n_classes'], 'class')}"
+  text = f"{method_label(results['method'])} on {counts}, CLIP {results['clip_model']}."
+  return Report(f"Training: {counts}", text, sections)
+
+
+def _split_columns(top1: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, str]:
+  """Heading of each split that a method or prompt has, with numbers of images and classes."""
+  splits: dict[str, Mapping[str, Any]] = {}
+  for of_splits in top1.values():
+    splits = {**of_splits, **splits}
+  return {
+    name: _counted_split(name, found["images"], found.get("classes"))
+    for name, found in splits.items()
+  }
+
+
+def _intervals_section(
+  corner: str, top1: Mapping[str, Mapping[str, Mapping[str, Any]]], columns: Mapping[str, str]
+) -> Section:
+  rows = [[name, *(_intervals(of.get(split)) for split in columns)] for name, of in top1.items()]
+  text = "Over the images: Wilson's, of the mean. Over the seeds: Student's, of several runs."
+  return Section("95% intervals (%)", text, Grid((corner, *columns.values()), rows))
 
 
 def _mean(found: Mapping[str, Any] | None) -> str:

@@ -2,7 +2,8 @@
 
 For the same images and the same prompt: the exact gradient, of the contrast over all classes, and
 gradients of many draws. Writes to the run's folder `cells/` with a file for each sampler and K,
-`results.json` and `plots/gradient_bias.png`. A restart computes the cells that are missing.
+`results.json`, `report.html` and `plots/gradient_bias.png`. A restart computes the cells that are
+missing.
 """
 
 from collections.abc import Sequence
@@ -19,9 +20,11 @@ from pomp_jax import inputs
 from pomp_jax.analysis.gradient_bias import (
   draws_of,
   gradient_bias_panels,
+  gradient_bias_report,
   gradient_function,
   summarise,
 )
+from pomp_jax.analysis.html_report import write_run_report
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import StoredImages, readable_images
@@ -31,7 +34,7 @@ from pomp_jax.files.checkpoints import read_checkpoint
 from pomp_jax.files.hub import is_prompt_file
 from pomp_jax.files.paths import is_dir
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
-from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, read_keyed, with_provenance, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.named_prompts import prompt_of_checkpoint
 from pomp_jax.inputs.memory import activation_memory
@@ -148,7 +151,10 @@ def run(config: Settings, workdir: str) -> dict:
       images=results["images"],
       classes=results["n_classes"],
     )
-  folder.write_results(results)
+  stored = with_provenance(results)
+  with writing(folder.path):
+    write_run_report(folder, config, stored, gradient_bias_report(folder, stored))
+  folder.write_results(stored)
   return results
 
 

@@ -1,6 +1,7 @@
 """Runs pretrain once per seed and reports mean and spread.
 
-Leaves a run's folder `seed_<s>` for each seed, and a `results.json` and bars of mean and spread.
+Leaves a run's folder `seed_<s>` for each seed, `results.json`, `report.html` and bars of mean and
+spread.
 """
 
 import logging
@@ -11,14 +12,19 @@ import scipy.special
 
 from pomp_jax import hosts
 from pomp_jax.analysis import plots
+from pomp_jax.analysis.html_report import write_run_report
 from pomp_jax.analysis.labels import counted
+from pomp_jax.analysis.reports import seeds_report
 from pomp_jax.config import ConfigError, Settings
-from pomp_jax.files.run_folder import RunFolder, writing
+from pomp_jax.files.run_folder import RunFolder, with_provenance, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.metrics import Accuracy, wilson_interval
 from pomp_jax.jobs import pretrain
 
 log = logging.getLogger(__name__)
+
+# Results of a seed that are those of all.
+_SHARED = ("method", "clip_model", "steps", "n_classes", "k", "correction", "eval_classes")
 
 
 def check(config: Settings, workdir: str) -> None:
@@ -39,7 +45,7 @@ def run(config: Settings, workdir: str) -> dict:
   results = {
     "job": config.job,
     "seeds": list(config.repeat.seeds),
-    **{f: runs[0][f] for f in ("steps", "n_classes", "k", "correction", "eval_classes")},
+    **{field: runs[0][field] for field in _SHARED},
     "seconds": summary([run["seconds"] for run in runs]),
     "eval": {
       split: {prompt: of_seeds([run["eval"][split][prompt] for run in runs]) for prompt in prompts}
@@ -51,9 +57,11 @@ def run(config: Settings, workdir: str) -> dict:
     return results
   folder = RunFolder(workdir)
   folder.create()
-  folder.write_results(results)
-  with writing(folder.plots):
+  stored = with_provenance(results)
+  with writing(folder.path):
     _plot(folder, results)
+    write_run_report(folder, config, stored, seeds_report(folder, stored))
+  folder.write_results(stored)
   for split, gain in results["gain"].items():
     log.info(
       "%s: top-1 %.2f%% +- %.2f over %d seeds on %d images, %+.2f points beside the best"

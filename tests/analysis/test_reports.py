@@ -6,12 +6,14 @@ import urllib.parse
 from PIL import Image
 import pytest
 
+from pomp_jax.analysis.gradient_bias import gradient_bias_report
 from pomp_jax.analysis.html_report import write_run_report
 from pomp_jax.analysis.region_reports import regions_report
 from pomp_jax.analysis.reports import (
   baselines_report,
   evaluation_report,
   geometry_report,
+  seeds_report,
   training_report,
 )
 from pomp_jax.files.run_folder import RunFolder, with_provenance
@@ -110,6 +112,45 @@ def geometry_results():
   }
 
 
+def seeds_results():
+  of_split = {
+    "prompt": {"mean": 0.611, "std": 0.012, "values": [0.6, 0.622], "t_interval": [0.5, 0.7]},
+    "hand_written": {"mean": 0.4, "std": 0.0, "values": [0.4, 0.4], "t_interval": [0.4, 0.4]},
+  }
+  scores = {
+    name: {"images": 1000, "top1": top1, "top1_interval": [0.37, 0.43]}
+    for name, top1 in of_split.items()
+  }
+  gain = {"top1": of_split["prompt"] | {"spread": 0.022}, "gain": 0.211}
+  return {
+    "method": "pomp",
+    "clip_model": "world",
+    "seeds": [3, 5],
+    "steps": 240,
+    "n_classes": 1000,
+    "k": 64,
+    "correction": None,
+    "eval_classes": {"base": 50},
+    "seconds": {"values": [7.25, 8.5]},
+    "eval": {"base": scores},
+    "gain": {"base": gain | {"best_hand_written": "hand_written"}},
+  }
+
+
+def gradient_bias_results():
+  cell = {"sampler": "<hard>", "correction": "log", "k": 1000, "draws": 512}
+  cell |= {"relative_bias": 0.5, "bias_low": 0.25, "bias_high": 0.75, "relative_deviation": 2.5}
+  cell |= {"cosine": 0.75, "draw_cosine": 0.125, "draw_cosine_error": 0.0125}
+  return {
+    "images": 64,
+    "n_classes": 2000,
+    "prompt": AWKWARD,
+    "exact_norm": 0.123456,
+    "cells": [cell],
+    "seconds": 12.5,
+  }
+
+
 def _regions(folder, results):
   return regions_report(folder, small_config(), results)
 
@@ -119,6 +160,8 @@ REPORTS = {
   "evaluate": (evaluation_report, evaluation_results, ("accuracy_own_top1.png", "calibration.png")),
   "baselines": (baselines_report, baselines_results, ("accuracy.png",)),
   "analyse": (geometry_report, geometry_results, ("alignment_uniformity.png", "map_novel.png")),
+  "repeat": (seeds_report, seeds_results, ("accuracy.png",)),
+  "gradient_bias": (gradient_bias_report, gradient_bias_results, ("gradient_bias.png",)),
   "segment": (_regions, segmentation_results, ("segmentation.png",)),
   "detect": (_regions, detection_results, ("detections.png",)),
 }
@@ -219,3 +262,24 @@ def test_figures_of_an_analysis(tmp_path):
     assert table[1:] == [[label, value] for label in labels]
   assert parsed.table("vector") == [["1", "<b> 0.125", "cat</w> 0.500"]]
   assert parsed.table("set", "images", "classes") == [["novel", "1,000", "50"]]
+
+
+def test_figures_of_seeds(tmp_path):
+  parsed = parse("repeat", tmp_path)
+  split = "base, 1,000 images, 50 classes"
+  means, intervals = (table[1:] for table in parsed.tables if table[0] == ["prompt", split])
+  assert means == [["learned prompt", "61.1 ± 1.2"], ["hand-written prompt", "40.0 ± 0.0"]]
+  assert intervals[0] == ["learned prompt", "images 37.0 to 43.0; seeds 50.0 to 70.0"]
+  assert parsed.table("split") == [[split, "+21.1", "hand-written prompt", "2.2"]]
+  assert parsed.table("seed", split) == [["3", "60.0"], ["5", "62.2"]]
+  assert {"seed_3/report.html", "seed_5/report.html"} <= set(parsed.links)
+  facts = [row for table in parsed.tables for row in table if len(row) == 2]
+  assert ["training of a seed (s)", "7.2, 8.5"] in facts and ["steps", "240"] in facts
+
+
+def test_figures_of_a_gradient(tmp_path):
+  parsed = parse("gradient_bias", tmp_path)
+  assert parsed.headings[0] == "Bias of the sampled gradient: 64 images, 2,000 classes"
+  [row] = parsed.table("sampler", "correction", "K")
+  assert row[:4] == ["<hard>", "log", "1,000", "512"]
+  assert row[4:] == ["0.500 (0.250 to 0.750)", "2.500", "0.125 ± 0.025", "0.750"]

@@ -9,6 +9,7 @@ import pytest
 
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.jobs import gradient_bias
+from tests.support.report_page import Page
 from tests.support.small_run import small_config, trained
 
 
@@ -38,6 +39,11 @@ def test_it_leaves_figures_and_a_plot(tmp_path):
     assert cells[sampler, "log", 300]["relative_bias"] < 1e-4
     assert cells[sampler, "log", 250]["bias_high"] < cells[sampler, "log", 8]["bias_low"]
   assert imread(tmp_path / "plots" / "gradient_bias.png").std() > 0.05
+  page = Page((tmp_path / "report.html").read_text())
+  assert [row[:3] for row in page.table("sampler", "correction", "K")] == [
+    [cell["sampler"], cell["correction"], str(cell["k"])] for cell in results["cells"]
+  ]
+  assert len(page.images) == 1
 
 
 def test_it_goes_on_with_the_cells_that_are_missing(tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ from pomp_jax.jobs import pretrain, repeat
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.train import loop, methods, setup
 from pomp_jax.train.watch import TrainingError
+from tests.support.report_page import Page
 from tests.support.small_run import small_config, trained
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -300,3 +301,6 @@ def test_repeat_sums_the_seeds_up(tmp_path, monkeypatch):
   by_hand = max(results["eval"]["novel"][p]["top1"]["mean"] for p in ("hand_written", "class_name"))
   assert results["gain"]["novel"]["gain"] == pytest.approx(summary["mean"] - by_hand)
   assert (tmp_path / "plots" / "accuracy.png").exists()
+  page = Page((tmp_path / "report.html").read_text())
+  assert f"{100 * summary['mean']:.1f} ± {100 * summary['std']:.1f}" in page.text
+  assert len(page.images) == 1
