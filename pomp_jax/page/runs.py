@@ -1,4 +1,4 @@
-"""Runs of a folder, read only: their list, tables, plots, curves, and the report of an ablation.
+"""Runs of a folder, read only: their list, tables, plots, curves and reports.
 
 A run and a file are looked up in what the folder holds: no path is made of what a visitor sends.
 Links are not followed, neither those of folders nor those of files.
@@ -38,7 +38,7 @@ class Run(NamedTuple):
     job: job of its config.
     finished: whether it has results.
     time: of its last change, local, to the minute.
-    report: whether it has the report of an ablation.
+    report: whether it has a report.
   """
 
   name: str
@@ -107,7 +107,7 @@ def read_plot(run: Run, name: str) -> bytes | None:
 
 
 def read_report(run: Run) -> bytes | None:
-  """HTML of an ablation's report."""
+  """HTML of a run's report."""
   return _read(run.path, "report.html") if run.report else None
 
 
@@ -132,7 +132,9 @@ def _scalars(run: Run) -> Mapping[str, plots.Series]:
 
 
 def tables(run: Run) -> list[Table]:
-  """Tables of a run: its report, accuracy, predictions, and the numbers of its results.
+  """Tables of a run: its `results.md`, accuracy, predictions, and the numbers of its results.
+
+  All of them start folded below a report.
 
   Absolute paths are cut to their last name.
   """
@@ -147,9 +149,10 @@ def tables(run: Run) -> list[Table]:
   numbers = list(_numbers(results)) if not found or run.job == "pretrain" else []
   if numbers:
     more = f", the first {_MAX_ROWS} of {len(numbers)}" if len(numbers) > _MAX_ROWS else ""
-    folded = bool(found) or run.report
-    found.append(Table(f"All figures{more}", ("figure", "value"), numbers[:_MAX_ROWS], folded))
-  return found
+    columns, folded = ("figure", "value"), bool(found)
+    found.append(Table(f"All figures{more}", columns, numbers[:_MAX_ROWS], folded))
+  # A report has the tables itself.
+  return [table._replace(folded=table.folded or run.report) for table in found]
 
 
 def _accuracy(splits: Mapping[str, Any]) -> Table:

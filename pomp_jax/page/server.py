@@ -142,7 +142,7 @@ def make_app(
     ("/regions", page.regions),
     ("/picture/<key>", page.picture),
     ("/runs", page.list_runs),
-    ("/ablations", page.list_ablations),
+    ("/reports", page.list_reports),
     ("/runs/<path:name>", page.run),
     ("/curves/<path:name>", page.curves),
     ("/plots/<path:name>/<file>", page.plot),
@@ -237,17 +237,17 @@ class _Page:
     """The tab Runs."""
     return render_template("runs.html", tab="runs", runs=self._runs().values())
 
-  def list_ablations(self) -> str:
-    """The tab Ablations: runs with a report."""
+  def list_reports(self) -> str:
+    """The tab Reports: runs with a report."""
     found = [run for run in self._runs().values() if run.report]
-    return render_template("runs.html", tab="ablations", runs=found)
+    return render_template("runs.html", tab="reports", runs=found)
 
   def run(self, name: str) -> str:
     """One run: curves, tables, plots, report."""
     run = self._run(name)
     return render_template(
       "run.html",
-      tab="ablations" if run.report else "runs",
+      tab="reports" if run.report else "runs",
       run=run,
       curves=runs.has_curves(run),
       tables=runs.tables(run),
@@ -265,7 +265,7 @@ class _Page:
     return _png(runs.read_plot(self._run(name), file))
 
   def report(self, name: str) -> Response:
-    """The report of an ablation."""
+    """The report of a run."""
     content = runs.read_report(self._run(name))
     return Response(content or abort(404), headers={"Content-Security-Policy": _REPORT})
 

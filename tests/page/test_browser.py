@@ -129,10 +129,10 @@ def test_regions(tab):
 
 
 def test_a_run_with_its_report(tab):
-  tab.click("nav >> text=Ablations")
+  tab.click("nav >> text=Reports")
   tab.click("main a")
   assert tab.locator("h1").inner_text() == "demo <b>"
-  assert tab.locator("nav [aria-current]").inner_text() == "Ablations"
+  assert tab.locator("nav [aria-current]").inner_text() == "Reports"
   for plot in tab.locator("img.plot").all():
     plot.scroll_into_view_if_needed()
     assert plot.evaluate("async image => (await image.decode(), image.naturalWidth)") > 0

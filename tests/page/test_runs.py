@@ -93,6 +93,15 @@ def test_tables_and_curves_of_a_training(root):
     assert image.format == "PNG" and image.width > 600
 
 
+def test_tables_are_folded_below_a_report(root):
+  rows = (Row("{}.", (1.5,)),)
+  (root / "demo" / "results.md").write_text(markdown([Table("Top-1", "prompt", ("base",), rows)]))
+  folded = [[table.folded for table in runs.tables(runs.find_runs(root)["demo"])]]
+  (root / "demo" / "report.html").write_text("<h1>demo</h1>")
+  folded.append([table.folded for table in runs.tables(runs.find_runs(root)["demo"])])
+  assert folded == [[False, False, True], [True, True, True]]
+
+
 def test_predictions(root):
   best = [{"name": "red star", "probability": 0.75}, {"name": "ring", "probability": 0.25}]
   write_run(root / "names", "predict", images={"a.png": best})

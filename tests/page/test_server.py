@@ -144,7 +144,7 @@ def test_a_run_and_its_report(client):
   assert kinds == ["text/html", "image/png"]  # the report, which has the plots, and the curves
   report = client.get(sources[0])
   assert report.headers["Content-Security-Policy"].startswith("sandbox; default-src 'none'")
-  assert re.findall(r'<a href="(/runs/[^"]+)"', client.get("/ablations").data.decode()) == [link]
+  assert re.findall(r'<a href="(/runs/[^"]+)"', client.get("/reports").data.decode()) == [link]
 
 
 def test_nothing_is_loaded_from_elsewhere_and_no_script_runs(client):
