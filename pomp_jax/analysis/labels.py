@@ -33,6 +33,8 @@ _METHOD_NAMES = {
   "tip_adapter": "Tip-Adapter",
   "tip_adapter_f": "Tip-Adapter-F",
 }
+# Ends of labels under `regions.alone`: whose scores count (`inputs.regions.shares_of`).
+_SHARES = (", fused", ", network alone", ", CLIP alone")
 _ELLIPSIS = "\u2026"
 
 
@@ -44,8 +46,19 @@ def prompt_labels(names: Sequence[str]) -> list[str]:
   path keeps two parts. Ids on the hub and texts stay as they are.
 
   Args:
-    names: prompts as the user wrote them, with `@STEP` behind the folder of a checkpoint.
+    names: prompts as the user wrote them, with `@STEP` behind the folder of a checkpoint, and with
+      whose scores count where `regions.alone` compares these.
   """
+  shares = [next(filter(name.endswith, _SHARES), "") for name in names]
+  prompts = [name.removesuffix(share) for name, share in zip(names, shares, strict=True)]
+  distinct = list(dict.fromkeys(prompts))
+  label_of = dict(zip(distinct, _labels_of(distinct), strict=True))
+  labels = [label_of[prompt] + share for prompt, share in zip(prompts, shares, strict=True)]
+  return labels if len(set(labels)) == len(set(names)) else list(names)
+
+
+def _labels_of(names: Sequence[str]) -> list[str]:
+  """Labels of prompts that differ."""
   paths = [name for name in names if _is_path(name)]
   parts_of = dict(zip(paths, _distinguishing([_parts(path) for path in paths]), strict=True))
   labels = []
@@ -55,7 +68,7 @@ def prompt_labels(names: Sequence[str]) -> list[str]:
       labels.append(f"{kind}, {'/'.join(parts_of[name])}")
     else:
       labels.append(f"learned, {name}" if is_hub(name) else _WORDS.get(name, name))
-  return labels if len(set(labels)) == len(set(names)) else list(names)
+  return labels
 
 
 def method_label(name: str) -> str:

@@ -14,6 +14,8 @@ from pomp_jax.analysis.labels import (
   shorten_all,
 )
 from pomp_jax.config.registry import METHODS
+from pomp_jax.inputs.regions import shares_of
+from tests.support.small_run import settings
 
 PARTS = st.sampled_from(["runs", "a", "b", "seed_0", "prompt.npz", "best.npz", "rows.npy", "x@20"])
 PATHS = st.lists(PARTS, min_size=1, max_size=5).map("/".join)
@@ -57,6 +59,11 @@ NAMES = st.lists(st.text("ab c", min_size=1, max_size=60), min_size=1, max_size=
 )
 def test_labels_of_prompts(names, labels):
   assert prompt_labels(names) == labels
+  # The same under `regions.alone`.
+  suffixes = [share.suffix for share in shares_of(settings(**{"regions.alone": True}).regions)]
+  assert len(suffixes) == 3
+  expected = [label + suffix for label in labels for suffix in suffixes]
+  assert prompt_labels([name + suffix for name in names for suffix in suffixes]) == expected
 
 
 @given(st.lists(PATHS | TEXTS, max_size=8, unique=True))
