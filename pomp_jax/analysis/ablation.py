@@ -143,8 +143,9 @@ def sweep(
     for label, value in (references or {}).get(name, {}).items():
       axes.axhline(scale * value, color="0.6", linestyle="--", linewidth=1, zorder=0)
       box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
-      place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "bbox": box}
-      axes.annotate(label, (0.01, scale * value), fontsize=7, color="0.35", **place)
+      # On the right, where curves have left it, and never over a mark.
+      place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right", "bbox": box}
+      axes.annotate(label, (0.99, scale * value), fontsize=7, color="0.35", zorder=0.5, **place)
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlim(-0.4, len(ticks) - 0.6)
     means = [group.figures[name].mean for group in groups_of if name in group.figures]

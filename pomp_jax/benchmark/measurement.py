@@ -251,6 +251,14 @@ def table(rows: list[dict[str, Any]]) -> str:
   return "\n".join([*lines, f"large matrix product: {rates:.0f} GFLOP/s"])
 
 
+# Names of implementations in the plot; `config.benchmark.implementations` has the short ones.
+_LABELS = {
+  "shared": "shared prefix, packed names",
+  "reference": "HuggingFace Flax, 77 tokens",
+  "torch_77": "HuggingFace torch, 77 tokens",
+}
+
+
 def plot(path: Path, rows: list[dict[str, Any]]) -> None:
   """Plots seconds and peak temporaries against K."""
   rows = [row for row in rows if row["implementation"] != "train_step"]
@@ -270,7 +278,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
       mine = [row for row in rows if row["implementation"] == name and row[field]]
       points = sorted((row["k"], row[field]) for row in mine)
       if points:
-        axes.plot(*zip(*points, strict=True), label=name, **drawing.style(number))
+        axes.plot(*zip(*points, strict=True), label=_LABELS.get(name, name), **drawing.style(number))
     drawing.log_axis(axes, "x", ks)
     drawing.log_axis(axes, "y")
     drawing.label_panel(axes, "", "K, classes a step", label, grid="both")
