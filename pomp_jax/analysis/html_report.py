@@ -197,7 +197,11 @@ def _section(section: Section) -> str:
 
 
 def _table(table: Grid) -> str:
-  words = [not any(map(_is_figure, column)) for column in zip(*table.rows, strict=True)]
+  # A column of figures has few other cells, such as dashes. Facts, without a heading, are words.
+  words = [
+    not table.columns or 2 * sum(map(_is_figure, column)) < len(column)
+    for column in zip(*table.rows, strict=True)
+  ]
   words = words or [True] * len(table.columns)
 
   def line(tag: str, row: Sequence[str]) -> str:
@@ -206,9 +210,11 @@ def _table(table: Grid) -> str:
       "text" if len(text) > 36 else "words" * is_words
       for text, is_words in zip(row, words, strict=True)
     ]
+    # A heading of one long word breaks behind its underscores.
+    shown = [escape(text).replace("_", "_<wbr>" if tag == "th" else "_") for text in row]
     return "".join(
-      f'<{tag} class="{kind}">{escape(text)}</{tag}>' if kind else f"<{tag}>{escape(text)}</{tag}>"
-      for kind, text in zip(kinds, row, strict=True)
+      f'<{tag} class="{kind}">{text}</{tag}>' if kind else f"<{tag}>{text}</{tag}>"
+      for kind, text in zip(kinds, shown, strict=True)
     )
 
   head = f"<thead><tr>{line('th', table.columns)}</tr></thead>\n" if table.columns else ""

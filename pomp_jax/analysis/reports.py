@@ -131,17 +131,18 @@ def evaluation_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
 
 
 def prompts_section(prompts: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Section:
-  """Says which prompt each short label stands for.
+  """Says which prompt each short label stands for, and the step of checkpoints.
 
   Args:
     prompts: `label` and `step` of each, as in `results.json`.
     labels: label -> short label.
   """
-  rows = [
-    (labels[one["label"]], one["label"], cell(one["step"]) if one["step"] is not None else "-")
-    for one in prompts
-  ]
-  return Section("Prompts", table=Grid(("called here", "prompt", "step of a checkpoint"), rows))
+  rows = [(labels[one["label"]], one["label"]) for one in prompts]
+  columns = ("called here", "prompt")
+  if any(one["step"] is not None for one in prompts):
+    rows = [(*row, cell(one["step"])) for row, one in zip(rows, prompts, strict=True)]
+    columns = (*columns, "step of a checkpoint")
+  return Section("Prompts", table=Grid(columns, rows))
 
 
 def grid_of(

@@ -18,6 +18,11 @@ _COLOURS = (
 OTHER = "#777777"  # colour of classes beyond the palette
 # Sides of a picture and of the legend, and heights of the titles, inches.
 _PICTURE, _LEGEND, _TITLE, _HEADING = 2.2, 3.0, 0.3, 0.25
+# A wider sheet is reduced where it is shown, inches. Its letters grow with it.
+_SHOWN = 12.0
+_POINTS = 72.0  # in an inch
+_LINE = 1.35  # of a legend, in sizes of its letters
+_LETTERS = 26  # of a heading, without growth
 
 
 def colours_of(classes: Iterable[int]) -> dict[int, str]:
@@ -45,13 +50,15 @@ def picture_rows(
     The figure, and the axes of each picture.
   """
   columns, rows = len(headings), len(pictures)
-  width, height = columns * _PICTURE + _LEGEND, rows * _PICTURE + _HEADING + _TITLE
+  growth = max(1.0, (columns * _PICTURE + _LEGEND) / _SHOWN)
+  width = columns * _PICTURE + growth * _LEGEND
+  height = rows * _PICTURE + growth * (_HEADING + _TITLE)
   figure = Figure(figsize=(width, height))
   figure.suptitle(
-    drawing.escape(title), fontsize=drawing.TITLE, x=0.05 / width, y=1 - 0.1 / height,
+    drawing.escape(title), fontsize=growth * drawing.TITLE, x=0.05 / width, y=1 - 0.1 / height,
     ha="left", va="top",
   )  # fmt: skip
-  headings = drawing.names(headings, 26)
+  headings = drawing.names(headings, int(_LETTERS / growth))
   axes_of = []
   for row, (of_row, colours) in enumerate(zip(pictures, legends, strict=True)):
     y = (rows - 1 - row) * _PICTURE
@@ -64,19 +71,32 @@ def picture_rows(
       enlarged = max(picture.shape[:2]) < _PICTURE * drawing.DPI
       axes.imshow(picture, interpolation="nearest" if enlarged else "antialiased")
       if row == 0:
-        axes.set_title(headings[column], fontsize=drawing.TEXT + 1)
+        axes.set_title(headings[column], fontsize=growth * (drawing.TEXT + 1))
       axes_of[-1].append(axes)
-    _legend(figure, colours, names, (columns * _PICTURE / width, (y + _PICTURE - 0.05) / height))
+    corner = columns * _PICTURE / width, (y + _PICTURE - 0.05) / height
+    _legend(figure, colours, names, corner, growth * drawing.TEXT)
   return figure, axes_of
 
 
 def _legend(
-  figure: Figure, colours: Mapping[int, str], names: Sequence[str], corner: tuple[float, float]
+  figure: Figure,
+  colours: Mapping[int, str],
+  names: Sequence[str],
+  corner: tuple[float, float],
+  size: float,
 ) -> None:
+  """Draws a legend with letters of a size, in points; smaller ones where a row has many classes."""
   shown = drawing.names([names[label] for label in colours], 40)
   patches: list[Any] = [
     Patch(color=colour, label=name) for colour, name in zip(colours.values(), shown, strict=True)
   ]
+  fitting = _POINTS * (_PICTURE - 0.2) / (_LINE * max(len(patches), 1))
   figure.legend(
-    handles=patches, loc="upper left", bbox_to_anchor=corner, fontsize=drawing.TEXT, frameon=False
+    handles=patches,
+    loc="upper left",
+    bbox_to_anchor=corner,
+    fontsize=min(size, fitting),
+    labelspacing=0.3,
+    borderaxespad=0.2,
+    frameon=False,
   )

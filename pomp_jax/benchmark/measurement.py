@@ -278,7 +278,9 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
       mine = [row for row in rows if row["implementation"] == name and row[field]]
       points = sorted((row["k"], row[field]) for row in mine)
       if points:
-        axes.plot(*zip(*points, strict=True), label=_LABELS.get(name, name), **drawing.style(number))
+        axes.plot(
+          *zip(*points, strict=True), label=_LABELS.get(name, name), **drawing.style(number)
+        )
     drawing.log_axis(axes, "x", ks)
     drawing.log_axis(axes, "y")
     drawing.label_panel(axes, "", "K, classes a step", label, grid="both")

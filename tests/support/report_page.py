@@ -4,7 +4,7 @@ import html.parser
 
 # A name that a page must escape.
 AWKWARD = "a <b>&\"photo\"</b> of a {}.<script>alert('1')</script>"
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "wbr"}
 
 
 class Page(html.parser.HTMLParser):
