@@ -1,5 +1,6 @@
 """SIGTERM and SIGHUP: wherever they arrive, one line and a status that asks for another start."""
 
+import contextlib
 import gc
 import os
 import pathlib
@@ -117,6 +118,20 @@ def test_a_library_that_replaces_the_exception(run_as):
       raise RuntimeError("INTERNAL: a callback failed") from None
 
   assert run_as(replace) == STOPPED
+
+
+def test_a_library_that_drops_the_exception(run_as, monkeypatch):
+  """The next signal is heard, once it is not part of the same request."""
+
+  def drop():
+    with contextlib.suppress(BaseException):
+      send()
+    send()
+
+  monkeypatch.setattr("pomp_jax.hosts.signals._SAME_SECONDS", 60.0)
+  assert run_as(drop) == (0, [])
+  monkeypatch.setattr("pomp_jax.hosts.signals._SAME_SECONDS", 0.0)
+  assert run_as(drop) == STOPPED
 
 
 def test_a_signal_within_the_garbage_collector(run_as):

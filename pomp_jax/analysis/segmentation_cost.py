@@ -5,8 +5,8 @@
     --classes=20                                                # VOC
 
 XLA counts the programs that `segment` runs with `configs/coco_stuff_156.py`: ZSSeg's R101c, crops
-of its masks, and ViT-B/16. Nothing is computed, and no weights are needed. What the host does is
-not counted: decoding, masks at other sizes, label maps.
+of its masks, ViT-B/16, and label maps. Nothing is computed, and no weights are needed. What the
+host does is not counted: decoding, resizing images, boxes of masks.
 """
 
 import argparse
@@ -30,7 +30,8 @@ from pomp_jax.regions.resize import resized_sides
 
 _BUCKET = 128  # of `regions.features.RegionEncoder`
 _EFFICIENCY = 0.4  # assumed share of the peak
-# Dense peak of an H100 (SXM) by `clip.dtype`, FLOP/s, as its maker states it. Crops are in float32.
+# Dense peak of an H100 (SXM) by `clip.dtype`, FLOP/s, as its maker states it. Crops and maps are
+# in float32.
 H100 = {"float32": 67e12, "tensorfloat32": 495e12, "bfloat16": 989e12}
 # Tokens of a class's name with "." and EOT, rounded up from the mean of the sets' names.
 _NAME_TOKENS = 5
@@ -44,23 +45,26 @@ class Cost(NamedTuple):
     network: MaskFormer, of one image.
     crops: crops of all regions of an image.
     images: the image tower on these crops.
+    maps: the scores of an image's pixels under one prompt.
     text: the text tower on all classes under one prompt, once a run.
   """
 
   network: float
   crops: float
   images: float
+  maps: float
   text: float
 
   def total(self, n_images: int, n_prompts: int) -> float:
     """FLOP of a run."""
-    return n_images * (self.network + self.crops + self.images) + n_prompts * self.text
+    of_image = self.network + self.crops + self.images + n_prompts * self.maps
+    return n_images * of_image + n_prompts * self.text
 
   def seconds(self, n_images: int, n_prompts: int, dtype: str, efficiency: float) -> float:
     """Time of a run on an H100 at a share of its peak."""
-    crops = n_images * self.crops
-    towers = self.total(n_images, n_prompts) - crops
-    return (crops / H100["float32"] + towers / H100[dtype]) / efficiency
+    exact = n_images * (self.crops + n_prompts * self.maps)
+    towers = self.total(n_images, n_prompts) - exact
+    return (exact / H100["float32"] + towers / H100[dtype]) / efficiency
 
 
 def cost_of(
@@ -82,6 +86,7 @@ def cost_of(
     _network(sides),
     n_regions * _crop(sides, clip.vision_config.image_size),
     n_regions * _image(clip),
+    flops(jnp.matmul, _array(height * width, n_regions), _array(n_regions, n_classes)),
     _text(clip, n_classes, m),
   )
 

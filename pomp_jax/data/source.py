@@ -230,6 +230,12 @@ def readable_images(source: Source, indices: np.ndarray) -> tuple[np.ndarray, di
   return pixels, reasons
 
 
+def evenly(n_images: int, total: int) -> np.ndarray:
+  """Numbers of n images, evenly over all; of all if n is 0 or there are fewer."""
+  n_images = min(n_images or total, total)
+  return np.arange(n_images) * total // max(n_images, 1)
+
+
 def spread_evenly(count: int, total: int) -> np.ndarray:
   """`count` distinct indices below `total`, as evenly spaced as integers allow.
 

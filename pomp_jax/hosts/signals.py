@@ -4,22 +4,26 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 from pomp_jax.hosts.stop import Preempted
 
 # After that time the callback that could not raise has returned.
 _AGAIN_SECONDS = 0.1
+# Signals that follow the first within that time are the same request.
+_SAME_SECONDS = 5.0
 
 
 class StopSignals:
-  """Raises `Preempted` at the first signal, wherever the main thread is, and ignores later ones.
+  """Raises `Preempted` at a signal, wherever the main thread is.
 
   Launchers may send a signal twice (`timeout` sends it to the process and to its group), which must
-  not interrupt the unwinding. The exception can get lost in two ways. Where Python can't raise, as
-  in a callback of the garbage collector (JAX has one) or a finalizer, it would be printed and
-  dropped: the signal is sent again. Libraries may replace it by an exception of their own:
-  `received` shows what caused it.
+  not interrupt the unwinding: others that follow within seconds are ignored. The exception can get
+  lost in three ways. Where Python can't raise, as in a callback of the garbage collector (JAX has
+  one) or a finalizer, it would be printed and dropped: the signal is sent again. Libraries may
+  replace it by an exception of their own: `received` shows what caused it. Or they drop it: then
+  the next signal is heard.
 
   Attributes:
     received: exception raised for a signal, None before.
@@ -34,6 +38,7 @@ class StopSignals:
     self.received: Preempted | None = None
     self._resumes_from = resumes_from
     self._ending, self._number = False, 0
+    self._deaf_until = 0.0
     self._next_hook = sys.unraisablehook
 
   def start(self) -> None:
@@ -56,9 +61,9 @@ class StopSignals:
     self._ending = True
 
   def _stop(self, number: int, frame: object) -> None:
-    if self._ending:
+    if self._ending or time.monotonic() < self._deaf_until:
       return
-    self._ending, self._number = True, number
+    self._number, self._deaf_until = number, time.monotonic() + _SAME_SECONDS
     name = signal.Signals(number).name
     self.received = Preempted(
       f"stopped by {name}; the same command resumes from {self._resumes_from}"
@@ -69,7 +74,7 @@ class StopSignals:
     if self.received is None or unraisable.exc_value is not self.received:
       self._next_hook(unraisable)
       return
-    self.received, self._ending = None, False
+    self.received, self._deaf_until = None, 0.0
     again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), self._number))
     again.daemon = True
     again.start()

@@ -1,6 +1,6 @@
 """Average precision of detections, as COCO and LVIS define it, by faster-coco-eval.
 
-Shapes: D detections of an image, H, W its sides in pixels, C classes.
+Shapes: D detections of an image, C classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,7 @@ import itertools
 from typing import Any, NamedTuple
 
 from faster_coco_eval import COCO, COCOeval_faster
-from faster_coco_eval.core import mask as mask_api
-from jaxtyping import Bool, Float32, Int, Int32
+from jaxtyping import Float32, Int, Int32
 import numpy as np
 
 from pomp_jax.data.annotations import FREQUENCIES, Annotations
@@ -28,13 +27,13 @@ class Detections(NamedTuple):
     boxes: x0, y0, x1, y1 in pixels, ends exclusive.
     scores: higher is likelier.
     classes: class of each.
-    masks: masks, or None.
+    masks: of each, COCO's run lengths of its mask; None: boxes alone.
   """
 
   boxes: Float32[np.ndarray, "D 4"]
   scores: Float32[np.ndarray, " D"]
   classes: Int32[np.ndarray, " D"]
-  masks: Bool[np.ndarray, "D H W"] | None = None
+  masks: Sequence[Mapping[str, Any]] | None = None
 
 
 def coco_results(
@@ -71,8 +70,7 @@ def result_rows(
     row = {"image_id": image_id, "category_id": category}
     row |= {"bbox": [*corner.tolist(), *size.tolist()], "score": float(detections.scores[d])}
     if detections.masks is not None:
-      rle = mask_api.encode(np.asfortranarray(detections.masks[d], np.uint8))
-      row["segmentation"] = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+      row["segmentation"] = detections.masks[d]
     rows.append(row)
   return rows
 

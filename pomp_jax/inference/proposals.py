@@ -3,9 +3,10 @@
 Shapes: B images of H x W pixels, Q queries, h x w pixels of a mask, E embedding, N classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from faster_coco_eval.core import mask as mask_api
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -19,7 +20,8 @@ from pomp_jax.masks.weights import MaskFormerFile
 from pomp_jax.prompt.mesh import replicate, split_rows
 from pomp_jax.regions.boxes import boxes_of_masks
 from pomp_jax.regions.files import RegionHeader, Regions
-from pomp_jax.regions.resize import resized_image, resized_masks
+from pomp_jax.regions.masks import hard_masks
+from pomp_jax.regions.resize import resized_image
 
 
 class Proposer:
@@ -124,21 +126,28 @@ def mask_boxes(
   """Boxes of soft masks in an image of height x width; coarser masks are enlarged first."""
   rows, columns = masks.shape[1:]
   if rows < height or columns < width:
-    return boxes_of_masks(resized_masks(masks, height, width) > threshold)
+    return boxes_of_masks(hard_masks(masks, height, width, threshold))
   scale = np.array([width / columns, height / rows] * 2, np.float32)
-  return boxes_of_masks(masks > 255 * threshold) * scale
+  return boxes_of_masks(hard_masks(masks, rows, columns, threshold)) * scale
 
 
 def found_objects(
-  masks: Bool[np.ndarray, "R H W"], objects: Bool[np.ndarray, "D H W"], least_iou: float = 0.5
+  masks: Iterable[Bool[np.ndarray, "H W"]],
+  objects: Sequence[Mapping[str, Any]],
+  least_iou: float = 0.5,
 ) -> Bool[np.ndarray, " D"]:
-  """Whether each object has a mask with at least this intersection over union."""
-  if not len(masks) or not len(objects):
+  """Whether each object has a mask with at least this intersection over union.
+
+  Args:
+    masks: masks, one in memory at a time.
+    objects: masks of D objects as `Annotations.run_lengths` has them.
+    least_iou: the least.
+  """
+  found = [mask_api.encode(np.asfortranarray(mask_HxW, np.uint8)) for mask_HxW in masks]
+  if not found or not len(objects):
     return np.zeros(len(objects), bool)
-  rows, columns = (x.reshape(len(x), -1).astype(np.float32) for x in (masks, objects))
-  both = rows @ columns.T
-  union = rows.sum(1)[:, None] + columns.sum(1) - both
-  return (both / np.maximum(union, 1)).max(axis=0) >= least_iou
+  iou_RxD = mask_api.iou(found, list(objects), [0] * len(objects))
+  return iou_RxD.max(axis=0) >= least_iou
 
 
 def _same_frames(

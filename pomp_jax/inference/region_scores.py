@@ -1,17 +1,14 @@
-"""Regions under a class matrix: scores of a network's embeddings and CLIP's crops, label maps.
+"""Scores of regions under a class matrix, by a network's embeddings and CLIP's crops.
 
-Shapes: R regions of an image, H, W its sides in pixels, C classes, E embedding.
+Shapes: R regions of an image, C classes, E embedding.
 """
 
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Bool, Float
 import numpy as np
 
 from pomp_jax.inference.class_matrix import ClassMatrix
 from pomp_jax.regions.files import RegionHeader, Regions
 from pomp_jax.regions.scores import Fusion, Scores, class_scores, fuse, with_objectness
-
-# Pixels whose scores of all classes are in memory together.
-_PIXELS = 8192
 
 
 def region_scores(
@@ -62,30 +59,3 @@ def region_scores(
   if objectness and regions.objectness is not None:
     return np.asarray(with_objectness(scores_RxC, regions.objectness))
   return scores_RxC
-
-
-def label_map_of_regions(
-  scores_RxC: Float[np.ndarray, "R C"],
-  masks_RxHxW: Float[np.ndarray, "R H W"] | Bool[np.ndarray, "R H W"],
-) -> Int32[np.ndarray, "H W"]:
-  """The class of the highest sum over regions of score * mask at each pixel, as in MaskFormer.
-
-  Args:
-    scores_RxC: scores of the regions.
-    masks_RxHxW: weights of the pixels, 0 or more.
-
-  Returns:
-    Classes; -1 where no mask has a weight.
-  """
-  masks_RxP = masks_RxHxW.reshape(len(masks_RxHxW), np.prod(masks_RxHxW.shape[1:]))
-  labels_P = np.full(masks_RxP.shape[1], -1, np.int32)
-  n_regions_P = (masks_RxP > 0).sum(axis=0)
-  # A single region's weight does not change the order of its classes.
-  single = np.flatnonzero(n_regions_P == 1)
-  if single.size:
-    labels_P[single] = scores_RxC.argmax(axis=1)[masks_RxP[:, single].argmax(axis=0)]
-  several = np.flatnonzero(n_regions_P > 1)
-  for start in range(0, len(several), _PIXELS):
-    part = several[start : start + _PIXELS]
-    labels_P[part] = (masks_RxP[:, part].T @ scores_RxC).argmax(axis=1)
-  return labels_P.reshape(masks_RxHxW.shape[1:])

@@ -117,7 +117,8 @@ class DenseSegmenter:
         np.arange(old) * new // old
         for old, new in zip(image.shape[:2], (height, width), strict=True)
       )
-      inputs, out = (*_inputs(windows, patches), np.array([height, width])), _padded(height, width)
+      out = padded_sides(height, width)
+      inputs = *_inputs(windows, patches), np.array([height, width])
       n_pixels = max(inputs[3][..., 0].size, math.prod(out))
       maps = [
         _label_map(
@@ -235,7 +236,8 @@ def _chunks(matrix: ClassMatrix, most: int) -> tuple[np.ndarray, np.ndarray]:
   return text.reshape(n_chunks, -1, text.shape[1]), classes.reshape(n_chunks, -1)
 
 
-def _padded(*sides: int) -> tuple[int, ...]:
+def padded_sides(*sides: int) -> tuple[int, ...]:
+  """The sides of an image rounded upwards to multiples of 128 pixels."""
   return tuple(_BUCKET * -(-side // _BUCKET) for side in sides)
 
 
@@ -246,7 +248,7 @@ def _inputs(cut: _Windows, patches_NxhxwxE: np.ndarray) -> tuple:
   patches = jnp.asarray(np.pad(patches_NxhxwxE, ((0, padding), *[(0, 0)] * 3)))
   corners_Nx2 = np.pad(cut.corners_Nx2, ((0, padding), (0, 0)))
   height, width = cut.image_HxWx3.shape[:2]
-  padded = _padded(height, width)
+  padded = padded_sides(height, width)
   image = np.zeros((*padded, 3), np.uint8)
   image[:height, :width] = cut.image_HxWx3
   covered = np.zeros(padded, np.float32)

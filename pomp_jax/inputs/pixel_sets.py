@@ -12,6 +12,7 @@ import numpy as np
 from pomp_jax.config.region_fields import Segment
 from pomp_jax.data.class_splits import ClassSplit, read_class_split
 from pomp_jax.data.pixels import PixelFolder, open_pixels
+from pomp_jax.data.source import evenly
 from pomp_jax.files.paths import Path
 from pomp_jax.regions.files import Regions
 from pomp_jax.regions.sources import label_regions
@@ -63,9 +64,7 @@ def open_pixel_set(settings: Segment) -> PixelSet:
   folder = open_pixels(
     settings.images, settings.labels, classes, settings.label_values, settings.ignore
   )
-  n_images = min(settings.n_images or len(folder), len(folder))
-  rows = [n * len(folder) // n_images for n in range(n_images)]
-  return _Folder(folder, classes, rows)
+  return _Folder(folder, classes, evenly(settings.n_images, len(folder)).tolist())
 
 
 def with_background(classes: ClassSplit, names: Sequence[str]) -> ClassSplit:

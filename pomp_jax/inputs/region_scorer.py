@@ -1,6 +1,6 @@
 """Scores and detections of regions, as `config.regions` and `config.detect` describe them.
 
-Shapes: R regions of an image, H, W its sides in pixels, C classes.
+Shapes: R regions of an image, C classes.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,10 +21,10 @@ from pomp_jax.inputs.regions import (
   needs_crops,
   open_region_encoder,
   shares_of,
-  soft_masks,
 )
 from pomp_jax.regions.boxes import select_detections
 from pomp_jax.regions.files import RegionHeader, Regions
+from pomp_jax.regions.masks import hard_masks, run_lengths_of
 
 # Masks of images whose crops are made together: one image, and more up to this.
 _MASK_BYTES = 2**28
@@ -131,8 +131,7 @@ class RegionScorer:
 def detections_of(
   regions: Regions,
   scores_RxC: Float[np.ndarray, "R C"],
-  sides: tuple[int, int],
-  where: str,
+  sides: tuple[int, ...],
   *,
   detect: fields.Detect,
   mask_threshold: float,
@@ -143,8 +142,7 @@ def detections_of(
   Args:
     regions: regions.
     scores_RxC: their scores.
-    sides: height and width of the image.
-    where: name of the image, for messages.
+    sides: height and width of the detections' masks.
     detect: `config.detect`: threshold, suppression and number.
     mask_threshold: value above which a pixel of a soft mask is inside.
     most: detections at most where `detect.top` is 0.
@@ -160,8 +158,9 @@ def detections_of(
   if regions.masks is not None:
     # Each region once, though it may be detected as several classes.
     used, own = np.unique(found.regions, return_inverse=True)
-    part = Regions(regions.boxes[used], masks=regions.masks[used])
-    masks = (soft_masks(part, *sides, where) > mask_threshold)[own]
+    hard = hard_masks(regions.masks[used], *sides, mask_threshold)
+    encoded = [run_lengths_of(mask_HxW) for mask_HxW in hard]
+    masks = [encoded[number] for number in own]
   return Detections(
     regions.boxes[found.regions],
     found.scores.astype(np.float32),

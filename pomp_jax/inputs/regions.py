@@ -23,12 +23,12 @@ from pomp_jax.regions.crops import CropSettings
 from pomp_jax.regions.features import RegionEncoder
 from pomp_jax.regions.files import (
   ImageSize,
-  RegionFileError,
   RegionFolder,
   RegionHeader,
   Regions,
 )
-from pomp_jax.regions.resize import resized_image, resized_masks
+from pomp_jax.regions.masks import hard_masks
+from pomp_jax.regions.resize import resized_image
 from pomp_jax.regions.scores import Fusion
 from pomp_jax.regions.sources import RegionResults, open_regions
 
@@ -143,10 +143,11 @@ def cropped(
       (height, width), (old_height, old_width) = sides, image.shape[:2]
       found.boxes.append(one.boxes * np.float32([width / old_width, height / old_height] * 2))
       continue
-    hard = soft_masks(one, *sides, name) > settings.mask_threshold
-    found.boxes.append(boxes_of_masks(hard))
+    hard = hard_masks(one.drawn(name), *sides, settings.mask_threshold)
     if found.masks is not None:
-      found.masks.append(hard)
+      found.masks.append(np.array(list(hard), bool).reshape(-1, *sides))
+      hard = iter(found.masks[-1])
+    found.boxes.append(boxes_of_masks(hard))
   return found
 
 
@@ -216,21 +217,3 @@ def trained_classes(header: RegionHeader | None, classes: ClassSplit) -> Bool[np
     return np.array(classes.groups) == "base"
   trained = set(normalized_names(header.trained_classes))
   return np.array([name in trained for name in normalized_names(classes.names)])
-
-
-def soft_masks(
-  regions: Regions, height: int, width: int, where: str
-) -> Float[np.ndarray, "R H W"] | Bool[np.ndarray, "R H W"]:
-  """Masks at any size, 0..1; those of another size are interpolated bilinearly, as in torch.
-
-  Raises:
-    RegionFileError: there are boxes only; the message has `where`.
-  """
-  masks = regions.masks
-  if masks is None and len(regions.boxes):
-    raise RegionFileError(f"{where}: regions are boxes without masks; accepted: regions with masks")
-  if masks is None or not len(masks):
-    return np.zeros((0, height, width), np.float32)
-  if masks.dtype == bool and masks.shape[1:] == (height, width):
-    return masks
-  return resized_masks(masks, height, width)

@@ -27,6 +27,7 @@ from pomp_jax.analysis.region_reports import regions_report
 from pomp_jax.analysis.tables import markdown
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
+from pomp_jax.data.source import evenly
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import file_stamps, fingerprint
 from pomp_jax.files.atomic import replacing
@@ -201,8 +202,9 @@ def _detector(
   )
 
   def detect(block):
+    pixels = images.pixels if scorer.sees_pixels else lambda index: None
     seen = (
-      Seen(images.pixels(index) if scorer.sees_pixels else None, regions, _where(boxes, index))
+      Seen(pixels(index), regions, f"image {images.keys[index]}")
       for index, regions in zip(block, source.regions(block), strict=True)
     )
     for index, (one, scores) in zip(block, scorer.scores(seen, matrices), strict=True):
@@ -212,10 +214,6 @@ def _detector(
       yield _Found(rows, labels, best)
 
   return detect
-
-
-def _where(boxes: BoxSet, index: int) -> str:
-  return f"image {boxes.keys[index]}"
 
 
 def _images_of(config: Settings, boxes: BoxSet) -> Images:
@@ -237,7 +235,6 @@ def _rows_of(config: Settings, boxes: BoxSet, index: int, regions: Regions, scor
     regions,
     scores_RxC,
     (image.height, image.width),
-    _where(boxes, index),
     detect=config.detect,
     mask_threshold=config.regions.mask_threshold,
     most=MAX_DETECTIONS["coco" if annotations.frequencies is None else "lvis"],
@@ -320,8 +317,7 @@ def _draw(
   folder: RunFolder, boxes: BoxSet, blocks: Sequence[Path], results: Mapping[str, Any]
 ) -> None:
   """Draws some of the images with their boxes."""
-  n_shown = min(_SHOWN, len(boxes))
-  shown = [n * len(boxes) // n_shown for n in range(n_shown)]
+  shown = evenly(_SHOWN, len(boxes)).tolist()
   class_of = {int(number): n for n, number in enumerate(boxes.annotations.category_ids)}
   drawn = []
   for index, image in enumerate(_images(blocks)):
@@ -337,7 +333,7 @@ def _draw(
     drawn.append(pictures)
   titles = ["annotated", *prompt_labels([prompt["label"] for prompt in results["prompts"]])]
   counts = (len(boxes), "image"), (results["objects"], "object"), (len(results["classes"]), "class")
-  title = f"{n_shown} of {', '.join(counted(*one) for one in counts)}"
+  title = f"{len(shown)} of {', '.join(counted(*one) for one in counts)}"
   images = [boxes.image(index) for index in shown]
   path = folder.plots / "detections.png"
   detection_sheet(path, images, drawn, titles, boxes.classes.names, title)

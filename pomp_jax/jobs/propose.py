@@ -1,7 +1,8 @@
 """Finds the regions of images with a trained network, as a folder that `segment` and `detect` read.
 
 The network runs once, and any number of prompts and fusions are judged on what it found. Leaves in
-the run's folder `regions/` and `results.json`; for annotated objects with their recall.
+the run's folder `regions/` and `results.json`; for annotated objects with their recall. A restart
+resumes after the last block of images.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,14 +17,14 @@ from pomp_jax.config import ConfigError, Settings
 from pomp_jax.config.region_fields import Detect, Segment
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.files.array_cache import file_stamps, fingerprint
-from pomp_jax.files.run_folder import RunFolder, to_json, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, read_keyed, to_json, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.proposals import found_objects
 from pomp_jax.inputs.box_sets import BoxSet, open_box_set
 from pomp_jax.inputs.networks import check_network, network_key_parts, open_network
 from pomp_jax.inputs.pixel_sets import open_pixel_set
-from pomp_jax.inputs.regions import soft_masks
-from pomp_jax.regions.files import Regions, RegionWriter
+from pomp_jax.regions.files import RegionFolder, RegionWriter
+from pomp_jax.regions.masks import hard_masks
 
 log = logging.getLogger(__name__)
 
@@ -75,15 +76,17 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   # The results of an earlier network would vouch for the regions of both.
   folder.results.unlink(missing_ok=True)
   write_json(folder.config, config.to_dict())
-  found = _Recall(config, boxes)
-  with writing(folder.path / "regions"):
-    writer = RegionWriter(folder.path / "regions", network.header)
-    for start in steps_of(range(0, len(keys), _BLOCK), "regions", f"blocks of {_BLOCK} images"):
+  progress, regions = folder.path / "progress.json", folder.path / "regions"
+  done = (read_keyed(progress, key) or {}).get("images", 0)
+  with writing(regions):
+    writer = RegionWriter(regions, network.header)
+    starts = range(done, len(keys), _BLOCK)
+    for start in steps_of(starts, "regions", f"blocks of {_BLOCK} images"):
       block = range(start, min(start + _BLOCK, len(keys)))
-      regions_of = network.proposer.regions([image(index) for index in block])
-      for index, regions in zip(block, regions_of, strict=True):
-        writer.write(keys[index], regions)
-        found.add(index, regions)
+      found = network.proposer.regions([image(index) for index in block])
+      for index, own in zip(block, found, strict=True):
+        writer.write(keys[index], own)
+      write_json(progress, {"key": key, "images": block.stop})
   results = {
     "job": config.job,
     "key": key,
@@ -91,9 +94,10 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     "images": len(keys),
     "regions_per_image": network.file.config.n_queries,
     "trained_classes": len(network.file.trained_classes),
-    "recall": found.figures(),
+    "recall": boxes and _recall(boxes, RegionFolder(regions), config.regions.mask_threshold),
   }
   folder.write_results(json.loads(to_json(results)))
+  progress.unlink(missing_ok=True)
   log.info("regions of %d images are in %s", len(keys), folder.path / "regions")
   return folder.read_results() or {}
 
@@ -115,38 +119,25 @@ def _images(
   return boxes.keys, boxes.image, boxes.files(config.detect), boxes
 
 
-class _Recall:
-  """Share of the annotated objects that a mask covers, by group of classes."""
-
-  def __init__(self, config: Settings, boxes: BoxSet | None):
-    """Starts with no object; counts none without annotated masks."""
-    self._boxes, self._threshold = boxes, config.regions.mask_threshold
-    self._classes: list[int] = []
-    self._found: list[bool] = []
-    if boxes is not None and not all(
-      "segmentation" in row for rows in boxes.annotations.rows for row in rows
-    ):
-      self._boxes = None
-
-  def add(self, index: int, regions: Regions) -> None:
-    """Compares the regions of an image with its objects."""
-    if self._boxes is None:
-      return
-    truth, classes = self._boxes.regions(index, masks=True)
-    if truth.masks is None or not len(classes):
-      return
-    masks = soft_masks(regions, *truth.masks.shape[1:], f"image {index}") > self._threshold
-    self._classes += classes.tolist()
-    self._found += found_objects(masks, truth.masks, _LEAST_IOU).tolist()
-
-  def figures(self) -> dict[str, Any] | None:
-    """Recall and number of objects of all, base and novel classes; None without objects."""
-    if self._boxes is None or not self._found:
-      return None
-    groups, found = np.array(self._boxes.classes.groups)[self._classes], np.array(self._found)
-    parts = {"all": np.ones(len(found), bool)} | {g: groups == g for g in ("base", "novel")}
-    return {"iou": _LEAST_IOU} | {
-      name: {"recall": float(found[part].mean()), "objects": int(part.sum())}
-      for name, part in parts.items()
-      if part.any()
-    }
+def _recall(boxes: BoxSet, folder: RegionFolder, threshold: float) -> dict[str, Any] | None:
+  """Share of the annotated objects that a mask covers, by group of classes; None without masks."""
+  annotations = boxes.annotations
+  if any("segmentation" not in row for rows in annotations.rows for row in rows):
+    return None
+  covered, classes = [], []
+  for index in steps_of(range(len(boxes)), "recall", "images"):
+    entry, truth = annotations.images[index], annotations.truth(index)
+    sides = entry.height, entry.width
+    masks = hard_masks(folder.read(entry.id, *sides).drawn(str(entry.id)), *sides, threshold)
+    objects, single = annotations.run_lengths(index), np.flatnonzero(~truth.crowd)
+    covered += found_objects(masks, [objects[row] for row in single], _LEAST_IOU).tolist()
+    classes += truth.classes[single].tolist()
+  if not classes:
+    return None
+  groups, found = np.array(boxes.classes.groups)[classes], np.array(covered)
+  parts = {"all": np.ones(len(found), bool)} | {g: groups == g for g in ("base", "novel")}
+  return {"iou": _LEAST_IOU} | {
+    name: {"recall": float(found[part].mean()), "objects": int(part.sum())}
+    for name, part in parts.items()
+    if part.any()
+  }

@@ -28,6 +28,7 @@ from pomp_jax.analysis.tables import markdown
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.pixels import IGNORED, write_labels
+from pomp_jax.data.source import evenly
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import file_stamps, fingerprint
 from pomp_jax.files.atomic import replacing
@@ -35,9 +36,9 @@ from pomp_jax.files.paths import local_copy
 from pomp_jax.files.run_folder import RunFolder, to_json, with_provenance, write_json, writing
 from pomp_jax.files.terminal import steps_of, waiting
 from pomp_jax.inference.class_matrix import ClassMatrix, check_prompt, class_matrix, key_parts
+from pomp_jax.inference.label_maps import label_maps_of_regions
 from pomp_jax.inference.named_prompts import NamedPrompt
 from pomp_jax.inference.pixel_metrics import PixelTally
-from pomp_jax.inference.region_scores import label_map_of_regions
 from pomp_jax.inputs.networks import read_prompts_of
 from pomp_jax.inputs.pixel_sets import PixelSet, open_pixel_set
 from pomp_jax.inputs.region_scorer import RegionScorer, Seen
@@ -50,7 +51,6 @@ from pomp_jax.inputs.region_sources import (
 from pomp_jax.inputs.regions import (
   check_alone,
   compared,
-  soft_masks,
   trained_classes,
 )
 from pomp_jax.inputs.segmenter import check_patches, open_segmenter
@@ -166,9 +166,8 @@ def _by_regions(
       for index, regions in zip(block, source.regions(block), strict=True)
     )
     for one, scores in scorer.scores(seen, matrices):
-      # Once more, since the soft masks of a whole block are gigabytes.
-      masks = soft_masks(one.regions, *one.image.shape[:2], one.where)
-      yield [label_map_of_regions(scores_RxC, masks) for scores_RxC in scores]
+      masks, sides = one.regions.drawn(one.where), one.image.shape[:2]
+      yield list(label_maps_of_regions(scores, masks, *sides))
 
   return segment
 
@@ -230,8 +229,7 @@ def _key(
 
 def _shown(n_images: int) -> list[int]:
   """Images in the plot, evenly over all."""
-  n_shown = min(_SHOWN, n_images)
-  return [n * n_images // n_shown for n in range(n_shown)]
+  return evenly(_SHOWN, n_images).tolist()
 
 
 def _labels_path(folder: RunFolder, pixels: PixelSet, index: int, prompt: int):

@@ -28,17 +28,16 @@ from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.inference.box_metrics import MAX_DETECTIONS, Detections, result_rows
 from pomp_jax.inference.class_matrix import ClassMatrix, class_matrix
 from pomp_jax.inference.classify import open_prompt
+from pomp_jax.inference.label_maps import label_maps_of_regions
 from pomp_jax.inference.named_prompts import NamedPrompt
-from pomp_jax.inference.region_scores import label_map_of_regions
 from pomp_jax.inputs.picture_regions import PictureRegions
 from pomp_jax.inputs.pixel_sets import with_background
 from pomp_jax.inputs.region_scorer import detections_of
-from pomp_jax.inputs.regions import soft_masks
 from pomp_jax.inputs.segmenter import open_segmenter
 
 # Pictures in memory together.
 _BLOCK = 8
-# Pixels of a picture that a network sees at most: a hundred soft masks of it take 800 MiB.
+# Pixels of a picture that a network sees at most: a hundred hard masks of it take 200 MiB.
 _MAX_PIXELS = 2**21
 Rows = list[dict[str, Any]]
 
@@ -131,7 +130,8 @@ class Segment(_Whole):
     for (key, image), (regions, scores) in zip(
       images.items(), self._regions.scored(images), strict=True
     ):
-      yield label_map_of_regions(scores, soft_masks(regions, *image.shape[:2], key)), None
+      (labels,) = label_maps_of_regions([scores], regions.drawn(key), *image.shape[:2])
+      yield labels, None
 
   def _rows(self, labels, probability):
     found, counts = np.unique(labels[labels >= 0], return_counts=True)
@@ -164,8 +164,7 @@ class Detect(_Whole):
       found = detections_of(
         regions,
         scores,
-        picture.image.shape[:2],
-        key,
+        picture.sides,
         detect=self._config.detect,
         mask_threshold=self._config.regions.mask_threshold,
         most=MAX_DETECTIONS["coco"],
@@ -191,15 +190,10 @@ class Detect(_Whole):
   def _coco(self, key: str, picture: Picture, found: Detections) -> Rows:
     """COCO results in pixels of the file, with its name and the classes' names."""
     height, width = (a / b for a, b in zip(picture.sides, picture.image.shape, strict=False))
-    factors = np.array([width, height] * 2, np.float32)
-    ids, rows = np.arange(1, len(self._classes) + 1), []
-    for d, label in enumerate(found.classes):
-      part = Detections(*(None if own is None else own[d : d + 1] for own in found))
-      masks = None if part.masks is None else _enlarged(part.masks, picture.sides)
-      part = part._replace(boxes=part.boxes * factors, masks=masks)
-      (row,) = result_rows(self._ids[key], ids, part)
-      rows.append(row | {"file": key, "name": self._classes.names[label]})
-    return rows
+    found = found._replace(boxes=found.boxes * np.array([width, height] * 2, np.float32))
+    names, ids = self._classes.names, np.arange(1, len(self._classes) + 1)
+    rows = result_rows(self._ids[key], ids, found)
+    return [row | {"file": key, "name": names[row["category_id"] - 1]} for row in rows]
 
 
 def classes_of(config: Settings) -> ClassSplit:

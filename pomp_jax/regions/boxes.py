@@ -4,6 +4,7 @@ Boxes are x0, y0, x1, y1 in pixels; the ends are exclusive.
 Shapes: R regions of an image, C classes, D detections.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from jaxtyping import Bool, Float, Int
@@ -24,17 +25,14 @@ class Detections(NamedTuple):
   scores: Float[np.ndarray, " D"]
 
 
-def boxes_of_masks(masks_RxHxW: Bool[np.ndarray, "R H W"]) -> Float[np.ndarray, "R 4"]:
-  """The tight box of each mask; zeros for an empty one."""
-  corners = []
-  for axis in (1, 2):
-    # Whether a column, or a row, has a pixel.
-    used = masks_RxHxW.any(axis=axis)
-    low, high = used.argmax(axis=1), used.shape[1] - used[:, ::-1].argmax(axis=1)
-    empty = ~used.any(axis=1)
-    corners.append((np.where(empty, 0, low), np.where(empty, 0, high)))
-  (x0, x1), (y0, y1) = corners
-  return np.stack([x0, y0, x1, y1], axis=1).astype(np.float32)
+def boxes_of_masks(masks: Iterable[Bool[np.ndarray, "H W"]]) -> Float[np.ndarray, "R 4"]:
+  """The tight box of each of R masks; zeros for an empty one."""
+  boxes = []
+  for mask_HxW in masks:
+    rows, columns = (np.flatnonzero(mask_HxW.any(axis=axis)) for axis in (1, 0))
+    box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] if rows.size else [0] * 4
+    boxes.append(box)
+  return np.array(boxes, np.float32).reshape(-1, 4)
 
 
 def clip_boxes(

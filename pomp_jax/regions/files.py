@@ -59,6 +59,18 @@ class Regions(NamedTuple):
   masks: Bool[np.ndarray, "R H W"] | UInt8[np.ndarray, "R h w"] | None = None
   embeddings: Float[np.ndarray, "R S E"] | None = None
 
+  def drawn(self, where: str) -> UInt8[np.ndarray, "R h w"] | Bool[np.ndarray, "R H W"]:
+    """The masks.
+
+    Raises:
+      RegionFileError: there are boxes only; the message has `where`.
+    """
+    if self.masks is not None:
+      return self.masks
+    if len(self.boxes):
+      raise RegionFileError(f"{where}: boxes without masks; accepted: regions with masks")
+    return np.zeros((0, 1, 1), bool)
+
   def top(self, k: int) -> "Regions":
     """The k regions of the highest objectness, in its order; the first k without one."""
     order = np.arange(len(self.boxes))

@@ -1,9 +1,9 @@
-"""Other sizes of images and of soft masks, as detectron2 and torch compute them.
+"""Other sizes of images, as detectron2 computes them.
 
-Shapes: R regions of an image, H, W its sides in pixels, h, w sides of a mask's grid.
+Shapes: H, W the sides of an image in pixels.
 """
 
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import UInt8
 import numpy as np
 from PIL import Image
 
@@ -38,32 +38,3 @@ def resized_image(
   if (height, width) == image_HxWx3.shape[:2]:
     return image_HxWx3
   return np.asarray(Image.fromarray(image_HxWx3).resize((width, height), Image.Resampling.BILINEAR))
-
-
-def resized_masks(
-  masks: UInt8[np.ndarray, "R h w"] | Bool[np.ndarray, "R h w"], height: int, width: int
-) -> Float32[np.ndarray, "R H W"]:
-  """Soft masks 0..1 at another size: torch's bilinear `interpolate` without antialiasing.
-
-  Args:
-    masks: 255 times the probability of each cell; or hard masks.
-    height: new height, pixels.
-    width: new width.
-  """
-  resized = np.empty((len(masks), height, width), np.float32)
-  scale = 1.0 if masks.dtype == bool else 255.0
-  for own, mask in zip(resized, masks, strict=True):
-    np.divide(_bilinear(mask, height, width), scale, out=own)
-  return resized
-
-
-def _bilinear(mask_hxw: np.ndarray, height: int, width: int) -> np.ndarray:
-  rows, columns = mask_hxw.shape
-  if (rows, columns) == (height, width):
-    return mask_hxw.astype(np.float32)
-  # Four neighbours of each pixel's centre. PIL's `resize` would average when it reduces.
-  step = (columns / width, 0.0, 0.0, 0.0, rows / height, 0.0)
-  image = Image.fromarray(mask_hxw.astype(np.float32))
-  return np.asarray(
-    image.transform((width, height), Image.Transform.AFFINE, step, Image.Resampling.BILINEAR)
-  )

@@ -14,6 +14,7 @@ def test_parts_are_those_of_the_layers():
   assert cost.images == pytest.approx(2 * image, rel=0.02)
   crop = 2 * 3 * (224 * 128 * 128 + 224 * 224 * 128)
   assert cost.crops == pytest.approx(2 * crop, rel=0.2)
+  assert cost.maps == 2 * 64 * 64 * 2 * 20
   text = 2 * 12 * 12 * 512**2 * (20 * 5 + 5)
   assert cost.text == pytest.approx(text, rel=0.1)
 
@@ -26,8 +27,8 @@ def test_a_larger_image_costs_the_network_its_area():
 
 
 def test_time_is_arithmetic():
-  cost = Cost(network=3e12, crops=1e12, images=2e12, text=5e12)
-  assert cost.total(10, 2) == 70e12
-  assert cost.seconds(10, 2, "float32", 0.5) == pytest.approx(70e12 / 67e12 / 0.5)
-  fast = 60e12 / H100["bfloat16"] + 10e12 / H100["float32"]
+  cost = Cost(network=3e12, crops=1e12, images=2e12, maps=1e11, text=5e12)
+  assert cost.total(10, 2) == pytest.approx(72e12)
+  assert cost.seconds(10, 2, "float32", 0.5) == pytest.approx(72e12 / 67e12 / 0.5)
+  fast = 60e12 / H100["bfloat16"] + 12e12 / H100["float32"]
   assert cost.seconds(10, 2, "bfloat16", 0.5) == pytest.approx(fast / 0.5)

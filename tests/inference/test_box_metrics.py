@@ -14,6 +14,7 @@ from pomp_jax.inference.box_metrics import (
   average_precision,
   coco_results,
 )
+from pomp_jax.regions.masks import run_lengths_of
 from tests.support.detection_cases import (
   HEIGHT,
   IOU_TYPES,
@@ -127,9 +128,10 @@ def test_results_are_rows_that_pycocotools_reads():
   annotations = annotations_of(value, names=[*(f"thing {i}" for i in range(6)), "unicorn"])
   mask = np.zeros((2, HEIGHT, WIDTH), bool)
   mask[0, 3:10, 5:25] = True
+  masks = [run_lengths_of(own) for own in mask]
   boxes = np.array([[5, 3, 25, 10], [0, 0, 4, 4]], np.float32)
   scores, classes = np.array([0.5, 0.25], np.float32), np.array([2, 6], np.int32)
-  rows = coco_results(annotations, 1, Detections(boxes, scores, classes, mask))
+  rows = coco_results(annotations, 1, Detections(boxes, scores, classes, masks))
   # The unicorn has no category in the file.
   assert len(rows) == 1
   assert json.loads(json.dumps(rows)) == rows

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from faster_coco_eval.core import mask as mask_api
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,8 +134,10 @@ def test_quality_of_masks():
 def test_found_objects():
   objects = np.zeros((3, 4, 4), bool)
   objects[0, :2], objects[1, 2], objects[2, 3, 3] = True, True, True
+  encoded = [mask_api.encode(np.asfortranarray(one, np.uint8)) for one in objects]
   masks = np.zeros((2, 4, 4), bool)
   masks[0, 0], masks[1, 2:, :3] = True, True  # IoU 4/8 with the first, 3/7 with the second
-  assert found_objects(masks, objects).tolist() == [True, False, False]
-  assert found_objects(masks, objects, 0.4).tolist() == [True, True, False]
-  assert not found_objects(masks[:0], objects).any()
+  assert found_objects(masks, encoded).tolist() == [True, False, False]
+  assert found_objects(masks, encoded, 0.4).tolist() == [True, True, False]
+  assert not found_objects(masks[:0], encoded).any()
+  assert found_objects(masks, []).shape == (0,)

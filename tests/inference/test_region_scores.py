@@ -1,11 +1,11 @@
-"""Scores and label maps of regions against ZSSeg's inference in torch and NumPy float64."""
+"""Scores of regions against ZSSeg's inference in torch and NumPy float64."""
 
 import numpy as np
 import pytest
 import torch
 
 from pomp_jax.inference.class_matrix import ClassMatrix
-from pomp_jax.inference.region_scores import label_map_of_regions, region_scores
+from pomp_jax.inference.region_scores import region_scores
 from pomp_jax.regions.files import RegionHeader, Regions
 from pomp_jax.regions.scores import FUSIONS
 from tests.support.checks import assert_close
@@ -65,22 +65,3 @@ def test_no_region_has_no_scores(parts):
   assert region_scores(none, None, clip[:0], matrix, **settings).shape == (0, 4)
   with pytest.raises(ValueError, match="neither"):
     region_scores(none, None, None, matrix, **settings)
-
-
-@pytest.mark.parametrize("soft", [True, False])
-def test_label_map_is_the_class_of_the_highest_sum(soft):
-  rng = np.random.default_rng(1)
-  scores = rng.random((R, 11)).astype(np.float32)
-  masks = rng.random((R, 90, 110)).astype(np.float32)
-  if not soft:
-    masks = (masks > 0.7).astype(np.float32)  # none, one or several regions at a pixel
-  expected = np.einsum("rc,rhw->hwc", scores.astype(float), masks.astype(float)).argmax(-1)
-  expected[masks.sum(0) == 0] = -1
-  assert soft != (expected == -1).any()
-  found = label_map_of_regions(scores, masks)
-  assert (found == expected).mean() > 0.9999  # rounding may decide a tie
-
-
-def test_label_map_of_no_region():
-  empty = label_map_of_regions(np.zeros((0, 3), np.float32), np.zeros((0, 4, 5), np.float32))
-  np.testing.assert_array_equal(empty, np.full((4, 5), -1))

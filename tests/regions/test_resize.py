@@ -1,12 +1,10 @@
-"""Sizes of images and masks against detectron2's rule and torch's interpolation."""
+"""Sizes of images against detectron2's rule and PIL."""
 
 import numpy as np
 from PIL import Image
 import pytest
-import torch
-from torch.nn import functional
 
-from pomp_jax.regions.resize import resized_image, resized_masks, resized_sides
+from pomp_jax.regions.resize import resized_image, resized_sides
 
 RNG = np.random.default_rng(0)
 
@@ -40,16 +38,3 @@ def test_an_image_is_pils():
     expected = np.asarray(Image.fromarray(image).resize(sides, Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(resized_image(image, size), expected)
   assert resized_image(image, 0) is image
-
-
-@pytest.mark.parametrize("sides", [(40, 52), (25, 90), (9, 13), (10, 12)])
-def test_masks_are_torchs(sides):
-  """Enlarged, reduced and both; hard masks as well."""
-  soft = RNG.integers(0, 256, (3, 10, 12)).astype(np.uint8)
-  hard = soft > 100
-  for masks, scale in ((soft, 255.0), (hard, 1.0)):
-    stored = torch.tensor(masks.astype(np.float32))[None]
-    expected = functional.interpolate(stored, sides, mode="bilinear")[0] / scale
-    found = resized_masks(masks, *sides)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=2e-6)
