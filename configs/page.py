@@ -2,6 +2,7 @@
 
   pomp --config=page   # then open http://127.0.0.1:8765/
   pomp --config=page:prompt=FILE,runs=DIR
+  pomp --config=page:network=FILE   # a network that finds objects, of `train_masks` or published
 
 `prompt` is a learned prompt or a run's folder, shown beside two hand-written ones, on the CLIP that
 its file names, or else OpenAI's ViT-B/16; `clip` is another one. Without it the page has the
@@ -27,10 +28,14 @@ def get_config(argument: str = ""):
   config.job = "page"
   # Boxes that a visitor gives are cropped with their surroundings.
   config.regions.crop, config.regions.expand = "context", 1.4
+  # Of a network's regions those that are objects count most.
+  config.regions.objectness = True
   if learned:
     config.clip.model = recorded_clip(learned[0]) or PUBLISHED_CLIP
     learned = [os.fspath(prompt_path(name)) for name in learned]
-  short = {"clip": "clip.model"} | {name: f"page.{name}" for name in config.page}
+  short = {"clip": "clip.model", "network": "propose.network"} | {
+    name: f"page.{name}" for name in config.page
+  }
   with_argument(config, items, **short)
   if config.clip.model == WORLD:
     # Windows of the size of its pictures.

@@ -22,6 +22,7 @@ from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.prompt_file import Prompt, check_fits
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.inference.named_prompts import NamedPrompt, read_prompts
+from pomp_jax.inputs.networks import check_network, open_network
 from pomp_jax.world import scenes, source
 from pomp_jax.world.names import class_attributes, class_names
 
@@ -38,8 +39,8 @@ def check(config: Settings, workdir: str) -> None:
   """Checks libraries, prompts, folder and port; writes nothing.
 
   Raises:
-    InputError, ConfigError, ClipError, PromptFileError, CheckpointError, RunFolderError: one line
-      each.
+    InputError, ConfigError, ClipError, PromptFileError, CheckpointError, RunFolderError,
+      MaskFormerError: one line each.
   """
   RunFolder(workdir).check(config.job)
   for library in _LIBRARIES:
@@ -58,6 +59,8 @@ def check(config: Settings, workdir: str) -> None:
       raise ConfigError("page.prompts", label, "a prompt that fits any names")
     if isinstance(prompt, Prompt):
       check_fits(prompt, width, model, path=label)
+  if config.propose.network:
+    check_network(config)
   _listen(config).close()
 
 
@@ -74,7 +77,9 @@ def run(config: Settings, workdir: str) -> None:
 
   page, turns = config.page, server.Turns()
   prompts = shown_prompts(read_prompts(page.prompts, "page.prompts"))
-  comparison = Comparison(inputs.open_encoder(config), prompts, config)
+  encoder = inputs.open_encoder(config)
+  network = open_network(config, encoder, batch_size=1) if config.propose.network else None
+  comparison = Comparison(encoder, prompts, config, network)
   of_world = config.clip.model == WORLD
   app = server.make_app(
     comparison,

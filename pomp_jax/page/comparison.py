@@ -1,6 +1,6 @@
-"""One picture under prompts side by side: names, label maps, names of boxes.
+"""One picture under prompts side by side: names, label maps, names of boxes, objects.
 
-Shapes: N names, R boxes, E embedding.
+Shapes: N names, R regions, E embedding.
 """
 
 from collections import OrderedDict
@@ -9,26 +9,31 @@ import pathlib
 import tempfile
 from typing import NamedTuple
 
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32, UInt8
 import numpy as np
 from PIL import Image
 import scipy.special
 
-from pomp_jax.analysis.detection import Boxes, detection_sheet
+from pomp_jax.analysis.detection import Boxes, detection_sheet, strongest
 from pomp_jax.analysis.segmentation import segmentation_sheet
 from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.config import Settings
+from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.data.images import prepare
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.inference.class_matrix import ClassMatrix, class_matrix
+from pomp_jax.inference.label_maps import label_maps_of_regions
 from pomp_jax.inference.metrics import check_finite
 from pomp_jax.inference.named_prompts import NamedPrompt
 from pomp_jax.inference.region_scores import region_scores
-from pomp_jax.inference.segmentation import DenseSegmenter, DenseSettings
-from pomp_jax.inputs.regions import fusion_of, open_region_encoder
+from pomp_jax.inference.segmentation import DenseSegmenter
+from pomp_jax.inputs.networks import OpenNetwork
+from pomp_jax.inputs.regions import fusion_of, open_region_encoder, trained_classes
+from pomp_jax.inputs.segmenter import open_segmenter
 from pomp_jax.page.form import FormError
-from pomp_jax.regions.files import Regions
+from pomp_jax.regions.boxes import select_detections
+from pomp_jax.regions.files import RegionHeader, Regions
 
 # Name lists whose features are in memory.
 _LISTS = 8
@@ -56,22 +61,31 @@ class Comparison:
 
   Attributes:
     prompts: prompts, with labels to show.
-    segments: whether label maps can be computed, which takes a ViT.
+    segments: whether label maps can be computed, which takes a network or a ViT.
+    finds: whether objects can be found, which takes a network.
   """
 
-  def __init__(self, encoder: Encoder, prompts: Sequence[NamedPrompt], config: Settings):
+  def __init__(
+    self,
+    encoder: Encoder,
+    prompts: Sequence[NamedPrompt],
+    config: Settings,
+    network: OpenNetwork | None = None,
+  ):
     """Takes what a config names; compiles on first use.
 
     Args:
       encoder: the CLIP.
       prompts: prompts that fit any names.
       config: its `page.top`, `regions`, `segment.recipe`, `size`, `window`, `stride`, `pamr` and
-        `logit_scale`, and `detect.logit_scale` are read.
+        `logit_scale`, and `detect.logit_scale`, `min_score` and `nms` are read.
+      network: what finds regions.
     """
-    self._encoder, self._config = encoder, config
+    self._encoder, self._config, self._network = encoder, config, network
     self.prompts = list(prompts)
     self._matrices: OrderedDict[tuple[str, ...], list[ClassMatrix]] = OrderedDict()
-    self.segments = not isinstance(encoder.clip.config.vision_config, ResNetConfig)
+    self.finds = network is not None
+    self.segments = self.finds or not isinstance(encoder.clip.config.vision_config, ResNetConfig)
     self._segmenter: DenseSegmenter | None = None
     self._crops = open_region_encoder(config.regions, encoder)
 
@@ -99,27 +113,109 @@ class Comparison:
     return self._answers(names, rows)
 
   def segment(self, image: Image.Image, names: Sequence[str]) -> bytes:
-    """Draws a class for every pixel under each prompt, by `segment.recipe`; a PNG.
+    """Draws a class for every pixel under each prompt; a PNG.
+
+    The regions are the network's. Without one the classes of patches are drawn, by
+    `segment.recipe`.
 
     Raises:
-      FormError: more than MAX_SEGMENT_NAMES names, or a CLIP without a ViT.
+      FormError: more than MAX_SEGMENT_NAMES names, or neither a network nor a ViT.
       VocabularyError, TokenizeError: unusable names.
     """
     if not self.segments:
-      raise FormError("segmentation needs a ViT; this CLIP has a ResNet")
+      raise FormError("segmentation needs a ViT or a network; this CLIP has a ResNet")
     if len(names) > MAX_SEGMENT_NAMES:
       expected = f"expected at most {MAX_SEGMENT_NAMES} for a segmentation"
       raise FormError(f"names: got {len(names):,}, {expected}")
-    image = image.copy()
-    image.thumbnail((_SEGMENT_SIDE, _SEGMENT_SIDE), Image.Resampling.BICUBIC)
-    pixels, matrices = np.asarray(image), self._class_matrices(names)
-    if self._segmenter is None:
-      self._segmenter = self._open_segmenter()
-    [maps] = self._segmenter.label_maps([pixels], matrices)
-    # Rows beyond the names repeat the first one.
-    maps = [np.where(map_HxW < len(names), map_HxW, 0) for map_HxW in maps]
+    if self.finds:
+      pixels = np.asarray(image)
+      regions, scores = self._regions(pixels, names, self._config.segment.logit_scale)
+      maps = list(label_maps_of_regions(scores, regions.drawn("the picture"), *pixels.shape[:2]))
+    else:
+      image = image.copy()
+      image.thumbnail((_SEGMENT_SIDE, _SEGMENT_SIDE), Image.Resampling.BICUBIC)
+      pixels = np.asarray(image)
+      if self._segmenter is None:
+        self._segmenter = open_segmenter(self._config, self._encoder)
+      [maps] = self._segmenter.label_maps([pixels], self._class_matrices(names))
+      # Rows beyond the names repeat the first one.
+      maps = [np.where(map_HxW < len(names), map_HxW, 0) for map_HxW in maps]
     labels = [named.label for named in self.prompts]
     return _drawn(lambda path: segmentation_sheet(path, [pixels], [maps], labels, names))
+
+  def find_objects(
+    self, image: Image.Image, names: Sequence[str]
+  ) -> tuple[bytes, list[list[tuple[str, float]]]]:
+    """Objects that the network finds: a PNG, and names with scores under each prompt, best first.
+
+    Of boxes that overlap by half only the best counts, and eight in all.
+
+    Raises:
+      FormError: there is no network.
+      VocabularyError, TokenizeError: unusable names.
+    """
+    if not self.finds:
+      raise FormError("finding objects needs a network; this page has none (propose.network)")
+    pixels, detect = np.asarray(image), self._config.detect
+    regions, scores = self._regions(pixels, names, detect.logit_scale)
+    drawn = []
+    for scores_RxN in scores:
+      found = select_detections(
+        regions.boxes, scores_RxN, min_score=detect.min_score, max_iou=detect.nms
+      )
+      boxes = Boxes(regions.boxes[found.regions], found.classes, found.scores.astype(np.float32))
+      drawn.append(strongest(boxes))
+    labels = [named.label for named in self.prompts]
+    picture = _drawn(lambda path: detection_sheet(path, [pixels], [drawn], labels, names))
+    rows = [
+      [(names[c], float(score)) for c, score in zip(one.classes, one.scores, strict=True)]
+      for one in drawn
+    ]
+    return picture, rows
+
+  def _regions(
+    self, pixels_HxWx3: UInt8[np.ndarray, "H W 3"], names: Sequence[str], logit_scale: float
+  ) -> tuple[Regions, list[Float[np.ndarray, "R N"]]]:
+    """Regions that the network finds, and their fused scores under each prompt."""
+    assert self._network is not None
+    [regions] = self._network.proposer.regions([pixels_HxWx3])
+    regions = regions.top(self._config.regions.max_regions)
+    [features_RxE] = self._crops.features([pixels_HxWx3], [regions.boxes], None)
+    classes = ClassSplit(tuple((name,) for name in names), ("-",) * len(names))
+    return regions, self._scores(
+      regions,
+      features_RxE,
+      names,
+      logit_scale,
+      header=self._network.header,
+      trained_C=trained_classes(self._network.header, classes),
+    )
+
+  def _scores(
+    self,
+    regions: Regions,
+    features_RxE: Float[np.ndarray, "R E"],
+    names: Sequence[str],
+    logit_scale: float,
+    *,
+    header: RegionHeader | None = None,
+    trained_C: Bool[np.ndarray, " N"],
+  ) -> list[Float[np.ndarray, "R N"]]:
+    """Scores of regions under each prompt."""
+    own = self._config.regions
+    return [
+      region_scores(
+        regions,
+        header,
+        features_RxE,
+        ClassMatrix(matrix.features[: len(names)], np.arange(len(names))),
+        logit_scale=logit_scale or self._encoder.clip.logit_scale,
+        fusion=fusion_of(own),
+        trained_C=trained_C,
+        objectness=own.objectness,
+      )
+      for matrix in self._class_matrices(names)
+    ]
 
   def name_boxes(
     self, image: Image.Image, names: Sequence[str], boxes_Rx4: Float32[np.ndarray, "R 4"]
@@ -129,21 +225,15 @@ class Comparison:
     Raises:
       VocabularyError, TokenizeError: unusable names.
     """
-    pixels, clip, config = np.asarray(image), self._encoder.clip, self._config
-    matrices = self._class_matrices(names)
+    pixels = np.asarray(image)
     [features_RxE] = self._crops.features([pixels], [boxes_Rx4], None)
-    scores = [
-      region_scores(
-        Regions(boxes_Rx4),
-        None,
-        features_RxE,
-        ClassMatrix(matrix.features[: len(names)], np.arange(len(names))),
-        logit_scale=config.detect.logit_scale or clip.logit_scale,
-        fusion=fusion_of(config.regions),
-        trained_C=np.zeros(len(names), bool),
-      )
-      for matrix in matrices
-    ]
+    scores = self._scores(
+      Regions(boxes_Rx4),
+      features_RxE,
+      names,
+      self._config.detect.logit_scale,
+      trained_C=np.zeros(len(names), bool),
+    )
     drawn = [Boxes(boxes_Rx4, rows.argmax(1), rows.max(1).astype(np.float32)) for rows in scores]
     labels = [named.label for named in self.prompts]
     picture = _drawn(lambda path: detection_sheet(path, [pixels], [drawn], labels, names))
@@ -175,18 +265,6 @@ class Comparison:
         self._matrices.popitem(last=False)
     self._matrices.move_to_end(key)
     return self._matrices[key]
-
-  def _open_segmenter(self) -> DenseSegmenter:
-    segment = self._config.segment
-    settings = DenseSettings(
-      segment.recipe,
-      segment.size,
-      segment.window,
-      segment.stride,
-      segment.logit_scale or self._encoder.clip.logit_scale,
-      segment.pamr,
-    )
-    return DenseSegmenter(self._encoder, settings, dtype=self._config.clip.dtype)
 
 
 def shown_prompts(prompts: Sequence[NamedPrompt]) -> list[NamedPrompt]:

@@ -175,13 +175,17 @@ class _Page:
     return self._form("classify", compute)
 
   def regions(self) -> tuple[str, int]:
-    """The tab Regions: a label map, or names of given boxes."""
+    """The tab Regions: a label map, objects, or names of given boxes."""
 
     def compute(image, entered):
       names = read_names(entered["names"], self._limits.max_names)
       if request.form.get("action") == "segment":
         with self._turns.turn():
           return {"sheet": self.shelf.add(self._comparison.segment(image, names))}
+      if request.form.get("action") == "find":
+        with self._turns.turn():
+          sheet, objects = self._comparison.find_objects(image, names)
+        return {"sheet": self.shelf.add(sheet), "objects": objects}
       boxes_Rx4 = read_boxes(entered["boxes"], *image.size)
       with self._turns.turn():
         sheet, rows = self._comparison.name_boxes(image, names, boxes_Rx4)
@@ -189,7 +193,8 @@ class _Page:
       lines = [line.strip() for line in lines if line.strip()]
       return {"sheet": self.shelf.add(sheet), "boxes": list(zip(lines, rows, strict=True))}
 
-    more = {"segments": self._comparison.segments, "max_segment_names": MAX_SEGMENT_NAMES}
+    own = self._comparison
+    more = {"segments": own.segments, "finds": own.finds, "max_segment_names": MAX_SEGMENT_NAMES}
     return self._form("regions", compute, longest=LONGEST, **more)
 
   def _form(self, tab: str, compute: Callable[..., dict[str, Any]], **more) -> tuple[str, int]:
