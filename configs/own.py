@@ -9,21 +9,21 @@ the colon, separated by commas:
   :root=PICTURES,clip=FOLDER             another CLIP than ViT-B/16: a folder, a file, a hub id
   :root=PICTURES,base=a.txt,novel=b.txt  train on the names in a.txt, evaluate on both lists
   :root=PICTURES,lr=0.003,epochs=20      any field of the config, or a short name for it
-  :root=PICTURES,cache=FEATURES          with --config.job=cache: features of the pictures, once
-  :root=PICTURES,cache=FEATURES,features=cached  then the training from them
+  :root=PICTURES,cache=FEATURES          features of the pictures there, for several trainings
 
 What follows from the pictures: up to 1,000 classes the contrast is exact over all of them, which
 costs what a sampled one with K = N does; beyond, K = 1,000. Training takes about 1,000 steps of 32
 images, at most 200 epochs; of many images five epochs, in batches of 256. docs/data.md has the
 study behind the learning rate, and what to do where the loss does not fall. Images are not cropped
-or flipped, so that their features are the same in each epoch, and a cache of them saves the image
-tower. `data.augment=crop_flip` suits photographs whose classes a part of the picture shows.
+or flipped, so that their features are the same in each epoch: a run computes them once, before its
+first step. `data.augment=crop_flip` suits photographs whose classes a part of the picture shows.
+Behind the colon it also sets `data.features=online`.
 """
 
 import os
 
 from pomp_jax import inputs
-from pomp_jax.config import ConfigError, base, unpack, with_argument
+from pomp_jax.config import METHODS, ConfigError, base, unpack, with_argument
 
 _SHORT = {
   "root": "data.root",
@@ -55,6 +55,8 @@ def get_config(argument: str = ""):
   if not os.path.isdir(config.data.root):
     takes = "a folder with a folder a class: --config=configs/own.py:root=PICTURES"
     raise ConfigError("data.root", config.data.root, takes)
+  trains_on_features = config.data.augment == "none" and not METHODS[config.method].pixels
+  config.data.features = "once" if trains_on_features else "online"
   train = inputs.open_source(unpack(config).data, "train")
   config.negatives = "all" if len(train.names) <= _MOST_EXACT else "sampled"
   # Of larger sets an epoch has about as many steps.

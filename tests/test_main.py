@@ -167,13 +167,19 @@ def test_a_bucket_without_its_library_names_the_package(
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("field", ["eval.cache", "data.cache", "data.feature_cache"])
-def test_a_cache_that_can_not_be_written_is_found_before_the_work(capsys, tmp_path, field):
+@pytest.mark.parametrize(
+  ("field", "beside"),
+  [
+    ("eval.cache", ()),
+    ("data.cache", ()),
+    ("data.feature_cache", ("--config.job=cache",)),
+    ("data.feature_cache", ("--config.data.features=once",)),
+  ],
+)
+def test_a_cache_that_can_not_be_written_is_found_before_the_work(capsys, tmp_path, field, beside):
   (tmp_path / "file").touch()
   folder = tmp_path / "file" / "cache"
-  arguments = [DEMO, f"--workdir={tmp_path}/run", f"--config.{field}={folder}"]
-  if field == "data.feature_cache":
-    arguments.append("--config.job=cache")
+  arguments = [DEMO, f"--workdir={tmp_path}/run", f"--config.{field}={folder}", *beside]
   status, lines = run_main(capsys, *arguments)
   assert (status, len(lines)) == (2, 1)
   assert lines[0].startswith(

@@ -108,9 +108,13 @@ class Data:
   crop_area: float = row(0.08, "smallest share of an image's area in a random crop", above(0, 1))
   view_epochs: int = row(0, "epochs after which the same views repeat; 0: never", at_least(0))
   features: str = row(
-    "online", "features: computed, or read from feature_cache", one_of("online", "cached")
+    "online",
+    "image features: of each step, of feature_cache, or computed once before the first step",
+    one_of("online", "cached", "once"),
   )
-  feature_cache: str = row("", "folder of the features that config.job='cache' computes")
+  feature_cache: str = row(
+    "", "folder of features: of config.job='cache', or instead of the run's for features='once'"
+  )
   threads: int = row(
     0, "threads that render or decode ahead of the step, per worker; 0: by the cores", at_least(0)
   )

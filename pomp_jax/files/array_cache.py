@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 _STAMPS = 16  # files that are asked for at once; a bucket's answer takes time
 _DESCRIPTION = "cache.json"
+_REPAIR = "config.job='cache', or a restart under data.features='once', computes it again"
 
 
 class FeatureCacheError(InputError, ValueError):
@@ -336,9 +337,7 @@ class FeatureBlocks:
       except OSError as error:
         raise DamagedBlockError(f"{path}: can't be read ({error.strerror})") from error
       if found != expected or size != len(expected) + 4 * math.prod(shape) + 4:
-        raise DamagedBlockError(
-          f"{path}: {size} bytes that are not float32 {shape}; config.job='cache' computes it again"
-        )
+        raise DamagedBlockError(f"{path}: {size} bytes that are not float32 {shape}; {_REPAIR}")
       self._starts[block] = len(expected)
     return self._starts[block]
 
@@ -362,7 +361,7 @@ class FeatureBlocks:
         raise ValueError("damaged, or written without a checksum")
     except Exception as error:  # a damaged header fails in more ways than NumPy documents
       raise DamagedBlockError(
-        f"{path}: can't be read ({printable(str(error))}); config.job='cache' computes it again"
+        f"{path}: can't be read ({printable(str(error))}); {_REPAIR}"
       ) from error
     if not is_bucket(path):
       self._blocks[block] = array

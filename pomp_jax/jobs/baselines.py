@@ -99,8 +99,13 @@ def method_configs(config: Settings) -> dict[str, Settings]:
     if not label.replace("_", "").isalnum() or label in found:
       raise ConfigError("baselines.methods", label, _EXPECTED)
     changes = {f: value_of_text(f, v) if isinstance(v, str) else v for f, v in values.items()}
-    found[label] = config.replace({"job": "pretrain", "baselines.methods": ()} | changes)
-    validate(found[label])
+    one = config.replace({"job": "pretrain", "baselines.methods": ()} | changes)
+    method = METHODS.get(one.method)
+    if method and method.pixels and one.data.features == "once":
+      # Features of the pictures serve the methods that leave the image tower as it is.
+      one = one.replace({"data.features": "online"})
+    validate(one)
+    found[label] = one
   if not found:
     raise ConfigError("baselines.methods", config.baselines.methods, _EXPECTED)
   return found

@@ -1,34 +1,18 @@
 """Features of the training images, computed once: for runs with `data.features="cached"`.
 
-The image tower is frozen, so it computes V views of each image in each of `data.view_epochs` epochs
-only once. Each process computes its own blocks, and a restart resumes with the block that was
-interrupted.
+See `train.feature_cache`.
 """
 
-from collections.abc import Iterator
-import itertools
 import logging
-import time
-
-import jax
-import numpy as np
 
 from pomp_jax import hosts, inputs
 from pomp_jax.config import ConfigError, Settings
-from pomp_jax.config.fields import Data
-from pomp_jax.data.loader import CorruptDataError, name_of
-from pomp_jax.data.source import Source, StoredImages
-from pomp_jax.data.views import views
-from pomp_jax.encoder import Encoder
-from pomp_jax.files.array_cache import FeatureBlocks
+from pomp_jax.data.loader import name_of
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.files.terminal import Progress
-from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.train import batches
+from pomp_jax.train.feature_cache import fill, local_mesh
 
 log = logging.getLogger(__name__)
-
-_NO_END = 7 * 86_400.0  # s
 
 
 def check(config: Settings, workdir: str) -> None:
@@ -39,8 +23,8 @@ def check(config: Settings, workdir: str) -> None:
   """
   RunFolder(workdir).check(config.job)
   inputs.n_training_classes(config.data)
-  if config.data.features != "online":
-    takes = "'online' where config.job='cache'"
+  if config.data.features == "cached":
+    takes = "'online' or 'once' where config.job='cache'"
     raise ConfigError("data.features", config.data.features, takes)
 
 
@@ -48,44 +32,21 @@ def run(config: Settings, workdir: str) -> dict:
   """Computes the blocks that are missing; returns what `results.json` holds.
 
   Raises:
-    FeatureCacheError: the folder holds something else.
-    DamagedBlockError: a block can't be read once all are computed.
-    CorruptDataError: more images than `data.max_corrupt` allows can't be read, whichever process
-      or start met them; the blocks stay.
-    RunFolderWriteError: a file can't be written.
+    FeatureCacheError, DamagedBlockError, CorruptDataError, RunFolderWriteError: see `fill`.
   """
-  encoder = inputs.open_encoder(config, make_mesh(devices=jax.local_devices()))
+  encoder = inputs.open_encoder(config, local_mesh())
   source = inputs.open_training_source(config.data, encoder.clip.image_size)
   blocks = batches.open_features(config.data, source, encoder)
-  # All processes have opened what is there before one of them adds to it.
-  hosts.gather(None, "the cache's folder")
-  missing = None
-  if hosts.is_first():
-    blocks.create()
-    missing = blocks.to_compute()
-  # One list for all: a network's file system may show each of them another. All that is there is
-  # read first.
-  missing = hosts.from_first(missing, "the blocks that are missing", seconds=_NO_END)
-  mine = missing[jax.process_index() :: jax.process_count()]
-  start = time.monotonic()
-  _fill(config.data, blocks, mine, source, encoder)
-  # However long the slowest takes: whether it still lives is for the heartbeats to say.
-  hosts.gather(None, "the end of the others' work", seconds=_NO_END)
-  seconds = time.monotonic() - start
-  # Of the whole cache, whoever found it and when; that reads all of it, so one process does.
-  unreadable = blocks.unreadable().tolist() if hosts.is_first() else None
-  unreadable = hosts.from_first(unreadable, "the images that can't be read", seconds=_NO_END)
-  _check_allowed(config.data, unreadable, source)
-  n_computed = sum(len(blocks.indices(block)) for block in missing) * blocks.n_versions
+  filled = fill(config.data, blocks, source, encoder)
   results = {
     "job": config.job,
     "n_images": blocks.n_images,
     "n_versions": blocks.n_versions,
     "bytes": 4 * blocks.n_images * blocks.n_versions * blocks.width,
-    "computed_features": n_computed,
-    "seconds": round(seconds, 2),
-    "features_per_second": round(n_computed / seconds, 1),
-    "unreadable": [name_of(source, index) for index in unreadable],
+    "computed_features": filled.n_computed,
+    "seconds": round(filled.seconds, 2),
+    "features_per_second": round(filled.n_computed / filled.seconds, 1),
+    "unreadable": [name_of(source, index) for index in filled.unreadable],
   }
   if hosts.is_first():
     folder = RunFolder(workdir)
@@ -94,67 +55,7 @@ def run(config: Settings, workdir: str) -> dict:
     log.info(
       "%s: %d features of %d images (%.2f GB), %d of them computed now, %.0f a second",
       *(config.data.feature_cache, blocks.n_images * blocks.n_versions, blocks.n_images),
-      *(results["bytes"] / 1e9, n_computed, results["features_per_second"]),
+      *(results["bytes"] / 1e9, filled.n_computed, results["features_per_second"]),
     )
     log.info("train from them with data.features='cached'")
   return results
-
-
-def _fill(
-  data: Data, blocks: FeatureBlocks, mine: list[int], source: Source, encoder: Encoder
-) -> None:
-  """Computes and writes blocks, one after the other."""
-  unreadable: list[int] = []
-  total = sum(len(blocks.indices(block)) for block in mine) * blocks.n_versions
-  done = 0
-  decoded = _decoded(data, blocks, mine, source, encoder.clip.image_size)
-  with Progress(total, description="features", unit="features") as progress:
-    for block, parts in itertools.groupby(decoded, key=lambda part: part[0]):
-      indices = blocks.indices(block)
-      features = np.empty((len(indices), blocks.n_versions, blocks.width), np.float32)
-      for _, rows, versions, pixels, readable in parts:
-        flat = pixels.reshape(-1, *pixels.shape[2:])
-        found = encoder.image_features(flat, unit=False).reshape(*versions.shape, -1)
-        found[~readable] = np.nan
-        features[rows[:, None] - indices[0], versions] = found
-        done += versions.size
-        progress.update(done)
-      damaged = np.flatnonzero(np.isnan(features[:, 0, 0])) + indices[0]
-      unreadable += damaged.tolist()
-      for index in damaged.tolist():
-        log.warning("%s: can't be read; another image stands in for it", name_of(source, index))
-      # As soon as this process knows; the others' and earlier starts' are added at the end.
-      _check_allowed(data, unreadable, source)
-      blocks.write(block, features)
-
-
-def _check_allowed(data: Data, unreadable: list[int], source: Source) -> None:
-  allowed = int(data.max_corrupt * len(source))
-  if len(unreadable) > allowed:
-    raise CorruptDataError(
-      f"{len(unreadable)} of {len(source)} images can't be read, {allowed} are allowed by"
-      f" data.max_corrupt; the last: {name_of(source, unreadable[-1])}"
-    )
-
-
-def _decoded(
-  data: Data, blocks: FeatureBlocks, mine: list[int], source: Source, size: int
-) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-  """Block, images [B], their versions [B,V], views [B,V,S,S,3], readable [B]; in order."""
-  shown = batches.augmentation(data)
-  at_a_time = max(1, batches.VIEWS // shown.n_views)
-  parts = [
-    (block, epoch, part)
-    for block in mine
-    for epoch in range(shown.n_epochs)
-    for indices in [blocks.indices(block)]
-    for part in np.split(indices, range(at_a_time, len(indices), at_a_time))
-  ]
-
-  def read(number: int):
-    block, epoch, indices = parts[number]
-    epochs = np.full(len(indices), epoch)
-    return block, indices, shown.versions(epochs), *views(source, indices, epochs, shown, size)
-
-  n_bytes = 3 * size**2 * at_a_time * shown.n_views if isinstance(source, StoredImages) else 0
-  return batches.read_ahead(data, len(parts), read, part_bytes=n_bytes) if parts else iter(())

@@ -54,7 +54,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     job = setup.prepare(trial, folder)
     folder.create()
     figures = costs.measure(job)
-  figures |= _whole_run(job, figures)
+  figures |= _whole_run(job, figures, once=config.data.features == "once")
   if hosts.is_first():
     for line in _lines(trial, job, figures):
       log.info("%s", line)
@@ -67,6 +67,9 @@ def _trial(config: Settings) -> Settings:
   A folder of images that exists is measured itself.
   """
   changes: dict[str, Any] = {}
+  if config.data.features == "once":
+    # Its steps are those on cached features.
+    changes |= {"data.features": "cached", "data.feature_cache": ""}
   if has_folder(config.data):
     changes["data.feature_cache"] = ""
     if not config.eval.images:
@@ -89,8 +92,8 @@ def _trial(config: Settings) -> Settings:
   return config.replace(changes)
 
 
-def _whole_run(job: setup.Run, figures: dict[str, Any]) -> dict[str, Any]:
-  """The run's seconds and bytes, added up."""
+def _whole_run(job: setup.Run, figures: dict[str, Any], *, once: bool) -> dict[str, Any]:
+  """The run's seconds and bytes, added up; `once`: it computes its features before training."""
   config = job.config
   test, classes = figures["test_images"], figures["class_features"].seconds
   images = config.eval.images * test.seconds / test.total
@@ -98,29 +101,31 @@ def _whole_run(job: setup.Run, figures: dict[str, Any]) -> dict[str, Any]:
   n_validations = -(-job.total_steps // config.checkpoint.every)
   step = max(figures["step_seconds"], figures["read"].seconds)
   train = job.total_steps * step + (classes if job.needs_bank else 0)
+  n_views = _n_views(job)
+  views = (n_views or 0) * test.seconds / test.total if once else 0.0
   validation = images + n_validations * classes
   # The learned prompt, the hand-written one and the name alone.
   evaluation = n_splits * (images + 3 * classes)
-  total = train + validation + evaluation + n_validations * figures["checkpoint_seconds"]
+  total = views + train + validation + evaluation + n_validations * figures["checkpoint_seconds"]
   # Beside those that are kept, the best one and the one that is being written.
   disk = (config.checkpoint.keep + 2) * figures["checkpoint_bytes"] + figures["prompt_bytes"]
   return {
+    "training_features_seconds": views,
     "training_seconds": train,
     "validation_seconds": validation,
     "evaluation_seconds": evaluation,
     "total_seconds": total,
     "disk_bytes": disk,
-    "feature_cache_bytes": _cache_bytes(job),
+    "feature_cache_bytes": n_views and 4 * n_views * job.encoder.clip.config.projection_dim,
   }
 
 
-def _cache_bytes(job: setup.Run) -> int | None:
-  """What the features of all views take; None where the views never come again."""
+def _n_views(job: setup.Run) -> int | None:
+  """Number of views that a training shows; None where none repeats."""
   shown = batches.augmentation(job.config.data)
   if shown.kind != "none" and not shown.view_epochs:
     return None
-  width = job.encoder.clip.config.projection_dim
-  return 4 * len(job.source) * shown.n_epochs * shown.n_views * width
+  return len(job.source) * shown.n_epochs * shown.n_views
 
 
 def _lines(trial: Settings, job: setup.Run, figures: dict[str, Any]) -> list[str]:
@@ -153,7 +158,8 @@ def _lines(trial: Settings, job: setup.Run, figures: dict[str, Any]) -> list[str
     f" {test.total / test.seconds:,.3g}/s",
     f"  disk: {figures['disk_bytes'] / 1e6:.1f} MB of checkpoints and prompt"
     + ("" if cache is None else f"; a cache of the features takes {cache / 1e9:.2f} GB"),
-    f"  the whole run, added up: {_hours(figures['total_seconds'])} (training"
+    f"  the whole run, added up: {_hours(figures['total_seconds'])} (features of training images"
+    f" {_hours(figures['training_features_seconds'])}, training"
     f" {_hours(figures['training_seconds'])}, validation {_hours(figures['validation_seconds'])},"
     f" evaluation {_hours(figures['evaluation_seconds'])})",
   ]

@@ -1,12 +1,14 @@
 """What a training reads: views of images, or their features, in batches or epochs.
 
 With `data.features="online"` images are rendered or decoded and the step computes their features.
-With "cached" the features come from the cache that the job `cache` fills. Both show the same views
-in the same order.
+With "cached" the features come from the cache that the job `cache` fills, with "once" from one that
+the run fills before its first step (`train.feature_cache`). All show the same views in the same
+order.
 Shapes: n images, B of them in a batch, V views of each, E embedding.
 """
 
 from collections.abc import Callable, Iterator
+import dataclasses
 import functools
 import itertools
 import sys
@@ -52,6 +54,13 @@ def augmentation(data: Data) -> Augmentation:
   return Augmentation(data.augment, data.views, data.augment_seed, data.view_epochs, data.crop_area)
 
 
+def with_cache_of_run(data: Data, folder: RunFolder) -> Data:
+  """`data` whose features that are computed once are in the run's folder, unless it names one."""
+  if data.features != "once" or data.feature_cache:
+    return data
+  return dataclasses.replace(data, feature_cache=str(folder.training_features))
+
+
 def open_features(data: Data, source: Source, encoder: Encoder) -> FeatureBlocks:
   """Opens the folder `data.feature_cache` of features of the training images, filled or not.
 
@@ -85,10 +94,12 @@ def open_features(data: Data, source: Source, encoder: Encoder) -> FeatureBlocks
 
 
 def open_fetch(data: Data, source: Source, encoder: Encoder) -> Fetch:
-  """Returns the function with which `Loader` reads the training images.
+  """Returns the function with which `Loader` reads the training images, or their features.
+
+  The run completes a cache of "once" before it calls the function.
 
   Raises:
-    FeatureCacheError: the cache is another one, or not complete.
+    FeatureCacheError: the cache is another one, or under "cached" not complete.
   """
   if data.features == "online":
     size = encoder.clip.image_size
@@ -96,7 +107,7 @@ def open_fetch(data: Data, source: Source, encoder: Encoder) -> Fetch:
   if not data.feature_cache:
     return functools.partial(_synthetic_features, data.views, encoder.clip.config.projection_dim)
   blocks = open_features(data, source, encoder)
-  missing = blocks.missing()
+  missing = blocks.missing() if data.features == "cached" else []
   if missing:
     raise FeatureCacheError(
       f"{data.feature_cache}: {len(missing)} of {blocks.n_blocks} blocks are missing; the same"
@@ -167,6 +178,9 @@ def view_features(data: Data, source: Source, encoder: Encoder, n_epochs: int) -
     CorruptDataError: more images than `data.max_corrupt` allows can't be read.
     Preempted: one of several processes was asked to stop.
   """
+  if data.features == "once":
+    # Checked: without augmentation, where the first epoch stands for all.
+    data = dataclasses.replace(data, features="online")
   fetch = open_fetch(data, source, encoder)
   if data.augment != "none":
     yield from _epochs(data, source, encoder, fetch, n_epochs)
@@ -268,7 +282,7 @@ def input_remedy(config: Settings, n_cores: int | None = None) -> str:
   ):
     bounded = data.augment == "none" or data.view_epochs
     more = "" if bounded else " and config.data.view_epochs above 0"
-    remedies.append(f"features can be computed once (config.job='cache'{more})")
+    remedies.append(f"features can be computed once (config.data.features='once'{more})")
   return "; ".join(remedies) or f"all {n_cores} cores are in use: a machine with more would help"
 
 

@@ -164,7 +164,7 @@ def prepare(
   """
   encoder = encoder or inputs.open_encoder(config)
   source = source or inputs.open_training_source(config.data, encoder.clip.image_size)
-  fetch = batches.open_fetch(config.data, source, encoder)
+  fetch = batches.open_fetch(batches.with_cache_of_run(config.data, folder), source, encoder)
   steps_per_epoch = max(1, len(source) * config.data.views // config.batch_size)
   total_steps = config.steps or config.epochs * steps_per_epoch
   optimizer, rate = optimizer_of(config.optim, steps_per_epoch, total_steps)

@@ -82,6 +82,12 @@ def test_a_folder_that_exists_is_measured_itself(tmp_path, caplog):
   assert "3 classes, 21 training images; 12 steps of 8 views" in caplog.text
   assert figures["test_images"].total == 6
   assert figures["evaluation_seconds"] >= figures["test_images"].seconds
+  assert figures["training_features_seconds"] == 0
+  once = run(dry(**fields, **{"k": 3, "batch_size": 8, "data.features": "once"}), tmp_path, caplog)
+  a_picture = once["test_images"].seconds / 6
+  assert once["training_features_seconds"] == pytest.approx(21 * a_picture)
+  # The program expects features: no image tower's weights are among its arguments.
+  assert once["device_arguments_mib"] < figures["device_arguments_mib"]
 
 
 def test_what_takes_long_is_scaled(tmp_path, caplog, monkeypatch, capsys):

@@ -56,6 +56,24 @@ def test_what_is_given_counts_more(tmp_path):
   assert inputs.evaluation_splits(config.data) == ("base", "novel")
 
 
+@pytest.mark.parametrize(
+  ("argument", "features"),
+  [
+    ("", "once"),
+    ("method=cocoop", "once"),
+    ("method=vpt_deep", "online"),
+    ("data.augment=crop_flip", "online"),
+    ("data.augment=crop_flip,data.view_epochs=3,features=once", "once"),
+    ("features=online", "online"),
+  ],
+)
+def test_features_of_pictures_that_stay_the_same_are_computed_once(tmp_path, argument, features):
+  root = listing(tmp_path / "pictures", 5, 10)
+  config = unpack(own.get_config(f"root={root},clip=world,{argument}"))
+  validate(config)
+  assert config.data.features == features
+
+
 @pytest.mark.parametrize("argument", ["", "root=nowhere"])
 def test_no_pictures_is_one_line(argument):
   with pytest.raises(ConfigError, match="data.root: .* expected a folder with a folder a cla"):
@@ -82,3 +100,6 @@ def test_a_run_on_pictures_of_the_world(tmp_path):
   assert list(results["eval"]) == ["base", "novel"]
   assert results["eval_classes"] == {"base": 4, "novel": 2}
   assert results["k"] == results["n_classes"] == 4
+  # Of five pictures one tests and one validates.
+  [features] = (tmp_path / "run/training_features").glob("block-*.npy")
+  assert np.load(features).shape[:2] == (4 * 3, 1)

@@ -46,7 +46,10 @@ def jobs(folder, size):
     job="ablate", **_SMALL, **{"mesh.class_size": min(size, 2), "ablate.grid": "k=10;seed=0|1"}
   )
   return {
-    "sampled": small_config(**_SMALL),
+    # Each process computes its part of the features.
+    "sampled": small_config(
+      **_SMALL, **{"data.features": "once", "data.feature_cache": str(folder / "once")}
+    ),
     "cache": small_config(job="cache", **_SMALL, **cache),
     # All devices split the classes: those of several processes take the same images.
     "all": small_config(
@@ -140,6 +143,9 @@ class TestTheSame:
       np.testing.assert_allclose(np.load(file), np.load(expected), rtol=1e-5, atol=1e-5)
     one, several = (results(folder, "cache") for folder in both)
     assert several["computed_features"] == one["computed_features"] == 2 * _N
+
+    files = sorted((both[1] / "once").glob("block-*.npy"))
+    assert sum(len(np.load(file)) for file in files) == 2 * _N
 
   def test_ablation(self, both):
     one, several = (cells(folder, "ablate") for folder in both)
