@@ -38,6 +38,7 @@ from pomp_jax.files.torch_archive import is_torch_archive
 log = logging.getLogger(__name__)
 
 POSITIONS = ("end", "middle", "front")
+_TEMPLATE = "{}."
 
 # CLIP of the prompts that POMP's and CoOp's authors publish, whose files name none.
 PUBLISHED_CLIP = "openai/clip-vit-base-patch16"
@@ -61,7 +62,8 @@ class Prompt:
     clip_model: name or folder of the CLIP that the context was trained with.
     position: place of the context: before the class name (`end`: the name comes last), on both
       sides of it (`middle`), or after it (`front`).
-    template: text that is tokenized for a class; `{}` stands for the name.
+    template: text that is tokenized for a class; `{}` stands for the name. Only `{}.` can be used
+      (`check_fits`).
     config: configuration of the run, as JSON.
     format_version: version of the file's layout.
   """
@@ -69,7 +71,7 @@ class Prompt:
   context: np.ndarray
   clip_model: str
   position: str = "end"
-  template: str = "{}."
+  template: str = _TEMPLATE
   config: dict[str, Any] = dataclasses.field(default_factory=dict)
   format_version: int = FORMAT_VERSION
 
@@ -81,7 +83,7 @@ def check_fits(
   n_classes: int | None = None,
   path: str | os.PathLike = "the prompt",
 ) -> None:
-  """Checks that a prompt fits a CLIP and a class list; warns if it is another CLIP's.
+  """Checks that a prompt can be used with a CLIP and a class list; warns if it is another CLIP's.
 
   Args:
     prompt: prompt of the file `path`.
@@ -91,8 +93,12 @@ def check_fits(
     path: file, for the message.
 
   Raises:
-    PromptFileError: the widths differ, or a class-specific context has another number of classes.
+    PromptFileError: the widths differ, a class-specific context has another number of classes, or
+      the template is none that a context is trained with.
   """
+  if prompt.template != _TEMPLATE:
+    # With more words it would not be known which of them the context goes around.
+    refuse(path, "template", repr(prompt.template), f"{_TEMPLATE!r}, as all contexts are trained")
   shape = list(prompt.context.shape)
   if shape[-1] != width:
     raise PromptFileError(

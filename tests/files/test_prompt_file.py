@@ -217,6 +217,9 @@ def test_check_fits():
     check_fits(shared, 16, "b/clip", None, "p.npz")
   with pytest.raises(PromptFileError, match=r"context \[3, 4, 8\] .* its 3 classes.* list has 5"):
     check_fits(specific, 8, n_classes=5)
+  other = Prompt(CONTEXT, "a/clip", template="a {}.")
+  with pytest.raises(PromptFileError, match=r"p\.npz: template is 'a \{\}\.'; accepted: '\{\}\.'"):
+    check_fits(other, 8, path="p.npz")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Features and probabilities against HuggingFace's torch CLIP."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -266,6 +267,13 @@ def test_refused_prompts_and_names(encoder, tmp_path):
     Classifier(encoder, tmp_path / "prompt.npz", NAMES)
   with pytest.raises(PromptFileError, match="width 7"):
     Classifier(encoder, Prompt(np.zeros((4, 7), np.float32), "other"), NAMES)
+  context = np.zeros((4, encoder.clip.text_width), np.float32)
+  for use in (
+    functools.partial(Classifier, encoder),
+    lambda p, names: encoder.class_features(names, p),
+  ):
+    with pytest.raises(PromptFileError, match=r"template is 'a \{\}\.'; accepted: '\{\}\.'"):
+      use(Prompt(context, "random", template="a {}."), NAMES)
   with pytest.raises(VocabularyError, match="cat"):
     Classifier(encoder, "a photo of a {}.", ["cat", "cat"])
   with pytest.raises(VocabularyError, match="empty"):
