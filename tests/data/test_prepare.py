@@ -145,25 +145,46 @@ def test_our_own_reader_agrees_with_tfds(tmp_path):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_few_shots_and_held_out_images(tmp_path, layout):
+def test_few_shots_and_held_out_images(tmp_path, layout, caplog):
   settings = Selection(shots=2, seed=1, held_out=1)
   path = layout(tmp_path / "in")
   workers = 2 if layout is tar_of_tars else 1
   source = open_input("imagenet21k", path, images_per_class=3)
-  build(source, tmp_path / "out", settings, workers)
+  report = build(source, tmp_path / "out", settings, workers)
   train, validation = (stored(tmp_path / "out", split) for split in ("train", "validation"))
   counts = {
     synset: [sum(key.startswith(synset) for key in rows) for rows in (train, validation)]
     for synset in SYNSETS
   }
-  # The first synset has 3 images, of which one is readable; it is held out.
-  assert counts.pop(SYNSETS[0]) == [0, 1]
+  # The first synset has 3 images, of which one is readable; it is left to train on.
+  assert counts.pop(SYNSETS[0]) == [1, 0]
+  assert report["not_validated"] == [SYNSETS[0]]
+  [warning] = [r.message for r in caplog.records if "one readable image" in r.message]
+  assert warning.startswith("1 classes") and SYNSETS[0] in warning
   assert set(map(tuple, counts.values())) == {(2, 1)}
   assert not set(train) & set(validation)
   assert not (set(train) | set(validation)) & BAD
   if layout is not folders:
     build(open_input("imagenet21k", folders(tmp_path / "f")), tmp_path / "folders", settings)
     assert stored(tmp_path / "folders") == train
+
+
+def test_one_image_of_each_class_is_left_to_train_on(tmp_path):
+  """However many are held out; all others validate."""
+  for label, count in enumerate((1, 2, 3, 6)):
+    (tmp_path / "in" / SYNSETS[label]).mkdir(parents=True)
+    some = [image for key, image in GOOD.items() if key.startswith(SYNSETS[5])] * 6
+    for number in range(count):
+      (tmp_path / "in" / SYNSETS[label] / f"{number}.JPEG").write_bytes(some[number])
+  report = build(
+    open_input("imagenet21k", tmp_path / "in"), tmp_path / "out", Selection(held_out=3)
+  )
+  counts = [
+    collections.Counter(label for label, _ in stored(tmp_path / "out", split).values())
+    for split in ("train", "validation")
+  ]
+  assert [[of[synset] for synset in SYNSETS[:4]] for of in counts] == [[1, 1, 1, 3], [0, 1, 2, 3]]
+  assert report["not_validated"] == [SYNSETS[0]]
 
 
 @pytest.mark.parametrize("given", [SYNSETS, SYNSETS[3:9]])

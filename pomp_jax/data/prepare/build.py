@@ -6,11 +6,12 @@ The folder gets its final name only when it is complete.
 """
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import multiprocessing
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 VERSION = "1.0.0"
 _SUFFIX = "array_record"
+_NAMED = 5  # classes in a warning
 
 
 class PrepareError(SourceError):
@@ -49,7 +51,8 @@ class Selection:
   Attributes:
     shots: images a class in "train"; 0: all.
     seed: random seed of the choice.
-    held_out: images a class for the split "validation", chosen before those for "train".
+    held_out: images a class for the split "validation", chosen before those for "train", but for
+      one that is left to train on.
   """
 
   shots: int = 0
@@ -156,22 +159,42 @@ def _chosen(
   The next image of its class replaces an unreadable one. Splits other than train are kept whole.
   """
   images, first = (unit.open(), unit.label) if isinstance(unit, Tar) else (unit, 0)
-  taken: collections.Counter[tuple[int, str]] = collections.Counter()
-  limits = {split: len(images)}
-  if split == "train":
-    limits = {"validation": selection.held_out, split: selection.shots or len(images)}
-  for index in ranked(images.labels, images.keys, selection.seed)[0].tolist():
-    label = int(images.labels[index]) + first
-    where = next((name for name, limit in limits.items() if taken[label, name] < limit), None)
-    if where is None:
-      continue
+  if split != "train":
+    selection = Selection()
+  ranks = ranked(images.labels, images.keys, selection.seed)[0].tolist()
+  for label, indices in itertools.groupby(ranks, key=lambda index: int(images.labels[index])):
+    for where, index, image, reason in _chosen_of_class(images, indices, split, selection):
+      yield where, str(images.keys[index]), label + first, image, reason
+
+
+def _chosen_of_class(
+  images: StoredImages, indices: Iterable[int], split: str, selection: Selection
+) -> Iterator[tuple[str, int, bytes, str]]:
+  """Yields (split, index, image, error) of a class's images by rank, until there are enough."""
+  n_held = n_stored = 0
+  # An image that is held out if another readable one follows.
+  waiting: tuple[int, bytes] | None = None
+  for index in indices:
+    if not waiting and n_held == selection.held_out and n_stored == selection.shots > 0:
+      return
     try:
       image = images.encoded(index)
       reason = decoding_error(image)
     except ImageError as error:
       image, reason = b"", str(error)
-    taken[label, where] += not reason
-    yield where, str(images.keys[index]), label, image, reason
+    if reason:
+      yield split, index, image, reason
+      continue
+    if waiting:
+      yield "validation", *waiting, ""
+      n_held, waiting = n_held + 1, None
+    if n_held < selection.held_out:
+      waiting = index, image
+    else:
+      yield split, index, image, ""
+      n_stored += 1
+  if waiting:
+    yield split, *waiting, ""
 
 
 def _finish(source: Input, work: pathlib.Path, identity: dict[str, Any]) -> dict[str, Any]:
@@ -213,15 +236,32 @@ def _finish(source: Input, work: pathlib.Path, identity: dict[str, Any]) -> dict
       "shards": len(rows),
       "bytes": num_bytes[split],
     }
+  not_validated = []
+  if identity["held_out"] and not source.divided:
+    not_validated = _not_validated(labels, source.label_names)
   report = {
     "dataset": source.dataset,
     "built_from": identity,
     "splits": counts,
     "n_unreadable": len(unreadable),
     "unreadable": unreadable,
+    "not_validated": not_validated,
   }
   _write_json(work / "report.json", report, indent=2)
   return report
+
+
+def _not_validated(labels: Mapping[str, list[np.ndarray]], names: Sequence[str]) -> list[str]:
+  """Names of the classes with one readable image, which is left to train on; warns of them."""
+  train, validation = (np.concatenate([[], *labels.get(s, [])]) for s in ("train", "validation"))
+  found = [names[int(label)] for label in np.setdiff1d(train, validation)]
+  if found:
+    more = ", .." if len(found) > _NAMED else ""
+    log.warning(
+      "%d classes have one readable image each: it is trained on, and nothing validates them: %s%s",
+      *(len(found), ", ".join(found[:_NAMED]), more),
+    )
+  return found
 
 
 class Shard:
