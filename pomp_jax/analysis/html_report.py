@@ -207,7 +207,7 @@ def _table(table: Grid) -> str:
   def line(tag: str, row: Sequence[str]) -> str:
     # Sentences wrap, words stand on the left, and figures below one another on the right.
     kinds = [
-      "text" if len(text) > 36 else "words" * is_words
+      "text" if tag == "td" and len(text) > 36 else "words" * is_words
       for text, is_words in zip(row, words, strict=True)
     ]
     # A heading of one long word breaks behind its underscores.
