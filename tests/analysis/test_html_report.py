@@ -198,3 +198,24 @@ def test_the_page_holds_all_and_needs_nothing(tmp_path):
   assert base64.b64decode(data) == (tmp_path / "plot.png").read_bytes()
   assert not {"script", "link", "iframe"} & set(page.tags)
   assert "http" not in text
+
+
+def test_words_stand_on_the_left_and_figures_on_the_right(tmp_path):
+  columns = ("prompt", "group", "seconds", "novel mIoU_plain")
+  rows = [
+    ("a", "base", "1.5", "50.0 ± 0.1"),
+    ("b", "-", "not reached", "+3.0"),
+    ("c", "x", "2", "-"),
+  ]
+  sections = [
+    Section("Figures", table=Grid(columns, rows)),
+    Section("Facts", table=Grid((), [("images", "400"), ("CLIP", "world"), ("classes", "2")])),
+  ]
+  write_report(tmp_path / "report.html", "Tables", sections, {"jax": "0.10.2"})
+  text = (tmp_path / "report.html").read_text()
+  assert '<td class="words">base</td><td>1.5</td><td>50.0 ± 0.1</td>' in text
+  assert '<td class="words">-</td><td>not reached</td><td>+3.0</td>' in text
+  assert '<th class="words">group</th><th>seconds</th>' in text
+  assert '<td class="words">400</td>' in text and '<td class="words">world</td>' in text
+  # A long heading may break.
+  assert "novel mIoU_<wbr>plain" in text
