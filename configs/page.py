@@ -2,7 +2,7 @@
 
   pomp --config=page   # then open http://127.0.0.1:8765/
   pomp --config=page:prompt=FILE,runs=DIR
-  pomp --config=page:network=FILE   # a network that finds objects, of `train_masks` or published
+  pomp --config=page:network=RUN   # also finds objects, by a run of `train_masks`
 
 `prompt` is a learned prompt or a run's folder, shown beside two hand-written ones, on the CLIP that
 its file names, or else OpenAI's ViT-B/16; `clip` is another one. Without it the page has the

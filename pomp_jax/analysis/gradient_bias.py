@@ -17,6 +17,7 @@ from pomp_jax.analysis import drawing
 from pomp_jax.analysis.html_report import Grid, Report, Section
 from pomp_jax.analysis.labels import counted
 from pomp_jax.analysis.reports import pictures
+from pomp_jax.analysis.tables import cell
 from pomp_jax.annotations import Array, Float, Int32
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
@@ -218,6 +219,10 @@ def _draws(cells: Sequence[Mapping[str, Any]]) -> str:
   return counted(most, "draw") if fewest == most else f"{fewest:,} to {most:,} draws"
 
 
+# Figures of a combination in the report.
+_FIGURES = ("relative_bias", "bias_low", "bias_high", "relative_deviation", "cosine", "draw_cosine")
+
+
 def gradient_bias_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
   """Report of the job `gradient_bias`: its plot, and the figures of each combination.
 
@@ -228,15 +233,17 @@ def gradient_bias_report(folder: RunFolder, results: Mapping[str, Any]) -> Repor
   counts = f"{counted(results['images'], 'image')}, {counted(results['n_classes'], 'class')}"
   facts = {
     "prompt": results["prompt"],
-    "norm of the exact gradient": f"{results['exact_norm']:.4g}",
-    "time (s)": f"{results['seconds']:.1f}",
+    "norm of the exact gradient": cell(results["exact_norm"], 4),
+    "time (s)": cell(results["seconds"]),
   }
   rows = []
-  for cell in results["cells"]:
-    bias = f"{cell['relative_bias']:.3f} ({cell['bias_low']:.3f} to {cell['bias_high']:.3f})"
-    cosine = f"{cell['draw_cosine']:.3f} ± {2 * cell['draw_cosine_error']:.3f}"
-    deviation, of_mean = (f"{cell[field]:.3f}" for field in ("relative_deviation", "cosine"))
-    head = [cell["sampler"], cell["correction"], f"{cell['k']:,}", f"{cell['draws']:,}"]
+  for own in results["cells"]:
+    shown = {name: cell(value, 3) for name, value in own.items() if name in _FIGURES}
+    bias = f"{shown['relative_bias']} ({shown['bias_low']} to {shown['bias_high']})"
+    error = own["draw_cosine_error"]
+    cosine = f"{shown['draw_cosine']} ± {cell(None if error is None else 2 * error, 3)}"
+    deviation, of_mean = shown["relative_deviation"], shown["cosine"]
+    head = [own["sampler"], own["correction"], f"{own['k']:,}", f"{own['draws']:,}"]
     rows.append([*head, bias, deviation, cosine, of_mean])
   columns = ("sampler", "correction", "K", "draws", "bias", "deviation of a draw")
   columns += ("cosine of a draw", "cosine of the mean")

@@ -23,6 +23,7 @@ _SHOWN = 12.0
 _POINTS = 72.0  # in an inch
 _LINE = 1.35  # of a legend, in sizes of its letters
 _LETTERS = 26  # of a heading, without growth
+_LEAST_LETTERS = 22  # where fewer fit, they are smaller
 
 
 def colours_of(classes: Iterable[int]) -> dict[int, str]:
@@ -58,7 +59,9 @@ def picture_rows(
     drawing.escape(title), fontsize=growth * drawing.TITLE, x=0.05 / width, y=1 - 0.1 / height,
     ha="left", va="top",
   )  # fmt: skip
-  headings = drawing.names(headings, int(_LETTERS / growth))
+  letters = _LETTERS / growth
+  headings = drawing.names(headings, max(int(letters), _LEAST_LETTERS))
+  heading_size = growth * (drawing.TEXT + 1) * min(1.0, letters / max(map(len, headings)))
   axes_of = []
   for row, (of_row, colours) in enumerate(zip(pictures, legends, strict=True)):
     y = (rows - 1 - row) * _PICTURE
@@ -71,7 +74,7 @@ def picture_rows(
       enlarged = max(picture.shape[:2]) < _PICTURE * drawing.DPI
       axes.imshow(picture, interpolation="nearest" if enlarged else "antialiased")
       if row == 0:
-        axes.set_title(headings[column], fontsize=growth * (drawing.TEXT + 1))
+        axes.set_title(headings[column], fontsize=heading_size)
       axes_of[-1].append(axes)
     corner = columns * _PICTURE / width, (y + _PICTURE - 0.05) / height
     _legend(figure, colours, names, corner, growth * drawing.TEXT)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pomp_jax.config.declare import Check, above, at_least, between, one_of, row
+from pomp_jax.config.declare import Check, above, at_least, below, between, one_of, row
 from pomp_jax.data.mask_views import MASK_AUGMENTS
 from pomp_jax.data.pixels import VALUES
 
@@ -31,9 +31,7 @@ class Regions:
   source: str = row("none", "origin of the regions", one_of(*REGION_SOURCES))
   path: str = row("", "for file: a regions folder, or COCO results JSON; see docs/formats.md")
   max_regions: int = row(100, "regions of an image, those of highest objectness", at_least(1))
-  mask_threshold: float = row(
-    0.5, "value above which a pixel of a soft mask is inside", between(0, 1)
-  )
+  mask_threshold: float = row(0.5, "value above which a pixel of a soft mask is inside", below(1))
   crop: str = row("masked", "image of a region: its mask, or box with context", one_of(*CROPS))
   size: int = row(
     0, "shorter side of the image that crops are cut from, pixels; 0: as it is", at_least(0)

@@ -230,10 +230,9 @@ def readable_images(source: Source, indices: np.ndarray) -> tuple[np.ndarray, di
   return pixels, reasons
 
 
-def evenly(n_images: int, total: int) -> np.ndarray:
+def evenly_or_all(n_images: int, total: int) -> np.ndarray:
   """Numbers of n images, evenly over all; of all if n is 0 or there are fewer."""
-  n_images = min(n_images or total, total)
-  return np.arange(n_images) * total // max(n_images, 1)
+  return spread_evenly(min(n_images or total, total), total) if total else np.arange(0)
 
 
 def spread_evenly(count: int, total: int) -> np.ndarray:

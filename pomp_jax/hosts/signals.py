@@ -11,7 +11,7 @@ from pomp_jax.hosts.stop import Preempted
 
 # After that time the callback that could not raise has returned.
 _AGAIN_SECONDS = 0.1
-# Signals that follow the first within that time are the same request.
+# Signals that follow each other within that time are the same request.
 _SAME_SECONDS = 5.0
 
 
@@ -19,11 +19,11 @@ class StopSignals:
   """Raises `Preempted` at a signal, wherever the main thread is.
 
   Launchers may send a signal twice (`timeout` sends it to the process and to its group), which must
-  not interrupt the unwinding: others that follow within seconds are ignored. The exception can get
-  lost in three ways. Where Python can't raise, as in a callback of the garbage collector (JAX has
-  one) or a finalizer, it would be printed and dropped: the signal is sent again. Libraries may
-  replace it by an exception of their own: `received` shows what caused it. Or they drop it: then
-  the next signal is heard.
+  not interrupt the unwinding: signals are ignored until none has come for five seconds. The
+  exception can get lost in three ways. Where Python can't raise, as in a callback of the garbage
+  collector (JAX has one) or a finalizer, it would be printed and dropped: the signal is sent again.
+  Libraries may replace it by an exception of their own: `received` shows what caused it. Or they
+  drop it: then the next signal is heard.
 
   Attributes:
     received: exception raised for a signal, None before.
@@ -61,9 +61,11 @@ class StopSignals:
     self._ending = True
 
   def _stop(self, number: int, frame: object) -> None:
-    if self._ending or time.monotonic() < self._deaf_until:
+    heard = not self._ending and time.monotonic() >= self._deaf_until
+    self._deaf_until = time.monotonic() + _SAME_SECONDS
+    if not heard:
       return
-    self._number, self._deaf_until = number, time.monotonic() + _SAME_SECONDS
+    self._number = number
     name = signal.Signals(number).name
     self.received = Preempted(
       f"stopped by {name}; the same command resumes from {self._resumes_from}"

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 import numpy as np
 
 from pomp_jax.inference.class_matrix import ClassMatrix
+from pomp_jax.inference.metrics import check_finite
 from pomp_jax.regions.files import RegionHeader, Regions
 from pomp_jax.regions.scores import Fusion, Scores, class_scores, fuse, with_objectness
 
@@ -36,6 +37,7 @@ def region_scores(
 
   Raises:
     ValueError: neither embeddings nor crops.
+    EvaluationError: scores are not finite.
   """
   n_regions = len(regions.boxes)
   # A power of two, for fewer compilations.
@@ -56,6 +58,7 @@ def region_scores(
     clip = scores_of(clip_RxE, "softmax", logit_scale)
     valid_R[:n_regions] = clip_RxE.any(axis=1)
   scores_RxC = np.asarray(fuse(net, clip, fusion, trained_C, valid_R))[:n_regions]
+  check_finite(scores_RxC, "regions")
   if objectness and regions.objectness is not None:
     return np.asarray(with_objectness(scores_RxC, regions.objectness))
   return scores_RxC

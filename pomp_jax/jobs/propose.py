@@ -16,7 +16,9 @@ from pomp_jax import inputs
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.config.region_fields import Detect, Segment
 from pomp_jax.data.images import PREPROCESSING_VERSION
+from pomp_jax.errors import InputError
 from pomp_jax.files.array_cache import file_stamps, fingerprint
+from pomp_jax.files.paths import Path, is_file
 from pomp_jax.files.run_folder import RunFolder, read_keyed, to_json, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.proposals import found_objects
@@ -77,8 +79,10 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   folder.results.unlink(missing_ok=True)
   write_json(folder.config, config.to_dict())
   progress, regions = folder.path / "progress.json", folder.path / "regions"
-  done = (read_keyed(progress, key) or {}).get("images", 0)
+  done = _images_done(progress, regions, key, keys)
   with writing(regions):
+    # From now on no other start may go on with what is here.
+    write_json(progress, {"key": key, "images": done})
     writer = RegionWriter(regions, network.header)
     starts = range(done, len(keys), _BLOCK)
     for start in steps_of(starts, "regions", f"blocks of {_BLOCK} images"):
@@ -100,6 +104,19 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   progress.unlink(missing_ok=True)
   log.info("regions of %d images are in %s", len(keys), folder.path / "regions")
   return folder.read_results() or {}
+
+
+def _images_done(progress: Path, regions: Path, key: str, keys: Sequence[str | int]) -> int:
+  """Number of images whose regions an earlier start of the same key has written."""
+  try:
+    done = int((read_keyed(progress, key) or {}).get("images", 0))
+  except (InputError, TypeError, ValueError) as error:
+    log.warning("%s: can't be read (%s); starts at the first image", progress, error)
+    return 0
+  missing = [own for own in keys[:done] if not is_file(regions / f"{own}.npz")]
+  if missing:
+    log.warning("%s: no regions of image %s; starts at the first image", regions, missing[0])
+  return 0 if missing else done
 
 
 def _data(settings: Segment | Detect) -> dict[str, Any]:

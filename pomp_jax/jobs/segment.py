@@ -28,7 +28,7 @@ from pomp_jax.analysis.tables import markdown
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.pixels import IGNORED, write_labels
-from pomp_jax.data.source import evenly
+from pomp_jax.data.source import evenly_or_all
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import file_stamps, fingerprint
 from pomp_jax.files.atomic import replacing
@@ -111,6 +111,9 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     folder.create()
     write_json(folder.config, config.to_dict())
   state = _State(folder, _key(config, encoder, pixels, prompts), len(prompts), len(synonyms))
+  if first and not state.done:
+    # From now on no other start may go on with the label images that are here.
+    state.save(0)
   n_images = len(pixels.keys)
   starts = range(hosts.from_first(state.done, "images that are done"), n_images, _BLOCK)
   for start in steps_of(starts, "segmentation", f"blocks of {_BLOCK} images"):
@@ -229,7 +232,7 @@ def _key(
 
 def _shown(n_images: int) -> list[int]:
   """Images in the plot, evenly over all."""
-  return evenly(_SHOWN, n_images).tolist()
+  return evenly_or_all(_SHOWN, n_images).tolist()
 
 
 def _labels_path(folder: RunFolder, pixels: PixelSet, index: int, prompt: int):

@@ -77,8 +77,8 @@ class Comparison:
     Args:
       encoder: the CLIP.
       prompts: prompts that fit any names.
-      config: its `page.top`, `regions`, `segment.recipe`, `size`, `window`, `stride`, `pamr` and
-        `logit_scale`, and `detect.logit_scale`, `min_score` and `nms` are read.
+      config: its `page.top`, `regions` (but for `source`, `path`, `size`, `alone`), fields of the
+        recipe in `segment`, and `detect.logit_scale`, `min_score` and `nms` are read.
       network: what finds regions.
     """
     self._encoder, self._config, self._network = encoder, config, network

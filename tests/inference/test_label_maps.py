@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from pomp_jax.inference import label_maps
 from pomp_jax.inference.label_maps import label_maps_of_regions
 
 RNG = np.random.default_rng(1)
@@ -44,6 +45,41 @@ def test_the_class_of_the_highest_sum(grid, sides, kind):
     np.testing.assert_array_equal(own[sure], label[sure])
   if kind != "soft" and grid == sides:
     assert (found == -1).any() and sure.any()
+
+
+def test_regions_that_do_not_overlap():
+  """Those of a label image: the class of the pixel's own region."""
+  owners = RNG.integers(-1, 5, (30, 41))
+  masks = owners == np.arange(5)[:, None, None]
+  scores = [RNG.random((5, 9)).astype(np.float32) for _ in range(2)]
+  for own, found in zip(scores, label_maps_of_regions(scores, masks, 30, 41), strict=True):
+    assert found.dtype == np.int32
+    expected = np.where(owners < 0, -1, own.argmax(1)[owners])
+    np.testing.assert_array_equal(found, expected)
+    # As their sums say.
+    summed = label_maps_of_regions([own], (255 * masks).astype(np.uint8), 30, 41)
+    np.testing.assert_array_equal(summed[0], expected)
+
+
+@pytest.mark.parametrize(
+  ("n_numbers", "width", "expected"),
+  [(171, 640, (64, 640)), (7, 40, (128, 128)), (20_000, 640, (1, 384)), (10**9, 5, (1, 128))],
+)
+def test_blocks_are_bounded(n_numbers, width, expected):
+  rows, columns = label_maps._block(n_numbers, width)
+  assert (rows, columns) == expected
+  assert rows * columns * n_numbers <= label_maps._MAX_NUMBERS or (rows, columns) == (1, 128)
+
+
+def test_many_small_blocks(monkeypatch):
+  """Several in both directions, the last of which reach beyond the image."""
+  monkeypatch.setattr(label_maps, "_MAX_NUMBERS", 128 * 2 * 16)
+  masks = RNG.integers(0, 256, (3, 20, 50)).astype(np.uint8)
+  scores = [RNG.random((3, 4)).astype(np.float32)]
+  _, (expected,), _ = expected_maps(scores, masks, (5, 300))
+  assert label_maps._block(16, 300) == (1, 256)
+  [found] = label_maps_of_regions(scores, masks, 5, 300)
+  assert (found == expected).mean() > 0.999
 
 
 def test_no_region():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pomp_jax.inference.class_matrix import ClassMatrix
+from pomp_jax.inference.metrics import EvaluationError
 from pomp_jax.inference.region_scores import region_scores
 from pomp_jax.regions.files import RegionHeader, Regions
 from pomp_jax.regions.scores import FUSIONS
@@ -56,6 +57,15 @@ def test_scores_are_zssegs(parts):
   assert_close(region_scores(regions, header, None, matrix, **settings), net, 1e-5)
   of_clip[3] = 0
   assert_close(region_scores(regions, None, clip, matrix, **settings), of_clip, 1e-5)
+
+
+def test_scores_that_are_not_finite_are_an_error(parts):
+  _, _, clip, matrix = parts
+  clip, regions = clip.copy(), Regions(np.zeros((len(clip), 4), np.float32))
+  clip[1, 0] = np.nan
+  settings = {"logit_scale": 20.0, "fusion": FUSIONS["clip"], "trained_C": TRAINED}
+  with pytest.raises(EvaluationError, match=f"1 of {len(clip)} regions"):
+    region_scores(regions, None, clip, matrix, **settings)
 
 
 def test_no_region_has_no_scores(parts):

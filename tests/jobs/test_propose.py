@@ -144,6 +144,41 @@ def test_a_killed_run_resumes_after_the_last_block(root, proposed, tmp_path, mon
   assert seen[2:] == [len(SIZES) - 1, 1]
 
 
+@pytest.mark.parametrize("between", ["another network", "no regions", "a damaged file"])
+def test_what_came_between_two_starts(root, proposed, tmp_path, monkeypatch, between):
+  """A run that stopped after its first block starts at the first image again."""
+  config = config_of(root, **{"propose.images": "detect"})
+  monkeypatch.setattr(propose, "_BLOCK", len(SIZES) - 1)
+  find, seen, last = networks.Proposer.regions, [], [2]
+
+  def until_the_last(self, images):
+    seen.append(len(images))
+    if len(seen) == last[0]:
+      raise KeyboardInterrupt
+    return find(self, images)
+
+  monkeypatch.setattr(networks.Proposer, "regions", until_the_last)
+  workdir = tmp_path / "run"
+  with pytest.raises(KeyboardInterrupt):
+    run(propose, config, workdir)
+  if between == "another network":
+    last[0] = 3
+    with pytest.raises(KeyboardInterrupt):
+      run(propose, changed(config, {"propose.size": 64}), workdir)
+  elif between == "no regions":
+    shutil.rmtree(workdir / "regions")
+  else:
+    (workdir / "progress.json").write_text("{")
+  seen.clear()
+  last[0] = 9
+  run(propose, config, workdir)
+  assert seen == [len(SIZES) - 1, 1]
+  for file in (proposed["detect"][0] / "regions").glob("*.npz"):
+    own, expected = np.load(workdir / "regions" / file.name), np.load(file)
+    for field in expected.files:
+      np.testing.assert_array_equal(own[field], expected[field])
+
+
 def test_an_interrupted_start_leaves_no_results_of_the_one_before(
   root, proposed, tmp_path, monkeypatch
 ):
