@@ -29,7 +29,7 @@ class _Kind(NamedTuple):
     tables: tables of the results.
     note: what the tables' columns are.
     figure: figure of a single class.
-    path: where a prompt's figures have it for each of the C classes.
+    path: its place in a prompt's figures, where each of the C classes has one.
     plot: file of the pictures.
     caption: what the pictures show.
   """

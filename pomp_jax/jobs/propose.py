@@ -81,7 +81,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   progress, regions = folder.path / "progress.json", folder.path / "regions"
   done = _images_done(progress, regions, key, keys)
   with writing(regions):
-    # From now on no other start may go on with what is here.
+    # From now on no other start may resume with what is here.
     write_json(progress, {"key": key, "images": done})
     writer = RegionWriter(regions, network.header)
     starts = range(done, len(keys), _BLOCK)

@@ -112,7 +112,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     write_json(folder.config, config.to_dict())
   state = _State(folder, _key(config, encoder, pixels, prompts), len(prompts), len(synonyms))
   if first and not state.done:
-    # From now on no other start may go on with the label images that are here.
+    # From now on no other start may resume with these label images.
     state.save(0)
   n_images = len(pixels.keys)
   starts = range(hosts.from_first(state.done, "images that are done"), n_images, _BLOCK)

@@ -40,7 +40,7 @@ def hard_masks(
 
 
 def run_lengths_of(mask_HxW: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
-  """A mask as COCO's results have it: {"size": [H,W], "counts": ".."}."""
+  """A mask as in COCO's results: {"size": [H,W], "counts": ".."}."""
   rle = mask_api.encode(np.asfortranarray(mask_HxW, np.uint8))
   return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
 
