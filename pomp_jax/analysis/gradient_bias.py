@@ -25,6 +25,9 @@ from pomp_jax.prompt.learner import Frozen, Learner
 from pomp_jax.prompt.loss import ContrastSettings, local_contrast, normalize
 from pomp_jax.prompt.sampling import complete_negatives, draw_negatives
 
+# Figures of a combination in the report.
+_FIGURES = ("relative_bias", "bias_low", "bias_high", "relative_deviation", "cosine", "draw_cosine")
+
 # Smallest relative bias in a plot: single precision's rounding is near.
 _LOWEST_BIAS = 1e-3
 _LINES = ("-", "--", ":", "-.", (0, (1, 3)))
@@ -217,10 +220,6 @@ def _draws(cells: Sequence[Mapping[str, Any]]) -> str:
   """Number of draws, of which there are fewer at a larger K."""
   fewest, most = (limit(cell["draws"] for cell in cells) for limit in (min, max))
   return counted(most, "draw") if fewest == most else f"{fewest:,} to {most:,} draws"
-
-
-# Figures of a combination in the report.
-_FIGURES = ("relative_bias", "bias_low", "bias_high", "relative_deviation", "cosine", "draw_cosine")
 
 
 def gradient_bias_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pomp_jax.config import Settings
 from pomp_jax.data.class_splits import ClassSplit
-from pomp_jax.data.images import ImageError, image_size
+from pomp_jax.data.images import ImageError, image_size, read_rgb
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.paths import Path
 from pomp_jax.inference.class_matrix import ClassMatrix
@@ -55,8 +55,9 @@ def check_picture_regions(config: Settings, files: Mapping[str, Path]) -> str | 
       shapes[name] = image_size(path)
     except ImageError:
       continue
-  sides = list(shapes.values())
-  return check_region_source(config, _images(list(shapes), sides.__getitem__, _nothing))
+  names, sides = list(shapes), list(shapes.values())
+  pixels = lambda row: read_rgb(files[names[row]])
+  return check_region_source(config, _images(names, sides.__getitem__, pixels))
 
 
 class PictureRegions:
@@ -122,12 +123,8 @@ class PictureRegions:
 
 def _images(names: Sequence[str], shape: Callable, pixels: Callable) -> Images:
   """Pictures by the stems of their names."""
-  return Images([_stem(name) for name in names], shape, pixels, _nothing)
+  return Images([_stem(name) for name in names], shape, pixels)
 
 
 def _stem(name: str) -> str:
   return os.path.splitext(posixpath.basename(name))[0]
-
-
-def _nothing(row: int):
-  raise NotImplementedError(f"picture {row} is not annotated")

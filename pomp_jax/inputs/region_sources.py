@@ -26,13 +26,13 @@ class Images(NamedTuple):
     keys: distinct name of each image.
     shape: height and width.
     pixels: uint8 [H,W,3]; called more than once for an image.
-    annotated: true regions.
+    annotated: true regions; None: no image is annotated.
   """
 
   keys: Sequence[str | int]
   shape: Callable[[int], tuple[int, int]]
   pixels: Callable[[int], UInt8[np.ndarray, "_ _ 3"]]
-  annotated: Callable[[int], Regions]
+  annotated: Callable[[int], Regions] | None = None
 
 
 @runtime_checkable

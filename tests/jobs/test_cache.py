@@ -11,29 +11,21 @@ import pytest
 from pomp_jax import inputs
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.loader import CorruptDataError
-from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.files.array_cache import FeatureBlocks, FeatureCacheError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import cache, pretrain
 from pomp_jax.train import batches
+from tests.support.damaged_folder import write_damaged_folder
 from tests.support.processes import Processes
 from tests.support.small_run import small_config
-
-NAMES = ("beaver", "castle", "daisy", "lamp", "owl", "violin")
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
   """A folder a class, four JPEGs each; one of them is cut off."""
   root = tmp_path_factory.mktemp("images")
-  for label, name in enumerate(NAMES):
-    for split, count in (("train", 4), ("test", 1)):
-      (root / split / name).mkdir(parents=True)
-      for number in range(count):
-        content = encode(natural_image(10 * label + number, 60, 80))
-        damaged = (split, name, number) == ("train", "daisy", 2)
-        (root / split / name / f"{number}.jpg").write_bytes(content[:300] if damaged else content)
+  write_damaged_folder(root, {"train": 4, "test": 1})
   return root
 
 

@@ -12,7 +12,6 @@ import pytest
 from pomp_jax import inputs
 from pomp_jax.ablation.grid import make_cells
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.data.views import Augmentation, CachedViews
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import FeatureBlocks
@@ -20,9 +19,9 @@ from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import baselines, pretrain
 from pomp_jax.train import batches, feature_cache, methods, setup
+from tests.support.damaged_folder import NAMES, write_damaged_folder
 from tests.support.small_run import small_config
 
-NAMES = ("beaver", "castle", "daisy", "lamp", "owl", "violin")
 N_IMAGES = 4 * len(NAMES)
 
 
@@ -30,13 +29,7 @@ N_IMAGES = 4 * len(NAMES)
 def images(tmp_path_factory):
   """A folder a class, four JPEGs each; one of them is cut off."""
   root = tmp_path_factory.mktemp("images")
-  for label, name in enumerate(NAMES):
-    for split, count in (("train", 4), ("val", 1), ("test", 1)):
-      (root / split / name).mkdir(parents=True)
-      for number in range(count):
-        content = encode(natural_image(10 * label + number, 60, 80))
-        damaged = (split, name, number) == ("train", "daisy", 2)
-        (root / split / name / f"{number}.jpg").write_bytes(content[:300] if damaged else content)
+  write_damaged_folder(root, {"train": 4, "val": 1, "test": 1})
   return root
 
 
