@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Runs all tests in 2 processes; needs Python 3.11 or newer.
+# Runs the tests in 2 processes; needs Python 3.11 or newer.
 #
-#   bash launch/test.sh                            everything
+#   bash launch/test.sh                            the first tier: what a change could break anywhere
+#   bash launch/test.sh --all                      both tiers; the second has what takes minutes
 #   bash launch/test.sh tests/files -k resume -n 0 some, in one process
+#   bash launch/test.sh --core-seconds             with the CPU seconds of each room and test
 #
 # VENV and PYTHON: see launch/venv.sh.
 set -euo pipefail
@@ -11,4 +13,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
 
 prepare_venv requirements-test.txt
-exec "$VENV/bin/python" -m pytest --numprocesses 2 --dist worksteal "$@"
+tier=first
+if [[ "${1:-}" == --all ]]; then
+  tier='first and second'
+  shift
+  set -- -m '' "$@"
+fi
+status=0
+"$VENV/bin/python" -m pytest --numprocesses 2 --dist worksteal "$@" || status=$?
+echo "== tests of the $tier tier: status $status in $SECONDS s, commit $(git describe --always --dirty 2> /dev/null)"
+exit "$status"

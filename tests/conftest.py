@@ -1,31 +1,80 @@
-"""What all tests need before JAX starts: 8 virtual CPU devices, no network, programs kept."""
+"""What all tests need before JAX starts, the two tiers, and the devices that a test sees.
 
+A file whose `pytestmark` is `mesh` sees 8 virtual devices, every other file sees one. A test with
+`@pytest.mark.slow("reason")` is in the second tier: `bash launch/test.sh --all` runs both.
+"""
+
+from collections.abc import Iterator
 import os
 import signal
+import sys
 
 from tests.support.processes import share_compilation_cache, xla_flags
 
+_DEVICES = 8
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}".strip()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(1)}".strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
-
-# For all workers: the folder is the main process's, so that one that dies doesn't leave it.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-  _programs = share_compilation_cache()
+assert "jax" not in sys.modules, "JAX reads the folder of its cache when it is imported"
+share_compilation_cache()
 
 import hypothesis
+import jax
+import pytest
+
+# For this process; those that it starts have one, or as many as `environment` says.
+jax.config.update("jax_num_cpu_devices", _DEVICES)
+
+pytest_plugins = ["tests.support.core_seconds", "tests.support.shared_runs"]
 
 # No deadline, nor another limit on time: the first example of a property compiles, and machines are
 # busy. Derandomized: runs agree.
-hypothesis.settings.register_profile(
-  "pomp",
-  deadline=None,
-  derandomize=True,
-  max_examples=50,
-  database=None,
-  suppress_health_check=[hypothesis.HealthCheck.too_slow],
-)
-hypothesis.settings.load_profile("pomp")
+for _name, _examples in (("pomp", 15), ("many", 50)):
+  hypothesis.settings.register_profile(
+    _name,
+    deadline=None,
+    derandomize=True,
+    max_examples=_examples,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+  )
 
 # Started behind a shell (`&`, nohup) this process ignores it, and so would all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# JAX's own functions, and how many devices the package is shown.
+_ALL = {name: getattr(jax, name) for name in ("devices", "local_devices")}
+_shown = 1
+
+
+def _show_devices() -> None:
+  """Makes JAX's public functions tell of the first devices alone. """
+  for name, function in _ALL.items():
+    setattr(jax, name, lambda *args, _all=function, **more: _all(*args, **more)[:_shown])
+  jax.device_count = lambda *_: _shown
+  jax.local_device_count = lambda *_: _shown
+
+
+_show_devices()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shown_devices(request: pytest.FixtureRequest) -> Iterator[None]:
+  """Shows all devices to the files of the group `mesh`."""
+  global _shown
+  _shown = _DEVICES if request.node.get_closest_marker("mesh") else 1
+  yield
+  _shown = 1
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  # Fuzzing takes more examples where both tiers run.
+  hypothesis.settings.load_profile("pomp" if config.option.markexpr else "many")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Holds that a test of the second tier says why it is there."""
+  for item in items:
+    for marker in item.iter_markers("slow"):
+      if len(marker.args) != 1 or not isinstance(marker.args[0], str):
+        raise pytest.UsageError(f"{item.nodeid}: pytest.mark.slow takes the reason, a string")

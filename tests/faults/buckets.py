@@ -13,7 +13,7 @@ from tests.support.processes import share_compilation_cache
 
 if __name__ == "__main__":
   # Before JAX starts.
-  _programs = share_compilation_cache()
+  share_compilation_cache()
   os.environ["JAX_PLATFORMS"] = "cpu"
   os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 

@@ -3,16 +3,22 @@
 import argparse
 from collections.abc import Iterator, Sequence
 import contextlib
+import hashlib
+import importlib.metadata
 import json
 import os
 import pathlib
+import platform
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from typing import TYPE_CHECKING
 
-from pomp_jax.config import Settings
+if TYPE_CHECKING:  # imports JAX, which must not start before the environment is set
+  from pomp_jax.config import Settings
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -31,12 +37,20 @@ def reserved_port() -> Iterator[int]:
 
 
 def xla_flags(devices: int) -> str:
-  """XLA_FLAGS for a number of virtual devices.
+  """XLA_FLAGS for a number of virtual devices, the same in tests and in the processes they start.
 
-  Collectives time out after 600 s instead of 40 s: on a busy machine devices arrive late.
+  Programs run for few steps here, so optimising them costs more than it saves. Collectives time
+  out after 600 s instead of 40 s: on a busy machine devices arrive late.
   """
-  patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-  return f"--xla_force_host_platform_device_count={devices} {patience}"
+  count = [f"--xla_force_host_platform_device_count={devices}"] if devices > 1 else []
+  return " ".join([*count, *_FLAGS])
+
+
+_FLAGS = (
+  "--xla_backend_optimization_level=0",
+  "--xla_llvm_disable_expensive_passes=true",
+  "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+)
 
 
 def environment(devices: int, **more: str) -> dict[str, str]:
@@ -50,16 +64,32 @@ def environment(devices: int, **more: str) -> dict[str, str]:
   return found | own | more
 
 
-def share_compilation_cache() -> tempfile.TemporaryDirectory:
-  """Shares one compilation cache with all child processes; to be called before JAX starts.
+def share_compilation_cache() -> None:
+  """Shares one compilation cache among all tests and later runs; call it before JAX starts.
 
-  Returns:
-    The cache folder, removed when this process ends.
+  Each kind of processor, release of jaxlib and set of flags has its own folder in the user's cache
+  folder. All of it is safe to delete. A folder of over 2 GiB is deleted here.
   """
-  folder = tempfile.TemporaryDirectory(prefix="pomp_jax_programs_")
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+  cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+  key = hashlib.sha256(" ".join([_processor(), *_FLAGS]).encode()).hexdigest()[:12]
+  folder = cache / "pomp_jax_tests" / f"jaxlib-{importlib.metadata.version('jaxlib')}-{key}"
+  # Once, before workers start.
+  if "PYTEST_XDIST_WORKER" not in os.environ and folder.exists():
+    with os.scandir(folder) as files:
+      size = sum(file.stat().st_size for file in files)
+    if size > 2 * 2**30:
+      shutil.rmtree(folder, ignore_errors=True)
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-  return folder
+
+
+def _processor() -> str:
+  """Name and features of this machine's processor: programs are compiled for them."""
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    return platform.platform()
+  return " ".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
 
 
 class Processes(contextlib.AbstractContextManager):
@@ -133,10 +163,8 @@ class Processes(contextlib.AbstractContextManager):
     self._stack.close()
 
 
-# Most of the time is compilation; optimised programs would not pay for it here.
-_COMPILE_FAST = "--xla_backend_optimization_level=0"
 # A config and the run folder of each process, shared or separate.
-Job = tuple[Settings, Sequence[pathlib.Path]]
+Job = tuple["Settings", Sequence[pathlib.Path]]
 
 
 def run_in_processes(
@@ -151,9 +179,7 @@ def run_in_processes(
   values = [(config.flat(), list(map(str, workdirs))) for config, workdirs in jobs]
   file.write_text(json.dumps(values))
   command = [__file__, str(file), str(count), str(devices)]
-  flags = f"{environment(devices)['XLA_FLAGS']} {_COMPILE_FAST}"
-  environ = {index: {"XLA_FLAGS": flags} for index in range(count)}
-  with Processes(count, command, devices=devices, environ=environ) as processes:
+  with Processes(count, command, devices=devices) as processes:
     for status, output in processes.finish(seconds).values():
       assert status == 0, output[-3000:]
 
@@ -175,7 +201,7 @@ def main() -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(arguments.coordinator, count, arguments.process_id)
   assert (jax.process_count(), jax.device_count()) == (count, count * arguments.devices)
-  from pomp_jax.config import load_job, validate
+  from pomp_jax.config import Settings, load_job, validate
 
   for values, workdirs in json.loads(arguments.file.read_text()):
     config = Settings().replace(values)

@@ -1,0 +1,30 @@
+"""What tests of the jobs share: CLIPs opened and compiled once. Finished runs: `shared`."""
+
+from collections.abc import Iterator
+import pathlib
+
+import jax
+import pytest
+
+from pomp_jax import inputs
+
+
+@pytest.fixture(scope="session", autouse=True)
+def encoders_opened_once() -> Iterator[None]:
+  """Gives each job the encoder that an earlier one opened with the same fields and weights."""
+  opened, encoders = inputs.open_encoder, {}
+
+  def open_once(config, mesh=None):
+    model = pathlib.Path(config.clip.model)
+    files = model.rglob("*") if model.is_dir() else [model] if model.is_file() else []
+    weights = sorted((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    key = repr(
+      (config.clip, config.mesh, config.eval.cache, jax.device_count(), mesh, weights)
+    )
+    if key not in encoders:
+      encoders[key] = opened(config, mesh)
+    return encoders[key]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(inputs, "open_encoder", open_once)
+    yield

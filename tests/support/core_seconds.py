@@ -1,0 +1,74 @@
+"""What tests cost: `bash launch/test.sh --core-seconds` prints core-seconds by room and by test.
+
+A shared fixture counts for the first test that uses it, on each worker. The CPU time of a child
+process counts when it has ended.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+import os
+
+import pytest
+
+_DEAREST = 40
+
+
+def _spent() -> float:
+  """CPU seconds of this process and of its children that have ended."""
+  times = os.times()
+  return times.user + times.system + times.children_user + times.children_system
+
+
+def room(node: str) -> str:
+  """Folder below tests/ that a test is in, or `tests` for a file that is in none."""
+  parts = node.split("::")[0].split("/")
+  return parts[1] if len(parts) > 2 else "tests"
+
+
+class CoreSeconds:
+  """Plugin that measures each test where it runs and prints the tables where all reports arrive."""
+
+  def __init__(self) -> None:
+    self._seconds: dict[str, float] = defaultdict(float)
+    self._start = 0.0
+
+  @pytest.hookimpl(wrapper=True)
+  def pytest_runtest_setup(self) -> Iterator[None]:
+    self._start = _spent()
+    return (yield)
+
+  @pytest.hookimpl(wrapper=True)
+  def pytest_runtest_makereport(self) -> Iterator[pytest.TestReport]:
+    """Passes the seconds since the phase before with the phase's report."""
+    report = yield
+    now = _spent()
+    report.user_properties.append(("core_seconds", now - self._start))
+    self._start = now
+    return report
+
+  def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+    # The list of properties is one for all phases of a test: its newest entry is this phase's.
+    seconds = [value for name, value in report.user_properties if name == "core_seconds"]
+    self._seconds[report.nodeid] += seconds[-1] if seconds else 0.0
+
+  def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.section("core-seconds")
+    rooms: dict[str, list[float]] = defaultdict(list)
+    for node, seconds in self._seconds.items():
+      rooms[room(node)].append(seconds)
+    for name, found in sorted(rooms.items(), key=lambda row: -sum(row[1])):
+      terminalreporter.write_line(f"{sum(found):8.1f}  {name} ({len(found)} tests)")
+    terminalreporter.write_line(f"{sum(self._seconds.values()):8.1f}  all")
+    terminalreporter.section(f"{_DEAREST} dearest tests")
+    for node, seconds in sorted(self._seconds.items(), key=lambda row: -row[1])[:_DEAREST]:
+      terminalreporter.write_line(f"{seconds:8.1f}  {node}")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+  help = "print the CPU seconds of each room and of the dearest tests"
+  parser.addoption("--core-seconds", action="store_true", help=help)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  if config.getoption("core_seconds"):
+    config.pluginmanager.register(CoreSeconds(), "core-seconds-of-tests")
