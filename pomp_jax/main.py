@@ -87,6 +87,7 @@ def _run_job(stop: hosts.StopSignals) -> int:
     config = unpack(_CONFIG.value)
     validate(config)
     _join(config, workdir, stop)
+    _check_processes(config.job)
     if not config.dry_run and config.job != "benchmark":  # they measure compilation
       use_compilation_cache(config.compilation_cache, workdir)
     module = load_job("dry_run" if config.dry_run else config.job)
@@ -167,6 +168,13 @@ def _join(config: Settings, workdir: str, stop: hosts.StopSignals) -> None:
   if not hosts.is_first():
     # Only the first process logs what all have in common.
     logging.getLogger("pomp_jax").setLevel(logging.WARNING)
+
+
+def _check_processes(job: str) -> None:
+  """Refuses a job of one process, on all processes that were started for it."""
+  count = hosts.n_processes()
+  if count > 1 and not JOBS[job].processes:
+    raise InputError(f"job {job!r} runs in one process; {count} were started")
 
 
 def _presence(config: Settings, workdir: str) -> contextlib.AbstractContextManager:

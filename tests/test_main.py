@@ -16,6 +16,8 @@ from PIL import Image
 import pytest
 
 from pomp_jax import main as main_module
+from pomp_jax.config import JOBS
+from pomp_jax.errors import InputError
 from pomp_jax.files import paths, terminal
 from pomp_jax.files.array_cache import DamagedBlockError, FeatureCacheError
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
@@ -302,6 +304,27 @@ def test_bad_input_is_not_what_fails_in_the_midst(capsys, tmp_path, monkeypatch,
 
   monkeypatch.setattr(main_module, "load_job", lambda name: SimpleNamespace(check=fail, run=fail))
   assert run_main(capsys, DEMO, f"--workdir={tmp_path}/run") == (expected, [f"error: {error}"])
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("job", JOBS)
+def test_several_processes_are_for_the_jobs_that_run_in_them(
+  capsys, tmp_path, monkeypatch, job, dry_run
+):
+  """The others end with one line, before their check is called."""
+
+  def check(*_):
+    raise InputError("checked")
+
+  monkeypatch.setattr(main_module, "validate", lambda _: None)  # a dry run is of some jobs
+  monkeypatch.setattr(main_module, "load_job", lambda name: SimpleNamespace(check=check))
+  monkeypatch.setattr(main_module.hosts, "n_processes", lambda: 2)
+  fields = [f"--config.job={job}", f"--config.dry_run={dry_run}", "--config.compilation_cache="]
+  refused = f"job {job!r} runs in one process; 2 were started"
+  expected = "checked" if JOBS[job].processes else refused
+  found = run_main(capsys, DEMO, f"--workdir={tmp_path}/run", *fields)
+  assert found == (2, [f"error: {expected}"])
+  assert not (tmp_path / "run").exists()
 
 
 def test_a_disk_that_is_full_at_the_start_is_a_failure(capsys, tmp_path, monkeypatch):

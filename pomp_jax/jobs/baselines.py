@@ -37,8 +37,6 @@ def check(config: Settings, workdir: str) -> None:
   Raises:
     ConfigError, ClipError, RunFolderError: one line each.
   """
-  if jax.process_count() > 1:
-    raise ConfigError("job", config.job, "one process")
   RunFolder(workdir).check(config.job)
   for label, method in method_configs(config).items():
     for seed in _seeds(method):

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from pomp_jax import hosts
 from pomp_jax.benchmark.measurement import (
   BenchmarkError,
   measure_in_turn,
@@ -35,12 +34,9 @@ def check(config: Settings, workdir: str) -> None:
   """Refuses what cannot be run.
 
   Raises:
-    BenchmarkError: several processes, an unknown model, implementation or type, or a K that does
-      not fit.
+    BenchmarkError: an unknown model, implementation or type, or a K that does not fit.
     RunFolderError: the folder can't be used, or is another job's.
   """
-  if hosts.n_processes() > 1:
-    raise BenchmarkError("config.job: got 'benchmark', expected one process")
   settings = config.benchmark
   if settings.model not in MODELS:
     raise BenchmarkError(f"unknown model {settings.model!r}; accepted: {', '.join(MODELS)}")

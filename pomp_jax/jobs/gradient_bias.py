@@ -99,8 +99,6 @@ def check(config: Settings, workdir: str) -> None:
     ConfigError, CheckpointError, PromptFileError, RunFolderError: one line each.
   """
   RunFolder(workdir).check(config.job)
-  if jax.process_count() > 1:
-    raise ConfigError("job", config.job, "one process")
   settings, n_classes = config.gradient_bias, inputs.n_training_classes(config.data)
   k = settings.k
   if not k or not all(type(n) is int and 2 <= n <= n_classes for n in k) or len(set(k)) < len(k):

@@ -18,15 +18,13 @@ log = logging.getLogger(__name__)
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Refuses several processes, an unknown data set and a folder that can't be written.
+  """Refuses an unknown data set and a folder that can't be written.
 
   Reads and writes nothing.
 
   Raises:
     ConfigError, RunFolderError: one line each.
   """
-  if hosts.n_processes() > 1:
-    raise ConfigError("job", config.job, "one process")
   for path in (config.prepare.input, workdir):
     if is_bucket(path):
       raise RunFolderError(f"{path}: job=prepare takes local paths; copy what it makes")

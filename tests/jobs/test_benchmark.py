@@ -8,7 +8,6 @@ import time
 import numpy as np
 import pytest
 
-from pomp_jax import hosts
 from pomp_jax.benchmark.measurement import ProcessError, in_own_process, peak_mib
 from pomp_jax.benchmark.towers import temporaries_mib
 from pomp_jax.benchmark.whole_step import compile_step
@@ -138,9 +137,3 @@ def test_a_process_that_ends_without_an_answer():
 def test_refuses_what_cannot_run(changes, message, tmp_path):
   with pytest.raises(benchmark.BenchmarkError, match=message):
     benchmark.check(_config(**changes), str(tmp_path))
-
-
-def test_refuses_several_processes(tmp_path, monkeypatch):
-  monkeypatch.setattr(hosts, "n_processes", lambda: 2)
-  with pytest.raises(benchmark.BenchmarkError, match="one process"):
-    benchmark.check(_config(), str(tmp_path))

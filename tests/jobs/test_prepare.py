@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax import hosts, inputs, world
+from pomp_jax import inputs, world
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import load_class_list
@@ -88,12 +88,6 @@ def test_what_can_not_be(archive, tmp_path):
   ):
     with pytest.raises(ConfigError, match=message):
       prepare.check(prepare_config(input=str(archive), **changes), str(tmp_path / "out"))
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(hosts, "n_processes", lambda: 2)
-    with pytest.raises(ConfigError, match="job: got 'prepare', expected one process"):
-      prepare.check(
-        prepare_config(dataset="imagenet21k", input=str(archive)), str(tmp_path / "out")
-      )
   config = prepare_config(dataset="imagenet21k", input=str(archive), names="food101")
   with pytest.raises(SourceError, match="prepare.names"):
     prepare.run(config, str(tmp_path / "out"))
