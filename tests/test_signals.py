@@ -50,12 +50,9 @@ def run_as(capsys, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_outside_of_training_asks_for_another_start(run_as, number):
-  signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)
   assert run_as(lambda: send(number)) == (75, [f"error: stopped by {number.name}; {RESUMES}"])
-
-
-def test_nohup_is_heard(run_as):
-  signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
   assert run_as(lambda: send(signal.SIGHUP)) == (0, [])
 
 

@@ -1,4 +1,4 @@
-"""A small training of 12 steps for the campaign, prepared once and run in any number of folders.
+"""A small training of 12 steps, prepared once and run in any number of folders.
 
 It uses the embedded world and CLIP, and saves checkpoints at steps 4, 8 and 12.
 """
@@ -6,8 +6,12 @@ It uses the embedded world and CLIP, and saves checkpoints at steps 4, 8 and 12.
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
+import json
 import logging
+import os
 import pathlib
+import subprocess
+import sys
 from unittest import mock
 
 import jax
@@ -15,16 +19,17 @@ import numpy as np
 
 from pomp_jax import inputs
 from pomp_jax.config import Settings
-from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.train import loop, setup
+from tests.support.processes import ROOT, environment
 from tests.support.small_run import small_config
 
 STEPS, EVERY, DEVICES = 12, 4, 2
 # Called after each step with its number, before its metrics are used.
 Hook = Callable[[int], None]
+Folder = str | os.PathLike
 
 
 def no_fault(step: int) -> None:
@@ -52,31 +57,39 @@ class Attempt:
   error: BaseException | None
   warnings: str
 
+  def check_error(self, kind: type[BaseException], *texts: str) -> None:
+    """Checks the error that ended it, in one line."""
+    assert isinstance(self.error, kind), repr(self.error)
+    assert all(text in str(self.error) for text in texts), self.error
+    assert "\n" not in str(self.error)
+
 
 class Training:
   """A training that is prepared once."""
 
-  def __init__(self, config: Settings, folder: pathlib.Path):
-    """Prepares the training and runs it without a fault, on two devices.
+  def __init__(self, config: Settings, folder: pathlib.Path, devices: int = DEVICES):
+    """Prepares the training and runs it without a fault.
 
     Args:
       config: config from `config_of`.
       folder: folder of that run.
+      devices: number of devices.
     """
-    self.folder = folder
-    encoder = inputs.open_encoder(config, make_mesh(devices=jax.devices()[:DEVICES]))
+    encoder = inputs.open_encoder(config, make_mesh(devices=jax.devices()[:devices]))
     self.job = setup.prepare(config, RunFolder(folder), encoder=encoder)
     self.context = self.run(folder).context
     self.scalars = RunFolder(folder).scalars()
 
-  def job_in(self, folder: pathlib.Path, **changes) -> setup.Run:
-    """Returns the training in another folder, with changes of fields that need no preparation."""
-    config = self.job.config.replace(changes)
-    return dataclasses.replace(self.job, folder=RunFolder(folder), config=config)
+  def run(self, folder: Folder, hook: Hook = no_fault, **changes) -> Attempt:
+    """Runs it from the last checkpoint in a folder, or from the start.
 
-  def run(self, folder: pathlib.Path, hook: Hook = no_fault, **changes) -> Attempt:
-    """Runs it from the last checkpoint in a folder, or from the start."""
-    job = self.job_in(folder, **changes)
+    Args:
+      folder: folder of the run.
+      hook: called after each step.
+      **changes: values of fields that need no preparation.
+    """
+    config = self.job.config.replace(changes)
+    job = dataclasses.replace(self.job, folder=RunFolder(folder), config=config)
     job.folder.create()
     context = error = None
     with watched(hook) as firsts, warnings() as lines:
@@ -86,11 +99,43 @@ class Training:
         error = found
     return Attempt(firsts[-1] if firsts else STEPS, context, error, "\n".join(lines))
 
-  def context_in(self, folder: pathlib.Path) -> np.ndarray:
-    """Returns the context of the newest checkpoint in a folder."""
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-      restored = checkpoints.restore_latest(setup.first_state(self.job))
-    return np.asarray(restored.state.params["context"])
+  def resume(self, folder: Folder, done: int, expected: np.ndarray | None = None, **changes) -> int:
+    """Resumes after a fault, checks the context bit for bit, and returns the number of lost steps.
+
+    Args:
+      folder: folder of the run.
+      done: last step before the fault.
+      expected: context of the same training without the fault, if it is not this one's.
+      **changes: as `run`'s.
+    """
+    attempt = self.run(folder, **changes)
+    assert attempt.error is None, repr(attempt.error)
+    np.testing.assert_array_equal(
+      attempt.context, self.context if expected is None else expected, strict=True
+    )
+    return done - attempt.first
+
+
+def start_child(folder: Folder, fault: dict) -> subprocess.Popen:
+  """Starts the training in a process of its own; `child.main` lists the faults."""
+  return subprocess.Popen(
+    [sys.executable, "-m", "tests.faults.child", str(folder), json.dumps(fault)],
+    cwd=ROOT,
+    env=environment(DEVICES),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    text=True,
+  )
+
+
+def wait_for_kill(child: subprocess.Popen) -> int:
+  """Last step of a process that gets SIGKILL; ends it in any case."""
+  try:
+    lines, _ = child.communicate(timeout=240)
+  finally:
+    child.kill()
+  assert child.returncode == -9, child.returncode
+  return int(lines.split()[-1])
 
 
 @contextlib.contextmanager

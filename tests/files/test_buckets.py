@@ -41,7 +41,7 @@ def test_a_path_is_a_folder_while_an_object_is_in_it(folder):
   path.write_bytes(b"content")
   assert paths.is_dir(folder) and not paths.is_file(folder)
   assert paths.is_file(path) and not paths.is_dir(path)
-  assert (paths.file_size(path), paths.open_binary(path).read()) == (7, b"content")
+  assert (paths.file_size(path), paths.read_bytes(path)) == (7, b"content")
   assert str(paths.join(folder, "a", "b.txt")) == str(path) == f"{folder}/a/b.txt"
 
 
@@ -53,41 +53,42 @@ def test_another_scheme_or_no_bucket_is_one_line(url):
 
 
 @pytest.mark.parametrize(("scheme", "library"), [("gs", "gcsfs"), ("s3", "s3fs")])
-@pytest.mark.parametrize("release", [None, "2025.12.0", "2026.1.0.post1"])
-def test_a_missing_or_old_library_is_named(scheme, library, release, monkeypatch):
-  monkeypatch.setattr(paths, "_release_of", {library: release}.get)
-  with pytest.raises(InputError, match=f"pip install '{library}>=") as caught:
-    paths.to_path(f"{scheme}://bucket/run")
-  assert "\n" not in str(caught.value) and (release or "not installed") in str(caught.value)
+def test_a_missing_or_old_library_is_named(scheme, library, monkeypatch):
+  installed = {}
+  monkeypatch.setattr(paths, "_release_of", installed.get)
+  for release in (None, "2025.12.0", "2026.1.0.post1"):
+    installed[library] = release
+    with pytest.raises(InputError, match=f"pip install '{library}>=") as caught:
+      paths.to_path(f"{scheme}://bucket/run")
+    assert "\n" not in str(caught.value) and (release or "not installed") in str(caught.value)
+  for release in ("2026.2.0", "2026.10.1", "2027.1"):
+    installed[library] = release
+    assert paths.problem_of(f"{scheme}://bucket/run") is None
 
 
-@pytest.mark.parametrize("release", ["2026.2.0", "2026.10.1", "2027.1"])
-def test_newer_libraries_are_accepted(release, monkeypatch):
-  monkeypatch.setattr(paths, "_release_of", lambda library: release)
-  assert all(paths.problem_of(f"{scheme}://bucket/run") is None for scheme in paths.LIBRARIES)
+def put(path, content: bytes):
+  with replacing(path) as file:
+    file.write(content)
 
 
 def test_an_object_is_replaced_once_it_is_complete(folder):
   path = f"{folder}/file"
-  with replacing(path) as file:
-    file.write(b"old")
+  put(path, b"old")
   with pytest.raises(ZeroDivisionError), replacing(path) as file:
     file.write(b"half")
     raise ZeroDivisionError
-  assert paths.open_binary(path).read() == b"old"
   with replacing(path) as file:
     file.write(b"new")
-    assert paths.open_binary(path).read() == b"old"
-  assert paths.open_binary(path).read() == b"new"
+    assert paths.read_bytes(path) == b"old"
+  assert paths.read_bytes(path) == b"new"
   assert objects(folder) == ["file"]
-
-
-def test_of_two_creators_one_gets_an_error(folder):
-  with creating(f"{folder}/file") as file:
+  with pytest.raises(FileExistsError), creating(path) as file:
+    file.write(b"of another")
+  with creating(f"{folder}/new") as file:
     file.write(b"first")
-  with pytest.raises(FileExistsError), creating(f"{folder}/file") as file:
-    file.write(b"second")
-  assert paths.open_binary(f"{folder}/file").read() == b"first"
+  assert [paths.open_binary(f"{folder}/{name}").read() for name in ("file", "new")] == [
+    *(b"new", b"first"),
+  ]
 
 
 def test_a_missing_bucket_is_one_line_and_is_not_created(store, folder):
@@ -95,15 +96,10 @@ def test_a_missing_bucket_is_one_line_and_is_not_created(store, folder):
   with pytest.raises(RunFolderError, match="no bucket"):
     RunFolder(missing).create()
   with pytest.raises(FileNotFoundError) as caught:
-    write_json_of_os(missing)
+    put(f"{missing}/file", b"{}")
   assert disk_failure(caught.value).startswith(f"{missing}/file: the bucket fails")
   assert "no bucket" in why_unwritable(missing)
   assert why_unwritable(folder) is None
-
-
-def write_json_of_os(folder):
-  with replacing(f"{folder}/file") as file:
-    file.write(b"{}")
 
 
 def test_access_denied_is_one_line(store, folder):
@@ -114,16 +110,11 @@ def test_access_denied_is_one_line(store, folder):
   with pytest.raises(RunFolderError, match="access denied"):
     write_json(f"{folder}/file.json", {"a": 2})
   assert "access denied" in why_unwritable(folder)
+  with pytest.raises(ConfigError, match="access denied") as caught:
+    validate(small_config(**{"data.source": "folder", "data.root": f"{folder}/images"}))
+  assert caught.value.field == "data.root"
   store.recover()
   assert read_json(f"{folder}/file.json") == {"a": 1}
-
-
-def test_a_field_with_a_bucket_that_is_refused_is_named(store, folder):
-  config = small_config(**{"data.source": "folder", "data.root": f"{folder}/images"})
-  store.fail(403)
-  with pytest.raises(ConfigError, match="access denied") as caught:
-    validate(config)
-  assert caught.value.field == "data.root"
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -151,22 +142,11 @@ def test_checkpoints_are_exact_and_the_right_ones_are_kept(folder):
   assert not [name for name in objects(folder) if name.startswith("2/")]
 
 
-def test_a_checkpoint_without_its_marker_is_none(folder):
+def test_of_incomplete_and_damaged_checkpoints_none_is_read(folder):
   with Checkpoints(folder) as checkpoints:
-    checkpoints.save(1, make_state(1), META)
-    checkpoints.save(2, make_state(2), META)
-  (paths.to_path(folder) / "2" / "commit_success.txt").unlink()
-  with Checkpoints(folder) as checkpoints:
-    assert checkpoints.restore_latest(make_state()).step == 1
-    assert not [name for name in objects(folder) if name.startswith("2/")]
-    assert checkpoints.save(2, make_state(2), META)
-    assert checkpoints.restore_latest(make_state()).step == 2
-
-
-def test_a_damaged_checkpoint_is_set_aside(folder):
-  with Checkpoints(folder) as checkpoints:
-    checkpoints.save(1, make_state(1), META)
-    checkpoints.save(2, make_state(2), META)
+    for step in (1, 2, 3):
+      checkpoints.save(step, make_state(step), META)
+  (paths.to_path(folder) / "3" / "commit_success.txt").unlink()
   for name in objects(folder):
     if name.startswith("2/state/") and "/d/" in name:
       path = paths.to_path(folder) / name
@@ -174,18 +154,13 @@ def test_a_damaged_checkpoint_is_set_aside(folder):
   with Checkpoints(folder) as checkpoints:
     assert checkpoints.restore_latest(make_state()).step == 1
     assert checkpoints.steps() == [1]
-  assert "damaged-2/meta/metadata" in objects(folder)
+    assert not [name for name in objects(folder) if name.startswith("3/")]
+    assert "damaged-2/meta/metadata" in objects(folder)
+    assert checkpoints.save(3, make_state(3), META)
+    assert checkpoints.restore_latest(make_state()).step == 3
 
 
-def test_an_earlier_start_saves_nothing_more(folder):
-  earlier = Checkpoints(folder)
-  with Checkpoints(folder) as later:
-    with pytest.raises(CheckpointError, match="later start"):
-      earlier.save(1, make_state(), META)
-    assert later.steps() == []
-
-
-def test_a_failed_save_is_retried_by_the_next(store, folder):
+def test_a_failed_save_is_retried_by_the_next_unless_a_later_start_saves(store, folder):
   with Checkpoints(folder, retry=True) as checkpoints:
     assert checkpoints.save(1, make_state(1), META)
     store.fail(403)
@@ -195,28 +170,27 @@ def test_a_failed_save_is_retried_by_the_next(store, folder):
     assert checkpoints.save(3, make_state(3), META)
     assert checkpoints.steps() == [1, 3]
     assert_same(checkpoints.restore_latest(make_state()).state, make_state(3))
+    with Checkpoints(folder) as later:
+      with pytest.raises(CheckpointError, match="later start"):
+        checkpoints.save(4, make_state(), META)
+      assert later.steps() == [1, 3]
 
 
-def test_metrics_are_sent_and_those_behind_a_checkpoint_dropped(folder):
+def test_metrics_are_sent_and_those_behind_a_checkpoint_dropped(store, folder, caplog):
   with MetricsWriter(folder) as writer:
+    store.fail(403)
+    writer.upload()
+    assert "can't be sent" in caplog.text
     for step in (1, 2, 3):
       writer.write(step, loss=step / 2)
+    store.recover()
+  assert RunFolder(folder).scalars() == {"loss": ([1, 2, 3], [0.5, 1.0, 1.5])}
   with MetricsWriter(folder, 3) as writer:
     writer.write(3, loss=7.0)
     writer.upload()
     assert RunFolder(folder).scalars() == {"loss": ([1, 2, 3], [0.5, 1.0, 7.0])}
   events = [name for name in objects(folder) if name.startswith("events.")]
   assert len(events) == 2 and {name[-2:] for name in events} == {".0", ".1"}
-
-
-def test_metrics_survive_a_store_that_fails_for_a_while(store, folder, caplog):
-  with MetricsWriter(folder) as writer:
-    store.fail(403)
-    writer.upload()
-    writer.write(1, loss=0.5)
-    store.recover()
-  assert "can't be sent" in caplog.text
-  assert RunFolder(folder).scalars() == {"loss": ([1], [0.5])}
 
 
 def test_the_mark_of_a_process_is_left_by_a_killed_one(folder, caplog):
@@ -236,14 +210,12 @@ def test_a_cache_of_arrays(folder):
   assert ArrayCache(folder).find("key") is None
 
 
-def test_a_local_copy_follows_the_object_and_is_checked(store, folder):
+def test_a_local_copy_follows_the_object_and_is_checked(folder):
   path = f"{folder}/weights.bin"
-  with replacing(path) as file:
-    file.write(b"first")
+  put(path, b"first")
   copy = paths.local_copy(path)
   assert (copy.name, copy.read_bytes()) == ("weights.bin", b"first")
   copy.write_bytes(b"damaged")
   assert paths.local_copy(path).read_bytes() == b"first"
-  with replacing(path) as file:
-    file.write(b"second")
+  put(path, b"second")
   assert paths.local_copy(path).read_bytes() == b"second"

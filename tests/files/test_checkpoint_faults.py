@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pathlib
 import re
 import resource
 import shutil
@@ -22,6 +23,7 @@ from pomp_jax.files.checkpoints import (
   read_checkpoints,
 )
 from tests.support.checkpoint_states import META, abstract, assert_same, make_state
+from tests.support.damage import damage
 
 
 @pytest.fixture
@@ -33,19 +35,7 @@ def two(tmp_path):
   return tmp_path / "two"
 
 
-def damage(file, how, rng):
-  """Truncates, flips one bit of, or deletes a file."""
-  content = bytearray(file.read_bytes())
-  if how == "delete":
-    file.unlink()
-  elif how == "truncate":
-    file.write_bytes(content[: rng.integers(len(content))])
-  else:
-    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
-    file.write_bytes(content)
-
-
-@pytest.mark.parametrize("how", ["truncate", "flip", "delete"])
+@pytest.mark.parametrize("how", ["truncated", "bit-flipped", "deleted"])
 def test_a_damaged_checkpoint_is_set_aside_or_reads_as_it_was(two, how, caplog, monkeypatch):
   """Each file of the newest: its state is restored exactly, or the one before with a warning."""
   monkeypatch.setattr(module, "_RETRY_SECONDS", 0)
@@ -69,13 +59,60 @@ def test_a_damaged_checkpoint_is_set_aside_or_reads_as_it_was(two, how, caplog, 
   assert restored.count(1) >= 3 and set(restored) <= {1, 2}
 
 
-def test_a_best_checkpoint_with_a_damaged_metric_is_set_aside(two, caplog):
-  file = two / "1" / "meta" / "metadata"
-  file.write_text(file.read_text().replace('"metric": 1.0', '"metric": 9.0'))
-  with Checkpoints(two, keep=1) as checkpoints:
-    checkpoints.save(3, make_state(3.0), META, metric=0.1)
-    assert checkpoints.steps() == [2, 3]
-  assert (two / "damaged-1").is_dir() and "step 1 is DAMAGED" in caplog.text
+def damages(content: bytes, rng, n: int):
+  """Yields a file with a bit flipped, cut off, and with a stretch of zeros or ones, in turn."""
+  for number in range(n):
+    where = int(rng.integers(len(content)))
+    if number % 2 == 0:
+      yield content[:where] + bytes([content[where] ^ 1 << rng.integers(8)]) + content[where + 1 :]
+    elif number % 4 == 1:
+      yield content[:where]
+    else:
+      filler = bytes([255 * (number % 3 == 0)]) * len(content[where : where + 512])
+      yield content[:where] + filler + content[where + 512 :]
+
+
+DAMAGES = [8, pytest.param(40, marks=pytest.mark.slow("more damages of the same kinds"))]
+
+
+@pytest.mark.parametrize("n", DAMAGES)
+def test_a_best_checkpoint_with_a_damaged_metric_is_set_aside(two, tmp_path, caplog, n):
+  """Or it stays the best."""
+  place = pathlib.Path("1", "meta", "metadata")
+  content = (two / place).read_bytes()
+  assert b'"metric": 1.0' in content
+  changed = [content.replace(b'"metric": 1.0', b'"metric": 9.0')]
+  for number, bad in enumerate([*changed, *damages(content, np.random.default_rng(1), n)]):
+    folder = pathlib.Path(shutil.copytree(two, tmp_path / str(number)))
+    (folder / place).write_bytes(bad)
+    caplog.clear()
+    with Checkpoints(folder, keep=1) as checkpoints:
+      checkpoints.save(3, make_state(3.0), META, metric=0.1)
+      aside = "step 1 is DAMAGED" in caplog.text
+      assert (folder / "damaged-1").is_dir() == aside
+      assert checkpoints.steps() == ([2, 3] if aside else [1, 3])
+    assert aside or number
+
+
+@pytest.mark.parametrize("n", DAMAGES)
+def test_no_damage_of_a_state_is_read(tmp_path, n):
+  """By another run, of the largest file."""
+  state = {"context": np.random.default_rng(0).standard_normal((16, 64)), "list": [np.arange(3)]}
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state, META)
+  files = [path for path in (tmp_path / "1" / "state").rglob("*") if path.is_file()]
+  file = max(files, key=lambda path: path.stat().st_size)
+  refused = 0
+  for bad in damages(file.read_bytes(), np.random.default_rng(2), n):
+    file.write_bytes(bad)
+    try:
+      (found,) = read_checkpoints(tmp_path)
+    except CheckpointError as error:
+      assert str(tmp_path) in str(error)
+      refused += 1
+    else:
+      assert_same(found.state, state)
+  assert refused > n / 2
 
 
 def test_a_read_that_fails_once_costs_nothing(two, monkeypatch, caplog):
@@ -230,11 +267,7 @@ def test_a_folder_that_is_lost_for_a_while(tmp_path, caplog):
 @pytest.mark.parametrize(("reason", "raised"), [(None, CheckpointError), (KeyError, KeyError)])
 def test_a_run_that_ends_with_a_failed_save_raises(tmp_path, reason, raised):
   """Of two reasons to end, the first is raised."""
-  with (
-    pytest.raises(raised),
-    Checkpoints(tmp_path, retry=True) as checkpoints,
-    small_files_only(),
-  ):
+  with pytest.raises(raised), Checkpoints(tmp_path, retry=True) as checkpoints, small_files_only():
     checkpoints.save(2, {"values": VALUES}, META)
     if reason:
       raise reason

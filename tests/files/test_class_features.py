@@ -1,4 +1,4 @@
-"""Class features, read back as the other projects read them."""
+"""Class features, as other projects read them; categories of COCO and LVIS annotations."""
 
 import json
 
@@ -8,15 +8,21 @@ import safetensors.torch
 import torch
 
 from pomp_jax.files.class_features import (
+  Category,
+  CategoryFileError,
   ClassFeatureError,
+  is_annotation_file,
+  read_categories,
   read_class_features,
   write_detic,
   write_open_clip,
 )
 from pomp_jax.files.prompt_file import PromptFileError
+from tests.support.prompt_files import refusal
 
 FEATURES = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
 FEATURES /= np.linalg.norm(FEATURES, axis=-1, keepdims=True)
+NAN, ZERO = (FEATURES * np.array([[1], [1], [x], [1], [1]], np.float32) for x in (np.nan, 0))
 
 
 def test_detic_gets_rows(tmp_path):
@@ -50,19 +56,21 @@ def test_open_clip_gets_columns(tmp_path, suffix):
   np.testing.assert_allclose(logits.diag(), 100, rtol=1e-6)
 
 
-@pytest.mark.parametrize("write", [write_detic, write_open_clip])
-def test_bad_features_are_not_written(tmp_path, write):
-  for bad, part in [(np.nan, "not finite"), (0, "class 2 are all zero")]:
-    features = FEATURES.copy()
-    features[2] = bad
-    with pytest.raises(ClassFeatureError, match=part):
-      write(tmp_path / "a.npy", features)
-  assert not list(tmp_path.iterdir())
-
-
-def test_what_float16_can_not_hold_is_not_written(tmp_path):
-  with pytest.raises(ClassFeatureError, match="not finite"):
-    write_detic(tmp_path / "a.npy", 1e6 * FEATURES)
+@pytest.mark.parametrize(
+  ("write", "features", "part"),
+  [
+    (write_detic, NAN, "not finite"),
+    (write_open_clip, NAN, "not finite"),
+    (write_detic, ZERO, "class 2 are all zero"),
+    (write_open_clip, ZERO, "class 2 are all zero"),
+    (write_detic, 1e6 * FEATURES, "not finite"),  # in float16
+  ],
+)
+def test_bad_features_are_not_written(tmp_path, write, features, part):
+  with pytest.raises(ClassFeatureError, match=part):
+    write(tmp_path / "a.npy", features)
+  with pytest.raises(ClassFeatureError, match=r"no known kind; accepted: \.npy, \.safetensors"):
+    write_open_clip(tmp_path / "a.pt", FEATURES)
   assert not list(tmp_path.iterdir())
 
 
@@ -77,37 +85,120 @@ def test_rows_of_any_length_are_read_as_unit_rows(tmp_path, dtype):
   np.testing.assert_allclose(found, FEATURES, atol=1e-3)
 
 
-def _claims_much(path):
-  """A header of 4 TiB, and nothing behind it."""
-  with open(path, "wb") as file:
-    header = {"descr": "<f4", "fortran_order": False, "shape": (2**30, 2**10)}
-    np.lib.format.write_array_header_1_0(file, header)
+# A header of 4 TiB, and nothing behind it.
+CLAIM = b"\x93NUMPY\x01\x00\x46\x00" + (
+  b"{'descr': '<f4', 'fortran_order': False, 'shape': (1073741824, 1024)}\n"
+)
 
 
 @pytest.mark.parametrize(
-  ("write", "part"),
+  ("content", "part"),
   [
-    (lambda path: np.save(path, np.where(np.eye(5, 8) > 0, np.nan, FEATURES)), "not finite"),
-    (lambda path: np.save(path, FEATURES * np.inf), "not finite"),
-    (lambda path: np.save(path, FEATURES * np.eye(5)[:, :1]), "class 1 are all zero"),
-    (lambda path: np.save(path, FEATURES[0]), "float32 [8]; accepted: floats [C,E]"),
-    (lambda path: np.save(path, np.ones((5, 8), int)), "int64 [5, 8]; accepted: floats [C,E]"),
-    (lambda path: np.save(path, np.array([[{}]]), allow_pickle=True), "not a NumPy array"),
-    (lambda path: path.write_bytes(b""), "not a NumPy array"),
-    (lambda path: path.write_bytes(b"PK\x03\x04 a part of an npz"), "not a NumPy array"),
-    (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00v"), "not a NumPy array"),
-    (_claims_much, "not a NumPy array"),
-    (lambda path: None, "not a NumPy array"),
+    (np.where(np.eye(5, 8) > 0, np.nan, FEATURES), "not finite"),
+    (FEATURES * np.inf, "not finite"),
+    (FEATURES * np.eye(5)[:, :1], "class 1 are all zero"),
+    (FEATURES[0], "float32 [8]; accepted: floats [C,E]"),
+    (np.ones((5, 8), int), "int64 [5, 8]; accepted: floats [C,E]"),
+    (np.array([[{}]]), "not a NumPy array"),
+    (b"", "not a NumPy array"),
+    (b"PK\x03\x04 a part of an npz", "not a NumPy array"),
+    (b"\x93NUMPY\x01\x00v", "not a NumPy array"),
+    (CLAIM, "not a NumPy array"),
+    (None, "not a NumPy array"),
   ],
 )
-def test_bad_files_are_refused_in_one_line(tmp_path, write, part):
-  write(tmp_path / "a.npy")
-  with pytest.raises(PromptFileError, match=r"^[^\n]*a\.npy: [^\n]*$") as error:
-    read_class_features(tmp_path / "a.npy")
-  assert part in str(error.value)
+def test_bad_files_are_refused_in_one_line(tmp_path, content, part):
+  if isinstance(content, bytes):
+    (tmp_path / "a.npy").write_bytes(content)
+  elif content is not None:
+    np.save(tmp_path / "a.npy", content, allow_pickle=True)
+  assert part in refusal(tmp_path / "a.npy", read_class_features, PromptFileError)
 
 
-def test_another_kind_of_file(tmp_path):
-  with pytest.raises(ClassFeatureError, match=r"no known kind; accepted: \.npy, \.safetensors"):
-    write_open_clip(tmp_path / "a.pt", FEATURES)
-  assert not list(tmp_path.iterdir())
+def write_rows(path, categories):
+  path.write_text(json.dumps({"images": [], "categories": categories}))
+  return path
+
+
+def test_categories_of_coco(tmp_path):
+  rows = [
+    {"supercategory": "animal", "id": 18, "name": "dog"},
+    {"supercategory": "person", "id": 1, "name": "person"},
+    {"supercategory": "vehicle", "id": 3, "name": " traffic  light "},
+  ]
+  found = read_categories(write_rows(tmp_path / "a.json", rows))
+  assert found == (Category("person"), Category("traffic light"), Category("dog"))
+
+
+def test_categories_of_lvis(tmp_path):
+  """Names as words; qualifiers stay, for "bow" alone would stand for two of them."""
+  rows = [
+    {"id": 2, "name": "bow_(weapon)", "synonyms": ["bow_(weapon)"], "frequency": "r"},
+    {"id": 1, "name": "bow_(decorative_ribbons)", "synonyms": ["bow_(decorative_ribbons)", "knot"]},
+    # One of LVIS's categories has a name that is none of its synonyms.
+    {"id": 3, "name": "bull", "synonyms": ["horned_cow", "horned cow"]},
+  ]
+  assert read_categories(write_rows(tmp_path / "a.json", rows)) == (
+    Category("bow (decorative ribbons)", ("knot",)),
+    Category("bow (weapon)"),
+    Category("bull", ("horned cow",)),
+  )
+
+
+GOOD = [{"id": 1, "name": "a_b"}, {"id": 2, "name": "c"}]
+
+
+@pytest.mark.parametrize(
+  ("rows", "part"),
+  [
+    ([], "categories is a list of 0"),
+    ({}, "categories is a dict of 0"),
+    (None, "categories is missing"),
+    ("x", "categories is 'x'"),
+    ([*GOOD, 3], "categories[2] is a int"),
+    ([*GOOD, {"name": "d"}], "categories[2].id is missing; accepted: an integer"),
+    ([*GOOD, {"id": "3", "name": "d"}], "categories[2].id is '3'"),
+    ([*GOOD, {"id": True, "name": "d"}], "categories[2].id is True"),
+    ([*GOOD, {"id": 2, "name": "d"}], "categories[2].id is 2, which is repeated"),
+    ([*GOOD, {"id": 3}], "categories[2].name is missing"),
+    ([*GOOD, {"id": 3, "name": "_ "}], "categories[2].name is '_ '"),
+    ([*GOOD, {"id": 3, "name": "d\x1b[2J"}], "categories[2].name is 'd\\x1b[2J'"),
+    ([*GOOD, {"id": 3, "name": ["d"]}], "categories[2].name is a list of 1"),
+    ([*GOOD, {"id": 3, "name": "a b"}], "categories[2].name is 'a b'"),
+    ([*GOOD, {"id": 3, "name": "d", "synonyms": "e"}], "categories[2].synonyms is 'e'"),
+    ([*GOOD, {"id": 3, "name": "d", "synonyms": ["e", ""]}], "categories[2].synonyms is ''"),
+  ],
+)
+def test_bad_categories_are_refused_by_field(tmp_path, rows, part):
+  path = write_rows(tmp_path / "a.json", rows)
+  assert part in refusal(path, read_categories, CategoryFileError)
+
+
+@pytest.mark.parametrize(
+  ("data", "part"),
+  [
+    (b"", "not JSON"),
+    (b'{"categories": [', "not JSON"),
+    (b"[" * 100_000, "not JSON"),
+    (b"\xff\xfe\xff", "not JSON"),
+    (b"1" * 5000, "not JSON"),
+    (b"[]", "without categories (no object)"),
+    (b'{"images": [], "info": {}}', "without categories (the keys images, info)"),
+    (None, "can't be read (No such file"),
+  ],
+)
+def test_files_without_categories(tmp_path, data, part):
+  if data is not None:
+    (tmp_path / "a.json").write_bytes(data)
+  assert part in refusal(tmp_path / "a.json", read_categories, CategoryFileError)
+  assert "can't be read" in refusal(tmp_path, read_categories, CategoryFileError)
+
+
+def test_which_files_are_annotations(tmp_path):
+  text = tmp_path / "names.txt"
+  text.write_text("dog\n{}\n")
+  assert not is_annotation_file(text)
+  assert not is_annotation_file(tmp_path / "none")
+  assert is_annotation_file(tmp_path / "none.JSON")
+  text.write_text(' \n{"categories": []}')
+  assert is_annotation_file(text)

@@ -14,19 +14,16 @@ class Unpickler(RestrictedUnpickler):
   names = re.compile(r"collections\.(OrderedDict|Counter)")
 
 
-@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_plain_values_and_objects(protocol):
-  plain = {"a": [1, 2.5, "b\ud800", None, True, ({"d": 2**80, 7: ()}, [])] * 2, "b": "x" * 300}
-  found = Unpickler.read(pickle.dumps([plain, collections.Counter("aab")], protocol))
-  assert found[0] == plain
-  assert isinstance(found[1], PickledObject) and found[1].name == "collections.Counter"
-
-
-@pytest.mark.parametrize("value", [print, collections.deque([1]), pytest.raises, {1}])
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_other_names_and_opcodes_are_refused(value, protocol):
-  with pytest.raises(PickleError):
-    Unpickler.read(pickle.dumps(value, protocol))
+def test_plain_values_and_other_names(protocol):
+  if protocol >= 2:
+    plain = {"a": [1, 2.5, "b\ud800", None, True, ({"d": 2**80, 7: ()}, [])] * 2, "b": "x" * 300}
+    found = Unpickler.read(pickle.dumps([plain, collections.Counter("aab")], protocol))
+    assert found[0] == plain
+    assert isinstance(found[1], PickledObject) and found[1].name == "collections.Counter"
+  for value in (print, collections.deque([1]), pytest.raises, {1}):
+    with pytest.raises(PickleError):
+      Unpickler.read(pickle.dumps(value, protocol))
 
 
 @pytest.mark.parametrize(

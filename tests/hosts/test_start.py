@@ -1,4 +1,7 @@
-"""Several processes, for real: they join, or say why not and end."""
+"""Several processes, for real: they join and stop together, or say why not and end.
+
+The job of most does nothing but what is tested. Two processes that train: tests/faults.
+"""
 
 import functools
 import signal
@@ -21,23 +24,32 @@ SMALL = [
   "--config.eval.images=64",
   "--config.checkpoint.every=2",
 ]
+# The program with another job: `run`, in which `first` says whether this is process 0.
+PLAYED = """
+import pathlib, time, types
+from absl import app
+from pomp_jax import hosts, main
+def run(config, workdir):
+  first = hosts.is_first()
+{body}
+main.load_job = lambda name: types.SimpleNamespace(check=lambda *_: None, run=run)
+app.run(main.main, flags_parser=main.parse_flags)
+"""
 
 
 def command(workdir, *more):
   return ["-m", "pomp_jax.main", *SMALL, f"--workdir={workdir}", *more]
 
 
+def played(folder, body, *more):
+  """The command of a job with this body."""
+  file = folder / "start.py"
+  file.write_text(PLAYED.format(body=body))
+  return [str(file), *SMALL, f"--workdir={folder}/run", *more]
+
+
 def errors(output):
   return [line for line in output.splitlines() if line.startswith("error: ")]
-
-
-def test_a_process_whose_peer_never_arrives(tmp_path):
-  with Processes(2, command(tmp_path / "run", "--start_timeout=3"), absent=[0]) as run:
-    status, output = run.finish()[1]
-  assert status == 75
-  (line,) = errors(output)
-  assert "--start_timeout" in line and "process 1 of 2 on " in line
-  assert not (tmp_path / "run").exists()
 
 
 def wait_until(happened, process):
@@ -52,6 +64,15 @@ def listens(port):
     return caller.connect_ex(("127.0.0.1", port)) == 0
 
 
+def test_a_process_whose_peer_never_arrives(tmp_path):
+  with Processes(2, command(tmp_path / "run", "--start_timeout=3"), absent=[0]) as run:
+    status, output = run.finish()[1]
+  assert status == 75
+  (line,) = errors(output)
+  assert "--start_timeout" in line and "process 1 of 2 on " in line
+  assert not (tmp_path / "run").exists()
+
+
 def test_a_signal_while_it_waits_for_the_others(tmp_path):
   """Handled at once, not after --start_timeout."""
   arguments = command(tmp_path / "run", "--start_timeout=3600")
@@ -60,21 +81,26 @@ def test_a_signal_while_it_waits_for_the_others(tmp_path):
     for run, number in ((stopped, signal.SIGTERM), (interrupted, signal.SIGINT)):
       wait_until(lambda run=run: listens(run.port), run.processes[0])
       run.processes[0].send_signal(number)
-    (status, output), (status_by_hand, output_by_hand) = (
-      stopped.finish()[0],
-      interrupted.finish()[0],
-    )
+    found = [run.finish()[0] for run in (stopped, interrupted)]
+  (status, output), (status_by_hand, output_by_hand) = found
   assert (status, status_by_hand) == (75, 130)
   assert "stopped by SIGTERM" in errors(output)[0]
   (line,) = errors(output_by_hand)
   assert line.startswith("error: process 0 of 2 on ")
 
 
-@pytest.mark.parametrize("how", ["listens", "listens and shares", "holds"])
-def test_a_taken_port_is_found_before_jax_starts(monkeypatch, how):
-  """JAX would end with a segmentation fault, or share the port with another run's process 0."""
-  monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("started"))
+@pytest.fixture
+def initialized(monkeypatch):
+  """The calls with which JAX's runtime would start."""
+  calls = []
+  monkeypatch.setattr(jax.distributed, "initialize", lambda **found: calls.append(found))
   monkeypatch.setattr(jax.config, "update", lambda *_: None)
+  return calls
+
+
+@pytest.mark.parametrize("how", ["listens", "listens and shares", "holds"])
+def test_a_taken_port_is_found_before_jax_starts(initialized, how):
+  """JAX would end with a segmentation fault, or share the port with another run's process 0."""
   with socket.socket() as taken:
     if how == "listens and shares":
       taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -84,20 +110,12 @@ def test_a_taken_port_is_found_before_jax_starts(monkeypatch, how):
     port = taken.getsockname()[1]
     with pytest.raises(hosts.HostError, match=f"^--coordinator: port {port} ") as error:
       hosts.start(hosts.Cluster("flags", f"h:{port}", 2, 0))
-    assert "\n" not in str(error.value)
-
-
-def test_only_process_0_needs_the_port_and_it_is_free_again(monkeypatch):
-  started = []
-  monkeypatch.setattr(jax.distributed, "initialize", lambda **_: started.append(1))
-  monkeypatch.setattr(jax.config, "update", lambda *_: None)
-  with socket.socket() as taken:
-    taken.bind(("127.0.0.1", 0))
-    port = taken.getsockname()[1]
+    assert "\n" not in str(error.value) and not initialized
+    # Only process 0 needs it.
     hosts.start(hosts.Cluster("flags", f"127.0.0.1:{port}", 2, 1))
-  for _ in range(2):
+  for _ in range(2):  # it is free again
     hosts.start(hosts.Cluster("flags", f"127.0.0.1:{port}", 2, 0))
-  assert len(started) == 3
+  assert len(initialized) == 3
 
 
 @pytest.mark.parametrize(
@@ -109,30 +127,37 @@ def test_only_process_0_needs_the_port_and_it_is_free_again(monkeypatch):
     ("INVALID_ARGUMENT: unexpected task", hosts.HostError),
   ],
 )
-def test_errors_of_other_processes_may_be_retried(monkeypatch, text, kind):
+def test_errors_of_other_processes_may_be_retried(initialized, monkeypatch, text, kind):
   def fail(**_):
     raise RuntimeError(text)
 
   monkeypatch.setattr(jax.distributed, "initialize", fail)
-  monkeypatch.setattr(jax.config, "update", lambda *_: None)
   with pytest.raises(kind, match=f"^process 3 of 4 on [^ ]+ can't start: {text}") as caught:
     hosts.start(hosts.Cluster("flags", "a:1", 4, 3))
   assert type(caught.value) is kind
 
 
-# What runs in the place of a job: `run`, with `first` and `jax` at hand.
-INSTEAD = """
-import pathlib, sys, time
-from absl import app
-import jax
-from pomp_jax import hosts, main
-from pomp_jax.jobs import {job}
-def run(config, workdir):
-  first = jax.process_index() == 0
-{body}
-{job}.run = run
-app.run(main.main, flags_parser=main.parse_flags)
+def test_a_signal_to_one_stops_both_after_the_same_step(tmp_path):
+  """As the loop of a training asks for it; before it, values go from each to all."""
+  body = f"""
+  found = hosts.gather(hosts.own_index(), "indices")
+  assert [value for _, value in found] == [0, 1] and hosts.from_first(first, "a value")
+  assert hosts.own_cores() <= max(1, len(__import__("os").sched_getaffinity(0)) // 2)
+  with hosts.StopRequest() as stop:
+    for step in range(1, 10**6):
+      time.sleep(0.01)
+      if stop.after_step():
+        raise hosts.Preempted(f"asked to stop at step {{step}}", together=True)
+      pathlib.Path("{tmp_path}", f"steps-{{int(first)}}").touch()
 """
+  with Processes(2, played(tmp_path, body)) as run:
+    for index in (0, 1):
+      wait_until((tmp_path / f"steps-{index}").exists, run.processes[1])
+    run.processes[1].send_signal(signal.SIGTERM)
+    found = run.finish()
+  assert [status for status, _ in found.values()] == [75, 75], found
+  (line,), (other,) = (errors(output) for _, output in found.values())
+  assert line == other and line.startswith("error: asked to stop at step ")
 
 
 def test_a_signal_outside_of_training(tmp_path):
@@ -143,9 +168,7 @@ def test_a_signal_outside_of_training(tmp_path):
     time.sleep(3600)
   hosts.from_first(None, "a value that is never sent", seconds=3600)
 """
-  file = tmp_path / "start.py"
-  file.write_text(INSTEAD.format(job="dry_run", body=body))
-  with Processes(2, [str(file), *SMALL, f"--workdir={tmp_path}/run", "--config.dry_run"]) as run:
+  with Processes(2, played(tmp_path, body, "--config.dry_run")) as run:
     for index in (0, 1):
       wait_until((tmp_path / f"runs-{index}").exists, run.processes[1])
     run.processes[1].send_signal(signal.SIGTERM)
@@ -173,15 +196,11 @@ def test_what_one_process_finds_wrong_ends_all(tmp_path):
     raise ConfigError("data.source", "x", "something on this host")
   time.sleep(3600)
 """
-  file = tmp_path / "start.py"
-  file.write_text(INSTEAD.format(job="pretrain", body=body))
-  arguments = [str(file), *SMALL, f"--workdir={tmp_path}/run"]
-  with Processes(2, arguments) as run:
+  with Processes(2, played(tmp_path, body)) as run:
     found = run.finish()
   assert [status for status, _ in found.values()] == [2, 2]
-  assert errors(found[1][1]) == [
-    "error: config.data.source: got 'x', expected something on this host"
-  ]
+  expected = "error: config.data.source: got 'x', expected something on this host"
+  assert errors(found[1][1]) == [expected]
   (line,) = errors(found[0][1])
   assert line.startswith("error: process 1 on ")
   assert "ended: config.data.source: got 'x'" in line

@@ -1,4 +1,4 @@
-"""Stop requests: real signals, in one process. Two processes: `tests.faults.pair`."""
+"""Stop requests: real signals, in one process. Two processes: test_start.py."""
 
 import os
 import pickle

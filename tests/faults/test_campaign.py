@@ -1,0 +1,330 @@
+"""Fault campaign: what a training loses by each kind of fault.
+
+Each case interrupts a training of 12 steps, resumes it, and finds the context of the uninterrupted
+training, bit for bit. One run of each kind is in the first tier, the others are in the second.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+from unittest import mock
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from pomp_jax import world
+from pomp_jax.data.loader import CorruptDataError
+from pomp_jax.files.checkpoints import CheckpointError
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.hosts import Preempted
+from pomp_jax.train import setup
+from pomp_jax.train.watch import TrainingError
+from tests.faults.training import EVERY, STEPS, Training, config_of, start_child, wait_for_kill
+from tests.support.damage import damage
+
+# The training has two devices.
+pytestmark = pytest.mark.mesh
+
+# Takes the training, random numbers and an empty folder; returns the number of lost steps.
+Case = Callable[[Training, np.random.Generator, pathlib.Path], int]
+CASES: list = []
+
+
+def case(name: str, *arguments: object, runs: int, quick: bool = True):
+  """Adds a kind of fault: one run in the first tier if it is quick, the others in the second."""
+
+  def add(function: Callable[..., int]):
+    for run in range(runs):
+      later = pytest.mark.slow("the whole fault campaign") if run or not quick else ()
+      CASES.append(pytest.param(name, function, arguments, run, id=f"{name}-{run}", marks=later))
+    return function
+
+  return add
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+  """The training; and a folder that was stopped at step 10, with checkpoints at 4, 8 and 10."""
+  folder = tmp_path_factory.mktemp("faults")
+  found = Training(config_of(), folder / "reference")
+  found.stopped = folder / "stopped"
+  found.run(found.stopped, signal_at(10)).check_error(Preempted)
+  return found
+
+
+def signal_at(step: int, number: int = signal.SIGTERM):
+  """Returns a hook that sends a signal to this process at a step."""
+  return lambda now: os.kill(os.getpid(), number) if now == step else None
+
+
+@case("SIGTERM at any step", signal.SIGTERM, runs=6)
+@case("SIGINT at any step", signal.SIGINT, runs=2)
+def stopped_by_signal(number, training, rng, folder):
+  step = int(rng.integers(1, STEPS + 1))
+  training.run(folder, signal_at(step, number)).check_error(Preempted, f"step {step}")
+  return training.resume(folder, step)
+
+
+@case("SIGKILL at any step, the folder as it leaves it", runs=2)
+def left_behind(training, rng, folder):
+  step = int(rng.integers(1, STEPS + 1))
+  copy = lambda now: shutil.copytree(folder / "run", folder / "left") if now == step else None
+  training.run(folder / "run", copy)
+  return training.resume(folder / "left", step)
+
+
+@case("SIGKILL at any step", runs=3, quick=False)
+def killed(training, rng, folder):
+  fault = {"step": int(rng.integers(1, STEPS + 1))}
+  return training.resume(folder, wait_for_kill(start_child(folder, fault)))
+
+
+# tests/files/test_checkpoint_faults.py has one for the first tier.
+@case("SIGKILL during a save", runs=6, quick=False)
+def killed_while_saving(training, rng, folder):
+  # Not the last save: what it leaves of the count is used by the next one.
+  fault = {"save": int(rng.choice([4, 8])), "access": int(rng.integers(1, 40))}
+  return training.resume(folder, wait_for_kill(start_child(folder, fault)))
+
+
+@case("newest checkpoint truncated", "truncated", (10,), runs=3)
+@case("newest checkpoint bit-flipped", "bit-flipped", (10,), runs=3)
+@case("newest checkpoint deleted", "deleted", (10,), runs=3)
+@case("newest two truncated", "truncated", (8, 10), runs=1)
+@case("newest two bit-flipped", "bit-flipped", (8, 10), runs=1)
+@case("newest two deleted", "deleted", (8, 10), runs=1)
+def damaged(how, steps, training, rng, folder):
+  """A file of the newest checkpoint, or all files of the newest two."""
+  shutil.copytree(training.stopped, folder, dirs_exist_ok=True)
+  for step in steps:
+    files = sorted(p for p in (folder / "checkpoints" / str(step)).rglob("*") if p.is_file())
+    for file in [files[rng.integers(len(files))]] if len(steps) == 1 else files:
+      damage(file, how, rng)
+  return training.resume(folder, 10)
+
+
+@case("all checkpoints damaged", runs=1)
+def all_damaged(training, rng, folder):
+  """The error says which folder to remove."""
+  shutil.copytree(training.stopped, folder, dirs_exist_ok=True)
+  for step in (4, 8, 10):
+    shutil.rmtree(folder / "checkpoints" / str(step) / "state")
+  said = "remove this folder to start from the beginning"
+  training.run(folder).check_error(CheckpointError, said)
+  shutil.rmtree(folder / "checkpoints")
+  return training.resume(folder, 10)
+
+
+@case("disk full, stop", "stop", runs=3)
+@case("disk full, retry", "retry", runs=3)
+def full_disk(policy, training, rng, folder):
+  """A small file system is filled, and cleared after a while."""
+  ballast = folder / "ballast"
+
+  def fill():
+    with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+      while True:
+        file.write(bytes(4096))
+
+  with small_disk(folder):
+    return unwritable(policy, training, rng, folder, fill, ballast.unlink)
+
+
+@case("disk read-only, stop", "stop", runs=2)
+@case("disk read-only, retry", "retry", runs=2)
+def read_only(policy, training, rng, folder):
+  """The file system of the checkpoints is remounted."""
+  checkpoints = folder / "checkpoints"
+  checkpoints.mkdir()
+  with small_disk(checkpoints):
+    close = lambda: mount("-o", "remount,ro", str(checkpoints))
+    reopen = lambda: mount("-o", "remount,rw", str(checkpoints))
+    return unwritable(policy, training, rng, folder, close, reopen)
+
+
+def unwritable(policy, training, rng, folder, close, reopen) -> int:
+  """The save of step 8 fails, those of steps 4 and 12 do not."""
+  closes, reopens = int(rng.integers(EVERY + 1, 2 * EVERY)), int(rng.integers(10, STEPS))
+  started = []
+
+  def hook(step):
+    started.append(step)
+    if step == closes:
+      close()
+    if policy == "retry" and step == reopens:
+      reopen()
+
+  attempt = training.run(folder, hook, **{"checkpoint.on_failure": policy})
+  failed = "could not save the checkpoint of step 8"
+  if policy == "retry":
+    assert failed in attempt.warnings, attempt.warnings
+    np.testing.assert_array_equal(attempt.context, training.context)
+    return 0
+  attempt.check_error(CheckpointError, failed, "the last good one is of step 4")
+  reopen()
+  return training.resume(folder, started[-1])
+
+
+@contextlib.contextmanager
+def small_disk(folder: pathlib.Path) -> Iterator[None]:
+  """Mounts a file system of 4 MiB on a folder."""
+  if os.geteuid() != 0:
+    pytest.skip("mounting a small file system needs root")
+  try:
+    mount("-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder))
+  except subprocess.CalledProcessError as error:
+    pytest.skip(f"no small file system can be mounted here ({error.stderr.strip()})")
+  try:
+    yield
+  finally:
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def mount(*arguments: str) -> None:
+  for _ in range(20):
+    done = subprocess.run(["mount", *arguments], capture_output=True, text=True)
+    if done.returncode == 0:
+      return
+    time.sleep(0.1)  # a file may still be open there
+  raise subprocess.CalledProcessError(done.returncode, "mount", done.stdout, done.stderr)
+
+
+@case("clock jumps", runs=4)
+def clock_jumps(training, rng, folder):
+  """`time.time` jumps within a run, and between two starts; the recorded losses stay."""
+  real, shift = time.time, [0.0]
+  jumps = [-3600.0, 10 * 365 * 86400.0, 1e9 - real(), -5.0]
+  jump, stop = int(rng.integers(1, 6)), int(rng.integers(6, STEPS))
+
+  def hook(step):
+    if step == jump:
+      shift[0] = float(rng.choice(jumps))
+    signal_at(stop)(step)
+
+  with mock.patch("time.time", lambda: real() + shift[0]):
+    training.run(folder, hook).check_error(Preempted)
+    shift[0] = float(rng.choice(jumps))
+    lost = training.resume(folder, stop)
+  assert RunFolder(folder).scalars()["loss"] == training.scalars["loss"]
+  return lost
+
+
+@case("images truncated", "truncated", runs=1, quick=False)
+@case("images bit-flipped", "bit-flipped", runs=1)
+@case("images replaced", "replaced", runs=1, quick=False)
+def corrupt_images(how, training, rng, folder):
+  """Three images; compared with an uninterrupted training on the same images."""
+  for file in rng.choice(write_images(folder), size=3, replace=False):
+    damage(file, how, rng)
+  own = training_on_images(folder, max_corrupt=0.5)
+  stop, run = int(rng.integers(2, STEPS)), folder / "run"
+  own.run(run, signal_at(stop)).check_error(Preempted)
+  return own.resume(run, stop)
+
+
+@case("more images corrupt than allowed", runs=1)
+def too_many_corrupt_images(training, rng, folder):
+  """The run stops at an image, and resumes when it is repaired."""
+  images = write_images(folder)
+  own = training_on_images(folder, max_corrupt=0.0)
+  file = images[rng.integers(len(images))]
+  whole = file.read_bytes()
+  damage(file, "truncated", rng)
+  started, run = [0], folder / "run"
+  own.run(run, started.append).check_error(CorruptDataError, str(file.name))
+  file.write_bytes(whole)
+  return own.resume(run, started[-1])
+
+
+def write_images(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Writes images of nine classes of the world, and returns those of training."""
+  for split, name, count in (("train", "train", 4), ("validation", "val", 1)):
+    source = world.source(split, images_per_class=count)
+    for label in map(source.names.index, world.class_names("base")[::2500]):
+      place = folder / "data" / name / source.names[label]
+      place.mkdir(parents=True)
+      for index, image in enumerate(source.images(label * count + np.arange(count))):
+        Image.fromarray(image).save(place / f"{index}.jpg", quality=95)
+  return sorted((folder / "data" / "train").rglob("*.jpg"))
+
+
+def training_on_images(folder: pathlib.Path, max_corrupt: float) -> Training:
+  data = {"data.source": "folder", "data.root": str(folder / "data"), "data.n_classes": 0}
+  more = {"data.max_corrupt": max_corrupt, "data.images_per_class": 16, "k": 5}
+  return Training(config_of(**data, **more), folder / "reference")
+
+
+@case("NaN, stop", runs=2)
+def not_finite(training, rng, folder):
+  """In one run only, with `config.on_bad_loss="stop"`."""
+  step = int(rng.integers(1, STEPS))
+  with nan_after(step):
+    training.run(folder).check_error(TrainingError, f"is nan at step {step + 1}")
+  return training.resume(folder, step)
+
+
+@case("NaN, roll back", runs=3)
+def rolled_back(training, rng, folder):
+  """Of some draws, with a stop before or after it.
+
+  Compared with the training that rolls back and is not stopped, whose draws differ from those of a
+  training without the NaN.
+  """
+  step, stop = int(rng.integers(1, STEPS)), int(rng.integers(1, STEPS))
+  roll = {"on_bad_loss": "roll_back"}
+  with nan_after(step):
+    whole = training.run(folder / "whole", **roll)
+    assert "ROLLED BACK" in whole.warnings, whole.error
+    assert not np.array_equal(whole.context, training.context)
+    run, asked = folder / "run", []
+
+    def hook(now):
+      if now == stop and not asked:
+        asked.append(now)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    training.run(run, hook, **roll).check_error(Preempted)
+    training.resume(run, stop, whole.context, **roll)
+  return step - step // EVERY * EVERY
+
+
+@contextlib.contextmanager
+def nan_after(step: int) -> Iterator[None]:
+  """Makes the parameters NaN after a step, with the draws of the first seed key only."""
+  real = setup.Run.build_step
+
+  def build_step(job):
+    once, first_key = real(job), np.asarray(jax.random.key_data(jax.random.key(job.config.seed)))
+
+    def poisoned_step(state, frozen, batch):
+      if int(state.step) == step and np.array_equal(state.seed_key, first_key):
+        state = state.replace(params=jax.tree.map(lambda leaf: leaf * np.nan, state.params))
+      return once(state, frozen, batch)
+
+    return poisoned_step
+
+  with mock.patch.object(setup.Run, "build_step", build_step):
+    yield
+
+
+@pytest.mark.parametrize(("name", "function", "arguments", "run"), CASES)
+def test_a_fault(training, lost, name, function, arguments, run, tmp_path):
+  rng = np.random.default_rng([*name.encode(), run])
+  steps = function(*arguments, training, rng, tmp_path)
+  lost(name, steps)
+  assert 0 <= steps <= 10
+
+
+def test_half_the_devices(training, lost, copy_of, tmp_path):
+  """With twice `accumulate`: another order of the sums."""
+  half = Training(config_of(accumulate=2), tmp_path / "half", devices=1)
+  attempt = half.run(copy_of(training.stopped))
+  lost("half the devices", 10 - attempt.first)
+  np.testing.assert_allclose(attempt.context, training.context, rtol=0, atol=1e-6)

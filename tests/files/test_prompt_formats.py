@@ -1,0 +1,233 @@
+"""Prompts in safetensors files and in torch checkpoints: the published layouts, and our strings."""
+
+import collections
+import json
+import struct
+import sys
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+import torch
+
+from pomp_jax.files.prompt_file import Prompt, load_prompt, save_prompt
+from tests.support.prompt_files import CONTEXT, refusal
+
+METADATA = {
+  "clip_model": "a/clip",
+  "position": "end",
+  "template": "{}.",
+  "format_version": "1",
+  "config": '{"seed": 1}',
+}
+
+
+def write_safetensors(path, tensors=None, **changes):
+  """A file with some strings changed; None leaves one out."""
+  metadata = {key: value for key, value in (METADATA | changes).items() if value is not None}
+  tensors = {"context": CONTEXT} if tensors is None else tensors
+  path.write_bytes(safetensors.numpy.save(tensors, metadata))
+  return path
+
+
+def publish(path, ctx, **more):
+  """A checkpoint as CoOp's trainer leaves it."""
+  state = collections.OrderedDict(
+    ctx=ctx, token_prefix=torch.zeros(3, 1, 8).half(), token_suffix=torch.zeros(3, 72, 8).half()
+  )
+  torch.save({"state_dict": state, "epoch": 5, "optimizer": None, "val_result": None} | more, path)
+  return path
+
+
+class TestSafetensors:
+  def test_the_contract_of_the_file(self, tmp_path):
+    """The library must be enough to read it, by these names."""
+    path = tmp_path / "prompt.safetensors"
+    save_prompt(path, Prompt(CONTEXT.T, "a/clip", config={"seed": 1}))
+    with safetensors.safe_open(str(path), framework="numpy") as file:
+      assert file.metadata().items() >= METADATA.items()
+      assert set(file.metadata()) == {*METADATA, "crc32"}
+      assert list(file.keys()) == ["context"]
+      np.testing.assert_array_equal(file.get_tensor("context"), CONTEXT.T)
+
+  def test_told_by_its_content(self, tmp_path):
+    tensors = {"context": CONTEXT, "another": np.zeros(3)}
+    path = write_safetensors(tmp_path / "prompt.npz", tensors, more="x")
+    np.testing.assert_array_equal(load_prompt(path).context, CONTEXT)
+
+  @pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+      ({"config": None}, ["config is missing", "clip_model, context, format_version, position"]),
+      ({"format_version": None}, ["format_version is missing"]),
+      ({"format_version": "2"}, ["format_version is 2", "accepted: 1"]),
+      ({"format_version": "one"}, ["format_version is 'one'"]),
+      ({"format_version": "9" * 5000}, ["format_version is '999"]),
+      ({"position": "left"}, ["position is 'left'", "end, middle, front"]),
+      ({"clip_model": ""}, ["clip_model is empty"]),
+      ({"config": "[1]"}, ["config is a list"]),
+      ({"tensors": {}}, ["context is missing", "clip_model"]),
+      ({"tensors": {"ctx": CONTEXT}}, ["context is missing"]),
+      ({"tensors": {"context": CONTEXT.astype(np.float16)}}, ["context is F16 [4, 8]"]),
+      ({"tensors": {"context": CONTEXT[0]}}, ["context is float32 [8]"]),
+      ({"tensors": {"context": CONTEXT[:0]}}, ["context is float32 [0, 8]"]),
+      ({"tensors": {"context": np.full_like(CONTEXT, np.inf)}}, ["not finite"]),
+    ],
+  )
+  def test_a_bad_file_is_refused_by_field(self, tmp_path, changes, parts):
+    message = refusal(write_safetensors(tmp_path / "p.safetensors", **changes))
+    assert all(part in message for part in parts), message
+
+  def test_huge_claims_take_no_memory(self, tmp_path):
+    path = tmp_path / "p.safetensors"
+    tensor = {"dtype": "F32", "shape": [2**40, 8], "data_offsets": [0, 2**45]}
+    header = json.dumps({"__metadata__": METADATA, "context": tensor}).encode()
+    for size in (len(header), 2**62):
+      path.write_bytes(struct.pack("<Q", size) + header + bytes(64))
+      assert "not a whole safetensors file" in refusal(path)
+
+  def test_a_flipped_bit_is_no_other_context(self, tmp_path):
+    """The format has no checksum; ours stands in the metadata. Files without one are read."""
+    path = tmp_path / "prompt.safetensors"
+    save_prompt(path, Prompt(CONTEXT, "a/clip"))
+    content = path.read_bytes()
+    crc32 = content.index(b'"crc32":"') + len('"crc32":"')
+    for where in (-1, -17, content.index(b"a/clip"), crc32):
+      flipped = bytearray(content)
+      flipped[where] ^= 1
+      path.write_bytes(flipped)
+      assert "crc32 is " in refusal(path)
+    np.testing.assert_array_equal(load_prompt(write_safetensors(path)).context, CONTEXT)
+
+
+class TestTorch:
+  @pytest.mark.parametrize("name", ["model.pth.tar-5", "no_suffix"])
+  def test_a_published_prompt_without_torch(self, tmp_path, name, monkeypatch):
+    path = publish(tmp_path / name, torch.tensor(CONTEXT))
+    monkeypatch.setitem(sys.modules, "torch", None)  # to import it is an ImportError now
+    prompt = load_prompt(path)
+    np.testing.assert_array_equal(prompt.context, CONTEXT, strict=True)
+    assert (prompt.clip_model, prompt.position, prompt.template) == ("unknown", "end", "{}.")
+    assert prompt.config == {}
+    save_prompt(tmp_path / "a.pth", prompt)
+    np.testing.assert_array_equal(load_prompt(tmp_path / "a.pth").context, CONTEXT)
+
+  @pytest.mark.parametrize("name", ["ctx", "prefix_prompt"])
+  def test_the_prompt_of_a_segmentation_model(self, tmp_path, name):
+    """A checkpoint as detectron2 saves POMP's and ZSSeg's models, with optimizer and scheduler."""
+    backbone = torch.nn.Linear(3, 2)
+    prompt = torch.nn.Module()
+    setattr(prompt, name, torch.nn.Parameter(torch.tensor(CONTEXT)))
+    prompt.register_buffer("start_signal", torch.zeros(1, 8).half())
+    adapter = torch.nn.Module()
+    adapter.prompt_learner = prompt
+    model = torch.nn.ModuleDict({"backbone": backbone, "clip_adapter": adapter})
+    optimizer = torch.optim.AdamW(model.parameters())
+    (backbone(torch.ones(1, 3)).sum() + getattr(prompt, name).sum() * 0).backward()
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer)
+    before = getattr(prompt, name).detach().numpy().copy()
+    path = tmp_path / "model_final.pth"
+    state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+    torch.save({"model": model.state_dict(), "iteration": 59_999, **state}, path)
+    stored = load_prompt(path)
+    np.testing.assert_array_equal(stored.context, before)
+    assert (stored.clip_model, stored.position, stored.template) == ("unknown", "end", "{}.")
+    key = f"clip_adapter.prompt_learner.{name}"
+    torch.save({"model": model.state_dict() | {key: 3}}, path)
+    assert f"model['{key}'] is a int" in refusal(path)
+
+  @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+  @pytest.mark.parametrize("shape", [(4, 8), (3, 4, 8)])
+  def test_any_float_type_and_any_strides(self, tmp_path, dtype, shape):
+    generator = torch.Generator().manual_seed(1)
+    axes = range(len(shape))[::-1]
+    ctx = torch.randn(shape[::-1], generator=generator).to(dtype).permute(*axes)
+    assert tuple(ctx.shape) == shape and not ctx.is_contiguous()
+    prompt = load_prompt(publish(tmp_path / "model.pth.tar-5", torch.nn.Parameter(ctx)))
+    np.testing.assert_array_equal(prompt.context, ctx.float().numpy())
+    assert prompt.context.flags.c_contiguous and prompt.context.flags.writeable
+
+  def test_the_published_code_can_load_it(self, tmp_path):
+    """As CoOp does: into a module with the buffers, not strictly."""
+
+    class PromptLearner(torch.nn.Module):
+      def __init__(self):
+        super().__init__()
+        self.ctx = torch.nn.Parameter(torch.zeros(4, 8, dtype=torch.float16))
+        self.register_buffer("token_prefix", torch.ones(3, 1, 8))
+
+    path = tmp_path / "model.pth.tar-5"
+    save_prompt(path, Prompt(CONTEXT, "a/clip", config={"epochs": 5}))
+    checkpoint = torch.load(path, weights_only=True)
+    learner = PromptLearner()
+    done = learner.load_state_dict(checkpoint["state_dict"], strict=False)
+    assert (done.missing_keys, done.unexpected_keys) == (["token_prefix"], [])
+    assert checkpoint["epoch"] == 5
+    np.testing.assert_array_equal(learner.ctx.detach().numpy(), CONTEXT.astype(np.float16))
+
+  @pytest.mark.parametrize(
+    ("value", "parts"),
+    [
+      ([1], ["the checkpoint is a list", "'state_dict'"]),
+      (torch.zeros(2), ["the checkpoint is a StoredTensor"]),
+      ({"model": {}, "epoch": 1}, ["the checkpoint['state_dict'] is missing", "epoch, model"]),
+      (
+        {
+          "model": {
+            f"clip_adapter.prompt_learner.{part}": torch.ones(4, 8)
+            for part in ("prefix_prompt", "suffix_prompt")
+          }
+        },
+        ["model['clip_adapter.prompt_learner.suffix_prompt'] is present"],
+      ),
+      ({"state_dict": 3}, ["state_dict is a int"]),
+      ({"state_dict": {"token_prefix": torch.zeros(2)}}, ["['ctx'] is missing", "token_prefix"]),
+      ({"state_dict": {"ctx": "a photo of a"}}, ["state_dict['ctx'] is a str", "[N, M, D]"]),
+      ({"state_dict": {"ctx": np.zeros((4, 8))}}, ["state_dict['ctx'] is an object numpy"]),
+      ({"state_dict": {"ctx": torch.zeros(8)}}, ["context is float32 [8]"]),
+      ({"state_dict": {"ctx": torch.zeros(1, 2, 3, 4)}}, ["context is float32 [1, 2, 3, 4]"]),
+      ({"state_dict": {"ctx": torch.zeros(4, 8).long()}}, ["is int64 [4, 8]", "float"]),
+      ({"state_dict": {"ctx": torch.zeros(4, 8).cfloat()}}, ["of type ComplexFloatStorage"]),
+      ({"state_dict": {"ctx": torch.full((4, 8), torch.nan)}}, ["not finite in 32 of 32"]),
+      (
+        {"state_dict": {"ctx": torch.full((4, 8), 1e300, dtype=torch.float64)}},
+        ["not finite in 32"],
+      ),
+      ({"state_dict": {"ctx": torch.zeros(0, 8)}}, ["context is float32 [0, 8]"]),
+      # Views of a few bytes that stand for gigabytes.
+      ({"state_dict": {"ctx": torch.zeros(8).expand(2**40, 8)}}, [f"of shape [{2**40}, 8]"]),
+      ({"state_dict": {"ctx": torch.zeros(1).expand(2**18, 16, 128)}}, ["values that repeat"]),
+    ],
+  )
+  def test_a_bad_checkpoint_is_refused_by_field(self, tmp_path, value, parts):
+    path = tmp_path / "a.pth.tar"
+    torch.save(value, path)
+    assert path.stat().st_size < 4096
+    message = refusal(path)
+    assert all(part in message for part in parts), message
+
+  @pytest.mark.parametrize(
+    ("ours", "part"),
+    [
+      (3, "pomp_jax is a int"),
+      ({}, "format_version is missing"),
+      ({"format_version": "1"}, "format_version is '1'"),
+      ({"format_version": 2}, "format_version is 2; accepted: 1"),
+      ({"position": 1}, "position is a int"),
+      ({"position": "left"}, "position is 'left'"),
+      ({"config": "[1]"}, "config is a list"),
+      ({"config": "{"}, "config is not JSON"),
+    ],
+  )
+  def test_bad_strings_of_ours(self, tmp_path, ours, part):
+    good = {"clip_model": "a", "position": "end", "template": "{}.", "config": "{}"}
+    if isinstance(ours, dict) and ours:
+      ours = good | {"format_version": 1} | ours
+    assert part in refusal(publish(tmp_path / "a.pth", torch.tensor(CONTEXT), pomp_jax=ours))
+
+  def test_the_old_format_is_refused_in_words(self, tmp_path):
+    value = {"state_dict": {"ctx": torch.tensor(CONTEXT)}}
+    torch.save(value, tmp_path / "a.pth.tar", _use_new_zipfile_serialization=False)
+    assert "torch's old format" in refusal(tmp_path / "a.pth.tar")
