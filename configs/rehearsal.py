@@ -6,11 +6,11 @@ class, so that accuracy means something. CLIP is the world's. This command write
 runs all phases, stops the training halfway and resumes it, and prints time and memory of each phase
 (docs/performance.md):
 
-  python -m tests.rehearsal runs/rehearsal
+  python -m docs.studies.rehearsal runs/rehearsal
 
 The phases by hand; with two processes, each command goes through launch/local.sh:
 
-  python -m tests.support.world_archive runs/rehearsal
+  python -m docs.studies.world_archive runs/rehearsal
   python -m pomp_jax.main --config=configs/rehearsal.py:prepare --workdir=runs/rehearsal/records
   python -m pomp_jax.main --config=configs/rehearsal.py:cache --workdir=runs/rehearsal/cache
   python -m pomp_jax.main --config=configs/rehearsal.py:train --workdir=runs/rehearsal/train

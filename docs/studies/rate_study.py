@@ -1,6 +1,6 @@
 """Which learning rates are safe on CLIPs of several kinds: the table in docs/data.md.
 
-  python -m tests.rate_study FOLDER
+  python -m docs.studies.rate_study FOLDER
 
 Writes small CLIPs (the embedded world's and random ones of two widths, each at several logit
 scales) and pictures of 50 classes, ten each, and trains on them with `job=ablate`, 8 seeds a rate.

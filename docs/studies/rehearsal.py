@@ -1,7 +1,7 @@
 """Runs every phase of configs/rehearsal.py, and prints the time and memory of each as a table.
 
-  python -m tests.rehearsal FOLDER                 true size; the archive alone takes 1.6 GB
-  python -m tests.rehearsal FOLDER --classes=400   1/50 of it
+  python -m docs.studies.rehearsal FOLDER                 true size; the archive alone takes 1.6 GB
+  python -m docs.studies.rehearsal FOLDER --classes=400   1/50 of it
 
 Cache, training and evaluation run in two processes with one CPU device each. Process 1 of the
 training gets SIGTERM halfway, both end with status 75, and the same command resumes. FOLDER keeps
@@ -146,7 +146,7 @@ class Rehearsal:
 
   def _write(self) -> int:
     n_images = rehearsal.SHOTS + rehearsal.HELD_OUT
-    command = ["-m", "tests.support.world_archive", str(self._folder)]
+    command = ["-m", "docs.studies.world_archive", str(self._folder)]
     sizes = [f"--classes={self._n_classes}", f"--images={n_images}"]
     with Processes(1, [*command, *sizes]) as run:
       _expect(0, run)

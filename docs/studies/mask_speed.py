@@ -1,6 +1,6 @@
 """Training steps of a MaskFormer per second, beside the same network and losses in torch.
 
-python -m tests.mask_speed [--seconds=60] [--images=4] [--size=128]
+python -m docs.studies.mask_speed [--seconds=60] [--images=4] [--size=128]
 
 One process, interleaved. Both have DeepLab's ResNet of two bottlenecks a stage, three decoder
 layers and 25 queries in float32, from random weights, and six targets an image of 400 classes.

@@ -1,8 +1,8 @@
 """Samplers on other data than the embedded world: the table "On other data" in docs/sampling.md.
 
-  python -m tests.glyph_study FOLDER
+  python -m docs.studies.glyph_study FOLDER
 
-Trains a CLIP on captioned pictures of characters (`tests.support.glyphs`), writes pictures of them,
+Trains a CLIP on captioned pictures of characters (`docs.studies.glyphs`), writes pictures of them,
 one folder a class, and trains prompts on the base classes with `job=ablate`: first the exact
 contrast at three learning rates, then the samplers at the rate with the lowest training loss. All
 that at the logit scale of OpenAI's CLIPs, and again at about the one that this CLIP was trained
@@ -15,11 +15,11 @@ import shutil
 import sys
 from typing import Any
 
+from docs.studies import glyphs
 from pomp_jax.analysis.ablation import Spread, groups
 from pomp_jax.config import Settings, validate
 from pomp_jax.jobs import ablate, cache
 from pomp_jax.world import train_clip
-from tests.support import glyphs
 from tests.support.clips import with_logit_scale
 from tests.support.small_run import settings
 
