@@ -1,6 +1,7 @@
-"""Seconds from start to first step, of a first start and of a restart.
+r"""Seconds from start to first step, of a first start and of a restart.
 
-python -m docs.studies.start_time --config=configs/demo.py --workdir=runs/start --config.eval.images=100000
+python -m docs.studies.start_time --config=configs/demo.py --workdir=runs/start \
+  --config.eval.images=100000
 
 Takes the arguments of a training with validation images. Each start gets SIGTERM once its first
 step is done, saves, and ends. Prints wall and user seconds of the process; compare user seconds on
