@@ -22,9 +22,6 @@ def test_boxes_of_masks_equal_torchvisions():
   expected = ops.masks_to_boxes(torch.as_tensor(masks)).numpy()
   expected[:, 2:] += 1  # theirs hold the last pixel
   np.testing.assert_array_equal(boxes_of_masks(masks), expected)
-
-
-def test_the_box_of_an_empty_mask_is_empty():
   np.testing.assert_array_equal(boxes_of_masks(np.zeros((2, 5, 6), bool)), np.zeros((2, 4)))
 
 

@@ -1,5 +1,7 @@
 """Crops against torch's resize of the cut-out pixels."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -48,19 +50,21 @@ def _assert_equal(found, expected):
   np.testing.assert_allclose(found, expected, rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("expand", [1.0, 1.4])
 @pytest.mark.parametrize("box", BOXES.values(), ids=BOXES)
-def test_boxes_equal_torchs_resize_of_the_crop(image, box):
+def test_crops_equal_torchs_resize(image, box, expand, masked):
+  """Of a box stretched to a square; pixels outside a mask are filled first, as in ZSSeg."""
   x0, y0, x1, y1 = box
-  _assert_equal(_crop(image, box, CropSettings(SIZE, FILL)), _torch(image[y0:y1, x0:x1]))
-
-
-@pytest.mark.parametrize("box", BOXES.values(), ids=BOXES)
-def test_masked_crops_equal_zssegs(image, box):
-  """Pixels outside the mask are filled before the resize, ZSSeg's `crop_with_mask`."""
-  x0, y0, x1, y1 = box
-  mask = np.random.default_rng(1).random((HEIGHT, WIDTH)) < 0.6
-  filled = np.where(mask[..., None], image, np.float32(FILL))
-  _assert_equal(_crop(image, box, CropSettings(SIZE, FILL), mask), _torch(filled[y0:y1, x0:x1]))
+  wider, higher = ((expand - 1) / 2 * side for side in (x1 - x0, y1 - y0))
+  rows = slice(max(math.floor(y0 - higher), 0), math.ceil(y1 + higher))
+  columns = slice(max(math.floor(x0 - wider), 0), math.ceil(x1 + wider))
+  mask, seen = None, image
+  if masked:
+    mask = np.random.default_rng(1).random((HEIGHT, WIDTH)) < 0.6
+    seen = np.where(mask[..., None], image, np.float32(FILL))
+  found = _crop(image, box, CropSettings(SIZE, FILL, expand), mask)
+  _assert_equal(found, _torch(seen[rows, columns]))
 
 
 def test_a_crop_of_an_empty_mask_is_the_fill(image):
@@ -68,7 +72,9 @@ def test_a_crop_of_an_empty_mask_is_the_fill(image):
   _assert_equal(found, np.broadcast_to(np.float32(FILL), found.shape))
 
 
-@pytest.mark.parametrize("box", [(10, 20, 50, 46), (0, 0, 8, 30), (70, 49, 90, 61)])
+@pytest.mark.parametrize(
+  "box", [(10, 20, 50, 46), (0, 0, 8, 30), (70, 49, 90, 61), (11, 20, 50, 46), (10, 21, 49, 60)]
+)
 def test_a_square_with_context_is_filled_beyond_the_image(image, box):
   x0, y0, x1, y1 = box
   side = round(1.4 * max(x1 - x0, y1 - y0))

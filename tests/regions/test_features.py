@@ -1,4 +1,4 @@
-"""Features of regions against torch: cut out, resized and encoded one by one."""
+"""Features of regions, on one device or several, against torch: cut out, resized, encoded."""
 
 import jax
 import numpy as np
@@ -7,11 +7,15 @@ import torch
 from torch.nn import functional
 
 from pomp_jax.encoder import Encoder
+from pomp_jax.inputs.regions import open_region_encoder
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.regions.crops import CropSettings
 from pomp_jax.regions.features import RegionEncoder
 from tests.support.checks import assert_close
 from tests.support.clips import pooled
+from tests.support.small_run import settings
+
+pytestmark = pytest.mark.mesh
 
 SIZES = ((40, 50), (33, 64), (70, 20), (40, 50))
 BOXES = (
@@ -39,16 +43,16 @@ def _boxes():
   return [np.array(boxes, np.float32).reshape(-1, 4) for boxes in BOXES]
 
 
-def _expected(clip_and_torch, images, masks=None):
+def _expected(clip_and_torch, images, masks=None, boxes_of_images=BOXES, fill=FILL):
   clip, model = clip_and_torch
   mean, std = (torch.tensor(values)[:, None, None] for values in (clip.mean, clip.std))
   results = []
-  for number, (image, boxes) in enumerate(zip(images, BOXES, strict=True)):
+  for number, (image, boxes) in enumerate(zip(images, boxes_of_images, strict=True)):
     rows = [np.zeros((0, clip.config.projection_dim))]
     for region, (x0, y0, x1, y1) in enumerate(boxes):
       pixels = image.astype(np.float32)
       if masks is not None:
-        pixels = np.where(masks[number][region][..., None], pixels, np.float32(FILL))
+        pixels = np.where(masks[number][region][..., None], pixels, np.float32(fill))
       cut = torch.as_tensor(pixels[y0:y1, x0:x1]).permute(2, 0, 1)[None]
       resized = functional.interpolate(cut, size=(32, 32), mode="bicubic")
       with torch.no_grad():
@@ -82,3 +86,13 @@ def test_regions_without_pixels_have_rows_of_zeros(clip_and_torch, images, masks
   found = regions.features(images, boxes, empty)
   np.testing.assert_array_equal(found[0].any(axis=1), [True, False, False])
   assert_close(found[0][0], _expected(clip_and_torch, images, masks)[0][0])
+
+
+def test_a_masked_crop_is_expanded_as_its_field_says(clip_and_torch, images, masks):
+  """Twice the box of 10 x 41 about (15, 30.5), cut at the image; CLIP's mean outside the mask."""
+  clip, _ = clip_and_torch
+  regions = open_region_encoder(settings(**{"regions.expand": 2.0}).regions, Encoder(clip))
+  found = regions.features(images[2:3], [np.array([[10, 10, 20, 51]], np.float32)], [masks[2][:1]])
+  fill = 255 * np.array(clip.mean)
+  expected = _expected(clip_and_torch, images[2:3], masks[2:3], [[[5, 0, 20, 70]]], fill)
+  np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-5)
