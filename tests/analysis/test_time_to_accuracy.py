@@ -4,7 +4,7 @@ import matplotlib.axes
 import numpy as np
 import pytest
 
-from pomp_jax.analysis import drawing, time_to_accuracy
+from pomp_jax.analysis import time_to_accuracy
 from pomp_jax.analysis.time_to_accuracy import arrivals, courses, threshold_of
 
 STEPS = [10, 20, 30]
@@ -63,11 +63,9 @@ def test_without_the_exact_contrast_nothing_arrives():
   assert arrivals(courses([cell for cell in cells if cell["values"]["k"] != "all"], times)) == []
 
 
-def test_the_plot_is_accuracy_against_seconds(tmp_path, monkeypatch):
-  figures = []
-  monkeypatch.setattr(drawing, "save", lambda path, figure: figures.append(figure))
+def test_the_plot_is_accuracy_against_seconds(tmp_path, drawn):
   time_to_accuracy.plot(tmp_path / "plot.png", courses(*synthetic()))
-  validation, novel = [axes for axes in figures[0].axes if isinstance(axes, matplotlib.axes.Axes)]
+  validation, novel = [axes for axes in drawn[0].axes if isinstance(axes, matplotlib.axes.Axes)]
   assert validation.get_xscale() == "log"
   for axes, less in ((validation, 0.0), (novel, 0.1)):
     lines = [line for line in axes.lines if len(line.get_xdata()) == len(STEPS)]
