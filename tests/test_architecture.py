@@ -33,54 +33,52 @@ for name in sys.argv[2:]:
 """
 
 
-def import_without(absent, modules):
+def _in(*rooms):
+  return [path for path in MODULES if path.relative_to(PACKAGE).parts[0] in rooms]
+
+
+_TOWER = [PACKAGE / "clip" / f"{name}.py" for name in ("packed", "attention", "text", "towers")]
+_GROUPS = {
+  "the core needs no library for data, files and plots": (
+    ["tensorflow", "torch", "orbax", "grain", "matplotlib", "tensorboardX"],
+    _in("prompt", "clip"),
+  ),
+  "tower, method and step need JAX and Flax alone": (
+    ["transformers", "tokenizers", "jaxtyping", "scipy", "ml_collections", "PIL"],
+    [*_TOWER, *(path for path in _in("prompt") if path.parent.name == "prompt")],
+  ),
+  "nothing needs another framework": (["tensorflow", "torch"], MODULES),
+}
+
+
+@pytest.mark.parametrize("group", _GROUPS)
+def test_modules_are_imported_without(group):
+  absent, modules = _GROUPS[group]
+  assert len(modules) > 8
   names = [
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
     for path in modules
   ]
-  return subprocess.run(
+  done = subprocess.run(
     [sys.executable, "-c", _IMPORT_WITHOUT, ",".join(absent), *names],
     capture_output=True,
     text=True,
     check=False,
     cwd=PACKAGE.parent,
   )
-
-
-def test_the_core_needs_a_bare_machine_only():
-  """The method and the backbone, without the libraries for data, files, plots and the like."""
-  absent = ["tensorflow", "torch", "orbax", "grain", "matplotlib", "tensorboardX"]
-  core = [path for path in MODULES if path.relative_to(PACKAGE).parts[0] in ("prompt", "clip")]
-  assert len(core) > 5
-  done = import_without(absent, core)
   assert done.returncode == 0, done.stderr
 
 
-def test_the_step_needs_jax_and_flax_alone():
-  """The fast tower, the method and the step, where no HuggingFace and no annotations are."""
-  absent = ["transformers", "tokenizers", "jaxtyping", "scipy", "ml_collections", "PIL"]
-  names = ("packed.py", "attention.py", "text.py", "towers.py")
-  core = [
-    path
-    for path in MODULES
-    if path.parent.name == "prompt" or (path.parent.name == "clip" and path.name in names)
-  ]
-  assert len(core) >= 9
-  done = import_without(absent, core)
-  assert done.returncode == 0, done.stderr
-
-
-def test_nothing_needs_another_framework():
-  done = import_without(["tensorflow", "torch"], MODULES)
-  assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_modules_are_named_for_what_they_hold_and_say_what_it_is(path):
-  assert path.stem not in {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
-  tree = ast.parse(path.read_text())
-  if tree.body:
-    assert ast.get_docstring(tree), f"{path} has no docstring"
-  for node in tree.body:
-    if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-      assert ast.get_docstring(node), f"{path}: {node.name} has no docstring"
+def test_modules_are_named_for_what_they_hold_and_say_what_it_is():
+  silent = []
+  for path in MODULES:
+    assert path.stem not in {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
+    tree = ast.parse(path.read_text())
+    public = [
+      node
+      for node in tree.body
+      if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+    nodes = [*([tree] if tree.body else []), *public]
+    silent += [f"{path}: {getattr(n, 'name', '')}" for n in nodes if not ast.get_docstring(n)]
+  assert not silent, "no docstring"

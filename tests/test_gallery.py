@@ -1,28 +1,70 @@
 """docs/gallery.md: a section for each job, commands that parse, and tables that list every file."""
 
-import pathlib
+import fnmatch
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 
+from absl import flags
 import numpy as np
 import pytest
 
-from pomp_jax import main as main_module
 from pomp_jax.config import JOBS, unpack, validate
 from pomp_jax.files.prompt_file import Prompt, save_prompt
-from tests.support import gallery
 from tests.support.command_line import parse
 from tests.support.processes import ROOT, environment
 
-SECTIONS = gallery.sections()
-TITLES = [title for title in SECTIONS if title]
+PATH = ROOT / "docs" / "gallery.md"
+_FIRST, *_PARTS = re.split(r"^## (.+)$", PATH.read_text(), flags=re.MULTILINE)
+# Text of each section by its title, in the order of the page.
+SECTIONS = dict(zip(_PARTS[::2], _PARTS[1::2], strict=True))
 
 
-def test_each_job_has_a_section():
-  assert sorted(TITLES) == sorted([*JOBS, "dry_run"])
+def commands(text):
+  """The command lines of its bash blocks, continued lines joined."""
+  blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+  return [line for line in "".join(blocks).replace("\\\n", "").splitlines() if line]
+
+
+def job_arguments(text):
+  """Arguments of each command that runs a job."""
+  found = [shlex.split(command, comments=True) for command in commands(text)]
+  return [words[3:] for words in found if words[:3] == ["python", "-m", "pomp_jax.main"]]
+
+
+def problems(text, folder):
+  """Files below a folder that the table lacks, and entries of the table that fit no file.
+
+  The first column of the table `| file | content |` has glob patterns; a folder ends in /.
+  """
+  table = text.partition("| file | content |\n| --- | --- |\n")[2].partition("\n\n")[0]
+  cells = [row.split("|")[1] for row in table.splitlines()]
+  files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+  missing, fitted = [], set()
+  for pattern in [name for cell in cells for name in re.findall("`(.+?)`", cell)]:
+    fits = {name for name in files if _fits(name, pattern)}
+    fitted |= fits
+    if not fits:
+      missing.append(f"{pattern}: no such file")
+  return missing + [f"{name}: not listed" for name in sorted(files - fitted)]
+
+
+def _fits(name, pattern):
+  """Whether a file's path is of a pattern part by part, or lies in a folder of the pattern."""
+  names, patterns = name.split("/"), pattern.rstrip("/").split("/")
+  if pattern.endswith("/"):
+    names = names[: len(patterns)] if len(names) > len(patterns) else []
+  return len(names) == len(patterns) and all(map(fnmatch.fnmatchcase, names, patterns))
+
+
+def test_each_job_has_a_section_and_pictures_exist_and_are_small():
+  assert sorted(SECTIONS) == sorted([*JOBS, "dry_run"])
+  pictures = re.findall(r"!\[.+?\]\((.+?)\)", PATH.read_text())
+  assert pictures
+  for name in pictures:
+    assert (PATH.parent / name).stat().st_size <= 100_000, name
 
 
 @pytest.fixture
@@ -40,66 +82,49 @@ def here(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("title", TITLES)
+@pytest.mark.parametrize("title", SECTIONS)
 def test_the_commands_of_a_section_run_its_job(title, here):
   jobs = []
-  for arguments in gallery.job_arguments(SECTIONS[title]):
+  for arguments in job_arguments(SECTIONS[title]):
     parse(*arguments)
-    config = unpack(main_module._CONFIG.value)
+    config = unpack(flags.FLAGS.config)
     validate(config)
     jobs.append("dry_run" if config.dry_run else config.job)
   assert title in jobs
 
 
-def test_pictures_exist_and_are_small():
-  found = re.findall(r"!\[.+?\]\((.+?)\)", gallery.PATH.read_text())
-  assert found
-  for name in found:
-    assert (gallery.PATH.parent / name).stat().st_size <= 100_000, name
-
-
-@pytest.mark.parametrize(
-  ("files", "expected"),
-  [
-    (["results.json", "a/1.json", "b/c/d.txt"], []),
-    (["results.json", "a/1.json", "b/c/d.txt", "a/b/2.json"], ["a/b/2.json: not listed"]),
-    (["results.json", "a/1.json", "a/2.txt"], ["b/: no such file", "a/2.txt: not listed"]),
-    (["results.json", "b/1.json"], ["a/*.json: no such file"]),
-  ],
-)
-def test_problems_of_a_table(tmp_path, files, expected):
-  """The check that the others rely on, on folders with one file too many and too few."""
+def test_problems_of_a_table(tmp_path):
+  """The check that the next test relies on, on files too many and too few."""
   table = "text\n\n| file | content |\n| --- | --- |\n"
   table += "| `results.json`, `a/*.json` | `x` |\n| `b/` | y |\n\nmore\n"
-  for name in files:
+  for name, expected in (
+    ("results.json", ["a/*.json: no such file", "b/: no such file"]),
+    ("a/2.txt", ["a/*.json: no such file", "b/: no such file", "a/2.txt: not listed"]),
+    ("b/c/d.txt", ["a/*.json: no such file", "a/2.txt: not listed"]),
+    ("a/1.json", ["a/2.txt: not listed"]),
+    ("a/b/2.json", ["a/2.txt: not listed", "a/b/2.json: not listed"]),
+  ):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).touch()
-  assert gallery.problems(table, tmp_path) == expected
+    assert problems(table, tmp_path) == expected
 
 
-@pytest.mark.long
+@pytest.mark.slow("every job of the page, one after the other")
 def test_the_commands_leave_the_listed_files(tmp_path):
   """All of the page, in its order, in an empty folder."""
   shutil.copytree(ROOT / "configs", tmp_path / "configs")
-  for title, text in SECTIONS.items():
+  for title, text in {"": _FIRST, **SECTIONS}.items():
     if title == "page":  # it serves until it is ended
       continue
-    for command in gallery.commands(text):
+    for command in commands(text):
       done = subprocess.run(
         ["bash", "-c", command.replace("python ", f"{shlex.quote(sys.executable)} ", 1)],
         cwd=tmp_path,
         env=environment(1),
         capture_output=True,
         text=True,
-        check=False,
       )
       assert done.returncode == 0, f"{command}\n{done.stderr}"
     if title:
-      folder = workdir(gallery.job_arguments(text)[-1])
-      assert gallery.problems(text, tmp_path / folder) == [], title
-
-
-def workdir(arguments: list[str]) -> pathlib.Path:
-  """The folder of a job's command."""
-  (folder,) = (word.partition("=")[2] for word in arguments if word.startswith("--workdir="))
-  return pathlib.Path(folder)
+      [folder] = re.findall(r"--workdir=(\S+)", " ".join(job_arguments(text)[-1]))
+      assert problems(text, tmp_path / folder) == [], title

@@ -57,52 +57,37 @@ def test_the_stored_notebook_has_no_outputs():
   assert not any(cell.metadata for cell in book.cells)
 
 
-def test_no_command_fails_and_pictures_are_drawn(executed):
-  """A failed command does not stop a notebook; its message would be in the outputs."""
-  outputs = [output for cell in executed[0].cells for output in cell.get("outputs", [])]
+@pytest.mark.slow("executes the notebook, with two trainings")
+def test_what_it_leaves(executed):
+  book, folder = executed
+  runs = folder / "runs"
+  # A failed command does not stop a notebook; its message would be in the outputs.
+  outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
   text = "".join(output.text for output in outputs if output.output_type == "stream")
   assert "Traceback" not in text and "error: " not in text
-  drawn = [output for output in outputs if "image/png" in output.get("data", {})]
-  assert len(drawn) >= 2
-
-
-@pytest.mark.parametrize("name", ["demo", "own"])
-def test_a_training_leaves_a_prompt_of_the_clips_width(executed, name):
-  run = executed[1] / "runs" / name
-  config = json.loads((run / "config.json").read_text())
-  with np.load(run / "prompt.npz", allow_pickle=False) as stored:
-    context_MxD = stored["context"]
-  width = load_clip("world").config.text_config.hidden_size
-  assert context_MxD.shape == (config["prompt"]["m"], width)
-  assert np.isfinite(context_MxD).all()
-  results = json.loads((run / "results.json").read_text())
-  steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-  assert max(steps) == results["steps"] == config["steps"]
-
-
-def test_the_second_training_starts_from_the_first_ones_prompt(executed):
-  runs = executed[1] / "runs"
-  config = json.loads((runs / "own" / "config.json").read_text())
-  assert os.path.samefile(executed[1] / config["prompt"]["init"], runs / "demo" / "prompt.npz")
-  contexts = [np.load(runs / name / "prompt.npz")["context"] for name in ("demo", "own")]
-  assert not np.array_equal(*contexts)
-
-
-def test_probabilities_sum_to_1(executed):
-  arrays = np.load(executed[1] / "arrays.npz")
-  files = list((executed[1] / "runs" / "example_sets" / "shifted").rglob("*.png"))
-  names = {file.parent.name for file in files}
-  assert arrays["probabilities"].shape == (len(files), len(names))
+  assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
+  # Each training leaves a prompt of the CLIP's width; the second starts from the first one's.
+  clip, contexts = load_clip("world"), {}
+  for name in ("demo", "own"):
+    config = json.loads((runs / name / "config.json").read_text())
+    contexts[name] = load_prompt(runs / name / "prompt.npz").context
+    assert contexts[name].shape == (config["prompt"]["m"], clip.config.text_config.hidden_size)
+    assert np.isfinite(contexts[name]).all()
+    lines = (runs / name / "metrics.jsonl").read_text().splitlines()
+    results = json.loads((runs / name / "results.json").read_text())
+    assert max(json.loads(line)["step"] for line in lines) == results["steps"] == config["steps"]
+  assert os.path.samefile(folder / config["prompt"]["init"], runs / "demo" / "prompt.npz")
+  assert not np.array_equal(contexts["demo"], contexts["own"])
+  # The exported vectors are the class features of that prompt.
+  vectors_ExN = np.load(runs / "vectors" / "zero_shot_weights.npy")
+  names = (runs / "names.txt").read_text().splitlines()
+  expected_NxE = Encoder(clip).class_features(names, load_prompt(runs / "own" / "prompt.npz"))
+  np.testing.assert_allclose(vectors_ExN, expected_NxE.T, atol=1e-5)
+  np.testing.assert_allclose(np.linalg.norm(vectors_ExN, axis=0), 1, atol=1e-5)
+  # Probabilities of the last cells, one row a picture.
+  arrays = np.load(folder / "arrays.npz")
+  files = list((runs / "example_sets" / "shifted").rglob("*.png"))
+  assert arrays["probabilities"].shape == (len(files), len({file.parent.name for file in files}))
   assert arrays["picture"].ndim == 1 and len(arrays["picture"]) > 1
   for probabilities in arrays.values():
     np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-5)
-
-
-def test_the_exported_vectors_are_the_prompts_class_features(executed):
-  runs = executed[1] / "runs"
-  vectors_ExN = np.load(runs / "vectors" / "zero_shot_weights.npy")
-  names = (runs / "names.txt").read_text().splitlines()
-  prompt = load_prompt(runs / "own" / "prompt.npz")
-  expected_NxE = Encoder(load_clip("world")).class_features(names, prompt)
-  np.testing.assert_allclose(vectors_ExN, expected_NxE.T, atol=1e-5)
-  np.testing.assert_allclose(np.linalg.norm(vectors_ExN, axis=0), 1, atol=1e-5)

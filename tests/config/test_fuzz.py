@@ -6,7 +6,7 @@ import math
 import pathlib
 
 from absl import flags
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pomp_jax.ablation.grid import make_cells
@@ -16,7 +16,6 @@ from tests.support.fuzzing import allowed_errors, awkward_text
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 DEMO = ROOT / "configs" / "demo.py"
-often = settings(max_examples=200)
 
 DEFAULTS = Settings().flat()
 NAMES = list(FIELDS)
@@ -37,7 +36,6 @@ def well_typed(config):
   return all(type(value) is KINDS[name] for name, value in config.flat().items())
 
 
-@often
 @given(st.lists(st.tuples(names, values).map("=".join) | awkward_text, max_size=4).map(",".join))
 @example("a\nb=1")
 @example("k=\ud800")
@@ -50,7 +48,6 @@ def test_the_string_behind_a_configs_colon(argument):
     validate(settings)
 
 
-@often
 @given(
   st.lists(
     st.tuples(names | awkward_text, values).map(lambda pair: "--config.{}={}".format(*pair))
@@ -79,7 +76,6 @@ def test_overrides_on_the_command_line(arguments):
 _texts = st.lists(values, min_size=1, max_size=3).map("|".join)
 
 
-@settings(max_examples=100)
 @given(st.lists(st.tuples(names, _texts).map("=".join) | awkward_text, max_size=3).map(";".join))
 @example("k=16|64|all;correction=log|none;seed=0|1")
 def test_an_ablations_grid(grid):

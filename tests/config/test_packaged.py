@@ -73,18 +73,24 @@ def test_help_lists_jobs_and_configs():
   assert ["demo", *summary(FOLDER / "demo.py").split()] in lines
 
 
-def test_version_and_help_of_a_process(tmp_path):
-  environ = os.environ | {"PYTHONPATH": str(FOLDER.parent.parent)}
-  for flag, expected in (
-    ("--version", f"pomp_jax {__version__} (jax "),
-    ("--help", "Runs the job"),
-  ):
-    command = [sys.executable, "-m", "pomp_jax.main", flag]
-    done = subprocess.run(
-      command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(expected)
+@pytest.mark.parametrize(
+  ("command", "expected"),
+  [
+    (["-m", "pomp_jax.main", "--version"], f"pomp_jax {__version__} (jax "),
+    (["-c", "from pomp_jax.command import run; run()", "--help"], "Runs the job"),  # `pomp`
+  ],
+)
+def test_version_and_help_of_a_process(tmp_path, command, expected):
+  done = subprocess.run(
+    [sys.executable, *command],
+    cwd=tmp_path,
+    env=os.environ | {"PYTHONPATH": str(FOLDER.parent.parent)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert (done.returncode, done.stderr) == (0, "")
+  assert done.stdout.startswith(expected)
   assert not list(tmp_path.iterdir())
 
 

@@ -1,6 +1,5 @@
-"""The rehearsal: its config beside the recipe's, its archive, and its phases at a small size."""
+"""The rehearsal: its config beside the recipe's, its archive, and all phases at a small size."""
 
-import importlib
 import io
 import json
 import pathlib
@@ -10,14 +9,13 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from docs.studies.world_archive import write_archive
 from pomp_jax import world
 from pomp_jax.config import ConfigError, unpack, validate
 from pomp_jax.configs import imagenet21k_fall11_vit_b16, rehearsal
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.prepare import Selection, build, open_input
 from pomp_jax.data.tfds import open_tfds
-from tests import rehearsal as driver
-from tests.support.world_archive import write_archive
 
 # Fields that differ from the recipe in every phase, as the config's docstring says.
 CHANGED = {
@@ -47,15 +45,15 @@ OWN = {
 
 @pytest.mark.parametrize("phase", rehearsal.PHASES)
 def test_a_phase_is_the_recipe_but_for_these_fields(phase, tmp_path):
-  (tmp_path / "records").mkdir()
-  (tmp_path / "features").mkdir()
-  (tmp_path / "train").mkdir()
+  for name in ("records", "features", "train"):
+    (tmp_path / name).mkdir()
   for name in ("names.json", "names.txt", "fall11_whole.tar", "train/prompt.npz"):
     (tmp_path / name).touch()
   config = unpack(rehearsal.get_config(f"{phase},folder={tmp_path}"))
   validate(config)
   recipe = unpack(imagenet21k_fall11_vit_b16.get_config()).flat()
   assert {f for f, value in config.flat().items() if value != recipe[f]} == CHANGED | OWN[phase]
+  assert f"configs/rehearsal.py:{phase} " in rehearsal.__doc__
 
 
 def test_arguments_behind_the_phase():
@@ -103,51 +101,14 @@ def test_the_archive_holds_the_worlds_classes_under_wordnet_ids(tmp_path):
     assert np.abs(found.astype(int) - expected).mean() < 6  # JPEG, of noisy pictures
 
 
-@pytest.mark.long
+@pytest.mark.slow("all phases, in two processes")
 def test_every_phase_at_a_small_size(tmp_path, monkeypatch, capsys):
+  from docs.studies import rehearsal as driver  # needs psutil
+
   monkeypatch.setattr("sys.argv", ["rehearsal", str(tmp_path), "--classes=40"])
   driver.main()
   rows = json.loads((tmp_path / "phases.json").read_bytes())
-  assert list(rows) == list(driver.Rehearsal(tmp_path, 40).phases())
   assert [row["images"] for row in rows.values()][:3] == [840, 840, 3200]
   assert rows["train, until SIGTERM"]["images"] + rows["train, resumed"]["images"] == 3200
-  assert all(row["cpu"] > 0 and row["memory"] >= row["largest"] > 0 for row in rows.values())
-  results = json.loads((tmp_path / "train" / "results.json").read_bytes())
-  assert (results["steps"], results["n_classes"]) == (80, 40)
   assert {"open_clip", "pth"} == {path.name[7:] for path in tmp_path.glob("export_*")}
-  # A second call runs nothing, and prints the same table.
-  printed = capsys.readouterr().out
-  driver.main()
-  assert printed.endswith(again := capsys.readouterr().out)
-  assert "80 steps" in again and "prompt.npz: top-1" in again
-
-
-def test_a_phase_that_was_interrupted_is_marked_and_measured_again(tmp_path, monkeypatch, capsys):
-  runs = []
-
-  def phase(name):
-    def run():
-      runs.append(name)
-      if runs == ["a", "b"]:
-        raise KeyboardInterrupt
-      return 12
-
-    return run
-
-  phases = {name: (1, phase(name)) for name in "abc"}
-  monkeypatch.setattr(driver.Rehearsal, "phases", lambda self: phases)
-  monkeypatch.setattr(driver, "outcome", lambda folder: "done")
-  monkeypatch.setattr("sys.argv", ["rehearsal", str(tmp_path)])
-  with pytest.raises(KeyboardInterrupt):
-    driver.main()
-  capsys.readouterr()
-  driver.main()
-  assert runs == ["a", "b", "b", "c"]
-  lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-  assert [line.split(" | ")[0] for line in lines[2:]] == ["| a", "| b (last of 2 starts)", "| c"]
-  assert all(line.split(" | ")[2] == "12" for line in lines[2:])
-
-
-def test_the_docstring_has_every_phase():
-  text = importlib.import_module("pomp_jax.configs.rehearsal").__doc__
-  assert all(f"configs/rehearsal.py:{phase} " in text for phase in rehearsal.PHASES)
+  assert "80 steps" in capsys.readouterr().out

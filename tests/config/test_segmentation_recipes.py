@@ -51,7 +51,7 @@ def test_naclips_values(tmp_path):
   assert (segment.logit_scale, segment.pamr) == (40.0, 10)
 
 
-def test_variants_with_other_regions(tmp_path):
+def test_variants_with_other_regions():
   get_config = importlib.import_module("pomp_jax.configs.coco_stuff_156").get_config
   config = get_config("source=truth,n=20")
   assert (config.regions.source, config.segment.n_images) == ("truth", 20)

@@ -6,11 +6,10 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tests.support.fake_gcloud import ROOT, executable, wait_for
 
 # In place of pomp_jax.main: says what it was given; ends with the status, or waits for SIGTERM.
 _PYTHON = """#!/usr/bin/env bash
@@ -31,10 +30,7 @@ exit "$(cut -d ' ' -f $((index + 1)) <<< "$STATUSES")"
 
 @pytest.fixture
 def environ(tmp_path):
-  (tmp_path / "bin").mkdir()
-  python = tmp_path / "bin" / "python"
-  python.write_text(_PYTHON.format(python=sys.executable))
-  python.chmod(0o755)
+  executable(tmp_path / "bin" / "python", _PYTHON.format(python=sys.executable))
   requirements = sorted(ROOT.glob("requirements*.txt"))
   stamp = "".join(file.read_text() for file in requirements)
   (tmp_path / "installed-requirements.txt").write_text(stamp)
@@ -49,14 +45,8 @@ def environ(tmp_path):
 
 def start(environ, *arguments, **variables):
   command = ["bash", "launch/local.sh", *arguments]
-  return subprocess.Popen(
-    command,
-    cwd=ROOT,
-    env=environ | variables,
-    stderr=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
-  )
+  options = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+  return subprocess.Popen(command, cwd=ROOT, env=environ | variables, **options)
 
 
 def arguments(environ, index):
@@ -79,24 +69,37 @@ def test_several_find_each_other_and_the_first_failure_is_the_status(environ):
   assert coordinator.startswith("--coordinator=127.0.0.1:")
 
 
-@pytest.mark.parametrize(("given", "expected"), [("", "0 1"), ("4,2,7", "4 2")])
-def test_each_has_a_gpu_of_its_own(environ, tmp_path, given, expected):
-  assert start(environ, PROCESSES="2", CUDA_VISIBLE_DEVICES=given).wait() == 0
+@pytest.mark.parametrize(
+  ("platforms", "given", "expected"),
+  [("", "", "0 1"), ("", "4,2,7", "4 2"), ("cpu", "0", "0 1")],  # on CPUs GPUs do not count
+)
+def test_each_has_a_gpu_of_its_own(environ, tmp_path, platforms, given, expected):
+  variables = {"JAX_PLATFORMS": platforms, "CUDA_VISIBLE_DEVICES": given}
+  assert start(environ, PROCESSES="2", **variables).wait() == 0
   found = [(tmp_path / f"gpus{index}").read_text().strip() for index in range(2)]
   assert found == expected.split()
 
 
-def test_too_few_gpus(environ):
-  process = start(environ, PROCESSES="2", CUDA_VISIBLE_DEVICES="3")
+@pytest.mark.parametrize(
+  ("variables", "message"),
+  [
+    ({"PROCESSES": "0"}, "PROCESSES=0 is not a number of processes"),
+    (
+      {"PROCESSES": "2", "CUDA_VISIBLE_DEVICES": "3"},
+      "PROCESSES=2, but CUDA_VISIBLE_DEVICES=3 has fewer",
+    ),
+  ],
+)
+def test_wrong_variables(environ, variables, message):
+  process = start(environ, **variables)
   assert process.wait() == 1
-  assert "PROCESSES=2, but CUDA_VISIBLE_DEVICES=3 has fewer" in process.stderr.read()
+  assert message in process.stderr.read()
 
 
 def with_gpu(environ, tmp_path, driver):
   """An environment whose `nvidia-smi` finds a GPU."""
   program = tmp_path / "bin" / "nvidia-smi"
-  program.write_text(f"#!/usr/bin/env bash\nprintf '{driver}\\n{driver}\\n'\n")
-  program.chmod(0o755)
+  executable(program, f"#!/usr/bin/env bash\nprintf '{driver}\\n{driver}\\n'\n")
   return environ | {"PATH": f"{program.parent}:{environ['PATH']}"}
 
 
@@ -140,21 +143,14 @@ def test_constraints_are_installed_once_until_they_change(environ, tmp_path):
     assert all(f"--constraint {pins} -r requirements.txt" in call for call in calls)
 
 
-def test_on_cpus_gpus_do_not_count(environ):
-  variables = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "0"}
-  assert start(environ, PROCESSES="2", **variables).wait() == 0
+# A slow `kill`: when it is done with them, the processes are gone, and count by their own status.
+_SLOWLY = {"BASH_FUNC_kill%%": '() { builtin kill "$@"; local s=$?; sleep 0.5; return $s; }'}
 
 
-def wait_for(*files):
-  end = time.monotonic() + 300
-  while not all(file.exists() for file in files):
-    assert time.monotonic() < end
-    time.sleep(0.05)
-
-
-def test_sigterm_reaches_all(environ, tmp_path):
-  process = start(environ, PROCESSES="2", WAIT="1")
-  wait_for(*[tmp_path / f"ready{index}" for index in range(2)])
+@pytest.mark.parametrize("variables", [{}, _SLOWLY], ids=["", "slowly"])
+def test_sigterm_reaches_all(environ, tmp_path, variables):
+  process = start(environ, PROCESSES="2", WAIT="1", **variables)
+  wait_for(lambda: all((tmp_path / f"ready{index}").exists() for index in range(2)))
   process.send_signal(signal.SIGTERM)
   assert process.wait(300) == 75
   assert all((tmp_path / f"stopped{index}").exists() for index in range(2))
@@ -178,18 +174,3 @@ fi
     with contextlib.suppress(ProcessLookupError):
       os.killpg(process.pid, signal.SIGKILL)
   assert (tmp_path / "stopped0").exists()
-
-
-def test_a_process_that_ends_as_the_signal_arrives_counts_by_its_own_status(environ, tmp_path):
-  # A slow `kill`: when it is done with them, the processes are gone.
-  slowly = {"BASH_FUNC_kill%%": '() { builtin kill "$@"; local s=$?; sleep 0.5; return $s; }'}
-  process = start(environ | slowly, PROCESSES="2", WAIT="1")
-  wait_for(*[tmp_path / f"ready{index}" for index in range(2)])
-  process.send_signal(signal.SIGTERM)
-  assert process.wait(300) == 75
-
-
-def test_a_number_that_is_none(environ):
-  process = start(environ, PROCESSES="0")
-  assert process.wait() == 1
-  assert "PROCESSES=0 is not a number of processes" in process.stderr.read()

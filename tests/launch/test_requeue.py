@@ -1,12 +1,11 @@
 """launch/slurm.sbatch at its end: whether the job goes back, where scripts play SLURM."""
 
 import os
-import pathlib
 import subprocess
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tests.support.fake_gcloud import ROOT, executable
 
 _COMMANDS = {
   "srun": 'exit "$STATUS"',
@@ -26,9 +25,7 @@ echo "JobId=7 JobName=pomp JobState=$answer Reason=None"
 def job(folder, status, answers, **variables):
   """The script's status and output, and what it had of scontrol."""
   for name, text in _COMMANDS.items():
-    file = folder / name
-    file.write_text(f"#!/usr/bin/env bash\n{text}\n")
-    file.chmod(0o755)
+    executable(folder / name, f"#!/usr/bin/env bash\n{text}\n")
   (folder / "answers").write_text("".join(f"{answer}\n" for answer in answers))
   (folder / "calls").touch()
   environ = {
@@ -52,45 +49,38 @@ def job(folder, status, answers, **variables):
   return done.stdout, (folder / "calls").read_text().split()
 
 
-@pytest.mark.parametrize("status", [75, 134, 137, 143])
-def test_what_was_stopped_goes_back(tmp_path, status):
-  assert job(tmp_path, status, ["RUNNING"])[1] == ["show", "requeue"]
-
-
-@pytest.mark.parametrize("status", [0, 1, 2, 130])
-def test_what_is_done_or_can_not_go_on_does_not(tmp_path, status):
-  assert job(tmp_path, status, ["RUNNING"])[1] == []
-
-
 @pytest.mark.parametrize(("found", "platforms", "status"), [(0, "", 0), (1, "", 2), (1, "cpu", 0)])
 def test_gpus_without_a_jax_for_them_are_an_error(tmp_path, found, platforms, status):
   python = tmp_path / "python"
-  python.write_text(
-    f'#!/usr/bin/env bash\n[[ "$1" == -c && "$2" == *jax_plugins* ]]; exit {found}\n'
+  executable(
+    python, f'#!/usr/bin/env bash\n[[ "$1" == -c && "$2" == *jax_plugins* ]]; exit {found}\n'
   )
-  python.chmod(0o755)
   given = {"SLURM_GPUS_ON_NODE": "8", "PYTHON": str(python), "JAX_PLATFORMS": platforms}
   output, calls = job(tmp_path, status, [], **given)
   assert (calls, bool(output)) == ([], not status)
 
 
-def test_cancelled_it_stays_so(tmp_path):
-  output, calls = job(tmp_path, 75, ["CANCELLED"])
-  assert calls == ["show"]
-  assert output.endswith("job 7 was cancelled or preempted\n")
-
-
-def test_no_answer_is_no_cancellation(tmp_path):
-  assert job(tmp_path, 75, ["", "", "RUNNING"])[1] == [*["show"] * 3, "requeue"]
-
-
-def test_without_any_answer_it_says_so(tmp_path):
-  output, calls = job(tmp_path, 75, [""] * 100)
-  assert calls == ["show"] * 6
-  assert output.endswith("not requeued: SLURM did not answer\n")
-
-
-def test_restarts_are_bounded(tmp_path):
-  output, calls = job(tmp_path, 75, ["RUNNING"], SLURM_RESTART_COUNT="3", MAX_RESTARTS="3")
-  assert calls == ["show"]
-  assert output.endswith("3 times and is not requeued\n")
+# Answers of SLURM, lines; what is called; and how the output ends.
+@pytest.mark.parametrize(
+  ("status", "answers", "variables", "calls", "says"),
+  [
+    # What was stopped goes back; what is done or can't resume does not.
+    *[(status, ["RUNNING"], {}, ["show", "requeue"], "") for status in (75, 134, 137, 143)],
+    *[(status, ["RUNNING"], {}, [], "") for status in (0, 1, 2, 130)],
+    (75, ["CANCELLED"], {}, ["show"], "job 7 was cancelled or preempted\n"),
+    # No answer is no cancellation.
+    (75, ["", "", "RUNNING"], {}, [*["show"] * 3, "requeue"], ""),
+    (75, [""] * 100, {}, ["show"] * 6, "not requeued: SLURM did not answer\n"),
+    (
+      75,
+      ["RUNNING"],
+      {"SLURM_RESTART_COUNT": "3", "MAX_RESTARTS": "3"},
+      ["show"],
+      "3 times and is not requeued\n",
+    ),
+  ],
+)
+def test_whether_it_goes_back(tmp_path, status, answers, variables, calls, says):
+  output, found = job(tmp_path, status, answers, **variables)
+  assert found == calls
+  assert output.endswith(says)

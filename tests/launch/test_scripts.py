@@ -19,7 +19,7 @@ SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 
 
 def test_shellcheck_finds_nothing():
-  scripts = [*SCRIPTS, *(ROOT / "tests" / "launch").glob("*.sh")]
+  scripts = [*SCRIPTS, ROOT / ".ci" / "run", *(ROOT / "tests" / "launch").glob("*.sh")]
   names = [str(script.relative_to(ROOT)) for script in scripts]
   assert len(names) >= 6
   done = subprocess.run(
@@ -85,6 +85,14 @@ def extras(*names):
   found = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
   needed = [Requirement(line) for name in names for line in found[name]]
   return {canonicalize_name(one.name): one.specifier for one in needed}
+
+
+def test_the_wheel_takes_every_kind_of_file_of_the_package():
+  """Without building it: test_package.py does."""
+  tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+  files = [path for path in (ROOT / "pomp_jax").rglob("*") if path.is_file()]
+  kinds = {path.name if path.name == "py.typed" else f"*{path.suffix}" for path in files}
+  assert kinds - {"*.py", "*.pyc"} <= set(tool["package-data"]["*"])
 
 
 def lower_bounds(required):

@@ -20,6 +20,7 @@ from tests.support.processes import Processes, environment
 ROOT = pathlib.Path(__file__).parent.parent.parent
 _MISSING = [name for name in ("sbatch", "slurmctld", "slurmd", "munged") if not shutil.which(name)]
 pytestmark = [
+  pytest.mark.slow("a cluster of SLURM; test_requeue.py has scripts in its place"),
   pytest.mark.skipif(os.geteuid() != 0, reason="slurmd needs root"),
   pytest.mark.skipif(bool(_MISSING), reason=f"no SLURM: {', '.join(_MISSING)} not installed"),
 ]

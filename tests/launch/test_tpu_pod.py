@@ -6,11 +6,11 @@ import shlex
 import signal
 import threading
 import time
+from typing import NamedTuple
 
 import pytest
 
 from tests.support.fake_gcloud import (
-  GCLOUD,
   ROOT,
   calls,
   executable,
@@ -78,57 +78,105 @@ def test_arguments_arrive_as_they_are(cloud):
   assert calls(cloud) == ["create", "ssh", "scp", "ssh", "ssh", "ssh", "ssh", "delete"]
 
 
-def test_existing_machines_are_used_and_kept(cloud):
-  (cloud / "state").write_text("ACTIVE\n")
-  done = pod(cloud, *POD, "--", "--config=x")
-  assert done.returncode == 0, done.stderr
-  assert (cloud / "state").read_text() == "ACTIVE\n"
-  assert "create" not in calls(cloud) and "delete" not in calls(cloud)
-  (cloud / "state").write_text("SUSPENDED\n")
-  done = pod(cloud, *POD, "--", "--config=x")
-  assert (done.returncode, done.stderr) == (
-    2,
-    "error: pomp is SUSPENDED and was not made here; delete it\n",
-  )
-  assert (cloud / "state").exists()
-
-
-def test_a_preempted_run_restarts_on_new_machines(cloud):
-  (cloud / "statuses").write_text("75\n0\n")
-  done = pod(cloud, *POD, "--", "--config=x")
-  assert done.returncode == 0, done.stderr
-  assert [call for call in calls(cloud) if call not in ("ssh", "scp")] == [
-    *["create", "delete"] * 2
-  ]
-  assert (cloud / "statuses").read_text() == ""
-
-
 def runs(cloud):
-  return (cloud / "worker" / "pomp" / "ran").read_text().count("run")
+  """Number of times that the program was started on the worker."""
+  ran = cloud / "worker" / "pomp" / "ran"
+  return ran.read_text().count("run") if ran.exists() else 0
 
 
-def test_a_killed_run_restarts_on_the_same_machines(cloud):
-  (cloud / "statuses").write_text("134\n137\n143\n0\n")
-  done = pod(cloud, *POD, "--", "--config=x")
-  assert done.returncode == 0, done.stderr
-  assert runs(cloud) == 4
-  assert calls(cloud).count("create") == 1
+class Case(NamedTuple):
+  """A whole run of the launcher.
+
+  Attributes:
+    files: answers of the cloud: name of a file -> its lines, separated by blanks.
+    status: exit status of the launcher.
+    runs: number of starts of the program.
+    machines: first letters of the calls that create and delete them, and k if they are kept.
+    says: part of standard error.
+    more: a further option.
+  """
+
+  files: dict[str, str]
+  status: int = 0
+  runs: int = 1
+  machines: str = "cd"
+  says: str = ""
+  more: str = "--mount=true"
 
 
-@pytest.mark.parametrize("status", [1, 130])
-def test_a_failed_run_is_not_restarted(cloud, status):
-  (cloud / "statuses").write_text(f"{status}\n0\n")
-  assert pod(cloud, *POD, "--", "--config=x").returncode == status
-  assert runs(cloud) == 1
+CASES = {
+  "existing machines are used and kept": Case({"state": "ACTIVE"}, machines="k"),
+  "but for those without machines": Case(
+    {"state": "SUSPENDED"}, 2, 0, "k", "error: pomp is SUSPENDED and was not made here; delete it\n"
+  ),
+  "machines that fail to start end it": Case(
+    {"created": "FAILED"}, 1, 0, "cd", "error: pomp is FAILED, and gets no machines\n"
+  ),
+  "an outage, and another when the connection breaks, are waited for": Case(
+    {"statuses": "75 0", "healthy": "", "broken": "255", "outages": "down down"},
+    runs=2,
+    says="the network is down",
+  ),
+  "machines of unknown state are kept": Case(
+    {"state": "ACTIVE", "outages": "down " * 1000}, 75, 0, "k", "the state of pomp is unknown"
+  ),
+  "a preempted run restarts on new machines": Case({"statuses": "75 0"}, 0, 2, "cdcd"),
+  "a killed run restarts on the same machines": Case({"statuses": "134 137 143 0"}, 0, 4),
+  "a failed run is not restarted": Case({"statuses": "1 0"}, 1),
+  "an interrupted run is not restarted": Case({"statuses": "130 0"}, 130),
+  # 255 is ssh's status; 1 is gcloud's, which can't find the machine.
+  "a broken connection is retried": Case({"broken": "255 1 255", "statuses": "2"}, 2),
+  "bad input is not tried again, and --keep keeps": Case(
+    {"statuses": "2"}, 2, machines="ck", more="--keep"
+  ),
+  "a failed create call is followed by a deletion": Case(
+    {"refused": "none-left"}, 1, 0, "cd", "none-left\nerror: pomp was not made\n"
+  ),
+  "machines of somebody else are kept": Case({"refused": "ERROR: ALREADY_EXISTS"}, 1, 0, "ck"),
+  "a deletion is retried": Case({"statuses": "2", "undeleted": "1 1"}, 2, 1, "cddd"),
+  "a deletion that fails is reported": Case(
+    {"statuses": "130", "undeleted": "1 " * 1000},
+    status=130,
+    machines="cdddddk",
+    says="error: pomp may still be there; delete it\n",
+  ),
+  "a failed deletion is retried at the end": Case(
+    {"statuses": "75", "undeleted": "1 " * 5},
+    status=1,
+    machines="cdddddd",
+    says="error: pomp is SUSPENDED and can't be deleted\n",
+  ),
+  "a connection that breaks during the start is retried": Case(
+    {"broken scp": "1", "broken unpack": "255", "broken install": "2", "broken start": "1"}
+  ),
+  "a mount is any command": Case({}, more="--mount=touch mounted;"),
+  "also one with a comment": Case({}, more="--mount=touch mounted # as always"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run(cloud, name):
+  case = CASES[name]
+  for file, lines in case.files.items():
+    (cloud / file).write_text("\n".join(lines.split()) + "\n")
+  done = pod(cloud, *POD, case.more, "--", "--config=x")
+  assert done.returncode == case.status, done.stderr
+  assert case.says in done.stderr
+  assert runs(cloud) == case.runs
+  machines = "".join(call[0] for call in calls(cloud) if call in ("create", "delete"))
+  assert machines + "k" * (cloud / "state").exists() == case.machines
+  assert not any(file.read_text() for file in cloud.glob("broken*"))
+  assert (cloud / "worker" / "mounted").exists() == ("mounted" in case.more)
+
+
+@pytest.mark.parametrize(("mount", "pip"), [("true", 1), ("false;", 0), ("exit 1", 0)])
+def test_what_fails_on_a_worker_ends_it(cloud, mount, pip):
+  """The installation, or the mount before it."""
+  venv = cloud / "worker" / "pomp" / ".venv"
+  executable(venv / "bin" / "pip", f"#!/usr/bin/env bash\nexit {pip}\n")
+  assert pod(cloud, *POD, f"--mount={mount}", "--", "--config=x").returncode == 4
+  assert calls(cloud).count("scp") == 1 and runs(cloud) == 0
   assert not (cloud / "state").exists()
-
-
-def test_a_broken_connection_is_retried(cloud):
-  """255 is ssh's status; 1 is gcloud's, which can't find the machine."""
-  (cloud / "broken").write_text("255\n1\n255\n")
-  (cloud / "statuses").write_text("2\n")
-  assert pod(cloud, *POD, "--", "--config=x").returncode == 2
-  assert runs(cloud) == 1
 
 
 def test_the_wait_for_an_unreachable_worker_ends(cloud):
@@ -145,25 +193,6 @@ def test_the_wait_for_an_unreachable_worker_ends(cloud):
   assert done.returncode == 75
   assert "worker 0 of pomp can't be reached" in done.stderr.splitlines()[-1]
   assert (cloud / "state").read_text() == "ACTIVE\n"
-
-
-def test_machines_of_unknown_state_are_kept(cloud):
-  (cloud / "statuses").write_text("75\n0\n")
-  (cloud / "healthy").touch()
-  (cloud / "broken").write_text("255\n")
-  # One outage before anything is made, one when the connection broke, and then for good.
-  (cloud / "outages").write_text("down\n")
-  done = pod(cloud, *POD, "--", "--config=x")
-  assert done.returncode == 0, done.stderr
-  assert "the network is down" in done.stderr
-  assert (calls(cloud).count("create"), calls(cloud).count("delete"), runs(cloud)) == (1, 1, 2)
-
-  (cloud / "outages").write_text("down\n" * 1000)
-  (cloud / "state").write_text("ACTIVE\n")
-  done = pod(cloud, *POD, "--", "--config=x")
-  assert done.returncode == 75
-  assert "the state of pomp is unknown" in done.stderr.splitlines()[-1]
-  assert (cloud / "state").exists()
 
 
 def test_a_kept_run_is_followed_again_and_not_started_twice(cloud):
@@ -206,58 +235,12 @@ def test_a_restart_waits_for_all_processes_of_the_last_run(cloud):
   assert runs(cloud) == 2
 
 
-def test_machines_that_fail_to_start_end_it(cloud):
-  executable(cloud / "bin" / "gcloud", GCLOUD.replace("echo ACTIVE", "echo FAILED"))
-  done = pod(cloud, *POD, "--", "--config=x")
-  assert (done.returncode, done.stderr) == (1, "error: pomp is FAILED, and gets no machines\n")
-  assert calls(cloud) == ["create", "delete"]
-
-
 def test_an_interrupted_create_is_deleted(cloud):
   (cloud / "slow create").touch()
   launcher = start(cloud, *POD, "--", "--config=x")
   wait_for((cloud / "state").exists)
   os.killpg(launcher.pid, signal.SIGTERM)
   assert launcher.wait(300) == 130
-  assert not (cloud / "state").exists()
-
-
-def test_machines_are_deleted_when_the_create_call_failed(cloud):
-  (cloud / "refused").write_text("ERROR: the network is down\n")
-  done = pod(cloud, *POD, "--", "--config=x")
-  assert (done.returncode, done.stderr) == (
-    1,
-    "ERROR: the network is down\nerror: pomp was not made\n",
-  )
-  assert not (cloud / "state").exists()
-
-
-def test_machines_of_somebody_else_are_kept(cloud):
-  (cloud / "refused").write_text("ERROR: ALREADY_EXISTS: there is one\n")
-  assert pod(cloud, *POD, "--", "--config=x").returncode == 1
-  assert calls(cloud) == ["create"]
-  assert (cloud / "state").exists()
-
-
-def test_deletion_is_retried_and_a_failure_reported(cloud):
-  (cloud / "statuses").write_text("2\n")
-  (cloud / "undeleted").write_text("1\n1\n")
-  assert pod(cloud, *POD, "--", "--config=x").returncode == 2
-  assert not (cloud / "state").exists()
-
-  (cloud / "statuses").write_text("130\n")
-  (cloud / "undeleted").write_text("1\n" * 1000)
-  done = pod(cloud, *POD, "--", "--config=x")
-  assert done.returncode == 130
-  assert done.stderr.endswith("error: pomp may still be there; delete it\n")
-
-
-def test_a_failed_deletion_is_retried_at_the_end(cloud):
-  (cloud / "statuses").write_text("75\n")
-  (cloud / "undeleted").write_text("1\n" * 5)
-  done = pod(cloud, *POD, "--", "--config=x")
-  assert (done.returncode, calls(cloud).count("create")) == (1, 1)
-  assert "error: pomp is SUSPENDED and can't be deleted\n" in done.stderr
   assert not (cloud / "state").exists()
 
 
@@ -277,29 +260,12 @@ def test_further_interrupts_do_not_stop_the_deletion(cloud):
   (cloud / "hold").unlink()
 
 
-def test_a_connection_that_breaks_during_the_start_is_retried(cloud):
-  statuses = {"scp": 1, "unpack": 255, "install": 2, "start": 1}
-  for step, status in statuses.items():
-    (cloud / f"broken {step}").write_text(f"{status}\n")
-  done = pod(cloud, *POD, "--", "--config=x")
-  assert done.returncode == 0, done.stderr
-  assert all(f"ERROR: {cloud}/broken {step}" in done.stderr for step in statuses)
-  assert runs(cloud) == 1
-  assert calls(cloud).count("create") == 1
-
-
+@pytest.mark.slow("a hundred retries; a few are in CASES")
 def test_it_ends_without_any_connection(cloud):
   (cloud / "broken scp").write_text("1\n" * 1000)
   executable(cloud / "bin" / "sleep", "#!/usr/bin/env bash\n")
   assert pod(cloud, *POD, "--", "--config=x").returncode == 255
   assert calls(cloud).count("scp") == 100
-  assert not (cloud / "state").exists()
-
-
-def test_a_failed_installation_ends_it(cloud):
-  executable(cloud / "worker" / "pomp" / ".venv" / "bin" / "pip", "#!/usr/bin/env bash\nexit 1\n")
-  assert pod(cloud, *POD, "--", "--config=x").returncode == 4
-  assert calls(cloud).count("scp") == 1
   assert not (cloud / "state").exists()
 
 
@@ -365,23 +331,15 @@ def fetching(cloud, *arguments, workdir="runs/a 'b'"):
 
 
 def test_results_are_copied_before_the_machines_are_deleted(cloud):
-  done = pod(cloud, *fetching(cloud))
-  assert done.returncode == 0, done.stderr
-  assert sorted(path.name for path in (cloud / "results").iterdir()) == ["plots", "steps"]
-  assert not (cloud / "state").exists()
-  # The same command has new machines, which resume from the copy.
-  (cloud / "statuses").write_text("1\n")
-  assert pod(cloud, *fetching(cloud)).returncode == 1
-  assert (cloud / "results" / "steps").read_text() == "run\n" * 2
-  assert calls(cloud).count("create") == calls(cloud).count("delete") == 2
-
-
-def test_new_machines_after_a_preemption_resume_from_the_copy(cloud):
-  (cloud / "statuses").write_text("75\n137\n0\n")
-  done = pod(cloud, *fetching(cloud))
-  assert done.returncode == 0, done.stderr
-  assert (cloud / "results" / "steps").read_text() == "run\n" * 3
-  assert calls(cloud).count("create") == 2
+  """New machines resume from the copy: after a preemption, and by the same command."""
+  (cloud / "statuses").write_text("75\n137\n0\n1\n")
+  for n_runs, n_created, status in ((3, 2, 0), (4, 3, 1)):
+    done = pod(cloud, *fetching(cloud))
+    assert done.returncode == status, done.stderr
+    assert sorted(path.name for path in (cloud / "results").iterdir()) == ["plots", "steps"]
+    assert (cloud / "results" / "steps").read_text() == "run\n" * n_runs
+    assert calls(cloud).count("create") == calls(cloud).count("delete") == n_created
+    assert not (cloud / "state").exists()
 
 
 def test_results_that_can_not_be_copied_keep_the_machines(cloud):
@@ -421,42 +379,18 @@ def test_an_interrupted_run_is_copied_if_its_machines_are_deleted(cloud, keep):
 
 
 @pytest.mark.parametrize(
-  ("machines", "runtime"),
+  ("options", "runtime"),
   [
-    ("v4-32", "tpu-ubuntu2204-base"),
-    ("v5litepod-16", "v2-alpha-tpuv5-lite"),
-    ("v5p-8", "v2-alpha-tpuv5"),
-    ("v6e-16", "v2-alpha-tpuv6e"),
+    (["--type=v4-32"], "tpu-ubuntu2204-base"),
+    (["--type=v5litepod-16"], "v2-alpha-tpuv5-lite"),
+    (["--type=v5p-8"], "v2-alpha-tpuv5"),
+    (["--type=v6e-16"], "v2-alpha-tpuv6e"),
+    (["--type=v6e-16", "--runtime=other"], "other"),
   ],
 )
-def test_the_runtime_is_that_of_the_type(cloud, machines, runtime):
-  arguments = [*POD[:2], f"--type={machines}", "--mount=true", "--dry-run"]
-  done = pod(cloud, *arguments, "--", "--config=x")
+def test_the_runtime_is_that_of_the_type(cloud, options, runtime):
+  done = pod(cloud, *POD[:2], *options, "--mount=true", "--dry-run", "--", "--config=x")
   assert f" --runtime-version={runtime} " in done.stdout
-  done = pod(cloud, *arguments, "--runtime=other", "--", "--config=x")
-  assert " --runtime-version=other " in done.stdout
-
-
-@pytest.mark.parametrize("mount", ["touch mounted;", "touch mounted # as always"])
-def test_a_mount_is_any_command(cloud, mount):
-  done = pod(cloud, *POD, f"--mount={mount}", "--", "--config=x")
-  assert done.returncode == 0, done.stderr
-  assert (cloud / "worker" / "mounted").exists()
-
-
-@pytest.mark.parametrize("mount", ["false;", "exit 1"])
-def test_a_mount_that_fails_ends_it(cloud, mount):
-  assert pod(cloud, *POD, f"--mount={mount}", "--", "--config=x").returncode == 4
-  assert calls(cloud).count("scp") == 1
-  assert not (cloud / "worker" / "pomp" / "ran").exists()
-
-
-def test_bad_input_is_not_tried_again_and_keep_keeps(cloud):
-  (cloud / "statuses").write_text("2\n")
-  done = pod(cloud, *POD, "--keep", "--", "--config=x")
-  assert done.returncode == 2
-  assert calls(cloud).count("create") == 1
-  assert (cloud / "state").read_text() == "ACTIVE\n"
 
 
 @pytest.mark.parametrize(

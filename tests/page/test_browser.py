@@ -13,7 +13,10 @@ from tests.support.chromium import CHROMIUM, NONE
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("waitress")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NONE)
+pytestmark = [
+  pytest.mark.slow("Chromium; test_server.py has Flask's client in its place"),
+  pytest.mark.skipif(CHROMIUM is None, reason=NONE),
+]
 
 NAMES = ["<img src=x onerror=alert(1)>", "red star on navy", "teal leaf on pink"]
 

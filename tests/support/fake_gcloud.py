@@ -8,7 +8,7 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 # A queued resource is a file that holds its state; a worker is a folder, and ssh is bash.
-GCLOUD = """#!/usr/bin/env bash
+_GCLOUD = """#!/usr/bin/env bash
 echo "$*" >> "$CLOUD/calls"
 state="$CLOUD/state"
 next() { # ends with the next status in a file, if there is one
@@ -28,7 +28,7 @@ case "$3 $4" in
     [[ -e "$state" ]] || { echo "ERROR: NOT_FOUND: there is no such resource" >&2; exit 1; }
     cat "$state" ;;
   "queued-resources create")
-    echo ACTIVE > "$state"
+    cp "$CLOUD/created" "$state"
     while [[ -e "$CLOUD/slow create" ]]; do /bin/sleep 0.1; done
     [[ ! -e "$CLOUD/refused" ]] || { cat "$CLOUD/refused" >&2; exit 1; } ;;
   "queued-resources delete")
@@ -90,11 +90,12 @@ def executable(path, text):
 
 def make_cloud(folder):
   """Creates the folder: no resource, one installed worker, one run that exits with 0."""
-  executable(folder / "bin" / "gcloud", GCLOUD)
+  executable(folder / "bin" / "gcloud", _GCLOUD)
   venv = folder / "worker" / "pomp" / ".venv"
   executable(venv / "bin" / "python", _PYTHON)
   executable(venv / "bin" / "pip", '#!/usr/bin/env bash\necho "$*" >> "$CLOUD/packages"\n')
   executable(folder / "bin" / "sleep", "#!/usr/bin/env bash\n/bin/sleep 0.1\n")
+  (folder / "created").write_text("ACTIVE\n")
   (folder / "statuses").write_text("0\n")
 
 
