@@ -102,7 +102,7 @@ def test_only_300_detections_of_an_image_count_in_lvis(tmp_path, monkeypatch):
   figures = average_precision(annotations_of(value), results)
   assert_equal(figures, lvis(tmp_path, value, results, "box"))
   monkeypatch.setitem(MAX_DETECTIONS, "lvis", 10_000)
-  assert average_precision(annotations_of(value), results)["AP"] != figures["AP"]
+  assert average_precision(annotations_of(value), results)["AP"] > figures["AP"]
 
 
 @pytest.mark.parametrize("lvis", [True, False])
@@ -112,15 +112,6 @@ def test_categories_are_evaluated_some_at_a_time(monkeypatch, lvis):
   figures = average_precision(annotations_of(value), results)
   monkeypatch.setattr(box_metrics, "_CATEGORIES", 4)
   assert average_precision(annotations_of(value), results) == figures
-
-
-def test_federated_rules_matter():
-  value = random_annotations(2, lvis=True)
-  results = random_detections(value, 2)
-  figures = average_precision(annotations_of(value), results)
-  for image in value["images"]:
-    image["not_exhaustive_category_ids"] = []
-  assert average_precision(annotations_of(value), results)["AP"] != figures["AP"]
 
 
 def test_results_are_rows_that_pycocotools_reads():

@@ -1,37 +1,22 @@
-"""Class matrices: names and classes against HuggingFace's CLIP; published features."""
+"""Class matrices: names and classes, and published features."""
 
 import numpy as np
 import pytest
-import torch
 
-from pomp_jax.clip import load_clip
 from pomp_jax.config import ConfigError
-from pomp_jax.encoder import Encoder
 from pomp_jax.files.prompt_file import Prompt, PromptFileError
 from pomp_jax.inference.class_matrix import ClassMatrix, check_prompt, class_matrix, key_parts
 from pomp_jax.inference.named_prompts import NamedPrompt, only_prompt, read_prompts
 from tests.support.checks import assert_close
-from tests.support.clips import pooled, write_random_clip
 
 SYNONYMS = (("sky",), ("person", "person in shirt", "person in dress"), ("dining_table", "desk"))
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("clip")
-  model = write_random_clip(folder)
-  return model, Encoder(load_clip(str(folder)))
-
-
-def test_rows_are_the_names_under_the_text(clip):
-  model, encoder = clip
+def test_rows_are_the_names_under_the_text(encoder):
   (named,) = read_prompts(("a picture of {}!",), "segment.prompts")
   matrix = class_matrix(encoder, SYNONYMS, named)
-  texts = [f"a picture of {name.replace('_', ' ')}!" for names in SYNONYMS for name in names]
-  tokens = encoder.clip.tokenizer(texts, return_tensors="pt", padding=True)
-  with torch.no_grad():
-    expected = pooled(model.get_text_features(**tokens))
-  assert_close(matrix.features, torch.nn.functional.normalize(expected), 1e-5)
+  names = [name for names in SYNONYMS for name in names]
+  assert_close(matrix.features, encoder.class_features(names, "a picture of {}!"), 1e-6)
   assert matrix.starts.tolist() == [0, 1, 4]
 
 
@@ -49,8 +34,7 @@ def test_the_best_of_a_classs_names_counts():
   np.testing.assert_array_equal(matrix.over_names(scores), np.stack(expected, -1))
 
 
-def test_published_features_have_a_row_a_class(clip, tmp_path):
-  _, encoder = clip
+def test_published_features_have_a_row_a_class(encoder, tmp_path):
   width = encoder.clip.config.projection_dim
   features = np.random.default_rng(1).normal(size=(3, width)).astype(np.float16)
   np.save(tmp_path / "pomp.npy", features)
@@ -67,8 +51,7 @@ def test_published_features_have_a_row_a_class(clip, tmp_path):
       class_matrix(encoder, synonyms, named)
 
 
-def test_a_prompt_of_another_width_or_number_of_names_is_refused(clip):
-  _, encoder = clip
+def test_a_prompt_of_another_width_or_number_of_names_is_refused(encoder):
   width, name = encoder.clip.text_width, encoder.clip.name
   for shape in ((4, width + 1), (4, 2, width)):
     named = NamedPrompt("a.npz", Prompt(np.zeros(shape, np.float32), name, "end"))
@@ -76,7 +59,7 @@ def test_a_prompt_of_another_width_or_number_of_names_is_refused(clip):
       check_prompt(named, SYNONYMS, encoder.clip.config, name)
 
 
-def test_keys_differ_by_prompt_and_names(clip):
+def test_keys_differ_by_prompt_and_names():
   one, two = read_prompts(("a {}", "the {}"), "segment.prompts")
   parts = [key_parts(named, names) for named in (one, two) for names in (SYNONYMS, SYNONYMS[:2])]
   assert len({str(part) for part in parts}) == 4

@@ -1,4 +1,4 @@
-"""Evaluation in batches over eight devices against all scores at once, in NumPy's float64."""
+"""Evaluation in batches against all scores at once, in NumPy's float64."""
 
 import dataclasses
 import logging
@@ -6,8 +6,6 @@ import logging
 import numpy as np
 from PIL import Image
 import pytest
-import scipy.special
-from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.loader import CorruptDataError
@@ -15,9 +13,10 @@ from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.encoder import Encoder
 from pomp_jax.inference.evaluate import evaluate, split_features, tally
-from pomp_jax.inference.metrics import EvaluationError, Hierarchy
+from pomp_jax.inference.metrics import EvaluationError, Hierarchy, Tally
+from tests.inference.test_metrics import answers
 
-IMAGES, CLASSES, N_BINS = 83, 200, 15
+IMAGES, CLASSES = 83, 200
 # Unreadable of 21 stored images; the last one pads the last batch.
 STORED, BAD = 21, [0, 7, 20]
 GOOD = np.setdiff1d(np.arange(STORED), BAD)
@@ -66,23 +65,16 @@ def test_figures_equal_all_scores_at_once(encoder, case, batch_size):
   source.read[:] = 0
   tallies = tally(encoder, source, features, batch_size=batch_size)
   # Each image once, and the last one again as padding.
-  size = 8 * -(-min(batch_size, IMAGES) // 8)
+  size = min(batch_size, IMAGES)
   assert source.read[:-1].tolist() == [1] * (IMAGES - 1)
   assert source.read.sum() == size * -(-IMAGES // size)
   assert list(tallies) == list(features)
   for prompt, one in tallies.items():
-    figures, scores = one.figures(), cosines[prompt]
-    for k in (1, 5):
-      expected = top_k_accuracy_score(source.labels, scores, k=k, labels=np.arange(CLASSES))
-      assert figures[f"top{k}"] == pytest.approx(expected)
-    answers = np.argmax(scores, axis=-1)
-    assert figures["macro_top1"] == pytest.approx(balanced_accuracy_score(source.labels, answers))
-    confidence = scipy.special.softmax(encoder.clip.logit_scale * scores, axis=-1).max(-1)
-    right = answers == source.labels
-    bins = [np.ceil(confidence * N_BINS) == s + 1 for s in range(N_BINS)]
-    ece = sum(abs(right[b].sum() - confidence[b].sum()) for b in bins) / IMAGES
-    assert figures["ece"] == pytest.approx(ece, abs=1e-5)
-    assert figures["images"] == IMAGES
+    expected = Tally(CLASSES)
+    logits = encoder.clip.logit_scale * cosines[prompt]
+    expected.add(source.labels, answers(source.labels, logits))
+    for name in ("images", "top1", "top5", "macro_top1", "ece", "mean_confidence"):
+      assert one.figures()[name] == pytest.approx(expected.figures()[name], abs=1e-5), name
   assert 0.4 < tallies["one"].figures()["top1"] < 0.9
 
 
@@ -91,9 +83,9 @@ def test_errors_are_the_nearest_wrong_classes(encoder, case):
   tree = load_tree()
   nodes = tree.nodes(load_class_list("imagenet_a").synsets)
   figures = tally(encoder, source, features, hierarchy=Hierarchy(tree, nodes))["one"].figures()
-  answers = np.argmax(cosines["one"], axis=-1)
-  wrong = answers != source.labels
-  distance = tree.path_distance(nodes[answers[wrong]], nodes[source.labels[wrong]])
+  found = np.argmax(cosines["one"], axis=-1)
+  wrong = found != source.labels
+  distance = tree.path_distance(nodes[found[wrong]], nodes[source.labels[wrong]])
   assert figures["errors"]["images"] == wrong.sum()
   assert figures["errors"]["mean_distance"] == pytest.approx(distance.mean())
 
@@ -152,7 +144,7 @@ def text(encoder):
   return {"a": unit(np.random.default_rng(1).normal(size=size))}
 
 
-def test_unreadable_images_are_dropped_from_a_split(encoder, stored, caplog):
+def test_unreadable_images_are_dropped(encoder, stored, text, caplog):
   caplog.set_level(logging.WARNING)
   found = split_features(encoder, stored, max_corrupt=0.2)
   expected = split_features(encoder, stored.subset(GOOD))
@@ -162,18 +154,16 @@ def test_unreadable_images_are_dropped_from_a_split(encoder, stored, caplog):
   (record,) = caplog.records
   assert "3 of 21" in record.getMessage()
   assert "/0.png" in record.getMessage()
-
-
-@pytest.mark.parametrize("batch_size", [8, 512])
-def test_unreadable_images_are_dropped_from_a_tally(encoder, stored, text, batch_size, caplog):
-  caplog.set_level(logging.WARNING)
-  found = tally(encoder, stored, text, batch_size=batch_size, max_corrupt=0.2)["a"]
-  expected = tally(encoder, stored.subset(GOOD), text)["a"]
-  assert found.figures()["images"] == len(GOOD)
-  assert found.figures()["top1"] == expected.figures()["top1"]
-  assert found.figures()["mean_confidence"] == pytest.approx(expected.figures()["mean_confidence"])
-  np.testing.assert_array_equal(found.per_class()[0], np.bincount(stored.labels[GOOD], minlength=4))
-  assert len(caplog.records) == 1
+  expected = tally(encoder, stored.subset(GOOD), text)["a"].figures()
+  for batch_size in (8, 512):
+    caplog.clear()
+    found = tally(encoder, stored, text, batch_size=batch_size, max_corrupt=0.2)["a"]
+    figures = found.figures()
+    assert figures["images"] == len(GOOD) and figures["top1"] == expected["top1"]
+    assert figures["mean_confidence"] == pytest.approx(expected["mean_confidence"])
+    of_classes = np.bincount(stored.labels[GOOD], minlength=4)
+    np.testing.assert_array_equal(found.per_class()[0], of_classes)
+    assert len(caplog.records) == 1
 
 
 def test_max_corrupt_bounds_an_evaluation(encoder, stored, text):

@@ -1,7 +1,5 @@
 """Regions of a network against the network itself, image by image."""
 
-import dataclasses
-
 from faster_coco_eval.core import mask as mask_api
 import jax
 import jax.numpy as jnp
@@ -17,29 +15,32 @@ from pomp_jax.inference.proposals import (
   mask_boxes,
   mask_quality,
 )
-from pomp_jax.masks.model import VARIANTS, MaskFormer, class_logits, normalized_pixels
-from pomp_jax.masks.step import MaskLearner
+from pomp_jax.masks.model import MaskFormer, class_logits, normalized_pixels
 from pomp_jax.masks.weights import MaskFormerFile
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.regions.boxes import boxes_of_masks
 from tests.support.checks import assert_close
+from tests.support.mask_params import TINY, random_params
 
 RNG = np.random.default_rng(0)
-SIZES = dataclasses.replace(VARIANTS["small"], embedding=16)
-CLASSES = RNG.standard_normal((3, 16), np.float32)
+CLASSES = RNG.standard_normal((3, TINY.embedding), np.float32)
 IMAGES = [RNG.integers(0, 256, (*shape, 3), np.uint8) for shape in ((40, 56), (30, 64), (40, 56))]
 
 
 @pytest.fixture(scope="module")
 def network():
-  params = MaskLearner(MaskFormer(SIZES)).init(jax.random.key(0))
-  return MaskFormerFile(SIZES, jax.device_get(params), ("a", "b", "c"))
+  return MaskFormerFile(TINY, random_params(), ("a", "b", "c"))
+
+
+@jax.jit
+def output_of(params, pixels):
+  return MaskFormer(TINY).apply({"params": params}, pixels)
 
 
 def expected_of(network, image, classes):
   """Probabilities of the masks at stride 4, embeddings, and objectness."""
   pixels = normalized_pixels(image[None])
-  output = MaskFormer(SIZES).apply({"params": network.params}, pixels)
+  output = output_of(network.params, pixels)
   height, width = image.shape[:2]
   logits = output.masks_JxBxQxhxw[-1, 0, :, : height // 4, : width // 4]
   p, embeddings = np.asarray(jax.nn.sigmoid(logits)), output.embeddings_JxBxQxE[-1, 0]
@@ -74,7 +75,7 @@ def test_regions_are_the_networks_masks_and_embeddings(network, classes):
 
 def test_another_size_in_the_network(network):
   (regions,) = Proposer(network, make_mesh(), None, size=64).regions(IMAGES[:1])
-  assert regions.masks.shape == (12, 16, 22)
+  assert regions.masks.shape == (5, 16, 22)
   assert regions.boxes[:, [0, 2]].max() <= 56 and regions.boxes[:, [1, 3]].max() <= 40
 
 
@@ -97,7 +98,7 @@ def test_masks_at_full_size_are_those_of_interpolated_logits(network):
   """As ZSSeg: the padded logits are enlarged, cut to the image, then squashed."""
   image = IMAGES[0][:37, :50]
   (regions,) = Proposer(network, make_mesh(), None, stride=1).regions([image])
-  output = MaskFormer(SIZES).apply({"params": network.params}, normalized_pixels(image[None]))
+  output = output_of(network.params, normalized_pixels(image[None]))
   logits = torch.tensor(np.asarray(output.masks_JxBxQxhxw[-1]))
   whole = torch.nn.functional.interpolate(logits, scale_factor=4, mode="bilinear")
   expected = whole[0, :, :37, :50].sigmoid().numpy()
@@ -110,8 +111,8 @@ def test_masks_at_full_size_are_those_of_interpolated_logits(network):
 def test_boxes_of_masks_finer_than_the_image_are_those_of_their_grid():
   masks = np.zeros((2, 8, 12), np.uint8)
   masks[0, 2:5, 3:9] = 200
-  assert mask_boxes(masks, 4, 6, 0.5).tolist() == [[1.5, 1.0, 4.5, 2.5], [0.0] * 4]
-  assert not mask_boxes(masks, 4, 6, 0.8).any()
+  assert mask_boxes(masks, 4, 4, 0.5).tolist() == [[1.0, 1.0, 3.0, 2.5], [0.0] * 4]
+  assert not mask_boxes(masks, 4, 4, 0.8).any()
 
 
 def test_another_stride_is_refused(network):
@@ -121,7 +122,7 @@ def test_another_stride_is_refused(network):
 
 def test_the_header_names_what_the_embeddings_are_compared_with(network):
   header = header_of(network, "a/clip")
-  assert (header.stages, header.width, header.activation, header.scale) == (1, 16, "softmax", 100)
+  assert (header.stages, header.width, header.activation, header.scale) == (1, 12, "softmax", 100)
   np.testing.assert_allclose(header.null, network.params["non_object"][0])
   assert header.trained_classes == ("a", "b", "c")
 

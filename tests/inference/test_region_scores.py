@@ -38,7 +38,13 @@ def _highest(scores):
   return torch.stack([scores[:, a:b].amax(1) for a, b in zip(STARTS, ends, strict=True)], 1)
 
 
-def test_scores_are_zssegs(parts):
+@pytest.mark.parametrize(
+  ("fusion", "trained", "weight"),
+  [("zsseg_coco_stuff", TRAINED, 0.2), ("zsseg_ade20k", ~TRAINED, 0.5)]
+  + [("pomp_pascal_context", np.zeros(4, bool), 0.8)],
+)
+def test_scores_are_zssegs(parts, fusion, trained, weight):
+  """`semantic_inference` for classes with several names, in terms of CLIP's weight."""
   regions, header, clip, matrix = parts
   text = torch.tensor(matrix.features).double()
   rows = torch.nn.functional.normalize(torch.tensor(regions.embeddings[:, 0]).double(), dim=1)
@@ -46,9 +52,9 @@ def test_scores_are_zssegs(parts):
   net = _highest((10 * rows @ torch.cat([text, null[None]]).T).softmax(1)[:, :-1])
   of_clip = _highest((20 * torch.tensor(clip).double() @ text.T).softmax(1))
   of_clip[3] = 1
-  exponents = torch.where(torch.tensor(TRAINED), 0.2, 0.8)
+  exponents = torch.where(torch.tensor(trained), weight, 1 - weight)
   expected = net ** (1 - exponents) * of_clip**exponents
-  settings = {"logit_scale": 20.0, "fusion": FUSIONS["zsseg_coco_stuff"], "trained_C": TRAINED}
+  settings = {"logit_scale": 20.0, "fusion": FUSIONS[fusion], "trained_C": trained}
   found = region_scores(regions, header, clip, matrix, **settings)
   assert_close(found, expected, 1e-5)
   found = region_scores(regions, header, clip, matrix, **settings, objectness=True)
