@@ -7,6 +7,9 @@ import jax
 import pytest
 
 from pomp_jax import inputs
+from tests.support.region_jobs import write_region_set
+from tests.support.shared_runs import Shared
+from tests.support.small_clip import write_fewer_layers
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,9 +21,7 @@ def encoders_opened_once() -> Iterator[None]:
     model = pathlib.Path(config.clip.model)
     files = model.rglob("*") if model.is_dir() else [model] if model.is_file() else []
     weights = sorted((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    key = repr(
-      (config.clip, config.mesh, config.eval.cache, jax.device_count(), mesh, weights)
-    )
+    key = repr((config.clip, config.mesh, config.eval.cache, jax.device_count(), mesh, weights))
     if key not in encoders:
       encoders[key] = opened(config, mesh)
     return encoders[key]
@@ -28,3 +29,16 @@ def encoders_opened_once() -> Iterator[None]:
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(inputs, "open_encoder", open_once)
     yield
+
+
+@pytest.fixture(scope="session")
+def region_set(shared: Shared) -> pathlib.Path:
+  """The folder of `region_jobs.write_region_set`."""
+  return shared("region_set", write_region_set)
+
+
+@pytest.fixture(scope="session")
+def one_layer(shared: Shared) -> str:
+  """Path of the world's CLIP with one layer, the cheapest to train with."""
+  folder = shared("one_layer", lambda folder: write_fewer_layers(folder / "clip", 1))
+  return str(folder / "clip")
