@@ -36,14 +36,16 @@ from tests.support.checks import assert_close
 from tests.support.clips import pooled
 from tests.support.small_run import settings
 
+pytestmark = pytest.mark.mesh
+
 N_LAYERS = 3
 
 
 def learner_of(tiny, name):
   """Returns a learner without a token budget."""
-  tower = text_tower("shared", tiny.clip.config.text_config)
-  vision = prompted_image_tower(tiny.clip, chunk=1 if name == "vpt_deep" else 0)
-  width, vision_width = tiny.clip.text_width, tiny.clip.config.vision_config.hidden_size
+  tower = text_tower("shared", tiny.world.clip.config.text_config)
+  vision = prompted_image_tower(tiny.world.clip, chunk=1 if name == "vpt_deep" else 0)
+  width, vision_width = tiny.world.clip.text_width, tiny.world.clip.config.vision_config.hidden_size
   return {
     "cocoop": lambda: CoCoOpLearner(PromptContext(3, width, "middle"), tower, 24),
     "vpt_shallow": lambda: VPTLearner(vision, vision_width, 4, depth=1),
@@ -92,25 +94,24 @@ def tokens_put_in(first, layers, tokens, place):
 
 def torch_image_features(tiny, tokens):
   """Returns f(x) of all images with tokens [J,V,D] after the patches."""
-  vision = tiny.model.vision_model
+  vision = tiny.world.model.vision_model
   behind = slice(-tokens.shape[1], None)
   with tokens_put_in(vision.pre_layrnorm, vision.encoder.layers, tokens, behind):
-    return pooled(tiny.model.get_image_features(tiny.pixels))
+    return tiny.world.image_features(tiny.images)
 
 
 def torch_class_features(tiny, context, position="end", deep=()):
   """Returns g(t_c) of all classes, with MaPLe's deeper vectors in place of the context."""
-  layers = tiny.model.text_model.encoder.layers
+  layers = tiny.world.model.text_model.encoder.layers
   tokens = [None, *deep]
   with tokens_put_in(None, layers, tokens, slice(1, 1 + len(context))):
-    n_classes = len(tiny.frozen.tokens.lengths)
-    return torch.stack([tiny.class_feature(c, context, position) for c in range(n_classes)])
+    return tiny.world.class_features(context, position)
 
 
 def torch_logits(tiny, learner, params):
   """Computes the logits of a method in torch."""
   if isinstance(learner, CoCoOpLearner):
-    images = functional.normalize(pooled(tiny.model.get_image_features(tiny.pixels)))
+    images = functional.normalize(tiny.world.image_features(tiny.images))
     net = params["meta_net"]
     hidden = torch.relu(images @ net["hidden"]["kernel"] + net["hidden"]["bias"])
     shifts = hidden @ net["shift"]["kernel"] + net["shift"]["bias"]
@@ -118,7 +119,7 @@ def torch_logits(tiny, learner, params):
     for image, shift in zip(images, shifts, strict=True):
       classes = torch_class_features(tiny, params["context"] + shift, "middle")
       rows.append(functional.normalize(classes) @ image)
-    return tiny.scale * torch.stack(rows)
+    return tiny.world.scale * torch.stack(rows)
   if isinstance(learner, MaPLeLearner):
     text = torch.cat([params["context"][None], params["deep"]])
     coupling = params["coupling"]
@@ -128,7 +129,7 @@ def torch_logits(tiny, learner, params):
   else:
     images = torch_image_features(tiny, params["visual"])
     classes = torch.tensor(np.asarray(tiny.frozen.classes), dtype=torch.float64)
-  return tiny.scale * functional.normalize(images) @ functional.normalize(classes).T
+  return tiny.world.scale * functional.normalize(images) @ functional.normalize(classes).T
 
 
 def to_torch(tree):
@@ -145,9 +146,9 @@ def test_loss_and_gradients_equal_torch(tiny, name):
   step = make_train_step(
     mesh=mesh,
     learner=learner,
-    image_tower=None if isinstance(learner, ImageLearner) else image_tower(tiny.clip),
+    image_tower=None if isinstance(learner, ImageLearner) else image_tower(tiny.world.clip),
     optimizer=optimizer,
-    settings=ContrastSettings(n_classes, n_classes, "log", tiny.clip.logit_scale),
+    settings=ContrastSettings(n_classes, n_classes, "log", tiny.world.clip.logit_scale),
     accumulate=2,
   )
   state = replicate(create_state(learner, optimizer, seed=3), mesh)
@@ -183,8 +184,8 @@ def test_accuracy_equals_that_of_torchs_logits(tiny, name, monkeypatch):
   params = learner.init(jax.random.key(5))
   with torch.no_grad():
     logits = torch_logits(tiny, learner, to_torch(params))
-    features = functional.normalize(pooled(tiny.model.get_image_features(tiny.pixels))).numpy()
-  encoder = Encoder(tiny.clip, mesh=make_mesh(devices=jax.devices()[:1]))
+    features = functional.normalize(tiny.world.image_features(tiny.images)).numpy()
+  encoder = Encoder(tiny.world.clip, mesh=make_mesh(devices=jax.devices()[:1]))
   names = tuple(f"class {c}" for c in range(logits.shape[1]))
   # Right for five of the eight by torch.
   labels = logits.argmax(dim=1).numpy().astype(np.int32)
@@ -220,8 +221,8 @@ class Noise:
 
 def test_cocoop_without_its_net_is_the_plain_context(tiny):
   module, tower = (
-    PromptContext(3, tiny.clip.text_width),
-    text_tower("shared", tiny.clip.config.text_config),
+    PromptContext(3, tiny.world.clip.text_width),
+    text_tower("shared", tiny.world.clip.config.text_config),
   )
   cocoop, plain = CoCoOpLearner(module, tower, 24, 30), ContextLearner(module, tower, 30)
   params = cocoop.init(jax.random.key(0))
@@ -253,34 +254,34 @@ def test_initial_maple_equals_the_hand_written_sentence(tiny):
   config = settings(
     **{"method": "maple", "prompt.m": 2, "prompt.init": sentence, "negatives": "all"}
   )
-  encoder = Encoder(tiny.clip, mesh=make_mesh(devices=jax.devices()[:1]))
-  ids_M, fixed_F = initial_words(config, tiny.clip)
-  whole = tiny.clip.tokenizer(f"{sentence} cat.")["input_ids"][1:]
+  encoder = Encoder(tiny.world.clip, mesh=make_mesh(devices=jax.devices()[:1]))
+  ids_M, fixed_F = initial_words(config, tiny.world.clip)
+  whole = tiny.world.clip.tokenizer(f"{sentence} cat.")["input_ids"][1:]
   frozen = frozen_arrays(config, encoder, names)
   own = np.asarray(frozen.tokens.ids[0])
   assert [*ids_M, *own[: frozen.tokens.lengths[0]]] == whole
   assert len(fixed_F) == 2
 
-  start = np.asarray(token_embeddings(tiny.clip.params, ids_M))
-  module = PromptContext(2, tiny.clip.text_width, init_value=start)
+  start = np.asarray(token_embeddings(tiny.world.clip.params, ids_M))
+  module = PromptContext(2, tiny.world.clip.text_width, init_value=start)
   learner = make_learner(config, encoder, module, encoder.text_tower(), None)
   params = learner.init(jax.random.key(0))
   text_features = jax.jit(learner.text_features)
   found = text_features(params, frozen, jnp.arange(3), jnp.zeros((0, 1))).features
   # HuggingFace's own mask knows no float64.
-  model = copy.deepcopy(tiny.model).float()
+  model = copy.deepcopy(tiny.world.model).float()
   for name, feature in zip(names, found, strict=True):
     text = f"{sentence} {name.replace('_', ' ')}."
-    ids = torch.tensor([tiny.clip.tokenizer(text)["input_ids"]])
+    ids = torch.tensor([tiny.world.clip.tokenizer(text)["input_ids"]])
     with torch.no_grad():
       assert_close(feature, pooled(model.get_text_features(ids))[0].numpy(), 2e-5)
 
   config = config.replace({"method": "pomp"})
   with pytest.raises(ConfigError, match=r"prompt\.init: .*4"):
-    initial_words(config, tiny.clip)
+    initial_words(config, tiny.world.clip)
   config = config.replace({"method": "maple", "prompt.m": 5})
   with pytest.raises(ConfigError, match=r"prompt\.init: .*4"):
-    initial_words(config, tiny.clip)
+    initial_words(config, tiny.world.clip)
 
 
 def test_a_frozen_image_tower_beside_a_learned_one_is_refused(tiny):
@@ -288,7 +289,7 @@ def test_a_frozen_image_tower_beside_a_learned_one_is_refused(tiny):
     make_train_step(
       mesh=make_mesh(),
       learner=learner_of(tiny, "vpt_deep"),
-      image_tower=image_tower(tiny.clip),
+      image_tower=image_tower(tiny.world.clip),
       optimizer=sgd(lambda step: 1.0, 0.0, 0.0),
       settings=ContrastSettings(5, 10, "log", 1.0),
     )

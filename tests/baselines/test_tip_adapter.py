@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from pomp_jax.baselines.tip_adapter import TipAdapter, cross_entropy, mean_keys, tune
+from pomp_jax.baselines.tip_adapter import TipAdapter, _grid, cross_entropy, mean_keys, tune
 from tests.support.checks import assert_close
+from tests.support.oracles import unit
 
 N_CLASSES, WIDTH, SCALE = 5, 8, 20.0
 
 
-def unit(rng, n):
+def unit_rows(rng, n):
   """Random unit rows."""
-  rows = rng.standard_normal((n, WIDTH))
-  return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+  return unit(rng.standard_normal((n, WIDTH))).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +26,16 @@ def adapter():
   """Twelve keys in no order; class 3 has none."""
   rng = np.random.default_rng(0)
   labels = np.array([2, 0, 1, 4, 0, 0, 2, 1, 4, 2, 0, 1])
-  return TipAdapter(unit(rng, 12), labels, unit(rng, N_CLASSES), SCALE, alpha=1.7, beta=3.0)
+  return TipAdapter(
+    unit_rows(rng, 12), labels, unit_rows(rng, N_CLASSES), SCALE, alpha=1.7, beta=3.0
+  )
 
 
 @pytest.fixture(scope="module")
 def images():
   """Forty unit features and labels."""
   rng = np.random.default_rng(1)
-  return unit(rng, 40), rng.integers(0, N_CLASSES, 40)
+  return unit_rows(rng, 40), rng.integers(0, N_CLASSES, 40)
 
 
 def plain_scores(adapter, features, alpha, beta):
@@ -67,6 +69,10 @@ def test_the_search_finds_the_first_best_of_the_grid(adapter, images):
   assert expected != (betas[0], alphas[0])
 
 
+def test_the_grid_has_equal_steps_from_a_tenth_and_leaves_out_its_end():
+  np.testing.assert_allclose(_grid(7.0, 3), [0.1, 2.4, 4.7])
+
+
 def test_keys_are_the_mean_over_views_before_it_is_normalised():
   """The published cache in torch: the mean over all passes, normalised."""
   rng = np.random.default_rng(4)
@@ -85,7 +91,7 @@ def test_tuning_is_torchs_adamw_with_a_cosine_over_steps(adapter):
   """With new features in every epoch, and a smaller last batch."""
   rng = np.random.default_rng(2)
   n_epochs, rate, batch_size, seed = 3, 0.01, 16, 7
-  epochs = [unit(rng, 40) for _ in range(n_epochs)]
+  epochs = [unit_rows(rng, 40) for _ in range(n_epochs)]
   labels = rng.integers(0, N_CLASSES, 40)
   alpha, beta = adapter.alpha, adapter.beta
   keys = torch.tensor(adapter.keys.T.astype(np.float64), requires_grad=True)

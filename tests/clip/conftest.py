@@ -1,7 +1,7 @@
 """Two random CLIPs that between them have both activations and both rules for EOT."""
 
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -9,18 +9,16 @@ from transformers import CLIPModel
 
 from pomp_jax.clip import Clip, load_clip
 from tests.support.clips import pooled, write_random_clip
-from tests.support.flax_clip import HAS_FLAX_CLIP, flax_clip
 
 # A word with an id above EOT's: the two rules read it at different positions.
 WORD_ABOVE_EOT = "zebra"
 
 
 class Stored(NamedTuple):
-  """One CLIP three times: HuggingFace's in torch and in Flax (until transformers 5), and ours."""
+  """One CLIP twice: HuggingFace's in torch, and ours."""
 
   folder: pathlib.Path
   torch_model: CLIPModel
-  flax_model: tuple[Any, dict] | None  # with its parameters
   clip: Clip
 
   def padded(self, texts):
@@ -35,31 +33,15 @@ class Stored(NamedTuple):
     with torch.no_grad():
       return pooled(self.torch_model.get_text_features(torch.as_tensor(ids), mask)).numpy()
 
-  def flax_text_features(self, ids, mask=None):
-    """HuggingFace's Flax `get_text_features`; skips the test under transformers 5."""
-    flax_clip()
-    model, params = self.flax_model
-    return model.get_text_features(ids, mask, params=params)
-
   def torch_image_features(self, pixels):
     """HuggingFace's torch `get_image_features`."""
     with torch.no_grad():
       return pooled(self.torch_model.get_image_features(torch.as_tensor(pixels))).numpy()
 
-  def flax_image_features(self, pixels):
-    """HuggingFace's Flax `get_image_features`; skips the test under transformers 5."""
-    flax_clip()
-    model, params = self.flax_model
-    return model.get_image_features(pixels, params=params)
-
 
 def _stored(folder, **settings):
   model = write_random_clip(folder, extra_tokens=(WORD_ABOVE_EOT,), **settings)
-  flax_model = None
-  if HAS_FLAX_CLIP:
-    # Without an initialisation, which would compile for ten seconds and be thrown away.
-    flax_model = flax_clip().FlaxCLIPModel.from_pretrained(folder, _do_init=False)
-  return Stored(folder, model, flax_model, load_clip(str(folder)))
+  return Stored(folder, model, load_clip(str(folder)))
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """CLIP's tokenizer against open_clip's, token for token, and its files."""
 
 import gzip
-import json
 import pathlib
 import shutil
 
@@ -100,58 +99,32 @@ def test_huggingfaces_tokenizer_and_its_files_give_the_same(ours, tmp_path):
   assert ours.convert_ids_to_tokens(every) == huggingface.convert_ids_to_tokens(every)
 
 
-@pytest.fixture
-def merges(tmp_path):
-  (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(MERGES) + "\n")
-  return tmp_path
-
-
-def _error(folder, n_tokens=524):
-  with pytest.raises(ClipError) as error:
-    read_bpe(_find(folder), n_tokens, "some/clip")
-  message = str(error.value)
-  assert "\n" not in message
-  return message
-
-
-def test_no_tokenizer_names_the_files_accepted(tmp_path):
-  message = _error(tmp_path)
-  assert message.endswith(ACCEPTED_FILES)
-
-
-def test_files_of_another_vocabulary(merges):
-  assert "merges.txt: 10 merges make 524 tokens, expected 600" in _error(merges, 600)
-  (merges / "vocab.json").write_text(json.dumps({"a": 0}))
-  assert "vocab.json: 1 tokens" in _error(merges)
-  (merges / "vocab.json").write_text("{")
-  assert "vocab.json: not a vocabulary" in _error(merges)
+GOOD, ZIP = ("\n".join(["#version: 0.2", *MERGES, ""])).encode(), ZIPPED.read_bytes()
 
 
 @pytest.mark.parametrize(
-  "lines, found",
+  "files, n_tokens, found",
   [
-    ("t h\nth e</w> x\n", "is no pair"),
-    ("t h\nqu een</w>\n", "`qu`"),
-    ("\0\n", "is no pair"),
+    ({}, 524, ACCEPTED_FILES),
+    ({"merges.txt": GOOD}, 600, "merges.txt: 10 merges make 524 tokens, expected 600"),
+    ({"merges.txt": GOOD, "vocab.json": b'{"a": 0}'}, 524, "vocab.json: 1 tokens"),
+    ({"merges.txt": GOOD, "vocab.json": b"{"}, 524, "vocab.json: not a vocabulary"),
+    ({"merges.txt": b"#version: 0.2\nt h\nth e</w> x\n"}, 524, "is no pair"),
+    ({"merges.txt": b"#version: 0.2\nt h\nqu een</w>\n"}, 524, "`qu`"),
+    ({"merges.txt": b"#version: 0.2\n\0\n"}, 524, "is no pair"),
+    *(({ZIPPED.name: ZIP[: len(ZIP) // part]}, 49_408, "") for part in (len(ZIP), 1000, 2)),
+    ({ZIPPED.name: b""}, 49_408, ""),
+    ({ZIPPED.name: b"#version\nt h\n"}, 524, "not the merges"),
+    ({ZIPPED.name: gzip.compress(b"\n\xff\xfe\n")}, 524, "not the merges"),
   ],
 )
-def test_damaged_merges(tmp_path, lines, found):
-  (tmp_path / "merges.txt").write_text("#version: 0.2\n" + lines)
-  assert found in _error(tmp_path)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5])
-def test_truncated_merges(tmp_path, share):
-  content = ZIPPED.read_bytes()
-  (tmp_path / ZIPPED.name).write_bytes(content[: int(share * len(content))])
-  _error(tmp_path, 49_408)
-
-
-def test_merges_that_are_no_gzip_or_no_text(tmp_path):
-  (tmp_path / ZIPPED.name).write_bytes(b"#version\nt h\n")
-  assert "not the merges" in _error(tmp_path)
-  (tmp_path / ZIPPED.name).write_bytes(gzip.compress(b"\n\xff\xfe\n"))
-  assert "not the merges" in _error(tmp_path)
+def test_damaged_and_other_files(tmp_path, files, n_tokens, found):
+  for name, content in files.items():
+    (tmp_path / name).write_bytes(content)
+  with pytest.raises(ClipError) as error:
+    read_bpe(_find(tmp_path), n_tokens, "some/clip")
+  assert "\n" not in str(error.value)
+  assert found in str(error.value)
 
 
 def test_merges_apply_in_their_order():

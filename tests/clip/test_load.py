@@ -15,6 +15,8 @@ from pomp_jax.clip import ClipError, load_clip
 from pomp_jax.clip.load import read_clip_config
 from tests.support.clips import error_of
 
+WEIGHTS = "flax_model.msgpack"
+
 
 @pytest.fixture
 def folder(small, tmp_path):
@@ -23,26 +25,57 @@ def folder(small, tmp_path):
   return tmp_path / "clip"
 
 
-def _refusal(source) -> str:
-  return error_of(source, [load_clip])
+# Each damages the CLIP in a folder.
 
 
-def _change_config(folder, **settings):
-  config = json.loads((folder / "config.json").read_text())
-  for key, value in settings.items():
-    part, _, field = key.partition("__")
-    config[part] = {**config[part], field: value} if field else value
-  (folder / "config.json").write_text(json.dumps(config))
+def _config(**settings):
+  def damage(folder):
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in settings.items():
+      part, _, field = key.partition("__")
+      config[part] = {**config[part], field: value} if field else value
+    (folder / "config.json").write_text(json.dumps(config))
+
+  return damage
 
 
-def _change_weights(folder, change):
-  file = folder / "flax_model.msgpack"
-  weights = serialization.msgpack_restore(file.read_bytes())
-  file.write_bytes(serialization.msgpack_serialize(change(weights)))
+def _weights(change):
+  def damage(folder):
+    file = folder / WEIGHTS
+    weights = serialization.msgpack_restore(file.read_bytes())
+    file.write_bytes(serialization.msgpack_serialize(change(weights)))
+
+  return damage
+
+
+def _narrow_projection(weights):
+  weights["visual_projection"]["kernel"] = weights["visual_projection"]["kernel"][:, :-1]
+  return weights
+
+
+def _text(name, text):
+  return lambda folder: (folder / name).write_text(text)
+
+
+def _truncated(share):
+  def damage(folder):
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(content[: int(share * len(content))])
+
+  return damage
+
+
+def _only(*names):
+  def damage(folder):
+    for file in folder.iterdir():
+      if file.name not in names:
+        file.unlink()
+
+  return damage
 
 
 def test_weights_are_huggingfaces_tree_in_float32_on_the_host(small):
-  file = small.folder / "flax_model.msgpack"
+  file = small.folder / WEIGHTS
   expected = serialization.msgpack_restore(file.read_bytes())
   assert jax.tree.structure(small.clip.params) == jax.tree.structure(expected)
   for found, leaf in zip(
@@ -87,8 +120,8 @@ def test_facts_about_the_checkpoint(small):
 
 
 def test_weights_stored_in_float16_become_float32(small, folder):
-  _change_weights(folder, lambda tree: jax.tree.map(lambda leaf: leaf.astype(np.float16), tree))
-  _change_config(folder, dtype="float16")
+  _weights(lambda tree: jax.tree.map(lambda leaf: leaf.astype(np.float16), tree))(folder)
+  _config(dtype="float16")(folder)
   loaded = load_clip(str(folder))
   for found, exact in zip(
     jax.tree.leaves(loaded.params), jax.tree.leaves(small.clip.params), strict=True
@@ -97,76 +130,32 @@ def test_weights_stored_in_float16_become_float32(small, folder):
     np.testing.assert_array_equal(found, exact.astype(np.float16).astype(np.float32))
 
 
-def test_a_missing_folder(tmp_path):
-  _refusal(tmp_path / "nowhere")
+@pytest.mark.parametrize(
+  "damage, found",
+  [
+    (shutil.rmtree, "no such file or folder"),
+    (_only(), "no CLIP's weights there"),
+    (_config(model_type="bert"), "'bert'"),
+    *((_text("config.json", text), "config.json") for text in ("", "{", "[]", "null")),
+    *((_truncated(share), WEIGHTS) for share in (0, 0.001, 0.3, 0.999)),
+    (lambda folder: (folder / WEIGHTS).write_bytes(b"\xc1 not msgpack" * 50), WEIGHTS),
+    (lambda folder: (folder / WEIGHTS).unlink(), "no CLIP's weights there"),
+    (_config(text_config__hidden_size=64), "shape"),
+    (_weights(_narrow_projection), "shape"),
+    (_weights(lambda tree: {k: v for k, v in tree.items() if k != "logit_scale"}), "logit_scale"),
+    (_only("config.json", WEIGHTS), "tokenizer"),
+    *(
+      (_text("preprocessor_config.json", text), "preprocessor_config.json")
+      for text in ("{", "[]", '{"image_mean": [0.5]}', '{"image_std": "wide"}')
+    ),
+  ],
+)
+def test_damaged_folders(folder, damage, found):
+  damage(folder)
+  assert found in error_of(folder, [load_clip])
 
 
-def test_a_hub_id_that_is_not_there():
-  _refusal("no-such-owner/no-such-clip")
-
-
-def test_an_empty_folder(tmp_path):
-  _refusal(tmp_path)
-
-
-def test_a_model_that_is_not_a_clip(folder):
-  _change_config(folder, model_type="bert")
-  assert "'bert'" in _refusal(folder)
+def test_a_model_that_is_not_a_clip_is_known_by_its_config(folder):
+  _config(model_type="bert")(folder)
   with pytest.raises(ClipError, match="'bert'"):
     read_clip_config(str(folder))
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
-def test_a_config_that_is_not_one(folder, text):
-  (folder / "config.json").write_text(text)
-  _refusal(folder)
-
-
-@pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.999])
-def test_truncated_weights(folder, share):
-  file = folder / "flax_model.msgpack"
-  content = file.read_bytes()
-  file.write_bytes(content[: int(share * len(content))])
-  _refusal(folder)
-
-
-def test_weights_that_are_not_msgpack(folder):
-  (folder / "flax_model.msgpack").write_bytes(b"\xc1 not msgpack" * 50)
-  _refusal(folder)
-
-
-def test_no_weights(folder):
-  (folder / "flax_model.msgpack").unlink()
-  _refusal(folder)
-
-
-def test_weights_of_another_shape(folder):
-  _change_config(folder, text_config__hidden_size=64)
-  assert "shape" in _refusal(folder)
-
-
-def test_weights_of_another_shape_in_the_file(folder):
-  def cut(weights):
-    weights["visual_projection"]["kernel"] = weights["visual_projection"]["kernel"][:, :-1]
-    return weights
-
-  _change_weights(folder, cut)
-  assert "shape" in _refusal(folder)
-
-
-def test_weights_with_a_part_missing(folder):
-  _change_weights(folder, lambda weights: {k: v for k, v in weights.items() if k != "logit_scale"})
-  _refusal(folder)
-
-
-def test_no_tokenizer(folder):
-  for file in folder.iterdir():
-    if file.name not in ("config.json", "flax_model.msgpack"):
-      file.unlink()
-  _refusal(folder)
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"image_mean": [0.5]}', '{"image_std": "wide"}'])
-def test_channel_statistics_that_are_none(folder, text):
-  (folder / "preprocessor_config.json").write_text(text)
-  assert "preprocessor_config.json" in _refusal(folder)

@@ -1,4 +1,4 @@
-"""Text features against HuggingFace's Flax and torch models holding the same weights."""
+"""Text features against HuggingFace's torch model holding the same weights."""
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,6 @@ SENTENCES = [
 ]
 
 
-def test_sentences_equal_flax_clip_called_the_ordinary_way(stored):
-  rows = stored.padded(SENTENCES)
-  expected = stored.flax_text_features(rows["input_ids"], rows["attention_mask"])
-  assert_close(encode_texts(stored.clip, SENTENCES), expected)
-
-
 @pytest.mark.parametrize("kind", TOWERS)
 def test_sentences_equal_torch_clip(stored, kind):
   rows = stored.padded(SENTENCES)
@@ -36,65 +30,38 @@ def test_sentences_equal_torch_clip(stored, kind):
   assert_close(encode_texts(stored.clip, SENTENCES, tower), expected)
 
 
-def test_the_rules_for_eot_differ_where_a_token_stands_above_it(stored):
-  # By the legacy rule the feature is read at "zebra", before anything that follows.
-  followed, alone = encode_texts(stored.clip, ["a zebra at the sea.", "a zebra"])
-  legacy = stored.clip.config.text_config.eos_token_id == 2
-  assert np.allclose(followed, alone, atol=1e-5) == legacy
-
-
 def test_what_follows_the_first_eot_does_not_matter(stored):
-  written, alone = encode_texts(stored.clip, ["cat <|endoftext|> dog", "cat"])
+  texts = ["cat <|endoftext|> dog", "cat", "a zebra at the sea.", "a zebra"]
+  written, alone, followed, zebra = encode_texts(stored.clip, texts)
   assert_close(written, alone, 1e-6)
+  # By the legacy rule the feature is read at "zebra", whose id is above EOT's.
+  legacy = stored.clip.config.text_config.eos_token_id == 2
+  assert np.allclose(followed, zebra, atol=1e-5) == legacy
 
 
 @pytest.mark.parametrize("kind", TOWERS)
-@pytest.mark.parametrize(
-  ("position", "n_classes"), [("end", None), ("middle", None), ("front", None), ("middle", 2)]
-)
-def test_a_prompt_of_words_equals_the_sentence_of_the_same_tokens(
-  stored, position, n_classes, kind
-):
-  clip = stored.clip
-  names = ["cat", "the star of dogs"]
-  words = clip.tokenizer("a photo of a", add_special_tokens=False)["input_ids"]
+def test_a_prompt_of_words_equals_the_sentence(quick, kind):
+  clip, names, words = quick.clip, ["cat", "the star of dogs"], "a photo of a"
   ids, lengths = tokenize([f"{name}." for name in names], clip.tokenizer, clip.config.text_config)
-  name_ids = [clip.tokenizer(name, add_special_tokens=False)["input_ids"] for name in names]
+  word_ids = np.array(clip.tokenizer(words, add_special_tokens=False)["input_ids"], np.int32)
   module = PromptContext(
-    len(words),
-    clip.text_width,
-    position,
-    n_classes,
-    token_embeddings(clip.params, np.array(words, np.int32)),
+    len(word_ids), clip.text_width, init_value=token_embeddings(clip.params, word_ids)
   )
-  arguments = (
+  sequences, _ = module.init_with_output(
+    jax.random.key(0),
     clip.sos_embedding,
     jnp.asarray(token_embeddings(clip.params, ids)),
-    jnp.array([len(row) for row in name_ids], jnp.int32),
+    jnp.asarray(lengths) - 2,
     jnp.asarray(lengths),
-    jnp.arange(2, dtype=jnp.int32),
   )
-  sequences, _ = module.init_with_output(jax.random.key(0), *arguments)
-  tower = jax.jit(text_tower(kind, clip.config.text_config))
-  found = tower(clip.text_params, *sequences)
-
-  before = {"end": len(words), "middle": len(words) // 2, "front": 0}[position]
-  end = clip.tokenizer(".", add_special_tokens=False)["input_ids"] + [clip.tokenizer.eos_token_id]
-  rows = [
-    [clip.tokenizer.bos_token_id, *words[:before], *name, *words[before:], *end]
-    for name in name_ids
-  ]
-  if position == "end":
-    assert rows == clip.tokenizer([f"a photo of a {name}." for name in names])["input_ids"]
-  padded = np.full((2, clip.positions), clip.tokenizer.pad_token_id)
-  for i, row in enumerate(rows):
-    padded[i, : len(row)] = row
-  assert_close(found, stored.torch_text_features(padded))
+  found = jax.jit(text_tower(kind, clip.config.text_config))(clip.text_params, *sequences)
+  rows = quick.padded([f"{words} {name}." for name in names])
+  assert_close(found, quick.torch_text_features(rows["input_ids"]))
 
 
 @pytest.mark.parametrize("kind", TOWERS)
-def test_padding_after_eot_never_matters(stored, kind):
-  clip = stored.clip
+def test_padding_after_eot_never_matters(quick, kind):
+  clip = quick.clip
   ids, lengths = tokenize(SENTENCES, clip.tokenizer, clip.config.text_config)
   suffix = jnp.asarray(token_embeddings(clip.params, ids))
   noise = 30 * jax.random.normal(jax.random.key(0), suffix.shape)
@@ -109,8 +76,8 @@ def test_padding_after_eot_never_matters(stored, kind):
   assert_close(found, expected, 1e-6)
 
 
-def test_bfloat16_is_within_its_error_of_float32(stored):
-  clip = stored.clip
+def test_bfloat16_is_within_its_error_of_float32(quick):
+  clip = quick.clip
   exact, rounded = (
     encode_texts(clip, SENTENCES, reference_tower(clip.config.text_config, dtype))
     for dtype in (jnp.float32, jnp.bfloat16)

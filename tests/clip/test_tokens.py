@@ -44,9 +44,9 @@ def test_a_text_takes_all_of_its_budget_and_not_one_token_more(small):
   _, lengths = _tokenize(small, [letters])
   assert lengths.tolist() == [small.clip.positions - 1]
   with pytest.raises(TokenizeError) as error:
-    _tokenize(small, ["cat", f"{letters} o"])
+    _tokenize(small, ["cat", f"{letters}\no"])
   message = str(error.value)
-  assert repr(f"{letters} o") in message
+  assert repr(f"{letters}\no") in message
   assert "16 tokens" in message and "at most 15" in message
   assert "\n" not in message
 
@@ -88,18 +88,9 @@ def test_a_context_shrinks_the_budget(small):
     _tokenize(small, ["cat.", "the cat."], budget=3)
 
 
-def test_a_long_name_is_named_on_one_line(small):
-  with pytest.raises(TokenizeError) as error:
-    _tokenize(small, ["cat\n" + "long " * 9])
-  assert "\n" not in str(error.value)
-
-
-def test_no_texts_are_refused(small):
+def test_no_texts_and_a_tokenizer_of_another_checkpoint_are_refused(small):
   with pytest.raises(TokenizeError, match="no texts"):
     _tokenize(small, [])
-
-
-def test_a_tokenizer_of_another_checkpoint_is_refused(small):
   config = CLIPTextConfig(vocab_size=60_000, eos_token_id=49_407)
   with pytest.raises(TokenizeError, match="eos_token_id: got 49407"):
     tokenize(["cat"], small.clip.tokenizer, config)

@@ -1,4 +1,4 @@
-"""Image features against HuggingFace's Flax and torch models holding the same weights."""
+"""Image features against HuggingFace's torch model holding the same weights."""
 
 import json
 
@@ -29,40 +29,31 @@ def test_images_equal_torch_clip(stored, images):
   assert_close(found, stored.torch_image_features(_pixels(images)))
 
 
-def test_images_equal_flax_clip(stored, images):
-  found = jax.jit(image_tower(stored.clip))(stored.clip.vision_params, images)
-  assert_close(found, stored.flax_image_features(_pixels(images)))
+@pytest.mark.parametrize("chunk, expected", [(1, 1), (2, 2), (8, 3)])
+def test_images_in_chunks_have_the_same_features(quick, images, chunk, expected):
+  """Three images in as equal parts as can be."""
+  tower = image_tower(quick.clip, chunk=chunk)
+  found = jax.jit(tower)(quick.clip.vision_params, images)
+  assert_close(found, quick.torch_image_features(_pixels(images)))
+  program = jax.make_jaxpr(tower)(quick.clip.vision_params, images)
+  (patches,) = (e for e in equations(program.jaxpr) if e.primitive.name == "conv_general_dilated")
+  assert patches.invars[0].aval.shape[0] == expected
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 8])
-def test_images_in_chunks_have_the_same_features(stored, images, chunk):
-  tower = image_tower(stored.clip, chunk=chunk)
-  found = jax.jit(tower)(stored.clip.vision_params, images)
-  assert_close(found, stored.torch_image_features(_pixels(images)))
-  program = jax.make_jaxpr(tower)(stored.clip.vision_params, images)
-  (patches,) = _convolutions(program)
-  # Three images in as equal parts as can be.
-  assert patches.invars[0].aval.shape[0] == {1: 1, 2: 2, 3: 3, 8: 3}[chunk]
-
-
-def _convolutions(program):
-  return [e for e in equations(program.jaxpr) if e.primitive.name == "conv_general_dilated"]
-
-
-def test_a_checkpoint_brings_its_own_channel_statistics(stored, images, tmp_path):
-  for file in stored.folder.iterdir():
+def test_a_checkpoint_brings_its_own_channel_statistics(quick, images, tmp_path):
+  for file in quick.folder.iterdir():
     (tmp_path / file.name).symlink_to(file)
   statistics = {"image_mean": [0.1, 0.5, 0.7], "image_std": [0.5, 0.2, 0.3]}
   (tmp_path / "preprocessor_config.json").write_text(json.dumps(statistics))
   clip = load_clip(str(tmp_path))
   found = jax.jit(image_tower(clip))(clip.vision_params, images)
-  expected = stored.torch_image_features(_pixels(images, **statistics))
+  expected = quick.torch_image_features(_pixels(images, **statistics))
   assert_close(found, expected)
 
 
-def test_bfloat16_is_within_its_error_of_float32(stored, images):
-  exact = jax.jit(image_tower(stored.clip))(stored.clip.vision_params, images)
-  rounded = jax.jit(image_tower(stored.clip, jnp.bfloat16))(stored.clip.vision_params, images)
+def test_bfloat16_is_within_its_error_of_float32(quick, images):
+  exact = jax.jit(image_tower(quick.clip))(quick.clip.vision_params, images)
+  rounded = jax.jit(image_tower(quick.clip, jnp.bfloat16))(quick.clip.vision_params, images)
   assert rounded.dtype == jnp.float32
   # See the text tower's test: 0.4-0.8% of the largest value here (six seeds).
   assert_close(rounded, exact, 0.03)
@@ -80,15 +71,15 @@ def test_bfloat16_is_the_type_of_every_product(small, images):
 
 
 @pytest.mark.parametrize("share", [0.99, 1.01])
-def test_a_prompted_tower_is_rematerialised_only_where_memory_asks(stored, images, share):
-  config = stored.clip.config.vision_config
+def test_a_prompted_tower_is_rematerialised_only_where_memory_asks(quick, images, share):
+  config = quick.clip.config.vision_config
   tokens = np.full((2, 3, config.hidden_size), 0.1, np.float32)
   images = jnp.asarray(images)
   needed = prompted_activation_bytes(config, len(images), tokens.shape[1])
 
   def gradient(chunk, limit):
-    tower = prompted_image_tower(stored.clip, chunk=chunk, limit_bytes=limit)
-    return jax.jit(jax.grad(lambda t: jnp.sum(tower(stored.clip.vision_params, images, t) ** 2)))
+    tower = prompted_image_tower(quick.clip, chunk=chunk, limit_bytes=limit)
+    return jax.jit(jax.grad(lambda t: jnp.sum(tower(quick.clip.vision_params, images, t) ** 2)))
 
   def rematerialised(function):
     program = jax.make_jaxpr(function)(tokens)
@@ -102,11 +93,11 @@ def test_a_prompted_tower_is_rematerialised_only_where_memory_asks(stored, image
   assert_close(chunked(tokens), whole(tokens), 1e-5)
 
 
-def test_the_estimate_of_a_prompted_towers_activations(stored):
-  config, n_images = stored.clip.config.vision_config, 64
+def test_the_estimate_of_a_prompted_towers_activations(quick):
+  config, n_images = quick.clip.config.vision_config, 64
   images = jnp.zeros((n_images, 32, 32, 3), jnp.uint8)
   tokens = np.full((2, 3, config.hidden_size), 0.1, np.float32)
-  tower = prompted_image_tower(stored.clip)
-  loss = lambda t: jnp.sum(tower(stored.clip.vision_params, images, t) ** 2)
+  tower = prompted_image_tower(quick.clip)
+  loss = lambda t: jnp.sum(tower(quick.clip.vision_params, images, t) ** 2)
   measured = jax.jit(jax.grad(loss)).lower(tokens).compile().memory_analysis().temp_size_in_bytes
   assert 0.6 < prompted_activation_bytes(config, n_images, 3) / measured < 1.5

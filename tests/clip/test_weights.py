@@ -1,7 +1,6 @@
-"""Weights by name against what torch and safetensors saved; files that are damaged or hostile."""
+"""Weights by name against what torch and safetensors saved; damaged files."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import safetensors.torch
 import torch
 
 from pomp_jax.clip.weights import ClipError, open_weights
-from tests.support.fuzzing import Malicious
 
 STATE = {
   "a.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4) / 7,
@@ -42,35 +40,24 @@ def test_values_are_torchs_as_float32(tmp_path, suffix, dtype):
       np.testing.assert_array_equal(found, tensor.float().numpy())
 
 
-class Inner(torch.nn.Module):
-  """A module within a module, with a buffer and plain values that are no tensors."""
+class Nested(torch.nn.Module):
+  """A module within a list of a module, with a buffer and plain values that are no tensors."""
 
-  def __init__(self):
+  def __init__(self, depth):
     super().__init__()
     self.layer = torch.nn.Linear(3, 2)
     self.register_buffer("size", torch.tensor(7))
-    self.names, self.factor = ["x", "y"], 0.5
-
-  def forward(self, x):
-    return self.layer(x) * self.factor * len(self.names)
-
-
-class Outer(torch.nn.Module):
-  """Holds two of them, one in a list."""
-
-  def __init__(self):
-    super().__init__()
-    self.inner = Inner()
-    self.several = torch.nn.ModuleList([Inner()])
     self.scale = torch.nn.Parameter(torch.tensor(2.0))
+    self.names, self.factor = ["x", "y"], 0.5
+    self.several = torch.nn.ModuleList(Nested(depth - 1) for _ in range(depth))
 
   def forward(self, x):
-    return self.inner(x) * self.scale
+    return self.layer(x) * self.factor * len(self.names) * self.scale
 
 
 @pytest.mark.parametrize("traced", [False, True])
 def test_a_torchscript_modules_tensors_are_its_state_dict(tmp_path, traced):
-  module = Outer()
+  module = Nested(1)
   path = tmp_path / "a.pt"
   script = torch.jit.trace(module, torch.ones(1, 3)) if traced else torch.jit.script(module)
   torch.jit.save(script, path)
@@ -104,12 +91,6 @@ def test_files_that_are_something_else(tmp_path):
   assert "a list without tensors" in _refusal(path)
   safetensors.torch.save_file({"a": torch.arange(3)}, path)
   assert "a is of type I64; accepted: F64, F32, F16, BF16" in _refusal(path, "a")
-
-
-def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
-  torch.save(STATE | {"x": Malicious(tmp_path / "trace")}, tmp_path / "a.bin")
-  assert re.search(r"data.pkl is refused for the name _?io\.open", _refusal(tmp_path / "a.bin"))
-  assert not (tmp_path / "trace").exists()
 
 
 @pytest.mark.parametrize(

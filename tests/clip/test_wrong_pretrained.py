@@ -1,19 +1,14 @@
 """Files in OpenAI's layout that are of another architecture, damaged or at odds with themselves."""
 
 import json
-import re
 
 import open_clip
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 import pytest
 import safetensors.torch
 import torch
 
 from pomp_jax.clip import ClipError, load_clip
-from pomp_jax.clip.architecture import config_from_shapes, parameter_shapes
-from pomp_jax.clip.weights import OPENAI, check_weights
 from tests.support.clips import error_of
-from tests.support.fuzzing import Malicious
 from tests.support.openai_clip import RESNET, VIT, small_open_clip, write_merges, write_settings
 
 
@@ -41,48 +36,41 @@ def _saved(folder, state):
   return path
 
 
-def test_a_model_that_is_no_clip(folder):
+def test_a_model_that_is_no_clip(folder, state):
+  expected = "no token_embedding.weight, expected a CLIP in OpenAI's or open_clip's layout (found "
   path = _saved(folder, torch.nn.Linear(3, 2).state_dict())
-  found = (
-    "no token_embedding.weight, expected a CLIP in OpenAI's or open_clip's layout (found 2 tensors"
-  )
-  assert found in error_of(path)
+  assert f"{expected}2 tensors" in error_of(path)
+  # CoCa and SigLIP have their text tower's names behind a prefix.
+  coca = {name if name.startswith("visual.") else f"text.{name}": state[name] for name in state}
+  assert expected in error_of(_saved(folder, coca))
 
 
-def test_tensors_that_are_missing_or_too_many(folder, state):
-  without = {name: tensor for name, tensor in state.items() if name != "ln_final.bias"}
-  assert "ln_final.bias is missing" in error_of(_saved(folder, without))
-  # SigLIP's loss has this one.
-  siglip = state | {"logit_bias": torch.zeros(())}
-  assert "logit_bias is unexpected" in error_of(_saved(folder, siglip))
+_KEY = "transformer.resblocks.1.attn.in_proj_weight"
 
 
-def test_tensors_of_another_shape(folder, state):
-  name = "transformer.resblocks.1.attn.in_proj_weight"
-  path = _saved(folder, state | {name: state[name][:128].clone()})
-  found = f"{name}: got shape [128, 64], expected [192, 64]"
-  assert found in error_of(path)
-  path = _saved(folder, state | {"token_embedding.weight": torch.zeros(524)})
-  assert "token_embedding.weight: got shape [524], expected 2 axes" in error_of(path)
-
-
-def test_a_truncated_file(folder, state):
-  path = _saved(folder, state)
-  path.write_bytes(path.read_bytes()[:-1000])
-  assert "not a whole safetensors file" in error_of(path)
+@pytest.mark.parametrize(
+  "key, change, found",
+  [
+    ("ln_final.bias", None, "ln_final.bias is missing"),
+    # SigLIP's loss has this one.
+    ("logit_bias", lambda _: torch.zeros(()), "logit_bias is unexpected"),
+    (_KEY, lambda tensor: tensor[:128].clone(), f"{_KEY}: got shape [128, 64], expected [192, 64]"),
+    ("token_embedding.weight", lambda _: torch.zeros(524), "got shape [524], expected 2 axes"),
+  ],
+)
+def test_tensors_that_are_missing_too_many_or_of_another_shape(folder, state, key, change, found):
+  state = dict(state)
+  old = state.pop(key, None)
+  if change:
+    state[key] = change(old)
+  message = error_of(_saved(folder, state))
+  assert key in message and found in message
 
 
 def test_a_vit_whose_patches_are_no_square(folder):
   state = small_open_clip(VIT).state_dict()
   path = _saved(folder, state | {"visual.positional_embedding": torch.zeros(16, 128)})
   assert "visual.positional_embedding: got 16 rows" in error_of(path)
-
-
-def test_a_pickle_that_wants_code(folder, state):
-  path = folder / "clip.pt"
-  torch.save({"state_dict": state, "args": Malicious(folder / "trace")}, path)
-  assert re.search(r"data.pkl is refused for the name _?io\.open", error_of(path))
-  assert not (folder / "trace").exists()
 
 
 @pytest.mark.parametrize(
@@ -107,21 +95,23 @@ def test_settings_that_the_weights_contradict_or_nobody_here_does(
   assert found in error_of(_saved(folder, state))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '"x"', '{"model_cfg": 3}'])
+@pytest.mark.parametrize(
+  "text",
+  ["", "{", "[]", '"x"', '{"model_cfg": 3}'],
+)
 def test_settings_that_are_none(folder, state, text):
   (folder / "open_clip_config.json").write_text(text)
-  path = _saved(folder, state)
   with pytest.raises(ClipError, match="open_clip_config.json"):
-    load_clip(str(path))
+    load_clip(str(_saved(folder, state)))
 
 
-def test_channel_statistics_that_are_none(folder, vision, state):
-  write_settings(folder, vision, quick_gelu=True)
+def test_channel_statistics_that_are_none(folder):
+  write_settings(folder, VIT, quick_gelu=True)
   file = folder / "open_clip_config.json"
   settings = json.loads(file.read_text()) | {"preprocess_cfg": {"mean": [0.5]}}
   file.write_text(json.dumps(settings))
   with pytest.raises(ClipError, match="open_clip_config.json: not a preprocessor"):
-    load_clip(str(_saved(folder, state)))
+    load_clip(str(_saved(folder, small_open_clip(VIT).state_dict())))
 
 
 def test_weights_of_another_vocabulary(folder, state):
@@ -138,23 +128,3 @@ def test_open_clips_other_models_are_refused_by_their_settings(folder, state, na
   settings = open_clip.get_model_config(name)
   (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
   assert "expected a CLIP without it" in error_of(_saved(folder, state))
-
-
-def test_a_coca_is_refused_by_its_names():
-  """Its own file without settings; names and shapes of the true size, nothing is allocated."""
-  with torch.device("meta"):
-    model = open_clip.CoCa(**_coca())
-  shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-  with pytest.raises(ClipError, match="coca.pt: .*token_embedding.weight"):
-    config = config_from_shapes(shapes, "coca.pt", "auto")
-    check_weights(shapes, parameter_shapes(config), OPENAI, "coca.pt")
-
-
-def _coca():
-  settings = open_clip.get_model_config("coca_ViT-B-32")
-  return {
-    "embed_dim": settings["embed_dim"],
-    "vision_cfg": CLIPVisionCfg(**settings["vision_cfg"]),
-    "text_cfg": CLIPTextCfg(**settings["text_cfg"]),
-    "multimodal_cfg": open_clip.coca_model.MultimodalCfg(**settings["multimodal_cfg"]),
-  }

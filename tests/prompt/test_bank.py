@@ -9,18 +9,15 @@ import scipy.special
 
 from pomp_jax.prompt.bank import SHARDED, Bank, bank_sharding, place_rows, write_rows
 from pomp_jax.prompt.mesh import make_mesh
+from tests.support.oracles import unit
+
+pytestmark = pytest.mark.mesh
 
 # 29 classes do not divide by 8 devices: three rows are padding.
 N, E, D, B = 29, 5, 4, 3
 RNG = np.random.default_rng(0)
-
-
-def _unit(rows):
-  return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
-BANK = _unit(RNG.normal(size=(N, E))).astype(np.float32)
-IMAGES = _unit(RNG.normal(size=(D, B, E))).astype(np.float32)
+BANK = unit(RNG.normal(size=(N, E))).astype(np.float32)
+IMAGES = unit(RNG.normal(size=(D, B, E))).astype(np.float32)
 LABELS = RNG.integers(0, N, (D, B)).astype(np.int32)
 
 
@@ -88,7 +85,7 @@ def test_written_rows(class_size, devices, dtype):
   expected = BANK.copy()
   for i in reversed(range(len(ids))):
     if ids[i] < N:
-      expected[ids[i]] = _unit(features[i])
+      expected[ids[i]] = unit(features[i])
   found = jax.jit(lambda *args: write_rows(args[0], mesh, *args[1:]))(rows, ids, features)
   tolerance = {"float32": 1e-6, "bfloat16": 2**-8}[dtype]
   np.testing.assert_allclose(found[:N].astype(np.float32), expected, atol=tolerance)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pomp_jax.prompt.context import PromptContext, insert_after_name
+from pomp_jax.prompt.context import PromptContext
 from tests.support.oracles import plain_layout
 
 # Fixed sizes: every new shape would be compiled anew.
@@ -43,7 +43,6 @@ def _apply(prompt, context, sos, tokens):
   )
 
 
-@hypothesis.settings(max_examples=35)  # most of them are compiled
 @hypothesis.given(prompt=_prompts())
 @hypothesis.example(
   {
@@ -97,15 +96,9 @@ def test_what_precedes_the_name_is_shared_by_all_classes(position, n_shared):
   assert sequences.suffix.shape == (N_ROWS, 1 + 5 + N_TOKENS - n_shared, WIDTH)
 
 
-def test_inserting_nothing_changes_nothing():
-  tokens = jnp.arange(12.0).reshape(1, 6, 2)
-  found = insert_after_name(tokens, jnp.zeros((1, 0, 2)), jnp.array([3], jnp.int32))
-  np.testing.assert_array_equal(found, tokens)
-
-
-def _context(*settings, seed=0, **named):
+def _context(*settings, **named):
   module = PromptContext(*settings, **named)
-  return module.init(jax.random.key(seed), method=lambda m: m.context)["params"]["context"]
+  return module.init(jax.random.key(0), method=lambda m: m.context)["params"]["context"]
 
 
 @pytest.mark.parametrize("n_classes", [None, 16])
@@ -117,11 +110,6 @@ def test_a_fresh_context_is_normal_with_deviation_0_02(n_classes):
   assert scipy.stats.kstest(context.ravel() / 0.02, "norm").pvalue > 0.01
   assert abs(context.std() / 0.02 - 1) < 0.03
   assert len(np.unique(context)) > 0.9 * context.size
-
-
-def test_a_fresh_context_is_a_function_of_the_seed():
-  np.testing.assert_array_equal(_context(4, 8, seed=1), _context(4, 8, seed=1))
-  assert not np.any(_context(4, 8, seed=1) == _context(4, 8, seed=2))
 
 
 def test_a_context_starts_from_words_for_all_classes_or_for_each():

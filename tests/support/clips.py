@@ -1,6 +1,6 @@
 """Small CLIPs with random weights as HuggingFace writes them, and what tests ask of any CLIP."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import gzip
 import importlib.util
 import json
@@ -48,6 +48,7 @@ def write_random_clip(
   text_width: int = 32,
   positions: int = 77,
   extra_tokens: Sequence[str] = (),
+  vision: Mapping[str, int] | None = None,
   seed: int = 0,
 ) -> CLIPModel:
   """Writes config, `flax_model.msgpack` and tokenizer; returns torch's model of the same weights.
@@ -59,6 +60,7 @@ def write_random_clip(
     text_width: text width D.
     positions: context length of the text tower.
     extra_tokens: words added to the vocabulary with ids above EOT.
+    vision: other sizes of the vision tower.
     seed: random seed of the weights.
   """
   folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +83,7 @@ def write_random_clip(
       "intermediate_size": 96,
       "image_size": 32,
       "patch_size": 8,
+      **(vision or {}),
     },
     projection_dim=24,
   )

@@ -8,8 +8,24 @@ learning-rate schedule on torch's own classes.
 import math
 
 import numpy as np
+import scipy.optimize
 import torch
 from transformers import CLIPModel
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+  """Returns rows of length 1."""
+  return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def plain_inclusion(q_N: np.ndarray, size: int) -> np.ndarray:
+  """Returns min(1, t q), with the t for which they add up to `size`, in float64."""
+
+  def excess(log_t):
+    return np.minimum(1, np.exp(log_t) * q_N).sum() - size
+
+  log_t = scipy.optimize.brentq(excess, -20, np.log(1 / q_N.min()) + 1, xtol=1e-14)
+  return np.minimum(1, np.exp(log_t) * q_N)
 
 
 def plain_layout(sos, context, name, rest, position):

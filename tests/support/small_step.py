@@ -4,17 +4,24 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from pomp_jax.clip import text_tower
+from pomp_jax.prompt import sampling
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.optimizer import sgd
-from pomp_jax.prompt.sampling import SamplingSettings
-from pomp_jax.prompt.step import TrainState, create_state, make_train_step, step_token_budget
+from pomp_jax.prompt.step import (
+  Renewal,
+  TrainState,
+  create_state,
+  make_train_step,
+  step_token_budget,
+)
 from tests.support.flax_clip import PLAIN_TOWER
 
 N_CLASSES, K = 12, 6
@@ -24,11 +31,19 @@ SEED = 7
 
 
 def settings_of(
-  world, k: int = K, sampling: SamplingSettings | None = None, ancestors: float = 0.0
+  world, k: int = K, sampler: sampling.SamplingSettings | None = None, ancestors: float = 0.0
 ):
   """Returns settings with K classes and the logit scale of the CLIP."""
   scale = world.clip.logit_scale
-  return ContrastSettings(k, N_CLASSES, "log", scale, sampling or SamplingSettings(), ancestors)
+  return ContrastSettings(
+    k, N_CLASSES, "log", scale, sampler or sampling.SamplingSettings(), ancestors
+  )
+
+
+def draw_of(step: int, group: int) -> list[int]:
+  """Returns the K-1 negatives of a plain draw."""
+  key = sampling.draw_key(jax.random.key(SEED), jnp.int32(step), jnp.int32(group))
+  return jax.jit(sampling.sample_uniform, static_argnums=(1, 2))(key, K, N_CLASSES).tolist()
 
 
 def budget_of(world, module: PromptContext, settings, group_size: int, class_size: int) -> int:
@@ -43,10 +58,20 @@ def budget_of(world, module: PromptContext, settings, group_size: int, class_siz
 
 
 def make_step(
-  world, *, mesh, module, settings, accumulate=1, kind=PLAIN_TOWER, budget=None, vision=None
+  world,
+  *,
+  mesh,
+  module,
+  settings,
+  accumulate=1,
+  kind=PLAIN_TOWER,
+  budget=None,
+  vision=None,
+  renewal: Renewal | None = None,
+  rate: float = 0.5,
 ) -> tuple[Callable, TrainState, Any]:
   """Returns the train step, the initial state and the frozen arrays, on the mesh."""
-  optimizer = sgd(lambda step: 0.5 / (1 + step), 0.9, 0.01)
+  optimizer = sgd(lambda step: rate / (1 + step), 0.9, 0.01)
   tower = text_tower(kind, world.clip.config.text_config, token_budget=budget)
   learner = ContextLearner(module, tower, budget)
   step = make_train_step(
@@ -56,6 +81,7 @@ def make_step(
     optimizer=optimizer,
     settings=settings,
     accumulate=accumulate,
+    renewal=renewal,
   )
   state = replicate(create_state(learner, optimizer, SEED), mesh)
   return step, state, replicate(world.frozen, mesh)

@@ -4,13 +4,11 @@ import json
 
 import jax
 import numpy as np
-from PIL import Image
 import pytest
 
 from pomp_jax.prompt.loss import guess_loss
 from pomp_jax.train.resume import RollBacks
 from pomp_jax.train.watch import BadLossError, Expected, LossMonitor
-from tests.support.clips import write_random_clip
 from tests.support.small_run import small_config, trained
 
 
@@ -134,30 +132,13 @@ def test_the_first_loss_is_known_after_a_restart_and_unknown_to_older_checkpoint
 
 
 def test_a_training_whose_loss_is_that_of_a_guess_warns(tmp_path, caplog):
-  """A CLIP of random weights tells nothing apart, and is surer of it than a guess."""
-  clip = write_random_clip(tmp_path / "clip")
-  rng = np.random.default_rng(0)
-  for name in "abcdefgh":
-    (tmp_path / "pictures" / name).mkdir(parents=True)
-    for index in range(4):
-      pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
-      Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{index}.png")
-  changes = {
-    "clip.model": str(tmp_path / "clip"),
-    "data.source": "folder",
-    "data.root": str(tmp_path / "pictures"),
-    "data.n_classes": 0,
-    "negatives": "all",
-    "steps": 30,
-    "checkpoint.every": 30,
-    "optim.lr": 1e-4,
-  }
-  assert clip.logit_scale.item() == 2.0
+  """At a rate that throws the context away in the first steps."""
+  changes = {"steps": 22, "checkpoint.every": 22, "optim.lr": 100.0}
   with caplog.at_level("WARNING", "pomp_jax"):
-    trained(small_config(**changes), tmp_path / "run")
+    trained(small_config(**changes), tmp_path)
   [line] = learns_nothing(caplog)
-  assert "no better than the 2.08 of a guess" in line  # ln(8)
-  assert "config.optim.lr=0.0001" in line
+  assert "no better than the 5.7 of a guess" in line  # ln(300)
+  assert "config.optim.lr=100 " in line
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The context that a training starts from, where `prompt.init` is a file."""
+"""What a run is made of: its scale, the loss it should reach, the context of a file."""
 
 import dataclasses
 
@@ -8,9 +8,11 @@ import pytest
 
 from pomp_jax import inputs
 from pomp_jax.config import ConfigError
+from pomp_jax.encoder import Encoder
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import setup
+from pomp_jax.train.watch import Expected
 from tests.support.small_run import small_config, trained
 
 
@@ -31,6 +33,30 @@ def start(encoder, folder, **changes):
   run = setup.prepare(small_config(**changes), RunFolder(folder), encoder=encoder)
   params = run.module.init(jax.random.key(0), method=lambda module: module.context)["params"]
   return np.asarray(params["context"])
+
+
+def test_loss_and_sampler_have_the_clips_own_scale(encoder, tmp_path):
+  params = encoder.clip.params | {"logit_scale": np.float32(np.log(7.0))}
+  other = Encoder(dataclasses.replace(encoder.clip, params=params), mesh=encoder.mesh)
+  config = small_config(**{"sampling.name": "posterior", "sampling.mix": 0.3})
+  contrast = setup.prepare(config, RunFolder(tmp_path), encoder=other).contrast
+  assert contrast.logit_scale == contrast.sampling.logit_scale == pytest.approx(7.0)
+  assert (contrast.sampling.name, contrast.sampling.mix) == ("posterior", 0.3)
+
+
+@pytest.mark.parametrize(
+  ("changes", "guess", "after"),
+  [
+    ({}, np.log(300), 20),
+    # 600 images in batches of 16 are 37 steps an epoch.
+    ({"steps": 400, "optim.warmup": 1.0}, np.log(300), 37 + 36),
+    ({"correction": "none"}, np.log(20), 20),
+    ({"sampling.ancestors_weight": 0.5}, np.inf, 20),
+  ],
+)
+def test_the_loss_that_a_training_is_expected_to_reach(encoder, tmp_path, changes, guess, after):
+  found = setup.prepare(small_config(**changes), RunFolder(tmp_path), encoder=encoder)
+  assert found.expected_loss() == Expected(pytest.approx(guess), after, 0.05)
 
 
 @pytest.mark.parametrize("name", ["prompt.npz", "prompt.safetensors", "model.pth.tar-5"])
@@ -58,27 +84,23 @@ def test_a_class_specific_run_starts_from_one_context_or_from_each_classs_own(
 
 
 @pytest.mark.parametrize(
-  ("changes", "field"),
+  ("changes", "width", "error", "found"),
   [
-    ({"prompt.m": 3}, r"config\.prompt\.m"),
-    ({"prompt.position": "front"}, r"config\.prompt\.position"),
+    ({"prompt.m": 3}, None, ConfigError, r"config\.prompt\.m: .*prompt\.npz"),
+    ({"prompt.position": "front"}, None, ConfigError, r"config\.prompt\.position: .*prompt\.npz"),
+    ({}, 8, PromptFileError, "width 8"),
+    ({}, 0, PromptFileError, r"prompt\.npz.*missing"),
   ],
 )
-def test_another_layout_is_refused(encoder, prompt, tmp_path, changes, field):
+def test_another_layout_and_a_missing_file_are_refused(
+  encoder, prompt, tmp_path, changes, width, error, found
+):
   path = tmp_path / "prompt.npz"
-  save_prompt(path, prompt)
-  with pytest.raises(ConfigError, match=rf"{field}: .*prompt\.npz"):
+  if width != 0:
+    save_prompt(path, dataclasses.replace(prompt, context=prompt.context[:, :width]))
+  with pytest.raises(error, match=found):
     start(encoder, tmp_path / "run", **{"prompt.init": str(path)} | changes)
   assert not (tmp_path / "run").exists()
-
-
-def test_another_width_and_a_missing_file_are_refused(encoder, prompt, tmp_path):
-  path = tmp_path / "prompt.npz"
-  with pytest.raises(PromptFileError, match=r"prompt\.npz.*missing"):
-    start(encoder, tmp_path / "run", **{"prompt.init": str(path)})
-  save_prompt(path, dataclasses.replace(prompt, context=prompt.context[:, :8]))
-  with pytest.raises(PromptFileError, match="width 8"):
-    start(encoder, tmp_path / "run", **{"prompt.init": str(path)})
 
 
 def test_training_goes_on_from_it(prompt, tmp_path):

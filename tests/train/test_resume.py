@@ -21,30 +21,22 @@ def _folder(path, **changes):
 
 
 def test_a_run_of_before_is_the_same_run(tmp_path):
-  config = Settings().replace({"clip.remat": "none"})
-  check_same_run(config, _folder(tmp_path), may_change)
+  """Even one from before a job, whose fields do not matter to other jobs."""
+  config, folder = Settings().replace({"clip.remat": "none"}), _folder(tmp_path)
+  check_same_run(config, folder, may_change)
+  stored = json.loads(folder.config.read_text())
+  for job in ("train_masks", "propose", "regions"):
+    del stored[job]
+  folder.config.write_text(json.dumps(stored))
+  check_same_run(config, folder, may_change)
+  # A field that a stored config lacks is another value.
+  del stored["data"]["test_share"]
+  folder.config.write_text(json.dumps(stored))
+  with pytest.raises(ConfigError, match=r"data\.test_share"):
+    check_same_run(config, folder, may_change)
 
 
 def test_another_value_under_an_old_name_is_another_run(tmp_path):
   config = Settings().replace({"clip.remat": "layers"})
   with pytest.raises(ConfigError, match=r"clip\.remat"):
     check_same_run(config, _folder(tmp_path), may_change)
-
-
-def test_a_field_that_a_stored_config_lacks_is_another_run(tmp_path):
-  folder = _folder(tmp_path)
-  stored = json.loads(folder.config.read_text())
-  del stored["data"]["test_share"]
-  folder.config.write_text(json.dumps(stored))
-  with pytest.raises(ConfigError, match=r"data\.test_share"):
-    check_same_run(Settings().replace({"clip.remat": "none"}), folder, may_change)
-
-
-def test_a_config_from_before_a_job_is_the_same_run(tmp_path):
-  """Fields of other jobs came later, and do not matter."""
-  folder = _folder(tmp_path)
-  stored = json.loads(folder.config.read_text())
-  for job in ("train_masks", "propose", "regions"):
-    del stored[job]
-  folder.config.write_text(json.dumps(stored))
-  check_same_run(Settings().replace({"clip.remat": "none"}), folder, may_change)

@@ -87,20 +87,20 @@ def watch(tmp_path, monkeypatch):
 
 
 def opened(folder, **changes):
-  """A watch of 100 steps, in windows of 5, that accepts all metrics."""
+  """A watch of 100 steps, in windows of 5, that accepts all metrics; rates of 1, 1/2, 1/3, .."""
   config = settings(**{"log.every": 5, "batch_size": 8} | changes)
-  accept, rate = lambda step, metrics: None, lambda step: 0.1
+  accept, rate = lambda step, metrics: None, lambda step: 1 / (1 + step)
   return Watch(config, RunFolder(folder), accept, first=0, total=100, rate=rate)
 
 
-METRICS = {"loss": jnp.float32(2), "accuracy": jnp.float32(0.5)}
+METRICS = [{"loss": jnp.float32(step), "accuracy": jnp.float32(0.5)} for step in range(31)]
 
 
 def walk(watch, clock, wait, work, steps):
-  """Takes steps of `work` seconds, whose batches take `wait` seconds."""
+  """Takes steps of `work` seconds and a loss of their number, whose batches take `wait` seconds."""
   for _, step in zip(watch.timed(slow(clock, wait, len(steps))), steps, strict=False):
     clock.now += work
-    watch.step(step, METRICS)
+    watch.step(step, METRICS[step])
 
 
 @pytest.fixture
@@ -163,6 +163,9 @@ def test_scalars_of_a_window(watch, tmp_path):
   assert scalars["step_seconds"][1] == [2.0, 2.0, 2.0]
   assert scalars["images_per_second"][1] == [4.0, 4.0, 4.0]
   assert scalars["data_wait_ratio"][1] == [0.25, 0.25, 0.25]
+  assert scalars["loss"] == ([5, 10, 15], [3.0, 8.0, 13.0])
+  # The rate of the window's last step: the schedule counts from 0.
+  assert scalars["learning_rate"] == ([5, 10, 15], pytest.approx([1 / 5, 1 / 10, 1 / 15]))
   assert scalars["process_memory_bytes"][1][0] > 0
 
 
@@ -252,7 +255,7 @@ def test_a_profiler_error_is_a_warning(tmp_path, warnings):
   try:
     with opened(tmp_path, profile_steps="1+2") as watch:
       for step in (1, 2, 3):
-        watch.step(step, METRICS)
+        watch.step(step, METRICS[step])
   finally:
     jax.profiler.stop_trace()
   (line,) = warnings()

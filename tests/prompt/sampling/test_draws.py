@@ -3,6 +3,7 @@
 Each statistical test has the level 1e-3 over all its comparisons; the seeds are fixed.
 """
 
+import collections
 import functools
 import itertools
 import math
@@ -13,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.optimize
 import scipy.stats
 
 from pomp_jax.prompt import sampling
 from pomp_jax.prompt.sampling.draws import inclusion_probabilities, sample_weighted
 from tests.support.checks import equations
+from tests.support.oracles import plain_inclusion
 
 LEVEL = 1e-3
 
@@ -38,6 +39,7 @@ def _sizes(draw):
 @hypothesis.settings(max_examples=2)  # every pair of sizes is compiled
 @hypothesis.given(sizes=_sizes(), seed=st.integers(0, 2**31 - 1))
 @hypothesis.example(sizes=(2, 200), seed=0)
+@hypothesis.example(sizes=(7, 7), seed=0)
 @hypothesis.example(sizes=(51, 200), seed=0)  # 4 * 50 = 200: the last size drawn by rejection
 @hypothesis.example(sizes=(52, 200), seed=0)
 @hypothesis.example(sizes=(199, 200), seed=0)
@@ -50,12 +52,6 @@ def test_a_draw_holds_distinct_classes_in_range(sizes, seed):
   assert draws.min() >= 0
   assert draws.max() < n_classes
   assert all(len(set(row)) == size for row in draws.tolist())
-
-
-@pytest.mark.parametrize("n_classes", [2, 7, 300])
-def test_all_classes_are_drawn_when_k_is_n(n_classes):
-  draw = sampling.sample_uniform(jax.random.key(0), n_classes, n_classes)
-  np.testing.assert_array_equal(np.sort(draw), np.arange(n_classes))
 
 
 @pytest.mark.parametrize(("k", "n_classes"), [(1, 5), (0, 5), (-3, 5), (6, 5)])
@@ -134,15 +130,6 @@ def test_the_draw_is_a_function_of_seed_step_and_group():
   assert len(set(drawn)) == len(cases)
 
 
-def test_jit_draws_the_same():
-  jitted = jax.jit(sampling.sample_uniform, static_argnums=(1, 2))
-  for k, n_classes in [(9, 1000), (9, 12)]:
-    key = jax.random.key(k)
-    np.testing.assert_array_equal(
-      jitted(key, k, n_classes), sampling.sample_uniform(key, k, n_classes)
-    )
-
-
 def test_a_million_classes_need_no_array_of_their_number():
   def largest(k, n_classes):
     draw = functools.partial(sampling.sample_uniform, k=k, n_classes=n_classes)
@@ -181,22 +168,12 @@ def _q(kind: str, n: int) -> np.ndarray:
 KINDS = ["equal", "skewed", "some certain", "one rules"]
 
 
-def _plain_inclusion(q_N: np.ndarray, size: int) -> np.ndarray:
-  """By the root of sum min(1, t q) = K, in float64."""
-
-  def excess(log_t):
-    return np.minimum(1, np.exp(log_t) * q_N).sum() - size
-
-  log_t = scipy.optimize.brentq(excess, -20, np.log(1 / q_N.min()) + 1, xtol=1e-14)
-  return np.minimum(1, np.exp(log_t) * q_N)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [1, 8, 29])
 def test_inclusion_probabilities_are_capped_and_add_up(kind, size):
   q_N = _q(kind, 30)
   found = np.asarray(inclusion_probabilities(jnp.asarray(q_N, jnp.float32), size))
-  np.testing.assert_allclose(found, _plain_inclusion(q_N, size), rtol=2e-5)
+  np.testing.assert_allclose(found, plain_inclusion(q_N, size), rtol=2e-5)
   assert found.sum() == pytest.approx(size, rel=1e-5)
 
 
@@ -219,7 +196,7 @@ def test_every_class_is_drawn_as_often_as_it_should_be(kind):
   n_classes, size, n_draws = 30, 8, 20_000
   q_N = _q(kind, n_classes)
   ids = np.asarray(_weighted_draws(jnp.asarray(q_N), size, n_draws, 2)[0])
-  pi_N = _plain_inclusion(q_N, size)
+  pi_N = plain_inclusion(q_N, size)
   counts = np.bincount(ids.ravel(), minlength=n_classes)
   p_N = [
     scipy.stats.binomtest(int(count), n_draws, min(p, 1.0)).pvalue
@@ -230,6 +207,44 @@ def test_every_class_is_drawn_as_often_as_it_should_be(kind):
   for place in (0, size - 1):
     counts = np.bincount(ids[:, place], minlength=n_classes)
     assert scipy.stats.chisquare(counts, n_draws * pi_N / pi_N.sum()).pvalue > LEVEL / 2
+
+
+def _sets(q_N: np.ndarray, size: int) -> dict[tuple[int, ...], float]:
+  """Probability of every set of classes, each order and each start on the line enumerated.
+
+  For each order, the unit interval of the start falls into pieces of one set each.
+  """
+  pi_N, orders = plain_inclusion(q_N, size), list(itertools.permutations(range(len(q_N))))
+  found: dict[tuple[int, ...], float] = collections.defaultdict(float)
+  for order in orders:
+    ends = np.concatenate([[0.0], np.cumsum(pi_N[list(order)])])
+    edges = np.unique(np.concatenate([[0.0, 1.0], ends % 1.0]))
+    for low, high in itertools.pairwise(edges):
+      if high - low < 1e-12:
+        continue
+      places = np.searchsorted(ends, (low + high) / 2 + np.arange(size), side="right") - 1
+      found[tuple(sorted(order[place] for place in places))] += (high - low) / len(orders)
+  assert sum(found.values()) == pytest.approx(1, rel=1e-12)
+  return found
+
+
+def test_every_set_is_drawn_as_often_as_enumerated():
+  """Pairs and triples too: systematic sampling in a random order, not some other one."""
+  q_N, size, n_draws = np.array([0.4, 0.22, 0.16, 0.1, 0.08, 0.04]), 3, 40_000
+  ids = np.sort(np.asarray(_weighted_draws(jnp.asarray(q_N), size, n_draws, 5)[0]), axis=1)
+  sets = {members: p for members, p in _sets(q_N, size).items() if p > 1e-9}
+  counts = collections.Counter(map(tuple, ids.tolist()))
+  assert set(counts) <= set(sets)
+  seen = np.array([counts[members] for members in sets])
+  expected = n_draws * np.array(list(sets.values())) / sum(sets.values())
+  often = expected > 5
+  assert often.sum() > len(q_N)
+  assert (
+    scipy.stats.chisquare(
+      [*seen[often], seen[~often].sum() + 1e-9], [*expected[often], expected[~often].sum() + 1e-9]
+    ).pvalue
+    > LEVEL
+  )
 
 
 def test_sums_over_all_classes_are_unbiased():
@@ -251,10 +266,3 @@ def test_sums_over_all_classes_are_unbiased():
   assert min(p_values(np.exp(-log_pi))) > LEVEL / 3
   # The usual 1 / (K q), which forgets that nothing is drawn twice, is seen to be wrong.
   assert min(p_values(1 / (size * q_N))) < 1e-6
-
-
-def test_a_sum_that_goes_as_q_has_no_variance():
-  q_N = np.random.default_rng(0).uniform(1, 2, 200)
-  ids, log_pi = (np.asarray(part) for part in _weighted_draws(jnp.asarray(q_N), 20, 100, 4))
-  estimates = (q_N * np.exp(-log_pi))[ids].sum(axis=1)
-  np.testing.assert_allclose(estimates, q_N.sum(), rtol=1e-5)

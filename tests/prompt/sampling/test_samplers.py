@@ -22,6 +22,7 @@ from pomp_jax.prompt.sampling import (
   draw_negatives,
   sample_uniform,
 )
+from tests.support.oracles import plain_inclusion, unit
 
 LEVEL = 1e-3
 N, K, E, SCALE = 40, 11, 6, 4.0
@@ -44,14 +45,9 @@ SETTINGS = {
   ),
 }
 
-
-def _unit(rows):
-  return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
 RNG = np.random.default_rng(0)
-BANK = _unit(RNG.normal(size=(N, E))).astype(np.float32)
-IMAGES = _unit(BANK[LABELS] + 0.5 * RNG.normal(size=(4, E))).astype(np.float32)
+BANK = unit(RNG.normal(size=(N, E))).astype(np.float32)
+IMAGES = unit(BANK[LABELS] + 0.5 * RNG.normal(size=(4, E))).astype(np.float32)
 # Blocks of five are siblings, pairs are kin (told by one of the two alone).
 ARRAYS = SamplingArrays(
   bank=Bank(jnp.asarray(BANK), N),
@@ -59,6 +55,7 @@ ARRAYS = SamplingArrays(
   groups=jnp.asarray(np.arange(N)[:, None] // 5, jnp.int32),
   group_sizes=jnp.full(N // 5, 5, jnp.int32),
   kin=jnp.asarray(np.where(np.arange(N) % 2, np.arange(N) - 1, -1)[:, None], jnp.int32),
+  levels=jnp.asarray(np.stack([np.arange(N) // 10, np.arange(N) // 2], axis=1), jnp.int32),
 )
 
 
@@ -70,14 +67,14 @@ def _allowed(sampling: SamplingSettings, label: int) -> set[int]:
   return set(range(N)) - {label} - out
 
 
-def _draw(sampling, key, k=K):
+def _draw(sampling, key, k=K, images=IMAGES):
   return draw_negatives(
     key,
     sampling,
     k=k,
     n_classes=N,
     labels_B=jnp.asarray(LABELS),
-    images_BxE=jnp.asarray(IMAGES),
+    images_BxE=jnp.asarray(images),
     arrays=ARRAYS,
   )
 
@@ -129,6 +126,21 @@ def test_the_corrected_denominator_is_unbiased(name, n_available):
   assert min(p_values) > LEVEL / len(p_values)
 
 
+@pytest.mark.parametrize("name", [name for name in SETTINGS if not SETTINGS[name].is_plain])
+def test_weights_are_inverse_inclusion_probabilities_of_the_mixture(name):
+  """Of the classes drawn and of the images' own; any mixture would leave sums unbiased."""
+  sampling = SETTINGS[name]
+  propose = SAMPLERS[sampling.name].propose
+  q_N = np.full(N, 1 / N)
+  if propose is not None:
+    found = propose(sampling, ARRAYS, jnp.asarray(LABELS), jnp.asarray(IMAGES))
+    q_N = sampling.mix / N + (1 - sampling.mix) * np.asarray(found, np.float64)
+  log_weights_N = -np.log(plain_inclusion(q_N, K - 1))
+  drawn = _draw(sampling, jax.random.key(0))
+  np.testing.assert_allclose(drawn.log_weights, log_weights_N[drawn.ids], rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(drawn.own_log_weights, log_weights_N[LABELS], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["hard", "frequency", "uniform"])
 def test_without_a_correction_it_is_seen_to_be_biased(name):
   estimates = _denominators(SETTINGS[name], 500, correction="none")
@@ -169,24 +181,13 @@ def test_the_plain_draw_is_the_uniform_one():
   assert draw.log_weights is None
 
 
-def test_all_uniform_samplers_agree_on_the_weights():
-  draw = _draw(SamplingSettings("hard", mix=1.0), jax.random.key(0))
-  np.testing.assert_allclose(draw.log_weights, np.log(N / (K - 1)), rtol=1e-5)
-  np.testing.assert_allclose(draw.own_log_weights, np.log(N / (K - 1)), rtol=1e-5)
-  plain = _draw(SamplingSettings(exclude="kin"), jax.random.key(0))
-  np.testing.assert_allclose(plain.log_weights, np.log(N / (K - 1)), rtol=1e-6)
-
-
-def test_hard_draws_near_classes_and_easy_far_ones():
-  keys = jax.random.split(jax.random.key(1), 300)
-
-  def mean_similarity(name):
-    sampling = SamplingSettings(name, temperature=0.1, mix=0.1)
-    ids = jax.jit(jax.vmap(lambda key: _draw(sampling, key).ids))(keys)
-    return float(np.mean((BANK @ BANK[LABELS].T).mean(axis=1)[np.asarray(ids)]))
-
-  assert mean_similarity("hard") > mean_similarity("uniform") + 0.05
-  assert mean_similarity("easy") < mean_similarity("uniform") - 0.05
+@pytest.mark.parametrize("name", ["uniform", "not kin", "batch"])
+def test_kinds_are_those_of_the_images_classes_and_of_the_negatives(name):
+  sampling = SETTINGS[name]
+  drawn = _draw(sampling, jax.random.key(0))
+  found = complete_negatives(sampling, ARRAYS, drawn, jnp.asarray(LABELS))
+  for kinds, ids in ((found.own_kinds, LABELS), (found.kinds, np.asarray(found.ids))):
+    np.testing.assert_array_equal(kinds, np.stack([ids // 10, ids // 2], axis=1))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ def _propose(settings, labels, images, **arrays):
 def test_similarity_is_the_mean_of_the_images_softmaxes(name, temperature):
   labels = np.array([2, 2, 5, 0], np.int32)
   rng = np.random.default_rng(0)
-  bank, anchors = _unit(rng.normal(size=(9, 4))), _unit(rng.normal(size=(4, 4)))
+  bank, anchors = unit(rng.normal(size=(9, 4))), unit(rng.normal(size=(4, 4)))
   expected = np.zeros(9)
   for anchor, label in zip(anchors, labels, strict=True):
     scores = {c: np.exp(anchor @ bank[c] / temperature) for c in range(9) if c != label}
@@ -230,7 +231,7 @@ def test_posterior_is_the_share_of_a_class_in_the_exact_gradient():
   """Of sum_i loss_i: the derivative by the logit of a class, over the images of other classes."""
   labels = np.array([2, 2, 5, 0])
   rng = np.random.default_rng(3)
-  bank, images = _unit(rng.normal(size=(9, 4))), _unit(rng.normal(size=(4, 4)))
+  bank, images = unit(rng.normal(size=(9, 4))), unit(rng.normal(size=(4, 4)))
   logits = torch.tensor(7.0 * images @ bank.T, requires_grad=True)
   torch.nn.functional.cross_entropy(logits, torch.tensor(labels), reduction="sum").backward()
   shares = np.where(labels[:, None] == np.arange(9), 0.0, logits.grad.numpy()).sum(axis=0)
@@ -247,15 +248,7 @@ def test_posterior_of_images_that_are_certain_draws_uniformly():
   sampling = SamplingSettings("posterior", mix=0.1, logit_scale=1e4)
   q_N = _propose(sampling, LABELS, BANK[LABELS], bank=Bank(BANK, N))
   np.testing.assert_array_equal(q_N, np.zeros(N))
-  drawn = draw_negatives(
-    jax.random.key(0),
-    sampling,
-    k=K,
-    n_classes=N,
-    labels_B=jnp.asarray(LABELS),
-    images_BxE=jnp.asarray(BANK[LABELS]),
-    arrays=ARRAYS,
-  )
+  drawn = _draw(sampling, jax.random.key(0), images=BANK[LABELS])
   np.testing.assert_allclose(drawn.log_weights, np.log(N / (K - 1)), rtol=1e-5)
 
 

@@ -1,0 +1,340 @@
+"""The step on several devices: against torch at two data indices, and against one device."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from pomp_jax.clip import image_tower, text_tower
+from pomp_jax.prompt.bank import place_rows
+from pomp_jax.prompt.context import PromptContext
+from pomp_jax.prompt.learner import ContextLearner
+from pomp_jax.prompt.mesh import make_mesh, replicate
+from pomp_jax.prompt.sampling import SamplingArrays, SamplingSettings
+from pomp_jax.prompt.step import Renewal, renewal_token_budget
+from tests.support.checks import assert_close, equations
+from tests.support.flax_clip import PLAIN_TOWER
+from tests.support.oracles import unit
+from tests.support.small_step import (
+  LABELS,
+  N_CLASSES,
+  K,
+  batch_of,
+  budget_of,
+  draw_of,
+  make_step,
+  settings_of,
+)
+
+pytestmark = pytest.mark.mesh
+
+SAMPLERS = {
+  "uniform": SamplingSettings(),
+  "posterior": SamplingSettings("posterior", mix=0.1, logit_scale=20.0),
+  "hard": SamplingSettings("hard", temperature=0.2, exclude="similar", exclude_threshold=0.6),
+  "hierarchical": SamplingSettings("hierarchical", exclude="kin", batch_positives=True),
+}
+
+
+def _groups(world, module, leaf, features, labels, step):
+  """Mean loss and accuracy of two data indices by torch."""
+  size = len(labels) // 2
+  parts = []
+  for group in range(2):
+    rows = slice(size * group, size * (group + 1))
+    parts.append(
+      world.loss(leaf, module.position, features[rows], labels[rows], draw_of(step, group))
+    )
+  return (parts[0][0] + parts[1][0]) / 2, (parts[0][1] + parts[1][1]) / 2
+
+
+@pytest.mark.parametrize(
+  ("position", "n_classes", "class_size"), [("end", None, 1), ("middle", N_CLASSES, 2)]
+)
+def test_steps_equal_torch(world, images, image_features, position, n_classes, class_size):
+  """Two steps of two data indices of four images: images to the moved context, and all metrics."""
+  module = PromptContext(3, world.clip.text_width, position, n_classes)
+  mesh = make_mesh(class_size, jax.devices()[: 2 * class_size])
+  vision = image_tower(world.clip, chunk=3)
+  step, state, frozen = make_step(
+    world, mesh=mesh, module=module, settings=settings_of(world), vision=vision
+  )
+  leaf = torch.nn.Parameter(torch.tensor(np.asarray(state.params["context"], np.float64)))
+  optimizer = torch.optim.SGD([leaf], lr=1.0, momentum=0.9, weight_decay=0.01)
+  batch = batch_of(mesh, images[:8], LABELS[:8])
+  assert draw_of(0, 0) != draw_of(0, 1) != draw_of(1, 1)
+  for number in range(2):
+    loss, accuracy = _groups(world, module, leaf, image_features[:8], LABELS[:8], number)
+    param_norm = leaf.norm().item()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.param_groups[0]["lr"] = 0.5 / (1 + number)
+    gradient_norm = leaf.grad.norm().item()
+    optimizer.step()
+
+    state, metrics = step(state, frozen, batch)
+    assert_close(metrics["loss"], loss.item())
+    assert float(metrics["accuracy"]) == pytest.approx(accuracy)
+    assert_close(metrics["grad_norm"], gradient_norm)
+    assert_close(metrics["param_norm"], param_norm)
+    assert_close(state.params["context"], leaf.detach())
+    assert int(state.step) == number + 1
+
+
+def test_every_image_is_computed_once_however_classes_are_split(world, images, image_features):
+  # Three images of each of two data indices over four devices of the class axis.
+  mesh = make_mesh(4)
+  module = PromptContext(3, world.clip.text_width)
+  step, state, frozen = make_step(
+    world,
+    mesh=mesh,
+    module=module,
+    settings=settings_of(world),
+    vision=image_tower(world.clip),
+  )
+  batch = batch_of(mesh, images[:6], LABELS[:6])
+  program = step.trace(state, frozen, batch)
+  (patches,) = [
+    e for e in equations(program.jaxpr.jaxpr) if e.primitive.name == "conv_general_dilated"
+  ]
+  assert patches.invars[0].aval.shape[0] == 1
+  leaf = torch.nn.Parameter(torch.tensor(np.asarray(state.params["context"], np.float64)))
+  loss, accuracy = _groups(world, module, leaf, image_features[:6], LABELS[:6], 0)
+  loss.backward()
+  _, metrics = step(state, frozen, batch)
+  assert_close(metrics["loss"], loss.item())
+  assert_close(metrics["grad_norm"], leaf.grad.norm().item())
+  assert float(metrics["accuracy"]) == pytest.approx(accuracy)
+
+
+def test_k_of_all_classes_is_the_full_softmax(world, image_features):
+  """K = N, the shared tower under its own budget, classes split over two devices."""
+  module = PromptContext(3, world.clip.text_width, "front")
+  mesh = make_mesh(2, jax.devices()[:2])
+  settings = settings_of(world, N_CLASSES)
+  budget = budget_of(world, module, settings, group_size=4, class_size=2)
+  step, state, frozen = make_step(
+    world, mesh=mesh, module=module, settings=settings, kind="shared", budget=budget
+  )
+  leaf = torch.nn.Parameter(torch.tensor(np.asarray(state.params["context"], np.float64)))
+  features = world.class_features(leaf, "front")
+  unit_images, unit_classes = (
+    torch.nn.functional.normalize(rows, dim=1)
+    for rows in (torch.tensor(image_features[:4]), features)
+  )
+  logits = world.scale * unit_images @ unit_classes.T
+  labels = torch.tensor(LABELS[:4]).long()
+  loss = torch.nn.functional.cross_entropy(logits, labels)
+  loss.backward()
+  batch = batch_of(mesh, image_features[:4].astype(np.float32), LABELS[:4])
+  state, metrics = step(state, frozen, batch)
+  assert_close(metrics["loss"], loss.item())
+  # A rate of 0.5 and a weight decay of 0.01.
+  assert_close(state.params["context"], (leaf - 0.5 * (leaf.grad + 0.01 * leaf)).detach())
+  assert float(metrics["accuracy"]) == (logits.argmax(dim=1) == labels).double().mean().item()
+
+
+class Steps:
+  """Three steps from the same seed, and the program that computed them."""
+
+  def __init__(self, world, image_features, sampler, devices, class_size, kind):
+    self.world, self.kind = world, kind
+    sampling = SAMPLERS[sampler]
+    plain = sampling.is_plain
+    # Under the budget of a uniform draw other draws lose classes of longer names, and on each mesh
+    # others: context within these names, or other images, would make them long enough.
+    module = PromptContext(3, world.clip.text_width, "middle" if plain else "end")
+    mesh = make_mesh(class_size, jax.devices()[:devices])
+    settings = settings_of(world, K, sampling, 0.0 if plain else 0.3)
+    self.step, self.state, frozen = make_step(
+      world,
+      mesh=mesh,
+      module=module,
+      settings=settings,
+      accumulate=8 * class_size // devices,
+      kind=kind,
+      budget=budget_of(world, module, settings, 2, class_size) if kind == "shared" else None,
+    )
+    if not plain:
+      frozen = frozen._replace(sampling=replicate(_arrays(), mesh))
+    if "bank" in sampling.needs:
+      rows = np.random.default_rng(1).normal(size=(N_CLASSES, image_features.shape[1]))
+      self.state = self.state.replace(bank=place_rows(unit(rows), mesh, "float32"))
+    self.before, self.start = self.state, np.array(self.state.params["context"])
+    features = image_features.astype(np.float32)
+    shifts = range(3) if plain else (0, 0, 0)
+    batches = [batch_of(mesh, np.roll(features, shift, axis=0), LABELS) for shift in shifts]
+    self.read, self.metrics = (frozen, batches[0]), []
+    for batch in batches:
+      # From the second step on.
+      with jax.transfer_guard("disallow" if self.metrics else "allow"):
+        self.state, metrics = self.step(self.state, frozen, batch)
+      self.metrics.append(metrics)
+    self.context = np.asarray(self.state.params["context"])
+
+
+def _arrays():
+  every = np.arange(N_CLASSES, dtype=np.int32)
+  return SamplingArrays(
+    groups=every[:, None] // 4,
+    group_sizes=np.full(3, 4, np.int32),
+    kin=np.where(every % 2, every - 1, -1)[:, None].astype(np.int32),
+    levels=every[:, None] // 3,
+  )
+
+
+@pytest.fixture(scope="module")
+def steps_of(world, image_features):
+  """A function: sampler, devices, class axis, text tower -> `Steps`, computed once."""
+  return functools.cache(functools.partial(Steps, world, image_features))
+
+
+@pytest.fixture(scope="module")
+def alone(steps_of):
+  """A function: sampler -> its steps on one device, which accumulates eight groups."""
+  return lambda name: steps_of(name, 1, 1, PLAIN_TOWER if name == "uniform" else "shared")
+
+
+OTHER_LAYOUT = pytest.mark.slow("another layout of the devices; both axes are in the first tier")
+
+
+# A draw has 2 + 5 classes, which divide by no class axis above 1.
+@pytest.mark.parametrize(
+  ("sampler", "kind", "class_size"),
+  [
+    ("uniform", PLAIN_TOWER, 2),
+    ("uniform", "shared", 4),
+    ("posterior", "shared", 4),
+    ("hard", "shared", 4),
+    ("hierarchical", "shared", 4),
+    pytest.param("uniform", PLAIN_TOWER, 1, marks=OTHER_LAYOUT),
+    pytest.param("uniform", PLAIN_TOWER, 8, marks=OTHER_LAYOUT),
+    pytest.param("posterior", "shared", 1, marks=OTHER_LAYOUT),
+    pytest.param("hard", "shared", 1, marks=OTHER_LAYOUT),
+    pytest.param("hierarchical", "shared", 1, marks=OTHER_LAYOUT),
+  ],
+)
+def test_every_mesh_computes_the_same(steps_of, alone, sampler, kind, class_size):
+  expected, found = alone(sampler), steps_of(sampler, 8, class_size, kind)
+  # Sums in another order: float32's rounding over three steps, and momentum.
+  assert_close(found.context, expected.context, 3e-6 if kind == expected.kind != "shared" else 1e-5)
+  for metrics, other in zip(found.metrics, expected.metrics, strict=True):
+    assert jax.tree.map(float, metrics) == pytest.approx(jax.tree.map(float, other), rel=1e-5)
+  assert found.step._cache_size() == expected.step._cache_size() == 1
+
+
+def test_each_sampler_moves_the_context_its_own_way(alone):
+  """Without which the meshes would agree on steps that stand still."""
+  contexts = [alone(name).context for name in SAMPLERS]
+  assert np.abs(contexts[0] - alone("uniform").start).max() > 0.1
+  for i, one in enumerate(contexts):
+    for other in contexts[:i]:
+      assert np.abs(one - other).max() > 1e-3 * np.abs(other).max()
+
+
+def test_a_turn_of_renewals_computes_every_row_of_the_bank(world, image_features):
+  """Draws hold classes 0 and 11 alone, so that other rows are the renewal's.
+
+  Class 11 is beyond the token budget of a draw. What the tower returns in its place is not written,
+  though it comes before the class's renewal.
+  """
+  module = PromptContext(3, world.clip.text_width)
+  mesh = make_mesh(2, jax.devices()[:4])
+  lengths = np.asarray(world.tokens.lengths)
+  assert lengths[11] > lengths[0]
+  # Two micro-steps of four devices: two steps renew 16 rows, the first four twice.
+  budget = renewal_token_budget(lengths, module.n_own, n_parts=8, rows=1)
+  tower = text_tower("shared", world.clip.config.text_config, token_budget=budget)
+  step, state, frozen = make_step(
+    world,
+    mesh=mesh,
+    module=module,
+    settings=settings_of(world, 2, SamplingSettings("frequency", mix=1e-6)),
+    accumulate=2,
+    kind="shared",
+    budget=int(lengths[0]),
+    renewal=Renewal(ContextLearner(module, tower, budget), rows=1),
+    rate=0.0,
+  )
+  rows = np.random.default_rng(1).normal(size=(N_CLASSES, image_features.shape[1]))
+  state = state.replace(bank=place_rows(unit(rows), mesh, "float32"))
+  only_11 = SamplingArrays(frequency=np.eye(N_CLASSES, dtype=np.float32)[11])
+  frozen = frozen._replace(sampling=replicate(only_11, mesh))
+  batch = batch_of(mesh, image_features[:4].astype(np.float32), np.zeros(4, np.int32))
+  for _ in range(2):
+    state, _ = step(state, frozen, batch)
+  leaf = torch.tensor(np.asarray(state.params["context"], np.float64))
+  assert_close(state.bank[:N_CLASSES], unit(world.class_features(leaf).numpy()))
+
+
+@pytest.fixture(scope="module")
+def compiled(steps_of):
+  """The step on four devices by two, for questions about the program."""
+  return steps_of("uniform", 8, 2, PLAIN_TOWER)
+
+
+def test_the_state_is_donated_and_nothing_else(compiled):
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(compiled.before))
+  assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(compiled.read))
+  (state, *read), _ = compiled.step.lower(compiled.state, *compiled.read).args_info
+  assert all(leaf.donated for leaf in jax.tree.leaves(state))
+  assert not any(leaf.donated for leaf in jax.tree.leaves(read))
+
+
+def test_metrics_stay_on_the_devices_as_scalars(compiled):
+  for metrics in compiled.metrics:
+    assert set(metrics) == {"loss", "accuracy", "grad_norm", "param_norm"}
+    for value in metrics.values():
+      assert isinstance(value, jax.Array)
+      assert value.shape == ()
+      assert value.sharding.is_fully_replicated
+
+
+def test_the_state_holds_the_context_and_one_slot_of_it(compiled):
+  # The step, the schedule's count and the key besides; nothing as large as any frozen weight.
+  leaves, width = jax.tree.leaves(compiled.state), compiled.world.clip.text_width
+  assert [leaf.shape for leaf in leaves if leaf.size > 2] == [(3, width)] * 2
+  assert sum(leaf.size for leaf in leaves) <= 2 * 3 * width + 4
+
+
+def _weight_gradients(jaxpr, frozen) -> list:
+  """Products with the shape of a frozen weight: what a gradient of that weight would be."""
+  shapes = {leaf.shape for leaf in jax.tree.leaves(frozen.text) if leaf.ndim == 2}
+  shapes |= {shape[::-1] for shape in shapes}
+  return [
+    variable.aval.shape
+    for equation in equations(jaxpr)
+    if equation.primitive.name == "dot_general"
+    for variable in equation.outvars
+    if variable.aval.shape in shapes
+  ]
+
+
+def test_the_program_has_no_gradient_of_a_frozen_weight_and_calls_nothing_outside(compiled):
+  traced = compiled.step.trace(compiled.state, *compiled.read)
+  assert _weight_gradients(traced.jaxpr.jaxpr, compiled.world.frozen) == []
+  names = {equation.primitive.name for equation in equations(traced.jaxpr.jaxpr)}
+  assert not [name for name in names if "callback" in name or "device_put" in name]
+  program = traced.lower().compile().as_text()
+  for word in ("callback", "infeed", "outfeed", "send-done", "recv-done", "host_compute"):
+    assert word not in program
+
+  # The measurement sees such gradients where they are asked for.
+  tower = text_tower(PLAIN_TOWER, compiled.world.clip.config.text_config)
+  width = compiled.world.clip.text_width
+
+  def total(text):
+    return tower(text, jnp.ones((2, width)), jnp.ones((3, 4, width)), jnp.full(3, 4)).sum()
+
+  text = compiled.world.frozen.text
+  asked = jax.make_jaxpr(jax.grad(total))(text).jaxpr
+  assert len(_weight_gradients(asked, compiled.world.frozen)) >= 3 * 6
+
+
+def test_devices_that_do_not_divide_are_refused():
+  with pytest.raises(ValueError, match="mesh.class_size: got 3"):
+    make_mesh(3)
+  assert dict(make_mesh(2).shape) == {"data": 4, "class": 2}
