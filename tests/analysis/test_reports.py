@@ -1,11 +1,16 @@
-"""The jobs' reports: parsed, every figure found again, nothing fetched, names escaped."""
+"""The jobs' reports: parsed, every figure found again, nothing fetched, names escaped.
+
+One page for each job, rendered once.
+"""
 
 import re
 import urllib.parse
 
+import numpy as np
 from PIL import Image
 import pytest
 
+from pomp_jax.ablation.report import write_outcome
 from pomp_jax.analysis.gradient_bias import gradient_bias_report
 from pomp_jax.analysis.html_report import write_run_report
 from pomp_jax.analysis.region_reports import regions_report
@@ -17,70 +22,42 @@ from pomp_jax.analysis.reports import (
   training_report,
 )
 from pomp_jax.files.run_folder import RunFolder, with_provenance
-from tests.analysis.test_region_reports import detection_results, segmentation_results
 from tests.support.report_page import AWKWARD, Page
 from tests.support.small_run import small_config
 
 PATHS = ("/data/runs/one/prompt.npz", "/data/runs/two/prompt.npz")
+PROMPTS = (*PATHS, AWKWARD)
 
 
-def score(top1, n=1000, classes=50):
-  return {
-    "images": n,
-    "classes": classes,
-    "top1": top1,
-    "top5": 0.9,
-    "top1_interval": [top1 - 0.03, top1 + 0.02],
-    "macro_top1": 0.4,
-    "ece": 0.05,
-    "reliability": {"images": [1], "confidence": [0.5], "accuracy": [0.5]},
-  }
+def score(top1):
+  found = {"images": 1000, "classes": 50, "top1": top1, "top5": 0.9, "macro_top1": 0.4}
+  found |= {"top1_interval": [top1 - 0.03, top1 + 0.02], "ece": 0.05}
+  return found | {"reliability": {"images": [1], "confidence": [0.5], "accuracy": [0.5]}}
 
 
 def training_results():
   splits = {"base": 0.511, "novel": 0.622}
-  return {
-    "method": "cocoop",
-    "seed": 3,
-    "clip_model": "world",
-    "n_classes": 1000,
-    "k": 64,
-    "correction": "log",
-    "steps": 240,
-    "seconds": 12.5,
-    "eval_seconds": 1.5,
-    "images_per_second": 99.0,
-    "eval_images": dict.fromkeys(splits, 1000),
-    "eval_classes": dict.fromkeys(splits, 50),
-    "eval": {
-      split: {"prompt": score(top1), "hand_written": score(top1 - 0.1)}
-      for split, top1 in splits.items()
-    },
+  found = {"method": "cocoop", "seed": 3, "clip_model": "world", "n_classes": 1000, "k": 64}
+  found |= {"correction": "log", "steps": 240, "seconds": 12.5, "eval_seconds": 1.5}
+  found |= {"images_per_second": 99.0, "eval_images": dict.fromkeys(splits, 1000)}
+  found["eval_classes"] = dict.fromkeys(splits, 50)
+  found["eval"] = {
+    split: {"prompt": score(top1), "hand_written": score(top1 - 0.1)}
+    for split, top1 in splits.items()
   }
+  return found
 
 
 def evaluation_results():
-  prompts = (*PATHS, AWKWARD)
-  accuracy = {label: {"dtd": 0.511 + i / 10} for i, label in enumerate(prompts)}
-  return {
-    "clip_model": "world",
-    "prompts": [{"label": label, "step": 80 if label == PATHS[0] else None} for label in prompts],
-    "missing": {"<eurosat>": "no folder & no file"},
-    "accuracy": {"own": {"top1": accuracy}},
-    "intervals": {
-      "own": {"top1": {label: {"dtd": [0.4, 0.9]} for label in prompts}},
-    },
-    "images": {"own": {"top1": {"dtd": 1000}}},
-    "classes": {"own": {"top1": {"dtd": 50}}},
-    "published": {},
-    "sets": {
-      "dtd": {
-        "split": "test",
-        "unreadable": 2,
-        "prompts": {label: score(0.511 + i / 10) for i, label in enumerate(prompts)},
-      }
-    },
-  }
+  top1 = {label: 0.511 + i / 10 for i, label in enumerate(PROMPTS)}
+  steps = [{"label": label, "step": 80 if label == PATHS[0] else None} for label in PROMPTS]
+  found = {"clip_model": "world", "prompts": steps, "published": {}}
+  found["missing"] = {"<eurosat>": "no folder & no file"}
+  found["accuracy"] = {"own": {"top1": {label: {"dtd": own} for label, own in top1.items()}}}
+  found["intervals"] = {"own": {"top1": {label: {"dtd": [0.4, 0.9]} for label in PROMPTS}}}
+  found |= {"images": {"own": {"top1": {"dtd": 1000}}}, "classes": {"own": {"top1": {"dtd": 50}}}}
+  scores = {label: score(own) for label, own in top1.items()}
+  return found | {"sets": {"dtd": {"split": "test", "unreadable": 2, "prompts": scores}}}
 
 
 def baselines_results():
@@ -88,28 +65,22 @@ def baselines_results():
   two = one | {"mean": 0.611, "std": 0.012, "values": [0.6, 0.62], "classes": 50}
   two |= {"t_interval": [0.5, 0.7]}
   cost = {"seconds": {"median": 7.25}, "peak_mib": None, "not_evaluated": []}
-  return {
-    "settings": [["maple", {"prompt.m": 2}], ["<own>", {}]],
-    "methods": {
-      "maple": cost | {"method": "maple", "n_runs": 2, "top1": {"base": two, "novel": two}},
-      "linear_probe": cost | {"method": "linear_probe", "n_runs": 1, "top1": {"base": one}},
-    },
-    "failed": {"<own>": "TrainingError: loss is nan & more"},
+  methods = {
+    "maple": cost | {"method": "maple", "n_runs": 2, "top1": {"base": two, "novel": two}},
+    "linear_probe": cost | {"method": "linear_probe", "n_runs": 1, "top1": {"base": one}},
   }
+  settings = [["maple", {"prompt.m": 2}], ["<own>", {}]]
+  failed = {"<own>": "TrainingError: loss is nan & more"}
+  return {"settings": settings, "methods": methods, "failed": failed}
 
 
 def geometry_results():
-  prompts = (*PATHS, AWKWARD)
   figures = {"alignment": 1.25, "uniformity": None, "top1": 0.511, "top1_interval": [0.4, 0.6]}
-  return {
-    "clip_model": "world",
-    "prompts": [{"label": label, "step": None} for label in prompts],
-    "tokens": {
-      "median_distance_between_tokens": 0.25,
-      "vectors": {PATHS[0]: [{"tokens": ["<b>", "cat</w>"], "distances": [0.125, 0.5]}]},
-    },
-    "sets": {"novel": {"images": 1000, "classes": 50, "prompts": dict.fromkeys(prompts, figures)}},
-  }
+  vectors = {PATHS[0]: [{"tokens": ["<b>", "cat</w>"], "distances": [0.125, 0.5]}]}
+  found = {"clip_model": "world", "prompts": [{"label": own, "step": None} for own in PROMPTS]}
+  found["tokens"] = {"median_distance_between_tokens": 0.25, "vectors": vectors}
+  novel = {"images": 1000, "classes": 50, "prompts": dict.fromkeys(PROMPTS, figures)}
+  return found | {"sets": {"novel": novel}}
 
 
 def seeds_results():
@@ -122,39 +93,96 @@ def seeds_results():
     for name, top1 in of_split.items()
   }
   gain = {"top1": of_split["prompt"] | {"spread": 0.022}, "gain": 0.211}
-  return {
-    "method": "pomp",
-    "clip_model": "world",
-    "seeds": [3, 5],
-    "steps": 240,
-    "n_classes": 1000,
-    "k": 64,
-    "correction": None,
-    "eval_classes": {"base": 50},
-    "seconds": {"values": [7.25, 8.5]},
-    "eval": {"base": scores},
-    "gain": {"base": gain | {"best_hand_written": "hand_written"}},
-  }
+  found = {"method": "pomp", "clip_model": "world", "seeds": [3, 5], "steps": 240, "k": 64}
+  found |= {"n_classes": 1000, "correction": None, "eval_classes": {"base": 50}}
+  found |= {"seconds": {"values": [7.25, 8.5]}, "eval": {"base": scores}}
+  return found | {"gain": {"base": gain | {"best_hand_written": "hand_written"}}}
 
 
 def gradient_bias_results():
   cell = {"sampler": "<hard>", "correction": "log", "k": 1000, "draws": 512}
   cell |= {"relative_bias": 0.5, "bias_low": 0.25, "bias_high": 0.75, "relative_deviation": 2.5}
   cell |= {"cosine": 0.75, "draw_cosine": 0.125, "draw_cosine_error": 0.0125}
-  return {
-    "images": 64,
-    "n_classes": 2000,
-    "prompt": AWKWARD,
-    "exact_norm": 0.123456,
-    "cells": [cell],
-    "seconds": 12.5,
+  found = {"images": 64, "n_classes": 2000, "prompt": AWKWARD, "exact_norm": 0.123456}
+  return found | {"cells": [cell], "seconds": 12.5}
+
+
+N = 20
+# Class 0 gains most and class 19 loses most; the data lacks class 7.
+FIRST = [None if c == 7 else 0.5 for c in range(N)]
+LAST = [None if c == 7 else 0.5 + (10 - c) / 50 for c in range(N)]
+PAIR = {AWKWARD: FIRST, PATHS[0]: LAST}
+
+
+def _region_results(job, figures):
+  found = {"job": job, "clip_model": "world", "images": 1234, "figures": figures}
+  found["prompts"] = [{"label": label, "step": None} for label in figures]
+  found["classes"] = [f"<i>{c}</i>" for c in range(N)]
+  return found | {"groups": ["base"] * 15 + ["novel"] * 4 + ["-"]}
+
+
+def segmentation_results(of_classes=PAIR):
+  """Of prompts with these IoU of each class."""
+  of_all = {"mIoU": 0.511, "mIoU_plain": 0.5, "fwIoU": 0.5, "mACC": 0.5, "pACC": 0.622}
+  figures = {
+    label: of_all
+    | {"hIoU": 0.25, "hIoU_plain": 0.5, "base": of_all, "novel": of_all | {"mIoU": 0.125}}
+    | {"per_class": {"iou": iou, "accuracy": iou}}
+    for label, iou in of_classes.items()
   }
+  return _region_results("segment", figures) | {"pixels": [1000 + c for c in range(N)]}
 
 
-def _regions(folder, results):
-  return regions_report(folder, small_config(), results)
+def detection_results():
+  ap = {"AP": 0.411, "AP50": 0.5, "AP75": None}
+  top1 = {"all": {"top1": 0.75}, "base": {"top1": 0.875}}
+  figures = {
+    label: {"top1": top1, "box": ap | {"base": ap, "per_class": of_classes}}
+    for label, of_classes in PAIR.items()
+  }
+  return _region_results("detect", figures) | {"objects": 4321}
 
 
+def ablation_results():
+  """Twenty-one cells, one of which failed."""
+  rng = np.random.default_rng(0)
+  splits = ("base", "novel", "shifted")
+  by_hand = {split: {"hand_written": 0.25, "class_name": 0.22} for split in splits}
+  cells = []
+  for k in (16, 64, 256, "all"):
+    for correction in (None,) if k == "all" else ("log", "none"):
+      for seed in range(3):
+        values = {"k": k, "correction": correction, "seed": seed}
+        cell = {"name": ", ".join(f"{field}={value}" for field, value in values.items())}
+        cell |= {"values": values, "by_hand": by_hand, "seconds": 1.5, "memory_mib": 12.5}
+        cell["top1"] = {split: rng.uniform(0.2, 0.3) for split in splits}
+        cells.append(cell | {"error": None})
+  cells[4] |= {"error": "TrainingError: loss is nan at step 7"}
+  return {"cells": cells, "missing": []}
+
+
+def ablation_page(path, results):
+  """Page of an ablation, with its plot."""
+  folder = RunFolder(path)
+  folder.create()
+  config = small_config(job="ablate", **{"eval.template": AWKWARD})
+  write_outcome(config, folder, with_provenance(results))
+  return Page((path / "report.html").read_text())
+
+
+def page_of(job, path, results, **changes):
+  """Page of a run, with the plots that are in its folder."""
+  folder, stored = RunFolder(path), with_provenance(results)
+  config = small_config(job=job, **changes)
+  if job in ("segment", "detect"):
+    report = regions_report(folder, config, stored)
+  else:
+    report = REPORTS[job][0](folder, stored)
+  write_run_report(folder, config, stored, report)
+  return Page((path / "report.html").read_text())
+
+
+# By job: the function, its results, and the plots.
 REPORTS = {
   "pretrain": (training_report, training_results, ("accuracy.png", "predictions.png")),
   "evaluate": (evaluation_report, evaluation_results, ("accuracy_own_top1.png", "calibration.png")),
@@ -162,29 +190,179 @@ REPORTS = {
   "analyse": (geometry_report, geometry_results, ("alignment_uniformity.png", "map_novel.png")),
   "repeat": (seeds_report, seeds_results, ("accuracy.png",)),
   "gradient_bias": (gradient_bias_report, gradient_bias_results, ("gradient_bias.png",)),
-  "segment": (_regions, segmentation_results, ("segmentation.png",)),
-  "detect": (_regions, detection_results, ("detections.png",)),
+  "segment": (regions_report, segmentation_results, ("segmentation.png",)),
+  "detect": (regions_report, detection_results, ("detections.png",)),
+  "ablate": (None, ablation_results, ("sweep.png",)),
+}
+ROWS = {
+  own: "\n".join(f"<i>{c}</i>" for c in (*range(1, 7), 8, *range(12, last)))
+  for own, last in (("segment", 19), ("detect", 20))
+}
+# The heading, and tables: the first cells of the head and of each row. "..": further rows.
+EXPECTED = {
+  "pretrain": """CoCoOp.*1,000 classes
+
+prompt | base, 1,000 images, 50 classes | novel, 1,000 images, 50 classes
+learned prompt | 51.1 (48.1 to 53.1) | 62.2 (59.2 to 64.2)
+hand-written prompt | 41.1 (38.1 to 43.1) | 52.2 (49.2 to 54.2)""",
+  "evaluate": """Evaluation on 1 data set
+
+prompt | dtd
+learned, one | 51.1 (40.0 to 90.0)
+learned, two | 61.1 (40.0 to 90.0)
+AWKWARD | 71.1 (40.0 to 90.0)
+images | 1,000
+
+called here
+learned, one | /data/runs/one/prompt.npz | 80
+learned, two | /data/runs/two/prompt.npz
+AWKWARD
+
+set | reason
+<eurosat> | no folder & no file
+
+set: prompt
+dtd: learned, one
+..""",
+  "baselines": """2 methods side by side
+
+method | seeds
+MaPLe | 2 | 61.1 ± 1.2 | 61.1 ± 1.2
+linear probe | 1 | 40.0 | -
+
+method | base, 1,000 images, 50 classes
+MaPLe | images 37.0 to 43.0; seeds 50.0 to 70.0 | images 37.0 to 43.0; seeds 50.0 to 70.0
+linear probe | images 37.0 to 43.0 | -
+
+method | error
+<own> | TrainingError: loss is nan & more""",
+  "analyse": """Class features under 3 prompts
+
+prompt | novel
+learned, one | 1.250
+learned, two | 1.250
+AWKWARD | 1.250
+learned, one | -
+learned, two | -
+AWKWARD | -
+learned, one | 51.1 (40.0 to 60.0)
+learned, two | 51.1 (40.0 to 60.0)
+AWKWARD | 51.1 (40.0 to 60.0)
+
+vector
+1 | <b> 0.125 | cat</w> 0.500
+
+set | images | classes
+novel | 1,000 | 50""",
+  "repeat": """Training: 2 seeds, 1,000 classes
+
+prompt | base, 1,000 images, 50 classes
+learned prompt | 61.1 ± 1.2
+hand-written prompt | 40.0 ± 0.0
+learned prompt | images 37.0 to 43.0; seeds 50.0 to 70.0
+hand-written prompt | images 37.0 to 43.0; seeds 40.0 to 40.0
+
+split
+base, 1,000 images, 50 classes | +21.1 | hand-written prompt | 2.2
+
+seed | base, 1,000 images, 50 classes
+3 | 60.0
+5 | 62.2""",
+  "gradient_bias": """Bias of the sampled gradient: 64 images, 2,000 classes
+
+sampler | correction | K
+<hard> | log | 1,000 | 512 | 0.500 (0.250 to 0.750) | 2.500 | 0.125 ± 0.025 | 0.750""",
+  "segment": f"""Segmentation: 1,234 images, 20 classes
+
+prompt | hIoU | base mIoU | novel mIoU | mIoU
+AWKWARD | 25.0 | 51.1 | 12.5 | 51.1
+learned, runs/one | 25.0 | 51.1 | 12.5 | 51.1
+
+called here
+AWKWARD
+learned, runs/one | /data/runs/one/prompt.npz
+
+class | group | pixels
+<i>0</i> | base | 1,000 | 50.0 | 70.0 | +20.0
+{ROWS["segment"]}
+<i>19</i> | - | 1,019 | 50.0 | 32.0 | -18.0""",
+  "detect": f"""Detection: 1,234 images, 20 classes
+
+prompt | all
+AWKWARD | 75.0 | 87.5
+learned, runs/one | 75.0 | 87.5
+
+prompt | AP
+AWKWARD | 41.1 | 50.0 | 41.1 | 50.0
+learned, runs/one | 41.1 | 50.0 | 41.1 | 50.0
+
+class | group | AWKWARD
+<i>0</i> | base | 50.0 | 70.0 | +20.0
+{ROWS["detect"]}""",
+  "ablate": """Ablation over k, correction, seed
+
+k | correction | base top-1 (%)
+16 | log | 24.2 ± 3.5 | 26.0 ± 2.9
+16 | none | 25.6 ± 5.4 (1 failed) | 28.4 ± 0.3 (1 failed)
+..
+
+k | correction | seed
+16 | log | 0 | 26.4 | 22.7 | 20.4
+..
+
+prompt | base | novel
+hand-written prompt | 25.0 | 25.0
+class name alone | 22.0 | 22.0
+
+cell | error
+k=16, correction=none, seed=1 | TrainingError: loss is nan at step 7""",
+}
+N_ROWS = {"k | correction | base top-1 (%)": 7, "k | correction | seed": 21, "set: prompt": 3}
+# Rows of two cells.
+FACTS = {
+  "repeat": {"training of a seed (s)": "7.2, 8.5", "steps": "240"},
+  "segment": {"classes": "20: 15 base, 4 novel", "pixels with a class": "20,190"},
+  "detect": {"objects": "4,321"},
 }
 
 
 @pytest.fixture(scope="module", params=list(REPORTS))
 def page(request, tmp_path_factory):
-  """The name of a job, its parsed page, the page's text, and the folder."""
-  report, results, plots = REPORTS[request.param]
-  folder = RunFolder(tmp_path_factory.mktemp(request.param))
-  folder.create()
-  folder.plots.mkdir()
-  for name in plots:
-    Image.new("RGB", (3, 2), "red").save(folder.plots / name)
-  stored = with_provenance(results())
-  config = small_config(job=request.param, **{"eval.template": AWKWARD})
-  write_run_report(folder, config, stored, report(folder, stored))
-  text = (folder.path / "report.html").read_text()
-  return request.param, Page(text), text, folder
+  """The name of a job, its parsed page, and the page's text."""
+  job = request.param
+  _, results, plots = REPORTS[job]
+  path = tmp_path_factory.mktemp(job)
+  if job == "ablate":
+    parsed = ablation_page(path, results())
+  else:
+    (path / "plots").mkdir()
+    for name in plots:
+      Image.new("RGB", (3, 2), "red").save(path / "plots" / name)
+    parsed = page_of(job, path, results(), **{"eval.template": AWKWARD})
+  return job, parsed, (path / "report.html").read_text()
+
+
+def test_every_figure_is_on_the_page(page):
+  job, parsed, _ = page
+  heading, *tables = EXPECTED[job].replace("AWKWARD", AWKWARD).split("\n\n")
+  assert re.search(heading, parsed.headings[0])
+  lines_of = [[" | ".join([*row, ""]) for row in table] for table in parsed.tables]
+  for head, *expected in map(str.splitlines, tables):
+    found = [row for lines in lines_of if lines[0].startswith(f"{head} | ") for row in lines[1:]]
+    if expected[-1] == "..":
+      assert len(found) == N_ROWS[head]
+      del expected[-1], found[len(expected) :]
+    for row, own in zip(found, expected, strict=True):
+      assert row.startswith(f"{own} | ")
+  pairs = {tuple(row) for table in parsed.tables for row in table}
+  assert set(FACTS.get(job, {}).items()) <= pairs
+  assert ("2 images could not be read" in parsed.text) == (job == "evaluate")
+  if job == "repeat":
+    assert {"seed_3/report.html", "seed_5/report.html"} <= set(parsed.links)
 
 
 def test_the_page_is_whole_and_fetches_nothing(page):
-  job, parsed, text, folder = page
+  job, parsed, text = page
   assert parsed.open == []
   assert not parsed.tags & {"script", "link", "iframe", "b"}
   assert len(parsed.images) == len(REPORTS[job][2])
@@ -197,7 +375,7 @@ def test_the_page_is_whole_and_fetches_nothing(page):
 
 
 def test_the_page_says_where_it_comes_from(page):
-  job, parsed, _, folder = page
+  job, parsed, _ = page
   rows = {row[0]: row[1] for table in parsed.tables for row in table if len(row) == 2}
   assert rows["job"] == job
   assert rows["date"].endswith("UTC")
@@ -207,79 +385,76 @@ def test_the_page_says_where_it_comes_from(page):
   assert "Command" in parsed.headings and "Config" in parsed.headings
 
 
-def parse(job, path):
-  """The page of a job, without plots."""
-  report, results, _ = REPORTS[job]
-  folder = RunFolder(path)
-  stored = with_provenance(results())
-  write_run_report(folder, small_config(job=job), stored, report(folder, stored))
-  return Page((path / "report.html").read_text())
+def facts(parsed):
+  [found] = [table for table in parsed.tables if table[0][0] == "images"]
+  return dict(found)
 
 
-def test_figures_of_a_training(tmp_path):
-  parsed = parse("pretrain", tmp_path)
-  assert "CoCoOp" in parsed.headings[0] and "1,000 classes" in parsed.headings[0]
-  columns = ("base, 1,000 images, 50 classes", "novel, 1,000 images, 50 classes")
-  assert parsed.table("prompt", *columns) == [
-    ["learned prompt", "51.1 (48.1 to 53.1)", "62.2 (59.2 to 64.2)"],
-    ["hand-written prompt", "41.1 (38.1 to 43.1)", "52.2 (49.2 to 54.2)"],
-  ]
+def test_classes_of_one_prompt_have_no_difference(tmp_path):
+  parsed = page_of("segment", tmp_path, segmentation_results({PATHS[0]: LAST}))
+  rows = parsed.table("class", "group", "pixels", "learned, runs/one")
+  assert rows[0] == ["<i>0</i>", "base", "1,000", "70.0"]
+  assert rows[-1] == ["<i>19</i>", "-", "1,019", "32.0"]
 
 
-def test_figures_of_an_evaluation(tmp_path):
-  parsed = parse("evaluate", tmp_path)
-  assert parsed.table("prompt", "dtd") == [
-    ["learned, one", "51.1 (40.0 to 90.0)"],
-    ["learned, two", "61.1 (40.0 to 90.0)"],
-    [AWKWARD, "71.1 (40.0 to 90.0)"],
-    ["images", "1,000"],
-  ]
-  # What the short labels stand for.
-  assert parsed.table("called here")[0] == ["learned, one", PATHS[0], "80"]
-  assert parsed.table("set", "reason") == [["<eurosat>", "no folder & no file"]]
-  assert [row[0] for row in parsed.table("set: prompt")][0] == "dtd: learned, one"
-  assert "2 images could not be read" in parsed.text
+def test_scores_alone_are_not_compared_with_fused_ones(tmp_path):
+  """With `regions.alone` each prompt has three rows, the fused one first."""
+  of_classes = {
+    f"{prompt}, {share}": [value if share == "fused" else 0.0] * N
+    for prompt, value in (("{}!", 0.25), ("{}.", 0.75))
+    for share in ("fused", "network alone", "CLIP alone")
+  }
+  changes = {"regions.source": "file", "regions.path": "<found>", "regions.alone": True}
+  parsed = page_of("segment", tmp_path, segmentation_results(of_classes), **changes)
+  rows = parsed.table("class", "group", "pixels", "{}!, fused", "{}., fused")
+  assert all(row[3:] == ["25.0", "75.0", "+50.0"] for row in rows)
 
 
-def test_figures_of_methods(tmp_path):
-  parsed = parse("baselines", tmp_path)
-  assert [row[:4] for row in parsed.table("method", "seeds")] == [
-    ["MaPLe", "2", "61.1 ± 1.2", "61.1 ± 1.2"],
-    ["linear probe", "1", "40.0", "-"],
-  ]
-  assert parsed.table("method", "base, 1,000 images, 50 classes") == [
-    ["MaPLe", *["images 37.0 to 43.0; seeds 50.0 to 70.0"] * 2],
-    ["linear probe", "images 37.0 to 43.0", "-"],
-  ]
-  assert parsed.table("method", "error") == [["<own>", "TrainingError: loss is nan & more"]]
+def test_images_without_labels_have_no_figures(tmp_path):
+  results = segmentation_results({PATHS[0]: [None] * N})
+  [figures] = results["figures"].values()
+  results["figures"] = {PATHS[0]: dict.fromkeys(figures) | {"per_class": figures["per_class"]}}
+  del results["figures"][PATHS[0]]["base"], results["figures"][PATHS[0]]["novel"]
+  results["groups"] = ["-"] * N
+  parsed = page_of("segment", tmp_path, results)
+  assert not any("mIoU" in table[0] or "class" in table[0] for table in parsed.tables)
+  assert facts(parsed)["classes"] == "20"
 
 
-def test_figures_of_an_analysis(tmp_path):
-  parsed = parse("analyse", tmp_path)
-  tables = [table for table in parsed.tables if table[0] == ["prompt", "novel"]]
-  labels = ["learned, one", "learned, two", AWKWARD]
-  for table, value in zip(tables, ("1.250", "-", "51.1 (40.0 to 60.0)"), strict=True):
-    assert table[1:] == [[label, value] for label in labels]
-  assert parsed.table("vector") == [["1", "<b> 0.125", "cat</w> 0.500"]]
-  assert parsed.table("set", "images", "classes") == [["novel", "1,000", "50"]]
-
-
-def test_figures_of_seeds(tmp_path):
-  parsed = parse("repeat", tmp_path)
-  split = "base, 1,000 images, 50 classes"
-  means, intervals = (table[1:] for table in parsed.tables if table[0] == ["prompt", split])
-  assert means == [["learned prompt", "61.1 ± 1.2"], ["hand-written prompt", "40.0 ± 0.0"]]
-  assert intervals[0] == ["learned prompt", "images 37.0 to 43.0; seeds 50.0 to 70.0"]
-  assert parsed.table("split") == [[split, "+21.1", "hand-written prompt", "2.2"]]
-  assert parsed.table("seed", split) == [["3", "60.0"], ["5", "62.2"]]
-  assert {"seed_3/report.html", "seed_5/report.html"} <= set(parsed.links)
-  facts = [row for table in parsed.tables for row in table if len(row) == 2]
-  assert ["training of a seed (s)", "7.2, 8.5"] in facts and ["steps", "240"] in facts
-
-
-def test_figures_of_a_gradient(tmp_path):
-  parsed = parse("gradient_bias", tmp_path)
-  assert parsed.headings[0] == "Bias of the sampled gradient: 64 images, 2,000 classes"
-  [row] = parsed.table("sampler", "correction", "K")
-  assert row[:4] == ["<hard>", "log", "1,000", "512"]
-  assert row[4:] == ["0.500 (0.250 to 0.750)", "2.500", "0.125 ± 0.025", "0.750"]
+@pytest.mark.parametrize(
+  ("changes", "expected", "absent"),
+  [
+    ({"regions.source": "truth"}, {"regions.source": "truth", "regions.crop": "masked"}, "null"),
+    (
+      {
+        "regions.source": "network",
+        "propose.network": "runs/<net>",
+        "regions.crop": "context",
+        "regions.expand": 1.4,
+        "regions.e_novel": 0.9,
+      },
+      {
+        "regions.source": "network: runs/<net>",
+        "regions.crop": "context, 1.4 times the box's longer side",
+        "regions.e_base, CLIP's exponent for trained classes": "0.2",
+        "regions.e_novel, for other classes": "0.9",
+        "regions.null": "drop",
+      },
+      "recipe",
+    ),
+    (
+      {"segment.recipe": "sclip", "segment.pamr": 10},
+      {
+        "regions.source": "none: patches",
+        "segment.recipe": "sclip",
+        "segment.size, window, stride (pixels)": "336, 224, 112",
+        "segment.pamr (steps)": "10",
+      },
+      "crop",
+    ),
+  ],
+)
+def test_the_page_says_where_regions_come_from(tmp_path, changes, expected, absent):
+  found = facts(page_of("segment", tmp_path, segmentation_results(), **changes))
+  assert expected.items() <= found.items()
+  assert not any(absent in name for name in found)
