@@ -79,8 +79,13 @@ def test_a_signal_in_the_check_of_any_job(capsys, tmp_path, monkeypatch, job):
   assert not (tmp_path / "run").exists()
 
 
-def test_a_second_signal_interrupts_nothing(run_as, monkeypatch):
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_second_signal_interrupts_nothing(run_as, monkeypatch, failed):
   """`timeout` sends two: one while the first is being reported, and one after the report."""
+
+  def fail():
+    raise RunError("the job failed")
+
   one_line = main_module._one_line
 
   def receive_twice(message):
@@ -89,17 +94,8 @@ def test_a_second_signal_interrupts_nothing(run_as, monkeypatch):
     return one_line(message)
 
   monkeypatch.setattr(main_module, "_one_line", receive_twice)
-  assert run_as(send) == STOPPED
+  assert run_as(fail if failed else send) == ((1, ["error: the job failed"]) if failed else STOPPED)
   send()
-
-
-def test_a_signal_while_an_error_is_reported_adds_no_line(run_as, monkeypatch):
-  def fail():
-    raise RunError("the job failed")
-
-  one_line = main_module._one_line
-  monkeypatch.setattr(main_module, "_one_line", lambda message: send() or one_line(message))
-  assert run_as(fail) == (1, ["error: the job failed"])
 
 
 def test_a_signal_after_the_job_leaves_its_status(run_as):

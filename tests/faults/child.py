@@ -1,6 +1,6 @@
 """Runs the campaign's training in its own process, which kills itself, and prints each step.
 
-  python -m tests.faults.child FOLDER '{"step": 7}'
+python -m tests.faults.child FOLDER '{"step": 7}'
 """
 
 from collections.abc import Callable

@@ -3,6 +3,7 @@
 import concurrent.futures
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -65,6 +66,10 @@ def no_space(*_):
   raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def with_checksum(content: bytes) -> bytes:
+  return content + zlib.crc32(content).to_bytes(4, "little")
+
+
 @pytest.mark.parametrize("array", [np.arange(5), ARRAY])
 def test_no_damage_comes_back_as_an_array(tmp_path, caplog, array):
   """One bit of each byte, NumPy's header included, which has the type and the shape; others."""
@@ -72,9 +77,12 @@ def test_no_damage_comes_back_as_an_array(tmp_path, caplog, array):
   path = tmp_path / "a.npy"
   content = path.read_bytes()
   np.testing.assert_array_equal(np.load(path), array)
+  body, pickled = content[:-4], io.BytesIO()
+  np.save(pickled, np.array([{}]), allow_pickle=True)
   bad = [
-    *(content[:-4], content[:9], b"", b"not an array"),
-    content.replace(b"'shape': (", b"'shape':(("),  # which NumPy reads as Python
+    *(body, content[:9], b"", b"not an array"),
+    # With a right checksum: a header, which NumPy reads as Python, and pickled objects.
+    *map(with_checksum, (body.replace(b"'shape': (", b"'shape':(("), pickled.getvalue(), b"")),
     *(content[:start] + b"\xff" * 8 + content[start + 8 :] for start in (8, 60, len(content) - 8)),
   ]
   for byte in range(len(content)):
@@ -212,7 +220,7 @@ def test_damaged_blocks_are_computed_again_and_whole_ones_are_not(tmp_path, capl
   path = tmp_path / "block-00000.npy"
   np.save(path, FEATURES[:4])
   with path.open("ab") as file:
-    file.write(zlib.crc32(FEATURES[:4].tobytes()).to_bytes(4, "little"))
+    file.write(with_checksum(FEATURES[:4].tobytes())[-4:])
   np.save(tmp_path / "block-00001.npy", FEATURES[4:8])
   (tmp_path / "block-00002.npy").unlink()
   blocks = blocks_in(tmp_path)
@@ -260,6 +268,19 @@ def test_of_two_starts_at_once_the_later_takes_over_or_is_refused(tmp_path):
   with pytest.raises(FeatureCacheError, match="made_from.seed is 3, this run needs 4"):
     other.create()
   assert blocks_in(tmp_path).block_size == 4
+
+
+def test_a_start_between_two_looks_at_the_folder_is_no_other_use(tmp_path, monkeypatch):
+  first, exists = blocks_in(tmp_path), array_cache.exists
+
+  def look_and_create(path):
+    found = exists(path)
+    monkeypatch.undo()
+    first.create()
+    return found
+
+  monkeypatch.setattr(array_cache, "exists", look_and_create)
+  assert blocks_in(tmp_path).missing() == [0, 1, 2]
 
 
 def test_a_disk_that_fails_names_the_file(tmp_path, monkeypatch):

@@ -30,13 +30,20 @@ def said(monkeypatch, capsys):
     records.clear()
     return [re.sub(r"[\d.]+ s$", "T s", line) for line in found]
 
+  before = n_listeners()
   with shown_compilations():
+    assert n_listeners() == (before[0] + 1, before[1] + 1)
     yield since_last_call
   compilation_log.log.removeHandler(handler)
   assert not terminal._open
+  assert n_listeners() == before
 
 
-def test_a_program_is_named_in_words(said):
+def n_listeners():
+  return len(monitoring.get_scalar_listeners()), len(monitoring.get_event_duration_listeners())
+
+
+def test_a_program_is_named_in_words(said, monkeypatch):
   @jax.jit
   def double_step(x):
     return 2 * x
@@ -50,12 +57,12 @@ def test_a_program_is_named_in_words(said):
   assert said() == []
   double_step.lower(jnp.ones(5)).compile()
   assert said()[-1] == "compiled double step in T s"
-
-
-def test_a_nameless_program(said):
-  x = jnp.ones(3)
   jax.jit(lambda x: 2 * x)(x)
   assert said()[-1] == "compiled a program in T s"
+  # Quick ones are not mentioned.
+  monkeypatch.setattr(compilation_log, "_SHOWN_SECONDS", 1e9)
+  jax.jit(lambda x: 3 * x)(x)
+  assert said() == []
 
 
 def test_the_time_is_that_of_all_phases(said, monkeypatch):
@@ -99,19 +106,3 @@ def test_threads_compile_side_by_side(said):
     thread.join()
   found = {line for line in said() if line.startswith("compiled side")}
   assert found == {f"compiled side {number} in T s" for number in range(4)}
-
-
-def test_quick_programs_are_not_mentioned(said, monkeypatch):
-  monkeypatch.setattr(compilation_log, "_SHOWN_SECONDS", 1e9)
-  jax.jit(lambda x: 3 * x)(jnp.ones(3))
-  assert said() == []
-
-
-def test_nobody_listens_afterwards():
-  def n_listeners():
-    return len(monitoring.get_scalar_listeners()), len(monitoring.get_event_duration_listeners())
-
-  before = n_listeners()
-  with shown_compilations():
-    assert n_listeners() == (before[0] + 1, before[1] + 1)
-  assert n_listeners() == before

@@ -7,8 +7,6 @@ from pathlib import Path
 import stat
 import zipfile
 
-from hypothesis import given
-from hypothesis import strategies as st
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -41,9 +39,8 @@ def write(path, **changes):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("position", ["end", "middle", "front"])
-def test_round_trip_is_exact(tmp_path, name, position):
-  for shape in ((4, 8), (1, 1), (3, 4, 8)):
+def test_round_trip_is_exact(tmp_path, name):
+  for shape, position in (((4, 8), "end"), ((1, 1), "middle"), ((3, 4, 8), "front")):
     context = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     config = {"optim": {"lr": 0.1}, "epochs": 7, "a": [1, None]}
     save_prompt(tmp_path / name, Prompt(context, "org/näme", position, "{}, a thing.", config))
@@ -73,8 +70,13 @@ def test_same_prompt_same_bytes(tmp_path, suffix):
 
 
 def test_saving_replaces_whole_files_only(tmp_path, monkeypatch):
+  """With the permissions of any file; the mask, which all threads share, is not touched for it."""
+  (tmp_path / "any").touch()
+  monkeypatch.setattr(os, "umask", lambda _: pytest.fail("sets the mask"))
   path = tmp_path / "prompt.npz"
   save_prompt(path, Prompt(CONTEXT, "a/clip"))
+  modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("prompt.npz", "any")]
+  assert modes[0] == modes[1] != 0o600
   before = path.read_bytes()
 
   def fail(*_, **__):
@@ -84,16 +86,7 @@ def test_saving_replaces_whole_files_only(tmp_path, monkeypatch):
   with pytest.raises(OSError, match="No space"):
     save_prompt(path, Prompt(CONTEXT + 1, "a/clip"))
   assert path.read_bytes() == before
-  assert [entry.name for entry in tmp_path.iterdir()] == ["prompt.npz"]
-
-
-def test_the_file_has_ordinary_permissions(tmp_path, monkeypatch):
-  """Those of any new file; and the mask, which all threads share, is not touched for it."""
-  (tmp_path / "any").touch()
-  monkeypatch.setattr(os, "umask", lambda _: pytest.fail("sets the mask"))
-  save_prompt(tmp_path / "prompt.npz", Prompt(CONTEXT, "a/clip"))
-  modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("prompt.npz", "any")]
-  assert modes[0] == modes[1] != 0o600
+  assert sorted(entry.name for entry in tmp_path.iterdir()) == ["any", "prompt.npz"]
 
 
 @pytest.mark.parametrize(
@@ -159,24 +152,17 @@ def test_a_bad_file_is_refused_by_field(tmp_path, changes, parts):
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_files_that_are_missing_or_truncated(tmp_path, suffix):
+def test_every_single_byte_matters_or_is_caught(tmp_path, suffix):
+  """Of files that are cut off, or have a flipped bit, none is another prompt."""
   assert "the file is missing" in refusal(tmp_path / f"none.{suffix}")
   (tmp_path / f"folder.{suffix}").mkdir()
   assert "the file is missing" in refusal(tmp_path / f"folder.{suffix}")
   path = tmp_path / f"a.{suffix}"
-  save_prompt(path, Prompt(CONTEXT, "a/clip"))
+  save_prompt(path, Prompt(CONTEXT, "a/clip", config={"seed": 1}))
   whole = path.read_bytes()
   for length in range(0, len(whole), 61):
     path.write_bytes(whole[:length])
     assert "not a whole" in refusal(path)
-
-
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_every_single_byte_matters_or_is_caught(tmp_path, suffix):
-  """Bytes of the file flipped in turn: the same prompt, or PromptFileError."""
-  path = tmp_path / f"p.{suffix}"
-  save_prompt(path, Prompt(CONTEXT, "a/clip", config={"seed": 1}))
-  whole = path.read_bytes()
   for position in range(0, len(whole), 3):
     data = bytearray(whole)
     data[position] ^= 1 << position % 8
@@ -188,13 +174,6 @@ def test_every_single_byte_matters_or_is_caught(tmp_path, suffix):
     np.testing.assert_array_equal(prompt.context, CONTEXT)
     found = (prompt.clip_model, prompt.position, prompt.template, prompt.config)
     assert found == ("a/clip", "end", "{}.", {"seed": 1})
-
-
-@given(st.binary(max_size=300), st.sampled_from(["a.npz", "a.safetensors", "a.pth", "a"]))
-def test_any_bytes_are_refused(tmp_path_factory, data, name):
-  path = tmp_path_factory.getbasetemp() / name
-  path.write_bytes(data)
-  refusal(path)
 
 
 def test_check_fits():

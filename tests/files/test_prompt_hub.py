@@ -17,8 +17,8 @@ from pomp_jax.files.hub import HubError, HubWriteError, parse
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.prompt_hub import push_prompt, results_of
 from tests.support.hub import TOKEN, local_hub, point_at
+from tests.support.prompt_files import CONTEXT
 
-CONTEXT = np.random.default_rng(0).normal(0, 0.02, (4, 8)).astype(np.float32)
 CONFIG = {
   "data": {"source": "folder", "dataset": "", "root": "/home/someone/pictures", "shots": 16},
   "eval": {"template": "a photo of a {}."},
@@ -34,16 +34,11 @@ RESULTS = {
   "eval_images": {"base": 500, "novel": 300},
   "eval_classes": {"base": 20, "novel": 10},
   "eval": {
-    "base": {
-      "prompt": {"top1": 0.7435},
-      "hand_written": {"top1": 0.7},
-      "class_name": {"top1": 0.6},
-    },
-    "novel": {
-      "prompt": {"top1": 0.512},
-      "hand_written": {"top1": 0.5},
-      "class_name": {"top1": 0.4},
-    },
+    name: {
+      kind: {"top1": top1}
+      for kind, top1 in zip(("prompt", "hand_written", "class_name"), found, strict=True)
+    }
+    for name, found in (("base", (0.7435, 0.7, 0.6)), ("novel", (0.512, 0.5, 0.4)))
   },
 }
 
@@ -120,14 +115,14 @@ def test_a_card_of_a_local_clip_names_no_base_model_and_no_folder(hub):
 def test_results_are_of_the_run_that_learned_the_prompt(tmp_path):
   path = tmp_path / "prompt.npz"
   assert results_of(path, PROMPT) == {} == results_of("hf:me/birds", PROMPT)
-  (tmp_path / "results.json").write_text(json.dumps(RESULTS))
-  (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-  assert results_of(path, PROMPT) == RESULTS
-  (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"seed": 2}))
-  assert results_of(path, PROMPT) == {}
-  (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-  (tmp_path / "results.json").write_text(json.dumps(RESULTS | {"job": "export"}))
-  assert results_of(path, PROMPT) == {}
+  for config, results, expected in (
+    (CONFIG, RESULTS, RESULTS),
+    (CONFIG | {"seed": 2}, RESULTS, {}),
+    (CONFIG, RESULTS | {"job": "export"}, {}),
+  ):
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert results_of(path, PROMPT) == expected
 
 
 def test_without_a_network_the_cache_serves(hub, tmp_path, monkeypatch):
@@ -189,19 +184,16 @@ except HubError as error:
     ),
     *("hf:me/birds/../../x.npz", "hf:me/birds@../x", "hf:me/birds/.x.npz", "hf:me/birds//x.npz"),
     *("hf:me/birds/model.pth", "hf:me/birds/prompt.pkl", "hf:me/birds/a\n.npz", "hf:mé/birds"),
+    "hf:me/..",
   ],
 )
 def test_names_that_are_none(hub, name):
   with pytest.raises(HubError, match=r"^hf:[^\n]* expected hf:OWNER/NAME"):
     load_prompt(name)
   assert not hub.requests
-
-
-def test_parts_of_a_name():
   assert parse("hf:me/birds") == ("me/birds", None, "prompt.npz")
-  assert parse(pathlib.Path("hf:me/b.1@v1.0/a/m_16.safetensors")) == (
-    *("me/b.1", "v1.0", "a/m_16.safetensors"),
-  )
+  parts = parse(pathlib.Path("hf:me/b.1@v1.0/a/m_16.safetensors"))
+  assert parts == ("me/b.1", "v1.0", "a/m_16.safetensors")
 
 
 def test_what_the_hub_does_not_give(hub, tmp_path, monkeypatch):

@@ -22,25 +22,24 @@ from pomp_jax.files.run_folder import (
 )
 
 
-def test_the_names_of_a_run(tmp_path):
+def no_space(*_, **__):
+  raise OSError(28, "No space left on device")
+
+
+def test_the_names_of_a_run_and_nothing_is_made_before_create(tmp_path, monkeypatch):
   folder = RunFolder(tmp_path / "runs" / "a")
   names = [folder.config, folder.checkpoints, folder.prompt, folder.results, folder.plots]
   assert [path.relative_to(folder.path).as_posix() for path in names] == [
-    "config.json",
-    "checkpoints",
-    "prompt.npz",
-    "results.json",
-    "plots",
+    *("config.json", "checkpoints", "prompt.npz", "results.json", "plots")
   ]
-
-
-def test_nothing_is_made_before_create(tmp_path):
-  folder = RunFolder(tmp_path / "runs" / "a")
   folder.check()
   assert not list(tmp_path.iterdir())
   folder.create()
   folder.create()
   assert folder.path.is_dir() and not list(folder.path.iterdir())
+  monkeypatch.chdir(tmp_path)
+  RunFolder("runs/b").create()
+  assert (tmp_path / "runs" / "b").is_dir()
 
 
 @pytest.mark.parametrize("name", ["config.json", "results.json"])
@@ -55,17 +54,14 @@ def test_another_jobs_run(tmp_path, name, content):
 
 
 @pytest.mark.parametrize("place", ["file", "file/a", "file/a/b"])
-def test_a_file_in_the_way(tmp_path, place):
+def test_a_file_in_the_way(tmp_path, place, monkeypatch):
   (tmp_path / "file").write_text("")
   for method in (RunFolder(tmp_path / place).check, RunFolder(tmp_path / place).create):
     with pytest.raises(RunFolderError, match=f"{tmp_path}/file is a file; a folder is needed"):
       method()
-
-
-def test_processes_other_than_the_first_need_no_folder(tmp_path, monkeypatch):
-  (tmp_path / "file").write_text("")
+  # Processes other than the first need no folder.
   monkeypatch.setattr(hosts, "is_first", lambda: False)
-  RunFolder(tmp_path / "file" / "a").check()
+  RunFolder(tmp_path / place).check()
 
 
 def test_a_folder_that_is_not_writable(tmp_path, monkeypatch):
@@ -75,22 +71,9 @@ def test_a_folder_that_is_not_writable(tmp_path, monkeypatch):
     RunFolder(tmp_path / "a").check()
 
 
-def test_a_relative_folder(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  RunFolder("runs/a").create()
-  assert (tmp_path / "runs" / "a").is_dir()
-
-
-def test_json_keeps_order_and_plain_values(tmp_path):
-  value = {"z": 1, "a": [True, None, "é"], "m": {"x": 0.1}}
-  write_json(tmp_path / "a.json", value)
-  assert read_json(tmp_path / "a.json") == value
-  assert list(read_json(tmp_path / "a.json")) == ["z", "a", "m"]
-  assert (tmp_path / "a.json").read_text().endswith("}\n")
-
-
-def test_json_takes_numbers_of_all_kinds(tmp_path):
+def test_json_keeps_order_and_takes_numbers_of_all_kinds(tmp_path):
   value = {
+    "z": [True, None, "é", {"x": 0.1}],
     "numpy": [np.float32(0.5), np.int64(2**40), np.bool_(True), np.array([1, 2])],
     "jax": [jnp.float32(0.5), jnp.arange(2)],
     "tuple": (1, 2),
@@ -98,19 +81,27 @@ def test_json_takes_numbers_of_all_kinds(tmp_path):
     "no numbers": [float("nan"), np.float64("inf"), np.array([1.0, np.nan])],
   }
   write_json(tmp_path / "a.json", value)
-  assert json.loads((tmp_path / "a.json").read_text()) == {
-    "numpy": [0.5, 2**40, True, [1, 2]],
-    "jax": [0.5, [0, 1]],
-    "tuple": [1, 2],
-    "path": "a/b",
-    "no numbers": [None, None, [1.0, None]],
-  }
+  text = (tmp_path / "a.json").read_text()
+  assert text.endswith("}\n") and json.loads(text) == read_json(tmp_path / "a.json")
+  assert list(json.loads(text).items()) == [
+    ("z", [True, None, "é", {"x": 0.1}]),
+    ("numpy", [0.5, 2**40, True, [1, 2]]),
+    ("jax", [0.5, [0, 1]]),
+    ("tuple", [1, 2]),
+    ("path", "a/b"),
+    ("no numbers", [None, None, [1.0, None]]),
+  ]
 
 
-def test_json_that_can_not_be(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+  write_json(tmp_path / "a.json", {"old": 1})
   with pytest.raises(TypeError, match="object"):
     write_json(tmp_path / "a.json", {"eval": {"base": [1, object()]}})
-  assert not list(tmp_path.iterdir())
+  monkeypatch.setattr(os, "fsync", no_space)
+  with pytest.raises(RunFolderWriteError, match=r"a\.json: can't be written \(No space"):
+    write_json(tmp_path / "a.json", {"new": 2})
+  assert read_json(tmp_path / "a.json") == {"old": 1}
+  assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_reason_without_a_number_is_told():
@@ -121,28 +112,13 @@ def test_a_reason_without_a_number_is_told():
     raise OSError("8 requested and 0 written")  # NumPy's, on a full disk
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-  write_json(tmp_path / "a.json", {"old": 1})
-
-  def fail(*_):
-    raise OSError(28, "No space left on device")
-
-  monkeypatch.setattr(os, "fsync", fail)
-  with pytest.raises(RunFolderWriteError, match=r"a\.json: can't be written \(No space"):
-    write_json(tmp_path / "a.json", {"new": 2})
-  assert read_json(tmp_path / "a.json") == {"old": 1}
-  assert len(list(tmp_path.iterdir())) == 1
-
-
-@pytest.mark.parametrize("data", [b"", b'{"eval": ', b"\xff\xfe", b"[" * 100_000])
-def test_json_that_is_damaged(tmp_path, data):
-  (tmp_path / "results.json").write_bytes(data)
-  with pytest.raises(RunFolderError, match=r"results\.json: not JSON \(.*repair it"):
-    read_json(tmp_path / "results.json")
-
-
-def test_json_that_is_missing(tmp_path):
-  with pytest.raises(RunFolderError, match=r"results\.json: can't be read \(No such file"):
+@pytest.mark.parametrize("data", [b"", b'{"eval": ', b"\xff\xfe", b"[" * 100_000, None])
+def test_json_that_is_damaged_or_missing(tmp_path, data):
+  line = r"results\.json: can't be read \(No such file"
+  if data is not None:
+    (tmp_path / "results.json").write_bytes(data)
+    line = r"results\.json: not JSON \(.*repair it"
+  with pytest.raises(RunFolderError, match=line):
     read_json(tmp_path / "results.json")
 
 
@@ -183,7 +159,7 @@ def test_a_damaged_sign_is_none(tmp_path, caplog, content):
   assert not caplog.messages
 
 
-def test_it_makes_no_folder_and_waits_for_one(tmp_path):
+def test_it_makes_no_folder_and_waits_for_one(tmp_path, monkeypatch):
   folder = tmp_path / "run"
   with Presence(folder):
     assert not folder.exists()
@@ -193,13 +169,8 @@ def test_it_makes_no_folder_and_waits_for_one(tmp_path):
       assert time.monotonic() < end
       time.sleep(0.05)
   assert not list(folder.iterdir())
-
-
-def test_a_folder_that_can_not_be_marked_is_no_reason_to_end(tmp_path, monkeypatch):
-  def fail(*_, **__):
-    raise OSError(28, "No space left on device")
-
-  monkeypatch.setattr(json, "dump", fail)
-  with Presence(tmp_path):
+  # One that can't be marked is no reason to end.
+  monkeypatch.setattr(json, "dump", no_space)
+  with Presence(folder):
     pass
-  assert not list(tmp_path.iterdir())
+  assert not list(folder.iterdir())

@@ -16,6 +16,8 @@ from pomp_jax.files import terminal as module
 from pomp_jax.files.terminal import Progress, log_line, steps_of, waiting
 
 _LINE = r"[0-2]\d:[0-5]\d:[0-5]\d  (\S.*)"
+_METRICS = "loss 0.3333  grad_norm 2"
+_UNITS = "accuracy 87.5%  data wait 4%"
 
 
 class Clock:
@@ -26,11 +28,6 @@ class Clock:
 
   def __call__(self):
     return self.now
-
-
-class Terminal(io.StringIO):
-  def isatty(self):
-    return True
 
 
 @pytest.fixture
@@ -52,28 +49,51 @@ def lines(capsys):
   return since_last_call
 
 
-def run(clock, total, seconds_a_step, first_seconds=None, initial=0):
+def use_terminal(monkeypatch):
+  """Makes standard error a terminal, of which every update is seen."""
+
+  class Terminal(io.StringIO):
+    def isatty(self):
+      return True
+
+  stream = Terminal()
+  monkeypatch.setattr(sys, "stderr", stream)
+  monkeypatch.setattr(module, "_LINE_SECONDS", 0.0)
+  return stream
+
+
+def run(clock, total, seconds, first=None, initial=0):
+  """Takes steps of some seconds each; the first one may take longer."""
   with Progress(total, initial, "step") as progress:
     for step in range(initial + 1, total + 1):
-      first = step == initial + 1 and first_seconds is not None
-      clock.now += first_seconds if first else seconds_a_step
+      clock.now += first if first and step == initial + 1 else seconds
       progress.update(step, {"grad_norm": 2}, loss=np.float32(1 / 3))
 
 
-def test_a_line_has_metrics_speed_and_remaining_time(clock, lines):
-  run(clock, 1000, 0.5)
-  first, second, *_, last = lines()
-  assert first == "step 20/1000  loss 0.3333  grad_norm 2  2 steps/s  eta 8:10"
-  assert second == "step 40/1000  loss 0.3333  grad_norm 2  2 steps/s  eta 8:00"
-  assert last == "step 1000/1000  loss 0.3333  grad_norm 2  2 steps/s"
+@pytest.mark.parametrize(
+  ("arguments", "number", "expected"),
+  [
+    ((1000, 0.5), 0, f"step 20/1000  {_METRICS}  2 steps/s  eta 8:10"),
+    ((1000, 0.5), 1, f"step 40/1000  {_METRICS}  2 steps/s  eta 8:00"),
+    ((1000, 0.5), -1, f"step 1000/1000  {_METRICS}  2 steps/s"),
+    # The first step compiles, and does not count for the speed.
+    ((100, 1.0, 50.0), 1, f"step 11/100  {_METRICS}  1 steps/s  eta 1:29"),
+    # Nor do the steps of an earlier start.
+    ((1000, 1.0, None, 900), 0, f"step 910/1000  {_METRICS}  1 steps/s  eta 1:30"),
+  ],
+)
+def test_a_line_has_metrics_speed_and_remaining_time(clock, lines, arguments, number, expected):
+  run(clock, *arguments)
+  assert lines()[number] == expected
 
 
 @pytest.mark.parametrize(
-  ("total", "seconds", "most"), [(100, 0.001, 1), (1000, 0.3, 22), (3600, 1.0, 80)]
+  ("arguments", "least", "most"),
+  [((100, 0.001), 1, 1), ((1000, 0.3), 16, 22), ((3600, 1.0), 56, 80), ((5, 1.0, None, 5), 0, 0)],
 )
-def test_the_number_of_lines(clock, lines, total, seconds, most):
-  run(clock, total, seconds)
-  assert most * 0.7 <= len(lines()) <= most
+def test_the_number_of_lines(clock, lines, arguments, least, most):
+  run(clock, *arguments)
+  assert least <= len(lines()) <= most
 
 
 def test_a_line_has_the_local_time_and_100_columns_of_whole_words():
@@ -84,9 +104,7 @@ def test_a_line_has_the_local_time_and_100_columns_of_whole_words():
   assert all(80 < len(line) <= 100 for line in [first, *others[:-1]])
   assert all(re.match(r" {10}\S", line) for line in others)
   assert " ".join([first, *others]).split()[1:] == words
-
-
-def test_lines_of_a_message_have_one_time():
+  # Lines of a message have one time.
   first, second, third = log_line("a\n  b\n\x1b[31mc").splitlines()
   assert re.fullmatch(_LINE, first)[1] == "a"
   assert (second, third) == (" " * 12 + "b", " " * 10 + "?[31mc")
@@ -117,53 +135,38 @@ def test_a_warning_keeps_its_path(capsys):
   assert re.fullmatch(_LINE, found) and found.endswith(": found") and len(found) < 100
 
 
-def test_metrics_with_units(clock, lines):
-  with Progress(20, description="step") as progress:
-    clock.now += 15
-    progress.update(10, {"data wait": "4%"}, accuracy="87.5%")
-  assert lines()[0].startswith("step 10/20  accuracy 87.5%  data wait 4%  ")
-
-
-def test_the_first_step_compiles_and_does_not_count_for_the_speed(clock, lines):
-  run(clock, 100, 1.0, first_seconds=50.0)
-  assert lines()[1].endswith("1 steps/s  eta 1:29")
-
-
-def test_reports_that_come_together_give_no_speed(clock, lines):
-  """A loop that reads its metrics a window late reports the last two at its end."""
-  with Progress(20, description="step") as progress:
-    for step, seconds in ((10, 14.0), (20, 0.002)):
+@pytest.mark.parametrize(
+  ("total", "reports", "last"),
+  [
+    (20, [(10, 15.0)], f"step 10/20  {_UNITS}  running for 0:15"),
+    # A loop that reads its metrics a window late reports the last two at its end: no speed.
+    (20, [(10, 14.0), (20, 0.002)], f"step 20/20  {_UNITS}"),
+    (10_000, [(1, 60), (61, 60)], f"step 61/10000  {_UNITS}  1 steps/s  eta 2:45:39"),
+  ],
+)
+def test_other_reports(clock, lines, total, reports, last):
+  with Progress(total, description="step") as progress:
+    for step, seconds in reports:
       clock.now += seconds
-      progress.update(step)
-  assert lines()[-1] == "step 20/20"
+      progress.update(step, {"data wait": "4%"}, accuracy="87.5%")
+  assert lines()[-1] == last
 
 
-def test_steps_of_an_earlier_start_do_not_count_for_the_speed(clock, lines):
-  run(clock, 1000, 1.0, initial=900)
-  assert lines()[0] == "step 910/1000  loss 0.3333  grad_norm 2  1 steps/s  eta 1:30"
-
-
-def test_nothing_to_do(clock, lines):
-  run(clock, 5, 1.0, initial=5)
-  assert lines() == []
-
-
-def test_hours(clock, lines):
-  with Progress(10_000) as progress:
-    for step in (1, 61):
-      clock.now += 60
-      progress.update(step)
-  assert lines()[1] == "61/10000  1 steps/s  eta 2:45:39"
-
-
-def test_a_bar_on_a_terminal(monkeypatch):
-  stream = Terminal()
-  monkeypatch.setattr(sys, "stderr", stream)
+def test_a_terminal_gets_a_bar(monkeypatch):
+  stream = use_terminal(monkeypatch)
   with Progress(10, 4, "training") as progress:
     progress.update(10, {"grad_norm": 1}, loss=0.25)
   text = stream.getvalue()
   assert "training: 100%" in text and "10/10" in text and "loss=0.25" in text
   assert "grad_norm" not in text
+
+
+def test_a_bar_of_work_that_can_not_be_counted(monkeypatch):
+  stream = use_terminal(monkeypatch)
+  with waiting("compiling train step") as progress:
+    progress.tick()
+  assert "compiling train step  running for 00:00" in stream.getvalue()
+  assert "?" not in stream.getvalue()
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0.5, []), (4, [3, 6, 9, 10])])
@@ -178,30 +181,16 @@ def test_brief_work_is_shown_once_it_takes_ten_seconds(clock, lines, seconds, sh
     assert found[1] == "images 6/10  0.25 batches/s  eta 0:16"
 
 
-def test_work_that_does_not_report(clock, lines):
-  with waiting("compiling") as progress:
+@pytest.mark.parametrize(
+  ("options", "shown"), [({}, [10, 20, 30]), ({"elapsed": 1.0, "after": 2.0}, [2, 12, 22])]
+)
+def test_work_that_does_not_report(clock, lines, options, shown):
+  """Its first line comes early if that is asked for."""
+  with waiting("compiling", **options) as progress:
     for _ in range(30):
       clock.now += 1
       progress.tick()
-  assert lines() == [f"compiling  running for 0:{second}" for second in (10, 20, 30)]
-
-
-def test_the_first_line_of_work_comes_early_if_asked_for(clock, lines):
-  with waiting("compiling", elapsed=1.0, after=2.0) as progress:
-    for _ in range(11):
-      clock.now += 1
-      progress.tick()
-  assert lines() == ["compiling  running for 0:02", "compiling  running for 0:12"]
-
-
-def test_a_bar_of_work_that_can_not_be_counted(monkeypatch):
-  stream = Terminal()
-  monkeypatch.setattr(sys, "stderr", stream)
-  monkeypatch.setattr(module, "_LINE_SECONDS", 0.0)
-  with waiting("compiling train step") as progress:
-    progress.tick()
-  assert "compiling train step  running for 00:00" in stream.getvalue()
-  assert "?" not in stream.getvalue()
+  assert lines() == [f"compiling  running for 0:{second:02}" for second in shown]
 
 
 def test_the_inner_one_is_shown(clock, lines):
@@ -232,12 +221,9 @@ def test_a_loop_that_ends_early_leaves_nothing_open(capsys, monkeypatch):
   assert not module._open
   shown = [line.split("  ")[1] for line in capsys.readouterr().err.splitlines()]
   assert [line for line in shown if line != "a part"] == ["images 1/5", "images 2/5"]
-
-
-def test_an_iterator_without_a_length(lines, monkeypatch):
-  monkeypatch.setattr(module, "_LINE_SECONDS", 0.0)
+  # An iterator without a length.
   assert list(steps_of(iter("ab"), "letters", "letters")) == ["a", "b"]
-  assert lines()[0].startswith("letters  ")
+  assert "  letters  " in capsys.readouterr().err.splitlines()[0]
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -258,7 +244,6 @@ def test_the_thread_ticks(monkeypatch):
     assert ticked.wait(60)
 
 
-ROOT = pathlib.Path(__file__).parents[2]
 _PROGRAM = """
 import sys
 from pomp_jax.files.terminal import Output
@@ -268,26 +253,22 @@ for number in range(3):
   print("line", number, file=sys.stderr, flush=True)
 print("end")
 """
+_LINES = "line 0\nline 1\nline 2\n"
+_ENDS = "warning: <stdout> can't be written (No space left on device); output ends\n"
 
 
 @pytest.mark.parametrize(
   ("full", "stdout", "stderr"),
   [
-    ("", "line 0\nline 1\nline 2\nend\n", "line 0\nline 1\nline 2\n"),
-    (
-      "stdout",
-      None,
-      "warning: <stdout> can't be written (No space left on device); output ends\n"
-      "line 0\nline 1\nline 2\n",
-    ),
-    ("stderr", "line 0\nline 1\nline 2\nend\n", None),
+    ("", f"{_LINES}end\n", _LINES),
+    ("stdout", None, _ENDS + _LINES),
+    ("stderr", f"{_LINES}end\n", None),
     ("stdout stderr", None, None),
   ],
 )
 def test_a_program_ends_well_whatever_happens_to_its_log(full, stdout, stderr):
+  root = pathlib.Path(__file__).parents[2]
   with open("/dev/full", "w") as device:
     pipes = {name: device if name in full else subprocess.PIPE for name in ("stdout", "stderr")}
-    done = subprocess.run(
-      [sys.executable, "-c", _PROGRAM], cwd=ROOT, text=True, check=False, **pipes
-    )
+    done = subprocess.run([sys.executable, "-c", _PROGRAM], cwd=root, text=True, **pipes)
   assert (done.returncode, done.stdout, done.stderr) == (0, stdout, stderr)

@@ -6,13 +6,11 @@ import pickle
 import struct
 import zipfile
 
-from hypothesis import given
-from hypothesis import strategies as st
 import numpy as np
 import pytest
 import torch
 
-from pomp_jax.files.restricted_pickle import PickledObject, PickleError
+from pomp_jax.files.restricted_pickle import PickledObject
 from pomp_jax.files.torch_archive import (
   StoredTensor,
   TorchArchive,
@@ -59,34 +57,19 @@ TENSOR = torch.arange(24, dtype=torch.float32).reshape(4, 6) / 7
 @pytest.mark.parametrize(
   "tensor",
   [
-    TENSOR,
-    TENSOR.T,
-    TENSOR[1:, ::2],
-    TENSOR[2],
-    TENSOR[:, None].expand(4, 3, 6),
-    TENSOR.sum(),
-    TENSOR[:, :1],
-    TENSOR.half(),
-    TENSOR.half().T,
-    TENSOR.double(),
-    TENSOR.bfloat16().T,
-    TENSOR.long(),
-    TENSOR.int(),
-    TENSOR.short(),
-    TENSOR.to(torch.int8),
-    TENSOR.to(torch.uint8),
-    TENSOR > 1,
-    torch.nn.Parameter(TENSOR.clone()),
+    *(TENSOR, TENSOR.T, TENSOR[1:, ::2], TENSOR[2], TENSOR[:, None].expand(4, 3, 6), TENSOR.sum()),
+    *(TENSOR[:, :1], TENSOR.half(), TENSOR.half().T, TENSOR.double(), TENSOR.bfloat16().T),
+    *(TENSOR.long(), TENSOR.int(), TENSOR.short(), TENSOR.to(torch.int8), TENSOR.to(torch.uint8)),
+    *(TENSOR > 1, torch.nn.Parameter(TENSOR.clone())),
   ],
-  ids=str,
+  ids=lambda tensor: f"{tensor.dtype} {tensor.shape}",
 )
 def test_tensors_are_torchs(tmp_path, tensor):
-  with TorchArchive(write(tmp_path / "a.pt", {"t": tensor})) as archive:
+  with TorchArchive(write(tmp_path / "a.pt", {"t": tensor, "more": TENSOR})) as archive:
     found = archive.array(archive.value["t"])
   expected = tensor.detach()
   expected = expected.float() if expected.dtype == torch.bfloat16 else expected
-  assert found.dtype == expected.numpy().dtype
-  np.testing.assert_array_equal(found, expected.numpy())
+  np.testing.assert_array_equal(found, expected.numpy(), strict=True)
 
 
 def test_views_of_one_storage(tmp_path):
@@ -145,16 +128,10 @@ def test_optimizers_and_schedulers_as_dassl_saves_them(tmp_path, make):
   parameter.sum().backward()
   optimizer.step()
   scheduler.step()
-  path = write(
-    tmp_path / "model.pth.tar-5",
-    {
-      "state_dict": collections.OrderedDict(ctx=parameter.detach()),
-      "epoch": 5,
-      "optimizer": optimizer.state_dict(),
-      "scheduler": scheduler.state_dict(),
-      "val_result": None,
-    },
-  )
+  states = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+  state_dict = collections.OrderedDict(ctx=parameter.detach())
+  path = tmp_path / "model.pth.tar-5"
+  write(path, {"state_dict": state_dict, "epoch": 5, "val_result": None, **states})
   with pytest.raises(pickle.UnpicklingError):
     torch.load(path, weights_only=True)
   with TorchArchive(path) as archive:
@@ -181,9 +158,7 @@ def test_torch_loads_what_is_written(tmp_path):
     tensor = found["state_dict"][name]
     assert tensor.dtype == torch.float32 and tensor.is_contiguous() and not tensor.requires_grad
     np.testing.assert_array_equal(tensor.numpy(), expected)
-  assert {key: found[key] for key in ("epoch", "numbers", "text")} == {
-    key: value[key] for key in ("epoch", "numbers", "text")
-  }
+  assert found | {"state_dict": None} == value | {"state_dict": None}
   with TorchArchive(tmp_path / "a.pth") as archive:
     np.testing.assert_array_equal(
       archive.array(archive.value["state_dict"]["strided"]), array[:, ::2].T
@@ -192,28 +167,16 @@ def test_torch_loads_what_is_written(tmp_path):
 
 @pytest.mark.parametrize("value", [1.5, [1], 2**31, True, np.zeros(2), None])
 def test_nothing_else_is_written(tmp_path, value):
-  with (
-    open(tmp_path / "a.pth", "wb") as file,
-    pytest.raises(TypeError, match="can't be written"),
-  ):
+  with open(tmp_path / "a", "wb") as file, pytest.raises(TypeError, match="can't be written"):
     write_torch_archive(file, {"a": value})
 
 
 @pytest.mark.parametrize(
   "name",
   [
-    "io open",
-    "os system",
-    "posix system",
-    "builtins eval",
-    "__builtin__ getattr",
-    "torch.hub load",
-    "torch load",
-    "torch._utils.x _rebuild_tensor_v2",
-    "collections OrderedDict.update",
-    "numpy load",
-    "torch.optim os.system",
-    "torch.optim.sgd x.y",
+    *("io open", "os system", "posix system", "builtins eval", "__builtin__ getattr"),
+    *("torch.hub load", "torch load", "torch._utils.x _rebuild_tensor_v2", "numpy load"),
+    *("collections OrderedDict.update", "torch.optim os.system", "torch.optim.sgd x.y"),
     "torch.optim.sgd ",
   ],
 )
@@ -300,18 +263,3 @@ def test_a_storage_with_a_path_for_a_key(tmp_path):
   assert old in pickled
   path = changed(tmp_path / "a.pt", io.BytesIO(data), data_pkl=pickled.replace(old, new))
   assert "no storage" in refusal(path)
-
-
-WHOLE = saved({"state_dict": collections.OrderedDict(ctx=TENSOR), "score": np.float64(2)})
-PICKLE = zipfile.ZipFile(io.BytesIO(WHOLE)).read("archive/data.pkl")
-
-
-@given(st.lists(st.tuples(st.integers(0, len(PICKLE) - 1), st.binary(max_size=4)), max_size=4))
-def test_corrupt_pickles_raise_nothing_else(changes):
-  data = bytearray(PICKLE)
-  for start, piece in changes:
-    data[start : start + len(piece)] = piece
-  try:
-    TorchUnpickler.read(bytes(data))
-  except PickleError as error:
-    assert str(error)

@@ -3,6 +3,7 @@
 import os
 from unittest import mock
 
+from jax._src.clusters import ClusterEnv
 import pytest
 
 from pomp_jax.hosts import Cluster, HostError, detect
@@ -77,6 +78,12 @@ def detected(environ, **flags):
 )
 def test_environments(environ, expected):
   assert detected(environ) == expected
+
+
+def test_a_cluster_without_a_name_is_passed_over(monkeypatch):
+  """Before JAX 0.9.1 that of Kubernetes had none."""
+  monkeypatch.setattr(ClusterEnv, "_cluster_types", [object, *ClusterEnv._cluster_types])
+  assert detected(SLURM) == ON_SLURM._replace(local_device_ids=(1,))
 
 
 @pytest.mark.parametrize(

@@ -173,13 +173,3 @@ def allowed_errors(*errors: type[Exception], within: Sequence[os.PathLike]) -> I
   finally:
     _watching.pop()
   assert not seen, seen
-
-
-class Malicious:
-  """Unpickling it makes a file."""
-
-  def __init__(self, path: pathlib.Path, function: Any = open):
-    self.arguments, self.function = (str(path), "w"), function
-
-  def __reduce__(self):
-    return self.function, self.arguments
