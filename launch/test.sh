@@ -21,5 +21,6 @@ if [[ "${1:-}" == --all ]]; then
 fi
 status=0
 "$VENV/bin/python" -m pytest --numprocesses 2 --dist worksteal "$@" || status=$?
-echo "== tests of the $tier tier: status $status in $SECONDS s, commit $(git describe --always --dirty 2> /dev/null)"
+commit="$(git describe --always --dirty 2> /dev/null || true)"
+echo "== tests of the $tier tier: status $status in $SECONDS s, commit $commit"
 exit "$status"

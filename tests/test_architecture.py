@@ -37,7 +37,7 @@ def _in(*rooms):
   return [path for path in MODULES if path.relative_to(PACKAGE).parts[0] in rooms]
 
 
-_TOWER = [PACKAGE / "clip" / f"{name}.py" for name in ("packed", "attention", "text", "towers")]
+_TOWER = [PACKAGE / "clip" / f"{name}.py" for name in ("packed", "attention", "text")]
 _GROUPS = {
   "the core needs no library for data, files and plots": (
     ["tensorflow", "torch", "orbax", "grain", "matplotlib", "tensorboardX"],

@@ -305,36 +305,31 @@ def test_a_disk_that_is_full_at_the_start_is_a_failure(capsys, tmp_path, monkeyp
   assert lines[0].endswith("prompt.npz: can't be written (No space left on device)")
 
 
-def from_the_disk():
-  raise OSError(errno.ENOSPC, "No space left on device", "plots/accuracy.png")
-
-
-def from_numpy():
-  raise OSError("4096 requested and 0 written")
-
-
-def from_a_library():
-  try:
-    from_the_disk()
-  except OSError:
-    raise ValueError("could not save the figure") from None
-
-
-def from_c():
-  raise RuntimeError("INTERNAL: write failed: No space left on device")
+_FULL = OSError(errno.ENOSPC, "No space left on device", "plots/accuracy.png")
+_OF_A_LIBRARY = ValueError("could not save the figure")
+_OF_A_LIBRARY.__context__ = _FULL
 
 
 @pytest.mark.parametrize(
-  ("fail", "expected"),
+  ("error", "expected"),
   [
-    (from_the_disk, "plots/accuracy.png: the disk fails (No space left on device)"),
-    (from_a_library, "plots/accuracy.png: the disk fails (No space left on device)"),
-    (from_numpy, "the disk fails (4096 requested and 0 written)"),
-    (from_c, "the disk fails (No space left on device)"),
+    (_FULL, "plots/accuracy.png: the disk fails (No space left on device)"),
+    (_OF_A_LIBRARY, "plots/accuracy.png: the disk fails (No space left on device)"),
+    (
+      OSError("4096 requested and 0 written"),  # NumPy's
+      "the disk fails (4096 requested and 0 written)",
+    ),
+    (
+      RuntimeError("INTERNAL: write failed: No space left on device"),
+      "the disk fails (No space left on device)",
+    ),
   ],
 )
-def test_a_full_disk_anywhere_is_one_line(capsys, play, fail, expected):
-  play(lambda *_: fail())
+def test_a_full_disk_anywhere_is_one_line(capsys, play, error, expected):
+  def fail(*_):
+    raise error from None
+
+  play(fail)
   assert run_main(capsys, DEMO, "--workdir=run") == (1, [f"error: {expected}"])
 
 

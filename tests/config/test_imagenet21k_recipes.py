@@ -18,12 +18,8 @@ def get(name, argument=""):
 
 
 def steps_an_epoch(config):
-  return (
-    len(load_class_list(config.data.names))
-    * config.data.shots
-    * config.data.views
-    // (config.batch_size)
-  )
+  data = config.data
+  return len(load_class_list(data.names)) * data.shots * data.views // config.batch_size
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -73,6 +73,7 @@ def test_a_wrong_argument_is_named(argument, field):
   assert caught.value.field == field
 
 
+@pytest.mark.slow("a process renders the archive of docs/studies")
 def test_the_archive_holds_the_worlds_classes_under_wordnet_ids(tmp_path):
   n_classes, n_images = 3, 4
   assert write_archive(tmp_path, n_classes, n_images, workers=1) == 12

@@ -5,6 +5,7 @@ import importlib
 import pytest
 
 from pomp_jax.config import unpack, validate
+from pomp_jax.configs import coco_stuff_156, world_masks
 from pomp_jax.data.class_splits import read_class_split
 from pomp_jax.regions.resize import resized_sides
 from pomp_jax.regions.scores import FUSIONS
@@ -52,26 +53,20 @@ def test_naclips_values(tmp_path):
 
 
 def test_variants_with_other_regions():
-  get_config = importlib.import_module("pomp_jax.configs.coco_stuff_156").get_config
-  config = get_config("source=truth,n=20")
+  config = coco_stuff_156.get_config("source=truth,n=20")
   assert (config.regions.source, config.segment.n_images) == ("truth", 20)
-  config = get_config("network=a.pth")
+  config = coco_stuff_156.get_config("network=a.pth")
   assert (config.propose.network, config.regions.source) == ("a.pth", "network")
 
 
 @pytest.mark.parametrize(
   "variant,job",
-  [
-    ("", "train_masks"),
-    ("propose_segment", "propose"),
-    ("segment", "segment"),
-    ("propose_detect", "propose"),
-    ("detect", "detect"),
-  ],
+  [("", "train_masks"), ("propose_segment", "propose"), ("segment", "segment")]
+  + [("propose_detect", "propose"), ("detect", "detect")],
 )
 def test_the_worlds_network(variant, job, tmp_path):
   """Each variant is another job of one experiment, on the same scenes and prompts."""
-  config = importlib.import_module("pomp_jax.configs.world_masks").get_config(variant)
+  config = world_masks.get_config(variant)
   network = config.propose.network
   config.propose.network = str(tmp_path)
   if config.regions.path:

@@ -107,21 +107,6 @@ def test_bars_of_an_own_picture_and_own_names(tab, made, picture, tmp_path):
   assert tab.locator("[role=alert]").count() == 0
 
 
-def test_bad_input_is_a_line_and_what_was_entered_stays(tab, tmp_path):
-  for name, content, status in (("a.png", b"no image", 400), ("b.png", b"x" * 4 * 2**20, 413)):
-    (tmp_path / name).write_bytes(content)
-    tab.fill("#names", "red star\nteal leaf")
-    tab.set_input_files("#file", tmp_path / name)
-    with tab.expect_response(lambda answer: answer.request.method == "POST") as answer:
-      tab.click("button.main")
-    assert answer.value.status == status
-    line = tab.locator("[role=alert]").inner_text()
-    assert "\n" not in line and "Traceback" not in tab.content()
-    if status == 400:
-      assert "the picture" in line and tab.input_value("#names") == "red star\nteal leaf"
-    tab.go_back()
-
-
 def test_regions(tab):
   tab.click("nav >> text=Regions")
   tab.click(".examples button >> nth=1")

@@ -90,6 +90,8 @@ def test_bad_input_is_a_line(client, fields, part):
   answer = post(client, **fields)
   assert answer.status_code == (413 if part == "1 MiB" else 400)
   assert part in line_of(answer)
+  if answer.status_code == 400 and "names" not in fields:  # what was entered stays
+    assert "\n".join(html.escape(name) for name in NAMES.split("\n")) in answer.data.decode()
 
 
 def test_regions_of_a_scene(client):
