@@ -79,33 +79,23 @@ def test_another_size_in_the_network(network):
   assert regions.boxes[:, [0, 2]].max() <= 56 and regions.boxes[:, [1, 3]].max() <= 40
 
 
-def test_images_of_other_sizes_fill_a_batch_and_change_nothing(network):
-  """Padding to the same frame is all that they share."""
-  images = [IMAGES[0], IMAGES[0][:36, :48], IMAGES[0][:44, 4:], IMAGES[0][:33, :61]]
-  together = Proposer(network, make_mesh(), CLASSES, batch_size=4, stride=1)
-  alone = Proposer(network, make_mesh(), CLASSES, batch_size=1, stride=1)
-  for regions, image in zip(together.regions(images), images, strict=True):
-    (own,) = alone.regions([image])
-    assert regions.masks.shape[1:] == image.shape[:2]
-    for ours, theirs in zip(regions, own, strict=True):
-      np.testing.assert_allclose(
-        ours.astype(np.float32), theirs.astype(np.float32), rtol=2e-3, atol=1
-      )
-    np.testing.assert_allclose(regions.objectness, own.objectness, atol=1e-4)
-
-
 def test_masks_at_full_size_are_those_of_interpolated_logits(network):
-  """As ZSSeg: the padded logits are enlarged, cut to the image, then squashed."""
-  image = IMAGES[0][:37, :50]
-  (regions,) = Proposer(network, make_mesh(), None, stride=1).regions([image])
-  output = output_of(network.params, normalized_pixels(image[None]))
-  logits = torch.tensor(np.asarray(output.masks_JxBxQxhxw[-1]))
-  whole = torch.nn.functional.interpolate(logits, scale_factor=4, mode="bilinear")
-  expected = whole[0, :, :37, :50].sigmoid().numpy()
-  assert regions.masks.shape == expected.shape
-  assert np.abs(regions.masks - 255 * expected).max() < 0.51
-  hard = regions.masks > 127.5
-  np.testing.assert_array_equal(regions.boxes, boxes_of_masks(hard))
+  """As ZSSeg: the padded logits are enlarged, cut to the image, then squashed.
+
+  Images of other sizes in the same batch change nothing.
+  """
+  images = [IMAGES[0][:37, :50], IMAGES[0][:33, :61], IMAGES[0][4:, 8:]]
+  proposer = Proposer(network, make_mesh(), CLASSES, batch_size=4, stride=1)
+  for image, regions in zip(images, proposer.regions(images), strict=True):
+    height, width = image.shape[:2]
+    output = output_of(network.params, normalized_pixels(image[None]))
+    logits = torch.tensor(np.asarray(output.masks_JxBxQxhxw[-1]))
+    whole = torch.nn.functional.interpolate(logits, scale_factor=4, mode="bilinear")
+    expected = whole[0, :, :height, :width].sigmoid().numpy()
+    assert regions.masks.shape == expected.shape
+    assert np.abs(regions.masks - 255 * expected).max() < 0.51
+    assert_close(regions.embeddings[:, 0], output.embeddings_JxBxQxE[-1, 0], 2e-3)
+    np.testing.assert_array_equal(regions.boxes, boxes_of_masks(regions.masks > 127.5))
 
 
 def test_boxes_of_masks_finer_than_the_image_are_those_of_their_grid():

@@ -11,7 +11,7 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.inference import segmentation
 from pomp_jax.inference.class_matrix import ClassMatrix
 from pomp_jax.inference.pamr import pamr
-from pomp_jax.inference.segmentation import DenseSegmenter, DenseSettings, resize, taps, windows
+from pomp_jax.inference.segmentation import DenseSegmenter, DenseSettings, resize, taps
 
 WINDOW, STRIDE, PATCH = 32, 16, 8
 
@@ -151,28 +151,6 @@ def test_labels_of_a_large_image_are_enlarged(clip_and_torch, matrix, monkeypatc
   enlarged = functional.interpolate(small, size=(90, 120), mode="nearest")[0, 0]
   np.testing.assert_array_equal(found, enlarged.numpy().astype(int))
   assert 0.9 < (found == whole).mean() < 1
-
-
-def test_a_stride_of_a_window_gives_tiles(clip_and_torch, matrix):
-  settings = DenseSettings(size=0, window=WINDOW, stride=WINDOW)
-  segmenter = DenseSegmenter(Encoder(clip_and_torch[0]), settings)
-  image = _image(64, 96)
-  tiles = [image[y : y + 32, x : x + 32] for y in (0, 32) for x in (0, 32, 64)]
-  found = [maps[0] for maps in segmenter.label_maps(tiles, [matrix])]
-  expected = np.block([found[:3], found[3:]])
-  ((whole,),) = segmenter.label_maps([image], [matrix])
-  np.testing.assert_array_equal(whole, expected)
-
-
-@pytest.mark.parametrize("length", [32, 33, 48, 63, 64, 100])
-def test_windows_cover_an_image_and_stay_inside(length):
-  corners = windows((length, 40), (32, 32), 16)
-  covered = np.zeros((length, 40), int)
-  for y, x in corners:
-    covered[y : y + 32, x : x + 32] += 1
-  assert covered.min() == 1
-  assert corners.min() == 0 and corners.max(axis=0).tolist() == [length - 32, 8]
-  assert len(np.unique(corners, axis=0)) == len(corners)
 
 
 @pytest.mark.parametrize("n_out", [3, 9, 10, 31])

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import torch
 
-from pomp_jax.masks.optimizer import adamw, decayed, poly_schedule
+from pomp_jax.masks.optimizer import adamw, poly_schedule
 from tests.support.checks import assert_close
 
 RNG = np.random.default_rng(0)
@@ -76,11 +76,6 @@ def test_updates_equal_torchs():
     assert_close(found[name], parameter.detach(), 1e-5)
   for name in found.keys() - GROUPS.keys():
     np.testing.assert_array_equal(found[name], _flat(PARAMS)[name])
-
-
-def test_decayed_parameters():
-  found = _flat(decayed(PARAMS))
-  assert {name: found[name] for name in GROUPS} == {name: own for name, (_, own) in GROUPS.items()}
 
 
 def _flat(tree):

@@ -57,13 +57,11 @@ def test_detections_equal_torchvisions(seed, top):
   np.testing.assert_array_equal(found.scores, scores[found.regions, found.classes])
 
 
-def test_nothing_above_the_threshold_is_no_detection():
+def test_nothing_above_the_threshold_and_equal_boxes():
+  """Of boxes with equal scores the first is kept."""
   for n_regions in (0, 3):
     found = select_detections(_boxes(0, n_regions), np.full((n_regions, 4), 0.02, np.float32))
     assert [len(part) for part in found] == [0, 0, 0]
-
-
-def test_equal_boxes_and_scores_keep_the_first():
   boxes = np.tile(np.array([[0, 0, 5, 5]], np.float32), (4, 1))
   found = select_detections(boxes, np.full((4, 2), 0.5, np.float32))
   np.testing.assert_array_equal(found.regions, [0, 0])

@@ -37,17 +37,10 @@ class Predictor(torch.nn.Module):
     return [predictions[1]]
 
 
-class Proposals:
-  image_size = SIZE
+class Proposals(dict):
+  """Fields by name."""
 
-  def __init__(self, scores):
-    self._scores = scores
-
-  def has(self, field):
-    return field == "scores"
-
-  def get(self, field):
-    return self._scores
+  image_size, has = SIZE, dict.__contains__
 
 
 class Heads(torch.nn.Module):
@@ -72,7 +65,9 @@ class Model(torch.nn.Module):
     self.roi_heads = Heads(vectors, **options)
 
   def forward(self, batch):
-    self.scores = self.roi_heads._forward_box(batch[0]["features"], [Proposals(batch[0]["scores"])])
+    self.scores = self.roi_heads._forward_box(
+      batch[0]["features"], [Proposals(scores=batch[0]["scores"])]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +94,8 @@ def test_scores_of_a_dump_equal_detics(script, tmp_path):
     expected.append(model.scores[:, :-1].numpy())
   regions = RegionFolder(tmp_path)
   header = regions.header
-  assert (header.made_by, header.clip_model, header.trained_classes) == (
-    "a model", "ViT-B/16", ("cat",)
-  )  # fmt: skip
+  assert (header.made_by, header.clip_model) == ("a model", "ViT-B/16")
+  assert header.trained_classes == ("cat",)
   for item, scores in zip(items, expected, strict=True):
     found = regions.read(item["image_id"], **ORIGINAL)
     np.testing.assert_allclose(found.boxes, [[0, 1, 25, 15], [2, 2.5, 10, 30], [0, 0, 40, 30]])

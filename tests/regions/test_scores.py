@@ -56,13 +56,10 @@ def test_detics_scores(arrays):
   assert_close(found.null, np.full(R, 0.5))
 
 
-def test_a_row_of_zeros_has_equal_scores(arrays):
+def test_a_row_of_zeros_has_equal_scores_and_an_unknown_activation_is_named(arrays):
   _, _, classes, _, _ = arrays
   found = class_scores(np.zeros((1, E), np.float32), classes, "softmax", 100.0)
   assert_close(found.classes, np.full((1, C), 1 / C))
-
-
-def test_an_unknown_activation_is_named(arrays):
   with pytest.raises(ValueError, match="activation"):
     class_scores(arrays[0], arrays[2], "tanh", 1.0)
 
@@ -79,21 +76,6 @@ def scores(arrays):
     _logits(net, rows, 5),
     _logits(clip, rows, 8),
   )
-
-
-@pytest.mark.parametrize("name", ["zsseg_coco_stuff", "zsseg_ade20k", "pomp_pascal_context"])
-def test_zssegs_fusion(scores, name):
-  """`semantic_inference`, in terms of its weight."""
-  net, clip, _, net_logits, clip_logits = scores
-  weight = {"zsseg_coco_stuff": 0.8, "zsseg_ade20k": 0.5, "pomp_pascal_context": 0.2}[name]
-  base = TRAINED if name == "zsseg_coco_stuff" else np.zeros(C, bool)
-  trained = torch.as_tensor(base).double()
-  mask_cls = net_logits.softmax(-1)[..., :-1]
-  clip_cls = torch.ones_like(mask_cls)
-  clip_cls[VALID] = clip_logits[VALID][:, :-1].softmax(-1)
-  expected = trained * mask_cls**weight * clip_cls ** (1 - weight)
-  expected += (1 - trained) * mask_cls ** (1 - weight) * clip_cls**weight
-  assert_close(fuse(net, clip, FUSIONS[name], base, VALID), expected)
 
 
 def test_fvlms_fusion(scores):

@@ -140,7 +140,7 @@ def torch_pixels(images: np.ndarray) -> torch.Tensor:
   return pixels.permute(0, 3, 1, 2)
 
 
-def predictions(model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def layer_outputs(model, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
   """Masks [J,B,Q,h,w] and embeddings [J,B,Q,E] after each decoder layer.
 
   The model's own outputs are those of the last layer. As in ZSSeg, the decoder's last norm is
@@ -152,16 +152,22 @@ def predictions(model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     states.append(output[0] if isinstance(output, tuple) else output)
 
   hooks = [layer.register_forward_hook(keep) for layer in decoder.layers]
-  with torch.no_grad():
-    out = model(torch_pixels(images))
-    queries = decoder.layernorm(torch.stack(states))
-    embeddings = model.class_predictor(queries)
-    features = out.pixel_decoder_last_hidden_state
-    masks = torch.einsum("jbqc,bchw->jbqhw", model.mask_embedder(queries), features)
+  out = model(torch_pixels(images))
+  queries = decoder.layernorm(torch.stack(states))
+  embeddings = model.class_predictor(queries)
+  features = out.pixel_decoder_last_hidden_state
+  masks = torch.einsum("jbqc,bchw->jbqhw", model.mask_embedder(queries), features)
   for hook in hooks:
     hook.remove()
   torch.testing.assert_close(masks[-1], out.masks_queries_logits)
   torch.testing.assert_close(embeddings[-1], out.class_queries_logits)
+  return masks, embeddings
+
+
+def predictions(model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """`layer_outputs` as arrays."""
+  with torch.no_grad():
+    masks, embeddings = layer_outputs(model, images)
   return masks.numpy(), embeddings.numpy()
 
 
