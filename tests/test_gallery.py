@@ -93,22 +93,6 @@ def test_the_commands_of_a_section_run_its_job(title, here):
   assert title in jobs
 
 
-def test_problems_of_a_table(tmp_path):
-  """The check that the next test relies on, on files too many and too few."""
-  table = "text\n\n| file | content |\n| --- | --- |\n"
-  table += "| `results.json`, `a/*.json` | `x` |\n| `b/` | y |\n\nmore\n"
-  for name, expected in (
-    ("results.json", ["a/*.json: no such file", "b/: no such file"]),
-    ("a/2.txt", ["a/*.json: no such file", "b/: no such file", "a/2.txt: not listed"]),
-    ("b/c/d.txt", ["a/*.json: no such file", "a/2.txt: not listed"]),
-    ("a/1.json", ["a/2.txt: not listed"]),
-    ("a/b/2.json", ["a/2.txt: not listed", "a/b/2.json: not listed"]),
-  ):
-    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / name).touch()
-    assert problems(table, tmp_path) == expected
-
-
 @pytest.mark.slow("every job of the page, one after the other")
 def test_the_commands_leave_the_listed_files(tmp_path):
   """All of the page, in its order, in an empty folder."""
