@@ -82,8 +82,8 @@ def test_environments(environ, expected):
 
 def test_a_cluster_without_a_name_is_passed_over(monkeypatch):
   """Before JAX 0.9.1 that of Kubernetes had none."""
-  monkeypatch.setattr(ClusterEnv, "_cluster_types", [object, *ClusterEnv._cluster_types])
-  assert detected(SLURM) == ON_SLURM._replace(local_device_ids=(1,))
+  monkeypatch.setattr(ClusterEnv, "_cluster_types", [*ClusterEnv._cluster_types, object])
+  assert detected(JOBSET) == Cluster("jobset", "pomp-workers-0-0.pomp:8476", 4, 2)
 
 
 @pytest.mark.parametrize(
