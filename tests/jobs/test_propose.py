@@ -1,211 +1,293 @@
-"""The job propose: `segment` and `detect` read its folder, and its recall is that of masks."""
+"""A network's regions: the folder that `propose` writes, its recall, and jobs that find their own.
 
-import dataclasses
+Resumption is tested with a network that finds what the finished run has found.
+"""
+
 import json
 import os
 import shutil
 
-import jax
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from pomp_jax import inputs
-from pomp_jax.config import FIELDS, ConfigError, validate
-from pomp_jax.errors import InputError
+from pomp_jax.config import FIELDS
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.inputs import networks
 from pomp_jax.inputs.box_sets import open_box_set
 from pomp_jax.jobs import detect, propose, segment
-from pomp_jax.masks.model import VARIANTS, MaskFormer
-from pomp_jax.masks.step import MaskLearner
-from pomp_jax.masks.weights import MaskFormerFile, write_mask_former
+from pomp_jax.masks.weights import read_mask_former
 from pomp_jax.regions.files import RegionFolder
-from tests.support.clips import write_random_clip
-from tests.support.mask_sets import write_objects
-from tests.support.pixel_sets import SIZES, segment_config, write_pixel_set
-from tests.support.small_run import changed
+from tests.support.pixel_sets import SIZES
+from tests.support.region_jobs import (
+  NETWORK,
+  TRAINED,
+  in_place,
+  regions_config,
+  run_job,
+  write_network,
+)
 
-NETWORK = dataclasses.replace(VARIANTS["small"], embedding=24)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-  root = tmp_path_factory.mktemp("propose")
-  write_random_clip(root / "clip")
-  write_pixel_set(root, str(root / "clip"))
-  write_objects(root)
-  (root / "run").mkdir()
-  params = MaskLearner(MaskFormer(NETWORK)).init(jax.random.key(3))
-  with open(root / "run" / "masks.pth", "wb") as file:
-    write_mask_former(file, MaskFormerFile(NETWORK, params, ("the cat", "sky")))
-  return root
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_encoder_for_all():
-  """CLIPs are opened and compiled once."""
-  with pytest.MonkeyPatch.context() as patch:
-    opened, encoders = inputs.open_encoder, {}
-
-    def open_once(config):
-      if config.clip not in encoders:
-        encoders[config.clip] = opened(config)
-      return encoders[config.clip]
-
-    patch.setattr(inputs, "open_encoder", open_once)
-    yield
+JOBS = {"segment": segment, "detect": detect}
+# As in ZSSeg, whose checkpoint has a prompt.
+FOUND = {
+  "propose.prompt": "network",
+  "propose.size": 48,
+  "propose.stride": 1,
+  "propose.batch_size": 1,
+  "regions.source": "network",
+  "regions.mask_threshold": 0.4,
+}
 
 
 def config_of(root, **changes):
-  objects = {
-    "detect.source": "coco",
-    "detect.annotations": str(root / "objects.json"),
-    "detect.images": str(root / "images"),
-    "detect.names": str(root / "names.txt"),
-    "regions.source": "none",
-  }
-  own = {"job": "propose", "propose.network": str(root / "run")}
-  return segment_config(root, **objects | own | changes)
+  """The config of `propose` for the images of `detect`."""
+  own = FOUND | {"regions.source": "none", "propose.images": "detect"}
+  return regions_config(root, "propose", **own | changes)
 
 
-def run(job, config, workdir):
-  validate(config)
-  job.check(config, str(workdir))
-  return job.run(config, str(workdir))
+@pytest.fixture(scope="session")
+def proposed(region_set, shared):
+  """A function: `segment` or `detect` -> the folder of a finished run for its images."""
+
+  def folder(images):
+    config = config_of(region_set, **{"propose.images": images})
+    return shared(f"propose_{images}", lambda folder: run_job(config, folder))
+
+  return folder
 
 
-@pytest.fixture(scope="module")
-def proposed(root, tmp_path_factory):
-  """Folders of the regions of the images of `segment` and of `detect`, and the results."""
-  found = {}
-  for images in ("segment", "detect"):
-    workdir = tmp_path_factory.mktemp(images)
-    found[images] = workdir, run(propose, config_of(root, **{"propose.images": images}), workdir)
-  return found
+@pytest.fixture
+def found_images(region_set, proposed, monkeypatch):
+  """Numbers of images that the network was called with; after `stop_at` calls it is killed."""
+  boxes = open_box_set(config_of(region_set).detect)
+  folder, known = RegionFolder(proposed("detect") / "regions"), {}
+  for index, sides in enumerate(SIZES):
+    known[boxes.image(index).tobytes()] = folder.read(index, *sides)
+
+  class Calls(list):
+    stop_at = None
+
+  calls = Calls()
+
+  def regions(self, images):
+    calls.append(len(images))
+    if len(calls) == calls.stop_at:
+      raise KeyboardInterrupt
+    return [known[image.tobytes()] for image in images]
+
+  monkeypatch.setattr(networks.Proposer, "regions", regions)
+  return calls
 
 
 def test_both_folders_have_the_same_regions(proposed):
-  folders = [RegionFolder(proposed[images][0] / "regions") for images in ("segment", "detect")]
+  folders = [RegionFolder(proposed(images) / "regions") for images in ("segment", "detect")]
   assert folders[0].header == folders[1].header
-  assert folders[0].header.trained_classes == ("the cat", "sky")
+  assert folders[0].header.trained_classes == TRAINED
   for number, sides in enumerate(SIZES):
     one, other = folders[0].read(str(number), *sides), folders[1].read(number, *sides)
     for ours, theirs in zip(one, other, strict=True):
       np.testing.assert_array_equal(ours, theirs)
-    assert len(one.boxes) == 12 and one.embeddings.shape == (12, 1, 24)
+    n_regions = NETWORK.n_queries
+    assert len(one.boxes) == n_regions and one.embeddings.shape == (n_regions, 1, 24)
 
 
-def test_recall_is_that_of_the_stored_masks(root, proposed):
-  workdir, results = proposed["detect"]
-  boxes, folder = open_box_set(config_of(root).detect), RegionFolder(workdir / "regions")
+def test_recall_is_that_of_the_stored_masks(region_set, proposed):
+  boxes = open_box_set(config_of(region_set).detect)
+  folder = RegionFolder(proposed("detect") / "regions")
   found = {"base": [], "novel": []}
   for index, sides in enumerate(SIZES):
     truth, classes = boxes.regions(index, masks=True)
     stored = torch.tensor(folder.read(index, *sides).masks)[None].float()
-    masks = functional.interpolate(stored, sides, mode="bilinear")[0].numpy() > 127.5
+    masks = functional.interpolate(stored, sides, mode="bilinear")[0].numpy() > 0.4 * 255
     for c, mask in zip(classes, truth.masks, strict=True):
       iou = (masks & mask).sum((1, 2)) / (masks | mask).sum((1, 2))
       found[boxes.classes.groups[c]].append(bool((iou >= 0.5).any()))
+  recall = RunFolder(proposed("detect")).read_results()["recall"]
   for group, own in found.items():
-    assert results["recall"][group] == {"recall": np.mean(own), "objects": len(own)}
-  assert proposed["segment"][1]["recall"] is None
+    assert recall[group] == {"recall": np.mean(own), "objects": len(own)}
+  assert 0 < recall["all"]["recall"] < 1
+  assert RunFolder(proposed("segment")).read_results()["recall"] is None
 
 
-def test_an_equal_start_does_nothing(root, proposed, monkeypatch):
-  workdir, results = proposed["segment"]
+def test_an_equal_start_does_nothing(region_set, proposed, monkeypatch):
+  """The prompts of `segment` and `detect` are nothing to a network."""
+  workdir = proposed("detect")
   monkeypatch.setattr(networks.Proposer, "regions", None)
-  assert run(propose, config_of(root), workdir) == results
+  prompts = {"segment.prompts": ("the {}",), "detect.prompts": ("the {}",)}
+  found = run_job(config_of(region_set, **prompts), workdir)
+  assert found == RunFolder(workdir).read_results()
 
 
-def test_a_killed_run_resumes_after_the_last_block(root, proposed, tmp_path, monkeypatch):
-  """Two blocks; the second is interrupted."""
-  (_, expected), config = proposed["detect"], config_of(root, **{"propose.images": "detect"})
+@pytest.mark.parametrize("between", ["nothing", "another network", "no regions", "a damaged file"])
+def test_a_killed_run_resumes_after_its_last_block(
+  region_set, proposed, found_images, tmp_path, monkeypatch, between
+):
+  """The second of two blocks is interrupted; where something comes between, all start anew."""
+  config, workdir = config_of(region_set), tmp_path / "run"
   monkeypatch.setattr(propose, "_BLOCK", len(SIZES) - 1)
-  find, seen = networks.Proposer.regions, []
 
-  def once(self, images):
-    seen.append(len(images))
-    if len(seen) == 2:
-      raise KeyboardInterrupt
-    return find(self, images)
-
-  monkeypatch.setattr(networks.Proposer, "regions", once)
-  with pytest.raises(KeyboardInterrupt):
-    run(propose, config, tmp_path / "run")
-  found = run(propose, config, tmp_path / "run")
-  assert seen == [len(SIZES) - 1, 1, 1]
-  assert found["recall"] == expected["recall"] and found["key"] == expected["key"]
-  for file in (proposed["detect"][0] / "regions").glob("*.npz"):
-    assert (tmp_path / "run" / "regions" / file.name).exists()
-  # Another network starts at the first image.
-  seen[:] = [0, 0]
-  run(propose, changed(config, {"propose.size": 64}), tmp_path / "run")
-  assert seen[2:] == [len(SIZES) - 1, 1]
-
-
-@pytest.mark.parametrize("between", ["another network", "no regions", "a damaged file"])
-def test_what_came_between_two_starts(root, proposed, tmp_path, monkeypatch, between):
-  """A run that stopped after its first block starts at the first image again."""
-  config = config_of(root, **{"propose.images": "detect"})
-  monkeypatch.setattr(propose, "_BLOCK", len(SIZES) - 1)
-  find, seen, last = networks.Proposer.regions, [], [2]
-
-  def until_the_last(self, images):
-    seen.append(len(images))
-    if len(seen) == last[0]:
-      raise KeyboardInterrupt
-    return find(self, images)
-
-  monkeypatch.setattr(networks.Proposer, "regions", until_the_last)
-  workdir = tmp_path / "run"
-  with pytest.raises(KeyboardInterrupt):
-    run(propose, config, workdir)
-  if between == "another network":
-    last[0] = 3
+  def killed(config, calls):
+    found_images.clear()
+    found_images.stop_at = calls
     with pytest.raises(KeyboardInterrupt):
-      run(propose, changed(config, {"propose.size": 64}), workdir)
+      run_job(config, workdir)
+
+  killed(config, 2)
+  if between == "another network":
+    killed(config_of(region_set, **{"propose.size": 64}), 1)
   elif between == "no regions":
     shutil.rmtree(workdir / "regions")
-  else:
+  elif between == "a damaged file":
     (workdir / "progress.json").write_text("{")
-  seen.clear()
-  last[0] = 9
-  run(propose, config, workdir)
-  assert seen == [len(SIZES) - 1, 1]
-  for file in (proposed["detect"][0] / "regions").glob("*.npz"):
-    own, expected = np.load(workdir / "regions" / file.name), np.load(file)
-    for field in expected.files:
-      np.testing.assert_array_equal(own[field], expected[field])
+  found_images.clear()
+  found_images.stop_at = None
+  found = run_job(config, workdir)
+  assert found_images == ([1] if between == "nothing" else [len(SIZES) - 1, 1])
+  expected = RunFolder(proposed("detect")).read_results()
+  assert found["recall"] == expected["recall"] and found["key"] == expected["key"]
+  assert_same_regions(workdir, proposed("detect"))
+  # Another network starts at the first image.
+  found_images.clear()
+  run_job(config_of(region_set, **{"propose.size": 64}), workdir)
+  assert found_images == [len(SIZES) - 1, 1]
+
+
+def assert_same_regions(workdir, expected):
+  files = list((expected / "regions").glob("*.npz"))
+  assert len(files) == len(SIZES)
+  for file in files:
+    with np.load(workdir / "regions" / file.name) as ours, np.load(file) as theirs:
+      for field in theirs.files:
+        np.testing.assert_array_equal(ours[field], theirs[field])
 
 
 def test_an_interrupted_start_leaves_no_results_of_the_one_before(
-  root, proposed, tmp_path, monkeypatch
+  region_set, found_images, tmp_path, copy_of, monkeypatch
 ):
   """It starts because an image's file has changed."""
+  images = copy_of(region_set / "images", "images")
+  config = config_of(region_set, **{"detect.images": str(images)})
+  run_job(config, tmp_path / "run")
+  (first, *_) = sorted(images.iterdir())
+  times = first.stat()
+  os.utime(first, ns=(times.st_atime_ns, times.st_mtime_ns + 10**9))
 
   def interrupted(*given):
     raise KeyboardInterrupt
 
   monkeypatch.setattr(propose, "RegionWriter", interrupted)
-  workdir = shutil.copytree(proposed["segment"][0], tmp_path / "run")
-  image = sorted((root / "images").iterdir())[0]
-  times = image.stat()
-  os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns + 10**9))
-  try:
+  with pytest.raises(KeyboardInterrupt):
+    run_job(config, tmp_path / "run")
+  assert not (tmp_path / "run" / "results.json").exists()
+
+
+# Field -> another value. ROOT is the folder of the networks.
+CHANGES = {
+  "propose.network": "ROOT/other.pth",
+  "propose.prompt": "the {}!",
+  "propose.size": 64,
+  "propose.stride": 4,
+  "propose.batch_size": 16,
+  "regions.mask_threshold": 0.7,
+  "propose.images": "detect",
+}
+
+
+def test_each_field_reaches_the_network(region_set, tmp_path, monkeypatch):
+  assert set(CHANGES) - {"regions.mask_threshold"} == {
+    field for field in FIELDS if field.startswith("propose.")
+  }
+
+  class Recorded(networks.Proposer):
+    def __init__(self, network, mesh, classes, **given):
+      self.given = {"network": network.params["non_object"], "prompt": classes} | given
+
+    def regions(self, images):
+      seen.update(self.given, images=len(images))
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(networks, "Proposer", Recorded)
+
+  def arguments(**changes):
+    seen.clear()
+    # Two annotated images, five with labels.
+    usual = {"propose.images": "segment", "detect.n_images": 2} | changes
     with pytest.raises(KeyboardInterrupt):
-      run(propose, config_of(root), workdir)
-  finally:
-    os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
-  assert not (workdir / "results.json").exists()
+      run_job(config_of(region_set, **usual), tmp_path)
+    return dict(seen)
+
+  seen = {}
+  usual = arguments()
+  classes = inputs.open_encoder(config_of(region_set)).class_features(TRAINED, "the {}!")
+  network = read_mask_former(region_set / "other.pth").params["non_object"]
+  become = {"propose.network": network, "propose.prompt": classes, "propose.images": 2}
+  for field, value in CHANGES.items():
+    value = in_place(region_set, value)
+    found = arguments(**{field: value})
+    name = {"regions.mask_threshold": "threshold"}.get(field, field.rpartition(".")[2])
+    np.testing.assert_allclose(found[name], become.get(field, value), atol=1e-6)
+    changed = [name for name in usual if not np.array_equal(found[name], usual[name])]
+    assert changed == [name]
 
 
-@pytest.mark.parametrize("job", [segment, detect])
-def test_network_alone_clip_alone_and_fused_side_by_side(root, proposed, tmp_path, job):
+def outputs(workdir):
+  """Bytes of all label images and detections."""
+  files = [*workdir.rglob("labels/*/*.png"), *workdir.rglob("detections/*.json")]
+  return {file.relative_to(workdir): file.read_bytes() for file in files}
+
+
+@pytest.fixture
+def without_report(monkeypatch):
+  for job in JOBS.values():
+    monkeypatch.setattr(job, "_write_report", lambda *given: None)
+
+
+def network_config(root, job, **changes):
+  """The config of `segment` or `detect` with the regions of a network."""
+  own = {f"{job}.prompts": ("network", "{}!"), "detect.min_score": 0.1, "regions.objectness": True}
+  # Fewer than the network finds, by their objectness.
+  return regions_config(root, job, **FOUND | own | {"regions.max_regions": 4} | changes)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_regions_found_on_the_way_equal_those_of_the_folder(
+  region_set, proposed, tmp_path, without_report, job
+):
+  stored = {"regions.source": "file", "regions.path": str(proposed(job) / "regions")}
+  expected = run_job(network_config(region_set, job, **stored), tmp_path / "file")
+  found = run_job(network_config(region_set, job), tmp_path / "network")
+  assert found["figures"] == expected["figures"]
+  assert len(outputs(tmp_path / "network")) == (2 * len(SIZES) if job == "segment" else 2)
+  assert outputs(tmp_path / "network") == outputs(tmp_path / "file")
+  labels = [prompt["label"] for prompt in found["prompts"]]
+  assert labels == [str(region_set / "net.pth"), "{}!"]
+
+
+def test_another_file_or_size_is_another_run(region_set, tmp_path, without_report):
+  """A network that changes in its place, and a field of `propose`."""
+  shutil.copy(region_set / "net.pth", tmp_path / "net.pth")
+  changes = {"propose.network": str(tmp_path / "net.pth"), "detect.n_images": 1}
+
+  def found(**more):
+    run_job(network_config(region_set, "detect", **changes | more), tmp_path / "run")
+    return outputs(tmp_path / "run")
+
+  first = found()
+  assert found() == first
+  write_network(tmp_path / "net.pth", seed=1)
+  other = found()
+  assert first != other != found(**{"propose.stride": 4})
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_network_alone_clip_alone_and_fused_side_by_side(
+  region_set, proposed, tmp_path, without_report, job
+):
   """Each as a run with exponents 0, or without embeddings, or as usual."""
-  name = job.__name__.rpartition(".")[2]
-  path = proposed[name][0] / "regions"
-  bare = tmp_path / "bare"
+  path, bare = proposed(job) / "regions", tmp_path / "bare"
   bare.mkdir()
   header = json.loads((path / "regions.json").read_text()) | {"embeddings": None}
   (bare / "regions.json").write_text(json.dumps(header))
@@ -215,10 +297,9 @@ def test_network_alone_clip_alone_and_fused_side_by_side(root, proposed, tmp_pat
     np.savez(bare / file.name, **arrays)
 
   def figures(workdir, regions, **changes):
-    own = {"job": name, f"{name}.prompts": ("{}!", "the {}"), "segment.output": False}
-    own |= {"regions.path": str(regions), "regions.mask_threshold": 0.4}
-    config = changed(config_of(root), own | {"regions.source": "file"} | changes)
-    return run(job, config, tmp_path / workdir)["figures"]
+    own = {f"{job}.prompts": ("{}!", "the {}"), "segment.output": False}
+    own |= {"regions.path": str(regions), "regions.source": "file", "regions.mask_threshold": 0.4}
+    return run_job(regions_config(region_set, job, **own | changes), tmp_path / workdir)["figures"]
 
   together = figures("together", path, **{"regions.alone": True})
   expected = {
@@ -230,58 +311,3 @@ def test_network_alone_clip_alone_and_fused_side_by_side(root, proposed, tmp_pat
   for own, found in expected.items():
     for prompt in found:
       assert together[prompt + own] == found[prompt]
-
-
-def test_what_can_not_work_is_one_line(root, tmp_path):
-  for changes, match in (
-    ({"propose.network": str(root / "clip")}, "masks.pth"),
-    ({"propose.network": str(root / "nothing")}, "propose.network"),
-    ({"propose.images": "detect", "detect.images": ""}, "detect.images"),
-    ({"clip.model": "world"}, "clip.model"),
-  ):
-    with pytest.raises(InputError, match=match):
-      run(propose, config_of(root, **changes), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-  config = changed(
-    config_of(root), {"job": "segment", "regions.alone": True, "regions.source": "truth"}
-  )
-  with pytest.raises(ConfigError, match="regions.alone"):
-    run(segment, config, tmp_path / "run")
-
-
-# Field -> another value.
-CHANGES = {
-  "network": "OTHER",
-  "images": "detect",
-  "prompt": "the {}!",
-  "size": 64,
-  "stride": 1,
-  "batch_size": 16,
-}
-
-
-def test_each_field_changes_what_it_names(root, tmp_path, monkeypatch):
-  """Arguments of the network's run; the number of images together changes nothing else."""
-  assert {f"propose.{name}" for name in CHANGES} == {f for f in FIELDS if f.startswith("propose.")}
-  params = MaskLearner(MaskFormer(NETWORK)).init(jax.random.key(4))
-  with open(tmp_path / "other.pth", "wb") as file:
-    write_mask_former(file, MaskFormerFile(NETWORK, params, ("the cat", "sky")))
-  seen = []
-
-  class Recorded(networks.Proposer):
-    def __init__(self, network, mesh, classes, **more):
-      seen.append((float(network.params["non_object"][0, 0]), classes.tobytes(), more["size"]))
-      seen[-1] += (more["stride"], more["batch_size"])
-      super().__init__(network, mesh, classes, **more)
-
-  monkeypatch.setattr(networks, "Proposer", Recorded)
-  found = {}
-  for name, value in {"": None, **CHANGES}.items():
-    value = str(tmp_path / "other.pth") if value == "OTHER" else value
-    changes = {f"propose.{name}": value} if name else {}
-    workdir = tmp_path / f"run{name}"
-    results = run(propose, config_of(root, **changes), workdir)
-    found[name] = (*seen[-1], results["recall"] is None)
-  for number, name in enumerate(("network", "prompt", "size", "stride", "batch_size", "images")):
-    assert found[name][number] != found[""][number]
-    assert [a == b for a, b in zip(found[name], found[""], strict=True)].count(False) == 1

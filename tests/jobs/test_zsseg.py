@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional
 
 from pomp_jax.clip import load_clip
-from pomp_jax.config import validate
-from pomp_jax.jobs import segment
 from tests.support.openai_clip import VIT, small_open_clip, write_merges
+from tests.support.region_jobs import run_job
+from tests.support.region_oracle import crop_feature
 from tests.support.small_run import small_config
 from tests.support.torch_mask_former import (
   predictions,
@@ -120,18 +120,10 @@ def masks_and_embeddings(network, image):
 def clip_scores(clip, text, image, masks, settings):
   """Softmax over the classes of each crop, at 100; ones for an empty mask."""
   scores = torch.ones(len(masks), len(text))
-  mean, std = (torch.tensor(x)[:, None, None] for x in (settings.mean, settings.std))
   for number, mask in enumerate(masks > THRESHOLD):
-    if not mask.any():
-      continue
-    ys, xs = torch.where(mask)
-    box = slice(int(ys.min()), int(ys.max()) + 1), slice(int(xs.min()), int(xs.max()) + 1)
-    pixels = torch.tensor(image[box]).permute(2, 0, 1) / 255
-    pixels = (torch.where(mask[box], pixels, mean) - mean) / std
-    crop = functional.interpolate(pixels[None].float(), (32, 32), mode="bicubic")
-    with torch.no_grad():
-      feature = functional.normalize(clip.encode_image(crop))[0]
-    scores[number] = (100 * text @ feature).softmax(-1)
+    if mask.any():
+      feature = crop_feature(clip.encode_image, settings, image, mask.numpy())
+      scores[number] = (100 * text @ feature).softmax(-1)
   return scores
 
 
@@ -177,10 +169,7 @@ def test_one_checkpoint_gives_zssegs_pixels(case, tmp_path):
     "regions.e_base": E_BASE,
     "regions.e_novel": E_NOVEL,
   }
-  config = small_config(**settings)
-  validate(config)
-  segment.check(config, str(tmp_path))
-  segment.run(config, str(tmp_path))
+  run_job(small_config(**settings), tmp_path)
   seen = set()
   for number in range(len(SIDES)):
     image = np.asarray(Image.open(root / "images" / f"{number}.png"))
