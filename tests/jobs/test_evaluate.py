@@ -1,7 +1,12 @@
-"""The evaluate job: figures against torch's CLIP, resumption, two processes, tables, bad input."""
+"""The evaluate job: figures against torch's CLIP, resumption, two processes, tables, bad input.
+
+One evaluation of packaged and of own sets, under words and under learned prompts, is shared by most
+tests.
+"""
 
 import json
-import os
+import shutil
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -31,27 +36,70 @@ from tests.support.small_run import changed, small_config
 
 # Pictures of each set: no multiple of the devices or of the batch.
 SIZES = {"dtd": 37, "eurosat": 21, "imagenet_a": 45}
-BATCH = 16
+# Learned prompts that are words, so that torch can say them.
+WORDS = ("a photo of a", "one")
+SETS = """
+[[set]]
+name = "satellite"
+root = "eurosat"
+names = "names.txt"
+base = "seen.txt"
+novel = {novel}
+[[set]]
+name = "my textures"
+root = "dtd"
+names = "dtd"
+templates = ["one {{}}."]
+[[set]]
+name = "archive"
+reader = "coop"
+dataset = "eurosat"
+root = {root}
+"""
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  """A random CLIP, $DATA with three sets, and torch's cosines and the labels of each."""
-  folder = tmp_path_factory.mktemp("evaluate")
-  model = write_random_clip(folder / "clip")
-  clip = load_clip(str(folder / "clip"))
-  rng = np.random.default_rng(0)
-  expected = {}
-  for name, n in SIZES.items():
-    classes = load_class_list(name)
-    pictures = rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
-    cosines = torch_cosines(clip, model, pictures, classes.names, classes.template)
-    # A half is labelled as this CLIP sees it, the rest at random.
-    labels = np.where(rng.random(n) < 0.5, cosines.argmax(-1), rng.integers(0, len(classes), n))
-    order = np.argsort(labels, kind="stable")
-    write_set(folder / "data", name, pictures[order], labels[order])
-    expected[name] = (pictures[order], labels[order], cosines[order])
-  return folder, clip, model, expected
+class Case:
+  """The folder with `clip/`, `data/` for $DATA, a user's `own/` and the finished `run/`."""
+
+  def __init__(self, folder):
+    self.folder, self.own, self.workdir = folder, folder / "own", folder / "run"
+    self.clip = load_clip(str(folder / "clip"))
+    self.model = torch.load(folder / "model.pt", weights_only=False)
+    with np.load(folder / "pictures.npz") as stored:
+      self.pictures = {name: stored[name] for name in SIZES}
+      self.labels = {name: stored[f"{name} labels"] for name in SIZES}
+
+  def config(self, **changes):
+    """An evaluation of no set yet; `changes` of the group `evaluate`."""
+    settings = {"suite": "none", "root": str(self.folder / "data"), "batch_size": 16} | changes
+    settings = {f"evaluate.{field}": value for field, value in settings.items()}
+    # One shape for all sets: compiled once.
+    fields = {"job": "evaluate", "clip.model": str(self.folder / "clip"), "clip.chunk": 16}
+    return small_config(**fields | settings)
+
+  @property
+  def shared_config(self):
+    """The config of `run/`."""
+    return self.config(
+      sets=";".join(SIZES),
+      sets_file=str(self.own / "sets.toml"),
+      prompts=f"hand_written;{self.own}/0.npz;{self.own}/1.npz",
+    )
+
+  def cosines(self, name, template="", kept=None):
+    """By torch, of a set's pictures of `kept` classes with these classes; and the labels."""
+    listed = load_class_list(name)
+    kept = np.arange(len(listed)) if kept is None else kept
+    mine = np.isin(self.labels[name], kept)
+    names = [listed.names[c] for c in kept]
+    pictures, template = self.pictures[name][mine], template or listed.template
+    cosines = torch_cosines(self.clip, self.model, pictures, names, template)
+    return cosines, np.searchsorted(kept, self.labels[name][mine])
+
+  def top1(self, *which):
+    """By torch: accuracy and number of pictures; arguments of `cosines`."""
+    cosines, labels = self.cosines(*which)
+    return np.mean(cosines.argmax(-1) == labels), len(labels)
 
 
 def torch_cosines(clip, model, pictures, names, template):
@@ -63,16 +111,36 @@ def torch_cosines(clip, model, pictures, names, template):
   return (output.image_embeds @ output.text_embeds.T).double().numpy()
 
 
-def config_for(data, suite, **changes):
-  settings = {
-    "job": "evaluate",
-    "clip.model": str(data[0] / "clip"),
-    "evaluate.suite": suite,
-    "evaluate.root": str(data[0] / "data"),
-    "evaluate.batch_size": BATCH,
-    "clip.chunk": 16,  # one shape for all sets: compiled once
-  }
-  return small_config(**settings | changes)
+def write_case(folder):
+  """Writes all that `Case` reads, but the run."""
+  model = write_random_clip(folder / "clip")
+  torch.save(model, folder / "model.pt")
+  clip, rng, arrays = load_clip(str(folder / "clip")), np.random.default_rng(0), {}
+  for name, n in SIZES.items():
+    classes = load_class_list(name)
+    pictures = rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
+    cosines = torch_cosines(clip, model, pictures, classes.names, classes.template)
+    # A half is labelled as this CLIP sees it, the rest at random.
+    labels = np.where(rng.random(n) < 0.5, cosines.argmax(-1), rng.integers(0, len(classes), n))
+    order = np.argsort(labels, kind="stable")
+    arrays |= {name: pictures[order], f"{name} labels": labels[order]}
+    write_set(folder / "data", name, pictures[order], labels[order])
+  np.savez(folder / "pictures.npz", **arrays)
+  own = folder / "own"
+  for name in ("eurosat", "dtd"):
+    names = load_class_list(name).names
+    for i, label in enumerate(arrays[f"{name} labels"]):
+      (own / name / names[label]).mkdir(parents=True, exist_ok=True)
+      Image.fromarray(arrays[name][i]).save(own / name / names[label] / f"{i:03}.png")
+  names = load_class_list("eurosat").names
+  (own / "names.txt").write_text("\n".join(names))
+  (own / "seen.txt").write_text("\n".join(names[1::2]))
+  novel, root = json.dumps(names[:5:2]), json.dumps(str(folder / "data"))
+  (own / "sets.toml").write_text(SETS.format(novel=novel, root=root))
+  table = np.asarray(clip.text_params["text_model"]["embeddings"]["token_embedding"]["embedding"])
+  for number, words in enumerate(WORDS):
+    ids = clip.tokenizer(words, add_special_tokens=False)["input_ids"]
+    save_prompt(own / f"{number}.npz", Prompt(table[ids], "random"))
 
 
 def run(config, workdir):
@@ -81,23 +149,30 @@ def run(config, workdir):
 
 
 @pytest.fixture(scope="module")
-def cross_dataset(data, tmp_path_factory):
-  """The config of two sets under two prompts, its folder, and its results."""
-  config = config_for(
-    data,
-    "cross_dataset",
-    **{"evaluate.sets": "dtd; eurosat", "evaluate.prompts": "hand_written;{}."},
-  )
-  workdir = tmp_path_factory.mktemp("run")
-  return config, workdir, run(config, workdir)
+def case(shared):
+  def make(folder):
+    write_case(folder)
+    run(Case(folder).shared_config, folder / "run")
+
+  return Case(shared("evaluate", make))
 
 
-def test_figures_equal_torch(data, cross_dataset):
-  _, clip, _, expected = data
-  results = cross_dataset[2]
+@pytest.fixture(scope="module")
+def results(case):
+  return RunFolder(case.workdir).read_results()
+
+
+@pytest.fixture
+def no_drawings(monkeypatch):
+  """Figures and tables alone: what draws is tested on the shared run."""
+  monkeypatch.setattr(evaluate, "plots", mock.Mock())
+  monkeypatch.setattr(evaluate, "write_run_report", mock.Mock())
+
+
+def test_figures_equal_torch(case, results):
   for name in ("dtd", "eurosat"):
     figures = results["sets"][name]["prompts"]["hand_written"]
-    _, labels, cosines = expected[name]
+    cosines, labels = case.cosines(name)
     rank = np.sum(cosines > cosines[np.arange(len(labels)), labels][:, None], axis=-1)
     right = rank == 0
     assert 0.3 < right.mean() < 0.9
@@ -106,7 +181,7 @@ def test_figures_equal_torch(data, cross_dataset):
     assert figures["macro_top1"] == pytest.approx(
       np.mean([right[labels == c].mean() for c in np.unique(labels)])
     )
-    confidence = scipy.special.softmax(clip.logit_scale * cosines, axis=-1).max(-1)
+    confidence = scipy.special.softmax(case.clip.logit_scale * cosines, axis=-1).max(-1)
     assert figures["mean_confidence"] == pytest.approx(confidence.mean(), abs=1e-5)
     assert figures["images"] == len(labels)
     assert "hierarchy" not in figures
@@ -115,68 +190,109 @@ def test_figures_equal_torch(data, cross_dataset):
   assert list(top1) == ["dtd", "eurosat", "mean of 2"]
   assert top1["mean of 2"] == pytest.approx((top1["dtd"] + top1["eurosat"]) / 2)
   assert results["images"]["cross_dataset"]["top1"] == {n: SIZES[n] for n in ("dtd", "eurosat")}
+  # Two hundred classes of ImageNet, and the tree.
+  figures = results["sets"]["imagenet_a"]["prompts"]["hand_written"]
+  top1, n_images = case.top1("imagenet_a")
+  assert figures["classes"] == 200
+  assert figures["top1"] == pytest.approx(top1)
+  assert figures["errors"]["images"] == n_images - round(top1 * n_images)
+  assert figures["hierarchy"]["at_depth"]["1"] >= figures["hierarchy"]["top1"]
 
 
-def test_an_ensemble_is_the_mean_of_its_texts(data):
-  _, clip, model, _ = data
+def test_own_sets_under_two_prompts_and_a_text_equal_torch(case, results):
+  """Folders and CoOp's layout, named in one file, beside named sets."""
+  accuracy, images = (results[key]["own"] for key in ("accuracy", "images"))
+  columns = ("satellite", "my textures", "archive")
+  texts = {
+    **{f"{case.own}/{i}.npz": dict.fromkeys(columns, f"{w} {{}}.") for i, w in enumerate(WORDS)},
+    "hand_written": {
+      "satellite": "a photo of a {}.",
+      "my textures": "one {}.",
+      "archive": load_class_list("eurosat").template,
+    },
+  }
+  parts = {"base": np.arange(1, 10, 2), "novel": np.arange(0, 5, 2)}
+  for label, text in texts.items():
+    for column, name in (("my textures", "dtd"), ("archive", "eurosat")):
+      top1, n_images = case.top1(name, text[column])
+      assert accuracy["top1"][label][column] == pytest.approx(top1)
+      assert images["top1"][column] == n_images == SIZES[name]
+    for part, kept in parts.items():
+      top1, n_images = case.top1("eurosat", text["satellite"], kept)
+      assert accuracy[part][label] == pytest.approx({"satellite": top1})
+      assert images[part] == {"satellite": n_images}
+    base, novel = (accuracy[part][label]["satellite"] for part in parts)
+    harmonic = 2 * base * novel / (base + novel) if base + novel else 0
+    assert accuracy["harmonic"][label]["satellite"] == pytest.approx(harmonic)
+  assert list(accuracy["top1"]["hand_written"]) == ["my textures", "archive", "mean of 2"]
+  # What the images are: of folders without splits nothing says that they are for testing.
+  splits = {name: of_set["split"] for name, of_set in results["sets"].items()}
+  folders = dict.fromkeys(("satellite/base", "satellite/novel", "my textures"), "all")
+  assert splits.items() >= (folders | {"archive": "test"}).items()
+  # A mean over some sets does not stand beside the published one, and own sets have none.
+  assert results["published"] == {"cross_dataset": {"top1": {}}, "cross_domain": {"top1": {}}}
+
+
+def test_an_ensemble_is_the_mean_of_its_texts(case):
+  clip = case.clip
   classes = ClassList(("star", "grey_wolf"), None, "{}.", ("a photo of a {}.", "a drawn {}."))
   mean = 0
   for template in classes.ensemble:
     texts = [template.replace("{}", name) for name in ("star", "grey wolf")]
     tokens = clip.tokenizer(texts, return_tensors="pt", padding=True)
     with torch.no_grad():
-      features = pooled(model.get_text_features(**tokens)).double().numpy()
+      features = pooled(case.model.get_text_features(**tokens)).double().numpy()
     mean = mean + features / np.linalg.norm(features, axis=-1, keepdims=True) / 2
-  found = features_under(Encoder(clip, chunk=8), classes, "ensemble")
+  found = features_under(Encoder(clip, chunk=16), classes, "ensemble")
   expected = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_the_folder_holds_every_figure_and_tables(cross_dataset):
-  _, workdir, results = cross_dataset
-  assert RunFolder(workdir).read_results() == results
+def test_the_folder_holds_every_figure_and_tables(case, results):
+  workdir = case.workdir
   stored = json.loads((workdir / "sets" / "dtd.json").read_text())
   figures = stored["prompts"]["hand_written"]
   assert len(stored["classes"]) == len(figures["per_class"]["top1"]) == 47
   images, top1 = (np.array(figures["per_class"][key], float) for key in ("images", "top1"))
   assert np.nansum(images * top1) == pytest.approx(SIZES["dtd"] * figures["top1"])
   assert np.nanmean(top1) == pytest.approx(figures["macro_top1"])
+  assert (workdir / "sets" / "satellite-novel.json").exists()
   assert {file.name for file in (workdir / "plots").iterdir()} == {
-    "accuracy_cross_dataset_top1.png",
     "calibration.png",
+    "accuracy_cross_dataset_top1.png",
+    "accuracy_cross_domain_top1.png",
+    *(f"accuracy_own_{kind}.png" for kind in ("top1", "base", "novel", "harmonic")),
   }
-  row = results["accuracy"]["cross_dataset"]["top1"]["{}."]
-  files = sorted(file.name for file in (workdir / "clip_benchmark").iterdir())
-  assert files == [
-    f"{name}.json"
-    for name in ("dtd_hand_written", "dtd_prompt", "eurosat_hand_written", "eurosat_prompt")
-  ]
+  # A record for each prompt of each set, in both files.
+  records = {file.name for file in (workdir / "clip_benchmark").iterdir()}
+  assert {"dtd_hand_written.json", "eurosat_hand_written.json"} < records
+  assert len(records) == 3 * len(results["sets"])
+  assert len((workdir / "clip_benchmark.csv").read_text().splitlines()) == 1 + len(records)
   record = json.loads((workdir / "clip_benchmark" / "dtd_hand_written.json").read_text())
   assert record["metrics"] == {
     "acc1": figures["top1"],
     "acc5": figures["top5"],
     "mean_per_class_recall": figures["macro_top1"],
   }
-  assert len((workdir / "clip_benchmark.csv").read_text().splitlines()) == 5
-  assert f"{100 * row['dtd']:.1f}" in (workdir / "results.md").read_text()
+  text = (workdir / "results.md").read_text()
+  row = results["accuracy"]["cross_dataset"]["top1"][f"{case.own}/0.npz"]
+  assert f"{100 * row['dtd']:.1f}" in text
+  assert "## Top-1 accuracy on novel classes (%): own sets" in text
+  assert f"| images | {SIZES['dtd']} | {SIZES['eurosat']} | - |" in text
   assert r"\toprule" in (workdir / "results.tex").read_text()
-  # A mean over two of the ten does not stand beside the published one.
-  assert results["published"] == {"cross_dataset": {"top1": {}}}
 
 
-def test_a_set_that_is_done_is_not_done_again(cross_dataset, monkeypatch):
-  config, workdir, results = cross_dataset
-  files = {
-    name: json.loads((workdir / "sets" / f"{name}.json").read_text()) for name in ("dtd", "eurosat")
-  }
-  computed = []
+@pytest.fixture
+def computed(case, monkeypatch, no_drawings):
+  """Classes and images of the sets that are computed from now on; their figures are borrowed."""
+  stored = json.loads((case.workdir / "sets" / "eurosat.json").read_text())
+  figures = stored["prompts"]["hand_written"]
+  found = []
 
   def counted(config, encoder, labelled, prompts):
-    name = "dtd" if len(labelled.classes) == 47 else "eurosat"
-    computed.append((name, len(labelled.source)))
-    figures = files[name]["prompts"]["hand_written"]
+    found.append((len(labelled.classes), len(labelled.source)))
     return {
-      "seconds": files[name]["seconds"],
+      "seconds": stored["seconds"],
       "split": labelled.split,
       "unreadable": 0,
       "classes": labelled.classes.names,
@@ -184,60 +300,63 @@ def test_a_set_that_is_done_is_not_done_again(cross_dataset, monkeypatch):
     }
 
   monkeypatch.setattr(evaluate, "_evaluate", counted)
-  assert run(config, workdir) == results
-  assert computed == []
-  # As if it had been stopped after the first set.
-  os.unlink(workdir / "results.json")
-  os.unlink(workdir / "sets" / "eurosat.json")
+  return found
+
+
+def test_a_set_that_is_done_is_not_done_again(case, results, computed, copy_of):
+  config, workdir = case.shared_config, copy_of(case.workdir)
+  plain = lambda value: json.loads(json.dumps(value))
+  assert plain(run(config, workdir)).items() <= results.items()
+  # As if it had been stopped after the first set; and a folder of an earlier version.
+  for name in ("results.json", "sets/eurosat.json", "clip_benchmark.csv"):
+    (workdir / name).unlink()
   again = run(config, workdir)
-  assert computed == [("eurosat", SIZES["eurosat"])]
-  assert list(again["sets"]) == ["dtd", "eurosat"]
+  assert computed == [(10, SIZES["eurosat"])]
+  assert list(again["sets"]) == list(results["sets"])
+  assert all((workdir / name).exists() for name in ("results.json", "clip_benchmark.csv"))
   # What the figures depend on has changed: the prompts, the images, the CLIP.
-  for field, value in [
-    ("evaluate.prompts", "hand_written"),
+  config = changed(config, {"evaluate.sets_file": "", "evaluate.sets": "dtd;eurosat"})
+  for field, value in (
+    ("evaluate.prompts", "hand_written;{}."),
     ("evaluate.images", 11),
     ("clip.dtype", "bfloat16"),
-  ]:
+  ):
     computed.clear()
     config = changed(config, {field: value})
     run(config, workdir)
-    assert [name for name, _ in computed] == ["dtd", "eurosat"]
-  assert computed[1] == ("eurosat", 11)
+    images = (11, 11) if field != "evaluate.prompts" else (SIZES["dtd"], SIZES["eurosat"])
+    assert computed == list(zip((47, 10), images, strict=True))
   computed.clear()
   run(config, workdir)
   assert computed == []
 
 
-def test_base_to_new(data, tmp_path):
-  _, labels, cosines = data[3]["eurosat"]
-  config = config_for(data, "base_to_new", **{"evaluate.sets": "eurosat"})
+def test_other_pictures_under_the_same_names_are_evaluated_anew(case, computed, tmp_path):
+  shutil.copytree(case.own / "eurosat", tmp_path / "other")
+  for root, count in (
+    (case.own / "eurosat", 1),
+    (case.own / "eurosat", 1),
+    (tmp_path / "other", 2),
+  ):
+    own = ({"name": "a", "root": str(root)},)
+    run(case.config().replace({"evaluate.own_sets": own}), tmp_path / "run")
+    assert len(computed) == count
+
+
+def test_base_to_new(case, no_drawings, tmp_path):
+  config = case.config(suite="base_to_new", sets="eurosat")
   accuracy = run(config, tmp_path)["accuracy"]["base_to_new"]
   base, new, harmonic = (accuracy[kind]["hand_written"] for kind in ("base", "new", "harmonic"))
   # Each half is told apart among its own classes.
-  for found, kept in ((base, slice(0, 5)), (new, slice(5, None))):
-    classes = np.arange(10)[kept]
-    mine = np.isin(labels, classes)
-    answers = classes[cosines[mine][:, kept].argmax(-1)]
-    assert found["eurosat"] == pytest.approx(np.mean(answers == labels[mine]))
+  for found, kept in ((base, np.arange(5)), (new, np.arange(5, 10))):
+    assert found["eurosat"] == pytest.approx(case.top1("eurosat", "", kept)[0])
   expected = 2 / (1 / base["eurosat"] + 1 / new["eurosat"])
   assert harmonic["eurosat"] == pytest.approx(expected)
 
 
-def test_two_hundred_classes_of_imagenet_and_the_tree(data, tmp_path):
-  _, _, _, expected = data
-  config = config_for(data, "cross_domain", **{"evaluate.sets": "imagenet_a"})
-  figures = run(config, tmp_path)["sets"]["imagenet_a"]["prompts"]["hand_written"]
-  _, labels, cosines = expected["imagenet_a"]
-  answers = cosines.argmax(-1)
-  assert figures["classes"] == 200
-  assert figures["top1"] == pytest.approx(np.mean(answers == labels))
-  assert figures["errors"]["images"] == np.sum(answers != labels)
-  assert figures["hierarchy"]["at_depth"]["1"] >= figures["hierarchy"]["top1"]
-
-
-def test_two_processes_count_what_one_does(data, cross_dataset, tmp_path):
-  config = config_for(data, "cross_dataset", **{"evaluate.sets": "dtd"})
-  expected = cross_dataset[2]["sets"]["dtd"]["prompts"]["hand_written"]
+def test_two_processes_count_what_one_does(case, results, tmp_path):
+  config = case.config(sets="dtd")
+  expected = results["sets"]["dtd"]["prompts"]["hand_written"]
   run_in_processes([(config, [tmp_path / "0", tmp_path / "1"])], tmp_path / "jobs.json")
   assert not (tmp_path / "1").exists()
   results = json.loads((tmp_path / "0" / "results.json").read_text())
@@ -249,322 +368,162 @@ def test_two_processes_count_what_one_does(data, cross_dataset, tmp_path):
     assert found[key] == pytest.approx(expected[key], abs=1e-6)
 
 
-class TestTheWorld:
-  """The embedded world, learned prompts and a run's checkpoints."""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A run's folder with two checkpoints, the second one's context as a prompt file."""
+  folder = tmp_path_factory.mktemp("trained")
+  learner = ContextLearner(PromptContext(4, 64, "end"), lambda *inputs: inputs)
+  state = create_state(learner, sgd(lambda step: 0.1, 0.9, 0.0), seed=0)
+  context = np.asarray(state.params["context"])
+  with Checkpoints(folder / "checkpoints") as checkpoints:
+    for step in (4, 8):
+      saved = state.replace(params={"context": context * (1 + step)})
+      checkpoints.save(step, saved, {"config": small_config().to_dict()}, metric=0.5)
+  save_prompt(folder / "prompt.npz", Prompt(context * 9, "world"))
+  return folder
 
-  @pytest.fixture(scope="class")
-  def prompts(self, tmp_path_factory):
-    """A run's folder with two checkpoints, the second one's context as a prompt file."""
-    folder = tmp_path_factory.mktemp("trained")
-    learner = ContextLearner(PromptContext(4, 64, "end"), lambda *inputs: inputs)
-    state = create_state(learner, sgd(lambda step: 0.1, 0.9, 0.0), seed=0)
-    config = small_config().to_dict()
-    contexts = {}
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-      for step in (4, 8):
-        contexts[step] = np.asarray(state.params["context"]) * (1 + step)
-        saved = state.replace(params={"context": contexts[step]})
-        checkpoints.save(step, saved, {"config": config}, metric=0.5)
-    save_prompt(folder / "prompt.npz", Prompt(contexts[8], "world"))
-    return folder
 
-  def config(self, prompts):
-    text = f"a photo of a {{}}.;{prompts}/prompt.npz;{prompts}"
-    return small_config(job="evaluate", **{"evaluate.prompts": text, "clip.chunk": 16})
-
-  def test_each_checkpoint_is_a_row(self, prompts, tmp_path):
-    before = sorted(str(path) for path in prompts.rglob("*"))
-    config = self.config(prompts)
-    assert [item.name for item in evaluation_sets(config, 40)] == ["base", "novel", "shifted"]
-    config = changed(config, {"evaluate.sets": "novel"})
-    results = run(config, tmp_path)
-    assert [row["step"] for row in results["prompts"]] == [None, None, 4, 8]
-    for rows in results["sets"].values():
-      file, first, last = (
-        rows["prompts"][f"{prompts}{end}"] for end in ("/prompt.npz", "@4", "@8")
-      )
-      assert file == last
-      assert file["mean_confidence"] != first["mean_confidence"]
-    # Read, and not touched.
-    assert sorted(str(path) for path in prompts.rglob("*")) == before
-
-  def test_bad_prompts(self, prompts, tmp_path):
-    config = self.config(prompts)
-    for text, error, message in [
-      ("", ConfigError, "evaluate.prompts"),
-      ("nothing.npz", ConfigError, "evaluate.prompts: got 'nothing.npz'"),
-      ("{}.;{}.", ConfigError, "none twice"),
-      (str(tmp_path), ConfigError, "a run's folder with checkpoints or prompt.npz"),
-    ]:
-      config = changed(config, {"evaluate.prompts": text})
-      with pytest.raises(error, match=message):
-        evaluate.check(config, str(tmp_path / "run"))
-    narrow = tmp_path / "narrow.npz"
-    save_prompt(narrow, Prompt(np.zeros((4, 7), np.float32), "other"))
-    config = changed(config, {"evaluate.prompts": str(narrow)})
-    with pytest.raises(
-      PromptFileError, match=r"narrow\.npz, set base: context \[4, 7\] has width 7"
-    ):
-      evaluate.check(config, str(tmp_path / "run"))
-    damaged = tmp_path / "damaged" / "checkpoints" / "4"
-    damaged.mkdir(parents=True)
-    config = changed(config, {"evaluate.prompts": str(damaged.parents[1])})
-    with pytest.raises((ConfigError, CheckpointError), match="damaged"):
-      evaluate.check(config, str(tmp_path / "run"))
+def test_each_checkpoint_is_a_row(trained, no_drawings, tmp_path):
+  """On the embedded world."""
+  before = sorted(str(path) for path in trained.rglob("*"))
+  prompts = f"a photo of a {{}}.;{trained}/prompt.npz;{trained}"
+  config = small_config(job="evaluate", **{"evaluate.prompts": prompts, "clip.chunk": 16})
+  assert [item.name for item in evaluation_sets(config, 40)] == ["base", "novel", "shifted"]
+  results = run(changed(config, {"evaluate.sets": "novel"}), tmp_path)
+  assert [row["step"] for row in results["prompts"]] == [None, None, 4, 8]
+  rows = results["sets"]["novel"]["prompts"]
+  file, first, last = (rows[f"{trained}{end}"] for end in ("/prompt.npz", "@4", "@8"))
+  assert file == last
+  assert file["mean_confidence"] != first["mean_confidence"]
+  # Read, and not touched.
+  assert sorted(str(path) for path in trained.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
-  ("changes", "error", "message"),
+  ("prompts", "error", "message"),
   [
-    ({"sets": "dtt"}, ConfigError, r"evaluate.sets: got 'dtt'.*did you mean 'dtd'"),
-    ({"sets": "dtd;dtd"}, ConfigError, "different ones"),
-    ({"sets": "food101"}, SourceError, r"^\S+split_zhou_Food101.json: can't be read \("),
-    ({"sets": "dtd", "root": "/no/such"}, ConfigError, "evaluate.root: got '/no/such'"),
-    ({"sets": "dtd", "root": ""}, ConfigError, "evaluate.root: got ''"),
-    (
-      {"suite": "imagenet21k", "sets": ""},
-      ConfigError,
-      "evaluate.source: got 'coop', expected tfds or folder",
-    ),
+    ("", ConfigError, "evaluate.prompts"),
+    ("nothing.npz", ConfigError, "evaluate.prompts: got 'nothing.npz'"),
+    ("{}.;{}.", ConfigError, "none twice"),
+    ("EMPTY", ConfigError, "a run's folder with checkpoints or prompt.npz"),
+    ("narrow.npz", PromptFileError, r"narrow\.npz, set base: context \[4, 7\] has width 7"),
+    ("damaged", (ConfigError, CheckpointError), "damaged"),
   ],
 )
-def test_bad_sets(data, tmp_path, changes, error, message):
-  config = config_for(data, "cross_dataset")
-  config = changed(config, {f"evaluate.{field}": value for field, value in changes.items()})
+def test_bad_prompts(tmp_path, monkeypatch, prompts, error, message):
+  monkeypatch.chdir(tmp_path)
+  save_prompt("narrow.npz", Prompt(np.zeros((4, 7), np.float32), "other"))
+  (tmp_path / "damaged" / "checkpoints" / "4").mkdir(parents=True)
+  (tmp_path / "EMPTY").mkdir()
+  config = small_config(job="evaluate", **{"evaluate.prompts": prompts})
+  with pytest.raises(error, match=message):
+    evaluate.check(config, "run")
+  assert not (tmp_path / "run").exists()
+
+
+def _rename(items):
+  return [[file, label, name.replace("Forest", "Woods")] for file, label, name in items]
+
+
+def _without_the_last(items):
+  return [item for item in items if item[1] < 9]
+
+
+@pytest.mark.parametrize(
+  ("changes", "damage", "error", "message"),
+  [
+    ({"sets": "dtt"}, None, ConfigError, r"evaluate.sets: got 'dtt'.*did you mean 'dtd'"),
+    ({"sets": "dtd;dtd"}, None, ConfigError, "different ones"),
+    ({"sets": "food101"}, None, SourceError, r"^\S+split_zhou_Food101.json: can't be read \("),
+    ({"sets": "food101;sun397"}, None, SourceError, "2 of 2 sets can't .*: food101, sun397$"),
+    ({"sets": "dtd", "root": "/no/such"}, None, ConfigError, "evaluate.root: got '/no/such'"),
+    ({"sets": "dtd", "root": ""}, None, ConfigError, "evaluate.root: got ''"),
+    ({"suite": "imagenet21k"}, None, ConfigError, "evaluate.source: .* expected tfds or folder"),
+    ({"sets": "eurosat"}, _rename, SourceError, "label 1 is 'Woods', but 'Forest' in its class"),
+    ({"sets": "eurosat"}, _without_the_last, SourceError, "9 classes, but its class list has 10"),
+  ],
+)
+def test_bad_sets(case, tmp_path, changes, damage, error, message):
+  if damage:
+    file = tmp_path / "eurosat" / "split_zhou_EuroSAT.json"
+    shutil.copytree(case.folder / "data" / "eurosat", file.parent)
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({part: damage(items) for part, items in content.items()}))
+    changes = changes | {"root": str(tmp_path)}
+  config = case.config(**{"suite": "cross_dataset"} | changes)
   with pytest.raises(error, match=message):
     evaluate.check(config, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()
 
 
-class TestOwnSets:
-  """A user's own data: folders and CoOp's layout in one file, two learned prompts beside a text."""
+def test_own_sets_beside_named_sets(case):
+  def names(suite="none", sets="", **more):
+    config = case.config(suite=suite, sets=sets, sets_file=str(case.own / "sets.toml"), **more)
+    return [(item.name, item.group) for item in evaluation_sets(config, 32)]
 
-  WORDS = ("a photo of a", "one")
-
-  @pytest.fixture(scope="class")
-  def own(self, data, tmp_path_factory):
-    """A file of three sets, and two prompts that are words, so that torch can say them."""
-    folder, clip, _, expected = data
-    home = tmp_path_factory.mktemp("own")
-    for name in ("eurosat", "dtd"):
-      names = load_class_list(name).names
-      for i, (picture, label) in enumerate(zip(*expected[name][:2], strict=True)):
-        (home / name / names[label]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(home / name / names[label] / f"{i:03}.png")
-    names = load_class_list("eurosat").names
-    (home / "names.txt").write_text("\n".join(names))
-    (home / "seen.txt").write_text("\n".join(names[1::2]))
-    (home / "sets.toml").write_text(f"""
-[[set]]
-name = "satellite"
-root = "eurosat"
-names = "names.txt"
-base = "seen.txt"
-novel = {json.dumps(names[:5:2])}
-[[set]]
-name = "my textures"
-root = "dtd"
-names = "dtd"
-templates = ["one {{}}."]
-[[set]]
-name = "archive"
-reader = "coop"
-dataset = "eurosat"
-root = {json.dumps(str(folder / "data"))}
-""")
-    table = np.asarray(clip.text_params["text_model"]["embeddings"]["token_embedding"]["embedding"])
-    for number, words in enumerate(self.WORDS):
-      ids = clip.tokenizer(words, add_special_tokens=False)["input_ids"]
-      save_prompt(home / f"{number}.npz", Prompt(table[ids], "random"))
-    return home
-
-  @pytest.fixture(scope="class")
-  def finished(self, data, own, tmp_path_factory):
-    prompts = f"hand_written;{own}/0.npz;{own}/1.npz"
-    config = config_for(
-      data,
-      "none",
-      **{"evaluate.sets_file": str(own / "sets.toml"), "evaluate.prompts": prompts},
-    )
-    workdir = tmp_path_factory.mktemp("run")
-    return config, workdir, run(config, workdir)
-
-  def top1(self, data, name, template, kept=None):
-    """What torch says, told apart among some of the classes."""
-    _, clip, model, expected = data
-    names = load_class_list(name).names
-    kept = np.arange(len(names)) if kept is None else kept
-    pictures, labels, _ = expected[name]
-    mine = np.isin(labels, kept)
-    cosines = torch_cosines(clip, model, pictures[mine], [names[c] for c in kept], template)
-    return np.mean(kept[cosines.argmax(-1)] == labels[mine]), int(mine.sum())
-
-  def test_three_sets_under_two_prompts_and_a_text_equal_torch(self, data, own, finished):
-    results = finished[2]
-    accuracy, images = (results[key]["own"] for key in ("accuracy", "images"))
-    texts = {
-      f"{own}/0.npz": dict.fromkeys(("satellite", "my textures", "archive"), "a photo of a {}."),
-      f"{own}/1.npz": dict.fromkeys(("satellite", "my textures", "archive"), "one {}."),
-      "hand_written": {
-        "satellite": "a photo of a {}.",
-        "my textures": "one {}.",
-        "archive": load_class_list("eurosat").template,
-      },
-    }
-    parts = {"base": np.arange(1, 10, 2), "novel": np.arange(0, 5, 2)}
-    for label, text in texts.items():
-      for column, name in (("my textures", "dtd"), ("archive", "eurosat")):
-        top1, n_images = self.top1(data, name, text[column])
-        assert accuracy["top1"][label][column] == pytest.approx(top1)
-        assert images["top1"][column] == n_images == SIZES[name]
-      for part, kept in parts.items():
-        top1, n_images = self.top1(data, "eurosat", text["satellite"], kept)
-        assert accuracy[part][label] == pytest.approx({"satellite": top1})
-        assert images[part] == {"satellite": n_images}
-      base, novel = (accuracy[part][label]["satellite"] for part in parts)
-      harmonic = 2 * base * novel / (base + novel) if base + novel else 0
-      assert accuracy["harmonic"][label]["satellite"] == pytest.approx(harmonic)
-    assert list(accuracy["top1"]["hand_written"]) == ["my textures", "archive", "mean of 2"]
-    # What the images are: of folders without splits nothing says that they are for testing.
-    splits = {name: of_set["split"] for name, of_set in results["sets"].items()}
-    assert splits == {
-      "satellite/base": "all",
-      "satellite/novel": "all",
-      "my textures": "all",
-      "archive": "test",
-    }
-    assert results["published"] == {}
-
-  def test_tables_and_plots(self, finished):
-    _, workdir, results = finished
-    text = (workdir / "results.md").read_text()
-    assert "## Top-1 accuracy on novel classes (%): own sets" in text
-    assert f"| images | {SIZES['dtd']} | {SIZES['eurosat']} | - |" in text
-    assert {file.name for file in (workdir / "plots").iterdir()} == {
-      "calibration.png",
-      *(f"accuracy_own_{kind}.png" for kind in ("top1", "base", "novel", "harmonic")),
-    }
-    assert (workdir / "sets" / "satellite-novel.json").exists()
-
-  def test_other_pictures_under_the_same_names_are_evaluated_anew(self, data, own, tmp_path):
-    config = config_for(data, "none")
-    found = []
-    for color in ("black", "white"):
-      for index, name in enumerate(("ant", "bee", "cat", "dog")):
-        (tmp_path / color / name).mkdir(parents=True)
-        rng = np.random.default_rng(index + 10 * (color == "black"))
-        picture = rng.integers(0, 256, (32, 32, 3), np.uint8)
-        Image.fromarray(picture).save(tmp_path / color / name / "0.png")
-      config = config.replace(
-        {"evaluate.own_sets": ({"name": "a", "root": str(tmp_path / color)},)}
-      )
-      results = run(config, tmp_path / "run")
-      found.append(results["sets"]["a"]["prompts"]["hand_written"]["mean_confidence"])
-    assert found[0] != found[1]
-
-  def test_beside_named_sets(self, data, own):
-    config = config_for(data, "none", **{"evaluate.sets_file": str(own / "sets.toml")})
-    config = changed(config, {"evaluate.sets": "imagenet_a;dtd"})
-    items = evaluation_sets(config, 32)
-    assert [(item.name, item.group) for item in items] == [
-      ("imagenet_a", "cross_domain"),
-      ("dtd", "cross_dataset"),
-      ("satellite/base", "own"),
-      ("satellite/novel", "own"),
-      ("my textures", "own"),
-      ("archive", "own"),
-    ]
-    # A suite's name stands for its sets; a suite brings all of its own.
-    config = changed(config, {"evaluate.sets": "cross_domain;dtd"})
-    assert len(evaluation_sets(config, 32)) == 4 + 1 + 4
-    config = changed(config, {"evaluate.sets": "", "evaluate.suite": "fourteen"})
-    assert len(evaluation_sets(config, 32)) == 14 + 4
-    config = changed(config, {"evaluate.sets": "fourteen;imagenet1k"})
-    assert len(evaluation_sets(config, 32)) == 15 + 4
-    # A set that is called as its suite is the set.
-    config = changed(config, {"evaluate.suite": "imagenet21k", "evaluate.sets": "imagenet21k"})
-    config = config.replace({"evaluate.source": "tfds"})
-    assert evaluation_sets(config, 32)[0].name == "imagenet21k"
-    config = changed(
-      config, {"evaluate.suite": "fourteen", "evaluate.sets": "", "evaluate.source": "coop"}
-    )
-    config = config.replace({"evaluate.own_sets": ({"name": "dtd", "root": "x"},)})
-    with pytest.raises(SourceError, match="'dtd'"):
-      evaluation_sets(config, 32)
-
-  def test_what_is_missing_is_listed_together(self, data, own, tmp_path, caplog):
-    """Before anything is computed; or left out, and then no mean is called the suite's."""
-    text = (own / "sets.toml").read_text().replace('"dtd"', '"gone"', 1)
-    file = own / "other.toml"
-    file.write_text(text)
-    config = config_for(data, "fourteen", **{"evaluate.sets_file": str(file)})
-    with pytest.raises(SourceError, match="12 of 18 sets can't be opened: caltech101, ") as error:
-      evaluate.check(config, str(tmp_path / "run"))
-    assert "evaluate.skip_missing=true" in str(error.value)
-    lines = [message for message in caplog.messages if message.startswith("missing: ")]
-    assert len(lines) == 12
-    assert any("split_zhou_Food101.json" in line for line in lines)
-    assert any("set 'my textures'" in line and "gone" in line for line in lines)
-    assert not (tmp_path / "run").exists()
-    config = config.replace({"evaluate.skip_missing": True})
-    caplog.clear()
-    results = run(config, tmp_path / "run")
-    # Told once, by the check or by the run.
-    for name in results["missing"]:
-      assert sum(line.startswith(f"missing: {name}: ") for line in caplog.messages) == 1
-    assert len(results["missing"]) == 12
-    assert "split_zhou_Food101.json" in results["missing"]["food101"]
-    kinds = results["accuracy"]
-    assert list(kinds["cross_dataset"]["top1"]["hand_written"]) == ["dtd", "eurosat", "mean of 2"]
-    assert list(kinds["cross_domain"]["top1"]["hand_written"]) == ["imagenet_a"]
-    assert results["published"] == {"cross_dataset": {"top1": {}}, "cross_domain": {"top1": {}}}
-    assert "12 sets are missing: caltech101," in (tmp_path / "run" / "results.md").read_text()
-    # Not one set is there.
-    config = changed(config, {"evaluate.suite": "cross_dataset", "evaluate.sets": "food101;sun397"})
-    config = config.replace({"evaluate.sets_file": ""})
-    with pytest.raises(SourceError, match="2 of 2 sets can't be opened: food101, sun397$"):
-      evaluate.check(config, str(tmp_path / "other"))
-
-  def test_the_folder_that_data_names_is_one_set(self, data, own, tmp_path):
-    """Neither the world's splits, nor parts of its classes that nobody asked for."""
-    config = config_for(
-      data, "none", **{"data.source": "folder", "data.root": str(own / "eurosat")}
-    )
-    config = config.replace({"data.n_classes": 0})
-    items = evaluation_sets(config, 32)
-    assert len(items) == 1
-    assert items[0].name.startswith("eurosat/")
-    _, labels, _ = data[3]["eurosat"]
-    source, classes, split = items[0].open()
-    assert items[0].name == f"eurosat/{split}"
-    assert sorted(classes.names) == sorted(
-      load_class_list("eurosat").names[label] for label in np.unique(labels)
-    )
-    assert source.images(np.arange(2)).shape == (2, 32, 32, 3)
-    # With lists of base and novel classes, these.
-    halves = config.replace({"data.classes": "base", "data.shots": 1})
-    parts = {item.part: item.open() for item in evaluation_sets(halves, 32)}
-    assert list(parts) == ["base", "new"]
-    assert parts["base"].classes.names + parts["new"].classes.names == classes.names
-    for field, value in (("suite", "world"), ("sets", "base")):
-      other = changed(config, {f"evaluate.{field}": value})
-      with pytest.raises(ConfigError, match=rf"evaluate\.{field}: got '{value}'.*sets_file"):
-        evaluate.check(other, str(tmp_path / "run"))
+  own = ("satellite/base", "satellite/novel", "my textures", "archive")
+  assert names(sets="imagenet_a;dtd") == [
+    ("imagenet_a", "cross_domain"),
+    ("dtd", "cross_dataset"),
+    *((name, "own") for name in own),
+  ]
+  # A suite's name stands for its sets; a suite brings all of its own.
+  assert len(names(sets="cross_domain;dtd")) == 4 + 1 + 4
+  assert len(names("fourteen")) == 14 + 4
+  assert len(names("fourteen", "fourteen;imagenet1k")) == 15 + 4
+  # A set that is called as its suite is the set.
+  assert names("imagenet21k", "imagenet21k", source="tfds")[0][0] == "imagenet21k"
+  config = case.config(suite="fourteen")
+  config = config.replace({"evaluate.own_sets": ({"name": "dtd", "root": "x"},)})
+  with pytest.raises(SourceError, match="'dtd'"):
+    evaluation_sets(config, 32)
 
 
-def test_labels_that_do_not_match_the_vocabulary(data, tmp_path):
-  pictures, labels, _ = data[3]["eurosat"]
-  write_set(tmp_path, "eurosat", pictures, labels)
-  file = tmp_path / "eurosat" / "split_zhou_EuroSAT.json"
-  text = file.read_text()
-  config = config_for(data, "cross_dataset", **{"evaluate.sets": "eurosat"})
-  config = config.replace({"evaluate.root": str(tmp_path)})
-  file.write_text(text.replace('"Forest"', '"Woods"'))
-  with pytest.raises(SourceError, match="label 1 is 'Woods', but 'Forest' in its class list"):
-    evaluate.check(config, str(tmp_path / "run"))
-  content = json.loads(text)
-  content = {part: [item for item in items if item[1] < 9] for part, items in content.items()}
-  file.write_text(json.dumps(content))
-  with pytest.raises(SourceError, match="eurosat: 9 classes, but its class list has 10"):
-    evaluate.check(config, str(tmp_path / "run"))
-  assert not (tmp_path / "run").exists()
+def test_what_is_missing_is_listed_together(case, no_drawings, copy_of, caplog):
+  """Before anything is computed; or left out, and then no mean is called the suite's."""
+  own, workdir = copy_of(case.own, "own"), copy_of(case.workdir, "run")
+  file = own / "sets.toml"
+  file.write_text(file.read_text().replace('"dtd"', '"gone"', 1))
+  config = changed(case.shared_config, {"evaluate.suite": "fourteen", "evaluate.sets": ""})
+  config = changed(config, {"evaluate.sets_file": str(file)})
+  with pytest.raises(SourceError, match="12 of 18 sets can't be opened: caltech101, ") as error:
+    evaluate.check(config, str(workdir))
+  assert "evaluate.skip_missing=true" in str(error.value)
+  lines = [message for message in caplog.messages if message.startswith("missing: ")]
+  assert len(lines) == 12
+  assert any("split_zhou_Food101.json" in line for line in lines)
+  assert any("set 'my textures'" in line and "gone" in line for line in lines)
+  caplog.clear()
+  results = run(config.replace({"evaluate.skip_missing": True}), workdir)
+  # Told once, by the check or by the run.
+  for name in results["missing"]:
+    assert sum(line.startswith(f"missing: {name}: ") for line in caplog.messages) == 1
+  assert len(results["missing"]) == 12
+  assert "split_zhou_Food101.json" in results["missing"]["food101"]
+  kinds = results["accuracy"]
+  assert list(kinds["cross_dataset"]["top1"]["hand_written"]) == ["dtd", "eurosat", "mean of 2"]
+  assert list(kinds["cross_domain"]["top1"]["hand_written"]) == ["imagenet_a"]
+  assert results["published"] == {"cross_dataset": {"top1": {}}, "cross_domain": {"top1": {}}}
+  assert "12 sets are missing: caltech101," in (workdir / "results.md").read_text()
+
+
+def test_the_folder_that_data_names_is_one_set(case, tmp_path):
+  """Neither the world's splits, nor parts of its classes that nobody asked for."""
+  config = case.config().replace(
+    {"data.source": "folder", "data.root": str(case.own / "eurosat"), "data.n_classes": 0}
+  )
+  (item,) = evaluation_sets(config, 32)
+  source, classes, split = item.open()
+  assert item.name == f"eurosat/{split}"
+  names = load_class_list("eurosat").names
+  assert sorted(classes.names) == sorted(names[c] for c in np.unique(case.labels["eurosat"]))
+  assert source.images(np.arange(2)).shape == (2, 32, 32, 3)
+  # With lists of base and novel classes, these.
+  halves = config.replace({"data.classes": "base", "data.shots": 1})
+  parts = {item.part: item.open() for item in evaluation_sets(halves, 32)}
+  assert list(parts) == ["base", "new"]
+  assert parts["base"].classes.names + parts["new"].classes.names == classes.names
+  for field, value in (("suite", "world"), ("sets", "base")):
+    other = changed(config, {f"evaluate.{field}": value})
+    with pytest.raises(ConfigError, match=rf"evaluate\.{field}: got '{value}'.*sets_file"):
+      evaluate.check(other, str(tmp_path / "run"))

@@ -103,19 +103,21 @@ def test_detic_has_a_row_a_category_in_the_order_of_ids(files, encoder, names):
   assert np.all(np.abs(norms - 1) > 0.05)
 
 
-@pytest.mark.parametrize("content", ["list", "keys", "objects", "annotations", "no suffix"])
-def test_names_are_read_as_predict_reads_them(files, content):
+@pytest.mark.parametrize(
+  ("file", "content"),
+  [
+    ("list.json", NAMES),
+    ("keys.json", dict.fromkeys(NAMES)),
+    ("objects.json", [{"name": name} for name in NAMES]),
+    ("annotations.json", {"categories": CATEGORIES}),
+    ("names", {"categories": CATEGORIES}),
+  ],
+)
+def test_names_are_read_as_predict_reads_them(files, file, content):
   """But a file of annotations without a suffix, which only export takes."""
-  path = files / ("names" if content == "no suffix" else "other.json")
-  objects = [{"name": name} for name in NAMES]
-  path.write_text(
-    json.dumps(
-      {"list": NAMES, "keys": dict.fromkeys(NAMES), "objects": objects}.get(
-        content, {"categories": CATEGORIES}
-      )
-    )
-  )
-  export.check(settings(files, format="detic", names=str(path)), str(files / "run"))
+  path = files / file
+  path.write_text(json.dumps(content))
+  checked(files, format="detic", names=str(path))
   assert tuple(category.name for category in load_categories(path)) == tuple(NAMES)
   if path.suffix:
     assert load_class_list(path).names == tuple(NAMES)
@@ -146,49 +148,47 @@ def test_open_clip_has_a_column_a_class(files, encoder):
   np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.fixture
+def bad_files(files):
+  """Names and prompts beside `files` that can't be exported as they are."""
+  (files / "twice.json").write_text('["star", "star"]')
+  (files / "none.json").write_text('{"annotations": []}')
+  save_prompt(files / "wide.pth", Prompt(np.zeros((4, 7), np.float32), "other"))
+  width = load_prompt(files / "prompt.npz").context.shape[-1]
+  save_prompt(files / "each.safetensors", Prompt(np.zeros((2, 4, width), np.float32), "world"))
+  (files / "cut.pth").write_bytes((files / "wide.pth").read_bytes()[:200])
+  return files
+
+
 @pytest.mark.parametrize(
   ("changes", "error", "part"),
   [
     ({"format": "onnx"}, ConfigError, "config.export.format: got 'onnx'"),
     ({"prompt": "none.npz"}, ConfigError, "config.export.prompt: got 'none.npz'"),
     ({"prompt": "a {}", "format": "npz"}, ConfigError, "expected a prompt file that exists"),
-    ({"names": "", "format": "detic"}, ConfigError, "config.export.names"),
+    ({"names": ""}, ConfigError, "config.export.names"),
     ({"output": "../p.npz"}, ConfigError, "config.export.output: got '../p.npz'"),
-    ({"output": "p.pth"}, ConfigError, "ends with .npz"),
+    ({"output": "p.pth", "format": "npz"}, ConfigError, "ends with .npz"),
     ({"output": "p.pt", "format": "open_clip"}, ConfigError, "ends with .npy or .safetensors"),
+    ({"names": "HERE/names.txt", "synonyms": True}, ConfigError, "has no synonyms"),
+    ({"names": "HERE/twice.json"}, VocabularyError, "repeats name 1"),
+    ({"names": "HERE/none.json"}, CategoryFileError, "none.json: the file is without cat"),
+    ({"prompt": "HERE/wide.pth"}, PromptFileError, "has width 7"),
+    ({"prompt": "HERE/each.safetensors"}, PromptFileError, "specific, one for each of its 2"),
+    ({"prompt": "HERE/each.safetensors", "synonyms": True}, ConfigError, "one context a class"),
+    ({"prompt": "HERE/cut.pth", "format": "npz"}, PromptFileError, "not a whole zip"),
   ],
 )
-def test_bad_fields(files, changes, error, part):
+def test_bad_input_is_one_line(bad_files, changes, error, part):
+  here = lambda value: value.replace("HERE", str(bad_files)) if isinstance(value, str) else value
+  changes = {field: here(value) for field, value in changes.items()}
   with pytest.raises(error, match=r"^[^\n]*$") as caught:
-    checked(files, **changes)
+    checked(bad_files, **{"format": "detic"} | changes)
   assert part in str(caught.value)
 
 
-def test_bad_files(files):
-  def refused(error, part, **changes):
-    with pytest.raises(error, match=r"^[^\n]*$") as caught:
-      checked(files, **({"format": "detic"} | changes))
-    assert part in str(caught.value)
-
-  refused(ConfigError, "has no synonyms", names=str(files / "names.txt"), synonyms=True)
-  (files / "empty.txt").write_text("")
-  refused(VocabularyError, "empty.txt is empty", names=str(files / "empty.txt"))
-  (files / "a.json").write_text("{")
-  refused(VocabularyError, "a.json: not JSON", names=str(files / "a.json"))
-  (files / "a.json").write_text('["star", "star"]')
-  refused(VocabularyError, "repeats name 1", names=str(files / "a.json"))
-  (files / "a.json").write_text('{"annotations": []}')
-  refused(CategoryFileError, "a.json: the file is without cat", names=str(files / "a.json"))
-  wide = files / "wide.pth"
-  save_prompt(wide, Prompt(np.zeros((4, 7), np.float32), "other"))
-  refused(PromptFileError, "has width 7", prompt=str(wide))
-  width = load_prompt(files / "prompt.npz").context.shape[-1]
-  specific = files / "specific.safetensors"
-  save_prompt(specific, Prompt(np.zeros((2, 4, width), np.float32), "world"))
-  refused(PromptFileError, "class-specific, one for each of its 2", prompt=str(specific))
-  refused(ConfigError, "one context a class", prompt=str(specific), synonyms=True)
-  wide.write_bytes(wide.read_bytes()[:200])
-  refused(PromptFileError, "not a whole zip", prompt=str(wide), format="npz")
+def test_the_folder_of_another_job(files):
   (files / "run").mkdir()
   (files / "run" / "config.json").write_text("{}")
-  refused(RunFolderError, "config.json is of job=None")
+  with pytest.raises(RunFolderError, match=r"config\.json is of job=None"):
+    checked(files)

@@ -1,4 +1,4 @@
-"""Prompts on the hub in jobs: as input wherever a file may be named, and uploaded by `export`."""
+"""Prompts by other names than a file's: a run's folder, and the hub; uploaded by `export`."""
 
 import json
 
@@ -8,15 +8,17 @@ import pytest
 from pomp_jax.clip import load_clip
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.files.hub import HubError
-from pomp_jax.files.prompt_file import Prompt, load_prompt, save_prompt
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
+from pomp_jax.files.prompt_hub import results_of
 from pomp_jax.inference.classify import open_prompt
 from pomp_jax.inference.named_prompts import read_prompts
-from pomp_jax.jobs import export
+from pomp_jax.jobs import export, gradient_bias
 from pomp_jax.train.methods import initial_context
 from tests.support.hub import local_hub
 from tests.support.small_run import small_config
 
 CONTEXT = np.random.default_rng(0).normal(0, 0.02, (4, 64)).astype(np.float32)
+CONFIG = {"seed": 3, "data": {"source": "world"}}
 
 
 @pytest.fixture
@@ -25,25 +27,70 @@ def hub(tmp_path, monkeypatch):
     yield hub
 
 
-def settings(folder, **changes):
-  changes = {"prompt": str(folder / "prompt.npz"), "hub": "hf:me/a", "license": "mit"} | changes
+@pytest.fixture
+def trained(tmp_path):
+  """A run's folder with its prompt."""
+  folder = tmp_path / "trained"
+  folder.mkdir()
+  save_prompt(folder / "prompt.npz", Prompt(CONTEXT, "world", config=CONFIG))
+  return folder
+
+
+def settings(prompt, **changes):
+  changes = {"prompt": str(prompt), "hub": "hf:me/a", "license": "mit"} | changes
   return small_config(job="export", **{f"export.{name}": value for name, value in changes.items()})
 
 
-def test_export_uploads_the_prompt_with_the_figures_of_its_run(hub, tmp_path, capsys):
-  run = tmp_path / "trained"
-  run.mkdir()
-  config = {"seed": 3, "data": {"source": "world"}}
-  save_prompt(run / "prompt.npz", Prompt(CONTEXT, "world", config=config))
-  (run / "config.json").write_text(json.dumps(config))
-  scores = {"prompt": {"top1": 0.587}}
-  results = {"job": "pretrain", "eval": {"novel": scores}, "eval_images": {"novel": 30}}
-  (run / "results.json").write_text(json.dumps(results | {"eval_classes": {"novel": 7}}))
-  wanted = settings(run, private=True)
-  validate(wanted)
-  export.check(wanted, str(tmp_path / "run"))
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_every_reader_of_prompt_files(hub, trained, place):
+  hub.files["me/a"] = {"prompt.npz": (trained / "prompt.npz").read_bytes()}
+  name = "hf:me/a" if place == "hub" else str(trained)
+  (named,) = read_prompts((name,), "evaluate.prompts")
+  assert named.label == name
+  of_bias, bank = gradient_bias._load(name)
+  assert bank is None
+  for found in (load_prompt(name), open_prompt(name), named.prompt, of_bias):
+    np.testing.assert_array_equal(found.context, CONTEXT)
+  config = small_config(**{"prompt.init": name, "prompt.m": 4})
+  np.testing.assert_array_equal(initial_context(config, load_clip("world"), 300), CONTEXT)
+  for job in ("export", "predict"):
+    fields = {f"{job}.prompt": name, f"{job}.names": "imagenet1k", "predict.images": str(trained)}
+    validate(small_config(job=job, **fields))
+
+
+def test_export_of_a_folder(trained, tmp_path):
+  config = settings(trained, hub="", license="", format="safetensors")
+  export.check(config, str(tmp_path / "run"))
+  assert export.run(config, str(tmp_path / "run"))["prompt"] == str(trained)
+  np.testing.assert_array_equal(load_prompt(tmp_path / "run/prompt.safetensors").context, CONTEXT)
+
+
+def test_a_folder_without_a_prompt_is_an_error_and_no_words(trained):
+  (trained / "prompt.npz").unlink()
+  with pytest.raises(PromptFileError, match=r"prompt\.npz"):
+    load_prompt(trained)
+  config = small_config(**{"prompt.init": str(trained), "prompt.m": 4})
+  with pytest.raises(PromptFileError, match=r"prompt\.npz"):
+    initial_context(config, load_clip("world"), 300)
+  for job in ("export", "predict"):
+    fields = {f"{job}.prompt": str(trained), f"{job}.names": "imagenet1k"}
+    with pytest.raises(ConfigError, match=rf"{job}\.prompt: .* prompt\.npz"):
+      validate(small_config(job=job, **fields | {"predict.images": str(trained)}))
+
+
+def test_export_uploads_the_prompt_with_the_figures_of_its_run(hub, trained, tmp_path, capsys):
+  (trained / "config.json").write_text(json.dumps(CONFIG))
+  results = {"job": "pretrain", "eval": {"novel": {"prompt": {"top1": 0.587}}}}
+  results |= {"eval_images": {"novel": 30}, "eval_classes": {"novel": 7}}
+  (trained / "results.json").write_text(json.dumps(results))
+  # Of the folder as of the file in it.
+  for prompt in (trained, trained / "prompt.npz"):
+    assert results_of(str(prompt), load_prompt(prompt)) == results
+  config = settings(trained / "prompt.npz", private=True)
+  validate(config)
+  export.check(config, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists() and not hub.files
-  export.run(wanted, str(tmp_path / "run"))
+  export.run(config, str(tmp_path / "run"))
   assert hub.private == {"me/a"}
   for name, content in hub.files["me/a"].items():
     assert (tmp_path / "run" / name).read_bytes() == content
@@ -64,38 +111,16 @@ def test_export_uploads_the_prompt_with_the_figures_of_its_run(hub, tmp_path, ca
     ({"output": "a.npz"}, "output"),
   ],
 )
-def test_bad_fields(tmp_path, changes, field):
-  save_prompt(tmp_path / "prompt.npz", Prompt(CONTEXT, "world"))
+def test_bad_fields(trained, changes, field):
   with pytest.raises(ConfigError, match=rf"^config\.export\.{field}: [^\n]*$"):
-    validate(settings(tmp_path, **changes))
+    validate(settings(trained, **changes))
 
 
-def test_what_the_hub_refuses_is_found_before_anything_is_written(hub, tmp_path):
-  save_prompt(tmp_path / "prompt.npz", Prompt(CONTEXT, "world"))
+def test_what_the_hub_refuses_is_found_before_anything_is_written(hub, trained, tmp_path):
   hub.down = True
   for changes in ({}, {"prompt": "hf:me/a"}, {"hub": "hf:me/a@v1"}):
-    wanted = settings(tmp_path, **changes)
-    validate(wanted)
+    config = settings(**{"prompt": trained} | changes)
+    validate(config)
     with pytest.raises(HubError, match=r"^hf:me/a[^\n]*$"):
-      export.check(wanted, str(tmp_path / "run"))
+      export.check(config, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()
-
-
-def test_a_prompt_on_the_hub_is_named_as_a_file_is(hub, tmp_path):
-  save_prompt(tmp_path / "prompt.npz", Prompt(CONTEXT, "world"))
-  hub.files["me/a"] = {"prompt.npz": (tmp_path / "prompt.npz").read_bytes()}
-  [named] = read_prompts(("hf:me/a",), "evaluate.prompts")
-  assert named.label == "hf:me/a"
-  config = small_config(**{"prompt.init": "hf:me/a", "prompt.m": 4})
-  clip = load_clip("world")
-  for context in (
-    named.prompt.context,
-    open_prompt("hf:me/a").context,
-    initial_context(config, clip, 9),
-  ):
-    np.testing.assert_array_equal(context, CONTEXT)
-  for job in ("predict", "export"):
-    names = str(tmp_path / "names.txt")
-    (tmp_path / "names.txt").write_text("cat")
-    fields = {f"{job}.prompt": "hf:me/a", f"{job}.names": names, "predict.images": str(tmp_path)}
-    validate(small_config(job=job, **fields))

@@ -1,34 +1,45 @@
 """A small ImageNet-21K as it is distributed, all the way: records, features, prompt, figures.
 
-Real JPEGs of 200 synsets, in folders or in tar files, some of them damaged.
+JPEGs of some synsets, in folders or in a tar of tars, some of them damaged.
 """
 
 import itertools
 import json
-import pathlib
+import logging
 
-import jax
 import numpy as np
 import pytest
 
-from pomp_jax.config import load_job, validate
+from pomp_jax import inputs
+from pomp_jax.clip import load_clip
+from pomp_jax.config import ConfigError, load_job, validate
+from pomp_jax.config.fields import Data
+from pomp_jax.data import class_lists
 from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.source import SourceError
 from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.inference import Classifier
+from pomp_jax.jobs import prepare
+from tests.support.command_line import handlers_kept, run_main
 from tests.support.data_files import tar_bytes
 from tests.support.processes import run_in_processes
 from tests.support.small_run import settings
 
-CLASSES = load_class_list("imagenet21k")
-# Names that the small CLIP's 32 positions hold.
-_SHORT = [c for c, name in enumerate(CLASSES.names) if len(name) < 14]
-SYNSETS = [CLASSES.synsets[c] for c in _SHORT[::60][:200]]
+CLASSES, PROCESSED = (load_class_list(name) for name in ("imagenet21k", "imagenet21k_p"))
+# Classes of both lists with names that the world's CLIP has positions for, in the order of ids.
+_SHORT = [
+  c
+  for c, (name, synset) in enumerate(zip(CLASSES.names, CLASSES.synsets, strict=True))
+  if len(name) < 9 and synset in PROCESSED.synsets
+]
+SYNSETS = [CLASSES.synsets[c] for c in _SHORT[::30][:40]]
 N_IMAGES = 4  # a class
 # Two of the four images of three classes: empty, no image, cut off.
 DAMAGED = {
   (c, i): content
-  for c, content in ((7, b""), (90, b"<html>404</html>"), (140, None))
+  for c, content in ((7, b""), (20, b"<html>404</html>"), (31, None))
   for i in (0, 2)
 }
 
@@ -43,58 +54,31 @@ def pictures():
       yield synset, f"{synset}_{i}.JPEG", content[:400] if damaged is None else damaged
 
 
-def folders(root):
-  """A folder a synset."""
-  for synset, name, content in pictures():
-    (root / synset).mkdir(parents=True, exist_ok=True)
-    (root / synset / name).write_bytes(content)
-  return root
-
-
-def archive(root):
+def archive(path):
   """A tar of a tar a synset."""
-  root.mkdir()
   synsets = {
     f"{synset}.tar": tar_bytes({name: content for _, name, content in images})
     for synset, images in itertools.groupby(pictures(), key=lambda image: image[0])
   }
-  path = root / "fall11_whole.tar"
   path.write_bytes(tar_bytes(synsets))
   return path
 
 
-def config_of(**changes):
-  config = settings(**changes)
-  validate(config)
-  return config
-
-
-def prepare(source, records):
+def prepare_config(**changes):
   """Two shots and one held-out image a class."""
-  config = config_of(
-    job="prepare",
-    **{
-      "prepare.dataset": "imagenet21k",
-      "prepare.input": str(source),
-      "prepare.shots": 2,
-      "prepare.held_out": 1,
-      "prepare.workers": 1,
-    },
-  )
-  return run([(config, records)])[0]
+  fields = {"dataset": "imagenet21k", "shots": 2, "held_out": 1, "workers": 1} | changes
+  return settings(job="prepare", **{f"prepare.{name}": value for name, value in fields.items()})
 
 
-def run(jobs):
-  results = []
-  for config, workdir in jobs:
-    module = load_job(config.job)
-    module.check(config, str(workdir))
-    results.append(module.run(config, str(workdir)))
-  return results
+def run(config, workdir):
+  validate(config)
+  module = load_job(config.job)
+  module.check(config, str(workdir))
+  return module.run(config, str(workdir))
 
 
 def jobs_on(records, out):
-  """The cache, the training from it, and the evaluation; configs and folders."""
+  """The cache, the training from it, and the evaluation: configs by name of their folder."""
   data = {
     "data.source": "tfds",
     "data.root": str(records),
@@ -103,18 +87,17 @@ def jobs_on(records, out):
     "data.views": 2,
     "data.view_epochs": 2,
     "data.feature_cache": str(out / "features"),
-    "eval.images": 200,
+    "eval.images": 40,
   }
   train = {
-    "k": 20,
-    "batch_size": 80,
-    "accumulate": 1,
+    "data.features": "cached",
+    "k": 10,
+    "batch_size": 16,
     "epochs": 2,
     "optim.lr": 0.05,
     "optim.warmup": 0.0,
     "checkpoint.every": 10,
   }
-  (out / "features").mkdir(parents=True)
   evaluate = {
     "evaluate.suite": "imagenet21k",
     "evaluate.sets": "imagenet21k",
@@ -122,93 +105,195 @@ def jobs_on(records, out):
     "evaluate.root": str(records),
     "evaluate.prompts": f"{out / 'train' / 'prompt.npz'};hand_written",
   }
-  return [
-    (config_of(job="cache", **data), out / "cache"),
-    (config_of(**data, **train, **{"data.features": "cached"}), out / "train"),
-    (config_of(job="evaluate", **evaluate), out / "evaluate"),
-  ]
+  (out / "features").mkdir(parents=True)
+  return {
+    "cache": settings(job="cache", **data),
+    "train": settings(**data | train),
+    "evaluate": settings(job="evaluate", **evaluate),
+  }
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory):
-  """Records made of the tar of tars, and what the job said of them."""
-  root = tmp_path_factory.mktemp("imagenet21k")
-  return root / "records", prepare(archive(root / "tar"), root / "records")
+def whole(shared):
+  """A folder of the archive's records, with a run's folder of each job on them."""
+
+  def make(folder):
+    source = archive(folder / "fall11_whole.tar")
+    run(prepare_config(input=str(source)), folder / "records")
+    for name, config in jobs_on(folder / "records", folder).items():
+      run(config, folder / name)
+
+  return shared("imagenet21k", make)
 
 
-def test_folders_make_the_records_that_the_archive_makes(records, tmp_path):
-  report = prepare(folders(tmp_path / "images"), tmp_path / "records")
-  assert report["splits"] == records[1]["splits"] | {
-    split: counts | {"bytes": report["splits"][split]["bytes"]}
-    for split, counts in records[1]["splits"].items()
-  }
-  assert report["n_unreadable"] == records[1]["n_unreadable"] == len(DAMAGED)
-  assert report["splits"]["train"]["images"] == 397
-  assert report["splits"]["validation"]["images"] == 200
+def report_of(records):
+  return json.loads((records / "imagenet21k/1.0.0/report.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def alone(records, tmp_path_factory):
-  """All jobs in this process."""
-  out = tmp_path_factory.mktemp("alone")
-  return out, run(jobs_on(records[0], out))
+def check_top1(figures, records, names, template):
+  """By the classifier, on the validation images of these classes; returns their number."""
+  data = Data(source="tfds", root=str(records), dataset="imagenet21k")
+  source = inputs.open_source(data, "validation").sized(load_clip("world").image_size)
+  truth = np.array(source.names)[source.labels]
+  kept = np.flatnonzero(np.isin(truth, names))
+  found = Classifier("world", template, names).predict(source.images(kept), top=1)
+  right = [best == own for ((best, _),), own in zip(found, truth[kept], strict=True)]
+  assert (figures["top1"], figures["images"]) == (pytest.approx(np.mean(right)), len(kept))
+  assert figures["classes"] == len(names)
+  return len(kept)
 
 
-def test_the_whole_way_in_one_process(alone, tmp_path):
-  out, (cache, train, evaluation) = alone
-  assert (cache["n_images"], cache["n_versions"], cache["unreadable"]) == (397, 4, [])
-  assert (train["n_classes"], train["steps"]) == (200, 18)
-  figures = evaluation["sets"]["imagenet21k"]["prompts"]
-  assert len(figures) == 2
-  learned, by_hand = figures.values()
-  for scores in (learned, by_hand):
-    assert 0 <= scores["top1"] <= scores["top5"] <= 1
-  names = tmp_path / "names.txt"
-  names.write_text("".join(f"{CLASSES.names[c]}\n" for c in (3, 70, 2000)))
-  exports = {
-    "prompt": {"export.format": "pth"},
-    "features": {"export.format": "detic", "export.names": str(names)},
-  }
-  for name, fields in exports.items():
-    config = config_of(
-      job="export", **{"export.prompt": str(out / "train" / "prompt.npz")}, **fields
-    )
-    run([(config, tmp_path / name)])
-  [features] = (tmp_path / "features").glob("*.npy")
-  rows = np.load(features)
-  assert rows.shape[0] == 3
-  # As Detic's own files: not normalised.
-  assert rows.dtype == np.float16
-  assert (np.linalg.norm(rows.astype(np.float64), axis=1) > 0).all()
-  [written] = (tmp_path / "prompt").glob("*.pth*")
-  np.testing.assert_array_equal(
-    load_prompt(written).context, load_prompt(out / "train" / "prompt.npz").context
+def test_the_whole_way_in_one_process(whole):
+  report = report_of(whole / "records")
+  counts = {split: found["images"] for split, found in report["splits"].items()}
+  assert counts == {"train": 2 * 40 - 3, "validation": 40}
+  assert report["n_unreadable"] == len(DAMAGED)
+  cache, train, evaluation = (
+    RunFolder(whole / name).read_results() for name in ("cache", "train", "evaluate")
   )
+  assert (cache["n_images"], cache["n_versions"], cache["unreadable"]) == (77, 4, [])
+  # Two epochs of two views of 77 images.
+  assert (train["n_classes"], train["steps"]) == (40, 2 * (2 * 77 // 16))
+  figures = evaluation["sets"]["imagenet21k"]["prompts"]
+  names = [CLASSES.names[CLASSES.synsets.index(synset)] for synset in SYNSETS]
+  for found, prompt in zip(
+    figures.values(), (load_prompt(whole / "train"), CLASSES.template), strict=True
+  ):
+    assert check_top1(found, whole / "records", names, prompt) == 40
 
 
-def test_the_whole_way_in_two_processes_is_the_same(records, alone, tmp_path):
-  whole, _ = alone
+def test_folders_make_the_records_that_the_archive_makes(whole, tmp_path, caplog):
+  """And a source of the main job, under the names of another list."""
+  for synset, name, content in pictures():
+    (tmp_path / "images" / synset).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "images" / synset / name).write_bytes(content)
+  config = prepare_config(input=str(tmp_path / "images"), names="imagenet21k_p")
+  out = tmp_path / "records"
+  prepare.check(config, str(out))
+  assert not out.exists()
+  with caplog.at_level("INFO", "pomp_jax"):
+    report = run(config, out)
+  assert "train: 77 images of 40 classes in 1 shards" in caplog.text
+  assert report == report_of(out)
+  expected = report_of(whole / "records")
+  for split, found in expected["splits"].items():
+    assert report["splits"][split] == found | {"bytes": report["splits"][split]["bytes"]}
+  assert report["n_unreadable"] == expected["n_unreadable"]
+  data = Data(source="tfds", root=str(out), dataset="imagenet21k")
+  assert inputs.n_training_classes(data) == 40
+  train, validation = (inputs.open_source(data, split) for split in ("train", "validation"))
+  assert train.names == tuple(PROCESSED.names[PROCESSED.synsets.index(own)] for own in SYNSETS)
+  assert set(train.keys).isdisjoint(validation.keys)
+  assert train.sized(40).images(np.arange(16)).shape == (16, 40, 40, 3)
+  # Its label space can be the whole of a class list's too, in which most have no image.
+  with pytest.raises(SourceError, match="11221"):
+    inputs.n_training_classes(
+      Data(source="tfds", root=str(out), dataset="imagenet21k", names="imagenet21k_p")
+    )
+
+
+@pytest.mark.slow("two processes in a training from features: test_process_counts has one quickly")
+def test_the_whole_way_in_two_processes_is_the_same(whole, tmp_path):
   out = tmp_path / "two"
-  # As many draws as there: one on each device; here one after the other, split over both processes.
-  jobs = jobs_on(records[0], out)
-  config, workdir = jobs[1]
-  jobs[1] = config.replace({"mesh.class_size": 4, "accumulate": jax.device_count()}), workdir
+  jobs = jobs_on(whole / "records", out)
+  # One draw a step: all four devices split its classes.
+  jobs["train"] = jobs["train"].replace({"mesh.class_size": 4})
   run_in_processes(
-    [(config, (workdir, workdir)) for config, workdir in jobs], tmp_path / "jobs.json"
+    [(config, (out / name, out / name)) for name, config in jobs.items()], tmp_path / "jobs.json"
   )
   np.testing.assert_allclose(
-    load_prompt(out / "train" / "prompt.npz").context,
-    load_prompt(whole / "train" / "prompt.npz").context,
-    atol=1e-5,
+    load_prompt(out / "train").context, load_prompt(whole / "train").context, atol=1e-5
   )
-  results = [
-    json.loads(pathlib.Path(folder, "evaluate", "results.json").read_text())["accuracy"]
+  one, two = (
+    RunFolder(folder / "evaluate").read_results()["accuracy"]["imagenet21k"]["top1"].values()
     for folder in (whole, out)
-  ]
-  a, b = (list(groups["imagenet21k"]["top1"].values()) for groups in results)
-  for one, two in zip(a, b, strict=True):
-    assert list(one.values()) == pytest.approx(list(two.values()), abs=1 / 200)
+  )
+  for of_one, of_two in zip(one, two, strict=True):
+    assert list(of_one.values()) == pytest.approx(list(of_two.values()), abs=1 / 40)
   # Each process has told of itself.
   scalars = RunFolder(out / "train").scalars()
   for process in range(2):
     assert all(value > 0 for value in scalars[f"process_{process}/step_seconds"][1])
+
+
+@pytest.mark.parametrize(
+  ("changes", "error", "message"),
+  [
+    ({"input": "nowhere"}, ConfigError, "input: got 'nowhere', expected a file or folder that ex"),
+    ({"workers": -1}, ConfigError, "workers: got -1, expected 0 or more"),
+    ({"held_out": -1}, ConfigError, "held_out: got -1, expected 0 or more"),
+    ({"dataset": "food"}, ConfigError, "dataset: got 'food', expected one of imagenet21k, fgvc"),
+    ({"dataset": "coop_dtd", "names": "dtd"}, ConfigError, "names: got 'dtd', expected '' for o"),
+    ({"names": "food101"}, SourceError, "names"),
+  ],
+)
+def test_what_can_not_be_prepared(whole, tmp_path, changes, error, message):
+  config = prepare_config(**{"input": str(whole / "fall11_whole.tar")} | changes)
+  with pytest.raises(error, match=rf"prepare\.{message}"):
+    run(config, tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+
+
+def test_classes_of_the_list_without_images_are_told(tmp_path, monkeypatch, capsys, caplog):
+  """Of folders as the processed release has them, by the command lines of the docs."""
+  records, n_validation, synsets = tmp_path / "records", 2, SYNSETS[:6]
+  chosen = [CLASSES.synsets.index(synset) for synset in synsets]
+  for c, synset in enumerate(synsets):
+    # The last class has training images alone.
+    counts = {"imagenet21k_train": 1, "imagenet21k_val": n_validation * (synset != synsets[-1])}
+    for split, n_images in counts.items():
+      for i in range(n_images):
+        file = tmp_path / "images" / split / synset / f"{synset}_{i}.JPEG"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encode(natural_image(10 * c + i, 48, 64)))
+
+  def evaluate(name, more=""):
+    """Exit status, errors, what is missing by the log, and the set's results if there are any."""
+    caplog.clear()
+    argument = f"suite=imagenet21k,root={records},source=tfds,clip=world{more}"
+    status, lines = run_main(
+      capsys, f"--config=evaluate:{argument}", f"--workdir={tmp_path}/{name}"
+    )
+    errors = [line for line in lines if line.startswith("error: ")]
+    missing = [text for text in caplog.messages if text.startswith("missing: ")]
+    [of_set] = (RunFolder(tmp_path / name).read_results() or {"sets": {"": None}})["sets"].values()
+    return status, errors, missing, of_set
+
+  def check(of_set, listed, chosen, template):
+    assert of_set["listed_classes"] == listed
+    assert of_set["missing_classes"] == listed - (len(chosen) - 1)
+    figures, names = of_set["prompts"]["hand_written"], [CLASSES.names[c] for c in chosen]
+    assert check_top1(figures, records, names, template) == (len(chosen) - 1) * n_validation
+    assert figures["classes_with_images"] == len(chosen) - 1
+
+  with handlers_kept():
+    config = ("--config=imagenet21k_fall11_vit_b16", "--config.job=prepare")
+    fields = (f"--config.prepare.input={tmp_path}/images", "--config.prepare.workers=1")
+    status, lines = run_main(capsys, *config, f"--workdir={records}", *fields)
+    assert status == 0, lines
+    logger = logging.getLogger("pomp_jax.jobs.evaluate")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+
+    status, errors, (line,), of_set = evaluate("run", ",sets=imagenet21k")
+    assert (status, errors) == (0, [])
+    check(of_set, 21_841, chosen, CLASSES.template)
+    assert "imagenet21k: 21836 of the 21841 classes" in line and "6 classes are told apart" in line
+    assert "imagenet21k: 21836 of the 21841 classes" in (tmp_path / "run/results.md").read_text()
+    # The list of the published figures has to be there as a whole.
+    status, (line,), _, _ = evaluate("whole")
+    assert status == 2 and "of the list's 10450 classes are missing" in line
+    assert not (tmp_path / "whole").exists()
+
+    # The suite's own set takes the records of its list.
+    packaged, listed = class_lists._packaged, CLASSES.subset(chosen[1:])
+    monkeypatch.setattr(
+      class_lists,
+      "_packaged",
+      lambda name: listed if name == "imagenet21k_p_w21" else packaged(name),
+    )
+    status, errors, (line,), of_set = evaluate("own")
+    assert (status, errors) == (0, []) and "imagenet21k_p_w21: 1 of the 5 classes" in line
+    check(of_set, 5, chosen[1:], listed.template)
+    # A sample says nothing of what the set lacks.
+    status, _, missing, of_set = evaluate("sample", ",images=2")
+    assert (status, missing, of_set["missing_classes"]) == (0, [], None)

@@ -1,6 +1,6 @@
 """The job page: what each field reaches, errors before it serves, and its end by a signal."""
 
-import functools
+import contextlib
 import io
 import os
 import re
@@ -8,159 +8,120 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.error
+import threading
 import urllib.request
-import uuid
 
 import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax import hosts, inputs
+from pomp_jax import hosts
 from pomp_jax.config import FIELDS, ConfigError, unpack, validate
 from pomp_jax.configs import page as page_config
 from pomp_jax.files.prompt_file import PUBLISHED_CLIP, Prompt, save_prompt
 from pomp_jax.jobs import page as job
+from tests.support.command_line import handlers_kept, run_main
 from tests.support.processes import ROOT, environment, reserved_port
 from tests.support.small_run import settings
+
+pytest.importorskip("waitress")
+server = pytest.importorskip("pomp_jax.page.server", exc_type=ImportError)
 
 # On a port that is free.
 CONFIG = {"job": "page", "page.port": 0, "page.runs": "", "regions.crop": "context"}
 
 
-def ask(url, image, names):
-  """Status and page of a picture that is sent with names."""
-  boundary, parts = uuid.uuid4().hex, []
-  for header, content in (
-    ('name="names"', names.encode()),
-    ('name="file"; filename="a.png"', image),
-  ):
-    parts.append(f"--{boundary}\r\nContent-Disposition: form-data; {header}\r\n\r\n".encode())
-    parts.append(content + b"\r\n")
-  body = b"".join([*parts, f"--{boundary}--\r\n".encode()])
-  kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-  try:
-    with urllib.request.urlopen(urllib.request.Request(url, body, kind), timeout=300) as answer:
-      return answer.status, answer.read().decode()
-  except urllib.error.HTTPError as error:
-    return error.code, error.read().decode()
-
-
-def png(side=40):
-  file = io.BytesIO()
-  pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-  Image.fromarray(pixels).save(file, "PNG")
-  return file.getvalue()
-
-
-# The tests below put another function in its place.
-_OPEN_ENCODER = inputs.open_encoder
-
-
-@functools.cache
-def _open():
-  return _OPEN_ENCODER(settings(**CONFIG))
-
-
-def _encoder(config):
-  """The world's CLIP, opened and compiled once."""
-  assert config.clip == settings(**CONFIG).clip
-  return _open()
+def run(changes, workdir):
+  config = settings(**CONFIG | changes)
+  validate(config)
+  job.check(config, str(workdir))
+  job.run(config, str(workdir))
+  assert not workdir.exists()
 
 
 @pytest.fixture
-def served(monkeypatch, caplog, tmp_path):
-  """A function: fields, and what is asked with the page's address -> the answers and the log."""
-  pytest.importorskip("waitress")
-  monkeypatch.setattr(job.inputs, "open_encoder", _encoder)
-  monkeypatch.setattr(job.log, "propagate", True)
-  caplog.set_level("INFO")
-
-  def serve(changes, *questions):
-    answers = []
-
-    class Asked(hosts.StopRequest):
-      """Asks while the page is served, and then to stop."""
-
-      def after_step(self):
-        [url] = re.findall(r"the page is at (http\S+)", caplog.text)
-        answers.extend(question(url) for question in questions)
-        return True
-
-    monkeypatch.setattr(hosts, "StopRequest", Asked)
-    config = settings(**CONFIG | changes)
-    validate(config)
-    caplog.clear()
-    job.check(config, str(tmp_path / "workdir"))
-    job.run(config, str(tmp_path / "workdir"))
-    assert not (tmp_path / "workdir").exists()
-    return answers, caplog.text
-
-  return serve
+def stops(monkeypatch):
+  """The page is asked to stop as soon as it is served."""
+  monkeypatch.setattr(hosts.StopRequest, "after_step", lambda _: True)
 
 
-def test_each_field_reaches_the_page(served, tmp_path):
-  """Each field but the address: another value, and the page before and after."""
+@pytest.fixture
+def pages(monkeypatch, stops, tmp_path):
+  """A function: fields -> the pages of a picture with three names, and of runs; their statuses."""
+  pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+  Image.fromarray(pixels).save(tmp_path / "a.png")
+  names, answers, limits = "red star\nblue ring\nteal leaf", [], []
+
+  @contextlib.contextmanager
+  def serving(app, listener, max_upload):
+    """Asks without a connection."""
+    listener.close()
+    limits.append(max_upload)
+    picture = io.BytesIO((tmp_path / "a.png").read_bytes())
+    fields = {"names": names, "action": "classify", "file": (picture, "a.png")}
+    client = app.test_client()
+    answers[:] = client.post("/", data=fields), client.get("/runs")
+    yield
+
+  monkeypatch.setattr(server, "serving", serving)
+
+  def ask(**changes):
+    run({"page.prompts": "{}."} | changes, tmp_path / "workdir")
+    assert limits[-1] == settings(**CONFIG | changes).page.max_upload
+    return [(answer.status_code, answer.data.decode()) for answer in answers]
+
+  return ask
+
+
+def test_each_field_reaches_the_page(pages, tmp_path):
+  """Each field but the address, which has a test of its own."""
   (tmp_path / "runs" / "own run").mkdir(parents=True)
   (tmp_path / "runs" / "own run" / "config.json").write_text('{"job": "pretrain"}')
-  names = "\n".join(("red star", "blue ring", "teal leaf"))
-  changes = {
-    "page.prompts": "the {}!",
-    "page.runs": str(tmp_path / "runs"),
-    "page.top": 2,
-    "page.max_names": 2,
-    "page.max_upload": 0.001,
-  }
   fields = {field for field in FIELDS if field.startswith("page.")}
-  assert fields == {*changes, "page.host", "page.port"}
-  questions = (
-    lambda url: ask(url, png(), names),
-    lambda url: (200, urllib.request.urlopen(f"{url}runs", timeout=60).read().decode()),
-  )
+  own = {"prompts", "runs", "top", "max_names", "max_upload"}
+  assert fields == {*(f"page.{name}" for name in own), "page.host", "page.port"}
 
-  def seen(found):
-    (status, page), (_, runs) = found[0]
-    return {
-      "page.prompts": "the {}!" in page,
-      "page.runs": "own run" in runs,
-      "page.top": page.count("<progress"),
-      "page.max_names": (status, "names: got 3" in page),
-      "page.max_upload": "0.001 MiB" in page,
-    }
-
-  before = seen(served({"page.prompts": "{}."}, *questions))
-  assert before == {
-    "page.prompts": False,
-    "page.runs": False,
-    "page.top": 3,
-    "page.max_names": (200, False),
-    "page.max_upload": False,
-  }
-  for field, value in changes.items():
-    after = seen(served({"page.prompts": "{}."} | {field: value}, *questions))
-    assert after[field] != before[field], field
+  (status, page), (_, runs) = pages()
+  assert status == 200 and page.count("<progress") == 3
+  assert "the {}!" not in page and "own run" not in runs and "0.001 MiB" not in page
+  (status, page), _ = pages(**{"page.prompts": "the {}!"})
+  assert status == 200 and "the {}!" in page
+  _, (status, runs) = pages(**{"page.runs": str(tmp_path / "runs")})
+  assert status == 200 and "own run" in runs
+  (status, page), _ = pages(**{"page.top": 2})
+  assert status == 200 and page.count("<progress") == 2
+  (status, page), _ = pages(**{"page.max_names": 2})
+  assert status == 400 and "names: got 3" in page
+  (status, page), _ = pages(**{"page.max_upload": 0.001})
+  assert status == 200 and "0.001 MiB" in page
 
 
-def test_the_address(served):
+@pytest.fixture
+def logged(monkeypatch, caplog):
+  """The log of the job, which is not the root logger's after a command line."""
+  monkeypatch.setattr(job.log, "propagate", True)
+  caplog.set_level("INFO")
+  return caplog
+
+
+def test_the_address(stops, logged, tmp_path):
   with reserved_port() as port:
     pass
-  _, text = served({"page.port": port})
-  assert f"http://127.0.0.1:{port}/" in text and "password" not in text
-  _, text = served({"page.host": "0.0.0.0"})
-  assert "page.host=0.0.0.0" in text and "there is no password" in text
+  run({"page.port": port}, tmp_path / "workdir")
+  assert f"http://127.0.0.1:{port}/" in logged.text and "password" not in logged.text
+  run({"page.host": "0.0.0.0"}, tmp_path / "workdir")
+  assert "page.host=0.0.0.0" in logged.text and "there is no password" in logged.text
 
 
 def _refused(tmp_path, **changes):
-  config = settings(**CONFIG | changes)
-  with pytest.raises(ConfigError) as found:
+  with pytest.raises(ConfigError, match=r"^[^\n]*$") as found:
+    config = settings(**CONFIG | changes)
     validate(config)
     job.check(config, str(tmp_path))
-  assert "\n" not in str(found.value)
   return found.value.field
 
 
 def test_errors_are_found_before_it_serves(tmp_path):
-  pytest.importorskip("waitress")
   per_class = Prompt(np.zeros((3, 2, 64), np.float32), "world")
   save_prompt(tmp_path / "prompt.npz", per_class)
   for field, value in (
@@ -202,9 +163,33 @@ def test_the_config_takes_the_demos_prompt_where_there_is_one(tmp_path, monkeypa
   assert (config.page.runs, config.page.port, config.segment.window) == ("here", 1, 20)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_status_0(tmp_path, number):
-  pytest.importorskip("waitress")
+SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+
+
+@SIGNALS
+def test_a_signal_ends_it_with_status_0(tmp_path, monkeypatch, capsys, number):
+  """While it serves, by its own handlers of signals; the answer is of its own server."""
+  answers = []
+
+  def start(prompts, url):
+    def ask():
+      answers.append(urllib.request.urlopen(url, timeout=60).status)
+      os.kill(os.getpid(), number)
+
+    threading.Thread(target=ask).start()
+
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(job, "_log_start", start)
+  with handlers_kept():
+    status, lines = run_main(capsys, "--config=page:port=0")
+  assert (status or 0, answers) == (0, [200])
+  assert not [line for line in lines if "error" in line or "Traceback" in line]
+  assert not list(tmp_path.iterdir())
+
+
+@SIGNALS
+@pytest.mark.slow("a process that imports JAX; in the first tier the signal comes to pytest's own")
+def test_a_signal_ends_its_process(tmp_path, number):
   command = [sys.executable, "-m", "pomp_jax.main", "--config=page:port=0"]
   environ = environment(1, PYTHONUNBUFFERED="1") | {"PYTHONPATH": str(ROOT)}
   environ.pop("PYTEST_CURRENT_TEST", None)
@@ -215,7 +200,7 @@ def test_a_signal_ends_it_with_status_0(tmp_path, number):
     for line in process.stdout:
       lines.append(line)
       if found := re.search(r"the page is at (http\S+)", line):
-        assert urllib.request.urlopen(f"{found[1]}", timeout=60).status == 200
+        assert urllib.request.urlopen(found[1], timeout=60).status == 200
         os.kill(process.pid, number)
     errors = process.stderr.read()
   assert process.returncode == 0, (lines, errors)
