@@ -1,6 +1,7 @@
 """The job of the gradient's bias on a small world: its figures, its plot, its refusals."""
 
 import json
+import pathlib
 
 from matplotlib.image import imread
 import numpy as np
@@ -8,52 +9,66 @@ from PIL import Image
 import pytest
 
 from pomp_jax.config import ConfigError, validate
+from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import gradient_bias
+from pomp_jax.train import setup
+from tests.support.clips import with_logit_scale
 from tests.support.report_page import Page
+from tests.support.small_clip import write_fewer_layers
 from tests.support.small_run import small_config, trained
+
+_N = 60
 
 
 def _config(**changes):
   settings = {
     "job": "gradient_bias",
-    "gradient_bias.k": (8, 250, 300),
+    "data.n_classes": _N,
+    "gradient_bias.k": (8, 50, _N),
     "gradient_bias.images": 12,
-    "gradient_bias.rows": 1200,
+    "gradient_bias.rows": 800,
     "gradient_bias.samplers": "uniform;hard",
     "gradient_bias.corrections": "log;none",
   }
   return small_config(**(settings | changes))
 
 
-def test_it_leaves_figures_and_a_plot(tmp_path):
-  config = _config()
-  gradient_bias.check(config, str(tmp_path))
-  gradient_bias.run(config, str(tmp_path))
-  results = json.loads((tmp_path / "results.json").read_text())
-  assert (results["n_classes"], results["images"], results["prompt"]) == (300, 12, "initial")
+@pytest.fixture(scope="module")
+def finished(shared, one_layer):
+  """The folder of a finished run, and its config."""
+  config = _config(**{"clip.model": one_layer})
+
+  def run(folder):
+    gradient_bias.check(config, str(folder / "run"))
+    gradient_bias.run(config, str(folder / "run"))
+
+  return shared("gradient_bias", run) / "run", config
+
+
+def test_it_leaves_figures_and_a_plot(finished):
+  folder, _ = finished
+  results = json.loads((folder / "results.json").read_text())
+  assert (results["n_classes"], results["images"], results["prompt"]) == (_N, 12, "initial")
   cells = {(cell["sampler"], cell["correction"], cell["k"]): cell for cell in results["cells"]}
   assert len(cells) == 2 * 2 * 3
   for sampler in ("uniform", "hard"):
     # All classes: no draw, no bias.
-    assert cells[sampler, "log", 300]["relative_deviation"] < 1e-5
-    assert cells[sampler, "log", 300]["relative_bias"] < 1e-4
-    assert cells[sampler, "log", 250]["bias_high"] < cells[sampler, "log", 8]["bias_low"]
-  assert imread(tmp_path / "plots" / "gradient_bias.png").std() > 0.05
-  page = Page((tmp_path / "report.html").read_text())
+    assert cells[sampler, "log", _N]["relative_deviation"] < 1e-5
+    assert cells[sampler, "log", _N]["relative_bias"] < 1e-4
+    assert cells[sampler, "log", 50]["bias_high"] < cells[sampler, "log", 8]["bias_low"]
+  assert imread(folder / "plots" / "gradient_bias.png").std() > 0.05
+  page = Page((folder / "report.html").read_text())
   assert [row[:3] for row in page.table("sampler", "correction", "K")] == [
     [cell["sampler"], cell["correction"], str(cell["k"])] for cell in results["cells"]
   ]
   assert len(page.images) == 1
 
 
-def test_it_goes_on_with_the_cells_that_are_missing(tmp_path, monkeypatch):
-  config = _config(
-    **{"gradient_bias.k": (8, 16), "gradient_bias.samplers": "uniform", "gradient_bias.rows": 200}
-  )
-  results = gradient_bias.run(config, str(tmp_path))
-  file = tmp_path / "cells" / "uniform_16.json"
-  file.unlink()
-  (tmp_path / "results.json").unlink()
+def test_it_goes_on_with_the_cells_that_are_missing(finished, copy_of, monkeypatch):
+  folder, config = copy_of(finished[0]), finished[1]
+  results = json.loads((folder / "results.json").read_text())
+  (folder / "cells" / "uniform_50.json").unlink()
+  (folder / "results.json").unlink()
   computed, summarise = [], gradient_bias.summarise
 
   def told(gradients, exact):
@@ -61,33 +76,52 @@ def test_it_goes_on_with_the_cells_that_are_missing(tmp_path, monkeypatch):
     return summarise(gradients, exact)
 
   monkeypatch.setattr(gradient_bias, "summarise", told)
-  again = gradient_bias.run(config, str(tmp_path))
+  again = gradient_bias.run(config, str(folder))
   assert again["cells"] == results["cells"]
-  # Of one K, for both corrections.
-  assert computed == [8, 8]
+  # Of one K, for both corrections: 800 rows of 50 classes and 12 images.
+  assert computed == [12, 12]
 
 
-def test_the_bank_of_a_checkpoint_is_the_one_that_training_has(tmp_path):
-  """Two steps from the start, after which three rows in turn and the drawn ones are current."""
-  run, changes = tmp_path / "run", {"sampling.name": "posterior", "sampling.renew": 3, "steps": 2}
-  trained(small_config(**changes), run)
-  stored = gradient_bias.read_checkpoint(run / "checkpoints" / "2").state
-  config = _config(**{"gradient_bias.prompt": str(run / "checkpoints" / "2")})
+def test_the_bank_of_a_checkpoint_is_the_one_that_training_has(one_layer, tmp_path):
+  """After two steps the rows of the second step's classes, and three more, are not the first."""
+  checkpoint = tmp_path / "run" / "checkpoints" / "2"
+  changes = {"sampling.name": "posterior", "sampling.renew": 3, "steps": 2, "batch_size": 8, "k": 8}
+  shared = {"clip.model": one_layer, "data.n_classes": _N}
+  training = small_config(**changes | shared)
+  trained(training, tmp_path / "run")
+  stored = gradient_bias.read_checkpoint(checkpoint).state
+  first_NxE = setup.first_state(setup.prepare(training, RunFolder(tmp_path / "run"))).bank
+  written_N = np.abs(stored["bank"] - first_NxE).max(axis=1) > 1e-4
+  assert 3 < written_N.sum() <= 8 + 7 + 3
+  config = _config(**shared, **{"gradient_bias.prompt": str(checkpoint)})
   gradient_bias.check(config, str(tmp_path / "bias"))
   setting = gradient_bias._open(config, ("posterior",))
   np.testing.assert_array_equal(setting.params["context"], stored["params"]["context"])
   np.testing.assert_array_equal(setting.frozen.sampling.bank.rows, stored["bank"])
-  current_NxE = setting.encoder.features_of_tokens(setting.params, setting.frozen.tokens, "end")
-  stale_N = np.abs(stored["bank"] - current_NxE).max(axis=1) > 1e-4
-  assert stale_N.any()
-  other = _config(**{"data.n_classes": 200, "gradient_bias.prompt": str(run / "checkpoints" / "2")})
-  with pytest.raises(ConfigError, match=r"gradient_bias\.prompt: .* bank of 300 .* 200 classes"):
-    gradient_bias.check(other.replace({"gradient_bias.k": (8,)}), str(tmp_path / "bias"))
+  other = config.replace({"data.n_classes": 50, "gradient_bias.k": (8,)})
+  with pytest.raises(ConfigError, match=r"gradient_bias\.prompt: .* bank of 60 .* 50 classes"):
+    gradient_bias.check(other, str(tmp_path / "bias"))
 
 
-def test_a_cell_is_found_by_all_that_it_depends_on():
+def test_loss_and_sampler_have_the_scale_of_the_clip(tmp_path, monkeypatch):
+  """One that is not the world's, which is SamplingSettings' default."""
+  clip = with_logit_scale(pathlib.Path(write_fewer_layers(tmp_path / "clip", 1)), 20.0)
+  asked = []
+  monkeypatch.setattr(
+    gradient_bias, "gradient_function", lambda learner, settings, _: asked.append(settings)
+  )
+  monkeypatch.setattr(gradient_bias, "draws_of", lambda _, arguments, n, seed: np.ones((n, 2, 3)))
+  changes = {"gradient_bias.samplers": "posterior", "gradient_bias.k": (8,)}
+  gradient_bias.run(_config(**changes | {"clip.model": str(clip)}), str(tmp_path / "run"))
+  exact, drawn = asked
+  assert (exact.k, drawn.k, drawn.sampling.name) == (_N, 8, "posterior")
+  scales = exact.logit_scale, drawn.logit_scale, drawn.sampling.logit_scale
+  assert scales == pytest.approx((20, 20, 20))
+
+
+def test_a_cell_is_found_by_all_that_it_depends_on(one_layer):
   def key(**changes):
-    return gradient_bias._open(_config(**changes), ("uniform",)).key
+    return gradient_bias._open(_config(**{"clip.model": one_layer} | changes), ("uniform",)).key
 
   first = key()
   assert key(**{"gradient_bias.k": (8, 16), "data.threads": 1, "clip.memory_gib": 0.5}) == first
@@ -114,7 +148,8 @@ def test_the_training_is_opened_for_counts_alone(monkeypatch):
   ("memory_gib", "images", "most"), [(4.0, 10**6, 32618), (0.001, 12, None), (0.001, 400, 389)]
 )
 def test_the_images_have_room(tmp_path, memory_gib, images, most):
-  config = _config(**{"clip.memory_gib": memory_gib, "gradient_bias.images": images})
+  changes = {"data.n_classes": 300, "gradient_bias.images": images}
+  config = _config(**changes, **{"clip.memory_gib": memory_gib})
   if most is None:
     gradient_bias.check(config, str(tmp_path))
     return
