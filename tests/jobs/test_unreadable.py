@@ -1,68 +1,53 @@
 """Files that can't be read, in every job that evaluates: counted, left out, told once."""
 
-import json
 import logging
 import shutil
 
 import numpy as np
-from PIL import Image
 import pytest
 
-from pomp_jax import world
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.files.prompt_file import load_prompt
-from pomp_jax.jobs import analyse, evaluate, predict, pretrain
+from pomp_jax.jobs import analyse, predict, pretrain
 from pomp_jax.train import setup
-from tests.support.processes import run_in_processes
+from tests.support.damaged_folder import write_unreadable_set
 from tests.support.small_run import small_config
 
 NAMES = load_class_list("eurosat").names
-PER_CLASS = {"train": 2, "val": 3, "test": 5}
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
   """A folder a class; of the images for validation one is damaged, of those for testing two."""
   root = tmp_path_factory.mktemp("images") / "eurosat"
-  pixels = iter(world.source("train", images_per_class=1).images(np.arange(len(NAMES) * 10)))
-  for name in NAMES:
-    for split, count in PER_CLASS.items():
-      (root / split / name).mkdir(parents=True)
-      for number in range(count):
-        Image.fromarray(next(pixels)).save(root / split / name / f"{number}.png")
-  for file in (f"val/{NAMES[0]}/1.png", f"test/{NAMES[3]}/0.png", f"test/{NAMES[9]}/4.png"):
-    (root / file).write_bytes(b"no image")
+  write_unreadable_set(root)
   return root
 
 
-def config_of(images, **changes):
-  settings = {
-    "data.source": "folder",
-    "data.root": str(images),
-    "data.n_classes": 0,
-    "data.max_corrupt": 0.05,
-    "k": 4,
-    "batch_size": 8,
-    "steps": 4,
-  }
-  return small_config(**settings | changes)
+@pytest.fixture(scope="module")
+def config_of(one_layer):
+  """A function: folder of the images, changes -> config of four steps."""
+
+  def config(images, **changes):
+    settings = {
+      "clip.model": one_layer,
+      "data.source": "folder",
+      "data.root": str(images),
+      "data.n_classes": 0,
+      "data.max_corrupt": 0.05,
+      "k": 4,
+      "batch_size": 8,
+      "steps": 4,
+    }
+    return small_config(**settings | changes)
+
+  return config
 
 
-def evaluate_config(images, job, **changes):
-  settings = {
-    "evaluate.suite": "base_to_new",
-    "evaluate.source": "folder",
-    "evaluate.root": str(images.parent),
-    "evaluate.sets": "eurosat",
-    "evaluate.prompts": "{}.",
-    "analyse.prompts": "{}.",
-    "data.max_corrupt": 0.05,
-  }
-  return small_config(job=job, **settings | changes)
-
-
-def test_a_training_is_validated_and_tested_on_the_others(images, tmp_path, caplog, monkeypatch):
+def test_a_training_is_validated_and_tested_on_the_others(
+  config_of, images, tmp_path, caplog, monkeypatch
+):
   monkeypatch.setattr(logging.getLogger("pomp_jax"), "propagate", True)
   caplog.set_level(logging.WARNING)
   results = pretrain.run(config_of(images), str(tmp_path / "run"))
@@ -74,7 +59,7 @@ def test_a_training_is_validated_and_tested_on_the_others(images, tmp_path, capl
   assert (tmp_path / "run/plots/predictions.png").exists()
 
 
-def test_the_prompt_is_there_when_the_evaluation_fails(images, tmp_path, monkeypatch):
+def test_the_prompt_is_there_when_the_evaluation_fails(config_of, images, tmp_path, monkeypatch):
   """With more unreadable test images than allowed; when they are repaired, nothing is trained."""
   run = tmp_path / "run"
   broken = tmp_path / "eurosat"
@@ -92,7 +77,7 @@ def test_the_prompt_is_there_when_the_evaluation_fails(images, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("method", ["linear_probe", "tip_adapter"])
-def test_methods_on_features(images, tmp_path, method):
+def test_methods_on_features(config_of, images, tmp_path, method):
   """Of the training images one is damaged as well."""
   broken = tmp_path / "eurosat"
   shutil.copytree(images, broken)
@@ -108,29 +93,20 @@ def test_methods_on_features(images, tmp_path, method):
   assert not (tmp_path / "other/results.json").exists()
 
 
-def test_analyse(images, tmp_path):
-  config = evaluate_config(images, "analyse")
-  results = analyse.run(config, str(tmp_path / "run"))
+def test_analyse(config_of, images, tmp_path):
+  settings = {
+    "evaluate.suite": "base_to_new",
+    "evaluate.source": "folder",
+    "evaluate.root": str(images.parent),
+    "evaluate.sets": "eurosat",
+    "analyse.prompts": "{}.",
+  }
+  results = analyse.run(config_of(images, job="analyse", **settings), str(tmp_path / "run"))
   sets = results["sets"]
   assert [(s["images"], s["unreadable"]) for s in sets.values()] == [(24, 1), (24, 1)]
 
 
-def test_two_processes_leave_out_the_same(images, tmp_path):
-  """Each decodes a part of a batch: what one can't read, both leave out."""
-  config = evaluate_config(images, "evaluate", **{"evaluate.batch_size": 8})
-  alone = evaluate.run(config, str(tmp_path / "alone"))
-  probe = config_of(images, method="linear_probe", **{"probe.iterations": 20})
-  jobs = [(config, [tmp_path / "both"] * 2), (probe, [tmp_path / "probe"] * 2)]
-  run_in_processes(jobs, tmp_path / "jobs.json", count=2, devices=1)
-  both = json.loads((tmp_path / "both/results.json").read_text())
-  for results in (alone, both):
-    assert [s["unreadable"] for s in results["sets"].values()] == [1, 1]
-    assert [s["prompts"]["{}."]["images"] for s in results["sets"].values()] == [24, 24]
-  assert both["accuracy"] == alone["accuracy"]
-  assert json.loads((tmp_path / "probe/results.json").read_text())["eval_unreadable"]["test"] == 2
-
-
-def test_predict_names_the_others(images, tmp_path, capsys, caplog, monkeypatch):
+def test_predict_names_the_others(one_layer, images, tmp_path, capsys, caplog, monkeypatch):
   monkeypatch.setattr(logging.getLogger("pomp_jax"), "propagate", True)
   caplog.set_level(logging.WARNING)
   folder = tmp_path / "images"
@@ -140,6 +116,7 @@ def test_predict_names_the_others(images, tmp_path, capsys, caplog, monkeypatch)
   config = small_config(
     job="predict",
     **{
+      "clip.model": one_layer,
       "predict.images": str(folder),
       "predict.names": str(tmp_path / "names.txt"),
       "predict.prompt": "{}.",
