@@ -1,13 +1,12 @@
 """The benchmark of the text tower, at toy sizes."""
 
-import os
 import re
 import signal
-import time
 
 import numpy as np
 import pytest
 
+from pomp_jax.benchmark import towers
 from pomp_jax.benchmark.measurement import ProcessError, in_own_process, peak_mib
 from pomp_jax.benchmark.towers import temporaries_mib
 from pomp_jax.benchmark.whole_step import compile_step
@@ -28,15 +27,25 @@ def _config(**changes):
   )
 
 
+def _here(function, *arguments):
+  return function(*arguments)
+
+
 @needs_flax_clip
-def test_rows_of_all_implementations(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+  "own_processes",
+  [False, pytest.param(True, marks=pytest.mark.slow("starts three processes for their peaks"))],
+)
+def test_rows_of_all_implementations(tmp_path, capsys, monkeypatch, own_processes):
+  if not own_processes:
+    monkeypatch.setattr(towers, "in_own_process", _here)
   monkeypatch.setattr(terminal, "_LINE_SECONDS", 0.0)
-  config = _config(k="40", baseline_k="40", rows_at_a_time=24, m=4, steps="", repeats=2)
+  config = _config(k="12", baseline_k="12", rows_at_a_time=8, m=4, steps="", repeats=2)
   results = benchmark.run(config, str(tmp_path))
   assert results == RunFolder(tmp_path).read_results()
   assert (tmp_path / "plots" / "text_tower.png").is_file()
   rows = {(row["implementation"], row["k"]): row for row in results["rows"]}
-  assert set(rows) == {("shared", 40), ("reference", 40), ("torch_77", 40)}
+  assert set(rows) == {("shared", 12), ("reference", 12), ("torch_77", 12)}
   for (name, k), row in rows.items():
     assert row["seconds"] > 0 and row["share_of_matmul_rate"] > 0 and row["matmul_gflops"] > 0
     assert row["rounds"] == 2
@@ -45,13 +54,14 @@ def test_rows_of_all_implementations(tmp_path, capsys, monkeypatch):
       assert 3 * k + 5 <= row["tokens"] <= 14 * k + 5
     else:
       assert row["tokens"] == 77 * k
-  assert rows["reference", 40]["peak_mib"] > 8 * rows["shared", 40]["peak_mib"]
+  assert rows["reference", 12]["peak_mib"] > 8 * rows["shared", 12]["peak_mib"]
   captured = capsys.readouterr()
   assert "time / ours" in captured.out
   assert "compiling and warming up 3/3" in captured.err and "measuring 2/2" in captured.err
 
 
-def test_all_classes_run_in_chunks(tmp_path):
+def test_all_classes_run_in_chunks(tmp_path, monkeypatch):
+  monkeypatch.setattr(benchmark, "process_peak_mib", lambda *given: None)
   config = _config(k="21841", implementations="shared", chunk=4096, steps="")
   (row,) = benchmark.run(config, str(tmp_path))["rows"]
   benchmark.check(config, str(tmp_path))  # it may be measured again there
@@ -61,29 +71,24 @@ def test_all_classes_run_in_chunks(tmp_path):
   assert row["peak_mib"] < 400
 
 
-def test_the_whole_step_at_several_numbers_of_classes(tmp_path):
-  config = _config(k="", steps="16/21841+16/65523+2000/2000")
+def test_whole_steps_at_several_numbers_of_classes_and_with_a_bank(tmp_path, capsys):
+  steps = {"k": "", "steps": "16/21841+16/65523+500/500"}
+  config = _config(**steps, bank_steps="16/21841/24", bank_dtype="bfloat16")
   rows = benchmark.run(config, str(tmp_path))["rows"]
-  assert [(row["implementation"], row["k"], row["n_classes"]) for row in rows] == [
-    ("train_step", 16, 21_841),
-    ("train_step", 16, 65_523),
-    ("train_step", 2000, 2000),
+  fields = ("implementation", "k", "n_classes", "renew")
+  assert [tuple(row[field] for field in fields) for row in rows] == [
+    ("train_step", 16, 21_841, None),
+    ("train_step", 16, 65_523, None),
+    ("train_step", 500, 500, None),
+    ("train_step", 16, 21_841, 24),
   ]
   # Nothing of the size of N is copied: a table of all token ids alone would take 2.3 MiB more.
   assert abs(rows[1]["peak_mib"] - rows[0]["peak_mib"]) < 0.1
-
-
-def test_steps_with_a_bank(tmp_path, capsys):
-  steps = {"k": "", "steps": "16/21841", "bank_steps": "16/21841/24", "bank_dtype": "bfloat16"}
-  plain, banked = benchmark.run(_config(**steps), str(tmp_path))["rows"]
-  assert (plain["renew"], plain["bank_mib"]) == (None, 0.0)
-  assert banked["renew"] == 24
-  assert banked["bank_mib"] == pytest.approx(21_841 * 32 * 2 / 2**20)
-  ratio = f"{banked['seconds'] / plain['seconds']:.2f}"
-  assert any(
-    {ratio, "train_step", "24"} <= set(line.split())
-    for line in capsys.readouterr().out.splitlines()
-  )
+  assert [row["bank_mib"] for row in rows[:3]] == [0.0, 0.0, 0.0]
+  assert rows[3]["bank_mib"] == pytest.approx(21_841 * 32 * 2 / 2**20)
+  ratio = f"{rows[3]['seconds'] / rows[0]['seconds']:.2f}"
+  lines = capsys.readouterr().out.splitlines()
+  assert any({ratio, "train_step", "24"} <= set(line.split()) for line in lines)
 
 
 def test_no_array_of_all_classes_features_is_sorted_copied_or_converted():
@@ -109,18 +114,17 @@ def test_the_peak_of_a_process_is_its_own():
   assert in_own_process(peak_mib) < peak_mib() - ballast.nbytes / 2**21
 
 
-def _told_to_end(number):
-  os.kill(os.getpid(), number)
-  time.sleep(60)
-
-
-def test_a_process_that_ends_without_an_answer():
-  with pytest.raises(ProcessError, match="its process ended with status -9"):
-    in_own_process(_told_to_end, signal.SIGKILL)
-  with pytest.raises(Preempted):
-    in_own_process(_told_to_end, signal.SIGTERM)
-  with pytest.raises(ValueError, match="invalid literal"):
-    in_own_process(int, "x")
+@pytest.mark.parametrize(
+  "function,argument,error,message",
+  [
+    (signal.raise_signal, signal.SIGKILL, ProcessError, "its process ended with status -9"),
+    (signal.raise_signal, signal.SIGTERM, Preempted, "SIGTERM"),
+    (int, "x", ValueError, "invalid literal"),
+  ],
+)
+def test_a_process_that_ends_without_an_answer(function, argument, error, message):
+  with pytest.raises(error, match=message):
+    in_own_process(function, argument)
 
 
 @pytest.mark.parametrize(
