@@ -1,4 +1,4 @@
-"""CLIP_benchmark's form, with figures by scikit-learn as it computes them."""
+"""CLIP_benchmark's form; `test_metrics` compares the figures with what it computes them by."""
 
 import csv
 import io
@@ -6,31 +6,16 @@ import json
 
 import numpy as np
 import pytest
-import scipy.special
-from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from pomp_jax.analysis.clip_benchmark import benchmark_csv, benchmark_records
 from pomp_jax.files.run_folder import to_json
-from pomp_jax.inference.metrics import Answers, Tally
 
 
 def figures(n_classes, seed):
-  """Figures of random scores, and the same by scikit-learn."""
-  rng = np.random.default_rng(seed)
-  # Unequal classes, the last without images.
-  labels = rng.choice(n_classes - 1, 200, p=rng.dirichlet(np.ones(n_classes - 1)))
-  logits = rng.normal(size=(200, n_classes)) + 2 * np.eye(n_classes)[labels]
-  order = np.argsort(-logits, axis=-1)
-  rank = np.argmax(order == labels[:, None], axis=-1)
-  tally = Tally(n_classes)
-  tally.add(labels, Answers(rank, order[:, 0], scipy.special.softmax(logits, axis=-1).max(-1)))
-  topk = {
-    k: top_k_accuracy_score(labels, logits, k=k, labels=np.arange(n_classes))
-    for k in (1, 5)
-    if k <= n_classes
-  }
-  recall = balanced_accuracy_score(labels, logits.argmax(-1))
-  return tally.figures(), {"acc1": topk[1], "acc5": topk.get(5), "mean_per_class_recall": recall}
+  """Figures of a tally, and CLIP_benchmark's names for them."""
+  top1, top5, macro = np.random.default_rng(seed).random(3).tolist()
+  metrics = {"acc1": top1, "acc5": top5 if n_classes >= 5 else None, "mean_per_class_recall": macro}
+  return {"top1": top1, "top5": top5, "macro_top1": macro, "classes": n_classes}, metrics
 
 
 @pytest.fixture(scope="module")
@@ -50,25 +35,18 @@ def evaluated():
 def test_a_record_is_of_a_set_and_a_prompt(evaluated):
   results, expected = evaluated
   records = benchmark_records(results)
-  assert list(records) == [
-    "dtd_hand_written",
-    "dtd_runs-a-prompt.npz",
-    "own-pets_hand_written",
-    "own-pets_runs-a-prompt.npz",
-  ]
+  labels = ("hand_written", "runs-a-prompt.npz")
+  assert list(records) == [f"{name}_{label}" for name in ("dtd", "own-pets") for label in labels]
   for record, ((name, label), metrics) in zip(records.values(), expected.items(), strict=True):
     assert json.loads(to_json(record)) == {
       "dataset": name,
       "model": "ViT-B/16",
       "pretrained": label,
       "task": "zeroshot_classification",
-      "metrics": {key: value and pytest.approx(value) for key, value in metrics.items()},
+      "metrics": metrics,
       "language": "en",
     }
-  # Micro and macro differ, and four classes have no acc5.
-  metrics = records["own-pets_hand_written"]["metrics"]
-  assert abs(metrics["acc1"] - metrics["mean_per_class_recall"]) > 0.003
-  assert metrics["acc5"] is None
+  assert records["own-pets_hand_written"]["metrics"]["acc5"] is None
 
 
 def test_the_csv_has_a_line_for_each_record(evaluated):

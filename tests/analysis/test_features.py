@@ -3,6 +3,7 @@
 import networkx as nx
 import numpy as np
 import pytest
+import scipy.spatial
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
@@ -30,11 +31,8 @@ def unit(seed, *shape):
 def test_alignment_is_the_mean_squared_distance():
   images, classes = unit(0, 50, 8), unit(1, 7, 8)
   labels = np.random.default_rng(2).integers(0, 7, 50)
-  pairs = [
-    np.linalg.norm(image.astype(np.float64) - classes[label].astype(np.float64)) ** 2
-    for image, label in zip(images, labels, strict=True)
-  ]
-  assert alignment(images, classes, labels) == pytest.approx(np.mean(pairs), rel=1e-6)
+  distances = np.linalg.norm(images.astype(np.float64) - classes[labels], axis=1)
+  assert alignment(images, classes, labels) == pytest.approx(np.mean(distances**2), rel=1e-6)
   assert alignment(classes, classes, np.arange(7)) == 0
   assert alignment(classes, -classes, np.arange(7)) == pytest.approx(4, rel=1e-6)
   with pytest.raises(ValueError, match="at least one image"):
@@ -46,13 +44,8 @@ def test_alignment_is_the_mean_squared_distance():
 def test_uniformity_is_over_distinct_pairs(n_classes, temperature, monkeypatch):
   monkeypatch.setattr(features, "_CHUNK", 20)  # several blocks, the last one not full
   classes = unit(3, n_classes, 6)
-  exact = classes.astype(np.float64)
-  potentials = [
-    np.exp(-temperature * np.sum((exact[i] - exact[j]) ** 2))
-    for i in range(n_classes)
-    for j in range(i + 1, n_classes)
-  ]
-  expected = np.log(np.mean(potentials))
+  squares = scipy.spatial.distance.pdist(classes.astype(np.float64), "sqeuclidean")
+  expected = np.log(np.mean(np.exp(-temperature * squares)))
   assert uniformity(classes, temperature) == pytest.approx(expected, abs=1e-6)
 
 
@@ -109,13 +102,12 @@ def test_branches_of_wordnet(name):
   graph = nx.DiGraph(
     (int(child), int(parent)) for child in range(len(tree)) for parent in tree.parents[child]
   )
-  named = {label: node for node, label in enumerate(tree.names)}
   for c in range(0, len(nodes), 97):
     branch = branches.names[branches.of_class[c]]
     if branch != "other":
       # A lemma may name several synsets; one of them has to be above.
       above = nx.descendants(graph, int(nodes[c])) | {int(nodes[c])}
-      assert branch in {tree.names[node] for node in above}, (named[branch], c)
+      assert branch in {tree.names[node] for node in above}, c
 
 
 def test_the_worlds_nouns():
@@ -135,9 +127,7 @@ def test_nearest_tokens():
   np.testing.assert_array_equal(found[0], tokens)
   np.testing.assert_allclose(found[1], distances, rtol=1e-5)
   assert nearest_tokens(vectors, table, 100)[0].shape == (5, 60)
-
-
-def test_a_token_is_nearest_to_itself_and_ties_go_to_the_lower_id():
+  # A token is nearest to itself, and ties go to the lower id.
   table = np.eye(6, 3, dtype=np.float32)  # rows 3, 4 and 5 are zero
   tokens, distances = nearest_tokens(table[[1, 4]], table, 2)
   assert tokens[0, 0] == 1

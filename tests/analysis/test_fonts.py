@@ -19,12 +19,9 @@ HAN, NAGARI = "\u4e2d", "\u0928"  # DejaVu Sans has neither
 def build_font(path, family, characters):
   """Writes a font that has these characters, as squares."""
   pen = TTGlyphPen(None)
-  for move, point in zip(
-    (pen.moveTo, pen.lineTo, pen.lineTo, pen.lineTo),
-    ((100, 0), (100, 800), (900, 800), (900, 0)),
-    strict=True,
-  ):
-    move(point)
+  pen.moveTo((100, 0))
+  for point in ((100, 800), (900, 800), (900, 0)):
+    pen.lineTo(point)
   pen.closePath()
   square = pen.glyph()
   builder = FontBuilder(1000, isTTF=True)
@@ -73,14 +70,18 @@ def save(path, *texts):
     return np.asarray(image.convert("L")).astype(int)
 
 
-@pytest.mark.parametrize("name", ["leaf", "\u03bb\u03cc\u03b3\u03bf\u03c2", "\u0434\u043e\u043c"])
-def test_latin_greek_and_cyrillic_need_no_other_font(name, machine, caplog):
-  assert fonts.families_for(name) == ([fonts.DEFAULT], "")
+def test_latin_greek_and_cyrillic_need_no_other_font(machine, caplog):
+  for name in ("leaf", "\u03bb\u03cc\u03b3\u03bf\u03c2", "\u0434\u043e\u043c"):
+    assert fonts.families_for(name) == ([fonts.DEFAULT], "")
   assert not caplog.records
 
 
 def test_the_fewest_fonts_that_have_the_glyphs(machine, tmp_path):
+  """Damaged and missing files are skipped."""
+  (tmp_path / "damaged.ttf").write_bytes(b"no font")
   machine(
+    str(tmp_path / "damaged.ttf"),
+    str(tmp_path / "missing.ttf"),
     build_font(tmp_path / "a.ttf", "Han Alone", HAN),
     build_font(tmp_path / "b.ttf", "Both", HAN + NAGARI),
     build_font(tmp_path / "c.ttf", "Nagari Alone", NAGARI),
@@ -124,19 +125,7 @@ def test_one_warning_names_the_scripts_that_no_font_has(machine, tmp_path, caplo
     assert part in message
 
 
-def test_a_damaged_font_is_skipped(machine, tmp_path):
-  (tmp_path / "damaged.ttf").write_bytes(b"no font")
-  machine(
-    str(tmp_path / "damaged.ttf"),
-    str(tmp_path / "missing.ttf"),
-    build_font(tmp_path / "han.ttf", "Han", HAN),
-  )
-  assert fonts.families_for(HAN) == ([fonts.DEFAULT, "Han"], "")
-
-
-@pytest.mark.parametrize(
-  ("letter", "script"),
-  [("\u4e2d", "CJK"), ("\u0928", "Devanagari"), ("\u0639", "Arabic"), ("\U0001f600", "emoji")],
-)
-def test_scripts(letter, script):
-  assert fonts.script_of(letter).startswith(script)
+def test_scripts():
+  letters = {"\u4e2d": "CJK", "\u0928": "Devanagari", "\u0639": "Arabic", "\U0001f600": "emoji"}
+  for letter, script in letters.items():
+    assert fonts.script_of(letter).startswith(script)

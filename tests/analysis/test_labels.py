@@ -89,12 +89,10 @@ def test_labels_of_methods(name, label):
   assert method_label(name) == label
 
 
-def test_every_method_has_the_name_of_its_paper():
+def test_every_method_has_the_name_of_its_paper_or_keeps_its_own():
   for name in METHODS:
     assert method_label(name) != name
-
-
-def test_methods_that_would_look_equal_keep_their_names():
+  # These would look equal.
   assert method_labels(["a_b", "a b"]) == ["a_b", "a b"]
 
 
@@ -102,10 +100,7 @@ def test_a_cut_keeps_both_ends():
   assert shorten("maroon ribbed lightning bolt on navy", 20) == "maroon rib\u2026t on navy"
   assert shorten("short") == "short"
   assert len(shorten(string.ascii_letters * 3)) == 34
-
-
-def test_an_accent_stays_on_its_letter():
-  """U+0301 is an accent on the letter before it."""
+  # U+0301 is an accent on the letter before it.
   name = "abcdefghij" + "e\u0301" * 10
   assert "\u2026\u0301" not in shorten(name, 13) + shorten(name, 14)
 
@@ -128,8 +123,6 @@ def test_what_differs_is_shown():
   assert "A" in first and "B" in second
   assert other == "c"
   assert long.startswith("yz") and long.endswith("yz")
-
-
-def test_repeated_names_get_one_label():
+  # Repeated names get one label.
   short = shorten_all(["a" * 50, "b", "a" * 50], 10)
   assert short[0] == short[2] != short[1]

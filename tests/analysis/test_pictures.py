@@ -37,10 +37,10 @@ def test_an_overlay_has_each_name_with_its_share_and_colour(drawn, tmp_path):
 
 def test_names_beyond_the_colours_are_grey_and_counted(drawn, tmp_path):
   labels = np.arange(16, dtype=np.int32).repeat(10).reshape(4, 40)
-  overlay(tmp_path / "a.png", np.zeros((4, 40, 3), np.uint8), labels, NAMES, "a.png")
+  overlay(tmp_path / "a.png", np.full((4, 40, 3), 200, np.uint8), labels, NAMES, "a.png")
   texts = legend_of(drawn[0])
   assert len(texts) == 13 and texts[-1] == "4 other names  25.0%"
-  grey = 0.6 * np.array(to_rgb(sheets.OTHER))
+  grey = 0.4 * 200 / 255 + 0.6 * np.array(to_rgb(sheets.OTHER))
   np.testing.assert_allclose(drawn[0].axes[0].get_images()[0].get_array()[-1, -1], grey)
 
 
@@ -61,13 +61,16 @@ def test_pictures_of_any_shape_are_whole(drawn, tmp_path, shape):
 def test_boxes_have_numbers_at_their_corners_and_scores_in_the_legend(drawn, tmp_path):
   boxes = np.array([[0, 0, 10, 10], [1, 0, 10, 10], [20, 20, 50, 40]], np.float32)
   found = Boxes(boxes, np.array([2, 5, 2]), np.array([0.5, 0.9, 0.25], np.float32))
-  boxes_picture(tmp_path / "a.png", np.zeros((50, 75, 3), np.uint8), found, NAMES, "a.png")
+  image = np.full((50, 75, 3), (10, 120, 240), np.uint8)
+  boxes_picture(tmp_path / "a.png", image, found, NAMES, "a.png")
   # The first overlaps the second, which has the higher score.
   assert legend_of(drawn[0]) == ["1  name 5  0.90", "2  name 2  0.25"]
   (axes,) = drawn[0].axes
+  picture = axes.get_images()[0].get_array()
+  np.testing.assert_array_equal(picture, np.broadcast_to(image[0, 0], (500, 750, 3)))
   assert [text.get_position() for text in axes.texts] == [(10, 0), (200, 200)]
   frames = [(frame.get_width(), frame.get_height()) for frame in axes.patches]
   assert frames == [(90, 100)] * 2 + [(300, 200)] * 2
   nothing = Boxes(boxes[:0], found.classes[:0], found.scores[:0])
-  boxes_picture(tmp_path / "b.png", np.zeros((50, 75, 3), np.uint8), nothing, NAMES, "b.png")
+  boxes_picture(tmp_path / "b.png", image, nothing, NAMES, "b.png")
   assert legend_of(drawn[1]) == []

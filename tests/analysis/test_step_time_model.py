@@ -71,20 +71,14 @@ works = st.builds(
 
 @given(works, chips, layouts)
 def test_a_step_is_the_slower_of_devices_and_loader(work, chip, layout):
+  """No layout beats the arithmetic; better links, faster hosts or shared draws are never slower."""
   time = step_time(work, chip, layout)
   parts = time._asdict()
   assert all(seconds >= 0 for seconds in parts.values())
   data = parts.pop("data")
   assert time.total == pytest.approx(max(data, sum(parts.values())))
-  # No layout beats the arithmetic.
   flops = work.views * work.image_flops + layout.data * layout.accumulate * work.draw_flops(0)
   assert time.total >= flops / (0.4 * chip.flops * layout.chips)
-
-
-@given(works, chips, layouts)
-def test_what_no_layout_can_make_worse(work, chip, layout):
-  """Better links, faster hosts: never slower; a draw shared by more devices: no more text each."""
-  time = step_time(work, chip, layout)
   faster = chip._replace(link=2 * chip.link, network=2 * chip.network)
   assert step_time(work, faster, layout).total <= time.total
   assert step_time(work, chip, layout, thread_views=1e9).total <= time.total
@@ -92,13 +86,10 @@ def test_what_no_layout_can_make_worse(work, chip, layout):
   assert step_time(work, chip, shared).text <= time.text
 
 
-def test_one_device_exchanges_nothing():
-  time = step_time(Work(), CHIPS["h100"], Layout(1))
-  assert (time.gather, time.reduce) == (0, 0)
-
-
-def test_reading_is_divided_among_hosts():
+def test_one_device_exchanges_nothing_and_reading_is_divided_among_hosts():
   chip = CHIPS["h100"]
+  time = step_time(Work(), chip, Layout(1))
+  assert (time.gather, time.reduce) == (0, 0)
   one, two = (step_time(Work(), chip, Layout(n)).data for n in (8, 16))
   assert one == pytest.approx(1024 / (chip.host_threads * 658))
   assert two == pytest.approx(one / 2)
@@ -116,9 +107,6 @@ def test_efficiency_is_what_the_model_takes_back():
   for seconds in (0.0, 1e-3, 2e-3):
     with pytest.raises(ValueError, match="less than"):
       efficiency_of(work, CHIPS["a100"], seconds)
-
-
-def test_draws_have_to_divide_the_views():
   with pytest.raises(ValueError, match="1024 views .* 3 draws"):
     step_time(Work(), CHIPS["a100"], Layout(3))
 

@@ -60,10 +60,8 @@ def test_markdown_reads_back():
   assert "\n[1] Ren et al." in text
   # How many images each figure is of; a mean is of none.
   assert ["images", *["1234"] * 10, "-"] in lines
-  assert [
-    "dtd: a photo of a {}.",
-    *("1234", "50.0", "40.0", "60.0", "75.0", "45.0", "3.1"),
-  ] in lines
+  figures = ["1234", "50.0", "40.0", "60.0", "75.0", "45.0", "3.1"]
+  assert ["dtd: a photo of a {}.", *figures] in lines
   # Images that nothing calls test images are not called so.
   assert any(line[0] == "sun397 (all): a photo of a {}." for line in lines)
 
@@ -81,9 +79,7 @@ def test_latex_has_a_cell_for_each_column_and_no_bare_special_letters():
   assert r"runs/a\_1/prompt.npz" in text
   assert not re.search(r"(?<!\\)[%_#]", text)
   assert r"POMP, paper$^{1}$" in text
-
-
-def test_one_prompt_alone_is_not_bold():
+  # One prompt alone is not bold.
   table = Table("t", "c", ("x",), (Row("a", (1.0,)), Row("b", (2.0,), 1)), ("note",))
   assert "**" not in markdown([table])
 
@@ -97,8 +93,7 @@ def test_what_was_published_is_of_these_suites():
         assert all(0 < value < 100 for value in method["figures"].values())
         assert len(method["source"]) > 20
 
-
-def test_a_mean_over_some_of_the_sets_has_no_published_one_beside_it():
+  # Beside a mean over some of the sets there is none.
   assert published("cross_dataset", "top1", {"p": {"dtd": 0.5, "mean of 2": 0.5}}) == {}
 
 
@@ -132,6 +127,7 @@ def test_the_harmonic_mean_over_sets_is_that_of_the_means():
 
 
 def test_no_harmonic_mean_of_means_over_different_sets():
+  """Nor where no set has both parts."""
   sets = [
     found("own", "a", "base", 0.8),
     found("own", "b", "base", 0.6),
@@ -141,9 +137,6 @@ def test_no_harmonic_mean_of_means_over_different_sets():
   kinds = accuracy_by_group(sets)["own"]
   assert kinds["novel"]["p"] == pytest.approx({"b": 0.2, "c": 0.4, "mean of 2": 0.3})
   assert kinds["harmonic"]["p"] == pytest.approx({"b": 2 * 0.6 * 0.2 / 0.8})
-
-
-def test_no_harmonic_mean_where_no_set_has_both_parts():
   sets = [found("own", "a", "base", 0.8), found("own", "b", "novel", 0.4)]
   assert set(accuracy_by_group(sets)["own"]) == {"base", "novel"}
   assert set(counts_by_group(sets, "images")["own"]) == {"base", "novel"}
