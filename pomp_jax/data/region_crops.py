@@ -18,7 +18,7 @@ from pomp_jax.data.class_splits import ClassSplit, read_class_split
 from pomp_jax.data.images import load_rgb, open_image
 from pomp_jax.data.pixels import PixelFolder, open_pixels
 from pomp_jax.data.source import DataFields, Files, SourceError, StoredImages
-from pomp_jax.files.array_cache import ArrayCache, fingerprint
+from pomp_jax.files.array_cache import ArrayCache, file_stamps, fingerprint
 from pomp_jax.files.terminal import waiting
 
 # CLIP's mean colour, in 8 bits.
@@ -64,7 +64,8 @@ def _labels(data: DataFields, classes: ClassSplit) -> StoredImages:
   values = "index" if classes.values is None else "listed"
   folder = open_pixels(data.root, data.annotations, classes, values)
   cache = ArrayCache(data.cache)
-  key = fingerprint(["region crops", str(classes), *folder.keys])
+  stamps = file_stamps(path for _, path in folder.files if path is not None)
+  key = fingerprint(["region crops", str(classes), *folder.keys, stamps])
   rows_nx2 = cache.find(key)
   if rows_nx2 is None:
     with waiting("reading all label images; data.cache keeps their classes"):
