@@ -1,7 +1,6 @@
 """CoOp's layout: its splits, its few-shot subsets image for image, its ImageNets."""
 
 import collections
-import io
 import json
 import os
 import pickle
@@ -17,6 +16,7 @@ from pomp_jax.data import coop
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.coop import COOP_SETS, open_coop
 from pomp_jax.data.source import SourceError
+from pomp_jax.data.synthetic import encode
 
 # The few-shot index of EuroSAT, 4 shots, seed 2, as cross_modal_adaptation (MIT) publishes it under
 # indices/eurosat: for each class the positions among its images in split_zhou_EuroSAT.json.
@@ -39,9 +39,7 @@ EUROSAT_4_SHOTS_SEED_2 = {
 
 
 def jpeg(level=0):
-  buffer = io.BytesIO()
-  Image.new("RGB", (16, 12), (level, level, level)).save(buffer, "JPEG")
-  return buffer.getvalue()
+  return encode(Image.new("RGB", (16, 12), (level, level, level)))
 
 
 JPEG = jpeg()
@@ -87,48 +85,50 @@ def test_splits_are_those_of_the_file(pets):
     )
 
 
-def test_few_shots_are_the_published_ones(tmp_path, monkeypatch):
-  monkeypatch.setattr(coop, "_check_files", lambda images, paths: None)
+def few_shots_of(root, sizes, shots, seed, shuffle=False):
+  """Few-shot subsets of classes of these sizes, and the split file; no image is written."""
   split = {
-    part: [[f"{c}/{i}.jpg", c, f"class {c}"] for c, size in enumerate(sizes) for i in range(size)]
-    for part, sizes in EUROSAT_SIZES.items()
+    part: [[f"{part}/{c}/{i}.jpg", c, f"class {c}"] for c, n in enumerate(row) for i in range(n)]
+    for part, row in sizes.items()
   }
-  write(tmp_path / "eurosat/split_zhou_EuroSAT.json", json.dumps(split | {"test": split["val"]}))
-  splits = open_coop(tmp_path, "eurosat", shots=4, seed=2)
-  for part, source in (("train", splits["train"]), ("val", splits["validation"])):
-    expected = EUROSAT_4_SHOTS_SEED_2[part]
-    assert source.keys.tolist() == [f"{c}/{i}.jpg" for c, row in enumerate(expected) for i in row]
-  assert len(splits["test"]) == 5400
+  if shuffle:
+    for items in split.values():
+      random.Random(seed).shuffle(items)
+  split["test"] = split["val"]
+  write(root / "eurosat/split_zhou_EuroSAT.json", json.dumps(split))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(coop, "_check_files", lambda images, paths: None)
+    splits = open_coop(root, "eurosat", shots=shots, seed=seed)
+  return {"train": splits["train"], "val": splits["validation"], "test": splits["test"]}, split
+
+
+def test_few_shots_are_the_published_ones(tmp_path):
+  found, _ = few_shots_of(tmp_path, EUROSAT_SIZES, 4, 2)
+  for part, expected in EUROSAT_4_SHOTS_SEED_2.items():
+    keys = [f"{part}/{c}/{i}.jpg" for c, row in enumerate(expected) for i in row]
+    assert found[part].keys.tolist() == keys
+  assert len(found["test"]) == 5400
 
 
 def coop_draw(items, shots, stream):
   """Dassl's generate_fewshot_dataset without repeats, on (path, label) pairs."""
   of_class = collections.defaultdict(list)
-  for item in items:
-    of_class[item[1]].append(item)
+  for path, label, _ in items:
+    of_class[label].append(path)
   drawn = []
   for members in of_class.values():
     drawn += stream.sample(members, shots) if len(members) >= shots else members
-  return [path for path, _ in drawn]
+  return drawn
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_class_of_few_images_gives_all_and_moves_no_other_draw(tmp_path, monkeypatch, seed):
-  monkeypatch.setattr(coop, "_check_files", lambda images, paths: None)
+def test_a_class_of_few_images_gives_all_and_moves_no_other_draw(tmp_path, seed):
   sizes = {"train": (30, 3, 4, 1, 25), "val": (9, 2, 8, 1, 9)}
-  split = {
-    part: [[f"{part}/{c}/{i}.jpg", c, f"class {c}"] for c, n in enumerate(row) for i in range(n)]
-    for part, row in sizes.items()
-  }
-  for items in split.values():
-    random.Random(seed).shuffle(items)
-  write(tmp_path / "eurosat/split_zhou_EuroSAT.json", json.dumps(split | {"test": split["val"]}))
-  splits = open_coop(tmp_path, "eurosat", shots=4, seed=seed)
+  found, split = few_shots_of(tmp_path, sizes, 4, seed, shuffle=True)
   stream = random.Random(seed)
-  for part, name in (("train", "train"), ("val", "validation")):
-    items = [(path, label) for path, label, _ in split[part]]
-    assert splits[name].keys.tolist() == coop_draw(items, 4, stream)
-  assert np.bincount(splits["train"].labels).tolist() == [4, 3, 4, 1, 4]
+  for part in sizes:
+    assert found[part].keys.tolist() == coop_draw(split[part], 4, stream)
+  assert np.bincount(found["train"].labels).tolist() == [4, 3, 4, 1, 4]
 
 
 class Datum:
@@ -180,25 +180,16 @@ class Evil:
     return self.call, self.arguments
 
 
-@pytest.mark.parametrize("protocol", range(6))
-def test_a_pickle_that_would_run_something_is_refused(pets, tmp_path, protocol):
-  target = tmp_path / "made"
-  write(
-    pets / "split_fewshot/shot_1-seed_1.pkl",
-    pickle.dumps({"train": [Evil(os.mkdir, str(target))]}, protocol=protocol),
-  )
-  with pytest.raises(SourceError, match=r"shot_1-seed_1\.pkl"):
-    open_coop(pets.parent, "oxford_pets", shots=1)
-  assert not target.exists()
-
-
-def test_damaged_pickles_are_refused(pets, dassl):
+def test_damaged_pickles_and_those_that_would_run_something_are_refused(pets, tmp_path, dassl):
   whole = pickle.dumps({"train": [Datum("a.jpg", 3, "c")] * 2}, protocol=4)
   others = [[set()], {1: 2}, {"train": [Evil(Datum, "a", 1, "b")]}, {"train": [{1: 2}]}, b"bytes"]
-  for content in [whole[:end] for end in range(len(whole))] + [*map(pickle.dumps, others)]:
+  evil = {"train": [Evil(os.mkdir, str(tmp_path / "made"))]}
+  contents = [whole[:end] for end in range(len(whole))] + [*map(pickle.dumps, others)]
+  for content in contents + [pickle.dumps(evil, protocol) for protocol in range(6)]:
     write(pets / "split_fewshot/shot_1-seed_1.pkl", content)
     with pytest.raises(SourceError, match=r"shot_1-seed_1\.pkl"):
       open_coop(pets.parent, "oxford_pets", shots=1)
+  assert not (tmp_path / "made").exists()
 
 
 def test_aircraft(tmp_path):
@@ -230,76 +221,68 @@ def test_aircraft(tmp_path):
   ],
 )
 def test_imagenets(tmp_path, name, below):
-  classes = load_class_list(name)
-  folders = range(1000) if name == "imagenet_v2" else classes.synsets
+  classes, root = load_class_list(name), tmp_path / below
+  folders = [str(c) for c in range(1000)] if name == "imagenet_v2" else list(classes.synsets)
   for folder in folders:
-    write(tmp_path / below / str(folder) / "x.JPEG")
-  write(tmp_path / below / "README.txt", "no class")
-  expected = {"test"}
+    write(root / folder / "x.JPEG")
+  write(root / "README.txt", "no class")
   if name == "imagenet1k":
     for synset in classes.synsets:
       for i in range(3):
         write(tmp_path / "imagenet/images/train" / synset / f"{i}.JPEG")
-    expected.add("train")
-  set_folder = tmp_path / below.split("/")[0]
+  names_file = tmp_path / below.split("/")[0] / "classnames.txt"
   every = load_class_list("imagenet1k")
   lines = [f"{synset} {name} here" for synset, name in zip(every.synsets, every.names, strict=True)]
-  write(set_folder / "classnames.txt", "\n".join(lines))
+  write(names_file, "\n".join(lines))
   splits = open_coop(tmp_path, name, shots=2)
-  assert set(splits) == expected
-  test = splits["test"]
+  test = splits.pop("test")
   assert test.names == tuple(f"{name} here" for name in classes.names)
   assert test.labels.tolist() == list(range(len(classes)))
   assert test.encoded(7) == JPEG
-  assert [key.split("/")[-2] for key in test.keys] == [str(folder) for folder in folders]
-  if "train" in splits:
-    assert np.bincount(splits["train"].labels).tolist() == [2] * 1000
+  assert [key.split("/")[-2] for key in test.keys] == folders
+  assert set(splits) == ({"train"} if name == "imagenet1k" else set())
+  for train in splits.values():
+    assert np.bincount(train.labels).tolist() == [2] * 1000
   # Two classes of one name can't be told apart: our names for them.
   twice = [lines[0], lines[1].split()[0] + lines[0][9:], *lines[2:]]
-  write(set_folder / "classnames.txt", "\n".join(twice))
+  write(names_file, "\n".join(twice))
   names = open_coop(tmp_path, name)["test"].names
   assert len(set(names)) == len(names)
-  write(set_folder / "classnames.txt", "n01440764 tench")
+  write(names_file, "n01440764 tench")
   with pytest.raises(SourceError, match=r"classnames\.txt"):
     open_coop(tmp_path, name)
-  (tmp_path / below / "another").mkdir()
+  (root / "another").mkdir()
   with pytest.raises(SourceError, match="folder 'another'"):
     open_coop(tmp_path, name)
 
 
+ITEM = "oxford_pets/images/abyssinian_train0.jpg"
+
+
 @pytest.mark.parametrize(
-  ("change", "message"),
+  ("file", "content", "message"),
   [
-    ("{", "not JSON"),
-    ({"val": None}, "'val'"),
-    ({"val": [["a.jpg", "0", "x"]]}, "split_zhou_OxfordPets.json"),
-    ({"val": [["../../a.jpg", 0, "x"]]}, "split_zhou_OxfordPets.json"),
-    ({"val": [["/etc/passwd", 0, "x"]]}, "split_zhou_OxfordPets.json"),
-    ({"val": [["a.jpg", 0, "x"]]}, "label 0 is both 'abyssinian' and 'x'"),
-    ({"val": [["a.jpg", 9, "x"]]}, r"labels are not 0\.\.3; the largest is 9"),
-    ({"val": [["a.jpg", 0, "abyssinian"]]}, r"images/a.jpg: no such image \(1"),
+    ("split_zhou_OxfordPets", "{", "not JSON"),
+    ("split_zhou_OxfordPets", {"val": None}, "'val'"),
+    ("split_zhou_OxfordPets", {"val": [["a.jpg", "0", "x"]]}, "split_zhou_OxfordPets.json"),
+    ("split_zhou_OxfordPets", {"val": [["../../a.jpg", 0, "x"]]}, "split_zhou_OxfordPets.json"),
+    ("split_zhou_OxfordPets", {"val": [["/etc/passwd", 0, "x"]]}, "split_zhou_OxfordPets.json"),
+    ("split_zhou_OxfordPets", {"val": [["a.jpg", 0, "x"]]}, "label 0 is both 'abyssinian' and 'x'"),
+    ("split_zhou_OxfordPets", {"val": [["a.jpg", 9, "x"]]}, r"not 0\.\.3; the largest is 9"),
+    ("split_zhou_OxfordPets", {"val": [["a.jpg", 0, "abyssinian"]]}, r"a.jpg: no such image \(1"),
+    ("split_fewshot/shot_1-seed_1", {"train": [["pets/a.jpg", 0, "x"]]}, "'pets/a.jpg' with"),
+    ("split_fewshot/shot_1-seed_1", {"train": [[ITEM, 9, "x"]]}, "label 9"),
+    ("split_fewshot/shot_1-seed_1", {"train": [[ITEM, 0, ""]]}, "no images of 'val'"),
+    ("split_fewshot/shot_1-seed_1", {"train": [1, 2]}, "'train'"),
+    ("split_fewshot/shot_1-seed_1", "[]", "no parts 'train' and 'val'"),
   ],
 )
-def test_split_files_that_are_not_as_they_have_to_be(pets, change, message):
-  text = change if isinstance(change, str) else json.dumps(split_of(pets) | change)
-  write(pets / "split_zhou_OxfordPets.json", text)
+def test_split_files_that_are_not_as_they_have_to_be(pets, file, content, message):
+  whole = split_of(pets) if "zhou" in file else {}
+  text = content if isinstance(content, str) else json.dumps(whole | content)
+  write(pets / f"{file}.json", text)
   with pytest.raises(SourceError, match=message):
-    open_coop(pets.parent, "oxford_pets")
-
-
-def test_few_shot_files_that_do_not_match_the_data(pets):
-  path = pets / "split_fewshot/shot_1-seed_1.json"
-  train = split_of(pets)["train"]
-  for fixed, message in (
-    ({"train": [["oxford_pets/images/none.jpg", 0, "x"]]}, "'oxford_pets/images/none.jpg' with"),
-    ({"train": [[f"oxford_pets/images/{train[0][0]}", 9, "x"]]}, "label 9"),
-    ({"train": [[f"oxford_pets/images/{train[0][0]}", train[0][1], ""]]}, "no images of 'val'"),
-    ({"train": [1, 2]}, "'train'"),
-    ([], "no parts 'train' and 'val'"),
-  ):
-    write(path, json.dumps(fixed))
-    with pytest.raises(SourceError, match=message):
-      open_coop(pets.parent, "oxford_pets", shots=1)
+    open_coop(pets.parent, "oxford_pets", shots=1)
 
 
 def test_missing_sets(tmp_path):

@@ -20,9 +20,8 @@ from pomp_jax.data.folder import open_folder
 from pomp_jax.data.images import ImageError, list_images, read_image
 from pomp_jax.data.prepare import open_input
 from pomp_jax.data.source import SourceError
+from pomp_jax.data.synthetic import encode
 from tests.support.fuzzing import allowed_errors, bombs, damaged, edited_json
-
-often = settings(max_examples=200)
 
 
 @pytest.fixture(scope="module")
@@ -41,27 +40,23 @@ def read_names(path, data):
     assert classes.synsets is None or len(classes.synsets) == len(classes)
 
 
-@often
+LISTS = [
+  ["cat", "red dog"],
+  {"cat": 0, "red_dog": {"any": "thing"}},
+  [{"name": "cat", "synset": "n02084071"}, {"name": "dog", "synset": "n02084072"}],
+]
+_edited = st.sampled_from(LISTS).flatmap(
+  lambda valid: edited_json(valid, "name", "synset", "cat", "n02084071")
+)
+
+
 @given(damaged([b"cat\nred_dog\nbow (weapon)\n", "é\r\nñandú\r\n".encode("utf-8-sig")]))
 @example("a\u2028b\x85c".encode())
 def test_damaged_names(folder, data):
   read_names(folder / "names.txt", data)
 
 
-LISTS = [
-  ["cat", "red dog"],
-  {"cat": 0, "red_dog": {"any": "thing"}},
-  [{"name": "cat", "synset": "n02084071"}, {"name": "dog", "synset": "n02084072"}],
-]
-
-
-@often
-@given(
-  st.sampled_from(LISTS).flatmap(
-    lambda valid: edited_json(valid, "name", "synset", "cat", "n02084071")
-  )
-  | damaged([json.dumps(valid).encode() for valid in LISTS])
-)
+@given(_edited | damaged([json.dumps(valid).encode() for valid in LISTS]))
 @example(b'[{"name": "a", "synset": ' + b"[" * 400 + b"]" * 400 + b"}]")
 def test_edited_class_lists(folder, data):
   read_names(folder / "names.json", data)
@@ -81,9 +76,7 @@ def eurosat(folder):
 
 
 def picture(kind):
-  file = io.BytesIO()
-  Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3)).save(file, kind)
-  return file.getvalue()
+  return encode(Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3)), kind)
 
 
 def read_coop(folder, shots=0):
@@ -96,7 +89,6 @@ def read_coop(folder, shots=0):
   assert not (folder / "exploded").exists()
 
 
-@often
 @given(data=st.data())
 def test_edited_splits(folder, eurosat, data):
   words = ("train", "a.jpg", "../../outside.jpg", "/etc/passwd", "x/../a.jpg", "river")
@@ -113,7 +105,6 @@ def test_edited_few_shot_files(folder, eurosat, suffix):
   items = {part: [["/data/eurosat/2750/a.jpg", 0, "river"]] for part in ("train", "val")}
   pickled = bombs(folder / "exploded")
 
-  @often
   @given(st.data())
   def check(data):
     edited = edited_json(items, "train", "data", "impath", "_impath", "label")
@@ -151,7 +142,6 @@ def tars(draw):
   return draw(st.just(file.getvalue()) | damaged([file.getvalue()]))
 
 
-@settings(max_examples=100)
 @given(data=tars())
 def test_a_folder_of_damaged_tars(tmp_path_factory, data):
   folder = tmp_path_factory.mktemp("tars")
@@ -168,7 +158,7 @@ def test_a_folder_of_damaged_tars(tmp_path_factory, data):
 _FILES = ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"]
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)  # six decoders
 @given(data=damaged([picture(kind) for kind in _FILES]))
 def test_damaged_images(folder, data):
   path = folder / "image.png"
@@ -194,7 +184,6 @@ _FILE_NAMES = st.sampled_from(
 _WHAT = st.sampled_from(["file", "file", "folder", "link out", "link to nothing", "pipe"])
 
 
-@settings(max_examples=100)
 @given(entries=st.dictionaries(_FILE_NAMES, _WHAT, max_size=5))
 def test_folders_of_anything(tmp_path_factory, entries):
   root = tmp_path_factory.mktemp("images")

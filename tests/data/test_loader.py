@@ -75,23 +75,16 @@ def records(indices, epochs, *, damaged):
   return rows, ~np.isin(indices, damaged)
 
 
-def test_fields_of_records_are_arrays_of_the_batch():
+@pytest.mark.parametrize("damaged", [(), (3, 8)])
+def test_fields_of_records_are_arrays_of_the_batch(damaged):
   """Also where unreadable images are replaced."""
-  for damaged in ((), (3, 8)):
-    loader = Loader(
-      Numbers(),
-      functools.partial(records, damaged=damaged),
-      batch_size=4,
-      seed=0,
-      max_corrupt=0.1,
-    )
-    batches = list(itertools.islice(loader, 5))
-    assert all(batch.keys() == {"place", "mask", "label"} for batch in batches)
-    expected = shown(5, damaged=damaged, max_corrupt=0.1)[:, :, :2]
-    np.testing.assert_array_equal([batch["place"] for batch in batches], expected)
-    for batch in batches:
-      same = np.broadcast_to(batch["place"][:, 0, None, None], (4, 3, 3))
-      np.testing.assert_array_equal(batch["mask"], same)
+  fetch = functools.partial(records, damaged=damaged)
+  loader = Loader(Numbers(), fetch, batch_size=4, seed=0, max_corrupt=0.1)
+  expected = shown(5, damaged=damaged, max_corrupt=0.1)[:, :, :2]
+  for places, batch in zip(expected, loader, strict=False):
+    assert batch.keys() == {"place", "mask", "label"}
+    np.testing.assert_array_equal(batch["place"], places)
+    np.testing.assert_array_equal(batch["mask"], places[:, :1, None].repeat(3, 1).repeat(3, 2))
 
 
 @pytest.mark.parametrize(("batch_size", "seed", "start"), [(4, 0, 0), (64, 7, 3)])
@@ -140,11 +133,11 @@ def test_sizes_must_divide_the_batch():
 
 
 def test_the_next_image_stands_in_for_one_that_cant_be_read():
-  whole, damaged = indices(10), (3, 4, 19)
   stand_in = {3: 5, 4: 5, 19: 0}
-  expected = [[stand_in.get(index, index) for index in row] for row in whole]
-  assert indices(10, damaged=damaged, max_corrupt=0.15) == expected
-  halves = [indices(10, damaged=damaged, max_corrupt=0.15, shard=(index, 2)) for index in range(2)]
+  options = {"damaged": (3, 4, 19), "max_corrupt": 0.15}
+  expected = [[stand_in.get(index, index) for index in row] for row in indices(10)]
+  assert indices(10, **options) == expected
+  halves = [indices(10, **options, shard=(index, 2)) for index in range(2)]
   assert [a + b for a, b in zip(*halves, strict=True)] == expected
 
 
@@ -153,31 +146,21 @@ def test_unreadable_images_are_counted_once_and_stop_when_there_are_too_many():
   loader = Loader(Numbers(), fetch, batch_size=4, seed=0, max_corrupt=0.15)
   list(itertools.islice(loader, 15))
   assert loader.unreadable == {3, 4, 19}
-  loader = Loader(Numbers(), fetch, batch_size=4, seed=0, max_corrupt=0.1)
-  with pytest.raises(
-    CorruptDataError, match=r"^3 of 20 images can't be read, 2 are allowed .*: image \d+$"
-  ):
-    list(itertools.islice(loader, 15))
-  known = Loader(
-    Numbers(), show, batch_size=4, seed=0, max_corrupt=0.1, unreadable=frozenset({1, 2, 3})
-  )
+  few = {"batch_size": 4, "seed": 0, "max_corrupt": 0.1}
+  with pytest.raises(CorruptDataError, match=r"^3 of 20 images .*, 2 are allowed .*: image \d+$"):
+    list(itertools.islice(Loader(Numbers(), fetch, **few), 15))
   with pytest.raises(CorruptDataError, match="3 of 20"):
-    next(known)
-
-
-def test_what_other_processes_could_not_read_counts_as_well():
-  loader = Loader(Numbers(), show, batch_size=4, seed=0, max_corrupt=0.1)
+    next(Loader(Numbers(), show, **few, unreadable=frozenset({1, 2, 3})))
+  with pytest.raises(CorruptDataError, match="100"):
+    every = functools.partial(show, damaged=range(20))
+    next(Loader(Numbers(), every, batch_size=4, seed=0, max_corrupt=1.0))
+  # What other processes could not read counts as well.
+  loader = Loader(Numbers(), show, **few)
   loader.note([1, 2])
   loader.note([2])
   assert loader.unreadable == {1, 2}
   with pytest.raises(CorruptDataError, match=r"^3 of 20 .*: image 5$"):
     loader.note([5])
-
-
-def test_nothing_readable_is_an_error():
-  fetch = functools.partial(show, damaged=range(20))
-  with pytest.raises(CorruptDataError, match="100"):
-    next(Loader(Numbers(), fetch, batch_size=4, seed=0, max_corrupt=1.0))
 
 
 @pytest.fixture(scope="module")
@@ -195,29 +178,6 @@ def stored_views(source, indices, epochs):
   return views(source, indices, epochs, Augmentation("recipe", n_views=2, seed=1), 32)
 
 
-def test_workers_that_have_yet_to_import_live_on_as_well():
-  """A worker takes seconds until it can say that it ignores the signals."""
-  told = set()
-
-  def tell():
-    end = time.monotonic() + 300
-    while len(told) < 2 and time.monotonic() < end:
-      for worker in multiprocessing.active_children():
-        if worker.pid not in told:
-          os.kill(worker.pid, signal.SIGTERM)
-          os.kill(worker.pid, signal.SIGINT)
-          told.add(worker.pid)
-
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-  telling = threading.Thread(target=tell)
-  telling.start()
-  found = indices(4, workers=2, threads=1)
-  telling.join(10)
-  assert len(told) == 2
-  assert found == indices(4)
-  assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
-
-
 def test_workers_end_side_by_side():
   """Each takes until its batch is read; here until all of them are asked."""
   asked, ended = threading.Barrier(3), []
@@ -232,23 +192,33 @@ def test_workers_end_side_by_side():
   assert ended == ["worker"] * 3 + ["all"]
 
 
+def interrupt(workers):
+  for worker in workers:
+    os.kill(worker.pid, signal.SIGTERM)
+    os.kill(worker.pid, signal.SIGINT)
+
+
 def test_worker_processes_decode_the_same_batches(stored):
-  """And continue when all processes of a run are asked to stop: the run has yet to save."""
+  """And continue when all processes of a run are asked to stop: the run has yet to save.
+
+  A worker takes seconds until it can say that it ignores the signals, so it is told at once and
+  when it reads.
+  """
+  told = set()
+
+  def tell():
+    end = time.monotonic() + 300
+    while len(told) < 2 and time.monotonic() < end:
+      new = [w for w in multiprocessing.active_children() if w.pid not in told]
+      interrupt(new)
+      told.update(worker.pid for worker in new)
 
   def read(**arguments):
-    loader = Loader(
-      stored,
-      functools.partial(stored_views, stored),
-      batch_size=8,
-      seed=0,
-      n_views=2,
-      max_corrupt=0.2,
-      **arguments,
-    )
+    fetch = functools.partial(stored_views, stored)
+    sizes = {"batch_size": 8, "seed": 0, "n_views": 2, "max_corrupt": 0.2}
+    loader = Loader(stored, fetch, **sizes, **arguments)
     batches = [next(loader)]
-    for worker in multiprocessing.active_children():
-      os.kill(worker.pid, signal.SIGTERM)
-      os.kill(worker.pid, signal.SIGINT)
+    interrupt(multiprocessing.active_children())
     # More than lie ready.
     batches += itertools.islice(loader, 19)
     loader.close()
@@ -256,7 +226,13 @@ def test_worker_processes_decode_the_same_batches(stored):
     return batches, loader.unreadable
 
   alone, unreadable = read()
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+  telling = threading.Thread(target=tell)
+  telling.start()
   workers, also = read(workers=2, threads=1)
+  telling.join(10)
+  assert len(told) == 2
+  assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
   assert unreadable == also == {3}
   for a, b in zip(alone, workers, strict=True):
     np.testing.assert_array_equal(a["image"], b["image"])

@@ -66,13 +66,8 @@ def test_owners_are_the_segments_of_the_ids(root):
   panoptic = read_panoptic(root / "panoptic.json")
   assert [image.id for image in panoptic.annotations.images] == [5, 2]
   owners = panoptic.owners(0, root / "masks")
-  for y, row in enumerate(IDS):
-    for x, number in enumerate(row):
-      r, g, b = PIXELS[y, x].tolist()
-      assert number == r + g * 256 + b * 256**2
-      owner = owners[y, x]
-      found = 0 if owner < 0 else panoptic.annotations.rows[0][owner]["id"]
-      assert found == number
+  ids = np.array([0, *(row["id"] for row in panoptic.annotations.rows[0])])
+  np.testing.assert_array_equal(ids[owners + 1], IDS)
   assert (panoptic.owners(1, root / "masks") == -1).all()
 
 
@@ -85,9 +80,7 @@ def test_training_sees_base_classes_without_crowds(root):
   views, readable = MaskViews(source, 4, 3)(np.array([0]), np.array([0]))
   assert readable.all()
   assert sorted(views[0, 0]["labels"].tolist()) == [-1, 0, 1]
-
-
-def test_the_categories_of_the_file_without_a_list(root):
+  # Without a list: the categories of the file.
   source = open_mask_set(TrainMasks(**fields_of(root, names="")), 0)
   assert tuple(source.names) == ("cat", "dog", "sky-other")
 
@@ -102,23 +95,28 @@ def test_a_whole_config(root):
 
 
 @pytest.mark.parametrize(
-  ("change", "match"),
+  ("row", "change", "match"),
   [
-    (lambda value: value.pop("annotations"), "annotations"),
-    (lambda value: value["annotations"][0].pop("segments_info"), r"annotations\[0\].segments_info"),
-    (lambda value: value["annotations"][1].update(image_id=2), r"annotations\[1\].image_id"),
-    (lambda value: value["annotations"][1].update(image_id=3), "image_id"),
-    (lambda value: value["annotations"][0].update(file_name="../b.png"), "file_name"),
-    (lambda value: value["annotations"][1]["segments_info"][0].update(id=7), "segments_info"),
-    (lambda value: value["annotations"][1]["segments_info"][0].update(id=0), "segments_info"),
-    (lambda value: value["annotations"][1]["segments_info"][0].update(id=2**24), "segments_info"),
-    (lambda value: value["annotations"][1]["segments_info"][0].update(category_id=1), "category"),
-    (lambda value: value["annotations"][0].update(file_name="a.png"), "a.png"),
+    (0, {"segments_info": None}, r"annotations\[0\].segments_info"),
+    (1, {"image_id": 2}, r"annotations\[1\].image_id"),
+    (1, {"image_id": 3}, "image_id"),
+    (0, {"file_name": "../b.png"}, "file_name"),
+    (0, {"file_name": "a.png"}, "a.png"),
+    (1, {"id": 7}, "segments_info"),
+    (1, {"id": 0}, "segments_info"),
+    (1, {"id": 2**24}, "segments_info"),
+    (1, {"category_id": 1}, "category"),
+    (None, None, "annotations"),
   ],
 )
-def test_a_bad_json_is_one_line(root, change, match):
+def test_a_bad_json_is_one_line(root, row, change, match):
   value = content()
-  change(value)
+  if row is None:
+    del value["annotations"]
+  else:
+    annotation = value["annotations"][row]
+    of_segment = change.keys() & {"id", "category_id"}
+    (annotation["segments_info"][0] if of_segment else annotation).update(change)
   (root / "panoptic.json").write_text(json.dumps(value))
   with pytest.raises(InputError, match=match) as error:
     open_mask_set(TrainMasks(**fields_of(root)), 0)

@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 import tarfile
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,7 @@ import tensorflow_datasets as tfds
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.prepare import DATASETS, PrepareError, Selection, archives, build, open_input
 from pomp_jax.data.source import SourceError
+from pomp_jax.data.synthetic import encode
 from pomp_jax.data.tfds import open_tfds, tfds_splits
 
 # The package exports the function of this name.
@@ -26,9 +28,7 @@ SYNSETS = load_class_list("imagenet21k").synsets[1000:1012]
 
 def jpeg(seed):
   noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
-  buffer = io.BytesIO()
-  Image.fromarray(noise).resize((48, 40)).save(buffer, "JPEG")
-  return buffer.getvalue()
+  return encode(Image.fromarray(noise).resize((48, 40)))
 
 
 # 12 synsets of 3 to 8 images; in every fourth synset one image is cut and one is no image.
@@ -109,82 +109,80 @@ def stored(data_dir, split="train", dataset="imagenet21k"):
   return rows
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_readable_image_is_stored_with_its_label(tmp_path, layout):
-  path = layout(tmp_path / "in")
-  report = build(open_input("imagenet21k", path), tmp_path / "out", Selection())
-  rows = stored(tmp_path / "out")
-  assert {key: image for key, (_, image) in rows.items()} == GOOD
-  assert all(key.startswith(f"{label}/") for key, (label, _) in rows.items())
-  assert {bad["image"] for bad in report["unreadable"]} == BAD
-  assert report["n_unreadable"] == len(BAD)
-  assert report["splits"]["train"]["images"] == len(GOOD)
-  assert report["splits"]["train"]["shards"] > 2
-  assert report == json.loads((tmp_path / "out/imagenet21k/1.0.0/report.json").read_text())
-  left = {file.name.split(".")[0] for file in (tmp_path / "out/imagenet21k/1.0.0").iterdir()}
-  assert left == {"imagenet21k-train", "dataset_info", "features", "label", "index-train", "report"}
-  assert [file.name for file in (tmp_path / "out").iterdir()] == ["imagenet21k"]
+def made(path, out, selection=None, workers=1, *, dataset="imagenet21k", **options):
+  """Builds records; returns the report."""
+  source = open_input(dataset, path, **options)
+  return build(source, out, selection or Selection(), workers)
 
 
 def test_our_own_reader_agrees_with_tfds(tmp_path):
-  build(open_input("imagenet21k", folders(tmp_path / "in")), tmp_path / "out", Selection())
-  assert tfds_splits("imagenet21k", tmp_path / "out") == {"train": "train"}
-  source = open_tfds("imagenet21k", "train", root=tmp_path / "out").sized(8)
+  """Also of records whose end was interrupted."""
+  path, out = folders(tmp_path / "in"), tmp_path / "out"
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(build_module, "write_index", mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+      made(path, out)
+  made(path, out)
+  assert tfds_splits("imagenet21k", out) == {"train": "train"}
+  source = open_tfds("imagenet21k", "train", root=out).sized(8)
   every = load_class_list("imagenet21k")
   assert source.names == every.names[1000:1012]
-  rows = stored(tmp_path / "out")
+  rows = stored(out)
+  assert {key: image for key, (_, image) in rows.items()} == GOOD
   for index in range(len(source)):
     label, image = rows[source.keys[index]]
     assert source.encoded(index) == image
     assert every.synsets[1000 + source.labels[index]] == label
   # Without the index file the labels come out of the records, in the same order.
-  (tmp_path / "out/imagenet21k/1.0.0/index-train.npz").unlink()
-  again = open_tfds("imagenet21k", "train", root=tmp_path / "out").sized(8)
+  (out / "imagenet21k/1.0.0/index-train.npz").unlink()
+  again = open_tfds("imagenet21k", "train", root=out).sized(8)
   np.testing.assert_array_equal(again.labels, source.labels)
   assert again.keys[3] == "imagenet21k/train/00000003"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_few_shots_and_held_out_images(tmp_path, layout, caplog):
-  settings = Selection(shots=2, seed=1, held_out=1)
-  path = layout(tmp_path / "in")
+  selection = Selection(shots=2, seed=1, held_out=1)
   workers = 2 if layout is tar_of_tars else 1
-  source = open_input("imagenet21k", path, images_per_class=3)
-  report = build(source, tmp_path / "out", settings, workers)
-  train, validation = (stored(tmp_path / "out", split) for split in ("train", "validation"))
+  path, out = layout(tmp_path / "in"), tmp_path / "out"
+  report = made(path, out, selection, workers, images_per_class=3)
+  train, validation = (stored(out, split) for split in ("train", "validation"))
   counts = {
-    synset: [sum(key.startswith(synset) for key in rows) for rows in (train, validation)]
+    synset: tuple(sum(key.startswith(synset) for key in rows) for rows in (train, validation))
     for synset in SYNSETS
   }
   # The first synset has 3 images, of which one is readable; it is left to train on.
-  assert counts.pop(SYNSETS[0]) == [1, 0]
+  assert counts.pop(SYNSETS[0]) == (1, 0)
   assert report["not_validated"] == [SYNSETS[0]]
   [warning] = [r.message for r in caplog.records if "one readable image" in r.message]
   assert warning.startswith("1 classes") and SYNSETS[0] in warning
-  assert set(map(tuple, counts.values())) == {(2, 1)}
+  assert set(counts.values()) == {(2, 1)}
   assert not set(train) & set(validation)
   assert not (set(train) | set(validation)) & BAD
   if layout is not folders:
-    build(open_input("imagenet21k", folders(tmp_path / "f")), tmp_path / "folders", settings)
+    made(folders(tmp_path / "f"), tmp_path / "folders", selection)
     assert stored(tmp_path / "folders") == train
 
 
 def test_one_image_of_each_class_is_left_to_train_on(tmp_path):
   """However many are held out; all others validate."""
-  for label, count in enumerate((1, 2, 3, 6)):
-    (tmp_path / "in" / SYNSETS[label]).mkdir(parents=True)
-    some = [image for key, image in GOOD.items() if key.startswith(SYNSETS[5])] * 6
+  some = [image for key, image in GOOD.items() if key.startswith(SYNSETS[5])]
+  for synset, count in zip(SYNSETS, (1, 2, 3, 6), strict=False):
+    (tmp_path / "in" / synset).mkdir(parents=True)
     for number in range(count):
-      (tmp_path / "in" / SYNSETS[label] / f"{number}.JPEG").write_bytes(some[number])
-  report = build(
-    open_input("imagenet21k", tmp_path / "in"), tmp_path / "out", Selection(held_out=3)
-  )
-  counts = [
-    collections.Counter(label for label, _ in stored(tmp_path / "out", split).values())
-    for split in ("train", "validation")
-  ]
-  assert [[of[synset] for synset in SYNSETS[:4]] for of in counts] == [[1, 1, 1, 3], [0, 1, 2, 3]]
+      (tmp_path / "in" / synset / f"{number}.JPEG").write_bytes(some[number])
+  report = made(tmp_path / "in", tmp_path / "out", Selection(held_out=3))
+  for split, expected in (("train", [1, 1, 1, 3]), ("validation", [0, 1, 2, 3])):
+    rows = stored(tmp_path / "out", split)
+    of = collections.Counter(label for label, _ in rows.values())
+    assert [of[synset] for synset in SYNSETS[:4]] == expected
   assert report["not_validated"] == [SYNSETS[0]]
+
+
+def listed(path, synsets):
+  """Writes a class list of some synsets."""
+  path.write_text(json.dumps([{"name": synset, "synset": synset} for synset in synsets]))
+  return str(path)
 
 
 @pytest.mark.parametrize("given", [SYNSETS, SYNSETS[3:9]])
@@ -192,9 +190,7 @@ def test_missing_classes_are_told_before_images_are_read(tmp_path, caplog, given
   for synset in given:
     (tmp_path / "in" / synset).mkdir(parents=True)
     (tmp_path / "in" / synset / "a.JPEG").write_bytes(b"never opened")
-  names = tmp_path / "some.json"
-  names.write_text(json.dumps([{"name": synset, "synset": synset} for synset in SYNSETS]))
-  open_input("imagenet21k", tmp_path / "in", names=str(names))
+  open_input("imagenet21k", tmp_path / "in", names=listed(tmp_path / "some.json", SYNSETS))
   absent = sorted(set(SYNSETS) - set(given))
   assert len(caplog.records) == bool(absent)
   for record in caplog.records:
@@ -203,34 +199,28 @@ def test_missing_classes_are_told_before_images_are_read(tmp_path, caplog, given
 
 
 def test_splits_of_folders_and_classes_of_a_list(tmp_path):
+  """An input with splits of its own keeps them whole, whatever is to be held out."""
   for split in ("imagenet21k_train", "imagenet21k_val"):
     folders(tmp_path / "in" / split)
-  names = tmp_path / "some.json"
-  every = load_class_list("imagenet21k")
-  names.write_text(
-    json.dumps([{"name": every.names[i], "synset": every.synsets[i]} for i in range(1005, 1020)])
-  )
-  build(open_input("imagenet21k", tmp_path / "in", names=str(names)), tmp_path / "out", Selection())
+  names = listed(tmp_path / "some.json", load_class_list("imagenet21k").synsets[1005:1020])
+  made(tmp_path / "in", tmp_path / "out", names=names)
   for split in ("train", "validation"):
     rows = stored(tmp_path / "out", split)
     assert {label for label, _ in rows.values()} == set(SYNSETS[5:])
     assert set(rows) == {key for key in GOOD if key.split("/")[0] in SYNSETS[5:]}
-
-
-def test_an_input_with_splits_of_its_own_keeps_them_whole(tmp_path):
-  for split in ("imagenet21k_train", "imagenet21k_val"):
-    folders(tmp_path / "in" / split)
-  settings = Selection(shots=1, seed=1, held_out=1)
-  build(open_input("imagenet21k", tmp_path / "in", images_per_class=2), tmp_path / "out", settings)
-  counts = collections.Counter(label for label, _ in stored(tmp_path / "out").values())
+  few = Selection(shots=1, seed=1, held_out=1)
+  made(tmp_path / "in", tmp_path / "few", few, images_per_class=2)
+  counts = collections.Counter(label for label, _ in stored(tmp_path / "few").values())
   assert set(counts.values()) == {1}
-  assert set(stored(tmp_path / "out", "validation")) == set(GOOD)
+  assert set(stored(tmp_path / "few", "validation")) == set(GOOD)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_interrupted_build_goes_on(tmp_path, layout, monkeypatch):
+def test_every_readable_image_is_stored_with_its_label_after_an_interruption(
+  tmp_path, layout, monkeypatch
+):
   path, out = layout(tmp_path / "in"), tmp_path / "out"
-  store, calls = build_module._store, []
+  store, shard, calls, opened = build_module._store, build_module.Shard, [], []
 
   def interrupted(task, **settings):
     calls.append(task.index)
@@ -238,53 +228,40 @@ def test_an_interrupted_build_goes_on(tmp_path, layout, monkeypatch):
       raise KeyboardInterrupt
     return store(task, **settings)
 
-  monkeypatch.setattr(build_module, "_store", interrupted)
-  with pytest.raises(KeyboardInterrupt):
-    build(open_input("imagenet21k", path), out, Selection())
-  assert not (out / "imagenet21k").exists()
-  with pytest.raises(SourceError, match="not prepared|unknown to TFDS"):
-    tfds_splits("imagenet21k", out)
-  done = {
-    file: file.stat().st_mtime_ns for file in (out / "imagenet21k.incomplete").rglob("*-0000*")
-  }
-  assert len(done) == 4  # two shards and what they say
-  with pytest.raises(PrepareError, match=r"incomplete: .*'shots': 0.*'shots': 1"):
-    build(open_input("imagenet21k", path), out, Selection(shots=1))
-  monkeypatch.setattr(build_module, "_store", store)
-  monkeypatch.setattr(build_module, "Shard", counting(build_module.Shard, opened := []))
-  report = build(open_input("imagenet21k", path), out, Selection())
-  assert len(opened) == report["splits"]["train"]["shards"] - 2
-  assert {key: image for key, (_, image) in stored(out).items()} == GOOD
-  assert {bad["image"] for bad in report["unreadable"]} == BAD
-  # Once more: nothing to do. With other settings: refused.
-  assert build(open_input("imagenet21k", path), out, Selection()) == report
-  assert len(opened) == report["splits"]["train"]["shards"] - 2
-  with pytest.raises(PrepareError, match=r"1\.0\.0: "):
-    build(open_input("imagenet21k", path), out, Selection(shots=1))
-
-
-def counting(shard, opened):
-  def make(path):
+  def counted(path):
     opened.append(path)
     return shard(path)
 
-  return make
-
-
-def test_an_end_that_was_interrupted_is_done_again(tmp_path, monkeypatch):
-  path, out = folders(tmp_path / "in"), tmp_path / "out"
-  write, replace = build_module.write_index, build_module.os.replace
-
-  def stop(*arguments):
-    raise KeyboardInterrupt
-
-  monkeypatch.setattr(build_module, "write_index", stop)
+  monkeypatch.setattr(build_module, "_store", interrupted)
   with pytest.raises(KeyboardInterrupt):
-    build(open_input("imagenet21k", path), out, Selection())
-  monkeypatch.setattr(build_module, "write_index", write)
-  assert build_module.os.replace is replace
-  build(open_input("imagenet21k", path), out, Selection())
-  assert {key: image for key, (_, image) in stored(out).items()} == GOOD
+    made(path, out)
+  assert not (out / "imagenet21k").exists()
+  with pytest.raises(SourceError, match="not prepared|unknown to TFDS"):
+    tfds_splits("imagenet21k", out)
+  # Two shards and what they say.
+  assert len([*(out / "imagenet21k.incomplete").rglob("*-0000*")]) == 4
+  with pytest.raises(PrepareError, match=r"incomplete: .*'shots': 0.*'shots': 1"):
+    made(path, out, Selection(shots=1))
+  monkeypatch.setattr(build_module, "_store", store)
+  monkeypatch.setattr(build_module, "Shard", counted)
+  report = made(path, out)
+  rows, folder = stored(out), out / "imagenet21k/1.0.0"
+  assert {key: image for key, (_, image) in rows.items()} == GOOD
+  assert all(key.startswith(f"{label}/") for key, (label, _) in rows.items())
+  assert {bad["image"] for bad in report["unreadable"]} == BAD
+  assert report["n_unreadable"] == len(BAD)
+  train = report["splits"]["train"]
+  assert train["images"] == len(GOOD) and train["shards"] > 2
+  assert report == json.loads((folder / "report.json").read_text())
+  left = {file.name.split(".")[0] for file in folder.iterdir()}
+  assert left == {"imagenet21k-train", "dataset_info", "features", "label", "index-train", "report"}
+  assert [file.name for file in out.iterdir()] == ["imagenet21k"]
+  # Once more: nothing to do. With other settings: refused.
+  assert made(path, out) == report
+  assert len(opened) == train["shards"] - 2
+  for other in (Selection(shots=1), Selection(seed=1), Selection(held_out=1)):
+    with pytest.raises(PrepareError, match=r"1\.0\.0: "):
+      made(path, out, other)
 
 
 def test_tensorflow_is_not_imported(tmp_path):
@@ -322,7 +299,7 @@ def aircraft(root):
 
 def test_aircraft(tmp_path):
   path = aircraft(tmp_path / "fgvc-aircraft-2013b/data").parent
-  build(open_input("fgvc_aircraft", path), tmp_path / "out", Selection())
+  made(path, tmp_path / "out", dataset="fgvc_aircraft")
   names = load_class_list("fgvc_aircraft").names
   for offset, split in enumerate(("train", "validation", "test")):
     source = open_tfds("fgvc_aircraft", split, root=tmp_path / "out")
@@ -339,24 +316,23 @@ def test_aircraft(tmp_path):
   ],
 )
 def test_coop_splits(tmp_path, name, folder, file):
-  classes = load_class_list(name).names
+  classes, root = load_class_list(name).names, tmp_path / "in"
   split = {
     part: [[f"{part}/{label}.jpg", label, text] for label, text in enumerate(classes)]
     for part in ("train", "val", "test")
   }
-  for part in split:
-    (tmp_path / folder / part).mkdir(parents=True)
-    for path, label, _ in split[part]:
-      (tmp_path / folder / path).write_bytes(jpeg(label % 7))
-  (tmp_path / folder.split("/")[0] / file).write_text(json.dumps(split))
+  for part, items in split.items():
+    (root / folder / part).mkdir(parents=True)
+    for path, label, _ in items:
+      (root / folder / path).write_bytes(jpeg(label % 10))
+  (root / name / file).write_text(json.dumps(split))
   assert f"coop_{name}" in DATASETS
-  build(open_input(f"coop_{name}", tmp_path), tmp_path / "out", Selection())
+  made(root, tmp_path / "out", dataset=f"coop_{name}")
   for part, ours in (("train", "train"), ("val", "validation"), ("test", "test")):
     source = open_tfds(f"coop_{name}", ours, root=tmp_path / "out")
     assert source.names == classes
-    assert dict(zip(source.keys.tolist(), source.labels.tolist(), strict=True)) == {
-      path: label for path, label, _ in split[part]
-    }
+    found = zip(source.keys.tolist(), source.labels.tolist(), strict=True)
+    assert dict(found) == {path: label for path, label, _ in split[part]}
 
 
 def cut(root):
@@ -366,47 +342,42 @@ def cut(root):
 
 
 def broken_tar(root):
-  folder_of_tars(root)
-  (root / f"{SYNSETS[3]}.tar").write_bytes(b"no tar" * 200)
+  (folder_of_tars(root) / f"{SYNSETS[3]}.tar").write_bytes(b"no tar" * 200)
   return root
 
 
-def empty(root):
-  root.mkdir()
-  return root
+def no_tar(root):
+  root.with_suffix(".tar").write_bytes(b"no tar" * 200)
+  return root.with_suffix(".tar")
 
 
-def other(root):
-  (root / "cats").mkdir(parents=True)
-  return root
+def one_file(name):
+  """A folder with one file, which is no image."""
+
+  def make(root):
+    (root / name).parent.mkdir(parents=True)
+    (root / name).write_bytes(b"nothing")
+    return root
+
+  return make
 
 
 @pytest.mark.parametrize(
-  ("make", "message"),
+  ("make", "message", "options"),
   [
-    (cut, "fall11_whole.tar: "),
-    (functools.partial(tar_of_tars, mode="w:gz"), "extracted"),
-    (broken_tar, SYNSETS[3]),
-    (empty, "in: no tar file"),
-    (other, "in: no folder"),
-    (lambda root: root, "in: can't be read"),
+    (cut, "fall11_whole.tar: ", {}),
+    (functools.partial(tar_of_tars, mode="w:gz"), "extracted", {}),
+    (broken_tar, SYNSETS[3], {}),
+    (one_file("a.txt"), "in: no tar file", {}),
+    (one_file("cats/a.txt"), "in: no folder", {}),
+    (one_file(f"{SYNSETS[0]}/a.JPEG"), "incomplete: .* 1 ", {}),
+    (lambda root: root, "in: can't be read", {}),
+    (folders, "prepare.names: got 'food101'", {"names": "food101"}),
+    (lambda root: root, "in: ", {"dataset": "fgvc_aircraft"}),
+    (no_tar, "in.tar: ", {"dataset": "fgvc_aircraft"}),
   ],
 )
-def test_inputs_that_can_not_be_read(tmp_path, make, message):
-  with pytest.raises(SourceError, match=message):
-    build(open_input("imagenet21k", make(tmp_path / "in")), tmp_path / "out", Selection())
+def test_inputs_that_can_not_be_read(tmp_path, make, message, options):
+  with pytest.raises((SourceError, PrepareError), match=message):
+    made(make(tmp_path / "in"), tmp_path / "out", **options)
   assert not (tmp_path / "out/imagenet21k").exists()
-
-
-def test_other_refusals(tmp_path):
-  with pytest.raises(SourceError, match="prepare.names: got 'food101'"):
-    open_input("imagenet21k", folders(tmp_path / "in"), names="food101")
-  with pytest.raises(SourceError, match="none: "):
-    open_input("fgvc_aircraft", tmp_path / "none")
-  (tmp_path / "a.tar").write_bytes(b"no tar" * 200)
-  with pytest.raises(SourceError, match="a.tar: "):
-    build(open_input("fgvc_aircraft", tmp_path / "a.tar"), tmp_path / "out", Selection())
-  (tmp_path / "bad" / SYNSETS[0]).mkdir(parents=True)
-  (tmp_path / "bad" / SYNSETS[0] / "a.JPEG").write_bytes(b"nothing")
-  with pytest.raises(PrepareError, match="incomplete: .* 1 "):
-    build(open_input("imagenet21k", tmp_path / "bad"), tmp_path / "out2", Selection())

@@ -24,17 +24,22 @@ def test_the_recipe_has_a_worker_for_each_core(n_cores, expected):
   assert choose(n_cores, **RECIPE) == expected
 
 
-def test_what_is_given_stays_and_the_rest_follows_from_it():
-  assert choose(64, threads=3, workers=5, **RECIPE) == (3, 5)
-  assert choose(64, threads=4, **RECIPE) == (4, 16)
-  assert choose(64, workers=0, **RECIPE) == (4, 0)
-  assert choose(64, workers=32, **RECIPE) == (2, 32)
-
-
-def test_little_work_gets_no_workers():
-  assert choose(64) == (4, 0)
-  assert choose(64, **RECIPE | {"n_batches": 7}) == (4, 0)
-  assert choose(64, **RECIPE | {"n_batches": 8}) == (4, 2)
+@pytest.mark.parametrize(
+  ("changes", "expected"),
+  [
+    # What is given stays, and the rest follows from it.
+    (RECIPE | {"threads": 3, "workers": 5}, (3, 5)),
+    (RECIPE | {"threads": 4}, (4, 16)),
+    (RECIPE | {"workers": 0}, (4, 0)),
+    (RECIPE | {"workers": 32}, (2, 32)),
+    # Little work gets no workers.
+    ({}, (4, 0)),
+    (RECIPE | {"n_batches": 7}, (4, 0)),
+    (RECIPE | {"n_batches": 8}, (4, 2)),
+  ],
+)
+def test_readers_of_64_cores(changes, expected):
+  assert choose(64, **changes) == expected
 
 
 @pytest.mark.parametrize(("mebibytes", "expected"), [(64, (4, 0)), (8 * 1024, (4, 11))])
@@ -55,7 +60,5 @@ def test_cores_and_memory_of_this_machine(monkeypatch):
   assert module._free_shared_memory() == 0
   monkeypatch.setattr(hosts, "own_cores", lambda: 3)
   assert choose_readers(0, -1) == Readers(3, 0)
-
-
-def test_the_batches_read_at_once():
+  # The batches read at once.
   assert [Readers(4, 0).n_at_once, Readers(2, 8).n_at_once] == [4, 16]

@@ -90,20 +90,26 @@ def test_each_class_of_a_label_image_is_an_image(labelled):
 
 
 def test_classes_of_label_images_are_remembered(labelled, monkeypatch):
+  """Until a label image changes."""
   data = of_labels(labelled, cache=str(labelled / "cache"))
   first = region_crops.open_split(data, "train")
-  monkeypatch.setattr(region_crops.PixelFolder, "labels", None)
-  again = region_crops.open_split(data, "train")
+  with monkeypatch.context() as patch:
+    patch.setattr(region_crops.PixelFolder, "labels", None)
+    again = region_crops.open_split(data, "train")
   assert again.keys.tolist() == first.keys.tolist()
   np.testing.assert_array_equal(again.labels, first.labels)
+  Image.new("L", (40, 24), 9).save(labelled / "labels" / "2.png")
+  keys = [key for key in first.keys.tolist() if not key.startswith("2:")]
+  changed = region_crops.open_split(data, "train").keys.tolist()
+  assert sorted(changed) == sorted([*keys, "2:2"])
 
 
-def write_objects(root, **changes):
+def write_objects(root):
   value = random_annotations(0)
   for row in value["annotations"][:2]:
     del row["segmentation"]
     row["iscrowd"] = 0
-  (root / "objects.json").write_text(json.dumps(value | changes))
+  (root / "objects.json").write_text(json.dumps(value))
   rng = np.random.default_rng(0)
   for image in value["images"]:
     pixels = rng.integers(0, 256, (image["height"], image["width"], 3), np.uint8)
@@ -140,27 +146,20 @@ def test_each_object_of_a_json_is_an_image(tmp_path):
   assert next(crops, None) is None
 
 
+def config_of(data):
+  """A short training of a prompt on a source of regions."""
+  names = ("source", "root", "annotations", "names", "validation_share")
+  return small_config(**{"data.n_classes": 0, "batch_size": 8}).replace(
+    {f"data.{name}": getattr(data, name) for name in names}
+  )
+
+
 def test_a_prompt_from_a_file_is_tuned_on_crops(labelled, tmp_path):
   start = np.random.default_rng(1).normal(0, 0.02, (2, 64)).astype(np.float32)
   save_prompt(tmp_path / "start.npz", Prompt(start, "world", "end"))
-  data = of_labels(labelled, validation_share=0.3)
-  config = small_config(
-    **{
-      "data.n_classes": 0,
-      "data.augment": "crop_flip",
-      "negatives": "all",
-      "prompt.m": 2,
-      "prompt.init": str(tmp_path / "start.npz"),
-      "batch_size": 8,
-      "steps": 4,
-      "optim.lr": 0.02,
-    }
-  ).replace(
-    {
-      f"data.{name}": getattr(data, name)
-      for name in ("source", "root", "annotations", "names", "validation_share")
-    }
-  )
+  changes = {"data.augment": "crop_flip", "negatives": "all", "prompt.m": 2, "steps": 4}
+  changes |= {"prompt.init": str(tmp_path / "start.npz"), "optim.lr": 0.02}
+  config = config_of(of_labels(labelled, validation_share=0.3)).replace(changes)
   validate(config)
   pretrain.check(config, str(tmp_path / "run"))
   results = pretrain.run(config, str(tmp_path / "run"))
@@ -170,33 +169,38 @@ def test_a_prompt_from_a_file_is_tuned_on_crops(labelled, tmp_path):
   assert tuned.shape == (2, 64) and 0 < moved < 0.5
 
 
+def write_small_label(root):
+  Image.new("L", (5, 5)).save(root / "labels" / "2.png")
+
+
+def write_novel_names(root):
+  (root / "names.txt").write_text(NAMES.replace("base", "novel").replace("-", "novel"))
+
+
+def write_objects_without_an_image(root):
+  write_objects(root)
+  (root / "3.png").unlink()
+
+
 @pytest.mark.parametrize(
-  "kind", ["no names", "no annotations", "size", "only novel", "missing image", "unknown list"]
+  ("fields_of", "changes", "spoil", "error"),
+  [
+    (of_labels, {"names": ""}, None, InputError),
+    (of_labels, {"annotations": "nowhere"}, None, ConfigError),
+    (of_labels, {"names": "coco_stufff"}, None, ConfigError),
+    (of_labels, {}, write_small_label, InputError),
+    (of_labels, {}, write_novel_names, SourceError),
+    (of_objects, {}, write_objects_without_an_image, InputError),
+  ],
 )
-def test_bad_input_is_one_line(labelled, tmp_path, kind):
-  data = of_labels(labelled)
-  if kind == "no names":
-    data = of_labels(labelled, names="")
-  elif kind == "no annotations":
-    data = of_labels(labelled, annotations="nowhere")
-  elif kind == "size":
-    Image.fromarray(np.zeros((5, 5), np.uint8)).save(labelled / "labels" / "2.png")
-  elif kind == "only novel":
-    (labelled / "names.txt").write_text(NAMES.replace("base", "novel").replace("-", "novel"))
-  elif kind == "missing image":
-    write_objects(tmp_path)
-    (tmp_path / "3.png").unlink()
-    data = of_objects(tmp_path)
-  elif kind == "unknown list":
-    data = of_labels(labelled, names="coco_stufff")
-  with pytest.raises(InputError) as caught:
-    validate(small_config(**{"data.n_classes": 0}).replace({
-      f"data.{name}": getattr(data, name) for name in ("source", "root", "annotations", "names")
-    }))  # fmt: skip
+def test_bad_input_is_one_line(labelled, fields_of, changes, spoil, error):
+  if spoil:
+    spoil(labelled)
+  data = fields_of(labelled, **changes)
+  with pytest.raises(error) as caught:
+    validate(config_of(data))
     inputs.open_source(data, "train")
   assert "\n" not in str(caught.value)
-  named = {"no annotations": ConfigError, "unknown list": ConfigError, "only novel": SourceError}
-  assert isinstance(caught.value, named.get(kind, InputError))
 
 
 def test_an_unreadable_image_names_its_region(tmp_path):

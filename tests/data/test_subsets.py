@@ -2,7 +2,7 @@
 
 import collections
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
 import pytest
@@ -16,7 +16,6 @@ def keys_of(labels):
   return [f"{label}/{index}.jpg" for index, label in enumerate(labels)]
 
 
-@settings(max_examples=50, deadline=None)
 @given(LABELS, st.sampled_from((1, 2, 4, 8, 16)), st.integers(0, 3))
 def test_so_many_of_each_class_and_all_of_a_small_one(labels, shots, seed):
   chosen = few_shot(np.array(labels, int), keys_of(labels), shots, seed)
@@ -25,7 +24,6 @@ def test_so_many_of_each_class_and_all_of_a_small_one(labels, shots, seed):
   assert chosen.tolist() == sorted(set(chosen.tolist()))
 
 
-@settings(max_examples=50, deadline=None)
 @given(
   LABELS.flatmap(lambda labels: st.tuples(st.just(labels), st.permutations(range(len(labels)))))
 )
@@ -47,7 +45,6 @@ def test_fewer_shots_lie_within_more_and_seeds_differ():
   assert set(few_shot(labels, keys, 16, seed=1).tolist()) != subsets[-1]
 
 
-@settings(max_examples=50, deadline=None)
 @given(LABELS, st.sampled_from((0.0, 0.1, 0.5)), st.sampled_from((0.0, 0.2, 0.4)))
 def test_what_is_held_out_is_a_share_of_each_class(labels, first, second):
   rest, parts = held_out(np.array(labels, int), keys_of(labels), (first, second))
@@ -79,7 +76,6 @@ def test_every_image_is_as_likely():
   assert ((counts - 20) ** 2 / (20 * 0.9)).sum() < 150
 
 
-@settings(max_examples=50, deadline=None)
 @given(LABELS, st.integers(0, 70))
 def test_a_sample_is_even(labels, count):
   chosen = even_sample(np.array(labels, int), keys_of(labels), count)

@@ -28,34 +28,24 @@ NOUNS = {
   "cock1": noun("cock/rooster", "bird"),
   "cock2": noun("cock", "bird"),
   "wren": noun("wren/jenny wren", "bird"),
+  "bank1": noun("bank/shore", "thing"),
+  "bank2": noun("bank/shore", "device"),
+  "bank3": noun("bank", "bird"),
 }
 
 
-def test_names_of_alike_classes():
-  ids = ["crane1", "wren", "crane2", "perch1", "perch2", "cock1", "cock2", "bird"]
-  assert distinct_names(ids, NOUNS) == [
-    "crane, wading bird",
-    "wren",
-    "Crane, device",
-    "perch, rod for birds",
-    "perch, Perca",
-    "cock, rooster",
-    "cock",
-    "bird",
-  ]
-
-
-def test_more_words_are_taken_while_names_are_shared():
-  nouns = NOUNS | {
-    "bank1": noun("bank/shore", "thing"),
-    "bank2": noun("bank/shore", "device"),
-    "bank3": noun("bank", "bird"),
-  }
-  assert distinct_names(["bank1", "bank2", "bank3"], nouns) == [
-    "bank, shore",
-    "bank, shore, device",
-    "bank, bird",
-  ]
+@pytest.mark.parametrize(
+  ("ids", "names"),
+  [
+    ("crane1 wren crane2", ["crane, wading bird", "wren", "Crane, device"]),
+    ("perch1 perch2", ["perch, rod for birds", "perch, Perca"]),
+    ("cock1 cock2 bird", ["cock, rooster", "cock", "bird"]),
+    # More words are taken while names are shared.
+    ("bank1 bank2 bank3", ["bank, shore", "bank, shore, device", "bank, bird"]),
+  ],
+)
+def test_names_of_alike_classes(ids, names):
+  assert distinct_names(ids.split(), NOUNS) == names
 
 
 def test_nothing_tells_them_apart():
@@ -75,19 +65,11 @@ def test_reading_wordnet(tmp_path):
     "09044862 15 n 02 United_States 0 U.S. 0 001 @i 08168978 n 0000"
     " | (geography) the North American republic containing fully 50 states of all sizes \n"
   )
+  dog = ("dog", "domestic dog", "Canis familiaris"), ("n02083346", "n01317541"), ("n02083863",)
+  states = ("United States", "U.S."), ("n08168978",), ()
   assert write_class_names.read_nouns(str(file)) == {
-    "n02084071": Noun(
-      ("dog", "domestic dog", "Canis familiaris"),
-      ("n02083346", "n01317541"),
-      ("n02083863",),
-      "member of the genus Canis",
-    ),
-    "n09044862": Noun(
-      ("United States", "U.S."),
-      ("n08168978",),
-      (),
-      "North American republic containing fully 50 states",
-    ),
+    "n02084071": Noun(*dog, "member of the genus Canis"),
+    "n09044862": Noun(*states, "North American republic containing fully 50 states"),
   }
 
 
@@ -115,5 +97,4 @@ def test_imagenets_are_stored_as_made():
   if not WORDNET.exists():
     pytest.skip("Debian's package wordnet-base is not installed")
   nouns = write_class_names.read_nouns(str(WORDNET))
-  files = write_class_names.make_imagenet(nouns)
-  check_stored(files)
+  check_stored(write_class_names.make_imagenet(nouns))

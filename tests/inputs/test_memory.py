@@ -27,30 +27,30 @@ def devices(monkeypatch, *limits):
   monkeypatch.setattr(jax, "local_devices", lambda: found)
 
 
-def automatic():
-  return activation_memory(settings().clip)
+def found(**fields):
+  return activation_memory(settings(**fields).clip)
 
 
 def test_a_number_is_a_number_of_gib(monkeypatch):
   devices(monkeypatch, 2**34)
-  assert activation_memory(settings(**{"clip.memory_gib": 1.5}).clip) == 1.5 * 2**30
+  assert found(**{"clip.memory_gib": 1.5}) == 1.5 * 2**30
 
 
 def test_it_is_half_of_the_smallest_device(monkeypatch, caplog):
   devices(monkeypatch, 60 * 2**30, 40 * 2**30)
   with caplog.at_level("INFO"):
-    assert automatic() == automatic() == 20 * 2**30
+    assert found() == found() == 20 * 2**30
   (line,) = [record.getMessage() for record in caplog.records]
   assert "20.0 GiB" in line and "40.0 GiB" in line
 
 
-def test_cpus_have_no_limit_and_always_the_same(monkeypatch, caplog):
+def test_cpus_have_no_limit_and_always_the_same(caplog):
   with caplog.at_level("INFO"):
-    assert automatic() == 4 * 2**30
+    assert found() == 4 * 2**30
   assert "4 GiB" in caplog.text
 
 
 def test_other_processes_take_what_the_first_one_has(monkeypatch):
   devices(monkeypatch, 40 * 2**30)
   monkeypatch.setattr(hosts, "from_first", lambda value, what: 32.0)
-  assert automatic() == 16 * 2**30
+  assert found() == 16 * 2**30

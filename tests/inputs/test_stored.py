@@ -54,6 +54,10 @@ def keys(source):
   return set(source.keys.tolist())
 
 
+def names_of(settings, split):
+  return inputs.open_source(settings, split).names
+
+
 def test_stored_images_are_the_images(flat):
   every = data(flat, test_share=0.0, validation_share=0.0)
   source = inputs.open_source(every, "train", images_per_class=1)
@@ -139,42 +143,40 @@ def test_splits_that_there_are_stay_whole(tmp_path):
   save(root / "val", "validation", 1, NAMES)
   stored._open_split.cache_clear()
   stored._divided.cache_clear()
-  assert len(inputs.open_source(data(root), "validation")) == 9
-  assert len(inputs.open_source(data(root), "train")) == 45
+  sizes = [len(inputs.open_source(data(root), split)) for split in ("train", "validation")]
+  assert sizes == [45, 9]
   # A class may be missing in a split for testing, whose names are the training's all the same.
-  assert inputs.open_source(data(root), "test").names == tuple(sorted(NAMES))
+  assert names_of(data(root), "test") == tuple(sorted(NAMES))
   # ImageNet's folders: what they are tested on is called what it is.
   (root / "test").rename(tmp_path / "elsewhere")
   assert inputs.evaluation_splits(data(root)) == ("validation",)
-  assert inputs.evaluation_splits(data(root, classes="base")) == (
-    "validation/base",
-    "validation/new",
-  )
-  assert len(inputs.open_source(data(root, classes="base"), "validation/new")) == 4
+  base = data(root, classes="base")
+  assert inputs.evaluation_splits(base) == ("validation/base", "validation/new")
+  assert len(inputs.open_source(base, "validation/new")) == 4
   assert len(inputs.open_source(data(root), "train")) == 45
   with pytest.raises(ValueError, match="no split 'test' to evaluate on; there are validation"):
     inputs.open_source(data(root), "test")
 
 
 def test_halves(flat):
-  every = data(flat)
+  every, base = data(flat), data(flat, classes="base")
   assert inputs.evaluation_splits(every) == ("test",)
-  base = data(flat, classes="base")
   assert inputs.evaluation_splits(base) == ("base", "new")
-  train = inputs.open_source(base, "train")
-  assert train.names == tuple(sorted(NAMES)[:5])
+  train, new = (inputs.open_source(base, split) for split in ("train", "new"))
+  assert (train.names, new.names) == (tuple(sorted(NAMES)[:5]), tuple(sorted(NAMES)[5:]))
   assert set(train.labels.tolist()) == set(range(5))
-  new = inputs.open_source(base, "new")
-  assert new.names == tuple(sorted(NAMES)[5:])
-  assert all(
-    key.startswith(new.names[label]) for key, label in zip(new.keys, new.labels, strict=True)
-  )
-  assert inputs.open_source(data(flat, classes="new"), "train").names == new.names
+  folders = [key.split("/")[0] for key in new.keys.tolist()]
+  assert folders == [new.names[label] for label in new.labels]
+  assert names_of(data(flat, classes="new"), "train") == new.names
   assert inputs.n_training_classes(base) == 5
   two = data(flat, classes="base", n_classes=2)
-  assert inputs.open_source(two, "train").names == (train.names[0], train.names[2])
+  assert names_of(two, "train") == (train.names[0], train.names[2])
   assert inputs.n_training_classes(two) == 2
-  assert len(inputs.open_source(every, "test", n_images=7)) == 7
+  # No number is all images.
+  whole = inputs.open_source(every, "test")
+  assert keys(inputs.open_source(every, "test", n_images=0)) == keys(whole)
+  for number in (3, 7):
+    assert len(inputs.open_source(every, "test", n_images=number)) == number
 
 
 def listed(folder, name, names):
@@ -202,54 +204,59 @@ def test_base_and_novel_by_lists(flat, tmp_path):
   assert set(rest.names) == set(NAMES) - set(NAMES[2:5])
 
 
+def test_a_test_set_alone_can_not_train(tmp_path):
+  save(tmp_path / "test", "base", 1, NAMES)
+  with pytest.raises(SourceError, match="found test"):
+    inputs.n_training_classes(data(tmp_path))
+
+
 def test_base_and_novel_where_only_base_has_training_images(tmp_path):
   save(tmp_path / "data/train", "train", 2, NAMES[:3])
   save(tmp_path / "data/test", "base", 1, NAMES)
   base, novel = listed(tmp_path, "b", NAMES[:3]), listed(tmp_path, "n", NAMES[3:])
   both = data(tmp_path / "data", base=base, novel=novel)
   assert inputs.n_training_classes(both) == 3
-  assert inputs.open_source(both, "novel").names == NAMES[3:]
+  assert names_of(both, "novel") == NAMES[3:]
   wrong = data(tmp_path / "data", base=listed(tmp_path, "w", NAMES[:4]))
   with pytest.raises(SourceError, match=rf"no training image of data.base's '{NAMES[3]}'"):
     inputs.n_training_classes(wrong)
 
 
 @pytest.mark.parametrize(
-  ("base", "novel", "message"),
+  ("lists", "message"),
   [
-    (NAMES[:2], NAMES[1:3], rf"data.novel: .* not in data.base; '{NAMES[1]}' is in both"),
-    ([NAMES[0], "zebra"], NAMES[1:2], "data.base: 1 of the list's 2 classes .* such as 'zebra'"),
-    (NAMES[:2], ["zebra", NAMES[5]], "data.novel: 1 of the list's 2 classes .* such as 'zebra'"),
-    (NAMES, [], "data.base: .* a list that leaves classes for novel ones"),
+    (
+      {"base": NAMES[:2], "novel": NAMES[1:3]},
+      rf"data.novel: .* not in data.base; '{NAMES[1]}' is in both",
+    ),
+    (
+      {"base": [NAMES[0], "zebra"], "novel": NAMES[1:2]},
+      "data.base: 1 of the list's 2 classes .* such as 'zebra'",
+    ),
+    (
+      {"base": NAMES[:2], "novel": ["zebra", NAMES[5]]},
+      "data.novel: 1 of the list's 2 classes .* such as 'zebra'",
+    ),
+    ({"base": NAMES}, "data.base: .* a list that leaves classes for novel ones"),
+    ({"names": [NAMES[3], "zebra"]}, "1 of the list's 2 classes .* such as 'zebra'"),
   ],
 )
-def test_lists_that_can_not_be(flat, tmp_path, base, novel, message):
-  lists = {"base": listed(tmp_path, "b", base)}
-  if novel:
-    lists["novel"] = listed(tmp_path, "n", novel)
+def test_lists_that_can_not_be(flat, tmp_path, lists, message):
+  files = {field: listed(tmp_path, f"{field}.txt", names) for field, names in lists.items()}
   with pytest.raises((ConfigError, SourceError), match=message) as error:
-    inputs.n_training_classes(data(flat, **lists))
+    inputs.n_training_classes(data(flat, **files))
   assert "\n" not in str(error.value)
 
 
-def test_lists_may_be_of_wordnet_ids(tmp_path):
+def test_names_and_lists_of_wordnet_ids(flat, tmp_path):
+  some = listed(tmp_path, "some.txt", [NAMES[3], NAMES[1]])
+  assert names_of(data(flat, names=some), "train") == (NAMES[3], NAMES[1])
   for synset in ("n02084071", "n01440764", "n02121620"):
     (tmp_path / "data" / synset).mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "data" / synset / "a.png")
   both = data(tmp_path / "data", base=listed(tmp_path, "b", ["n02084071"]))
-  assert inputs.open_source(both, "train").names == ("dog",)
-  assert inputs.open_source(both, "novel").names == ("tench", "cat")
-
-
-def test_names(flat, tmp_path):
-  some = tmp_path / "some.txt"
-  some.write_text(f"{NAMES[3]}\n{NAMES[1]}\n")
-  source = inputs.open_source(data(flat, names=str(some)), "train")
-  assert source.names == (NAMES[3], NAMES[1])
-  some = tmp_path / "others.txt"
-  some.write_text(f"{NAMES[3]}\nzebra\n")
-  with pytest.raises(SourceError, match=r"1 of the list's 2 classes .* such as 'zebra'"):
-    inputs.n_training_classes(data(flat, names=str(some)))
+  assert names_of(both, "train") == ("dog",)
+  assert names_of(both, "novel") == ("tench", "cat")
 
 
 def test_coop_and_its_names(tmp_path):
@@ -259,22 +266,24 @@ def test_coop_and_its_names(tmp_path):
   }
   folder = tmp_path / "dtd"
   (folder / "images").mkdir(parents=True)
-  for items in split.values():
-    for path, _, _ in items:
-      Image.new("RGB", (8, 8)).save(folder / "images" / path)
+  for path, _, _ in sum(split.values(), []):
+    Image.new("RGB", (8, 8)).save(folder / "images" / path)
   (folder / "split_zhou_DescribableTextures.json").write_text(json.dumps(split))
   settings = {"source": "coop", "dataset": "dtd"}
   few = data(tmp_path, shots=2, **settings)
-  assert [len(inputs.open_source(few, part)) for part in ("train", "validation", "test")] == [
-    *(6, 6, 12)
-  ]
-  names = tmp_path / "names.txt"
-  names.write_text("one\ntwo\nthree\n")
-  renamed = inputs.open_source(data(tmp_path, names=str(names), **settings), "test")
-  assert renamed.names == ("one", "two", "three")
-  names.write_text("one\ntwo\n")
+  sizes = [len(inputs.open_source(few, part)) for part in ("train", "validation", "test")]
+  assert sizes == [6, 6, 12]
+  drawn = set()
+  for seed in (1, 2, 3):
+    found = keys(inputs.open_source(data(tmp_path, shots=1, shots_seed=seed, **settings), "train"))
+    assert found == keys(coop.open_coop(tmp_path, "dtd", shots=1, seed=seed)["train"])
+    drawn.add(frozenset(found))
+  assert len(drawn) > 1
+  names = listed(tmp_path, "names.txt", ["one", "two", "three"])
+  assert names_of(data(tmp_path, names=names, **settings), "test") == ("one", "two", "three")
+  names = listed(tmp_path, "names.txt", ["one", "two"])
   with pytest.raises(SourceError, match=r"data\.names: got 2"):
-    inputs.n_training_classes(data(tmp_path, names=str(names), **settings))
+    inputs.n_training_classes(data(tmp_path, names=names, **settings))
 
 
 @pytest.mark.parametrize(
@@ -329,12 +338,6 @@ def test_data_that_is_not_there_is_found_before_anything_is_written(tmp_path, ch
   assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_a_test_set_alone_can_not_train(tmp_path):
-  save(tmp_path / "test", "base", 1, NAMES)
-  with pytest.raises(SourceError, match="found test"):
-    inputs.n_training_classes(data(tmp_path))
-
-
 def test_training_accuracy_is_called_what_it_is(tmp_path):
   """One image a class: nothing can be held out."""
   save(tmp_path / "data", "train", 1, NAMES)
@@ -349,9 +352,3 @@ def test_training_accuracy_is_called_what_it_is(tmp_path):
   assert "test" not in json.dumps(RunFolder(tmp_path / "run").read_results())
   # No curve of a validation that is none.
   assert "validation_top1" not in RunFolder(tmp_path / "run").scalars()
-
-
-def test_no_number_is_all_images(flat):
-  every = inputs.open_source(data(flat), "test")
-  assert keys(inputs.open_source(data(flat), "test", n_images=0)) == keys(every)
-  assert len(inputs.open_source(data(flat), "test", n_images=3)) == 3

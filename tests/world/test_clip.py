@@ -21,19 +21,19 @@ def model():
   return flax_clip().FlaxCLIPModel.from_pretrained(CLIP_PATH, _do_init=False)
 
 
-def test_weights_are_small():
-  assert (CLIP_PATH / "flax_model.msgpack").stat().st_size <= 8_000_000
-
-
 def test_config_agrees_with_the_tokenizer_and_the_renderer(vocabulary):
+  assert (CLIP_PATH / "flax_model.msgpack").stat().st_size <= 8_000_000
   config = json.loads((CLIP_PATH / "config.json").read_text())
-  text = config["text_config"]
-  assert text["vocab_size"] == len(vocabulary)
-  assert text["eos_token_id"] == vocabulary.eos_token_id == len(vocabulary) - 1
-  assert text["bos_token_id"] == vocabulary.bos_token_id
-  assert text["max_position_embeddings"] == train_clip.MAX_POSITIONS
-  assert config["vision_config"]["image_size"] == IMAGE_SIZE
   preprocessor = json.loads((CLIP_PATH / "preprocessor_config.json").read_text())
+  expected = {
+    "vocab_size": len(vocabulary),
+    "eos_token_id": len(vocabulary) - 1,
+    "bos_token_id": vocabulary.bos_token_id,
+    "max_position_embeddings": train_clip.MAX_POSITIONS,
+  }
+  assert config["text_config"].items() >= expected.items()
+  assert vocabulary.eos_token_id == expected["eos_token_id"]
+  assert config["vision_config"]["image_size"] == IMAGE_SIZE
   assert tuple(preprocessor["image_mean"]) == train_clip.PIXEL_MEAN
   assert tuple(preprocessor["image_std"]) == train_clip.PIXEL_STD
 
@@ -45,16 +45,13 @@ def test_every_name_fits_beside_sixteen_context_vectors(vocabulary):
   assert len(set(lengths)) >= 4  # ragged
 
 
-def test_the_slow_tokenizer_agrees_with_the_fast_one(vocabulary):
-  slow = CLIPTokenizer.from_pretrained(CLIP_PATH)
-  for text in ("A photo of a  sky blue lightning bolt on navy.", "close-up, Café no. 7!"):
+def test_any_text_can_be_encoded_by_both_tokenizers(vocabulary):
+  slow, foreign = CLIPTokenizer.from_pretrained(CLIP_PATH), "größe 42: полка, 棚"
+  texts = ("A photo of a  sky blue lightning bolt on navy.", "close-up, Café no. 7!", foreign)
+  for text in texts[:2]:
     assert slow(text).input_ids == vocabulary(text).input_ids
-
-
-def test_any_text_can_be_encoded(vocabulary):
-  text = "größe 42: полка, 棚"
-  assert vocabulary.unk_token_id not in vocabulary(text, add_special_tokens=False).input_ids
-  assert vocabulary.decode(vocabulary(text).input_ids, skip_special_tokens=True).strip()
+  assert vocabulary.unk_token_id not in vocabulary(foreign, add_special_tokens=False).input_ids
+  assert vocabulary.decode(vocabulary(foreign).input_ids, skip_special_tokens=True).strip()
 
 
 def test_hardly_a_short_caption_is_cut(vocabulary):

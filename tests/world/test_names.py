@@ -8,16 +8,14 @@ import pytest
 from pomp_jax.world import class_names, names
 
 
-def test_sizes():
-  assert len(class_names("base")) == 21_841
-  assert len(class_names("novel")) == 5_087
-  assert class_names("all") == class_names("base") + class_names("novel")
-
-
-def test_names_are_unique_and_lower_case():
-  every = class_names("all")
+def test_sizes_and_names():
+  base, novel, every = (class_names(group) for group in ("base", "novel", "all"))
+  assert (len(base), len(novel)) == (21_841, 5_087)
+  assert every == base + novel
   assert len(set(every)) == len(every)
   assert all(name == name.lower().strip() for name in every)
+  with pytest.raises(ValueError, match="'test'.*base, novel, all"):
+    class_names("test")
 
 
 def test_each_novel_attribute_value_occurs_in_base():
@@ -33,16 +31,13 @@ def test_the_split_is_fixed():
   assert digest == "cba411d141aeff8c77f1a4d54ce481640e7efcb1b1548f7668e472b7ecc71e78"
 
 
-def test_base_table_agrees_with_the_names():
+def test_table_and_attributes_agree_with_the_names():
   table = names.base_table()
   assert table.sum() == len(class_names("base"))
-  assert not table[tuple(names.class_attributes("novel").T)].any()
-
-
-def test_names_spell_their_attributes():
-  for attributes, name in zip(names.class_attributes("novel")[::500], class_names("novel")[::500],
-                              strict=True):  # fmt: skip
-    words = [names.WORDS[a][value] for a, value in enumerate(attributes)]
+  attributes = names.class_attributes("novel")
+  assert not table[tuple(attributes.T)].any()
+  for values, name in zip(attributes[::500], class_names("novel")[::500], strict=True):
+    words = [names.WORDS[a][value] for a, value in enumerate(values)]
     assert name == f"{words[0]} {words[1]} {words[2]} on {words[3]}"
 
 
@@ -50,11 +45,6 @@ def test_families_partition_the_words():
   for words, families in zip(names.WORDS, names.FAMILIES, strict=True):
     assert sum(families, ()) == words and len(set(words)) == len(words)
     assert min(map(len, families)) >= 2
-
-
-def test_an_unknown_group_is_refused():
-  with pytest.raises(ValueError, match="'test'.*base, novel, all"):
-    class_names("test")
 
 
 def test_mix_spreads_neighbours():

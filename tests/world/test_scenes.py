@@ -97,14 +97,17 @@ def test_label_map_and_annotations_hold_the_masks(drawn):
   assert len(value["annotations"]) == sum(len(scene.labels) for scene in shown[:5])
 
 
-def test_refusals():
-  with pytest.raises(ValueError, match="novel_"):
-    open_scenes("novel_", 1)
-  with pytest.raises(ValueError, match="scenes"):
-    open_scenes("test", 0)
-  with pytest.raises(ValueError, match="6000 base classes"):
-    open_scenes("test", 1, 48 * 2000)
-  with pytest.raises(ValueError, match="100 classes"):
-    open_scenes("test", 1, 100)
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (("novel_", 1), "novel_"),
+    (("test", 0), "scenes"),
+    (("test", 1, 48 * 2000), "6000 base classes"),
+    (("test", 1, 100), "100 classes"),
+  ],
+)
+def test_scenes_that_there_are_not(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    open_scenes(*arguments)
   with pytest.raises(IndexError):
     open_scenes("test", 2).scene(2)
