@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax import world
+from pomp_jax import inputs, world
 from pomp_jax.config import load_job
 from pomp_jax.files import compilation_log, terminal
+from pomp_jax.inputs import open_encoder as open_anew
 from pomp_jax.train import methods
 from tests.support.small_run import small_config
 
@@ -29,13 +30,13 @@ JOBS = {
   "pretrain": (
     {},
     {
-      *("loading world", "step ", "features of images", "class features", "scoring"),
+      *("loading ", "step ", "features of images", "class features", "scoring"),
       *("compiling train step", "compiled train step in ", "what was learned, results and plots"),
     },
   ),
   "evaluate": (
     {"evaluate.sets": "novel"},
-    {"loading world", "evaluation", "scoring images", "compiling", "compiled answers in "},
+    {"loading ", "evaluation", "scoring images", "compiling", "compiled answers in "},
   ),
   "analyse": ({"evaluate.sets": "novel"}, {"analysis", "features of images", "class features"}),
   "gradient_bias": (
@@ -90,6 +91,14 @@ def talkative(monkeypatch):
   monkeypatch.setattr(methods, "_ZERO_SHOT", texts)
 
 
+@pytest.fixture
+def clip(one_layer, tmp_path, monkeypatch):
+  """A CLIP in the test's folder, opened anew: what is compiled already would not be mentioned."""
+  monkeypatch.setattr(inputs, "open_encoder", open_anew)
+  (tmp_path / "clip").symlink_to(one_layer)
+  return {"clip.model": str(tmp_path / "clip")}
+
+
 def lines_of(config, tmp_path, capsys):
   """Lines of the log without their times; what a job prints as its result has none."""
   module, folder = load_job(config.job), tmp_path / "run"
@@ -122,7 +131,7 @@ def begun(lines, descriptions):
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_job(name, tmp_path, capsys):
+def test_a_job(name, clip, tmp_path, capsys):
   changes, descriptions = JOBS[name]
   if name == "predict":
     (tmp_path / "images").mkdir()
@@ -134,7 +143,8 @@ def test_a_job(name, tmp_path, capsys):
       "predict.names": str(tmp_path / "names.txt"),
     }
   changes = {field: str(tmp_path / "F") if v == "FOLDER" else v for field, v in changes.items()}
-  lines = lines_of(small_config(job=name, **SMALL | changes), tmp_path, capsys)
+  config = small_config(job=name, **SMALL | clip | changes)
+  lines = lines_of(config, tmp_path, capsys)
   assert begun(lines, descriptions) == descriptions
   steps = [line for line in lines if re.match(r"step [1-9]", line)]
   assert bool(steps) == (name == "pretrain")
@@ -143,6 +153,7 @@ def test_a_job(name, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method(method, tmp_path, capsys):
-  lines = lines_of(small_config(method=method, **SMALL), tmp_path, capsys)
+def test_a_method(method, clip, tmp_path, capsys):
+  config = small_config(method=method, **SMALL | clip)
+  lines = lines_of(config, tmp_path, capsys)
   assert begun(lines, METHODS[method]) == METHODS[method]

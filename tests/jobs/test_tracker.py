@@ -20,6 +20,7 @@ from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.tracker import Tracker
 from pomp_jax.jobs import pretrain
+from pomp_jax.train import methods
 from pomp_jax.train.watch import Watch
 from tests.support.small_run import small_config
 
@@ -76,9 +77,10 @@ def warnings():
   module.log.removeHandler(handler)
 
 
-def test_a_training_that_is_stopped_and_resumed(installed, tmp_path, monkeypatch):
+def test_a_training_that_is_stopped_and_resumed(one_layer, installed, tmp_path, monkeypatch):
   """The same run in both starts, with the config, all scalars, and the results at the end."""
-  config, folder = small_config(**SMALL), RunFolder(tmp_path / "runs" / "a")
+  config = small_config(**SMALL, **{"clip.model": one_layer})
+  folder = RunFolder(tmp_path / "runs" / "a")
   step = Watch.step
 
   def signalled(self, number, metrics):
@@ -113,10 +115,12 @@ def test_a_training_that_is_stopped_and_resumed(installed, tmp_path, monkeypatch
   assert second.of("define_metric") == ["*"]
 
 
-def test_a_method_without_steps(installed, tmp_path):
+def test_a_method_without_steps(one_layer, installed, tmp_path, monkeypatch):
   """Its results alone."""
   stand_in = installed()
-  config = small_config(**SMALL | {"method": "zero_shot"})
+  # The ensembles take most of the time.
+  monkeypatch.setattr(methods, "_ZERO_SHOT", {"hand_written": "{}."})
+  config = small_config(**SMALL | {"method": "zero_shot", "clip.model": one_layer})
   pretrain.run(config, str(tmp_path))
   (summary,) = stand_in.of("summary")
   assert summary == {"results": RunFolder(tmp_path).read_results()}
@@ -233,6 +237,7 @@ def values(items):
   return {item.key or item.nested_key[0]: item.value_json for item in items}
 
 
+@pytest.mark.slow("starts the package's service; a stand-in is above")
 @pytest.mark.parametrize("end", ["finished", "killed"])
 def test_the_package_itself_offline(tmp_path, end):
   """Its file has all that was sent, also after SIGKILL; a home that is missing does not matter."""
