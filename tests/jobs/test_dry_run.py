@@ -1,4 +1,4 @@
-"""A dry run: the whole of a training on made-up data, nothing written, the sums right."""
+"""A dry run: all parts of a training on synthetic data, nothing written, the sums right."""
 
 import importlib
 
@@ -18,9 +18,15 @@ from pomp_jax.jobs import dry_run
 from tests.support.small_run import small_config
 
 
-def dry(**changes):
-  config = small_config(dry_run=True, **{"data.n_classes": 0} | changes)
-  validate(config)
+@pytest.fixture
+def dry(one_layer):
+  """A function: changes -> config of a dry run."""
+
+  def config(**changes):
+    found = small_config(dry_run=True, **{"data.n_classes": 0, "clip.model": one_layer} | changes)
+    validate(found)
+    return found
+
   return config
 
 
@@ -32,7 +38,7 @@ def run(config, tmp_path, caplog):
   return figures
 
 
-def test_stored_images_and_cached_features_are_synthetic(tmp_path, caplog):
+def test_stored_images_and_cached_features_are_synthetic(dry, tmp_path, caplog):
   config = dry(
     **{
       "data.source": "tfds",
@@ -68,7 +74,7 @@ def test_stored_images_and_cached_features_are_synthetic(tmp_path, caplog):
   assert cached["device_arguments_mib"] < figures["device_arguments_mib"]
 
 
-def test_a_folder_that_exists_is_measured_itself(tmp_path, caplog):
+def test_a_folder_that_exists_is_measured_itself(dry, tmp_path, caplog):
   """Its classes and images count, no list of names and no number of test images are needed."""
   rng = np.random.default_rng(0)
   for name in ("a cup", "a plate", "a fork"):
@@ -90,11 +96,10 @@ def test_a_folder_that_exists_is_measured_itself(tmp_path, caplog):
   assert once["device_arguments_mib"] < figures["device_arguments_mib"]
 
 
-def test_what_takes_long_is_scaled(tmp_path, caplog, monkeypatch, capsys):
+def test_what_takes_long_is_scaled(dry, tmp_path, caplog, monkeypatch, capsys):
   """On the world, whose parts take milliseconds, as if these were long."""
   monkeypatch.setattr(costs, "_PART_SECONDS", 0.0)
-  # A device's; there are eight.
-  monkeypatch.setattr(costs, "_IMAGES", 1)
+  monkeypatch.setattr(costs, "_IMAGES", 8)
   monkeypatch.setattr(costs, "_CLASSES", 8)
   monkeypatch.setattr(terminal, "_LINE_SECONDS", 0.0)
   seconds = []
@@ -114,17 +119,17 @@ def test_what_takes_long_is_scaled(tmp_path, caplog, monkeypatch, capsys):
   assert figures["read"] == costs.Cost(5.0, 16, 80)
   assert figures["step_images"] == costs.Cost(2.0 * 80 / 8, 8, 80)
   rows = figures["step_classes"]
-  assert (rows.measured, rows.total) == (8, 1010)
+  assert (rows.measured, rows.total) == (8, 1080)
   # The budget of the few rows has more slack.
-  assert 3.0 * 1010 / 8 / 4 < rows.seconds <= 3.0 * 1010 / 8
+  assert 3.0 * 1080 / 8 / 4 < rows.seconds <= 3.0 * 1080 / 8
   assert figures["step_seconds"] == figures["step_images"].seconds + rows.seconds
-  assert figures["class_features"] == costs.Cost(4.0 * 1000 / 64, 64, 1000)
+  assert figures["class_features"] == costs.Cost(4.0 * 1000 / 8, 8, 1000)
   test = figures["test_images"]
   assert test.seconds == 5.0 * test.total / 8 and test.measured == 8
   banks = figures["class_features"].seconds  # one, at the start
   assert figures["training_seconds"] == pytest.approx(12 * figures["step_seconds"] + banks)
   assert "images: 20 s, scaled from 8 of 80; classes: " in caplog.text
-  assert "s, scaled from 64 of 1,000; test images: " in caplog.text
+  assert "s, scaled from 8 of 1,000; test images: " in caplog.text
   assert "at most, the whole step not run" in caplog.text
   assert "dry run 5/5" in capsys.readouterr().err
 
@@ -160,7 +165,7 @@ def test_a_recipe_asks_no_hub(name, tmp_path, monkeypatch):
   dry_run.check(config, str(tmp_path / "run"))
 
 
-def test_what_a_dry_run_can_not_do(tmp_path):
+def test_what_a_dry_run_can_not_do(dry, tmp_path):
   for changes, message in (
     ({"job": "evaluate"}, "dry_run: got True, expected false where config.job='evaluate'"),
     (
