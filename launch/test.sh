@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests in 2 processes; needs Python 3.11 or newer.
 #
-#   bash launch/test.sh                            the first tier: what a change could break anywhere
+#   bash launch/test.sh                            the first tier: what a change may break
 #   bash launch/test.sh --all                      both tiers; the second has what takes minutes
 #   bash launch/test.sh tests/files -k resume -n 0 some, in one process
 #   bash launch/test.sh --core-seconds             with the CPU seconds of each room and test
