@@ -93,7 +93,9 @@ def inclusion_probabilities(q_N: Float[Array, " N"], size: int) -> Float[Array, 
   rest_S = jnp.cumsum(ordered_N[::-1])[::-1][:size]
   t_S = (size - jnp.arange(size)) / rest_S
   n_certain = jnp.argmax(t_S * ordered_N[:size] <= 1.0)
-  certain_N = q_N > ordered_N[n_certain]
+  # Not q_N > ordered_N[n_certain]: XLA may compute q_N twice with different rounding, and the class
+  # at n_certain would then exceed itself.
+  certain_N = t_S[n_certain] * q_N > 1.0
   # Computed a second time, as a sum with less rounding.
   t = (size - certain_N.sum()) / jnp.sum(jnp.where(certain_N, 0.0, q_N))
   return jnp.where(certain_N, 1.0, jnp.minimum(1.0, t * q_N))
