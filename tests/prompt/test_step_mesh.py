@@ -144,11 +144,11 @@ class Steps:
     self.world, self.kind = world, kind
     sampling = SAMPLERS[sampler]
     plain = sampling.is_plain
-    # Under the budget of a uniform draw other draws lose classes of longer names, and on each mesh
-    # others: context within these names, or other images, would make them long enough.
-    module = PromptContext(3, world.clip.text_width, "middle" if plain else "end")
+    module = PromptContext(3, world.clip.text_width, "middle")
     mesh = make_mesh(class_size, jax.devices()[:devices])
     settings = settings_of(world, K, sampling, 0.0 if plain else 0.3)
+    # A budget is that of a uniform draw: on each mesh other draws may lose other classes.
+    limited = plain and kind == "shared"
     self.step, self.state, frozen = make_step(
       world,
       mesh=mesh,
@@ -156,7 +156,7 @@ class Steps:
       settings=settings,
       accumulate=8 * class_size // devices,
       kind=kind,
-      budget=budget_of(world, module, settings, 2, class_size) if kind == "shared" else None,
+      budget=budget_of(world, module, settings, 2, class_size) if limited else None,
     )
     if not plain:
       frozen = frozen._replace(sampling=replicate(_arrays(), mesh))
@@ -165,8 +165,7 @@ class Steps:
       self.state = self.state.replace(bank=place_rows(unit(rows), mesh, "float32"))
     self.before, self.start = self.state, np.array(self.state.params["context"])
     features = image_features.astype(np.float32)
-    shifts = range(3) if plain else (0, 0, 0)
-    batches = [batch_of(mesh, np.roll(features, shift, axis=0), LABELS) for shift in shifts]
+    batches = [batch_of(mesh, np.roll(features, shift, axis=0), LABELS) for shift in range(3)]
     self.read, self.metrics = (frozen, batches[0]), []
     for batch in batches:
       # From the second step on.
