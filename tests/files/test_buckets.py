@@ -117,7 +117,9 @@ def test_access_denied_is_one_line(store, folder):
   assert read_json(f"{folder}/file.json") == {"a": 1}
 
 
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+  "status", [503, pytest.param(429, marks=pytest.mark.slow("waits for what 503 waits for"))]
+)
 def test_a_store_that_is_busy_for_a_second_is_asked_again(store, folder, status):
   faults = store.faults
   store.fail(status, seconds=1.0)
