@@ -1,4 +1,7 @@
-"""The ablate job: cells equal to runs of their own, resumption, failures, what it leaves."""
+"""The ablate job: cells equal to runs of their own, resumption, failures, what it leaves.
+
+Its grid is in test_ablate_grid.py.
+"""
 
 import contextlib
 import csv
@@ -21,12 +24,21 @@ from pomp_jax.train.watch import TrainingError
 from tests.support.processes import Processes
 from tests.support.small_run import small_config, trained
 
-GRID = "k=20|all;correction=log|none;seed=0|1"
+# Two programs of lanes, and one with a bank.
+GRID = "k=20|all;correction=log|none;seed=0|1 & sampling.name=posterior;k=20;seed=0"
 
 
 def config_for(grid=GRID, **changes):
-  settings = {"job": "ablate", "ablate.grid": grid, "steps": 6, "checkpoint.every": 6}
+  settings = {"job": "ablate", "ablate.grid": grid, "steps": 6, "checkpoint.every": 2}
   return small_config(**settings | changes)
+
+
+@pytest.fixture(scope="session")
+def curved(one_layer):
+  """A function: changes -> config of the grid above, with curves."""
+  return lambda **changes: config_for(
+    **{"clip.model": one_layer, "ablate.curve_every": 4, "ablate.lanes": 2} | changes
+  )
 
 
 def run(config, workdir):
@@ -35,10 +47,10 @@ def run(config, workdir):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-  """The folder and the results of the grid above."""
-  workdir = tmp_path_factory.mktemp("ablate") / "run"
-  return workdir, run(config_for(**{"ablate.lanes": 2}), workdir)
+def finished(shared, curved):
+  """The folder and the results of the grid above; read only."""
+  folder = shared("ablate", lambda folder: run(curved(), folder / "run")) / "run"
+  return folder, json.loads((folder / "results.json").read_text())
 
 
 def prompt_of(workdir, cell):
@@ -46,14 +58,20 @@ def prompt_of(workdir, cell):
 
 
 @pytest.mark.parametrize("number", [2, 5])
-def test_a_cell_equals_a_run_of_its_own(finished, tmp_path, number):
+def test_a_cell_equals_a_run_of_its_own(finished, curved, tmp_path, number):
   workdir, results = finished
-  cell = make_cells(config_for())[number]
+  cell = make_cells(curved())[number]
   alone = pretrain.run(cell.config, str(tmp_path))
   context = load_prompt(tmp_path / "prompt.npz").context
   np.testing.assert_allclose(prompt_of(workdir, cell).context, context, atol=2e-5)
   stored = results["cells"][number]
   assert stored["name"] == cell.name
+  # Its curve is of the run's validations.
+  steps, validated = RunFolder(tmp_path).scalars()["validation_top1"]
+  validated = dict(zip(steps, validated, strict=True))
+  assert stored["curve"]["steps"] == [4, 6]
+  expected = pytest.approx([validated[4], validated[6]], abs=1.01 / 64)
+  assert stored["curve"]["top1"]["validation"] == expected
   for split, prompts in alone["eval"].items():
     # One image of 64 may fall on the other side of a tie.
     assert stored["top1"][split] == pytest.approx(prompts["prompt"]["top1"], abs=1.01 / 64)
@@ -66,13 +84,13 @@ def test_a_cell_equals_a_run_of_its_own(finished, tmp_path, number):
     }
 
 
-def test_a_stream_is_held_once_in_a_file_without_a_name(tmp_path, monkeypatch):
+def test_a_stream_is_held_once_in_a_file_without_a_name(one_layer, tmp_path, monkeypatch):
   monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
   monkeypatch.setattr(tempfile, "tempdir", None)
   (tmp_path / "temporary").mkdir()
   folder = RunFolder(tmp_path / "run")
   shared = Shared(folder)
-  cells = make_cells(config_for("optim.lr=0.1|0.2;seed=0|1", steps=4))
+  cells = make_cells(config_for("optim.lr=0.1|0.2;seed=0|1", steps=4, **{"clip.model": one_layer}))
   runs = [shared.prepare(cell.config, folder) for cell in cells]
   one, other_seed, same, _ = (shared.stream(run) for run in runs)
   assert isinstance(one.features, np.memmap) and not list((tmp_path / "temporary").iterdir())
@@ -100,6 +118,7 @@ def test_each_lane_has_its_own_bank(tmp_path, monkeypatch):
 
   monkeypatch.setattr(setup, "training_class_features", counted)
   grid = "sampling.name=posterior;seed=0|1;optim.lr=0.05|0.1"
+  # Under a CLIP of fewer layers rounding decides what is drawn.
   config = config_for(grid, steps=4, **{"sampling.renew": 8})
   run(config, tmp_path / "both")
   assert sorted(computed) == [0, 1]
@@ -113,10 +132,10 @@ def test_other_methods_are_not_for_it(tmp_path):
     ablate.check(config_for("method=cocoop;seed=0"), str(tmp_path / "run"))
 
 
-def test_lanes_differ(finished):
+def test_lanes_differ(finished, curved):
   workdir, _ = finished
-  contexts = [prompt_of(workdir, cell).context for cell in make_cells(config_for())]
-  assert len(contexts) == 6
+  contexts = [prompt_of(workdir, cell).context for cell in make_cells(curved())]
+  assert len(contexts) == 7
   for i, one in enumerate(contexts):
     for other in contexts[:i]:
       assert np.abs(one - other).max() > 1e-4
@@ -127,59 +146,101 @@ def test_what_it_leaves(finished):
   assert json.loads((workdir / "results.json").read_text())["cells"] == results["cells"]
   with open(workdir / "cells.csv") as file:
     rows = list(csv.DictReader(file))
-  assert [row["k"] for row in rows] == ["20"] * 4 + ["all"] * 2
+  assert [row["k"] for row in rows] == ["20"] * 4 + ["all"] * 2 + ["20"]
   for row, cell in zip(rows, results["cells"], strict=True):
     assert float(row["novel_top1"]) == cell["top1"]["novel"]
     assert float(row["seconds"]) == cell["seconds"] > 0
     assert float(row["memory_mib"]) == cell["memory_mib"] > 0
     assert row["error"] == ""
-  assert (workdir / "plots" / "sweep.png").exists()
+    novel = cell["curve"]["top1"]["novel"][-1]
+    assert novel == pytest.approx(cell["top1"]["novel"], abs=1.01 / 64)
+  plots = {path.name for path in (workdir / "plots").iterdir()}
+  assert plots == {"sweep.png", "time_to_accuracy.png"}
   page = (workdir / "report.html").read_text()
-  assert page.count("data:image/png;base64,") == 1
+  assert page.count("data:image/png;base64,") == 2 and "Time to accuracy" in page
   assert page.count("<tr") > 6
   assert results["missing"] == []
 
 
-def test_cells_that_are_done_are_not_done_again(finished, monkeypatch):
-  workdir, results = finished
-  cells = make_cells(config_for())
-  files = [workdir / "cells" / cell.file_name for cell in cells[1:]]
+def test_each_kind_is_timed_once(finished):
+  times = finished[1]["step_times"]
+  assert [tuple(time["values"].values()) for time in times] == [
+    (20, "log", "uniform"),
+    (20, "none", "uniform"),
+    ("all", None, None),
+    (20, "log", "posterior"),
+  ]
+  for time in times:
+    assert 0 < time["least_seconds"] <= time["step_seconds"] < 60
+    assert (time["first_bank_seconds"] > 0) == (time["values"]["sampling.name"] == "posterior")
+
+
+def test_a_curve_needs_validation_images(tmp_path, monkeypatch):
+  monkeypatch.setattr(ablate.inputs, "has_validation", lambda data: False)
+  with pytest.raises(ConfigError, match=r"config\.ablate\.curve_every: got 4, expected 0 for data"):
+    ablate.check(config_for(**{"ablate.curve_every": 4}), str(tmp_path / "run"))
+
+
+SCORE = {"top1": 0.5, "top5": 0.7, "images": 4, "top1_interval": [0.2, 0.8]}
+
+
+@pytest.fixture
+def synthetic(monkeypatch):
+  """A function that replaces the training: contexts of zeros, and the losses that it is told.
+
+  Nothing is compiled. Cells whose values are among `crashing` raise; what was trained is returned.
+  """
+  monkeypatch.setattr(Shared, "stream", lambda *_: None)
+  monkeypatch.setattr(Shared, "references", lambda *_: {"novel": {"hand_written": SCORE}})
+  monkeypatch.setattr(Shared, "evaluate", lambda *_: {"novel": {"prompt": SCORE}})
+
+  def install(losses_of=lambda cell: np.ones(3, np.float32), crashing=()):
+    trained = []
+
+    def train(job, group, streams, size):
+      for cell in group:
+        if cell.values in crashing:
+          raise MemoryError("no room")
+        trained.append(cell.name)
+        context = np.zeros((cell.config.prompt.m, job.encoder.clip.text_width), np.float32)
+        yield Trained(context, losses_of(cell), 1.0, 1.0)
+
+    monkeypatch.setattr(ablate, "train_lanes", train)
+    return trained
+
+  return install
+
+
+def test_cells_that_are_done_are_not_done_again(finished, curved, copy_of, synthetic, monkeypatch):
+  folder = copy_of(finished[0])
+  monkeypatch.setattr(ablate, "_step_times", lambda *_: [])
+  cells = make_cells(curved())
+  files = [folder / "cells" / cell.file_name for cell in cells[1:]]
   times = [file.stat().st_mtime_ns for file in files]
-  (workdir / "cells" / cells[0].file_name).unlink()
-  trained, train = [], ablate.train_lanes
-
-  def told(job, group, *arguments):
-    trained.extend(group)
-    return train(job, group, *arguments)
-
-  monkeypatch.setattr(ablate, "train_lanes", told)
-  again = run(config_for(), workdir)
-  assert [cell.key for cell in trained] == [cells[0].key]
-  assert again["cells"][0]["top1"] == results["cells"][0]["top1"]
+  (folder / "cells" / cells[0].file_name).unlink()
+  trained = synthetic()
+  again = run(curved(), folder)
+  assert trained == [cells[0].name]
+  assert again["cells"][1:] == finished[1]["cells"][1:]
   assert [file.stat().st_mtime_ns for file in files] == times
+  # Nor without a curve, but for another one.
+  trained.clear()
+  grid = "k=20;correction=none;seed=0 & sampling.name=posterior;k=20;seed=0"
+  run(curved(**{"ablate.grid": grid, "ablate.curve_every": 0}), folder)
+  assert trained == []
+  run(curved(**{"ablate.grid": grid, "ablate.curve_every": 3}), folder)
+  assert len(trained) == 2
 
 
-def synthetic_training(crashing=()):
-  """Contexts of zeros; an absurd rate ends in a loss that is not finite."""
-
-  def train(job, group, streams, size):
-    for cell in group:
-      if cell.values in crashing:
-        raise MemoryError("no room")
-      losses = np.ones(3, np.float32)
-      if cell.config.optim.lr == 1e30:
-        losses[1:] = np.nan
-      context = np.zeros((cell.config.prompt.m, job.encoder.clip.text_width), np.float32)
-      yield Trained(context, losses, 1.0, 1.0)
-
-  return train
+def _losses(cell):
+  """Those of an absurd rate are not finite."""
+  return np.array([1, np.nan if cell.config.optim.lr == 1e30 else 1, 1], np.float32)
 
 
-def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(tmp_path, monkeypatch):
+def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(tmp_path, synthetic):
   """The loss of some cells is not finite; another one crashes, in whatever program it is."""
   config = config_for("k=20|21;optim.lr=0.05|0.06|1e30")
-  crashing = {"k": 21, "optim.lr": 0.06}
-  monkeypatch.setattr(ablate, "train_lanes", synthetic_training([crashing]))
+  synthetic(_losses, [{"k": 21, "optim.lr": 0.06}])
   with pytest.raises(TrainingError, match=r"3 of 6 cells failed, the first, k=20, optim.lr=1e\+30"):
     run(config, tmp_path)
   stored = json.loads((tmp_path / "results.json").read_text())["cells"]
@@ -188,29 +249,51 @@ def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(tmp_path, monkeypatch)
   assert errors == [None, None, not_finite, None, "MemoryError: no room", not_finite]
   page = (tmp_path / "report.html").read_text()
   assert "MemoryError: no room" in page
-  monkeypatch.setattr(ablate, "train_lanes", synthetic_training())
+  synthetic(_losses)
   with pytest.raises(TrainingError, match="2 of 6 cells failed"):
     run(config, tmp_path)
   stored = json.loads((tmp_path / "results.json").read_text())["cells"]
   assert [cell["error"] is None for cell in stored] == [True, True, False, True, True, False]
 
 
-def test_parts_are_put_together(tmp_path, monkeypatch):
-  monkeypatch.setattr(ablate, "train_lanes", synthetic_training())
-  for part in ("1/2", "2/2"):
-    results = run(config_for("k=20|21;seed=0", **{"ablate.part": part}), tmp_path)
-    assert len(results["missing"]) == (1 if part == "1/2" else 0)
-  assert len(results["cells"]) == 2
+def test_a_spike_in_a_cells_loss_marks_it(tmp_path, synthetic):
+  losses = np.ones(30, np.float32)
+  losses[24] = 6.0
+  synthetic(lambda cell: np.minimum(losses, 2.0 if cell.values["seed"] else 9.0))
+  line = "BadLossError: loss is 6 at step 25, "
+  with pytest.raises(TrainingError, match=f"1 of 2 cells failed, the first, seed=0: {line}"):
+    run(config_for("seed=0|1", loss_spike=5.0), tmp_path / "spike")
+  assert all(cell["error"] is None for cell in run(config_for("seed=0|1"), tmp_path)["cells"])
 
 
-def test_a_part_fails_for_its_own_cells_alone(tmp_path, monkeypatch):
-  monkeypatch.setattr(ablate, "train_lanes", synthetic_training([{"k": 20, "seed": 0}]))
-  config = config_for("k=20|21;seed=0", **{"ablate.part": "1/2"})
+def test_parts_are_put_together_and_fail_for_their_own_cells_alone(tmp_path, synthetic):
+  def part(number):
+    return run(config_for("k=20|21;seed=0", **{"ablate.part": f"{number}/2"}), tmp_path)
+
+  trained = synthetic(crashing=[{"k": 20, "seed": 0}])
   with pytest.raises(TrainingError, match="1 of 1 cells failed, the first, k=20, seed=0"):
-    run(config, tmp_path)
-  config = config_for("k=20|21;seed=0", **{"ablate.part": "2/2"})
-  stored = run(config, tmp_path)["cells"]
-  assert [cell["error"] for cell in stored] == ["MemoryError: no room", None]
+    part(1)
+  results = part(2)
+  assert [cell["error"] for cell in results["cells"]] == ["MemoryError: no room", None]
+  assert trained == ["k=21, seed=0"] and results["missing"] == []
+  (tmp_path / "cells" / make_cells(config_for("k=20|21;seed=0"))[1].file_name).unlink()
+  synthetic()
+  assert part(1)["missing"] == ["k=21, seed=0"]
+  assert len(part(2)["cells"]) == 2
+
+
+def test_what_breaks_a_cell_in_one_process_is_raised_where_there_are_several(
+  tmp_path, synthetic, monkeypatch
+):
+  """The others may be in the midst of the cell; two processes do it below."""
+  synthetic(crashing=[{"seed": 0}])
+  monkeypatch.setattr(ablate, "_missing", lambda folder, groups: list(groups))
+  monkeypatch.setattr(ablate.jax, "process_count", lambda: 2)
+  shared = Shared(RunFolder(tmp_path))
+  monkeypatch.setattr(Shared, "prepare", lambda *_: None)
+  monkeypatch.setattr(ablate, "_most_lanes", lambda run: 1)
+  with pytest.raises(MemoryError):
+    ablate._run_group(shared, RunFolder(tmp_path), make_cells(config_for("seed=0")))
 
 
 _BREAKS = """
@@ -242,6 +325,7 @@ app.run(main.main, flags_parser=main.parse_flags)
 """
 
 
+@pytest.mark.slow("two processes; the quick variant is above")
 def test_what_breaks_a_cell_in_one_of_two_processes_ends_both(tmp_path):
   """The other one is in the midst of the cell; the cell before stays."""
   (tmp_path / "start.py").write_text(_BREAKS)
@@ -299,19 +383,3 @@ def test_a_cell_that_can_not_be_is_found_before_anything_is_written(tmp_path, gr
   with pytest.raises(ConfigError, match=f"^{line}"):
     run(config_for(grid), tmp_path / "run")
   assert not (tmp_path / "run").exists()
-
-
-def test_a_spike_in_a_cells_loss_marks_it(tmp_path, monkeypatch):
-  losses = np.ones(30, np.float32)
-  losses[24] = 6.0
-
-  def train(job, group, streams, size):
-    for cell in group:
-      context = np.zeros((cell.config.prompt.m, job.encoder.clip.text_width), np.float32)
-      yield Trained(context, np.minimum(losses, 2.0 if cell.values["seed"] else 9.0), 1.0, 1.0)
-
-  monkeypatch.setattr(ablate, "train_lanes", train)
-  line = "BadLossError: loss is 6 at step 25, "
-  with pytest.raises(TrainingError, match=f"1 of 2 cells failed, the first, seed=0: {line}"):
-    run(config_for("seed=0|1", loss_spike=5.0), tmp_path / "spike")
-  assert all(cell["error"] is None for cell in run(config_for("seed=0|1"), tmp_path)["cells"])
