@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -10,17 +11,16 @@ import pytest
 import scipy.special
 
 from pomp_jax import inputs
-from pomp_jax.config import validate
+from pomp_jax.config import FIELDS, load_job, validate
 from pomp_jax.data.class_splits import read_class_split
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.pixels import open_pixels
 from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.inputs.picture_regions import check_picture_regions
-from pomp_jax.jobs import detect, segment, whole_pictures
+from pomp_jax.jobs import whole_pictures
 from tests.support.pictures import (
   NAMES,
-  open_encoders_once,
   predict_config,
   read_map,
   run_predict,
@@ -34,19 +34,96 @@ NETWORK = {"propose.network": "ROOT/run", "propose.batch_size": 2}
 FILE = {"regions.source": "file", "regions.path": "ROOT/regions"}
 PATCHES = SEGMENT | {"segment.size": 48, "segment.window": 32, "segment.stride": 16}
 
+# What both runs of a comparison have, and other values of the fields that change their outcome.
+COMPARED = {
+  "patches": (
+    PATCHES,
+    {
+      "segment.recipe": "clip",
+      "segment.size": 64,
+      "segment.window": 16,
+      "segment.stride": 8,
+      "segment.pamr": 2,
+      "segment.logit_scale": 30.0,
+      "segment.background": "ground;earth",
+      "segment.background_below": 0.3,
+      "predict.prompt": "the {}",
+    },
+  ),
+  "pixels of a file": (
+    SEGMENT | FILE,
+    {
+      "regions.max_regions": 4,
+      "regions.mask_threshold": 0.3,
+      "regions.e_base": 0.8,
+      "regions.e_novel": 0.3,
+      "segment.logit_scale": 10.0,
+    },
+  ),
+  "objects of a file": (
+    DETECT | FILE,
+    {
+      "regions.path": "ROOT/other/regions",
+      "regions.mask_threshold": 0.8,
+      "regions.size": 24,
+      "regions.null": "gate",
+      "regions.objectness": True,
+      "detect.logit_scale": 5.0,
+      "detect.top": 3,
+    },
+  ),
+  "pixels of a network": (
+    SEGMENT | NETWORK,
+    {
+      "propose.stride": 1,
+      "regions.objectness": True,
+      "regions.crop": "context",
+      "segment.logit_scale": 100.0,
+    },
+  ),
+  "objects of a network": (
+    DETECT | {"propose.network": "ROOT/other.pth"},
+    {
+      "propose.network": "ROOT/run",
+      "propose.prompt": "the {}!",
+      "propose.size": 64,
+      "regions.objectness": True,
+      "regions.crop": "context",
+      "regions.expand": 1.7,
+      "detect.nms": 0.9,
+      "detect.min_score": 0.01,
+    },
+  ),
+}
+# Held by tests of other values: the task and the source of regions by those below, the others by
+# `test_predict`.
+ELSEWHERE = ("predict.task", "predict.images", "predict.names", "predict.top", "regions.source")
+# Of no effect: `batch_size` is of speed alone, and the others are of data sets.
+NO_EFFECT = (
+  *("segment.source", "segment.images", "segment.labels", "segment.names", "segment.prompts"),
+  *("segment.label_values", "segment.ignore", "segment.n_images", "segment.output"),
+  *("detect.source", "detect.annotations", "detect.images", "detect.names", "detect.synonyms"),
+  *("detect.n_images", "detect.prompts", "detect.output", "detect.scene_classes"),
+  *("segment.scene_classes", "regions.alone", "propose.images", "propose.batch_size"),
+)
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
+  """The pictures of `write_pictures`; two of them with annotations, other regions and a network."""
   root = tmp_path_factory.mktemp("pictures")
   write_pictures(root)
+  write_network(root / "other.pth", 2)
+  shutil.copytree(root / "regions", root / "other" / "regions")
+  shutil.copy(root / "regions" / "0.npz", root / "other" / "regions" / "3.npz")
+  (root / "two").mkdir()
+  for name in ("0.png", "3.png"):
+    shutil.copy(root / "images" / name, root / "two" / name)
+  objects = json.loads((root / "objects.json").read_text())
+  for field, number in (("images", "id"), ("annotations", "image_id")):
+    objects[field] = [row for row in objects[field] if row[number] in (0, 3)]
+  (root / "two.json").write_text(json.dumps(objects))
   return root
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_encoder_for_all():
-  with pytest.MonkeyPatch.context() as patch:
-    open_encoders_once(patch)
-    yield
 
 
 def config_of(root, *groups, **changes):
@@ -58,6 +135,99 @@ def config_of(root, *groups, **changes):
 def csv_of(workdir):
   with open(workdir / "results.csv", newline="", encoding="utf-8") as file:
     return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def outcome(root, tmp_path_factory):
+  """A function: fields -> label images, detections and rows of `predict` on two pictures."""
+  found = {}
+
+  def run(fields):
+    if (key := repr(sorted(fields.items()))) not in found:
+      workdir = tmp_path_factory.mktemp("run")
+      config = config_of(root, {"predict.images": "ROOT/two"}, fields)
+      results = run_predict(config, workdir)
+      file = workdir / "detections.json"
+      maps = [read_map(file).tolist() for file in sorted(workdir.glob("labels/*.png"))]
+      detections = json.loads(file.read_text()) if file.exists() else None
+      found[key] = maps, detections, results["images"]
+    return found[key]
+
+  return run
+
+
+def of_job(root, fields, workdir):
+  """Label images and detections of the job `segment` or `detect` with these fields."""
+  config = config_of(root, fields)
+  task, own = config.predict.task, {"images": "ROOT/two", "names": "ROOT/list.txt", "output": True}
+  own |= {"prompts": (config.predict.prompt,), "source": "folder" if task == "segment" else "coco"}
+  own |= {"annotations": "ROOT/two.json"} if task == "detect" else {}
+  own = {"job": task} | {f"{task}.{field}": value for field, value in own.items()}
+  if "propose.network" in fields:
+    own["regions.source"] = "network"
+  config = config_of(root, fields, own)
+  validate(config)
+  job = load_job(task)
+  job.check(config, str(workdir))
+  job.run(config, str(workdir))
+  if task == "segment":
+    return [read_map(file).tolist() for file in sorted((workdir / "labels/0").iterdir())], None
+  return [], json.loads((workdir / "detections/0.json").read_text())
+
+
+@pytest.mark.parametrize("kind", COMPARED)
+def test_all_fields_together_do_what_they_do_in_the_jobs(root, outcome, tmp_path, kind):
+  """Of the same regions or patches, under the same settings; categories by their names."""
+  fields = COMPARED[kind][0] | COMPARED[kind][1]
+  maps, found, rows = outcome(fields)
+  expected_maps, expected = of_job(root, fields, tmp_path)
+  assert maps == expected_maps
+  if found is None:
+    assert any(len(np.unique(one)) > 1 for one in maps)
+    return
+  assert len(found) == len(expected) > 5
+  # Those of the file are of whole pictures.
+  assert (len({tuple(row["bbox"]) for row in found}) > 1) == (kind == "objects of a network")
+  categories = json.loads((root / "two.json").read_text())["categories"]
+  name_of = {category["id"]: category["name"] for category in categories}
+  for one, other in zip(found, expected, strict=True):
+    assert one["image_id"] == other["image_id"] and one["file"] == f"{one['image_id']}.png"
+    assert one["name"] == name_of[other["category_id"]] == NAMES[one["category_id"] - 1]
+    assert one["segmentation"] == other["segmentation"]
+    np.testing.assert_allclose(one["bbox"], other["bbox"])
+    np.testing.assert_allclose(one["score"], other["score"], rtol=1e-4)
+  listed = [row for of_image in rows.values() for row in of_image]
+  assert [list(row.values()) for row in listed] == [
+    [row["name"], row["score"], *row["bbox"]] for row in found
+  ]
+
+
+@pytest.mark.parametrize(
+  ("kind", "field"), [(kind, field) for kind in COMPARED for field in COMPARED[kind][1]]
+)
+def test_a_field_is_part_of_that(outcome, kind, field):
+  """Without its value the outcome is another: that the jobs agree says that it is used."""
+  given, others = COMPARED[kind]
+  without = {name: value for name, value in others.items() if name != field}
+  if field == "segment.background":
+    del without["segment.background_below"]
+  assert outcome(given | without) != outcome(given | others)
+
+
+def test_each_field_is_held():
+  groups = ("predict.", "segment.", "detect.", "regions.", "propose.")
+  held = {field for _, others in COMPARED.values() for field in others}
+  assert sorted([*held, *ELSEWHERE, *NO_EFFECT]) == sorted(
+    f for f in FIELDS if f.startswith(groups)
+  )
+
+
+def test_pictures_together_change_nothing(outcome):
+  fields = DETECT | NETWORK | {"regions.objectness": True}
+  one, other = outcome(fields), outcome(fields | {"propose.batch_size": 1})
+  for ours, theirs in zip(one[1], other[1], strict=True):
+    assert (ours["name"], ours["file"]) == (theirs["name"], theirs["file"])
+    np.testing.assert_allclose(ours["score"], theirs["score"], atol=1e-3)
 
 
 def test_label_images_are_the_argmax_of_the_networks_scores(root, tmp_path):
@@ -90,79 +260,24 @@ def test_label_images_are_the_argmax_of_the_networks_scores(root, tmp_path):
   ]
 
 
-def run_segment(root, config, workdir):
-  """The job `segment` on the same pictures and names."""
-  own = {"job": "segment", "segment.source": "folder", "segment.images": str(root / "images")}
-  own |= {"segment.names": str(root / "list.txt"), "segment.prompts": ("a photo of a {}.",)}
-  config = changed(config, own | {"segment.output": True})
-  validate(config)
-  segment.run(config, str(workdir))
-
-
-def test_patches_are_those_of_the_job_segment(root, tmp_path):
-  results = run_predict(config_of(root, PATCHES, **{"segment.pamr": 2}), tmp_path / "predict")
-  run_segment(root, config_of(root, PATCHES, **{"segment.pamr": 2}), tmp_path / "segment")
+def test_rows_of_patches(root, tmp_path):
+  """Their probabilities, the recipe, and label images that the job `segment` reads as truth."""
+  results = run_predict(config_of(root, PATCHES), tmp_path)
   for number in range(5):
-    found = read_map(tmp_path / "predict" / "labels" / f"{number}.png")
-    expected = read_map(tmp_path / "segment" / "labels" / "0" / f"{number}.png")
-    np.testing.assert_array_equal(found, expected)
-    assert len(np.unique(found)) > 1
+    found = read_map(tmp_path / "labels" / f"{number}.png")
+    assert {row["value"] for row in results["images"][f"{number}.png"]} == set(np.unique(found))
     for row in results["images"][f"{number}.png"]:
       assert 0.25 < row["probability"] <= 1  # the highest of four
   assert results["recipe"] == "naclip" and results["regions"] == "none"
-  # The job `segment` reads the label images as truth.
   classes = read_class_split(root / "list.txt")
-  pixels = open_pixels(root / "images", tmp_path / "predict" / "labels", classes)
+  pixels = open_pixels(root / "images", tmp_path / "labels", classes)
   np.testing.assert_array_equal(pixels.labels(4), found)
-
-
-JUDGE = {"regions.max_regions": 9, "detect.nms": 0.9, "detect.top": 20, "detect.min_score": 0.02}
-
-
-@pytest.mark.parametrize("crop", ["masked", "context"])
-def test_detections_are_those_of_the_job_detect(root, tmp_path, crop):
-  """Of the same network, under the same settings; categories by their names."""
-  judge = JUDGE | {"regions.crop": crop, "regions.objectness": crop == "context"}
-  results = run_predict(config_of(root, DETECT, NETWORK, judge), tmp_path / "predict")
-  own = {"job": "detect", "detect.source": "coco", "detect.output": True}
-  own |= {"detect.annotations": str(root / "objects.json"), "detect.images": str(root / "images")}
-  own |= {"detect.names": str(root / "list.txt"), "detect.prompts": ("a photo of a {}.",)}
-  own |= {"regions.source": "network"}
-  config = changed(config_of(root, DETECT, NETWORK, judge), own)
-  validate(config)
-  detect.run(config, str(tmp_path / "detect"))
-  expected = json.loads((tmp_path / "detect" / "detections" / "0.json").read_text())
-  found = json.loads((tmp_path / "predict" / "detections.json").read_text())
-  assert len(found) == len(expected) > 5
-  assert len({tuple(row["bbox"]) for row in found}) > 1
-  categories = json.loads((root / "objects.json").read_text())["categories"]
-  name_of = {category["id"]: category["name"] for category in categories}
-  for one, other in zip(found, expected, strict=True):
-    assert one["image_id"] == other["image_id"] and one["file"] == f"{one['image_id']}.png"
-    assert one["name"] == name_of[other["category_id"]] == NAMES[one["category_id"] - 1]
-    assert one["segmentation"] == other["segmentation"]
-    np.testing.assert_allclose(one["bbox"], other["bbox"])
-    np.testing.assert_allclose(one["score"], other["score"], rtol=1e-4)
-  listed = [row for rows in results["images"].values() for row in rows]
-  assert [row["score"] for row in listed] == [row["score"] for row in found]
-  assert [list(row.values())[2:] for row in listed] == [row["bbox"] for row in found]
-  assert [row["name"] for row in csv_of(tmp_path / "predict")] == [row["name"] for row in found]
-
-
-def test_a_networks_label_images_are_those_of_the_job_segment(root, tmp_path):
-  judge = {"regions.objectness": True, "regions.crop": "context"}
-  config = config_of(root, SEGMENT, NETWORK, judge)
-  run_predict(config, tmp_path / "predict")
-  run_segment(root, changed(config, {"regions.source": "network"}), tmp_path / "segment")
-  for file in sorted((tmp_path / "predict" / "labels").iterdir()):
-    found, expected = read_map(file), read_map(tmp_path / "segment/labels/0" / file.name)
-    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_large_picture_is_reduced_for_the_network(root, tmp_path, monkeypatch):
   """Results are in its own pixels, near those of the picture that was reduced beforehand."""
   (tmp_path / "large").mkdir()
-  small = Image.open(root / "images" / "0.png").resize((64, 48), Image.Resampling.BICUBIC)
+  small = Image.open(root / "images" / "4.png").resize((64, 48), Image.Resampling.BICUBIC)
   small.save(tmp_path / "small.png")
   Image.fromarray(np.kron(np.asarray(small), np.ones((2, 2, 1), np.uint8))).save(
     tmp_path / "large.png"
@@ -172,10 +287,12 @@ def test_a_large_picture_is_reduced_for_the_network(root, tmp_path, monkeypatch)
   for name in ("small", "large"):
     for task in (SEGMENT, DETECT):
       own = {"predict.images": str(tmp_path / f"{name}.png"), "detect.top": 5}
+      own |= {"segment.logit_scale": 100.0, "regions.crop": "context"}
       run_predict(config_of(root, task, NETWORK, own), tmp_path / (name + task["predict.task"]))
     labels = read_map(tmp_path / f"{name}segment" / "labels" / f"{name}.png")
     found[name] = labels, json.loads((tmp_path / f"{name}detect/detections.json").read_text())
   assert found["large"][0].shape == (96, 128)
+  assert len(np.unique(found["small"][0])) > 1
   assert (found["large"][0][::2, ::2] == found["small"][0]).mean() > 0.8
   for row in found["large"][1]:
     assert row["segmentation"]["size"] == [96, 128]
@@ -212,9 +329,7 @@ def test_colours_of_label_images_and_names_of_files(root, tmp_path):
   config = changed(config, {"predict.names": str(tmp_path / "many.txt")})
   results = run_predict(config, tmp_path / "many")
   labels = read_map(tmp_path / "many/labels/more/b.png.png")
-  assert {row["value"] for row in results["images"]["more/b.png"]} == set(
-    np.unique(labels).tolist()
-  )
+  assert {row["value"] for row in results["images"]["more/b.png"]} == set(np.unique(labels))
   assert Image.open(tmp_path / "many/labels/more/b.png.png").mode.startswith("I")
 
 
@@ -228,58 +343,53 @@ def test_numbers_of_pictures_that_have_other_names(root, tmp_path):
   assert {(row["image_id"], row["file"]) for row in rows} == {(1, "7.png"), (2, "b.png")}
 
 
-def _bad(root, tmp_path, kind):
-  """Fields that are wrong in one way, and what the message names."""
-  if kind == "no network":
-    return DETECT, "propose.network"
-  if kind == "no such network":
-    return SEGMENT | {"propose.network": str(tmp_path / "none")}, "propose.network"
-  if kind == "no masks.pth":
-    return DETECT | {"propose.network": str(root / "clip")}, "masks.pth"
-  if kind == "two origins":
-    return DETECT | NETWORK | FILE, "propose.network"
-  if kind == "truth":
-    return SEGMENT | {"regions.source": "truth"}, "regions.source"
-  if kind == "alone":
-    return SEGMENT | FILE | {"regions.alone": True}, "regions.alone"
-  if kind == "width":
-    write_network(tmp_path / "wide.pth", 0, embedding=32)
-    return DETECT | {"propose.network": str(tmp_path / "wide.pth")}, "clip.model"
-  if kind == "prompt":
-    save_prompt(tmp_path / "wide.npz", Prompt(np.zeros((2, 40), np.float32), "another", "end"))
-    return PATCHES | {"predict.prompt": str(tmp_path / "wide.npz")}, "wide.npz"
-  if kind == "the network's prompt":
-    return SEGMENT | NETWORK | {"propose.prompt": "no braces"}, "propose.prompt"
-  if kind == "names":
-    (tmp_path / "twice.txt").write_text("cat\ncat\n")
-    return PATCHES | {"predict.names": str(tmp_path / "twice.txt")}, "twice.txt"
-  if kind == "a long name":
-    (tmp_path / "long.txt").write_text("cat\n" + "very " * 90)
-    return SEGMENT | NETWORK | {"predict.names": str(tmp_path / "long.txt")}, "very"
-  if kind == "window":
-    return PATCHES | {"segment.window": 3}, "segment.window"
-  if kind == "background":
-    return PATCHES | {"segment.background_below": 0.5}, "segment.background_below"
-  boxes = [{"image_id": 3, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.5}]
-  if kind == "other pictures":
-    boxes[0]["image_id"] = 99
-  (tmp_path / "boxes.json").write_text(json.dumps(boxes))
-  fields = {"regions.source": "file", "regions.path": str(tmp_path / "boxes.json")}
-  if kind == "pixels of boxes":
-    return SEGMENT | fields, "regions.path"
-  return DETECT | fields, {"masks of boxes": "regions.crop"}.get(kind, "boxes.json")
+WIDE = Prompt(np.zeros((2, 40), np.float32), "another", "end")
+BOXES = {"regions.source": "file", "regions.path": "HERE/boxes.json"}
+# What is wrong: the fields, and what the message names.
+BAD = {
+  "no network": (DETECT, "propose.network"),
+  "no such network": (SEGMENT | {"propose.network": "HERE/none"}, "propose.network"),
+  "no masks.pth": (DETECT | {"propose.network": "ROOT/clip"}, "masks.pth"),
+  "two origins": (DETECT | NETWORK | FILE, "propose.network"),
+  "truth": (SEGMENT | {"regions.source": "truth"}, "regions.source"),
+  "alone": (SEGMENT | FILE | {"regions.alone": True}, "regions.alone"),
+  "width": (DETECT | {"propose.network": "HERE/wide.pth"}, "clip.model"),
+  "prompt": (PATCHES | {"predict.prompt": "HERE/wide.npz"}, "wide.npz"),
+  "the network's prompt": (SEGMENT | NETWORK | {"propose.prompt": "no braces"}, "propose.prompt"),
+  "names": (PATCHES | {"predict.names": "HERE/twice.txt"}, "twice.txt"),
+  "a long name": (SEGMENT | NETWORK | {"predict.names": "HERE/long.txt"}, "very"),
+  "window": (PATCHES | {"segment.window": 3}, "segment.window"),
+  "background": (PATCHES | {"segment.background_below": 0.5}, "segment.background_below"),
+  "other pictures": (DETECT | BOXES | {"regions.path": "HERE/other.json"}, "other.json"),
+  "pixels of boxes": (SEGMENT | BOXES, "regions.path"),
+  "masks of boxes": (DETECT | BOXES, "regions.crop"),
+}
 
 
-@pytest.mark.parametrize(
-  "kind",
-  ["no network", "no such network", "no masks.pth", "two origins", "truth", "alone", "width"]
-  + ["prompt", "the network's prompt", "names", "a long name", "window", "background"]
-  + ["other pictures", "pixels of boxes", "masks of boxes"],
-)
-def test_bad_input_is_one_line_and_nothing_is_written(root, tmp_path, kind):
-  changes, named = _bad(root, tmp_path, kind)
+@pytest.fixture(scope="module")
+def bad_files(root, tmp_path_factory):
+  """The folder HERE."""
+  folder = tmp_path_factory.mktemp("bad")
+  write_network(folder / "wide.pth", 0, embedding=32)
+  save_prompt(folder / "wide.npz", WIDE)
+  (folder / "twice.txt").write_text("cat\ncat\n")
+  (folder / "long.txt").write_text("cat\n" + "very " * 90)
+  for name, number in (("boxes", 3), ("other", 99)):
+    box = {"image_id": number, "category_id": 1, "bbox": [4, 3, 19, 29], "score": 0.5}
+    (folder / f"{name}.json").write_text(json.dumps([box]))
+  return folder
+
+
+def _here(fields, folder):
+  return {f: v.replace("HERE", str(folder)) if isinstance(v, str) else v for f, v in fields.items()}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_one_line_and_nothing_is_written(root, bad_files, tmp_path, kind):
+  fields, named = BAD[kind]
+  config = config_of(root, _here(fields, bad_files))
   with pytest.raises(InputError) as caught:
-    run_predict(config_of(root, changes), tmp_path / "run")
+    run_predict(config, tmp_path / "run")
   assert named in str(caught.value) and "\n" not in str(caught.value)
   assert not (tmp_path / "run").exists()
 
@@ -291,14 +401,12 @@ def test_pictures_of_one_stem_have_no_regions_in_a_file(root):
     check_picture_regions(config, files)
 
 
-def test_boxes_of_a_file_without_masks(root, tmp_path):
+def test_boxes_of_a_file_without_masks(root, bad_files, tmp_path):
   """COCO results of a detector, crops with context; the picture without any has no row."""
-  boxes = [{"image_id": 3, "category_id": 1, "bbox": [4, 3, 19, 29], "score": 0.5}]
-  (tmp_path / "boxes.json").write_text(json.dumps(boxes))
-  fields = {"regions.source": "file", "regions.path": str(tmp_path / "boxes.json")}
-  config = config_of(root, DETECT, fields, **{"regions.crop": "context"})
+  config = config_of(root, DETECT, _here(BOXES, bad_files), **{"regions.crop": "context"})
   results = run_predict(config, tmp_path / "run")
   assert [len(rows) for rows in results["images"].values()] == [0, 0, 0, 4, 0]
   rows = json.loads((tmp_path / "run" / "detections.json").read_text())
   assert all(row["bbox"] == [4, 3, 19, 29] and "segmentation" not in row for row in rows)
   assert sum(row["score"] for row in rows) == pytest.approx(1, abs=1e-4)
+  assert [row["name"] for row in csv_of(tmp_path / "run")] == [row["name"] for row in rows]

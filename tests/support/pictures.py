@@ -5,9 +5,7 @@ import pathlib
 
 import numpy as np
 from PIL import Image
-import pytest
 
-from pomp_jax import inputs
 from pomp_jax.config import Settings, validate
 from pomp_jax.jobs import predict
 from pomp_jax.masks.weights import MaskFormerFile, write_mask_former
@@ -61,15 +59,3 @@ def run_predict(config: Settings, workdir: pathlib.Path) -> dict:
 def read_map(path: pathlib.Path) -> np.ndarray:
   """Values of a label image."""
   return np.asarray(Image.open(path))
-
-
-def open_encoders_once(patch: pytest.MonkeyPatch) -> None:
-  """CLIPs are opened and compiled once."""
-  opened, encoders = inputs.open_encoder, {}
-
-  def open_once(config):
-    if config.clip not in encoders:
-      encoders[config.clip] = opened(config)
-    return encoders[config.clip]
-
-  patch.setattr(inputs, "open_encoder", open_once)
