@@ -9,6 +9,7 @@ import pytest
 from pomp_jax.prompt.loss import guess_loss
 from pomp_jax.train.resume import RollBacks
 from pomp_jax.train.watch import BadLossError, Expected, LossMonitor
+from tests.support.clips import write_random_clip
 from tests.support.small_run import small_config, trained
 
 
@@ -132,13 +133,14 @@ def test_the_first_loss_is_known_after_a_restart_and_unknown_to_older_checkpoint
 
 
 def test_a_training_whose_loss_is_that_of_a_guess_warns(tmp_path, caplog):
-  """At a rate that throws the context away in the first steps."""
-  changes = {"steps": 22, "checkpoint.every": 22, "optim.lr": 100.0}
+  """A CLIP of random weights tells nothing apart, and is surer of it than a guess."""
+  write_random_clip(tmp_path / "clip")
+  changes = {"clip.model": str(tmp_path / "clip"), "optim.lr": 1e-4}
   with caplog.at_level("WARNING", "pomp_jax"):
-    trained(small_config(**changes), tmp_path)
+    trained(small_config(**{"steps": 22, "checkpoint.every": 22, **changes}), tmp_path / "run")
   [line] = learns_nothing(caplog)
   assert "no better than the 5.7 of a guess" in line  # ln(300)
-  assert "config.optim.lr=100 " in line
+  assert "config.optim.lr=0.0001" in line
 
 
 @pytest.mark.parametrize(
