@@ -1,6 +1,4 @@
-"""The rehearsal: its config beside the recipe's, and all phases at a small size."""
-
-import json
+"""The rehearsal: its config beside the recipe's; `docs.studies.rehearsal` runs its phases."""
 
 import pytest
 
@@ -61,16 +59,3 @@ def test_a_wrong_argument_is_named(argument, field):
   with pytest.raises(ConfigError) as caught:
     rehearsal.get_config(argument)
   assert caught.value.field == field
-
-
-@pytest.mark.slow("all phases, in two processes")
-def test_every_phase_at_a_small_size(tmp_path, monkeypatch, capsys):
-  from docs.studies import rehearsal as driver  # needs psutil
-
-  monkeypatch.setattr("sys.argv", ["rehearsal", str(tmp_path), "--classes=40"])
-  driver.main()
-  rows = json.loads((tmp_path / "phases.json").read_bytes())
-  assert [row["images"] for row in rows.values()][:3] == [840, 840, 3200]
-  assert rows["train, until SIGTERM"]["images"] + rows["train, resumed"]["images"] == 3200
-  assert {"open_clip", "pth"} == {path.name[7:] for path in tmp_path.glob("export_*")}
-  assert "80 steps" in capsys.readouterr().out
