@@ -329,7 +329,7 @@ def test_a_cache_of_other_images_of_the_same_classes_is_refused(filled, config_o
   for features in ("cached", "once"):
     config = config_of(tmp_path / "features", **drawn | {"data.features": features})
     with pytest.raises(FeatureCacheError, match=r"cache.json: made_from.images is '[0-9a-f]+'"):
-      pretrain.run(config, str(tmp_path / "run"))
+      pretrain.run(config, str(tmp_path / features))
 
 
 def test_too_many_damaged_images_stop_a_job(complete, filled, config_of, tmp_path):
@@ -338,7 +338,7 @@ def test_too_many_damaged_images_stop_a_job(complete, filled, config_of, tmp_pat
   with pytest.raises(CorruptDataError, match=message):
     filled(tmp_path / "features", **few)
   with pytest.raises(CorruptDataError, match=message):
-    pretrain.run(config_of(**few), str(tmp_path / "run"))
+    pretrain.run(config_of(**few), str(tmp_path / "training"))
   # Those that an earlier start met count as well.
   shutil.copytree(complete[0], tmp_path / "complete")
   with pytest.raises(CorruptDataError, match=message):
