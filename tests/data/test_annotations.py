@@ -159,11 +159,14 @@ def test_an_unusable_field(field, row, key, bad):
 
 
 @pytest.mark.parametrize("field", ["images", "annotations", "categories"])
-def test_a_missing_list_and_no_image(field):
+def test_a_missing_list(field):
   value = small()
   del value[field]
   with pytest.raises((AnnotationError, CategoryFileError), match=field):
     annotations_of(value)
+
+
+def test_no_image():
   with pytest.raises(AnnotationError, match="images"):
     annotations_of(small() | {"images": [], "annotations": []})
 

@@ -68,5 +68,8 @@ def test_an_unusable_file(tmp_path, text, part):
   with pytest.raises(VocabularyError) as error:
     read_class_split(path)
   assert part in str(error.value) and str(path) in str(error.value)
+
+
+def test_an_unknown_name():
   with pytest.raises(VocabularyError, match="coco_stuff"):
     read_class_split("coco_things")

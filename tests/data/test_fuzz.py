@@ -170,14 +170,6 @@ def test_damaged_images(folder, data):
       assert (pixels.dtype, pixels.shape) == (np.uint8, (16, 16, 3))
 
 
-@pytest.mark.parametrize("size", [(1, 200_000), (200_000, 1)])
-def test_an_image_as_narrow_as_a_thread_is_refused(tmp_path, size):
-  # Its shorter side at 224 pixels, the longer would have millions.
-  Image.new("1", size).save(tmp_path / "narrow.png")
-  with pytest.raises(ImageError, match=r"narrow\.png: not a readable image \(.*too narrow"):
-    read_image(tmp_path / "narrow.png", 224)
-
-
 _FILE_NAMES = st.sampled_from(
   [b"a.jpg", b"B.PNG", b".hidden.jpg", b"a\nb.jpg", b"\xff.jpg", b"a.txt", b"\xe2\x80\xa8.gif"]
 )

@@ -104,16 +104,29 @@ def test_listing(tmp_path):
     list_images(tmp_path / "empty")
 
 
-def test_broken_files(tmp_path):
-  good = tmp_path / "good.png"
-  Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(good)
-  bad = tmp_path / "bad.png"
-  for content in (b"", b"text", good.read_bytes()[:200]):
+def test_unreadable_files_and_arrays(tmp_path):
+  bad, shared = tmp_path / "bad.png", "not a readable image"
+  cases = [
+    (b"", shared),
+    (b"text", shared),
+    (encode(natural_image(0, 64, 64), "PNG")[:200], shared),
+  ]
+  for value in (-1.0, 70_000.0, np.inf, -np.inf, np.nan):
+    values = np.full((40, 50), 0.5, np.float32)
+    values[20, 30] = value
+    cases.append((encode(Image.fromarray(values), "TIFF"), shared))
+  for size in ((1, 200_000), (200_000, 1)):
+    # Its shorter side at 224 pixels, the longer would have millions.
+    cases.append((encode(Image.new("1", size), "PNG"), r"not a readable image \(.*too narrow"))
+  for content, message in cases:
     bad.write_bytes(content)
-    with pytest.raises(ImageError, match=r"bad\.png"):
-      read_image(bad, 16)
+    with pytest.raises(ImageError, match=rf"bad\.png: {message}"):
+      read_image(bad, 224)
   with pytest.raises(ImageError, match=r"none\.png"):
     read_image(tmp_path / "none.png", 16)
+  for array in (np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8)):
+    with pytest.raises(ImageError, match=r"uint8 \[H,W,3\]"):
+      prepare(array, 8)
 
 
 def grey_files():
@@ -193,27 +206,12 @@ def test_bands_join(monkeypatch):
   np.testing.assert_array_equal(images.to_rgb(Image.fromarray(ramp)), whole)
 
 
-@pytest.mark.parametrize("value", [-1.0, 70_000.0, np.inf, -np.inf, np.nan])
-def test_greys_that_can_not_be_scaled_are_unreadable(tmp_path, value):
-  values = np.full((40, 50), 0.5, np.float32)
-  values[20, 30] = value
-  Image.fromarray(values).save(tmp_path / "float.tif")
-  with pytest.raises(ImageError, match=r"float\.tif"):
-    read_image(tmp_path / "float.tif", 16)
-
-
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV"])
 def test_other_modes_are_as_pillow_converts_them(mode):
   pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 4), np.uint8)
   image = Image.fromarray(pixels, "RGBA")
   image = image.convert("RGB").convert(mode) if mode not in ("LA", "RGBA") else image.convert(mode)
   np.testing.assert_array_equal(images.to_rgb(image), image.convert("RGB"))
-
-
-def test_arrays_of_other_types_are_refused():
-  for array in (np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8)):
-    with pytest.raises(ImageError, match=r"uint8 \[H,W,3\]"):
-      prepare(array, 8)
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"

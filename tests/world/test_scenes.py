@@ -23,6 +23,8 @@ def test_a_scene_depends_on_seed_split_and_number_alone(drawn):
   others = [open_scenes("test", 8, seed=1), open_scenes("validation", 8), open_scenes("train", 8)]
   images = [scene.image for scene in drawn[1][:8]] + [o.scene(7).image for o in others]
   assert len({image.tobytes() for image in images}) == 11
+  with pytest.raises(IndexError):
+    open_scenes("test", 2).scene(2)
 
 
 def test_masks_are_disjoint_and_boxes_tight(drawn):
@@ -109,5 +111,3 @@ def test_label_map_and_annotations_hold_the_masks(drawn):
 def test_scenes_that_there_are_not(arguments, message):
   with pytest.raises(ValueError, match=message):
     open_scenes(*arguments)
-  with pytest.raises(IndexError):
-    open_scenes("test", 2).scene(2)
