@@ -114,16 +114,14 @@ def test_images_that_cannot_be_read_have_no_key(encoder, tmp_path):
     next(view_features(data, source, encoder, 2))
 
 
-def test_settings_are_those_of_the_data_set(caplog):
+def test_settings_are_those_of_the_data_set_unless_given(caplog):
+  """The published ones themselves are held in tests/config."""
   caplog.set_level("INFO")
-  small = {"data.source": "coop", "data.dataset": "eurosat"}
-  found = tip_adapter.tip_settings(config_of(**small | {"tip.epochs": 0}))
+  coop = {"data.source": "coop", "data.dataset": "eurosat"}
+  found = tip_adapter.tip_settings(config_of(**coop | {"tip.epochs": 0}))
   assert found == (2.0, 10.0, 12.0, 100, "hand_written")
-  found = tip_adapter.tip_settings(config_of(**small | {"tip.alpha": 9.0, "tip.beta_max": 3.0}))
-  assert found == (9.0, 10.0, 3.0, 2, "hand_written")
-  imagenet = config_of(**small | {"data.dataset": "imagenet1k", "tip.epochs": 0})
-  expected = (1.17, 3.0, 7.0, 20, "ensemble:imagenet_7")
-  assert tip_adapter.tip_settings(imagenet) == expected and not caplog.text
+  found = tip_adapter.tip_settings(config_of(**coop | {"tip.alpha": 9.0, "tip.beta_max": 3.0}))
+  assert found == (9.0, 10.0, 3.0, 2, "hand_written") and not caplog.text
   assert tip_adapter.tip_settings(config_of())[:3] == (1.17, 3.0, 7.0)
   assert "no published settings" in caplog.text
 
@@ -136,19 +134,17 @@ def test_methods_on_images_as_they_are_take_no_augmentation(method):
 
 def test_all_stored_images_are_evaluated_where_the_number_is_0(tmp_path):
   (tmp_path / "names.txt").write_text("a\nb\nc\n")
-  changes = {
-    "data.source": "synthetic",
-    "data.names": str(tmp_path / "names.txt"),
-    "eval.images": 0,
-  }
-  config = config_of(**changes | {"data.n_classes": 0})
+  stored = {"data.source": "synthetic", "data.names": str(tmp_path / "names.txt")}
+  config = config_of(**stored, **{"eval.images": 0, "data.n_classes": 0})
   validate(config)
   whole = inputs.open_source(config.data, "test")
   assert len(inputs.open_source(config.data, "test", n_images=0)) == len(whole) > 3
   assert len(inputs.open_source(config.data, "test", n_images=3)) == 3
-  for dry, message in (
-    (False, "1 or more where"),
-    (True, "in a dry run the number of test images"),
-  ):
-    with pytest.raises(ConfigError, match=rf"config\.eval\.images: got 0, expected {message}"):
-      validate(config_of(**{"eval.images": 0, "method": "pomp", "dry_run": dry}))
+
+
+@pytest.mark.parametrize(
+  "dry,expected", [(False, "1 or more where"), (True, "in a dry run the number of test images")]
+)
+def test_a_number_of_images_is_needed_elsewhere(dry, expected):
+  with pytest.raises(ConfigError, match=rf"config\.eval\.images: got 0, expected {expected}"):
+    validate(config_of(**{"eval.images": 0, "method": "pomp", "dry_run": dry}))
