@@ -1,11 +1,13 @@
-"""Captions: the table is a distribution, noise 0 tells the truth, none names a novel class."""
+"""Captions, and the stored CLIP and its tokenizer that are trained on them."""
 
-import collections
+import json
 
 import numpy as np
 import pytest
+from transformers import CLIPTokenizer, CLIPTokenizerFast
 
-from pomp_jax.world import captions, names, render
+from pomp_jax.world import CLIP_PATH, IMAGE_SIZE, captions, class_names, names, render, train_clip
+from tests.support.flax_clip import flax_clip
 
 
 def _draw(n, noise, seed=0):
@@ -14,22 +16,6 @@ def _draw(n, noise, seed=0):
   attributes = base[(names.mix(keys) % np.uint64(len(base))).astype(int)]
   register, style = captions.sources(keys)
   return attributes, register, style, captions.write(keys, attributes, register, noise)
-
-
-def test_the_table_holds_probabilities():
-  registers = captions.REGISTERS.values()
-  assert sum(r.weight for r in registers) == pytest.approx(1)
-  shares = collections.Counter()
-  for register in registers:
-    assert sum(register.styles.values()) == pytest.approx(1)
-    assert set(register.styles) <= set(render.STYLES) - {"shifted"}
-    assert all(0 <= p <= 1 for p in register.named + register.right)
-    assert register.named[names.ATTRIBUTES.index("shape")] == 1
-    for template in register.templates:
-      assert template.count("{}") == 1
-      shares[template] += register.weight / len(register.templates)
-  # Bare names occur.
-  assert max(shares, key=shares.get) == "a photo of a {}." and shares["{}."] > 0.01
 
 
 def test_shares_of_registers_and_styles():
@@ -95,3 +81,85 @@ def test_training_images_are_of_base_classes_in_sets_that_differ_by_one_attribut
   # Each differs in one attribute at most from a common class, hence in two from each other.
   assert ((sets[:, :1] != sets).sum(-1) <= 2).all()
   assert len(np.unique(sets[:, 0], axis=0)) > 900
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+  return CLIPTokenizerFast.from_pretrained(CLIP_PATH)
+
+
+def test_config_agrees_with_the_tokenizer_and_the_renderer(vocabulary):
+  assert (CLIP_PATH / "flax_model.msgpack").stat().st_size <= 8_000_000
+  config = json.loads((CLIP_PATH / "config.json").read_text())
+  preprocessor = json.loads((CLIP_PATH / "preprocessor_config.json").read_text())
+  expected = {
+    "vocab_size": len(vocabulary),
+    "eos_token_id": len(vocabulary) - 1,
+    "bos_token_id": vocabulary.bos_token_id,
+    "max_position_embeddings": train_clip.MAX_POSITIONS,
+  }
+  assert config["text_config"].items() >= expected.items()
+  assert vocabulary.eos_token_id == expected["eos_token_id"]
+  assert config["vision_config"]["image_size"] == IMAGE_SIZE
+  assert tuple(preprocessor["image_mean"]) == train_clip.PIXEL_MEAN
+  assert tuple(preprocessor["image_std"]) == train_clip.PIXEL_STD
+
+
+def test_every_name_fits_beside_sixteen_context_vectors(vocabulary):
+  ids = vocabulary([f"{name}." for name in class_names("all")]).input_ids
+  lengths = np.array([len(i) for i in ids])  # with the start and end tokens
+  assert lengths.max() + 16 <= train_clip.MAX_POSITIONS
+  assert len(set(lengths)) >= 4  # ragged
+
+
+def test_any_text_can_be_encoded_by_both_tokenizers(vocabulary):
+  slow, foreign = CLIPTokenizer.from_pretrained(CLIP_PATH), "größe 42: полка, 棚"
+  texts = ("A photo of a  sky blue lightning bolt on navy.", "close-up, Café no. 7!", foreign)
+  for text in texts[:2]:
+    assert slow(text).input_ids == vocabulary(text).input_ids
+  assert vocabulary.unk_token_id not in vocabulary(foreign, add_special_tokens=False).input_ids
+  assert vocabulary.decode(vocabulary(foreign).input_ids, skip_special_tokens=True).strip()
+
+
+def test_hardly_a_short_caption_is_cut(vocabulary):
+  for noise in (0.0, 1.0):
+    texts = captions.training_batch(1, np.arange(2_000), noise)[1]
+    lengths = np.array([len(ids) for ids in vocabulary(texts).input_ids])
+    assert np.mean(lengths > train_clip.Recipe().short_tokens) < 0.015
+
+
+def test_wordy_captions_fill_the_positions(vocabulary):
+  texts = captions.training_batch(1, np.arange(64), 1.0)[1]
+  lengths = [len(i) for i in vocabulary(train_clip._wordy(texts, vocabulary, 0)).input_ids]
+  assert max(lengths) == train_clip.MAX_POSITIONS and np.mean(lengths) > 28
+
+
+def test_zero_shot_is_far_above_chance_and_short_of_perfect(vocabulary):
+  # No random weights are drawn, which takes seconds.
+  model = flax_clip().FlaxCLIPModel.from_pretrained(CLIP_PATH, _do_init=False)
+  top1 = train_clip.zero_shot(*model, vocabulary, "a photo of a {}.", n_images=400)
+  assert 0.15 < top1 < 0.9
+
+
+def _numbered(seed, indices, noise):
+  """Images of one value each, and captions of names in order."""
+  images = np.zeros((len(indices), 40, 40, 3), np.uint8) + indices[:, None, None, None]
+  names = class_names("all")
+  return images.astype(np.uint8), [f"a photo of a {names[seed + i]}." for i in indices]
+
+
+def test_tokenizer_and_batches_follow_from_the_pairs(tmp_path):
+  recipe = train_clip.Recipe(steps=3, batch=8, short_tokens=18, vocabulary=550)
+  texts = _numbered(recipe.seed, np.arange(200), 0.0)[1]
+  train_clip.train_tokenizer(texts * 5, tmp_path, recipe.vocabulary)
+  vocabulary = train_clip.CLIPTokenizerFast.from_pretrained(tmp_path)
+  assert len(vocabulary) == recipe.vocabulary
+  pairs = train_clip.Pairs(_numbered, train_clip.WORLD.test)
+  found = list(train_clip._batches(recipe, pairs, vocabulary, 1))
+  assert len(found) == 2  # steps 1 and 2: a training resumes behind its checkpoint
+  for step, (images, ids_BxL) in enumerate(found, 1):
+    expected, texts = _numbered(recipe.seed, 8 * step + np.arange(8), 0.0)
+    np.testing.assert_array_equal(images, expected)
+    for ids, text in zip(ids_BxL, texts, strict=True):
+      own = vocabulary(text, truncation=True, max_length=18).input_ids
+      assert ids[: len(own)].tolist() == own

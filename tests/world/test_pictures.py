@@ -1,0 +1,144 @@
+"""The world: its class list, the renderer, the labelled sources and the folders of pictures."""
+
+import hashlib
+import sys
+
+import numpy as np
+import pytest
+
+from pomp_jax import world
+from pomp_jax.inputs.own_sets import open_own_set, read_sets_file
+from pomp_jax.world import IMAGE_SIZE, class_names, example_sets, names, render
+
+
+def test_sizes_and_names_and_that_the_split_is_fixed():
+  base, novel, every = (class_names(group) for group in ("base", "novel", "all"))
+  assert (len(base), len(novel)) == (21_841, 5_087)
+  assert every == base + novel
+  assert len(set(every)) == len(every)
+  assert all(name == name.lower().strip() for name in every)
+  digest = hashlib.sha256("\n".join(novel).encode()).hexdigest()
+  assert digest == "cba411d141aeff8c77f1a4d54ce481640e7efcb1b1548f7668e472b7ecc71e78"
+  with pytest.raises(ValueError, match="'test'.*base, novel, all"):
+    class_names("test")
+
+
+def test_each_novel_attribute_value_occurs_in_base():
+  base, novel = (names.class_attributes(group) for group in ("base", "novel"))
+  for a in range(4):
+    assert set(novel[:, a]) <= set(base[:, a])
+  words = {word for name in class_names("base") for word in name.split()}
+  assert {word for name in class_names("novel") for word in name.split()} <= words
+
+
+def test_table_and_attributes_agree_with_the_names():
+  table = names.base_table()
+  assert table.sum() == len(class_names("base"))
+  attributes = names.class_attributes("novel")
+  assert not table[tuple(attributes.T)].any()
+  for values, name in zip(attributes[::500], class_names("novel")[::500], strict=True):
+    words = [names.WORDS[a][value] for a, value in enumerate(values)]
+    assert name == f"{words[0]} {words[1]} {words[2]} on {words[3]}"
+
+
+def test_families_partition_the_words():
+  for words, families in zip(names.WORDS, names.FAMILIES, strict=True):
+    assert sum(families, ()) == words and len(set(words)) == len(words)
+    assert min(map(len, families)) >= 2
+
+
+def test_an_image_does_not_depend_on_its_batch():
+  keys = render.image_keys(0, 99, np.arange(300))
+  attributes = names.class_attributes("base")[::72][:300]
+  styles = np.arange(300) % len(render.STYLES)
+  whole = render.render(keys, attributes, styles)
+  assert whole.shape == (300, IMAGE_SIZE, IMAGE_SIZE, 3) and whole.dtype == np.uint8
+  picked = np.array([299, 3, 40, 131, 5, 6, 11])
+  part = render.render(keys[picked], attributes[picked], styles[picked])
+  np.testing.assert_array_equal(whole[picked], part)
+
+
+@pytest.mark.parametrize("attribute", range(4), ids=names.ATTRIBUTES)
+def test_each_value_of_each_attribute_looks_different(attribute):
+  words = names.WORDS[attribute]
+  # A plate of the same key: alike in all but the one attribute.
+  attributes = np.tile(np.array([[0, 2, 4, 8]], np.int32), (len(words), 1))
+  attributes[:, attribute] = np.arange(len(words))
+  keys = np.repeat(render.image_keys(0, 0, np.array([7])), len(words))
+  images = render.render(keys, attributes, np.full(len(words), 1))
+  flat = images.reshape(len(words), -1).astype(np.float32)
+  distance = np.abs(flat[:, None] - flat[None]).mean(-1) + 255 * np.eye(len(words))
+  assert distance.min() > 1.5
+
+
+@pytest.mark.parametrize("shape", range(17), ids=names.SHAPES)
+def test_distances_are_those_to_the_outline(shape):
+  """Between neighbours a distance changes by a step at most, and the gradient is that long."""
+  field = render.atlas()[shape]
+  step = 2 * render._ATLAS_REACH / len(field)
+  for axis in (0, 1):
+    assert np.abs(np.diff(field, axis=axis)).max() < 1.01 * step
+  assert field[64, 20:108].min() < -0.1 and field[[0, -1]].min() > 0
+  assert np.median(np.hypot(*np.gradient(field))) == pytest.approx(step, rel=0.02)
+
+
+def test_images_are_spread_over_the_classes():
+  source = world.source("novel", n_images=5_087 + 100)
+  counts = np.bincount(source.labels, minlength=5_087)
+  assert counts.min() == 1 and counts.max() == 2
+  labels = world.source("novel", n_images=200).labels
+  assert len(set(labels.tolist())) == 200
+  np.testing.assert_array_equal(labels, source.labels[:200])
+  two = world.source("novel", images_per_class=2)
+  assert np.bincount(two.labels).tolist() == [2] * 5_087
+
+
+def test_images_are_the_same_in_any_batch_and_of_one_split_and_seed():
+  seen = set()
+  groups = {"train": "base", "validation": "base", "base": "base", "shifted": "all"}
+  for split, group in groups.items():
+    for seed in (0, 1):
+      source = world.source(split, n_images=50, seed=seed)
+      assert source.names == world.class_names(group)
+      assert len(source) == 50 and source.labels.max() < len(source.names)
+      images = source.images(np.arange(50))
+      np.testing.assert_array_equal(images[[7, 2]], source.images(np.array([7, 2])))
+      seen |= {image.tobytes() for image in images}
+  assert len(seen) == 4 * 2 * 50
+  with pytest.raises(IndexError, match=r"\[0, 50\)"):
+    source.images(np.array([50]))
+  for sizes in ({}, {"n_images": 3, "images_per_class": 1}, {"n_images": 0}):
+    with pytest.raises(ValueError, match="expected"):
+      world.source("train", **sizes)
+  with pytest.raises(ValueError, match="'test'.*train, validation, base, novel, shifted"):
+    world.source("test", n_images=3)
+
+
+def test_the_folders_hold_the_world(tmp_path, monkeypatch, capsys):
+  out = tmp_path / "sets"
+  monkeypatch.setattr(sys, "argv", ["x", f"--out={out}", "--classes=3", "--images=2"])
+  example_sets.main()
+  assert str(out / "sets.toml") in capsys.readouterr().out
+  sets = read_sets_file(out / "sets.toml")
+  assert [own.name for own in sets] == ["known", "mixed", "shifted"]
+  assert sets[1].parts == ("base", "novel")
+  for own, part, split in [
+    (sets[0], "all", "base"),
+    (sets[1], "base", "base"),
+    (sets[1], "novel", "novel"),
+    (sets[2], "all", "shifted"),
+  ]:
+    source, classes, found = open_own_set(own, part, world.IMAGE_SIZE)
+    assert found == "test"
+    n_classes, n_images = (12, 1) if own.name == "known" else (3, 2)
+    assert np.bincount(source.labels).tolist() == [n_images] * n_classes
+    drawn = world.source(split, images_per_class=n_images)
+    labels = [drawn.names.index(name) for name in classes.names]
+    numbers = [int(key.rpartition("/")[2].removesuffix(".png")) for key in source.keys]
+    indices = [n_images * labels[c] + n for c, n in zip(source.labels, numbers, strict=True)]
+    # CLIP's preprocessing leaves pictures of its own size as they are.
+    np.testing.assert_array_equal(
+      source.images(np.arange(len(source))), drawn.images(np.array(indices))
+    )
+  with pytest.raises(ValueError, match="expected 1 to"):
+    example_sets.write_pictures(tmp_path, "novel", 99_999, 1)
