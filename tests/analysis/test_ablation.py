@@ -10,6 +10,11 @@ import pytest
 from pomp_jax.analysis.ablation import csv_text, groups, sweep, swept
 
 
+def n_dots(axes):
+  kind = matplotlib.collections.PathCollection
+  return sum(len(dots.get_offsets()) for dots in axes.collections if isinstance(dots, kind))
+
+
 def synthetic_cells():
   """K of 16, 64 and all, two corrections (moot for all), three seeds; one cell failed."""
   rng = np.random.default_rng(0)
@@ -73,27 +78,17 @@ def test_the_plot_shows_every_mean_and_spread(tmp_path, drawn):
     assert len(means) == 3
   assert [label.get_text() for label in base.get_xticklabels()] == ["16", "64", "all"]
   assert seconds.get_yscale() == "log"
-  dots = [c for c in novel.collections if isinstance(c, matplotlib.collections.PathCollection)]
-  assert sum(len(c.get_offsets()) for c in dots) == 3 + 2 + 3 + 3 + 2 * 3
+  assert n_dots(novel) == 3 + 2 + 3 + 3 + 2 * 3
   legend = {text.get_text() for text in drawn[0].legends[0].get_texts()}
   assert legend == {"correction=log", "correction=none"}
 
 
-@pytest.mark.parametrize("fields", [["seed"], ["k", "seed"], ["k", "correction", "optim.lr"], []])
+@pytest.mark.parametrize("fields", [["seed"], ["k", "correction", "optim.lr"], []])
 def test_plots_of_other_grids(tmp_path, drawn, fields):
   """One cell, which has a dot in the panel of its split, or has failed and has none."""
   values = {"seed": 3, "k": 16, "correction": "log", "optim.lr": 0.1}
-  own = {field: values[field] for field in fields}
-  cells = [{"values": own, "top1": {"base": 0.1}, "seconds": 0.0, "error": None}]
-  sweep(tmp_path / "one.png", groups(cells))
-  sweep(tmp_path / "none.png", groups([cells[0] | {"error": "failed"}]))
-  n_dots = [
-    sum(
-      len(dots.get_offsets())
-      for axes in figure.axes
-      for dots in axes.collections
-      if isinstance(dots, matplotlib.collections.PathCollection)
-    )
-    for figure in drawn
-  ]
-  assert n_dots[0] > 0 and n_dots[1] == 0, n_dots
+  cell = {"values": {field: values[field] for field in fields}, "top1": {"base": 0.1}}
+  for error in (None, "failed"):
+    sweep(tmp_path / "one.png", groups([cell | {"seconds": 0.0, "error": error}]))
+  of_one, of_none = (sum(map(n_dots, figure.axes)) for figure in drawn)
+  assert of_one > 0 and of_none == 0

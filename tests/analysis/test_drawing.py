@@ -5,7 +5,6 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-import numpy as np
 import pytest
 
 from pomp_jax.analysis import drawing
@@ -40,19 +39,6 @@ def test_ticks_of_a_log_axis_are_plain_numbers_at_their_place(power, decades, wh
   assert len({text for _, text in found}) == len(found)
 
 
-@pytest.mark.parametrize(
-  ("low", "high", "expected"),
-  [
-    (9, 45, {"10", "20", "40"}),
-    (1.9, 45, {"2", "4", "10", "20", "40"}),
-    (0.05, 0.6, {"0.1", "0.2", "0.4"}),
-    (200, 40_000, {"1,000", "10,000"}),
-  ],
-)
-def test_round_ticks(low, high, expected):
-  assert expected <= {text for _, text in ticks(log_panel(low, high), "x")}
-
-
 def test_measured_values_are_the_ticks():
   values = [1024, 16, 64, 256, 64]
   found = ticks(log_panel(16, 1024, values=values), "x")
@@ -61,28 +47,8 @@ def test_measured_values_are_the_ticks():
   assert len(many) <= 10
 
 
-def test_plain_numbers():
-  texts = {1e-4: "0.0001", 0.25: "0.25", 1.0: "1", 40.0: "40", 21841: "21,841", 1e6: "1,000,000"}
-  for value, text in texts.items():
-    assert drawing.plain_number(value) == text
-
-
 def test_a_dollar_is_no_formula():
   """As Matplotlib reads it: an even number of unescaped dollars would start one."""
   figure, (axes,) = drawing.panels(1, 3.0, 3.0, "$x_{ and $y")
   drawing.label_panel(axes, drawing.name("a $b_{ and $c"))
   FigureCanvasAgg(figure).draw()
-
-
-def test_sizes_of_text_are_the_same_everywhere():
-  figure, axes_of = drawing.panels(2, 3.0, 3.0, "title")
-  for axes in axes_of:
-    axes.plot([1, 2], [1, 2], label="line")
-    drawing.label_panel(axes, "panel", "x", "y")
-    drawing.legend(axes)
-  FigureCanvasAgg(figure).draw()
-  sizes = {
-    text.get_fontsize() for axes in axes_of for text in (*axes.get_xticklabels(), axes.xaxis.label)
-  }
-  assert sizes == {drawing.TEXT}
-  assert np.unique([axes.title.get_fontsize() for axes in axes_of]) == [drawing.HEADING]

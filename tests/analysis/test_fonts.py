@@ -70,12 +70,6 @@ def save(path, *texts):
     return np.asarray(image.convert("L")).astype(int)
 
 
-def test_latin_greek_and_cyrillic_need_no_other_font(machine, caplog):
-  for name in ("leaf", "\u03bb\u03cc\u03b3\u03bf\u03c2", "\u0434\u043e\u043c"):
-    assert fonts.families_for(name) == ([fonts.DEFAULT], "")
-  assert not caplog.records
-
-
 def test_the_fewest_fonts_that_have_the_glyphs(machine, tmp_path):
   """Damaged and missing files are skipped."""
   (tmp_path / "damaged.ttf").write_bytes(b"no font")
@@ -105,16 +99,6 @@ def test_a_name_is_drawn_with_the_font_that_has_it(machine, tmp_path, caplog):
   assert (drawn != without).any()
 
 
-def test_the_labels_of_ticks_too(machine, tmp_path):
-  machine(build_font(tmp_path / "han.ttf", "Han", HAN))
-  figure, (axes,) = drawing.panels(1, 3.0, 3.0)
-  axes.set_yticks([0, 1], [HAN, "a"])
-  with warnings.catch_warnings():
-    warnings.simplefilter("error")
-    drawing.save(tmp_path / "ticks.png", figure)
-  assert all("Han" in label.get_fontfamily() for label in axes.get_yticklabels())
-
-
 def test_one_warning_names_the_scripts_that_no_font_has(machine, tmp_path, caplog):
   with caplog.at_level(logging.WARNING):
     for number in range(2):
@@ -123,9 +107,3 @@ def test_one_warning_names_the_scripts_that_no_font_has(machine, tmp_path, caplo
   message = record.getMessage()
   for part in ("CJK", "Devanagari", HAN, NAGARI, "fonts-noto"):
     assert part in message
-
-
-def test_scripts():
-  letters = {"\u4e2d": "CJK", "\u0928": "Devanagari", "\u0639": "Arabic", "\U0001f600": "emoji"}
-  for letter, script in letters.items():
-    assert fonts.script_of(letter).startswith(script)

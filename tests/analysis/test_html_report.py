@@ -2,7 +2,6 @@
 
 import base64
 
-import numpy as np
 from PIL import Image
 import pytest
 
@@ -37,27 +36,6 @@ def test_the_page_holds_all_and_needs_nothing(tmp_path):
   assert "http" not in text
 
 
-def test_words_stand_on_the_left_and_figures_on_the_right(tmp_path):
-  columns = ("prompt", "group", "seconds", "novel mIoU_plain")
-  rows = [
-    ("a", "base", "1.5", "50.0 ± 0.1"),
-    ("b", "-", "not reached", "+3.0"),
-    ("c", "x", "2", "-"),
-  ]
-  sections = [
-    Section("Figures", table=Grid(columns, rows)),
-    Section("Facts", table=Grid((), [("images", "400"), ("CLIP", "world"), ("classes", "2")])),
-  ]
-  write_report(tmp_path / "report.html", "Tables", sections, {"jax": "0.10.2"})
-  text = (tmp_path / "report.html").read_text()
-  assert '<td class="words">base</td><td>1.5</td><td>50.0 ± 0.1</td>' in text
-  assert '<td class="words">-</td><td>not reached</td><td>+3.0</td>' in text
-  assert '<th class="words">group</th><th>seconds</th>' in text
-  assert '<td class="words">400</td>' in text and '<td class="words">world</td>' in text
-  # A long heading may break.
-  assert "novel mIoU_<wbr>plain" in text
-
-
 @pytest.mark.slow("Chromium")
 @pytest.mark.skipif(CHROMIUM is None, reason=NONE)
 def test_a_page_in_chromium(tmp_path):
@@ -76,15 +54,7 @@ def test_a_page_in_chromium(tmp_path):
     assert complete and natural_width > 600 and 300 < width <= natural_width
     assert {url.partition(":")[0] for url in asked[1:]} <= {"data"}
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
-    heights = [table.bounding_box()["height"] for table in page.query_selector_all("table")]
-    assert min(height for height in heights[:5]) > 20
     closed = page.locator("details").bounding_box()["height"]
-    page.screenshot(path=tmp_path / "shot.png")
     page.locator("summary").click()
     assert page.locator("details").bounding_box()["height"] > closed + 200
     browser.close()
-  with Image.open(tmp_path / "shot.png") as image:
-    pixels = np.asarray(image.convert("RGB")).astype(int)
-  for colour in ((0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00)):
-    near = np.abs(pixels - np.array(colour)).max(-1) < 24
-    assert near.sum() > 200

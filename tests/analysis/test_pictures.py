@@ -1,9 +1,9 @@
 """Pictures of what was found: legends, colours, boxes at their places, pictures of any shape."""
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 import numpy as np
 from PIL import Image
-import pytest
 
 from pomp_jax.analysis import sheets
 from pomp_jax.analysis.detection import Boxes
@@ -44,20 +44,6 @@ def test_names_beyond_the_colours_are_grey_and_counted(drawn, tmp_path):
   np.testing.assert_allclose(drawn[0].axes[0].get_images()[0].get_array()[-1, -1], grey)
 
 
-@pytest.mark.parametrize("shape", [(30, 400), (400, 30), (1, 1), (900, 1200)])
-def test_pictures_of_any_shape_are_whole(drawn, tmp_path, shape):
-  labels = np.full(shape, -1, np.int32)
-  labels[shape[0] // 2 :] = 4
-  overlay(tmp_path / "a.png", np.full((*shape, 3), 200, np.uint8), labels, NAMES, "$" * 200)
-  picture = drawn[0].axes[0].get_images()[0].get_array()
-  assert max(picture.shape[:2]) == 750
-  np.testing.assert_allclose(picture.shape[0] / picture.shape[1], shape[0] / shape[1], rtol=0.02)
-  mixed = 0.4 * 200 / 255 + 0.6 * np.array(to_rgb(label_colours(labels)[4]))
-  np.testing.assert_allclose(picture[-1, -1], mixed)
-  box = drawn[0].axes[0].get_position()
-  assert 0 <= box.x0 < box.x1 < 1 and 0 <= box.y0 < box.y1 < 1
-
-
 def test_boxes_have_numbers_at_their_corners_and_scores_in_the_legend(drawn, tmp_path):
   boxes = np.array([[0, 0, 10, 10], [1, 0, 10, 10], [20, 20, 50, 40]], np.float32)
   found = Boxes(boxes, np.array([2, 5, 2]), np.array([0.5, 0.9, 0.25], np.float32))
@@ -74,3 +60,15 @@ def test_boxes_have_numbers_at_their_corners_and_scores_in_the_legend(drawn, tmp
   nothing = Boxes(boxes[:0], found.classes[:0], found.scores[:0])
   boxes_picture(tmp_path / "b.png", image, nothing, NAMES, "b.png")
   assert legend_of(drawn[1]) == []
+
+
+def test_legends_of_a_wide_sheet_are_inside_and_apart():
+  legends = [sheets.colours_of(range(12)), sheets.colours_of(range(3))]
+  pictures = [[np.zeros((4, 4, 3), np.uint8)] * 7] * 2
+  headings = [f"learned, coop/seed_{n}" for n in range(7)]
+  names = [f"maroon ribbed lightning bolt on teal {n}" for n in range(12)]
+  figure, _ = sheets.picture_rows(pictures, legends, headings, names, "2 of 400 images")
+  FigureCanvasAgg(figure).draw()
+  first, second = (legend.get_window_extent() for legend in figure.legends)
+  assert first.y0 >= second.y1 >= second.y0 >= 0
+  assert max(first.x1, second.x1) <= figure.bbox.x1

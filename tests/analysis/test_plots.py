@@ -1,7 +1,6 @@
 """The plots: what they must say, for all inputs a run can give."""
 
 import matplotlib
-from matplotlib.figure import Figure
 import numpy as np
 import pytest
 
@@ -57,16 +56,6 @@ def test_training_curves(tmp_path, drawn):
   np.testing.assert_array_equal(accuracy.lines[2].get_ydata(), [0.2, 0.3])
 
 
-@pytest.mark.parametrize(
-  ("series", "n_lines"),
-  [({}, 0), ({"loss": ([], [])}, 0), ({"loss": ([1], [2.0])}, 1)]
-  + [({"loss": (STEPS, [np.nan] * 200)}, 2)],
-)
-def test_training_curves_of_little(tmp_path, drawn, series, n_lines):
-  plots.training_curves(tmp_path / "training.png", series)
-  assert len(drawn[0].axes[0].lines) == n_lines
-
-
 def test_accuracy_bars(tmp_path, drawn):
   """Error bars from 90% of each figure to 0.05 above it, or of the spread."""
   plots.accuracy_bars(tmp_path / "accuracy.png", SCORES)
@@ -83,34 +72,6 @@ def test_accuracy_bars(tmp_path, drawn):
   found = ends(drawn[1].axes[0], 1)
   assert found == [pytest.approx([top1 - 0.01, top1 + 0.01], abs=1e-6) for top1 in expected]
   assert "error bars: standard deviation over the seeds" in texts(drawn[1])
-
-
-@pytest.mark.parametrize(
-  "scores",
-  [
-    {"base": {"prompt": score(0.0)}},
-    {"base": {"prompt": score(1.0), "best_of_seven": score(0.5)}, "novel": SCORES["novel"]},
-  ],
-)
-def test_accuracy_bars_of_other_prompts(tmp_path, scores, drawn):
-  plots.accuracy_bars(tmp_path / "accuracy.png", scores)
-  expected = sorted(one["top1"] for prompts in scores.values() for one in prompts.values())
-  assert sorted(bar.get_height() for bar in drawn[0].axes[0].patches) == expected
-
-
-def test_method_dots_have_the_spread_of_several_runs_or_the_interval_of_one(tmp_path, drawn):
-  found = {"images": 1000, "interval": [0.35, 0.5], "mean": 0.4}
-  one = found | {"std": 0.0, "values": [0.4]}
-  two = found | {"std": 0.01, "values": [0.39, 0.41]}
-  top1 = {
-    "probe": {"base": one | {"classes": 50}},
-    "pomp": {"base": two | {"classes": 50}, "novel": two},
-  }
-  plots.method_dots(tmp_path / "dots.png", top1)
-  base, novel = drawn[0].axes[:2]
-  assert ends(base, 0) == [[35, 50], [39, 41]] and ends(novel, 0) == [[39, 41]]
-  titles = ["base, 1,000 images, 50 classes", "novel, 1,000 images"]
-  assert [axes.get_title() for axes in (base, novel)] == titles
 
 
 def test_panels_name_prompts_and_count_images_and_classes(tmp_path, drawn):
@@ -151,17 +112,6 @@ def test_prediction_sheet(tmp_path, drawn, n_images, size):
   assert texts(drawn[0]).count("70%") == n_images
 
 
-def test_prediction_sheet_with_awkward_names(tmp_path, drawn):
-  """Long ones are cut, dollars are no formulas, two names of three are enough."""
-  names = ["a $x_{ thing", "very " * 30 + "long"]
-  images = np.zeros((2, 16, 16, 3), np.uint8)
-  plots.prediction_sheet(
-    tmp_path / "sheet.png", images, names, [names, names[::-1]], [[0.9, 0.1]] * 2
-  )
-  assert max(len(text) for text in texts(drawn[0])) < 70
-  assert r"a \$x_{ thing" in texts(drawn[0])
-
-
 def test_a_set_of_one_class_has_no_uniformity_and_no_point(tmp_path, drawn):
   of = {
     "pets/novel": (1, 1, {"alignment": 1.0, "uniformity": None}),
@@ -176,10 +126,3 @@ def test_a_set_of_one_class_has_no_uniformity_and_no_point(tmp_path, drawn):
   assert np.isnan(points[0]).all() and points[1].tolist() == [-0.5]
   titles = [axes.get_title() for axes in drawn[0].axes[:2]]
   assert titles == ["pets/novel, 1 image, 1 class", "pets/base, 2,000 images, 2 classes"]
-
-
-def test_no_state_is_left(tmp_path):
-  plots.training_curves(tmp_path / "training.png", {"loss": ([1, 2], [1.0, 2.0])})
-  assert isinstance(Figure(), Figure)
-  pyplot = pytest.importorskip("matplotlib.pyplot")
-  assert pyplot.get_fignums() == []

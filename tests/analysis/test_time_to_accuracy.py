@@ -58,11 +58,6 @@ def test_when_each_kind_arrives():
   assert found["posterior, k=64"][2:] == pytest.approx((5.5, 60 / 5.5, 6 / 5.5))
 
 
-def test_without_the_exact_contrast_nothing_arrives():
-  cells, times = synthetic()
-  assert arrivals(courses([cell for cell in cells if cell["values"]["k"] != "all"], times)) == []
-
-
 def test_the_plot_is_accuracy_against_seconds(tmp_path, drawn):
   time_to_accuracy.plot(tmp_path / "plot.png", courses(*synthetic()))
   validation, novel = [axes for axes in drawn[0].axes if isinstance(axes, matplotlib.axes.Axes)]
@@ -73,5 +68,3 @@ def test_the_plot_is_accuracy_against_seconds(tmp_path, drawn):
       seconds = FIRST_BANK.get(kind, 0.0) + SECONDS[kind] * np.array(STEPS)
       np.testing.assert_allclose(line.get_xdata(), seconds)
       np.testing.assert_allclose(line.get_ydata(), 100 * (np.mean(curves, axis=0) - less))
-    looks = {(line.get_color(), line.get_marker()) for line in lines}
-    assert len(looks) == len(CURVES)

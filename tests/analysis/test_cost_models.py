@@ -1,4 +1,4 @@
-"""The model of a step's time: against what was measured on one device, and in its limits."""
+"""Models of cost: a step's time as measured and in its limits, operations of a segmentation."""
 
 import dataclasses
 
@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
+from pomp_jax.analysis.segmentation_cost import H100, Cost, cost_of
 from pomp_jax.analysis.step_time_model import (
   CHIPS,
   PLANS,
@@ -33,13 +33,6 @@ def test_the_measured_steps_of_one_device(k, seconds):
   """The whole steps of docs/performance.md: within the wandering of that machine's rate."""
   found = step_time(dataclasses.replace(FEATURES, k=k), CORES, Layout(1), **MEASURED)
   assert found.total == pytest.approx(seconds, rel=0.1)
-
-
-def test_the_arithmetic_of_the_recipe():
-  """As the config of the recipe states it: 36 TFLOP of images, 0.7 TFLOP of text a draw."""
-  work = Work()
-  assert work.views * work.image_flops == pytest.approx(36e12, rel=0.01)
-  assert work.draw_flops(128 + 999) == pytest.approx(0.7e12, rel=0.1)
 
 
 def test_flops_of_a_text_tower_are_those_that_the_compiler_counts():
@@ -111,23 +104,6 @@ def test_efficiency_is_what_the_model_takes_back():
     step_time(Work(), CHIPS["a100"], Layout(3))
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_plans_use_all_their_chips(plan):
-  for n in (8, 64, 1024):
-    views, layout = PLANS[plan](n)
-    assert layout.chips == n
-    assert views % layout.data == 0
-  head, _, first, *others = [
-    line.strip("| ").split(" | ") for line in table(plan, Work(), CHIPS["tpu_v4"]).splitlines()
-  ]
-  assert first[-2] == "100%"
-  assert {len(row) for row in [first, *others]} == {len(head)}
-  chips, speeds = ([float(row[i].replace(",", "")) for row in [first, *others]] for i in (0, 8))
-  relative = [float(row[9].rstrip("%")) / 100 for row in [first, *others]]
-  expected = np.divide(speeds, chips) / (speeds[0] / chips[0])
-  np.testing.assert_allclose(relative, expected, atol=0.006)
-
-
 def test_the_command_prints_a_table_for_each_plan(monkeypatch, capsys):
   monkeypatch.setattr("sys.argv", ["model", "--chip=h100", "--step_seconds=0.02"])
   main()
@@ -137,3 +113,25 @@ def test_the_command_prints_a_table_for_each_plan(monkeypatch, capsys):
   assert text.startswith(f"h100, {100 * efficiency:.0f}% of its peak")
   for plan in PLANS:
     assert table(plan, Work(), CHIPS["h100"], efficiency) in text
+
+
+def test_parts_are_those_of_the_layers():
+  """ViT-B/16 by its dense layers, crops by two products, names by the text tower's."""
+  cost = cost_of(64, 64, 64, n_classes=20, n_regions=2, m=4)
+  # 196 patches and a class token; the last layer's queries and MLP are of one token.
+  dense, attention = 12 * 768**2, 2 * 197 * 768
+  image = 2 * (11 * 197 * (dense + attention) + 197 * 2 * 768**2 + 196 * 768 * 3 * 16**2)
+  assert cost.images == pytest.approx(2 * image, rel=0.02)
+  crop = 2 * 3 * (224 * 128 * 128 + 224 * 224 * 128)
+  assert cost.crops == pytest.approx(2 * crop, rel=0.2)
+  assert cost.maps == 2 * 64 * 64 * 2 * 20
+  text = 2 * 12 * 12 * 512**2 * (20 * 5 + 5)
+  assert cost.text == pytest.approx(text, rel=0.1)
+
+
+def test_time_is_arithmetic():
+  cost = Cost(network=3e12, crops=1e12, images=2e12, maps=1e11, text=5e12)
+  assert cost.total(10, 2) == pytest.approx(72e12)
+  assert cost.seconds(10, 2, "float32", 0.5) == pytest.approx(72e12 / 67e12 / 0.5)
+  fast = 60e12 / H100["bfloat16"] + 12e12 / H100["float32"]
+  assert cost.seconds(10, 2, "bfloat16", 0.5) == pytest.approx(fast / 0.5)
