@@ -5,6 +5,7 @@ All classes are negatives, so that the loss is torch's plain cross-entropy.
 
 import contextlib
 import copy
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,23 +23,39 @@ from pomp_jax.config import ConfigError
 from pomp_jax.encoder import Encoder
 from pomp_jax.inference.evaluate import SplitFeatures
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import ContextLearner, ImageLearner
+from pomp_jax.prompt.learner import ContextLearner, Frozen, ImageLearner
 from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.step import ContrastSettings, create_state, make_train_step
-from pomp_jax.train.methods import (
-  compiled_accuracy,
-  frozen_arrays,
-  initial_words,
-  make_learner,
-)
+from pomp_jax.train.methods import compiled_accuracy, frozen_arrays, initial_words, make_learner
 from tests.support.checks import assert_close
 from tests.support.clips import pooled
 from tests.support.small_run import settings
+from tests.support.torch_world import NAMES, World, write_world
 
 pytestmark = pytest.mark.mesh
 
 N_LAYERS = 3
+
+
+class Tiny(NamedTuple):
+  """A CLIP with ten classes, eight images and their labels."""
+
+  world: World
+  frozen: Frozen
+  images: np.ndarray
+  labels: np.ndarray
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+  """Class features of its own for learners that want fixed ones."""
+  world = write_world(tmp_path_factory.mktemp("tiny"), NAMES[:4] + NAMES[5:11], positions=24)
+  rng = np.random.default_rng(0)
+  classes = rng.standard_normal((10, world.clip.config.projection_dim)).astype(np.float32)
+  images = rng.integers(0, 256, (8, 32, 32, 3), np.uint8)
+  labels = np.array([3, 3, 7, 0, 1, 9, 4, 3], np.int32)
+  return Tiny(world, world.frozen._replace(classes=classes), images, labels)
 
 
 def learner_of(tiny, name):
@@ -57,13 +74,10 @@ def learner_of(tiny, name):
 
 @contextlib.contextmanager
 def tokens_put_in(first, layers, tokens, place):
-  """Inserts learned tokens into HuggingFace's forward pass.
+  """Inserts learned tokens [J,V,D] into HuggingFace's forward pass.
 
-  Args:
-    first: module whose input gets tokens[0] appended; None if it has them already.
-    layers: layers; for j >= 1, tokens[j] replace `place` in the input of layer j.
-    tokens: tokens [J,V,D].
-    place: slice of positions.
+  The input of the module `first` gets tokens[0] appended; None if it has them already. For j >= 1,
+  tokens[j] replace the positions `place` in the input of layers[j].
   """
   hooks = []
 
@@ -220,10 +234,8 @@ class Noise:
 
 
 def test_cocoop_without_its_net_is_the_plain_context(tiny):
-  module, tower = (
-    PromptContext(3, tiny.world.clip.text_width),
-    text_tower("shared", tiny.world.clip.config.text_config),
-  )
+  module = PromptContext(3, tiny.world.clip.text_width)
+  tower = text_tower("shared", tiny.world.clip.config.text_config)
   cocoop, plain = CoCoOpLearner(module, tower, 24, 30), ContextLearner(module, tower, 30)
   params = cocoop.init(jax.random.key(0))
   params["meta_net"] = jax.tree.map(jnp.zeros_like, params["meta_net"])
@@ -276,20 +288,6 @@ def test_initial_maple_equals_the_hand_written_sentence(tiny):
     with torch.no_grad():
       assert_close(feature, pooled(model.get_text_features(ids))[0].numpy(), 2e-5)
 
-  config = config.replace({"method": "pomp"})
-  with pytest.raises(ConfigError, match=r"prompt\.init: .*4"):
-    initial_words(config, tiny.world.clip)
-  config = config.replace({"method": "maple", "prompt.m": 5})
-  with pytest.raises(ConfigError, match=r"prompt\.init: .*4"):
-    initial_words(config, tiny.world.clip)
-
-
-def test_a_frozen_image_tower_beside_a_learned_one_is_refused(tiny):
-  with pytest.raises(ValueError, match="image_tower"):
-    make_train_step(
-      mesh=make_mesh(),
-      learner=learner_of(tiny, "vpt_deep"),
-      image_tower=image_tower(tiny.world.clip),
-      optimizer=sgd(lambda step: 1.0, 0.0, 0.0),
-      settings=ContrastSettings(5, 10, "log", 1.0),
-    )
+  for changes in ({"method": "pomp"}, {"prompt.m": 5}):
+    with pytest.raises(ConfigError, match=r"prompt\.init: .*4"):
+      initial_words(config.replace(changes), tiny.world.clip)

@@ -9,7 +9,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from pomp_jax import world
 from pomp_jax.clip import ClipError, image_tower, load_clip
 from tests.support.checks import assert_close
 from tests.support.clips import encode_texts, error_of, pooled, write_random_clip
@@ -106,13 +105,6 @@ def test_a_hub_that_does_not_answer_is_asked_once(tmp_path, monkeypatch):
     with pytest.raises(ClipError, match=r"^wrold: no CLIP's weights there \(the hub can't be"):
       load_clip("wrold")
   assert hub.requests == [("GET", "/api/models/wrold")]
-
-
-def test_the_embedded_worlds_clip_by_its_name():
-  """At once: from the package, whatever the hub says."""
-  found, expected = load_clip("world"), load_clip(str(world.CLIP_PATH))
-  assert found.name == "world"
-  jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
 
 
 _KEY = "vision_model.encoder.layers.1.mlp.fc1.weight"

@@ -3,16 +3,18 @@
 import copy
 import dataclasses
 import json
-import math
 import shutil
 
 from flax import serialization
 import jax
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 from pomp_jax.clip import ClipError, load_clip
 from pomp_jax.clip.load import read_clip_config
+from pomp_jax.clip.weights import open_weights
 from tests.support.clips import error_of
 
 WEIGHTS = "flax_model.msgpack"
@@ -48,21 +50,12 @@ def _weights(change):
   return damage
 
 
-def _narrow_projection(weights):
-  weights["visual_projection"]["kernel"] = weights["visual_projection"]["kernel"][:, :-1]
-  return weights
-
-
 def _text(name, text):
   return lambda folder: (folder / name).write_text(text)
 
 
-def _truncated(share):
-  def damage(folder):
-    content = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(content[: int(share * len(content))])
-
-  return damage
+def _file(change):
+  return lambda folder: (folder / WEIGHTS).write_bytes(change((folder / WEIGHTS).read_bytes()))
 
 
 def _only(*names):
@@ -74,15 +67,14 @@ def _only(*names):
   return damage
 
 
-def test_weights_are_huggingfaces_tree_in_float32_on_the_host(small):
-  file = small.folder / WEIGHTS
-  expected = serialization.msgpack_restore(file.read_bytes())
-  assert jax.tree.structure(small.clip.params) == jax.tree.structure(expected)
-  for found, leaf in zip(
-    jax.tree.leaves(small.clip.params), jax.tree.leaves(expected), strict=True
-  ):
-    assert type(found) is np.ndarray
-    assert found.dtype == np.float32
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_weights_are_huggingfaces_tree_in_float32_on_the_host(folder, dtype):
+  _weights(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree))(folder)
+  expected = serialization.msgpack_restore((folder / WEIGHTS).read_bytes())
+  params = load_clip(str(folder)).params
+  assert jax.tree.structure(params) == jax.tree.structure(expected)
+  for found, leaf in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
+    assert type(found) is np.ndarray and found.dtype == np.float32
     np.testing.assert_array_equal(found, leaf)
 
 
@@ -91,7 +83,6 @@ def test_weights_are_huggingfaces_tree_in_float32_on_the_host(small):
   ("field", "value", "matters"),
   [
     ("transformers_version", "9.0", False),
-    ("id2label", {0: "a"}, False),
     ("layer_norm_eps", 0.25, True),
     ("num_attention_heads", 1, True),
     ("hidden_act", "gelu", True),
@@ -107,29 +98,6 @@ def test_settings_hold_what_the_towers_read_and_no_version(small, part, field, v
   assert (other.text_settings() != config.text_settings()) == (matters and part == "text_config")
 
 
-def test_facts_about_the_checkpoint(small):
-  assert small.clip.text_width == 32
-  assert small.clip.positions == 16
-  assert small.clip.image_size == 32
-  assert math.isclose(small.clip.logit_scale, math.exp(2.0), rel_tol=1e-6)
-  assert small.clip.name == str(small.folder)
-  assert load_clip(str(small.folder), name="mine").name == "mine"
-  assert set(small.clip.text_params) | set(small.clip.vision_params) == set(small.clip.params) - {
-    "logit_scale"
-  }
-
-
-def test_weights_stored_in_float16_become_float32(small, folder):
-  _weights(lambda tree: jax.tree.map(lambda leaf: leaf.astype(np.float16), tree))(folder)
-  _config(dtype="float16")(folder)
-  loaded = load_clip(str(folder))
-  for found, exact in zip(
-    jax.tree.leaves(loaded.params), jax.tree.leaves(small.clip.params), strict=True
-  ):
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, exact.astype(np.float16).astype(np.float32))
-
-
 @pytest.mark.parametrize(
   "damage, found",
   [
@@ -137,11 +105,10 @@ def test_weights_stored_in_float16_become_float32(small, folder):
     (_only(), "no CLIP's weights there"),
     (_config(model_type="bert"), "'bert'"),
     *((_text("config.json", text), "config.json") for text in ("", "{", "[]", "null")),
-    *((_truncated(share), WEIGHTS) for share in (0, 0.001, 0.3, 0.999)),
-    (lambda folder: (folder / WEIGHTS).write_bytes(b"\xc1 not msgpack" * 50), WEIGHTS),
+    *((_file(lambda content, n=n: content[:n]), WEIGHTS) for n in (0, 100, 20_000, -1)),
+    (_file(lambda _: b"\xc1 not msgpack" * 50), WEIGHTS),
     (lambda folder: (folder / WEIGHTS).unlink(), "no CLIP's weights there"),
     (_config(text_config__hidden_size=64), "shape"),
-    (_weights(_narrow_projection), "shape"),
     (_weights(lambda tree: {k: v for k, v in tree.items() if k != "logit_scale"}), "logit_scale"),
     (_only("config.json", WEIGHTS), "tokenizer"),
     *(
@@ -159,3 +126,117 @@ def test_a_model_that_is_not_a_clip_is_known_by_its_config(folder):
   _config(model_type="bert")(folder)
   with pytest.raises(ClipError, match="'bert'"):
     read_clip_config(str(folder))
+
+
+# Weights by name against what torch and safetensors saved.
+
+
+STATE = {
+  "a.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4) / 7,
+  "a.bias": torch.tensor([1e-7, -1e4, 0.3]),
+  "scale": torch.tensor(4.6),
+  "empty": torch.zeros(0, 3),
+}
+
+
+def _refusal(path, read=None) -> str:
+  with pytest.raises(ClipError) as error, open_weights(path) as weights:
+    weights.read(read)
+  message = str(error.value)
+  assert "\n" not in message
+  assert message.startswith(f"{path}: ")
+  return message
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_values_are_torchs_as_float32(tmp_path, suffix, dtype):
+  path = tmp_path / f"a{suffix}"
+  state = {name: tensor.to(dtype) for name, tensor in STATE.items()}
+  (safetensors.torch.save_file if suffix == ".safetensors" else torch.save)(state, path)
+  with open_weights(path) as weights:
+    assert weights.shapes == {name: tuple(tensor.shape) for name, tensor in STATE.items()}
+    for name, tensor in state.items():
+      found = weights.read(name)
+      assert found.dtype == np.float32
+      np.testing.assert_array_equal(found, tensor.float().numpy())
+
+
+class Nested(torch.nn.Module):
+  """A module within a list of a module, with a buffer and plain values that are no tensors."""
+
+  def __init__(self, depth):
+    super().__init__()
+    self.layer = torch.nn.Linear(3, 2)
+    self.register_buffer("size", torch.tensor(7))
+    self.scale = torch.nn.Parameter(torch.tensor(2.0))
+    self.names, self.factor = ["x", "y"], 0.5
+    self.several = torch.nn.ModuleList(Nested(depth - 1) for _ in range(depth))
+
+  def forward(self, x):
+    return self.layer(x) * self.factor * len(self.names) * self.scale
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_torchscript_modules_tensors_are_its_state_dict(tmp_path, traced):
+  module = Nested(1)
+  path = tmp_path / "a.pt"
+  script = torch.jit.trace(module, torch.ones(1, 3)) if traced else torch.jit.script(module)
+  torch.jit.save(script, path)
+  with open_weights(path) as weights:
+    expected = script.state_dict()
+    assert weights.shapes.keys() == expected.keys()
+    for name, tensor in expected.items():
+      if tensor.is_floating_point():
+        np.testing.assert_array_equal(weights.read(name), tensor.detach().numpy())
+  assert "several.0.size is of type int64" in _refusal(path, "several.0.size")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.999])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_truncated_files(tmp_path, suffix, share):
+  path = tmp_path / f"a{suffix}"
+  (safetensors.torch.save_file if suffix == ".safetensors" else torch.save)(STATE, path)
+  content = path.read_bytes()
+  path.write_bytes(content[: int(share * len(content))])
+  assert "whole" in _refusal(path)
+
+
+def test_files_that_are_something_else(tmp_path):
+  assert "No such file" in _refusal(tmp_path / "none.pt")
+  path = tmp_path / "a.safetensors"
+  path.write_text("<html>you need to log in</html>")
+  assert "neither a whole safetensors file nor a torch archive" in _refusal(path)
+  torch.save(STATE, path, _use_new_zipfile_serialization=False)
+  assert "old format" in _refusal(path)
+  torch.save([1, 2], path)
+  assert "a list without tensors" in _refusal(path)
+  safetensors.torch.save_file({"a": torch.arange(3)}, path)
+  assert "a is of type I64; accepted: F64, F32, F16, BF16" in _refusal(path, "a")
+
+
+@pytest.mark.parametrize(
+  "text, found",
+  [
+    ("{", "no index"),
+    ('{"weight_map": 3}', "no index"),
+    ('{"weight_map": {"a": 3}}', "no index"),
+    ('{"weight_map": {"a": "../a.safetensors"}}', "no file name"),
+    ('{"weight_map": {"a": "/etc/passwd"}}', "no file name"),
+    ('{"weight_map": {"a": "b.safetensors"}}', "the shard b.safetensors is missing"),
+  ],
+)
+def test_indices_that_are_none(tmp_path, text, found):
+  (tmp_path / "model.safetensors.index.json").write_text(text)
+  assert found in _refusal(tmp_path / "model.safetensors.index.json")
+
+
+def test_a_truncated_shard_and_one_of_something_else(tmp_path):
+  index = tmp_path / "model.safetensors.index.json"
+  index.write_text(json.dumps({"weight_map": dict.fromkeys(STATE, "b.safetensors")}))
+  shard = tmp_path / "b.safetensors"
+  safetensors.torch.save_file({"a.weight": STATE["a.weight"]}, shard)
+  assert "a.bias is not in b.safetensors" in _refusal(index)
+  shard.write_bytes(shard.read_bytes()[:-1])
+  with pytest.raises(ClipError, match="b.safetensors: the file is not a whole safetensors"):
+    open_weights(index).__enter__()

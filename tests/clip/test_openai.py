@@ -1,5 +1,7 @@
 """OpenAI's and open_clip's checkpoints against open_clip's own models, file by file."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +11,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from pomp_jax.clip import Clip, image_tower, load_clip
+from pomp_jax.clip import Clip, ClipError, image_tower, load_clip
 from pomp_jax.clip.architecture import config_from_shapes, parameter_shapes
-from pomp_jax.clip.load import read_clip_config
 from pomp_jax.clip.text import text_tower
 from pomp_jax.clip.weights import OPENAI, check_weights
 from tests.support.checks import assert_close
-from tests.support.clips import encode_texts
+from tests.support.clips import encode_texts, error_of
 from tests.support.flax_clip import PLAIN_TOWER
 from tests.support.openai_clip import (
   RESNET,
@@ -53,7 +54,11 @@ def _assert_equal(clip: Clip, model, towers=("shared",)):
 
 
 def _save(model, path, **facts):
-  state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()} | facts
+  return _save_state(model.state_dict() | facts, path)
+
+
+def _save_state(state, path):
+  state = {name: tensor.contiguous() for name, tensor in state.items()}
   if path.suffix == ".safetensors":
     safetensors.torch.save_file(state, path)
   else:
@@ -173,14 +178,6 @@ def test_names_and_shapes_of_the_true_sizes(name):
   )
 
 
-def test_sizes_are_known_without_reading_weights(folder):
-  path = _save(small_open_clip(RESNET), folder / "clip.safetensors")
-  config = read_clip_config(str(path))
-  assert config.vision_config.image_size == 64
-  assert config.vision_config.layers == (1, 2, 1, 1)
-  assert config.text_config.hidden_size == 64
-
-
 def test_a_resnet_in_bfloat16_is_within_its_error_of_float32(folder):
   clip = load_clip(str(_save(small_open_clip(RESNET), folder / "clip.pt")))
   images = _images(64)
@@ -188,3 +185,95 @@ def test_a_resnet_in_bfloat16_is_within_its_error_of_float32(folder):
   rounded = jax.jit(image_tower(clip, jnp.bfloat16))(clip.vision_params, images)
   assert rounded.dtype == jnp.float32
   assert_close(rounded, exact, 0.05)
+
+
+# Files that are of another architecture, damaged or at odds with themselves.
+
+
+@pytest.fixture(params=[VIT, RESNET], ids=["vit", "resnet"])
+def vision(request):
+  return request.param
+
+
+@pytest.fixture
+def state(vision):
+  return small_open_clip(vision).state_dict()
+
+
+def test_a_model_that_is_no_clip(folder, state):
+  expected = "no token_embedding.weight, expected a CLIP in OpenAI's or open_clip's layout (found "
+  path = _save_state(torch.nn.Linear(3, 2).state_dict(), folder / "clip.safetensors")
+  assert f"{expected}2 tensors" in error_of(path)
+  # CoCa and SigLIP have their text tower's names behind a prefix.
+  coca = {name if name.startswith("visual.") else f"text.{name}": state[name] for name in state}
+  assert expected in error_of(_save_state(coca, folder / "clip.safetensors"))
+
+
+_KEY = "transformer.resblocks.1.attn.in_proj_weight"
+
+
+@pytest.mark.parametrize(
+  "key, change, found",
+  [
+    ("ln_final.bias", None, "ln_final.bias is missing"),
+    # SigLIP's loss has this one.
+    ("logit_bias", lambda _: torch.zeros(()), "logit_bias is unexpected"),
+    (_KEY, lambda tensor: tensor[:128].clone(), f"{_KEY}: got shape [128, 64], expected [192, 64]"),
+    ("token_embedding.weight", lambda _: torch.zeros(524), "got shape [524], expected 2 axes"),
+    ("visual.positional_embedding", lambda _: torch.zeros(16, 128), "got 16 rows"),
+  ],
+)
+def test_tensors_that_are_missing_too_many_or_of_another_shape(folder, key, change, found):
+  state = small_open_clip(VIT).state_dict()
+  old = state.pop(key, None)
+  if change:
+    state[key] = change(old)
+  message = error_of(_save_state(state, folder / "clip.safetensors"))
+  assert key in message and found in message
+
+
+@pytest.mark.parametrize(
+  "changes, found",
+  [
+    ({"model_cfg__embed_dim": 32}, "model_cfg.embed_dim: got 32, expected 24"),
+    ({"text_cfg__layers": 12}, "text_cfg.layers: got 12, expected 2"),
+    ({"text_cfg__heads": "1"}, "text_cfg.heads: got '1'"),
+    ({"vision_cfg__image_size": 224}, "vision_cfg.image_size: got 224"),
+    ({"vision_cfg__head_width": 48}, "expected a multiple of its heads' width 48"),
+    ({"vision_cfg__timm_model_name": "vit"}, "vision_cfg.timm_model_name: got 'vit'"),
+    ({"text_cfg__pool_type": "last"}, "text_cfg.pool_type: got 'last'"),
+    ({"model_cfg__vision_cfg": None}, "no vision_cfg"),
+  ],
+)
+def test_settings_that_the_weights_contradict_or_nobody_here_does(
+  folder, vision, state, changes, found
+):
+  write_settings(folder, vision, quick_gelu=True, **changes)
+  assert found in error_of(_save_state(state, folder / "clip.safetensors"))
+
+
+@pytest.mark.parametrize("changes", [None, {"model_cfg": 3}, {"preprocess_cfg": {"mean": [0.5]}}])
+def test_settings_that_are_none(folder, changes):
+  """Cut off, of another type, and with channel statistics that are none."""
+  write_settings(folder, VIT, quick_gelu=True)
+  file = folder / "open_clip_config.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | changes) if changes else "{")
+  found = ": not a preprocessor" if "preprocess_cfg" in (changes or ()) else ""
+  with pytest.raises(ClipError, match=f"open_clip_config.json{found}"):
+    load_clip(str(_save(small_open_clip(VIT), folder / "clip.pt")))
+
+
+def test_weights_of_another_vocabulary(folder, state):
+  (folder / "merges.txt").write_text("#version: 0.2\nt h\n")
+  path = _save_state(state, folder / "clip.safetensors")
+  with pytest.raises(ClipError, match="merges.txt: .* 515 tokens, expected 524"):
+    load_clip(str(path))
+
+
+@pytest.mark.parametrize(
+  "name", ["coca_ViT-B-32", "ViT-B-16-SigLIP", "convnext_base", "EVA02-B-16"]
+)
+def test_open_clips_other_models_are_refused_by_their_settings(folder, state, name):
+  settings = open_clip.get_model_config(name)
+  (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
+  assert "expected a CLIP without it" in error_of(_save_state(state, folder / "clip.safetensors"))

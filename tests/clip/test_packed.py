@@ -54,9 +54,6 @@ def _text_config(stored):
   return stored.clip.config.text_config
 
 
-_OTHER_LENGTH = pytest.mark.slow("another length of a layout that is in the first tier")
-
-
 @pytest.mark.parametrize(
   "which, m, position, class_specific",
   [
@@ -64,8 +61,6 @@ _OTHER_LENGTH = pytest.mark.slow("another length of a layout that is in the firs
     ("legacy", 7, "middle", False),  # gelu
     ("quick", 4, "front", False),
     ("quick", 5, "middle", True),
-    pytest.param("quick", 1, "end", False, marks=_OTHER_LENGTH),
-    pytest.param("quick", 1, "front", True, marks=_OTHER_LENGTH),
   ],
 )
 def test_equals_the_reference_to_1e_5(request, which, m, position, class_specific):
@@ -183,8 +178,9 @@ def test_refuses_what_it_does_not_know(quick, names):
   with pytest.raises(ValueError, match="hidden_act: got 'mish'"):
     shared_text_tower(odd)
   prefix = jnp.zeros((70, quick.clip.text_width))
-  with pytest.raises(ValueError, match=r"70 \+ 14 tokens: expected at most"):
-    shared_text_tower(config)(quick.clip.text_params, prefix, tokens, lengths)
+  for tower in (shared_text_tower(config), reference_tower(config)):
+    with pytest.raises(ValueError, match=r"70 \+ 14 tokens: expected at most"):
+      tower(quick.clip.text_params, prefix, tokens, lengths)
 
 
 def test_work_does_not_grow_with_the_padding(quick, n_rows=100):

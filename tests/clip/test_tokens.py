@@ -1,27 +1,24 @@
-"""Token ids, lengths and errors against the tokenizer called the ordinary way."""
+"""Token ids, lengths and errors against HuggingFace's tokenizer, and ours against open_clip's."""
+
+import gzip
+import pathlib
+import shutil
 
 import hypothesis
 from hypothesis import strategies as st
 import numpy as np
+from open_clip.tokenizer import SimpleTokenizer, default_bpe
 import pytest
 from transformers import CLIPTextConfig
 
-from pomp_jax.clip import TokenizeError, tokenize, tokens
-from pomp_jax.clip.tokens import check_token_counts
+from pomp_jax.clip import ClipError, TokenizeError, tokenize, tokens
+from pomp_jax.clip.tokens import ACCEPTED_FILES, BytePairTokenizer, check_token_counts, read_bpe
+from pomp_jax.data.class_lists import load_synsets
+from tests.support.clips import MERGES, clip_tokenizer
 
 
 def _tokenize(stored, texts, **settings):
   return tokenize(texts, stored.clip.tokenizer, stored.clip.config.text_config, **settings)
-
-
-def test_ids_are_the_sentence_without_sos_and_zeros_after_eot(stored):
-  ids, lengths = _tokenize(stored, ["cat.", "the dog of the star."])
-  assert ids.dtype == lengths.dtype == np.int32
-  for row, length, text in zip(ids, lengths, ["cat.", "the dog of the star."], strict=True):
-    expected = stored.clip.tokenizer(text)["input_ids"][1:]
-    assert row[:length].tolist() == expected
-    assert not row[length:].any()
-  assert ids.shape[1] == lengths.max()
 
 
 @hypothesis.given(texts=st.lists(st.text(max_size=12), min_size=1, max_size=4))
@@ -36,7 +33,8 @@ def test_eot_is_where_huggingface_pools(stored, texts):
   ids, lengths = _tokenize(stored, texts)
   assert lengths.tolist() == expected
   for row, own, length in zip(rows, ids, lengths, strict=True):
-    assert own[:length].tolist() == row[1 : length + 1].tolist()
+    assert own[:length].tolist() == row[1 : length + 1].tolist() and not own[length:].any()
+  assert ids.dtype == lengths.dtype == np.int32 and ids.shape[1] == lengths.max()
 
 
 def test_a_text_takes_all_of_its_budget_and_not_one_token_more(small):
@@ -94,3 +92,123 @@ def test_no_texts_and_a_tokenizer_of_another_checkpoint_are_refused(small):
   config = CLIPTextConfig(vocab_size=60_000, eos_token_id=49_407)
   with pytest.raises(TokenizeError, match="eos_token_id: got 49407"):
     tokenize(["cat"], small.clip.tokenizer, config)
+
+
+ZIPPED = pathlib.Path(default_bpe())
+
+NASTY = [
+  "",
+  " ",
+  "\n\t ",
+  "a  photo   of\ta\ncat",
+  "Café crème brûlée, naïve façade",
+  "cafe\u0301 e\u0301\u0302",  # combining marks
+  "e&#769;",  # one that appears only with the entity
+  "&lt;b&gt; AT&amp;T &amp;amp; &amp;lt; &nbsp;x&#x200b;y",
+  "schÃ¶n â€œquotedâ€\x9d",  # UTF-8 read as Latin-1
+  "\u201cquoted\u201d \u2018single\u2019 \ufb01sh ｆｕｌｌ　ｗｉｄｔｈ",
+  "猫の写真 狗 고양이 кошка γάτα قطة חתול बिल्ली",
+  "🐱🐶 👩‍👩‍👧‍👦 🇫🇷 ☕️",
+  "it's they're I'M we'LL y'all 'S 'ſ don''t",
+  "3.14159 1,000,000 ²³ ½ Ⅷ ٣",
+  "İstanbul ẞ ǅ ŒUVRE ΌΣΟΣ",
+  "_under_score_ #hash @at $5 100%",
+  "!!!???...---///",
+  "\x00\x01\x7f\x85\xa0\u2028\u3000\ufeff end",
+  "<|startoftext|> <|endoftext|>",
+  "Supercalifragilisticexpialidocious" * 8,
+  "word " * 300,
+  "ab" * 500,
+]
+
+
+def _find(folder):
+  return lambda name: next((file for file in [folder / name] if file.is_file()), None)
+
+
+@pytest.fixture(scope="module")
+def theirs():
+  return SimpleTokenizer()
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("bpe")
+  shutil.copy(ZIPPED, folder)
+  return read_bpe(_find(folder), 49_408, "here")
+
+
+def test_all_names_of_imagenet21k(ours, theirs):
+  names = [lemma for lemmas in load_synsets().lemmas for lemma in lemmas]
+  names += [f"{lemmas[0]}." for lemmas in load_synsets().lemmas]
+  assert len(names) > 50_000
+  rows = ours(names, add_special_tokens=False)["input_ids"]
+  for name, row in zip(names, rows, strict=True):
+    assert row == theirs.encode(name), name
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_nasty_strings(ours, theirs, text):
+  row = ours([text])["input_ids"][0]
+  assert row == [theirs.sot_token_id, *theirs.encode(text), theirs.eot_token_id]
+
+
+@hypothesis.given(text=st.text(max_size=40))
+@hypothesis.example("&#13;&amp;#10;")
+def test_any_text(ours, theirs, text):
+  assert ours([text], add_special_tokens=False)["input_ids"] == [theirs.encode(text)]
+
+
+def test_nothing_in_a_text_is_eot(ours, theirs):
+  """In a name, open_clip's spelling of EOT would end the sentence before its end."""
+  text = "a <end_of_text> b"
+  assert theirs.eot_token_id in theirs.encode(text)
+  row = ours([text])["input_ids"][0]
+  assert row.count(ours.eos_token_id) == 1 and row[-1] == ours.eos_token_id
+
+
+def test_huggingfaces_tokenizer_and_its_files_give_the_same(ours, tmp_path):
+  huggingface = clip_tokenizer(tmp_path)
+  from_merges = read_bpe(_find(tmp_path), 49_408, "here")
+  texts = ["a photo of a grey wolf.", "Café at 10 o'clock!", *load_synsets().names[:2000]]
+  rows = ours(texts)["input_ids"]
+  assert from_merges(texts)["input_ids"] == rows
+  assert huggingface(texts)["input_ids"] == rows
+  assert (ours.bos_token_id, ours.eos_token_id) == (49_406, 49_407)
+  every = list(range(49_408))
+  assert ours.convert_ids_to_tokens(every) == huggingface.convert_ids_to_tokens(every)
+
+
+GOOD, ZIP = ("\n".join(["#version: 0.2", *MERGES, ""])).encode(), ZIPPED.read_bytes()
+
+
+@pytest.mark.parametrize(
+  "files, n_tokens, found",
+  [
+    ({}, 524, ACCEPTED_FILES),
+    ({"merges.txt": GOOD}, 600, "merges.txt: 10 merges make 524 tokens, expected 600"),
+    ({"merges.txt": GOOD, "vocab.json": b'{"a": 0}'}, 524, "vocab.json: 1 tokens"),
+    ({"merges.txt": GOOD, "vocab.json": b"{"}, 524, "vocab.json: not a vocabulary"),
+    ({"merges.txt": b"#version: 0.2\nt h\nth e</w> x\n"}, 524, "is no pair"),
+    ({"merges.txt": b"#version: 0.2\nt h\nqu een</w>\n"}, 524, "`qu`"),
+    *(({ZIPPED.name: ZIP[: len(ZIP) // part]}, 49_408, "") for part in (len(ZIP), 1000, 2)),
+    ({ZIPPED.name: b""}, 49_408, ""),
+    ({ZIPPED.name: b"#version\nt h\n"}, 524, "not the merges"),
+    ({ZIPPED.name: gzip.compress(b"\n\xff\xfe\n")}, 524, "not the merges"),
+  ],
+)
+def test_damaged_and_other_files(tmp_path, files, n_tokens, found):
+  for name, content in files.items():
+    (tmp_path / name).write_bytes(content)
+  with pytest.raises(ClipError) as error:
+    read_bpe(_find(tmp_path), n_tokens, "some/clip")
+  assert "\n" not in str(error.value)
+  assert found in str(error.value)
+
+
+def test_merges_apply_in_their_order():
+  tokenizer = BytePairTokenizer([("b", "c</w>"), ("a", "b"), ("a", "bc</w>")])
+  ids = tokenizer(["abc", "ab", "abab"], add_special_tokens=False)["input_ids"]
+  b_end = 256 + ord("b") - 0x21
+  assert ids == [[514], [ord("a") - 0x21, b_end], [513, ord("a") - 0x21, b_end]]
+  assert tokenizer.eos_token_id == 516

@@ -1,16 +1,23 @@
 """Image features against HuggingFace's torch model holding the same weights."""
 
+import copy
+import dataclasses
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from transformers import CLIPImageProcessor
+import torch
+from transformers import CLIPConfig, CLIPImageProcessor
 
 from pomp_jax.clip import image_tower, load_clip, prompted_image_tower
+from pomp_jax.clip.architecture import parameter_shapes
+from pomp_jax.clip.synthetic import synthetic_config
 from pomp_jax.clip.vision import prompted_activation_bytes
 from tests.support.checks import assert_close, equations
+from tests.support.clips import pooled, write_random_clip
+from tests.support.flax_clip import flax_clip
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +31,12 @@ def _pixels(images, **settings):
   return processor(list(images), return_tensors="np")["pixel_values"]
 
 
+def _features(clip, images):
+  return jax.jit(image_tower(clip))(clip.vision_params, images)
+
+
 def test_images_equal_torch_clip(stored, images):
-  found = jax.jit(image_tower(stored.clip))(stored.clip.vision_params, images)
+  found = _features(stored.clip, images)
   assert_close(found, stored.torch_image_features(_pixels(images)))
 
 
@@ -46,17 +57,9 @@ def test_a_checkpoint_brings_its_own_channel_statistics(quick, images, tmp_path)
   statistics = {"image_mean": [0.1, 0.5, 0.7], "image_std": [0.5, 0.2, 0.3]}
   (tmp_path / "preprocessor_config.json").write_text(json.dumps(statistics))
   clip = load_clip(str(tmp_path))
-  found = jax.jit(image_tower(clip))(clip.vision_params, images)
+  found = _features(clip, images)
   expected = quick.torch_image_features(_pixels(images, **statistics))
   assert_close(found, expected)
-
-
-def test_bfloat16_is_within_its_error_of_float32(quick, images):
-  exact = jax.jit(image_tower(quick.clip))(quick.clip.vision_params, images)
-  rounded = jax.jit(image_tower(quick.clip, jnp.bfloat16))(quick.clip.vision_params, images)
-  assert rounded.dtype == jnp.float32
-  # See the text tower's test: 0.4-0.8% of the largest value here (six seeds).
-  assert_close(rounded, exact, 0.03)
 
 
 def test_bfloat16_is_the_type_of_every_product(small, images):
@@ -68,6 +71,7 @@ def test_bfloat16_is_the_type_of_every_product(small, images):
   ]
   assert len(products) == 1 + 3 * 8 + 1
   assert {variable.aval.dtype.name for e in products for variable in e.invars} == {"bfloat16"}
+  assert program.out_avals[0].dtype == jnp.float32
 
 
 @pytest.mark.parametrize("share", [0.99, 1.01])
@@ -101,3 +105,55 @@ def test_the_estimate_of_a_prompted_towers_activations(quick):
   loss = lambda t: jnp.sum(tower(quick.clip.vision_params, images, t) ** 2)
   measured = jax.jit(jax.grad(loss)).lower(tokens).compile().memory_analysis().temp_size_in_bytes
   assert 0.6 < prompted_activation_bytes(config, n_images, 3) / measured < 1.5
+
+
+@pytest.mark.parametrize(
+  "heads, patch, activation", [(12, 16, "gelu"), (16, 14, "quick_gelu")], ids=["B/16", "L/14"]
+)
+def test_features_equal_torchs(tmp_path, heads, patch, activation):
+  """Of towers with the published number of heads, each of width 4, and grids."""
+  sizes = {"hidden_size": 4 * heads, "num_attention_heads": heads}
+  sizes |= {"patch_size": patch, "image_size": 224}
+  model = write_random_clip(tmp_path, hidden_act=activation, vision=sizes)
+  clip = load_clip(str(tmp_path))
+  images = np.random.default_rng(2).integers(0, 256, (2, 224, 224, 3), np.uint8)
+  with torch.no_grad():
+    expected = pooled(model.get_image_features(torch.tensor(_pixels(images))))
+  assert_close(_features(clip, images), expected)
+
+
+def test_the_tree_is_flax_clips():
+  config = synthetic_config("openai/clip-vit-base-patch16")
+  whole = CLIPConfig(
+    text_config=config.text_config.to_dict(),
+    vision_config=config.vision_config.to_dict(),
+    projection_dim=config.projection_dim,
+  )
+  model = flax_clip().FlaxCLIPModel(whole, _do_init=False)
+  assert parameter_shapes(config) == jax.tree.map(jnp.shape, dict(model.params_shape_tree))
+
+
+def test_the_last_layer_is_computed_where_it_is_read(quick):
+  images = np.zeros((2, 32, 32, 3), np.uint8)
+  program = jax.make_jaxpr(image_tower(quick.clip))(quick.clip.vision_params, images)
+  inner = quick.clip.config.vision_config.intermediate_size
+  shapes = [
+    e.outvars[0].aval.shape
+    for e in equations(program.jaxpr)
+    if e.primitive.name == "dot_general" and e.outvars[0].aval.shape[-1] == inner
+  ]
+  assert shapes == [(2, 17, inner)] * 2 + [(2, 1, inner)]
+
+
+@pytest.mark.parametrize(
+  "field, value, found",
+  [
+    ("hidden_act", "swish", "hidden_act: got 'swish', expected quick_gelu, gelu"),
+    ("num_attention_heads", 5, "num_attention_heads: got 5, expected a divisor of 48"),
+  ],
+)
+def test_a_tower_that_cannot_be_built(quick, field, value, found):
+  vision = copy.deepcopy(quick.clip.config.vision_config)
+  setattr(vision, field, value)
+  with pytest.raises(ValueError, match=found):
+    parameter_shapes(dataclasses.replace(quick.clip.config, vision_config=vision))

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import gzip
-import importlib.util
 import json
 import math
 import pathlib
@@ -27,16 +26,8 @@ LETTERS = [chr(code) for code in _VISIBLE + list(range(256, 512 - len(_VISIBLE))
 
 # A few merges, so that some words take one token and others many.
 MERGES = (
-  "t h",
-  "th e</w>",
-  "o f</w>",
-  "a t</w>",
-  "c at</w>",
-  "d o",
-  "do g</w>",
-  "s t",
-  "st a",
-  "sta r</w>",
+  *("t h", "th e</w>", "o f</w>", "a t</w>", "c at</w>"),
+  *("d o", "do g</w>", "s t", "st a", "sta r</w>"),
 )
 
 
@@ -64,7 +55,9 @@ def write_random_clip(
     seed: random seed of the weights.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  tokenizer = write_tokenizer(folder, extra_tokens)
+  tokenizer = _tokenizer_of(folder, MERGES)
+  tokenizer.add_tokens(list(extra_tokens))
+  tokenizer.save_pretrained(folder)
   tower = {"hidden_act": hidden_act, "num_hidden_layers": 3, "num_attention_heads": 4}
   config = CLIPConfig(
     text_config={
@@ -120,14 +113,6 @@ def _flax_params(model: CLIPModel) -> dict:
   return flax.traverse_util.unflatten_dict(flat)
 
 
-def write_tokenizer(folder: pathlib.Path, extra_tokens: Sequence[str] = ()) -> CLIPTokenizerFast:
-  """A CLIP tokenizer of bytes and a few merges, in HuggingFace's files."""
-  tokenizer = _tokenizer_of(folder, MERGES)
-  tokenizer.add_tokens(list(extra_tokens))
-  tokenizer.save_pretrained(folder)
-  return tokenizer
-
-
 def _tokenizer_of(folder: pathlib.Path, merges: Sequence[str]) -> CLIPTokenizerFast:
   """Writes `vocab.json` and `merges.txt`, and reads them."""
   tokens = [*LETTERS, *(letter + "</w>" for letter in LETTERS)]
@@ -142,13 +127,7 @@ def encode_texts(
 ) -> Float[Array, "N E"]:
   """Encodes plain sentences: a prompt without context whose class name is the sentence.
 
-  Args:
-    clip: frozen CLIP.
-    texts: N sentences; no "." is added.
-    tower: text tower; `shared` in float32 by default.
-
-  Returns:
-    Features [N, E], not normalised, as HuggingFace's `get_text_features` returns.
+  Not normalised, as HuggingFace's `get_text_features` returns them; by the shared tower by default.
   """
   tower = tower or text_tower("shared", clip.config.text_config)
   ids_NxL, lengths_N = tokenize(texts, clip.tokenizer, clip.config.text_config)
@@ -159,10 +138,8 @@ def encode_texts(
 
 def clip_tokenizer(folder: pathlib.Path):
   """Builds CLIPTokenizerFast from the merges of open_clip_torch; skips the test without them."""
-  package = importlib.util.find_spec("open_clip")
-  if package is None:
-    pytest.skip("open_clip_torch is not installed")
-  file = pathlib.Path(package.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
+  package = pathlib.Path(pytest.importorskip("open_clip").__file__).parent
+  file = package / "bpe_simple_vocab_16e6.txt.gz"
   lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
   merges = lines[1 : 49152 - 256 - 2 + 1]
   return _tokenizer_of(folder, merges)

@@ -1,19 +1,21 @@
-"""What a run is made of: its scale, the loss it should reach, the context of a file."""
+"""What a run is made of: its scale, the loss it should reach, the context of a file, its folder."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
 
 from pomp_jax import inputs
-from pomp_jax.config import ConfigError
+from pomp_jax.config import ConfigError, Settings
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import setup
+from pomp_jax.train.resume import check_same_run, may_change
 from pomp_jax.train.watch import Expected
-from tests.support.small_run import small_config, trained
+from tests.support.small_run import small_config
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +105,34 @@ def test_another_layout_and_a_missing_file_are_refused(
   assert not (tmp_path / "run").exists()
 
 
-def test_training_goes_on_from_it(prompt, tmp_path):
-  path = tmp_path / "prompt.npz"
-  save_prompt(path, prompt)
-  found = trained(small_config(steps=1, **{"prompt.init": str(path)}), tmp_path / "run")
-  moved = np.abs(found - prompt.context)
-  # One step of SGD at a rate of 0.05 moves it, and not far.
-  assert 0 < moved.max() < 0.02
-  assert np.abs(load_prompt(path).context - prompt.context).max() == 0
+# A folder of an earlier version, whose fields had other names, is resumed.
+
+
+def _folder(path):
+  """A folder with the config of before: old names, and a bank that was made anew."""
+  stored = Settings().to_dict()
+  clip, sampling = dict(stored["clip"]), dict(stored["sampling"])
+  clip["keep"], clip["images_at_a_time"] = "activations", clip.pop("image_chunk")
+  del clip["remat"], sampling["renew"], sampling["bank_dtype"]
+  sampling["refresh_every"] = 50
+  (path / "config.json").write_text(json.dumps(stored | {"clip": clip, "sampling": sampling}))
+  return RunFolder(path)
+
+
+def test_a_run_of_before_is_the_same_run(tmp_path):
+  """Even one from before a job, whose fields do not matter to other jobs."""
+  config, folder = Settings().replace({"clip.remat": "none"}), _folder(tmp_path)
+  check_same_run(config, folder, may_change)
+  # Another value under an old name is another run.
+  with pytest.raises(ConfigError, match=r"clip\.remat"):
+    check_same_run(config.replace({"clip.remat": "layers"}), folder, may_change)
+  stored = json.loads(folder.config.read_text())
+  for job in ("train_masks", "propose", "regions"):
+    del stored[job]
+  folder.config.write_text(json.dumps(stored))
+  check_same_run(config, folder, may_change)
+  # A field that a stored config lacks is another value.
+  del stored["data"]["test_share"]
+  folder.config.write_text(json.dumps(stored))
+  with pytest.raises(ConfigError, match=r"data\.test_share"):
+    check_same_run(config, folder, may_change)
