@@ -244,21 +244,3 @@ def test_figures_of_other_prompts_or_annotations_are_not_used(
   path.write_text(json.dumps(value))
   after = run_job(config, workdir)["figures"]
   assert before == expected != after == run_job(config, tmp_path / "new")["figures"]
-
-
-def test_scenes_of_the_world(tmp_path):
-  config = small_config(
-    **{
-      "job": "detect",
-      "detect.n_images": 4,
-      "detect.scene_classes": 480,
-      "detect.prompts": ("a photo of a {}.",),
-      "regions.source": "truth",
-      "regions.crop": "context",
-      "regions.expand": 1.4,
-    }
-  )
-  results = run_job(config, tmp_path)
-  figures = results["figures"]["a photo of a {}."]
-  assert len(results["classes"]) == 480 and figures["top1"]["all"]["top1"] > 0.3
-  assert figures["box"]["AP"] == figures["box"]["AP50"] > 0.5

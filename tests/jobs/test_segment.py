@@ -1,4 +1,7 @@
-"""The segment job: label maps and figures against torch and torchmetrics, resumption."""
+"""The segment job: label maps and figures against torch and torchmetrics, resumption.
+
+Also `segment` and `detect` on scenes, and in two processes.
+"""
 
 import shutil
 
@@ -14,7 +17,16 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.inputs import region_scorer
 from pomp_jax.jobs import segment
 from tests.support.pixel_sets import SIZES, TEXTS
-from tests.support.region_jobs import label_maps, regions_config, run_job, torch_crop, torch_texts
+from tests.support.processes import run_in_processes
+from tests.support.region_jobs import (
+  assert_same_detections,
+  detections,
+  label_maps,
+  regions_config,
+  run_job,
+  torch_crop,
+  torch_texts,
+)
 from tests.support.report_page import Page
 from tests.support.small_run import small_config
 
@@ -212,13 +224,14 @@ def test_masks_of_few_images_in_memory_and_missing_labels_change_no_label_image(
     np.testing.assert_array_equal(one, two)
 
 
-def test_scenes_of_the_world(tmp_path):
+@pytest.mark.parametrize("job,n_images", [("segment", 3), ("detect", 4)])
+def test_scenes_of_the_world(job, n_images, tmp_path):
   config = small_config(
     **{
-      "job": "segment",
-      "segment.n_images": 3,
-      "segment.scene_classes": 480,
-      "segment.prompts": ("a photo of a {}.",),
+      "job": job,
+      f"{job}.n_images": n_images,
+      f"{job}.scene_classes": 480,
+      f"{job}.prompts": ("a photo of a {}.",),
       "regions.source": "truth",
       "regions.crop": "context",
       "regions.expand": 1.4,
@@ -226,8 +239,55 @@ def test_scenes_of_the_world(tmp_path):
   )
   results = run_job(config, tmp_path)
   figures = results["figures"]["a photo of a {}."]
-  assert len(results["classes"]) == 480 and 0.2 < figures["pACC"] <= 1
+  assert len(results["classes"]) == 480
+  if job == "detect":
+    assert figures["top1"]["all"]["top1"] > 0.3
+    assert figures["box"]["AP"] == figures["box"]["AP50"] > 0.5
+    return
+  assert 0.2 < figures["pACC"] <= 1
   assert figures["base"]["classes"] == 360 and figures["novel"]["classes"] == 120
   # Beyond 255 classes label images have 16 bits.
   (first, *_) = (tmp_path / "labels" / "0").glob("*.png")
   assert np.asarray(Image.open(first)).max() == 2**16 - 1
+
+
+PATCHES = {"regions.source": "none", "segment.size": 48, "segment.window": 32, "segment.stride": 16}
+NETWORK = {
+  "regions.source": "network",
+  "regions.mask_threshold": 0.4,
+  "segment.output": False,
+  "propose.size": 48,
+  "propose.batch_size": 4,
+}
+# Kind of regions -> job and fields.
+KINDS = {
+  "truth": ("segment", {}),
+  "objects": ("detect", {}),
+  "patches": ("segment", PATCHES),
+  "network": ("segment", NETWORK),
+}
+
+
+@pytest.mark.parametrize(
+  "kinds,devices",
+  [
+    (("truth", "objects"), 1),
+    pytest.param(tuple(KINDS), 2, marks=pytest.mark.slow("all kinds of regions")),
+  ],
+)
+def test_two_processes_find_what_one_does(region_set, tmp_path, kinds, devices):
+  """Two processes start, once for several kinds of regions."""
+  configs = {kind: regions_config(region_set, KINDS[kind][0], **KINDS[kind][1]) for kind in kinds}
+  folders = {kind: [tmp_path / f"{kind}{process}" for process in (0, 1)] for kind in kinds}
+  jobs = [(config, folders[kind]) for kind, config in configs.items()]
+  run_in_processes(jobs, tmp_path / "jobs.json", devices=devices)
+  for kind, config in configs.items():
+    first, second = folders[kind]
+    found, expected = RunFolder(first).read_results(), run_job(config, tmp_path / kind)
+    assert not second.exists()
+    if config.job == "segment":
+      assert found == expected
+      continue
+    for label, figures in expected["figures"].items():
+      assert found["figures"][label]["top1"] == figures["top1"]
+    assert_same_detections(detections(first), detections(tmp_path / kind))
