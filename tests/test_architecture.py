@@ -74,11 +74,8 @@ def test_modules_are_named_for_what_they_hold_and_say_what_it_is():
   for path in MODULES:
     assert path.stem not in {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
     tree = ast.parse(path.read_text())
-    public = [
-      node
-      for node in tree.body
-      if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
-    ]
-    nodes = [*([tree] if tree.body else []), *public]
-    silent += [f"{path}: {getattr(n, 'name', '')}" for n in nodes if not ast.get_docstring(n)]
+    for node in [tree, *tree.body] if tree.body else []:
+      kinds = ast.Module | ast.FunctionDef | ast.ClassDef
+      if isinstance(node, kinds) and not getattr(node, "name", "").startswith("_"):
+        silent += [] if ast.get_docstring(node) else [f"{path}: {getattr(node, 'name', '')}"]
   assert not silent, "no docstring"

@@ -17,10 +17,6 @@ from tests.support.processes import environment
 # Nothing listens there: a download fails at once.
 NOWHERE = "http://127.0.0.1:9"
 NOTEBOOK = pathlib.Path(__file__).parent.parent / "docs" / "pomp.ipynb"
-# Appended by the test: arrays of the notebook's last cells, as files.
-_DUMP = """
-np.savez("arrays.npz", probabilities=probabilities, picture=classifier.probabilities(picture))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +24,6 @@ def executed(tmp_path_factory):
   """The notebook with its outputs, and the folder that it ran in."""
   folder = tmp_path_factory.mktemp("notebook")
   book = nbformat.read(NOTEBOOK, as_version=4)
-  book.cells.append(nbformat.v4.new_code_cell(_DUMP))
   nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), NOWHERE)
   kernel = environment(1, PIP_NO_INDEX="1", IPYTHONDIR=str(folder / ".ipython"), **nowhere)
   client = nbclient.NotebookClient(
@@ -52,9 +47,6 @@ def test_the_stored_notebook_has_no_outputs():
   nbformat.validate(book)
   code = [cell for cell in book.cells if cell.cell_type == "code"]
   assert code and all((cell.outputs, cell.execution_count) == ([], None) for cell in code)
-  # Nothing of a machine or an editor: Colab's and Jupyter's own metadata change with each save.
-  assert book.metadata.keys() == {"kernelspec", "language_info"}
-  assert not any(cell.metadata for cell in book.cells)
 
 
 @pytest.mark.slow("executes the notebook, with two trainings")
@@ -73,9 +65,6 @@ def test_what_it_leaves(executed):
     contexts[name] = load_prompt(runs / name / "prompt.npz").context
     assert contexts[name].shape == (config["prompt"]["m"], clip.config.text_config.hidden_size)
     assert np.isfinite(contexts[name]).all()
-    lines = (runs / name / "metrics.jsonl").read_text().splitlines()
-    results = json.loads((runs / name / "results.json").read_text())
-    assert max(json.loads(line)["step"] for line in lines) == results["steps"] == config["steps"]
   assert os.path.samefile(folder / config["prompt"]["init"], runs / "demo" / "prompt.npz")
   assert not np.array_equal(contexts["demo"], contexts["own"])
   # The exported vectors are the class features of that prompt.
@@ -84,10 +73,3 @@ def test_what_it_leaves(executed):
   expected_NxE = Encoder(clip).class_features(names, load_prompt(runs / "own" / "prompt.npz"))
   np.testing.assert_allclose(vectors_ExN, expected_NxE.T, atol=1e-5)
   np.testing.assert_allclose(np.linalg.norm(vectors_ExN, axis=0), 1, atol=1e-5)
-  # Probabilities of the last cells, one row a picture.
-  arrays = np.load(folder / "arrays.npz")
-  files = list((runs / "example_sets" / "shifted").rglob("*.png"))
-  assert arrays["probabilities"].shape == (len(files), len({file.parent.name for file in files}))
-  assert arrays["picture"].ndim == 1 and len(arrays["picture"]) > 1
-  for probabilities in arrays.values():
-    np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-5)

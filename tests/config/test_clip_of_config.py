@@ -7,7 +7,7 @@ import pytest
 
 from pomp_jax.config import unpack
 from pomp_jax.configs import evaluate, export, predict
-from pomp_jax.files.prompt_file import Prompt, PromptFileError, recorded_clip, save_prompt
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
 
 VIT_B16 = "openai/clip-vit-base-patch16"
@@ -42,12 +42,6 @@ def test_a_prompt_behind_the_colon_brings_its_clip(module, files):
     assert clip_of(module, argument) == expected
   with pytest.raises(PromptFileError, match=r"bad\.npz"):
     module.get_config(f"prompt={files}/bad.npz")
-
-
-def test_what_a_prompt_records(files):
-  assert recorded_clip(str(files / "run")) == "laion/some-clip"
-  assert recorded_clip(str(files / "model.pth.tar")) is None
-  assert recorded_clip("a {}") is recorded_clip("") is None
 
 
 def test_suites_of_photographs_are_evaluated_on_the_published_clip():

@@ -1,4 +1,4 @@
-"""The configs of ImageNet-21K: the published data, its steps, and no view twice."""
+"""The configs of ImageNet-21K: the published data, its steps, no view twice, and the rehearsal."""
 
 import importlib
 import pathlib
@@ -6,11 +6,25 @@ import pathlib
 import numpy as np
 import pytest
 
-from pomp_jax.config import unpack, validate
+from pomp_jax.config import ConfigError, unpack, validate
+from pomp_jax.configs import imagenet21k_fall11_vit_b16, rehearsal
 from pomp_jax.data.class_lists import load_class_list
 
 CONFIGS = pathlib.Path(__file__).parent.parent.parent / "configs"
 RECIPES = sorted(path.stem for path in CONFIGS.glob("imagenet21k_*.py"))
+# Fields of the rehearsal that differ from the recipe in every phase.
+CHANGED = {
+  *("clip.model", "clip.dtype", "data.names", "data.views", "data.view_epochs"),
+  *("data.feature_cache", "checkpoint.every", "eval.images", "prepare.input"),
+  *("evaluate.prompts", "evaluate.images", "export.prompt", "export.format", "export.names"),
+}
+OWN = {
+  "prepare": {"job"},
+  "cache": {"job", "data.root"},
+  "train": {"data.root", "data.features"},
+  "evaluate": {"job", "data.root"},
+  "export": {"job", "data.root"},
+}
 
 
 def get(name, argument=""):
@@ -48,3 +62,26 @@ def test_the_published_recipe_trains_on_the_published_classes():
 def test_twenty_epochs_online_see_no_view_twice():
   assert get("imagenet21k_vit_b16", "m=16,epochs=20").data.view_epochs == 0
   assert get("imagenet21k_vit_b16", "cache=F,fresh=5,features=cached").data.view_epochs == 5
+
+
+@pytest.mark.parametrize("phase", rehearsal.PHASES)
+def test_a_phase_is_the_recipe_but_for_these_fields(phase, tmp_path):
+  for name in ("records", "features", "train"):
+    (tmp_path / name).mkdir()
+  for name in ("names.json", "names.txt", "fall11_whole.tar", "train/prompt.npz"):
+    (tmp_path / name).touch()
+  config = unpack(rehearsal.get_config(f"{phase},folder={tmp_path}"))
+  validate(config)
+  recipe = unpack(imagenet21k_fall11_vit_b16.get_config()).flat()
+  assert {f for f, value in config.flat().items() if value != recipe[f]} == CHANGED | OWN[phase]
+  assert f"configs/rehearsal.py:{phase} " in rehearsal.__doc__
+
+
+@pytest.mark.parametrize(
+  "argument, field",
+  [("", "job"), ("train,classes=7", "classes"), ("train,classe=9", "classe")],
+)
+def test_a_wrong_argument_is_named(argument, field):
+  with pytest.raises(ConfigError) as caught:
+    rehearsal.get_config(argument)
+  assert caught.value.field == field

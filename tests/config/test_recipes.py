@@ -1,6 +1,6 @@
-"""docs/recipes.md against the configs: published values, ours, and why ours differs where it does.
+"""Recipes against the configs: published values, ours, and why ours differs where it does.
 
-The page is the only table of the published values, with the source of each recipe. A row has the
+docs/recipes.md has the published values of image classification with their sources. A row has the
 published key and value, our field and its value, and `equal` or a reason.
 """
 
@@ -14,7 +14,11 @@ import pytest
 
 from pomp_jax.baselines import tip_adapter
 from pomp_jax.config import Settings, unpack, validate, value_of_text
+from pomp_jax.configs import world_masks
+from pomp_jax.data.class_splits import read_class_split
 from pomp_jax.data.coop import COOP_SETS
+from pomp_jax.regions.resize import resized_sides
+from pomp_jax.regions.scores import FUSIONS
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "recipes.md"
 BASELINES = DOCS.read_text().partition("\n## Baselines\n")[2].partition("\n## ")[0]
@@ -65,8 +69,12 @@ def test_the_page_has_all_recipes():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_value_is_the_published_one_or_explained(name):
-  ours = config_of(name).flat()
+def test_every_value_is_the_published_one_or_explained(name, tmp_path):
+  config = config_of(name)
+  # The recipe is valid where the data is.
+  dataset = config.data.dataset or "dtd"
+  validate(config.replace({"data.root": str(tmp_path), "data.dataset": dataset}))
+  ours = config.flat()
   for row in RECIPES[name]:
     if row.field:
       # An empty text is written as "".
@@ -86,13 +94,6 @@ def test_no_field_differs_from_the_default_without_a_row(name):
   assert changed - told <= {"data.source", "clip.model", "data.shots"}
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_are_valid_where_the_data_is(name, tmp_path):
-  config = config_of(name)
-  dataset = config.data.dataset or "dtd"
-  validate(config.replace({"data.root": str(tmp_path), "data.dataset": dataset}))
-
-
 def test_tip_adapters_settings_by_data_set():
   for name, *numbers in TIP_SETS:
     text = "ensemble:imagenet_7" if name == "imagenet1k" else "hand_written"
@@ -102,3 +103,66 @@ def test_tip_adapters_settings_by_data_set():
   assert tip_adapter.published("imagenet_v2") is None
   stored = json.loads(pathlib.Path(tip_adapter.__file__).with_suffix(".json").read_text())
   assert set(stored["sets"]) == {name for name, *_ in TIP_SETS} and len(TIP_SETS) == 11
+
+
+# ZSSeg's configs as POMP runs them: fusion, MASK_THR, number of classes, of novel ones,
+# MIN_SIZE_TEST and MAX_SIZE_TEST.
+PUBLISHED = {
+  "coco_stuff_156": ("zsseg_coco_stuff", 0.5, 171, 15, 640, 2560),
+  "voc_15": ("zsseg_voc", 0.5, 20, 5, 512, 2048),
+  "ade20k": ("zsseg_ade20k", 0.4, 150, 0, 512, 2048),
+  "pascal_context": ("pomp_pascal_context", 0.5, 59, 0, 512, 2048),
+}
+
+
+def settings_of(name, tmp_path, argument=""):
+  config = importlib.import_module(f"pomp_jax.configs.{name}").get_config(argument)
+  config.segment.images = config.segment.labels = config.propose.network = str(tmp_path)
+  if config.regions.source == "file":
+    config.regions.path = str(tmp_path)
+  settings = unpack(config)
+  validate(settings)
+  return settings
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_values(name, tmp_path):
+  fusion, threshold, n_classes, n_novel, shorter, longest = PUBLISHED[name]
+  settings = settings_of(name, tmp_path)
+  assert settings.job == "segment" and settings.clip.model == "openai/clip-vit-base-patch16"
+  regions = settings.regions
+  assert (regions.e_base, regions.e_novel, regions.null) == tuple(FUSIONS[fusion])
+  assert (regions.mask_threshold, regions.crop, regions.expand) == (threshold, "masked", 1.0)
+  assert regions.source == "network" and settings.segment.prompts[0] == "network"
+  assert (settings.propose.size, settings.propose.stride) == (shorter, 1)
+  assert regions.size == shorter and max(resized_sides(100, 1000, shorter)) == longest
+  assert regions.max_regions == 100
+  classes = read_class_split(settings.segment.names)
+  assert (len(classes), len(classes.indices("novel"))) == (n_classes, n_novel)
+
+
+def test_naclips_values(tmp_path):
+  segment = settings_of("segment_training_free", tmp_path, "names=ade20k").segment
+  assert (segment.recipe, segment.size, segment.window, segment.stride) == ("naclip", 336, 224, 112)
+  assert (segment.logit_scale, segment.pamr) == (40.0, 10)
+
+
+@pytest.mark.parametrize(
+  "variant,job",
+  [("", "train_masks"), ("propose_segment", "propose"), ("segment", "segment")]
+  + [("propose_detect", "propose"), ("detect", "detect")],
+)
+def test_the_worlds_network(variant, job, tmp_path):
+  """Each variant is another job of one experiment, on the same scenes and prompts."""
+  config = world_masks.get_config(variant)
+  network = config.propose.network
+  config.propose.network = str(tmp_path)
+  if config.regions.path:
+    assert config.regions.path.startswith(f"{network}/")
+    config.regions.path = str(tmp_path)
+  settings = unpack(config)
+  validate(settings)
+  assert settings.job == job
+  assert settings.segment.prompts == settings.detect.prompts
+  assert settings.train_masks.prompt in settings.segment.prompts
+  assert settings.segment.n_images == settings.detect.n_images == 400

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.clip import load_clip
-from pomp_jax.config import ConfigError, validate
+from pomp_jax.config import validate
 from pomp_jax.files.hub import HubError
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.prompt_hub import results_of
@@ -58,13 +58,6 @@ def test_every_reader_of_prompt_files(hub, trained, place):
     validate(small_config(job=job, **fields))
 
 
-def test_export_of_a_folder(trained, tmp_path):
-  config = settings(trained, hub="", license="", format="safetensors")
-  export.check(config, str(tmp_path / "run"))
-  assert export.run(config, str(tmp_path / "run"))["prompt"] == str(trained)
-  np.testing.assert_array_equal(load_prompt(tmp_path / "run/prompt.safetensors").context, CONTEXT)
-
-
 def test_a_folder_without_a_prompt_is_an_error_and_no_words(trained):
   (trained / "prompt.npz").unlink()
   with pytest.raises(PromptFileError, match=r"prompt\.npz"):
@@ -72,10 +65,6 @@ def test_a_folder_without_a_prompt_is_an_error_and_no_words(trained):
   config = small_config(**{"prompt.init": str(trained), "prompt.m": 4})
   with pytest.raises(PromptFileError, match=r"prompt\.npz"):
     initial_context(config, load_clip("world"), 300)
-  for job in ("export", "predict"):
-    fields = {f"{job}.prompt": str(trained), f"{job}.names": "imagenet1k"}
-    with pytest.raises(ConfigError, match=rf"{job}\.prompt: .* prompt\.npz"):
-      validate(small_config(job=job, **fields | {"predict.images": str(trained)}))
 
 
 def test_export_uploads_the_prompt_with_the_figures_of_its_run(hub, trained, tmp_path, capsys):
@@ -99,21 +88,6 @@ def test_export_uploads_the_prompt_with_the_figures_of_its_run(hub, trained, tmp
   written = json.loads((tmp_path / "run" / "results.json").read_text())
   assert written["url"] in capsys.readouterr().out
   np.testing.assert_array_equal(load_prompt("hf:me/a").context, CONTEXT)
-
-
-@pytest.mark.parametrize(
-  ("changes", "field"),
-  [
-    ({"hub": "me/a"}, "hub"),
-    ({"license": ""}, "license"),
-    ({"license": "The MIT licence"}, "license"),
-    ({"format": "pth"}, "format"),
-    ({"output": "a.npz"}, "output"),
-  ],
-)
-def test_bad_fields(trained, changes, field):
-  with pytest.raises(ConfigError, match=rf"^config\.export\.{field}: [^\n]*$"):
-    validate(settings(trained, **changes))
 
 
 def test_what_the_hub_refuses_is_found_before_anything_is_written(hub, trained, tmp_path):

@@ -1,15 +1,19 @@
-"""The launchers as text: linted, short, explained."""
+"""The launchers as text, and the wheel."""
 
+import os
 import pathlib
 import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 import pytest
 
+from pomp_jax import __version__
+from pomp_jax.config.packaged import packaged_configs
 from pomp_jax.files.paths import LIBRARIES
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -18,7 +22,7 @@ BIN = pathlib.Path(sys.executable).parent
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 
 
-def test_shellcheck_finds_nothing():
+def test_shellcheck_and_hadolint_find_nothing():
   scripts = [*SCRIPTS, ROOT / ".ci" / "run", *(ROOT / "tests" / "launch").glob("*.sh")]
   names = [str(script.relative_to(ROOT)) for script in scripts]
   assert len(names) >= 6
@@ -26,24 +30,7 @@ def test_shellcheck_finds_nothing():
     [BIN / "shellcheck", "-x", *names], cwd=ROOT, capture_output=True, text=True, check=False
   )
   assert done.returncode == 0, done.stdout
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_help_is_the_comment_at_the_top(script, tmp_path):
-  """From any folder, and without running or writing anything."""
-  done = subprocess.run(
-    ["bash", script, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
-  )
-  assert (done.returncode, done.stderr) == (0, "")
-  lines = script.read_text().splitlines()
-  first = next(line for line in lines if not line.startswith("#!"))
-  assert done.stdout.splitlines()[0] == first.removeprefix("# ")
-  assert "shellcheck" not in done.stdout and "SBATCH" not in done.stdout
-  assert not list(tmp_path.iterdir())
-
-
-def test_hadolint_finds_nothing():
-  """It reads the file; no image is built here."""
+  # It reads the file; no image is built here.
   done = subprocess.run(
     [BIN / "hadolint", LAUNCH / "Dockerfile"], capture_output=True, text=True, check=False
   )
@@ -88,7 +75,7 @@ def extras(*names):
 
 
 def test_the_wheel_takes_every_kind_of_file_of_the_package():
-  """Without building it: test_package.py does."""
+  """Without building it, as the tests of the second tier do."""
   tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
   files = [path for path in (ROOT / "pomp_jax").rglob("*") if path.is_file()]
   kinds = {path.name if path.name == "py.typed" else f"*{path.suffix}" for path in files}
@@ -109,17 +96,73 @@ def test_lowest_pins_the_lower_bounds():
     name: f"=={version}" for name, version in bounds.items()
   }
   assert "CONSTRAINTS=launch/lowest.txt" in (ROOT / ".ci" / "run").read_text()
-
-
-def test_an_older_client_of_buckets_than_the_extras_allow_is_an_error():
   assert dict(LIBRARIES.values()) == lower_bounds(extras("gcs", "s3"))
 
 
-@pytest.mark.parametrize("file", sorted(LAUNCH.iterdir()), ids=lambda file: file.name)
-def test_a_launcher_is_short_and_stands_in_the_table(file):
-  if file.suffix != ".txt":
-    lines = file.read_text().splitlines()
-    assert len(lines) <= (120 if file.suffix == ".md" else 100)
-    assert file.suffix == ".md" or max(map(len, lines)) <= 100
-  if file.name not in ("README.md", "venv.sh"):
-    assert f"[`{file.name}`]" in (LAUNCH / "README.md").read_text()
+_SLOW = pytest.mark.slow("builds and installs the wheel; the tests above read pyproject.toml")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+  """Built without the network, from a copy of what git has or would add: a build leaves files."""
+  copy, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+  command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+  files = subprocess.check_output(command, cwd=ROOT, text=True).split("\0")
+  for name in filter(None, files):
+    target = copy / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if (ROOT / name).is_symlink():
+      target.symlink_to(os.readlink(ROOT / name))
+    elif (ROOT / name).exists():
+      target.write_bytes((ROOT / name).read_bytes())
+  pip(["wheel", "--no-build-isolation", "--wheel-dir", str(folder), str(copy)])
+  (built,) = folder.glob("*.whl")
+  return built
+
+
+def pip(arguments):
+  command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--no-deps", "--no-index"]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+
+
+@_SLOW
+def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(wheel):
+  names = set(zipfile.ZipFile(wheel).namelist())
+  assert {name.split("/")[0] for name in names} == {
+    "pomp_jax",
+    f"pomp_jax-{__version__}.dist-info",
+  }
+  package = ROOT / "pomp_jax"
+  expected = {
+    str(path.relative_to(ROOT))
+    for path in package.rglob("*")
+    if path.is_file() and "__pycache__" not in path.parts
+  }
+  expected |= {f"pomp_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
+  assert {name for name in names if name.startswith("pomp_jax/")} == expected
+  assert "pomp_jax/py.typed" in names
+
+
+@_SLOW
+def test_the_installed_command_runs_outside_of_the_repository(wheel, tmp_path):
+  site, here = tmp_path / "site", tmp_path / "here"
+  here.mkdir()
+  pip(["install", "--target", str(site), str(wheel)])
+  environ = os.environ | {"PYTHONPATH": str(site)}
+
+  def pomp(*arguments):
+    command = [sys.executable, site / "bin" / "pomp", *arguments]
+    done = subprocess.run(command, cwd=here, env=environ, capture_output=True, text=True)
+    assert str(ROOT) not in done.stdout + done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+  status, out, err = pomp("--version")
+  assert (status, err) == (0, "") and out.startswith(f"pomp_jax {__version__} (")
+  status, out, err = pomp("--help")
+  assert (status, err) == (0, "")
+  assert packaged_configs().keys() <= {line.strip().split(" ")[0] for line in out.splitlines()}
+  # A config that imports others, from the wheel; its mistake is found after it is loaded.
+  status, out, err = pomp("--config=baselines", "--config.kk=3")
+  assert (status, out) == (2, "") and err.startswith("error: config.kk: ") and err.count("\n") == 1
+  assert not list(here.iterdir())

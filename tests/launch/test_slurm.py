@@ -26,14 +26,8 @@ pytestmark = [
 ]
 
 STEPS, EVERY = 200, 40
-_FIELDS = {
-  "data.n_classes": 300,
-  "k": 20,
-  "batch_size": 16,
-  "steps": STEPS,
-  "eval.images": 64,
-  "checkpoint.every": EVERY,
-}
+_FIELDS = {"data.n_classes": 300, "k": 20, "batch_size": 16, "eval.images": 64}
+_FIELDS |= {"steps": STEPS, "checkpoint.every": EVERY}
 
 
 def arguments(workdir):
@@ -69,23 +63,6 @@ def wait_for(what, seconds=600.0):
   while not what():
     assert time.monotonic() < end, "took too long"
     time.sleep(0.2)
-
-
-def test_cancelled_it_stays_cancelled(slurm, tmp_path):
-  """A cancelled run saves and ends with 75, as a preempted one does."""
-  run, log = tmp_path / "run", tmp_path / "job.log"
-  run.write_text("#!/bin/bash\ntrap 'exit 75' TERM\necho under way\nwhile :; do sleep 0.1; done\n")
-  run.chmod(0o755)
-  job = slurm(
-    *("sbatch", "--parsable", "--partition=low", "--nodes=1", f"--export=ALL,PYTHON={run}"),
-    *(f"--output={log}", "launch/slurm.sbatch", "--config=x"),
-  )
-  wait_for(lambda: log.exists() and "under way" in log.read_text())
-  slurm("scancel", job)
-  wait_for(lambda: "ended with status 75" in log.read_text())
-  wait_for(lambda: "COMPLETING" not in slurm("squeue", "--noheader", "--format=%T"))
-  assert "JobState=CANCELLED" in slurm("scontrol", "show", "job", job)
-  assert f"job {job} was cancelled or preempted" in log.read_text()
 
 
 def test_preempted_and_requeued_it_ends_as_if_it_had_never_stopped(slurm, tmp_path):

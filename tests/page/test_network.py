@@ -1,9 +1,7 @@
 """Objects and label maps on the page by a network's regions, beside what `predict` scores."""
 
-import dataclasses
 import re
 
-import jax
 import numpy as np
 import pytest
 
@@ -18,12 +16,10 @@ from pomp_jax.inputs.networks import open_network
 from pomp_jax.inputs.picture_regions import PictureRegions
 from pomp_jax.inputs.region_scorer import detections_of
 from pomp_jax.jobs import page as job
-from pomp_jax.masks.model import VARIANTS, MaskFormer
-from pomp_jax.masks.step import MaskLearner
-from pomp_jax.masks.weights import MaskFormerFile, write_mask_former
 from pomp_jax.page import comparison as module
 from pomp_jax.page import server
 from pomp_jax.page.comparison import Comparison
+from tests.support.pictures import write_network
 from tests.support.small_run import changed, settings
 
 NAMES = ("red star", "blue ring", "green cross")
@@ -34,10 +30,7 @@ PROMPTS = ("a photo of a {}.", "{}.")
 def case(tmp_path_factory):
   """Config, comparison with a random network, and a scene."""
   root = tmp_path_factory.mktemp("network")
-  network = dataclasses.replace(VARIANTS["small"], embedding=128)
-  params = MaskLearner(MaskFormer(network)).init(jax.random.key(3))
-  with open(root / "masks.pth", "wb") as file:
-    write_mask_former(file, MaskFormerFile(network, params, ("red star", "sky")))
+  write_network(root / "masks.pth", 3, embedding=128)
   config = settings(
     job="page",
     **{
@@ -124,20 +117,8 @@ def test_the_page_offers_it(case):
     assert f"{name} {score:.2f}" in text
 
 
-def test_without_a_network_it_is_a_line(case):
-  config, comparison, image = case
-  bare = Comparison(comparison._encoder, comparison.prompts, config)
-  with pytest.raises(module.FormError, match=r"propose\.network"):
-    bare.find_objects(image, NAMES)
-  app = server.make_app(bare, None, server.Limits(20, 1.0))
-  assert "Find objects" not in app.test_client().get("/regions").data.decode()
-
-
 def test_a_network_of_another_clip_is_refused_at_the_start(case, tmp_path):
   config, _, _ = case
-  network = dataclasses.replace(VARIANTS["small"], embedding=24)
-  params = MaskLearner(MaskFormer(network)).init(jax.random.key(3))
-  with open(tmp_path / "masks.pth", "wb") as file:
-    write_mask_former(file, MaskFormerFile(network, params, ()))
+  write_network(tmp_path / "masks.pth", 3, embedding=24)
   with pytest.raises(ConfigError, match=r"clip\.model"):
     job.check(changed(config, {"propose.network": str(tmp_path / "masks.pth")}), str(tmp_path))

@@ -1,6 +1,5 @@
 """Runs on the page: what is listed and read, and that no link leads out of the folder."""
 
-import io
 import json
 import os
 
@@ -89,8 +88,6 @@ def test_tables_and_curves_of_a_training(root):
     ("k", "16"),
     ("data.root", "pictures"),
   }
-  with Image.open(io.BytesIO(runs.curves(run))) as image:
-    assert image.format == "PNG" and image.width > 600
 
 
 def test_tables_are_folded_below_a_report(root):
@@ -102,16 +99,7 @@ def test_tables_are_folded_below_a_report(root):
   assert folded == [[False, False, True], [True, True, True]]
 
 
-def test_predictions(root):
-  best = [{"name": "red star", "probability": 0.75}, {"name": "ring", "probability": 0.25}]
-  write_run(root / "names", "predict", images={"a.png": best})
-  [table] = runs.tables(runs.find_runs(root)["names"])
-  assert table.rows == [["a.png", "red star 75.0%, ring 25.0%"]]
-
-
-@pytest.mark.parametrize(
-  "content", ["", "[]", "{", '"x"', "[" * 10**5, '{"eval": 3, "images": []}']
-)
+@pytest.mark.parametrize("content", ["", "[]", "[" * 10**5, '{"eval": 3, "images": []}'])
 def test_damaged_results_show_what_is_left(root, content):
   (root / "demo" / "results.json").write_text(content)
   (root / "demo" / "metrics.jsonl").write_text(content)
@@ -120,13 +108,3 @@ def test_damaged_results_show_what_is_left(root, content):
     isinstance(cell, str) for table in runs.tables(run) for row in table.rows for cell in row
   )
   assert runs.curves(run) is None
-
-
-def test_tables_of_markdown_are_those_that_the_jobs_write():
-  rows = (Row("a|b <i>", (1.5, 4.0)), Row("*c*", (30.0, 2.0)))
-  text = markdown([Table("Accuracy (%)", "prompt", ("base", "novel"), rows)])
-  [table] = runs.markdown_tables(text)
-  assert table.title == "Accuracy (%)"
-  assert table.columns == ["prompt", "base", "novel"]
-  assert [row[0] for row in table.rows] == ["a|b <i>", "*c*"]
-  assert [list(map(float, row[1:])) for row in table.rows] == [[1.5, 4.0], [30.0, 2.0]]

@@ -46,7 +46,7 @@ def test_names_and_probabilities_are_the_classifiers(made, client):
     r'<span title="([^"]*)">.*?</span><span>([\d.]+)%</span>', answer.data.decode()
   )
   shown = [(html.unescape(name), float(percent)) for name, percent in shown]
-  config, folder = made[1]._config, made[2]
+  config = made[1]._config
   encoder = inputs.open_encoder(config)
   expected = []
   for prompt in config.page.prompts:
@@ -54,9 +54,6 @@ def test_names_and_probabilities_are_the_classifiers(made, client):
     expected += classifier.predict(np.asarray(noise(50, 40)), top=2)
   assert [name for name, _ in shown] == [name for name, _ in expected]
   np.testing.assert_allclose([p for _, p in shown], [100 * p for _, p in expected], atol=0.06)
-  # The file by its last two names, and as the only learned one.
-  assert answer.data.decode().count(f"{folder.name}/prompt.npz") == 2
-  assert answer.data.decode().count("card learned") == 1
 
 
 def test_a_name_is_text_and_the_key_brings_the_picture_back(client):
@@ -73,16 +70,12 @@ def test_a_name_is_text_and_the_key_brings_the_picture_back(client):
   ("fields", "part"),
   [
     ({"image": b"x" * 4 * 2**20}, "1 MiB"),
-    ({"names": "x" * 3 * 2**20}, "1 MiB"),
     ({"image": b"GIF89a but no image"}, "the picture"),
-    ({"image": b""}, "the picture: none given"),
     ({"image": b"", "picture": "../../secret.txt"}, "the picture: none given"),
     ({"names": ""}, "names: none given"),
     ({"names": "\n".join(map(str, range(MAX_NAMES + 1)))}, "at most 20"),
-    ({"names": "\n".join(map(str, range(100_000)))}, "got 100,000"),
     ({"names": "star " * 199}, "star"),
     ({"names": "a\0b"}, "U+0000"),
-    ({"path": "/regions", "action": "boxes", "boxes": "0 0 999 999"}, "50 x 40"),
     ({"path": "/regions", "action": "boxes", "boxes": "<img src=x>"}, "<img"),
   ],
 )
@@ -111,10 +104,6 @@ def test_regions_of_a_scene(client):
     assert Image.open(io.BytesIO(client.get(sheet).data)).width > 900
     rows = re.findall(r"<tr><td>(.*?)</td>", answer.data.decode())
     assert rows == (boxes.split("\n") if action == "boxes" else [])
-    if action == "boxes":
-      # The scene's own names come first in the list.
-      found = re.findall(r"<td>([a-z ]+) [\d.]+%", answer.data.decode())
-      assert set(found) <= set(names.split("\n"))
 
 
 ESCAPES = [
@@ -160,14 +149,6 @@ def test_other_sites_and_other_names_of_the_host_are_refused(client):
   answer = client.post("/", data={}, headers={"Origin": "http://evil.example"})
   assert answer.status_code == 403
   assert post(client).status_code == 200
-
-
-def test_an_open_host_has_any_name(made):
-  _, comparison, folder = made
-  limits = server.Limits(max_names=3, max_upload=1.0)
-  app = server.make_app(comparison, None, limits, host="0.0.0.0")
-  answer = app.test_client().get("/runs", headers={"Host": "machine.example"})
-  assert answer.status_code == 200 and b"None yet" in answer.data
 
 
 def test_an_unexpected_failure_is_a_line(made, client, monkeypatch, caplog):

@@ -29,10 +29,8 @@ case "$3 $4" in
     cat "$state" ;;
   "queued-resources create")
     cp "$CLOUD/created" "$state"
-    while [[ -e "$CLOUD/slow create" ]]; do /bin/sleep 0.1; done
     [[ ! -e "$CLOUD/refused" ]] || { cat "$CLOUD/refused" >&2; exit 1; } ;;
   "queued-resources delete")
-    while [[ -e "$CLOUD/slow delete" ]]; do /bin/sleep 0.1; done
     next "$CLOUD/undeleted"
     rm -rf "$CLOUD/worker/pomp/runs"
     rm "$state" ;;
@@ -46,17 +44,11 @@ case "$3 $4" in
     esac ;;
   "tpu-vm ssh")
     for argument; do [[ "$argument" == --command=* ]] && command="${argument#--command=}"; done
-    [[ ! -e "$CLOUD/unreachable" ]] || exit 255
     case "$command" in
-      *"tar -xzf"*) next "$CLOUD/broken unpack" ;;
-      *"tpu_worker.sh install"*) next "$CLOUD/broken install" ;;
       *"tpu_worker.sh start"*) next "$CLOUD/broken start" ;;
-      *follow)
-        [[ ! -e "$CLOUD/soon unreachable" ]] || mv "$CLOUD/soon unreachable" "$CLOUD/unreachable"
-        next "$CLOUD/broken" ;;
+      *follow) next "$CLOUD/broken" ;;
     esac
-    # On SIGINT, ssh exits at once and the remote command keeps running. Without the trap bash would
-    # continue if the command had just ended by itself.
+    # On SIGINT, ssh exits at once and the remote command keeps running.
     trap 'exit 130' INT
     cd "$CLOUD/worker"
     setsid bash -c "$command" &
@@ -97,12 +89,6 @@ def make_cloud(folder):
   executable(folder / "bin" / "sleep", "#!/usr/bin/env bash\n/bin/sleep 0.1\n")
   (folder / "created").write_text("ACTIVE\n")
   (folder / "statuses").write_text("0\n")
-
-
-def release(cloud):
-  """Releases every held command."""
-  for held in ("hold", "slow create", "slow delete"):
-    (cloud / held).unlink(missing_ok=True)
 
 
 def start(cloud, *arguments):

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import hashlib
 import http.server
 import json
@@ -18,29 +19,22 @@ TOKEN = "hf_of_the_tests"
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
+@dataclasses.dataclass
 class Hub:
-  """Its repositories; tests read and change them.
+  """Its repositories; tests read and change them."""
 
-  Attributes:
-    files: content by `OWNER/NAME` and path in it.
-    private: repositories that only TOKEN may see.
-    sizes: claimed size by path, where it is not the content's.
-    requests: method and path of each request.
-    commits: header of each commit.
-    invalid: the hub's error for any metadata.
-    forbidden: whether TOKEN may not write.
-    down: whether every answer is 503.
-  """
-
-  def __init__(self):
-    self.files: dict[str, dict[str, bytes]] = {}
-    self.private: set[str] = set()
-    self.sizes: dict[str, int] = {}
-    self.requests: list[tuple[str, str]] = []
-    self.commits: list[dict] = []
-    self.invalid = ""
-    self.forbidden = self.down = False
-    self.url = ""
+  # Content by `OWNER/NAME` and path in it, and repositories that only TOKEN may see.
+  files: dict[str, dict[str, bytes]] = dataclasses.field(default_factory=dict)
+  private: set[str] = dataclasses.field(default_factory=set)
+  # Claimed size by path, where it is not the content's.
+  sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+  # Method and path of each request, and header of each commit.
+  requests: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+  commits: list[dict] = dataclasses.field(default_factory=list)
+  invalid: str = ""  # its error for any metadata
+  forbidden: bool = False  # whether TOKEN may not write
+  down: bool = False  # whether every answer is 503
+  url: str = ""
 
 
 @contextlib.contextmanager

@@ -30,6 +30,8 @@ _GOOGLE = (
   "create_server('127.0.0.1', {port}, in_memory=True, default_bucket='{bucket}').start()\n"
   "threading.Event().wait()\n"
 )
+# Headers of one connection, or of this server.
+_NOT_PASSED_ON = {"content-length", "transfer-encoding", "connection", "server", "date"}
 _AMAZON = "from moto.server import main\nmain(['-H', '127.0.0.1', '-p', '{port}'])\n"
 
 
@@ -42,13 +44,11 @@ class Store:
     requests: number of requests so far.
     faults: number of requests that the proxy answered.
     before: called with method and path before each answer.
-    created: names of the objects whose upload had the condition that there is none.
   """
 
   def __init__(self, scheme: str):
     """Starts the store with one empty bucket."""
     self.scheme, self.requests, self.faults = scheme, 0, 0
-    self.created: list[str] = []
     self._status, self._until = 0, 0.0
     self.before: Callable[[str, str], None] = lambda method, path: None
     self._port, self._one_at_a_time = _free_port(), threading.Lock()
@@ -110,7 +110,6 @@ class Store:
     if "ifGenerationMatch" in query and query["ifGenerationMatch"] == ["0"]:
       name = (query.get("name") or _NAME.findall(body))[0]
       name = name if isinstance(name, str) else name.decode()
-      self.created.append(name)
       quoted = urllib.parse.quote(name, safe="")
       if self.forward("GET", f"/storage/v1/b/{BUCKET}/o/{quoted}", b"", {})[0] == 200:
         return 412, [], b""
@@ -152,13 +151,7 @@ def _handler(store: Store) -> type[http.server.BaseHTTPRequestHandler]:
       for name, value in headers:
         if name.lower() == "content-length" and self.command == "HEAD":
           length = value
-        if name.lower() not in (
-          "content-length",
-          "transfer-encoding",
-          "connection",
-          "server",
-          "date",
-        ):
+        if name.lower() not in _NOT_PASSED_ON:
           self.send_header(name, value)
       self.send_header("Content-Length", length)
       self.end_headers()
