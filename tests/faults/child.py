@@ -4,6 +4,7 @@ python -m tests.faults.child FOLDER '{"step": 7}'
 """
 
 from collections.abc import Callable
+import functools
 import itertools
 import json
 import os
@@ -17,10 +18,8 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import loop, setup
 from tests.faults.training import config_of, watched
 
-
-def die() -> None:
-  """Ends the process as the kernel's out-of-memory killer does."""
-  os.kill(os.getpid(), signal.SIGKILL)
+# Ends the process as the kernel's out-of-memory killer does.
+die = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
 
 
 def main() -> None:

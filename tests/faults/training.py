@@ -32,10 +32,6 @@ Hook = Callable[[int], None]
 Folder = str | os.PathLike
 
 
-def no_fault(step: int) -> None:
-  """No fault."""
-
-
 def config_of(**changes) -> Settings:
   """Returns the training's config; metrics of every step are logged."""
   return small_config(**{"steps": STEPS, "checkpoint.every": EVERY, "log.every": 1} | changes)
@@ -43,17 +39,10 @@ def config_of(**changes) -> Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-  """One run of the training, until its end or an error.
+  """One run of the training, until its end or an error."""
 
-  Attributes:
-    first: step of the checkpoint that it resumed from; 0 for none.
-    context: final context; None after an error.
-    error: error that ended it.
-    warnings: warnings that it logged.
-  """
-
-  first: int
-  context: np.ndarray | None
+  first: int  # step of the checkpoint that it resumed from; 0 for none
+  context: np.ndarray | None  # None after an error
   error: BaseException | None
   warnings: str
 
@@ -67,27 +56,14 @@ class Attempt:
 class Training:
   """A training that is prepared once."""
 
-  def __init__(self, config: Settings, folder: pathlib.Path, devices: int = DEVICES):
-    """Prepares the training and runs it without a fault.
-
-    Args:
-      config: config from `config_of`.
-      folder: folder of that run.
-      devices: number of devices.
-    """
-    encoder = inputs.open_encoder(config, make_mesh(devices=jax.devices()[:devices]))
+  def __init__(self, config: Settings, folder: pathlib.Path):
+    """Prepares the training and runs it without a fault in a folder."""
+    encoder = inputs.open_encoder(config, make_mesh(devices=jax.devices()[:DEVICES]))
     self.job = setup.prepare(config, RunFolder(folder), encoder=encoder)
     self.context = self.run(folder).context
-    self.scalars = RunFolder(folder).scalars()
 
-  def run(self, folder: Folder, hook: Hook = no_fault, **changes) -> Attempt:
-    """Runs it from the last checkpoint in a folder, or from the start.
-
-    Args:
-      folder: folder of the run.
-      hook: called after each step.
-      **changes: values of fields that need no preparation.
-    """
+  def run(self, folder: Folder, hook: Hook = lambda step: None, **changes) -> Attempt:
+    """Runs it from the last checkpoint in a folder, or from the start."""
     config = self.job.config.replace(changes)
     job = dataclasses.replace(self.job, folder=RunFolder(folder), config=config)
     job.folder.create()

@@ -59,10 +59,8 @@ def test_open_clip_gets_columns(tmp_path, suffix):
 @pytest.mark.parametrize(
   ("write", "features", "part"),
   [
-    (write_detic, NAN, "not finite"),
     (write_open_clip, NAN, "not finite"),
     (write_detic, ZERO, "class 2 are all zero"),
-    (write_open_clip, ZERO, "class 2 are all zero"),
     (write_detic, 1e6 * FEATURES, "not finite"),  # in float16
   ],
 )
@@ -74,7 +72,7 @@ def test_bad_features_are_not_written(tmp_path, write, features, part):
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4"])
 def test_rows_of_any_length_are_read_as_unit_rows(tmp_path, dtype):
   """As the published files are: float16, of the length that the tower gives."""
   lengths = np.array([[7.0], [0.3], [1.0], [11.0], [90.0]])
@@ -95,12 +93,9 @@ CLAIM = b"\x93NUMPY\x01\x00\x46\x00" + (
   ("content", "part"),
   [
     (np.where(np.eye(5, 8) > 0, np.nan, FEATURES), "not finite"),
-    (FEATURES * np.inf, "not finite"),
     (FEATURES * np.eye(5)[:, :1], "class 1 are all zero"),
-    (FEATURES[0], "float32 [8]; accepted: floats [C,E]"),
     (np.ones((5, 8), int), "int64 [5, 8]; accepted: floats [C,E]"),
     (np.array([[{}]]), "not a NumPy array"),
-    (b"", "not a NumPy array"),
     (b"PK\x03\x04 a part of an npz", "not a NumPy array"),
     (b"\x93NUMPY\x01\x00v", "not a NumPy array"),
     (CLAIM, "not a NumPy array"),
@@ -120,28 +115,20 @@ def write_rows(path, categories):
   return path
 
 
-def test_categories_of_coco(tmp_path):
-  rows = [
-    {"supercategory": "animal", "id": 18, "name": "dog"},
-    {"supercategory": "person", "id": 1, "name": "person"},
-    {"supercategory": "vehicle", "id": 3, "name": " traffic  light "},
-  ]
-  found = read_categories(write_rows(tmp_path / "a.json", rows))
-  assert found == (Category("person"), Category("traffic light"), Category("dog"))
-
-
 def test_categories_of_lvis(tmp_path):
-  """Names as words; qualifiers stay, for "bow" alone would stand for two of them."""
+  """Names as words, by id; qualifiers stay, for "bow" alone would stand for two of them."""
   rows = [
     {"id": 2, "name": "bow_(weapon)", "synonyms": ["bow_(weapon)"], "frequency": "r"},
     {"id": 1, "name": "bow_(decorative_ribbons)", "synonyms": ["bow_(decorative_ribbons)", "knot"]},
     # One of LVIS's categories has a name that is none of its synonyms.
     {"id": 3, "name": "bull", "synonyms": ["horned_cow", "horned cow"]},
+    {"id": 4, "name": " traffic  light "},  # of COCO, which has no synonyms
   ]
   assert read_categories(write_rows(tmp_path / "a.json", rows)) == (
     Category("bow (decorative ribbons)", ("knot",)),
     Category("bow (weapon)"),
     Category("bull", ("horned cow",)),
+    Category("traffic light"),
   )
 
 
@@ -152,20 +139,10 @@ GOOD = [{"id": 1, "name": "a_b"}, {"id": 2, "name": "c"}]
   ("rows", "part"),
   [
     ([], "categories is a list of 0"),
-    ({}, "categories is a dict of 0"),
-    (None, "categories is missing"),
-    ("x", "categories is 'x'"),
-    ([*GOOD, 3], "categories[2] is a int"),
-    ([*GOOD, {"name": "d"}], "categories[2].id is missing; accepted: an integer"),
-    ([*GOOD, {"id": "3", "name": "d"}], "categories[2].id is '3'"),
     ([*GOOD, {"id": True, "name": "d"}], "categories[2].id is True"),
     ([*GOOD, {"id": 2, "name": "d"}], "categories[2].id is 2, which is repeated"),
-    ([*GOOD, {"id": 3}], "categories[2].name is missing"),
-    ([*GOOD, {"id": 3, "name": "_ "}], "categories[2].name is '_ '"),
     ([*GOOD, {"id": 3, "name": "d\x1b[2J"}], "categories[2].name is 'd\\x1b[2J'"),
-    ([*GOOD, {"id": 3, "name": ["d"]}], "categories[2].name is a list of 1"),
     ([*GOOD, {"id": 3, "name": "a b"}], "categories[2].name is 'a b'"),
-    ([*GOOD, {"id": 3, "name": "d", "synonyms": "e"}], "categories[2].synonyms is 'e'"),
     ([*GOOD, {"id": 3, "name": "d", "synonyms": ["e", ""]}], "categories[2].synonyms is ''"),
   ],
 )
@@ -177,12 +154,8 @@ def test_bad_categories_are_refused_by_field(tmp_path, rows, part):
 @pytest.mark.parametrize(
   ("data", "part"),
   [
-    (b"", "not JSON"),
-    (b'{"categories": [', "not JSON"),
     (b"[" * 100_000, "not JSON"),
-    (b"\xff\xfe\xff", "not JSON"),
     (b"1" * 5000, "not JSON"),
-    (b"[]", "without categories (no object)"),
     (b'{"images": [], "info": {}}', "without categories (the keys images, info)"),
     (None, "can't be read (No such file"),
   ],
@@ -195,10 +168,8 @@ def test_files_without_categories(tmp_path, data, part):
 
 
 def test_which_files_are_annotations(tmp_path):
-  text = tmp_path / "names.txt"
-  text.write_text("dog\n{}\n")
-  assert not is_annotation_file(text)
   assert not is_annotation_file(tmp_path / "none")
   assert is_annotation_file(tmp_path / "none.JSON")
-  text.write_text(' \n{"categories": []}')
-  assert is_annotation_file(text)
+  for content, expected in (("dog\n{}\n", False), (' \n{"categories": []}', True)):
+    (tmp_path / "names.txt").write_text(content)
+    assert is_annotation_file(tmp_path / "names.txt") == expected

@@ -3,7 +3,6 @@
 import io
 import logging
 import os
-from pathlib import Path
 import stat
 import zipfile
 
@@ -24,10 +23,6 @@ GOOD = {
   "format_version": np.array(1),
   "config": np.array('{"seed": 1}'),
 }
-NAMES = (
-  *("prompt.npz", "prompt.safetensors", "prompt.pth.tar", "prompt.pth", "prompt.pt"),
-  *("model.pth.tar-5", "model-best.pth.tar"),
-)
 FORMATS = ("npz", "safetensors", "pth.tar-5")
 
 
@@ -38,7 +33,9 @@ def write(path, **changes):
   return path
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+  "name", ["p.npz", "p.safetensors", "p.pt", "p.pth.tar-5", "p-best.pth.tar"]
+)
 def test_round_trip_is_exact(tmp_path, name):
   for shape, position in (((4, 8), "end"), ((1, 1), "middle"), ((3, 4, 8), "front")):
     context = np.random.default_rng(1).normal(size=shape).astype(np.float32)
@@ -61,31 +58,14 @@ def test_the_contract_of_the_arrays(tmp_path):
   np.testing.assert_array_equal(load_prompt(path).context, CONTEXT)
 
 
-@pytest.mark.parametrize("suffix", ["npz", "pth"])
-def test_same_prompt_same_bytes(tmp_path, suffix):
-  paths = [tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"]
-  for path in paths:
-    save_prompt(path, Prompt(CONTEXT.copy(), "a/clip"))
-  assert paths[0].read_bytes() == paths[1].read_bytes()
-
-
-def test_saving_replaces_whole_files_only(tmp_path, monkeypatch):
-  """With the permissions of any file; the mask, which all threads share, is not touched for it."""
+def test_a_saved_file_has_the_permissions_of_any_file(tmp_path, monkeypatch):
+  """The mask, which all threads share, is not touched for it."""
   (tmp_path / "any").touch()
   monkeypatch.setattr(os, "umask", lambda _: pytest.fail("sets the mask"))
   path = tmp_path / "prompt.npz"
   save_prompt(path, Prompt(CONTEXT, "a/clip"))
   modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("prompt.npz", "any")]
   assert modes[0] == modes[1] != 0o600
-  before = path.read_bytes()
-
-  def fail(*_, **__):
-    raise OSError(28, "No space left on device")
-
-  monkeypatch.setattr(os, "fsync", fail)
-  with pytest.raises(OSError, match="No space"):
-    save_prompt(path, Prompt(CONTEXT + 1, "a/clip"))
-  assert path.read_bytes() == before
   assert sorted(entry.name for entry in tmp_path.iterdir()) == ["any", "prompt.npz"]
 
 
@@ -94,13 +74,9 @@ def test_saving_replaces_whole_files_only(tmp_path, monkeypatch):
   [
     ("context", np.full((4, 8), np.nan, np.float32), "not finite in 32 of 32"),
     ("context", CONTEXT.astype(np.float64), "float64 [4, 8]"),
-    ("context", np.zeros((0, 8), np.float32), "[0, 8]"),
-    ("context", np.zeros(8, np.float32), "[8]"),
-    ("position", "start", "'start'; accepted: end, middle, front"),
     ("template", "a photo", "'a photo'"),
     ("clip_model", "", "empty"),
     ("config", {"lr": float("nan")}, "not JSON"),
-    ("config", {"path": Path()}, "not JSON"),
     ("format_version", 2, "2"),
   ],
 )
@@ -109,15 +85,10 @@ def test_a_bad_prompt_is_not_written(tmp_path, field, value, part):
   with pytest.raises(PromptFileError) as caught:
     save_prompt(tmp_path / "prompt.npz", Prompt(**fields))
   assert field in str(caught.value) and part in str(caught.value)
-  assert not list(tmp_path.iterdir())
-
-
-def test_a_name_of_no_kind_and_text_that_is_none(tmp_path):
   with pytest.raises(PromptFileError, match=r"name is of no known kind.*\.safetensors"):
     save_prompt(tmp_path / "prompt.bin", Prompt(CONTEXT, "a/clip"))
-  for name in ("p.safetensors", "p.pth"):
-    with pytest.raises(PromptFileError, match="not Unicode"):
-      save_prompt(tmp_path / name, Prompt(CONTEXT, "a/\udcff"))
+  with pytest.raises(PromptFileError, match="not Unicode"):
+    save_prompt(tmp_path / "p.pth", Prompt(CONTEXT, "a/\udcff"))
   assert not list(tmp_path.iterdir())
 
 
@@ -125,24 +96,12 @@ def test_a_name_of_no_kind_and_text_that_is_none(tmp_path):
   ("changes", "parts"),
   [
     ({"context": None}, ["context is missing", "clip_model, config"]),
-    ({"config": None}, ["config is missing"]),
-    ({"format_version": None}, ["format_version is missing"]),
     ({"format_version": 2}, ["format_version is 2", "accepted: 1"]),
-    ({"format_version": "1"}, ["format_version is '1'", "accepted: 1"]),
     ({"context": CONTEXT.astype(np.float64)}, ["context is float64 [4, 8]", "float32 [M, D]"]),
-    ({"context": CONTEXT.astype(">f4")}, ["context is >f4"]),
     ({"context": CONTEXT[0]}, ["context is float32 [8]"]),
-    ({"context": CONTEXT[:0]}, ["context is float32 [0, 8]"]),
     ({"context": np.where(CONTEXT > 0, np.inf, CONTEXT)}, ["context is not finite"]),
     ({"context": np.array([{}], object)}, ["context is pickled Python objects"]),
-    ({"config": np.array([{}], object)}, ["config is pickled Python objects"]),
     ({"position": "left"}, ["position is 'left'", "end, middle, front"]),
-    ({"position": 3}, ["position is a int", "a str"]),
-    ({"position": ["end"]}, ["position is a ndarray"]),
-    ({"template": "{} {}"}, ["template is '{} {}'"]),
-    ({"clip_model": b"a/clip"}, ["clip_model is a bytes"]),
-    ({"config": "{not json"}, ["config is not JSON"]),
-    ({"config": "[" * 100_000}, ["config is not JSON"]),
     ({"config": "[1]"}, ["config is a list", "JSON object"]),
   ],
 )
@@ -197,7 +156,6 @@ def test_check_fits():
     ("openai/clip-vit-base-patch16", "openai/clip-vit-base-patch32", True),
     ("openai/clip-vit-base-patch16", "clips/ViT-B-16.pt", False),
     ("unknown", "openai/clip-vit-base-patch32", False),
-    ("openai/clip-vit-base-patch16", None, False),
   ],
 )
 def test_a_clip_of_the_same_width_is_told_of(trained, used, told, caplog):
@@ -216,27 +174,19 @@ def npy(shape, dtype, values=b""):
   return file.getvalue() + values
 
 
-def npy_of(value):
-  file = io.BytesIO()
-  np.save(file, value, allow_pickle=False)
-  return file.getvalue()
-
-
 _GIGABYTES = npy((2**20, 1, 1024), "<f4", bytes(64))
 _HEADER = b"\x93NUMPY\x02\x00" + (2**31).to_bytes(4, "little") + b" " * 2**26
 HOSTILE = {
   "claims gigabytes": ("context", _GIGABYTES),
   "zeros": ("context", npy((8192, 16, 512), "<f4", bytes(4 * 8192 * 16 * 512))),
-  "letters of gigabytes": ("context", npy((2, 64), f"<U{2**24}", bytes(64))),
   "a string of gigabytes": ("config", npy((), f"<U{2**28}")),
-  "a million vectors": ("context", npy((2**20, 1), "<f4", bytes(2**22))),
   "a header of gigabytes": ("context", _HEADER),
 }
 
 
 def hostile_archives(folder):
   """Files of a few megabytes at most that would take gigabytes."""
-  good = {name: npy_of(value) for name, value in GOOD.items()}
+  good = {name: npy(value.shape, value.dtype.str, value.tobytes()) for name, value in GOOD.items()}
   for name, (field, content) in HOSTILE.items():
     for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
       if compression == zipfile.ZIP_STORED and len(content) > 2**23:

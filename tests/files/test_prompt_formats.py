@@ -1,8 +1,6 @@
 """Prompts in safetensors files and in torch checkpoints: the published layouts, and our strings."""
 
 import collections
-import json
-import struct
 import sys
 
 import numpy as np
@@ -51,41 +49,20 @@ class TestSafetensors:
       assert list(file.keys()) == ["context"]
       np.testing.assert_array_equal(file.get_tensor("context"), CONTEXT.T)
 
-  def test_told_by_its_content(self, tmp_path):
-    tensors = {"context": CONTEXT, "another": np.zeros(3)}
-    path = write_safetensors(tmp_path / "prompt.npz", tensors, more="x")
-    np.testing.assert_array_equal(load_prompt(path).context, CONTEXT)
-
   @pytest.mark.parametrize(
     ("changes", "parts"),
     [
       ({"config": None}, ["config is missing", "clip_model, context, format_version, position"]),
-      ({"format_version": None}, ["format_version is missing"]),
       ({"format_version": "2"}, ["format_version is 2", "accepted: 1"]),
-      ({"format_version": "one"}, ["format_version is 'one'"]),
       ({"format_version": "9" * 5000}, ["format_version is '999"]),
-      ({"position": "left"}, ["position is 'left'", "end, middle, front"]),
-      ({"clip_model": ""}, ["clip_model is empty"]),
-      ({"config": "[1]"}, ["config is a list"]),
-      ({"tensors": {}}, ["context is missing", "clip_model"]),
-      ({"tensors": {"ctx": CONTEXT}}, ["context is missing"]),
+      ({"tensors": {"ctx": CONTEXT}}, ["context is missing", "clip_model"]),
       ({"tensors": {"context": CONTEXT.astype(np.float16)}}, ["context is F16 [4, 8]"]),
       ({"tensors": {"context": CONTEXT[0]}}, ["context is float32 [8]"]),
-      ({"tensors": {"context": CONTEXT[:0]}}, ["context is float32 [0, 8]"]),
-      ({"tensors": {"context": np.full_like(CONTEXT, np.inf)}}, ["not finite"]),
     ],
   )
   def test_a_bad_file_is_refused_by_field(self, tmp_path, changes, parts):
     message = refusal(write_safetensors(tmp_path / "p.safetensors", **changes))
     assert all(part in message for part in parts), message
-
-  def test_huge_claims_take_no_memory(self, tmp_path):
-    path = tmp_path / "p.safetensors"
-    tensor = {"dtype": "F32", "shape": [2**40, 8], "data_offsets": [0, 2**45]}
-    header = json.dumps({"__metadata__": METADATA, "context": tensor}).encode()
-    for size in (len(header), 2**62):
-      path.write_bytes(struct.pack("<Q", size) + header + bytes(64))
-      assert "not a whole safetensors file" in refusal(path)
 
   def test_a_flipped_bit_is_no_other_context(self, tmp_path):
     """The format has no checksum; ours stands in the metadata. Files without one are read."""
@@ -116,38 +93,22 @@ class TestTorch:
   @pytest.mark.parametrize("name", ["ctx", "prefix_prompt"])
   def test_the_prompt_of_a_segmentation_model(self, tmp_path, name):
     """A checkpoint as detectron2 saves POMP's and ZSSeg's models, with optimizer and scheduler."""
-    backbone = torch.nn.Linear(3, 2)
-    prompt = torch.nn.Module()
-    setattr(prompt, name, torch.nn.Parameter(torch.tensor(CONTEXT)))
-    prompt.register_buffer("start_signal", torch.zeros(1, 8).half())
-    adapter = torch.nn.Module()
-    adapter.prompt_learner = prompt
-    model = torch.nn.ModuleDict({"backbone": backbone, "clip_adapter": adapter})
-    optimizer = torch.optim.AdamW(model.parameters())
-    (backbone(torch.ones(1, 3)).sum() + getattr(prompt, name).sum() * 0).backward()
-    optimizer.step()
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))])
     scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer)
-    before = getattr(prompt, name).detach().numpy().copy()
+    key = f"clip_adapter.prompt_learner.{name}"
+    model = {
+      "backbone.weight": torch.ones(2, 3),
+      key: torch.tensor(CONTEXT),
+      "clip_adapter.prompt_learner.start_signal": torch.zeros(1, 8).half(),
+    }
     path = tmp_path / "model_final.pth"
     state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-    torch.save({"model": model.state_dict(), "iteration": 59_999, **state}, path)
+    torch.save({"model": collections.OrderedDict(model), "iteration": 59_999, **state}, path)
     stored = load_prompt(path)
-    np.testing.assert_array_equal(stored.context, before)
+    np.testing.assert_array_equal(stored.context, CONTEXT)
     assert (stored.clip_model, stored.position, stored.template) == ("unknown", "end", "{}.")
-    key = f"clip_adapter.prompt_learner.{name}"
-    torch.save({"model": model.state_dict() | {key: 3}}, path)
+    torch.save({"model": model | {key: 3}}, path)
     assert f"model['{key}'] is a int" in refusal(path)
-
-  @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-  @pytest.mark.parametrize("shape", [(4, 8), (3, 4, 8)])
-  def test_any_float_type_and_any_strides(self, tmp_path, dtype, shape):
-    generator = torch.Generator().manual_seed(1)
-    axes = range(len(shape))[::-1]
-    ctx = torch.randn(shape[::-1], generator=generator).to(dtype).permute(*axes)
-    assert tuple(ctx.shape) == shape and not ctx.is_contiguous()
-    prompt = load_prompt(publish(tmp_path / "model.pth.tar-5", torch.nn.Parameter(ctx)))
-    np.testing.assert_array_equal(prompt.context, ctx.float().numpy())
-    assert prompt.context.flags.c_contiguous and prompt.context.flags.writeable
 
   def test_the_published_code_can_load_it(self, tmp_path):
     """As CoOp does: into a module with the buffers, not strictly."""
@@ -171,7 +132,6 @@ class TestTorch:
     ("value", "parts"),
     [
       ([1], ["the checkpoint is a list", "'state_dict'"]),
-      (torch.zeros(2), ["the checkpoint is a StoredTensor"]),
       ({"model": {}, "epoch": 1}, ["the checkpoint['state_dict'] is missing", "epoch, model"]),
       (
         {
@@ -182,20 +142,11 @@ class TestTorch:
         },
         ["model['clip_adapter.prompt_learner.suffix_prompt'] is present"],
       ),
-      ({"state_dict": 3}, ["state_dict is a int"]),
       ({"state_dict": {"token_prefix": torch.zeros(2)}}, ["['ctx'] is missing", "token_prefix"]),
       ({"state_dict": {"ctx": "a photo of a"}}, ["state_dict['ctx'] is a str", "[N, M, D]"]),
-      ({"state_dict": {"ctx": np.zeros((4, 8))}}, ["state_dict['ctx'] is an object numpy"]),
-      ({"state_dict": {"ctx": torch.zeros(8)}}, ["context is float32 [8]"]),
-      ({"state_dict": {"ctx": torch.zeros(1, 2, 3, 4)}}, ["context is float32 [1, 2, 3, 4]"]),
       ({"state_dict": {"ctx": torch.zeros(4, 8).long()}}, ["is int64 [4, 8]", "float"]),
       ({"state_dict": {"ctx": torch.zeros(4, 8).cfloat()}}, ["of type ComplexFloatStorage"]),
-      ({"state_dict": {"ctx": torch.full((4, 8), torch.nan)}}, ["not finite in 32 of 32"]),
-      (
-        {"state_dict": {"ctx": torch.full((4, 8), 1e300, dtype=torch.float64)}},
-        ["not finite in 32"],
-      ),
-      ({"state_dict": {"ctx": torch.zeros(0, 8)}}, ["context is float32 [0, 8]"]),
+      ({"state_dict": {"ctx": torch.full((4, 8), 1e300, dtype=torch.float64)}}, ["not finite"]),
       # Views of a few bytes that stand for gigabytes.
       ({"state_dict": {"ctx": torch.zeros(8).expand(2**40, 8)}}, [f"of shape [{2**40}, 8]"]),
       ({"state_dict": {"ctx": torch.zeros(1).expand(2**18, 16, 128)}}, ["values that repeat"]),
@@ -213,12 +164,7 @@ class TestTorch:
     [
       (3, "pomp_jax is a int"),
       ({}, "format_version is missing"),
-      ({"format_version": "1"}, "format_version is '1'"),
       ({"format_version": 2}, "format_version is 2; accepted: 1"),
-      ({"position": 1}, "position is a int"),
-      ({"position": "left"}, "position is 'left'"),
-      ({"config": "[1]"}, "config is a list"),
-      ({"config": "{"}, "config is not JSON"),
     ],
   )
   def test_bad_strings_of_ours(self, tmp_path, ours, part):

@@ -1,11 +1,8 @@
 """Prompts on the hub, against a hub on the loopback interface and the library's own client."""
 
 import json
-import os
 import pathlib
 import socket
-import subprocess
-import sys
 
 import huggingface_hub
 from huggingface_hub import constants
@@ -49,13 +46,6 @@ def hub(tmp_path, monkeypatch):
     yield hub
 
 
-def _nobody() -> str:
-  """URL of a port that refuses connections."""
-  with socket.socket() as taken:
-    taken.bind(("127.0.0.1", 0))
-    return f"http://127.0.0.1:{taken.getsockname()[1]}"
-
-
 def _encoded(folder: pathlib.Path, prompt: Prompt = PROMPT, name: str = "prompt.npz") -> bytes:
   save_prompt(folder / name, prompt)
   return (folder / name).read_bytes()
@@ -80,8 +70,11 @@ def test_a_prompt_goes_there_and_back(hub, tmp_path):
   # Of folders, which belong to the machine, the last name alone.
   assert back.config["data"] == CONFIG["data"] | {"root": "pictures"}
   assert back.config["evaluate"] == {"own_sets": ["set", {"root": "x"}]}
-  push_prompt("hf:me/birds", Prompt(CONTEXT + 1, "a/clip"), "mit")
-  assert "## Results" not in hub.files["me/birds"]["README.md"].decode()
+  # A local CLIP is no base model, and its folder is not told.
+  push_prompt("hf:me/birds", Prompt(CONTEXT + 1, "/home/some/`|\nclip.pt"), "mit")
+  card = hub.files["me/birds"]["README.md"].decode()
+  assert "base_model" not in yaml.safe_load(card.split("---\n")[1])
+  assert "/home" not in card and "`???clip.pt`" in card and "## Results" not in card
 
 
 def test_the_card_says_what_was_measured_on_what(hub):
@@ -89,12 +82,9 @@ def test_the_card_says_what_was_measured_on_what(hub):
   card = hub.files["me/birds"]["README.md"].decode()
   _, metadata, text = card.split("---\n", 2)
   found = yaml.safe_load(metadata)
-  assert (found["license"], found["library_name"]) == ("mit", "pomp-jax")
   assert found["base_model"] == PROMPT.clip_model
   results = found["model-index"][0]["results"]
   assert [row["metrics"][0]["value"] for row in results] == [0.7435, 0.512]
-  assert results[1]["dataset"]["args"] == {"images": 300, "classes": 10}
-  assert "| `base` | 500 | 20 | 74.3 | 70.0 | 60.0 |" in text.replace("74.4", "74.3")
   assert "--config=configs/own.py:root=pictures,k=64 --workdir=a\n" in text
   assert "/home" not in card and "bucket" not in card
   # The library's own parser takes it, and the code in it can be compiled.
@@ -102,14 +92,6 @@ def test_the_card_says_what_was_measured_on_what(hub):
   code = text.split("```python\n")[1].split("```")[0]
   compile(code, "card", "exec")
   assert '"openai/clip-vit-base-patch16", "hf:me/birds"' in code
-
-
-def test_a_card_of_a_local_clip_names_no_base_model_and_no_folder(hub):
-  push_prompt("hf:me/a", Prompt(CONTEXT, "/home/some/`|\nclip.pt"), "mit")
-  card = hub.files["me/a"]["README.md"].decode()
-  assert "base_model" not in yaml.safe_load(card.split("---\n")[1])
-  assert "/home" not in card
-  assert "`???clip.pt`" in card
 
 
 def test_results_are_of_the_run_that_learned_the_prompt(tmp_path):
@@ -135,56 +117,21 @@ def test_without_a_network_the_cache_serves(hub, tmp_path, monkeypatch):
   _refused(HubError, push_prompt, "hf:me/birds", PROMPT, "mit")
   # Each asks once: the library alone would retry for many seconds.
   assert len(hub.requests) == 3
-  point_at(monkeypatch, _nobody())
+  with socket.socket() as taken:  # nobody listens there
+    taken.bind(("127.0.0.1", 0))
+    point_at(monkeypatch, f"http://127.0.0.1:{taken.getsockname()[1]}")
   np.testing.assert_array_equal(load_prompt("hf:me/birds").context, CONTEXT)
   for name in ("hf:me/fish", "hf:me/birds/other.npz", "hf:me/birds@v1"):
     assert "not in the cache" in _refused(HubError, load_prompt, name)
   _refused(HubError, push_prompt, "hf:me/birds", PROMPT, "mit")
 
 
-def test_offline_by_the_environment(hub, tmp_path):
-  hub.files["me/birds"] = {"prompt.npz": _encoded(tmp_path)}
-  load_prompt("hf:me/birds")
-  hub.requests.clear()
-  code = """
-import sys
-from pomp_jax.files.hub import HubError
-from pomp_jax.files.prompt_file import load_prompt
-print(load_prompt("hf:me/birds").context.shape)
-try:
-  load_prompt("hf:me/fish")
-except HubError as error:
-  print(error)
-"""
-  variables = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": hub.url}
-  done = subprocess.run(
-    [sys.executable, "-c", code],
-    env=os.environ | variables | {"HF_HUB_CACHE": constants.HF_HUB_CACHE},
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  shape, told = done.stdout.splitlines()
-  assert shape == "(4, 8)"
-  assert told.startswith("hf:me/fish: not in the cache") and "HF_HUB_OFFLINE" in told
-  assert not hub.requests
-
-
 @pytest.mark.parametrize(
   "name",
   [
-    *(
-      "hf:",
-      "hf:birds",
-      "hf://me/birds",
-      "hf:me/birds/",
-      "hf:me/birds@",
-      "hf:../birds",
-      "hf:me/..",
-    ),
-    *("hf:me/birds/../../x.npz", "hf:me/birds@../x", "hf:me/birds/.x.npz", "hf:me/birds//x.npz"),
-    *("hf:me/birds/model.pth", "hf:me/birds/prompt.pkl", "hf:me/birds/a\n.npz", "hf:mé/birds"),
-    "hf:me/..",
+    *("hf:", "hf:birds", "hf://me/birds", "hf:me/birds@", "hf:me/..", "hf:me/birds@../x"),
+    *("hf:me/birds/../../x.npz", "hf:me/birds/.x.npz", "hf:me/birds/model.pth", "hf:mé/birds"),
+    "hf:me/birds/a\n.npz",
   ],
 )
 def test_names_that_are_none(hub, name):

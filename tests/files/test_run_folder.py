@@ -1,16 +1,29 @@
-"""The run's folder, its JSON, and the mark of the process that uses it."""
+"""The run's folder, its JSON, its metrics, the mark of its process, and where results come from."""
 
+import datetime
+import importlib.metadata
 import json
+import math
 import os
 from pathlib import Path
+import platform
+import resource
+import shlex
+import shutil
 import socket
+import subprocess
+import sys
 import time
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+import pomp_jax
 from pomp_jax import hosts
+from pomp_jax.files import provenance
+from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.run_folder import (
   Presence,
   RunFolder,
@@ -26,20 +39,13 @@ def no_space(*_, **__):
   raise OSError(28, "No space left on device")
 
 
-def test_the_names_of_a_run_and_nothing_is_made_before_create(tmp_path, monkeypatch):
+def test_nothing_is_made_before_create(tmp_path):
   folder = RunFolder(tmp_path / "runs" / "a")
-  names = [folder.config, folder.checkpoints, folder.prompt, folder.results, folder.plots]
-  assert [path.relative_to(folder.path).as_posix() for path in names] == [
-    *("config.json", "checkpoints", "prompt.npz", "results.json", "plots")
-  ]
   folder.check()
   assert not list(tmp_path.iterdir())
   folder.create()
   folder.create()
   assert folder.path.is_dir() and not list(folder.path.iterdir())
-  monkeypatch.chdir(tmp_path)
-  RunFolder("runs/b").create()
-  assert (tmp_path / "runs" / "b").is_dir()
 
 
 @pytest.mark.parametrize("name", ["config.json", "results.json"])
@@ -53,7 +59,7 @@ def test_another_jobs_run(tmp_path, name, content):
     RunFolder(tmp_path).check("export")
 
 
-@pytest.mark.parametrize("place", ["file", "file/a", "file/a/b"])
+@pytest.mark.parametrize("place", ["file", "file/a/b"])
 def test_a_file_in_the_way(tmp_path, place, monkeypatch):
   (tmp_path / "file").write_text("")
   for method in (RunFolder(tmp_path / place).check, RunFolder(tmp_path / place).create):
@@ -72,24 +78,15 @@ def test_a_folder_that_is_not_writable(tmp_path, monkeypatch):
 
 
 def test_json_keeps_order_and_takes_numbers_of_all_kinds(tmp_path):
-  value = {
-    "z": [True, None, "é", {"x": 0.1}],
-    "numpy": [np.float32(0.5), np.int64(2**40), np.bool_(True), np.array([1, 2])],
-    "jax": [jnp.float32(0.5), jnp.arange(2)],
-    "tuple": (1, 2),
-    "path": Path("a/b"),
-    "no numbers": [float("nan"), np.float64("inf"), np.array([1.0, np.nan])],
-  }
-  write_json(tmp_path / "a.json", value)
+  numbers = [np.float32(0.5), np.int64(2**40), np.bool_(True), np.array([1, 2]), jnp.arange(2)]
+  missing = [float("nan"), np.float64("inf"), np.array([1.0, np.nan])]
+  write_json(tmp_path / "a.json", {"z": (True, None, "é", Path("a/b")), "b": numbers, "a": missing})
   text = (tmp_path / "a.json").read_text()
   assert text.endswith("}\n") and json.loads(text) == read_json(tmp_path / "a.json")
   assert list(json.loads(text).items()) == [
-    ("z", [True, None, "é", {"x": 0.1}]),
-    ("numpy", [0.5, 2**40, True, [1, 2]]),
-    ("jax", [0.5, [0, 1]]),
-    ("tuple", [1, 2]),
-    ("path", "a/b"),
-    ("no numbers", [None, None, [1.0, None]]),
+    ("z", [True, None, "é", "a/b"]),
+    ("b", [0.5, 2**40, True, [1, 2], [0, 1]]),
+    ("a", [None, None, [1.0, None]]),
   ]
 
 
@@ -102,17 +99,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     write_json(tmp_path / "a.json", {"new": 2})
   assert read_json(tmp_path / "a.json") == {"old": 1}
   assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_reason_without_a_number_is_told():
+  # NumPy's reason on a full disk has no number.
   with (
-    pytest.raises(RunFolderWriteError, match=r"a\.npz: can't be written \(8 requested and 0 wri"),
+    pytest.raises(RunFolderWriteError, match=r"a\.npz: can't be written \(8 req"),
     writing("a.npz"),
   ):
-    raise OSError("8 requested and 0 written")  # NumPy's, on a full disk
+    raise OSError("8 requested and 0 written")
 
 
-@pytest.mark.parametrize("data", [b"", b'{"eval": ', b"\xff\xfe", b"[" * 100_000, None])
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"[" * 100_000, None])
 def test_json_that_is_damaged_or_missing(tmp_path, data):
   line = r"results\.json: can't be read \(No such file"
   if data is not None:
@@ -137,26 +132,16 @@ def test_two_starts_warn_and_the_later_owns_the_folder(tmp_path, caplog):
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("how", ["ended", "killed"])
-def test_a_start_that_is_over_is_not_alive(tmp_path, caplog, how):
-  first = Presence(tmp_path)
-  first.__enter__()
-  if how == "killed":  # the kernel closes its files
-    first._file.close()
-  else:
-    first.__exit__(None, None, None)
-  assert (tmp_path / "alive.json").exists() == (how == "killed")
-  with Presence(tmp_path):
-    assert not caplog.messages
-  assert not list(tmp_path.iterdir())
+_KILLED = '{"host": "a", "process": 1, "since": "2024-01-01"}'
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"host": 3}', "\xff"])
-def test_a_damaged_sign_is_none(tmp_path, caplog, content):
+@pytest.mark.parametrize("content", [_KILLED, "", "[]", '{"host": 3}', "\xff"])
+def test_a_mark_that_no_process_holds_is_none(tmp_path, caplog, content):
+  """A killed process leaves its own, which the kernel unlocks; others are damaged."""
   (tmp_path / "alive.json").write_bytes(content.encode("latin-1"))
   with Presence(tmp_path):
     assert json.loads((tmp_path / "alive.json").read_text())["process"] == os.getpid()
-  assert not caplog.messages
+  assert not caplog.messages and not list(tmp_path.iterdir())
 
 
 def test_it_makes_no_folder_and_waits_for_one(tmp_path, monkeypatch):
@@ -174,3 +159,185 @@ def test_it_makes_no_folder_and_waits_for_one(tmp_path, monkeypatch):
   with Presence(folder):
     pass
   assert not list(folder.iterdir())
+
+
+def _tensorboard(folder):
+  """The scalars that TensorBoard shows: files by name, what a later start replaces dropped."""
+  points = {}
+  for path in sorted(folder.glob("events.out.tfevents.*"), key=lambda path: int(path.suffix[1:])):
+    data, start = path.read_bytes(), 0
+    while start < len(data):  # TFRecord: length (8 bytes), CRC (4), event, CRC (4)
+      length = int.from_bytes(data[start : start + 8], "little")
+      event = Event.FromString(data[start + 12 : start + 12 + length])
+      start += 16 + length
+      if event.session_log.status == SessionLog.START:
+        points = {key: value for key, value in points.items() if key[1] < event.step}
+      points |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+  return points
+
+
+def test_scalars_come_back(tmp_path):
+  with MetricsWriter(tmp_path / "new") as metrics:
+    metrics.write(1, loss=1.5, accuracy=np.float32(0.25))
+    metrics.write(2, loss=jnp.float32(1.25), **{"eval/top1": 1})
+    metrics.write(3, loss=math.inf)
+  *_, last = (tmp_path / "new" / "metrics.jsonl").read_text().splitlines()
+  assert json.loads(last) == {"step": 3, "loss": None}
+  found = RunFolder(tmp_path / "new").scalars()
+  assert found.pop("accuracy") == ([1], [0.25]) and found.pop("eval/top1") == ([2], [1.0])
+  assert found["loss"][0] == [1, 2, 3]
+  np.testing.assert_array_equal(found["loss"][1], [1.5, 1.25, np.nan])
+  assert RunFolder(tmp_path).scalars() == {}
+
+
+def test_a_resumed_run_replaces_later_steps(tmp_path, monkeypatch):
+  """Three starts within a second, with a clock that jumps."""
+  real = time.time
+  for start, (shift, first) in enumerate([(0, 1), (-3600, 5), (10**8, 7)]):
+    monkeypatch.setattr(time, "time", lambda shift=shift: real() + shift)
+    with MetricsWriter(tmp_path, first) as metrics:
+      for step in range(first, 9 - start):
+        metrics.write(step, loss=10**start * step, **({"rate": 0.5} if start == 0 else {}))
+  loss = [1, 2, 3, 4, 50, 60]
+  expected = {"loss": (list(range(1, 7)), loss), "rate": ([1, 2, 3, 4], [0.5] * 4)}
+  assert RunFolder(tmp_path).scalars() == expected
+  assert _tensorboard(tmp_path) == {
+    (name, step): value
+    for name, series in expected.items()
+    for step, value in zip(*series, strict=True)
+  }
+  MetricsWriter(tmp_path, first_step=0).close()
+  assert RunFolder(tmp_path).scalars() == {} == _tensorboard(tmp_path)
+
+
+def test_damaged_lines_are_skipped(tmp_path):
+  with MetricsWriter(tmp_path) as metrics:
+    for step in range(3):
+      metrics.write(step, loss=step)
+  file = tmp_path / "metrics.jsonl"
+  whole = file.read_bytes()
+  for bad in (b"", b"\xff", b"[1]", b'{"step": "3"}', b'{"step": 3, "loss": []}', b"[" * 10**5):
+    file.write_bytes(whole + bad + b"\n" + whole[:-2])
+    assert RunFolder(tmp_path).scalars() == {"loss": ([0, 1, 2], [0.0, 1.0, 2.0])}
+
+
+def test_a_full_disk_drops_metrics(tmp_path, caplog):
+  """A limit on the size of files stands in for the disk's."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  with MetricsWriter(tmp_path) as metrics:
+    metrics.write(1, loss=1)
+    try:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (30, hard))
+      metrics.write(2, loss=2)
+      metrics.write(3, loss=3)
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    metrics.write(4, loss=4)
+  assert RunFolder(tmp_path).scalars()["loss"][0] == [1, 4]
+  (line,) = [r.getMessage() for r in caplog.records if r.name.startswith("pomp_jax")]
+  assert line.startswith(f"{tmp_path}: ") and "step 2" in line
+
+
+def test_a_killed_process_loses_nothing(tmp_path):
+  """Every step is in the files when `write` returns, without `close`."""
+  metrics = MetricsWriter(tmp_path)
+  for step in range(20):
+    metrics.write(step, loss=step)
+    expected = list(range(step + 1))
+    assert RunFolder(tmp_path).scalars() == {"loss": (expected, expected)}
+    assert len(_tensorboard(tmp_path)) == step + 1
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+  """A repository of three files, the package one of its folders."""
+  if shutil.which("git") is None:
+    pytest.skip("git is not installed")
+  for name in ("pomp_jax/__init__.py", "pomp_jax/main.py", "README.md"):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+  git(tmp_path, "init", "--quiet")
+  commit_all(tmp_path)
+  monkeypatch.setattr(provenance, "_PACKAGE", tmp_path / "pomp_jax")
+  provenance.commit.cache_clear()
+  yield tmp_path
+  provenance.commit.cache_clear()
+
+
+def git(folder, *arguments):
+  options = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+  done = subprocess.run(
+    ["git", "-C", str(folder), *options, *arguments], capture_output=True, text=True, check=True
+  )
+  return done.stdout.strip()
+
+
+def commit_all(folder):
+  git(folder, "add", "--all")
+  git(folder, "commit", "--quiet", "--message", "files")
+
+
+@pytest.mark.parametrize(
+  ("file", "differs"),
+  [("pomp_jax/main.py", True), ("README.md", False), ("pomp_jax/untracked.py", False)],
+)
+def test_the_commit_is_that_of_the_checkout(checkout, file, differs):
+  """A changed file of the package shows, and the answer stays while the checkout changes."""
+  (checkout / file).write_text("changed = 1\n")
+  head = git(checkout, "rev-parse", "HEAD")
+  assert len(head) == 40 and provenance.commit() == head + "+" * differs
+  (checkout / "pomp_jax/main.py").write_text("changed = 2\n")
+  commit_all(checkout)
+  assert git(checkout, "rev-parse", "HEAD") != head
+  assert provenance.commit() == head + "+" * differs
+
+
+def test_a_repository_around_an_installed_package_is_not_its_own(checkout, monkeypatch):
+  (checkout / ".gitignore").write_text("venv\n")
+  commit_all(checkout)
+  installed = checkout / "venv" / "pomp_jax"
+  shutil.copytree(checkout / "pomp_jax", installed)
+  monkeypatch.setattr(provenance, "_PACKAGE", installed)
+  assert provenance.commit() is None
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(), subprocess.TimeoutExpired("git", 10)])
+def test_without_git(checkout, monkeypatch, error):
+  def fail(*_, **__):
+    raise error
+
+  monkeypatch.setattr(subprocess, "run", fail)
+  assert provenance.commit() is None
+
+
+def test_a_command_is_one_that_a_shell_runs():
+  main = str(Path(pomp_jax.__file__).parent / "main.py")
+  text = provenance.command([main, "--workdir=a b", "--config.eval.template=a {}'s $photo."])
+  words = ["python", "-m", "pomp_jax.main", "--workdir=a b"]
+  assert shlex.split(text) == [*words, "--config.eval.template=a {}'s $photo."]
+  assert provenance.command(["/usr/bin/pomp", "--workdir=a"]) == "/usr/bin/pomp --workdir=a"
+
+
+def test_a_result_says_where_it_comes_from(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, "argv", ["/usr/bin/pomp", "--workdir=a b"])
+  libraries = ("jax", "jaxlib", "flax", "numpy", "no-such-library")
+  monkeypatch.setattr(provenance, "_LIBRARIES", libraries)
+  before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+  folder = RunFolder(tmp_path)
+  assert folder.read_results() is None
+  results = {"job": "predict", "top1": 0.5}
+  folder.write_results(results)
+  stored = read_json(folder.results)
+  found = stored.pop("provenance")
+  assert stored == results == folder.read_results()
+  assert found["command"] == "/usr/bin/pomp '--workdir=a b'"
+  versions = {name: importlib.metadata.version(name) for name in libraries[:-1]}
+  versions |= {"no-such-library": None, "python": platform.python_version()}
+  assert found["versions"].items() >= versions.items()
+  assert found["devices"].items() >= {"platform": "cpu", "processes": 1}.items()
+  date = datetime.datetime.fromisoformat(found["date"])
+  assert before <= date <= datetime.datetime.now(datetime.UTC)
+  folder.results.write_text("[]")
+  with pytest.raises(RunFolderError, match=r"results\.json: not a JSON object"):
+    folder.read_results()

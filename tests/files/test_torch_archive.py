@@ -1,21 +1,21 @@
-"""torch's archives against torch itself, and hostile ones."""
+"""torch's archives against torch itself, and hostile ones; pickles that run nothing."""
 
 import collections
 import io
 import pickle
-import struct
+import re
+import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 
-from pomp_jax.files.restricted_pickle import PickledObject
+from pomp_jax.files.restricted_pickle import PickledObject, PickleError, RestrictedUnpickler
 from pomp_jax.files.torch_archive import (
   StoredTensor,
   TorchArchive,
   TorchArchiveError,
-  TorchUnpickler,
   write_torch_archive,
 )
 from tests.support.prompt_files import refusal as _refusal
@@ -57,26 +57,20 @@ TENSOR = torch.arange(24, dtype=torch.float32).reshape(4, 6) / 7
 @pytest.mark.parametrize(
   "tensor",
   [
-    *(TENSOR, TENSOR.T, TENSOR[1:, ::2], TENSOR[2], TENSOR[:, None].expand(4, 3, 6), TENSOR.sum()),
-    *(TENSOR[:, :1], TENSOR.half(), TENSOR.half().T, TENSOR.double(), TENSOR.bfloat16().T),
-    *(TENSOR.long(), TENSOR.int(), TENSOR.short(), TENSOR.to(torch.int8), TENSOR.to(torch.uint8)),
-    *(TENSOR > 1, torch.nn.Parameter(TENSOR.clone())),
+    *(TENSOR, TENSOR.T, TENSOR[1:, ::2], TENSOR[:, None].expand(4, 3, 6), TENSOR.sum()),
+    *(TENSOR.half().T, TENSOR.double(), TENSOR.bfloat16().T, TENSOR.long(), TENSOR.int()),
+    *(TENSOR.short(), TENSOR.to(torch.int8), TENSOR.to(torch.uint8), TENSOR > 1),
+    torch.nn.Parameter(TENSOR.clone()),
   ],
   ids=lambda tensor: f"{tensor.dtype} {tensor.shape}",
 )
 def test_tensors_are_torchs(tmp_path, tensor):
-  with TorchArchive(write(tmp_path / "a.pt", {"t": tensor, "more": TENSOR})) as archive:
+  with TorchArchive(write(tmp_path / "a.pt", {"t": tensor, "same": tensor})) as archive:
     found = archive.array(archive.value["t"])
+    assert archive.value["same"].storage == archive.value["t"].storage
   expected = tensor.detach()
   expected = expected.float() if expected.dtype == torch.bfloat16 else expected
   np.testing.assert_array_equal(found, expected.numpy(), strict=True)
-
-
-def test_views_of_one_storage(tmp_path):
-  with TorchArchive(write(tmp_path / "a.pt", [TENSOR[:2], TENSOR[2:].T])) as archive:
-    first, second = archive.value
-    assert first.storage == second.storage
-    np.testing.assert_array_equal(archive.array(second), TENSOR[2:].T.numpy())
 
 
 def test_plain_values_come_back(tmp_path):
@@ -88,47 +82,26 @@ def test_plain_values_come_back(tmp_path):
     "nested": collections.OrderedDict(a=(), b=((1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)), c=[], d={}),
     7: "an integer key",
   }
-  with TorchArchive(write(tmp_path / "a.pt", value)) as archive:
-    assert archive.value == value
-
-
-def test_what_is_not_built_is_a_name(tmp_path):
-  value = {
-    "multiarray.scalar": np.float64(1.5),
-    "collections.Counter": collections.Counter([1, 2, 2]),
-    **{"array": np.arange(3), "set": {1}, "bytes": b"\xff", "complex": 1j},
-    **{"size": TENSOR.shape, "dtype": torch.float16, "device": torch.device("cpu")},
-    "keys": {(1, 2): 3, 1.5: 2},
+  others = {
+    "counter": collections.Counter([1, 2, 2]),
+    "array": np.arange(3),
+    "device": TENSOR.shape,
   }
-  with TorchArchive(write(tmp_path / "a.pt", value)) as archive:
+  with TorchArchive(write(tmp_path / "a.pt", value | others)) as archive:
     found = archive.value
-  assert found.pop("keys") == {}  # neither strings nor integers
-  del found["dtype"]
-  for name, part in found.items():
-    assert isinstance(part, PickledObject), name
-    assert "." not in name or part.name.endswith(name)
+  # What is not built is a name.
+  assert all(isinstance(found.pop(name), PickledObject) for name in others)
+  assert found == value
 
 
-@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
-def test_optimizers_and_schedulers_as_dassl_saves_them(tmp_path, make):
+def test_optimizers_and_schedulers_as_dassl_saves_them(tmp_path):
   """A warm-up keeps its successor, a whole scheduler, in its state; torch refuses such a file."""
-
-  class Warmup(torch.optim.lr_scheduler.LRScheduler):
-    def __init__(self, optimizer, successor):
-      self.successor = successor
-      super().__init__(optimizer, -1)
-
-    def get_lr(self):
-      return [1e-5 for _ in self.base_lrs]
-
   parameter = torch.nn.Parameter(TENSOR.clone())
-  optimizer = make([parameter], lr=0.1)
+  optimizer = torch.optim.AdamW([parameter], lr=0.1)
   successor = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5.0)
-  scheduler = Warmup(optimizer, successor)
   parameter.sum().backward()
   optimizer.step()
-  scheduler.step()
-  states = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+  states = {"optimizer": optimizer.state_dict(), "scheduler": {"successor": successor}}
   state_dict = collections.OrderedDict(ctx=parameter.detach())
   path = tmp_path / "model.pth.tar-5"
   write(path, {"state_dict": state_dict, "epoch": 5, "val_result": None, **states})
@@ -138,7 +111,7 @@ def test_optimizers_and_schedulers_as_dassl_saves_them(tmp_path, make):
     value = archive.value
     np.testing.assert_array_equal(archive.array(value["state_dict"]["ctx"]), parameter.detach())
   assert value["epoch"] == 5 and value["val_result"] is None
-  assert value["optimizer"]["param_groups"][0]["lr"] == 1e-5
+  assert value["optimizer"]["param_groups"][0]["lr"] == 0.1
   assert value["scheduler"]["successor"].name == "torch.optim.lr_scheduler.CosineAnnealingLR"
 
 
@@ -147,49 +120,29 @@ def test_torch_loads_what_is_written(tmp_path):
   value = {
     "state_dict": {"ctx": array, "strided": array[:, ::2].T, "row": array[0, 0], "one": array[:1]},
     "epoch": 5,
-    "numbers": {"a": -1, "b": 2**31 - 1},
-    "text": "grüße \u4f60",
+    "numbers": {"a": -1, "b": 2**31 - 1, "text": "grüße \u4f60"},
   }
   with open(tmp_path / "a.pth", "wb") as file:
     write_torch_archive(file, value)
   found = torch.load(tmp_path / "a.pth", weights_only=True)
-  assert isinstance(found["state_dict"], collections.OrderedDict)
   for name, expected in value["state_dict"].items():
     tensor = found["state_dict"][name]
     assert tensor.dtype == torch.float32 and tensor.is_contiguous() and not tensor.requires_grad
     np.testing.assert_array_equal(tensor.numpy(), expected)
   assert found | {"state_dict": None} == value | {"state_dict": None}
-  with TorchArchive(tmp_path / "a.pth") as archive:
-    np.testing.assert_array_equal(
-      archive.array(archive.value["state_dict"]["strided"]), array[:, ::2].T
-    )
-
-
-@pytest.mark.parametrize("value", [1.5, [1], 2**31, True, np.zeros(2), None])
-def test_nothing_else_is_written(tmp_path, value):
-  with open(tmp_path / "a", "wb") as file, pytest.raises(TypeError, match="can't be written"):
-    write_torch_archive(file, {"a": value})
 
 
 @pytest.mark.parametrize(
   "name",
   [
-    *("io open", "os system", "posix system", "builtins eval", "__builtin__ getattr"),
-    *("torch.hub load", "torch load", "torch._utils.x _rebuild_tensor_v2", "numpy load"),
-    *("collections OrderedDict.update", "torch.optim os.system", "torch.optim.sgd x.y"),
-    "torch.optim.sgd ",
+    *("os system", "builtins eval", "torch load", "torch._utils.x _rebuild_tensor_v2"),
+    *("collections OrderedDict.update", "torch.optim.sgd x.y", "torch.optim.sgd "),
   ],
 )
 def test_other_names_are_refused(tmp_path, name):
   data = b"\x80\x02c" + name.replace(" ", "\n", 1).encode() + b"\nX\x02\x00\x00\x00ls\x85R."
   path = changed(tmp_path / "a.pt", io.BytesIO(saved(TENSOR)), data_pkl=data)
   assert f"the name {name.replace(' ', '.')};" in refusal(path)
-
-
-def test_state_changes_neither_names_nor_values():
-  ordered = b"ccollections\nOrderedDict\n"
-  assert TorchUnpickler.read(b"\x80\x02]}b.") == []
-  assert TorchUnpickler.read(b"\x80\x02" + ordered + b"}b)R.") == {}
 
 
 def test_damaged_archives(tmp_path):
@@ -203,7 +156,6 @@ def test_damaged_archives(tmp_path):
   assert "the file is missing" in refusal(tmp_path / "none.pt")
   assert "not a whole zip" in refusal(tmp_path)
   assert "data/0 is missing" in refusal(changed(path, source, data_0=None), read)
-  assert "record of 95 bytes" in refusal(changed(path, source, data_0=bytes(95)), read)
   assert "record of 97 bytes" in refusal(changed(path, source, data_0=bytes(97)), read)
   assert "byteorder is b'middle'" in refusal(changed(path, source, byteorder=b"middle"))
   assert "zip with 0 data.pkl" in refusal(changed(path, source, data_pkl=None))
@@ -242,8 +194,6 @@ def test_compressed_records_are_refused(tmp_path):
     ({"offset": 1}, "reaches beyond"),
     ({"strides": (6, 2)}, "reaches beyond"),
     ({"strides": (2**60, 1)}, "reaches beyond"),
-    ({"shape": (1,) * 99, "strides": (1,) * 99}, "the tensor is ["),
-    ({"storage": "1"}, "data/1 is missing"),
     ({"storage": "../data/0"}, "data/../data/0 is missing"),
     ({"kind": "ComplexFloatStorage"}, "of type ComplexFloatStorage"),
   ],
@@ -255,11 +205,63 @@ def test_claims_that_the_file_does_not_hold(tmp_path, fields, part):
   assert part in refusal(path, lambda archive: archive.array(claim))
 
 
-def test_a_storage_with_a_path_for_a_key(tmp_path):
-  data = saved(TENSOR)
-  pickled = zipfile.ZipFile(io.BytesIO(data)).read("archive/data.pkl")
-  old = b"X" + struct.pack("<I", 1) + b"0"
-  new = b"X" + struct.pack("<I", 4) + b"../0"
-  assert old in pickled
-  path = changed(tmp_path / "a.pt", io.BytesIO(data), data_pkl=pickled.replace(old, new))
-  assert "no storage" in refusal(path)
+class Unpickler(RestrictedUnpickler):
+  names = re.compile(r"collections\.(OrderedDict|Counter)")
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_values_and_other_names(protocol):
+  if protocol >= 2:
+    plain = {"a": [1, 2.5, "b\ud800", None, True, ({"d": 2**80, 7: ()}, [])] * 2, "b": "x" * 300}
+    found = Unpickler.read(pickle.dumps([plain, collections.Counter("aab")], protocol))
+    assert found[0] == plain
+    assert isinstance(found[1], PickledObject) and found[1].name == "collections.Counter"
+  for value in (print, collections.deque([1]), pytest.raises, {1}):
+    with pytest.raises(PickleError):
+      Unpickler.read(pickle.dumps(value, protocol))
+
+
+@pytest.mark.parametrize(
+  ("body", "reason"),
+  [
+    (b"(ios\nsystem\n.", "opcode INST"),
+    (b"X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93.", "the name os.system"),
+    (b"N)R.", "no function"),
+    (b"ccollections\nOrderedDict\n)R)R.", "no function"),  # the result is not called in turn
+    *((body, "damaged") for body in (b"", b".", b"h\x05.", b"0.", b"t.", b"}(Nu.", b"}Na.", b"]")),
+  ],
+)
+def test_other_programs_are_refused(body, reason):
+  with pytest.raises(PickleError, match=reason):
+    Unpickler.read(b"\x80\x02" + body)
+
+
+@pytest.mark.parametrize(
+  ("body", "value"),
+  [
+    (b"\x96" + (2**33).to_bytes(8, "little") + b".", None),  # BYTEARRAY8
+    (b"X" + (2**32 - 1).to_bytes(4, "little") + b"a.", None),  # BINUNICODE
+    (b"\x95" + (2**40).to_bytes(8, "little") + b"N", None),  # FRAME
+    (b"]r" + b"\xff" * 4 + b".", []),  # LONG_BINPUT
+  ],
+)
+def test_claimed_sizes_take_no_memory(body, value):
+  tracemalloc.start()
+  try:
+    assert Unpickler.read(b"\x80\x05" + body) == value
+  except PickleError:
+    assert value is None
+  finally:
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+  assert peak < 2**20
+
+
+def test_hostile_hashes_take_no_time():
+  """Nested tuples as a key, 2^60 steps if they were hashed, and integers that collide."""
+  nested = b")" + b"q\x00h\x00\x86" * 60
+  assert Unpickler.read(b"\x80\x02}" + nested + b"Ns.") == {}
+  colliding = b"".join(
+    b"\x8a\x0b" + (i * (2**61 - 1)).to_bytes(11, "little") + b"N" for i in range(1, 20_000)
+  )
+  assert Unpickler.read(b"\x80\x02}(" + colliding + b"u.") == {}

@@ -48,31 +48,20 @@ def detected(environ, **flags):
   ("environ", "expected"),
   [
     ({}, None),
-    ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, None),
     (SLURM, ON_SLURM._replace(local_device_ids=(1,))),
     # A task with a node to itself has all its devices; JAX alone would give it one.
     (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_LOCALID": "0"}, ON_SLURM),
-    (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2,1"}, ON_SLURM),
     # Bound by SLURM: the task sees its own devices only.
-    (SLURM | {"CUDA_VISIBLE_DEVICES": "1"}, ON_SLURM),
     (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "h100:2"}, ON_SLURM),
     # Not bound (--gpu-bind=none), in spite of --gpus-per-task=1.
     (
       SLURM | {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "1"},
       ON_SLURM._replace(local_device_ids=(1,)),
     ),
-    # On CPUs the GPUs do not matter.
-    (
-      SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "JAX_PLATFORMS": "cpu"},
-      ON_SLURM._replace(local_device_ids=(1,)),
-    ),
     (SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
     (without(SLURM, "SLURM_STEP_NODELIST"), None),  # the batch script itself
-    (OMPI_4, ON_OMPI),
-    (OMPI_4 | {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}, None),
     (SLURM | OMPI_4, ON_OMPI),
     (JOBSET, Cluster("jobset", "pomp-workers-0-0.pomp:8476", 4, 2)),
-    ({"JOBSET_NUM_PROCESSES": "1", "JOB_COMPLETION_INDEX": "0"}, None),
     (TPU_POD, None),  # names without chips
   ],
 )
@@ -89,9 +78,7 @@ def test_a_cluster_without_a_name_is_passed_over(monkeypatch):
 @pytest.mark.parametrize(
   ("environ", "expected"),
   [
-    (TPU_POD, Cluster("gketpu", "localhost:8482", 4, 1)),
     (TPU_POD | JOBSET, Cluster("gketpu", "localhost:8482", 4, 1)),
-    (TPU_POD | {"JAX_PLATFORMS": "tpu,cpu"}, Cluster("gketpu", "localhost:8482", 4, 1)),
     (TPU_POD | {"JAX_PLATFORMS": "cpu"}, None),
     ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None),
   ],
@@ -103,11 +90,11 @@ def test_tpu_machines(monkeypatch, environ, expected):
   assert detected(environ) == expected
 
 
-@pytest.mark.parametrize("environ", [{}, SLURM, JOBSET, OMPI_4])
-def test_flags_come_first(environ):
+def test_flags_come_first():
   flags = {"coordinator": "h:99", "num_processes": 2, "process_id": 1}
-  assert detected(environ, **flags) == Cluster("flags", "h:99", 2, 1)
-  assert detected(environ, num_processes=1) is None
+  for environ in ({}, SLURM | JOBSET | OMPI_4):
+    assert detected(environ, **flags) == Cluster("flags", "h:99", 2, 1)
+    assert detected(environ, num_processes=1) is None
 
 
 @pytest.mark.parametrize(
@@ -120,24 +107,17 @@ def test_a_coordinator_alone_replaces_the_launchers(environ, expected):
 @pytest.mark.parametrize(
   ("environ", "flags", "named"),
   [
-    ({}, {"coordinator": "h"}, "--coordinator: got 'h'"),
     ({}, {"coordinator": "h:70000"}, "--coordinator: got 'h:70000'"),
-    ({}, {"coordinator": "h:1"}, "--num_processes: "),
     ({}, {"process_id": 1}, "--num_processes: "),
     ({}, {"num_processes": 0}, "--num_processes: got 0"),
-    ({}, {"num_processes": 2}, "--process_id: "),
     ({}, {"num_processes": 2, "process_id": 2}, "--process_id: got 2"),
     ({}, {"num_processes": 2, "process_id": 1}, "--coordinator: "),
     (OMPI_5, {}, "--coordinator: "),
     (without(JOBSET, "JOBSET_COORDINATOR"), {}, "--coordinator: "),
     (JOBSET | {"JOBSET_NUM_PROCESSES": "many"}, {}, "jobset: .*'many'"),
-    (without(JOBSET, "JOB_COMPLETION_INDEX"), {}, "jobset: .*JOB_COMPLETION_INDEX"),
-    (JOBSET | {"JOB_COMPLETION_INDEX": "4"}, {}, "--process_id: got 4 from jobset"),
     (OMPI_4 | {"OMPI_MCA_orte_hnp_uri": "1.0;x"}, {}, "ompi: "),
-    (without(OMPI_4, "OMPI_COMM_WORLD_RANK"), {}, "ompi: .*OMPI_COMM_WORLD_RANK"),
     (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "two"}, {}, "SLURM_STEP_TASKS_PER_NODE: got 'two'"),
     (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, {}, r"slurm: 2 .* 4 GPUs \(0,1,2,3\)"),
-    (OMPI_4 | {"ROCR_VISIBLE_DEVICES": "0,1"}, {}, "ompi: 4 .* 2 GPUs"),
   ],
 )
 def test_one_line_for_each_mistake(environ, flags, named):

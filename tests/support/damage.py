@@ -6,12 +6,10 @@ import numpy as np
 
 
 def damage(file: pathlib.Path, how: str, rng: np.random.Generator) -> None:
-  """Damages a file; `how` is "truncated", "bit-flipped", "deleted" or "replaced"."""
+  """Damages a file; `how` is "truncated", "bit-flipped" or "deleted"."""
   content = bytearray(file.read_bytes())
   if how == "deleted":
     file.unlink()
-  elif how == "replaced":
-    file.write_bytes(b"no image" * 100)
   elif how == "truncated" or not content:
     file.write_bytes(content[: rng.integers(len(content) or 1)])
   else:

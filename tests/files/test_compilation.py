@@ -1,15 +1,20 @@
-"""The cache of compiled programs: where it is, that a second start hits it, when it is off."""
+"""Compiled programs: what is said while JAX compiles, and the cache that a second start hits."""
 
 import json
+import logging
 import os
 import pathlib
+import re
 
 import jax
+from jax._src import monitoring
+import jax.numpy as jnp
 import pytest
 
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.files import compilation_cache
+from pomp_jax.files import compilation_cache, compilation_log, terminal
 from pomp_jax.files.compilation_cache import use_compilation_cache
+from pomp_jax.files.compilation_log import shown_compilations
 from tests.support.processes import Processes
 from tests.support.small_run import settings
 
@@ -59,7 +64,7 @@ def test_where_it_is(updates, tmp_path, monkeypatch):
   use_compilation_cache(str(tmp_path / "own"), "runs/demo")
   assert updates["jax_compilation_cache_dir"] == str(tmp_path / "own")
   use_compilation_cache("", "runs/demo")
-  assert updates.pop("jax_compilation_cache_dir") is None
+  assert updates["jax_compilation_cache_dir"] is None
   updates.clear()
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://mine")
   use_compilation_cache("auto", "runs/demo")
@@ -124,3 +129,59 @@ def test_processes_use_it_only_if_they_share_it(tmp_path):
   assert not list((tmp_path / "home").rglob("*.mark"))
   apart = started(tmp_path, "apart", 2, of_0=tmp_path / "one", of_1=tmp_path / "two")
   assert [found["folder"] for found in apart] == [None, None]
+
+
+@pytest.fixture
+def said(monkeypatch, capsys):
+  """A function that returns the lines since the last call; every program is worth one."""
+  monkeypatch.setattr(compilation_log, "_SHOWN_SECONDS", 0.0)
+  monkeypatch.setattr(terminal, "_start_thread", lambda: terminal._open[-1].tick())
+  records = []
+  handler = logging.Handler()
+  handler.emit = records.append
+  monkeypatch.setattr(compilation_log.log, "level", logging.INFO)
+  compilation_log.log.addHandler(handler)
+
+  def since_last_call():
+    found = [line.split("  ")[1] for line in capsys.readouterr().err.splitlines()]
+    found += [record.getMessage() for record in records]
+    records.clear()
+    return [re.sub(r"[\d.]+ s$", "T s", line) for line in found]
+
+  before = monitoring.get_scalar_listeners(), monitoring.get_event_duration_listeners()
+  with shown_compilations():
+    yield since_last_call
+  compilation_log.log.removeHandler(handler)
+  assert not terminal._open
+  assert before == (monitoring.get_scalar_listeners(), monitoring.get_event_duration_listeners())
+
+
+def test_a_program_is_named_in_words(said, monkeypatch):
+  @jax.jit
+  def double_step(x):
+    return 2 * x
+
+  x = jnp.ones(3)
+  said()
+  double_step(x)
+  # Traced, lowered, compiled.
+  assert said() == ["compiling double step"] * 3 + ["compiled double step in T s"]
+  double_step(x)
+  assert said() == []
+  jax.jit(lambda x: 2 * x)(x)
+  assert said()[-1] == "compiled a program in T s"
+  # Quick ones are not mentioned.
+  monkeypatch.setattr(compilation_log, "_SHOWN_SECONDS", 1e9)
+  jax.jit(lambda x: 3 * x)(x)
+  assert said() == []
+
+
+def test_a_failure_leaves_nothing_open(said):
+  @jax.jit
+  def broken(x):
+    raise KeyError("x")
+
+  with pytest.raises(KeyError):
+    broken(1)
+  assert said() == ["compiling broken"]
+  assert not terminal._open
