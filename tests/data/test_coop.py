@@ -38,11 +38,7 @@ EUROSAT_4_SHOTS_SEED_2 = {
 }
 
 
-def jpeg(level=0):
-  return encode(Image.new("RGB", (16, 12), (level, level, level)))
-
-
-JPEG = jpeg()
+JPEG = encode(Image.new("RGB", (16, 12)))
 
 
 def write(path, data=JPEG):
@@ -60,29 +56,14 @@ def pets(tmp_path):
   }
   random.Random(0).shuffle(split["train"])
   folder = tmp_path / "oxford_pets"
-  for items in split.values():
-    for path, label, _ in items:
-      write(folder / "images" / path, jpeg(40 * label))
+  for path, _, _ in sum(split.values(), []):
+    write(folder / "images" / path)
   write(folder / "split_zhou_OxfordPets.json", json.dumps(split))
   return folder
 
 
 def split_of(pets):
   return json.loads((pets / "split_zhou_OxfordPets.json").read_text())
-
-
-def test_splits_are_those_of_the_file(pets):
-  splits = open_coop(pets.parent, "oxford_pets")
-  assert list(splits) == ["train", "validation", "test"]
-  for part, source in zip(("train", "val", "test"), splits.values(), strict=True):
-    items = split_of(pets)[part]
-    assert source.names == ("abyssinian", "american_bulldog", "beagle")
-    assert list(zip(source.keys.tolist(), source.labels.tolist(), strict=True)) == [
-      (path, label) for path, label, _ in items
-    ]
-    np.testing.assert_array_equal(
-      source.images(np.arange(len(items)))[:, 3, 3, 0], 40 * source.labels
-    )
 
 
 def few_shots_of(root, sizes, shots, seed, shuffle=False):
@@ -149,7 +130,7 @@ def dassl(monkeypatch):
   module.Datum = Datum
 
 
-@pytest.mark.parametrize("kind", [2, 3, 4, 5, "json", "json with positions"])
+@pytest.mark.parametrize("kind", [2, 5, "json", "json with positions"])
 def test_a_fixed_few_shot_file_is_followed(pets, dassl, kind):
   train, val = split_of(pets)["train"][3:7], split_of(pets)["val"][:2]
   items = {
@@ -192,20 +173,13 @@ def test_damaged_pickles_and_those_that_would_run_something_are_refused(pets, tm
   assert not (tmp_path / "made").exists()
 
 
-def test_aircraft(tmp_path):
+def test_a_list_of_aircraft_names_an_unknown_variant(tmp_path):
+  """What such lists hold is tested with `prepare`."""
   folder = tmp_path / "fgvc_aircraft"
   write(folder / "variants.txt", "707-320\nF/A-18\n\n")
-  for part, line in (("train", "0001 F/A-18"), ("val", "0002 707-320"), ("test", "0003 F/A-18")):
-    write(folder / f"images_variant_{part}.txt", line + "\n")
-    write(folder / f"images/{line[:4]}.jpg")
-  splits = open_coop(tmp_path, "fgvc_aircraft")
-  assert {split: (s.keys.tolist(), s.labels.tolist()) for split, s in splits.items()} == {
-    "train": (["0001.jpg"], [1]),
-    "validation": (["0002.jpg"], [0]),
-    "test": (["0003.jpg"], [1]),
-  }
-  assert splits["test"].names == ("707-320", "F/A-18")
-  write(folder / "images_variant_val.txt", "0002 747\n")
+  for part in ("train", "val", "test"):
+    write(folder / f"images_variant_{part}.txt", "0002 747\n" if part == "val" else "0001 F/A-18\n")
+  write(folder / "images/0001.jpg")
   with pytest.raises(SourceError, match=r"images_variant_val\.txt: line 1, '0002 747'"):
     open_coop(tmp_path, "fgvc_aircraft")
 
@@ -215,9 +189,7 @@ def test_aircraft(tmp_path):
   [
     ("imagenet1k", "imagenet/images/val"),
     ("imagenet_v2", "imagenetv2/imagenetv2-matched-frequency-format-val"),
-    ("imagenet_a", "imagenet-adversarial/imagenet-a"),
     ("imagenet_r", "imagenet-rendition/imagenet-r"),
-    ("imagenet_sketch", "imagenet-sketch/images"),
   ],
 )
 def test_imagenets(tmp_path, name, below):
@@ -244,8 +216,7 @@ def test_imagenets(tmp_path, name, below):
   for train in splits.values():
     assert np.bincount(train.labels).tolist() == [2] * 1000
   # Two classes of one name can't be told apart: our names for them.
-  twice = [lines[0], lines[1].split()[0] + lines[0][9:], *lines[2:]]
-  write(names_file, "\n".join(twice))
+  write(names_file, "\n".join([lines[0], lines[1].split()[0] + lines[0][9:], *lines[2:]]))
   names = open_coop(tmp_path, name)["test"].names
   assert len(set(names)) == len(names)
   write(names_file, "n01440764 tench")
@@ -266,15 +237,11 @@ ITEM = "oxford_pets/images/abyssinian_train0.jpg"
     ("split_zhou_OxfordPets", {"val": None}, "'val'"),
     ("split_zhou_OxfordPets", {"val": [["a.jpg", "0", "x"]]}, "split_zhou_OxfordPets.json"),
     ("split_zhou_OxfordPets", {"val": [["../../a.jpg", 0, "x"]]}, "split_zhou_OxfordPets.json"),
-    ("split_zhou_OxfordPets", {"val": [["/etc/passwd", 0, "x"]]}, "split_zhou_OxfordPets.json"),
     ("split_zhou_OxfordPets", {"val": [["a.jpg", 0, "x"]]}, "label 0 is both 'abyssinian' and 'x'"),
-    ("split_zhou_OxfordPets", {"val": [["a.jpg", 9, "x"]]}, r"not 0\.\.3; the largest is 9"),
     ("split_zhou_OxfordPets", {"val": [["a.jpg", 0, "abyssinian"]]}, r"a.jpg: no such image \(1"),
     ("split_fewshot/shot_1-seed_1", {"train": [["pets/a.jpg", 0, "x"]]}, "'pets/a.jpg' with"),
-    ("split_fewshot/shot_1-seed_1", {"train": [[ITEM, 9, "x"]]}, "label 9"),
     ("split_fewshot/shot_1-seed_1", {"train": [[ITEM, 0, ""]]}, "no images of 'val'"),
     ("split_fewshot/shot_1-seed_1", {"train": [1, 2]}, "'train'"),
-    ("split_fewshot/shot_1-seed_1", "[]", "no parts 'train' and 'val'"),
   ],
 )
 def test_split_files_that_are_not_as_they_have_to_be(pets, file, content, message):
@@ -286,7 +253,6 @@ def test_split_files_that_are_not_as_they_have_to_be(pets, file, content, messag
 
 
 def test_missing_sets(tmp_path):
-  assert len(COOP_SETS) == 15
   for name in COOP_SETS:
     with pytest.raises(SourceError, match="can't be read"):
       open_coop(tmp_path, name)

@@ -1,14 +1,20 @@
-"""A folder a class, with and without folders of splits."""
+"""A folder a class, with and without folders of splits; few shots and other subsets."""
 
+import collections
 import os
+import pickle
 
+from hypothesis import given
+from hypothesis import strategies as st
 import numpy as np
 from PIL import Image
 import pytest
 
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.folder import find_images, open_folder, split_folders
-from pomp_jax.data.source import Source, SourceError
+from pomp_jax.data.images import ImageError, list_images, read_image
+from pomp_jax.data.source import Files, Source, SourceError, StoredImages
+from pomp_jax.data.subsets import even_sample, few_shot, half_of_classes, held_out
 
 
 def picture(path, level=0):
@@ -28,6 +34,9 @@ def root(tmp_path):
   picture(tmp_path / "cat/deeper/a.jpg")
   os.symlink(tmp_path / "loose.jpg", tmp_path / "cat/link.jpg")
   os.symlink(tmp_path / "cat", tmp_path / "link")
+  os.symlink(tmp_path / "nothing", tmp_path / "cat/nowhere.jpg")
+  os.mkfifo(tmp_path / "cat/pipe.jpg")
+  (tmp_path / "cat/folder.jpg").mkdir()
   return tmp_path
 
 
@@ -87,18 +96,15 @@ def test_what_is_no_folder_of_classes(root):
     ("empty", {}, str(root / "empty")),
     ("without", {}, str(root / "without")),
     ("nowhere", {}, "No such file"),
-    ("loose.jpg", {}, "Not a dir"),
     ("synsets", {}, "synsets: n00000000"),
     ("twice", {"classes": ClassList(("teddy bear", "axe"))}, "'teddy bear' and 'teddy_bear'"),
     ("", {"classes": three}, r"1 of .* 3 classes .* 'dog'"),
     ("", {"classes": none}, r"2 of .* 2 classes .* such as 'axe'"),
-    ("", {"classes": none, "all_classes": False}, str(root)),
   ):
     with pytest.raises(SourceError, match=message):
       open_folder(root / below, **options)
-  for below, message in (("nowhere", "No such file"), ("loose.jpg", "Not a dir")):
-    with pytest.raises(SourceError, match=message):
-      split_folders(root / below)
+  with pytest.raises(SourceError, match="Not a dir"):
+    split_folders(root / "loose.jpg")
 
 
 def test_images_at_any_depth(root, tmp_path_factory):
@@ -114,3 +120,131 @@ def test_images_at_any_depth(root, tmp_path_factory):
     find_images(empty)
   with pytest.raises(SourceError, match="none: can't be read"):
     find_images(root / "none")
+  # Those directly in a folder.
+  assert [path.name for path in list_images(root / "cat")] == ["a.JPEG", "b.jpg"]
+  (root / "cat" / os.fsdecode(b"\xff.jpg")).touch()
+  for folder, message in ((root / "none", "none"), (empty, str(empty)), (root / "cat", "Unicode")):
+    with pytest.raises(ImageError, match=message):
+      list_images(folder)
+
+
+@pytest.fixture
+def stored(tmp_path):
+  """Six pictures, grey of level 40 i in file i, of three classes."""
+  keys = [f"{i % 3}/{i}.png" for i in range(6)]
+  for i, key in enumerate(keys):
+    (tmp_path / key).parent.mkdir(exist_ok=True)
+    Image.new("L", (30 + i, 20), 40 * i).save(tmp_path / key)
+  return StoredImages("abc", np.arange(6) % 3, keys, Files(tmp_path), image_size=16)
+
+
+def test_subset_and_relabelled_keep_images_and_labels_together(stored):
+  # Pickled on the way to a worker process.
+  part = pickle.loads(pickle.dumps(stored.subset(np.array([5, 0, 3]))))
+  assert part.keys.tolist() == ["2/5.png", "0/0.png", "0/3.png"]
+  assert part.labels.tolist() == [2, 0, 0]
+  assert part.images(np.arange(3))[:, 0, 0, 0].tolist() == [200, 0, 120]
+  other = part.relabelled("xy", np.array([1, -1, 0]))
+  assert (other.names, other.labels.tolist()) == (("x", "y"), [1, 0])
+  assert other.images(np.arange(2))[:, 0, 0, 0].tolist() == [200, 120]
+  assert stored.labels.tolist() == [0, 1, 2, 0, 1, 2]
+  for labels, message in (([0, 1], "2 labels for 3"), ([0, 1, 2], "outside 0..1")):
+    with pytest.raises(ValueError, match=message):
+      part.relabelled("xy", np.array(labels))
+
+
+def test_unreadable_images_are_named(stored, tmp_path):
+  np.testing.assert_array_equal(
+    stored.images(np.array([4]))[0], read_image(tmp_path / "1/4.png", 16)
+  )
+  (tmp_path / "1/4.png").write_bytes(b"no picture")
+  (tmp_path / "2/5.png").unlink()
+  with pytest.raises(ImageError, match=r"1/4\.png: not a readable image"):
+    stored.images(np.arange(6))
+  with pytest.raises(ImageError, match=r"2/5\.png: can't be read \(No such file"):
+    stored.encoded(5)
+
+
+LABELS = st.lists(st.integers(0, 5), max_size=60)
+
+
+def keys_of(labels):
+  return [f"{label}/{index}.jpg" for index, label in enumerate(labels)]
+
+
+@given(LABELS, st.sampled_from((1, 2, 4, 8, 16)), st.integers(0, 3))
+def test_so_many_of_each_class_and_all_of_a_small_one(labels, shots, seed):
+  chosen = few_shot(np.array(labels, int), keys_of(labels), shots, seed)
+  counts = collections.Counter(labels[index] for index in chosen)
+  assert counts == {label: min(shots, n) for label, n in collections.Counter(labels).items()}
+  assert chosen.tolist() == sorted(set(chosen.tolist()))
+
+
+@given(
+  LABELS.flatmap(lambda labels: st.tuples(st.just(labels), st.permutations(range(len(labels)))))
+)
+def test_the_order_of_the_listing_does_not_matter(case):
+  labels, order = case
+  keys = keys_of(labels)
+  for choose, count in ((few_shot, 2), (even_sample, 7)):
+    expected = {keys[i] for i in choose(np.array(labels, int), keys, count, 3)}
+    shuffled = [keys[i] for i in order]
+    again = choose(np.array([labels[i] for i in order], int), shuffled, count, 3)
+    assert {shuffled[i] for i in again} == expected
+
+
+def test_fewer_shots_lie_within_more_and_seeds_differ():
+  labels = np.repeat(np.arange(4), 50)
+  keys = keys_of(labels)
+  subsets = [set(few_shot(labels, keys, shots).tolist()) for shots in (1, 2, 4, 8, 16)]
+  assert all(a < b for a, b in zip(subsets, subsets[1:], strict=False))
+  assert set(few_shot(labels, keys, 16, seed=1).tolist()) != subsets[-1]
+
+
+@given(LABELS, st.sampled_from((0.0, 0.1, 0.5)), st.sampled_from((0.0, 0.2, 0.4)))
+def test_what_is_held_out_is_a_share_of_each_class(labels, first, second):
+  rest, parts = held_out(np.array(labels, int), keys_of(labels), (first, second))
+  every = [*rest.tolist(), *parts[0].tolist(), *parts[1].tolist()]
+  assert sorted(every) == list(range(len(labels)))
+  for label, total in collections.Counter(labels).items():
+    left, taken = total - 1, []
+    for share in (first, second):
+      # Halves are rounded up; Python's own `round` takes them to even.
+      taken.append(min(left, int(total * share + 0.5)))
+      left -= taken[-1]
+    assert [sum(labels[i] == label for i in part) for part in parts] == taken
+
+
+def test_the_choice_is_fixed_for_good():
+  # Another hash, or another way to join seed and key, would change everybody's subsets.
+  labels = np.zeros(1000, int)
+  assert few_shot(labels, keys_of(labels), 4, seed=1).tolist() == [72, 333, 335, 534]
+  _, [held] = held_out(labels, keys_of(labels), [0.004])
+  assert held.tolist() == [27, 319, 669, 869]
+
+
+def test_every_image_is_as_likely():
+  # 200 seeds x 10 of 100: each image 20 times on average; chi-square with 99 degrees of freedom.
+  labels = np.zeros(100, int)
+  counts = np.zeros(100)
+  for seed in range(200):
+    counts[few_shot(labels, keys_of(labels), 10, seed)] += 1
+  assert ((counts - 20) ** 2 / (20 * 0.9)).sum() < 150
+
+
+@given(LABELS, st.integers(0, 70))
+def test_a_sample_is_even(labels, count):
+  chosen = even_sample(np.array(labels, int), keys_of(labels), count)
+  assert len(chosen) == min(count, len(labels))
+  taken = collections.Counter(labels[index] for index in chosen)
+  most = max(taken.values(), default=0)
+  for label, size in collections.Counter(labels).items():
+    assert taken[label] >= min(size, most - 1)
+
+
+@pytest.mark.parametrize(("n", "n_base"), [(1, 1), (2, 1), (37, 19), (100, 50), (101, 51)])
+def test_halves(n, n_base):
+  # OxfordPets has 37 classes: 19 base and 18 new in CoOp's tables.
+  base, new = half_of_classes(n, "base"), half_of_classes(n, "new")
+  assert len(base) == n_base
+  np.testing.assert_array_equal(np.concatenate([base, new]), half_of_classes(n, "all"))

@@ -14,7 +14,6 @@ from pomp_jax.data import images
 from pomp_jax.data.images import (
   ImageError,
   decode_image,
-  list_images,
   prepare,
   read_image,
   resized_crop,
@@ -44,7 +43,6 @@ def many_modes():
   turned = Image.Exif()
   turned[0x0112] = 6
   return {
-    "rgb": encode(picture),
     "progressive": encode(picture, progressive=True),
     "grey": encode(picture.convert("L")),
     "cmyk": encode(picture.convert("CMYK")),
@@ -73,35 +71,6 @@ def test_every_kind_of_file_is_prepared_as_huggingface_does(name, encoded):
   processor = transformers.CLIPImageProcessorFast(**settings)
   fast = processor(rgb, return_tensors="pt")["pixel_values"][0]
   assert np.abs(found.astype(int) - fast.permute(1, 2, 0).numpy()).max() <= 1
-
-
-@pytest.mark.parametrize(
-  ("mode", "colour", "expected"),
-  [
-    ("L", 100, (100, 100, 100)),
-    ("LA", (70, 9), (70, 70, 70)),
-    ("RGBA", (10, 20, 30, 0), (10, 20, 30)),
-    ("P", 3, (9, 10, 11)),
-    ("1", 1, (255, 255, 255)),
-  ],
-)
-def test_grey_and_transparent_images_become_rgb(tmp_path, mode, colour, expected):
-  image = Image.new(mode, (40, 50), colour)
-  if mode == "P":
-    image.putpalette(range(12))
-  image.save(tmp_path / "a.png")
-  np.testing.assert_array_equal(read_image(tmp_path / "a.png", 16), np.full((16, 16, 3), expected))
-
-
-def test_listing(tmp_path):
-  for name in ("b.PNG", "a.jpg", "notes.txt"):
-    (tmp_path / name).touch()
-  assert [file.name for file in list_images(tmp_path)] == ["a.jpg", "b.PNG"]
-  with pytest.raises(ImageError, match="none"):
-    list_images(tmp_path / "none")
-  (tmp_path / "empty").mkdir()
-  with pytest.raises(ImageError, match="empty"):
-    list_images(tmp_path / "empty")
 
 
 def test_unreadable_files_and_arrays(tmp_path):
@@ -140,12 +109,10 @@ def grey_files():
   return {
     "16.png": (ramp, {}, high),
     "16.tif": (ramp, {}, high),
-    "16_lzw.tif": (ramp, {"compression": "tiff_lzw"}, high),
     "16.pgm": (ramp, {}, high),
     "big_endian.tif": (big_endian, {}, high),
     "white_is_zero.tif": (ramp, {"tiffinfo": white_is_zero}, 255 - high),
     "signed_32.tif": (ramp.astype(np.int32), {}, high),
-    "8_in_32.tif": (high.astype(np.int32), {}, high),
     "unit.tif": (unit, {}, np.rint(unit.astype(np.float64) * 255)),
     "float_8.tif": (eight, {}, np.rint(eight)),
     "float_16.tif": (ramp.astype(np.float32), {}, np.rint(ramp / 257)),
@@ -168,14 +135,6 @@ def test_deep_greys_are_scaled_and_not_clipped(tmp_path, name):
   np.testing.assert_array_equal(images.load_rgb(images.open_image(encoded, name), name)[0], found)
 
 
-def test_a_16_bit_png_is_seen_as_the_same_picture_of_8_bits(tmp_path):
-  eight = np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8)
-  for factor in (256, 257):
-    Image.fromarray(eight.astype(np.uint16) * factor).save(tmp_path / "deep.png")
-    found = images.to_rgb(Image.open(tmp_path / "deep.png"))
-    np.testing.assert_array_equal(found, Image.fromarray(eight).convert("RGB"))
-
-
 def chunk(kind, content):
   body = kind + content
   return len(content).to_bytes(4) + body + zlib.crc32(body).to_bytes(4)
@@ -187,31 +146,11 @@ def png(width, height, depth, colour, rows):
   return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def test_16_bit_colours_and_greys_agree(tmp_path):
-  """Pillow writes no 16-bit colours; these bytes are by the PNG specification."""
-  values = np.random.default_rng(0).integers(0, 65536, (20, 30), np.uint16).astype(">u2")
-  grey = b"".join(b"\0" + row.tobytes() for row in values)
-  colour = b"".join(b"\0" + np.repeat(row, 3).tobytes() for row in values)
-  pictures = [
-    images.to_rgb(Image.open(io.BytesIO(png(30, 20, 16, kind, rows))))
-    for kind, rows in ((0, grey), (2, colour))
-  ]
-  np.testing.assert_array_equal(*pictures)
-
-
 def test_bands_join(monkeypatch):
   ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
   whole = images.to_rgb(Image.fromarray(ramp))
   monkeypatch.setattr(images, "_BAND_PIXELS", 1000)
   np.testing.assert_array_equal(images.to_rgb(Image.fromarray(ramp)), whole)
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV"])
-def test_other_modes_are_as_pillow_converts_them(mode):
-  pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 4), np.uint8)
-  image = Image.fromarray(pixels, "RGBA")
-  image = image.convert("RGB").convert(mode) if mode not in ("LA", "RGBA") else image.convert(mode)
-  np.testing.assert_array_equal(images.to_rgb(image), image.convert("RGB"))
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
@@ -282,25 +221,17 @@ def boxes(width, height, count):
     yield float(x), float(y), float(x + w), float(y + h)
 
 
-def resizing_errors(image, monkeypatch):
-  """Largest and mean error of 40 crops by the resizer that is installed, and by Pillow."""
+def test_resizing_is_what_its_definition_says_and_errs_as_pillow_does(monkeypatch):
+  """Largest and mean errors of 40 crops; of noise, overshoots are cut."""
   assert images.RESIZER == "cykooz"
-  found = {}
-  for name in ("cykooz", "pillow"):
-    if name == "pillow":
-      monkeypatch.setattr(images, "Resizer", None)
-    crops = [(resized_crop(image, box, 32), defined(image, box, 32)) for box in boxes(200, 150, 40)]
-    errors = np.abs([np.asarray(crop) - expected for crop, expected in crops])
-    found[name] = errors.max(), errors.mean()
-  return found
-
-
-def test_resizing_is_what_its_definition_says(monkeypatch):
-  errors = resizing_errors(natural_image(0, 150, 200), monkeypatch)
-  assert max(largest for largest, _ in errors.values()) < 2
-
-
-def test_where_overshoots_are_cut_it_errs_as_pillow_does(monkeypatch):
   noise = np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8)
-  errors = resizing_errors(Image.fromarray(noise), monkeypatch)
-  assert errors["cykooz"][1] < 1.1 * errors["pillow"][1] < 1
+  errors = []
+  for resizer in (images.Resizer, None):
+    monkeypatch.setattr(images, "Resizer", resizer)
+    for image in (natural_image(0, 150, 200), Image.fromarray(noise)):
+      found = [resized_crop(image, box, 32) for box in boxes(200, 150, 40)]
+      expected = [defined(image, box, 32) for box in boxes(200, 150, 40)]
+      errors.append(np.abs(np.stack([np.asarray(crop) for crop in found]) - expected))
+  own, own_noise, pillow, pillow_noise = errors
+  assert max(own.max(), pillow.max()) < 2
+  assert own_noise.mean() < 1.1 * pillow_noise.mean() < 1

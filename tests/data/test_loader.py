@@ -1,4 +1,4 @@
-"""The order of training images: a function of the seed and the position, whatever reads it."""
+"""The order of training images, whatever reads them, and how many threads and workers do."""
 
 import functools
 import itertools
@@ -15,7 +15,10 @@ import grain
 import numpy as np
 import pytest
 
+from pomp_jax import hosts
+from pomp_jax.data import readers
 from pomp_jax.data.loader import CorruptDataError, Loader, _close_together
+from pomp_jax.data.readers import Readers, choose_readers
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.data.views import Augmentation, views
@@ -55,16 +58,6 @@ def shown(count, n_views=1, damaged=(), **arguments):
 
 def indices(count, **arguments):
   return shown(count, **arguments)[:, :, 0].tolist()
-
-
-def test_every_epoch_shows_every_image_once_in_another_order():
-  rows = shown(10)
-  first, second = np.ravel(rows[:5, :, 0]), np.ravel(rows[5:, :, 0])
-  assert sorted(first) == sorted(second) == list(range(20))
-  assert first.tolist() != second.tolist()
-  assert first.tolist() != list(range(20))
-  np.testing.assert_array_equal(rows[:5, :, 1], 0)
-  np.testing.assert_array_equal(rows[5:, :, 1], 1)
 
 
 def records(indices, epochs, *, damaged):
@@ -111,18 +104,9 @@ def test_views_of_an_image_lie_side_by_side():
   assert rows[:, ::2, 0].ravel().tolist() == np.ravel(indices(5)).tolist()
 
 
-def test_a_later_start_reads_on():
-  np.testing.assert_array_equal(shown(3, start=4), shown(7)[4:])
-
-
 def test_the_seed_decides():
   assert indices(5) == indices(5, threads=1, prefetch=1)
   assert indices(5) != indices(5, seed=1)
-
-
-def test_processes_share_the_same_batches():
-  halves = [indices(6, shard=(index, 2)) for index in range(2)]
-  assert [a + b for a, b in zip(*halves, strict=True)] == indices(6)
 
 
 def test_sizes_must_divide_the_batch():
@@ -255,3 +239,52 @@ def test_the_resource_tracker_does_not_warn():
   )
   assert done.stderr == ""
   assert not os.path.exists(f"/dev/shm/{done.stdout.strip()}")
+
+
+# The recipe's batch on one process: 1,024 views of 224 x 224 pixels, 653 an epoch.
+RECIPE = {"decodes": True, "n_batches": 653, "batch_bytes": 1024 * 3 * 224**2}
+
+
+def choose(n_cores, threads=0, workers=-1, *, memory=2**40, **images):
+  return choose_readers(threads, workers, n_cores=n_cores, shared_memory=memory, **images)
+
+
+@pytest.mark.parametrize(
+  ("n_cores", "changes", "expected"),
+  [
+    # A worker for each core, up to one for four batches of an epoch; threads use a few cores.
+    *[(1, RECIPE, (1, 0)), (2, RECIPE, (2, 0)), (4, RECIPE, (1, 4))],
+    *[(64, RECIPE, (1, 64)), (240, RECIPE, (1, 163))],
+    # What is given stays, and the rest follows from it.
+    (64, RECIPE | {"threads": 3, "workers": 5}, (3, 5)),
+    (64, RECIPE | {"workers": 32}, (2, 32)),
+    # Little work gets no workers.
+    (64, {}, (4, 0)),
+    (64, RECIPE | {"n_batches": 7}, (4, 0)),
+    (64, RECIPE | {"n_batches": 8}, (4, 2)),
+  ],
+)
+def test_readers(n_cores, changes, expected):
+  assert choose(n_cores, **changes) == expected
+
+
+@pytest.mark.parametrize(("mebibytes", "expected"), [(64, (4, 0)), (8 * 1024, (4, 11))])
+def test_workers_fit_into_the_shared_memory(caplog, mebibytes, expected):
+  """Containers have 64 MiB by default, and a worker that overfills it is killed (SIGBUS)."""
+  with caplog.at_level("WARNING", "pomp_jax"):
+    found = choose(64, memory=mebibytes * 2**20, **RECIPE)
+  assert found == expected
+  (line,) = caplog.messages
+  assert f"/dev/shm has {mebibytes} MiB free" in line
+  assert 5 * found.workers * RECIPE["batch_bytes"] <= mebibytes * 2**20
+
+
+def test_cores_and_memory_of_this_machine(monkeypatch):
+  free = os.statvfs("/dev/shm")
+  assert readers._free_shared_memory() == pytest.approx(free.f_bavail * free.f_frsize, rel=0.5)
+  monkeypatch.setattr(readers, "_SHARED_MEMORY", "/no/such/folder")
+  assert readers._free_shared_memory() == 0
+  monkeypatch.setattr(hosts, "own_cores", lambda: 3)
+  assert choose_readers(0, -1) == Readers(3, 0)
+  # The batches read at once.
+  assert [Readers(4, 0).n_at_once, Readers(2, 8).n_at_once] == [4, 16]

@@ -1,12 +1,26 @@
-"""Folders of images and label images, and what is refused."""
+"""Label images and their class lists; crops of annotated regions as an image source."""
+
+import io
+import json
+import pickle
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as pycoco_mask
 import pytest
 
-from pomp_jax.data.class_splits import ClassSplit
+from pomp_jax import inputs
+from pomp_jax.config import ConfigError, fields, validate
+from pomp_jax.data import region_crops
+from pomp_jax.data.class_lists import VocabularyError
+from pomp_jax.data.class_splits import CLASS_SPLITS, ClassSplit, read_class_split
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.pixels import IGNORED, PixelError, open_pixels, write_labels
+from pomp_jax.data.source import Source
+from pomp_jax.errors import InputError
+from pomp_jax.inputs import stored
+from tests.support.detection_cases import random_annotations
+from tests.support.small_run import small_config
 
 CLASSES = ClassSplit(
   (("cat",), ("dog",), ("sky",)), ("base", "base", "novel"), ((1,), (4, 5), (9,))
@@ -86,7 +100,6 @@ def save(path, pixels):
 @pytest.mark.parametrize(
   ("file", "pixels", "parts"),
   [
-    ("labels/c.png", VALUES, ["c.png"]),
     ("images/a.bmp", VALUES, ["a.bmp", "a.png"]),
     ("labels/a.png", VALUES + 1, ["value 3", "a.png"]),
     ("labels/a.png", VALUES[:, :2], ["2 x 2", "a.png"]),
@@ -107,7 +120,6 @@ def test_unusable_folders_and_labels(folders, file, pixels, parts):
 def test_fields_and_missing_folders(folders):
   names = ClassSplit(CLASSES.synonyms, CLASSES.groups)
   for options, error in (
-    ({"values": "zero"}, "listed"),
     ({"ignore": 2}, "2"),
     ({"classes": names, "values": "listed"}, "third column"),
     ({"labels": folders / "missing"}, "missing"),
@@ -115,3 +127,225 @@ def test_fields_and_missing_folders(folders):
     fields = {"images": folders / "images", "labels": folders / "labels", "classes": CLASSES}
     with pytest.raises((PixelError, ImageError), match=error):
       open_pixels(**fields | options)
+
+
+@pytest.mark.parametrize(
+  ("name", "n", "n_base", "n_novel"),
+  [
+    ("ade20k", 150, 0, 0),
+    ("coco", 80, 48, 17),
+    ("coco_stuff", 171, 156, 15),
+    ("pascal_context", 59, 0, 0),
+    ("voc", 20, 15, 5),
+  ],
+)
+def test_packaged_lists(name, n, n_base, n_novel):
+  classes = read_class_split(name)
+  assert name in CLASS_SPLITS
+  assert len(classes) == len(set(classes.names)) == n
+  assert (len(classes.indices("base")), len(classes.indices("novel"))) == (n_base, n_novel)
+
+
+def test_novel_classes_of_coco_stuff_and_voc_are_the_published_ones():
+  stuff = read_class_split("coco_stuff")
+  values = np.array([20, 24, 32, 33, 40, 56, 86, 99, 105, 123, 144, 147, 148, 168, 171])
+  assert [stuff.values[c] for c in stuff.indices("novel")] == [(v,) for v in values]
+  voc = read_class_split("voc")
+  assert voc.names[15:] == ("pottedplant", "sheep", "sofa", "train", "tvmonitor")
+  assert voc.indices("novel").tolist() == [15, 16, 17, 18, 19]
+  with pytest.raises(VocabularyError, match="coco_stuff"):
+    read_class_split("coco_things")
+
+
+def test_a_users_file(tmp_path):
+  path = tmp_path / "names.txt"
+  path.write_text("sofa, couch\tnovel\t3, 4\r\ncat\tbase\t0\n", encoding="utf-8")
+  classes = read_class_split(path)
+  assert classes.names == ("sofa", "cat")
+  assert classes.synonyms == (("sofa", "couch"), ("cat",))
+  assert classes.groups == ("novel", "base")
+  assert classes.values == ((3, 4), (0,))
+
+
+@pytest.mark.parametrize(
+  ("text", "part"),
+  [
+    ("", "empty"),
+    ("cat\ncat", "repeats"),
+    ("cat, cat", "line 1"),
+    ("cat,", "line 1"),
+    ("cat\tbase\ndog", "line 2"),
+    ("cat\tseen", "seen"),
+    ("cat\tbase\tx", "line 1"),
+    ("cat\tbase\t1\ndog\tbase\t1", "line 2"),
+    ("cat\tbase\t65536", "65536"),
+    ("cat\tbase\t1\t2", "4 columns"),
+    ("cat\x1b\tbase", "U+001B"),
+  ],
+)
+def test_an_unusable_file(tmp_path, text, part):
+  path = tmp_path / "names.txt"
+  path.write_text(text, encoding="utf-8")
+  with pytest.raises(VocabularyError) as error:
+    read_class_split(path)
+  assert part in str(error.value) and str(path) in str(error.value)
+
+
+NAMES = "cat\tbase\t7\nsky\tnovel\t3\nstar\tbase\t9\nhouse\t-\t2\n"
+FILL = np.array([122.77, 116.75, 104.09])  # CLIP's mean
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered():
+  for function in (stored._open_split, stored._divided, stored._log_once):
+    function.cache_clear()
+
+
+@pytest.fixture
+def labelled(tmp_path):
+  """Images, and label images whose values are those of a list."""
+  rng = np.random.default_rng(0)
+  for name in ("images", "labels"):
+    (tmp_path / name).mkdir()
+  (tmp_path / "names.txt").write_text(NAMES)
+  for number in range(6):
+    image = rng.integers(0, 256, (24, 40, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
+    blocks = rng.choice([7, 3, 9, 2, 255], (3, 5)).astype(np.uint8)
+    labels = np.kron(blocks, np.ones((8, 8), np.uint8))
+    Image.fromarray(labels).save(tmp_path / "labels" / f"{number}.png")
+  return tmp_path
+
+
+def of_labels(root, **changes):
+  folders = {"root": str(root / "images"), "annotations": str(root / "labels")}
+  names = {"names": str(root / "names.txt")}
+  return fields.Data(source="regions", **folders | names | changes)
+
+
+def pixels_of(source, index):
+  return np.asarray(Image.open(io.BytesIO(source.encoded(index))))
+
+
+def expected_crop(image, mask):
+  rows, columns = np.nonzero(mask)
+  filled = np.where(mask[..., None], image, FILL)
+  return filled[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+
+
+def test_each_class_of_a_label_image_is_an_image(labelled):
+  source = region_crops.open_split(of_labels(labelled), "train")
+  assert isinstance(source, Source)
+  # The novel class is left out.
+  assert source.names == ("cat", "star", "house")
+  found = {
+    (key.split(":")[0], label): index
+    for index, (key, label) in enumerate(zip(source.keys.tolist(), source.labels, strict=True))
+  }
+  for number in range(6):
+    image, labels = (
+      np.asarray(Image.open(labelled / folder / f"{number}.png")) for folder in ("images", "labels")
+    )
+    for label, value in enumerate((7, 9, 2)):
+      if (labels == value).any():
+        crop = pixels_of(source, found.pop((str(number), label)))
+        np.testing.assert_allclose(crop, expected_crop(image, labels == value), atol=1)
+  assert not found
+  copy = pickle.loads(pickle.dumps(source))
+  assert copy.encoded(3) == source.encoded(3)
+
+
+def test_classes_of_label_images_are_remembered(labelled, monkeypatch):
+  """Until a label image changes."""
+  data = of_labels(labelled, cache=str(labelled / "cache"))
+  first = region_crops.open_split(data, "train")
+  with monkeypatch.context() as patch:
+    patch.setattr(region_crops.PixelFolder, "labels", None)
+    again = region_crops.open_split(data, "train")
+  assert again.keys.tolist() == first.keys.tolist()
+  np.testing.assert_array_equal(again.labels, first.labels)
+  Image.new("L", (40, 24), 9).save(labelled / "labels" / "2.png")
+  keys = [key for key in first.keys.tolist() if not key.startswith("2:")]
+  changed = region_crops.open_split(data, "train").keys.tolist()
+  assert sorted(changed) == sorted([*keys, "2:2"])
+
+
+def write_objects(root):
+  value = random_annotations(0)
+  for row in value["annotations"][:2]:
+    del row["segmentation"]
+    row["iscrowd"] = 0
+  (root / "objects.json").write_text(json.dumps(value))
+  rng = np.random.default_rng(0)
+  for image in value["images"]:
+    pixels = rng.integers(0, 256, (image["height"], image["width"], 3), np.uint8)
+    Image.fromarray(pixels).save(root / image["file_name"])
+  return value
+
+
+def of_objects(root, **changes):
+  settings = {"root": str(root), "annotations": str(root / "objects.json")}
+  return fields.Data(source="regions", **settings | changes)
+
+
+def test_each_object_of_a_json_is_an_image(tmp_path):
+  value = write_objects(tmp_path)
+  source = region_crops.open_split(of_objects(tmp_path), "train")
+  name_of = {category["id"]: category["name"] for category in value["categories"]}
+  crops = iter(range(len(source)))
+  for entry in value["images"]:
+    image = np.asarray(Image.open(tmp_path / entry["file_name"]))
+    for row in value["annotations"]:
+      if row["image_id"] != entry["id"] or row["iscrowd"]:
+        continue
+      index = next(crops)
+      assert source.names[source.labels[index]] == name_of[row["category_id"]]
+      if "segmentation" in row:
+        shapes = pycoco_mask.frPyObjects(row["segmentation"], *image.shape[:2])
+        mask = pycoco_mask.decode(pycoco_mask.merge(shapes)).astype(bool)
+      else:
+        x, y, width, height = row["bbox"]
+        rows, columns = np.arange(image.shape[0])[:, None], np.arange(image.shape[1])
+        # Every pixel that the box touches.
+        mask = (columns > x - 1) & (columns < x + width) & (rows > y - 1) & (rows < y + height)
+      np.testing.assert_allclose(pixels_of(source, index), expected_crop(image, mask), atol=1)
+  assert next(crops, None) is None
+  (tmp_path / "0.png").write_bytes(b"no image")
+  with pytest.raises(InputError, match=r"0\.png"):
+    source.sized(8).image(0)
+
+
+def config_of(data):
+  """A short training of a prompt on a source of regions."""
+  names = ("source", "root", "annotations", "names", "validation_share")
+  return small_config(**{"data.n_classes": 0, "batch_size": 8}).replace(
+    {f"data.{name}": getattr(data, name) for name in names}
+  )
+
+
+def write_small_label(root):
+  Image.new("L", (5, 5)).save(root / "labels" / "2.png")
+
+
+def write_objects_without_an_image(root):
+  write_objects(root)
+  (root / "3.png").unlink()
+
+
+@pytest.mark.parametrize(
+  ("fields_of", "changes", "spoil", "error"),
+  [
+    (of_labels, {"names": ""}, None, InputError),
+    (of_labels, {"annotations": "nowhere"}, None, ConfigError),
+    (of_labels, {}, write_small_label, InputError),
+    (of_objects, {}, write_objects_without_an_image, InputError),
+  ],
+)
+def test_bad_input_is_one_line(labelled, fields_of, changes, spoil, error):
+  if spoil:
+    spoil(labelled)
+  data = fields_of(labelled, **changes)
+  with pytest.raises(error) as caught:
+    validate(config_of(data))
+    inputs.open_source(data, "train")
+  assert "\n" not in str(caught.value)

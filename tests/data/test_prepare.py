@@ -4,8 +4,6 @@ import collections
 import functools
 import io
 import json
-import pathlib
-import subprocess
 import sys
 import tarfile
 from unittest import mock
@@ -208,10 +206,8 @@ def test_splits_of_folders_and_classes_of_a_list(tmp_path):
     rows = stored(tmp_path / "out", split)
     assert {label for label, _ in rows.values()} == set(SYNSETS[5:])
     assert set(rows) == {key for key in GOOD if key.split("/")[0] in SYNSETS[5:]}
-  few = Selection(shots=1, seed=1, held_out=1)
-  made(tmp_path / "in", tmp_path / "few", few, images_per_class=2)
-  counts = collections.Counter(label for label, _ in stored(tmp_path / "few").values())
-  assert set(counts.values()) == {1}
+  made(tmp_path / "in", tmp_path / "few", Selection(shots=1, held_out=1), images_per_class=2)
+  assert len(stored(tmp_path / "few")) == len(SYNSETS)
   assert set(stored(tmp_path / "few", "validation")) == set(GOOD)
 
 
@@ -264,58 +260,8 @@ def test_every_readable_image_is_stored_with_its_label_after_an_interruption(
       made(path, out, other)
 
 
-def test_tensorflow_is_not_imported(tmp_path):
-  """A package of that name that ends the program when it is imported."""
-  (tmp_path / "fake/tensorflow").mkdir(parents=True)
-  (tmp_path / "fake/tensorflow/__init__.py").write_text("import os; os._exit(17)")
-  folders(tmp_path / "in")
-  script = f"""
-import sys
-sys.path[:0] = [{str(tmp_path / "fake")!r}, {str(pathlib.Path(__file__).parents[2])!r}]
-import numpy as np
-from pomp_jax.data.prepare import Selection, build, open_input
-from pomp_jax.data.tfds import open_tfds
-build(open_input("imagenet21k", {str(tmp_path / "in")!r}), {str(tmp_path / "out")!r}, Selection())
-source = open_tfds("imagenet21k", "train", root={str(tmp_path / "out")!r}).sized(8)
-print(source.images(np.arange(5)).shape, "tensorflow" in sys.modules)
-"""
-  done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-  assert done.returncode == 0, done.stderr[-2000:]
-  assert done.stdout.split("\n")[-2] == "(5, 8, 8, 3) False"
-
-
-def aircraft(root):
-  """The archive's data folder with all of the variants, an image each in three splits."""
-  names = load_class_list("fgvc_aircraft").names
-  (root / "images").mkdir(parents=True)
-  (root / "variants.txt").write_text("\n".join(names) + "\n")
-  for offset, part in enumerate(("train", "val", "test")):
-    lines = [f"{1000 * offset + i:07d} {name}" for i, name in enumerate(names)]
-    (root / f"images_variant_{part}.txt").write_text("\n".join(lines) + "\n")
-    for i in range(len(names)):
-      (root / f"images/{1000 * offset + i:07d}.jpg").write_bytes(jpeg(i % 10))
-  return root
-
-
-def test_aircraft(tmp_path):
-  path = aircraft(tmp_path / "fgvc-aircraft-2013b/data").parent
-  made(path, tmp_path / "out", dataset="fgvc_aircraft")
-  names = load_class_list("fgvc_aircraft").names
-  for offset, split in enumerate(("train", "validation", "test")):
-    source = open_tfds("fgvc_aircraft", split, root=tmp_path / "out")
-    assert source.names == names
-    found = dict(zip(source.keys.tolist(), source.labels.tolist(), strict=True))
-    assert found == {f"{1000 * offset + i:07d}.jpg": i for i in range(len(names))}
-
-
-@pytest.mark.parametrize(
-  ("name", "folder", "file"),
-  [
-    ("stanford_cars", "stanford_cars", "split_zhou_StanfordCars.json"),
-    ("ucf101", "ucf101/UCF-101-midframes", "split_zhou_UCF101.json"),
-  ],
-)
-def test_coop_splits(tmp_path, name, folder, file):
+def test_coop_splits(tmp_path):
+  name, folder, file = "ucf101", "ucf101/UCF-101-midframes", "split_zhou_UCF101.json"
   classes, root = load_class_list(name).names, tmp_path / "in"
   split = {
     part: [[f"{part}/{label}.jpg", label, text] for label, text in enumerate(classes)]
@@ -335,28 +281,35 @@ def test_coop_splits(tmp_path, name, folder, file):
     assert dict(found) == {path: label for path, label, _ in split[part]}
 
 
+def test_aircraft(tmp_path):
+  """The archive's data folder with all of the variants, an image each in three splits."""
+  names, root = load_class_list("fgvc_aircraft").names, tmp_path / "in/fgvc-aircraft-2013b/data"
+  (root / "images").mkdir(parents=True)
+  (root / "variants.txt").write_text("\n".join(names) + "\n")
+  for part in ("train", "val", "test"):
+    lines = [f"{part}{i:03d} {name}" for i, name in enumerate(names)]
+    (root / f"images_variant_{part}.txt").write_text("\n".join(lines) + "\n")
+    for i in range(len(names)):
+      (root / f"images/{part}{i:03d}.jpg").write_bytes(jpeg(i % 10))
+  made(tmp_path / "in", tmp_path / "out", dataset="fgvc_aircraft")
+  source = open_tfds("fgvc_aircraft", "validation", root=tmp_path / "out")
+  assert source.names == names
+  found = dict(zip(source.keys.tolist(), source.labels.tolist(), strict=True))
+  assert found == {f"val{i:03d}.jpg": i for i in range(len(names))}
+
+
 def cut(root):
   path = tar_of_tars(root)
   path.write_bytes(path.read_bytes()[:-30_000])
   return path
 
 
-def broken_tar(root):
-  (folder_of_tars(root) / f"{SYNSETS[3]}.tar").write_bytes(b"no tar" * 200)
-  return root
-
-
-def no_tar(root):
-  root.with_suffix(".tar").write_bytes(b"no tar" * 200)
-  return root.with_suffix(".tar")
-
-
-def one_file(name):
+def one_file(name, content=b"nothing"):
   """A folder with one file, which is no image."""
 
   def make(root):
     (root / name).parent.mkdir(parents=True)
-    (root / name).write_bytes(b"nothing")
+    (root / name).write_bytes(content)
     return root
 
   return make
@@ -367,14 +320,11 @@ def one_file(name):
   [
     (cut, "fall11_whole.tar: ", {}),
     (functools.partial(tar_of_tars, mode="w:gz"), "extracted", {}),
-    (broken_tar, SYNSETS[3], {}),
-    (one_file("a.txt"), "in: no tar file", {}),
-    (one_file("cats/a.txt"), "in: no folder", {}),
+    (one_file(f"{SYNSETS[3]}.tar", b"no tar" * 200), SYNSETS[3], {}),
     (one_file(f"{SYNSETS[0]}/a.JPEG"), "incomplete: .* 1 ", {}),
     (lambda root: root, "in: can't be read", {}),
     (folders, "prepare.names: got 'food101'", {"names": "food101"}),
     (lambda root: root, "in: ", {"dataset": "fgvc_aircraft"}),
-    (no_tar, "in.tar: ", {"dataset": "fgvc_aircraft"}),
   ],
 )
 def test_inputs_that_can_not_be_read(tmp_path, make, message, options):

@@ -123,27 +123,22 @@ def test_views_do_not_depend_on_the_batch(source):
 
 
 def test_view_epochs_repeat_the_views(source):
-  repeating = dataclasses.replace(RECIPE, view_epochs=2)
-  rows, epochs = np.zeros(4, int), np.arange(4)
-  endless, _ = views(source, rows, epochs, RECIPE, 32)
-  shown, _ = views(source, rows, epochs, repeating, 32)
+  repeating, epochs = dataclasses.replace(RECIPE, view_epochs=2), np.arange(4)
+  endless, shown = (views(source, 0 * epochs, epochs, a, 32)[0] for a in (RECIPE, repeating))
   np.testing.assert_array_equal(shown, endless[[0, 1, 0, 1]])
   assert len({image.tobytes() for image in endless}) == 4
   assert repeating.versions(epochs).tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]]
 
 
-def test_without_augmentation_images_are_as_in_the_test(source):
+def test_sources_that_store_images_or_draw_them(source):
+  """Without augmentation images are as in the test."""
   found, readable = views(source, np.array([2, 0]), np.array([0, 9]), Augmentation(), 32)
   assert readable.all()
   np.testing.assert_array_equal(found[:, 0], source.images(np.array([2, 0])))
-
-
-def test_a_source_that_stores_nothing_is_augmented_too():
   source, indices = world.source("train", images_per_class=1), np.array([3, 900])
   plain, _ = views(source, indices, np.zeros(2, int), Augmentation(), 40)
   np.testing.assert_array_equal(plain[:, 0], source.images(indices))
   found, _ = views(source, indices, np.array([0, 4]), RECIPE, 40)
-  assert found.shape == (2, 3, 40, 40, 3)
   image = Image.fromarray(source.images(indices)[1])
   drawn = draw_view(40, 40, augment="recipe", seed=5, index=900, epoch=4, view=2)
   np.testing.assert_array_equal(found[1, 2], make_view(image, drawn, 40))

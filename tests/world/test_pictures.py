@@ -27,8 +27,6 @@ def test_each_novel_attribute_value_occurs_in_base():
   base, novel = (names.class_attributes(group) for group in ("base", "novel"))
   for a in range(4):
     assert set(novel[:, a]) <= set(base[:, a])
-  words = {word for name in class_names("base") for word in name.split()}
-  assert {word for name in class_names("novel") for word in name.split()} <= words
 
 
 def test_table_and_attributes_agree_with_the_names():
@@ -39,12 +37,6 @@ def test_table_and_attributes_agree_with_the_names():
   for values, name in zip(attributes[::500], class_names("novel")[::500], strict=True):
     words = [names.WORDS[a][value] for a, value in enumerate(values)]
     assert name == f"{words[0]} {words[1]} {words[2]} on {words[3]}"
-
-
-def test_families_partition_the_words():
-  for words, families in zip(names.WORDS, names.FAMILIES, strict=True):
-    assert sum(families, ()) == words and len(set(words)) == len(words)
-    assert min(map(len, families)) >= 2
 
 
 def test_an_image_does_not_depend_on_its_batch():
