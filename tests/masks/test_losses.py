@@ -1,6 +1,5 @@
 """Losses of masks, and their matching, against HuggingFace's torch MaskFormerLoss with SciPy."""
 
-import dataclasses
 import functools
 
 import jax
@@ -119,7 +118,3 @@ def test_a_diverged_network_ends_and_its_loss_is_not_finite():
   predictions, targets = random_predictions(), random_targets()
   broken = jax.tree.map(lambda rows: np.full_like(rows, np.nan), predictions)
   assert not np.isfinite(losses_and_gradient(broken, targets)[0].total)
-
-
-def test_defaults_are_the_published_weights():
-  assert dataclasses.astuple(LossWeights()) == (1, 20, 1, 0.1)

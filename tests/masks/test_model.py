@@ -2,23 +2,16 @@
 
 import functools
 
-from flax.traverse_util import flatten_dict
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
-from pomp_jax.masks.backbone import ResNetSizes
-from pomp_jax.masks.inference import full_size, mask_predictor
+from pomp_jax.masks.inference import mask_predictor
 from pomp_jax.masks.model import (
-  VARIANTS,
   MaskFormer,
-  MaskFormerConfig,
   class_logits,
   normalized_pixels,
-  parameter_groups,
-  parameter_shapes,
 )
 from tests.support.checks import assert_close, equations
 from tests.support.mask_params import TINY, random_params
@@ -71,43 +64,11 @@ def test_products_are_of_the_compute_type(params):
   assert {x.dtype.name for x in found} == {"float32"}
 
 
-def test_masks_at_full_size_are_torchs():
-  masks = RNG.standard_normal((2, 3, 4, 5), np.float32)
-  expected = torch.nn.functional.interpolate(
-    torch.tensor(masks), scale_factor=4, mode="bilinear", align_corners=False
-  )
-  assert_close(full_size(jnp.asarray(masks)), expected)
-
-
 def test_class_logits_are_scaled_cosines():
   queries, classes, null = (RNG.standard_normal(shape, np.float32) for shape in LOGITS)
   found = class_logits(jnp.asarray(queries), jnp.asarray(classes), jnp.asarray(null))
   unit = lambda rows: rows / np.linalg.norm(rows, axis=-1, keepdims=True)
   assert_close(found, 100 * unit(queries) @ unit(np.stack([*classes, null])).T)
-
-
-def test_dropout_in_training_is_random(params):
-  @jax.jit
-  def masks(key):
-    pixels = normalized_pixels(IMAGES)
-    model = MaskFormer(TINY)
-    return model.apply({"params": params}, pixels, train=True, rngs={"dropout": key})[0]
-
-  one, same, other = (masks(jax.random.key(seed)) for seed in (1, 1, 2))
-  np.testing.assert_array_equal(one, same)
-  assert np.abs(one - other).max() > 1e-3
-
-
-def test_groups_of_parameters():
-  config = MaskFormerConfig(backbone=ResNetSizes((1, 1, 1, 3), 8, 16), n_layers=1)
-  shapes = flatten_dict(parameter_shapes(config))
-  groups = flatten_dict(parameter_groups(parameter_shapes(config)))
-  assert groups.keys() == shapes.keys()
-  for path, group in groups.items():
-    in_backbone = "frozen" if "norm" in path else "backbone"
-    assert group == (in_backbone if path[0] == "backbone" else "heads")
-  of_small = flatten_dict(parameter_groups(parameter_shapes(VARIANTS["small"])))
-  assert set(of_small.values()) == {"backbone", "heads"}
 
 
 @pytest.mark.parametrize("side", [48, 100])

@@ -122,12 +122,6 @@ def test_another_clip(torch_model, clip, tmp_path, name, change, part):
   assert "config.clip.model" in message
 
 
-def test_embeddings_of_another_width(clip, tmp_path):
-  torch.save({"model": {NULL: torch.zeros(1, 32)}}, tmp_path / "a.pth")
-  message = _error(tmp_path / "a.pth", lambda path: check_clip(path, clip[0]))
-  assert f"{NULL} is of shape (1, 32)" in message and "(1, 24)" in message
-
-
 LAYER = "sem_seg_head.predictor.transformer.decoder.layers.1"
 UNREADABLE = "mask_former is unreadable"
 
@@ -139,21 +133,14 @@ UNREADABLE = "mask_former is unreadable"
     (f"{LAYER}.norm3.bias", torch.zeros(3), "norm3.bias: got shape [3], expected [64]"),
     ("sem_seg_head.pixel_decoder.input_proj.weight", torch.zeros(3), "input_proj.weight is unexp"),
     (NULL, None, f"{NULL} is of shape None"),
-    ("backbone.stem.conv3.weight", None, "backbone.stem.conv3.weight is of shape None"),
     ("backbone.stem.conv1.weight", torch.zeros(8, 3, 3, 3).long(), "conv1.weight is of type int64"),
     ("sem_seg_head.predictor.query_embed.weight", 3, "query_embed.weight is of shape None"),
     ("mask_former", "{", UNREADABLE),
-    ("mask_former", 3, UNREADABLE),
-    ("mask_former", "[]", UNREADABLE),
     ("mask_former", {"n_heads": 0}, UNREADABLE),
     ("mask_former", {"n_heads": 7}, "the network is of no such sizes"),
-    ("mask_former", {"groups": 5}, "the network is of no such sizes"),
     ("mask_former", {"dilations": [1]}, "the network is of no such sizes"),
-    ("mask_former", {"dilations": 1}, UNREADABLE),
     ("mask_former", {"dropout": 2}, UNREADABLE),
-    ("mask_former", {"dropout": "0.1"}, UNREADABLE),
     ("mask_former", {"trained_classes": [1]}, UNREADABLE),
-    ("mask_former", {"more": 1}, UNREADABLE),
   ],
 )
 def test_another_network(checkpoint, tmp_path, name, value, part):

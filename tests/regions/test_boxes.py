@@ -1,13 +1,20 @@
-"""Boxes and the selection of detections against torchvision and detectron2's order of steps."""
+"""Boxes, masks and sizes of images against torchvision, torch, PIL and detectron2's rules."""
 
-import time
+import types
 
+from faster_coco_eval.core import mask as mask_api
 import numpy as np
+from PIL import Image
 import pytest
 import torch
+from torch.nn import functional
 from torchvision import ops
 
-from pomp_jax.regions.boxes import boxes_of_masks, clip_boxes, iou, select_detections
+from pomp_jax.regions.boxes import boxes_of_masks, iou, select_detections
+from pomp_jax.regions.masks import hard_masks, run_lengths_of
+from pomp_jax.regions.resize import resized_image, resized_sides
+
+RNG = np.random.default_rng(0)
 
 
 def _boxes(seed, n, side=200):
@@ -30,12 +37,6 @@ def test_iou_equals_torchvisions():
   expected = ops.box_iou(torch.as_tensor(one), torch.as_tensor(two)).numpy()
   np.testing.assert_allclose(iou(one, two), expected, rtol=0, atol=1e-6)
   assert not iou(np.zeros((1, 4), np.float32), np.zeros((1, 4), np.float32)).any()
-
-
-def test_clipped_boxes_equal_torchvisions():
-  boxes = _boxes(0, 12) - 30
-  expected = ops.clip_boxes_to_image(torch.as_tensor(boxes), (100, 150)).numpy()
-  np.testing.assert_array_equal(clip_boxes(boxes, 100, 150), expected)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -68,11 +69,59 @@ def test_nothing_above_the_threshold_and_equal_boxes():
   np.testing.assert_array_equal(found.classes, [0, 1])
 
 
-def test_an_image_of_lvis_size_takes_less_than_a_second():
-  """Every score a candidate, the worst case; process time, since other programs share the cores."""
-  boxes = _boxes(0, 300, side=2000)
-  scores = np.random.default_rng(0).uniform(0.03, 1, (300, 1203)).astype(np.float32)
-  start = time.process_time()
-  found = select_detections(boxes, scores)
-  assert time.process_time() - start < 1
-  assert len(found.scores) == 300
+@pytest.mark.parametrize("sides", [(40, 52), (25, 90), (9, 13), (10, 12)])
+@pytest.mark.parametrize("threshold", [0.4, 0.5])
+def test_masks_are_torchs(sides, threshold):
+  """Enlarged, reduced, both and neither; hard masks as well."""
+  soft = RNG.integers(0, 256, (3, 10, 12)).astype(np.uint8)
+  soft[0, 0, :2] = 102, 103  # 102 is 0.4 times 255
+  hard = soft > 100
+  for masks, scale in ((soft, 255), (hard, 1)):
+    stored = torch.tensor(masks.astype(np.float64))[None]
+    expected = functional.interpolate(stored, sides, mode="bilinear")[0].numpy()
+    found = hard_masks(masks, *sides, threshold)
+    assert isinstance(found, types.GeneratorType)  # one in memory at a time
+    found = np.array(list(found))
+    assert found.dtype == bool and found.shape == (3, *sides)
+    sure = abs(expected - scale * threshold) > (0 if sides == (10, 12) else 1e-4)
+    np.testing.assert_array_equal(found[sure], (expected > scale * threshold)[sure])
+    assert sure.mean() > 0.9
+
+
+def test_run_lengths_are_the_librarys():
+  mask = RNG.random((7, 9)) < 0.5
+  found = run_lengths_of(mask)
+  assert found["size"] == [7, 9] and isinstance(found["counts"], str)
+  decoded = mask_api.decode(found | {"counts": found["counts"].encode()})
+  np.testing.assert_array_equal(decoded.astype(bool), mask)
+
+
+@pytest.mark.parametrize(
+  ("sides", "size", "expected"),
+  [
+    ((480, 640), 640, (640, 853)),
+    ((427, 640), 640, (640, 959)),
+    ((640, 428), 640, (957, 640)),
+    ((500, 334), 512, (766, 512)),
+    ((100, 640), 640, (400, 2560)),  # 4,096 would be too long
+    ((2048, 300), 512, (2048, 300)),
+    ((48, 31), 0, (48, 31)),
+  ],
+)
+def test_sides_are_detectron2s(sides, size, expected):
+  """Shorter side of `size`, longer one of 4 times that at most, halves rounded upwards."""
+  assert resized_sides(*sides, size) == expected
+
+
+def test_sides_are_multiples():
+  assert resized_sides(30, 64, 0, 4) == (32, 64)
+  assert resized_sides(40, 56, 64, 4) == (64, 88)
+  assert resized_sides(1, 9, 0, 4) == (4, 8)
+
+
+def test_an_image_is_pils():
+  image = RNG.integers(0, 256, (30, 41, 3), np.uint8)
+  for size, sides in ((60, (82, 60)), (20, (27, 20))):
+    expected = np.asarray(Image.fromarray(image).resize(sides, Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(resized_image(image, size), expected)
+  assert resized_image(image, 0) is image

@@ -104,9 +104,3 @@ def test_scores_of_a_dump_equal_detics(script, tmp_path):
     rooted = with_objectness(own.classes, found.objectness)
     np.testing.assert_allclose(rooted, scores, atol=0.02, rtol=0.02)
     assert np.ptp(scores) > 0.3
-
-
-def test_another_kind_of_score_is_refused(script, tmp_path):
-  with pytest.raises(SystemExit, match="USE_BIAS"):
-    script.dump(Model(torch.randn(5, 8), use_bias=True), [], tmp_path, "ViT-B/16", "a model", [])
-  assert not list(tmp_path.iterdir())

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from pomp_jax.files.class_features import CategoryFileError
-from pomp_jax.files.clip_names import architecture
 from pomp_jax.regions.files import (
   ImageSize,
   RegionFileError,
@@ -78,12 +77,6 @@ def test_boxes_alone_and_no_region(tmp_path):
   assert regions.check([sky]) is None and regions.check([sky, street, sky]) == "street"
 
 
-def test_best_regions():
-  assert_equal(REGIONS.top(1), Regions(*(part[1:] for part in REGIONS)))
-  assert_equal(Regions(REGIONS.boxes).top(1), Regions(REGIONS.boxes[:1]))
-  assert_equal(REGIONS.top(9), Regions(*(part[::-1] for part in REGIONS)))
-
-
 def test_arrays_of_other_writers(folder, tmp_path):
   """NumPy's own savez, uncompressed, float64, one box that ends beyond the image by rounding.
 
@@ -99,29 +92,15 @@ def test_arrays_of_other_writers(folder, tmp_path):
     assert_equal(found, Regions(REGIONS.boxes, None, None, embeddings.astype(np.float32)))
 
 
-def test_a_writer_checks_its_arrays(tmp_path):
-  writer = RegionWriter(tmp_path, HEADER)
-  with pytest.raises(ValueError, match="embeddings"):
-    writer.write(1, Regions(REGIONS.boxes))
-  with pytest.raises(ValueError, match="bool"):
-    writer.write(1, REGIONS._replace(masks=np.zeros((2, HEIGHT, WIDTH), bool)))
-  assert not (tmp_path / "1.npz").exists()
-
-
 @pytest.mark.parametrize(
   ("field", "array", "part"),
   [
     ("boxes", REGIONS.boxes + 20, "a box"),
-    ("boxes", REGIONS.boxes[:, ::-1], "a box"),
     ("boxes", np.full((2, 4), np.nan), "boxes"),
-    ("boxes", REGIONS.boxes[:, :3], "boxes"),
-    ("boxes", REGIONS.boxes.astype(int), "boxes"),
     ("boxes", np.zeros((10_001, 4)), "boxes"),
     ("objectness", np.array([0.5, 2]), "objectness"),
-    ("objectness", np.array([0.5, np.nan]), "objectness"),
     ("objectness", np.array([0.5]), "objectness"),
     ("masks", np.zeros((2, 8, 10), np.uint16), "masks"),
-    ("masks", np.zeros((2, 8), np.uint8), "masks"),
     ("embeddings", REGIONS.embeddings[:, :2], "embeddings"),
     ("embeddings", REGIONS.embeddings * np.float16(np.inf), "embeddings"),
     ("embeddings", None, "embeddings"),
@@ -140,20 +119,6 @@ def test_unusable_arrays(tmp_path, field, array, part):
     assert str(early.value) == str(error.value)
 
 
-def test_a_check_reads_the_header_of_embeddings_alone(tmp_path):
-  """Damage far behind the header is found when the regions are read."""
-  RegionWriter(tmp_path, HEADER)
-  embeddings = RNG.normal(size=(10_000, 3, 8)).astype(np.float16)
-  np.savez(tmp_path / "7.npz", boxes=np.zeros((10_000, 4), np.float32), embeddings=embeddings)
-  content = bytearray((tmp_path / "7.npz").read_bytes())
-  content[content.index(embeddings[9000].tobytes())] ^= 1
-  (tmp_path / "7.npz").write_bytes(content)
-  regions = RegionFolder(tmp_path)
-  assert regions.check([SEVEN]) == 7  # boxes without masks
-  with pytest.raises(RegionFileError, match="embeddings is damaged"):
-    regions.read(7, HEIGHT, WIDTH)
-
-
 def test_missing_and_impossible_keys(folder):
   regions = RegionFolder(folder)
   with pytest.raises(RegionFileError, match=r"8\.npz"):
@@ -168,15 +133,12 @@ def test_missing_and_impossible_keys(folder):
 @pytest.mark.parametrize(
   ("field", "bad"),
   [
-    ("clip_model", ""),
     ("stages", 17),
-    ("width", 0),
     ("activation", "relu"),
     ("scale", 0),
     ("null", [1.0] * 7),
     ("trained_classes", [1]),
     ("format_version", 2),
-    ("made_by", 3),
   ],
 )
 def test_an_unusable_header(tmp_path, files, field, bad):
@@ -189,24 +151,12 @@ def test_an_unusable_header(tmp_path, files, field, bad):
 
 def test_embeddings_of_another_clip():
   HEADER.check_fits("openai/clip-vit-base-patch16", 8, "folder")
-  HEADER.check_fits("runs/my_clip", 8, "folder")
+  for name in ("runs/my_clip", "laion/CLIP-ViT-B-16-laion2B-s34B-b88K"):
+    HEADER.check_fits(name, 8, "folder")
   for clip_model, width in (("ViT-B/16", 9), ("openai/clip-vit-base-patch32", 8)):
     with pytest.raises(RegionFileError, match=f"folder/regions.json: clip_model.*{clip_model}"):
       HEADER.check_fits(clip_model, width, "folder")
   dataclasses.replace(HEADER, stages=0).check_fits("RN50", 1024, "folder")
-
-
-def test_architecture_of_a_name():
-  expected = {
-    "ViT-B/16": "vit-b-16",
-    "openai/clip-vit-base-patch16": "vit-b-16",
-    "ViT-L-14-336": "vit-l-14",
-    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "vit-h-14",
-    "RN50x4": "rn50x4",
-    "RN50": "rn50",
-    "world": None,
-  }
-  assert {name: architecture(name) for name in expected} == expected
 
 
 def archive_with(arrays):
@@ -279,8 +229,6 @@ def test_fuzzed_files(tmp_path, files, kind):
   [
     ("boxes", (2**40, 4), "<f4"),
     ("masks", (2, 8192, 8192), "|u1"),
-    ("masks", (2, 10**6, 10**6), "|u1"),
-    ("embeddings", (2, 3, 2**40), "<f2"),
   ],
 )
 def test_a_bomb_is_refused_before_it_is_decompressed(tmp_path, files, field, shape, dtype):

@@ -1,12 +1,11 @@
 """Scores of regions against the published expressions in torch and NumPy, in float64."""
 
-import jax
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
-from pomp_jax.regions.scores import FUSIONS, Fusion, Scores, class_scores, fuse, with_objectness
+from pomp_jax.regions.scores import FUSIONS, class_scores, fuse, with_objectness
 from tests.support.checks import assert_close
 
 R, T, C, E = 7, 3, 5, 16
@@ -99,30 +98,3 @@ def test_fc_clips_fusion(scores):
   )
   expected = logits.softmax(-1) * (1 - net_logits.softmax(-1)[:, -1:])
   assert_close(fuse(net, clip, FUSIONS["fc_clip"], TRAINED, np.ones(R, bool)), expected)
-
-
-@pytest.mark.parametrize("null", ["drop", "keep", "gate"])
-def test_exponents_of_0_and_1_give_the_network_and_clip(scores, null):
-  net, clip, *_ = scores
-  valid = np.ones(R, bool)
-  found = fuse(net, clip, Fusion(0.0, 0.0, null), TRAINED, valid)
-  assert_close(found, net.classes, 0 if null == "drop" else 1e-6)
-  found = fuse(net, clip, Fusion(1.0, 1.0, null), TRAINED, valid)
-  factor = {"drop": 1, "keep": 1 / (1 + net.null), "gate": 1 - net.null}[null]
-  assert_close(found, clip.classes * np.broadcast_to(factor, R)[:, None], 1e-6)
-
-
-def test_one_of_the_two_alone(scores):
-  net, clip, *_ = scores
-  assert_close(fuse(net, None, FUSIONS["zsseg_coco_stuff"], TRAINED, VALID), net.classes, 0)
-  found = np.asarray(fuse(None, clip, FUSIONS["zsseg_coco_stuff"], TRAINED, VALID))
-  assert_close(found[VALID], clip.classes[VALID], 0)
-  assert not found[~VALID].any()
-  with pytest.raises(ValueError, match="neither"):
-    fuse(None, None, FUSIONS["zsseg_coco_stuff"], TRAINED, VALID)
-
-
-def test_fusion_is_a_pure_function(scores):
-  net, clip, *_ = scores
-  program = jax.jit(lambda n, c: fuse(Scores(*n), Scores(*c), FUSIONS["fvlm"], TRAINED, VALID))
-  assert_close(program(net, clip), fuse(net, clip, FUSIONS["fvlm"], TRAINED, VALID), 1e-6)

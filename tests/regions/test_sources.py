@@ -12,9 +12,6 @@ from pomp_jax.files.class_features import CategoryFileError
 from pomp_jax.regions.files import (
   ImageSize,
   RegionFileError,
-  RegionFolder,
-  RegionHeader,
-  RegionWriter,
 )
 from pomp_jax.regions.sources import label_regions, open_regions, truth_regions
 from tests.support.detection_cases import HEIGHT, WIDTH, random_annotations, random_detections
@@ -85,12 +82,9 @@ def test_boxes_and_masks_of_different_rows(tmp_path):
 @pytest.mark.parametrize(
   ("key", "bad"),
   [
-    ("image_id", "4"),
     ("score", -3.5),
-    ("score", None),
     ("bbox", [1, 2, 3]),
     ("bbox", [1, 2, 3, float("nan")]),
-    ("bbox", None),
   ],
 )
 def test_an_unusable_result(tmp_path, key, bad):
@@ -108,13 +102,6 @@ def test_a_region_outside_its_image(tmp_path):
       regions.read(key, height, 8)
     with pytest.raises(error, match=part):
       regions.check([ImageSize(key, height, 8)])
-
-
-def test_a_folder_is_opened_as_a_folder(tmp_path):
-  RegionWriter(tmp_path, RegionHeader("a network"))
-  assert isinstance(open_regions(tmp_path), RegionFolder)
-  with pytest.raises(CategoryFileError, match="missing"):
-    open_regions(tmp_path / "missing.json")
 
 
 def test_annotations_as_regions_without_crowds():

@@ -32,19 +32,9 @@ SIZES = {
   "embedding_mlp": 40,
   "embedding": EMBEDDING,
 }
-PUBLISHED = {
-  "layers": (3, 4, 23, 3),
-  "width": 64,
-  "stem": 128,
-  "dim": 256,
-  "mask_dim": 256,
-  "n_queries": 100,
-  "n_layers": 6,
-  "n_heads": 8,
-  "mlp": 2048,
-  "embedding_mlp": 1024,
-  "embedding": 512,
-}
+# In the order of `SIZES`.
+_PUBLISHED = ((3, 4, 23, 3), 64, 128, 256, 256, 100, 6, 8, 2048, 1024, 512)
+PUBLISHED = dict(zip(SIZES, _PUBLISHED, strict=True))
 MEAN, DEVIATION = (123.675, 116.280, 103.530), (58.395, 57.120, 57.375)
 
 
