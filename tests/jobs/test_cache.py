@@ -49,28 +49,16 @@ def config_of(images, one_layer):
   """
 
   def config(folder=None, **changes):
-    settings = {
-      "clip.model": one_layer,
-      "data.source": "folder",
-      "data.root": str(images),
-      "data.n_classes": 0,
-      "data.augment": "recipe",
-      "data.views": 2,
-      "data.view_epochs": 2,
-      "data.max_corrupt": 0.05,
-      "data.feature_cache": str(folder or ""),
-      "k": 4,
-      "batch_size": 8,
-      "steps": 24,
-      "checkpoint.every": 8,
-    }
-    return small_config(**settings | changes)
+    data = {"data.source": "folder", "data.root": str(images), "data.n_classes": 0}
+    data |= {"data.augment": "recipe", "data.views": 2, "data.view_epochs": 2}
+    data |= {"data.max_corrupt": 0.05, "data.feature_cache": str(folder or "")}
+    settings = {"clip.model": one_layer, "k": 4, "batch_size": 8, "steps": 24}
+    return small_config(**data | settings | {"checkpoint.every": 8} | changes)
 
   return config
 
 
 def run(config, workdir):
-  """The job, with the checks before it."""
   validate(config)
   pretrain.check(config, str(workdir))
   return pretrain.run(config, str(workdir))
@@ -190,21 +178,12 @@ def test_an_interrupted_cache_goes_on_with_the_missing_blocks(
 ):
   monkeypatch.setattr(batches, "VIEWS", 6)
   folder = tmp_path / "features"
-  write, written = FeatureBlocks.write, []
-
-  def stopped(self, block, features):
-    if len(written) == 2:
-      raise KeyboardInterrupt
-    written.append(block)
-    write(self, block, features)
-
-  monkeypatch.setattr(FeatureBlocks, "write", stopped)
-  with pytest.raises(KeyboardInterrupt):
-    filled(folder)
+  filled(folder)
+  for block in (2, 3, 4):
+    (folder / f"block-{block:05}.npy").unlink()
   with pytest.raises(FeatureCacheError, match=r"3 of 5 blocks are missing; .*config.job='cache'"):
     pretrain.run(config_of(folder, **{"data.features": "cached"}), str(tmp_path / "early"))
   assert not (tmp_path / "early").exists()
-  monkeypatch.setattr(FeatureBlocks, "write", write)
   assert filled(folder)["computed_features"] == 4 * 14
   np.testing.assert_allclose(features_in(folder), features_in(complete[0]), rtol=1e-5, atol=1e-5)
   assert filled(folder)["computed_features"] == 0
@@ -297,29 +276,22 @@ def test_memory_holds_a_block_of_the_features(config_of, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
+    ({}, "made_from.resizer is"),
     ({"data.augment": "crop_flip"}, "made_from.augment is 'recipe', this run needs 'crop_flip'"),
-    ({"data.augment_seed": 4}, "made_from.augment_seed is 0, this run needs 4"),
-    ({"data.crop_area": 0.5}, "made_from.crop_area is 0.08, this run needs 0.5"),
     ({"data.view_epochs": 3}, "n_versions is 4, this run needs 6"),
-    ({"data.n_classes": 5}, "n_images is 24, this run needs 20"),
     ({"clip.dtype": "bfloat16"}, "made_from.image_tower is '[0-9a-f]+', this run needs"),
   ],
 )
 def test_a_cache_of_something_else_is_refused_by_field(
-  complete, config_of, tmp_path, changes, message
+  complete, config_of, tmp_path, monkeypatch, changes, message
 ):
+  if not changes:
+    # As one from before the resizer was part of the key, where it reads as None.
+    monkeypatch.setattr(batches, "RESIZER", "another")
   config = config_of(complete[0], **{"data.features": "cached"} | changes)
   with pytest.raises(FeatureCacheError, match=f"cache.json: {message}"):
     pretrain.run(config, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()
-
-
-def test_a_cache_of_another_resizer_is_refused(complete, config_of, tmp_path, monkeypatch):
-  """As one from before the resizer was part of the key, where it reads as None."""
-  monkeypatch.setattr(batches, "RESIZER", "another")
-  config = config_of(complete[0], **{"data.features": "cached"})
-  with pytest.raises(FeatureCacheError, match="cache.json: made_from.resizer"):
-    pretrain.run(config, str(tmp_path / "run"))
 
 
 def test_a_cache_of_other_images_of_the_same_classes_is_refused(filled, config_of, tmp_path):
@@ -347,6 +319,7 @@ def test_too_many_damaged_images_stop_a_job(complete, filled, config_of, tmp_pat
 
 CACHED = {"data.features": "cached"}
 ONCE = PLAIN | {"data.features": "once"}
+FLIPPED = {"data.augment": "crop_flip", "data.view_epochs": 2}
 ONLINE_WHERE = "data.features: got 'once', expected 'online' where"
 
 
@@ -354,39 +327,20 @@ ONLINE_WHERE = "data.features: got 'once', expected 'online' where"
   ("changes", "message"),
   [
     (CACHED | {"data.view_epochs": 0}, "data.view_epochs: got 0, expected the number of epochs"),
-    (
-      CACHED | {"data.feature_cache": ""},
-      "data.feature_cache: got '', expected a folder that config.job=",
-    ),
-    (
-      CACHED | {"data.feature_cache": "nowhere"},
-      "data.feature_cache: got 'nowhere', expected a folder that",
-    ),
-    (CACHED | {"data.crop_area": 0.0}, "data.crop_area: got 0.0, expected above 0"),
+    (CACHED | {"data.feature_cache": "nowhere"}, "data.feature_cache: got 'nowhere', expected a"),
     (CACHED | {"data.augment": "none"}, "data.views: got 2, expected 1 where data.augment='none'"),
     (CACHED | {"data.views": 3}, "batch_size: got 8, expected a multiple of data.views = 3"),
-    (
-      {"data.features": "cache"},
-      "data.features: got 'cache', expected one of .*did you mean 'cached'",
-    ),
-    (
-      CACHED | {"data.augment": "recip"},
-      "data.augment: got 'recip', expected one of .*did you mean 'recipe'",
-    ),
     ({"job": "cache", "data.feature_cache": ""}, "data.feature_cache: got '', expected a folder$"),
     (ONCE | {"data.augment": "crop_flip"}, f"{ONLINE_WHERE} data.augment='crop_flip'"),
     (ONCE | {"method": "vpt_shallow"}, f"{ONLINE_WHERE} method='vpt_shallow'"),
-    (
-      ONCE | {"data.augment": "crop_flip", "data.view_epochs": 2, "method": "tip_adapter"},
-      f"{ONLINE_WHERE} data.augment='crop_flip'$",
-    ),
+    (ONCE | FLIPPED | {"method": "tip_adapter"}, f"{ONLINE_WHERE} data.augment='crop_flip'$"),
     (ONCE | {"job": "train_masks"}, f"{ONLINE_WHERE} job='train_m"),
   ],
 )
 def test_settings_that_cannot_be(config_of, tmp_path, changes, message):
   with pytest.raises(ConfigError, match=message):
     validate(config_of(tmp_path, **changes))
-  validate(config_of(**ONCE | {"data.augment": "crop_flip", "data.view_epochs": 2}))
+  validate(config_of(**ONCE | FLIPPED))
 
 
 def test_jobs_of_several_trainings_set_it_for_each(config_of):

@@ -21,15 +21,9 @@ _N = 60
 
 
 def _config(**changes):
-  settings = {
-    "job": "gradient_bias",
-    "data.n_classes": _N,
-    "gradient_bias.k": (8, 50, _N),
-    "gradient_bias.images": 12,
-    "gradient_bias.rows": 800,
-    "gradient_bias.samplers": "uniform;hard",
-    "gradient_bias.corrections": "log;none",
-  }
+  settings = {"job": "gradient_bias", "data.n_classes": _N, "gradient_bias.k": (8, 50, _N)}
+  settings |= {"gradient_bias.images": 12, "gradient_bias.rows": 800}
+  settings |= {"gradient_bias.samplers": "uniform;hard", "gradient_bias.corrections": "log;none"}
   return small_config(**(settings | changes))
 
 
@@ -107,9 +101,7 @@ def test_loss_and_sampler_have_the_scale_of_the_clip(tmp_path, monkeypatch):
   """One that is not the world's, which is SamplingSettings' default."""
   clip = with_logit_scale(pathlib.Path(write_fewer_layers(tmp_path / "clip", 1)), 20.0)
   asked = []
-  monkeypatch.setattr(
-    gradient_bias, "gradient_function", lambda learner, settings, _: asked.append(settings)
-  )
+  monkeypatch.setattr(gradient_bias, "gradient_function", lambda *given: asked.append(given[1]))
   monkeypatch.setattr(gradient_bias, "draws_of", lambda _, arguments, n, seed: np.ones((n, 2, 3)))
   changes = {"gradient_bias.samplers": "posterior", "gradient_bias.k": (8,)}
   gradient_bias.run(_config(**changes | {"clip.model": str(clip)}), str(tmp_path / "run"))
@@ -128,72 +120,36 @@ def test_a_cell_is_found_by_all_that_it_depends_on(one_layer):
   assert key(seed=1) != first
 
 
-def test_the_training_is_opened_for_counts_alone(monkeypatch):
-  opened, open_source = [], gradient_bias.inputs.open_training_source
+def test_the_images_have_room(tmp_path):
+  def config(images):
+    changes = {"data.n_classes": 300, "clip.memory_gib": 0.001}
+    return _config(**changes, **{"gradient_bias.images": images})
 
-  def told(*arguments):
-    opened.append(True)
-    return open_source(*arguments)
-
-  monkeypatch.setattr(gradient_bias.inputs, "open_training_source", told)
-  config = _config()
-  names = gradient_bias.inputs.open_source(config.data, "train", n_images=1).names
-  arrays = gradient_bias._arrays(config, ("uniform", "hierarchical"), names, 32)
-  assert not opened and arrays.frequency is None and arrays.groups is not None
-  arrays = gradient_bias._arrays(config, ("uniform", "frequency"), names, 32)
-  assert opened == [True] and arrays.frequency.sum() == pytest.approx(1)
-
-
-@pytest.mark.parametrize(
-  ("memory_gib", "images", "most"), [(4.0, 10**6, 32618), (0.001, 12, None), (0.001, 400, 389)]
-)
-def test_the_images_have_room(tmp_path, memory_gib, images, most):
-  changes = {"data.n_classes": 300, "gradient_bias.images": images}
-  config = _config(**changes, **{"clip.memory_gib": memory_gib})
-  if most is None:
-    gradient_bias.check(config, str(tmp_path))
-    return
+  gradient_bias.check(config(12), str(tmp_path))
   # The logits of so many images over themselves and the classes, but of no more.
-  room = memory_gib * 2**28
-  assert most * (most + 300) <= room < (most + 1) * (most + 301)
-  with pytest.raises(
-    ConfigError, match=rf"gradient_bias\.images: got {images}, expected at most {most},"
-  ):
-    validate(config)
-    gradient_bias.check(config, str(tmp_path))
+  assert 389 * (389 + 300) <= 0.001 * 2**28 < 390 * (390 + 300)
+  with pytest.raises(ConfigError, match=r"images: got 400, expected at most 389,"):
+    gradient_bias.check(config(400), str(tmp_path))
 
 
 def test_no_more_images_than_there_are(tmp_path):
-  save_folders(tmp_path / "data")
-  data = {"data.source": "folder", "data.root": str(tmp_path / "data"), "data.n_classes": 0}
-  config = _config(**data | {"gradient_bias.k": (2,), "gradient_bias.images": 7})
-  with pytest.raises(
-    ConfigError, match=r"images: got 7, expected at most 4, the training's images"
-  ):
-    gradient_bias.check(config, str(tmp_path / "run"))
-  config = config.replace({"gradient_bias.images": 4})
-  gradient_bias.check(config, str(tmp_path / "run"))
-
-
-def save_folders(root):
   """Two classes of three images, of which a training without other splits holds one out."""
   for name in ("cat", "dog"):
-    (root / "train" / name).mkdir(parents=True)
+    (tmp_path / "data" / "train" / name).mkdir(parents=True)
     for number in range(3):
-      Image.new("RGB", (8, 8)).save(root / "train" / name / f"{number}.png")
+      Image.new("RGB", (8, 8)).save(tmp_path / "data" / "train" / name / f"{number}.png")
+  data = {"data.source": "folder", "data.root": str(tmp_path / "data"), "data.n_classes": 0}
+  config = _config(**data, **{"gradient_bias.k": (2,), "gradient_bias.images": 4})
+  gradient_bias.check(config, str(tmp_path / "run"))
+  config = config.replace({"gradient_bias.images": 7})
+  with pytest.raises(ConfigError, match=r"images: got 7, expected at most 4, the training's"):
+    gradient_bias.check(config, str(tmp_path / "run"))
 
 
-@pytest.mark.parametrize(
-  ("field", "value"),
-  [
-    ("k", (1, 8)),
-    ("k", (16, 16)),
-    ("k", ()),
-    ("samplers", "uniform;harder"),
-    ("samplers", "uniform;uniform"),
-    ("corrections", "ln"),
-  ],
-)
+_BAD = [("k", (1, 8)), ("k", (16, 16)), ("samplers", "uniform;harder"), ("corrections", "ln")]
+
+
+@pytest.mark.parametrize(("field", "value"), _BAD)
 def test_bad_input_is_one_line(tmp_path, field, value):
   config = _config(**{f"gradient_bias.{field}": value})
   with pytest.raises(ConfigError, match=rf"config\.gradient_bias\.{field}: got"):
