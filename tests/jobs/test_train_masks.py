@@ -100,6 +100,7 @@ def test_what_a_run_leaves(whole):
   assert (whole / "plots" / "training.png").exists()
 
 
+@pytest.mark.slow("a program of its own; test_pretrain holds how the same loop ends")
 def test_a_bad_loss_ends_the_run(region_set, tmp_path):
   changes = {"train_masks.lr": 1e30, "train_masks.clip_norm": 0.0}
   with pytest.raises(TrainingError, match="at step 2"):
