@@ -1,9 +1,7 @@
 """The analyse job: figures against NumPy on the tower's features, its files, bad input."""
 
 import numpy as np
-from PIL import Image
 import pytest
-import torch
 
 from pomp_jax import inputs
 from pomp_jax.clip import load_clip
@@ -13,7 +11,6 @@ from pomp_jax.files.class_features import write_detic
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import analyse
-from tests.support.openai_clip import N_TOKENS, VIT, small_open_clip, write_merges, write_settings
 from tests.support.small_run import changed, small_config
 
 WORLD = load_clip("world")
@@ -81,37 +78,6 @@ def test_learned_vectors_that_are_words_are_read_back(analysed):
   assert tokens["median_distance_between_tokens"] > 0
 
 
-def test_files(analysed):
-  workdir, _, results = analysed
-  report = (workdir / "results.md").read_text()
-  assert f"{results['sets']['novel']['prompts']['{}.']['alignment']:.3f}" in report
-  assert "## Nearest tokens" in report
-  assert {path.name for path in (workdir / "plots").iterdir()} == {
-    "alignment_uniformity.png",
-    *(f"{kind}_{name}.png" for kind in ("map", "similarity") for name in ("novel", "shifted")),
-  }
-  for path in (workdir / "plots").iterdir():
-    with Image.open(path) as image:
-      assert min(image.size) > 300
-      assert len(np.unique(image.convert("L"))) > 10
-
-
-def test_a_clip_in_open_clips_layout(tmp_path):
-  """Its tokenizer is ours, not HuggingFace's."""
-  vision = VIT | {"image_size": 40}  # the world's
-  model = small_open_clip(vision, context_length=48)
-  torch.save(model.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
-  write_settings(tmp_path, vision, quick_gelu=True, text_cfg__context_length=48)
-  write_merges(tmp_path)
-  # "star", a token of its own, and EOT.
-  table = model.token_embedding.weight.detach().numpy()
-  prompt = Prompt(table[[N_TOKENS - 3, N_TOKENS - 1]], str(tmp_path), "end")
-  save_prompt(tmp_path / "prompt.npz", prompt)
-  config = config_of([tmp_path / "prompt.npz"], 5, **{"clip.model": str(tmp_path)})
-  [vectors] = run(config, tmp_path / "run")["tokens"]["vectors"].values()
-  assert [vector["tokens"][0] for vector in vectors] == ["star</w>", "<|endoftext|>"]
-
-
 def test_detics_class_features_beside_the_prompt_that_they_are_of(tmp_path):
   """float16 and not normalised, as published."""
   config = config_of(["{}.", tmp_path / "rows.npy"], 5)
@@ -143,9 +109,3 @@ def test_what_is_analysed_is_not_replaced(analysed, field, value):
   analyse.check(changed(config, {"k": 7}), str(workdir))
   with pytest.raises(ConfigError, match=rf"config\.{field}: got .* was started"):
     analyse.check(changed(config, {field: value}), str(workdir))
-
-
-def test_bad_input_names_its_field(tmp_path):
-  message = r"config\.analyse\.prompts: got 'nothing', expected one or"
-  with pytest.raises(ConfigError, match=message):
-    analyse.check(config_of(["nothing"], 5), str(tmp_path))

@@ -9,7 +9,6 @@ import pathlib
 import shutil
 
 import numpy as np
-from PIL import Image
 import pytest
 
 from pomp_jax import world
@@ -21,20 +20,13 @@ from pomp_jax.files.prompt_file import Prompt, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.regions.files import RegionHeader, Regions, RegionWriter
 from tests.support import stores
-from tests.support.detection_cases import random_annotations, random_detections
+from tests.support.detection_cases import random_annotations
 from tests.support.pixel_sets import segment_config, write_pixel_set
 from tests.support.small_run import small_config
 
 emulated = pytest.mark.slow("minutes of requests to an emulator, one job after the other")
 
 NAMES = ("beaver", "castle", "daisy", "lamp", "owl", "violin")
-SETS = """
-[[set]]
-name = "animals"
-root = "images"
-names = "names.txt"
-base = ["beaver", "owl", "daisy"]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +45,6 @@ def local(tmp_path_factory):
       for number in range(count):
         (folder / f"{number}.jpg").write_bytes(encode(natural_image(10 * label + number, 60, 80)))
   (root / "names.txt").write_text("\n".join(NAMES))
-  (root / "sets.toml").write_text(SETS)
   context = np.random.default_rng(0).normal(0, 0.02, (4, 64)).astype(np.float32)
   save_prompt(root / "prompt.npz", Prompt(context, "world"))
   write_boxes(root / "boxes")
@@ -61,15 +52,12 @@ def local(tmp_path_factory):
 
 
 def write_boxes(root):
-  """Annotations of boxes, their images, proposals, and a folder of regions with embeddings."""
+  """Annotations of boxes, and a folder of regions with embeddings."""
   root.mkdir()
   rng, annotations = np.random.default_rng(0), random_annotations(0)
   (root / "coco.json").write_text(json.dumps(annotations))
-  (root / "proposals.json").write_text(json.dumps(random_detections(annotations, 1)))
   writer = RegionWriter(root / "dump", RegionHeader("a detector", "world", 1, 128, "sigmoid", 5.0))
   for image in annotations["images"]:
-    pixels = rng.integers(0, 256, (image["height"], image["width"], 3), np.uint8)
-    (root / image["file_name"]).write_bytes(encode(Image.fromarray(pixels), "PNG"))
     boxes = np.float32([[4, 5, 60, 70], [30, 20, 110, 90]])
     embeddings = rng.normal(size=(2, 1, 128)).astype(np.float16)
     writer.write(image["id"], Regions(boxes, np.float32([0.9, 0.5]), None, embeddings))
@@ -138,123 +126,48 @@ def training(**changes):
   return small_config(**settings | changes)
 
 
-@pytest.fixture(scope="module")
-def trained(pair):
-  """The results of `cache` and of a training from it, in both places."""
+@emulated
+def test_a_training_is_the_same_bit_for_bit(pair):
   cached = both(pair, training(job="cache", **{"data.features": "online"}), "cache")
   assert cached[0]["computed_features"] == cached[1]["computed_features"] > 0
-  return both(pair, training(), "trained")
-
-
-def contexts(pair, file):
-  return [load_prompt(f"{base}/runs/{file}").context.tobytes() for base in pair]
-
-
-@emulated
-def test_a_training_is_the_same_bit_for_bit(pair, trained):
-  local, bucket = contexts(pair, "trained/prompt.npz")
-  assert local == bucket
+  both(pair, training(), "trained")
+  local, bucket = (load_prompt(f"{base}/runs/trained/prompt.npz").context for base in pair)
+  assert local.tobytes() == bucket.tobytes()
   scalars = [RunFolder(f"{base}/runs/trained").scalars() for base in pair]
   assert scalars[0]["loss"] == scalars[1]["loss"]
 
 
-@emulated
-def test_it_resumes_from_its_checkpoint(pair, trained):
-  before = contexts(pair, "trained/prompt.npz")
-  for base in pair:
-    folder = RunFolder(f"{base}/runs/trained")
-    for path in (folder.results, folder.prompt, folder.checkpoints / "12" / "commit_success.txt"):
-      path.unlink()
-  both(pair, training(), "trained")
-  assert contexts(pair, "trained/prompt.npz") == before
-
-
-@emulated
-def test_prompts_and_sets_are_evaluated(pair, trained):
-  prompts = ("BASE/runs/trained/prompt.npz", "BASE/runs/trained", "{}.")
-  fields = {"evaluate.sets_file": "BASE/sets.toml", "evaluate.prompts": prompts}
-  config = small_config(job="evaluate", **fields | {"clip.model": "BASE/clip"})
-  # The second start finds all sets done.
-  for _ in range(2):
-    assert len(both(pair, config, "evaluated")[1]["prompts"]) == 5
-
-
-@emulated
-def test_an_ablation(pair, trained):
-  fields = {"ablate.grid": "k=2|all", "steps": 2, "checkpoint.every": 2}
-  both(pair, training(job="ablate", **fields), "ablation")
-  assert paths.is_file(f"{pair[1]}/runs/ablation/report.html")
-
-
-@emulated
-@pytest.mark.parametrize("kind", ["detic", "open_clip", "safetensors", "pth"])
-def test_files_of_other_programs(pair, kind):
-  fields = {"prompt": "BASE/prompt.npz", "names": "BASE/names.txt", "format": kind}
-  fields = {f"export.{name}": value for name, value in fields.items()}
-  config = small_config(job="export", **fields | {"clip.model": "BASE/clip"})
-  output = both(pair, config, f"export_{kind}")[1]["output"]
-  local, bucket = (f"{base}/runs/export_{kind}/{output}" for base in pair)
-  if kind in ("detic", "open_clip"):
-    assert paths.read_bytes(local) == paths.read_bytes(bucket)
-  else:  # in which the name of the CLIP differs by the place
-    context = load_prompt(f"{pair[0]}/prompt.npz").context
-    np.testing.assert_array_equal(load_prompt(bucket).context, context)
-
-
-def detection(**changes):
-  fields = {"source": "coco", "annotations": "BASE/boxes/coco.json", "output": True}
-  fields |= {"images": "BASE/boxes", "prompts": ("a photo of a {}.", "{}.")} | changes
-  return small_config(job="detect", **{f"detect.{name}": value for name, value in fields.items()})
-
-
-def of_file(path, **more):
-  return {"regions.source": "file", "regions.path": f"BASE/{path}", **more}
-
-
-TRUTH = {"regions.source": "truth"}
 PIXELS = segment_config(pathlib.PurePosixPath("BASE/pixels"), **{"clip.model": "world"})
 NAMED = {"images": "BASE/images/test/owl", "names": "BASE/names.txt", "prompt": "BASE/prompt.npz"}
 NAMED = {"clip.model": "BASE/clip"} | {f"predict.{name}": value for name, value in NAMED.items()}
-# The config, and a file of the run that is equal byte for byte.
-CASES = {
-  "predicted": (small_config(job="predict", **NAMED), "results.csv"),
-  "pixels": (PIXELS, "labels/0/0.png"),
-  "regions": (PIXELS.replace(of_file("pixels/regions")), "labels/0/0.png"),
-  "boxes": (detection().replace(TRUTH), "detections/0.json"),
-  "proposals": (detection().replace(of_file("boxes/proposals.json")), "detections/0.json"),
-  # The scores of the detector alone: no image is read.
-  "dump": (
-    detection(images="", prompts=("BASE/boxes/classes.npy",)).replace(
-      of_file("boxes/dump", **{"regions.e_base": 0.0, "regions.e_novel": 0.0})
-    ),
-    "detections/0.json",
-  ),
+# The scores of the detector alone: no image is read.
+DUMP = {
+  "detect.source": "coco",
+  "detect.annotations": "BASE/boxes/coco.json",
+  "detect.prompts": ("BASE/boxes/classes.npy",),
+  "detect.output": True,
+  "regions.source": "file",
+  "regions.path": "BASE/boxes/dump",
+  "regions.e_base": 0.0,
+  "regions.e_novel": 0.0,
 }
-
-
-QUICK = ("predicted", "dump")
+REGIONS = {"regions.source": "file", "regions.path": "BASE/pixels/regions"}
 
 
 @pytest.mark.parametrize(
-  "name", [pytest.param(name, marks=() if name in QUICK else emulated) for name in CASES]
+  ("config", "file"),
+  [
+    (small_config(job="predict", **NAMED), "results.csv"),
+    (small_config(job="detect", **DUMP), "detections/0.json"),
+    pytest.param(PIXELS.replace(REGIONS), "labels/0/0.png", marks=emulated),
+  ],
+  ids=["predict", "detect", "segment"],
 )
-def test_pictures_pixels_and_boxes(pair, name):
-  config, file = CASES[name]
-  both(pair, config, name)
-  local, bucket = (paths.read_bytes(f"{base}/runs/{name}/{file}") for base in pair)
+def test_pictures_pixels_and_boxes(pair, config, file):
+  """A file of the run is equal byte for byte."""
+  both(pair, config, config.job)
+  local, bucket = (paths.read_bytes(f"{base}/runs/{config.job}/{file}") for base in pair)
   assert local == bucket and len(local) > 50
-
-
-@emulated
-def test_a_damaged_cache_is_one_line(pair, trained):
-  path = paths.to_path(f"{pair[1]}/features/block-00000.npy")
-  content = path.read_bytes()
-  path.write_bytes(content[:-8])
-  try:
-    with pytest.raises(InputError, match="block-00000.npy"):
-      both(pair[1:] * 2, training(), "damaged")
-  finally:
-    path.write_bytes(content)
 
 
 def test_prepare_needs_a_local_folder(pair):

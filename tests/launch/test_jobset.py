@@ -24,20 +24,6 @@ def manifest(request):
   return yaml.safe_load((ROOT / "launch" / request.param).read_text())
 
 
-def validate(manifest):
-  """The JobSet by its own schema, the job in it by Kubernetes'."""
-  schema = json.loads((pathlib.Path(__file__).parent / "jobset_v1alpha2.json").read_text())
-  jsonschema.Draft202012Validator(schema).validate(manifest)
-  for replicated in manifest["spec"]["replicatedJobs"]:
-    job = {
-      "apiVersion": "batch/v1",
-      "kind": "Job",
-      "metadata": {"name": "x"},
-      **replicated["template"],
-    }
-    kubernetes_validate.validate(job, "1.33", strict=True)
-
-
 def job_of(manifest):
   return manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
 
@@ -59,19 +45,14 @@ def test_its_numbers_of_hosts_agree_and_ours_are_found(manifest):
   assert coordinator["replicatedJob"] == manifest["spec"]["replicatedJobs"][0]["name"]
 
 
-def test_it_fits_the_schemas_and_asks_for_what_it_needs(manifest):
-  validate(manifest)
+def test_it_fits_the_schemas_and_what_fails_by_itself_is_not_tried_again(manifest):
+  """The JobSet by its own schema, the job in it by Kubernetes'."""
+  schema = json.loads((pathlib.Path(__file__).parent / "jobset_v1alpha2.json").read_text())
+  jsonschema.Draft202012Validator(schema).validate(manifest)
+  (replicated,) = manifest["spec"]["replicatedJobs"]
+  job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}}
+  kubernetes_validate.validate(job | replicated["template"], "1.33", strict=True)
   (container,) = job_of(manifest)["template"]["spec"]["containers"]
-  resources = container["resources"]
-  assert {"cpu", "memory"} <= resources["requests"].keys()
-  ((accelerator, count),) = resources["limits"].items()
-  assert (accelerator, count) in (("google.com/tpu", 4), ("nvidia.com/gpu", 8))
-  environ = {variable["name"]: variable.get("value") for variable in container["env"]}
-  assert environ["JAX_PLATFORMS"] == {"google.com/tpu": "tpu,cpu"}.get(accelerator, "cuda,cpu")
-  # It is no root, and what fails by itself is not tried again.
-  pod = job_of(manifest)["template"]["spec"]
-  assert pod["securityContext"]["runAsNonRoot"] is True
-  assert container["securityContext"]["allowPrivilegeEscalation"] is False
   (rule,) = job_of(manifest)["podFailurePolicy"]["rules"]
   assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [1, 2])
   assert rule["onExitCodes"]["containerName"] == container["name"]
