@@ -11,17 +11,19 @@ import sys
 
 from tests.support.processes import share_compilation_cache, xla_flags
 
-_DEVICES = 8
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(1)}".strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
-assert "jax" not in sys.modules, "JAX reads the folder of its cache when it is imported"
-share_compilation_cache()
+if "jax" in sys.modules:
+  raise AssertionError("JAX reads the folder of its cache when it is imported")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
+  share_compilation_cache()
 
 import hypothesis
 import jax
 import pytest
 
+_DEVICES = 8
 # For this process; those that it starts have one, or as many as `environment` says.
 jax.config.update("jax_num_cpu_devices", _DEVICES)
 

@@ -73,8 +73,7 @@ def share_compilation_cache() -> None:
   cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
   key = hashlib.sha256(" ".join([_processor(), *_FLAGS]).encode()).hexdigest()[:12]
   folder = cache / "pomp_jax_tests" / f"jaxlib-{importlib.metadata.version('jaxlib')}-{key}"
-  # Once, before workers start.
-  if "PYTEST_XDIST_WORKER" not in os.environ and folder.exists():
+  if folder.exists():
     with os.scandir(folder) as files:
       size = sum(file.stat().st_size for file in files)
     if size > 2 * 2**30:
