@@ -66,14 +66,6 @@ def test_mean_softmax_of_each_data_index(own_class, temperature):
     np.testing.assert_allclose(q_N, expected[d], rtol=1e-5, atol=1e-9)
 
 
-def test_rows_of_classes_that_differ_between_data_indices():
-  ids = RNG.integers(0, N, (D, 6)).astype(np.int32)
-  np.testing.assert_array_equal(_over_mesh(lambda bank, ids: bank.of_classes(ids), ids), BANK[ids])
-  np.testing.assert_array_equal(
-    Bank(jnp.asarray(BANK), N).of_classes(jnp.asarray(ids[0])), BANK[ids[0]]
-  )
-
-
 @pytest.mark.parametrize(("class_size", "devices"), [(1, 1), (1, 8), (4, 8)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_written_rows(class_size, devices, dtype):

@@ -1,8 +1,7 @@
 """What the tests hold the package to, written from the papers and not from the package.
 
-The method, one class and one image at a time: NumPy in float64 for the loss, torch in float64
-through HuggingFace's CLIPModel for everything from the context to its gradient. Dassl's
-learning-rate schedule on torch's own classes.
+The method in torch's float64, one class and one image at a time, through HuggingFace's CLIPModel.
+Dassl's learning-rate schedule on torch's own classes.
 """
 
 import math
@@ -47,28 +46,6 @@ def plain_margin(n_kept: int, n_classes: int, correction: str) -> float:
   return 0.0
 
 
-def plain_losses(images, positives, negatives, labels, drawn, *, scale, n_classes, correction):
-  """Returns cross-entropy and correctness of each image, in float64."""
-
-  def cosine(a, b):
-    return sum(a * b) / math.sqrt(sum(a * a)) / math.sqrt(sum(b * b))
-
-  losses, hits = [], []
-  for image, positive, label in zip(images, positives, labels, strict=True):
-    own = scale * cosine(image, positive)
-    others = [
-      scale * cosine(image, negative)
-      for negative, c in zip(negatives, drawn, strict=True)
-      if c != label
-    ]
-    denominator = math.exp(own)
-    for other in others:
-      denominator += math.exp(other + plain_margin(len(others), n_classes, correction))
-    losses.append(math.log(denominator) - own)
-    hits.append(all(own > other for other in others))
-  return np.array(losses), np.array(hits)
-
-
 def torch_class_feature(model: CLIPModel, context, ids, n_name: int, position: str):
   """Returns g(t_c) of one class from `ids`: name (the first n_name ids), "." and EOT."""
   text = model.text_model
@@ -86,30 +63,29 @@ def torch_class_feature(model: CLIPModel, context, ids, n_name: int, position: s
   return model.text_projection(eot)
 
 
-def torch_group(images, features, labels, drawn, *, scale, n_classes, correction):
-  """Returns mean loss and accuracy of one group.
+def torch_losses(images, positives, negatives, labels, drawn, *, scale, n_classes, correction):
+  """Returns the cross-entropy of each image of one group, and whether it is right.
 
   Args:
     images: image features f(x), one a row.
-    features: class features g(t_c) by class id.
+    positives: class feature g(t_c) of each image's own class.
+    negatives: class features of the negatives.
     labels: class of each image.
-    drawn: sampled negatives of the group.
+    drawn: classes of the negatives.
     scale: logit scale.
     n_classes: number of classes N.
     correction: margin correction, `log`, `log10` or `none`.
   """
   losses, hits = [], []
-  for image, label in zip(images, labels, strict=True):
-    candidates = [label] + [c for c in drawn if c != label]
-    logits = scale * torch.stack(
-      [torch.cosine_similarity(image, features[c], dim=0) for c in candidates]
-    )
+  for image, positive, label in zip(images, positives, labels, strict=True):
+    others = [row for row, c in zip(negatives, drawn, strict=True) if c != label]
+    logits = scale * torch.cosine_similarity(image, torch.stack([positive, *others]), dim=1)
     hits.append(float(logits.argmax() == 0))
-    if len(candidates) > 1:
-      margin = plain_margin(len(candidates) - 1, n_classes, correction)
-      logits = logits + logits.new_tensor([0.0] + [margin] * (len(candidates) - 1))
+    if others:
+      margin = plain_margin(len(others), n_classes, correction)
+      logits = logits + logits.new_tensor([0.0] + [margin] * len(others))
     losses.append(torch.nn.functional.cross_entropy(logits[None], torch.tensor([0])))
-  return torch.stack(losses).mean(), float(np.mean(hits))
+  return torch.stack(losses), np.array(hits)
 
 
 class _ConstantWarmup(torch.optim.lr_scheduler.LRScheduler):

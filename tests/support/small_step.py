@@ -10,7 +10,6 @@ import numpy as np
 
 from pomp_jax.clip import text_tower
 from pomp_jax.prompt import sampling
-from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import replicate
@@ -20,7 +19,6 @@ from pomp_jax.prompt.step import (
   TrainState,
   create_state,
   make_train_step,
-  step_token_budget,
 )
 from tests.support.flax_clip import PLAIN_TOWER
 
@@ -44,17 +42,6 @@ def draw_of(step: int, group: int) -> list[int]:
   """Returns the K-1 negatives of a plain draw."""
   key = sampling.draw_key(jax.random.key(SEED), jnp.int32(step), jnp.int32(group))
   return jax.jit(sampling.sample_uniform, static_argnums=(1, 2))(key, K, N_CLASSES).tolist()
-
-
-def budget_of(world, module: PromptContext, settings, group_size: int, class_size: int) -> int:
-  """Returns a token budget that fits any draw."""
-  return step_token_budget(
-    module,
-    np.asarray(world.tokens.lengths),
-    settings=settings,
-    group_size=group_size,
-    class_size=class_size,
-  )
 
 
 def make_step(

@@ -14,7 +14,7 @@ from pomp_jax.clip import Clip, load_clip, tokenize
 from pomp_jax.prompt.context import ClassTokens
 from pomp_jax.prompt.learner import Frozen
 from tests.support.clips import pooled, write_random_clip
-from tests.support.oracles import torch_class_feature, torch_group
+from tests.support.oracles import torch_class_feature, torch_losses
 
 NAMES = (
   *("cat", "the dog of the star", "star", "x", "crème brûlée", "the cat"),
@@ -64,16 +64,18 @@ class World(NamedTuple):
 
   def loss(self, context, position, images, labels, drawn, correction="log"):
     """Mean loss and accuracy of one group of image features, from the context on."""
-    classes = {*labels.tolist(), *drawn}
-    return torch_group(
+    features = {c: self.class_feature(c, context, position) for c in {*labels.tolist(), *drawn}}
+    losses, hits = torch_losses(
       torch.tensor(images),
-      {c: self.class_feature(c, context, position) for c in classes},
+      [features[c] for c in labels.tolist()],
+      [features[c] for c in drawn],
       labels.tolist(),
       drawn,
       scale=self.scale,
       n_classes=len(self.names),
       correction=correction,
     )
+    return losses.mean(), hits.mean()
 
 
 def write_world(folder: pathlib.Path, names: tuple[str, ...] = NAMES, positions: int = 40) -> World:

@@ -245,24 +245,3 @@ def test_every_set_is_drawn_as_often_as_enumerated():
     ).pvalue
     > LEVEL
   )
-
-
-def test_sums_over_all_classes_are_unbiased():
-  n_classes, size, n_draws = 40, 10, 20_000
-  q_N = _q("some certain", n_classes)
-  ids, log_pi = (np.asarray(part) for part in _weighted_draws(jnp.asarray(q_N), size, n_draws, 3))
-  rng = np.random.default_rng(1)
-  values_FxN = np.stack(
-    [rng.random(n_classes), np.exp(rng.normal(size=n_classes)), rng.normal(size=n_classes)]
-  )
-
-  def p_values(weights_N):
-    estimates = (values_FxN * weights_N)[:, ids].sum(axis=-1)
-    return [
-      scipy.stats.ttest_1samp(row, total).pvalue
-      for row, total in zip(estimates, values_FxN.sum(axis=1), strict=True)
-    ]
-
-  assert min(p_values(np.exp(-log_pi))) > LEVEL / 3
-  # The usual 1 / (K q), which forgets that nothing is drawn twice, is seen to be wrong.
-  assert min(p_values(1 / (size * q_N))) < 1e-6

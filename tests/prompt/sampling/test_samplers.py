@@ -20,7 +20,6 @@ from pomp_jax.prompt.sampling import (
   SamplingSettings,
   complete_negatives,
   draw_negatives,
-  sample_uniform,
 )
 from tests.support.oracles import plain_inclusion, unit
 
@@ -144,13 +143,6 @@ def test_weights_are_inverse_inclusion_probabilities_of_the_mixture(name):
   np.testing.assert_allclose(drawn.own_log_weights, log_weights_N[LABELS], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["hard", "frequency", "uniform"])
-def test_without_a_correction_it_is_seen_to_be_biased(name):
-  estimates = _denominators(SETTINGS[name], 500, correction="none")
-  for i, exact in enumerate(_exact(SETTINGS[name])):
-    assert scipy.stats.ttest_1samp(estimates[:, i], exact).pvalue < 1e-6
-
-
 @pytest.mark.parametrize(
   "name", ["uniform", "hard", "not the similar", "not kin", "hierarchical, not kin, batch"]
 )
@@ -177,13 +169,6 @@ def test_all_classes_need_no_weights(name):
   np.testing.assert_allclose(estimates, [_exact(sampling)] * 2, rtol=1e-5)
 
 
-def test_the_plain_draw_is_the_uniform_one():
-  key = jax.random.key(2)
-  draw = _draw(SamplingSettings(), key)
-  np.testing.assert_array_equal(draw.ids, sample_uniform(key, K, N))
-  assert draw.log_weights is None
-
-
 @pytest.mark.parametrize("name", ["uniform", "not kin", "batch"])
 def test_kinds_are_those_of_the_images_classes_and_of_the_negatives(name):
   sampling = SETTINGS[name]
@@ -195,13 +180,7 @@ def test_kinds_are_those_of_the_images_classes_and_of_the_negatives(name):
 
 @pytest.mark.parametrize(
   ("field", "value"),
-  [
-    ("name", "hardest"),
-    ("anchors", "texts"),
-    ("exclude", "all"),
-    ("mix", 0.0),
-    ("temperature", 0.0),
-  ],
+  [("name", "odd"), ("anchors", "odd"), ("exclude", "odd"), ("mix", 0.0), ("temperature", 0.0)],
 )
 def test_settings_that_cannot_be_are_refused(field, value):
   with pytest.raises(ValueError, match=field):
