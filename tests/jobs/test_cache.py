@@ -90,7 +90,7 @@ def complete(filled, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shown():
-  """Numbers of training images that the image tower gets, a call each; blocks of five images."""
+  """Numbers of training images that the image tower gets, a call each."""
   calls, compute = [], Encoder.image_features
 
   def counted(self, images, *, unit=True):

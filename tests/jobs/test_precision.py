@@ -16,27 +16,21 @@ from tests.support.small_run import small_config
 HIGH, HIGHEST = jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST
 
 
-def products(function, *arguments):
-  """(type of the inputs, precision) of each product and convolution of floats."""
+def step_products(one_layer, tmp_path, **changes):
+  """(type of the inputs, precision) of each product and convolution of floats in a step."""
+  small = {"data.n_classes": 30, "k": 10, "clip.model": one_layer, "prompt.depth": 1}
+  config = small_config(**small | changes)
+  job = setup.prepare(config, RunFolder(tmp_path))
+  n, size = config.batch_size, job.encoder.clip.image_size
+  batch = {"image": np.zeros((n, size, size, 3), np.uint8), "label": np.zeros(n, np.int32)}
+  step = jax.make_jaxpr(setup.build_step(job))(setup.first_state(job), job.frozen, batch)
   found = []
-  for equation in equations(jax.make_jaxpr(function)(*arguments).jaxpr):
+  for equation in equations(step.jaxpr):
     if equation.primitive.name in ("dot_general", "conv_general_dilated"):
       precision = equation.params["precision"]
       pair = precision if isinstance(precision, tuple) else (precision, precision)
       found += [(str(equation.invars[0].aval.dtype), one) for one in pair]
   return found
-
-
-def step_products(one_layer, tmp_path, **changes):
-  small = {"data.n_classes": 30, "k": 10, "clip.model": one_layer, "prompt.depth": 1}
-  config = small_config(**small | changes)
-  job = setup.prepare(config, RunFolder(tmp_path))
-  size = job.encoder.clip.image_size
-  batch = {
-    "image": np.zeros((config.batch_size, size, size, 3), np.uint8),
-    "label": np.zeros(config.batch_size, np.int32),
-  }
-  return products(setup.build_step(job), setup.first_state(job), job.frozen, batch)
 
 
 @pytest.mark.parametrize(

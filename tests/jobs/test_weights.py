@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from pomp_jax import inputs
-from pomp_jax.clip import ClipError
-from pomp_jax.clip.tokens import ACCEPTED_FILES
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.jobs import pretrain
@@ -41,17 +39,9 @@ def stored(tmp_path_factory):
 
 
 def _config(folder, **changes):
-  settings = {
-    "clip.model": str(folder / "RN.pt"),
-    "data.source": "folder",
-    "data.root": str(folder / "images"),
-    "data.n_classes": 0,
-    "k": 4,
-    "steps": 2,
-    "batch_size": 8,
-    "eval.images": 64,
-    "eval.template": "a {}.",
-  }
+  settings = {"clip.model": str(folder / "RN.pt"), "data.source": "folder", "data.n_classes": 0}
+  settings |= {"data.root": str(folder / "images"), "k": 4, "steps": 2, "batch_size": 8}
+  settings |= {"eval.images": 64, "eval.template": "a {}."}
   config = small_config(**settings | changes)
   validate(config)
   return config
@@ -79,16 +69,6 @@ def test_training_and_evaluation(stored, tmp_path):
 
 
 def test_what_does_not_fit_is_said_before_anything_is_written(stored, tmp_path):
-  folder, _ = stored
   with pytest.raises(ConfigError, match="prompt.m: got 30, expected at most 28"):
-    pretrain.check(_config(folder, **{"prompt.m": 30}), str(tmp_path / "run"))
-  with pytest.raises(ConfigError, match="clip.activation: got 'relu'.*auto, quick_gelu, gelu"):
-    _config(folder, **{"clip.activation": "relu"})
-  with pytest.raises(ConfigError, match="clip.model: got 'RN50.pt', expected a folder or file"):
-    _config(folder, **{"clip.model": "RN50.pt"})
-  (tmp_path / "RN.pt").symlink_to(folder / "RN.pt")
-  with pytest.raises(ClipError, match=ACCEPTED_FILES):
-    pretrain.check(
-      _config(tmp_path, **{"data.root": str(folder / "images")}), str(tmp_path / "run")
-    )
+    pretrain.check(_config(stored[0], **{"prompt.m": 30}), str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()
