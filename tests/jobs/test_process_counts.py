@@ -23,7 +23,7 @@ from tests.support.small_run import small_config
 _TOLERANCE = 1e-5
 _STEPS = 2
 # Each process starts and compiles for itself, so the two of the first tier run the jobs alone that
-# divide what they read among processes.
+# divide what they read among processes: 30 core-seconds, started once for all tests.
 _QUICK = ("sampled", "cache", "evaluate")
 _MORE = pytest.mark.slow("all jobs, and layouts beyond two processes of one device: minutes each")
 _LARGER = [
