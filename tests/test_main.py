@@ -16,9 +16,9 @@ from pomp_jax import main as main_module
 from pomp_jax.config import JOBS
 from pomp_jax.errors import InputError
 from pomp_jax.files import paths, terminal
-from pomp_jax.files.array_cache import DamagedBlockError, FeatureCacheError
+from pomp_jax.files.array_cache import DamagedBlockError
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
-from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError
+from pomp_jax.files.run_folder import RunFolderError
 from tests.support.command_line import handlers_kept, parse, run_main
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -193,8 +193,6 @@ def test_bad_input_of_predict(refused, tmp_path, field, names, expected):
   ("error", "expected"),
   [
     (RunFolderError("config.json: not JSON"), 2),
-    (RunFolderWriteError("config.json: can't be written"), 1),
-    (FeatureCacheError("no cache.json in it"), 2),
     (DamagedBlockError("block-00001.npy: can't be read"), 1),
   ],
 )

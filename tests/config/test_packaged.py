@@ -39,18 +39,12 @@ def test_a_name_is_the_packaged_file_and_a_path_stays(given, expected):
   assert with_file(["pomp", *given]) == ["pomp", *expected]
 
 
-@pytest.mark.parametrize(
-  ("arguments", "expected"),
-  [
-    (["--config=demo:k=16"], "runs/demo"),
-    ([f"--config={DEMO}"], "runs/demo"),
-    (["--config=demo", "--workdir=here"], "here"),
-  ],
-)
-def test_the_folder_of_a_run_without_workdir(arguments, expected):
-  parse(*arguments)
-  assert flags.FLAGS.workdir == expected
-  assert (flags.FLAGS.workdir == main_module._default_workdir()) == (expected == "runs/demo")
+def test_the_folder_of_a_run_without_workdir():
+  for config in ("demo:k=16", DEMO):
+    parse(f"--config={config}")
+    assert flags.FLAGS.workdir == main_module._default_workdir() == "runs/demo"
+  parse("--config=demo", "--workdir=here")
+  assert flags.FLAGS.workdir == "here"
 
 
 @pytest.mark.parametrize(

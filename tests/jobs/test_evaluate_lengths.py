@@ -21,7 +21,7 @@ def n_tokens(template):
   return len(WORLD.tokenizer(template.format(LONGEST))["input_ids"]) - 1
 
 
-@pytest.mark.parametrize("kind", ["template", "hand_written", "ensemble", "prompt"])
+@pytest.mark.parametrize("kind", ["template", "ensemble", "prompt"])
 def test_the_last_set_is_checked_before_anything_is_written(tmp_path, kind):
   """Two sets of two classes, of which the last name and the set's own template are the longest."""
   for folder in ("short/star", "short/ring", "long/star", f"long/{LONGEST}"):
@@ -38,8 +38,8 @@ def test_the_last_set_is_checked_before_anything_is_written(tmp_path, kind):
       n_vectors = WORLD.positions - 1 + excess - n_tokens("{}.")
       save_prompt(prompt, Prompt(np.zeros((n_vectors, WORLD.text_width), np.float32), "world"))
     own = [{"name": name, "root": str(tmp_path / name)} for name in ("short", "long")]
-    if kind in ("hand_written", "ensemble"):
-      own[1]["templates"] = [template] if kind == "hand_written" else ["a {}.", template]
+    if kind == "ensemble":
+      own[1]["templates"] = ["a {}.", template]
     prompts = (template if kind == "template" else prompt,)
     config = settings(**{"job": "evaluate", "clip.model": "world", "clip.chunk": 16})
     fields = {"evaluate.own_sets": tuple(own), "evaluate.prompts": prompts}

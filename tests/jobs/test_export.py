@@ -83,13 +83,6 @@ def test_prompts(files, kind, name, capsys):
     np.testing.assert_array_equal(checkpoint["state_dict"]["ctx"].numpy(), before.context)
 
 
-def test_a_published_prompt_becomes_ours(files):
-  ctx = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)).half()
-  torch.save({"state_dict": {"ctx": ctx}, "epoch": 20}, files / "model.pth.tar-20")
-  path, _ = run(files, prompt=str(files / "model.pth.tar-20"), format="npz", output="p.npz")
-  np.testing.assert_array_equal(load_prompt(path).context, ctx.float().numpy())
-
-
 def test_detic_has_a_row_a_category_in_the_order_of_ids(files, encoder):
   path, results = run(files, format="detic", names=str(files / "names.json"))
   found = np.load(path, allow_pickle=False)
