@@ -57,7 +57,10 @@ class VPTLearner:
 
 @dataclasses.dataclass(frozen=True)
 class MaPLeLearner:
-  """{"context": [M,D], "deep": [J-1,M,D], "coupling": {"kernel": [J,D,W], "bias": [J,W]}}."""
+  """{"context": [M,D], "deep": [J-1,M,D], "coupling": {"kernel": [J,D,W], "bias": [J,W]}}.
+
+  No "deep" where J = 1: checkpoints hold no empty arrays.
+  """
 
   module: PromptContext  # shared context before the name
   text_tower: TextTower  # shared tower with the same budget
@@ -72,18 +75,22 @@ class MaPLeLearner:
     width = self.module.width
     first = init_dense(first_key, width, self.vision_width)
     other = init_dense(other_key, width, self.vision_width)
-    return {
+    params = {
       **self.module.init(context_key, method=lambda m: m.context)["params"],
-      "deep": INIT_STDDEV
-      * jax.random.normal(deep_key, (self.depth - 1, self.module.n_vectors, width)),
       "coupling": jax.tree.map(
         lambda *layers: jnp.stack(layers), first, *[other] * (self.depth - 1)
       ),
     }
+    if self.depth > 1:
+      shape = (self.depth - 1, self.module.n_vectors, width)
+      params["deep"] = INIT_STDDEV * jax.random.normal(deep_key, shape)
+    return params
 
   def visual_tokens(self, params: Any) -> Float[Array, "J M W"]:
     """Maps the text tower's tokens to the vision tower's."""
-    text_JxMxD = jnp.concatenate([params["context"][None], params["deep"]])
+    text_JxMxD = params["context"][None]
+    if "deep" in params:
+      text_JxMxD = jnp.concatenate([text_JxMxD, params["deep"]])
     return jax.vmap(dense)(params["coupling"], text_JxMxD)
 
   def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
@@ -97,7 +104,7 @@ class MaPLeLearner:
     del image_features_BxE
     context = {"context": params["context"]}
     sequences = class_sequences(self.module, context, frozen, class_ids_R)
-    features_RxE = self.text_tower(frozen.text, *sequences, params["deep"])
+    features_RxE = self.text_tower(frozen.text, *sequences, params.get("deep"))
     return TextFeatures(features_RxE, available_rows(sequences.lengths, self.token_budget))
 
 

@@ -135,11 +135,12 @@ def torch_logits(tiny, learner, params):
       rows.append(functional.normalize(classes) @ image)
     return tiny.world.scale * torch.stack(rows)
   if isinstance(learner, MaPLeLearner):
-    text = torch.cat([params["context"][None], params["deep"]])
+    deep = list(params.get("deep", ()))
+    text = torch.stack([params["context"], *deep])
     coupling = params["coupling"]
     visual = torch.stack([text[j] @ coupling["kernel"][j] for j in range(len(text))])
     images = torch_image_features(tiny, visual + coupling["bias"][:, None])
-    classes = torch_class_features(tiny, params["context"], deep=params["deep"])
+    classes = torch_class_features(tiny, params["context"], deep=deep)
   else:
     images = torch_image_features(tiny, params["visual"])
     classes = torch.tensor(np.asarray(tiny.frozen.classes), dtype=torch.float64)
