@@ -39,14 +39,6 @@ def test_ticks_of_a_log_axis_are_plain_numbers_at_their_place(power, decades, wh
   assert len({text for _, text in found}) == len(found)
 
 
-def test_measured_values_are_the_ticks():
-  values = [1024, 16, 64, 256, 64]
-  found = ticks(log_panel(16, 1024, values=values), "x")
-  assert found == [(16, "16"), (64, "64"), (256, "256"), (1024, "1,024")]
-  many = ticks(log_panel(1, 100, values=range(1, 100)), "x")
-  assert len(many) <= 10
-
-
 def test_a_dollar_is_no_formula():
   """As Matplotlib reads it: an even number of unescaped dollars would start one."""
   figure, (axes,) = drawing.panels(1, 3.0, 3.0, "$x_{ and $y")

@@ -97,18 +97,6 @@ def test_panels_name_prompts_and_count_images_and_classes(tmp_path, drawn):
   assert [text.get_text() for text in drawn[1].legends[0].get_texts()] == labels
 
 
-def test_prediction_sheet(tmp_path, drawn):
-  n_images, size = 5, 8
-  images = np.random.default_rng(0).integers(0, 256, (n_images, size, size, 3), dtype=np.uint8)
-  true_names = [f"thing {index}" for index in range(n_images)]
-  top3_names = [["a", name, "c"] if int(name[6:]) % 2 else [name, "b", "c"] for name in true_names]
-  plots.prediction_sheet(
-    tmp_path / "sheet.png", images, true_names, top3_names, np.full((n_images, 3), [0.7, 0.2, 0.1])
-  )
-  assert texts(drawn[0]).count("\u2713") == n_images
-  assert texts(drawn[0]).count("70%") == n_images
-
-
 def test_a_set_of_one_class_has_no_uniformity_and_no_point(tmp_path, drawn):
   of = {
     "pets/novel": (1, 1, {"alignment": 1.0, "uniformity": None}),

@@ -3,7 +3,6 @@
 One page for each job, rendered once.
 """
 
-import base64
 import re
 import urllib.parse
 
@@ -12,7 +11,7 @@ from PIL import Image
 import pytest
 
 from pomp_jax.ablation.report import write_outcome
-from pomp_jax.analysis.html_report import Grid, Section, write_report, write_run_report
+from pomp_jax.analysis.html_report import write_run_report
 from pomp_jax.analysis.region_reports import regions_report
 from pomp_jax.analysis.reports import (
   baselines_report,
@@ -363,28 +362,3 @@ def test_the_page_says_where_regions_come_from(tmp_path, changes, expected, abse
   [found] = [dict(table) for table in parsed.tables if table[0][0] == "images"]
   assert expected.items() <= found.items()
   assert not any(absent in name for name in found)
-
-
-def test_the_page_holds_all_and_needs_nothing(tmp_path):
-  Image.new("RGB", (3, 2), "red").save(tmp_path / "plot.png")
-  table = Grid(("k", "novel <top-1>"), [("16", "52.1 ± 0.3"), ("64", "55.0 ± 0.2")], ["", "best"])
-  sections = [
-    Section("Means", "Over <3> seeds & more.", table=table),
-    Section("Plot", picture=tmp_path / "plot.png", caption='a "plot"'),
-    Section("Command", code="python -m pomp_jax.main --config=<x>", folded=True),
-  ]
-  write_report(tmp_path / "report.html", "An <ablation>", sections, {"jax": "0.10.2"})
-  text = (tmp_path / "report.html").read_text()
-  page = Page(text)
-  for expected in ("An <ablation>", "novel <top-1>", "Over <3> seeds & more.", "--config=<x>"):
-    assert expected in page.text
-  assert page.tables == [
-    [["k", "novel <top-1>"], ["16", "52.1 ± 0.3"], ["64", "55.0 ± 0.2"]],
-    [["jax", "0.10.2"]],
-  ]
-  assert page.images[0]["alt"] == 'a "plot"'
-  kind, data = page.images[0]["src"].split(",")
-  assert kind == "data:image/png;base64"
-  assert base64.b64decode(data) == (tmp_path / "plot.png").read_bytes()
-  assert not {"script", "link", "iframe"} & page.tags
-  assert "http" not in text

@@ -1,10 +1,8 @@
 """Time to accuracy, from synthetic cells."""
 
-import matplotlib.axes
 import numpy as np
 import pytest
 
-from pomp_jax.analysis import time_to_accuracy
 from pomp_jax.analysis.time_to_accuracy import arrivals, courses, threshold_of
 
 STEPS = [10, 20, 30]
@@ -56,15 +54,3 @@ def test_when_each_kind_arrives():
   # Twenty steps and the first bank.
   assert found["posterior, k=64"].step == 20
   assert found["posterior, k=64"][2:] == pytest.approx((5.5, 60 / 5.5, 6 / 5.5))
-
-
-def test_the_plot_is_accuracy_against_seconds(tmp_path, drawn):
-  time_to_accuracy.plot(tmp_path / "plot.png", courses(*synthetic()))
-  validation, novel = [axes for axes in drawn[0].axes if isinstance(axes, matplotlib.axes.Axes)]
-  assert validation.get_xscale() == "log"
-  for axes, less in ((validation, 0.0), (novel, 0.1)):
-    lines = [line for line in axes.lines if len(line.get_xdata()) == len(STEPS)]
-    for line, (kind, curves) in zip(lines, CURVES.items(), strict=True):
-      seconds = FIRST_BANK.get(kind, 0.0) + SECONDS[kind] * np.array(STEPS)
-      np.testing.assert_allclose(line.get_xdata(), seconds)
-      np.testing.assert_allclose(line.get_ydata(), 100 * (np.mean(curves, axis=0) - less))

@@ -4,22 +4,18 @@ import dataclasses
 import logging
 
 import numpy as np
-from PIL import Image
 import pytest
 
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.loader import CorruptDataError
-from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.encoder import Encoder
 from pomp_jax.inference.evaluate import evaluate, split_features, tally
 from pomp_jax.inference.metrics import EvaluationError, Hierarchy, Tally
 from tests.inference.test_metrics import answers
+from tests.inference.test_stored_features import BAD, GOOD, pictures
 
 IMAGES, CLASSES = 83, 200
-# Unreadable of 21 stored images; the last one pads the last batch.
-STORED, BAD = 21, [0, 7, 20]
-GOOD = np.setdiff1d(np.arange(STORED), BAD)
 
 
 class Pictures:
@@ -127,15 +123,7 @@ def test_evaluate_ranks_over_the_classes_of_each_split(encoder, case):
 
 @pytest.fixture
 def stored(tmp_path):
-  """Random pictures, three of which are no images."""
-  rng = np.random.default_rng(0)
-  keys = [f"{index}.png" for index in range(STORED)]
-  for key in keys:
-    Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / key)
-  for index in BAD:
-    (tmp_path / keys[index]).write_bytes(b"no image")
-  labels = rng.integers(0, 4, STORED)
-  return StoredImages(list("abcd"), labels, keys, Files(tmp_path), image_size=32)
+  return pictures(tmp_path / "images", bad=BAD)
 
 
 @pytest.fixture
@@ -152,8 +140,8 @@ def test_unreadable_images_are_dropped(encoder, stored, text, caplog):
   np.testing.assert_array_equal(found.labels, expected.labels)
   np.testing.assert_allclose(found.features, expected.features, atol=1e-6)
   (record,) = caplog.records
-  assert "3 of 21" in record.getMessage()
-  assert "/0.png" in record.getMessage()
+  assert "2 of 21" in record.getMessage()
+  assert "/9.png" in record.getMessage()
   expected = tally(encoder, stored.subset(GOOD), text)["a"].figures()
   for batch_size in (8, 512):
     caplog.clear()
@@ -167,13 +155,13 @@ def test_unreadable_images_are_dropped(encoder, stored, text, caplog):
 
 
 def test_max_corrupt_bounds_an_evaluation(encoder, stored, text):
-  # Three of 21 are more than a tenth. Of few images, one is allowed above 0.
+  # Two of 21 are more than a twentieth. Of few images, one is allowed above 0.
   one_bad = stored.subset(np.array([7, 8, 9]))
   for read in (split_features, lambda *args, **options: tally(*args, text, **options)):
-    with pytest.raises(CorruptDataError, match=r"of 21 .* 2 .*data\.max_corrupt"):
-      read(encoder, stored, max_corrupt=0.1)
+    with pytest.raises(CorruptDataError, match=r"of 21 .* 1 .*data\.max_corrupt"):
+      read(encoder, stored, max_corrupt=0.05)
     read(encoder, one_bad, max_corrupt=0.001)
-    with pytest.raises(CorruptDataError, match=r"1 of 3 .* 0 .*7\.png"):
+    with pytest.raises(CorruptDataError, match=r"1 of 3 .* 0 .*9\.png"):
       read(encoder, one_bad, max_corrupt=0.0)
     with pytest.raises(CorruptDataError, match="1 of 1"):
-      read(encoder, stored.subset(np.array([7])), max_corrupt=1.0)
+      read(encoder, stored.subset(np.array([9])), max_corrupt=1.0)

@@ -18,7 +18,6 @@ from pomp_jax.inference.metrics import (
   ranks,
   wilson_interval,
 )
-from pomp_jax.inference.topk import topk_accuracy
 
 # The bins are those of Guo et al. (2017); a literal, so that another number shows.
 N, IMAGES, N_BINS = 30, 1000, 15
@@ -125,13 +124,6 @@ def test_what_is_not_finite_is_refused():
     tally.add(np.zeros(2, int), broken)
   with pytest.raises(ValueError, match="no image"):
     tally.figures()
-
-
-def test_a_constant_classifier_scores_nothing():
-  images, classes = np.ones((10, 2)), np.ones((5, 2))
-  assert topk_accuracy(images, classes, np.zeros(10, int), ks=(1,))["top1"] == 0
-  # Nor one whose features are not finite.
-  assert topk_accuracy(images, np.full((5, 2), np.nan), np.zeros(10, int))["top5"] == 0
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])

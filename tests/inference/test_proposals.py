@@ -73,12 +73,6 @@ def test_regions_are_the_networks_masks_and_embeddings(network, classes):
       assert box.tolist() == tight
 
 
-def test_another_size_in_the_network(network):
-  (regions,) = Proposer(network, make_mesh(), None, size=64).regions(IMAGES[:1])
-  assert regions.masks.shape == (5, 16, 22)
-  assert regions.boxes[:, [0, 2]].max() <= 56 and regions.boxes[:, [1, 3]].max() <= 40
-
-
 def test_masks_at_full_size_are_those_of_interpolated_logits(network):
   """As ZSSeg: the padded logits are enlarged, cut to the image, then squashed.
 
@@ -103,11 +97,6 @@ def test_boxes_of_masks_finer_than_the_image_are_those_of_their_grid():
   masks[0, 2:5, 3:9] = 200
   assert mask_boxes(masks, 4, 4, 0.5).tolist() == [[1.0, 1.0, 3.0, 2.5], [0.0] * 4]
   assert not mask_boxes(masks, 4, 4, 0.8).any()
-
-
-def test_another_stride_is_refused(network):
-  with pytest.raises(ValueError, match="stride: got 2"):
-    Proposer(network, make_mesh(), None, stride=2)
 
 
 def test_the_header_names_what_the_embeddings_are_compared_with(network):

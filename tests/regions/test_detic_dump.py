@@ -18,10 +18,10 @@ SIZE, ORIGINAL = (60, 80), {"height": 30, "width": 40}  # of the network's input
 class Classifier(torch.nn.Module):
   """Detic's ZeroShotClassifier: linear, scaled cosine to the classes and a background of zeros."""
 
-  def __init__(self, vectors, use_bias=False):
+  def __init__(self, vectors):
     super().__init__()
     self.linear = torch.nn.Linear(12, 8)
-    self.norm_temperature, self.use_bias = 50.0, use_bias
+    self.norm_temperature, self.use_bias = 50.0, False
     self.weight = torch.cat([F.normalize(vectors, dim=1), torch.zeros(1, 8)]).T
 
   def forward(self, x):
@@ -29,9 +29,9 @@ class Classifier(torch.nn.Module):
 
 
 class Predictor(torch.nn.Module):
-  def __init__(self, vectors, **options):
+  def __init__(self, vectors):
     super().__init__()
-    self.cls_score = Classifier(vectors, **options)
+    self.cls_score = Classifier(vectors)
 
   def predict_boxes(self, predictions, proposals):
     return [predictions[1]]
@@ -46,9 +46,9 @@ class Proposals(dict):
 class Heads(torch.nn.Module):
   """Three stages; the last one's boxes, and the mean of the sigmoids times objectness, rooted."""
 
-  def __init__(self, vectors, **options):
+  def __init__(self, vectors):
     super().__init__()
-    self.box_predictor = torch.nn.ModuleList([Predictor(vectors, **options) for _ in range(3)])
+    self.box_predictor = torch.nn.ModuleList([Predictor(vectors) for _ in range(3)])
     self.mult_proposal_score = True
 
   def _forward_box(self, features, proposals):
@@ -60,9 +60,9 @@ class Heads(torch.nn.Module):
 
 
 class Model(torch.nn.Module):
-  def __init__(self, vectors, **options):
+  def __init__(self, vectors):
     super().__init__()
-    self.roi_heads = Heads(vectors, **options)
+    self.roi_heads = Heads(vectors)
 
   def forward(self, batch):
     self.scores = self.roi_heads._forward_box(
