@@ -1,15 +1,21 @@
 """The whole network: layers, dropout, class logits, padding, and what is trained."""
 
+from flax.traverse_util import flatten_dict
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pomp_jax.masks.backbone import ResNetSizes
 from pomp_jax.masks.inference import mask_predictor
 from pomp_jax.masks.model import (
+  VARIANTS,
   MaskFormer,
+  MaskFormerConfig,
   class_logits,
   normalized_pixels,
+  parameter_groups,
+  parameter_shapes,
 )
 from tests.support.checks import assert_close, equations
 from tests.support.mask_params import TINY, random_params
@@ -62,3 +68,15 @@ def test_class_logits_are_scaled_cosines():
 def test_sides_that_do_not_fit(params, side):
   with pytest.raises(ValueError, match=f"got sides 64 x {side}, expected multiples of 32"):
     MaskFormer(TINY).apply({"params": params}, jnp.zeros((1, 64, side, 3)))
+
+
+def test_groups_of_parameters():
+  config = MaskFormerConfig(backbone=ResNetSizes((1, 1, 1, 3), 8, 16), n_layers=1)
+  shapes = flatten_dict(parameter_shapes(config))
+  groups = flatten_dict(parameter_groups(parameter_shapes(config)))
+  assert groups.keys() == shapes.keys()
+  for path, group in groups.items():
+    in_backbone = "frozen" if "norm" in path else "backbone"
+    assert group == (in_backbone if path[0] == "backbone" else "heads")
+  of_small = flatten_dict(parameter_groups(parameter_shapes(VARIANTS["small"])))
+  assert set(of_small.values()) == {"backbone", "heads"}

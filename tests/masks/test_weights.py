@@ -122,6 +122,12 @@ def test_another_clip(torch_model, clip, tmp_path, name, change, part):
   assert "config.clip.model" in message
 
 
+def test_embeddings_of_another_width(clip, tmp_path):
+  torch.save({"model": {NULL: torch.zeros(1, 32)}}, tmp_path / "a.pth")
+  message = _error(tmp_path / "a.pth", lambda path: check_clip(path, clip[0]))
+  assert f"{NULL} is of shape (1, 32)" in message and "(1, 24)" in message
+
+
 LAYER = "sem_seg_head.predictor.transformer.decoder.layers.1"
 UNREADABLE = "mask_former is unreadable"
 
