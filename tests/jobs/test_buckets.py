@@ -27,6 +27,9 @@ from tests.support.small_run import small_config
 emulated = pytest.mark.slow("minutes of requests to an emulator, one job after the other")
 
 NAMES = ("beaver", "castle", "daisy", "lamp", "owl", "violin")
+SETS_FILE = """
+set = [{name = "animals", root = "images", names = "names.txt", base = ["beaver", "owl", "daisy"]}]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,7 @@ def local(tmp_path_factory):
       for number in range(count):
         (folder / f"{number}.jpg").write_bytes(encode(natural_image(10 * label + number, 60, 80)))
   (root / "names.txt").write_text("\n".join(NAMES))
+  (root / "sets.toml").write_text(SETS_FILE)
   context = np.random.default_rng(0).normal(0, 0.02, (4, 64)).astype(np.float32)
   save_prompt(root / "prompt.npz", Prompt(context, "world"))
   write_boxes(root / "boxes")
@@ -152,6 +156,24 @@ DUMP = {
   "regions.e_novel": 0.0,
 }
 REGIONS = {"regions.source": "file", "regions.path": "BASE/pixels/regions"}
+# A prompt of a file, that of a folder, and a template.
+SETS = {
+  "data.source": "world",
+  "data.root": "",
+  "evaluate.sets_file": "BASE/sets.toml",
+  "evaluate.prompts": ("BASE/prompt.npz", "BASE", "{}."),
+}
+CELLS = {"ablate.grid": "k=2|all", "steps": 2}
+
+
+def row(job, changes):
+  """A config that needs no features of another job."""
+  return training(job=job, **{"data.features": "online", "data.feature_cache": ""} | changes)
+
+
+def exported(kind):
+  fields = {"format": kind, "prompt": "BASE/prompt.npz", "names": "BASE/names.txt"}
+  return row("export", {f"export.{name}": value for name, value in fields.items()})
 
 
 @pytest.mark.parametrize(
@@ -160,14 +182,33 @@ REGIONS = {"regions.source": "file", "regions.path": "BASE/pixels/regions"}
     (small_config(job="predict", **NAMED), "results.csv"),
     (small_config(job="detect", **DUMP), "detections/0.json"),
     pytest.param(PIXELS.replace(REGIONS), "labels/0/0.png", marks=emulated),
+    # The second start finds all sets, and all cells, done.
+    *[pytest.param(row("evaluate", SETS), "results.md", marks=emulated)] * 2,
+    *[pytest.param(row("ablate", CELLS), "cells/*.npz", marks=emulated)] * 2,
+    pytest.param(exported("detic"), "*.npy", marks=emulated),
+    pytest.param(exported("open_clip"), "*.npy", marks=emulated),
+    pytest.param(exported("safetensors"), "*.safetensors", marks=emulated),
+    pytest.param(exported("pth"), "*.pth*", marks=emulated),
   ],
-  ids=["predict", "detect", "segment"],
 )
-def test_pictures_pixels_and_boxes(pair, config, file):
-  """A file of the run is equal byte for byte."""
-  both(pair, config, config.job)
-  local, bucket = (paths.read_bytes(f"{base}/runs/{config.job}/{file}") for base in pair)
-  assert local == bucket and len(local) > 50
+def test_files_hold_the_same(pair, config, file):
+  name = f"{config.job}_{config.export.format}"
+  results = both(pair, config, name)
+  paths_of = [sorted(paths.to_path(f"{base}/runs/{name}").glob(file)) for base in pair]
+  local, bucket = (
+    [content(path, base) for path in found] for found, base in zip(paths_of, pair, strict=True)
+  )
+  assert local == bucket and all(len(one) > 50 for one in local)
+  assert len(local) == (2 if config.job == "ablate" else 1)
+  if config.job == "export":
+    assert results[1]["bytes"] == len(paths_of[1][0].read_bytes())
+
+
+def content(path, base):
+  """Bytes without the name of the place; of a prompt the vectors, as its texts have no order."""
+  if {".npz", ".safetensors", ".pth"} & set(path.suffixes):
+    return load_prompt(path).context.tobytes()
+  return path.read_bytes().replace(base.encode(), b"BASE")
 
 
 def test_prepare_needs_a_local_folder(pair):
