@@ -215,7 +215,9 @@ def test_a_restart_computes_what_is_missing(
   assert shown[6:] == [10, 10, 10, 10, 8, 8]
   monkeypatch.setattr(batches, "on_devices", send)
   damaged = RunFolder(tmp_path).training_features / "block-00001.npy"
-  damaged.write_bytes(damaged.read_bytes()[:-1])
+  content = damaged.read_bytes()
+  damaged.unlink()  # threads of the stopped run may still read the mapped file
+  damaged.write_bytes(content[:-1])
   run(config, tmp_path)
   assert shown[12:] == [10, 10]
   found, expected = load_prompt(tmp_path / "prompt.npz"), load_prompt(runs["once"][0].prompt)
