@@ -1,7 +1,9 @@
-"""docs/gallery.md: a section for each job, and commands that parse."""
+"""docs/gallery.md: a section for each job, commands that parse, tables that list every file."""
 
 import re
 import shlex
+import subprocess
+import sys
 
 from absl import flags
 import numpy as np
@@ -10,19 +12,23 @@ import pytest
 from pomp_jax.config import JOBS, unpack, validate
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from tests.support.command_line import parse
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, environment
 
 PATH = ROOT / "docs" / "gallery.md"
-_, *_PARTS = re.split(r"^## (.+)$", PATH.read_text(), flags=re.MULTILINE)
+_BEFORE, *_PARTS = re.split(r"^## (.+)$", PATH.read_text(), flags=re.MULTILINE)
 # Text of each section by its title, in the order of the page.
 SECTIONS = dict(zip(_PARTS[::2], _PARTS[1::2], strict=True))
 
 
-def job_arguments(text):
-  """Arguments of each command of its bash blocks that runs a job; continued lines are joined."""
+def commands(text):
+  """The command lines of its bash blocks; continued lines are joined."""
   blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-  lines = "".join(blocks).replace("\\\n", "").splitlines()
-  found = [shlex.split(line, comments=True) for line in lines]
+  return "".join(blocks).replace("\\\n", "").splitlines()
+
+
+def job_arguments(text):
+  """Arguments of each command that runs a job."""
+  found = [shlex.split(line, comments=True) for line in commands(text)]
   return [words[3:] for words in found if words[:3] == ["python", "-m", "pomp_jax.main"]]
 
 
@@ -54,3 +60,34 @@ def test_the_commands_of_a_section_run_its_job(title, here):
     validate(config)
     jobs.append("dry_run" if config.dry_run else config.job)
   assert title in jobs
+
+
+def problems(text, folder):
+  """Files below a folder that the section's table lacks, and its entries that fit no file."""
+  table = text.partition("| file | content |\n| --- | --- |\n")[2].partition("\n\n")[0]
+  patterns = re.findall("`(.+?)`", "".join(re.findall(r"^\| .+? \|", table, re.MULTILINE)))
+  # A star is within a part of the path, and a folder stands for all below it.
+  forms = [re.escape(one).replace(r"\*", "[^/]*") + ".+" * one.endswith("/") for one in patterns]
+  files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+  missing = [form for form in forms if not any(re.fullmatch(form, name) for name in files)]
+  return missing + [name for name in files if not re.fullmatch("|".join(forms), name)]
+
+
+# The commands that train for minutes leave the same files when they train for seconds.
+TRAININGS = ("pretrain", "baselines", "ablate", "repeat")
+SMALLER = {"steps": 4, "k": 16, "batch_size": 16, "data.n_classes": 300, "eval.images": 64}
+SMALLER = "".join(f" --config.{field}={value}" for field, value in SMALLER.items())
+
+
+@pytest.mark.slow("minutes: a process for each command of the page")
+def test_the_commands_leave_the_listed_files(tmp_path):
+  """All of the page but the one that serves until it is ended, in an empty folder."""
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  for title, text in [("", _BEFORE), *SECTIONS.items()]:
+    for command in commands(text) if title != "page" else ():
+      line = command.replace("python ", f"{shlex.quote(sys.executable)} ", 1)
+      line = ["bash", "-c", line + SMALLER * (title in TRAININGS)]
+      subprocess.run(line, cwd=tmp_path, env=environment(1), check=True)
+    if title not in ("", "page"):
+      (folder,) = re.findall(r"--workdir=(\S+)", " ".join(job_arguments(text)[-1]))
+      assert problems(text, tmp_path / folder) == [], title
