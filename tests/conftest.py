@@ -44,20 +44,12 @@ for _name, _examples in (("pomp", 15), ("many", 50)):
 # Started behind a shell (`&`, nohup) this process ignores it, and so would all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# JAX's own functions, and how many devices the package is shown.
-_ALL = {name: getattr(jax, name) for name in ("devices", "local_devices")}
+# JAX's public functions tell of the first devices alone.
 _shown = 1
-
-
-def _show_devices() -> None:
-  """Makes JAX's public functions tell of the first devices alone. """
-  for name, function in _ALL.items():
-    setattr(jax, name, lambda *args, _all=function, **more: _all(*args, **more)[:_shown])
-  jax.device_count = lambda *_: _shown
-  jax.local_device_count = lambda *_: _shown
-
-
-_show_devices()
+for _name in ("devices", "local_devices"):
+  _all = getattr(jax, _name)
+  setattr(jax, _name, lambda *args, _all=_all, **more: _all(*args, **more)[:_shown])
+jax.device_count = jax.local_device_count = lambda *_: _shown
 
 
 @pytest.fixture(scope="module", autouse=True)

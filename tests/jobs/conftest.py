@@ -7,9 +7,9 @@ import jax
 import pytest
 
 from pomp_jax import inputs
+from tests.support.clips import write_fewer_layers
 from tests.support.region_jobs import write_region_set
 from tests.support.shared_runs import Shared
-from tests.support.small_clip import write_fewer_layers
 
 
 @pytest.fixture(scope="session", autouse=True)

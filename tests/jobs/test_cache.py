@@ -26,7 +26,7 @@ from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import baselines, cache, pretrain
 from pomp_jax.train import batches, feature_cache, methods, setup
-from tests.support.damaged_folder import NAMES, write_damaged_folder
+from tests.support.damage import NAMES, write_damaged_folder
 from tests.support.small_run import small_config
 
 N_IMAGES = 4 * len(NAMES)

@@ -12,9 +12,8 @@ from pomp_jax.config import ConfigError, validate
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import gradient_bias
 from pomp_jax.train import setup
-from tests.support.clips import with_logit_scale
+from tests.support.clips import with_logit_scale, write_fewer_layers
 from tests.support.report_page import Page
-from tests.support.small_clip import write_fewer_layers
 from tests.support.small_run import small_config, trained
 
 _N = 60

@@ -11,7 +11,7 @@ from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.jobs import analyse, predict, pretrain
 from pomp_jax.train import setup
-from tests.support.damaged_folder import write_unreadable_set
+from tests.support.damage import write_unreadable_set
 from tests.support.small_run import small_config
 
 NAMES = load_class_list("eurosat").names

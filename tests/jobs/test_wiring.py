@@ -32,11 +32,10 @@ from pomp_jax.jobs import cache, pretrain
 from pomp_jax.train import batches, loop, setup
 from pomp_jax.train.resume import leaves_result_as_it_is
 from tests.support.checks import assert_close
-from tests.support.clips import with_logit_scale
+from tests.support.clips import with_logit_scale, write_fewer_layers
 from tests.support.data_files import write_set
 from tests.support.flax_clip import HAS_FLAX_CLIP
 from tests.support.oracles import dassl_scheduler
-from tests.support.small_clip import write_fewer_layers
 from tests.support.small_run import small_config
 
 # Two steps an epoch, three epochs, the first of them the warm-up; from cached features.

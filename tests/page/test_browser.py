@@ -1,6 +1,8 @@
 """The page in Chromium, driven by Playwright: pictures, names, regions, runs, bad input."""
 
+import os
 import re
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -8,13 +10,14 @@ import pytest
 
 from pomp_jax import world
 from pomp_jax.page import server
-from tests.support.chromium import CHROMIUM, NONE
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("waitress")
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
+CHROMIUM = next(filter(None, [os.environ.get("CHROMIUM"), *map(shutil.which, _BROWSERS)]), None)
 pytestmark = [
   pytest.mark.slow("Chromium; test_server.py has Flask's client in its place"),
-  pytest.mark.skipif(CHROMIUM is None, reason=NONE),
+  pytest.mark.skipif(CHROMIUM is None, reason=f"none of {_BROWSERS} on the path, no $CHROMIUM"),
 ]
 
 NAMES = ["<img src=x onerror=alert(1)>", "red star on navy", "teal leaf on pink"]

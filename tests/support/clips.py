@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import pathlib
+import shutil
 
 import flax
 from flax import serialization
@@ -15,6 +16,7 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast
 
+from pomp_jax import world
 from pomp_jax.clip import ClipError, load_clip
 from pomp_jax.clip.load import Clip, read_clip_config
 from pomp_jax.clip.text import TextTower, text_tower, token_embeddings
@@ -168,3 +170,19 @@ def with_logit_scale(clip: pathlib.Path, scale: float) -> pathlib.Path:
   params["logit_scale"] = np.array(math.log(scale), np.float32)
   file.write_bytes(serialization.msgpack_serialize(params))
   return clip
+
+
+def write_fewer_layers(folder: pathlib.Path, layers: int) -> str:
+  """Writes the world's CLIP with its first layers alone; returns its folder."""
+  shutil.copytree(world.CLIP_PATH, folder)
+  config = json.loads((folder / "config.json").read_text())
+  for tower in ("text_config", "vision_config"):
+    config[tower]["num_hidden_layers"] = layers
+  (folder / "config.json").write_text(json.dumps(config))
+  weights = folder / "flax_model.msgpack"
+  flat = flax.traverse_util.flatten_dict(serialization.msgpack_restore(weights.read_bytes()))
+  dropped = {str(layer) for layer in range(layers, 3)}
+  flat = {path: leaf for path, leaf in flat.items() if not dropped & set(path)}
+  tree = flax.traverse_util.unflatten_dict(flat)
+  weights.write_bytes(serialization.msgpack_serialize(tree))
+  return str(folder)
