@@ -43,7 +43,7 @@ def whole(region_set, shared):
 
 
 def test_a_killed_run_resumes_bit_for_bit(region_set, whole, tmp_path, monkeypatch):
-  """Killed in the third of four steps, after the checkpoint of the second."""
+  """In the third of four steps. Over 20 core-seconds without a cache: three starts compile."""
   real, taken = loop.Watch.step, []
 
   def step(watch, number, metrics):
