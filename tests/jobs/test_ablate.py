@@ -51,7 +51,7 @@ def finished(shared, curved):
   """The folder and the results of the grid above; read only.
 
   10 to 20 core-seconds: its four programs (two corrections, all classes, with a bank) are compiled
-  for the lanes and once more to be timed; four tests read it.
+  for the lanes and again to be timed; four tests read it.
   """
   folder = shared("ablate", lambda folder: run(curved(), folder / "run")) / "run"
   return folder, json.loads((folder / "results.json").read_text())

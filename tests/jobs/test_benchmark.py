@@ -74,7 +74,7 @@ def test_rows_of_implementations(tmp_path, capsys, monkeypatch, implementations)
 
 
 def test_all_classes_run_in_chunks():
-  """Compiled alone: so many take seconds to run."""
+  """Only compiles: running all classes takes seconds."""
   lengths_N = load_synsets().lengths
   measurement, _ = towers.shared_step(_config(chunk=4096).benchmark, lengths_N)
   assert (measurement.k, measurement.tokens) == (21_841, 94_447 + 17)

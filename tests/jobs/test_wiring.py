@@ -62,7 +62,7 @@ COCOOP = [(2, 64), (8,), (128, 8), (64,), (8, 64)]
 
 
 def _shown(images, epoch, tested=None, validated=None, n_classes=None) -> dict[str, Any]:
-  """Figures of other images; an epoch has so many steps, and there are three of them."""
+  """Figures that depend on the number of images: steps of an epoch, and of the three epochs."""
   figures = {"images": images, "epoch": epoch, "steps": 3 * epoch}
   figures |= {"tested": tested, "validated": validated, "n_classes": n_classes}
   return {name: figure for name, figure in figures.items() if figure is not None}

@@ -53,7 +53,7 @@ def test_an_image_does_not_depend_on_its_batch():
 @pytest.mark.parametrize("attribute", range(4), ids=names.ATTRIBUTES)
 def test_each_value_of_each_attribute_looks_different(attribute):
   words = names.WORDS[attribute]
-  # A plate of the same key: alike in all but the one attribute.
+  # A plate of the same key: equal in all attributes but one.
   attributes = np.tile(np.array([[0, 2, 4, 8]], np.int32), (len(words), 1))
   attributes[:, attribute] = np.arange(len(words))
   keys = np.repeat(render.image_keys(0, 0, np.array([7])), len(words))
