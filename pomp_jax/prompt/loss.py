@@ -86,20 +86,6 @@ def _factor(correction: str | jax.Array) -> float | jax.Array:
   return SCALES.get(correction, 1.0) if isinstance(correction, str) else correction
 
 
-def guess_loss(n_negatives: int, n_classes: int, correction: str) -> float:
-  """The loss of an image that is equally similar to all classes, nats.
-
-  ln(N) where the correction is unbiased, ln(1 + n) without one.
-
-  Args:
-    n_negatives: n, negatives that were not rejected.
-    n_classes: N.
-    correction: one of CORRECTIONS.
-  """
-  added = margin(jnp.array([n_negatives], jnp.int32), n_classes, correction)
-  return math.log1p(n_negatives * math.exp(float(added[0])))
-
-
 def local_contrast(
   settings: ContrastSettings,
   image_features_BxE: Float[Array, "B E"],

@@ -64,7 +64,7 @@ def _train_from(
   """Takes steps from a checkpoint to the end."""
   config, mesh = run.config, run.encoder.mesh
   state = last.state
-  monitor = LossMonitor(config.loss_spike, last.statistics, run.expected_loss())
+  monitor = LossMonitor(config.loss_spike, last.statistics)
   with (
     contextlib.closing(_open_loader(run, last)) as loader,
     Watch(

@@ -6,7 +6,6 @@ The job `pretrain` trains it, a dry run measures it, and ablations train several
 from collections.abc import Callable
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -28,7 +27,7 @@ from pomp_jax.inputs.memory import activation_memory
 from pomp_jax.prompt.bank import place_rows
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
-from pomp_jax.prompt.loss import ContrastSettings, guess_loss
+from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.prompt.optimizer import learning_rate, sgd
 from pomp_jax.prompt.step import (
@@ -42,7 +41,6 @@ from pomp_jax.prompt.step import (
 from pomp_jax.train import batches, methods
 from pomp_jax.train.sampling_data import sampling_arrays, sampling_of
 from pomp_jax.train.training import Training
-from pomp_jax.train.watch import Expected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,15 +133,6 @@ class Run(Training):
       return topk_accuracy(split.features, features_NxE, split.labels, mesh=mesh)["top1"]
 
     return top1
-
-  def expected_loss(self) -> Expected:
-    """Bound that holds after a tenth of the steps behind the warmup, and after 20 at least."""
-    config = self.config
-    warmup = int(config.optim.warmup * self.steps_per_epoch)
-    after = warmup + max(20, (self.total_steps - warmup) // 10)
-    guess = guess_loss(self.k - 1, len(self.source.names), config.correction)
-    # The loss over ancestors has another guess.
-    return Expected(math.inf if config.sampling.ancestors_weight else guess, after, config.optim.lr)
 
 
 def prepare(

@@ -15,7 +15,6 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.prompt.learner import Initialised
 from pomp_jax.prompt.step import TrainState
-from pomp_jax.train.watch import Expected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +56,3 @@ class Training(abc.ABC):
   def validation(self) -> Callable[[TrainState], float | None]:
     """Returns a function from state to a figure by which checkpoints are kept, or to None."""
     return lambda state: None
-
-  def expected_loss(self) -> Expected | None:
-    """Bound on the loss of a training that learns; None: not known."""
-    return None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import logging
 import math
-from typing import Any, NamedTuple, SupportsFloat
+from typing import Any, SupportsFloat
 
 import jax
 import optax
@@ -37,8 +37,6 @@ _AHEAD = 2
 _CLIENT_SECONDS = 5.0
 # Weight of a step in the running mean loss, and the steps before which no loss counts as a spike.
 _WEIGHT, _STEPS_BEFORE = 0.05, 20
-# Steps of the initial mean loss, and the rise above it, in units of ln(classes), that is a warning.
-_FIRST_STEPS, _RISE = 5, 0.1
 
 
 class TrainingError(RunError, RuntimeError):
@@ -53,32 +51,19 @@ class BadLossError(TrainingError):
     self.step = step
 
 
-class Expected(NamedTuple):
-  """Bound on the running mean loss of a training that learns."""
-
-  guess: float  # loss where all classes have the same features, in nats; infinite if unknown
-  after: int  # first step at which the bound holds
-  rate: float  # learning rate, `optim.lr`, for the warning
-
-
 class LossMonitor:
-  """Checks the metrics of each step, and warns once if nothing is learned.
+  """Checks the metrics of each step for bad losses.
 
   Checkpoints hold its `statistics`, so a resumed run decides like one that was never stopped.
   """
 
-  def __init__(
-    self,
-    spike: float,
-    statistics: dict[str, Any] | None = None,
-    expected: Expected | None = None,
-  ):
+  def __init__(self, spike: float, statistics: dict[str, Any] | None = None):
     """Starts from nothing, or from the statistics of a previous monitor.
 
     A loss is a spike from `spike` times the running mean on (a step weighs 1/20); with 0, only
     losses that are not finite are bad.
     """
-    self._spike, self._expected = spike, expected
+    self._spike = spike
     self._statistics = statistics or {"steps": 0, "loss": 0.0}
 
   @property
@@ -105,29 +90,7 @@ class LossMonitor:
       )
     # A plain mean of the first steps, until the weight of a step would be below 1/20.
     mean += max(1 / (steps + 1), _WEIGHT) * (loss - mean)
-    # Checkpoints of earlier versions have no first loss.
-    first = mean if steps < _FIRST_STEPS else self._statistics.get("first")
-    self._statistics = {"steps": steps + 1, "loss": mean, "first": first}
-    if self._expected is not None and step >= self._expected.after:
-      self._warn(step)
-
-  def _warn(self, step: int) -> None:
-    """Warns if the running mean is that of a guess, or has risen since the start."""
-    guess, rate = self._expected.guess, self._expected.rate
-    loss, first = self._statistics["loss"], self._statistics["first"]
-    if loss >= guess:
-      problem = f"no better than the {guess:.3g} of a guess"
-    elif first is not None and math.isfinite(guess) and loss > first + _RISE * guess:
-      problem = f"above the {first:.3g} of the first steps"
-    else:
-      return
-    self._expected = None
-    if hosts.is_first():
-      log.warning(
-        "learns_nothing=true step=%d loss=%.3g: %s. config.optim.lr=%g is too high for this CLIP,"
-        " or, if the loss never fell, too low: try %g, or a warmup (config.optim.warmup)",
-        *(step, loss, problem, rate, rate / 3),
-      )
+    self._statistics = {"steps": steps + 1, "loss": mean}
 
 
 class Watch(contextlib.AbstractContextManager):

