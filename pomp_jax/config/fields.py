@@ -185,6 +185,7 @@ class Optim:
   lr: float = row(0.002, "learning rate", at_least(0))
   momentum: float = row(0.9, "momentum", at_least(0))
   weight_decay: float = row(5e-4, "weight decay", at_least(0))
+  clip_norm: float = row(0.0, "largest norm of the gradient; 0: any", at_least(0))
   schedule: str = row("epoch", "cosine per epoch (published) or step", one_of(*SCHEDULES))
   warmup: float = row(1.0, "warmup, epochs; a fraction under the step schedule", at_least(0))
   warmup_lr: float = row(1e-5, "learning rate of the warmup", at_least(0))

@@ -66,10 +66,16 @@ def learning_rate(
 
 
 def sgd(
-  rate: optax.Schedule, momentum: Number, weight_decay: Number
+  rate: optax.Schedule, momentum: Number, weight_decay: Number, clip_norm: float = 0.0
 ) -> optax.GradientTransformation:
-  """SGD as in torch.optim.SGD: decay is added to the gradient, before the momentum."""
+  """SGD as in torch.optim.SGD: decay is added to the gradient, before the momentum.
+
+  Before that, the gradient is scaled down where its norm over all parameters exceeds `clip_norm`,
+  as by torch.nn.utils.clip_grad_norm_; 0: any norm.
+  """
   return optax.chain(
+    # No entry in the state where nothing is clipped: checkpoints of before have none.
+    *([optax.clip_by_global_norm(clip_norm)] if clip_norm else []),
     optax.add_decayed_weights(weight_decay),
     optax.trace(momentum),
     optax.scale_by_learning_rate(rate),

@@ -70,6 +70,7 @@ def check_same_run(config: Settings, folder: RunFolder, may_change: Callable[[st
   if "sampling.refresh_every" in before:
     # Before the rolling bank. Runs without a bank don't read these; checkpoints with one don't fit.
     before |= {field: now[field] for field in ("sampling.renew", "sampling.bank_dtype")}
+  before.setdefault("optim.clip_norm", 0.0)  # before this field
   for field, value in now.items():
     stored = before.get(field)
     stored = tuple(stored) if isinstance(stored, list) else stored

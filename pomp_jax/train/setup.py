@@ -196,7 +196,7 @@ def optimizer_of(
     warmup=optim.warmup,
     warmup_rate=optim.warmup_lr,
   )
-  return sgd(rate, optim.momentum, optim.weight_decay), rate
+  return sgd(rate, optim.momentum, optim.weight_decay, optim.clip_norm), rate
 
 
 def first_state(run: Training) -> TrainState:

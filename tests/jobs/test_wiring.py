@@ -130,6 +130,7 @@ CHANGES = {
 # Fields of the optimizer, by the torch statement of it below: a value other than the base's.
 UPDATES = {"epochs": 5, "optim.lr": 0.04, "optim.momentum": 0.5, "optim.weight_decay": 0.3}
 UPDATES |= {"optim.schedule": "step", "optim.warmup": 2.0, "optim.warmup_lr": 0.01}
+UPDATES |= {"optim.clip_norm": 0.05}
 # The same computation in another order: equal but for rounding.
 ROUNDING = {
   "clip.text_tower": "reference",
@@ -409,6 +410,7 @@ def _torch_path(config, steps_per_epoch, start, gradients):
       sgd.param_groups[0]["lr"] = rate
     rates.append(sgd.param_groups[0]["lr"])
     leaf.grad = torch.tensor(gradient, dtype=torch.float64)
+    torch.nn.utils.clip_grad_norm_([leaf], optim.clip_norm or np.inf)
     sgd.step()
     path.append(leaf.detach().numpy().copy())
     if scheduler and (step + 1) % steps_per_epoch == 0:
