@@ -12,15 +12,16 @@ Own regions: a COCO or LVIS JSON as data.annotations, `:own`, and data.names emp
 
 The published numbers (zsseg.baseline's configs, `.._learn_prompt_pomp_..`): the context alone is
 tuned; items are (image, class), 32 of a class (VOC: 128); SGD at 0.02, momentum 0.9, weight decay
-5e-4, the gradient's norm clipped at 0.01 (Base-COCOStuff164K-171.yaml, for every optimizer), batches
-of 32, 16,000 steps (VOC: 3,200; the files' names say 10k), 100 of them at 1e-4, then a cosine;
-random crops and flips. The contrast is over all base classes.
+5e-4, the gradient's norm clipped at 0.01 (the base yaml, for every optimizer), batches of 32,
+16,000 steps (VOC: 3,200; the files' names say 10k), 100 of them at 1e-4, then a cosine; random
+crops and flips. The contrast is over all base classes.
 
 Not as published: outside a mask the colour is CLIP's mean, as it is in ZSSeg's test; its training
 adds the mean after normalising, which is 0.41 to 0.48 where the mean is 0. The cosine starts after
 the warm-up, not below it. The drawn items are others. A random crop is 224 x 224 and bicubic, and
-the mask is filled before it; the published one is 224 x 244 and bilinear, and a crop without a pixel
-of the mask is drawn again from another item, where ours is of the fill alone. No row is published for the prompt alone: configs/coco_stuff_156.py evaluates it.
+the mask is filled before it; the published one is 224 x 244 and bilinear. Where a crop has no pixel
+of the mask, another item is drawn there; here the view is of the fill alone. No row is published
+for the prompt alone: configs/coco_stuff_156.py evaluates it.
 
 Cost (arithmetic): 512,000 images of 35 GFLOP and 16,000 steps of 156 classes. The first start reads
 all label images, which data.cache remembers.
