@@ -17,13 +17,13 @@ import logging
 import math
 import os
 from typing import Any
-import zlib
 
 from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import creating, is_temporary, replacing
+from pomp_jax.files.checksums import is_intact, npy_with_checksum
 from pomp_jax.files.paths import (
   Path,
   exists,
@@ -150,7 +150,7 @@ class ArrayCache:
       return None
     try:
       content = self._path(key).read_bytes()
-      if not _is_intact(content):
+      if not is_intact(content):
         raise ValueError("damaged, or written without a checksum")
       return np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # a damaged header fails in more ways than NumPy documents
@@ -353,7 +353,7 @@ class FeatureBlocks:
         array = np.lib.format.open_memmap(path, mode="r")  # takes no pickles
         content, offset = np.memmap(path, np.uint8, mode="r"), array.offset
       # Earlier versions stored the checksum of the array alone, without NumPy's header.
-      intact = _is_intact(content) or _is_intact(content[offset:])
+      intact = is_intact(content) or is_intact(content[offset:])
       expected = (len(self.indices(block)), self.n_versions, self.width)
       if array.shape != expected or array.dtype != np.float32:
         raise ValueError(f"got {array.dtype} {array.shape}, expected float32 {expected}")
@@ -399,16 +399,5 @@ def _block_name(block: int) -> str:
 
 
 def _write(path: Path, array: np.ndarray) -> None:
-  buffer = io.BytesIO()
-  np.save(buffer, array, allow_pickle=False)
   with replacing(path) as file:
-    file.write(buffer.getvalue() + _crc32(buffer.getvalue()))
-
-
-def _is_intact(content: Any) -> bool:
-  """Whether the last four bytes (of bytes, or of a uint8 array) are the CRC-32 of the others."""
-  return len(content) > 4 and _crc32(content[:-4]) == bytes(content[-4:])
-
-
-def _crc32(content: Any) -> bytes:
-  return zlib.crc32(content).to_bytes(4, "little")
+    file.write(npy_with_checksum(array))

@@ -24,6 +24,7 @@ from pomp_jax import hosts
 from pomp_jax.errors import RunError
 from pomp_jax.files import checkpoint_folders
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.checksums import json_checksum
 from pomp_jax.files.paths import Path, absolute
 
 log = logging.getLogger(__name__)
@@ -193,7 +194,7 @@ class Checkpoints(contextlib.AbstractContextManager):
       "meta": meta,
       "metric": float(metric) if has_metric else None,
     }
-    stored["checksum"] = _json_checksum(stored)
+    stored["checksum"] = json_checksum(stored)
     checkpoint_folders.save(self.folder / str(step), state, stored)
 
   def _drop_old(self) -> None:
@@ -291,7 +292,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
     rest = {field: value for field, value in stored.items() if field != "checksum"}
   except Exception as error:
     raise DamagedCheckpoint(_as_line(error)) from error
-  if "checksum" in stored and stored["checksum"] != _json_checksum(rest):
+  if "checksum" in stored and stored["checksum"] != json_checksum(rest):
     raise DamagedCheckpoint("its JSON is not what was saved")
   if not {"leaves", "meta"} <= rest.keys() <= {"leaves", "checksums", "meta", "metric"}:
     raise DamagedCheckpoint("its JSON does not have the fields leaves, checksums, meta and metric")
@@ -337,10 +338,6 @@ def _describe(tree: PyTree) -> dict[str, str]:
 
 def _checksums(tree: PyTree) -> dict[str, str]:
   return {name: f"{zlib.crc32(leaf.tobytes()):08x}" for name, leaf in _leaves(tree)}
-
-
-def _json_checksum(value: dict[str, Any]) -> str:
-  return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
 
 
 def _as_line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.checksums import is_intact, npy_with_checksum
 from pomp_jax.files.paths import local_copy, open_binary, read_bytes
 from pomp_jax.files.prompt_formats import PromptFileError, refuse
 from pomp_jax.files.terminal import control_character, is_unicode, printable
@@ -65,11 +66,13 @@ def read_class_features(path: str | os.PathLike) -> ClassFeatures:
     path: `.npy` file of floats [C,E], rows of any norm. Nothing is unpickled.
 
   Raises:
-    PromptFileError: no such file, another type or shape, values not finite, a row of zeros.
+    PromptFileError: no such file, another type or shape, values not finite, a row of zeros, or a
+      checksum (`write_detic`'s) of another content.
   """
   try:
     # Memory-mapped: a header that claims more than the file has allocates nothing.
-    stored = np.load(local_copy(path), mmap_mode="r", allow_pickle=False)
+    file = local_copy(path)
+    stored = np.load(file, mmap_mode="r", allow_pickle=False)
   except Exception as error:  # a damaged file fails in more ways than NumPy documents
     reason = " ".join(str(error).split())[:200]
     raise PromptFileError(
@@ -78,6 +81,10 @@ def read_class_features(path: str | os.PathLike) -> ClassFeatures:
   if not isinstance(stored, np.ndarray) or stored.dtype.kind != "f" or stored.ndim != 2:
     found = f"{getattr(stored, 'dtype', 'no array')} {list(getattr(stored, 'shape', []))}"
     refuse(path, "the array", found, "floats [C,E], one row a class")
+  if os.path.getsize(file) > stored.offset + stored.nbytes:
+    content = np.memmap(file, np.uint8, mode="r")
+    if not is_intact(content):
+      refuse(path, "the checksum at its end", "that of another content", "an undamaged file")
   features_CxE = np.asarray(stored, np.float32)
   try:
     _check(path, features_CxE)
@@ -91,7 +98,7 @@ def write_detic(path: str | os.PathLike, features_CxE: Float[np.ndarray, "C E"])
   """Writes the `.npy` file, float16 [C,E], that Detic loads as `ZEROSHOT_WEIGHT_PATH`.
 
   Detic transposes the matrix, adds a column of zeros for the background and normalises the rest,
-  so that only the direction of a row counts.
+  so that only the direction of a row counts. NumPy ignores the checksum at the end.
 
   Args:
     path: file, replaced when it exists.
@@ -105,7 +112,7 @@ def write_detic(path: str | os.PathLike, features_CxE: Float[np.ndarray, "C E"])
     half_CxE = np.ascontiguousarray(features_CxE, np.float16)
   _check(path, half_CxE)
   with replacing(path) as file:
-    np.save(file, half_CxE, allow_pickle=False)
+    file.write(npy_with_checksum(half_CxE))
 
 
 def write_open_clip(

@@ -17,6 +17,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import replacing, why_unwritable
+from pomp_jax.files.checksums import ChecksumError, with_checksum, without_checksum
 from pomp_jax.files.paths import Path, exists, is_bucket, is_dir, to_path
 from pomp_jax.files.provenance import provenance
 from pomp_jax.files.terminal import printable
@@ -28,6 +29,10 @@ _PROVENANCE = "provenance"
 
 class RunFolderError(InputError, RuntimeError):
   """A run's folder, or a file in it, that can't be used; one line that names it."""
+
+
+class DamagedFileError(RunFolderError):
+  """A file whose content is not what was written."""
 
 
 class RunFolderWriteError(RunFolderError):
@@ -164,14 +169,17 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
     raise RunFolderWriteError(f"{path}: can't be written ({reason})") from error
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
-  """Writes `to_json` of a value atomically.
+def write_json(path: str | os.PathLike, value: Any, *, checksum: bool = True) -> None:
+  """Writes `to_json` of a value atomically; an object with its checksum, unless others read it.
 
   Raises:
     RunFolderWriteError: the file can't be written.
   """
+  text = to_json(value)
+  if checksum and isinstance(plain := json.loads(text), dict):
+    text = to_json(with_checksum(plain))
   with writing(path), replacing(path) as file:
-    file.write(to_json(value).encode())
+    file.write(text.encode())
 
 
 def to_json(value: Any) -> str:
@@ -188,22 +196,32 @@ def to_json(value: Any) -> str:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-  """Reads a JSON file.
+  """Reads a JSON file; an object without its checksum.
 
   Raises:
-    RunFolderError: it is missing, can't be read, or is not JSON.
+    RunFolderError: it is missing or can't be read.
+    DamagedFileError: it is not JSON, or its checksum is another one.
   """
   try:
-    return json.loads(to_path(path).read_bytes().decode())
+    return without_checksum(json.loads(to_path(path).read_bytes().decode()))
   except OSError as error:
     raise RunFolderError(f"{path}: can't be read ({error.strerror})") from error
+  except ChecksumError as error:
+    raise DamagedFileError(f"{path}: {error}") from error
   except (ValueError, RecursionError) as error:
-    raise RunFolderError(f"{path}: not JSON ({error}); remove or repair it") from error
+    raise DamagedFileError(f"{path}: not JSON ({error}); remove or repair it") from error
 
 
 def read_keyed(path: str | os.PathLike, key: str) -> dict[str, Any] | None:
-  """Reads a JSON object whose field `key` has this value; None without such a file."""
-  stored = read_json(path) if exists(path) else None
+  """Reads a JSON object whose field `key` has this value.
+
+  None without such a file; also for a damaged one, with a warning: what it holds is computed again.
+  """
+  try:
+    stored = read_json(path) if exists(path) else None
+  except DamagedFileError as error:
+    log.warning("%s; computing it again", printable(str(error)))
+    return None
   return stored if isinstance(stored, dict) and stored.get("key") == key else None
 
 

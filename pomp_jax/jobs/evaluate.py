@@ -310,7 +310,7 @@ def _write_benchmark(folder: RunFolder, results: Mapping[str, Any]) -> None:
   remove_folder(files)  # records of other prompts
   files.mkdir()
   for name, record in records.items():
-    write_json(files / f"{name}.json", record)
+    write_json(files / f"{name}.json", record, checksum=False)
   with replacing(folder.path / _BENCHMARK_CSV) as file:
     file.write(benchmark_csv(records.values()).encode())
 

@@ -16,6 +16,7 @@ import tempfile
 from typing import Any, NamedTuple
 
 from pomp_jax.analysis import plots
+from pomp_jax.files.checksums import without_checksum
 from pomp_jax.files.prompt_hub import without_folders
 from pomp_jax.files.run_folder import RunFolder
 
@@ -229,7 +230,7 @@ def _read(folder: pathlib.Path, *names: str) -> bytes | None:
 def _json(folder: pathlib.Path, name: str) -> dict[str, Any]:
   """A JSON object; empty if there is none that can be read."""
   try:
-    found = json.loads(_read(folder, name) or b"{}")
+    found = without_checksum(json.loads(_read(folder, name) or b"{}"))
   except (ValueError, RecursionError):
     return {}
   return found if isinstance(found, dict) else {}

@@ -22,7 +22,9 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 import pomp_jax
 from pomp_jax import hosts
+from pomp_jax.errors import InputError
 from pomp_jax.files import provenance
+from pomp_jax.files.class_features import read_class_features, write_detic
 from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.run_folder import (
   Presence,
@@ -30,6 +32,7 @@ from pomp_jax.files.run_folder import (
   RunFolderError,
   RunFolderWriteError,
   read_json,
+  read_keyed,
   write_json,
   writing,
 )
@@ -82,12 +85,51 @@ def test_json_keeps_order_and_takes_numbers_of_all_kinds(tmp_path):
   missing = [float("nan"), np.float64("inf"), np.array([1.0, np.nan])]
   write_json(tmp_path / "a.json", {"z": (True, None, "é", Path("a/b")), "b": numbers, "a": missing})
   text = (tmp_path / "a.json").read_text()
-  assert text.endswith("}\n") and json.loads(text) == read_json(tmp_path / "a.json")
-  assert list(json.loads(text).items()) == [
+  assert text.endswith("}\n") and list(json.loads(text)) == ["z", "b", "a", "checksum"]
+  assert list(read_json(tmp_path / "a.json").items()) == [
     ("z", [True, None, "é", "a/b"]),
     ("b", [0.5, 2**40, True, [1, 2], [0, 1]]),
     ("a", [None, None, [1.0, None]]),
   ]
+
+
+@pytest.mark.parametrize("kind", ["results.json", "class_features.npy"])
+def test_no_flipped_bit_becomes_another_figure(tmp_path, kind):
+  """Each bit of a file; one in the word "checksum" or in a space leaves the figures as they are."""
+  path = tmp_path / kind
+  if kind == "results.json":
+    whole = {"key": "k", "top1": 0.75, "eval": {"base": [1, -2e-5]}}
+    write_json(path, whole)
+    find = lambda: {name: read_json(path)[name] for name in whole}
+  else:
+    write_detic(path, np.random.default_rng(0).normal(size=(3, 4)))
+    whole = read_class_features(path).features.tolist()
+    find = lambda: read_class_features(path).features.tolist()
+  content, found = path.read_bytes(), 0
+  for bit in range(8 * len(content)):
+    flipped = bytearray(content)
+    flipped[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(flipped)
+    try:
+      assert find() == whole, bit
+    except InputError:
+      found += 1
+  assert found > 4 * len(content)
+
+
+def test_a_damaged_piece_is_computed_again(tmp_path, caplog):
+  """Files of earlier versions have no checksum."""
+  path = tmp_path / "a.json"
+  write_json(path, {"key": "k", "top1": 0.75})
+  text = path.read_text()
+  path.write_text(text.replace("0.75", "0.35"))
+  assert read_keyed(path, "k") is None and f"{path}: changed after" in caplog.messages[0]
+  path.write_text(text[:-9])
+  assert read_keyed(path, "k") is None and f"{path}: not JSON" in caplog.messages[1]
+  for old in (text, '{"key": "k", "top1": 0.75}'):
+    path.write_text(old)
+    assert read_keyed(path, "k") == {"key": "k", "top1": 0.75}
+  assert read_keyed(path, "other") is None and read_keyed(tmp_path / "b", "k") is None
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from pomp_jax import hosts
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.files import tracker as module
 from pomp_jax.files.metrics_log import MetricsWriter
-from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.files.tracker import Tracker
 from pomp_jax.jobs import pretrain
 from pomp_jax.train import methods
@@ -103,7 +103,7 @@ def test_a_training_that_is_stopped_and_resumed(one_layer, installed, tmp_path, 
   assert one["id"] == other["id"] and len(one["id"]) >= 8
   assert other["name"] == "runs/a" and other["project"] == "pomp-jax"
   assert other["resume"] == "allow" and other["job_type"] == "pretrain"
-  assert other["config"] == json.loads(folder.config.read_text())
+  assert other["config"] == read_json(folder.config)
   assert other["dir"] == str(folder.path)
   lines = list(map(json.loads, folder.metrics.read_text().splitlines()))
   assert first.of("log") + second.of("log") == lines
