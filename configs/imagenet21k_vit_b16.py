@@ -73,6 +73,7 @@ def recipe():
   config.eval.images = 522_500  # all: 50 a class
   config.checkpoint.every = 218  # three an epoch
   config.checkpoint.keep = 2
+  config.checkpoint.select = "best"
   config.prepare.dataset = "imagenet21k"
   config.prepare.names = "imagenet21k_p_w21"
   config.prepare.shots = 16

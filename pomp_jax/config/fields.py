@@ -213,6 +213,12 @@ class Checkpoint:
 
   every: int = row(100, "steps between checkpoints; each is validated", at_least(1))
   keep: int = row(3, "newest checkpoints that are kept, beside the best by validation", at_least(1))
+  select: str = row(
+    "last",
+    "checkpoint behind prompt.npz and the results: the last, or the best by validation; the prompt"
+    " of the other is prompt_best.npz or prompt_last.npz",
+    one_of("last", "best"),
+  )
   on_failure: str = row("stop", "reaction to a failed save", one_of("stop", "retry"))
 
 

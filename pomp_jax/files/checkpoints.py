@@ -5,7 +5,7 @@ process waits for another's disk, and no checkpoint consists of parts. `checkpoi
 folders of local disks and of buckets.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import json
 import logging
@@ -58,7 +58,7 @@ class Checkpoints(contextlib.AbstractContextManager):
   process are removed. The folder belongs to the process that opened it last (`owner.txt`); an
   earlier one that still runs saves nothing more.
 
-  With several processes all make the same calls to `save` and `restore_latest`, and only process 0
+  With several processes all make the same calls to `save` and to restore, and only process 0
   touches the folder. A failure there ends all of them (`hosts.fail`). `steps` is for process 0.
 
   Attributes:
@@ -148,9 +148,18 @@ class Checkpoints(contextlib.AbstractContextManager):
     Raises:
       CheckpointError: all checkpoints are damaged, or a field has another shape or dtype.
     """
+    return self._restore(abstract_state, self._read_newest)
+
+  def restore_best(self, abstract_state: PyTree) -> Restored | None:
+    """As `restore_latest`, but the one with the highest metric; None when none has a metric."""
+    return self._restore(abstract_state, self._read_best)
+
+  def _restore(
+    self, abstract_state: PyTree, read: Callable[[PyTree], Restored | None]
+  ) -> Restored | None:
     targets, structure = jax.tree.flatten(jax.tree.map(_as_target, abstract_state))
     expected = jax.tree.unflatten(structure, targets)
-    found = self._read_newest(expected) if hosts.is_first() else None
+    found = read(expected) if hosts.is_first() else None
     head = hosts.from_first(found and [found.step, found.meta], "the checkpoint")
     if head is None:
       return None
@@ -199,6 +208,14 @@ class Checkpoints(contextlib.AbstractContextManager):
 
   def _drop_old(self) -> None:
     """Removes all but the newest checkpoints and the best; renames first, for one half removed."""
+    best_first = self._best_first()
+    for step in self.steps()[: -self._keep]:
+      if step not in best_first[:1]:
+        with contextlib.suppress(OSError):  # left to the next save
+          checkpoint_folders.discard(self.folder / str(step))
+
+  def _best_first(self) -> list[int]:
+    """Steps by falling metric, of equal ones the later first; damaged ones are set aside."""
     metrics = {}
     for step in self.steps():
       try:
@@ -207,11 +224,16 @@ class Checkpoints(contextlib.AbstractContextManager):
         log.warning("checkpoint of step %d is DAMAGED (%s)", step, damage)
         self._set_aside(step)
     measured = [step for step in metrics if metrics[step] is not None]
-    best = max(measured, key=lambda step: (metrics[step], step), default=None)
-    for step in sorted(metrics)[: -self._keep]:
-      if step != best:
-        with contextlib.suppress(OSError):  # left to the next save
-          checkpoint_folders.discard(self.folder / str(step))
+    return sorted(measured, key=lambda step: (metrics[step], step), reverse=True)
+
+  def _read_best(self, targets: PyTree) -> Restored | None:
+    for step in self._best_first():
+      try:
+        return _read(self.folder / str(step), targets)
+      except DamagedCheckpoint as damage:
+        log.warning("checkpoint of step %d is DAMAGED (%s)", step, damage)
+        self._set_aside(step)
+    return None
 
   def _read_newest(self, targets: PyTree) -> Restored | None:
     damaged = []

@@ -86,6 +86,8 @@ def _check_cell(cell: Cell, workdir: str) -> None:
     raise ConfigError("method", config.method, "'pomp'; job='baselines' compares the others")
   if config.on_bad_loss != "stop":
     raise ConfigError("on_bad_loss", config.on_bad_loss, "'stop': cells have no checkpoints")
+  if config.checkpoint.select != "last":
+    raise ConfigError("checkpoint.select", "best", "'last': cells have no checkpoints")
   pretrain.check(config, os.path.join(workdir, _FOLDER, cell.key))
 
 

@@ -59,6 +59,8 @@ def check(config: Settings, workdir: str) -> None:
   if METHODS[config.method].by_steps:
     _check_step(config, n_classes, clip.text_config.max_position_embeddings)
     methods.check(config, clip)
+    if config.checkpoint.select == "best" and not inputs.has_validation(config.data):
+      raise ConfigError("checkpoint.select", "best", "'last' for data without validation images")
   check_same_run(config, folder, may_change)
 
 
@@ -124,13 +126,21 @@ def _train(config: Settings, folder: RunFolder) -> dict:
 def _train_prepared(job: Run, tracker: Tracker) -> dict:
   """Trains and evaluates; writes and returns the results."""
   config, folder = job.config, job.folder
-  done = loop.train(job, tracker)
-  prompt = prompt_of(job, done.state) if METHODS[config.method].saves_prompt else None
+  done, saves_prompt = loop.train(job, tracker), METHODS[config.method].saves_prompt
+  select = config.checkpoint.select
+  best = loop.best_of(job) if saves_prompt or select == "best" else None
+  others = {"last": done, "best": best}
+  chosen = others.pop(select) or done
+  prompt = prompt_of(job, chosen.state) if saves_prompt else None
   if prompt and hosts.is_first():
     # Saved before the evaluation, so that a failure there does not lose it.
     with _writing(folder):
       save_prompt(folder.prompt, prompt)
-  results = _results_of_steps(job, prompt or done.state.params, done)
+      for name, other in others.items():
+        if other is not None:
+          save_prompt(folder.path / f"prompt_{name}.npz", prompt_of(job, other.state))
+  results = _results_of_steps(job, prompt or chosen.state.params, done)
+  results["evaluated_step"] = chosen.step
   # On the devices of all processes, so by all of them.
   sheet = _prediction_sheet(job, prompt, results) if prompt else None
   if hosts.is_first():

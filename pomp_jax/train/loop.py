@@ -18,7 +18,7 @@ from pomp_jax.files.tracker import Tracker
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.train import batches
-from pomp_jax.train.resume import Checkpoint, RollBacks, resume
+from pomp_jax.train.resume import Checkpoint, RollBacks, best, resume
 from pomp_jax.train.setup import gather_bank
 from pomp_jax.train.training import Training
 from pomp_jax.train.watch import BadLossError, LossMonitor, TrainingError, Watch
@@ -50,6 +50,12 @@ def train(run: Training, tracker: Tracker | None = None) -> Checkpoint:
       except BadLossError as error:
         last = _roll_back(run, checkpoints, last.roll_backs, error)
     return last
+
+
+def best_of(run: Training) -> Checkpoint | None:
+  """Returns the best checkpoint of a finished training by validation; None without validation."""
+  with Checkpoints(run.folder.checkpoints, run.config.checkpoint.keep) as checkpoints:
+    return best(run, checkpoints)
 
 
 def _train_from(

@@ -16,7 +16,7 @@ from pomp_jax import hosts
 from pomp_jax.config import JOBS, ConfigError, Settings
 from pomp_jax.config.declare import current_names
 from pomp_jax.config.fields import flatten
-from pomp_jax.files.checkpoints import Checkpoints
+from pomp_jax.files.checkpoints import Checkpoints, Restored
 from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.prompt.mesh import DATA
 from pomp_jax.prompt.step import TrainState
@@ -70,7 +70,8 @@ def check_same_run(config: Settings, folder: RunFolder, may_change: Callable[[st
   if "sampling.refresh_every" in before:
     # Before the rolling bank. Runs without a bank don't read these; checkpoints with one don't fit.
     before |= {field: now[field] for field in ("sampling.renew", "sampling.bank_dtype")}
-  before.setdefault("optim.clip_norm", 0.0)  # before this field
+  for field, value in {"optim.clip_norm": 0.0, "checkpoint.select": "last"}.items():
+    before.setdefault(field, value)  # before this field
   for field, value in now.items():
     stored = before.get(field)
     stored = tuple(stored) if isinstance(stored, list) else stored
@@ -141,9 +142,19 @@ def resume(run: Training, checkpoints: Checkpoints) -> Checkpoint:
   restored = checkpoints.restore_latest(blank_state(run))
   if restored is None:
     return Checkpoint(0, first_state(run))
-  meta = restored.meta
   log.info("resuming from the checkpoint of step %d", restored.step)
-  _warn_of_other_devices(run, restored.step, meta)
+  _warn_of_other_devices(run, restored.step, restored.meta)
+  return _checkpoint(run, restored)
+
+
+def best(run: Training, checkpoints: Checkpoints) -> Checkpoint | None:
+  """Returns the best checkpoint of a run by validation; None if none was validated."""
+  restored = checkpoints.restore_best(blank_state(run))
+  return None if restored is None else _checkpoint(run, restored)
+
+
+def _checkpoint(run: Training, restored: Restored) -> Checkpoint:
+  meta = restored.meta
   skipped = meta.get("detour", {})
   return Checkpoint(
     step=restored.step,

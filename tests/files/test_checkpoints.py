@@ -68,20 +68,24 @@ def test_shardings_are_those_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("metrics", "kept"),
+  ("metrics", "kept", "best"),
   [
-    ([None] * 6, [4, 5]),
-    ([1, 9, 2, 3, 4, 5], [1, 4, 5]),
-    ([5, 5, 1, 1, 1, 1], [1, 4, 5]),
-    ([None, 0.5, None, float("nan"), None, None], [1, 4, 5]),
-    ([-2, None, -3, None, None, None], [0, 4, 5]),
+    ([None] * 6, [4, 5], None),
+    ([1, 9, 2, 3, 4, 5], [1, 4, 5], 1),
+    ([1, 9, 2, 3, 10, 5], [4, 5], 4),
+    ([5, 5, 1, 1, 1, 1], [1, 4, 5], 1),
+    ([None, 0.5, None, float("nan"), None, None], [1, 4, 5], 1),
+    ([-2, None, -3, None, None, None], [0, 4, 5], 0),
   ],
 )
-def test_keeps_the_newest_and_the_best(tmp_path, metrics, kept):
+def test_keeps_the_newest_and_the_best(tmp_path, metrics, kept, best):
   """Also across restarts: every checkpoint is written by a new object."""
   for step, metric in enumerate(metrics):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
       assert checkpoints.save(step, {"value": np.asarray(step)}, META, metric)
+  with Checkpoints(tmp_path) as checkpoints:
+    found = checkpoints.restore_best({"value": np.asarray(0)})
+    assert (found and found.state["value"]) == best
   # Each of them whole: the newest is taken away, and the one before it restored.
   for step in reversed(kept):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
@@ -154,6 +158,8 @@ def test_a_best_checkpoint_with_a_damaged_metric_is_set_aside(two, caplog):
     checkpoints.save(3, make_state(3.0), META, metric=0.1)
     assert "step 1 is DAMAGED" in caplog.text and (two / "damaged-1").is_dir()
     assert checkpoints.steps() == [2, 3]
+    next((two / "2" / "state" / "d").iterdir()).write_bytes(b"")
+    assert checkpoints.restore_best(abstract(make_state())).step == 3
 
 
 def test_no_damage_of_a_state_is_read(tmp_path):

@@ -298,6 +298,11 @@ def test_which_cells_are_lanes():
     ("seed=0|1;prompt.init=red|a", {}, r"cell seed=0, prompt\.init=red: .*expected words of promp"),
     ("method=cocoop;seed=0", {}, r"cell .*method: got 'cocoop', expected 'pomp'; job='base"),
     ("kk=1|2", {}, r"config\.kk: .*no such field .did you mean config\.k\?"),
+    (
+      "seed=0",
+      {"checkpoint.select": "best"},
+      r"cell seed=0: config\.checkpoint\.select: .*no check",
+    ),
     ("k=16 & ", {}, r"config\.ablate\.grid: got ' ', expected fields separated by ';'"),
     ("k=16|16", {}, r"config\.ablate\.grid: got 'k=16\|16', .*no value twice"),
     ("k=16||64", {}, r"config\.ablate\.grid: got 'k=16\|\|64'"),

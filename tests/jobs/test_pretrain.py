@@ -14,6 +14,7 @@ import scipy.stats
 from pomp_jax import inputs
 from pomp_jax.config import JOBS, ConfigError, load_job, validate
 from pomp_jax.encoder import Encoder
+from pomp_jax.files.checkpoints import read_checkpoint
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, write_json
 from pomp_jax.hosts import Preempted
@@ -33,7 +34,7 @@ def test_a_run_leaves_its_folder(pretrained):
   names = {path.name for path in pretrained.iterdir() if "tfevents" not in path.name}
   assert names == {
     *("config.json", "checkpoints", "features", "metrics.jsonl", "prompt.npz", "results.json"),
-    *("plots", "report.html"),
+    *("plots", "report.html", "prompt_best.npz"),
   }
   plots = {path.name for path in (pretrained / "plots").iterdir()}
   assert plots == {"training.png", "accuracy.png", "predictions.png"}
@@ -69,6 +70,23 @@ def test_a_restart_computes_no_feature_of_an_evaluation_image(pretrained, copy_o
   np.testing.assert_array_equal(context(folder), context(pretrained))
 
 
+def test_the_prompt_is_that_of_the_selected_checkpoint(pretrained, copy_of, monkeypatch):
+  """The last four steps are taken again, and validated as the worst."""
+  folder, scalars = copy_of(pretrained), RunFolder(pretrained).scalars()
+  (folder / "results.json").unlink()
+  shutil.rmtree(folder / "checkpoints" / "12")
+  monkeypatch.setattr(setup.Run, "validation", lambda run: lambda state: 0.0)
+  results = pretrain.run(small_config(**{"checkpoint.select": "best"}), str(folder))
+  top1 = dict(zip(*scalars["validation_top1"], strict=True))
+  best = max((4, 8), key=lambda step: (top1[step], step))
+  assert results["evaluated_step"] == best and results["steps"] == 12
+  state = read_checkpoint(folder / "checkpoints" / str(best)).state
+  np.testing.assert_array_equal(context(folder), state["params"]["context"])
+  last = load_prompt(folder / "prompt_last.npz").context
+  np.testing.assert_array_equal(last, context(pretrained))
+  assert (last != context(folder)).any()
+
+
 def test_another_run_of_the_same_images_reads_their_features(one_layer, tmp_path, monkeypatch):
   # The ensembles take most of the time.
   monkeypatch.setattr(methods, "_ZERO_SHOT", {"hand_written": "{}."})
@@ -91,6 +109,8 @@ def test_a_finished_run_does_nothing(pretrained):
 def test_another_config_is_refused(pretrained):
   with pytest.raises(ConfigError, match=r"config\.k: got 30, expected 20, with which"):
     pretrain.check(small_config(k=30), str(pretrained))
+  with pytest.raises(ConfigError, match=r"config\.checkpoint\.select: got 'best', expected 'last'"):
+    pretrain.check(small_config(**{"checkpoint.select": "best"}), str(pretrained))
   pretrain.check(small_config(**{"log.every": 1}), str(pretrained))
   # Other devices may need them.
   pretrain.check(small_config(accumulate=2, **{"clip.memory_gib": 8.0}), str(pretrained))

@@ -149,8 +149,9 @@ SAME = {
   **{"log.every": 1, "log.tracker": "wandb", "profile_steps": "2+2"},
   **{"prometheus.port": 1, "prometheus.host": "localhost"},  # a free port
 }
-# What is run, and fields of other jobs and of methods that don't learn by steps.
-CHOOSE = ("job", "dry_run")
+# What is run, which of its checkpoints is the prompt (tests/jobs/test_pretrain.py), and fields of
+# other jobs and of methods that don't learn by steps.
+CHOOSE = ("job", "dry_run", "checkpoint.select")
 OTHERS = (
   *("evaluate.", "analyse.", "predict.", "export.", "prepare.", "baselines.", "repeat."),
   *("ablate.", "gradient_bias.", "benchmark.", "probe.", "tip."),
