@@ -65,7 +65,69 @@ class Bank(struct.PyTreeNode):
       own_class: whether an image's own class takes part in its denominator; an image that is
         certain of its class then proposes next to nothing, and the sum is below 1.
     """
-    n_images = len(labels_B)
+    shares_BxR, _ = self._shares(anchors_BxE, labels_B, temperature, own_class)
+    q_DxR = jnp.mean(shares_BxR.reshape(-1, len(labels_B), len(self.rows)), axis=1)
+    if self.sharded:
+      # To each data index the shares of its own images: from data index d the rows of d.
+      q_DxR = jax.lax.all_to_all(q_DxR, DATA, split_axis=0, concat_axis=0, tiled=True)
+      q_DxR = jax.lax.all_gather(q_DxR, CLASS, axis=1)
+    return q_DxR.reshape(-1)[: self.n_classes]
+
+  def draw_for_each(
+    self,
+    positions_BxS: Float[Array, "B S"],
+    images_BxE: Float[Array, "B E"],
+    labels_B: Int32[Array, " B"],
+    temperature: float,
+    mix: float,
+  ) -> tuple[Int32[Array, "B S"], Float[Array, "B S"]]:
+    """Draws classes for each image by itself, with replacement and never the image's own.
+
+    q_i(c) = mix / (N - 1) + (1 - mix) softmax_c(x_i . g_c / T) over c != y_i.
+
+    Args:
+      positions_BxS: uniform random numbers in [0, 1), one a draw.
+      images_BxE: x_i, unit features.
+      labels_B: y.
+      temperature: T, a cosine.
+      mix: share of the uniform draw, above 0.
+
+    Returns:
+      The classes, and q_i of each.
+    """
+    shares_BxR, other_BxR = self._shares(images_BxE, labels_B, temperature, own_class=False)
+    q_BxR = jnp.where(other_BxR, mix / (self.n_classes - 1) + (1.0 - mix) * shares_BxR, 0.0)
+    # Inverse of the distribution function: first the device, then the class among its rows.
+    ends_BxR = jnp.cumsum(q_BxR, axis=1)
+    totals_DxB, device = ends_BxR[None, :, -1], 0
+    if self.sharded:
+      positions_BxS = jax.lax.all_gather(positions_BxS, DATA, tiled=True)
+      totals_DxB = jax.lax.all_gather(totals_DxB, (DATA, CLASS), tiled=True)
+      device = self._first_row() // len(self.rows)
+    ends_DxB = jnp.cumsum(totals_DxB, axis=0)
+    places_BxS = positions_BxS * ends_DxB[-1][:, None]
+    start_B = jnp.where(device > 0, ends_DxB[device - 1], 0.0)
+    mine_BxS = (places_BxS >= start_B[:, None]) & (places_BxS < ends_DxB[device][:, None])
+    inner_BxS = places_BxS - start_B[:, None]
+    rows_BxS = jax.vmap(lambda *one: jnp.searchsorted(*one, side="right"))(ends_BxR, inner_BxS)
+    # Rounding may lead beyond the last class.
+    last_row = jnp.clip(self.n_classes - self._first_row(), 1, len(self.rows)) - 1
+    rows_BxS = jnp.minimum(rows_BxS, last_row).astype(jnp.int32)
+    q_BxS = jnp.take_along_axis(q_BxR, rows_BxS, axis=1)
+    found = jax.tree.map(
+      lambda leaf: jnp.where(mine_BxS, leaf, 0), (self._first_row() + rows_BxS, q_BxS)
+    )
+    if self.sharded:
+      found = jax.lax.psum_scatter(jax.lax.psum(found, CLASS), DATA, tiled=True)
+    return found
+
+  def _shares(
+    self, anchors_BxE: jax.Array, labels_B: jax.Array, temperature: float, own_class: bool
+  ) -> tuple[jax.Array, jax.Array]:
+    """Softmax of each image over the rows of all devices, 0 for its own class; and other classes.
+
+    Both [B,R], of the device's rows and the images of all data indices.
+    """
     if self.sharded:
       # Every device scores the images of all data indices against its own rows.
       anchors_BxE = jax.lax.all_gather(anchors_BxE, DATA, tiled=True)
@@ -81,20 +143,13 @@ class Bank(struct.PyTreeNode):
       / temperature
     )
     own_BxR = labels_B[:, None] == ids_R
-    left_out_BxR = jnp.broadcast_to(ids_R >= self.n_classes, own_BxR.shape)
-    if not own_class:
-      left_out_BxR |= own_BxR
-    logits_BxR = jnp.where(left_out_BxR, -jnp.inf, logits_BxR)
+    is_class_R = ids_R < self.n_classes
+    other_BxR = is_class_R & ~own_BxR
+    logits_BxR = jnp.where(is_class_R if own_class else other_BxR, logits_BxR, -jnp.inf)
     highest_B = self._over_devices(jax.lax.pmax, jnp.max(logits_BxR, axis=1))
     terms_BxR = jnp.exp(logits_BxR - highest_B[:, None])
     totals_B = self._over_devices(jax.lax.psum, jnp.sum(terms_BxR, axis=1))
-    shares_BxR = jnp.where(own_BxR, 0.0, terms_BxR / totals_B[:, None])
-    q_DxR = jnp.mean(shares_BxR.reshape(-1, n_images, len(self.rows)), axis=1)
-    if self.sharded:
-      # To each data index the shares of its own images: from data index d the rows of d.
-      q_DxR = jax.lax.all_to_all(q_DxR, DATA, split_axis=0, concat_axis=0, tiled=True)
-      q_DxR = jax.lax.all_gather(q_DxR, CLASS, axis=1)
-    return q_DxR.reshape(-1)[: self.n_classes]
+    return jnp.where(own_BxR, 0.0, terms_BxR / totals_B[:, None]), other_BxR
 
   def _first_row(self) -> jax.Array | int:
     if not self.sharded:

@@ -129,6 +129,9 @@ def step_token_budget(
   if size == settings.n_classes:
     shares = [lengths_N[first::class_size].sum() for first in range(class_size)]
     return int(max(shares) + n_given * lengths_N.max())
+  if settings.sampling.is_independent:
+    # Each image draws from a list of its own.
+    lengths_N, size = np.tile(lengths_N, group_size), size * group_size
   n_drawn = -(-size // class_size)
   return token_budget(lengths_N, n_drawn, n_given)
 

@@ -35,6 +35,7 @@ SAMPLERS = {
   "posterior": SamplingSettings("posterior", mix=0.1, logit_scale=20.0),
   "hard": SamplingSettings("hard", temperature=0.2, exclude="similar", exclude_threshold=0.6),
   "hierarchical": SamplingSettings("hierarchical", exclude="kin", batch_positives=True),
+  "independent": SamplingSettings("independent", logit_scale=20.0),
 }
 
 
@@ -190,6 +191,7 @@ OTHER_LAYOUT = pytest.mark.slow("another layout of the devices; both axes are in
     ("hierarchical", "shared", 4),
     pytest.param("uniform", PLAIN_TOWER, 8, marks=OTHER_LAYOUT),
     pytest.param("posterior", "shared", 1, marks=OTHER_LAYOUT),
+    pytest.param("independent", "shared", 4, marks=OTHER_LAYOUT),
   ],
 )
 def test_every_mesh_computes_the_same(steps_of, alone, sampler, kind, class_size):

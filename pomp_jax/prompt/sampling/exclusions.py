@@ -30,7 +30,12 @@ def complete_negatives(
   negatives = drawn._replace(available=available_S)
   log_weights_S = drawn.log_weights
   if log_weights_S is not None:
-    if available_S is not None:
+    own_BxS = None
+    if drawn.image is not None:
+      own_BxS = drawn.image == jnp.arange(labels_B.size)[:, None]
+      n_own_B = jnp.sum(own_BxS if available_S is None else own_BxS & available_S, axis=1)
+      log_weights_S = log_weights_S - jnp.log(jnp.maximum(n_own_B, 1))[drawn.image]
+    elif available_S is not None and settings.name != "top":
       # A class is equally likely at any place of the draw, so a part of the draw is a smaller one.
       n_available = jnp.maximum(jnp.sum(available_S), 1)
       log_weights_S = log_weights_S + jnp.log(drawn.ids.size / n_available)
@@ -38,6 +43,11 @@ def complete_negatives(
     if settings.batch_positives:
       negatives = _with_batch_positives(negatives, log_weights_S, labels_B)
     rejected_BxS = _rejected(settings, arrays, labels_B, negatives.ids)
+    if own_BxS is not None:
+      # The batch's positives, which stand before the draws, are negatives of all images.
+      n_before = negatives.ids.size - drawn.ids.size
+      others_BxS = jnp.pad(~own_BxS, ((0, 0), (n_before, 0)))
+      rejected_BxS = others_BxS if rejected_BxS is None else rejected_BxS | others_BxS
     negatives = negatives._replace(rejected=rejected_BxS)
   if arrays.levels is not None:
     own_kinds_BxH, kinds_SxH = arrays.levels[labels_B], arrays.levels[negatives.ids]

@@ -16,7 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from pomp_jax.annotations import Array, Bool, Float, Int32
-from pomp_jax.prompt.sampling.draws import n_negatives, sample_uniform, sample_weighted
+from pomp_jax.prompt.sampling.draws import (
+  most_likely,
+  n_negatives,
+  sample_uniform,
+  sample_weighted,
+)
 
 # What `hard` and `easy` compare the bank with: features of the images' classes, or of the images.
 ANCHORS = ("classes", "images")
@@ -53,8 +58,8 @@ class SamplingSettings:
   Attributes:
     name: one of SAMPLERS.
     mix: share of the uniform draw in every other sampler, above 0 and at most 1. Every class can be
-      drawn, and no weight exceeds N / (mix S).
-    logit_scale: the loss's factor of the cosine, for `posterior`.
+      drawn, and no weight exceeds N / (mix S). `top` draws nothing.
+    logit_scale: the loss's factor of the cosine, for `posterior`, `top` and `independent`.
     temperature: T of `hard` and `easy`, a cosine.
     anchors: anchors of `hard` and `easy`, one of ANCHORS.
     exclude: one of EXCLUSIONS, with any sampler.
@@ -84,6 +89,11 @@ class SamplingSettings:
   def is_plain(self) -> bool:
     """Whether it is the published uniform draw, which `loss.margin` corrects."""
     return self.name == "uniform" and self.exclude == "none" and not self.batch_positives
+
+  @property
+  def is_independent(self) -> bool:
+    """Whether each image draws K-1 classes of its own, which no other image is contrasted with."""
+    return self.name == "independent"
 
   @property
   def needs(self) -> frozenset[str]:
@@ -152,11 +162,12 @@ class Negatives(NamedTuple):
   """The classes that a group's images are contrasted with.
 
   Attributes:
-    ids: distinct classes.
+    ids: distinct classes; with `image` one for each image's draw.
     available: classes whose features were computed; None for all.
     log_weights: log importance weights -log pi_c, with pi_c the probability that the draw holds c.
       None after the plain uniform draw, which `loss.margin` corrects.
     own_log_weights: log importance weight of each image's own class, drawn or not.
+    image: the image that each of `ids` is drawn by and for; None where all images share the draw.
     rejected: classes that are no negatives of an image, beside its own; None for no others.
     own_kinds: kind of each image's class on each level of a hierarchy, -1 for none.
     kinds: kinds of the negatives.
@@ -166,6 +177,7 @@ class Negatives(NamedTuple):
   available: Bool[Array, " S"] | None = None
   log_weights: Float[Array, " S"] | None = None
   own_log_weights: Float[Array, " B"] | None = None
+  image: Int32[Array, " S"] | None = None
   rejected: Bool[Array, "B S"] | None = None
   own_kinds: Int32[Array, "B H"] | None = None
   kinds: Int32[Array, "S H"] | None = None
@@ -176,12 +188,15 @@ class Sampler(NamedTuple):
 
   Attributes:
     propose: function (settings, arrays, labels [B], unit image features [B,E]) -> q [N], which adds
-      up to 1; an image gives nothing to its own class. None for the uniform draw.
+      up to 1; an image gives nothing to its own class. None for the uniform draw, and for
+      `independent`, whose images have a q each.
     needs: fields of SamplingArrays that it reads.
+    draw: function (key, q [N], S) -> classes [S], log pi [N], such as `sample_weighted`.
   """
 
   propose: Callable[[SamplingSettings, SamplingArrays, Any, Any], Any] | None
   needs: tuple[str, ...] = ()
+  draw: Callable[[jax.Array, Any, int], Any] = sample_weighted
 
 
 SAMPLERS = {
@@ -191,6 +206,9 @@ SAMPLERS = {
   "easy": Sampler(propose_similar, ("bank",)),
   "hierarchical": Sampler(propose_siblings, ("groups", "group_sizes")),
   "frequency": Sampler(propose_frequent, ("frequency",)),
+  # Baselines of `posterior`, see docs/sampling.md.
+  "top": Sampler(propose_posterior, ("bank",), most_likely),
+  "independent": Sampler(None, ("bank",)),
 }
 
 
@@ -206,6 +224,8 @@ def draw_negatives(
 ) -> Negatives:
   """Draws the negatives of one group: K-1 classes, or all N when K = N, whichever the sampler.
 
+  `independent` draws K-1 classes for each image.
+
   Args:
     key: result of `draw_key`.
     settings: the sampler.
@@ -218,8 +238,10 @@ def draw_negatives(
   Returns:
     Classes and weights; `complete_negatives` adds the rest.
   """
-  size, propose = n_negatives(k, n_classes), SAMPLERS[settings.name].propose
-  if propose is None or size == n_classes:
+  size, sampler = n_negatives(k, n_classes), SAMPLERS[settings.name]
+  if settings.is_independent and size < n_classes:
+    return _draw_for_each(key, settings, size, labels_B, images_BxE, arrays)
+  if sampler.propose is None or size == n_classes:
     ids_S = sample_uniform(key, k, n_classes)
     if settings.is_plain:
       return Negatives(ids_S)
@@ -227,7 +249,23 @@ def draw_negatives(
     return Negatives(
       ids_S, log_weights=jnp.full(size, weight), own_log_weights=jnp.full(labels_B.shape, weight)
     )
-  q_N = propose(settings, arrays, labels_B, images_BxE)
+  q_N = sampler.propose(settings, arrays, labels_B, images_BxE)
   q_N = settings.mix / n_classes + (1.0 - settings.mix) * q_N
-  ids_S, log_pi_N = sample_weighted(key, q_N, size)
+  ids_S, log_pi_N = sampler.draw(key, q_N, size)
   return Negatives(ids_S, log_weights=-log_pi_N[ids_S], own_log_weights=-log_pi_N[labels_B])
+
+
+def _draw_for_each(key, settings, size, labels_B, images_BxE, arrays) -> Negatives:
+  """`independent`: weights 1 / q_i(c), which `complete_negatives` divides by the image's draws."""
+  positions_BxS = jax.random.uniform(key, (labels_B.size, size))
+  ids_BxS, q_BxS = arrays.bank.draw_for_each(
+    positions_BxS, images_BxE, labels_B, 1.0 / settings.logit_scale, settings.mix
+  )
+  # One draw of every image before the next: the last draws are dropped beyond a token budget.
+  log_weights = -jnp.log(jnp.maximum(q_BxS.T.ravel(), jnp.finfo(jnp.float32).tiny))
+  return Negatives(
+    ids_BxS.T.ravel(),
+    log_weights=log_weights,
+    own_log_weights=jnp.zeros(labels_B.shape),
+    image=jnp.tile(jnp.arange(labels_B.size), size),
+  )

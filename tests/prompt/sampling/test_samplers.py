@@ -35,6 +35,10 @@ SETTINGS = {
   "easy": SamplingSettings("easy", temperature=0.5),
   "hierarchical": SamplingSettings("hierarchical", mix=0.4),
   "frequency": SamplingSettings("frequency", mix=0.1),
+  "independent": SamplingSettings("independent", mix=0.3, logit_scale=SCALE),
+  "independent, not kin, batch": SamplingSettings(
+    "independent", mix=0.5, logit_scale=SCALE, exclude="kin", batch_positives=True
+  ),
   "not the similar": SamplingSettings(exclude="similar", exclude_threshold=0.5),
   "not kin": SamplingSettings(exclude="kin"),
   "hard but not kin": SamplingSettings("hard", temperature=0.2, exclude="kin"),
@@ -114,7 +118,10 @@ def _exact(sampling):
 
 @pytest.mark.parametrize(
   ("name", "n_available"),
-  [*((name, None) for name in SETTINGS), ("uniform", 7), ("frequency", 7), ("batch", 7)],
+  [
+    *((name, None) for name in SETTINGS),
+    *((name, 7) for name in ("uniform", "frequency", "batch", "independent")),
+  ],
 )
 def test_the_corrected_denominator_is_unbiased(name, n_available):
   """Also where the last classes of a draw did not fit the token budget."""
@@ -125,7 +132,9 @@ def test_the_corrected_denominator_is_unbiased(name, n_available):
   assert min(p_values) > LEVEL / len(p_values)
 
 
-@pytest.mark.parametrize("name", [name for name in SETTINGS if not SETTINGS[name].is_plain])
+@pytest.mark.parametrize(
+  "name", [name for name, s in SETTINGS.items() if not (s.is_plain or s.is_independent)]
+)
 def test_weights_are_inverse_inclusion_probabilities_of_the_mixture(name):
   """Of the classes drawn and of the images' own; any mixture would leave sums unbiased.
 
@@ -141,6 +150,44 @@ def test_weights_are_inverse_inclusion_probabilities_of_the_mixture(name):
   drawn = jax.jit(lambda key: _draw(sampling, key))(jax.random.key(0))
   np.testing.assert_allclose(drawn.log_weights, log_weights_N[drawn.ids], rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(drawn.own_log_weights, log_weights_N[LABELS], rtol=1e-4, atol=1e-5)
+
+
+def _shares():
+  """Softmax of each image over the classes that are not its own, float64 [B,N]."""
+  logits = SCALE * IMAGES.astype(np.float64) @ BANK.T.astype(np.float64)
+  logits[np.arange(len(LABELS)), LABELS] = -np.inf
+  return scipy.special.softmax(logits, axis=1)
+
+
+@pytest.mark.parametrize("n_available", [None, 7])
+def test_independent_draws_are_an_image_s_own(n_available):
+  """K-1 of each image, weighted by its own probabilities and the number of its draws kept."""
+  sampling = SETTINGS["independent"]
+  drawn = _draw(sampling, jax.random.key(0))
+  available = None if n_available is None else jnp.arange(drawn.ids.size) < n_available
+  found = complete_negatives(sampling, ARRAYS, drawn, jnp.asarray(LABELS), available)
+  image = np.tile(np.arange(len(LABELS)), K - 1)
+  np.testing.assert_array_equal(found.rejected, image != np.arange(len(LABELS))[:, None])
+  q_S = (0.3 / (N - 1) + 0.7 * _shares())[image, drawn.ids]
+  n_kept = np.full(len(LABELS), K - 1) if n_available is None else np.array([2, 2, 2, 1])
+  np.testing.assert_allclose(found.log_weights, -np.log(q_S * n_kept[image]), rtol=1e-4)
+  assert not np.any(np.asarray(drawn.ids) == LABELS[image])
+
+
+@pytest.mark.parametrize("n_available", [K - 1, 7])
+def test_top_is_the_classes_of_most_mass_each_with_weight_1(n_available):
+  """Also where those of least mass did not fit the token budget."""
+  logits = SCALE * IMAGES.astype(np.float64) @ BANK.T.astype(np.float64)
+  shares = scipy.special.softmax(logits, axis=1)
+  shares[np.arange(len(LABELS)), LABELS] = 0.0
+  top = np.argsort(-shares.sum(axis=0))[:n_available].tolist()
+  expected = [
+    sum(np.exp(logits[i, c] - logits[i, label]) for c in top if c != label)
+    for i, label in enumerate(LABELS)
+  ]
+  sampling = SamplingSettings("top", logit_scale=SCALE)
+  found = _denominators(sampling, 1, n_available=n_available)[0]
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +209,7 @@ def test_what_is_no_negative_of_an_image_moves_none_of_its_loss(name):
       assert set(np.flatnonzero(moved[d, i])) == (negatives & _allowed(sampling, label)) | {label}
 
 
-@pytest.mark.parametrize("name", ["uniform", "hard", "not the similar", "batch"])
+@pytest.mark.parametrize("name", ["uniform", "hard", "not the similar", "batch", "independent"])
 def test_all_classes_need_no_weights(name):
   sampling = SETTINGS[name]
   estimates = _denominators(sampling, 2, k=N)
