@@ -5,6 +5,7 @@
 .pt, .pth, .pth.tar[-N]  torch checkpoints as CoOp and POMP publish them
 hf:OWNER/NAME            one of the first two in a repository on the hub; `files.hub` has the syntax
 a run's folder           its prompt.npz
+Dassl's output folder    its prompt_learner/model-best.pth.tar, else the last saved
 
 Shapes: M context vectors, D width of the CLIP's text tower, N classes.
 """
@@ -191,9 +192,9 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
 
   Args:
     path: file of `save_prompt`, any npz or safetensors file with the same fields, or a torch
-      checkpoint: CoOp's or POMP's with `state_dict['ctx']`, or that of a segmentation model of
-      POMP with `model['clip_adapter.prompt_learner.ctx']`. A file on the hub, which is downloaded,
-      is never a torch checkpoint. A run's folder stands for the prompt that it has learned.
+      checkpoint: CoOp's or POMP's with `state_dict['ctx']`, or a whole model with
+      `prompt_learner.ctx`, such as POMP's segmentation models. A file on the hub, which is downloaded,
+      is never a torch checkpoint. A run's folder, or Dassl's, stands for the prompt in it.
 
   Raises:
     PromptFileError: no such file, damaged, or a field that is missing, of the wrong type or shape,
@@ -208,7 +209,9 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
       return load_prompt(file)
     except PromptFileError as error:
       raise PromptFileError(f"{path}: {str(error).removeprefix(f'{file}: ')}") from error
-  path = prompt_path(path)
+  if (file := prompt_path(path)) != path:
+    log.info("%s: its prompt is %s", path, file)
+  path = file
   _, read, _ = _FORMATS[_format_of_content(path) or format_of_name(path) or "npz"]
   fields = read(path)
   _check_version(path, fields.get("format_version"))

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import json
 import math
 import os
+import re
 from typing import Any, BinaryIO, NoReturn
 import zlib
 
@@ -49,10 +50,10 @@ _MAX_SAFETENSORS_HEADER = 100_000_000  # the library refuses longer ones
 
 # Magic number with which files of torch before 1.6 begin, pickled as an integer.
 _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-# The prompt in checkpoints of ZSSeg's code (on detectron2): of POMP's segmentation models, and of
-# ZSSeg's own, which may also have vectors after the name.
-_ZSSEG_CONTEXTS = tuple(f"clip_adapter.prompt_learner.{name}" for name in ("ctx", "prefix_prompt"))
-_ZSSEG_SUFFIX = "clip_adapter.prompt_learner.suffix_prompt"
+# The context in a state dict: CoOp's and POMP's, that of whole models (forks; POMP's segmentation
+# models), and that of ZSSeg's own, which may also have vectors after the name.
+_CONTEXT = re.compile(r"ctx|([\w-]+\.)*prompt_learner\.(ctx|prefix_prompt)")
+_SUFFIX = "suffix_prompt"
 # Item of a torch checkpoint with our text fields; published code ignores it.
 _OURS = "pomp_jax"
 UNKNOWN_CLIP = "unknown"
@@ -203,13 +204,18 @@ def read_torch(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _torch_context(path: str | os.PathLike, value: Any) -> tuple[str, Any]:
-  """Name and value of the context: CoOp's and POMP's, or that of a segmentation model."""
-  model = value.get("model") if isinstance(value, dict) else None
-  for name in _ZSSEG_CONTEXTS if isinstance(model, dict) else ():
-    if name in model:
-      if _ZSSEG_SUFFIX in model:
-        refuse(path, f"model[{_ZSSEG_SUFFIX!r}]", "present", "vectors before the name alone")
-      return f"model[{name!r}]", model[name]
+  """Name and value of the context, in a checkpoint's state dict or in a state dict alone."""
+  whole = value if isinstance(value, dict) else {}
+  places = {"model": whole.get("model"), "state_dict": whole.get("state_dict"), "": whole}
+  for place, state in places.items():
+    items = state if isinstance(state, dict) else {}
+    names = [name for name in items if isinstance(name, str) and _CONTEXT.fullmatch(name)]
+    if len(names) > 1:
+      refuse(path, place or "the file", f"a dict with {', '.join(names)}", "one context")
+    for name in names:
+      if (suffix := f"{name.rpartition('.')[0]}.{_SUFFIX}") in items:
+        refuse(path, f"{place}[{suffix!r}]", "present", "vectors before the name alone")
+      return f"{place}[{name!r}]", items[name]
   state = _item(path, value, "state_dict", "the checkpoint['state_dict']")
   field = "state_dict['ctx']"
   return field, _item(path, state, "ctx", field)

@@ -154,8 +154,31 @@ def with_provenance(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prompt_path(path: str | os.PathLike) -> str | os.PathLike:
-  """Path of a prompt file; a run's folder stands for the prompt that it has learned."""
-  return RunFolder(path).prompt if is_dir(path) else path
+  """Path of a prompt file; a folder stands for its prompt: a run's, or that of a Dassl trainer."""
+  if not is_dir(path):
+    return path
+  own = RunFolder(path).prompt
+  found = own if exists(own) else _dassl_prompt(to_path(path))
+  return own if found is None else found
+
+
+def _dassl_prompt(output: Path) -> Path | None:
+  """The best checkpoint in a trainer's output folder, as Dassl loads it, else the last saved.
+
+  `checkpoint` names the last saved one.
+  """
+  for folder in (output / "prompt_learner", output):
+    files = {path.name: path for path in folder.glob("model*.pth.tar*")} if is_dir(folder) else {}
+    last = folder / "checkpoint"
+    name = last.read_text(errors="replace").strip() if files and exists(last) else ""
+    for known in (
+      "model-best.pth.tar",
+      name,
+      *sorted(files, key=lambda name: (len(name), name))[-1:],
+    ):
+      if known in files:
+        return files[known]
+  return None
 
 
 @contextlib.contextmanager

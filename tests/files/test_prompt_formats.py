@@ -9,6 +9,7 @@ import safetensors
 import safetensors.numpy
 import torch
 
+from pomp_jax.files.hub import is_prompt_file
 from pomp_jax.files.prompt_file import Prompt, load_prompt, save_prompt
 from tests.support.prompt_files import CONTEXT, refusal
 
@@ -90,25 +91,52 @@ class TestTorch:
     save_prompt(tmp_path / "a.pth", prompt)
     np.testing.assert_array_equal(load_prompt(tmp_path / "a.pth").context, CONTEXT)
 
-  @pytest.mark.parametrize("name", ["ctx", "prefix_prompt"])
-  def test_the_prompt_of_a_segmentation_model(self, tmp_path, name):
-    """A checkpoint as detectron2 saves POMP's and ZSSeg's models, with optimizer and scheduler."""
+  @pytest.mark.parametrize(
+    ("place", "key"),
+    [
+      ("model", "clip_adapter.prompt_learner.ctx"),
+      ("model", "clip_adapter.prompt_learner.prefix_prompt"),
+      ("state_dict", "prompt_learner.ctx"),
+      ("state_dict", "module.prompt_learner.ctx"),
+      ("", "prompt_learner.ctx"),
+    ],
+  )
+  def test_the_prompt_of_a_whole_model(self, tmp_path, place, key):
+    """As detectron2 saves POMP's and ZSSeg's models, or forks of CoOp theirs."""
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))])
     scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer)
-    key = f"clip_adapter.prompt_learner.{name}"
     model = {
       "backbone.weight": torch.ones(2, 3),
       key: torch.tensor(CONTEXT),
-      "clip_adapter.prompt_learner.start_signal": torch.zeros(1, 8).half(),
+      f"{key}.start_signal": torch.zeros(1, 8).half(),
     }
     path = tmp_path / "model_final.pth"
     state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-    torch.save({"model": collections.OrderedDict(model), "iteration": 59_999, **state}, path)
+    whole = {place: collections.OrderedDict(model), "iteration": 59_999, **state}
+    torch.save(whole if place else model, path)
     stored = load_prompt(path)
     np.testing.assert_array_equal(stored.context, CONTEXT)
     assert (stored.clip_model, stored.position, stored.template) == ("unknown", "end", "{}.")
-    torch.save({"model": model | {key: 3}}, path)
-    assert f"model['{key}'] is a int" in refusal(path)
+    for wrong, part in ({key: 3}, f"{place}['{key}'] is a int"), ({"ctx": 3}, "one context"):
+      model |= wrong
+      torch.save({place: model} if place else model, path)
+      assert part in refusal(path)
+
+  def test_the_folder_of_a_dassl_trainer(self, tmp_path):
+    """OUTPUT or its prompt_learner: the best, else what `checkpoint` names, else the newest."""
+    folder = tmp_path / "prompt_learner"
+    folder.mkdir()
+    for epoch in (5, 10, 50):
+      publish(folder / f"model.pth.tar-{epoch}", torch.full((4, 8), float(epoch)))
+    read = lambda path: load_prompt(path).context[0, 0]
+    assert is_prompt_file(tmp_path) and read(tmp_path) == read(folder) == 50
+    for name, epoch in {"model.pth.tar-10": 10, "../../model.pth.tar-5": 50}.items():
+      (folder / "checkpoint").write_text(f"{name}\n")
+      assert read(tmp_path) == read(folder) == epoch
+    publish(folder / "model-best.pth.tar", torch.full((4, 8), 7.0))
+    assert read(tmp_path) == 7
+    save_prompt(tmp_path / "prompt.npz", Prompt(CONTEXT, "a/clip"))
+    np.testing.assert_array_equal(load_prompt(tmp_path).context, CONTEXT)
 
   def test_the_published_code_can_load_it(self, tmp_path):
     """As CoOp does: into a module with the buffers, not strictly."""
