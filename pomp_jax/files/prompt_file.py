@@ -193,8 +193,8 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
   Args:
     path: file of `save_prompt`, any npz or safetensors file with the same fields, or a torch
       checkpoint: CoOp's or POMP's with `state_dict['ctx']`, or a whole model with
-      `prompt_learner.ctx`, such as POMP's segmentation models. A file on the hub, which is downloaded,
-      is never a torch checkpoint. A run's folder, or Dassl's, stands for the prompt in it.
+      `prompt_learner.ctx`, such as POMP's segmentation models. A file on the hub, which is
+      downloaded, is never a torch checkpoint. A run's folder, or Dassl's, stands for its prompt.
 
   Raises:
     PromptFileError: no such file, damaged, or a field that is missing, of the wrong type or shape,

@@ -18,7 +18,7 @@ from pomp_jax import hosts
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import replacing, why_unwritable
 from pomp_jax.files.checksums import ChecksumError, with_checksum, without_checksum
-from pomp_jax.files.paths import Path, exists, is_bucket, is_dir, to_path
+from pomp_jax.files.paths import Path, exists, is_bucket, is_dir, is_file, to_path
 from pomp_jax.files.provenance import provenance
 from pomp_jax.files.terminal import printable
 
@@ -170,12 +170,9 @@ def _dassl_prompt(output: Path) -> Path | None:
   for folder in (output / "prompt_learner", output):
     files = {path.name: path for path in folder.glob("model*.pth.tar*")} if is_dir(folder) else {}
     last = folder / "checkpoint"
-    name = last.read_text(errors="replace").strip() if files and exists(last) else ""
-    for known in (
-      "model-best.pth.tar",
-      name,
-      *sorted(files, key=lambda name: (len(name), name))[-1:],
-    ):
+    name = last.read_text(errors="replace").strip() if files and is_file(last) else ""
+    newest = sorted(files, key=lambda name: (len(name), name))[-1:]
+    for known in ("model-best.pth.tar", name, *newest):
       if known in files:
         return files[known]
   return None
