@@ -1,10 +1,15 @@
 """Fields of the page in the browser; part of the table in `fields.py`."""
 
 import dataclasses
+import re
 
 from pomp_jax.config.declare import Check, above, at_least, between, row
 
 _address = Check(bool, "an address of this machine")
+_names = Check(
+  lambda names: all(re.fullmatch(r"[a-z0-9_.-]+", name) for name in names),
+  "host names in small letters, without a port",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,6 +17,9 @@ class Page:
   """The job page: pictures and runs in the browser; see docs/page.md."""
 
   host: str = row("127.0.0.1", "address of the page; 0.0.0.0 opens it to the network", _address)
+  hosts: tuple[str, ...] = row(
+    (), "names that the page answers to beside addresses and this machine's name", _names
+  )
   port: int = row(8765, "port of the page; 0: a free one", between(0, 2**16 - 1))
   prompts: tuple[str, ...] = row(
     ("a photo of a {}.", "{}."), "prompts side by side, see evaluate.prompts"

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.errors import InputError, RunError
+from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import replacing, why_unwritable
 from pomp_jax.files.checksums import ChecksumError, with_checksum, without_checksum
 from pomp_jax.files.paths import Path, exists, is_bucket, is_dir, is_file, to_path
@@ -25,6 +25,8 @@ from pomp_jax.files.terminal import printable
 log = logging.getLogger(__name__)
 
 _PROVENANCE = "provenance"
+# In a run's folder: why its last start failed, one line.
+ERROR = "error.txt"
 
 
 class RunFolderError(InputError, RuntimeError):
@@ -278,7 +280,9 @@ class Presence(contextlib.AbstractContextManager):
       self._thread.start()
     return self
 
-  def __exit__(self, *exception: object) -> None:
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+  ) -> None:
     self._ended.set()
     if self._thread.is_alive():
       self._thread.join()
@@ -291,6 +295,22 @@ class Presence(contextlib.AbstractContextManager):
         if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
           self._path.unlink()  # no later process has replaced it
       self._file.close()
+    with contextlib.suppress(OSError):
+      self._explain(error)
+
+  def _explain(self, error: BaseException | None) -> None:
+    """Writes why the run failed for who looks later, or removes what an earlier start wrote."""
+    path = self._path.with_name(ERROR)
+    if is_bucket(path):
+      return
+    if not isinstance(error, Exception):  # done, or asked to stop
+      path.unlink()
+    # Bad input is found before anything is written.
+    elif getattr(error, "status", RunError.status) != InputError.status and path.parent.is_dir():
+      named = isinstance(error, InputError | RunError | TryAgain)
+      line = str(error) if named else f"{type(error).__name__}: {error}"
+      with replacing(path) as file:
+        file.write(printable(" ".join(line.split())).encode())
 
   def _mark_once_created(self) -> None:
     while not self._ended.wait(1.0):

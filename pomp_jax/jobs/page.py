@@ -86,6 +86,7 @@ def run(config: Settings, workdir: str) -> None:
     pathlib.Path(page.runs) if page.runs else None,
     server.Limits(page.max_names, page.max_upload),
     host=page.host,
+    hosts=page.hosts,
     pictures=_pictures() if of_world else (),
     scenes=_scenes() if of_world else (),
     turns=turns,

@@ -1,7 +1,8 @@
 """Runs of a folder, read only: their list, tables, plots, curves and reports.
 
 A run and a file are looked up in what the folder holds: no path is made of what a visitor sends.
-Links are not followed, neither those of folders nor those of files.
+Links are not followed, neither those of folders nor those of files. Files may hold anything: what
+can't be shown is a line of its run.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,14 +12,17 @@ import json
 import os
 import pathlib
 import re
+import socket
 import stat
 import tempfile
 from typing import Any, NamedTuple
 
 from pomp_jax.analysis import plots
-from pomp_jax.files.checksums import without_checksum
+from pomp_jax.errors import InputError
+from pomp_jax.files.checksums import ChecksumError, without_checksum
 from pomp_jax.files.prompt_hub import without_folders
-from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.files.run_folder import ERROR, RunFolder
+from pomp_jax.files.terminal import printable
 
 # Levels of folders below the root, and runs in the list.
 _DEPTH = 3
@@ -28,6 +32,14 @@ _MAX_BYTES = 32 * 2**20
 _MAX_ROWS = 200
 _CURVES = "training.png"
 _OF_TRAINING = ("loss", "accuracy", "validation_top1")
+# Steps and values from here on are damage; axes can't be drawn.
+_HUGE = 1e15
+# Each of them makes a folder a run.
+_OF_RUN = ("config.json", "results.json", ERROR)
+
+
+class RunFileError(InputError):
+  """A file of a run that can't be shown; one line, without its folder."""
 
 
 class Run(NamedTuple):
@@ -37,7 +49,8 @@ class Run(NamedTuple):
     name: folders below the root, joined by slashes.
     path: folder.
     job: job of its config.
-    finished: whether it has results.
+    state: finished, failed, killed, running, unreadable, or not finished.
+    problem: why it failed or can't be read, one line; or empty.
     time: of its last change, local, to the minute.
     report: whether it has a report.
   """
@@ -45,7 +58,8 @@ class Run(NamedTuple):
   name: str
   path: pathlib.Path
   job: str
-  finished: bool
+  state: str
+  problem: str
   time: str
   report: bool
 
@@ -62,15 +76,16 @@ class Table(NamedTuple):
 def find_runs(root: pathlib.Path | None) -> dict[str, Run]:
   """Lists the runs below a folder by name, the newest first, at most MAX_RUNS.
 
-  A run is a folder with `config.json` or `results.json`. The root may be one itself.
+  A run is a folder with one of the files `_OF_RUN`. The root may be one itself.
   """
   if root is None:
     return {}
   found = {}
   for name, path in _folders(root, "", 0):
-    files = [file for file in (_file(path, n) for n in ("config.json", "results.json")) if file]
-    if files:
-      found[name or root.resolve().name] = path, max(file.stat().st_mtime for file in files)
+    files = [file for file in (_file(path, n) for n in _OF_RUN) if file]
+    with contextlib.suppress(FileNotFoundError):  # removed since
+      if files:
+        found[name or root.resolve().name] = path, max(file.stat().st_mtime for file in files)
   newest = sorted(found, key=lambda name: -found[name][1])[:MAX_RUNS]
   return {name: _run(name, *found[name]) for name in newest}
 
@@ -86,10 +101,43 @@ def _folders(folder: pathlib.Path, name: str, depth: int) -> Iterator[tuple[str,
 
 
 def _run(name: str, path: pathlib.Path, changed: float) -> Run:
-  time = datetime.datetime.fromtimestamp(changed).isoformat(" ", "minutes")
-  config = _json(path, "config.json") or _json(path, "results.json")
-  finished, report = (_file(path, n) is not None for n in ("results.json", "report.html"))
-  return Run(name, path, str(config.get("job", "?")), finished, time, report)
+  run = Run(name, path, "?", "unreadable", "", "?", _file(path, "report.html") is not None)
+  problems: list[str] = []
+  with _lines(problems, "config.json"):
+    run = run._replace(time=datetime.datetime.fromtimestamp(changed).isoformat(" ", "minutes"))
+    config = _json(path, "config.json") or _json(path, "results.json")
+    state, reason = _state(path)
+    run = run._replace(job=printable(str(config.get("job", "?")), 40), state=state, problem=reason)
+  return run._replace(problem=" ".join(problems) or run.problem)
+
+
+def _state(path: pathlib.Path) -> tuple[str, str]:
+  """State of a run, and the reason if it has failed."""
+  if alive := _json(path, "alive.json"):
+    host, process = str(alive.get("host")), alive.get("process")
+    where = f"process {process} of {host}"
+    if host != socket.gethostname():
+      return "running", f"or killed; {where} has not ended it"
+    with contextlib.suppress(ProcessLookupError, OverflowError, TypeError):
+      with contextlib.suppress(PermissionError):
+        os.kill(process, 0)
+      return "running", ""
+    return "killed", f"{where} ended without a reason: killed, out of memory, or a power cut"
+  if reason := (_read(path, ERROR) or b"").decode("utf-8", "replace"):
+    return "failed", printable(without_folders(reason.strip()), 2000)
+  return "finished" if _file(path, "results.json") else "not finished", ""
+
+
+@contextlib.contextmanager
+def _lines(problems: list[str], file: str) -> Iterator[None]:
+  """Turns any error into a line: `file` may be damaged, or another version's."""
+  try:
+    yield
+  except RunFileError as error:
+    problems.append(str(error))
+  except Exception as error:
+    line = f"{file} can't be shown ({type(error).__name__}: {error})"
+    problems.append(without_folders(printable(line)))
 
 
 def plot_files(run: Run) -> list[str]:
@@ -97,7 +145,7 @@ def plot_files(run: Run) -> list[str]:
   folder = run.path / "plots"
   if run.report or folder.is_symlink() or not folder.is_dir():
     return []
-  names = sorted(name for name in os.listdir(folder) if name.endswith(".png"))
+  names = sorted(name for name in os.listdir(folder) if re.fullmatch(r"[ -~]+\.png", name))
   drawn = has_curves(run)
   return [n for n in names if _file(run.path, "plots", n) and not (drawn and n == _CURVES)]
 
@@ -129,31 +177,42 @@ def curves(run: Run) -> bytes | None:
 
 
 def _scalars(run: Run) -> Mapping[str, plots.Series]:
-  return RunFolder(run.path).scalars() if _file(run.path, "metrics.jsonl") else {}
+  """Logged scalars, without the points that can't be drawn."""
+  found = RunFolder(run.path).scalars() if _file(run.path, "metrics.jsonl") else {}
+  return {name: _drawable(*series) for name, series in found.items()}
 
 
-def tables(run: Run) -> list[Table]:
-  """Tables of a run: its `results.md`, accuracy, predictions, and the numbers of its results.
+def _drawable(steps: Sequence[int], values: Sequence[float]) -> plots.Series:
+  points = zip(steps, values, strict=True)
+  kept = [(s, value) for s, value in points if abs(s) < _HUGE and not abs(value) > _HUGE]
+  return [s for s, _ in kept], [value for _, value in kept]
 
-  All of them start folded below a report.
 
-  Absolute paths are cut to their last name.
+def tables(run: Run) -> tuple[list[Table], list[str]]:
+  """Tables of a run, and a line for each of its parts that can't be shown.
+
+  They are those of its `results.md`, accuracy, predictions, and the numbers of its results. All of
+  them start folded below a report. Absolute paths are cut to their last name.
   """
-  results = without_folders(_json(run.path, "results.json"))
   found = markdown_tables((_read(run.path, "results.md") or b"").decode("utf-8", "replace"))
-  if run.job == "pretrain" and isinstance(results.get("eval"), dict):
-    with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError):  # of another version
-      found.append(_accuracy(results.pop("eval")))
-  if run.job == "predict" and isinstance(results.get("images"), dict):
-    with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError):
-      found.append(_predictions(results.pop("images")))
-  numbers = list(_numbers(results)) if not found or run.job == "pretrain" else []
+  problems: list[str] = []
+  results, numbers = {}, []
+  with _lines(problems, "results.json"):
+    results = without_folders(_json(run.path, "results.json"))
+  for job, key, table in (("pretrain", "eval", _accuracy), ("predict", "images", _predictions)):
+    if run.job == job and key in results:
+      with _lines(problems, f"results.json: {key}"):
+        found.append(table(results[key]))
+        del results[key]
+  if not found or run.job == "pretrain":
+    with _lines(problems, "results.json"):
+      numbers = list(_numbers(results))
   if numbers:
     more = f", the first {_MAX_ROWS} of {len(numbers)}" if len(numbers) > _MAX_ROWS else ""
     columns, folded = ("figure", "value"), bool(found)
     found.append(Table(f"All figures{more}", columns, numbers[:_MAX_ROWS], folded))
   # A report has the tables itself.
-  return [table._replace(folded=table.folded or run.report) for table in found]
+  return [table._replace(folded=table.folded or run.report) for table in found], problems
 
 
 def _accuracy(splits: Mapping[str, Any]) -> Table:
@@ -228,9 +287,19 @@ def _read(folder: pathlib.Path, *names: str) -> bytes | None:
 
 
 def _json(folder: pathlib.Path, name: str) -> dict[str, Any]:
-  """A JSON object; empty if there is none that can be read."""
+  """A JSON object; empty if there is no such file.
+
+  Raises:
+    RunFileError: another content, or a lone surrogate, which can't be shown.
+  """
   try:
-    found = without_checksum(json.loads(_read(folder, name) or b"{}"))
-  except (ValueError, RecursionError):
-    return {}
-  return found if isinstance(found, dict) else {}
+    content = _read(folder, name)
+    found = {} if content is None else without_checksum(json.loads(content))
+    json.dumps(found, ensure_ascii=False).encode()
+  except ChecksumError as error:
+    raise RunFileError(f"{name}: {error}") from error
+  except (ValueError, RecursionError) as error:
+    raise RunFileError(f"{name}: not JSON ({printable(str(error))})") from error
+  if not isinstance(found, dict):
+    raise RunFileError(f"{name}: a {type(found).__name__}, expected a JSON object")
+  return found

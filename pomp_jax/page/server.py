@@ -4,10 +4,11 @@ Pages are HTML without scripts, and the browser is told to run none and to load 
 elsewhere. One computation runs at a time, and a few wait.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 import contextlib
 import dataclasses
 import functools
+import ipaddress
 import logging
 import pathlib
 import socket
@@ -20,6 +21,7 @@ from PIL import Image
 from werkzeug.exceptions import HTTPException
 
 from pomp_jax.errors import InputError, RunError
+from pomp_jax.files.terminal import printable
 from pomp_jax.page import runs
 from pomp_jax.page.comparison import MAX_SEGMENT_NAMES, Comparison
 from pomp_jax.page.form import LONGEST, FormError, png_of, read_boxes, read_names, read_picture
@@ -33,6 +35,8 @@ _MIB = 2**20
 _FORM_BYTES = 2 * _MIB
 # Computations that wait, and connections that are served at a time.
 _WAITING, _THREADS = 4, 8
+# Connections that are open, those of them that wait for a (whole) request, and silence, seconds.
+_CONNECTIONS, _IDLE, _SILENCE = 200, 100, 30
 _STYLE = (pathlib.Path(__file__).parent / "templates" / "style.css").read_text()
 _SECURITY = {
   "Content-Security-Policy": (
@@ -106,6 +110,7 @@ def make_app(
   limits: Limits,
   *,
   host: str = LOOPBACK[0],
+  hosts: Collection[str] = (),
   pictures: tuple[Example, ...] = (),
   scenes: tuple[Example, ...] = (),
   turns: Turns | None = None,
@@ -116,8 +121,10 @@ def make_app(
     comparison: CLIP and prompts.
     root: folder of the runs; None: no runs.
     limits: bounds of a request.
-    host: address that it will listen on. On a loopback address only requests for a loopback name
-      are answered, so that no other site can reach it by a name of its own.
+    host: address that it will listen on.
+    hosts: names that requests may be for, so that no other site can reach it by a name of its own.
+      Loopback names always may; so may addresses and this machine's name, unless `host` is a
+      loopback one.
     pictures: examples of the tab Classify.
     scenes: examples of the tab Regions.
     turns: order of the computations.
@@ -133,7 +140,7 @@ def make_app(
     for tab, own in (("classify", pictures), ("regions", scenes))
   }
   app.context_processor(lambda: {"prompts": comparison.prompts, "learned": comparison.has_learned})
-  app.before_request(functools.partial(_check_origin, host))
+  app.before_request(functools.partial(_check_origin, host, hosts))
   app.after_request(_secure)
   app.register_error_handler(HTTPException, page.refuse)
   app.register_error_handler(Exception, page.fail)
@@ -250,12 +257,14 @@ class _Page:
   def run(self, name: str) -> str:
     """One run: curves, tables, plots, report."""
     run = self._run(name)
+    tables, problems = runs.tables(run)
     return render_template(
       "run.html",
       tab="reports" if run.report else "runs",
       run=run,
       curves=runs.has_curves(run),
-      tables=runs.tables(run),
+      tables=tables,
+      problems=problems,
       plots=runs.plot_files(run),
     )
 
@@ -293,23 +302,33 @@ class _Page:
   def fail(self, error: Exception) -> tuple[str, int]:
     """Anything else: a line on the page, the reason in the server's log."""
     if isinstance(error, InputError):
-      return render_template("error.html", tab="", error=str(error)), error.status
+      status = error.status if isinstance(error, BusyError) else 400
+      return render_template("error.html", tab="", error=str(error)), status
     log.error("%s %s: %r", request.method, request.path, error, exc_info=error)
     text = "the computation failed; the server's log has the reason"
     return render_template("error.html", tab="", error=text), 500
 
 
-def _check_origin(host: str) -> None:
-  """Refuses requests that another site has sent, or under another name than a loopback one."""
+def _check_origin(host: str, hosts: Collection[str]) -> None:
+  """Refuses requests that another site has sent, or under a name that is not the page's."""
   origin = request.headers.get("Origin") or f"//{request.host}"
   try:
-    name, sender = urlsplit(f"//{request.host}").hostname, urlsplit(origin).netloc
+    name, sender = urlsplit(f"//{request.host}").hostname or "", urlsplit(origin).netloc
   except ValueError:
     abort(400)
-  if host in LOOPBACK and name not in LOOPBACK:
-    abort(400)
+  own = name in LOOPBACK or name in hosts
+  if not own and (host in LOOPBACK or not _is_of_machine(name)):
+    raise FormError(f"this page does not answer to {printable(name, 80)!r}; page.hosts can name it")
   if request.method == "POST" and sender != request.host:
     abort(403)
+
+
+def _is_of_machine(name: str) -> bool:
+  """Whether a name is an address, which no other site can make its own, or this machine's."""
+  try:
+    return bool(ipaddress.ip_address(name))
+  except ValueError:
+    return name == socket.gethostname().lower()
 
 
 def _secure(response: Response) -> Response:
@@ -334,7 +353,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[None]:
-  """Serves the application in a thread while the context lasts."""
+  """Serves the application in a thread while the context lasts.
+
+  Idle connections and slow uploads can't keep others out: the oldest of them are closed.
+  """
   import waitress
 
   server = waitress.create_server(
@@ -342,9 +364,24 @@ def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[
     sockets=[listener],
     threads=_THREADS,
     ident=None,
+    connection_limit=_CONNECTIONS,
+    channel_timeout=_SILENCE,
+    cleanup_interval=1,
+    asyncore_use_poll=True,
     # Uploads that are too large are told so by the page. What is far larger is not read.
     max_request_body_size=int(4 * max_upload * _MIB) + _FORM_BYTES,
   )
+  close_silent = server.maintenance
+
+  def maintenance(now: float) -> None:
+    """Called every second in the server's own thread."""
+    waiting = [channel for channel in server.active_channels.values() if not channel.requests]
+    waiting.sort(key=lambda channel: -channel.creation_time)
+    for channel in waiting[_IDLE:]:
+      channel.will_close = True
+    close_silent(now)
+
+  server.maintenance = maintenance
   threading.Thread(target=server.run, name="page", daemon=True).start()
   try:
     yield

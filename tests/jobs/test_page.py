@@ -44,7 +44,7 @@ def stops(monkeypatch):
 
 @pytest.fixture
 def pages(monkeypatch, stops, tmp_path):
-  """A function: fields -> the pages of a picture with three names, and of runs; their statuses."""
+  """A function: fields -> pages of a picture, of runs, and under a name of its own; statuses."""
   png = encoded(noise(40, 40))
   names, answers, limits = "red star\nblue ring\nteal leaf", [], []
 
@@ -55,7 +55,8 @@ def pages(monkeypatch, stops, tmp_path):
     limits.append(max_upload)
     fields = {"names": names, "action": "classify", "file": (io.BytesIO(png), "a.png")}
     client = app.test_client()
-    answers[:] = client.post("/", data=fields), client.get("/runs")
+    named = client.get("/", headers={"Host": "own.example"})
+    answers[:] = client.post("/", data=fields), client.get("/runs"), named
     yield
 
   monkeypatch.setattr(server, "serving", serving)
@@ -73,23 +74,23 @@ def test_each_field_reaches_the_page(pages, tmp_path):
   (tmp_path / "runs" / "own run").mkdir(parents=True)
   (tmp_path / "runs" / "own run" / "config.json").write_text('{"job": "pretrain"}')
   fields = {field for field in FIELDS if field.startswith("page.")}
-  own = {"prompts", "runs", "top", "max_names", "max_upload"}
+  own = {"prompts", "runs", "top", "max_names", "max_upload", "hosts"}
   assert fields == {*(f"page.{name}" for name in own), "page.host", "page.port"}
 
-  (status, page), (_, runs) = pages()
-  assert status == 200 and page.count("<progress") == 3
+  (status, page), (_, runs), (refused, _) = pages()
+  assert (status, refused) == (200, 400) and page.count("<progress") == 3
   assert "the {}!" not in page and "own run" not in runs and "0.001 MiB" not in page
   for field, value, expected, part in (
     ("prompts", "the {}!", 200, "the {}!"),
     ("max_names", 2, 400, "names: got 3"),
     ("max_upload", 0.001, 200, "0.001 MiB"),
   ):
-    (status, page), _ = pages(**{f"page.{field}": value})
+    (status, page), *_ = pages(**{f"page.{field}": value})
     assert status == expected and part in page
-  _, (status, runs) = pages(**{"page.runs": str(tmp_path / "runs")})
+  _, (status, runs), _ = pages(**{"page.runs": str(tmp_path / "runs")})
   assert status == 200 and "own run" in runs
-  (status, page), _ = pages(**{"page.top": 2})
-  assert status == 200 and page.count("<progress") == 2
+  (status, page), _, (answered, _) = pages(**{"page.top": 2, "page.hosts": ("own.example",)})
+  assert (status, answered) == (200, 200) and page.count("<progress") == 2
 
 
 @pytest.fixture
@@ -124,6 +125,7 @@ def test_errors_are_found_before_it_serves(tmp_path):
     ("page.prompts", "no prompt"),
     ("page.prompts", str(tmp_path / "prompt.npz")),
     ("page.host", ""),
+    ("page.hosts", ("Own.example:80",)),
     ("page.top", 0),
     ("page.max_upload", 0.0),
     ("regions.crop", "masked"),

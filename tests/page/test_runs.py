@@ -1,14 +1,23 @@
 """Runs on the page: what is listed and read, and that no link leads out of the folder."""
 
+import contextlib
 import json
 import os
+import re
+import socket
+import subprocess
+from unittest import mock
 
 from PIL import Image
 import pytest
 
 from pomp_jax.analysis.tables import Row, Table, markdown
-from pomp_jax.page import runs
+from pomp_jax.files.run_folder import Presence
+from pomp_jax.page import runs, server
+from pomp_jax.page.comparison import Comparison
 
+# Enough for the pages of runs.
+NO_CLIP = mock.Mock(spec=Comparison, prompts=[], has_learned=False)
 EVAL = {
   split: {name: {"top1": top1, "images": 64} for name in ("prompt", "hand_written")}
   for split, top1 in (("base", 0.25), ("novel", 0.5))
@@ -45,7 +54,7 @@ def test_the_list_has_the_runs_of_the_folder_alone(root):
   found = runs.find_runs(root)
   assert list(found) == ["demo", "seeds/seed 0"]  # the newest first
   assert [run.job for run in found.values()] == ["pretrain", "segment"]
-  assert all(run.finished and not run.report for run in found.values())
+  assert all(run.state == "finished" and not run.report for run in found.values())
   assert list(runs.find_runs(root / "demo")) == ["demo"]
   assert runs.find_runs(None) == runs.find_runs(root / "nothing") == {}
 
@@ -58,8 +67,8 @@ def test_links_of_files_are_not_read(root, tmp_path):
   (demo / "report.html").symlink_to(secret / "config.json")
   (demo / "results.md").symlink_to("/etc/passwd")
   run = runs.find_runs(root)["demo"]
-  assert not run.finished and not run.report
-  assert runs.tables(run) == [] and runs.curves(run) is None and runs.read_report(run) is None
+  assert run.state == "not finished" and not run.report
+  assert runs.tables(run) == ([], []) and runs.curves(run) is None and runs.read_report(run) is None
   assert runs.plot_files(run) == ["training.png"]
   (demo / "plots").rename(demo / "old")
   (demo / "plots").symlink_to(secret / "plots")
@@ -78,7 +87,8 @@ def test_a_plot_is_one_of_the_list(root, name):
 
 def test_tables_and_curves_of_a_training(root):
   run = runs.find_runs(root)["demo"]
-  accuracy, results = runs.tables(run)
+  (accuracy, results), problems = runs.tables(run)
+  assert problems == []
   assert accuracy.columns == ("split", "prompt", "hand written", "images")
   assert accuracy.rows == [["base", "25.0", "25.0", "64"], ["novel", "50.0", "50.0", "64"]]
   assert {tuple(row) for row in results.rows} == {
@@ -91,18 +101,73 @@ def test_tables_and_curves_of_a_training(root):
 def test_tables_are_folded_below_a_report(root):
   rows = (Row("{}.", (1.5,)),)
   (root / "demo" / "results.md").write_text(markdown([Table("Top-1", "prompt", ("base",), rows)]))
-  folded = [[table.folded for table in runs.tables(runs.find_runs(root)["demo"])]]
+  folded = [[table.folded for table in runs.tables(runs.find_runs(root)["demo"])[0]]]
   (root / "demo" / "report.html").write_text("<h1>demo</h1>")
-  folded.append([table.folded for table in runs.tables(runs.find_runs(root)["demo"])])
+  folded.append([table.folded for table in runs.tables(runs.find_runs(root)["demo"])[0]])
   assert folded == [[False, False, True], [True, True, True]]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "[" * 10**5, '{"eval": 3, "images": []}'])
-def test_damaged_results_show_what_is_left(root, content):
-  (root / "demo" / "results.json").write_text(content)
-  (root / "demo" / "metrics.jsonl").write_text(content)
-  run = runs.find_runs(root)["demo"]
-  assert all(
-    isinstance(cell, str) for table in runs.tables(run) for row in table.rows for cell in row
-  )
-  assert runs.curves(run) is None
+def test_the_state_of_a_run_and_why_it_failed(root):
+  demo, state = root / "demo", lambda: runs.find_runs(root)["demo"][3:5]
+  with contextlib.suppress(OSError), Presence(demo):
+    assert state() == ("running", "")
+    raise OSError("no space left on /home/me/disk")
+  assert state() == ("failed", "OSError: no space left on disk")  # no folder of the server
+  (demo / "config.json").unlink()
+  (demo / "results.json").unlink()
+  assert state()[0] == "failed"
+  with Presence(demo):
+    pass
+  assert "demo" not in runs.find_runs(root)  # an empty folder is none
+  mark = {"host": socket.gethostname(), "process": _ended_process()}
+  (demo / "config.json").write_text('{"job": "pretrain"}')
+  (demo / "alive.json").write_text(json.dumps(mark))
+  assert state()[0] == "killed" and str(mark["process"]) in state()[1]
+  (demo / "alive.json").write_text(json.dumps(mark | {"host": "elsewhere"}))
+  assert state()[0] == "running" and "elsewhere" in state()[1]
+
+
+def _ended_process():
+  process = subprocess.Popen(["true"])
+  process.wait()
+  return process.pid
+
+
+# Of each field of each file: values of other types, and texts that are no JSON object.
+_VALUES = (None, True, 10**400, float("nan"), 1e308, "\ud800", "x\0\n" * 99, [], {}, [[]])
+_TEXTS = ("", "[]", "\xff", '{"job": 1e999}', "9" * 5000, '{"eval":' * 900 + "1" + "}" * 900)
+_FILES = {
+  "config.json": {"job": "pretrain"},
+  "results.json": {"eval": {"base": {"prompt": {"top1": 0.5, "images": 3}}}},
+  "metrics.jsonl": {"step": 3, "loss": 1.0, "validation_top1": 0.5},
+  "alive.json": {"host": socket.gethostname(), "process": 1},
+}
+
+
+def _hostile(value):
+  """The value with each of its parts replaced by each of `_VALUES`."""
+  yield from _VALUES
+  for key in value if isinstance(value, dict) else ():
+    yield from (value | {key: part} for part in _hostile(value[key]))
+
+
+@pytest.mark.parametrize("name", _FILES)
+def test_a_damaged_file_is_a_line_of_its_run_alone(root, name):
+  client = server.make_app(NO_CLIP, root, server.Limits(9, 1.0)).test_client()
+  whole, lines = (root / "demo" / name).exists(), 0
+  for text in (*_TEXTS, *map(json.dumps, _hostile(_FILES[name]))):
+    (root / "demo" / name).write_bytes(text.encode("latin-1"))
+    listed, shown = client.get("/runs"), client.get("/runs/demo")
+    assert (listed.status_code, shown.status_code) == (200, 200), text[:80]
+    assert "seeds/seed 0" in listed.data.decode()
+    lines += (found := re.findall('role="alert">([^\n]+)</p>', shown.data.decode())) != []
+    assert all(str(root) not in line for line in found)
+    if name == "metrics.jsonl":
+      assert client.get("/curves/demo").status_code in (200, 404), text[:80]
+  assert whole or lines
+  assert lines >= {"config.json": 6, "results.json": 12}.get(name, 0)
+
+
+def test_a_time_that_is_none(root):
+  run = runs._run("demo", root / "demo", 1e18)
+  assert run.state == "unreadable" and run.problem

@@ -1,9 +1,12 @@
 """The server: answers, lines for bad input, headers, and what it must never give away."""
 
+import contextlib
 import html
 import io
 import re
+import socket
 import threading
+import urllib.request
 
 import numpy as np
 from PIL import Image
@@ -14,6 +17,7 @@ from pomp_jax.inference.classify import Classifier
 from pomp_jax.page import server
 from tests.page.conftest import MAX_NAMES
 from tests.page.test_form import encoded, noise
+from tests.page.test_runs import NO_CLIP
 
 NAMES = "red star on navy\nteal leaf on pink\n<script>alert(1)</script>"
 
@@ -143,9 +147,28 @@ def test_nothing_is_loaded_from_elsewhere_and_no_script_runs(client):
     assert b"http" not in answer.data and b"<script" not in answer.data
 
 
-def test_other_sites_and_other_names_of_the_host_are_refused(client):
-  assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
-  assert client.get("/", headers={"Host": "127.0.0.1:8765"}).status_code == 200
+@pytest.mark.parametrize(
+  ("host", "name", "status"),
+  [
+    *[("127.0.0.1", "evil.example", 400), ("127.0.0.1", "127.0.0.1:8765", 200)],
+    *[("127.0.0.1", "192.0.2.7", 400), ("127.0.0.1", "own.example:80", 200)],
+    *[("0.0.0.0", "evil.example", 400), ("0.0.0.0", "own.example.evil", 400)],
+    *[("0.0.0.0", "own.example", 200), ("0.0.0.0", "192.0.2.7:8765", 200)],
+    *[("0.0.0.0", "[2001:db8::1]", 200), ("0.0.0.0", "localhost", 200)],
+    *[("0.0.0.0", socket.gethostname(), 200), ("0.0.0.0", "evil.example:[", 400)],
+  ],
+)
+def test_names_of_the_host_that_are_answered(host, name, status):
+  limits, hosts = server.Limits(9, 1.0), ("own.example",)
+  app = server.make_app(NO_CLIP, None, limits, host=host, hosts=hosts)
+  answer = app.test_client().get("/runs", headers={"Host": name})
+  assert answer.status_code == status
+  if status == 400 and "[" not in name:
+    line = line_of(answer)
+    assert name in line and "page.hosts" in line
+
+
+def test_other_sites_are_refused(client):
   answer = client.post("/", data={}, headers={"Origin": "http://evil.example"})
   assert answer.status_code == 403
   assert post(client).status_code == 200
@@ -187,3 +210,16 @@ def test_one_computes_at_a_time_and_few_wait():
   assert order == [1, -1, 2, -2]
   turns.close()
   assert not turns._lock.acquire(blocking=False)
+
+
+def test_idle_connections_and_slow_uploads_keep_nobody_out(made):
+  """Of 249 that never finish the oldest are closed. Before, 100 of them stopped it for 120 s."""
+  upload = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\nx"
+  listener = server.listen("127.0.0.1", 0)
+  with server.serving(made[0], listener, 1.0), contextlib.ExitStack() as stack:
+    address = listener.getsockname()
+    for number in range(249):
+      connection = stack.enter_context(socket.create_connection(address, timeout=60))
+      connection.sendall(upload if number < 99 else b"")
+    url = f"http://127.0.0.1:{address[1]}/style.css"
+    assert urllib.request.urlopen(url, timeout=60).status == 200
