@@ -31,6 +31,7 @@ def get_config(argument: str = ""):
   """The base config with the job; `images` and `names` remain to be given."""
   config = base()
   config.job = "predict"
+  config.data.upright = True
   # Of a network's regions those that are objects count most.
   config.regions.objectness = True
   short = {name: f"predict.{name}" for name in config.predict}

@@ -83,6 +83,7 @@ def training_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
       table=Grid((), [(name, str(value)) for name, value in training.items() if value is not None]),
     ),
     *pictures(folder, {"predictions.png": "Test images and the most probable classes"}),
+    *_unreadable_section(results),
   ]
   text = (
     f"{method} on {counted(results['n_classes'], 'class')}, CLIP {results['clip_model']}, seed"
@@ -90,6 +91,14 @@ def training_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
   )
   title = f"Training: {method} on {counted(results['n_classes'], 'class')}"
   return Report(title, text, sections)
+
+
+def _unreadable_section(results: Mapping[str, Any]) -> list[Section]:
+  """Names the images that were skipped, if there were any."""
+  rows = [(split, file) for split, files in results.get("unreadable", {}).items() for file in files]
+  return (
+    [Section("Images that can't be read", table=Grid(("split", "image"), rows))] if rows else []
+  )
 
 
 def evaluation_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:

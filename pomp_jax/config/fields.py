@@ -102,6 +102,7 @@ class Data:
     16, "training images per class, of the world and synthetic data", at_least(1)
   )
   n_classes: int = row(0, "classes from the source's list, evenly spread; 0: all", at_least(0))
+  upright: bool = row(False, "turn images as their EXIF orientation says; CLIP's code does not")
   augment: str = row("none", "augmentation; recipe: with RandAugment", one_of(*AUGMENTS))
   views: int = row(1, "views V of an image in an epoch; batch_size counts views", at_least(1))
   augment_seed: int = row(0, "random seed of the augmentation", at_least(0))

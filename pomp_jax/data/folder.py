@@ -6,14 +6,15 @@ A class's folder is named after the class or its WordNet id. Hidden files, files
 suffix and, below the split folders, symbolic links are skipped.
 """
 
-from collections.abc import Sequence
+import collections
+from collections.abc import Mapping, Sequence
 import concurrent.futures
 import functools
 import logging
 import os
 
 from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list, normalized_name
-from pomp_jax.data.images import EXTENSIONS, ImageError, list_image_files
+from pomp_jax.data.images import EXTENSIONS, ImageError, Listing, list_folder
 from pomp_jax.data.source import DataFields, Files, LabelledSet, SourceError, StoredImages
 from pomp_jax.files.paths import Path, entries, is_bucket, is_dir, is_file, to_path
 from pomp_jax.files.terminal import is_unicode, printable
@@ -81,12 +82,20 @@ def split_folders(root: str | os.PathLike) -> dict[str, Path]:
   """Folder of each split; the root itself is "train" if it has no split folders.
 
   Raises:
-    SourceError: no such folder.
+    SourceError: no such folder, or class folders beside a split folder that holds class folders.
   """
   folders = set(subfolders(root, links=True))
   known = {name for names in SPLIT_FOLDERS.values() for name in names} | {_IGNORED_FOLDER}
-  # Beside other folders, "train" or "test" may be a class.
   if not folders or not folders <= known:
+    for name in sorted(folders & known):
+      # Beside other folders, "train" or "test" may be a class, which holds images.
+      inside = _listing(to_path(root) / name)
+      if inside.folders and not inside.images:
+        other = min(folders - known)
+        raise SourceError(
+          f"{root}: {name!r} holds class folders, and beside it there is {other!r}; expected split"
+          f" folders alone ({', '.join(sorted(known))}) or class folders alone: move the others"
+        )
     return {"train": to_path(root)}
   found = {}
   for split, names in SPLIT_FOLDERS.items():
@@ -121,7 +130,8 @@ def open_folder(
   class_of = match_classes(found, classes, str(folder), all_classes=all_classes)
   others = [name for name in found if name not in class_of]
   if others:
-    _warn_of_skipped(str(folder), len(others), len(found), others[0])
+    text = f"skipping {len(others)} of {len(found)} folders that are no class of the list, such as"
+    _warn_once(str(folder), f"{text} {printable(others[0], 80)!r}")
   labels, keys = [], []
   in_order = sorted(class_of.items(), key=lambda item: item[1])
   for name, _ in in_order:
@@ -129,24 +139,38 @@ def open_folder(
       raise SourceError(f"{folder}: the folder name {name!r} is not Unicode text")
   # In a bucket each listing waits for an answer.
   with concurrent.futures.ThreadPoolExecutor(_LISTINGS if is_bucket(folder) else 1) as pool:
-    listed = list(pool.map(class_images, [os.path.join(folder, name) for name, _ in in_order]))
-  for (name, label), files in zip(in_order, listed, strict=True):
-    labels += [label] * len(files)
-    keys += [f"{name}/{file}" for file in files]
+    listed = list(pool.map(_listing, [os.path.join(folder, name) for name, _ in in_order]))
+  for (name, label), found_in in zip(in_order, listed, strict=True):
+    labels += [label] * len(found_in.images)
+    keys += [f"{name}/{file}" for file in found_in.images]
   if not keys:
     raise SourceError(
       f"{folder}: no images found in {len(class_of)} class folders (expected"
       f" {', '.join(EXTENSIONS)})"
     )
+  _warn_of_unread(str(folder), {n: inside for (n, _), inside in zip(in_order, listed, strict=True)})
   return StoredImages(classes.names, labels, keys, Files(folder))
 
 
+def _warn_of_unread(folder: str, listed: Mapping[str, Listing]) -> None:
+  """Warns of empty class folders, and of folders and files in class folders that are not read."""
+  empty = [name for name, inside in listed.items() if not inside.images]
+  folders = [f"{name}/{one}" for name, inside in listed.items() for one in inside.folders]
+  others = [f"{name}/{one}" for name, inside in listed.items() for one in inside.others]
+  suffixes = collections.Counter(os.path.splitext(name)[1].lower() or "none" for name in others)
+  counts = ", ".join(f"{suffix} {count}" for suffix, count in suffixes.most_common(5))
+  for names, text in (
+    (empty, "class folders without an image"),
+    (folders, "folders within class folders are not read"),
+    (others, f"files are not read, their suffixes are no image's ({counts})"),
+  ):
+    if names:
+      _warn_once(folder, f"{len(names)} {text}, such as {printable(names[0], 80)!r}")
+
+
 @functools.cache
-def _warn_of_skipped(folder: str, n_others: int, n_folders: int, first: str) -> None:
-  log.warning(
-    "%s: skipping %d of %d folders that are no class of the list, such as %r",
-    *(folder, n_others, n_folders, printable(first, 80)),
-  )
+def _warn_once(folder: str, text: str) -> None:
+  log.warning("%s: %s", folder, text)
 
 
 def match_classes(
@@ -180,9 +204,13 @@ def match_classes(
 
 
 def class_images(folder: str | os.PathLike) -> list[str]:
-  """Names of the image files in a folder; SourceError if `images.list_image_files` fails."""
+  """Names of the image files in a folder; SourceError if `images.list_folder` fails."""
+  return _listing(folder).images
+
+
+def _listing(folder: str | os.PathLike) -> Listing:
   try:
-    return list_image_files(folder)
+    return list_folder(folder)
   except ImageError as error:
     raise SourceError(str(error)) from error
   except OSError as error:

@@ -5,10 +5,11 @@ import contextlib
 import io
 import math
 import os
+from typing import NamedTuple
 
 from jaxtyping import UInt8
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
 from pomp_jax.errors import InputError
@@ -23,10 +24,12 @@ try:
 except ImportError:
   Resizer = None
 
+# Pillow reads AVIF from 11.3 on, where it was built with it.
+_AVIF = "avif" in features.modules and features.check("avif")
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-
+EXTENSIONS += (".avif",) * _AVIF
 # Decoders to try, whatever the file's name. EPS is excluded because it starts another program.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", *(("AVIF",) * _AVIF))
 # Largest image that is decoded, by its header: 8192 x 8192, for which Pillow needs up to 320 MiB.
 MAX_PIXELS = 2**26
 # Version of `prepare`'s pixels, for cache keys.
@@ -37,6 +40,16 @@ RESIZER = "pillow" if Resizer is None else "cykooz"
 _BAND_PIXELS = 2**20  # pixels of a deep image that are scaled at a time
 _WHITE_IS_ZERO = 0
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
+# How the stored pixels of each EXIF orientation are turned.
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(InputError, ValueError):
@@ -46,7 +59,7 @@ class ImageError(InputError, ValueError):
 def list_images(folder: str | os.PathLike) -> list[Path]:
   """Image files directly in a folder, sorted by name; ImageError if there are none."""
   try:
-    files = [to_path(folder) / name for name in list_image_files(folder)]
+    files = [to_path(folder) / name for name in list_folder(folder).images]
   except OSError as error:
     raise ImageError(f"{folder}: can't read the folder ({error.strerror})") from error
   if not files:
@@ -54,65 +67,92 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
   return files
 
 
-def list_image_files(folder: str | os.PathLike) -> list[str]:
-  """Names of the image files directly in a folder, sorted; links and hidden files are skipped.
+class Listing(NamedTuple):
+  """Sorted names of what is directly in a folder, without links and hidden files."""
+
+  images: list[str]
+  others: list[str]  # files with another suffix
+  folders: list[str]
+
+
+def list_folder(folder: str | os.PathLike) -> Listing:
+  """Lists a folder.
 
   Raises:
-    ImageError: a name that is not Unicode text.
+    ImageError: an image file's name that is not Unicode text.
     OSError: no such folder.
   """
   if is_bucket(folder):
-    files = [name for name, is_folder in entries(folder) if not is_folder]
+    found = list(entries(folder))
   else:
-    with os.scandir(folder) as found:
-      files = [entry.name for entry in found if entry.is_file(follow_symlinks=False)]
-  names = sorted(
-    name for name in files if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-  )
-  for name in names:
+    with os.scandir(folder) as inside:
+      found = [
+        (entry.name, entry.is_dir(follow_symlinks=False))
+        for entry in inside
+        if entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
+      ]
+  listing = Listing([], [], [])
+  for name, is_folder in sorted(found):
+    if not name.startswith("."):
+      is_image = name.lower().endswith(EXTENSIONS)
+      names = listing.folders if is_folder else listing.images if is_image else listing.others
+      names.append(name)
+  for name in listing.images:
     if not is_unicode(name):
       raise ImageError(f"{folder}: the file name {name!r} is not Unicode text")
-  return names
+  return listing
 
 
-def read_image(path: str | os.PathLike, size: int) -> UInt8[np.ndarray, "S S 3"]:
+def read_image(
+  path: str | os.PathLike, size: int, upright: bool = False
+) -> UInt8[np.ndarray, "S S 3"]:
   """Reads one image file and prepares it; see `prepare`.
 
   Raises:
     ImageError: no such file, or not an image that Pillow can decode.
   """
   with _as_image_error(str(path)), _open(_file(path)) as image:
-    return prepare(image, size)
+    return prepare(image, size, upright)
 
 
-def read_rgb(path: str | os.PathLike) -> UInt8[np.ndarray, "H W 3"]:
+def read_rgb(path: str | os.PathLike, upright: bool = False) -> UInt8[np.ndarray, "H W 3"]:
   """Reads the pixels of one image file as RGB; see `to_rgb`.
 
   Raises:
     ImageError: no such file, or not an image that Pillow can decode.
   """
   with _as_image_error(str(path)), _open(_file(path)) as image:
-    return np.asarray(to_rgb(image))
+    return np.asarray(to_rgb(image, upright))
 
 
-def decode_image(encoded: bytes, where: str, size: int) -> UInt8[np.ndarray, "S S 3"]:
+def decode_image(
+  encoded: bytes, where: str, size: int, upright: bool = False
+) -> UInt8[np.ndarray, "S S 3"]:
   """Decodes one image from `where` and prepares it; see `prepare`.
 
   Raises:
     ImageError: not an image that Pillow can decode.
   """
   with _as_image_error(where), _open(io.BytesIO(encoded)) as image:
-    return prepare(image, size)
+    return prepare(image, size, upright)
 
 
-def image_size(path: str | os.PathLike) -> tuple[int, int]:
+def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int]:
   """Height and width of an image file, by its header.
 
   Raises:
     ImageError: no such file, none of FORMATS, or more than MAX_PIXELS.
   """
   with _as_image_error(str(path)), _open(_file(path)) as image:
-    return image.height, image.width
+    width, height = sides(image, upright)
+    return height, width
+
+
+def sides(image: Image.Image, upright: bool) -> tuple[int, int]:
+  """Width and height that an image from `open_image` has once it is decoded; see `to_rgb`."""
+  # Pillow turns TIFFs itself, and their header's sides are those of the turned image.
+  on_its_side = upright and image.format != "TIFF" and 5 <= _orientation(image) <= 8
+  return image.size[::-1] if on_its_side else image.size
 
 
 def open_image(encoded: bytes, where: str) -> Image.Image:
@@ -125,7 +165,9 @@ def open_image(encoded: bytes, where: str) -> Image.Image:
     return _open(io.BytesIO(encoded))
 
 
-def load_rgb(image: Image.Image, where: str, shrink: int = 1) -> tuple[Image.Image, int]:
+def load_rgb(
+  image: Image.Image, where: str, shrink: int = 1, upright: bool = False
+) -> tuple[Image.Image, int]:
   """Decodes the pixels of an image from `open_image`; see `to_rgb`.
 
   `shrink` is a factor 1, 2, 4 or 8 by which a JPEG's sides are divided in decoding. It is decoded
@@ -142,14 +184,14 @@ def load_rgb(image: Image.Image, where: str, shrink: int = 1) -> tuple[Image.Ima
       image.draft(None, (image.width // shrink, image.height // shrink))
     else:
       shrink = 1
-    return to_rgb(image), shrink
+    return to_rgb(image, upright), shrink
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, upright: bool = False) -> Image.Image:
   """Converts an image of any Pillow mode to RGB, 8 bits a channel, as CLIP's preprocessing does.
 
-  EXIF orientation is ignored, and transparency is dropped. Pillow clips deep greys at 255, so they
-  are scaled here:
+  With `upright` it is turned as its EXIF orientation says, which CLIP's preprocessing ignores.
+  Transparency is dropped. Pillow clips deep greys at 255, so they are scaled here:
 
   - 16 bits (PNG, PPM, TIFF) or 12 (TIFF): the high byte, as Pillow reads 16-bit colours.
   - 32 bits (TIFF): integers up to 255 unchanged, up to 65535 the high byte of 16 bits.
@@ -159,6 +201,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
     ImageError: negative, non-finite or larger values, or colours that Pillow can't convert.
   """
   image.load()
+  turn = _TURNS.get(_orientation(image)) if upright else None
+  return _unturned_rgb(image) if turn is None else _unturned_rgb(image).transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+  try:
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+  except Exception:  # broken EXIF fails in many ways, and makes no picture unreadable
+    return 1
+
+
+def _unturned_rgb(image: Image.Image) -> Image.Image:
   if image.mode == "RGB":  # convert would copy it
     return image
   if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
@@ -223,7 +277,9 @@ def _as_image_error(where: str) -> Iterator[None]:
     raise ImageError(f"{where}: not a readable image ({printable(str(error))})") from error
 
 
-def prepare(image: Image.Image | np.ndarray, size: int) -> UInt8[np.ndarray, "S S 3"]:
+def prepare(
+  image: Image.Image | np.ndarray, size: int, upright: bool = False
+) -> UInt8[np.ndarray, "S S 3"]:
   """CLIP's test preprocessing: RGB (`to_rgb`), shorter side to S (bicubic), centre crop.
 
   Raises:
@@ -236,7 +292,7 @@ def prepare(image: Image.Image | np.ndarray, size: int) -> UInt8[np.ndarray, "S 
       found = f"{image.dtype} {list(image.shape)}"
       raise ImageError(f"an image is {found}, expected uint8 [H,W,3] or a Pillow image")
     image = Image.fromarray(image)
-  image = to_rgb(image)
+  image = to_rgb(image, upright)
   shorter = min(image.size)
   # Truncated as in torchvision's Resize, which CLIP uses.
   width, height = (int(size * side / shorter) for side in image.size)

@@ -86,7 +86,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
       threads: threads that read ahead, in each worker.
       workers: processes that read; 0: this one.
       prefetch: batches to hold ready, over all workers.
-      max_corrupt: share of the source's images that may be unreadable.
+      max_corrupt: share of the source's images that may be unreadable; see `n_allowed`.
       unreadable: unreadable images known already.
 
     Raises:
@@ -98,7 +98,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     if n_images % shard[1]:
       raise ValueError(f"a batch of {n_images} images does not divide by {shard[1]} processes")
     self._source = source
-    self._allowed = int(max_corrupt * len(source))
+    self._max_corrupt = max_corrupt
     self.unreadable = set(unreadable)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     read = _ReadBatch(source.labels, fetch, order, n_images, shard)
@@ -116,12 +116,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
   def note(self, found: Sequence[int]) -> None:
     """Counts unreadable images; CorruptDataError if there are more than allowed."""
     self.unreadable.update(found)
-    if len(self.unreadable) > self._allowed:
-      last = found[-1] if found else max(self.unreadable)
-      raise CorruptDataError(
-        f"{len(self.unreadable)} of {len(self._source)} images can't be read, {self._allowed} are"
-        f" allowed by data.max_corrupt; the last: {name_of(self._source, last)}"
-      )
+    check_unreadable(self._source, [*self.unreadable, *found], self._max_corrupt)
 
   def close(self) -> None:
     """Ends the worker processes."""
@@ -200,6 +195,21 @@ def _begin_worker(index: int, count: int) -> None:
 def _exit_with_parent() -> None:
   multiprocessing.parent_process().join()
   os._exit(1)
+
+
+def n_allowed(max_corrupt: float, n_images: int) -> int:
+  """Number of images that may be unreadable: one may always be, unless `max_corrupt` is 0."""
+  return max(1, int(max_corrupt * n_images)) if max_corrupt else 0
+
+
+def check_unreadable(source: Labelled, found: Sequence[int], max_corrupt: float) -> None:
+  """Raises CorruptDataError, which names the last, if more images are unreadable than allowed."""
+  allowed, n_found = n_allowed(max_corrupt, len(source)), len(set(found))
+  if n_found > allowed:
+    raise CorruptDataError(
+      f"{n_found} of {len(source)} images can't be read, {allowed} are allowed by"
+      f" data.max_corrupt; the last: {name_of(source, found[-1])}"
+    )
 
 
 def name_of(source: Labelled, index: int) -> str:
@@ -284,10 +294,10 @@ class SkippedImages:
   """
 
   def __init__(self, source: Source, max_corrupt: float):
-    """Starts with no skipped image; one of the source always may be, unless max_corrupt is 0."""
+    """Starts with no skipped image; see `n_allowed`."""
     self.reasons: dict[int, str] = {}
     self._n_images = len(source)
-    self._allowed = max(1, int(max_corrupt * len(source))) if max_corrupt else 0
+    self._allowed = n_allowed(max_corrupt, len(source))
 
   def add(self, reasons: Mapping[int, str]) -> None:
     """Adds unreadable images.

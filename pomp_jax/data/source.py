@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8
 import numpy as np
 
 from pomp_jax.data.class_lists import ClassList
-from pomp_jax.data.images import ImageError, decode_image
+from pomp_jax.data.images import PREPROCESSING_VERSION, ImageError, decode_image
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import read_bytes, to_path
 
@@ -117,6 +117,7 @@ class StoredImages:
     keys: n distinct strings (NumPy's StringDType), relative paths or record ids. They are the same
       wherever the data lies, on every host.
     image_size: S.
+    upright: whether images are turned as their EXIF orientation says.
   """
 
   def __init__(
@@ -139,7 +140,7 @@ class StoredImages:
     self.names = tuple(names)
     self.labels = np.asarray(labels, np.int32)
     self.keys = np.asarray(keys, np.dtypes.StringDType())
-    self.image_size = image_size
+    self.image_size, self.upright = image_size, False
     self._storage = storage
     self._rows = np.arange(len(self.labels)) if rows is None else np.asarray(rows, np.int64)
     if not len(self.labels) == len(self.keys) == len(self._rows):
@@ -152,6 +153,11 @@ class StoredImages:
   def __len__(self) -> int:
     return len(self.labels)
 
+  @property
+  def preparation(self) -> str | int:
+    """What becomes of the pixels, for cache keys."""
+    return f"{PREPROCESSING_VERSION}, upright" if self.upright else PREPROCESSING_VERSION
+
   def encoded(self, index: int) -> bytes:
     """Content of one image file; see `Storage.read`."""
     return self._storage.read(int(self._rows[index]), str(self.keys[index]))
@@ -162,7 +168,7 @@ class StoredImages:
 
   def image(self, index: int) -> UInt8[np.ndarray, "S S 3"]:
     """One image under CLIP's test preprocessing; ImageError if it can't be read or decoded."""
-    return decode_image(self.encoded(index), self.where(index), self.image_size)
+    return decode_image(self.encoded(index), self.where(index), self.image_size, self.upright)
 
   def images(self, indices: np.ndarray) -> UInt8[np.ndarray, "B S S 3"]:
     """Images by index; see `image`."""
@@ -181,6 +187,12 @@ class StoredImages:
     other.image_size = image_size
     return other
 
+  def turned(self, upright: bool) -> "StoredImages":
+    """The same images with another `upright`."""
+    other = copy.copy(self)
+    other.upright = upright
+    return other
+
   def relabelled(self, names: Sequence[str], labels: np.ndarray) -> "StoredImages":
     """The same images under other class names, by int [n] labels; -1 drops the image."""
     if len(labels) != len(self):
@@ -188,7 +200,7 @@ class StoredImages:
     kept = np.flatnonzero(np.asarray(labels) != -1)
     rows, keys = self._rows[kept], self.keys[kept]
     renamed = StoredImages(names, np.asarray(labels)[kept], keys, self._storage, rows=rows)
-    return renamed.sized(self.image_size)
+    return renamed.sized(self.image_size).turned(self.upright)
 
   def of_classes(self, classes: Int[np.ndarray, " C"]) -> "StoredImages":
     """Images of C of the classes, relabelled in the order of `classes`."""

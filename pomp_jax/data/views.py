@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from pomp_jax.data.images import ImageError, load_rgb, open_image, prepare, resized_crop
+from pomp_jax.data.images import ImageError, load_rgb, open_image, prepare, resized_crop, sides
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.files.array_cache import FeatureBlocks
 
@@ -106,6 +106,7 @@ def views(
     The views, and which images were readable; views of the others are black.
   """
   stored = isinstance(source, StoredImages)
+  upright = stored and source.upright
   ready = None if stored else source.images(indices)
   if ready is not None and augmentation.kind == "none" and ready.shape[1:3] == (size, size):
     return ready[:, None], np.ones(len(indices), bool)
@@ -115,29 +116,35 @@ def views(
     where = source.where(index) if stored else f"image {index}"
     with contextlib.suppress(ImageError):
       image = open_image(source.encoded(index), where) if stored else Image.fromarray(ready[row])
-      _fill(result[row], image, where, index, epoch, augmentation)
+      _fill(result[row], image, where, index, epoch, augmentation, upright)
       readable[row] = True
   return result, readable
 
 
 def _fill(
-  views_VxSxSx3: np.ndarray, image: Image.Image, where: str, index: int, epoch: int, a: Augmentation
+  views_VxSxSx3: np.ndarray,
+  image: Image.Image,
+  where: str,
+  index: int,
+  epoch: int,
+  a: Augmentation,
+  upright: bool,
 ) -> None:
   """Decodes an image once and writes all of its views."""
   size = views_VxSxSx3.shape[1]
   if a.kind == "none":
-    views_VxSxSx3[:] = prepare(load_rgb(image, where)[0], size)
+    views_VxSxSx3[:] = prepare(load_rgb(image, where, upright=upright)[0], size)
     return
   epoch = epoch % a.view_epochs if a.view_epochs else epoch
   of_all = {"augment": a.kind, "seed": a.seed, "index": index, "epoch": epoch}
   drawn = [
-    draw_view(*image.size, **of_all, view=number, crop_area=a.crop_area)
+    draw_view(*sides(image, upright), **of_all, view=number, crop_area=a.crop_area)
     for number in range(len(views_VxSxSx3))
   ]
   # A JPEG is decoded smaller as long as no crop has to be enlarged for it.
   smallest = min(min(view.crop[2:]) for view in drawn)
   shrink = max(s for s in (1, 2, 4, 8) if s == 1 or smallest >= s * size)
-  whole, shrink = load_rgb(image, where, shrink)
+  whole, shrink = load_rgb(image, where, shrink, upright)
   for pixels_SxSx3, view in zip(views_VxSxSx3, drawn, strict=True):
     pixels_SxSx3[:] = make_view(whole, view, size, shrink)
 

@@ -46,6 +46,12 @@ _DESCRIPTION = "cache.json"
 _REPAIR = "config.job='cache', or a restart under data.features='once', computes it again"
 
 
+_OTHER_IMAGES = (
+  ": images were added, removed or renamed; start another --workdir or data.feature_cache,"
+  " or restore the images"
+)
+
+
 class FeatureCacheError(InputError, ValueError):
   """A feature cache that can't be used; the message is one line."""
 
@@ -379,7 +385,10 @@ class FeatureBlocks:
       raise FeatureCacheError(f"{path}: not the description of a cache ({error})") from error
     for field, found, needed in _differences(stored, self._description):
       found = printable(repr(found))
-      raise FeatureCacheError(f"{path}: {printable(field)} is {found}, this run needs {needed!r}")
+      hint = _OTHER_IMAGES if field in ("n_images", "made_from.images") else ""
+      raise FeatureCacheError(
+        f"{path}: {printable(field)} is {found}, this run needs {needed!r}{hint}"
+      )
     self.block_size = block_size
 
 

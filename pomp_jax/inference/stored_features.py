@@ -114,7 +114,8 @@ class StoredFeatures:
 
 def _common_key(encoder: Encoder, source: Source) -> str:
   """Part of the key of every file."""
-  preparation = f"{PREPROCESSING_VERSION}, {encoder.clip.image_size} pixels"
+  version = source.preparation if isinstance(source, StoredImages) else PREPROCESSING_VERSION
+  preparation = f"{version}, {encoder.clip.image_size} pixels"
   names = "\0".join(source.names)
   return fingerprint([encoder.image_fingerprint, preparation, names, _first_content(source)])
 

@@ -1,5 +1,6 @@
 """Opens what a config names: the CLIP, images, evaluation sets."""
 
+import dataclasses
 from types import ModuleType
 
 from jax.sharding import Mesh
@@ -108,6 +109,22 @@ def n_training_classes(data: Data) -> int:
 def evaluation_splits(data: Data) -> tuple[str, ...]:
   """Splits to evaluate a learned prompt on; SourceError if there is no such data set."""
   return _module(data).evaluation_splits(data)
+
+
+def check_readable(data: Data, n_images: int) -> None:
+  """Decodes the images of a folder, so that those that can't be read are known before a run.
+
+  Args:
+    data: `config.data`.
+    n_images: number of images of each evaluation split; 0: all.
+
+  Raises:
+    SourceError: more than `data.max_corrupt` allows.
+  """
+  if data.source == "folder":
+    # What becomes of the pixels is of no matter, and neither are the seeds of an ablation's cells.
+    kept = dataclasses.replace(data, features="online", feature_cache="", augment="none", views=1)
+    stored.check_readable(kept, n_images)
 
 
 def has_validation(data: Data) -> bool:

@@ -69,7 +69,7 @@ def evaluation_sets(config: Settings, image_size: int) -> list[EvaluationSet]:
   own, named = _own_sets(config.evaluate), _named(config)
   sets = [
     *(item for name in named for item in _of_named(config, name, image_size)),
-    *(item for one in own for item in _of_own(config.evaluate, one, image_size)),
+    *(item for one in own for item in _of_own(config, one, image_size)),
   ]
   if not sets:
     sets = _of_data(config, image_size)
@@ -186,7 +186,7 @@ def _of_named(config: Settings, name: str, image_size: int) -> list[EvaluationSe
       group,
       name,
       part,
-      lambda part=part: _stored(settings, name, part, image_size),
+      lambda part=part: _stored(config, name, part, image_size),
       settings.source,
       0 if halves else len(load_class_list(name)),
     )
@@ -194,14 +194,14 @@ def _of_named(config: Settings, name: str, image_size: int) -> list[EvaluationSe
   ]
 
 
-def _of_own(settings: Evaluate, own: OwnSet, image_size: int) -> list[EvaluationSet]:
+def _of_own(config: Settings, own: OwnSet, image_size: int) -> list[EvaluationSet]:
   return [
     EvaluationSet(
       own.name if part == "all" else f"{own.name}/{part}",
       OWN,
       own.name,
       part,
-      lambda part=part: _sample(open_own_set(own, part, image_size), settings.images),
+      lambda part=part: _sample(open_own_set(own, part, image_size), config),
       own.reader,
     )
     for part in own.parts
@@ -221,7 +221,7 @@ def _of_data(config: Settings, image_size: int) -> list[EvaluationSet]:
   def opened(split: str, images: str) -> LabelledSet:
     source = inputs.open_source(data, split).sized(image_size)
     classes = ClassList(tuple(source.names), None, template, (template,), name)
-    return _sample(LabelledSet(source, classes, images), config.evaluate.images)
+    return _sample(LabelledSet(source, classes, images), config)
 
   sets = []
   for split in splits:
@@ -241,7 +241,8 @@ def _generated(config: Settings, split: str) -> LabelledSet:
   return LabelledSet(source, classes, "test")
 
 
-def _stored(settings: Evaluate, name: str, part: str, image_size: int) -> LabelledSet:
+def _stored(config: Settings, name: str, part: str, image_size: int) -> LabelledSet:
+  settings = config.evaluate
   classes = load_class_list(name)
   module = SOURCES[settings.source].load()
   source, _, split = module.open_test_set(settings.root, name, classes)
@@ -254,19 +255,20 @@ def _stored(settings: Evaluate, name: str, part: str, image_size: int) -> Labell
   labelled = LabelledSet(source.sized(image_size), classes, split)
   if part != "all":
     labelled = labelled.of_classes(half_of_classes(len(classes), part))
-  labelled = _sample(labelled, settings.images)
+  labelled = _sample(labelled, config)
   if not len(labelled.source):
     raise SourceError(f"{settings.root}: {name} has no test image of the classes asked for")
   return labelled
 
 
-def _sample(labelled: LabelledSet, n_images: int) -> LabelledSet:
-  """Limits a set to n_images, evenly over the classes; 0: all."""
-  source = labelled.source
-  if not n_images or not isinstance(source, StoredImages):
+def _sample(labelled: LabelledSet, config: Settings) -> LabelledSet:
+  """Limits a set to `evaluate.images`, evenly over the classes; 0: all. Turns stored images."""
+  source, n_images = labelled.source, config.evaluate.images
+  if not isinstance(source, StoredImages):
     return labelled
-  kept = even_sample(source.labels, source.keys, n_images)
-  return labelled._replace(source=source.subset(kept))
+  if n_images:
+    source = source.subset(even_sample(source.labels, source.keys, n_images))
+  return labelled._replace(source=source.turned(config.data.upright))
 
 
 def _listed_classes(classes: ClassList, names: tuple[str, ...], where: str) -> ClassList:

@@ -52,11 +52,11 @@ def check_picture_regions(config: Settings, files: Mapping[str, Path]) -> str | 
       raise ImageError(f"{files[name]}: has the stem of {other}; accepted: a stem for each picture")
   for name, path in of_file.items():
     try:
-      shapes[name] = image_size(path)
+      shapes[name] = image_size(path, config.data.upright)
     except ImageError:
       continue
   names, sides = list(shapes), list(shapes.values())
-  pixels = lambda row: read_rgb(files[names[row]])
+  pixels = lambda row: read_rgb(files[names[row]], config.data.upright)
   return check_region_source(config, _images(names, sides.__getitem__, pixels))
 
 

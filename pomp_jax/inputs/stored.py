@@ -5,23 +5,31 @@ training images if the source's row in the registry allows it. Otherwise another
 under its own name, with a log line. Opening reads lists and labels, no image.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import logging
 
 import numpy as np
 
+from pomp_jax import hosts
 from pomp_jax.config import SOURCES, ConfigError
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list
 from pomp_jax.data.folder import classes_of, match_classes
+from pomp_jax.data.images import ImageError, decoding_error
+from pomp_jax.data.loader import CorruptDataError, SkippedImages
 from pomp_jax.data.source import SourceError, StoredImages, spread_evenly
 from pomp_jax.data.subsets import even_sample, few_shot, half_of_classes, held_out
+from pomp_jax.files.paths import is_bucket
+from pomp_jax.files.terminal import steps_of
 
 log = logging.getLogger(__name__)
 
 # All training images, before any are held out or dropped by few shots.
 _UNDIVIDED = "undivided"
+# Images of a set that are decoded before a run at most, and unreadable ones that are named.
+_MOST_DECODED, _MOST_NAMED = 20_000, 20
 
 
 def open_source(
@@ -56,6 +64,39 @@ def evaluation_splits(data: Data) -> tuple[str, ...]:
   name is `validation/base`, `train/base` and so on.
   """
   return tuple(_evaluation_parts(data))
+
+
+@functools.lru_cache(maxsize=8)
+def check_readable(data: Data, n_images: int) -> None:
+  """See `inputs.check_readable`; nothing is decoded of large sets and in buckets."""
+  evaluated = evaluation_splits(data)
+  sources = [open_source(data, split, n_images=n_images) for split in evaluated]
+  sources += [open_source(data, split) for split in ("train", "validation")]
+  images = {one.where(index): (one, index) for one in sources for index in range(len(one))}
+  if is_bucket(data.root) or len(images) > _MOST_DECODED:
+    return
+  with concurrent.futures.ThreadPoolExecutor(hosts.own_cores()) as pool:
+    found = pool.map(_why_unreadable, images.values())
+    reasons = list(steps_of(found, "checking the pictures", "pictures", len(images)))
+  unreadable = {where: why for where, why in zip(images, reasons, strict=True) if why}
+  for where, why in list(unreadable.items())[:_MOST_NAMED]:
+    log.warning("%s: can't be read and is skipped (%s)", where, why)
+  for source in sources:
+    places = {index: source.where(index) for index in range(len(source))}
+    try:
+      SkippedImages(source, data.max_corrupt).add(
+        {index: where for index, where in places.items() if where in unreadable}
+      )
+    except CorruptDataError as error:
+      raise SourceError(f"{_name(data)}: {error}") from error
+
+
+def _why_unreadable(image: tuple[StoredImages, int]) -> str:
+  source, index = image
+  try:
+    return decoding_error(source.encoded(index))
+  except ImageError as error:
+    return str(error)
 
 
 def has_validation(data: Data) -> bool:
@@ -138,8 +179,19 @@ def _replacement(data: Data, split: str) -> str:
     share = f"{100 * _shares(data)[split]:g}% of each class's training images"
     if split == "validation" and data.shots:
       share = "the training images that are not among the shots"
-    _log_once(_name(data), split, f"held out {share}, {len(_divided(data)[split])} images")
+    held = _divided(data)[split]
+    _log_once(_name(data), split, f"held out {share}, {len(held)} images{_untested(data, held)}")
   return used
+
+
+def _untested(data: Data, held: np.ndarray) -> str:
+  """Says which classes have too few images for one to be held out."""
+  source = _open_part(data, _UNDIVIDED)
+  small = np.setdiff1d(source.labels, source.labels[held])
+  few = (
+    f"; {len(small)} classes have too few, such as {source.names[small[0]]!r}" if len(small) else ""
+  )
+  return few
 
 
 def _is_available(data: Data, split: str) -> bool:
@@ -207,7 +259,7 @@ def _splits(data: Data) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=8)
 def _open_split(data: Data, split: str) -> StoredImages:
-  return SOURCES[data.source].load().open_split(data, split)
+  return SOURCES[data.source].load().open_split(data, split).turned(data.upright)
 
 
 def _name(data: Data) -> str:

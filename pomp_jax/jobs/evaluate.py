@@ -322,7 +322,7 @@ def _key(clip_key: str, name: str, labelled: LabelledSet, prompts: Sequence[Name
   parts += [json.dumps(classes.names), json.dumps(classes.synsets)]
   if isinstance(source, StoredImages):
     # Other images may have the same keys.
-    parts += ["\n".join(source.keys), source.where(0)]
+    parts += ["\n".join(source.keys), source.where(0) + ", upright" * source.upright]
   else:
     parts.append("")
   for label, prompt, _ in prompts:

@@ -164,10 +164,11 @@ class _Classify:
     names = load_class_list(config.predict.names).names
     self._classifier = Classifier(encoder, config.predict.prompt, names)
     self._size, self._top = encoder.clip.image_size, config.predict.top
+    self._upright = config.data.upright
     self.facts = {"n_classes": len(names)}
 
   def read(self, path):
-    return read_image(path, self._size)
+    return read_image(path, self._size, self._upright)
 
   def predict(self, pictures):
     for best in self._classifier.predict(list(pictures.values()), self._top):

@@ -19,6 +19,7 @@ from pomp_jax.analysis.html_report import write_run_report
 from pomp_jax.analysis.labels import counted, method_label
 from pomp_jax.analysis.reports import training_report
 from pomp_jax.config import METHODS, ConfigError, Settings
+from pomp_jax.data.loader import name_of
 from pomp_jax.data.source import Source, readable_images, spread_evenly
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.atomic import replacing
@@ -31,6 +32,7 @@ from pomp_jax.files.run_folder import (
   write_json,
   writing,
 )
+from pomp_jax.files.terminal import printable
 from pomp_jax.files.tracker import Tracker
 from pomp_jax.inference.classify import Classifier
 from pomp_jax.inference.evaluate import SplitFeatures, evaluate
@@ -44,6 +46,7 @@ from pomp_jax.train.watch import TrainingError
 log = logging.getLogger(__name__)
 
 _SHEET_IMAGES = 12
+_MOST_NAMED = 1000  # unreadable images of a split in `results.json`
 
 
 def check(config: Settings, workdir: str) -> None:
@@ -62,6 +65,8 @@ def check(config: Settings, workdir: str) -> None:
     if config.checkpoint.select == "best" and not inputs.has_validation(config.data):
       raise ConfigError("checkpoint.select", "best", "'last' for data without validation images")
   check_same_run(config, folder, may_change)
+  if hosts.is_first() and not folder.config.exists():
+    inputs.check_readable(config.data, config.eval.images)
 
 
 def _check_step(config: Settings, n_classes: int, positions: int) -> None:
@@ -255,6 +260,8 @@ def _write(config: Settings, folder: RunFolder, results: dict) -> None:
       "%s top-1 of %d images over %d classes: %s; 95%% interval of %s %.1f to %.1f%%",
       *(split, *counts, line, name, *(100 * end for end in score["top1_interval"])),
     )
+  for split, files in results["unreadable"].items():
+    log.warning("%s: SKIPPED, can't be read: %s", split, printable(", ".join(files), 2000))
   log.info("what was learned, results and plots are in %s", folder.path)
 
 
@@ -288,8 +295,11 @@ def _results_of_steps(job: Run, learned: Any, done: Checkpoint) -> dict:
     accuracy = methods.accuracy_of_learner(config, job.encoder, job.module)
     for name, (source, split) in splits.items():
       scores[name] = {"prompt": accuracy(learned, split, source)} | scores[name]
+  results = _results(config, job.encoder, splits, scores, "prompt")
+  if done.unreadable:
+    results["unreadable"]["train"] = _names(job.source, done.unreadable)
   return {
-    **_results(config, job.encoder, splits, scores, "prompt"),
+    **results,
     "n_classes": len(job.source.names),
     "seconds": round(done.seconds, 2),
     "eval_seconds": round(time.monotonic() - start, 2),
@@ -302,6 +312,10 @@ def _results_of_steps(job: Run, learned: Any, done: Checkpoint) -> dict:
   }
 
 
+def _names(source: Source, indices: Sequence[int]) -> list[str]:
+  return [name_of(source, index) for index in indices[:_MOST_NAMED]]
+
+
 def _results(
   config: Settings,
   encoder: Encoder,
@@ -310,6 +324,10 @@ def _results(
   learned: str,
 ) -> dict:
   """What `results.json` says of every method, whose own scores are those of `learned`."""
+  unreadable = {
+    name: _names(source, np.setdiff1d(np.arange(len(source)), split.indices).tolist())
+    for name, (source, split) in splits.items()
+  }
   return {
     "job": config.job,
     "method": config.method,
@@ -321,6 +339,7 @@ def _results(
     "eval_unreadable": {
       name: len(source) - len(split.labels) for name, (source, split) in splits.items()
     },
+    "unreadable": {name: files for name, files in unreadable.items() if files},
     "top1": {split: of_split[learned]["top1"] for split, of_split in scores.items()},
   }
 

@@ -76,7 +76,7 @@ class _Whole:
       self.facts["network"] = config.propose.network
 
   def read(self, path):
-    image = read_rgb(path)
+    image = read_rgb(path, self._config.data.upright)
     sides = image.shape[:2]
     factor = (_MAX_PIXELS / image[..., 0].size) ** 0.5
     if self._source == "network" and factor < 1:

@@ -41,7 +41,7 @@ def read_names(text: str, most: int) -> tuple[str, ...]:
 
 
 def read_picture(content: bytes) -> Image.Image:
-  """Decodes a picture to RGB; a larger one is reduced to LONGEST pixels.
+  """Decodes a picture to RGB, upright as browsers show it; reduces larger ones to LONGEST pixels.
 
   Raises:
     FormError: an empty file.
@@ -52,7 +52,7 @@ def read_picture(content: bytes) -> Image.Image:
   image = open_image(content, "the picture")
   # A JPEG is decoded at a fraction of its size, which is still larger than what is shown.
   shrink = next((s for s in (8, 4, 2) if max(image.size) >= s * LONGEST), 1)
-  rgb, _ = load_rgb(image, "the picture", shrink)
+  rgb, _ = load_rgb(image, "the picture", shrink, upright=True)
   rgb.thumbnail((LONGEST, LONGEST), Image.Resampling.BICUBIC)
   return rgb
 

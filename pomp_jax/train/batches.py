@@ -24,7 +24,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.config import METHODS, SOURCES, Settings
 from pomp_jax.config.fields import Data
-from pomp_jax.data.images import PREPROCESSING_VERSION, RESIZER
+from pomp_jax.data.images import RESIZER
 from pomp_jax.data.loader import Fetch, Loader, SkippedImages, in_workers, name_of
 from pomp_jax.data.mask_views import MaskViews, RegionMaps
 from pomp_jax.data.readers import Readers, choose_readers
@@ -87,7 +87,7 @@ def open_features(data: Data, source: Source, encoder: Encoder) -> FeatureBlocks
       "epochs": shown.n_epochs,
       "augment_seed": data.augment_seed if drawn else None,
       "crop_area": data.crop_area if drawn else None,
-      "preparation": PREPROCESSING_VERSION if stored else None,
+      "preparation": source.preparation if stored else None,
       "resizer": RESIZER if drawn else None,
     },
   )

@@ -17,7 +17,7 @@ import numpy as np
 from pomp_jax import hosts, inputs
 from pomp_jax.config import Settings
 from pomp_jax.config.fields import Data
-from pomp_jax.data.loader import CorruptDataError, name_of
+from pomp_jax.data.loader import check_unreadable, name_of
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.data.views import views
 from pomp_jax.encoder import Encoder
@@ -104,7 +104,7 @@ def fill(data: Data, blocks: FeatureBlocks, source: Source, encoder: Encoder) ->
   # Of the whole cache, whoever found it and when; that reads all of it, so one process does.
   unreadable = blocks.unreadable().tolist() if hosts.is_first() else None
   unreadable = hosts.from_first(unreadable, "the images that can't be read", seconds=_NO_END)
-  _check_allowed(data, unreadable, source)
+  check_unreadable(source, unreadable, data.max_corrupt)
   n_computed = sum(len(blocks.indices(block)) for block in missing) * blocks.n_versions
   return Filled(n_computed, seconds, unreadable)
 
@@ -133,18 +133,9 @@ def _fill(
       for index in damaged.tolist():
         log.warning("%s: can't be read; another image stands in for it", name_of(source, index))
       # As soon as this process knows; the others' and earlier starts' are added at the end.
-      _check_allowed(data, unreadable, source)
+      check_unreadable(source, unreadable, data.max_corrupt)
       blocks.write(block, features)
       hosts.raise_if_preempted()
-
-
-def _check_allowed(data: Data, unreadable: list[int], source: Source) -> None:
-  allowed = int(data.max_corrupt * len(source))
-  if len(unreadable) > allowed:
-    raise CorruptDataError(
-      f"{len(unreadable)} of {len(source)} images can't be read, {allowed} are allowed by"
-      f" data.max_corrupt; the last: {name_of(source, unreadable[-1])}"
-    )
 
 
 def _decoded(

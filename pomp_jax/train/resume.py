@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config import JOBS, ConfigError, Settings
+from pomp_jax.config import FIELDS, JOBS, ConfigError, Settings
 from pomp_jax.config.declare import current_names
 from pomp_jax.config.fields import flatten
 from pomp_jax.files.checkpoints import Checkpoints, Restored
@@ -35,6 +35,7 @@ _FREE_FIELDS = (
   "checkpoint.every",
   "checkpoint.keep",
   "data.threads",
+  "data.max_corrupt",
   "data.root",
   "data.workers",
   "data.cache",
@@ -66,14 +67,16 @@ def check_same_run(config: Settings, folder: RunFolder, may_change: Callable[[st
   if not hosts.is_first() or not folder.config.exists():
     return
   now = config.flat()
-  before = current_names(flatten(read_json(folder.config)))
+  # A field that is newer than the run has had its default.
+  defaults = {name: field.default for name, field in FIELDS.items()}
+  before = defaults | current_names(flatten(read_json(folder.config)))
   if "sampling.refresh_every" in before:
     # Before the rolling bank. Runs without a bank don't read these; checkpoints with one don't fit.
     before |= {field: now[field] for field in ("sampling.renew", "sampling.bank_dtype")}
   for field, value in {"optim.clip_norm": 0.0, "checkpoint.select": "last"}.items():
     before.setdefault(field, value)  # before this field
   for field, value in now.items():
-    stored = before.get(field)
+    stored = before[field]
     stored = tuple(stored) if isinstance(stored, list) else stored
     if stored != value and not may_change(field):
       raise ConfigError(

@@ -51,6 +51,20 @@ def test_folders_are_classes_in_order_of_name(root):
   np.testing.assert_allclose(source.images(np.arange(4))[:, 4, 4, 0], [150, 50, 0, 100], atol=5)
 
 
+def test_what_is_not_read_is_said_once(root, caplog):
+  for name in ("cat/a.heic", "axe/b.HEIC"):
+    (root / name).touch()
+  (root / "none").mkdir()
+  for _ in range(2):
+    open_folder(root)
+  assert [record.getMessage() for record in caplog.records] == [
+    f"{root}: 1 class folders without an image, such as 'none'",
+    f"{root}: 2 folders within class folders are not read, such as 'cat/deeper'",
+    f"{root}: 3 files are not read, their suffixes are no image's (.heic 2, .txt 1), such as"
+    " 'axe/b.HEIC'",
+  ]
+
+
 def test_a_class_list_gives_names_and_order_and_leaves_folders_out(root):
   source = open_folder(root, ClassList(("teddy bear", "axe")))
   assert source.names == ("teddy bear", "axe")
@@ -79,9 +93,12 @@ def test_splits(root, tmp_path_factory):
     "train": split / "imagenet21k_train",
     "validation": split / "imagenet21k_val",
   }
-  # "train" among other things is a thing.
   picture(split / "bus/1.jpg")
-  assert split_folders(split) == {"train": split}
+  with pytest.raises(SourceError, match="'imagenet21k_train' holds class folders, .* 'bus'; expe"):
+    split_folders(split)
+  # "train" among other things is a thing.
+  picture(root / "train/1.jpg")
+  assert split_folders(root) == {"train": root}
 
 
 def test_what_is_no_folder_of_classes(root):

@@ -5,7 +5,7 @@ import subprocess
 import zlib
 
 import numpy as np
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 import pytest
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 import transformers
@@ -18,7 +18,9 @@ from pomp_jax.data.images import (
   read_image,
   resized_crop,
 )
+from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.synthetic import encode, natural_image
+from pomp_jax.data.views import Augmentation, views
 
 # Its name from transformers 5 on, where the other is torchvision's.
 PillowProcessor = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
@@ -71,6 +73,33 @@ def test_every_kind_of_file_is_prepared_as_huggingface_does(name, encoded):
   processor = transformers.CLIPImageProcessorFast(**settings)
   fast = processor(rgb, return_tensors="pt")["pixel_values"][0]
   assert np.abs(found.astype(int) - fast.permute(1, 2, 0).numpy()).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_upright_is_pillows_exif_transpose(kind, tmp_path):
+  if kind not in images.FORMATS:
+    pytest.skip("this Pillow has no AVIF")
+  for orientation in range(10):  # 1 to 8 have a meaning
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = encode(natural_image(4, 75, 100), kind, exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))).convert("RGB")
+    opened = images.open_image(encoded, kind)
+    assert images.sides(opened, True) == expected.size
+    np.testing.assert_array_equal(images.load_rgb(opened, kind, upright=True)[0], expected)
+    np.testing.assert_array_equal(decode_image(encoded, kind, 32, True), prepare(expected, 32))
+    (tmp_path / "image").write_bytes(encoded)
+    assert images.image_size(tmp_path / "image", True) == expected.size[::-1]
+    np.testing.assert_array_equal(images.read_rgb(tmp_path / "image", True), expected)
+    # Crops are drawn in the upright picture.
+    source = StoredImages("a", [0], ["image"], Files(tmp_path)).turned(True)
+    expected.save(tmp_path / "turned.png")
+    turned = StoredImages("a", [0], ["turned.png"], Files(tmp_path))
+    shown = Augmentation("crop_flip", 2, crop_area=0.8)
+    found, again = (views(one, np.arange(1), np.arange(1), shown, 48) for one in (source, turned))
+    np.testing.assert_array_equal(found[0], again[0])
+  damaged = encode(natural_image(4, 75, 100), exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
+  np.testing.assert_array_equal(decode_image(damaged, "", 32, True), decode_image(damaged, "", 32))
 
 
 def test_unreadable_files_and_arrays(tmp_path):

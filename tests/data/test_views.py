@@ -57,7 +57,7 @@ def torchvisions(image, view):
 @pytest.mark.parametrize("area", [CROP_AREA, 0.7])
 def test_views_equal_torchvisions_transforms_of_the_same_draws(source, monkeypatch, area):
   monkeypatch.setattr(
-    "pomp_jax.data.views.load_rgb", lambda image, where, _: (load_rgb(image, where)[0], 1)
+    "pomp_jax.data.views.load_rgb", lambda image, where, *_: (load_rgb(image, where)[0], 1)
   )
   monkeypatch.setattr("pomp_jax.data.images.Resizer", None)
   augmentation = Augmentation("crop_flip", n_views=3, seed=5, crop_area=area)

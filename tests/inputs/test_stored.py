@@ -99,13 +99,15 @@ def test_splits_of_a_folder_that_are_missing_are_held_out(flat, tmp_path, caplog
   assert keys(inputs.open_source(other, "validation")) == keys(inputs.open_source(other, "test"))
 
 
-def test_classes_of_few_images_only_train(tmp_path):
+def test_classes_of_few_images_only_train(tmp_path, caplog):
   for count, name in enumerate(NAMES[:6], 1):
     save(tmp_path, "train", count, [name])
-  found = counts(data(tmp_path), "train", "validation", "test")
+  with caplog.at_level("INFO", "pomp_jax"):
+    found = counts(data(tmp_path), "train", "validation", "test")
   order = [sorted(NAMES[:6]).index(name) for name in NAMES[:6]]
   by_count = [[of_split[label] for label in order] for of_split in found]
   assert by_count == [[1, 2, 2, 3, 3, 4], [0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 1, 1]]
+  assert "images; 2 classes have too few, such as" in caplog.text
 
 
 def test_where_nothing_can_be_held_out_it_is_called_train(tmp_path, caplog):

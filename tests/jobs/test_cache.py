@@ -302,13 +302,13 @@ def test_a_cache_of_other_images_of_the_same_classes_is_refused(filled, config_o
   drawn = {"data.shots": 2, "data.shots_seed": 4}
   for features in ("cached", "once"):
     config = config_of(tmp_path / "features", **drawn | {"data.features": features})
-    with pytest.raises(FeatureCacheError, match=r"cache.json: made_from.images is '[0-9a-f]+'"):
+    with pytest.raises(FeatureCacheError, match=r"cache.json: made_from.images is .* --workdir"):
       pretrain.run(config, str(tmp_path / features))
 
 
 def test_too_many_damaged_images_stop_a_job(complete, filled, config_of, tmp_path):
   message = r"1 of 24 images can't be read, 0 are .*daisy/2.jpg"
-  few = {"data.max_corrupt": 0.01}
+  few = {"data.max_corrupt": 0.0}
   with pytest.raises(CorruptDataError, match=message):
     filled(tmp_path / "features", **few)
   with pytest.raises(CorruptDataError, match=message):

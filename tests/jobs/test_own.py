@@ -1,5 +1,7 @@
 """configs/own.py: what follows from one's own pictures, and a run on them."""
 
+import json
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -7,8 +9,11 @@ import pytest
 from pomp_jax import inputs, world
 from pomp_jax.config import ConfigError, unpack, validate
 from pomp_jax.configs import own
+from pomp_jax.data.source import SourceError
+from pomp_jax.files.array_cache import FeatureCacheError
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.jobs import pretrain
+from pomp_jax.inputs import stored
+from pomp_jax.jobs import dry_run, pretrain
 
 
 @pytest.fixture
@@ -48,7 +53,7 @@ def test_what_follows_from_the_pictures(config_of, n_classes, images, expected):
   [
     ("epochs=3,batch_size=8,lr=0.5", {"epochs": 3, "batch_size": 8, "optim.lr": 0.5}),
     # Features of pictures that stay the same are computed once.
-    ("", {"data.features": "once"}),
+    ("", {"data.features": "once", "data.upright": True, "data.max_corrupt": 0.05}),
     ("method=vpt_deep", {"data.features": "online"}),
     ("data.augment=crop_flip", {"data.features": "online"}),
     ("data.augment=crop_flip,data.view_epochs=3,features=once", {"data.features": "once"}),
@@ -64,25 +69,57 @@ def test_no_pictures_is_one_line(argument):
     own.get_config(argument)
 
 
-def test_a_run_on_pictures_of_the_world(tmp_path):
-  names = world.class_names("base")[:6]
+def write_pictures(folder, names):
+  """Five of the world's pictures of each class, the last one of the first class unreadable."""
   source = world.source("train", images_per_class=5)
-  for row, image in enumerate(source.images(np.arange(30))):
-    folder = tmp_path / "pictures" / names[row // 5]
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(folder / f"{row}.jpg", quality=95)
+  for row, image in enumerate(source.images(np.arange(5 * len(names)))):
+    (folder / names[row // 5]).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(folder / names[row // 5] / f"{row}.jpg", quality=95)
+  (folder / names[0] / "4.jpg").write_bytes(b"no image")
+
+
+def test_a_run_on_pictures_of_the_world(tmp_path, caplog):
+  names, pictures, run = world.class_names("base")[:6], tmp_path / "pictures", tmp_path / "run"
+  write_pictures(pictures, names)
   for field, some in (("base", names[:4]), ("novel", names[4:])):
     (tmp_path / f"{field}.txt").write_text("\n".join(some))
   lists = f"base={tmp_path / 'base.txt'},novel={tmp_path / 'novel.txt'}"
-  argument = f"root={tmp_path / 'pictures'},clip=world,{lists},steps=3,batch_size=8"
-  config = unpack(own.get_config(argument))
+  argument = f"root={pictures},clip=world,{lists},steps=3,batch_size=8,data.max_corrupt="
+  # A picture that can't be read is named before anything is written, and in the dry run.
+  few, config = (unpack(own.get_config(f"{argument}{share}")) for share in (0.0, 0.1))
+  for checks in (pretrain, dry_run):
+    with pytest.raises(SourceError, match=r"1 of .* images .* 0 are allowed .*/4\.jpg"):
+      checks.check(few.replace({"dry_run": checks is dry_run}), str(run))
+  assert not run.exists()
+  # One is skipped, and named in the log, the results and the report.
   validate(config)
-  pretrain.check(config, str(tmp_path / "run"))
-  pretrain.run(config, str(tmp_path / "run"))
-  results = RunFolder(tmp_path / "run").read_results()
+  caplog.clear()
+  pretrain.check(config, str(run))
+  skipped = str(pictures / names[0] / "4.jpg")
+  assert [skipped in line and "skipped" in line for line in caplog.messages] == [True]
+  pretrain.run(config, str(run))
+  results = RunFolder(run).read_results()
   assert list(results["eval"]) == ["base", "novel"]
   assert results["eval_classes"] == {"base": 4, "novel": 2}
   assert results["k"] == results["n_classes"] == 4
+  [(split, files)] = results["unreadable"].items()
+  assert files == [skipped]
+  assert results["unreadable_images"] + sum(results["eval_unreadable"].values()) == 1
+  assert skipped in (run / "report.html").read_text()
   # Of five pictures one tests and one validates.
-  [features] = (tmp_path / "run/training_features").glob("block-*.npy")
+  [features] = (run / "training_features").glob("block-*.npy")
   assert np.load(features).shape[:2] == (4 * 3, 1)
+  # How many may be unreadable is no part of the run. Other pictures are another run.
+  pretrain.check(config.replace({"data.max_corrupt": 0.5}), str(run))
+  # A field that is newer than the run has had its default.
+  stored_config = json.loads((run / "config.json").read_text())
+  del stored_config["data"]["upright"]
+  (run / "config.json").write_text(json.dumps(stored_config))
+  with pytest.raises(ConfigError, match=r"data\.upright: got True, expected False"):
+    pretrain.check(config, str(run))
+  (run / "results.json").unlink()
+  (pictures / names[0] / "more.jpg").write_bytes((pictures / names[0] / "0.jpg").read_bytes())
+  for function in (stored._open_split, stored._divided):
+    function.cache_clear()
+  with pytest.raises(FeatureCacheError, match="images were added, removed or renamed; .*--workdir"):
+    pretrain.run(config, str(run))

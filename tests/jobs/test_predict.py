@@ -41,11 +41,11 @@ def pixels():
   return world.source("novel", n_images=len(KEYS)).images(np.arange(len(KEYS)))
 
 
-def predicted(root, workdir, **changes):
+def predicted(root, workdir, upright=False, **changes):
   """Returns the job's rows of each picture, which `results.json` has."""
   fields = {"images": root / "images", "names": root / "names.txt", "prompt": root / "run"}
   fields = {f"predict.{field}": str(value) for field, value in (fields | changes).items()}
-  results = run_predict(small_config(job="predict", **fields), workdir)
+  results = run_predict(small_config(job="predict", **fields, **{"data.upright": upright}), workdir)
   assert json.loads((workdir / "results.json").read_text())["images"] == results["images"]
   return results["images"]
 
@@ -64,8 +64,15 @@ def test_names_and_probabilities_are_the_classifiers(root, tmp_path, capsys, pro
   assert len(capsys.readouterr().out.splitlines()) == len(KEYS)
 
 
-def test_one_picture(root, tmp_path):
-  [(key, rows)] = predicted(root, tmp_path / "one", images=root / "images/a/c.png").items()
+@pytest.mark.parametrize("upright", [False, True])
+def test_one_picture(root, tmp_path, upright):
+  """Also one that lies on its side, and whose EXIF says so."""
+  picture, exif = Image.open(root / "images/a/c.png"), Image.Exif()
+  exif[0x0112] = 6
+  picture = picture.transpose(Image.Transpose.ROTATE_90) if upright else picture
+  picture.save(tmp_path / "c.png", exif=exif)
+  found = predicted(root, tmp_path / "one", upright, images=tmp_path / "c.png")
+  [(key, rows)] = found.items()
   assert key == "c.png"
   for found, expected in zip(rows, predicted(root, tmp_path / "all")["a/c.png"], strict=True):
     assert found["name"] == expected["name"]

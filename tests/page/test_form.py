@@ -60,12 +60,14 @@ def test_a_large_picture_is_reduced():
   assert np.abs(np.asarray(read).astype(int) - [200, 30, 60]).max() <= 3
 
 
-def test_what_the_file_says_beside_its_pixels_is_dropped():
+def test_what_the_file_says_beside_its_pixels_turns_it_and_is_dropped():
   exif = Image.Exif()
-  exif[0x010E] = "a secret place"
-  sent = encoded(noise(8, 8), "JPEG", exif=exif)
+  exif[0x010E], exif[0x0112] = "a secret place", 6
+  sent = encoded(noise(8, 16), "PNG", exif=exif)
   assert b"secret" in sent
-  assert b"secret" not in png_of(read_picture(sent))
+  read = read_picture(sent)
+  assert b"secret" not in png_of(read)
+  np.testing.assert_array_equal(read, np.rot90(noise(8, 16), -1))
 
 
 @pytest.mark.parametrize(
