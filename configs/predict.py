@@ -18,7 +18,7 @@ a network (or --config.regions.source=file):
   python -m pomp_jax.main --config=configs/predict.py:task=detect,prompt=prompt.npz,images=NEW \
     --workdir=runs/objects --config.predict.names=names.txt --config.propose.network=runs/masks
 
-Variants are strings behind the colon, separated by commas, so that no value may contain one:
+Variants are strings behind the colon, separated by commas (`prompt=a photo of a {}, a pet` is one):
 `task`, `prompt`, `images`, `names`, `top` (names a picture), `network` and `clip`. The CLIP is that
 which the prompt's file names if the prompt is given behind the colon, else OpenAI's ViT-B/16.
 """

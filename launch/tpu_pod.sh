@@ -46,6 +46,8 @@ done
 [[ -n "$runtime" ]] || choose_runtime
 (($#)) || fail "nothing behind --; takes --config=.. --workdir=.."
 check_workdir "$@"
+[[ -n "$dry" ]] || type -P gcloud > /dev/null ||
+  fail "no gcloud on this machine: cloud.google.com/sdk/docs/install; --dry-run needs none"
 where=("--zone=$zone" ${project[@]+"${project[@]}"})
 
 worker='bash pomp/launch/tpu_worker.sh'

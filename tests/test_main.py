@@ -62,8 +62,9 @@ def play(monkeypatch):
 @pytest.mark.parametrize(
   ("argument", "expected"),
   [
-    ("optim.lrr=0.1", "did you mean config.optim.lr?"),
+    ("optim.lrr=0.1", "unknown field config.optim.lrr (did you mean config.optim.lr?)"),
     ("lr=0.1", "did you mean config.optim.lr?"),
+    ("promt.m=4", "unknown field config.promt.m (did you mean config.prompt.m?)"),
     ("optim.lr=fast", "config.optim.lr: got 'fast', expected a value of type float"),
     ("k=2.5", "config.k: got '2.5', expected a value of type int"),
     ("k=1", "config.k: got 1, expected 2 or more"),
@@ -74,6 +75,13 @@ def play(monkeypatch):
     ("job=pretrian", "did you mean 'pretrain'?"),
     ("prompt.m=70", "config.prompt.m"),
     ("clip.model=/no/such/folder", "config.clip.model: got '/no/such/folder'"),
+    *(
+      (
+        f"clip.model={name}",
+        "hub id OWNER/NAME such as openai/clip-vit-base-patch16 or laion/CLIP-",
+      )
+      for name in ("hf-hub:laion/CLIP-ViT-B-16-laion2B-s34B-b88K", "ViT-B-16", "ViT-B/16", "RN50x4")
+    ),
     ("optim.lr=nan", "config.optim.lr: got nan, expected 0 or more"),
     ("eval.template=a photo", "config.eval.template"),
     ("prompt.init=one two three four five six", "config.prompt.init"),
@@ -92,7 +100,7 @@ def test_a_bad_field_is_one_line_and_writes_nothing(refused, monkeypatch, argume
     (["--config=configs/none.py", "--workdir=x"], "configs/none.py"),
     (["--config=elsewhere/demo.py", "--workdir=x"], "elsewhere/demo.py; --config=demo"),
     (["--config=dmo:k=64"], "no packaged config 'dmo'; did you mean demo"),
-    ([f"{DEMO}:q=64", "--workdir=x"], "config.q: got 'a value', expected none"),
+    ([f"{DEMO}:q=64", "--workdir=x"], "unknown field config.q"),
     ([DEMO, "--workdir=x", "k=64"], "unknown argument 'k=64'"),
     # One class can't be told apart.
     (
@@ -111,7 +119,11 @@ def test_a_bad_command_line_is_one_line(refused, arguments, expected):
     ("def get_config():\n  c = dict(\n  return c\n", "FILE:2: .*was never closed"),
     ("def get_config():\n  return unknown\n", "FILE:2: NameError: name 'unknown' is not defined"),
     ("import no_such_module\n", "FILE:1: ModuleNotFoundError: No module named 'no_such_module'"),
-    ("def get_config():\n  c = base()\n  c.optim.lrr = 1\n  return c\n", ".*lrr"),
+    (
+      "def get_config():\n  c = base()\n  c.optim.lrr = 1\n  return c\n",
+      "FILE:4: .*lrr.*optim.lr.",
+    ),
+    ("def get_config():\n  c = base()\n  c.promt.m = 1\n  return c\n", "FILE:4: .*promt.*prompt"),
     ("def get_config():\n  c = base()\n  c.optim.lr = 'x'\n  return c\n", ".*'lr'"),
   ],
 )

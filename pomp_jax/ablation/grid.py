@@ -16,6 +16,7 @@ from typing import Any
 from pomp_jax.config import FIELDS, ConfigError, Settings, validate, value_of_text
 from pomp_jax.config.declare import check_name
 from pomp_jax.files.array_cache import fingerprint
+from pomp_jax.prompt.sampling.samplers import EXCLUSIONS, SAMPLERS
 from pomp_jax.train.resume import leaves_result_as_it_is
 
 _GRIDS_BY, _FIELDS_BY, VALUES = "&", ";", "|"
@@ -26,10 +27,11 @@ _TAKES = (
   f"fields separated by {_FIELDS_BY!r}, each with its values separated by {VALUES!r}, such as"
   f" k=16{VALUES}64{VALUES}{ALL}{_FIELDS_BY}correction=log{VALUES}none{_FIELDS_BY}seed=0{VALUES}1"
 )
-# Read by samplers with a proposal alone, and by a sampled contrast alone.
+# Read by runs with a bank alone, and by a sampled contrast alone.
 _BANK = ("sampling.renew", "sampling.bank_dtype")
-_PROPOSAL = ("sampling.mix", "sampling.temperature", "sampling.anchors", "sampling.power")
 _DRAW = ("k", "correction", "sampling.name")
+# Of other methods than POMP.
+_OTHERS = tuple(f for f in FIELDS if f.startswith(("probe.", "tip.", "prompt.visual_tokens")))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +136,16 @@ def _cell(config: Settings, texts: Mapping[str, str], fields: Sequence[str]) -> 
 
 def _moot(config: Settings) -> tuple[str, ...]:
   """Fields that a run does not read."""
-  exact = config.negatives == ALL
-  if not exact and config.sampling.name != "uniform":
-    return ()
-  bank = () if config.sampling.exclude == "similar" else _BANK
-  return _PROPOSAL + bank + (_DRAW if exact else ())
+  sampling, exact = config.sampling, config.negatives == ALL
+  row = SAMPLERS["uniform" if exact else sampling.name]
+  needs = row.needs + EXCLUSIONS[sampling.exclude]
+  read = [name for sampler in SAMPLERS.values() for name in sampler.reads]
+  return (
+    *(f"sampling.{name}" for name in dict.fromkeys(read) if name not in row.reads),
+    *(() if "bank" in needs else _BANK),
+    *(() if sampling.exclude == "similar" else ("sampling.exclude_threshold",)),
+    *(_DRAW if exact else ()),
+    *(("epochs",) if config.steps else ()),
+    *(() if config.optim.warmup else ("optim.warmup_lr",)),
+    *_OTHERS,
+  )

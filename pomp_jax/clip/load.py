@@ -10,7 +10,7 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -158,6 +158,13 @@ def read_config_and_tokenizer(source: str) -> tuple[ClipConfig, Tokenizer]:
   """
   with _open_checkpoint(source) as checkpoint:
     return checkpoint.config, _tokenizer(checkpoint)
+
+
+def is_here(source: str) -> bool:
+  """Whether a CLIP's weights are on this machine; the hub is not asked."""
+  names = (*_HUGGINGFACE_WEIGHTS, *_OPEN_CLIP_WEIGHTS)
+  cached = lambda name: isinstance(try_to_load_from_cache(source, name), str)
+  return source in _CLIPS or exists(source) or any(map(cached, names))
 
 
 def load_clip(source: str, name: str | None = None, activation: str = "auto") -> Clip:

@@ -3,7 +3,7 @@
 Nothing is opened here.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 import os
 import re
 import types
@@ -47,6 +47,10 @@ FEATURE_FORMATS = ("detic", "open_clip")
 # Suffixes of weight files; no hub id ends in one.
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".msgpack")
 _PROMPTS = "a prompt file that exists, a run's folder with prompt.npz, hf:OWNER/NAME"
+_CLIPS = (
+  "world, a folder or file that exists, or a hub id OWNER/NAME such as"
+  " openai/clip-vit-base-patch16 or laion/CLIP-ViT-B-16-laion2B-s34B-b88K"
+)
 _NAMES = f"a file of names that exists, or one of {', '.join(CLASS_LISTS)}"
 
 
@@ -66,14 +70,15 @@ def with_argument(
 
   Args:
     config: changed in place, and returned.
-    argument: `name=value,name=value`, or the name of a variant beside them, or empty.
+    argument: `name=value,name=value`, or the name of a variant beside them, or empty. A comma in a
+      text stays in it, unless a field or a variant follows.
     variants: name -> field -> value, for several fields at once.
     **short: short name -> field, for names that are not fields themselves.
 
   Raises:
     ConfigError: an unknown name, or a value of the wrong type.
   """
-  for item in filter(None, (argument or "").split(",")):
+  for item in _items((argument or "").split(","), variants, short):
     if item in variants:
       config.update_from_flattened_dict(dict(variants[item]))
       continue
@@ -84,6 +89,23 @@ def with_argument(
     check_name(field, {*FIELDS, *short})
     config.update_from_flattened_dict({field: value_of_text(field, text)})
   return config
+
+
+def _items(
+  parts: Sequence[str], variants: Mapping[str, Any], short: Mapping[str, str]
+) -> list[str]:
+  """Parts between commas; one without a name behind a text goes on with it, its comma included."""
+  items: list[str] = []
+  for part in parts:
+    before, equals, _ = (items or [""])[-1].partition("=")
+    field = FIELDS.get(short.get(before, before))
+    is_text = bool(equals) and field is not None and field.type in (str, tuple[str, ...])
+    name, named, _ = part.partition("=")
+    if is_text and part not in variants and not (named and re.fullmatch(r"[\w.]+", name)):
+      items[-1] += f",{part}"
+    elif part:
+      items.append(part)
+  return items
 
 
 def value_of_text(field: str, text: str) -> Any:
@@ -185,8 +207,10 @@ def _check_model(clip: Clip, dry_run: bool) -> None:
     raise ConfigError("clip.model", clip.model, expected)
   # A hub id has one slash at most, and starts with a letter or a digit.
   hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not name.endswith(_WEIGHT_SUFFIXES)
+  if not exists(name) and re.match(r"hf-hub:|(ViT|RN\d|EVA\d|convnext)[\w-]*(/|$)", name):
+    raise ConfigError("clip.model", name, f"{_CLIPS}; names of open_clip and OpenAI are not read")
   if not (hub_id or exists(name) or name in published):
-    raise ConfigError("clip.model", name, "a folder or file that exists, or a hub id")
+    raise ConfigError("clip.model", name, _CLIPS)
   if clip.text_tower == "reference" and not has_flax_clip():
     raise ConfigError("clip.text_tower", clip.text_tower, WITHOUT_FLAX)
 

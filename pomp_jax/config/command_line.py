@@ -5,6 +5,7 @@ python -m pomp_jax.config.command_line > docs/config.md
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import difflib
 import re
 import traceback
 
@@ -29,8 +30,8 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
   """One line for a mistake in the command line or in a config file."""
   if isinstance(error, ConfigError):
     return str(error)
-  if isinstance(error, AttributeError):
-    return _unknown_field(argv) or _unknown_key(str(error))
+  if isinstance(error, AttributeError | KeyError):
+    return _unknown_field(argv) or _unknown_key(error)
   if isinstance(error, flags.IllegalFlagValueError):
     found = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
     if found and found[1] in FIELDS:
@@ -57,13 +58,28 @@ def _unknown_field(argv: Sequence[str]) -> str | None:
   return None
 
 
-def _unknown_key(message: str) -> str:
-  """ml_collections' lines: `Key "x" does not exist ..`, `Did you mean "y"?`."""
-  key = re.search(r'"(\w+)" does not exist', message)
+def _unknown_key(error: AttributeError | KeyError) -> str:
+  """An attribute of a config file's ConfigDict that is no field, without its group's name."""
+  message = str(error.args[0] if error.args else error)
+  frames = traceback.extract_tb(error.__traceback__)
+  place = [frame for frame in frames if "ml_collections" not in frame.filename][-1]
+  where = f"{place.filename}:{place.lineno}: "
+  found = re.search(r'"(\w+)" does not exist', message)
+  found = found or re.match(r"\W*(\w+)\W.*Did you mean", message, re.DOTALL)
+  if not found:
+    return where + " ".join(message.split())
+  name = found[1]
   for old, new in (OLD_NAMES | REPLACED).items():
-    if key and key[1] in old.split("."):
-      return f"{message.splitlines()[0]} (config.{old} is now config.{new})"
-  return " ".join(re.sub(r"and cannot be added.*", "", line) for line in message.split("\n"))
+    if name in old.split("."):
+      return f"{where}unknown field {name} (config.{old} is config.{new} now)"
+  parts: dict[str, str] = {}  # group or last part of a field -> its whole name, the first of equal
+  for field in FIELDS:
+    group, _, last = field.rpartition(".")
+    parts.setdefault(group, group)
+    parts.setdefault(last, field)
+  near = difflib.get_close_matches(name, parts, 1)
+  hint = f" (did you mean config.{parts[near[0]]}?)" if near else ""
+  return f"{where}unknown field {name}{hint}"
 
 
 def page() -> str:

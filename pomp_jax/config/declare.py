@@ -24,6 +24,14 @@ class ConfigError(InputError):
     self.field = field
 
 
+class UnknownFieldError(ConfigError):
+  """A field that does not exist: one line with its name, and the nearest or the new one."""
+
+  def __init__(self, field: str, hint: str = ""):
+    InputError.__init__(self, f"unknown field config.{printable(field)}{hint}")
+    self.field = field
+
+
 # Fields and values of earlier versions, and what replaced them.
 OLD_NAMES = {
   "clip.images_at_a_time": "clip.image_chunk",
@@ -167,13 +175,12 @@ def check_value(field: str, check: Check, value: Any) -> None:
 
 
 def check_name(field: str, known: Mapping[str, Any] | set[str]) -> None:
-  """Raises ConfigError for a field that does not exist, with the nearest name."""
+  """Raises UnknownFieldError for a field that does not exist, with the nearest name."""
   if now := (OLD_NAMES | REPLACED).get(field):
-    raise ConfigError(field, "a value", f"none: the field is now config.{now}")
+    raise UnknownFieldError(field, f" (it is config.{now} now)")
   if field not in known:
     # The last part alone finds `config.lr` for `config.optim.lr`.
     near = difflib.get_close_matches(field, known, 1, 0.6) or [
       name for name in known if name.split(".")[-1] == field.split(".")[-1]
     ]
-    hint = f" (did you mean config.{near[0]}?)" if near else ""
-    raise ConfigError(field, "a value", f"none: no such field{hint}")
+    raise UnknownFieldError(field, f" (did you mean config.{near[0]}?)" if near else "")

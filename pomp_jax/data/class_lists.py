@@ -274,6 +274,8 @@ def read_names(path: str | os.PathLike, *, distinct: bool = True) -> tuple[str, 
   """
   text = read_text(path).rstrip()
   names = [line.strip() for line in text.split("\n")] if text else []
+  if "" in names:
+    raise VocabularyError(f"{path}: line {names.index('') + 1} is blank; remove it")
   check_names(names, str(path), distinct=distinct)
   return tuple(names)
 

@@ -16,6 +16,7 @@ import jax
 
 from pomp_jax import hosts, inputs
 from pomp_jax.benchmark import costs
+from pomp_jax.clip.load import is_here
 from pomp_jax.clip.synthetic import SYNTHETIC_CLIPS
 from pomp_jax.config import (
   SYNTHETIC,
@@ -58,6 +59,11 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   if hosts.is_first():
     for line in _lines(trial, job, figures):
       log.info("%s", line)
+    if trial.clip.model != config.clip.model and not is_here(config.clip.model):
+      log.warning(
+        "the weights of %s are not on this machine: a file is needed, or the run downloads them",
+        config.clip.model,
+      )
   return figures
 
 

@@ -179,7 +179,7 @@ def test_refused_json(content, where, tmp_path):
 @pytest.mark.parametrize(
   ("content", "where"),
   [
-    (b"cat\n\ndog\n", "name 2,"),
+    (b"cat\n\ndog\n", "line 2 is blank"),
     (b"\xff\xfe\x00", "not UTF-8"),
     (b"", "empty"),
     # A line ends at a line feed and nowhere else: else rows that are exported would belong to

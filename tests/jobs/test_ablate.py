@@ -297,7 +297,7 @@ def test_which_cells_are_lanes():
     # Known once the CLIP's tokenizer is read.
     ("seed=0|1;prompt.init=red|a", {}, r"cell seed=0, prompt\.init=red: .*expected words of promp"),
     ("method=cocoop;seed=0", {}, r"cell .*method: got 'cocoop', expected 'pomp'; job='base"),
-    ("kk=1|2", {}, r"config\.kk: .*no such field .did you mean config\.k\?"),
+    ("kk=1|2", {}, r"unknown field config\.kk .did you mean config\.k\?"),
     (
       "seed=0",
       {"checkpoint.select": "best"},
@@ -355,6 +355,12 @@ def test_fields_that_a_sampler_does_not_read_make_no_cell():
     "sampling.name=posterior, k=16, sampling.renew=0, seed=0",
     "sampling.name=posterior, k=16, sampling.renew=8, seed=0",
   ]
+  # What a run reads follows from the sampler's row.
+  grid = "sampling.name=posterior|hard|frequency;sampling.temperature=0.1|1;sampling.power=0.5|1"
+  assert len(make_cells_of(grid)) == 1 + 2 + 2
+  for unread in ("sampling.exclude_threshold=0|1", "epochs=2|3", "probe.iterations=10|20"):
+    assert len(make_cells_of(f"seed=0;{unread}")) == 1
+  assert len(make_cells_of("epochs=2|3", steps=0)) == 2
   # The exclusion by similar text features reads a bank.
   similar = {"sampling.exclude": "similar"}
   assert len(make_cells_of("k=16|all;sampling.renew=0|8", **similar)) == 4

@@ -67,6 +67,14 @@ def test_the_image_pins_one_allowed_release_of_each_package():
     assert pin.version in allowed, name
 
 
+def test_an_installation_has_flax_clip_for_the_reference_tower():
+  """By launch/demo.sh and by `pip install .`; transformers 5 has none."""
+  allowed = requirements(ROOT / "requirements.txt")["transformers"]
+  assert "4.57.6" in allowed and "5.0.0" not in allowed
+  dynamic = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["dynamic"]
+  assert dynamic["dependencies"] == {"file": ["requirements.txt"]}
+
+
 def extras(*names):
   """What extras of the package ask for."""
   found = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

@@ -181,6 +181,13 @@ def test_an_interrupted_run_is_copied(cloud):
   assert (cloud / "results" / "steps").exists() and not (cloud / "state").exists()
 
 
+def test_a_machine_without_gcloud(cloud):
+  (cloud / "bin" / "gcloud").unlink()
+  done = pod(cloud, *POD, "--", "--config=x")
+  assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+  assert done.stderr.startswith("error: no gcloud on this machine")
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [

@@ -192,20 +192,22 @@ class Sampler(NamedTuple):
       `independent`, whose images have a q each.
     needs: fields of SamplingArrays that it reads.
     draw: function (key, q [N], S) -> classes [S], log pi [N], such as `sample_weighted`.
+    reads: fields of `config.sampling` that it reads, so that an ablation runs no cell twice.
   """
 
   propose: Callable[[SamplingSettings, SamplingArrays, Any, Any], Any] | None
   needs: tuple[str, ...] = ()
   draw: Callable[[jax.Array, Any, int], Any] = sample_weighted
+  reads: tuple[str, ...] = ("mix",)
 
 
 SAMPLERS = {
-  "uniform": Sampler(None),
+  "uniform": Sampler(None, reads=()),
   "posterior": Sampler(propose_posterior, ("bank",)),
-  "hard": Sampler(propose_similar, ("bank",)),
-  "easy": Sampler(propose_similar, ("bank",)),
+  "hard": Sampler(propose_similar, ("bank",), reads=("mix", "temperature", "anchors")),
+  "easy": Sampler(propose_similar, ("bank",), reads=("mix", "temperature", "anchors")),
   "hierarchical": Sampler(propose_siblings, ("groups", "group_sizes")),
-  "frequency": Sampler(propose_frequent, ("frequency",)),
+  "frequency": Sampler(propose_frequent, ("frequency",), reads=("mix", "power")),
   # Baselines of `posterior`, see docs/sampling.md.
   "top": Sampler(propose_posterior, ("bank",), most_likely),
   "independent": Sampler(None, ("bank",)),

@@ -116,6 +116,19 @@ def _exact(sampling):
   ]
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_row_names_the_fields_that_the_sampler_reads(name):
+  """By the program of a draw; tests/jobs/test_wiring.py has the power of `frequency`."""
+
+  def program(**field):
+    sampling = SamplingSettings(name, **field)
+    return str(jax.make_jaxpr(lambda key: _draw(sampling, key)._asdict())(jax.random.key(0)))
+
+  others = {"mix": 0.3, "temperature": 0.3, "anchors": "images"}
+  found = {field for field, value in others.items() if program(**{field: value}) != program()}
+  assert found == set(SAMPLERS[name].reads) - {"power"}
+
+
 @pytest.mark.parametrize(
   ("name", "n_available"),
   [
