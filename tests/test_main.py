@@ -259,13 +259,14 @@ def test_a_full_disk_anywhere_is_one_line(capsys, play, error, expected):
   assert run_main(capsys, DEMO, "--workdir=run") == (1, [f"error: {expected}"])
 
 
-def test_any_other_error_keeps_its_traceback(capsys, play):
+def test_any_other_error_keeps_its_traceback(capsys, play, tmp_path):
   def fail(*_):
     raise FileNotFoundError(errno.ENOENT, "No such file or directory", "x")
 
   play(fail)
-  with pytest.raises(FileNotFoundError):
-    run_main(capsys, DEMO, "--workdir=run")
+  with pytest.raises(FileNotFoundError) as found:
+    run_main(capsys, DEMO, f"--workdir={tmp_path}")
+  assert (tmp_path / "error.txt").read_text() == f"FileNotFoundError: {found.value}"
 
 
 def test_a_save_that_fails_is_told_once(tmp_path, caplog):

@@ -16,7 +16,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.errors import InputError, RunError, TryAgain
-from pomp_jax.files.atomic import replacing, why_unwritable
+from pomp_jax.files.atomic import disk_failure, replacing, why_unwritable
 from pomp_jax.files.checksums import ChecksumError, with_checksum, without_checksum
 from pomp_jax.files.paths import Path, exists, is_bucket, is_dir, is_file, to_path
 from pomp_jax.files.provenance import provenance
@@ -308,7 +308,7 @@ class Presence(contextlib.AbstractContextManager):
     # Bad input is found before anything is written.
     elif getattr(error, "status", RunError.status) != InputError.status and path.parent.is_dir():
       named = isinstance(error, InputError | RunError | TryAgain)
-      line = str(error) if named else f"{type(error).__name__}: {error}"
+      line = str(error) if named else disk_failure(error) or f"{type(error).__name__}: {error}"
       with replacing(path) as file:
         file.write(printable(" ".join(line.split())).encode())
 

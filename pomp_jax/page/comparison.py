@@ -5,6 +5,8 @@ Shapes: N names, R regions, E embedding.
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+import copy
+import os
 import pathlib
 import tempfile
 from typing import NamedTuple
@@ -17,17 +19,20 @@ import scipy.special
 from pomp_jax.analysis.detection import Boxes, detection_sheet, strongest
 from pomp_jax.analysis.segmentation import segmentation_sheet
 from pomp_jax.clip.resnet import ResNetConfig
-from pomp_jax.config import Settings
+from pomp_jax.config import WORLD, Settings
 from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.data.images import prepare
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.prompt_file import Prompt
-from pomp_jax.inference.class_matrix import ClassMatrix, class_matrix
+from pomp_jax.files.array_cache import fingerprint
+from pomp_jax.files.paths import is_bucket
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits
+from pomp_jax.files.prompt_hub import without_folders
+from pomp_jax.files.run_folder import prompt_path
+from pomp_jax.inference.class_matrix import ClassMatrix, class_matrix, key_parts
 from pomp_jax.inference.label_maps import label_maps_of_regions
 from pomp_jax.inference.metrics import check_finite
 from pomp_jax.inference.named_prompts import NamedPrompt
 from pomp_jax.inference.region_scores import region_scores
-from pomp_jax.inference.segmentation import DenseSegmenter
 from pomp_jax.inputs.networks import OpenNetwork
 from pomp_jax.inputs.regions import fusion_of, open_region_encoder, trained_classes
 from pomp_jax.inputs.segmenter import open_segmenter
@@ -35,8 +40,8 @@ from pomp_jax.page.form import FormError
 from pomp_jax.regions.boxes import select_detections
 from pomp_jax.regions.files import RegionHeader, Regions
 
-# Name lists whose features are in memory.
-_LISTS = 8
+# Class matrices in memory, one for each prompt and list of names.
+_MATRICES = 32
 # A label map has the scores of all names at each pixel in memory.
 MAX_SEGMENT_NAMES = 100
 _SEGMENT_SIDE = 384
@@ -63,6 +68,8 @@ class Comparison:
     prompts: prompts, with labels to show.
     segments: whether label maps can be computed, which takes a network or a ViT.
     finds: whether objects can be found, which takes a network.
+    is_toy: whether the CLIP is the embedded world's.
+    files: paths of the config's prompts.
   """
 
   def __init__(
@@ -83,16 +90,39 @@ class Comparison:
     """
     self._encoder, self._config, self._network = encoder, config, network
     self.prompts = list(prompts)
-    self._matrices: OrderedDict[tuple[str, ...], list[ClassMatrix]] = OrderedDict()
+    self.is_toy = config.clip.model == WORLD
+    names = [name for name in config.page.prompts if not is_bucket(name)]
+    self.files = {os.path.realpath(prompt_path(name)) for name in names}
+    self._matrices: OrderedDict[str, ClassMatrix] = OrderedDict()
     self.finds = network is not None
     self.segments = self.finds or not isinstance(encoder.clip.config.vision_config, ResNetConfig)
-    self._segmenter: DenseSegmenter | None = None
+    dense = self.segments and not self.finds
+    self._segmenter = open_segmenter(config, encoder) if dense else None
     self._crops = open_region_encoder(config.regions, encoder)
 
   @property
   def has_learned(self) -> bool:
     """Whether one of the prompts is learned."""
     return any(isinstance(named.prompt, Prompt) for named in self.prompts)
+
+  def under(self, prompts: Sequence[NamedPrompt]) -> "Comparison":
+    """The same under other prompts that fit any names, with what is computed by now.
+
+    Raises:
+      FormError: a prompt of another width, or of one list of classes.
+    """
+    width, model = self._encoder.clip.config.text_config.hidden_size, self._config.clip.model
+    for label, prompt, _ in prompts:
+      if isinstance(prompt, Prompt):
+        if prompt.context.ndim == 3:
+          raise FormError(f"{label}: is of one list of classes, expected one that fits any names")
+        try:
+          check_fits(prompt, width, model, path=label)
+        except PromptFileError as error:
+          raise FormError(without_folders(str(error))) from error
+    other = copy.copy(self)
+    other.prompts = list(prompts)
+    return other
 
   def classify(self, image: Image.Image, names: Sequence[str]) -> list[Answer]:
     """Returns the likeliest names of a picture under each prompt.
@@ -135,8 +165,7 @@ class Comparison:
       image = image.copy()
       image.thumbnail((_SEGMENT_SIDE, _SEGMENT_SIDE), Image.Resampling.BICUBIC)
       pixels = np.asarray(image)
-      if self._segmenter is None:
-        self._segmenter = open_segmenter(self._config, self._encoder)
+      assert self._segmenter is not None
       [maps] = self._segmenter.label_maps([pixels], self._class_matrices(names))
       # Rows beyond the names repeat the first one.
       maps = [np.where(map_HxW < len(names), map_HxW, 0) for map_HxW in maps]
@@ -249,22 +278,24 @@ class Comparison:
     return answers
 
   def _class_matrices(self, names: Sequence[str]) -> list[ClassMatrix]:
-    """Features of the names under each prompt, computed once for a list of names.
+    """Features of the names under each prompt, computed once.
 
     The list is padded to a power of two with its first name, so that few shapes are compiled.
     """
-    key = tuple(names)
-    if key not in self._matrices:
-      padding = max(8, 1 << (len(key) - 1).bit_length()) - len(key)
-      synonyms = [[name] for name in (*key, *key[:1] * padding)]
-      found = [class_matrix(self._encoder, synonyms, named) for named in self.prompts]
-      for matrix in found:
+    padding = max(8, 1 << (len(names) - 1).bit_length()) - len(names)
+    synonyms = [[name] for name in (*names, *[names[0]] * padding)]
+    found = []
+    for named in self.prompts:
+      key = fingerprint(key_parts(named, synonyms))
+      if key not in self._matrices:
+        matrix = class_matrix(self._encoder, synonyms, named)
         check_finite(matrix.features, "classes")
-      self._matrices[key] = found
-      while len(self._matrices) > _LISTS:
-        self._matrices.popitem(last=False)
-    self._matrices.move_to_end(key)
-    return self._matrices[key]
+        self._matrices[key] = matrix
+        while len(self._matrices) > _MATRICES:
+          self._matrices.popitem(last=False)
+      self._matrices.move_to_end(key)
+      found.append(self._matrices[key])
+    return found
 
 
 def shown_prompts(prompts: Sequence[NamedPrompt]) -> list[NamedPrompt]:

@@ -14,10 +14,12 @@ from PIL import Image
 from pomp_jax.data.class_lists import check_names
 from pomp_jax.data.images import load_rgb, open_image
 from pomp_jax.errors import InputError
+from pomp_jax.files.terminal import quoted
 
 # Longest side of a picture that is computed and shown, pixels.
 LONGEST = 1024
 MAX_BOXES = 20
+MAX_PROMPTS = 8
 
 
 class FormError(InputError, ValueError):
@@ -38,6 +40,22 @@ def read_names(text: str, most: int) -> tuple[str, ...]:
     raise FormError(f"names: got {len(names):,}, expected at most {most:,}")
   check_names(names, "names")
   return names
+
+
+def read_templates(text: str) -> tuple[str, ...]:
+  """Reads hand-written prompts, distinct texts with one {} each, one a line; none is fine.
+
+  Raises:
+    FormError: a text without {}, or with two of them.
+    VocabularyError: an unusable text.
+  """
+  texts = tuple(dict.fromkeys(filter(None, map(str.strip, text.splitlines()))))
+  if texts:
+    check_names(texts, "templates")
+  for one in texts:
+    if one.count("{}") != 1:
+      raise FormError(f"templates: got {quoted(one)}, expected a text with one {{}} for the name")
+  return texts
 
 
 def read_picture(content: bytes) -> Image.Image:

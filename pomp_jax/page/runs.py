@@ -20,9 +20,11 @@ from typing import Any, NamedTuple
 from pomp_jax.analysis import plots
 from pomp_jax.errors import InputError
 from pomp_jax.files.checksums import ChecksumError, without_checksum
+from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.prompt_hub import without_folders
 from pomp_jax.files.run_folder import ERROR, RunFolder
 from pomp_jax.files.terminal import printable
+from pomp_jax.inference.named_prompts import NamedPrompt
 
 # Levels of folders below the root, and runs in the list.
 _DEPTH = 3
@@ -30,7 +32,7 @@ MAX_RUNS = 500
 # Files beyond this are not read.
 _MAX_BYTES = 32 * 2**20
 _MAX_ROWS = 200
-_CURVES = "training.png"
+_CURVES, _PROMPT = "training.png", "prompt.npz"
 _OF_TRAINING = ("loss", "accuracy", "validation_top1")
 # Steps and values from here on are damage; axes can't be drawn.
 _HUGE = 1e15
@@ -53,6 +55,7 @@ class Run(NamedTuple):
     problem: why it failed or can't be read, one line; or empty.
     time: of its last change, local, to the minute.
     report: whether it has a report.
+    prompt: path of the prompt that it has learned, without links; empty if it has none.
   """
 
   name: str
@@ -62,6 +65,7 @@ class Run(NamedTuple):
   problem: str
   time: str
   report: bool
+  prompt: str
 
 
 class Table(NamedTuple):
@@ -101,7 +105,9 @@ def _folders(folder: pathlib.Path, name: str, depth: int) -> Iterator[tuple[str,
 
 
 def _run(name: str, path: pathlib.Path, changed: float) -> Run:
-  run = Run(name, path, "?", "unreadable", "", "?", _file(path, "report.html") is not None)
+  report, prompt = _file(path, "report.html") is not None, _file(path, _PROMPT)
+  prompt_path = os.path.realpath(prompt) if prompt else ""
+  run = Run(name, path, "?", "unreadable", "", "?", report, prompt_path)
   problems: list[str] = []
   with _lines(problems, "config.json"):
     run = run._replace(time=datetime.datetime.fromtimestamp(changed).isoformat(" ", "minutes"))
@@ -122,7 +128,7 @@ def _state(path: pathlib.Path) -> tuple[str, str]:
       with contextlib.suppress(PermissionError):
         os.kill(process, 0)
       return "running", ""
-    return "killed", f"{where} ended without a reason: killed, out of memory, or a power cut"
+    return "killed", f"{where} has ended without an error: killed, out of memory, or a power cut"
   if reason := (_read(path, ERROR) or b"").decode("utf-8", "replace"):
     return "failed", printable(without_folders(reason.strip()), 2000)
   return "finished" if _file(path, "results.json") else "not finished", ""
@@ -158,6 +164,22 @@ def read_plot(run: Run, name: str) -> bytes | None:
 def read_report(run: Run) -> bytes | None:
   """HTML of a run's report."""
   return _read(run.path, "report.html") if run.report else None
+
+
+def read_prompt(run: Run) -> NamedPrompt:
+  """The prompt that a run has learned, by the run's name.
+
+  Raises:
+    RunFileError: it can't be read.
+  """
+  with tempfile.TemporaryDirectory(prefix="pomp_page_") as folder:
+    path = pathlib.Path(folder) / _PROMPT
+    path.write_bytes(_read(run.path, _PROMPT) or b"")
+    try:
+      return NamedPrompt(run.name, load_prompt(path))
+    except InputError as error:
+      line = str(error).replace(str(path), f"{run.name}/{_PROMPT}")
+      raise RunFileError(without_folders(line)) from error
 
 
 def has_curves(run: Run) -> bool:
@@ -296,6 +318,8 @@ def _json(folder: pathlib.Path, name: str) -> dict[str, Any]:
     content = _read(folder, name)
     found = {} if content is None else without_checksum(json.loads(content))
     json.dumps(found, ensure_ascii=False).encode()
+  except UnicodeEncodeError as error:
+    raise RunFileError(f"{name}: holds a lone surrogate, which is no Unicode text") from error
   except ChecksumError as error:
     raise RunFileError(f"{name}: {error}") from error
   except (ValueError, RecursionError) as error:

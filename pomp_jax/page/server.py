@@ -1,7 +1,7 @@
 """The server of the page: routes, limits, headers. It has no route that takes a path of the server.
 
-Pages are HTML without scripts, and the browser is told to run none and to load nothing from
-elsewhere. One computation runs at a time, and a few wait.
+Pages are HTML that works without its one script. The browser is told to run no other and to load
+nothing from elsewhere. One computation runs at a time, and a few wait.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -21,10 +21,20 @@ from PIL import Image
 from werkzeug.exceptions import HTTPException
 
 from pomp_jax.errors import InputError, RunError
-from pomp_jax.files.terminal import printable
+from pomp_jax.files.terminal import printable, quoted
+from pomp_jax.inference.named_prompts import NamedPrompt
 from pomp_jax.page import runs
 from pomp_jax.page.comparison import MAX_SEGMENT_NAMES, Comparison
-from pomp_jax.page.form import LONGEST, FormError, png_of, read_boxes, read_names, read_picture
+from pomp_jax.page.form import (
+  LONGEST,
+  MAX_PROMPTS,
+  FormError,
+  png_of,
+  read_boxes,
+  read_names,
+  read_picture,
+  read_templates,
+)
 from pomp_jax.page.shelf import Shelf
 
 log = logging.getLogger(__name__)
@@ -37,11 +47,12 @@ _FORM_BYTES = 2 * _MIB
 _WAITING, _THREADS = 4, 8
 # Connections that are open, those of them that wait for a (whole) request, and silence, seconds.
 _CONNECTIONS, _IDLE, _SILENCE = 200, 100, 30
-_STYLE = (pathlib.Path(__file__).parent / "templates" / "style.css").read_text()
+_TEMPLATES = pathlib.Path(__file__).parent / "templates"
+_STYLE, _SCRIPT = ((_TEMPLATES / name).read_text() for name in ("style.css", "page.js"))
 _SECURITY = {
   "Content-Security-Policy": (
-    "default-src 'none'; img-src 'self' data:; style-src 'self'; frame-src 'self';"
-    " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    "default-src 'none'; img-src 'self' data: blob:; style-src 'self'; script-src 'self';"
+    " frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
   ),
   "Cross-Origin-Resource-Policy": "same-origin",
   "Referrer-Policy": "same-origin",
@@ -139,7 +150,6 @@ def make_app(
     tab: {page.shelf.add(png_of(one.image), keep=True): one for one in own}
     for tab, own in (("classify", pictures), ("regions", scenes))
   }
-  app.context_processor(lambda: {"prompts": comparison.prompts, "learned": comparison.has_learned})
   app.before_request(functools.partial(_check_origin, host, hosts))
   app.after_request(_secure)
   app.register_error_handler(HTTPException, page.refuse)
@@ -155,6 +165,7 @@ def make_app(
     ("/plots/<path:name>/<file>", page.plot),
     ("/report/<path:name>", page.report),
     ("/style.css", page.style),
+    ("/page.js", page.script),
   ):
     methods = ["GET", "POST"] if view in (page.classify, page.regions) else ["GET"]
     app.add_url_rule(rule, view.__name__, view, methods=methods)
@@ -174,28 +185,28 @@ class _Page:
   def classify(self) -> tuple[str, int]:
     """The tab Classify: a picture and names."""
 
-    def compute(image, entered):
+    def compute(comparison, image, entered):
       names = read_names(entered["names"], self._limits.max_names)
       with self._turns.turn():
-        return {"answers": self._comparison.classify(image, names), "n_names": len(names)}
+        return {"answers": comparison.classify(image, names), "n_names": len(names)}
 
     return self._form("classify", compute)
 
   def regions(self) -> tuple[str, int]:
     """The tab Regions: a label map, objects, or names of given boxes."""
 
-    def compute(image, entered):
+    def compute(comparison, image, entered):
       names = read_names(entered["names"], self._limits.max_names)
       if request.form.get("action") == "segment":
         with self._turns.turn():
-          return {"sheet": self.shelf.add(self._comparison.segment(image, names))}
+          return {"sheet": self.shelf.add(comparison.segment(image, names))}
       if request.form.get("action") == "find":
         with self._turns.turn():
-          sheet, objects = self._comparison.find_objects(image, names)
+          sheet, objects = comparison.find_objects(image, names)
         return {"sheet": self.shelf.add(sheet), "objects": objects}
       boxes_Rx4 = read_boxes(entered["boxes"], *image.size)
       with self._turns.turn():
-        sheet, rows = self._comparison.name_boxes(image, names, boxes_Rx4)
+        sheet, rows = comparison.name_boxes(image, names, boxes_Rx4)
       lines = entered["boxes"].split("\n")
       lines = [line.strip() for line in lines if line.strip()]
       return {"sheet": self.shelf.add(sheet), "boxes": list(zip(lines, rows, strict=True))}
@@ -207,22 +218,51 @@ class _Page:
   def _form(self, tab: str, compute: Callable[..., dict[str, Any]], **more) -> tuple[str, int]:
     """Reads the form, computes, and shows both; bad input is a line above what was entered."""
     examples, found, error, status = self.examples[tab], {}, "", 200
+    comparison, offered = self._comparison, self._offered()
     first = next(iter(examples), "")
     shown = Example(None, "") if not first else examples[first]
-    entered = {"picture": first, "names": shown.names, "boxes": shown.boxes}
+    entered = {"picture": first, "names": shown.names, "boxes": shown.boxes, "templates": ""}
+    labels = [named.label for named in comparison.prompts]
+    picked = {"prompt": labels, "run": []}
     if request.method == "POST":
       try:
         entered = {field: request.form.get(field, "") for field in entered}
+        picked = {field: request.form.getlist(field) for field in picked}
+        if not (any(picked.values()) or entered["templates"].strip()):
+          picked["prompt"] = labels
         if (key := request.form.get("example", "")) in examples:
-          entered = {"picture": key, "names": examples[key].names, "boxes": examples[key].boxes}
+          own = examples[key]
+          entered |= {"picture": key, "names": own.names, "boxes": own.boxes}
         else:
           image = self._image(entered)
-          found = compute(image, entered)
+          comparison = self._chosen(entered["templates"], offered, **picked)
+          found = compute(comparison, image, entered)
       except (InputError, RunError) as refused:
         error = str(refused)
         status = 503 if isinstance(refused, BusyError) else 400
     fields = {"tab": tab, "error": error, "entered": entered, "examples": examples, **more}
-    return render_template(f"{tab}.html", limits=self._limits, found=found, **fields), status
+    fields |= {"own": self._comparison, "prompts": comparison.prompts, "picked": picked}
+    fields |= {"found": found, "limits": self._limits, "offered": offered}
+    return render_template(f"{tab}.html", **fields), status
+
+  def _offered(self) -> dict[str, runs.Run]:
+    """Runs whose prompts can be chosen: those that are not on the page anyway."""
+    files = self._comparison.files
+    return {n: run for n, run in self._runs().items() if run.prompt not in ("", *files)}
+
+  def _chosen(
+    self, templates: str, offered: dict[str, runs.Run], prompt: list[str], run: list[str]
+  ) -> Comparison:
+    """The comparison under some of its own prompts, and those of runs and texts."""
+    if unknown := [name for name in run if name not in offered]:
+      raise FormError(f"prompts: there is no run {quoted(unknown[0])} with a prompt")
+    texts = [text for text in read_templates(templates) if text not in prompt]
+    if len(names := dict.fromkeys(run)) + len(texts) > MAX_PROMPTS:
+      expected = f"expected at most {MAX_PROMPTS} of runs and templates"
+      raise FormError(f"prompts: got {len(names) + len(texts)}, {expected}")
+    own = [named for named in self._comparison.prompts if named.label in prompt]
+    learned = [runs.read_prompt(offered[name]) for name in names]
+    return self._comparison.under([*own, *learned, *(NamedPrompt(text, text) for text in texts)])
 
   def _image(self, entered: dict[str, str]) -> Image.Image:
     """The uploaded picture, or the one whose key the form has; `entered` gets its key."""
@@ -240,6 +280,10 @@ class _Page:
   def style(self) -> Response:
     """The style sheet of all pages."""
     return Response(_STYLE, mimetype="text/css")
+
+  def script(self) -> Response:
+    """The script of all pages: preview, drop and paste, and that a computation runs."""
+    return Response(_SCRIPT, mimetype="text/javascript")
 
   def picture(self, key: str) -> Response:
     """A picture that the page itself has drawn or encoded."""

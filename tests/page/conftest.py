@@ -22,6 +22,11 @@ def made(tmp_path_factory):
   rng = np.random.default_rng(0)
   save_prompt(folder / "prompt.npz", Prompt(rng.normal(0, 0.5, (2, 64)).astype("f"), "world"))
   write_run(folder / "runs" / "demo <b>")
+  for width, name in ((64, "demo <b>"), (48, "wide")):
+    (folder / "runs" / name).mkdir(exist_ok=True)
+    context = rng.normal(0, 0.5, (2, width)).astype("f")
+    save_prompt(folder / "runs" / name / "prompt.npz", Prompt(context, "world"))
+  (folder / "runs" / "wide" / "config.json").write_text('{"job": "pretrain"}')
   (folder / "secret.txt").write_text("a secret")
   (folder / "runs" / "demo <b>" / "report.html").write_text("<script>steal()</script>")
   config = settings(

@@ -4,11 +4,9 @@ import os
 import re
 import shutil
 
-import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax import world
 from pomp_jax.page import server
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -25,17 +23,17 @@ NAMES = ["<img src=x onerror=alert(1)>", "red star on navy", "teal leaf on pink"
 
 @pytest.fixture
 def tab(made):
-  """A tab of 1200 pixels; fails if it asks another host, complains, or opens a dialog."""
+  """A dark tab of 390 pixels; fails if it asks another host, complains, or opens a dialog."""
   listener = server.listen("127.0.0.1", 0)
   address = f"http://127.0.0.1:{listener.getsockname()[1]}"
   with server.serving(made[0], listener, 1.0), sync_api.sync_playwright() as playwright:
     browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-    yield from watched(browser.new_page(viewport={"width": 1200, "height": 900}), address)
+    page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    yield from _watched(page, address)
     browser.close()
 
 
-def watched(page, address):
-  """Yields the tab at the address; checks afterwards that it asked and reported nothing else."""
+def _watched(page, address):
   page.set_default_timeout(300_000)
   asked, complaints = [], []
   page.on("request", lambda request: asked.append(request.url))
@@ -52,27 +50,66 @@ def watched(page, address):
   )
   page.goto(address)
   yield page
-  assert {re.match(r"https?://[^/]+|data:", url)[0] for url in asked} <= {address, "data:"}
+  assert {re.match(r"(blob:)?https?://[^/]+|data:", url)[0] for url in asked} <= {
+    *(address, "data:", f"blob:{address}")
+  }
   assert complaints == []
-  # No page scrolls sideways.
-  wider = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-  assert page.evaluate(wider) == 0
 
 
-def test_a_picture_regions_and_a_run(tab, tmp_path):
-  source = world.source("novel", n_images=1)
-  Image.fromarray(source.images(np.arange(1))[0]).save(tmp_path / "picture.png")
+def fits(tab):
+  """The page does not scroll sideways, and is dark."""
+  root = "document.documentElement"
+  assert tab.evaluate(f"{root}.scrollWidth - {root}.clientWidth") == 0
+  background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+  assert max(map(int, re.findall(r"\d+", background))) < 64
+
+
+# Sends a picture as a user's paste or drop does.
+SEND = """async (kind) => {
+  const canvas = Object.assign(document.createElement("canvas"), {width: 30, height: 20});
+  const blob = await new Promise((take) => canvas.toBlob(take));
+  const data = new DataTransfer();
+  data.items.add(new File([blob], kind + ".png", {type: "image/png"}));
+  const event = kind === "paste" ? new ClipboardEvent("paste", {clipboardData: data, bubbles: true})
+    : new DragEvent("drop", {dataTransfer: data, bubbles: true});
+  document.querySelector(".lead").dispatchEvent(event);
+}"""
+SHOWN = "image => image.decode().then(() => [image.src.slice(0, 5), image.naturalWidth])"
+
+
+# Remembers over the navigation what is seen while the server computes.
+BUSY = """() => addEventListener("submit", () => setTimeout(() => sessionStorage.busy = [
+  document.querySelector("[role=status]").hidden, document.querySelector("button.main").disabled
+]))"""
+
+
+def test_preview_drop_paste_prompts_and_that_it_computes(tab, tmp_path):
+  shown = tab.locator(".drop img")
+  Image.new("RGB", (40, 10)).save(tmp_path / "picture.png")
   tab.set_input_files("#file", tmp_path / "picture.png")
+  assert shown.evaluate(SHOWN) == ["blob:", 40]
+  for kind in ("paste", "drop"):
+    tab.evaluate(SEND, kind)
+    sync_api.expect(tab.locator(".drop p")).to_contain_text(f"{kind}.png")
+    assert shown.evaluate(SHOWN) == ["blob:", 30]
   tab.fill("#names", "\n".join(NAMES))
+  tab.uncheck("input[name=prompt] >> nth=0")
+  tab.click("summary")
+  tab.check("input[name=run][value^=demo]")
+  tab.fill("#templates", "the {}!")
+  fits(tab)
+  tab.evaluate(BUSY)
   tab.click("button.main")
-  # Three prompts, two names each; test_server.py holds their probabilities.
-  sync_api.expect(tab.locator(".bar")).to_have_count(6)
-  # The picture stays for other names.
-  tab.fill("#names", "\n".join(NAMES[:2]))
-  tab.click("button.main")
-  assert tab.locator(".picture").evaluate("image => image.naturalWidth") == 40
-  assert tab.locator("[role=alert]").count() == 0
+  sync_api.expect(tab.locator(".card")).to_have_count(4)
+  assert tab.evaluate("sessionStorage.busy") == "false,true"
+  assert shown.evaluate(SHOWN)[1] == 30 and not tab.locator("[role=status]").is_visible()
+  fits(tab)
+  (tmp_path / "large.png").write_bytes(bytes(2**21))
+  tab.set_input_files("#file", tmp_path / "large.png")
+  assert not tab.locator("#file").evaluate("input => input.validity.valid")
 
+
+def test_regions_and_a_run(tab):
   tab.click("nav >> text=Regions")
   tab.click(".examples button >> nth=1")
   for button in ("Name the boxes", "Segment"):
@@ -82,5 +119,6 @@ def test_a_picture_regions_and_a_run(tab, tmp_path):
   tab.click("nav >> text=Reports")
   tab.click("main a")
   assert tab.locator("h1").inner_text() == "demo <b>"
+  fits(tab)
   # The report's script has not run.
   assert tab.frame_locator("iframe").locator("body").inner_text() == ""

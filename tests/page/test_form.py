@@ -34,21 +34,6 @@ def test_names_are_distinct_lines():
   assert read_names(" red star \r\n\n blue ring\nred star\n", 2) == ("red star", "blue ring")
 
 
-@pytest.mark.parametrize(
-  ("text", "part"),
-  [
-    ("", "names"),
-    ("a\nb\nc\nd", "at most 3"),
-    ("x" * 1001, "too long"),
-    ("a\x1b[31m", "U+001B"),
-  ],
-)
-def test_names_that_are_none(text, part):
-  with pytest.raises(InputError) as found:
-    read_names(text, 3)
-  assert part in str(found.value) and "\n" not in str(found.value)
-
-
 def test_a_small_picture_keeps_its_pixels():
   image = noise(30, 20)
   np.testing.assert_array_equal(np.asarray(read_picture(png_of(image))), np.asarray(image))

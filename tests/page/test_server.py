@@ -44,16 +44,25 @@ def line_of(answer):
 
 
 def test_names_and_probabilities_are_the_classifiers(made, client):
-  answer = post(client)
+  """Under the page's prompts, and under the ones chosen: a run's and a typed one."""
+  prompts = made[1]._config.page.prompts
+  _check_answers(made, post(client), prompts)
+  answer = post(client, prompt=prompts[2], run="demo <b>", templates="the {}!\n")
+  _check_answers(made, answer, (prompts[2], f"{made[2]}/runs/demo <b>", "the {}!"))
+  assert re.findall("<h2>(.*?)</h2>", answer.data.decode()) == ["{}.", "demo &lt;b&gt;", "the {}!"]
+  checked = re.findall(r'name="(\w+)" value="([^"]+)" checked', answer.data.decode())
+  assert checked == [("prompt", "{}."), ("run", "demo &lt;b&gt;")]
+
+
+def _check_answers(made, answer, prompts):
   assert answer.status_code == 200
   shown = re.findall(
     r'<span title="([^"]*)">.*?</span><span>([\d.]+)%</span>', answer.data.decode()
   )
   shown = [(html.unescape(name), float(percent)) for name, percent in shown]
-  config = made[1]._config
-  encoder = inputs.open_encoder(config)
+  encoder = inputs.open_encoder(made[1]._config)
   expected = []
-  for prompt in config.page.prompts:
+  for prompt in prompts:
     classifier = Classifier(encoder, prompt, NAMES.split("\n"))
     expected += classifier.predict(np.asarray(noise(50, 40)), top=2)
   assert [name for name, _ in shown] == [name for name, _ in expected]
@@ -62,7 +71,7 @@ def test_names_and_probabilities_are_the_classifiers(made, client):
 
 def test_a_name_is_text_and_the_key_brings_the_picture_back(client):
   first = post(client).data.decode()
-  assert "<script" not in first and "&lt;script&gt;alert(1)" in first
+  assert first.count("<script") == 1 and "&lt;script&gt;alert(1)" in first
   [key] = re.findall(r'name="picture" value="([^"]+)"', first)
   again = post(client, image=b"", picture=key).data.decode()
   assert re.findall(r"<span>([\d.]+)%", again) == re.findall(r"<span>([\d.]+)%", first)
@@ -80,7 +89,12 @@ def test_a_name_is_text_and_the_key_brings_the_picture_back(client):
     ({"names": "\n".join(map(str, range(MAX_NAMES + 1)))}, "at most 20"),
     ({"names": "star " * 199}, "star"),
     ({"names": "a\0b"}, "U+0000"),
+    ({"names": "x" * 1001}, "too long"),
     ({"path": "/regions", "action": "boxes", "boxes": "<img src=x>"}, "<img"),
+    ({"templates": "no name"}, "templates: got 'no name'"),
+    ({"templates": "\n".join(f"{n} {{}}" for n in range(9))}, "prompts: got 9"),
+    ({"run": "../demo"}, "no run '../demo'"),
+    ({"run": "wide"}, "wide: context [2, 48] has width 48"),
   ],
 )
 def test_bad_input_is_a_line(client, fields, part):
@@ -127,10 +141,10 @@ def test_no_path_of_the_server_is_readable(client, route):
 
 
 def test_a_run_and_its_report(client):
-  [link] = re.findall(r'<a href="(/runs/[^"]+)"', client.get("/runs").data.decode())
+  link, _ = sorted(re.findall(r'<a href="(/runs/[^"]+)"', client.get("/runs").data.decode()))
   text = client.get(link).data.decode()
   assert "<b>" not in text.partition("<main>")[2] and "demo &lt;b&gt;" in text
-  sources = re.findall(r'src="([^"]+)"', text)
+  sources = re.findall(r'src="([^"]+)"', text.partition("<main>")[2])
   kinds = [client.get(source).mimetype for source in sources]
   assert kinds == ["text/html", "image/png"]  # the report, which has the plots, and the curves
   report = client.get(sources[0])
@@ -138,13 +152,22 @@ def test_a_run_and_its_report(client):
   assert re.findall(r'<a href="(/runs/[^"]+)"', client.get("/reports").data.decode()) == [link]
 
 
-def test_nothing_is_loaded_from_elsewhere_and_no_script_runs(client):
-  for path in ("/", "/regions", "/runs", "/style.css", "/none"):
+def test_nothing_is_loaded_from_elsewhere_and_no_other_script_runs(client):
+  for path in ("/", "/regions", "/runs", "/style.css", "/page.js", "/none"):
     answer = client.get(path)
     policy = answer.headers["Content-Security-Policy"]
-    assert "default-src 'none'" in policy and "script-src" not in policy
-    assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert b"http" not in answer.data and b"<script" not in answer.data
+    assert "default-src 'none'" in policy and "script-src 'self';" in policy
+    assert "unsafe" not in policy and answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert b"http" not in answer.data
+    scripts = re.findall(b"<script.*", answer.data)
+    assert scripts == [b'<script src="/page.js" defer></script>'] * (answer.mimetype == "text/html")
+
+
+def test_the_page_says_what_it_is_and_of_the_toy_alone_that_it_is_one(made, client, monkeypatch):
+  for path in ("/", "/regions"):
+    assert "POMP learns a prompt" in (text := client.get(path).data.decode()) and "a toy" in text
+  monkeypatch.setattr(made[1], "is_toy", False)
+  assert "POMP learns" in (text := client.get("/").data.decode()) and "toy" not in text
 
 
 @pytest.mark.parametrize(
