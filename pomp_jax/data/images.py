@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
 from pomp_jax.errors import InputError
-from pomp_jax.files.paths import Path, entries, is_bucket, read_bytes, to_path
+from pomp_jax.files.paths import Path, entries, is_bucket, local_copy, read_bytes, to_path
 from pomp_jax.files.terminal import is_unicode, printable
 
 try:
@@ -251,7 +251,7 @@ def _grey_factor(image: Image.Image) -> float:
 
 
 def _file(path: str | os.PathLike) -> str | os.PathLike | io.BytesIO:
-  return io.BytesIO(read_bytes(path)) if is_bucket(path) else path
+  return io.BytesIO(read_bytes(path)) if is_bucket(path) else local_copy(path)
 
 
 def _open(file: str | os.PathLike | io.BytesIO) -> Image.Image:

@@ -54,7 +54,7 @@ for _library in ("gcsfs", "s3fs"):
 
 
 class PathError(InputError, ValueError):
-  """A path that can't be used: an unknown scheme, a library that is missing or old; one line."""
+  """A path that can't be used: an unknown scheme, a library that is missing or old, a device."""
 
 
 def scheme_of(path: str | os.PathLike) -> str | None:
@@ -69,7 +69,9 @@ def is_bucket(path: str | os.PathLike) -> bool:
 
 
 def problem_of(path: str | os.PathLike) -> str | None:
-  """Accepted paths, or the library that is missing or old, if a URL can't be used; else None."""
+  """Accepted paths, or the library that is missing or old, if a path can't be used; else None."""
+  if "\0" in os.fspath(path):
+    return "a path without the character NUL"
   scheme = scheme_of(path)
   if scheme is None:
     return None
@@ -101,7 +103,7 @@ def to_path(path: str | os.PathLike) -> Path:
 def join(folder: str | os.PathLike, *names: str | os.PathLike) -> Path:
   """Path of a name in a folder; a name that is absolute or a URL replaces the folder."""
   for name in names:
-    folder = name if scheme_of(name) else to_path(folder) / os.fspath(name)
+    folder = name if scheme_of(name) else to_path(folder) / os.fspath(to_path(name))
   return to_path(folder)
 
 
@@ -131,14 +133,26 @@ def is_file(path: str | os.PathLike) -> bool:
 
 def open_binary(path: str | os.PathLike) -> Any:
   """Opens a binary file to be read; an object is fetched in blocks as they are read."""
-  return to_path(path).open("rb")
+  return (to_path(path) if is_bucket(path) else _regular(path)).open("rb")
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
   """Content of a file; of an object in one request."""
   if is_bucket(path):
     return store_of(path).cat_file(os.fspath(path))
-  return pathlib.Path(path).read_bytes()
+  return _regular(path).read_bytes()
+
+
+def _regular(path: str | os.PathLike) -> pathlib.Path:
+  """A local path that may be opened.
+
+  Raises:
+    PathError: a FIFO, a socket or a device, whose content may never come, or never end.
+  """
+  local = pathlib.Path(path)
+  if local.exists() and not (local.is_file() or local.is_dir()):
+    raise PathError(f"{local}: expected a regular file, found a FIFO, a socket or a device")
+  return local
 
 
 def entries(folder: str | os.PathLike) -> list[tuple[str, bool]]:
@@ -190,9 +204,10 @@ def local_copy(path: str | os.PathLike) -> pathlib.Path:
 
   Raises:
     OSError: the object can't be read, or the copy not written.
+    PathError: a local path of no regular file.
   """
   if not is_bucket(path):
-    return pathlib.Path(path)
+    return _regular(path)
   url, store = os.fspath(path), store_of(path)
   version = version_of(path)
   # Files of one folder stay together: tokenizers are read by folder.

@@ -18,7 +18,7 @@ from pomp_jax import hosts
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure, replacing, why_unwritable
 from pomp_jax.files.checksums import ChecksumError, with_checksum, without_checksum
-from pomp_jax.files.paths import Path, exists, is_bucket, is_dir, is_file, to_path
+from pomp_jax.files.paths import Path, exists, is_bucket, is_dir, is_file, read_bytes, to_path
 from pomp_jax.files.provenance import provenance
 from pomp_jax.files.terminal import printable
 
@@ -225,7 +225,7 @@ def read_json(path: str | os.PathLike) -> Any:
     DamagedFileError: it is not JSON, or its checksum is another one.
   """
   try:
-    return without_checksum(json.loads(to_path(path).read_bytes().decode()))
+    return without_checksum(json.loads(read_bytes(path).decode()))
   except OSError as error:
     raise RunFolderError(f"{path}: can't be read ({error.strerror})") from error
   except ChecksumError as error:
@@ -319,16 +319,19 @@ class Presence(contextlib.AbstractContextManager):
 
   def _mark(self) -> None:
     temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+    # Another user of the folder may have put a link, a FIFO or a large file there.
+    plain = lambda path, flags: os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     try:
-      with contextlib.suppress(FileNotFoundError), open(self._path, "r+") as other:
+      with contextlib.suppress(OSError), open(self._path, "r+", opener=plain) as other:
         try:
           fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
           log.warning(
             "%s: ANOTHER START of it is alive (%s). This one takes the folder over; end the other",
-            *(self._path.parent, printable(other.read())),
+            *(self._path.parent, printable(other.read(1000))),
           )
-      self._file = open(temporary, "w")  # noqa: SIM115 (open until the process ends)
+      temporary.unlink(missing_ok=True)
+      self._file = open(temporary, "x", opener=plain)  # noqa: SIM115 (open until the process ends)
       fcntl.flock(self._file, fcntl.LOCK_EX)
       self._file.write(_description())
       self._file.flush()

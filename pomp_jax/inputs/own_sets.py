@@ -191,7 +191,7 @@ def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
 
 def _value(value: Any, key: str, of: str) -> Any:
   kind = _KEYS[key]
-  if isinstance(value, str) and kind != _LIST:
+  if isinstance(value, str) and kind != _LIST and "\0" not in value:
     return value
   if isinstance(value, list | tuple) and kind != _TEXT and all(isinstance(v, str) for v in value):
     return tuple(value)

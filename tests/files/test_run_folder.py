@@ -174,6 +174,18 @@ def test_two_starts_warn_and_the_later_owns_the_folder(tmp_path, caplog):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", [f".alive.json.{os.getpid()}.tmp", "alive.json"])
+def test_a_planted_link_or_fifo_is_replaced(tmp_path, name):
+  (tmp_path / "victim").write_text("mine")
+  for plant in (lambda path: path.symlink_to(tmp_path / "victim"), os.mkfifo):
+    plant(tmp_path / name)
+    with Presence(tmp_path):
+      mark = tmp_path / "alive.json"
+      assert not mark.is_symlink() and json.loads(mark.read_text())["process"] == os.getpid()
+    assert [path.name for path in tmp_path.iterdir()] == ["victim"]
+  assert (tmp_path / "victim").read_text() == "mine"
+
+
 _KILLED = '{"host": "a", "process": 1, "since": "2024-01-01"}'
 
 

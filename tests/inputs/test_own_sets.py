@@ -154,6 +154,7 @@ _SET = '[[set]]\nname = "a"\nroot = "animals"\n'
     (_SET + "reader = 'coop'\ndataset = 'cars'", "set 'a': key 'dataset': got 'cars'"),
     (_SET + "base = 'first half'\nnovel = ['ant']", "set 'a': key 'novel'"),
     ('[[set]]\nname = "a"\nroot = "plants"', "set 'a': .*plants: can't be read"),
+    ('[[set]]\nname = "a"\nroot = "a\\u0000b"', r"set 'a': key 'root': got 'a\\x00b'"),
     (_SET + 'names = "no.txt"', r"set 'a': .*no\.txt: can't be read"),
     (_SET + 'names = ["ant", "ant"]', "set 'a': key 'names': .*'ant'"),
     (_SET + 'base = ["aunt"]', r"set 'a': key 'base': 1 names .*'aunt' \(did you mean 'a"),
