@@ -8,7 +8,7 @@ The paper's fourteen, with CoOp's $DATA, on ViT-B/16 (docs/evaluation.md lists t
 On the embedded world, a learned prompt beside the hand-written one, and all checkpoints of a run:
 
   python -m pomp_jax.main --config=configs/evaluate.py --workdir=runs/evaluate \
-    --config.evaluate.prompts="runs/demo/prompt.npz;hand_written;runs/demo"
+    --config.evaluate.prompts="hand_written;runs/demo;runs/demo/checkpoints"
 
 On one's own data sets, described in a file (docs/evaluation.md), on the CLIP of the prompt:
 

@@ -85,7 +85,14 @@ class Shared:
       # A class-specific context knows no class but those it was trained on.
       names = tuple(self._source(config).names)
       splits = {name: split for name, split in splits.items() if tuple(split.names) == names}
-    return evaluate(self.encoder(config), splits, {"prompt": prompt})
+    return self._accuracy(config, splits, {"prompt": prompt})
+
+  def _accuracy(self, config: Settings, splits, prompts: Mapping[str, Prompt | str]) -> Scores:
+    found = evaluate(self.encoder(config), splits, prompts)
+    return {
+      split: {name: one.accuracy() for name, one in tallies.items()}
+      for split, tallies in found.items()
+    }
 
   def curve(self, config: Settings, contexts: Mapping[int, np.ndarray]) -> dict[str, list[float]]:
     """Top-1 of a cell's prompts, step by step, on the splits of `CURVE` that there are.
@@ -135,7 +142,7 @@ class Shared:
       config,
       "references",
       ("clip", "mesh", "data", "eval"),
-      lambda: evaluate(self.encoder(config), self._splits(config), by_hand),
+      lambda: self._accuracy(config, self._splits(config), by_hand),
     )
 
   def _image_features(self, config: Settings) -> Callable:

@@ -73,12 +73,29 @@ class Report(NamedTuple):
   sections: Sequence[Section]
 
 
+def pictures(folder: RunFolder, captions: Mapping[str, str]) -> list[Section]:
+  """Sections of the plots that there are.
+
+  Args:
+    folder: folder of the run.
+    captions: file in `plots` -> what it shows.
+  """
+  return [
+    Section(caption, picture=folder.plots / name, caption=caption)
+    for name, caption in captions.items()
+    if exists(folder.plots / name)
+  ]
+
+
 # Files of runs that a report may name, with what they hold.
 _FILES = {
   "results.json": "every figure",
   "results.md": "tables in Markdown",
   "results.tex": "tables in LaTeX",
   "cells.csv": "a line a cell",
+  "results.csv": "a line a prompt and set",
+  "classes.csv": "accuracy of each class",
+  "confusions.csv": "names that were taken for others",
   "clip_benchmark.csv": "figures in CLIP_benchmark's form",
   "prompt.npz": "the learned prompt",
   "classifier.npz": "the classifier",

@@ -9,9 +9,9 @@ import functools
 from typing import Any, NamedTuple
 
 from pomp_jax.analysis.detection import detection_tables
-from pomp_jax.analysis.html_report import Grid, Report, Section
+from pomp_jax.analysis.html_report import Grid, Report, Section, pictures
 from pomp_jax.analysis.labels import counted, prompt_labels
-from pomp_jax.analysis.reports import grid_of, pictures, prompts_section
+from pomp_jax.analysis.reports import grid_of, prompts_section
 from pomp_jax.analysis.segmentation import FIGURES, segmentation_tables
 from pomp_jax.analysis.tables import Table
 from pomp_jax.config import Settings

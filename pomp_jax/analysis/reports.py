@@ -3,9 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pomp_jax.analysis.html_report import Grid, Report, Section
+from pomp_jax.analysis.class_tables import class_sections
+from pomp_jax.analysis.html_report import Grid, Report, Section, pictures
 from pomp_jax.analysis.labels import counted, method_label, method_labels, prompt_labels
-from pomp_jax.analysis.tables import Row, Table, cell, evaluation_tables
+from pomp_jax.analysis.tables import (
+  Row,
+  Table,
+  cell,
+  evaluation_tables,
+  percents,
+  remark,
+  row_cells,
+)
 from pomp_jax.files.paths import exists
 from pomp_jax.files.run_folder import RunFolder
 
@@ -18,20 +27,6 @@ def _percent(value: float, ends: Sequence[float] | None = None) -> str:
   """A fraction as a percentage, with the ends of its interval where there is one."""
   text = f"{100 * value:.1f}"
   return text if ends is None else f"{text} ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
-
-
-def pictures(folder: RunFolder, captions: Mapping[str, str]) -> list[Section]:
-  """Sections of the plots that there are.
-
-  Args:
-    folder: folder of the run.
-    captions: file in `plots` -> what it shows.
-  """
-  return [
-    Section(caption, picture=folder.plots / name, caption=caption)
-    for name, caption in captions.items()
-    if exists(folder.plots / name)
-  ]
 
 
 def _counted_split(name: str, images: int, classes: int | None) -> str:
@@ -56,10 +51,23 @@ def training_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
     ]
     for name in prompts
   ]
+  of_images = {name: "train" if name.split("/")[0] == "train" else "test" for name in splits}
   columns = [
     _counted_split(name, results["eval_images"][name], results["eval_classes"][name])
     for name in splits
   ]
+  differences = [
+    [
+      name,
+      method_label(label),
+      _difference(one["difference"]),
+      f"{one['difference']['p_value']:.2g}",
+    ]
+    for name, scores in splits.items()
+    for label, one in scores.items()
+    if "difference" in one
+  ]
+  summaries = {name: one for name, one in results.get("by_class", {}).items() if one}
   marks = ["best"] + [""] * (len(rows) - 1)  # of the learned prompt
   training = {
     "method": method,
@@ -76,13 +84,19 @@ def training_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
     "not evaluated (other classes)": ", ".join(results.get("not_evaluated", ())) or None,
   }
   sections = [
-    Section("Top-1 accuracy (%)", _INTERVAL, Grid(("prompt", *columns), rows, marks)),
+    Section(
+      "Top-1 accuracy (%)",
+      " ".join(filter(None, (_INTERVAL, remark(of_images.values())))),
+      Grid(("prompt", *columns), rows, marks),
+    ),
+    *([_differences_section(differences)] if differences else []),
     *pictures(folder, {"accuracy.png": "Accuracy", "training.png": "Course of the training"}),
     Section(
       "Training",
       table=Grid((), [(name, str(value)) for name, value in training.items() if value is not None]),
     ),
     *pictures(folder, {"predictions.png": "Test images and the most probable classes"}),
+    *class_sections(folder, summaries, {"prompt": method_label("prompt")}),
     *_unreadable_section(results),
   ]
   text = (
@@ -91,6 +105,17 @@ def training_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
   )
   title = f"Training: {method} on {counted(results['n_classes'], 'class')}"
   return Report(title, text, sections)
+
+
+def _difference(found: Mapping[str, Any]) -> str:
+  low, high = found["interval"]
+  return f"{100 * found['top1']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _differences_section(rows: Sequence[Sequence[str]]) -> Section:
+  text = "On the same images, in points. In brackets: 95% interval. p: McNemar's exact test."
+  columns = ("split", "prompt", "difference", "p")
+  return Section("Difference to the hand-written prompt", text, Grid(columns, rows))
 
 
 def _unreadable_section(results: Mapping[str, Any]) -> list[Section]:
@@ -109,15 +134,14 @@ def evaluation_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
   pairs = [(group, kind) for group, kinds in results["accuracy"].items() for kind in kinds]
   sections = [prompts_section(results["prompts"], labels)]
   for (group, kind), table in zip(pairs, tables, strict=True):
-    intervals = results["intervals"].get(group, {}).get(kind, {})
     notes = " ".join(f"[{i}] {note}." for i, note in enumerate(table.notes, 1))
     published = f" Published figures are with ViT-B/16: {notes}" if notes else ""
     picture = folder.plots / f"accuracy_{group}_{kind}.png"
     sections.append(
       Section(
         table.title,
-        _INTERVAL + published,
-        grid_of(table, labels, intervals),
+        " ".join(filter(None, (_INTERVAL + published, *table.remarks))),
+        grid_of(table, labels),
         picture if exists(picture) else None,
         table.title,
       )
@@ -126,8 +150,11 @@ def evaluation_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
     rows = list(results["missing"].items())
     sections.append(Section("Missing sets", table=Grid(("set", "reason"), rows)))
   sections += pictures(folder, {"calibration.png": "Calibration"})
-  sections.append(Section(details.title, table=grid_of(details, labels), folded=True))
   sets = results["sets"]
+  summaries = {name: of["by_class"] for name, of in sets.items() if of.get("by_class")}
+  sections += class_sections(folder, summaries, labels)
+  text = " ".join(details.remarks)
+  sections.append(Section(details.title, text, grid_of(details, labels), folded=True))
   images = sum(next(iter(of["prompts"].values()))["images"] for of in sets.values())
   unreadable = sum(of["unreadable"] for of in sets.values())
   text = (
@@ -157,25 +184,14 @@ def prompts_section(prompts: Sequence[Mapping[str, Any]], labels: Mapping[str, s
 def grid_of(
   table: Table,
   labels: Mapping[str, str],
-  intervals: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
 ) -> Grid:
   """A table's cells as text, with short labels, intervals and numbers of images.
 
   Args:
     table: table of a job.
     labels: label -> short label of the rows.
-    intervals: label -> column -> ends of an interval, fractions.
   """
-  rows = []
-  for row in table.rows:
-    values = [cell(value, table.digits) for value in row.values]
-    if not row.source:
-      ends = [(intervals or {}).get(row.label, {}).get(column) for column in table.columns]
-      values = [
-        text if pair is None else f"{text} ({100 * pair[0]:.1f} to {100 * pair[1]:.1f})"
-        for text, pair in zip(values, ends, strict=True)
-      ]
-    rows.append([_labelled(row, labels), *values])
+  rows = [[_labelled(row, labels), *row_cells(row, table.digits)] for row in table.rows]
   if table.images:
     rows.append(["images", *(cell(n) if n is None else f"{n:,}" for n in table.images)])
   return Grid((table.corner, *table.columns), rows)
@@ -324,8 +340,10 @@ def geometry_tables(results: Mapping[str, Any]) -> list[Table]:
   ):
     rows = []
     for label in (prompt["label"] for prompt in results["prompts"]):
-      found = [of_set["prompts"][label][figure] for of_set in results["sets"].values()]
-      rows.append(Row(label, tuple(None if v is None else factor * v for v in found)))
+      found = [of_set["prompts"][label] for of_set in results["sets"].values()]
+      values = tuple(None if of[figure] is None else factor * of[figure] for of in found)
+      ends = [of.get("top1_interval") for of in found] if figure == "top1" else []
+      rows.append(Row(label, values, ends=percents(ends)))
     columns = tuple(results["sets"])
     tables.append(Table(title, "prompt", columns, tuple(rows), best=False, digits=digits))
   return tables
@@ -343,13 +361,8 @@ def geometry_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
     *pictures(folder, {"alignment_uniformity.png": "Alignment and uniformity"}),
   ]
   for table in geometry_tables(results):
-    of_top1 = {
-      name: {s: of["prompts"][name].get("top1_interval") for s, of in sets.items()}
-      for name in names
-    }
-    shown = table.title.startswith("Top-1")
-    text = _INTERVAL if shown else ""
-    sections.append(Section(table.title, text, grid_of(table, labels, of_top1 if shown else None)))
+    text = _INTERVAL if table.rows[0].ends else ""
+    sections.append(Section(table.title, text, grid_of(table, labels)))
   for name in sets:
     file = name.replace("/", "-")
     captions = {

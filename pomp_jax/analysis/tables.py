@@ -1,6 +1,6 @@
 """Tables of an evaluation in Markdown and LaTeX, with published figures beside ours."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import functools
 import json
 import pathlib
@@ -35,7 +35,19 @@ _DETAILS = (
   ("edges of an error", ("errors", "mean_distance"), 1.0),
   ("hierarchical top-1", ("hierarchy", "top1"), 100.0),
   ("height of the common kind", ("hierarchy", "ancestor_height"), 1.0),
+  ("difference", ("difference", "top1"), 100.0),
+  ("95% from ", ("difference", "interval", 0), 100.0),
+  ("95% to ", ("difference", "interval", 1), 100.0),
+  ("p", ("difference", "p_value"), 100.0),
 )
+_DIFFERENCE = (
+  "difference: top-1 less that of the first prompt on the same images; p: McNemar's exact test."
+)
+# What is said of images that are no test images.
+_REMARKS = {
+  "train": "(train): training images of the set",
+  "all": "(all): all images of a folder, none of which were held out",
+}
 _MARKDOWN_ESCAPES = {ord(letter): f"\\{letter}" for letter in "\\|*_`<["}
 _LATEX_ESCAPES = {ord(letter): f"\\{letter}" for letter in "&%$#_{}"} | {
   ord("\\"): r"\textbackslash{}",
@@ -51,6 +63,7 @@ class SetFigures(NamedTuple):
   column: str  # heading of the set's column
   part: str  # part of its classes, "base", "new" or "novel"; "all"
   prompts: Mapping[str, Mapping[str, Any]]  # prompt -> figures of `metrics.Tally`
+  split: str = "test"  # of its images
 
 
 # Group -> kind -> prompt -> set, or the mean -> value.
@@ -145,6 +158,7 @@ class Row(NamedTuple):
   label: str
   values: tuple[float | int | None, ...]  # one a column; integers are printed without decimals
   source: int = 0  # number of the note with the source of a published figure; 0 for our own
+  ends: tuple[Sequence[float] | None, ...] = ()  # of the interval of each value; () for none
 
 
 class Table(NamedTuple):
@@ -158,13 +172,15 @@ class Table(NamedTuple):
   best: bool = True  # whether our highest figure of each column is bold
   digits: int = 1  # decimals
   images: tuple[int | None, ...] = ()  # number of images behind each column; () for no such line
+  remarks: tuple[str, ...] = ()  # sentences below the table
 
 
 def evaluation_tables(results: Mapping[str, Any]) -> list[Table]:
   """Builds a table of accuracies for each group and kind, and one with all other figures.
 
   Args:
-    results: results of the `evaluate` job: `accuracy`, `images`, `published`, `sets`.
+    results: results of the `evaluate` job: `accuracy`, `intervals`, `images`, `splits`,
+      `published`, `sets`.
   """
   tables = []
   for group, kinds in results["accuracy"].items():
@@ -173,8 +189,17 @@ def evaluation_tables(results: Mapping[str, Any]) -> list[Table]:
       methods = results["published"].get(group, {}).get(kind, {})
       notes = tuple(dict.fromkeys(method["source"] for method in methods.values()))
       counts = results["images"][group][kind]
+      intervals = results["intervals"].get(group, {}).get(kind, {})
+      splits = results["splits"].get(group, {})
       rows = [
-        *(Row(label, tuple(100 * v for v in row.values())) for label, row in accuracy.items()),
+        *(
+          Row(
+            label,
+            tuple(100 * v for v in row.values()),
+            ends=percents([intervals.get(label, {}).get(column) for column in columns]),
+          )
+          for label, row in accuracy.items()
+        ),
         *(
           Row(name, tuple(map(method["figures"].get, columns)), 1 + notes.index(method["source"]))
           for name, method in methods.items()
@@ -182,8 +207,28 @@ def evaluation_tables(results: Mapping[str, Any]) -> list[Table]:
       ]
       images = tuple(map(counts.get, columns))
       title = title_of(group, kind)
-      tables.append(Table(title, "prompt", columns, tuple(rows), notes, images=images))
+      shown = tuple(marked(column, splits.get(column, "test")) for column in columns)
+      remarks = remark(splits[column] for column in columns if column in splits)
+      tables.append(
+        Table(title, "prompt", shown, tuple(rows), notes, images=images, remarks=remarks)
+      )
   return [*tables, _details(results["sets"])]
+
+
+def marked(name: str, split: str) -> str:
+  """A set's name; with the split in brackets if its images are no test images."""
+  return name if split == "test" else f"{name} ({split})"
+
+
+def remark(splits: Iterable[str]) -> tuple[str, ...]:
+  """Says what the marks of images mean that a prompt may have been trained on."""
+  found = [_REMARKS[name] for name in dict.fromkeys(splits) if name in _REMARKS]
+  return tuple(f"{text}. A prompt that was trained on them has seen them." for text in found)
+
+
+def percents(ends: Sequence[Sequence[float] | None]) -> tuple[Sequence[float] | None, ...]:
+  """Intervals of fractions as `Row.ends`."""
+  return tuple(None if pair is None else [100 * end for end in pair] for pair in ends)
 
 
 def title_of(group: str, kind: str) -> str:
@@ -217,8 +262,7 @@ def _content() -> dict[str, Any]:
 def _details(sets: Mapping[str, Any]) -> Table:
   rows = []
   for name, of_set in sets.items():
-    # Only images of a test split go without a remark.
-    shown = name if of_set["split"] == "test" else f"{name} ({of_set['split']})"
+    shown = marked(name, of_set["split"])
     for label, figures in of_set["prompts"].items():
       rows.append((f"{shown}: {label}", [_at_path(figures, *detail[1:]) for detail in _DETAILS]))
   used = [c for c in range(len(_DETAILS)) if any(values[c] is not None for _, values in rows)]
@@ -230,6 +274,10 @@ def _details(sets: Mapping[str, Any]) -> Table:
     tuple(_DETAILS[c][0] for c in used),
     tuple(Row(label, tuple(values[c] for c in used)) for label, values in rows),
     best=False,
+    remarks=(
+      *([_DIFFERENCE] if "difference" in (_DETAILS[c][0] for c in used) else []),
+      *remark(of_set["split"] for of_set in sets.values()),
+    ),
   )
 
 
@@ -240,7 +288,7 @@ def _at_path(
   try:
     for name in path:
       value = value[name]
-  except KeyError:
+  except (KeyError, IndexError):
     return None
   return factor * value
 
@@ -259,7 +307,8 @@ def markdown(tables: Sequence[Table]) -> str:
     notes = "".join(f"\n[{i}] {note}  " for i, note in enumerate(table.notes, 1))
     published_notes = f"\n\nPublished figures, with ViT-B/16:  {notes}" if notes else ""
     body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    parts.append(f"## {table.title}\n\n{body}{published_notes}")
+    remarks = "".join(f"\n\n{text}" for text in table.remarks)
+    parts.append(f"## {table.title}\n\n{body}{remarks}{published_notes}")
   return "\n\n".join(parts) + "\n"
 
 
@@ -276,6 +325,7 @@ def latex(tables: Sequence[Table]) -> str:
     if table.images:
       lines += [r"\midrule", _latex_line(["images", *map(cell, table.images)])]
     end = "; published figures with ViT-B/16." if table.notes else "."
+    end += "".join(f" {text.translate(_LATEX_ESCAPES)}" for text in table.remarks)
     notes = "".join(
       rf"\par\footnotesize $^{{{i}}}$ {note.translate(_LATEX_ESCAPES)}" + "\n"
       for i, note in enumerate(table.notes, 1)
@@ -300,6 +350,16 @@ def _latex_line(cells: Sequence[str]) -> str:
   return f"{' & '.join(cells)} \\\\"
 
 
+def row_cells(row: Row, digits: int, shown: Sequence[str] | None = None) -> list[str]:
+  """Formats the values of a row, or takes those `shown`, and appends their intervals."""
+  shown = shown or [cell(value, digits) for value in row.values]
+  ends = row.ends or [None] * len(shown)
+  return [
+    text if pair is None else f"{text} ({pair[0]:.{digits}f} to {pair[1]:.{digits}f})"
+    for text, pair in zip(shown, ends, strict=True)
+  ]
+
+
 def _cells(table: Table, bold: str) -> list[list[str]]:
   """Formats all values; our highest of each column, among several, with the format `bold`."""
   cells = [[cell(value, table.digits) for value in row.values] for row in table.rows]
@@ -310,7 +370,7 @@ def _cells(table: Table, bold: str) -> list[list[str]]:
       for r, value in shown.items():
         if value == max(shown.values()):
           cells[r][c] = bold.format(cells[r][c])
-  return cells
+  return [row_cells(row, table.digits, own) for row, own in zip(table.rows, cells, strict=True)]
 
 
 def cell(value: float | int | None, digits: int = 1) -> str:

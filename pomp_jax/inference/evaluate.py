@@ -7,13 +7,13 @@ Shapes: P prompts, N classes of a data set, n images of it, B images of a batch 
 E embedding, S image side.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int, UInt8
 import numpy as np
@@ -35,11 +35,12 @@ from pomp_jax.inference.metrics import (
   ranks,
 )
 from pomp_jax.inference.stored_features import StoredFeatures
-from pomp_jax.inference.topk import topk_accuracy
-from pomp_jax.prompt.mesh import CLASS, DATA, replicate
+from pomp_jax.prompt.mesh import CLASS, DATA, replicate, split_rows
 
 # Images rendered or decoded at a time, over all processes.
 _BATCH = 256
+# Scores that a device computes at a time, under each prompt in turn: 64 MB.
+_SCORES = 2**24
 # The label of an image that can't be read.
 _UNREADABLE = -1
 
@@ -102,26 +103,41 @@ def split_features(
 
 
 def evaluate(
-  encoder: Encoder, splits: Mapping[str, SplitFeatures], prompts: Mapping[str, Prompt | str]
-) -> dict[str, dict[str, Accuracy]]:
-  """Computes top-1 and top-5 of every prompt on every split, over all classes of the split.
+  encoder: Encoder,
+  splits: Mapping[str, SplitFeatures],
+  prompts: Mapping[str, Prompt | str],
+  reference: str | None = None,
+) -> dict[str, dict[str, Tally]]:
+  """Counts the answers of every prompt on every split, over all classes of the split.
 
   Features of a class that several splits share are computed once a prompt. A class-specific prompt
-  fits only splits with exactly the classes of its training.
+  fits only splits with exactly the classes of its training. The other prompts are compared with the
+  one that is named `reference`.
 
   Returns:
-    {split: {prompt: {"images": .., "top1": .., "top1_interval": .., "top5": ..}}}.
+    {split: {prompt: tally}}.
+
+  Raises:
+    EvaluationError: features are not finite.
   """
   names = dict.fromkeys(name for split in splits.values() for name in split.names)
   row = {name: i for i, name in enumerate(names)}
-  results: dict[str, dict[str, Accuracy]] = {name: {} for name in splits}
-  for prompt_name, prompt in prompts.items():
-    text_features = encoder.class_features(list(row), prompt)
-    for split_name, split in splits.items():
-      rows = text_features[[row[name] for name in split.names]]
-      results[split_name][prompt_name] = topk_accuracy(
-        split.features, rows, split.labels, mesh=encoder.mesh
+  features = {name: encoder.class_features(list(row), prompt) for name, prompt in prompts.items()}
+  results = {}
+  for split_name, split in splits.items():
+    rows, n_images = [row[name] for name in split.names], len(split.labels)
+    scorer = _Scorer(encoder, {name: one[rows] for name, one in features.items()}, None, reference)
+    at_a_time = min(encoder.mesh.size * max(_SCORES // len(rows), 1), n_images)
+    size = encoder.mesh.size * -(-at_a_time // encoder.mesh.size)
+    for start in steps_of(range(0, n_images, size), "scoring", "parts"):
+      images_BxE, labels_B = (x[start : start + size] for x in (split.features, split.labels))
+      missing = size - len(labels_B)
+      padded = (
+        np.pad(images_BxE.astype(np.float32), ((0, missing), (0, 0))),
+        np.pad(labels_B.astype(np.int32), (0, missing), constant_values=_UNREADABLE),
       )
+      scorer.add(*split_rows(padded, encoder.mesh), size)
+    results[split_name] = scorer.finish()
   return results
 
 
@@ -136,6 +152,7 @@ def tally(
   text_features: Mapping[str, Float[np.ndarray, "N E"]],
   *,
   hierarchy: Hierarchy | None = None,
+  reference: str | None = None,
   batch_size: int = 512,
   threads: int = 2,
   max_corrupt: float = 0.0,
@@ -149,6 +166,7 @@ def tally(
     source: images; the same list in every process.
     text_features: unit features of the source's classes by prompt.
     hierarchy: WordNet relations of these classes, for errors on the tree.
+    reference: prompt with which the others are compared; None: none.
     batch_size: images per batch over all devices, rounded up to a multiple of their number.
     threads: number of prefetching threads in each process.
     max_corrupt: share of the images that may be unreadable; above 0, one image always may.
@@ -157,37 +175,67 @@ def tally(
     EvaluationError: features are not finite.
     CorruptDataError: too many images are unreadable.
   """
-  text_PxNxE = replicate(np.stack(list(text_features.values())), encoder.mesh)
-  score = jax.jit(
-    functools.partial(
-      _answers,
-      logit_scale=encoder.clip.logit_scale,
-      rows=NamedSharding(encoder.mesh, P((DATA, CLASS))),
-    ),
-    out_shardings=NamedSharding(encoder.mesh, P()),
+  scorer, skipped = (
+    _Scorer(encoder, text_features, hierarchy, reference),
+    SkippedImages(source, max_corrupt),
   )
-  tallies = {prompt: Tally(len(source.names), hierarchy) for prompt in text_features}
-  skipped = SkippedImages(source, max_corrupt)
-
-  def count(n: int, labels: jax.Array, answers: Sequence[jax.Array]) -> None:
-    # The last batch is padded with images that are already counted.
-    labels_B = np.asarray(labels)[:n]
-    read = labels_B != _UNREADABLE
-    rank_PxB, answer_PxB, confidence_PxB = (np.asarray(x)[:, :n][:, read] for x in answers)
-    for i, one in enumerate(tallies.values()):
-      one.add(labels_B[read], Answers(rank_PxB[i], answer_PxB[i], confidence_PxB[i]))
-
-  pending = None
   for batch in image_batches(encoder, source, skipped, batch_size, threads, "scoring images"):
-    features_BxE = encoder.features_of_images(batch.images)
-    labels, *answers = score(features_BxE, text_PxNxE, batch.labels)
-    # Counted one batch late, so that the devices can work on the next meanwhile.
-    if pending is not None:
-      count(*pending)
-    pending = (batch.n_images, labels, answers)
-  count(*pending)
+    scorer.add(encoder.features_of_images(batch.images), batch.labels, batch.n_images)
+  tallies = scorer.finish()
   skipped.gather()
   return tallies
+
+
+class _Scorer:
+  """Scores images under several prompts, and counts the answers."""
+
+  def __init__(
+    self,
+    encoder: Encoder,
+    text_features: Mapping[str, Float[np.ndarray, "N E"]],
+    hierarchy: Hierarchy | None,
+    reference: str | None,
+  ):
+    self._text_PxNxE = replicate(np.stack(list(text_features.values())), encoder.mesh)
+    self._score = _score(encoder.mesh, encoder.clip.logit_scale)
+    n_classes = self._text_PxNxE.shape[1]
+    self._tallies = {label: Tally(n_classes, hierarchy) for label in text_features}
+    self._reference, self._pending = reference, None
+
+  def add(self, features_BxE: jax.Array, labels_B: jax.Array, n_images: int) -> None:
+    """Scores a batch, and counts the one before it, so that the devices can work meanwhile.
+
+    Rows from n_images on, which pad the last batch, and those of unreadable images do not count.
+    """
+    found = self._score(features_BxE, self._text_PxNxE, labels_B)
+    self._count()
+    self._pending = n_images, *found
+
+  def finish(self) -> dict[str, Tally]:
+    """Counts the last batch; the tallies by prompt."""
+    self._count()
+    return self._tallies
+
+  def _count(self) -> None:
+    if self._pending is None:
+      return
+    n, labels, *answers = self._pending
+    self._pending = None
+    labels_B = np.asarray(labels)[:n]
+    read = labels_B != _UNREADABLE
+    of_prompts = zip(*(np.asarray(x)[:, :n][:, read] for x in answers), strict=True)
+    answered = dict(zip(self._tallies, map(Answers._make, of_prompts), strict=True))
+    right_B = answered[self._reference].rank == 0 if self._reference else None
+    for label, one in self._tallies.items():
+      one.add(labels_B[read], answered[label], None if label == self._reference else right_B)
+
+
+@functools.cache
+def _score(mesh: Mesh, logit_scale: float) -> Callable[..., tuple[jax.Array, ...]]:
+  """Compiles `_answers`, whose rows are split over the devices of the mesh."""
+  rows = NamedSharding(mesh, P((DATA, CLASS)))
+  answers = functools.partial(_answers, logit_scale=logit_scale, rows=rows)
+  return jax.jit(answers, out_shardings=NamedSharding(mesh, P()))
 
 
 class Batch(NamedTuple):

@@ -106,6 +106,32 @@ def wilson_interval(share: float, n: int) -> list[float]:
   return [float(max(min(centre - reach, share), 0.0)), float(min(max(centre + reach, share), 1.0))]
 
 
+def paired_difference(gained: int, lost: int, n: int) -> dict[str, Any]:
+  """Compares two classifiers on the same n images.
+
+  Args:
+    gained: images that the first alone has right.
+    lost: images that the second alone has right.
+    n: images.
+
+  Returns:
+    `top1`, the first's accuracy less the second's; `interval`, its 95% ends by Agresti & Min
+    (2005): Wald's, after half an image is added to each of the four cells; `p_value` of McNemar's
+    exact test; `gained` and `lost`.
+  """
+  b, c, total = gained + 0.5, lost + 0.5, n + 2
+  centre = (b - c) / total
+  reach = _QUANTILE * np.sqrt((b + c) / total - centre**2) / np.sqrt(total)
+  p_value = 2 * scipy.special.bdtr(min(gained, lost), gained + lost, 0.5)
+  return {
+    "top1": (gained - lost) / n,
+    "interval": [float(max(centre - reach, -1.0)), float(min(centre + reach, 1.0))],
+    "p_value": float(min(p_value, 1.0)),
+    "gained": gained,
+    "lost": lost,
+  }
+
+
 class Relations(NamedTuple):
   """Relations of B pairs of a class and an answer.
 
@@ -269,10 +295,22 @@ class Tally:
     self._top1_N = np.zeros(n_classes, np.int64)
     self._top5 = 0
     self._bins = np.zeros((3, N_BINS))  # images, right answers, sum of the confidence
+    self._wrong: list[np.ndarray] = []  # class * N + answer of each error
+    self._pairs: tuple[int, int] | None = None  # right here alone, and of the reference alone
     self._tree = None if hierarchy is None else TreeTally(hierarchy)
 
-  def add(self, labels_B: Int[np.ndarray, " B"], answers: Answers) -> None:
+  def add(
+    self,
+    labels_B: Int[np.ndarray, " B"],
+    answers: Answers,
+    reference_B: Bool[np.ndarray, " B"] | None = None,
+  ) -> None:
     """Counts the answers to images of some right classes.
+
+    Args:
+      labels_B: the right classes.
+      answers: the answers.
+      reference_B: which images another classifier has right, for the difference of the two.
 
     Raises:
       EvaluationError: a confidence is not finite, as are the features behind it.
@@ -287,6 +325,14 @@ class Tally:
     self._images_N += np.bincount(labels_B, minlength=n_classes)
     self._top1_N += np.bincount(labels_B[right_B], minlength=n_classes)
     self._top5 += int(np.sum(answers.rank < min(5, n_classes)))
+    wrong_B = ~right_B
+    self._wrong.append(labels_B[wrong_B].astype(np.int64) * n_classes + answers.answer[wrong_B])
+    if reference_B is not None:
+      gained, lost = self._pairs or (0, 0)
+      self._pairs = (
+        gained + int(np.sum(right_B & ~reference_B)),
+        lost + int(np.sum(wrong_B & reference_B)),
+      )
     bin_B = confidence_bins(answers.confidence)
     for row, weight_B in enumerate((None, right_B, answers.confidence.astype(np.float64))):
       self._bins[row] += np.bincount(bin_B, weight_B, N_BINS)
@@ -298,7 +344,8 @@ class Tally:
 
     `macro_top1` is the mean accuracy of the classes that have images. `ece` is the expected
     calibration error, sum_s n_s / n |accuracy_s - confidence_s| over N_BINS bins of equal width
-    (Guo et al., "On Calibration of Modern Neural Networks", 2017). For "errors" and "hierarchy" see
+    (Guo et al., "On Calibration of Modern Neural Networks", 2017). "difference" is
+    `paired_difference` to the reference, where there is one. For "errors" and "hierarchy" see
     `TreeTally`.
 
     Raises:
@@ -325,7 +372,26 @@ class Tally:
         "confidence": (confidence_S / np.maximum(images_S, 1)).tolist(),
       },
     }
+    if self._pairs is not None:
+      figures["difference"] = paired_difference(*self._pairs, n)
     return figures if self._tree is None else figures | self._tree.figures()
+
+  def accuracy(self) -> Accuracy:
+    """Returns what `topk.topk_accuracy` does."""
+    found = self.figures()
+    return {name: found[name] for name in ("images", "top1", "top1_interval", "top5")}
+
+  def by_class(self, most: int = 2500) -> dict[str, Any]:
+    """Returns the counts of each class, and the most frequent errors, as JSON values.
+
+    `confusions` are [class, answer, images], the most frequent first; of 50 classes all.
+    """
+    images_N, top1_N = self.per_class()
+    pairs, counts = np.unique(np.concatenate(self._wrong), return_counts=True)
+    kept = np.argsort(-counts, kind="stable")[:most]
+    classes, answers = np.divmod(pairs[kept], len(images_N))
+    confusions = np.stack([classes, answers, counts[kept]], axis=1).tolist()
+    return {"per_class": {"images": images_N, "top1": top1_N}, "confusions": confusions}
 
   def per_class(self) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]:
     """Returns images and accuracy of each class; NaN for a class without images."""

@@ -14,16 +14,16 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.files.checkpoints import CheckpointError, Restored, read_checkpoints
 from pomp_jax.files.class_features import ClassFeatures, read_class_features
 from pomp_jax.files.hub import is_prompt_file
-from pomp_jax.files.paths import is_dir
+from pomp_jax.files.paths import is_dir, to_path
 from pomp_jax.files.prompt_file import Prompt, load_prompt, validate
-from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
 
 # The first template of the class list, and all templates of an ensemble.
 HAND_WRITTEN, ENSEMBLE = "hand_written", "ensemble"
 _TAKES = (
   "one or more of the following: a prompt file or hf:OWNER/NAME, a .npy"
-  " file of class features, a run's folder with checkpoints or prompt.npz, a text with one {},"
+  " file of class features, a run's folder with prompt.npz, its checkpoints/ for all, a text with"
+  " one {},"
   f" {HAND_WRITTEN}, {ENSEMBLE}, {ENSEMBLE}:NAME with NAME one of {', '.join(TEMPLATES)}"
 )
 
@@ -31,7 +31,7 @@ _TAKES = (
 class NamedPrompt(NamedTuple):
   """A prompt with its label."""
 
-  label: str  # name as written by the user; with the step of a checkpoint, "runs/demo@80"
+  label: str  # name as written by the user; "x" for the folder runs/x, "x@80" for a checkpoint
   prompt: Prompt | ClassFeatures | str  # learned, or the name of hand-written texts
   step: int | None = None  # of a checkpoint
 
@@ -47,17 +47,29 @@ def read_prompts(names: Sequence[str], field: str) -> list[NamedPrompt]:
   for item in names:
     if item.count("{}") == 1 or item in (HAND_WRITTEN, ENSEMBLE) or _named_templates(item):
       found.append(NamedPrompt(item, item))
-    elif is_dir(item) and is_dir(RunFolder(item).checkpoints):
-      found += _checkpoints(item, field)
+    elif os.path.basename(item.rstrip("/")) == "checkpoints" and is_dir(item):
+      found += _checkpoints(item.rstrip("/"), field)
     elif is_prompt_file(item):
       read = read_class_features if item.endswith(".npy") else load_prompt
       found.append(NamedPrompt(item, read(item)))
     else:
       raise ConfigError(field, item, _TAKES)
+  # Runs by the names of their folders, where these differ.
+  short = [_folder_name(named.label) for named in found]
+  if len(set(short)) == len(found):
+    found = [named._replace(label=name) for named, name in zip(found, short, strict=True)]
   labels = [named.label for named in found]
   if not labels or len(set(labels)) < len(labels):
     raise ConfigError(field, names, _TAKES + "; none twice")
   return found
+
+
+def _folder_name(label: str) -> str:
+  """Last part of the path of a run's folder, perhaps with the step of a checkpoint."""
+  folder, at, step = label.rpartition("@")
+  if at and step.isdigit():
+    return f"{_folder_name(folder)}@{step}"
+  return os.path.basename(os.path.abspath(label)) if is_dir(label) else label
 
 
 def only_prompt(found: Sequence[NamedPrompt], field: str) -> NamedPrompt:
@@ -154,12 +166,12 @@ def _named_templates(text: str) -> tuple[str, ...]:
 
 
 def _checkpoints(folder: str, field: str) -> list[NamedPrompt]:
-  run, found = RunFolder(folder), []
-  for checkpoint in read_checkpoints(run.checkpoints):
-    prompt = prompt_of_checkpoint(checkpoint, run.checkpoints / str(checkpoint.step))
-    found.append(NamedPrompt(f"{folder.rstrip('/')}@{checkpoint.step}", prompt, checkpoint.step))
+  found, run = [], os.path.dirname(folder) or "."
+  for checkpoint in read_checkpoints(to_path(folder)):
+    prompt = prompt_of_checkpoint(checkpoint, to_path(folder) / str(checkpoint.step))
+    found.append(NamedPrompt(f"{run}@{checkpoint.step}", prompt, checkpoint.step))
   if not found:
-    raise ConfigError(field, folder, "a run's folder with a complete checkpoint")
+    raise ConfigError(field, folder, "a run's folder of complete checkpoints")
   return found
 
 

@@ -1,6 +1,7 @@
 """Prompts over data sets, a suite's or a user's own: accuracy, calibration, nearness of errors.
 
-Leaves in the run's folder `sets/<set>.json` with every figure of a set, its classes one by one;
+Leaves in the run's folder `sets/<set>.json` with every figure of a set, its classes one by one, and
+`results.csv`, `classes.csv` and `confusions.csv` of all sets;
 `results.json` that sums them up; `results.md` and `results.tex`, tables with published figures
 beside ours; `clip_benchmark/` and `clip_benchmark.csv`, the same in the form of CLIP_benchmark;
 plots; `report.html`, all of it on one page. A set that is done is not done again, as long as
@@ -21,6 +22,7 @@ import numpy as np
 
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis import plots
+from pomp_jax.analysis.class_tables import class_summary, write_class_tables
 from pomp_jax.analysis.clip_benchmark import benchmark_csv, benchmark_records
 from pomp_jax.analysis.html_report import write_run_report
 from pomp_jax.analysis.reports import evaluation_report
@@ -74,7 +76,7 @@ from pomp_jax.inputs.evaluation_sets import (
 log = logging.getLogger(__name__)
 
 # Of what a set's file means; part of what its figures depend on.
-_VERSION = f"2, pixels {PREPROCESSING_VERSION}"
+_VERSION = f"3, pixels {PREPROCESSING_VERSION}"
 # What `results.json` holds of a set beside its prompts.
 _OF_SET = ("seconds", "unreadable", "split", "listed_classes", "missing_classes")
 _BENCHMARK, _BENCHMARK_CSV = "clip_benchmark", "clip_benchmark.csv"
@@ -161,12 +163,15 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   done = {name: of_set | counts[name] for name, of_set in done.items()}
   results = _results(config, encoder, prompts, sets, done, missing)
   # Without these files it is the evaluation of an earlier version.
-  complete = all(exists(folder.path / name) for name in (_BENCHMARK_CSV, "report.html"))
+  complete = all(
+    exists(folder.path / name) for name in (_BENCHMARK_CSV, "results.csv", "report.html")
+  )
   if complete and folder.read_results() == results:
     log.info("%s: this evaluation has finished; nothing to do", workdir)
     return results
   with writing(folder.path):
     _write_report(folder, results)
+    write_class_tables(folder, done)
     _write_benchmark(folder, results)
     stored = with_provenance(results)
     write_run_report(folder, config, stored, evaluation_report(folder, stored))
@@ -191,19 +196,20 @@ def _evaluate(
     source,
     {named.label: features_under(encoder, classes, named.prompt) for named in prompts},
     hierarchy=hierarchy,
+    reference=prompts[0].label,
     batch_size=config.evaluate.batch_size,
     threads=config.data.threads,
     max_corrupt=config.data.max_corrupt,
   )
   figures = {}
   for label, one in tallies.items():
-    images_N, top1_N = one.per_class()
-    figures[label] = {**one.figures(), "per_class": {"images": images_N, "top1": top1_N}}
+    figures[label] = one.figures() | one.by_class()
   return {
     "seconds": round(time.monotonic() - start, 2),
-    "unreadable": len(source) - int(images_N.sum()),
+    "unreadable": len(source) - next(iter(figures.values()))["images"],
     "split": split,
     "classes": classes.names,
+    "reference": prompts[0].label,
     "prompts": figures,
   }
 
@@ -219,16 +225,19 @@ def _results(
   sets = {
     name: {key: of_set[key] for key in _OF_SET}
     | {
+      "by_class": class_summary(of_set),
       "prompts": {
-        label: {key: value for key, value in figures.items() if key != "per_class"}
+        label: {k: v for k, v in figures.items() if k not in ("per_class", "confusions")}
         for label, figures in of_set["prompts"].items()
-      }
+      },
     }
     for name, of_set in done.items()
   }
   there = [item for item in items if item.name in sets]
   found = [
-    SetFigures(item.group, item.column, item.part, sets[item.name]["prompts"]) for item in there
+    SetFigures(item.group, item.column, item.part, own["prompts"], own["split"])
+    for item in there
+    for own in [sets[item.name]]
   ]
   accuracy = accuracy_by_group(found)
   same = {group: _is_published_data(config, group, there, sets) for group in accuracy}
@@ -243,6 +252,9 @@ def _results(
     "intervals": figure_by_group(found, "top1_interval"),
     "images": counts_by_group(found, "images"),
     "classes": counts_by_group(found, "classes"),
+    "splits": {
+      group: {one.column: one.split for one in found if one.group == group} for group in accuracy
+    },
     "published": {
       group: {kind: published(group, kind, rows) for kind, rows in kinds.items()}
       for group, kinds in accuracy.items()

@@ -15,6 +15,7 @@ import numpy as np
 
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis import plots
+from pomp_jax.analysis.class_tables import class_summary, write_class_tables
 from pomp_jax.analysis.html_report import write_run_report
 from pomp_jax.analysis.labels import counted, method_label
 from pomp_jax.analysis.reports import training_report
@@ -46,6 +47,9 @@ from pomp_jax.train.watch import TrainingError
 log = logging.getLogger(__name__)
 
 _SHEET_IMAGES = 12
+# The prompt that others are compared with, and what `results.json` has of each.
+_REFERENCE = "hand_written"
+_FIGURES = ("images", "top1", "top1_interval", "top5", "macro_top1", "ece", "difference")
 _MOST_NAMED = 1000  # unreadable images of a split in `results.json`
 
 
@@ -144,7 +148,7 @@ def _train_prepared(job: Run, tracker: Tracker) -> dict:
       for name, other in others.items():
         if other is not None:
           save_prompt(folder.path / f"prompt_{name}.npz", prompt_of(job, other.state))
-  results = _results_of_steps(job, prompt or chosen.state.params, done)
+  results, sets = _results_of_steps(job, prompt or chosen.state.params, done)
   results["evaluated_step"] = chosen.step
   # On the devices of all processes, so by all of them.
   sheet = _prediction_sheet(job, prompt, results) if prompt else None
@@ -154,7 +158,7 @@ def _train_prepared(job: Run, tracker: Tracker) -> dict:
       plots.training_curves(folder.plots / "training.png", folder.scalars(), _title(job, results))
       if sheet:
         plots.prediction_sheet(folder.plots / "predictions.png", *sheet)
-      _write(config, folder, results)
+      _write(config, folder, results, sets)
     tracker.finish(results)
   return results
 
@@ -223,7 +227,7 @@ def _fit(config: Settings, folder: RunFolder) -> dict:
     folder.create()
     write_json(folder.config, config.to_dict())
     with writing(folder.plots):
-      _write(config, folder, results)
+      _write(config, folder, results, _sets(splits, scores))
     with Tracker(config.log.tracker, folder, config.to_dict()) as tracker:
       tracker.finish(results)
   return results
@@ -241,7 +245,21 @@ def _writing(folder: RunFolder) -> Iterator[None]:
     ) from error
 
 
-def _write(config: Settings, folder: RunFolder, results: dict) -> None:
+def _sets(splits: Mapping[str, Any], scores: Mapping[str, Any]) -> dict[str, Any]:
+  """The splits as sets of `analysis.class_tables`."""
+  return {
+    name: {
+      "split": name.split("/")[0] if name.split("/")[0] in ("train", "validation") else "test",
+      "classes": split.names,
+      "reference": _REFERENCE,
+      "prompts": scores[name],
+    }
+    for name, (_, split) in splits.items()
+  }
+
+
+def _write(config: Settings, folder: RunFolder, results: dict, sets: Mapping[str, Any]) -> None:
+  write_class_tables(folder, sets)
   plots.accuracy_bars(
     folder.plots / "accuracy.png",
     results["eval"],
@@ -279,27 +297,38 @@ def _splits(
   return splits, others
 
 
-def _results_of_steps(job: Run, learned: Any, done: Checkpoint) -> dict:
-  """`results.json` of a prompt, or of the parameters of another method."""
+def _results_of_steps(job: Run, learned: Any, done: Checkpoint) -> tuple[dict, dict]:
+  """`results.json` of a prompt, or of the parameters of another method; and answers by class."""
   config = job.config
   start = time.monotonic()
   # A class-specific context knows no class but those it was trained on.
   names = job.source.names if config.prompt.class_specific else None
   splits, _ = _splits(config, job.encoder, job.folder, names)
   features = {name: split for name, (_, split) in splits.items()}
-  prompts = {"hand_written": config.eval.template, "class_name": "{}."}
-  if isinstance(learned, Prompt):
-    scores = evaluate(job.encoder, features, {"prompt": learned} | prompts)
-  else:
-    scores = evaluate(job.encoder, features, prompts)
+  prompts = {_REFERENCE: config.eval.template, "class_name": "{}."}
+  own = {"prompt": learned} if isinstance(learned, Prompt) else {}
+  tallies = evaluate(job.encoder, features, own | prompts, _REFERENCE)
+  scores = {
+    name: {label: one.figures() | one.by_class() for label, one in of_split.items()}
+    for name, of_split in tallies.items()
+  }
+  if not own:
     accuracy = methods.accuracy_of_learner(config, job.encoder, job.module)
     for name, (source, split) in splits.items():
       scores[name] = {"prompt": accuracy(learned, split, source)} | scores[name]
+  sets = _sets(splits, scores)
+  scores = {
+    name: {
+      label: {key: value for key, value in one.items() if key in _FIGURES}
+      for label, one in of_split.items()
+    }
+    for name, of_split in scores.items()
+  }
   results = _results(config, job.encoder, splits, scores, "prompt")
   if done.unreadable:
     results["unreadable"]["train"] = _names(job.source, done.unreadable)
-  return {
-    **results,
+  results |= {
+    "by_class": {name: class_summary(of_split, "prompt") for name, of_split in sets.items()},
     "n_classes": len(job.source.names),
     "seconds": round(done.seconds, 2),
     "eval_seconds": round(time.monotonic() - start, 2),
@@ -310,6 +339,7 @@ def _results_of_steps(job: Run, learned: Any, done: Checkpoint) -> dict:
     "correction": config.correction,
     "unreadable_images": len(done.unreadable),
   }
+  return results, sets
 
 
 def _names(source: Source, indices: Sequence[int]) -> list[str]:

@@ -27,6 +27,8 @@ def results(seed=0):
   figures |= {"macro_top1": 0.45, "ece": 0.0312}
   return {
     "accuracy": {"cross_dataset": {"top1": rows}},
+    "intervals": {"cross_dataset": {"top1": {prompts[0]: {"dtd": [0.125, 0.25]}}}},
+    "splits": {"cross_dataset": {"sun397": "all"}},
     "images": {"cross_dataset": {"top1": dict.fromkeys(TEN, 1234)}},
     "published": {"cross_dataset": {"top1": published("cross_dataset", "top1", rows)}},
     "sets": {
@@ -41,11 +43,13 @@ def test_markdown_reads_back():
   found = results()
   text = markdown(evaluation_tables(found))
   lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
-  assert lines[0] == ["prompt", *COLUMNS]
+  assert lines[0] == ["prompt", *(c + " (all)" * (c == "sun397") for c in COLUMNS)]
+  assert text.count("(all): all images of a folder") == 2
   rows = found["accuracy"]["cross_dataset"]["top1"]
   for label, row in rows.items():
     line = next(line for line in lines if line[0].replace("\\", "") == label)
-    values = [float(cell.strip("*")) for cell in line[1:]]
+    values = [float(cell.partition(" ")[0].strip("*")) for cell in line[1:]]
+    assert ("(12.5 to 25.0)" in line[1 + COLUMNS.index("dtd")]) == (label == next(iter(rows)))
     np.testing.assert_allclose(values, 100 * np.array(list(row.values())), atol=0.05001)
   assert ["POMP, paper [1]", *"-" * 10, "67.0"] in lines
   assert "\n[1] Ren et al." in text
@@ -64,6 +68,7 @@ def test_latex_has_no_bare_special_letters():
   assert r"runs/a\_1/prompt.npz" in text
   assert not re.search(r"(?<!\\)[%_#]", text)
   assert r"POMP, paper$^{1}$" in text
+  assert "(12.5 to 25.0)" in text and "sun397 (all)" in text
 
 
 def test_published_harmonic_means_are_those_of_their_bases_and_news():

@@ -114,8 +114,12 @@ def test_evaluate_ranks_over_the_classes_of_each_split(encoder, case):
     "all": split_features(encoder, Pictures(names, labels, pictures)),
     "some": split_features(encoder, Pictures([names[c] for c in some], own, pictures)),
   }
-  scores = evaluate(encoder, splits, {"hand": "a photo of a {}.", "name": "{}."})
+  scores = evaluate(encoder, splits, {"hand": "a photo of a {}.", "name": "{}."}, "name")
+  scores = {split: {k: one.figures() for k, one in of.items()} for split, of in scores.items()}
   assert scores["all"]["hand"]["top1"] == pytest.approx(0.8)
+  assert "difference" not in scores["all"]["name"]
+  found = scores["all"]["hand"]["top1"] - scores["all"]["name"]["top1"]
+  assert scores["all"]["hand"]["difference"]["top1"] == pytest.approx(found)
   expected = np.mean(np.argmax(image @ text[some].T, -1) == own)
   assert scores["some"]["hand"]["top1"] == pytest.approx(expected)
   assert set(scores["all"]) == {"hand", "name"}

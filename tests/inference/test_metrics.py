@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -15,6 +15,7 @@ from pomp_jax.inference.metrics import (
   Tally,
   accuracy_of_scores,
   confidence_bins,
+  paired_difference,
   ranks,
   wilson_interval,
 )
@@ -47,6 +48,31 @@ def tallied(labels, logits, batch):
     part = slice(start, start + batch)
     tally.add(labels[part], answers(labels[part], logits[part]))
   return tally
+
+
+def test_errors_and_the_difference_of_two_classifiers(scores):
+  labels, logits = scores
+  other = np.roll(logits, 3, axis=-1) + 4 * np.eye(N)[labels]
+  tally, first = Tally(N), answers(labels, logits)
+  tally.add(labels, answers(labels, other), first.rank == 0)
+  counts = np.zeros((N, N), int)
+  for c, answer, count in tally.by_class()["confusions"]:
+    counts[c, answer] = count
+  expected = confusion_matrix(labels, other.argmax(-1), labels=range(N))
+  np.testing.assert_array_equal(counts, expected - np.diag(np.diag(expected)))
+  most = [count for *_, count in tally.by_class(most=10)["confusions"]]
+  assert most == sorted(counts.ravel(), reverse=True)[:10]
+  gains = (other.argmax(-1) == labels) * 1 - (logits.argmax(-1) == labels)
+  found = tally.figures()["difference"]
+  assert found["top1"] == pytest.approx(gains.mean())
+  # Wald's of the images, and of one gained and one lost beside two halves of equal ones.
+  padded = np.append(np.repeat(gains, 2), [1, -1, 0, 0])
+  reach = scipy.stats.norm.ppf(0.975) * padded.std() / np.sqrt(IMAGES + 2)
+  np.testing.assert_allclose(found["interval"], padded.mean() + np.array([-reach, reach]))
+  gained, lost = np.sum(gains > 0), np.sum(gains < 0)
+  for pair in ((gained, lost), (0, 0), (3, 0), (2, 9), (5, 5)):
+    p = paired_difference(*map(int, pair), 100)["p_value"]
+    assert p == pytest.approx(scipy.stats.binomtest(pair[0], sum(pair)).pvalue if sum(pair) else 1)
 
 
 @pytest.mark.parametrize("batch", [1000, 77])

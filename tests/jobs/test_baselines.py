@@ -106,7 +106,7 @@ def test_prompts_of_every_kind_are_learned_and_evaluated(method, one_layer, tmp_
     assert results["eval_images"][split] == scores["prompt"]["images"] == 20
   assert not (workdir / "prompt.npz").exists()
   with pytest.raises(CheckpointError, match=f"is of method '{method}'; a prompt"):
-    named_prompts.read_prompts([str(workdir)], "evaluate.prompts")
+    named_prompts.read_prompts([str(workdir / "checkpoints")], "evaluate.prompts")
   # Finished: the same again, from the file.
   assert pretrain.run(config, str(workdir)) == RunFolder(workdir).read_results()
 

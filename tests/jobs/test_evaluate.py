@@ -4,6 +4,7 @@ One evaluation of packaged and of own sets, under words and under learned prompt
 tests.
 """
 
+import csv
 import json
 import shutil
 from unittest import mock
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image
 import pytest
 import scipy.special
+import sklearn.metrics
 import torch
 
 from pomp_jax.clip import load_clip
@@ -249,6 +251,43 @@ def test_the_folder_holds_every_figure_and_tables(case, results):
   images, top1 = (np.array(figures["per_class"][key], float) for key in ("images", "top1"))
   assert np.nansum(images * top1) == pytest.approx(SIZES["dtd"] * figures["top1"])
   assert np.nanmean(top1) == pytest.approx(figures["macro_top1"])
+  # Each class and each error, and the differences to the first prompt, by torch.
+  rows_of = lambda name: list(csv.DictReader((workdir / name).open()))
+  names, first = load_class_list("dtd").names, "hand_written"
+  texts = {first: "", f"{case.own}/1.npz": f"{WORDS[1]} {{}}."}
+  answers = {label: case.cosines("dtd", text)[0].argmax(-1) for label, text in texts.items()}
+  labels = case.cosines("dtd")[1]
+  for label, answer in answers.items():
+    is_this = lambda row, label=label: (row["set"], row["prompt"]) == ("dtd", label)
+    classes = {row["class"]: row for row in filter(is_this, rows_of("classes.csv"))}
+    assert [int(classes[name]["images"]) for name in names] == np.bincount(
+      labels, minlength=47
+    ).tolist()
+    for c in np.unique(labels):
+      assert float(classes[names[c]]["top1"]) == pytest.approx(np.mean(answer[labels == c] == c))
+    expected = np.zeros((47, 47), int)
+    for row in filter(is_this, rows_of("confusions.csv")):
+      expected[names.index(row["class"]), names.index(row["answer"])] = row["images"]
+    np.testing.assert_array_equal(
+      expected,
+      sklearn.metrics.confusion_matrix(labels, answer, labels=range(47)) * (1 - np.eye(47)),
+    )
+    [line] = filter(is_this, rows_of("results.csv"))
+    found = stored["prompts"][label]
+    assert float(line["top1"]) == pytest.approx(np.mean(answer == labels))
+    assert [float(line[f"top1_{end}"]) for end in ("low", "high")] == found["top1_interval"]
+    assert float(line["ece"]) == found["ece"] and float(line["macro_top1"]) == found["macro_top1"]
+    difference = np.mean((answer == labels) * 1.0 - (answers[first] == labels))
+    assert float(line["difference"] or 0) == pytest.approx(difference)
+    assert (line["reference"] == first) == (label != first)
+  pairs = results["sets"]["dtd"]["by_class"]["confused"]
+  assert pairs[0][2] == max(pair[2] for pair in pairs)
+  assert (workdir / "plots/confusions_dtd.png").exists()
+  assert not (workdir / "plots/confusions_imagenet_a.png").exists()
+  report = (workdir / "report.html").read_text()
+  assert "Most confused names" in report and "Accuracy of classes" in report
+  # Images that were not held out are marked in every table.
+  assert "satellite (all)" in (workdir / "results.md").read_text()
   # A record for each prompt of each set, in both files.
   records = {file.name for file in (workdir / "clip_benchmark").iterdir()}
   assert len(records) == 3 * len(results["sets"])
@@ -265,6 +304,7 @@ def computed(case, monkeypatch, no_drawings):
   """Classes and images of the sets that are computed from now on; their figures are borrowed."""
   stored = json.loads((case.workdir / "sets" / "eurosat.json").read_text())
   figures = stored["prompts"]["hand_written"]
+  figures = {key: figures[key] for key in figures if key not in ("per_class", "confusions")}
   found = []
 
   def counted(config, encoder, labelled, prompts):
@@ -329,17 +369,17 @@ def trained(tmp_path_factory):
   return folder
 
 
-def test_each_checkpoint_is_a_row(trained, no_drawings, tmp_path):
+def test_a_run_is_a_row_and_on_request_each_checkpoint(trained, no_drawings, tmp_path):
   """On the embedded world."""
   before = sorted(str(path) for path in trained.rglob("*"))
-  prompts = f"a photo of a {{}}.;{trained}/prompt.npz;{trained}"
+  prompts = f"a photo of a {{}}.;{trained};{trained}/checkpoints"
   config = small_config(job="evaluate", **{"evaluate.prompts": prompts, "clip.chunk": 16})
   assert [item.name for item in evaluation_sets(config, 40)] == ["base", "novel", "shifted"]
   results = run(changed(config, {"evaluate.sets": "novel"}), tmp_path)
   assert [row["step"] for row in results["prompts"]] == [None, None, 4, 8]
   rows = results["sets"]["novel"]["prompts"]
-  file, first, last = (rows[f"{trained}{end}"] for end in ("/prompt.npz", "@4", "@8"))
-  assert file == last
+  file, first, last = (rows[f"{trained.name}{end}"] for end in ("", "@4", "@8"))
+  assert {**file, "difference": 0} == {**last, "difference": 0}
   assert file["mean_confidence"] != first["mean_confidence"]
   # Read, and not touched.
   assert sorted(str(path) for path in trained.rglob("*")) == before
@@ -349,9 +389,9 @@ def test_each_checkpoint_is_a_row(trained, no_drawings, tmp_path):
   ("prompts", "error", "message"),
   [
     ("{}.;{}.", ConfigError, "none twice"),
-    ("EMPTY", ConfigError, "a run's folder with checkpoints or prompt.npz"),
+    ("EMPTY", ConfigError, "a run's folder with prompt.npz"),
     ("narrow.npz", PromptFileError, r"narrow\.npz, set base: context \[4, 7\] has width 7"),
-    ("damaged", (ConfigError, CheckpointError), "damaged"),
+    ("damaged/checkpoints", (ConfigError, CheckpointError), "damaged"),
   ],
 )
 def test_bad_prompts(tmp_path, monkeypatch, prompts, error, message):

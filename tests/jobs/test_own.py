@@ -1,5 +1,6 @@
 """configs/own.py: what follows from one's own pictures, and a run on them."""
 
+import csv
 import json
 
 import numpy as np
@@ -105,7 +106,19 @@ def test_a_run_on_pictures_of_the_world(tmp_path, caplog):
   [(split, files)] = results["unreadable"].items()
   assert files == [skipped]
   assert results["unreadable_images"] + sum(results["eval_unreadable"].values()) == 1
-  assert skipped in (run / "report.html").read_text()
+  report = (run / "report.html").read_text()
+  assert skipped in report and "Accuracy of classes" in report and "Difference to the" in report
+  for file in ("results.csv", "classes.csv", "confusions.csv", "plots/confusions_novel.png"):
+    assert (run / file).exists()
+  rows = list(csv.DictReader((run / "results.csv").open()))
+  assert [(row["set"], row["prompt"]) for row in rows[:2]] == [
+    ("base", "prompt"),
+    ("base", "hand_written"),
+  ]
+  score = results["eval"]["base"]["prompt"]
+  assert float(rows[0]["difference"]) == score["difference"]["top1"]
+  top1 = score["top1"] - results["eval"]["base"]["hand_written"]["top1"]
+  assert score["difference"]["top1"] == pytest.approx(top1)
   # Of five pictures one tests and one validates.
   [features] = (run / "training_features").glob("block-*.npy")
   assert np.load(features).shape[:2] == (4 * 3, 1)
@@ -113,7 +126,7 @@ def test_a_run_on_pictures_of_the_world(tmp_path, caplog):
   pretrain.check(config.replace({"data.max_corrupt": 0.5}), str(run))
   # A field that is newer than the run has had its default.
   stored_config = json.loads((run / "config.json").read_text())
-  del stored_config["data"]["upright"]
+  del stored_config["data"]["upright"], stored_config["checksum"]
   (run / "config.json").write_text(json.dumps(stored_config))
   with pytest.raises(ConfigError, match=r"data\.upright: got True, expected False"):
     pretrain.check(config, str(run))
