@@ -26,34 +26,27 @@ def tab(made):
   """A dark tab of 390 pixels; fails if it asks another host, complains, or opens a dialog."""
   listener = server.listen("127.0.0.1", 0)
   address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+  asked, complaints = [], []
+
+  def read(message):
+    # The browser reports the status of an error's line, and that a report's script was blocked.
+    if message.type == "error" and not re.search("status of 4|^Blocked script", message.text):
+      complaints.append(message.text)
+
+  sync_api.expect.set_options(timeout=300_000)
   with server.serving(made[0], listener, 1.0), sync_api.sync_playwright() as playwright:
     browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
     page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
-    yield from _watched(page, address)
+    page.set_default_timeout(300_000)
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", read)
+    page.goto(address)
+    yield page
     browser.close()
-
-
-def _watched(page, address):
-  page.set_default_timeout(300_000)
-  asked, complaints = [], []
-  page.on("request", lambda request: asked.append(request.url))
-  page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
-  page.on("pageerror", lambda error: complaints.append(str(error)))
-  page.on(
-    "console",
-    # The browser reports the status of an error's line, and that a report's script was blocked.
-    lambda text: (
-      complaints.append(text.text)
-      if text.type == "error" and not re.search("status of 4|^Blocked script", text.text)
-      else None
-    ),
-  )
-  page.goto(address)
-  yield page
-  assert {re.match(r"(blob:)?https?://[^/]+|data:", url)[0] for url in asked} <= {
-    *(address, "data:", f"blob:{address}")
-  }
-  assert complaints == []
+  hosts = {re.match(r"(blob:)?https?://[^/]+|data:", url)[0] for url in asked}
+  assert hosts <= {address, "data:", f"blob:{address}"} and complaints == []
 
 
 def fits(tab):
@@ -75,15 +68,13 @@ SEND = """async (kind) => {
   document.querySelector(".lead").dispatchEvent(event);
 }"""
 SHOWN = "image => image.decode().then(() => [image.src.slice(0, 5), image.naturalWidth])"
-
-
 # Remembers over the navigation what is seen while the server computes.
 BUSY = """() => addEventListener("submit", () => setTimeout(() => sessionStorage.busy = [
   document.querySelector("[role=status]").hidden, document.querySelector("button.main").disabled
 ]))"""
 
 
-def test_preview_drop_paste_prompts_and_that_it_computes(tab, tmp_path):
+def test_the_page_in_a_browser(tab, tmp_path):
   shown = tab.locator(".drop img")
   Image.new("RGB", (40, 10)).save(tmp_path / "picture.png")
   tab.set_input_files("#file", tmp_path / "picture.png")
@@ -104,12 +95,10 @@ def test_preview_drop_paste_prompts_and_that_it_computes(tab, tmp_path):
   assert tab.evaluate("sessionStorage.busy") == "false,true"
   assert shown.evaluate(SHOWN)[1] == 30 and not tab.locator("[role=status]").is_visible()
   fits(tab)
-  (tmp_path / "large.png").write_bytes(bytes(2**21))
+  (tmp_path / "large.png").write_bytes(bytes(2**21))  # told before it is sent
   tab.set_input_files("#file", tmp_path / "large.png")
   assert not tab.locator("#file").evaluate("input => input.validity.valid")
 
-
-def test_regions_and_a_run(tab):
   tab.click("nav >> text=Regions")
   tab.click(".examples button >> nth=1")
   for button in ("Name the boxes", "Segment"):

@@ -209,28 +209,22 @@ def test_an_unexpected_failure_is_a_line(made, client, monkeypatch, caplog):
 
 
 def test_one_computes_at_a_time_and_few_wait():
-  turns = server.Turns(waiting=1)
-  inside, leave, order = threading.Event(), threading.Event(), []
+  turns, order = server.Turns(waiting=1), []
 
-  def compute(number):
+  def compute():
     with turns.turn():
-      order.append(number)
-      inside.set()
-      leave.wait(30)
-      order.append(-number)
+      order.append("second")
 
-  threads = [threading.Thread(target=compute, args=(n,)) for n in (1, 2)]
-  threads[0].start()
-  assert inside.wait(30)
-  threads[1].start()
-  while turns._places._value:  # until the second one waits
-    pass
-  with pytest.raises(server.BusyError), turns.turn():
-    pass
-  leave.set()
-  for thread in threads:
-    thread.join(30)
-  assert order == [1, -1, 2, -2]
+  second = threading.Thread(target=compute)
+  with turns.turn():
+    second.start()
+    while turns._places._value:  # until it waits
+      pass
+    with pytest.raises(server.BusyError), turns.turn():
+      pass
+    order.append("first")
+  second.join(30)
+  assert order == ["first", "second"]
   turns.close()
   assert not turns._lock.acquire(blocking=False)
 
