@@ -98,7 +98,7 @@ def counted(n: int, noun: str) -> str:
 
 def _is_path(name: str) -> bool:
   """Whether a prompt is a file or a folder: neither an id on the hub nor words."""
-  is_text = name.count("{}") == 1 or name.partition(":")[0] in _TEXTS
+  is_text = name.count("{}") == 1 or name.partition(":")[0] in (*_TEXTS, *_WORDS)
   return not is_text and not is_hub(name)
 
 

@@ -36,12 +36,13 @@ _DETAILS = (
   ("hierarchical top-1", ("hierarchy", "top1"), 100.0),
   ("height of the common kind", ("hierarchy", "ancestor_height"), 1.0),
   ("difference", ("difference", "top1"), 100.0),
-  ("95% from ", ("difference", "interval", 0), 100.0),
-  ("95% to ", ("difference", "interval", 1), 100.0),
+  ("difference from", ("difference", "interval", 0), 100.0),
+  ("difference to", ("difference", "interval", 1), 100.0),
   ("p", ("difference", "p_value"), 100.0),
 )
 _DIFFERENCE = (
-  "difference: top-1 less that of the first prompt on the same images; p: McNemar's exact test."
+  "difference: top-1 less that of the first prompt on the same images, with its 95% interval; p:"
+  " McNemar's exact test, in %."
 )
 # What is said of images that are no test images.
 _REMARKS = {

@@ -27,7 +27,7 @@ def config_of(tmp_path):
       (root / f"kind {label:04}").mkdir(parents=True)
       for image in range(images):
         (root / f"kind {label:04}/{image}.jpg").touch()
-    config = unpack(own.get_config(f"root={root},clip=world,{argument}"))
+    config = unpack(own.get_config(",".join(filter(None, (f"root={root},clip=world", argument)))))
     validate(config)
     return config
 
