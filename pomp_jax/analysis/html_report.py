@@ -98,6 +98,8 @@ _FILES = {
   "confusions.csv": "names that were taken for others",
   "clip_benchmark.csv": "figures in CLIP_benchmark's form",
   "prompt.npz": "the learned prompt",
+  "prompt_last.npz": "that of the last checkpoint",
+  "prompt_best.npz": "that of the checkpoint that is best on validation",
   "classifier.npz": "the classifier",
   "metrics.jsonl": "scalars of the training",
   "config.json": "every field of the config",

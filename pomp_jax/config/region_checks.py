@@ -95,7 +95,7 @@ def check_train_masks(settings: Settings) -> None:
   """
   own = settings.train_masks
   fixed = {"method": "pomp", "data.views": 1, "data.features": "online", "accumulate": 1}
-  fixed |= {"mesh.class_size": 1}
+  fixed |= {"mesh.class_size": 1, "checkpoint.select": "last"}
   values = settings.flat()
   for field, value in fixed.items():
     if values[field] != value:

@@ -85,7 +85,10 @@ def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
   """
   if hub.is_hub(path):
     return {}
-  run = RunFolder(to_path(prompt_path(path)).parent)
+  file = to_path(prompt_path(path))
+  run = RunFolder(file.parent)
+  if file in run.other_prompts.values():
+    return {}  # the results are of another checkpoint
   if not (exists(run.config) and exists(run.results)) or read_json(run.config) != prompt.config:
     return {}
   results = read_json(run.results)

@@ -50,7 +50,8 @@ class RunFolder:
     path: the folder itself (`--workdir`).
     config: JSON of the whole configuration.
     checkpoints: folder of the checkpoints.
-    prompt: the learned prompt.
+    prompt: the learned prompt, of the checkpoint that `checkpoint.select` names.
+    other_prompts: prompt of the other checkpoint, by what it would be selected.
     results: JSON of a finished run.
     metrics: scalars of a training, a JSON object a line.
     tracker: JSON with the id of the run at an experiment tracker.
@@ -65,6 +66,7 @@ class RunFolder:
     self.config = self.path / "config.json"
     self.checkpoints = self.path / "checkpoints"
     self.prompt = self.path / "prompt.npz"
+    self.other_prompts = {name: self.path / f"prompt_{name}.npz" for name in ("last", "best")}
     self.results = self.path / "results.json"
     self.metrics = self.path / "metrics.jsonl"
     self.tracker = self.path / "tracker.json"

@@ -147,7 +147,7 @@ def _train_prepared(job: Run, tracker: Tracker) -> dict:
       save_prompt(folder.prompt, prompt)
       for name, other in others.items():
         if other is not None:
-          save_prompt(folder.path / f"prompt_{name}.npz", prompt_of(job, other.state))
+          save_prompt(folder.other_prompts[name], prompt_of(job, other.state))
   results, sets = _results_of_steps(job, prompt or chosen.state.params, done)
   results["evaluated_step"] = chosen.step
   # On the devices of all processes, so by all of them.

@@ -105,6 +105,8 @@ def test_results_are_of_the_run_that_learned_the_prompt(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(results))
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert results_of(path, PROMPT) == expected
+    # They are not those of the other checkpoint.
+    assert results_of(tmp_path / "prompt_last.npz", PROMPT) == {}
 
 
 def test_without_a_network_the_cache_serves(hub, tmp_path, monkeypatch):

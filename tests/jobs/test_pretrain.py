@@ -99,6 +99,14 @@ def test_another_run_of_the_same_images_reads_their_features(one_layer, tmp_path
   assert second["eval"] == first["eval"]
 
 
+def test_the_best_checkpoint_needs_validation_images(tmp_path, monkeypatch):
+  config = small_config(**{"checkpoint.select": "best"})
+  pretrain.check(config, str(tmp_path))
+  monkeypatch.setattr(inputs, "has_validation", lambda data: False)
+  with pytest.raises(ConfigError, match="'last' for data without validation images"):
+    pretrain.check(config, str(tmp_path))
+
+
 def test_a_finished_run_does_nothing(pretrained):
   before = {path: path.stat().st_mtime_ns for path in pretrained.rglob("*")}
   results = pretrain.run(small_config(), str(pretrained))
