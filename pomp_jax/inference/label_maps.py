@@ -11,7 +11,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int32, UInt8
+from jaxtyping import Bool, Float, Int32, Num
 import numpy as np
 
 from pomp_jax.inference.segmentation import Taps, padded_sides, resize, taps
@@ -28,7 +28,7 @@ _MOST_ROWS = 128
 
 def label_maps_of_regions(
   scores: Sequence[Float[np.ndarray, "R C"]],
-  masks: UInt8[np.ndarray, "R h w"] | Bool[np.ndarray, "R h w"],
+  masks: Num[np.ndarray, "R h w"] | Bool[np.ndarray, "R h w"],
   height: int,
   width: int,
 ) -> Int32[np.ndarray, "P H W"]:
@@ -36,8 +36,8 @@ def label_maps_of_regions(
 
   Args:
     scores: finite scores of the regions under each prompt.
-    masks: masks over the image, 255 times the probability of each cell; or hard ones. They are
-      interpolated as by torch's bilinear `interpolate` without antialiasing.
+    masks: masks over the image, soft (see `regions.masks.ONE`) or hard. They are interpolated as by
+      torch's bilinear `interpolate` without antialiasing.
     height: H.
     width: W.
 
@@ -54,7 +54,8 @@ def label_maps_of_regions(
       np.int32
     )
   n_rows = max(_REGIONS, 1 << (n_regions - 1).bit_length())
-  grid = np.zeros((n_rows, *padded_sides(*sides)), np.uint8)
+  soft = masks.dtype == np.float16
+  grid = np.zeros((n_rows, *padded_sides(*sides)), np.float16 if soft else np.uint8)
   grid[:n_regions, : sides[0], : sides[1]] = masks
   of_prompts = np.zeros((len(scores), n_rows, scores[0].shape[1]), np.float32)
   of_prompts[:, :n_regions] = np.stack(scores)

@@ -10,7 +10,7 @@ from faster_coco_eval.core import mask as mask_api
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, Float16, Num, UInt8
 import numpy as np
 
 from pomp_jax.encoder import map_rows
@@ -20,7 +20,7 @@ from pomp_jax.masks.weights import MaskFormerFile
 from pomp_jax.prompt.mesh import replicate, split_rows
 from pomp_jax.regions.boxes import boxes_of_masks
 from pomp_jax.regions.files import RegionHeader, Regions
-from pomp_jax.regions.masks import hard_masks
+from pomp_jax.regions.masks import ONE, hard_masks
 from pomp_jax.regions.resize import resized_image
 
 
@@ -76,9 +76,9 @@ class Proposer:
       if classes_NxE is not None:
         scores = class_logits(found.embeddings_BxQxE, classes_NxE, params["non_object"][0])
         objectness_BxQ *= 1 - jax.nn.softmax(scores)[..., -1]
-      masks = jnp.round(255 * p).astype(jnp.uint8)
       # A mean of ones may be above 1 by rounding.
-      return masks, found.embeddings_BxQxE.astype(jnp.float16), jnp.minimum(objectness_BxQ, 1)
+      objectness_BxQ = jnp.minimum(objectness_BxQ, 1)
+      return decisive_masks(logits), found.embeddings_BxQxE.astype(jnp.float16), objectness_BxQ
 
     self._of_batch = map_rows(mesh, of_batch, n_replicated=1)
 
@@ -113,6 +113,19 @@ def header_of(network: MaskFormerFile, clip_model: str) -> RegionHeader:
   return RegionHeader("MaskFormer", clip_model, 1, width, "softmax", LOGIT_SCALE, null, names)
 
 
+def decisive_masks(logits_BxQxhxw: Float[Array, "B Q h w"]) -> Float16[Array, "B Q h w"]:
+  """2^15 times the probabilities, in 16 bits that keep the ratios by which a pixel gets its class.
+
+  float16 loses digits below 2^-14: where the largest of a pixel's masks is lower, all are scaled up
+  until it is not. Masks below 2^-12 of the largest become 0, so that files stay small.
+  """
+  log_p = jax.nn.log_sigmoid(logits_BxQxhxw.astype(jnp.float32))
+  largest = log_p.max(axis=1, keepdims=True)
+  ratio = jnp.exp(log_p - largest)
+  masks = ratio * jnp.maximum(ONE[np.float16] * jnp.exp(largest), 2.0**-14)
+  return jnp.where(ratio < 2.0**-12, 0, masks).astype(jnp.float16)
+
+
 def mask_quality(p: Float[Array, "*X h w"], threshold: float) -> Float[Array, "*X"]:
   """Mean probability of the pixels inside a mask; 0 for an empty one."""
   inside = p > threshold
@@ -121,7 +134,7 @@ def mask_quality(p: Float[Array, "*X h w"], threshold: float) -> Float[Array, "*
 
 
 def mask_boxes(
-  masks: UInt8[np.ndarray, "R h w"], height: int, width: int, threshold: float
+  masks: Num[np.ndarray, "R h w"], height: int, width: int, threshold: float
 ) -> Float[np.ndarray, "R 4"]:
   """Boxes of soft masks in an image of height x width; coarser masks are enlarged first."""
   rows, columns = masks.shape[1:]

@@ -72,7 +72,7 @@ log = logging.getLogger(__name__)
 _BLOCK = 32
 # Images in the plot.
 _SHOWN = 6
-_VERSION = f"2, pixels {PREPROCESSING_VERSION}"
+_VERSION = f"3, pixels {PREPROCESSING_VERSION}"
 
 
 class _Found(NamedTuple):

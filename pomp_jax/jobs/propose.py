@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 # Images in memory together.
 _BLOCK = 32
 _LEAST_IOU = 0.5
-_VERSION = f"1, pixels {PREPROCESSING_VERSION}"
+_VERSION = f"2, pixels {PREPROCESSING_VERSION}"
 
 
 def check(config: Settings, workdir: str) -> None:

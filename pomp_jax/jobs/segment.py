@@ -61,7 +61,7 @@ log = logging.getLogger(__name__)
 _BLOCK = 16
 # Images in the plot.
 _SHOWN = 6
-_VERSION = f"2, pixels {PREPROCESSING_VERSION}"
+_VERSION = f"3, pixels {PREPROCESSING_VERSION}"
 # Images -> for each of them the label map under each prompt.
 Segmenter = Callable[[Sequence[int]], Iterator[list[np.ndarray]]]
 

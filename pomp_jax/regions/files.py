@@ -10,7 +10,7 @@ import os
 import pathlib
 from typing import Any, NamedTuple, NoReturn
 
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, Num
 import numpy as np
 
 from pomp_jax.errors import InputError
@@ -20,13 +20,15 @@ from pomp_jax.files.clip_names import architecture
 from pomp_jax.files.npz import NpzArchive
 from pomp_jax.files.paths import Path, to_path
 from pomp_jax.files.terminal import is_unicode, printable
+from pomp_jax.regions.masks import ONE
 
 FORMAT_VERSION = 1
 HEADER = "regions.json"
 ACTIVATIONS = ("softmax", "sigmoid")
 
 LIMITS = {"R": 10_000, "S": 16, "E": 16_384, "h": 8192, "w": 8192}
-_MAX_BYTES = 2**28  # of one array
+_MAX_BYTES = 2**29  # of one array
+_MASKS = (np.float16, np.uint8)
 _SLACK = 2.0  # pixels by which a box may leave its image
 MAX_SCORE = 1.1  # SAM's predicted IoU may be a little above 1
 
@@ -49,17 +51,17 @@ class Regions(NamedTuple):
   Attributes:
     boxes: x0, y0, x1, y1 in pixels, ends exclusive, inside the image.
     objectness: probability that it is an object, or None.
-    masks: bool at the image's size; or uint8 of any size over the whole image, 255 times the
-      probability of each cell; or None.
+    masks: bool at the image's size; or of any size over the whole image, uint8 (255 times the
+      probability of each cell) or float16 (2^15 times); or None.
     embeddings: one a stage, as the detector classifies them, of any norm; or None.
   """
 
   boxes: Float32[np.ndarray, "R 4"]
   objectness: Float32[np.ndarray, " R"] | None = None
-  masks: Bool[np.ndarray, "R H W"] | UInt8[np.ndarray, "R h w"] | None = None
+  masks: Bool[np.ndarray, "R H W"] | Num[np.ndarray, "R h w"] | None = None
   embeddings: Float[np.ndarray, "R S E"] | None = None
 
-  def drawn(self, where: str) -> UInt8[np.ndarray, "R h w"] | Bool[np.ndarray, "R H W"]:
+  def drawn(self, where: str) -> Num[np.ndarray, "R h w"] | Bool[np.ndarray, "R H W"]:
     """The masks.
 
     Raises:
@@ -167,21 +169,27 @@ class RegionFolder:
     """All regions of an image; `header_only`: masks and embeddings are placeholders."""
     path, header = self.file(key), self.header
     with NpzArchive(path, refuse) as archive:
+      if strange := sorted({*archive.names} - {*Regions._fields}):
+        refuse(path, "an array", repr(strange[0]), ", ".join(Regions._fields))
       boxes = _array(archive, path, "boxes", "f", [None, 4])
       n = len(boxes)
       has = lambda field: field in archive.names
       objectness = _array(archive, path, "objectness", "f", [n]) if has("objectness") else None
       masks = embeddings = None
       if has("masks"):
-        masks = _array(archive, path, "masks", "u", [n, "h", "w"], header_only)
+        masks = _array(archive, path, "masks", "fu", [n, "h", "w"], header_only)
       if header.stages:
         shape = [n, header.stages, header.width]
         embeddings = _array(archive, path, "embeddings", "f", shape, header_only)
         with np.errstate(over="ignore"):
           embeddings = embeddings.astype(np.float16 if embeddings.itemsize == 2 else np.float32)
         _check_finite(path, "embeddings", embeddings)
-    if masks is not None and masks.dtype != np.uint8:
-      refuse(path, "masks", str(masks.dtype), "uint8")
+    if masks is not None and masks.dtype not in _MASKS:
+      refuse(path, "masks", str(masks.dtype), "float16, uint8")
+    if masks is not None and masks.dtype == np.float16 and masks.size and not header_only:
+      low, high = masks.min(), masks.max()
+      if not 0 <= low <= high <= ONE[np.float16]:
+        refuse(path, "masks", f"of values {low} to {high}", "0 to 2^15")
     boxes = boxes_inside(path, boxes, height, width)
     return Regions(boxes, _objectness(path, objectness), masks, embeddings)
 
@@ -221,15 +229,15 @@ class RegionWriter:
     """Writes the regions of an image.
 
     Raises:
-      ValueError: embeddings of other stages or width than the header's; masks that are not uint8.
+      ValueError: embeddings of other stages or width than the header's; masks of another type.
       OSError: the file can't be written.
     """
     header, embeddings = self._header, regions.embeddings
     found = () if embeddings is None else embeddings.shape[1:]
     if found != ((header.stages, header.width) if header.stages else ()):
       raise ValueError(f"embeddings {found}, expected {(header.stages, header.width)}")
-    if regions.masks is not None and regions.masks.dtype != np.uint8:
-      raise ValueError(f"masks of {regions.masks.dtype}, expected uint8, 255 times the probability")
+    if regions.masks is not None and regions.masks.dtype not in _MASKS:
+      raise ValueError(f"masks of {regions.masks.dtype}, expected float16 or uint8")
     arrays = {name: part for name, part in regions._asdict().items() if part is not None}
     with replacing(self._path / f"{key}.npz") as file:
       np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -288,11 +296,11 @@ def _array(
   archive: NpzArchive,
   path: Path,
   field: str,
-  kind: str,
+  kinds: str,
   shape: Sequence[int | str | None],
   header_only: bool = False,
 ) -> np.ndarray:
-  """Reads an array of a kind of numbers and a shape; letters are bounded, None is at most R."""
+  """Reads an array of some kinds of numbers and a shape; letters are bounded, None is at most R."""
 
   def check_shape(_: Any, __: str, found: Sequence[int]) -> None:
     fits = len(found) == len(shape) and all(
@@ -304,8 +312,8 @@ def _array(
       refuse(path, field, f"of shape {list(found)}", f"[{accepted}] within {LIMITS}")
 
   array = archive.read(field, _MAX_BYTES, check_shape, header_only=header_only)
-  if array.dtype.kind != kind:
-    refuse(path, field, str(array.dtype), {"f": "floats", "u": "uint8"}[kind])
+  if array.dtype.kind not in kinds:
+    refuse(path, field, str(array.dtype), {"f": "floats", "fu": "float16, uint8"}[kinds])
   return array
 
 

@@ -9,13 +9,17 @@ import math
 from typing import Any
 
 from faster_coco_eval.core import mask as mask_api
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Num
 import numpy as np
 from PIL import Image
 
+# What stands for probability 1 in masks of each type. In 16 bits small masks, too, decide the class
+# of a pixel that has no others.
+ONE = {np.bool_: 1, np.uint8: 255, np.float16: 2**15}
+
 
 def hard_masks(
-  masks: UInt8[np.ndarray, "R h w"] | Bool[np.ndarray, "R h w"],
+  masks: Num[np.ndarray, "R h w"] | Bool[np.ndarray, "R h w"],
   height: int,
   width: int,
   threshold: float,
@@ -23,20 +27,20 @@ def hard_masks(
   """Yields each mask at another size: torch's bilinear `interpolate` without antialiasing.
 
   Args:
-    masks: 255 times the probability of each cell; or hard masks.
+    masks: soft or hard masks.
     height: new height, pixels.
     width: new width.
     threshold: probability above which a pixel is inside.
   """
   same = masks.shape[1:] == (height, width)
-  highest = 1 if masks.dtype == bool else 255
+  threshold *= ONE[masks.dtype.type]
   for mask in masks:
     if not same:
-      yield _bilinear(mask, height, width) > highest * threshold
-    elif masks.dtype == bool:
-      yield mask
+      yield _bilinear(mask, height, width) > threshold
+    elif masks.dtype == np.uint8:
+      yield mask > math.floor(threshold)  # compared as integers
     else:
-      yield mask > math.floor(highest * threshold)  # compared as integers
+      yield mask > threshold
 
 
 def run_lengths_of(mask_HxW: Bool[np.ndarray, "H W"]) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from PIL import Image
 import pytest
 import torch
 
+from pomp_jax.inference.label_maps import label_maps_of_regions
 from pomp_jax.inference.proposals import (
   Proposer,
+  decisive_masks,
   found_objects,
   header_of,
   mask_boxes,
@@ -63,12 +65,12 @@ def test_regions_are_the_networks_masks_and_embeddings(network, classes):
     height, width = image.shape[:2]
     seen = Image.fromarray(image).resize((width, 4 * round(height / 4)), Image.Resampling.BILINEAR)
     p, embeddings, objectness = expected_of(network, np.asarray(seen), classes)
-    assert np.abs(regions.masks - 255 * p).max() < 0.51
+    assert np.abs(regions.masks / 2.0**15 - p).max() < 2**-11
     assert_close(regions.embeddings[:, 0].astype(np.float32), embeddings, 2e-3)
     np.testing.assert_allclose(regions.objectness, objectness, atol=1e-4)
     for box, mask in zip(regions.boxes, regions.masks, strict=True):
       whole = Image.fromarray(mask.astype(np.float32)).resize((width, height), 2)
-      ys, xs = np.nonzero(np.asarray(whole) > 127.5)
+      ys, xs = np.nonzero(np.asarray(whole) > 2**14)
       tight = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] if len(xs) else [0] * 4
       assert box.tolist() == tight
 
@@ -87,9 +89,26 @@ def test_masks_at_full_size_are_those_of_interpolated_logits(network):
     whole = torch.nn.functional.interpolate(logits, scale_factor=4, mode="bilinear")
     expected = whole[0, :, :height, :width].sigmoid().numpy()
     assert regions.masks.shape == expected.shape
-    assert np.abs(regions.masks - 255 * expected).max() < 0.51
+    assert np.abs(regions.masks / 2.0**15 - expected).max() < 2**-11
     assert_close(regions.embeddings[:, 0], output.embeddings_JxBxQxE[-1, 0], 2e-3)
-    np.testing.assert_array_equal(regions.boxes, boxes_of_masks(regions.masks > 127.5))
+    np.testing.assert_array_equal(regions.boxes, boxes_of_masks(regions.masks > 2**14))
+
+
+@pytest.mark.parametrize("deviation", [3.0, 40.0])
+def test_masks_decide_every_pixel_as_the_published_fusion_does(deviation):
+  """Random masks, below 1/510 in half of the image: einsum of sigmoids, then the argmax.
+
+  In float64, since float32 has no sigmoid of -110.
+  """
+  logits = RNG.normal(-deviation / 2, deviation, (20, 61, 83)).astype(np.float32)
+  logits[:, :, 40:] -= 3.5 * deviation
+  scores = torch.tensor(RNG.normal(0, 5, (20, 30))).softmax(-1)
+  p = torch.tensor(logits, dtype=torch.float64).sigmoid()
+  expected = torch.einsum("qc,qhw->chw", scores, p).argmax(0).numpy()
+  masks = np.asarray(decisive_masks(jnp.asarray(logits)[None])[0])
+  [found] = label_maps_of_regions([scores.numpy().astype(np.float32)], masks, 61, 83)
+  assert (p.amax(0) < 1 / 510).double().mean() > 0.3
+  assert (found == expected).mean() >= 0.999
 
 
 def test_boxes_of_masks_finer_than_the_image_are_those_of_their_grid():

@@ -96,7 +96,7 @@ def test_recall_is_that_of_the_stored_masks(region_set, proposed):
   for index, sides in enumerate(SIZES):
     truth, classes = boxes.regions(index, masks=True)
     stored = torch.tensor(folder.read(index, *sides).masks)[None].float()
-    masks = functional.interpolate(stored, sides, mode="bilinear")[0].numpy() > 0.4 * 255
+    masks = functional.interpolate(stored, sides, mode="bilinear")[0].numpy() > 0.4 * 2**15
     for c, mask in zip(classes, truth.masks, strict=True):
       iou = (masks & mask).sum((1, 2)) / (masks | mask).sum((1, 2))
       found[boxes.classes.groups[c]].append(bool((iou >= 0.5).any()))

@@ -17,6 +17,7 @@ from tests.support.torch_mask_former import (
   predictions,
   randomise,
   torch_mask_former,
+  torch_pixels,
   zsseg_state,
 )
 
@@ -69,6 +70,9 @@ def centred(clip, network):
     predictions(network, images)
     hook.remove()
     mask.bias -= queries[-1][-1].mean((0, 1))
+    # Lower logits, so that a part of the pixels has no mask above 1/510.
+    features = network(torch_pixels(images)).pixel_decoder_last_hidden_state.mean((0, 2, 3))
+    mask.bias -= 6 * features / features.square().sum()
   return clip, network
 
 
@@ -170,16 +174,15 @@ def test_one_checkpoint_gives_zssegs_pixels(case, tmp_path):
     "regions.e_novel": E_NOVEL,
   }
   run_job(small_config(**settings), tmp_path)
-  seen = set()
+  seen, equal = set(), []
   for number in range(len(SIDES)):
     image = np.asarray(Image.open(root / "images" / f"{number}.png"))
     scores = zsseg(case, image)
     found = np.asarray(Image.open(tmp_path / "labels" / "0" / f"{number}.png"))
-    best = np.sort(scores, axis=0)
-    # Ties within what 8 bits of a mask and 16 of an embedding decide are left out.
-    clear = best[-1] - best[-2] > 0.02 * best[-1]
-    assert clear.mean() > 0.9
-    np.testing.assert_array_equal(found[clear], scores.argmax(axis=0)[clear])
-    assert (found == scores.argmax(axis=0)).mean() > 0.98
+    equal += (found == scores.argmax(axis=0)).ravel().tolist()
+    masks, _ = masks_and_embeddings(case[1], resized(image))
+    # 8 bits would round all masks of these pixels to 0.
+    assert (masks.amax(0) < 1 / 510).double().mean() > 0.3
     seen |= set(np.unique(found))
-  assert len(seen) == 3
+  assert np.mean(equal) >= 0.999
+  assert seen == set(range(len(NAMES)))

@@ -68,10 +68,13 @@ def test_round_trip(folder):
 def test_boxes_alone_and_no_region(tmp_path):
   writer = RegionWriter(tmp_path / "new", RegionHeader("a network"))
   writer.write("street", Regions(REGIONS.boxes))
+  soft = Regions(REGIONS.boxes, masks=REGIONS.masks.astype(np.float16))
+  writer.write("soft", soft)
   writer.write("sky", Regions(np.zeros((0, 4), np.float32), np.zeros(0, np.float32)))
   regions = RegionFolder(tmp_path / "new")
   assert regions.header == RegionHeader("a network")
   assert_equal(regions.read("street", HEIGHT, WIDTH), Regions(REGIONS.boxes))
+  assert_equal(regions.read("soft", HEIGHT, WIDTH), soft)
   assert len(regions.read("sky", HEIGHT, WIDTH).boxes) == 0
   sky, street = (ImageSize(key, HEIGHT, WIDTH) for key in ("sky", "street"))
   assert regions.check([sky]) is None and regions.check([sky, street, sky]) == "street"
@@ -101,6 +104,9 @@ def test_arrays_of_other_writers(folder, tmp_path):
     ("objectness", np.array([0.5, 2]), "objectness"),
     ("objectness", np.array([0.5]), "objectness"),
     ("masks", np.zeros((2, 8, 10), np.uint16), "masks"),
+    ("masks", np.zeros((2, 8, 10), np.float32), "masks"),
+    ("masks", np.full((2, 8, 10), np.nan, np.float16), "masks"),
+    ("objectnesr", REGIONS.objectness, "an array"),
     ("embeddings", REGIONS.embeddings[:, :2], "embeddings"),
     ("embeddings", REGIONS.embeddings * np.float16(np.inf), "embeddings"),
     ("embeddings", None, "embeddings"),
@@ -113,7 +119,7 @@ def test_unusable_arrays(tmp_path, field, array, part):
   with pytest.raises(RegionFileError) as error:
     RegionFolder(tmp_path).read(7, HEIGHT, WIDTH)
   assert f"7.npz: {part}" in str(error.value)
-  if field != "embeddings" or array is None or np.isfinite(array).all():
+  if field == "boxes" or array is None or np.isfinite(array).all():
     with pytest.raises(RegionFileError) as early:
       RegionFolder(tmp_path).check([SEVEN])
     assert str(early.value) == str(error.value)
