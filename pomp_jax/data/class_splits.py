@@ -24,6 +24,8 @@ _FOLDER = pathlib.Path(__file__).with_name("class_names") / "splits"
 CLASS_SPLITS = tuple(sorted(file.stem for file in _FOLDER.glob("*.txt")))
 GROUPS = ("base", "novel", "-")
 _MAX_VALUE = 2**16  # label images have 8 or 16 bits
+# Behind a list's name or path: commas are parts of names.
+_LINES = ":lines"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +58,13 @@ class ClassSplit:
 def read_class_split(name_or_path: str | os.PathLike) -> ClassSplit:
   """Reads a packaged list by name (`CLASS_SPLITS`), or a user's file.
 
+  Behind either, ":lines" makes each line one name: "road, route" is one text, as ZSSeg scores it.
+
   Raises:
     VocabularyError: no such list or file, or a line that is not of the form above.
   """
+  whole = os.fspath(name_or_path).endswith(_LINES)
+  name_or_path = os.fspath(name_or_path).removesuffix(_LINES)
   packaged = name_or_path in CLASS_SPLITS
   path = _FOLDER / f"{name_or_path}.txt" if packaged else to_path(name_or_path)
   if not packaged and not path.suffix and not exists(path):
@@ -70,7 +76,8 @@ def read_class_split(name_or_path: str | os.PathLike) -> ClassSplit:
     if len(row) != len(rows[0]) or len(row) > 3:
       accepted = f"{len(rows[0])} as in the first line" if len(rows[0]) < 4 else "1 to 3"
       raise VocabularyError(f"{path}: line {number} has {len(row)} columns, expected {accepted}")
-  synonyms = tuple(tuple(name.strip() for name in row[0].split(",")) for row in rows)
+  texts = [[row[0]] if whole else row[0].split(",") for row in rows]
+  synonyms = tuple(tuple(name.strip() for name in names) for names in texts)
   for number, names in enumerate(synonyms, 1):
     check_names(names, f"{path}: line {number}")
   check_names([names[0] for names in synonyms], str(path))

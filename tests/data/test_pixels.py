@@ -133,6 +133,7 @@ def test_fields_and_missing_folders(folders):
   ("name", "n", "n_base", "n_novel"),
   [
     ("ade20k", 150, 0, 0),
+    ("ade20k:lines", 150, 0, 0),
     ("coco", 80, 48, 17),
     ("coco_stuff", 171, 156, 15),
     ("pascal_context", 59, 0, 0),
@@ -141,7 +142,11 @@ def test_fields_and_missing_folders(folders):
 )
 def test_packaged_lists(name, n, n_base, n_novel):
   classes = read_class_split(name)
-  assert name in CLASS_SPLITS
+  assert name.removesuffix(":lines") in CLASS_SPLITS
+  if "ade20k" in name:
+    texts = [text for names in classes.synonyms for text in names]
+    found = len(texts), "road, route" in texts, sum("," in text for text in texts)
+    assert found == ((150, True, 41) if ":" in name else (225, False, 0))
   assert len(classes) == len(set(classes.names)) == n
   assert (len(classes.indices("base")), len(classes.indices("novel"))) == (n_base, n_novel)
 
@@ -160,6 +165,7 @@ def test_novel_classes_of_coco_stuff_and_voc_are_the_published_ones():
 def test_a_users_file(tmp_path):
   path = tmp_path / "names.txt"
   path.write_text("sofa, couch\tnovel\t3, 4\r\ncat\tbase\t0\n", encoding="utf-8")
+  assert read_class_split(f"{path}:lines").names == ("sofa, couch", "cat")
   classes = read_class_split(path)
   assert classes.names == ("sofa", "cat")
   assert classes.synonyms == (("sofa", "couch"), ("cat",))
