@@ -12,8 +12,8 @@ Published (POMP, docs/MODELS.md): mask APr 25.2, AP 32.7 under the first of them
 template is computed by ViT-B/16. Images are read for pictures only: --config.detect.images=COCO,
 the folder of train2017 and val2017, gives these.
 
-The dump has no masks, so box AP is what is compared: it decides a prompt against another, and
-equality with the published row only once masks are dumped as well. Without a dump,
+The published row is mask AP, which a dump with --masks gives; without them box AP decides a prompt
+against another. Without a dump,
 `:source=truth` with --config.detect.images gives crops of the annotated boxes to CLIP.
 
 Cost (arithmetic): 15.6 GB of embeddings for 19,809 images; 19 TFLOP a prompt.

@@ -2,6 +2,8 @@
 
 import importlib.util
 import pathlib
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -58,6 +60,14 @@ class Heads(torch.nn.Module):
     mean = sum(stage.sigmoid() for stage in logits) / 3
     return (mean * proposals[0].get("scores")[:, None]) ** 0.5
 
+  def forward_with_given_boxes(self, features, instances):
+    """The mask head: here the left half of each box."""
+    (given,) = instances
+    assert features.shape == (3, 12) and given.pred_classes.tolist() == [0] * 3
+    given.pred_masks = torch.zeros(3, 1, 28, 28)
+    given.pred_masks[..., :14] = given.pred_boxes[:, 2].reshape(3, 1, 1, 1) / SIZE[1]
+    return instances
+
 
 class Model(torch.nn.Module):
   def __init__(self, vectors):
@@ -76,6 +86,34 @@ def script():
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
+
+
+def pasted(masks, boxes, sides):
+  """detectron2's paste_masks_in_image for halves of boxes with integer corners."""
+  found = torch.zeros(len(masks), *sides, dtype=bool)
+  for own, mask, (x0, y0, x1, y1) in zip(found, masks, boxes.round().int().tolist(), strict=True):
+    own[y0:y1, x0 : (x0 + x1) // 2] = mask[0, 0] >= 0.5
+  return found
+
+
+def test_masks_of_a_dump_are_those_at_the_boxes(script, tmp_path, monkeypatch):
+  monkeypatch.setitem(
+    sys.modules, "detectron2.layers", types.SimpleNamespace(paste_masks_in_image=pasted)
+  )
+
+  class Instances(types.SimpleNamespace):
+    def __init__(self, size):
+      assert size == SIZE
+
+  parts = types.SimpleNamespace(Boxes=lambda boxes: boxes, Instances=Instances)
+  monkeypatch.setitem(sys.modules, "detectron2.structures", parts)
+  item = ORIGINAL | {"image_id": 4, "features": torch.randn(3, 12), "scores": torch.rand(3)}
+  script.dump(Model(torch.randn(5, 8)), [[item]], tmp_path, "ViT-B/16", "a model", [], masks=True)
+  found = RegionFolder(tmp_path).read(4, **ORIGINAL)
+  # 50 and 80 of the input's 80 columns are at or above a half, 20 are not.
+  expected = np.zeros((3, 30, 40), np.uint8)
+  expected[0, 1:15, :12] = expected[2, :, :20] = 255
+  np.testing.assert_array_equal(found.masks, expected)
 
 
 def test_scores_of_a_dump_equal_detics(script, tmp_path):
