@@ -132,7 +132,7 @@ class TrainMasks:
     "crop_flip", "augmentation: random scale, crop and flip", one_of(*MASK_AUGMENTS)
   )
   min_scale: float = row(0.5, "smallest scale: shorter side of an image / size", above(0))
-  max_scale: float = row(2.0, "largest scale", above(0))
+  max_scale: float = row(1.5, "largest scale", above(0))
   targets: int = row(50, "regions of a view, the largest ones; at most the queries", at_least(1))
   lr: float = row(1e-4, "learning rate of AdamW", at_least(0))
   backbone: float = row(0.1, "factor on the learning rate of the backbone", at_least(0))

@@ -138,7 +138,7 @@ CHANGES = {
   "prompt": ("{}!", {}, "class_matrix.prompt"),
   "size": (96, {}, "MaskViews.size"),
   "augment": ("none", {}, "MaskAugmentation.kind"),
-  "min_scale": (1.9, {}, "MaskAugmentation.scales", (1.9, 2.0)),
+  "min_scale": (1.4, {}, "MaskAugmentation.scales", (1.4, 1.5)),
   "max_scale": (0.6, {}, "MaskAugmentation.scales", (0.5, 0.6)),
   "targets": (1, {}, "MaskViews.n_targets"),
   "lr": (0.5, {}, "poly_schedule.base"),
