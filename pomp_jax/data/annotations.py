@@ -22,7 +22,7 @@ from pomp_jax.data.class_lists import normalized_name
 from pomp_jax.data.images import MAX_PIXELS, image_size
 from pomp_jax.errors import InputError
 from pomp_jax.files.class_features import categories_by_id, read_json
-from pomp_jax.files.paths import Path, is_file, join
+from pomp_jax.files.paths import Path, is_file, join, scheme_of
 from pomp_jax.files.terminal import is_unicode, printable
 
 FREQUENCIES = ("r", "c", "f")
@@ -335,9 +335,9 @@ def _image(path: str, where: str, row: Mapping[str, Any]) -> ImageEntry:
 
 def _is_below(name: str) -> bool:
   parts = posixpath.normpath(name).split("/")
-  return (
-    is_unicode(name) and name.isprintable() and bool(name) and ".." not in parts and "" not in parts
-  )
+  shown = is_unicode(name) and name.isprintable() and bool(name)
+  # A URL would replace the folder, see `files.paths.join`.
+  return shown and ".." not in parts and "" not in parts and scheme_of(name) is None
 
 
 def _check_annotation(

@@ -115,7 +115,11 @@ def read_panoptic(path: str | os.PathLike, names: Sequence[str] | None = None) -
     rows += [one | {"image_id": number} for one in segments]
   images = value.get("images")
   if isinstance(images, list):
-    images = [one for one in images if not isinstance(one, dict) or one.get("id") in file_of]
+    images = [
+      one
+      for one in images
+      if not isinstance(one, dict) or type(one.get("id")) is not int or one["id"] in file_of
+    ]
   annotations = annotations_of(value | {"annotations": rows, "images": images}, str(path), names)
   if missing := set(file_of) - {image.id for image in annotations.images}:
     _refuse(path, "image_id of an annotation", str(min(missing)), "an image's id")

@@ -97,7 +97,7 @@ class PixelFolder:
       self.labels(index)
 
   def _labels(self, path: Path) -> np.ndarray:
-    values_HxW = _read_values(path)
+    values_HxW = read_values(path)
     labels_HxW = self._table[values_HxW]
     if (labels_HxW == _UNKNOWN).any():
       found = int(values_HxW[labels_HxW == _UNKNOWN][0])
@@ -171,8 +171,13 @@ def _opened(path: Path) -> Image.Image:
     raise ImageError(f"{path}: can't be read ({error.strerror})") from error
 
 
-def _read_values(path: Path) -> np.ndarray:
-  """Values of a label image, uint8 or uint16 [H,W]."""
+def read_values(path: Path) -> np.ndarray:
+  """Values of a label image, uint8 or uint16 [H,W].
+
+  Raises:
+    ImageError: it can't be decoded.
+    PixelError: it has colours, or values beyond 16 bits.
+  """
   image = _opened(path)
   if image.mode not in _MODES:
     raise PixelError(f"{path}: pixels of mode {image.mode}, expected one channel of class numbers")

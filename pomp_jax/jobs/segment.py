@@ -17,7 +17,6 @@ import logging
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis.html_report import write_run_report
@@ -27,7 +26,7 @@ from pomp_jax.analysis.segmentation import FIGURES, segmentation_sheet, segmenta
 from pomp_jax.analysis.tables import markdown
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
-from pomp_jax.data.pixels import IGNORED, write_labels
+from pomp_jax.data.pixels import IGNORED, read_values, write_labels
 from pomp_jax.data.source import evenly_or_all
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import file_stamps, fingerprint
@@ -312,5 +311,5 @@ def _write_report(
 
 
 def _read_map(path, n_classes: int) -> np.ndarray:
-  map_HxW = np.asarray(Image.open(local_copy(path))).astype(np.int32)
+  map_HxW = read_values(path).astype(np.int32)
   return np.where(map_HxW < n_classes, map_HxW, IGNORED)

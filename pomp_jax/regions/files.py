@@ -15,6 +15,7 @@ import numpy as np
 
 from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import replacing
+from pomp_jax.files.checksums import ChecksumError, with_checksum, without_checksum
 from pomp_jax.files.class_features import read_json
 from pomp_jax.files.clip_names import architecture
 from pomp_jax.files.npz import NpzArchive
@@ -223,7 +224,8 @@ class RegionWriter:
       own = dataclasses.asdict(header)
       fields["embeddings"] = {k: v for k, v in own.items() if k != "made_by"}
     with replacing(self._path / HEADER) as file:
-      file.write(json.dumps({"format_version": FORMAT_VERSION, **fields}, indent=2).encode())
+      value = with_checksum({"format_version": FORMAT_VERSION, **fields})
+      file.write(json.dumps(value, indent=2).encode())
 
   def write(self, key: str | int, regions: Regions) -> None:
     """Writes the regions of an image.
@@ -244,7 +246,10 @@ class RegionWriter:
 
 
 def _read_header(path: Path) -> RegionHeader:
-  value = read_json(path)
+  try:
+    value = without_checksum(read_json(path))
+  except ChecksumError as error:
+    raise RegionFileError(f"{path}: {error}") from None
   check = lambda fields, where, key, fits, accepted: _checked(
     path, fields, f"{where}{key}", key, fits, accepted
   )
@@ -258,6 +263,9 @@ def _read_header(path: Path) -> RegionHeader:
     lambda v: type(v) is int and v == FORMAT_VERSION,
     str(FORMAT_VERSION),
   )
+  known = {"format_version", "made_by", "embeddings"}
+  if strange := sorted({*value} - known):
+    refuse(path, "a field", repr(strange[0]), ", ".join(sorted(known)))
   made_by = check(value, "", "made_by", text, "a text")
   own = check(
     value, "", "embeddings", lambda v: v is None or isinstance(v, dict), "an object, null"

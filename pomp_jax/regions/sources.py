@@ -4,6 +4,8 @@ Shapes: R regions of an image of H x W pixels.
 """
 
 from collections.abc import Iterable, Mapping
+import json
+import logging
 import os
 from typing import Any
 
@@ -26,9 +28,13 @@ from pomp_jax.regions.files import (
   refuse,
 )
 
+log = logging.getLogger(__name__)
+
 
 class RegionResults:
-  """COCO results as regions: categories are ignored, duplicates merged, scores are objectness.
+  """COCO results as regions: categories are ignored, scores are objectness.
+
+  Results of one box and one mask are one region.
 
   Attributes:
     header: None; there are no embeddings.
@@ -68,15 +74,22 @@ class RegionResults:
       RegionFileError: as `read`; the file names none of the images.
       AnnotationError: as `read`.
     """
-    boxes_alone, known = None, not self._rows
+    boxes_alone, missing, known = None, [], 0
     for image in images:
-      known |= image.key in self._rows
+      known += image.key in self._rows
+      if image.key not in self._rows:
+        missing.append(image.key)
       *_, rles = self._best(*image, most)
       if boxes_alone is None and None in rles:
         boxes_alone = image.key
-    if not known:
+    if self._rows and not known:
       found = f"about other images, such as {next(iter(self._rows))}"
       refuse(self._path, "the file", found, "results of the data set")
+    if missing:
+      log.warning(
+        "%s: results of %d of %d images; %d have none, such as %s",
+        *(self._path, known, known + len(missing), len(missing), missing[0]),
+      )
     return boxes_alone
 
   def read(self, key: str | int, height: int, width: int, most: int | None = None) -> Regions:
@@ -158,7 +171,7 @@ def _mask_box(mask_HxW: np.ndarray) -> np.ndarray:
 
 
 def _key(path: str | os.PathLike, where: str, row: Any) -> Any:
-  """Checks a result; returns its box, or else the run lengths of its mask."""
+  """Checks a result; returns its box and mask, or else the run lengths of its mask."""
   if not isinstance(row, dict):
     refuse(path, where, f"a {type(row).__name__}", "an object")
   if type(row.get("image_id")) is not int:
@@ -169,7 +182,7 @@ def _key(path: str | os.PathLike, where: str, row: Any) -> Any:
   if "bbox" in row:
     box = row["bbox"]
     if isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)):
-      return tuple(box)
+      return *box, json.dumps(row.get("segmentation"), sort_keys=True)
     refuse(path, f"bbox of {where}", repr(box), "x, y, width, height")
   mask = row.get("segmentation")
   counts = mask.get("counts") if isinstance(mask, dict) else None

@@ -127,6 +127,8 @@ def test_image_files(tmp_path):
     ("images", 0, "id", "4"),
     ("images", 0, "width", 2**40),
     ("images", 0, "file_name", "../../etc/passwd"),
+    ("images", 0, "file_name", "/etc/passwd"),
+    ("images", 0, "file_name", "gs://another-bucket/x.jpg"),
     ("annotations", 1, "image_id", 5),
     ("annotations", 1, "category_id", 3),
     ("annotations", 1, "bbox", [1, 2, 3]),

@@ -209,12 +209,15 @@ def test_training_sees_base_classes_without_crowds(root):
     (0, {"file_name": "a.png"}, "a.png"),
     (1, {"id": 0}, "segments_info"),
     (None, None, "annotations"),
+    ("images", {"id": [1]}, r"images\[0\].id"),
   ],
 )
 def test_a_bad_json_is_one_line(root, row, change, match):
   value = content()
   if row is None:
     del value["annotations"]
+  elif row == "images":
+    value["images"][0].update(change)
   else:
     annotation = value["annotations"][row]
     of_segment = change.keys() & {"id", "category_id"}

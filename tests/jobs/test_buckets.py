@@ -37,9 +37,8 @@ def local(tmp_path_factory):
   """A folder with a CLIP, images, label images, regions, and lists of names."""
   root = tmp_path_factory.mktemp("local") / "base"
   write_pixel_set(root / "pixels", "CLIP")
-  header = root / "pixels" / "regions" / "regions.json"
   # CLIP's scores alone.
-  header.write_text(json.dumps(json.loads(header.read_text()) | {"embeddings": None}))
+  RegionWriter(root / "pixels" / "regions", RegionHeader("no embeddings"))
   shutil.copytree(world.CLIP_PATH, root / "clip")
   for label, name in enumerate(NAMES):
     for split, count in (("train", 4), ("test", 2)):

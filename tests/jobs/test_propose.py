@@ -3,7 +3,6 @@
 Resumption is tested with a network that finds what the finished run has found.
 """
 
-import json
 import os
 import shutil
 
@@ -19,7 +18,7 @@ from pomp_jax.inputs import networks
 from pomp_jax.inputs.box_sets import open_box_set
 from pomp_jax.jobs import detect, propose, segment
 from pomp_jax.masks.weights import read_mask_former
-from pomp_jax.regions.files import RegionFolder
+from pomp_jax.regions.files import RegionFolder, RegionHeader, RegionWriter
 from tests.support.pixel_sets import SIZES
 from tests.support.region_jobs import (
   NETWORK,
@@ -284,8 +283,7 @@ def test_network_alone_clip_alone_and_fused_side_by_side(
   """Each as a run with exponents 0, or without embeddings, or as usual."""
   path, bare = proposed(job) / "regions", tmp_path / "bare"
   bare.mkdir()
-  header = json.loads((path / "regions.json").read_text()) | {"embeddings": None}
-  (bare / "regions.json").write_text(json.dumps(header))
+  RegionWriter(bare, RegionHeader("none of the embeddings"))
   for file in path.glob("*.npz"):
     with np.load(file) as stored:
       arrays = {field: stored[field] for field in stored.files if field != "embeddings"}

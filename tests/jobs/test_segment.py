@@ -13,6 +13,7 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from pomp_jax.clip import load_clip
+from pomp_jax.data.images import ImageError
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.inputs import region_scorer
 from pomp_jax.jobs import segment
@@ -193,6 +194,15 @@ def test_counts_of_other_prompts_or_damaged_ones_are_not_used(
   assert found["figures"] == {PROMPTS[1]: expected["figures"][PROMPTS[1]]}
   (workdir / "progress.npz").write_bytes(b"PK")
   assert run_job(config_for(region_set), workdir) == expected
+
+
+def test_a_damaged_label_image_of_an_earlier_start_is_named(region_set, segmented, copy_of):
+  workdir = copy_of(segmented)
+  (workdir / "results.json").unlink()
+  path = sorted((workdir / "labels" / "0").glob("*.png"))[0]
+  path.write_bytes(path.read_bytes()[:60])
+  with pytest.raises(ImageError, match=f"^{path}: not a readable image"):
+    run_job(config_for(region_set), workdir)
 
 
 def test_counts_of_other_files_are_not_used(region_set, tmp_path, without_report):

@@ -149,10 +149,26 @@ def test_missing_and_impossible_keys(folder):
 )
 def test_an_unusable_header(tmp_path, files, field, bad):
   value = json.loads(files["regions.json"])
+  del value["checksum"]  # files of other writers have none
   (value if field in value else value["embeddings"])[field] = bad
   (tmp_path / "regions.json").write_text(json.dumps(value))
   with pytest.raises(RegionFileError, match=field):
     RegionFolder(tmp_path)
+
+
+def test_a_flipped_bit_of_the_header_is_noticed(tmp_path, files):
+  data, path = files["regions.json"], tmp_path / "regions.json"
+  noticed = 0
+  for place in range(len(data)):
+    changed = bytearray(data)
+    changed[place] ^= 1 << place % 8
+    path.write_bytes(changed)
+    try:
+      assert RegionFolder(tmp_path).header == HEADER, data[place - 9 : place + 9]
+    except (RegionFileError, CategoryFileError) as error:
+      assert "regions.json" in str(error)
+      noticed += 1
+  assert noticed > 0.8 * len(data)
 
 
 def test_embeddings_of_another_clip():
@@ -201,6 +217,7 @@ FIELDS = st.sampled_from(sorted(ARRAYS))
 @pytest.mark.parametrize("kind", ["damaged", "edited header", "any array"])
 def test_fuzzed_files(tmp_path, files, kind):
   header = json.loads(files["regions.json"])
+  del header["checksum"]
   changes = {
     "damaged": st.sampled_from(sorted(files)).flatmap(
       lambda name: st.tuples(st.just(name), damaged([files[name]]))

@@ -40,7 +40,7 @@ def opened(tmp_path, results):
   return open_regions(path)
 
 
-def test_results_merge_duplicates_and_ignore_categories(tmp_path):
+def test_results_merge_duplicates_and_ignore_categories(tmp_path, caplog):
   regions = opened(tmp_path, RESULTS)
   found = regions.read(4, 6, 8)
   np.testing.assert_array_equal(found.boxes, [[0, 0, 8, 6], [1, 2, 4, 4]])
@@ -52,7 +52,9 @@ def test_results_merge_duplicates_and_ignore_categories(tmp_path):
   assert len(regions.read(6, 6, 8).boxes) == 0
   assert len(regions.read(4, 6, 8, 1).boxes) == 1
   four, five, nine = (ImageSize(key, 6, 8) for key in (4, 5, 9))
-  assert regions.check([five, nine]) is None and regions.check([five, four]) == 4
+  assert regions.check([five, four]) == 4 and not caplog.records
+  assert regions.check([five, nine]) is None
+  assert "results.json: results of 1 of 2 images" in caplog.text
   with pytest.raises(RegionFileError, match=r"results\.json"):
     regions.check([nine])
 
@@ -77,6 +79,10 @@ def test_boxes_and_masks_of_different_rows(tmp_path):
   found = opened(tmp_path, rows).read(5, 6, 8)
   np.testing.assert_array_equal(found.boxes, [[1, 2, 4, 4], [1, 2, 5, 4]])
   assert found.masks is None
+  # Two masks may share a box.
+  rows = [RESULTS[3] | {"bbox": [0, 0, 8, 6], "segmentation": rle(m)} for m in (MASK, ~MASK, MASK)]
+  found = opened(tmp_path, rows).read(5, 6, 8)
+  np.testing.assert_array_equal(found.masks, [MASK, ~MASK])
 
 
 @pytest.mark.parametrize(
