@@ -209,7 +209,7 @@ SAMPLERS = {
   "hierarchical": Sampler(propose_siblings, ("groups", "group_sizes")),
   "frequency": Sampler(propose_frequent, ("frequency",), reads=("mix", "power")),
   # Baselines of `posterior`, see docs/sampling.md.
-  "top": Sampler(propose_posterior, ("bank",), most_likely),
+  "top": Sampler(propose_posterior, ("bank",), most_likely, reads=()),
   "independent": Sampler(None, ("bank",)),
 }
 
@@ -252,7 +252,8 @@ def draw_negatives(
       ids_S, log_weights=jnp.full(size, weight), own_log_weights=jnp.full(labels_B.shape, weight)
     )
   q_N = sampler.propose(settings, arrays, labels_B, images_BxE)
-  q_N = settings.mix / n_classes + (1.0 - settings.mix) * q_N
+  if "mix" in sampler.reads:
+    q_N = settings.mix / n_classes + (1.0 - settings.mix) * q_N
   ids_S, log_pi_N = sampler.draw(key, q_N, size)
   return Negatives(ids_S, log_weights=-log_pi_N[ids_S], own_log_weights=-log_pi_N[labels_B])
 

@@ -198,7 +198,7 @@ def test_top_is_the_classes_of_most_mass_each_with_weight_1(n_available):
     sum(np.exp(logits[i, c] - logits[i, label]) for c in top if c != label)
     for i, label in enumerate(LABELS)
   ]
-  sampling = SamplingSettings("top", logit_scale=SCALE)
+  sampling = SamplingSettings("top", mix=1.0, logit_scale=SCALE)
   found = _denominators(sampling, 1, n_available=n_available)[0]
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
