@@ -185,11 +185,9 @@ def _check_method(settings: Settings) -> None:
 
 
 def _check_steps(settings: Settings) -> None:
-  optim, server, tracker = settings.optim, settings.prometheus, settings.log.tracker
+  optim, tracker = settings.optim, settings.log.tracker
   if optim.schedule == "epoch" and optim.warmup != int(optim.warmup):
     raise ConfigError("optim.warmup", optim.warmup, "whole epochs where optim.schedule='epoch'")
-  if server.port and not server.host:
-    raise ConfigError("prometheus.host", server.host, "an address of this machine")
   if tracker != "none" and not is_installed(tracker):
     expected = f"'none' without its package: pip install \"pomp-jax[{tracker}]\""
     raise ConfigError("log.tracker", tracker, expected)

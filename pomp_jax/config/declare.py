@@ -41,8 +41,6 @@ OLD_NAMES = {
   "prompt.visual": "prompt.visual_tokens",
   "tip.alphas": "tip.alpha_steps",
   "tip.betas": "tip.beta_steps",
-  "watch.host": "prometheus.host",
-  "watch.port": "prometheus.port",
 }
 # Fields of earlier versions in whose place there is one with another meaning.
 REPLACED = {"sampling.refresh_every": "sampling.renew"}

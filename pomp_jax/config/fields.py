@@ -234,14 +234,6 @@ class Log:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prometheus:
-  """Metrics for Prometheus, from process 0; see docs/watching.md."""
-
-  port: int = row(0, "port of the metrics server; 0: no server", between(0, 2**16 - 1))
-  host: str = row("127.0.0.1", "address of the metrics server; 0.0.0.0 opens it to the network")
-
-
-@dataclasses.dataclass(frozen=True)
 class Evaluate:
   """The job evaluate: prompts over data sets; see docs/evaluation.md."""
 
@@ -410,7 +402,6 @@ class Settings:
   eval: Eval = Eval()
   checkpoint: Checkpoint = Checkpoint()
   log: Log = Log()
-  prometheus: Prometheus = Prometheus()
   evaluate: Evaluate = Evaluate()
   analyse: Analyse = Analyse()
   predict: Predict = Predict()

@@ -30,8 +30,6 @@ _FREE_FIELDS = (
   "log.every",
   "log.tracker",
   "profile_steps",
-  "prometheus.port",
-  "prometheus.host",
   "checkpoint.every",
   "checkpoint.keep",
   "data.threads",

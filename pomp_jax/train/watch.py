@@ -4,16 +4,14 @@ Metrics of a step are read while a later window of steps runs: the host never wa
 that the device has yet to compute, except where the loop must know it (before a checkpoint).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 import contextlib
 import logging
 import math
-from typing import Any, SupportsFloat
+from typing import Any
 
 import jax
 import optax
-from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import GaugeMetricFamily
 
 from pomp_jax import hosts
 from pomp_jax.config import Settings
@@ -33,8 +31,6 @@ _WAIT_RATIO, _STARVED_RATIO = 1 / 3, 1 / 2
 # Steps that the host starts ahead of the device. One keeps it busy; a run that is asked to stop
 # waits for all of them.
 _AHEAD = 2
-# Timeout of a Prometheus client that sends no request.
-_CLIENT_SECONDS = 5.0
 # Weight of a step in the running mean loss, and the steps before which no loss counts as a spike.
 _WEIGHT, _STEPS_BEFORE = 0.05, 20
 
@@ -113,7 +109,7 @@ class Watch(contextlib.AbstractContextManager):
     rate: optax.Schedule,
     tracker: Tracker | None = None,
   ):
-    """Opens the scalars, the progress bar and the endpoint.
+    """Opens the scalars and the progress bar.
 
     Args:
       config: settings of the run.
@@ -124,11 +120,9 @@ class Watch(contextlib.AbstractContextManager):
       rate: learning-rate schedule, for the log.
       tracker: gets the scalars too.
     """
-    self._config, self._check, self._total, self._rate = config, check, total, rate
-    writes, serves = hosts.is_first(), config.prometheus
-    self._metrics = MetricsWriter(folder.path, first + 1, tracker) if writes else None
+    self._config, self._check, self._rate = config, check, rate
+    self._metrics = MetricsWriter(folder.path, first + 1, tracker) if hosts.is_first() else None
     self._progress = Progress(total, first, "step")
-    self._endpoint = _endpoint(serves.host, serves.port) if writes and serves.port else None
     self._trace = Trace(folder.path / "profile", config.profile_steps or None, first)
     self._pending: list[tuple[int, dict]] = []
     self._done_step = first
@@ -177,8 +171,6 @@ class Watch(contextlib.AbstractContextManager):
   def __exit__(self, *exception: object) -> None:
     self._trace.__exit__(*exception)
     self._progress.close()
-    if self._endpoint is not None:
-      self._endpoint.__exit__(*exception)
     if self._metrics is not None:
       self._metrics.close()
 
@@ -210,7 +202,7 @@ class Watch(contextlib.AbstractContextManager):
       self._warn_if_input_bound(self._own, step)
 
   def _write(self, step: int, means: dict[str, float], own: dict[str, float]) -> None:
-    """Writes scalars, progress and the endpoint, with the latest posts of the other processes."""
+    """Writes scalars and progress, with the latest posts of the other processes."""
     figures = own | {"images_per_second": means["images_per_second"] / jax.process_count()}
     hosts.post("watch", figures)
     if self._metrics is None:
@@ -227,11 +219,6 @@ class Watch(contextlib.AbstractContextManager):
       loss=means["loss"],
       accuracy=f"{100 * means['accuracy']:.1f}%",
     )
-    if self._endpoint is not None:
-      # The throughputs of the processes add up to that of the run.
-      of_run = {"step": step, "steps_planned": self._total} | means
-      of_run.pop("images_per_second")
-      self._endpoint.publish(of_run, processes)
 
   def _warn_if_input_bound(self, own: dict[str, float], step: int) -> None:
     wait, starved = own["data_wait_ratio"], own["starved_ratio"]
@@ -247,62 +234,3 @@ class Watch(contextlib.AbstractContextManager):
 
 def _is_done(metrics: dict[str, jax.Array]) -> bool:
   return all(leaf.is_ready() for leaf in metrics.values())
-
-
-class Endpoint(contextlib.AbstractContextManager):
-  """Serves gauges `pomp_NAME` to Prometheus, with a label `process` for those of a process."""
-
-  def __init__(self, host: str, port: int):
-    """Listens from now on at `port`, 0 for any free one; each open connection has a thread.
-
-    Raises:
-      OSError: it can't listen there.
-      UnicodeError: the host is not a name.
-    """
-    self._of_run: Mapping[str, SupportsFloat] = {}
-    self._of_processes: Mapping[int, Mapping[str, SupportsFloat]] = {}
-    registry = CollectorRegistry()
-    registry.register(self)
-    self._server, self._thread = start_http_server(port, host, registry)
-    # Clients that send no request are dropped silently.
-    handler = self._server.RequestHandlerClass
-    self._server.RequestHandlerClass = type("Handler", (handler,), {"timeout": _CLIENT_SECONDS})
-    self._server.handle_error = lambda *_: None
-    self.port = self._server.server_port
-
-  def publish(
-    self,
-    of_run: Mapping[str, SupportsFloat],
-    of_processes: Mapping[int, Mapping[str, SupportsFloat]],
-  ) -> None:
-    """Replaces the figures of the run and of each process, by name; no name is in both."""
-    self._of_run, self._of_processes = of_run, of_processes
-
-  def collect(self) -> Iterator[GaugeMetricFamily]:
-    """Yields the gauges; called by the registry for each request."""
-    for name, value in self._of_run.items():
-      yield GaugeMetricFamily(f"pomp_{name}", name, value=value)
-    for name in dict.fromkeys(name for of_one in self._of_processes.values() for name in of_one):
-      gauge = GaugeMetricFamily(f"pomp_{name}", name, labels=["process"])
-      for process, of_one in self._of_processes.items():
-        if name in of_one:
-          gauge.add_metric([str(process)], of_one[name])
-      yield gauge
-
-  def __exit__(self, *exception: object) -> None:
-    self._server.shutdown()
-    self._server.server_close()
-    self._thread.join()
-
-
-def _endpoint(host: str, port: int) -> Endpoint | None:
-  try:
-    endpoint = Endpoint(host, port)
-  except (OSError, UnicodeError) as error:
-    # Only a warning: the port may belong to an earlier run that is about to end.
-    log.warning(
-      "prometheus.port=%d: can't listen on %s (%s); no metrics are served", port, host, error
-    )
-    return None
-  log.info("metrics for Prometheus: http://%s:%d/metrics", host, endpoint.port)
-  return endpoint

@@ -12,7 +12,6 @@ import itertools
 import json
 import pathlib
 import shutil
-import socket
 from typing import Any
 
 import jax
@@ -148,7 +147,6 @@ SAME = {
   **{"on_bad_loss": "roll_back", "loss_spike": 1e9, "max_roll_backs": 5},
   **{"checkpoint.every": 4, "checkpoint.keep": 1, "checkpoint.on_failure": "retry"},
   **{"log.every": 1, "log.tracker": "wandb", "profile_steps": "2+2"},
-  **{"prometheus.port": 1, "prometheus.host": "localhost"},  # a free port
 }
 # What is run, which of its checkpoints is the prompt (tests/jobs/test_pretrain.py), and fields of
 # other jobs and of methods that don't learn by steps.
@@ -380,15 +378,11 @@ def test_another_order_of_the_sums_learns_the_same(folders, tmp_path, beside):
 
 def test_fields_that_do_not_matter_leave_every_bit(reached, folders, tmp_path):
   shutil.copytree(folders["FEATURES"], tmp_path / "features")
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    port = free.getsockname()[1]
   changed = SAME | {
     "data.root": "",
     "data.cache": str(tmp_path / "labels"),
     "data.feature_cache": str(tmp_path / "features"),
     "eval.cache": str(tmp_path / "class features"),
-    "prometheus.port": port,
   }
   assert _difference(reached({}), reached(changed)) == ([], {})
   # A set of images that has moved.

@@ -1,15 +1,12 @@
-"""Metrics of a running training: what is measured, what Prometheus reads, profiles."""
+"""Metrics of a running training: what is measured, the warning of an input-bound run, profiles."""
 
 import logging
 import re
-import socket
 import types
-import urllib.request
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from prometheus_client.parser import text_string_to_metric_families
 import pytest
 
 from pomp_jax.config import ConfigError, validate
@@ -18,8 +15,7 @@ from pomp_jax.train import meter as meter_module
 from pomp_jax.train import watch as watch_module
 from pomp_jax.train.batches import input_remedy
 from pomp_jax.train.meter import Meter, memory
-from pomp_jax.train.watch import Endpoint, Watch
-from tests.support.processes import reserved_port
+from pomp_jax.train.watch import Watch
 from tests.support.small_run import settings, small_config, trained
 
 
@@ -161,78 +157,15 @@ def test_scalars_of_a_window(watch, tmp_path):
   assert scalars["process_memory_bytes"][1][0] > 0
 
 
-def scraped(port):
-  """(name, labels) -> value, parsed by Prometheus' own client."""
-  with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
-    text = answer.read().decode()
-  samples = {}
-  for family in text_string_to_metric_families(text):
-    assert family.type == "gauge"
-    samples |= {(one.name, *one.labels.items()): one.value for one in family.samples}
-  return samples
-
-
-def test_gauges_of_the_run_and_of_its_processes(monkeypatch):
-  monkeypatch.setattr(watch_module, "_CLIENT_SECONDS", 0.3)
-  run = {"step": 7, "loss": 1.5e-7, "big": 2.0**70, "a": float("nan"), "b": float("-inf")}
-  with Endpoint("127.0.0.1", 0) as endpoint:
-    assert scraped(endpoint.port) == {}
-    endpoint.publish(run, {0: {"step_seconds": 0.5, "memory": 3}, 1: {"step_seconds": 0.25}})
-    # A client that sends no request is dropped, and blocks nobody else.
-    with socket.create_connection(("127.0.0.1", endpoint.port), timeout=60) as silent:
-      found = scraped(endpoint.port)
-      assert silent.recv(1) == b""
-  for name, value in run.items():
-    np.testing.assert_equal(found.pop((f"pomp_{name}",)), value)
-  assert found == {
-    ("pomp_step_seconds", ("process", "0")): 0.5,
-    ("pomp_step_seconds", ("process", "1")): 0.25,
-    ("pomp_memory", ("process", "0")): 3,
-  }
-  with pytest.raises(OSError):
-    socket.create_connection(("127.0.0.1", endpoint.port), timeout=1)
-
-
-def test_a_run_serves_metrics_and_leaves_a_profile(tmp_path, monkeypatch):
-  samples = {}
-  step = Watch.step
-
-  def scraping(self, number, metrics):
-    step(self, number, metrics)
-    if number == 7:
-      samples.update(scraped(port))
-
-  monkeypatch.setattr(Watch, "step", scraping)
-  with reserved_port() as port:
-    changes = {"profile_steps": "3+4", "checkpoint.every": 10, "prometheus.port": port}
-    trained(small_config(steps=10, **changes), tmp_path)
-  loss = dict(zip(*RunFolder(tmp_path).scalars()["loss"], strict=True))
-  assert samples["pomp_loss",] == pytest.approx(loss[samples["pomp_step",]], rel=1e-6)
-  assert samples["pomp_steps_planned",] == 10
-  assert samples["pomp_step_seconds", ("process", "0")] > 0
-  assert samples["pomp_images_per_second", ("process", "0")] > 0
+def test_a_run_leaves_a_profile(tmp_path):
+  trained(small_config(steps=10, profile_steps="3+4", **{"checkpoint.every": 10}), tmp_path)
   (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
   assert trace.stat().st_size > 1000
 
 
-def test_a_taken_port_is_a_warning(tmp_path, warnings):
-  with socket.socket() as listener:
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
-    port = listener.getsockname()[1]
-    with opened(tmp_path, **{"prometheus.port": port}):
-      pass
-  (line,) = warnings()
-  assert f"prometheus.port={port}" in line
-
-
 @pytest.mark.parametrize(
   ("field", "value"),
-  [
-    ("prometheus.port", -1),
-    ("prometheus.port", 65536),
-    *(("profile_steps", text) for text in ("20", "30+20", "0+1", "a+b", "1+2+3", "20-30", "+3")),
-  ],
+  [("profile_steps", text) for text in ("20", "30+20", "0+1", "a+b", "1+2+3", "20-30", "+3")],
 )
 def test_wrong_fields(field, value):
   with pytest.raises(ConfigError, match=rf"config\.{field}: got"):
