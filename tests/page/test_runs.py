@@ -91,6 +91,13 @@ def test_tables_and_curves_of_a_training(root):
   assert runs.read_plot(run, "../plots/accuracy.png") is runs.read_plot(run, "a\0b") is None
 
 
+def test_names_of_predicted_files(root):
+  best = [{"name": "star", "probability": 0.75}, {"name": "leaf", "probability": 0.125}]
+  write_run(root / "predicted", job="predict", images={"a.png": best})
+  (table,), _ = runs.tables(runs.find_runs(root)["predicted"])
+  assert table.rows == [["a.png", "star 75.0%, leaf 12.5%"]]
+
+
 def test_tables_are_folded_below_a_report(root):
   rows = (Row("{}.", (1.5,)),)
   (root / "demo" / "results.md").write_text(markdown([Table("Top-1", "prompt", ("base",), rows)]))

@@ -91,11 +91,19 @@ def test_boxes_and_masks_of_different_rows(tmp_path):
     ("score", -3.5),
     ("bbox", [1, 2, 3]),
     ("bbox", [1, 2, 3, float("nan")]),
+    ("image_id", "4"),
+    ("bbox", None),
   ],
 )
 def test_an_unusable_result(tmp_path, key, bad):
   with pytest.raises(RegionFileError, match=f"{key} of result 1|result 1"):
     opened(tmp_path, [RESULTS[0], RESULTS[1] | {key: bad}])
+
+
+@pytest.mark.parametrize("bad", [{}, [3], [{"image_id": 4, "score": 0.5, "segmentation": {}}]])
+def test_no_results(tmp_path, bad):
+  with pytest.raises(RegionFileError, match=r"results\.json"):
+    opened(tmp_path, bad)
 
 
 def test_a_region_outside_its_image(tmp_path):
