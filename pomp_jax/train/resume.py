@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config import FIELDS, JOBS, ConfigError, Settings
+from pomp_jax.config import JOBS, ConfigError, Settings
 from pomp_jax.config.declare import current_names
 from pomp_jax.config.fields import flatten
 from pomp_jax.files.checkpoints import Checkpoints, Restored
@@ -65,16 +65,15 @@ def check_same_run(config: Settings, folder: RunFolder, may_change: Callable[[st
   if not hosts.is_first() or not folder.config.exists():
     return
   now = config.flat()
-  # A field that is newer than the run has had its default.
-  defaults = {name: field.default for name, field in FIELDS.items()}
-  before = defaults | current_names(flatten(read_json(folder.config)))
+  before = current_names(flatten(read_json(folder.config)))
   if "sampling.refresh_every" in before:
     # Before the rolling bank. Runs without a bank don't read these; checkpoints with one don't fit.
     before |= {field: now[field] for field in ("sampling.renew", "sampling.bank_dtype")}
-  for field, value in {"optim.clip_norm": 0.0, "checkpoint.select": "last"}.items():
-    before.setdefault(field, value)  # before this field
+  # Values of fields that are newer than the run.
+  added = {"optim.clip_norm": 0.0, "checkpoint.select": "last", "data.upright": False}
+  before = added | before
   for field, value in now.items():
-    stored = before[field]
+    stored = before.get(field)
     stored = tuple(stored) if isinstance(stored, list) else stored
     if stored != value and not may_change(field):
       raise ConfigError(
