@@ -59,11 +59,6 @@ def test_the_published_recipe_trains_on_the_published_classes():
   assert config.prepare.names == config.data.names and config.prepare.held_out == 50
 
 
-def test_twenty_epochs_online_see_no_view_twice():
-  assert get("imagenet21k_vit_b16", "m=16,epochs=20").data.view_epochs == 0
-  assert get("imagenet21k_vit_b16", "cache=F,fresh=5,features=cached").data.view_epochs == 5
-
-
 @pytest.mark.parametrize("phase", rehearsal.PHASES)
 def test_a_phase_is_the_recipe_but_for_these_fields(phase, tmp_path):
   for name in ("records", "features", "train"):

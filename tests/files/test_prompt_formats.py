@@ -49,6 +49,8 @@ class TestSafetensors:
       assert set(file.metadata()) == {*METADATA, "crc32"}
       assert list(file.keys()) == ["context"]
       np.testing.assert_array_equal(file.get_tensor("context"), CONTEXT.T)
+    # Files of others have no checksum.
+    np.testing.assert_array_equal(load_prompt(write_safetensors(path)).context, CONTEXT)
 
   @pytest.mark.parametrize(
     ("changes", "parts"),
@@ -64,19 +66,6 @@ class TestSafetensors:
   def test_a_bad_file_is_refused_by_field(self, tmp_path, changes, parts):
     message = refusal(write_safetensors(tmp_path / "p.safetensors", **changes))
     assert all(part in message for part in parts), message
-
-  def test_a_flipped_bit_is_no_other_context(self, tmp_path):
-    """The format has no checksum; ours stands in the metadata. Files without one are read."""
-    path = tmp_path / "prompt.safetensors"
-    save_prompt(path, Prompt(CONTEXT, "a/clip"))
-    content = path.read_bytes()
-    crc32 = content.index(b'"crc32":"') + len('"crc32":"')
-    for where in (-1, -17, content.index(b"a/clip"), crc32):
-      flipped = bytearray(content)
-      flipped[where] ^= 1
-      path.write_bytes(flipped)
-      assert "crc32 is " in refusal(path)
-    np.testing.assert_array_equal(load_prompt(write_safetensors(path)).context, CONTEXT)
 
 
 class TestTorch:

