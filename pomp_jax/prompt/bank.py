@@ -99,7 +99,8 @@ class Bank(struct.PyTreeNode):
     q_BxR = jnp.where(other_BxR, mix / (self.n_classes - 1) + (1.0 - mix) * shares_BxR, 0.0)
     # Inverse of the distribution function: first the device, then the class among its rows.
     ends_BxR = jnp.cumsum(q_BxR, axis=1)
-    totals_DxB, device = ends_BxR[None, :, -1], 0
+    totals_DxB = ends_BxR[None, :, -1]
+    device: jax.Array | int = 0
     if self.sharded:
       positions_BxS = jax.lax.all_gather(positions_BxS, DATA, tiled=True)
       totals_DxB = jax.lax.all_gather(totals_DxB, (DATA, CLASS), tiled=True)
@@ -109,7 +110,8 @@ class Bank(struct.PyTreeNode):
     start_B = jnp.where(device > 0, ends_DxB[device - 1], 0.0)
     mine_BxS = (places_BxS >= start_B[:, None]) & (places_BxS < ends_DxB[device][:, None])
     inner_BxS = places_BxS - start_B[:, None]
-    rows_BxS = jax.vmap(lambda *one: jnp.searchsorted(*one, side="right"))(ends_BxR, inner_BxS)
+    find = lambda ends_R, places_S: jnp.searchsorted(ends_R, places_S, side="right")
+    rows_BxS = jax.vmap(find)(ends_BxR, inner_BxS)
     # Rounding may lead beyond the last class.
     last_row = jnp.clip(self.n_classes - self._first_row(), 1, len(self.rows)) - 1
     rows_BxS = jnp.minimum(rows_BxS, last_row).astype(jnp.int32)
