@@ -12,7 +12,7 @@ import traceback
 from absl import flags
 
 from pomp_jax.config.checks import value_of_text
-from pomp_jax.config.declare import OLD_NAMES, REPLACED, ConfigError, check_name, name_of_type
+from pomp_jax.config.declare import ConfigError, check_name, name_of_type
 from pomp_jax.config.fields import FIELDS, Settings
 from pomp_jax.config.packaged import packaged_configs, summary
 from pomp_jax.config.registry import JOBS
@@ -69,9 +69,6 @@ def _unknown_key(error: AttributeError | KeyError) -> str:
   if not found:
     return where + " ".join(message.split())
   name = found[1]
-  for old, new in (OLD_NAMES | REPLACED).items():
-    if name in old.split("."):
-      return f"{where}unknown field {name} (config.{old} is config.{new} now)"
   parts: dict[str, str] = {}  # group or last part of a field -> its whole name, the first of equal
   for field in FIELDS:
     group, _, last = field.rpartition(".")
@@ -100,8 +97,6 @@ def page() -> str:
     ]
   lines += ["", "## Jobs", "", "| `config.job` | what |", "| --- | --- |"]
   lines += [f"| `{name}` | {job.help} |" for name, job in JOBS.items()]
-  lines += ["", "## Renamed fields", "", "| before | now |", "| --- | --- |"]
-  lines += [f"| `{old}` | `{new}` |" for old, new in (OLD_NAMES | REPLACED).items()]
   return "\n".join(lines) + "\n"
 
 

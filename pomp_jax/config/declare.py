@@ -25,38 +25,11 @@ class ConfigError(InputError):
 
 
 class UnknownFieldError(ConfigError):
-  """A field that does not exist: one line with its name, and the nearest or the new one."""
+  """A field that does not exist: one line with its name, and a hint such as the nearest one."""
 
   def __init__(self, field: str, hint: str = ""):
     InputError.__init__(self, f"unknown field config.{printable(field)}{hint}")
     self.field = field
-
-
-# Fields and values of earlier versions, and what replaced them.
-OLD_NAMES = {
-  "clip.images_at_a_time": "clip.image_chunk",
-  "clip.keep": "clip.remat",
-  "data.fresh_epochs": "data.view_epochs",
-  "evaluate.reader": "evaluate.source",
-  "prompt.visual": "prompt.visual_tokens",
-  "tip.alphas": "tip.alpha_steps",
-  "tip.betas": "tip.beta_steps",
-}
-# Fields of earlier versions in whose place there is one with another meaning.
-REPLACED = {"sampling.refresh_every": "sampling.renew"}
-OLD_VALUES = {
-  ("clip.remat", "activations"): "none",
-  ("data.source", "made_up"): "synthetic",
-}
-
-
-def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
-  """Stored values by dotted names, with names and values of earlier versions replaced."""
-  renamed = {OLD_NAMES.get(field, field): value for field, value in values.items()}
-  return {
-    field: OLD_VALUES.get((field, value), value) if isinstance(value, str) else value
-    for field, value in renamed.items()
-  }
 
 
 class Check(NamedTuple):
@@ -166,16 +139,13 @@ def check_value(field: str, check: Check, value: Any) -> None:
     if isinstance(text, str) and (problem := problem_of(text)):
       raise ConfigError(field, text, problem)
   if not check.accepts(value):
-    new = OLD_VALUES.get((field, value)) if isinstance(value, str) else None
-    near = [new] if new else difflib.get_close_matches(str(value), check.choices, 1)
+    near = difflib.get_close_matches(str(value), check.choices, 1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise ConfigError(field, value, check.expected + hint)
 
 
 def check_name(field: str, known: Mapping[str, Any] | set[str]) -> None:
   """Raises UnknownFieldError for a field that does not exist, with the nearest name."""
-  if now := (OLD_NAMES | REPLACED).get(field):
-    raise UnknownFieldError(field, f" (it is config.{now} now)")
   if field not in known:
     # The last part alone finds `config.lr` for `config.optim.lr`.
     near = difflib.get_close_matches(field, known, 1, 0.6) or [

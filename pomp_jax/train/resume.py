@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.config import JOBS, ConfigError, Settings
-from pomp_jax.config.declare import current_names
+from pomp_jax.config import FIELDS, JOBS, ConfigError, Settings
+from pomp_jax.config.declare import UnknownFieldError
 from pomp_jax.config.fields import flatten
 from pomp_jax.files.checkpoints import Checkpoints, Restored
 from pomp_jax.files.run_folder import RunFolder, read_json
@@ -58,20 +58,19 @@ def check_same_run(config: Settings, folder: RunFolder, may_change: Callable[[st
   """Compares the config of this start with that of the run in a folder, if there is one.
 
   Raises:
-    ConfigError: the first field with another value for which `may_change` is false.
+    ConfigError: the first field with another value, or that this version lacks, for which
+      `may_change` is false.
     RunFolderError: `config.json` can't be read.
   """
   # Process 0's folder: the other hosts may have another disk there.
   if not hosts.is_first() or not folder.config.exists():
     return
   now = config.flat()
-  before = current_names(flatten(read_json(folder.config)))
-  if "sampling.refresh_every" in before:
-    # Before the rolling bank. Runs without a bank don't read these; checkpoints with one don't fit.
-    before |= {field: now[field] for field in ("sampling.renew", "sampling.bank_dtype")}
-  # Values of fields that are newer than the run.
-  added = {"optim.clip_norm": 0.0, "checkpoint.select": "last", "data.upright": False}
-  before = added | before
+  before = flatten(read_json(folder.config))
+  for field in before:
+    if field not in FIELDS and not may_change(field):
+      hint = f" in {folder.config}, which another version wrote (start with another --workdir)"
+      raise UnknownFieldError(field, hint)
   for field, value in now.items():
     stored = before.get(field)
     stored = tuple(stored) if isinstance(stored, list) else stored

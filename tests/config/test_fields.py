@@ -1,4 +1,4 @@
-"""The table of fields: typed, frozen, with the names of earlier versions in the errors."""
+"""The table of fields: typed and frozen."""
 
 import pathlib
 import re
@@ -8,7 +8,6 @@ import pytest
 
 from pomp_jax.config import FIELDS, ConfigError, Settings, base, unpack, validate, with_argument
 from pomp_jax.config.command_line import help_text, page
-from pomp_jax.config.declare import OLD_NAMES, OLD_VALUES, REPLACED, current_names
 from pomp_jax.config.fields import flatten
 
 
@@ -26,21 +25,6 @@ def test_defaults_are_valid_and_survive_the_config_file():
 def test_unknown_fields_and_other_types_are_refused(field, value):
   with pytest.raises(ConfigError, match=rf"config\.{field}"):
     Settings().replace({field: value})
-
-
-@pytest.mark.parametrize("old,new", (OLD_NAMES | REPLACED).items())
-def test_the_error_for_an_old_name_has_the_new_one(old, new):
-  with pytest.raises(ConfigError, match=rf"config\.{old} .*config\.{new} now"):
-    Settings().replace({old: 1})
-  assert new in FIELDS
-
-
-@pytest.mark.parametrize("field,old", OLD_VALUES)
-def test_the_error_for_an_old_value_has_the_new_one(field, old):
-  new = OLD_VALUES[field, old]
-  with pytest.raises(ConfigError, match=rf"config\.{field}: got '{old}'.*'{new}'"):
-    validate(Settings().replace({field: old}))
-  assert current_names({field: old}) == {field: new}
 
 
 def test_the_page_is_generated_from_the_table():

@@ -89,34 +89,18 @@ def test_another_layout_and_a_missing_file_are_refused(
   assert not (tmp_path / "run").exists()
 
 
-# A folder of an earlier version, whose fields had other names, is resumed.
-
-
-def _folder(path):
-  """A folder with the config of before: old names, and a bank that was made anew."""
-  stored = Settings().to_dict()
-  clip, sampling = dict(stored["clip"]), dict(stored["sampling"])
-  clip["keep"], clip["images_at_a_time"] = "activations", clip.pop("image_chunk")
-  del clip["remat"], sampling["renew"], sampling["bank_dtype"]
-  sampling["refresh_every"] = 50
-  (path / "config.json").write_text(json.dumps(stored | {"clip": clip, "sampling": sampling}))
-  return RunFolder(path)
-
-
-def test_a_run_of_before_is_the_same_run(tmp_path):
-  """Even one from before a job, whose fields do not matter to other jobs."""
-  config, folder = Settings().replace({"clip.remat": "none"}), _folder(tmp_path)
-  check_same_run(config, folder, may_change)
-  # Another value under an old name is another run.
-  with pytest.raises(ConfigError, match=r"clip\.remat"):
-    check_same_run(config.replace({"clip.remat": "layers"}), folder, may_change)
-  stored = json.loads(folder.config.read_text())
-  for job in ("train_masks", "propose", "regions"):
-    del stored[job]
+def test_the_config_of_another_version(tmp_path):
+  """Fields that it has or lacks are errors where they matter to a training."""
+  config, folder, stored = Settings(), RunFolder(tmp_path), Settings().to_dict()
+  del stored["train_masks"]
+  stored["evaluate"]["reader"] = "coop"
   folder.config.write_text(json.dumps(stored))
   check_same_run(config, folder, may_change)
-  # A field that a stored config lacks is another value.
-  del stored["data"]["test_share"]
+  share = stored["data"].pop("test_share")
   folder.config.write_text(json.dumps(stored))
   with pytest.raises(ConfigError, match=r"data\.test_share"):
+    check_same_run(config, folder, may_change)
+  stored["data"]["test_share"], stored["clip"]["keep"] = share, "activations"
+  folder.config.write_text(json.dumps(stored))
+  with pytest.raises(ConfigError, match=r"unknown field config\.clip\.keep in .*config\.json"):
     check_same_run(config, folder, may_change)
