@@ -47,8 +47,9 @@ def sections():
 
 
 TIP_SETS = rows_of(sections()["Tip-Adapter by data set"])
+SHARED = rows_of(sections()["Shared values"])
 RECIPES = {
-  name: [Row(*cells) for cells in rows_of(text)]
+  name: [Row(*cells) for cells in SHARED * ("(#shared-values)" in text) + rows_of(text)]
   for name, text in sections().items()
   if text.startswith("\n\n`configs/")
 }
