@@ -22,19 +22,16 @@ IFS=, read -ra gpus <<< "${gpus:-$(seq -s , 0 $((PROCESSES - 1)))}"
 prepare_venv requirements.txt
 prepare_gpu
 main=("$VENV/bin/python" -m pomp_jax.main "$@")
-if ((PROCESSES == 1)); then
-  exec "${main[@]}"
-fi
+((PROCESSES > 1)) || exec "${main[@]}"
 
 # A port that is free now, and below those that any program may be given: process 0 takes seconds
 # until it listens there.
 port="$("$VENV/bin/python" -c '
 import random, socket
 for port in random.sample(range(20000, 30000), 1000):
-  with socket.socket() as caller:
-    if caller.connect_ex(("127.0.0.1", port)):
-      print(port)
-      break')"
+  if socket.socket().connect_ex(("127.0.0.1", port)):
+    break
+print(port)')"
 processes=() signalled=''
 # A signal before all processes are started is noted, and sent to all of them later.
 trap 'signalled=1' TERM INT HUP
@@ -43,15 +40,11 @@ for ((index = 0; index < PROCESSES; index++)); do
     --coordinator="127.0.0.1:$port" --num_processes="$PROCESSES" --process_id="$index" &
   processes+=($!)
 done
-forward() {
-  signalled=1
-  kill -TERM "${processes[@]}" 2>/dev/null || true
-}
+forward() { signalled=1 && { kill -TERM "${processes[@]}" 2> /dev/null || true; }; }
 trap forward TERM INT HUP
 [[ -z "$signalled" ]] || forward
 
-# The first non-zero status. The processes end each other, so none is left waiting.
-status=0
+status=0 # the first that is not zero; the processes end each other, so none is left waiting
 for process in "${processes[@]}"; do
   # A signal interrupts the wait: wait again, even for a process that has ended meanwhile.
   while signalled='' code=0; do

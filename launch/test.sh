@@ -16,11 +16,10 @@ prepare_venv requirements-test.txt
 tier=first
 if [[ "${1:-}" == --all ]]; then
   tier='first and second'
-  shift
-  set -- -m '' "$@"
+  set -- -m '' "${@:2}"
 fi
 status=0
 "$VENV/bin/python" -m pytest --numprocesses 2 --dist worksteal "$@" || status=$?
-commit="$(git describe --always --dirty 2> /dev/null || true)"
+commit="$(git describe --always --dirty 2> /dev/null)" || commit=unknown
 echo "== tests of the $tier tier: status $status in $SECONDS s, commit $commit"
 exit "$status"

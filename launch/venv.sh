@@ -5,39 +5,24 @@
 #              python3.14, python3.13, python3.12 and python3.11
 # CONSTRAINTS  a file that pins releases of packages, such as launch/lowest.txt; default: none
 # shellcheck shell=bash
-[[ "${1:-}" != --help ]] || exec sed -nE '/^#!/d;/^(# shellcheck|#?[^# ]|$)/q;s/^# ?//p' "$0"
-
 VENV="${VENV:-.venv}"
 CONSTRAINTS="${CONSTRAINTS:-}"
-# Python: whether JAX has a plugin for an accelerator; they share a namespace package.
-HAS_PLUGIN='import importlib.util as u, sys; sys.exit(u.find_spec("jax_plugins") is None)'
 
-fail() {
-  echo "$0: $1" >&2
-  exit 1
-}
+fail() { echo "$0: $1" >&2; exit 1; }
 
 # Whether the interpreter $1 is new enough and can make virtual environments.
 suits() {
-  "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+  "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' > /dev/null 2>&1
 }
 
 # Prints the interpreter to use.
 find_python() {
-  if [[ -n "${PYTHON:-}" ]]; then
-    suits "$PYTHON" || fail "PYTHON=$PYTHON is not a Python 3.11 or newer with its venv module"
-    echo "$PYTHON"
-    return
-  fi
-  local candidate
-  for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
-    if suits "$candidate"; then
-      echo "$candidate"
-      return
-    fi
+  local candidate candidates=(python3 python3.14 python3.13 python3.12 python3.11)
+  [[ -z "${PYTHON:-}" ]] || candidates=("$PYTHON")
+  for candidate in "${candidates[@]}"; do
+    if suits "$candidate"; then echo "$candidate" && return; fi
   done
-  local debian="on Debian: apt install python3-venv"
-  fail "no Python 3.11 or newer with its venv module ($debian); set PYTHON"
+  fail "no Python 3.11 or newer with venv (Debian: python3-venv) among ${candidates[*]}; set PYTHON"
 }
 
 # Installs what the arguments name, in the releases that CONSTRAINTS allows.
@@ -46,27 +31,22 @@ pip_install() {
     ${CONSTRAINTS:+--constraint "$CONSTRAINTS"} "$@"
 }
 
-# Prints the requirements and constraints. A copy in the environment says that they are installed.
-wanted() {
-  cat requirements*.txt ${CONSTRAINTS:+"$CONSTRAINTS"}
-}
-
 # Makes the environment unless it exists, and installs the requirement file $1 and those it includes
-# unless they are installed.
+# unless they are installed, as the copy of them in the environment says.
 prepare_venv() {
-  local requirements="$1" stamp="$VENV/installed-$1" python
+  local requirements="$1" stamp="$VENV/installed-$1" python wanted
+  wanted="$(cat requirements*.txt ${CONSTRAINTS:+"$CONSTRAINTS"})"
   if [[ ! -x "$VENV/bin/python" ]]; then
     python="$(find_python)"
     echo "Making $VENV with $("$python" --version)" >&2
     "$python" -m venv "$VENV"
   fi
   suits "$VENV/bin/python" || fail "$VENV is broken or older than Python 3.11; remove it"
-  if ! wanted | cmp -s - "$stamp"; then
+  if [[ "$wanted" != "$(cat "$stamp" 2> /dev/null)" ]]; then
     echo "Installing $requirements into $VENV" >&2
-    "$VENV/bin/python" -m pip --version >/dev/null 2>&1 ||
-      "$VENV/bin/python" -m ensurepip >/dev/null
+    "$VENV/bin/python" -m pip --version &> /dev/null || "$VENV/bin/python" -m ensurepip > /dev/null
     pip_install -r "$requirements"
-    wanted > "$stamp"
+    echo "$wanted" > "$stamp"
   fi
 }
 
@@ -76,9 +56,7 @@ prepare_gpu() {
   local driver extra=cuda13
   if [[ "${JAX_PLATFORMS:-}" == cpu* || -z "${CUDA_VISIBLE_DEVICES-all}" ]] ||
     ! driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2> /dev/null)" ||
-    "$VENV/bin/python" -c "$HAS_PLUGIN"; then
-    return
-  fi
+    "$VENV/bin/python" -c 'import jax_plugins' 2> /dev/null; then return; fi
   # CUDA 13 needs driver 580.
   ((${driver%%.*} >= 580)) || extra=cuda12
   echo "Installing jax[$extra] for this machine's GPU into $VENV" >&2

@@ -7,14 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support.fake_gcloud import (
-  ROOT,
-  calls,
-  make_cloud,
-  pod,
-  start,
-  wait_for,
-)
+from tests.support.fake_gcloud import ROOT, calls, make_cloud, pod, start, wait_for
 
 _MACHINES = ["--name=pomp", "--zone=us-central2-b", "--type=v4-32"]
 POD = [*_MACHINES, "--mount=true"]
@@ -46,7 +39,7 @@ def test_a_dry_run_prints_each_command_and_runs_none(cloud):
   starts = [i for i, word in enumerate(words) if word == "gcloud"] + [len(words)]
   commands = [words[a:b] for a, b in zip(starts, starts[1:], strict=False)]
   verbs = [command[4] for command in commands]
-  assert verbs == ["create", "ssh", "scp", *["ssh"] * 4, "delete"]
+  assert verbs == ["create", "ssh", "scp", *["ssh"] * 3, "delete"]
   assert all("--zone=us-central2-b" in command for command in commands)
   assert all("--project=p" in command for command in commands)
   assert {"--node-id=pomp", "--accelerator-type=v4-32", "--spot"} <= set(commands[0])
@@ -61,7 +54,7 @@ def test_arguments_arrive_as_they_are(cloud):
   assert found == ["-m", "pomp_jax.main", *NASTY]
   assert not list(cloud.rglob("evil*"))
   assert not (ROOT / "evil1").exists()
-  assert calls(cloud) == ["create", "ssh", "scp", "ssh", "ssh", "ssh", "ssh", "delete"]
+  assert calls(cloud) == ["create", "ssh", "scp", "ssh", "ssh", "ssh", "delete"]
 
 
 def runs(cloud):
@@ -97,6 +90,9 @@ CASES = {
     runs=2,
     says="the network is down",
   ),
+  "machines that are not there yet are waited for": Case(
+    {"waits": "WAITING_FOR_RESOURCES - PROVISIONING", "state": "ACTIVE"}, machines="k"
+  ),
   "a preempted run restarts on new machines": Case({"statuses": "75 0"}, 0, 2, "cdcd"),
   "a failed run is not restarted": Case({"statuses": "1 0"}, 1),
   # 255 is ssh's status; 1 is gcloud's, which can't find the machine.
@@ -107,11 +103,32 @@ CASES = {
   "a deletion that fails is reported": Case(
     {"statuses": "130", "undeleted": "1 " * 1000},
     status=130,
-    machines="cdddddk",
+    machines="c" + "d" * 20 + "k",
     says="error: pomp may still be there; delete it\n",
   ),
   "a connection that breaks during the start is retried": Case(
     {"broken scp": "1", "broken start": "1"}
+  ),
+  "an answer that gets lost may have created it": Case(
+    {"refused": "network"}, 1, 0, "cd", "error: pomp was not made: network"
+  ),
+  "what somebody else created is kept": Case(
+    {"refused": "ALREADY_EXISTS"}, 1, 0, "ck", "error: pomp was not made"
+  ),
+  "what gets no machines is deleted": Case(
+    {"created": "FAILED"}, 1, 0, "cd", "error: pomp is FAILED and gets no machines\n"
+  ),
+  "what was not made here and has none is kept": Case(
+    {"state": "SUSPENDED"}, 2, 0, "k", "error: pomp is SUSPENDED and was not made here; delete it\n"
+  ),
+  "nothing is deleted whose state is unknown": Case(
+    {"statuses": "75", "healthy": "", "later outages": "down " * 20},
+    status=75,
+    machines="ck",
+    says="error: the state of pomp is unknown; nothing is deleted\n",
+  ),
+  "a worker that is never reached may run": Case(
+    {"broken": "255 " * 100}, 75, 1, "ck", "error: gave up after 100 attempts"
   ),
   "a mount that fails ends it": Case({}, 4, 0, more="--mount=false;"),
   "a mount is any command": Case({}, more="--mount=touch mounted;"),
@@ -154,33 +171,6 @@ def test_a_kept_run_is_followed_again_and_not_started_twice(cloud):
   assert runs(cloud) == 1
 
 
-def fetching(cloud):
-  (cloud / "leaves").touch()
-  return [*_MACHINES, f"--fetch={cloud}/results", "--", "--config=x", "--workdir=runs/a 'b'"]
-
-
-def test_results_are_copied_before_the_machines_are_deleted(cloud):
-  """New machines resume from the copy: after a preemption, and by the same command."""
-  (cloud / "statuses").write_text("75\n137\n0\n1\n")
-  for n_runs, n_created, status in ((3, 2, 0), (4, 3, 1)):
-    done = pod(cloud, *fetching(cloud))
-    assert done.returncode == status, done.stderr
-    assert sorted(path.name for path in (cloud / "results").iterdir()) == ["plots", "steps"]
-    assert (cloud / "results" / "steps").read_text() == "run\n" * n_runs
-    assert calls(cloud).count("create") == calls(cloud).count("delete") == n_created
-    assert not (cloud / "state").exists()
-
-
-def test_an_interrupted_run_is_copied(cloud):
-  (cloud / "hold").touch()
-  launcher = start(cloud, *fetching(cloud))
-  wait_for((cloud / "worker" / "pomp" / "ran").exists)
-  wait_for(lambda: "tpu_worker.sh follow" in (cloud / "calls").read_text())
-  os.killpg(launcher.pid, signal.SIGINT)
-  assert launcher.wait(300) == 130
-  assert (cloud / "results" / "steps").exists() and not (cloud / "state").exists()
-
-
 def test_a_machine_without_gcloud(cloud):
   (cloud / "bin" / "gcloud").unlink()
   done = pod(cloud, *POD, "--", "--config=x")
@@ -193,8 +183,8 @@ def test_a_machine_without_gcloud(cloud):
   [
     (["--name=$(touch evil)", *POD[1:], "--", "x"], "--name: got '$(touch evil)'"),
     ([*POD[:2], "--type=v9-8", "--mount=true", "--", "x"], "--type: got 'v9-8'"),
-    ([*POD, "--fetch=a", "--", "--config=x"], "--workdir: nothing given"),
-    ([*_MACHINES, "--", "--workdir", "runs/a"], "--workdir: got 'runs/a'"),
+    ([*POD, "--fetch=a", "--", "--config=x"], "--fetch=a: unknown option"),
+    ([*_MACHINES, "--", "--config=gs://a", "--workdir", "runs/a"], "--workdir: is deleted"),
     (POD, "nothing behind --"),
   ],
 )

@@ -26,27 +26,26 @@ case "$3 $4" in
       exit 1
     fi
     [[ -e "$state" ]] || { echo "ERROR: NOT_FOUND: there is no such resource" >&2; exit 1; }
-    cat "$state" ;;
+    if [[ -s "$CLOUD/waits" ]]; then
+      head -n 1 "$CLOUD/waits" | tr -d -
+      sed -i 1d "$CLOUD/waits"
+    else
+      cat "$state"
+    fi ;;
   "queued-resources create")
     cp "$CLOUD/created" "$state"
     [[ ! -e "$CLOUD/refused" ]] || { cat "$CLOUD/refused" >&2; exit 1; } ;;
   "queued-resources delete")
     next "$CLOUD/undeleted"
-    rm -rf "$CLOUD/worker/pomp/runs"
     rm "$state" ;;
   "tpu-vm scp")
     next "$CLOUD/broken scp"
-    case "$5" in
-      /*) cp "$5" "$CLOUD/worker/${6#*:}" ;;
-      *)
-        next "$CLOUD/broken copy"
-        cp "$CLOUD/worker/${5#*:}" "$6" ;;
-    esac ;;
+    cp "$5" "$CLOUD/worker/${6#*:}" ;;
   "tpu-vm ssh")
     for argument; do [[ "$argument" == --command=* ]] && command="${argument#--command=}"; done
     case "$command" in
-      *"tpu_worker.sh start"*) next "$CLOUD/broken start" ;;
-      *follow) next "$CLOUD/broken" ;;
+      *worker-start*) next "$CLOUD/broken start" ;;
+      *"worker-follow 1"*) next "$CLOUD/broken" ;;
     esac
     # On SIGINT, ssh exits at once and the remote command keeps running.
     trap 'exit 130' INT
@@ -56,15 +55,13 @@ case "$3 $4" in
   *) exit 9 ;;
 esac
 """
-# Python on the worker: records its arguments, adds a line to a file in --workdir if `leaves`
-# exists, and exits with the next status.
+# Python on the worker: records its arguments, and exits with the next status.
 _PYTHON = """#!/usr/bin/env bash
 [[ "$1" == -m && "$2" == pomp_jax.main ]] || exit 0
 echo run >> ran
 for argument; do printf '%s\\0' "$argument"; done > arguments
-workdir="$(printf '%s\\n' "$@" | sed -n 's/^--workdir=//p')"
-[[ ! -e "$CLOUD/leaves" ]] || { mkdir -p "$workdir/plots" && echo run >> "$workdir/steps"; }
 echo "a line of the log"
+[[ ! -e "$CLOUD/later outages" ]] || mv "$CLOUD/later outages" "$CLOUD/outages"
 while [[ -e "$CLOUD/hold" ]]; do sleep 0.1; done
 status="$(head -n 1 "$CLOUD/statuses")"
 sed -i 1d "$CLOUD/statuses"
