@@ -174,8 +174,9 @@ def test_two_starts_warn_and_the_later_owns_the_folder(tmp_path, caplog):
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [f".alive.json.{os.getpid()}.tmp", "alive.json"])
+@pytest.mark.parametrize("name", [".alive.json.{}.tmp", "alive.json"])
 def test_a_planted_link_or_fifo_is_replaced(tmp_path, name):
+  name = name.format(os.getpid())
   (tmp_path / "victim").write_text("mine")
   for plant in (lambda path: path.symlink_to(tmp_path / "victim"), os.mkfifo):
     plant(tmp_path / name)
