@@ -64,6 +64,7 @@ def play(monkeypatch):
   [
     ("optim.lrr=0.1", "unknown field config.optim.lrr (did you mean config.optim.lr?)"),
     ("lr=0.1", "did you mean config.optim.lr?"),
+    ("optim.steps=3", "did you mean config.steps?"),
     ("promt.m=4", "unknown field config.promt.m (did you mean config.prompt.m?)"),
     ("optim.lr=fast", "config.optim.lr: got 'fast', expected a value of type float"),
     ("k=2.5", "config.k: got '2.5', expected a value of type int"),

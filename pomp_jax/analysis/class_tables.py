@@ -138,7 +138,7 @@ def class_sections(
   columns = ("set", "prompt", "class")
   sections = []
   if confused:
-    text = f"The {_PAIRS} most frequent errors of a set; confusions.csv has the others."
+    text = f"The {_PAIRS} most frequent errors of a set; confusions.csv has up to 2,500 kinds."
     grid = Grid((*columns, "taken for", "images"), confused)
     sections.append(Section("Most confused names", text, grid, folded=len(confused) > _PAIRS))
   sections += pictures(folder, {_picture(name): f"Confusions: {name}" for name in summaries})

@@ -38,11 +38,11 @@ _DETAILS = (
   ("difference", ("difference", "top1"), 100.0),
   ("difference from", ("difference", "interval", 0), 100.0),
   ("difference to", ("difference", "interval", 1), 100.0),
-  ("p", ("difference", "p_value"), 100.0),
+  ("p (%)", ("difference", "p_value"), 100.0),
 )
 _DIFFERENCE = (
   "difference: top-1 less that of the first prompt on the same images, with its 95% interval; p:"
-  " McNemar's exact test, in %."
+  " McNemar's exact test."
 )
 # What is said of images that are no test images.
 _REMARKS = {

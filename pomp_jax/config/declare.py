@@ -147,8 +147,9 @@ def check_value(field: str, check: Check, value: Any) -> None:
 def check_name(field: str, known: Mapping[str, Any] | set[str]) -> None:
   """Raises UnknownFieldError for a field that does not exist, with the nearest name."""
   if field not in known:
-    # The last part alone finds `config.lr` for `config.optim.lr`.
-    near = difflib.get_close_matches(field, known, 1, 0.6) or [
-      name for name in known if name.split(".")[-1] == field.split(".")[-1]
-    ]
+    # The last part alone finds `config.optim.lr` for `config.lr`, and `steps` for `optim.steps`.
+    same = [name for name in known if name.split(".")[-1] == field.split(".")[-1]]
+    near = difflib.get_close_matches(field, same, 1, 0.0) or difflib.get_close_matches(
+      field, known, 1
+    )
     raise UnknownFieldError(field, f" (did you mean config.{near[0]}?)" if near else "")

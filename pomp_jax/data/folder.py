@@ -160,7 +160,7 @@ def _warn_of_unread(folder: str, listed: Mapping[str, Listing]) -> None:
   suffixes = collections.Counter(os.path.splitext(name)[1].lower() or "none" for name in others)
   counts = ", ".join(f"{suffix} {count}" for suffix, count in suffixes.most_common(5))
   for names, text in (
-    (empty, "class folders without an image"),
+    (empty, "class folders have no image, and stay classes that are never right"),
     (folders, "folders within class folders are not read"),
     (others, f"files are not read, their suffixes are no image's ({counts})"),
   ):

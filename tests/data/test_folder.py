@@ -58,7 +58,7 @@ def test_what_is_not_read_is_said_once(root, caplog):
   for _ in range(2):
     open_folder(root)
   assert [record.getMessage() for record in caplog.records] == [
-    f"{root}: 1 class folders without an image, such as 'none'",
+    f"{root}: 1 class folders have no image, and stay classes that are never right, such as 'none'",
     f"{root}: 2 folders within class folders are not read, such as 'cat/deeper'",
     f"{root}: 3 files are not read, their suffixes are no image's (.heic 2, .txt 1), such as"
     " 'axe/b.HEIC'",

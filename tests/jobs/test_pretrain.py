@@ -22,6 +22,7 @@ from pomp_jax.inference.metrics import wilson_interval
 from pomp_jax.jobs import pretrain, repeat
 from pomp_jax.train import loop, methods, resume, setup
 from pomp_jax.train.watch import TrainingError, Watch
+from tests.support.damage import damage
 from tests.support.report_page import Page
 from tests.support.small_run import small_config, trained
 
@@ -112,6 +113,14 @@ def test_a_finished_run_does_nothing(pretrained):
   results = pretrain.run(small_config(), str(pretrained))
   assert results["steps"] == 12
   assert {path: path.stat().st_mtime_ns for path in pretrained.rglob("*")} == before
+
+
+@pytest.mark.parametrize("how", ["truncated", "deleted"])
+def test_a_finished_run_whose_prompt_is_damaged_is_no_finished_run(pretrained, copy_of, how):
+  folder = copy_of(pretrained)
+  damage(folder / "prompt.npz", how, np.random.default_rng(0))
+  with pytest.raises(RunFolderError, match=r"prompt\.npz.*without .*results\.json"):
+    pretrain.run(small_config(), str(folder))
 
 
 def test_another_config_is_refused(pretrained):
