@@ -29,7 +29,9 @@ def open_clip(settings: fields.Clip) -> Clip:
   """
   model = settings.model
   if model.startswith(SYNTHETIC_CLIP):
-    return synthetic_clip(model.removeprefix(SYNTHETIC_CLIP), _token_counts())
+    # Its whole name, so that no prompt or figure of random weights passes for the model's.
+    clip = synthetic_clip(model.removeprefix(SYNTHETIC_CLIP), _token_counts())
+    return dataclasses.replace(clip, name=model)
   return load_clip(model, activation=settings.activation)
 
 

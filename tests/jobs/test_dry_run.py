@@ -1,5 +1,6 @@
 """A dry run: all parts of a training on synthetic data, nothing written, the sums right."""
 
+import dataclasses
 import importlib
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from pomp_jax import inputs
 from pomp_jax.benchmark import costs
 from pomp_jax.clip import load, synthetic, tokenize
-from pomp_jax.config import ConfigError, unpack, validate
+from pomp_jax.config import ConfigError, fields, unpack, validate
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.synthetic import open_split
@@ -166,6 +167,15 @@ def test_what_a_dry_run_can_not_do(dry, tmp_path):
   ):
     with pytest.raises(ConfigError, match=message):
       dry_run.check(dry(**changes), str(tmp_path))
+
+
+def test_random_weights_are_recorded_as_such(one_layer, monkeypatch):
+  small = inputs.open_clip(fields.Clip(model=one_layer))
+  monkeypatch.setattr(
+    inputs, "synthetic_clip", lambda name, _: dataclasses.replace(small, name=name)
+  )
+  name = "synthetic:openai/clip-vit-base-patch16"
+  assert inputs.open_clip(fields.Clip(model=name)).name == name
 
 
 def test_synthetic_images_are_of_true_size(tmp_path):
