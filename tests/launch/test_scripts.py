@@ -172,5 +172,5 @@ def test_the_installed_command_runs_outside_of_the_repository(wheel, tmp_path):
   assert packaged_configs().keys() <= {line.strip().split(" ")[0] for line in out.splitlines()}
   # A config that imports others, from the wheel; its mistake is found after it is loaded.
   status, out, err = pomp("--config=baselines", "--config.kk=3")
-  assert (status, out) == (2, "") and err.startswith("error: config.kk: ") and err.count("\n") == 1
+  assert (status, out) == (2, "") and "config.kk" in err and err.count("\n") == 1
   assert not list(here.iterdir())
