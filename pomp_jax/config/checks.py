@@ -94,7 +94,7 @@ def with_argument(
 def _items(
   parts: Sequence[str], variants: Mapping[str, Any], short: Mapping[str, str]
 ) -> list[str]:
-  """Parts between commas; one without a name behind a text goes on with it, its comma included."""
+  """Splits at commas, but not within a text: a part without `name=` belongs to the text before."""
   items: list[str] = []
   for part in parts:
     before, equals, _ = (items or [""])[-1].partition("=")

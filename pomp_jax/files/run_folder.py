@@ -227,9 +227,16 @@ def read_json(path: str | os.PathLike) -> Any:
     DamagedFileError: it is not JSON, or its checksum is another one.
   """
   try:
-    return without_checksum(json.loads(read_bytes(path).decode()))
+    content = read_bytes(path)
   except OSError as error:
     raise RunFolderError(f"{path}: can't be read ({error.strerror})") from error
+  return parse_json(content, path)
+
+
+def parse_json(content: bytes, path: str | os.PathLike) -> Any:
+  """As `read_json`, of a file's content; `path` is for the message."""
+  try:
+    return without_checksum(json.loads(content.decode()))
   except ChecksumError as error:
     raise DamagedFileError(f"{path}: {error}") from error
   except (ValueError, RecursionError) as error:

@@ -188,10 +188,9 @@ def _untested(data: Data, held: np.ndarray) -> str:
   """Says which classes have too few images for one to be held out."""
   source = _open_part(data, _UNDIVIDED)
   small = np.setdiff1d(source.labels, source.labels[held])
-  few = (
-    f"; {len(small)} classes have too few, such as {source.names[small[0]]!r}" if len(small) else ""
-  )
-  return few
+  if not len(small):
+    return ""
+  return f"; {len(small)} classes have too few, such as {source.names[small[0]]!r}"
 
 
 def _is_available(data: Data, split: str) -> bool:

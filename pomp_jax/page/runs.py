@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 
 from pomp_jax.analysis import plots
 from pomp_jax.errors import InputError
-from pomp_jax.files.checksums import ChecksumError, without_checksum
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.prompt_hub import without_folders
-from pomp_jax.files.run_folder import ERROR, RunFolder
+from pomp_jax.files.run_folder import ERROR, DamagedFileError, RunFolder, parse_json
 from pomp_jax.files.terminal import printable
 from pomp_jax.inference.named_prompts import NamedPrompt
 
@@ -316,14 +315,12 @@ def _json(folder: pathlib.Path, name: str) -> dict[str, Any]:
   """
   try:
     content = _read(folder, name)
-    found = {} if content is None else without_checksum(json.loads(content))
+    found = {} if content is None else parse_json(content, name)
     json.dumps(found, ensure_ascii=False).encode()
   except UnicodeEncodeError as error:
     raise RunFileError(f"{name}: holds a lone surrogate, which is no Unicode text") from error
-  except ChecksumError as error:
-    raise RunFileError(f"{name}: {error}") from error
-  except (ValueError, RecursionError) as error:
-    raise RunFileError(f"{name}: not JSON ({printable(str(error))})") from error
+  except (DamagedFileError, RecursionError) as error:
+    raise RunFileError(printable(str(error))) from error
   if not isinstance(found, dict):
     raise RunFileError(f"{name}: a {type(found).__name__}, expected a JSON object")
   return found
