@@ -126,6 +126,26 @@ class RunFolder:
       raise RunFolderError(f"{self.results}: not a JSON object; remove or repair it")
     return {key: value for key, value in stored.items() if key != _PROVENANCE}
 
+  def finished(self, **facts: Any) -> dict[str, Any] | None:
+    """Results of a finished run, as process 0 sees them; None if the job still has work to do.
+
+    A job writes `results.json` last, so a folder with results is a finished run. All processes call
+    this together: those of other hosts may not see the folder.
+
+    Args:
+      **facts: what the results must hold to be those of this run, such as `key=` all that the
+        figures depend on. Without any, every results count: `check` compares the config.
+
+    Raises:
+      RunFolderError: `results.json` can't be read.
+    """
+    stored = (self.read_results() if hosts.is_first() else None) or {}
+    same = bool(stored) and all(stored.get(name) == value for name, value in facts.items())
+    results = hosts.from_first(stored if same else None, "the run's results")
+    if results is not None:
+      log.info("%s: this run has finished; nothing to do", self.path)
+    return results
+
   def scalars(self) -> dict[str, tuple[list[int], list[float]]]:
     """Steps, ascending, and values of every logged scalar, over all starts of the run."""
     points: dict[str, dict[int, float]] = {}
