@@ -1,0 +1,158 @@
+"""The store of finished pieces: what a job has done, so that its restart does only the rest.
+
+A piece is `NAME.json` (facts), or `NAME.npz` (arrays, and the facts as the JSON text `facts`). Each
+holds the key of what it was computed from, and a checksum. It is written atomically, on a disk and
+in a bucket. A piece that is missing, damaged or of another key counts as not done; a damaged one is
+also logged as a warning.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import io
+import json
+import logging
+import os
+from typing import Any, NamedTuple
+import zlib
+
+import numpy as np
+
+from pomp_jax import hosts
+from pomp_jax.files.atomic import replacing
+from pomp_jax.files.checksums import with_checksum
+from pomp_jax.files.paths import Path, exists, read_bytes, remove_folder, to_path
+from pomp_jax.files.run_folder import DamagedFileError, parse_json, to_json, writing
+from pomp_jax.files.terminal import printable
+
+log = logging.getLogger(__name__)
+
+_FACTS = "facts"
+
+
+class Piece(NamedTuple):
+  """Content of a piece.
+
+  Attributes:
+    facts: JSON object, with the piece's `key`.
+    arrays: arrays by name; empty for a piece of facts alone.
+  """
+
+  facts: dict[str, Any]
+  arrays: dict[str, np.ndarray]
+
+
+class Pieces:
+  """Finished pieces of work in a folder, which the first `save` creates.
+
+  Attributes:
+    folder: the folder, on a disk or in a bucket.
+  """
+
+  def __init__(self, folder: str | os.PathLike, keys: str | Mapping[str, str]):
+    """Opens the store; touches nothing.
+
+    Args:
+      folder: folder of the pieces.
+      keys: key of all pieces, or of each by its name: a `fingerprint` of what it depends on.
+    """
+    self.folder: Path = to_path(folder)
+    self._keys = keys
+
+  def missing(
+    self, names: Iterable[str], fits: Callable[[dict[str, Any]], bool] = lambda facts: True
+  ) -> list[str]:
+    """Names of the pieces to compute, as the first process sees them.
+
+    All processes call it together, since the others may not see its folder.
+
+    Args:
+      names: names of pieces.
+      fits: whether the facts of a stored piece are those that are wanted.
+    """
+    found = None
+    if hosts.is_first():
+      pieces = {name: self.load(name) for name in names}
+      found = [name for name, piece in pieces.items() if piece is None or not fits(piece.facts)]
+    return hosts.from_first(found, f"what {self.folder} lacks")
+
+  def load(self, name: str) -> Piece | None:
+    """Reads a piece, on this process; None if it has to be computed."""
+    for path, read in ((self.path(name), _read_facts), (self.path(name, "npz"), _read_arrays)):
+      try:
+        piece = read(path) if exists(path) else None
+      except DamagedFileError as error:
+        log.warning("%s; computing it again", printable(str(error)))
+        continue
+      if piece is not None and piece.facts.get("key") == self._key(name):
+        return piece
+    return None
+
+  def save(
+    self, name: str, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
+  ) -> Piece:
+    """Writes a piece, on one process, and returns it as `load` would.
+
+    Args:
+      name: name of the piece, a file name without its ending.
+      facts: JSON object.
+      arrays: arrays by name; the piece is an `.npz` file if they are given, even if there are none.
+
+    Raises:
+      RunFolderWriteError: the piece can't be written.
+    """
+    path = self.path(name, "json" if arrays is None else "npz")
+    plain = json.loads(to_json({"key": self._key(name), **facts}))
+    with writing(path):
+      self.folder.mkdir(parents=True, exist_ok=True)
+      with replacing(path) as file:
+        if arrays is None:
+          file.write(to_json(with_checksum(plain)).encode())
+        else:
+          stored = with_checksum({**plain, "arrays": _checksums(arrays)})
+          text = np.frombuffer(to_json(stored).encode(), np.uint8)
+          contents: dict[str, Any] = {_FACTS: text, **arrays}
+          np.savez(file, **contents)
+    return Piece(plain, dict(arrays or {}))
+
+  def remove(self) -> None:
+    """Removes the folder and all its pieces."""
+    remove_folder(self.folder)
+
+  def path(self, name: str, ending: str = "json") -> Path:
+    """File of a piece of facts, or with `ending="npz"` of arrays."""
+    return self.folder / f"{name}.{ending}"
+
+  def _key(self, name: str) -> str:
+    return self._keys if isinstance(self._keys, str) else self._keys[name]
+
+
+def _read_facts(path: Path) -> Piece:
+  return Piece(_parse(read_bytes(path), path), {})
+
+
+def _read_arrays(path: Path) -> Piece:
+  try:
+    with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:
+      arrays = {name: archive[name] for name in archive.files}
+    text = arrays.pop(_FACTS).tobytes()
+  except Exception as error:  # a damaged archive fails in more ways than NumPy documents
+    raise DamagedFileError(f"{path}: can't be read ({error})") from error
+  facts = _parse(text, path)
+  if facts.pop("arrays") != _checksums(arrays):
+    raise DamagedFileError(f"{path}: changed after it was written")
+  return Piece(facts, arrays)
+
+
+def _parse(content: bytes, path: Path) -> dict[str, Any]:
+  if not isinstance(facts := parse_json(content, path), dict) or b'"checksum": ' not in content:
+    raise DamagedFileError(f"{path}: not a JSON object with its checksum")
+  return facts
+
+
+def _checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+  """CRC-32 of each array with its dtype and shape."""
+
+  def checksum(array: np.ndarray) -> str:
+    head = f"{array.dtype.str} {array.shape}".encode()
+    return f"{zlib.crc32(array.tobytes(), zlib.crc32(head)):08x}"
+
+  return {name: checksum(np.asarray(array)) for name, array in arrays.items()}

@@ -1,0 +1,71 @@
+"""The store of finished pieces: what is missing, what is stored, and what damage does."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from pomp_jax.files.pieces import Pieces
+from pomp_jax.files.run_folder import RunFolderWriteError, read_json
+
+FACTS = {"top1": 0.5, "name": "Äpfel", "steps": [1, 2]}
+ARRAYS = {"counts": np.arange(12).reshape(3, 4), "empty": np.zeros((0, 2), np.float32)}
+
+
+def test_what_is_missing_is_what_was_not_saved_under_this_key(tmp_path):
+  pieces = Pieces(tmp_path / "pieces", "key")
+  assert pieces.missing(["a", "b"]) == ["a", "b"] and not pieces.folder.exists()
+  pieces.save("a", FACTS)
+  pieces.save("b", FACTS, ARRAYS)
+  assert pieces.missing(["a", "b", "c"]) == ["c"]
+  assert pieces.missing(["a", "b"], fits=lambda facts: facts["top1"] > 0.5) == ["a", "b"]
+  assert Pieces(pieces.folder, "other").missing(["a", "b"]) == ["a", "b"]
+  assert Pieces(pieces.folder, {"a": "key", "b": "other"}).missing(["a", "b"]) == ["b"]
+  pieces.remove()
+  assert pieces.load("a") is None
+
+
+@pytest.mark.parametrize("arrays", [None, ARRAYS, {}])
+def test_a_piece_is_read_as_it_was_saved(tmp_path, arrays):
+  pieces = Pieces(tmp_path, "key")
+  saved = pieces.save("a", FACTS, arrays)
+  for piece in (saved, pieces.load("a")):
+    assert piece.facts == {"key": "key", **FACTS}
+    assert piece.arrays.keys() == (arrays or {}).keys()
+    for name, array in piece.arrays.items():
+      assert array.dtype == ARRAYS[name].dtype and np.array_equal(array, ARRAYS[name])
+  if arrays is None:
+    assert read_json(pieces.path("a")) == saved.facts
+
+
+@pytest.mark.parametrize("arrays", [None, ARRAYS])
+def test_no_flipped_bit_changes_a_piece(tmp_path, caplog, arrays):
+  caplog.set_level(logging.ERROR)
+  pieces = Pieces(tmp_path, "key")
+  saved = pieces.save("a", FACTS, arrays)
+  path = pieces.path("a", "json" if arrays is None else "npz")
+  content = path.read_bytes()
+  bits = np.random.default_rng(0).choice(8 * len(content), 120, replace=False)
+  noticed = 0
+  for bit in bits.tolist():
+    damaged = bytearray(content)
+    damaged[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(damaged)
+    found = pieces.load("a")
+    noticed += found is None
+    if found is not None:  # a byte that says nothing, the time in a ZIP header for example
+      assert found.facts == saved.facts and found.arrays.keys() == saved.arrays.keys()
+      assert all(np.array_equal(found.arrays[name], saved.arrays[name]) for name in saved.arrays)
+  assert noticed > 60
+
+
+def test_a_cut_piece_is_a_warning_and_a_folder_that_is_a_file_an_error(tmp_path, caplog):
+  pieces = Pieces(tmp_path / "pieces", "key")
+  pieces.save("a", FACTS, ARRAYS)
+  path = pieces.path("a", "npz")
+  path.write_bytes(path.read_bytes()[:100])
+  assert pieces.missing(["a"]) == ["a"]
+  assert f"{path}: can't be read" in caplog.text
+  (tmp_path / "file").write_text("")
+  with pytest.raises(RunFolderWriteError, match="file"):
+    Pieces(tmp_path / "file", "key").save("a", FACTS)
