@@ -20,7 +20,13 @@ from pomp_jax import hosts
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.checksums import with_checksum
 from pomp_jax.files.paths import Path, exists, read_bytes, remove_folder, to_path
-from pomp_jax.files.run_folder import DamagedFileError, parse_json, to_json, writing
+from pomp_jax.files.run_folder import (
+  DamagedFileError,
+  RunFolderError,
+  parse_json,
+  to_json,
+  writing,
+)
 from pomp_jax.files.terminal import printable
 
 log = logging.getLogger(__name__)
@@ -85,6 +91,13 @@ class Pieces:
       if piece is not None and piece.facts.get("key") == self._key(name):
         return piece
     return None
+
+  def read(self, name: str) -> Piece:
+    """As `load`, of a piece that is done; RunFolderError if its file has gone since."""
+    piece = self.load(name)
+    if piece is None:
+      raise RunFolderError(f"{self.path(name)}: gone while the job ran; the same command resumes")
+    return piece
 
   def save(
     self, name: str, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None

@@ -1,12 +1,10 @@
 """Prompts over data sets, a suite's or a user's own: accuracy, calibration, nearness of errors.
 
-Leaves in the run's folder `sets/<set>.json` with every figure of a set, its classes one by one, and
-`results.csv`, `classes.csv` and `confusions.csv` of all sets;
-`results.json` that sums them up; `results.md` and `results.tex`, tables with published figures
-beside ours; `clip_benchmark/` and `clip_benchmark.csv`, the same in the form of CLIP_benchmark;
-plots; `report.html`, all of it on one page. A set that is done is not done again, as long as
-nothing that its figures depend on has changed. A restart resumes with the first set that is
-missing.
+Leaves in the run's folder `sets/<set>.json` with every figure of a set, its classes one by one;
+`results.csv`, `classes.csv` and `confusions.csv` of all sets; `results.json`, their summary;
+`results.md` and `results.tex`, tables with published figures beside ours; `clip_benchmark/` and
+`clip_benchmark.csv`, the same in CLIP_benchmark's format; plots; and `report.html`. A restart
+evaluates the sets that are missing or whose prompts, images or CLIP have changed.
 
 With several processes all of them work on each set together, and the first writes.
 """
@@ -46,15 +44,10 @@ from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.class_features import ClassFeatures
-from pomp_jax.files.paths import exists, remove_folder
+from pomp_jax.files.paths import remove_folder
+from pomp_jax.files.pieces import Pieces
 from pomp_jax.files.prompt_file import Prompt, check_fits
-from pomp_jax.files.run_folder import (
-  RunFolder,
-  read_keyed,
-  with_provenance,
-  write_json,
-  writing,
-)
+from pomp_jax.files.run_folder import RunFolder, with_provenance, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import tally
 from pomp_jax.inference.metrics import Hierarchy
@@ -83,12 +76,7 @@ _BENCHMARK, _BENCHMARK_CSV = "clip_benchmark", "clip_benchmark.csv"
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Opens every set and every prompt; writes nothing.
-
-  Raises:
-    ConfigError, ClipError, PromptFileError, CheckpointError, RunFolderError, SourceError,
-      TokenizeError, VocabularyError: one line each.
-  """
+  """Opens every set and every prompt; writes nothing. Bad input is an InputError of one line."""
   RunFolder(workdir).check(config.job)
   check_prompts(config, config.evaluate.prompts, "evaluate.prompts")
 
@@ -97,7 +85,7 @@ def check_prompts(config: Settings, names: Sequence[str], field: str) -> None:
   """Checks that the prompts that a field names (see `read_prompts`) fit `config.evaluate`'s sets.
 
   Raises:
-    As `check`.
+    InputError: one line that names the prompt and the set.
   """
   clip_config, tokenizer = inputs.clip_config_and_tokenizer(config.clip.model)
   text_config = clip_config.text_config
@@ -116,59 +104,44 @@ def check_prompts(config: Settings, names: Sequence[str], field: str) -> None:
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
-  """Evaluates what is missing, and sums up: returns what `results.json` holds.
+  """Evaluates the sets that are missing, and sums up: returns what `results.json` holds.
 
-  Processes other than the first return an empty dict: the folder need not be theirs as well.
+  Processes other than the first return an empty dict unless the run had finished before.
 
   Raises:
-    EvaluationError: images that can't be told apart.
+    EvaluationError: features are not finite.
     CorruptDataError: more images than `data.max_corrupt` allows can't be read.
   """
-  folder = RunFolder(workdir)
-  first = hosts.is_first()
+  folder, first = RunFolder(workdir), hosts.is_first()
   encoder = inputs.open_encoder(config)
   prompts = read_prompts(config.evaluate.prompts, "evaluate.prompts")
   sets = evaluation_sets(config, encoder.clip.image_size)
   opened, missing = open_everywhere(sets, config.evaluate.skip_missing)
-  clip = encoder.clip
-  settings = (_VERSION, config.clip.text_tower, config.clip.dtype, clip.settings)
-  clip_key = fingerprint([*settings, *jax.tree.leaves(clip.params)])
-  if first:
-    folder.create()
-    with writing(folder.sets):
-      folder.sets.mkdir(exist_ok=True)
-    write_json(folder.config, config.to_dict())
+  sets = [item for item in sets if item.name in opened]
   counts = {
     item.name: item.count_classes(opened[item.name], sampled=config.evaluate.images > 0)
     for item in sets
-    if item.name in opened
   }
+  keys = _keys(config, encoder, opened, prompts)
+  key = _key_of_run(config, encoder, prompts, sets, missing, keys)
+  if (results := folder.finished(key=key)) is not None:
+    return results
   if first:
+    folder.create()
+    write_json(folder.config, config.to_dict())
     _log_missing_classes(counts, opened)
-  done = {}
-  for name, labelled in steps_of(list(opened.items()), "evaluation", "sets"):
-    key = _key(clip_key, name, labelled, prompts)
-    done[name] = read_keyed(_file(folder, name), key) if first else None
-    # What the first process says: the others may not see its folder.
-    if not hosts.from_first(done[name] is not None, f"whether {name} is done"):
-      figures = _evaluate(config, encoder, labelled, prompts)
-      if first:
-        done[name] = {"key": key, "set": name, **figures}
-        write_json(_file(folder, name), done[name])
-        _log_set(name, done[name])
-    elif first:
-      log.info("%s: done before", name)
+  pieces = Pieces(folder.sets, keys)
+  todo = pieces.missing(keys)
+  if len(todo) < len(keys):
+    log.info("%d of %d sets were evaluated before", len(keys) - len(todo), len(keys))
+  for name in steps_of([name for name in opened if file_name(name) in todo], "evaluation", "sets"):
+    figures = _evaluate(config, encoder, opened[name], prompts)
+    if first:
+      _log_set(name, pieces.save(file_name(name), {"set": name, **figures}).facts)
   if not first:
     return {}
-  done = {name: of_set | counts[name] for name, of_set in done.items()}
-  results = _results(config, encoder, prompts, sets, done, missing)
-  # Without these files it is the evaluation of an earlier version.
-  complete = all(
-    exists(folder.path / name) for name in (_BENCHMARK_CSV, "results.csv", "report.html")
-  )
-  if complete and folder.read_results() == results:
-    log.info("%s: this evaluation has finished; nothing to do", workdir)
-    return results
+  done = {name: pieces.read(file_name(name)).facts | counts[name] for name in opened}
+  results = {"key": key, **_results(config, encoder, prompts, sets, done, missing)}
   with writing(folder.path):
     _write_report(folder, results)
     write_class_tables(folder, done)
@@ -201,9 +174,7 @@ def _evaluate(
     threads=config.data.threads,
     max_corrupt=config.data.max_corrupt,
   )
-  figures = {}
-  for label, one in tallies.items():
-    figures[label] = one.figures() | one.by_class()
+  figures = {label: one.figures() | one.by_class() for label, one in tallies.items()}
   return {
     "seconds": round(time.monotonic() - start, 2),
     "unreadable": len(source) - next(iter(figures.values()))["images"],
@@ -233,14 +204,13 @@ def _results(
     }
     for name, of_set in done.items()
   }
-  there = [item for item in items if item.name in sets]
   found = [
     SetFigures(item.group, item.column, item.part, own["prompts"], own["split"])
-    for item in there
+    for item in items
     for own in [sets[item.name]]
   ]
   accuracy = accuracy_by_group(found)
-  same = {group: _is_published_data(config, group, there, sets) for group in accuracy}
+  same = {group: _is_published_data(config, group, items, sets) for group in accuracy}
   return {
     "job": config.job,
     "suite": config.evaluate.suite,
@@ -265,14 +235,14 @@ def _results(
 
 
 def _is_published_data(
-  config: Settings, group: str, there: Sequence[EvaluationSet], sets: Mapping[str, Any]
+  config: Settings, group: str, items: Sequence[EvaluationSet], sets: Mapping[str, Any]
 ) -> bool:
   """Whether the sets of a group are of the images that the published figures are of."""
   return not config.evaluate.images and all(
     item.reader in GROUPS[group].readers
     and sets[item.name]["split"] in ("test", "validation")
     and not sets[item.name]["unreadable"]
-    for item in there
+    for item in items
     if item.group == group
   )
 
@@ -327,23 +297,44 @@ def _write_benchmark(folder: RunFolder, results: Mapping[str, Any]) -> None:
     file.write(benchmark_csv(records.values()).encode())
 
 
-def _key(clip_key: str, name: str, labelled: LabelledSet, prompts: Sequence[NamedPrompt]) -> str:
-  """Of all that a set's figures depend on, but the pixels."""
-  source, classes, split = labelled
-  parts: list[Any] = [clip_key, name, split, np.asarray(source.labels)]
-  parts += [json.dumps(classes.names), json.dumps(classes.synsets)]
-  if isinstance(source, StoredImages):
-    # Other images may have the same keys.
-    parts += ["\n".join(source.keys), source.where(0) + ", upright" * source.upright]
-  else:
-    parts.append("")
-  for label, prompt, _ in prompts:
-    parts += ["prompt", label, *describe(prompt, classes)]
-  return fingerprint(parts)
+def _keys(
+  config: Settings,
+  encoder: Encoder,
+  opened: Mapping[str, LabelledSet],
+  prompts: Sequence[NamedPrompt],
+) -> dict[str, str]:
+  """By the file of a set: key of all that its figures depend on, but the pixels."""
+  clip = encoder.clip
+  settings = (_VERSION, config.clip.text_tower, config.clip.dtype, clip.settings)
+  clip_key = fingerprint([*settings, *jax.tree.leaves(clip.params)])
+  keys = {}
+  for name, (source, classes, split) in opened.items():
+    parts: list[Any] = [clip_key, name, split, np.asarray(source.labels)]
+    parts += [json.dumps(classes.names), json.dumps(classes.synsets)]
+    if isinstance(source, StoredImages):
+      # Other images may have the same keys.
+      parts += ["\n".join(source.keys), source.where(0) + ", upright" * source.upright]
+    else:
+      parts.append("")
+    for label, prompt, _ in prompts:
+      parts += ["prompt", label, *describe(prompt, classes)]
+    keys[file_name(name)] = fingerprint(parts)
+  return keys
 
 
-def _file(folder: RunFolder, name: str):
-  return folder.sets / f"{file_name(name)}.json"
+def _key_of_run(
+  config: Settings,
+  encoder: Encoder,
+  prompts: Sequence[NamedPrompt],
+  sets: Sequence[EvaluationSet],
+  missing: Mapping[str, str],
+  keys: Mapping[str, str],
+) -> str:
+  """Key of `results.json`: the sets' own, and how they are grouped and named."""
+  tables = [(item.name, item.group, item.column, item.part, item.reader) for item in sets]
+  steps = [named.step for named in prompts]
+  settings = (config.evaluate.suite, config.evaluate.images, encoder.clip.name)
+  return fingerprint([*keys.values(), repr((tables, steps, settings, dict(missing)))])
 
 
 def _log_set(name: str, of_set: Mapping[str, Any]) -> None:

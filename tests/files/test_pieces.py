@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.files.pieces import Pieces
-from pomp_jax.files.run_folder import RunFolderWriteError, read_json
+from pomp_jax.files.run_folder import RunFolderError, RunFolderWriteError, read_json
 
 FACTS = {"top1": 0.5, "name": "Äpfel", "steps": [1, 2]}
 ARRAYS = {"counts": np.arange(12).reshape(3, 4), "empty": np.zeros((0, 2), np.float32)}
@@ -23,13 +23,15 @@ def test_what_is_missing_is_what_was_not_saved_under_this_key(tmp_path):
   assert Pieces(pieces.folder, {"a": "key", "b": "other"}).missing(["a", "b"]) == ["b"]
   pieces.remove()
   assert pieces.load("a") is None
+  with pytest.raises(RunFolderError, match=r"a\.json"):
+    pieces.read("a")
 
 
 @pytest.mark.parametrize("arrays", [None, ARRAYS, {}])
 def test_a_piece_is_read_as_it_was_saved(tmp_path, arrays):
   pieces = Pieces(tmp_path, "key")
   saved = pieces.save("a", FACTS, arrays)
-  for piece in (saved, pieces.load("a")):
+  for piece in (saved, pieces.load("a"), pieces.read("a")):
     assert piece.facts == {"key": "key", **FACTS}
     assert piece.arrays.keys() == (arrays or {}).keys()
     for name, array in piece.arrays.items():
