@@ -1,4 +1,4 @@
-"""Image features and accuracy of data sets; each image is read once, by one process or by many.
+"""Evaluation of images: each is read once, by one process or by many, and scored on the devices.
 
 Each process decodes only the images of its own devices. The results for a batch, a few numbers an
 image, are then gathered on every host, so that all processes count the same.
@@ -7,7 +7,7 @@ Shapes: P prompts, N classes of a data set, n images of it, B images of a batch 
 E embedding, S image side.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -30,19 +30,16 @@ from pomp_jax.inference.metrics import (
   Answers,
   Hierarchy,
   Tally,
-  accuracy_of_scores,
+  accuracy_of_ranks,
   check_finite,
   ranks,
 )
 from pomp_jax.inference.stored_features import StoredFeatures
-from pomp_jax.prompt.mesh import CLASS, DATA, replicate, split_rows
+from pomp_jax.inference.topk import NO_LABEL, fetched, row_batches
+from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 
 # Images rendered or decoded at a time, over all processes.
 _BATCH = 256
-# Scores that a device computes at a time, under each prompt in turn: 64 MB.
-_SCORES = 2**24
-# The label of an image that can't be read.
-_UNREADABLE = -1
 
 
 class SplitFeatures(NamedTuple):
@@ -64,13 +61,12 @@ def split_features(
 ) -> SplitFeatures:
   """Computes the features of the readable images of a split; all processes call it together.
 
-  Unreadable images are dropped, with one warning for all of them.
-
   Args:
     encoder: CLIP on the devices of all processes.
     source: images; the same list in every process.
     threads: number of prefetching threads in each process.
-    max_corrupt: share of the images that may be unreadable; above 0, one image always may.
+    max_corrupt: share of the images that may be unreadable; above 0, one image always may. They
+      are dropped, with one warning for all of them.
     cache: cache whose folder has features of earlier starts, and gets those computed now.
 
   Raises:
@@ -81,20 +77,17 @@ def split_features(
   if isinstance(source, StoredImages):
     source = source.sized(encoder.clip.image_size)
   skipped, stored = SkippedImages(source, max_corrupt), StoredFeatures(cache, encoder, source)
-
   mark = jax.jit(_nan_where_unreadable, out_shardings=NamedSharding(encoder.mesh, P()))
-  # Fetched one batch late, so that the devices can work on the next meanwhile.
-  pending: list[tuple[jax.Array, int]] = []
-  for batch in image_batches(
-    encoder, source, skipped, _BATCH, threads, "features of images", stored.missing
-  ):
-    features_BxE = encoder.features_of_images(batch.images)
-    pending.append((mark(features_BxE, batch.labels), batch.n_images))
-    if len(pending) > 1:
-      stored.add(_fetched(*pending.pop(0)))
-    hosts.raise_if_preempted()
-  for late in pending:
-    stored.add(_fetched(*late))
+
+  def computed():
+    for batch in image_batches(
+      encoder, source, skipped, _BATCH, threads, "features of images", stored.missing
+    ):
+      yield mark(encoder.features_of_images(batch.images), batch.labels), batch.n_images
+      hosts.raise_if_preempted()
+
+  for features_BxE, n_images in fetched(computed()):
+    stored.add(features_BxE[:n_images])
   skipped.gather()
   readable = np.delete(np.arange(len(source)), list(skipped.reasons))
   features = stored.features[readable]
@@ -111,39 +104,35 @@ def evaluate(
   """Counts the answers of every prompt on every split, over all classes of the split.
 
   Features of a class that several splits share are computed once a prompt. A class-specific prompt
-  fits only splits with exactly the classes of its training. The other prompts are compared with the
-  one that is named `reference`.
+  fits only splits with exactly the classes of its training.
 
   Returns:
-    {split: {prompt: tally}}.
-
-  Raises:
-    EvaluationError: features are not finite.
+    {split: {prompt: tally}}; `reference` and errors as `tally`'s.
   """
   names = dict.fromkeys(name for split in splits.values() for name in split.names)
   row = {name: i for i, name in enumerate(names)}
   features = {name: encoder.class_features(list(row), prompt) for name, prompt in prompts.items()}
   results = {}
   for split_name, split in splits.items():
-    rows, n_images = [row[name] for name in split.names], len(split.labels)
-    scorer = _Scorer(encoder, {name: one[rows] for name, one in features.items()}, None, reference)
-    at_a_time = min(encoder.mesh.size * max(_SCORES // len(rows), 1), n_images)
-    size = encoder.mesh.size * -(-at_a_time // encoder.mesh.size)
-    for start in steps_of(range(0, n_images, size), "scoring", "parts"):
-      images_BxE, labels_B = (x[start : start + size] for x in (split.features, split.labels))
-      missing = size - len(labels_B)
-      padded = (
-        np.pad(images_BxE.astype(np.float32), ((0, missing), (0, 0))),
-        np.pad(labels_B.astype(np.int32), (0, missing), constant_values=_UNREADABLE),
-      )
-      scorer.add(*split_rows(padded, encoder.mesh), size)
-    results[split_name] = scorer.finish()
+    rows = [row[name] for name in split.names]
+    batches = row_batches(split.features, split.labels, len(rows), encoder.mesh)
+    text_features = {name: one[rows] for name, one in features.items()}
+    results[split_name] = _count(encoder, batches, text_features, None, reference)
   return results
 
 
-def classifier_accuracy(classifier: Any, split: SplitFeatures) -> Accuracy:
-  """Top-1 and top-5 of a classifier with a method `scores`: features [n,E] -> [n,N]."""
-  return accuracy_of_scores(lambda part: classifier.scores(split.features[part]), split.labels)
+def classifier_accuracy(
+  classifier: Any, split: SplitFeatures, ks: Sequence[int] = (1, 5), chunk: int = 512
+) -> Accuracy:
+  """Accuracy of a classifier with a method `scores`: features [n,E] -> [n,N], in NumPy.
+
+  An image with a score that is not finite counts as wrong for every k.
+  """
+  rank_n = []
+  for start in steps_of(range(0, len(split.labels), chunk), "scoring", "parts"):
+    part = slice(start, start + chunk)
+    rank_n.append(ranks(classifier.scores(split.features[part]), split.labels[part]))
+  return accuracy_of_ranks(np.concatenate(rank_n), len(split.names), ks)
 
 
 def tally(
@@ -159,8 +148,6 @@ def tally(
 ) -> dict[str, Tally]:
   """Counts right answers over a source, one tally a prompt; all processes call it together.
 
-  Unreadable images are dropped, with one warning for all of them.
-
   Args:
     encoder: CLIP on the devices of all processes.
     source: images; the same list in every process.
@@ -169,65 +156,40 @@ def tally(
     reference: prompt with which the others are compared; None: none.
     batch_size: images per batch over all devices, rounded up to a multiple of their number.
     threads: number of prefetching threads in each process.
-    max_corrupt: share of the images that may be unreadable; above 0, one image always may.
+    max_corrupt: as `split_features` has it.
 
   Raises:
     EvaluationError: features are not finite.
     CorruptDataError: too many images are unreadable.
   """
-  scorer, skipped = (
-    _Scorer(encoder, text_features, hierarchy, reference),
-    SkippedImages(source, max_corrupt),
-  )
-  for batch in image_batches(encoder, source, skipped, batch_size, threads, "scoring images"):
-    scorer.add(encoder.features_of_images(batch.images), batch.labels, batch.n_images)
-  tallies = scorer.finish()
+  skipped = SkippedImages(source, max_corrupt)
+  images = image_batches(encoder, source, skipped, batch_size, threads, "scoring images")
+  batches = ((encoder.features_of_images(x.images), x.labels, x.n_images) for x in images)
+  tallies = _count(encoder, batches, text_features, hierarchy, reference)
   skipped.gather()
   return tallies
 
 
-class _Scorer:
-  """Scores images under several prompts, and counts the answers."""
-
-  def __init__(
-    self,
-    encoder: Encoder,
-    text_features: Mapping[str, Float[np.ndarray, "N E"]],
-    hierarchy: Hierarchy | None,
-    reference: str | None,
-  ):
-    self._text_PxNxE = replicate(np.stack(list(text_features.values())), encoder.mesh)
-    self._score = _score(encoder.mesh, encoder.clip.logit_scale)
-    n_classes = self._text_PxNxE.shape[1]
-    self._tallies = {label: Tally(n_classes, hierarchy) for label in text_features}
-    self._reference, self._pending = reference, None
-
-  def add(self, features_BxE: jax.Array, labels_B: jax.Array, n_images: int) -> None:
-    """Scores a batch, and counts the one before it, so that the devices can work meanwhile.
-
-    Rows from n_images on, which pad the last batch, and those of unreadable images do not count.
-    """
-    found = self._score(features_BxE, self._text_PxNxE, labels_B)
-    self._count()
-    self._pending = n_images, *found
-
-  def finish(self) -> dict[str, Tally]:
-    """Counts the last batch; the tallies by prompt."""
-    self._count()
-    return self._tallies
-
-  def _count(self) -> None:
-    if self._pending is None:
-      return
-    n, labels, *answers = self._pending
-    self._pending = None
-    labels_B = np.asarray(labels)[:n]
-    read = labels_B != _UNREADABLE
-    of_prompts = zip(*(np.asarray(x)[:, :n][:, read] for x in answers), strict=True)
-    answered = dict(zip(self._tallies, map(Answers._make, of_prompts), strict=True))
-    right_B = answered[self._reference].rank == 0 if self._reference else None
-    for label, one in self._tallies.items():
-      one.add(labels_B[read], answered[label], None if label == self._reference else right_B)
+def _count(
+  encoder: Encoder,
+  batches: Iterable[tuple[jax.Array, jax.Array, int]],
+  text_features: Mapping[str, Float[np.ndarray, "N E"]],
+  hierarchy: Hierarchy | None,
+  reference: str | None,
+) -> dict[str, Tally]:
+  """Scores batches (unit features, labels, number of images) under all prompts."""
+  text_PxNxE = replicate(np.stack(list(text_features.values())), encoder.mesh)
+  score = _score(encoder.mesh, encoder.clip.logit_scale)
+  tallies = {label: Tally(text_PxNxE.shape[1], hierarchy) for label in text_features}
+  scored = ((n, *score(features, text_PxNxE, labels)) for features, labels, n in batches)
+  for n_images, labels_B, *answers in fetched(scored):
+    counted_B = (labels_B != NO_LABEL) & (np.arange(len(labels_B)) < n_images)
+    of_prompts = zip(*(one_PxB[:, counted_B] for one_PxB in answers), strict=True)
+    answered = dict(zip(tallies, map(Answers._make, of_prompts), strict=True))
+    right_b = answered[reference].rank == 0 if reference else None
+    for label, one in tallies.items():
+      one.add(labels_B[counted_B], answered[label], None if label == reference else right_b)
+  return tallies
 
 
 @functools.cache
@@ -242,7 +204,7 @@ class Batch(NamedTuple):
   """Images of a batch and their labels, the rows split over all devices."""
 
   images: UInt8[jax.Array, "B S S 3"]
-  labels: Int[jax.Array, " B"]  # -1 for unreadable images, which are black
+  labels: Int[jax.Array, " B"]  # NO_LABEL for unreadable images, which are black
   n_images: int  # without those that pad the batch
 
 
@@ -279,17 +241,13 @@ def image_batches(
   n_batches = -(-len(indices) // size)
   for number, (shown, images, reasons) in enumerate(steps_of(batches, task, "batches", n_batches)):
     skipped.add(reasons)
-    labels = np.where(np.isin(shown, list(reasons)), _UNREADABLE, np.asarray(source.labels)[shown])
+    labels = np.where(np.isin(shown, list(reasons)), NO_LABEL, np.asarray(source.labels)[shown])
     n_images = min(size, len(indices) - number * size)
     yield Batch(over_devices(images), over_devices(labels), n_images)
 
 
 def _nan_where_unreadable(features_BxE: jax.Array, labels_B: jax.Array) -> jax.Array:
-  return jnp.where((labels_B == _UNREADABLE)[:, None], jnp.nan, features_BxE)
-
-
-def _fetched(array: jax.Array, n: int) -> np.ndarray:
-  return np.asarray(array)[:n]
+  return jnp.where((labels_B == NO_LABEL)[:, None], jnp.nan, features_BxE)
 
 
 def _answers(

@@ -3,7 +3,7 @@
 Shapes: B images, N classes, E embedding, S confidence bins, n nodes of the tree.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,6 @@ import scipy.special
 
 from pomp_jax.data.wordnet import Tree
 from pomp_jax.errors import RunError
-from pomp_jax.files.terminal import steps_of
 
 # Confidence bins, as in Guo et al. (2017).
 N_BINS = 15
@@ -30,7 +29,7 @@ class EvaluationError(RunError, RuntimeError):
 
 
 def check_finite(features_nxE: Float[np.ndarray, "n E"], items: str) -> None:
-  """Raises EvaluationError, which calls the rows `items`, if some are not finite."""
+  """Raises EvaluationError if some rows, which the message calls `items`, are not finite."""
   broken = int(np.sum(~np.isfinite(features_nxE).all(axis=-1)))
   if broken:
     raise EvaluationError(
@@ -54,31 +53,10 @@ def ranks(
   return xp.where(xp.all(xp.isfinite(scores_BxN), axis=1), rank_B, scores_BxN.shape[1])
 
 
-def accuracy_of_scores(
-  scores: Callable[[slice], Float[np.ndarray, "b N"]],
-  labels_B: Int[np.ndarray, " B"],
-  ks: Sequence[int] = (1, 5),
-  chunk: int = 512,
-) -> Accuracy:
-  """Computes `topk.topk_accuracy` of any classifier.
-
-  An image with a score that is not finite counts as wrong for every k. `scores` returns those of a
-  slice of the images over all classes.
-  """
-  rank_B = np.empty(len(labels_B), np.int64)
-  n_classes = 0
-  for start in steps_of(range(0, len(labels_B), chunk), "scoring", "parts"):
-    part = slice(start, start + chunk)
-    scores_BxN = scores(part)
-    n_classes = scores_BxN.shape[1]
-    rank_B[part] = ranks(scores_BxN, labels_B[part])
-  return accuracy_of_ranks(rank_B, n_classes, ks)
-
-
 def accuracy_of_ranks(
   rank_B: Int[np.ndarray, " B"], n_classes: int, ks: Sequence[int] = (1, 5)
 ) -> Accuracy:
-  """Computes `topk.topk_accuracy` of the ranks of the right classes; see `ranks`."""
+  """Figures of the ranks of the right classes; see `ranks`."""
   figures: Accuracy = {"images": len(rank_B)}
   for k in ks:
     # Rank N (not finite) is wrong even where k > N.
@@ -89,13 +67,10 @@ def accuracy_of_ranks(
 
 
 def wilson_interval(share: float, n: int) -> list[float]:
-  """Returns the ends of the 95% interval of a share counted in n independent trials.
+  """Wilson's score interval (1927): 95% ends of a share counted in n >= 1 independent trials.
 
-  Wilson's score interval (1927): within [0, 1], and not empty at 0 and 1. It covers the choice of
-  the images only; for the spread over training seeds see the `repeat` job.
-
-  Raises:
-    ValueError: n is below 1.
+  Within [0, 1], and not empty at 0 and 1. It covers the choice of the images only; for the spread
+  over training seeds see the `repeat` job.
   """
   if n < 1:
     raise ValueError(f"an interval needs at least 1 trial, got {n}")
@@ -109,10 +84,7 @@ def wilson_interval(share: float, n: int) -> list[float]:
 def paired_difference(gained: int, lost: int, n: int) -> dict[str, Any]:
   """Compares two classifiers on the same n images.
 
-  Args:
-    gained: images that the first alone has right.
-    lost: images that the second alone has right.
-    n: images.
+  `gained` images the first alone has right, `lost` images the second alone.
 
   Returns:
     `top1`, the first's accuracy less the second's; `interval`, its 95% ends by Agresti & Min
@@ -135,29 +107,25 @@ def paired_difference(gained: int, lost: int, n: int) -> dict[str, Any]:
 class Relations(NamedTuple):
   """Relations of B pairs of a class and an answer.
 
-  `ancestor_height` is of their lowest common ancestor: edges of the longest path from it down to a
-  leaf (Bertinetto et al., "Making Better Mistakes", 2020), and 0 for the class itself. The two
-  share an ancestor at every depth (edges of the longest path up to the root) up to
-  `ancestor_depth`, and at none below.
+  The height of a node counts the edges of the longest path down to a leaf (Bertinetto et al.,
+  "Making Better Mistakes", 2020), its depth those of the longest path up to the root. The two share
+  an ancestor at every depth up to `ancestor_depth`, and at none below.
   """
 
   distance: Int32[np.ndarray, " B"]  # edges of the shortest path between them
-  ancestor_height: Int32[np.ndarray, " B"]
+  ancestor_height: Int32[np.ndarray, " B"]  # of the lowest common one; 0 for the class itself
   ancestor_depth: Int32[np.ndarray, " B"]
   sibling: Bool[np.ndarray, " B"]  # whether they are two classes that share a parent
   kin: Bool[np.ndarray, " B"]  # whether they are equal, or one is an ancestor of the other
 
 
 class Hierarchy:
-  """Relations between the classes of a list.
+  """Relations between the classes of a list, given by their distinct nodes in the tree.
 
-  Attributes:
-    depth: edges of the longest path from each class up to the root.
-    n_siblings: number of siblings of each class.
+  `depth` and `n_siblings` are those of each class.
   """
 
   def __init__(self, tree: Tree, class_nodes_N: Int[np.ndarray, " N"]):
-    """Maps a class list, given by its distinct nodes, onto the tree."""
     self._tree, self._nodes = tree, class_nodes_N
     self._heights = heights(tree)
     self.depth: Int32[np.ndarray, " N"] = tree.longest_depth[class_nodes_N]
@@ -188,7 +156,7 @@ class Hierarchy:
 
 
 def heights(tree: Tree) -> Int32[np.ndarray, " n"]:
-  """Returns the number of edges of the longest path from every node down to a leaf."""
+  """Edges of the longest path from every node down to a leaf."""
   child = np.repeat(np.arange(len(tree)), tree.parents.lengths)
   height = np.zeros(len(tree), np.int32)
   level = tree.longest_depth[child]
@@ -230,7 +198,7 @@ class TreeTally:
     answers_B: Int[np.ndarray, " B"],
     right_B: Bool[np.ndarray, " B"],
   ) -> None:
-    """Counts the answers to some images."""
+    """Counts the answers to B images."""
     found = self._hierarchy.relations(labels_B, answers_B)
     wrong_B = ~right_B
     self._images += len(labels_B)
@@ -246,7 +214,7 @@ class TreeTally:
     self._depth_right += _count_at_least(found.ancestor_depth, n_depths)
 
   def figures(self) -> dict[str, Any]:
-    """Returns all figures as JSON values; shares are fractions of 1."""
+    """The figures above, as JSON values."""
     n, errors = self._images, max(self._errors, 1)
     edges = np.arange(len(self._distance))
     depths = enumerate(zip(self._depth_right, self._depth_images, strict=True))
@@ -281,14 +249,9 @@ class Answers(NamedTuple):
 
 
 class Tally:
-  """Counts over a data set, batch by batch, and the figures computed from them."""
+  """Counts over a data set, batch by batch; a hierarchy of its N classes adds `TreeTally`."""
 
   def __init__(self, n_classes: int, hierarchy: Hierarchy | None = None):
-    """Starts with zero images; a hierarchy of the N classes adds the figures on the tree.
-
-    Raises:
-      ValueError: the hierarchy has another number of classes.
-    """
     if hierarchy is not None and len(hierarchy) != n_classes:
       raise ValueError(f"{n_classes} classes, but a hierarchy of {len(hierarchy)}")
     self._images_N = np.zeros(n_classes, np.int64)
@@ -305,7 +268,7 @@ class Tally:
     answers: Answers,
     reference_B: Bool[np.ndarray, " B"] | None = None,
   ) -> None:
-    """Counts the answers to images of some right classes.
+    """Counts the answers to B images.
 
     Args:
       labels_B: the right classes.
@@ -313,7 +276,7 @@ class Tally:
       reference_B: which images another classifier has right, for the difference of the two.
 
     Raises:
-      EvaluationError: a confidence is not finite, as are the features behind it.
+      EvaluationError: a confidence is not finite: the features behind it are not.
     """
     if not np.isfinite(answers.confidence).all():
       raise EvaluationError(
@@ -340,16 +303,12 @@ class Tally:
       self._tree.add(labels_B, answers.answer, right_B)
 
   def figures(self) -> dict[str, Any]:
-    """Returns all figures as JSON values; shares are fractions of 1.
+    """All figures as JSON values; shares are fractions of 1.
 
     `macro_top1` is the mean accuracy of the classes that have images. `ece` is the expected
     calibration error, sum_s n_s / n |accuracy_s - confidence_s| over N_BINS bins of equal width
     (Guo et al., "On Calibration of Modern Neural Networks", 2017). "difference" is
-    `paired_difference` to the reference, where there is one. For "errors" and "hierarchy" see
-    `TreeTally`.
-
-    Raises:
-      ValueError: no image was counted.
+    `paired_difference` to the reference, where there is one.
     """
     n = int(self._images_N.sum())
     if not n:
@@ -377,12 +336,12 @@ class Tally:
     return figures if self._tree is None else figures | self._tree.figures()
 
   def accuracy(self) -> Accuracy:
-    """Returns what `topk.topk_accuracy` does."""
+    """The figures that `topk.topk_accuracy` returns."""
     found = self.figures()
     return {name: found[name] for name in ("images", "top1", "top1_interval", "top5")}
 
   def by_class(self, most: int = 2500) -> dict[str, Any]:
-    """Returns the counts of each class, and the most frequent errors, as JSON values.
+    """Counts of each class, and the most frequent errors, as JSON values.
 
     `confusions` are [class, answer, images], the most frequent first; of 50 classes all.
     """
@@ -394,12 +353,12 @@ class Tally:
     return {"per_class": {"images": images_N, "top1": top1_N}, "confusions": confusions}
 
   def per_class(self) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]:
-    """Returns images and accuracy of each class; NaN for a class without images."""
+    """Images and accuracy of each class; NaN for a class without images."""
     images_N = self._images_N
     top1_N = np.where(images_N > 0, self._top1_N / np.maximum(images_N, 1), np.nan)
     return images_N, top1_N
 
 
 def confidence_bins(confidence_B: Float[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-  """Returns the bin s of each confidence, (s / S, (s + 1) / S]; 0 is in the first bin."""
+  """The bin s of each confidence, (s / S, (s + 1) / S]; 0 is in the first bin."""
   return np.digitize(confidence_B.astype(np.float64), np.arange(1, N_BINS) / N_BINS, right=True)

@@ -1,10 +1,11 @@
-"""Top-k accuracy on the devices: no host holds the scores of images over all classes.
+"""Ranks and top-k accuracy on the devices: no host holds the scores of images over all classes.
 
 Shapes: B images, N classes, E embedding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from pomp_jax.prompt.mesh import make_mesh, replicate, split_rows
 
 # Scores that a device computes at a time: 64 MB.
 _SCORES = 2**24
+# The label of a row that does not count: padding, or an image that can't be read.
+NO_LABEL = -1
 
 
 def topk_accuracy(
@@ -43,24 +46,14 @@ def topk_accuracy(
     chunk: images scored at a time, over all devices; 0: 64 MB of scores on each device.
 
   Returns:
-    {"images": n, "top1": .., "top1_interval": [low, high], "top5": ..}; the interval is
-    `wilson_interval`'s.
+    {"images": n, "top1": .., "top1_interval": `wilson_interval`'s [low, high], "top5": ..}.
   """
   mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
-  n_images, n_classes = len(labels_B), len(class_features_NxE)
-  at_a_time = min(chunk or mesh.size * max(_SCORES // n_classes, 1), n_images)
-  size = mesh.size * -(-at_a_time // mesh.size)
-  classes = replicate(np.asarray(class_features_NxE, np.float32), mesh)
-  rows = np.asarray(image_features_BxE, np.float32), np.asarray(labels_B, np.int32)
-  compute, found = rank_rows(mesh), []
-  for start in steps_of(range(0, n_images, size), "scoring", "parts"):
-    part = [row[start : start + size] for row in rows]
-    padding = size - len(part[0])
-    part = [np.pad(row, [(0, padding)] + [(0, 0)] * (row.ndim - 1)) for row in part]
-    found.append(compute(classes, split_rows(part, mesh)))
-    # Fetched one part late, so that the devices can work on the next meanwhile.
-    found[-2:-1] = map(np.asarray, found[-2:-1])
-  return accuracy_of_ranks(np.concatenate(found)[:n_images], n_classes, ks)
+  classes, compute = replicate(np.asarray(class_features_NxE, np.float32), mesh), rank_rows(mesh)
+  batches = row_batches(image_features_BxE, labels_B, len(class_features_NxE), mesh, chunk)
+  found = fetched((compute(classes, rows), n) for *rows, n in batches)
+  rank_B = np.concatenate([ranks_B[:n] for ranks_B, n in found])
+  return accuracy_of_ranks(rank_B, len(class_features_NxE), ks)
 
 
 @functools.cache
@@ -79,3 +72,35 @@ def rank_rows(mesh: Mesh) -> Callable[..., Int[jax.Array, " B"]]:
     return ranks(scores_BxN, labels_B)
 
   return map_rows(mesh, ranks_of_rows, n_replicated=1)
+
+
+def row_batches(
+  features_BxE: Float[np.ndarray, "B E"],
+  labels_B: Int[np.ndarray, " B"],
+  n_classes: int,
+  mesh: Mesh,
+  chunk: int = 0,
+) -> Iterator[tuple[jax.Array, jax.Array, int]]:
+  """Yields features and labels in parts of one size, split over the devices, and their number.
+
+  Arguments as `topk_accuracy`'s. The last part is padded with rows that have `NO_LABEL`.
+  """
+  n_images = len(labels_B)
+  at_a_time = min(chunk or mesh.size * max(_SCORES // n_classes, 1), n_images)
+  size = mesh.size * -(-at_a_time // mesh.size)
+  for start in steps_of(range(0, n_images, size), "scoring", "parts"):
+    features, labels = (rows[start : start + size] for rows in (features_BxE, labels_B))
+    missing = size - len(labels)
+    features = np.pad(features.astype(np.float32), ((0, missing), (0, 0)))
+    labels = np.pad(labels.astype(np.int32), (0, missing), constant_values=NO_LABEL)
+    yield *split_rows((features, labels), mesh), size - missing
+
+
+def fetched(results: Iterable[Any]) -> Iterator[Any]:
+  """Yields results as NumPy arrays, each after the devices were given the next to compute."""
+  pending: list[Any] = []
+  for result in results:
+    pending.append(result)
+    if len(pending) > 1:
+      yield jax.device_get(pending.pop(0))
+  yield from map(jax.device_get, pending)

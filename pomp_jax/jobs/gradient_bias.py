@@ -1,17 +1,17 @@
 """Bias and variance of the sampled gradient, by K, correction and sampler.
 
 For the same images and the same prompt: the exact gradient, of the contrast over all classes, and
-gradients of many draws. Writes to the run's folder `cells/` with a file for each sampler and K,
+gradients of many draws. Leaves in the run's folder `cells/` with a file for each sampler and K,
 `results.json`, `report.html` and `plots/gradient_bias.png`. A restart computes the cells that are
 missing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-import itertools
 import logging
 import math
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,8 +33,9 @@ from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.checkpoints import read_checkpoint
 from pomp_jax.files.hub import is_prompt_file
 from pomp_jax.files.paths import is_dir
+from pomp_jax.files.pieces import Pieces
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
-from pomp_jax.files.run_folder import RunFolder, read_keyed, with_provenance, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, with_provenance, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.named_prompts import prompt_of_checkpoint
 from pomp_jax.inputs.memory import activation_memory
@@ -58,7 +59,7 @@ _IMAGES = 1024
 
 @dataclasses.dataclass(frozen=True)
 class _Setting:
-  """What all gradients have in common."""
+  """What all gradients have in common: CLIP, prompt, classes, images; `key` is a `fingerprint`."""
 
   encoder: Encoder
   module: PromptContext
@@ -73,7 +74,7 @@ class _Setting:
   def gradients(
     self, k: int, sampling: SamplingSettings, corrections: tuple[str, ...], n_draws: int
   ):
-    """Of n draws [n, corrections, P]."""
+    """Gradients of n draws [n, corrections, P]."""
     scale = self.encoder.clip.logit_scale
     settings = ContrastSettings(k, self.n_classes, "log", scale, sampling)
     budget = step_token_budget(
@@ -93,11 +94,7 @@ class _Setting:
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Refuses what can't work before weights are read; writes nothing.
-
-  Raises:
-    ConfigError, CheckpointError, PromptFileError, RunFolderError: one line each.
-  """
+  """Refuses what can't work before weights are read; writes nothing. InputErrors of one line."""
   RunFolder(workdir).check(config.job)
   settings, n_classes = config.gradient_bias, inputs.n_training_classes(config.data)
   k = settings.k
@@ -120,19 +117,29 @@ def check(config: Settings, workdir: str) -> None:
     check_fits(prompt, width, config.clip.model, n_classes, settings.prompt)
 
 
-def run(config: Settings, workdir: str) -> dict:
-  """Computes all cells; returns what `results.json` holds."""
+def run(config: Settings, workdir: str) -> dict[str, Any]:
+  """Computes the cells that are missing; returns what `results.json` holds."""
   settings, start = config.gradient_bias, time.monotonic()
-  samplers, corrections = settings.samplers, settings.corrections
-  setting = _open(config, samplers)
+  setting = _open(config)
   folder = RunFolder(workdir)
   folder.create()
   exact_P = setting.gradients(setting.n_classes, SamplingSettings(), ("log",), 1)[0, 0]
   log.info("exact gradient over %d classes: norm %.4g", setting.n_classes, np.linalg.norm(exact_P))
-  cells = []
-  pairs = list(itertools.product(samplers, settings.k))
-  for sampler, k in steps_of(pairs, "gradient bias", "cells"):
-    cells += _cells(setting, folder, sampler, k, corrections, exact_P)
+  cells, pairs = [], {f"{s}_{k}": (s, k) for s in settings.samplers for k in settings.k}
+  # About as many rows of the text tower for each K.
+  n_draws = {k: int(np.clip(settings.rows // (k + settings.images), 8, 512)) for k in settings.k}
+  keys = {
+    name: fingerprint([setting.key, sampler, f"{k} {n_draws[k]}", *settings.corrections])
+    for name, (sampler, k) in pairs.items()
+  }
+  pieces = Pieces(folder.path / "cells", keys)
+  todo = pieces.missing(pairs)
+  for name in steps_of(list(pairs), "gradient bias", "cells"):
+    sampler, k = pairs[name]
+    if name in todo:
+      pieces.save(name, {"cells": _figures(setting, sampler, k, n_draws[k], exact_P)})
+    cells += pieces.read(name).facts["cells"]
+    _log_cells(cells[-len(settings.corrections) :])
   results = {
     "job": config.job,
     "n_classes": setting.n_classes,
@@ -156,39 +163,28 @@ def run(config: Settings, workdir: str) -> dict:
   return results
 
 
-def _cells(
-  setting: _Setting,
-  folder: RunFolder,
-  sampler: str,
-  k: int,
-  corrections: tuple[str, ...],
-  exact_P: np.ndarray,
-) -> list[dict]:
-  """Figures of a sampler at a K, one of each correction; of the folder, if they are there."""
-  settings = setting.config.gradient_bias
-  # About as many rows of the text tower for each K.
-  n_draws = int(np.clip(settings.rows // (k + settings.images), 8, 512))
-  key = fingerprint([setting.key, sampler, f"{k} {n_draws}", *corrections])
-  file = folder.path / "cells" / f"{sampler}_{k}.json"
-  stored = read_keyed(file, key)
-  if stored is None:
-    scale = setting.encoder.clip.logit_scale
-    sampling = dataclasses.replace(sampling_of(setting.config.sampling, scale), name=sampler)
-    gradients = setting.gradients(k, sampling, corrections, n_draws)
-    stored = {"key": key, "cells": []}
-    for i, correction in enumerate(corrections):
-      figures = summarise(gradients[:, i], exact_P)
-      stored["cells"].append({"sampler": sampler, "correction": correction, "k": k} | figures)
-    with writing(file.parent):
-      file.parent.mkdir(exist_ok=True)
-    write_json(file, stored)
-  for cell in stored["cells"]:
+def _figures(
+  setting: _Setting, sampler: str, k: int, n_draws: int, exact_P: np.ndarray
+) -> list[dict[str, Any]]:
+  """Figures of a sampler at a K, one cell of each correction."""
+  config = setting.config
+  corrections = config.gradient_bias.corrections
+  scale = setting.encoder.clip.logit_scale
+  sampling = dataclasses.replace(sampling_of(config.sampling, scale), name=sampler)
+  gradients = setting.gradients(k, sampling, corrections, n_draws)
+  return [
+    {"sampler": sampler, "correction": correction, "k": k} | summarise(gradients[:, i], exact_P)
+    for i, correction in enumerate(corrections)
+  ]
+
+
+def _log_cells(cells: Sequence[Mapping[str, Any]]) -> None:
+  for cell in cells:
     log.info(
       "%s, %s, K = %d: bias %.3f (%.3f to %.3f), deviation %.3f, cosine of a draw %.3f",
-      *(sampler, cell["correction"], k, cell["relative_bias"], cell["bias_low"]),
-      *(cell["bias_high"], cell["relative_deviation"], cell["draw_cosine"]),
+      *(cell[name] for name in ("sampler", "correction", "k", "relative_bias", "bias_low")),
+      *(cell[name] for name in ("bias_high", "relative_deviation", "draw_cosine")),
     )
-  return stored["cells"]
 
 
 def _load(path: str) -> tuple[Prompt, np.ndarray | None]:
@@ -213,7 +209,7 @@ def _check_images(config: Settings, n_classes: int) -> None:
     raise ConfigError("gradient_bias.images", n_images, f"at most {there}, the training's images")
 
 
-def _open(config: Settings, samplers: tuple[str, ...]) -> _Setting:
+def _open(config: Settings) -> _Setting:
   settings = config.gradient_bias
   encoder = inputs.open_encoder(config)
   source = inputs.open_source(config.data, "train", n_images=settings.images)
@@ -229,7 +225,7 @@ def _open(config: Settings, samplers: tuple[str, ...]) -> _Setting:
   params = module.init(jax.random.key(config.seed), method=lambda m: m.context)["params"]
   params = replicate(params, encoder.mesh)
   frozen = encoder.frozen(encoder.vocabulary(source.names, m))
-  arrays = _arrays(config, samplers, source.names, encoder.clip.image_size)
+  arrays = _arrays(config, source.names, encoder.clip.image_size)
   stale = () if bank_NxE is None else (bank_NxE,)
   if bank_NxE is None:
     bank_NxE = encoder.features_of_tokens(params, frozen.tokens, position)
@@ -270,10 +266,9 @@ def _open(config: Settings, samplers: tuple[str, ...]) -> _Setting:
   )
 
 
-def _arrays(
-  config: Settings, samplers: tuple[str, ...], names: Sequence[str], image_size: int
-) -> SamplingArrays:
+def _arrays(config: Settings, names: Sequence[str], image_size: int) -> SamplingArrays:
   """What any of the samplers knows of the classes; counts are those of a training."""
+  samplers = config.gradient_bias.samplers
   arrays, labels_n = SamplingArrays(), np.zeros(0, np.int32)
   if any("frequency" in SAMPLERS[name].needs for name in samplers):
     labels_n = inputs.open_training_source(config.data, image_size).labels
@@ -284,6 +279,6 @@ def _arrays(
       if error.field != "sampling.name":
         raise
       takes = f"samplers that need no relations between classes, or others than {sampler!r}"
-      raise ConfigError("gradient_bias.samplers", config.gradient_bias.samplers, takes) from error
+      raise ConfigError("gradient_bias.samplers", samplers, takes) from error
     arrays = arrays._replace(**{f: a for f, a in more._asdict().items() if a is not None})
   return arrays

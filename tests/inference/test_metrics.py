@@ -1,5 +1,7 @@
 """Figures against scikit-learn and torchmetrics, and in NumPy's float64 from all scores at once."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,11 +11,11 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_acc
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from pomp_jax.inference.evaluate import SplitFeatures, classifier_accuracy
 from pomp_jax.inference.metrics import (
   Answers,
   EvaluationError,
   Tally,
-  accuracy_of_scores,
   confidence_bins,
   paired_difference,
   ranks,
@@ -161,5 +163,7 @@ def test_scores_that_are_not_finite_are_wrong_for_every_k(broken, namespace):
   scores[0, 0] = scores[1, 0] = scores[2] = broken
   found = ranks(namespace.asarray(scores), namespace.asarray(labels))
   np.testing.assert_array_equal(found, [3, 3, 3, 0])
-  accuracy = accuracy_of_scores(lambda part: scores[part], labels, ks=(1, 5), chunk=3)
+  # The scores are the features of a classifier that returns them.
+  split = SplitFeatures(("a", "b", "c"), labels, scores, np.arange(4))
+  accuracy = classifier_accuracy(SimpleNamespace(scores=lambda rows: rows), split, chunk=3)
   assert (accuracy["top1"], accuracy["top5"]) == (0.25, 0.25)

@@ -86,9 +86,10 @@ def test_the_bank_of_a_checkpoint_is_the_one_that_training_has(one_layer, tmp_pa
   first_NxE = setup.first_state(setup.prepare(training, RunFolder(tmp_path / "run"))).bank
   written_N = np.abs(stored["bank"] - first_NxE).max(axis=1) > 1e-4
   assert 3 < written_N.sum() <= 8 + 7 + 3
-  config = _config(**shared, **{"gradient_bias.prompt": str(checkpoint)})
+  own = {"gradient_bias.prompt": str(checkpoint), "gradient_bias.samplers": "posterior"}
+  config = _config(**shared, **own)
   gradient_bias.check(config, str(tmp_path / "bias"))
-  setting = gradient_bias._open(config, ("posterior",))
+  setting = gradient_bias._open(config)
   np.testing.assert_array_equal(setting.params["context"], stored["params"]["context"])
   np.testing.assert_array_equal(setting.frozen.sampling.bank.rows, stored["bank"])
   other = config.replace({"data.n_classes": 50, "gradient_bias.k": (8,)})
@@ -112,7 +113,7 @@ def test_loss_and_sampler_have_the_scale_of_the_clip(tmp_path, monkeypatch):
 
 def test_a_cell_is_found_by_all_that_it_depends_on(one_layer):
   def key(**changes):
-    return gradient_bias._open(_config(**{"clip.model": one_layer} | changes), ("uniform",)).key
+    return gradient_bias._open(_config(**{"clip.model": one_layer} | changes)).key
 
   first = key()
   assert key(**{"gradient_bias.k": (8, 16), "data.threads": 1, "clip.memory_gib": 0.5}) == first
