@@ -4,7 +4,6 @@ import errno
 import logging
 import pathlib
 import re
-import resource
 from types import SimpleNamespace
 
 import jax
@@ -15,9 +14,8 @@ import pytest
 from pomp_jax import main as main_module
 from pomp_jax.config import JOBS
 from pomp_jax.errors import InputError
-from pomp_jax.files import paths, terminal
+from pomp_jax.files import paths
 from pomp_jax.files.array_cache import DamagedBlockError
-from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.run_folder import RunFolderError
 from tests.support.command_line import handlers_kept, parse, run_main
 
@@ -271,20 +269,6 @@ def test_any_other_error_keeps_its_traceback(capsys, play, tmp_path):
   with pytest.raises(FileNotFoundError) as found:
     run_main(capsys, DEMO, f"--workdir={tmp_path}")
   assert (tmp_path / "error.txt").read_text() == f"FileNotFoundError: {found.value}"
-
-
-def test_a_save_that_fails_is_told_once(tmp_path, caplog):
-  """Not also by each of Orbax's threads, with its traceback."""
-  terminal.set_up_logging()
-  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  with Checkpoints(tmp_path) as checkpoints:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    try:
-      with pytest.raises(CheckpointError, match="step 1"):
-        checkpoints.save(1, {"values": np.random.default_rng(0).random(100_000)}, {})
-    finally:
-      resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-  assert not caplog.messages
 
 
 def test_the_folder_of_a_run_says_that_it_is_alive(capsys, tmp_path, play):

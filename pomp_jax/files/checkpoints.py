@@ -1,13 +1,11 @@
 """Checkpoints of a run: its arrays, bit for bit, and the JSON that describes them.
 
-A run's state is small and the same on every device, so process 0 alone reads and writes it: no
-process waits for another's disk, and no checkpoint consists of parts. `checkpoint_folders` has the
-folders of local disks and of buckets.
+A checkpoint is a piece of the store of finished pieces, `STEP.npz`. A run's state is small and the
+same on every device, so process 0 alone reads and writes it, and no other host needs its folder.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import json
 import logging
 import math
 import os
@@ -15,31 +13,27 @@ import secrets
 import socket
 import time
 from typing import Any, NamedTuple, SupportsFloat
-import zlib
 
 import jax
 import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.errors import RunError
-from pomp_jax.files import checkpoint_folders
-from pomp_jax.files.atomic import replacing
-from pomp_jax.files.checksums import json_checksum
-from pomp_jax.files.paths import Path, absolute
+from pomp_jax.files.atomic import is_temporary, replacing
+from pomp_jax.files.paths import Path, exists, is_dir, to_path
+from pomp_jax.files.pieces import Pieces, read_arrays
+from pomp_jax.files.run_folder import DamagedFileError, RunFolderError
 
 log = logging.getLogger(__name__)
 
 PyTree = Any
+_KEY = "checkpoint"
 _OWNER = "owner.txt"
 _RETRY_SECONDS = 0.5
 
 
 class CheckpointError(RunError, RuntimeError):
   """A checkpoint that can't be written, read, or put into the requested state."""
-
-
-class DamagedCheckpoint(Exception):
-  """One checkpoint that can't be read, or does not hold what was saved; one line."""
 
 
 class Restored(NamedTuple):
@@ -53,16 +47,15 @@ class Restored(NamedTuple):
 class Checkpoints(contextlib.AbstractContextManager):
   """Checkpoints of one run: the newest `keep`, and the best by the metric (of equals the newer).
 
-  Arrays and JSON are stored with their CRC-32. A checkpoint that can't be read, or whose checksums
-  differ, is renamed to `damaged-STEP`, and the one before it is restored. Remains of a killed
-  process are removed. The folder belongs to the process that opened it last (`owner.txt`); an
-  earlier one that still runs saves nothing more.
+  A damaged checkpoint is renamed to `damaged-STEP.npz`, and the one before it is restored. The
+  folder belongs to the process that opened it last (`owner.txt`); an earlier one that still runs
+  saves nothing more.
 
   With several processes all make the same calls to `save` and to restore, and only process 0
   touches the folder. A failure there ends all of them (`hosts.fail`). `steps` is for process 0.
 
   Attributes:
-    folder: absolute path.
+    folder: the folder, on a disk or in a bucket.
     failure: error of the last save if it failed and `retry` made it a warning; else None.
   """
 
@@ -70,26 +63,32 @@ class Checkpoints(contextlib.AbstractContextManager):
     """Opens the folder, and creates it when it is missing.
 
     Args:
-      folder: folder of the checkpoints, one sub-folder per step.
+      folder: folder of the checkpoints.
       keep: number of newest checkpoints to keep, at least 1.
       retry: whether a failed save is only a warning, and the next save tries again. A run that ends
         with a failed save raises all the same.
 
     Raises:
       CheckpointError: the folder can't be created or written to.
+      RunFolderError: it holds checkpoints of an earlier version.
     """
-    self.folder: Path = absolute(folder)  # Orbax takes no others
+    self._pieces = Pieces(folder, _KEY)
+    self.folder: Path = self._pieces.folder
     self._keep, self._retry = keep, retry
+    self._metrics: dict[int, float | None] = {}  # by step, of checkpoints that were read or written
     self.failure: CheckpointError | None = None
     self._owner = f"{socket.gethostname()}, process {os.getpid()}, {secrets.token_hex(8)}"
     if hosts.is_first():
+      check_format(self.folder)
       try:
         self.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint_folders.remove_incomplete(self.folder)
+        for path in _entries(self.folder):
+          if is_temporary(path):  # of a killed process
+            path.unlink(missing_ok=True)
         with replacing(self.folder / _OWNER) as file:
           file.write(self._owner.encode())
       except OSError as error:
-        reason = _as_line(error)
+        reason = error.strerror or error
         raise CheckpointError(f"{self.folder}: can't hold checkpoints ({reason})") from error
 
   def save(
@@ -117,11 +116,13 @@ class Checkpoints(contextlib.AbstractContextManager):
     try:
       if step <= max(self.steps(), default=-1):
         return False
-      self._write(step, state, meta, metric)
+      stored = float(metric) if metric is not None and math.isfinite(metric) else None
+      leaves = {name: np.asarray(leaf) for name, leaf in _leaves(state)}
+      facts = {"leaves": _describe(leaves), "meta": meta, "metric": stored}
+      self._pieces.save(str(step), facts, {name: _plain(leaf) for name, leaf in leaves.items()})
+      self._metrics[step] = stored
       self._drop_old()
     except Exception as error:
-      with contextlib.suppress(OSError):
-        checkpoint_folders.remove_incomplete(self.folder)
       failure = self._save_error(step, error)
       if not self._retry:
         raise failure from error
@@ -132,8 +133,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     return True
 
   def steps(self) -> list[int]:
-    """Steps of all complete checkpoints, ascending."""
-    return checkpoint_folders.steps(self.folder)
+    """Steps of all checkpoints, ascending."""
+    return sorted(_steps(self.folder))
 
   def restore_latest(self, abstract_state: PyTree) -> Restored | None:
     """Restores the newest intact checkpoint; damaged ones are set aside, with a warning.
@@ -148,39 +149,42 @@ class Checkpoints(contextlib.AbstractContextManager):
     Raises:
       CheckpointError: all checkpoints are damaged, or a field has another shape or dtype.
     """
-    return self._restore(abstract_state, self._read_newest)
+    return self._restore(abstract_state, self._newest_first)
 
   def restore_best(self, abstract_state: PyTree) -> Restored | None:
     """As `restore_latest`, but the one with the highest metric; None when none has a metric."""
-    return self._restore(abstract_state, self._read_best)
+    return self._restore(abstract_state, self._best_first)
 
-  def _restore(
-    self, abstract_state: PyTree, read: Callable[[PyTree], Restored | None]
-  ) -> Restored | None:
-    targets, structure = jax.tree.flatten(jax.tree.map(_as_target, abstract_state))
-    expected = jax.tree.unflatten(structure, targets)
-    found = read(expected) if hosts.is_first() else None
+  def _restore(self, abstract_state: PyTree, order: Callable[[], list[int]]) -> Restored | None:
+    expected = {name: _as_target(leaf) for name, leaf in _leaves(abstract_state)}
+    found = self._first_intact(order()) if hosts.is_first() else None
+    if found:
+      _check_leaves(self._path(found.step), found.state, expected)
     head = hosts.from_first(found and [found.step, found.meta], "the checkpoint")
     if head is None:
       return None
-    if found:
-      by_name = dict(_leaves(found.state))
-      leaves = [by_name[name] for name, _ in _leaves(expected)]
-    else:
-      leaves = [np.zeros(target.shape, target.dtype) for target in targets]
+    arrays = [
+      found.state[name] if found else np.zeros(target.shape, target.dtype)
+      for name, target in expected.items()
+    ]
     if jax.process_count() > 1:
-      leaves = hosts.arrays_from_first(leaves)
-    placed = [
+      arrays = hosts.arrays_from_first(arrays)
+    leaves = [
       jax.make_array_from_callback(target.shape, target.sharding, lambda i, array=array: array[i])
       if isinstance(target, jax.ShapeDtypeStruct)
       else array
-      for array, target in zip(leaves, targets, strict=True)
+      for array, target in zip(arrays, expected.values(), strict=True)
     ]
-    return Restored(head[0], jax.tree.unflatten(structure, placed), head[1])
+    return Restored(
+      head[0], jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), head[1]
+    )
 
   def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
     if kind is None and self.failure is not None:
       raise self.failure
+
+  def _path(self, step: int) -> Path:
+    return self._pieces.path(str(step), "npz")
 
   def _check_owner(self) -> None:
     # Where the file can't be read, the save itself will fail.
@@ -192,65 +196,41 @@ class Checkpoints(contextlib.AbstractContextManager):
           " over; this one ends, and saves nothing more"
         )
 
-  def _write(
-    self, step: int, state: PyTree, meta: dict[str, Any], metric: SupportsFloat | None
-  ) -> None:
-    state = jax.tree.map(np.asarray, state)
-    has_metric = metric is not None and math.isfinite(metric)
-    stored = {
-      "leaves": _describe(state),
-      "checksums": _checksums(state),
-      "meta": meta,
-      "metric": float(metric) if has_metric else None,
-    }
-    stored["checksum"] = json_checksum(stored)
-    checkpoint_folders.save(self.folder / str(step), state, stored)
-
   def _drop_old(self) -> None:
-    """Removes all but the newest checkpoints and the best; renames first, for one half removed."""
-    best_first = self._best_first()
+    """Removes all but the newest checkpoints and the best."""
+    best = self._best_first()[:1]
     for step in self.steps()[: -self._keep]:
-      if step not in best_first[:1]:
+      if step not in best:
         with contextlib.suppress(OSError):  # left to the next save
-          checkpoint_folders.discard(self.folder / str(step))
+          self._path(step).unlink()
 
   def _best_first(self) -> list[int]:
     """Steps by falling metric, of equal ones the later first; damaged ones are set aside."""
-    metrics = {}
-    for step in self.steps():
-      try:
-        metrics[step] = _read_meta(self.folder / str(step)).get("metric")
-      except DamagedCheckpoint as damage:
-        log.warning("checkpoint of step %d is DAMAGED (%s)", step, damage)
-        self._set_aside(step)
-    measured = [step for step in metrics if metrics[step] is not None]
-    return sorted(measured, key=lambda step: (metrics[step], step), reverse=True)
-
-  def _read_best(self, targets: PyTree) -> Restored | None:
-    for step in self._best_first():
-      try:
-        return _read(self.folder / str(step), targets)
-      except DamagedCheckpoint as damage:
-        log.warning("checkpoint of step %d is DAMAGED (%s)", step, damage)
-        self._set_aside(step)
-    return None
-
-  def _read_newest(self, targets: PyTree) -> Restored | None:
-    damaged = []
-    for step in reversed(self.steps()):
-      try:
+    steps = self.steps()
+    for step in steps:
+      if step not in self._metrics:
         try:
-          found = _read(self.folder / str(step), targets)
-        except DamagedCheckpoint:  # a network disk can fail for a moment
-          time.sleep(_RETRY_SECONDS)
-          found = _read(self.folder / str(step), targets)
-      except DamagedCheckpoint as damage:
-        log.warning("checkpoint of step %d is DAMAGED (%s)", step, damage)
-        damaged.append(step)
+          self._metrics[step] = read_arrays(self._path(step)).facts["metric"]
+        except DamagedFileError as damage:
+          self._set_aside(step, damage)
+    measured = [step for step in steps if self._metrics.get(step) is not None]
+    return sorted(measured, key=lambda step: (self._metrics[step], step), reverse=True)
+
+  def _newest_first(self) -> list[int]:
+    return self.steps()[::-1]
+
+  def _first_intact(self, steps: list[int]) -> Restored | None:
+    """The first checkpoint that can be read, its state by name; sets those before it aside."""
+    damaged = {}
+    for step in steps:
+      try:
+        found = _read(self._path(step))
+      except DamagedFileError as damage:
+        damaged[step] = damage
         continue
-      for other in damaged:
-        self._set_aside(other)
-        log.warning("going back to the checkpoint of step %d", found.step)
+      for other, damage in damaged.items():
+        self._set_aside(other, damage)
+        log.warning("going back to the checkpoint of step %d", step)
       return found
     if damaged:
       raise CheckpointError(
@@ -259,15 +239,16 @@ class Checkpoints(contextlib.AbstractContextManager):
       )
     return None
 
-  def _set_aside(self, step: int) -> None:
-    target = self.folder / f"damaged-{step}"
-    if target.exists():
-      target = self.folder / f"damaged-{step}-{secrets.token_hex(4)}"
+  def _set_aside(self, step: int, damage: DamagedFileError) -> None:
+    log.warning("checkpoint of step %d is DAMAGED (%s)", step, damage)
+    target = self.folder / f"damaged-{step}.npz"
+    if exists(target):
+      target = self.folder / f"damaged-{step}-{secrets.token_hex(4)}.npz"
     try:
-      checkpoint_folders.move(self.folder / str(step), target)
+      self._path(step).rename(target)
     except OSError as error:
       found = f"damaged, and can't be renamed ({error.strerror})"
-      raise CheckpointError(f"{self.folder / str(step)}: {found}") from error
+      raise CheckpointError(f"{self._path(step)}: {found}") from error
     log.warning("moved to %s", target)
 
   def _save_error(self, step: int, error: Exception) -> CheckpointError:
@@ -275,70 +256,93 @@ class Checkpoints(contextlib.AbstractContextManager):
     with contextlib.suppress(OSError):
       others = [other for other in self.steps() if other != step]
     last = f"the last good one is of step {max(others)}" if others else "there is no other"
-    what = f"could not save the checkpoint of step {step}"
-    return CheckpointError(f"{self.folder}: {what} ({_as_line(error)}); {last}")
+    reason = " ".join(str(error).split())
+    return CheckpointError(f"could not save the checkpoint of step {step} ({reason}); {last}")
+
+
+def check_format(folder: Path) -> None:
+  """Checks that a folder holds no checkpoints of an earlier version, which were folders.
+
+  Raises:
+    RunFolderError: it does.
+  """
+  for path in _entries(folder):
+    if path.name.isdecimal():
+      raise RunFolderError(
+        f"{path}: a checkpoint in the format of an earlier version, which this one does not read;"
+        " start with another --workdir"
+      )
 
 
 def read_checkpoints(folder: str | os.PathLike) -> Iterator[Restored]:
-  """Reads all complete checkpoints of another run, finished or running, in order of their steps.
+  """Reads all checkpoints of another run, finished or running, in order of their steps.
 
-  The states are trees of dicts and lists of NumPy arrays. Nothing is written.
+  The states are nested dicts of NumPy arrays. Nothing is written.
 
   Raises:
     CheckpointError: no such folder, or a checkpoint that can't be read or is not what was saved.
+    RunFolderError: checkpoints of an earlier version.
   """
-  path = absolute(folder)
-  if not path.is_dir():
+  if not is_dir(folder):
     raise CheckpointError(f"{folder}: no such folder of checkpoints")
-  for step in checkpoint_folders.steps(path):
-    yield read_checkpoint(path / str(step))
+  check_format(to_path(folder))
+  pieces = Pieces(folder, _KEY)
+  for step in sorted(_steps(pieces.folder)):
+    yield read_checkpoint(pieces.path(str(step), "npz"))
 
 
-def read_checkpoint(folder: str | os.PathLike) -> Restored:
-  """Reads one of them, `checkpoints/STEP`.
-
-  Raises:
-    CheckpointError: it can't be read, or is not what was saved.
-  """
-  path = absolute(folder)
+def read_checkpoint(path: str | os.PathLike) -> Restored:
+  """Reads one of them, `checkpoints/STEP.npz`; errors as `read_checkpoints`'s."""
   try:
-    return _read(path)
-  except DamagedCheckpoint as error:
-    raise CheckpointError(f"{path}: can't be read ({error})") from error
+    found = _read(to_path(path))
+  except DamagedFileError as error:
+    raise CheckpointError(str(error)) from error
+  state: dict[str, Any] = {}
+  for name, array in found.state.items():
+    *parents, last = name.split("/")
+    place = state
+    for parent in parents:
+      place = place.setdefault(parent, {})
+    place[last] = array
+  return found._replace(state=state)
 
 
-def _read_meta(path: Path) -> dict[str, Any]:
-  """Reads the JSON of a checkpoint; those of earlier versions have no checksums and no metric."""
+def _read(path: Path) -> Restored:
+  """Reads a checkpoint, its state by name."""
   try:
-    stored = json.loads((path / "meta" / "metadata").read_bytes())
-    rest = {field: value for field, value in stored.items() if field != "checksum"}
-  except Exception as error:
-    raise DamagedCheckpoint(_as_line(error)) from error
-  if "checksum" in stored and stored["checksum"] != json_checksum(rest):
-    raise DamagedCheckpoint("its JSON is not what was saved")
-  if not {"leaves", "meta"} <= rest.keys() <= {"leaves", "checksums", "meta", "metric"}:
-    raise DamagedCheckpoint("its JSON does not have the fields leaves, checksums, meta and metric")
-  return stored
-
-
-def _read(path: Path, targets: PyTree = None) -> Restored:
-  """Reads a checkpoint as dicts and lists of NumPy arrays; compares checksums, and `targets`."""
-  stored = _read_meta(path)
-  if targets is not None:
-    expected = _describe(targets)
-    for field in sorted(stored["leaves"].keys() | expected.keys()):
-      found, wanted = stored["leaves"].get(field, "nothing"), expected.get(field, "nothing")
-      if found != wanted:
-        raise CheckpointError(f"{path}: {field} holds {found}, but this run expects {wanted}")
+    piece = read_arrays(path)
+  except DamagedFileError:  # a network disk can fail for a moment
+    time.sleep(_RETRY_SECONDS)
+    piece = read_arrays(path)
   try:
-    state = jax.tree.map(np.asarray, checkpoint_folders.restore(path))
-  except Exception as error:  # a damaged file fails in any layer
-    raise DamagedCheckpoint(_as_line(error)) from error
-  found = _checksums(state)
-  for field in stored["leaves"]:
-    if field not in found or stored.get("checksums", found).get(field) != found[field]:
-      raise DamagedCheckpoint(f"{field} is not what was saved")
-  return Restored(int(path.name), state, stored["meta"])
+    leaves, meta = piece.facts["leaves"], piece.facts["meta"]
+    state = {
+      name: array.view(leaves[name].partition(" ")[0]) for name, array in piece.arrays.items()
+    }
+    return Restored(int(path.stem), state, meta)
+  except (KeyError, ValueError) as error:
+    raise DamagedFileError(f"{path}: not a checkpoint") from error
+
+
+def _entries(folder: Path) -> list[Path]:
+  try:
+    return list(folder.iterdir())
+  except FileNotFoundError:
+    return []
+
+
+def _steps(folder: Path) -> list[int]:
+  names = [path.name.removesuffix(".npz") for path in _entries(folder) if path.suffix == ".npz"]
+  return [int(name) for name in names if name.isdecimal()]
+
+
+def _check_leaves(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+  """Compares the arrays of a checkpoint with those that the run expects."""
+  stored, wanted = _describe(found), _describe(expected)
+  for field in sorted(stored.keys() | wanted.keys()):
+    if stored.get(field) != wanted.get(field):
+      holds, expects = stored.get(field, "nothing"), wanted.get(field, "nothing")
+      raise CheckpointError(f"{path}: {field} holds {holds}, but this run expects {expects}")
 
 
 def _as_target(leaf: Any) -> Any:
@@ -353,16 +357,11 @@ def _leaves(tree: PyTree) -> list[tuple[str, Any]]:
   return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
 
 
-def _describe(tree: PyTree) -> dict[str, str]:
+def _describe(leaves: Mapping[str, Any]) -> dict[str, str]:
   """Dtypes and shapes by name: {"optimizer/0/trace": "float32 [4, 512]"}."""
-  return {name: f"{leaf.dtype} {list(leaf.shape)}" for name, leaf in _leaves(tree)}
+  return {name: f"{leaf.dtype} {list(leaf.shape)}" for name, leaf in leaves.items()}
 
 
-def _checksums(tree: PyTree) -> dict[str, str]:
-  return {name: f"{zlib.crc32(leaf.tobytes()):08x}" for name, leaf in _leaves(tree)}
-
-
-def _as_line(error: BaseException) -> str:
-  """Formats an error as one line; keeps both ends of a long one."""
-  text = " ".join(f"{type(error).__name__}: {error}".split())
-  return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
+def _plain(leaf: np.ndarray) -> np.ndarray:
+  """An array of a type that NumPy has; bfloat16 and its like become plain bytes."""
+  return leaf.view(f"V{leaf.dtype.itemsize}") if leaf.dtype.kind == "V" else leaf

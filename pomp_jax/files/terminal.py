@@ -100,10 +100,8 @@ def _cut(word: re.Match) -> str:
 
 
 def set_up_logging() -> None:
-  """Prints our messages as `log_line`s; of the libraries only warnings, and of Orbax nothing."""
+  """Prints our messages as `log_line`s, and of the libraries only warnings."""
   absl_logging.set_verbosity(absl_logging.WARNING)
-  # It has a traceback for each of its threads; `Checkpoints` says in one line what has failed.
-  absl_logging.get_absl_logger().addFilter(_is_not_orbax)
   ours = logging.getLogger("pomp_jax")
   handler = _Handler(sys.stdout)
   handler.setFormatter(_PrintableFormatter())
@@ -113,18 +111,7 @@ def set_up_logging() -> None:
 
 def set_up_streams() -> None:
   """Lets the process survive a full disk under its log."""
-  sys.unraisablehook = _unraisable
   sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
-
-
-def _is_not_orbax(record: logging.LogRecord) -> bool:
-  return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-def _unraisable(found: Any) -> None:
-  # TensorStore has such an error for each array whose write fails, which `Checkpoints` says.
-  if str(found.exc_value) != "Event loop is closed":
-    sys.__unraisablehook__(found)
 
 
 class _Handler(logging.StreamHandler):

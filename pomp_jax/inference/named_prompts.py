@@ -168,7 +168,7 @@ def _named_templates(text: str) -> tuple[str, ...]:
 def _checkpoints(folder: str, field: str) -> list[NamedPrompt]:
   found, run = [], os.path.dirname(folder) or "."
   for checkpoint in read_checkpoints(to_path(folder)):
-    prompt = prompt_of_checkpoint(checkpoint, to_path(folder) / str(checkpoint.step))
+    prompt = prompt_of_checkpoint(checkpoint, to_path(folder) / f"{checkpoint.step}.npz")
     found.append(NamedPrompt(f"{run}@{checkpoint.step}", prompt, checkpoint.step))
   if not found:
     raise ConfigError(field, folder, "a run's folder of complete checkpoints")
@@ -180,7 +180,7 @@ def prompt_of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> Promp
 
   Args:
     checkpoint: result of `read_checkpoint`.
-    path: its folder, for messages.
+    path: its file, for messages.
 
   Raises:
     CheckpointError: of another method than POMP, or without a prompt.

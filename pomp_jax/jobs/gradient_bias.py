@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import logging
 import math
+import os
 import time
 from typing import Any
 
@@ -31,8 +32,6 @@ from pomp_jax.data.source import StoredImages, readable_images
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.checkpoints import read_checkpoint
-from pomp_jax.files.hub import is_prompt_file
-from pomp_jax.files.paths import is_dir
 from pomp_jax.files.pieces import Pieces
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
 from pomp_jax.files.run_folder import RunFolder, with_provenance, writing
@@ -189,7 +188,7 @@ def _log_cells(cells: Sequence[Mapping[str, Any]]) -> None:
 
 def _load(path: str) -> tuple[Prompt, np.ndarray | None]:
   """A prompt, and the bank of the checkpoint that holds it; None of a file, or without a bank."""
-  if is_prompt_file(path) or not is_dir(path):
+  if os.path.basename(os.path.dirname(path)) != "checkpoints":
     return load_prompt(path), None
   checkpoint = read_checkpoint(path)
   return prompt_of_checkpoint(checkpoint, path), checkpoint.state.get("bank")

@@ -8,11 +8,9 @@ import sys
 from unittest import mock
 
 from absl import flags
-from absl import logging as absl_logging
 import pytest
 
 from pomp_jax import main as main_module
-from pomp_jax.files import terminal
 
 
 def forget_flags() -> None:
@@ -54,4 +52,3 @@ def handlers_kept() -> Iterator[None]:
   for number, handler in signals.items():
     signal.signal(number, handler)
   sys.unraisablehook = hook
-  absl_logging.get_absl_logger().removeFilter(terminal._is_not_orbax)
