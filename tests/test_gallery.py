@@ -43,7 +43,7 @@ def here(tmp_path, monkeypatch):
   runs = tmp_path / "runs"
   (runs / "example_sets" / "known" / "test").mkdir(parents=True)
   (runs / "example_sets" / "known.txt").write_text("cat\ndog\n")
-  for name in ("archive/names.json", "archive/fall11_whole.tar", "masks/masks.pth"):
+  for name in ("archive/names.json", "archive/fall11_whole.tar", "masks/masks.safetensors"):
     (runs / name).parent.mkdir(exist_ok=True)
     (runs / name).touch()
   (runs / "demo").mkdir()

@@ -8,10 +8,11 @@ that of its Flax models, and OpenAI's, which open_clip kept. torch stores a dens
 [out, in] and a convolution's as [out, in, height, width].
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import json
 import os
+import types
 from typing import Any, NamedTuple, NoReturn
 import zipfile
 
@@ -22,19 +23,15 @@ import safetensors
 
 from pomp_jax.clip.architecture import OPENAI_FACTS, ClipError, Shapes
 from pomp_jax.files.paths import Path as FilePath
-from pomp_jax.files.paths import file_size, is_file, local_copy, read_bytes, to_path
-from pomp_jax.files.prompt_formats import is_legacy_torch, is_safetensors
+from pomp_jax.files.paths import is_file, local_copy, read_bytes, to_path
+from pomp_jax.files.prompt_formats import is_safetensors
 from pomp_jax.files.restricted_pickle import PickledObject
 from pomp_jax.files.terminal import printable
-from pomp_jax.files.torch_archive import StoredTensor, TorchArchive, TorchArchiveError
+from pomp_jax.files.torch_archive import TORCH_FILES, StoredTensor, TorchArchive, TorchArchiveError
 
 FLAX_SUFFIX, INDEX_SUFFIX = ".msgpack", ".index.json"
 
 _FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of number types
-_MAX_INDEX_BYTES = 64 * 2**20
-# TorchScript modules may share others: there can be many more paths than tensors.
-_MAX_TENSORS = 100_000
-_MAX_DEPTH = 32
 # Item of a training checkpoint with the weights: open_clip's and CoOp's, and detectron2's.
 _STATE_DICTS = ("state_dict", "model")
 
@@ -48,11 +45,13 @@ class Weights(NamedTuple):
     path: file, for messages.
     shapes: shapes by name.
     read: function from a name to the tensor as float32, stored in any float type.
+    text: strings beside the tensors: the metadata of safetensors, items of a torch checkpoint.
   """
 
   path: str
   shapes: dict[str, tuple[int, ...]]
   read: Callable[[str], np.ndarray]
+  text: Mapping[str, str] = types.MappingProxyType({})
 
 
 class Source(NamedTuple):
@@ -243,12 +242,9 @@ def open_weights(path: str | os.PathLike) -> Iterator[Weights]:
     elif zipfile.is_zipfile(local_copy(path)):
       stack.enter_context(_torch_errors())
       yield _torch(path, stack.enter_context(TorchArchive(path)))
-    elif is_legacy_torch(head):
-      accepted = "the zip format (load and save it again with a newer torch), or safetensors"
-      _refuse(path, "the file", "in torch's old format, from before 1.6", accepted)
     else:
       found = f"neither a whole safetensors file nor a torch archive (it begins with {head[:8]!r})"
-      accepted = "an undamaged .safetensors, or .pt or .bin of torch 1.6 or newer"
+      accepted = f"an undamaged .safetensors, or {TORCH_FILES}"
       _refuse(path, "the file", found, accepted)
 
 
@@ -273,6 +269,7 @@ def _safetensors(path: FilePath, stack: contextlib.ExitStack) -> Weights:
     )
     headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     shapes = {name: tuple(header.get_shape()) for name, header in headers.items()}
+    text = file.metadata() or {}
   except Exception as error:  # the library's own errors share no base
     found = f"not a whole safetensors file ({error})"
     _refuse(path, "the file", found, "an undamaged safetensors file")
@@ -283,13 +280,11 @@ def _safetensors(path: FilePath, stack: contextlib.ExitStack) -> Weights:
       _refuse(path, name, f"of type {kind}", ", ".join(_FLOATS))
     return file.get_tensor(name).astype(np.float32)
 
-  return Weights(str(path), shapes, read)
+  return Weights(str(path), shapes, read, text)
 
 
 def _sharded(path: FilePath, stack: contextlib.ExitStack) -> Weights:
   try:
-    if (size := file_size(path)) > _MAX_INDEX_BYTES:
-      raise ValueError(f"{size} bytes large")
     shard_of = json.loads(read_bytes(path))["weight_map"]
     shard_names = sorted(set(shard_of.values()))
     if any(os.path.basename(name) != name or name in ("", ".", "..") for name in shard_names):
@@ -314,10 +309,15 @@ def _sharded(path: FilePath, stack: contextlib.ExitStack) -> Weights:
 
 def _torch(path: FilePath, archive: TorchArchive) -> Weights:
   value = archive.value
+  items = value.items() if isinstance(value, dict) else ()
+  text = {name: item for name, item in items if isinstance(item, str)}
   for item in _STATE_DICTS:
     if isinstance(value, dict) and isinstance(value.get(item), dict):
       value = value[item]
-  tensors = _tensors_by_name(path, value)
+  try:
+    tensors = dict(_named_tensors(value))
+  except RecursionError:
+    _refuse(path, "the checkpoint", "a module inside itself", "a state dict of weights")
   if not tensors:
     kind = value.name if isinstance(value, PickledObject) else type(value).__name__
     _refuse(path, "the checkpoint", f"a {kind} without tensors", "a state dict of weights")
@@ -332,32 +332,21 @@ def _torch(path: FilePath, archive: TorchArchive) -> Weights:
       _refuse(path, name, f"of type {values.dtype}", "a float type")
     return np.asarray(values, np.float32)
 
-  return Weights(str(path), {name: tensor.shape for name, tensor in tensors.items()}, read)
+  return Weights(str(path), {name: tensor.shape for name, tensor in tensors.items()}, read, text)
 
 
-def _tensors_by_name(path: FilePath, value: Any) -> dict[str, StoredTensor]:
+def _named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, StoredTensor]]:
   """Finds the tensors of a state dict, or of a TorchScript module and its submodules."""
-  tensors, waiting, n_seen = {}, [("", value, 0)], 0
-  while waiting:
-    name, item, depth = waiting.pop()
-    n_seen += 1
-    if n_seen > _MAX_TENSORS or depth > _MAX_DEPTH:
-      found = f"more than {_MAX_TENSORS} values, or deeper than {_MAX_DEPTH}"
-      _refuse(path, "the checkpoint", found, "a CLIP, which is smaller")
-    if isinstance(item, StoredTensor):
-      tensors[name] = item
-    children = {}
-    if isinstance(item, PickledObject) and item.name.startswith("__torch__."):
-      children = item.attributes
-    elif isinstance(item, dict) and depth == 0:
-      children = item
-    prefix = f"{name}." if name else ""
-    waiting += [
-      (prefix + key, child, depth + 1)
-      for key, child in children.items()
-      if isinstance(key, str) and isinstance(child, StoredTensor | PickledObject)
-    ]
-  return tensors
+  children: dict[Any, Any] = {}
+  if isinstance(value, StoredTensor):
+    yield name, value
+  elif isinstance(value, PickledObject) and value.name.startswith("__torch__."):
+    children = value.attributes
+  elif isinstance(value, dict) and not name:
+    children = value
+  for key, child in children.items():
+    if isinstance(key, str):
+      yield from _named_tensors(child, f"{name}.{key}" if name else key)
 
 
 @contextlib.contextmanager

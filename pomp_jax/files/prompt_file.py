@@ -30,7 +30,6 @@ from pomp_jax.files.prompt_formats import (
   FORMAT_VERSION,
   UNKNOWN_CLIP,
   PromptFileError,
-  check_shape,
   refuse,
 )
 from pomp_jax.files.run_folder import prompt_path
@@ -129,7 +128,6 @@ def validate(path: str | os.PathLike, prompt: Prompt) -> None:
     refuse(path, "context", f"a {type(context).__name__}", f"a NumPy array, {accepted}")
   if context.dtype != np.float32 or context.ndim not in (2, 3) or context.size == 0:
     refuse(path, "context", f"{context.dtype} {list(context.shape)}", accepted)
-  check_shape(path, "context", context.shape)
   if not np.isfinite(context).all():
     bad = int(context.size - np.isfinite(context).sum())
     refuse(path, "context", f"not finite in {bad} of {context.size} values", "finite values")
@@ -239,8 +237,6 @@ def _format_of_content(path: str | os.PathLike) -> str | None:
       head = file.read(32)
     if formats.is_safetensors(head):
       return "safetensors"
-    if formats.is_legacy_torch(head):
-      return "pth"
     with zipfile.ZipFile(local_copy(path)) as archive:
       return "pth" if is_torch_archive(archive) else "npz"
   except Exception:  # the reader raises it in one line

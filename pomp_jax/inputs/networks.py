@@ -38,7 +38,7 @@ class OpenNetwork:
 
 def network_path(path: str) -> Path:
   """File of a network; a run's folder stands for the network that it has trained."""
-  return to_path(path) / "masks.pth" if is_dir(path) else to_path(path)
+  return to_path(path) / "masks.safetensors" if is_dir(path) else to_path(path)
 
 
 def check_network(config: Settings) -> None:

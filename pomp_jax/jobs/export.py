@@ -20,6 +20,7 @@ from pomp_jax.files.atomic import replacing
 from pomp_jax.files.class_features import write_detic, write_open_clip
 from pomp_jax.files.paths import file_size
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt, save_prompt
+from pomp_jax.files.prompt_formats import import_torch
 from pomp_jax.files.prompt_hub import hub_files, results_of
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.inference import category_features
@@ -35,6 +36,8 @@ def check(config: Settings, workdir: str) -> None:
   settings = config.export
   RunFolder(workdir).check(config.job)
   prompt = _prompt(settings)
+  if settings.format == "pth":
+    import_torch()
   if settings.hub:
     results_of(settings.prompt, prompt)
     hub.check_upload(settings.hub, settings.private)

@@ -1,8 +1,8 @@
 """Trains a network that finds regions, MaskFormer with an embedding head, on base classes.
 
 The classes are those of a frozen prompt, so that any prompt can be judged with the network later.
-The loop, its checkpoints and its restarts are those of `pretrain`. Leaves `masks.pth`,
-`results.json` and `plots/training.png` in the run's folder; the job `propose` reads `masks.pth`.
+The loop, its checkpoints and its restarts are those of `pretrain`. Leaves `results.json`,
+`plots/training.png` and `masks.safetensors`, which the job `propose` reads, in the run's folder.
 """
 
 from collections.abc import Sequence
@@ -126,7 +126,7 @@ def _save(training: MaskTraining, done: Checkpoint) -> None:
   context = _stored_context(training.prompt.prompt)
   params = jax.device_get(done.state.params)
   content = MaskFormerFile(training.sizes, params, tuple(training.source.names))
-  path = training.folder.path / "masks.pth"
+  path = training.folder.path / "masks.safetensors"
   with writing(path), replacing(path) as file:
     write_mask_former(file, content, context)
 
@@ -144,7 +144,7 @@ def _results(training: MaskTraining, done: Checkpoint) -> dict:
     "job": config.job,
     "seed": config.seed,
     "clip_model": training.encoder.clip.name,
-    "network": "masks.pth",
+    "network": "masks.safetensors",
     "images": len(training.source),
     "classes": len(training.source.names),
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(done.state.params)),

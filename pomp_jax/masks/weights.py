@@ -1,22 +1,24 @@
-"""Files of a MaskFormer: ZSSeg's checkpoints, read and written without torch.
+"""Files of a MaskFormer: ZSSeg's checkpoints are read, safetensors of the same names are written.
 
 A checkpoint of detectron2 is a torch archive of `{"model": {name: tensor}, ..}`. ZSSeg's has the
 network under `backbone` and `sem_seg_head`, and under `clip_adapter` the vector of no object, the
 prompt (see `files.prompt_file`) and the whole CLIP. `_PREFIXES` names the tensors of all
-parameters, for both directions. What the shapes do not tell is an item beside `model` in files that
-are written here, and as published elsewhere.
+parameters, for both directions. The metadata `mask_former` of a file that is written here tells
+what the shapes do not; other files are taken to be as published.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import dataclasses
 import itertools
 import json
 import os
-from typing import BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
+import zlib
 
 import jax
 import numpy as np
+import safetensors.numpy
 
 from pomp_jax.clip.architecture import ClipError, Shapes
 from pomp_jax.clip.load import Clip
@@ -33,7 +35,6 @@ from pomp_jax.clip.weights import (
 )
 from pomp_jax.errors import InputError
 from pomp_jax.files.terminal import printable
-from pomp_jax.files.torch_archive import TorchArchive, TorchArchiveError, write_torch_archive
 from pomp_jax.masks.backbone import ResNetSizes, SmallSizes
 from pomp_jax.masks.model import MaskFormerConfig, Params, parameter_shapes
 
@@ -52,7 +53,7 @@ _PREFIXES = {
 _KINDS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _STACKED = ("q_proj", "k_proj", "v_proj")
 _CLIP = "clip_adapter.clip_model."
-# Item of our files beside "model".
+# Metadata of our files.
 _OURS = "mask_former"
 # Largest difference of a CLIP's numbers, as part of a tensor's largest: rounding of float16.
 _TOLERANCE = 1e-3
@@ -103,28 +104,28 @@ def read_mask_former(path: str | os.PathLike) -> MaskFormerFile:
   Raises:
     MaskFormerError: missing, damaged, or another network.
   """
-  with _errors():
-    facts = _read_facts(path)
-    with open_weights(path) as weights:
-      own = {
-        name: shape
-        for name, shape in weights.shapes.items()
-        if name.startswith(("backbone.", "sem_seg_head.")) or name == _PREFIXES["non_object"]
-      }
-      config = _config_of(own, facts, weights.path)
-      try:
-        shapes = parameter_shapes(config)
-      except (ValueError, TypeError, ZeroDivisionError) as error:
-        _refuse(path, "the network", f"of no such sizes ({error})", "sizes that divide each other")
-      check_weights(own, shapes, ZSSEG, weights.path)
-      params = read_params(weights, shapes, ZSSEG)
+  with _errors(), open_weights(path) as weights:
+    facts = _read_facts(weights)
+    own = {
+      name: shape
+      for name, shape in weights.shapes.items()
+      if name.startswith(("backbone.", "sem_seg_head.")) or name == _PREFIXES["non_object"]
+    }
+    config = _config_of(own, facts, weights.path)
+    try:
+      shapes = parameter_shapes(config)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+      _refuse(path, "the network", f"of no such sizes ({error})", "sizes that divide each other")
+    check_weights(own, shapes, ZSSEG, weights.path)
+    params = read_params(weights, shapes, ZSSEG)
   return MaskFormerFile(config, params, facts.trained_classes)
 
 
 def write_mask_former(file: BinaryIO, content: MaskFormerFile, context: np.ndarray | None = None):
-  """Writes a checkpoint for `torch.load(weights_only=True)`; equal content makes equal bytes.
+  """Writes a safetensors file; equal content makes equal bytes.
 
-  detectron2 loads a model with R101c into ZSSeg's code, which keeps its own CLIP.
+  ZSSeg's code, which keeps its own CLIP, loads the tensors of a network with R101c after
+  `torch.save({"model": safetensors.torch.load_file(path)}, "masks.pth")`.
 
   Args:
     file: where to.
@@ -134,8 +135,25 @@ def write_mask_former(file: BinaryIO, content: MaskFormerFile, context: np.ndarr
   model = stored_tensors(jax.device_get(content.params), ZSSEG)
   if context is not None:
     model["clip_adapter.prompt_learner.ctx"] = np.asarray(context, np.float32)
-  facts = _facts_of(content)
-  write_torch_archive(file, {"model": model, _OURS: json.dumps(dataclasses.asdict(facts))})
+  # The library writes an array's memory, whatever its strides.
+  model = {name: np.ascontiguousarray(tensor) for name, tensor in model.items()}
+  facts = dataclasses.asdict(_facts_of(content))
+  checksum = _checksum(facts, model, model.__getitem__)
+  # One item: the library writes several in any order.
+  metadata = {_OURS: json.dumps({**facts, "crc32": checksum})}
+  file.write(safetensors.numpy.save(model, metadata))
+
+
+def _checksum(
+  facts: Mapping[str, Any], names: Iterable[str], read: Callable[[str], np.ndarray]
+) -> int:
+  """CRC-32 of the facts and of the tensors with their names; safetensors has no checksum."""
+  found = zlib.crc32(json.dumps(facts, sort_keys=True).encode())
+  for name in sorted(names):
+    tensor = read(name)
+    found = zlib.crc32(f"{name} {tensor.shape}".encode(), found)
+    found = zlib.crc32(np.ascontiguousarray(tensor, "<f4").tobytes(), found)
+  return found
 
 
 def check_clip(path: str | os.PathLike, clip: Clip) -> bool:
@@ -196,27 +214,29 @@ def _facts_of(content: MaskFormerFile) -> _Facts:
   return _Facts(**own, dilations=config.backbone.dilations, trained_classes=names)
 
 
-def _read_facts(path: str | os.PathLike) -> _Facts:
-  """The item of our files, checked."""
-  try:
-    with TorchArchive(path) as archive:
-      value = archive.value
-  except TorchArchiveError as error:
-    raise MaskFormerError(str(error)) from error
-  stored = value.get(_OURS) if isinstance(value, dict) else None
+def _read_facts(weights: Weights) -> _Facts:
+  """The metadata of our files, checked."""
+  stored = weights.text.get(_OURS)
   if stored is None:
+    if any(text.startswith("{") for text in weights.text.values()):
+      _refuse(weights.path, "the metadata", f"of {', '.join(weights.text)}", f"{_OURS}, or none")
     return _Facts()
   try:
-    facts = json.loads(stored)
-    lists = {key: tuple(facts[key]) for key in ("dilations", "trained_classes")}
-    facts = _Facts(**facts | lists)
+    items = json.loads(stored)
+    checksum = items.pop("crc32", None)
+    if checksum not in (None, _checksum(items, weights.shapes, weights.read)):
+      _refuse(weights.path, "crc32", f"{checksum}, not that of the rest", "an undamaged file")
+    lists = {key: tuple(items[key]) for key in ("dilations", "trained_classes")}
+    facts = _Facts(**items | lists)
     sizes = (facts.n_heads, facts.groups, facts.backbone_groups + 1, *facts.dilations)
-    fits = all(type(size) is int and 0 < size < 2**16 for size in sizes)
+    fits = all(type(size) is int and size > 0 for size in sizes)
     fits = fits and type(facts.dropout) in (int, float) and 0 <= facts.dropout < 1
     if not fits or not all(isinstance(name, str) for name in facts.trained_classes):
       raise ValueError("a value out of range")
-  except (ValueError, TypeError, KeyError, RecursionError) as error:
-    _refuse(path, _OURS, f"unreadable ({error})", "the JSON that is written here")
+  except MaskFormerError:
+    raise
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    _refuse(weights.path, _OURS, f"unreadable ({error})", "the JSON that is written here")
   return facts
 
 

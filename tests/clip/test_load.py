@@ -208,7 +208,7 @@ def test_files_that_are_something_else(tmp_path):
   path.write_text("<html>you need to log in</html>")
   assert "neither a whole safetensors file nor a torch archive" in _refusal(path)
   torch.save(STATE, path, _use_new_zipfile_serialization=False)
-  assert "old format" in _refusal(path)
+  assert "torch 1.6 or newer" in _refusal(path)
   torch.save([1, 2], path)
   assert "a list without tensors" in _refusal(path)
   safetensors.torch.save_file({"a": torch.arange(3)}, path)

@@ -10,7 +10,7 @@ import safetensors.numpy
 import torch
 
 from pomp_jax.files.hub import is_prompt_file
-from pomp_jax.files.prompt_file import Prompt, load_prompt, save_prompt
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 from tests.support.prompt_files import CONTEXT, refusal
 
 METADATA = {
@@ -56,9 +56,9 @@ class TestSafetensors:
     ("changes", "parts"),
     [
       ({"config": None}, ["config is missing", "clip_model, context, format_version, position"]),
-      ({"format_version": "2"}, ["format_version is 2", "accepted: 1"]),
+      ({"format_version": "2"}, ["format_version is '2'", "accepted: 1"]),
       ({"format_version": "9" * 5000}, ["format_version is '999"]),
-      ({"tensors": {"ctx": CONTEXT}}, ["context is missing", "clip_model"]),
+      ({"tensors": {"weight": CONTEXT}}, ["context is missing", "clip_model"]),
       ({"tensors": {"context": CONTEXT.astype(np.float16)}}, ["context is F16 [4, 8]"]),
       ({"tensors": {"context": CONTEXT[0]}}, ["context is float32 [8]"]),
     ],
@@ -77,8 +77,9 @@ class TestTorch:
     np.testing.assert_array_equal(prompt.context, CONTEXT, strict=True)
     assert (prompt.clip_model, prompt.position, prompt.template) == ("unknown", "end", "{}.")
     assert prompt.config == {}
-    save_prompt(tmp_path / "a.pth", prompt)
-    np.testing.assert_array_equal(load_prompt(tmp_path / "a.pth").context, CONTEXT)
+    with pytest.raises(PromptFileError, match=r"pip install 'pomp-jax\[torch\]'"):
+      save_prompt(tmp_path / "a.pth", prompt)
+    assert not (tmp_path / "a.pth").exists()
 
   @pytest.mark.parametrize(
     ("place", "key"),
@@ -164,9 +165,8 @@ class TestTorch:
       ({"state_dict": {"ctx": torch.zeros(4, 8).long()}}, ["is int64 [4, 8]", "float"]),
       ({"state_dict": {"ctx": torch.zeros(4, 8).cfloat()}}, ["of type ComplexFloatStorage"]),
       ({"state_dict": {"ctx": torch.full((4, 8), 1e300, dtype=torch.float64)}}, ["not finite"]),
-      # Views of a few bytes that stand for gigabytes.
-      ({"state_dict": {"ctx": torch.zeros(8).expand(2**40, 8)}}, [f"of shape [{2**40}, 8]"]),
-      ({"state_dict": {"ctx": torch.zeros(1).expand(2**18, 16, 128)}}, ["values that repeat"]),
+      # A view of a few bytes that stands for terabytes.
+      ({"state_dict": {"ctx": torch.zeros(8).expand(2**40, 8)}}, [f"is [{2**40}, 8]"]),
     ],
   )
   def test_a_bad_checkpoint_is_refused_by_field(self, tmp_path, value, parts):
@@ -193,4 +193,4 @@ class TestTorch:
   def test_the_old_format_is_refused_in_words(self, tmp_path):
     value = {"state_dict": {"ctx": torch.tensor(CONTEXT)}}
     torch.save(value, tmp_path / "a.pth.tar", _use_new_zipfile_serialization=False)
-    assert "torch's old format" in refusal(tmp_path / "a.pth.tar")
+    assert "torch 1.6 or newer" in refusal(tmp_path / "a.pth.tar")

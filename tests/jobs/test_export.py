@@ -1,6 +1,7 @@
 """The export job: files for other programs, from the embedded world's CLIP."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -81,6 +82,12 @@ def test_prompts(files, kind, name, capsys):
   if kind == "pth":
     checkpoint = torch.load(path, weights_only=True)
     np.testing.assert_array_equal(checkpoint["state_dict"]["ctx"].numpy(), before.context)
+
+
+def test_a_torch_checkpoint_needs_torch(files, monkeypatch):
+  monkeypatch.setitem(sys.modules, "torch", None)  # to import it is an ImportError now
+  with pytest.raises(PromptFileError, match=r"pip install 'pomp-jax\[torch\]'"):
+    checked(files, format="pth", names="")
 
 
 def test_detic_has_a_row_a_category_in_the_order_of_ids(files, encoder):

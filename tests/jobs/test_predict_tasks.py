@@ -295,7 +295,7 @@ BOXES = {"regions.source": "file", "regions.path": "HERE/boxes.json"}
 # What is wrong: the fields, and what the message names.
 BAD = {
   "no such network": (SEGMENT | {"propose.network": "HERE/none"}, "propose.network"),
-  "no masks.pth": (DETECT | {"propose.network": "ROOT/clip"}, "masks.pth"),
+  "no masks.safetensors": (DETECT | {"propose.network": "ROOT/clip"}, "masks.safetensors"),
   "two origins": (DETECT | NETWORK | FILE, "propose.network"),
   "width": (DETECT | {"propose.network": "HERE/wide.pth"}, "clip.model"),
   "prompt": (PATCHES | {"predict.prompt": "HERE/wide.npz"}, "wide.npz"),

@@ -268,7 +268,7 @@ BAD_DETECT = {
   "no annotations": ("detect.annotations", {"detect.annotations": "no.json"}),
 }
 BAD_PROPOSE = {
-  "a folder without a network": ("masks.pth", {"propose.network": "ROOT/clip"}),
+  "a folder without a network": ("masks.safetensors", {"propose.network": "ROOT/clip"}),
   "no such network": ("propose.network", {"propose.network": "nothing"}),
   "no folder": ("detect.images", {"propose.images": "detect", "detect.images": ""}),
   "another CLIP": ("clip.model", {"clip.model": "world"}),

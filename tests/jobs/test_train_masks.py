@@ -55,10 +55,10 @@ def test_a_killed_run_resumes_bit_for_bit(region_set, whole, tmp_path, monkeypat
   monkeypatch.setattr(loop.Watch, "step", step)
   with pytest.raises(KeyboardInterrupt):
     train(train_masks_config(region_set), tmp_path)
-  assert not (tmp_path / "masks.pth").exists()
+  assert not (tmp_path / "masks.safetensors").exists()
   results = train(train_masks_config(region_set), tmp_path)
   assert taken == [1, 2, 3, 3, 4]
-  assert (tmp_path / "masks.pth").read_bytes() == (whole / "masks.pth").read_bytes()
+  assert (tmp_path / "masks.safetensors").read_bytes() == (whole / "masks.safetensors").read_bytes()
   assert results["last"] == RunFolder(whole).read_results()["last"]
   # A finished run is not trained again.
   assert train(train_masks_config(region_set), tmp_path) == results
@@ -91,7 +91,7 @@ def test_a_stored_prompt_is_one_that_the_file_can_say():
 
 
 def test_what_a_run_leaves(whole):
-  results, network = RunFolder(whole).read_results(), read_mask_former(whole / "masks.pth")
+  results, network = RunFolder(whole).read_results(), read_mask_former(whole / "masks.safetensors")
   assert network.trained_classes == TRAINED
   assert network.config.embedding == 24
   assert results["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(network.params))

@@ -6,6 +6,7 @@ import flax
 import jax
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from pomp_jax.clip import load_clip
@@ -49,8 +50,8 @@ def _written(content, path, **more):
 def test_written_back_for_torch(checkpoint, torch_model, tmp_path):
   content = read_mask_former(checkpoint)
   context = load_prompt(checkpoint).context
-  path = _written(content, tmp_path / "a.pth", context=context)
-  found = torch.load(path, weights_only=True)["model"]
+  path = _written(content, tmp_path / "a.safetensors", context=context)
+  found = safetensors.torch.load_file(path)
   whole = zsseg_state(torch_model)
   names = [*detectron2_state(torch_model), NULL, "clip_adapter.prompt_learner.ctx"]
   assert {*found} == {*names}
@@ -60,15 +61,23 @@ def test_written_back_for_torch(checkpoint, torch_model, tmp_path):
   assert again.config == content.config
   jax.tree.map(np.testing.assert_array_equal, again.params, content.params)
   np.testing.assert_array_equal(load_prompt(path).context, context)
-  assert _written(content, tmp_path / "b.pth", context=context).read_bytes() == path.read_bytes()
+  assert _written(content, tmp_path / "b", context=context).read_bytes() == path.read_bytes()
 
 
 def test_a_small_network_and_its_classes(tmp_path):
   config = VARIANTS["small"]
   content = MaskFormerFile(config, random_params(config), ("a cat", "größer, \u2028"))
-  found = read_mask_former(_written(content, tmp_path / "a.pth"))
+  path = _written(content, tmp_path / "a.safetensors")
+  found = read_mask_former(path)
   assert (found.config, found.trained_classes) == (content.config, content.trained_classes)
   jax.tree.map(np.testing.assert_array_equal, found.params, content.params)
+  whole = path.read_bytes()
+  # In the metadata's name, in the facts, in a tensor's name, and in a tensor.
+  for place in (b"mask_former", b"n_heads", b"res3.weight", whole[-3:]):
+    flipped = bytearray(whole)
+    flipped[whole.rindex(place)] ^= 1
+    path.write_bytes(flipped)
+    _error(path)
 
 
 def test_names_and_shapes_of_the_published_sizes():
@@ -167,6 +176,6 @@ def test_files_that_are_none(tmp_path):
   for name, data in {"a": b"", "b": b"PK\x03\x04", "c": b"{}"}.items():
     (tmp_path / name).write_bytes(data)
     _error(tmp_path / name)
-  assert "missing" in _error(tmp_path / "absent.pth")
+  assert "No such file" in _error(tmp_path / "absent.pth")
   torch.save([1], tmp_path / "list.pth")
   assert "without tensors" in _error(tmp_path / "list.pth")

@@ -30,12 +30,12 @@ PROMPTS = ("a photo of a {}.", "{}.")
 def case(tmp_path_factory):
   """Config, comparison with a random network, and a scene."""
   root = tmp_path_factory.mktemp("network")
-  write_network(root / "masks.pth", 3, embedding=128)
+  write_network(root / "masks.safetensors", 3, embedding=128)
   config = settings(
     job="page",
     **{
       "page.prompts": ";".join(PROMPTS),
-      "propose.network": str(root / "masks.pth"),
+      "propose.network": str(root / "masks.safetensors"),
       "regions.crop": "context",
       "regions.objectness": True,
       "regions.mask_threshold": 0.4,
@@ -119,6 +119,9 @@ def test_the_page_offers_it(case):
 
 def test_a_network_of_another_clip_is_refused_at_the_start(case, tmp_path):
   config, _, _ = case
-  write_network(tmp_path / "masks.pth", 3, embedding=24)
+  network = tmp_path / "masks.safetensors"
+  write_network(network, 3, embedding=24)
   with pytest.raises(ConfigError, match=r"clip\.model"):
-    job.check(changed(config, {"propose.network": str(tmp_path / "masks.pth")}), str(tmp_path))
+    job.check(
+      changed(config, {"propose.network": str(tmp_path / "masks.safetensors")}), str(tmp_path)
+    )

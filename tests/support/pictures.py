@@ -19,13 +19,13 @@ NAMES = ("the cat", "sky", "star", "house")
 
 
 def write_pictures(root: pathlib.Path) -> None:
-  """Writes `clip/`, `images/` with their labels and `regions/`, `list.txt`, and `run/masks.pth`."""
+  """Writes `clip/`, `images/` with labels, `regions/`, `list.txt`, `run/masks.safetensors`."""
   write_random_clip(root / "clip")
   write_pixel_set(root, str(root / "clip"))
   write_objects(root)
   (root / "list.txt").write_text("\n".join(NAMES))
   (root / "run").mkdir()
-  write_network(root / "run" / "masks.pth", 1)
+  write_network(root / "run" / "masks.safetensors", 1)
 
 
 def write_network(path: pathlib.Path, seed: int, embedding: int = 24) -> None:
