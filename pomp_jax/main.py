@@ -46,7 +46,7 @@ from pomp_jax.files.compilation_cache import use_compilation_cache
 from pomp_jax.files.compilation_log import shown_compilations
 from pomp_jax.files.paths import problem_of
 from pomp_jax.files.provenance import commit
-from pomp_jax.files.run_folder import Presence
+from pomp_jax.files.run_folder import noting_failure
 from pomp_jax.files.terminal import printable, set_up_logging, set_up_streams
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def _run_job(stop: hosts.StopSignals) -> int:
       log.info(hosts.describe(None, config.mesh.class_size, config.clip.dtype))
     status = RunError.status
     commit()  # read now: the checkout may change while the run lasts
-    with _presence(config, workdir), shown_compilations():
+    with _noting_failure(config, workdir), shown_compilations():
       module.run(config, workdir)
     hosts.finish()
     stop.ignore()
@@ -177,10 +177,10 @@ def _check_processes(job: str) -> None:
     raise InputError(f"job {job!r} runs in one process; {count} were started")
 
 
-def _presence(config: Settings, workdir: str) -> contextlib.AbstractContextManager:
-  """The sign of life in the folder, of the process that writes there."""
+def _noting_failure(config: Settings, workdir: str) -> contextlib.AbstractContextManager:
+  """What leaves the reason of a failure in the folder, in the process that writes there."""
   writes = hosts.is_first() and not config.dry_run
-  return Presence(workdir) if writes else contextlib.nullcontext()
+  return noting_failure(workdir) if writes else contextlib.nullcontext()
 
 
 def _stops_together(config: Settings) -> bool:

@@ -271,16 +271,6 @@ def test_any_other_error_keeps_its_traceback(capsys, play, tmp_path):
   assert (tmp_path / "error.txt").read_text() == f"FileNotFoundError: {found.value}"
 
 
-def test_the_folder_of_a_run_says_that_it_is_alive(capsys, tmp_path, play):
-  found = []
-  look = lambda *_: found.append([path.name for path in tmp_path.iterdir()])
-  play(look, look)
-  for dry_run in (False, True):
-    run_main(capsys, DEMO, f"--workdir={tmp_path}", f"--config.dry_run={dry_run}")
-  assert found == [[], ["alive.json"], [], []]
-  assert not list(tmp_path.iterdir())
-
-
 def test_the_first_line_names_devices_and_precision(capsys, monkeypatch, play):
   monkeypatch.setattr(jax, "device_count", lambda: 8)
   play(lambda *_: print("the job"))

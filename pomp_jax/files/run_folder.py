@@ -1,16 +1,12 @@
-"""A run's folder: its file names, its JSON files, and the mark of the process that uses it."""
+"""A run's folder: its file names and its JSON files."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
-import datetime
-import fcntl
 import json
 import logging
 import math
 import os
-import socket
-import threading
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +14,7 @@ from pomp_jax import hosts
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure, replacing, why_unwritable
 from pomp_jax.files.checksums import ChecksumError, with_checksum, without_checksum
-from pomp_jax.files.paths import Path, exists, is_bucket, is_dir, is_file, read_bytes, to_path
+from pomp_jax.files.paths import Path, exists, is_dir, is_file, read_bytes, to_path
 from pomp_jax.files.provenance import provenance
 from pomp_jax.files.terminal import printable
 
@@ -284,102 +280,27 @@ def _plain(value: Any) -> Any:
   raise TypeError(f"a {type(value).__name__} can't be written as JSON")
 
 
-class Presence(contextlib.AbstractContextManager):
-  """Marks a run's folder as in use as soon as it exists; warns of another process that uses it.
+@contextlib.contextmanager
+def noting_failure(workdir: str | os.PathLike) -> Iterator[None]:
+  """Leaves in a run's folder, if there is one, why the run failed; a later start removes it.
 
-  `alive.json` names the process, which holds a lock on it until it ends. The later process owns the
-  folder and its checkpoints. Where files can't be written or locked, nothing warns. A bucket has no
-  locks: a killed process leaves the file there, and the warning says that it may be alive.
+  A start that finishes, or is asked to stop, has not failed. Nor has one with bad input, which is
+  found before anything is written.
   """
-
-  def __init__(self, folder: str | os.PathLike):
-    """Touches nothing yet."""
-    self._path: Path = to_path(folder) / "alive.json"
-    self._file: TextIO | None = None
-    self._text = ""  # of this process, in a bucket
-    self._ended = threading.Event()
-    self._thread = threading.Thread(target=self._mark_once_created, name="presence", daemon=True)
-
-  def __enter__(self) -> "Presence":
-    if is_bucket(self._path):
-      self._mark_in_bucket()
-    elif self._path.parent.is_dir():
-      self._mark()
-    else:
-      self._thread.start()
-    return self
-
-  def __exit__(
-    self, kind: type[BaseException] | None, error: BaseException | None, trace: object
-  ) -> None:
-    self._ended.set()
-    if self._thread.is_alive():
-      self._thread.join()
-    if self._text:
-      with contextlib.suppress(OSError):
-        if self._path.read_text() == self._text:
-          self._path.unlink()
-    if self._file is not None:
-      with contextlib.suppress(OSError):
-        if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
-          self._path.unlink()  # no later process has replaced it
-      self._file.close()
+  path, reason = to_path(workdir) / ERROR, None
+  try:
+    yield
+  except InputError:
+    reason = ""
+    raise
+  except Exception as error:
+    named = isinstance(error, RunError | TryAgain)
+    reason = str(error) if named else disk_failure(error) or f"{type(error).__name__}: {error}"
+    raise
+  finally:
     with contextlib.suppress(OSError):
-      self._explain(error)
-
-  def _explain(self, error: BaseException | None) -> None:
-    """Writes why the run failed for who looks later, or removes what an earlier start wrote."""
-    path = self._path.with_name(ERROR)
-    if is_bucket(path):
-      return
-    if not isinstance(error, Exception):  # done, or asked to stop
-      path.unlink()
-    # Bad input is found before anything is written.
-    elif getattr(error, "status", RunError.status) != InputError.status and path.parent.is_dir():
-      named = isinstance(error, InputError | RunError | TryAgain)
-      line = str(error) if named else disk_failure(error) or f"{type(error).__name__}: {error}"
-      with replacing(path) as file:
-        file.write(printable(" ".join(line.split())).encode())
-
-  def _mark_once_created(self) -> None:
-    while not self._ended.wait(1.0):
-      if self._path.parent.is_dir():
-        return self._mark()
-
-  def _mark(self) -> None:
-    temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-    # Another user of the folder may have put a link, a FIFO or a large file there.
-    plain = lambda path, flags: os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    try:
-      with contextlib.suppress(OSError), open(self._path, "r+", opener=plain) as other:
-        try:
-          fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-          log.warning(
-            "%s: ANOTHER START of it is alive (%s). This one takes the folder over; end the other",
-            *(self._path.parent, printable(other.read(1000))),
-          )
-      temporary.unlink(missing_ok=True)
-      self._file = open(temporary, "x", opener=plain)  # noqa: SIM115 (open until the process ends)
-      fcntl.flock(self._file, fcntl.LOCK_EX)
-      self._file.write(_description())
-      self._file.flush()
-      os.replace(temporary, self._path)
-    except OSError:
-      temporary.unlink(missing_ok=True)
-
-  def _mark_in_bucket(self) -> None:
-    with contextlib.suppress(OSError):
-      with contextlib.suppress(FileNotFoundError):
-        log.warning(
-          "%s: ANOTHER START of it is alive or was killed (%s). This one takes the folder over",
-          *(self._path.parent, printable(self._path.read_text())),
-        )
-      self._text = _description()
-      self._path.write_text(self._text)
-
-
-def _description() -> str:
-  """JSON of this process."""
-  since = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
-  return json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": since})
+      if reason is None:
+        path.unlink()
+      elif reason and is_dir(path.parent):
+        with replacing(path) as file:
+          file.write(printable(" ".join(reason.split())).encode())

@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 import re
-import socket
 import stat
 import tempfile
 from typing import Any, NamedTuple
@@ -50,7 +49,7 @@ class Run(NamedTuple):
     name: folders below the root, joined by slashes.
     path: folder.
     job: job of its config.
-    state: finished, failed, killed, running, unreadable, or not finished.
+    state: finished, failed, unreadable, or not finished.
     problem: why it failed or can't be read, one line; or empty.
     time: of its last change, local, to the minute.
     report: whether it has a report.
@@ -118,19 +117,11 @@ def _run(name: str, path: pathlib.Path, changed: float) -> Run:
 
 def _state(path: pathlib.Path) -> tuple[str, str]:
   """State of a run, and the reason if it has failed."""
-  if alive := _json(path, "alive.json"):
-    host, process = str(alive.get("host")), alive.get("process")
-    where = f"process {process} of {host}"
-    if host != socket.gethostname():
-      return "running", f"or killed; {where} has not ended it"
-    with contextlib.suppress(ProcessLookupError, OverflowError, TypeError):
-      with contextlib.suppress(PermissionError):
-        os.kill(process, 0)
-      return "running", ""
-    return "killed", f"{where} has ended without an error: killed, out of memory, or a power cut"
   if reason := (_read(path, ERROR) or b"").decode("utf-8", "replace"):
     return "failed", printable(without_folders(reason.strip()), 2000)
-  return "finished" if _file(path, "results.json") else "not finished", ""
+  if _file(path, "results.json"):
+    return "finished", ""
+  return "not finished", "it runs, was stopped, or was killed; the same command resumes it"
 
 
 @contextlib.contextmanager

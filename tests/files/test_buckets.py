@@ -11,7 +11,7 @@ from pomp_jax.files import paths
 from pomp_jax.files.atomic import creating, disk_failure, replacing, why_unwritable
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.metrics_log import MetricsWriter
-from pomp_jax.files.run_folder import Presence, RunFolder, RunFolderError, read_json, write_json
+from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
 from tests.support.checkpoint_states import META, abstract, assert_same, make_state
 from tests.support.small_run import small_config
 
@@ -181,14 +181,6 @@ def test_metrics_are_sent_and_those_behind_a_checkpoint_dropped(store, folder, c
     assert RunFolder(folder).scalars() == {"loss": ([1, 2, 3], [0.5, 1.0, 7.0])}
   events = [name for name in objects(folder) if name.startswith("events.")]
   assert len(events) == 2 and {name[-2:] for name in events} == {".0", ".1"}
-
-
-def test_the_mark_of_a_process_is_left_by_a_killed_one(folder, caplog):
-  with Presence(folder):
-    assert objects(folder) == ["alive.json"]
-    with Presence(folder):
-      assert "ANOTHER START" in caplog.text
-    assert objects(folder) == []
 
 
 def test_a_local_copy_follows_the_object_and_is_checked(folder):

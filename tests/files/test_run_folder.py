@@ -10,7 +10,6 @@ import platform
 import resource
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -27,7 +26,6 @@ from pomp_jax.files import provenance
 from pomp_jax.files.class_features import read_class_features, write_detic
 from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.run_folder import (
-  Presence,
   RunFolder,
   RunFolderError,
   RunFolderWriteError,
@@ -157,63 +155,6 @@ def test_json_that_is_damaged_or_missing(tmp_path, data):
     line = r"results\.json: not JSON \(.*repair it"
   with pytest.raises(RunFolderError, match=line):
     read_json(tmp_path / "results.json")
-
-
-def test_two_starts_warn_and_the_later_owns_the_folder(tmp_path, caplog):
-  """Locks belong to open files, so that two objects in one process conflict as two processes do."""
-  first = Presence(tmp_path)
-  first.__enter__()
-  assert not caplog.messages
-  with Presence(tmp_path):
-    (line,) = caplog.messages
-    assert line.startswith(f"{tmp_path}: ") and f'"process": {os.getpid()}' in line
-    assert f'"{socket.gethostname()}"' in line and '"since": "20' in line
-    first.__exit__(None, None, None)
-    # The later one's mark stays.
-    assert json.loads((tmp_path / "alive.json").read_text())["process"] == os.getpid()
-  assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("name", [".alive.json.{}.tmp", "alive.json"])
-def test_a_planted_link_or_fifo_is_replaced(tmp_path, name):
-  name = name.format(os.getpid())
-  (tmp_path / "victim").write_text("mine")
-  for plant in (lambda path: path.symlink_to(tmp_path / "victim"), os.mkfifo):
-    plant(tmp_path / name)
-    with Presence(tmp_path):
-      mark = tmp_path / "alive.json"
-      assert not mark.is_symlink() and json.loads(mark.read_text())["process"] == os.getpid()
-    assert [path.name for path in tmp_path.iterdir()] == ["victim"]
-  assert (tmp_path / "victim").read_text() == "mine"
-
-
-_KILLED = '{"host": "a", "process": 1, "since": "2024-01-01"}'
-
-
-@pytest.mark.parametrize("content", [_KILLED, "", "[]", '{"host": 3}', "\xff"])
-def test_a_mark_that_no_process_holds_is_none(tmp_path, caplog, content):
-  """A killed process leaves its own, which the kernel unlocks; others are damaged."""
-  (tmp_path / "alive.json").write_bytes(content.encode("latin-1"))
-  with Presence(tmp_path):
-    assert json.loads((tmp_path / "alive.json").read_text())["process"] == os.getpid()
-  assert not caplog.messages and not list(tmp_path.iterdir())
-
-
-def test_it_makes_no_folder_and_waits_for_one(tmp_path, monkeypatch):
-  folder = tmp_path / "run"
-  with Presence(folder):
-    assert not folder.exists()
-    folder.mkdir()
-    end = time.monotonic() + 60
-    while not (folder / "alive.json").exists():
-      assert time.monotonic() < end
-      time.sleep(0.05)
-  assert not list(folder.iterdir())
-  # One that can't be marked is no reason to end.
-  monkeypatch.setattr(json, "dump", no_space)
-  with Presence(folder):
-    pass
-  assert not list(folder.iterdir())
 
 
 def _tensorboard(folder):

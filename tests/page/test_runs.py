@@ -4,15 +4,13 @@ import contextlib
 import json
 import os
 import re
-import socket
-import subprocess
 from unittest import mock
 
 from PIL import Image
 import pytest
 
 from pomp_jax.analysis.tables import Row, Table, markdown
-from pomp_jax.files.run_folder import Presence
+from pomp_jax.files.run_folder import noting_failure
 from pomp_jax.page import runs, server
 from pomp_jax.page.comparison import Comparison
 
@@ -109,23 +107,17 @@ def test_tables_are_folded_below_a_report(root):
 
 def test_the_state_of_a_run_and_why_it_failed(root):
   demo, state = root / "demo", lambda: runs.find_runs(root)["demo"][3:5]
-  with contextlib.suppress(OSError), Presence(demo):
-    assert state() == ("running", "")
+  with contextlib.suppress(OSError), noting_failure(demo):
     raise OSError("no space left on /home/me/disk")
   assert state() == ("failed", "OSError: no space left on disk")  # no folder of the server
   (demo / "config.json").unlink()
   (demo / "results.json").unlink()
   assert state()[0] == "failed"
-  with Presence(demo):
+  with noting_failure(demo):
     pass
   assert "demo" not in runs.find_runs(root)  # an empty folder is none
-  (ended := subprocess.Popen(["true"])).wait()
-  mark = {"host": socket.gethostname(), "process": ended.pid}
   (demo / "config.json").write_text('{"job": "pretrain"}')
-  (demo / "alive.json").write_text(json.dumps(mark))
-  assert state()[0] == "killed" and str(mark["process"]) in state()[1]
-  (demo / "alive.json").write_text(json.dumps(mark | {"host": "elsewhere"}))
-  assert state()[0] == "running" and "elsewhere" in state()[1]
+  assert state()[0] == "not finished"
   assert runs._run("demo", demo, 1e18).state == "unreadable"  # a time that is none
 
 
@@ -136,7 +128,6 @@ _FILES = {
   "config.json": {"job": "pretrain"},
   "results.json": {"eval": {"base": {"prompt": {"top1": 0.5, "images": 3}}}},
   "metrics.jsonl": {"step": 3, "loss": 1.0, "validation_top1": 0.5},
-  "alive.json": {"host": socket.gethostname(), "process": 1},
 }
 
 
