@@ -5,7 +5,7 @@ with a timeout, and every failure is one line. The library is imported with the 
 every start of a job imports this file.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 import contextlib
 import logging
 import os
@@ -32,7 +32,6 @@ ACCEPTED = (
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _NAME = re.compile(rf"{PREFIX}({_PART}/{_PART})(?:@({_PART}))?(?:/({_PART}(?:/{_PART})*))?")
 _TIMEOUT = 5.0  # seconds to wait for an answer
-_MAX_BYTES = 5 * 2**30
 _LOG_IN = "a token in HF_TOKEN, or `hf auth login`"
 
 
@@ -96,20 +95,18 @@ def download(name: str | os.PathLike) -> pathlib.Path:
   api = HfApi()
   with _as_hub_error(name, HubError):
     try:
-      info = api.model_info(repository, revision=revision, timeout=_TIMEOUT, files_metadata=True)
+      info = api.model_info(repository, revision=revision, timeout=_TIMEOUT)
     except Exception as error:  # those of requests and of httpx share no base
       if _is_answer(error):
         raise
       cached = _cached(api, name, error)
       log.warning("%s: the hub can't be asked; the file in its cache is used", name)
       return cached
-    sizes = {found.rfilename: found.size for found in info.siblings or ()}
-    if file not in sizes:
-      usable = sorted(other for other in sizes if other.endswith(SUFFIXES))
+    files = [found.rfilename for found in info.siblings or ()]
+    if file not in files:
+      usable = sorted(other for other in files if other.endswith(SUFFIXES))
       there = printable(", ".join(usable[:5])) or f"no {' or '.join(SUFFIXES)}"
       raise HubError(f"{name}: no {file} in the repository; there are: {there}")
-    if (sizes[file] or 0) > _MAX_BYTES:
-      raise HubError(f"{name}: {file} has {sizes[file]} bytes, expected at most {_MAX_BYTES}")
     # By the revision's name, under which it is found without a network.
     return pathlib.Path(
       api.hf_hub_download(repository, file, revision=revision, etag_timeout=_TIMEOUT)
@@ -150,16 +147,16 @@ def check_upload(name: str | os.PathLike, private: bool = False) -> str:
 
 
 def upload(
-  name: str | os.PathLike, files: Mapping[str, bytes], message: str, private: bool = False
+  name: str | os.PathLike, folder: str | os.PathLike, message: str, private: bool = False
 ) -> str:
-  """Uploads files in one commit, into a repository that is created if necessary.
+  """Uploads a folder in one commit, into a repository that is created if necessary.
 
   Files of the same names are replaced. The hub checks the metadata of a `README.md` before it takes
   any file.
 
   Args:
     name: `hf:OWNER/NAME`.
-    files: content by path in the repository.
+    folder: local folder.
     message: message of the commit.
     private: whether a new repository is private, and a public one is refused.
 
@@ -170,14 +167,13 @@ def upload(
     HubError: raised by `check_upload`.
     HubWriteError: the hub refuses the repository, the metadata or a file.
   """
-  from huggingface_hub import CommitOperationAdd, HfApi
+  from huggingface_hub import HfApi
 
-  repository = check_upload(name, private)
-  additions = [CommitOperationAdd(path, content) for path, content in files.items()]
-  api = HfApi()
+  repository, api = check_upload(name, private), HfApi()
   with _as_hub_error(name, HubWriteError):
     api.create_repo(repository, private=private or None, exist_ok=True)
-    return api.create_commit(repository, additions, commit_message=message).commit_url
+    commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+    return commit.commit_url
 
 
 def _cached(api: Any, name: str | os.PathLike, error: Exception) -> pathlib.Path:

@@ -13,7 +13,8 @@ import tempfile
 from typing import Any
 
 from pomp_jax.files import hub
-from pomp_jax.files.paths import exists, to_path
+from pomp_jax.files.atomic import replacing
+from pomp_jax.files.paths import Path, exists, to_path
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
 from pomp_jax.files.run_folder import RunFolder, prompt_path, read_json
@@ -35,8 +36,11 @@ def push_prompt(
   license: str,
   results: Mapping[str, Any] | None = None,
   private: bool = False,
+  keep_in: Path | None = None,
 ) -> str:
   """Uploads `prompt.npz` and a model card, replacing those that are there.
+
+  Folders in the prompt's config are cut to their last name: they belong to the machine.
 
   Args:
     name: `hf:OWNER/NAME`, created if necessary.
@@ -44,6 +48,7 @@ def push_prompt(
     license: licence by the hub's identifiers: apache-2.0, mit, other, ..
     results: `results.json` of the training, whose accuracies the card reports.
     private: whether a new repository is private, and a public one is refused.
+    keep_in: folder that gets a copy of both files, before the upload.
 
   Returns:
     URL of the commit.
@@ -52,25 +57,16 @@ def push_prompt(
     PromptFileError: a field has a value that the format does not take.
     HubError, HubWriteError: as raised by `hub.upload`.
   """
-  files = hub_files(name, prompt, license, results)
-  return hub.upload(name, files, f"Prompt for {without_folders(prompt.clip_model)}", private)
-
-
-def hub_files(
-  name: str, prompt: Prompt, license: str, results: Mapping[str, Any] | None = None
-) -> dict[str, bytes]:
-  """Contents of the two files that `push_prompt` uploads; arguments as its.
-
-  Folders in the prompt's config are cut to their last name: they belong to the machine.
-  """
-  config = without_folders(prompt.config)
-  prompt = dataclasses.replace(prompt, clip_model=without_folders(prompt.clip_model), config=config)
+  config, clip_model = without_folders(prompt.config), without_folders(prompt.clip_model)
+  prompt = dataclasses.replace(prompt, clip_model=clip_model, config=config)
   with tempfile.TemporaryDirectory() as folder:
-    path = pathlib.Path(folder) / hub.DEFAULT_FILE
-    save_prompt(path, prompt)
-    content = path.read_bytes()
-  card = model_card(name, prompt, license, results or {})
-  return {hub.DEFAULT_FILE: content, "README.md": card.encode()}
+    local = pathlib.Path(folder)
+    save_prompt(local / hub.DEFAULT_FILE, prompt)
+    model_card(name, prompt, license, results or {}).save(local / "README.md")
+    for file in local.iterdir() if keep_in else ():
+      with replacing(keep_in / file.name) as copy:
+        copy.write(file.read_bytes())
+    return hub.upload(name, folder, f"Prompt for {clip_model}", private)
 
 
 def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
@@ -106,9 +102,9 @@ def without_folders(value: Any) -> Any:
   return _FOLDERS.sub(r"\1", value) if isinstance(value, str) else value
 
 
-def model_card(name: str, prompt: Prompt, license: str, results: Mapping[str, Any]) -> str:
-  """The card: metadata of the hub as YAML, and Markdown; arguments as `push_prompt`'s."""
-  from huggingface_hub import ModelCardData
+def model_card(name: str, prompt: Prompt, license: str, results: Mapping[str, Any]) -> Any:
+  """The `huggingface_hub.ModelCard`; arguments as `push_prompt`'s."""
+  from huggingface_hub import ModelCard, ModelCardData
 
   repository = hub.parse(name).repository
   on_hub = bool(_HUB_ID.fullmatch(prompt.clip_model))
@@ -120,67 +116,61 @@ def model_card(name: str, prompt: Prompt, license: str, results: Mapping[str, An
     tags=["clip", "prompt-learning", "jax"],
     **_metrics(repository, prompt, results),
   )
-  parts = [
-    f"# {repository.partition('/')[2]}",
-    _description(prompt),
-    "## Use",
-    _use(name, prompt, on_hub),
-    "## Training",
-    _training(name, prompt),
-  ]
-  if results:
-    parts += ["## Results", _table(prompt, results)]
-  return "\n\n".join([f"---\n{data.to_yaml()}\n---", *parts]) + "\n"
-
-
-def _description(prompt: Prompt) -> str:
   *n_classes, n_vectors, width = prompt.context.shape
   shared = f"one context for each of {n_classes[0]} classes" if n_classes else "for any class names"
-  return (
-    f"A prompt for the CLIP {_code(prompt.clip_model)}, learned with POMP-JAX by {_PAPER}:"
-    f" {n_vectors} context vectors of width {width}, {_PLACES[prompt.position]} the class name,"
-    f" {shared}."
-  )
-
-
-def _use(name: str, prompt: Prompt, on_hub: bool) -> str:
-  known = prompt.clip_model != UNKNOWN_CLIP
-  clip = json.dumps(printable(prompt.clip_model) if known else "CLIP", ensure_ascii=False)
+  clip = "CLIP" if prompt.clip_model == UNKNOWN_CLIP else printable(prompt.clip_model)
+  # A name of no hub and not "world" is a folder or file of the machine that trained.
   local = not on_hub and prompt.clip_model != "world"
   hint = "\n\nThe first argument is the folder or the file of that CLIP." if local else ""
-  return (
-    "```python\n"
-    "from pomp_jax.inference import Classifier\n\n"
-    f'classifier = Classifier({clip}, "{name}", ["cat", "dog"])\n'
-    'print(classifier.predict("picture.jpg"))\n'
-    f"```{hint}"
-  )
+  return ModelCard(f"""---
+{data.to_yaml()}
+---
+
+# {repository.partition("/")[2]}
+
+A prompt for the CLIP {_code(prompt.clip_model)}, learned with POMP-JAX by {_PAPER}: {n_vectors} \
+context vectors of width {width}, {_PLACES[prompt.position]} the class name, {shared}.
+
+## Use
+
+```python
+from pomp_jax.inference import Classifier
+
+classifier = Classifier({json.dumps(clip, ensure_ascii=False)}, "{name}", ["cat", "dog"])
+print(classifier.predict("picture.jpg"))
+```{hint}
+
+## Training
+
+{_training(name, prompt.config)}
+{_results(prompt, results)}""")
 
 
-def _training(name: str, prompt: Prompt) -> str:
-  config = prompt.config
+def _training(name: str, config: Mapping[str, Any]) -> str:
   if not config:
     return "The configuration of the training is not known."
-  data, told = config.get("data", {}), []
-  for label, value in (
-    ("images", data.get("dataset") or data.get("root") or data.get("source")),
-    ("shots", data.get("shots") or "all"),
-    ("contrast over", "all classes" if config.get("negatives") == "all" else config.get("k")),
-    ("correction", config.get("correction")),
-    ("epochs", config.get("epochs")),
-    ("seed", config.get("seed")),
-  ):
-    if value is not None:
-      told.append(f"{label} {_code(str(value))}")
+  data = config.get("data", {})
+  facts = {
+    "images": data.get("dataset") or data.get("root") or data.get("source"),
+    "shots": data.get("shots") or "all",
+    "contrast over": "all classes" if config.get("negatives") == "all" else config.get("k"),
+    "correction": config.get("correction"),
+    "epochs": config.get("epochs"),
+    "seed": config.get("seed"),
+  }
+  told = [f"{fact} {_code(str(value))}" for fact, value in facts.items() if value is not None]
   return (
     f'{", ".join(told)}. `load_prompt("{name}").config`, of `pomp_jax.files.prompt_file`, is the'
     " whole configuration."
   )
 
 
-def _table(prompt: Prompt, results: Mapping[str, Any]) -> str:
+def _results(prompt: Prompt, results: Mapping[str, Any]) -> str:
+  """The section of the accuracies; empty without any."""
+  if not results:
+    return ""
   template = prompt.config.get("eval", {}).get("template", "the hand-written prompt")
-  labels = [label or f"{_code(template)}" for label in _COLUMNS.values()]
+  labels = [label or _code(template) for label in _COLUMNS.values()]
   rows = [f"| top-1 (%) | images | classes | {' | '.join(labels)} |", "| --- " * 6 + "|"]
   for split, scores in results["eval"].items():
     found = [f"{100 * scores[key]['top1']:.1f}" if key in scores else "" for key in _COLUMNS]
@@ -188,11 +178,9 @@ def _table(prompt: Prompt, results: Mapping[str, Any]) -> str:
     rows.append(f"| {_code(split)} | {counts[0]} | {counts[1]} | {' | '.join(found)} |")
   command = results.get("provenance", {}).get("command", "")
   shown = printable(without_folders(command), None).replace("`", "?")
-  return (
-    "Measured at the end of the training, on the test splits of its data:\n\n"
-    + "\n".join(rows)
-    + (f"\n\n```bash\n{shown}\n```" if shown else "")
-  )
+  lines = ["## Results", "Measured on the test splits of the training's data:", "\n".join(rows)]
+  lines += [f"```bash\n{shown}\n```"] if shown else []
+  return "\n" + "\n\n".join(lines) + "\n"
 
 
 def _metrics(repository: str, prompt: Prompt, results: Mapping[str, Any]) -> dict[str, Any]:

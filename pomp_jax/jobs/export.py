@@ -16,12 +16,11 @@ from pomp_jax.config import EXPORT_FORMATS, FEATURE_FORMATS, ConfigError, Settin
 from pomp_jax.config.fields import Export
 from pomp_jax.data.class_lists import load_categories
 from pomp_jax.files import hub
-from pomp_jax.files.atomic import replacing
 from pomp_jax.files.class_features import write_detic, write_open_clip
 from pomp_jax.files.paths import file_size
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt, save_prompt
 from pomp_jax.files.prompt_formats import import_torch
-from pomp_jax.files.prompt_hub import hub_files, results_of
+from pomp_jax.files.prompt_hub import push_prompt, results_of
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.inference import category_features
 
@@ -101,12 +100,14 @@ def _prompt(settings: Export) -> Prompt | str:
 
 def _upload(settings: Export, prompt: Prompt, folder: RunFolder) -> str:
   """Writes the prompt and its card to the folder, uploads both, and returns the commit's URL."""
-  measured = results_of(settings.prompt, prompt)
-  files = hub_files(settings.hub, prompt, settings.license, measured)
-  for name, content in files.items():
-    with replacing(folder.path / name) as file:
-      file.write(content)
-  url = hub.upload(settings.hub, files, "Prompt and model card", settings.private)
+  url = push_prompt(
+    settings.hub,
+    prompt,
+    settings.license,
+    results_of(settings.prompt, prompt),
+    settings.private,
+    keep_in=folder.path,
+  )
   print(url)
   return url
 

@@ -26,8 +26,6 @@ class Hub:
   # Content by `OWNER/NAME` and path in it, and repositories that only TOKEN may see.
   files: dict[str, dict[str, bytes]] = dataclasses.field(default_factory=dict)
   private: set[str] = dataclasses.field(default_factory=set)
-  # Claimed size by path, where it is not the content's.
-  sizes: dict[str, int] = dataclasses.field(default_factory=dict)
   # Method and path of each request, and header of each commit.
   requests: list[tuple[str, str]] = dataclasses.field(default_factory=list)
   commits: list[dict] = dataclasses.field(default_factory=list)
@@ -142,10 +140,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def _info(self, repository: str, revision: str | None) -> None:
     if self._refused(repository, revision):
       return
-    siblings = [
-      {"rfilename": path, "size": self.hub.sizes.get(path, len(content))}
-      for path, content in self.hub.files[repository].items()
-    ]
+    siblings = [{"rfilename": path} for path in self.hub.files[repository]]
     private = repository in self.hub.private
     self._answer({"id": repository, "sha": SHA, "private": private, "siblings": siblings})
 
