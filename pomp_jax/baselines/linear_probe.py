@@ -50,15 +50,8 @@ def fit(
 ) -> LinearProbe:
   """Minimises sum_i cross-entropy_i + strength / 2 * ||kernel||^2; the bias is not penalised.
 
-  In scikit-learn's LogisticRegression, C = 1 / strength.
-
-  Args:
-    features_nxE: image features.
-    labels_n: class of each image.
-    n_classes: N.
-    strength: L2 strength, above 0.
-    iterations: maximum iterations of L-BFGS.
-    start: initial probe; zeros by default.
+  In scikit-learn's LogisticRegression, C = 1 / strength > 0. L-BFGS starts from the probe `start`,
+  or zeros, and stops after `iterations`.
   """
   shape = (features_nxE.shape[1], n_classes)
   objective = _objective(shape)
@@ -103,7 +96,8 @@ def search(
 
   Bisection tries the two neighbours of the best strength, and halves their distance down to an
   eighth of a decade. Ties go to the stronger penalty. A probe with weights that are not finite is
-  never the best, and never an initial probe.
+  never the best, and never an initial probe; if none of the sweep is finite, that is a
+  FloatingPointError.
 
   Args:
     fit_with: function that fits a probe for a strength from an initial probe.
@@ -111,9 +105,6 @@ def search(
 
   Returns:
     The best probe, and the accuracy for each strength tried.
-
-  Raises:
-    FloatingPointError: no probe of the sweep is finite.
   """
   tried: dict[float, float] = {}
   best, best_accuracy = None, -1.0
@@ -162,10 +153,7 @@ def fit_classifier(
     text_features: function from a text of `inference.named_prompts` to class features [N,E].
 
   Returns:
-    The classifier, and what the search found.
-
-  Raises:
-    FloatingPointError: no probe is finite.
+    The classifier, and what the search found, as JSON.
   """
   del view_epochs, text_features
   train = split_features(

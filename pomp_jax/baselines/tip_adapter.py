@@ -93,7 +93,7 @@ class TipAdapter(NamedTuple):
     return self._replace(alpha=found[0], beta=found[1])
 
   def _parts(self, features_BxE: np.ndarray) -> tuple[np.ndarray, Callable[[float], np.ndarray]]:
-    """Returns text logits [B,N], and a function from beta to cache logits [B,N] before alpha."""
+    """Computes text logits [B,N], and a function from beta to cache logits [B,N] before alpha."""
     gap_nxB = 1 - self.keys @ features_BxE.T
     n_keys = len(self.labels)
     # Sparse: one entry a key.
@@ -132,8 +132,9 @@ def tune(
 ) -> TipAdapter:
   """Trains the keys of Tip-Adapter-F by cross-entropy on the training images.
 
-  Returns the epoch with the highest validation accuracy (the published code uses test images). The
-  training-free adapter is not a candidate.
+  Returns the epoch with the highest validation accuracy (the published code uses test images), and
+  never the training-free adapter. Training stops with a warning at keys that are not finite, and
+  raises FloatingPointError if those of the first epoch are not.
 
   Args:
     adapter: training-free adapter, with the alpha and beta of the training.
@@ -143,11 +144,7 @@ def tune(
     batch_size: images a step; the last step of an epoch may be smaller.
     rate: initial learning rate of AdamW.
     seed: random seed of the order.
-    validate: validation accuracy of an adapter.
-
-  Raises:
-    FloatingPointError: keys are not finite after the first epoch. After a later epoch, training
-      stops with a warning, and the best earlier epoch is returned.
+    validate: function from an adapter to its validation accuracy.
   """
   steps = -(-len(labels_n) // batch_size)
   optimizer = optax.adamw(
@@ -217,9 +214,6 @@ def fit_classifier(
   """Fills the cache, tunes its keys for Tip-Adapter-F, and searches alpha and beta.
 
   Arguments and result are those of `linear_probe.fit_classifier`.
-
-  Raises:
-    FloatingPointError: the keys of the first epoch are not finite.
   """
   tip = tip_settings(config)
   # Without augmentation all views are the same.
@@ -274,5 +268,5 @@ def tip_settings(config: Settings) -> Published:
 
 
 def _grid(most: float, steps: int) -> np.ndarray:
-  """Equal steps from 0.1 towards `most`, which is excluded, as in the published search."""
+  """Returns equal steps from 0.1 towards `most`, without it, as in the published search."""
   return 0.1 + (most - 0.1) / steps * np.arange(steps)

@@ -37,17 +37,11 @@ _TEST_IMAGES = 512
 
 
 class Cost(NamedTuple):
-  """The time of a part.
+  """The time of a part."""
 
-  Attributes:
-    seconds: time of all rows.
-    measured: number of rows that were measured.
-    total: number of all rows.
-  """
-
-  seconds: float
-  measured: int
-  total: int
+  seconds: float  # of all rows
+  measured: int  # number of rows that were measured
+  total: int  # number of all rows
 
   @property
   def scaled(self) -> bool:
@@ -56,10 +50,7 @@ class Cost(NamedTuple):
 
 
 def measure(job: setup.Run) -> dict[str, Any]:
-  """Measures every part of a run.
-
-  Args:
-    job: the run, on available data; its folder is written to.
+  """Measures every part of a run on available data, and writes to its folder.
 
   Returns:
     Figures by name: a `Cost` of each part, and numbers.
@@ -79,7 +70,7 @@ def measure(job: setup.Run) -> dict[str, Any]:
 
 
 def _noise_state(job: setup.Run) -> TrainState:
-  """A first state whose bank, if it has one, is noise, which costs a step as much as features."""
+  """Returns a first state; a bank is noise, which costs a step as much as features."""
   state = setup.blank_state(job)
   if state.bank is None:
     return state
@@ -95,7 +86,7 @@ def _reading(job: setup.Run) -> dict[str, Any]:
   n_images = config.batch_size // config.data.views
   smaller = min(n_images, _READ * count)
   views = smaller * config.data.views
-  # As many readers as of whole batches, each of which holds some that are ready.
+  # As many readers as whole batches have, each of which holds some that are ready.
   threads, workers = readers = batches.readers_of(config, job.source, job.fetch, job.encoder.mesh)
   small = config.replace({"batch_size": views, "data.threads": threads, "data.workers": workers})
   loader = batches.open_batches(small, job.source, job.fetch, job.encoder.mesh)
@@ -175,7 +166,7 @@ def _class_cost(job: setup.Run, frozen: Any) -> Cost:
 
 
 def _stepping(program: jax.stages.Compiled, state: Any, frozen: Any, batch: Any) -> Callable:
-  """Returns a function that takes one step after another; the state is donated."""
+  """Returns a function that takes one step after another and donates the state."""
 
   def step():
     nonlocal state
@@ -186,7 +177,7 @@ def _stepping(program: jax.stages.Compiled, state: Any, frozen: Any, batch: Any)
 
 
 def _batch_shapes(job: setup.Run) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of a batch of the step."""
+  """Returns the shapes of a batch of the step."""
   config, encoder = job.config, job.encoder
   rows = NamedSharding(encoder.mesh, P(DATA))
   size, clip = encoder.clip.image_size, encoder.clip.config
@@ -200,7 +191,7 @@ def _batch_shapes(job: setup.Run) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _random_batch(job: setup.Run) -> dict[str, jax.Array]:
-  """A batch of noise on the devices, with labels of existing classes."""
+  """Places a batch of noise on the devices, with labels of existing classes."""
   rng, n_classes = np.random.default_rng(0), len(job.source.names)
 
   def place(name, shape):
@@ -262,10 +253,7 @@ def _saving(job: setup.Run, state: Any) -> dict[str, Any]:
 def _cost(of: Callable[[int], Callable[[], Any]], total: int, least: int) -> Cost:
   """Measures the time of all rows, or scales that of some of them if all are long.
 
-  Args:
-    of: function from a number of rows to their computation, whose first call may compile.
-    total: number of all rows.
-    least: number of rows to begin with.
+  `of` maps a number of rows, at first `least`, to their computation, whose first call may compile.
   """
   # A few more rows are not worth another compilation.
   n = least if 8 * least < total else total
@@ -293,7 +281,7 @@ def _seconds(call: Callable[[], Any], times: int, warmup: int) -> list[float]:
 
 
 def _memory(program: jax.stages.Compiled) -> dict[str, float | None]:
-  """Memory of the step on a device by the compiler, MiB; None if it has no figures."""
+  """Asks the compiler for the step's memory on a device, MiB; None if it has no figures."""
   memory, mib = program.memory_analysis(), 2**20
   return {
     "device_arguments_mib": memory and memory.argument_size_in_bytes / mib,

@@ -12,7 +12,9 @@ import argparse
 from collections.abc import Callable, Sequence
 import functools
 import importlib
+import importlib.util
 import io
+import itertools
 import multiprocessing
 import os
 import pathlib
@@ -31,6 +33,13 @@ _SIZE = 224
 _N_IMAGES = 24
 # Through the loader: views of a batch and of an image, and interleaved rounds.
 _READ_VIEWS, _N_VIEWS, _ROUNDS = 128, 4, 3
+# By the line of the table: augmentation, and views of an image.
+_CASES = {
+  "test": ("none", 1),
+  "crop, flip": ("crop_flip", 1),
+  "recipe": ("recipe", 1),
+  "recipe, 4 views": ("recipe", 4),
+}
 
 
 class _Held:
@@ -53,40 +62,28 @@ def main() -> None:
   parser.add_argument("--folder", help="folder of JPEGs; synthetic ones by default")
   parser.add_argument("--readers", help="THREADSxWORKERS, separated by commas")
   arguments = parser.parse_args()
-  encoded = _encoded(arguments.folder)
-  sizes = [Image.open(io.BytesIO(content)).size for content in encoded]
+  if arguments.folder:
+    encoded = [path.read_bytes() for path in list_images(pathlib.Path(arguments.folder))]
+  else:
+    encoded = [encode(natural_image(seed, 375, 500)) for seed in range(_N_IMAGES)]
+  width, height = np.mean([Image.open(io.BytesIO(one)).size for one in encoded], axis=0)
   print(
-    f"{len(encoded)} JPEGs, {np.mean([w for w, _ in sizes]):.0f} x"
-    f" {np.mean([h for _, h in sizes]):.0f} pixels and {np.mean(list(map(len, encoded))) / 1e3:.0f}"
-    f" kB on average, to {_SIZE} x {_SIZE}, one thread; images/s, medians"
+    f"{len(encoded)} JPEGs, {width:.0f} x {height:.0f} pixels and"
+    f" {np.mean(list(map(len, encoded))) / 1e3:.0f} kB on average, to {_SIZE} x {_SIZE}, one"
+    " thread; images/s, medians"
   )
   if arguments.readers:
     _print_readers(encoded, arguments.readers.split(","), arguments.seconds)
     return
-  cases = {"test": ("none", 1), "crop, flip": ("crop_flip", 1), "recipe": ("recipe", 1)}
-  cases["recipe, 4 views"] = ("recipe", 4)
-  for name, (augment, n_views) in cases.items():
+  for name, (augment, n_views) in _CASES.items():
     programs = {"ours": _ours(encoded, augment, n_views)}
-    theirs = _torchvision(encoded, augment, n_views)
-    if theirs is not None:
-      programs["torchvision"] = theirs
-    print_rates(name, programs, arguments.seconds)
+    if importlib.util.find_spec("torchvision"):
+      programs["torchvision"] = _torchvision(encoded, augment, n_views)
+    _print_rates(name, programs, arguments.seconds)
 
 
-def _encoded(folder: str | None) -> list[bytes]:
-  if folder:
-    return [path.read_bytes() for path in list_images(pathlib.Path(folder))]
-  return [encode(natural_image(seed, 375, 500)) for seed in range(_N_IMAGES)]
-
-
-def print_rates(name: str, programs: dict[str, Callable[[], int]], seconds: float) -> None:
-  """Prints how many each program computes per second, the median over interleaved rounds.
-
-  Args:
-    name: what is computed.
-    programs: `ours` and at most one other; each call returns how many it computed.
-    seconds: seconds of each program.
-  """
+def _print_rates(name: str, programs: dict[str, Callable[[], int]], seconds: float) -> None:
+  """Prints how many images each program computes per second, the median over interleaved rounds."""
   rates: dict[str, list[float]] = {program: [] for program in programs}
   end = time.monotonic() + seconds * len(programs)
   while time.monotonic() < end or len(rates["ours"]) < 3:
@@ -94,13 +91,11 @@ def print_rates(name: str, programs: dict[str, Callable[[], int]], seconds: floa
       start = time.perf_counter()
       n_done = compute()
       rates[program].append(n_done / (time.perf_counter() - start))
-  ours, *others = (float(np.median(found)) for found in rates.values())
-  line = ", ".join(
-    f"{program} {rate:.{0 if rate > 99 else 2}f}"
-    for program, rate in zip(programs, (ours, *others), strict=True)
-  )
-  ratio = "".join(f", {ours / other:.2f} times" for other in others)
-  print(f"{name}: {line}{ratio}", flush=True)
+  medians = {program: float(np.median(found)) for program, found in rates.items()}
+  line = ", ".join(f"{program} {rate:.0f}" for program, rate in medians.items())
+  if "torchvision" in medians:
+    line += f", {medians['ours'] / medians['torchvision']:.2f} times"
+  print(f"{name}: {line}", flush=True)
 
 
 def _print_readers(encoded: Sequence[bytes], readers: Sequence[str], seconds: float) -> None:
@@ -118,39 +113,35 @@ def _print_readers(encoded: Sequence[bytes], readers: Sequence[str], seconds: fl
 def _read(
   encoded: Sequence[bytes], threads: int, workers: int, seconds: float
 ) -> tuple[float, float]:
-  """Images/s, and cores that were busy with them."""
-  source, n_images = _source(encoded), _READ_VIEWS // _N_VIEWS
-  fetch = functools.partial(
-    views, source, augmentation=Augmentation("recipe", _N_VIEWS), size=_SIZE
-  )
+  """Measures images/s, and the cores that were busy with them."""
+  source, recipe = _source(encoded), Augmentation("recipe", _N_VIEWS)
   loader = Loader(
-    *(source, fetch),
+    source,
+    functools.partial(views, source, augmentation=recipe, size=_SIZE),
     batch_size=_READ_VIEWS,
     seed=0,
     n_views=_N_VIEWS,
     threads=threads,
     workers=workers,
   )
-  # What is ready when the clock starts would count for nothing.
+  # Batches that are ready when the clock starts would cost nothing.
   for _ in range(4 + 2 * threads * max(1, workers)):
     next(loader)
-  start, cpu, n_read = time.monotonic(), _cpu_seconds(), 0
+  start, cpu, n_batches = time.monotonic(), _cpu_seconds(), 0
   while time.monotonic() < start + seconds:
     next(loader)
-    n_read += n_images
+    n_batches += 1
   elapsed, cpu = time.monotonic() - start, _cpu_seconds() - cpu
   loader.close()
-  return n_read / elapsed, cpu / elapsed
+  return n_batches * (_READ_VIEWS // _N_VIEWS) / elapsed, cpu / elapsed
 
 
 def _cpu_seconds() -> float:
   """CPU time of this process and its running children, s."""
   total = time.process_time()
   for child in multiprocessing.active_children():
-    user, system = (
-      pathlib.Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    )
-    total += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    fields = pathlib.Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+    total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
   return total
 
 
@@ -160,10 +151,8 @@ def _source(encoded: Sequence[bytes]) -> StoredImages:
 
 
 def _ours(encoded: Sequence[bytes], augment: str, n_views: int) -> Callable[[], int]:
-  source = _source(encoded)
-  augmentation = Augmentation(augment, n_views)
-  indices = np.arange(len(encoded))
-  epoch = iter(range(10**9))
+  source, augmentation = _source(encoded), Augmentation(augment, n_views)
+  indices, epoch = np.arange(len(encoded)), itertools.count()
 
   def program() -> int:
     views(source, indices, np.full(len(indices), next(epoch)), augmentation, _SIZE)
@@ -172,16 +161,13 @@ def _ours(encoded: Sequence[bytes], augment: str, n_views: int) -> Callable[[], 
   return program
 
 
-def _torchvision(encoded: Sequence[bytes], augment: str, n_views: int) -> Callable[[], int] | None:
-  """The usual pipeline: open, convert, transform, to a tensor; None without torchvision.
+def _torchvision(encoded: Sequence[bytes], augment: str, n_views: int) -> Callable[[], int]:
+  """Builds the usual pipeline: open, convert, transform, to a tensor.
 
   torchvision has no RandAugment2. Its operations are applied by torchvision's functions, two drawn
   for an image, each with the same probability.
   """
-  try:
-    transforms = importlib.import_module("torchvision.transforms")
-  except ImportError:
-    return None
+  transforms = importlib.import_module("torchvision.transforms")
   bicubic = transforms.InterpolationMode.BICUBIC
   if augment == "none":
     steps = [transforms.Resize(_SIZE, bicubic), transforms.CenterCrop(_SIZE)]
@@ -207,7 +193,7 @@ def _torchvision(encoded: Sequence[bytes], augment: str, n_views: int) -> Callab
 
 
 def _operations(functional) -> list[Callable]:
-  """RandAugment2's operations by torchvision's functions, with magnitudes of our ranges."""
+  """Lists RandAugment2's operations by torchvision's functions, with magnitudes of our ranges."""
   rng = np.random.default_rng(0)
 
   def drawn(name: str, apply: Callable) -> Callable:

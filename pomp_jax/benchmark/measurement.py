@@ -36,11 +36,7 @@ class ProcessError(RuntimeError):
 
 
 def numbers(field: str, text: str, size: int = 1) -> list[tuple[int, ...]]:
-  """Parses a field of `config.benchmark`: integers separated by "+"; size 2: K/N, 3: K/N/renew.
-
-  Raises:
-    BenchmarkError: something else.
-  """
+  """Parses a field of `config.benchmark`: integers separated by "+"; size 2: K/N, 3: K/N/renew."""
   number = "[1-9][0-9]*"
   parts = [part for part in text.split("+") if part]
   if not all(re.fullmatch("/".join([number] * size), part) for part in parts):
@@ -58,10 +54,6 @@ class Measurement:
   `tokens` are those that a step must compute: for `shared` without padding and slack of the budget,
   for the others all 77 positions. `peak_mib` are the peak temporaries of the compiled step with all
   rows together; for torch the growth of the process with `rows_at_a_time` rows.
-  `process_peak_mib` is the peak resident memory of a process of its own with as many rows; None on
-  an accelerator.
-  `renew` are the rows of the bank that a step renews, None without a bank. `bank_mib`, its size, is
-  among the arguments of a step.
   """
 
   implementation: str
@@ -71,15 +63,15 @@ class Measurement:
   rows_at_a_time: int  # rows in memory together
   flops: float  # of a step's dense layers, forward and backward through activations
   peak_mib: float | None
-  process_peak_mib: float | None = None
-  renew: int | None = None
-  bank_mib: float = 0.0
+  process_peak_mib: float | None = None  # of a process with one step; None on an accelerator
+  renew: int | None = None  # rows of the bank that a step renews; None without a bank
+  bank_mib: float = 0.0  # size of the bank, an argument of the step
   times: list[float] = dataclasses.field(default_factory=list)  # seconds of each step
   rates: list[float] = dataclasses.field(default_factory=list)  # FLOP/s of the products next to it
 
   def row(self) -> dict[str, Any]:
-    """The figures, medians over the rounds."""
-    # The ratio of each round: a machine that slows down does so for both.
+    """Returns the figures, medians over the rounds."""
+    # Ratios of each round: a machine that slows down does so for both.
     shares = [self.flops / t / rate for t, rate in zip(self.times, self.rates, strict=True)]
     row = dataclasses.asdict(self)
     for name in ("flops", "times", "rates"):
@@ -163,14 +155,13 @@ def peak_mib() -> float:
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
-  """Calls a function in a new process, for a peak memory of its own.
+  """Calls a function in a new process, for a peak memory of its own; raises its errors.
 
   An exception during the wait terminates the process by SIGTERM, so that a training saves.
 
   Raises:
     ProcessError: the process ended without a result.
     Preempted: the process got SIGTERM.
-    Exception: any error of the function.
   """
   context = multiprocessing.get_context("spawn")
   receiver, sender = context.Pipe(duplex=False)
@@ -214,41 +205,42 @@ def write_results(folder: Path, settings: Benchmark, rows: list[dict[str, Any]])
   return results
 
 
-_HEADER = (
-  f"{'implementation':14} {'K':>6} {'N':>8} {'tokens':>8} {'seconds':>9} {'ms / class':>10}"
-  f" {'of matmul rate':>14} {'peak MiB':>9} {'process MiB':>11} {'time / ours':>11}"
-  f" {'peak / ours':>11} {'renew':>6} {'bank MiB':>9}"
-)
+_COLUMNS = ("implementation", "K", "N", "tokens", "seconds", "ms / class", "of matmul rate")
+_COLUMNS += ("peak MiB", "process MiB", "time / ours", "peak / ours", "renew", "bank MiB")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-  """The rows as text; time and peak relative to `shared`, or to the step without a bank."""
-  ours = {row["k"]: row for row in rows if row["implementation"] == "shared"}
-  plain = {
-    (row["k"], row["n_classes"]): row
+  """Formats the rows; time and peak relative to `shared`, or to the step without a bank."""
+  group = lambda row: (row["implementation"] == "train_step", row["k"], row["n_classes"])
+  ours = {
+    group(row): row
     for row in rows
-    if row["implementation"] == "train_step" and row["renew"] is None
+    if row["implementation"] in ("shared", "train_step") and row["renew"] is None
   }
-  lines = [_HEADER]
+  shown = lambda value, form: "-" if value is None else format(value, form)
+  lines = [_COLUMNS]
   for row in rows:
-    is_step = row["implementation"] == "train_step"
-    mine = plain.get((row["k"], row["n_classes"])) if is_step else ours.get(row["k"])
-    slower = larger = "-"
-    if mine:
-      slower = f"{row['seconds'] / mine['seconds']:.2f}"
-      if row["peak_mib"] and mine["peak_mib"]:
-        larger = f"{row['peak_mib'] / mine['peak_mib']:.2f}"
-    peak, process = (
-      "-" if row[name] is None else f"{row[name]:.0f}" for name in ("peak_mib", "process_peak_mib")
+    mine = ours.get(group(row), {})
+    ratios = (
+      row[name] / mine[name] if row[name] and mine.get(name) else None
+      for name in ("seconds", "peak_mib")
     )
     lines.append(
-      f"{row['implementation']:14} {row['k']:>6} {row['n_classes']:>8} {row['tokens']:>8}"
-      f" {row['seconds']:>9.3f} {1000 * row['seconds'] / row['k']:>10.2f}"
-      f" {row['share_of_matmul_rate']:>14.1%} {peak:>9} {process:>11} {slower:>11} {larger:>11}"
-      f" {'-' if row['renew'] is None else row['renew']:>6} {row['bank_mib']:>9.0f}"
+      (
+        *(str(row[name]) for name in ("implementation", "k", "n_classes", "tokens")),
+        f"{row['seconds']:.3f}",
+        f"{1000 * row['seconds'] / row['k']:.2f}",
+        f"{row['share_of_matmul_rate']:.1%}",
+        *(shown(row[name], ".0f") for name in ("peak_mib", "process_peak_mib")),
+        *(shown(ratio, ".2f") for ratio in ratios),
+        shown(row["renew"], "d"),
+        f"{row['bank_mib']:.0f}",
+      )
     )
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  text = ["  ".join(map(str.rjust, line, widths)) for line in lines]
   rates = np.median([row["matmul_gflops"] for row in rows])
-  return "\n".join([*lines, f"large matrix product: {rates:.0f} GFLOP/s"])
+  return "\n".join([*text, f"large matrix product: {rates:.0f} GFLOP/s"])
 
 
 # Names of implementations in the plot; `config.benchmark.implementations` has the short ones.
@@ -263,25 +255,21 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
   """Plots seconds and peak temporaries against K."""
   rows = [row for row in rows if row["implementation"] != "train_step"]
   names = dict.fromkeys(row["implementation"] for row in rows)
-  ks = sorted({row["k"] for row in rows})
-  labels = {"seconds": "seconds a step", "peak_mib": "peak temporaries, MiB"}
   n_classes = sorted({row["n_classes"] for row in rows})
   title = "Text tower, forward and backward to the context"
   if n_classes:
     title += f": K of {' or '.join(f'{n:,}' for n in n_classes)} classes"
   figure, both = drawing.panels(2, 3.7, 3.4, title)
+  labels = {"seconds": "seconds a step", "peak_mib": "peak temporaries, MiB"}
   for axes, (field, label) in zip(both, labels.items(), strict=True):
     for number, name in enumerate(names):
-      # The peak of torch is of a part of the rows.
-      if name == "torch_77" and field == "peak_mib":
-        continue
       mine = [row for row in rows if row["implementation"] == name and row[field]]
       points = sorted((row["k"], row[field]) for row in mine)
-      if points:
-        axes.plot(
-          *zip(*points, strict=True), label=_LABELS.get(name, name), **drawing.style(number)
-        )
-    drawing.log_axis(axes, "x", ks)
+      # The peak of torch is of a part of the rows.
+      if points and (name, field) != ("torch_77", "peak_mib"):
+        style = drawing.style(number)
+        axes.plot(*zip(*points, strict=True), label=_LABELS.get(name, name), **style)
+    drawing.log_axis(axes, "x", sorted({row["k"] for row in rows}))
     drawing.log_axis(axes, "y")
     drawing.label_panel(axes, "", "K, classes a step", label, grid="both")
     if names:

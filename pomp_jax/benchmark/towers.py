@@ -44,7 +44,7 @@ MODELS: dict[str, CLIPTextConfig] = {
 
 
 def dense_flops(config: CLIPTextConfig, n_tokens: int) -> float:
-  """FLOPs of the dense layers, forward and backward through activations: 12 D^2 weights a layer."""
+  """FLOPs of the dense layers, forward and backward through activations: 12 D^2 weights each."""
   return 4.0 * 12 * config.hidden_size**2 * config.num_hidden_layers * n_tokens
 
 
@@ -182,7 +182,7 @@ IMPLEMENTATIONS = {"shared": shared_step, "reference": reference_step, "torch_77
 
 
 def process_peak_mib(name: str, settings: Benchmark, lengths_K: np.ndarray) -> float | None:
-  """Peak memory of a process with one step of an implementation; None on accelerators."""
+  """Measures the peak memory of a process with one step; None on accelerators."""
   if jax.default_backend() != "cpu":
     return None
   return in_own_process(_run_once, name, settings, lengths_K)

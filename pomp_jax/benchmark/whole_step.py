@@ -40,12 +40,8 @@ def whole_step(
 ) -> tuple[Measurement, Step]:
   """Builds the step of one device with one draw of K of N classes, one positive an image.
 
-  Args:
-    settings: sizes and types.
-    k: K.
-    n_classes: N.
-    renew: rows of the bank that a step of the sampler `posterior` renews; None for a uniform draw
-      without a bank.
+  `renew` is the number of rows of the bank that a step of the sampler `posterior` renews; None
+  stands for a uniform draw without a bank.
   """
   compiled, state, frozen, batch = compile_step(settings, k, n_classes, renew)
   lengths_N = np.asarray(frozen.tokens.lengths)

@@ -18,15 +18,10 @@ from pomp_jax.inference.named_prompts import NamedPrompt, describe, features_und
 
 
 class ClassMatrix(NamedTuple):
-  """Text features of classes with one or several names each.
+  """Text features of classes with one or several names each."""
 
-  Attributes:
-    features: unit rows, one a name, in the order of the classes.
-    starts: first row of each class.
-  """
-
-  features: Float[np.ndarray, "S E"]
-  starts: Int[np.ndarray, " C"]
+  features: Float[np.ndarray, "S E"]  # unit rows, one a name, in the order of the classes
+  starts: Int[np.ndarray, " C"]  # first row of each class
 
   def over_names(self, scores: Float[np.ndarray, "*X S"]) -> Float[np.ndarray, "*X C"]:
     """Highest score among the names of each class."""
@@ -38,35 +33,21 @@ class ClassMatrix(NamedTuple):
 def class_matrix(
   encoder: Encoder, synonyms: Sequence[Sequence[str]], named: NamedPrompt
 ) -> ClassMatrix:
-  """Computes the class matrix of a prompt; class features of a file have one row a class.
+  """Computes the class matrix of a prompt for C classes with these names.
 
-  Args:
-    encoder: the CLIP.
-    synonyms: names of each of the C classes, the same for all prompts of a comparison.
-    named: prompt. `ensemble` is CLIP's of 80 texts for ImageNet, as the published training-free
-      segmentation uses it.
-
-  Raises:
-    PromptFileError: the prompt does not fit.
-    VocabularyError, TokenizeError: unusable names.
+  The prompt `ensemble` is CLIP's of 80 texts for ImageNet, as the published training-free
+  segmentation uses it.
   """
   if isinstance(named.prompt, ClassFeatures):
-    named.prompt.check_fits(len(synonyms), encoder.clip.config.projection_dim, named.label)
-    return ClassMatrix(named.prompt.features, np.arange(len(synonyms)))
-  classes = _class_list(synonyms)
-  features_SxE = features_under(encoder, classes, named.prompt)
-  counts = [len(names) for names in synonyms]
-  return ClassMatrix(features_SxE, np.cumsum([0, *counts[:-1]]))
+    synonyms = [names[:1] for names in synonyms]  # a file has one row a class
+  features_SxE = features_under(encoder, _class_list(synonyms), named.prompt)
+  return ClassMatrix(features_SxE, np.cumsum([0, *map(len, synonyms[:-1])]))
 
 
 def check_prompt(
   named: NamedPrompt, synonyms: Sequence[Sequence[str]], clip_config: ClipConfig, clip_model: str
 ) -> None:
-  """Checks that `class_matrix` takes a prompt, without weights.
-
-  Raises:
-    PromptFileError: another width, another CLIP, or another number of classes.
-  """
+  """Raises PromptFileError if `class_matrix` would not take a prompt; needs no weights."""
   label, prompt, _ = named
   if isinstance(prompt, Prompt):
     n_names = sum(map(len, synonyms))
@@ -76,7 +57,7 @@ def check_prompt(
 
 
 def key_parts(named: NamedPrompt, synonyms: Sequence[Sequence[str]]) -> list:
-  """Parts of a cache key of what depends on the class matrix."""
+  """Returns the parts of a cache key that stand for the class matrix."""
   return [named.label, str(synonyms), *describe(named.prompt, _class_list(synonyms))]
 
 

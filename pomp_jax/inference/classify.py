@@ -54,10 +54,8 @@ class Classifier:
       batch_size: images that are decoded and computed at a time, at least 1.
 
     Raises:
-      ClipError: no CLIP of that name.
-      VocabularyError, TokenizeError, PromptFileError, HubError: unusable names or prompt.
+      InputError: CLIP, prompt, names or `batch_size` can't be used; one line.
       EvaluationError: features are not finite.
-      InputError: a `batch_size` below 1.
     """
     _check_at_least_1("batch_size", batch_size)
     self._batch_size = batch_size
@@ -71,16 +69,10 @@ class Classifier:
     check_finite(self.class_features, "classes")
 
   def probabilities(self, images: ImageLike | Iterable[ImageLike]) -> Float[np.ndarray, "*B N"]:
-    """Returns softmax(logit_scale * cos(f(x), g(t_c))) over the classes.
-
-    Args:
-      images: B images, or one.
-
-    Returns:
-      [B,N], or [N] of one image.
+    """Returns softmax(logit_scale * cos(f(x), g(t_c))) over the classes, [N] of one image.
 
     Raises:
-      ImageError: an image that can't be read, named by its path or place.
+      ImageError: an image can't be read; named by its path or place.
       EvaluationError: features are not finite.
     """
     if _is_one(images):
@@ -91,18 +83,9 @@ class Classifier:
   def predict(
     self, images: ImageLike | Iterable[ImageLike], top: int = 5
   ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
-    """Returns the likeliest names with their probabilities, best first.
+    """Returns the `top` likeliest names, best first, as pairs (name, probability).
 
-    Args:
-      images: B images, or one.
-      top: number of names, at least 1.
-
-    Returns:
-      Pairs (name, probability) of one image; of several, a list of such lists.
-
-    Raises:
-      ImageError, EvaluationError: as raised by `probabilities`.
-      InputError: a `top` below 1.
+    One image gives a list of pairs, several a list of such lists. Errors as of `probabilities`.
     """
     _check_at_least_1("top", top)
     if _is_one(images):
@@ -139,7 +122,7 @@ def _is_one(images: Any) -> bool:
 
 
 def _pixels(image: Any, size: int, place: int) -> UInt8[np.ndarray, "S S 3"]:
-  """Reads or prepares one image; the error of one without a path names its place."""
+  """Reads or prepares one image; an error names its path or its place."""
   if isinstance(image, str | os.PathLike):
     return read_image(image, size)
   try:
@@ -174,11 +157,6 @@ def category_features(
 
   With synonyms, a row is the mean of the features of the name and of all its synonyms, normalised
   before and after if `unit`. Each distinct name is encoded once.
-
-  Raises:
-    PromptFileError: the prompt does not fit the CLIP or the number of categories, or is
-      class-specific while synonyms are asked for.
-    VocabularyError, TokenizeError: unusable names.
   """
   if not synonyms:
     return encoder.class_features([category.name for category in categories], prompt, unit=unit)
@@ -195,12 +173,7 @@ def category_features(
 
 
 def open_prompt(prompt: Prompt | str | os.PathLike) -> Prompt | str:
-  """Loads a prompt file; returns a prompt or a template unchanged.
-
-  Raises:
-    PromptFileError: neither a prompt, a template nor a readable prompt file.
-    HubError: a prompt on the hub that can't be downloaded.
-  """
+  """Loads a prompt file; returns a prompt or a template unchanged."""
   if isinstance(prompt, Prompt) or (isinstance(prompt, str) and prompt.count("{}") == 1):
     return prompt
   if is_prompt_file(prompt):

@@ -19,8 +19,7 @@ N_BINS = 15
 # Two-sided 95% quantile of the standard normal distribution.
 _QUANTILE = float(scipy.special.ndtri(0.975))
 
-# Figures as JSON values: "images", their number, "top1", "top5", .. as fractions, and
-# "top1_interval", the ends of the 95% interval.
+# "images", their number; "top1", "top5", .. as fractions; "top1_interval", ends of 95%.
 Accuracy = dict[str, int | float | list[float]]
 
 
@@ -44,8 +43,8 @@ def ranks(
 ) -> Int[np.ndarray, " B"] | Int[jax.Array, " B"]:
   """Counts the other classes that score at least as high as the right one; rank 0 is right.
 
-  Ties count against the right class. A row with a score that is not finite has rank N: comparisons
-  with NaN are false, and a broken classifier would count as right.
+  Ties count against the right class. A row with a score that is not finite has rank N, since
+  comparisons with NaN are false and it would count as right.
   """
   xp = scores_BxN.__array_namespace__()
   true_Bx1 = xp.take_along_axis(scores_BxN, labels_B[:, None], axis=1)
@@ -168,18 +167,14 @@ def heights(tree: Tree) -> Int32[np.ndarray, " n"]:
 
 
 class TreeTally:
-  """Counts of how near the answers are on the tree.
+  """Counts of how near the answers are on the tree, as shares of 1.
 
-  Figures under "errors", over the wrong answers:
-    images: number of errors.
-    sibling: share of the errors on a class with a common parent.
-    sibling_chance: that share if errors were uniform over the other classes.
-    mean_distance, distance: mean, and share of the errors by edges between class and answer.
-  Figures under "hierarchy", over all answers:
-    top1: share of the answers that are right, or an ancestor or descendant of the class.
-    ancestor_height, ancestor_height_of_errors: mean height of the lowest common ancestor.
-    at_depth: share of the answers that share an ancestor at a depth with the class, over the
-      classes that are at least that deep.
+  "errors", over the wrong answers: their number; the share on a class with a common parent
+  ("sibling"), and that share if errors were uniform over the other classes ("sibling_chance"); mean
+  and share by edges between class and answer ("distance"). "hierarchy", over all answers: the share
+  that are right, or an ancestor or descendant of the class ("top1"); mean height of the lowest
+  common ancestor; by depth, the share that share an ancestor at that depth with the class, over the
+  classes that are at least that deep ("at_depth").
   """
 
   def __init__(self, hierarchy: Hierarchy):
@@ -243,7 +238,7 @@ def _count_at_least(values_B: np.ndarray, n: int) -> np.ndarray:
 class Answers(NamedTuple):
   """Answers of a classifier to B images."""
 
-  rank: Int[np.ndarray, " B"]  # rank of the right class, see `ranks`
+  rank: Int[np.ndarray, " B"]  # of the right class, see `ranks`
   answer: Int[np.ndarray, " B"]  # the right class at rank 0, else the most similar other one
   confidence: Float[np.ndarray, " B"]  # probability of the most similar class
 

@@ -37,12 +37,7 @@ class NamedPrompt(NamedTuple):
 
 
 def read_prompts(names: Sequence[str], field: str) -> list[NamedPrompt]:
-  """Loads the prompts that a config field names.
-
-  Raises:
-    ConfigError: a name is unknown or repeated.
-    PromptFileError, HubError, CheckpointError: a file is unusable.
-  """
+  """Loads the prompts that a config field names; ConfigError if one is unknown or repeated."""
   found: list[NamedPrompt] = []
   for item in names:
     if item.count("{}") == 1 or item in (HAND_WRITTEN, ENSEMBLE) or _named_templates(item):
@@ -54,7 +49,7 @@ def read_prompts(names: Sequence[str], field: str) -> list[NamedPrompt]:
       found.append(NamedPrompt(item, read(item)))
     else:
       raise ConfigError(field, item, _TAKES)
-  # Runs by the names of their folders, where these differ.
+  # Call runs by the names of their folders, where these differ.
   short = [_folder_name(named.label) for named in found]
   if len(set(short)) == len(found):
     found = [named._replace(label=name) for named, name in zip(found, short, strict=True)]
@@ -65,7 +60,7 @@ def read_prompts(names: Sequence[str], field: str) -> list[NamedPrompt]:
 
 
 def _folder_name(label: str) -> str:
-  """Last part of the path of a run's folder, perhaps with the step of a checkpoint."""
+  """Shortens the path of a run's folder to its last part; keeps the step of a checkpoint."""
   folder, at, step = label.rpartition("@")
   if at and step.isdigit():
     return f"{_folder_name(folder)}@{step}"
@@ -73,11 +68,7 @@ def _folder_name(label: str) -> str:
 
 
 def only_prompt(found: Sequence[NamedPrompt], field: str) -> NamedPrompt:
-  """The prompt of a field that takes one.
-
-  Raises:
-    ConfigError: several, such as the checkpoints of a run.
-  """
+  """Returns the prompt of a field that takes one; ConfigError for the checkpoints of a run."""
   if len(found) > 1:
     labels = ", ".join(named.label for named in found)
     raise ConfigError(field, labels, "one prompt, such as the prompt.npz of a run's folder")
@@ -90,10 +81,6 @@ def features_under(
   """Computes unit features [N,E] of a class list under the prompt of a `NamedPrompt`.
 
   Features under several texts are averaged and normalised (Radford et al., 2021, section 3.1.4).
-
-  Raises:
-    PromptFileError: the prompt does not fit.
-    VocabularyError, TokenizeError: unusable names.
   """
   if isinstance(prompt, Prompt):
     return encoder.class_features(classes.names, prompt)
@@ -117,15 +104,8 @@ def check_lengths(
 ) -> None:
   """Checks that the text tower has the positions for a class list's texts under a prompt.
 
-  Args:
-    prompt: prompt of a `NamedPrompt`; class features have no texts.
-    classes: names of the classes.
-    tokenizer: the CLIP's own.
-    config: the text tower's.
-    where: prompt and class list, for the message.
-
   Raises:
-    TokenizeError: a text is too long; `features_under` would raise it.
+    TokenizeError: a text of `where` is too long, and `features_under` would fail.
     VocabularyError: unusable names.
   """
   if isinstance(prompt, ClassFeatures):
@@ -176,20 +156,15 @@ def _checkpoints(folder: str, field: str) -> list[NamedPrompt]:
 
 
 def prompt_of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> Prompt:
-  """The prompt that a checkpoint holds.
-
-  Args:
-    checkpoint: result of `read_checkpoint`.
-    path: its file, for messages.
+  """Returns the prompt that a checkpoint in the file `path` holds.
 
   Raises:
-    CheckpointError: of another method than POMP, or without a prompt.
-    PromptFileError: not a valid prompt.
+    CheckpointError: it is of another method than POMP, or holds no prompt.
+    PromptFileError: its prompt is not valid.
   """
   state, config = checkpoint.state, checkpoint.meta.get("config", {})
   try:
     if config.get("method", "pomp") != "pomp":
-      # Other methods have parameters beside the context.
       raise CheckpointError(f"{path}: is of method {config['method']!r}; a prompt (pomp) is needed")
     prompt = Prompt(
       state["params"]["context"], config["clip"]["model"], config["prompt"]["position"]

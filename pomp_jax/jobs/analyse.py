@@ -47,35 +47,15 @@ from pomp_jax.train.resume import check_same_run
 log = logging.getLogger(__name__)
 
 _FIELD = "analyse.prompts"
-# Fields that results depend on, or how all of these begin.
-_READ = (
-  "analyse.",
-  "clip.",
-  "data.annotations",
-  "data.base",
-  "data.classes",
-  "data.dataset",
-  "data.n_classes",
-  "data.names",
-  "data.novel",
-  "data.root",
-  "data.shots",
-  "data.source",
-  "data.test_share",
-  "data.validation_share",
-  "eval.images",
-  "eval.template",
-  "evaluate.",
-)
+# Beginnings of the fields that results depend on.
+_DATA = ("annotations", "base", "classes", "dataset", "n_classes", "names", "novel", "root")
+_DATA += ("shots", "source", "test_share", "validation_share")
+_READ = ("analyse.", "clip.", "eval.images", "eval.template", "evaluate.")
+_READ += tuple(f"data.{field}" for field in _DATA)
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Opens every set and every prompt; writes nothing.
-
-  Raises:
-    ConfigError, ClipError, PromptFileError, CheckpointError, RunFolderError, SourceError,
-      TokenizeError, VocabularyError: one line each.
-  """
+  """Opens every set and every prompt; writes nothing."""
   folder = RunFolder(workdir)
   folder.check(config.job)
   if folder.results.exists():
@@ -88,10 +68,9 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 
   Raises:
     CorruptDataError: more images than `data.max_corrupt` allows can't be read.
-    EvaluationError: features that are not finite.
+    EvaluationError: features are not finite.
   """
-  folder = RunFolder(workdir)
-  first = hosts.is_first()
+  folder, first = RunFolder(workdir), hosts.is_first()
   encoder = inputs.open_encoder(config)
   prompts = read_prompts(config.analyse.prompts, _FIELD)
   if first:
@@ -133,10 +112,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   }
   if first:
     with writing(folder.plots):
-      alignment_uniformity(
-        folder.plots / "alignment_uniformity.png",
-        sets,
-      )
+      alignment_uniformity(folder.plots / "alignment_uniformity.png", sets)
     stored = with_provenance(results)
     with writing(folder.path):
       with replacing(folder.path / "results.md") as file:

@@ -1,8 +1,8 @@
 """POMP beside every baseline on the same classes: one table of accuracy, time and memory.
 
-Each method has a folder with one run folder per seed. On the CPU backend each method runs in its
-own process, so that its peak memory is measured alone. A method that fails is marked with its
-error, and the others continue. A restart skips what has finished.
+Each method has a folder with one run folder per seed. On the CPU backend it runs in a process of
+its own, so that its peak memory is measured alone. A method that fails is marked with its error,
+and the others continue. A restart skips what has finished.
 """
 
 import json
@@ -32,11 +32,7 @@ _EXPECTED = "one or more methods (label, {field: value}), no label twice"
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Checks each method and seed as the pretrain job does.
-
-  Raises:
-    ConfigError, ClipError, RunFolderError: one line each.
-  """
+  """Checks each method and seed as the pretrain job does."""
   RunFolder(workdir).check(config.job)
   for label, method in method_configs(config).items():
     for seed in _seeds(method):
@@ -49,11 +45,10 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   Raises:
     TrainingError: methods have failed; everything is written nevertheless.
   """
-  folder = RunFolder(workdir)
+  folder, configs = RunFolder(workdir), method_configs(config)
   folder.create()
   methods, failed = {}, {}
   with tempfile.TemporaryDirectory() as programs:
-    configs = method_configs(config)
     for label, method in steps_of(configs.items(), "baselines", "methods", len(configs)):
       log.info("%s: %s", label, method.method)
       outcome = _outcome(method, os.path.join(workdir, label), programs)
@@ -87,11 +82,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 
 
 def method_configs(config: Settings) -> dict[str, Settings]:
-  """The config of each method that `config.baselines.methods` names, by label.
-
-  Raises:
-    ConfigError: a text that does not read so, or fields that can't be.
-  """
+  """The config of each method that `config.baselines.methods` names, by label; else ConfigError."""
   found: dict[str, Settings] = {}
   for label, values in config.baselines.methods:
     if not label.replace("_", "").isalnum() or label in found:
@@ -100,7 +91,7 @@ def method_configs(config: Settings) -> dict[str, Settings]:
     one = config.replace({"job": "pretrain", "baselines.methods": ()} | changes)
     method = METHODS.get(one.method)
     if method and method.pixels and one.data.features == "once":
-      # Features of the pictures serve the methods that leave the image tower as it is.
+      # Stored features serve only the methods that leave the image tower as it is.
       one = one.replace({"data.features": "online"})
     validate(one)
     found[label] = one
@@ -119,12 +110,10 @@ def _one(config: Settings, workdir: str, seed: int) -> tuple[Settings, str]:
 
 
 def _outcome(config: Settings, workdir: str, programs: str) -> dict[str, Any]:
-  """{"seeds": .., "runs": results of each, "peak_mib": ..}, or {"error": ..}."""
-  folder = RunFolder(workdir)
-  seeds = _seeds(config)
-  finished = all(RunFolder(_one(config, workdir, seed)[1]).results.exists() for seed in seeds)
-  stored = folder.read_results() if finished else None
-  if stored is not None and stored.get("seeds") == list(seeds):
+  """Runs a method: {"seeds": .., "runs": results of each, "peak_mib": ..}, or {"error": ..}."""
+  folder, seeds = RunFolder(workdir), list(_seeds(config))
+  all_ran = all(RunFolder(_one(config, workdir, seed)[1]).results.exists() for seed in seeds)
+  if all_ran and (stored := folder.finished(seeds=seeds)) is not None:
     return stored
   if jax.default_backend() == "cpu":
     try:
@@ -135,8 +124,8 @@ def _outcome(config: Settings, workdir: str, programs: str) -> dict[str, Any]:
     # A second process could not have the device.
     outcome = _run_seeds(config, workdir, programs) | {"peak_mib": None}
   if "error" not in outcome:
-    outcome["seeds"] = list(seeds)
-    if finished:
+    outcome["seeds"] = seeds
+    if all_ran:
       # Nothing ran now: the peak would be that of reading files.
       outcome["peak_mib"] = None
     folder.write_results(outcome)
@@ -144,24 +133,24 @@ def _outcome(config: Settings, workdir: str, programs: str) -> dict[str, Any]:
 
 
 def _run_seeds(config: Settings, workdir: str, programs: str) -> dict[str, Any]:
-  """In a process of its own: the runs of a method."""
+  """Runs all seeds of a method, on the CPU in a process of its own."""
   _share_programs(programs)
   try:
     runs = [pretrain.run(*_one(config, workdir, seed)) for seed in _seeds(config)]
   except Exception as error:  # the other methods continue
     return {"error": " ".join(f"{type(error).__name__}: {error}".split())}
-  # Through JSON: what a finished run's file would say.
+  # Through JSON, so that it equals what a restart reads from the file.
   return {"runs": json.loads(json.dumps(runs, default=float)), "peak_mib": round(peak_mib(), 1)}
 
 
 def _share_programs(folder: str) -> None:
-  """What the first seed compiles serves the others."""
+  """Lets the other seeds load what the first one compiled."""
   jax.config.update("jax_compilation_cache_dir", folder)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _rows(label: str, method: str, outcome: dict[str, Any]) -> dict[str, Any]:
-  """What the table says of a method; of zero-shot CLIP, of each of its texts."""
+  """Rows of the table: one of a method, or one of each text of zero-shot CLIP."""
   runs = outcome["runs"]
   first = runs[0]
   row = {
@@ -175,13 +164,11 @@ def _rows(label: str, method: str, outcome: dict[str, Any]) -> dict[str, Any]:
   }
 
   def top1_of(prompt):
-    """Of the splits that it was evaluated on: a summary over the seeds, images, interval."""
+    """By split: summary over the seeds, images, classes, interval."""
     found = {s: of_seeds([run["eval"][s][prompt] for run in runs]) for s in first["eval"]}
-    counts = first["eval_classes"]
     return {
-      s: one["top1"]
-      | {"images": one["images"], "classes": counts[s], "interval": one["top1_interval"]}
-      for s, one in found.items()
+      s: {**one["top1"], "images": one["images"], "classes": n, "interval": one["top1_interval"]}
+      for (s, one), n in zip(found.items(), map(first["eval_classes"].get, found), strict=True)
     }
 
   evaluated = list(next(iter(first["eval"].values())))

@@ -31,12 +31,7 @@ from pomp_jax.files.run_folder import RunFolder
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Refuses what cannot be run.
-
-  Raises:
-    BenchmarkError: an unknown model, implementation or type, or a K that does not fit.
-    RunFolderError: the folder can't be used, or is another job's.
-  """
+  """Refuses an unknown model or implementation, a K that does not fit, and another job's folder."""
   settings = config.benchmark
   if settings.model not in MODELS:
     raise BenchmarkError(f"unknown model {settings.model!r}; accepted: {', '.join(MODELS)}")
@@ -65,7 +60,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   folder.mkdir(parents=True, exist_ok=True)
   wanted = _available(settings.implementations.split("+"))
   rows, results = [], {}
-  # What is written after each K stands: the largest may not fit.
+  # Write after every K; the largest may run out of memory.
   wanted_steps = numbers("steps", settings.steps, 2)
   wanted_steps += numbers("bank_steps", settings.bank_steps, 3)
   if wanted_steps:
@@ -81,7 +76,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 
 
 def _available(names: list[str]) -> list[str]:
-  """Drops implementations whose library is not installed, with a line."""
+  """Drops implementations whose library is not installed, and prints a line for each."""
   missing = {}
   if importlib.util.find_spec("torch") is None:
     missing["torch_77"] = "torch not installed"
@@ -93,7 +88,7 @@ def _available(names: list[str]) -> list[str]:
 
 
 def _measure(settings: Benchmark, names: list[str], k: int) -> list[dict[str, Any]]:
-  """The rows of one K, its implementations in turn in every round."""
+  """Measures the implementations at one K, in turn in every round; returns the rows."""
   lengths_N = load_synsets().lengths
   rng = np.random.default_rng(settings.seed)
   lengths_K = lengths_N if k == lengths_N.size else rng.choice(lengths_N, k, replace=False)

@@ -36,11 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Refuses what the run itself would refuse, as far as that is known without its data.
-
-  Raises:
-    ConfigError, ClipError, RunFolderError: one line each.
-  """
+  """Refuses what the run itself would refuse, as far as that is known without its data."""
   if config.job != "pretrain":
     takes = f"false where config.job={config.job!r}; it is for 'pretrain'"
     raise ConfigError("dry_run", True, takes)
@@ -48,7 +44,7 @@ def check(config: Settings, workdir: str) -> None:
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
-  """Measures and prints; leaves nothing in `workdir`. Returns the figures."""
+  """Measures and logs the report; leaves nothing in `workdir`. Returns the figures."""
   trial = _trial(config)
   with tempfile.TemporaryDirectory() as temporary:
     folder = RunFolder(pathlib.Path(temporary) / "run")

@@ -43,12 +43,11 @@ from pomp_jax.data.wordnet import load_tree
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.class_features import ClassFeatures
 from pomp_jax.files.paths import remove_folder
 from pomp_jax.files.pieces import Pieces
-from pomp_jax.files.prompt_file import Prompt, check_fits
 from pomp_jax.files.run_folder import RunFolder, with_provenance, write_json, writing
 from pomp_jax.files.terminal import steps_of
+from pomp_jax.inference.class_matrix import check_prompt
 from pomp_jax.inference.evaluate import tally
 from pomp_jax.inference.metrics import Hierarchy
 from pomp_jax.inference.named_prompts import (
@@ -88,19 +87,15 @@ def check_prompts(config: Settings, names: Sequence[str], field: str) -> None:
     InputError: one line that names the prompt and the set.
   """
   clip_config, tokenizer = inputs.clip_config_and_tokenizer(config.clip.model)
-  text_config = clip_config.text_config
   prompts = read_prompts(names, field)
   sets = evaluation_sets(config, clip_config.vision_config.image_size)
   opened, _ = open_each(sets, config.evaluate.skip_missing)
-  for name, labelled in opened.items():
-    classes = labelled.classes
-    for label, prompt, _ in prompts:
-      where = f"{label}, set {name}"
-      if isinstance(prompt, Prompt):
-        check_fits(prompt, text_config.hidden_size, config.clip.model, len(classes), where)
-      elif isinstance(prompt, ClassFeatures):
-        prompt.check_fits(len(classes), clip_config.projection_dim, where)
-      check_lengths(prompt, classes, tokenizer, text_config, where)
+  for name, (_, classes, _) in opened.items():
+    for named in prompts:
+      where = f"{named.label}, set {name}"
+      single = [(own,) for own in classes.names]
+      check_prompt(named._replace(label=where), single, clip_config, config.clip.model)
+      check_lengths(named.prompt, classes, tokenizer, clip_config.text_config, where)
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:

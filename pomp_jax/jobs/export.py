@@ -1,14 +1,11 @@
 """A prompt for other programs: as a file of theirs, or as features of given names.
 
-`config.export.format` says which:
+`config.export.format` is that of the prompt itself (npz, safetensors, pth), which opens no CLIP, or
+of class features: detic, rows that are not normalised, in ascending order of the categories' ids;
+open_clip, weights of a zero-shot classifier. docs/formats.md describes the files.
 
-  npz, safetensors, pth   the prompt itself, in that kind of file; no CLIP is opened
-  detic                   float16 [C,E] .npy, one row a category in ascending order of their ids,
-                          not normalised, as the published files are
-  open_clip               float32 [E,C] .npy or .safetensors, weights of a zero-shot classifier
-
-Leaves the file and `results.json` in the run's folder. docs/formats.md describes the files.
-With `config.export.hub` the folder also gets the model card, `README.md`, and both are uploaded.
+Leaves the file and `results.json` in the run's folder. With `config.export.hub` the folder also
+gets the model card, `README.md`, and both are uploaded.
 """
 
 from pomp_jax import hosts, inputs
@@ -26,12 +23,7 @@ from pomp_jax.inference import category_features
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Refuses names or a prompt that can't be used, and another run's folder; writes nothing.
-
-  Raises:
-    VocabularyError, CategoryFileError, PromptFileError, HubError, ClipError, ConfigError,
-      RunFolderError: one line each.
-  """
+  """Refuses names or a prompt that can't be used, and another run's folder; writes nothing."""
   settings = config.export
   RunFolder(workdir).check(config.job)
   prompt = _prompt(settings)
@@ -53,12 +45,7 @@ def check(config: Settings, workdir: str) -> None:
 
 
 def run(config: Settings, workdir: str) -> dict:
-  """Writes `config.export.output`.
-
-  Raises:
-    TokenizeError, VocabularyError, ClassFeatureError, RunFolderWriteError, HubWriteError: one line
-      each.
-  """
+  """Writes `config.export.output`; returns what `results.json` holds."""
   settings, folder = config.export, RunFolder(workdir)
   prompt = _prompt(settings)
   path = folder.path / (settings.output or _usual_name(settings.format))
@@ -93,7 +80,7 @@ def run(config: Settings, workdir: str) -> dict:
 
 
 def _prompt(settings: Export) -> Prompt | str:
-  """A template as it is, or the prompt in a file."""
+  """Returns a template as it is, or loads the prompt in a file."""
   is_template = settings.format in FEATURE_FORMATS and "{}" in settings.prompt
   return settings.prompt if is_template else load_prompt(settings.prompt)
 

@@ -36,12 +36,7 @@ _SECONDS = 0.2
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Checks libraries, prompts, folder and port; writes nothing.
-
-  Raises:
-    InputError, ConfigError, ClipError, PromptFileError, CheckpointError, RunFolderError,
-      MaskFormerError: one line each.
-  """
+  """Checks libraries, prompts, folder and port; writes nothing."""
   RunFolder(workdir).check(config.job)
   for library in _LIBRARIES:
     if importlib.util.find_spec(library) is None:
@@ -65,11 +60,7 @@ def check(config: Settings, workdir: str) -> None:
 
 
 def run(config: Settings, workdir: str) -> None:
-  """Serves the page until the process is asked to stop.
-
-  Raises:
-    ConfigError: the address can't be used.
-  """
+  """Serves the page until the process is asked to stop."""
   del workdir
   # Imported here: `check` says what is missing.
   from pomp_jax.page import server

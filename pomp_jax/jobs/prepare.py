@@ -18,13 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Refuses an unknown data set and a folder that can't be written.
-
-  Reads and writes nothing.
-
-  Raises:
-    ConfigError, RunFolderError: one line each.
-  """
+  """Refuses an unknown data set and a folder that can't be written; reads and writes nothing."""
   for path in (config.prepare.input, workdir):
     if is_bucket(path):
       raise RunFolderError(f"{path}: job=prepare takes local paths; copy what it makes")
@@ -40,7 +34,7 @@ def run(config: Settings, workdir: str) -> dict:
   """Makes the data set, or the rest of it; returns what `report.json` holds.
 
   Raises:
-    SourceError, VocabularyError: the input is not as it has to be; nothing is written for it.
+    SourceError, VocabularyError: the input has another form; nothing is written for it.
     PrepareError: another data set is there, or no image could be read.
   """
   prepare = config.prepare

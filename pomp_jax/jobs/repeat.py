@@ -23,7 +23,7 @@ from pomp_jax.jobs import pretrain
 
 log = logging.getLogger(__name__)
 
-# Results of a seed that are those of all.
+# Results that all seeds share.
 _SHARED = ("method", "clip_model", "steps", "n_classes", "k", "correction", "eval_classes")
 
 
@@ -80,14 +80,8 @@ def _one(config: Settings, workdir: str, seed: int) -> tuple[Settings, str]:
 def summary(values: list[float]) -> dict:
   """Figures of one value a seed.
 
-  Returns:
-    {
-      "mean": .., "median": ..,
-      "std": sample standard deviation, 0 for one seed,
-      "t_interval": Student's 95% interval of the mean over seeds, [low, high]; None for one seed,
-      "spread": highest less lowest,
-      "values": ..,
-    }
+  `std` is the sample standard deviation, 0 for one seed; `t_interval` Student's 95% interval of the
+  mean over seeds, None for one seed; `spread` the highest value less the lowest.
   """
   n, mean = len(values), float(np.mean(values))
   std = float(np.std(values, ddof=1)) if n > 1 else 0.0
@@ -105,9 +99,7 @@ def summary(values: list[float]) -> dict:
 def of_seeds(scores: list[Accuracy]) -> dict:
   """Summaries of `topk_accuracy` over several seeds on the same images.
 
-  Returns:
-    {"images": n, "top1": summary, "top5": summary, "top1_interval": [low, high]}: what n images say
-    of the mean top-1. The spread over the seeds is no part of it; that is `top1["t_interval"]`.
+  `top1_interval` covers the choice of the images, `top1["t_interval"]` the spread over the seeds.
   """
   top1, top5 = (summary([one[metric] for one in scores]) for metric in ("top1", "top5"))
   images = scores[0]["images"]
@@ -116,7 +108,7 @@ def of_seeds(scores: list[Accuracy]) -> dict:
 
 
 def _gain(prompts: dict) -> dict:
-  """Top-1 of the learned prompt less that of the best hand-written one."""
+  """Compares top-1 of the learned prompt with that of the best hand-written one."""
   by_hand = {name: scores["top1"]["mean"] for name, scores in prompts.items() if name != "prompt"}
   best = max(by_hand, key=by_hand.__getitem__)
   top1 = prompts["prompt"]["top1"]
