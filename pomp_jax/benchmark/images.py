@@ -23,7 +23,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from pomp_jax.data.images import list_images
+from pomp_jax.data.folder import find_images
 from pomp_jax.data.loader import Loader
 from pomp_jax.data.source import StoredImages
 from pomp_jax.data.synthetic import encode, natural_image
@@ -63,7 +63,7 @@ def main() -> None:
   parser.add_argument("--readers", help="THREADSxWORKERS, separated by commas")
   arguments = parser.parse_args()
   if arguments.folder:
-    encoded = [path.read_bytes() for path in list_images(pathlib.Path(arguments.folder))]
+    encoded = [path.read_bytes() for path in find_images(arguments.folder, nested=False).values()]
   else:
     encoded = [encode(natural_image(seed, 375, 500)) for seed in range(_N_IMAGES)]
   width, height = np.mean([Image.open(io.BytesIO(one)).size for one in encoded], axis=0)

@@ -21,9 +21,10 @@ import numpy as np
 from pomp_jax.data.class_lists import normalized_name
 from pomp_jax.data.images import MAX_PIXELS, image_size
 from pomp_jax.errors import InputError
-from pomp_jax.files.class_features import categories_by_id, read_json
+from pomp_jax.files.class_features import CategoryFileError, categories_by_id
 from pomp_jax.files.paths import Path, is_file, join, scheme_of
 from pomp_jax.files.terminal import is_unicode, printable
+from pomp_jax.files.texts import read_json
 
 FREQUENCIES = ("r", "c", "f")
 # Pixels by which a box or a polygon may leave its image: COCO's are rounded.
@@ -176,7 +177,7 @@ def read_annotations(path: str | os.PathLike, names: Sequence[str] | None = None
     AnnotationError: an image or annotation that is not as COCO describes it; a box or polygon
       outside its image; an unknown image or category; a category that `names` lacks.
   """
-  return annotations_of(read_json(path), str(path), names)
+  return annotations_of(read_json(path, CategoryFileError), str(path), names)
 
 
 def annotations_of(

@@ -10,7 +10,7 @@ ascending order of their ids. The order of the names is that of the labels.
 Shapes: N classes, T labels of a TFDS data set.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 import dataclasses
 import functools
 import json
@@ -27,11 +27,12 @@ from pomp_jax.errors import InputError
 from pomp_jax.files.class_features import (
   Category,
   CategoryFileError,
+  categories_by_id,
   is_annotation_file,
-  read_categories,
 )
-from pomp_jax.files.paths import Path, exists, file_size, open_binary, to_path
-from pomp_jax.files.terminal import control_character, is_unicode, printable, quoted
+from pomp_jax.files.paths import Path, exists, to_path
+from pomp_jax.files.terminal import control_character, is_unicode, quoted
+from pomp_jax.files.texts import read_json, read_text
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +45,7 @@ TEMPLATES = tuple(sorted(file.stem for file in (_FOLDER / "templates").glob("*.t
 SYNSET = re.compile(r"n[0-9]{8}")  # WordNet id of a noun
 
 _DEFAULT_TEMPLATE = "a photo of a {}."
-# ImageNet-21K's names take a megabyte, and no text tower has positions for 1000 letters.
-_MAX_FILE_BYTES = 64 * 2**20
-_MAX_NAME = 1000
+_MAX_NAME = 1000  # no text tower has positions for so many letters
 
 
 class VocabularyError(InputError, ValueError):
@@ -111,12 +110,12 @@ def load_categories(name_or_path: str | os.PathLike) -> tuple[Category, ...]:
 
   Raises:
     VocabularyError: as `load_class_list`, or repeated names.
-    CategoryFileError: annotations without usable categories.
   """
   if name_or_path not in _SETS and is_annotation_file(name_or_path):
     path = to_path(name_or_path)
-    if path.suffix.lower() != ".json" or _has_categories(_json_of(path)):
-      return read_categories(path)
+    content = read_json(path, VocabularyError)
+    if path.suffix.lower() != ".json" or _has_categories(content):
+      return _categories(path, content)
   names = load_class_list(name_or_path).names
   check_names(names, os.fspath(name_or_path))
   return tuple(map(Category, names))
@@ -151,13 +150,8 @@ def load_tfds_labels(name: str) -> tuple[tuple[str, ...], Int32[np.ndarray, " T"
 
   TFDS orders some classes differently (Caltech101, Food101), has two that CoOp drops (Caltech101),
   and labels ImageNet-A and -R with all 1,000 classes of ImageNet-1K.
-
-  Raises:
-    VocabularyError: TFDS has no such data set.
   """
   classes = load_class_list(name)
-  if tfds_builder(name) is None:
-    raise VocabularyError(f"TFDS has no data set for the class list {name!r}")
   if classes.synsets is not None:
     labels = names = load_class_list("imagenet1k").synsets
   else:
@@ -235,6 +229,12 @@ def normalized_names(names: Sequence[str]) -> list[str]:
   return words
 
 
+def repeats(values: Iterable[Hashable]) -> dict[int, int]:
+  """Index of each value that repeats an earlier one -> index of the first equal one."""
+  first: dict[Hashable, int] = {}
+  return {i: first[value] for i, value in enumerate(values) if first.setdefault(value, i) != i}
+
+
 def check_names(
   names: Sequence[str], where: str = "the class list", *, distinct: bool = True
 ) -> None:
@@ -246,119 +246,91 @@ def check_names(
   """
   if not names:
     raise VocabularyError(f"{where} is empty, expected one class name a line")
-  first: dict[str, int] = {}
-  for number, name in enumerate(names, 1):
+  again = repeats(names) if distinct else {}
+  for index, name in enumerate(names):
     problem = None
     if not name.strip():
-      problem = f"is empty ({len(names)} names)"
+      problem = f"is blank ({len(names)} names); remove it"
     elif not is_unicode(name):
       problem = "is not Unicode text"
     elif len(name) > _MAX_NAME:
       problem = f"is too long, expected at most {_MAX_NAME} characters"
     elif control := control_character(name):
       problem = f"contains the control character {control}; lines end with \\n or \\r\\n"
-    elif distinct and name in first:
-      problem = f"repeats name {first[name]}"
+    elif index in again:
+      problem = f"repeats name {again[index] + 1}"
     if problem:
-      raise VocabularyError(f"{where}: name {number}, {quoted(name)}, {problem}")
-    first[name] = number
+      raise VocabularyError(f"{where}: name {index + 1}, {quoted(name)}, {problem}")
 
 
-def read_names(path: str | os.PathLike, *, distinct: bool = True) -> tuple[str, ...]:
-  """Reads a text file of class names, UTF-8, one a line; blank lines at the end are dropped.
+def read_lines(path: str | os.PathLike) -> list[str]:
+  """Reads the lines of a UTF-8 file, without blank ones at the end.
 
   Only \\n and \\r\\n end a line, so that all programs count the same lines.
 
   Raises:
-    VocabularyError: as `read_text` and `check_names`.
+    VocabularyError: the file can't be read.
   """
-  text = read_text(path).rstrip()
-  names = [line.strip() for line in text.split("\n")] if text else []
-  if "" in names:
-    raise VocabularyError(f"{path}: line {names.index('') + 1} is blank; remove it")
+  text = read_text(path, VocabularyError).rstrip()
+  return [line.rstrip("\r") for line in text.split("\n")] if text else []
+
+
+def read_names(path: str | os.PathLike, *, distinct: bool = True) -> tuple[str, ...]:
+  """Reads a text file of class names, one a line; VocabularyError as `check_names`."""
+  names = tuple(line.strip() for line in read_lines(path))
   check_names(names, str(path), distinct=distinct)
-  return tuple(names)
+  return names
 
 
-def read_text(path: str | os.PathLike) -> str:
-  """Reads a file of names, UTF-8 with or without a byte order mark.
-
-  Raises:
-    VocabularyError: no such file, larger than 64 MiB, or not UTF-8.
-  """
-  try:
-    with open_binary(path) as file:
-      content = file.read(_MAX_FILE_BYTES + 1)
-  except OSError as error:
-    raise VocabularyError(f"{path}: can't be read ({error.strerror})") from error
-  if len(content) > _MAX_FILE_BYTES:
-    raise VocabularyError(f"{path}: too large, expected at most {_MAX_FILE_BYTES} bytes of names")
-  try:
-    return content.decode("utf-8-sig")
-  except UnicodeDecodeError as error:
-    raise VocabularyError(f"{path}: not UTF-8 text ({error.reason})") from error
-
-
-class _Pairs(list):
-  """Keys and values of a JSON object, repeated keys included."""
+def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  for index in repeats(key for key, _ in pairs):
+    raise ValueError(f"the key {pairs[index][0]!r} is repeated")
+  return dict(pairs)
 
 
 def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-  content = _json_of(path)
+  content = read_json(path, VocabularyError, object_pairs_hook=_with_distinct_keys)
   if _has_categories(content):
-    return _names_of_categories(path), None
-  if isinstance(content, _Pairs):
-    names = tuple(key for key, _ in content)
-    if names and all(name.isdecimal() for name in names):
-      raise VocabularyError(
-        f"{path}: the object's keys are numbers, expected class names; use a list of the names in"
-        " the order of the labels"
-      )
-    check_names(names, str(path))
-    return names, None
+    return tuple(category.name for category in _categories(path, content)), None
   if isinstance(content, list):
     return _from_list(content, path)
-  raise VocabularyError(f"{path}: found {_shown(content)}, expected a list or an object")
-
-
-def _json_of(path: Path) -> Any:
-  """Content of a JSON file; of one that is larger than any list of names, annotations alone."""
-  if exists(path) and file_size(path) > _MAX_FILE_BYTES:  # as LVIS's annotations are
-    return _Pairs([("categories", [])])
-  text = read_text(path)
-  try:
-    return json.loads(text, object_pairs_hook=_Pairs)
-  # ValueError: not JSON, or a number with thousands of digits.
-  except (ValueError, RecursionError) as error:
-    raise VocabularyError(f"{path}: not JSON ({printable(str(error))})") from error
+  if not isinstance(content, dict):
+    raise VocabularyError(f"{path}: found {_shown(content)}, expected a list or an object")
+  names = tuple(content)
+  if names and all(name.isdecimal() for name in names):
+    raise VocabularyError(
+      f"{path}: the object's keys are numbers, expected class names; use a list of the names in"
+      " the order of the labels"
+    )
+  check_names(names, str(path))
+  return names, None
 
 
 def _has_categories(content: Any) -> bool:
   """Whether it is an object of COCO's or LVIS's, and not one whose keys are names."""
-  if not isinstance(content, _Pairs):
+  if not isinstance(content, dict):
     return False
-  fields = dict(content)
-  if "categories" not in fields:
+  if "categories" not in content:
     # Annotations whose categories are missing.
-    return any(type(fields.get(key)) is list for key in ("images", "annotations"))
-  rows = fields["categories"]
-  return type(rows) is list and all(isinstance(row, _Pairs) for row in rows)
+    return any(isinstance(content.get(key), list) for key in ("images", "annotations"))
+  rows = content["categories"]
+  return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
 
 
-def _names_of_categories(path: Path) -> tuple[str, ...]:
+def _categories(path: Path, content: Any) -> tuple[Category, ...]:
+  """Categories of annotations in ascending order of their ids, the order of Detic's rows."""
   try:
-    return tuple(category.name for category in read_categories(path))
+    by_id = categories_by_id(path, content)
   except CategoryFileError as error:
     raise VocabularyError(str(error)) from error
+  return tuple(by_id[number] for number in sorted(by_id))
 
 
-def _from_list(
-  content: Sequence[Any], path: Path
-) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+def _from_list(content: list[Any], path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
   names, synsets = [], []
-  for index, item in enumerate(content):
-    where = f"{path}: item {index + 1} of {len(content)}"
-    fields = dict(item) if isinstance(item, _Pairs) else {"name": item}
+  for number, item in enumerate(content, 1):
+    where = f"{path}: item {number} of {len(content)}"
+    fields = item if isinstance(item, dict) else {"name": item}
     name, synset = fields.get("name"), fields.get("synset")
     if not isinstance(name, str):
       raise VocabularyError(f"{where}: found {_shown(item)}, expected a name")
@@ -374,29 +346,26 @@ def _from_list(
     raise VocabularyError(
       f"{path}: {len(synsets)} of {len(names)} classes have a synset, expected all or none"
     )
-  if len(set(synsets)) < len(synsets):
-    repeated = next(synset for synset in synsets if synsets.count(synset) > 1)
-    raise VocabularyError(f"{path}: synset {repeated} is repeated")
+  for index in repeats(synsets):
+    raise VocabularyError(f"{path}: synset {synsets[index]} is repeated")
   return tuple(names), tuple(synsets) or None
 
 
 def _shown(value: Any) -> str:
   """A JSON value for an error line."""
-  if isinstance(value, list):
-    return "an object" if isinstance(value, _Pairs) else "a list"
+  if isinstance(value, list | dict):
+    return "a list" if isinstance(value, list) else "an object"
   return quoted(value) if isinstance(value, str) else json.dumps(value)[:80]
 
 
 @functools.cache
 def _warn_of_repeats(names: tuple[str, ...], where: str) -> None:
   """Warns of names that CLIP's tokenizer, which ignores case, can't distinguish."""
-  words = [name.casefold() for name in normalized_names(names)]
-  first: dict[str, int] = {}
-  repeats = [(first[word], i) for i, word in enumerate(words) if first.setdefault(word, i) != i]
-  if repeats:
-    one, two = repeats[0]
+  again = repeats(name.casefold() for name in normalized_names(names))
+  if again:
+    later, earlier = next(iter(again.items()))
     log.warning(
       "%s: %d of %d classes repeat an earlier name (underscores and case ignored), such as %s,"
       " names %d and %d. Images of such classes never count as correct",
-      *(where, len(repeats), len(names), quoted(names[two]), one + 1, two + 1),
+      *(where, len(again), len(names), quoted(names[later]), earlier + 1, later + 1),
     )

@@ -16,7 +16,7 @@ import pathlib
 
 import numpy as np
 
-from pomp_jax.data.class_lists import VocabularyError, check_names, read_text
+from pomp_jax.data.class_lists import VocabularyError, check_names, read_lines, repeats
 from pomp_jax.files.paths import Path, exists, to_path
 from pomp_jax.files.terminal import quoted
 
@@ -70,8 +70,7 @@ def read_class_split(name_or_path: str | os.PathLike) -> ClassSplit:
   if not packaged and not path.suffix and not exists(path):
     accepted = f"one of {', '.join(CLASS_SPLITS)}, or a file with one class a line"
     raise VocabularyError(f"unknown classes {quoted(str(name_or_path))}; expected {accepted}")
-  # The line is checked with its columns: a tab is the only control character that it may have.
-  rows = [line.split("\t") for line in _lines(path)]
+  rows = [line.split("\t") for line in read_lines(path)]
   for number, row in enumerate(rows, 1):
     if len(row) != len(rows[0]) or len(row) > 3:
       accepted = f"{len(rows[0])} as in the first line" if len(rows[0]) < 4 else "1 to 3"
@@ -90,28 +89,19 @@ def read_class_split(name_or_path: str | os.PathLike) -> ClassSplit:
   return ClassSplit(synonyms, groups, values)
 
 
-def _lines(path: Path) -> list[str]:
-  text = read_text(path).rstrip()
-  lines = [line.rstrip("\r") for line in text.split("\n")]
-  check_names([line.replace("\t", " ") for line in lines], str(path), distinct=False)
-  return lines
-
-
 def _values(path: Path, cells: list[str]) -> tuple[tuple[int, ...], ...]:
   values = []
-  seen: set[int] = set()
   for number, cell in enumerate(cells, 1):
     words = [word.strip() for word in cell.split(",")]
     if not all(word.isascii() and word.isdigit() and len(word) < 6 for word in words):
       raise VocabularyError(
         f"{path}: line {number} has the values {quoted(cell)}, expected integers"
       )
-    own = tuple(map(int, words))
-    if repeated := [value for value in own if value in seen or value >= _MAX_VALUE]:
+    values.append(tuple(map(int, words)))
+  of_line = [(value, number) for number, own in enumerate(values, 1) for value in own]
+  again = repeats(value for value, _ in of_line)
+  for index, (value, number) in enumerate(of_line):
+    if index in again or value >= _MAX_VALUE:
       accepted = f"different values below {_MAX_VALUE}"
-      raise VocabularyError(
-        f"{path}: line {number} has the value {repeated[0]}, expected {accepted}"
-      )
-    seen.update(own)
-    values.append(own)
+      raise VocabularyError(f"{path}: line {number} has the value {value}, expected {accepted}")
   return tuple(values)

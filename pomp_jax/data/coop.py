@@ -5,10 +5,10 @@ subsets are read from `split_fewshot/` if a file is there, and otherwise drawn a
 them. So results compare with published ones image for image.
 """
 
-from collections.abc import Iterable, Sequence
+import collections
+from collections.abc import Sequence
 import dataclasses
 import functools
-import json
 import logging
 import os
 import pathlib
@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from pomp_jax.data.class_lists import ClassList, class_list_of, load_class_list
-from pomp_jax.data.folder import class_images, subfolders
+from pomp_jax.data.folder import list_folder
 from pomp_jax.data.source import DataFields, Files, LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import few_shot
-from pomp_jax.files.paths import Path, entries, exists, is_bucket, read_bytes, to_path
+from pomp_jax.files.paths import Path, exists, to_path
 from pomp_jax.files.restricted_pickle import PickledObject, PickleError, RestrictedUnpickler
 from pomp_jax.files.terminal import printable
+from pomp_jax.files.texts import read_file, read_json, read_text
 
 log = logging.getLogger(__name__)
 
@@ -53,17 +54,18 @@ COOP_SETS = (*_SPLIT_FILES, "fgvc_aircraft", *_IMAGENETS)
 # CoOp's names of the splits -> ours.
 _PARTS = {"train": "train", "val": "validation", "test": "test"}
 _MAX_VALIDATION_SHOTS = 4
-_MAX_PICKLE_BYTES = 16 * 2**20  # 16 shots of ImageNet take about 5 MB
+
+Items = list[tuple[str, int]]  # images: path below the images' folder, and label
 
 
 @dataclasses.dataclass
 class _Listing:
-  """Files of a data set: (path below `images`, label) of each split's images, in order."""
+  """Files of a data set: the images of each split, in order."""
 
   names: tuple[str, ...]
   folder: Path
   images: str
-  splits: dict[str, list[tuple[str, int]]]
+  splits: dict[str, Items]
 
 
 def splits(data: DataFields) -> tuple[str, ...]:
@@ -132,7 +134,7 @@ def open_aircraft(folder: str | os.PathLike) -> dict[str, StoredImages]:
 def _opened(listing: _Listing, check_files: bool = True) -> dict[str, StoredImages]:
   images = listing.folder / listing.images
   if check_files:  # the ImageNets' files were listed from their folders
-    _check_files(images, (path for items in listing.splits.values() for path, _ in items))
+    _check_files(images, [path for items in listing.splits.values() for path, _ in items])
   return {
     split: StoredImages(
       listing.names, [label for _, label in items], [path for path, _ in items], Files(images)
@@ -143,7 +145,7 @@ def _opened(listing: _Listing, check_files: bool = True) -> dict[str, StoredImag
 
 def _from_split_file(root: Path, folder: str, images: str, file: str) -> _Listing:
   path = root / folder / file
-  content = _json(path)
+  content = read_json(path, SourceError)
   names: dict[int, str] = {}
   splits = {}
   for part, split in _PARTS.items():
@@ -169,9 +171,9 @@ def _item(item: Any, names: dict[int, str], where: Path) -> tuple[str, int]:
 
 
 def _aircraft(folder: Path) -> _Listing:
-  names = tuple(filter(None, _lines(folder / "variants.txt")))
+  names = tuple(_lines(folder / "variants.txt"))
   label_of = {name: label for label, name in enumerate(names)}
-  splits: dict[str, list[tuple[str, int]]] = {}
+  splits: dict[str, Items] = {}
   for part, split in _PARTS.items():
     path = folder / f"images_variant_{part}.txt"
     splits[split] = []
@@ -191,9 +193,9 @@ def _imagenet(root: Path, name: str) -> _Listing:
   synsets = list(classes.synsets)
   # ImageNet-V2's folders are named by label.
   expected = [str(label) for label in range(1000)] if name == "imagenet_v2" else synsets
-  splits: dict[str, list[tuple[str, int]]] = {}
+  splits: dict[str, Items] = {}
   for split, below in split_folders.items():
-    found = subfolders(root / folder / below, links=True)
+    found = list_folder(root / folder / below, links=True).folders
     if set(found) != set(expected):
       wrong = sorted(set(found) ^ set(expected))[0]
       raise SourceError(
@@ -203,7 +205,7 @@ def _imagenet(root: Path, name: str) -> _Listing:
     splits[split] = [
       (f"{below}/{class_folder}/{file}", label)
       for label, class_folder in enumerate(expected)
-      for file in class_images(root / folder / below / class_folder)
+      for file in list_folder(root / folder / below / class_folder).images
     ]
   names = _class_names(root / folder / "classnames.txt", synsets, classes.names)
   return _Listing(names, root / folder, "", splits)
@@ -222,9 +224,7 @@ def _class_names(path: Path, synsets: list[str], ours: tuple[str, ...]) -> tuple
   return tuple(merged) if len(set(merged)) == len(merged) else ours
 
 
-def _few_shot(
-  listing: _Listing, shots: int, seed: int, fixed_order: bool
-) -> dict[str, list[tuple[str, int]]]:
+def _few_shot(listing: _Listing, shots: int, seed: int, fixed_order: bool) -> dict[str, Items]:
   """Few-shot training subset, and validation subset if the data set has that split."""
   whole = {part: listing.splits.get(split) for part, split in _PARTS.items() if part != "test"}
   for suffix in (".pkl", ".json"):
@@ -245,12 +245,12 @@ def _few_shot(
   # As CoOp's code draws: by class, ordered by the first image of each. One stream of random numbers
   # for both parts, training first.
   stream = random.Random(seed)
-  subset: dict[str, list[tuple[str, int]]] = {}
+  subset: dict[str, Items] = {}
   for part, items in whole.items():
     size = shots if part == "train" else min(shots, _MAX_VALIDATION_SHOTS)
-    of_class: dict[int, list[tuple[str, int]]] = {}
+    of_class: dict[int, Items] = collections.defaultdict(list)
     for item in items:
-      of_class.setdefault(item[1], []).append(item)
+      of_class[item[1]].append(item)
     # A class with fewer images gives all of them in file order and takes no random number, so that
     # the draws of later classes stay the same.
     subset[_PARTS[part]] = [
@@ -261,9 +261,9 @@ def _few_shot(
   return subset
 
 
-def _read_fixed(path: Path) -> dict[str, list[tuple[str, int]]]:
-  """(path on its author's machine, label) of the images in each part of a few-shot file."""
-  content = _json(path) if path.suffix == ".json" else _read_pickle(path)
+def _read_fixed(path: Path) -> dict[str, Items]:
+  """Images in each part of a few-shot file, under their paths on its author's machine."""
+  content = read_json(path, SourceError) if path.suffix == ".json" else _read_pickle(path)
   if not isinstance(content, dict):
     raise SourceError(f"{path}: no parts 'train' and 'val'")
   fixed = {}
@@ -284,11 +284,8 @@ class _FewShotUnpickler(RestrictedUnpickler):
 
 def _read_pickle(path: Path) -> Any:
   """Content of a few-shot pickle, {"train": [Datum, ..], "val": [..]}; no code in it is run."""
-  data = _bytes(path)
   try:
-    if len(data) > _MAX_PICKLE_BYTES:
-      raise PickleError(f"larger than {_MAX_PICKLE_BYTES} bytes")
-    return _FewShotUnpickler.read(data)
+    return _FewShotUnpickler.read(read_file(path, SourceError))
   except PickleError as error:
     reason = printable(str(error))
     raise SourceError(f"{path}: not a few-shot file of CoOp's ({reason})") from error
@@ -306,9 +303,7 @@ def _fixed_item(item: Any) -> tuple[str, int]:
   return path, label
 
 
-def _known_items(
-  items: Sequence[tuple[str, int]] | None, listing: _Listing, part: str, where: Path
-) -> list[tuple[str, int]]:
+def _known_items(items: Items | None, listing: _Listing, part: str, where: Path) -> Items:
   """Images of a few-shot file under their paths in the split file."""
   if not items:
     raise SourceError(f"{where}: no images of {part!r} in it")
@@ -323,18 +318,14 @@ def _known_items(
   return list(found)
 
 
-def _check_files(images: Path, paths: Iterable[str]) -> None:
+def _check_files(images: Path, paths: Sequence[str]) -> None:
   """Checks that all files exist; lists each folder once."""
   files: dict[str, set[str]] = {}
   missing = []
   for path in paths:
     folder, _, file = path.rpartition("/")
     if folder not in files:
-      try:
-        files[folder] = _names_in(images / folder)
-      except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        reason = getattr(error, "strerror", None) or error
-        raise SourceError(f"{images / printable(folder)}: can't be read ({reason})") from error
+      files[folder] = set(list_folder(images / folder, links=True).images)
     if file not in files[folder]:
       missing.append(path)
   if missing:
@@ -343,29 +334,6 @@ def _check_files(images: Path, paths: Iterable[str]) -> None:
     )
 
 
-def _names_in(folder: Path) -> set[str]:
-  if is_bucket(folder):
-    return {name for name, _ in entries(folder)}
-  return set(os.listdir(folder))
-
-
-def _bytes(path: Path) -> bytes:
-  try:
-    return read_bytes(path)
-  except OSError as error:
-    raise SourceError(f"{path}: can't be read ({error.strerror})") from error
-
-
-def _json(path: Path) -> Any:
-  content = _bytes(path)
-  try:
-    return json.loads(content)
-  except (ValueError, RecursionError) as error:
-    raise SourceError(f"{path}: not JSON ({error})") from error
-
-
 def _lines(path: Path) -> list[str]:
-  try:
-    return [line.strip() for line in _bytes(path).decode().split("\n") if line.strip()]
-  except UnicodeDecodeError as error:
-    raise SourceError(f"{path}: not UTF-8 text ({error.reason})") from error
+  lines = [line.strip() for line in read_text(path, SourceError).split("\n")]
+  return list(filter(None, lines))

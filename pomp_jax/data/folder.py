@@ -12,9 +12,10 @@ import concurrent.futures
 import functools
 import logging
 import os
+from typing import NamedTuple
 
 from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list, normalized_name
-from pomp_jax.data.images import EXTENSIONS, ImageError, Listing, list_folder
+from pomp_jax.data.images import EXTENSIONS
 from pomp_jax.data.source import DataFields, Files, LabelledSet, SourceError, StoredImages
 from pomp_jax.files.paths import Path, entries, is_bucket, is_dir, is_file, to_path
 from pomp_jax.files.terminal import is_unicode, printable
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 _LISTINGS = 32  # class folders of a bucket that are listed at once
 
 # Folder names of the splits; the long ones are those of the processed ImageNet-21K.
-SPLIT_FOLDERS = {
+_SPLIT_FOLDERS = {
   "train": ("train", "training", "imagenet21k_train"),
   "validation": ("val", "validation", "valid", "imagenet21k_val"),
   "test": ("test",),
@@ -48,7 +49,7 @@ def open_split(data: DataFields, split: str) -> StoredImages:
     classes = load_class_list(data.names)
   else:
     names_from = list(folders.values()) if data.base else [folders.get("train", folders[split])]
-    found = sorted({name for folder in names_from for name in subfolders(folder)})
+    found = sorted({name for folder in names_from for name in list_folder(folder).folders})
     classes = classes_of(found, str(names_from[0]))
   return open_folder(folders[split], classes, all_classes=split == "train" and not data.base)
 
@@ -63,9 +64,6 @@ def open_test_set(
     dataset: name of the data set's folder below the root, if there is one.
     classes: class list; None: the training folder's names, if there is one.
     all_classes: whether a class of the list without a folder is an error.
-
-  Raises:
-    SourceError: as `open_folder`.
   """
   if dataset and is_dir(to_path(root) / dataset):
     root = to_path(root) / dataset
@@ -73,7 +71,7 @@ def open_test_set(
   split = next(split for split in ("test", "validation", "train") if split in folders)
   if classes is None:
     names_from = folders.get("train", folders[split])
-    classes = classes_of(subfolders(names_from), str(names_from))
+    classes = classes_of(list_folder(names_from).folders, str(names_from))
   source = open_folder(folders[split], classes, all_classes)
   return LabelledSet(source, classes, "all" if folders[split] == to_path(root) else split)
 
@@ -84,12 +82,12 @@ def split_folders(root: str | os.PathLike) -> dict[str, Path]:
   Raises:
     SourceError: no such folder, or class folders beside a split folder that holds class folders.
   """
-  folders = set(subfolders(root, links=True))
-  known = {name for names in SPLIT_FOLDERS.values() for name in names} | {_IGNORED_FOLDER}
+  folders = set(list_folder(root, links=True).folders)
+  known = {name for names in _SPLIT_FOLDERS.values() for name in names} | {_IGNORED_FOLDER}
   if not folders or not folders <= known:
     for name in sorted(folders & known):
       # Beside other folders, "train" or "test" may be a class, which holds images.
-      inside = _listing(to_path(root) / name)
+      inside = list_folder(to_path(root) / name)
       if inside.folders and not inside.images:
         other = min(folders - known)
         raise SourceError(
@@ -98,7 +96,7 @@ def split_folders(root: str | os.PathLike) -> dict[str, Path]:
         )
     return {"train": to_path(root)}
   found = {}
-  for split, names in SPLIT_FOLDERS.items():
+  for split, names in _SPLIT_FOLDERS.items():
     for name in names:
       if name in folders:
         found.setdefault(split, to_path(root) / name)
@@ -122,7 +120,7 @@ def open_folder(
   Raises:
     SourceError: no such folder, no image in it, or classes that don't match the list.
   """
-  found = subfolders(folder)
+  found = list_folder(folder).folders
   if not found:
     raise SourceError(f"{folder}: no class folders found (links and hidden folders are skipped)")
   if classes is None:
@@ -132,27 +130,23 @@ def open_folder(
   if others:
     text = f"skipping {len(others)} of {len(found)} folders that are no class of the list, such as"
     _warn_once(str(folder), f"{text} {printable(others[0], 80)!r}")
-  labels, keys = [], []
-  in_order = sorted(class_of.items(), key=lambda item: item[1])
-  for name, _ in in_order:
-    if not is_unicode(name):
-      raise SourceError(f"{folder}: the folder name {name!r} is not Unicode text")
+  names = sorted(class_of, key=class_of.__getitem__)
   # In a bucket each listing waits for an answer.
   with concurrent.futures.ThreadPoolExecutor(_LISTINGS if is_bucket(folder) else 1) as pool:
-    listed = list(pool.map(_listing, [os.path.join(folder, name) for name, _ in in_order]))
-  for (name, label), found_in in zip(in_order, listed, strict=True):
-    labels += [label] * len(found_in.images)
-    keys += [f"{name}/{file}" for file in found_in.images]
+    inside = pool.map(list_folder, [os.path.join(folder, name) for name in names])
+    listed = dict(zip(names, inside, strict=True))
+  keys = [f"{name}/{file}" for name in names for file in listed[name].images]
+  labels = [class_of[name] for name in names for _ in listed[name].images]
   if not keys:
     raise SourceError(
       f"{folder}: no images found in {len(class_of)} class folders (expected"
       f" {', '.join(EXTENSIONS)})"
     )
-  _warn_of_unread(str(folder), {n: inside for (n, _), inside in zip(in_order, listed, strict=True)})
+  _warn_of_unread(str(folder), listed)
   return StoredImages(classes.names, labels, keys, Files(folder))
 
 
-def _warn_of_unread(folder: str, listed: Mapping[str, Listing]) -> None:
+def _warn_of_unread(folder: str, listed: Mapping[str, "Listing"]) -> None:
   """Warns of empty class folders, and of folders and files in class folders that are not read."""
   empty = [name for name, inside in listed.items() if not inside.images]
   folders = [f"{name}/{one}" for name, inside in listed.items() for one in inside.folders]
@@ -186,77 +180,20 @@ def match_classes(
   index_of = {normalized_name(name): index for index, name in enumerate(classes.names)}
   index_of |= {name: index for index, name in enumerate(classes.names)}
   index_of |= {synset: index for index, synset in enumerate(classes.synsets or ())}
-  class_of, name_of = {}, {}
+  name_of: dict[int, str] = {}
   for name in found:
     index = index_of.get(name, index_of.get(normalized_name(name)))
-    if index is None:
-      continue
     if index in name_of:
       raise SourceError(f"{where}: {name_of[index]!r} and {name!r} are the same class")
-    class_of[name], name_of[index] = index, name
+    if index is not None:
+      name_of[index] = name
   missing = [name for index, name in enumerate(classes.names) if index not in name_of]
-  if missing and (all_classes or not class_of):
+  if missing and (all_classes or not name_of):
     raise SourceError(
       f"{where}: {len(missing)} of the list's {len(classes)} classes are missing, such as"
       f" {missing[0]!r} (found {len(found)}, such as {found[0]!r})"
     )
-  return class_of
-
-
-def class_images(folder: str | os.PathLike) -> list[str]:
-  """Names of the image files in a folder; SourceError if `images.list_folder` fails."""
-  return _listing(folder).images
-
-
-def _listing(folder: str | os.PathLike) -> Listing:
-  try:
-    return list_folder(folder)
-  except ImageError as error:
-    raise SourceError(str(error)) from error
-  except OSError as error:
-    raise SourceError(f"{folder}: can't be read ({error.strerror})") from error
-
-
-def subfolders(folder: str | os.PathLike, links: bool = False) -> list[str]:
-  """Names of the folders in a folder, sorted, without hidden ones and (unless `links`) links.
-
-  Raises:
-    SourceError: it can't be read.
-  """
-  try:
-    if is_bucket(folder):
-      names = [name for name, is_folder in entries(folder) if is_folder]
-    else:
-      with os.scandir(folder) as found:
-        names = [entry.name for entry in found if entry.is_dir(follow_symlinks=links)]
-    return sorted(name for name in names if not name.startswith("."))
-  except OSError as error:
-    raise SourceError(f"{folder}: can't be read ({error.strerror})") from error
-
-
-def find_images(path: str | os.PathLike) -> dict[str, Path]:
-  """Finds the image files of a folder and of all folders within, without hidden ones and links.
-
-  Returns:
-    Files by their path in the folder, "cats/a.jpg", sorted by it; a single file by its name.
-
-  Raises:
-    SourceError: no image files, a name that is not Unicode text, or a folder that can't be read.
-  """
-  root = to_path(path)
-  if is_file(root):
-    if not is_unicode(root.name):
-      raise SourceError(f"the file name {root.name!r} is not Unicode text")
-    return {root.name: root}
-  keys, folders = [], [""]
-  while folders:
-    inner = folders.pop()
-    folder = root / inner
-    keys += [f"{inner}{name}" for name in class_images(folder)]
-    folders += [f"{inner}{name}/" for name in subfolders(folder)]
-  if not keys:
-    raise SourceError(f"{path}: no images found (expected {', '.join(EXTENSIONS)})")
-  return {key: root / key for key in sorted(keys)}
+  return {name: index for index, name in name_of.items()}
 
 
 def classes_of(found: Sequence[str], where: str) -> ClassList:
@@ -273,3 +210,68 @@ def classes_of(found: Sequence[str], where: str) -> ClassList:
   if unknown:
     raise SourceError(f"{where}: {unknown[0]} is no class of ImageNet-21K")
   return ClassList(tuple(names[synset] for synset in found), tuple(found))
+
+
+class Listing(NamedTuple):
+  """Sorted names of what is directly in a folder, without hidden files."""
+
+  images: list[str]
+  others: list[str]  # files with another suffix
+  folders: list[str]
+
+
+def list_folder(folder: str | os.PathLike, *, links: bool = False) -> Listing:
+  """Lists a folder, symbolic links in it only with `links`.
+
+  Raises:
+    SourceError: it can't be read, or an image's or a folder's name is not Unicode text.
+  """
+  try:
+    if is_bucket(folder):
+      found = entries(folder)
+    else:
+      with os.scandir(folder) as inside:
+        found = [
+          (entry.name, is_folder)
+          for entry in inside
+          if (is_folder := entry.is_dir(follow_symlinks=links))
+          or entry.is_file(follow_symlinks=links)
+        ]
+  except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+    reason = getattr(error, "strerror", None) or error
+    raise SourceError(f"{printable(os.fspath(folder))}: can't be read ({reason})") from error
+  listing = Listing([], [], [])
+  for name, is_folder in sorted(found):
+    if name.startswith("."):
+      continue
+    is_image = name.lower().endswith(EXTENSIONS)
+    if (is_folder or is_image) and not is_unicode(name):
+      raise SourceError(f"{folder}: the name {name!r} is not Unicode text")
+    names = listing.folders if is_folder else listing.images if is_image else listing.others
+    names.append(name)
+  return listing
+
+
+def find_images(path: str | os.PathLike, *, nested: bool = True) -> dict[str, Path]:
+  """Finds the image files of a folder and, if `nested`, of all folders within.
+
+  Returns:
+    Files by their path in the folder, "cats/a.jpg", sorted by it; a single file by its name.
+
+  Raises:
+    SourceError: no image files, or as `list_folder`.
+  """
+  root = to_path(path)
+  if is_file(root):
+    if not is_unicode(root.name):
+      raise SourceError(f"the file name {root.name!r} is not Unicode text")
+    return {root.name: root}
+  keys, folders = [], [""]
+  while folders:
+    inner = folders.pop()
+    inside = list_folder(root / inner)
+    keys += [f"{inner}{name}" for name in inside.images]
+    folders += [f"{inner}{name}/" for name in inside.folders if nested]
+  if not keys:
+    raise SourceError(f"{path}: no images found (expected {', '.join(EXTENSIONS)})")
+  return {key: root / key for key in sorted(keys)}

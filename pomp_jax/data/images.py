@@ -5,7 +5,6 @@ import contextlib
 import io
 import math
 import os
-from typing import NamedTuple
 
 from jaxtyping import UInt8
 import numpy as np
@@ -13,8 +12,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
 from pomp_jax.errors import InputError
-from pomp_jax.files.paths import Path, entries, is_bucket, local_copy, read_bytes, to_path
-from pomp_jax.files.terminal import is_unicode, printable
+from pomp_jax.files.paths import is_bucket, local_copy, read_bytes
+from pomp_jax.files.terminal import printable
 
 try:
   from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
@@ -54,53 +53,6 @@ _TURNS = {
 
 class ImageError(InputError, ValueError):
   """Unreadable images; the message is one line that names the file."""
-
-
-def list_images(folder: str | os.PathLike) -> list[Path]:
-  """Image files directly in a folder, sorted by name; ImageError if there are none."""
-  try:
-    files = [to_path(folder) / name for name in list_folder(folder).images]
-  except OSError as error:
-    raise ImageError(f"{folder}: can't read the folder ({error.strerror})") from error
-  if not files:
-    raise ImageError(f"{folder}: no images found (expected {', '.join(EXTENSIONS)})")
-  return files
-
-
-class Listing(NamedTuple):
-  """Sorted names of what is directly in a folder, without links and hidden files."""
-
-  images: list[str]
-  others: list[str]  # files with another suffix
-  folders: list[str]
-
-
-def list_folder(folder: str | os.PathLike) -> Listing:
-  """Lists a folder.
-
-  Raises:
-    ImageError: an image file's name that is not Unicode text.
-    OSError: no such folder.
-  """
-  if is_bucket(folder):
-    found = list(entries(folder))
-  else:
-    with os.scandir(folder) as inside:
-      found = [
-        (entry.name, entry.is_dir(follow_symlinks=False))
-        for entry in inside
-        if entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
-      ]
-  listing = Listing([], [], [])
-  for name, is_folder in sorted(found):
-    if not name.startswith("."):
-      is_image = name.lower().endswith(EXTENSIONS)
-      names = listing.folders if is_folder else listing.images if is_image else listing.others
-      names.append(name)
-  for name in listing.images:
-    if not is_unicode(name):
-      raise ImageError(f"{folder}: the file name {name!r} is not Unicode text")
-  return listing
 
 
 def read_image(

@@ -17,9 +17,10 @@ import numpy as np
 from pomp_jax.data.annotations import AnnotationError, Annotations, annotations_of
 from pomp_jax.data.images import open_image
 from pomp_jax.data.source import Files
-from pomp_jax.files.class_features import read_json
+from pomp_jax.files.class_features import CategoryFileError
 from pomp_jax.files.paths import is_file, join
 from pomp_jax.files.terminal import printable
+from pomp_jax.files.texts import read_json
 
 VOID = 0  # id of pixels without a segment
 
@@ -91,7 +92,7 @@ def read_panoptic(path: str | os.PathLike, names: Sequence[str] | None = None) -
     CategoryFileError, AnnotationError: as `read_annotations`; no `segments_info` or PNG; ids that
       are repeated in an image or beyond 24 bits.
   """
-  value = read_json(path)
+  value = read_json(path, CategoryFileError)
   if not isinstance(value, dict) or not isinstance(value.get("annotations"), list):
     raise AnnotationError(f"{path}: annotations is no list; accepted: a panoptic JSON of COCO")
   file_of: dict[Any, str] = {}

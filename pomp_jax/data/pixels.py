@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from pomp_jax.data.class_splits import ClassSplit
-from pomp_jax.data.images import ImageError, image_size, list_images, load_rgb, open_image
+from pomp_jax.data.folder import find_images
+from pomp_jax.data.images import ImageError, image_size, load_rgb, open_image
 from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import Path, read_bytes
@@ -125,20 +126,20 @@ def open_pixels(
     ignore: value of pixels that are not evaluated.
 
   Raises:
-    ImageError: a folder that is missing or empty.
+    SourceError: a folder that is missing or empty.
     PixelError: a label image without an image; two images of one stem; unknown `values`; a list
       without values; `ignore` is a class.
   """
   table = _table(classes, values, ignore)
   image_of: dict[str, Path] = {}
-  for path in list_images(images):
+  for path in find_images(images, nested=False).values():
     if path.stem in image_of:
       raise PixelError(f"{path}: has the stem of {image_of[path.stem].name}, expected one image")
     image_of[path.stem] = path
   pairs: list[tuple[Path, Path | None]] = []
   if not labels:
     pairs = [(path, None) for path in image_of.values()]
-  for path in list_images(labels) if labels else ():
+  for path in find_images(labels, nested=False).values() if labels else ():
     if path.stem not in image_of:
       raise PixelError(f"{path}: no image named {path.stem} in {images}")
     pairs.append((image_of[path.stem], path))

@@ -14,7 +14,8 @@ import numpy as np
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.images import PREPROCESSING_VERSION, ImageError, decode_image
 from pomp_jax.errors import InputError
-from pomp_jax.files.paths import read_bytes, to_path
+from pomp_jax.files.paths import to_path
+from pomp_jax.files.texts import read_file
 
 
 class SourceError(InputError, ValueError):
@@ -98,10 +99,7 @@ class Files:
 
   def read(self, row: int, key: str) -> bytes:
     """Content of the file."""
-    try:
-      return read_bytes(self._root / key)
-    except OSError as error:
-      raise ImageError(f"{self._root / key}: can't be read ({error.strerror})") from error
+    return read_file(self._root / key, ImageError)
 
   def where(self, row: int, key: str) -> str:
     """Path of the file."""

@@ -16,7 +16,7 @@ import safetensors.numpy
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.checksums import is_intact, npy_with_checksum
-from pomp_jax.files.paths import local_copy, open_binary, read_bytes
+from pomp_jax.files.paths import local_copy, open_binary
 from pomp_jax.files.prompt_formats import PromptFileError, refuse
 from pomp_jax.files.terminal import control_character, is_unicode, printable
 
@@ -170,26 +170,15 @@ def is_annotation_file(path: str | os.PathLike) -> bool:
     return False
 
 
-def read_categories(path: str | os.PathLike) -> tuple[Category, ...]:
-  """Reads `categories` of a COCO or LVIS annotation file.
+def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]:
+  """Parses `categories` of COCO or LVIS annotations, the JSON value of a file.
 
-  Args:
-    path: JSON file with `categories`, each with `id`, `name` and optionally `synonyms` (LVIS).
-
-  Returns:
-    The categories in ascending order of their ids, the order of Detic's rows.
+  Each has `id`, `name` and optionally `synonyms` (LVIS).
 
   Raises:
-    CategoryFileError: no such file, not JSON, no `categories`, a category without an integer `id`
-      or a name, a control character, a repeated id or name. Names are compared as words, so that
-      "a_b" equals "a b".
+    CategoryFileError: no `categories`, a category without an integer `id` or a name, a control
+      character, a repeated id or name. Names are compared as words, so that "a_b" equals "a b".
   """
-  by_id = categories_by_id(path, read_json(path))
-  return tuple(by_id[number] for number in sorted(by_id))
-
-
-def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]:
-  """Categories of a file that was read by `read_json`; see `read_categories`."""
   by_id: dict[int, Category] = {}
   names: set[str] = set()
   for index, row in enumerate(_category_rows(path, value)):
@@ -212,20 +201,6 @@ def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]
     by_id[number] = Category(name, tuple(others))
     names.add(name)
   return by_id
-
-
-def read_json(path: str | os.PathLike) -> Any:
-  """Reads a JSON file.
-
-  Raises:
-    CategoryFileError: no such file, or not JSON.
-  """
-  try:
-    return json.loads(read_bytes(path))
-  except OSError as error:
-    raise CategoryFileError(f"{path}: can't be read ({error.strerror})") from error
-  except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-    raise CategoryFileError(f"{path}: not JSON ({printable(str(error))})") from error
 
 
 def _category_rows(path: str | os.PathLike, value: Any) -> list[Any]:

@@ -30,13 +30,15 @@ from pomp_jax.data.class_lists import (
   load_class_list,
   normalized_names,
   read_names,
+  repeats,
 )
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.source import LabelledSet, SourceError
 from pomp_jax.data.subsets import half_of_classes
 from pomp_jax.data.wordnet import load_tree
-from pomp_jax.files.paths import join, open_binary, to_path
+from pomp_jax.files.paths import join, to_path
 from pomp_jax.files.terminal import printable
+from pomp_jax.files.texts import read_text
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,6 @@ FIRST_HALF = "first half"
 _TABLE = "set"
 # Names of sets become file names.
 _NAME = re.compile(r"\w[\w .+-]{0,79}")
-_MOST_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,16 +106,9 @@ def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
       set and the key.
   """
   path = to_path(path)
+  text = read_text(path, SourceError)
   try:
-    with open_binary(path) as file:
-      content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-      raise SourceError(f"{path}: too large, expected at most {_MOST_BYTES} bytes")
-    tables = tomllib.loads(content.decode("utf-8-sig"))
-  except OSError as error:
-    raise SourceError(f"{path}: can't be read ({error.strerror})") from error
-  except UnicodeDecodeError as error:
-    raise SourceError(f"{path}: not UTF-8 text ({error.reason})") from error
+    tables = tomllib.loads(text)
   except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
     raise SourceError(f"{path}: not TOML ({printable(str(error))})") from error
   unknown = [key for key in tables if key != _TABLE]
@@ -130,12 +124,11 @@ def parse_sets(entries: Sequence[Any], where: str, folder: str | os.PathLike = "
   Raises:
     SourceError: an unknown key, an invalid value, or a repeated name; one line.
   """
-  sets: list[OwnSet] = []
-  for number, entry in enumerate(entries, 1):
-    one = _parse(entry, number, where, os.fspath(folder))
-    if one.name in [other.name for other in sets]:
-      raise SourceError(f"{where}: set {one.name!r}: key 'name': is repeated")
-    sets.append(one)
+  sets = [
+    _parse(entry, number, where, os.fspath(folder)) for number, entry in enumerate(entries, 1)
+  ]
+  for index in repeats(one.name for one in sets):
+    raise SourceError(f"{where}: set {sets[index].name!r}: key 'name': is repeated")
   if not sets:
     raise SourceError(f"{where}: no data set")
   return sets

@@ -16,11 +16,12 @@ import numpy as np
 from pomp_jax.errors import InputError
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.checksums import ChecksumError, with_checksum, without_checksum
-from pomp_jax.files.class_features import read_json
+from pomp_jax.files.class_features import CategoryFileError
 from pomp_jax.files.clip_names import architecture
 from pomp_jax.files.npz import NpzArchive
 from pomp_jax.files.paths import Path, to_path
 from pomp_jax.files.terminal import is_unicode, printable
+from pomp_jax.files.texts import read_json
 from pomp_jax.regions.masks import ONE
 
 FORMAT_VERSION = 1
@@ -247,7 +248,7 @@ class RegionWriter:
 
 def _read_header(path: Path) -> RegionHeader:
   try:
-    value = without_checksum(read_json(path))
+    value = without_checksum(read_json(path, CategoryFileError))
   except ChecksumError as error:
     raise RegionFileError(f"{path}: {error}") from None
   check = lambda fields, where, key, fits, accepted: _checked(

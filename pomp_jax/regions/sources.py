@@ -14,8 +14,9 @@ from jaxtyping import Int32
 import numpy as np
 
 from pomp_jax.data.annotations import Annotations, run_lengths
-from pomp_jax.files.class_features import read_json
+from pomp_jax.files.class_features import CategoryFileError
 from pomp_jax.files.paths import is_dir
+from pomp_jax.files.texts import read_json
 from pomp_jax.regions.files import (
   HEADER,
   LIMITS,
@@ -51,7 +52,7 @@ class RegionResults:
       CategoryFileError: no such file, or not JSON.
     """
     self._path = str(path)
-    rows = read_json(path)
+    rows = read_json(path, CategoryFileError)
     if not isinstance(rows, list):
       refuse(path, "the file", f"a {type(rows).__name__}", "a list of results")
     self._rows: dict[int, dict[Any, Mapping[str, Any]]] = {}

@@ -16,7 +16,7 @@ from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.class_splits import CLASS_SPLITS, ClassSplit, read_class_split
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.pixels import IGNORED, PixelError, open_pixels, write_labels
-from pomp_jax.data.source import Source
+from pomp_jax.data.source import Source, SourceError
 from pomp_jax.errors import InputError
 from pomp_jax.inputs import stored
 from tests.support.detection_cases import random_annotations
@@ -112,7 +112,7 @@ def save(path, pixels):
 def test_unusable_folders_and_labels(folders, file, pixels, parts):
   (folders / "labels" / "a.png").unlink()
   save(folders / file, pixels)
-  with pytest.raises((PixelError, ImageError)) as error:
+  with pytest.raises((PixelError, ImageError, SourceError)) as error:
     opened(folders).check()
   assert all(part in str(error.value) for part in parts) and "\n" not in str(error.value)
 
@@ -125,7 +125,7 @@ def test_fields_and_missing_folders(folders):
     ({"labels": folders / "missing"}, "missing"),
   ):
     fields = {"images": folders / "images", "labels": folders / "labels", "classes": CLASSES}
-    with pytest.raises((PixelError, ImageError), match=error):
+    with pytest.raises((PixelError, ImageError, SourceError), match=error):
       open_pixels(**fields | options)
 
 

@@ -18,6 +18,7 @@ from pomp_jax.data.prepare import DATASETS, PrepareError, Selection, archives, b
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.synthetic import encode
 from pomp_jax.data.tfds import open_tfds, tfds_splits
+from pomp_jax.files.run_folder import read_json
 
 # The package exports the function of this name.
 build_module = sys.modules["pomp_jax.data.prepare.build"]
@@ -117,7 +118,7 @@ def test_our_own_reader_agrees_with_tfds(tmp_path):
   """Also of records whose end was interrupted."""
   path, out = folders(tmp_path / "in"), tmp_path / "out"
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(build_module, "write_index", mock.Mock(side_effect=KeyboardInterrupt))
+    patch.setattr(build_module, "write_metadata", mock.Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
       made(path, out)
   made(path, out)
@@ -248,7 +249,7 @@ def test_every_readable_image_is_stored_with_its_label_after_an_interruption(
   assert report["n_unreadable"] == len(BAD)
   train = report["splits"]["train"]
   assert train["images"] == len(GOOD) and train["shards"] > 2
-  assert report == json.loads((folder / "report.json").read_text())
+  assert report == read_json(folder / "report.json")
   left = {file.name.split(".")[0] for file in folder.iterdir()}
   assert left == {"imagenet21k-train", "dataset_info", "features", "label", "index-train", "report"}
   assert [file.name for file in out.iterdir()] == ["imagenet21k"]

@@ -98,7 +98,7 @@ def write_set(root, name, split, shards, label_names, version="1.0.0"):
     for row in rows:
       writer.write(*row)
     writer.close()
-    lengths.append(writer.length)
+    lengths.append(len(writer.labels))
     size += writer.num_bytes
   write_metadata(
     folder,

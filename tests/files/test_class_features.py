@@ -7,12 +7,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from pomp_jax.data.class_lists import VocabularyError, load_categories
 from pomp_jax.files.class_features import (
   Category,
-  CategoryFileError,
   ClassFeatureError,
   is_annotation_file,
-  read_categories,
   read_class_features,
   write_detic,
   write_open_clip,
@@ -124,7 +123,7 @@ def test_categories_of_lvis(tmp_path):
     {"id": 3, "name": "bull", "synonyms": ["horned_cow", "horned cow"]},
     {"id": 4, "name": " traffic  light "},  # of COCO, which has no synonyms
   ]
-  assert read_categories(write_rows(tmp_path / "a.json", rows)) == (
+  assert load_categories(write_rows(tmp_path / "a.json", rows)) == (
     Category("bow (decorative ribbons)", ("knot",)),
     Category("bow (weapon)"),
     Category("bull", ("horned cow",)),
@@ -148,7 +147,7 @@ GOOD = [{"id": 1, "name": "a_b"}, {"id": 2, "name": "c"}]
 )
 def test_bad_categories_are_refused_by_field(tmp_path, rows, part):
   path = write_rows(tmp_path / "a.json", rows)
-  assert part in refusal(path, read_categories, CategoryFileError)
+  assert part in refusal(path, load_categories, VocabularyError)
 
 
 @pytest.mark.parametrize(
@@ -163,8 +162,8 @@ def test_bad_categories_are_refused_by_field(tmp_path, rows, part):
 def test_files_without_categories(tmp_path, data, part):
   if data is not None:
     (tmp_path / "a.json").write_bytes(data)
-  assert part in refusal(tmp_path / "a.json", read_categories, CategoryFileError)
-  assert "can't be read" in refusal(tmp_path, read_categories, CategoryFileError)
+  assert part in refusal(tmp_path / "a.json", load_categories, VocabularyError)
+  assert "can't be read" in refusal(tmp_path, load_categories, VocabularyError)
 
 
 def test_which_files_are_annotations(tmp_path):

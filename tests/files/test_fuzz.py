@@ -15,7 +15,7 @@ import torch
 
 from pomp_jax.clip import load_clip
 from pomp_jax.clip.weights import ClipError, open_weights
-from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.class_lists import VocabularyError, load_categories, load_class_list
 from pomp_jax.data.images import ImageError, read_rgb
 from pomp_jax.errors import InputError
 from pomp_jax.files.array_cache import (
@@ -25,9 +25,7 @@ from pomp_jax.files.array_cache import (
   FeatureCacheError,
 )
 from pomp_jax.files.class_features import (
-  CategoryFileError,
   is_annotation_file,
-  read_categories,
   read_class_features,
 )
 from pomp_jax.files.prompt_file import POSITIONS, Prompt, PromptFileError, load_prompt, save_prompt
@@ -51,7 +49,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
   "read",
   [
-    *(load_prompt, read_categories, read_class_features, read_json, load_class_list),
+    *(load_prompt, load_categories, read_class_features, read_json, load_class_list),
     *(read_sets_file, read_rgb, lambda path: open_weights(path).__enter__()),
   ],
 )
@@ -183,9 +181,9 @@ ANNOTATIONS = {
 def test_edited_annotations(folder, data):
   path = folder / "annotations.json"
   path.write_bytes(data)
-  with allowed_errors(CategoryFileError, within=[path]):
+  with allowed_errors(VocabularyError, within=[path]):
     assert is_annotation_file(path)
-    for category in read_categories(path):
+    for category in load_categories(path):
       for words in (category.name, *category.synonyms):
         assert words.strip()
         words.encode()

@@ -12,10 +12,9 @@ import tarfile
 
 import numpy as np
 
-from pomp_jax.data.class_lists import ClassList, load_class_list
+from pomp_jax.data.class_lists import ClassList, load_class_list, repeats
 from pomp_jax.data.coop import COOP_SETS, open_aircraft, open_coop
-from pomp_jax.data.folder import open_folder, split_folders, subfolders
-from pomp_jax.data.images import ImageError
+from pomp_jax.data.folder import list_folder, open_folder, split_folders
 from pomp_jax.data.source import SourceError, StoredImages
 
 log = logging.getLogger(__name__)
@@ -24,7 +23,6 @@ log = logging.getLogger(__name__)
 _SHARD_IMAGES, _SHARD_BYTES = 4096, 512 * 2**20
 # Assumed size of an image where only some images of a tar are stored.
 _IMAGE_BYTES = 128 * 2**10
-_MAX_IMAGE_BYTES = 64 * 2**20  # no image of these data sets is larger
 _TAR_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError)
 
 _IMAGENET21K = (
@@ -43,15 +41,15 @@ class Tar:
     path: the file.
     offset: start of the tar in it, bytes.
     size: length of the tar, bytes.
-    label: label of all its images.
     synset: WordNet id; keys of its images are SYNSET/FILE.
+    label: label of all its images.
   """
 
   path: pathlib.Path
   offset: int
   size: int
-  label: int
   synset: str
+  label: int = 0
 
   def open(self) -> StoredImages:
     """Lists its images, all with label 0; links, folders and other special members are skipped."""
@@ -67,7 +65,7 @@ class Tar:
               found.setdefault(name, (member.offset_data, member.size))
     except _TAR_ERRORS as error:
       raise SourceError(f"{self.path}: the tar of {self.synset} can't be read ({error})") from error
-    if any(offset + size > end for offset, size in found.values()):
+    if any(not 0 <= size <= end - offset for offset, size in found.values()):
       raise SourceError(f"{self.path}: the tar of {self.synset} is truncated")
     keys = [f"{self.synset}/{name}" for name in found]
     storage = _Members(self.path, list(found.values()))
@@ -82,8 +80,6 @@ class _Members:
 
   def read(self, row: int, key: str) -> bytes:
     offset, size = self._places[row]
-    if not 0 <= size <= _MAX_IMAGE_BYTES:
-      raise ImageError(f"{key}: {size} bytes, expected at most {_MAX_IMAGE_BYTES}")
     with open(self._path, "rb") as file:
       file.seek(offset)
       return file.read(size)
@@ -162,7 +158,7 @@ def _imagenet21k(path: pathlib.Path, names: str, images_per_class: int) -> Input
   found = _images_of(classes, path, images_per_class)
   missing = sorted(set(classes.synsets) - set(found.label_names))
   if missing:
-    # A part of it may be meant, but so may another release, which shows only in a training.
+    # Only warn: this may be a subset on purpose, or the wrong release.
     log.warning(
       "%s: %d of the list's %d classes are missing, such as %s; the data set will have %d classes",
       *(path, len(missing), len(classes.synsets), missing[0], len(found.label_names)),
@@ -173,11 +169,11 @@ def _imagenet21k(path: pathlib.Path, names: str, images_per_class: int) -> Input
 def _images_of(classes: ClassList, path: pathlib.Path, images_per_class: int) -> Input:
   if path.is_file():
     return _tars(_tars_in_tar(path, classes), path, images_per_class)
-  if not subfolders(path, links=True):
+  if not list_folder(path, links=True).folders:
     return _tars(_tars_in_folder(path, classes), path, images_per_class)
   splits = {}
   for split, folder in split_folders(path).items():
-    found = set(subfolders(folder))
+    found = set(list_folder(folder).folders)
     present = [index for index, synset in enumerate(classes.synsets) if synset in found]
     if not present:
       raise SourceError(f"{folder}: no folder is named after a WordNet id of the class list")
@@ -228,10 +224,10 @@ def _tars(tars: Sequence[Tar], path: pathlib.Path, images_per_class: int) -> Inp
     raise SourceError(f"{path}: no tar file is named after a WordNet id of the class list")
   tars = sorted(tars, key=lambda tar: tar.synset)
   synsets = tuple(tar.synset for tar in tars)
-  repeated = next((a for a, b in itertools.pairwise(synsets) if a == b), None)
-  if repeated:
-    raise SourceError(f"{path}: {repeated}.tar is repeated")
-  groups, size = [[]], 0
+  for index in repeats(synsets):
+    raise SourceError(f"{path}: {synsets[index]}.tar is repeated")
+  groups: list[list[Tar]] = [[]]
+  size = 0
   for label, tar in enumerate(tars):
     if size >= _SHARD_BYTES:
       groups.append([])
@@ -245,16 +241,9 @@ def _tars(tars: Sequence[Tar], path: pathlib.Path, images_per_class: int) -> Inp
 
 
 def _tars_in_folder(path: pathlib.Path, classes: ClassList) -> list[Tar]:
+  files = [path / name for name in list_folder(path, links=True).others if name.endswith(".tar")]
   known = set(classes.synsets)
-  try:
-    with os.scandir(path) as entries:
-      return [
-        Tar(path / entry.name, 0, entry.stat().st_size, 0, entry.name[:-4])
-        for entry in entries
-        if entry.name.endswith(".tar") and entry.name[:-4] in known and entry.is_file()
-      ]
-  except OSError as error:
-    raise SourceError(f"{path}: can't be read ({error.strerror})") from error
+  return [Tar(file, 0, file.stat().st_size, file.stem) for file in files if file.stem in known]
 
 
 def _tars_in_tar(path: pathlib.Path, classes: ClassList) -> list[Tar]:
@@ -263,7 +252,7 @@ def _tars_in_tar(path: pathlib.Path, classes: ClassList) -> list[Tar]:
   try:
     with tarfile.open(path, "r:") as tar:
       found = [
-        Tar(path, member.offset_data, member.size, 0, name.stem)
+        Tar(path, member.offset_data, member.size, name.stem)
         for member in tar
         if (name := pathlib.PurePosixPath(member.name)).suffix == ".tar" and name.stem in known
         if member.isreg() and not member.issparse()

@@ -1,14 +1,13 @@
 """Builds a data set of records: parallel, without unreadable images, resumable.
 
 While it is built, a data set lies in `NAME.incomplete/`. Its folder `parts/` holds the finished
-shards, each with a JSON report that is written last. A resumed build skips shards that have one.
-The folder gets its final name only when it is complete.
+shards and a piece for each task (`files.pieces`), which a resumed build skips. The folder gets its
+final name only when it is complete.
 """
 
 import collections
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -17,8 +16,7 @@ import logging
 import multiprocessing
 import os
 import pathlib
-import shutil
-from typing import Any
+from typing import Any, NamedTuple
 
 from array_record.python import array_record_module
 import numpy as np
@@ -30,7 +28,9 @@ from pomp_jax.data.prepare.archives import Input, Tar, Task
 from pomp_jax.data.source import SourceError, StoredImages
 from pomp_jax.data.subsets import ranked
 from pomp_jax.files.atomic import replacing
-from pomp_jax.files.terminal import Progress
+from pomp_jax.files.pieces import Piece, Pieces
+from pomp_jax.files.run_folder import RunFolderError, read_json, write_json
+from pomp_jax.files.terminal import steps_of
 
 log = logging.getLogger(__name__)
 
@@ -76,41 +76,27 @@ def build(
   identity = {"input": source.identity} | dataclasses.asdict(selection)
   if final.exists():
     try:
-      report = json.loads((final / "report.json").read_bytes())
-    except (OSError, ValueError) as error:
-      raise PrepareError(f"{final}: found a data set that was not built here") from error
+      report = read_json(final / "report.json")
+    except RunFolderError as error:
+      raise PrepareError(f"{final}: found a data set that was not built here ({error})") from error
     _check_identity(final, report.get("built_from"), identity)
     log.info("%s: is complete; nothing to do", final)
     return report
+  work = pathlib.Path(data_dir) / f"{source.dataset}.incomplete"
+  parts = Pieces(work / "parts", json.dumps(identity))
+  plans = Pieces(work / "parts", "plan")
+  plan = plans.load("plan") or plans.save("plan", {"identity": identity})
+  _check_identity(work, plan.facts["identity"], identity)
   if source.divided:
     selection = dataclasses.replace(selection, held_out=0)
-  work = pathlib.Path(data_dir) / f"{source.dataset}.incomplete"
-  parts, plan = work / "parts", work / "plan.json"
-  parts.mkdir(parents=True, exist_ok=True)
-  if not plan.exists():
-    _write_json(plan, identity)
-  _check_identity(work, json.loads(plan.read_bytes()), identity)
   store = functools.partial(_store, parts=parts, selection=selection)
-  stored = 0
-  with contextlib.ExitStack() as stack:
-    progress = stack.enter_context(
-      Progress(len(source.tasks), description=source.dataset, unit="shards")
-    )
-    run = map
-    if workers > 1:
-      # Spawned: a fork would inherit locks that this process's threads hold.
-      spawn = multiprocessing.get_context("spawn")
-      pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn)
-      run = stack.enter_context(pool).map
-    for done, n_stored in enumerate(run(store, source.tasks), 1):
-      stored += n_stored
-      progress.update(done, stored=stored)
-  report = _finish(source, work, identity)
+  done = _in_processes(store, source.tasks, workers)
+  pieces = list(steps_of(done, source.dataset, "shards", len(source.tasks)))
+  report = _finish(source, work, pieces, identity)
   final.parent.mkdir(parents=True, exist_ok=True)
   os.replace(work, final)
   # Only now: until here, they let an interrupted build resume.
-  shutil.rmtree(final / "parts", ignore_errors=True)
-  (final / "plan.json").unlink(missing_ok=True)
+  Pieces(final / "parts", "").remove()
   return report
 
 
@@ -119,42 +105,48 @@ def _check_identity(folder: pathlib.Path, found: Any, identity: dict[str, Any]) 
     raise PrepareError(f"{folder}: has another input (found {found}, expected {identity})")
 
 
-def _write_json(path: pathlib.Path, content: Any, indent: int | None = None) -> None:
-  with replacing(path) as file:
-    file.write(json.dumps(content, indent=indent).encode())
+def _in_processes(
+  store: Callable[[Task], Piece], tasks: Sequence[Task], workers: int
+) -> Iterator[Piece]:
+  if workers == 1:
+    yield from map(store, tasks)
+    return
+  # Spawned: a fork would inherit locks that this process's threads hold.
+  spawn = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+    yield from pool.map(store, tasks)
 
 
-def _store(task: Task, parts: pathlib.Path, selection: Selection) -> int:
-  """Writes a task's shards unless they exist; returns their number of images."""
-  report = _report(parts, task.split, task.index)
-  if report.exists():
-    content = json.loads(report.read_bytes())
-    return sum(len(split["labels"]) for split in content["splits"].values())
+def _store(task: Task, parts: Pieces, selection: Selection) -> Piece:
+  """Writes a task's shards unless they exist.
+
+  Returns:
+    Facts: `bytes` of each split's shard, and the `unreadable` images. Arrays: labels and keys of
+    each split's images.
+  """
+  name = _part(task.split, task.index)
+  if piece := parts.load(name):
+    return piece
   shards: dict[str, Shard] = {}
-  stored: dict[str, dict[str, Any]] = {}
-  unreadable = []
+  unreadable: list[dict[str, str]] = []
   for unit in task.units:
-    for split, key, label, image, reason in _chosen(unit, task.split, selection):
-      if reason:
-        unreadable.append({"image": key, "reason": reason})
-        continue
+    for split, key, label, image in _chosen(unit, task.split, selection, unreadable):
       if split not in shards:
-        shards[split] = Shard(_part(parts, split, task.index))
-        stored[split] = {"labels": [], "keys": []}
+        shards[split] = Shard(parts.folder / _part(split, task.index))
       shards[split].write(image, label, key)
-      stored[split]["labels"].append(label)
-      stored[split]["keys"].append(key)
+  arrays = {}
   for split, shard in shards.items():
     shard.close()
-    stored[split]["num_bytes"] = shard.num_bytes
-  _write_json(report, {"splits": stored, "unreadable": unreadable})
-  return sum(len(split["labels"]) for split in stored.values())
+    arrays[f"{split}_labels"] = np.array(shard.labels, np.int32)
+    arrays[f"{split}_keys"] = np.char.encode(np.array(shard.keys, str), "utf-8")
+  sizes = {split: shard.num_bytes for split, shard in shards.items()}
+  return parts.save(name, {"bytes": sizes, "unreadable": unreadable}, arrays)
 
 
 def _chosen(
-  unit: StoredImages | Tar, split: str, selection: Selection
-) -> Iterator[tuple[str, str, int, bytes, str]]:
-  """Yields (split, key, label, image, error) of the chosen images.
+  unit: StoredImages | Tar, split: str, selection: Selection, unreadable: list[dict[str, str]]
+) -> Iterator[tuple[str, str, int, bytes]]:
+  """Yields (split, key, label, image) of the chosen images, class by class.
 
   The next image of its class replaces an unreadable one. Splits other than train are kept whole.
   """
@@ -163,79 +155,84 @@ def _chosen(
     selection = Selection()
   ranks = ranked(images.labels, images.keys, selection.seed)[0].tolist()
   for label, indices in itertools.groupby(ranks, key=lambda index: int(images.labels[index])):
-    for where, index, image, reason in _chosen_of_class(images, indices, split, selection):
-      yield where, str(images.keys[index]), label + first, image, reason
+    readable = _readable(images, indices, unreadable)
+    chosen = next(readable, None)
+    # An image is held out only if another readable one follows, which is left to train on.
+    for _, following in zip(range(selection.held_out), readable, strict=False):
+      yield "validation", chosen[0], label + first, chosen[1]
+      chosen = following
+    if chosen is not None:
+      n_more = selection.shots - 1 if selection.shots else None
+      for key, image in itertools.chain([chosen], itertools.islice(readable, n_more)):
+        yield split, key, label + first, image
 
 
-def _chosen_of_class(
-  images: StoredImages, indices: Iterable[int], split: str, selection: Selection
-) -> Iterator[tuple[str, int, bytes, str]]:
-  """Yields (split, index, image, error) of a class's images by rank, until there are enough."""
-  n_held = n_stored = 0
-  # An image that is held out if another readable one follows.
-  waiting: tuple[int, bytes] | None = None
+def _readable(
+  images: StoredImages, indices: Iterable[int], unreadable: list[dict[str, str]]
+) -> Iterator[tuple[str, bytes]]:
+  """Yields key and content of the images that can be decoded, and appends the others."""
   for index in indices:
-    if not waiting and n_held == selection.held_out and n_stored == selection.shots > 0:
-      return
+    key = str(images.keys[index])
     try:
       image = images.encoded(index)
       reason = decoding_error(image)
     except ImageError as error:
-      image, reason = b"", str(error)
+      reason = str(error)
     if reason:
-      yield split, index, image, reason
-      continue
-    if waiting:
-      yield "validation", *waiting, ""
-      n_held, waiting = n_held + 1, None
-    if n_held < selection.held_out:
-      waiting = index, image
+      unreadable.append({"image": key, "reason": reason})
     else:
-      yield split, index, image, ""
-      n_stored += 1
-  if waiting:
-    yield split, *waiting, ""
+      yield key, image
 
 
-def _finish(source: Input, work: pathlib.Path, identity: dict[str, Any]) -> dict[str, Any]:
+class _Written(NamedTuple):
+  """One shard in `parts/`."""
+
+  path: pathlib.Path
+  labels: np.ndarray
+  keys: np.ndarray
+  num_bytes: int
+
+
+def _finish(
+  source: Input, work: pathlib.Path, pieces: Sequence[Piece], identity: dict[str, Any]
+) -> dict[str, Any]:
   """Renames the shards and writes metadata, indices and the report; can be repeated."""
-  parts = work / "parts"
-  labels: dict[str, list[np.ndarray]] = collections.defaultdict(list)
-  keys: dict[str, list[str]] = collections.defaultdict(list)
-  files: dict[str, list[pathlib.Path]] = collections.defaultdict(list)
-  num_bytes: collections.Counter[str] = collections.Counter()
+  found: dict[str, list[_Written]] = collections.defaultdict(list)
   unreadable = []
-  for path in sorted(parts.glob("*.json")):
-    content = json.loads(path.read_bytes())
-    unreadable += content["unreadable"]
-    for split, stored in sorted(content["splits"].items()):
-      labels[split].append(np.array(stored["labels"], np.int32))
-      keys[split] += stored["keys"]
-      files[split].append(_part(parts, split, int(path.stem.rpartition("-")[2])))
-      num_bytes[split] += stored["num_bytes"]
-  if not files:
+  tasks = zip(source.tasks, pieces, strict=True)
+  for task, piece in sorted(tasks, key=lambda done: (done[0].split, done[0].index)):
+    unreadable += piece.facts["unreadable"]
+    for split, size in sorted(piece.facts["bytes"].items()):
+      arrays = piece.arrays[f"{split}_labels"], piece.arrays[f"{split}_keys"]
+      found[split].append(_Written(work / "parts" / _part(split, task.index), *arrays, size))
+  if not found:
     raise PrepareError(f"{work}: no readable image; {len(unreadable)} are unreadable")
-  for split, paths in files.items():
-    for number, path in enumerate(paths):
-      if path.exists():
-        os.replace(path, work / shard_name(source.dataset, split, number, len(paths)))
+  labels, counts = {}, {}
+  for split, shards in found.items():
+    for number, shard in enumerate(shards):
+      if shard.path.exists():
+        os.replace(shard.path, work / shard_name(source.dataset, split, number, len(shards)))
+    labels[split] = np.concatenate([shard.labels for shard in shards])
+    # Labels and keys in the order of the records save their reader from reading all images.
+    with replacing(work / f"index-{split}.npz") as file:
+      keys = np.concatenate([shard.keys for shard in shards])
+      np.savez_compressed(file, labels=labels[split], keys=keys)
+    counts[split] = {
+      "images": len(keys),
+      "classes": len(np.unique(labels[split])),
+      "shards": len(shards),
+      "bytes": sum(shard.num_bytes for shard in shards),
+    }
   write_metadata(
     work,
     source.dataset,
     label_names=source.label_names,
-    splits={split: (list(map(len, rows)), num_bytes[split]) for split, rows in labels.items()},
+    splits={
+      split: ([len(shard.labels) for shard in shards], counts[split]["bytes"])
+      for split, shards in found.items()
+    },
     description=source.description,
   )
-  counts = {}
-  for split, rows in labels.items():
-    flat = np.concatenate(rows)
-    write_index(work, split, flat, keys[split])
-    counts[split] = {
-      "images": len(flat),
-      "classes": len(np.unique(flat)),
-      "shards": len(rows),
-      "bytes": num_bytes[split],
-    }
   not_validated = []
   if identity["held_out"] and not source.divided:
     not_validated = _not_validated(labels, source.label_names)
@@ -247,14 +244,15 @@ def _finish(source: Input, work: pathlib.Path, identity: dict[str, Any]) -> dict
     "unreadable": unreadable,
     "not_validated": not_validated,
   }
-  _write_json(work / "report.json", report, indent=2)
+  write_json(work / "report.json", report)
   return report
 
 
-def _not_validated(labels: Mapping[str, list[np.ndarray]], names: Sequence[str]) -> list[str]:
+def _not_validated(labels: Mapping[str, np.ndarray], names: Sequence[str]) -> list[str]:
   """Names of the classes with one readable image, which is left to train on; warns of them."""
-  train, validation = (np.concatenate([[], *labels.get(s, [])]) for s in ("train", "validation"))
-  found = [names[int(label)] for label in np.setdiff1d(train, validation)]
+  found = [
+    names[label] for label in np.setdiff1d(labels.get("train", ()), labels.get("validation", ()))
+  ]
   if found:
     more = ", .." if len(found) > _NAMED else ""
     log.warning(
@@ -265,17 +263,20 @@ def _not_validated(labels: Mapping[str, list[np.ndarray]], names: Sequence[str])
 
 
 class Shard:
-  """One file of records; it gets its name when it is complete."""
+  """One file of records.
+
+  Attributes:
+    labels, keys: those of its images.
+    num_bytes: bytes of its records.
+  """
 
   def __init__(self, path: pathlib.Path):
-    """Opens PATH.partial."""
-    self._path = path
-    self._partial = path.with_name(f"{path.name}.partial")
+    """Creates the file."""
     # Images are read one by one, and JPEG does not compress further.
-    self._writer = array_record_module.ArrayRecordWriter(
-      str(self._partial), "group_size:1,uncompressed"
-    )
-    self.length = self.num_bytes = 0
+    self._writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    self.labels: list[int] = []
+    self.keys: list[str] = []
+    self.num_bytes = 0
 
   def write(self, image: bytes, label: int, key: str) -> None:
     """Appends one image."""
@@ -286,13 +287,13 @@ class Shard:
     feature["file_name"].bytes_list.value.append(key.encode())
     record = example.SerializeToString()
     self._writer.write(record)
-    self.length += 1
+    self.labels.append(label)
+    self.keys.append(key)
     self.num_bytes += len(record)
 
   def close(self) -> None:
     """Completes the file."""
     self._writer.close()
-    os.replace(self._partial, self._path)
 
 
 def shard_name(dataset: str, split: str, index: int, count: int) -> str:
@@ -345,17 +346,6 @@ def write_metadata(
   )
 
 
-def write_index(folder: pathlib.Path, split: str, labels: np.ndarray, keys: Sequence[str]) -> None:
-  """Writes labels and keys in record order to `index-SPLIT.npz`, to save reading images."""
-  with replacing(folder / f"index-{split}.npz") as file:
-    np.savez_compressed(
-      file, labels=labels.astype(np.int32), keys=np.char.encode(np.array(keys, str), "utf-8")
-    )
-
-
-def _part(parts: pathlib.Path, split: str, index: int) -> pathlib.Path:
-  return parts / f"{split}-{index:05d}"
-
-
-def _report(parts: pathlib.Path, split: str, index: int) -> pathlib.Path:
-  return parts / f"{split}-{index:05d}.json"
+def _part(split: str, index: int) -> str:
+  """Name of a task's shard, and of a task, while the data set is built."""
+  return f"{split}-{index:05d}"
