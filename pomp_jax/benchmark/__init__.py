@@ -1,1 +1,1 @@
-"""Measurements of speed and memory: text towers, whole steps, reading images."""
+"""Measurements of speed and memory: text towers, whole steps, the parts of a training."""

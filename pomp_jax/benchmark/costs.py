@@ -7,7 +7,6 @@ for its memory.
 
 from collections.abc import Callable
 import dataclasses
-import pathlib
 import time
 from typing import Any, NamedTuple
 
@@ -56,16 +55,9 @@ def measure(job: setup.Run) -> dict[str, Any]:
     Figures by name: a `Cost` of each part, and numbers.
   """
   figures: dict[str, Any] = {"devices": jax.device_count(), "steps": job.total_steps}
-  state, frozen = _noise_state(job), job.frozen
-  parts: list[Callable[[], dict[str, Any]]] = [
-    lambda: _reading(job),
-    lambda: _step(job, state, frozen),
-    lambda: _all_classes(job, state.params),
-    lambda: _test_images(job),
-    lambda: _saving(job, state),
-  ]
-  for part in steps_of(parts, "dry run", "parts"):
-    figures |= part()
+  state = _noise_state(job)
+  for part in steps_of([_reading, _step, _all_classes, _test_images, _saving], "dry run", "parts"):
+    figures |= part(job, state)
   return figures | {"process_peak_mib": peak_mib()}
 
 
@@ -79,7 +71,7 @@ def _noise_state(job: setup.Run) -> TrainState:
   return setup.place_bank(job, state.replace(bank=bank_NxE))
 
 
-def _reading(job: setup.Run) -> dict[str, Any]:
+def _reading(job: setup.Run, _: TrainState) -> dict[str, Any]:
   """Reads a smaller batch of this process; views are read one by one."""
   config = job.config
   _, count = batches.own_shard(job.encoder.mesh)
@@ -96,19 +88,22 @@ def _reading(job: setup.Run) -> dict[str, Any]:
   return {"read": Cost(seconds * n_images / smaller, views, config.batch_size)}
 
 
-def _step(job: setup.Run, state: Any, frozen: Any) -> dict[str, Any]:
+def _step(job: setup.Run, state: TrainState) -> dict[str, Any]:
   """Measures the whole step, or a part of its images and a part of its classes if it is long."""
   with waiting("compiling the training step"):
     start = time.monotonic()
-    program = setup.build_step(job).lower(state, frozen, _batch_shapes(job)).compile()
-    found = {"compile_seconds": time.monotonic() - start} | _memory(program)
+    program = setup.build_step(job).lower(state, job.frozen, _batch_shapes(job)).compile()
+    found: dict[str, Any] = {"compile_seconds": time.monotonic() - start}
+  if memory := program.memory_analysis():
+    found["device_arguments_mib"] = memory.argument_size_in_bytes / 2**20
+    found["device_temporaries_mib"] = memory.temp_size_in_bytes / 2**20
   online = job.config.data.features == "online"
   images = _image_cost(job) if online else Cost(0.0, 1, 1)
-  classes = _class_cost(job, frozen)
+  classes = _class_cost(job)
   seconds = images.seconds + classes.seconds
   if (1 + _STEPS) * seconds > _PART_SECONDS:
     return found | {"step_seconds": seconds, "step_images": images, "step_classes": classes}
-  step = _stepping(program, _noise_state(job), frozen, _random_batch(job))
+  step = _stepping(program, _noise_state(job), job.frozen, _random_batch(job))
   return found | {"step_seconds": float(np.median(_seconds(step, _STEPS, warmup=1)))}
 
 
@@ -129,7 +124,7 @@ def _image_cost(job: setup.Run) -> Cost:
   return _cost(of, job.config.batch_size, _IMAGES * encoder.mesh.size)
 
 
-def _class_cost(job: setup.Run, frozen: Any) -> Cost:
+def _class_cost(job: setup.Run) -> Cost:
   """Measures a step on random image features: draw, text tower, loss, gradient, update."""
   mesh, config = job.encoder.mesh, job.config
   groups = mesh.shape[DATA] * config.accumulate
@@ -153,16 +148,15 @@ def _class_cost(job: setup.Run, frozen: Any) -> Cost:
     run = smaller(n_rows)
     state, batch = _noise_state(run), _random_batch(run)
     with waiting("compiling a part of the step"):
-      program = setup.build_step(run).lower(state, frozen, batch).compile()
-    return _stepping(program, state, frozen, batch)
+      program = setup.build_step(run).lower(state, job.frozen, batch).compile()
+    return _stepping(program, state, job.frozen, batch)
 
   cost = _cost(of, n_images + k, _CLASSES * mesh.shape[CLASS])
   if not cost.scaled:
     return cost
-  # Scaled by tokens, not by rows: the budget of a few rows has more slack.
-  by_rows = cost.measured / cost.total
+  # Scale by tokens, not by rows: the budget of a few rows has more slack.
   by_tokens = job.step_tokens / smaller(cost.measured).step_tokens
-  return cost._replace(seconds=cost.seconds * by_rows * by_tokens)
+  return cost._replace(seconds=cost.seconds * cost.measured / cost.total * by_tokens)
 
 
 def _stepping(program: jax.stages.Compiled, state: Any, frozen: Any, batch: Any) -> Callable:
@@ -206,7 +200,7 @@ def _random_batch(job: setup.Run) -> dict[str, jax.Array]:
   return {name: place(name, shape) for name, shape in _batch_shapes(job).items()}
 
 
-def _all_classes(job: setup.Run, params: Any) -> dict[str, Any]:
+def _all_classes(job: setup.Run, state: TrainState) -> dict[str, Any]:
   """Measures the features of all classes under the prompt, without gradient."""
   encoder, n_classes = job.encoder, len(job.source.names)
   tokens = jax.tree.map(np.asarray, job.frozen.tokens)
@@ -214,12 +208,12 @@ def _all_classes(job: setup.Run, params: Any) -> dict[str, Any]:
   def of(n):
     some = spread_evenly(n, n_classes)
     part = replicate(jax.tree.map(lambda rows: rows[some], tokens), encoder.mesh)
-    return lambda: encoder.features_of_tokens(params, part, job.module.position)
+    return lambda: encoder.features_of_tokens(state.params, part, job.module.position)
 
   return {"class_features": _cost(of, n_classes, _CLASSES * encoder.mesh.size)}
 
 
-def _test_images(job: setup.Run) -> dict[str, Any]:
+def _test_images(job: setup.Run, _: TrainState) -> dict[str, Any]:
   """Measures reading and encoding of test images, as in an evaluation."""
   data, encoder = job.config.data, job.encoder
   split = inputs.evaluation_splits(data)[0]
@@ -232,7 +226,7 @@ def _test_images(job: setup.Run) -> dict[str, Any]:
   return {"test_images": _cost(of, total, _IMAGES * encoder.mesh.size)}
 
 
-def _saving(job: setup.Run, state: Any) -> dict[str, Any]:
+def _saving(job: setup.Run, state: TrainState) -> dict[str, Any]:
   """Measures a checkpoint and a prompt."""
   with Checkpoints(job.folder.checkpoints, 1) as checkpoints:
     (seconds,) = _seconds(
@@ -245,7 +239,7 @@ def _saving(job: setup.Run, state: Any) -> dict[str, Any]:
   save_prompt(job.folder.prompt, setup.prompt_of(job, state))
   return {
     "checkpoint_seconds": seconds,
-    "checkpoint_bytes": _bytes_under(job.folder.checkpoints),
+    "checkpoint_bytes": sum(file.stat().st_size for file in job.folder.checkpoints.iterdir()),
     "prompt_bytes": job.folder.prompt.stat().st_size,
   }
 
@@ -278,16 +272,3 @@ def _seconds(call: Callable[[], Any], times: int, warmup: int) -> list[float]:
     call()
     found.append(time.monotonic() - start)
   return found
-
-
-def _memory(program: jax.stages.Compiled) -> dict[str, float | None]:
-  """Asks the compiler for the step's memory on a device, MiB; None if it has no figures."""
-  memory, mib = program.memory_analysis(), 2**20
-  return {
-    "device_arguments_mib": memory and memory.argument_size_in_bytes / mib,
-    "device_temporaries_mib": memory and memory.temp_size_in_bytes / mib,
-  }
-
-
-def _bytes_under(folder: pathlib.Path) -> int:
-  return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -23,7 +23,6 @@ from pomp_jax.clip.precision import precision_of
 from pomp_jax.config.fields import Benchmark
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import Path
-from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
 
 
@@ -191,18 +190,6 @@ def _answer(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...
   except (Exception, hosts.Preempted) as error:
     answer = False, error
   sender.send(answer)
-
-
-def write_results(folder: Path, settings: Benchmark, rows: list[dict[str, Any]]) -> dict:
-  """Writes `results.json`; returns what it holds."""
-  results = {
-    "job": "benchmark",
-    "settings": dataclasses.asdict(settings),
-    "device": jax.devices()[0].device_kind,
-    "rows": rows,
-  }
-  RunFolder(folder).write_results(results)
-  return results
 
 
 _COLUMNS = ("implementation", "K", "N", "tokens", "seconds", "ms / class", "of matmul rate")

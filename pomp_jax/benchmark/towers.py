@@ -6,7 +6,6 @@ torch_77    HuggingFace torch, likewise: what the published code computes
 """
 
 import importlib
-import math
 from typing import Any
 
 import jax
@@ -51,14 +50,10 @@ def dense_flops(config: CLIPTextConfig, n_tokens: int) -> float:
 def shared_step(settings: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
   """Builds the step of our tower, with the token budget of a training step of these K rows."""
   k = lengths_K.size
-  budget = packed.token_budget(load_synsets().lengths, k)
-  n_chunks = math.ceil(k / settings.chunk)
+  budget, n_chunks = packed.token_budget(load_synsets().lengths, k), -(-k // settings.chunk)
+  remat = "none" if n_chunks == 1 else "layers"
   tower = packed.shared_text_tower(
-    MODELS[settings.model],
-    settings.dtype,
-    token_budget=budget,
-    n_chunks=n_chunks,
-    remat="none" if n_chunks == 1 else "layers",
+    *(MODELS[settings.model], settings.dtype), token_budget=budget, n_chunks=n_chunks, remat=remat
   )
   if not bool(packed.kept_rows(jnp.asarray(lengths_K), budget).all()):
     raise BenchmarkError(
@@ -99,8 +94,7 @@ def _jax_step(name, settings, lengths_K, tower, tokens, rows_at_a_time):
 
   shapes = jax.eval_shape(lambda: inputs(0, k))
   compiled = gradient.lower(params, prefix_PxD, *shapes).compile()
-  starts = range(0, k, rows_at_a_time)
-  parts = [inputs(start, min(rows_at_a_time, k - start)) for start in starts]
+  parts = [inputs(start, min(rows_at_a_time, k - start)) for start in range(0, k, rows_at_a_time)]
   call = compiled if len(parts) == 1 else gradient
 
   def step(warm_up):
@@ -129,15 +123,12 @@ def random_inputs(config: CLIPTextConfig, m: int, seed: int) -> tuple[Any, jax.A
 
 def torch_step(settings: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
   """Builds the step of HuggingFace torch, `rows_at_a_time` rows after one another, on the CPU."""
-  k, config = lengths_K.size, MODELS[settings.model]
-  rows_at_a_time = min(settings.rows_at_a_time, k)
-  grown, peak = in_own_process(_torch_peaks_mib, settings, rows_at_a_time)
-  tokens = config.max_position_embeddings * k
-  n_classes, flops = load_synsets().lengths.size, dense_flops(config, tokens)
-  measurement = Measurement(
-    "torch_77", k, n_classes, tokens, rows_at_a_time, flops, grown, process_peak_mib=peak
-  )
-  return measurement, _torch_step(settings, k, rows_at_a_time)
+  k, config, n_classes = lengths_K.size, MODELS[settings.model], load_synsets().lengths.size
+  n_rows, tokens = min(settings.rows_at_a_time, k), config.max_position_embeddings * k
+  grown, peak = in_own_process(_torch_peaks_mib, settings, n_rows)
+  flops = dense_flops(config, tokens)
+  measurement = Measurement("torch_77", k, n_classes, tokens, n_rows, flops, grown, peak)
+  return measurement, _torch_step(settings, k, n_rows)
 
 
 def _torch_step(settings: Benchmark, k: int, rows_at_a_time: int) -> Step:

@@ -54,18 +54,10 @@ def whole_step(
 
   n_rows = _GROUP + sampling.n_negatives(k, n_classes)
   n_tokens = settings.m + 1 + round(n_rows * float(lengths_N.mean()))
-  measurement = Measurement(
-    "train_step",
-    k,
-    n_classes,
-    n_tokens,
-    n_rows,
-    dense_flops(MODELS[settings.model], n_tokens),
-    temporaries_mib(compiled),
-    renew=renew,
-    bank_mib=0.0 if state.bank is None else state.bank.nbytes / 2**20,
-  )
-  return measurement, step
+  flops, peak = dense_flops(MODELS[settings.model], n_tokens), temporaries_mib(compiled)
+  bank = 0.0 if state.bank is None else state.bank.nbytes / 2**20
+  sizes = {"renew": renew, "bank_mib": bank}
+  return Measurement("train_step", k, n_classes, n_tokens, n_rows, flops, peak, **sizes), step
 
 
 def compile_step(

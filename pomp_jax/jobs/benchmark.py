@@ -1,15 +1,16 @@
 """What the text tower of a step costs: forward and backward to the context, random weights.
 
-Side by side and interleaved in one process, over rows drawn from the real ImageNet-21K names
-(their stored token lengths; ids do not change the cost): ours, HuggingFace Flax and HuggingFace
-torch over 77 tokens; then the whole training step against the number of classes. The yardstick is
-this machine's own rate at a large matrix product, measured in every round. Implementations whose
-libraries are missing are skipped with a line.
+Interleaved in one process, over rows drawn from ImageNet-21K's names (their stored token lengths;
+ids do not change the cost): ours, HuggingFace Flax and torch over 77 tokens, and the whole training
+step against the number of classes. The yardstick is this machine's rate at a large matrix product,
+measured in every round.
 """
 
+import dataclasses
 import importlib.util
 from typing import Any
 
+import jax
 import numpy as np
 
 from pomp_jax.benchmark.measurement import (
@@ -18,7 +19,6 @@ from pomp_jax.benchmark.measurement import (
   numbers,
   plot,
   table,
-  write_results,
 )
 from pomp_jax.benchmark.towers import IMPLEMENTATIONS, MODELS, process_peak_mib
 from pomp_jax.benchmark.whole_step import whole_step
@@ -26,7 +26,6 @@ from pomp_jax.clip.text import has_flax_clip
 from pomp_jax.config import Settings
 from pomp_jax.config.fields import Benchmark
 from pomp_jax.data.class_lists import load_synsets
-from pomp_jax.files.paths import to_path
 from pomp_jax.files.run_folder import RunFolder
 
 
@@ -55,23 +54,23 @@ def check(config: Settings, workdir: str) -> None:
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Measures, prints a table, writes `results.json` and `plots/text_tower.png`."""
-  settings = config.benchmark
-  folder = to_path(workdir)
-  folder.mkdir(parents=True, exist_ok=True)
+  settings, folder = config.benchmark, RunFolder(workdir)
+  folder.create()
   wanted = _available(settings.implementations.split("+"))
-  rows, results = [], {}
+  rows: list[dict[str, Any]] = []
+  results = {"job": "benchmark", "settings": dataclasses.asdict(settings)}
+  results |= {"device": jax.devices()[0].device_kind, "rows": rows}
   # Write after every K; the largest may run out of memory.
   wanted_steps = numbers("steps", settings.steps, 2)
   wanted_steps += numbers("bank_steps", settings.bank_steps, 3)
   if wanted_steps:
-    steps = [whole_step(settings, *one) for one in wanted_steps]
-    rows += measure_in_turn(steps, settings)
-    results = write_results(folder, settings, rows)
+    rows += measure_in_turn([whole_step(settings, *one) for one in wanted_steps], settings)
+    folder.write_results(results)
   for (k,) in numbers("k", settings.k):
     rows += _measure(settings, wanted, k)
-    results = write_results(folder, settings, rows)
+    folder.write_results(results)
   print(table(rows), flush=True)
-  plot(folder / "plots" / "text_tower.png", rows)
+  plot(folder.plots / "text_tower.png", rows)
   return results
 
 

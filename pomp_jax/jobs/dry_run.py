@@ -134,10 +134,12 @@ def _lines(trial: Settings, job: setup.Run, figures: dict[str, Any]) -> list[str
   """The report."""
   step, read = figures["step_seconds"], figures["read"]
   bound = "reading the images" if read.seconds > step else "the step"
-  arguments, temporaries = figures["device_arguments_mib"], figures["device_temporaries_mib"]
   memory = "the backend does not say"
-  if temporaries is not None:
-    memory = f"{arguments:,.0f} MiB of weights and data, {temporaries:,.0f} MiB of temporaries"
+  if "device_temporaries_mib" in figures:
+    memory = (
+      f"{figures['device_arguments_mib']:,.0f} MiB of weights and data,"
+      f" {figures['device_temporaries_mib']:,.0f} MiB of temporaries"
+    )
   # What the step was put together of; nothing where it was measured in whole.
   names = [name for name in ("images", "classes") if f"step_{name}" in figures]
   parts = [f"{name}: {_of(figures[f'step_{name}'])}" for name in names]

@@ -9,7 +9,6 @@ missing.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import logging
-import math
 import os
 import time
 from typing import Any
@@ -37,7 +36,6 @@ from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
 from pomp_jax.files.run_folder import RunFolder, with_provenance, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.named_prompts import prompt_of_checkpoint
-from pomp_jax.inputs.memory import activation_memory
 from pomp_jax.prompt.bank import Bank
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner, Frozen
@@ -58,7 +56,7 @@ _IMAGES = 1024
 
 @dataclasses.dataclass(frozen=True)
 class _Setting:
-  """What all gradients have in common: CLIP, prompt, classes, images; `key` is a `fingerprint`."""
+  """What all gradients have in common; `key` is its fingerprint."""
 
   encoder: Encoder
   module: PromptContext
@@ -73,23 +71,17 @@ class _Setting:
   def gradients(
     self, k: int, sampling: SamplingSettings, corrections: tuple[str, ...], n_draws: int
   ):
-    """Gradients of n draws [n, corrections, P]."""
-    scale = self.encoder.clip.logit_scale
-    settings = ContrastSettings(k, self.n_classes, "log", scale, sampling)
-    budget = step_token_budget(
-      self.module,
-      np.asarray(self.frozen.tokens.lengths),
-      settings=settings,
-      group_size=self.labels.size,
-    )
-    n_prefix = 1 + self.module.n_vectors - self.module.n_own
-    text_config = self.encoder.clip.config.text_config
-    memory = setup.memory_plan(self.config.clip, text_config, n_prefix, budget)
-    learner = ContextLearner(self.module, self.encoder.text_tower(budget, memory), budget)
+    """Computes gradients of n draws [n, corrections, P]."""
+    clip, module = self.encoder.clip, self.module
+    settings = ContrastSettings(k, self.n_classes, "log", clip.logit_scale, sampling)
+    lengths_N, n_images = np.asarray(self.frozen.tokens.lengths), self.labels.size
+    budget = step_token_budget(module, lengths_N, settings=settings, group_size=n_images)
+    n_prefix = 1 + module.n_vectors - module.n_own
+    memory = setup.memory_plan(self.config.clip, clip.config.text_config, n_prefix, budget)
+    learner = ContextLearner(module, self.encoder.text_tower(budget, memory), budget)
+    gradients = gradient_function(learner, settings, corrections)
     arguments = (self.params, self.frozen, self.features, self.labels)
-    return draws_of(
-      gradient_function(learner, settings, corrections), arguments, n_draws, self.config.seed
-    )
+    return draws_of(gradients, arguments, n_draws, self.config.seed)
 
 
 def check(config: Settings, workdir: str) -> None:
@@ -104,7 +96,9 @@ def check(config: Settings, workdir: str) -> None:
   for field, value in unread.items():
     if (found := config.flat()[field]) != value:
       raise ConfigError(field, found, f"{value!r} where job='gradient_bias'")
-  _check_images(config, n_classes)
+  there = len(inputs.open_source(config.data, "train", n_images=settings.images))
+  if settings.images > there:
+    raise ConfigError("gradient_bias.images", settings.images, f"at most {there}, the training's")
   if settings.prompt:
     prompt, bank_NxE = _load(settings.prompt)
     if prompt.context.ndim != 2:
@@ -187,25 +181,11 @@ def _log_cells(cells: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _load(path: str) -> tuple[Prompt, np.ndarray | None]:
-  """A prompt, and the bank of the checkpoint that holds it; None of a file, or without a bank."""
+  """Loads a prompt, and the bank of the checkpoint that holds it, if there is one."""
   if os.path.basename(os.path.dirname(path)) != "checkpoints":
     return load_prompt(path), None
   checkpoint = read_checkpoint(path)
   return prompt_of_checkpoint(checkpoint, path), checkpoint.state.get("bank")
-
-
-def _check_images(config: Settings, n_classes: int) -> None:
-  """Refuses more images than there are, or than the logits of all classes leave room for."""
-  n_images = config.gradient_bias.images
-  memory = activation_memory(config.clip)
-  # A row of logits for each image, over all classes and the images' own; as floats.
-  most = int((math.sqrt(n_classes**2 + memory) - n_classes) / 2)
-  if n_images > most:
-    takes = f"at most {most}, whose logits take the {memory / 2**30:.3g} GiB of clip.memory_gib"
-    raise ConfigError("gradient_bias.images", n_images, takes)
-  there = len(inputs.open_source(config.data, "train", n_images=n_images))
-  if n_images > there:
-    raise ConfigError("gradient_bias.images", n_images, f"at most {there}, the training's images")
 
 
 def _open(config: Settings) -> _Setting:
@@ -238,20 +218,11 @@ def _open(config: Settings) -> _Setting:
   skipped.gather()
   features_BxE = np.concatenate(features)
   labels_B = source.labels[np.setdiff1d(chosen, list(skipped.reasons))]
-  key = fingerprint(
-    [
-      f"{_VERSION} {config.seed} {position} {config.clip.text_tower} {config.clip.dtype}",
-      repr(sorted(vars(config.sampling).items())),
-      encoder.clip.settings,
-      *jax.tree.leaves(encoder.clip.params),
-      "\n".join(source.names),
-      np.asarray(params["context"]),
-      features_BxE,
-      labels_B,
-      *stale,
-      *(np.asarray(array) for array in arrays if array is not None),
-    ]
-  )
+  parts = [f"{_VERSION} {config.seed} {position} {config.clip.text_tower} {config.clip.dtype}"]
+  parts += [repr(sorted(vars(config.sampling).items())), encoder.clip.settings]
+  parts += [*jax.tree.leaves(encoder.clip.params), "\n".join(source.names)]
+  parts += [np.asarray(params["context"]), features_BxE, labels_B, *stale]
+  parts += [np.asarray(array) for array in arrays if array is not None]
   return _Setting(
     encoder,
     module,
@@ -261,12 +232,12 @@ def _open(config: Settings) -> _Setting:
     jax.numpy.asarray(labels_B),
     len(source.names),
     config,
-    key,
+    fingerprint(parts),
   )
 
 
 def _arrays(config: Settings, names: Sequence[str], image_size: int) -> SamplingArrays:
-  """What any of the samplers knows of the classes; counts are those of a training."""
+  """Builds the arrays that the samplers read; class counts are those of a training."""
   samplers = config.gradient_bias.samplers
   arrays, labels_n = SamplingArrays(), np.zeros(0, np.int32)
   if any("frequency" in SAMPLERS[name].needs for name in samplers):
