@@ -19,7 +19,7 @@ Other prompts beside the tuned one: `--config.segment.prompts="network;a photo o
 another --workdir=FOLDER writes them, `:source=file,path=FOLDER/regions` reads them. Without a
 network: `:source=truth` and --config.segment.prompts give the crops of the true regions to CLIP.
 
-Cost: docs/segmentation.md; on 2 cores days, so try `:n=20` there.
+Cost: docs/regions.md; on 2 cores days, so try `:n=20` there.
 """
 
 from pomp_jax.config import base, with_argument

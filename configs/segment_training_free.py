@@ -11,7 +11,7 @@ VOC's 20 classes, 38.4 on PASCAL Context's 59, 25.7 on COCO-Stuff's 171, 19.1 on
 has lists with synonyms of its own; ours are ZSSeg's names, and a file of names can have synonyms.
 
 Other recipes, with their published window, stride and scale: `:recipe=sclip`,
-`:recipe=clearclip,size=448,window=448,stride=224,logit_scale=50` (docs/segmentation.md).
+`:recipe=clearclip,size=448,window=448,stride=224,logit_scale=50` (docs/regions.md).
 """
 
 from pomp_jax.config import base, with_argument

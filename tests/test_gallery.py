@@ -1,4 +1,4 @@
-"""docs/gallery.md: a section for each job, commands that parse, tables that list every file."""
+"""docs/gallery.md: a section for each job, commands that parse, lists of every file."""
 
 import re
 import shlex
@@ -29,7 +29,7 @@ def commands(text):
 def job_arguments(text):
   """Arguments of each command that runs a job."""
   found = [shlex.split(line, comments=True) for line in commands(text)]
-  return [words[3:] for words in found if words[:3] == ["python", "-m", "pomp_jax.main"]]
+  return [words[1:] for words in found if words[0] == "pomp"]
 
 
 def test_each_job_has_a_section():
@@ -62,15 +62,20 @@ def test_the_commands_of_a_section_run_its_job(title, here):
   assert title in jobs
 
 
-def problems(text, folder):
-  """Files below a folder that the section's table lacks, and its entries that fit no file."""
-  table = text.partition("| file | content |\n| --- | --- |\n")[2].partition("\n\n")[0]
-  patterns = re.findall("`(.+?)`", "".join(re.findall(r"^\| .+? \|", table, re.MULTILINE)))
+def forms(text):
+  """Patterns of the files that the lists of a text name."""
+  items = re.findall(r"^- (`.+?`)(?=: |$)", text, re.MULTILINE)
   # A star is within a part of the path, and a folder stands for all below it.
-  forms = [re.escape(one).replace(r"\*", "[^/]*") + ".+" * one.endswith("/") for one in patterns]
+  names = re.findall("`(.+?)`", "".join(items))
+  return [re.escape(name).replace(r"\*", "[^/]*") + ".+" * name.endswith("/") for name in names]
+
+
+def problems(text, folder):
+  """Files below a folder that are in no list, and entries of the section that fit no file."""
   files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-  missing = [form for form in forms if not any(re.fullmatch(form, name) for name in files)]
-  return missing + [name for name in files if not re.fullmatch("|".join(forms), name)]
+  missing = [form for form in forms(text) if not any(re.fullmatch(form, name) for name in files)]
+  listed = "|".join([*forms(_BEFORE), *forms(text)])
+  return missing + [name for name in files if not re.fullmatch(listed, name)]
 
 
 # The commands that train for minutes leave the same files when they train for seconds.
@@ -85,7 +90,9 @@ def test_the_commands_leave_the_listed_files(tmp_path):
   (tmp_path / "configs").symlink_to(ROOT / "configs")
   for title, text in [("", _BEFORE), *SECTIONS.items()]:
     for command in commands(text) if title != "page" else ():
-      line = command.replace("python ", f"{shlex.quote(sys.executable)} ", 1)
+      python = shlex.quote(sys.executable)
+      line = re.sub("^python ", f"{python} ", command)
+      line = re.sub("^pomp ", f"{python} -m pomp_jax.main ", line)
       line = ["bash", "-c", line + SMALLER * (title in TRAININGS)]
       subprocess.run(line, cwd=tmp_path, env=environment(1), check=True)
     if title not in ("", "page"):

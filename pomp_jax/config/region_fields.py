@@ -26,7 +26,7 @@ _names = Check(lambda names: all(name.strip() for name in names), "names that ar
 
 @dataclasses.dataclass(frozen=True)
 class Regions:
-  """Regions of images and the fusion of their scores; see docs/segmentation.md."""
+  """Regions of images and the fusion of their scores; see docs/regions.md."""
 
   source: str = row("none", "origin of the regions", one_of(*REGION_SOURCES))
   path: str = row("", "for file: a regions folder, or COCO results JSON; see docs/formats.md")
@@ -46,7 +46,7 @@ class Regions:
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-  """The job segment: a class for every pixel under prompts; see docs/segmentation.md."""
+  """The job segment: a class for every pixel under prompts; see docs/regions.md."""
 
   source: str = row("world", "the world's scenes, or folders of images", one_of("world", "folder"))
   images: str = row("", "folder of images")
@@ -76,7 +76,7 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class Detect:
-  """The job detect: boxes with classes under prompts; see docs/detection.md."""
+  """The job detect: boxes with classes under prompts; see docs/regions.md."""
 
   source: str = row("world", "the world's scenes, or annotated images", one_of("world", "coco"))
   annotations: str = row("", "COCO or LVIS JSON of the objects")
@@ -99,7 +99,7 @@ class Detect:
 
 @dataclasses.dataclass(frozen=True)
 class TrainMasks:
-  """The job train_masks: a network that finds regions; see docs/segmentation.md."""
+  """The job train_masks: a network that finds regions; see docs/regions.md."""
 
   source: str = row(
     "world",

@@ -9,7 +9,7 @@ from pomp_jax import hosts
 log = logging.getLogger(__name__)
 
 # A thread that decodes and augments holds the interpreter's lock for 38% of its time, so more than
-# a few threads add nothing; docs/scaling.md has the measurement.
+# a few threads add nothing; docs/performance.md has the measurement.
 _MOST_THREADS = 4
 # Fewer cores read about as fast by threads, which start at once.
 _LEAST_CORES = 4

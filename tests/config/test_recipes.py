@@ -47,17 +47,32 @@ def sections():
 
 
 TIP_SETS = rows_of(sections()["Tip-Adapter by data set"])
-SHARED = rows_of(sections()["Shared values"])
-RECIPES = {
-  name: [Row(*cells) for cells in SHARED * ("(#shared-values)" in text) + rows_of(text)]
-  for name, text in sections().items()
-  if text.startswith("\n\n`configs/")
-}
+SHARED = [Row(*cells) for cells in rows_of(sections()["Shared values"])]
+
+
+def trainers():
+  """Rows of each recipe that is a column of one table, and its config; an empty cell is no row."""
+  heading, _, *lines = [line for line in sections()["Trainers"].splitlines() if "|" in line]
+  names = [cell.strip() for cell in heading.strip("|").split(" | ")][2:]
+  table = [[cell.strip(" `") for cell in line[1:-1].split("|")] for line in lines]
+  configs = dict(zip(names, table[0][2:], strict=True))
+  rows = {name: list(SHARED) for name in names}
+  for key, field, *cells in table[2:]:
+    for name, cell in zip(names, cells, strict=True):
+      rows[name] += [Row(key, cell, field, cell, "equal")] * bool(cell)
+  return configs, rows
+
+
+CONFIGS, RECIPES = trainers()
+for _name, _text in sections().items():
+  if _found := re.match(r"\n\n`configs/(\w+)\.py(:?\w*)`", _text):
+    CONFIGS[_name] = "".join(_found.groups())
+    RECIPES[_name] = [Row(*cells) for cells in rows_of(_text)]
 
 
 def config_of(name):
   """Our config, as the recipe's command has it."""
-  file, argument = re.search(r"`configs/(\w+)\.py:?(\w*)`", sections()[name]).groups()
+  file, _, argument = CONFIGS[name].partition(":")
   return unpack(importlib.import_module(f"pomp_jax.configs.{file}").get_config(argument))
 
 
@@ -88,7 +103,7 @@ def test_no_field_differs_from_the_default_without_a_row(name):
   """What a config changes and no row tells would be a difference that nobody sees."""
   told = {row.field for row in RECIPES[name]}
   if any(row.key == "the others" for row in RECIPES[name]):
-    told |= {row.field for row in RECIPES[name.split(" on ")[0].removesuffix("-F")]}
+    told |= {row.field for row in RECIPES[name.removesuffix("-F")]}
   defaults = Settings().flat()
   changed = {field for field, value in config_of(name).flat().items() if value != defaults[field]}
   # Which data set is the user's choice, in CoOp's layout.
