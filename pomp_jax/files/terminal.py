@@ -1,19 +1,16 @@
-"""What a run prints: text that is safe for a terminal, and progress as a bar or as plain lines.
+"""What a run prints: text that is safe for a terminal, and progress by tqdm.
 
 `Progress` counts units of work, `steps_of` the items of a loop, and `waiting` shows work that can't
-be counted, such as a compilation. The first process alone prints, and of nested ones only the
-innermost. A thread shows those that do not report for long. `log_line` formats what goes to a log.
+be counted, such as a compilation. A terminal gets tqdm's bars, a log a line every ten seconds, and
+later every minute. The first process alone prints. `log_line` formats what goes to a log.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
-import datetime
 import logging
 import math
 import os
-import re
 import sys
-import textwrap
 import threading
 import time
 import types
@@ -30,20 +27,12 @@ _Item = TypeVar("_Item")
 # Unicode categories of control characters and of line and paragraph separators.
 _CONTROL = ("Cc", "Zl", "Zp")
 
-# Columns of a log line, the local time at its start, and the indentation of the lines that continue
-# a message.
-_WIDTH, _TIME, _INDENT = 100, "%H:%M:%S", " " * 10
-# A word of more letters, such as a path, is cut where it is not the last of a message.
-_LONG_WORD = 60
-
-# Time between two lines of a log. It grows to six times as much in the first ten minutes.
+# Seconds between two lines of a log. They grow to six times as many in the first ten minutes.
 _LINE_SECONDS = 10.0
-# A speed over less time is noise: a loop that reads its metrics late reports several at once.
-_MIN_SPEED_SECONDS = 1.0
 
-_now = time.monotonic
 _open: list["Progress"] = []  # the innermost last
 _lock = threading.RLock()
+tqdm.set_lock(_lock)  # by default it makes one for several processes, a file of the system
 
 
 def printable(text: str, limit: int | None = 300) -> str:
@@ -71,32 +60,10 @@ def is_unicode(text: str) -> bool:
   return True
 
 
-def log_line(message: str, whole: bool = True) -> str:
-  """Formats a message as lines of a log: the local time, and at most 100 columns.
-
-  Lines break at spaces, so only a path or another word of more than 90 letters exceeds that. Each
-  line is `printable`.
-
-  Args:
-    message: text, perhaps of several lines.
-    whole: whether long words keep all their letters. Otherwise those of more than 60, except the
-      last word of a line, are cut in the middle.
-  """
-  lines = []
-  for line in message.split("\n"):
-    line = printable(line, None)
-    if not whole:
-      line = re.sub(rf"\S{{{_LONG_WORD + 1},}}(?=\s)", _cut, line)
-    width = _WIDTH - len(_INDENT)
-    words = {"break_long_words": False, "break_on_hyphens": False}
-    lines += textwrap.wrap(line, width, **words) or [""]
-  return "\n".join([f"{time.strftime(_TIME)}  {lines[0]}", *(_INDENT + line for line in lines[1:])])
-
-
-def _cut(word: re.Match) -> str:
-  """Replaces the middle of a word by three dots; most of a path's meaning is in its end."""
-  end = _LONG_WORD * 2 // 3
-  return f"{word[0][: _LONG_WORD - end - 3]}...{word[0][-end:]}"
+def log_line(message: str) -> str:
+  """Formats a message for a log: the local time, and further lines indented; all `printable`."""
+  lines = [printable(line, None) for line in message.split("\n")]
+  return "\n".join([f"{time.strftime('%H:%M:%S')}  {lines[0]}", *(" " * 10 + x for x in lines[1:])])
 
 
 def set_up_logging() -> None:
@@ -127,8 +94,8 @@ class _PrintableFormatter(logging.Formatter):
   """Formats log lines in which no name of a file or a class can control the terminal."""
 
   def format(self, record: logging.LogRecord) -> str:
-    """Lines of a record; a warning keeps its paths whole."""
-    return log_line(super().format(record), whole=record.levelno > logging.INFO)
+    """Lines of a record."""
+    return log_line(super().format(record))
 
 
 class Output:
@@ -165,6 +132,26 @@ class Output:
       print(f"warning: {name} can't be written ({error.strerror}); output ends", file=sys.stderr)
 
 
+class _Lines:
+  """A file for tqdm that prints a log line of what it draws, where one is due."""
+
+  def __init__(self, elapsed: float, after: float):
+    self.last = ""
+    self._opened = time.time() - elapsed
+    self.due = self._opened + min(_LINE_SECONDS, after)
+
+  def write(self, text: str) -> None:
+    """Prints or drops a drawing; tqdm surrounds it with control characters."""
+    text, now = text.replace("\x1b[A", "").strip(), time.time()
+    if now >= self.due and text not in ("", self.last):
+      print(log_line(text), file=sys.stderr, flush=True)
+      self.last = text
+      self.due = now + _LINE_SECONDS * min(6, max(1, (now - self._opened) / 100))
+
+  def flush(self) -> None:
+    """Does nothing: a line is flushed."""
+
+
 class Progress(contextlib.AbstractContextManager):
   """Shows steps, speed, remaining time, and the newest metrics."""
 
@@ -189,31 +176,31 @@ class Progress(contextlib.AbstractContextManager):
       elapsed: seconds that the work has taken before.
       after: seconds until the first line, if fewer than those between two lines.
     """
-    self._total, self._step = total, initial
-    self._description, self._unit, self._brief = description, unit, brief
-    # Step and time of the first report: the steps before it compile.
-    self._start: tuple[int, float] | None = None
-    self._opened = self._line_time = _now() - elapsed
-    self._n_lines, self._after = 0, after
-    self._metrics: dict[str, str] = {}
-    self._bar = None
-    self._shown = hosts.is_first()
-    if not self._shown:
-      return
-    if sys.stderr.isatty():
-      self._bar = tqdm(
-        total=total,
-        initial=initial,
-        desc=description,
-        unit=f" {unit}",
-        bar_format=None if unit else "{desc}  running for {elapsed}",
-        dynamic_ncols=True,
-        leave=not brief,
-        delay=_LINE_SECONDS / 5 if brief else 0,
-      )
-    with _lock:
-      _open.append(self)
-      _start_thread()
+    self._description, self._total, self._unit = description, total, unit
+    self._brief, self._reported = brief, False
+    self._lines = None if sys.stderr.isatty() else _Lines(elapsed, after)
+    in_log = self._lines is not None
+    form = f"{{desc}}  {{rate_noinv:.3g}} {unit}/s" + ("  eta {remaining}" if total else "")
+    waits = "{desc}  running for {elapsed}"
+    self._bar = tqdm(
+      total=total,
+      initial=initial,
+      desc=description,
+      unit=f" {unit}",
+      file=self._lines or sys.stderr,
+      disable=not hosts.is_first(),
+      # Until its first report a log shows how long the work has run.
+      bar_format=waits if in_log or not unit else None,
+      dynamic_ncols=not in_log,
+      leave=not brief and not in_log,
+      delay=_LINE_SECONDS / 5 if brief and not in_log else 0,
+    )
+    self._form = form if in_log else None
+    if not self._bar.disable:
+      self._bar.start_t -= elapsed
+      with _lock:
+        _open.append(self)
+        _start_thread()
 
   def update(
     self,
@@ -225,64 +212,41 @@ class Progress(contextlib.AbstractContextManager):
 
     A text, such as "87.5%", is shown as it is.
     """
+    bar = self._bar
+    if bar.disable:
+      return
     with _lock:
-      advance, self._step = step - self._step, step
-      self._start = self._start or (step, _now())
-      self._metrics = {name: _text(value) for name, value in metrics.items()}
-      if self._bar is not None:
-        self._bar.set_postfix(self._metrics, refresh=False)
-        self._bar.update(advance)
-        return
-      self._metrics |= {name: _text(value) for name, value in more.items()}
-      if step == self._total and advance and (self._n_lines or not self._brief):
-        self._print()
+      if not self._reported:
+        bar.unpause()  # the steps before the first report compile
+      elif self._form and bar.format_dict["elapsed"]:  # else there is no speed
+        bar.bar_format = self._form
+      self._reported = True
+      if self._lines is None:
+        bar.set_postfix({name: _text(value) for name, value in metrics.items()}, refresh=False)
       else:
-        self.tick()
+        count = "" if self._total is None else f"{step}/{self._total}"
+        shown = [f"{name} {_text(value)}" for name, value in {**metrics, **more}.items()]
+        bar.set_description_str("  ".join([f"{self._description} {count}", *shown]), refresh=False)
+      bar.update(step - bar.n)
 
   def tick(self) -> None:
     """Redraws the bar, or prints a line if one is due."""
-    with _lock:
-      if self._bar is not None:
-        self._bar.refresh()
-      elif self._shown:
-        now = _now()
-        seconds = _LINE_SECONDS * min(6, max(1, (now - self._opened) / 100))
-        if not self._n_lines:
-          seconds = min(seconds, self._after)
-        if now - self._line_time >= seconds and (self._step != self._total or not self._n_lines):
-          self._print()
+    self._bar.refresh()
 
   def close(self) -> None:
-    """Ends the bar."""
+    """Ends the bar; a log has a last line, unless the work was brief."""
     with _lock:
-      if self._bar is not None:
-        self._bar.close()
-      if self in _open:
-        _open.remove(self)
-        # A line from inside postpones the next one outside.
-        if _open and self._n_lines:
-          _open[-1]._line_time = max(_open[-1]._line_time, self._line_time)
+      lines, bar = self._lines, self._bar
+      if self not in _open:
+        return
+      _open.remove(self)
+      if lines and self._reported and bar.n == bar.total and (lines.last or not self._brief):
+        lines.due = 0.0
+        bar.refresh()
+      bar.close()
 
   def __exit__(self, *exception: object) -> None:
     self.close()
-
-  def _print(self) -> None:
-    if not self._shown:
-      return
-    now = self._line_time = _now()
-    self._n_lines += 1
-    count = "" if self._total is None else f"{self._step}/{self._total}"
-    parts = [f"{self._description} {count}".strip()]
-    parts += [f"{name} {value}" for name, value in self._metrics.items()]
-    start_step, start_time = self._start or (self._step, now)
-    if self._step > start_step and now - start_time >= _MIN_SPEED_SECONDS:
-      rate = (self._step - start_step) / (now - start_time)
-      parts.append(f"{rate:.3g} {self._unit}/s")
-      if self._total is not None and self._step < self._total:
-        parts.append(f"eta {_duration((self._total - self._step) / rate)}")
-    elif self._step != self._total:
-      parts.append(f"running for {_duration(now - self._opened)}")
-    print(log_line("  ".join(parts), whole=False), file=sys.stderr, flush=True)
 
 
 def steps_of(
@@ -314,6 +278,7 @@ def _start_thread() -> None:
 
 
 def _tick_forever() -> None:
+  """Redraws the innermost progress, which may not report for long."""
   while True:
     time.sleep(1.0)
     # ValueError: a stream that is closed, by a test for example.
@@ -324,8 +289,3 @@ def _tick_forever() -> None:
 
 def _text(value: SupportsFloat | str) -> str:
   return value if isinstance(value, str) else f"{float(value):.4g}"
-
-
-def _duration(seconds: float) -> str:
-  text = str(datetime.timedelta(seconds=round(seconds)))  # 0:08:10
-  return text[2:].removeprefix("0") if text.startswith("0:") else text

@@ -1,6 +1,6 @@
 """Every job tells how far it is: with no time between two lines, each of its loops has some.
 
-Each line has the local time and at most 100 columns, and each compilation is mentioned.
+Each line has the local time, and each compilation is mentioned.
 """
 
 import logging
@@ -103,8 +103,6 @@ def lines_of(config, tmp_path, capsys):
   for line in lines:
     started = re.fullmatch(r"[0-2]\d:[0-5]\d:[0-5]\d  (.+)", line)
     assert started or line.startswith(" " * 10), line
-    # A path that is the last word may be longer.
-    assert len(line) <= 100 or re.fullmatch(rf"\s*{re.escape(str(tmp_path))}\S*", line), line
     found.append(started[1] if started else line)
   return found
 
