@@ -18,13 +18,7 @@ COSTS = {"seconds": "training (s)", "memory_mib": "memory (MiB)"}
 
 
 class Spread(NamedTuple):
-  """A figure over seeds.
-
-  Attributes:
-    mean: mean over the seeds.
-    std: sample standard deviation; 0 for one seed.
-    values: one value a seed.
-  """
+  """Mean and sample standard deviation of a figure over seeds, and its value at each seed."""
 
   mean: float
   std: float
@@ -53,6 +47,11 @@ def figures_of(cell: Mapping[str, Any]) -> dict[str, float]:
   return top1 | {name: cell[name] for name in COSTS if cell.get(name) is not None}
 
 
+def scale_of(name: str) -> float:
+  """Factor of a figure where it is shown: accuracies are percentages."""
+  return 1.0 if name in COSTS else 100.0
+
+
 def groups(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
   """Groups cells over the seeds, in the order of their first cell.
 
@@ -66,13 +65,12 @@ def groups(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
   result = []
   for values, figures in members.values():
     names = dict.fromkeys(name for of_cell in figures for name in of_cell)
-    spreads = {name: spread([f[name] for f in figures if name in f]) for name in names}
+    spreads = {name: _spread([f[name] for f in figures if name in f]) for name in names}
     result.append(Group(values, spreads, sum(not of_cell for of_cell in figures)))
   return result
 
 
-def spread(values: Sequence[float]) -> Spread:
-  """Computes mean and sample standard deviation of at least one value."""
+def _spread(values: Sequence[float]) -> Spread:
   std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
   return Spread(float(np.mean(values)), std, tuple(values))
 
@@ -127,7 +125,6 @@ def sweep(
   figure, axes_of = drawing.panels(max(len(names), 1), 3.3, 3.3, title, columns=3)
   drawn: dict[str, Any] = {}
   for axes, name in zip(axes_of, names, strict=False):
-    scale = 1.0 if name in COSTS else 100.0
     for number, line in enumerate(lines):
       points = [
         (ticks.index(x), group.figures[name])
@@ -139,29 +136,23 @@ def sweep(
       # Shifted, so that the error bars of several lines can be told apart.
       shift = 0.06 * (number - (len(lines) - 1) / 2)
       label = ", ".join(f"{f}={v}" for f, v in zip(others, line, strict=False))
-      drawn.setdefault(label, _draw_line(axes, points, number, shift, scale))
+      drawn.setdefault(label, _draw_line(axes, points, number, shift, scale_of(name)))
     for label, value in (references or {}).get(name, {}).items():
-      axes.axhline(scale * value, color="0.6", linestyle="--", linewidth=1, zorder=0)
-      box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
-      # On the right, where curves have left it, and never over a mark.
-      place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right", "bbox": box}
-      axes.annotate(label, (0.99, scale * value), fontsize=7, color="0.35", zorder=0.5, **place)
+      drawing.reference_line(axes, scale_of(name) * value, label)
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlim(-0.4, len(ticks) - 0.6)
     means = [group.figures[name].mean for group in groups_of if name in group.figures]
     if name in COSTS and min(means) > 0 and max(means) > 20 * min(means):
       drawing.log_axis(axes, "y")
-    drawing.label_panel(axes, _heading(name, images or {}), along, grid="both")
+    heading = COSTS.get(name) or top1_heading(name.removesuffix("_top1"), images or {})
+    drawing.label_panel(axes, heading, along, grid="both")
   if len(drawn) > 1:
     drawing.legend_below(figure, list(drawn.values()), list(drawn))
   drawing.save(path, figure)
 
 
-def _heading(name: str, images: Mapping[str, Sequence[int]]) -> str:
-  """Title of a panel: a cost with its unit, or a split with its number of images."""
-  if name in COSTS:
-    return COSTS[name]
-  split = name.removesuffix("_top1")
+def top1_heading(split: str, images: Mapping[str, Sequence[int]]) -> str:
+  """Title of a panel: a split with its number of images, or numbers where cells differ."""
   count = " or ".join(f"{n:,}" for n in images.get(split, ()))
   return f"{drawing.name(split, 18)}: top-1 (%)" + (f", {count} images" if count else "")
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from pomp_jax.analysis import plots
-from pomp_jax.analysis.html_report import Grid, Section, pictures
 from pomp_jax.analysis.labels import prompt_labels
+from pomp_jax.analysis.report import Section, Table, pictures
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder
 
@@ -116,36 +116,33 @@ def class_summary(of_set: Mapping[str, Any], label: str | None = None) -> dict[s
 
 
 def class_sections(
-  folder: RunFolder, summaries: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]
+  summaries: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]
 ) -> list[Section]:
   """Sections of a report: confused names, confusion matrices, accuracy of classes.
 
   Args:
-    folder: folder of the run.
     summaries: set -> `class_summary`.
     labels: label -> short label of a prompt.
   """
-  confused = [
-    [name, labels.get(of_set["prompt"], of_set["prompt"]), one, answer, f"{count} of {images}"]
-    for name, of_set in summaries.items()
-    for one, answer, count, images in of_set.get("confused", ())
-  ]
-  hardest = [
-    [name, labels.get(of_set["prompt"], of_set["prompt"]), one, str(images), f"{100 * top1:.1f}"]
-    for name, of_set in summaries.items()
-    for one, images, top1 in of_set.get("hardest", ())
-  ]
+  confused, hardest = [], []
+  for name, of_set in summaries.items():
+    head = [name, labels.get(of_set["prompt"], of_set["prompt"])]
+    for one, answer, count, images in of_set.get("confused", ()):
+      confused.append([*head, one, answer, f"{count} of {images}"])
+    for one, images, top1 in of_set.get("hardest", ()):
+      hardest.append([*head, one, str(images), f"{100 * top1:.1f}"])
   columns = ("set", "prompt", "class")
   sections = []
   if confused:
     text = f"The {_PAIRS} most frequent errors of a set; confusions.csv has up to 2,500 kinds."
-    grid = Grid((*columns, "taken for", "images"), confused)
-    sections.append(Section("Most confused names", text, grid, folded=len(confused) > _PAIRS))
-  sections += pictures(folder, {_picture(name): f"Confusions: {name}" for name in summaries})
+    table = Table((*columns, "taken for", "images"), confused)
+    folded = len(confused) > _PAIRS
+    sections.append(Section("Most confused names", text, table, folded=folded))
+  sections += pictures({_picture(name): f"Confusions: {name}" for name in summaries})
   if hardest:
     text = f"The {_CLASSES} lowest of a set; classes.csv has the others, and all prompts."
-    grid = Grid((*columns, "images", "top-1 (%)"), hardest)
-    sections.append(Section("Accuracy of classes", text, grid, folded=True))
+    table = Table((*columns, "images", "top-1 (%)"), hardest)
+    sections.append(Section("Accuracy of classes", text, table, folded=True))
   return sections
 
 

@@ -1,11 +1,11 @@
-"""Tables of a detection, and pictures with the boxes under each prompt.
+"""Pictures with boxes under each prompt.
 
 Shapes: D boxes of an image.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Float32, Int, UInt8
 from matplotlib.axes import Axes
@@ -13,16 +13,10 @@ from matplotlib.patches import Rectangle
 import numpy as np
 
 from pomp_jax.analysis import drawing, sheets
-from pomp_jax.analysis.labels import counted
-from pomp_jax.analysis.tables import Row, Table
 from pomp_jax.regions.boxes import iou
 
 # Boxes of a picture at most, and their IoU at most.
 _MOST, _OVERLAP = 8, 0.5
-
-_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
-_GROUPS = ("base", "novel")
-_TITLES = {"top1": "Top-1 of annotated boxes (%)", "box": "Box AP (%)", "mask": "Mask AP (%)"}
 
 
 class Boxes(NamedTuple):
@@ -37,47 +31,6 @@ class Boxes(NamedTuple):
   boxes: Float32[np.ndarray, "D 4"]
   classes: Int[np.ndarray, " D"]
   scores: Float32[np.ndarray, " D"]
-
-
-def detection_tables(results: Mapping[str, Any]) -> list[Table]:
-  """Builds the tables of the `detect` job, as percentages, without columns that are empty.
-
-  Args:
-    results: results of the job: `images`, `objects`, `classes`, `figures`.
-  """
-  numbers = {n: results[f"{n}s"] for n in ("image", "object")} | {"class": len(results["classes"])}
-  counts = ", ".join(counted(number, noun) for noun, number in numbers.items())
-  tables = []
-  for kind, title in _TITLES.items():
-    rows = {
-      label: _columns(kind, figures[kind])
-      for label, figures in results["figures"].items()
-      if kind in figures
-    }
-    if not rows:
-      continue
-    columns = [c for c in next(iter(rows.values())) if any(r[c] is not None for r in rows.values())]
-    values = lambda row, columns=columns: tuple(
-      None if row[c] is None else 100 * row[c] for c in columns
-    )
-    tables.append(
-      Table(
-        f"{title}: {counts}",
-        "prompt",
-        tuple(columns),
-        tuple(Row(label, values(row)) for label, row in rows.items()),
-      )
-    )
-  return tables
-
-
-def _columns(kind: str, figures: Mapping[str, Any]) -> dict[str, float | None]:
-  """Columns of a table: over all classes by the figure's name, over a group by both names."""
-  groups = [name for name in _GROUPS if name in figures]
-  if kind == "top1":
-    return {name: figures[name]["top1"] for name in ("all", *groups)}
-  of_groups = {f"{g} {name}": figures[g][name] for g in groups for name in ("AP", "AP50")}
-  return {name: figures.get(name) for name in _FIGURES} | of_groups
 
 
 def detection_sheet(

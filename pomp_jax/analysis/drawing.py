@@ -4,15 +4,10 @@ Figures are built without pyplot: there is no shared state, and no display is ne
 """
 
 from collections.abc import Sequence
-import functools
-import logging
 import math
 import os
-import re
 from typing import Any
-import warnings
 
-from matplotlib import font_manager, get_cachedir, rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
@@ -34,26 +29,9 @@ DPI = 150
 # Font sizes in points: of the figure's title, a panel's, and all other text.
 TITLE, HEADING, TEXT = 11, 10, 8
 _LENGTH = 34  # of a name, in characters
-# Fonts for scripts that DejaVu Sans, Matplotlib's default, lacks: it searches named fonts only.
-_FALLBACKS = (
-  r"Noto Sans (CJK JP|Devanagari|Bengali|Gujarati|Gurmukhi|Tamil|Telugu|Kannada|Malayalam|Sinhala"
-  r"|Thai|Lao|Khmer|Myanmar|Ethiopic)|WenQuanYi Zen Hei|Microsoft YaHei|Malgun Gothic|PingFang SC"
-  r"|Hiragino Sans|Apple SD Gothic Neo|Arial Unicode MS|Nirmala UI|Leelawadee UI|Symbola"
-)
-_NO_GLYPH = "Glyph .* missing from"
-_warn_once = functools.cache(logging.getLogger(__name__).warning)
 # Ticks on a logarithmic axis: the fewest and the most, and the multiples of a power of ten.
 _FEWEST, _MOST = 3, 8
 _MULTIPLES = ((1, 2, 3, 4, 6, 8), (1, 2, 4), (1, 3), (1,))
-
-
-def families() -> list[str]:
-  """Matplotlib's configured fonts, then the fallbacks that this machine has."""
-  installed = sorted(font_manager.get_font_names())
-  return rcParams["font.family"] + [name for name in installed if re.fullmatch(_FALLBACKS, name)]
-
-
-rcParams["font.family"] = families()
 
 
 def style(number: int) -> dict[str, Any]:
@@ -151,6 +129,15 @@ def error_bars(axes: Axes, x: Any, y: Any, number: int, **options: Any) -> Error
   return axes.errorbar(x, y, **base | options)
 
 
+def reference_line(axes: Axes, value: float, label: str) -> None:
+  """Draws a grey horizontal line, named on the right, where curves have left it."""
+  axes.axhline(value, color="0.6", linestyle="--", linewidth=1, zorder=0)
+  box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
+  place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right", "bbox": box}
+  # Never over a mark.
+  axes.annotate(label, (0.99, value), fontsize=7, color="0.35", zorder=0.5, **place)
+
+
 def legend_below(figure: Figure, lines: list, labels: Sequence[str]) -> None:
   """Adds one legend for all panels below them."""
   figure.legend(
@@ -187,14 +174,5 @@ def save(path: str | os.PathLike, figure: Figure) -> None:
   """Writes a PNG file atomically; its folder is created if it is missing."""
   FigureCanvasAgg(figure)
   to_path(path).parent.mkdir(parents=True, exist_ok=True)
-  with replacing(path) as file, warnings.catch_warnings(record=True) as caught:
-    warnings.filterwarnings("always", message=_NO_GLYPH)
+  with replacing(path) as file:
     figure.savefig(file, format="png", dpi=DPI)
-  for warning in caught:
-    if re.match(_NO_GLYPH, str(warning.message)):
-      _warn_once(
-        "plots: boxes stand for characters that no font here has; install fonts (Debian and Ubuntu:"
-        f" fonts-noto-core, fonts-noto-cjk) and delete {get_cachedir()}/fontlist*.json"
-      )
-    else:
-      warnings.warn(warning.message, stacklevel=2)

@@ -14,19 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from pomp_jax.analysis import drawing
-from pomp_jax.analysis.html_report import Grid, Report, Section
 from pomp_jax.analysis.labels import counted
-from pomp_jax.analysis.reports import pictures
-from pomp_jax.analysis.tables import cell
+from pomp_jax.analysis.report import Report, Section, Table, cell, facts, pictures
 from pomp_jax.annotations import Array, Float, Int32
-from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.learner import Frozen, Learner
 from pomp_jax.prompt.loss import ContrastSettings, local_contrast, normalize
 from pomp_jax.prompt.sampling import complete_negatives, draw_negatives
-
-# Figures of a combination in the report.
-_FIGURES = ("relative_bias", "bias_low", "bias_high", "relative_deviation", "cosine", "draw_cosine")
 
 # Smallest relative bias in a plot: single precision's rounding is near.
 _LOWEST_BIAS = 1e-3
@@ -222,28 +216,19 @@ def _draws(cells: Sequence[Mapping[str, Any]]) -> str:
   return counted(most, "draw") if fewest == most else f"{fewest:,} to {most:,} draws"
 
 
-def gradient_bias_report(folder: RunFolder, results: Mapping[str, Any]) -> Report:
-  """Report of the job `gradient_bias`: its plot, and the figures of each combination.
-
-  Args:
-    folder: folder of the run.
-    results: what `results.json` holds.
-  """
+def gradient_bias_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
+  """Report of the job `gradient_bias`: its plot, and the figures of each combination."""
+  del fields
   counts = f"{counted(results['images'], 'image')}, {counted(results['n_classes'], 'class')}"
-  facts = {
-    "prompt": results["prompt"],
-    "norm of the exact gradient": cell(results["exact_norm"], 4),
-    "time (s)": cell(results["seconds"]),
-  }
   rows = []
   for own in results["cells"]:
-    shown = {name: cell(value, 3) for name, value in own.items() if name in _FIGURES}
-    bias = f"{shown['relative_bias']} ({shown['bias_low']} to {shown['bias_high']})"
+    figures = ("relative_bias", "bias_low", "bias_high", "relative_deviation", "draw_cosine")
+    bias, low, high, deviation, cosine = (cell(own[name], 3) for name in figures)
     error = own["draw_cosine_error"]
-    cosine = f"{shown['draw_cosine']} ± {cell(None if error is None else 2 * error, 3)}"
-    deviation, of_mean = shown["relative_deviation"], shown["cosine"]
+    cosine += f" ± {cell(None if error is None else 2 * error, 3)}"
     head = [own["sampler"], own["correction"], f"{own['k']:,}", f"{own['draws']:,}"]
-    rows.append([*head, bias, deviation, cosine, of_mean])
+    of_mean = cell(own["cosine"], 3)
+    rows.append([*head, f"{bias} ({low} to {high})", deviation, cosine, of_mean])
   columns = ("sampler", "correction", "K", "draws", "bias", "deviation of a draw")
   columns += ("cosine of a draw", "cosine of the mean")
   text = (
@@ -251,10 +236,15 @@ def gradient_bias_report(folder: RunFolder, results: Mapping[str, Any]) -> Repor
     " square distance of a draw from their mean; both relative to the norm of the exact gradient."
     " Cosines are with the exact gradient. In brackets and after ±: two standard errors."
   )
+  data = {
+    "prompt": results["prompt"],
+    "norm of the exact gradient": cell(results["exact_norm"], 4),
+    "time (s)": cell(results["seconds"]),
+  }
   sections = [
-    Section("Data", table=Grid((), list(facts.items()))),
-    *pictures(folder, {"gradient_bias.png": "Bias, deviation and direction against K"}),
-    Section("Sampled gradients beside the exact one", text, Grid(columns, rows)),
+    Section("Data", table=facts(data)),
+    *pictures({"gradient_bias.png": "Bias, deviation and direction against K"}),
+    Section("Sampled gradients beside the exact one", text, Table(columns, rows)),
   ]
   combinations = f"{counted(len(rows), 'combination')} of sampler, correction and K: {counts}."
   return Report(f"Bias of the sampled gradient: {counts}", combinations, sections)

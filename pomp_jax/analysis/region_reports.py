@@ -1,24 +1,35 @@
-"""What the HTML reports of `segment` and `detect` say: what the figures are of, tables, classes.
+"""Reports of `segment` and `detect`: what the figures are of, tables, classes.
 
 Shapes: C classes.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import functools
 from typing import Any, NamedTuple
 
-from pomp_jax.analysis.detection import detection_tables
-from pomp_jax.analysis.html_report import Grid, Report, Section, pictures
-from pomp_jax.analysis.labels import counted, prompt_labels
-from pomp_jax.analysis.reports import grid_of, prompts_section
-from pomp_jax.analysis.segmentation import FIGURES, segmentation_tables
-from pomp_jax.analysis.tables import Table
-from pomp_jax.config import Settings
-from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.analysis.labels import counted
+from pomp_jax.analysis.report import (
+  Report,
+  Section,
+  Table,
+  facts,
+  highest_cells,
+  percent,
+  pictures,
+  prompts_section,
+  short_labels,
+)
 
 # Classes at either end of a table of differences.
 _ENDS = 8
+_GROUPS = ("base", "novel")
+_SEGMENTATION = (
+  *("hIoU", "base mIoU", "novel mIoU", "mIoU", "hIoU_plain", "base mIoU_plain"),
+  *("novel mIoU_plain", "mIoU_plain", "fwIoU", "mACC", "pACC"),
+)
+_DETECTION = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+_DETECTIONS = {"top1": "Top-1 of annotated boxes (%)", "box": "Box AP (%)", "mask": "Mask AP (%)"}
 
 
 class _Kind(NamedTuple):
@@ -26,8 +37,6 @@ class _Kind(NamedTuple):
 
   Attributes:
     title: what was done.
-    tables: tables of the results.
-    note: what the tables' columns are.
     figure: figure of a single class.
     path: its place in a prompt's figures, where each of the C classes has one.
     plot: file of the pictures.
@@ -35,8 +44,6 @@ class _Kind(NamedTuple):
   """
 
   title: str
-  tables: Callable[[Mapping[str, Any]], list[Table]]
-  note: str
   figure: str
   path: tuple[str, str]
   plot: str
@@ -46,8 +53,6 @@ class _Kind(NamedTuple):
 _KINDS = {
   "segment": _Kind(
     "Segmentation",
-    segmentation_tables,
-    FIGURES,
     "IoU",
     ("per_class", "iou"),
     "segmentation.png",
@@ -55,8 +60,6 @@ _KINDS = {
   ),
   "detect": _Kind(
     "Detection",
-    detection_tables,
-    "",
     "box AP",
     ("box", "per_class"),
     "detections.png",
@@ -65,68 +68,111 @@ _KINDS = {
 }
 
 
-def regions_report(folder: RunFolder, config: Settings, results: Mapping[str, Any]) -> Report:
+def regions_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
   """Report of `segment` or `detect`: figures of each prompt, pictures, classes that differ most."""
-  kind, names = _KINDS[results["job"]], list(results["figures"])
-  labels = dict(zip(names, prompt_labels(names), strict=True))
+  kind, figures = _KINDS[results["job"]], results["figures"]
+  names = list(figures)
+  labels = short_labels([{"label": name} for name in names])
   counts = f"{counted(results['images'], 'image')}, {counted(len(results['classes']), 'class')}"
   # Of each prompt `regions.alone` adds the network's scores and CLIP's after the fused ones.
-  pair = list(dict.fromkeys([names[0], names[-3 if config.regions.alone else -1]]))
+  pair = list(dict.fromkeys([names[0], names[-3 if fields["regions.alone"] else -1]]))
+  shown = {labels[name]: own for name, own in figures.items()}
+  tables = _segmentation(shown) if results["job"] == "segment" else _detection(shown)
   sections = [
-    Section("Data and regions", table=Grid((), _facts(config, results))),
+    Section("Data and regions", table=facts(_facts(results, fields))),
     prompts_section(results["prompts"], labels),
-    *(
-      Section(table.title, kind.note, grid_of(table, labels))
-      for table in kind.tables(results)
-      if table.columns
-    ),
-    *pictures(folder, {kind.plot: kind.caption}),
+    *tables,
+    *pictures({kind.plot: kind.caption}),
     *_classes(kind, results, pair, labels),
   ]
   text = f"{counted(len(names), 'prompt')} on {counts}, CLIP {results['clip_model']}."
   return Report(f"{kind.title}: {counts}", text, sections)
 
 
-def _facts(config: Settings, results: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _segmentation(figures: Mapping[str, Mapping[str, Any]]) -> list[Section]:
+  """The figures that all prompts have."""
+  rows = {}
+  for label, own in figures.items():
+    of_groups = {f"{g} {name}": v for g in _GROUPS for name, v in own.get(g, {}).items()}
+    rows[label] = {**own, **of_groups}
+  columns = [c for c in _SEGMENTATION if all(row.get(c) is not None for row in rows.values())]
+  text = (
+    "mIoU: over classes in the truth or the prediction, as detectron2 and ZSSeg report it; _plain:"
+    " over classes in the truth. hIoU: harmonic mean of base and novel mIoU."
+  )
+  return _table("Segmentation (%)", text, columns, rows)
+
+
+def _detection(figures: Mapping[str, Mapping[str, Any]]) -> list[Section]:
+  """A table for top-1, boxes and masks, without columns that are empty."""
+  sections = []
+  for kind, title in _DETECTIONS.items():
+    rows: dict[str, dict[str, float | None]] = {}
+    for label, found in figures.items():
+      if kind in found:
+        own = found[kind]
+        groups = [group for group in _GROUPS if group in own]
+        if kind == "top1":
+          rows[label] = {group: own[group]["top1"] for group in ("all", *groups)}
+        else:
+          of_groups = {f"{g} {name}": own[g][name] for g in groups for name in ("AP", "AP50")}
+          rows[label] = {name: own.get(name) for name in _DETECTION} | of_groups
+    columns = list(next(iter(rows.values()), {}))
+    columns = [c for c in columns if any(row[c] is not None for row in rows.values())]
+    sections += _table(title, "", columns, rows)
+  return sections
+
+
+def _table(
+  title: str, text: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, Any]]
+) -> list[Section]:
+  """A section with fractions as percentages; none without columns."""
+  shown = [[label, *(percent(row[c]) for c in columns)] for label, row in rows.items()]
+  table = Table(("prompt", *columns), shown, highest=highest_cells(shown) if shown else ())
+  return [Section(title, text, table, brief=True)] if columns else []
+
+
+def _facts(results: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, str]:
   """What the figures are of: data, origin of the regions, CLIP's view of them, fusion."""
   groups, n_classes = Counter(results["groups"]), len(results["classes"])
-  halves = [f"{groups[name]:,} {name}" for name in ("base", "novel") if groups[name]]
-  facts = {
+  halves = ", ".join(f"{groups[name]:,} {name}" for name in _GROUPS if groups[name])
+  return {
     "images": f"{results['images']:,}",
     "objects": f"{results['objects']:,}" if "objects" in results else "",
     "pixels with a class": f"{sum(results['pixels']):,}" if "pixels" in results else "",
-    "classes": ": ".join(filter(None, (f"{n_classes:,}", ", ".join(halves)))),
+    "classes": ": ".join(filter(None, (f"{n_classes:,}", halves))),
     "CLIP": results["clip_model"],
-    **_regions_of(config),
+    **_regions_of(fields),
   }
-  return [(name, text) for name, text in facts.items() if text]
 
 
-def _regions_of(config: Settings) -> dict[str, str]:
+def _regions_of(fields: Mapping[str, Any]) -> dict[str, str]:
   """Fields that say where regions come from and how they are scored."""
-  regions, segment = config.regions, config.segment
-  if regions.source == "none":
-    sides = segment.size, segment.window, segment.stride
+  source = fields["regions.source"]
+  if source == "none":
+    sides = (fields[f"segment.{name}"] for name in ("size", "window", "stride"))
     return {
       "regions.source": "none: patches",
-      "segment.recipe": segment.recipe,
+      "segment.recipe": fields["segment.recipe"],
       "segment.size, window, stride (pixels)": ", ".join(map(str, sides)),
-      "segment.pamr (steps)": str(segment.pamr),
+      "segment.pamr (steps)": str(fields["segment.pamr"]),
     }
-  origin = {"file": regions.path, "network": config.propose.network}.get(regions.source)
-  around = f", {regions.expand:g} times the box's longer side"
-  fields = {
-    "regions.source": ": ".join(filter(None, (regions.source, origin))),
-    "regions.crop": regions.crop + (around if regions.crop == "context" else ""),
+  origin = {"file": "regions.path", "network": "propose.network"}.get(source)
+  crop = fields["regions.crop"]
+  if crop == "context":
+    crop += f", {fields['regions.expand']:g} times the box's longer side"
+  found = {
+    "regions.source": f"{source}: {fields[origin]}" if origin else source,
+    "regions.crop": crop,
   }
-  if regions.source == "truth":
-    return fields
+  if source == "truth":
+    return found
   # They fuse CLIP's scores with those of embeddings, which a file may lack.
-  return fields | {
-    "regions.e_base, CLIP's exponent for trained classes": f"{regions.e_base:g}",
-    "regions.e_novel, for other classes": f"{regions.e_novel:g}",
-    "regions.null": regions.null,
-    "regions.objectness": str(regions.objectness),
+  return found | {
+    "regions.e_base, CLIP's exponent for trained classes": f"{fields['regions.e_base']:g}",
+    "regions.e_novel, for other classes": f"{fields['regions.e_novel']:g}",
+    "regions.null": fields["regions.null"],
+    "regions.objectness": str(fields["regions.objectness"]),
   }
 
 
@@ -157,7 +203,7 @@ def _classes(
   for row in (*best, *(row for row in reversed(worst) if row not in best)):
     cells = [results["classes"][row], results["groups"][row]]
     cells += [f"{pixels_C[row]:,}"] if pixels_C else []
-    cells += [f"{100 * values[row]:.1f}" for values in of_prompts]
+    cells += [percent(values[row]) for values in of_prompts]
     rows.append([*cells, f"{100 * ranked[row]:+.1f}"] if two else cells)
   columns = ["class", "group", *(["pixels"] if pixels_C else []), *(labels[name] for name in pair)]
   heading = "Classes that differ most" if two else "Highest and lowest classes"
@@ -165,5 +211,5 @@ def _classes(
     f"The two ends of {counted(len(ranked), 'class')} in the data. The figure of a class with few"
     " objects varies by chance; results.json has all classes."
   )
-  table = Grid([*columns, "difference"] if two else columns, rows)
+  table = Table([*columns, "difference"] if two else columns, rows)
   return [Section(f"{heading}: {kind.figure} (%)", text, table)]

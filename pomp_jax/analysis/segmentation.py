@@ -1,52 +1,13 @@
-"""Tables of a segmentation, and pictures with the label map under each prompt."""
+"""Pictures with the label map under each prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import os
-from typing import Any
 
 from jaxtyping import Int, UInt8
 from matplotlib.colors import to_rgb
 import numpy as np
 
 from pomp_jax.analysis import drawing, sheets
-from pomp_jax.analysis.labels import counted
-from pomp_jax.analysis.tables import Row, Table
-
-_COLUMNS = (
-  *("hIoU", "base mIoU", "novel mIoU", "mIoU", "hIoU_plain", "base mIoU_plain"),
-  *("novel mIoU_plain", "mIoU_plain", "fwIoU", "mACC", "pACC"),
-)
-# What the columns of `segmentation_tables` are.
-FIGURES = (
-  "mIoU: over classes in the truth or the prediction, as detectron2 and ZSSeg report it; _plain:"
-  " over classes in the truth. hIoU: harmonic mean of base and novel mIoU."
-)
-
-
-def segmentation_tables(results: Mapping[str, Any]) -> list[Table]:
-  """Builds the table of the `segment` job: the figures that all prompts have, as percentages.
-
-  Args:
-    results: results of the job: `images`, `classes`, `figures`.
-  """
-  rows = {label: _flat(figures) for label, figures in results["figures"].items()}
-  columns = [c for c in _COLUMNS if all(row.get(c) is not None for row in rows.values())]
-  counts = counted(results["images"], "image"), counted(len(results["classes"]), "class")
-  table = Table(
-    f"Segmentation (%): {', '.join(counts)}",
-    "prompt",
-    tuple(columns),
-    tuple(Row(label, tuple(100 * row[c] for c in columns)) for label, row in rows.items()),
-  )
-  return [table]
-
-
-def _flat(figures: Mapping[str, Any]) -> dict[str, Any]:
-  """Figures over all classes by their name, over a group with the group before it."""
-  flat = {name: value for name, value in figures.items() if not isinstance(value, dict)}
-  for group in ("base", "novel"):
-    flat |= {f"{group} {name}": value for name, value in figures.get(group, {}).items()}
-  return flat
 
 
 def segmentation_sheet(

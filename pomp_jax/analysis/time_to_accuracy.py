@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 import numpy as np
 
 from pomp_jax.analysis import drawing
-from pomp_jax.analysis.ablation import SEED, Group, groups
+from pomp_jax.analysis.ablation import SEED, Group, groups, top1_heading
 from pomp_jax.analysis.labels import counted
 
 CRITERION = "validation"
@@ -172,13 +172,9 @@ def plot(
   for axes, split in zip(axes_of, splits, strict=True):
     drawn = [_draw(axes, *one, split) for one in zip(found, styles, strict=True)]
     if split == CRITERION and threshold is not None:
-      axes.axhline(100 * threshold, color="0.6", linestyle="--", linewidth=1, zorder=0)
-      place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "left"}
-      text = "exact contrast, less its spread"
-      axes.annotate(text, (0.01, 100 * threshold), fontsize=7, color="0.35", **place)
+      drawing.reference_line(axes, 100 * threshold, "exact contrast, less its spread")
     drawing.log_axis(axes, "x")
-    count = " or ".join(f"{n:,}" for n in (images or {}).get(split, ()))
-    heading = f"{split}: top-1 (%)" + (f", {count} images" if count else "")
+    heading = top1_heading(split, images or {})
     drawing.label_panel(axes, heading, "seconds of training", grid="both")
   drawing.legend_below(figure, drawn, [course.label for course in found])
   drawing.save(path, figure)

@@ -28,9 +28,10 @@ from pomp_jax.ablation.lanes import (
   lanes_at_a_time,
   train_lanes,
 )
-from pomp_jax.ablation.report import write_outcome
 from pomp_jax.ablation.shared import Scores, Shared
 from pomp_jax.ablation.step_times import measure_step_times
+from pomp_jax.analysis.ablation_report import write_cells
+from pomp_jax.analysis.run_report import write_run_report
 from pomp_jax.clip import ClipError, TokenizeError
 from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.class_lists import VocabularyError
@@ -291,7 +292,8 @@ def _write_results(
     stored = with_provenance(results)
     if found:
       with writing(folder.path):
-        write_outcome(config, folder, stored)
+        write_cells(folder, stored)
+        write_run_report(folder, config, stored)
     folder.write_results(stored)
     if len(found) == sum(_stored(folder, cell) is not None for cell in cells):
       log.info("table, plot and report are in %s", folder.path)

@@ -25,14 +25,11 @@ from pomp_jax.analysis.features import (
   uniformity,
   wordnet_branches,
 )
-from pomp_jax.analysis.html_report import write_run_report
-from pomp_jax.analysis.reports import geometry_report, geometry_tables
-from pomp_jax.analysis.tables import markdown
+from pomp_jax.analysis.run_report import write_run_report
 from pomp_jax.config import Settings
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.atomic import replacing
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder, with_provenance, write_json, writing
 from pomp_jax.files.terminal import steps_of
@@ -115,9 +112,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
       alignment_uniformity(folder.plots / "alignment_uniformity.png", sets)
     stored = with_provenance(results)
     with writing(folder.path):
-      with replacing(folder.path / "results.md") as file:
-        file.write(_report(stored).encode())
-      write_run_report(folder, config, stored, geometry_report(folder, stored))
+      write_run_report(folder, config, stored, "results.md")
     # Last: a folder with results is a finished run.
     folder.write_results(stored)
     log.info("tables, plots and every figure are in %s", folder.path)
@@ -154,21 +149,6 @@ def _plot(
   similarity_matrices(
     folder.plots / f"similarity_{file}.png", features, branches, f"Cosines of classes of {name}"
   )
-
-
-def _report(results: Mapping[str, Any]) -> str:
-  parts = [markdown(geometry_tables(results)), "## Nearest tokens\n"]
-  parts.append(
-    "Euclidean distances; half of the vocabulary's tokens have another within"
-    f" {results['tokens']['median_distance_between_tokens']:.3f}.\n"
-  )
-  for label, vectors in results["tokens"]["vectors"].items():
-    lines = [
-      f"{i}. " + ", ".join(f"`{t}` {d:.3f}" for t, d in zip(*vector.values(), strict=True))
-      for i, vector in enumerate(vectors, 1)
-    ]
-    parts.append(f"{label}:\n\n" + "\n".join(lines) + "\n")
-  return "\n".join(parts)
 
 
 def _log_set(name: str, of_set: Mapping[str, Any]) -> None:

@@ -14,12 +14,9 @@ from typing import Any
 import jax
 
 from pomp_jax.analysis import plots
-from pomp_jax.analysis.html_report import write_run_report
-from pomp_jax.analysis.reports import baselines_report
-from pomp_jax.analysis.tables import Row, Table, markdown
+from pomp_jax.analysis.run_report import write_run_report
 from pomp_jax.benchmark.measurement import ProcessError, in_own_process, peak_mib
 from pomp_jax.config import METHODS, ConfigError, Settings, validate, value_of_text
-from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder, with_provenance, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.jobs import pretrain
@@ -67,8 +64,9 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   stored = with_provenance(results)
   with writing(folder.path):
     if methods:
-      _write_tables(folder, methods)
-    write_run_report(folder, config, stored, baselines_report(folder, stored))
+      top1 = {label: row["top1"] for label, row in methods.items()}
+      plots.method_dots(folder.plots / "accuracy.png", top1)
+    write_run_report(folder, config, stored, "results.md")
   folder.write_results(stored)
   for label, row in methods.items():
     figures = [f"{name} {100 * top1['mean']:.1f}%" for name, top1 in row["top1"].items()]
@@ -176,40 +174,3 @@ def _rows(label: str, method: str, outcome: dict[str, Any]) -> dict[str, Any]:
     learned = "prompt" if "prompt" in evaluated else method
     return {label: row | {"top1": top1_of(learned)}}
   return {f"{label}_{text}": row | {"top1": top1_of(text)} for text in evaluated}
-
-
-def _write_tables(folder: RunFolder, methods: dict[str, Any]) -> None:
-  splits = list(dict.fromkeys(split for row in methods.values() for split in row["top1"]))
-
-  images = {s: one["images"] for row in methods.values() for s, one in row["top1"].items()}
-  columns = tuple(f"{split}, n = {images[split]:,}" for split in splits)
-
-  def figures(row, field):
-    found = [row["top1"].get(split) for split in splits]
-    return tuple(None if one is None else 100 * one[field] for one in found)
-
-  n_seeds = max(row["n_runs"] for row in methods.values())
-  tables = [
-    Table(
-      f"Top-1 accuracy (%), mean of {n_seeds} seeds, and cost of a run",
-      "method",
-      (*columns, "seconds", "peak MiB"),
-      tuple(
-        Row(label, (*figures(row, "mean"), row["seconds"]["median"], row["peak_mib"]))
-        for label, row in methods.items()
-      ),
-      best=False,
-    ),
-    Table(
-      "Its standard deviation over the seeds (points)",
-      "method",
-      columns,
-      tuple(Row(label, figures(row, "std")) for label, row in methods.items()),
-      best=False,
-    ),
-  ]
-  with replacing(folder.path / "results.md") as file:
-    file.write(markdown(tables).encode())
-  plots.method_dots(
-    folder.plots / "accuracy.png", {label: row["top1"] for label, row in methods.items()}
-  )

@@ -20,17 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pomp_jax import hosts, inputs
-from pomp_jax.analysis.detection import Boxes, detection_sheet, detection_tables
-from pomp_jax.analysis.html_report import write_run_report
+from pomp_jax.analysis.detection import Boxes, detection_sheet
 from pomp_jax.analysis.labels import counted, prompt_labels
-from pomp_jax.analysis.region_reports import regions_report
-from pomp_jax.analysis.tables import markdown
+from pomp_jax.analysis.run_report import write_run_report
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.source import evenly_or_all
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import file_stamps, fingerprint
-from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import Path, remove_folder
 from pomp_jax.files.run_folder import (
   RunFolder,
@@ -306,11 +303,9 @@ def _write_report(
   results: dict[str, Any],
 ) -> None:
   """Writes tables, pictures, and the page with both."""
-  with replacing(folder.path / "results.md") as file:
-    file.write(markdown(detection_tables(results)).encode())
   if config.detect.source != "coco" or config.detect.images:  # no pictures without images
     _draw(folder, boxes, blocks, results)
-  write_run_report(folder, config, results, regions_report(folder, config, results))
+  write_run_report(folder, config, results, "results.md")
 
 
 def _draw(

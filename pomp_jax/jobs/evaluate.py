@@ -22,16 +22,12 @@ from pomp_jax import hosts, inputs
 from pomp_jax.analysis import plots
 from pomp_jax.analysis.class_tables import class_summary, write_class_tables
 from pomp_jax.analysis.clip_benchmark import benchmark_csv, benchmark_records
-from pomp_jax.analysis.html_report import write_run_report
-from pomp_jax.analysis.reports import evaluation_report
-from pomp_jax.analysis.tables import (
+from pomp_jax.analysis.run_report import write_run_report
+from pomp_jax.analysis.set_accuracy import (
   SetFigures,
   accuracy_by_group,
   counts_by_group,
-  evaluation_tables,
   figure_by_group,
-  latex,
-  markdown,
   published,
   title_of,
 )
@@ -138,11 +134,11 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   done = {name: pieces.read(file_name(name)).facts | counts[name] for name in opened}
   results = {"key": key, **_results(config, encoder, prompts, sets, done, missing)}
   with writing(folder.path):
-    _write_report(folder, results)
+    _plot(folder, results)
     write_class_tables(folder, done)
     _write_benchmark(folder, results)
     stored = with_provenance(results)
-    write_run_report(folder, config, stored, evaluation_report(folder, stored))
+    write_run_report(folder, config, stored, "results.md", "results.tex")
   # Last: a folder with results is a finished run.
   folder.write_results(stored)
   log.info("tables, plots and every figure are in %s", folder.path)
@@ -242,15 +238,7 @@ def _is_published_data(
   )
 
 
-def _write_report(folder: RunFolder, results: Mapping[str, Any]) -> None:
-  tables = evaluation_tables(results)
-  lines = _missing_lines(results)
-  for name, text in (
-    ("results.md", "".join(f"{line}\n\n" for line in lines) + markdown(tables)),
-    ("results.tex", "".join(f"% {line}\n\n" for line in lines) + latex(tables)),
-  ):
-    with replacing(folder.path / name) as file:
-      file.write(text.encode())
+def _plot(folder: RunFolder, results: Mapping[str, Any]) -> None:
   for group, kinds in results["accuracy"].items():
     for kind, rows in kinds.items():
       others = results["published"].get(group, {}).get(kind, {})
@@ -265,20 +253,6 @@ def _write_report(folder: RunFolder, results: Mapping[str, Any]) -> None:
       )
   figures = {name: of_set["prompts"] for name, of_set in results["sets"].items()}
   plots.calibration_panels(folder.plots / "calibration.png", figures)
-
-
-def _missing_lines(results: Mapping[str, Any]) -> list[str]:
-  """Sets that are missing, and classes that have no image in a set."""
-  lines = []
-  if results["missing"]:
-    lines.append(f"{len(results['missing'])} sets are missing: {', '.join(results['missing'])}")
-  for name, of_set in results["sets"].items():
-    if of_set["missing_classes"]:
-      lines.append(
-        f"{name}: {of_set['missing_classes']} of the {of_set['listed_classes']} classes in its list"
-        " have no image"
-      )
-  return lines
 
 
 def _write_benchmark(folder: RunFolder, results: Mapping[str, Any]) -> None:

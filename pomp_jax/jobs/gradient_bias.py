@@ -20,11 +20,10 @@ from pomp_jax import inputs
 from pomp_jax.analysis.gradient_bias import (
   draws_of,
   gradient_bias_panels,
-  gradient_bias_report,
   gradient_function,
   summarise,
 )
-from pomp_jax.analysis.html_report import write_run_report
+from pomp_jax.analysis.run_report import write_run_report
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import StoredImages, readable_images
@@ -151,7 +150,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     )
   stored = with_provenance(results)
   with writing(folder.path):
-    write_run_report(folder, config, stored, gradient_bias_report(folder, stored))
+    write_run_report(folder, config, stored)
   folder.write_results(stored)
   return results
 

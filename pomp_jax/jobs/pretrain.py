@@ -16,9 +16,8 @@ import numpy as np
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis import plots
 from pomp_jax.analysis.class_tables import class_summary, write_class_tables
-from pomp_jax.analysis.html_report import write_run_report
 from pomp_jax.analysis.labels import counted, method_label
-from pomp_jax.analysis.reports import training_report
+from pomp_jax.analysis.run_report import write_run_report
 from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.loader import name_of
 from pomp_jax.data.source import Source, readable_images, spread_evenly
@@ -279,7 +278,7 @@ def _write(config: Settings, folder: RunFolder, results: dict, sets: Mapping[str
     classes=results["eval_classes"],
   )
   stored = with_provenance(results)
-  write_run_report(folder, config, stored, training_report(folder, stored))
+  write_run_report(folder, config, stored)
   # Last: a folder with results is a finished run.
   folder.write_results(stored)
   for split, scores in results["eval"].items():

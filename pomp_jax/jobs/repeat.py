@@ -12,9 +12,8 @@ import scipy.special
 
 from pomp_jax import hosts
 from pomp_jax.analysis import plots
-from pomp_jax.analysis.html_report import write_run_report
 from pomp_jax.analysis.labels import counted
-from pomp_jax.analysis.reports import seeds_report
+from pomp_jax.analysis.run_report import write_run_report
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.files.run_folder import RunFolder, with_provenance, writing
 from pomp_jax.files.terminal import steps_of
@@ -60,7 +59,7 @@ def run(config: Settings, workdir: str) -> dict:
   stored = with_provenance(results)
   with writing(folder.path):
     _plot(folder, results)
-    write_run_report(folder, config, stored, seeds_report(folder, stored))
+    write_run_report(folder, config, stored)
   folder.write_results(stored)
   for split, gain in results["gain"].items():
     log.info(

@@ -19,11 +19,9 @@ from typing import Any
 import numpy as np
 
 from pomp_jax import hosts, inputs
-from pomp_jax.analysis.html_report import write_run_report
 from pomp_jax.analysis.labels import counted, prompt_labels
-from pomp_jax.analysis.region_reports import regions_report
-from pomp_jax.analysis.segmentation import FIGURES, segmentation_sheet, segmentation_tables
-from pomp_jax.analysis.tables import markdown
+from pomp_jax.analysis.run_report import write_run_report
+from pomp_jax.analysis.segmentation import segmentation_sheet
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.pixels import IGNORED, read_values, write_labels
@@ -287,8 +285,6 @@ def _write_report(
   config: Settings, folder: RunFolder, pixels: PixelSet, results: dict[str, Any]
 ) -> None:
   """Writes tables, pictures, and the page with both."""
-  with replacing(folder.path / "results.md") as file:
-    file.write(f"{markdown(segmentation_tables(results))}\n{FIGURES}\n".encode())
   shown = _shown(results["images"])
   truth = [pixels.labels(index) for index in shown]
   titles = ["truth"] if any((labels != IGNORED).any() for labels in truth) else []
@@ -307,7 +303,7 @@ def _write_report(
     f"{len(shown)} of {counted(results['images'], 'image')},"
     f" {counted(len(pixels.classes), 'class')}",
   )
-  write_run_report(folder, config, results, regions_report(folder, config, results))
+  write_run_report(folder, config, results, "results.md")
 
 
 def _read_map(path, n_classes: int) -> np.ndarray:

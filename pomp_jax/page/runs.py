@@ -1,13 +1,14 @@
-"""Runs of a folder, read only: their list, tables, plots, curves and reports.
+"""Runs of a folder, read only: their list, reports, plots and curves.
 
 A run and a file are looked up in what the folder holds: no path is made of what a visitor sends.
 Links are not followed, neither those of folders nor those of files. Files may hold anything: what
 can't be shown is a line of its run.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import datetime
+from html import escape
 import json
 import os
 import pathlib
@@ -17,6 +18,11 @@ import tempfile
 from typing import Any, NamedTuple
 
 from pomp_jax.analysis import plots
+from pomp_jax.analysis.report import Report, Section, with_pictures
+from pomp_jax.analysis.report_files import html_section
+from pomp_jax.analysis.reports import figures_report
+from pomp_jax.analysis.run_report import BUILDERS
+from pomp_jax.config.fields import flatten
 from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.prompt_hub import without_folders
@@ -29,8 +35,7 @@ _DEPTH = 3
 MAX_RUNS = 500
 # Files beyond this are not read.
 _MAX_BYTES = 32 * 2**20
-_MAX_ROWS = 200
-_CURVES, _PROMPT = "training.png", "prompt.npz"
+CURVES, _PROMPT = "training.png", "prompt.npz"
 _OF_TRAINING = ("loss", "accuracy", "validation_top1")
 # Steps and values from here on are damage; axes can't be drawn.
 _HUGE = 1e15
@@ -64,15 +69,6 @@ class Run(NamedTuple):
   time: str
   report: bool
   prompt: str
-
-
-class Table(NamedTuple):
-  """A table of text cells."""
-
-  title: str
-  columns: Sequence[str]
-  rows: Sequence[Sequence[str]]
-  folded: bool = False  # whether it starts folded, below the plots
 
 
 def find_runs(root: pathlib.Path | None) -> dict[str, Run]:
@@ -137,13 +133,12 @@ def _lines(problems: list[str], file: str) -> Iterator[None]:
 
 
 def plot_files(run: Run) -> list[str]:
-  """Names of a run's plots; without those of a report, and the curves that `curves` draws."""
+  """Names of a run's plots."""
   folder = run.path / "plots"
-  if run.report or folder.is_symlink() or not folder.is_dir():
+  if folder.is_symlink() or not folder.is_dir():
     return []
   names = sorted(name for name in os.listdir(folder) if re.fullmatch(r"[ -~]+\.png", name))
-  drawn = has_curves(run)
-  return [n for n in names if _file(run.path, "plots", n) and not (drawn and n == _CURVES)]
+  return [name for name in names if _file(run.path, "plots", name)]
 
 
 def read_plot(run: Run, name: str) -> bytes | None:
@@ -172,26 +167,21 @@ def read_prompt(run: Run) -> NamedPrompt:
       raise RunFileError(without_folders(line)) from error
 
 
-def has_curves(run: Run) -> bool:
-  """Whether it has logged a training."""
-  return bool(set(_OF_TRAINING) & _scalars(run).keys())
-
-
 def curves(run: Run) -> bytes | None:
   """Draws loss and accuracy of a training as far as it has come; a PNG."""
   scalars = _scalars(run)
-  if not set(_OF_TRAINING) & scalars.keys():
-    return None
+  if not scalars:
+    return read_plot(run, CURVES)
   with tempfile.TemporaryDirectory(prefix="pomp_page_") as folder:
-    path = pathlib.Path(folder) / _CURVES
+    path = pathlib.Path(folder) / CURVES
     plots.training_curves(path, scalars)
     return path.read_bytes()
 
 
 def _scalars(run: Run) -> Mapping[str, plots.Series]:
-  """Logged scalars, without the points that can't be drawn."""
+  """Logged scalars of a training, without the points that can't be drawn."""
   found = RunFolder(run.path).scalars() if _file(run.path, "metrics.jsonl") else {}
-  return {name: _drawable(*series) for name, series in found.items()}
+  return {name: _drawable(*found[name]) for name in _OF_TRAINING if name in found}
 
 
 def _drawable(steps: Sequence[int], values: Sequence[float]) -> plots.Series:
@@ -200,76 +190,43 @@ def _drawable(steps: Sequence[int], values: Sequence[float]) -> plots.Series:
   return [s for s, _ in kept], [value for _, value in kept]
 
 
-def tables(run: Run) -> tuple[list[Table], list[str]]:
-  """Tables of a run, and a line for each of its parts that can't be shown.
+def show(run: Run, address: Callable[[str], str]) -> tuple[str, list[str]]:
+  """Formats a run's report as its job builds it, and a line for each file that can't be shown.
 
-  They are those of its `results.md`, accuracy, predictions, and the numbers of its results. All of
-  them start folded below a report. Absolute paths are cut to their last name.
+  Results of other jobs, or of which no report can be built, become a list of figures. The plots of
+  no section follow.
+
+  Args:
+    run: the run.
+    address: address of a plot; `CURVES` is for `curves`.
+
+  Returns:
+    HTML, in which absolute paths are cut to their last name, and the lines.
   """
-  found = markdown_tables((_read(run.path, "results.md") or b"").decode("utf-8", "replace"))
-  problems: list[str] = []
-  results, numbers = {}, []
+  files, problems, text = plot_files(run), [], ""
+  if _scalars(run):
+    files = sorted({*files, CURVES})
+  results: dict[str, Any] = {}
   with _lines(problems, "results.json"):
-    results = without_folders(_json(run.path, "results.json"))
-  for job, key, table in (("pretrain", "eval", _accuracy), ("predict", "images", _predictions)):
-    if run.job == job and key in results:
-      with _lines(problems, f"results.json: {key}"):
-        found.append(table(results[key]))
-        del results[key]
-  if not found or run.job == "pretrain":
-    with _lines(problems, "results.json"):
-      numbers = list(_numbers(results))
-  if numbers:
-    more = f", the first {_MAX_ROWS} of {len(numbers)}" if len(numbers) > _MAX_ROWS else ""
-    columns, folded = ("figure", "value"), bool(found)
-    found.append(Table(f"All figures{more}", columns, numbers[:_MAX_ROWS], folded))
-  # A report has the tables itself.
-  return [table._replace(folded=table.folded or run.report) for table in found], problems
+    results = _json(run.path, "results.json")
+    if results and (build := BUILDERS.get(run.job)):
+      fields = flatten(_json(run.path, "config.json"))
+      text = _html(build(results, fields), files, address)
+  return text or _html(figures_report(results), files, address), problems
 
 
-def _accuracy(splits: Mapping[str, Any]) -> Table:
-  prompts = list(dict.fromkeys(name for scores in splits.values() for name in scores))
-  rows = []
-  for split, scores in splits.items():
-    shown = [f"{100 * scores[name]['top1']:.1f}" if name in scores else "" for name in prompts]
-    rows.append([split, *shown, f"{next(iter(scores.values()))['images']:,}"])
-  names = (name.replace("_", " ") for name in prompts)
-  return Table("Top-1 accuracy (%)", ("split", *names, "images"), rows)
-
-
-def _predictions(images: Mapping[str, Any]) -> Table:
-  rows = [
-    [key, ", ".join(f"{one['name']} {100 * one['probability']:.1f}%" for one in best)]
-    for key, best in list(images.items())[:_MAX_ROWS]
-  ]
-  more = f", the first {_MAX_ROWS} of {len(images):,}" if len(images) > _MAX_ROWS else ""
-  return Table(f"Predictions{more}", ("file", "names"), rows)
-
-
-def _numbers(value: Any, name: str = "") -> Iterator[list[str]]:
-  """Numbers and short texts of nested dicts, with dotted names."""
-  if isinstance(value, Mapping):
-    for key, item in value.items():
-      yield from _numbers(item, f"{name}.{key}".lstrip("."))
-  elif isinstance(value, float):
-    yield [name, f"{value:.5g}"]
-  elif isinstance(value, int | str) and len(str(value)) < 200:
-    yield [name, str(value)]
-
-
-def markdown_tables(text: str) -> list[Table]:
-  """Tables of a `results.md`, each with the heading above it."""
-  found, title, lines = [], "", []
-  for line in (*text.splitlines(), ""):
-    if line.startswith("|"):
-      cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
-      lines.append([re.sub(r"\\(.)", r"\1", cell.strip().replace("**", "")) for cell in cells])
-      continue
-    if len(lines) > 2:
-      found.append(Table(title, lines[0], lines[2:]))
-    title = line.strip("# ") or title
-    lines = []
-  return found
+def _html(report: Report, files: Sequence[str], address: Callable[[str], str]) -> str:
+  sections = list(with_pictures(report, files).sections)
+  others = set(files) - {section.picture for section in sections}
+  sections += [Section(name[:-4].replace("_", " "), picture=name) for name in sorted(others)]
+  parts = [f"<p>{escape(without_folders(report.text))}</p>"] if report.text else []
+  for section in sections:
+    table = section.table
+    if table is not None:
+      table = table._replace(rows=without_folders(table.rows))
+    section = section._replace(table=table, links={})
+    parts.append(html_section(section, address))
+  return "".join(parts)
 
 
 def _file(folder: pathlib.Path, *names: str) -> pathlib.Path | None:

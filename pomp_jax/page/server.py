@@ -6,7 +6,6 @@ nothing from elsewhere. One computation runs at a time, and a few wait.
 
 from collections.abc import Callable, Collection, Iterator
 import contextlib
-import dataclasses
 import functools
 import ipaddress
 import logging
@@ -16,7 +15,7 @@ import threading
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from flask import Flask, Response, abort, render_template, request
+from flask import Flask, Response, abort, render_template, request, url_for
 from PIL import Image
 from werkzeug.exceptions import HTTPException
 
@@ -48,11 +47,10 @@ _WAITING, _THREADS = 4, 8
 # Connections that are open, those of them that wait for a (whole) request, and silence, seconds.
 _CONNECTIONS, _IDLE, _SILENCE = 200, 100, 30
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
-_STYLE, _SCRIPT = ((_TEMPLATES / name).read_text() for name in ("style.css", "page.js"))
 _SECURITY = {
   "Content-Security-Policy": (
     "default-src 'none'; img-src 'self' data: blob:; style-src 'self'; script-src 'self';"
-    " frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
   ),
   "Cross-Origin-Resource-Policy": "same-origin",
   "Referrer-Policy": "same-origin",
@@ -61,20 +59,19 @@ _SECURITY = {
 }
 # A report is a file of a run: it may show its own pictures and do nothing else.
 _REPORT = (
-  "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'self'"
+  "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'"
 )
 
 
 class Example(NamedTuple):
   """A picture to begin with."""
 
-  image: Image.Image
+  image: Image.Image | None
   names: str  # one a line
   boxes: str = ""  # one a line
 
 
-@dataclasses.dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
   """Fields of `config.page` that bound a request."""
 
   max_names: int
@@ -91,7 +88,6 @@ class Turns:
   """Lets one computation run at a time, and a few wait; after `close` none starts."""
 
   def __init__(self, waiting: int = _WAITING):
-    """Takes the number of computations that may wait."""
     self._places = threading.BoundedSemaphore(1 + waiting)
     self._lock = threading.Lock()
 
@@ -164,16 +160,17 @@ def make_app(
     ("/curves/<path:name>", page.curves),
     ("/plots/<path:name>/<file>", page.plot),
     ("/report/<path:name>", page.report),
-    ("/style.css", page.style),
-    ("/page.js", page.script),
   ):
     methods = ["GET", "POST"] if view in (page.classify, page.regions) else ["GET"]
     app.add_url_rule(rule, view.__name__, view, methods=methods)
+  for name, kind in (("style.css", "text/css"), ("page.js", "text/javascript")):
+    content = (_TEMPLATES / name).read_text()
+    app.add_url_rule(f"/{name}", name, functools.partial(Response, content, mimetype=kind))
   return app
 
 
 class _Page:
-  """The views."""
+  """The views. `examples` are pictures of the shelf, by tab and key."""
 
   def __init__(
     self, comparison: Comparison, root: pathlib.Path | None, limits: Limits, turns: Turns
@@ -207,8 +204,7 @@ class _Page:
       boxes_Rx4 = read_boxes(entered["boxes"], *image.size)
       with self._turns.turn():
         sheet, rows = comparison.name_boxes(image, names, boxes_Rx4)
-      lines = entered["boxes"].split("\n")
-      lines = [line.strip() for line in lines if line.strip()]
+      lines = [line.strip() for line in entered["boxes"].split("\n") if line.strip()]
       return {"sheet": self.shelf.add(sheet), "boxes": list(zip(lines, rows, strict=True))}
 
     own = self._comparison
@@ -218,9 +214,11 @@ class _Page:
   def _form(self, tab: str, compute: Callable[..., dict[str, Any]], **more) -> tuple[str, int]:
     """Reads the form, computes, and shows both; bad input is a line above what was entered."""
     examples, found, error, status = self.examples[tab], {}, "", 200
-    comparison, offered = self._comparison, self._offered()
-    first = next(iter(examples), "")
-    shown = Example(None, "") if not first else examples[first]
+    comparison = self._comparison
+    # Runs whose prompts can be chosen: those that are not on the page anyway.
+    known = ("", *comparison.files)
+    offered = {name: run for name, run in self._runs().items() if run.prompt not in known}
+    first, shown = next(iter(examples.items()), ("", Example(None, "")))
     entered = {"picture": first, "names": shown.names, "boxes": shown.boxes, "templates": ""}
     labels = [named.label for named in comparison.prompts]
     picked = {"prompt": labels, "run": []}
@@ -244,11 +242,6 @@ class _Page:
     fields |= {"own": self._comparison, "prompts": comparison.prompts, "picked": picked}
     fields |= {"found": found, "limits": self._limits, "offered": offered}
     return render_template(f"{tab}.html", **fields), status
-
-  def _offered(self) -> dict[str, runs.Run]:
-    """Runs whose prompts can be chosen: those that are not on the page anyway."""
-    files = self._comparison.files
-    return {n: run for n, run in self._runs().items() if run.prompt not in ("", *files)}
 
   def _chosen(
     self, templates: str, offered: dict[str, runs.Run], prompt: list[str], run: list[str]
@@ -277,14 +270,6 @@ class _Page:
       raise FormError("the picture: none given, or forgotten by now; choose a file")
     return read_picture(content)
 
-  def style(self) -> Response:
-    """The style sheet of all pages."""
-    return Response(_STYLE, mimetype="text/css")
-
-  def script(self) -> Response:
-    """The script of all pages: preview, drop and paste, and that a computation runs."""
-    return Response(_SCRIPT, mimetype="text/javascript")
-
   def picture(self, key: str) -> Response:
     """A picture that the page itself has drawn or encoded."""
     return _png(self.shelf.get(key))
@@ -299,18 +284,17 @@ class _Page:
     return render_template("runs.html", tab="reports", runs=found)
 
   def run(self, name: str) -> str:
-    """One run: curves, tables, plots, report."""
+    """One run: its state and its report."""
     run = self._run(name)
-    tables, problems = runs.tables(run)
-    return render_template(
-      "run.html",
-      tab="reports" if run.report else "runs",
-      run=run,
-      curves=runs.has_curves(run),
-      tables=tables,
-      problems=problems,
-      plots=runs.plot_files(run),
-    )
+
+    def address(file: str) -> str:
+      if file == runs.CURVES:
+        return url_for("curves", name=name)
+      return url_for("plot", name=name, file=file)
+
+    report, problems = runs.show(run, address)
+    tab = "reports" if run.report else "runs"
+    return render_template("run.html", tab=tab, run=run, report=report, problems=problems)
 
   def curves(self, name: str) -> Response:
     """Curves of a training."""
@@ -360,19 +344,16 @@ def _check_origin(host: str, hosts: Collection[str]) -> None:
     name, sender = urlsplit(f"//{request.host}").hostname or "", urlsplit(origin).netloc
   except ValueError:
     abort(400)
-  own = name in LOOPBACK or name in hosts
-  if not own and (host in LOOPBACK or not _is_of_machine(name)):
+  own = {*LOOPBACK, *hosts}
+  if host not in LOOPBACK:
+    own.add(socket.gethostname().lower())
+    with contextlib.suppress(ValueError):
+      ipaddress.ip_address(name)
+      own.add(name)  # an address, which no other site can make its own
+  if name not in own:
     raise FormError(f"this page does not answer to {printable(name, 80)!r}; page.hosts can name it")
   if request.method == "POST" and sender != request.host:
     abort(403)
-
-
-def _is_of_machine(name: str) -> bool:
-  """Whether a name is an address, which no other site can make its own, or this machine's."""
-  try:
-    return bool(ipaddress.ip_address(name))
-  except ValueError:
-    return name == socket.gethostname().lower()
 
 
 def _secure(response: Response) -> Response:

@@ -10,16 +10,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax.ablation.report import write_outcome
-from pomp_jax.analysis.html_report import write_run_report
-from pomp_jax.analysis.region_reports import regions_report
-from pomp_jax.analysis.reports import (
-  baselines_report,
-  evaluation_report,
-  geometry_report,
-  seeds_report,
-  training_report,
-)
+from pomp_jax.analysis.ablation_report import write_cells
+from pomp_jax.analysis.report import Report, Section, Table, highest_cells
+from pomp_jax.analysis.report_files import html, latex, markdown
+from pomp_jax.analysis.run_report import write_run_report
+from pomp_jax.analysis.set_accuracy import published
 from pomp_jax.files.run_folder import RunFolder, with_provenance
 from tests.support.report_page import AWKWARD, Page
 from tests.support.small_run import small_config
@@ -142,36 +137,22 @@ def ablation_results():
   return {"cells": cells, "missing": []}
 
 
-def ablation_page(path, results):
-  """Page of an ablation, with its plot."""
-  folder = RunFolder(path)
-  folder.create()
-  config = small_config(job="ablate", **{"eval.template": AWKWARD})
-  write_outcome(config, folder, with_provenance(results))
-  return Page((path / "report.html").read_text())
-
-
 def page_of(job, path, results, **changes):
   """Page of a run, with the plots that are in its folder."""
-  folder, stored = RunFolder(path), with_provenance(results)
-  config = small_config(job=job, **changes)
-  if job in ("segment", "detect"):
-    report = regions_report(folder, config, stored)
-  else:
-    report = REPORTS[job][0](folder, stored)
-  write_run_report(folder, config, stored, report)
+  folder, stored = RunFolder(path), with_provenance({"job": job} | results)
+  write_run_report(folder, small_config(job=job, **changes), stored, "results.md", "results.tex")
   return Page((path / "report.html").read_text())
 
 
-# By job: the function, its results, and the plots.
+# By job: its results, and the plots.
 REPORTS = {
-  "pretrain": (training_report, training_results, ("accuracy.png", "predictions.png")),
-  "evaluate": (evaluation_report, evaluation_results, ("accuracy_own_top1.png", "calibration.png")),
-  "baselines": (baselines_report, baselines_results, ("accuracy.png",)),
-  "analyse": (geometry_report, geometry_results, ("alignment_uniformity.png", "map_novel.png")),
-  "repeat": (seeds_report, seeds_results, ("accuracy.png",)),
-  "segment": (regions_report, segmentation_results, ("segmentation.png",)),
-  "ablate": (None, ablation_results, ("sweep.png",)),
+  "pretrain": (training_results, ("accuracy.png", "predictions.png")),
+  "evaluate": (evaluation_results, ("accuracy_own_top1.png", "calibration.png")),
+  "baselines": (baselines_results, ("accuracy.png",)),
+  "analyse": (geometry_results, ("alignment_uniformity.png", "map_novel.png")),
+  "repeat": (seeds_results, ("accuracy.png",)),
+  "segment": (segmentation_results, ("segmentation.png",)),
+  "ablate": (ablation_results, ("sweep.png",)),
 }
 # Classes that gain or lose most, between the first and the last.
 ROWS = "\n".join(f"<i>{c}</i>" for c in (*range(1, 7), 8, *range(12, 19)))
@@ -280,18 +261,17 @@ FACTS = {
 
 @pytest.fixture(scope="module", params=list(REPORTS))
 def page(request, tmp_path_factory):
-  """The name of a job, its parsed page, and the page's text."""
+  """The name of a job, its parsed page, and the folder."""
   job = request.param
-  _, results, plots = REPORTS[job]
+  results, plots = REPORTS[job]
   path = tmp_path_factory.mktemp(job)
+  (path / "plots").mkdir()
   if job == "ablate":
-    parsed = ablation_page(path, results())
+    write_cells(RunFolder(path), results())
   else:
-    (path / "plots").mkdir()
     for name in plots:
       Image.new("RGB", (3, 2), "red").save(path / "plots" / name)
-    parsed = page_of(job, path, results(), **{"eval.template": AWKWARD})
-  return job, parsed, (path / "report.html").read_text()
+  return job, page_of(job, path, results(), **{"eval.template": AWKWARD}), path
 
 
 def test_every_figure_is_on_the_page(page):
@@ -314,10 +294,11 @@ def test_every_figure_is_on_the_page(page):
 
 
 def test_the_page_is_whole_and_fetches_nothing(page):
-  job, parsed, text = page
+  job, parsed, path = page
+  text = (path / "report.html").read_text()
   assert parsed.open == []
   assert not parsed.tags & {"script", "link", "iframe", "b"}
-  assert len(parsed.images) == len(REPORTS[job][2])
+  assert len(parsed.images) == len(REPORTS[job][1])
   for image in parsed.images:
     assert image["src"].startswith("data:image/png;base64,") and image["alt"]
   assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?(https?:)?//""", text)
@@ -363,3 +344,39 @@ def test_the_page_says_where_regions_come_from(tmp_path, changes, expected, abse
   [found] = [dict(table) for table in parsed.tables if table[0][0] == "images"]
   assert expected.items() <= found.items()
   assert not any(absent in name for name in found)
+
+
+def test_markdown_and_latex_have_the_figures_of_the_page(tmp_path):
+  """Published figures with their source beside ours, of which the highest is bold."""
+  found = evaluation_results()
+  top1 = {label: {"dtd": 0.511 + i / 10, "mean": 0.4} for i, label in enumerate(PROMPTS)}
+  found["accuracy"] = {"cross_dataset": {"top1": top1}}
+  found["images"] = {"cross_dataset": {"top1": {"dtd": 1234}}}
+  found["published"] = {"cross_dataset": {"top1": published("cross_dataset", "top1", top1)}}
+  found["splits"] = {"cross_dataset": {"dtd": "all"}}
+  page_of("evaluate", tmp_path, found)
+  text = (tmp_path / "results.md").read_text()
+  lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+  assert ["prompt", "dtd (all)", "mean"] in lines and ["images", "1,234", "-"] in lines
+  assert ["POMP, paper \\[1]", "-", "67.0"] in lines and "\n[1] Ren et al." in text
+  ours = [line[1:] for line in lines if len(line) == 3 and line[2] == "**40.0**"]
+  assert ours == [["51.1", "**40.0**"], ["61.1", "**40.0**"], ["**71.1**", "**40.0**"]]
+  assert "(all): all images of a folder" in text and "1 sets are missing" in text
+  assert "a \\<b>&" in text  # escaped
+  text = (tmp_path / "results.tex").read_text()
+  assert text.count(r"\begin{table}") == text.count(r"\end{table}") >= 3
+  body = "".join(line for line in text.splitlines() if not line.startswith("%"))
+  assert not re.search(r"(?<!\\)[%_#]", body)
+  assert r"\textbf{71.1}" in body and "POMP, paper [1]" in body and r"of a \{\}." in body
+
+
+def test_every_writer_has_every_cell():
+  rows = [["a_b", "1.5 (1.0 to 2.0)", "-"], ["<c>", "2.5", "7"]]
+  table = Table(("prompt", "x", "y"), rows, highest=highest_cells(rows))
+  assert table.highest == [(1, 1), (1, 2)]
+  report = Report("T", "text", [Section("S", "why", table, brief=True), Section("not brief")])
+  assert "| a\\_b | 1.5 (1.0 to 2.0) | - |\n| \\<c> | **2.5** | **7** |\n" in markdown(report)
+  assert r"a\_b & 1.5 (1.0 to 2.0) & - \\" in latex(report)
+  assert r"<c> & \textbf{2.5} & \textbf{7} \\" in latex(report)
+  assert Page(html(report, (), str.encode)).table("prompt") == rows
+  assert "not brief" not in markdown(report) + latex(report)

@@ -9,10 +9,11 @@ from unittest import mock
 from PIL import Image
 import pytest
 
-from pomp_jax.analysis.tables import Row, Table, markdown
 from pomp_jax.files.run_folder import noting_failure
 from pomp_jax.page import runs, server
 from pomp_jax.page.comparison import Comparison
+from tests.analysis.test_reports import training_results
+from tests.support.report_page import Page
 
 # Enough for the pages of runs.
 NO_CLIP = mock.Mock(spec=Comparison, prompts=[], has_learned=False)
@@ -66,43 +67,44 @@ def test_links_of_files_are_not_read(root, tmp_path):
   (demo / "results.md").symlink_to("/etc/passwd")
   run = runs.find_runs(root)["demo"]
   assert run.state == "not finished" and not run.report
-  assert runs.tables(run) == ([], []) and runs.curves(run) is None and runs.read_report(run) is None
-  assert runs.plot_files(run) == ["training.png"]
+  assert runs.read_report(run) is None and runs.plot_files(run) == ["training.png"]
+  shown, problems = runs.show(run, str)
+  assert "<td" not in shown and shown.count("<img") == 1 and problems == []
   (demo / "plots").rename(demo / "old")
   (demo / "plots").symlink_to(secret / "plots")
   assert runs.plot_files(run) == [] and runs.read_plot(run, "accuracy.png") is None
 
 
-def test_tables_and_curves_of_a_training(root):
-  run = runs.find_runs(root)["demo"]
-  (accuracy, results), problems = runs.tables(run)
-  assert problems == []
-  assert accuracy.columns == ("split", "prompt", "hand written", "images")
-  assert accuracy.rows == [["base", "25.0", "25.0", "64"], ["novel", "50.0", "50.0", "64"]]
-  assert {tuple(row) for row in results.rows} == {
-    ("job", "pretrain"),
-    ("k", "16"),
-    ("data.root", "pictures"),
-  }
-  assert runs.plot_files(run) == ["accuracy.png"]  # the curves are drawn
-  assert runs.read_plot(run, "accuracy.png") == (root / "demo/plots/accuracy.png").read_bytes()
+def test_a_training_is_shown_as_its_report(root):
+  """The same tables from its results, its curves as far as they are, and its plots once."""
+  write_run(root / "whole", **training_results())
+  run = runs.find_runs(root)["whole"]
+  text, problems = runs.show(run, "/plots/{}".format)
+  page = Page(text)
+  assert problems == [] and page.open == []
+  assert ["learned prompt", "51.1 (48.1 to 53.1)", "62.2 (59.2 to 64.2)"] in page.tables[0]
+  sources = [image["src"] for image in page.images]
+  assert sources == ["/plots/accuracy.png", "/plots/training.png"]
+  drawn = runs.read_plot(run, "training.png")
+  assert drawn == (root / "whole/plots/training.png").read_bytes() != runs.curves(run)
+  (root / "whole" / "metrics.jsonl").unlink()
+  assert runs.curves(run) == drawn
   assert runs.read_plot(run, "../plots/accuracy.png") is runs.read_plot(run, "a\0b") is None
+
+
+def test_results_of_another_version_are_a_list_of_figures(root):
+  run = runs.find_runs(root)["demo"]
+  text, problems = runs.show(run, str)
+  assert len(problems) == 1 and "results.json can't be shown (KeyError" in problems[0]
+  found = {tuple(row) for row in Page(text).tables[0]}
+  assert {("k", "16"), ("data.root", "pictures"), ("eval.base.prompt.top1", "0.25")} <= found
 
 
 def test_names_of_predicted_files(root):
   best = [{"name": "star", "probability": 0.75}, {"name": "leaf", "probability": 0.125}]
   write_run(root / "predicted", job="predict", images={"a.png": best})
-  (table,), _ = runs.tables(runs.find_runs(root)["predicted"])
-  assert table.rows == [["a.png", "star 75.0%, leaf 12.5%"]]
-
-
-def test_tables_are_folded_below_a_report(root):
-  rows = (Row("{}.", (1.5,)),)
-  (root / "demo" / "results.md").write_text(markdown([Table("Top-1", "prompt", ("base",), rows)]))
-  folded = [[table.folded for table in runs.tables(runs.find_runs(root)["demo"])[0]]]
-  (root / "demo" / "report.html").write_text("<h1>demo</h1>")
-  folded.append([table.folded for table in runs.tables(runs.find_runs(root)["demo"])[0]])
-  assert folded == [[False, False, True], [True, True, True]]
+  text, _ = runs.show(runs.find_runs(root)["predicted"], str)
+  assert Page(text).table("file") == [["a.png", "star 75.0%, leaf 12.5%"]]
 
 
 def test_the_state_of_a_run_and_why_it_failed(root):

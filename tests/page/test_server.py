@@ -145,9 +145,8 @@ def test_a_run_and_its_report(client):
   text = client.get(link).data.decode()
   assert "<b>" not in text.partition("<main>")[2] and "demo &lt;b&gt;" in text
   sources = re.findall(r'src="([^"]+)"', text.partition("<main>")[2])
-  kinds = [client.get(source).mimetype for source in sources]
-  assert kinds == ["text/html", "image/png"]  # the report, which has the plots, and the curves
-  report = client.get(sources[0])
+  assert [client.get(source).mimetype for source in sources] == ["image/png"] * 2
+  report = client.get(re.search(r'href="(/report/[^"]+)"', text)[1])
   assert report.headers["Content-Security-Policy"].startswith("sandbox; default-src 'none'")
   assert re.findall(r'<a href="(/runs/[^"]+)"', client.get("/reports").data.decode()) == [link]
 

@@ -40,7 +40,7 @@ class Page(html.parser.HTMLParser):
 
   def handle_data(self, data):
     self.text += data
-    if self.open and self.open[-1] in ("td", "th"):
+    if {"td", "th"} & set(self.open[-2:]):
       self.tables[-1][-1][-1] += data
     elif self.open and self.open[-1] in ("h1", "h2"):
       self.headings[-1] += data

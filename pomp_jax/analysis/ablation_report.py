@@ -1,79 +1,84 @@
-"""What an ablation leaves beside its cells: a table, a plot, and a page with everything."""
+"""What an ablation leaves beside its cells: a table, plots, and a report."""
 
 from collections.abc import Mapping, Sequence
 import json
 from typing import Any
 
-from pomp_jax.ablation.grid import text_of
 from pomp_jax.analysis import time_to_accuracy
-from pomp_jax.analysis.ablation import COSTS, Group, csv_text, figures_of, groups, sweep
-from pomp_jax.analysis.html_report import Grid, Report, Section, write_run_report
+from pomp_jax.analysis.ablation import (
+  COSTS,
+  SEED,
+  Group,
+  csv_text,
+  figures_of,
+  groups,
+  scale_of,
+  sweep,
+)
 from pomp_jax.analysis.labels import counted, method_label
-from pomp_jax.config import Settings
+from pomp_jax.analysis.report import Report, Section, Table, pictures
+from pomp_jax.analysis.reports import failures
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder
 
 # The split whose best line is marked, the first of these that there is.
 _MARKED = ("novel_top1", "new_top1", "test_top1", "base_top1")
-
-
-def write_outcome(config: Settings, folder: RunFolder, results: Mapping[str, Any]) -> None:
-  """Writes `cells.csv`, `plots/sweep.png` and `report.html`, and the plot of time to accuracy.
-
-  Args:
-    config: of the ablation.
-    folder: of the run.
-    results: `cells`, one or more, and what `results.json` holds beside them, with its provenance.
-  """
-  cells = results["cells"]
-  with replacing(folder.path / "cells.csv") as file:
-    file.write(csv_text(cells).encode())
-  plot = folder.plots / "sweep.png"
-  of_cells = groups(cells)
-  sweep(plot, of_cells, _references(cells), _images(cells))
-  n_seeds = len({cell["values"].get("seed") for cell in cells})
-  failed = [cell for cell in cells if cell["error"]]
-  fields = list(dict.fromkeys(field for cell in cells for field in cell["values"]))
-  sections = [
-    Section(
-      "Summary",
-      f"Mean ± sample standard deviation over the seeds. {_images_text(cells)} {_REMARK}",
-      _summary(of_cells),
-    ),
-    Section("Plot", picture=plot, caption="Figures against the swept field"),
-    *_time_to_accuracy(folder, results),
-    Section("Prompts written by hand", "Top-1 accuracy (%).", _by_hand(cells)),
-    Section("Cells", table=_all(cells, fields)),
-    Section("Failed cells", "" if failed else "None.", _failed(failed)),
-    Section("Missing cells", ", ".join(results["missing"]) or "None."),
-  ]
-  title = f"Ablation over {', '.join(fields)}"
-  text = f"{counted(len(cells), 'cell')}, {counted(n_seeds, 'seed')}."
-  write_run_report(folder, config, results, Report(title, text, sections))
-
-
-_REMARK = (
+_COSTS = (
   "Training time is a cell's share of the steps of the program that trained it, memory its share"
   " of that program's temporaries; rendering, features of images and compilation are shared and"
   " not in them."
 )
-
-
 _TIMES = (
   "Seconds are steps times the median seconds of a step of a cell trained alone, without the image"
   " tower, and the first bank; kinds of cells are timed in turn. A kind arrives when its validation"
   " accuracy (images of the training classes, mean over the seeds) is at least the exact contrast's"
   " after the last step less its standard deviation."
 )
+_SWEEP, _COURSES = "sweep.png", "time_to_accuracy.png"
 
 
-def _time_to_accuracy(folder: RunFolder, results: Mapping[str, Any]) -> list[Section]:
-  """Sections of the report; none without the times of steps."""
+def write_cells(folder: RunFolder, results: Mapping[str, Any]) -> None:
+  """Writes one or more cells as CSV and plots; accuracy against time where steps were timed."""
+  cells = results["cells"]
+  with replacing(folder.path / "cells.csv") as file:
+    file.write(csv_text(cells).encode())
+  sweep(folder.plots / _SWEEP, groups(cells), _references(cells), _images(cells))
+  found = time_to_accuracy.courses(cells, results.get("step_times", ()))
+  if found:
+    time_to_accuracy.plot(folder.plots / _COURSES, found, _images(cells))
+
+
+def ablation_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
+  """Report of an ablation: mean and spread of each kind of cell, every cell, failures."""
+  del fields
+  cells = results["cells"]
+  failed = [(cell["name"], cell["error"]) for cell in cells if cell["error"]]
+  swept = list(dict.fromkeys(field for cell in cells for field in cell["values"]))
+  images = ", ".join(f"{_or(own)} of {split}" for split, own in _images(cells).items())
+  evaluated = f" Images evaluated: {images}." if images else ""
+  sections = [
+    Section(
+      "Summary",
+      f"Mean ± sample standard deviation over the seeds.{evaluated} {_COSTS}",
+      _summary(groups(cells)),
+    ),
+    *pictures({_SWEEP: "Figures against the swept field"}),
+    *_time_to_accuracy(results),
+    Section("Prompts written by hand", "Top-1 accuracy (%).", _by_hand(cells)),
+    Section("Cells", table=_all(cells, swept)),
+    failures("Failed cells", "cell", failed),
+    Section("Missing cells", ", ".join(results["missing"]) or "None."),
+  ]
+  n_seeds = len({cell["values"].get(SEED) for cell in cells})
+  text = f"{counted(len(cells), 'cell')}, {counted(n_seeds, 'seed')}."
+  return Report(f"Ablation over {', '.join(swept)}", text, sections)
+
+
+def _time_to_accuracy(results: Mapping[str, Any]) -> list[Section]:
+  """When each kind of cell arrives; nothing without the times of steps."""
   found = time_to_accuracy.courses(results["cells"], results.get("step_times", ()))
   if not found:
     return []
-  picture = folder.plots / "time_to_accuracy.png"
-  time_to_accuracy.plot(picture, found, _images(results["cells"]))
   rows = []
   for one in time_to_accuracy.arrivals(found):
     course, figures = one.course, one.course.group.figures
@@ -89,9 +94,10 @@ def _time_to_accuracy(folder: RunFolder, results: Mapping[str, Any]) -> list[Sec
   columns += ["faster than exact", "than the fastest uniform draw"]
   threshold = time_to_accuracy.threshold_of(found)
   text = _TIMES + (f" That is {100 * threshold:.1f}%." if threshold is not None else "")
+  table = Table(columns, rows) if rows else None
   return [
-    Section("Time to accuracy", text, Grid(columns, rows) if rows else None),
-    Section("Accuracy against time", picture=picture, caption="Accuracy against seconds"),
+    Section("Time to accuracy", text, table),
+    *pictures({_COURSES: "Accuracy against seconds of training"}),
   ]
 
 
@@ -105,9 +111,8 @@ def _images(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
   return {split: sorted(own) for split, own in counts.items()}
 
 
-def _images_text(cells: Sequence[Mapping[str, Any]]) -> str:
-  parts = [f"{' or '.join(f'{n:,}' for n in own)} of {s}" for s, own in _images(cells).items()]
-  return f"Images evaluated: {', '.join(parts)}." if parts else ""
+def _or(numbers: Sequence[int]) -> str:
+  return " or ".join(f"{n:,}" for n in numbers)
 
 
 def _references(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -138,29 +143,33 @@ def _heading(name: str) -> str:
   return COSTS.get(name) or f"{name.removesuffix('_top1')} top-1 (%)"
 
 
-def _summary(of_cells: Sequence[Group]) -> Grid:
+def _text_of(value: Any) -> str:
+  return "-" if value is None else str(value)
+
+
+def _summary(of_cells: Sequence[Group]) -> Table:
   fields = list(dict.fromkeys(field for group in of_cells for field in group.values))
   names = list(dict.fromkeys(name for group in of_cells for name in group.figures))
   rows, marked = [], next((name for name in _MARKED if name in names), None)
   for group in of_cells:
     figures = [_spread(group, name) for name in names]
-    rows.append([*(text_of(group.values.get(field)) for field in fields), *figures])
+    rows.append([*(_text_of(group.values.get(field)) for field in fields), *figures])
   means = [g.figures[marked].mean if marked in g.figures else -1.0 for g in of_cells]
-  classes = ["best" if m == max(means) and m >= 0 else "" for m in means]
-  return Grid([*fields, *map(_heading, names)], rows, classes)
+  marks = ["best" if m == max(means) and m >= 0 else "" for m in means]
+  return Table([*fields, *map(_heading, names)], rows, marks)
 
 
 def _spread(group: Group, name: str) -> str:
   if name not in group.figures:
     return "-"
-  found, scale = group.figures[name], 1.0 if name in COSTS else 100.0
+  found, scale = group.figures[name], scale_of(name)
   text = f"{scale * found.mean:.1f}"
   if len(found.values) > 1:
     text += f" ± {scale * found.std:.1f}"
   return text + (f" ({group.failed} failed)" if group.failed else "")
 
 
-def _by_hand(cells: Sequence[Mapping[str, Any]]) -> Grid:
+def _by_hand(cells: Sequence[Mapping[str, Any]]) -> Table:
   found = _distinct_by_hand(cells)
   splits = list(dict.fromkeys(split for _, by_hand in found for split in by_hand))
   rows = []
@@ -169,22 +178,15 @@ def _by_hand(cells: Sequence[Mapping[str, Any]]) -> Grid:
     for prompt in next(iter(by_hand.values()), {}):
       figures = [f"{100 * by_hand[s][prompt]:.1f}" if s in by_hand else "-" for s in splits]
       rows.append([method_label(prompt) + where, *figures])
-  return Grid(("prompt", *splits), rows)
+  return Table(("prompt", *splits), rows)
 
 
-def _all(cells: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> Grid:
+def _all(cells: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> Table:
   names = list(dict.fromkeys(name for cell in cells for name in figures_of(cell)))
   rows = []
   for cell in cells:
     own = figures_of(cell)
-    figures = [
-      f"{(1 if name in COSTS else 100) * own[name]:.1f}" if name in own else "-" for name in names
-    ]
-    rows.append([*(text_of(cell["values"].get(field)) for field in fields), *figures])
-  classes = ["failed" if cell["error"] else "" for cell in cells]
-  return Grid([*fields, *map(_heading, names)], rows, classes)
-
-
-def _failed(cells: Sequence[Mapping[str, Any]]) -> Grid | None:
-  rows = [(cell["name"], cell["error"]) for cell in cells]
-  return Grid(("cell", "error"), rows, ["failed"] * len(rows)) if rows else None
+    figures = [f"{scale_of(name) * own[name]:.1f}" if name in own else "-" for name in names]
+    rows.append([*(_text_of(cell["values"].get(field)) for field in fields), *figures])
+  marks = ["failed" if cell["error"] else "" for cell in cells]
+  return Table([*fields, *map(_heading, names)], rows, marks)

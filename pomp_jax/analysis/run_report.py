@@ -1,0 +1,119 @@
+"""The report of a run: which job's it is, what all runs add to it, and its files."""
+
+from collections.abc import Callable, Mapping
+import json
+from typing import Any
+
+from pomp_jax.analysis.ablation_report import ablation_report
+from pomp_jax.analysis.evaluation_report import evaluation_report
+from pomp_jax.analysis.gradient_bias import gradient_bias_report
+from pomp_jax.analysis.region_reports import regions_report
+from pomp_jax.analysis.report import Report, Section, Table, facts, with_pictures
+from pomp_jax.analysis.report_files import html, latex, markdown
+from pomp_jax.analysis.reports import (
+  baselines_report,
+  geometry_report,
+  predictions_report,
+  seeds_report,
+  training_report,
+)
+from pomp_jax.config.fields import Settings, flatten
+from pomp_jax.files.atomic import replacing
+from pomp_jax.files.paths import exists, read_bytes
+from pomp_jax.files.run_folder import RunFolder, to_json
+
+# By job: (what `results.json` holds, fields of the config by dotted name) -> report.
+BUILDERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Report]] = {
+  "ablate": ablation_report,
+  "analyse": geometry_report,
+  "baselines": baselines_report,
+  "detect": regions_report,
+  "evaluate": evaluation_report,
+  "gradient_bias": gradient_bias_report,
+  "predict": predictions_report,
+  "pretrain": training_report,
+  "repeat": seeds_report,
+  "segment": regions_report,
+}
+# Files of runs that a report links to, with what they hold.
+_FILES = {
+  "results.json": "every figure",
+  "results.md": "tables in Markdown",
+  "results.tex": "tables in LaTeX",
+  "cells.csv": "a line a cell",
+  "results.csv": "a line a prompt and set",
+  "classes.csv": "accuracy of each class",
+  "confusions.csv": "names that were taken for others",
+  "clip_benchmark.csv": "figures in CLIP_benchmark's form",
+  "prompt.npz": "the learned prompt",
+  "prompt_last.npz": "that of the last checkpoint",
+  "prompt_best.npz": "that of the checkpoint that is best on validation",
+  "classifier.npz": "the classifier",
+  "metrics.jsonl": "scalars of the training",
+  "config.json": "every field of the config",
+  "plots": "pictures",
+  "sets": "figures of each class",
+  "labels": "label images of each prompt",
+  "detections": "detections of each prompt in COCO's form",
+}
+_WRITERS = {"results.md": markdown, "results.tex": latex}
+
+
+def write_run_report(
+  folder: RunFolder, config: Settings, results: Mapping[str, Any], *names: str
+) -> None:
+  """Writes `report.html`, and the files `names`, into a run's folder, atomically.
+
+  Args:
+    folder: folder of the run, with its plots.
+    config: config of the run.
+    results: what `results.json` holds, with its provenance.
+    names: "results.md" and "results.tex", as the job leaves them.
+  """
+  report = BUILDERS[results["job"]](results, config.flat())
+  drawn = {section.picture for section in report.sections} - {""}
+  report = with_pictures(report, {name for name in drawn if exists(folder.plots / name)})
+  for name in names:
+    with replacing(folder.path / name) as file:
+      file.write(_WRITERS[name](report).encode())
+  origin = results.get("provenance") or {}
+  devices, commit = origin.get("devices"), origin.get("commit") or ""
+  run = {
+    "job": config.job,
+    "date": (origin.get("date") or "").replace("T", " ").replace("+00:00", " UTC"),
+    "commit": commit,
+    "devices": f"{devices['number']} x {devices['kind']}" if devices else "",
+  }
+  short = run | {"commit": f"commit {commit[:10]}" if commit else ""}
+  whole = report._replace(sections=[*report.sections, *_run_sections(folder, config, run, origin)])
+  lines = " \u00b7 ".join(filter(None, short.values())), report.text
+  page = html(whole, lines, lambda name: read_bytes(folder.plots / name))
+  with replacing(folder.path / "report.html") as file:
+    file.write(page.encode())
+
+
+def _run_sections(
+  folder: RunFolder, config: Settings, run: Mapping[str, str], origin: Mapping[str, Any]
+) -> list[Section]:
+  """What every run says: origin, command, config, files and versions."""
+  defaults = flatten(Settings().to_dict())
+  changed = [
+    (field, value if isinstance(value, str) else json.dumps(json.loads(to_json(value))))
+    for field, value in config.flat().items()
+    if value != defaults.get(field)
+  ]
+  # results.json is written after the report, so that a folder with results is complete.
+  files = [name for name in _FILES if name == "results.json" or exists(folder.path / name)]
+  versions = {name: text or "-" for name, text in origin.get("versions", {}).items()}
+  return [
+    Section("Run", table=facts(run)),
+    *([Section("Command", code=origin["command"])] if "command" in origin else []),
+    Section(
+      "Fields of the config that differ from their defaults",
+      "" if changed else "None.",
+      Table(("field", "value"), changed) if changed else None,
+    ),
+    Section("Config", code=json.dumps(config.to_dict(), indent=2), folded=True),
+    Section("Files", links={f"{name}: {_FILES[name]}": name for name in files}),
+    Section("Versions", table=facts(versions)),
+  ]
