@@ -167,7 +167,6 @@ def results(case):
 def no_drawings(monkeypatch):
   """Figures and tables alone: what draws is tested on the shared run."""
   monkeypatch.setattr(evaluate, "plots", mock.Mock())
-  monkeypatch.setattr(evaluate, "write_run_report", mock.Mock())
 
 
 def test_figures_equal_torch(case, results):
