@@ -3,20 +3,18 @@
 from typing import Any
 
 from botocore.exceptions import ClientError, EndpointConnectionError
-from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 from s3fs.core import set_custom_error_handler
 
-from pomp_jax.files.store_errors import translate_methods, translated
+from pomp_jax.files.store_errors import translate
 
 _RETRIED = {429, 500, 502, 503, 504}
 
 
 class AmazonStore(S3FileSystem):
-  """s3fs, without its cache of listings, which other hosts make stale.
+  """s3fs, which tries a request eleven times, with pauses from 0.1 s on: 29 s in all.
 
-  It tries a request eleven times, with pauses from 0.1 s on that grow by 1.7, 29 s in all. Region,
-  credentials and endpoint are those of AWS's environment variables and files.
+  Region, credentials and endpoint are those of AWS's environment variables and files.
   """
 
   retries = 11
@@ -25,14 +23,10 @@ class AmazonStore(S3FileSystem):
     """As s3fs's."""
     # botocore's own attempts would multiply with those.
     once = {"retries": {"mode": "standard", "total_max_attempts": 1}}
-    kwargs |= {"use_listings_cache": False, "config_kwargs": once}
-    super().__init__(*args, **kwargs)
-
-  async def _mkdir(self, path: str, *args: Any, **kwargs: Any) -> None:
-    """Does nothing: there are no folders, and s3fs would create a missing bucket."""
+    super().__init__(*args, **({"config_kwargs": once} | kwargs))
 
   async def _makedirs(self, path: str, exist_ok: bool = False) -> None:
-    """Does nothing."""
+    """Does nothing: there are no folders, and s3fs would create a missing bucket."""
 
 
 def _is_transient(error: Exception) -> bool:
@@ -41,11 +35,9 @@ def _is_transient(error: Exception) -> bool:
   return isinstance(error, EndpointConnectionError)
 
 
-def _url_of_call(method: str, *args: Any, **kwargs: Any) -> str:
-  return f"s3://{kwargs.get('Bucket', '')}/{kwargs.get('Key') or kwargs.get('Prefix') or ''}"
+def _url_of(*args: Any, Bucket: str = "", Key: str = "", Prefix: str = "", **others: Any) -> str:
+  return f"{Bucket}/{Key or Prefix}"
 
 
-translate_methods(AmazonStore, "s3")
-AmazonStore._call_s3 = translated(AmazonStore._call_s3, _url_of_call)
-AmazonStore.call_s3 = sync_wrapper(AmazonStore._call_s3)
 set_custom_error_handler(_is_transient)
+translate(AmazonStore, "s3", "call_s3", _url_of)

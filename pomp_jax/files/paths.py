@@ -1,14 +1,14 @@
 """Paths that users give: local ones, or URLs of folders and files in buckets, `gs://`, `s3://`.
 
 A local path is a `pathlib.Path`, a URL an `etils.epath.Path`, which has methods of the same names.
-A bucket differs from a file system, and so do the ways to be safe there:
+A bucket differs from a file system:
 
 * An object is written whole or not at all, and replaces an older one: `atomic.replacing`.
 * There are no folders: one exists while an object's name begins with it. `mkdir` does nothing.
-* Nothing is renamed, locked or appended to. What has parts has a marker that is written last.
+* Nothing is renamed, locked or appended to.
 
-`google_store` and `amazon_store` hold the clients; both retry answers of 429 and 5xx for about half
-a minute, and raise an OSError with errno, reason and URL for others.
+fsspec's clients, `google_store` and `amazon_store`, retry answers of 429 and 5xx for about half a
+minute, and raise an OSError with errno, reason and URL for others.
 """
 
 import contextlib
@@ -21,7 +21,6 @@ import logging
 import os
 import pathlib
 import re
-import shutil
 import tempfile
 from typing import Any
 
@@ -41,20 +40,21 @@ ACCEPTED = "a local path, gs://BUCKET/.. or s3://BUCKET/.."
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
-# By name: a client is imported with the first URL, also in a worker process that unpickles a path.
-for _protocol, _client in (
-  ("gs", "google_store.GoogleStore"),
-  ("gcs", "google_store.GoogleStore"),
-  ("s3", "amazon_store.AmazonStore"),
-):
+# By name, so that a client is imported with the first URL.
+for _protocol, _client in {
+  "gs": "google_store.GoogleStore",
+  "gcs": "google_store.GoogleStore",
+  "s3": "amazon_store.AmazonStore",
+}.items():
   fsspec.register_implementation(_protocol, f"pomp_jax.files.{_client}", clobber=True)
-# They log each failed try with a traceback.
-for _library in ("gcsfs", "s3fs"):
-  logging.getLogger(_library).setLevel(logging.CRITICAL)
+  # Other hosts make a cached listing stale.
+  fsspec.config.conf.setdefault(_protocol, {})["use_listings_cache"] = False
+for _library, _ in LIBRARIES.values():
+  logging.getLogger(_library).setLevel(logging.CRITICAL)  # a traceback for each failed try
 
 
 class PathError(InputError, ValueError):
-  """A path that can't be used: an unknown scheme, a library that is missing or old, a device."""
+  """A path that can't be used: an unknown scheme, or a library that is missing or old."""
 
 
 def scheme_of(path: str | os.PathLike) -> str | None:
@@ -107,11 +107,6 @@ def join(folder: str | os.PathLike, *names: str | os.PathLike) -> Path:
   return to_path(folder)
 
 
-def absolute(path: str | os.PathLike) -> Path:
-  """Absolute path, normalised; URLs are absolute."""
-  return to_path(path) if is_bucket(path) else pathlib.Path(os.path.abspath(path))
-
-
 def exists(path: str | os.PathLike) -> bool:
   """Whether there is a file or a folder; False for a local one that can't be looked at.
 
@@ -133,26 +128,14 @@ def is_file(path: str | os.PathLike) -> bool:
 
 def open_binary(path: str | os.PathLike) -> Any:
   """Opens a binary file to be read; an object is fetched in blocks as they are read."""
-  return (to_path(path) if is_bucket(path) else _regular(path)).open("rb")
+  return to_path(path).open("rb")
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
-  """Content of a file; of an object in one request."""
+  """Content of a file; of an object in one request, where epath makes two."""
   if is_bucket(path):
     return store_of(path).cat_file(os.fspath(path))
-  return _regular(path).read_bytes()
-
-
-def _regular(path: str | os.PathLike) -> pathlib.Path:
-  """A local path that may be opened.
-
-  Raises:
-    PathError: a FIFO, a socket or a device, whose content may never come, or never end.
-  """
-  local = pathlib.Path(path)
-  if local.exists() and not (local.is_file() or local.is_dir()):
-    raise PathError(f"{local}: expected a regular file, found a FIFO, a socket or a device")
-  return local
+  return pathlib.Path(path).read_bytes()
 
 
 def entries(folder: str | os.PathLike) -> list[tuple[str, bool]]:
@@ -170,7 +153,7 @@ def entries(folder: str | os.PathLike) -> list[tuple[str, bool]]:
 
 def file_size(path: str | os.PathLike) -> int:
   """Size of a file in bytes."""
-  return to_path(path).stat().length if is_bucket(path) else os.path.getsize(path)
+  return epath.Path(path).stat().length
 
 
 def store_of(path: str | os.PathLike) -> Any:
@@ -178,20 +161,13 @@ def store_of(path: str | os.PathLike) -> Any:
   return fsspec.filesystem({"gs": "gcs"}.get(scheme := scheme_of(path), scheme))
 
 
-def remove_folder(path: Path) -> None:
+def remove_folder(path: str | os.PathLike) -> None:
   """Removes a folder and all that it holds; a missing one is none."""
-  if is_bucket(path):
-    path.rmtree(missing_ok=True)
-  else:
-    shutil.rmtree(path, ignore_errors=True)
+  epath.Path(path).rmtree(missing_ok=True)
 
 
 def version_of(path: str | os.PathLike) -> str:
-  """Version of an object: generation or ETag, and size; another one after each write.
-
-  Raises:
-    OSError: no such object, or a bucket that can't be read.
-  """
+  """Version of an object: generation or ETag, and size; another one after each write."""
   found = store_of(path).info(os.fspath(path))
   return " ".join(str(found.get(field)) for field in ("generation", "ETag", "etag", "size"))
 
@@ -204,12 +180,10 @@ def local_copy(path: str | os.PathLike) -> pathlib.Path:
 
   Raises:
     OSError: the object can't be read, or the copy not written.
-    PathError: a local path of no regular file.
   """
   if not is_bucket(path):
-    return _regular(path)
-  url, store = os.fspath(path), store_of(path)
-  version = version_of(path)
+    return pathlib.Path(path)
+  url, version = os.fspath(path), version_of(path)
   # Files of one folder stay together: tokenizers are read by folder.
   key = hashlib.sha256(url.rpartition("/")[0].encode()).hexdigest()[:32]
   copy = cache_folder() / "buckets" / key / to_path(path).name
@@ -220,7 +194,7 @@ def local_copy(path: str | os.PathLike) -> pathlib.Path:
   copy.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=copy.parent) as temporary:
     fetched = pathlib.Path(temporary) / "content"
-    store.get_file(url, str(fetched))
+    store_of(path).get_file(url, str(fetched))
     if fetched.stat().st_size != file_size(path):
       raise OSError(errno.EIO, "incomplete answer of the store", url)
     digest = _sha256(fetched)

@@ -6,62 +6,57 @@ import functools
 import os
 from typing import Any
 
-# Methods of fsspec's asynchronous file systems whose first argument is a path.
-PATH_METHODS = (
-  "_info",
-  "_ls",
-  "_cat_file",
-  "_pipe_file",
-  "_get_file",
-  "_put_file",
-  "_cp_file",
-  "_rm_file",
-  "_rm",
-)
+from fsspec.asyn import sync_wrapper
+
+# Methods of fsspec's asynchronous file systems whose first argument is a path or a list of paths.
+_PATH_METHODS = ("info", "ls", "cat_file", "pipe_file", "get_file", "put_file", "cp_file", "rm")
 
 
 def store_error(error: Exception, url: str) -> OSError:
   """The OSError of a failed request: FileNotFoundError for 404, PermissionError for 401 and 403."""
-  if isinstance(error, OSError) and error.errno and error.filename:
-    if not str(error.filename).startswith("http"):
-      return error
-    # gcsfs uploads to the address of a service.
-    return type(error)(error.errno, error.strerror, url)
-  reason = " ".join(f"{error}".split()) or type(error).__name__
-  if isinstance(error, FileNotFoundError):
-    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
-  if isinstance(error, FileExistsError):
-    return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), url)
-  status = getattr(error, "code", None)
-  if isinstance(error, PermissionError) or reason.startswith("Forbidden") or status in (401, 403):
-    return PermissionError(errno.EACCES, f"access denied: {reason[:200]}", url)
-  return OSError(errno.EIO, f"{type(error).__name__}: {reason[:200]}", url)
+  reason = getattr(error, "strerror", None) or " ".join(f"{error}".split())[:200]
+  number, status = getattr(error, "errno", None), getattr(error, "code", None)
+  if isinstance(error, FileNotFoundError | FileExistsError):
+    number = errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EEXIST
+    reason = os.strerror(number)
+  elif isinstance(error, PermissionError) or reason.startswith("Forbidden") or status in (401, 403):
+    number = errno.EACCES
+    reason = f"access denied: {reason.removeprefix('access denied: ')}"
+  elif not number:
+    number, reason = errno.EIO, f"{type(error).__name__}: {reason}"
+  return OSError(number, reason, url)
 
 
-def translated(method: Callable, url_of: Callable[..., str]) -> Callable:
-  """An asynchronous method that raises `store_error`; `url_of` gets its arguments."""
+def translate(store: type, scheme: str, request: str, url_of_request: Callable[..., str]) -> None:
+  """Makes the methods of a file system that send requests raise `store_error`.
+
+  Args:
+    store: class of the file system.
+    scheme: scheme of its URLs.
+    request: name of the method that all others call.
+    url_of_request: gets the arguments of that method.
+  """
+  for name in _PATH_METHODS:
+    _translate(store, scheme, name, lambda path, *_, **__: path[0] if _is_list(path) else path)
+  _translate(store, scheme, request, url_of_request)
+
+
+def _translate(store: type, scheme: str, name: str, url_of: Callable[..., str]) -> None:
+  method = getattr(store, f"_{name}")
 
   @functools.wraps(method)
-  async def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+  async def translated(self: Any, *args: Any, **kwargs: Any) -> Any:
     try:
       return await method(self, *args, **kwargs)
     except (NotImplementedError, TypeError):
       raise
     except Exception as error:
-      found = store_error(error, url_of(*args, **kwargs))
-      if found is error:
-        raise
-      raise found from error
+      path = str(url_of(*args, **kwargs)).removeprefix(f"{scheme}://")
+      raise store_error(error, f"{scheme}://{path}") from error
 
-  return wrapped
+  setattr(store, f"_{name}", translated)
+  setattr(store, name, sync_wrapper(translated))
 
 
-def translate_methods(store: type, scheme: str) -> None:
-  """Wraps the methods of a file system that take a path first."""
-
-  def url_of(path: Any, *args: Any, **kwargs: Any) -> str:
-    path = path[0] if isinstance(path, list) and path else path
-    return path if str(path).startswith(f"{scheme}://") else f"{scheme}://{path}"
-
-  for name in PATH_METHODS:
-    setattr(store, name, translated(getattr(store, name), url_of))
+def _is_list(path: object) -> bool:
+  return isinstance(path, list) and bool(path)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import logging
+import os
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from pomp_jax.data.class_lists import ClassList, VocabularyError, load_class_lis
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample, half_of_classes
-from pomp_jax.files.paths import absolute, is_dir
+from pomp_jax.files.paths import is_dir
 from pomp_jax.inputs.own_sets import OwnSet, near_match, open_own_set, parse_sets, read_sets_file
 
 log = logging.getLogger(__name__)
@@ -214,7 +215,7 @@ def _of_data(config: Settings, image_size: int) -> list[EvaluationSet]:
   if not SOURCES[data.source].stored:
     return [item for name in splits for item in _of_named(config, name, image_size)]
   # A folder is named by the last part of its path. Names of tfds may end with a version.
-  name = data.dataset or absolute(data.root).name or data.source
+  name = data.dataset or os.path.basename(os.path.abspath(data.root)) or data.source
   name = name.replace("/", "-")
   template = config.eval.template
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import pickle
 import struct
 import zipfile
@@ -15,8 +14,7 @@ import torch
 
 from pomp_jax.clip import load_clip
 from pomp_jax.clip.weights import ClipError, open_weights
-from pomp_jax.data.class_lists import VocabularyError, load_categories, load_class_list
-from pomp_jax.data.images import ImageError, read_rgb
+from pomp_jax.data.class_lists import VocabularyError, load_categories
 from pomp_jax.errors import InputError
 from pomp_jax.files.array_cache import (
   ArrayCache,
@@ -29,9 +27,7 @@ from pomp_jax.files.class_features import (
   read_class_features,
 )
 from pomp_jax.files.prompt_file import POSITIONS, Prompt, PromptFileError, load_prompt, save_prompt
-from pomp_jax.files.run_folder import read_json
 from pomp_jax.files.torch_archive import TorchArchive, TorchArchiveError
-from pomp_jax.inputs.own_sets import read_sets_file
 from pomp_jax.masks.weights import read_mask_former
 from pomp_jax.regions.files import RegionFolder, RegionHeader, RegionWriter
 from tests.support.fuzzing import Bomb, allowed_errors, awkward_text, bombs, damaged, edited_json
@@ -44,21 +40,6 @@ FORMATS = ("prompt.npz", "prompt.safetensors", "prompt.pth.tar-5")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   return tmp_path_factory.mktemp("fuzz")
-
-
-@pytest.mark.parametrize(
-  "read",
-  [
-    *(load_prompt, load_categories, read_class_features, read_json, load_class_list),
-    *(read_sets_file, read_rgb, lambda path: open_weights(path).__enter__()),
-  ],
-)
-def test_a_fifo_or_a_device_is_one_line(tmp_path, read):
-  """Opened, the one would wait for ever, and the other never end."""
-  os.mkfifo(tmp_path / "fifo")
-  for path in (str(tmp_path / "fifo"), "/dev/zero"):
-    with pytest.raises((InputError, ImageError), match=r"regular file[^\n]*$"):
-      read(path)
 
 
 @pytest.fixture(scope="module")

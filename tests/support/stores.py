@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import http.client
 import http.server
+import json
 import os
 import re
 import socket
@@ -105,14 +106,28 @@ class Store:
     self, method: str, path: str, body: bytes, headers: dict[str, str]
   ) -> tuple[int, list[tuple[str, str]], bytes]:
     """Status, headers and body of the store's own answer."""
-    query = urllib.parse.parse_qs(urllib.parse.urlsplit(path).query)
-    # The emulator ignores the condition that Google's own store obeys.
-    if "ifGenerationMatch" in query and query["ifGenerationMatch"] == ["0"]:
-      name = (query.get("name") or _NAME.findall(body))[0]
-      name = name if isinstance(name, str) else name.decode()
+    url = urllib.parse.urlsplit(path)
+    query = urllib.parse.parse_qs(url.query)
+    # Google's own store obeys this condition, and sends this header, which the emulator does not.
+    if "ifGenerationMatch" in query:
+      name = (query.get("name") or [_NAME.findall(body)[0].decode()])[0]
       quoted = urllib.parse.quote(name, safe="")
-      if self.forward("GET", f"/storage/v1/b/{BUCKET}/o/{quoted}", b"", {})[0] == 200:
+      if [self._generation(f"/storage/v1/b/{BUCKET}/o/{quoted}")] != query["ifGenerationMatch"]:
         return 412, [], b""
+    if method == "GET" and query.get("alt") == ["media"] and self.scheme == "gs":
+      generation = self._generation(url.path.removeprefix("/download"))
+      status, answered, content = self._send(method, path, body, headers)
+      return status, [*answered, ("x-goog-generation", generation)], content
+    return self._send(method, path, body, headers)
+
+  def _generation(self, path: str) -> str:
+    """Generation of an object; 0: there is none."""
+    status, _, content = self._send("GET", path, b"", {})
+    return json.loads(content)["generation"] if status == 200 else "0"
+
+  def _send(
+    self, method: str, path: str, body: bytes, headers: dict[str, str]
+  ) -> tuple[int, list[tuple[str, str]], bytes]:
     # Google's emulator takes one connection at a time, and resets others.
     with self._one_at_a_time:
       connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
