@@ -26,7 +26,7 @@ from PIL import Image
 
 from pomp_jax import world
 from pomp_jax.data.class_lists import load_class_list
-from pomp_jax.data.source import spread_evenly
+from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.data.synthetic import encode
 from tests.support.data_files import tar_bytes
 

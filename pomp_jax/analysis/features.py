@@ -17,7 +17,7 @@ from scipy.spatial.distance import cdist
 
 from pomp_jax.analysis import drawing
 from pomp_jax.analysis.labels import counted, prompt_labels
-from pomp_jax.data.source import spread_evenly
+from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.data.wordnet import Tree
 from pomp_jax.world.names import SHAPES
 
@@ -223,7 +223,7 @@ def similarity_matrices(
     branches: branches of the N classes; of more than 240 classes an even subset is shown.
   """
   order_N = np.argsort(branches.of_class, kind="stable")
-  shown = order_N[spread_evenly(min(len(order_N), _MATRIX_CLASSES), len(order_N))]
+  shown = order_N[spread_evenly(_MATRIX_CLASSES, len(order_N))]
   cosines = {name: rows[shown] @ rows[shown].T for name, rows in features.items()}
   # The colour range ignores the diagonal.
   values = np.array([matrix[~np.eye(len(shown), dtype=bool)] for matrix in cosines.values()])
@@ -264,7 +264,7 @@ def class_maps(
     branches: branches of the N classes, told apart by colour and marker.
   """
   n_classes = len(branches.of_class)
-  shown = spread_evenly(min(n_classes, _MAP_CLASSES), n_classes)
+  shown = spread_evenly(_MAP_CLASSES, n_classes)
   title = _title(title, shown, branches.of_class)
   figure, axes_of = drawing.panels(len(features), 4.2, 4.2, title)
   headings = drawing.names(prompt_labels(list(features)))

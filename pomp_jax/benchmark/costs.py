@@ -17,7 +17,7 @@ import numpy as np
 
 from pomp_jax import hosts, inputs
 from pomp_jax.benchmark.measurement import peak_mib
-from pomp_jax.data.source import spread_evenly
+from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.prompt_file import save_prompt
 from pomp_jax.files.terminal import steps_of, waiting

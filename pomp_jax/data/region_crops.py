@@ -18,7 +18,8 @@ from pomp_jax.data.class_splits import ClassSplit, read_class_split
 from pomp_jax.data.images import load_rgb, open_image
 from pomp_jax.data.pixels import PixelFolder, open_pixels
 from pomp_jax.data.source import DataFields, Files, SourceError, StoredImages
-from pomp_jax.files.array_cache import ArrayCache, file_stamps, fingerprint
+from pomp_jax.files.array_cache import file_stamps, fingerprint
+from pomp_jax.files.pieces import stored_array
 from pomp_jax.files.terminal import waiting
 
 # CLIP's mean colour, in 8 bits.
@@ -63,18 +64,20 @@ def _objects(data: DataFields, classes: ClassSplit | None) -> StoredImages:
 def _labels(data: DataFields, classes: ClassSplit) -> StoredImages:
   values = "index" if classes.values is None else "listed"
   folder = open_pixels(data.root, data.annotations, classes, values)
-  cache = ArrayCache(data.cache)
   stamps = file_stamps(path for _, path in folder.files if path is not None)
   key = fingerprint(["region crops", str(classes), *folder.keys, stamps])
-  rows_nx2 = cache.find(key)
-  if rows_nx2 is None:
-    with waiting("reading all label images; data.cache keeps their classes"):
-      found = [np.unique(folder.labels(index)) for index in range(len(folder))]
-    rows = [(index, c) for index, own in enumerate(found) for c in own[own >= 0].tolist()]
-    rows_nx2 = cache.keep(key, np.array(rows, np.int32).reshape(-1, 2))
+  rows_nx2 = stored_array(data.cache, key, lambda: _classes_of_images(folder))
   keys = [f"{folder.keys[index]}:{label}" for index, label in rows_nx2.tolist()]
   source = StoredImages(classes.names, rows_nx2[:, 1], keys, _LabelImages(folder, rows_nx2))
   return _known(classes, source, data)
+
+
+def _classes_of_images(folder: PixelFolder) -> np.ndarray:
+  """Rows (image, class) of the classes in each label image."""
+  with waiting("reading all label images; data.cache stores their classes"):
+    found = [np.unique(folder.labels(index)) for index in range(len(folder))]
+  rows = [(index, c) for index, own in enumerate(found) for c in own[own >= 0].tolist()]
+  return np.array(rows, np.int32).reshape(-1, 2)
 
 
 def _known(classes: ClassSplit | None, source: StoredImages, data: DataFields) -> StoredImages:

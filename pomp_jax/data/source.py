@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8
 import numpy as np
 
 from pomp_jax.data.class_lists import ClassList
-from pomp_jax.data.images import PREPROCESSING_VERSION, ImageError, decode_image
+from pomp_jax.data.images import PREPROCESSING_VERSION, ImageError, decode_image, decoding_error
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import to_path
 from pomp_jax.files.texts import read_file
@@ -24,7 +24,7 @@ class SourceError(InputError, ValueError):
 
 @runtime_checkable
 class Labelled(Protocol):
-  """Images by number; how they are read is another matter.
+  """Images by number, n of them.
 
   Attributes:
     names: N class names.
@@ -36,17 +36,15 @@ class Labelled(Protocol):
 
   labels: np.ndarray
 
-  def __len__(self) -> int:
-    """Number of images, n."""
-    ...
+  def __len__(self) -> int: ...
 
 
 @runtime_checkable
 class Source(Labelled, Protocol):
   """Labelled images with random access.
 
-  A source may have `keys` too, [n], which together with labels and names determine the pixels. The
-  features of its evaluation images are then computed once for a run.
+  A source may also have `keys`, [n]: with labels and names they determine the pixels, so that the
+  features of its evaluation images are computed once for a run.
   """
 
   def images(self, indices: np.ndarray) -> np.ndarray:
@@ -59,11 +57,7 @@ class Storage(Protocol):
   """Encoded images of a data set; pickled for worker processes, which open it themselves."""
 
   def read(self, row: int, key: str) -> bytes:
-    """Content of the image file with this number and name, in a format that Pillow knows.
-
-    Raises:
-      ImageError: it can't be read; the message names it.
-    """
+    """Content of the image file with this number and name; ImageError if it can't be read."""
     ...
 
   def where(self, row: int, key: str) -> str:
@@ -94,7 +88,7 @@ class Files:
   """Storage of images in files; a key is a path relative to the root."""
 
   def __init__(self, root: str | os.PathLike):
-    """Reads nothing."""
+    """Stores the root."""
     self._root = to_path(root)
 
   def read(self, row: int, key: str) -> bytes:
@@ -128,13 +122,7 @@ class StoredImages:
     rows: np.ndarray | None = None,
     image_size: int = 224,
   ):
-    """Combines the attributes with a storage; reads no image.
-
-    `rows` are the numbers of the n images in the storage, 0..n-1 if None.
-
-    Raises:
-      ValueError: different lengths, or a label outside 0..N-1.
-    """
+    """Combines the attributes with a storage; `rows` are the images' numbers in it, or 0..n-1."""
     self.names = tuple(names)
     self.labels = np.asarray(labels, np.int32)
     self.keys = np.asarray(keys, np.dtypes.StringDType())
@@ -157,8 +145,16 @@ class StoredImages:
     return f"{PREPROCESSING_VERSION}, upright" if self.upright else PREPROCESSING_VERSION
 
   def encoded(self, index: int) -> bytes:
-    """Content of one image file; see `Storage.read`."""
+    """Content of one image file; ImageError if it can't be read."""
     return self._storage.read(int(self._rows[index]), str(self.keys[index]))
+
+  def checked(self, index: int) -> tuple[bytes, str]:
+    """Content of one image file, and why it can't be decoded; "" if it can be."""
+    try:
+      content = self.encoded(index)
+    except ImageError as error:
+      return b"", str(error)
+    return content, decoding_error(content)
 
   def where(self, index: int) -> str:
     """File or record of an image, for messages."""
@@ -238,19 +234,3 @@ def readable_images(source: Source, indices: np.ndarray) -> tuple[np.ndarray, di
     except ImageError as error:
       reasons[index] = str(error)
   return pixels, reasons
-
-
-def evenly_or_all(n_images: int, total: int) -> np.ndarray:
-  """Numbers of n images, evenly over all; of all if n is 0 or there are fewer."""
-  return spread_evenly(min(n_images or total, total), total) if total else np.arange(0)
-
-
-def spread_evenly(count: int, total: int) -> np.ndarray:
-  """`count` distinct indices below `total`, as evenly spaced as integers allow.
-
-  Raises:
-    ValueError: count is not between 1 and total.
-  """
-  if not 1 <= count <= total:
-    raise ValueError(f"{count} classes are not between 1 and the {total} available")
-  return np.arange(count) * total // count

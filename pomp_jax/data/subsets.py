@@ -71,6 +71,12 @@ def held_out(
   return np.sort(order[rank >= first_N[ordered]]), parts
 
 
+def spread_evenly(count: int, total: int) -> Int[np.ndarray, " m"]:
+  """Indices of `count` of `total` items, evenly spaced; of all if `count` is 0 or larger."""
+  count = min(count or total, total)
+  return np.arange(count) * total // max(count, 1)
+
+
 def half_of_classes(n_classes: int, half: str) -> Int[np.ndarray, " m"]:
   """Labels of one of HALVES in CoOp's base-to-new protocol: the first ceil(n/2) are base."""
   middle = -(-n_classes // 2)

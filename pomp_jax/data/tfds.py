@@ -31,8 +31,9 @@ from pomp_jax.data.class_lists import (
 from pomp_jax.data.folder import classes_of, match_classes
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import DataFields, LabelledSet, SourceError, StoredImages
-from pomp_jax.files.array_cache import ArrayCache, fingerprint
+from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.paths import is_file, local_copy, scheme_of, to_path
+from pomp_jax.files.pieces import stored_array
 
 log = logging.getLogger(__name__)
 
@@ -44,22 +45,17 @@ _CHUNK, _THREADS = 256, 8
 
 def splits(data: DataFields) -> tuple[str, ...]:
   """Splits of the data set; see `tfds_splits`."""
-  return tuple(_splits(data.dataset, data.root))
-
-
-@functools.lru_cache(maxsize=4)
-def _splits(dataset: str, root: str) -> dict[str, str]:
-  return tfds_splits(dataset, root or None)
+  return tfds_splits(data.dataset, data.root or None)
 
 
 def open_split(data: DataFields, split: str) -> StoredImages:
   """Opens a split, with the classes of `data.names` if given; see `open_tfds`."""
   return open_tfds(
     data.dataset,
-    _splits(data.dataset, data.root)[split],
+    split,
     root=data.root or None,
     classes=load_class_list(data.names) if data.names else None,
-    cache=ArrayCache(data.cache),
+    cache=data.cache,
   )
 
 
@@ -73,12 +69,12 @@ def open_test_set(
   split = next((split for split in ("test", "validation") if split in found), None)
   if split is None:
     raise SourceError(f"{root}: {dataset} has no test split (found {', '.join(found)})")
-  source = open_tfds(dataset, found[split], root=root, classes=classes)
+  source = open_tfds(dataset, split, root=root, classes=classes)
   return LabelledSet(source, classes or class_list_of(dataset, source.names), split)
 
 
 class Records:
-  """Storage of images in a prepared data set's records; each process opens it."""
+  """Storage of images in a prepared data set's records, which each process opens for itself."""
 
   def __init__(self, dataset: str, root: str | None, split: str):
     """Stores the arguments; see `open_tfds`."""
@@ -92,7 +88,7 @@ class Records:
     return len(self._open()[0])
 
   def read(self, row: int, key: str) -> bytes:
-    """Encoded image; the middle frame of a video."""
+    """Encoded image; of a video the middle frame."""
     source, image, _ = self._open()
     try:
       values = _features(source[row])[image].bytes_list.value
@@ -103,18 +99,28 @@ class Records:
 
   def where(self, row: int, key: str) -> str:
     """Id of the record, and folder of the data set."""
-    return f"record {key} of {self._root or 'the default folder of TFDS'}"
+    return f"record {key} of {self._place}"
+
+  @property
+  def _place(self) -> str:
+    return self._root or "the default folder of TFDS"
 
   def labels(self) -> np.ndarray:
     """Label of every record, int64; reads them all."""
     source, _, label = self._open()
+    log.info("%s: reading the labels of %d records", self._dataset, len(source))
 
     def read(start: int) -> list[int]:
       rows = range(start, min(start + _CHUNK, len(source)))
       return [_features(source[row])[label].int64_list.value[0] for row in rows]
 
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-      parts = list(pool.map(read, range(0, len(source), _CHUNK)))
+    try:
+      with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        parts = list(pool.map(read, range(0, len(source), _CHUNK)))
+    except (ValueError, RuntimeError, IndexError, OSError) as error:
+      raise SourceError(
+        f"{self._dataset} in {self._place}: can't be read ({_first_line(error)})"
+      ) from error
     return np.array([value for part in parts for value in part], np.int64)
 
   def _open(self) -> tuple[Any, str, str]:
@@ -140,10 +146,7 @@ class Records:
 
 
 class _CopiedShards:
-  """Records of a split on S3, where ArrayRecord reads no ranges: a shard is copied when first read.
-
-  The copies are those of `local_copy`.
-  """
+  """Records of a split on S3: `local_copy` of a shard, as ArrayRecord reads no ranges there."""
 
   def __init__(self, split: Any):
     self._paths, self._ends = list(split.filepaths), np.cumsum(split.shard_lengths)
@@ -163,25 +166,22 @@ class _CopiedShards:
     return self._readers[shard].read([int(row) - first])[0]
 
 
-def tfds_splits(dataset: str, root: str | os.PathLike | None = None) -> dict[str, str]:
-  """TFDS's splits for "train", "validation" and "test", if it has them; see `open_tfds`.
-
-  A test split without labels (ImageNet's) is skipped.
+@functools.lru_cache(maxsize=4)
+def tfds_splits(dataset: str, root: str | os.PathLike | None = None) -> tuple[str, ...]:
+  """Which of train, validation and test a data set has, without ImageNet's test split: no labels.
 
   Raises:
     SourceError: an unknown data set, or one that is not prepared.
   """
   builder = _builder(tfds_name(dataset), root)
-  splits = dict(builder.info.splits)
+  splits = builder.info.splits
   if not splits:
     raise SourceError(
       f"{builder.data_path}: the data set is not prepared; run"
       f" tfds build {tfds_name(dataset)} --file_format=array_record --data_dir={root or 'DIR'}"
     )
-  found = {split: split for split in ("train", "validation", "test") if split in splits}
-  if builder.name == "imagenet2012":
-    found.pop("test", None)
-  return found
+  labelled = ("train", "validation", *(("test",) if builder.name != "imagenet2012" else ()))
+  return tuple(split for split in labelled if split in splits)
 
 
 def open_tfds(
@@ -190,7 +190,7 @@ def open_tfds(
   *,
   root: str | os.PathLike | None = None,
   classes: ClassList | None = None,
-  cache: ArrayCache | None = None,
+  cache: str | os.PathLike = "",
 ) -> StoredImages:
   """Opens a split of a prepared data set.
 
@@ -201,7 +201,7 @@ def open_tfds(
     classes: class list in the order of the labels, which TFDS's label names must match. None: the
       packaged class list of the data set, ImageNet-21K's names if the labels are WordNet ids, or
       else TFDS's label names.
-    cache: cache of the labels, which are scattered over the records.
+    cache: folder for the labels, which are scattered over the records; "": none.
 
   Returns:
     Images in TFDS's order, without those of classes outside the list.
@@ -217,7 +217,7 @@ def open_tfds(
   ].names
   names, class_of_label = _classes(dataset, builder.name, label_names, classes)
   records = Records(name, None if root is None else os.fspath(root), split)
-  labels, keys = _index(builder, records, cache or ArrayCache())
+  labels, keys = _index(builder, records, cache)
   known = (labels >= 0) & (labels < len(label_names))
   kept = np.flatnonzero(known & (class_of_label[np.where(known, labels, 0)] >= 0))
   if not len(kept):
@@ -261,7 +261,7 @@ def _classes(
 
 
 def _index(
-  builder: Any, records: Records, cache: ArrayCache
+  builder: Any, records: Records, cache: str | os.PathLike
 ) -> tuple[np.ndarray, np.ndarray | None]:
   """Labels of all records, and their keys if the data set stores them."""
   path = to_path(builder.data_path) / f"index-{records.split}.npz"
@@ -274,14 +274,7 @@ def _index(
   info = builder.info.splits.get(records.split)
   shards = "" if info is None else f"{info.num_bytes} {info.shard_lengths}"
   key = fingerprint([builder.info.full_name, records.split, str(len(records)), shards])
-  labels = cache.find(key)
-  if labels is None:
-    log.info("%s: reading the labels of %d records", builder.info.full_name, len(records))
-    try:
-      labels = cache.keep(key, records.labels())
-    except (ValueError, RuntimeError, IndexError, OSError) as error:
-      raise SourceError(f"{builder.data_path}: can't be read ({_first_line(error)})") from error
-  return labels, None
+  return stored_array(cache, key, records.labels), None
 
 
 def _builder(dataset: str, root: str | os.PathLike | None) -> Any:

@@ -65,22 +65,13 @@ class Tree:
   """
 
   def __init__(self, ids: Sequence[str], names: Sequence[str], parents: Sequence[Sequence[str]]):
-    """Builds the graph from n WordNet ids, names, and ids of each node's parents.
-
-    Raises:
-      VocabularyError: unsorted or repeated ids, an unknown parent, not one root, or a cycle.
-    """
+    """Builds the graph from n sorted WordNet ids, names, and ids of each node's parents."""
     self.ids = tuple(ids)
     self.names = tuple(names)
-    if list(self.ids) != sorted(set(self.ids)):
-      raise VocabularyError("the tree's ids are unsorted or repeated")
     self._node_of = {synset: node for node, synset in enumerate(self.ids)}
     lengths = np.array([len(row) for row in parents], np.int64)
     self.parents = _ragged(lengths, self.nodes([parent for row in parents for parent in row]))
-    roots = np.flatnonzero(lengths == 0)
-    if len(roots) != 1:
-      raise VocabularyError(f"the tree has {len(roots)} roots, expected 1")
-    self.root = int(roots[0])
+    self.root = int(np.argmin(lengths))
     self.longest_depth = np.zeros(len(self), np.int32)
     self._keys, self.ancestor_distance = self._closure()
     self.ancestors = _grouped(self._keys, len(self.ids))
@@ -90,11 +81,7 @@ class Tree:
     return len(self.ids)
 
   def nodes(self, synsets: Sequence[str]) -> Int32[np.ndarray, " N"]:
-    """Nodes of WordNet ids.
-
-    Raises:
-      VocabularyError: an unknown id.
-    """
+    """Nodes of WordNet ids; VocabularyError for an unknown id."""
     try:
       return np.array([self._node_of[synset] for synset in synsets], np.int32)
     except KeyError as error:
@@ -168,8 +155,6 @@ class Tree:
     node = ancestor = np.arange(n, dtype=np.int64)
     levels: list[np.ndarray] = []
     while len(node):
-      if len(levels) > n:
-        raise VocabularyError("the tree has a cycle")
       # Paths of a length; the last one that reaches the root is the longest.
       self.longest_depth[node[ancestor == self.root]] = len(levels)
       levels.append(node * n + ancestor)

@@ -138,6 +138,25 @@ class Pieces:
     return self._keys if isinstance(self._keys, str) else self._keys[name]
 
 
+def stored_array(
+  folder: str | os.PathLike, key: str, compute: Callable[[], np.ndarray]
+) -> np.ndarray:
+  """Returns the array that `compute` returns, of `folder` where it has a piece of this key.
+
+  Args:
+    folder: folder of the pieces, which a new array is stored in; "": none.
+    key: `fingerprint` of what the array depends on.
+    compute: function that computes the array.
+  """
+  pieces = Pieces(folder, key) if folder else None
+  if pieces and (piece := pieces.load(key)):
+    return piece.arrays["array"]
+  array = compute()
+  if pieces:
+    pieces.save(key, {}, {"array": array})
+  return array
+
+
 def _read_facts(path: Path) -> Piece:
   return Piece(_parse(read_bytes(path), path), {})
 

@@ -1,4 +1,7 @@
-"""Opens what a config names: the CLIP, images, evaluation sets."""
+"""Opens what a config names: the CLIP, images, evaluation sets.
+
+What can't be opened is an error of one line: ClipError, SourceError, VocabularyError, ConfigError.
+"""
 
 import dataclasses
 from types import ModuleType
@@ -22,11 +25,7 @@ from pomp_jax.prompt.mesh import make_mesh
 
 
 def open_clip(settings: fields.Clip) -> Clip:
-  """Opens the CLIP of `config.clip`.
-
-  Raises:
-    ClipError: it can't be read.
-  """
+  """Opens the CLIP of `config.clip`; ClipError if it can't be read."""
   model = settings.model
   if model.startswith(SYNTHETIC_CLIP):
     # Its whole name, so that no prompt or figure of random weights passes for the model's.
@@ -83,9 +82,6 @@ def open_source(data: Data, split: str, *, images_per_class: int = 0, n_images: 
     split: name of the split.
     images_per_class: images of each class, of a generated source.
     n_images: number of images, as evenly over the classes as possible; 0: all, of stored images.
-
-  Raises:
-    SourceError, VocabularyError, ConfigError: one line each.
   """
   with waiting(f"opening the {split} images"):
     return _module(data).open_source(
@@ -100,21 +96,17 @@ def open_training_source(data: Data, image_size: int) -> Source:
 
 
 def n_training_classes(data: Data) -> int:
-  """Number of classes to train on; checks that every split can be opened, reads no image.
-
-  Raises:
-    SourceError, VocabularyError, ConfigError: one line each.
-  """
+  """Number of classes to train on; checks that every split can be opened, reads no image."""
   return _module(data).n_training_classes(data)
 
 
 def evaluation_splits(data: Data) -> tuple[str, ...]:
-  """Splits to evaluate a learned prompt on; SourceError if there is no such data set."""
+  """Splits to evaluate a learned prompt on."""
   return _module(data).evaluation_splits(data)
 
 
 def check_readable(data: Data, n_images: int) -> None:
-  """Decodes the images of a folder, so that those that can't be read are known before a run.
+  """Decodes the images of a folder, to find those that can't be read before a run starts.
 
   Args:
     data: `config.data`.
@@ -124,7 +116,7 @@ def check_readable(data: Data, n_images: int) -> None:
     SourceError: more than `data.max_corrupt` allows.
   """
   if data.source == "folder":
-    # What becomes of the pixels is of no matter, and neither are the seeds of an ablation's cells.
+    # Checked once for all cells of an ablation, whatever becomes of the pixels.
     kept = dataclasses.replace(data, features="online", feature_cache="", augment="none", views=1)
     stored.check_readable(kept, n_images)
 

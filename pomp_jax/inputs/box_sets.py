@@ -13,7 +13,8 @@ from pomp_jax.config.region_fields import Detect
 from pomp_jax.data.annotations import Annotations, annotations_of, read_annotations
 from pomp_jax.data.class_splits import ClassSplit, read_class_split
 from pomp_jax.data.images import load_rgb, open_image
-from pomp_jax.data.source import Files, evenly_or_all
+from pomp_jax.data.source import Files
+from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.files.paths import Path
 from pomp_jax.regions.files import Regions
 from pomp_jax.regions.sources import truth_regions
@@ -79,7 +80,7 @@ def open_box_set(settings: Detect) -> BoxSet:
     return BoxSet(annotations, classes, lambda index: scenes.scene(index).image)
   classes = read_class_split(settings.names) if settings.names else None
   annotations = read_annotations(settings.annotations, classes and classes.names)
-  kept = evenly_or_all(settings.n_images, len(annotations)).tolist()
+  kept = spread_evenly(settings.n_images, len(annotations)).tolist()
   annotations = dataclasses.replace(
     annotations,
     images=tuple(annotations.images[index] for index in kept),

@@ -12,9 +12,9 @@ from pomp_jax import hosts, inputs
 from pomp_jax.config import SOURCES, ConfigError, Settings
 from pomp_jax.config.fields import Evaluate
 from pomp_jax.config.registry import GROUP_OF, NO_SUITE, OWN, SUITES
-from pomp_jax.data.class_lists import ClassList, VocabularyError, load_class_list
+from pomp_jax.data.class_lists import ClassList, VocabularyError, load_class_list, repeats
 from pomp_jax.data.coop import COOP_SETS
-from pomp_jax.data.source import LabelledSet, SourceError, StoredImages
+from pomp_jax.data.source import LabelledSet, Source, SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample, half_of_classes
 from pomp_jax.files.paths import is_dir
 from pomp_jax.inputs.own_sets import OwnSet, near_match, open_own_set, parse_sets, read_sets_file
@@ -74,11 +74,9 @@ def evaluation_sets(config: Settings, image_size: int) -> list[EvaluationSet]:
   ]
   if not sets:
     sets = _of_data(config, image_size)
-  files = [file_name(item.name) for item in sets]
-  for item, file in zip(sets, files, strict=True):
-    if files.count(file) > 1:
-      where = own[0].where if own else "config.evaluate.sets"
-      raise SourceError(f"{where}: two sets are named {item.name!r}")
+  for index in repeats(file_name(item.name) for item in sets):
+    where = own[0].where if own else "config.evaluate.sets"
+    raise SourceError(f"{where}: two sets are named {sets[index].name!r}")
   return sets
 
 
@@ -89,7 +87,6 @@ def open_each(
 
   Returns:
     The sets by name, and, if `skip_missing` and any set is left, the reason for each missing one.
-    Nothing is logged of those.
 
   Raises:
     SourceError, VocabularyError: the reason if one set can't be opened. If several can't, their
@@ -156,10 +153,10 @@ def _named(config: Settings) -> list[str]:
     is_suite = name in SUITES and name not in known and not SUITES[name].halves
     whole = SUITES[name].sets if is_suite else ()
     found += whole if whole and set(whole) <= set(known) else (name,)
-  for name in found:
-    if name not in known or found.count(name) > 1:
-      takes = f"one or more different ones of {', '.join(known)}{near_match(name, known)}"
-      raise ConfigError("evaluate.sets", name, takes)
+  wrong = [name for name in found if name not in known] + [found[i] for i in repeats(found)]
+  for name in wrong:
+    takes = f"one or more different ones of {', '.join(known)}{near_match(name, known)}"
+    raise ConfigError("evaluate.sets", name, takes)
   return found or list(suite.sets if suite else ())
 
 
@@ -217,12 +214,10 @@ def _of_data(config: Settings, image_size: int) -> list[EvaluationSet]:
   # A folder is named by the last part of its path. Names of tfds may end with a version.
   name = data.dataset or os.path.basename(os.path.abspath(data.root)) or data.source
   name = name.replace("/", "-")
-  template = config.eval.template
 
   def opened(split: str, images: str) -> LabelledSet:
     source = inputs.open_source(data, split).sized(image_size)
-    classes = ClassList(tuple(source.names), None, template, (template,), name)
-    return _sample(LabelledSet(source, classes, images), config)
+    return _sample(_under_template(config, source, name, images), config)
 
   sets = []
   for split in splits:
@@ -237,9 +232,13 @@ def _of_data(config: Settings, image_size: int) -> list[EvaluationSet]:
 def _generated(config: Settings, split: str) -> LabelledSet:
   n_images = config.evaluate.images or config.eval.images
   source = inputs.open_source(config.data, split, n_images=n_images)
+  return _under_template(config, source, config.data.source, "test")
+
+
+def _under_template(config: Settings, source: Source, name: str, split: str) -> LabelledSet:
   template = config.eval.template
-  classes = ClassList(tuple(source.names), None, template, (template,), config.data.source)
-  return LabelledSet(source, classes, "test")
+  classes = ClassList(tuple(source.names), None, template, (template,), name)
+  return LabelledSet(source, classes, split)
 
 
 def _stored(config: Settings, name: str, part: str, image_size: int) -> LabelledSet:

@@ -14,7 +14,8 @@ from pomp_jax.data.images import load_rgb, open_image
 from pomp_jax.data.mask_views import RegionMap, RegionMaps, map_of_masks
 from pomp_jax.data.panoptic import Panoptic, read_panoptic
 from pomp_jax.data.pixels import PixelFolder, open_pixels
-from pomp_jax.data.source import Files, SourceError, evenly_or_all
+from pomp_jax.data.source import Files, SourceError
+from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.world.scenes import Scenes, open_scenes
 
 
@@ -42,7 +43,7 @@ def open_mask_set(settings: TrainMasks, seed: int) -> RegionMaps:
     folder = open_pixels(
       settings.images, settings.labels, classes, settings.label_values, settings.ignore
     )
-    return _LabelImages(folder, classes, evenly_or_all(settings.n_images, len(folder)))
+    return _LabelImages(folder, classes, spread_evenly(settings.n_images, len(folder)))
   names = classes and classes.names
   panoptic = None
   if settings.source == "panoptic":
@@ -55,7 +56,7 @@ def open_mask_set(settings: TrainMasks, seed: int) -> RegionMaps:
   if classes is None:
     names = annotations.names
     classes = ClassSplit(tuple((name,) for name in names), ("base",) * len(names))
-  rows = evenly_or_all(settings.n_images, len(annotations))
+  rows = spread_evenly(settings.n_images, len(annotations))
   if panoptic:
     return _Segments(panoptic, settings.labels, settings.images, classes, rows)
   return _Objects(annotations, settings.images, classes, rows)

@@ -46,9 +46,8 @@ log = logging.getLogger(__name__)
 Names = tuple[str, ...] | str
 
 FIRST_HALF = "first half"
-_TABLE = "set"
 # Names of sets become file names.
-_NAME = re.compile(r"\w[\w .+-]{0,79}")
+_NAME = re.compile(r"\w([\w .+-]{0,78}[\w.+-])?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +101,7 @@ def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
   """Reads the sets of a TOML file, with paths relative to its folder.
 
   Raises:
-    SourceError: it can't be read, is not TOML, or has an invalid entry; one line with the file, the
-      set and the key.
+    SourceError: it is not TOML, or as `parse_sets`; one line with the file, the set and the key.
   """
   path = to_path(path)
   text = read_text(path, SourceError)
@@ -111,18 +109,18 @@ def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
     tables = tomllib.loads(text)
   except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
     raise SourceError(f"{path}: not TOML ({printable(str(error))})") from error
-  unknown = [key for key in tables if key != _TABLE]
-  if unknown or not isinstance(tables.get(_TABLE), list):
-    found = f"found {printable(unknown[0], 80)!r}" if unknown else "found none"
-    raise SourceError(f"{path}: {found}, expected a table [[{_TABLE}]] for each data set")
-  return parse_sets(tables[_TABLE], str(path), path.parent)
+  if set(tables) != {"set"} or not isinstance(tables["set"], list):
+    unknown = [repr(printable(key, 80)) for key in tables if key != "set"]
+    found = unknown[0] if unknown else "none"
+    raise SourceError(f"{path}: found {found}, expected a table [[set]] for each data set")
+  return parse_sets(tables["set"], str(path), path.parent)
 
 
 def parse_sets(entries: Sequence[Any], where: str, folder: str | os.PathLike = "") -> list[OwnSet]:
   """Parses dicts with the keys of `OwnSet` up to `synsets`; see there for the other arguments.
 
   Raises:
-    SourceError: an unknown key, an invalid value, or a repeated name; one line.
+    SourceError: an unknown key, an invalid value, or a repeated name.
   """
   sets = [
     _parse(entry, number, where, os.fspath(folder)) for number, entry in enumerate(entries, 1)
@@ -135,7 +133,7 @@ def parse_sets(entries: Sequence[Any], where: str, folder: str | os.PathLike = "
 
 
 def open_own_set(own: OwnSet, part: str, image_size: int) -> LabelledSet:
-  """Opens one of a set's `parts` with images of S pixels; reads lists of names and files.
+  """Opens one of a set's `parts` with images of S pixels.
 
   Raises:
     SourceError: a file or folder is missing, or the lists don't match the classes; one line with
@@ -163,22 +161,20 @@ def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
   if not isinstance(entry, Mapping):
     raise SourceError(f"{where}: entry {number}: got a {type(entry).__name__}, expected a table")
   name = entry.get("name")
-  named = isinstance(name, str) and _NAME.fullmatch(name) and name == name.strip()
+  named = isinstance(name, str) and _NAME.fullmatch(name)
   of = f"{where}: set {name!r}" if named else f"{where}: set {number}"
   for key in entry:
     if key not in _KEYS:
       shown = f"{printable(str(key), 80)!r}{near_match(str(key), _KEYS)}"
       raise SourceError(f"{of}: unknown key {shown}; known: {', '.join(_KEYS)}")
-  if named and name.split()[0] == "mean":
-    raise SourceError(f"{of}: key 'name': names of means in tables start with this word")
-  if not named:
+  if not named or name.split()[0] == "mean":
     raise SourceError(
       f"{of}: key 'name': got {printable(repr(name), 80)}, expected letters, digits, spaces and"
-      " _ - . +, at most 80"
+      " _ - . +, at most 80, and not 'mean' first, which names means in tables"
     )
   values = {key: _value(value, key, of) for key, value in entry.items()}
   own = OwnSet(**{"root": ""} | values, folder=folder, where=where)
-  _check(own, of)
+  _check(own)
   return own
 
 
@@ -191,12 +187,12 @@ def _value(value: Any, key: str, of: str) -> Any:
   raise SourceError(f"{of}: key {key!r}: got {printable(repr(value), 80)}, expected {kind}")
 
 
-def _check(own: OwnSet, of: str) -> None:
+def _check(own: OwnSet) -> None:
   """Checks what needs no file."""
 
   def refuse(key: str, expected: str) -> None:
     got = printable(repr(getattr(own, key)), 80)
-    raise SourceError(f"{of}: key {key!r}: got {got}, expected {expected}")
+    raise _wrong(own, key, f"got {got}, expected {expected}")
 
   if own.reader not in READERS:
     refuse("reader", f"one of {', '.join(READERS)}{near_match(own.reader, READERS)}")
@@ -270,15 +266,12 @@ def _indices(own: OwnSet, classes: ClassList, key: str) -> set[int]:
   for called in (normalized_names(classes.names), classes.synsets or ()):
     for index, name in enumerate(called):
       indices_of.setdefault(name, set()).add(index)
-  unknown = [
-    name
-    for name, word in zip(names, normalized_names(names), strict=True)
-    if word not in indices_of
-  ]
+  words = dict(zip(names, normalized_names(names), strict=True))
+  unknown = [name for name, word in words.items() if word not in indices_of]
   if unknown:
     shown = f"{printable(unknown[0], 80)!r}{near_match(unknown[0], classes.names)}"
     raise _wrong(own, key, f"{len(unknown)} names are unknown, such as {shown}")
-  return set().union(*(indices_of[word] for word in normalized_names(names)))
+  return set().union(*(indices_of[word] for word in words.values()))
 
 
 def _synsets(own: OwnSet, n_classes: int) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 from pomp_jax.config.region_fields import Segment
 from pomp_jax.data.class_splits import ClassSplit, read_class_split
 from pomp_jax.data.pixels import PixelFolder, open_pixels
-from pomp_jax.data.source import evenly_or_all
+from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.files.paths import Path
 from pomp_jax.regions.files import Regions
 from pomp_jax.regions.sources import label_regions
@@ -64,7 +64,7 @@ def open_pixel_set(settings: Segment) -> PixelSet:
   folder = open_pixels(
     settings.images, settings.labels, classes, settings.label_values, settings.ignore
   )
-  return _Folder(folder, classes, evenly_or_all(settings.n_images, len(folder)).tolist())
+  return _Folder(folder, classes, spread_evenly(settings.n_images, len(folder)).tolist())
 
 
 def with_background(classes: ClassSplit, names: Sequence[str]) -> ClassSplit:

@@ -17,10 +17,9 @@ from pomp_jax.config import SOURCES, ConfigError
 from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import SYNSET, ClassList, load_class_list
 from pomp_jax.data.folder import classes_of, match_classes
-from pomp_jax.data.images import ImageError, decoding_error
 from pomp_jax.data.loader import CorruptDataError, SkippedImages
-from pomp_jax.data.source import SourceError, StoredImages, spread_evenly
-from pomp_jax.data.subsets import even_sample, few_shot, half_of_classes, held_out
+from pomp_jax.data.source import SourceError, StoredImages
+from pomp_jax.data.subsets import even_sample, few_shot, half_of_classes, held_out, spread_evenly
 from pomp_jax.files.paths import is_bucket
 from pomp_jax.files.terminal import steps_of
 
@@ -47,8 +46,7 @@ def open_source(
   kept = _classes_of_group(data, source.names, group)
   if not len(kept):
     raise ConfigError("data.classes", group, "all, for a data set of one class")
-  if data.n_classes and data.n_classes < len(kept):
-    kept = kept[spread_evenly(data.n_classes, len(kept))]
+  kept = kept[spread_evenly(data.n_classes, len(kept))]
   if not np.array_equal(kept, np.arange(len(source.names))):
     source = source.of_classes(kept)
   if not len(source):
@@ -76,7 +74,7 @@ def check_readable(data: Data, n_images: int) -> None:
   if is_bucket(data.root) or len(images) > _MOST_DECODED:
     return
   with concurrent.futures.ThreadPoolExecutor(hosts.own_cores()) as pool:
-    found = pool.map(_why_unreadable, images.values())
+    found = pool.map(lambda image: image[0].checked(image[1])[1], images.values())
     reasons = list(steps_of(found, "checking the pictures", "pictures", len(images)))
   unreadable = {where: why for where, why in zip(images, reasons, strict=True) if why}
   for where, why in list(unreadable.items())[:_MOST_NAMED]:
@@ -91,21 +89,13 @@ def check_readable(data: Data, n_images: int) -> None:
       raise SourceError(f"{_name(data)}: {error}") from error
 
 
-def _why_unreadable(image: tuple[StoredImages, int]) -> str:
-  source, index = image
-  try:
-    return decoding_error(source.encoded(index))
-  except ImageError as error:
-    return str(error)
-
-
 def has_validation(data: Data) -> bool:
   """Whether there are validation images beside the training images, to choose a checkpoint by."""
   return _replacement(data, "validation") != "train"
 
 
 def n_training_classes(data: Data) -> int:
-  """Number of classes to train on; opens every split, so that missing files show."""
+  """Number of classes to train on; opens every split, to find missing files."""
   train = open_source(data, "train")
   for split in ("validation", *evaluation_splits(data)):
     open_source(data, split)

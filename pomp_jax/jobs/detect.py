@@ -25,7 +25,7 @@ from pomp_jax.analysis.labels import counted, prompt_labels
 from pomp_jax.analysis.run_report import write_run_report
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
-from pomp_jax.data.source import evenly_or_all
+from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import file_stamps, fingerprint
 from pomp_jax.files.paths import Path, remove_folder
@@ -312,7 +312,7 @@ def _draw(
   folder: RunFolder, boxes: BoxSet, blocks: Sequence[Path], results: Mapping[str, Any]
 ) -> None:
   """Draws some of the images with their boxes."""
-  shown = evenly_or_all(_SHOWN, len(boxes)).tolist()
+  shown = spread_evenly(_SHOWN, len(boxes)).tolist()
   class_of = {int(number): n for n, number in enumerate(boxes.annotations.category_ids)}
   drawn = []
   for index, image in enumerate(_images(blocks)):

@@ -20,7 +20,8 @@ from pomp_jax.analysis.labels import counted, method_label
 from pomp_jax.analysis.run_report import write_run_report
 from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.loader import name_of
-from pomp_jax.data.source import Source, readable_images, spread_evenly
+from pomp_jax.data.source import Source, readable_images
+from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.metrics_log import MetricsWriter
@@ -394,7 +395,7 @@ def _prediction_sheet(job: Run, prompt: Prompt, results: dict) -> tuple | None:
   splits = list(results["eval"])
   split = next((name for name in splits if name.endswith(("novel", "new"))), splits[0])
   source = inputs.open_source(job.config.data, split, n_images=_SHEET_IMAGES)
-  shown = spread_evenly(min(_SHEET_IMAGES, len(source)), len(source))
+  shown = spread_evenly(_SHEET_IMAGES, len(source))
   images, reasons = readable_images(source, shown)
   read = ~np.isin(shown, list(reasons))
   if not read.any():

@@ -25,7 +25,7 @@ from pomp_jax.analysis.segmentation import segmentation_sheet
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.pixels import IGNORED, read_values, write_labels
-from pomp_jax.data.source import evenly_or_all
+from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import file_stamps, fingerprint
 from pomp_jax.files.atomic import replacing
@@ -229,7 +229,7 @@ def _key(
 
 def _shown(n_images: int) -> list[int]:
   """Images in the plot, evenly over all."""
-  return evenly_or_all(_SHOWN, n_images).tolist()
+  return spread_evenly(_SHOWN, n_images).tolist()
 
 
 def _labels_path(folder: RunFolder, pixels: PixelSet, index: int, prompt: int):

@@ -19,7 +19,6 @@ from pomp_jax.data.prepare.build import Shard, shard_name, write_metadata
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.data.tfds import open_test_set, open_tfds, tfds_name, tfds_splits
-from pomp_jax.files.array_cache import ArrayCache
 from pomp_jax.files.paths import store_of, to_path
 from tests.support import stores
 
@@ -152,7 +151,7 @@ def test_a_known_set_from_its_files(prepared):
   name = "food101:2.*.*"
   labels = tfds.builder("food101").info.features["label"].names
   write_set(prepared, "food101", "validation", [[(png(0), 16, "0.png")]], labels, "2.0.0")
-  assert tfds_splits(name, prepared) == {"validation": "validation"}
+  assert tfds_splits(name, prepared) == ("validation",)
   source = open_tfds(name, "validation", root=prepared)
   # TFDS's label 16; the classes before it are 0 to 16 in CoOp's order.
   assert [source.names[label] for label in source.labels] == ["cheesecake"]
@@ -219,11 +218,10 @@ def test_records_and_files_of_a_bucket(bucket_records, scheme, tmp_path, monkeyp
     # Without the index of `prepare` the labels are read from the records.
     to_path(f"{url}/records/imagenet21k/1.0.0/index-train.npz").unlink()
     for _ in range(2):
-      cache = ArrayCache(f"{url}/labels")
-      source = open_tfds("imagenet21k", "train", root=f"{url}/records", cache=cache)
+      source = open_tfds("imagenet21k", "train", root=f"{url}/records", cache=f"{url}/labels")
       np.testing.assert_array_equal(source.labels, local.labels)
       # They are read once.
-      monkeypatch.setattr("pomp_jax.data.tfds.Records.labels", None)
+      monkeypatch.setattr("pomp_jax.data.tfds.Records.labels", lambda self: pytest.fail("again"))
     folder, there = open_folder(f"{url}/images"), open_folder(images)
     assert folder.keys.tolist() == there.keys.tolist()
     assert folder.encoded(3) == there.encoded(3)

@@ -4,7 +4,6 @@ JPEGs of some synsets, in folders or in a tar of tars, some of them damaged.
 """
 
 import itertools
-import json
 import logging
 
 import numpy as np
@@ -18,7 +17,7 @@ from pomp_jax.data import class_lists
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.files.prompt_file import load_prompt
-from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.inference import Classifier
 from tests.support.command_line import handlers_kept, run_main
 from tests.support.data_files import tar_bytes
@@ -107,7 +106,7 @@ def whole(shared):
 
 
 def report_of(records):
-  return json.loads((records / "imagenet21k/1.0.0/report.json").read_text())
+  return read_json(records / "imagenet21k/1.0.0/report.json")
 
 
 def check_top1(figures, records, names, template):

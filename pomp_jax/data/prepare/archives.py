@@ -35,7 +35,7 @@ _AIRCRAFT = "FGVC-Aircraft 2013b, variants (Maji et al., 2013); for research onl
 class Tar:
   """Tar file of one synset: a file of its own, or a part of another file.
 
-  Its regular members are read in place. Nothing is extracted, and names are never used as paths.
+  Its regular members are read in place: nothing is extracted, and no name is used as a path.
 
   Attributes:
     path: the file.
@@ -90,13 +90,7 @@ class _Members:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """One shard to write.
-
-  Attributes:
-    index: number of the shard in its split.
-    split: split of its images.
-    units: its images, as whole classes; pickled for worker processes.
-  """
+  """Shard number `index` of a split: whole classes of images, pickled for a worker process."""
 
   index: int
   split: str
@@ -134,12 +128,11 @@ def open_input(
     path: for imagenet21k a folder of synset folders (or of train and val with such folders), a
       folder of synset tar files, or one tar of these; for fgvc_aircraft the extracted archive, or
       its `data` folder; for the others CoOp's `$DATA`.
-    names: class list whose classes of imagenet21k to store; all of ImageNet-21K's if empty.
+    names: class list whose classes of imagenet21k to store; "": all of ImageNet-21K's.
     images_per_class: images of each class that will be stored, for the size of the shards; 0: all.
 
   Raises:
     SourceError: the files don't match the data set.
-    VocabularyError: the class list can't be read.
   """
   return _OPENERS[dataset](pathlib.Path(path), names, images_per_class)
 
@@ -171,20 +164,15 @@ def _images_of(classes: ClassList, path: pathlib.Path, images_per_class: int) ->
     return _tars(_tars_in_tar(path, classes), path, images_per_class)
   if not list_folder(path, links=True).folders:
     return _tars(_tars_in_folder(path, classes), path, images_per_class)
-  splits = {}
-  for split, folder in split_folders(path).items():
-    found = set(list_folder(folder).folders)
-    present = [index for index, synset in enumerate(classes.synsets) if synset in found]
-    if not present:
-      raise SourceError(f"{folder}: no folder is named after a WordNet id of the class list")
-    splits[split] = open_folder(folder, classes.subset(present), all_classes=False)
+  folders = split_folders(path)
+  found = {name for folder in folders.values() for name in list_folder(folder).folders}
   # Labels are the synsets of all splits.
-  synset_of = dict(zip(classes.names, classes.synsets, strict=True))
-  synsets = sorted({synset_of[name] for source in splits.values() for name in source.names})
-  label_of = {synset: label for label, synset in enumerate(synsets)}
-  for split, source in splits.items():
-    labels_N = np.array([label_of[synset_of[name]] for name in source.names])
-    splits[split] = source.relabelled(synsets, labels_N[source.labels])
+  synsets = ClassList(tuple(sorted(found & set(classes.synsets))))
+  if not len(synsets):
+    raise SourceError(f"{path}: no folder is named after a WordNet id of the class list")
+  splits = {
+    split: open_folder(folder, synsets, all_classes=False) for split, folder in folders.items()
+  }
   return _from_splits("imagenet21k", splits, _IMAGENET21K, images_per_class)
 
 

@@ -23,7 +23,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from pomp_jax.data.images import ImageError, decoding_error
 from pomp_jax.data.prepare.archives import Input, Tar, Task
 from pomp_jax.data.source import SourceError, StoredImages
 from pomp_jax.data.subsets import ranked
@@ -51,8 +50,8 @@ class Selection:
   Attributes:
     shots: images a class in "train"; 0: all.
     seed: random seed of the choice.
-    held_out: images a class for the split "validation", chosen before those for "train", but for
-      one that is left to train on.
+    held_out: images a class for "validation", chosen before those for "train". One image of each
+      class is left to train on.
   """
 
   shots: int = 0
@@ -70,7 +69,6 @@ def build(
 
   Raises:
     PrepareError: another data set of this name exists, or no image is readable.
-    SourceError: the input can't be read.
   """
   final = pathlib.Path(data_dir) / source.dataset / VERSION
   identity = {"input": source.identity} | dataclasses.asdict(selection)
@@ -172,12 +170,7 @@ def _readable(
 ) -> Iterator[tuple[str, bytes]]:
   """Yields key and content of the images that can be decoded, and appends the others."""
   for index in indices:
-    key = str(images.keys[index])
-    try:
-      image = images.encoded(index)
-      reason = decoding_error(image)
-    except ImageError as error:
-      reason = str(error)
+    key, (image, reason) = str(images.keys[index]), images.checked(index)
     if reason:
       unreadable.append({"image": key, "reason": reason})
     else:
@@ -312,8 +305,7 @@ def write_metadata(
 ) -> None:
   """Writes `dataset_info.json`, `features.json` and the label names beside the shards.
 
-  `splits` has the records of each shard, and the bytes of all records; `version` is the last part
-  of the folder's path.
+  `splits` has the number of records in each shard, and the bytes of all records.
   """
   features = tfds.features.FeaturesDict(
     {
@@ -322,20 +314,17 @@ def write_metadata(
       "label": tfds.features.ClassLabel(names=list(label_names)),
     }
   )
-  infos = []
-  for name, (shard_lengths, num_bytes) in splits.items():
-    template = tfds.core.ShardedFileTemplate(
-      dataset_name=dataset,
-      split=name,
-      filetype_suffix=_SUFFIX,
-      data_dir=folder,
-      template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+  infos = [
+    tfds.core.SplitInfo(
+      name=name,
+      shard_lengths=shard_lengths,
+      num_bytes=num_bytes,
+      filename_template=tfds.core.ShardedFileTemplate(
+        dataset_name=dataset, split=name, filetype_suffix=_SUFFIX, data_dir=folder
+      ),
     )
-    infos.append(
-      tfds.core.SplitInfo(
-        name=name, shard_lengths=shard_lengths, num_bytes=num_bytes, filename_template=template
-      )
-    )
+    for name, (shard_lengths, num_bytes) in splits.items()
+  ]
   tfds.folder_dataset.write_metadata(
     data_dir=folder,
     features=features,
