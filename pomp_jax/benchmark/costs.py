@@ -71,7 +71,7 @@ def _noise_state(job: setup.Run) -> TrainState:
   return setup.place_bank(job, state.replace(bank=bank_NxE))
 
 
-def _reading(job: setup.Run, _: TrainState) -> dict[str, Any]:
+def _reading(job: setup.Run, state: TrainState) -> dict[str, Any]:
   """Reads a smaller batch of this process; views are read one by one."""
   config = job.config
   _, count = batches.own_shard(job.encoder.mesh)
@@ -213,7 +213,7 @@ def _all_classes(job: setup.Run, state: TrainState) -> dict[str, Any]:
   return {"class_features": _cost(of, n_classes, _CLASSES * encoder.mesh.size)}
 
 
-def _test_images(job: setup.Run, _: TrainState) -> dict[str, Any]:
+def _test_images(job: setup.Run, state: TrainState) -> dict[str, Any]:
   """Measures reading and encoding of test images, as in an evaluation."""
   data, encoder = job.config.data, job.encoder
   split = inputs.evaluation_splits(data)[0]

@@ -192,7 +192,7 @@ def _answer(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...
   sender.send(answer)
 
 
-_COLUMNS = ("implementation", "K", "N", "tokens", "seconds", "ms / class", "of matmul rate")
+_COLUMNS = ["implementation", "K", "N", "tokens", "seconds", "ms / class", "of matmul rate"]
 _COLUMNS += ("peak MiB", "process MiB", "time / ours", "peak / ours", "renew", "bank MiB")
 
 
@@ -212,18 +212,12 @@ def table(rows: list[dict[str, Any]]) -> str:
       row[name] / mine[name] if row[name] and mine.get(name) else None
       for name in ("seconds", "peak_mib")
     )
-    lines.append(
-      (
-        *(str(row[name]) for name in ("implementation", "k", "n_classes", "tokens")),
-        f"{row['seconds']:.3f}",
-        f"{1000 * row['seconds'] / row['k']:.2f}",
-        f"{row['share_of_matmul_rate']:.1%}",
-        *(shown(row[name], ".0f") for name in ("peak_mib", "process_peak_mib")),
-        *(shown(ratio, ".2f") for ratio in ratios),
-        shown(row["renew"], "d"),
-        f"{row['bank_mib']:.0f}",
-      )
-    )
+    cells = [str(row[name]) for name in ("implementation", "k", "n_classes", "tokens")]
+    cells += [f"{row['seconds']:.3f}", f"{1000 * row['seconds'] / row['k']:.2f}"]
+    cells.append(f"{row['share_of_matmul_rate']:.1%}")
+    cells += [shown(row[name], ".0f") for name in ("peak_mib", "process_peak_mib")]
+    cells += [*(shown(ratio, ".2f") for ratio in ratios), shown(row["renew"], "d")]
+    lines.append([*cells, f"{row['bank_mib']:.0f}"])
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   text = ["  ".join(map(str.rjust, line, widths)) for line in lines]
   rates = np.median([row["matmul_gflops"] for row in rows])

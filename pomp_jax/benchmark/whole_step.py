@@ -56,8 +56,8 @@ def whole_step(
   n_tokens = settings.m + 1 + round(n_rows * float(lengths_N.mean()))
   flops, peak = dense_flops(MODELS[settings.model], n_tokens), temporaries_mib(compiled)
   bank = 0.0 if state.bank is None else state.bank.nbytes / 2**20
-  sizes = {"renew": renew, "bank_mib": bank}
-  return Measurement("train_step", k, n_classes, n_tokens, n_rows, flops, peak, **sizes), step
+  sizes = k, n_classes, n_tokens, n_rows, flops, peak
+  return Measurement("train_step", *sizes, renew=renew, bank_mib=bank), step
 
 
 def compile_step(

@@ -6,12 +6,10 @@ import logging
 import numpy as np
 import pytest
 
-from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.loader import CorruptDataError
-from pomp_jax.data.wordnet import load_tree
 from pomp_jax.encoder import Encoder
 from pomp_jax.inference.evaluate import evaluate, split_features, tally
-from pomp_jax.inference.metrics import EvaluationError, Hierarchy, Tally
+from pomp_jax.inference.metrics import EvaluationError, Tally
 from tests.inference.test_metrics import answers
 from tests.inference.test_stored_features import BAD, GOOD, pictures
 
@@ -72,18 +70,6 @@ def test_figures_equal_all_scores_at_once(encoder, case, batch_size):
     for name in ("images", "top1", "top5", "macro_top1", "ece", "mean_confidence"):
       assert one.figures()[name] == pytest.approx(expected.figures()[name], abs=1e-5), name
   assert 0.4 < tallies["one"].figures()["top1"] < 0.9
-
-
-def test_errors_are_the_nearest_wrong_classes(encoder, case):
-  source, features, cosines = case
-  tree = load_tree()
-  nodes = tree.nodes(load_class_list("imagenet_a").synsets)
-  figures = tally(encoder, source, features, hierarchy=Hierarchy(tree, nodes))["one"].figures()
-  found = np.argmax(cosines["one"], axis=-1)
-  wrong = found != source.labels
-  distance = tree.path_distance(nodes[found[wrong]], nodes[source.labels[wrong]])
-  assert figures["errors"]["images"] == wrong.sum()
-  assert figures["errors"]["mean_distance"] == pytest.approx(distance.mean())
 
 
 def test_a_constant_classifier_scores_nothing_and_one_that_is_not_finite_fails(encoder, case):

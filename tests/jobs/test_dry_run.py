@@ -163,6 +163,7 @@ def test_what_a_dry_run_can_not_do(dry, tmp_path):
     ({"job": "evaluate"}, "dry_run: got True, expected false where config.job='evaluate'"),
     (folder | {"data.root": "x"}, "data.names: got '', expected a file of names, or"),
     (folder | {"data.names": "dtd", "k": 48}, "k: got 48, expected at most the numb"),
+    ({"eval.images": 0}, "eval.images: got 0, expected in a dry run"),
     ({"clip.model": "synthetic:x/y"}, "clip.model: got 'synthetic:x/y', expected synthetic: and"),
   ):
     with pytest.raises(ConfigError, match=message):

@@ -18,20 +18,18 @@ import torch
 
 from pomp_jax.clip import load_clip
 from pomp_jax.config import ConfigError
-from pomp_jax.data.class_lists import ClassList, load_class_list
+from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import SourceError
-from pomp_jax.encoder import Encoder
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.inference.named_prompts import features_under
 from pomp_jax.inputs.evaluation_sets import evaluation_sets
 from pomp_jax.jobs import evaluate
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.step import create_state
-from tests.support.clips import pooled, write_random_clip
+from tests.support.clips import write_random_clip
 from tests.support.data_files import write_set
 from tests.support.small_run import changed, small_config
 
@@ -228,21 +226,6 @@ def test_own_sets_under_two_prompts_and_a_text_equal_torch(case, results):
   assert results["published"] == {"cross_dataset": {"top1": {}}, "cross_domain": {"top1": {}}}
 
 
-def test_an_ensemble_is_the_mean_of_its_texts(case):
-  clip = case.clip
-  classes = ClassList(("star", "grey_wolf"), None, "{}.", ("a photo of a {}.", "a drawn {}."))
-  mean = 0
-  for template in classes.ensemble:
-    texts = [template.replace("{}", name) for name in ("star", "grey wolf")]
-    tokens = clip.tokenizer(texts, return_tensors="pt", padding=True)
-    with torch.no_grad():
-      features = pooled(case.model.get_text_features(**tokens)).double().numpy()
-    mean = mean + features / np.linalg.norm(features, axis=-1, keepdims=True) / 2
-  found = features_under(Encoder(clip, chunk=16), classes, "ensemble")
-  expected = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
-  np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
 def test_the_folder_holds_every_figure_and_tables(case, results):
   workdir = case.workdir
   stored = json.loads((workdir / "sets" / "dtd.json").read_text())
@@ -324,7 +307,7 @@ def test_a_set_that_is_done_is_not_done_again(case, results, computed, copy_of):
   config, workdir = case.shared_config, copy_of(case.workdir)
   plain = lambda value: json.loads(json.dumps(value))
   assert plain(run(config, workdir)).items() <= results.items()
-  # As if it had been stopped after the first set; and a folder of an earlier version.
+  # As if it had been stopped after the first set.
   for name in ("results.json", "sets/eurosat.json", "clip_benchmark.csv"):
     (workdir / name).unlink()
   again = run(config, workdir)
