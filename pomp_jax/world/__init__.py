@@ -2,8 +2,8 @@
 
 The embedded default of the project stands in for ImageNet-21K where there is no data set and no
 network. Names are compositions (`names`), and images are rendered from a seed (`render`). The CLIP
-in `CLIP_PATH` was trained on web-like captions (`captions`, `train_clip`). This module is the image
-source `world`: splits of labelled images, rendered on demand.
+in `CLIP_PATH` was trained on web-like captions (`docs/generators`). This module is the image source
+`world`: splits of labelled images, rendered on demand.
 """
 
 import pathlib
@@ -20,7 +20,7 @@ __all__ = ["CLIP_PATH", "IMAGE_SIZE", "WorldSource", "class_names", "open_source
 
 CLIP_PATH = pathlib.Path(__file__).parent / "clip"
 
-# Class group and random stream of each split; `captions` has another stream.
+# Class group and random stream of each split; the training captions have another.
 _SPLITS = {
   "train": ("base", 10),
   "validation": ("base", 11),

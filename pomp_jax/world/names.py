@@ -11,8 +11,8 @@ differ, so there are 12 x 12 x 17 x 11 = 26,928 classes in two fixed groups:
 The groups follow from a 64-bit hash of the combination's number (SplitMix64's finaliser), which
 unlike a library's shuffle can't change with a version.
 
-Attributes come in _families_ of values that are easily confused ("striped" and "ribbed"). The table
-in `captions` says how often.
+Attributes come in _families_ of values that are easily confused ("striped" and "ribbed"), as often
+as the table in `docs/generators/captions.py` says.
 
 Shape suffixes: N classes, A = 4 attributes in the order of `ATTRIBUTES`.
 """

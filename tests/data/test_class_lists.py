@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizerFast
 
+from docs.generators import write_class_names
 from pomp_jax.clip import load_clip
 from pomp_jax.data.class_lists import (
   CLASS_LISTS,
@@ -22,7 +23,6 @@ from pomp_jax.data.class_lists import (
   normalized_names,
   read_names,
 )
-from pomp_jax.data.prepare import write_class_names
 from pomp_jax.encoder import Encoder
 from pomp_jax.inference import Classifier, topk_accuracy
 from pomp_jax.world import CLIP_PATH

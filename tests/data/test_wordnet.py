@@ -7,9 +7,10 @@ import networkx as nx
 import numpy as np
 import pytest
 
+from docs.generators import write_class_names
+from docs.generators.write_class_names import Noun, distinct_names
+from pomp_jax.data import class_lists
 from pomp_jax.data.class_lists import VocabularyError, load_class_list
-from pomp_jax.data.prepare import write_class_names
-from pomp_jax.data.prepare.write_class_names import Noun, distinct_names
 from pomp_jax.data.wordnet import Tree, load_tree
 
 
@@ -214,6 +215,6 @@ def test_the_packaged_names_are_stored_as_made(which):
       files = write_class_names.make_imagenet(write_class_names.read_nouns(str(WORDNET)))
   except importlib.metadata.PackageNotFoundError as error:
     pytest.skip(str(error))
-  folder = pathlib.Path(write_class_names.__file__).parent.parent / "class_names"
+  folder = pathlib.Path(class_lists.__file__).parent / "class_names"
   for path, content in files.items():
     assert (folder / path).read_text(encoding="utf-8") == content, path

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizerFast
 
-from pomp_jax.world import CLIP_PATH, IMAGE_SIZE, captions, class_names, names, render, train_clip
+from docs.generators import captions, train_clip
+from pomp_jax.world import CLIP_PATH, IMAGE_SIZE, class_names, names, render
 from tests.support.flax_clip import flax_clip
 
 

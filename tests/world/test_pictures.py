@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pytest
 
+from docs.generators import example_sets
 from pomp_jax import world
 from pomp_jax.inputs.own_sets import open_own_set, read_sets_file
-from pomp_jax.world import IMAGE_SIZE, class_names, example_sets, names, render
+from pomp_jax.world import IMAGE_SIZE, class_names, names, render
 
 
 def test_sizes_and_names_and_that_the_split_is_fixed():

@@ -1,6 +1,6 @@
 """Trains the embedded CLIP and its tokenizer, and stores them in HuggingFace's format.
 
-    python -m pomp_jax.world.train_clip --out=DIR
+    python -m docs.generators.train_clip --out=DIR
 
 Symmetric contrastive loss (Radford et al., 2021, fig. 3) over captioned images drawn on the fly,
 with AdamW, warmup, a cosine schedule, and caption noise that rises from 0 (see `captions`). An
@@ -28,9 +28,9 @@ import optax
 from transformers import CLIPConfig, CLIPTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from docs.generators import captions
 from pomp_jax import world
 from pomp_jax.files.atomic import replacing
-from pomp_jax.world import captions
 from pomp_jax.world.render import IMAGE_SIZE
 
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -1,6 +1,6 @@
 """Writes pictures of the world as folders of classes, as example data sets for `evaluate`.
 
-  python -m pomp_jax.world.example_sets --out=runs/example_sets
+  python -m docs.generators.example_sets --out=runs/example_sets
 
 `known` has classes that the demo's prompt was trained on. `mixed` has such classes and novel ones,
 with a list of each. `shifted` has both in another rendering. `sets.toml` describes the three. The

@@ -6,7 +6,7 @@ are read and none of their code is run, so their own requirements are not needed
     pip install --no-deps timm==1.0.31 open_clip_torch==3.3.0 tensorflow-datasets==4.9.10 \\
       clip-benchmark==1.6.2
     apt-get install wordnet-base        # Debian's is WordNet 3.0
-    python -m pomp_jax.data.prepare.write_class_names
+    python -m docs.generators.write_class_names
 
 README.md gives the package of each file. `fgvc_aircraft.txt` and `templates/ucf101.txt` are in none
 of them and are not rewritten.
@@ -22,7 +22,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from pomp_jax.data.class_lists import load_synsets
+from pomp_jax.data import class_lists
 
 # Words of a gloss in a name: enough to differ, and no longer than other names.
 _GLOSS_WORDS = 8
@@ -224,7 +224,7 @@ def _lines(lines: Iterable[str]) -> str:
 def make_imagenet(nouns: Mapping[str, Noun]) -> dict[str, str]:
   """ImageNet's lists, and the is-a relations above all of their synsets; file name -> content."""
   open_clip = _package_text("open_clip_torch", "open_clip/zero_shot_metadata.py")
-  ids_21k = load_synsets().ids
+  ids_21k = class_lists.load_synsets().ids
   ids_1k = _timm_synsets("imagenet")
   names_1k = ast.literal_eval(_constant(open_clip, "IMAGENET_CLASSNAMES"))
   # Two pairs of classes share a name of CLIP's. They get their first lemmas.
@@ -283,7 +283,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--wordnet", default=_WORDNET, help="WordNet 3.0's data.noun")
   arguments = parser.parse_args()
-  data = pathlib.Path(__file__).parent.parent / "class_names"
+  data = pathlib.Path(class_lists.__file__).parent / "class_names"
   for path, content in (make_imagenet(read_nouns(arguments.wordnet)) | make_downstream()).items():
     (data / path).write_text(content, encoding="utf-8", newline="\n")
     print(f"{path}: {content.count(chr(10))} lines")
