@@ -77,11 +77,7 @@ def check(config: Settings, workdir: str) -> None:
 
 
 def check_prompts(config: Settings, names: Sequence[str], field: str) -> None:
-  """Checks that the prompts that a field names (see `read_prompts`) fit `config.evaluate`'s sets.
-
-  Raises:
-    InputError: one line that names the prompt and the set.
-  """
+  """Checks that the prompts that a field names (see `read_prompts`) fit the sets to evaluate."""
   clip_config, tokenizer = inputs.clip_config_and_tokenizer(config.clip.model)
   prompts = read_prompts(names, field)
   sets = evaluation_sets(config, clip_config.vision_config.image_size)
@@ -114,7 +110,16 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     for item in sets
   }
   keys = _keys(config, encoder, opened, prompts)
-  key = _key_of_run(config, encoder, prompts, sets, missing, keys)
+  run = {
+    "job": config.job,
+    "suite": config.evaluate.suite,
+    "clip_model": encoder.clip.name,
+    "logit_scale": encoder.clip.logit_scale,
+    "prompts": [{"label": named.label, "step": named.step} for named in prompts],
+    "missing": missing,
+  }
+  tables = [(item.name, item.group, item.column, item.part, item.reader) for item in sets]
+  key = fingerprint([*keys.values(), json.dumps(run), repr((tables, config.evaluate.images))])
   if (results := folder.finished(key=key)) is not None:
     return results
   if first:
@@ -132,7 +137,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   if not first:
     return {}
   done = {name: pieces.read(file_name(name)).facts | counts[name] for name in opened}
-  results = {"key": key, **_results(config, encoder, prompts, sets, done, missing)}
+  results = {"key": key, **run, **_sums(config, sets, done)}
   with writing(folder.path):
     _plot(folder, results)
     write_class_tables(folder, done)
@@ -148,7 +153,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 def _evaluate(
   config: Settings, encoder: Encoder, labelled: LabelledSet, prompts: Sequence[NamedPrompt]
 ) -> dict[str, Any]:
-  """Every figure of a set under every prompt."""
+  """Computes every figure of a set under every prompt."""
   start = time.monotonic()
   source, classes, split = labelled
   hierarchy = None
@@ -176,14 +181,10 @@ def _evaluate(
   }
 
 
-def _results(
-  config: Settings,
-  encoder: Encoder,
-  prompts: Sequence[NamedPrompt],
-  items: Sequence[EvaluationSet],
-  done: Mapping[str, Any],
-  missing: Mapping[str, str],
+def _sums(
+  config: Settings, items: Sequence[EvaluationSet], done: Mapping[str, Any]
 ) -> dict[str, Any]:
+  """Figures of the sets by their groups, with published ones beside them, and set by set."""
   sets = {
     name: {key: of_set[key] for key in _OF_SET}
     | {
@@ -201,14 +202,16 @@ def _results(
     for own in [sets[item.name]]
   ]
   accuracy = accuracy_by_group(found)
-  same = {group: _is_published_data(config, group, items, sets) for group in accuracy}
+  # Groups of which some set has other images than those of the published figures.
+  other = {
+    item.group
+    for item in items
+    if config.evaluate.images
+    or item.reader not in GROUPS[item.group].readers
+    or sets[item.name]["split"] not in ("test", "validation")
+    or sets[item.name]["unreadable"]
+  }
   return {
-    "job": config.job,
-    "suite": config.evaluate.suite,
-    "clip_model": encoder.clip.name,
-    "logit_scale": encoder.clip.logit_scale,
-    "prompts": [{"label": named.label, "step": named.step} for named in prompts],
-    "missing": dict(missing),
     "accuracy": accuracy,
     "intervals": figure_by_group(found, "top1_interval"),
     "images": counts_by_group(found, "images"),
@@ -219,23 +222,10 @@ def _results(
     "published": {
       group: {kind: published(group, kind, rows) for kind, rows in kinds.items()}
       for group, kinds in accuracy.items()
-      if same[group]
+      if group not in other
     },
     "sets": sets,
   }
-
-
-def _is_published_data(
-  config: Settings, group: str, items: Sequence[EvaluationSet], sets: Mapping[str, Any]
-) -> bool:
-  """Whether the sets of a group are of the images that the published figures are of."""
-  return not config.evaluate.images and all(
-    item.reader in GROUPS[group].readers
-    and sets[item.name]["split"] in ("test", "validation")
-    and not sets[item.name]["unreadable"]
-    for item in items
-    if item.group == group
-  )
 
 
 def _plot(folder: RunFolder, results: Mapping[str, Any]) -> None:
@@ -272,7 +262,7 @@ def _keys(
   opened: Mapping[str, LabelledSet],
   prompts: Sequence[NamedPrompt],
 ) -> dict[str, str]:
-  """By the file of a set: key of all that its figures depend on, but the pixels."""
+  """By the file of each set: fingerprint of all that its figures depend on, but the pixels."""
   clip = encoder.clip
   settings = (_VERSION, config.clip.text_tower, config.clip.dtype, clip.settings)
   clip_key = fingerprint([*settings, *jax.tree.leaves(clip.params)])
@@ -289,21 +279,6 @@ def _keys(
       parts += ["prompt", label, *describe(prompt, classes)]
     keys[file_name(name)] = fingerprint(parts)
   return keys
-
-
-def _key_of_run(
-  config: Settings,
-  encoder: Encoder,
-  prompts: Sequence[NamedPrompt],
-  sets: Sequence[EvaluationSet],
-  missing: Mapping[str, str],
-  keys: Mapping[str, str],
-) -> str:
-  """Key of `results.json`: the sets' own, and how they are grouped and named."""
-  tables = [(item.name, item.group, item.column, item.part, item.reader) for item in sets]
-  steps = [named.step for named in prompts]
-  settings = (config.evaluate.suite, config.evaluate.images, encoder.clip.name)
-  return fingerprint([*keys.values(), repr((tables, steps, settings, dict(missing)))])
 
 
 def _log_set(name: str, of_set: Mapping[str, Any]) -> None:

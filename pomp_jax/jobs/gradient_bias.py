@@ -142,12 +142,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     "seconds": round(time.monotonic() - start, 1),
   }
   with writing(folder.plots):
-    gradient_bias_panels(
-      folder.plots / "gradient_bias.png",
-      cells,
-      images=results["images"],
-      classes=results["n_classes"],
-    )
+    sizes = {"images": results["images"], "classes": results["n_classes"]}
+    gradient_bias_panels(folder.plots / "gradient_bias.png", cells, **sizes)
   stored = with_provenance(results)
   with writing(folder.path):
     write_run_report(folder, config, stored)
@@ -227,8 +223,7 @@ def _open(config: Settings) -> _Setting:
     module,
     params,
     frozen._replace(sampling=sampling),
-    jax.numpy.asarray(features_BxE),
-    jax.numpy.asarray(labels_B),
+    *map(jax.numpy.asarray, (features_BxE, labels_B)),
     len(source.names),
     config,
     fingerprint(parts),
