@@ -7,7 +7,7 @@ A JSON file of `images`, `categories` and `annotations`. LVIS adds each category
 Shapes: R objects of an image, H, W its sides in pixels, C classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import math
 import os
@@ -15,11 +15,11 @@ import posixpath
 from typing import Any, NamedTuple, NoReturn
 
 from faster_coco_eval.core import mask as mask_api
-from jaxtyping import Bool, Float32, Int, Int32
+from jaxtyping import Bool, Float32, Int, Int32, UInt8
 import numpy as np
 
 from pomp_jax.data.class_lists import normalized_name
-from pomp_jax.data.images import MAX_PIXELS, image_size
+from pomp_jax.data.images import MAX_PIXELS, image_size, read_rgb
 from pomp_jax.errors import InputError
 from pomp_jax.files.class_features import CategoryFileError, categories_by_id
 from pomp_jax.files.paths import Path, is_file, join, scheme_of
@@ -106,38 +106,39 @@ class Annotations:
     return Truth(boxes.astype(np.float32), np.array(classes, np.int32), crowd)
 
   def masks(self, index: int) -> Bool[np.ndarray, "R H W"]:
-    """Masks of an image's objects, from polygons or RLE.
-
-    Raises:
-      AnnotationError: an object has no segmentation, or one that does not fit its image.
-    """
+    """Masks of an image's objects, from polygons or RLE; AnnotationError as `run_lengths`."""
     image = self.images[index]
-    rles = self.run_lengths(index)
-    if not rles:
-      return np.zeros((0, image.height, image.width), bool)
-    return np.stack([mask_api.decode(rle).astype(bool) for rle in rles])
+    masks = [mask_api.decode(rle).astype(bool) for rle in self.run_lengths(index)]
+    return np.array(masks, bool).reshape(-1, image.height, image.width)
 
   def run_lengths(self, index: int) -> list[dict[str, Any]]:
     """The same masks as RLE, for faster-coco-eval.
 
     Raises:
-      AnnotationError: as `masks`.
+      AnnotationError: an object has no segmentation, or one that does not fit its image.
     """
-    image = self.images[index]
+    sides = self.images[index].height, self.images[index].width
+    where = "segmentation of annotation {}"
     return [
-      run_lengths(
-        self.path,
-        f"segmentation of annotation {row.get('id')}",
-        row.get("segmentation"),
-        image.height,
-        image.width,
-      )
+      run_lengths(self.path, where.format(row.get("id")), row.get("segmentation"), *sides)
       for row in self.rows[index]
     ]
 
   def image_path(self, index: int, root: str | os.PathLike) -> Path:
     """File of an image below a folder."""
     return join(root, self.images[index].file_name)
+
+  def image(self, index: int, root: str | os.PathLike) -> UInt8[np.ndarray, "H W 3"]:
+    """Pixels of an image below a folder.
+
+    Raises:
+      ImageError: the file can't be read.
+      AnnotationError: its size is not the one named here.
+    """
+    path = self.image_path(index, root)
+    pixels = read_rgb(path)
+    self.check_size(path, index, pixels.shape[:2])
+    return pixels
 
   def check_images(self, root: str | os.PathLike, sizes: bool = False) -> None:
     """Checks that all image files exist and, by their headers, that they have the sizes named here.
@@ -153,11 +154,7 @@ class Annotations:
         self.check_size(path, index, image_size(path))
 
   def check_size(self, path: Path, index: int, shape: tuple[int, ...]) -> None:
-    """Checks height and width of the file of an image.
-
-    Raises:
-      AnnotationError: not those named here.
-    """
+    """Raises AnnotationError unless the file of an image has the height and width named here."""
     image = self.images[index]
     if shape != (image.height, image.width):
       accepted = f"{image.width} x {image.height}, as {self.path} says"
@@ -186,7 +183,7 @@ def annotations_of(
   """Annotations from the content of a file; see `read_annotations`."""
   categories = categories_by_id(path, value)
   if strange := [number for number in categories if not 0 <= number < 2**63]:
-    _refuse(path, "the id of a category", str(strange[0]), "0 to 2^63 - 1")
+    refuse(path, "the id of a category", str(strange[0]), "0 to 2^63 - 1")
   words = [normalized_name(name) for name in names or ()]
   if names is None:
     ids = np.array(sorted(categories))
@@ -195,25 +192,23 @@ def annotations_of(
     id_of = {category.name: number for number, category in categories.items()}
     if missing := [name for name in id_of if name not in set(words)]:
       accepted = f"one of the {len(words)} names of the class list"
-      _refuse(path, f"the category {id_of[missing[0]]}", repr(missing[0]), accepted)
+      refuse(path, f"the category {id_of[missing[0]]}", repr(missing[0]), accepted)
     ids = np.array([id_of.get(name, -1) for name in words])
   synonyms = tuple(
     (name, *categories[number].synonyms) if number in categories else (name,)
     for name, number in zip(words, ids.tolist(), strict=True)
   )
-  images = [_image(path, f"images[{i}]", row) for i, row in _rows(path, value, "images")]
+  images = [_image(path, where, row) for where, row in objects_of(path, value, "images")]
   place = {image.id: index for index, image in enumerate(images)}
-  if len(place) < len(images):
-    _refuse(path, "images", "with a repeated id", "different ids")
-  if not images:
-    _refuse(path, "images", "an empty list", "at least one image")
+  if not images or len(place) < len(images):
+    refuse(path, "images", "with a repeated id" if images else "empty", "images of different ids")
   by_image: list[list[dict[str, Any]]] = [[] for _ in images]
-  for i, row in _rows(path, value, "annotations"):
-    index = place.get(row.get("image_id")) if type(row.get("image_id")) is int else None
-    if index is None:
-      _refuse(path, f"annotations[{i}].image_id", repr(row.get("image_id")), "an image's id")
-    _check_annotation(path, f"annotations[{i}]", row, images[index], categories)
-    by_image[index].append(row)
+  for where, row in objects_of(path, value, "annotations"):
+    number = row.get("image_id")
+    if type(number) is not int or number not in place:
+      refuse(path, f"{where}.image_id", repr(number), "an image's id")
+    _check_annotation(path, where, row, images[place[number]], categories)
+    by_image[place[number]].append(row)
   frequencies = _frequencies(path, value, ids.tolist())
   return Annotations(path, tuple(words), ids, synonyms, frequencies, tuple(images), tuple(by_image))
 
@@ -234,44 +229,45 @@ def run_lengths(
   Raises:
     AnnotationError: neither of them, or not of H x W.
   """
-  check_segmentation(path, where, segmentation, height, width)
+  _check_segmentation(path, where, segmentation, height, width)
   if isinstance(segmentation, list):
     # COCO has polygons of one or two points, which have no area; the library takes some for boxes.
     segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
     if not segmentation:
       return mask_api.encode(np.zeros((height, width), np.uint8, order="F"))
+  elif isinstance(segmentation["counts"], str):  # the library decodes bytes only
+    segmentation = segmentation | {"counts": segmentation["counts"].encode()}
   try:
-    rle = mask_api.segmToRle(_as_bytes(segmentation), width, height)
+    rle = mask_api.segmToRle(segmentation, width, height)
     # Some versions of the library read runs of any length.
     runs = _runs(rle["counts"]) if isinstance(segmentation, dict) else [height * width]
     if min(runs, default=0) < 0 or sum(runs) != height * width:
       raise ValueError(f"runs of {sum(runs)} pixels")
   except Exception as error:  # the library's errors share no base
-    _refuse(path, where, f"damaged ({error})", f"polygons or RLE of {height} x {width}")
+    refuse(path, where, f"damaged ({error})", f"polygons or RLE of {height} x {width}")
   return rle
 
 
-def check_segmentation(
+def _check_segmentation(
   path: str | os.PathLike, where: str, segmentation: Any, height: int, width: int
 ) -> None:
   """Checks the form of polygons or RLE without decoding them; see `run_lengths`."""
   if isinstance(segmentation, dict):
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if size != [height, width]:
-      _refuse(path, f"{where}.size", repr(size), f"[{height}, {width}], as the image")
-    whole = isinstance(counts, str) and counts.isascii()
-    if not whole and not (isinstance(counts, list) and all(type(n) is int for n in counts)):
-      _refuse(path, f"{where}.counts", type(counts).__name__, "run lengths as a list or a string")
+      refuse(path, f"{where}.size", repr(size), f"[{height}, {width}], as the image")
+    text = isinstance(counts, str) and counts.isascii()
+    if not text and not (isinstance(counts, list) and all(type(n) is int for n in counts)):
+      refuse(path, f"{where}.counts", type(counts).__name__, "run lengths as a list or a string")
     return
   if not isinstance(segmentation, list) or not segmentation:
-    _refuse(path, where, "missing" if not segmentation else repr(segmentation), "polygons or RLE")
+    refuse(path, where, repr(segmentation) if segmentation else "missing", "polygons or RLE")
   for polygon in segmentation:
-    numbers = isinstance(polygon, list) and all(_is_number(n) for n in polygon)
-    if not numbers or len(polygon) % 2:
-      _refuse(path, where, "no list of polygons", "x, y, x, y, .. of each polygon")
+    if not isinstance(polygon, list) or len(polygon) % 2 or not all(map(is_number, polygon)):
+      refuse(path, where, "no list of polygons", "x, y, x, y, .. of each polygon")
     points = np.array(polygon, np.float64).reshape(-1, 2)
     if (points < -_SLACK).any() or (points - _SLACK > [width, height]).any():
-      _refuse(path, where, "a polygon outside the image", f"points in {width} x {height}")
+      refuse(path, where, "a polygon outside the image", f"points in {width} x {height}")
 
 
 def _runs(counts: bytes) -> list[int]:
@@ -294,42 +290,37 @@ def _runs(counts: bytes) -> list[int]:
   return runs
 
 
-def _as_bytes(segmentation: Any) -> Any:
-  """The library decodes strings as bytes only."""
-  if isinstance(segmentation, dict) and isinstance(segmentation["counts"], str):
-    return segmentation | {"counts": segmentation["counts"].encode()}
-  return segmentation
-
-
-def _rows(path: str, value: Any, field: str):
-  rows = value.get(field)
+def objects_of(
+  path: str, value: Any, field: str, within: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields place and content of each object of a JSON's list; AnnotationError if it is none."""
+  rows = value.get(field) if isinstance(value, dict) else None
+  where = f"{within}{field}"
   if not isinstance(rows, list):
-    found = "missing" if rows is None else f"a {type(rows).__name__}"
-    _refuse(path, field, found, "a list of objects")
+    refuse(path, where, f"a {type(rows).__name__}" if rows else "missing", "a list of objects")
   for index, row in enumerate(rows):
     if not isinstance(row, dict):
-      _refuse(path, f"{field}[{index}]", f"a {type(row).__name__}", "an object")
-    yield index, row
+      refuse(path, f"{where}[{index}]", f"a {type(row).__name__}", "an object")
+    yield f"{where}[{index}]", row
 
 
 def _image(path: str, where: str, row: Mapping[str, Any]) -> ImageEntry:
   for field in ("id", "height", "width"):
     if type(row.get(field)) is not int or not -(2**63) <= row[field] < 2**63:
-      _refuse(path, f"{where}.{field}", repr(row.get(field)), "an integer")
+      refuse(path, f"{where}.{field}", repr(row.get(field)), "an integer")
   height, width = row["height"], row["width"]
   if min(height, width) < 1 or height * width > MAX_PIXELS:
-    found = f"of {width} x {height} pixels"
-    _refuse(path, where, found, f"1 to {MAX_PIXELS} pixels")
+    refuse(path, where, f"of {width} x {height} pixels", f"1 to {MAX_PIXELS} pixels")
   name = row.get("file_name")
   if name is None and isinstance(row.get("coco_url"), str):  # LVIS: .../val2017/000000397133.jpg
     name = "/".join(row["coco_url"].split("/")[-2:])
   if not isinstance(name, str) or not _is_below(name):
-    _refuse(path, f"{where}.file_name", repr(name), "a path below the image folder")
+    refuse(path, f"{where}.file_name", repr(name), "a path below the image folder")
   lists = []
   for field in ("neg_category_ids", "not_exhaustive_category_ids"):
     numbers = row.get(field, [])
     if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
-      _refuse(path, f"{where}.{field}", repr(numbers), "a list of category ids")
+      refuse(path, f"{where}.{field}", repr(numbers), "a list of category ids")
     lists.append(tuple(numbers))
   return ImageEntry(row["id"], name, height, width, *lists)
 
@@ -344,35 +335,27 @@ def _is_below(name: str) -> bool:
 def _check_annotation(
   path: str, where: str, row: Mapping[str, Any], image: ImageEntry, categories: Mapping[int, Any]
 ) -> None:
-  category = row.get("category_id")
+  category, box = row.get("category_id"), row.get("bbox")
   if type(category) is not int or category not in categories:
-    _refuse(path, f"{where}.category_id", repr(category), "the id of a category")
+    refuse(path, f"{where}.category_id", repr(category), "the id of a category")
   if row.get("iscrowd", 0) not in (0, 1):
-    _refuse(path, f"{where}.iscrowd", repr(row["iscrowd"]), "0 or 1")
-  if not _is_number(row.get("area", 0.0)):
-    _refuse(path, f"{where}.area", repr(row["area"]), "a number")
-  check_box(path, f"{where}.bbox", row.get("bbox"), image)
-  if "segmentation" in row:
-    where = f"{where}.segmentation"
-    check_segmentation(path, where, row["segmentation"], image.height, image.width)
-
-
-def check_box(path: str | os.PathLike, where: str, box: Any, image: ImageEntry) -> None:
-  """Checks a box x, y, width, height in pixels.
-
-  Raises:
-    AnnotationError: not four numbers, or outside the image.
-  """
-  if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-    _refuse(path, where, repr(box), "x, y, width, height")
+    refuse(path, f"{where}.iscrowd", repr(row["iscrowd"]), "0 or 1")
+  if not is_number(row.get("area", 0.0)):
+    refuse(path, f"{where}.area", repr(row["area"]), "a number")
+  if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+    refuse(path, f"{where}.bbox", repr(box), "x, y, width, height")
   x, y, w, h = box
   inside = min(x, y) >= -_SLACK and x + w <= image.width + _SLACK and y + h <= image.height + _SLACK
   if min(w, h) < 0 or not inside:
     accepted = f"a box in image {image.id} of {image.width} x {image.height}"
-    _refuse(path, where, repr(box), accepted)
+    refuse(path, f"{where}.bbox", repr(box), accepted)
+  if "segmentation" in row:
+    sides = image.height, image.width
+    _check_segmentation(path, f"{where}.segmentation", row["segmentation"], *sides)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+  """Whether a value of a JSON is a finite number that a coordinate can be."""
   return type(value) in (int, float) and abs(value) < 2**31 and math.isfinite(value)
 
 
@@ -382,10 +365,10 @@ def _frequencies(path: str, value: Any, ids: Sequence[int]) -> tuple[str, ...] |
     return None
   for number, frequency in of.items():
     if frequency not in FREQUENCIES:
-      where = f"frequency of category {number}"
-      _refuse(path, where, repr(frequency), ", ".join(FREQUENCIES))
+      refuse(path, f"frequency of category {number}", repr(frequency), ", ".join(FREQUENCIES))
   return tuple(of.get(number, "") for number in ids)
 
 
-def _refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:
+def refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:
+  """Raises the one line for a field."""
   raise AnnotationError(f"{path}: {field} is {printable(found)}; accepted: {accepted}")

@@ -73,14 +73,7 @@ class MaskAugmentation:
 
 @dataclasses.dataclass(frozen=True)
 class MaskViews:
-  """Fetches views of images for `data.loader`, one of each image.
-
-  Attributes:
-    source: images with region maps.
-    size: S.
-    n_targets: T.
-    augmentation: how views are made.
-  """
+  """Fetches views of images for `data.loader`, one of each image, S x S with T targets at most."""
 
   source: RegionMaps
   size: int
@@ -140,25 +133,15 @@ class MaskViews:
 
 
 class Place(NamedTuple):
-  """Part of an image that a view shows.
+  """Part of an image that a view shows."""
 
-  Attributes:
-    height: height of the whole image after scaling, pixels.
-    width: its width.
-    top: first row of the view in the scaled image.
-    left: first column.
-    rows: rows of the view.
-    columns: columns.
-    flip: whether left and right are exchanged.
-  """
-
-  height: int
+  height: int  # of the whole image after scaling, pixels
   width: int
-  top: int
+  top: int  # first row of the view in the scaled image
   left: int
-  rows: int
+  rows: int  # of the view
   columns: int
-  flip: bool
+  flip: bool  # whether left and right are exchanged
 
 
 def draw_place(
@@ -182,13 +165,8 @@ def draw_place(
 def cut(whole: RegionMap, place: Place) -> RegionMap:
   """Scales (pixels bilinearly, owners to the nearest), cuts and flips an image."""
   y, x = (full / scaled for full, scaled in zip(whole.owners.shape, place[:2], strict=True))
-  box = (
-    place.left * x,
-    place.top * y,
-    (place.left + place.columns) * x,
-    (place.top + place.rows) * y,
-  )
-  sides = (place.columns, place.rows)
+  top, left, (rows, columns) = place.top, place.left, place[4:6]
+  box, sides = (left * x, top * y, (left + columns) * x, (top + rows) * y), (columns, rows)
   image = np.asarray(Image.fromarray(whole.image).resize(sides, Image.Resampling.BILINEAR, box))
   owners = Image.fromarray(whole.owners.astype(np.int32))
   owners = np.asarray(owners.resize(sides, Image.Resampling.NEAREST, box)).astype(np.int16)

@@ -15,9 +15,8 @@ import numpy as np
 
 from pomp_jax.data.annotations import Annotations, read_annotations, run_lengths
 from pomp_jax.data.class_splits import ClassSplit, read_class_split
-from pomp_jax.data.images import load_rgb, open_image
 from pomp_jax.data.pixels import PixelFolder, open_pixels
-from pomp_jax.data.source import DataFields, Files, SourceError, StoredImages
+from pomp_jax.data.source import DataFields, SourceError, StoredImages
 from pomp_jax.files.array_cache import file_stamps, fingerprint
 from pomp_jax.files.pieces import stored_array
 from pomp_jax.files.terminal import waiting
@@ -40,10 +39,16 @@ def open_split(data: DataFields, split: str) -> StoredImages:
   """
   classes = read_class_split(data.names) if data.names else None
   if data.annotations.lower().endswith(".json"):
-    return _objects(data, classes)
-  if classes is None:
+    source = _objects(data, classes)
+  elif classes is None:
     raise SourceError("data.names is empty; accepted: the classes of the label images")
-  return _labels(data, classes)
+  else:
+    source = _labels(data, classes)
+  if classes is not None:
+    source = source.of_classes(np.flatnonzero(np.array(classes.groups) != "novel"))
+  if not len(source):
+    raise SourceError(f"{data.annotations}: no region of the {len(source.names)} classes")
+  return source
 
 
 def _objects(data: DataFields, classes: ClassSplit | None) -> StoredImages:
@@ -58,7 +63,7 @@ def _objects(data: DataFields, classes: ClassSplit | None) -> StoredImages:
         labels.append(label)
         keys.append(f"{image.file_name}:{number}")
   storage = _Objects(annotations, data.root, np.array(rows, np.int32).reshape(-1, 2))
-  return _known(classes, StoredImages(annotations.names, labels, keys, storage), data)
+  return StoredImages(annotations.names, labels, keys, storage)
 
 
 def _labels(data: DataFields, classes: ClassSplit) -> StoredImages:
@@ -68,8 +73,7 @@ def _labels(data: DataFields, classes: ClassSplit) -> StoredImages:
   key = fingerprint(["region crops", str(classes), *folder.keys, stamps])
   rows_nx2 = stored_array(data.cache, key, lambda: _classes_of_images(folder))
   keys = [f"{folder.keys[index]}:{label}" for index, label in rows_nx2.tolist()]
-  source = StoredImages(classes.names, rows_nx2[:, 1], keys, _LabelImages(folder, rows_nx2))
-  return _known(classes, source, data)
+  return StoredImages(classes.names, rows_nx2[:, 1], keys, _LabelImages(folder, rows_nx2))
 
 
 def _classes_of_images(folder: PixelFolder) -> np.ndarray:
@@ -78,15 +82,6 @@ def _classes_of_images(folder: PixelFolder) -> np.ndarray:
     found = [np.unique(folder.labels(index)) for index in range(len(folder))]
   rows = [(index, c) for index, own in enumerate(found) for c in own[own >= 0].tolist()]
   return np.array(rows, np.int32).reshape(-1, 2)
-
-
-def _known(classes: ClassSplit | None, source: StoredImages, data: DataFields) -> StoredImages:
-  """Without the novel classes."""
-  if classes is not None:
-    source = source.of_classes(np.flatnonzero(np.array(classes.groups) != "novel"))
-  if not len(source):
-    raise SourceError(f"{data.annotations}: no region of the {len(source.names)} classes")
-  return source
 
 
 class _Objects:
@@ -98,11 +93,7 @@ class _Objects:
   def read(self, row: int, key: str) -> bytes:
     index, number = self._rows[row].tolist()
     annotations, entry = self._annotations, self._annotations.images[index]
-    path = annotations.image_path(index, self._root)
-    opened = open_image(Files(self._root).read(row, entry.file_name), str(path))
-    annotations.check_size(path, index, opened.size[::-1])
-    image = np.asarray(load_rgb(opened, str(path))[0])
-    object_ = annotations.rows[index][number]
+    image, object_ = annotations.image(index, self._root), annotations.rows[index][number]
     x, y, width, height = object_["bbox"]
     if object_.get("segmentation"):
       where = f"segmentation of annotation {object_.get('id')}"

@@ -14,13 +14,13 @@ class PixelTally:
   """Pixel counts of each class over a data set.
 
   Attributes:
-    counts: int64 [3,C]: pixels of the truth, of the prediction, and of both. Counts of several
-      hosts add up.
+    counts: int64 [3,C]: pixels of the truth, of the prediction, and of both. Counts of parts of a
+      data set add up.
   """
 
-  def __init__(self, n_classes: int):
-    """Starts with zero pixels of C classes."""
-    self.counts = np.zeros((3, n_classes), np.int64)
+  def __init__(self, n_classes: int, counts: Int[np.ndarray, "3 C"] | None = None):
+    """Starts with these pixels of C classes, or none."""
+    self.counts = np.zeros((3, n_classes), np.int64) if counts is None else counts
 
   def add(self, labels_HxW: Int[np.ndarray, "H W"], predicted_HxW: Int[np.ndarray, "H W"]) -> None:
     """Counts one image.

@@ -56,10 +56,10 @@ class DenseSettings:
 
 
 class PixelMap(NamedTuple):
-  """Classes of an image's pixels and their probabilities among all names."""
+  """Classes of an image's pixels; their probabilities among all names, where these are known."""
 
   labels_HxW: Int32[np.ndarray, "H W"]
-  probability_HxW: Float32[np.ndarray, "H W"]
+  probability_HxW: Float32[np.ndarray, "H W"] | None = None
 
 
 class _Windows(NamedTuple):
@@ -94,20 +94,8 @@ class DenseSegmenter:
 
   def label_maps(
     self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], matrices: Sequence[ClassMatrix]
-  ) -> Iterator[list[Int32[np.ndarray, "_ _"]]]:
-    """Yields for each image its label maps, classes [H,W], one under each class matrix."""
-    for maps, grid in self._maps(images, matrices):
-      yield [np.asarray(labels)[grid] for labels, _ in maps]
-
-  def pixel_maps(
-    self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], matrix: ClassMatrix
-  ) -> Iterator[PixelMap]:
-    """Yields for each image its label map under a class matrix, with probabilities."""
-    for (found,), grid in self._maps(images, [matrix]):
-      yield PixelMap(*(np.asarray(part)[grid] for part in found))
-
-  def _maps(self, images, matrices):
-    """Yields for each image its labels and probabilities on the devices, and the pixels to take."""
+  ) -> Iterator[list[PixelMap]]:
+    """Yields for each image its label maps, one under each class matrix."""
     settings = self._settings
     cut = [self._cut(image) for image in images]
     for image, windows, patches in zip(images, cut, self._patch_features(cut), strict=True):
@@ -120,7 +108,7 @@ class DenseSegmenter:
       out = padded_sides(height, width)
       inputs = *_inputs(windows, patches), np.array([height, width])
       n_pixels = max(inputs[3][..., 0].size, math.prod(out))
-      maps = [
+      found = [
         _label_map(
           *inputs,
           *_chunks(matrix, max(_MAX_SCORES // n_pixels, 1)),
@@ -133,7 +121,7 @@ class DenseSegmenter:
         )
         for matrix in matrices
       ]
-      yield maps, (rows[:, None], columns)
+      yield [PixelMap(*(np.asarray(part)[rows[:, None], columns] for part in own)) for own in found]
 
   def _cut(self, image: UInt8[np.ndarray, "_ _ 3"]) -> _Windows:
     """Resizes an image and places its windows."""

@@ -5,6 +5,7 @@ Shapes: H, W sides of an image in pixels, R regions.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 
 from jaxtyping import Int32, UInt8
 import numpy as np
@@ -12,10 +13,9 @@ import numpy as np
 from pomp_jax.config.region_fields import Detect
 from pomp_jax.data.annotations import Annotations, annotations_of, read_annotations
 from pomp_jax.data.class_splits import ClassSplit, read_class_split
-from pomp_jax.data.images import load_rgb, open_image
-from pomp_jax.data.source import Files
 from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.files.paths import Path
+from pomp_jax.inputs.region_sources import Images
 from pomp_jax.regions.files import Regions
 from pomp_jax.regions.sources import truth_regions
 from pomp_jax.world.scenes import open_scenes
@@ -47,6 +47,11 @@ class BoxSet:
     """Id of each image."""
     return tuple(image.id for image in self.annotations.images)
 
+  def shape(self, index: int) -> tuple[int, int]:
+    """Height and width of an image."""
+    entry = self.annotations.images[index]
+    return entry.height, entry.width
+
   def files(self, settings: Detect) -> list[str | Path]:
     """Annotations and images on the disk."""
     annotations = [settings.annotations] if settings.annotations else []
@@ -61,14 +66,16 @@ class BoxSet:
     """
     return truth_regions(self.annotations, index, masks)
 
+  def images(self, held: int, masks: bool) -> Images:
+    """The images, the last `held` of which stay decoded; true regions perhaps have masks."""
+    decoded = functools.lru_cache(held)(self.image)
+    return Images(self.keys, self.shape, decoded, lambda index: self.regions(index, masks)[0])
+
 
 def open_box_set(settings: Detect) -> BoxSet:
   """Opens the images and annotations of `config.detect`.
 
   LVIS's rare classes are novel, the others base, unless `detect.names` has halves of its own.
-
-  Args:
-    settings: `config.detect`.
 
   Raises:
     AnnotationError, CategoryFileError, VocabularyError: one line each.
@@ -89,7 +96,7 @@ def open_box_set(settings: Detect) -> BoxSet:
   if classes is None:
     classes = _classes_of(annotations, settings.synonyms)
   root = settings.images
-  return BoxSet(annotations, classes, lambda index: _image(annotations, index, root), root)
+  return BoxSet(annotations, classes, lambda index: annotations.image(index, root), root)
 
 
 def _classes_of(annotations: Annotations, all_names: bool) -> ClassSplit:
@@ -99,11 +106,3 @@ def _classes_of(annotations: Annotations, all_names: bool) -> ClassSplit:
     return ClassSplit(synonyms, ("-",) * len(synonyms))
   groups = ("novel" if own == _RARE else "base" for own in annotations.frequencies)
   return ClassSplit(synonyms, tuple(groups))
-
-
-def _image(annotations: Annotations, index: int, root: str) -> np.ndarray:
-  """Pixels of an image file; AnnotationError if its size is not that of the annotations."""
-  entry, path = annotations.images[index], annotations.image_path(index, root)
-  image = open_image(Files(root).read(index, entry.file_name), str(path))
-  annotations.check_size(path, index, image.size[::-1])
-  return np.asarray(load_rgb(image, str(path))[0])

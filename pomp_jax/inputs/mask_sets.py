@@ -3,18 +3,18 @@
 Shapes: n images, R regions of an image, N base classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import functools
 
 import numpy as np
 
 from pomp_jax.config.region_fields import TrainMasks
 from pomp_jax.data.annotations import AnnotationError, Annotations, read_annotations
 from pomp_jax.data.class_splits import ClassSplit, read_class_split
-from pomp_jax.data.images import load_rgb, open_image
 from pomp_jax.data.mask_views import RegionMap, RegionMaps, map_of_masks
-from pomp_jax.data.panoptic import Panoptic, read_panoptic
+from pomp_jax.data.panoptic import read_panoptic
 from pomp_jax.data.pixels import PixelFolder, open_pixels
-from pomp_jax.data.source import Files, SourceError
+from pomp_jax.data.source import SourceError
 from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.world.scenes import Scenes, open_scenes
 
@@ -45,21 +45,22 @@ def open_mask_set(settings: TrainMasks, seed: int) -> RegionMaps:
     )
     return _LabelImages(folder, classes, spread_evenly(settings.n_images, len(folder)))
   names = classes and classes.names
-  panoptic = None
   if settings.source == "panoptic":
     panoptic = read_panoptic(settings.annotations, names)
     panoptic.check_files(settings.labels)
-  annotations = panoptic.annotations if panoptic else read_annotations(settings.annotations, names)
-  annotations.check_images(settings.images)
-  if panoptic is None:
+    # Segments do not overlap; their masks are in PNGs.
+    annotations = panoptic.annotations
+    owners = functools.partial(panoptic.owners, root=settings.labels)
+  else:
+    annotations = read_annotations(settings.annotations, names)
     _check_masks(annotations)
+    owners = functools.partial(_owners, annotations)
+  annotations.check_images(settings.images)
   if classes is None:
     names = annotations.names
     classes = ClassSplit(tuple((name,) for name in names), ("base",) * len(names))
   rows = spread_evenly(settings.n_images, len(annotations))
-  if panoptic:
-    return _Segments(panoptic, settings.labels, settings.images, classes, rows)
-  return _Objects(annotations, settings.images, classes, rows)
+  return _Objects(annotations, owners, settings.images, classes, rows)
 
 
 def _check_masks(annotations: Annotations) -> None:
@@ -67,6 +68,11 @@ def _check_masks(annotations: Annotations) -> None:
     if "segmentation" not in row:
       found = f"annotation {row.get('id')} has no segmentation"
       raise AnnotationError(f"{annotations.path}: {found}; accepted: objects with masks")
+
+
+def _owners(annotations: Annotations, row: int) -> np.ndarray:
+  entry = annotations.images[row]
+  return map_of_masks(annotations.masks(row), entry.height, entry.width)
 
 
 class _Maps:
@@ -95,9 +101,8 @@ class _World(_Maps):
   """Scenes of the embedded world."""
 
   def __init__(self, scenes: Scenes):
-    super().__init__(
-      ClassSplit(tuple((name,) for name in scenes.names), scenes.groups), len(scenes)
-    )
+    names = tuple((name,) for name in scenes.names)
+    super().__init__(ClassSplit(names, scenes.groups), len(scenes))
     self._scenes = scenes
 
   def region_map(self, index: int) -> RegionMap:
@@ -128,38 +133,24 @@ class _LabelImages(_Maps):
 
 
 class _Objects(_Maps):
-  """Objects of a COCO or LVIS JSON."""
+  """Objects or segments of a JSON; `owners` computes the map of an image's."""
 
-  def __init__(self, annotations: Annotations, root: str, classes: ClassSplit, rows: np.ndarray):
+  def __init__(
+    self,
+    annotations: Annotations,
+    owners: Callable[[int], np.ndarray],
+    root: str,
+    classes: ClassSplit,
+    rows: np.ndarray,
+  ):
     super().__init__(classes, len(rows))
-    self._annotations, self._root, self._rows = annotations, root, rows
+    self._annotations, self._owners, self._root, self._rows = annotations, owners, root, rows
 
   def region_map(self, index: int) -> RegionMap:
     row = int(self._rows[index])
-    annotations, entry = self._annotations, self._annotations.images[row]
-    path = self.where(index)
-    opened = open_image(Files(self._root).read(row, entry.file_name), path)
-    annotations.check_size(annotations.image_path(row, self._root), row, opened.size[::-1])
-    truth = annotations.truth(row)
+    image, truth = self._annotations.image(row, self._root), self._annotations.truth(row)
     labels = np.where(truth.crowd, -1, self._number[truth.classes]).astype(np.int32)
-    return RegionMap(np.asarray(load_rgb(opened, path)[0]), self._owners(row), labels)
-
-  def _owners(self, row: int) -> np.ndarray:
-    entry = self._annotations.images[row]
-    return map_of_masks(self._annotations.masks(row), entry.height, entry.width)
+    return RegionMap(image, self._owners(row), labels)
 
   def where(self, index: int) -> str:
     return str(self._annotations.image_path(int(self._rows[index]), self._root))
-
-
-class _Segments(_Objects):
-  """Segments of a panoptic JSON; their masks are in PNGs, and do not overlap."""
-
-  def __init__(
-    self, panoptic: Panoptic, masks: str, root: str, classes: ClassSplit, rows: np.ndarray
-  ):
-    super().__init__(panoptic.annotations, root, classes, rows)
-    self._panoptic, self._masks = panoptic, masks
-
-  def _owners(self, row: int) -> np.ndarray:
-    return self._panoptic.owners(row, self._masks)

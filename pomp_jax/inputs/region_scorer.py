@@ -3,129 +3,146 @@
 Shapes: R regions of an image, C classes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import itertools
 from typing import NamedTuple
 
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 import numpy as np
 
+from pomp_jax.config import Settings
 from pomp_jax.config import region_fields as fields
+from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.encoder import Encoder
 from pomp_jax.inference.box_metrics import Detections
 from pomp_jax.inference.class_matrix import ClassMatrix
 from pomp_jax.inference.region_scores import region_scores
+from pomp_jax.inputs.region_sources import Images, open_region_source
 from pomp_jax.inputs.regions import (
-  cropped,
   fusion_of,
   needs_crops,
   open_region_encoder,
   shares_of,
+  trained_classes,
 )
-from pomp_jax.regions.boxes import select_detections
-from pomp_jax.regions.files import RegionHeader, Regions
+from pomp_jax.regions.boxes import boxes_of_masks, select_detections
+from pomp_jax.regions.files import Regions
 from pomp_jax.regions.masks import hard_masks, run_lengths_of
+from pomp_jax.regions.resize import resized_image
 
 # Masks of images whose crops are made together: one image, and more up to this.
 _MASK_BYTES = 2**28
 
 
-class Seen(NamedTuple):
-  """An image with its regions.
+class Scored(NamedTuple):
+  """An image with its regions and their scores.
 
   Attributes:
-    image: pixels; None if `RegionScorer.sees_pixels` is false.
+    row: number of the image.
+    image: pixels; None where no crops are made.
     regions: its regions.
-    where: its name, for messages.
+    scores: under each class matrix, scores by each of `shares_of(config.regions)`.
   """
 
+  row: int
   image: UInt8[np.ndarray, "_ _ 3"] | None
   regions: Regions
-  where: str
+  scores: Sequence[Float[np.ndarray, "R C"]] = ()
 
 
 class RegionScorer:
-  """Scores of the regions of images; crops are made once for all prompts.
-
-  Attributes:
-    sees_pixels: whether crops are made, so that images are needed.
-  """
+  """Finds the regions of images and scores them; crops are made once for all prompts."""
 
   def __init__(
     self,
-    settings: fields.Regions,
+    config: Settings,
     encoder: Encoder,
-    header: RegionHeader | None,
-    trained_C: Bool[np.ndarray, " C"],
+    images: Images,
+    classes: ClassSplit,
+    matrices: Sequence[ClassMatrix],
     *,
-    logit_scale: float = 0.0,
+    logit_scale: float,
     tight: bool = False,
   ):
-    """Compiles on first use.
+    """Opens the regions of `config.regions`; compiles on first use.
 
     Args:
-      settings: `config.regions`.
+      config: the config.
       encoder: the CLIP.
-      header: how embeddings are compared; None: regions without them.
-      trained_C: classes that the network was trained on.
+      images: images.
+      classes: names and halves of the classes.
+      matrices: the classes under each prompt.
       logit_scale: factor on the cosines of crops; 0: CLIP's.
       tight: whether crops with context are of the boxes of the masks, not of the regions' own.
 
     Raises:
-      RegionFileError, CategoryFileError: an unusable file of regions.
+      InputError: an unusable file of regions or network.
     """
-    self.sees_pixels = needs_crops(settings)
-    self._crops = open_region_encoder(settings, encoder) if self.sees_pixels else None
-    self._settings, self._header, self._shares = settings, header, shares_of(settings)
+    settings = config.regions
+    self._settings, self._images, self._matrices = settings, images, matrices
+    self._source = open_region_source(config, encoder, images)
+    self._crops = open_region_encoder(settings, encoder) if needs_crops(settings) else None
     self._by_masks = tight or settings.crop == "masked"
     self._fused = {
       "logit_scale": logit_scale or encoder.clip.logit_scale,
       "fusion": fusion_of(settings),
-      "trained_C": trained_C,
+      "trained_C": trained_classes(self._source.header, classes),
       "objectness": settings.objectness,
     }
 
-  def scores(
-    self, images: Iterable[Seen], matrices: Sequence[ClassMatrix]
-  ) -> Iterator[tuple[Seen, list[Float[np.ndarray, "_ C"]]]]:
-    """Yields each image with the scores [R,C] of its regions.
-
-    Under each class matrix there are scores by each of `shares_of(config.regions)`.
+  def scored(self, block: Sequence[int]) -> Iterator[Scored]:
+    """Yields each image of a block with the scores of its regions.
 
     Raises:
-      RegionFileError: boxes without masks, where masks are cropped.
+      InputError: an image or its regions can't be read, or masks are missing that are cropped.
     """
-    part: list[Seen] = []
+    part: list[Scored] = []
     n_bytes = 0
-    for seen in images:
-      part.append(seen)
-      if seen.image is not None:
-        n_bytes += len(seen.regions.boxes) * seen.image[..., 0].size
+    for row, regions in zip(block, self._source.regions(block), strict=True):
+      image = None if self._crops is None else self._images.pixels(row)
+      part.append(Scored(row, image, regions))
+      if image is not None:
+        n_bytes += len(regions.boxes) * image[..., 0].size
       if n_bytes > _MASK_BYTES:
-        yield from self._of_part(part, matrices)
+        yield from self._of_part(part)
         part, n_bytes = [], 0
-    yield from self._of_part(part, matrices)
+    yield from self._of_part(part)
 
-  def _of_part(self, part: Sequence[Seen], matrices: Sequence[ClassMatrix]):
+  def _of_part(self, part: Sequence[Scored]) -> Iterator[Scored]:
     features: Sequence[np.ndarray | None] = [None] * len(part)
     if self._crops is not None and part:
-      images, regions, where = zip(*part, strict=True)
-      crops = cropped(self._settings, images, regions, where, by_masks=self._by_masks)
-      features = self._crops.features(*crops)
-    for seen, clip_RxE in zip(part, features, strict=True):
-      yield (
-        seen,
-        [
+      images, boxes, masks = zip(*map(self._cropped, part), strict=True)
+      masked = self._settings.crop == "masked"
+      features = self._crops.features(images, boxes, masks if masked else None)
+    for one, clip_RxE in zip(part, features, strict=True):
+      yield one._replace(
+        scores=[
           region_scores(
-            seen.regions,
-            self._header if share.network else None,
+            one.regions,
+            self._source.header if share.network else None,
             clip_RxE if share.clip else None,
             matrix,
             **self._fused,
           )
-          for matrix, share in itertools.product(matrices, self._shares)
-        ],
+          for matrix, share in itertools.product(self._matrices, shares_of(self._settings))
+        ]
       )
+
+  def _cropped(self, one: Scored) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Image at the size of `regions.size`; boxes, and masks if they are cropped, in its pixels."""
+    assert one.image is not None
+    image = resized_image(one.image, self._settings.size)
+    height, width = image.shape[:2]
+    if not self._by_masks:
+      old_height, old_width = one.image.shape[:2]
+      factors = np.float32([width / old_width, height / old_height] * 2)
+      return image, one.regions.boxes * factors, None
+    soft = one.regions.drawn(f"image {self._images.keys[one.row]}")
+    hard = hard_masks(soft, height, width, self._settings.mask_threshold)
+    if self._settings.crop != "masked":
+      return image, boxes_of_masks(hard), None
+    masks = np.array(list(hard), bool).reshape(-1, height, width)
+    return image, boxes_of_masks(masks), masks
 
 
 def detections_of(
@@ -161,9 +178,5 @@ def detections_of(
     hard = hard_masks(regions.masks[used], *sides, mask_threshold)
     encoded = [run_lengths_of(mask_HxW) for mask_HxW in hard]
     masks = [encoded[number] for number in own]
-  return Detections(
-    regions.boxes[found.regions],
-    found.scores.astype(np.float32),
-    found.classes.astype(np.int32),
-    masks,
-  )
+  boxes, classes = regions.boxes[found.regions], found.classes.astype(np.int32)
+  return Detections(boxes, found.scores.astype(np.float32), classes, masks)

@@ -1,22 +1,20 @@
-"""Where the regions of images come from, as `config.regions` says: one interface for all origins.
+"""Where regions of images come from, as `config.regions` says: annotations, files, a network."""
 
-Regions are the annotated ones, those of a file, or those that a network finds while the job runs.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from jaxtyping import UInt8
 import numpy as np
 
 from pomp_jax import inputs
+from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.config import Settings
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import file_stamps
-from pomp_jax.inputs.networks import OpenNetwork, check_network, network_key_parts, open_network
-from pomp_jax.inputs.regions import check_region_file, open_region_file, region_key
-from pomp_jax.regions.files import RegionFolder, RegionHeader, Regions
-from pomp_jax.regions.sources import RegionResults, region_files
+from pomp_jax.files.terminal import waiting
+from pomp_jax.inputs.networks import check_network, network_key_parts, open_network
+from pomp_jax.regions.files import ImageSize, RegionFolder, RegionHeader, Regions
+from pomp_jax.regions.sources import RegionResults, open_regions, region_files
 
 
 class Images(NamedTuple):
@@ -30,62 +28,69 @@ class Images(NamedTuple):
   """
 
   keys: Sequence[str | int]
-  shape: Callable[[int], tuple[int, int]]
+  shape: Callable[[int], tuple[int, ...]]
   pixels: Callable[[int], UInt8[np.ndarray, "_ _ 3"]]
   annotated: Callable[[int], Regions] | None = None
 
 
-@runtime_checkable
-class RegionSource(Protocol):
+class RegionSource(NamedTuple):
   """Regions of images.
 
   Attributes:
     header: what embeddings are compared by; None without embeddings.
+    regions: numbers of images -> regions of each, `regions.max_regions` at most unless annotated.
   """
 
   header: RegionHeader | None
-
-  def regions(self, block: Sequence[int]) -> Iterator[Regions]:
-    """Regions of each image of a block, `regions.max_regions` at most but for annotated ones.
-
-    Raises:
-      ImageError, RegionFileError, AnnotationError: an image or its regions can't be read.
-    """
+  regions: Callable[[Sequence[int]], Iterable[Regions]]
 
 
 def open_region_source(config: Settings, encoder: Encoder, images: Images) -> RegionSource:
   """Opens the regions of `config.regions`; writes nothing.
 
   Raises:
-    RegionFileError, CategoryFileError: an unusable file.
-    MaskFormerError, ConfigError, PromptFileError, VocabularyError: see `open_network`.
+    InputError: an unusable file or network, one line.
   """
-  settings = config.regions
-  if settings.source == "network":
-    return _Found(config, images, open_network(config, encoder, config.propose.batch_size))
-  file = open_region_file(settings, config.clip.model, encoder.clip.config)
-  return _Annotated(images) if file is None else _Stored(images, file, settings.max_regions)
+  most = config.regions.max_regions
+  if config.regions.source == "truth":
+    assert images.annotated is not None
+    annotated = images.annotated
+    return RegionSource(None, lambda block: map(annotated, block))
+  if config.regions.source == "network":
+    network = open_network(config, encoder, config.propose.batch_size)
+    find = network.proposer.regions
+    return RegionSource(
+      network.header,
+      lambda block: (found.top(most) for found in find([images.pixels(row) for row in block])),
+    )
+  file = _open_file(config, encoder.clip.config)
+  read = lambda row: file.read(_name_in(file, images.keys[row]), *images.shape(row), most)
+  return RegionSource(file.header, lambda block: map(read, block))
 
 
 def check_region_source(config: Settings, images: Images) -> str | int | None:
-  """Checks what `open_region_source` will open, the CLIP inside a network apart.
+  """Checks what `open_region_source` will open, except for the CLIP inside a network.
 
   Args:
     config: the config.
-    images: images; only keys and shapes are read.
+    images: images, of which only keys and shapes are read.
 
   Returns:
-    The first image that has boxes without masks; None if there is none.
+    The first image that has boxes without masks in a file; None if there is none.
 
   Raises:
-    RegionFileError, CategoryFileError, AnnotationError: an unusable file.
-    ConfigError, ClipError, MaskFormerError, PromptFileError: see `check_network`.
+    InputError: an unusable file or network, one line.
   """
   if config.regions.source == "network":
     check_network(config)
-  sizes = ((key, *images.shape(index)) for index, key in enumerate(images.keys))
-  clip_config = inputs.clip_config(config.clip.model)
-  return check_region_file(config.regions, config.clip.model, clip_config, sizes)
+  if config.regions.source != "file":
+    return None
+  file = _open_file(config, inputs.clip_config(config.clip.model))
+  sizes = (
+    ImageSize(_name_in(file, key), *images.shape(row)) for row, key in enumerate(images.keys)
+  )
+  with waiting("checking the regions of all images"):
+    return file.check(sizes, config.regions.max_regions)
 
 
 def region_key_parts(config: Settings, keys: Sequence[str | int]) -> list[Any]:
@@ -98,39 +103,14 @@ def region_key_parts(config: Settings, keys: Sequence[str | int]) -> list[Any]:
   return parts
 
 
-class _Annotated:
-  """True regions."""
-
-  header = None
-
-  def __init__(self, images: Images):
-    self._images = images
-
-  def regions(self, block):
-    return map(self._images.annotated, block)
+def _open_file(config: Settings, clip_config: ClipConfig) -> RegionFolder | RegionResults:
+  file = open_regions(config.regions.path)
+  if file.header is not None:
+    file.header.check_fits(config.clip.model, clip_config.projection_dim, config.regions.path)
+  return file
 
 
-class _Stored:
-  """Regions of a file."""
-
-  def __init__(self, images: Images, file: RegionFolder | RegionResults, most: int):
-    self.header = file.header
-    self._images, self._file, self._most = images, file, most
-
-  def regions(self, block):
-    for index in block:
-      key = region_key(self._file, self._images.keys[index])
-      yield self._file.read(key, *self._images.shape(index), self._most)
-
-
-class _Found:
-  """Regions that a network finds."""
-
-  def __init__(self, config: Settings, images: Images, network: OpenNetwork):
-    self.header = network.header
-    self._images, self._proposer = images, network.proposer
-    self._most = config.regions.max_regions
-
-  def regions(self, block):
-    for regions in self._proposer.regions([self._images.pixels(index) for index in block]):
-      yield regions.top(self._most)
+def _name_in(file: RegionFolder | RegionResults, key: str | int) -> str | int:
+  """Name of an image in a region file: COCO results have numbers, as the stems of COCO's images."""
+  is_number = isinstance(key, str) and key.isascii() and key.isdigit()
+  return int(key) if is_number and isinstance(file, RegionResults) else key

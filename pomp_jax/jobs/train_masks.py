@@ -14,13 +14,13 @@ import numpy as np
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis import plots
 from pomp_jax.config import ConfigError, Settings
-from pomp_jax.config.region_fields import TrainMasks
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.class_features import ClassFeatures
-from pomp_jax.files.paths import Path, exists
+from pomp_jax.files.paths import exists
+from pomp_jax.files.pieces import Pieces
 from pomp_jax.files.prompt_file import Prompt
-from pomp_jax.files.run_folder import RunFolder, read_keyed, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.inference.class_matrix import check_prompt, key_parts
 from pomp_jax.inference.named_prompts import NamedPrompt
 from pomp_jax.inputs.mask_sets import open_mask_set
@@ -45,17 +45,15 @@ def check(config: Settings, workdir: str) -> None:
   """Opens images, classes, prompt and network; writes nothing.
 
   Raises:
-    ConfigError, ClipError, RunFolderError, MaskFormerError, PromptFileError, SourceError,
-      VocabularyError, AnnotationError, PixelError, ImageError: one line each.
+    InputError: one line.
   """
   folder, own = RunFolder(workdir), config.train_masks
   folder.check(config.job)
   source = open_mask_set(own, config.seed)
   clip_config = inputs.clip_config(config.clip.model)
   network_sizes(own, clip_config.projection_dim)
-  names = [(name,) for name in source.names]
   named = prompt_of_classes(own)
-  check_prompt(named, names, clip_config, config.clip.model)
+  check_prompt(named, [(name,) for name in source.names], clip_config, config.clip.model)
   mesh = make_mesh()
   if config.batch_size % mesh.shape[DATA]:
     accepted = f"a multiple of the {mesh.shape[DATA]} devices"
@@ -63,29 +61,21 @@ def check(config: Settings, workdir: str) -> None:
   if jax.process_index() not in batches.process_shards(mesh):
     raise ConfigError("mesh.class_size", 1, "processes with the same number of devices")
   check_same_run(config, folder, _may_change)
-  _check_same_classes(own, folder, _classes_key(named, source.names))
+  classes = _classes(folder, named, source.names)
+  # A resumed run has the classes and the prompt of its start, also under the same paths.
+  if hosts.is_first() and exists(classes.path("classes")) and classes.load("classes") is None:
+    accepted = f"the prompt and the classes with which {folder.path} was started"
+    raise ConfigError("train_masks.prompt", own.prompt, f"{accepted} (or another --workdir)")
 
 
 def _may_change(field: str) -> bool:
   return may_change(field) and not field.startswith("train_masks.")
 
 
-def _classes_key(named: NamedPrompt, names: Sequence[str]) -> str:
-  """Of what the class matrix depends on beside the CLIP."""
-  return fingerprint([str(part) for part in key_parts(named, [(name,) for name in names])])
-
-
-def _check_same_classes(own: TrainMasks, folder: RunFolder, key: str) -> None:
-  """A resumed run has the classes and the prompt of its start, also under the same paths."""
-  if not hosts.is_first() or not exists(path := _classes_path(folder)):
-    return
-  if read_keyed(path, key) is None:
-    accepted = f"the prompt and the classes with which {folder.path} was started"
-    raise ConfigError("train_masks.prompt", own.prompt, f"{accepted} (or another --workdir)")
-
-
-def _classes_path(folder: RunFolder) -> Path:
-  return folder.path / "classes.json"
+def _classes(folder: RunFolder, named: NamedPrompt, names: Sequence[str]) -> Pieces:
+  """The store of `classes.json`; its key is of what the class matrix depends on beside the CLIP."""
+  parts = key_parts(named, [(name,) for name in names])
+  return Pieces(folder.path, fingerprint([str(part) for part in parts]))
 
 
 def run(config: Settings, workdir: str) -> dict:
@@ -96,17 +86,13 @@ def run(config: Settings, workdir: str) -> dict:
     RunFolderWriteError: the network can't be written; the training is done.
   """
   folder = RunFolder(workdir)
-  stored = folder.read_results() if hosts.is_first() else None
-  stored = hosts.from_first(stored, "the run's results")
-  if stored is not None:
-    log.info("%s: this run has finished; nothing to do", workdir)
-    return stored
+  if (finished := folder.finished()) is not None:
+    return finished
   training = prepare(config, folder)
   if hosts.is_first():
     folder.create()
     write_json(folder.config, config.to_dict())
-    key = _classes_key(training.prompt, training.source.names)
-    write_json(_classes_path(folder), {"key": key})
+    _classes(folder, training.prompt, training.source.names).save("classes", {})
   done = loop.train(training)
   if hosts.is_first():
     _save(training, done)
@@ -119,7 +105,7 @@ def run(config: Settings, workdir: str) -> dict:
     # Last: a folder with results is a finished run.
     folder.write_results(_results(training, done))
     log.info("the network and its curves are in %s", folder.path)
-  return hosts.from_first(folder.read_results(), "the run's results")
+  return hosts.from_first(folder.read_results() if hosts.is_first() else None, "the results")
 
 
 def _save(training: MaskTraining, done: Checkpoint) -> None:

@@ -1,10 +1,11 @@
-"""Names for pixels or objects of whole pictures: the tasks `segment` and `detect` of `predict`.
+"""Names for pictures, their pixels or their objects: the tasks of `predict`, each a sink.
 
 With `propose.network` or a file of regions, regions are scored. Otherwise `segment` takes the
 classes of patches, by a training-free recipe.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import functools
 import os
 import posixpath
 from typing import Any, NamedTuple
@@ -13,30 +14,28 @@ from matplotlib.colors import to_rgb
 import numpy as np
 from PIL import Image
 
-from pomp_jax import hosts
 from pomp_jax.analysis import sheets
 from pomp_jax.analysis.detection import Boxes
 from pomp_jax.analysis.pictures import boxes_picture, label_colours, overlay
 from pomp_jax.config import Settings
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.class_splits import ClassSplit
-from pomp_jax.data.images import read_rgb
+from pomp_jax.data.images import ImageError, image_size, read_image, read_rgb
 from pomp_jax.data.pixels import write_labels
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
-from pomp_jax.inference.box_metrics import MAX_DETECTIONS, Detections, result_rows
-from pomp_jax.inference.class_matrix import ClassMatrix, class_matrix
-from pomp_jax.inference.classify import open_prompt
-from pomp_jax.inference.label_maps import label_maps_of_regions
+from pomp_jax.files.terminal import printable
+from pomp_jax.inference.box_metrics import MAX_DETECTIONS, result_rows
+from pomp_jax.inference.class_matrix import class_matrix
+from pomp_jax.inference.classify import Classifier, open_prompt
 from pomp_jax.inference.named_prompts import NamedPrompt
-from pomp_jax.inputs.picture_regions import PictureRegions
+from pomp_jax.inference.segmentation import PixelMap
 from pomp_jax.inputs.pixel_sets import with_background
-from pomp_jax.inputs.region_scorer import detections_of
-from pomp_jax.inputs.segmenter import open_segmenter
+from pomp_jax.inputs.region_scorer import RegionScorer, Scored, detections_of
+from pomp_jax.inputs.region_sources import Images, check_region_source
+from pomp_jax.inputs.segmenter import open_label_maps
 
-# Pictures in memory together.
-_BLOCK = 8
 # Pixels of a picture that a network sees at most: a hundred hard masks of it take 200 MiB.
 _MAX_PIXELS = 2**21
 Rows = list[dict[str, Any]]
@@ -49,49 +48,132 @@ class Picture(NamedTuple):
   sides: tuple[int, ...]
 
 
-class _Whole:
+class Task:
+  """One value of `predict.task`: finds something in pictures, and is the sink of what is found.
+
+  Attributes:
+    batch: pictures that are read and computed together.
+    columns: fields of a row, those of `results.csv`.
+    facts: what `results.json` says of the run beside the pictures.
+    rows: what is found in each picture.
+    unreadable: reason why a picture can't be read.
+  """
+
+  batch = 8
+  columns: tuple[str, ...] = ()
+
+  def __init__(
+    self, config: Settings, encoder: Encoder, files: Mapping[str, Path], folder: RunFolder
+  ):
+    """Opens what is computed with; reads no picture."""
+    self._config, self._files, self._keys, self._folder = config, files, list(files), folder
+    self.facts: dict[str, Any] = {}
+    self.rows: dict[str, Rows] = {}
+    self.unreadable: dict[str, str] = {}
+    self._picture = functools.lru_cache(self.batch)(lambda row: self._read(files[self._keys[row]]))
+    self._find = self._open(encoder)
+
+  def find(self, block: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """Yields the number of each picture that can be read, and what is found in it."""
+    readable = []
+    for row in block:
+      key = self._keys[row]
+      try:
+        self._picture(row)
+        readable.append(row)
+      except ImageError as error:
+        self.unreadable[key] = str(error).removeprefix(f"{self._files[key]}: ")
+    return self._find(readable) if readable else iter(())
+
+  def take(self, row: int, found: Any) -> None:
+    """Writes the files of a picture, and prints a line."""
+    if not self.rows:
+      self._folder.create()
+    key = self._keys[row]
+    self.rows[key] = self._take(key, self._picture(row), found)
+    line = f"{key}: " + ", ".join(map(self._text, self.rows[key][: self._config.predict.top]))
+    print(printable(line, len(line)))
+
+  def piece(self) -> tuple[dict[str, Any], None]:
+    """Nothing: a restart begins at the first picture."""
+    return {}, None
+
+  def finish(self) -> None:
+    """Writes files of all pictures together."""
+
+  def _read(self, path: Path) -> Any:
+    raise NotImplementedError
+
+  def _open(self, encoder: Encoder) -> Any:
+    raise NotImplementedError
+
+  def _take(self, key: str, picture: Any, found: Any) -> Rows:
+    raise NotImplementedError
+
+  def _text(self, row: Mapping[str, Any]) -> str:
+    raise NotImplementedError
+
+
+class Classify(Task):
+  """The likeliest names of a picture."""
+
+  batch = 256
+  columns = ("name", "probability")
+
+  def _open(self, encoder):
+    names, predict = load_class_list(self._config.predict.names).names, self._config.predict
+    self._size, self.facts = encoder.clip.image_size, {"n_classes": len(names)}
+    classifier = Classifier(encoder, predict.prompt, names)
+    return lambda block: zip(
+      block, classifier.predict([self._picture(row) for row in block], predict.top), strict=True
+    )
+
+  def _read(self, path):
+    return read_image(path, self._size, self._config.data.upright)
+
+  def _take(self, key, picture, found):
+    return [{"name": name, "probability": p} for name, p in found]
+
+  def _text(self, row):
+    return f"{row['name']} {100 * row['probability']:.1f}%"
+
+
+class _Whole(Task):
   """A task on whole pictures: their regions or patches, and its files."""
 
-  batch = _BLOCK
-
-  def __init__(self, config: Settings, encoder: Encoder, keys: Sequence[str], folder: RunFolder):
-    self._config, self._folder = config, folder
-    self._classes = classes_of(config)
-    self._matrix = _matrix(config, encoder, self._classes)
-    self._source, self._regions = config.regions.source, None
-    if self._source != "none":
-      tight = config.predict.task == "segment"
-      self._regions = PictureRegions(
-        config,
-        encoder,
-        keys,
-        self._matrix,
-        self._classes,
-        logit_scale=config.segment.logit_scale if tight else config.detect.logit_scale,
-        tight=tight,
-      )
-    self._output = _outputs(keys)
-    self.facts = {"n_classes": len(self._classes), "regions": self._source}
-    if self._source == "network":
+  def _open(self, encoder):
+    # Batches are padded, so never ask for more than there are pictures.
+    most = min(self._config.propose.batch_size, len(self._keys))
+    config = self._config = self._config.replace({"propose.batch_size": most})
+    self._classes, self._output = classes_of(config), _outputs(self._keys)
+    source, named = config.regions.source, config.predict.prompt
+    self.facts = {"n_classes": len(self._classes), "regions": source}
+    if source == "network":
       self.facts["network"] = config.propose.network
+    if source == "none":
+      self.facts["recipe"] = config.segment.recipe
+    pixels = lambda row: self._picture(row).image
+    images = Images([_stem(key) for key in self._keys], lambda row: pixels(row).shape[:2], pixels)
+    prompt = NamedPrompt(named, open_prompt(named))
+    matrix = class_matrix(encoder, self._classes.synonyms, prompt)
+    return self._open_regions(config, encoder, images, self._classes, [matrix])
 
-  def read(self, path):
+  def _open_regions(self, *given):
+    raise NotImplementedError
+
+  def _read(self, path):
     image = read_rgb(path, self._config.data.upright)
     sides = image.shape[:2]
     factor = (_MAX_PIXELS / image[..., 0].size) ** 0.5
-    if self._source == "network" and factor < 1:
+    if self._config.regions.source == "network" and factor < 1:
       reduced = tuple(max(round(factor * side), 1) for side in sides)
       image = np.asarray(Image.fromarray(image).resize(reduced[::-1], Image.Resampling.BICUBIC))
     return Picture(image, sides)
 
-  def finish(self):
-    pass
-
   def _path(self, kind: str, key: str) -> Path:
     """File of a picture in a folder of the run, which is created."""
     path = self._folder.path / kind / f"{self._output[key]}.png"
-    with writing(path):
-      path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
@@ -100,50 +182,27 @@ class Segment(_Whole):
 
   columns = ("name", "value", "share", "probability")
 
-  def __init__(self, config, encoder, keys, folder):
-    super().__init__(config, encoder, keys, folder)
-    if self._regions is None:
-      self._segmenter = open_segmenter(config, encoder)
-      self.facts["recipe"] = config.segment.recipe
+  def _open_regions(self, *given):
+    return open_label_maps(*given)
 
-  def predict(self, pictures):
-    for (key, picture), (labels, probability) in zip(
-      pictures.items(), self._maps(pictures), strict=True
-    ):
-      whole = _enlarged(labels, picture.sides)
-      if hosts.is_first():
-        with writing(path := self._path("labels", key)):
-          write_labels(path, whole, len(self._classes), _table(labels))
-        with writing(path := self._path("pictures", key)):
-          overlay(path, picture.image, labels, self._classes.names, key)
-      yield self._rows(whole, probability)
-
-  def text(self, row):
-    return f"{row['name']} {100 * row['share']:.1f}% of pixels"
-
-  def _maps(self, pictures):
-    """Labels of each picture, and the probabilities of patches' classes."""
-    if self._regions is None:
-      yield from self._segmenter.pixel_maps([one.image for one in pictures.values()], self._matrix)
-      return
-    images = {key: one.image for key, one in pictures.items()}
-    for (key, image), (regions, scores) in zip(
-      images.items(), self._regions.scored(images), strict=True
-    ):
-      (labels,) = label_maps_of_regions([scores], regions.drawn(key), *image.shape[:2])
-      yield labels, None
-
-  def _rows(self, labels, probability):
-    found, counts = np.unique(labels[labels >= 0], return_counts=True)
+  def _take(self, key: str, picture: Picture, found: Sequence[PixelMap]) -> Rows:
+    (labels, probability), names = found[0], self._classes.names
+    whole = _enlarged(labels, picture.sides)
+    with writing(self._folder.path):
+      write_labels(self._path("labels", key), whole, len(names), _table(labels))
+      overlay(self._path("pictures", key), picture.image, labels, names, key)
+    values, counts = np.unique(whole[whole >= 0], return_counts=True)
     rows = []
     for place in np.argsort(-counts, kind="stable"):
-      value = int(found[place])
-      row = {"name": self._classes.names[value], "value": value}
-      row["share"] = float(counts[place] / labels.size)
+      value = int(values[place])
+      row = {"name": names[value], "value": value, "share": float(counts[place] / whole.size)}
       if probability is not None:
-        row["probability"] = float(probability[labels == value].mean())
+        row["probability"] = float(probability[whole == value].mean())
       rows.append(row)
     return rows
+
+  def _text(self, row):
+    return f"{row['name']} {100 * row['share']:.1f}% of pixels"
 
 
 class Detect(_Whole):
@@ -151,49 +210,48 @@ class Detect(_Whole):
 
   columns = ("name", "score", "x", "y", "width", "height")
 
-  def __init__(self, config, encoder, keys, folder):
-    super().__init__(config, encoder, keys, folder)
-    self._ids, self._results = _image_ids(keys), []
+  def _open_regions(self, *given):
+    self._ids, self._results = _image_ids(self._keys), []
+    scorer = RegionScorer(*given, logit_scale=self._config.detect.logit_scale)
+    return lambda block: ((one.row, one) for one in scorer.scored(block))
 
-  def predict(self, pictures):
-    images = {key: picture.image for key, picture in pictures.items()}
-    names = self._classes.names
-    for (key, picture), (regions, scores) in zip(
-      pictures.items(), self._regions.scored(images), strict=True
-    ):
-      found = detections_of(
-        regions,
-        scores,
-        picture.sides,
-        detect=self._config.detect,
-        mask_threshold=self._config.regions.mask_threshold,
-        most=MAX_DETECTIONS["coco"],
-      )
-      if hosts.is_first():
-        boxes = Boxes(found.boxes, found.classes, found.scores)
-        with writing(path := self._path("pictures", key)):
-          boxes_picture(path, picture.image, boxes, names, f"{key}: {len(found.scores)} detections")
-      results = self._coco(key, picture, found)
-      self._results += results
-      fields = ("x", "y", "width", "height")
-      yield [
-        {"name": row["name"], "score": row["score"]} | dict(zip(fields, row["bbox"], strict=True))
-        for row in results
-      ]
+  def _take(self, key: str, picture: Picture, found: Scored) -> Rows:
+    config, names = self._config, self._classes.names
+    (scores_RxN,) = found.scores
+    kept = detections_of(
+      found.regions,
+      scores_RxN,
+      picture.sides,
+      detect=config.detect,
+      mask_threshold=config.regions.mask_threshold,
+      most=MAX_DETECTIONS["coco"],
+    )
+    boxes = Boxes(kept.boxes, kept.classes, kept.scores)
+    with writing(self._folder.path):
+      path, title = self._path("pictures", key), f"{key}: {len(kept.scores)} detections"
+      boxes_picture(path, picture.image, boxes, names, title)
+    # COCO results in pixels of the file.
+    height, width = (a / b for a, b in zip(picture.sides, picture.image.shape, strict=False))
+    kept = kept._replace(boxes=kept.boxes * np.array([width, height] * 2, np.float32))
+    rows = [
+      row | {"file": key, "name": names[row["category_id"] - 1]}
+      for row in result_rows(self._ids[key], np.arange(1, len(names) + 1), kept)
+    ]
+    self._results += rows
+    return [
+      {"name": row["name"], "score": row["score"]}
+      | dict(zip(("x", "y", "width", "height"), row["bbox"], strict=True))
+      for row in rows
+    ]
 
-  def text(self, row):
+  def _text(self, row):
     return f"{row['name']} {row['score']:.2f}"
 
   def finish(self):
     write_json(self._folder.path / "detections.json", self._results)
 
-  def _coco(self, key: str, picture: Picture, found: Detections) -> Rows:
-    """COCO results in pixels of the file, with its name and the classes' names."""
-    height, width = (a / b for a, b in zip(picture.sides, picture.image.shape, strict=False))
-    found = found._replace(boxes=found.boxes * np.array([width, height] * 2, np.float32))
-    names, ids = self._classes.names, np.arange(1, len(self._classes) + 1)
-    rows = result_rows(self._ids[key], ids, found)
-    return [row | {"file": key, "name": names[row["category_id"] - 1]} for row in rows]
+
+TASKS: dict[str, type[Task]] = {"classify": Classify, "segment": Segment, "detect": Detect}
 
 
 def classes_of(config: Settings) -> ClassSplit:
@@ -204,9 +262,30 @@ def classes_of(config: Settings) -> ClassSplit:
   return with_background(classes, background)
 
 
-def _matrix(config: Settings, encoder: Encoder, classes: ClassSplit) -> ClassMatrix:
-  prompt = config.predict.prompt
-  return class_matrix(encoder, classes.synonyms, NamedPrompt(prompt, open_prompt(prompt)))
+def check_picture_regions(config: Settings, files: Mapping[str, Path]) -> str | int | None:
+  """Checks the network, or the file of regions; pictures whose header can't be read are skipped.
+
+  Returns:
+    The first picture that has boxes without masks; None if there is none.
+
+  Raises:
+    InputError: as `check_region_source`; pictures of one stem, by which files name them.
+  """
+  shapes: dict[str, tuple[int, int]] = {}
+  first: dict[str, str] = {}
+  for name, path in files.items() if config.regions.source == "file" else ():
+    if (other := first.setdefault(_stem(name), name)) != name:
+      raise ImageError(f"{path}: has the stem of {other}; accepted: a stem for each picture")
+    try:
+      shapes[_stem(name)] = image_size(path, config.data.upright)
+    except ImageError:
+      continue
+  sides, no_pixels = list(shapes.values()), lambda row: np.zeros((0, 0, 3), np.uint8)
+  return check_region_source(config, Images(list(shapes), sides.__getitem__, no_pixels))
+
+
+def _stem(name: str) -> str:
+  return os.path.splitext(posixpath.basename(name))[0]
 
 
 def _outputs(keys: Sequence[str]) -> dict[str, str]:
@@ -217,11 +296,9 @@ def _outputs(keys: Sequence[str]) -> dict[str, str]:
 
 def _image_ids(keys: Sequence[str]) -> dict[str, int]:
   """Numbers of the pictures: their names if all are numbers, as COCO's are; else 1, 2, .."""
-  stems = [posixpath.basename(os.path.splitext(key)[0]) for key in keys]
-  ids = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
-  return dict(
-    zip(keys, ids if len(set(ids)) == len(keys) else range(1, len(keys) + 1), strict=True)
-  )
+  ids = [int(stem) for stem in map(_stem, keys) if stem.isascii() and stem.isdigit()]
+  numbers = ids if len(set(ids)) == len(keys) else range(1, len(keys) + 1)
+  return dict(zip(keys, numbers, strict=True))
 
 
 def _table(labels_HxW: np.ndarray) -> np.ndarray:

@@ -166,9 +166,9 @@ class Comparison:
       image.thumbnail((_SEGMENT_SIDE, _SEGMENT_SIDE), Image.Resampling.BICUBIC)
       pixels = np.asarray(image)
       assert self._segmenter is not None
-      [maps] = self._segmenter.label_maps([pixels], self._class_matrices(names))
+      [found] = self._segmenter.label_maps([pixels], self._class_matrices(names))
       # Rows beyond the names repeat the first one.
-      maps = [np.where(map_HxW < len(names), map_HxW, 0) for map_HxW in maps]
+      maps = [np.where(one.labels_HxW < len(names), one.labels_HxW, 0) for one in found]
     labels = [named.label for named in self.prompts]
     return _drawn(lambda path: segmentation_sheet(path, [pixels], [maps], labels, names))
 

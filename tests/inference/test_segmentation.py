@@ -115,26 +115,24 @@ def test_label_maps_equal_naclips_pipeline(clip_and_torch, matrix, shape, settin
   segmenter = DenseSegmenter(Encoder(clip), settings, chunk=8)
   other = ClassMatrix(matrix.features[::-1].copy(), np.arange(7))
   maps = list(segmenter.label_maps([image, image[::-1].copy()], [matrix, other]))
-  assert [[one.shape for one in each] for each in maps] == [[shape] * 2] * 2
+  assert [[one.labels_HxW.shape for one in each] for each in maps] == [[shape] * 2] * 2
   assert len(np.unique(expected)) > (shape != (1, 1))
   # Rounding decides pixels on the line between two classes.
-  assert (maps[0][0] == expected).mean() > 0.995
+  assert (maps[0][0].labels_HxW == expected).mean() > 0.995
   plain, _ = _expected(clip, image, other, settings)
-  assert (maps[0][1] == plain).mean() > 0.995
-  (found,) = segmenter.pixel_maps([image], matrix)
-  np.testing.assert_array_equal(found.labels_HxW, maps[0][0])
-  np.testing.assert_allclose(found.probability_HxW, probability, rtol=0.02)
+  assert (maps[0][1].labels_HxW == plain).mean() > 0.995
+  np.testing.assert_allclose(maps[0][0].probability_HxW, probability, rtol=0.02)
 
 
 def test_names_in_chunks(clip_and_torch, matrix, monkeypatch):
   """Seven names in chunks of three, the last of which is filled, and one by one."""
   settings = DenseSettings(size=40, window=WINDOW, stride=STRIDE, background_below=0.2, pamr=2)
   image, encoder = _image(50, 75), Encoder(clip_and_torch[0])
-  (whole,) = DenseSegmenter(encoder, settings).pixel_maps([image], matrix)
+  ((whole,),) = DenseSegmenter(encoder, settings).label_maps([image], [matrix])
   assert len(np.unique(whole.labels_HxW)) > 2
   for most in (3, 1):
     monkeypatch.setattr(segmentation, "_MAX_SCORES", most * 128 * 128)
-    (found,) = DenseSegmenter(encoder, settings).pixel_maps([image], matrix)
+    ((found,),) = DenseSegmenter(encoder, settings).label_maps([image], [matrix])
     np.testing.assert_array_equal(found.labels_HxW, whole.labels_HxW)
     np.testing.assert_allclose(found.probability_HxW, whole.probability_HxW, rtol=1e-4)
 
@@ -144,9 +142,9 @@ def test_labels_of_a_large_image_are_enlarged(clip_and_torch, matrix, monkeypatc
   settings = DenseSettings(size=40, window=WINDOW, stride=STRIDE)
   segmenter = DenseSegmenter(Encoder(clip_and_torch[0]), settings)
   image = _image(90, 120)
-  ((whole,),) = segmenter.label_maps([image], [matrix])
+  (((whole, _),),) = segmenter.label_maps([image], [matrix])
   monkeypatch.setattr(segmentation, "_MAX_PIXELS", 45 * 60)
-  ((found,),) = segmenter.label_maps([image], [matrix])
+  (((found, _),),) = segmenter.label_maps([image], [matrix])
   small = torch.as_tensor(found[::2, ::2])[None, None].float()
   enlarged = functional.interpolate(small, size=(90, 120), mode="nearest")[0, 0]
   np.testing.assert_array_equal(found, enlarged.numpy().astype(int))

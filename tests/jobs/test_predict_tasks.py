@@ -15,7 +15,6 @@ from pomp_jax.config import FIELDS, load_job, validate
 from pomp_jax.data.images import ImageError
 from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
-from pomp_jax.inputs.picture_regions import check_picture_regions
 from pomp_jax.jobs import whole_pictures
 from tests.support.pictures import (
   NAMES,
@@ -338,7 +337,7 @@ def test_pictures_of_one_stem_have_no_regions_in_a_file(root):
   config = config_of(root, DETECT, FILE)
   files = {"a/3.png": root / "3.png", "b/3.jpg": root / "3.jpg"}
   with pytest.raises(ImageError, match=r"3\.jpg: has the stem of a/3\.png"):
-    check_picture_regions(config, files)
+    whole_pictures.check_picture_regions(config, files)
 
 
 def test_boxes_of_a_file_without_masks(root, bad_files, tmp_path):

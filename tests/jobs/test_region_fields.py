@@ -19,8 +19,8 @@ from pomp_jax import inputs
 from pomp_jax.config import FIELDS
 from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
-from pomp_jax.inputs import pixel_sets, region_scorer, segmenter
-from pomp_jax.jobs import detect, segment
+from pomp_jax.inputs import pixel_sets, region_scorer, region_sources, segmenter
+from pomp_jax.jobs import detect, region_harness, segment
 from pomp_jax.regions.files import RegionFolder, RegionHeader, RegionWriter
 from pomp_jax.regions.scores import Fusion
 from tests.support.mask_params import TINY
@@ -91,10 +91,10 @@ ROWS += [("segment", "regions.expand", 1.7, FILE, "CropSettings.expand")]
 ROWS += [("segment", "segment.logit_scale", 100.0, UNSURE, "DenseSettings.logit_scale")]
 ROWS += [("detect", field, *row) for field, row in DETECT.items()]
 SPIED = (
-  *((inputs.regions, name) for name in ("open_regions", "hard_masks", "CropSettings")),
-  *((region_scorer, name) for name in ("region_scores", "select_detections")),
+  *((region_sources, "open_regions"), (inputs.regions, "CropSettings")),
+  *((region_scorer, name) for name in ("region_scores", "select_detections", "hard_masks")),
   *((pixel_sets, name) for name in ("open_pixels", "open_scenes")),
-  *((job, "class_matrix") for job in (segment, detect)),
+  (region_harness, "class_matrix"),
   (segmenter, "DenseSettings"),
   (RegionFolder, "read"),
 )
@@ -134,7 +134,8 @@ def outcome(region_set, tmp_path_factory):
     seen = spy(patch, SPIED)
     for job in (segment, detect):
       patch.setattr(job, "_SHOWN", 1)
-      patch.setattr(job, "_write_report", lambda *given: None)
+      patch.setattr(job, "_report", lambda *given: "")
+    patch.setattr(region_harness, "write_run_report", lambda *given: None)
     yield run
 
 

@@ -13,8 +13,8 @@ from pomp_jax.inference.class_matrix import class_matrix
 from pomp_jax.inference.label_maps import label_maps_of_regions
 from pomp_jax.inference.named_prompts import read_prompts
 from pomp_jax.inputs.networks import open_network
-from pomp_jax.inputs.picture_regions import PictureRegions
-from pomp_jax.inputs.region_scorer import detections_of
+from pomp_jax.inputs.region_scorer import RegionScorer, detections_of
+from pomp_jax.inputs.region_sources import Images
 from pomp_jax.jobs import page as job
 from pomp_jax.page import comparison as module
 from pomp_jax.page import server
@@ -53,13 +53,13 @@ def scored(case):
   """Regions and scores as `predict` has them, under each prompt."""
   config, comparison, image = case
   classes = ClassSplit(tuple((name,) for name in NAMES), ("-",) * len(NAMES))
-  config = changed(config, {"regions.source": "network"})
+  config, pixels = changed(config, {"regions.source": "network"}), np.asarray(image)
+  images = Images(["it"], lambda row: pixels.shape[:2], lambda row: pixels)
   for named in comparison.prompts:
     encoder = comparison._encoder
     matrix = class_matrix(encoder, classes.synonyms, named)
-    regions = PictureRegions(config, encoder, ["it"], matrix, classes, logit_scale=0.0, tight=False)
-    [found] = regions.scored({"it": np.asarray(image)})
-    yield found
+    [found] = RegionScorer(config, encoder, images, classes, [matrix], logit_scale=0.0).scored([0])
+    yield found.regions, found.scores[0]
 
 
 def test_objects_are_those_of_predict(case):
