@@ -9,7 +9,7 @@ At the first prompt of seed 0, or at a learned one:
 With the bank as training had it, from a checkpoint of a run with a bank:
 
   python -m pomp_jax.main --config=configs/gradient_bias.py --workdir=runs/gradient_bias_stale \
-    --config.gradient_bias.prompt=runs/posterior/checkpoints/100.npz
+    --config.gradient_bias.prompt=runs/posterior/checkpoints/100
 """
 
 from pomp_jax.config import base, with_argument

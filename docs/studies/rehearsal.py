@@ -181,8 +181,8 @@ class Rehearsal:
 
   def _saved_step(self) -> int:
     """Step of the newest checkpoint."""
-    saved = (self._folder / "train" / "checkpoints").glob("*.npz")
-    return max(int(path.stem) for path in saved if path.stem.isdecimal())
+    names = [path.name for path in (self._folder / "train" / "checkpoints").iterdir()]
+    return max(int(name) for name in names if name.isdecimal())
 
   def _last_step(self) -> int:
     """Last step that the log has."""

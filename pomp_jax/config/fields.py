@@ -327,7 +327,7 @@ class GradientBias:
 
   prompt: str = row(
     "",
-    "prompt file, run's folder, or RUN/checkpoints/STEP.npz: its prompt and bank as they were in"
+    "prompt file, run's folder, or RUN/checkpoints/STEP: its prompt and bank as they were in"
     " training; empty: N(0, 0.02^2), the start of a training",
   )
   k: tuple[int, ...] = row((16, 64, 256, 1024, 4096), "values of K")

@@ -1,7 +1,8 @@
 """Checkpoints of a run: its arrays, bit for bit, and the JSON that describes them.
 
-A checkpoint is a piece of the store of finished pieces, `STEP.npz`. A run's state is small and the
-same on every device, so process 0 alone reads and writes it, and no other host needs its folder.
+A checkpoint is a folder `STEP` that Orbax writes. Orbax notices no flipped bit, so its JSON has the
+CRC-32 of every array and of itself. A run's state is small and the same on every device, so process
+0 alone reads and writes it, and no other host needs its folder.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,21 +14,22 @@ import secrets
 import socket
 import time
 from typing import Any, NamedTuple, SupportsFloat
+import zlib
 
 import jax
 import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.errors import RunError
-from pomp_jax.files.atomic import is_temporary, replacing
-from pomp_jax.files.paths import Path, exists, is_dir, to_path
-from pomp_jax.files.pieces import Pieces, read_arrays
-from pomp_jax.files.run_folder import DamagedFileError, RunFolderError
+from pomp_jax.files import checkpoint_folders
+from pomp_jax.files.atomic import replacing
+from pomp_jax.files.checksums import with_checksum
+from pomp_jax.files.paths import Path, exists, is_dir, read_bytes, to_path
+from pomp_jax.files.run_folder import DamagedFileError, parse_json
 
 log = logging.getLogger(__name__)
 
 PyTree = Any
-_KEY = "checkpoint"
 _OWNER = "owner.txt"
 _RETRY_SECONDS = 0.5
 
@@ -47,7 +49,7 @@ class Restored(NamedTuple):
 class Checkpoints(contextlib.AbstractContextManager):
   """Checkpoints of one run: the newest `keep`, and the best by the metric (of equals the newer).
 
-  A damaged checkpoint is renamed to `damaged-STEP.npz`, and the one before it is restored. The
+  A damaged checkpoint is renamed to `damaged-STEP`, and the one before it is restored. The
   folder belongs to the process that opened it last (`owner.txt`); an earlier one that still runs
   saves nothing more.
 
@@ -70,21 +72,16 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     Raises:
       CheckpointError: the folder can't be created or written to.
-      RunFolderError: it holds checkpoints of an earlier version.
     """
-    self._pieces = Pieces(folder, _KEY)
-    self.folder: Path = self._pieces.folder
+    self.folder: Path = to_path(folder)
     self._keep, self._retry = keep, retry
     self._metrics: dict[int, float | None] = {}  # by step, of checkpoints that were read or written
     self.failure: CheckpointError | None = None
     self._owner = f"{socket.gethostname()}, process {os.getpid()}, {secrets.token_hex(8)}"
     if hosts.is_first():
-      check_format(self.folder)
       try:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in _entries(self.folder):
-          if is_temporary(path):  # of a killed process
-            path.unlink(missing_ok=True)
+        checkpoint_folders.remove_incomplete(self.folder)
         with replacing(self.folder / _OWNER) as file:
           file.write(self._owner.encode())
       except OSError as error:
@@ -117,12 +114,15 @@ class Checkpoints(contextlib.AbstractContextManager):
       if step <= max(self.steps(), default=-1):
         return False
       stored = float(metric) if metric is not None and math.isfinite(metric) else None
-      leaves = {name: np.asarray(leaf) for name, leaf in _leaves(state)}
-      facts = {"leaves": _describe(leaves), "meta": meta, "metric": stored}
-      self._pieces.save(str(step), facts, {name: _plain(leaf) for name, leaf in leaves.items()})
+      arrays = jax.tree.map(np.asarray, state)
+      facts = {"leaves": _describe(arrays), "checksums": _checksums(arrays)}
+      facts = with_checksum(facts | {"meta": meta, "metric": stored})
+      checkpoint_folders.save(self.folder / str(step), arrays, facts)
       self._metrics[step] = stored
       self._drop_old()
     except Exception as error:
+      with contextlib.suppress(OSError):
+        checkpoint_folders.remove_incomplete(self.folder)
       failure = self._save_error(step, error)
       if not self._retry:
         raise failure from error
@@ -134,7 +134,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
   def steps(self) -> list[int]:
     """Steps of all checkpoints, ascending."""
-    return sorted(_steps(self.folder))
+    return checkpoint_folders.steps(self.folder)
 
   def restore_latest(self, abstract_state: PyTree) -> Restored | None:
     """Restores the newest intact checkpoint; damaged ones are set aside, with a warning.
@@ -156,15 +156,16 @@ class Checkpoints(contextlib.AbstractContextManager):
     return self._restore(abstract_state, self._best_first)
 
   def _restore(self, abstract_state: PyTree, order: Callable[[], list[int]]) -> Restored | None:
-    expected = {name: _as_target(leaf) for name, leaf in _leaves(abstract_state)}
+    expected = dict(_leaves(jax.tree.map(_as_target, abstract_state)))
     found = self._first_intact(order()) if hosts.is_first() else None
+    stored = dict(_leaves(found.state)) if found else {}
     if found:
-      _check_leaves(self._path(found.step), found.state, expected)
+      _check_leaves(self._path(found.step), stored, expected)
     head = hosts.from_first(found and [found.step, found.meta], "the checkpoint")
     if head is None:
       return None
     arrays = [
-      found.state[name] if found else np.zeros(target.shape, target.dtype)
+      stored[name] if found else np.zeros(target.shape, target.dtype)
       for name, target in expected.items()
     ]
     if jax.process_count() > 1:
@@ -184,7 +185,7 @@ class Checkpoints(contextlib.AbstractContextManager):
       raise self.failure
 
   def _path(self, step: int) -> Path:
-    return self._pieces.path(str(step), "npz")
+    return self.folder / str(step)
 
   def _check_owner(self) -> None:
     # Where the file can't be read, the save itself will fail.
@@ -202,7 +203,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     for step in self.steps()[: -self._keep]:
       if step not in best:
         with contextlib.suppress(OSError):  # left to the next save
-          self._path(step).unlink()
+          checkpoint_folders.discard(self._path(step))
 
   def _best_first(self) -> list[int]:
     """Steps by falling metric, of equal ones the later first; damaged ones are set aside."""
@@ -210,7 +211,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     for step in steps:
       if step not in self._metrics:
         try:
-          self._metrics[step] = read_arrays(self._path(step)).facts["metric"]
+          self._metrics[step] = _read_facts(self._path(step))["metric"]
         except DamagedFileError as damage:
           self._set_aside(step, damage)
     measured = [step for step in steps if self._metrics.get(step) is not None]
@@ -241,11 +242,11 @@ class Checkpoints(contextlib.AbstractContextManager):
 
   def _set_aside(self, step: int, damage: DamagedFileError) -> None:
     log.warning("checkpoint of step %d is DAMAGED (%s)", step, damage)
-    target = self.folder / f"damaged-{step}.npz"
+    target = self.folder / f"damaged-{step}"
     if exists(target):
-      target = self.folder / f"damaged-{step}-{secrets.token_hex(4)}.npz"
+      target = self.folder / f"damaged-{step}-{secrets.token_hex(4)}"
     try:
-      self._path(step).rename(target)
+      checkpoint_folders.move(self._path(step), target)
     except OSError as error:
       found = f"damaged, and can't be renamed ({error.strerror})"
       raise CheckpointError(f"{self._path(step)}: {found}") from error
@@ -256,84 +257,66 @@ class Checkpoints(contextlib.AbstractContextManager):
     with contextlib.suppress(OSError):
       others = [other for other in self.steps() if other != step]
     last = f"the last good one is of step {max(others)}" if others else "there is no other"
-    reason = " ".join(str(error).split())
-    return CheckpointError(f"could not save the checkpoint of step {step} ({reason}); {last}")
-
-
-def check_format(folder: Path) -> None:
-  """Checks that a folder holds no checkpoints of an earlier version, which were folders.
-
-  Raises:
-    RunFolderError: it does.
-  """
-  for path in _entries(folder):
-    if path.name.isdecimal():
-      raise RunFolderError(
-        f"{path}: a checkpoint in the format of an earlier version, which this one does not read;"
-        " start with another --workdir"
-      )
+    what = f"could not save the checkpoint of step {step} ({_as_line(error)}); {last}"
+    return CheckpointError(f"{self.folder}: {what}")
 
 
 def read_checkpoints(folder: str | os.PathLike) -> Iterator[Restored]:
   """Reads all checkpoints of another run, finished or running, in order of their steps.
 
-  The states are nested dicts of NumPy arrays. Nothing is written.
+  The states are nested dicts and lists of NumPy arrays. Nothing is written.
 
   Raises:
     CheckpointError: no such folder, or a checkpoint that can't be read or is not what was saved.
-    RunFolderError: checkpoints of an earlier version.
   """
   if not is_dir(folder):
     raise CheckpointError(f"{folder}: no such folder of checkpoints")
-  check_format(to_path(folder))
-  pieces = Pieces(folder, _KEY)
-  for step in sorted(_steps(pieces.folder)):
-    yield read_checkpoint(pieces.path(str(step), "npz"))
+  for step in checkpoint_folders.steps(to_path(folder)):
+    yield read_checkpoint(to_path(folder) / str(step))
 
 
 def read_checkpoint(path: str | os.PathLike) -> Restored:
-  """Reads one of them, `checkpoints/STEP.npz`; errors as `read_checkpoints`'s."""
+  """Reads one of them, `checkpoints/STEP`; errors as `read_checkpoints`'s."""
   try:
-    found = _read(to_path(path))
+    return _read(to_path(path))
   except DamagedFileError as error:
     raise CheckpointError(str(error)) from error
-  state: dict[str, Any] = {}
-  for name, array in found.state.items():
-    *parents, last = name.split("/")
-    place = state
-    for parent in parents:
-      place = place.setdefault(parent, {})
-    place[last] = array
-  return found._replace(state=state)
 
 
 def _read(path: Path) -> Restored:
-  """Reads a checkpoint, its state by name."""
+  """Reads a checkpoint and compares its checksums; tries twice, as a network disk can fail."""
   try:
-    piece = read_arrays(path)
-  except DamagedFileError:  # a network disk can fail for a moment
+    return _read_once(path)
+  except DamagedFileError:
     time.sleep(_RETRY_SECONDS)
-    piece = read_arrays(path)
+    return _read_once(path)
+
+
+def _read_once(path: Path) -> Restored:
+  facts = _read_facts(path)
   try:
-    leaves, meta = piece.facts["leaves"], piece.facts["meta"]
-    state = {
-      name: array.view(leaves[name].partition(" ")[0]) for name, array in piece.arrays.items()
-    }
-    return Restored(int(path.stem), state, meta)
-  except (KeyError, ValueError) as error:
-    raise DamagedFileError(f"{path}: not a checkpoint") from error
+    state = jax.tree.map(np.asarray, checkpoint_folders.restore(path))
+  except Exception as error:  # a damaged file fails in any layer
+    raise DamagedFileError(f"{path}: can't be read ({_as_line(error)})") from error
+  found = _checksums(state)
+  if changed := [
+    name for name, checksum in facts["checksums"].items() if found.get(name) != checksum
+  ]:
+    raise DamagedFileError(f"{path}: {changed[0]} is not what was saved")
+  return Restored(int(path.name), state, facts["meta"])
 
 
-def _entries(folder: Path) -> list[Path]:
+def _read_facts(path: Path) -> dict[str, Any]:
+  """Reads the JSON of a checkpoint."""
+  file = path / "meta" / "metadata"
   try:
-    return list(folder.iterdir())
-  except FileNotFoundError:
-    return []
-
-
-def _steps(folder: Path) -> list[int]:
-  names = [path.name.removesuffix(".npz") for path in _entries(folder) if path.suffix == ".npz"]
-  return [int(name) for name in names if name.isdecimal()]
+    content = read_bytes(file)
+  except OSError as error:
+    raise DamagedFileError(f"{file}: can't be read ({error.strerror})") from error
+  facts = parse_json(content, file)
+  if not isinstance(facts, dict) or facts.keys() != {"leaves", "checksums", "meta", "metric"}:
+    raise DamagedFileError(f"{file}: not the fields leaves, checksums, meta and metric")
+  return facts
 
 
 def _check_leaves(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -357,11 +340,16 @@ def _leaves(tree: PyTree) -> list[tuple[str, Any]]:
   return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
 
 
-def _describe(leaves: Mapping[str, Any]) -> dict[str, str]:
+def _describe(tree: PyTree) -> dict[str, str]:
   """Dtypes and shapes by name: {"optimizer/0/trace": "float32 [4, 512]"}."""
-  return {name: f"{leaf.dtype} {list(leaf.shape)}" for name, leaf in leaves.items()}
+  return {name: f"{leaf.dtype} {list(leaf.shape)}" for name, leaf in _leaves(tree)}
 
 
-def _plain(leaf: np.ndarray) -> np.ndarray:
-  """An array of a type that NumPy has; bfloat16 and its like become plain bytes."""
-  return leaf.view(f"V{leaf.dtype.itemsize}") if leaf.dtype.kind == "V" else leaf
+def _checksums(tree: PyTree) -> dict[str, str]:
+  return {name: f"{zlib.crc32(leaf.tobytes()):08x}" for name, leaf in _leaves(tree)}
+
+
+def _as_line(error: BaseException) -> str:
+  """Formats an error as one line; keeps both ends of a long one."""
+  text = " ".join(f"{type(error).__name__}: {error}".split())
+  return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"

@@ -82,7 +82,7 @@ class Pieces:
 
   def load(self, name: str) -> Piece | None:
     """Reads a piece, on this process; None if it has to be computed."""
-    for path, read in ((self.path(name), _read_facts), (self.path(name, "npz"), read_arrays)):
+    for path, read in ((self.path(name), _read_facts), (self.path(name, "npz"), _read_arrays)):
       try:
         piece = read(path) if exists(path) else None
       except DamagedFileError as error:
@@ -161,12 +161,7 @@ def _read_facts(path: Path) -> Piece:
   return Piece(_parse(read_bytes(path), path), {})
 
 
-def read_arrays(path: Path) -> Piece:
-  """Reads a piece with arrays, whatever its key.
-
-  Raises:
-    DamagedFileError: it can't be read, or is not what was written.
-  """
+def _read_arrays(path: Path) -> Piece:
   try:
     with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:
       arrays = {name: archive[name] for name in archive.files}

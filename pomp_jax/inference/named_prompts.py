@@ -148,7 +148,7 @@ def _named_templates(text: str) -> tuple[str, ...]:
 def _checkpoints(folder: str, field: str) -> list[NamedPrompt]:
   found, run = [], os.path.dirname(folder) or "."
   for checkpoint in read_checkpoints(to_path(folder)):
-    prompt = prompt_of_checkpoint(checkpoint, to_path(folder) / f"{checkpoint.step}.npz")
+    prompt = prompt_of_checkpoint(checkpoint, to_path(folder) / f"{checkpoint.step}")
     found.append(NamedPrompt(f"{run}@{checkpoint.step}", prompt, checkpoint.step))
   if not found:
     raise ConfigError(field, folder, "a run's folder of complete checkpoints")
@@ -156,7 +156,7 @@ def _checkpoints(folder: str, field: str) -> list[NamedPrompt]:
 
 
 def prompt_of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> Prompt:
-  """Returns the prompt that a checkpoint in the file `path` holds.
+  """Returns the prompt that a checkpoint in the folder `path` holds.
 
   Raises:
     CheckpointError: it is of another method than POMP, or holds no prompt.

@@ -177,7 +177,7 @@ def _log_cells(cells: Sequence[Mapping[str, Any]]) -> None:
 
 def _load(path: str) -> tuple[Prompt, np.ndarray | None]:
   """Loads a prompt, and the bank of the checkpoint that holds it, if there is one."""
-  if os.path.basename(os.path.dirname(path)) != "checkpoints":
+  if os.path.basename(os.path.dirname(path.rstrip("/"))) != "checkpoints":
     return load_prompt(path), None
   checkpoint = read_checkpoint(path)
   return prompt_of_checkpoint(checkpoint, path), checkpoint.state.get("bank")

@@ -40,7 +40,7 @@ class TrainState(struct.PyTreeNode):
       the sampler reads none.
   """
 
-  # Any, not jax.Array: JAX also builds this tree from shapes and shardings.
+  # Any, not jax.Array: JAX and Orbax also build this tree from shapes and shardings.
   step: Any
   params: Any
   opt_state: Any

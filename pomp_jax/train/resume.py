@@ -16,7 +16,7 @@ from pomp_jax import hosts
 from pomp_jax.config import FIELDS, JOBS, ConfigError, Settings
 from pomp_jax.config.declare import UnknownFieldError
 from pomp_jax.config.fields import flatten
-from pomp_jax.files.checkpoints import Checkpoints, Restored, check_format
+from pomp_jax.files.checkpoints import Checkpoints, Restored
 from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.prompt.mesh import DATA
 from pomp_jax.prompt.step import TrainState
@@ -60,12 +60,11 @@ def check_same_run(config: Settings, folder: RunFolder, may_change: Callable[[st
   Raises:
     ConfigError: the first field with another value, or that this version lacks, for which
       `may_change` is false.
-    RunFolderError: `config.json` can't be read, or the checkpoints are of an earlier version.
+    RunFolderError: `config.json` can't be read.
   """
   # Process 0's folder: the other hosts may have another disk there.
   if not hosts.is_first() or not folder.config.exists():
     return
-  check_format(folder.checkpoints)
   now = config.flat()
   before = flatten(read_json(folder.config))
   for field in before:

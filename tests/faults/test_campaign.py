@@ -91,7 +91,7 @@ def killed(training, rng, folder):
 @case("SIGKILL during a save", runs=3, quick=False)
 def killed_while_saving(training, rng, folder):
   # Not the last save: what it leaves of the count is used by the next one.
-  fault = {"save": int(rng.choice([4, 8])), "access": int(rng.integers(1, 7))}
+  fault = {"save": int(rng.choice([4, 8])), "access": int(rng.integers(1, 40))}
   return training.resume(folder, wait_for_kill(start_child(folder, fault)))
 
 
@@ -100,10 +100,12 @@ def killed_while_saving(training, rng, folder):
 @case("newest checkpoint deleted", "deleted", (10,), runs=2, quick=False)
 @case("newest two bit-flipped", "bit-flipped", (8, 10), runs=1)
 def damaged(how, steps, training, rng, folder):
-  """The newest checkpoint, or the newest two."""
+  """A file of the newest checkpoint, or all files of the newest two."""
   shutil.copytree(training.stopped, folder, dirs_exist_ok=True)
   for step in steps:
-    damage(folder / "checkpoints" / f"{step}.npz", how, rng)
+    files = sorted(p for p in (folder / "checkpoints" / str(step)).rglob("*") if p.is_file())
+    for file in [files[rng.integers(len(files))]] if len(steps) == 1 else files:
+      damage(file, how, rng)
   return training.resume(folder, 10)
 
 

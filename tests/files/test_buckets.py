@@ -136,18 +136,25 @@ def test_checkpoints_are_exact_and_the_right_ones_are_kept(folder):
     step, restored, meta = checkpoints.restore_latest(abstract(states[4]))
   assert (step, meta) == (4, META)
   assert_same(restored, states[4])
+  assert not [name for name in objects(folder) if name.startswith("2/")]
 
 
-def test_a_damaged_checkpoint_is_set_aside(folder):
+def test_of_incomplete_and_damaged_checkpoints_none_is_read(folder):
   with Checkpoints(folder) as checkpoints:
-    for step in (1, 2):
+    for step in (1, 2, 3):
       checkpoints.save(step, make_state(step), META)
-  put(f"{folder}/2.npz", paths.read_bytes(f"{folder}/2.npz")[:-9])
+  (paths.to_path(folder) / "3" / "commit_success.txt").unlink()
+  for name in objects(folder):
+    if name.startswith("2/state/") and "/d/" in name:
+      path = paths.to_path(folder) / name
+      path.write_bytes(bytes(len(path.read_bytes())))
   with Checkpoints(folder) as checkpoints:
     assert checkpoints.restore_latest(make_state()).step == 1
-    assert objects(folder) == ["1.npz", "damaged-2.npz", "owner.txt"]
-    assert checkpoints.save(2, make_state(2), META)
-    assert checkpoints.restore_latest(make_state()).step == 2
+    assert checkpoints.steps() == [1]
+    assert not [name for name in objects(folder) if name.startswith("3/")]
+    assert "damaged-2/meta/metadata" in objects(folder)
+    assert checkpoints.save(3, make_state(3), META)
+    assert checkpoints.restore_latest(make_state()).step == 3
 
 
 def test_a_failed_save_is_retried_by_the_next_unless_a_later_start_saves(store, folder):

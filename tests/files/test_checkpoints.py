@@ -1,8 +1,10 @@
 """Checkpoints: exact, the right ones kept, whole or set aside under faults, kills, full disks."""
 
 import contextlib
+import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +20,12 @@ import optax
 import pytest
 
 from pomp_jax.files import checkpoints as module
-from pomp_jax.files.checkpoints import CheckpointError, Checkpoints, read_checkpoints
-from pomp_jax.files.pieces import Pieces
-from pomp_jax.files.run_folder import DamagedFileError, RunFolderError
+from pomp_jax.files.checkpoints import (
+  CheckpointError,
+  Checkpoints,
+  read_checkpoints,
+)
+from pomp_jax.files.run_folder import DamagedFileError
 from tests.support.checkpoint_states import META, abstract, assert_same, make_state
 from tests.support.damage import damage
 
@@ -85,7 +90,7 @@ def test_keeps_the_newest_and_the_best(tmp_path, metrics, kept, best):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
       assert checkpoints.steps() == kept[: kept.index(step) + 1]
       assert checkpoints.restore_latest({"value": np.asarray(0)}).state["value"] == step
-    (tmp_path / f"{step}.npz").unlink()
+    shutil.rmtree(tmp_path / str(step))
 
 
 MISSING = object()
@@ -106,7 +111,7 @@ def test_a_state_that_does_not_fit(tmp_path, change, message):
     wanted = {name: leaf for name, leaf in (make_state() | change).items() if leaf is not MISSING}
     with pytest.raises(CheckpointError, match=message) as caught:
       checkpoints.restore_latest(abstract(wanted))
-    assert str(caught.value).startswith(f"{tmp_path}/3.npz: ")
+    assert str(caught.value).startswith(f"{tmp_path}/3: ")
     assert "\n" not in str(caught.value)
 
 
@@ -119,51 +124,68 @@ def two(tmp_path):
   return tmp_path / "two"
 
 
-@pytest.fixture
-def impatient(monkeypatch):
+@pytest.mark.parametrize("how", ["truncated", "bit-flipped", "deleted"])
+def test_a_damaged_checkpoint_is_set_aside_or_reads_as_it_was(two, how, caplog, monkeypatch):
+  """Each file of the newest: its state is restored exactly, or the one before with a warning."""
   monkeypatch.setattr(module, "_RETRY_SECONDS", 0)
-
-
-@pytest.mark.parametrize("how", ["truncated", "bit-flipped"])
-def test_a_damaged_checkpoint_is_set_aside_or_reads_as_it_was(two, how, caplog, impatient):
-  """The newest is restored exactly, or the one before with a warning; other runs refuse it."""
-  rng, newest, restored = np.random.default_rng(0), two / "2.npz", []
-  content = newest.read_bytes()
-  for _ in range(40):
-    newest.write_bytes(content)
-    damage(newest, how, rng)
+  rng = np.random.default_rng(0)
+  restored = []
+  for file in sorted(path.relative_to(two) for path in (two / "2").rglob("*") if path.is_file()):
+    folder = shutil.copytree(two, two.with_name("copy"))
+    damage(folder / file, how, rng)
     caplog.clear()
-    refused = False
-    try:
-      *_, last = read_checkpoints(two)
-      assert (last.state["context"] == 2).all() and last.meta == META
-    except CheckpointError as error:
-      refused = str(newest) in str(error)
-    with Checkpoints(two) as checkpoints:
+    with Checkpoints(folder) as checkpoints:
       step, state, meta = checkpoints.restore_latest(abstract(make_state()))
-    restored.append(step)
-    assert meta == META
-    assert_same(state, make_state(float(step)))
-    assert ("step 2 is DAMAGED" in caplog.text) == refused == (step == 1)
-  assert restored.count(1) > 20
-  assert len(list(two.glob("damaged-2*.npz"))) == restored.count(1)
+      restored.append(step)
+      assert meta == META
+      assert_same(state, make_state(float(step)))
+      if step == 1:
+        assert "step 2 is DAMAGED" in caplog.text
+        assert (folder / "damaged-2").is_dir()
+        assert checkpoints.steps() == [1]
+        assert checkpoints.save(2, make_state(3.0), META)
+    shutil.rmtree(folder)
+  assert restored.count(1) >= 3 and set(restored) <= {1, 2}
 
 
-def test_a_damaged_best_checkpoint_is_set_aside(two, impatient, caplog):
-  (two / "1.npz").write_bytes((two / "1.npz").read_bytes().replace(b"1.0", b"9.0", 1))
+def test_a_best_checkpoint_with_a_damaged_metric_is_set_aside(two, caplog):
+  file = two / "1" / "meta" / "metadata"
+  content = file.read_bytes()
+  assert b'"metric": 1.0' in content
+  file.write_bytes(content.replace(b'"metric": 1.0', b'"metric": 9.0'))
   with Checkpoints(two, keep=1) as checkpoints:
     checkpoints.save(3, make_state(3.0), META, metric=0.1)
-    assert "step 1 is DAMAGED" in caplog.text and (two / "damaged-1.npz").exists()
+    assert "step 1 is DAMAGED" in caplog.text and (two / "damaged-1").is_dir()
     assert checkpoints.steps() == [2, 3]
-  (two / "2.npz").write_bytes(b"")
-  with Checkpoints(two) as checkpoints:
+    next((two / "2" / "state" / "d").iterdir()).write_bytes(b"")
     assert checkpoints.restore_best(abstract(make_state())).step == 3
+
+
+def test_no_damage_of_a_state_is_read(tmp_path):
+  """By another run, of the largest file."""
+  state = {"context": np.random.default_rng(0).standard_normal((16, 64)), "list": [np.arange(3)]}
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state, META)
+  files = [path for path in (tmp_path / "1" / "state").rglob("*") if path.is_file()]
+  file = max(files, key=lambda path: path.stat().st_size)
+  content, rng, refused = file.read_bytes(), np.random.default_rng(2), 0
+  for how in ["truncated", "bit-flipped"] * 4:
+    file.write_bytes(content)
+    damage(file, how, rng)
+    try:
+      (found,) = read_checkpoints(tmp_path)
+    except CheckpointError as error:
+      assert str(tmp_path) in str(error)
+      refused += 1
+    else:
+      assert_same(found.state, state)
+  assert refused > 4
 
 
 def test_a_read_that_fails_once_costs_nothing(two, monkeypatch, caplog):
   answers = [DamagedFileError("Stale file handle"), *[mock.DEFAULT] * 9]
-  unsteady = mock.Mock(wraps=module.read_arrays, side_effect=answers)
-  monkeypatch.setattr(module, "read_arrays", unsteady)
+  unsteady = mock.Mock(wraps=module._read_once, side_effect=answers)
+  monkeypatch.setattr(module, "_read_once", unsteady)
   with Checkpoints(two) as checkpoints:
     assert checkpoints.restore_latest(abstract(make_state())).step == 2
   assert unsteady.call_count > 1 and "DAMAGED" not in caplog.text
@@ -181,34 +203,40 @@ def test_an_earlier_process_saves_nothing_more(tmp_path, retry):
     assert_same(second.restore_latest(abstract(make_state())).state, make_state(2.0))
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", None])
-def test_all_checkpoints_damaged(tmp_path, content, impatient):
-  """Also by the file of another store. None is removed, which a person may want to inspect."""
-  file = tmp_path / "1.npz"
-  if content is None:
-    Pieces(tmp_path, "key").save("1", {"top1": 0.5}, {"counts": np.arange(3)})
-  else:
-    file.write_bytes(content)
-  with pytest.raises(CheckpointError, match=r"^[^\n]*damaged \(1\)[^\n]*$"):
-    Checkpoints(tmp_path).restore_latest(abstract(make_state()))
-  with pytest.raises(CheckpointError, match=f"{file}: "):
+@pytest.mark.parametrize("lost", ["state", "meta"])
+def test_all_checkpoints_damaged(tmp_path, lost):
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, make_state(1.0), META)
+    shutil.rmtree(tmp_path / "1" / lost)
+    with pytest.raises(CheckpointError, match=r"^[^\n]*damaged \(1\)[^\n]*$"):
+      checkpoints.restore_latest(abstract(make_state()))
+  with pytest.raises(CheckpointError, match=f"{tmp_path}/1[/:]"):
     list(read_checkpoints(tmp_path))
-  assert file.exists()
+  # Nothing is deleted that a person may want to inspect.
+  assert (tmp_path / "1").is_dir()
 
 
-def test_checkpoints_of_an_earlier_version_are_refused(tmp_path):
-  (tmp_path / "12" / "state").mkdir(parents=True)
-  for use in (Checkpoints, lambda folder: list(read_checkpoints(folder))):
-    with pytest.raises(RunFolderError, match=f"^{tmp_path}/12: .*earlier version.*--workdir$"):
-      use(tmp_path)
-  assert [path.name for path in tmp_path.iterdir()] == ["12"]
-
-
-def test_remains_of_a_killed_process_are_removed(two):
-  (two / ".3.npz.a1b2c3.tmp").write_bytes(b"half")
+def test_arrays_of_another_checkpoint_are_detected(two):
+  """Orbax reads them without an error."""
+  shutil.rmtree(two / "2" / "state")
+  shutil.copytree(two / "1" / "state", two / "2" / "state")
   with Checkpoints(two) as checkpoints:
-    assert checkpoints.steps() == [1, 2]
-  assert sorted(entry.name for entry in two.iterdir()) == ["1.npz", "2.npz", "owner.txt"]
+    assert checkpoints.restore_latest(abstract(make_state())).step == 1
+
+
+def test_remains_of_a_killed_process_are_removed(two, monkeypatch):
+  """An incomplete save, and an incomplete deletion, which must not count as a damaged one."""
+  shutil.copytree(two / "2", two / "4.orbax-checkpoint-tmp")
+  with monkeypatch.context() as killed:
+    for delete in ("unlink", "rmdir"):
+      killed.setattr(os, delete, lambda *arguments, **options: None)
+    checkpoints = Checkpoints(two, keep=1)
+    checkpoints.save(3, make_state(3.0), META, metric=2.0)
+    assert checkpoints.steps() == [3]
+  assert list(two.glob("discarded-*"))
+  with Checkpoints(two, keep=1) as checkpoints:
+    assert checkpoints.restore_latest(abstract(make_state())).step == 3
+  assert sorted(entry.name for entry in two.iterdir()) == ["3", "owner.txt"]
 
 
 @contextlib.contextmanager
@@ -238,11 +266,11 @@ def test_a_failed_save_costs_only_this_checkpoint(tmp_path, caplog, retry):
       else:
         with pytest.raises(CheckpointError, match=FAILED):
           checkpoints.save(2, {"values": VALUES}, META, metric=2.0)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["1.npz", "owner.txt"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["1", "owner.txt"]
     assert checkpoints.save(3, {"values": VALUES + 1}, META, metric=0.5)
     assert checkpoints.failure is None
   assert len([r for r in caplog.records if r.name.startswith("pomp_jax")]) == retry
-  assert sorted(entry.name for entry in tmp_path.iterdir()) == ["1.npz", "3.npz", "owner.txt"]
+  assert sorted(entry.name for entry in tmp_path.iterdir()) == ["1", "3", "owner.txt"]
   with Checkpoints(tmp_path, keep=1) as checkpoints:
     assert_same(checkpoints.restore_latest({"values": VALUES}).state, {"values": VALUES + 1})
 

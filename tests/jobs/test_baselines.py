@@ -80,7 +80,7 @@ def assert_left_when_written(told):
 
 
 # Several depths are held in tests/baselines, and for one method here. At depth 1 `maple` has no
-# array for deeper layers: checkpoints hold no empty ones.
+# array for deeper layers: orbax saves no empty ones.
 PROMPTS = {
   "cocoop": {},
   "vpt_deep": {"prompt.depth": 3},

@@ -379,8 +379,7 @@ def test_a_run_is_a_row_and_on_request_each_checkpoint(trained, no_drawings, tmp
 def test_bad_prompts(tmp_path, monkeypatch, prompts, error, message):
   monkeypatch.chdir(tmp_path)
   save_prompt("narrow.npz", Prompt(np.zeros((4, 7), np.float32), "other"))
-  (tmp_path / "damaged" / "checkpoints").mkdir(parents=True)
-  (tmp_path / "damaged" / "checkpoints" / "4.npz").write_bytes(b"")
+  (tmp_path / "damaged" / "checkpoints" / "4").mkdir(parents=True)
   (tmp_path / "EMPTY").mkdir()
   config = small_config(job="evaluate", **{"evaluate.prompts": prompts})
   with pytest.raises(error, match=message):

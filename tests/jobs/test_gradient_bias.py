@@ -77,7 +77,7 @@ def test_it_goes_on_with_the_cells_that_are_missing(finished, copy_of, monkeypat
 
 def test_the_bank_of_a_checkpoint_is_the_one_that_training_has(one_layer, tmp_path):
   """After two steps the rows of the second step's classes, and three more, are not the first."""
-  checkpoint = tmp_path / "run" / "checkpoints" / "2.npz"
+  checkpoint = tmp_path / "run" / "checkpoints" / "2"
   changes = {"sampling.name": "posterior", "sampling.renew": 3, "steps": 2, "batch_size": 8, "k": 8}
   shared = {"clip.model": one_layer, "data.n_classes": _N}
   training = small_config(**changes | shared)

@@ -63,7 +63,7 @@ def test_a_restart_computes_no_feature_of_an_evaluation_image(pretrained, copy_o
   """The last four steps are taken again, validated and evaluated."""
   folder = copy_of(pretrained)
   (folder / "results.json").unlink()
-  (folder / "checkpoints" / "12.npz").unlink()
+  shutil.rmtree(folder / "checkpoints" / "12")
   assert (folder / "features").exists()
   monkeypatch.setattr(Encoder, "features_of_images", None)
   results = pretrain.run(small_config(), str(folder))
@@ -75,13 +75,13 @@ def test_the_prompt_is_that_of_the_selected_checkpoint(pretrained, copy_of, monk
   """The last four steps are taken again, and validated as the worst."""
   folder, scalars = copy_of(pretrained), RunFolder(pretrained).scalars()
   (folder / "results.json").unlink()
-  (folder / "checkpoints" / "12.npz").unlink()
+  shutil.rmtree(folder / "checkpoints" / "12")
   monkeypatch.setattr(setup.Run, "validation", lambda run: lambda state: 0.0)
   results = pretrain.run(small_config(**{"checkpoint.select": "best"}), str(folder))
   top1 = dict(zip(*scalars["validation_top1"], strict=True))
   best = max((4, 8), key=lambda step: (top1[step], step))
   assert results["evaluated_step"] == best and results["steps"] == 12
-  state = read_checkpoint(folder / "checkpoints" / f"{best}.npz").state
+  state = read_checkpoint(folder / "checkpoints" / str(best)).state
   np.testing.assert_array_equal(context(folder), state["params"]["context"])
   last = load_prompt(folder / "prompt_last.npz").context
   np.testing.assert_array_equal(last, context(pretrained))
@@ -199,7 +199,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(one_layer, tmp_path, monkeypatc
     pretrain.run(config, str(workdir))
   assert not (workdir / "results.json").exists()
   assert not (workdir / "prompt.npz").exists()
-  assert [path.name for path in (workdir / "checkpoints").glob("*.npz")] == ["4.npz"]
+  assert [path.name for path in (workdir / "checkpoints").iterdir() if path.is_dir()] == ["4"]
   monkeypatch.undo()
   assert np.isfinite(trained(config, workdir)).all()
 

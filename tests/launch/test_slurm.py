@@ -76,7 +76,7 @@ def test_preempted_and_requeued_it_ends_as_if_it_had_never_stopped(slurm, tmp_pa
     return re.search(r"JobState=(\w+)", slurm("scontrol", "show", "job", job))[1]
 
   # Something is saved, and it is not over.
-  wait_for(lambda: (workdir / "checkpoints" / f"{EVERY}.npz").exists() or state() == "FAILED")
+  wait_for(lambda: (workdir / "checkpoints" / str(EVERY)).exists() or state() == "FAILED")
   slurm("sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
   wait_for(lambda: state() in ("COMPLETED", "FAILED"))
   text = log.read_text()

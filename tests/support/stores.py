@@ -68,7 +68,7 @@ class Store:
     self.environ = (
       {
         "STORAGE_EMULATOR_HOST": address,
-        "TENSORSTORE_GCS_HTTP_URL": address,  # TensorStore's
+        "TENSORSTORE_GCS_HTTP_URL": address,  # Orbax's client
         "CLOUD_STORAGE_EMULATOR_ENDPOINT": address,  # ArrayRecord's
       }
       if scheme == "gs"

@@ -1,0 +1,131 @@
+"""Folders of checkpoints, as Orbax writes them, on a local disk and in a bucket.
+
+Orbax writes the arrays (`STEP/state`) and the JSON (`STEP/meta`) into a temporary folder, which it
+renames to `STEP`. A bucket renames nothing and Orbax has no client for S3. There a checkpoint is
+written locally, its files are sent, and `commit_success.txt` last: without that it is incomplete.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import pathlib
+import secrets
+import sys
+import tempfile
+from typing import Any
+
+from absl import logging as absl_logging
+import jax
+import orbax.checkpoint as ocp
+
+from pomp_jax.files.paths import Path, is_bucket, remove_folder, store_of
+
+_DISCARDED = "discarded-"
+# Orbax's own name of such a marker.
+_COMMITTED = "commit_success.txt"
+
+# Orbax logs a traceback for each of its threads. `Checkpoints` says in one line what has failed.
+absl_logging.get_absl_logger().addFilter(
+  lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname
+)
+
+
+def _unraisable(found: Any) -> None:
+  # TensorStore has such an error for each array whose write fails, which `Checkpoints` says.
+  if str(found.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(found)
+
+
+sys.unraisablehook = _unraisable
+
+
+def save(path: Path, state: Any, meta: dict[str, Any]) -> None:
+  """Writes a checkpoint of a pytree of NumPy arrays, and JSON."""
+  items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+  with _local(path) as local:
+    _checkpointer().save(local, items)
+    if is_bucket(path):
+      files = [str(file.relative_to(local)) for file in local.rglob("*") if file.is_file()]
+      store_of(path).put(
+        [str(local / file) for file in files], [str(path / file) for file in files]
+      )
+      (path / _COMMITTED).write_text("")
+
+
+def restore(path: Path) -> Any:
+  """Arrays of a checkpoint, as dicts and lists."""
+  with _local(path) as local:
+    if is_bucket(path):
+      store_of(path).get(f"{path}/", f"{local}/", recursive=True)
+    return (
+      _checkpointer().restore(local, ocp.args.Composite(state=ocp.args.StandardRestore())).state
+    )
+
+
+def steps(folder: Path) -> list[int]:
+  """Steps of all complete checkpoints in a folder, ascending."""
+  found = [path for path in _entries(folder) if path.name.isdecimal()]
+  if is_bucket(folder):
+    found = [path for path in found if (path / _COMMITTED).exists()]
+  return sorted(int(path.name) for path in found)
+
+
+def remove_incomplete(folder: Path) -> None:
+  """Removes what a killed or failed save or removal has left."""
+  complete = set(map(str, steps(folder)))
+  for path in _entries(folder):
+    unfinished = path.name.isdecimal() and path.name not in complete
+    if unfinished or path.name.startswith(_DISCARDED) or ocp.utils.TMP_DIR_SUFFIX in path.name:
+      remove_folder(path)
+
+
+def discard(checkpoint: Path) -> None:
+  """Removes a checkpoint; killed on the way, it leaves none that looks complete."""
+  if is_bucket(checkpoint):
+    (checkpoint / _COMMITTED).unlink(missing_ok=True)
+    remove_folder(checkpoint)
+    return
+  target = checkpoint.with_name(f"{_DISCARDED}{checkpoint.name}-{secrets.token_hex(4)}")
+  remove_folder(checkpoint.rename(target))
+
+
+def move(checkpoint: Path, target: Path) -> None:
+  """Renames a checkpoint."""
+  if is_bucket(checkpoint):
+    store_of(checkpoint).copy(f"{checkpoint}/", f"{target}/", recursive=True)
+    discard(checkpoint)
+  else:
+    checkpoint.rename(target)
+
+
+@contextlib.contextmanager
+def _local(path: Path) -> Iterator[pathlib.Path]:
+  """The folder itself, absolute as Orbax wants it; for one in a bucket a temporary one."""
+  if not is_bucket(path):
+    yield pathlib.Path(path).absolute()
+    return
+  with tempfile.TemporaryDirectory() as temporary:
+    yield pathlib.Path(temporary) / path.name
+
+
+def _entries(folder: Path) -> list[Path]:
+  try:
+    return list(folder.iterdir())
+  except FileNotFoundError:  # nothing is saved yet
+    return []
+
+
+def _checkpointer() -> ocp.Checkpointer:
+  """Synchronous Orbax checkpointer of this process alone: no other host needs the folder."""
+  alone = ocp.options.MultiprocessingOptions()
+  if jax.process_count() > 1:
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+      primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"pomp_jax{me}"
+    )
+  handler = ocp.CompositeCheckpointHandler(
+    state=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+    meta=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+    composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+  )
+  return ocp.Checkpointer(handler, multiprocessing_options=alone)
