@@ -49,7 +49,7 @@ _MAX_NAME = 1000  # no text tower has positions for so many letters
 
 
 class VocabularyError(InputError, ValueError):
-  """Unusable class list; the message is one line."""
+  """Unknown or unusable class list; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +82,7 @@ class ClassList:
 
 
 def load_class_list(name_or_path: str | os.PathLike) -> ClassList:
-  """Loads a packaged class list by name (`CLASS_LISTS`), or a user's file.
-
-  Raises:
-    VocabularyError: unknown name, unreadable file, or unusable content.
-  """
+  """Loads a packaged class list by name (`CLASS_LISTS`), or a user's file."""
   if name_or_path in _SETS:
     return _packaged(str(name_or_path))
   path = to_path(name_or_path)
@@ -107,9 +103,6 @@ def load_categories(name_or_path: str | os.PathLike) -> tuple[Category, ...]:
   """Loads a class list of distinct names, as `load_class_list`, with the synonyms of annotations.
 
   Annotations may also be a file without the suffix .json, if it begins with {.
-
-  Raises:
-    VocabularyError: as `load_class_list`, or repeated names.
   """
   if name_or_path not in _SETS and is_annotation_file(name_or_path):
     path = to_path(name_or_path)
@@ -219,11 +212,7 @@ def normalized_name(name: str) -> str:
 
 
 def normalized_names(names: Sequence[str]) -> list[str]:
-  """Applies `normalized_name` to N names; repeated names are allowed.
-
-  Raises:
-    VocabularyError: no names, or an unusable one.
-  """
+  """Applies `normalized_name` to N names, which may repeat; checks them as `check_names`."""
   words = [normalized_name(name) for name in names]
   check_names(words, distinct=False)
   return words
@@ -238,12 +227,7 @@ def repeats(values: Iterable[Hashable]) -> dict[int, int]:
 def check_names(
   names: Sequence[str], where: str = "the class list", *, distinct: bool = True
 ) -> None:
-  """Checks the names of a class list, from `where`.
-
-  Raises:
-    VocabularyError: no names; an empty, non-Unicode or too long name, or one with a control
-      character or line break; or, unless not `distinct`, a repeated name.
-  """
+  """Raises VocabularyError if there are no names from `where`, or one is unusable or repeated."""
   if not names:
     raise VocabularyError(f"{where} is empty, expected one class name a line")
   again = repeats(names) if distinct else {}
@@ -267,9 +251,6 @@ def read_lines(path: str | os.PathLike) -> list[str]:
   """Reads the lines of a UTF-8 file, without blank ones at the end.
 
   Only \\n and \\r\\n end a line, so that all programs count the same lines.
-
-  Raises:
-    VocabularyError: the file can't be read.
   """
   text = read_text(path, VocabularyError).rstrip()
   return [line.rstrip("\r") for line in text.split("\n")] if text else []

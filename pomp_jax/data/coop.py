@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pomp_jax.data.class_lists import ClassList, class_list_of, load_class_list
+from pomp_jax.data.class_lists import ClassList, class_list_of, load_class_list, repeats
 from pomp_jax.data.folder import list_folder
 from pomp_jax.data.source import DataFields, Files, LabelledSet, SourceError, StoredImages
 from pomp_jax.data.subsets import few_shot
@@ -69,12 +69,12 @@ class _Listing:
 
 
 def splits(data: DataFields) -> tuple[str, ...]:
-  """Splits of the data set; see `open_coop`."""
+  """Splits of the data set."""
   return tuple(_open_all(data.root, data.dataset, data.shots, data.shots_seed))
 
 
 def open_split(data: DataFields, split: str) -> StoredImages:
-  """Opens a split under the names of `data.names`, if given; see `open_coop`."""
+  """Opens a split under the names of `data.names`, if given."""
   source = _open_all(data.root, data.dataset, data.shots, data.shots_seed)[split]
   if not data.names:
     return source
@@ -109,9 +109,6 @@ def open_coop(
     name: one of COOP_SETS.
     shots: training images a class, and at most 4 validation images; 0: all.
     seed: random seed of the few-shot subset; CoOp's are 1, 2 and 3.
-
-  Raises:
-    SourceError: files are missing or not in CoOp's format.
   """
   if name not in COOP_SETS:
     raise SourceError(f"unknown data set {name!r} of CoOp; expected one of {', '.join(COOP_SETS)}")
@@ -127,7 +124,7 @@ def open_coop(
 
 
 def open_aircraft(folder: str | os.PathLike) -> dict[str, StoredImages]:
-  """Opens FGVC-Aircraft's splits in its own folder, the archive's `data/`; see `open_coop`."""
+  """Opens FGVC-Aircraft's splits in its own folder, the archive's `data/`."""
   return _opened(_aircraft(to_path(folder)))
 
 
@@ -198,10 +195,9 @@ def _imagenet(root: Path, name: str) -> _Listing:
     found = list_folder(root / folder / below, links=True).folders
     if set(found) != set(expected):
       wrong = sorted(set(found) ^ set(expected))[0]
-      raise SourceError(
-        f"{root / folder / below}: folder {wrong!r} is"
-        f" {'missing' if wrong in expected else 'unexpected'}; {name} has {len(expected)} classes"
-      )
+      what = "missing" if wrong in expected else "unexpected"
+      where = f"{root / folder / below}: folder {wrong!r} is {what}"
+      raise SourceError(f"{where}; {name} has {len(expected)} classes")
     splits[split] = [
       (f"{below}/{class_folder}/{file}", label)
       for label, class_folder in enumerate(expected)
@@ -216,12 +212,11 @@ def _class_names(path: Path, synsets: list[str], ours: tuple[str, ...]) -> tuple
   if not exists(path):
     return ours
   name_of = dict(line.partition(" ")[::2] for line in _lines(path))
-  missing = [synset for synset in synsets if not name_of.get(synset)]
-  if missing:
-    raise SourceError(f"{path}: no name for {missing[0]}")
-  names = [name_of[synset] for synset in synsets]
+  names = [name_of.get(synset, "") for synset in synsets]
+  if "" in names:
+    raise SourceError(f"{path}: no name for {synsets[names.index('')]}")
   merged = [own if names.count(name) > 1 else name for name, own in zip(names, ours, strict=True)]
-  return tuple(merged) if len(set(merged)) == len(merged) else ours
+  return ours if repeats(merged) else tuple(merged)
 
 
 def _few_shot(listing: _Listing, shots: int, seed: int, fixed_order: bool) -> dict[str, Items]:
@@ -262,8 +257,18 @@ def _few_shot(listing: _Listing, shots: int, seed: int, fixed_order: bool) -> di
 
 
 def _read_fixed(path: Path) -> dict[str, Items]:
-  """Images in each part of a few-shot file, under their paths on its author's machine."""
-  content = read_json(path, SourceError) if path.suffix == ".json" else _read_pickle(path)
+  """Images in each part of a few-shot file, under their paths on its author's machine.
+
+  A pickle is {"train": [Datum, ..], "val": [..]}; no code in it is run.
+  """
+  if path.suffix == ".json":
+    content = read_json(path, SourceError)
+  else:
+    try:
+      content = _FewShotUnpickler.read(read_file(path, SourceError))
+    except PickleError as error:
+      reason = printable(str(error))
+      raise SourceError(f"{path}: not a few-shot file of CoOp's ({reason})") from error
   if not isinstance(content, dict):
     raise SourceError(f"{path}: no parts 'train' and 'val'")
   fixed = {}
@@ -280,15 +285,6 @@ def _read_fixed(path: Path) -> dict[str, Items]:
 
 class _FewShotUnpickler(RestrictedUnpickler):
   names = re.compile(r"([\w.]+\.)?Datum")
-
-
-def _read_pickle(path: Path) -> Any:
-  """Content of a few-shot pickle, {"train": [Datum, ..], "val": [..]}; no code in it is run."""
-  try:
-    return _FewShotUnpickler.read(read_file(path, SourceError))
-  except PickleError as error:
-    reason = printable(str(error))
-    raise SourceError(f"{path}: not a few-shot file of CoOp's ({reason})") from error
 
 
 def _fixed_item(item: Any) -> tuple[str, int]:
@@ -309,13 +305,11 @@ def _known_items(items: Items | None, listing: _Listing, part: str, where: Path)
     raise SourceError(f"{where}: no images of {part!r} in it")
   known = set(listing.splits[_PARTS[part]])
   middle = "/".join(filter(None, (listing.folder.name, listing.images))) + "/"
-  found = {}
-  for path, label in items:
-    below = path.replace("\\", "/").rpartition(middle)[2]
-    if (below, label) not in known:
+  below = [(path.replace("\\", "/").rpartition(middle)[2], label) for path, label in items]
+  for (path, label), item in zip(items, below, strict=True):
+    if item not in known:
       raise SourceError(f"{where}: {path!r} with label {label} is not an image of {part!r}")
-    found[below, label] = None
-  return list(found)
+  return list(dict.fromkeys(below))
 
 
 def _check_files(images: Path, paths: Sequence[str]) -> None:

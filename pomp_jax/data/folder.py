@@ -77,11 +77,7 @@ def open_test_set(
 
 
 def split_folders(root: str | os.PathLike) -> dict[str, Path]:
-  """Folder of each split; the root itself is "train" if it has no split folders.
-
-  Raises:
-    SourceError: no such folder, or class folders beside a split folder that holds class folders.
-  """
+  """Folder of each split; the root itself is "train" if it has no split folders."""
   folders = set(list_folder(root, links=True).folders)
   known = {name for names in _SPLIT_FOLDERS.values() for name in names} | {_IGNORED_FOLDER}
   if not folders or not folders <= known:
@@ -116,9 +112,6 @@ def open_folder(
 
   Returns:
     Images in the order of the labels, then of the file names; keys are CLASS_FOLDER/FILE.
-
-  Raises:
-    SourceError: no such folder, no image in it, or classes that don't match the list.
   """
   found = list_folder(folder).folders
   if not found:
@@ -172,7 +165,7 @@ def match_classes(
 ) -> dict[str, int]:
   """Index of the class for each name, of a folder or label, that matches one of a class list.
 
-  It matches by WordNet id or by name, where underscores match spaces.
+  Names match by WordNet id or as words: underscores match spaces.
 
   Raises:
     SourceError: a class is matched twice or (if `all_classes`) missing, or nothing matches.
@@ -197,11 +190,7 @@ def match_classes(
 
 
 def classes_of(found: Sequence[str], where: str) -> ClassList:
-  """Classes named after folders or labels; ImageNet-21K's names if these are all WordNet ids.
-
-  Raises:
-    SourceError: a WordNet id that is no class of ImageNet-21K.
-  """
+  """Classes named after folders or labels; ImageNet-21K's names if these are all WordNet ids."""
   if not all(map(SYNSET.fullmatch, found)):
     return ClassList(tuple(found))
   every = load_class_list("imagenet21k")
@@ -257,9 +246,6 @@ def find_images(path: str | os.PathLike, *, nested: bool = True) -> dict[str, Pa
 
   Returns:
     Files by their path in the folder, "cats/a.jpg", sorted by it; a single file by its name.
-
-  Raises:
-    SourceError: no image files, or as `list_folder`.
   """
   root = to_path(path)
   if is_file(root):

@@ -67,7 +67,7 @@ class Storage(Protocol):
 
 @runtime_checkable
 class DataFields(Protocol):
-  """Fields of `config.data` that a module of stored images may read; docs/config.md has them all.
+  """Fields of `config.data` that a module of stored images may read.
 
   Such a module has `splits(data)`, `open_split(data, split)` and, for `evaluate.source`,
   `open_test_set(root, dataset, classes, all_classes)`.
@@ -129,10 +129,6 @@ class StoredImages:
     self.image_size, self.upright = image_size, False
     self._storage = storage
     self._rows = np.arange(len(self.labels)) if rows is None else np.asarray(rows, np.int64)
-    if not len(self.labels) == len(self.keys) == len(self._rows):
-      raise ValueError(
-        f"{len(self.labels)} labels, {len(self.keys)} keys and {len(self._rows)} rows"
-      )
     if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.names):
       raise ValueError(f"labels outside 0..{len(self.names) - 1}")
 

@@ -18,13 +18,10 @@ _HELD_OUT_SEED = 2**63
 def few_shot(
   labels: Int[np.ndarray, " n"], keys: Sequence[str] | np.ndarray, shots: int, seed: int = 0
 ) -> Int[np.ndarray, " m"]:
-  """Chooses `shots` images a class, or all of a class with fewer.
+  """Chooses `shots` images a class, or all of a class with fewer; ascending indices.
 
   The first images of each class are taken, ranked by a hash of seed and (distinct) key. So the
   subset of k shots lies within that of k+1, and an image added to a class replaces at most one.
-
-  Returns:
-    Indices, int64, ascending.
   """
   order, rank = ranked(labels, keys, seed)
   return np.sort(order[rank < shots])
@@ -33,12 +30,9 @@ def few_shot(
 def even_sample(
   labels: Int[np.ndarray, " n"], keys: Sequence[str] | np.ndarray, count: int, seed: int = 0
 ) -> Int[np.ndarray, " m"]:
-  """Chooses `count` images as evenly over the classes as possible; all if there are no more.
+  """Chooses `count` images, or all of fewer, evenly over the classes; ascending indices.
 
   Every class gives one image before any gives a second. A hash decides which classes give the last.
-
-  Returns:
-    Indices, int64, ascending.
   """
   if count >= len(labels):
     return np.arange(len(labels))
@@ -57,7 +51,7 @@ def held_out(
   share is rounded to whole images, and one image of each class is left for training.
 
   Returns:
-    Indices of the rest, and of each share's images; int64, ascending.
+    Ascending indices of the rest, and of each share's images.
   """
   order, rank = ranked(labels, keys, _HELD_OUT_SEED)
   ordered = np.asarray(labels)[order]
