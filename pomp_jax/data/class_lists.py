@@ -264,9 +264,11 @@ def read_names(path: str | os.PathLike, *, distinct: bool = True) -> tuple[str, 
 
 
 def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  for index in repeats(key for key, _ in pairs):
-    raise ValueError(f"the key {pairs[index][0]!r} is repeated")
-  return dict(pairs)
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    again = next(iter(repeats(key for key, _ in pairs)))
+    raise ValueError(f"the key {pairs[again][0]!r} is repeated")
+  return found
 
 
 def _read_json(path: Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:

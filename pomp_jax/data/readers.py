@@ -42,13 +42,12 @@ def choose_readers(
   n_cores: int | None = None,
   shared_memory: int | None = None,
 ) -> Readers:
-  """Fills in what `data.threads` and `data.workers` leave open.
+  """Fills in what `data.threads` (0) and `data.workers` (-1) leave open.
 
   Workers are started for stored images only: other reading is too little work.
 
   Args:
-    threads: threads of each process that reads; 0: chosen.
-    workers: worker processes; -1: chosen.
+    threads, workers: the two fields.
     decodes: whether stored images are decoded.
     n_batches: batches of an epoch.
     batch_bytes: bytes of a batch of this process.

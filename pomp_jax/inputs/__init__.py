@@ -108,15 +108,11 @@ def evaluation_splits(data: Data) -> tuple[str, ...]:
 def check_readable(data: Data, n_images: int) -> None:
   """Decodes the images of a folder, to find those that can't be read before a run starts.
 
-  Args:
-    data: `config.data`.
-    n_images: number of images of each evaluation split; 0: all.
-
-  Raises:
-    SourceError: more than `data.max_corrupt` allows.
+  Of each evaluation split `n_images` are decoded, or all if it is 0. SourceError if more are
+  unreadable than `data.max_corrupt` allows.
   """
   if data.source == "folder":
-    # Checked once for all cells of an ablation, whatever becomes of the pixels.
+    # Once for all cells of an ablation, whatever becomes of the pixels.
     kept = dataclasses.replace(data, features="online", feature_cache="", augment="none", views=1)
     stored.check_readable(kept, n_images)
 

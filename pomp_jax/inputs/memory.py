@@ -18,7 +18,7 @@ _NO_LIMIT_GIB = 4.0
 
 
 def activation_memory(clip: fields.Clip) -> float:
-  """Returns `clip.memory_gib` in bytes, or a share of the device's own limit where it is 0.
+  """Returns `clip.memory_gib` in bytes, or where it is 0 a share of the device's own limit.
 
   The limit is that of the first process, so that all compile the same program. All processes make
   their first call together.

@@ -2,7 +2,6 @@
 
 import collections
 import json
-import os
 import pickle
 import random
 import sys
@@ -151,26 +150,6 @@ def test_a_fixed_few_shot_file_is_followed(pets, dassl, kind):
   assert splits["train"].keys.tolist() == [path for path, _, _ in train]
   assert splits["validation"].keys.tolist() == [path for path, _, _ in val]
   assert len(splits["test"]) == 6
-
-
-class Evil:
-  def __init__(self, call, *arguments):
-    self.call, self.arguments = call, arguments
-
-  def __reduce__(self):
-    return self.call, self.arguments
-
-
-def test_damaged_pickles_and_those_that_would_run_something_are_refused(pets, tmp_path, dassl):
-  whole = pickle.dumps({"train": [Datum("a.jpg", 3, "c")] * 2}, protocol=4)
-  others = [[set()], {1: 2}, {"train": [Evil(Datum, "a", 1, "b")]}, {"train": [{1: 2}]}, b"bytes"]
-  evil = {"train": [Evil(os.mkdir, str(tmp_path / "made"))]}
-  contents = [whole[:end] for end in range(len(whole))] + [*map(pickle.dumps, others)]
-  for content in contents + [pickle.dumps(evil, protocol) for protocol in range(6)]:
-    write(pets / "split_fewshot/shot_1-seed_1.pkl", content)
-    with pytest.raises(SourceError, match=r"shot_1-seed_1\.pkl"):
-      open_coop(pets.parent, "oxford_pets", shots=1)
-  assert not (tmp_path / "made").exists()
 
 
 def test_a_list_of_aircraft_names_an_unknown_variant(tmp_path):

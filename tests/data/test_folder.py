@@ -238,15 +238,6 @@ def test_the_choice_is_fixed_for_good():
   assert held.tolist() == [27, 319, 669, 869]
 
 
-def test_every_image_is_as_likely():
-  # 200 seeds x 10 of 100: each image 20 times on average; chi-square with 99 degrees of freedom.
-  labels = np.zeros(100, int)
-  counts = np.zeros(100)
-  for seed in range(200):
-    counts[few_shot(labels, keys_of(labels), 10, seed)] += 1
-  assert ((counts - 20) ** 2 / (20 * 0.9)).sum() < 150
-
-
 @given(LABELS, st.integers(0, 70))
 def test_a_sample_is_even(labels, count):
   chosen = even_sample(np.array(labels, int), keys_of(labels), count)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from docs.generators import write_class_names
-from docs.generators.write_class_names import Noun, distinct_names
 from pomp_jax.data import class_lists
 from pomp_jax.data.class_lists import VocabularyError, load_class_list
 from pomp_jax.data.wordnet import Tree, load_tree
@@ -150,57 +149,6 @@ def test_an_unknown_synset(tree):
 
 
 WORDNET = pathlib.Path("/usr/share/wordnet/data.noun")
-
-
-def noun(lemmas, parents="", groups="", gloss=""):
-  return Noun(tuple(lemmas.split("/")), tuple(parents.split()), tuple(groups.split()), gloss)
-
-
-NOUNS = {
-  **{"thing": noun("thing"), "bird": noun("bird", "thing"), "genus": noun("Perca", "thing")},
-  **{"device": noun("device/machine", "thing"), "wader": noun("wading bird/wader", "bird")},
-  **{"crane1": noun("crane", "wader"), "crane2": noun("Crane", "device")},
-  **{
-    "perch1": noun("perch", "bird", gloss="rod for birds"),
-    "perch2": noun("perch", "bird", "genus"),
-  },
-  **{"cock1": noun("cock/rooster", "bird"), "cock2": noun("cock", "bird")},
-  **{"wren": noun("wren/jenny wren", "bird"), "bank3": noun("bank", "bird")},
-  **{"bank1": noun("bank/shore", "thing"), "bank2": noun("bank/shore", "device")},
-}
-
-
-@pytest.mark.parametrize(
-  ("ids", "names"),
-  [
-    ("crane1 wren crane2", ["crane, wading bird", "wren", "Crane, device"]),
-    ("perch1 perch2", ["perch, rod for birds", "perch, Perca"]),
-    ("cock1 cock2 bird", ["cock, rooster", "cock", "bird"]),
-    # More words are taken while names are shared.
-    ("bank1 bank2 bank3", ["bank, shore", "bank, shore, device", "bank, bird"]),
-  ],
-)
-def test_names_of_alike_classes(ids, names):
-  assert distinct_names(ids.split(), NOUNS) == names
-
-
-def test_reading_wordnet(tmp_path):
-  """Two entries as `data.noun` has them, the dog's with its members, groups and kinds."""
-  file = tmp_path / "data.noun"
-  file.write_text(
-    "  1 This software and database is being provided to you\n"
-    "02084071 05 n 03 dog 0 domestic_dog 0 Canis_familiaris 0 004 @ 02083346 n 0000"
-    " @ 01317541 n 0000 #m 02083863 n 0000 ~ 01322604 n 0000 | a member of the genus Canis"
-    " (probably descended from the common wolf); occurs in many breeds  \n"
-    "09044862 15 n 02 United_States 0 U.S. 0 001 @i 08168978 n 0000"
-    " | (geography) the North American republic containing fully 50 states of all sizes \n"
-  )
-  dog = ("dog", "domestic dog", "Canis familiaris"), ("n02083346", "n01317541"), ("n02083863",)
-  states = ("United States", "U.S."), ("n08168978",), ()
-  assert write_class_names.read_nouns(str(file)) == {
-    "n02084071": Noun(*dog, "member of the genus Canis"),
-    "n09044862": Noun(*states, "North American republic containing fully 50 states"),
-  }
 
 
 without_wordnet = pytest.mark.skipif(not WORDNET.exists(), reason="wordnet-base is not installed")

@@ -131,14 +131,6 @@ def test_templates_and_synsets_go_with_the_classes(pictures):
     assert labelled.classes.ensemble == ("one {}", "many {}s")
 
 
-def test_folders_that_are_wordnet_ids(tmp_path):
-  for synset in ("n02084071", "n02121620"):
-    picture(tmp_path / "animals" / synset)
-  (labelled,) = opened(tmp_path, "").values()
-  assert labelled.classes.synsets == ("n02084071", "n02121620")
-  assert labelled.classes.names == ("dog", "cat")
-
-
 _SET = '[[set]]\nname = "a"\nroot = "animals"\n'
 
 

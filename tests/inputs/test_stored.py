@@ -57,17 +57,6 @@ def names_of(settings, split):
   return inputs.open_source(settings, split).names
 
 
-def test_stored_images_are_the_images(flat):
-  every = data(flat, test_share=0.0, validation_share=0.0)
-  source = inputs.open_source(every, "train", images_per_class=1)
-  assert source.names == tuple(sorted(NAMES))
-  assert len(source) == 54  # images_per_class is the world's
-  expected = world.source("train", images_per_class=6)
-  label = expected.names.index(source.names[source.labels[20]])
-  drawn = expected.images(np.array([6 * label + 2]))
-  np.testing.assert_array_equal(source.sized(40).images(np.array([20])), drawn)
-
-
 def counts(settings, *splits):
   """Images a class of each split, and that no image is in two of them."""
   opened = [inputs.open_source(settings, split) for split in splits]
