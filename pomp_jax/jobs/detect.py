@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.analysis.detection import Boxes, detection_sheet, detection_tables
+from pomp_jax.analysis.detection import Boxes, detection_sheet
 from pomp_jax.analysis.labels import counted, prompt_labels
-from pomp_jax.analysis.tables import markdown
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.subsets import spread_evenly
@@ -115,7 +114,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     "figures": figures,
   }
   return ours.write(
-    folder, store, results, lambda stored: _report(config, folder, boxes, blocks, stored)
+    folder, store, results, lambda stored: _draw(config, folder, boxes, blocks, stored)
   )
 
 
@@ -203,12 +202,12 @@ def _top1(found: Sequence[_Found], groups: Mapping[str, np.ndarray]) -> dict[str
   }
 
 
-def _report(
+def _draw(
   config: Settings, folder: RunFolder, boxes: BoxSet, blocks: Blocks, results: Mapping[str, Any]
-) -> str:
-  """Draws some of the images with their boxes; returns the tables."""
+) -> None:
+  """Draws some of the images with their boxes; none if there are no images."""
   if config.detect.source == "coco" and not config.detect.images:
-    return markdown(detection_tables(results))  # no pictures without images
+    return
   shown = spread_evenly(_SHOWN, len(boxes)).tolist()
   class_of = {int(number): n for n, number in enumerate(boxes.annotations.category_ids)}
   drawn = []
@@ -229,4 +228,3 @@ def _report(
   images = [boxes.image(index) for index in shown]
   path = folder.plots / "detections.png"
   detection_sheet(path, images, drawn, titles, boxes.classes.names, title)
-  return markdown(detection_tables(results))

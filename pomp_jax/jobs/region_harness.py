@@ -14,13 +14,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from pomp_jax import hosts, inputs
-from pomp_jax.analysis.html_report import write_run_report
-from pomp_jax.analysis.region_reports import regions_report
+from pomp_jax.analysis.run_report import write_run_report
 from pomp_jax.config import Settings
 from pomp_jax.config.region_fields import Detect, Segment
 from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.files.array_cache import file_stamps, fingerprint
-from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import Path
 from pomp_jax.files.pieces import Piece, Pieces
 from pomp_jax.files.run_folder import (
@@ -168,7 +166,7 @@ class Comparison:
     folder: RunFolder,
     store: Pieces,
     results: dict[str, Any],
-    report: Callable[[dict[str, Any]], str],
+    draw: Callable[[dict[str, Any]], None],
   ) -> dict[str, Any]:
     """Writes tables, pictures, a page with both, and the results; returns these.
 
@@ -176,15 +174,13 @@ class Comparison:
       folder: the run's folder.
       store: pieces of its blocks, which are no longer needed then.
       results: figures and what else the job has found out.
-      report: draws the pictures, given the results; returns the content of `results.md`.
+      draw: draws the pictures, given the results.
     """
     plain = json.loads(to_json({"key": self.key, **results}))
     stored = with_provenance(plain)
     with writing(folder.path):
-      tables = report(stored)
-      with replacing(folder.path / "results.md") as file:
-        file.write(tables.encode())
-      write_run_report(folder, self._config, stored, regions_report(folder, self._config, stored))
+      draw(stored)
+      write_run_report(folder, self._config, stored, "results.md")
     # Last: a folder with results is a finished run.
     folder.write_results(stored)
     with contextlib.suppress(OSError):

@@ -17,8 +17,7 @@ import numpy as np
 
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis.labels import counted, prompt_labels
-from pomp_jax.analysis.segmentation import FIGURES, segmentation_sheet, segmentation_tables
-from pomp_jax.analysis.tables import markdown
+from pomp_jax.analysis.segmentation import segmentation_sheet
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.pixels import IGNORED, read_values, write_labels
@@ -104,7 +103,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     "pixels": tallies[0].counts[0],
     "figures": figures,
   }
-  return ours.write(folder, store, results, lambda stored: _report(folder, pixels, stored))
+  return ours.write(folder, store, results, lambda stored: _draw(folder, pixels, stored))
 
 
 class _LabelMaps:
@@ -144,8 +143,8 @@ def _labels_path(folder: RunFolder, pixels: PixelSet, index: int, prompt: int) -
   return folder.path / "labels" / str(prompt) / f"{pixels.keys[index]}.png"
 
 
-def _report(folder: RunFolder, pixels: PixelSet, results: Mapping[str, Any]) -> str:
-  """Draws some of the images with their label maps; returns the tables."""
+def _draw(folder: RunFolder, pixels: PixelSet, results: Mapping[str, Any]) -> None:
+  """Draws some of the images with their label maps."""
   shown = _shown(results["images"])
   truth = [pixels.labels(index) for index in shown]
   titles = ["truth"] if any((labels != IGNORED).any() for labels in truth) else []
@@ -165,4 +164,3 @@ def _report(folder: RunFolder, pixels: PixelSet, results: Mapping[str, Any]) -> 
     f"{len(shown)} of {counted(results['images'], 'image')},"
     f" {counted(len(pixels.classes), 'class')}",
   )
-  return f"{markdown(segmentation_tables(results))}\n{FIGURES}\n"

@@ -231,7 +231,7 @@ def test_an_interrupted_run_resumes_and_a_finished_one_stays(
 def test_figures_of_other_prompts_or_annotations_are_not_used(
   data, config_for, detected, tmp_path, copy_of, monkeypatch
 ):
-  monkeypatch.setattr(detect, "_report", lambda *given: "")
+  monkeypatch.setattr(detect, "_draw", lambda *given: None)
   workdir, expected = copy_of(detected), RunFolder(detected).read_results()["figures"]
   found = run_job(config_for(**{"detect.prompts": PROMPTS[1:]}), workdir)["figures"]
   assert found == {PROMPTS[1]: expected[PROMPTS[1]]}

@@ -237,7 +237,7 @@ def outputs(workdir):
 @pytest.fixture
 def without_report(monkeypatch):
   for job in JOBS.values():
-    monkeypatch.setattr(job, "_report", lambda *given: "")
+    monkeypatch.setattr(job, "_draw", lambda *given: None)
 
 
 def network_config(root, job, **changes):

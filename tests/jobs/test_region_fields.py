@@ -134,7 +134,7 @@ def outcome(region_set, tmp_path_factory):
     seen = spy(patch, SPIED)
     for job in (segment, detect):
       patch.setattr(job, "_SHOWN", 1)
-      patch.setattr(job, "_report", lambda *given: "")
+      patch.setattr(job, "_draw", lambda *given: None)
     patch.setattr(region_harness, "write_run_report", lambda *given: None)
     yield run
 

@@ -41,7 +41,7 @@ def config_for(root, **changes):
 
 @pytest.fixture
 def without_report(monkeypatch):
-  monkeypatch.setattr(segment, "_report", lambda *given: "")
+  monkeypatch.setattr(segment, "_draw", lambda *given: None)
 
 
 @pytest.fixture(scope="session")
@@ -204,7 +204,7 @@ def test_a_damaged_label_image_of_an_earlier_start_is_named(region_set, tmp_path
     raise KeyboardInterrupt
 
   with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(segment, "_report", killed)
+    patch.setattr(segment, "_draw", killed)
     run_job(config_for(region_set), tmp_path)
   path = sorted((tmp_path / "labels" / "0").glob("*.png"))[0]
   path.write_bytes(path.read_bytes()[:60])
