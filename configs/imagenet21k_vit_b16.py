@@ -15,20 +15,18 @@ What the run will take, on made-up data of the same shapes, with nothing written
   python -m pomp_jax.main --config=configs/imagenet21k_vit_b16.py --workdir=runs/21k \
     --config.data.root=RECORDS
 
-From features computed once, which are the views of `fresh` epochs over and over, for any number of
-runs (without a cache every epoch has views of its own):
+From features computed once, before the first step, which are the views of `fresh` epochs over and
+over. Any number of runs read them in FEATURES (without, every epoch has views of its own):
 
-  python -m pomp_jax.main --config=configs/imagenet21k_vit_b16.py:cache=FEATURES,fresh=5 \
-    --workdir=runs/cache --config.data.root=RECORDS --config.job=cache
-  python -m pomp_jax.main --workdir=runs/21k_cached --config.data.root=RECORDS \
-    --config=configs/imagenet21k_vit_b16.py:cache=FEATURES,fresh=5,features=cached
+  python -m pomp_jax.main --workdir=runs/21k_stored --config.data.root=RECORDS \
+    --config=configs/imagenet21k_vit_b16.py:features=stored,fresh=5,store=FEATURES
 
 A variant is a string behind a colon: `:m=16,epochs=20` (published too), `:correction=log`,
 `:shots=4`, `:k=100`. The fall 2011 release is imagenet21k_fall11_vit_b16.py. 128 rows share a draw
 of negatives, as on the paper's eight devices: on d devices give `accumulate=8/d`.
 
 Cost (arithmetic): 653 steps an epoch of 1,024 views; a step is 36 TFLOP of images (none from
-cached features) and 8 x 0.7 TFLOP of text; 5 epochs are 0.14 EFLOP online, 0.02 cached. The 522,500
+stored features) and 8 x 0.7 TFLOP of text; 5 epochs are 0.14 EFLOP online, 0.02 stored. The 522,500
 images that evaluate are 0.02 EFLOP, and are read twice: for the validation and at the end.
 Published (released weights): top-1 24.9 with M = 4 and 5 epochs, 25.2 with M = 16 and 20; zero-shot
 CLIP 21.8.
@@ -42,7 +40,7 @@ SHORT = {
   "m": "prompt.m",
   "shots": "data.shots",
   "lr": "optim.lr",
-  "cache": "data.feature_cache",
+  "store": "data.feature_store",
   "fresh": "data.view_epochs",
   "features": "data.features",
 }

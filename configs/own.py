@@ -9,7 +9,7 @@ the colon, separated by commas:
   :root=PICTURES,clip=FOLDER             another CLIP than ViT-B/16: a folder, a file, a hub id
   :root=PICTURES,base=a.txt,novel=b.txt  train on the names in a.txt, evaluate on both lists
   :root=PICTURES,lr=0.003,epochs=20      any field of the config, or a short name for it
-  :root=PICTURES,cache=FEATURES          features of the pictures there, for several trainings
+  :root=PICTURES,store=FEATURES          features of the pictures there, for several trainings
 
 What follows from the pictures: up to 1,000 classes the contrast is exact over all of them, which
 costs what a sampled one with K = N does; beyond, K = 1,000. Training takes about 1,000 steps of 32
@@ -34,7 +34,7 @@ _SHORT = {
   "clip": "clip.model",
   "m": "prompt.m",
   "lr": "optim.lr",
-  "cache": "data.feature_cache",
+  "store": "data.feature_store",
   "features": "data.features",
 }
 _STEPS, _EPOCHS = 1000, (5, 200)
@@ -58,7 +58,7 @@ def get_config(argument: str = ""):
     takes = "a folder with a folder a class: --config=configs/own.py:root=PICTURES"
     raise ConfigError("data.root", config.data.root, takes)
   trains_on_features = config.data.augment == "none" and not METHODS[config.method].pixels
-  config.data.features = "once" if trains_on_features else "online"
+  config.data.features = "stored" if trains_on_features else "online"
   train = inputs.open_source(unpack(config).data, "train")
   config.negatives = "all" if len(train.names) <= _MOST_EXACT else "sampled"
   # Of larger sets an epoch has about as many steps.

@@ -12,7 +12,6 @@ The phases by hand; with two processes, each command goes through launch/local.s
 
   python -m docs.studies.world_archive runs/rehearsal
   python -m pomp_jax.main --config=configs/rehearsal.py:prepare --workdir=runs/rehearsal/records
-  python -m pomp_jax.main --config=configs/rehearsal.py:cache --workdir=runs/rehearsal/cache
   python -m pomp_jax.main --config=configs/rehearsal.py:train --workdir=runs/rehearsal/train
   python -m pomp_jax.main --config=configs/rehearsal.py:evaluate --workdir=runs/rehearsal/evaluate
   python -m pomp_jax.main --config=configs/rehearsal.py:export --workdir=runs/rehearsal/export
@@ -21,8 +20,8 @@ Arguments follow the phase: `:train,folder=DIR,classes=400`. A comma can't be pa
 
 Values are those of imagenet21k_fall11_vit_b16.py, but for the CLIP, float32, one view of an image
 an epoch (recipe: four), one checkpoint an epoch (three) and 100,000 validation images (109,205).
-Views of all five epochs are cached. Two processes of one device make two draws of 512 images a
-step; `accumulate=4` makes the recipe's eight.
+Features of the views of all five epochs are stored. Two processes of one device make two draws of
+512 images a step; `accumulate=4` makes the recipe's eight.
 """
 
 import os
@@ -31,7 +30,7 @@ from pomp_jax.config import ConfigError, with_argument
 from pomp_jax.configs import imagenet21k_fall11_vit_b16
 from pomp_jax.configs.imagenet21k_vit_b16 import SHORT
 
-PHASES = ("prepare", "cache", "train", "evaluate", "export")
+PHASES = ("prepare", "train", "evaluate", "export")
 FOLDER = "runs/rehearsal"
 CLASSES, SHOTS, HELD_OUT = 21_841, 16, 5
 
@@ -53,8 +52,7 @@ def get_config(argument: str = ""):
     config.data.root = os.path.join(folder, "records")
   config.data.views = 1
   config.data.view_epochs = config.epochs
-  config.data.features = "cached" if phase == "train" else "online"
-  config.data.feature_cache = os.path.join(folder, "features")
+  config.data.features = "stored" if phase == "train" else "online"
   # The recipe's where there are enough classes.
   config.k = min(config.k, n_classes // 2)
   config.batch_size = min(config.batch_size, n_classes // 2 * 2)

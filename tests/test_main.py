@@ -15,7 +15,7 @@ from pomp_jax import main as main_module
 from pomp_jax.config import JOBS
 from pomp_jax.errors import InputError
 from pomp_jax.files import paths
-from pomp_jax.files.array_cache import DamagedBlockError
+from pomp_jax.files.features import DamagedFeaturesError
 from pomp_jax.files.run_folder import RunFolderError
 from tests.support.command_line import handlers_kept, parse, run_main
 
@@ -141,8 +141,8 @@ def test_a_mistake_in_a_config_file_is_named_with_its_line(refused, tmp_path, te
   "argument",
   [
     "--workdir=hdfs://bucket/run",
-    "--config.eval.cache=gs://",
-    "--config.data.feature_cache=s3:///cache",
+    "--config.data.cache=gs://",
+    "--config.data.feature_store=s3:///features",
     "--config.evaluate.prompts=a.npz;hdfs://bucket/b.npz",
     "--config.gradient_bias.prompt=x-new+1.0://prompt.npz",
   ],
@@ -157,7 +157,7 @@ def test_a_path_of_another_scheme_is_refused(refused, argument):
 
 @pytest.mark.parametrize(
   ("argument", "library"),
-  [("--workdir=gs://bucket/run", "gcsfs"), ("--config.eval.cache=s3://bucket/cache", "s3fs")],
+  [("--workdir=gs://bucket/run", "gcsfs"), ("--config.data.cache=s3://bucket/cache", "s3fs")],
 )
 def test_a_bucket_without_its_library_names_the_package(refused, monkeypatch, argument, library):
   monkeypatch.setattr(paths, "_release_of", lambda name: None)
@@ -165,13 +165,11 @@ def test_a_bucket_without_its_library_names_the_package(refused, monkeypatch, ar
   assert f"pip install '{library}>=" in line and argument.rpartition("=")[2] in line
 
 
-@pytest.mark.parametrize(
-  ("field", "beside"), [("eval.cache", ()), ("data.feature_cache", ("--config.job=cache",))]
-)
-def test_a_cache_that_can_not_be_written_is_found_before_the_work(refused, tmp_path, field, beside):
+@pytest.mark.parametrize("field", ["data.cache", "data.feature_store"])
+def test_a_cache_that_can_not_be_written_is_found_before_the_work(refused, tmp_path, field):
   (tmp_path / "file").touch()
   folder = tmp_path / "file" / "cache"
-  line = refused(DEMO, "--workdir=run", f"--config.{field}={folder}", *beside)
+  line = refused(DEMO, "--workdir=run", f"--config.{field}={folder}")
   assert line.startswith(f"config.{field}: got {str(folder)!r}, expected a folder that can")
   assert line.endswith(f"{tmp_path}/file is a file; a folder is needed")
 
@@ -207,7 +205,7 @@ def test_bad_input_of_predict(refused, tmp_path, field, names, expected):
   ("error", "expected"),
   [
     (RunFolderError("config.json: not JSON"), 2),
-    (DamagedBlockError("block-00001.npy: can't be read"), 1),
+    (DamagedFeaturesError("block-00001.npy: can't be read"), 1),
   ],
 )
 def test_bad_input_is_not_what_fails_in_the_midst(capsys, play, error, expected):

@@ -3,7 +3,7 @@
   python -m docs.studies.rehearsal FOLDER                 true size; the archive alone takes 1.6 GB
   python -m docs.studies.rehearsal FOLDER --classes=400   1/50 of it
 
-Cache, training and evaluation run in two processes with one CPU device each. Process 1 of the
+Training and evaluation run in two processes with one CPU device each. Process 1 of the
 training gets SIGTERM halfway, both end with status 75, and the same command resumes. FOLDER keeps
 everything. The same command resumes with the phase that was interrupted. FOLDER/phases.json and the
 table count only its last start, and mark it.
@@ -121,7 +121,6 @@ class Rehearsal:
     return {
       "write": (2, self._write),
       "prepare": (2, self._prepare),
-      "cache": (2, self._cache),
       "train, until SIGTERM": (2, self._interrupted),
       "train, resumed": (2, self._resumed),
       "evaluate": (2, self._evaluate),
@@ -156,10 +155,6 @@ class Rehearsal:
     self._run("prepare", processes=1, workdir="records")
     [report] = (self._folder / "records").glob("*/*/report.json")
     return sum(split["images"] for split in json.loads(report.read_bytes())["splits"].values())
-
-  def _cache(self) -> int:
-    self._run("cache", processes=2)
-    return json.loads((self._folder / "cache" / "results.json").read_bytes())["computed_features"]
 
   def _interrupted(self) -> int:
     config = self.config("train")

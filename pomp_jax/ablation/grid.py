@@ -113,9 +113,6 @@ def make_cells(config: Settings) -> list[Cell]:
 def _cell(config: Settings, texts: Mapping[str, str], fields: Sequence[str]) -> Cell:
   """The cell of some values; `fields` are those of all grids."""
   changes: dict[str, Any] = {"job": "pretrain"}
-  if config.data.features == "once":
-    # Cells share one stream of features, which is computed from the images (`ablation.shared`).
-    changes["data.features"] = "online"
   for field, text in texts.items():
     if (field, text) == ("k", ALL):
       changes["negatives"] = ALL

@@ -191,7 +191,7 @@ def _numbers(cells: Sequence[Cell]) -> dict[str, np.ndarray]:
 def _step(run: setup.Run, correction: str):
   """The step of all lanes; the state is donated."""
   # Batches bring features.
-  config = run.config.replace({"data.features": "cached"})
+  config = run.config.replace({"data.features": "stored"})
 
   def step_of_cells(state, numbers, frozen, batch):
     optim = types.SimpleNamespace(

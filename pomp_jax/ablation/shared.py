@@ -24,6 +24,7 @@ from pomp_jax.inference.topk import topk_accuracy
 from pomp_jax.prompt.mesh import DATA, replicate
 from pomp_jax.prompt.step import over_all_devices
 from pomp_jax.train import batches, setup
+from pomp_jax.train.fill_features import fill_features
 
 # Images rendered or decoded at a time over all processes, roughly.
 _IMAGES = 1024
@@ -38,8 +39,8 @@ Scores = dict[str, dict[str, Accuracy]]
 class Shared:
   """Opens and computes when asked for the first time; keeps all of it.
 
-  Streams are in temporary files, mapped into memory. Features of evaluation images are also in
-  `eval.cache` or the ablation's folder.
+  Streams are in temporary files, mapped into memory. Other features of images are stored in
+  `data.feature_store` or the ablation's folder.
   """
 
   def __init__(self, folder: RunFolder):
@@ -75,6 +76,7 @@ class Shared:
     key = ("stream", self._key(run.config, ("clip", "mesh", "data", "batch_size", "seed")))
     # Of runs that differ in their length the longest is kept.
     if key not in self._held or len(self._held[key].labels) < run.total_steps:
+      fill_features(run.config, self._folder, run.source, run.encoder)
       self._held[key] = _stream(run, self._image_features(run.config))
     return Stream(*(part[: run.total_steps] for part in self._held[key]))
 

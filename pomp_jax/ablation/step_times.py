@@ -64,7 +64,7 @@ def measure_step_times(runs: Sequence[setup.Run], streams: Sequence[Stream]) -> 
 def _step_of(run: setup.Run, stream: Stream) -> Callable[[], None]:
   """The step of the pretrain job on the run's first batch, repeated; compiled."""
   # Batches bring features.
-  run = dataclasses.replace(run, config=run.config.replace({"data.features": "cached"}))
+  run = dataclasses.replace(run, config=run.config.replace({"data.features": "stored"}))
   rows = NamedSharding(run.encoder.mesh, P(DATA))
   batch = {
     name: jax.make_array_from_process_local_data(rows, array)

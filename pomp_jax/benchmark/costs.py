@@ -134,7 +134,7 @@ def _class_cost(job: setup.Run) -> Cost:
   def smaller(n_rows: int) -> setup.Run:
     part = min(1.0, n_rows / (n_images + k))
     changes = {
-      "data.features": "cached",
+      "data.features": "stored",
       "batch_size": groups * max(1, round(n_images * part)),
       # The same rematerialisation as in the whole step.
       "clip.remat": plan.remat,

@@ -264,36 +264,23 @@ def _check_names(field: str, names: str) -> None:
 
 
 def _check_views(settings: Settings) -> None:
-  data, caches = settings.data, settings.job == "cache"
+  data = settings.data
   if data.augment == "none" and data.views > 1:
     raise ConfigError("data.views", data.views, "1 where data.augment='none': all views are equal")
   if settings.batch_size % data.views:
     expected = f"a multiple of data.views = {data.views}"
     raise ConfigError("batch_size", settings.batch_size, expected)
-  if not caches and data.features == "online":
-    return
-  once = data.features == "once" and not caches
-  by_steps = METHODS[settings.method].by_steps
-  if once and data.augment != "none" and not (data.view_epochs and by_steps):
-    expected = f"'online' where data.augment={data.augment!r}"
-    repeats = " and data.view_epochs=0: no view repeats" if by_steps else ""
-    raise ConfigError("data.features", data.features, expected + repeats)
-  if data.augment != "none" and not data.view_epochs:
-    expected = "the number of epochs whose views are cached, 1 or more"
-    raise ConfigError("data.view_epochs", data.view_epochs, expected)
-  folder = data.feature_cache
-  if not (settings.dry_run or once) and (not folder or (not caches and not is_dir(folder))):
-    expected = "a folder" if caches else "a folder that config.job='cache' has filled"
-    raise ConfigError("data.feature_cache", folder, expected)
+  if data.features == "stored" and data.augment != "none" and not data.view_epochs:
+    expected = f"'online' where data.augment={data.augment!r} and data.view_epochs=0"
+    raise ConfigError("data.features", data.features, f"{expected}: no view repeats")
 
 
 def _check_caches(settings: Settings) -> None:
   """Cache folders, some of which are first written to after hours."""
-  folders = {"eval.cache": settings.eval.cache, "data.cache": settings.data.cache}
+  data = settings.data
+  folders = {"data.feature_store": data.feature_store, "data.cache": data.cache}
   if settings.compilation_cache != AUTO:
     folders["compilation_cache"] = settings.compilation_cache
-  if settings.job == "cache" or settings.data.features == "once":
-    folders["data.feature_cache"] = settings.data.feature_cache
   for field, folder in folders.items():
     if folder and (problem := why_unwritable(folder)):
       raise ConfigError(field, folder, f"a folder that can be written to; {problem}")

@@ -110,11 +110,11 @@ class Data:
   view_epochs: int = row(0, "epochs after which the same views repeat; 0: never", at_least(0))
   features: str = row(
     "online",
-    "image features: of each step, of feature_cache, or computed once before the first step",
-    one_of("online", "cached", "once"),
+    "image features: computed in each step, or once before the first step and stored",
+    one_of("online", "stored"),
   )
-  feature_cache: str = row(
-    "", "folder of features: of config.job='cache', or instead of the run's for features='once'"
+  feature_store: str = row(
+    "", "folder of image and class features, for several runs; empty: the run's, without classes"
   )
   threads: int = row(
     0, "threads that render or decode ahead of the step, per worker; 0: by the cores", at_least(0)
@@ -204,7 +204,6 @@ class Eval:
   """The evaluation of a training, over all classes of a split."""
 
   images: int = row(2048, "images of each split; 0: all, of stored images", at_least(0))
-  cache: str = row("", "cache folder for features; empty: of images the run's, of classes none")
   template: str = row("a photo of a {}.", "hand-written prompt beside the learned one", template)
 
 

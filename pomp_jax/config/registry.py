@@ -143,7 +143,6 @@ class Job(NamedTuple):
 
 JOBS = {
   "pretrain": Job("a training: a prompt, its evaluation, plots", trains=True),
-  "cache": Job("features of the training images, computed once for many trainings"),
   "evaluate": Job("accuracy of prompts over a suite of data sets"),
   "predict": Job("names for pictures, their pixels or their objects"),
   "repeat": Job("a training once per seed, with mean and spread", trains=True),

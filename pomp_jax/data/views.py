@@ -19,7 +19,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from pomp_jax.data.images import ImageError, load_rgb, open_image, prepare, resized_crop, sides
 from pomp_jax.data.source import Source, StoredImages
-from pomp_jax.files.array_cache import FeatureBlocks
+from pomp_jax.files.features import Features
 
 # Augmentations: CLIP's test preprocessing; random crop and flip; these and RandAugment2.
 AUGMENTS = ("none", "crop_flip", "recipe")
@@ -73,10 +73,10 @@ class Augmentation:
 
 
 @dataclasses.dataclass(frozen=True)
-class CachedViews:
-  """Fetches features of views for `data.loader` from a cache of all that the augmentation shows."""
+class StoredViews:
+  """Fetches stored features of views for `data.loader`: of all that the augmentation shows."""
 
-  blocks: FeatureBlocks
+  features: Features
   augmentation: Augmentation
 
   def __call__(
@@ -85,10 +85,10 @@ class CachedViews:
     """Features of the images' views in their epochs, and which images were readable.
 
     Raises:
-      DamagedBlockError: a block is missing or damaged.
+      DamagedFeaturesError: features are missing or damaged.
     """
-    features = self.blocks.read(indices, self.augmentation.versions(epochs))
-    return features, ~np.isnan(features[:, 0, 0])
+    found = self.features.read(indices, self.augmentation.versions(epochs))
+    return found, ~np.isnan(found[:, 0, 0])
 
 
 def views(

@@ -53,8 +53,7 @@ class RunFolder:
     tracker: JSON with the id of the run at an experiment tracker.
     plots: folder of PNG files, created with the first.
     sets: folder of an evaluation's results, a file per data set.
-    features: folder of the features of evaluation images, see `inference.stored_features`.
-    training_features: folder of those of training images, see `train.feature_cache`.
+    features: folder of the features of images, see `files.features`.
   """
 
   def __init__(self, workdir: str | os.PathLike):
@@ -69,7 +68,6 @@ class RunFolder:
     self.plots = self.path / "plots"
     self.sets = self.path / "sets"
     self.features = self.path / "features"
-    self.training_features = self.path / "training_features"
 
   def check(self, job: str | None = None) -> None:
     """Checks, on the first process, that `create` can succeed; writes nothing.

@@ -22,7 +22,7 @@ from pomp_jax import hosts
 from pomp_jax.data.loader import SkippedImages, ordered_batches
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.array_cache import ArrayCache
+from pomp_jax.files.paths import Path
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.metrics import (
@@ -57,7 +57,7 @@ def split_features(
   *,
   threads: int = 2,
   max_corrupt: float = 0.0,
-  cache: ArrayCache | None = None,
+  store: Path | None = None,
 ) -> SplitFeatures:
   """Computes the features of the readable images of a split; all processes call it together.
 
@@ -67,7 +67,7 @@ def split_features(
     threads: number of prefetching threads in each process.
     max_corrupt: share of the images that may be unreadable; above 0, one image always may. They
       are dropped, with one warning for all of them.
-    cache: cache whose folder has features of earlier starts, and gets those computed now.
+    store: folder of features of earlier starts, which gets those computed now.
 
   Raises:
     CorruptDataError: too many images are unreadable.
@@ -76,7 +76,7 @@ def split_features(
   """
   if isinstance(source, StoredImages):
     source = source.sized(encoder.clip.image_size)
-  skipped, stored = SkippedImages(source, max_corrupt), StoredFeatures(cache, encoder, source)
+  skipped, stored = SkippedImages(source, max_corrupt), StoredFeatures(store, encoder, source)
   mark = jax.jit(_nan_where_unreadable, out_shardings=NamedSharding(encoder.mesh, P()))
 
   def computed():

@@ -1,15 +1,13 @@
-"""Features of evaluation images in files: computed once for a run, however often it restarts.
+"""Features of evaluation images in a folder, so that a restart computes only what is missing.
 
-A file holds the features of some consecutive images of a source. Its name is a checksum of all that
-they depend on: the image tower, the preparation, and the images' keys, classes and first content.
-A file that is missing or damaged is computed again, and so are images that could not be read.
+Process 0 reads and writes the folder. Images that could not be read are computed again at each
+start, and so are damaged blocks.
 
-With several processes, those that see the folder read and write the files in turn.
-
-Shapes: n images of a source, b of a file, E embedding.
+Shapes: n images of a source, b of a batch, E embedding.
 """
 
 import logging
+from typing import Any
 
 from jaxtyping import Float
 import numpy as np
@@ -18,19 +16,16 @@ from pomp_jax import hosts
 from pomp_jax.data.images import PREPROCESSING_VERSION, ImageError
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.array_cache import ArrayCache, fingerprint
-from pomp_jax.files.paths import is_bucket, is_dir
+from pomp_jax.files.array_cache import fingerprint
+from pomp_jax.files.features import Features
+from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import RunFolderWriteError
-from pomp_jax.files.terminal import steps_of
 
 log = logging.getLogger(__name__)
 
-# Images of a file: 2 MB at E = 512.
-_BLOCK = 1024
-
 
 class StoredFeatures:
-  """Features of the images of one source: those that a cache has, and those that are added.
+  """Features of the images of one source: those that a folder has, and those that are added.
 
   All processes create it together, and add the same features.
 
@@ -39,100 +34,90 @@ class StoredFeatures:
     missing: indices of the images to compute, ascending.
   """
 
-  def __init__(self, cache: ArrayCache | None, encoder: Encoder, source: Source):
-    """Reads what there is. Without a folder, or `source.keys`, nothing is read or written.
+  def __init__(self, store: Path | None, encoder: Encoder, source: Source):
+    """Reads what there is. Without a store, or `source.keys`, nothing is read or written.
 
     Args:
-      cache: cache with or without a folder.
+      store: folder of the features of any images.
       encoder: CLIP of the features.
       source: images at the CLIP's size.
     """
-    self._source, self._cache = source, cache
     shape = len(source), encoder.clip.config.projection_dim
     self.features = np.full(shape, np.nan, np.float32)
-    # Blocks that this process reads and writes.
-    self._own = range(0)
-    if cache is not None and cache.folder is not None and hasattr(source, "keys"):
-      self._common = _common_key(encoder, source)
-      self._read(_processes_that_see(cache))
+    self._stored: Features | None = None
+    if store is not None and hasattr(source, "keys"):
+      if hosts.is_first():
+        self._open(store, encoder, source)
+      self._share()
     self.missing = np.flatnonzero(~np.isfinite(self.features).all(axis=1))
     self._n_added = self._n_written = 0
 
   def add(self, features_bxE: Float[np.ndarray, "b E"]) -> None:
     """Adds the features of the next images of `missing`; those of unreadable ones are NaN.
 
-    Writes this process's files that are complete now. A failure is one warning.
+    Writes the blocks that are complete now. A failure is one warning.
     """
     end = self._n_added + len(features_bxE)
     self.features[self.missing[self._n_added : end]] = features_bxE
     self._n_added = end
+    if self._stored is None:
+      return
     if end < len(self.missing):
-      # Not the file of the next image.
-      next_file = self.missing[end] // _BLOCK * _BLOCK
-      end = int(np.searchsorted(self.missing, next_file))
+      # Without the block of the next image.
+      next_block = self._stored.rows(int(self.missing[end]) // self._stored.block_size)
+      end = int(np.searchsorted(self.missing, next_block.start))
     added = self.missing[self._n_written : end]
     self._n_written = end
-    # A file whose images are unreadable still would be the same again.
-    for block in np.unique(added[np.isfinite(self.features[added, 0])] // _BLOCK).tolist():
-      if block in self._own:
-        self._write(block)
+    # A block whose images are unreadable still would be the same again.
+    read = added[np.isfinite(self.features[added, 0])]
+    for block in np.unique(read // self._stored.block_size).tolist():
+      self._write(block)
 
-  def _read(self, readers: list[int]) -> None:
-    if hosts.own_index() in readers:
-      n_blocks = -(-len(self.features) // _BLOCK)
-      self._own = range(readers.index(hosts.own_index()), n_blocks, len(readers))
-    n_found = 0
-    for block in steps_of(self._own, "reading features of images", "files"):
-      found = self._cache.find(self._key(block))
-      if found is not None:
-        self.features[self._rows(block)] = found
-        n_found += len(found)
-    n_found = sum(n for _, n in hosts.gather(n_found, "the stored features"))
+  def _open(self, store: Path, encoder: Encoder, source: Source) -> None:
+    made_from = {"image_tower": encoder.image_fingerprint} | images_key(source, encoder)
+    folder = store / fingerprint([repr(sorted(made_from.items()))])[:32]
+    n_images, width = self.features.shape
+    stored = Features(folder, (n_images, 1, width), made_from, together=(n_images, 1))
+    try:
+      stored.create()
+      for block in stored.stored():
+        if (found := stored.find(block)) is not None:
+          self.features[stored.rows(block)] = found[:, 0]
+    except RunFolderWriteError as error:
+      log.warning("%s; features of images are not stored", error)
+    else:
+      self._stored = stored
+    n_found = np.isfinite(self.features[:, 0]).sum()
     if n_found:
-      log.info("%s: features of %d of %d images", self._cache.folder, n_found, len(self.features))
-    if n_found and hosts.n_processes() > 1:
-      bits_nxE = np.zeros(self.features.shape, np.uint32)
-      for block in self._own:
-        bits_nxE[self._rows(block)] = self.features[self._rows(block)].view(np.uint32)
+      log.info("%s: features of %d of %d images", folder, n_found, n_images)
+
+  def _share(self) -> None:
+    """Sends what process 0 has found to all."""
+    found = bool(np.isfinite(self.features).any())
+    if hosts.from_first(found, "whether features are stored") and hosts.n_processes() > 1:
+      bits_nxE = self.features.view(np.uint32) * np.uint32(hosts.is_first())
       self.features = np.array(hosts.merged(bits_nxE)).view(np.float32)
 
   def _write(self, block: int) -> None:
+    if self._stored is None:
+      return
     try:
-      self._cache.keep(self._key(block), self.features[self._rows(block)])
+      self._stored.write(block, self.features[self._stored.rows(block)][:, None])
     except RunFolderWriteError as error:
       log.warning("%s; the next start computes these features again", error)
-      self._own = range(0)
-
-  def _rows(self, block: int) -> slice:
-    return slice(block * _BLOCK, min((block + 1) * _BLOCK, len(self.features)))
-
-  def _key(self, block: int) -> str:
-    rows = self._rows(block)
-    keys, labels = np.asarray(self._source.keys)[rows], np.asarray(self._source.labels)[rows]
-    return fingerprint([self._common, "\0".join(map(str, keys.tolist())), labels])
+      self._stored = None
 
 
-def _common_key(encoder: Encoder, source: Source) -> str:
-  """Part of the key of every file."""
-  version = source.preparation if isinstance(source, StoredImages) else PREPROCESSING_VERSION
-  preparation = f"{version}, {encoder.clip.image_size} pixels"
-  names = "\0".join(source.names)
-  return fingerprint([encoder.image_fingerprint, preparation, names, _first_content(source)])
-
-
-def _processes_that_see(cache: ArrayCache) -> list[int]:
-  """The first process, and those that see the folder that it creates."""
-  seen = False
-  if hosts.is_first():
-    try:
-      cache.create()
-      seen = True
-    except RunFolderWriteError as error:
-      log.warning("%s; features of images are not stored", error)
-  # The others look once it is there.
-  created = hosts.from_first(seen, "the folder of features")
-  seen = created and (hosts.is_first() or is_bucket(cache.folder) or is_dir(cache.folder))
-  return [index for index, (_, one) in enumerate(hosts.gather(seen, "who sees it")) if one]
+def images_key(source: Source, encoder: Encoder) -> dict[str, Any]:
+  """What features of a source depend on beside the image tower and the augmentation."""
+  stored = isinstance(source, StoredImages)
+  keys = "\0".join(map(str, np.asarray(getattr(source, "keys", ())).tolist()))
+  images = ["\0".join(source.names), keys, np.asarray(source.labels), _first_content(source)]
+  return {
+    "images": fingerprint(images),
+    "preparation": source.preparation if stored else PREPROCESSING_VERSION,
+    "image_size": encoder.clip.image_size,
+  }
 
 
 def _first_content(source: Source) -> np.ndarray:

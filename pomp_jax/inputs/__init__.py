@@ -19,6 +19,7 @@ from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import ArrayCache
+from pomp_jax.files.paths import join
 from pomp_jax.files.terminal import waiting
 from pomp_jax.inputs import stored
 from pomp_jax.prompt.mesh import make_mesh
@@ -55,6 +56,7 @@ def _token_counts() -> dict[str, int]:
 
 def open_encoder(config: Settings, mesh: Mesh | None = None) -> Encoder:
   """Opens the CLIP on the devices of `mesh`, or on all in a mesh by `config.mesh`."""
+  store = config.data.feature_store
   with waiting(f"loading {config.clip.model}"):
     clip = open_clip(config.clip)
   return Encoder(
@@ -64,7 +66,7 @@ def open_encoder(config: Settings, mesh: Mesh | None = None) -> Encoder:
     dtype=config.clip.dtype,
     chunk=config.clip.chunk,
     image_chunk=config.clip.image_chunk,
-    cache=ArrayCache(config.eval.cache),
+    cache=ArrayCache(join(store, "classes") if store else None),
   )
 
 
@@ -113,7 +115,7 @@ def check_readable(data: Data, n_images: int) -> None:
   """
   if data.source == "folder":
     # Once for all cells of an ablation, whatever becomes of the pixels.
-    kept = dataclasses.replace(data, features="online", feature_cache="", augment="none", views=1)
+    kept = dataclasses.replace(data, features="online", feature_store="", augment="none", views=1)
     stored.check_readable(kept, n_images)
 
 

@@ -36,7 +36,6 @@ from pomp_jax.clip import ClipError, TokenizeError
 from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.source import SourceError
-from pomp_jax.files.array_cache import FeatureCacheError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import (
   RunFolder,
@@ -59,7 +58,6 @@ _FOLDER = "cells"
 _REFUSED = (
   ClipError,
   ConfigError,
-  FeatureCacheError,
   SourceError,
   TokenizeError,
   VocabularyError,
@@ -107,8 +105,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 
   Raises:
     TrainingError: cells of this part have failed; everything is written nevertheless.
-    ClipError, ConfigError, FeatureCacheError, SourceError, TokenizeError, VocabularyError: a cell
-      that can't be, before anything is written.
+    ClipError, ConfigError, SourceError, TokenizeError, VocabularyError: a cell that can't be,
+      before anything is written.
   """
   start = time.monotonic()
   folder = RunFolder(workdir)

@@ -88,7 +88,7 @@ def method_configs(config: Settings) -> dict[str, Settings]:
     changes = {f: value_of_text(f, v) if isinstance(v, str) else v for f, v in values.items()}
     one = config.replace({"job": "pretrain", "baselines.methods": ()} | changes)
     method = METHODS.get(one.method)
-    if method and method.pixels and one.data.features == "once":
+    if method and method.pixels and one.data.features == "stored":
       # Stored features serve only the methods that leave the image tower as it is.
       one = one.replace({"data.features": "online"})
     validate(one)

@@ -39,7 +39,7 @@ from pomp_jax.inference.classify import Classifier
 from pomp_jax.inference.evaluate import SplitFeatures, evaluate
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.train import batches, loop, methods
-from pomp_jax.train.feature_cache import fill_once
+from pomp_jax.train.fill_features import check_same_images, fill_features
 from pomp_jax.train.resume import Checkpoint, check_same_run, may_change
 from pomp_jax.train.setup import Run, prepare, prompt_of
 from pomp_jax.train.watch import TrainingError
@@ -137,9 +137,10 @@ def _train(config: Settings, folder: RunFolder) -> dict:
   if hosts.is_first():
     folder.create()
     write_json(folder.config, config.to_dict())
-  if config.data.features == "once":
-    data = batches.with_cache_of_run(config.data, folder)
-    fill_once(data, config, job.source, job.encoder)
+  if config.data.features == "stored":
+    if hosts.is_first():
+      check_same_images(folder, batches.open_features(config.data, job.source, job.encoder, folder))
+    fill_features(config, folder, job.source, job.encoder)
   with Tracker(config.log.tracker, folder, config.to_dict()) as tracker:
     return _train_prepared(job, tracker)
 

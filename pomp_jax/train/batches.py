@@ -1,14 +1,13 @@
 """What a training reads: views of images, or their features, in batches or epochs.
 
 With `data.features="online"` images are rendered or decoded and the step computes their features.
-With "cached" the features come from the cache that the job `cache` fills, with "once" from one that
-the run fills before its first step (`train.feature_cache`). All show the same views in the same
-order.
+With "stored" the features of all views are computed once (`train.fill_features`), and read from
+there. Both show the same views in the same order.
+
 Shapes: n images, B of them in a batch, V views of each, E embedding.
 """
 
 from collections.abc import Callable, Iterator
-import dataclasses
 import functools
 import itertools
 import sys
@@ -29,12 +28,15 @@ from pomp_jax.data.loader import Fetch, Loader, SkippedImages, in_workers, name_
 from pomp_jax.data.mask_views import MaskViews, RegionMaps
 from pomp_jax.data.readers import Readers, choose_readers
 from pomp_jax.data.source import Labelled, Source, StoredImages
-from pomp_jax.data.views import Augmentation, CachedViews, views
+from pomp_jax.data.views import Augmentation, StoredViews, views
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.array_cache import ArrayCache, FeatureBlocks, FeatureCacheError, fingerprint
+from pomp_jax.files.array_cache import fingerprint
+from pomp_jax.files.features import Features
+from pomp_jax.files.paths import join
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import SplitFeatures, split_features
+from pomp_jax.inference.stored_features import images_key
 from pomp_jax.prompt.mesh import DATA
 
 # Views that are decoded, and sent to the devices, together.
@@ -54,72 +56,40 @@ def augmentation(data: Data) -> Augmentation:
   return Augmentation(data.augment, data.views, data.augment_seed, data.view_epochs, data.crop_area)
 
 
-def with_cache_of_run(data: Data, folder: RunFolder) -> Data:
-  """`data` whose features that are computed once are in the run's folder, unless it names one."""
-  if data.features != "once" or data.feature_cache:
-    return data
-  return dataclasses.replace(data, feature_cache=str(folder.training_features))
+def open_features(data: Data, source: Source, encoder: Encoder, folder: RunFolder) -> Features:
+  """Opens the stored features of the training images, whether they are there or not.
 
-
-def open_features(data: Data, source: Source, encoder: Encoder) -> FeatureBlocks:
-  """Opens the folder `data.feature_cache` of features of the training images, filled or not.
-
-  Raises:
-    FeatureCacheError: the folder is no cache, or has other images, views or another CLIP.
+  They are in `data.feature_store`, or else in the run's folder, beside those of other images, views
+  and CLIPs.
   """
   shown = augmentation(data)
-  stored = isinstance(source, StoredImages)
-  keys = source.keys.tolist() if stored else []
-  images = fingerprint(["\0".join(source.names), "\0".join(keys), np.asarray(source.labels)])
   # Without augmentation there are no seed and no crops.
   drawn = data.augment != "none"
-  return FeatureBlocks(
-    data.feature_cache,
-    n_images=len(source),
-    n_versions=shown.n_epochs * shown.n_views,
-    width=encoder.clip.config.projection_dim,
-    made_from={
-      "image_tower": encoder.image_fingerprint,
-      "source": data.source,
-      "images": images,
-      "augment": data.augment,
-      "views": data.views,
-      "epochs": shown.n_epochs,
-      "augment_seed": data.augment_seed if drawn else None,
-      "crop_area": data.crop_area if drawn else None,
-      "preparation": source.preparation if stored else None,
-      "resizer": RESIZER if drawn else None,
-    },
-  )
+  made_from = {
+    "image_tower": encoder.image_fingerprint,
+    **images_key(source, encoder),
+    "augment": data.augment,
+    "views": data.views,
+    "epochs": shown.n_epochs,
+    "augment_seed": data.augment_seed if drawn else None,
+    "crop_area": data.crop_area if drawn else None,
+    "resizer": RESIZER if drawn else None,
+  }
+  shape = len(source), shown.n_epochs * shown.n_views, encoder.clip.config.projection_dim
+  key = fingerprint([repr(sorted(made_from.items()))])[:32]
+  path = join(data.feature_store or folder.features, "training", key)
+  return Features(path, shape, made_from, together=(1, shown.n_views))
 
 
-def open_fetch(data: Data, source: Source, encoder: Encoder) -> Fetch:
+def open_fetch(data: Data, source: Source, encoder: Encoder, folder: RunFolder) -> Fetch:
   """Returns the function with which `Loader` reads the training images, or their features.
 
-  The run completes a cache of "once" before it calls the function.
-
-  Raises:
-    FeatureCacheError: the cache is another one, or under "cached" not complete.
+  Stored features are completed (`train.fill_features`) before the function is called.
   """
-  if data.features == "online":
-    size = encoder.clip.image_size
-    return functools.partial(views, source, augmentation=augmentation(data), size=size)
-  if not data.feature_cache:
-    return functools.partial(_synthetic_features, data.views, encoder.clip.config.projection_dim)
-  blocks = open_features(data, source, encoder)
-  missing = blocks.missing() if data.features == "cached" else []
-  if missing:
-    raise FeatureCacheError(
-      f"{data.feature_cache}: {len(missing)} of {blocks.n_blocks} blocks are missing; the same"
-      " config with config.job='cache' computes them"
-    )
-  return CachedViews(blocks, augmentation(data))
-
-
-def _synthetic_features(n_views, width, indices, epochs):
-  # For a dry run, which has no cache.
-  shape = (len(indices), n_views, width)
-  return np.random.default_rng(indices).standard_normal(shape, np.float32), np.ones(shape[0], bool)
+  if data.features == "stored":
+    return StoredViews(open_features(data, source, encoder, folder), augmentation(data))
+  size = encoder.clip.image_size
+  return functools.partial(views, source, augmentation=augmentation(data), size=size)
 
 
 def open_batches(
@@ -168,20 +138,18 @@ def _bytes_of_view(fetch: Fetch) -> int:
   return 3 * getattr(fetch, "keywords", {}).get("size", 0) ** 2
 
 
-def view_features(data: Data, source: Source, encoder: Encoder, n_epochs: int) -> Iterator[Epoch]:
+def view_features(
+  data: Data, source: Source, encoder: Encoder, fetch: Fetch, n_epochs: int
+) -> Iterator[Epoch]:
   """Yields the features of all training images, epoch by epoch, on each process.
 
   Without augmentation all epochs are the same, and computed once.
 
   Raises:
-    FeatureCacheError: the cache is another one, or not complete.
+    DamagedFeaturesError: stored features can't be read.
     CorruptDataError: more images than `data.max_corrupt` allows can't be read.
     Preempted: one of several processes was asked to stop.
   """
-  if data.features == "once":
-    # Checked: without augmentation, where the first epoch stands for all.
-    data = dataclasses.replace(data, features="online")
-  fetch = open_fetch(data, source, encoder)
   if data.augment != "none":
     yield from _epochs(data, source, encoder, fetch, n_epochs)
   else:
@@ -240,7 +208,7 @@ def read_ahead(
 
 
 def _features(encoder: Encoder, views_BxVx: np.ndarray) -> Float[np.ndarray, "B V E"]:
-  """Features of pixels [B,V,S,S,3]; features [B,V,E] from the cache are returned as they are."""
+  """Features of pixels [B,V,S,S,3]; stored features [B,V,E] are returned as they are."""
   if views_BxVx.ndim == 3:
     return views_BxVx
   flat = views_BxVx.reshape(-1, *views_BxVx.shape[2:])
@@ -250,13 +218,13 @@ def _features(encoder: Encoder, views_BxVx: np.ndarray) -> Float[np.ndarray, "B 
 def readable_features(
   config: Settings, encoder: Encoder, source: Source, folder: RunFolder
 ) -> SplitFeatures:
-  """`split_features` with the limits of `config.data`.
+  """`split_features` with the limits of `config.data`, stored for the next start.
 
-  The features are cached in `eval.cache`, or else in the run's folder.
+  They are in `data.feature_store`, or else in the run's folder.
   """
-  data, cache = config.data, ArrayCache(config.eval.cache or folder.features, in_memory=1)
+  data, store = config.data, join(config.data.feature_store or folder.features, "evaluation")
   return split_features(
-    encoder, source, threads=data.threads, max_corrupt=data.max_corrupt, cache=cache
+    encoder, source, threads=data.threads, max_corrupt=data.max_corrupt, store=store
   )
 
 
@@ -282,7 +250,7 @@ def input_remedy(config: Settings, n_cores: int | None = None) -> str:
   ):
     bounded = data.augment == "none" or data.view_epochs
     more = "" if bounded else " and config.data.view_epochs above 0"
-    remedies.append(f"features can be computed once (config.data.features='once'{more})")
+    remedies.append(f"features can be computed once (config.data.features='stored'{more})")
   return "; ".join(remedies) or f"all {n_cores} cores are in use: a machine with more would help"
 
 

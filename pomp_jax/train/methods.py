@@ -38,7 +38,8 @@ from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
 from pomp_jax.prompt.loss import normalize
 from pomp_jax.prompt.mesh import replicate
-from pomp_jax.train.batches import readable_features, view_features
+from pomp_jax.train.batches import open_fetch, readable_features, view_features
+from pomp_jax.train.fill_features import fill_features
 
 # Classes in a chunk, for per-image class features.
 _CLASSES = 256
@@ -300,6 +301,8 @@ def fit(config: Settings, encoder: Encoder, folder: RunFolder) -> Fitted:
     FloatingPointError: no setting gives a finite classifier.
   """
   source = inputs.open_training_source(config.data, encoder.clip.image_size)
+  fill_features(config, folder, source, encoder)
+  fetch = open_fetch(config.data, source, encoder, folder)
   validation = inputs.open_source(config.data, "validation", n_images=config.eval.images)
   method = METHODS[config.method].load()
   classifier, found = method.fit_classifier(
@@ -307,7 +310,7 @@ def fit(config: Settings, encoder: Encoder, folder: RunFolder) -> Fitted:
     encoder,
     source,
     readable_features(config, encoder, validation, folder),
-    view_epochs=functools.partial(view_features, config.data, source, encoder),
+    view_epochs=functools.partial(view_features, config.data, source, encoder, fetch),
     text_features=functools.partial(features_under, encoder, _class_list(config, source.names)),
   )
   return Fitted(classifier, tuple(source.names), found)

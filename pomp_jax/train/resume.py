@@ -38,8 +38,7 @@ _FREE_FIELDS = (
   "data.workers",
   "data.cache",
   "data.features",
-  "data.feature_cache",
-  "eval.cache",
+  "data.feature_store",
   "compilation_cache",
   "checkpoint.on_failure",
   # As long as no loss is bad.

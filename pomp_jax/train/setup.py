@@ -149,11 +149,11 @@ def prepare(
   images, and the same names and M.
 
   Raises:
-    ConfigError, VocabularyError, TokenizeError, FeatureCacheError: one line each.
+    ConfigError, VocabularyError, TokenizeError: one line each.
   """
   encoder = encoder or inputs.open_encoder(config)
   source = source or inputs.open_training_source(config.data, encoder.clip.image_size)
-  fetch = batches.open_fetch(batches.with_cache_of_run(config.data, folder), source, encoder)
+  fetch = batches.open_fetch(config.data, source, encoder, folder)
   steps_per_epoch = max(1, len(source) * config.data.views // config.batch_size)
   total_steps = config.steps or config.epochs * steps_per_epoch
   optimizer, rate = optimizer_of(config.optim, steps_per_epoch, total_steps)

@@ -21,7 +21,7 @@ DEFAULTS = Settings().flat()
 NAMES = list(FIELDS)
 KINDS = {name: type(value) for name, value in DEFAULTS.items()}
 # Also such as stand for another field's values.
-_USUAL = sorted({str(value) for value in DEFAULTS.values()} | {"all", "coop", "tfds", "cached"})
+_USUAL = sorted({str(value) for value in DEFAULTS.values()} | {"all", "coop", "tfds", "stored"})
 names = st.sampled_from(NAMES) | st.sampled_from(["optim", "lr", "repeat.seeds[0]", "k.k"])
 values = (
   st.sampled_from(_USUAL)

@@ -15,7 +15,7 @@ RECIPES = sorted(path.stem for path in CONFIGS.glob("imagenet21k_*.py"))
 # Fields of the rehearsal that differ from the recipe in every phase.
 CHANGED = {
   *("clip.model", "clip.dtype", "data.names", "data.views", "data.view_epochs"),
-  *("data.feature_cache", "checkpoint.every", "eval.images", "prepare.input"),
+  *("checkpoint.every", "eval.images", "prepare.input"),
   *("evaluate.prompts", "evaluate.images", "export.prompt", "export.format", "export.names"),
 }
 OWN = {

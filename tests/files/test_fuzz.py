@@ -16,12 +16,7 @@ from pomp_jax.clip import load_clip
 from pomp_jax.clip.weights import ClipError, open_weights
 from pomp_jax.data.class_lists import VocabularyError, load_categories
 from pomp_jax.errors import InputError
-from pomp_jax.files.array_cache import (
-  ArrayCache,
-  DamagedBlockError,
-  FeatureBlocks,
-  FeatureCacheError,
-)
+from pomp_jax.files.array_cache import ArrayCache
 from pomp_jax.files.class_features import (
   is_annotation_file,
   read_class_features,
@@ -170,56 +165,6 @@ def test_edited_annotations(folder, data):
         words.encode()
 
 
-FEATURES = np.random.default_rng(1).standard_normal((5, 2, 3), np.float32)
-
-
-def open_cache(folder, block_size=4):
-  made_from = {"a": 1, "b": {"c": "d"}}
-  return FeatureBlocks(
-    *(folder,), n_images=5, n_versions=2, width=3, made_from=made_from, block_size=block_size
-  )
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  """The bytes of a complete cache's files."""
-  folder = tmp_path_factory.mktemp("cache")
-  blocks = open_cache(folder)
-  blocks.create()
-  for block in range(2):
-    blocks.write(block, FEATURES[blocks.indices(block)])
-  return folder, {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def read_cache(folder, files):
-  """Exactly what was written is read, or the block counts as one to compute."""
-  for name, data in files.items():
-    # Another file: the one before may still be mapped into memory.
-    (folder / name).unlink(missing_ok=True)
-    (folder / name).write_bytes(data)
-  with allowed_errors(FeatureCacheError, within=[folder]):
-    blocks = open_cache(folder, 1024)
-    to_compute = blocks.to_compute()
-    try:
-      found = blocks.read(np.arange(5), np.tile([0, 1], (5, 1)))
-    except DamagedBlockError:
-      assert to_compute
-      return
-    np.testing.assert_array_equal(found, FEATURES, strict=True)
-    assert not to_compute and not blocks.unreadable().size
-
-
-@given(data=st.data())
-def test_a_damaged_feature_cache(cache, data):
-  folder, files = cache
-  name = data.draw(st.sampled_from(sorted(files)))
-  description = json.loads(files["cache.json"])
-  edited = edited_json(description, *description, "block_size")
-  content = damaged([files[name]])
-  content = data.draw(content | edited if name == "cache.json" else content)
-  read_cache(folder, files | {name: content})
-
-
 TENSORS = {"ctx": torch.ones(4, 8)}
 ARRAYS = {
   "context": np.ones((4, 8), np.float32),
@@ -243,12 +188,6 @@ def read_torch(path):
     return archive.value
 
 
-def read_blocks(path):
-  blocks = FeatureBlocks(path.parent, n_images=4, n_versions=1, width=8, made_from={}, block_size=4)
-  blocks.create()
-  blocks.read(np.arange(4), np.zeros((4, 1), int))
-
-
 def read_regions(path):
   RegionWriter(path.parent, RegionHeader("a network"))
   RegionFolder(path.parent).read(7, 30, 40)
@@ -263,8 +202,7 @@ READERS = {
   "clip.pt": lambda path: load_clip(str(path)),
   "segmentation.pth": read_mask_former,
   "features.npy": read_class_features,
-  "key.npy": lambda path: ArrayCache(path.parent).find("key"),
-  "block-00000.npy": read_blocks,
+  "key.npz": lambda path: ArrayCache(path.parent).find("key"),
   "7.npz": read_regions,
 }
 

@@ -11,8 +11,10 @@ import pytest
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.array_cache import ArrayCache
-from pomp_jax.inference import evaluate, stored_features
+from pomp_jax.files import features
+from pomp_jax.files.features import Features
+from pomp_jax.files.run_folder import RunFolderWriteError
+from pomp_jax.inference import evaluate
 from pomp_jax.inference.evaluate import split_features
 from tests.support.processes import Processes
 
@@ -23,8 +25,8 @@ GOOD = np.setdiff1d(np.arange(IMAGES), BAD)
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch):
-  """Three files, and a batch for each."""
-  monkeypatch.setattr(stored_features, "_BLOCK", BLOCK)
+  """Three blocks, and a batch for each."""
+  monkeypatch.setattr(features, "_BLOCK", BLOCK)
   monkeypatch.setattr(evaluate, "_BATCH", BATCH)
 
 
@@ -56,7 +58,12 @@ class Reads:
 
 
 def cached(encoder, source, folder, **options):
-  return split_features(encoder, source, cache=ArrayCache(folder, in_memory=1), **options)
+  return split_features(encoder, source, store=folder, **options)
+
+
+def blocks(store):
+  """Files with features, of all sets of images."""
+  return sorted(store.glob("*/c.*"))
 
 
 def assert_equal(found, expected):
@@ -70,12 +77,12 @@ def test_a_second_start_computes_nothing_and_has_every_bit(encoder, tmp_path, mo
   expected = split_features(encoder, source)
   assert not folder.exists()
   assert_equal(cached(encoder, source, folder), expected)
-  assert len(list(folder.iterdir())) == 3
+  assert len(blocks(folder)) == 3
   reads = Reads(encoder, monkeypatch)
   with caplog.at_level(logging.INFO):
     assert_equal(cached(encoder, source, folder), expected)
   assert reads.batches == 0
-  assert f"{folder}: features of 21 of 21 images" in caplog.text
+  assert ": features of 21 of 21 images" in caplog.text
 
 
 def test_an_interrupted_start_leaves_what_it_had(encoder, tmp_path, monkeypatch):
@@ -85,7 +92,7 @@ def test_an_interrupted_start_leaves_what_it_had(encoder, tmp_path, monkeypatch)
     Reads(encoder, patch, until=2)
     cached(encoder, source, folder)
   # Of two batches the second was still with the devices.
-  assert len(list(folder.iterdir())) == 1
+  assert len(blocks(folder)) == 1
   reads = Reads(encoder, monkeypatch)
   assert_equal(cached(encoder, source, folder), expected)
   assert reads.batches == 2
@@ -94,7 +101,7 @@ def test_an_interrupted_start_leaves_what_it_had(encoder, tmp_path, monkeypatch)
 def test_a_damaged_file_is_computed_again_with_a_warning(encoder, tmp_path, monkeypatch, caplog):
   source, folder = pictures(tmp_path / "images"), tmp_path / "features"
   expected = cached(encoder, source, folder)
-  files = sorted(folder.iterdir())
+  files = blocks(folder)
   content = files[0].read_bytes()
   for damaged in (content[:-9], content[:200] + b"\xff" + content[201:], b""):
     files[0].write_bytes(damaged)
@@ -104,7 +111,7 @@ def test_a_damaged_file_is_computed_again_with_a_warning(encoder, tmp_path, monk
       assert_equal(cached(encoder, source, folder), expected)
     assert reads.batches == 1
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert str(files[0]) in warning and "\n" not in warning
+    assert str(files[0].parent) in warning and "\n" not in warning
     assert files[0].read_bytes() == content
 
 
@@ -150,7 +157,7 @@ def test_what_the_features_depend_on_has_its_own_files(encoder, tmp_path):
   for n_before, (what, (other_encoder, other)) in enumerate(others.items()):
     found = cached(other_encoder, other, folder)
     assert_equal(found, split_features(other_encoder, other))
-    assert len(list(folder.iterdir())) == 3 * (n_before + 2), what
+    assert len(blocks(folder)) == 3 * (n_before + 2), what
   assert_equal(cached(encoder, source, folder), first)
 
 
@@ -161,11 +168,11 @@ def test_features_that_cannot_be_written_cost_a_warning(
   """The folder cannot be created, or the disk is full."""
   source = pictures(tmp_path / "images")
 
-  def full(self, key, array, **options):
-    raise stored_features.RunFolderWriteError("file: can't be written (No space left on device)")
+  def full(self, block, found):
+    raise RunFolderWriteError("file: can't be written (No space left on device)")
 
   if fault == "No space left":
-    monkeypatch.setattr(ArrayCache, "keep", full)
+    monkeypatch.setattr(Features, "write", full)
   else:
     (tmp_path / "file").write_text("")
   found = cached(encoder, source, tmp_path / "file" / "features")
@@ -181,29 +188,19 @@ def in_process(count: int, coordinator: str, index: int, folder: pathlib.Path) -
   jax.distributed.initialize(coordinator, count, index)
   from pomp_jax.clip import load_clip
 
-  stored_features._BLOCK, evaluate._BATCH = BLOCK, BATCH
-  keep, written = ArrayCache.keep, []
-
-  def noted(self, key, array, **options):
-    written.append(key)
-    return keep(self, key, array, **options)
-
-  ArrayCache.keep = noted
+  features._BLOCK, evaluate._BATCH = BLOCK, BATCH
   encoder = Encoder(load_clip(str(folder / "clip")), chunk=8)
   keys = [f"{i}.png" for i in range(IMAGES)]
   labels = np.load(folder / "labels.npy")
   source = StoredImages(list("abcd"), labels, keys, Files(folder / "images"), image_size=32)
-  # The second process sees the folder `shared`, and not the folder of the first one alone.
-  for name in ("shared", "own" if index == 0 else f"own_of_{index}"):
-    where, features = folder / name, []
-    for _ in range(2):
-      features.append(cached(encoder, source, where, max_corrupt=0.2).features)
-      n_files = len(written)
-    np.savez(folder / f"{name.partition('_')[0]}-{index}.npz", *features, n_files=n_files)
-    written.clear()
+  # Only the first process touches its folder, which the others may not see.
+  found = [
+    cached(encoder, source, folder / f"store-{index}", max_corrupt=0.2).features for _ in range(2)
+  ]
+  np.savez(folder / f"{index}.npz", *found)
 
 
-def test_two_processes_share_the_files(clip_and_torch, encoder, tmp_path):
+def test_two_processes_have_what_the_first_one_stores(clip_and_torch, encoder, tmp_path):
   source = pictures(tmp_path / "images", bad=BAD)
   np.save(tmp_path / "labels.npy", source.labels)
   (tmp_path / "clip").symlink_to(clip_and_torch[0].name)
@@ -211,16 +208,12 @@ def test_two_processes_share_the_files(clip_and_torch, encoder, tmp_path):
   with Processes(2, [__file__, "--folder", str(tmp_path)], devices=2) as processes:
     for status, output in processes.finish(300).values():
       assert status == 0, output[-3000:]
-  n_files = {}
-  for name in ("shared", "own"):
-    for index in range(2):
-      with np.load(tmp_path / f"{name}-{index}.npz") as found:
-        np.testing.assert_allclose(found["arr_0"], expected, atol=1e-6)
-        np.testing.assert_array_equal(found["arr_1"], found["arr_0"])
-        n_files[name, index] = int(found["n_files"])
-  # Each writes its own, or the first one all where the other does not see its folder.
-  assert n_files == {("shared", 0): 2, ("shared", 1): 1, ("own", 0): 3, ("own", 1): 0}
-  assert not (tmp_path / "own_of_1").exists()
+  for index in range(2):
+    with np.load(tmp_path / f"{index}.npz") as found:
+      np.testing.assert_allclose(found["arr_0"], expected, atol=1e-6)
+      np.testing.assert_array_equal(found["arr_1"], found["arr_0"])
+  assert len(blocks(tmp_path / "store-0")) == 3
+  assert not (tmp_path / "store-1").exists()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ def encoders_opened_once() -> Iterator[None]:
     model = pathlib.Path(config.clip.model)
     files = model.rglob("*") if model.is_dir() else [model] if model.is_file() else []
     weights = sorted((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    key = repr((config.clip, config.mesh, config.eval.cache, jax.device_count(), mesh, weights))
+    key = repr(
+      (config.clip, config.mesh, config.data.feature_store, jax.device_count(), mesh, weights)
+    )
     if key not in encoders:
       encoders[key] = opened(config, mesh)
     return encoders[key]

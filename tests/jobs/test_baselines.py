@@ -25,7 +25,7 @@ from pomp_jax.inference.evaluate import split_features
 from pomp_jax.inference.metrics import wilson_interval
 from pomp_jax.jobs import baselines, pretrain
 from pomp_jax.train import methods
-from pomp_jax.train.batches import view_features
+from pomp_jax.train.batches import open_fetch, view_features
 from pomp_jax.train.watch import TrainingError
 from tests.support.small_run import changed, small_config
 
@@ -356,12 +356,16 @@ def test_images_that_cannot_be_read_have_no_key(encoder, tmp_path):
   keys = [f"{i}.jpg" for i in range(5)]
   source = StoredImages("ab", np.array([0, 1, 0, 1, 0]), keys, Files(tmp_path), image_size=40)
   data = tip_config(**{"data.max_corrupt": 0.2}).data
-  for epoch in view_features(data, source, encoder, 2):
+  folder = RunFolder(tmp_path / "run")
+  features = lambda data: view_features(
+    data, source, encoder, open_fetch(data, source, encoder, folder), 2
+  )
+  for epoch in features(data):
     assert epoch.readable.tolist() == [True, True, True, False, True]
     assert np.isfinite(epoch.features).all() and epoch.features.shape[:2] == (5, 1)
   data = dataclasses.replace(data, max_corrupt=0.0)
   with pytest.raises(CorruptDataError, match=r"1 of 5 images can't be read, 0 are .*3\.jpg"):
-    next(view_features(data, source, encoder, 2))
+    next(features(data))
 
 
 def test_settings_are_those_of_the_data_set_unless_given(caplog):

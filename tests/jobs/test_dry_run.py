@@ -48,7 +48,7 @@ def test_stored_images_are_synthetic(dry, tmp_path, caplog):
   assert figures["steps"] == 5 * (101 * 4 * 2 // 16)
   assert "101 classes, 404 training images, synthetic; 250 steps of 16 views" in caplog.text
   width = inputs.clip_config("world").projection_dim
-  assert figures["feature_cache_bytes"] == 4 * 404 * 6 * width
+  assert figures["stored_features_bytes"] == 4 * 404 * 6 * width
   assert figures["device_temporaries_mib"] > 0 and figures["process_peak_mib"] > 100
   slower = max(figures["step_seconds"], figures["read"].seconds)
   assert figures["training_seconds"] == pytest.approx(250 * slower)
@@ -73,7 +73,9 @@ def test_a_folder_that_exists_is_measured_itself(dry, tmp_path, caplog):
   assert figures["test_images"].total == 6
   assert figures["evaluation_seconds"] >= figures["test_images"].seconds
   assert figures["training_features_seconds"] == 0
-  once = run(dry(**fields, **{"k": 3, "batch_size": 8, "data.features": "once"}), tmp_path, caplog)
+  once = run(
+    dry(**fields, **{"k": 3, "batch_size": 8, "data.features": "stored"}), tmp_path, caplog
+  )
   a_picture = once["test_images"].seconds / 6
   assert once["training_features_seconds"] == pytest.approx(21 * a_picture)
   # The program expects features: no image tower's weights are among its arguments.

@@ -74,19 +74,17 @@ def run(config, workdir):
 
 
 def jobs_on(records, out):
-  """The cache, the training from it, and the evaluation: configs by name of their folder."""
+  """The training from stored features, and the evaluation: configs by name of their folder."""
   source = {"source": "tfds", "root": str(records)}
   data = {"dataset": "imagenet21k", "augment": "recipe", "views": 2, "view_epochs": 2}
-  data |= source | {"feature_cache": str(out / "features")}
+  data |= source
   data = {f"data.{field}": value for field, value in data.items()} | {"eval.images": 40}
-  train = {"data.features": "cached", "k": 10, "batch_size": 16, "epochs": 2}
+  train = {"data.features": "stored", "k": 10, "batch_size": 16, "epochs": 2}
   train |= {"optim.lr": 0.05, "optim.warmup": 0.0, "checkpoint.every": 10}
   prompts = f"{out / 'train' / 'prompt.npz'};hand_written"
   evaluate = {"suite": "imagenet21k", "sets": "imagenet21k", "prompts": prompts} | source
   evaluate = {f"evaluate.{field}": value for field, value in evaluate.items()}
-  (out / "features").mkdir(parents=True)
   return {
-    "cache": settings(job="cache", **data),
     "train": settings(**data | train),
     "evaluate": settings(job="evaluate", **evaluate),
   }
@@ -127,10 +125,9 @@ def test_the_whole_way_in_one_process(whole):
   counts = {split: found["images"] for split, found in report["splits"].items()}
   assert counts == {"train": 2 * 40 - 3, "validation": 40}
   assert report["n_unreadable"] == len(DAMAGED)
-  cache, train, evaluation = (
-    RunFolder(whole / name).read_results() for name in ("cache", "train", "evaluate")
-  )
-  assert (cache["n_images"], cache["n_versions"], cache["unreadable"]) == (77, 4, [])
+  train, evaluation = (RunFolder(whole / name).read_results() for name in ("train", "evaluate"))
+  [stored] = (whole / "train" / "features" / "training").glob("*/zarr.json")
+  assert json.loads(stored.read_text())["shape"][:2] == [77, 4]
   # Two epochs of two views of 77 images.
   assert (train["n_classes"], train["steps"]) == (40, 2 * (2 * 77 // 16))
   figures = evaluation["sets"]["imagenet21k"]["prompts"]

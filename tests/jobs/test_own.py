@@ -1,6 +1,7 @@
 """configs/own.py: what follows from one's own pictures, and a run on them."""
 
 import csv
+import json
 
 import numpy as np
 from PIL import Image
@@ -10,7 +11,7 @@ from pomp_jax import inputs, world
 from pomp_jax.config import ConfigError, unpack, validate
 from pomp_jax.configs import own
 from pomp_jax.data.source import SourceError
-from pomp_jax.files.array_cache import FeatureCacheError
+from pomp_jax.files.features import FeatureStoreError
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.inputs import stored
 from pomp_jax.jobs import dry_run, pretrain
@@ -53,10 +54,10 @@ def test_what_follows_from_the_pictures(config_of, n_classes, images, expected):
   [
     ("epochs=3,batch_size=8,lr=0.5", {"epochs": 3, "batch_size": 8, "optim.lr": 0.5}),
     # Features of pictures that stay the same are computed once.
-    ("", {"data.features": "once", "data.upright": True, "data.max_corrupt": 0.05}),
+    ("", {"data.features": "stored", "data.upright": True, "data.max_corrupt": 0.05}),
     ("method=vpt_deep", {"data.features": "online"}),
     ("data.augment=crop_flip", {"data.features": "online"}),
-    ("data.augment=crop_flip,data.view_epochs=3,features=once", {"data.features": "once"}),
+    ("data.augment=crop_flip,data.view_epochs=3,features=stored", {"data.features": "stored"}),
   ],
 )
 def test_what_is_given_counts_more(config_of, argument, expected):
@@ -119,13 +120,13 @@ def test_a_run_on_pictures_of_the_world(tmp_path, caplog):
   top1 = score["top1"] - results["eval"]["base"]["hand_written"]["top1"]
   assert score["difference"]["top1"] == pytest.approx(top1)
   # Of five pictures one tests and one validates.
-  [features] = (run / "training_features").glob("block-*.npy")
-  assert np.load(features).shape[:2] == (4 * 3, 1)
+  [description] = run.glob("features/training/*/zarr.json")
+  assert json.loads(description.read_text())["shape"][:2] == [4 * 3, 1]
   # How many may be unreadable is no part of the run. Other pictures are another run.
   pretrain.check(config.replace({"data.max_corrupt": 0.5}), str(run))
   (run / "results.json").unlink()
   (pictures / names[0] / "more.jpg").write_bytes((pictures / names[0] / "0.jpg").read_bytes())
   for function in (stored._open_split, stored._divided):
     function.cache_clear()
-  with pytest.raises(FeatureCacheError, match="images were added, removed or renamed; .*--workdir"):
+  with pytest.raises(FeatureStoreError, match="images were added, removed or renamed; .*--workdir"):
     pretrain.run(config, str(run))

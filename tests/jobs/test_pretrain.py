@@ -91,7 +91,7 @@ def test_the_prompt_is_that_of_the_selected_checkpoint(pretrained, copy_of, monk
 def test_another_run_of_the_same_images_reads_their_features(one_layer, tmp_path, monkeypatch):
   # The ensembles take most of the time.
   monkeypatch.setattr(methods, "_ZERO_SHOT", {"hand_written": "{}."})
-  shared = {"eval.cache": str(tmp_path / "cache"), "clip.model": one_layer}
+  shared = {"data.feature_store": str(tmp_path / "cache"), "clip.model": one_layer}
   config = small_config(method="zero_shot", **shared)
   first = pretrain.run(config, str(tmp_path / "run"))
   assert not (tmp_path / "run" / "features").exists()

@@ -18,13 +18,13 @@ from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from tests.support.damage import write_unreadable_set
 from tests.support.processes import run_in_processes
-from tests.support.small_run import small_config
+from tests.support.small_run import small_config, training_features
 
 _TOLERANCE = 1e-5
 _STEPS = 2
 # Each process starts and compiles for itself, so the two of the first tier run the jobs alone that
 # divide what they read among processes: 30 core-seconds, started once for all tests.
-_QUICK = ("sampled", "cache", "evaluate")
+_QUICK = ("sampled", "views", "evaluate")
 _MORE = pytest.mark.slow("all jobs, and layouts beyond two processes of one device: minutes each")
 _LARGER = [
   pytest.param((count, devices), id=f"{count}x{devices}", marks=_MORE)
@@ -51,10 +51,10 @@ def jobs(folder, images, clip, size, *, one_device=False):
     fields = {"clip.model": clip, "k": 4, "steps": _STEPS, "checkpoint.every": _STEPS}
     return small_config(**data | fields | {"probe.iterations": 20} | groups | changes)
 
-  # Views of images, so that each image has features of its own in each epoch.
-  cached = {"data.augment": "recipe", "data.views": 2, "data.view_epochs": 2}
-  cached |= {"data.feature_cache": str(folder / "features")}
-  from_cache = cached | {"data.features": "cached"}
+  # Views of images, so that each image has features of its own in each epoch. All processes see
+  # the folder of features.
+  stored = {"data.features": "stored", "data.feature_store": str(folder / "features")}
+  views = stored | {"data.augment": "recipe", "data.views": 2, "data.view_epochs": 2}
   # Devices that split the images, and devices that split the classes.
   ablation = of(min(size, 2), job="ablate", **{"ablate.grid": "k=4;seed=0|1"})
   evaluated = {"evaluate.suite": "base_to_new", "evaluate.source": "folder"}
@@ -62,10 +62,10 @@ def jobs(folder, images, clip, size, *, one_device=False):
   evaluated |= {"evaluate.prompts": f"{{}}.;{folder / 'sampled' / 'prompt.npz'}"}
   found = {
     # Each process computes its part of the features.
-    "sampled": of(**{"data.features": "once", "data.feature_cache": str(folder / "once")}),
-    "cache": of(job="cache", **cached),
+    "sampled": of(**stored),
+    "views": of(**views),
     # All devices split the classes: those of several processes take the same images.
-    "all": of(size, negatives="all", **from_cache),
+    "all": of(size, negatives="all", **views),
     "ablate": ablation,
     # Nothing is left to do, and all processes have to find that.
     "ablate again": ablation,
@@ -161,14 +161,9 @@ def test_other_methods(both):
 
 @pytest.mark.parametrize("layout", _ALL)
 def test_features(both):
-  one, several = (sorted((folder / "features").glob("block-*.npy")) for folder in both)
-  assert [file.name for file in several] == [file.name for file in one]
-  for file, expected in zip(several, one, strict=True):
-    np.testing.assert_allclose(np.load(file), np.load(expected), rtol=1e-5, atol=1e-5)
-  one, several = (results(folder, "cache") for folder in both)
-  assert several["computed_features"] == one["computed_features"] == 4 * 21
-  files = sorted((both[1] / "once").glob("block-*.npy"))
-  assert sum(len(np.load(file)) for file in files) == 21
+  for shape in ((21, 1), (21, 4)):
+    one, several = (training_features(folder / "features", shape) for folder in both)
+    np.testing.assert_allclose(several, one, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", _LARGER)

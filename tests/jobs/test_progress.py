@@ -46,8 +46,8 @@ JOBS = {
     {"segment.n_images": 2, "regions.source": "truth", "regions.crop": "context"},
     ("segmentation", "class features", "compiling", "compiled"),
   ),
-  "cache": (
-    {"data.feature_cache": "FOLDER", "data.images_per_class": 1},
+  "stored": (
+    {"job": "pretrain", "data.features": "stored", "data.images_per_class": 1},
     ("features", "compiling"),
   ),
   "tip_adapter_f": (

@@ -27,8 +27,9 @@ from pomp_jax.config import FIELDS
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.inference.evaluate import SplitFeatures
-from pomp_jax.jobs import cache, pretrain
+from pomp_jax.jobs import pretrain
 from pomp_jax.train import batches, loop, setup
+from pomp_jax.train.fill_features import fill_features
 from pomp_jax.train.resume import leaves_result_as_it_is
 from tests.support.checks import assert_close
 from tests.support.clips import with_logit_scale, write_fewer_layers
@@ -39,7 +40,7 @@ from tests.support.small_run import small_config
 
 # Two steps an epoch, three epochs, the first of them the warm-up; from cached features.
 BASE = {"data.n_classes": 16, "data.images_per_class": 1, "data.augment": "crop_flip"}
-BASE |= {"data.view_epochs": 3, "data.features": "cached", "k": 4, "prompt.m": 2, "batch_size": 8}
+BASE |= {"data.view_epochs": 3, "data.features": "stored", "k": 4, "prompt.m": 2, "batch_size": 8}
 BASE |= {"steps": 0, "epochs": 3, "eval.images": 16, "checkpoint.every": 6, "log.every": 10}
 BASE |= {"optim.schedule": "epoch", "optim.warmup": 1.0, "optim.warmup_lr": 0.02}
 BASE |= {"optim.weight_decay": 0.1}
@@ -141,8 +142,8 @@ ROUNDING = {
 }
 # Read by the training, and of no effect on what it learns.
 SAME = {
-  **{"clip.memory_gib": 5.0, "clip.chunk": 5, "eval.cache": "FOLDER", "compilation_cache": ""},
-  **{"data.root": "COPY", "data.cache": "FOLDER", "data.feature_cache": "COPY"},
+  **{"clip.memory_gib": 5.0, "clip.chunk": 5, "compilation_cache": ""},
+  **{"data.root": "COPY", "data.cache": "FOLDER", "data.feature_store": "FOLDER"},
   **{"data.threads": 3, "data.workers": 1, "data.max_corrupt": 0.5},
   **{"on_bad_loss": "roll_back", "loss_spike": 1e9, "max_roll_backs": 5},
   **{"checkpoint.every": 4, "checkpoint.keep": 1, "checkpoint.on_failure": "retry"},
@@ -217,9 +218,7 @@ def folders(tmp_path_factory):
     write_set(root / "coop", name, pictures, np.zeros(1, int))
   (root / "names.txt").write_text("".join(f"{name}\n" for name in CLASSES[:7]))
   (root / "novel.txt").write_text(f"{CLASSES[8]}\n")
-  config = _config({}, {"ONE": write_fewer_layers(root / "one", 1)}, job="cache", **ONLINE)
-  config = config.replace({"data.feature_cache": str(root / "features")})
-  cache.run(config, str(root / "cache"))
+  write_fewer_layers(root / "one", 1)
   shutil.copytree(root / "pictures", root / "copy of pictures")
   for name, side in (("objects", 40), ("smaller", 30)):
     _write_objects(root / f"{name}.json", root / "pictures", side)
@@ -240,8 +239,8 @@ def folders(tmp_path_factory):
 
 def _config(changes, folders, **more):
   settings = BASE | {"clip.model": folders["ONE"]} | changes | more
-  if settings["data.features"] == "cached":
-    settings.setdefault("data.feature_cache", folders["FEATURES"])
+  if settings["data.features"] == "stored":
+    settings.setdefault("data.feature_store", folders["FEATURES"])
   settings = {
     field: folders.get(value, value) if isinstance(value, str) else value
     for field, value in settings.items()
@@ -272,6 +271,7 @@ def _reached(config, folder, patch) -> tuple[dict[str, str], dict[str, Any]]:
   The loop runs with a step that records what it is given. The real step is lowered with that.
   """
   job = setup.prepare(config, folder)
+  fill_features(config, folder, job.source, job.encoder)
   step, given, splits = job.build_step(), [], []
 
   def take(state, frozen, batch):
@@ -372,19 +372,19 @@ def test_another_order_of_the_sums_learns_the_same(folders, tmp_path, beside):
   for field in fields:
     if field == "clip.text_tower" and not HAS_FLAX_CLIP:
       continue
-    value = "cached" if field == "data.features" else ROUNDING[field]
+    value = "stored" if field == "data.features" else ROUNDING[field]
     assert_close(learned({field: value}), expected, 1e-4)
 
 
 def test_fields_that_do_not_matter_leave_every_bit(reached, folders, tmp_path):
+  expected = reached({})
   shutil.copytree(folders["FEATURES"], tmp_path / "features")
   changed = SAME | {
     "data.root": "",
     "data.cache": str(tmp_path / "labels"),
-    "data.feature_cache": str(tmp_path / "features"),
-    "eval.cache": str(tmp_path / "class features"),
+    "data.feature_store": str(tmp_path / "features"),
   }
-  assert _difference(reached({}), reached(changed)) == ([], {})
+  assert _difference(expected, reached(changed)) == ([], {})
   # A set of images that has moved.
   moved = {"data.root": folders["PICTURES"].replace("pictures", "copy of pictures")}
   assert _difference(reached(STORED), reached(STORED | moved)) == ([], {})

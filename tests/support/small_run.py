@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+import tensorstore
 
 from pomp_jax.config import Settings, value_of_text
 from pomp_jax.files.run_folder import RunFolder
@@ -50,3 +51,13 @@ def trained(config: Settings, workdir: pathlib.Path) -> np.ndarray:
   job = setup.prepare(config, folder)
   folder.create()
   return np.asarray(loop.train(job).state.params["context"])
+
+
+def training_features(store: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
+  """Returns the stored features [n,R,E] of these n and R, as `zarr.json` describes them."""
+  for folder in (store / "training").iterdir():
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{folder}/"}}
+    array = tensorstore.open(spec, open=True).result()
+    if array.shape[:2] == shape:
+      return array.read().result()
+  raise AssertionError(f"{store}: no features of {shape}")

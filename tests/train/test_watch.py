@@ -126,7 +126,7 @@ def test_an_input_bound_run_warns_once(watch, warnings):
     ({"data.source": "synthetic"}, 64, {"data.features"}),
     ({"data.augment": "recipe"}, 2, {"data.features", "data.view_epochs"}),
     ({"data.augment": "recipe", "data.view_epochs": 2}, 2, {"data.features"}),
-    ({"data.features": "cached"}, 8, {"data.threads", "data.workers"}),
+    ({"data.features": "stored"}, 8, {"data.threads", "data.workers"}),
     ({"method": "maple"}, 2, set()),
   ],
 )

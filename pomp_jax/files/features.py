@@ -1,0 +1,262 @@
+"""Features of images in a folder, on a disk or in a bucket, for concurrent writers and readers.
+
+The folder is a zarr array (version 3), float32 [n,R,E]: R versions of each of n images. TensorStore
+writes a block of images as one file, atomically, with a CRC-32C for each chunk and for the index
+of the chunks. `zarr.json` names as attributes what the features were made from. The features of an
+unreadable image are NaN.
+
+Shapes: n images, R versions of each, E embedding, B images that are read together, b of a block.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import logging
+import os
+import re
+from typing import Any
+
+from jaxtyping import Float, Int
+import numpy as np
+import tensorstore
+
+from pomp_jax.errors import InputError, RunError
+from pomp_jax.files.array_cache import fingerprint
+from pomp_jax.files.paths import Path, absolute, is_bucket, scheme_of
+from pomp_jax.files.pieces import Pieces
+from pomp_jax.files.run_folder import RunFolderWriteError, to_json
+from pomp_jax.files.terminal import printable, steps_of
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 1024  # images
+_COMPLETE = "complete"
+_INDEXES = 64 * 2**20  # bytes of the files' indexes that stay in memory
+# A store that does not answer is given up after half a minute, as by `files.paths`.
+_RETRIES = {"max_retries": 5, "initial_delay": "1s", "max_delay": "16s"}
+
+
+class FeatureStoreError(InputError, ValueError):
+  """Stored features that can't be used; one line."""
+
+
+class DamagedFeaturesError(FeatureStoreError):
+  """Features that are damaged or missing when they are read."""
+
+  status = RunError.status
+
+
+class Features:
+  """The array of one set of images.
+
+  Attributes:
+    folder: its folder, of nothing else.
+    shape: (n, R, E).
+    made_from: what the features were made from.
+    block_size: images of a block; the last block may have fewer.
+  """
+
+  def __init__(
+    self,
+    folder: str | os.PathLike,
+    shape: tuple[int, int, int],
+    made_from: Mapping[str, Any],
+    *,
+    together: tuple[int, int] = (1, 1),
+  ):
+    """Touches nothing.
+
+    Args:
+      folder: folder of features of this shape, which were made from this.
+      shape: (n, R, E).
+      made_from: everything that the features depend on, as JSON.
+      together: images and versions that are read together: a chunk with a checksum.
+    """
+    self.folder: Path = absolute(folder)
+    self.shape, self.made_from = shape, dict(made_from)
+    self.block_size = min(_BLOCK, shape[0])
+    chunk = min(together[0], self.block_size), together[1], shape[2]
+    self._metadata = _metadata(shape, self.block_size, chunk, self.made_from)
+    self._pieces = Pieces(self.folder, fingerprint([to_json(self._metadata)]))
+    self._array: tensorstore.TensorStore | None = None
+
+  def __getstate__(self) -> dict[str, Any]:
+    # A worker process opens the array for itself.
+    return self.__dict__ | {"_array": None}
+
+  @property
+  def n_blocks(self) -> int:
+    """Number of blocks."""
+    return -(-self.shape[0] // self.block_size)
+
+  def rows(self, block: int) -> slice:
+    """Images of a block."""
+    return slice(block * self.block_size, min((block + 1) * self.block_size, self.shape[0]))
+
+  def size(self, block: int) -> int:
+    """Number of images of a block."""
+    rows = self.rows(block)
+    return rows.stop - rows.start
+
+  def create(self) -> None:
+    """Writes `zarr.json` unless it is there.
+
+    Raises:
+      RunFolderWriteError: it can't be written.
+      FeatureStoreError: the folder has an array of something else.
+    """
+    with self._writing():
+      if not is_bucket(self.folder):
+        self.folder.mkdir(parents=True, exist_ok=True)
+      self._array = self._open(create=True)
+
+  def stored(self) -> list[int]:
+    """Blocks that have a file, by one listing."""
+    with self._reading():
+      names = self._opened().kvstore.list().result()
+    found = (re.fullmatch(rb"c\.(\d+)\.0\.0", name) for name in names)
+    return sorted(int(match[1]) for match in found if match)
+
+  def to_compute(self) -> list[int]:
+    """Blocks that are missing or damaged; warns of each damaged one and removes its file.
+
+    Reads all others, unless `complete` has found nothing missing before.
+    """
+    there = self.stored()
+    if len(there) == self.n_blocks and self._pieces.load(_COMPLETE):
+      return []
+    for block in steps_of(there, "reading stored features", "blocks"):
+      self.find(block)
+    there = self.stored()
+    return [block for block in range(self.n_blocks) if block not in there]
+
+  def complete(self) -> list[int]:
+    """Indices of the images that could not be read, once all blocks are stored.
+
+    Raises:
+      DamagedFeaturesError: a block is missing or damaged.
+      RunFolderWriteError: it can't be noted that the blocks are complete.
+    """
+    known = self._pieces.load(_COMPLETE)
+    if known is None:
+      parts = [self._read(np.s_[self.rows(block), 0, 0]) for block in range(self.n_blocks)]
+      unreadable = np.flatnonzero(np.isnan(np.concatenate(parts)))
+      known = self._pieces.save(_COMPLETE, {"unreadable": unreadable})
+    return known.facts["unreadable"]
+
+  def find(self, block: int) -> Float[np.ndarray, "b R E"] | None:
+    """Reads a block; None if it is damaged or missing: warns, and removes its file."""
+    try:
+      return self._read(np.s_[self.rows(block)])
+    except DamagedFeaturesError as error:
+      log.warning("%s", error)
+      with self._writing():
+        del self._opened().kvstore[f"c.{block}.0.0"]
+      return None
+
+  def read(
+    self, indices: Int[np.ndarray, " B"], versions: Int[np.ndarray, "B V"]
+  ) -> Float[np.ndarray, "B V E"]:
+    """Reads images in some of their versions.
+
+    Raises:
+      DamagedFeaturesError: a block is missing or damaged; the next start looks at all of them.
+    """
+    return self._read((indices[:, None], versions))
+
+  def write(self, block: int, features: Float[np.ndarray, "b R E"]) -> None:
+    """Writes a block.
+
+    Raises:
+      RunFolderWriteError: it can't be written.
+    """
+    with self._writing():
+      self._opened()[self.rows(block)].write(features).result()
+
+  def _read(self, where: Any) -> np.ndarray:
+    with self._reading():
+      return self._opened().vindex[where].read().result()
+
+  @contextlib.contextmanager
+  def _reading(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # TensorStore's errors have few types
+      with contextlib.suppress(OSError):
+        self._pieces.path(_COMPLETE).unlink()
+      raise DamagedFeaturesError(
+        f"{self.folder}: can't be read ({_reason(error)}); a restart computes again what is"
+        " missing or damaged"
+      ) from error
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # TensorStore's errors have few types
+      raise RunFolderWriteError(f"{self.folder}: can't be written ({_reason(error)})") from error
+
+  def _opened(self) -> tensorstore.TensorStore:
+    if self._array is None:
+      self._array = self._open(create=False)
+    return self._array
+
+  def _open(self, *, create: bool) -> tensorstore.TensorStore:
+    retries = {f"{store}_request_retries": _RETRIES for store in ("gcs", "s3")}
+    return tensorstore.open(
+      {
+        "driver": "zarr3",
+        "kvstore": _key_value_store(self.folder),
+        "metadata": self._metadata,
+        # A missing block is an error, and not zeros.
+        "fill_missing_data_reads": False,
+        "store_data_equal_to_fill_value": True,
+        "recheck_cached_data": "open",
+        "context": {"cache_pool": {"total_bytes_limit": _INDEXES}, **retries},
+      },
+      open=True,
+      create=create,
+      assume_metadata=not create,
+    ).result()
+
+
+def _reason(error: Exception) -> str:
+  """What failed, without the whole specification that TensorStore appends."""
+  return printable(getattr(error, "strerror", None) or str(error).partition(" [")[0])
+
+
+def _metadata(
+  shape: tuple[int, ...], block: int, chunk: tuple[int, ...], made_from: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Metadata of the array."""
+  checked = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+  shards = {"chunk_shape": chunk, "codecs": checked, "index_codecs": checked}
+  # Google's store can be asked for the first bytes of an object in the same way as for others.
+  shards["index_location"] = "start"
+  return {
+    "shape": shape,
+    "data_type": "float32",
+    "fill_value": 0.0,
+    "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": (block, *shape[1:])}},
+    "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+    "codecs": [{"name": "sharding_indexed", "configuration": shards}],
+    "attributes": {"made_from": made_from},
+  }
+
+
+def _key_value_store(folder: Path) -> dict[str, Any]:
+  """Where TensorStore finds a folder: S3's endpoint and keys are those of AWS's variables."""
+  scheme = scheme_of(folder)
+  if scheme is None:
+    return {"driver": "file", "path": f"{folder}/"}
+  bucket, _, path = os.fspath(folder).partition("://")[2].partition("/")
+  found: dict[str, Any] = {"driver": "gcs" if scheme == "gs" else scheme, "bucket": bucket}
+  found["path"] = f"{path}/"
+  env = os.environ
+  endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL")
+  if scheme == "s3" and endpoint:
+    region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
+    found |= {"endpoint": endpoint, "aws_region": region}
+  if scheme == "s3" and "AWS_ACCESS_KEY_ID" in env:
+    # Without looking for files and services, whose absence AWS's library prints.
+    found["aws_credentials"] = {"type": "environment"}
+  return found

@@ -1,0 +1,239 @@
+"""Features of training images, computed once: training from them is training from the images."""
+
+import itertools
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from pomp_jax import inputs
+from pomp_jax.config import ConfigError, validate
+from pomp_jax.data.loader import CorruptDataError
+from pomp_jax.encoder import Encoder
+from pomp_jax.files import features as store
+from pomp_jax.files.features import Features, FeatureStoreError
+from pomp_jax.files.prompt_file import load_prompt
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.jobs import ablate, baselines, pretrain
+from pomp_jax.train import batches, methods, setup
+from tests.support.damage import NAMES, write_damaged_folder
+from tests.support.small_run import small_config, training_features
+
+N_IMAGES = 4 * len(NAMES)
+PLAIN = {"data.augment": "none", "data.views": 1, "data.view_epochs": 0}
+STORED = {"data.features": "stored"}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+  """A folder a class, four JPEGs each; one of them is cut off."""
+  root = tmp_path_factory.mktemp("images")
+  write_damaged_folder(root, {"train": 4, "val": 1, "test": 1})
+  return root
+
+
+@pytest.fixture(scope="module")
+def config_of(images, one_layer):
+  """A function: changes -> config of 24 steps of 8 views.
+
+  They are 4 epochs, of which two and two show the same views.
+  """
+
+  def config(**changes):
+    data = {"data.source": "folder", "data.root": str(images), "data.n_classes": 0}
+    data |= {"data.augment": "recipe", "data.views": 2, "data.view_epochs": 2}
+    settings = {"clip.model": one_layer, "k": 4, "batch_size": 8, "steps": 24}
+    settings |= {"data.max_corrupt": 0.05, "checkpoint.every": 8}
+    return small_config(**data | settings | changes)
+
+  return config
+
+
+def run(config, workdir):
+  validate(config)
+  pretrain.check(config, str(workdir))
+  return pretrain.run(config, str(workdir))
+
+
+@pytest.fixture(scope="module")
+def shown():
+  """Numbers of training images that the image tower gets, a call each."""
+  calls, compute = [], Encoder.image_features
+
+  def counted(self, images, *, unit=True):
+    # Images of an evaluation have unit features.
+    if not unit:
+      calls.append(len(images))
+    return compute(self, images, unit=unit)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Encoder, "image_features", counted)
+    yield calls
+
+
+@pytest.fixture(scope="module")
+def runs(config_of, shown, tmp_path_factory):
+  """Folder, images a call before the steps, and the steps' image towers, by `data.features`."""
+  found, make_train_step = {}, setup.make_train_step
+  for features in ("online", "stored"):
+    folder, towers = tmp_path_factory.mktemp(features), []
+
+    def noted(towers=towers, **settings):
+      towers.append(settings["image_tower"])
+      return make_train_step(**settings)
+
+    shown.clear()
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(setup, "make_train_step", noted)
+      results = run(config_of(**{"data.features": features}), folder)
+    assert results["unreadable_images"] == 1
+    found[features] = RunFolder(folder), list(shown), towers
+  return found
+
+
+def test_features_are_those_of_the_images_themselves(runs, config_of):
+  """Against the image tower on views that are made one by one."""
+  stored = training_features(runs["stored"][0].features, (N_IMAGES, 4))
+  assert np.isnan(stored[10]).all() and not np.isnan(np.delete(stored, 10, 0)).any()
+  # Every version is another view.
+  rows = stored[~np.isnan(stored).any(-1)]
+  assert len({row.tobytes() for row in rows}) == len(rows)
+  config = config_of()
+  encoder = inputs.open_encoder(config)
+  source = inputs.open_training_source(config.data, encoder.clip.image_size)
+  fetch = batches.open_fetch(config.data, source, encoder, RunFolder("unused"))
+  for index, epoch in ((0, 0), (7, 1), (23, 3)):
+    pixels, _ = fetch(np.array([index]), np.array([epoch]))
+    expected = np.asarray(encoder.image_tower(encoder.vision_params, jax.numpy.asarray(pixels[0])))
+    found = stored[index, 2 * (epoch % 2) : 2 * (epoch % 2) + 2]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_training_from_features_is_training_from_the_images(runs):
+  folder, calls, towers = runs["stored"]
+  # Each view once; no step has a tower of its own.
+  assert sum(calls) == 4 * N_IMAGES and towers == [None]
+  online, calls, towers = runs["online"]
+  assert not calls and towers[0] is not None
+  found, expected = load_prompt(folder.prompt).context, load_prompt(online.prompt).context
+  np.testing.assert_allclose(found, expected, rtol=0, atol=5e-6)
+  assert np.abs(found).max() > 1e-2
+  found, expected = (one.scalars()["loss"][1] for one in (folder, online))
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_restart_computes_what_is_missing(runs, config_of, shown, tmp_path, monkeypatch):
+  monkeypatch.setattr(store, "_BLOCK", 5)
+  config = config_of(**STORED)
+  shown.clear()
+  write, send = Features.write, batches.on_devices
+
+  def interrupted(self, block, features):
+    if block == 2 and features.shape[1] > 1:
+      raise KeyboardInterrupt
+    write(self, block, features)
+
+  monkeypatch.setattr(Features, "write", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    run(config, tmp_path)
+  # Two views of five images, in two epochs, of each of three blocks.
+  assert shown == 6 * [10]
+  monkeypatch.setattr(Features, "write", write)
+  # After the checkpoint of step 8.
+  monkeypatch.setattr(batches, "on_devices", lambda *given: itertools.islice(send(*given), 11))
+  with pytest.raises(StopIteration):
+    run(config, tmp_path)
+  # The block whose file was not written, and the two after it.
+  assert shown[6:] == [10, 10, 10, 10, 8, 8]
+  monkeypatch.setattr(batches, "on_devices", send)
+  [damaged] = (tmp_path / "features" / "training").glob("*/c.1.0.0")
+  damaged.write_bytes(damaged.read_bytes()[:-1])
+  # Noticed when the block is read: the next start computes it again.
+  with pytest.raises(FeatureStoreError, match=r"c\.1\.0\.0.*; a restart computes again"):
+    run(config, tmp_path)
+  run(config, tmp_path)
+  assert shown[12:] == [10, 10]
+  found, expected = load_prompt(tmp_path / "prompt.npz"), load_prompt(runs["stored"][0].prompt)
+  np.testing.assert_allclose(found.context, expected.context, rtol=0, atol=1e-6)
+
+
+def test_runs_share_what_they_have_in_common(runs, config_of, shown, tmp_path):
+  """Views, types and images that differ have features of their own in the same folder."""
+  folder = shutil.copytree(runs["stored"][0].features, tmp_path / "features")
+  for changes, n_images in (
+    ({"seed": 3}, 0),
+    ({"data.augment": "crop_flip"}, 4 * N_IMAGES),
+    ({"data.view_epochs": 3}, 6 * N_IMAGES),
+    ({"clip.dtype": "bfloat16"}, 4 * N_IMAGES),
+    ({"data.shots": 2}, 4 * 2 * len(NAMES)),
+    # Another draw of as many shots: the same number of images, and the same labels.
+    ({"data.shots": 2, "data.shots_seed": 4}, 4 * 2 * len(NAMES)),
+  ):
+    shown.clear()
+    config = config_of(steps=1, **STORED | {"data.feature_store": str(folder)} | changes)
+    run(config, tmp_path / f"run of {changes}")
+    assert sum(shown) == n_images, changes
+
+
+def test_a_restart_on_other_images_is_one_line(config_of, tmp_path):
+  config = config_of(steps=1, **STORED | {"data.shots": 2})
+  run(config, tmp_path)
+  (tmp_path / "results.json").unlink()
+  # The field itself may not change either. Here the images do.
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(pretrain, "check_same_run", lambda *_: None)
+    with pytest.raises(FeatureStoreError, match="images is '.*removed or renamed; .* --workdir"):
+      run(config.replace({"data.shots_seed": 4}), tmp_path)
+
+
+def test_a_classifier_reads_stored_features(config_of, shown, tmp_path):
+  keys = {}
+  encoder = inputs.open_encoder(config_of())
+  for features in ("online", "stored", "stored"):
+    shown.clear()
+    config = config_of(method="tip_adapter", **PLAIN | {"data.features": features})
+    validate(config)
+    expected = 0 if "stored" in keys else N_IMAGES
+    keys[features] = methods.fit(config, encoder, RunFolder(tmp_path)).classifier.keys
+    assert sum(shown) == expected
+  np.testing.assert_allclose(keys["stored"], keys["online"], rtol=0, atol=1e-6)
+
+
+def test_cells_of_an_ablation_share_them(config_of, shown, tmp_path):
+  shown.clear()
+  config = config_of(job="ablate", **PLAIN | STORED | {"steps": 2, "ablate.grid": "k=3|4;seed=0|1"})
+  validate(config)
+  cells = ablate.run(config, str(tmp_path))["cells"]
+  assert [cell["error"] for cell in cells] == 4 * [None] and sum(shown) == N_IMAGES
+
+
+def test_too_many_damaged_images_stop_a_run(runs, config_of, tmp_path):
+  few = STORED | {"data.max_corrupt": 0.0}
+  # Those that an earlier start met count as well.
+  shutil.copytree(runs["stored"][0].features, tmp_path / "features")
+  for changes in ({}, {"data.feature_store": str(tmp_path / "features")}):
+    with pytest.raises(CorruptDataError, match=r"1 of 24 images can't be read, 0 .*daisy/2.jpg"):
+      pretrain.run(config_of(**few | changes), str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"data.view_epochs": 0}, "data.features: got 'stored', expected 'online' where data.augment="),
+    ({"data.augment": "none"}, "data.views: got 2, expected 1 where data.augment='none'"),
+    ({"data.views": 3}, "batch_size: got 8, expected a multiple of data.views = 3"),
+    ({"method": "vpt_shallow"}, "data.features: got 'stored', expected 'online' where method="),
+    (PLAIN | {"job": "train_masks"}, "data.features: got 'stored', expected 'online' where job="),
+    ({"data.features": "once"}, "data.features: got 'once', expected one of online, stored"),
+  ],
+)
+def test_settings_that_cannot_be(config_of, changes, message):
+  with pytest.raises(ConfigError, match=message):
+    validate(config_of(**STORED | changes))
+
+
+def test_a_method_that_trains_on_pixels_has_no_other_choice(config_of):
+  both = {"baselines.methods": "prompt: k=3; visual: method=vpt_shallow"}
+  found = baselines.method_configs(config_of(job="baselines", **PLAIN | STORED | both))
+  assert [one.data.features for one in found.values()] == ["stored", "online"]
