@@ -123,6 +123,6 @@ def test_a_job(name, clip, tmp_path, capsys):
   lines = lines_of(config, tmp_path, capsys)
   assert [text for text in descriptions if not any(line.startswith(text) for line in lines)] == []
   steps = [line for line in lines if re.match(r"step [1-9]", line)]
-  assert bool(steps) == (name == "pretrain")
+  assert bool(steps) == (name in ("pretrain", "stored"))
   for line in steps:
     assert re.fullmatch(STEP, line), line
