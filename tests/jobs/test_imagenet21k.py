@@ -127,7 +127,7 @@ def test_the_whole_way_in_one_process(whole):
   assert report["n_unreadable"] == len(DAMAGED)
   train, evaluation = (RunFolder(whole / name).read_results() for name in ("train", "evaluate"))
   [stored] = (whole / "train" / "features" / "training").glob("*/zarr.json")
-  assert json.loads(stored.read_text())["shape"][:2] == [77, 4]
+  assert read_json(stored)["shape"][:2] == [77, 4]
   # Two epochs of two views of 77 images.
   assert (train["n_classes"], train["steps"]) == (40, 2 * (2 * 77 // 16))
   figures = evaluation["sets"]["imagenet21k"]["prompts"]
