@@ -5,13 +5,12 @@ import shlex
 import subprocess
 import sys
 
-from absl import flags
 import numpy as np
 import pytest
 
-from pomp_jax.config import JOBS, unpack, validate
+from pomp_jax.config import JOBS, validate
+from pomp_jax.config.command_line import parse
 from pomp_jax.files.prompt_file import Prompt, save_prompt
-from tests.support.command_line import parse
 from tests.support.processes import ROOT, environment
 
 PATH = ROOT / "docs" / "gallery.md"
@@ -55,8 +54,7 @@ def here(tmp_path, monkeypatch):
 def test_the_commands_of_a_section_run_its_job(title, here):
   jobs = []
   for arguments in job_arguments(SECTIONS[title]):
-    parse(*arguments)
-    config = unpack(flags.FLAGS.config)
+    config = parse(arguments).settings
     validate(config)
     jobs.append("dry_run" if config.dry_run else config.job)
   assert title in jobs

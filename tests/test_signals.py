@@ -70,12 +70,11 @@ def test_the_earliest_signal_that_main_handles(run_as, monkeypatch):
 
 @pytest.mark.parametrize("job", JOBS)
 def test_a_signal_in_the_check_of_any_job(capsys, tmp_path, monkeypatch, job):
-  config, played = settings(job=job), SimpleNamespace(check=lambda *_: send())
-  monkeypatch.setattr(main_module, "unpack", lambda _: config)
+  played = SimpleNamespace(check=lambda *_: send())
   monkeypatch.setattr(main_module, "validate", lambda _: None)
   monkeypatch.setattr(main_module, "load_job", lambda name: played)
   monkeypatch.chdir(tmp_path)
-  assert run_main(capsys, DEMO, "--workdir=run") == STOPPED
+  assert run_main(capsys, DEMO, "--workdir=run", f"--config.job={job}") == STOPPED
   assert not (tmp_path / "run").exists()
 
 

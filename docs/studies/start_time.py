@@ -28,7 +28,6 @@ def _run_until_first_step() -> None:
     wall = time.monotonic() - start
     print(f"{what}: {wall:.1f} s, {user:.1f} s user, load {load:.0f}", flush=True)
 
-  from absl import app
   import jax
 
   from pomp_jax import main
@@ -51,7 +50,7 @@ def _run_until_first_step() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
   Run.validation, Watch.step = timed_validation, timed_step
-  app.run(main.main, flags_parser=main.parse_flags)
+  sys.exit(main.main(sys.argv[1:]))
 
 
 def main() -> None:

@@ -1,82 +1,111 @@
-"""The command line: values as texts, `--help`, one line for each mistake; and docs/config.md.
+"""The command line: settings and options, `--help`, one line for each mistake; docs/config.md.
 
 python -m pomp_jax.config.command_line > docs/config.md
 """
 
+import argparse
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
-import difflib
+import os
+import pathlib
 import re
 import traceback
+from typing import Any, NoReturn
 
-from absl import flags
-
-from pomp_jax.config.checks import value_of_text
-from pomp_jax.config.declare import ConfigError, check_name, name_of_type
+from pomp_jax.config.checks import unpack, value_of_text
+from pomp_jax.config.declare import name_of_type
 from pomp_jax.config.fields import FIELDS, Settings
-from pomp_jax.config.packaged import packaged_configs, summary
+from pomp_jax.config.packaged import config_file, load_config, packaged_configs, summary
 from pomp_jax.config.registry import JOBS
+from pomp_jax.errors import InputError
+from pomp_jax.files.paths import problem_of
 
 
-def with_tuple(argument: str) -> str:
-  """Converts `--config.FIELD=a;b` to the Python tuple that absl reads, where FIELD is a tuple."""
-  found = re.fullmatch(r"--?config\.([\w.]+)=([^(\[].*)?", argument, re.DOTALL)
-  if not found or found[1] not in FIELDS or FIELDS[found[1]].type in (bool, int, float, str):
-    return argument
-  return f"--config.{found[1]}={value_of_text(found[1], found[2] or '')!r}"
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str) -> NoReturn:
+    raise InputError(message)
 
 
-def explain(error: Exception, argv: Sequence[str]) -> str:
-  """One line for a mistake in the command line or in a config file."""
-  if isinstance(error, ConfigError):
-    return str(error)
-  if isinstance(error, AttributeError | KeyError):
-    return _unknown_field(argv) or _unknown_key(error)
-  if isinstance(error, flags.IllegalFlagValueError):
-    found = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
-    if found and found[1] in FIELDS:
-      kind = name_of_type(FIELDS[found[1]].type)
-      return str(ConfigError(found[1], found[2], f"a value of type {kind}"))
+_PARSER = _Parser(usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
+_PARSER.add_argument("--config", help="the experiment: the name of a packaged config, or a file")
+_PARSER.add_argument(
+  "--workdir", help="the run's folder: results, checkpoints, plots; default: runs/NAME"
+)
+_PARSER.add_argument("--coordinator", help="host:port of process 0, where it listens")
+_PARSER.add_argument("--num_processes", type=int, help="number of processes; 1: this alone")
+_PARSER.add_argument("--process_id", type=int, help="number of this process, from 0")
+_PARSER.add_argument(
+  "--start_timeout", type=int, default=300, help="seconds within which all processes must arrive"
+)
+_PARSER.add_argument(
+  "--heartbeat_timeout", type=int, default=60, help="seconds after which a silent process is lost"
+)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+  """Reads a command line, without the program's name.
+
+  Returns:
+    The options of `--help`, `workdir` with its default, and `settings`, not yet validated.
+
+  Raises:
+    InputError: a mistake in the command line or in the config file; the message is one line.
+  """
+  overrides, rest = _overrides(arguments)
+  options, unknown = _PARSER.parse_known_args(rest)
+  if unknown:
+    hint = "; overrides look like --config.k=64" if not unknown[0].startswith("-") else ""
+    raise InputError(f"unknown argument {unknown[0]!r}{hint}")
+  if not options.config:
+    raise InputError("--config: nothing given; takes a file, or a name such as demo")
+  options.default_workdir = os.path.join("runs", pathlib.Path(config_file(options.config)).stem)
+  if options.workdir is None:
+    options.workdir = options.default_workdir
+  if not options.workdir:
+    raise InputError("--workdir: nothing given; takes the folder for what the run leaves")
+  if problem := problem_of(options.workdir):
+    raise InputError(f"--workdir: got {options.workdir!r}, takes {problem}")
+  for name in ("start_timeout", "heartbeat_timeout"):
+    if getattr(options, name) < 1:
+      raise InputError(f"--{name}: got {getattr(options, name)}, takes 1 or more seconds")
+  try:
+    options.settings = unpack(load_config(options.config)).replace(overrides)
+  except InputError:
+    raise
+  except Exception as error:  # config files are programs
+    raise InputError(_explained(error)) from error
+  return options
+
+
+def _overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+  """Values of `--config.FIELD=VALUE`, `--config.FIELD VALUE` or `--config.FLAG`, and the rest."""
+  values: dict[str, Any] = {}
+  rest = []
+  remaining = iter(arguments)
+  for argument in remaining:
+    found = re.fullmatch(r"--?config\.([^=]*)(?:=(.*))?", argument, re.DOTALL)
+    if not found:
+      rest.append(argument)
+      continue
+    field, text = found.groups()
+    if text is None:
+      is_flag = field in FIELDS and FIELDS[field].type is bool
+      text = "true" if is_flag else next(remaining, "")
+    values[field] = value_of_text(field, text)
+  return values, rest
+
+
+def _explained(error: Exception) -> str:
+  """One line with the place in a config file."""
   if isinstance(error, SyntaxError):
     return f"{error.filename}:{error.lineno}: {error.msg}"
-  if isinstance(error, flags.Error | OSError | TypeError | ValueError | LookupError):
-    # The last line: ml_collections puts whole tracebacks into messages.
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return re.sub(r"^[\w.]*(Error|Exception): ", "", lines[-1] if lines else type(error).__name__)
-  place = traceback.extract_tb(error.__traceback__)[-1]
-  return f"{place.filename}:{place.lineno}: {type(error).__name__}: {error}"
-
-
-def _unknown_field(argv: Sequence[str]) -> str | None:
-  """The first override of a field that does not exist, with the nearest that does."""
-  for argument in argv[1:]:
-    if name := re.match(r"--?config\.([\w.]+)", argument):
-      try:
-        check_name(name[1], FIELDS)
-      except ConfigError as error:
-        return str(error)
-  return None
-
-
-def _unknown_key(error: AttributeError | KeyError) -> str:
-  """An attribute of a config file's ConfigDict that is no field, without its group's name."""
-  message = str(error.args[0] if error.args else error)
   frames = traceback.extract_tb(error.__traceback__)
   place = [frame for frame in frames if "ml_collections" not in frame.filename][-1]
-  where = f"{place.filename}:{place.lineno}: "
-  found = re.search(r'"(\w+)" does not exist', message)
-  found = found or re.match(r"\W*(\w+)\W.*Did you mean", message, re.DOTALL)
-  if not found:
-    return where + " ".join(message.split())
-  name = found[1]
-  parts: dict[str, str] = {}  # group or last part of a field -> its whole name, the first of equal
-  for field in FIELDS:
-    group, _, last = field.rpartition(".")
-    parts.setdefault(group, group)
-    parts.setdefault(last, field)
-  near = difflib.get_close_matches(name, parts, 1)
-  hint = f" (did you mean config.{parts[near[0]]}?)" if near else ""
-  return f"{where}unknown field {name}{hint}"
+  message = " ".join(str(error.args[0] if len(error.args) == 1 else error).split())
+  where = f"{place.filename}:{place.lineno}"
+  if near := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):  # a ConfigDict's
+    return f"{where}: unknown field {near[2]} (did you mean {near[1]}?)"
+  return f"{where}: {type(error).__name__}: {message.partition(' Other fields present')[0]}"
 
 
 def page() -> str:
@@ -101,7 +130,7 @@ def page() -> str:
 
 
 def help_text() -> str:
-  """Jobs, packaged configs, and fields by group, one per line, for `--help`."""
+  """Jobs, packaged configs, fields by group, one per line, and options, for `--help`."""
   configs = {name: summary(file) for name, file in packaged_configs().items()}
   lines = ["Jobs (--config.job=JOB):", *_columns({name: job.help for name, job in JOBS.items()})]
   lines += ["", "Configs (--config=NAME):", *_columns(configs)]
@@ -112,7 +141,7 @@ def help_text() -> str:
       f"  --config.{field}={row.default!r}: {row.metadata['help']}"
       for field, row in _rows(name, group)
     ]
-  return "\n".join(lines) + "\n"
+  return "\n".join([*lines, "", _PARSER.format_help().strip()]) + "\n"
 
 
 def _columns(texts: Mapping[str, str]) -> list[str]:

@@ -2,16 +2,15 @@
 
 import importlib
 import os
+import pathlib
 import subprocess
 import sys
 
-from absl import flags
 import pytest
 
 from pomp_jax import __version__
-from pomp_jax import main as main_module
-from pomp_jax.config.packaged import FOLDER, packaged_configs, summary, with_file
-from tests.support.command_line import parse
+from pomp_jax.config.command_line import parse
+from pomp_jax.config.packaged import FOLDER, packaged_configs, summary
 
 DEMO = str(FOLDER / "demo.py")
 
@@ -24,27 +23,20 @@ def test_each_packaged_config_has_get_config_and_the_others_have_not():
     assert summary(file) == module.__doc__.partition("\n")[0] != ""
 
 
-@pytest.mark.parametrize(
-  ("given", "expected"),
-  [
-    (["--config=demo"], [f"--config={DEMO}"]),
-    (["-config", "demo:k=16,m=4"], ["-config", f"{DEMO}:k=16,m=4"]),
-    ([f"--config={DEMO}:k=16"], [f"--config={DEMO}:k=16"]),
-    (["--config=mine.py"], ["--config=mine.py"]),
-    (["--config"], ["--config"]),
-    (["--config.job=demo", "--workdir=demo"], ["--config.job=demo", "--workdir=demo"]),
-  ],
-)
-def test_a_name_is_the_packaged_file_and_a_path_stays(given, expected):
-  assert with_file(["pomp", *given]) == ["pomp", *expected]
+@pytest.mark.parametrize("config", ["demo:k=16", f"{DEMO}:k=16", "mine.py"])
+def test_a_name_is_the_packaged_file_and_its_folder_is_in_runs(config, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "mine.py").write_text(pathlib.Path(DEMO).read_text())
+  options = parse([f"--config={config}"])
+  assert options.workdir == f"runs/{'mine' if config == 'mine.py' else 'demo'}"
+  assert options.settings.k == (16 if ":" in config else 1000)
+  assert parse(["--config", config, "--workdir=here"]).workdir == "here"
 
 
-def test_the_folder_of_a_run_without_workdir():
-  for config in ("demo:k=16", DEMO):
-    parse(f"--config={config}")
-    assert flags.FLAGS.workdir == main_module._default_workdir() == "runs/demo"
-  parse("--config=demo", "--workdir=here")
-  assert flags.FLAGS.workdir == "here"
+def test_overrides_in_their_three_forms():
+  overrides = ["--config.k=16", "--config.prompt.m", "8", "--config.dry_run"]
+  settings = parse(["--config=demo", *overrides]).settings
+  assert (settings.k, settings.prompt.m, settings.dry_run) == (16, 8, True)
 
 
 @pytest.mark.parametrize(

@@ -26,14 +26,13 @@ SMALL = [
 ]
 # The program with another job: `run`, in which `first` says whether this is process 0.
 PLAYED = """
-import pathlib, time, types
-from absl import app
+import pathlib, sys, time, types
 from pomp_jax import hosts, main
 def run(config, workdir):
   first = hosts.is_first()
 {body}
 main.load_job = lambda name: types.SimpleNamespace(check=lambda *_: None, run=run)
-app.run(main.main, flags_parser=main.parse_flags)
+sys.exit(main.main(sys.argv[1:]))
 """
 
 

@@ -5,37 +5,15 @@ import contextlib
 import logging
 import signal
 import sys
-from unittest import mock
 
-from absl import flags
 import pytest
 
 from pomp_jax import main as main_module
 
 
-def forget_flags() -> None:
-  """Resets all flags to their unparsed state."""
-  flags.FLAGS.unparse_flags()
-  for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-    delattr(flags.FLAGS, name)
-  flags.FLAGS["config"].value = flags.FLAGS["workdir"].value = None
-
-
-def parse(*arguments: object) -> None:
-  """Parses a command line."""
-  forget_flags()
-  argv = ["pomp_jax.main", *map(str, arguments)]
-  with mock.patch.object(sys, "argv", argv):  # config_flags looks overrides up there
-    main_module.parse_flags(argv)
-
-
 def run_main(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, list[str]]:
   """Runs a command line: exit status, and lines on standard error."""
-  try:
-    parse(*arguments)
-    status = main_module.main([])
-  except SystemExit as exit:
-    status = exit.code
+  status = main_module.main([str(argument) for argument in arguments])
   return status, capsys.readouterr().err.strip().splitlines()
 
 
