@@ -20,7 +20,7 @@ from pomp_jax.analysis.reports import (
 from pomp_jax.config.fields import Settings, flatten
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import exists, read_bytes
-from pomp_jax.files.run_folder import RunFolder, to_json
+from pomp_jax.files.run_folder import RunFolder, to_json, with_provenance, writing
 
 # By job: (what `results.json` holds, fields of the config by dotted name) -> report.
 BUILDERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Report]] = {
@@ -57,6 +57,19 @@ _FILES = {
   "detections": "detections of each prompt in COCO's form",
 }
 _WRITERS = {"results.md": markdown, "results.tex": latex}
+
+
+def finish_run(
+  folder: RunFolder, config: Settings, results: Mapping[str, Any], *names: str
+) -> None:
+  """Writes a run's report and, last, its results: a folder with results is a finished run.
+
+  Arguments as `write_run_report`'s; `results` without their provenance.
+  """
+  stored = with_provenance(results)
+  with writing(folder.path):
+    write_run_report(folder, config, stored, *names)
+  folder.write_results(stored)
 
 
 def write_run_report(

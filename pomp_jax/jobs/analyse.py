@@ -25,13 +25,13 @@ from pomp_jax.analysis.features import (
   uniformity,
   wordnet_branches,
 )
-from pomp_jax.analysis.run_report import write_run_report
+from pomp_jax.analysis.run_report import finish_run
 from pomp_jax.config import Settings
 from pomp_jax.data.class_lists import ClassList
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.prompt_file import Prompt
-from pomp_jax.files.run_folder import RunFolder, with_provenance, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import split_features
 from pomp_jax.inference.metrics import check_finite
@@ -110,11 +110,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   if first:
     with writing(folder.plots):
       alignment_uniformity(folder.plots / "alignment_uniformity.png", sets)
-    stored = with_provenance(results)
-    with writing(folder.path):
-      write_run_report(folder, config, stored, "results.md")
-    # Last: a folder with results is a finished run.
-    folder.write_results(stored)
+    finish_run(folder, config, results, "results.md")
     log.info("tables, plots and every figure are in %s", folder.path)
   return results
 

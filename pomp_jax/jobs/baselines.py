@@ -14,13 +14,13 @@ from typing import Any
 import jax
 
 from pomp_jax.analysis import plots
-from pomp_jax.analysis.run_report import write_run_report
+from pomp_jax.analysis.run_report import finish_run
 from pomp_jax.benchmark.measurement import ProcessError, in_own_process, peak_mib
 from pomp_jax.config import METHODS, ConfigError, Settings, validate, value_of_text
-from pomp_jax.files.run_folder import RunFolder, with_provenance, writing
+from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.jobs import pretrain
-from pomp_jax.jobs.repeat import of_seeds, summary
+from pomp_jax.jobs.repeat import of_seeds, run_of_seed, summary
 from pomp_jax.train.watch import TrainingError
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def check(config: Settings, workdir: str) -> None:
   RunFolder(workdir).check(config.job)
   for label, method in method_configs(config).items():
     for seed in _seeds(method):
-      pretrain.check(*_one(method, os.path.join(workdir, label), seed))
+      pretrain.check(*run_of_seed(method, os.path.join(workdir, label), seed))
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
@@ -61,13 +61,11 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     "methods": methods,
     "failed": failed,
   }
-  stored = with_provenance(results)
-  with writing(folder.path):
-    if methods:
-      top1 = {label: row["top1"] for label, row in methods.items()}
+  if methods:
+    top1 = {label: row["top1"] for label, row in methods.items()}
+    with writing(folder.plots):
       plots.method_dots(folder.plots / "accuracy.png", top1)
-    write_run_report(folder, config, stored, "results.md")
-  folder.write_results(stored)
+  finish_run(folder, config, results, "results.md")
   for label, row in methods.items():
     figures = [f"{name} {100 * top1['mean']:.1f}%" for name, top1 in row["top1"].items()]
     log.info("%s: %s", label, ", ".join(figures))
@@ -103,14 +101,10 @@ def _seeds(config: Settings) -> tuple[int, ...]:
   return seeds if METHODS[config.method].seeded else seeds[:1]
 
 
-def _one(config: Settings, workdir: str, seed: int) -> tuple[Settings, str]:
-  return config.replace({"seed": seed}), os.path.join(workdir, f"seed_{seed}")
-
-
 def _outcome(config: Settings, workdir: str, programs: str) -> dict[str, Any]:
   """Runs a method: {"seeds": .., "runs": results of each, "peak_mib": ..}, or {"error": ..}."""
   folder, seeds = RunFolder(workdir), list(_seeds(config))
-  all_ran = all(RunFolder(_one(config, workdir, seed)[1]).results.exists() for seed in seeds)
+  all_ran = all(RunFolder(run_of_seed(config, workdir, seed)[1]).results.exists() for seed in seeds)
   if all_ran and (stored := folder.finished(seeds=seeds)) is not None:
     return stored
   if jax.default_backend() == "cpu":
@@ -134,7 +128,7 @@ def _run_seeds(config: Settings, workdir: str, programs: str) -> dict[str, Any]:
   """Runs all seeds of a method, on the CPU in a process of its own."""
   _share_programs(programs)
   try:
-    runs = [pretrain.run(*_one(config, workdir, seed)) for seed in _seeds(config)]
+    runs = [pretrain.run(*run_of_seed(config, workdir, seed)) for seed in _seeds(config)]
   except Exception as error:  # the other methods continue
     return {"error": " ".join(f"{type(error).__name__}: {error}".split())}
   # Through JSON, so that it equals what a restart reads from the file.
@@ -163,11 +157,12 @@ def _rows(label: str, method: str, outcome: dict[str, Any]) -> dict[str, Any]:
 
   def top1_of(prompt):
     """By split: summary over the seeds, images, classes, interval."""
-    found = {s: of_seeds([run["eval"][s][prompt] for run in runs]) for s in first["eval"]}
-    return {
-      s: {**one["top1"], "images": one["images"], "classes": n, "interval": one["top1_interval"]}
-      for (s, one), n in zip(found.items(), map(first["eval_classes"].get, found), strict=True)
-    }
+    summaries = {}
+    for split, n_classes in first["eval_classes"].items():
+      one = of_seeds([run["eval"][split][prompt] for run in runs])
+      sizes = {"images": one["images"], "classes": n_classes, "interval": one["top1_interval"]}
+      summaries[split] = one["top1"] | sizes
+    return summaries
 
   evaluated = list(next(iter(first["eval"].values())))
   if method != "zero_shot":

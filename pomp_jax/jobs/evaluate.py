@@ -22,7 +22,7 @@ from pomp_jax import hosts, inputs
 from pomp_jax.analysis import plots
 from pomp_jax.analysis.class_tables import class_summary, write_class_tables
 from pomp_jax.analysis.clip_benchmark import benchmark_csv, benchmark_records
-from pomp_jax.analysis.run_report import write_run_report
+from pomp_jax.analysis.run_report import finish_run
 from pomp_jax.analysis.set_accuracy import (
   SetFigures,
   accuracy_by_group,
@@ -41,7 +41,7 @@ from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import remove_folder
 from pomp_jax.files.pieces import Pieces
-from pomp_jax.files.run_folder import RunFolder, with_provenance, write_json, writing
+from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.class_matrix import check_prompt
 from pomp_jax.inference.evaluate import tally
@@ -142,10 +142,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     _plot(folder, results)
     write_class_tables(folder, done)
     _write_benchmark(folder, results)
-    stored = with_provenance(results)
-    write_run_report(folder, config, stored, "results.md", "results.tex")
-  # Last: a folder with results is a finished run.
-  folder.write_results(stored)
+  finish_run(folder, config, results, "results.md", "results.tex")
   log.info("tables, plots and every figure are in %s", folder.path)
   return results
 

@@ -23,7 +23,7 @@ from pomp_jax.analysis.gradient_bias import (
   gradient_function,
   summarise,
 )
-from pomp_jax.analysis.run_report import write_run_report
+from pomp_jax.analysis.run_report import finish_run
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import StoredImages, readable_images
@@ -32,7 +32,7 @@ from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.checkpoints import read_checkpoint
 from pomp_jax.files.pieces import Pieces
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
-from pomp_jax.files.run_folder import RunFolder, with_provenance, writing
+from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.named_prompts import prompt_of_checkpoint
 from pomp_jax.prompt.bank import Bank
@@ -144,10 +144,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   with writing(folder.plots):
     sizes = {"images": results["images"], "classes": results["n_classes"]}
     gradient_bias_panels(folder.plots / "gradient_bias.png", cells, **sizes)
-  stored = with_provenance(results)
-  with writing(folder.path):
-    write_run_report(folder, config, stored)
-  folder.write_results(stored)
+  finish_run(folder, config, results)
   return results
 
 

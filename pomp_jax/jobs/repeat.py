@@ -13,9 +13,9 @@ import scipy.special
 from pomp_jax import hosts
 from pomp_jax.analysis import plots
 from pomp_jax.analysis.labels import counted
-from pomp_jax.analysis.run_report import write_run_report
+from pomp_jax.analysis.run_report import finish_run
 from pomp_jax.config import ConfigError, Settings
-from pomp_jax.files.run_folder import RunFolder, with_provenance, writing
+from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.metrics import Accuracy, wilson_interval
 from pomp_jax.jobs import pretrain
@@ -32,7 +32,7 @@ def check(config: Settings, workdir: str) -> None:
   if not config.repeat.seeds:
     raise ConfigError("repeat.seeds", config.repeat.seeds, "one seed or more")
   for seed in config.repeat.seeds:
-    pretrain.check(*_one(config, workdir, seed))
+    pretrain.check(*run_of_seed(config, workdir, seed))
 
 
 def run(config: Settings, workdir: str) -> dict:
@@ -40,7 +40,7 @@ def run(config: Settings, workdir: str) -> dict:
   runs = []
   for seed in steps_of(config.repeat.seeds, "seeds", "seeds"):
     log.info("seed %d of %s", seed, list(config.repeat.seeds))
-    runs.append(pretrain.run(*_one(config, workdir, seed)))
+    runs.append(pretrain.run(*run_of_seed(config, workdir, seed)))
   results = {
     "job": config.job,
     "seeds": list(config.repeat.seeds),
@@ -56,11 +56,9 @@ def run(config: Settings, workdir: str) -> dict:
     return results
   folder = RunFolder(workdir)
   folder.create()
-  stored = with_provenance(results)
-  with writing(folder.path):
+  with writing(folder.plots):
     _plot(folder, results)
-    write_run_report(folder, config, stored)
-  folder.write_results(stored)
+  finish_run(folder, config, results)
   for split, gain in results["gain"].items():
     log.info(
       "%s: top-1 %.2f%% +- %.2f over %d seeds on %d images, %+.2f points beside the best"
@@ -72,7 +70,8 @@ def run(config: Settings, workdir: str) -> dict:
   return results
 
 
-def _one(config: Settings, workdir: str, seed: int) -> tuple[Settings, str]:
+def run_of_seed(config: Settings, workdir: str, seed: int) -> tuple[Settings, str]:
+  """Config and folder of the training with a seed."""
   return config.replace({"job": "pretrain", "seed": seed}), os.path.join(workdir, f"seed_{seed}")
 
 

@@ -120,17 +120,6 @@ def test_bins_are_open_below_and_closed_above():
   np.testing.assert_array_equal(confidence_bins(values), expected)
 
 
-def test_per_class_accuracy(scores):
-  labels, logits = scores
-  images, top1 = tallied(labels, logits, 77).per_class()
-  right = logits.argmax(-1) == labels
-  for c in range(N - 2):
-    assert images[c] == np.sum(labels == c)
-    assert top1[c] == pytest.approx(right[labels == c].mean())
-  assert images[N - 2 :].tolist() == [0, 0]
-  assert np.isnan(top1[N - 2 :]).all()
-
-
 @pytest.mark.parametrize(
   ("right", "n"), [(0, 1), (1, 1), (0, 40), (40, 40), (1, 40), (17, 33), (1234, 2048), (9, 10_450)]
 )
