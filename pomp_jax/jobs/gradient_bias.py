@@ -6,12 +6,12 @@ gradients of many draws. Leaves in the run's folder `cells/` with a file for eac
 missing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import logging
 import os
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,7 +27,6 @@ from pomp_jax.analysis.run_report import finish_run
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import StoredImages, readable_images
-from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.checkpoints import read_checkpoint
 from pomp_jax.files.pieces import Pieces
@@ -53,34 +52,16 @@ _VERSION = "1"
 _IMAGES = 1024
 
 
-@dataclasses.dataclass(frozen=True)
-class _Setting:
-  """What all gradients have in common; `key` is its fingerprint."""
+class _Setting(NamedTuple):
+  """What all gradients have in common."""
 
-  encoder: Encoder
-  module: PromptContext
-  params: dict
+  key: str  # fingerprint of it all
+  n_images: int
+  params: Any
   frozen: Frozen
-  features: jax.Array
-  labels: jax.Array
-  n_classes: int
-  config: Settings
-  key: str
-
-  def gradients(
-    self, k: int, sampling: SamplingSettings, corrections: tuple[str, ...], n_draws: int
-  ):
-    """Computes gradients of n draws [n, corrections, P]."""
-    clip, module = self.encoder.clip, self.module
-    settings = ContrastSettings(k, self.n_classes, "log", clip.logit_scale, sampling)
-    lengths_N, n_images = np.asarray(self.frozen.tokens.lengths), self.labels.size
-    budget = step_token_budget(module, lengths_N, settings=settings, group_size=n_images)
-    n_prefix = 1 + module.n_vectors - module.n_own
-    memory = setup.memory_plan(self.config.clip, clip.config.text_config, n_prefix, budget)
-    learner = ContextLearner(module, self.encoder.text_tower(budget, memory), budget)
-    gradients = gradient_function(learner, settings, corrections)
-    arguments = (self.params, self.frozen, self.features, self.labels)
-    return draws_of(gradients, arguments, n_draws, self.config.seed)
+  sampling: SamplingSettings
+  # (K, sampling, corrections, n draws) -> gradients [n, corrections, P]
+  gradients: Callable[[int, SamplingSettings, Sequence[str], int], np.ndarray]
 
 
 def check(config: Settings, workdir: str) -> None:
@@ -115,8 +96,9 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   setting = _open(config)
   folder = RunFolder(workdir)
   folder.create()
-  exact_P = setting.gradients(setting.n_classes, SamplingSettings(), ("log",), 1)[0, 0]
-  log.info("exact gradient over %d classes: norm %.4g", setting.n_classes, np.linalg.norm(exact_P))
+  n_classes = len(setting.frozen.tokens.lengths)
+  exact_P = setting.gradients(n_classes, SamplingSettings(), ("log",), 1)[0, 0]
+  log.info("exact gradient over %d classes: norm %.4g", n_classes, np.linalg.norm(exact_P))
   cells, pairs = [], {f"{s}_{k}": (s, k) for s in settings.samplers for k in settings.k}
   # About as many rows of the text tower for each K.
   n_draws = {k: int(np.clip(settings.rows // (k + settings.images), 8, 512)) for k in settings.k}
@@ -129,13 +111,19 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   for name in steps_of(list(pairs), "gradient bias", "cells"):
     sampler, k = pairs[name]
     if name in todo:
-      pieces.save(name, {"cells": _figures(setting, sampler, k, n_draws[k], exact_P)})
+      sampling = dataclasses.replace(setting.sampling, name=sampler)
+      drawn = setting.gradients(k, sampling, settings.corrections, n_draws[k])
+      found = [
+        {"sampler": sampler, "correction": correction, "k": k} | summarise(drawn[:, i], exact_P)
+        for i, correction in enumerate(settings.corrections)
+      ]
+      pieces.save(name, {"cells": found})
     cells += pieces.read(name).facts["cells"]
     _log_cells(cells[-len(settings.corrections) :])
   results = {
     "job": config.job,
-    "n_classes": setting.n_classes,
-    "images": int(setting.labels.size),
+    "n_classes": n_classes,
+    "images": setting.n_images,
     "prompt": settings.prompt or "initial",
     "exact_norm": float(np.linalg.norm(exact_P)),
     "cells": cells,
@@ -146,21 +134,6 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     gradient_bias_panels(folder.plots / "gradient_bias.png", cells, **sizes)
   finish_run(folder, config, results)
   return results
-
-
-def _figures(
-  setting: _Setting, sampler: str, k: int, n_draws: int, exact_P: np.ndarray
-) -> list[dict[str, Any]]:
-  """Figures of a sampler at a K, one cell of each correction."""
-  config = setting.config
-  corrections = config.gradient_bias.corrections
-  scale = setting.encoder.clip.logit_scale
-  sampling = dataclasses.replace(sampling_of(config.sampling, scale), name=sampler)
-  gradients = setting.gradients(k, sampling, corrections, n_draws)
-  return [
-    {"sampler": sampler, "correction": correction, "k": k} | summarise(gradients[:, i], exact_P)
-    for i, correction in enumerate(corrections)
-  ]
 
 
 def _log_cells(cells: Sequence[Mapping[str, Any]]) -> None:
@@ -215,16 +188,21 @@ def _open(config: Settings) -> _Setting:
   parts += [*jax.tree.leaves(encoder.clip.params), "\n".join(source.names)]
   parts += [np.asarray(params["context"]), features_BxE, labels_B, *stale]
   parts += [np.asarray(array) for array in arrays if array is not None]
-  return _Setting(
-    encoder,
-    module,
-    params,
-    frozen._replace(sampling=sampling),
-    *map(jax.numpy.asarray, (features_BxE, labels_B)),
-    len(source.names),
-    config,
-    fingerprint(parts),
-  )
+  frozen = frozen._replace(sampling=sampling)
+  arguments = (params, frozen, jax.numpy.asarray(features_BxE), jax.numpy.asarray(labels_B))
+  lengths_N, scale = np.asarray(frozen.tokens.lengths), encoder.clip.logit_scale
+
+  def gradients(k, sampling, corrections, n_draws):
+    contrast = ContrastSettings(k, len(source.names), "log", scale, sampling)
+    budget = step_token_budget(module, lengths_N, settings=contrast, group_size=labels_B.size)
+    n_prefix = 1 + module.n_vectors - module.n_own
+    memory = setup.memory_plan(config.clip, encoder.clip.config.text_config, n_prefix, budget)
+    learner = ContextLearner(module, encoder.text_tower(budget, memory), budget)
+    drawn = gradient_function(learner, contrast, corrections)
+    return draws_of(drawn, arguments, n_draws, config.seed)
+
+  drawing = sampling_of(config.sampling, scale)
+  return _Setting(fingerprint(parts), labels_B.size, params, frozen, drawing, gradients)
 
 
 def _arrays(config: Settings, names: Sequence[str], image_size: int) -> SamplingArrays:
