@@ -21,7 +21,7 @@ import tensorstore
 
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.array_cache import fingerprint
-from pomp_jax.files.paths import Path, absolute, is_bucket, scheme_of
+from pomp_jax.files.paths import Path, is_bucket, scheme_of, to_path
 from pomp_jax.files.pieces import Pieces
 from pomp_jax.files.run_folder import RunFolderWriteError, to_json
 from pomp_jax.files.terminal import printable, steps_of
@@ -71,7 +71,7 @@ class Features:
       made_from: everything that the features depend on, as JSON.
       together: images and versions that are read together: a chunk with a checksum.
     """
-    self.folder: Path = absolute(folder)
+    self.folder: Path = to_path(folder)
     self.shape, self.made_from = shape, dict(made_from)
     self.block_size = min(_BLOCK, shape[0])
     chunk = min(together[0], self.block_size), together[1], shape[2]
@@ -247,7 +247,7 @@ def _key_value_store(folder: Path) -> dict[str, Any]:
   """Where TensorStore finds a folder: S3's endpoint and keys are those of AWS's variables."""
   scheme = scheme_of(folder)
   if scheme is None:
-    return {"driver": "file", "path": f"{folder}/"}
+    return {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
   bucket, _, path = os.fspath(folder).partition("://")[2].partition("/")
   found: dict[str, Any] = {"driver": "gcs" if scheme == "gs" else scheme, "bucket": bucket}
   found["path"] = f"{path}/"
