@@ -4,10 +4,8 @@ Nothing here draws. A prompt is named as `inference.named_prompts` does: a path,
 a text with one {}.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-import functools
+from collections.abc import Sequence
 import os
-import unicodedata
 
 from pomp_jax.files.hub import DEFAULT_FILE, is_hub
 from pomp_jax.files.paths import is_bucket
@@ -19,8 +17,6 @@ _WORDS = {
   "class_name": "class name alone",
   "ensemble": "ensemble of prompts",
 }
-# Names of hand-written texts in a config, beside texts with {}; a list may follow the second.
-_TEXTS = ("hand_written", "ensemble")
 # Names of methods as their papers write them.
 _METHOD_NAMES = {
   "pomp": "POMP",
@@ -51,24 +47,17 @@ def prompt_labels(names: Sequence[str]) -> list[str]:
   """
   shares = [next(filter(name.endswith, _SHARES), "") for name in names]
   prompts = [name.removesuffix(share) for name, share in zip(names, shares, strict=True)]
-  distinct = list(dict.fromkeys(prompts))
-  label_of = dict(zip(distinct, _labels_of(distinct), strict=True))
-  labels = [label_of[prompt] + share for prompt, share in zip(prompts, shares, strict=True)]
-  return labels if len(set(labels)) == len(set(names)) else list(names)
-
-
-def _labels_of(names: Sequence[str]) -> list[str]:
-  """Labels of prompts that differ."""
-  paths = [name for name in names if _is_path(name)]
+  paths = list(filter(_is_path, dict.fromkeys(prompts)))
   parts_of = dict(zip(paths, _distinguishing([_parts(path) for path in paths]), strict=True))
   labels = []
-  for name in names:
+  for name, share in zip(prompts, shares, strict=True):
     if name in parts_of:
       kind = "class features" if name.endswith(".npy") else "learned"
-      labels.append(f"{kind}, {'/'.join(parts_of[name])}")
+      label = f"{kind}, {'/'.join(parts_of[name])}"
     else:
-      labels.append(f"learned, {name}" if is_hub(name) else _WORDS.get(name, name))
-  return labels
+      label = f"learned, {name}" if is_hub(name) else _WORDS.get(name, name)
+    labels.append(label + share)
+  return labels if len(set(labels)) == len(set(names)) else list(names)
 
 
 def method_label(name: str) -> str:
@@ -98,7 +87,7 @@ def counted(n: int, noun: str) -> str:
 
 def _is_path(name: str) -> bool:
   """Whether a prompt is a file or a folder: neither an id on the hub nor words."""
-  is_text = name.count("{}") == 1 or name.partition(":")[0] in (*_TEXTS, *_WORDS)
+  is_text = name.count("{}") == 1 or name.partition(":")[0] in _WORDS
   return not is_text and not is_hub(name)
 
 
@@ -126,55 +115,19 @@ def _distinguishing(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 def shorten(name: str, length: int = 34) -> str:
   """Cuts a name in its middle, so that both ends stay; `length` counts the ellipsis, at least 3."""
-  return _cut(name, length, length // 2)
+  if len(name) <= length:
+    return name
+  head = length // 2
+  return f"{name[:head].rstrip()}{_ELLIPSIS}{name[len(name) - (length - 1 - head) :].lstrip()}"
 
 
 def shorten_all(names: Sequence[str], length: int = 34) -> list[str]:
-  """Cuts names to a length; those that differ stay different.
-
-  All are cut in the middle. If that makes some equal, the cut moves for all; names that are similar
-  at both ends show their differing part; and what then is still equal is numbered.
-  """
+  """Cuts names to a length; where different names would become equal, all are numbered."""
   distinct = list(dict.fromkeys(names))
-  for cut in _cuts(distinct, length):
-    short = list(map(cut, distinct))
-    if len(set(short)) == len(distinct):
-      break
-  else:
+  short = [shorten(name, length) for name in distinct]
+  if len(set(short)) < len(distinct):
     width = len(str(len(distinct)))
-    short = [
-      f"{i:0{width}} {shorten(name, max(length - width - 1, 3))}"
-      for i, name in enumerate(distinct, 1)
-    ]
+    rest = max(length - width - 1, 3)
+    short = [f"{i:0{width}} {shorten(name, rest)}" for i, name in enumerate(distinct, 1)]
   found = dict(zip(distinct, short, strict=True))
   return [found[name] for name in names]
-
-
-def _cuts(names: Sequence[str], length: int) -> Iterator[Callable[[str], str]]:
-  """Ways to cut, the preferred first."""
-  middle = length // 2
-  for head in sorted(range(length), key=lambda head: abs(head - middle)):
-    yield functools.partial(_cut, length=length, head=head)
-  similar: dict[str, list[str]] = {}
-  for name in names:
-    similar.setdefault(shorten(name, length), []).append(name)
-  starts = {name: len(os.path.commonprefix(group)) for group in similar.values() for name in group}
-
-  def around_difference(name: str) -> str:
-    if len(similar[shorten(name, length)]) == 1:
-      return shorten(name, length)
-    start = max(starts[name] - length // 3, 0)
-    return _ELLIPSIS + _cut(name[start:], length - 1, length - 2)
-
-  yield around_difference
-
-
-def _cut(name: str, length: int, head: int) -> str:
-  """Replaces what exceeds a length by an ellipsis behind the first `head` characters."""
-  if len(name) <= length:
-    return name
-  start, end = name[:head], name[len(name) - (length - 1 - head) :]
-  # An accent without its letter would stand on the ellipsis.
-  while end and (unicodedata.combining(end[0]) or unicodedata.category(end[0])[0] == "M"):
-    end = end[1:]
-  return f"{start.rstrip()}{_ELLIPSIS}{end.lstrip()}"

@@ -1,4 +1,4 @@
-"""Plots of training runs, evaluations and comparisons of methods; `path` is the PNG to write."""
+"""Plots of training runs, evaluations and comparisons of methods."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -34,10 +34,11 @@ def training_curves(
   """Plots loss and accuracy against the step: raw values faint under a moving average.
 
   Args:
-    series: steps and values by name. `loss`, `accuracy` (fraction, over the sampled classes) and
-      `validation_top1` (fraction, over all classes) are drawn; others are ignored.
+    path: PNG file to write.
+    series: steps and values of `loss`, `accuracy` (fraction, over the sampled classes) and
+      `validation_top1` (fraction, over all classes); others are ignored.
     title: method, and the numbers of images, classes and seeds.
-    loss_unit: what the loss is.
+    loss_unit: unit of the loss.
     classes: classes that the training's accuracy is over.
   """
   figure, (loss, accuracy) = drawing.panels(2, 4.2, 3.4, title)
@@ -64,15 +65,10 @@ def _smoothed_curve(axes: Axes, series: Series | None, label: str) -> None:
   window = max(len(values) // 25, 1)
   if window > 1:
     axes.plot(steps, values, color=drawing.BLUE, linewidth=0.8, alpha=0.3)
-    values = _moving_mean(values, window)
+    # The mean of `window` values on either side, of fewer at the ends.
+    kernel, ones = np.ones(2 * window + 1), np.ones(len(values))
+    values = np.convolve(values, kernel, "same") / np.convolve(ones, kernel, "same")
   axes.plot(steps, values, color=drawing.BLUE, linewidth=1.8, label=label)
-
-
-def _moving_mean(values: np.ndarray, window: int) -> np.ndarray:
-  """Averages `window` values on either side, fewer at the ends."""
-  ones, kernel = np.ones(len(values)), np.ones(2 * window + 1)
-  sums, counts = (np.convolve(x, kernel)[window : window + len(x)] for x in (values, ones))
-  return sums / counts
 
 
 def accuracy_bars(
@@ -86,10 +82,10 @@ def accuracy_bars(
   """Plots top-1 of all prompts, a group of bars for each split.
 
   Args:
-    scores: `scores[split][prompt]` with `top1`, `top1_interval` (fractions) and `images`, at least
-      one split. The prompts `prompt`, `hand_written` and `class_name` come first.
-    spread: standard deviations over seeds, `spread[split][prompt]["top1"]`, for the error bars. By
-      default these show the interval over the images.
+    path: PNG file to write.
+    scores: `scores[split][prompt]` with `top1`, `top1_interval` (fractions) and `images`.
+    spread: standard deviations over seeds, `spread[split][prompt]["top1"]`, for the error bars;
+      by default these show the interval over the images.
     title: method, and the number of seeds.
     classes: number of classes of each split.
   """
@@ -193,8 +189,10 @@ def accuracy_panels(
   """Plots accuracies as horizontal bars with 95% intervals, and published ones below in grey.
 
   Args:
+    path: PNG file to write.
     accuracy: prompt -> column (a data set, or the mean) -> fraction.
     published: method -> column -> percent; columns without a figure are absent.
+    title: title of the figure.
     images: column -> number of images; absent for a mean.
     intervals: prompt -> column -> ends of the interval, fractions; absent for a mean.
     classes: column -> number of classes; absent for a mean.
@@ -214,13 +212,10 @@ def accuracy_panels(
     errors_2xV[:, : len(ours)] = np.abs(100 * np.array(ends).T - ours)
     colours = [drawing.style(i)["color"] for i in range(len(ours))] + ["0.85"] * len(others)
     bars = axes.barh(
-      range(len(values)),
-      values,
-      0.8,
-      color=colours,
+      *(range(len(values)), values, 0.8), color=colours,
       xerr=errors_2xV if errors_2xV.any() else None,
       error_kw={"elinewidth": 0.8, "capsize": 2, "ecolor": "0.25"},
-    )
+    )  # fmt: skip
     axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=2, fontsize=drawing.TEXT)
     widest = max(1.22 * (values + errors_2xV[1]).max(), 1.0)
     axes.set(ylim=(len(values) - 0.4, -0.6), xlim=(0, widest))
@@ -284,14 +279,9 @@ def calibration_panels(
     for i, figures in enumerate(prompts.values()):
       bins = {key: np.asarray(value) for key, value in figures["reliability"].items()}
       filled = bins["images"] > 0
-      axes.plot(
-        bins["confidence"][filled],
-        bins["accuracy"][filled],
-        label=f"{100 * figures['ece']:.1f}",
-        markersize=4,
-        linewidth=1.2,
-        **drawing.style(i),
-      )
+      x, y = bins["confidence"][filled], bins["accuracy"][filled]
+      options = {"markersize": 4, "linewidth": 1.2, **drawing.style(i)}
+      axes.plot(x, y, label=f"{100 * figures['ece']:.1f}", **options)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     one = next(iter(prompts.values()))
     heading = _with_counts(name, ", ", one.get("images"), one.get("classes"))
@@ -312,7 +302,8 @@ def prediction_sheet(
   """Draws test images with their true names and the most probable names; the right one is ticked.
 
   Args:
-    images: uint8 [n, H, W, 3], n >= 1; small ones are enlarged without smoothing.
+    path: PNG file to write.
+    images: uint8 [n, H, W, 3], n >= 1.
     true_names: n names.
     top3_names: at most three names of each image, the most probable first.
     top3_probabilities: probabilities of these names.

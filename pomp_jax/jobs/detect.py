@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pomp_jax import hosts
-from pomp_jax.analysis.detection import Boxes, detection_sheet
 from pomp_jax.analysis.labels import counted, prompt_labels
+from pomp_jax.analysis.pictures import Boxes, detection_sheet
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.subsets import spread_evenly

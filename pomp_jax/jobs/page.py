@@ -63,7 +63,7 @@ def run(config: Settings, workdir: str) -> None:
   """Serves the page until the process is asked to stop."""
   del workdir
   # Imported here: `check` says what is missing.
-  from pomp_jax.page import server
+  from pomp_jax.page import connections, server
   from pomp_jax.page.comparison import Comparison, shown_prompts
 
   page, turns = config.page, server.Turns()
@@ -90,7 +90,7 @@ def run(config: Settings, workdir: str) -> None:
       " %r; there is no password",
       *(page.host, port, page.runs),
     )
-  with hosts.StopRequest() as stop, server.serving(app, listener, page.max_upload):
+  with hosts.StopRequest() as stop, connections.serving(app, listener, page.max_upload):
     _log_start(prompts, f"http://{f'[{host}]' if ':' in host else host}:{port}/")
     while not stop.after_step():
       time.sleep(_SECONDS)
@@ -104,7 +104,7 @@ def _log_start(prompts: Sequence[NamedPrompt], url: str) -> None:
 
 
 def _listen(config: Settings):
-  from pomp_jax.page.server import listen
+  from pomp_jax.page.connections import listen
 
   try:
     return listen(config.page.host, config.page.port)

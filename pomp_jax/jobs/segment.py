@@ -17,7 +17,7 @@ import numpy as np
 
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis.labels import counted, prompt_labels
-from pomp_jax.analysis.segmentation import segmentation_sheet
+from pomp_jax.analysis.pictures import segmentation_sheet
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.pixels import IGNORED, read_values, write_labels

@@ -14,9 +14,7 @@ from matplotlib.colors import to_rgb
 import numpy as np
 from PIL import Image
 
-from pomp_jax.analysis import sheets
-from pomp_jax.analysis.detection import Boxes
-from pomp_jax.analysis.pictures import boxes_picture, label_colours, overlay
+from pomp_jax.analysis.pictures import OTHER, Boxes, boxes_picture, label_colours, overlay
 from pomp_jax.config import Settings
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.class_splits import ClassSplit
@@ -303,7 +301,7 @@ def _image_ids(keys: Sequence[str]) -> dict[str, int]:
 
 def _table(labels_HxW: np.ndarray) -> np.ndarray:
   """Colours of a label image's values: those of the picture, white for no class, else grey."""
-  table = np.tile(np.array(to_rgb(sheets.OTHER)), (256, 1))
+  table = np.tile(np.array(to_rgb(OTHER)), (256, 1))
   for label, colour in label_colours(labels_HxW).items():
     if label < len(table):
       table[label] = to_rgb(colour)

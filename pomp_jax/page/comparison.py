@@ -16,8 +16,7 @@ import numpy as np
 from PIL import Image
 import scipy.special
 
-from pomp_jax.analysis.detection import Boxes, detection_sheet, strongest
-from pomp_jax.analysis.segmentation import segmentation_sheet
+from pomp_jax.analysis.pictures import Boxes, detection_sheet, segmentation_sheet, strongest
 from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.config import WORLD, Settings
 from pomp_jax.data.class_splits import ClassSplit
@@ -48,16 +47,10 @@ _SEGMENT_SIDE = 384
 
 
 class Answer(NamedTuple):
-  """The likeliest names under one prompt.
+  """The likeliest names under one prompt, with their probabilities, best first."""
 
-  Attributes:
-    label: the prompt.
-    learned: whether it is a learned one.
-    best: names with their probabilities, best first.
-  """
-
-  label: str
-  learned: bool
+  label: str  # of the prompt
+  learned: bool  # whether the prompt is a learned one
   best: list[tuple[str, float]]
 
 
@@ -84,9 +77,8 @@ class Comparison:
     Args:
       encoder: the CLIP.
       prompts: prompts that fit any names.
-      config: its `page.top`, `regions` (but for `source`, `path`, `size`, `alone`), fields of the
-        recipe in `segment`, and `detect.logit_scale`, `min_score` and `nms` are read.
-      network: what finds regions.
+      config: config of the page.
+      network: network that finds regions.
     """
     self._encoder, self._config, self._network = encoder, config, network
     self.prompts = list(prompts)
@@ -106,7 +98,7 @@ class Comparison:
     return any(isinstance(named.prompt, Prompt) for named in self.prompts)
 
   def under(self, prompts: Sequence[NamedPrompt]) -> "Comparison":
-    """The same under other prompts that fit any names, with what is computed by now.
+    """The same under other prompts, with what is computed by now.
 
     Raises:
       FormError: a prompt of another width, or of one list of classes.
@@ -128,9 +120,7 @@ class Comparison:
     """Returns the likeliest names of a picture under each prompt.
 
     Raises:
-      VocabularyError, TokenizeError: unusable names.
-      ImageError: a picture too narrow.
-      EvaluationError: features are not finite.
+      VocabularyError, TokenizeError, ImageError, EvaluationError: one line each.
     """
     clip = self._encoder.clip
     matrices = self._class_matrices(names)
@@ -150,7 +140,6 @@ class Comparison:
 
     Raises:
       FormError: more than MAX_SEGMENT_NAMES names, or neither a network nor a ViT.
-      VocabularyError, TokenizeError: unusable names.
     """
     if not self.segments:
       raise FormError("segmentation needs a ViT or a network; this CLIP has a ResNet")
@@ -181,7 +170,6 @@ class Comparison:
 
     Raises:
       FormError: there is no network.
-      VocabularyError, TokenizeError: unusable names.
     """
     if not self.finds:
       raise FormError("finding objects needs a network; this page has none (propose.network)")
@@ -194,13 +182,11 @@ class Comparison:
       )
       boxes = Boxes(regions.boxes[found.regions], found.classes, found.scores.astype(np.float32))
       drawn.append(strongest(boxes))
-    labels = [named.label for named in self.prompts]
-    picture = _drawn(lambda path: detection_sheet(path, [pixels], [drawn], labels, names))
     rows = [
       [(names[c], float(score)) for c, score in zip(one.classes, one.scores, strict=True)]
       for one in drawn
     ]
-    return picture, rows
+    return self._with_boxes(pixels, drawn, names), rows
 
   def _regions(
     self, pixels_HxWx3: UInt8[np.ndarray, "H W 3"], names: Sequence[str], logit_scale: float
@@ -209,29 +195,23 @@ class Comparison:
     assert self._network is not None
     [regions] = self._network.proposer.regions([pixels_HxWx3])
     regions = regions.top(self._config.regions.max_regions)
-    [features_RxE] = self._crops.features([pixels_HxWx3], [regions.boxes], None)
     classes = ClassSplit(tuple((name,) for name in names), ("-",) * len(names))
-    return regions, self._scores(
-      regions,
-      features_RxE,
-      names,
-      logit_scale,
-      header=self._network.header,
-      trained_C=trained_classes(self._network.header, classes),
-    )
+    trained_C = trained_classes(self._network.header, classes)
+    header = self._network.header
+    return regions, self._scores(pixels_HxWx3, regions, names, logit_scale, trained_C, header)
 
   def _scores(
     self,
+    pixels_HxWx3: UInt8[np.ndarray, "H W 3"],
     regions: Regions,
-    features_RxE: Float[np.ndarray, "R E"],
     names: Sequence[str],
     logit_scale: float,
-    *,
-    header: RegionHeader | None = None,
     trained_C: Bool[np.ndarray, " N"],
+    header: RegionHeader | None = None,
   ) -> list[Float[np.ndarray, "R N"]]:
-    """Scores of regions under each prompt."""
+    """Scores of regions under each prompt; `trained_C`: whether the network knows a name."""
     own = self._config.regions
+    [features_RxE] = self._crops.features([pixels_HxWx3], [regions.boxes], None)
     return [
       region_scores(
         regions,
@@ -249,24 +229,18 @@ class Comparison:
   def name_boxes(
     self, image: Image.Image, names: Sequence[str], boxes_Rx4: Float32[np.ndarray, "R 4"]
   ) -> tuple[bytes, list[list[Answer]]]:
-    """Names given boxes: a PNG with them in the colours of their names, and for each its answers.
-
-    Raises:
-      VocabularyError, TokenizeError: unusable names.
-    """
-    pixels = np.asarray(image)
-    [features_RxE] = self._crops.features([pixels], [boxes_Rx4], None)
-    scores = self._scores(
-      Regions(boxes_Rx4),
-      features_RxE,
-      names,
-      self._config.detect.logit_scale,
-      trained_C=np.zeros(len(names), bool),
-    )
+    """Names given boxes: a PNG with each in the colour of its name, and the answers of each."""
+    pixels, scale = np.asarray(image), self._config.detect.logit_scale
+    untrained_C = np.zeros(len(names), bool)
+    scores = self._scores(pixels, Regions(boxes_Rx4), names, scale, untrained_C)
     drawn = [Boxes(boxes_Rx4, rows.argmax(1), rows.max(1).astype(np.float32)) for rows in scores]
-    labels = [named.label for named in self.prompts]
-    picture = _drawn(lambda path: detection_sheet(path, [pixels], [drawn], labels, names))
+    picture = self._with_boxes(pixels, drawn, names)
     return picture, [self._answers(names, rows) for rows in zip(*scores, strict=True)]
+
+  def _with_boxes(self, pixels: np.ndarray, boxes: Sequence[Boxes], names: Sequence[str]) -> bytes:
+    """A PNG of the picture with its boxes under each prompt."""
+    labels = [named.label for named in self.prompts]
+    return _drawn(lambda path: detection_sheet(path, [pixels], [boxes], labels, names))
 
   def _answers(self, names: Sequence[str], rows: Sequence[Float[np.ndarray, " N"]]) -> list[Answer]:
     """Best names of probabilities under each prompt."""

@@ -26,6 +26,11 @@ class FormError(InputError, ValueError):
   """Input that the page can't use; one line."""
 
 
+def lines_of(text: str) -> list[str]:
+  """The lines of a field that are not blank."""
+  return list(filter(None, map(str.strip, text.splitlines())))
+
+
 def read_names(text: str, most: int) -> tuple[str, ...]:
   """Reads distinct class names, one a line; blank lines and repeated names are dropped.
 
@@ -33,7 +38,7 @@ def read_names(text: str, most: int) -> tuple[str, ...]:
     FormError: no names, or more than `most`.
     VocabularyError: an unusable name.
   """
-  names = tuple(dict.fromkeys(filter(None, map(str.strip, text.splitlines()))))
+  names = tuple(dict.fromkeys(lines_of(text)))
   if not names:
     raise FormError("names: none given, expected one a line")
   if len(names) > most:
@@ -46,10 +51,9 @@ def read_templates(text: str) -> tuple[str, ...]:
   """Reads hand-written prompts, distinct texts with one {} each, one a line; none is fine.
 
   Raises:
-    FormError: a text without {}, or with two of them.
-    VocabularyError: an unusable text.
+    FormError, VocabularyError: an unusable text.
   """
-  texts = tuple(dict.fromkeys(filter(None, map(str.strip, text.splitlines()))))
+  texts = tuple(dict.fromkeys(lines_of(text)))
   if texts:
     check_names(texts, "templates")
   for one in texts:
@@ -83,17 +87,12 @@ def png_of(image: Image.Image) -> bytes:
 
 
 def read_boxes(text: str, width: int, height: int) -> Float32[np.ndarray, "R 4"]:
-  """Reads boxes, four numbers a line, separated by spaces or commas.
-
-  Args:
-    text: lines.
-    width: width of the picture, pixels.
-    height: height of the picture, pixels.
+  """Reads boxes inside a picture, four numbers a line, separated by spaces or commas.
 
   Raises:
     FormError: no box, more than MAX_BOXES, or a line that is no box inside the picture.
   """
-  lines = [line.strip() for line in text.splitlines() if line.strip()]
+  lines = lines_of(text)
   if not 0 < len(lines) <= MAX_BOXES:
     raise FormError(f"boxes: got {len(lines)}, expected 1 to {MAX_BOXES}, one a line")
   return np.array([_box(line, width, height) for line in lines], np.float32)

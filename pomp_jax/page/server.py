@@ -28,6 +28,7 @@ from pomp_jax.page.form import (
   LONGEST,
   MAX_PROMPTS,
   FormError,
+  lines_of,
   png_of,
   read_boxes,
   read_names,
@@ -41,11 +42,8 @@ log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MIB = 2**20
 # Names and boxes of a form; 1,000 names of 1,000 letters fit.
-_FORM_BYTES = 2 * _MIB
-# Computations that wait, and connections that are served at a time.
-_WAITING, _THREADS = 4, 8
-# Connections that are open, those of them that wait for a (whole) request, and silence, seconds.
-_CONNECTIONS, _IDLE, _SILENCE = 200, 100, 30
+FORM_BYTES = 2 * _MIB
+_WAITING = 4  # computations
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _SECURITY = {
   "Content-Security-Policy": (
@@ -126,19 +124,17 @@ def make_app(
 
   Args:
     comparison: CLIP and prompts.
-    root: folder of the runs; None: no runs.
+    root: folder of the runs, or None.
     limits: bounds of a request.
     host: address that it will listen on.
-    hosts: names that requests may be for, so that no other site can reach it by a name of its own.
-      Loopback names always may; so may addresses and this machine's name, unless `host` is a
-      loopback one.
+    hosts: names that requests may be for, beside those that `_check_origin` accepts.
     pictures: examples of the tab Classify.
     scenes: examples of the tab Regions.
     turns: order of the computations.
   """
   app = Flask(__name__, static_folder=None)
-  app.config["MAX_CONTENT_LENGTH"] = int(limits.max_upload * _MIB) + _FORM_BYTES
-  app.config["MAX_FORM_MEMORY_SIZE"] = _FORM_BYTES
+  app.config["MAX_CONTENT_LENGTH"] = int(limits.max_upload * _MIB) + FORM_BYTES
+  app.config["MAX_FORM_MEMORY_SIZE"] = FORM_BYTES
   app.config["MAX_FORM_PARTS"] = 20
   app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
   page = _Page(comparison, root, limits, turns or Turns())
@@ -148,11 +144,10 @@ def make_app(
   }
   app.before_request(functools.partial(_check_origin, host, hosts))
   app.after_request(_secure)
-  app.register_error_handler(HTTPException, page.refuse)
   app.register_error_handler(Exception, page.fail)
+  for rule, view in (("/", page.classify), ("/regions", page.regions)):
+    app.add_url_rule(rule, view.__name__, view, methods=["GET", "POST"])
   for rule, view in (
-    ("/", page.classify),
-    ("/regions", page.regions),
     ("/picture/<key>", page.picture),
     ("/runs", page.list_runs),
     ("/reports", page.list_reports),
@@ -161,8 +156,7 @@ def make_app(
     ("/plots/<path:name>/<file>", page.plot),
     ("/report/<path:name>", page.report),
   ):
-    methods = ["GET", "POST"] if view in (page.classify, page.regions) else ["GET"]
-    app.add_url_rule(rule, view.__name__, view, methods=methods)
+    app.add_url_rule(rule, view.__name__, view)
   for name, kind in (("style.css", "text/css"), ("page.js", "text/javascript")):
     content = (_TEMPLATES / name).read_text()
     app.add_url_rule(f"/{name}", name, functools.partial(Response, content, mimetype=kind))
@@ -194,18 +188,19 @@ class _Page:
 
     def compute(comparison, image, entered):
       names = read_names(entered["names"], self._limits.max_names)
-      if request.form.get("action") == "segment":
-        with self._turns.turn():
-          return {"sheet": self.shelf.add(comparison.segment(image, names))}
-      if request.form.get("action") == "find":
-        with self._turns.turn():
-          sheet, objects = comparison.find_objects(image, names)
-        return {"sheet": self.shelf.add(sheet), "objects": objects}
-      boxes_Rx4 = read_boxes(entered["boxes"], *image.size)
+      action = request.form.get("action")
+      boxes_Rx4 = None
+      if action not in ("segment", "find"):
+        boxes_Rx4 = read_boxes(entered["boxes"], *image.size)
       with self._turns.turn():
+        if action == "segment":
+          return {"sheet": self.shelf.add(comparison.segment(image, names))}
+        if action == "find":
+          sheet, objects = comparison.find_objects(image, names)
+          return {"sheet": self.shelf.add(sheet), "objects": objects}
         sheet, rows = comparison.name_boxes(image, names, boxes_Rx4)
-      lines = [line.strip() for line in entered["boxes"].split("\n") if line.strip()]
-      return {"sheet": self.shelf.add(sheet), "boxes": list(zip(lines, rows, strict=True))}
+      boxes = list(zip(lines_of(entered["boxes"]), rows, strict=True))
+      return {"sheet": self.shelf.add(sheet), "boxes": boxes}
 
     own = self._comparison
     more = {"segments": own.segments, "finds": own.finds, "max_segment_names": MAX_SEGMENT_NAMES}
@@ -236,8 +231,7 @@ class _Page:
           comparison = self._chosen(entered["templates"], offered, **picked)
           found = compute(comparison, image, entered)
       except (InputError, RunError) as refused:
-        error = str(refused)
-        status = 503 if isinstance(refused, BusyError) else 400
+        error, status = str(refused), _status_of(refused)
     fields = {"tab": tab, "error": error, "entered": entered, "examples": examples, **more}
     fields |= {"own": self._comparison, "prompts": comparison.prompts, "picked": picked}
     fields |= {"found": found, "limits": self._limits, "offered": offered}
@@ -317,28 +311,34 @@ class _Page:
   def _run(self, name: str) -> runs.Run:
     return self._runs().get(name) or abort(404)
 
-  def refuse(self, error: HTTPException) -> tuple[str, int]:
-    """A request that can't be answered, in a line."""
-    lines = {
-      404: "there is no such page, run or picture",
-      413: f"the upload is too large: a picture may have {self._limits.max_upload:g} MiB"
-      f" and all text {_FORM_BYTES // _MIB} MiB",
-    }
-    text = lines.get(error.code, f"the request can't be answered ({error.name})")
-    return render_template("error.html", tab="", error=text), error.code or 500
-
   def fail(self, error: Exception) -> tuple[str, int]:
-    """Anything else: a line on the page, the reason in the server's log."""
-    if isinstance(error, InputError):
-      status = error.status if isinstance(error, BusyError) else 400
-      return render_template("error.html", tab="", error=str(error)), status
-    log.error("%s %s: %r", request.method, request.path, error, exc_info=error)
-    text = "the computation failed; the server's log has the reason"
-    return render_template("error.html", tab="", error=text), 500
+    """Shows any error as one line; the reason of an unexpected one is in the server's log."""
+    if isinstance(error, HTTPException):
+      status = error.code or 500
+      lines = {
+        404: "there is no such page, run or picture",
+        413: f"the upload is too large: a picture may have {self._limits.max_upload:g} MiB"
+        f" and all text {FORM_BYTES // _MIB} MiB",
+      }
+      text = lines.get(status, f"the request can't be answered ({error.name})")
+    elif isinstance(error, InputError):
+      status, text = _status_of(error), str(error)
+    else:
+      status, text = 500, "the computation failed; the server's log has the reason"
+      log.error("%s %s: %r", request.method, request.path, error, exc_info=error)
+    return render_template("error.html", tab="", error=text), status
+
+
+def _status_of(error: Exception) -> int:
+  return BusyError.status if isinstance(error, BusyError) else 400
 
 
 def _check_origin(host: str, hosts: Collection[str]) -> None:
-  """Refuses requests that another site has sent, or under a name that is not the page's."""
+  """Refuses requests that another site has sent, or under a name that is not the page's.
+
+  No other site can reach the page by a name of its own. Loopback names and `hosts` are the page's;
+  so are addresses and this machine's name, unless `host` is a loopback one.
+  """
   origin = request.headers.get("Origin") or f"//{request.host}"
   try:
     name, sender = urlsplit(f"//{request.host}").hostname or "", urlsplit(origin).netloc
@@ -364,52 +364,3 @@ def _secure(response: Response) -> Response:
 
 def _png(content: bytes | None) -> Response:
   return Response(content or abort(404), mimetype="image/png")
-
-
-def listen(host: str, port: int) -> socket.socket:
-  """Opens a port; 0 is a free one.
-
-  Raises:
-    OSError: no such address, or the port is in use.
-  """
-  family = socket.AF_INET6 if ":" in host else socket.AF_INET
-  return socket.create_server((host, port), family=family)
-
-
-@contextlib.contextmanager
-def serving(app: Flask, listener: socket.socket, max_upload: float) -> Iterator[None]:
-  """Serves the application in a thread while the context lasts.
-
-  Idle connections and slow uploads can't keep others out: the oldest of them are closed.
-  """
-  import waitress
-
-  server = waitress.create_server(
-    app,
-    sockets=[listener],
-    threads=_THREADS,
-    ident=None,
-    connection_limit=_CONNECTIONS,
-    channel_timeout=_SILENCE,
-    cleanup_interval=1,
-    asyncore_use_poll=True,
-    # Uploads that are too large are told so by the page. What is far larger is not read.
-    max_request_body_size=int(4 * max_upload * _MIB) + _FORM_BYTES,
-  )
-  close_silent = server.maintenance
-
-  def maintenance(now: float) -> None:
-    """Called every second in the server's own thread."""
-    waiting = [channel for channel in server.active_channels.values() if not channel.requests]
-    waiting.sort(key=lambda channel: -channel.creation_time)
-    for channel in waiting[_IDLE:]:
-      channel.will_close = True
-    close_silent(now)
-
-  server.maintenance = maintenance
-  threading.Thread(target=server.run, name="page", daemon=True).start()
-  try:
-    yield
-  finally:
-    # In the server's own thread. Connections that are open end with the process.
-    server.trigger.pull_trigger(server.close)

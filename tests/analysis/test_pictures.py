@@ -5,17 +5,21 @@ from matplotlib.colors import to_rgb
 import numpy as np
 from PIL import Image
 
-from pomp_jax.analysis import sheets
-from pomp_jax.analysis.detection import Boxes
-from pomp_jax.analysis.pictures import boxes_picture, label_colours, overlay
+from pomp_jax.analysis.pictures import (
+  OTHER,
+  Boxes,
+  boxes_picture,
+  colours_of,
+  label_colours,
+  overlay,
+  sheet,
+)
 
 NAMES = [f"name {i}" for i in range(20)]
 
 
 def legend_of(figure):
-  (axes,) = figure.axes
-  legend = axes.get_legend()
-  return [] if legend is None else [text.get_text() for text in legend.get_texts()]
+  return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
 def test_an_overlay_has_each_name_with_its_share_and_colour(drawn, tmp_path):
@@ -40,7 +44,7 @@ def test_names_beyond_the_colours_are_grey_and_counted(drawn, tmp_path):
   overlay(tmp_path / "a.png", np.full((4, 40, 3), 200, np.uint8), labels, NAMES, "a.png")
   texts = legend_of(drawn[0])
   assert len(texts) == 13 and texts[-1] == "4 other names  25.0%"
-  grey = 0.4 * 200 / 255 + 0.6 * np.array(to_rgb(sheets.OTHER))
+  grey = 0.4 * 200 / 255 + 0.6 * np.array(to_rgb(OTHER))
   np.testing.assert_allclose(drawn[0].axes[0].get_images()[0].get_array()[-1, -1], grey)
 
 
@@ -63,11 +67,11 @@ def test_boxes_have_numbers_at_their_corners_and_scores_in_the_legend(drawn, tmp
 
 
 def test_legends_of_a_wide_sheet_are_inside_and_apart():
-  legends = [sheets.colours_of(range(12)), sheets.colours_of(range(3))]
+  names = [f"maroon ribbed lightning bolt on teal {n}" for n in range(12)]
+  legends = [dict(zip(names, colours_of(range(n)).values(), strict=False)) for n in (12, 3)]
   pictures = [[np.zeros((4, 4, 3), np.uint8)] * 7] * 2
   headings = [f"learned, coop/seed_{n}" for n in range(7)]
-  names = [f"maroon ribbed lightning bolt on teal {n}" for n in range(12)]
-  figure, _ = sheets.picture_rows(pictures, legends, headings, names, "2 of 400 images")
+  figure, _ = sheet(pictures, legends, headings, "2 of 400 images")
   FigureCanvasAgg(figure).draw()
   first, second = (legend.get_window_extent() for legend in figure.legends)
   assert first.y0 >= second.y1 >= second.y0 >= 0

@@ -22,7 +22,7 @@ from tests.support.processes import reserved_port
 from tests.support.small_run import settings
 
 pytest.importorskip("waitress")
-server = pytest.importorskip("pomp_jax.page.server", exc_type=ImportError)
+connections = pytest.importorskip("pomp_jax.page.connections", exc_type=ImportError)
 
 # On a port that is free.
 CONFIG = {"job": "page", "page.port": 0, "page.runs": "", "regions.crop": "context"}
@@ -59,7 +59,7 @@ def pages(monkeypatch, stops, tmp_path):
     answers[:] = client.post("/", data=fields), client.get("/runs"), named
     yield
 
-  monkeypatch.setattr(server, "serving", serving)
+  monkeypatch.setattr(connections, "serving", serving)
 
   def ask(**changes):
     run({"page.prompts": "{}."} | changes, tmp_path / "workdir")

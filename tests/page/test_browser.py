@@ -7,7 +7,7 @@ import shutil
 from PIL import Image
 import pytest
 
-from pomp_jax.page import server
+from pomp_jax.page import connections
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("waitress")
@@ -24,7 +24,7 @@ NAMES = ["<img src=x onerror=alert(1)>", "red star on navy", "teal leaf on pink"
 @pytest.fixture
 def tab(made):
   """A dark tab of 390 pixels; fails if it asks another host, complains, or opens a dialog."""
-  listener = server.listen("127.0.0.1", 0)
+  listener = connections.listen("127.0.0.1", 0)
   address = f"http://127.0.0.1:{listener.getsockname()[1]}"
   asked, complaints = [], []
 
@@ -34,7 +34,7 @@ def tab(made):
       complaints.append(message.text)
 
   sync_api.expect.set_options(timeout=300_000)
-  with server.serving(made[0], listener, 1.0), sync_api.sync_playwright() as playwright:
+  with connections.serving(made[0], listener, 1.0), sync_api.sync_playwright() as playwright:
     browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
     page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
     page.set_default_timeout(300_000)

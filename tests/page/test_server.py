@@ -14,7 +14,7 @@ import pytest
 
 from pomp_jax import inputs
 from pomp_jax.inference.classify import Classifier
-from pomp_jax.page import server
+from pomp_jax.page import connections, server
 from tests.page.conftest import MAX_NAMES
 from tests.page.test_form import encoded, noise
 from tests.page.test_runs import NO_CLIP
@@ -231,8 +231,8 @@ def test_one_computes_at_a_time_and_few_wait():
 def test_idle_connections_and_slow_uploads_keep_nobody_out(made):
   """Of 249 that never finish the oldest are closed. Before, 100 of them stopped it for 120 s."""
   upload = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\nx"
-  listener = server.listen("127.0.0.1", 0)
-  with server.serving(made[0], listener, 1.0), contextlib.ExitStack() as stack:
+  listener = connections.listen("127.0.0.1", 0)
+  with connections.serving(made[0], listener, 1.0), contextlib.ExitStack() as stack:
     address = listener.getsockname()
     for number in range(249):
       connection = stack.enter_context(socket.create_connection(address, timeout=60))
