@@ -14,6 +14,6 @@ from pomp_jax.config.checks import (
   value_of_text,
   with_argument,
 )
-from pomp_jax.config.declare import ConfigError
+from pomp_jax.config.declare import ConfigError, near_match
 from pomp_jax.config.fields import EXPORT_FORMATS, FIELDS, Settings
 from pomp_jax.config.registry import JOBS, METHODS, READERS, SOURCES, SYNTHETIC, WORLD, load_job

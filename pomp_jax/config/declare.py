@@ -1,6 +1,6 @@
 """What a row of the table of fields is made of: types, checks, and the error for a wrong value."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import difflib
 import math
@@ -139,9 +139,13 @@ def check_value(field: str, check: Check, value: Any) -> None:
     if isinstance(text, str) and (problem := problem_of(text)):
       raise ConfigError(field, text, problem)
   if not check.accepts(value):
-    near = difflib.get_close_matches(str(value), check.choices, 1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ConfigError(field, value, check.expected + hint)
+    raise ConfigError(field, value, check.expected + near_match(str(value), check.choices))
+
+
+def near_match(name: str, known: Iterable[str]) -> str:
+  """A hint at the most similar of the known names, for the end of a message."""
+  near = difflib.get_close_matches(name, list(known), 1)
+  return f" (did you mean {printable(near[0], 80)!r}?)" if near and near[0] != name else ""
 
 
 def check_name(field: str, known: Mapping[str, Any] | set[str]) -> None:

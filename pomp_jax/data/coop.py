@@ -110,8 +110,6 @@ def open_coop(
     shots: training images a class, and at most 4 validation images; 0: all.
     seed: random seed of the few-shot subset; CoOp's are 1, 2 and 3.
   """
-  if name not in COOP_SETS:
-    raise SourceError(f"unknown data set {name!r} of CoOp; expected one of {', '.join(COOP_SETS)}")
   if name in _IMAGENETS:
     listing = _imagenet(to_path(root), name)
   elif name == "fgvc_aircraft":

@@ -99,11 +99,7 @@ class Records:
 
   def where(self, row: int, key: str) -> str:
     """Id of the record, and folder of the data set."""
-    return f"record {key} of {self._place}"
-
-  @property
-  def _place(self) -> str:
-    return self._root or "the default folder of TFDS"
+    return f"record {key} of {self._root or 'the default folder of TFDS'}"
 
   def labels(self) -> np.ndarray:
     """Label of every record, int64; reads them all."""
@@ -118,9 +114,8 @@ class Records:
       with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         parts = list(pool.map(read, range(0, len(source), _CHUNK)))
     except (ValueError, RuntimeError, IndexError, OSError) as error:
-      raise SourceError(
-        f"{self._dataset} in {self._place}: can't be read ({_first_line(error)})"
-      ) from error
+      where = self._root or self._dataset
+      raise SourceError(f"{where}: labels can't be read ({_first_line(error)})") from error
     return np.array([value for part in parts for value in part], np.int64)
 
   def _open(self) -> tuple[Any, str, str]:
@@ -212,9 +207,8 @@ def open_tfds(
   """
   name = tfds_name(dataset)
   builder = _builder(name, root)
-  label_names = builder.info.features[
-    _key(builder.info.features, "label", (tfds.features.ClassLabel,), name)
-  ].names
+  features = builder.info.features
+  label_names = features[_key(features, "label", (tfds.features.ClassLabel,), name)].names
   names, class_of_label = _classes(dataset, builder.name, label_names, classes)
   records = Records(name, None if root is None else os.fspath(root), split)
   labels, keys = _index(builder, records, cache)
@@ -233,17 +227,16 @@ def open_tfds(
 
 def tfds_name(dataset: str) -> str:
   """TFDS's, or `prepare`'s, name of a class list's data set; others are returned as they are."""
-  if dataset in _PREPARED:
-    return _PREPARED[dataset]
-  return (tfds_builder(dataset) or dataset) if dataset in CLASS_LISTS else dataset
+  builder = tfds_builder(dataset) if dataset in CLASS_LISTS else None
+  return _PREPARED.get(dataset) or builder or dataset
 
 
 def _classes(
   dataset: str, builder: str, label_names: Sequence[str], classes: ClassList | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
   """Class names, and class of each of TFDS's labels; -1 for a label outside the list."""
-  known = [dataset, *CLASS_LISTS] if dataset in CLASS_LISTS else CLASS_LISTS
-  known = [name for name in known if tfds_builder(name) == builder]
+  known = [name for name in CLASS_LISTS if tfds_builder(name) == builder]
+  known.sort(key=lambda name: name != dataset)  # the named one first
   if classes is None and known:
     labels, class_of_label = load_tfds_labels(known[0])
     # A later release of TFDS may have other labels.

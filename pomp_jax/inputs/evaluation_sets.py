@@ -9,7 +9,7 @@ import os
 import numpy as np
 
 from pomp_jax import hosts, inputs
-from pomp_jax.config import SOURCES, ConfigError, Settings
+from pomp_jax.config import SOURCES, ConfigError, Settings, near_match
 from pomp_jax.config.fields import Evaluate
 from pomp_jax.config.registry import GROUP_OF, NO_SUITE, OWN, SUITES
 from pomp_jax.data.class_lists import ClassList, VocabularyError, load_class_list, repeats
@@ -17,7 +17,7 @@ from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.data.source import LabelledSet, Source, SourceError, StoredImages
 from pomp_jax.data.subsets import even_sample, half_of_classes
 from pomp_jax.files.paths import is_dir
-from pomp_jax.inputs.own_sets import OwnSet, near_match, open_own_set, parse_sets, read_sets_file
+from pomp_jax.inputs.own_sets import OwnSet, open_own_set, parse_sets, read_sets_file
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +262,7 @@ def _stored(config: Settings, name: str, part: str, image_size: int) -> Labelled
 
 
 def _sample(labelled: LabelledSet, config: Settings) -> LabelledSet:
-  """Limits a set to `evaluate.images`, evenly over the classes; 0: all. Turns stored images."""
+  """Limits a set of stored images to `evaluate.images`, and applies `data.upright`."""
   source, n_images = labelled.source, config.evaluate.images
   if not isinstance(source, StoredImages):
     return labelled

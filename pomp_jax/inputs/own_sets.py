@@ -10,9 +10,8 @@
 Parsing checks keys and values. Files and folders are read when a set is opened.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-import difflib
 import logging
 import os
 import re
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pomp_jax.config import READERS, SOURCES
+from pomp_jax.config import READERS, SOURCES, near_match
 from pomp_jax.data.class_lists import (
   CLASS_LISTS,
   ClassList,
@@ -87,14 +86,10 @@ class OwnSet:
     return ("base", "novel") if self.base else ("all",)
 
 
-# Keys of an entry, and types of their values.
-_TEXT, _LIST, _NAMES = "a text", "a list of texts", "a text (file or name) or a list of texts"
-_KEYS = {
-  **dict.fromkeys(("name", "root", "reader", "dataset"), _TEXT),
-  **dict.fromkeys(("names", "base", "novel"), _NAMES),
-  "templates": _LIST,
-  "synsets": _NAMES,
-}
+# Keys of an entry whose value may be a text, and a list of texts.
+_TEXTS = ("name", "root", "reader", "dataset", "names", "base", "novel", "synsets")
+_LISTS = ("names", "base", "novel", "synsets", "templates")
+_KEYS = (*_TEXTS, "templates")
 
 
 def read_sets_file(path: str | os.PathLike) -> list[OwnSet]:
@@ -151,12 +146,6 @@ def open_own_set(own: OwnSet, part: str, image_size: int) -> LabelledSet:
   return labelled
 
 
-def near_match(name: str, known: Iterable[str]) -> str:
-  """A hint at the most similar of the known names, for the end of a message."""
-  near = difflib.get_close_matches(name, list(known), 1)
-  return f" (did you mean {printable(near[0], 80)!r}?)" if near and near[0] != name else ""
-
-
 def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
   if not isinstance(entry, Mapping):
     raise SourceError(f"{where}: entry {number}: got a {type(entry).__name__}, expected a table")
@@ -179,12 +168,14 @@ def _parse(entry: Any, number: int, where: str, folder: str) -> OwnSet:
 
 
 def _value(value: Any, key: str, of: str) -> Any:
-  kind = _KEYS[key]
-  if isinstance(value, str) and kind != _LIST and "\0" not in value:
+  if isinstance(value, str) and key in _TEXTS and "\0" not in value:
     return value
-  if isinstance(value, list | tuple) and kind != _TEXT and all(isinstance(v, str) for v in value):
+  is_list = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+  if is_list and key in _LISTS:
     return tuple(value)
-  raise SourceError(f"{of}: key {key!r}: got {printable(repr(value), 80)}, expected {kind}")
+  kinds = ["a text"] * (key in _TEXTS) + ["a list of texts"] * (key in _LISTS)
+  got = printable(repr(value), 80)
+  raise SourceError(f"{of}: key {key!r}: got {got}, expected {' or '.join(kinds)}")
 
 
 def _check(own: OwnSet) -> None:

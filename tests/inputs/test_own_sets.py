@@ -186,11 +186,3 @@ def test_any_entries_are_sets_or_one_line(entries):
     for own in parse_sets(entries, "config.evaluate.own_sets"):
       assert own.name
       assert own.root
-
-
-@given(st.binary(max_size=60) | awkward_text.map(lambda text: text.encode(errors="surrogatepass")))
-def test_any_file_is_sets_or_one_line(tmp_path_factory, content):
-  file = tmp_path_factory.mktemp("any") / "sets.toml"
-  file.write_bytes(content)
-  with allowed_errors(SourceError, within=[file.parent]):
-    read_sets_file(file)

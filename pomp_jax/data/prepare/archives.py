@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 _SHARD_IMAGES, _SHARD_BYTES = 4096, 512 * 2**20
 # Assumed size of an image where only some images of a tar are stored.
 _IMAGE_BYTES = 128 * 2**10
-_TAR_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError)
 
 _IMAGENET21K = (
   "ImageNet-21K (image-net.org, for non-commercial research); labels are WordNet 3.0 ids."
@@ -52,24 +51,35 @@ class Tar:
   label: int = 0
 
   def open(self) -> StoredImages:
-    """Lists its images, all with label 0; links, folders and other special members are skipped."""
-    end = self.offset + self.size
-    found: dict[str, tuple[int, int]] = {}
-    try:
-      with open(self.path, "rb") as file:
-        file.seek(self.offset)
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-          for member in itertools.takewhile(lambda member: member.offset < end, tar):
-            name = pathlib.PurePosixPath(member.name).name
-            if member.isreg() and not member.issparse() and name and not name.startswith("."):
-              found.setdefault(name, (member.offset_data, member.size))
-    except _TAR_ERRORS as error:
-      raise SourceError(f"{self.path}: the tar of {self.synset} can't be read ({error})") from error
-    if any(not 0 <= size <= end - offset for offset, size in found.values()):
-      raise SourceError(f"{self.path}: the tar of {self.synset} is truncated")
-    keys = [f"{self.synset}/{name}" for name in found]
-    storage = _Members(self.path, list(found.values()))
+    """Lists its images, all with label 0."""
+    places: dict[str, tuple[int, int]] = {}
+    for name, *place in _regular_members(self.path, self.offset, self.offset + self.size):
+      places.setdefault(name, tuple(place))
+    keys = [f"{self.synset}/{name}" for name in places]
+    storage = _Members(self.path, list(places.values()))
     return StoredImages((self.synset,), np.zeros(len(keys), int), keys, storage)
+
+
+def _regular_members(path: pathlib.Path, start: int, end: int) -> list[tuple[str, int, int]]:
+  """Name, offset and size of each file in the tar between two offsets of a file.
+
+  Only headers are read. Hidden files, links, folders and other special members are skipped.
+  """
+  found = []
+  try:
+    with open(path, "rb") as file:
+      file.seek(start)
+      with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in itertools.takewhile(lambda member: member.offset < end, tar):
+          name = pathlib.PurePosixPath(member.name).name
+          if member.isreg() and not member.issparse() and name and not name.startswith("."):
+            found.append((name, member.offset_data, member.size))
+  except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    hint = "; a .tar.gz has to be extracted (tar -xzf)"
+    raise SourceError(f"{path}: the tar at byte {start} can't be read ({error}){hint}") from error
+  if any(not 0 <= size <= end - offset for _, offset, size in found):
+    raise SourceError(f"{path}: the tar at byte {start} is truncated")
+  return found
 
 
 class _Members:
@@ -235,22 +245,13 @@ def _tars_in_folder(path: pathlib.Path, classes: ClassList) -> list[Tar]:
 
 
 def _tars_in_tar(path: pathlib.Path, classes: ClassList) -> list[Tar]:
-  """Places of the synsets' tars in a tar of them; only headers are read."""
   known = set(classes.synsets)
-  try:
-    with tarfile.open(path, "r:") as tar:
-      found = [
-        Tar(path, member.offset_data, member.size, name.stem)
-        for member in tar
-        if (name := pathlib.PurePosixPath(member.name)).suffix == ".tar" and name.stem in known
-        if member.isreg() and not member.issparse()
-      ]
-    if found and found[-1].offset + found[-1].size > path.stat().st_size:
-      raise SourceError(f"{path}: is truncated")
-  except _TAR_ERRORS as error:
-    hint = "; a .tar.gz has to be extracted (tar -xzf)"
-    raise SourceError(f"{path}: not a readable tar file ({error}){hint}") from error
-  return found
+  members = _regular_members(path, 0, path.stat().st_size)
+  return [
+    Tar(path, offset, size, name[:-4])
+    for name, offset, size in members
+    if name.endswith(".tar") and name[:-4] in known
+  ]
 
 
 def _aircraft(path: pathlib.Path, names: str, images_per_class: int) -> Input:

@@ -93,7 +93,7 @@ def build(
   report = _finish(source, work, pieces, identity)
   final.parent.mkdir(parents=True, exist_ok=True)
   os.replace(work, final)
-  # Only now: until here, they let an interrupted build resume.
+  # Only now: an interrupted build resumes from these pieces.
   Pieces(final / "parts", "").remove()
   return report
 
