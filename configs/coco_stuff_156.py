@@ -11,15 +11,15 @@ python -m pomp_jax.main --config=configs/coco_stuff_156.py --workdir=runs/coco_s
 Published (POMP, docs/MODELS.md): hIoU 39.1, novel mIoU 38.2. The sizes are those of ZSSeg's test: a
 shorter side of 640 pixels, a longer one of 2,560 at most, for the network and for the crops.
 
-Not as published: masks are rounded to 8 bits and the network's embeddings to 16-bit floats. Nothing
-else is known to differ, but no published file was at hand, and the command has not been run on one.
+Not as published: masks and the network's embeddings are rounded to 16-bit floats. Nothing else is
+known to differ, but no published file was at hand, and the command has not been run on one.
 
 Other prompts beside the tuned one: `--config.segment.prompts="network;a photo of a {}.;PROMPT.npz"`
 (the default has the first two). Stored regions: `--config.job=propose` with the same command and
 another --workdir=FOLDER writes them, `:source=file,path=FOLDER/regions` reads them. Without a
 network: `:source=truth` and --config.segment.prompts give the crops of the true regions to CLIP.
 
-Cost: docs/regions.md; on 2 cores days, so try `:n=20` there.
+Cost: days on 2 cores, so try `:n=20` there.
 """
 
 from pomp_jax.config import base, with_argument

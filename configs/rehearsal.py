@@ -3,10 +3,24 @@ r"""A rehearsal at the size of ImageNet-21K: 21,841 classes from their archive t
 The archive is laid out like the fall 2011 release: one tar for each of the 21,841 WordNet ids. Its
 JPEGs are the embedded world's, 21 a class. A list of names gives each id the name of its world
 class, so that accuracy means something. CLIP is the world's. This command writes the archive,
-runs all phases, stops the training halfway and resumes it, and prints time and memory of each phase
-(docs/performance.md):
+runs all phases, stops the training halfway and resumes it, and prints time and memory of each:
 
-  python -m docs.studies.rehearsal runs/rehearsal
+  python -m docs.studies.rehearsal runs/rehearsal                 3.6 GB; --classes=400: 1/50 of it
+
+Two processes on 2 cores; memory is the sum over them:
+
+  phase                 images    seconds  CPU seconds  peak GB  written GB
+  write                458,661         93          182     0.7         1.56
+  prepare              458,661         79          120     0.86        1.07
+  features           1,747,280      1,126        2,147     2.21        0.89
+  train to SIGTERM     894,976        449          815     4.55        0.05
+  train, resumed       850,944        491          881     4.54
+  evaluate             100,000         89          162     1.92
+  two exports                          19           21     0.76        0.01
+
+Top-1 of the learned prompt is 7.9%, of the hand-written one 24.8%, because RandAugment recolours
+images, and a class of the world is named by its colours. With 400 classes it is 72.2%, with
+`--config.data.augment=none` 95.5%, hand-written 93.6%.
 
 The phases by hand; with two processes, each command goes through launch/local.sh:
 
