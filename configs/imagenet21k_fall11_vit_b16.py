@@ -10,7 +10,7 @@ processed 11,221 classes, of the same records. The release has no validation spl
 class, of those that have enough, are held out for it.
 
 Cost (arithmetic): 1,365 steps an epoch of 1,024 views, each as in imagenet21k_vit_b16.py; 5 epochs
-are 0.28 EFLOP online, 0.04 cached.
+are 0.28 EFLOP online, 0.04 stored.
 Published: none on these classes. The paper counts over twenty thousand, its code trains on 10,450.
 """
 

@@ -8,7 +8,7 @@ draw to share: a device computes the features of all classes once a step for all
 `mesh.class_size` splits that over devices.
 
 Cost (arithmetic): 42,928 tokens of names and a repeated name a view: 7 TFLOP of text a step,
-beside 36 of images (none from cached features). README.md has the cost over 21,841 classes.
+beside 36 of images (none from stored features). README.md has the cost over 21,841 classes.
 Published: none; so trains CoOp, which was out of reach there (over 300 GB).
 """
 

@@ -6,7 +6,7 @@ r"""The recipe with a larger backbone: ImageNet-21K, ViT-L/14 (text width 768).
 Data, cache, dry run and variants as in imagenet21k_vit_b16.py.
 
 Cost (arithmetic): 166 TFLOP of images and 8 x 1.6 TFLOP of text a step: over four times
-ViT-B/16's, which cached features save every run but the first.
+ViT-B/16's, which stored features save every run but the first.
 Published: none with this backbone.
 """
 
