@@ -16,6 +16,14 @@ The published row is mask AP, which a dump with --masks gives; without them box 
 against another. Without a dump,
 `:source=truth` with --config.detect.images gives crops of the annotated boxes to CLIP.
 
+The uniformity of the published vectors, without an image:
+
+python -m pomp_jax.main --config=configs/analyse.py --workdir=runs/vectors \
+  --config.evaluate.suite=none --config.clip.model=openai/clip-vit-base-patch16 \
+  --config.data.source=regions --config.data.n_classes=0 --config.data.root=COCO \
+  --config.data.annotations=lvis_v1_val.json \
+  --config.analyse.prompts="lvis_v1_clip_pomp+cname.npy;lvis_v1_clip_a+cname.npy"
+
 Cost (arithmetic): 15.6 GB of embeddings for 19,809 images; 19 TFLOP a prompt.
 """
 
