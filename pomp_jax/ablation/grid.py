@@ -54,10 +54,10 @@ class Cell:
     return ", ".join(f"{field}={text_of(value)}" for field, value in self.values.items())
 
   @property
-  def file_name(self) -> str:
-    """Of the file with its result."""
+  def stem(self) -> str:
+    """Name of the files with its result and its prompt, without suffix."""
     words = "_".join(f"{field}-{text_of(value)}" for field, value in self.values.items())
-    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', words)[:100]}_{self.key[:10]}.json"
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', words)[:100]}_{self.key[:10]}"
 
 
 def text_of(value: Any) -> str:

@@ -257,19 +257,6 @@ def parse_json(content: bytes, path: str | os.PathLike) -> Any:
     raise DamagedFileError(f"{path}: not JSON ({error}); remove or repair it") from error
 
 
-def read_keyed(path: str | os.PathLike, key: str) -> dict[str, Any] | None:
-  """Reads a JSON object whose field `key` has this value.
-
-  None without such a file; also for a damaged one, with a warning: what it holds is computed again.
-  """
-  try:
-    stored = read_json(path) if exists(path) else None
-  except DamagedFileError as error:
-    log.warning("%s; computing it again", printable(str(error)))
-    return None
-  return stored if isinstance(stored, dict) and stored.get("key") == key else None
-
-
 def _plain(value: Any) -> Any:
   if isinstance(value, os.PathLike):
     return os.fspath(value)

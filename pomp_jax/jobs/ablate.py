@@ -36,11 +36,11 @@ from pomp_jax.clip import ClipError, TokenizeError
 from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.source import SourceError
+from pomp_jax.files.pieces import Pieces
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import (
   RunFolder,
   RunFolderError,
-  read_keyed,
   with_provenance,
   write_json,
   writing,
@@ -224,10 +224,10 @@ def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_l
     outcome["curve"] = {"steps": list(trained.curve), "top1": top1, "images": images}
   if not hosts.is_first():
     return
-  file = _file(folder, cell)
-  save_prompt(file.with_suffix(".npz"), prompt)
+  store = _store(folder, cell)
+  save_prompt(store.path(cell.stem, "npz"), prompt)
   # Last: a cell with a file is a finished cell.
-  write_json(file, {"name": cell.name, "key": cell.key, "values": cell.values, **outcome})
+  store.save(cell.stem, {"name": cell.name, "values": cell.values, **outcome})
   top1 = ", ".join(f"{split} {100 * value:.1f}%" for split, value in outcome["top1"].items())
   log.info("%s: top-1 %s (%.1f s, one of %d lanes)", cell.name, top1, trained.seconds, n_lanes)
 
@@ -264,9 +264,9 @@ def _by_hand(scores: Scores, figure: str) -> dict[str, dict[str, Any]]:
 def _fail(folder: RunFolder, cell: Cell, error: Exception) -> None:
   text = f"{type(error).__name__}: {' '.join(str(error).split())}"
   log.warning("%s failed: %s", cell.name, text)
-  found = {"name": cell.name, "key": cell.key, "values": cell.values, "error": text}
   if hosts.is_first():
-    write_json(_file(folder, cell), found)
+    found = {"name": cell.name, "values": cell.values, "error": text}
+    _store(folder, cell).save(cell.stem, found)
 
 
 def _write_results(
@@ -299,28 +299,23 @@ def _write_results(
 
 
 def _missing(folder: RunFolder, groups: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
-  """The cells that are not done, as the first process sees it; all call it together."""
-  done = None
-  if hosts.is_first():
-    done = [[_is_done(folder, cell) for cell in group] for group in groups]
-  done = hosts.from_first(done, "the cells that are done")
-  return [
-    [cell for cell, known in zip(group, of_group, strict=True) if not known]
-    for group, of_group in zip(groups, done, strict=True)
-  ]
+  """The cells that are missing or have failed; all processes call it together."""
+  cells = [cell for group in groups for cell in group]
+
+  def fits(facts: dict[str, Any]) -> bool:
+    if facts["error"]:
+      return False
+    shown = curve_steps(cells[0].config.ablate.curve_every, facts["steps"])
+    return not shown or facts.get("curve", {}).get("steps") == shown
+
+  todo = set(_store(folder, *cells).missing([cell.stem for cell in cells], fits))
+  return [[cell for cell in group if cell.stem in todo] for group in groups]
 
 
-def _is_done(folder: RunFolder, cell: Cell) -> bool:
-  stored = _stored(folder, cell)
-  if stored is None or stored["error"]:
-    return False
-  shown = curve_steps(cell.config.ablate.curve_every, stored["steps"])
-  return not shown or stored.get("curve", {}).get("steps") == shown
+def _store(folder: RunFolder, *cells: Cell) -> Pieces:
+  return Pieces(folder.path / _FOLDER, {cell.stem: cell.key for cell in cells})
 
 
 def _stored(folder: RunFolder, cell: Cell) -> dict[str, Any] | None:
-  return read_keyed(_file(folder, cell), cell.key)
-
-
-def _file(folder: RunFolder, cell: Cell):
-  return folder.path / _FOLDER / cell.file_name
+  piece = _store(folder, cell).load(cell.stem)
+  return piece and piece.facts

@@ -25,6 +25,7 @@ from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.metrics_log import MetricsWriter
+from pomp_jax.files.paths import exists
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.run_folder import (
   RunFolder,
@@ -108,27 +109,22 @@ def run(config: Settings, workdir: str) -> dict:
     ConfigError, VocabularyError, TokenizeError: found before anything is written.
   """
   folder = RunFolder(workdir)
-  # What process 0 sees: another one may look at the folder later, or at another disk.
-  stored = _finished(folder, config.method) if hosts.is_first() else None
-  stored = hosts.from_first(stored, "the run's results")
-  if stored is not None:
-    log.info("%s: this run has finished; nothing to do", workdir)
-    return stored
+  if METHODS[config.method].saves_prompt and hosts.is_first() and exists(folder.results):
+    _check_prompt(folder)
+  if (finished := folder.finished()) is not None:
+    return finished
   learn = _train if METHODS[config.method].by_steps else _fit
-  # The files are complete for every process from here on.
+  # Barrier: process 0 has written the results.
   return hosts.from_first(learn(config, folder), "the run's results")
 
 
-def _finished(folder: RunFolder, method: str) -> dict | None:
-  """Results of a finished run; None of another. Raises RunFolderError if its prompt is damaged."""
-  stored = folder.read_results()
-  if stored is not None and METHODS[method].saves_prompt:
-    try:
-      load_prompt(folder.prompt)
-    except PromptFileError as error:
-      again = f"without {folder.results} the same command writes it again from its checkpoints"
-      raise RunFolderError(f"{error}; the run has finished: {again}") from error
-  return stored
+def _check_prompt(folder: RunFolder) -> None:
+  """Raises RunFolderError if the prompt of a finished run is damaged or missing."""
+  try:
+    load_prompt(folder.prompt)
+  except PromptFileError as error:
+    again = f"without {folder.results} the same command writes it again from its checkpoints"
+    raise RunFolderError(f"{error}; the run has finished: {again}") from error
 
 
 def _train(config: Settings, folder: RunFolder) -> dict:

@@ -73,5 +73,5 @@ def test_an_ablations_grid(grid):
     assert len({cell.key for cell in cells}) == len(cells) > 0
     assert len(cells) <= math.prod(item.count("|") + 1 for item in grid.split(";"))
     for cell in cells:
-      assert pathlib.PurePath(cell.file_name).name == cell.file_name
+      assert pathlib.PurePath(cell.stem).name == cell.stem
       assert well_typed(cell.config)

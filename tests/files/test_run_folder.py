@@ -30,7 +30,6 @@ from pomp_jax.files.run_folder import (
   RunFolderError,
   RunFolderWriteError,
   read_json,
-  read_keyed,
   write_json,
   writing,
 )
@@ -113,21 +112,6 @@ def test_no_flipped_bit_becomes_another_figure(tmp_path, kind):
     except InputError:
       found += 1
   assert found > 4 * len(content)
-
-
-def test_a_damaged_piece_is_computed_again(tmp_path, caplog):
-  """Files of earlier versions have no checksum."""
-  path = tmp_path / "a.json"
-  write_json(path, {"key": "k", "top1": 0.75})
-  text = path.read_text()
-  path.write_text(text.replace("0.75", "0.35"))
-  assert read_keyed(path, "k") is None and f"{path}: changed after" in caplog.messages[0]
-  path.write_text(text[:-9])
-  assert read_keyed(path, "k") is None and f"{path}: not JSON" in caplog.messages[1]
-  for old in (text, '{"key": "k", "top1": 0.75}'):
-    path.write_text(old)
-    assert read_keyed(path, "k") == {"key": "k", "top1": 0.75}
-  assert read_keyed(path, "other") is None and read_keyed(tmp_path / "b", "k") is None
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

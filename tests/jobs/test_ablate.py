@@ -58,7 +58,7 @@ def finished(shared, curved):
 
 
 def prompt_of(workdir, cell):
-  return load_prompt((workdir / "cells" / cell.file_name).with_suffix(".npz"))
+  return load_prompt(workdir / "cells" / f"{cell.stem}.npz")
 
 
 @pytest.mark.parametrize("number", [2, 5])
@@ -189,9 +189,9 @@ def test_cells_that_are_done_are_not_done_again(finished, curved, copy_of, synth
   folder = copy_of(finished[0])
   monkeypatch.setattr(ablate, "_step_times", lambda *_: [])
   cells = make_cells(curved())
-  files = [folder / "cells" / cell.file_name for cell in cells[1:]]
+  files = [folder / "cells" / f"{cell.stem}.json" for cell in cells[1:]]
   times = [file.stat().st_mtime_ns for file in files]
-  (folder / "cells" / cells[0].file_name).unlink()
+  (folder / "cells" / f"{cells[0].stem}.json").unlink()
   trained = synthetic()
   again = run(curved(), folder)
   assert trained == [cells[0].name]
@@ -247,7 +247,7 @@ def test_parts_are_put_together_and_fail_for_their_own_cells_alone(tmp_path, syn
   results = part(2)
   assert [cell["error"] for cell in results["cells"]] == ["MemoryError: no room", None]
   assert trained == ["k=21, seed=0"] and results["missing"] == []
-  (tmp_path / "cells" / make_cells_of("k=20|21;seed=0")[1].file_name).unlink()
+  (tmp_path / "cells" / f"{make_cells_of('k=20|21;seed=0')[1].stem}.json").unlink()
   synthetic()
   assert part(1)["missing"] == ["k=21, seed=0"]
   assert len(part(2)["cells"]) == 2
@@ -272,13 +272,13 @@ def test_only_the_first_process_reads_the_folder(monkeypatch):
   given = []
 
   def from_first(value, what):
-    given.append((value, what))
-    return [[True, False]]
+    given.append(value)
+    return [cells[1].stem]
 
   monkeypatch.setattr(hosts, "is_first", lambda: False)
   monkeypatch.setattr(hosts, "from_first", from_first)
   assert ablate._missing(RunFolder("/nowhere"), [cells]) == [[cells[1]]]
-  assert given == [(None, "the cells that are done")]
+  assert given == [None]
 
 
 def test_which_cells_are_lanes():
@@ -330,7 +330,7 @@ def test_every_combination_is_a_cell():
   found = make_cells_of("k=16|64; correction=log|none; optim.lr=0.1|0.2|1e-3")
   expected = itertools.product((16, 64), ("log", "none"), (0.1, 0.2, 1e-3))
   assert [tuple(cell.values.values()) for cell in found] == list(expected)
-  assert len({cell.key for cell in found}) == len({cell.file_name for cell in found}) == 12
+  assert len({cell.key for cell in found}) == len({cell.stem for cell in found}) == 12
   for cell in found:
     assert cell.config.job == "pretrain"
     assert cell.config.k == cell.values["k"]
