@@ -110,9 +110,11 @@ class Store:
     query = urllib.parse.parse_qs(url.query)
     # Google's own store obeys this condition, and sends this header, which the emulator does not.
     if "ifGenerationMatch" in query:
-      name = (query.get("name") or [_NAME.findall(body)[0].decode()])[0]
-      quoted = urllib.parse.quote(name, safe="")
-      if [self._generation(f"/storage/v1/b/{BUCKET}/o/{quoted}")] != query["ifGenerationMatch"]:
+      described = url.path.removeprefix("/download")
+      if method == "POST":
+        name = (query.get("name") or [_NAME.findall(body)[0].decode()])[0]
+        described = f"/storage/v1/b/{BUCKET}/o/{urllib.parse.quote(name, safe='')}"
+      if [self._generation(described)] != query["ifGenerationMatch"]:
         return 412, [], b""
     if method == "GET" and query.get("alt") == ["media"] and self.scheme == "gs":
       generation = self._generation(url.path.removeprefix("/download"))
@@ -130,23 +132,13 @@ class Store:
   ) -> tuple[int, list[tuple[str, str]], bytes]:
     # Google's emulator takes one connection at a time, and resets others.
     with self._one_at_a_time:
-      status, answered, content = self._ask(method, path, body, headers)
-      if self.scheme == "gs" and "alt=media" in path and status in (200, 206):
-        # Google's own store names the object's version beside its content.
-        described = self._ask("GET", path.partition("?")[0].removeprefix("/download"), b"", {})[2]
-        answered.append(("x-goog-generation", json.loads(described)["generation"]))
-      return status, answered, content
-
-  def _ask(
-    self, method: str, path: str, body: bytes, headers: dict[str, str]
-  ) -> tuple[int, list[tuple[str, str]], bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
-    try:
-      connection.request(method, path, body, headers)
-      answer = connection.getresponse()
-      return answer.status, answer.getheaders(), answer.read()
-    finally:
-      connection.close()
+      connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+      try:
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.getheaders(), answer.read()
+      finally:
+        connection.close()
 
   def close(self) -> None:
     """Ends it."""
