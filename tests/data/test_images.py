@@ -1,11 +1,12 @@
 """Image files: decoding and preprocessing against torchvision; resized crops against float64."""
 
 import io
+import struct
 import subprocess
 import zlib
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps, TiffImagePlugin
 import pytest
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 import transformers
@@ -67,12 +68,8 @@ def test_every_kind_of_file_is_prepared_as_huggingface_does(name, encoded):
   image = Image.open(io.BytesIO(encoded))
   # Without the file's transparent colour, which `convert` leaves in the image's facts.
   rgb = Image.fromarray(np.asarray(image.convert("RGB")))
-  slow = PillowProcessor(**settings)(rgb, return_tensors="np")["pixel_values"][0]
-  np.testing.assert_array_equal(found, slow.transpose(1, 2, 0))
-  # Tensors are resized by other code, which rounds elsewhere.
-  processor = transformers.CLIPImageProcessorFast(**settings)
-  fast = processor(rgb, return_tensors="pt")["pixel_values"][0]
-  assert np.abs(found.astype(int) - fast.permute(1, 2, 0).numpy()).max() <= 1
+  expected = PillowProcessor(**settings)(rgb, return_tensors="np")["pixel_values"][0]
+  np.testing.assert_array_equal(found, expected.transpose(1, 2, 0))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
@@ -113,6 +110,10 @@ def test_unreadable_files_and_arrays(tmp_path):
     values = np.full((40, 50), 0.5, np.float32)
     values[20, 30] = value
     cases.append((encode(Image.fromarray(values), "TIFF"), shared))
+  bomb = bytearray(encode(Image.new("L", (8, 8)), "PNG"))
+  bomb[16:24] = struct.pack(">II", 9000, 9000)  # the header alone
+  bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4)
+  cases.append((bytes(bomb), r"not a readable image \(9000 x 9000 .* 67108864"))
   for size in ((1, 200_000), (200_000, 1)):
     # Its shorter side at 224 pixels, the longer would have millions.
     cases.append((encode(Image.new("1", size), "PNG"), r"not a readable image \(.*too narrow"))
@@ -164,17 +165,6 @@ def test_deep_greys_are_scaled_and_not_clipped(tmp_path, name):
   np.testing.assert_array_equal(images.load_rgb(images.open_image(encoded, name), name)[0], found)
 
 
-def chunk(kind, content):
-  body = kind + content
-  return len(content).to_bytes(4) + body + zlib.crc32(body).to_bytes(4)
-
-
-def png(width, height, depth, colour, rows):
-  header = width.to_bytes(4) + height.to_bytes(4) + bytes([depth, colour, 0, 0, 0])
-  parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows, 9)), chunk(b"IEND", b"")]
-  return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
 def test_bands_join(monkeypatch):
   ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
   whole = images.to_rgb(Image.fromarray(ramp))
@@ -198,24 +188,6 @@ def test_a_file_starts_no_program(tmp_path, monkeypatch):
   ):
     with pytest.raises(ImageError, match=r"a\.jpg"):
       read()
-
-
-def test_a_bomb_is_refused_by_its_header(tmp_path, monkeypatch):
-  """20 KB that stand for 81 megapixels, which Pillow alone would decode."""
-  side = 9000
-  (tmp_path / "bomb.png").write_bytes(png(side, side, 1, 0, bytes((side // 8 + 1) * side)))
-  assert (tmp_path / "bomb.png").stat().st_size < 20_000
-  monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decodes it"))
-  with pytest.raises(ImageError, match="9000 x 9000 .* 67108864") as error:
-    read_image(tmp_path / "bomb.png", 224)
-  assert "81000000" not in str(error.value)
-
-
-def test_a_large_photograph_is_read(tmp_path):
-  """ImageNet's largest have some 60 megapixels. This one is white."""
-  row = b"\0" + 1024 * b"\xff"
-  (tmp_path / "large.png").write_bytes(png(8192, 8192, 1, 0, 8192 * row))
-  assert (read_image(tmp_path / "large.png", 16) == 255).all()
 
 
 def weights(start, end, length, size):

@@ -147,17 +147,6 @@ def test_what_is_not_there(prepared, name, split, classes, message):
   assert "\n" not in str(error.value)
 
 
-def test_a_known_set_from_its_files(prepared):
-  name = "food101:2.*.*"
-  labels = tfds.builder("food101").info.features["label"].names
-  write_set(prepared, "food101", "validation", [[(png(0), 16, "0.png")]], labels, "2.0.0")
-  assert tfds_splits(name, prepared) == ("validation",)
-  source = open_tfds(name, "validation", root=prepared)
-  # TFDS's label 16; the classes before it are 0 to 16 in CoOp's order.
-  assert [source.names[label] for label in source.labels] == ["cheesecake"]
-  assert source.labels.tolist() == [17]
-
-
 def test_the_processed_lists_are_read_from_the_records_of_imagenet21k(prepared):
   """The suite's set is a list, `prepare` names its data set after the release."""
   released, processed = load_class_list("imagenet21k"), load_class_list("imagenet21k_p_w21")

