@@ -115,12 +115,10 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   groups = lane_groups(cells)[index - 1 :: count]
   missing, shared = list(filter(None, _missing(folder, groups))), Shared(folder)
   for group in missing:
-    # Cells of a group differ only in fields that these checks do not read.
+    # The cells of a group differ only in fields that these checks do not read.
     _check_opened(shared, folder, group[0])
   if hosts.is_first():
     folder.create()
-    with writing(folder.path / _FOLDER):
-      (folder.path / _FOLDER).mkdir(exist_ok=True)
     write_json(folder.config, config.to_dict())
   log.info("%d cells, %d of them to do here", len(cells), sum(map(len, missing)))
   for group in steps_of(groups, "ablation", "programs"):
@@ -128,7 +126,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   times = _step_times(shared, folder, cells) if config.ablate.curve_every else []
   seconds = time.monotonic() - start
   results = _write_results(config, folder, cells, times, seconds) if hosts.is_first() else None
-  # The files are complete for every process from here on.
+  # Barrier: process 0 has written the results.
   results = hosts.from_first(results, "the ablation's results")
   own = {cell.key for group in groups for cell in group}
   failed = [cell for cell in results["cells"] if cell["error"] and cell["key"] in own]
@@ -168,7 +166,7 @@ def _run_group(shared: Shared, folder: RunFolder, group: Sequence[Cell]) -> None
     raise
   except Exception as error:  # the other cells continue
     if jax.process_count() > 1:
-      # The other processes may be in the midst of the cell, and would wait for this one.
+      # The other processes may be computing the cell, and would wait for this one.
       raise
     if len(group) == 1:
       _fail(folder, group[0], error)
@@ -225,8 +223,10 @@ def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_l
   if not hosts.is_first():
     return
   store = _store(folder, cell)
+  with writing(store.folder):
+    store.folder.mkdir(exist_ok=True)
   save_prompt(store.path(cell.stem, "npz"), prompt)
-  # Last: a cell with a file is a finished cell.
+  # Last: a cell with a piece is a finished cell.
   store.save(cell.stem, {"name": cell.name, "values": cell.values, **outcome})
   top1 = ", ".join(f"{split} {100 * value:.1f}%" for split, value in outcome["top1"].items())
   log.info("%s: top-1 %s (%.1f s, one of %d lanes)", cell.name, top1, trained.seconds, n_lanes)

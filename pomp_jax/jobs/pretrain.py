@@ -1,7 +1,7 @@
 """Learns a prompt on many classes, and evaluates it, also on classes that it never saw.
 
-`config.method` trains a baseline instead of the prompt. The run's folder holds everything that a
-restart needs to resume exactly.
+`config.method` may name a baseline instead. A restart resumes exactly from what the run's folder
+holds.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from pomp_jax import hosts, inputs
 from pomp_jax.analysis import plots
 from pomp_jax.analysis.class_tables import class_summary, write_class_tables
 from pomp_jax.analysis.labels import counted, method_label
-from pomp_jax.analysis.run_report import write_run_report
+from pomp_jax.analysis.run_report import finish_run
 from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.loader import name_of
 from pomp_jax.data.source import Source, readable_images
@@ -27,13 +27,7 @@ from pomp_jax.files.atomic import replacing
 from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.paths import exists
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
-from pomp_jax.files.run_folder import (
-  RunFolder,
-  RunFolderError,
-  with_provenance,
-  write_json,
-  writing,
-)
+from pomp_jax.files.run_folder import RunFolder, RunFolderError, write_json, writing
 from pomp_jax.files.terminal import printable
 from pomp_jax.files.tracker import Tracker
 from pomp_jax.inference.classify import Classifier
@@ -55,10 +49,9 @@ _MOST_NAMED = 1000  # unreadable images of a split in `results.json`
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Refuses what can't work before weights are read; writes nothing.
+  """Checks what is known before weights are read; writes nothing.
 
-  Raises:
-    ConfigError, ClipError, RunFolderError: one line each.
+  ConfigError, ClipError, RunFolderError: one line each.
   """
   folder = RunFolder(workdir)
   folder.check(config.job)
@@ -173,7 +166,7 @@ def _train_prepared(job: Run, tracker: Tracker) -> dict:
 
 
 def _title(job: Run, results: dict) -> str:
-  """Title of the curves: the method, and how many steps, images, classes and seeds they are of."""
+  """Title of the training's curves."""
   parts = [
     method_label(job.config.method),
     f"{counted(job.total_steps, 'step')} of {counted(job.config.batch_size, 'image')}",
@@ -191,7 +184,7 @@ def _log_scores(folder: RunFolder, results: dict, tracker: Tracker) -> None:
     for split, scores in results["eval"].items()
     for prompt, score in scores.items()
   }
-  # Nothing is dropped: not what the training has logged at the last step either.
+  # Start at step + 1: keep the scalars already logged at the last step.
   with MetricsWriter(folder.path, step + 1, tracker) as metrics:
     metrics.write(step, **top1)
 
@@ -199,11 +192,7 @@ def _log_scores(folder: RunFolder, results: dict, tracker: Tracker) -> None:
 def _fit(config: Settings, folder: RunFolder) -> dict:
   """As `run`, of zero-shot CLIP or a classifier: `classifier.npz` instead of a prompt.
 
-  A classifier knows the classes of its training only: splits with others are `not_evaluated`.
-
-  Raises:
-    TrainingError: a classifier that is not finite.
-    EvaluationError: image features that are not finite.
+  A classifier knows only the classes of its training: splits with others are `not_evaluated`.
   """
   encoder = inputs.open_encoder(config)
   start = time.monotonic()
@@ -275,10 +264,7 @@ def _write(config: Settings, folder: RunFolder, results: dict, sets: Mapping[str
     title=f"{method_label(config.method)}, seed {config.seed}",
     classes=results["eval_classes"],
   )
-  stored = with_provenance(results)
-  write_run_report(folder, config, stored)
-  # Last: a folder with results is a finished run.
-  folder.write_results(stored)
+  finish_run(folder, config, results)
   for split, scores in results["eval"].items():
     line = ", ".join(f"{name} {100 * score['top1']:.1f}%" for name, score in scores.items())
     counts = results["eval_images"][split], results["eval_classes"][split]
@@ -362,7 +348,7 @@ def _results(
   scores: Mapping[str, Any],
   learned: str,
 ) -> dict:
-  """What `results.json` says of every method, whose own scores are those of `learned`."""
+  """The part of `results.json` that all methods have; `learned` names the method's own scores."""
   unreadable = {
     name: _names(source, np.setdiff1d(np.arange(len(source)), split.indices).tolist())
     for name, (source, split) in splits.items()
@@ -384,11 +370,8 @@ def _results(
 
 
 def _prediction_sheet(job: Run, prompt: Prompt, results: dict) -> tuple | None:
-  """Images, their classes, and what the prompt takes them for: for `plots.prediction_sheet`.
-
-  None if no image among those chosen can be read.
-  """
-  # Classes that the training did not see, where there are such.
+  """Arguments of `plots.prediction_sheet`; None if none of its images can be read."""
+  # Prefer classes that the training did not see.
   splits = list(results["eval"])
   split = next((name for name in splits if name.endswith(("novel", "new"))), splits[0])
   source = inputs.open_source(job.config.data, split, n_images=_SHEET_IMAGES)
