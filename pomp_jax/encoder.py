@@ -88,9 +88,7 @@ class Encoder:
   def vocabulary(self, names: Sequence[str], n_vectors: int) -> ClassTokens:
     """Tokenizes "{name}." for every class, with room for a context of M vectors.
 
-    Raises:
-      VocabularyError: no names, or an unusable one.
-      TokenizeError: a name longer than the remaining positions.
+    VocabularyError or TokenizeError if a name is unusable or too long, or if there is none.
     """
     ids_NxL, lengths_N = self._tokenize(
       [f"{name}." for name in normalized_names(names)], budget=self.clip.positions - 1 - n_vectors
@@ -177,23 +175,14 @@ class Encoder:
     return 64 * -(-int(np.max(shares)) // 64)
 
   def image_features(self, images: np.ndarray, *, unit: bool = True) -> Float[np.ndarray, "n E"]:
-    """Features of images, uint8 [n,S,S,3] with S = `clip.image_size`.
-
-    Args:
-      images: images on the host.
-      unit: whether to normalise the features.
-    """
+    """Features, normalised if `unit`, of images on the host: uint8 [n,S,S,3]."""
     compute = self._images if unit else self._tower_images
     return self._in_chunks(lambda rows: compute(self.vision_params, rows), images, "image features")
 
   def features_of_images(self, images: jax.Array) -> jax.Array:
-    """Unit features of a batch on the mesh, its rows split over all devices.
+    """Unit features [B,E], replicated, of a batch on the mesh; dispatched asynchronously.
 
-    Args:
-      images: uint8, or float32 in 0..255, [B,S,S,3], B a multiple of the devices.
-
-    Returns:
-      [B,E], replicated, dispatched asynchronously.
+    The images are uint8, or float32 in 0..255, [B,S,S,3], their rows split over all devices.
     """
     return self._images(self.vision_params, images)
 

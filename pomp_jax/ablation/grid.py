@@ -27,10 +27,10 @@ _TAKES = (
   f"fields separated by {_FIELDS_BY!r}, each with its values separated by {VALUES!r}, such as"
   f" k=16{VALUES}64{VALUES}{ALL}{_FIELDS_BY}correction=log{VALUES}none{_FIELDS_BY}seed=0{VALUES}1"
 )
-# Read by runs with a bank alone, and by a sampled contrast alone.
+# Fields that only runs with a bank read, and those that only a sampled contrast reads.
 _BANK = ("sampling.renew", "sampling.bank_dtype")
 _DRAW = ("k", "correction", "sampling.name")
-# Of other methods than POMP.
+# Fields of other methods than POMP.
 _OTHERS = tuple(f for f in FIELDS if f.startswith(("probe.", "tip.", "prompt.visual_tokens")))
 
 
@@ -40,8 +40,8 @@ class Cell:
 
   Attributes:
     values: swept field -> its value here; None where the field is not read.
-    config: of the pretrain job.
-    key: of all that its result depends on.
+    config: config of the cell's pretrain job.
+    key: fingerprint of all that the cell's result depends on.
   """
 
   values: Mapping[str, Any]
@@ -66,12 +66,7 @@ def text_of(value: Any) -> str:
 
 
 def read_grid(text: str) -> dict[str, list[str]]:
-  """The swept fields and the texts of their values, in the order that they stand in.
-
-  Raises:
-    ConfigError: not a grid, or a field that does not exist (the line names the nearest) or stands
-      twice.
-  """
+  """The swept fields and the texts of their values, in order; ConfigError if it is no grid."""
   grid: dict[str, list[str]] = {}
   for item in filter(None, map(str.strip, text.split(_FIELDS_BY))):
     field, equals, values = item.partition("=")
@@ -94,11 +89,8 @@ def read_grid(text: str) -> dict[str, list[str]]:
 def make_cells(config: Settings) -> list[Cell]:
   """The cells of `config.ablate.grid`, the first field varying slowest, grid by grid.
 
-  Args:
-    config: the whole config; the fields that are not swept are every cell's.
-
-  Raises:
-    ConfigError: see `read_grid`; or a value that the field does not take.
+  All cells share the fields that are not swept. ConfigError as `read_grid`, or for a value that a
+  field does not accept.
   """
   grids = [read_grid(text) for text in config.ablate.grid.split(_GRIDS_BY)]
   fields = list(dict.fromkeys(field for grid in grids for field in grid))
@@ -125,7 +117,7 @@ def _cell(config: Settings, texts: Mapping[str, str], fields: Sequence[str]) -> 
   values |= {field: None for field in moot if field in values}
   if one.negatives == ALL and "k" in values:
     values["k"] = ALL
-  # Of no effect: runs that are equal get equal configs.
+  # Equal runs get equal configs: fields without effect have their defaults.
   one = one.replace({field: FIELDS[field].default for field in moot})
   kept = {f: v for f, v in one.flat().items() if not leaves_result_as_it_is(f)}
   return Cell(values, one, fingerprint([repr(sorted(kept.items()))]))

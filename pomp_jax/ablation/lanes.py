@@ -1,7 +1,7 @@
 """Cells that one compiled program trains together, each a lane of a vmap.
 
-What differs between lanes is an array: the seed, and numbers of the loss and of the optimizer. What
-makes a program another one, such as K, is the same in all lanes of a program.
+Lanes of a program differ only in arrays: the seed, and numbers of the loss and of the optimizer.
+Cells that need another program, such as those of another K, are lanes of another program.
 
 Shapes: S lanes, T steps, G rows of a batch that are this process's, E embedding, M context
 vectors, D width.
@@ -39,11 +39,11 @@ LANE_FIELDS = ("seed", "correction", *_NUMBERS.values())
 
 
 class Stream(NamedTuple):
-  """What a run is trained on, step by step; of each batch the rows of this process's devices.
+  """What a run is trained on, step by step: the rows of each batch for this process's devices.
 
   Attributes:
-    features: of the images, as the tower has them; a file that is mapped into memory.
-    labels: their classes.
+    features: the image tower's output, in a file that is mapped into memory.
+    labels: classes of the images.
   """
 
   features: Float[np.ndarray, "T G E"]
@@ -51,13 +51,13 @@ class Stream(NamedTuple):
 
 
 class Trained(NamedTuple):
-  """What became of a lane.
+  """Result of a lane.
 
   Attributes:
     context: the learned vectors.
-    losses: one a step.
-    seconds: its share of its program's steps, compilation aside.
-    memory_mib: its share of the program's temporaries, of a device.
+    losses: loss of each step.
+    seconds: the lane's share of its program's steps, without compilation.
+    memory_mib: the lane's share of the program's temporaries on a device.
     curve: step -> context after it, every `ablate.curve_every` steps and after the last.
   """
 
@@ -69,7 +69,7 @@ class Trained(NamedTuple):
 
 
 def lane_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
-  """Cells that can be lanes of one program, together."""
+  """Groups the cells that can be lanes of one program."""
   groups: dict[str, list[Cell]] = {}
   for cell in cells:
     same = sorted((f, v) for f, v in cell.config.flat().items() if f not in LANE_FIELDS)
@@ -79,28 +79,25 @@ def lane_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def lanes_at_a_time(n_cells: int, most: int) -> int:
-  """The largest divisor of the cells that is not above `most`: all programs are the same."""
+  """The largest divisor of the cells up to `most`, so that one program serves them all."""
   return max(d for d in range(1, n_cells + 1) if n_cells % d == 0 and d <= max(most, 1))
 
 
 def curve_steps(every: int, total: int) -> list[int]:
-  """Steps whose prompts are validated: every so often and the last; none if `every` is 0."""
+  """Steps whose prompts are validated: each multiple of `every`, and the last; none if 0."""
   return sorted({*range(every, total, every), total}) if every else []
 
 
 def train_lanes(
   run: setup.Run, cells: Sequence[Cell], streams: Sequence[Stream], size: int
 ) -> Iterator[Trained]:
-  """Trains cells, some at a time, in one program that is compiled once.
+  """Trains the cells of a `lane_groups` group, in order, by one program that is compiled once.
 
   Args:
     run: any of the cells as a run.
-    cells: from one of `lane_groups`.
-    streams: what each is trained on.
+    cells: the cells.
+    streams: what each cell is trained on.
     size: lanes of the program, a divisor of the number of cells.
-
-  Yields:
-    What became of each cell, in their order.
   """
   program = None
   for first in range(0, len(cells), size):
@@ -112,12 +109,12 @@ def train_lanes(
 
 
 class _Lanes:
-  """Cells that are trained at the same time, ready on the devices."""
+  """Cells that are trained at the same time, on the devices."""
 
   def __init__(self, run: setup.Run, cells: Sequence[Cell], streams: Sequence[Stream]):
     self._run, self._cells, self._streams = run, cells, streams
     mesh = run.encoder.mesh
-    # A first state depends on the seed alone, and with a bank it takes a pass over all classes.
+    # The first state depends on the seed alone. With a bank it takes a pass over all classes.
     of_seed = {cell.config.seed: cell.config for cell in cells}
     first = {
       seed: setup.first_state(dataclasses.replace(run, config=config))
@@ -129,12 +126,12 @@ class _Lanes:
     self._rows = NamedSharding(mesh, P(None, DATA))
 
   def compiled(self) -> jax.stages.Compiled:
-    """The program of these lanes, and of any others that are as many."""
+    """Compiles the program of these lanes, which serves any others of the same number."""
     step = _step(self._run, self._cells[0].config.correction)
     return step.lower(*self._arguments(self._state, 0)).compile()
 
   def train(self, program: jax.stages.Compiled) -> list[Trained]:
-    """All steps."""
+    """Takes all steps."""
     start = time.monotonic()
     state, losses, curve = self._state, [], {}
     what, total = f"{len(self._cells)} cells", self._run.total_steps

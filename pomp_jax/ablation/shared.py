@@ -37,7 +37,7 @@ Scores = dict[str, dict[str, Accuracy]]
 
 
 class Shared:
-  """Opens and computes when asked for the first time; keeps all of it.
+  """Opens or computes each thing when it is first asked for, and holds it.
 
   Streams are in temporary files, mapped into memory. Other features of images are stored in
   `data.feature_store` or the ablation's folder.
@@ -72,16 +72,16 @@ class Shared:
     )
 
   def stream(self, run: setup.Run) -> Stream:
-    """The features that a run is trained on, in its order; all processes call it together."""
+    """The features that a run is trained on, in order; all processes call it together."""
     key = ("stream", self._key(run.config, ("clip", "mesh", "data", "batch_size", "seed")))
-    # Of runs that differ in their length the longest is kept.
+    # Runs of several lengths share the longest stream.
     if key not in self._held or len(self._held[key].labels) < run.total_steps:
       fill_features(run.config, self._folder, run.source, run.encoder)
       self._held[key] = _stream(run, self._image_features(run.config))
     return Stream(*(part[: run.total_steps] for part in self._held[key]))
 
   def evaluate(self, config: Settings, prompt: Prompt) -> Scores:
-    """A prompt's accuracy on every split, as the pretrain job has it."""
+    """A prompt's accuracy on every split, as the job pretrain computes it."""
     splits = self._splits(config)
     if prompt.context.ndim == 3:
       # A class-specific context knows no class but those it was trained on.
@@ -97,9 +97,9 @@ class Shared:
     }
 
   def curve(self, config: Settings, contexts: Mapping[int, np.ndarray]) -> dict[str, list[float]]:
-    """Top-1 of a cell's prompts, step by step, on the splits of `CURVE` that there are.
+    """Top-1 of a cell's prompts, step by step, on the available splits of `CURVE`.
 
-    Class features stay out of the encoder's cache, and their tokens are made once.
+    Bypasses the encoder's cache of class features, and tokenizes the names once.
     """
     encoder, splits = self.encoder(config), self._curve_splits(config)
     names = tuple(dict.fromkeys(name for split in splits.values() for name in split.names))
@@ -138,7 +138,7 @@ class Shared:
     }
 
   def references(self, config: Settings) -> Scores:
-    """Accuracy of the prompts that nobody learned."""
+    """Accuracy of the hand-written prompts."""
     by_hand = {"hand_written": config.eval.template, "class_name": "{}."}
     return self._once(
       config,
@@ -148,7 +148,7 @@ class Shared:
     )
 
   def _image_features(self, config: Settings) -> Callable:
-    """As a training step has them of a batch that is split over the data axis, but on all hosts."""
+    """Computes features as a training step does, but gathers them on all hosts."""
 
     def make():
       encoder = self.encoder(config)
@@ -173,7 +173,7 @@ class Shared:
     return batches.readable_features(config, self.encoder(config), source, self._folder)
 
   def _once(self, config: Settings, what: str, on: tuple[str, ...], make: Callable) -> Any:
-    """What `make` gives, once for all configs that agree on some fields."""
+    """Result of `make`, once for all configs that agree on some fields."""
     key = (what, self._key(config, on))
     if key not in self._held:
       self._held[key] = make()
@@ -197,7 +197,7 @@ def _stream(run: setup.Run, image_features: Callable) -> Stream:
   labels = []
   with (
     contextlib.closing(batches.open_batches(config, run.source, run.fetch, mesh)) as loader,
-    # Without a name: it ends with the process.
+    # The file has no name, and ends with the process.
     tempfile.TemporaryFile() as file,
   ):
     starts = range(0, run.total_steps, at_a_time)
@@ -206,9 +206,9 @@ def _stream(run: setup.Run, image_features: Callable) -> Stream:
       images = np.concatenate([batch["image"] for batch in some])
       if config.data.features == "online":
         images = jax.make_array_from_process_local_data(rows, images)
-        # One block of rows a part: those of all these batches.
+        # Each part of the data axis has a block of rows, of all these batches.
         images = np.split(np.asarray(image_features(run.frozen.image, images)), n_parts)[part]
-      # Not through the mapping: a full disk would kill the process.
+      # Not through a memory map: a full disk would kill the process.
       file.write(np.ascontiguousarray(images).data)
       labels += [batch["label"] for batch in some]
     file.flush()

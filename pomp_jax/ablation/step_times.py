@@ -1,8 +1,8 @@
 """Seconds a step of each cell trained alone, measured in turn.
 
-The time of a lane is its share of a program that trains several cells. For comparisons, each kind
-of cell takes the steps that the pretrain job would take from cached image features, one kind after
-another in several rounds: what slows the machine down for a while slows all of them.
+A lane's time is only its share of a program of several cells. So that kinds of cells can be
+compared, each takes steps of the job pretrain from stored image features, in several rounds, one
+kind after another: a machine that is slow for a while slows all of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ def measure_step_times(runs: Sequence[setup.Run], streams: Sequence[Stream]) -> 
 
   Args:
     runs: one run a kind.
-    streams: what each is trained on.
+    streams: what each run is trained on.
   """
   parts = zip(runs, streams, strict=True)
   steps = [_step_of(*one) for one in steps_of(list(parts), "compiling steps to time", "kinds")]

@@ -58,21 +58,13 @@ class ImageError(InputError, ValueError):
 def read_image(
   path: str | os.PathLike, size: int, upright: bool = False
 ) -> UInt8[np.ndarray, "S S 3"]:
-  """Reads one image file and prepares it; see `prepare`.
-
-  Raises:
-    ImageError: no such file, or not an image that Pillow can decode.
-  """
+  """Reads one image file and prepares it (`prepare`); ImageError if it can't be decoded."""
   with _as_image_error(str(path)), _open(_file(path)) as image:
     return prepare(image, size, upright)
 
 
 def read_rgb(path: str | os.PathLike, upright: bool = False) -> UInt8[np.ndarray, "H W 3"]:
-  """Reads the pixels of one image file as RGB; see `to_rgb`.
-
-  Raises:
-    ImageError: no such file, or not an image that Pillow can decode.
-  """
+  """Reads the pixels of one image file (`to_rgb`); ImageError if it can't be decoded."""
   with _as_image_error(str(path)), _open(_file(path)) as image:
     return np.asarray(to_rgb(image, upright))
 
@@ -80,21 +72,13 @@ def read_rgb(path: str | os.PathLike, upright: bool = False) -> UInt8[np.ndarray
 def decode_image(
   encoded: bytes, where: str, size: int, upright: bool = False
 ) -> UInt8[np.ndarray, "S S 3"]:
-  """Decodes one image from `where` and prepares it; see `prepare`.
-
-  Raises:
-    ImageError: not an image that Pillow can decode.
-  """
+  """Decodes one image from `where` and prepares it (`prepare`); ImageError if that fails."""
   with _as_image_error(where), _open(io.BytesIO(encoded)) as image:
     return prepare(image, size, upright)
 
 
 def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int]:
-  """Height and width of an image file, by its header.
-
-  Raises:
-    ImageError: no such file, none of FORMATS, or more than MAX_PIXELS.
-  """
+  """Height and width of an image file, by its header; errors as `open_image`'s."""
   with _as_image_error(str(path)), _open(_file(path)) as image:
     width, height = sides(image, upright)
     return height, width
@@ -127,9 +111,6 @@ def load_rgb(
 
   Returns:
     The RGB image, and the factor that was applied: `shrink`, or 1 for another format.
-
-  Raises:
-    ImageError: it can't be decoded.
   """
   with _as_image_error(where):
     if shrink > 1 and isinstance(image, JpegImageFile):
@@ -259,7 +240,7 @@ def prepare(
 def decoding_error(image: bytes) -> str:
   """Reason why an image can't be decoded to its last line; empty if it can be.
 
-  A JPEG is decoded at an eighth of its size, which reads all of its data as well.
+  A JPEG is decoded at an eighth of its size: that reads all of its data.
   """
   try:
     with _as_image_error("the image"), _open(io.BytesIO(image)) as opened:

@@ -102,7 +102,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     self.unreadable = set(unreadable)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     read = _ReadBatch(source.labels, fetch, order, n_images, shard)
-    # Of many workers each holds few batches: a batch of pixels takes 100 MB and more.
+    # Many workers hold few batches each: a batch of pixels takes 100 MB and more.
     prefetch = -(-prefetch // max(1, workers))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
     batches = grain.MapDataset.range(start, _N_BATCHES).map(read).to_iter_dataset(options)
@@ -159,10 +159,10 @@ def _spawned(elements: grain.DatasetIterator) -> Iterator:
 
 
 def _start_resource_tracker() -> None:
-  """Starts the process that removes shared memory which is left at the end, without warnings.
+  """Starts the process that removes, without warnings, shared memory that is left at the end.
 
-  Of workers that end while they hand over a batch Grain leaves it behind. A tracker started later
-  would unblock the stop signals in the thread that starts it.
+  Grain leaves that of workers which end while they hand over a batch. A tracker started later would
+  unblock the stop signals in the thread that starts it.
   """
   before = os.environ.get("PYTHONWARNINGS")
   os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
@@ -269,7 +269,7 @@ def ordered_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
   """Iterates over images by index, in order, for evaluation; reads `rows` of each batch.
 
-  The last batch is padded with the last image. 0 threads: chosen by the machine.
+  The last batch is padded with the last image. 0 threads: by the cores.
 
   Yields:
     Indices of the images that were read, int [B]; the images (uint8 [B,H,W,3], unreadable ones
@@ -300,11 +300,7 @@ class SkippedImages:
     self._allowed = n_allowed(max_corrupt, len(source))
 
   def add(self, reasons: Mapping[int, str]) -> None:
-    """Adds unreadable images.
-
-    Raises:
-      CorruptDataError: more than allowed, or no image is left.
-    """
+    """Adds unreadable images; CorruptDataError if more than allowed, or none is left."""
     self.reasons |= reasons
     n_found = len(self.reasons)
     if n_found > self._allowed or (n_found and n_found == self._n_images):
@@ -314,12 +310,7 @@ class SkippedImages:
       )
 
   def gather(self) -> None:
-    """Adds the other processes' images and warns once; all processes call it together.
-
-    Raises:
-      CorruptDataError: as `add`, in all processes.
-      LostHostError: a process did not answer.
-    """
+    """Adds the other processes' images and warns once; all processes call it together."""
     for _, found in hosts.gather(sorted(self.reasons.items()), "unreadable images"):
       self.add(dict(found))
     if self.reasons:

@@ -46,7 +46,7 @@ class PixelFolder:
 
     Args:
       pairs: `files`.
-      table: int32 [65536], class of each value in a label image; IGNORED; or -2: not in the list.
+      table: int32 [65536], class of each value in a label image, IGNORED, or -2 for no class.
     """
     self.keys = tuple(image.stem for image, _ in pairs)
     self.files, self._table = pairs, table
@@ -55,20 +55,12 @@ class PixelFolder:
     return len(self.files)
 
   def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
-    """Decodes an image.
-
-    Raises:
-      ImageError: it can't be decoded.
-    """
+    """Decodes an image; ImageError if it can't be decoded."""
     path = self.files[index][0]
     return np.asarray(load_rgb(_opened(path), str(path))[0])
 
   def shape(self, index: int) -> tuple[int, int]:
-    """Height and width of an image, by its header.
-
-    Raises:
-      ImageError: it can't be read.
-    """
+    """Height and width of an image, by its header; ImageError if it can't be read."""
     return image_size(self.files[index][0])
 
   def labels(self, index: int) -> Int32[np.ndarray, "H W"]:
@@ -89,11 +81,7 @@ class PixelFolder:
     return labels_HxW
 
   def check(self) -> None:
-    """Reads all labels.
-
-    Raises:
-      ImageError, PixelError: as `labels`.
-    """
+    """Reads all labels; errors as `labels`'s."""
     for index in range(len(self)):
       self.labels(index)
 
@@ -175,9 +163,7 @@ def _opened(path: Path) -> Image.Image:
 def read_values(path: Path) -> np.ndarray:
   """Values of a label image, uint8 or uint16 [H,W].
 
-  Raises:
-    ImageError: it can't be decoded.
-    PixelError: it has colours, or values beyond 16 bits.
+  ImageError if it can't be decoded, PixelError if it has colours or values beyond 16 bits.
   """
   image = _opened(path)
   if image.mode not in _MODES:
@@ -199,15 +185,7 @@ def write_labels(
 ) -> None:
   """Writes a label image, PNG: 8 bits for up to 255 classes, else 16; IGNORED is the largest value.
 
-  Args:
-    path: PNG file.
-    labels_HxW: classes or IGNORED.
-    n_classes: number of classes.
-    colours: sRGB of each value, for viewers; 16 bits have no colours.
-
-  Raises:
-    ValueError: a label is neither a class nor IGNORED.
-    OSError: the file can't be written.
+  Viewers show the `colours` (sRGB of each value) of a file of 8 bits.
   """
   if labels_HxW.min() < IGNORED or labels_HxW.max() >= n_classes:
     raise ValueError(f"labels {labels_HxW.min()}..{labels_HxW.max()}, expected [-1, {n_classes})")

@@ -1,8 +1,8 @@
-"""Views of training images: the published augmentations, decoded or looked up as cached features.
+"""Views of training images: the published augmentations, decoded or read as stored features.
 
 A view is drawn first (`draw_view`: numbers only) and then made (`make_view`: Pillow). Its random
-numbers are a function of (seed, image, epoch, view) only, so worker processes, restarts and a cache
-of features see the same pixels.
+numbers are a function of (seed, image, epoch, view) only, so worker processes, restarts and stored
+features see the same pixels.
 
 Shapes: B images, V views an image, S side of a view in pixels, E embedding.
 """
@@ -43,8 +43,8 @@ class Augmentation:
     kind: one of AUGMENTS.
     n_views: V; 1 under `none`, where all views are equal.
     seed: random seed of all augmentations.
-    view_epochs: epochs after which the same views repeat, so that their features can be cached; 0:
-      never.
+    view_epochs: epochs after which the same views repeat, so that their features can be stored;
+      0: never.
     crop_area: least area of a random crop, as a share of the image's.
   """
 

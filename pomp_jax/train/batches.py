@@ -143,12 +143,8 @@ def view_features(
 ) -> Iterator[Epoch]:
   """Yields the features of all training images, epoch by epoch, on each process.
 
-  Without augmentation all epochs are the same, and computed once.
-
-  Raises:
-    DamagedFeaturesError: stored features can't be read.
-    CorruptDataError: more images than `data.max_corrupt` allows can't be read.
-    Preempted: one of several processes was asked to stop.
+  Without augmentation all epochs are the same, and computed once. CorruptDataError if more images
+  than `data.max_corrupt` allows can't be read.
   """
   if data.augment != "none":
     yield from _epochs(data, source, encoder, fetch, n_epochs)

@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 def train(run: Training, tracker: Tracker | None = None) -> Checkpoint:
   """Trains to the last step and returns what the last checkpoint holds.
 
-  The tracker gets the scalars too.
-
   Raises:
     Preempted: asked to stop; everything is saved.
     TrainingError: a bad loss with `on_bad_loss="stop"`, or after too many roll-backs.
@@ -139,8 +137,7 @@ def _roll_back(
 ) -> Checkpoint:
   """Returns the last good checkpoint, or the start, with other draws from there on.
 
-  Raises:
-    TrainingError: the config allows no further roll-back.
+  TrainingError if the config allows no further roll-back.
   """
   config = run.config
   if config.on_bad_loss == "stop" or roll_backs.count >= config.max_roll_backs:

@@ -70,12 +70,10 @@ class Meter:
 
 
 def memory() -> dict[str, float]:
-  """Measures the memory of this process in bytes.
+  """Measures `device_memory_bytes` and `device_memory_peak_bytes` of the fullest device.
 
-  Returns:
-    `device_memory_bytes` and `device_memory_peak_bytes` of the fullest device. For devices without
-    statistics (CPUs) `process_memory_bytes`, the resident memory of the process. {} where the
-    system does not tell it.
+  Where devices have no statistics (CPUs), `process_memory_bytes`, the resident memory of the
+  process; {} where the system does not tell it.
   """
   stats = [device.memory_stats() or {} for device in jax.local_devices()]
   names = {"device_memory_bytes": "bytes_in_use", "device_memory_peak_bytes": "peak_bytes_in_use"}

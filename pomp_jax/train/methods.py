@@ -58,11 +58,7 @@ _ZERO_SHOT = {
 
 
 def check(config: Settings, clip: ClipConfig) -> None:
-  """Checks that the method fits the CLIP.
-
-  Raises:
-    ConfigError: one line.
-  """
+  """Checks that the method fits the CLIP; ConfigError if it does not."""
   method = METHODS[config.method]
   if method.pixels and isinstance(clip.vision_config, ResNetConfig):
     raise ConfigError("method", config.method, "a CLIP with a ViT; this one has a ResNet")
@@ -87,7 +83,7 @@ def make_learner(
     config: settings of the run.
     encoder: CLIP on the devices.
     module: context and its layout, for methods with a context.
-    text_tower: text tower with the same budget.
+    text_tower: text tower with this token budget.
     token_budget: own tokens of the classes that a device computes; None: no limit.
   """
   method = METHODS[config.method].load()
@@ -124,11 +120,6 @@ def initial_words(
 def initial_context(config: Settings, clip: Clip, n_classes: int) -> np.ndarray | None:
   """Context that a training starts from: `prompt.init`'s words, prompt file or run's folder.
 
-  Args:
-    config: settings of the run.
-    clip: CLIP of the run.
-    n_classes: N of the class list.
-
   Returns:
     Float32 [M,D], or [N,M,D] of a class-specific file; None for a random start.
 
@@ -158,12 +149,7 @@ def _is_prompt(text: str) -> bool:
 
 
 def frozen_arrays(config: Settings, encoder: Encoder, names: Sequence[str]) -> Frozen:
-  """Arrays that the method's steps read, for a list of classes.
-
-  Raises:
-    ConfigError: raised by `initial_words`.
-    VocabularyError, TokenizeError: names that can't be used.
-  """
+  """Arrays that the method's steps read, for a list of classes; errors as `vocabulary`'s."""
   _, fixed_F = initial_words(config, encoder.clip)
   frozen = encoder.frozen(encoder.vocabulary(names, config.prompt.m + len(fixed_F)))
   if len(fixed_F):
@@ -295,10 +281,9 @@ class Fitted(NamedTuple):
 
 
 def fit(config: Settings, encoder: Encoder, folder: RunFolder) -> Fitted:
-  """Fits the classifier of `config.method` on the training images; the run's folder is a cache.
+  """Fits the classifier of `config.method`; the run's folder stores features of images.
 
-  Raises:
-    FloatingPointError: no setting gives a finite classifier.
+  FloatingPointError if no setting gives a finite classifier.
   """
   source = inputs.open_training_source(config.data, encoder.clip.image_size)
   fill_features(config, folder, source, encoder)

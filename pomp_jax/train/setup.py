@@ -145,11 +145,8 @@ def prepare(
 ) -> Run:
   """Opens everything that a run needs, and writes nothing.
 
-  `encoder`, `source` and `frozen` are those of another run with the same CLIP and devices, the same
-  images, and the same names and M.
-
-  Raises:
-    ConfigError, VocabularyError, TokenizeError: one line each.
+  `encoder`, `source` and `frozen` may be those of another run with the same CLIP and devices, the
+  same images, and the same names and M.
   """
   encoder = encoder or inputs.open_encoder(config)
   source = source or inputs.open_training_source(config.data, encoder.clip.image_size)
@@ -225,7 +222,7 @@ def place_bank(run: Training, state: TrainState) -> TrainState:
 
 
 def gather_bank(run: Training, state: TrainState) -> TrainState:
-  """State as it is stored, which no mesh shows: the bank whole, float32 [N,E], on every host."""
+  """State as it is stored, for any mesh: the bank whole, float32 [N,E], on every host."""
   if state.bank is None:
     return state
   n_classes = len(run.source.names)

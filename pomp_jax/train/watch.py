@@ -68,11 +68,7 @@ class LossMonitor:
     return dict(self._statistics)
 
   def __call__(self, step: int, metrics: dict[str, Any]) -> None:
-    """Checks the scalars of one step, `loss` among them; steps come in order.
-
-    Raises:
-      BadLossError: the loss is bad.
-    """
+    """Checks the scalars of the next step, `loss` among them; BadLossError if one is bad."""
     for name, value in metrics.items():
       if not math.isfinite(value):
         raise BadLossError(f"{name} is {value} at step {step}", step)
@@ -114,11 +110,11 @@ class Watch(contextlib.AbstractContextManager):
     Args:
       config: settings of the run.
       folder: folder of the run.
-      check: function of each step and its metrics, called in order; may raise.
+      check: function of each step and its metrics, called in order; may raise BadLossError.
       first: steps done before this start.
       total: steps of the whole run.
-      rate: learning-rate schedule, for the log.
-      tracker: gets the scalars too.
+      rate: learning-rate schedule.
+      tracker: tracker that gets the scalars too.
     """
     self._config, self._check, self._rate = config, check, rate
     self._metrics = MetricsWriter(folder.path, first + 1, tracker) if hosts.is_first() else None
@@ -133,11 +129,7 @@ class Watch(contextlib.AbstractContextManager):
     return self._meter.timed(batches, self._device_is_idle)
 
   def step(self, step: int, metrics: dict[str, jax.Array]) -> None:
-    """Takes the metrics of a step that was started; reads those of the previous window.
-
-    Raises:
-      BadLossError: raised by `check`.
-    """
+    """Takes the metrics of a step that was started; reads those of the previous window."""
     self._pending.append((step, metrics))
     if len(self._pending) > _AHEAD:
       jax.block_until_ready(self._pending[-1 - _AHEAD][1])
@@ -147,11 +139,7 @@ class Watch(contextlib.AbstractContextManager):
       self._read(len(self._pending) - every)
 
   def flush(self) -> None:
-    """Reads all pending metrics, which waits for the device.
-
-    Raises:
-      BadLossError: raised by `check`.
-    """
+    """Reads all pending metrics, which waits for the device."""
     self._read(len(self._pending))
 
   def restart_clock(self) -> None:
