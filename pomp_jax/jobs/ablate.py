@@ -31,7 +31,7 @@ from pomp_jax.ablation.lanes import (
 from pomp_jax.ablation.shared import Scores, Shared
 from pomp_jax.ablation.step_times import measure_step_times
 from pomp_jax.analysis.ablation_report import write_cells
-from pomp_jax.analysis.run_report import write_run_report
+from pomp_jax.analysis.run_report import finish_run
 from pomp_jax.clip import ClipError, TokenizeError
 from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.class_lists import VocabularyError
@@ -41,7 +41,6 @@ from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.files.run_folder import (
   RunFolder,
   RunFolderError,
-  with_provenance,
   write_json,
   writing,
 )
@@ -287,12 +286,12 @@ def _write_results(
       "step_times": times,
       "seconds_of_last_start": round(seconds, 1),
     }
-    stored = with_provenance(results)
     if found:
       with writing(folder.path):
-        write_cells(folder, stored)
-        write_run_report(folder, config, stored)
-    folder.write_results(stored)
+        write_cells(folder, results)
+      finish_run(folder, config, results)
+    else:
+      folder.write_results(results)
     if len(found) == sum(_stored(folder, cell) is not None for cell in cells):
       log.info("table, plot and report are in %s", folder.path)
       return results

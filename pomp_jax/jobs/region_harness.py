@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from pomp_jax import hosts, inputs
-from pomp_jax.analysis.run_report import write_run_report
+from pomp_jax.analysis.run_report import finish_run
 from pomp_jax.config import Settings
 from pomp_jax.config.region_fields import Detect, Segment
 from pomp_jax.data.class_splits import ClassSplit
@@ -25,7 +25,6 @@ from pomp_jax.files.run_folder import (
   DamagedFileError,
   RunFolder,
   to_json,
-  with_provenance,
   write_json,
   writing,
 )
@@ -177,12 +176,9 @@ class Comparison:
       draw: draws the pictures, given the results.
     """
     plain = json.loads(to_json({"key": self.key, **results}))
-    stored = with_provenance(plain)
     with writing(folder.path):
-      draw(stored)
-      write_run_report(folder, self._config, stored, "results.md")
-    # Last: a folder with results is a finished run.
-    folder.write_results(stored)
+      draw(plain)
+    finish_run(folder, self._config, plain, "results.md")
     with contextlib.suppress(OSError):
       store.remove()
     log.info("figures and pictures are in %s", folder.path)
