@@ -3,7 +3,7 @@
 Nothing is opened here.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import os
 import re
 import types
@@ -12,13 +12,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pomp_jax.clip.text import WITHOUT_FLAX, has_flax_clip
-from pomp_jax.config.declare import ConfigError, check_name, check_value, from_text
+from pomp_jax.config.declare import ConfigError, check_name, check_value, from_text, require
 from pomp_jax.config.fields import (
   EXPORT_FORMATS,
   FIELDS,
   Clip,
   Data,
-  Export,
   Settings,
   flatten,
 )
@@ -144,20 +143,8 @@ def _validate(settings: Settings) -> None:
     raise ConfigError("eval.images", 0, expected)
   _check_views(settings)
   _check_caches(settings)
-  if settings.job == "predict":
-    _check_predict(settings)
-  if settings.job == "export":
-    _check_export(settings.export)
-  if settings.job == "segment":
-    check_segment(settings)
-  if settings.job == "detect":
-    check_detect(settings)
-  if settings.job == "propose":
-    check_propose(settings)
-  if settings.job == "train_masks":
-    check_train_masks(settings)
-  if settings.job == "prepare" and not exists(settings.prepare.input):
-    raise ConfigError("prepare.input", settings.prepare.input, "a file or folder that exists")
+  if settings.job in _JOB_CHECKS:
+    _JOB_CHECKS[settings.job](settings)
 
 
 def _check_method(settings: Settings) -> None:
@@ -180,17 +167,17 @@ def _check_method(settings: Settings) -> None:
     fixed["prompt.depth"] = 1
   values = settings.flat()
   for field, value in fixed.items():
-    if values[field] != value:
-      raise ConfigError(field, values[field], f"{value!r} where method={name!r}")
+    require(values[field] == value, field, values[field], f"{value!r} where method={name!r}")
 
 
 def _check_steps(settings: Settings) -> None:
   optim, tracker = settings.optim, settings.log.tracker
-  if optim.schedule == "epoch" and optim.warmup != int(optim.warmup):
-    raise ConfigError("optim.warmup", optim.warmup, "whole epochs where optim.schedule='epoch'")
-  if tracker != "none" and not is_installed(tracker):
+  fits = optim.schedule != "epoch" or optim.warmup == int(optim.warmup)
+  expected = "whole epochs where optim.schedule='epoch'"
+  require(fits, "optim.warmup", optim.warmup, expected)
+  if tracker != "none":
     expected = f"'none' without its package: pip install \"pomp-jax[{tracker}]\""
-    raise ConfigError("log.tracker", tracker, expected)
+    require(is_installed(tracker), "log.tracker", tracker, expected)
 
 
 def _check_model(clip: Clip, dry_run: bool) -> None:
@@ -220,59 +207,59 @@ def has_folder(data: Data) -> bool:
 
 def _check_data(settings: Settings) -> None:
   data, source = settings.data, SOURCES[settings.data.source]
-  if not source.stored and not settings.eval.images:
-    raise ConfigError(
-      "eval.images", 0, f"1 or more where data.source={data.source!r}: it is endless"
-    )
+  where = f"where data.source={data.source!r}"
+  images = settings.eval.images
+  require(source.stored or images, "eval.images", images, f"1 or more {where}: it is endless")
   values = settings.flat()
   for field in (f"data.{name}" for name in source.unread):
-    if values[field] != (default := FIELDS[field].default):
-      raise ConfigError(field, values[field], f"{default!r} where data.source={data.source!r}")
+    default = FIELDS[field].default
+    require(values[field] == default, field, values[field], f"{default!r} {where}")
   if data.source == SYNTHETIC:
     _check_names("data.names", data.names)
-  elif source.stored:
-    if not is_dir(data.root) and (data.root or source.root):
-      raise ConfigError("data.root", data.root, "a folder that exists")
-    if data.source == "coop" and data.dataset not in COOP_SETS:
-      raise ConfigError("data.dataset", data.dataset, f"one of {', '.join(COOP_SETS)}")
-    if data.source == "tfds" and not data.dataset:
-      raise ConfigError("data.dataset", data.dataset, "a data set of TFDS, such as food101")
-    if data.source == "regions" and not exists(data.annotations):
-      expected = "a JSON file or a folder of label images that exists"
-      raise ConfigError("data.annotations", data.annotations, expected)
-    _check_groups(data)
+  if data.source == SYNTHETIC or not source.stored:
+    return
+  if data.root or source.root:
+    require(is_dir(data.root), "data.root", data.root, "a folder that exists")
+  if data.source == "coop":
+    expected = f"one of {', '.join(COOP_SETS)}"
+    require(data.dataset in COOP_SETS, "data.dataset", data.dataset, expected)
+  if data.source == "tfds":
+    require(data.dataset, "data.dataset", data.dataset, "a data set of TFDS, such as food101")
+  if data.source == "regions":
+    expected = "a JSON file or a folder of label images that exists"
+    require(exists(data.annotations), "data.annotations", data.annotations, expected)
+  _check_groups(data)
 
 
 def _check_groups(data: Data) -> None:
   """Held-out shares, and lists of base and novel classes."""
-  if data.test_share + data.validation_share >= 1:
-    expected = f"less than 1 together with data.test_share = {data.test_share}"
-    raise ConfigError("data.validation_share", data.validation_share, expected)
-  if data.base and data.classes != "all":
-    raise ConfigError("data.classes", data.classes, "'all' where data.base has a list")
-  if data.novel and not data.base:
-    raise ConfigError("data.novel", data.novel, "'' where data.base is empty")
-  for field, names in (("names", data.names), ("base", data.base), ("novel", data.novel)):
+  share = data.validation_share
+  expected = f"less than 1 together with data.test_share = {data.test_share}"
+  require(data.test_share + share < 1, "data.validation_share", share, expected)
+  whole = not data.base or data.classes == "all"
+  require(whole, "data.classes", data.classes, "'all' where data.base has a list")
+  require(data.base or not data.novel, "data.novel", data.novel, "'' where data.base is empty")
+  for field in ("names", "base", "novel"):
+    names = getattr(data, field)
     # The list of regions has halves, and is read by `class_splits`.
     if names and not (data.source == "regions" and names in CLASS_SPLITS):
       _check_names(f"data.{field}", names)
 
 
 def _check_names(field: str, names: str) -> None:
-  if names not in CLASS_LISTS and not is_file(names):
-    raise ConfigError(field, names, _NAMES)
+  require(names in CLASS_LISTS or is_file(names), field, names, _NAMES)
 
 
 def _check_views(settings: Settings) -> None:
   data = settings.data
-  if data.augment == "none" and data.views > 1:
-    raise ConfigError("data.views", data.views, "1 where data.augment='none': all views are equal")
-  if settings.batch_size % data.views:
-    expected = f"a multiple of data.views = {data.views}"
-    raise ConfigError("batch_size", settings.batch_size, expected)
-  if data.features == "stored" and data.augment != "none" and not data.view_epochs:
-    expected = f"'online' where data.augment={data.augment!r} and data.view_epochs=0"
-    raise ConfigError("data.features", data.features, f"{expected}: no view repeats")
+  alike = data.augment == "none"
+  expected = "1 where data.augment='none': all views are equal"
+  require(not alike or data.views == 1, "data.views", data.views, expected)
+  expected = f"a multiple of data.views = {data.views}"
+  require(settings.batch_size % data.views == 0, "batch_size", settings.batch_size, expected)
+  repeats = data.features != "stored" or alike or data.view_epochs
+  expected = f"'online' where data.augment={data.augment!r} and data.view_epochs=0: no view repeats"
+  require(repeats, "data.features", data.features, expected)
 
 
 def _check_caches(settings: Settings) -> None:
@@ -282,45 +269,52 @@ def _check_caches(settings: Settings) -> None:
   if settings.compilation_cache != AUTO:
     folders["compilation_cache"] = settings.compilation_cache
   for field, folder in folders.items():
-    if folder and (problem := why_unwritable(folder)):
-      raise ConfigError(field, folder, f"a folder that can be written to; {problem}")
+    problem = folder and why_unwritable(folder)
+    require(not problem, field, folder, f"a folder that can be written to; {problem}")
 
 
 def _check_predict(settings: Settings) -> None:
-  predict = settings.predict
-  if not exists(predict.images):
-    raise ConfigError("predict.images", predict.images, "a file or a folder that exists")
-  _check_names("predict.names", predict.names)
-  if "{}" not in predict.prompt and not is_prompt_file(predict.prompt):
-    expected = f"{_PROMPTS}, or a text with {{}}"
-    raise ConfigError("predict.prompt", predict.prompt, expected)
-  if predict.task != "classify":
+  images, prompt = settings.predict.images, settings.predict.prompt
+  require(exists(images), "predict.images", images, "a file or a folder that exists")
+  _check_names("predict.names", settings.predict.names)
+  expected = f"{_PROMPTS}, or a text with {{}}"
+  require("{}" in prompt or is_prompt_file(prompt), "predict.prompt", prompt, expected)
+  if settings.predict.task != "classify":
     check_predicted_regions(settings)
 
 
-def _check_hub(export: Export) -> None:
-  if not is_hub(export.hub):
-    raise ConfigError("export.hub", export.hub, "hf:OWNER/NAME")
-  if export.format != "npz":
-    raise ConfigError("export.format", export.format, "npz where export.hub is given")
-  if export.output:
-    raise ConfigError("export.output", export.output, "'' where export.hub is given")
-  if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", export.license):
-    accepted = "a licence by the hub's identifiers, such as mit, cc-by-4.0, other"
-    raise ConfigError("export.license", export.license, f"{accepted}, where export.hub is given")
-
-
-def _check_export(export: Export) -> None:
-  features = export.format in FEATURE_FORMATS
-  if not (features and "{}" in export.prompt) and not is_prompt_file(export.prompt):
-    template = ", or a template with {}" if features else ""
-    expected = f"{_PROMPTS}{template}"
-    raise ConfigError("export.prompt", export.prompt, expected)
-  if features:
+def _check_export(settings: Settings) -> None:
+  export = settings.export
+  name, prompt, suffixes = export.output, export.prompt, EXPORT_FORMATS[export.format]
+  if export.format in FEATURE_FORMATS:
+    expected = f"{_PROMPTS}, or a template with {{}}"
+    require("{}" in prompt or is_prompt_file(prompt), "export.prompt", prompt, expected)
     _check_names("export.names", export.names)
+  else:
+    require(is_prompt_file(prompt), "export.prompt", prompt, _PROMPTS)
   if export.hub:
-    _check_hub(export)
-  suffixes = EXPORT_FORMATS[export.format]
-  name = export.output
-  if name and (os.path.basename(name) != name or not name.endswith(suffixes)):
-    raise ConfigError("export.output", name, f"a file name that ends with {' or '.join(suffixes)}")
+    where = "where export.hub is given"
+    require(is_hub(export.hub), "export.hub", export.hub, "hf:OWNER/NAME")
+    require(export.format == "npz", "export.format", export.format, f"npz {where}")
+    require(not name, "export.output", name, f"'' {where}")
+    accepted = "a licence by the hub's identifiers, such as mit, cc-by-4.0, other"
+    known = re.fullmatch(r"[a-z0-9][a-z0-9.-]*", export.license)
+    require(known, "export.license", export.license, f"{accepted}, {where}")
+  fits = not name or (os.path.basename(name) == name and name.endswith(suffixes))
+  require(fits, "export.output", name, f"a file name that ends with {' or '.join(suffixes)}")
+
+
+def _check_prepare(settings: Settings) -> None:
+  path = settings.prepare.input
+  require(exists(path), "prepare.input", path, "a file or folder that exists")
+
+
+_JOB_CHECKS: Mapping[str, Callable[[Settings], None]] = {
+  "predict": _check_predict,
+  "export": _check_export,
+  "segment": check_segment,
+  "detect": check_detect,
+  "propose": check_propose,
+  "train_masks": check_train_masks,
+  "prepare": _check_prepare,
+}

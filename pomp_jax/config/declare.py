@@ -148,6 +148,12 @@ def near_match(name: str, known: Iterable[str]) -> str:
   return f" (did you mean {printable(near[0], 80)!r}?)" if near and near[0] != name else ""
 
 
+def require(fits: Any, field: str, value: Any, expected: str) -> None:
+  """Raises ConfigError for a value that does not fit."""
+  if not fits:
+    raise ConfigError(field, value, expected)
+
+
 def check_name(field: str, known: Mapping[str, Any] | set[str]) -> None:
   """Raises UnknownFieldError for a field that does not exist, with the nearest name."""
   if field not in known:
