@@ -1,7 +1,7 @@
 """JSON messages between the processes of a run, over the coordinator's key-value store.
 
-No device takes part, so messages work before any program is compiled, and each wait has a timeout.
-All processes make the same calls in the same order, except for `post` and `posted`.
+Messages work before any program is compiled, and each wait has a timeout. All processes make the
+same calls in the same order, except for `post` and `posted`.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,8 +31,7 @@ _SECONDS = 300.0
 LISTEN_SECONDS = 1.0
 _POSTS = "pomp_jax_posted"
 _own_posts: dict[str, str] = {}
-# Hosts named on each side of a disagreement.
-_MAX_NAMED = 4
+_MAX_NAMED = 4  # processes on each side of a disagreement
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "transformers")
 
 
@@ -77,13 +76,10 @@ def gather(value: Any, what: str, seconds: float = _SECONDS) -> list[tuple[str, 
   Args:
     value: JSON value of this process.
     what: name of the value, for error messages.
-    seconds: timeout for the slowest process.
+    seconds: timeout for the slowest process, after which a LostHostError names those missing.
 
   Returns:
     (host name, value) of each process, in order.
-
-  Raises:
-    LostHostError: processes that did not answer in time.
   """
   store, found, missing = client(), [[socket.gethostname(), value]], []
   if store is not None:
@@ -105,11 +101,7 @@ def gather(value: Any, what: str, seconds: float = _SECONDS) -> list[tuple[str, 
 
 
 def from_first(value: Any, what: str, seconds: float = _SECONDS) -> Any:
-  """Returns process 0's JSON value on all processes; arguments as `gather`'s.
-
-  Raises:
-    LostHostError: process 0 did not answer in time.
-  """
+  """Returns process 0's JSON value on all processes; arguments as `gather`'s."""
   store, text = client(), json.dumps(value)
   if store is not None:
     key = f"pomp_jax/{next(_calls)}"
@@ -143,10 +135,7 @@ def posted(name: str) -> dict[int, Any]:
 
 
 def arrays_from_first(arrays: list[np.ndarray]) -> list[np.ndarray]:
-  """Returns process 0's arrays on all processes, bit for bit; sent over the devices.
-
-  The other processes give arrays of the same types and shapes, whose values are not read.
-  """
+  """Returns process 0's arrays, bit for bit; of the others only types and shapes are read."""
   # As bytes: a sum with the zeros of the other processes would lose -0.0.
   contents = np.frombuffer(b"".join(array.tobytes() for array in arrays), np.uint8)
   contents = np.asarray(multihost_utils.broadcast_one_to_all(contents))
@@ -158,7 +147,7 @@ def arrays_from_first(arrays: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def merged(array: np.ndarray) -> np.ndarray:
-  """Returns the sum of an integer array over the processes; sent over the devices.
+  """Returns the sum of an integer array over the processes.
 
   Where each process fills its own rows and leaves zeros in the others, the sum has the rows of all.
   """
@@ -180,8 +169,8 @@ def agree(facts: Mapping[str, object], *, seconds: float = _SECONDS) -> None:
   the gradient of another loss into everybody's prompt.
 
   Raises:
-    HostError: the facts differ as text. The line names the first such fact, its values and their
-      hosts, and is the same on all processes.
+    HostError: the facts differ as text. All processes get the same line, which names the first such
+      fact, its values and their hosts.
   """
   mine = {name: str(value) for name, value in facts.items()}
   found = gather(mine, "comparing the hosts", seconds)
@@ -190,13 +179,13 @@ def agree(facts: Mapping[str, object], *, seconds: float = _SECONDS) -> None:
     for index, (host, theirs) in enumerate(found):
       holders.setdefault(theirs.get(name, "nothing"), []).append(process_name(index, host))
     if len(holders) > 1:
-      sides = "; ".join(f"{value} for {_shortened(who)}" for value, who in holders.items())
-      raise HostError(f"the hosts disagree on {name}: {sides}. All must start from the same")
-
-
-def _shortened(hosts: list[str]) -> str:
-  more = len(hosts) - _MAX_NAMED
-  return ", ".join(hosts[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+      sides = []
+      for value, who in holders.items():
+        more = f" and {len(who) - _MAX_NAMED} more" if len(who) > _MAX_NAMED else ""
+        sides.append(f"{value} for {', '.join(who[:_MAX_NAMED])}{more}")
+      raise HostError(
+        f"the hosts disagree on {name}: {'; '.join(sides)}. All must start from the same"
+      )
 
 
 def fingerprint_of_package() -> dict[str, str]:

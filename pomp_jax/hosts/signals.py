@@ -19,22 +19,19 @@ class StopSignals:
   """Raises `Preempted` at a signal, wherever the main thread is.
 
   Launchers may send a signal twice (`timeout` sends it to the process and to its group), which must
-  not interrupt the unwinding: signals are ignored until none has come for five seconds. The
-  exception can get lost in three ways. Where Python can't raise, as in a callback of the garbage
-  collector (JAX has one) or a finalizer, it would be printed and dropped: the signal is sent again.
-  Libraries may replace it by an exception of their own: `received` shows what caused it. Or they
-  drop it: then the next signal is heard.
+  not interrupt the unwinding: signals are ignored until none has come for five seconds.
+
+  The exception can get lost. Where Python can't raise, as in a callback of the garbage collector
+  (JAX has one), it would be printed and dropped: the signal is sent again. Where a library replaces
+  it by an exception of its own, `received` shows the cause. Where a library drops it, the next
+  signal is heard.
 
   Attributes:
     received: exception raised for a signal, None before.
   """
 
   def __init__(self, resumes_from: str):
-    """Handles no signal yet.
-
-    Args:
-      resumes_from: the run's folder, for the message.
-    """
+    """Handles no signal yet; the message says that the run resumes from its folder."""
     self.received: Preempted | None = None
     self._resumes_from = resumes_from
     self._ending, self._number = False, 0

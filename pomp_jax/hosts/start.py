@@ -1,8 +1,8 @@
 """Finding the other processes of a run, and starting JAX's distributed runtime with timeouts.
 
-JAX's own cluster classes read what SLURM, Open MPI and Cloud TPU leave in the environment. Added
-here: flags, JobSet and Open MPI 5, which JAX does not detect without more, one-line errors, and all
-accelerators of a node for a process that has the node to itself.
+JAX's own classes read what SLURM, Open MPI and Cloud TPU leave in the environment. Added here:
+flags, JobSet and Open MPI 5, which JAX does not detect, one-line errors, and all accelerators of a
+node for a process that has the node to itself.
 """
 
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ def detect(
 
   Args:
     coordinator: host:port. Alone it replaces the launcher's.
-    num_processes: 1: this process runs alone, whatever the environment says.
+    num_processes: number of processes; 1: alone, whatever the environment says.
     process_id: index of this process.
     timeout: seconds for the name of a Cloud TPU's coordinator to resolve.
 
@@ -167,13 +167,12 @@ def _slurm_tasks_on_node(environ: Mapping[str, str]) -> int:
 def start(cluster: Cluster, *, start_timeout: int = 300, heartbeat_timeout: int = 60) -> None:
   """Joins the other processes.
 
-  SIGTERM (if its handler raises `Preempted`) and SIGINT end the process at once while it waits,
-  with status 75 and 130.
+  While it waits, SIGTERM (if its handler raises `Preempted`) and SIGINT end the process at once.
 
   Args:
     cluster: result of `detect`.
     start_timeout: seconds for all processes to arrive; then this one exits with status 75.
-    heartbeat_timeout: seconds of silence after which a process counts as lost. JAX then ends the
+    heartbeat_timeout: seconds of silence after which a process counts as lost, and JAX ends the
       others.
 
   Raises:

@@ -1,8 +1,7 @@
 """Stopping together: on a signal after the same step, on a failure within seconds.
 
-A process that runs alone notes SIGTERM, SIGHUP or SIGINT, and the loop stops after its step. With
-several processes JAX's preemption service forwards the request to all of them and picks a step that
-all can reach, so a signal to one process is enough.
+JAX's preemption service forwards a signal to all processes and picks a step that all can reach, so
+a signal to one process is enough.
 
 A process that fails leaves its reason with the coordinator and the others end with it. Otherwise
 they would wait in a collective until the heartbeat timeout, as they do when one is killed.
@@ -37,22 +36,19 @@ from pomp_jax.hosts.messages import (
 # so they only ever increase: the step would decrease after a roll-back, or in the next run.
 _sync_points = itertools.count(1)
 
-# JAX's errors that are this process's alone, such as a device's memory that does not suffice: a
-# restart would meet the same.
+# JAX's errors that are this process's alone, such as a full device: a restart would meet the same.
 _OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 # A collective's, which come as ValueError where an array is copied to the host.
 _OF_OTHERS = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 
 _KEY = "pomp_jax_failed"
-# Length of one wait for a failure. The coordinator keeps each wait that times out in memory, so
-# waits are long; they end when the runtime shuts down.
+# Long, since the coordinator keeps each wait that times out in memory.
 _WAIT_SECONDS = 3600.0
 # Longest time that the coordinator stays for the others to read the failure.
 _LINGER_SECONDS = 15.0
 # Time for another process's reason to arrive after a failed collective.
 _REASON_SECONDS = 3.0
-# Time for this process to find the same failure itself and report it in its own words. The value
-# that shows it may arrive `LISTEN_SECONDS` later.
+# Time for this process to find the same failure itself and report it in its own words.
 _GRACE_SECONDS = LISTEN_SECONDS + 2.0
 # Time that the coordinator outlives the last reader: without it the runtime would abort them.
 _PARTING_SECONDS = 1.0
@@ -77,23 +73,21 @@ class Preempted(BaseException):
 
 
 def raise_if_preempted() -> None:
-  """Stops all processes between two parts of work that has nothing to save.
+  """Raises `Preempted` if one of several processes was asked to stop; all call it equally often.
 
-  All processes call it equally often. A process that runs alone is stopped by the signal itself.
-
-  Raises:
-    Preempted: one of several processes was asked to stop.
+  It belongs between two parts of work that has nothing to save. A process that runs alone is
+  stopped by the signal itself.
   """
   if client() is not None and multihost_utils.reached_preemption_sync_point(next(_sync_points)):
     raise Preempted("asked to stop; the same command resumes", together=True)
 
 
 class StopRequest(contextlib.AbstractContextManager):
-  """Whether to stop, asked after each step; the answer stays when the context is entered again.
+  """Notes SIGTERM, SIGHUP and SIGINT in its context; the loop asks after each step.
 
-  The context handles SIGTERM, SIGHUP and SIGINT. Repeated SIGTERMs and SIGHUPs are ignored while
-  the state is saved. A second SIGINT, from a person who does not want to wait, has the handler of
-  before. With several processes JAX handles SIGTERM from start-up on.
+  Repeated SIGTERMs and SIGHUPs are ignored while the state is saved. A second SIGINT, from a person
+  who does not want to wait, has the handler of before. With several processes JAX handles SIGTERM
+  from start-up on.
   """
 
   def __init__(self):
@@ -114,10 +108,7 @@ class StopRequest(contextlib.AbstractContextManager):
       self._restore(number)
 
   def after_step(self) -> bool:
-    """Whether to stop now; all processes ask equally often and get the same answer.
-
-    No device takes part, and nothing is sent before there is a request.
-    """
+    """Whether to stop now; all processes ask equally often and get the same answer."""
     if client() is not None and not self._asked:
       self._asked = multihost_utils.reached_preemption_sync_point(next(_sync_points))
     return self._asked
