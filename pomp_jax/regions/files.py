@@ -29,7 +29,6 @@ HEADER = "regions.json"
 ACTIVATIONS = ("softmax", "sigmoid")
 
 LIMITS = {"R": 10_000, "S": 16, "E": 16_384, "h": 8192, "w": 8192}
-_MAX_BYTES = 2**29  # of one array
 _MASKS = (np.float16, np.uint8)
 _SLACK = 2.0  # pixels by which a box may leave its image
 MAX_SCORE = 1.1  # SAM's predicted IoU may be a little above 1
@@ -311,7 +310,7 @@ def _array(
 ) -> np.ndarray:
   """Reads an array of some kinds of numbers and a shape; letters are bounded, None is at most R."""
 
-  def check_shape(_: Any, __: str, found: Sequence[int]) -> None:
+  def check_shape(found: Sequence[int]) -> None:
     fits = len(found) == len(shape) and all(
       n == size if isinstance(size, int) else 0 <= n <= LIMITS[size or "R"]
       for n, size in zip(found, shape, strict=True)
@@ -320,7 +319,7 @@ def _array(
       accepted = ", ".join("R" if size is None else str(size) for size in shape)
       refuse(path, field, f"of shape {list(found)}", f"[{accepted}] within {LIMITS}")
 
-  array = archive.read(field, _MAX_BYTES, check_shape, header_only=header_only)
+  array = archive.read(field, check_shape, header_only)
   if array.dtype.kind not in kinds:
     refuse(path, field, str(array.dtype), {"f": "floats", "fu": "float16, uint8"}[kinds])
   return array
