@@ -116,7 +116,7 @@ def make_learner(
   token_budget: int | None,
 ) -> VPTLearner | MaPLeLearner:
   """Builds the learner of a run; see `train.methods.make_learner`."""
-  # The other half is the text tower's.
+  # The text tower gets the other half.
   memory = activation_memory(config.clip) / 2
   tower = prompted_image_tower(encoder.clip, config.clip.dtype, config.clip.image_chunk, memory)
   width, depth = encoder.clip.config.vision_config.hidden_size, config.prompt.depth

@@ -30,7 +30,7 @@ from pomp_jax.train import batches, setup
 _PART_SECONDS = 20.0
 _STEPS = 4  # timed steps, after one for warmup
 _BATCHES = 4  # least number of timed batches, after twice as many for warmup
-# The fewest rows measured: images a device, images that a process reads, classes a device.
+# Measure at least this many images per device, images read by a process, classes per device.
 _IMAGES, _READ, _CLASSES = 4, 16, 64
 _TEST_IMAGES = 512
 
@@ -78,7 +78,7 @@ def _reading(job: setup.Run, state: TrainState) -> dict[str, Any]:
   n_images = config.batch_size // config.data.views
   smaller = min(n_images, _READ * count)
   views = smaller * config.data.views
-  # As many readers as whole batches have, each of which holds some that are ready.
+  # Take the readers of whole batches: each holds some that are ready.
   threads, workers = readers = batches.readers_of(config, job.source, job.fetch, job.encoder.mesh)
   small = config.replace({"batch_size": views, "data.threads": threads, "data.workers": workers})
   loader = batches.open_batches(small, job.source, job.fetch, job.encoder.mesh)
@@ -114,7 +114,7 @@ def _image_cost(job: setup.Run) -> Cost:
   images = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8)
 
   def of(n_images):
-    # Padded to equal shares of all devices. The pixels have no influence.
+    # Pad to equal shares of the devices; the pixels do not change the time.
     shape = (-(-n_images // encoder.mesh.size) * encoder.mesh.size, *images.shape[1:])
     pixels = jax.make_array_from_callback(
       shape, rows, lambda index: np.repeat(images, len(range(*index[0].indices(shape[0]))), axis=0)
@@ -136,7 +136,7 @@ def _class_cost(job: setup.Run) -> Cost:
     changes = {
       "data.features": "stored",
       "batch_size": groups * max(1, round(n_images * part)),
-      # The same rematerialisation as in the whole step.
+      # Rematerialise as the whole step does.
       "clip.remat": plan.remat,
       "clip.n_chunks": plan.n_chunks if part == 1 else min(plan.n_chunks, 2),
     }
@@ -249,10 +249,10 @@ def _cost(of: Callable[[int], Callable[[], Any]], total: int, least: int) -> Cos
 
   `of` maps a number of rows, at first `least`, to their computation, whose first call may compile.
   """
-  # A few more rows are not worth another compilation.
+  # Measure all rows at once where that saves a second compilation.
   n = least if 8 * least < total else total
   while True:
-    # The faster of two: other load makes a machine slower, never faster.
+    # Take the faster of two: other load makes a machine slower, never faster.
     seconds = min(_seconds(of(n), 2, warmup=1))
     # All processes measure the same number of rows.
     seconds = hosts.from_first(seconds, "the time of a part")

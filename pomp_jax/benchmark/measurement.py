@@ -83,7 +83,7 @@ class Measurement:
     }
 
 
-# A step. With True, the part of it that compiles everything and fills the caches.
+# A step. Called with True, it runs only the part that compiles everything and fills the caches.
 Step = Callable[[bool], Any]
 
 
@@ -143,7 +143,7 @@ def _large_product(name: str) -> tuple[Callable[[], Any], float]:
 
 def peak_mib() -> float:
   """Peak resident memory of this process, MiB."""
-  # `ru_maxrss` is inherited from a larger parent process.
+  # A process inherits `ru_maxrss` from a larger parent.
   status = pathlib.Path("/proc/self/status")
   with contextlib.suppress(OSError):
     found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
@@ -246,7 +246,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     for number, name in enumerate(names):
       mine = [row for row in rows if row["implementation"] == name and row[field]]
       points = sorted((row["k"], row[field]) for row in mine)
-      # The peak of torch is of a part of the rows.
+      # torch's peak covers only a part of the rows.
       if points and (name, field) != ("torch_77", "peak_mib"):
         style = drawing.style(number)
         axes.plot(*zip(*points, strict=True), label=_LABELS.get(name, name), **style)

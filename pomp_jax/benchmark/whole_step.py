@@ -31,7 +31,7 @@ from pomp_jax.prompt.step import (
 
 # Images of a draw: those of a device in the published recipe, before augmentation.
 _GROUP = 32
-# That of config.clip.memory_gib on CPUs.
+# Memory for activations that config.clip.memory_gib stands for on CPUs.
 _ACTIVATION_BYTES = 4.0 * 2**30
 
 

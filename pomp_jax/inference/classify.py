@@ -60,7 +60,7 @@ class Classifier:
     _check_at_least_1("batch_size", batch_size)
     self._batch_size = batch_size
     self.names = _class_names(names)
-    # The files are opened first: computing takes longer.
+    # Open the files first: computing takes longer.
     prompt = open_prompt(prompt)
     if isinstance(clip, str | os.PathLike):
       clip = load_clip(os.fspath(clip))
@@ -104,7 +104,7 @@ class Classifier:
     clip, remaining, first = self._encoder.clip, iter(images), 0
     while part := list(itertools.islice(remaining, self._batch_size)):
       pixels = [_pixels(image, clip.image_size, first + i) for i, image in enumerate(part)]
-      # Padded to a power of two: a number of images that is new compiles nothing.
+      # Pad to a power of two, so that a new number of images compiles nothing.
       n_rows = min(self._batch_size, 1 << (len(part) - 1).bit_length())
       pixels += pixels[:1] * (n_rows - len(part))
       features_BxE = self._encoder.image_features(np.stack(pixels))[: len(part)]

@@ -223,7 +223,7 @@ def image_batches(
   """
   indices = np.arange(len(source)) if indices is None else indices
   n_devices = encoder.mesh.size
-  # Also of some of the images, so that features do not depend on which these are.
+  # A part of the images has the same size, so that features do not depend on which part it is.
   size = n_devices * -(-min(batch_size, len(source)) // n_devices)
   sharding = NamedSharding(encoder.mesh, P((DATA, CLASS)))
   shards = sharding.addressable_devices_indices_map((size,)).values()
@@ -272,5 +272,5 @@ def _answers(
     confidence_B = 1 / jnp.sum(jnp.exp(logit_scale * (cosine_BxN - best_Bx1)), axis=1)
     return rank_B, answer_B, confidence_B
 
-  # A sequential map: [B,N] of only one prompt is in memory.
+  # A sequential map keeps the scores [B,N] of only one prompt in memory.
   return labels_B, *jax.lax.map(of_prompt, text_PxNxE)

@@ -18,7 +18,7 @@ from pomp_jax.files.paths import is_dir, to_path
 from pomp_jax.files.prompt_file import Prompt, load_prompt, validate
 from pomp_jax.files.terminal import steps_of
 
-# The first template of the class list, and all templates of an ensemble.
+# Prompts by name: the first template of the class list, and the mean over an ensemble.
 HAND_WRITTEN, ENSEMBLE = "hand_written", "ensemble"
 _TAKES = (
   "one or more of the following: a prompt file or hf:OWNER/NAME, a .npy"

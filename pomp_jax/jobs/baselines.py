@@ -113,12 +113,12 @@ def _outcome(config: Settings, workdir: str, programs: str) -> dict[str, Any]:
     except ProcessError as error:
       outcome = {"error": str(error)}
   else:
-    # A second process could not have the device.
+    # A second process could not open the device.
     outcome = _run_seeds(config, workdir, programs) | {"peak_mib": None}
   if "error" not in outcome:
     outcome["seeds"] = seeds
     if all_ran:
-      # Nothing ran now: the peak would be that of reading files.
+      # Every seed had finished: the peak would be that of reading files.
       outcome["peak_mib"] = None
     folder.write_results(outcome)
   return outcome

@@ -116,10 +116,10 @@ def _whole_run(job: setup.Run, figures: dict[str, Any], *, once: bool) -> dict[s
   n_views = _n_views(job)
   views = (n_views or 0) * test.seconds / test.total if once else 0.0
   validation = images + n_validations * classes
-  # The learned prompt, the hand-written one and the name alone.
+  # An evaluation covers the learned prompt, the hand-written one and the name alone.
   evaluation = n_splits * (images + 3 * classes)
   total = views + train + validation + evaluation + n_validations * figures["checkpoint_seconds"]
-  # Beside those that are kept, the best one and the one that is being written.
+  # Beside `keep` checkpoints there are the best one and the one that is being written.
   disk = (config.checkpoint.keep + 2) * figures["checkpoint_bytes"] + figures["prompt_bytes"]
   return {
     "training_features_seconds": views,
@@ -150,7 +150,7 @@ def _lines(trial: Settings, job: setup.Run, figures: dict[str, Any]) -> list[str
       f"{figures['device_arguments_mib']:,.0f} MiB of weights and data,"
       f" {figures['device_temporaries_mib']:,.0f} MiB of temporaries"
     )
-  # What the step was put together of; nothing where it was measured in whole.
+  # Parts that the step's time was added up from; none if it was measured in whole.
   names = [name for name in ("images", "classes") if f"step_{name}" in figures]
   parts = [f"{name}: {_of(figures[f'step_{name}'])}" for name in names]
   cache = figures["stored_features_bytes"]

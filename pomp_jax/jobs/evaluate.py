@@ -63,7 +63,7 @@ from pomp_jax.inputs.evaluation_sets import (
 
 log = logging.getLogger(__name__)
 
-# Of what a set's file means; part of what its figures depend on.
+# Version of a set's file; a part of its key.
 _VERSION = f"3, pixels {PREPROCESSING_VERSION}"
 # What `results.json` holds of a set beside its prompts.
 _OF_SET = ("seconds", "unreadable", "split", "listed_classes", "missing_classes")
@@ -199,7 +199,7 @@ def _sums(
     for own in [sets[item.name]]
   ]
   accuracy = accuracy_by_group(found)
-  # Groups of which some set has other images than those of the published figures.
+  # Groups with a set whose images are not those of the published figures.
   other = {
     item.group
     for item in items

@@ -53,7 +53,7 @@ def run(config: Settings, workdir: str) -> dict:
   if settings.format in FEATURE_FORMATS:
     categories = load_categories(settings.names)
     encoder = inputs.open_encoder(config)
-    # Detic normalises by itself.
+    # Detic normalises the features itself.
     unit = settings.format != "detic"
     features_CxE = category_features(encoder, categories, prompt, settings.synonyms, unit=unit)
     shape = features_CxE.shape if settings.format == "detic" else features_CxE.shape[::-1]

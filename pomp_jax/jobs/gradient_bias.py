@@ -46,9 +46,9 @@ from pomp_jax.train.sampling_data import sampling_arrays, sampling_of
 
 log = logging.getLogger(__name__)
 
-# Of what a cell's file means; part of what its figures depend on.
+# Version of a cell's file; a part of its key.
 _VERSION = "1"
-# Images in the host's memory at a time.
+# Images that are decoded and encoded at a time.
 _IMAGES = 1024
 
 
@@ -100,7 +100,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   exact_P = setting.gradients(n_classes, SamplingSettings(), ("log",), 1)[0, 0]
   log.info("exact gradient over %d classes: norm %.4g", n_classes, np.linalg.norm(exact_P))
   cells, pairs = [], {f"{s}_{k}": (s, k) for s in settings.samplers for k in settings.k}
-  # About as many rows of the text tower for each K.
+  # The text tower computes about as many rows for each K.
   n_draws = {k: int(np.clip(settings.rows // (k + settings.images), 8, 512)) for k in settings.k}
   keys = {
     name: fingerprint([setting.key, sampler, f"{k} {n_draws[k]}", *settings.corrections])

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _LIBRARIES = ("flask", "waitress")
 _EXAMPLES = 4
-# Names of an example that its picture does not show, of a picture and of a scene.
+# Names that an example lists and its picture does not show: of a picture, and of a scene.
 _NEAR, _OTHERS = 7, 4
 _SECONDS = 0.2
 
@@ -62,7 +62,7 @@ def check(config: Settings, workdir: str) -> None:
 def run(config: Settings, workdir: str) -> None:
   """Serves the page until the process is asked to stop."""
   del workdir
-  # Imported here: `check` says what is missing.
+  # Import after `check`, which says what is missing.
   from pomp_jax.page import connections, server
   from pomp_jax.page.comparison import Comparison, shown_prompts
 

@@ -26,7 +26,7 @@ def check(config: Settings, workdir: str) -> None:
     raise ConfigError("prepare.dataset", config.prepare.dataset, f"one of {', '.join(DATASETS)}")
   if config.prepare.names and config.prepare.dataset != "imagenet21k":
     raise ConfigError("prepare.names", config.prepare.names, "'' for other sets than imagenet21k")
-  # It leaves no run's files there; where there are some, they are another job's.
+  # This job leaves no run's files: where there are some, they are another job's.
   RunFolder(workdir).check(config.job)
 
 
