@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _BLOCK = 1024  # images
 _COMPLETE = "complete"
-_INDEXES = 64 * 2**20  # bytes of the files' indexes that stay in memory
+_IN_MEMORY = 256 * 2**20  # bytes of chunks, and of the files' indexes, that stay in memory
 # A store that does not answer is given up after half a minute, as by `files.paths`.
 _RETRIES = {"max_retries": 5, "initial_delay": "1s", "max_delay": "16s"}
 
@@ -211,7 +211,7 @@ class Features:
         "fill_missing_data_reads": False,
         "store_data_equal_to_fill_value": True,
         "recheck_cached_data": "open",
-        "context": {"cache_pool": {"total_bytes_limit": _INDEXES}, **retries},
+        "context": {"cache_pool": {"total_bytes_limit": _IN_MEMORY}, **retries},
       },
       open=True,
       create=create,

@@ -42,6 +42,8 @@ from pomp_jax.prompt.mesh import DATA
 # Views that are decoded, and sent to the devices, together.
 VIEWS = 256
 _DECODED_AHEAD = 4
+# Images whose stored features are read together: of all, quickly, and of one, hardly more slowly.
+_TOGETHER = 8
 
 
 class Epoch(NamedTuple):
@@ -78,7 +80,7 @@ def open_features(data: Data, source: Source, encoder: Encoder, folder: RunFolde
   shape = len(source), shown.n_epochs * shown.n_views, encoder.clip.config.projection_dim
   key = fingerprint([repr(sorted(made_from.items()))])[:32]
   path = join(data.feature_store or folder.features, "training", key)
-  return Features(path, shape, made_from, together=(1, shown.n_views))
+  return Features(path, shape, made_from, together=(_TOGETHER, shown.n_views))
 
 
 def open_fetch(data: Data, source: Source, encoder: Encoder, folder: RunFolder) -> Fetch:
