@@ -34,11 +34,7 @@ RECIPES = {
 def dense_tower(clip: Clip, recipe: Recipe, dtype: Any = jnp.float32, chunk: int = 0) -> DenseTower:
   """Builds `(clip.vision_params, images) -> unit features of patches`, float32 [B,h,w,E].
 
-  Args:
-    clip: a CLIP with a ViT.
-    recipe: one of RECIPES' values, or another.
-    dtype: compute type of the layers, see `clip.precision`.
-    chunk: the most images in memory together; 0 for all.
+  At most `chunk` images are in memory together; 0: all.
 
   Raises:
     ClipError: the CLIP has a ResNet; or, when images are given, sides that are no multiples of the

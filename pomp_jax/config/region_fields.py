@@ -123,7 +123,7 @@ class TrainMasks:
     2400, "classes of the world's scenes, three quarters of them base", _scene_classes
   )
   network: str = row("r101c", "sizes of the network", one_of(*_NETWORKS))
-  init: str = row("", "network to start from, a .pth file; empty: random parameters")
+  init: str = row("", "network to start from, a file; empty: random parameters")
   prompt: str = row(
     "a photo of a {}.", "prompt of the classes, which stays fixed; see evaluate.prompts"
   )
@@ -150,7 +150,7 @@ class TrainMasks:
 class Propose:
   """The regions that a trained network finds, for propose and regions.source='network'."""
 
-  network: str = row("", "network: a .pth file, or the folder of a run of train_masks")
+  network: str = row("", "network: a file, or the folder of a run of train_masks")
   images: str = row("segment", "images: those of segment or of detect", one_of("segment", "detect"))
   prompt: str = row("a photo of a {}.", "prompt of the trained classes, for the objectness")
   size: int = row(0, "shorter side of an image in the network, pixels; 0: as it is", at_least(0))

@@ -27,7 +27,7 @@ from pomp_jax.files.terminal import is_unicode, printable
 from pomp_jax.files.texts import read_json
 
 FREQUENCIES = ("r", "c", "f")
-# Pixels by which a box or a polygon may leave its image: COCO's are rounded.
+# Pixels by which a box or a polygon may leave its image, since COCO's are rounded.
 _SLACK = 2.0
 
 
@@ -36,60 +36,35 @@ class AnnotationError(InputError, ValueError):
 
 
 class ImageEntry(NamedTuple):
-  """One annotated image.
-
-  Attributes:
-    id: number in the file.
-    file_name: path below the image folder.
-    height: H.
-    width: W.
-    negative: ids of categories that are known to be absent (LVIS).
-    not_exhaustive: ids of categories that are not annotated exhaustively (LVIS).
-  """
+  """One annotated image."""
 
   id: int
-  file_name: str
+  file_name: str  # path below the image folder
   height: int
   width: int
-  negative: tuple[int, ...] = ()
-  not_exhaustive: tuple[int, ...] = ()
+  negative: tuple[int, ...] = ()  # ids of categories that are known to be absent (LVIS)
+  not_exhaustive: tuple[int, ...] = ()  # ids of those that are not annotated exhaustively (LVIS)
 
 
 class Truth(NamedTuple):
-  """Annotated objects of one image.
+  """Annotated objects of one image."""
 
-  Attributes:
-    boxes: x0, y0, x1, y1 in pixels, ends exclusive, clipped to the image.
-    classes: class of each object.
-    crowd: whether an object is a group that detections need not separate.
-  """
-
-  boxes: Float32[np.ndarray, "R 4"]
+  boxes: Float32[np.ndarray, "R 4"]  # x0, y0, x1, y1 in pixels, ends exclusive, inside the image
   classes: Int32[np.ndarray, " R"]
-  crowd: Bool[np.ndarray, " R"]
+  crowd: Bool[np.ndarray, " R"]  # whether an object is a group that detections need not separate
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-  """Annotations of a data set.
+  """Annotations of a data set."""
 
-  Attributes:
-    path: file, for messages.
-    names: C class names.
-    category_ids: id of each class's category; -1: the file has no such category.
-    synonyms: all names of each class, the first included.
-    frequencies: LVIS's frequency of each class ("" without a category), or None.
-    images: images in the order of the file.
-    rows: by image, its annotations as the file has them.
-  """
-
-  path: str
-  names: tuple[str, ...]
-  category_ids: Int[np.ndarray, " C"]
-  synonyms: tuple[tuple[str, ...], ...]
-  frequencies: tuple[str, ...] | None
-  images: tuple[ImageEntry, ...]
-  rows: tuple[list[dict[str, Any]], ...]
+  path: str  # file, for messages
+  names: tuple[str, ...]  # of the C classes
+  category_ids: Int[np.ndarray, " C"]  # of each class; -1: the file has no such category
+  synonyms: tuple[tuple[str, ...], ...]  # all names of each class, the first included
+  frequencies: tuple[str, ...] | None  # LVIS's of each class, "" without a category
+  images: tuple[ImageEntry, ...]  # in the order of the file
+  rows: tuple[list[dict[str, Any]], ...]  # by image, its annotations as the file has them
 
   def __len__(self) -> int:
     return len(self.images)
@@ -112,11 +87,7 @@ class Annotations:
     return np.array(masks, bool).reshape(-1, image.height, image.width)
 
   def run_lengths(self, index: int) -> list[dict[str, Any]]:
-    """The same masks as RLE, for faster-coco-eval.
-
-    Raises:
-      AnnotationError: an object has no segmentation, or one that does not fit its image.
-    """
+    """The same masks as RLE; AnnotationError if an object has none, or one of another size."""
     sides = self.images[index].height, self.images[index].width
     where = "segmentation of annotation {}"
     return [
@@ -129,24 +100,14 @@ class Annotations:
     return join(root, self.images[index].file_name)
 
   def image(self, index: int, root: str | os.PathLike) -> UInt8[np.ndarray, "H W 3"]:
-    """Pixels of an image below a folder.
-
-    Raises:
-      ImageError: the file can't be read.
-      AnnotationError: its size is not the one named here.
-    """
+    """Pixels of an image below a folder; AnnotationError if its size is not the one named here."""
     path = self.image_path(index, root)
     pixels = read_rgb(path)
     self.check_size(path, index, pixels.shape[:2])
     return pixels
 
   def check_images(self, root: str | os.PathLike, sizes: bool = False) -> None:
-    """Checks that all image files exist and, by their headers, that they have the sizes named here.
-
-    Raises:
-      AnnotationError: the first file that is missing or has another size.
-      ImageError: a file that is no image.
-    """
+    """Checks that all image files exist and, by their headers, have the sizes named here."""
     for index in range(len(self)):
       if not is_file(path := self.image_path(index, root)):
         raise AnnotationError(f"{path}: no such image, named by {self.path}")
@@ -239,7 +200,7 @@ def run_lengths(
     segmentation = segmentation | {"counts": segmentation["counts"].encode()}
   try:
     rle = mask_api.segmToRle(segmentation, width, height)
-    # Some versions of the library read runs of any length.
+    # Check the runs here: some versions of the library read beyond the image.
     runs = _runs(rle["counts"]) if isinstance(segmentation, dict) else [height * width]
     if min(runs, default=0) < 0 or sum(runs) != height * width:
       raise ValueError(f"runs of {sum(runs)} pixels")

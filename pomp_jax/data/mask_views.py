@@ -26,17 +26,11 @@ _STREAM = 0x6D61736B
 
 
 class RegionMap(NamedTuple):
-  """One image and its regions.
-
-  Attributes:
-    image: pixels, sRGB.
-    owners: number of each pixel's region; -1 for none.
-    labels: class of each region; a negative one drops the region.
-  """
+  """One image and its regions."""
 
   image: UInt8[np.ndarray, "H W 3"]
-  owners: Int16[np.ndarray, "H W"]
-  labels: Int32[np.ndarray, " R"]
+  owners: Int16[np.ndarray, "H W"]  # number of each pixel's region; -1 for none
+  labels: Int32[np.ndarray, " R"]  # class of each region; a negative one drops the region
 
 
 @runtime_checkable
@@ -112,7 +106,7 @@ class MaskViews:
       try:
         whole = self.source.region_map(index)
       except (AnnotationError, ImageError, PixelError):
-        # Image or labels; the loader counts and names it.
+        # The loader counts the image as unreadable, and names it.
         continue
       views_Bx1[row, 0] = self._view(whole, index, epoch)
       readable_B[row] = True
@@ -177,11 +171,7 @@ def cut(whole: RegionMap, place: Place) -> RegionMap:
 def largest_regions(
   owners: Int16[np.ndarray, "H W"], labels: Int32[np.ndarray, " R"], most: int
 ) -> tuple[Int16[np.ndarray, "H W"], Int32[np.ndarray, " _"]]:
-  """Renumbers the regions that have a pixel and a class; the `most` largest in falling order.
-
-  Returns:
-    Owners, -1 for pixels of dropped regions; and labels of the regions that are kept.
-  """
+  """Owners and labels of the `most` largest regions with a pixel and a class, in falling order."""
   areas = np.bincount(owners[owners >= 0], minlength=len(labels))
   areas[labels < 0] = 0
   order = np.argsort(-areas, kind="stable")[:most]

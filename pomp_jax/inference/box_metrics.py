@@ -21,45 +21,20 @@ _AREAS = ("all", "small", "medium", "large")
 
 
 class Detections(NamedTuple):
-  """Detections of one image.
+  """Detections of one image."""
 
-  Attributes:
-    boxes: x0, y0, x1, y1 in pixels, ends exclusive.
-    scores: higher is likelier.
-    classes: class of each.
-    masks: of each, COCO's run lengths of its mask; None: boxes alone.
-  """
-
-  boxes: Float32[np.ndarray, "D 4"]
+  boxes: Float32[np.ndarray, "D 4"]  # x0, y0, x1, y1 in pixels, ends exclusive
   scores: Float32[np.ndarray, " D"]
   classes: Int32[np.ndarray, " D"]
-  masks: Sequence[Mapping[str, Any]] | None = None
-
-
-def coco_results(
-  annotations: Annotations, index: int, detections: Detections
-) -> list[dict[str, Any]]:
-  """Detections of an image as rows of a COCO results file.
-
-  Detections of classes without a category in the annotations are dropped.
-
-  Args:
-    annotations: data set.
-    index: number of the image in it.
-    detections: detections of the image.
-  """
-  return result_rows(annotations.images[index].id, annotations.category_ids, detections)
+  masks: Sequence[Mapping[str, Any]] | None = None  # COCO's run lengths; None: boxes alone
 
 
 def result_rows(
   image_id: int, category_ids: Int[np.ndarray, " C"], detections: Detections
 ) -> list[dict[str, Any]]:
-  """Detections as rows of a COCO results file.
+  """Detections of an image as rows of a COCO results file.
 
-  Args:
-    image_id: id of their image.
-    category_ids: id of each class's category; detections of a class with -1 are dropped.
-    detections: detections of the image.
+  `category_ids` has the id of each class's category; detections of a class with -1 are dropped.
   """
   rows = []
   for d, box in enumerate(detections.boxes.astype(float)):
@@ -90,7 +65,7 @@ def average_precision(
 
   Args:
     annotations: data set.
-    results: rows of `coco_results` of all images.
+    results: `result_rows` of all images.
     kind: "box" or "mask", which the IoU compares.
     groups: classes of each group, such as base and novel.
 
@@ -135,7 +110,8 @@ def _precision(
 ) -> np.ndarray:
   """Precision under the last of the limits, categories in ascending order of their ids.
 
-  Some categories at a time: the library holds an entry for each pair of an image and a category.
+  Evaluates some categories at a time, since the library holds an entry for each pair of an image
+  and a category.
   """
   of_category: dict[int, list[Mapping[str, Any]]] = {}
   for row in results:
@@ -143,7 +119,7 @@ def _precision(
   value = _ground_truth(annotations, kind)
   ids = sorted(category["id"] for category in value["categories"])
   truth = COCO(value)
-  # A detection's area is that of what is compared.
+  # The library takes a detection's area from what is left in its row.
   unread = "segmentation" if kind == "box" else "bbox"
   parts = []
   for start in range(0, len(ids), _CATEGORIES):
@@ -185,15 +161,9 @@ def _ground_truth(annotations: Annotations, kind: str) -> dict[str, Any]:
   """The data set in the form that faster-coco-eval reads and writes to."""
   images, rows = [], []
   for index, image in enumerate(annotations.images):
-    images.append(
-      {
-        "id": image.id,
-        "height": image.height,
-        "width": image.width,
-        "neg_category_ids": list(image.negative),
-        "not_exhaustive_category_ids": list(image.not_exhaustive),
-      }
-    )
+    own = {"id": image.id, "height": image.height, "width": image.width}
+    own |= {"neg_category_ids": list(image.negative)}
+    images.append(own | {"not_exhaustive_category_ids": list(image.not_exhaustive)})
     own_rows = annotations.rows[index]
     rles = annotations.run_lengths(index) if kind == "mask" else [None] * len(own_rows)
     for row, rle in zip(own_rows, rles, strict=True):

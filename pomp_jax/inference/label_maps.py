@@ -42,7 +42,7 @@ def label_maps_of_regions(
     width: W.
 
   Returns:
-    Classes; -1 where no mask has a weight.
+    Classes; -1 where all masks are 0.
   """
   n_regions, *sides = masks.shape
   if not n_regions:
@@ -79,9 +79,9 @@ def _block(n_numbers: int, width: int) -> tuple[int, int]:
 def _label_maps(
   scores_PxRxC, masks_Rxhxw, sides_2, out_sides_2, *, out: tuple[int, int], block: tuple[int, int]
 ):
-  """[P, *out]; what is padding of the image is not computed.
+  """Label maps [P, *out]; blocks in the padding of the image are not computed.
 
-  A factor on all weights does not matter.
+  Masks keep their scale, since a factor on all weights changes no argmax.
   """
   lines = [taps(n, sides_2[i], out_sides_2[i], xp=jnp) for i, n in enumerate(out)]
   n_blocks_2 = -(-out_sides_2 // np.array(block))

@@ -30,7 +30,7 @@ def pamr(
     image_HxWx3: colours on any scale.
     shape_2: height and width without the padding below and to the right.
     steps: number of steps; may be traced.
-    dilations: distances of the neighbours, pixels.
+    dilations: distances of the neighbours in pixels.
   """
   _, n_rows, n_columns = scores_SxHxW.shape
   margin = max(dilations)

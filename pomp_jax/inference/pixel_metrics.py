@@ -28,9 +28,6 @@ class PixelTally:
     Args:
       labels_HxW: classes, negative where the pixel is ignored. Predictions there are not counted.
       predicted_HxW: predicted classes; negative: no class, which is always wrong.
-
-    Raises:
-      ValueError: a class beyond the list.
     """
     n_classes = self.counts.shape[1]
     if max(labels_HxW.max(initial=-1), predicted_HxW.max(initial=-1)) >= n_classes:

@@ -51,12 +51,7 @@ class Proposer:
         pixels. 1: masks at the size of the image in the network, whose logits are interpolated.
       threshold: probability above which a pixel is inside a mask, for boxes and objectness.
       batch_size: images of the same padded size that are computed together.
-
-    Raises:
-      ValueError: another stride.
     """
-    if stride not in (1, MASK_STRIDE):
-      raise ValueError(f"stride: got {stride}, accepted: 1, {MASK_STRIDE}")
     self._params = replicate((network.params, classes_NxE), mesh)
     self._mesh, self._size, self._stride, self._threshold = mesh, size, stride, threshold
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -67,7 +62,7 @@ class Proposer:
       found = predict(params, images_BxHxWx3, sizes_Bx2)
       logits = found.masks_BxQxhxw if stride == MASK_STRIDE else full_size(found.masks_BxQxhxw)
       p = jax.nn.sigmoid(logits.astype(jnp.float32))
-      # The padding belongs to no mask.
+      # No mask has pixels in the padding.
       rows_Bxh, columns_Bxw = (
         jnp.arange(n) < sizes_Bx2[:, axis, None] // stride for axis, n in enumerate(p.shape[2:])
       )
@@ -89,7 +84,7 @@ class Proposer:
     for frame, rows in _same_frames(resized, self._batch_size):
       batch = np.zeros((self._batch_size, *frame, 3), np.uint8)
       sizes = np.ones((self._batch_size, 2), np.int32)
-      # The last row fills the batch.
+      # Batches are padded with their last image.
       for slot in range(self._batch_size):
         image = resized[rows[min(slot, len(rows) - 1)]]
         height, width = sizes[slot] = image.shape[:2]
@@ -149,12 +144,9 @@ def found_objects(
   objects: Sequence[Mapping[str, Any]],
   least_iou: float = 0.5,
 ) -> Bool[np.ndarray, " D"]:
-  """Whether each object has a mask with at least this intersection over union.
+  """Whether each of D objects has a mask with at least this intersection over union.
 
-  Args:
-    masks: masks, one in memory at a time.
-    objects: masks of D objects as `Annotations.run_lengths` has them.
-    least_iou: the least.
+  Masks are in memory one at a time; objects are those of `Annotations.run_lengths`.
   """
   found = [mask_api.encode(np.asfortranarray(mask_HxW, np.uint8)) for mask_HxW in masks]
   if not found or not len(objects):
@@ -166,7 +158,7 @@ def found_objects(
 def _same_frames(
   images: Sequence[np.ndarray], most: int
 ) -> Iterator[tuple[tuple[int, int], list[int]]]:
-  """Padded sides and the rows of images that have them, `most` together."""
+  """Yields padded sides and the numbers of `most` images at a time that have them."""
   rows_of: dict[tuple[int, int], list[int]] = {}
   for row, image in enumerate(images):
     height, width = (STRIDE * -(-side // STRIDE) for side in image.shape[:2])

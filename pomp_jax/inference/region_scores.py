@@ -36,7 +36,6 @@ def region_scores(
     objectness: whether to return sqrt(score * objectness).
 
   Raises:
-    ValueError: neither embeddings nor crops.
     EvaluationError: scores are not finite.
   """
   n_regions = len(regions.boxes)

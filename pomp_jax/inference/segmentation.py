@@ -23,10 +23,10 @@ from pomp_jax.prompt.mesh import split_rows
 
 # Images are padded to multiples of this many pixels, for fewer compilations.
 _BUCKET = 128
-# Pixels with scores of their own at most; the labels of a larger image are enlarged. No published
-# set has such images.
+# Largest number of pixels with scores of their own. Labels of a larger image are enlarged; no
+# published set has one.
 _MAX_PIXELS = 2**21
-# Scores that are in memory together: names times pixels. More names are computed in chunks.
+# Largest number of scores in memory, names times pixels. More names are computed in chunks.
 _MAX_SCORES = 2**28
 # Longest side of a resized image, as in mmsegmentation's configs of the recipes.
 _LONGEST = 2048
@@ -34,25 +34,15 @@ _LONGEST = 2048
 
 @dataclasses.dataclass(frozen=True)
 class DenseSettings:
-  """How an image becomes a label map.
+  """How an image becomes a label map."""
 
-  Attributes:
-    recipe: name in `clip.RECIPES`.
-    size: shorter side of the resized image, pixels; 0: as it is.
-    window: side of a window, pixels; 0: the whole image, compiled for each size of image.
-    stride: distance of windows, pixels.
-    logit_scale: factor on cosines.
-    pamr: steps of PAMR.
-    background_below: a pixel whose highest probability is lower has class 0.
-  """
-
-  recipe: str = "naclip"
-  size: int = 336
-  window: int = 224
-  stride: int = 112
+  recipe: str = "naclip"  # name in `clip.RECIPES`
+  size: int = 336  # shorter side of the resized image, pixels; 0: as it is
+  window: int = 224  # side, pixels; 0: the whole image, compiled for each size of image
+  stride: int = 112  # distance of windows, pixels
   logit_scale: float = 40.0
-  pamr: int = 0
-  background_below: float = 0.0
+  pamr: int = 0  # steps of PAMR
+  background_below: float = 0.0  # a pixel whose highest probability is lower has class 0
 
 
 class PixelMap(NamedTuple):
@@ -76,17 +66,7 @@ class DenseSegmenter:
   def __init__(
     self, encoder: Encoder, settings: DenseSettings, *, dtype: str = "float32", chunk: int = 16
   ):
-    """Takes a CLIP; compiles on first use.
-
-    Args:
-      encoder: the CLIP.
-      settings: how an image becomes a label map.
-      dtype: compute type of the tower, see `clip.precision`.
-      chunk: windows in the tower at a time, over all devices.
-
-    Raises:
-      ClipError: the CLIP has a ResNet.
-    """
+    """Takes a CLIP with a ViT; compiles on first use. The tower takes `chunk` windows at a time."""
     self._encoder, self._settings = encoder, settings
     self._chunk = -(-chunk // encoder.mesh.size) * encoder.mesh.size
     tower = dense_tower(encoder.clip, RECIPES[settings.recipe], dtype)
@@ -106,11 +86,12 @@ class DenseSegmenter:
         for old, new in zip(image.shape[:2], (height, width), strict=True)
       )
       out = padded_sides(height, width)
-      inputs = *_inputs(windows, patches), np.array([height, width])
-      n_pixels = max(inputs[3][..., 0].size, math.prod(out))
+      padded = _padded(windows, patches)
+      n_pixels = max(padded.covered_HxW.size, math.prod(out))
       found = [
         _label_map(
-          *inputs,
+          padded,
+          np.array([height, width]),
           *_chunks(matrix, max(_MAX_SCORES // n_pixels, 1)),
           settings.logit_scale,
           settings.background_below,
@@ -174,7 +155,7 @@ def windows(shape: tuple[int, ...], sides: tuple[int, ...], stride: int) -> Int[
   Args:
     shape: height and width of the image.
     sides: height and width of a window, at most the image's.
-    stride: distance of windows, pixels.
+    stride: distance of windows in pixels.
   """
   y, x = (
     np.minimum(np.arange(-(-(length - side) // stride) + 1) * stride, length - side)
@@ -229,8 +210,18 @@ def padded_sides(*sides: int) -> tuple[int, ...]:
   return tuple(_BUCKET * -(-side // _BUCKET) for side in sides)
 
 
-def _inputs(cut: _Windows, patches_NxhxwxE: np.ndarray) -> tuple:
-  """First arguments of `_label_map`, padded to few different shapes."""
+class _Cut(NamedTuple):
+  """A resized image and its windows, padded to few different shapes."""
+
+  patches_NxhxwxE: Any
+  corners_Nx2: Any
+  n_windows: Any
+  image_HxWx3: Any
+  covered_HxW: Any  # windows that hold a pixel
+  shape_2: Any
+
+
+def _padded(cut: _Windows, patches_NxhxwxE: np.ndarray) -> _Cut:
   n_windows = len(patches_NxhxwxE)
   padding = (1 << (n_windows - 1).bit_length()) - n_windows
   patches = jnp.asarray(np.pad(patches_NxhxwxE, ((0, padding), *[(0, 0)] * 3)))
@@ -242,27 +233,13 @@ def _inputs(cut: _Windows, patches_NxhxwxE: np.ndarray) -> tuple:
   covered = np.zeros(padded, np.float32)
   for y, x in cut.corners_Nx2:
     covered[y : y + cut.sides[0], x : x + cut.sides[1]] += 1
-  return patches, corners_Nx2, n_windows, image, np.maximum(covered, 1), np.array([height, width])
+  shape_2 = np.array([height, width])
+  return _Cut(patches, corners_Nx2, n_windows, image, np.maximum(covered, 1), shape_2)
 
 
 @functools.partial(jax.jit, static_argnames=("sides", "out", "refine"))
 def _label_map(
-  patches_NxhxwxE,
-  corners_Nx2,
-  n_windows,
-  image_HxWx3,
-  covered_HxW,
-  shape_2,
-  out_shape_2,
-  text_nxKxE,
-  class_nxK,
-  logit_scale,
-  below,
-  steps,
-  *,
-  sides,
-  out,
-  refine,
+  cut: _Cut, out_shape_2, text_nxKxE, class_nxK, scale, below, steps, *, sides, out, refine
 ):
   """Classes of the pixels of the original image and their probabilities, with its padding.
 
@@ -270,23 +247,23 @@ def _label_map(
   resized to the original image, refined, and their softmax over all names is taken. The highest
   among the names of a class counts, so that the class of the highest name is the pixel's.
   """
-  line = [taps(n, shape_2[i], out_shape_2[i], xp=jnp) for i, n in enumerate(out)]
+  line = [taps(n, cut.shape_2[i], out_shape_2[i], xp=jnp) for i, n in enumerate(out)]
 
   def scores_of(text_KxE):
     def add(number, total_KxHxW):
       with jax.default_matmul_precision("highest"):
-        cosine = jnp.einsum("hwe,ke->khw", patches_NxhxwxE[number], text_KxE)
+        cosine = jnp.einsum("hwe,ke->khw", cut.patches_NxhxwxE[number], text_KxE)
       for axis in (1, 2):
         cosine = resize(cosine, axis, taps(sides[axis - 1], cosine.shape[axis], xp=jnp))
-      corner = 0, *corners_Nx2[number]
+      corner = 0, *cut.corners_Nx2[number]
       old = jax.lax.dynamic_slice(total_KxHxW, corner, cosine.shape)
       return jax.lax.dynamic_update_slice(total_KxHxW, old + cosine, corner)
 
-    scores = jnp.zeros((len(text_KxE), *covered_HxW.shape), jnp.float32)
-    scores = jax.lax.fori_loop(0, n_windows, add, scores) / covered_HxW
+    scores = jnp.zeros((len(text_KxE), *cut.covered_HxW.shape), jnp.float32)
+    scores = jax.lax.fori_loop(0, cut.n_windows, add, scores) / cut.covered_HxW
     scores = resize(resize(scores, 1, line[0]), 2, line[1])
     if refine:
-      image = image_HxWx3.astype(jnp.float32)
+      image = cut.image_HxWx3.astype(jnp.float32)
       scores = pamr(scores, resize(resize(image, 0, line[0]), 1, line[1]), out_shape_2, steps)
     return scores
 
@@ -294,7 +271,7 @@ def _label_map(
     """Highest logit of the chunks so far, its class, and the softmax's sum relative to it."""
     best_HxW, label_HxW, total_HxW = found
     text_KxE, class_K = chunk
-    logits = jnp.where(class_K[:, None, None] < 0, -jnp.inf, logit_scale * scores_of(text_KxE))
+    logits = jnp.where(class_K[:, None, None] < 0, -jnp.inf, scale * scores_of(text_KxE))
     higher_HxW = jnp.maximum(best_HxW, logits.max(axis=0))
     total_HxW *= jnp.exp(best_HxW - higher_HxW)
     total_HxW += jnp.exp(logits - higher_HxW).sum(axis=0)

@@ -25,19 +25,12 @@ _RARE = "r"  # LVIS's frequency of novel classes
 
 @dataclasses.dataclass(frozen=True)
 class BoxSet:
-  """Annotated images.
-
-  Attributes:
-    annotations: objects of the images.
-    classes: names and halves of the C classes of the annotations.
-    image: pixels by the number of the image, uint8 [H,W,3].
-    root: folder of the images; empty: the world's, or none.
-  """
+  """Annotated images with the names and halves of the classes of their annotations."""
 
   annotations: Annotations
   classes: ClassSplit
-  image: Callable[[int], UInt8[np.ndarray, "H W 3"]]
-  root: str = ""
+  image: Callable[[int], UInt8[np.ndarray, "H W 3"]]  # pixels by the number of the image
+  root: str = ""  # folder of the images; empty: the world's, or none
 
   def __len__(self) -> int:
     return len(self.annotations)
@@ -59,11 +52,7 @@ class BoxSet:
     return annotations + [self.annotations.image_path(row, self.root) for row in rows]
 
   def regions(self, index: int, masks: bool) -> tuple[Regions, Int32[np.ndarray, " R"]]:
-    """True regions and their classes, without crowds.
-
-    Raises:
-      AnnotationError: an object without a mask, where masks are asked for.
-    """
+    """True regions and their classes without crowds, perhaps with masks."""
     return truth_regions(self.annotations, index, masks)
 
   def images(self, held: int, masks: bool) -> Images:

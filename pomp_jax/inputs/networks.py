@@ -1,10 +1,7 @@
 """Networks that find regions, as `config.propose` names them."""
 
 from collections.abc import Sequence
-import dataclasses
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from pomp_jax import inputs
 from pomp_jax.config import ConfigError, Settings
@@ -18,22 +15,15 @@ from pomp_jax.masks.weights import MaskFormerFile, check_clip, read_mask_former
 from pomp_jax.regions.files import RegionHeader
 
 # Name of a prompt: the one inside the file of `propose.network`.
-NETWORK_PROMPT = "network"
+_NETWORK_PROMPT = "network"
 
 
-@dataclasses.dataclass(frozen=True)
-class OpenNetwork:
-  """A network on the devices.
-
-  Attributes:
-    file: sizes and parameters, and the names of its classes.
-    proposer: finds regions.
-    header: how their embeddings are compared with a class matrix.
-  """
+class OpenNetwork(NamedTuple):
+  """A network on the devices."""
 
   file: MaskFormerFile
   proposer: Proposer
-  header: RegionHeader
+  header: RegionHeader  # how embeddings of its regions are compared with a class matrix
 
 
 def network_path(path: str) -> Path:
@@ -42,11 +32,7 @@ def network_path(path: str) -> Path:
 
 
 def check_network(config: Settings) -> None:
-  """Reads the network of `config.propose`; checks its width, and the prompt of its classes.
-
-  Raises:
-    MaskFormerError, ClipError, ConfigError, PromptFileError: one line each.
-  """
+  """Reads the network of `config.propose`; checks its width, and the prompt of its classes."""
   own, clip_config = config.propose, inputs.clip_config(config.clip.model)
   network = read_mask_former(network_path(own.network))
   if network.config.embedding != clip_config.projection_dim:
@@ -58,12 +44,7 @@ def check_network(config: Settings) -> None:
 
 
 def open_network(config: Settings, encoder: Encoder, batch_size: int) -> OpenNetwork:
-  """Opens the network of `config.propose`; writes nothing.
-
-  Args:
-    config: the config.
-    encoder: the CLIP, for the class matrix of the network's classes and the devices.
-    batch_size: images of the same padded size that are computed together.
+  """Opens the network of `config.propose`, for this number of images of one padded size at a time.
 
   Raises:
     MaskFormerError: unusable, or a checkpoint with another CLIP inside than the encoder's.
@@ -72,11 +53,14 @@ def open_network(config: Settings, encoder: Encoder, batch_size: int) -> OpenNet
   own = config.propose
   path = network_path(own.network)
   check_clip(path, encoder.clip)
-  network = read_mask_former(path)
+  network, classes_NxE = read_mask_former(path), None
+  if network.trained_classes:
+    named = _prompt_of_classes(config)
+    classes_NxE = class_matrix(encoder, _synonyms(network), named).features
   proposer = Proposer(
     network,
     encoder.mesh,
-    _classes(config, encoder, network),
+    classes_NxE,
     dtype=config.clip.dtype,
     size=own.size,
     stride=own.stride,
@@ -95,29 +79,17 @@ def network_key_parts(config: Settings) -> list[Any]:
 
 
 def read_prompts_of(names: Sequence[str], field: str, config: Settings) -> list[NamedPrompt]:
-  """`read_prompts`, where `network` stands for the prompt inside the file of `propose.network`.
-
-  Raises:
-    ConfigError: as `read_prompts`; no network.
-    PromptFileError, HubError, CheckpointError: a file is unusable; the network has no prompt.
-  """
+  """`read_prompts`, where `network` stands for the prompt inside the file of `propose.network`."""
   network = config.propose.network
-  if NETWORK_PROMPT in names and not network:
-    raise ConfigError("propose.network", "", f"a network where {field} has {NETWORK_PROMPT!r}")
+  if _NETWORK_PROMPT in names and not network:
+    raise ConfigError("propose.network", "", f"a network where {field} has {_NETWORK_PROMPT!r}")
   path = str(network_path(network))
-  return read_prompts([path if name == NETWORK_PROMPT else name for name in names], field)
+  return read_prompts([path if name == _NETWORK_PROMPT else name for name in names], field)
 
 
 def _prompt_of_classes(config: Settings) -> NamedPrompt:
   field = "propose.prompt"
   return only_prompt(read_prompts_of([config.propose.prompt], field, config), field)
-
-
-def _classes(config: Settings, encoder: Encoder, network: MaskFormerFile) -> np.ndarray | None:
-  """Class matrix of the network's classes, if its file names them."""
-  if not network.trained_classes:
-    return None
-  return class_matrix(encoder, _synonyms(network), _prompt_of_classes(config)).features
 
 
 def _synonyms(network: MaskFormerFile) -> list[tuple[str, ...]]:

@@ -26,25 +26,15 @@ BACKGROUND = "background"
 
 @dataclasses.dataclass
 class PixelSet:
-  """Images with label maps.
+  """Images with label maps; functions take the number of an image."""
 
-  Attributes:
-    keys: distinct name of each image.
-    classes: names and halves of the classes.
-    files: files of images and labels.
-    shape: height and width by the number of the image.
-    image: pixels.
-    labels: class of each pixel, or -1.
-    regions: true regions, with masks.
-  """
-
-  keys: Sequence[str]
+  keys: Sequence[str]  # distinct name of each image
   classes: ClassSplit
-  files: Sequence[Path]
-  shape: Callable[[int], tuple[int, int]]
+  files: Sequence[Path]  # of images and labels
+  shape: Callable[[int], tuple[int, int]]  # height and width
   image: Callable[[int], UInt8[np.ndarray, "H W 3"]]
-  labels: Callable[[int], Int32[np.ndarray, "H W"]]
-  regions: Callable[[int], Regions]
+  labels: Callable[[int], Int32[np.ndarray, "H W"]]  # class of each pixel, or -1
+  regions: Callable[[int], Regions]  # true regions, with masks
 
   def check(self) -> None:
     """Reads all label images, and raises the first error."""

@@ -35,19 +35,12 @@ _MASK_BYTES = 2**28
 
 
 class Scored(NamedTuple):
-  """An image with its regions and their scores.
+  """An image with its regions and their scores."""
 
-  Attributes:
-    row: number of the image.
-    image: pixels; None where no crops are made.
-    regions: its regions.
-    scores: under each class matrix, scores by each of `shares_of(config.regions)`.
-  """
-
-  row: int
-  image: UInt8[np.ndarray, "_ _ 3"] | None
+  row: int  # number of the image
+  image: UInt8[np.ndarray, "_ _ 3"] | None  # None where no crops are made
   regions: Regions
-  scores: Sequence[Float[np.ndarray, "R C"]] = ()
+  scores: Sequence[Float[np.ndarray, "R C"]] = ()  # by each of `shares_of` under each class matrix
 
 
 class RegionScorer:
@@ -154,15 +147,9 @@ def detections_of(
   mask_threshold: float,
   most: int,
 ) -> Detections:
-  """Selects the detections of an image, with their masks if the regions have some.
+  """Selects the detections of an image, with their masks of these sides if the regions have some.
 
-  Args:
-    regions: regions.
-    scores_RxC: their scores.
-    sides: height and width of the detections' masks.
-    detect: `config.detect`: threshold, suppression and number.
-    mask_threshold: value above which a pixel of a soft mask is inside.
-    most: detections at most where `detect.top` is 0.
+  A pixel of a soft mask is inside above the threshold. `most` counts where `detect.top` is 0.
   """
   found = select_detections(
     regions.boxes,

@@ -18,30 +18,18 @@ from pomp_jax.regions.sources import RegionResults, open_regions, region_files
 
 
 class Images(NamedTuple):
-  """Images whose regions are asked for, by their numbers.
+  """Images whose regions are asked for; functions take the number of an image."""
 
-  Attributes:
-    keys: distinct name of each image.
-    shape: height and width.
-    pixels: uint8 [H,W,3]; called more than once for an image.
-    annotated: true regions; None: no image is annotated.
-  """
-
-  keys: Sequence[str | int]
-  shape: Callable[[int], tuple[int, ...]]
-  pixels: Callable[[int], UInt8[np.ndarray, "_ _ 3"]]
-  annotated: Callable[[int], Regions] | None = None
+  keys: Sequence[str | int]  # distinct name of each image
+  shape: Callable[[int], tuple[int, ...]]  # height and width
+  pixels: Callable[[int], UInt8[np.ndarray, "_ _ 3"]]  # called more than once for an image
+  annotated: Callable[[int], Regions] | None = None  # true regions; None: no image is annotated
 
 
 class RegionSource(NamedTuple):
-  """Regions of images.
+  """Regions of images by their numbers, `regions.max_regions` at most unless annotated."""
 
-  Attributes:
-    header: what embeddings are compared by; None without embeddings.
-    regions: numbers of images -> regions of each, `regions.max_regions` at most unless annotated.
-  """
-
-  header: RegionHeader | None
+  header: RegionHeader | None  # what embeddings are compared by; None without embeddings
   regions: Callable[[Sequence[int]], Iterable[Regions]]
 
 
@@ -70,10 +58,6 @@ def open_region_source(config: Settings, encoder: Encoder, images: Images) -> Re
 
 def check_region_source(config: Settings, images: Images) -> str | int | None:
   """Checks what `open_region_source` will open, except for the CLIP inside a network.
-
-  Args:
-    config: the config.
-    images: images, of which only keys and shapes are read.
 
   Returns:
     The first image that has boxes without masks in a file; None if there is none.

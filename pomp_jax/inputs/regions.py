@@ -25,8 +25,8 @@ from pomp_jax.regions.scores import Fusion
 def open_region_encoder(settings: fields.Regions, encoder: Encoder) -> RegionEncoder:
   """Crops as `config.regions` describes them, and the image tower.
 
-  A masked crop is stretched to a square and has CLIP's mean colour outside the mask, which is 0
-  after normalising, as in ZSSeg. A crop with context is square.
+  As in ZSSeg, a masked crop is stretched to a square, and pixels outside the mask get CLIP's mean
+  colour, which becomes 0. A crop with context is cut as a square.
   """
   clip = encoder.clip
   fill = tuple(255 * float(value) for value in clip.mean)
@@ -36,21 +36,12 @@ def open_region_encoder(settings: fields.Regions, encoder: Encoder) -> RegionEnc
 
 
 def needs_crops(settings: fields.Regions) -> bool:
-  """Whether CLIP's scores count: without a network's embeddings, or with an exponent above 0.
-
-  Raises:
-    RegionFileError, CategoryFileError: unusable `regions.json`.
-  """
+  """Whether CLIP's scores count: without a network's embeddings, or with an exponent above 0."""
   return not _embedded(settings) or settings.alone or max(settings.e_base, settings.e_novel) > 0
 
 
 def check_alone(settings: fields.Regions) -> None:
-  """Checks that there are two scores to compare, where `regions.alone` asks for it.
-
-  Raises:
-    ConfigError: regions without embeddings.
-    RegionFileError, CategoryFileError: unusable `regions.json`.
-  """
+  """Raises ConfigError if `regions.alone` asks to compare scores of regions without embeddings."""
   if settings.alone and not _embedded(settings):
     raise ConfigError("regions.alone", True, "False where regions have no embeddings of a network")
 

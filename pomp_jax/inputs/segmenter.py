@@ -16,11 +16,7 @@ from pomp_jax.inputs.region_sources import Images
 
 
 def check_patches(segment: Segment, clip_config: ClipConfig) -> None:
-  """Checks that a CLIP has patches, and that an image and a window hold one.
-
-  Raises:
-    ConfigError: a ResNet, or a side below a patch's.
-  """
+  """Raises ConfigError unless a CLIP has patches, and an image and a window hold one."""
   if isinstance(clip_config.vision_config, ResNetConfig):
     raise ConfigError("regions.source", "none", "regions for a ResNet: recipes need a ViT")
   patch = clip_config.vision_config.patch_size
@@ -32,15 +28,9 @@ def check_patches(segment: Segment, clip_config: ClipConfig) -> None:
 def open_segmenter(config: Settings, encoder: Encoder) -> DenseSegmenter:
   """Opens the dense CLIP of `config.segment`; features of patches serve all prompts."""
   segment = config.segment
-  settings = DenseSettings(
-    segment.recipe,
-    segment.size,
-    segment.window,
-    segment.stride,
-    segment.logit_scale or encoder.clip.logit_scale,
-    segment.pamr,
-    segment.background_below,
-  )
+  scale = segment.logit_scale or encoder.clip.logit_scale
+  sizes = segment.size, segment.window, segment.stride
+  settings = DenseSettings(segment.recipe, *sizes, scale, segment.pamr, segment.background_below)
   return DenseSegmenter(encoder, settings, dtype=config.clip.dtype)
 
 

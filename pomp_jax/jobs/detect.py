@@ -10,8 +10,8 @@ restart resumes after the last block of images.
 With several processes all of them work on each block together, and the first writes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -23,12 +23,19 @@ from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.subsets import spread_evenly
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import waiting
-from pomp_jax.inference.box_metrics import MAX_DETECTIONS, average_precision, coco_results
+from pomp_jax.inference.box_metrics import MAX_DETECTIONS, average_precision, result_rows
 from pomp_jax.inputs.box_sets import BoxSet, open_box_set
 from pomp_jax.inputs.region_scorer import RegionScorer, Scored, detections_of
 from pomp_jax.inputs.region_sources import check_region_source
 from pomp_jax.inputs.regions import check_alone, needs_crops
-from pomp_jax.jobs.region_harness import Blocks, Comparison, check_prompts, start, store_of
+from pomp_jax.jobs.region_harness import (
+  Blocks,
+  Comparison,
+  check_masks,
+  check_prompts,
+  start,
+  store_of,
+)
 
 # Images between two saves.
 _BLOCK = 32
@@ -55,10 +62,7 @@ def check(config: Settings, workdir: str) -> None:
     with waiting("checking all images"):
       boxes.annotations.check_images(boxes.root, sizes=True)
   check_prompts(config, config.detect, boxes.classes)
-  boxes_alone = check_region_source(config, boxes.images(_BLOCK, masked))
-  if masked and crops and boxes_alone is not None:
-    accepted = f"context (image {boxes_alone} has regions without masks)"
-    raise ConfigError("regions.crop", "masked", accepted)
+  check_masks(config, "detect", check_region_source(config, boxes.images(_BLOCK, masked)))
   if masked and config.regions.source == "truth":
     for index in range(len(boxes)):
       boxes.regions(index, masks=True)
@@ -93,24 +97,27 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   if not hosts.is_first():
     return {}
   figures = {}
-  # One prompt's detections at a time are in memory.
+  # Hold the detections of one prompt at a time.
   for number, named in enumerate(ours.prompts):
-    found = [image.of_prompt(number) for image in _images(blocks)]
-    figures[named.label] = _figures(config, boxes, ours.groups(), found)
+    rows, labels, best = [], [], []
+    for image in _images(blocks):
+      rows += image["rows"][number]
+      labels += image["labels"]
+      best += image["best"][number]
+    figures[named.label] = _figures(config, boxes, ours.groups(), rows)
+    if config.regions.source == "truth":
+      figures[named.label]["top1"] = _top1(
+        np.array(labels, int), np.array(best, int), ours.groups()
+      )
     if config.detect.output:
       path = folder.path / "detections" / f"{number}.json"
       with writing(path):
         path.parent.mkdir(exist_ok=True)
-      write_json(path, [row for image in found for row in image.rows[0]])
+      write_json(path, rows)
   results = {
-    "job": config.job,
-    "clip_model": ours.encoder.clip.name,
-    "regions": config.regions.source,
     "prompts": [{"label": named.label, "step": named.step} for named in ours.prompts],
     "images": len(boxes),
     "objects": sum(map(len, boxes.annotations.rows)),
-    "classes": boxes.classes.names,
-    "groups": boxes.classes.groups,
     "figures": figures,
   }
   return ours.write(
@@ -118,26 +125,12 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   )
 
 
-class _Found(NamedTuple):
-  """One image under all prompts.
-
-  Attributes:
-    rows: under each prompt, rows of COCO results.
-    labels: classes of the true regions; empty for other regions.
-    best: under each prompt, class of the highest score of each true region.
-  """
-
-  rows: list[list[dict[str, Any]]]
-  labels: list[int]
-  best: list[list[int]]
-
-  def of_prompt(self, number: int) -> "_Found":
-    """The same under one prompt alone."""
-    return _Found([self.rows[number]], self.labels, [self.best[number]])
-
-
 class _Detections:
-  """Sink: rows of COCO results, and the classes of true regions."""
+  """Sink: rows of COCO results, and the classes of true regions.
+
+  Of an image there are `rows` under each prompt; `labels`, classes of the true regions; and `best`,
+  under each prompt the class of the highest score of each true region.
+  """
 
   def __init__(self, config: Settings, boxes: BoxSet):
     self._config, self._boxes = config, boxes
@@ -157,43 +150,37 @@ class _Detections:
         mask_threshold=config.regions.mask_threshold,
         most=MAX_DETECTIONS["coco" if boxes.annotations.frequencies is None else "lvis"],
       )
-      rows.append(coco_results(boxes.annotations, row, detections))
+      rows.append(result_rows(boxes.keys[row], boxes.annotations.category_ids, detections))
     best = [own_RxC.argmax(axis=1).tolist() if labels else [] for own_RxC in found.scores]
-    self._images.append(_Found(rows, labels, best)._asdict())
+    self._images.append({"rows": rows, "labels": labels, "best": best})
 
   def piece(self) -> tuple[dict[str, Any], None]:
     images, self._images = self._images, []
     return {"images": images}, None
 
 
-def _images(blocks: Blocks) -> Iterator[_Found]:
+def _images(blocks: Blocks) -> Iterator[dict[str, Any]]:
   """Images of all blocks, in order."""
   for piece in blocks.pieces():
-    for image in piece.facts["images"]:
-      yield _Found(**image)
+    yield from piece.facts["images"]
 
 
 def _figures(
-  config: Settings, boxes: BoxSet, groups: Mapping[str, np.ndarray], found: Sequence[_Found]
+  config: Settings, boxes: BoxSet, groups: Mapping[str, np.ndarray], rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
-  """Figures of the images under one prompt."""
+  """Average precision of the rows under one prompt."""
   annotations = boxes.annotations
-  rows = [row for image in found for row in image.rows[0]]
   figures: dict[str, Any] = {"detections": len(rows)}
-  if config.regions.source == "truth":
-    figures["top1"] = _top1(found, groups)
   figures["box"] = average_precision(annotations, rows, "box", groups)
   annotated = all("segmentation" in row for of_image in annotations.rows for row in of_image)
-  # Annotated regions have the true masks.
+  # Masks of annotated regions are the true ones, so their AP says nothing.
   if config.regions.source != "truth" and annotated and all("segmentation" in row for row in rows):
     figures["mask"] = average_precision(annotations, rows, "mask", groups)
   return figures
 
 
-def _top1(found: Sequence[_Found], groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _top1(labels: np.ndarray, best: np.ndarray, groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """Accuracy of the class of the highest score among all classes, of the true regions."""
-  labels = np.array([label for image in found for label in image.labels], int)
-  best = np.array([label for image in found for label in image.best[0]], int)
   parts = {"all": np.ones(len(labels), bool)}
   parts |= {name: np.isin(labels, members) for name, members in groups.items()}
   return {
@@ -216,7 +203,7 @@ def _draw(
       continue
     regions, classes = boxes.regions(index, masks=False)
     pictures = [Boxes(regions.boxes, classes, np.ones(len(classes), np.float32))]
-    for rows in image.rows:
+    for rows in image["rows"]:
       corners = np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4)
       corners[:, 2:] += corners[:, :2]
       own = np.array([class_of[row["category_id"]] for row in rows], int)

@@ -21,9 +21,8 @@ from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.inference.class_matrix import check_prompt
 from pomp_jax.inference.classify import open_prompt
 from pomp_jax.inference.named_prompts import NamedPrompt
-from pomp_jax.inputs.regions import needs_crops
 from pomp_jax.inputs.segmenter import check_patches
-from pomp_jax.jobs.region_harness import Blocks
+from pomp_jax.jobs.region_harness import Blocks, check_masks
 from pomp_jax.jobs.whole_pictures import TASKS, Rows, check_picture_regions, classes_of
 
 log = logging.getLogger(__name__)
@@ -56,15 +55,7 @@ def check(config: Settings, workdir: str) -> None:
   if config.regions.source == "none":
     check_patches(config.segment, clip_config)
     return
-  boxes_alone = check_picture_regions(config, files)
-  if boxes_alone is None:
-    return
-  if settings.task == "segment":
-    found = f"regions with masks (image {boxes_alone} has boxes alone)"
-    raise ConfigError("regions.path", config.regions.path, found)
-  if config.regions.crop == "masked" and needs_crops(config.regions):
-    accepted = f"context (image {boxes_alone} has regions without masks)"
-    raise ConfigError("regions.crop", "masked", accepted)
+  check_masks(config, settings.task, check_picture_regions(config, files))
 
 
 def run(config: Settings, workdir: str) -> dict:

@@ -69,7 +69,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     images = boxes = open_box_set(config.detect)
     files = boxes.files(config.detect)
   parts = [_VERSION, encoder.image_fingerprint, encoder.clip.name, config.clip.text_tower]
-  # Without their prompts, which a network does not see.
+  # Leave out their prompts, which a network does not see.
   parts += [str(part) for part in (_data(config.segment), _data(config.detect), images.keys)]
   key = fingerprint([*parts, file_stamps(files), *network_key_parts(config)])
   if (finished := folder.finished(key=key)) is not None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis.run_report import finish_run
-from pomp_jax.config import Settings
+from pomp_jax.config import ConfigError, Settings
 from pomp_jax.config.region_fields import Detect, Segment
 from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.files.array_cache import file_stamps, fingerprint
@@ -32,7 +32,7 @@ from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.class_matrix import ClassMatrix, check_prompt, class_matrix, key_parts
 from pomp_jax.inputs.networks import read_prompts_of
 from pomp_jax.inputs.region_sources import region_key_parts
-from pomp_jax.inputs.regions import compared
+from pomp_jax.inputs.regions import compared, needs_crops
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class Comparison:
       files: files of images and labels.
       version: version of the job's computation.
     """
-    self._config, self._classes, self._own = config, classes, own
+    self._config, self._classes = config, classes
     self.encoder = inputs.open_encoder(config)
     self._plain = read_prompts_of(own.prompts, f"{config.job}.prompts", config)
     self.prompts = compared(config.regions, self._plain)
@@ -172,13 +172,17 @@ class Comparison:
     Args:
       folder: the run's folder.
       store: pieces of its blocks, which are no longer needed then.
-      results: figures and what else the job has found out.
+      results: what the job has found out.
       draw: draws the pictures, given the results.
     """
-    plain = json.loads(to_json({"key": self.key, **results}))
+    config, classes = self._config, self._classes
+    of_all = {"key": self.key, "job": config.job, "clip_model": self.encoder.clip.name}
+    of_all |= {"regions": config.regions.source}
+    of_all |= {"classes": classes.names, "groups": classes.groups}
+    plain = json.loads(to_json(of_all | results))
     with writing(folder.path):
       draw(plain)
-    finish_run(folder, self._config, plain, "results.md")
+    finish_run(folder, config, plain, "results.md")
     with contextlib.suppress(OSError):
       store.remove()
     log.info("figures and pictures are in %s", folder.path)
@@ -186,11 +190,25 @@ class Comparison:
 
 
 def check_prompts(config: Settings, own: Detect | Segment, classes: ClassSplit) -> None:
-  """Reads the prompts of `detect` or `segment`, and checks that they fit CLIP and classes.
-
-  Raises:
-    InputError: one line.
-  """
+  """Reads the prompts of `detect` or `segment`, and checks that they fit CLIP and classes."""
   clip_config = inputs.clip_config(config.clip.model)
   for named in read_prompts_of(own.prompts, f"{config.job}.prompts", config):
     check_prompt(named, classes.synonyms, clip_config, config.clip.model)
+
+
+def check_masks(config: Settings, task: str, boxes_alone: str | int | None) -> None:
+  """Raises ConfigError if a task needs masks that the regions of an image lack.
+
+  Args:
+    config: the config.
+    task: `segment` or `detect`.
+    boxes_alone: result of `check_region_source`.
+  """
+  if boxes_alone is None:
+    return
+  if task == "segment":
+    found = f"regions with masks (image {boxes_alone} has boxes alone)"
+    raise ConfigError("regions.path", config.regions.path, found)
+  if config.regions.crop == "masked" and needs_crops(config.regions):
+    accepted = f"context (image {boxes_alone} has regions without masks)"
+    raise ConfigError("regions.crop", "masked", accepted)

@@ -18,7 +18,7 @@ import numpy as np
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis.labels import counted, prompt_labels
 from pomp_jax.analysis.pictures import segmentation_sheet
-from pomp_jax.config import ConfigError, Settings
+from pomp_jax.config import Settings
 from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.pixels import IGNORED, read_values, write_labels
 from pomp_jax.data.subsets import spread_evenly
@@ -31,7 +31,14 @@ from pomp_jax.inputs.pixel_sets import PixelSet, open_pixel_set
 from pomp_jax.inputs.region_sources import check_region_source
 from pomp_jax.inputs.regions import check_alone
 from pomp_jax.inputs.segmenter import check_patches, open_label_maps
-from pomp_jax.jobs.region_harness import Blocks, Comparison, check_prompts, start, store_of
+from pomp_jax.jobs.region_harness import (
+  Blocks,
+  Comparison,
+  check_masks,
+  check_prompts,
+  start,
+  store_of,
+)
 
 # Images between two saves.
 _BLOCK = 16
@@ -54,10 +61,7 @@ def check(config: Settings, workdir: str) -> None:
     check_patches(config.segment, inputs.clip_config(config.clip.model))
   with waiting("reading all labels"):
     pixels.check()
-  boxes_alone = check_region_source(config, pixels.images(_BLOCK))
-  if boxes_alone is not None:
-    found = f"regions with masks (image {boxes_alone} has boxes alone)"
-    raise ConfigError("regions.path", config.regions.path, found)
+  check_masks(config, "segment", check_region_source(config, pixels.images(_BLOCK)))
 
 
 def run(config: Settings, workdir: str) -> dict[str, Any]:
@@ -89,17 +93,12 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
     per_class = {"iou": iou_C, "accuracy": accuracy_C}
     figures[named.label] = {**tally.figures(ours.groups()), "per_class": per_class}
   results = {
-    "job": config.job,
-    "clip_model": ours.encoder.clip.name,
-    "regions": config.regions.source,
     "recipe": config.segment.recipe if config.regions.source == "none" else None,
     "prompts": [
       {"label": named.label, "step": named.step, "labels": f"labels/{number}"}
       for number, named in enumerate(ours.prompts)
     ],
     "images": len(pixels.keys),
-    "classes": pixels.classes.names,
-    "groups": pixels.classes.groups,
     "pixels": tallies[0].counts[0],
     "figures": figures,
   }

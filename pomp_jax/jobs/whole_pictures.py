@@ -4,7 +4,7 @@ With `propose.network` or a file of regions, regions are scored. Otherwise `segm
 classes of patches, by a training-free recipe.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import os
 import posixpath
@@ -47,27 +47,19 @@ class Picture(NamedTuple):
 
 
 class Task:
-  """One value of `predict.task`: finds something in pictures, and is the sink of what is found.
+  """One value of `predict.task`: finds something in pictures, and is the sink of what is found."""
 
-  Attributes:
-    batch: pictures that are read and computed together.
-    columns: fields of a row, those of `results.csv`.
-    facts: what `results.json` says of the run beside the pictures.
-    rows: what is found in each picture.
-    unreadable: reason why a picture can't be read.
-  """
-
-  batch = 8
-  columns: tuple[str, ...] = ()
+  batch = 8  # pictures that are read and computed together
+  columns: tuple[str, ...] = ()  # fields of a row, those of `results.csv`
 
   def __init__(
     self, config: Settings, encoder: Encoder, files: Mapping[str, Path], folder: RunFolder
   ):
     """Opens what is computed with; reads no picture."""
     self._config, self._files, self._keys, self._folder = config, files, list(files), folder
-    self.facts: dict[str, Any] = {}
-    self.rows: dict[str, Rows] = {}
-    self.unreadable: dict[str, str] = {}
+    self.facts: dict[str, Any] = {}  # what `results.json` says of the run beside the pictures
+    self.rows: dict[str, Rows] = {}  # what is found in each picture
+    self.unreadable: dict[str, str] = {}  # why a picture can't be read
     self._picture = functools.lru_cache(self.batch)(lambda row: self._read(files[self._keys[row]]))
     self._find = self._open(encoder)
 
@@ -93,23 +85,17 @@ class Task:
     print(printable(line, len(line)))
 
   def piece(self) -> tuple[dict[str, Any], None]:
-    """Nothing: a restart begins at the first picture."""
+    """Nothing, since no block is stored."""
     return {}, None
 
   def finish(self) -> None:
     """Writes files of all pictures together."""
 
-  def _read(self, path: Path) -> Any:
-    raise NotImplementedError
-
-  def _open(self, encoder: Encoder) -> Any:
-    raise NotImplementedError
-
-  def _take(self, key: str, picture: Any, found: Any) -> Rows:
-    raise NotImplementedError
-
-  def _text(self, row: Mapping[str, Any]) -> str:
-    raise NotImplementedError
+  # Of each task: reads a picture; opens `find`; rows of a picture and its files; a row as text.
+  _read: Callable[[Path], Any]
+  _open: Callable[[Encoder], Callable[[Sequence[int]], Iterator[tuple[int, Any]]]]
+  _take: Callable[[str, Any, Any], Rows]
+  _text: Callable[[Mapping[str, Any]], str]
 
 
 class Classify(Task):
@@ -156,8 +142,7 @@ class _Whole(Task):
     matrix = class_matrix(encoder, self._classes.synonyms, prompt)
     return self._open_regions(config, encoder, images, self._classes, [matrix])
 
-  def _open_regions(self, *given):
-    raise NotImplementedError
+  _open_regions: Callable[..., Any]
 
   def _read(self, path):
     image = read_rgb(path, self._config.data.upright)

@@ -26,32 +26,20 @@ _he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 @dataclasses.dataclass(frozen=True)
 class ResNetSizes:
-  """Sizes of a `DeepLabResNet`; the defaults are R101c's.
+  """Sizes of a `DeepLabResNet`; the defaults are R101c's."""
 
-  Attributes:
-    layers: bottlenecks of each stage.
-    width: channels of the first stage's 3x3 convolutions; later stages double them.
-    stem: channels of the stem's output.
-    dilations: dilations of the last stage's 3x3 convolutions, one a bottleneck.
-  """
-
-  layers: tuple[int, ...] = (3, 4, 23, 3)
-  width: int = 64
-  stem: int = 128
-  dilations: tuple[int, ...] = (1, 2, 4)
+  layers: tuple[int, ...] = (3, 4, 23, 3)  # bottlenecks of each stage
+  width: int = 64  # channels of the first stage's 3x3 convolutions; later stages double them
+  stem: int = 128  # channels of the stem's output
+  dilations: tuple[int, ...] = (1, 2, 4)  # of the last stage's 3x3 convolutions, one a bottleneck
 
 
 @dataclasses.dataclass(frozen=True)
 class SmallSizes:
-  """Sizes of a `SmallBackbone`.
+  """Sizes of a `SmallBackbone`."""
 
-  Attributes:
-    channels: channels of each of the four maps.
-    groups: groups of the norms.
-  """
-
-  channels: tuple[int, ...] = (32, 48, 64, 80)
-  groups: int = 8
+  channels: tuple[int, ...] = (32, 48, 64, 80)  # of each of the four maps
+  groups: int = 8  # of the norms
 
 
 class NormConv(nn.Module):

@@ -18,12 +18,7 @@ MASK_STRIDE = 4
 
 
 class Predictions(NamedTuple):
-  """Masks of a batch; every query has one.
-
-  Attributes:
-    masks_BxQxhxw: logits over the padded image.
-    embeddings_BxQxE: vectors that are compared with a class matrix, not normalised.
-  """
+  """Masks of a batch, logits over the padded image, and unnormalised vectors for class matrices."""
 
   masks_BxQxhxw: Float[Array, "B Q h w"]
   embeddings_BxQxE: Float[Array, "B Q E"]
@@ -36,10 +31,6 @@ def mask_predictor(config: MaskFormerConfig, dtype: Any = jnp.float32) -> Callab
   and so are the pixels up to the next multiples of 32. The network sees padding as detectron2's
   does: positions are relative to the padded sides. Results are therefore the published ones if H
   and W are an image's own sides, rounded up to multiples of 32.
-
-  Args:
-    config: sizes of the network.
-    dtype: compute type of the layers, see `clip.precision`.
   """
   dtype, products = precision_of(dtype)
   model = MaskFormer(config, dtype)

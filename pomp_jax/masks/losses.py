@@ -18,69 +18,43 @@ from pomp_jax.annotations import Array, Bool, Float, Int32
 
 # Of the focal loss (Lin et al., 2017): weight of the pixels inside a mask, and exponent.
 _ALPHA, _GAMMA = 0.25, 2
-# Bound on a cost. With NaN the matching might never end.
+# Bound on a cost, also in place of NaN, with which the matching might never end.
 _MAX_COST = 1e10
 
 
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
-  """Weights of the losses, also in the costs of the matching; the defaults are the published ones.
+  """Weights of the losses and of the matching's costs; the defaults are the published ones."""
 
-  Attributes:
-    classes: weight of the cross-entropy.
-    focal: weight of the focal loss.
-    dice: weight of the dice loss.
-    no_object: weight of a query without a target in the cross-entropy.
-  """
-
-  classes: float = 1.0
+  classes: float = 1.0  # of the cross-entropy
   focal: float = 20.0
   dice: float = 1.0
-  no_object: float = 0.1
+  no_object: float = 0.1  # of a query without a target in the cross-entropy
 
 
 class Predictions(NamedTuple):
-  """Predictions of the decoder layers, the last of which is the network's output.
-
-  Attributes:
-    classes: logits [J,B,Q,N+1]; the last column is "no object".
-    masks: logits [J,B,Q,h,w].
-  """
+  """Logits of the decoder layers; the last column of `classes` is "no object"."""
 
   classes: Float[Array, "J B Q _"]
   masks: Float[Array, "J B Q h w"]
 
 
 class Targets(NamedTuple):
-  """Target masks.
-
-  Attributes:
-    labels: class of each mask; not read where a mask is padding.
-    masks: pixels inside.
-    valid: masks that are not padding.
-  """
+  """Target masks, some of which are padding."""
 
   labels: Int32[Array, "B T"]
   masks: Bool[Array, "B T H W"]
-  valid: Bool[Array, "B T"]
+  valid: Bool[Array, "B T"]  # not padding
 
 
 class MaskLosses(NamedTuple):
-  """Losses of a batch.
+  """Losses of a batch: the total is over all layers, the others are of the last one."""
 
-  Attributes:
-    total: weighted sum of the three losses over all layers.
-    classes: cross-entropy of the last layer, nats.
-    focal: focal loss of the last layer.
-    dice: dice loss of the last layer.
-    accuracy: share of the target masks whose query has the right class, in the last layer.
-  """
-
-  total: Float[Array, ""]
-  classes: Float[Array, ""]
+  total: Float[Array, ""]  # weighted sum of the three losses
+  classes: Float[Array, ""]  # cross-entropy, nats
   focal: Float[Array, ""]
   dice: Float[Array, ""]
-  accuracy: Float[Array, ""]
+  accuracy: Float[Array, ""]  # share of the target masks whose query has the right class
 
 
 def mask_losses(
@@ -97,13 +71,7 @@ def mask_losses(
   - dice: 1 - (2 sum p t + 1) / (sum p + sum t + 1), likewise.
 
   Predicted masks are enlarged to the size of the targets (bilinear). Layers are rematerialised in
-  the backward pass.
-
-  Args:
-    predictions: predictions of all layers.
-    targets: target masks.
-    queries_JxBxT: result of `match`.
-    weights: weights of the losses.
+  the backward pass. `queries_JxBxT` is the result of `match`.
   """
   losses_of_layer = jax.checkpoint(functools.partial(_losses_of_layer, weights=weights))
   layers = jax.lax.map(lambda layer: losses_of_layer(*layer, targets), (predictions, queries_JxBxT))
@@ -118,11 +86,6 @@ def match(
   The cost of a query and a target is that of the three losses with -p instead of -log p of the
   class, on masks of h x w pixels (nearest). All queries cost a padding mask the same. As there are
   no more masks than queries, padding takes none that a real mask would take. No gradient passes.
-
-  Args:
-    predictions: predictions of all layers.
-    targets: target masks, Q or fewer an image.
-    weights: weights of the costs.
 
   Raises:
     ValueError: more targets than queries.

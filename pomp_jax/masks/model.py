@@ -8,6 +8,7 @@ embedding, N classes, D width.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,13 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 import numpy as np
 
-from pomp_jax.masks.backbone import (
-  STRIDE,
-  DeepLabResNet,
-  ResNetSizes,
-  SmallBackbone,
-  SmallSizes,
-)
+from pomp_jax.masks.backbone import STRIDE, DeepLabResNet, ResNetSizes, SmallBackbone, SmallSizes
 from pomp_jax.masks.decoders import Mlp, PixelDecoder, TransformerDecoder
 
 Params = dict[str, Any]
@@ -37,33 +32,19 @@ _DEVIATION = (58.395, 57.120, 57.375)
 
 @dataclasses.dataclass(frozen=True)
 class MaskFormerConfig:
-  """Sizes of the network; the defaults are those of ZSSeg's R101c models.
+  """Sizes of the network; the defaults are those of ZSSeg's R101c models."""
 
-  Attributes:
-    embedding: E, of the CLIP whose class matrices will be used.
-    backbone: sizes of the backbone.
-    width: channels of the feature pyramid, and D of the transformer decoder.
-    mask_width: channels of pixel and mask embeddings.
-    groups: groups of the feature pyramid's norms.
-    n_queries: Q.
-    n_layers: J.
-    n_heads: heads of attention.
-    mlp: hidden width of the decoder layers.
-    embedding_mlp: hidden width of the embedding head.
-    dropout: dropout rate of the decoder in training.
-  """
-
-  embedding: int = 512
+  embedding: int = 512  # E, of the CLIP whose class matrices will be used
   backbone: ResNetSizes | SmallSizes = ResNetSizes()
-  width: int = 256
-  mask_width: int = 256
-  groups: int = 32
-  n_queries: int = 100
-  n_layers: int = 6
+  width: int = 256  # channels of the feature pyramid, and D of the transformer decoder
+  mask_width: int = 256  # channels of pixel and mask embeddings
+  groups: int = 32  # of the feature pyramid's norms
+  n_queries: int = 100  # Q
+  n_layers: int = 6  # J
   n_heads: int = 8
-  mlp: int = 2048
-  embedding_mlp: int = 1024
-  dropout: float = 0.1
+  mlp: int = 2048  # hidden width of the decoder layers
+  embedding_mlp: int = 1024  # hidden width of the embedding head
+  dropout: float = 0.1  # of the decoder in training
 
 
 # Sizes by name: R101c as published, and a network that is trained on the world in minutes.
@@ -111,12 +92,10 @@ class MaskFormer(nn.Module):
     all_layers: bool = False,
     train: bool = False,
   ) -> MaskFormerOutput:
-    """Masks and embeddings of the last layer, J = 1, or of all layers.
+    """Masks and embeddings of the last layer, J = 1, or of all layers, for auxiliary losses.
 
-    Args:
-      pixels_BxHxWx3: output of `normalized_pixels`; H and W are multiples of 32.
-      all_layers: whether the axis J has all decoder layers, for auxiliary losses.
-      train: whether the random stream "dropout" drops activations.
+    The pixels are the output of `normalized_pixels`. With `train` the random stream "dropout" drops
+    activations.
     """
     config = self.config
     if any(side % STRIDE for side in pixels_BxHxWx3.shape[1:3]):
@@ -127,26 +106,15 @@ class MaskFormer(nn.Module):
       config.width, config.mask_width, config.groups, self.dtype, name="pixel_decoder"
     )
     features_BxhxwxD = pixel_decoder(maps)
-    queries_JxBxQxD = TransformerDecoder(
-      config.width,
-      config.n_queries,
-      config.n_layers,
-      config.n_heads,
-      config.mlp,
-      config.dropout,
-      self.dtype,
-      name="transformer_decoder",
-    )(maps[-1], train)
+    sizes = (config.width, config.n_queries, config.n_layers, config.n_heads, config.mlp)
+    decoder = TransformerDecoder(*sizes, config.dropout, self.dtype, name="transformer_decoder")
+    queries_JxBxQxD = decoder(maps[-1], train)
     if not all_layers:
       queries_JxBxQxD = queries_JxBxQxD[-1:]
     widths = (config.width, config.width, config.mask_width)
     of_masks_JxBxQxD = Mlp(widths, self.dtype, name="mask_embed")(queries_JxBxQxD)
-    masks = jnp.einsum(
-      "jbqd,bhwd->jbqhw",
-      of_masks_JxBxQxD,
-      features_BxhxwxD,
-      preferred_element_type=jnp.float32,
-    )
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    masks = product("jbqd,bhwd->jbqhw", of_masks_JxBxQxD, features_BxhxwxD)
     widths = (config.embedding_mlp, config.embedding)
     embeddings = Mlp(widths, self.dtype, name="class_embed")(queries_JxBxQxD)
     spread = nn.initializers.normal(config.embedding**-0.5)
@@ -178,11 +146,8 @@ def normalized_pixels(
 ) -> Float[Array, "B _ _ 3"]:
   """The network's input: channels normalised, sides padded to multiples of 32.
 
-  Padding is 0 after the normalisation, the mean colour, as in detectron2.
-
-  Args:
-    images_BxHxWx3: images from their upper left corner on.
-    sizes_Bx2: height and width of each image; pixels beyond become padding. None: H and W.
+  Pixels beyond the sizes, if these are given, become padding. It is 0 after the normalisation, the
+  mean colour, as in detectron2.
   """
   _, height, width, _ = images_BxHxWx3.shape
   pixels = (jnp.asarray(images_BxHxWx3, jnp.float32) - jnp.array(_MEAN)) / jnp.array(_DEVIATION)
@@ -196,22 +161,14 @@ def normalized_pixels(
 
 
 def parameter_shapes(config: MaskFormerConfig) -> Params:
-  """The shape of each parameter, as a tree, without computing any.
-
-  Raises:
-    ValueError: sizes that make no network.
-  """
+  """The shape of each parameter, as a tree, without computing any."""
   pixels = jax.ShapeDtypeStruct((1, STRIDE, STRIDE, 3), jnp.float32)
   variables = jax.eval_shape(MaskFormer(config).init, jax.random.key(0), pixels)
   return jax.tree.map(jnp.shape, variables["params"])
 
 
 def parameter_groups(params: Params) -> Params:
-  """Names the group of each parameter, as a tree: `frozen`, `backbone` or `heads`.
-
-  Scale, bias and statistics of frozen batch norms are `frozen`. ZSSeg trains the rest of the
-  backbone at a tenth of the learning rate of the heads.
-  """
+  """Names the group of each parameter, as a tree: `frozen` (batch norms), `backbone` or `heads`."""
   flat = flatten_dict(params)
   frozen = {path[:-1] for path in flat if path[-1] == "var"}
 

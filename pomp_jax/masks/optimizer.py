@@ -9,22 +9,12 @@ import optax
 
 from pomp_jax.masks.model import parameter_groups
 
-# Parameters of torch's nn.Embedding, which have no weight decay, as norms have none.
+# Parameters of torch's nn.Embedding: like norms, they have no weight decay.
 _EMBEDDINGS = ("query_embed", "non_object")
 
 
 def poly_schedule(base: float, power: float, steps: int, warmup: int = 0) -> optax.Schedule:
-  """base * (1 - t / steps)^power, detectron2's WarmupPolyLR.
-
-  Args:
-    base: learning rate before the decay.
-    power: exponent.
-    steps: steps of the run.
-    warmup: steps over which the rate rises linearly to that of the decay.
-
-  Returns:
-    step -> rate.
-  """
+  """base * (1 - t / steps)^power, detectron2's WarmupPolyLR; rises linearly over `warmup` steps."""
 
   def rate(step):
     decay = (1 - jnp.minimum(step / steps, 1.0)) ** power
@@ -55,9 +45,9 @@ def adamw(
     "frozen": optax.set_to_zero(),
   }
   clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-  return optax.chain(
-    optax.masked(optax.set_to_zero(), _is_frozen), clip, optax.multi_transform(groups, _groups)
-  )
+  # Other transformations pass trees with placeholders, whose paths are the same.
+  multi = optax.multi_transform(groups, lambda params: parameter_groups(params))
+  return optax.chain(optax.masked(optax.set_to_zero(), _is_frozen), clip, multi)
 
 
 def decayed(params: Any) -> Any:
@@ -67,11 +57,6 @@ def decayed(params: Any) -> Any:
     return path[-1] not in _EMBEDDINGS and not any(part.startswith("norm") for part in path)
 
   return unflatten_dict({path: of_path(path) for path in flatten_dict(params)})
-
-
-def _groups(params: Any) -> Any:
-  # Other transformations pass trees with placeholders, whose paths are the same.
-  return parameter_groups(params)
 
 
 def _is_frozen(params: Any) -> Any:

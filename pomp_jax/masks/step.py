@@ -17,25 +17,14 @@ from jax.sharding import PartitionSpec as P
 import optax
 
 from pomp_jax.annotations import Array, Int
-from pomp_jax.masks.losses import (
-  LossWeights,
-  Predictions,
-  Targets,
-  mask_losses,
-  match,
-)
+from pomp_jax.masks.losses import LossWeights, Predictions, Targets, mask_losses, match
 from pomp_jax.masks.model import STRIDE, MaskFormer, class_logits, normalized_pixels
 from pomp_jax.prompt.mesh import DATA
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskLearner:
-  """Parameters of a MaskFormer.
-
-  Attributes:
-    model: the network.
-    start: parameters to start from; None: random ones.
-  """
+  """Parameters of a MaskFormer: `start`, or random ones."""
 
   model: MaskFormer
   start: Any = None
@@ -57,16 +46,9 @@ def make_mask_step(
 ) -> jax.stages.Wrapped:
   """Builds the jitted step `(state, classes_NxE, batch) -> (state, metrics)`; the state is donated.
 
-  Args:
-    mesh: result of `make_mesh`; images are split over `data`.
-    model: the network.
-    optimizer: update rule of its parameters.
-    weights: weights of the losses.
-
-  Returns:
-    The step. A batch has the fields of `data.mask_views.MaskViews.record`, sharded over `data`.
-    Metrics are scalars on the device: `loss`, `class_loss`, `focal_loss`, `dice_loss`, `accuracy`,
-    `grad_norm`, and `param_norm` before the update.
+  A batch has the fields of `data.mask_views.MaskViews.record`, sharded over the mesh's `data`.
+  Metrics are scalars on the device: `loss`, `class_loss`, `focal_loss`, `dice_loss`, `accuracy`,
+  `grad_norm`, and `param_norm` before the update.
   """
   match_on_devices = _match_on_devices(mesh, weights)
 

@@ -12,13 +12,7 @@ import numpy as np
 
 
 class Detections(NamedTuple):
-  """Detections of an image, the highest score first.
-
-  Attributes:
-    regions: number of each detection's region.
-    classes: its class.
-    scores: its score.
-  """
+  """Regions of the detections of an image with class and score, the highest score first."""
 
   regions: Int[np.ndarray, " D"]
   classes: Int[np.ndarray, " D"]
@@ -33,13 +27,6 @@ def boxes_of_masks(masks: Iterable[Bool[np.ndarray, "H W"]]) -> Float[np.ndarray
     box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] if rows.size else [0] * 4
     boxes.append(box)
   return np.array(boxes, np.float32).reshape(-1, 4)
-
-
-def clip_boxes(
-  boxes_Rx4: Float[np.ndarray, "R 4"], height: int, width: int
-) -> Float[np.ndarray, "R 4"]:
-  """Cuts boxes at the border of an image of a height and width."""
-  return np.clip(boxes_Rx4, 0, np.array([width, height] * 2, boxes_Rx4.dtype))
 
 
 def iou(

@@ -13,9 +13,6 @@ import numpy as np
 
 from pomp_jax.clip.torch_bicubic import bicubic_matrix
 
-# What lies beyond the image in a box that is larger: the box is cut, or filled.
-BEYOND = ("clamp", "fill")
-
 
 @dataclasses.dataclass(frozen=True)
 class CropSettings:
@@ -23,30 +20,23 @@ class CropSettings:
 
   Attributes:
     size: S.
-    fill: RGB, 0..255, of pixels outside the mask, and beyond the image under `fill`.
+    fill: RGB, 0..255, of pixels outside the mask.
     expand: factor on both sides of the box.
     square: whether the shorter side grows to the longer one first. Otherwise the box is stretched.
-    beyond: one of BEYOND.
   """
 
   size: int
   fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
   expand: float = 1.0
   square: bool = False
-  beyond: str = "clamp"
 
 
 def pixel_ranges(
   boxes_Rx4: Float[np.ndarray, "R 4"], height: int, width: int, settings: CropSettings
 ) -> Int[np.ndarray, "R 4"]:
-  """Rows and columns of each crop, x0, y0, x1, y1, at least one pixel each way.
+  """Rows and columns of each crop, x0, y0, x1, y1, at least one pixel each way, inside the image.
 
-  Args:
-    boxes_Rx4: boxes; parts outside the image are cut off first.
-    height: height of the image.
-    width: width of the image.
-    settings: how to crop. Fractions of pixels are included, except that a square has round(side)
-      pixels each way.
+  Fractions of pixels are included, except that a square has round(side) pixels each way.
   """
   limits = np.array([width, height])
   low, high = (np.clip(corner, 0, limits) for corner in (boxes_Rx4[:, :2], boxes_Rx4[:, 2:]))
@@ -57,8 +47,7 @@ def pixel_ranges(
     high = low + sides
   else:
     low, high = np.floor(center - sides / 2), np.ceil(center + sides / 2)
-  if settings.beyond == "clamp":
-    low, high = np.clip(low, 0, limits - 1), np.minimum(high, limits)
+  low, high = np.clip(low, 0, limits - 1), np.minimum(high, limits)
   return np.concatenate([low, np.maximum(high, low + 1)], axis=1).astype(np.int32)
 
 

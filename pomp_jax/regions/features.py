@@ -42,8 +42,8 @@ class RegionEncoder:
       encoder: the CLIP.
       settings: how to crop.
       chunk: regions computed at a time, over all devices. The last chunk of a call is padded.
-      n_images: images of a chunk at most.
-      bucket: images are padded to multiples of this many pixels.
+      n_images: maximum number of images of a chunk.
+      bucket: images are padded to multiples of this number of pixels.
     """
     self.encoder, self.settings = encoder, settings
     self._chunk = -(-chunk // encoder.mesh.size) * encoder.mesh.size
@@ -58,15 +58,12 @@ class RegionEncoder:
     boxes: Sequence[Float[np.ndarray, "_ 4"]],
     masks: Sequence[Bool[np.ndarray, "_ _ _"]] | None = None,
   ) -> list[Float[np.ndarray, "_ E"]]:
-    """Unit features of the regions of each image.
+    """Unit features of the regions of each image; zeros for a region without a pixel in it.
 
     Args:
-      images: images, all hosts the same.
+      images: images, the same on all hosts.
       boxes: boxes of each image, x0, y0, x1, y1.
       masks: mask of each box, [R,H,W]; None for crops without masks.
-
-    Returns:
-      float32 [R,E] for each image. A region without a pixel in the image has a row of zeros.
     """
     width = self.encoder.clip.config.projection_dim
     results = [np.zeros((len(boxes_Rx4), width), np.float32) for boxes_Rx4 in boxes]
@@ -76,7 +73,8 @@ class RegionEncoder:
         results[image][region] = feature
 
     pending: list = []
-    for rows, crops in self.crops(images, boxes, masks):
+    for shape, rows in self._rows_of_chunks(images, boxes, masks):
+      crops = self._crops(*self._inputs(shape, rows, images, boxes, masks))
       pending.append((rows, self.encoder.features_of_images(crops)))
       # Fetched one chunk late, so that the device computes the next one meanwhile.
       if len(pending) > 1:
@@ -84,19 +82,6 @@ class RegionEncoder:
     for rows, features in pending:
       keep(rows, features)
     return results
-
-  def crops(
-    self,
-    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
-    boxes: Sequence[Float[np.ndarray, "_ 4"]],
-    masks: Sequence[Bool[np.ndarray, "_ _ _"]] | None = None,
-  ) -> Iterator[tuple[list[tuple[int, int]], Float[jax.Array, "_ S S 3"]]]:
-    """Yields (image, region) of a chunk's rows and the crops on the devices, which are more.
-
-    The arguments are those of `features`. A region without a pixel in the image has no row.
-    """
-    for shape, rows in self._rows_of_chunks(images, boxes, masks):
-      yield rows, self._crops(*self._inputs(shape, rows, images, boxes, masks))
 
   def _rows_of_chunks(self, images, boxes, masks) -> Iterator[tuple[tuple, list[tuple[int, int]]]]:
     """Bucket and (image, region) of the regions of a chunk; those without a pixel are left out."""

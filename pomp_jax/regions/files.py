@@ -3,7 +3,7 @@
 Shapes: R regions of an image of H x W pixels, S stages of a detector, E embedding.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import json
 import os
@@ -23,15 +23,13 @@ from pomp_jax.files.paths import Path, to_path
 from pomp_jax.files.terminal import is_unicode, printable
 from pomp_jax.files.texts import read_json
 from pomp_jax.regions.masks import ONE
+from pomp_jax.regions.scores import ACTIVATIONS
 
 FORMAT_VERSION = 1
 HEADER = "regions.json"
-ACTIVATIONS = ("softmax", "sigmoid")
-
-LIMITS = {"R": 10_000, "S": 16, "E": 16_384, "h": 8192, "w": 8192}
+MAX_SCORE = 1.1  # SAM's predicted IoU may be a little above 1
 _MASKS = (np.float16, np.uint8)
 _SLACK = 2.0  # pixels by which a box may leave its image
-MAX_SCORE = 1.1  # SAM's predicted IoU may be a little above 1
 
 
 class RegionFileError(InputError, ValueError):
@@ -49,25 +47,17 @@ class ImageSize(NamedTuple):
 class Regions(NamedTuple):
   """Regions of one image.
 
-  Attributes:
-    boxes: x0, y0, x1, y1 in pixels, ends exclusive, inside the image.
-    objectness: probability that it is an object, or None.
-    masks: bool at the image's size; or of any size over the whole image, uint8 (255 times the
-      probability of each cell) or float16 (2^15 times); or None.
-    embeddings: one a stage, as the detector classifies them, of any norm; or None.
+  Masks are bool at the image's size; or of any size over the whole image, uint8 (255 times the
+  probability of each cell) or float16 (2^15 times).
   """
 
-  boxes: Float32[np.ndarray, "R 4"]
-  objectness: Float32[np.ndarray, " R"] | None = None
+  boxes: Float32[np.ndarray, "R 4"]  # x0, y0, x1, y1 in pixels, ends exclusive, inside the image
+  objectness: Float32[np.ndarray, " R"] | None = None  # probability that it is an object
   masks: Bool[np.ndarray, "R H W"] | Num[np.ndarray, "R h w"] | None = None
-  embeddings: Float[np.ndarray, "R S E"] | None = None
+  embeddings: Float[np.ndarray, "R S E"] | None = None  # one a stage, of any norm
 
   def drawn(self, where: str) -> Num[np.ndarray, "R h w"] | Bool[np.ndarray, "R H W"]:
-    """The masks.
-
-    Raises:
-      RegionFileError: there are boxes only; the message has `where`.
-    """
+    """The masks; RegionFileError with `where` if there are boxes only."""
     if self.masks is not None:
       return self.masks
     if len(self.boxes):
@@ -84,36 +74,21 @@ class Regions(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RegionHeader:
-  """What made a folder of regions, and how it scores embeddings.
+  """What made a folder of regions, and how it scores embeddings, if it has some."""
 
-  Attributes:
-    made_by: name of the detector or the proposal network.
-    clip_model: name of the CLIP whose class vectors the embeddings are compared with; "" without
-      embeddings.
-    stages: S; 0: no embeddings.
-    width: E; 0: no embeddings.
-    activation: of scale * cosine: `softmax` over the classes and the null vector, or `sigmoid`.
-    scale: factor of the cosine.
-    null: class vector of "no object", or None.
-    trained_classes: names of the classes that the network was trained on.
-  """
-
-  made_by: str
-  clip_model: str = ""
-  stages: int = 0
-  width: int = 0
-  activation: str = "sigmoid"
-  scale: float = 1.0
-  null: tuple[float, ...] | None = None
-  trained_classes: tuple[str, ...] = ()
+  made_by: str  # name of the detector or the proposal network
+  clip_model: str = ""  # the CLIP whose class vectors the embeddings are compared with
+  stages: int = 0  # S; 0: no embeddings
+  width: int = 0  # E
+  activation: str = (
+    "sigmoid"  # of scale * cosine; `softmax` is over the classes and the null vector
+  )
+  scale: float = 1.0  # factor of the cosine
+  null: tuple[float, ...] | None = None  # class vector of "no object"
+  trained_classes: tuple[str, ...] = ()  # names of the classes that the network was trained on
 
   def check_fits(self, clip_model: str, width: int, path: str | os.PathLike) -> None:
-    """Checks that embeddings belong to a CLIP.
-
-    Args:
-      clip_model: name of the CLIP.
-      width: its E.
-      path: folder, for the message.
+    """Checks that embeddings belong to a CLIP of this name and width.
 
     Raises:
       RegionFileError: another width, or the names are of two architectures (ViT-B/16, ViT-B/32).
@@ -125,29 +100,18 @@ class RegionHeader:
 
 
 class RegionFolder:
-  """Folder of `regions.json` and, for each image, `KEY.npz`.
-
-  Attributes:
-    header: content of `regions.json`.
-  """
+  """Folder of `regions.json`, read as `header`, and of `KEY.npz` for each image."""
 
   def __init__(self, path: str | os.PathLike):
-    """Reads the header.
-
-    Raises:
-      RegionFileError: missing, damaged, or of another version.
-    """
+    """Reads the header; RegionFileError or CategoryFileError if it is unusable."""
     self._path = to_path(path)
     self.header = _read_header(self._path / HEADER)
 
   def check(self, images: Iterable[ImageSize], most: int | None = None) -> str | int | None:
-    """Checks the regions of all images, of masks and embeddings only type and shape.
+    """Checks the regions of all images as `read`, of masks and embeddings only type and shape.
 
     Returns:
       Key of the first image that has boxes without masks; None if there is none.
-
-    Raises:
-      RegionFileError: as `read`.
     """
     boxes_alone = None
     for image in images:
@@ -160,8 +124,8 @@ class RegionFolder:
     """Reads the regions of an image of `height` x `width` pixels, `most` at most (`Regions.top`).
 
     Raises:
-      RegionFileError: missing, truncated, pickled, larger than the format allows, of other shapes
-        than the header says, not finite, or boxes outside the image.
+      RegionFileError: missing, damaged, pickled, of other types or shapes than the header says, not
+        finite, or boxes outside the image.
     """
     regions = self._read(key, height, width)
     return regions if most is None else regions.top(most)
@@ -169,42 +133,37 @@ class RegionFolder:
   def _read(self, key: str | int, height: int, width: int, header_only: bool = False) -> Regions:
     """All regions of an image; `header_only`: masks and embeddings are placeholders."""
     path, header = self.file(key), self.header
+    objectness = masks = embeddings = None
     with NpzArchive(path, refuse) as archive:
       if strange := sorted({*archive.names} - {*Regions._fields}):
         refuse(path, "an array", repr(strange[0]), ", ".join(Regions._fields))
-      boxes = _array(archive, path, "boxes", "f", [None, 4])
+      boxes = _array(archive, path, "boxes", ("R", 4))
       n = len(boxes)
-      has = lambda field: field in archive.names
-      objectness = _array(archive, path, "objectness", "f", [n]) if has("objectness") else None
-      masks = embeddings = None
-      if has("masks"):
-        masks = _array(archive, path, "masks", "fu", [n, "h", "w"], header_only)
+      if "objectness" in archive.names:
+        objectness = _array(archive, path, "objectness", (n,))
+      if "masks" in archive.names:
+        masks = _array(archive, path, "masks", (n, "h", "w"), header_only)
       if header.stages:
-        shape = [n, header.stages, header.width]
-        embeddings = _array(archive, path, "embeddings", "f", shape, header_only)
+        shape = (n, header.stages, header.width)
+        embeddings = _array(archive, path, "embeddings", shape, header_only)
         with np.errstate(over="ignore"):
           embeddings = embeddings.astype(np.float16 if embeddings.itemsize == 2 else np.float32)
         _check_finite(path, "embeddings", embeddings)
-    if masks is not None and masks.dtype not in _MASKS:
-      refuse(path, "masks", str(masks.dtype), "float16, uint8")
     if masks is not None and masks.dtype == np.float16 and masks.size and not header_only:
       low, high = masks.min(), masks.max()
       if not 0 <= low <= high <= ONE[np.float16]:
         refuse(path, "masks", f"of values {low} to {high}", "0 to 2^15")
-    boxes = boxes_inside(path, boxes, height, width)
-    return Regions(boxes, _objectness(path, objectness), masks, embeddings)
+    if objectness is not None:
+      if not ((objectness >= 0) & (objectness <= MAX_SCORE)).all():
+        refuse(path, "objectness", "not a probability", "0 to 1")
+      objectness = np.minimum(objectness, 1).astype(np.float32)
+    return Regions(boxes_inside(path, boxes, height, width), objectness, masks, embeddings)
 
   def file(self, key: str | int) -> Path:
-    """File of an image's regions.
-
-    Raises:
-      RegionFileError: a key that is no file name.
-    """
+    """File of an image's regions; RegionFileError if the key can't be a file's name."""
     name = f"{key}.npz"
     if pathlib.PurePath(name).name != name or "\0" in name:
-      raise RegionFileError(
-        f"{self._path}: {printable(name)} is no file name for an image's regions"
-      )
+      refuse(self._path, "the key of an image", name, "a file name")
     return self._path / name
 
 
@@ -212,11 +171,7 @@ class RegionWriter:
   """Writes a folder of regions."""
 
   def __init__(self, path: str | os.PathLike, header: RegionHeader):
-    """Creates the folder and its header.
-
-    Raises:
-      OSError: the folder can't be written.
-    """
+    """Creates the folder and its header; OSError if it can't be written."""
     self._path, self._header = to_path(path), header
     self._path.mkdir(parents=True, exist_ok=True)
     fields = {"made_by": header.made_by, "embeddings": None}
@@ -228,12 +183,7 @@ class RegionWriter:
       file.write(json.dumps(value, indent=2).encode())
 
   def write(self, key: str | int, regions: Regions) -> None:
-    """Writes the regions of an image.
-
-    Raises:
-      ValueError: embeddings of other stages or width than the header's; masks of another type.
-      OSError: the file can't be written.
-    """
+    """Writes the regions of an image; ValueError if they are not as the header says."""
     header, embeddings = self._header, regions.embeddings
     found = () if embeddings is None else embeddings.shape[1:]
     if found != ((header.stages, header.width) if header.stages else ()):
@@ -250,78 +200,62 @@ def _read_header(path: Path) -> RegionHeader:
     value = without_checksum(read_json(path, CategoryFileError))
   except ChecksumError as error:
     raise RegionFileError(f"{path}: {error}") from None
-  check = lambda fields, where, key, fits, accepted: _checked(
-    path, fields, f"{where}{key}", key, fits, accepted
-  )
-  text = lambda v: isinstance(v, str) and is_unicode(v) and v.isprintable()
   if not isinstance(value, dict):
     refuse(path, "the file", f"a {type(value).__name__}", "an object")
-  check(
-    value,
-    "",
-    "format_version",
-    lambda v: type(v) is int and v == FORMAT_VERSION,
-    str(FORMAT_VERSION),
-  )
   known = {"format_version", "made_by", "embeddings"}
   if strange := sorted({*value} - known):
     refuse(path, "a field", repr(strange[0]), ", ".join(sorted(known)))
-  made_by = check(value, "", "made_by", text, "a text")
-  own = check(
-    value, "", "embeddings", lambda v: v is None or isinstance(v, dict), "an object, null"
-  )
+
+  def take(fields: Mapping[str, Any], key: str, fits: Callable[[Any], Any], accepted: str) -> Any:
+    if key not in fields or not fits(fields[key]):
+      refuse(path, key, repr(fields[key]) if key in fields else "missing", accepted)
+    return fields[key]
+
+  text = lambda v: isinstance(v, str) and is_unicode(v) and v.isprintable()
+  size = lambda v: type(v) is int and v > 0
+  number = lambda v: type(v) in (int, float) and abs(v) < 1e6
+  listed = lambda fits: lambda v: isinstance(v, list) and all(map(fits, v))
+  take(value, "format_version", lambda v: type(v) is int and v == FORMAT_VERSION, "1")
+  made_by = take(value, "made_by", text, "a text")
+  own = take(value, "embeddings", lambda v: v is None or isinstance(v, dict), "an object, null")
   if own is None:
     return RegionHeader(made_by)
-  size = lambda most: lambda v: type(v) is int and 0 < v <= most
-  number = lambda v: type(v) in (int, float) and abs(v) < 1e6
-  at = "embeddings."
-  stages = check(own, at, "stages", size(LIMITS["S"]), f"1 to {LIMITS['S']}")
-  width = check(own, at, "width", size(LIMITS["E"]), f"1 to {LIMITS['E']}")
-  scale = check(own, at, "scale", lambda v: number(v) and v > 0, "a number above 0")
-  vector = lambda v: isinstance(v, list) and len(v) == width and all(map(number, v))
-  null = check(own, at, "null", lambda v: v is None or vector(v), f"null, or {width} numbers")
-  names = lambda v: isinstance(v, list) and all(map(text, v))
+  width = take(own, "width", size, "1 or more")
+  vector = lambda v: v is None or (listed(number)(v) and len(v) == width)
+  null = take(own, "null", vector, f"null, or {width} numbers")
   return RegionHeader(
     made_by,
-    check(own, at, "clip_model", lambda v: text(v) and v, "a CLIP's name"),
-    stages,
+    take(own, "clip_model", lambda v: text(v) and v, "a CLIP's name"),
+    take(own, "stages", size, "1 or more"),
     width,
-    check(own, at, "activation", lambda v: v in ACTIVATIONS, ", ".join(ACTIVATIONS)),
-    float(scale),
+    take(own, "activation", ACTIVATIONS.__contains__, ", ".join(ACTIVATIONS)),
+    float(take(own, "scale", lambda v: number(v) and v > 0, "a number above 0")),
     None if null is None else tuple(map(float, null)),
-    tuple(check(own, at, "trained_classes", names, "a list of names")),
+    tuple(take(own, "trained_classes", listed(text), "a list of names")),
   )
-
-
-def _checked(path, fields: Mapping[str, Any], field: str, key: str, fits, accepted: str) -> Any:
-  found = fields.get(key)
-  if key not in fields or not fits(found):
-    refuse(path, field, "missing" if key not in fields else repr(found), accepted)
-  return found
 
 
 def _array(
   archive: NpzArchive,
   path: Path,
   field: str,
-  kinds: str,
-  shape: Sequence[int | str | None],
+  shape: Sequence[int | str],
   header_only: bool = False,
 ) -> np.ndarray:
-  """Reads an array of some kinds of numbers and a shape; letters are bounded, None is at most R."""
+  """Reads floats, or masks, of a shape in which letters stand for any size."""
 
   def check_shape(found: Sequence[int]) -> None:
     fits = len(found) == len(shape) and all(
-      n == size if isinstance(size, int) else 0 <= n <= LIMITS[size or "R"]
-      for n, size in zip(found, shape, strict=True)
+      n == size or isinstance(size, str) for n, size in zip(found, shape, strict=True)
     )
     if not fits:
-      accepted = ", ".join("R" if size is None else str(size) for size in shape)
-      refuse(path, field, f"of shape {list(found)}", f"[{accepted}] within {LIMITS}")
+      refuse(path, field, f"of shape {list(found)}", f"[{', '.join(map(str, shape))}]")
 
   array = archive.read(field, check_shape, header_only)
-  if array.dtype.kind not in kinds:
-    refuse(path, field, str(array.dtype), {"f": "floats", "fu": "float16, uint8"}[kinds])
+  if field == "masks" and array.dtype not in _MASKS:
+    refuse(path, field, str(array.dtype), "float16, uint8")
+  if field != "masks" and array.dtype.kind != "f":
+    refuse(path, field, str(array.dtype), "floats")
   return array
 
 
@@ -333,11 +267,7 @@ def _check_finite(path: str | os.PathLike, field: str, array: np.ndarray) -> Non
 def boxes_inside(
   path: str | os.PathLike, boxes: np.ndarray, height: int, width: int
 ) -> Float32[np.ndarray, "R 4"]:
-  """Checks float boxes [R,4] of a file and clips them to the image.
-
-  Raises:
-    RegionFileError: not finite, outside the image by more than two pixels, or ends exchanged.
-  """
+  """Checks that float boxes [R,4] of a file are in the image but for rounding, and clips them."""
   _check_finite(path, "boxes", boxes)
   ends = np.array([width, height] * 2, np.float64)
   outside = (boxes < -_SLACK) | (boxes > ends + _SLACK)
@@ -346,14 +276,6 @@ def boxes_inside(
     found = f"{boxes[bad][0].tolist()} in an image of {width} x {height}"
     refuse(path, "a box", found, "x0, y0, x1, y1 inside the image")
   return np.clip(boxes, 0, ends).astype(np.float32)
-
-
-def _objectness(path: str | os.PathLike, objectness: np.ndarray | None) -> np.ndarray | None:
-  if objectness is None:
-    return None
-  if not ((objectness >= 0) & (objectness <= MAX_SCORE)).all():
-    refuse(path, "objectness", "not a probability", "0 to 1")
-  return np.minimum(objectness, 1).astype(np.float32)
 
 
 def refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:

@@ -13,15 +13,10 @@ _MOST = 4
 
 
 def resized_sides(height: int, width: int, size: int, multiple: int = 1) -> tuple[int, int]:
-  """Height and width of an image whose shorter side becomes `size`, as in detectron2.
+  """Height and width of an image whose shorter side becomes `size`, as in detectron2; 0: as it is.
 
-  An image whose longer side would then exceed 4 times `size` becomes smaller.
-
-  Args:
-    height: its height, pixels.
-    width: its width.
-    size: shorter side afterwards; 0: the sides stay.
-    multiple: number that the new sides are multiples of.
+  An image whose longer side would then exceed 4 times `size` becomes smaller. The new sides are
+  multiples of `multiple`.
   """
   scale = size / min(height, width) if size else 1.0
   if size and scale * max(height, width) > _MOST * size:

@@ -15,15 +15,10 @@ _Array = Array | np.ndarray
 
 
 class Scores(NamedTuple):
-  """Class scores of regions.
+  """Class scores of regions."""
 
-  Attributes:
-    classes: probabilities of the classes.
-    null: probability of no class; zeros where nothing models it.
-  """
-
-  classes: Float[_Array, "R C"]
-  null: Float[_Array, " R"]
+  classes: Float[_Array, "R C"]  # probabilities
+  null: Float[_Array, " R"]  # probability of no class; zeros where nothing models it
 
 
 class Fusion(NamedTuple):
@@ -74,8 +69,6 @@ def class_scores(
     null_E: the embedding of no class: ZSSeg's learned vector, F-VLM's text of background. Zeros
       give the logit 0, Detic's background.
   """
-  if activation not in ACTIVATIONS:
-    raise ValueError(f"activation: got {activation!r}, accepted: {', '.join(ACTIVATIONS)}")
   rows = classes_CxE if null_E is None else jnp.concatenate([classes_CxE, null_E[None]])
   with jax.default_matmul_precision("highest"):
     logits = scale * _unit(embeddings) @ _unit(rows).T

@@ -13,13 +13,13 @@ from faster_coco_eval.core import mask as mask_api
 from jaxtyping import Int32
 import numpy as np
 
-from pomp_jax.data.annotations import Annotations, run_lengths
+from pomp_jax.data.annotations import Annotations, is_number, run_lengths
 from pomp_jax.files.class_features import CategoryFileError
 from pomp_jax.files.paths import is_dir
 from pomp_jax.files.texts import read_json
+from pomp_jax.regions.boxes import boxes_of_masks
 from pomp_jax.regions.files import (
   HEADER,
-  LIMITS,
   MAX_SCORE,
   ImageSize,
   RegionFolder,
@@ -36,20 +36,16 @@ class RegionResults:
   """COCO results as regions: categories are ignored, scores are objectness.
 
   Results of one box and one mask are one region.
-
-  Attributes:
-    header: None; there are no embeddings.
   """
 
-  header: RegionHeader | None = None
+  header: RegionHeader | None = None  # no embeddings
 
   def __init__(self, path: str | os.PathLike):
     """Reads the file.
 
     Raises:
-      RegionFileError: not a list of results, each with `image_id`, `score`, and `bbox` or
-        `segmentation` (RLE).
-      CategoryFileError: no such file, or not JSON.
+      RegionFileError, CategoryFileError: not a JSON list of results, each with `image_id`, `score`,
+        and `bbox` or `segmentation` (RLE).
     """
     self._path = str(path)
     rows = read_json(path, CategoryFileError)
@@ -62,18 +58,12 @@ class RegionResults:
       own = self._rows.setdefault(row["image_id"], {})
       if same not in own or own[same]["score"] < row["score"]:
         own[same] = row
-      if len(own) > LIMITS["R"]:
-        refuse(path, f"image {row['image_id']}", "too crowded", f"at most {LIMITS['R']} regions")
 
   def check(self, images: Iterable[ImageSize], most: int | None = None) -> int | None:
-    """Checks the regions of all images that `read` would return.
+    """Checks the regions of all images as `read`, and that the file names one of the images.
 
     Returns:
       Key of the first image of which a region has no mask; None if there is none.
-
-    Raises:
-      RegionFileError: as `read`; the file names none of the images.
-      AnnotationError: as `read`.
     """
     boxes_alone, missing, known = None, [], 0
     for image in images:
@@ -125,11 +115,7 @@ class RegionResults:
 
 
 def open_regions(path: str | os.PathLike) -> RegionFolder | RegionResults:
-  """Opens a folder of regions or a COCO results file.
-
-  Raises:
-    RegionFileError, CategoryFileError: see the two classes.
-  """
+  """Opens a folder of regions or a COCO results file; errors as the two classes'."""
   return RegionFolder(path) if is_dir(path) else RegionResults(path)
 
 
@@ -161,38 +147,25 @@ def label_regions(
   classes = np.unique(labels_HxW)
   classes = classes[classes >= 0]
   masks = labels_HxW == classes[:, None, None]
-  boxes = np.array([_mask_box(mask) for mask in masks], np.float64).reshape(-1, 4)
-  boxes[:, 2:] += boxes[:, :2]
-  return Regions(boxes.astype(np.float32), masks=masks), classes
-
-
-def _mask_box(mask_HxW: np.ndarray) -> np.ndarray:
-  """x, y, width, height; zeros for an empty mask."""
-  return mask_api.toBbox(mask_api.encode(np.asfortranarray(mask_HxW, np.uint8)))
+  return Regions(boxes_of_masks(masks), masks=masks), classes
 
 
 def _key(path: str | os.PathLike, where: str, row: Any) -> Any:
   """Checks a result; returns its box and mask, or else the run lengths of its mask."""
   if not isinstance(row, dict):
     refuse(path, where, f"a {type(row).__name__}", "an object")
+  score, box, mask = (row.get(field) for field in ("score", "bbox", "segmentation"))
   if type(row.get("image_id")) is not int:
     refuse(path, f"image_id of {where}", repr(row.get("image_id")), "an integer")
-  score = row.get("score")
   if type(score) not in (int, float) or not 0 <= score <= MAX_SCORE:
     refuse(path, f"score of {where}", repr(score), "0 to 1")
   if "bbox" in row:
-    box = row["bbox"]
-    if isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)):
-      return *box, json.dumps(row.get("segmentation"), sort_keys=True)
-    refuse(path, f"bbox of {where}", repr(box), "x, y, width, height")
-  mask = row.get("segmentation")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+      refuse(path, f"bbox of {where}", repr(box), "x, y, width, height")
+    return *box, json.dumps(mask, sort_keys=True)
   counts = mask.get("counts") if isinstance(mask, dict) else None
   if isinstance(counts, str):
     return counts
-  if not isinstance(counts, list) or not all(map(_is_number, counts)):
+  if not isinstance(counts, list) or not all(map(is_number, counts)):
     refuse(path, where, "without bbox and RLE", "one of them")
   return tuple(counts)
-
-
-def _is_number(value: Any) -> bool:
-  return type(value) in (int, float) and abs(value) < 2**31

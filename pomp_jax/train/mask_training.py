@@ -27,12 +27,7 @@ from pomp_jax.train.training import Training
 
 @dataclasses.dataclass(frozen=True)
 class MaskTraining(Training):
-  """Training of a MaskFormer; `frozen` is the class matrix [N,E] of its classes.
-
-  Attributes:
-    sizes: sizes of the network.
-    prompt: prompt of the classes.
-  """
+  """Training of a MaskFormer; `frozen` is the class matrix [N,E] of its classes under `prompt`."""
 
   sizes: MaskFormerConfig
   prompt: NamedPrompt
@@ -62,11 +57,7 @@ class MaskTraining(Training):
 
 
 def network_sizes(own: TrainMasks, embedding: int) -> MaskFormerConfig:
-  """Sizes of the network of `config.train_masks`.
-
-  Args:
-    own: `config.train_masks`.
-    embedding: E of the CLIP.
+  """Sizes of the network of `config.train_masks`, for a CLIP of this E.
 
   Raises:
     ConfigError: another E or fewer queries than targets.
@@ -84,22 +75,12 @@ def network_sizes(own: TrainMasks, embedding: int) -> MaskFormerConfig:
 
 
 def prompt_of_classes(own: TrainMasks) -> NamedPrompt:
-  """The one prompt that `train_masks.prompt` names.
-
-  Raises:
-    ConfigError: none, or several.
-    PromptFileError, HubError, CheckpointError: an unusable file.
-  """
+  """The one prompt that `train_masks.prompt` names."""
   return only_prompt(read_prompts([own.prompt], "train_masks.prompt"), "train_masks.prompt")
 
 
 def prepare(config: Settings, folder: RunFolder) -> MaskTraining:
-  """Opens everything that a training needs, and writes nothing.
-
-  Raises:
-    ConfigError, MaskFormerError, SourceError, VocabularyError, PromptFileError, and the errors of
-      images and annotations: one line each.
-  """
+  """Opens everything that a training needs, and writes nothing; errors are one line each."""
   own = config.train_masks
   encoder = inputs.open_encoder(config)
   source = open_mask_set(own, config.seed)

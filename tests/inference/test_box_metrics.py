@@ -12,7 +12,7 @@ from pomp_jax.inference.box_metrics import (
   MAX_DETECTIONS,
   Detections,
   average_precision,
-  coco_results,
+  result_rows,
 )
 from pomp_jax.regions.masks import run_lengths_of
 from tests.support.detection_cases import (
@@ -122,7 +122,8 @@ def test_results_are_rows_that_pycocotools_reads():
   masks = [run_lengths_of(own) for own in mask]
   boxes = np.array([[5, 3, 25, 10], [0, 0, 4, 4]], np.float32)
   scores, classes = np.array([0.5, 0.25], np.float32), np.array([2, 6], np.int32)
-  rows = coco_results(annotations, 1, Detections(boxes, scores, classes, masks))
+  found = Detections(boxes, scores, classes, masks)
+  rows = result_rows(annotations.images[1].id, annotations.category_ids, found)
   # The unicorn has no category in the file.
   assert len(rows) == 1
   assert json.loads(json.dumps(rows)) == rows

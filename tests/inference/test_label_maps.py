@@ -63,14 +63,6 @@ def test_regions_that_do_not_overlap():
     np.testing.assert_array_equal(summed[0], expected)
 
 
-def test_two_hard_masks_that_share_a_pixel():
-  """Its label is that of the sum of both rows, the class of neither alone."""
-  masks = np.array([[[1, 1, 0, 0]], [[0, 1, 1, 0]]], bool)
-  scores = [np.array([[0.5, 0.0, 0.4], [0.0, 0.5, 0.4]], np.float32)]
-  [found] = label_maps_of_regions(scores, masks, 1, 4)
-  assert found.tolist() == [[0, 2, 1, -1]]
-
-
 def test_many_small_blocks(monkeypatch):
   """Several in both directions, the last of which reach beyond the image."""
   monkeypatch.setattr(label_maps, "_MAX_NUMBERS", 128 * 2 * 16)

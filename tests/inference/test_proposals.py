@@ -15,7 +15,6 @@ from pomp_jax.inference.proposals import (
   found_objects,
   header_of,
   mask_boxes,
-  mask_quality,
 )
 from pomp_jax.masks.model import MaskFormer, class_logits, normalized_pixels
 from pomp_jax.masks.weights import MaskFormerFile
@@ -123,11 +122,6 @@ def test_the_header_names_what_the_embeddings_are_compared_with(network):
   assert (header.stages, header.width, header.activation, header.scale) == (1, 12, "softmax", 100)
   np.testing.assert_allclose(header.null, network.params["non_object"][0])
   assert header.trained_classes == ("a", "b", "c")
-
-
-def test_quality_of_masks():
-  p = jnp.array([[[0.9, 0.7], [0.2, 0.5]], [[0.1, 0.2], [0.3, 0.4]]])
-  np.testing.assert_allclose(mask_quality(p, 0.5), [0.8, 0.0], rtol=1e-6)
 
 
 def test_found_objects():

@@ -8,10 +8,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as pycoco_mask
 import pytest
-import scipy.special
 
-from pomp_jax import inputs
-from pomp_jax.config import FIELDS, load_job, validate
+from pomp_jax.config import load_job, validate
 from pomp_jax.data.images import ImageError
 from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
@@ -31,7 +29,7 @@ NETWORK = {"propose.network": "ROOT/run", "propose.batch_size": 2}
 FILE = {"regions.source": "file", "regions.path": "ROOT/regions"}
 PATCHES = SEGMENT | {"segment.size": 48, "segment.window": 32, "segment.stride": 16}
 
-# What both runs of a comparison have, and other values of the fields that change their outcome.
+# What both runs of a comparison have, and other values of the fields that both read.
 COMPARED = {
   "patches": (
     PATCHES,
@@ -92,17 +90,6 @@ COMPARED = {
     },
   ),
 }
-# Held by tests of other values: the task and the source of regions by those below, the others by
-# `test_predict`.
-ELSEWHERE = ("predict.task", "predict.images", "predict.names", "predict.top", "regions.source")
-# Of no effect: `batch_size` is of speed alone, and the others are of data sets.
-NO_EFFECT = (
-  *("segment.source", "segment.images", "segment.labels", "segment.names", "segment.prompts"),
-  *("segment.label_values", "segment.ignore", "segment.n_images", "segment.output"),
-  *("detect.source", "detect.annotations", "detect.images", "detect.names", "detect.synonyms"),
-  *("detect.n_images", "detect.prompts", "detect.output", "detect.scene_classes"),
-  *("segment.scene_classes", "regions.alone", "propose.images", "propose.batch_size"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -134,25 +121,6 @@ def csv_of(workdir):
     return list(csv.DictReader(file))
 
 
-@pytest.fixture(scope="module")
-def outcome(root, tmp_path_factory):
-  """A function: fields -> label images, detections and rows of `predict` on two pictures."""
-  found = {}
-
-  def run(fields):
-    if (key := repr(sorted(fields.items()))) not in found:
-      workdir = tmp_path_factory.mktemp("run")
-      config = config_of(root, {"predict.images": "ROOT/two"}, fields)
-      results = run_predict(config, workdir)
-      file = workdir / "detections.json"
-      maps = [read_map(file).tolist() for file in sorted(workdir.glob("labels/*.png"))]
-      detections = json.loads(file.read_text()) if file.exists() else None
-      found[key] = maps, detections, results["images"]
-    return found[key]
-
-  return run
-
-
 def of_job(root, fields, workdir):
   """Label images and detections of the job `segment` or `detect` with these fields."""
   config = config_of(root, fields)
@@ -173,14 +141,21 @@ def of_job(root, fields, workdir):
 
 
 @pytest.mark.parametrize("kind", COMPARED)
-def test_all_fields_together_do_what_they_do_in_the_jobs(root, outcome, tmp_path, kind):
-  """Of the same regions or patches, under the same settings; categories by their names."""
+def test_fields_do_what_they_do_in_the_jobs(root, tmp_path, kind):
+  """Of the same regions or patches; `test_region_fields` holds what each field does there."""
   fields = COMPARED[kind][0] | COMPARED[kind][1]
-  maps, found, _ = outcome(fields)
-  expected_maps, expected = of_job(root, fields, tmp_path)
+  config = config_of(root, {"predict.images": "ROOT/two"}, fields)
+  results = run_predict(config, tmp_path / "run")
+  file = tmp_path / "run" / "detections.json"
+  maps = [read_map(file).tolist() for file in sorted(tmp_path.glob("run/labels/*.png"))]
+  found = json.loads(file.read_text()) if file.exists() else None
+  expected_maps, expected = of_job(root, fields, tmp_path / "job")
   assert maps == expected_maps
   if found is None:
     assert any(len(np.unique(one)) > 1 for one in maps)
+    for labels, listed in zip(maps, results["images"].values(), strict=True):
+      shares = {row["value"]: row["share"] for row in listed}
+      assert shares == {value: np.mean(np.equal(labels, value)) for value in np.unique(labels)}
     return
   assert len(found) == len(expected) > 5
   # Those of the file are of whole pictures.
@@ -193,53 +168,6 @@ def test_all_fields_together_do_what_they_do_in_the_jobs(root, outcome, tmp_path
     assert one["segmentation"] == other["segmentation"]
     np.testing.assert_allclose(one["bbox"], other["bbox"])
     np.testing.assert_allclose(one["score"], other["score"], rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-  ("kind", "field"), [(kind, field) for kind in COMPARED for field in COMPARED[kind][1]]
-)
-def test_a_field_is_part_of_that(outcome, kind, field):
-  """Without its value the outcome is another: that the jobs agree says that it is used."""
-  given, others = COMPARED[kind]
-  without = {name: value for name, value in others.items() if name != field}
-  if field == "segment.background":
-    del without["segment.background_below"]
-  assert outcome(given | without) != outcome(given | others)
-
-
-def test_each_field_is_held():
-  groups = ("predict.", "segment.", "detect.", "regions.", "propose.")
-  held = {field for _, others in COMPARED.values() for field in others}
-  assert sorted([*held, *ELSEWHERE, *NO_EFFECT]) == sorted(
-    f for f in FIELDS if f.startswith(groups)
-  )
-
-
-def test_label_images_are_the_argmax_of_the_networks_scores(root, tmp_path):
-  """MaskFormer's rule in NumPy, from a file of regions: sum over regions of softmax * soft mask."""
-  alone = {"regions.e_base": 0.0, "regions.e_novel": 0.0}
-  config = config_of(root, SEGMENT, FILE, alone)
-  results = run_predict(config, tmp_path)
-  encoder = inputs.open_encoder(config)
-  text = encoder.class_features(NAMES, "a photo of a {}.")
-  rows = np.concatenate([text, np.full((1, text.shape[1]), text.shape[1] ** -0.5)])
-  for number in range(5):
-    with np.load(root / "regions" / f"{number}.npz") as stored:
-      embeddings, masks = stored["embeddings"][:, 0].astype(np.float32), stored["masks"]
-    image = Image.open(root / "images" / f"{number}.png")
-    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    scores = scipy.special.softmax(20.0 * unit @ rows.T, axis=1)[:, :4]
-    soft = [
-      np.asarray(Image.fromarray(mask.astype(np.float32)).resize(image.size, 2)) for mask in masks
-    ]
-    expected = np.einsum("rc,rhw->chw", scores, np.array(soft)).argmax(axis=0)
-    found = read_map(tmp_path / "labels" / f"{number}.png")
-    assert (found == expected).mean() > 0.999
-    listed = results["images"][f"{number}.png"]
-    assert [row["name"] for row in listed] == [NAMES[row["value"]] for row in listed]
-    for row in listed:
-      assert row["share"] == pytest.approx((found == row["value"]).mean())
-    assert sum(row["share"] for row in listed) == pytest.approx(1)
 
 
 def test_a_large_picture_is_reduced_for_the_network(root, tmp_path, monkeypatch):
@@ -299,7 +227,6 @@ BAD = {
   "width": (DETECT | {"propose.network": "HERE/wide.pth"}, "clip.model"),
   "prompt": (PATCHES | {"predict.prompt": "HERE/wide.npz"}, "wide.npz"),
   "a long name": (SEGMENT | NETWORK | {"predict.names": "HERE/long.txt"}, "very"),
-  "window": (PATCHES | {"segment.window": 3}, "segment.window"),
   "background": (PATCHES | {"segment.background_below": 0.5}, "segment.background_below"),
   "other pictures": (DETECT | BOXES | {"regions.path": "HERE/other.json"}, "other.json"),
   "pixels of boxes": (SEGMENT | BOXES, "regions.path"),

@@ -136,7 +136,7 @@ def outcome(region_set, tmp_path_factory):
     for job in (segment, detect):
       patch.setattr(job, "_SHOWN", 1)
       patch.setattr(job, "_draw", lambda *given: None)
-    patch.setattr(region_harness, "write_run_report", lambda *given: None)
+    patch.setattr(region_harness, "finish_run", lambda *given: None)
     yield run
 
 

@@ -9,10 +9,8 @@ import numpy as np
 from PIL import Image
 import pytest
 import torch
-from torch.nn import functional
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from pomp_jax.clip import load_clip
 from pomp_jax.data.images import ImageError
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.inputs import region_scorer
@@ -84,31 +82,6 @@ def test_true_regions_get_the_class_of_their_crop(region_set, segmented):
       mask = labels == label
       expected[mask] = int(over_names(text @ torch_crop(image, mask)).argmax())
     np.testing.assert_array_equal(found, expected)
-
-
-def test_regions_of_a_file_are_fused_as_zsseg_does(region_set, by_file):
-  text = torch_text(PROMPTS[0])
-  scale = load_clip(str(region_set / "clip")).logit_scale
-  null = functional.normalize(torch.ones(1, 24))
-  exponents = torch.tensor([0.8, 0.2, 0.8, 0.8])  # the file: trained on the sky alone
-  right = total = 0
-  for number, (image, found) in enumerate(
-    zip(images_of(region_set), label_maps(by_file), strict=True)
-  ):
-    stored = np.load(region_set / "regions" / f"{number}.npz")
-    rows = functional.normalize(torch.tensor(stored["embeddings"][:, 0]).float())
-    net = over_names((20 * rows @ torch.cat([text, null]).T).softmax(-1)[:, :-1])
-    masks = torch.tensor(stored["masks"][None] / 255).float()
-    masks = functional.interpolate(masks, image.shape[:2], mode="bilinear")[0]
-    clip = torch.ones_like(net)
-    for region, mask in enumerate(masks > 0.45):
-      if mask.any():
-        cosines = text @ torch_crop(image, mask.numpy())
-        clip[region] = over_names((scale * cosines).softmax(-1))
-    fused = net ** (1 - exponents) * clip**exponents
-    expected = torch.einsum("qc,qhw->hwc", fused, masks).argmax(-1)
-    right, total = right + int((expected.numpy() == found).sum()), total + found.size
-  assert right > 0.999 * total
 
 
 def test_figures_are_those_of_the_label_images(region_set, segmented):

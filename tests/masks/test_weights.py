@@ -151,10 +151,8 @@ UNREADABLE = "mask_former is unreadable"
     ("backbone.stem.conv1.weight", torch.zeros(8, 3, 3, 3).long(), "conv1.weight is of type int64"),
     ("sem_seg_head.predictor.query_embed.weight", 3, "query_embed.weight is of shape None"),
     ("mask_former", "{", UNREADABLE),
-    ("mask_former", {"n_heads": 0}, UNREADABLE),
     ("mask_former", {"n_heads": 7}, "the network is of no such sizes"),
     ("mask_former", {"dilations": [1]}, "the network is of no such sizes"),
-    ("mask_former", {"dropout": 2}, UNREADABLE),
     ("mask_former", {"trained_classes": [1]}, UNREADABLE),
   ],
 )

@@ -1,10 +1,7 @@
 """Folders of regions: what is written is read, and anything else is refused in one line."""
 
 import dataclasses
-import io
 import json
-import struct
-import zipfile
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,7 +97,7 @@ def test_arrays_of_other_writers(folder, tmp_path):
   [
     ("boxes", REGIONS.boxes + 20, "a box"),
     ("boxes", np.full((2, 4), np.nan), "boxes"),
-    ("boxes", np.zeros((10_001, 4)), "boxes"),
+    ("boxes", np.zeros((2, 4), int), "boxes"),
     ("objectness", np.array([0.5, 2]), "objectness"),
     ("objectness", np.array([0.5]), "objectness"),
     ("masks", np.zeros((2, 8, 10), np.uint16), "masks"),
@@ -139,7 +136,7 @@ def test_missing_and_impossible_keys(folder):
 @pytest.mark.parametrize(
   ("field", "bad"),
   [
-    ("stages", 17),
+    ("stages", 0),
     ("activation", "relu"),
     ("scale", 0),
     ("null", [1.0] * 7),
@@ -181,40 +178,7 @@ def test_embeddings_of_another_clip():
   dataclasses.replace(HEADER, stages=0).check_fits("RN50", 1024, "folder")
 
 
-def archive_with(arrays):
-  file = io.BytesIO()
-  with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-    for name, data in arrays.items():
-      archive.writestr(f"{name}.npy", data)
-  return file.getvalue()
-
-
-def npy(array):
-  file = io.BytesIO()
-  np.save(file, array)
-  return file.getvalue()
-
-
-def header_of(dtype, shape, version=(1, 0), body=b""):
-  text = repr({"descr": dtype, "fortran_order": False, "shape": tuple(shape)}).encode()
-  size = struct.pack("<H" if version == (1, 0) else "<I", len(text))
-  return b"\x93NUMPY" + bytes(version) + size + text + body
-
-
-ARRAYS = {name: npy(part) for name, part in REGIONS._asdict().items()}
-
-
-HEADERS = st.builds(
-  header_of,
-  st.sampled_from(["<f4", "<f8", "|u1", "|O", "|V8", "<U9", "<f2", ">f4", "<c8"]),
-  st.lists(st.sampled_from([0, 1, 2, 3, 4, 8, -1, 2**31, 2**62]), max_size=4),
-  st.sampled_from([(1, 0), (2, 0), (3, 0), (9, 9)]),
-  st.binary(max_size=64),
-)
-FIELDS = st.sampled_from(sorted(ARRAYS))
-
-
-@pytest.mark.parametrize("kind", ["damaged", "edited header", "any array"])
+@pytest.mark.parametrize("kind", ["damaged", "edited header"])
 def test_fuzzed_files(tmp_path, files, kind):
   header = json.loads(files["regions.json"])
   del header["checksum"]
@@ -225,10 +189,6 @@ def test_fuzzed_files(tmp_path, files, kind):
     "edited header": st.tuples(
       st.just("regions.json"),
       edited_json(header, *header["embeddings"], "sigmoid", "format_version"),
-    ),
-    "any array": st.tuples(
-      st.just("7.npz"),
-      st.builds(lambda field, array: archive_with(ARRAYS | {field: array}), FIELDS, HEADERS),
     ),
   }
 
@@ -245,19 +205,3 @@ def test_fuzzed_files(tmp_path, files, kind):
         assert found.embeddings.shape == sizes
 
   check()
-
-
-@pytest.mark.parametrize(
-  ("field", "shape", "dtype"),
-  [
-    ("boxes", (2**40, 4), "<f4"),
-    ("masks", (2, 8192, 8192), "|u1"),
-  ],
-)
-def test_a_bomb_is_refused_before_it_is_decompressed(tmp_path, files, field, shape, dtype):
-  body = bytes(10**6) if shape != (2, 8192, 8192) else bytes(2**27 - 100)
-  data = archive_with(ARRAYS | {field: header_of(dtype, shape, body=body)})
-  for name, content in (files | {"7.npz": data}).items():
-    (tmp_path / name).write_bytes(content)
-  with pytest.raises(RegionFileError, match=field):
-    RegionFolder(tmp_path).read(7, HEIGHT, WIDTH)
