@@ -5,6 +5,7 @@ Shapes: n images, R regions of an image, N base classes.
 
 from collections.abc import Callable, Sequence
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from pomp_jax.data.panoptic import read_panoptic
 from pomp_jax.data.pixels import PixelFolder, open_pixels
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.subsets import spread_evenly
+from pomp_jax.files.paths import Path
 from pomp_jax.world.scenes import Scenes, open_scenes
 
 
@@ -35,7 +37,10 @@ def open_mask_set(settings: TrainMasks, seed: int) -> RegionMaps:
       line each.
   """
   if settings.source == "world":
-    return _World(open_scenes("train", settings.n_images, settings.scene_classes, seed=seed))
+    scenes = open_scenes("train", settings.n_images, settings.scene_classes, seed=seed)
+    classes = ClassSplit(tuple((name,) for name in scenes.names), scenes.groups)
+    read = functools.partial(_of_scene, scenes)
+    return _Maps(classes, np.arange(len(scenes)), read, "scene {}".format)
   classes = read_class_split(settings.names) if settings.names else None
   if settings.source == "folder":
     if classes is None:
@@ -43,7 +48,10 @@ def open_mask_set(settings: TrainMasks, seed: int) -> RegionMaps:
     folder = open_pixels(
       settings.images, settings.labels, classes, settings.label_values, settings.ignore
     )
-    return _LabelImages(folder, classes, spread_evenly(settings.n_images, len(folder)))
+    rows = spread_evenly(settings.n_images, len(folder))
+    return _Maps(
+      classes, rows, functools.partial(_of_labels, folder), functools.partial(_file_of, folder)
+    )
   names = classes and classes.names
   if settings.source == "panoptic":
     panoptic = read_panoptic(settings.annotations, names)
@@ -60,7 +68,71 @@ def open_mask_set(settings: TrainMasks, seed: int) -> RegionMaps:
     names = annotations.names
     classes = ClassSplit(tuple((name,) for name in names), ("base",) * len(names))
   rows = spread_evenly(settings.n_images, len(annotations))
-  return _Objects(annotations, owners, settings.images, classes, rows)
+  read = functools.partial(_of_objects, annotations, owners, settings.images)
+  return _Maps(classes, rows, read, functools.partial(annotations.image_path, root=settings.images))
+
+
+class _Maps:
+  """Images of a set with their region maps, without the novel classes.
+
+  Attributes:
+    classes: names of the classes, all synonyms.
+    names: first names.
+    labels: zeros, one an image.
+  """
+
+  def __init__(
+    self,
+    classes: ClassSplit,
+    rows: np.ndarray,
+    read: Callable[[int], RegionMap],
+    where: Callable[[int], Any],
+  ):
+    """Takes functions that read an image by its row, with labels of all classes, and name it."""
+    kept = np.flatnonzero(np.array(classes.groups) != "novel")
+    self.classes = tuple(classes.synonyms[c] for c in kept)
+    self.names: Sequence[str] = tuple(names[0] for names in self.classes)
+    self.labels = np.zeros(len(rows), np.int32)
+    self._rows, self._read, self._where = rows, read, where
+    # Number of each class of the list among those that are kept; the last entry is that of -1.
+    self._number = np.full(len(classes) + 1, -1, np.int32)
+    self._number[kept] = np.arange(len(kept))
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def region_map(self, index: int) -> RegionMap:
+    found = self._read(int(self._rows[index]))
+    return found._replace(labels=self._number[found.labels])
+
+  def where(self, index: int) -> str:
+    return str(self._where(int(self._rows[index])))
+
+
+def _of_scene(scenes: Scenes, row: int) -> RegionMap:
+  scene = scenes.scene(row)
+  owners = map_of_masks(scene.masks, *scene.image.shape[:2])
+  return RegionMap(scene.image, owners, scene.labels)
+
+
+def _of_labels(folder: PixelFolder, row: int) -> RegionMap:
+  labels_HxW = folder.labels(row)
+  found, owners = np.unique(labels_HxW, return_inverse=True)
+  owners = owners.reshape(labels_HxW.shape).astype(np.int16)
+  return RegionMap(folder.image(row), owners, found.astype(np.int32))
+
+
+def _file_of(folder: PixelFolder, row: int) -> Path:
+  return folder.files[row][0]
+
+
+def _of_objects(
+  annotations: Annotations, owners: Callable[[int], np.ndarray], root: str, row: int
+) -> RegionMap:
+  """Objects or segments of a JSON; `owners` computes the map of an image's."""
+  truth = annotations.truth(row)
+  labels = np.where(truth.crowd, -1, truth.classes).astype(np.int32)
+  return RegionMap(annotations.image(row, root), owners(row), labels)
 
 
 def _check_masks(annotations: Annotations) -> None:
@@ -73,84 +145,3 @@ def _check_masks(annotations: Annotations) -> None:
 def _owners(annotations: Annotations, row: int) -> np.ndarray:
   entry = annotations.images[row]
   return map_of_masks(annotations.masks(row), entry.height, entry.width)
-
-
-class _Maps:
-  """Classes of a set, without the novel ones.
-
-  Attributes:
-    classes: names of the classes, all synonyms.
-    names: first names.
-    labels: zeros, one an image.
-  """
-
-  def __init__(self, classes: ClassSplit, n_images: int):
-    kept = np.flatnonzero(np.array(classes.groups) != "novel")
-    self.classes = tuple(classes.synonyms[c] for c in kept)
-    self.names: Sequence[str] = tuple(names[0] for names in self.classes)
-    self.labels = np.zeros(n_images, np.int32)
-    # Number of each class of the list among those that are kept; the last entry is that of -1.
-    self._number = np.full(len(classes) + 1, -1, np.int32)
-    self._number[kept] = np.arange(len(kept))
-
-  def __len__(self) -> int:
-    return len(self.labels)
-
-
-class _World(_Maps):
-  """Scenes of the embedded world."""
-
-  def __init__(self, scenes: Scenes):
-    names = tuple((name,) for name in scenes.names)
-    super().__init__(ClassSplit(names, scenes.groups), len(scenes))
-    self._scenes = scenes
-
-  def region_map(self, index: int) -> RegionMap:
-    scene = self._scenes.scene(index)
-    owners = map_of_masks(scene.masks, *scene.image.shape[:2])
-    return RegionMap(scene.image, owners, self._number[scene.labels])
-
-  def where(self, index: int) -> str:
-    return f"scene {index}"
-
-
-class _LabelImages(_Maps):
-  """Label images."""
-
-  def __init__(self, folder: PixelFolder, classes: ClassSplit, rows: np.ndarray):
-    super().__init__(classes, len(rows))
-    self._folder, self._rows = folder, rows
-
-  def region_map(self, index: int) -> RegionMap:
-    row = int(self._rows[index])
-    labels_HxW = self._number[self._folder.labels(row)]
-    found, owners = np.unique(labels_HxW, return_inverse=True)
-    owners = owners.reshape(labels_HxW.shape).astype(np.int16)
-    return RegionMap(self._folder.image(row), owners, found.astype(np.int32))
-
-  def where(self, index: int) -> str:
-    return str(self._folder.files[int(self._rows[index])][0])
-
-
-class _Objects(_Maps):
-  """Objects or segments of a JSON; `owners` computes the map of an image's."""
-
-  def __init__(
-    self,
-    annotations: Annotations,
-    owners: Callable[[int], np.ndarray],
-    root: str,
-    classes: ClassSplit,
-    rows: np.ndarray,
-  ):
-    super().__init__(classes, len(rows))
-    self._annotations, self._owners, self._root, self._rows = annotations, owners, root, rows
-
-  def region_map(self, index: int) -> RegionMap:
-    row = int(self._rows[index])
-    image, truth = self._annotations.image(row, self._root), self._annotations.truth(row)
-    labels = np.where(truth.crowd, -1, self._number[truth.classes]).astype(np.int32)
-    return RegionMap(image, self._owners(row), labels)
-
-  def where(self, index: int) -> str:
-    return str(self._annotations.image_path(int(self._rows[index]), self._root))

@@ -124,7 +124,12 @@ R101C = dataclasses.replace(VARIANTS["r101c"], embedding=24)
 # reaches, and what this becomes; the value itself if there is no fourth. ROOT is the folder of the
 # set, OTHER that of another one.
 CHANGES = {
-  "source": ("coco", {**COCO, "train_masks.source": "folder"}, "training.set", "_Objects"),
+  "source": (
+    "coco",
+    {**COCO, "train_masks.source": "folder"},
+    "read_annotations.path",
+    "ROOT/objects.json",
+  ),
   "images": ("OTHER/images", {}, "open_pixels.images"),
   "labels": ("OTHER/labels", {}, "open_pixels.labels"),
   "annotations": ("OTHER/objects.json", COCO, "read_annotations.path"),
@@ -182,7 +187,6 @@ def prepared(region_set, tmp_path_factory):
       assert given["optimizer"] is training.optimizer and given["weights"] is not None
       assert given["model"].config == training.sizes
       seen["class_matrix.prompt"] = seen["class_matrix.named"].prompt
-      seen["training.set"] = type(training.source).__name__
       seen["training.names"] = tuple(training.source.names)
       seen["training.images"], seen["training.sizes"] = len(training.source), training.sizes
       found[key] = dict(seen), training
@@ -201,7 +205,7 @@ def test_a_field_changes_what_it_names(prepared, region_set, name):
   beside = {field: in_place(region_set, own) for field, own in beside.items()}
   before, _ = prepared(beside)
   after, training = prepared(beside | {f"train_masks.{name}": value})
-  (expected,) = becomes or [value]
+  expected = in_place(region_set, becomes[0]) if becomes else value
   assert after[argument] == expected != before.get(argument)
   if name == "init":
     jax.tree.map(np.testing.assert_array_equal, training.learner().start, random_params(NETWORK))
