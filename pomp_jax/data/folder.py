@@ -210,11 +210,7 @@ class Listing(NamedTuple):
 
 
 def list_folder(folder: str | os.PathLike, *, links: bool = False) -> Listing:
-  """Lists a folder, symbolic links in it only with `links`.
-
-  Raises:
-    SourceError: it can't be read, or an image's or a folder's name is not Unicode text.
-  """
+  """Lists a folder, symbolic links in it only with `links`; SourceError if it can't be read."""
   try:
     if is_bucket(folder):
       found = entries(folder)
@@ -234,8 +230,6 @@ def list_folder(folder: str | os.PathLike, *, links: bool = False) -> Listing:
     if name.startswith("."):
       continue
     is_image = name.lower().endswith(EXTENSIONS)
-    if (is_folder or is_image) and not is_unicode(name):
-      raise SourceError(f"{folder}: the name {name!r} is not Unicode text")
     names = listing.folders if is_folder else listing.images if is_image else listing.others
     names.append(name)
   return listing
@@ -248,11 +242,8 @@ def find_images(path: str | os.PathLike, *, nested: bool = True) -> dict[str, Pa
     Files by their path in the folder, "cats/a.jpg", sorted by it; a single file by its name.
   """
   root = to_path(path)
-  if is_file(root):
-    if not is_unicode(root.name):
-      raise SourceError(f"the file name {root.name!r} is not Unicode text")
-    return {root.name: root}
-  keys, folders = [], [""]
+  single = is_file(root)
+  keys, folders = ([root.name], []) if single else ([], [""])
   while folders:
     inner = folders.pop()
     inside = list_folder(root / inner)
@@ -260,4 +251,7 @@ def find_images(path: str | os.PathLike, *, nested: bool = True) -> dict[str, Pa
     folders += [f"{inner}{name}/" for name in inside.folders if nested]
   if not keys:
     raise SourceError(f"{path}: no images found (expected {', '.join(EXTENSIONS)})")
-  return {key: root / key for key in sorted(keys)}
+  for key in keys:
+    if not is_unicode(key):
+      raise SourceError(f"{path}: the file name {key!r} is not Unicode text")
+  return {key: root if single else root / key for key in sorted(keys)}

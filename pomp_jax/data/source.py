@@ -125,7 +125,10 @@ class StoredImages:
     """Combines the attributes with a storage; `rows` are the images' numbers in it, or 0..n-1."""
     self.names = tuple(names)
     self.labels = np.asarray(labels, np.int32)
-    self.keys = np.asarray(keys, np.dtypes.StringDType())
+    try:
+      self.keys = np.asarray(keys, np.dtypes.StringDType())
+    except UnicodeEncodeError as error:
+      raise SourceError(f"the file name {error.object!r} is not Unicode text") from error
     self.image_size, self.upright = image_size, False
     self._storage = storage
     self._rows = np.arange(len(self.labels)) if rows is None else np.asarray(rows, np.int64)

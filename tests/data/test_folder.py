@@ -139,8 +139,9 @@ def test_images_at_any_depth(root, tmp_path_factory):
     find_images(root / "none")
   assert list(find_images(root / "cat", nested=False)) == ["a.JPEG", "b.jpg"]
   (root / "cat" / os.fsdecode(b"\xff.jpg")).touch()
-  with pytest.raises(SourceError, match="Unicode"):
-    find_images(root)
+  for read in (find_images, open_folder):
+    with pytest.raises(SourceError, match="Unicode"):
+      read(root)
 
 
 @pytest.fixture
