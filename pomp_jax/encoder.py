@@ -104,12 +104,9 @@ class Encoder:
   def class_features(
     self, names: Sequence[str], prompt: Prompt | str, *, unit: bool = True
   ) -> Float[np.ndarray, "N E"]:
-    """Text features of class names, computed once for a prompt, a CLIP and names.
+    """Text features of class names, normalised if `unit`; computed once for a prompt and names.
 
-    Args:
-      names: the classes.
-      prompt: a learned prompt, or a hand-written template such as "a photo of a {}.".
-      unit: whether to normalise them.
+    The prompt is a learned one, or a template such as "a photo of a {}.".
 
     Raises:
       PromptFileError: the prompt does not fit the CLIP or the number of names, or is a template
@@ -187,15 +184,10 @@ class Encoder:
     return self._images(self.vision_params, images)
 
   def over_rows(self, function: Callable, n_replicated: int) -> Callable[..., np.ndarray]:
-    """Compiles a pure function that maps the rows of its last argument.
+    """Compiles a pure function `(*replicated, rows [n,..]) -> results [n,..]` of any rows.
 
-    Args:
-      function: `(*replicated, rows [n,..]) -> results [n,..]`, for any part of the rows.
-      n_replicated: number of arguments before the rows; they are on the mesh.
-
-    Returns:
-      The function on the host's rows, an array or a tree of arrays, to an array of the host; a
-        chunk at a time over all devices.
+    The result takes `n_replicated` arguments on the mesh and rows of the host, an array or a tree
+    of arrays. It computes a chunk at a time over all devices, and returns an array of the host.
     """
     compiled = map_rows(self.mesh, function, n_replicated)
     return lambda *inputs: self._in_chunks(
@@ -263,13 +255,8 @@ def map_rows(mesh: Mesh, function: Callable, n_replicated: int, gather: bool = T
   """Compiles a function whose last argument is split by rows over all devices.
 
   Each device computes its own rows under `shard_map`, because the compiler cannot split the packing
-  of names into one row of tokens.
-
-  Args:
-    mesh: the devices.
-    function: `(*replicated, rows) -> results`; rows and results may be trees.
-    n_replicated: number of arguments before the rows.
-    gather: whether the results are replicated; otherwise they stay split.
+  of names into one row of tokens. Rows and results may be trees. With `gather` the results are
+  replicated; otherwise they stay split.
   """
   rows = P((DATA, CLASS))
   local = jax.shard_map(function, mesh=mesh, in_specs=(*[P()] * n_replicated, rows), out_specs=rows)

@@ -92,11 +92,7 @@ def sides(image: Image.Image, upright: bool) -> tuple[int, int]:
 
 
 def open_image(encoded: bytes, where: str) -> Image.Image:
-  """Reads an image's header, which has its size; its pixels are not decoded yet.
-
-  Raises:
-    ImageError: none of FORMATS, or more than MAX_PIXELS.
-  """
+  """Reads an image's header; ImageError if it is none of FORMATS, or above MAX_PIXELS."""
   with _as_image_error(where):
     return _open(io.BytesIO(encoded))
 
@@ -215,9 +211,8 @@ def prepare(
 ) -> UInt8[np.ndarray, "S S 3"]:
   """CLIP's test preprocessing: RGB (`to_rgb`), shorter side to S (bicubic), centre crop.
 
-  Raises:
-    ImageError: an array of another kind, pixels that `to_rgb` rejects, or sides so unequal that the
-      resized image would be huge.
+  ImageError for an array of another kind, pixels that `to_rgb` rejects, or sides so unequal that
+  the resized image would be huge.
   """
   if not isinstance(image, Image.Image):
     image = np.asarray(image)

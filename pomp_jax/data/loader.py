@@ -294,7 +294,7 @@ class SkippedImages:
   """
 
   def __init__(self, source: Source, max_corrupt: float):
-    """Starts with no skipped image; see `n_allowed`."""
+    """Starts with no skipped image; `max_corrupt` as `n_allowed`'s."""
     self.reasons: dict[int, str] = {}
     self._n_images = len(source)
     self._allowed = n_allowed(max_corrupt, len(source))

@@ -66,9 +66,8 @@ class PixelFolder:
   def labels(self, index: int) -> Int32[np.ndarray, "H W"]:
     """Decodes a label image: class of each pixel, or IGNORED.
 
-    Raises:
-      ImageError: it can't be decoded.
-      PixelError: it has colours, a value outside the list, or another size than its image.
+    ImageError if it can't be decoded. PixelError if it has colours, a value outside the list, or
+    another size than its image.
     """
     image, path = self.files[index]
     height, width = self.shape(index)

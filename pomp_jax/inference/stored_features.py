@@ -35,13 +35,7 @@ class StoredFeatures:
   """
 
   def __init__(self, store: Path | None, encoder: Encoder, source: Source):
-    """Reads what there is. Without a store, or `source.keys`, nothing is read or written.
-
-    Args:
-      store: folder of the features of any images.
-      encoder: CLIP of the features.
-      source: images at the CLIP's size.
-    """
+    """Reads what the folder `store` has. Without it, or `source.keys`, nothing is stored."""
     shape = len(source), encoder.clip.config.projection_dim
     self.features = np.full(shape, np.nan, np.float32)
     self._stored: Features | None = None

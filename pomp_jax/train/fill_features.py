@@ -34,17 +34,12 @@ _NO_END = 7 * 86_400.0  # s
 def fill_features(config: Settings, folder: RunFolder, source: Source, encoder: Encoder) -> None:
   """Computes what the stored features lack; all processes call it together.
 
-  Args:
-    config: config of the run; nothing happens with `data.features="online"`.
-    folder: the run's folder, which has the features unless `data.feature_store` is set.
-    source: training images.
-    encoder: CLIP on the devices of all processes.
+  Does nothing with `data.features="online"`.
 
   Raises:
-    DamagedFeaturesError: features can't be read once all are computed.
     CorruptDataError: more images than `data.max_corrupt` allows can't be read, whichever process
       or start met them; what is stored stays.
-    RunFolderWriteError: a file can't be written.
+    DamagedFeaturesError, RunFolderWriteError: a file can't be read, or not be written.
     Preempted: one of several processes was asked to stop.
   """
   if config.data.features != "stored":

@@ -93,16 +93,10 @@ def make_learner(
 def initial_words(
   config: Settings, clip: Clip
 ) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " F"]]:
-  """Token ids of `prompt.init`: initial values of the context, and fixed words behind it.
+  """Token ids of `prompt.init`: of the M learned vectors, and of F fixed words behind them.
 
-  The first M tokens are learned. Methods with `fixed_words` keep the others between the context
-  and the name.
-
-  Returns:
-    ids [M], empty for a random start or a prompt file; ids [F], empty for other methods.
-
-  Raises:
-    ConfigError: words of fewer than M tokens, or of more without `fixed_words`.
+  Only methods with `fixed_words` have fixed words; a random start and a prompt file have none of
+  either. ConfigError for words of fewer than M tokens, or of more without `fixed_words`.
   """
   words, n_vectors = config.prompt.init, config.prompt.m
   if not words or _is_prompt(words):
@@ -196,8 +190,8 @@ def compiled_accuracy(
     encoder: CLIP on the devices.
     learner: learner without a token budget.
     per_image: whether class features depend on the image.
-    threads: prefetching threads of each process, for images; 0: chosen by the machine.
-    max_corrupt: share of the images that may be unreadable, see `inference.split_features`.
+    threads: see `inference.split_features`.
+    max_corrupt: likewise.
 
   Returns:
     Function (parameters on the mesh, frozen arrays with the split's classes, features of the split,

@@ -28,13 +28,8 @@ RELATIONS = frozenset({"groups", "group_sizes", "kin", "levels"})
 def sampling_arrays(config: Settings, names: Sequence[str], labels_n: np.ndarray) -> SamplingArrays:
   """Builds the arrays that `config.sampling` needs, except for the bank.
 
-  Args:
-    config: config of the run.
-    names: names of the N classes.
-    labels_n: class of each training image.
-
-  Raises:
-    ConfigError: a sampler needs relations, and these classes have none.
+  Classes are given by name, and by label of each training image. ConfigError if a sampler needs
+  relations that these classes do not have.
   """
   sampling, arrays = config.sampling, SamplingArrays()
   needs = {
@@ -96,11 +91,7 @@ def wordnet_relations(tree: Tree, class_nodes_N: Int32[np.ndarray, " N"]) -> Sam
   """Groups, group sizes, kin and levels of classes in WordNet.
 
   Siblings share a parent. Kin are ancestors or descendants. The level at a depth is the first
-  ancestor, by id, at that depth.
-
-  Args:
-    tree: WordNet's tree.
-    class_nodes_N: distinct nodes of the classes.
+  ancestor, by id, at that depth. The classes are distinct nodes of the tree.
   """
   n_classes = len(class_nodes_N)
   groups_NxG, group_sizes_S = _groups(_padded([tree.parents[node] for node in class_nodes_N]))

@@ -114,10 +114,7 @@ class Run(Training):
     return build_step(self)
 
   def validation(self) -> Callable[[TrainState], float | None]:
-    """Returns a function from state to top-1 on validation images over all training classes.
-
-    The function returns None for data without validation images.
-    """
+    """Returns state -> top-1 on validation images over all training classes; None without any."""
     config = self.config
     if not inputs.has_validation(config.data):
       return lambda state: None
@@ -234,10 +231,7 @@ def gather_bank(run: Training, state: TrainState) -> TrainState:
 
 
 def build_step(run: Run, correction: str | jax.Array | None = None) -> Any:
-  """Builds the training step, which is compiled at its first call.
-
-  A `correction` replaces `config.correction`.
-  """
+  """Builds the training step, compiled at its first call, with `correction` if it is given."""
   config, encoder, contrast = run.config, run.encoder, run.contrast
   if correction is not None:
     contrast = dataclasses.replace(contrast, correction=correction)
@@ -286,10 +280,10 @@ def step_bytes(run: Run) -> float:
 def memory_plan(
   clip: Clip, text_config: Any, n_prefix: int, token_budget: int, n_times: int = 1
 ) -> MemoryPlan:
-  """Returns `clip.remat` and `clip.n_chunks`, or the automatic choice where they leave it open.
+  """Returns `clip.remat` and `clip.n_chunks`, or what fits the memory where they are automatic.
 
-  `n_times` such steps share `inputs.memory.activation_memory`, each with `token_budget` own tokens
-  of the rows of a device behind `n_prefix` shared ones.
+  `n_times` steps share `inputs.memory.activation_memory`. In each, a device computes `token_budget`
+  own tokens of its rows behind `n_prefix` shared ones.
   """
   plan = plan_memory(text_config, n_prefix, token_budget, activation_memory(clip) / n_times)
   remat = plan.remat if clip.remat == "auto" else clip.remat
