@@ -73,8 +73,11 @@ class Features:
     """
     self.folder: Path = to_path(folder)
     self.shape, self.made_from = shape, dict(made_from)
-    self.block_size = min(_BLOCK, shape[0])
-    chunk = min(together[0], self.block_size), together[1], shape[2]
+    n_together = min(together[0], _BLOCK)
+    # Blocks of whole chunks; one block of few images is no larger than it has to be.
+    n_chunks = min(_BLOCK // n_together, -(-shape[0] // n_together))
+    self.block_size = n_together * n_chunks
+    chunk = n_together, together[1], shape[2]
     self._metadata = _metadata(shape, self.block_size, chunk, self.made_from)
     self._pieces = Pieces(self.folder, fingerprint([to_json(self._metadata)]))
     self._array: tensorstore.TensorStore | None = None

@@ -63,6 +63,20 @@ def test_rows_come_back_by_image_and_version(where, tmp_path):
       features_in(folder, MADE_FROM | {"seed": 4}).create()
 
 
+@pytest.mark.parametrize("n_together", [1, 3, 4, 8, 10])
+def test_blocks_have_whole_chunks(tmp_path, monkeypatch, n_together):
+  for block, n_images in ((1024, 10), (7, 10), (4, 3)):
+    monkeypatch.setattr(module, "_BLOCK", block)
+    expected = FEATURES[:n_images]
+    folder = tmp_path / f"{block} {n_images}"
+    features = Features(folder, expected.shape, {}, together=(n_together, 2))
+    features.create()
+    for number in features.to_compute():
+      features.write(number, expected[features.rows(number)])
+    found = features.read(np.arange(n_images), ALL[1][:n_images])
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_no_flipped_bit_comes_back_as_a_feature(tmp_path):
   filled(tmp_path)
   random_bits = random.Random(0)
