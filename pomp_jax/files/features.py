@@ -115,8 +115,8 @@ class Features:
   def stored(self) -> list[int]:
     """Blocks that have a file, by one listing."""
     with self._reading():
-      names = self._opened().kvstore.list().result()
-    found = (re.fullmatch(rb"c\.(\d+)\.0\.0", name) for name in names)
+      names = [path.name for path in self.folder.glob("c.*")]
+    found = (re.fullmatch(r"c\.(\d+)\.0\.0", name) for name in names)
     return sorted(int(match[1]) for match in found if match)
 
   def to_compute(self) -> list[int]:
