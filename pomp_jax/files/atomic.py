@@ -1,6 +1,6 @@
 """Atomic file writes, and why a disk can't be written to."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import contextlib
 import errno
 import os
@@ -15,7 +15,6 @@ from pomp_jax.files.paths import is_bucket, store_of, to_path
 # threads create files.
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
-_TEMPORARY = ".tmp"
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 # Messages of C++ libraries, and of NumPy where a write is cut short.
 _DISK_MESSAGES = re.compile(
@@ -24,56 +23,36 @@ _DISK_MESSAGES = re.compile(
 
 
 @contextlib.contextmanager
-def replacing(
-  path: str | os.PathLike, move: Callable[[str, Path], None] = os.replace
-) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """Opens a file for an atomic write: it replaces `path` once it is complete.
 
   The bytes go to a temporary file in the same folder, are flushed to the disk, and are renamed over
   `path`. A process killed at any moment leaves the old file or the new one, never half of either.
   An object of a bucket is written to a temporary file here, and sent once it is complete.
 
-  Args:
-    path: file to write; its folder exists.
-    move: how the complete temporary file gets its name.
-
   Raises:
     OSError: the folder is missing or not writable, or the disk is full. `path` is then unchanged.
   """
   if is_bucket(path):
-    with _uploading(path) as file:
+    with tempfile.TemporaryFile() as file:
       yield file
+      file.seek(0)
+      store_of(path).pipe_file(os.fspath(path), file.read())
     return
   path = Path(path)
-  descriptor, temporary = tempfile.mkstemp(
-    prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent
-  )
+  descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
   try:
     with os.fdopen(descriptor, "wb") as file:
       yield file
       file.flush()
       os.fsync(file.fileno())
     os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes the file private to its owner
-    move(temporary, path)
+    os.replace(temporary, path)
   except BaseException:
     with contextlib.suppress(FileNotFoundError):
       os.unlink(temporary)
     raise
   _sync_folder(path.parent)
-
-
-def creating(path: str | os.PathLike) -> contextlib.AbstractContextManager[BinaryIO]:
-  """Opens a new file like `replacing`; all concurrent writers but one get a FileExistsError.
-
-  In a bucket the store decides: an object is created on the condition that there is none.
-  """
-  return _uploading(path, "create") if is_bucket(path) else replacing(path, _link_new)
-
-
-def is_temporary(path: str | os.PathLike) -> bool:
-  """Whether a file is the temporary file of a running or killed `replacing` or `creating`."""
-  name = Path(path).name
-  return name.startswith(".") and name.endswith(_TEMPORARY)
 
 
 def why_unwritable(folder: str | os.PathLike) -> str | None:
@@ -110,14 +89,6 @@ def disk_failure(error: BaseException) -> str | None:
   return None
 
 
-@contextlib.contextmanager
-def _uploading(path: str | os.PathLike, mode: str = "overwrite") -> Iterator[BinaryIO]:
-  with tempfile.TemporaryFile() as file:
-    yield file
-    file.seek(0)
-    store_of(path).pipe_file(os.fspath(path), file.read(), mode=mode)
-
-
 def _why_unreachable(folder: str | os.PathLike) -> str | None:
   bucket = "/".join(os.fspath(folder).split("/")[:3])
   try:
@@ -129,19 +100,6 @@ def _why_unreachable(folder: str | os.PathLike) -> str | None:
   except OSError as error:
     return f"{error.filename}: {error.strerror}"
   return None
-
-
-def _link_new(temporary: str, path: Path) -> None:
-  try:
-    os.link(temporary, path)
-  except FileExistsError:
-    raise
-  except OSError:  # a file system without links
-    if path.exists():
-      raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-    os.replace(temporary, path)
-  else:
-    os.unlink(temporary)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -19,15 +19,10 @@ class ChecksumError(ValueError):
   """Content that is not what was written."""
 
 
-def json_checksum(value: Any) -> str:
-  """CRC-32 of a JSON value, whatever the order of its keys and its spaces."""
-  return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
-
-
 def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a JSON object with its checksum as the last member."""
   rest = {key: item for key, item in value.items() if key != _CHECKSUM}
-  return {**rest, _CHECKSUM: json_checksum(rest)}
+  return {**rest, _CHECKSUM: _json_checksum(rest)}
 
 
 def without_checksum(value: Any) -> Any:
@@ -39,7 +34,7 @@ def without_checksum(value: Any) -> Any:
   if not isinstance(value, dict) or _CHECKSUM not in value:
     return value
   rest = {key: item for key, item in value.items() if key != _CHECKSUM}
-  if value[_CHECKSUM] != json_checksum(rest):
+  if value[_CHECKSUM] != _json_checksum(rest):
     raise ChecksumError(
       f"changed after it was written: {_CHECKSUM!r} is that of another content; without that line"
       " the file is taken as it is"
@@ -51,14 +46,19 @@ def npy_with_checksum(array: np.ndarray) -> bytes:
   """Content of an array's `.npy`, and its checksum."""
   buffer = io.BytesIO()
   np.save(buffer, array, allow_pickle=False)
-  return buffer.getvalue() + bytes_checksum(buffer.getvalue())
+  return buffer.getvalue() + _bytes_checksum(buffer.getvalue())
 
 
 def is_intact(content: Any) -> bool:
   """Whether the last four bytes (of bytes, or of a uint8 array) are the CRC-32 of the others."""
-  return len(content) > 4 and bytes_checksum(content[:-4]) == bytes(content[-4:])
+  return len(content) > 4 and _bytes_checksum(content[:-4]) == bytes(content[-4:])
 
 
-def bytes_checksum(content: Any) -> bytes:
+def _json_checksum(value: Any) -> str:
+  """CRC-32 of a JSON value, whatever the order of its keys and its spaces."""
+  return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
+
+
+def _bytes_checksum(content: Any) -> bytes:
   """CRC-32, little-endian."""
   return zlib.crc32(content).to_bytes(4, "little")

@@ -16,7 +16,7 @@ import safetensors.numpy
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.checksums import is_intact, npy_with_checksum
-from pomp_jax.files.paths import local_copy, open_binary
+from pomp_jax.files.paths import local_copy, to_path
 from pomp_jax.files.prompt_formats import PromptFileError, refuse
 from pomp_jax.files.terminal import control_character, is_unicode, printable
 
@@ -164,7 +164,7 @@ def is_annotation_file(path: str | os.PathLike) -> bool:
   if os.fspath(path).lower().endswith(".json"):
     return True
   try:
-    with open_binary(path) as file:
+    with to_path(path).open("rb") as file:
       return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
   except (OSError, ValueError):  # ValueError: a name with a NUL in it
     return False

@@ -1,8 +1,4 @@
-"""Shows in the log and in the progress what JAX compiles, wherever it is called.
-
-JAX reports the start and the end of each phase of a program: tracing it, lowering it to MLIR, and
-compiling it, or reading it from the cache of compiled programs.
-"""
+"""Shows in the log and in the progress what JAX compiles, by JAX's own reports of each phase."""
 
 from collections.abc import Iterator
 import contextlib
@@ -20,8 +16,7 @@ _PHASES = tuple(
   f"/jax/core/compile/{phase}_duration"
   for phase in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
 )
-# Programs that take less are not worth a line.
-_SHOWN_SECONDS = 2.0
+_SHOWN_SECONDS = 2.0  # programs that take less are not worth a line
 
 
 @contextlib.contextmanager
@@ -45,14 +40,12 @@ class _Compilations(threading.local):
     self._seconds: dict[str, float] = {}  # in earlier phases, by the program's name
 
   def begin(self, event: str, value: float, fun_name: str = "", **others: Any) -> None:
-    """Opens the progress of a phase."""
     if event in _PHASES:
       name = _program(fun_name)
       seconds = self._seconds.get(name, 0.0)
       self._open.append(waiting(f"compiling {name}", seconds, _SHOWN_SECONDS))
 
   def end(self, event: str, seconds: float, fun_name: str = "", **others: Any) -> None:
-    """Closes the progress of a phase; after the last phase logs the time of all."""
     if event not in _PHASES:
       return
     if self._open:

@@ -32,13 +32,12 @@ _UPLOAD_SECONDS, _PAUSE_SECONDS = 10.0, 60.0
 class MetricsWriter(contextlib.AbstractContextManager):
   """Writes scalars, one JSON object per logged step, and the same as TensorBoard events.
 
-  Both are flushed at each step, in the calling thread, so that a killed process loses nothing.
-  (tensorboardX's `SummaryWriter` writes in a thread that its `flush` does not wait for.) Scalars
-  that can't be written, on a full disk for example, are dropped with one warning: metrics must not
-  end a training.
+  Both are flushed at each step, so that a killed process loses nothing. (tensorboardX's
+  `SummaryWriter` writes in a thread that its `flush` does not wait for.) Scalars that can't be
+  written are dropped with one warning: metrics must not end a training.
 
-  Objects of a bucket can't be appended to. There both files are written to a temporary folder of
-  this machine, and sent every ten seconds, by `upload` before each checkpoint, and when closed.
+  Objects of a bucket can't be appended to. There both files are written to a temporary folder, and
+  sent every ten seconds, by `upload` before each checkpoint, and when closed.
   """
 
   def __init__(
@@ -46,10 +45,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
   ):
     """Creates the folder, and drops what an earlier start has written from `first_step` on.
 
-    Args:
-      folder: folder of the run.
-      first_step: first step that this start writes.
-      tracker: gets the scalars too. It keeps those of an earlier start.
+    The tracker gets the scalars too, and keeps those of an earlier start.
     """
     self._target, self._warned, self._tracker = RunFolder(folder), False, tracker
     self._temporary = tempfile.TemporaryDirectory() if is_bucket(folder) else None

@@ -126,11 +126,6 @@ def is_file(path: str | os.PathLike) -> bool:
   return os.path.isfile(path) if not is_bucket(path) else _is_folder(path) is False
 
 
-def open_binary(path: str | os.PathLike) -> Any:
-  """Opens a binary file to be read; an object is fetched in blocks as they are read."""
-  return to_path(path).open("rb")
-
-
 def read_bytes(path: str | os.PathLike) -> bytes:
   """Content of a file; of an object in one request, where epath makes two."""
   if is_bucket(path):

@@ -20,17 +20,7 @@ _GIT_SECONDS = 10.0
 
 
 def provenance() -> dict[str, Any]:
-  """Describes this process and its devices, for results.
-
-  Returns:
-    {
-      "command": command line, as a shell reads it,
-      "commit": as `commit`, or null,
-      "versions": {"python": .., "pomp_jax": .., "jax": .., ..}; null for a missing library,
-      "devices": {"platform": .., "kind": .., "number": of all processes, "processes": ..},
-      "date": ISO 8601, UTC, seconds,
-    }
-  """
+  """Describes this process and its devices, for results; a missing library's version is None."""
   devices = jax.devices()
   return {
     "command": command(sys.argv),

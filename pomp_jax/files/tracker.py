@@ -1,8 +1,7 @@
-"""Experiment trackers: they get what a training leaves in its folder, as it comes.
+"""Experiment trackers: they get the config, the scalars and the results of a training.
 
-That is the config, the scalars of `metrics.jsonl`, and the results. Weights & Biases (`wandb`, an
-extra of the package) is set up by its own environment variables. A resumed run continues there:
-`tracker.json` in the run's folder holds its id.
+Weights & Biases (`wandb`, an extra of the package) is set up by its own environment variables. A
+resumed run continues there: `tracker.json` in the run's folder holds its id.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,8 +22,7 @@ from pomp_jax.files.terminal import printable
 log = logging.getLogger(__name__)
 
 TRACKERS = ("wandb",)
-# Longest wait for the tracker's server at the start and, for what is left to be sent, at the end.
-_SECONDS = 30.0
+_SECONDS = 30.0  # for the tracker's server at the start, and for what is left at the end
 _PROJECT = "pomp-jax"
 # Its service, another process, ends with ours. What it has not written by then is lost offline.
 _FLUSH = {"WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1"}  # seconds; 15 by default
@@ -44,13 +42,7 @@ class Tracker(contextlib.AbstractContextManager):
   """
 
   def __init__(self, name: str, folder: RunFolder, config: Mapping[str, Any]):
-    """Starts or resumes the tracker's run; waits for its server for 30 seconds at most.
-
-    Args:
-      name: one of `TRACKERS`; none: no tracker.
-      folder: folder of the run, which exists.
-      config: all fields, as plain values.
-    """
+    """Starts or resumes the run of the tracker `name`; "none": no tracker."""
     self._run: Any = None
     if name != "none" and hosts.is_first():
       with self._stop_on_error():

@@ -8,7 +8,7 @@ import pytest
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.errors import InputError
 from pomp_jax.files import paths
-from pomp_jax.files.atomic import creating, disk_failure, replacing, why_unwritable
+from pomp_jax.files.atomic import disk_failure, replacing, why_unwritable
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
@@ -79,11 +79,6 @@ def test_an_object_is_replaced_once_it_is_complete(folder):
     assert paths.read_bytes(path) == b"old"
   assert paths.read_bytes(path) == b"new"
   assert objects(folder) == ["file"]
-  with pytest.raises(FileExistsError), creating(path) as file:
-    file.write(b"of another")
-  with creating(f"{folder}/new") as file:
-    file.write(b"first")
-  assert paths.open_binary(f"{folder}/new").read() == b"first"
 
 
 def test_a_missing_bucket_is_one_line_and_is_not_created(store, folder):
