@@ -1,11 +1,11 @@
 """Features of images in a folder, on a disk or in a bucket, for concurrent writers and readers.
 
 The folder is a zarr array (version 3), float32 [n,R,E]: R versions of each of n images. TensorStore
-writes a block of images as one file, atomically, with a CRC-32C for each chunk and for the index
-of the chunks. `zarr.json` names as attributes what the features were made from. The features of an
+writes each block of images as one file, atomically, with a CRC-32C for each chunk and for the index
+of the chunks. Attributes in `zarr.json` name what the features were made from. The features of an
 unreadable image are NaN.
 
-Shapes: n images, R versions of each, E embedding, B images that are read together, b of a block.
+Shapes: n images, R versions of each, E embedding, B images of a read, b of a block.
 """
 
 from collections.abc import Iterator, Mapping
@@ -103,9 +103,7 @@ class Features:
   def create(self) -> None:
     """Writes `zarr.json` unless it is there.
 
-    Raises:
-      RunFolderWriteError: it can't be written.
-      FeatureStoreError: the folder has an array of something else.
+    RunFolderWriteError if it can't be written, or describes something else.
     """
     with self._writing():
       if not is_bucket(self.folder):
@@ -135,9 +133,7 @@ class Features:
   def complete(self) -> list[int]:
     """Indices of the images that could not be read, once all blocks are stored.
 
-    Raises:
-      DamagedFeaturesError: a block is missing or damaged.
-      RunFolderWriteError: it can't be noted that the blocks are complete.
+    DamagedFeaturesError if one is missing or damaged.
     """
     known = self._pieces.load(_COMPLETE)
     if known is None:
@@ -161,17 +157,12 @@ class Features:
   ) -> Float[np.ndarray, "B V E"]:
     """Reads images in some of their versions.
 
-    Raises:
-      DamagedFeaturesError: a block is missing or damaged; the next start looks at all of them.
+    DamagedFeaturesError if a block is missing or damaged: the next start then reads all of them.
     """
     return self._read((indices[:, None], versions))
 
   def write(self, block: int, features: Float[np.ndarray, "b R E"]) -> None:
-    """Writes a block.
-
-    Raises:
-      RunFolderWriteError: it can't be written.
-    """
+    """Writes a block; RunFolderWriteError if that fails."""
     with self._writing():
       self._opened()[self.rows(block)].write(features).result()
 

@@ -17,7 +17,7 @@ from pomp_jax.data.images import PREPROCESSING_VERSION, ImageError
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.array_cache import fingerprint
-from pomp_jax.files.features import Features
+from pomp_jax.files.features import DamagedFeaturesError, Features
 from pomp_jax.files.paths import Path
 from pomp_jax.files.run_folder import RunFolderWriteError
 
@@ -77,7 +77,7 @@ class StoredFeatures:
       for block in stored.stored():
         if (found := stored.find(block)) is not None:
           self.features[stored.rows(block)] = found[:, 0]
-    except RunFolderWriteError as error:
+    except (RunFolderWriteError, DamagedFeaturesError) as error:
       log.warning("%s; features of images are not stored", error)
     else:
       self._stored = stored
