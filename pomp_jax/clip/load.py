@@ -141,7 +141,7 @@ class Clip:
 
   @property
   def settings(self) -> str:
-    """The settings that features depend on beside parameters and tokens, as JSON."""
+    """Settings that features depend on beside parameters and tokens, as JSON."""
     return json.dumps([self.config.settings(), self.mean, self.std])
 
 
@@ -168,20 +168,13 @@ def is_here(source: str) -> bool:
 
 
 def load_clip(source: str, name: str | None = None, activation: str = "auto") -> Clip:
-  """Loads a CLIP from a folder, a file or the hub; `docs/weights.md` lists the formats.
-
-  Assumptions are logged.
+  """Loads a CLIP from a folder, a file or the hub, and logs what it assumes.
 
   Args:
-    source: `world` for the embedded world's CLIP; a folder or hub id in the layout of HuggingFace
-      or open_clip; or a file of weights in the layout of OpenAI and open_clip, with its tokenizer
-      beside it.
+    source: `world`, or a folder, a file or a hub id that `docs/weights.md` describes.
     name: name in prompt files; the source if None.
     activation: activation of the MLPs: `quick_gelu`, `gelu`, or `auto` for that of the checkpoint,
       or the usual one of its publisher.
-
-  Returns:
-    The CLIP, its parameters float32 NumPy arrays on the host.
 
   Raises:
     ClipError: nothing there, a hub that does not answer, another architecture, damage, or no

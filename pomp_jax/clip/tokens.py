@@ -11,7 +11,6 @@ Shapes: N texts, L the longest of them in tokens.
 from collections.abc import Callable, Mapping, Sequence
 import gzip
 import html
-import json
 from typing import Any, Protocol, runtime_checkable
 
 import ftfy
@@ -25,15 +24,14 @@ from transformers import CLIPTextConfig
 
 from pomp_jax.clip.architecture import ClipError
 from pomp_jax.errors import InputError
-from pomp_jax.files.paths import Path, local_copy, read_bytes
+from pomp_jax.files.paths import Path, local_copy
 from pomp_jax.files.terminal import quoted
 
-ZIPPED_MERGES, MERGES, VOCABULARY = "bpe_simple_vocab_16e6.txt.gz", "merges.txt", "vocab.json"
+ZIPPED_MERGES, MERGES = "bpe_simple_vocab_16e6.txt.gz", "merges.txt"
 ACCEPTED_FILES = f"{ZIPPED_MERGES}, or {MERGES}"
 
 # OpenAI's file lists more merges than its vocabulary of 49,408 takes.
 _N_OPENAI_MERGES = 49_408 - 2 * 256 - 2
-_MAX_BYTES = 64 * 2**20
 _END = "</w>"
 _WORD = regex.compile(
   r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", flags=regex.IGNORECASE
@@ -67,8 +65,7 @@ class BytePairTokenizer:
   def __init__(self, merges: Sequence[tuple[str, str]]):
     """Builds the vocabulary from pairs of tokens, the first to be joined first.
 
-    Raises:
-      Exception: a part of a pair is no token before it (the class is the library's choice).
+    The library raises an Exception where a part of a pair is no token before it.
     """
     # CLIP's order of the bytes: visible ones in Latin-1 first, then stand-ins from U+0100 on.
     letters = sorted(ByteLevel.alphabet())
@@ -110,7 +107,7 @@ def read_bpe(find: Callable[[str], Path | None], n_tokens: int, where: str) -> B
     where: the checkpoint, for messages.
 
   Raises:
-    ClipError: no such file, one that is damaged, or of another vocabulary.
+    ClipError: no such file, a damaged one, or another number of tokens.
   """
   for name in (ZIPPED_MERGES, MERGES):
     file = find(name)
@@ -126,8 +123,6 @@ def read_bpe(find: Callable[[str], Path | None], n_tokens: int, where: str) -> B
         f"{file}: {len(merges)} merges make {found} tokens, expected {n_tokens}, the embeddings of"
         f" {where}"
       )
-    if listed := find(VOCABULARY):
-      _check_vocabulary(listed, n_tokens)
     return tokenizer
   raise ClipError(f"{where}: no tokenizer beside the weights, expected {ACCEPTED_FILES}")
 
@@ -135,9 +130,9 @@ def read_bpe(find: Callable[[str], Path | None], n_tokens: int, where: str) -> B
 def _merge_lines(file: Path) -> list[str]:
   if file.suffix == ".gz":
     with gzip.open(local_copy(file)) as stream:
-      return stream.read(_MAX_BYTES).decode().split("\n")[1 : 1 + _N_OPENAI_MERGES]
+      return stream.read().decode().split("\n")[1 : 1 + _N_OPENAI_MERGES]
   with open(local_copy(file), encoding="utf-8", newline="\n") as stream:
-    lines = stream.read(_MAX_BYTES).split("\n")
+    lines = stream.read().split("\n")
   return [line for line in lines[lines[0].startswith("#version") :] if line]
 
 
@@ -146,16 +141,6 @@ def _pair(line: str) -> tuple[str, str]:
   if len(others) != 1:
     raise ValueError(f"{line[:40]!r} is no pair of tokens")
   return first, others[0]
-
-
-def _check_vocabulary(file: Path, n_tokens: int) -> None:
-  """Checks the number of tokens in HuggingFace's list beside the merges."""
-  try:
-    size = len(json.loads(read_bytes(file).decode()))
-  except (OSError, ValueError, TypeError) as error:
-    raise ClipError(f"{file}: not a vocabulary ({error})") from error
-  if size != n_tokens:
-    raise ClipError(f"{file}: {size} tokens, expected {n_tokens} by the merges beside it")
 
 
 def tokenize(

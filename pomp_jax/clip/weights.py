@@ -138,13 +138,7 @@ OPENAI = Layout(_openai_source, ("attn_mask", "num_batches_tracked", *OPENAI_FAC
 
 
 def check_weights(found: Shapes, shapes: dict[str, Any], layout: Layout, where: str) -> None:
-  """Checks names and shapes of a file's tensors against the parameters, without reading any.
-
-  Args:
-    found: shapes of the tensors, by name.
-    shapes: shapes of the parameters, as a tree.
-    layout: layout of the file.
-    where: the file, for messages.
+  """Checks names and shapes of a file's tensors against the tree of the parameters' shapes.
 
   Raises:
     ClipError: a tensor that is missing, of another shape, or of no parameter.
@@ -165,11 +159,7 @@ def check_weights(found: Shapes, shapes: dict[str, Any], layout: Layout, where: 
 
 
 def read_params(weights: Weights, shapes: dict[str, Any], layout: Layout) -> dict[str, Any]:
-  """Reads the parameters of a file that `check_weights` accepts as FlaxCLIP's tree, float32.
-
-  Raises:
-    ClipError: an unreadable tensor.
-  """
+  """Reads the parameters of a file that `check_weights` accepts as FlaxCLIP's tree, float32."""
   return unflatten_dict(
     {path: _arranged(weights, layout.source(path)) for path in flatten_dict(shapes)}
   )
@@ -289,8 +279,6 @@ def _sharded(path: FilePath, stack: contextlib.ExitStack) -> Weights:
     shard_names = sorted(set(shard_of.values()))
     if any(os.path.basename(name) != name or name in ("", ".", "..") for name in shard_names):
       raise ValueError("a shard that is no file name")
-  except FileNotFoundError:
-    _refuse(path, "the file", "missing", "the index of a sharded safetensors file")
   except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     accepted = '{"weight_map": {name: file beside it}}'
     _refuse(path, "the file", f"no index of shards ({error})", accepted)

@@ -97,13 +97,12 @@ def read_class_features(path: str | os.PathLike) -> ClassFeatures:
 def write_detic(path: str | os.PathLike, features_CxE: Float[np.ndarray, "C E"]) -> None:
   """Writes the `.npy` file, float16 [C,E], that Detic loads as `ZEROSHOT_WEIGHT_PATH`.
 
-  Detic transposes the matrix, adds a column of zeros for the background and normalises the rest,
-  so that only the direction of a row counts. NumPy ignores the checksum at the end.
+  Detic normalises the rows. Those of the published files are the text tower's output. NumPy ignores
+  the checksum at the end.
 
   Args:
     path: file, replaced when it exists.
-    features_CxE: one row per category in ascending order of the annotation's category ids. Rows of
-      the published files are the text tower's output, not normalised.
+    features_CxE: one row per category in ascending order of the annotation's category ids.
 
   Raises:
     ClassFeatureError: values that are not finite in float16, or a row of zeros.
@@ -129,8 +128,8 @@ def write_open_clip(
     path: `.npy`, or `.safetensors` with the tensor `classifier` and the metadata `names` (a JSON
       list) and `clip_model`. Replaced when it exists.
     features_CxE: one unit row per class.
-    names: class names.
-    clip_model: name of the CLIP of the features.
+    names: class names, for the metadata.
+    clip_model: name of the CLIP, likewise.
 
   Raises:
     ClassFeatureError: values that are not finite, a row of zeros, or another suffix.

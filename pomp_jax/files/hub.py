@@ -80,10 +80,7 @@ def parse(name: str | os.PathLike) -> HubFile:
 
 
 def download(name: str | os.PathLike) -> pathlib.Path:
-  """Downloads a file into the library's cache, or finds it there if the hub does not answer.
-
-  Args:
-    name: name that `parse` takes.
+  """Downloads a file that `parse` names, or finds it in the cache if the hub does not answer.
 
   Raises:
     HubError: no such repository, revision or file, none that may be read, or neither an answer of
@@ -104,8 +101,8 @@ def download(name: str | os.PathLike) -> pathlib.Path:
       return cached
     files = [found.rfilename for found in info.siblings or ()]
     if file not in files:
-      usable = sorted(other for other in files if other.endswith(SUFFIXES))
-      there = printable(", ".join(usable[:5])) or f"no {' or '.join(SUFFIXES)}"
+      usable = sorted(other for other in files if other.endswith(SUFFIXES))[:5]
+      there = printable(", ".join(usable)) or f"no {' or '.join(SUFFIXES)}"
       raise HubError(f"{name}: no {file} in the repository; there are: {there}")
     # By the revision's name, under which it is found without a network.
     return pathlib.Path(
@@ -114,17 +111,11 @@ def download(name: str | os.PathLike) -> pathlib.Path:
 
 
 def check_upload(name: str | os.PathLike, private: bool = False) -> str:
-  """Checks that `upload` may succeed; writes nothing.
-
-  Args:
-    name: `hf:OWNER/NAME`.
-    private: whether a public repository is refused.
-
-  Returns:
-    The repository, `OWNER/NAME`.
+  """Checks that `upload` to `hf:OWNER/NAME` may succeed, and returns `OWNER/NAME`.
 
   Raises:
-    HubError: another form of name, no token, no answer of the hub, or a public repository.
+    HubError: another form of name, no token, no answer of the hub, or a public repository where a
+      private one is wanted.
   """
   from huggingface_hub import HfApi, get_token
   from huggingface_hub.errors import RepositoryNotFoundError
@@ -149,19 +140,9 @@ def check_upload(name: str | os.PathLike, private: bool = False) -> str:
 def upload(
   name: str | os.PathLike, folder: str | os.PathLike, message: str, private: bool = False
 ) -> str:
-  """Uploads a folder in one commit, into a repository that is created if necessary.
+  """Uploads a local folder in one commit to `hf:OWNER/NAME`, and returns the commit's URL.
 
-  Files of the same names are replaced. The hub checks the metadata of a `README.md` before it takes
-  any file.
-
-  Args:
-    name: `hf:OWNER/NAME`.
-    folder: local folder.
-    message: message of the commit.
-    private: whether a new repository is private, and a public one is refused.
-
-  Returns:
-    URL of the commit.
+  Creates the repository if necessary, a private one if `private`. Replaces files of the same names.
 
   Raises:
     HubError: raised by `check_upload`.
@@ -202,9 +183,9 @@ def _as_hub_error(name: str | os.PathLike, kind: type[HubError]) -> Iterator[Non
 
   try:
     yield
-  except (HubError, RepositoryNotFoundError) as error:
-    if isinstance(error, HubError):
-      raise
+  except HubError:
+    raise
+  except RepositoryNotFoundError as error:
     told = f"no such repository, or a private or gated one, which needs {_LOG_IN}"
     raise kind(f"{name}: {told} ({error.response.status_code})") from error
   except RevisionNotFoundError as error:

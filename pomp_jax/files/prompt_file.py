@@ -89,7 +89,7 @@ def check_fits(
     prompt: prompt of the file `path`.
     width: D of the text tower of `clip_model`.
     clip_model: name of the CLIP, for the message.
-    n_classes: N of the class list, or None when it is not known; a shared context fits any N.
+    n_classes: N of the class list, if it is known; a shared context fits any N.
     path: file, for the message.
 
   Raises:
@@ -183,16 +183,12 @@ def save_prompt(path: str | os.PathLike, prompt: Prompt) -> None:
 def load_prompt(path: str | os.PathLike) -> Prompt:
   """Reads a prompt file; nothing in it is ever executed, and unknown fields are ignored.
 
-  The content decides the format, or the name where the content is damaged.
-
-  A torch checkpoint of other code holds the context alone: its position is assumed to be `end`
-  (the published default; `dataclasses.replace` sets another), and its CLIP is "unknown".
+  The content decides the format, or the name where the content is damaged. A file of other code
+  holds the context alone: its position is assumed to be `end` (the published default;
+  `dataclasses.replace` sets another), and its CLIP is "unknown".
 
   Args:
-    path: file of `save_prompt`, any npz or safetensors file with the same fields, or a torch
-      checkpoint: CoOp's or POMP's with `state_dict['ctx']`, or a whole model with
-      `prompt_learner.ctx`, such as POMP's segmentation models. A file on the hub, which is
-      downloaded, is never a torch checkpoint. A run's folder, or Dassl's, stands for its prompt.
+    path: name of one of the files that this module lists; docs/formats.md describes them.
 
   Raises:
     PromptFileError: no such file, damaged, or a field that is missing, of the wrong type or shape,

@@ -187,8 +187,6 @@ GOOD, ZIP = ("\n".join(["#version: 0.2", *MERGES, ""])).encode(), ZIPPED.read_by
   [
     ({}, 524, ACCEPTED_FILES),
     ({"merges.txt": GOOD}, 600, "merges.txt: 10 merges make 524 tokens, expected 600"),
-    ({"merges.txt": GOOD, "vocab.json": b'{"a": 0}'}, 524, "vocab.json: 1 tokens"),
-    ({"merges.txt": GOOD, "vocab.json": b"{"}, 524, "vocab.json: not a vocabulary"),
     ({"merges.txt": b"#version: 0.2\nt h\nth e</w> x\n"}, 524, "is no pair"),
     ({"merges.txt": b"#version: 0.2\nt h\nqu een</w>\n"}, 524, "`qu`"),
     *(({ZIPPED.name: ZIP[: len(ZIP) // part]}, 49_408, "") for part in (len(ZIP), 1000, 2)),
