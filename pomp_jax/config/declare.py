@@ -1,4 +1,4 @@
-"""What a row of the table of fields is made of: types, checks, and the error for a wrong value."""
+"""Rows of the table of fields: types and checks, and the errors for unknown names and values."""
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses

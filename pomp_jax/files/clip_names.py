@@ -1,4 +1,4 @@
-"""What the name of a CLIP tells of it."""
+"""The architecture that the name of a CLIP tells."""
 
 import re
 
