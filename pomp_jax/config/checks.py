@@ -187,17 +187,18 @@ def _check_model(clip: Clip, dry_run: bool) -> None:
   if dry_run or clip.model != name:
     # Imported here, because it imports transformers, which takes seconds.
     from pomp_jax.clip.synthetic import SYNTHETIC_CLIPS as published
-  if clip.model != name and name not in published:
+  if clip.model != name:
     expected = f"{SYNTHETIC_CLIP} and one of {', '.join(published)}"
-    raise ConfigError("clip.model", clip.model, expected)
-  # A hub id has one slash at most, and starts with a letter or a digit.
-  hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not name.endswith(_WEIGHT_SUFFIXES)
-  if not exists(name) and re.match(r"hf-hub:|(ViT|RN\d|EVA\d|convnext)[\w-]*(/|$)", name):
-    raise ConfigError("clip.model", name, f"{_CLIPS}; names of open_clip and OpenAI are not read")
-  if not (hub_id or exists(name) or name in published):
-    raise ConfigError("clip.model", name, _CLIPS)
-  if clip.text_tower == "reference" and not has_flax_clip():
-    raise ConfigError("clip.text_tower", clip.text_tower, WITHOUT_FLAX)
+    require(name in published, "clip.model", clip.model, expected)
+  if not (exists(name) or name in published):
+    foreign = re.match(r"hf-hub:|(ViT|RN\d|EVA\d|convnext)[\w-]*(/|$)", name)
+    expected = f"{_CLIPS}; names of open_clip and OpenAI are not read"
+    require(not foreign, "clip.model", name, expected)
+    # A hub id has one slash at most, and starts with a letter or a digit.
+    hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not name.endswith(_WEIGHT_SUFFIXES)
+    require(hub_id, "clip.model", name, _CLIPS)
+  if clip.text_tower == "reference":
+    require(has_flax_clip(), "clip.text_tower", clip.text_tower, WITHOUT_FLAX)
 
 
 def has_folder(data: Data) -> bool:

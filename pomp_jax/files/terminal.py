@@ -176,12 +176,11 @@ class Progress(contextlib.AbstractContextManager):
       elapsed: seconds that the work has taken before.
       after: seconds until the first line, if fewer than those between two lines.
     """
-    self._description, self._total, self._unit = description, total, unit
-    self._brief, self._reported = brief, False
+    self._description, self._brief, self._reported = description, brief, False
     self._lines = None if sys.stderr.isatty() else _Lines(elapsed, after)
     in_log = self._lines is not None
-    form = f"{{desc}}  {{rate_noinv:.3g}} {unit}/s" + ("  eta {remaining}" if total else "")
-    waits = "{desc}  running for {elapsed}"
+    # A line of a log, from the second report on.
+    self._form = f"{{desc}}  {{rate_noinv:.3g}} {unit}/s" + ("  eta {remaining}" if total else "")
     self._bar = tqdm(
       total=total,
       initial=initial,
@@ -189,13 +188,11 @@ class Progress(contextlib.AbstractContextManager):
       unit=f" {unit}",
       file=self._lines or sys.stderr,
       disable=not hosts.is_first(),
-      # Until its first report a log shows how long the work has run.
-      bar_format=waits if in_log or not unit else None,
+      bar_format="{desc}  running for {elapsed}" if in_log or not unit else None,
       dynamic_ncols=not in_log,
       leave=not brief and not in_log,
       delay=_LINE_SECONDS / 5 if brief and not in_log else 0,
     )
-    self._form = form if in_log else None
     if not self._bar.disable:
       self._bar.start_t -= elapsed
       with _lock:
@@ -216,17 +213,17 @@ class Progress(contextlib.AbstractContextManager):
     if bar.disable:
       return
     with _lock:
-      if not self._reported:
-        bar.unpause()  # the steps before the first report compile
-      elif self._form and bar.format_dict["elapsed"]:  # else there is no speed
-        bar.bar_format = self._form
-      self._reported = True
       if self._lines is None:
         bar.set_postfix({name: _text(value) for name, value in metrics.items()}, refresh=False)
       else:
-        count = "" if self._total is None else f"{step}/{self._total}"
+        count = "" if bar.total is None else f"{step}/{bar.total}"
         shown = [f"{name} {_text(value)}" for name, value in {**metrics, **more}.items()]
         bar.set_description_str("  ".join([f"{self._description} {count}", *shown]), refresh=False)
+        if self._reported and bar.format_dict["elapsed"]:  # else there is no speed
+          bar.bar_format = self._form
+      if not self._reported:
+        bar.unpause()  # the steps before the first report compile
+        self._reported = True
       bar.update(step - bar.n)
 
   def tick(self) -> None:
