@@ -43,7 +43,7 @@ from pomp_jax.files.compilation_cache import use_compilation_cache
 from pomp_jax.files.compilation_log import shown_compilations
 from pomp_jax.files.provenance import commit
 from pomp_jax.files.run_folder import noting_failure
-from pomp_jax.files.terminal import printable, set_up_logging, set_up_streams
+from pomp_jax.files.terminal import one_line, set_up_logging, set_up_streams
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def _status_after(error: BaseException, status: int, stop: hosts.StopSignals, wo
   if hosts.is_lost_contact(error):
     hosts.fail_after_lost_contact(error)
   traceback.print_exception(error)
-  hosts.fail(_one_line(f"{type(error).__name__}: {error}"), 1)
+  hosts.fail(one_line(f"{type(error).__name__}: {error}", None), 1)
   return status
 
 
@@ -177,18 +177,13 @@ def _end(message: object, status: int) -> int:
   """Complains; and where there are other processes, ends with all of them."""
   status = _complain(message, status)
   if jax.distributed.is_initialized():
-    hosts.fail(_one_line(message), status)
+    hosts.fail(one_line(message, None), status)
   return status
 
 
 def _complain(message: object, status: int) -> int:
-  print(f"error: {_one_line(message)}", file=sys.stderr)
+  print(f"error: {one_line(message, None)}", file=sys.stderr)
   return status
-
-
-def _one_line(message: object) -> str:
-  """Without line breaks, nor anything else that directs a terminal."""
-  return printable(" ".join(str(message).split()), None)
 
 
 def start() -> NoReturn:

@@ -85,14 +85,14 @@ def test_a_second_signal_interrupts_nothing(run_as, monkeypatch, failed):
   def fail():
     raise RunError("the job failed")
 
-  one_line = main_module._one_line
+  one_line = main_module.one_line
 
-  def receive_twice(message):
+  def receive_twice(message, limit):
     send()
     send(signal.SIGHUP)
-    return one_line(message)
+    return one_line(message, limit)
 
-  monkeypatch.setattr(main_module, "_one_line", receive_twice)
+  monkeypatch.setattr(main_module, "one_line", receive_twice)
   assert run_as(fail if failed else send) == ((1, ["error: the job failed"]) if failed else STOPPED)
   send()
 

@@ -37,6 +37,7 @@ from pomp_jax.clip.weights import (
   read_params,
 )
 from pomp_jax.files.paths import Path, exists, is_file, local_copy, read_bytes, to_path
+from pomp_jax.files.terminal import one_line
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +218,7 @@ class _Place:
       return pathlib.Path(hf_hub_download(self.source, name, local_files_only=listed is None))
     except Exception as error:  # the hub's client and its version choose the class
       # Without a network, a missing file looks like an unreachable one.
-      self._trouble = self._trouble or _line(error)[:200]
+      self._trouble = self._trouble or one_line(error, 200)
       return None
 
   @functools.cached_property
@@ -227,7 +228,7 @@ class _Place:
       files = HfApi().model_info(self.source, timeout=_TIMEOUT).siblings
       return frozenset(file.rfilename for file in files or ())
     except Exception as error:  # likewise
-      self._trouble = f"the hub can't be asked: {type(error).__name__}: {_line(error)[:200]}"
+      self._trouble = f"the hub can't be asked: {type(error).__name__}: {one_line(error, 200)}"
       return None
 
   def find_first(self, names: tuple[str, ...]) -> Path | None:
@@ -284,7 +285,7 @@ def _checked(
   try:
     shapes = parameter_shapes(config)
   except (ValueError, TypeError, ZeroDivisionError) as error:
-    raise ClipError(f"{weights.path}: no tower has such sizes ({_line(error)})") from error
+    raise ClipError(f"{weights.path}: no tower has such sizes ({one_line(error)})") from error
   check_weights(weights.shapes, shapes, layout, weights.path)
   return _Checkpoint(place, config, weights, layout, shapes, settings)
 
@@ -298,7 +299,7 @@ def _huggingface_config(place: _Place, file: Path | None) -> CLIPConfig:
   try:
     config = CLIPConfig.from_pretrained(str(local_copy(file).parent))
   except Exception as error:  # the errors of transformers' checks share no base
-    raise ClipError(f"{place.source}: {file.name} is no CLIP's ({_line(error)})") from error
+    raise ClipError(f"{place.source}: {file.name} is no CLIP's ({one_line(error)})") from error
   if config.model_type != "clip":
     raise ClipError(f"{place.source}: model_type: got {config.model_type!r}, expected 'clip'")
   return config
@@ -311,7 +312,7 @@ def _open_clip_settings(place: _Place) -> dict[str, Any] | None:
   try:
     settings = json.loads(read_bytes(file).decode())
   except (OSError, ValueError) as error:
-    raise ClipError(f"{file}: not JSON ({_line(error)})") from error
+    raise ClipError(f"{file}: not JSON ({one_line(error)})") from error
   return settings if isinstance(settings, dict) else {}
 
 
@@ -328,7 +329,7 @@ def _tokenizer(checkpoint: _Checkpoint) -> Tokenizer:
   try:
     return CLIPTokenizerFast.from_pretrained(str(local_copy(own).parent))
   except Exception as error:  # the tokenizers' library raises bare Exceptions
-    raise ClipError(f"{place.source}: {own.name} can't be read ({_line(error)})") from error
+    raise ClipError(f"{place.source}: {own.name} can't be read ({one_line(error)})") from error
 
 
 def _channel_statistics(checkpoint: _Checkpoint) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -348,7 +349,3 @@ def _channel_statistics(checkpoint: _Checkpoint) -> tuple[tuple[float, ...], tup
   except (OSError, ValueError, TypeError, AttributeError) as error:
     raise ClipError(f"{file}: not a preprocessor's settings ({error})") from error
   return mean, std
-
-
-def _line(error: Exception) -> str:
-  return " ".join(str(error).split())[:300]

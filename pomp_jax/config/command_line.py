@@ -19,6 +19,7 @@ from pomp_jax.config.packaged import config_file, load_config, packaged_configs,
 from pomp_jax.config.registry import JOBS
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import problem_of
+from pomp_jax.files.terminal import one_line
 
 
 class _Parser(argparse.ArgumentParser):
@@ -101,7 +102,7 @@ def _explained(error: Exception) -> str:
     return f"{error.filename}:{error.lineno}: {error.msg}"
   frames = traceback.extract_tb(error.__traceback__)
   place = [frame for frame in frames if "ml_collections" not in frame.filename][-1]
-  message = " ".join(str(error.args[0] if len(error.args) == 1 else error).split())
+  message = one_line(error.args[0] if len(error.args) == 1 else error, None)
   where = f"{place.filename}:{place.lineno}"
   if near := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):  # a ConfigDict's
     return f"{where}: unknown field {near[2]} (did you mean {near[1]}?)"

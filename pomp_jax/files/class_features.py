@@ -18,7 +18,7 @@ from pomp_jax.files.atomic import replacing
 from pomp_jax.files.checksums import is_intact, npy_with_checksum
 from pomp_jax.files.paths import local_copy, to_path
 from pomp_jax.files.prompt_formats import PromptFileError, refuse
-from pomp_jax.files.terminal import control_character, is_unicode, printable
+from pomp_jax.files.terminal import control_character, is_unicode, one_line, printable
 
 
 class ClassFeatureError(RunError, ValueError):
@@ -74,10 +74,8 @@ def read_class_features(path: str | os.PathLike) -> ClassFeatures:
     file = local_copy(path)
     stored = np.load(file, mmap_mode="r", allow_pickle=False)
   except Exception as error:  # a damaged file fails in more ways than NumPy documents
-    reason = " ".join(str(error).split())[:200]
-    raise PromptFileError(
-      f"{os.fspath(path)}: not a NumPy array ({reason}); accepted: .npy of class features [C,E]"
-    ) from error
+    found = f"not a NumPy array ({one_line(error, 200)})"
+    refuse(path, "the file", found, ".npy of class features [C,E]")
   if not isinstance(stored, np.ndarray) or stored.dtype.kind != "f" or stored.ndim != 2:
     found = f"{getattr(stored, 'dtype', 'no array')} {list(getattr(stored, 'shape', []))}"
     refuse(path, "the array", found, "floats [C,E], one row a class")

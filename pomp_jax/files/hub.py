@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.paths import is_file
 from pomp_jax.files.run_folder import prompt_path
-from pomp_jax.files.terminal import printable
+from pomp_jax.files.terminal import one_line, printable
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def _cached(api: Any, name: str | os.PathLike, error: Exception) -> pathlib.Path
       api.hf_hub_download(repository, file, revision=revision, local_files_only=True)
     )
   except Exception:  # of another class in each version of the library
-    told = f"{type(error).__name__}: {_line(error)}"
+    told = f"{type(error).__name__}: {one_line(error, 200)}"
     raise HubError(f"{name}: not in the cache, and the hub can't be asked ({told})") from error
 
 
@@ -191,8 +191,4 @@ def _as_hub_error(name: str | os.PathLike, kind: type[HubError]) -> Iterator[Non
   except RevisionNotFoundError as error:
     raise kind(f"{name}: no such revision in the repository") from error
   except Exception as error:  # those of requests and of httpx share no base
-    raise kind(f"{name}: the hub: {type(error).__name__}: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-  return printable(" ".join(str(error).split()))[:200]
+    raise kind(f"{name}: the hub: {type(error).__name__}: {one_line(error, 200)}") from error

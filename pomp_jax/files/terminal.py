@@ -40,6 +40,11 @@ def printable(text: str, limit: int | None = 300) -> str:
   return "".join(letter if letter.isprintable() else "?" for letter in text[:limit])
 
 
+def one_line(message: object, limit: int | None = 300) -> str:
+  """Text of an error or another object on one line, without what directs a terminal."""
+  return printable(" ".join(str(message).split()), limit)
+
+
 def quoted(text: str, limit: int = 80) -> str:
   """Quotes text with its escapes; of a longer one the first `limit` characters and the length."""
   return repr(text) if len(text) <= limit else f"{text[:limit]!r}... ({len(text)} characters)"
