@@ -108,7 +108,7 @@ class Store:
     """Status, headers and body of the store's own answer."""
     url = urllib.parse.urlsplit(path)
     query = urllib.parse.parse_qs(url.query)
-    # Google's own store obeys this condition, and sends this header, which the emulator does not.
+    # Google's own store obeys this condition, which the emulator does not.
     if "ifGenerationMatch" in query:
       described = url.path.removeprefix("/download")
       if method == "POST":
@@ -116,11 +116,14 @@ class Store:
         described = f"/storage/v1/b/{BUCKET}/o/{urllib.parse.quote(name, safe='')}"
       if [self._generation(described)] != query["ifGenerationMatch"]:
         return 412, [], b""
-    if method == "GET" and query.get("alt") == ["media"] and self.scheme == "gs":
-      generation = self._generation(url.path.removeprefix("/download"))
-      status, answered, content = self._send(method, path, body, headers)
-      return status, [*answered, ("x-goog-generation", generation)], content
-    return self._send(method, path, body, headers)
+    status, answered, content = self._send(method, path, body, headers)
+    # Google's own store lists the names of a range, and TensorStore ends the process over others.
+    if "startOffset" in query and status == 200:
+      first, last = query["startOffset"][0], query.get("endOffset", ["\uffff"])[0]
+      listed = json.loads(content)
+      items = [item for item in listed.get("items", []) if first <= item["name"] < last]
+      content = json.dumps(listed | {"items": items}).encode()
+    return status, answered, content
 
   def _generation(self, path: str) -> str:
     """Generation of an object; 0: there is none."""
@@ -158,7 +161,10 @@ def _handler(store: Store) -> type[http.server.BaseHTTPRequestHandler]:
 
     def _answer(self) -> None:
       body = self._body()
-      if status := store.fault(self.command, self.path):
+      # A multipart upload has its object's name in the body.
+      name = _NAME.search(body[:1000]) if "uploadType=multipart" in self.path else None
+      path = f"{self.path}&name={name[1].decode()}" if name else self.path
+      if status := store.fault(self.command, path):
         headers, content = [], _error(store.scheme, status)
       else:
         sent = {k: v for k, v in self.headers.items() if k.lower() != "transfer-encoding"}
