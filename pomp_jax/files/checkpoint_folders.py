@@ -45,7 +45,8 @@ def save(path: Path, state: Any, meta: dict[str, Any]) -> None:
   with _local(path) as local:
     _checkpointer().save(local, items)
     if is_bucket(path):
-      files = [str(file.relative_to(local)) for file in local.rglob("*") if file.is_file()]
+      paths = {str(file.relative_to(local)) for file in local.rglob("*") if file.is_file()}
+      files = sorted(paths - {_COMMITTED})
       store_of(path).put(
         [str(local / file) for file in files], [str(path / file) for file in files]
       )
