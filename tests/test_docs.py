@@ -1,11 +1,15 @@
 """The pages: links lead somewhere, fields and files that they name exist, and they stay short."""
 
 import re
+import shlex
 import subprocess
 
 import pytest
 
 from pomp_jax.config import Settings
+from pomp_jax.data.source import SourceError
+from pomp_jax.files.prompt_file import PromptFileError
+from pomp_jax.main import parse
 from tests.support.processes import ROOT
 
 _TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -49,6 +53,24 @@ def test_fields_exist(page):
   for group, name in re.findall(r"`([a-z_]+)\.([a-z_0-9]+)(?=[`=])", text):
     named += [f"{group}.{name}"] * (group in GROUPS and name not in _ENDS)
   assert [name for name in named if name not in FIELDS | GROUPS | _ENDS | _MODULES] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_parse(page, tmp_path, monkeypatch):
+  """Config, variant and fields of each command; files that it names may be missing."""
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  (tmp_path / "PICTURES" / "class").mkdir(parents=True)
+  monkeypatch.chdir(tmp_path)
+  for block in re.findall(r"^```bash\n(.*?)^```$", text_of(page), re.MULTILINE | re.DOTALL):
+    for line in block.replace("\\\n", "").splitlines():
+      words = shlex.split(line, comments=True)
+      starts = [words.index(word) for word in ("pomp", "pomp_jax.main") if word in words]
+      # `$` and words in capitals stand for configs.
+      if starts and not re.search(r"--config=(X|CONFIG|.*\$)", line):
+        try:
+          parse(words[starts[0] + 1 :])
+        except (PromptFileError, SourceError) as error:
+          assert "missing" in str(error) or "no images" in str(error)
 
 
 @pytest.mark.parametrize("page", PAGES)
