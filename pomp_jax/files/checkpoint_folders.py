@@ -5,7 +5,7 @@ renames to `STEP`. A bucket renames nothing and Orbax has no client for S3. Ther
 written locally, its files are sent, and `commit_success.txt` last: without that it is incomplete.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import os
 import pathlib
@@ -30,10 +30,10 @@ absl_logging.get_absl_logger().addFilter(
 )
 
 
-def _unraisable(found: Any) -> None:
+def _unraisable(found: Any, following: Callable[[Any], object] = sys.unraisablehook) -> None:
   # TensorStore has such an error for each array whose write fails, which `Checkpoints` says.
   if str(found.exc_value) != "Event loop is closed":
-    sys.__unraisablehook__(found)
+    following(found)  # that of `hosts.StopSignals`, which is set before a job is imported
 
 
 sys.unraisablehook = _unraisable
