@@ -73,7 +73,8 @@ def pair(request, local, tmp_path_factory):
   before, empty = os.getcwd(), tmp_path_factory.mktemp("current")
   os.chdir(empty)
   # A copy: what a job writes there is not read by the jobs beside another store.
-  local = shutil.copytree(local, tmp_path_factory.mktemp(request.param) / "base")
+  # In a folder that is called like the bucket, since reports name prompts by their last folders.
+  local = shutil.copytree(local, tmp_path_factory.mktemp(request.param) / stores.BUCKET / "base")
   with stores.running(request.param) as found, pytest.MonkeyPatch.context() as patch:
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     url = found[request.param].url("base")
