@@ -3,7 +3,7 @@
 Shapes: N classes, n images, M context vectors, D width, E embedding.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import functools
 from typing import Any
 
@@ -249,6 +249,16 @@ def _on_every_host(here: bool) -> bool:
   if jax.process_count() == 1:
     return here
   return bool(np.all(multihost_utils.process_allgather(np.array(here))))
+
+
+def fetched(results: Iterable[Any]) -> Iterator[Any]:
+  """Yields results as NumPy arrays, each after the devices were given the next to compute."""
+  pending: list[Any] = []
+  for result in results:
+    pending.append(result)
+    if len(pending) > 1:
+      yield jax.device_get(pending.pop(0))
+  yield from map(jax.device_get, pending)
 
 
 def map_rows(mesh: Mesh, function: Callable, n_replicated: int, gather: bool = True) -> Callable:

@@ -21,7 +21,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.data.loader import SkippedImages, ordered_batches
 from pomp_jax.data.source import Source, StoredImages
-from pomp_jax.encoder import Encoder
+from pomp_jax.encoder import Encoder, fetched
 from pomp_jax.files.paths import Path
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.terminal import steps_of
@@ -35,7 +35,7 @@ from pomp_jax.inference.metrics import (
   ranks,
 )
 from pomp_jax.inference.stored_features import StoredFeatures
-from pomp_jax.inference.topk import NO_LABEL, fetched, row_batches
+from pomp_jax.inference.topk import NO_LABEL, row_batches
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 
 # Images rendered or decoded at a time, over all processes.

@@ -3,9 +3,8 @@
 Shapes: B images, N classes, E embedding.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 import numpy as np
 
-from pomp_jax.encoder import map_rows
+from pomp_jax.encoder import fetched, map_rows
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.metrics import Accuracy, accuracy_of_ranks, ranks
 from pomp_jax.prompt.mesh import make_mesh, replicate, split_rows
@@ -94,13 +93,3 @@ def row_batches(
     features = np.pad(features.astype(np.float32), ((0, missing), (0, 0)))
     labels = np.pad(labels.astype(np.int32), (0, missing), constant_values=NO_LABEL)
     yield *split_rows((features, labels), mesh), size - missing
-
-
-def fetched(results: Iterable[Any]) -> Iterator[Any]:
-  """Yields results as NumPy arrays, each after the devices were given the next to compute."""
-  pending: list[Any] = []
-  for result in results:
-    pending.append(result)
-    if len(pending) > 1:
-      yield jax.device_get(pending.pop(0))
-  yield from map(jax.device_get, pending)

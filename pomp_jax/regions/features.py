@@ -11,7 +11,7 @@ import jax
 from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
-from pomp_jax.encoder import Encoder, map_rows
+from pomp_jax.encoder import Encoder, fetched, map_rows
 from pomp_jax.prompt.mesh import replicate, split_rows
 from pomp_jax.regions.crops import CropSettings, crop_region, pixel_ranges
 
@@ -68,19 +68,14 @@ class RegionEncoder:
     width = self.encoder.clip.config.projection_dim
     results = [np.zeros((len(boxes_Rx4), width), np.float32) for boxes_Rx4 in boxes]
 
-    def keep(rows, features):
-      for (image, region), feature in zip(rows, np.asarray(features), strict=False):
-        results[image][region] = feature
+    def computed():
+      for shape, rows in self._rows_of_chunks(images, boxes, masks):
+        crops = self._crops(*self._inputs(shape, rows, images, boxes, masks))
+        yield rows, self.encoder.features_of_images(crops)
 
-    pending: list = []
-    for shape, rows in self._rows_of_chunks(images, boxes, masks):
-      crops = self._crops(*self._inputs(shape, rows, images, boxes, masks))
-      pending.append((rows, self.encoder.features_of_images(crops)))
-      # Fetched one chunk late, so that the device computes the next one meanwhile.
-      if len(pending) > 1:
-        keep(*pending.pop(0))
-    for rows, features in pending:
-      keep(rows, features)
+    for rows, features in fetched(computed()):
+      for (image, region), feature in zip(rows, features, strict=False):
+        results[image][region] = feature
     return results
 
   def _rows_of_chunks(self, images, boxes, masks) -> Iterator[tuple[tuple, list[tuple[int, int]]]]:

@@ -25,7 +25,7 @@ from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import Source, StoredImages
-from pomp_jax.encoder import Encoder, map_rows
+from pomp_jax.encoder import Encoder, fetched, map_rows
 from pomp_jax.files.prompt_file import check_fits, format_of_name, load_prompt
 from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
 from pomp_jax.files.run_folder import RunFolder, prompt_path
@@ -231,17 +231,14 @@ def compiled_accuracy(
     """Reads the images again; those that can't be read any more are dropped."""
     if isinstance(source, StoredImages):
       source = source.sized(encoder.clip.image_size)
-    skipped, found = SkippedImages(source, max_corrupt), []
-    classes_NxE = replicate(classes_NxE, encoder.mesh)
-    for batch in image_batches(
+    skipped, classes_NxE = SkippedImages(source, max_corrupt), replicate(classes_NxE, encoder.mesh)
+    read = image_batches(
       encoder, source, skipped, _IMAGES, threads, "features of images", split.indices
-    ):
-      rows = images(params, frozen, batch.images), batch.labels
-      found.append((rank_rows(encoder.mesh)(classes_NxE, rows), batch.n_images))
-      # Fetched one batch late, so that the devices can work on the next meanwhile.
-      found[-2:-1] = [(np.asarray(one), n) for one, n in found[-2:-1]]
+    )
+    rows = ((images(params, frozen, x.images), x.labels, x.n_images) for x in read)
+    ranked = ((rank_rows(encoder.mesh)(classes_NxE, row), n) for *row, n in rows)
+    ranks_n = np.concatenate([rank_B[:n] for rank_B, n in fetched(ranked)])
     skipped.gather()
-    ranks_n = np.concatenate([np.asarray(one)[:n] for one, n in found])
     return ranks_n[~np.isin(split.indices, list(skipped.reasons))]
 
   def accuracy(params: Any, frozen: Frozen, split: SplitFeatures, source: Source) -> Accuracy:
