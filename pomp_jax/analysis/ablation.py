@@ -1,8 +1,6 @@
 """Cells of an ablation: tidy CSV, mean and standard deviation over the seeds, and their plot."""
 
 from collections.abc import Mapping, Sequence
-import csv
-import io
 import os
 from typing import Any, NamedTuple
 
@@ -11,6 +9,7 @@ import numpy as np
 
 from pomp_jax.analysis import drawing
 from pomp_jax.analysis.labels import counted
+from pomp_jax.analysis.report_files import csv_text
 
 SEED = "seed"
 # Headings of the figures of a cell other than its accuracies.
@@ -75,16 +74,13 @@ def _spread(values: Sequence[float]) -> Spread:
   return Spread(float(np.mean(values)), std, tuple(values))
 
 
-def csv_text(cells: Sequence[Mapping[str, Any]]) -> str:
+def cells_csv(cells: Sequence[Mapping[str, Any]]) -> str:
   """Formats one line a cell: swept fields, figures, error; unread fields are empty."""
-  fields = list(dict.fromkeys(field for cell in cells for field in cell["values"]))
-  figures = list(dict.fromkeys(name for cell in cells for name in figures_of(cell)))
-  file = io.StringIO()
-  writer = csv.DictWriter(file, [*fields, *figures, "error"], lineterminator="\n")
-  writer.writeheader()
-  for cell in cells:
-    writer.writerow(cell["values"] | figures_of(cell) | {"error": cell.get("error")})
-  return file.getvalue()
+  fields = dict.fromkeys(field for cell in cells for field in cell["values"])
+  figures = dict.fromkeys(name for cell in cells for name in figures_of(cell))
+  columns = (*fields, *figures, "error")
+  rows = [cell["values"] | figures_of(cell) | {"error": cell.get("error")} for cell in cells]
+  return csv_text(columns, ([row.get(name) for name in columns] for row in rows))
 
 
 def swept(groups_of: Sequence[Group]) -> list[str]:

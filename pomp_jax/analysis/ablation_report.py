@@ -9,7 +9,7 @@ from pomp_jax.analysis.ablation import (
   COSTS,
   SEED,
   Group,
-  csv_text,
+  cells_csv,
   figures_of,
   groups,
   scale_of,
@@ -41,7 +41,7 @@ def write_cells(folder: RunFolder, results: Mapping[str, Any]) -> None:
   """Writes one or more cells as CSV and plots; accuracy against time where steps were timed."""
   cells = results["cells"]
   with replacing(folder.path / "cells.csv") as file:
-    file.write(csv_text(cells).encode())
+    file.write(cells_csv(cells).encode())
   sweep(folder.plots / _SWEEP, groups(cells), _references(cells), _images(cells))
   found = time_to_accuracy.courses(cells, results.get("step_times", ()))
   if found:

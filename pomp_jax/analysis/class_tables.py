@@ -4,9 +4,7 @@ A set is a mapping: `split`, `classes` (N names) and `prompts` (label -> figures
 `metrics.Tally.figures` and `by_class`, the latter perhaps missing).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-import csv
-import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,9 +12,17 @@ import numpy as np
 from pomp_jax.analysis import plots
 from pomp_jax.analysis.labels import prompt_labels
 from pomp_jax.analysis.report import Section, Table, pictures
+from pomp_jax.analysis.report_files import csv_text
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.run_folder import RunFolder
 
+_RESULTS = (
+  *("prompt", "set", "split", "n", "classes", "top1", "top1_low", "top1_high", "top5"),
+  *("macro_top1", "ece", "reference", "difference", "difference_low", "difference_high"),
+  *("p_value",),
+)
+_CLASS = ("set", "prompt", "class", "images", "top1")
+_CONFUSION = ("set", "prompt", "class", "answer", "images", "images_of_class")
 # Classes of a set whose confusion matrix is drawn.
 _MOST_DRAWN = 50
 # Pairs of names, and classes, that `results.json` and the report hold of a set.
@@ -30,60 +36,41 @@ def write_class_tables(folder: RunFolder, sets: Mapping[str, Mapping[str, Any]])
     folder: folder of the run.
     sets: set -> as above.
   """
-  _write_csv(folder, "results.csv", _RESULTS, _results(sets))
-  prompts = [
-    (name, of_set["classes"], label, figures)
-    for name, of_set in sets.items()
-    for label, figures in of_set["prompts"].items()
-    if "per_class" in figures
-  ]
-  _write_csv(
-    folder,
-    "classes.csv",
-    ("set", "prompt", "class", "images", "top1"),
-    (
-      (name, label, one, images, top1 if images else "")
-      for name, classes, label, figures in prompts
-      for one, images, top1 in zip(classes, *_per_class(figures), strict=True)
-    ),
-  )
-  _write_csv(
-    folder,
-    "confusions.csv",
-    ("set", "prompt", "class", "answer", "images", "images_of_class"),
-    (
-      (name, label, classes[c], classes[answer], count, _per_class(figures)[0][c])
-      for name, classes, label, figures in prompts
-      for c, answer, count in figures["confusions"]
-    ),
-  )
+  rows, classes, confusions = [], [], []
   for name, of_set in sets.items():
-    label = best_prompt(of_set)
-    if label and 1 < len(of_set["classes"]) <= _MOST_DRAWN:
-      plots.confusion_matrix(
-        folder.plots / _picture(name), _matrix(of_set["prompts"][label]), of_set["classes"],
-        f"{name}: answers under {prompt_labels([label])[0]}",
-      )  # fmt: skip
-
-
-_RESULTS = (
-  *("prompt", "set", "split", "n", "classes", "top1", "top1_low", "top1_high", "top5"),
-  *("macro_top1", "ece", "reference", "difference", "difference_low", "difference_high"),
-  *("p_value",),
-)
-
-
-def _results(sets: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple]:
-  """A line for each prompt of each set; shares are fractions."""
-  for name, of_set in sets.items():
-    reference = of_set.get("reference")
+    names = of_set["classes"]
     for label, figures in of_set["prompts"].items():
-      top1 = (figures["top1"], *figures["top1_interval"], figures["top5"])
-      found = figures.get("difference")
-      other = (reference, found["top1"], *found["interval"], found["p_value"]) if found else ()
-      known = (figures.get("macro_top1", ""), figures.get("ece", ""))
-      row = (label, name, of_set["split"], figures["images"], len(of_set["classes"]))
-      yield (*row, *top1, *known, *other, *[""] * (5 - len(other)))
+      rows.append(_result(name, of_set, label, figures))
+      if "per_class" in figures:
+        images_N, top1_N = _per_class(figures)
+        for one, images, top1 in zip(names, images_N, top1_N, strict=True):
+          classes.append((name, label, one, images, top1 if images else ""))
+        for c, answer, count in figures["confusions"]:
+          confusions.append((name, label, names[c], names[answer], count, images_N[c]))
+    label = best_prompt(of_set)
+    if label and 1 < len(names) <= _MOST_DRAWN:
+      title = f"{name}: answers under {prompt_labels([label])[0]}"
+      matrix_NxN = _matrix(of_set["prompts"][label])
+      plots.confusion_matrix(folder.plots / _picture(name), matrix_NxN, names, title)
+  for file, columns, found in (
+    ("results.csv", _RESULTS, rows),
+    ("classes.csv", _CLASS, classes),
+    ("confusions.csv", _CONFUSION, confusions),
+  ):
+    with replacing(folder.path / file) as written:
+      written.write(csv_text(columns, found).encode())
+
+
+def _result(
+  name: str, of_set: Mapping[str, Any], label: str, figures: Mapping[str, Any]
+) -> list[Any]:
+  """A line of `results.csv`; shares are fractions."""
+  row = [label, name, of_set["split"], figures["images"], len(of_set["classes"])]
+  row += [figures["top1"], *figures["top1_interval"], figures["top5"]]
+  row += [figures.get("macro_top1"), figures.get("ece")]
+  if found := figures.get("difference"):
+    row += [of_set.get("reference"), found["top1"], *found["interval"], found["p_value"]]
+  return row + [None] * (len(_RESULTS) - len(row))
 
 
 def best_prompt(of_set: Mapping[str, Any]) -> str | None:
@@ -163,14 +150,3 @@ def _matrix(figures: Mapping[str, Any]) -> np.ndarray:
   for c, answer, count in figures["confusions"]:
     matrix_NxN[c, answer] = count
   return matrix_NxN
-
-
-def _write_csv(
-  folder: RunFolder, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
-) -> None:
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(columns)
-  writer.writerows(rows)
-  with replacing(folder.path / name) as file:
-    file.write(text.getvalue().encode())

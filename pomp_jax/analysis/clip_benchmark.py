@@ -4,10 +4,10 @@ https://github.com/LAION-AI/CLIP_benchmark, version 1.6.
 """
 
 from collections.abc import Iterable, Mapping
-import csv
-import io
 import re
 from typing import Any
+
+from pomp_jax.analysis.report_files import csv_text
 
 METRICS = ("acc1", "acc5", "mean_per_class_recall")
 _COLUMNS = (*METRICS, "dataset", "model", "pretrained", "task", "language", "model_fullname")
@@ -17,15 +17,9 @@ _PART_CHARACTERS = 80  # of a file name
 
 
 def benchmark_records(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-  """Builds a record for each set and prompt.
+  """Builds a record for each set and prompt of an evaluation, by the stem of its file.
 
   `model` is the CLIP and `pretrained` the prompt, so that each prompt is a model of its own there.
-
-  Args:
-    results: results of the `evaluate` job: `clip_model`, `sets`.
-
-  Returns:
-    Records by the names of their files, which have no suffix.
   """
   found: dict[str, dict[str, Any]] = {}
   used: set[str] = set()
@@ -48,14 +42,12 @@ def benchmark_records(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def benchmark_csv(records: Iterable[Mapping[str, Any]]) -> str:
   """Formats a line for each record under CLIP_benchmark's columns; null becomes an empty field."""
-  text = io.StringIO()
-  writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-  writer.writeheader()
+  rows = []
   for record in records:
-    row = {**record["metrics"], **record}
-    del row["metrics"]
-    writer.writerow(row | {"model_fullname": f"{record['model']} {record['pretrained']}"})
-  return text.getvalue()
+    name = f"{record['model']} {record['pretrained']}"
+    row = record["metrics"] | record | {"model_fullname": name}
+    rows.append([row[column] for column in _COLUMNS])
+  return csv_text(_COLUMNS, rows)
 
 
 def _slug(text: str) -> str:

@@ -1,8 +1,11 @@
-"""A report as Markdown, LaTeX and self-contained HTML: no server, network or script."""
+"""A report as Markdown, LaTeX and self-contained HTML: no server, network or script; CSV."""
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+import csv
 from html import escape
+import io
+from typing import Any
 import urllib.parse
 
 from pomp_jax.analysis.report import Report, Section, Table
@@ -105,6 +108,15 @@ def _latex_line(row: Sequence[str], highest: Sequence[int] = ()) -> str:
   for column in highest:
     cells[column] = rf"\textbf{{{cells[column]}}}"
   return f"{' & '.join(cells)} \\\\"
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+  """Formats a CSV file; None becomes an empty field."""
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator="\n")
+  writer.writerow(columns)
+  writer.writerows(rows)
+  return text.getvalue()
 
 
 def html(report: Report, lines: Sequence[str], read_picture: Callable[[str], bytes]) -> str:

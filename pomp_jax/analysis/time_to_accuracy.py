@@ -17,7 +17,7 @@ from pomp_jax.analysis.ablation import SEED, Group, groups, top1_heading
 from pomp_jax.analysis.labels import counted
 
 CRITERION = "validation"
-_SAMPLER, _UNIFORM, _K, _ALL = "sampling.name", "uniform", "k", "all"
+_SAMPLER = "sampling.name"
 _LINES = ("-", "--", ":", "-.")
 
 
@@ -41,19 +41,22 @@ class Course(NamedTuple):
   @property
   def is_exact(self) -> bool:
     """Whether the contrast is with all classes."""
-    return self.group.values.get(_K) == _ALL
+    return self.group.values.get("k") == "all"
 
   @property
   def is_uniform(self) -> bool:
     """Whether the draw is uniform."""
-    return not self.is_exact and self.group.values.get(_SAMPLER, _UNIFORM) == _UNIFORM
+    return not self.is_exact and self.group.values.get(_SAMPLER, "uniform") == "uniform"
 
   @property
   def label(self) -> str:
     """The swept fields and their values."""
-    values = {field: v for field, v in self.group.values.items() if v is not None}
-    parts = [v if field == _SAMPLER else f"{_short(field)}={v}" for field, v in values.items()]
-    return "exact" if self.is_exact else ", ".join(map(str, parts))
+    parts = [
+      str(value) if field == _SAMPLER else f"{field.rpartition('.')[2]}={value}"
+      for field, value in self.group.values.items()
+      if value is not None
+    ]
+    return "exact" if self.is_exact else ", ".join(parts)
 
   def seconds(self, step: int) -> float:
     """Seconds of training until a step is done."""
@@ -67,25 +70,13 @@ class Course(NamedTuple):
 
 
 class Arrival(NamedTuple):
-  """When a course reaches the accuracy of the exact contrast; None where it does not.
-
-  Attributes:
-    course: the course.
-    step: first validated step.
-    seconds: seconds of training until then.
-    than_exact: how many times faster than the exact contrast.
-    than_uniform: how many times faster than the fastest uniform draw.
-  """
+  """When a course reaches the accuracy of the exact contrast; None where it does not."""
 
   course: Course
-  step: int | None
-  seconds: float | None
-  than_exact: float | None
-  than_uniform: float | None
-
-
-def _short(field: str) -> str:
-  return field.rpartition(".")[2]
+  step: int | None  # first validated step
+  seconds: float | None  # of training until then
+  than_exact: float | None  # how many times faster than the exact contrast
+  than_uniform: float | None  # how many times faster than the fastest uniform draw
 
 
 def courses(cells: Sequence[Mapping[str, Any]], times: Sequence[Mapping[str, Any]]) -> list[Course]:
@@ -98,19 +89,17 @@ def courses(cells: Sequence[Mapping[str, Any]], times: Sequence[Mapping[str, Any
   found = []
   for group in groups(cells):
     time = next((time for time in times if time["values"] == group.values), None)
-    if time is None:
-      # Cells have curves where steps were timed.
-      continue
     curves = [
       cell["curve"]
       for cell in cells
       if not cell["error"] and {**cell["values"], SEED: 0} == {**group.values, SEED: 0}
+      if time is not None  # cells have curves where steps were timed
     ]
-    if not curves:
-      continue
-    top1 = {name: np.array([curve["top1"][name] for curve in curves]) for name in curves[0]["top1"]}
-    steps = tuple(curves[0]["steps"])
-    found.append(Course(group, steps, top1, time["step_seconds"], time["first_bank_seconds"]))
+    if time is not None and curves:
+      splits = curves[0]["top1"]
+      top1 = {name: np.array([curve["top1"][name] for curve in curves]) for name in splits}
+      seconds = time["step_seconds"], time["first_bank_seconds"]
+      found.append(Course(group, tuple(curves[0]["steps"]), top1, *seconds))
   return found
 
 
@@ -133,12 +122,9 @@ def arrivals(found: Sequence[Course]) -> list[Arrival]:
     None if step is None else course.seconds(step)
     for course, step in zip(found, steps, strict=True)
   ]
-
-  def fastest(kind: str) -> float | None:
-    own = [s for c, s in zip(found, seconds, strict=True) if getattr(c, kind) and s is not None]
-    return min(own, default=None)
-
-  exact, uniform = fastest("is_exact"), fastest("is_uniform")
+  reached = [(c, s) for c, s in zip(found, seconds, strict=True) if s is not None]
+  exact = min((s for course, s in reached if course.is_exact), default=None)
+  uniform = min((s for course, s in reached if course.is_uniform), default=None)
   return [
     Arrival(course, step, s, *(best / s if best and s else None for best in (exact, uniform)))
     for course, step, s in zip(found, steps, seconds, strict=True)
@@ -182,24 +168,21 @@ def plot(
 
 def _styles(found: Sequence[Course]) -> list[dict[str, str]]:
   """Line styles of courses by the values of their swept fields; black for the exact contrast."""
-  sampled = [course for course in found if not course.is_exact]
-  fields = list(dict.fromkeys(field for course in sampled for field in course.group.values))
-  values = {f: list(dict.fromkeys(str(c.group.values.get(f)) for c in sampled)) for f in fields}
-  several = [field for field in fields if len(values[field]) > 1]
+  sampled = [course.group.values for course in found if not course.is_exact]
+  values = {
+    field: list(dict.fromkeys(str(own.get(field)) for own in sampled))
+    for field in dict.fromkeys(field for own in sampled for field in own)
+  }
+  several = {field: found for field, found in values.items() if len(found) > 1}
   styles = []
   for course in found:
     if course.is_exact:
       styles.append({"color": "black", "marker": ".", "linestyle": "-"})
       continue
-    places = [values[field].index(str(course.group.values.get(field))) for field in several]
-    colour, marker, dashes = [*places, 0, 0, 0][:3]
-    styles.append(
-      {
-        "color": drawing.COLOURS[colour % len(drawing.COLOURS)],
-        "marker": drawing.MARKERS[marker % len(drawing.MARKERS)],
-        "linestyle": _LINES[dashes % len(_LINES)],
-      }
-    )
+    places = [found.index(str(course.group.values.get(field))) for field, found in several.items()]
+    cycles = {"color": drawing.COLOURS, "marker": drawing.MARKERS, "linestyle": _LINES}
+    three = zip(cycles.items(), [*places, 0, 0, 0], strict=False)
+    styles.append({name: cycle[place % len(cycle)] for (name, cycle), place in three})
   return styles
 
 

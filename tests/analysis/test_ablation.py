@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from pomp_jax.analysis.ablation import csv_text, groups, sweep, swept
+from pomp_jax.analysis.ablation import cells_csv, groups, sweep, swept
 
 
 def synthetic_cells():
@@ -45,7 +45,7 @@ def test_groups_are_over_the_seeds():
 
 def test_the_table_is_tidy():
   cells = synthetic_cells()
-  rows = list(csv.DictReader(io.StringIO(csv_text(cells))))
+  rows = list(csv.DictReader(io.StringIO(cells_csv(cells))))
   assert len(rows) == len(cells)
   for row, cell in zip(rows, cells, strict=True):
     assert row["k"] == str(cell["values"]["k"])
