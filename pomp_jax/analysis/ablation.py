@@ -25,17 +25,11 @@ class Spread(NamedTuple):
 
 
 class Group(NamedTuple):
-  """Cells that differ only in the seed.
+  """Cells that differ only in the seed."""
 
-  Attributes:
-    values: swept field -> value, without the seed.
-    figures: name -> spread over the seeds of the cells that did not fail.
-    failed: number of failed cells.
-  """
-
-  values: dict[str, Any]
-  figures: dict[str, Spread]
-  failed: int
+  values: dict[str, Any]  # swept field -> value, without the seed
+  figures: dict[str, Spread]  # name -> spread over the seeds of the cells that did not fail
+  failed: int  # number of failed cells
 
 
 def figures_of(cell: Mapping[str, Any]) -> dict[str, float]:
@@ -105,7 +99,6 @@ def sweep(
   swept fields is a line; a group that does not read one of them belongs to every line.
 
   Args:
-    path: PNG file to write.
     groups_of: groups of `groups`, at least one.
     references: figure -> label -> value, drawn as grey lines.
     images: split -> numbers of images that its accuracies are of, several where cells differ.

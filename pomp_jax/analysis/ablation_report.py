@@ -48,9 +48,8 @@ def write_cells(folder: RunFolder, results: Mapping[str, Any]) -> None:
     time_to_accuracy.plot(folder.plots / _COURSES, found, _images(cells))
 
 
-def ablation_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
+def ablation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   """Report of an ablation: mean and spread of each kind of cell, every cell, failures."""
-  del fields
   cells = results["cells"]
   failed = [(cell["name"], cell["error"]) for cell in cells if cell["error"]]
   swept = list(dict.fromkeys(field for cell in cells for field in cell["values"]))

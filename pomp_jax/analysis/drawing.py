@@ -62,7 +62,7 @@ def label_panel(axes: Axes, title: str, x: str = "", y: str = "", *, grid: str =
     title: title, as `name` returns it where it holds a user's words.
     x: label of the x axis.
     y: label of the y axis.
-    grid: axis with grid lines, "x", "y" or "both"; none by default.
+    grid: axis with grid lines, "x", "y" or "both".
   """
   axes.set_title(title, fontsize=HEADING)
   axes.set_xlabel(x, fontsize=TEXT)
@@ -75,12 +75,9 @@ def label_panel(axes: Axes, title: str, x: str = "", y: str = "", *, grid: str =
 
 
 def log_axis(axes: Axes, which: str, values: Sequence[float | int] = ()) -> None:
-  """Makes an axis logarithmic, with plain numbers at its ticks: 10, 20, 40.
+  """Makes the axis "x" or "y" logarithmic, with plain numbers at its ticks: 10, 20, 40.
 
-  Args:
-    axes: panel.
-    which: "x" or "y".
-    values: measured values, the ticks where they are few; round numbers by default.
+  Few measured `values` are the ticks; round numbers are by default.
   """
   axes.set(**{f"{which}scale": "log"})
   axis = axes.xaxis if which == "x" else axes.yaxis
@@ -140,14 +137,8 @@ def reference_line(axes: Axes, value: float, label: str) -> None:
 
 def legend_below(figure: Figure, lines: list, labels: Sequence[str]) -> None:
   """Adds one legend for all panels below them."""
-  figure.legend(
-    lines,
-    names(labels, 44),
-    loc="outside lower center",
-    ncols=min(len(labels), 3),
-    fontsize=TEXT,
-    frameon=False,
-  )
+  options = {"ncols": min(len(labels), 3), "fontsize": TEXT, "frameon": False}
+  figure.legend(lines, names(labels, 44), loc="outside lower center", **options)
 
 
 def legend(axes: Axes, **options: Any) -> None:

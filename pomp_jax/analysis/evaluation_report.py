@@ -49,9 +49,8 @@ _REMARKS = {
 }
 
 
-def evaluation_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
+def evaluation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   """Report of an evaluation: a table and a plot for each group of sets, and every figure."""
-  del fields
   labels, sets = short_labels(results["prompts"]), results["sets"]
   summaries = {name: of["by_class"] for name, of in sets.items() if of.get("by_class")}
   sections = [

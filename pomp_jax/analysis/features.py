@@ -41,10 +41,8 @@ def alignment(
   mean_i ||f(x_i) - g(t_{y_i})||^2, Wang & Isola (2020), eq. 1 with alpha = 2. As in POMP, the pairs
   are images and their classes.
 
-  Rows are unit vectors. Raises ValueError without images.
+  Rows are unit vectors.
   """
-  if not len(labels_n):
-    raise ValueError("alignment needs at least one image")
   gaps_nxE = image_features_nxE - class_features_NxE[labels_n]
   return float(np.mean(np.sum(np.square(gaps_nxE, dtype=np.float64), axis=-1)))
 
@@ -54,12 +52,9 @@ def uniformity(class_features_NxE: Float[np.ndarray, "N E"], temperature: float 
 
   log mean_{i<j} exp(-t ||g_i - g_j||^2), Wang & Isola (2020), eq. 2, over all pairs.
 
-  Rows are unit vectors; temperature is t, dimensionless. Raises ValueError with fewer than two.
+  Two or more rows are unit vectors; temperature is t, dimensionless.
   """
-  n_classes = len(class_features_NxE)
-  if n_classes < 2:
-    raise ValueError(f"uniformity needs at least 2 classes, got {n_classes}")
-  total = 0.0
+  n_classes, total = len(class_features_NxE), 0.0
   for start in range(0, n_classes, _CHUNK):
     block_RxE = class_features_NxE[start : start + _CHUNK]
     # Later classes only: each pair once.
@@ -107,15 +102,10 @@ def branch_plane(
 
 
 class Branches(NamedTuple):
-  """Classes in a few large groups, for the colours of a map.
-
-  Attributes:
-    names: name of each branch.
-    of_class: branch of each class, an index into `names`.
-  """
+  """Classes in a few large groups, for the colours of a map."""
 
   names: tuple[str, ...]
-  of_class: Int[np.ndarray, " N"]
+  of_class: Int[np.ndarray, " N"]  # branch of each class, an index into `names`
 
 
 def wordnet_branches(
@@ -181,8 +171,6 @@ def token_spacing(embeddings_VxD: Float[np.ndarray, "V D"]) -> float:
   The median is over at most 512 tokens, spread evenly over the ids.
   """
   n_tokens = len(embeddings_VxD)
-  if n_tokens < 2:
-    raise ValueError(f"distances between tokens need at least 2 of them, got {n_tokens}")
   tokens = np.linspace(0, n_tokens - 1, min(n_tokens, _SAMPLE)).astype(int)
   distances = cdist(embeddings_VxD[tokens], embeddings_VxD)
   distances[np.arange(len(tokens)), tokens] = np.inf
@@ -196,10 +184,8 @@ def alignment_uniformity(path: str | os.PathLike, sets: Mapping[str, Mapping[str
     sets: data set -> `images`, `classes` and `prompts`: prompt -> `alignment` and `uniformity`;
       None (one class) gives no point.
   """
-  prompts = list(next(iter(sets.values()))["prompts"])
-  figure, axes_of = drawing.panels(
-    len(sets), 3.2, 3.2, "Alignment and uniformity (lower is better)"
-  )
+  prompts, title = list(next(iter(sets.values()))["prompts"]), "Alignment and uniformity"
+  figure, axes_of = drawing.panels(len(sets), 3.2, 3.2, f"{title} (lower is better)")
   for place, (axes, (name, of_set)) in enumerate(zip(axes_of, sets.items(), strict=True)):
     for i, one in enumerate(of_set["prompts"].values()):
       x = math.nan if one["uniformity"] is None else one["uniformity"]
@@ -221,6 +207,7 @@ def similarity_matrices(
   Args:
     features: prompt -> unit class features [N,E].
     branches: branches of the N classes; of more than 240 classes an even subset is shown.
+    title: title of the figure.
   """
   order_N = np.argsort(branches.of_class, kind="stable")
   shown = order_N[spread_evenly(_MATRIX_CLASSES, len(order_N))]
@@ -262,6 +249,7 @@ def class_maps(
   Args:
     features: prompt -> unit class features [N,E].
     branches: branches of the N classes, told apart by colour and marker.
+    title: title of the figure.
   """
   n_classes = len(branches.of_class)
   shown = spread_evenly(_MAP_CLASSES, n_classes)

@@ -91,7 +91,7 @@ def draws_of(
   n_draws: int,
   seed: int,
 ) -> Float[np.ndarray, "R corrections P"]:
-  """Computes gradients of R independent draws for the same images.
+  """Computes gradients of R = `n_draws` independent draws for the same images.
 
   Args:
     gradients: function of `gradient_function`.
@@ -99,13 +99,8 @@ def draws_of(
     n_draws: number of draws R.
     seed: random seed of the draws.
   """
-  keys = jax.random.split(jax.random.key(seed), n_draws)
-  return np.stack(
-    [
-      np.asarray(gradients(*arguments, key), np.float64)
-      for key in steps_of(keys, "gradients", "draws", n_draws)
-    ]
-  )
+  keys = steps_of(jax.random.split(jax.random.key(seed), n_draws), "gradients", "draws", n_draws)
+  return np.stack([np.asarray(gradients(*arguments, key), np.float64) for key in keys])
 
 
 def summarise(
@@ -159,7 +154,6 @@ def gradient_bias_panels(
   """Plots bias, deviation and direction against K: by correction, then by sampler.
 
   Args:
-    path: PNG file to write.
     cells: `sampler`, `correction`, `k` and the figures of `summarise`, one a combination.
     images: number of images B.
     classes: number of classes N.
@@ -216,9 +210,8 @@ def _draws(cells: Sequence[Mapping[str, Any]]) -> str:
   return counted(most, "draw") if fewest == most else f"{fewest:,} to {most:,} draws"
 
 
-def gradient_bias_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
+def gradient_bias_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   """Report of the job `gradient_bias`: its plot, and the figures of each combination."""
-  del fields
   counts = f"{counted(results['images'], 'image')}, {counted(results['n_classes'], 'class')}"
   rows = []
   for own in results["cells"]:

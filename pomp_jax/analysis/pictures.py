@@ -42,17 +42,11 @@ _NAME = 40  # letters of a name in a legend
 
 
 class Boxes(NamedTuple):
-  """Boxes of one image to draw.
+  """Boxes of one image to draw, with a class and a score each."""
 
-  Attributes:
-    boxes: x0, y0, x1, y1 in pixels.
-    classes: class of each.
-    scores: higher is drawn first.
-  """
-
-  boxes: Float32[np.ndarray, "D 4"]
+  boxes: Float32[np.ndarray, "D 4"]  # x0, y0, x1, y1 in pixels
   classes: Int[np.ndarray, " D"]
-  scores: Float32[np.ndarray, " D"]
+  scores: Float32[np.ndarray, " D"]  # higher is drawn first
 
 
 def strongest(boxes: Boxes, most: int = _OF_SHEET) -> Boxes:
@@ -89,13 +83,7 @@ def segmentation_sheet(
 ) -> None:
   """Draws a row for each image, with a legend of its largest classes; the rest is grey.
 
-  Args:
-    path: PNG file to write.
-    images: one or more images.
-    maps: of each image, label maps of its size; negative: no class, shown as the image.
-    titles: of each label map.
-    names: class names.
-    title: title of the sheet, with the numbers of images and classes.
+  `maps` are label maps of each image, one a title; negative: no class, shown as the image.
   """
   legends = [label_colours(*of_image) for of_image in maps]
   pictures = [
@@ -116,13 +104,7 @@ def detection_sheet(
 ) -> None:
   """Draws the `strongest` boxes, a row for each image with a legend of its classes.
 
-  Args:
-    path: PNG file to write.
-    images: one or more images.
-    boxes: of each image, the boxes of each picture.
-    titles: of the pictures.
-    names: class names.
-    title: title of the sheet, with the numbers of images, objects and classes.
+  `boxes` are those of each image, and of each title's picture of it.
   """
   drawn = [[strongest(one) for one in of_image] for of_image in boxes]
   legends = [colours_of(int(c) for one in row for c in one.classes) for row in drawn]
@@ -144,12 +126,7 @@ def overlay(
 ) -> None:
   """Draws a picture under the colours of its classes, and a legend with their shares of pixels.
 
-  Args:
-    path: PNG file to write.
-    image: the picture.
-    labels_HxW: class of each pixel; negative: no class, shown as the picture.
-    names: class names.
-    title: title, such as the picture's file.
+  A negative label is no class, shown as the picture.
   """
   colours = label_colours(labels_HxW)
   others = set(np.unique(labels_HxW[labels_HxW >= 0]).tolist()) - set(colours)
@@ -182,15 +159,7 @@ def boxes_picture(
   names: Sequence[str],
   title: str,
 ) -> None:
-  """Draws the `strongest` boxes on a picture with numbers, and a legend with names and scores.
-
-  Args:
-    path: PNG file to write.
-    image: the picture.
-    boxes: boxes in its pixels.
-    names: class names.
-    title: title, such as the picture's file.
-  """
+  """Draws the `strongest` boxes on a picture with numbers, and a legend with names and scores."""
   drawn = strongest(boxes, _OF_PICTURE)
   colours = colours_of(drawn.classes.tolist())
   shown = dict(zip(colours, _named(colours, names), strict=True))

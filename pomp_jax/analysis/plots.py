@@ -34,7 +34,6 @@ def training_curves(
   """Plots loss and accuracy against the step: raw values faint under a moving average.
 
   Args:
-    path: PNG file to write.
     series: steps and values of `loss`, `accuracy` (fraction, over the sampled classes) and
       `validation_top1` (fraction, over all classes); others are ignored.
     title: method, and the numbers of images, classes and seeds.
@@ -82,7 +81,6 @@ def accuracy_bars(
   """Plots top-1 of all prompts, a group of bars for each split.
 
   Args:
-    path: PNG file to write.
     scores: `scores[split][prompt]` with `top1`, `top1_interval` (fractions) and `images`.
     spread: standard deviations over seeds, `spread[split][prompt]["top1"]`, for the error bars;
       by default these show the interval over the images.
@@ -189,7 +187,6 @@ def accuracy_panels(
   """Plots accuracies as horizontal bars with 95% intervals, and published ones below in grey.
 
   Args:
-    path: PNG file to write.
     accuracy: prompt -> column (a data set, or the mean) -> fraction.
     published: method -> column -> percent; columns without a figure are absent.
     title: title of the figure.
@@ -302,7 +299,6 @@ def prediction_sheet(
   """Draws test images with their true names and the most probable names; the right one is ticked.
 
   Args:
-    path: PNG file to write.
     images: uint8 [n, H, W, 3], n >= 1.
     true_names: n names.
     top3_names: at most three names of each image, the most probable first.

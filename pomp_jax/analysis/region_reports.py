@@ -33,38 +33,18 @@ _DETECTIONS = {"top1": "Top-1 of annotated boxes (%)", "box": "Box AP (%)", "mas
 
 
 class _Kind(NamedTuple):
-  """What differs between the two jobs.
-
-  Attributes:
-    title: what was done.
-    figure: figure of a single class.
-    path: its place in a prompt's figures, where each of the C classes has one.
-    plot: file of the pictures.
-    caption: what the pictures show.
-  """
+  """What differs between the two jobs."""
 
   title: str
-  figure: str
-  path: tuple[str, str]
-  plot: str
-  caption: str
+  figure: str  # figure of a single class
+  path: tuple[str, str]  # its place in a prompt's figures, where each of the C classes has one
+  plot: str  # file of the pictures
+  of_pictures: str  # what the pictures have a class for
 
 
 _KINDS = {
-  "segment": _Kind(
-    "Segmentation",
-    "IoU",
-    ("per_class", "iou"),
-    "segmentation.png",
-    "Images, and the classes of their pixels",
-  ),
-  "detect": _Kind(
-    "Detection",
-    "box AP",
-    ("box", "per_class"),
-    "detections.png",
-    "Images, and the classes of their boxes",
-  ),
+  "segment": _Kind("Segmentation", "IoU", ("per_class", "iou"), "segmentation.png", "pixels"),
+  "detect": _Kind("Detection", "box AP", ("box", "per_class"), "detections.png", "boxes"),
 }
 
 
@@ -82,7 +62,7 @@ def regions_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Rep
     Section("Data and regions", table=facts(_facts(results, fields))),
     prompts_section(results["prompts"], labels),
     *tables,
-    *pictures({kind.plot: kind.caption}),
+    *pictures({kind.plot: f"Images, and the classes of their {kind.of_pictures}"}),
     *_classes(kind, results, pair, labels),
   ]
   text = f"{counted(len(names), 'prompt')} on {counts}, CLIP {results['clip_model']}."

@@ -14,45 +14,26 @@ INTERVAL = "In brackets: 95% interval (Wilson) over the images."
 
 
 class Table(NamedTuple):
-  """Text cells in rows.
+  """Text cells in rows."""
 
-  Attributes:
-    columns: headings; empty for facts, whose rows are a name and a value.
-    rows: cells of each row.
-    marks: of each row "best", "failed", another word for a part of the table, or "".
-    highest: row and column of each highlighted cell.
-  """
-
-  columns: Sequence[str]
+  columns: Sequence[str]  # headings; empty for facts, whose rows are a name and a value
   rows: Sequence[Sequence[str]]
-  marks: Sequence[str] = ()
-  highest: Collection[tuple[int, int]] = ()
+  marks: Sequence[str] = ()  # of each row "best", "failed", a word for a part of the table, or ""
+  highest: Collection[tuple[int, int]] = ()  # row and column of each highlighted cell
 
 
 class Section(NamedTuple):
-  """A part of a report.
-
-  Attributes:
-    title: heading.
-    text: introductory sentences.
-    table: a table.
-    picture: PNG file in the run's `plots`.
-    notes: lines below the table.
-    code: preformatted lines, such as a command.
-    links: text -> path beside the report.
-    folded: whether the section starts folded.
-    brief: whether `results.md` and `results.tex` have the section too.
-  """
+  """A part of a report."""
 
   title: str
-  text: str = ""
+  text: str = ""  # introductory sentences
   table: Table | None = None
-  picture: str = ""
-  notes: Sequence[str] = ()
-  code: str = ""
-  links: Mapping[str, str] = {}
-  folded: bool = False
-  brief: bool = False
+  picture: str = ""  # PNG file in the run's `plots`
+  notes: Sequence[str] = ()  # lines below the table
+  code: str = ""  # preformatted lines, such as a command
+  links: Mapping[str, str] = {}  # text -> path beside the report
+  folded: bool = False  # whether the section starts folded
+  brief: bool = False  # whether `results.md` and `results.tex` have the section too
 
 
 class Report(NamedTuple):

@@ -23,9 +23,8 @@ _SEEDS = "Mean ± sample standard deviation over the seeds."
 _MOST_ROWS = 200  # of files or figures without a limit of their own
 
 
-def training_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
+def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   """Report of a training: its accuracy beside hand-written prompts, its course, its predictions."""
-  del fields
   method, splits = method_label(results["method"]), results["eval"]
   columns = [
     _counted_split(name, results["eval_images"][name], results["eval_classes"][name])
@@ -103,9 +102,8 @@ def _differences(splits: Mapping[str, Mapping[str, Any]]) -> list[Section]:
   return [Section("Difference to the hand-written prompt", text, table)] if rows else []
 
 
-def baselines_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
+def baselines_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   """Report of methods side by side: accuracy, cost, intervals, failures."""
-  del fields
   methods = results["methods"]
   labels = dict(zip(methods, method_labels(list(methods)), strict=True))
   top1 = {labels[name]: row["top1"] for name, row in methods.items()}
@@ -142,9 +140,8 @@ def failures(title: str, corner: str, rows: Sequence[Sequence[str]]) -> Section:
   return Section(title, table=table) if rows else Section(title, "None.")
 
 
-def seeds_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
+def seeds_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   """Report of the job `repeat`: mean and spread of each prompt, gain, and every seed."""
-  del fields
   gains, seeds = results["gain"], results["seeds"]
   top1: dict[str, dict[str, Any]] = {}
   for split, prompts in results["eval"].items():
@@ -220,9 +217,8 @@ def _intervals(found: Mapping[str, Any] | None) -> str:
   return "; ".join(parts)
 
 
-def geometry_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
+def geometry_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   """Report of the job `analyse`: figures, maps and similarities of each set, nearest tokens."""
-  del fields
   labels, sets = short_labels(results["prompts"]), results["sets"]
   counts = [(name, f"{of['images']:,}", f"{of['classes']:,}") for name, of in sets.items()]
   sections = [
@@ -272,9 +268,8 @@ def _nearest_tokens(tokens: Mapping[str, Any], labels: Mapping[str, str]) -> Ite
     yield Section(f"Nearest tokens: {labels[label]}", text, Table(columns, rows), brief=True)
 
 
-def predictions_report(results: Mapping[str, Any], fields: Mapping[str, Any]) -> Report:
+def predictions_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   """Names of pictures that `predict` has classified."""
-  del fields
   images = results["images"]
   rows = [
     [file, ", ".join(f"{one['name']} {100 * one['probability']:.1f}%" for one in best)]

@@ -24,7 +24,7 @@ _OTHERS = ("new", "novel")
 
 
 class SetFigures(NamedTuple):
-  """Figures of one set."""
+  """Figures of one set under each prompt."""
 
   group: str  # group of sets, a key of `config.registry.GROUPS`; a table each
   column: str  # heading of the set's column

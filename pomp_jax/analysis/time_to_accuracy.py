@@ -22,21 +22,13 @@ _LINES = ("-", "--", ":", "-.")
 
 
 class Course(NamedTuple):
-  """Accuracy of cells that differ only in the seed, against time.
+  """Accuracy of cells that differ only in the seed, against time."""
 
-  Attributes:
-    group: the cells, and their figures after the last step.
-    steps: validated steps T.
-    top1: split -> fractions [seeds,T].
-    step_seconds: seconds of a step of a cell alone.
-    start_seconds: seconds of the first bank.
-  """
-
-  group: Group
-  steps: tuple[int, ...]
-  top1: Mapping[str, np.ndarray]
-  step_seconds: float
-  start_seconds: float
+  group: Group  # the cells, and their figures after the last step
+  steps: tuple[int, ...]  # validated steps T
+  top1: Mapping[str, np.ndarray]  # split -> fractions [seeds,T]
+  step_seconds: float  # of a step of a cell alone
+  start_seconds: float  # of the first bank
 
   @property
   def is_exact(self) -> bool:
@@ -142,7 +134,6 @@ def plot(
   deviation over the seeds after the last step.
 
   Args:
-    path: PNG file to write.
     found: one or more courses.
     images: split -> numbers of images that its accuracies are of, where they are known.
   """

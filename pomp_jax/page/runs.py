@@ -48,27 +48,16 @@ class RunFileError(InputError):
 
 
 class Run(NamedTuple):
-  """A line of the list.
+  """A line of the list."""
 
-  Attributes:
-    name: folders below the root, joined by slashes.
-    path: folder.
-    job: job of its config.
-    state: finished, failed, unreadable, or not finished.
-    problem: why it failed or can't be read, one line; or empty.
-    time: of its last change, local, to the minute.
-    report: whether it has a report.
-    prompt: path of the prompt that it has learned, without links; empty if it has none.
-  """
-
-  name: str
+  name: str  # folders below the root, joined by slashes
   path: pathlib.Path
   job: str
-  state: str
-  problem: str
-  time: str
-  report: bool
-  prompt: str
+  state: str  # finished, not finished, failed, or unreadable
+  problem: str  # why it failed or can't be read, one line; or empty
+  time: str  # of its last change, local, to the minute
+  report: bool  # whether it has a report
+  prompt: str  # path of the prompt that it has learned, without links; empty if it has none
 
 
 def find_runs(root: pathlib.Path | None) -> dict[str, Run]:

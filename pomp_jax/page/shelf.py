@@ -16,12 +16,7 @@ class Shelf:
     self._lock = threading.Lock()
 
   def add(self, content: bytes, *, keep: bool = False) -> str:
-    """Adds a picture and returns its key, which can't be guessed.
-
-    Args:
-      content: PNG file.
-      keep: whether it is never dropped.
-    """
+    """Adds a PNG and returns its key, which can't be guessed; `keep`: it is never dropped."""
     key = secrets.token_urlsafe(16)
     with self._lock:
       if keep:

@@ -35,8 +35,6 @@ def test_alignment_is_the_mean_squared_distance():
   assert alignment(images, classes, labels) == pytest.approx(np.mean(distances**2), rel=1e-6)
   assert alignment(classes, classes, np.arange(7)) == 0
   assert alignment(classes, -classes, np.arange(7)) == pytest.approx(4, rel=1e-6)
-  with pytest.raises(ValueError, match="at least one image"):
-    alignment(images[:0], classes, labels[:0])
 
 
 @pytest.mark.parametrize("n_classes", [2, 3, 40, 101])
@@ -47,8 +45,6 @@ def test_uniformity_is_over_distinct_pairs(n_classes, temperature, monkeypatch):
   squares = scipy.spatial.distance.pdist(classes.astype(np.float64), "sqeuclidean")
   expected = np.log(np.mean(np.exp(-temperature * squares)))
   assert uniformity(classes, temperature) == pytest.approx(expected, abs=1e-6)
-  with pytest.raises(ValueError, match="at least 2 classes, got 1"):
-    uniformity(classes[:1])
 
 
 def test_similarity_of_prompts():
@@ -133,5 +129,3 @@ def test_the_spacing_of_tokens():
   table = np.random.default_rng(1).normal(size=(200, 4)).astype(np.float32)
   distances, _ = NearestNeighbors(n_neighbors=2).fit(table).kneighbors(table)
   assert token_spacing(table) == pytest.approx(np.median(distances[:, 1]), rel=1e-5)
-  with pytest.raises(ValueError, match="at least 2"):
-    token_spacing(table[:1])

@@ -15,7 +15,6 @@ from pomp_jax import inputs
 from pomp_jax.analysis.gradient_bias import draws_of, gradient_function, summarise
 from pomp_jax.clip import text_tower
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.jobs import gradient_bias as job
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import Frozen, TextFeatures, class_sequences
@@ -64,28 +63,28 @@ def test_cosines():
 
 
 @pytest.fixture(scope="module")
-def setting():
+def case():
   """Sixteen images and 300 classes of the embedded world, whose CLIP has a scale of 7."""
-  config = small_config()
+  config = small_config(**{"gradient_bias.images": 16, "data.n_classes": 300})
   clip = inputs.open_encoder(config).clip
   clip = dataclasses.replace(clip, params=clip.params | {"logit_scale": np.float32(np.log(7))})
-  encoder, source = Encoder(clip), inputs.open_source(config.data, "train", n_images=300)
-  module, chosen = PromptContext(4, clip.text_width), np.arange(0, 160, 10)
-  params = {"context": jax.random.normal(jax.random.key(0), (4, clip.text_width)) / 50}
-  features = jnp.asarray(encoder.image_features(source.images(chosen)))
-  frozen = jax.tree.map(jnp.asarray, encoder.frozen(encoder.vocabulary(source.names, 4)))
-  labels = jnp.asarray(source.labels[chosen])
-  return job._Setting(encoder, module, params, frozen, features, labels, 300, config, "")
+  encoder, source = Encoder(clip), inputs.open_source(config.data, "train", n_images=16)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(inputs, "open_encoder", lambda _: encoder)
+    setting = job._open(config)
+  module = PromptContext(config.prompt.m, clip.text_width, config.prompt.position)
+  return setting, encoder, module, encoder.image_features(source.images(np.arange(16))), source
 
 
-def test_all_classes_give_the_gradient_of_the_full_softmax(setting):
+def test_all_classes_give_the_gradient_of_the_full_softmax(case):
+  setting, encoder, module, features, source = case
   frozen = setting.frozen
-  tower = text_tower(PLAIN_TOWER, setting.encoder.clip.config.text_config)
+  tower = text_tower(PLAIN_TOWER, encoder.clip.config.text_config)
 
   def loss(params):
-    sequences = class_sequences(setting.module, params, frozen, jnp.arange(300))
-    logits = 7 * normalize(setting.features) @ normalize(tower(frozen.text, *sequences)).T
-    return optax.softmax_cross_entropy_with_integer_labels(logits, setting.labels).mean()
+    sequences = class_sequences(module, params, frozen, jnp.arange(300))
+    logits = 7 * normalize(features) @ normalize(tower(frozen.text, *sequences)).T
+    return optax.softmax_cross_entropy_with_integer_labels(logits, source.labels).mean()
 
   expected = jax.jit(jax.grad(loss))(setting.params)["context"].ravel()
   found = setting.gradients(300, SamplingSettings(), ("log", "none"), 1)[0]
@@ -93,17 +92,9 @@ def test_all_classes_give_the_gradient_of_the_full_softmax(setting):
   assert_close(found[1], expected, 1e-4)
 
 
-def test_a_sampler_has_the_scale_of_the_clip(setting, tmp_path, monkeypatch):
+def test_a_sampler_has_the_scale_of_the_clip(case):
   """The world's CLIP has the default, 100."""
-  seen = []
-
-  def recorded(self, k, sampling, corrections, n_draws):
-    seen.append((sampling.name, sampling.logit_scale))
-    return np.random.default_rng(0).normal(size=(n_draws, 1, 5))
-
-  monkeypatch.setattr(job._Setting, "gradients", recorded)
-  job._cells(setting, RunFolder(tmp_path), "posterior", 20, ("log",), np.ones(5))
-  assert seen == [("posterior", pytest.approx(7))]
+  assert case[0].sampling.logit_scale == pytest.approx(7)
 
 
 class _Free:
