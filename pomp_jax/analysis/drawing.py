@@ -92,24 +92,17 @@ class _RoundNumbers(Locator):
 
   def __call__(self) -> list[float]:
     """Ticks of the axis's present range."""
-    return self.tick_values(*self.axis.get_view_interval())
-
-  def tick_values(self, vmin: float, vmax: float) -> list[float]:
-    """Ticks between two positive numbers."""
-    low, high = sorted((vmin, vmax))
+    low, high = sorted(self.axis.get_view_interval())
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for multiples in _MULTIPLES:
       found = [m * 10.0**power for power in powers for m in multiples]
       found = [value for value in found if low <= value <= high]
       if len(found) <= _MOST:
         break
-    else:
-      found = found[:: -(-len(found) // _MOST)]
-    if len(found) < _FEWEST:
-      # Less than a factor of two or three.
+    if len(found) < _FEWEST:  # less than a factor of two or three
       even = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
       found = [float(value) for value in even if low <= value <= high]
-    return found
+    return found[:: max(-(-len(found) // _MOST), 1)]
 
 
 def plain_number(value: float | int) -> str:
@@ -121,7 +114,7 @@ def plain_number(value: float | int) -> str:
 
 
 def error_bars(axes: Axes, x: Any, y: Any, number: int, **options: Any) -> ErrorbarContainer:
-  """Draws a series with error bars; `options` are those of `Axes.errorbar`."""
+  """Draws the series of a number with error bars; `options` are those of `Axes.errorbar`."""
   base = {"markersize": 5, "linewidth": 1.4, "capsize": 3, **style(number)}
   return axes.errorbar(x, y, **base | options)
 

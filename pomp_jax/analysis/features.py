@@ -5,7 +5,6 @@ E embedding, M context vectors, V tokens of the vocabulary, D width, T nearest t
 """
 
 from collections.abc import Mapping, Sequence
-import math
 import os
 import re
 from typing import Any, NamedTuple
@@ -69,9 +68,8 @@ def prompt_similarity(
   features_PxNxE: Sequence[Float[np.ndarray, "N E"]],
 ) -> Float[np.ndarray, "P P"]:
   """Computes the mean cosine between the unit features of a class under two prompts."""
-  stacked = np.stack(features_PxNxE).astype(np.float64)
-  rows = stacked.reshape(len(stacked), -1)
-  return rows @ rows.T / stacked.shape[1]
+  rows_PxNE = np.stack(features_PxNxE).astype(np.float64).reshape(len(features_PxNxE), -1)
+  return rows_PxNE @ rows_PxNE.T / len(features_PxNxE[0])
 
 
 def branch_plane(
@@ -188,8 +186,8 @@ def alignment_uniformity(path: str | os.PathLike, sets: Mapping[str, Mapping[str
   figure, axes_of = drawing.panels(len(sets), 3.2, 3.2, f"{title} (lower is better)")
   for place, (axes, (name, of_set)) in enumerate(zip(axes_of, sets.items(), strict=True)):
     for i, one in enumerate(of_set["prompts"].values()):
-      x = math.nan if one["uniformity"] is None else one["uniformity"]
-      axes.plot(x, one["alignment"], linestyle="", markersize=8, **drawing.style(i))
+      x = np.array([one["uniformity"]], float)  # None becomes NaN, which is not drawn
+      axes.plot(x, [one["alignment"]], linestyle="", markersize=8, **drawing.style(i))
     axes.margins(0.2)
     y_label = "" if place % drawing.COLUMNS else "alignment of images and classes"
     counts = f"{counted(of_set['images'], 'image')}, {counted(of_set['classes'], 'class')}"

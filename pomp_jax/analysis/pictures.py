@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from pomp_jax.analysis import drawing
+from pomp_jax.analysis.labels import shorten
 from pomp_jax.regions.boxes import iou
 
 # Tol's muted palette and Okabe and Ito's, told apart by colour-blind readers too.
@@ -213,7 +214,7 @@ def _alone(picture: np.ndarray, legend: Mapping[str, str], title: str) -> tuple[
   """A sheet of one picture, pixel by pixel, that is high enough for its legend."""
   high, wide = (side / drawing.DPI + 2 * _MARGIN for side in picture.shape[:2])
   sides = (wide, max(high, _ALONE / 2))
-  figure, [[axes]] = sheet([[picture]], [legend], [""], drawing.shorten(title, 80), sides)
+  figure, [[axes]] = sheet([[picture]], [legend], [""], shorten(title, 80), sides)
   return figure, axes
 
 

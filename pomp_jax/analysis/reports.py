@@ -269,15 +269,19 @@ def _nearest_tokens(tokens: Mapping[str, Any], labels: Mapping[str, str]) -> Ite
 
 
 def predictions_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
-  """Names of pictures that `predict` has classified."""
+  """Names that `predict` has found in pictures, with a probability, share of pixels or score."""
   images = results["images"]
   rows = [
-    [file, ", ".join(f"{one['name']} {100 * one['probability']:.1f}%" for one in best)]
-    for file, best in list(images.items())[:_MOST_ROWS]
+    [file, ", ".join(f"{one['name']} {100 * _weight(one):.1f}%" for one in found)]
+    for file, found in list(images.items())[:_MOST_ROWS]
   ]
   title = f"Predictions{_first_of(len(images))}"
   text = f"{counted(len(images), 'picture')}."
   return Report(title, text, [Section(title, table=Table(("file", "names"), rows))])
+
+
+def _weight(found: Mapping[str, Any]) -> float:
+  return next(found[name] for name in ("share", "score", "probability") if name in found)
 
 
 def figures_report(results: Mapping[str, Any]) -> Report:

@@ -286,7 +286,7 @@ def shown_prompts(prompts: Sequence[NamedPrompt]) -> list[NamedPrompt]:
 
 
 def _drawn(draw: Callable[[pathlib.Path], None]) -> bytes:
-  """The PNG that a function of `analysis` writes."""
+  """Returns the PNG that a function of `analysis` writes."""
   with tempfile.TemporaryDirectory(prefix="pomp_page_") as folder:
     path = pathlib.Path(folder) / "plot.png"
     draw(path)

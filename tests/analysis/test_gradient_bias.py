@@ -73,18 +73,21 @@ def case():
     patch.setattr(inputs, "open_encoder", lambda _: encoder)
     setting = job._open(config)
   module = PromptContext(config.prompt.m, clip.text_width, config.prompt.position)
-  return setting, encoder, module, encoder.image_features(source.images(np.arange(16))), source
+  drawn = np.random.default_rng(config.seed).permutation(len(source))
+  chosen = np.sort(drawn[:16])  # the job's images
+  features = jnp.asarray(encoder.image_features(source.images(chosen)))
+  return setting, encoder, module, features, source.labels[chosen]
 
 
 def test_all_classes_give_the_gradient_of_the_full_softmax(case):
-  setting, encoder, module, features, source = case
+  setting, encoder, module, features, labels = case
   frozen = setting.frozen
   tower = text_tower(PLAIN_TOWER, encoder.clip.config.text_config)
 
   def loss(params):
     sequences = class_sequences(module, params, frozen, jnp.arange(300))
     logits = 7 * normalize(features) @ normalize(tower(frozen.text, *sequences)).T
-    return optax.softmax_cross_entropy_with_integer_labels(logits, source.labels).mean()
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
   expected = jax.jit(jax.grad(loss))(setting.params)["context"].ravel()
   found = setting.gradients(300, SamplingSettings(), ("log", "none"), 1)[0]

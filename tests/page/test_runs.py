@@ -101,10 +101,11 @@ def test_results_of_another_version_are_a_list_of_figures(root):
 
 
 def test_names_of_predicted_files(root):
-  best = [{"name": "star", "probability": 0.75}, {"name": "leaf", "probability": 0.125}]
-  write_run(root / "predicted", job="predict", images={"a.png": best})
+  best = [{"name": "star", "probability": 0.75}, {"name": "leaf", "share": 0.125}]
+  images = {"a.png": best, "b.png": [{"name": "fox", "score": 0.5}]}
+  write_run(root / "predicted", job="predict", images=images)
   text, _ = runs.show(runs.find_runs(root)["predicted"], str)
-  assert Page(text).table("file") == [["a.png", "star 75.0%, leaf 12.5%"]]
+  assert Page(text).table("file") == [["a.png", "star 75.0%, leaf 12.5%"], ["b.png", "fox 50.0%"]]
 
 
 def test_the_state_of_a_run_and_why_it_failed(root):
