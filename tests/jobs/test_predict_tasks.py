@@ -227,6 +227,7 @@ BAD = {
   "width": (DETECT | {"propose.network": "HERE/wide.pth"}, "clip.model"),
   "prompt": (PATCHES | {"predict.prompt": "HERE/wide.npz"}, "wide.npz"),
   "a long name": (SEGMENT | NETWORK | {"predict.names": "HERE/long.txt"}, "very"),
+  "window": (PATCHES | {"segment.window": 3}, "segment.window"),
   "background": (PATCHES | {"segment.background_below": 0.5}, "segment.background_below"),
   "other pictures": (DETECT | BOXES | {"regions.path": "HERE/other.json"}, "other.json"),
   "pixels of boxes": (SEGMENT | BOXES, "regions.path"),
