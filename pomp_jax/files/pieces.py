@@ -161,9 +161,12 @@ def _read_facts(path: Path) -> Piece:
   return Piece(_parse(read_bytes(path), path), {})
 
 
-def _read_arrays(path: Path) -> Piece:
+def _read_arrays(path: Path) -> Piece | None:
+  """Reads a piece with arrays; None of an archive without facts, a cell's prompt for example."""
   try:
     with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:
+      if _FACTS not in archive.files:
+        return None
       arrays = {name: archive[name] for name in archive.files}
     text = arrays.pop(_FACTS).tobytes()
   except Exception as error:  # a damaged archive fails in more ways than NumPy documents

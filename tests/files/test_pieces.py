@@ -12,7 +12,7 @@ FACTS = {"top1": 0.5, "name": "Äpfel", "steps": [1, 2]}
 ARRAYS = {"counts": np.arange(12).reshape(3, 4), "empty": np.zeros((0, 2), np.float32)}
 
 
-def test_what_is_missing_is_what_was_not_saved_under_this_key(tmp_path):
+def test_what_is_missing_is_what_was_not_saved_under_this_key(tmp_path, caplog):
   pieces = Pieces(tmp_path / "pieces", "key")
   assert pieces.missing(["a", "b"]) == ["a", "b"] and not pieces.folder.exists()
   pieces.save("a", FACTS)
@@ -21,6 +21,8 @@ def test_what_is_missing_is_what_was_not_saved_under_this_key(tmp_path):
   assert pieces.missing(["a", "b"], fits=lambda facts: facts["top1"] > 0.5) == ["a", "b"]
   assert Pieces(pieces.folder, "other").missing(["a", "b"]) == ["a", "b"]
   assert Pieces(pieces.folder, {"a": "key", "b": "other"}).missing(["a", "b"]) == ["b"]
+  np.savez(pieces.path("d", "npz"), context=np.zeros(3))  # no piece
+  assert pieces.missing(["d"]) == ["d"] and not caplog.messages
   pieces.remove()
   assert pieces.load("a") is None
   with pytest.raises(RunFolderError, match=r"a\.json"):

@@ -117,6 +117,9 @@ class Store:
       if [self._generation(described)] != query["ifGenerationMatch"]:
         return 412, [], b""
     status, answered, content = self._send(method, path, body, headers)
+    # Google's own store names the object's version beside its content.
+    if method == "GET" and query.get("alt") == ["media"] and self.scheme == "gs":
+      answered.append(("x-goog-generation", self._generation(url.path.removeprefix("/download"))))
     # Google's own store lists the names of a range, and TensorStore ends the process over others.
     if "startOffset" in query and status == 200:
       first, last = query["startOffset"][0], query.get("endOffset", ["\uffff"])[0]
