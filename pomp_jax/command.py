@@ -4,6 +4,7 @@ What must not wait for JAX, whose import takes seconds: the handlers of signals,
 """
 
 import contextlib
+import faulthandler
 import importlib
 import importlib.metadata
 import os
@@ -17,6 +18,7 @@ from pomp_jax import __version__
 
 def run() -> None:
   """Runs the command line `sys.argv`; ends the process with its exit status."""
+  faulthandler.enable()
   # Process 1 of a container has no other handler.
   signal.signal(signal.SIGTERM, _end)
   if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it

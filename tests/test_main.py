@@ -103,6 +103,7 @@ def test_a_bad_field_is_one_line_and_writes_nothing(refused, monkeypatch, argume
     (["--config=elsewhere/demo.py", "--workdir=x"], "elsewhere/demo.py; --config=demo"),
     (["--config=dmo:k=64"], "no packaged config 'dmo'; did you mean demo"),
     ([f"{DEMO}:q=64", "--workdir=x"], "unknown field config.q"),
+    ([DEMO, "--config.data.root"], "--config.data.root: expected a value"),
     ([DEMO, "--workdir=x", "k=64"], "unknown argument 'k=64'"),
     # One class can't be told apart.
     (
@@ -208,12 +209,13 @@ def test_bad_input_of_predict(refused, tmp_path, field, names, expected):
     (DamagedFeaturesError("block-00001.npy: can't be read"), 1),
   ],
 )
-def test_bad_input_is_not_what_fails_in_the_midst(capsys, play, error, expected):
+def test_bad_input_is_not_what_fails_in_the_midst(capsys, play, tmp_path, error, expected):
   def fail(*_):
     raise error
 
-  play(check=fail)
-  assert run_main(capsys, DEMO, "--workdir=run") == (expected, [f"error: {error}"])
+  play(**{"check" if expected == 2 else "run": fail})
+  assert run_main(capsys, DEMO, f"--workdir={tmp_path}") == (expected, [f"error: {error}"])
+  assert (tmp_path / "error.txt").exists() == (expected == 1)
 
 
 @pytest.mark.parametrize("dry_run", [False, True])

@@ -84,14 +84,16 @@ def _overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
   rest = []
   remaining = iter(arguments)
   for argument in remaining:
-    found = re.fullmatch(r"--?config\.([^=]*)(?:=(.*))?", argument, re.DOTALL)
+    found = re.fullmatch(r"--config\.([^=]*)(?:=(.*))?", argument, re.DOTALL)
     if not found:
       rest.append(argument)
       continue
     field, text = found.groups()
     if text is None:
       is_flag = field in FIELDS and FIELDS[field].type is bool
-      text = "true" if is_flag else next(remaining, "")
+      text = "true" if is_flag else next(remaining, None)
+      if text is None:
+        raise InputError(f"{argument}: expected a value, found nothing")
     values[field] = value_of_text(field, text)
   return values, rest
 

@@ -136,7 +136,10 @@ def open_folder(
       f" {', '.join(EXTENSIONS)})"
     )
   _warn_of_unread(str(folder), listed)
-  return StoredImages(classes.names, labels, keys, Files(folder))
+  try:
+    return StoredImages(classes.names, labels, keys, Files(folder))
+  except SourceError as error:
+    raise SourceError(f"{folder}: {error}") from error
 
 
 def _warn_of_unread(folder: str, listed: Mapping[str, "Listing"]) -> None:

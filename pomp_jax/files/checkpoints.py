@@ -211,7 +211,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     for step in steps:
       if step not in self._metrics:
         try:
-          self._metrics[step] = _read_facts(self._path(step))["metric"]
+          self._metrics[step] = _twice(_read_facts, self._path(step))["metric"]
         except DamagedFileError as damage:
           self._set_aside(step, damage)
     measured = [step for step in steps if self._metrics.get(step) is not None]
@@ -285,11 +285,15 @@ def read_checkpoint(path: str | os.PathLike) -> Restored:
 
 def _read(path: Path) -> Restored:
   """Reads a checkpoint and compares its checksums; tries twice, as a network disk can fail."""
+  return _twice(_read_once, path)
+
+
+def _twice(read: Callable[[Path], Any], path: Path) -> Any:
   try:
-    return _read_once(path)
+    return read(path)
   except DamagedFileError:
     time.sleep(_RETRY_SECONDS)
-    return _read_once(path)
+    return read(path)
 
 
 def _read_once(path: Path) -> Restored:

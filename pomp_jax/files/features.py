@@ -118,17 +118,16 @@ class Features:
     return sorted(int(match[1]) for match in found if match)
 
   def to_compute(self) -> list[int]:
-    """Blocks that are missing or damaged; warns of each damaged one and removes its file.
+    """Blocks that are missing or damaged; warns of each damaged one.
 
     Reads all others, unless `complete` has found nothing missing before.
     """
     there = self.stored()
     if len(there) == self.n_blocks and self._pieces.load(_COMPLETE):
       return []
-    for block in steps_of(there, "reading stored features", "blocks"):
-      self.find(block)
-    there = self.stored()
-    return [block for block in range(self.n_blocks) if block not in there]
+    shown = steps_of(there, "reading stored features", "blocks")
+    intact = {block for block in shown if self.find(block) is not None}
+    return [block for block in range(self.n_blocks) if block not in intact]
 
   def complete(self) -> list[int]:
     """Indices of the images that could not be read, once all blocks are stored.
@@ -143,13 +142,11 @@ class Features:
     return known.facts["unreadable"]
 
   def find(self, block: int) -> Float[np.ndarray, "b R E"] | None:
-    """Reads a block; None if it is damaged or missing: warns, and removes its file."""
+    """Reads a block; None, with a warning, if it is damaged or missing."""
     try:
       return self._read(np.s_[self.rows(block)])
     except DamagedFeaturesError as error:
       log.warning("%s", error)
-      with self._writing():
-        del self._opened().kvstore[f"c.{block}.0.0"]
       return None
 
   def read(
@@ -164,6 +161,8 @@ class Features:
   def write(self, block: int, features: Float[np.ndarray, "b R E"]) -> None:
     """Writes a block; RunFolderWriteError if that fails."""
     with self._writing():
+      # The last block has fewer images than its file, which would be read before it is written.
+      del self._opened().kvstore[f"c.{block}.0.0"]
       self._opened()[self.rows(block)].write(features).result()
 
   def _read(self, where: Any) -> np.ndarray:

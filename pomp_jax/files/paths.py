@@ -21,6 +21,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import tempfile
 from typing import Any
 
@@ -157,8 +158,11 @@ def store_of(path: str | os.PathLike) -> Any:
 
 
 def remove_folder(path: str | os.PathLike) -> None:
-  """Removes a folder and all that it holds; a missing one is none."""
-  epath.Path(path).rmtree(missing_ok=True)
+  """Removes a folder and all that it holds; what can't be removed of a local one stays."""
+  if is_bucket(path):
+    epath.Path(path).rmtree(missing_ok=True)
+  else:
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def version_of(path: str | os.PathLike) -> str:

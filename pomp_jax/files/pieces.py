@@ -28,6 +28,7 @@ from pomp_jax.files.run_folder import (
   writing,
 )
 from pomp_jax.files.terminal import printable
+from pomp_jax.files.texts import read_file
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +77,11 @@ class Pieces:
     """
     found = None
     if hosts.is_first():
-      pieces = {name: self.load(name) for name in names}
-      found = [name for name, piece in pieces.items() if piece is None or not fits(piece.facts)]
+      found = []
+      for name in names:  # one at a time in memory
+        piece = self.load(name)
+        if piece is None or not fits(piece.facts):
+          found.append(name)
     return hosts.from_first(found, f"what {self.folder} lacks")
 
   def load(self, name: str) -> Piece | None:
@@ -158,7 +162,7 @@ def stored_array(
 
 
 def _read_facts(path: Path) -> Piece:
-  return Piece(_parse(read_bytes(path), path), {})
+  return Piece(_parse(read_file(path, RunFolderError), path), {})
 
 
 def _read_arrays(path: Path) -> Piece | None:

@@ -275,12 +275,11 @@ def noting_failure(workdir: str | os.PathLike) -> Iterator[None]:
   path, reason = to_path(workdir) / ERROR, None
   try:
     yield
-  except InputError:
-    reason = ""
-    raise
   except Exception as error:
-    named = isinstance(error, RunError | TryAgain)
+    named = isinstance(error, InputError | RunError | TryAgain)
     reason = str(error) if named else disk_failure(error) or f"{type(error).__name__}: {error}"
+    if named and error.status == InputError.status:
+      reason = ""
     raise
   finally:
     with contextlib.suppress(OSError):

@@ -23,6 +23,8 @@ from pomp_jax.files.run_folder import RunFolderWriteError
 
 log = logging.getLogger(__name__)
 
+_NO_END = 7 * 86_400.0  # s
+
 
 class StoredFeatures:
   """Features of the images of one source: those that a folder has, and those that are added.
@@ -88,7 +90,9 @@ class StoredFeatures:
   def _share(self) -> None:
     """Sends what process 0 has found to all."""
     found = bool(np.isfinite(self.features).any())
-    if hosts.from_first(found, "whether features are stored") and hosts.n_processes() > 1:
+    # Process 0 may read for long.
+    found = hosts.from_first(found, "whether features are stored", seconds=_NO_END)
+    if found and hosts.n_processes() > 1:
       bits_nxE = self.features.view(np.uint32) * np.uint32(hosts.is_first())
       self.features = np.array(hosts.merged(bits_nxE)).view(np.float32)
 

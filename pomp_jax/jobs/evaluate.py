@@ -120,14 +120,15 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   }
   tables = [(item.name, item.group, item.column, item.part, item.reader) for item in sets]
   key = fingerprint([*keys.values(), json.dumps(run), repr((tables, config.evaluate.images))])
-  if (results := folder.finished(key=key)) is not None:
+  pieces = Pieces(folder.sets, keys)
+  # A damaged set is evaluated again, also of a finished run.
+  todo = pieces.missing(keys)
+  if not todo and (results := folder.finished(key=key)) is not None:
     return results
   if first:
     folder.create()
     write_json(folder.config, config.to_dict())
     _log_missing_classes(counts, opened)
-  pieces = Pieces(folder.sets, keys)
-  todo = pieces.missing(keys)
   if len(todo) < len(keys):
     log.info("%d of %d sets were evaluated before", len(keys) - len(todo), len(keys))
   for name in steps_of([name for name in opened if file_name(name) in todo], "evaluation", "sets"):

@@ -9,7 +9,6 @@ missing.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import logging
-import os
 import time
 from typing import Any, NamedTuple
 
@@ -29,6 +28,8 @@ from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import StoredImages, readable_images
 from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.checkpoints import read_checkpoint
+from pomp_jax.files.hub import is_prompt_file
+from pomp_jax.files.paths import is_dir
 from pomp_jax.files.pieces import Pieces
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
 from pomp_jax.files.run_folder import RunFolder, writing
@@ -147,7 +148,7 @@ def _log_cells(cells: Sequence[Mapping[str, Any]]) -> None:
 
 def _load(path: str) -> tuple[Prompt, np.ndarray | None]:
   """Loads a prompt, and the bank of the checkpoint that holds it, if there is one."""
-  if os.path.basename(os.path.dirname(path.rstrip("/"))) != "checkpoints":
+  if is_prompt_file(path) or not is_dir(path):
     return load_prompt(path), None
   checkpoint = read_checkpoint(path)
   return prompt_of_checkpoint(checkpoint, path), checkpoint.state.get("bank")

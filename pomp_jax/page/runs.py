@@ -213,7 +213,8 @@ def _html(report: Report, files: Sequence[str], address: Callable[[str], str]) -
     table = section.table
     if table is not None:
       table = table._replace(rows=without_folders(table.rows))
-    section = section._replace(table=table, links={})
+    text, notes = without_folders(section.text), without_folders(section.notes)
+    section = section._replace(table=table, text=text, notes=notes, links={})
     parts.append(html_section(section, address))
   return "".join(parts)
 

@@ -92,7 +92,7 @@ def check_same_images(folder: RunFolder, features: Features) -> None:
     if stored.get(field) != needed:
       raise FeatureStoreError(
         f"{path}: {field} is {printable(repr(stored.get(field)))}, this start needs {needed!r}:"
-        " images were added, removed or renamed; start another --workdir, or restore the images"
+        " images, CLIP or preparation changed; start another --workdir or restore them"
       )
 
 

@@ -126,7 +126,7 @@ class Checkpoint(NamedTuple):
       "seconds": self.seconds,
       "position": (self.step + skipped) * run.config.batch_size,
       "unreadable": self.unreadable,
-      # Names of the first versions, whose checkpoints are still read.
+      # Names of the first versions.
       "detour": {"roll_backs": self.roll_backs.count, "batches": skipped},
       "judge": self.statistics,
       "devices": jax.device_count(),

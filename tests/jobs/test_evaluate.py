@@ -314,6 +314,12 @@ def test_a_set_that_is_done_is_not_done_again(case, results, computed, copy_of):
   assert computed == [(10, SIZES["eurosat"])]
   assert list(again["sets"]) == list(results["sets"])
   assert all((workdir / name).exists() for name in ("results.json", "clip_benchmark.csv"))
+  # A damaged set of a finished evaluation.
+  damaged = workdir / "sets/eurosat.json"
+  damaged.write_text(f"{damaged.read_text()}x")
+  computed.clear()
+  run(config, workdir)
+  assert computed == [(10, SIZES["eurosat"])]
   # What the figures depend on has changed: the prompts, the images, the CLIP.
   config = changed(config, {"evaluate.sets_file": "", "evaluate.sets": "dtd;eurosat"})
   for field, value in (

@@ -122,6 +122,16 @@ def test_unusable_arrays(tmp_path, field, array, part):
     assert str(early.value) == str(error.value)
 
 
+def test_a_header_that_names_fewer_rows_is_noticed(tmp_path):
+  RegionWriter(tmp_path, HEADER)
+  np.savez(tmp_path / "7.npz", boxes=np.tile(np.array([[0, 0, 9, 9]], np.float32), (900, 1)))
+  content = (tmp_path / "7.npz").read_bytes()
+  assert content.count(b"(900, 4)") == 1
+  (tmp_path / "7.npz").write_bytes(content.replace(b"(900, 4)", b"(800, 4)"))
+  with pytest.raises(RegionFileError, match="boxes is damaged"):
+    RegionFolder(tmp_path).read(7, HEIGHT, WIDTH)
+
+
 def test_missing_and_impossible_keys(folder):
   regions = RegionFolder(folder)
   with pytest.raises(RegionFileError, match=r"8\.npz"):
