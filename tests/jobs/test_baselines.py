@@ -66,9 +66,9 @@ def told(tmp_path, monkeypatch):
   """What processes are told by the first, and whether its results were in `run/` by then."""
   told, from_first = [], pretrain.hosts.from_first
 
-  def noted(value, what):
+  def noted(value, what, **more):
     told.append((what, (tmp_path / "run" / "results.json").exists()))
-    return from_first(value, what)
+    return from_first(value, what, **more)
 
   monkeypatch.setattr(pretrain.hosts, "from_first", noted)
   return told
