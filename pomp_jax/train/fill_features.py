@@ -90,9 +90,12 @@ def check_same_images(folder: RunFolder, features: Features) -> None:
   stored = read_json(path)
   for field, needed in features.made_from.items():
     if stored.get(field) != needed:
+      changed = "images were added, removed or renamed"
+      if field != "images":
+        changed = "the CLIP or its preparation changed"
       raise FeatureStoreError(
         f"{path}: {field} is {printable(repr(stored.get(field)))}, this start needs {needed!r}:"
-        " images, CLIP or preparation changed; start another --workdir or restore them"
+        f" {changed}; start another --workdir, or restore them"
       )
 
 
