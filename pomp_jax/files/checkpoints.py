@@ -356,4 +356,4 @@ def _checksums(tree: PyTree) -> dict[str, str]:
 def _as_line(error: BaseException) -> str:
   """Formats an error as one line; keeps both ends of a long one."""
   text = " ".join(f"{type(error).__name__}: {error}".split())
-  return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
+  return text if len(text) <= 1000 else f"{text[:500]} ... {text[-500:]}"
