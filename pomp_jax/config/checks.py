@@ -253,12 +253,12 @@ def _check_names(field: str, names: str) -> None:
 
 def _check_views(settings: Settings) -> None:
   data = settings.data
-  alike = data.augment == "none"
+  unchanged = data.augment == "none"
   expected = "1 where data.augment='none': all views are equal"
-  require(not alike or data.views == 1, "data.views", data.views, expected)
+  require(not unchanged or data.views == 1, "data.views", data.views, expected)
   expected = f"a multiple of data.views = {data.views}"
   require(settings.batch_size % data.views == 0, "batch_size", settings.batch_size, expected)
-  repeats = data.features != "stored" or alike or data.view_epochs
+  repeats = data.features != "stored" or unchanged or data.view_epochs
   expected = f"'online' where data.augment={data.augment!r} and data.view_epochs=0: no view repeats"
   require(repeats, "data.features", data.features, expected)
 

@@ -45,7 +45,7 @@ TEMPLATES = tuple(sorted(file.stem for file in (_FOLDER / "templates").glob("*.t
 SYNSET = re.compile(r"n[0-9]{8}")  # WordNet id of a noun
 
 _DEFAULT_TEMPLATE = "a photo of a {}."
-_MAX_NAME = 1000  # no text tower has positions for so many letters
+_MAX_NAME = 1000  # more than a text tower has positions for
 
 
 class VocabularyError(InputError, ValueError):

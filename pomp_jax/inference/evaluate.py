@@ -156,7 +156,7 @@ def tally(
     reference: prompt with which the others are compared; None: none.
     batch_size: images per batch over all devices, rounded up to a multiple of their number.
     threads: number of prefetching threads in each process.
-    max_corrupt: as `split_features` has it.
+    max_corrupt: share of images that may be unreadable, as in `split_features`.
 
   Raises:
     EvaluationError: features are not finite.
