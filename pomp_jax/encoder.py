@@ -17,7 +17,7 @@ import numpy as np
 from pomp_jax.clip import Clip, TextTower, image_tower, text_tower, tokenize
 from pomp_jax.clip.text import MemoryPlan
 from pomp_jax.data.class_lists import normalized_names
-from pomp_jax.files.array_cache import ArrayCache, fingerprint
+from pomp_jax.files.pieces import ArrayCache, fingerprint
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.context import ClassTokens, PromptContext

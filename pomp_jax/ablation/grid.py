@@ -15,7 +15,7 @@ from typing import Any
 
 from pomp_jax.config import FIELDS, ConfigError, Settings, validate, value_of_text
 from pomp_jax.config.declare import check_name
-from pomp_jax.files.array_cache import fingerprint
+from pomp_jax.files.pieces import fingerprint
 from pomp_jax.prompt.sampling.samplers import EXCLUSIONS, SAMPLERS
 from pomp_jax.train.resume import leaves_result_as_it_is
 

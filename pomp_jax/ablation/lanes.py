@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from pomp_jax.ablation.grid import Cell
-from pomp_jax.files.array_cache import fingerprint
+from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.prompt.loss import SCALES
 from pomp_jax.prompt.mesh import DATA, replicate

@@ -17,8 +17,7 @@ from pomp_jax.data.annotations import Annotations, read_annotations, run_lengths
 from pomp_jax.data.class_splits import ClassSplit, read_class_split
 from pomp_jax.data.pixels import PixelFolder, open_pixels
 from pomp_jax.data.source import DataFields, SourceError, StoredImages
-from pomp_jax.files.array_cache import file_stamps, fingerprint
-from pomp_jax.files.pieces import stored_array
+from pomp_jax.files.pieces import file_stamps, fingerprint, stored_array
 from pomp_jax.files.terminal import waiting
 
 # CLIP's mean colour, in 8 bits.

@@ -31,9 +31,8 @@ from pomp_jax.data.class_lists import (
 from pomp_jax.data.folder import classes_of, match_classes
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import DataFields, LabelledSet, SourceError, StoredImages
-from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.paths import is_file, local_copy, scheme_of, to_path
-from pomp_jax.files.pieces import stored_array
+from pomp_jax.files.pieces import fingerprint, stored_array
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,8 @@ import numpy as np
 import tensorstore
 
 from pomp_jax.errors import InputError, RunError
-from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.paths import Path, is_bucket, scheme_of, to_path
-from pomp_jax.files.pieces import Pieces
+from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.run_folder import RunFolderWriteError, to_json
 from pomp_jax.files.terminal import printable, steps_of
 

@@ -1,12 +1,14 @@
 """The store of finished pieces: what a job has done, so that its restart does only the rest.
 
-A piece is `NAME.json` (facts), or `NAME.npz` (arrays, and the facts as the JSON text `facts`). Each
-holds the key of what it was computed from, and a checksum. It is written atomically, on a disk and
-in a bucket. A piece that is missing, damaged or of another key counts as not done; a damaged one is
-also logged as a warning.
+A piece is `NAME.json` (facts), or `NAME.npz` (arrays, and the facts as the JSON text `facts`). It
+holds the key of what it was computed from, and a checksum, and is written atomically, on a disk and
+in a bucket. A piece that is missing, damaged (a warning) or of another key counts as not done.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+import concurrent.futures
+import hashlib
 import io
 import json
 import logging
@@ -19,7 +21,15 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.checksums import with_checksum
-from pomp_jax.files.paths import Path, exists, read_bytes, remove_folder, to_path
+from pomp_jax.files.paths import (
+  Path,
+  exists,
+  is_bucket,
+  read_bytes,
+  remove_folder,
+  to_path,
+  version_of,
+)
 from pomp_jax.files.run_folder import (
   DamagedFileError,
   RunFolderError,
@@ -32,48 +42,62 @@ from pomp_jax.files.texts import read_file
 
 log = logging.getLogger(__name__)
 
-_FACTS = "facts"
+_FACTS, _ARRAY = "facts", "array"
+_STAMPS = 16  # files that are looked at at once: a bucket's answer takes time
+
+
+def fingerprint(parts: Iterable[str | np.ndarray]) -> str:
+  """Cache key: SHA-256 of texts and arrays with their dtypes, shapes and order, in hexadecimal."""
+  digest = hashlib.sha256()
+  for part in parts:
+    if isinstance(part, str):
+      content = part.encode()
+      head = f"text {len(content)}\n"
+    else:
+      part = np.asarray(part)
+      head, content = f"{part.dtype.str} {part.shape}\n", np.ascontiguousarray(part)
+    digest.update(head.encode())
+    digest.update(content)
+  return digest.hexdigest()
+
+
+def file_stamps(paths: Iterable[str | os.PathLike]) -> str:
+  """Cache key part of files: sizes and modification times, or versions of objects in a bucket."""
+
+  def stamp(path: str | os.PathLike) -> str:
+    try:
+      if is_bucket(path):
+        return f"{path} {version_of(path)}"
+      found = os.stat(path)
+      return f"{path} {found.st_size} {found.st_mtime_ns}"
+    except OSError:
+      return f"{path} missing"
+
+  with concurrent.futures.ThreadPoolExecutor(_STAMPS) as pool:
+    return "\n".join(pool.map(stamp, paths))
 
 
 class Piece(NamedTuple):
-  """Content of a piece.
-
-  Attributes:
-    facts: JSON object, with the piece's `key`.
-    arrays: arrays by name; empty for a piece of facts alone.
-  """
+  """Content of a piece: its facts with the `key`, and its arrays by name."""
 
   facts: dict[str, Any]
   arrays: dict[str, np.ndarray]
 
 
 class Pieces:
-  """Finished pieces of work in a folder, which the first `save` creates.
-
-  Attributes:
-    folder: the folder, on a disk or in a bucket.
-  """
+  """Finished pieces of work in a folder, which the first `save` creates."""
 
   def __init__(self, folder: str | os.PathLike, keys: str | Mapping[str, str]):
-    """Opens the store; touches nothing.
-
-    Args:
-      folder: folder of the pieces.
-      keys: key of all pieces, or of each by its name: a `fingerprint` of what it depends on.
-    """
+    """Touches nothing; `keys`: the `fingerprint` of all pieces, or of each by its name."""
     self.folder: Path = to_path(folder)
     self._keys = keys
 
   def missing(
     self, names: Iterable[str], fits: Callable[[dict[str, Any]], bool] = lambda facts: True
   ) -> list[str]:
-    """Names of the pieces to compute, as the first process sees them.
+    """Names of the pieces to compute, as the first process sees them; all call it together.
 
-    All processes call it together, since the others may not see its folder.
-
-    Args:
-      names: names of pieces.
-      fits: whether the facts of a stored piece are those that are wanted.
+    A stored piece also counts as missing if `fits` is false of its facts.
     """
     found = None
     if hosts.is_first():
@@ -108,13 +132,8 @@ class Pieces:
   ) -> Piece:
     """Writes a piece, on one process, and returns it as `load` would.
 
-    Args:
-      name: name of the piece, a file name without its ending.
-      facts: JSON object.
-      arrays: arrays by name; the piece is an `.npz` file if they are given, even if there are none.
-
-    Raises:
-      RunFolderWriteError: the piece can't be written.
+    The piece is an `.npz` file if arrays are given, even if there are none. RunFolderWriteError if
+    it can't be written.
     """
     path = self.path(name, "json" if arrays is None else "npz")
     plain = json.loads(to_json({"key": self._key(name), **facts}))
@@ -142,23 +161,46 @@ class Pieces:
     return self._keys if isinstance(self._keys, str) else self._keys[name]
 
 
+class ArrayCache:
+  """The arrays last used, in memory, and all of them as pieces of a folder, if there is one."""
+
+  def __init__(self, folder: str | os.PathLike | None = None, in_memory: int = 4):
+    self._folder, self._in_memory = folder, in_memory
+    self._held: OrderedDict[str, np.ndarray] = OrderedDict()
+
+  def find(self, key: str) -> np.ndarray | None:
+    """Returns the array of a `fingerprint`, read-only; None if it is not cached."""
+    if key not in self._held:
+      piece = Pieces(self._folder, key).load(key) if self._folder else None
+      return None if piece is None else self._hold(key, piece.arrays[_ARRAY])
+    self._held.move_to_end(key)
+    return self._held[key]
+
+  def keep(self, key: str, array: np.ndarray, *, write: bool = True) -> np.ndarray:
+    """Caches an array, also in the folder if `write` (one process of several); read-only.
+
+    RunFolderWriteError if the file can't be written.
+    """
+    if self._folder and write:
+      Pieces(self._folder, key).save(key, {}, {_ARRAY: array})
+    return self._hold(key, array)
+
+  def _hold(self, key: str, array: np.ndarray) -> np.ndarray:
+    array = array.view()
+    array.setflags(write=False)
+    self._held[key] = array
+    while len(self._held) > self._in_memory:
+      self._held.popitem(last=False)
+    return array
+
+
 def stored_array(
   folder: str | os.PathLike, key: str, compute: Callable[[], np.ndarray]
 ) -> np.ndarray:
-  """Returns the array that `compute` returns, of `folder` where it has a piece of this key.
-
-  Args:
-    folder: folder of the pieces, which a new array is stored in; "": none.
-    key: `fingerprint` of what the array depends on.
-    compute: function that computes the array.
-  """
-  pieces = Pieces(folder, key) if folder else None
-  if pieces and (piece := pieces.load(key)):
-    return piece.arrays["array"]
-  array = compute()
-  if pieces:
-    pieces.save(key, {}, {"array": array})
-  return array
+  """Array of a `fingerprint`, from the folder, or computed and stored there; "": no folder."""
+  cache = ArrayCache(folder)
+  found = cache.find(key)
+  return cache.keep(key, compute()) if found is None else found
 
 
 def _read_facts(path: Path) -> Piece:
@@ -189,9 +231,9 @@ def _parse(content: bytes, path: Path) -> dict[str, Any]:
 
 def _checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
   """CRC-32 of each array with its dtype and shape."""
-
-  def checksum(array: np.ndarray) -> str:
-    head = f"{array.dtype.str} {array.shape}".encode()
-    return f"{zlib.crc32(array.tobytes(), zlib.crc32(head)):08x}"
-
-  return {name: checksum(np.asarray(array)) for name, array in arrays.items()}
+  found = {}
+  for name, array in arrays.items():
+    array = np.asarray(array)
+    head = zlib.crc32(f"{array.dtype.str} {array.shape}".encode())
+    found[name] = f"{zlib.crc32(array.tobytes(), head):08x}"
+  return found

@@ -124,7 +124,7 @@ def check_lengths(
 
 
 def describe(prompt: Prompt | ClassFeatures | str, classes: ClassList) -> list[Any]:
-  """Returns the cache key parts of the features under a prompt, for `array_cache.fingerprint`."""
+  """Returns the cache key parts of the features under a prompt, for `pieces.fingerprint`."""
   if isinstance(prompt, Prompt):
     return [prompt.position, prompt.context]
   if isinstance(prompt, ClassFeatures):

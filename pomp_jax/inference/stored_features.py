@@ -16,9 +16,9 @@ from pomp_jax import hosts
 from pomp_jax.data.images import PREPROCESSING_VERSION, ImageError
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.features import DamagedFeaturesError, Features
 from pomp_jax.files.paths import Path
+from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.run_folder import RunFolderWriteError
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import load_synsets
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.array_cache import ArrayCache
 from pomp_jax.files.paths import join
+from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.terminal import waiting
 from pomp_jax.inputs import stored
 from pomp_jax.prompt.mesh import make_mesh

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from pomp_jax import inputs
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.array_cache import file_stamps
 from pomp_jax.files.paths import Path, is_dir, to_path
+from pomp_jax.files.pieces import file_stamps
 from pomp_jax.inference.class_matrix import check_prompt, class_matrix, key_parts
 from pomp_jax.inference.named_prompts import NamedPrompt, only_prompt, read_prompts
 from pomp_jax.inference.proposals import Proposer, header_of

@@ -10,7 +10,7 @@ from pomp_jax import inputs
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.config import Settings
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.array_cache import file_stamps
+from pomp_jax.files.pieces import file_stamps
 from pomp_jax.files.terminal import waiting
 from pomp_jax.inputs.networks import check_network, network_key_parts, open_network
 from pomp_jax.regions.files import ImageSize, RegionFolder, RegionHeader, Regions

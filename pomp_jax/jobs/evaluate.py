@@ -37,10 +37,9 @@ from pomp_jax.data.images import PREPROCESSING_VERSION
 from pomp_jax.data.source import LabelledSet, StoredImages
 from pomp_jax.data.wordnet import load_tree
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.paths import remove_folder
-from pomp_jax.files.pieces import Pieces
+from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.class_matrix import check_prompt

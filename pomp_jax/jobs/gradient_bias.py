@@ -26,11 +26,10 @@ from pomp_jax.analysis.run_report import finish_run
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import StoredImages, readable_images
-from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.checkpoints import read_checkpoint
 from pomp_jax.files.hub import is_prompt_file
 from pomp_jax.files.paths import is_dir
-from pomp_jax.files.pieces import Pieces
+from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt
 from pomp_jax.files.run_folder import RunFolder, writing
 from pomp_jax.files.terminal import steps_of

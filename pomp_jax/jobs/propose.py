@@ -15,8 +15,8 @@ from pomp_jax import inputs
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.config.region_fields import Detect, Segment
 from pomp_jax.data.images import PREPROCESSING_VERSION
-from pomp_jax.files.array_cache import file_stamps, fingerprint
 from pomp_jax.files.paths import is_file
+from pomp_jax.files.pieces import file_stamps, fingerprint
 from pomp_jax.files.run_folder import RunFolder, to_json, writing
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.proposals import found_objects

@@ -18,9 +18,8 @@ from pomp_jax.analysis.run_report import finish_run
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.config.region_fields import Detect, Segment
 from pomp_jax.data.class_splits import ClassSplit
-from pomp_jax.files.array_cache import file_stamps, fingerprint
 from pomp_jax.files.paths import Path
-from pomp_jax.files.pieces import Piece, Pieces
+from pomp_jax.files.pieces import Piece, Pieces, file_stamps, fingerprint
 from pomp_jax.files.run_folder import (
   DamagedFileError,
   RunFolder,

@@ -14,11 +14,10 @@ import numpy as np
 from pomp_jax import hosts, inputs
 from pomp_jax.analysis import plots
 from pomp_jax.config import ConfigError, Settings
-from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.class_features import ClassFeatures
 from pomp_jax.files.paths import exists
-from pomp_jax.files.pieces import Pieces
+from pomp_jax.files.pieces import Pieces, fingerprint
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder, write_json, writing
 from pomp_jax.inference.class_matrix import check_prompt, key_parts

@@ -22,8 +22,8 @@ from pomp_jax.config import WORLD, Settings
 from pomp_jax.data.class_splits import ClassSplit
 from pomp_jax.data.images import prepare
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.paths import is_bucket
+from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, check_fits
 from pomp_jax.files.prompt_hub import without_folders
 from pomp_jax.files.run_folder import prompt_path

@@ -30,9 +30,9 @@ from pomp_jax.data.readers import Readers, choose_readers
 from pomp_jax.data.source import Labelled, Source, StoredImages
 from pomp_jax.data.views import Augmentation, StoredViews, views
 from pomp_jax.encoder import Encoder
-from pomp_jax.files.array_cache import fingerprint
 from pomp_jax.files.features import Features
 from pomp_jax.files.paths import join
+from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
 from pomp_jax.inference.evaluate import SplitFeatures, split_features

@@ -16,11 +16,11 @@ from pomp_jax.clip import load_clip
 from pomp_jax.clip.weights import ClipError, open_weights
 from pomp_jax.data.class_lists import VocabularyError, load_categories
 from pomp_jax.errors import InputError
-from pomp_jax.files.array_cache import ArrayCache
 from pomp_jax.files.class_features import (
   is_annotation_file,
   read_class_features,
 )
+from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.prompt_file import POSITIONS, Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.torch_archive import TorchArchive, TorchArchiveError
 from pomp_jax.masks.weights import read_mask_former

@@ -13,8 +13,8 @@ from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.images import ImageError
 from pomp_jax.encoder import Encoder
 from pomp_jax.errors import InputError
-from pomp_jax.files.array_cache import ArrayCache
 from pomp_jax.files.class_features import Category
+from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.inference.classify import Classifier, category_features
 from pomp_jax.inference.metrics import EvaluationError
