@@ -21,7 +21,6 @@ from pomp_jax.train.resume import leaves_result_as_it_is
 
 _GRIDS_BY, _FIELDS_BY, VALUES = "&", ";", "|"
 ALL = "all"
-SEED = "seed"
 _FIELD = "ablate.grid"
 _TAKES = (
   f"fields separated by {_FIELDS_BY!r}, each with its values separated by {VALUES!r}, such as"

@@ -11,7 +11,6 @@ from pomp_jax.analysis import drawing
 from pomp_jax.analysis.labels import counted
 from pomp_jax.analysis.report_files import csv_text
 
-SEED = "seed"
 # Headings of the figures of a cell other than its accuracies.
 COSTS = {"seconds": "training (s)", "memory_mib": "memory (MiB)"}
 
@@ -32,6 +31,11 @@ class Group(NamedTuple):
   failed: int  # number of failed cells
 
 
+def kind_of(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The values of a cell's swept fields without the seed."""
+  return {field: value for field, value in values.items() if field != "seed"}
+
+
 def figures_of(cell: Mapping[str, Any]) -> dict[str, float]:
   """Returns a cell's top-1 of each split and its costs by name; nothing if it failed."""
   if cell.get("error"):
@@ -46,20 +50,16 @@ def scale_of(name: str) -> float:
 
 
 def groups(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
-  """Groups cells over the seeds, in the order of their first cell.
-
-  Args:
-    cells: cells with `values` (swept field -> value), and `error` or `top1` and costs.
-  """
-  members: dict[str, tuple[dict[str, Any], list[dict[str, float]]]] = {}
+  """Groups cells over the seeds, in the order of their first cell."""
+  members: dict[str, list[Mapping[str, Any]]] = {}
   for cell in cells:
-    values = {field: value for field, value in cell["values"].items() if field != SEED}
-    members.setdefault(repr(values), (values, []))[1].append(figures_of(cell))
+    members.setdefault(repr(kind_of(cell["values"])), []).append(cell)
   result = []
-  for values, figures in members.values():
+  for own in members.values():
+    figures = list(map(figures_of, own))
     names = dict.fromkeys(name for of_cell in figures for name in of_cell)
     spreads = {name: _spread([f[name] for f in figures if name in f]) for name in names}
-    result.append(Group(values, spreads, sum(not of_cell for of_cell in figures)))
+    result.append(Group(kind_of(own[0]["values"]), spreads, figures.count({})))
   return result
 
 
@@ -79,19 +79,16 @@ def cells_csv(cells: Sequence[Mapping[str, Any]]) -> str:
 
 def swept(groups_of: Sequence[Group]) -> list[str]:
   """Returns the fields, other than the seed, that take several values."""
-  fields = list(dict.fromkeys(field for group in groups_of for field in group.values))
-  return [
-    field
-    for field in fields
-    if len({str(group.values[field]) for group in groups_of if group.values[field] is not None}) > 1
-  ]
+  fields = dict.fromkeys(field for group in groups_of for field in group.values)
+  values = {f: {str(g.values[f]) for g in groups_of if g.values[f] is not None} for f in fields}
+  return [field for field in fields if len(values[field]) > 1]
 
 
 def sweep(
   path: str | os.PathLike,
   groups_of: Sequence[Group],
-  references: Mapping[str, Mapping[str, float]] | None = None,
-  images: Mapping[str, Sequence[int]] | None = None,
+  references: Mapping[str, Mapping[str, float]],
+  images: Mapping[str, str],
 ) -> None:
   """Plots mean and standard deviation over the seeds, a panel a figure; each seed is a faint dot.
 
@@ -99,9 +96,9 @@ def sweep(
   swept fields is a line; a group that does not read one of them belongs to every line.
 
   Args:
-    groups_of: groups of `groups`, at least one.
+    groups_of: one or more groups.
     references: figure -> label -> value, drawn as grey lines.
-    images: split -> numbers of images that its accuracies are of, several where cells differ.
+    images: split -> number of images that its accuracies are of.
   """
   along, *others = swept(groups_of) or [""]
   x_of = [str("-" if (x := group.values.get(along, "")) is None else x) for group in groups_of]
@@ -126,24 +123,24 @@ def sweep(
       shift = 0.06 * (number - (len(lines) - 1) / 2)
       label = ", ".join(f"{f}={v}" for f, v in zip(others, line, strict=False))
       drawn.setdefault(label, _draw_line(axes, points, number, shift, scale_of(name)))
-    for label, value in (references or {}).get(name, {}).items():
+    for label, value in references.get(name, {}).items():
       drawing.reference_line(axes, scale_of(name) * value, label)
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlim(-0.4, len(ticks) - 0.6)
     means = [group.figures[name].mean for group in groups_of if name in group.figures]
     if name in COSTS and min(means) > 0 and max(means) > 20 * min(means):
       drawing.log_axis(axes, "y")
-    heading = COSTS.get(name) or top1_heading(name.removesuffix("_top1"), images or {})
+    heading = COSTS.get(name) or top1_heading(name.removesuffix("_top1"), images)
     drawing.label_panel(axes, heading, along, grid="both")
   if len(drawn) > 1:
     drawing.legend_below(figure, list(drawn.values()), list(drawn))
   drawing.save(path, figure)
 
 
-def top1_heading(split: str, images: Mapping[str, Sequence[int]]) -> str:
-  """Title of a panel: a split with its number of images, or numbers where cells differ."""
-  count = " or ".join(f"{n:,}" for n in images.get(split, ()))
-  return f"{drawing.name(split, 18)}: top-1 (%)" + (f", {count} images" if count else "")
+def top1_heading(split: str, images: Mapping[str, str]) -> str:
+  """Title of a panel: a split with its number of images."""
+  count = f", {images[split]} images" if split in images else ""
+  return f"{drawing.name(split, 18)}: top-1 (%){count}"
 
 
 def _draw_line(

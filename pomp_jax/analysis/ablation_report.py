@@ -7,7 +7,6 @@ from typing import Any
 from pomp_jax.analysis import time_to_accuracy
 from pomp_jax.analysis.ablation import (
   COSTS,
-  SEED,
   Group,
   cells_csv,
   figures_of,
@@ -39,10 +38,14 @@ _SWEEP, _COURSES = "sweep.png", "time_to_accuracy.png"
 
 def write_cells(folder: RunFolder, results: Mapping[str, Any]) -> None:
   """Writes one or more cells as CSV and plots; accuracy against time where steps were timed."""
-  cells = results["cells"]
+  cells, by_hand = results["cells"], _distinct_by_hand(results["cells"])
   with replacing(folder.path / "cells.csv") as file:
     file.write(cells_csv(cells).encode())
-  sweep(folder.plots / _SWEEP, groups(cells), _references(cells), _images(cells))
+  references = {}  # the better hand-written prompt, unless cells differ in theirs
+  for split, top1 in by_hand[0][1].items() if len(by_hand) == 1 else ():
+    best = max(top1, key=top1.get)
+    references[f"{split}_top1"] = {method_label(best): top1[best]}
+  sweep(folder.plots / _SWEEP, groups(cells), references, _images(cells))
   found = time_to_accuracy.courses(cells, results.get("step_times", ()))
   if found:
     time_to_accuracy.plot(folder.plots / _COURSES, found, _images(cells))
@@ -53,8 +56,15 @@ def ablation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   cells = results["cells"]
   failed = [(cell["name"], cell["error"]) for cell in cells if cell["error"]]
   swept = list(dict.fromkeys(field for cell in cells for field in cell["values"]))
-  images = ", ".join(f"{_or(own)} of {split}" for split, own in _images(cells).items())
+  images = ", ".join(f"{count} of {split}" for split, count in _images(cells).items())
   evaluated = f" Images evaluated: {images}." if images else ""
+  figures = list(map(figures_of, cells))
+  names = list(dict.fromkeys(name for own in figures for name in own))
+  rows = []
+  for cell, own in zip(cells, figures, strict=True):
+    shown = [f"{scale_of(name) * own[name]:.1f}" if name in own else "-" for name in names]
+    rows.append([*(_text_of(cell["values"].get(field)) for field in swept), *shown])
+  marks = ["failed" if cell["error"] else "" for cell in cells]
   sections = [
     Section(
       "Summary",
@@ -64,11 +74,11 @@ def ablation_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
     *pictures({_SWEEP: "Figures against the swept field"}),
     *_time_to_accuracy(results),
     Section("Prompts written by hand", "Top-1 accuracy (%).", _by_hand(cells)),
-    Section("Cells", table=_all(cells, swept)),
+    Section("Cells", table=Table([*swept, *map(_heading, names)], rows, marks)),
     failures("Failed cells", "cell", failed),
     Section("Missing cells", ", ".join(results["missing"]) or "None."),
   ]
-  n_seeds = len({cell["values"].get(SEED) for cell in cells})
+  n_seeds = len({cell["values"].get("seed") for cell in cells})
   text = f"{counted(len(cells), 'cell')}, {counted(n_seeds, 'seed')}."
   return Report(f"Ablation over {', '.join(swept)}", text, sections)
 
@@ -83,11 +93,11 @@ def _time_to_accuracy(results: Mapping[str, Any]) -> list[Section]:
     course, figures = one.course, one.course.group.figures
     splits = [_spread(course.group, name) for name in figures if name not in COSTS]
     cost = [f"{1000 * course.step_seconds:.1f}", f"{course.start_seconds:.2f}"]
-    if one.step is None:
-      rows.append([course.label, *splits, *cost, "not reached", "", "", ""])
-      continue
-    ratios = ["-" if r is None else f"{r:.1f}x" for r in (one.than_exact, one.than_uniform)]
-    rows.append([course.label, *splits, *cost, str(one.step), f"{one.seconds:.1f}", *ratios])
+    when = ["not reached", "", "", ""]
+    if one.step is not None:
+      ratios = ["-" if r is None else f"{r:.1f}x" for r in (one.than_exact, one.than_uniform)]
+      when = [str(one.step), f"{one.seconds:.1f}", *ratios]
+    rows.append([course.label, *splits, *cost, *when])
   names = [_heading(name) for name in found[0].group.figures if name not in COSTS]
   columns = ["cells", *names, "step (ms)", "first bank (s)", "steps", "seconds"]
   columns += ["faster than exact", "than the fastest uniform draw"]
@@ -100,37 +110,18 @@ def _time_to_accuracy(results: Mapping[str, Any]) -> list[Section]:
   ]
 
 
-def _images(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+def _images(cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   """How many images the accuracies are of, by split; several numbers where cells differ."""
   counts: dict[str, set[int]] = {}
   for cell in cells:
     of_curve = cell.get("curve", {}).get("images", {})
     for split, n in (of_curve | cell.get("images", {})).items():
       counts.setdefault(split, set()).add(n)
-  return {split: sorted(own) for split, own in counts.items()}
-
-
-def _or(numbers: Sequence[int]) -> str:
-  return " or ".join(f"{n:,}" for n in numbers)
-
-
-def _references(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-  """The better hand-written prompt, for the plot; none where cells differ in theirs."""
-  found = _distinct_by_hand(cells)
-  if len(found) != 1:
-    return {}
-  ((_, by_hand),) = found
-  best = {split: max(top1, key=top1.get) for split, top1 in by_hand.items()}
-  return {
-    f"{split}_top1": {method_label(name): by_hand[split][name]} for split, name in best.items()
-  }
+  return {split: " or ".join(f"{n:,}" for n in sorted(own)) for split, own in counts.items()}
 
 
 def _distinct_by_hand(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
-  """What prompts written by hand reach, each outcome once with the first cell that has it.
-
-  Cells with other CLIPs or classes have others.
-  """
+  """Top-1 of hand-written prompts, which depends on CLIP and classes; each with its first cell."""
   found: dict[str, tuple[str, Mapping[str, Any]]] = {}
   for cell in cells:
     if not cell["error"]:
@@ -178,14 +169,3 @@ def _by_hand(cells: Sequence[Mapping[str, Any]]) -> Table:
       figures = [f"{100 * by_hand[s][prompt]:.1f}" if s in by_hand else "-" for s in splits]
       rows.append([method_label(prompt) + where, *figures])
   return Table(("prompt", *splits), rows)
-
-
-def _all(cells: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> Table:
-  names = list(dict.fromkeys(name for cell in cells for name in figures_of(cell)))
-  rows = []
-  for cell in cells:
-    own = figures_of(cell)
-    figures = [f"{scale_of(name) * own[name]:.1f}" if name in own else "-" for name in names]
-    rows.append([*(_text_of(cell["values"].get(field)) for field in fields), *figures])
-  marks = ["failed" if cell["error"] else "" for cell in cells]
-  return Table([*fields, *map(_heading, names)], rows, marks)

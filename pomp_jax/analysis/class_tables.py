@@ -30,27 +30,30 @@ _PAIRS, _CLASSES = 20, 50
 
 
 def write_class_tables(folder: RunFolder, sets: Mapping[str, Mapping[str, Any]]) -> None:
-  """Writes `results.csv`, `classes.csv`, `confusions.csv` and plots of small sets.
-
-  Args:
-    folder: folder of the run.
-    sets: set -> as above.
-  """
+  """Writes `results.csv`, `classes.csv`, `confusions.csv` and plots of small sets."""
   rows, classes, confusions = [], [], []
   for name, of_set in sets.items():
     names = of_set["classes"]
     for label, figures in of_set["prompts"].items():
-      rows.append(_result(name, of_set, label, figures))
+      row = [label, name, of_set["split"], figures["images"], len(names)]
+      row += [figures["top1"], *figures["top1_interval"], figures["top5"]]
+      row += [figures.get("macro_top1"), figures.get("ece")]
+      if found := figures.get("difference"):
+        row += [of_set.get("reference"), found["top1"], *found["interval"], found["p_value"]]
+      rows.append(row + [None] * (len(_RESULTS) - len(row)))
       if "per_class" in figures:
         images_N, top1_N = _per_class(figures)
         for one, images, top1 in zip(names, images_N, top1_N, strict=True):
           classes.append((name, label, one, images, top1 if images else ""))
         for c, answer, count in figures["confusions"]:
           confusions.append((name, label, names[c], names[answer], count, images_N[c]))
-    label = best_prompt(of_set)
+    label = _best_prompt(of_set)
     if label and 1 < len(names) <= _MOST_DRAWN:
       title = f"{name}: answers under {prompt_labels([label])[0]}"
-      matrix_NxN = _matrix(of_set["prompts"][label])
+      images_N, top1_N = map(np.asarray, _per_class(of_set["prompts"][label]))
+      matrix_NxN = np.diag(np.rint(images_N * np.nan_to_num(top1_N)).astype(int))
+      for c, answer, count in of_set["prompts"][label]["confusions"]:
+        matrix_NxN[c, answer] = count
       plots.confusion_matrix(folder.plots / _picture(name), matrix_NxN, names, title)
   for file, columns, found in (
     ("results.csv", _RESULTS, rows),
@@ -61,19 +64,7 @@ def write_class_tables(folder: RunFolder, sets: Mapping[str, Mapping[str, Any]])
       written.write(csv_text(columns, found).encode())
 
 
-def _result(
-  name: str, of_set: Mapping[str, Any], label: str, figures: Mapping[str, Any]
-) -> list[Any]:
-  """A line of `results.csv`; shares are fractions."""
-  row = [label, name, of_set["split"], figures["images"], len(of_set["classes"])]
-  row += [figures["top1"], *figures["top1_interval"], figures["top5"]]
-  row += [figures.get("macro_top1"), figures.get("ece")]
-  if found := figures.get("difference"):
-    row += [of_set.get("reference"), found["top1"], *found["interval"], found["p_value"]]
-  return row + [None] * (len(_RESULTS) - len(row))
-
-
-def best_prompt(of_set: Mapping[str, Any]) -> str | None:
+def _best_prompt(of_set: Mapping[str, Any]) -> str | None:
   """The prompt of the highest top-1, the first of several, whose answers are known by class."""
   prompts = {label: one for label, one in of_set["prompts"].items() if "per_class" in one}
   return max(prompts, key=lambda label: prompts[label]["top1"], default=None)
@@ -86,7 +77,7 @@ def class_summary(of_set: Mapping[str, Any], label: str | None = None) -> dict[s
     `prompt`; `confused`: [class, answer, images, images of the class], the most frequent first;
     `hardest`: [class, images, top1], the lowest first. Nothing where answers are not known.
   """
-  label = label or best_prompt(of_set)
+  label = label or _best_prompt(of_set)
   if label is None or "per_class" not in of_set["prompts"][label]:
     return {}
   figures, names = of_set["prompts"][label], of_set["classes"]
@@ -105,12 +96,7 @@ def class_summary(of_set: Mapping[str, Any], label: str | None = None) -> dict[s
 def class_sections(
   summaries: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]
 ) -> list[Section]:
-  """Sections of a report: confused names, confusion matrices, accuracy of classes.
-
-  Args:
-    summaries: set -> `class_summary`.
-    labels: label -> short label of a prompt.
-  """
+  """Sections of confused names, confusion matrices and accuracy of classes, by `class_summary`."""
   confused, hardest = [], []
   for name, of_set in summaries.items():
     head = [name, labels.get(of_set["prompt"], of_set["prompt"])]
@@ -141,12 +127,3 @@ def _per_class(figures: Mapping[str, Any]) -> tuple[list[int], list[float]]:
   """Images and accuracy of each class, as Python's numbers."""
   images, top1 = (figures["per_class"][key] for key in ("images", "top1"))
   return np.asarray(images, int).tolist(), np.asarray(top1, float).tolist()
-
-
-def _matrix(figures: Mapping[str, Any]) -> np.ndarray:
-  """Images by class and answer, int [N,N]."""
-  images_N, top1_N = map(np.asarray, _per_class(figures))
-  matrix_NxN = np.diag(np.rint(images_N * np.nan_to_num(top1_N)).astype(int))
-  for c, answer, count in figures["confusions"]:
-    matrix_NxN[c, answer] = count
-  return matrix_NxN

@@ -9,8 +9,8 @@ from typing import Any
 
 from pomp_jax.analysis.report_files import csv_text
 
-METRICS = ("acc1", "acc5", "mean_per_class_recall")
-_COLUMNS = (*METRICS, "dataset", "model", "pretrained", "task", "language", "model_fullname")
+_COLUMNS = ("acc1", "acc5", "mean_per_class_recall", "dataset", "model", "pretrained", "task")
+_COLUMNS += ("language", "model_fullname")
 # acc5 is not a number there for fewer classes.
 _ACC5_CLASSES = 5
 _PART_CHARACTERS = 80  # of a file name
@@ -22,10 +22,14 @@ def benchmark_records(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   `model` is the CLIP and `pretrained` the prompt, so that each prompt is a model of its own there.
   """
   found: dict[str, dict[str, Any]] = {}
-  used: set[str] = set()
   for name, of_set in results["sets"].items():
     for label, figures in of_set["prompts"].items():
-      found[_unused(f"{_slug(name)}_{_slug(label) or 'prompt'}", used)] = {
+      stem = unused = f"{_slug(name)}_{_slug(label) or 'prompt'}"
+      number, used = 1, set(map(str.lower, found))  # file systems may ignore case
+      while unused.lower() in used:
+        number += 1
+        unused = f"{stem}-{number}"
+      found[unused] = {
         "dataset": name,
         "model": results["clip_model"],
         "pretrained": label,
@@ -53,13 +57,3 @@ def benchmark_csv(records: Iterable[Mapping[str, Any]]) -> str:
 def _slug(text: str) -> str:
   """Part of a file name that any file system takes."""
   return re.sub(r"[^A-Za-z0-9_.+@-]+", "-", text)[:_PART_CHARACTERS].strip("-.")
-
-
-def _unused(name: str, used: set[str]) -> str:
-  """Numbers a name that `used` has, also in other letter case; adds it there."""
-  number, unique = 1, name
-  while unique.lower() in used:
-    number += 1
-    unique = f"{name}-{number}"
-  used.add(unique.lower())
-  return unique

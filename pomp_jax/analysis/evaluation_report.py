@@ -80,12 +80,12 @@ def _missing(results: Mapping[str, Any]) -> list[Section]:
   """Names the sets that are missing, and counts the classes that have no image in a set."""
   missing = results["missing"]
   lines = [f"{len(missing)} sets are missing: {', '.join(missing)}"] if missing else []
-  for name, of_set in results["sets"].items():
-    if of_set.get("missing_classes"):
-      lines.append(
-        f"{name}: {of_set['missing_classes']} of the {of_set['listed_classes']} classes in its list"
-        " have no image"
-      )
+  lines += [
+    f"{name}: {of['missing_classes']} of the {of['listed_classes']} classes in its list have no"
+    " image"
+    for name, of in results["sets"].items()
+    if of.get("missing_classes")
+  ]
   table = Table(("set", "reason"), list(missing.items())) if missing else None
   return [Section("Missing sets and classes", table=table, notes=lines, brief=True)] * bool(lines)
 
@@ -104,15 +104,11 @@ def _accuracy(
     [labels[label], *(percent(row[c], intervals.get(label, {}).get(c)) for c in columns)]
     for label, row in accuracy.items()
   ]
-  theirs = [
-    [
-      f"{name} [{1 + sources.index(one['source'])}]",
-      *(cell(one["figures"].get(c)) for c in columns),
-    ]
-    for name, one in methods.items()
-  ]
+  theirs = []
+  for name, one in methods.items():
+    figures = [cell(one["figures"].get(column)) for column in columns]
+    theirs.append([f"{name} [{1 + sources.index(one['source'])}]", *figures])
   counts = results["images"][group][kind]
-  title = title_of(group, kind)
   text = [INTERVAL, *remarks(splits[column] for column in columns if column in splits)]
   text += ["Published figures are with ViT-B/16."] if theirs else []
   table = Table(
@@ -123,7 +119,7 @@ def _accuracy(
   )
   notes = [f"[{i}] {source}" for i, source in enumerate(sources, 1)]
   picture = f"accuracy_{group}_{kind}.png"
-  return Section(title, " ".join(text), table, picture, notes, brief=True)
+  return Section(title_of(group, kind), " ".join(text), table, picture, notes, brief=True)
 
 
 def _marked(name: str, split: str) -> str:
@@ -138,19 +134,20 @@ def remarks(splits: Iterable[str]) -> list[str]:
 
 
 def _details(sets: Mapping[str, Any], labels: Mapping[str, str]) -> Section:
-  """Every figure of each prompt on each set."""
-  rows = []
+  """Every figure of each prompt on each set, without the columns that are empty."""
+  shown, found = [], []
   for name, of_set in sets.items():
     for label, figures in of_set["prompts"].items():
-      shown = f"{_marked(name, of_set['split'])}: {labels[label]}"
-      rows.append([shown, *(cell(_at(figures, path, factor)) for _, path, factor in _DETAILS)])
-  used = [c for c in range(len(_DETAILS)) if any(row[1 + c] != "-" for row in rows)]
-  on_tree = any(_DETAILS[c][1][0] in ("errors", "hierarchy") for c in used)
+      shown.append(f"{_marked(name, of_set['split'])}: {labels[label]}")
+      found.append([cell(_at(figures, path, factor)) for _, path, factor in _DETAILS])
+  columns = zip(_DETAILS, zip(*found, strict=True), strict=True)
+  used = {detail: column for detail, column in columns if set(column) != {"-"}}
+  on_tree = any(path[0] in ("errors", "hierarchy") for _, path, _ in used)
   units = "%; edges and heights in edges of WordNet's tree" if on_tree else "%"
-  columns = ["set: prompt", *(_DETAILS[c][0] for c in used)]
-  text = [_DIFFERENCE] if "difference" in columns else []
+  heads = ["set: prompt", *(head for head, _, _ in used)]
+  text = [_DIFFERENCE] if "difference" in heads else []
   text += remarks(of_set["split"] for of_set in sets.values())
-  table = Table(columns, [[row[0], *(row[1 + c] for c in used)] for row in rows])
+  table = Table(heads, list(zip(shown, *used.values(), strict=True)))
   return Section(f"Every figure ({units})", " ".join(text), table, folded=True, brief=True)
 
 

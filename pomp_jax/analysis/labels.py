@@ -47,8 +47,9 @@ def prompt_labels(names: Sequence[str]) -> list[str]:
   """
   shares = [next(filter(name.endswith, _SHARES), "") for name in names]
   prompts = [name.removesuffix(share) for name, share in zip(names, shares, strict=True)]
-  paths = list(filter(_is_path, dict.fromkeys(prompts)))
-  parts_of = dict(zip(paths, _distinguishing([_parts(path) for path in paths]), strict=True))
+  is_text = lambda name: name.count("{}") == 1 or name.partition(":")[0] in _WORDS
+  paths = [name for name in dict.fromkeys(prompts) if not is_text(name) and not is_hub(name)]
+  parts_of = dict(zip(paths, _distinguishing(list(map(_parts, paths))), strict=True))
   labels = []
   for name, share in zip(prompts, shares, strict=True):
     if name in parts_of:
@@ -85,12 +86,6 @@ def counted(n: int, noun: str) -> str:
   return f"{n:,} {noun}{'' if n == 1 else plural}"
 
 
-def _is_path(name: str) -> bool:
-  """Whether a prompt is a file or a folder: neither an id on the hub nor words."""
-  is_text = name.count("{}") == 1 or name.partition(":")[0] in _WORDS
-  return not is_text and not is_hub(name)
-
-
 def _parts(path: str) -> tuple[str, ...]:
   """Folders and file of a path, without `prompt.npz`, which every run's folder holds."""
   clean = path if is_bucket(path) else os.path.normpath(path)
@@ -102,13 +97,10 @@ def _distinguishing(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
   """The last parts of each path, as few as keep them distinct."""
   if len(set(paths)) < 2:
     return [path[-2:] for path in paths]
-  shortest = min(map(len, paths))
-  same = 0
-  while same < shortest - 1 and len({path[-1 - same] for path in paths}) == 1:
-    same += 1
-  paths = [path[: len(path) - same] for path in paths]
-  n_parts, distinct = 1, len(set(paths))
-  while len({path[-n_parts:] for path in paths}) < distinct:
+  while min(map(len, paths)) > 1 and len({path[-1] for path in paths}) == 1:
+    paths = [path[:-1] for path in paths]
+  n_parts = 1
+  while len({path[-n_parts:] for path in paths}) < len(set(paths)):
     n_parts += 1
   return [path[-n_parts:] for path in paths]
 

@@ -97,12 +97,7 @@ def short_labels(prompts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def prompts_section(prompts: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Section:
-  """Says which prompt each short label stands for, and the step of checkpoints.
-
-  Args:
-    prompts: `label` and `step` of each, as in `results.json`.
-    labels: label -> short label.
-  """
+  """Says which prompt each short label stands for, and the step of checkpoints."""
   rows = [[labels[one["label"]], one["label"]] for one in prompts]
   columns = ["called here", "prompt"]
   if any(one["step"] is not None for one in prompts):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import csv
 from html import escape
 import io
+import re
 from typing import Any
 import urllib.parse
 
@@ -54,60 +55,49 @@ def markdown(report: Report) -> str:
   return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(table: Table) -> str:
-  rows = [
-    [
-      f"**{text}**" if (r, c) in table.highest else text.translate(_MARKDOWN_ESCAPES)
-      for c, text in enumerate(row)
-    ]
+def _cells(table: Table, escaped: Callable[[str], str], bold: str) -> list[list[str]]:
+  """The cells, escaped; `bold` formats the highlighted ones."""
+  return [
+    [bold.format(escaped(x)) if (r, c) in table.highest else escaped(x) for c, x in enumerate(row)]
     for r, row in enumerate(table.rows)
   ]
-  head = [text.translate(_MARKDOWN_ESCAPES) for text in table.columns]
-  return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def _markdown_table(table: Table) -> str:
+  escaped = lambda text: text.translate(_MARKDOWN_ESCAPES)
+  rows = [map(escaped, table.columns), ["---"] * len(table.columns)]
+  rows += _cells(table, escaped, "**{}**")
+  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def latex(report: Report) -> str:
   r"""Formats the brief sections for a LaTeX document with `\usepackage{booktabs}`."""
   parts = [f"% {report.title}\n% {report.text}"]
   for section in report.sections:
-    if section.brief:
-      notes = [text.translate(_LATEX_ESCAPES) for text in section.notes]
-      if section.table:
-        parts.append(_latex_table(section, section.table, notes))
-      else:
-        parts += [f"% {text}" for text in (section.title, section.text, *section.notes) if text]
+    if section.brief and section.table:
+      parts.append(_latex_table(section, section.table))
+    elif section.brief:
+      parts += [f"% {text}" for text in (section.title, section.text, *section.notes) if text]
   return "\n\n".join(parts) + "\n"
 
 
-def _latex_table(section: Section, table: Table, notes: Sequence[str]) -> str:
-  lines = [_latex_line(table.columns), r"\midrule"]
+def _latex_table(section: Section, table: Table) -> str:
+  escaped = lambda text: text.translate(_LATEX_ESCAPES)
   marks = table.marks or [""] * len(table.rows)
-  for r, (row, mark) in enumerate(zip(table.rows, marks, strict=True)):
-    if r and mark != marks[r - 1]:
-      lines.append(r"\midrule")
-    lines.append(_latex_line(row, [c for c in range(len(row)) if (r, c) in table.highest]))
-  caption = ". ".join(filter(None, (section.title, section.text))).translate(_LATEX_ESCAPES)
-  return "\n".join(
-    (
-      r"\begin{table}",
-      r"\centering",
-      rf"\caption{{{caption}}}",
-      rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
-      r"\toprule",
-      *lines,
-      r"\bottomrule",
-      r"\end{tabular}",
-      *(rf"\par\footnotesize {note}" for note in notes),
-      r"\end{table}",
-    )
-  )
-
-
-def _latex_line(row: Sequence[str], highest: Sequence[int] = ()) -> str:
-  cells = [text.translate(_LATEX_ESCAPES) for text in row]
-  for column in highest:
-    cells[column] = rf"\textbf{{{cells[column]}}}"
-  return f"{' & '.join(cells)} \\\\"
+  rows = [map(escaped, table.columns), *_cells(table, escaped, r"\textbf{{{}}}")]
+  lines = [rf"{' & '.join(row)} \\" for row in rows]
+  for r in reversed(range(len(marks))):
+    if r == 0 or marks[r] != marks[r - 1]:
+      lines.insert(1 + r, r"\midrule")
+  caption = escaped(". ".join(filter(None, (section.title, section.text))))
+  before = rf"""\begin{{table}}
+\centering
+\caption{{{caption}}}
+\begin{{tabular}}{{l{"r" * (len(table.columns) - 1)}}}
+\toprule"""
+  notes = [rf"\par\footnotesize {escaped(note)}" for note in section.notes]
+  after = [r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}"]
+  return "\n".join([before, *lines, *after])
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -170,8 +160,9 @@ def html_section(section: Section, source_of: Callable[[str], str]) -> str:
 
 def _html_table(table: Table) -> str:
   # A column of figures has few other cells, such as dashes. Facts, without a heading, are words.
+  is_figure = re.compile(r"[-+]?\d").match
   words = [
-    not table.columns or 2 * sum(map(_is_figure, column)) < len(column)
+    not table.columns or 2 * len(list(filter(is_figure, column))) < len(column)
     for column in zip(*table.rows, strict=True)
   ] or [True] * len(table.columns)
   # A heading of one long word breaks behind its underscores.
@@ -182,22 +173,15 @@ def _html_table(table: Table) -> str:
   lines = [f"<thead><tr>{''.join(head)}</tr></thead>"] if head else []
   lines.append("<tbody>")
   marks = table.marks or [""] * len(table.rows)
-  for r, (row, mark) in enumerate(zip(table.rows, marks, strict=True)):
-    cells = []
-    for c, text in enumerate(row):
-      # Sentences wrap, words stand on the left, and figures below one another on the right.
-      kind = "text" if len(text) > 36 else "words" * words[c]
-      shown = f"<strong>{escape(text)}</strong>" if (r, c) in table.highest else escape(text)
-      cells.append(f"<td{_class(kind)}>{shown}</td>")
-    lines.append(f"<tr{_class(mark)}>{''.join(cells)}</tr>")
+  shown = _cells(table, escape, "<strong>{}</strong>")
+  for row, cells, mark in zip(table.rows, shown, marks, strict=True):
+    # Sentences wrap, words stand on the left, and figures below one another on the right.
+    kinds = ["text" if len(x) > 36 else "words" * w for x, w in zip(row, words, strict=True)]
+    of_row = [f"<td{_class(kind)}>{x}</td>" for kind, x in zip(kinds, cells, strict=True)]
+    lines.append(f"<tr{_class(mark)}>{''.join(of_row)}</tr>")
   body = "\n".join(lines)
   return f'<div class="scroll"><table>\n{body}\n</tbody></table></div>\n'
 
 
 def _class(name: str) -> str:
   return f' class="{name}"' if name else ""
-
-
-def _is_figure(text: str) -> bool:
-  """Whether a cell holds a number, perhaps with its interval or spread."""
-  return text[:1].isdigit() or text[1:2].isdigit() and text[0] in "-+"

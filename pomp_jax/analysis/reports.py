@@ -41,20 +41,33 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
     (split, file) for split, files in results.get("unreadable", {}).items() for file in files
   ]
   summaries = {name: one for name, one in results.get("by_class", {}).items() if one}
+  training = {
+    "method": method,
+    "classes of the training": f"{results['n_classes']:,}",
+    "K, classes of a step": results.get("k"),
+    "correction": results.get("correction"),
+    "steps": results.get("steps"),
+    "training (s)": results["seconds"],
+    "images a second": results.get("images_per_second"),
+    "evaluation (s)": results["eval_seconds"],
+    "roll-backs": results.get("roll_backs"),
+    "unreadable images": results.get("unreadable_images"),
+    **{f"found: {name}": value for name, value in results.get("found", {}).items()},
+    "not evaluated (other classes)": ", ".join(results.get("not_evaluated", ())),
+  }
   sections = [
     Section(
       "Top-1 accuracy (%)", " ".join((INTERVAL, *remark)), Table(("prompt", *columns), rows, marks)
     ),
     *_differences(splits),
     *pictures({"accuracy.png": "Accuracy", "training.png": "Course of the training"}),
-    Section("Training", table=_training_facts(results)),
+    Section("Training", table=facts(training)),
     *pictures({"predictions.png": "Test images and the most probable classes"}),
     *class_sections(summaries, {"prompt": method_label("prompt")}),
   ]
   if unreadable:
-    sections.append(
-      Section("Images that can't be read", table=Table(("split", "image"), unreadable))
-    )
+    table = Table(("split", "image"), unreadable)
+    sections.append(Section("Images that can't be read", table=table))
   title = f"{method} on {counted(results['n_classes'], 'class')}"
   text = (
     f"{title}, CLIP {results['clip_model']}, seed {results['seed']}. One run: the intervals say"
@@ -66,25 +79,6 @@ def training_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
 def _counted_split(name: str, images: int, classes: int | None) -> str:
   parts = [name, counted(images, "image")]
   return ", ".join(parts if classes is None else [*parts, counted(classes, "class")])
-
-
-def _training_facts(results: Mapping[str, Any]) -> Table:
-  return facts(
-    {
-      "method": method_label(results["method"]),
-      "classes of the training": f"{results['n_classes']:,}",
-      "K, classes of a step": results.get("k"),
-      "correction": results.get("correction"),
-      "steps": results.get("steps"),
-      "training (s)": results["seconds"],
-      "images a second": results.get("images_per_second"),
-      "evaluation (s)": results["eval_seconds"],
-      "roll-backs": results.get("roll_backs"),
-      "unreadable images": results.get("unreadable_images"),
-      **{f"found: {name}": value for name, value in results.get("found", {}).items()},
-      "not evaluated (other classes)": ", ".join(results.get("not_evaluated", ())),
-    }
-  )
 
 
 def _differences(splits: Mapping[str, Mapping[str, Any]]) -> list[Section]:
@@ -226,62 +220,47 @@ def geometry_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
     Section("Data sets", table=Table(("set", "images", "classes"), counts)),
     *pictures({"alignment_uniformity.png": "Alignment and uniformity"}),
   ]
-  for figure, title, text in (
-    ("alignment", "Alignment (lower is better)", ""),
-    ("uniformity", "Uniformity (lower is better)", ""),
-    ("top1", "Top-1 accuracy (%)", INTERVAL),
+  for title, text, shown in (
+    ("Alignment (lower is better)", "", lambda of: cell(of["alignment"], 3)),
+    ("Uniformity (lower is better)", "", lambda of: cell(of["uniformity"], 3)),
+    ("Top-1 accuracy (%)", INTERVAL, lambda of: percent(of["top1"], of.get("top1_interval"))),
   ):
-    rows = []
-    for label, short in labels.items():
-      found = [of_set["prompts"][label] for of_set in sets.values()]
-      if figure == "top1":
-        rows.append([short, *(percent(of["top1"], of.get("top1_interval")) for of in found)])
-      else:
-        rows.append([short, *(cell(of[figure], 3) for of in found)])
+    rows = [
+      [short, *(shown(of_set["prompts"][label]) for of_set in sets.values())]
+      for label, short in labels.items()
+    ]
     sections.append(Section(title, text, Table(("prompt", *sets), rows), brief=True))
   for name in sets:
     file = name.replace("/", "-")
-    sections += pictures(
-      {
-        f"map_{file}.png": f"Class features of {name}",
-        f"similarity_{file}.png": f"Cosines of classes of {name}",
-      }
-    )
-  sections += _nearest_tokens(results["tokens"], labels)
+    sections += pictures({f"map_{file}.png": f"Class features of {name}"})
+    sections += pictures({f"similarity_{file}.png": f"Cosines of classes of {name}"})
+  text = (
+    "Euclidean distances; half of the vocabulary's tokens have another within"
+    f" {results['tokens']['median_distance_between_tokens']:.3f}."
+  )
+  for label, vectors in results["tokens"]["vectors"].items():
+    rows = []
+    for number, one in enumerate(vectors, 1):
+      near = zip(one["tokens"], one["distances"], strict=True)
+      rows.append([str(number), *(f"{token} {distance:.3f}" for token, distance in near)])
+    table = Table(("vector", *(f"token {i}" for i in range(1, len(rows[0])))), rows)
+    sections.append(Section(f"Nearest tokens: {labels[label]}", text, table, brief=True))
   prompts = counted(len(labels), "prompt")
   text = f"{prompts} on {counted(len(sets), 'data set')}, CLIP {results['clip_model']}."
   return Report(f"Class features under {prompts}", text, sections)
 
 
-def _nearest_tokens(tokens: Mapping[str, Any], labels: Mapping[str, str]) -> Iterator[Section]:
-  """A table for each learned prompt: its vectors, and the tokens that are nearest."""
-  text = (
-    "Euclidean distances; half of the vocabulary's tokens have another within"
-    f" {tokens['median_distance_between_tokens']:.3f}."
-  )
-  for label, vectors in tokens["vectors"].items():
-    rows = []
-    for number, one in enumerate(vectors, 1):
-      near = zip(one["tokens"], one["distances"], strict=True)
-      rows.append([str(number), *(f"{token} {distance:.3f}" for token, distance in near)])
-    columns = ("vector", *(f"token {i}" for i in range(1, len(rows[0]) if rows else 1)))
-    yield Section(f"Nearest tokens: {labels[label]}", text, Table(columns, rows), brief=True)
-
-
 def predictions_report(results: Mapping[str, Any], _: Mapping[str, Any]) -> Report:
   """Names that `predict` has found in pictures, with a probability, share of pixels or score."""
   images = results["images"]
+  weight = lambda one: next(one[key] for key in ("share", "score", "probability") if key in one)
   rows = [
-    [file, ", ".join(f"{one['name']} {100 * _weight(one):.1f}%" for one in found)]
+    [file, ", ".join(f"{one['name']} {100 * weight(one):.1f}%" for one in found)]
     for file, found in list(images.items())[:_MOST_ROWS]
   ]
   title = f"Predictions{_first_of(len(images))}"
   text = f"{counted(len(images), 'picture')}."
   return Report(title, text, [Section(title, table=Table(("file", "names"), rows))])
-
-
-def _weight(found: Mapping[str, Any]) -> float:
-  return next(found[name] for name in ("share", "score", "probability") if name in found)
 
 
 def figures_report(results: Mapping[str, Any]) -> Report:

@@ -64,32 +64,28 @@ def finish_run(
 ) -> None:
   """Writes a run's report and, last, its results: a folder with results is a finished run.
 
-  Arguments as `write_run_report`'s; `results` without their provenance.
-  """
-  stored = with_provenance(results)
-  with writing(folder.path):
-    write_run_report(folder, config, stored, *names)
-  folder.write_results(stored)
-
-
-def write_run_report(
-  folder: RunFolder, config: Settings, results: Mapping[str, Any], *names: str
-) -> None:
-  """Writes `report.html`, and the files `names`, into a run's folder, atomically.
-
   Args:
     folder: folder of the run, with its plots.
     config: config of the run.
-    results: what `results.json` holds, with its provenance.
+    results: results without their provenance.
     names: "results.md" and "results.tex", as the job leaves them.
   """
-  report = BUILDERS[results["job"]](results, config.flat())
+  stored = with_provenance(results)
+  report = BUILDERS[stored["job"]](stored, config.flat())
   drawn = {section.picture for section in report.sections} - {""}
   report = with_pictures(report, {name for name in drawn if exists(folder.plots / name)})
-  for name in names:
-    with replacing(folder.path / name) as file:
-      file.write(_WRITERS[name](report).encode())
-  origin = results.get("provenance") or {}
+  with writing(folder.path):
+    for name in names:
+      with replacing(folder.path / name) as file:
+        file.write(_WRITERS[name](report).encode())
+    page = _page(folder, config, report, stored["provenance"])  # links to the files above
+    with replacing(folder.path / "report.html") as file:
+      file.write(page.encode())
+  folder.write_results(stored)
+
+
+def _page(folder: RunFolder, config: Settings, report: Report, origin: Mapping[str, Any]) -> str:
+  """The report as HTML, with what every run says: origin, command, config, files, versions."""
   devices, commit = origin.get("devices"), origin.get("commit") or ""
   run = {
     "job": config.job,
@@ -98,17 +94,6 @@ def write_run_report(
     "devices": f"{devices['number']} x {devices['kind']}" if devices else "",
   }
   short = run | {"commit": f"commit {commit[:10]}" if commit else ""}
-  whole = report._replace(sections=[*report.sections, *_run_sections(folder, config, run, origin)])
-  lines = " \u00b7 ".join(filter(None, short.values())), report.text
-  page = html(whole, lines, lambda name: read_bytes(folder.plots / name))
-  with replacing(folder.path / "report.html") as file:
-    file.write(page.encode())
-
-
-def _run_sections(
-  folder: RunFolder, config: Settings, run: Mapping[str, str], origin: Mapping[str, Any]
-) -> list[Section]:
-  """What every run says: origin, command, config, files and versions."""
   defaults = flatten(Settings().to_dict())
   changed = [
     (field, value if isinstance(value, str) else json.dumps(json.loads(to_json(value))))
@@ -118,7 +103,8 @@ def _run_sections(
   # results.json is written after the report, so that a folder with results is complete.
   files = [name for name in _FILES if name == "results.json" or exists(folder.path / name)]
   versions = {name: text or "-" for name, text in origin.get("versions", {}).items()}
-  return [
+  sections = [
+    *report.sections,
     Section("Run", table=facts(run)),
     *([Section("Command", code=origin["command"])] if "command" in origin else []),
     Section(
@@ -130,3 +116,6 @@ def _run_sections(
     Section("Files", links={f"{name}: {_FILES[name]}": name for name in files}),
     Section("Versions", table=facts(versions)),
   ]
+  lines = " \u00b7 ".join(filter(None, short.values())), report.text
+  whole = report._replace(sections=sections)
+  return html(whole, lines, lambda name: read_bytes(folder.plots / name))

@@ -1,7 +1,6 @@
 """Accuracies of an evaluation by group of sets, with means, and published figures of the same."""
 
 from collections.abc import Mapping, Sequence
-import functools
 import json
 import pathlib
 from statistics import harmonic_mean
@@ -46,16 +45,12 @@ def accuracy_by_group(found: Sequence[SetFigures]) -> AccuracyTables:
   """
   tables = figure_by_group(found, "top1")
   for group, kinds in tables.items():
-    others = next((kinds[part] for part in _OTHERS if part in kinds), None)
-    if "base" in kinds and others is not None:
-      harmonic = {
-        label: _harmonic(group, row, others[label]) for label, row in kinds["base"].items()
-      }
-      if all(harmonic.values()):  # some set has both parts
-        kinds["harmonic"] = harmonic
-    for kind, rows in kinds.items():
-      for label, row in rows.items():
-        rows[label] = row if kind == "harmonic" else row | _mean(group, row)
+    base, others = kinds.get("base", {}), next((kinds[p] for p in _OTHERS if p in kinds), {})
+    harmonic = {name: _harmonic(group, base[name], others[name]) for name in base if others}
+    for rows in kinds.values():
+      rows |= {label: row | _mean(group, row) for label, row in rows.items()}
+    if harmonic and all(harmonic.values()):  # some set has both parts
+      kinds["harmonic"] = harmonic
   return tables
 
 
@@ -122,7 +117,8 @@ def published(
 
   Methods without a figure in one of the columns of `rows` are skipped.
   """
-  content, columns = _content(), {column for row in rows.values() for column in row}
+  content = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
+  columns = {column for row in rows.values() for column in row}
   return {
     method["name"]: {
       "source": content["sources"][method["source"]],
@@ -131,8 +127,3 @@ def published(
     for method in content["methods"]
     if columns & set(method["figures"].get(group, {}).get(kind, {}))
   }
-
-
-@functools.cache
-def _content() -> dict[str, Any]:
-  return json.loads(_PUBLISHED.read_text(encoding="utf-8"))

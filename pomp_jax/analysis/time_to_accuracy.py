@@ -5,6 +5,7 @@ that of validation images of the training classes, mean over the seeds.
 """
 
 from collections.abc import Mapping, Sequence
+import itertools
 import os
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from matplotlib.lines import Line2D
 import numpy as np
 
 from pomp_jax.analysis import drawing
-from pomp_jax.analysis.ablation import SEED, Group, groups, top1_heading
+from pomp_jax.analysis.ablation import Group, groups, kind_of, top1_heading
 from pomp_jax.analysis.labels import counted
 
 CRITERION = "validation"
@@ -34,11 +35,6 @@ class Course(NamedTuple):
   def is_exact(self) -> bool:
     """Whether the contrast is with all classes."""
     return self.group.values.get("k") == "all"
-
-  @property
-  def is_uniform(self) -> bool:
-    """Whether the draw is uniform."""
-    return not self.is_exact and self.group.values.get(_SAMPLER, "uniform") == "uniform"
 
   @property
   def label(self) -> str:
@@ -78,18 +74,12 @@ def courses(cells: Sequence[Mapping[str, Any]], times: Sequence[Mapping[str, Any
     cells: cells with `values`, `error`, and `curve`: {"steps": [T], "top1": {split: [T]}}.
     times: `values` without the seed, `step_seconds` and `first_bank_seconds`, one a kind.
   """
-  found = []
-  for group in groups(cells):
-    time = next((time for time in times if time["values"] == group.values), None)
-    curves = [
-      cell["curve"]
-      for cell in cells
-      if not cell["error"] and {**cell["values"], SEED: 0} == {**group.values, SEED: 0}
-      if time is not None  # cells have curves where steps were timed
-    ]
-    if time is not None and curves:
-      splits = curves[0]["top1"]
-      top1 = {name: np.array([curve["top1"][name] for curve in curves]) for name in splits}
+  found, done = [], [cell for cell in cells if not cell["error"]]
+  for group, time in itertools.product(groups(cells), times):
+    own = [cell for cell in done if kind_of(cell["values"]) == group.values]
+    if own and time["values"] == group.values:
+      curves = [cell["curve"] for cell in own]
+      top1 = {name: np.array([one["top1"][name] for one in curves]) for name in curves[0]["top1"]}
       seconds = time["step_seconds"], time["first_bank_seconds"]
       found.append(Course(group, tuple(curves[0]["steps"]), top1, *seconds))
   return found
@@ -109,33 +99,26 @@ def arrivals(found: Sequence[Course]) -> list[Arrival]:
   threshold = threshold_of(found)
   if threshold is None:
     return []
-  steps = [course.first_step(threshold) for course in found]
-  seconds = [
-    None if step is None else course.seconds(step)
-    for course, step in zip(found, steps, strict=True)
-  ]
-  reached = [(c, s) for c, s in zip(found, seconds, strict=True) if s is not None]
-  exact = min((s for course, s in reached if course.is_exact), default=None)
-  uniform = min((s for course, s in reached if course.is_uniform), default=None)
+  reached, fastest = [], {}  # the least seconds of the exact contrast, and of a uniform draw
+  for course in found:
+    step = course.first_step(threshold)
+    seconds = None if step is None else course.seconds(step)
+    reached.append((course, step, seconds))
+    kind = "exact" if course.is_exact else course.group.values.get(_SAMPLER, "uniform")
+    if seconds is not None:
+      fastest[kind] = min(seconds, fastest.get(kind, seconds))
+  best = fastest.get("exact"), fastest.get("uniform")
   return [
-    Arrival(course, step, s, *(best / s if best and s else None for best in (exact, uniform)))
-    for course, step, s in zip(found, steps, seconds, strict=True)
+    Arrival(course, step, s, *(b / s if b and s else None for b in best))
+    for course, step, s in reached
   ]
 
 
-def plot(
-  path: str | os.PathLike,
-  found: Sequence[Course],
-  images: Mapping[str, Sequence[int]] | None = None,
-) -> None:
+def plot(path: str | os.PathLike, found: Sequence[Course], images: Mapping[str, str]) -> None:
   """Plots accuracy against seconds of training, a panel a split, a line a course.
 
   Colour tells the first swept field, marker the second, dashes the third. Error bars: standard
-  deviation over the seeds after the last step.
-
-  Args:
-    found: one or more courses.
-    images: split -> numbers of images that its accuracies are of, where they are known.
+  deviation over the seeds after the last step. `images` are the numbers of images of each split.
   """
   splits = list(found[0].top1)
   seeds = max(len(course.top1[CRITERION]) for course in found)
@@ -151,8 +134,7 @@ def plot(
     if split == CRITERION and threshold is not None:
       drawing.reference_line(axes, 100 * threshold, "exact contrast, less its spread")
     drawing.log_axis(axes, "x")
-    heading = top1_heading(split, images or {})
-    drawing.label_panel(axes, heading, "seconds of training", grid="both")
+    drawing.label_panel(axes, top1_heading(split, images), "seconds of training", grid="both")
   drawing.legend_below(figure, drawn, [course.label for course in found])
   drawing.save(path, figure)
 
@@ -165,15 +147,14 @@ def _styles(found: Sequence[Course]) -> list[dict[str, str]]:
     for field in dict.fromkeys(field for own in sampled for field in own)
   }
   several = {field: found for field, found in values.items() if len(found) > 1}
+  cycles = {"color": drawing.COLOURS, "marker": drawing.MARKERS, "linestyle": _LINES}
   styles = []
   for course in found:
-    if course.is_exact:
-      styles.append({"color": "black", "marker": ".", "linestyle": "-"})
-      continue
-    places = [found.index(str(course.group.values.get(field))) for field, found in several.items()]
-    cycles = {"color": drawing.COLOURS, "marker": drawing.MARKERS, "linestyle": _LINES}
+    own = course.group.values
+    places = [found.index(str(own.get(f))) for f, found in several.items() if not course.is_exact]
     three = zip(cycles.items(), [*places, 0, 0, 0], strict=False)
-    styles.append({name: cycle[place % len(cycle)] for (name, cycle), place in three})
+    style = {name: cycle[place % len(cycle)] for (name, cycle), place in three}
+    styles.append(style | ({"color": "black", "marker": "."} if course.is_exact else {}))
   return styles
 
 

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from pomp_jax import hosts, inputs
-from pomp_jax.ablation.grid import SEED, Cell, make_cells
+from pomp_jax.ablation.grid import Cell, make_cells
 from pomp_jax.ablation.lanes import (
   Trained,
   curve_steps,
@@ -30,6 +30,7 @@ from pomp_jax.ablation.lanes import (
 )
 from pomp_jax.ablation.shared import Scores, Shared
 from pomp_jax.ablation.step_times import measure_step_times
+from pomp_jax.analysis.ablation import kind_of
 from pomp_jax.analysis.ablation_report import write_cells
 from pomp_jax.analysis.run_report import finish_run
 from pomp_jax.clip import ClipError, TokenizeError
@@ -236,20 +237,16 @@ def _step_times(shared: Shared, folder: RunFolder, cells: Sequence[Cell]) -> lis
   [missing] = _missing(folder, [cells])
   kinds: dict[str, Cell] = {}
   for cell in cells:
-    kinds.setdefault(repr(_kind(cell)), cell)
+    kinds.setdefault(repr(kind_of(cell.values)), cell)
   if missing:
     log.info("%d cells are missing or have failed: no step is timed", len(missing))
     return []
   runs = [shared.prepare(cell.config, folder) for cell in kinds.values()]
   times = measure_step_times(runs, [shared.stream(run) for run in runs])
   return [
-    {"values": _kind(cell), **time._asdict()}
+    {"values": kind_of(cell.values), **time._asdict()}
     for cell, time in zip(kinds.values(), times, strict=True)
   ]
-
-
-def _kind(cell: Cell) -> dict[str, Any]:
-  return {field: value for field, value in cell.values.items() if field != SEED}
 
 
 def _by_hand(scores: Scores, figure: str) -> dict[str, dict[str, Any]]:

@@ -60,7 +60,7 @@ def test_the_table_is_tidy():
 def test_the_plot_shows_every_mean_and_spread(tmp_path, drawn):
   found = groups(synthetic_cells())
   references = {"novel_top1": {"a photo of a {}.": 0.5}}
-  sweep(tmp_path / "sweep.png", found, references)
+  sweep(tmp_path / "sweep.png", found, references, {})
   base, novel, seconds, _ = drawn[0].axes
   # Two lines; at "all", where no correction is read, they meet.
   lines = [container for container in novel.containers if container.has_yerr]

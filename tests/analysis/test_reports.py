@@ -13,9 +13,9 @@ import pytest
 from pomp_jax.analysis.ablation_report import write_cells
 from pomp_jax.analysis.report import Report, Section, Table, highest_cells
 from pomp_jax.analysis.report_files import html, latex, markdown
-from pomp_jax.analysis.run_report import write_run_report
+from pomp_jax.analysis.run_report import finish_run
 from pomp_jax.analysis.set_accuracy import published
-from pomp_jax.files.run_folder import RunFolder, with_provenance
+from pomp_jax.files.run_folder import RunFolder
 from tests.support.report_page import AWKWARD, Page
 from tests.support.small_run import small_config
 
@@ -139,8 +139,8 @@ def ablation_results():
 
 def page_of(job, path, results, **changes):
   """Page of a run, with the plots that are in its folder."""
-  folder, stored = RunFolder(path), with_provenance({"job": job} | results)
-  write_run_report(folder, small_config(job=job, **changes), stored, "results.md", "results.tex")
+  config = small_config(job=job, **changes)
+  finish_run(RunFolder(path), config, {"job": job} | results, "results.md", "results.tex")
   return Page((path / "report.html").read_text())
 
 
