@@ -5,15 +5,15 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import hashlib
-import http.server
 import json
 import pathlib
-import re
-import threading
-import urllib.parse
+from typing import NoReturn
 
+import flask
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
+
+from tests.support.local_server import served
 
 TOKEN = "hf_of_the_tests"
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -39,18 +39,12 @@ class Hub:
 def local_hub(monkeypatch, cache: pathlib.Path) -> Iterator[Hub]:
   """Serves a hub without repositories, for the library's client, which gets TOKEN and a cache."""
   hub = Hub()
-  handler = type("Handler", (_Handler,), {"hub": hub})
-  with _Server(("127.0.0.1", 0), handler) as server:
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
+  with served(_app(hub)) as hub.url:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     point_at(monkeypatch, hub.url)
     yield hub
     _close_sessions()
-    server.shutdown()
-    thread.join()
 
 
 def point_at(monkeypatch, url: str) -> None:
@@ -70,117 +64,79 @@ def _close_sessions() -> None:
   (getattr(_http, "close_session", None) or _http.reset_sessions)()
 
 
-class _Server(http.server.ThreadingHTTPServer):
-  # Connections that the client keeps open do not delay the end.
-  block_on_close = False
-  daemon_threads = True
+def _app(hub: Hub) -> flask.Flask:
+  app, request = flask.Flask("hub"), flask.request
 
+  def refuse(status: int, code: str = "refused") -> NoReturn:
+    flask.abort(flask.make_response({"error": code}, status, {"X-Error-Code": code}))
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-  hub: Hub
-  protocol_version = "HTTP/1.1"
-  disable_nagle_algorithm = True
+  def is_known() -> bool:
+    return request.headers.get("Authorization") == f"Bearer {TOKEN}"
 
-  def do_GET(self):
-    path = self._path()
-    if self.hub.down:
-      return self._refuse(503)
-    if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
-      return self._info(match[1], match[2])
-    if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-      return self._file(*match.groups())
-    return self._refuse(404)
-
-  do_HEAD = do_GET
-
-  def do_POST(self):
-    path, body = self._path(), self.rfile.read(int(self.headers["Content-Length"]))
-    if not self._is_known():
-      return self._refuse(401)
-    if path == "/api/validate-yaml":
-      errors = [{"message": self.hub.invalid}] if self.hub.invalid else []
-      return self._answer({"errors": errors, "warnings": []}, 400 if errors else 200)
-    if self.hub.forbidden:
-      return self._refuse(403)
-    if path == "/api/repos/create":
-      return self._create(json.loads(body))
-    match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", path)
-    if not match or match[1] not in self.hub.files:
-      return self._refuse(404, "RepoNotFound")
-    if match[2] == "preupload":
-      files = [
-        {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
-        for file in json.loads(body)["files"]
-      ]
-      return self._answer({"files": files})
-    return self._commit(match[1], [json.loads(line) for line in body.splitlines()])
-
-  def log_message(self, *_):
-    pass
-
-  def _path(self) -> str:
-    path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-    self.hub.requests.append((self.command, path))
-    return path
-
-  def _is_known(self) -> bool:
-    return self.headers.get("Authorization") == f"Bearer {TOKEN}"
-
-  def _refused(self, repository: str, revision: str | None) -> bool:
-    hidden = repository in self.hub.private and not self._is_known()
-    if hidden or repository not in self.hub.files:
+  def files_of(repository: str, revision: str) -> dict[str, bytes]:
+    if repository not in hub.files or (repository in hub.private and not is_known()):
       # The hub does not tell a stranger a private repository from one that is not there.
-      self._refuse(404 if self._is_known() else 401, "RepoNotFound")
-    elif revision not in (None, "main", SHA):
-      self._refuse(404, "RevisionNotFound")
-    else:
-      return False
-    return True
+      refuse(404 if is_known() else 401, "RepoNotFound")
+    if revision not in ("main", SHA):
+      refuse(404, "RevisionNotFound")
+    return hub.files[repository]
 
-  def _info(self, repository: str, revision: str | None) -> None:
-    if self._refused(repository, revision):
-      return
-    siblings = [{"rfilename": path} for path in self.hub.files[repository]]
-    private = repository in self.hub.private
-    self._answer({"id": repository, "sha": SHA, "private": private, "siblings": siblings})
+  @app.before_request
+  def before():
+    hub.requests.append((request.method, request.path))
+    if hub.down:
+      refuse(503)
+    if request.method == "POST" and not is_known():
+      refuse(401)
+    if request.method == "POST" and hub.forbidden and request.path != "/api/validate-yaml":
+      refuse(403)
 
-  def _file(self, repository: str, revision: str, path: str) -> None:
-    if self._refused(repository, revision):
-      return
-    content = self.hub.files[repository].get(path)
+  @app.get("/api/models/<path:repository>", defaults={"revision": "main"})
+  @app.get("/api/models/<path:repository>/revision/<revision>")
+  def info(repository, revision):
+    siblings = [{"rfilename": path} for path in files_of(repository, revision)]
+    private = repository in hub.private
+    return {"id": repository, "sha": SHA, "private": private, "siblings": siblings}
+
+  @app.get("/<path:repository>/resolve/<revision>/<path:path>")
+  def file(repository, revision, path):
+    content = files_of(repository, revision).get(path)
     if content is None:
-      return self._refuse(404, "EntryNotFound")
-    headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": SHA}
-    self._answer(content, headers=headers)
+      refuse(404, "EntryNotFound")
+    return content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": SHA}
 
-  def _create(self, wanted: dict) -> None:
+  @app.post("/api/validate-yaml")
+  def validate():
+    errors = [{"message": hub.invalid}] if hub.invalid else []
+    return {"errors": errors, "warnings": []}, 400 if errors else 200
+
+  @app.post("/api/repos/create")
+  def create():
+    wanted = request.json
     repository = f"{wanted['organization']}/{wanted['name']}"
-    if repository in self.hub.files:
-      return self._answer({"error": "exists", "url": f"{self.hub.url}/{repository}"}, 409)
-    self.hub.files[repository] = {}
+    answer = {"url": f"{hub.url}/{repository}"}
+    if repository in hub.files:
+      return answer | {"error": "exists"}, 409
+    hub.files[repository] = {}
     # Before and since version 1 of the library.
     if wanted.get("private") or wanted.get("visibility") == "private":
-      self.hub.private.add(repository)
-    self._answer({"url": f"{self.hub.url}/{repository}"})
+      hub.private.add(repository)
+    return answer
 
-  def _commit(self, repository: str, lines: list[dict]) -> None:
-    self.hub.commits.append(lines[0]["value"])
-    for line in lines[1:]:
-      assert line["key"] == "file" and line["value"]["encoding"] == "base64"
-      content = base64.b64decode(line["value"]["content"])
-      self.hub.files[repository][line["value"]["path"]] = content
-    url = f"{self.hub.url}/{repository}/commit/{SHA}"
-    self._answer({"commitUrl": url, "commitOid": SHA, "success": True})
+  @app.post("/api/models/<path:repository>/preupload/<revision>")
+  def preupload(repository, revision):
+    files_of(repository, revision)
+    as_is = {"uploadMode": "regular", "shouldIgnore": False}
+    return {"files": [{"path": file["path"]} | as_is for file in request.json["files"]]}
 
-  def _refuse(self, status: int, code: str = "") -> None:
-    headers = {"X-Error-Code": code} if code else {}
-    self._answer({"error": code or "refused"}, status, headers)
+  @app.post("/api/models/<path:repository>/commit/<revision>")
+  def commit(repository, revision):
+    header, *lines = (json.loads(line)["value"] for line in request.data.splitlines())
+    for line in lines:
+      content = base64.b64decode(line["content"], validate=True)
+      files_of(repository, revision)[line["path"]] = content
+    hub.commits.append(header)
+    url = f"{hub.url}/{repository}/commit/{SHA}"
+    return {"commitUrl": url, "commitOid": SHA, "success": True}
 
-  def _answer(self, content, status: int = 200, headers: dict | None = None) -> None:
-    body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    self.send_response(status)
-    for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-      self.send_header(name, value)
-    self.end_headers()
-    if self.command != "HEAD":
-      self.wfile.write(body)
+  return app
