@@ -12,7 +12,7 @@ from pomp_jax.files.atomic import disk_failure, replacing, why_unwritable
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, read_json, write_json
-from tests.support.checkpoint_states import META, abstract, assert_same, make_state
+from tests.support.checkpoint_states import META, assert_same, make_state
 from tests.support.small_run import small_config
 
 
@@ -128,7 +128,7 @@ def test_checkpoints_are_exact_and_the_right_ones_are_kept(folder):
     assert not checkpoints.save(4, states[4], META)
   with Checkpoints(folder, keep=2) as checkpoints:
     assert checkpoints.steps() == [1, 3, 4]
-    step, restored, meta = checkpoints.restore_latest(abstract(states[4]))
+    step, restored, meta = checkpoints.restore_latest(make_state())
   assert (step, meta) == (4, META)
   assert_same(restored, states[4])
   assert not [name for name in objects(folder) if name.startswith("2/")]

@@ -25,7 +25,7 @@ from pomp_jax.files import checkpoint_folders
 from pomp_jax.files import checkpoints as module
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints, read_checkpoints
 from pomp_jax.files.run_folder import DamagedFileError
-from tests.support.checkpoint_states import META, abstract, assert_same, make_state
+from tests.support.checkpoint_states import META, assert_same, make_state
 from tests.support.damage import damage
 
 # Shardings over eight devices.
@@ -43,7 +43,7 @@ def test_restores_exactly_with_structure_and_types(tmp_path):
     assert not checkpoints.save(12, make_state(1.0), META)
     assert not checkpoints.save(11, make_state(1.0), META)
   with Checkpoints(tmp_path / "new" / "checkpoints") as checkpoints:
-    step, restored, meta = checkpoints.restore_latest(abstract(state))
+    step, restored, meta = checkpoints.restore_latest(make_state())
   assert (step, meta) == (12, META)
   assert_same(restored, state)
 
@@ -109,7 +109,7 @@ def test_a_state_that_does_not_fit(tmp_path, change, message):
     checkpoints.save(3, make_state(), META)
     wanted = {name: leaf for name, leaf in (make_state() | change).items() if leaf is not MISSING}
     with pytest.raises(CheckpointError, match=message) as caught:
-      checkpoints.restore_latest(abstract(wanted))
+      checkpoints.restore_latest(wanted)
     assert str(caught.value).startswith(f"{tmp_path}/3: ")
     assert "\n" not in str(caught.value)
 
@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_is_set_aside_or_reads_as_it_was(two, how, caplog, 
     except CheckpointError as error:
       refused = str(folder / "2") in str(error)
     with Checkpoints(folder) as checkpoints:
-      step, state, meta = checkpoints.restore_latest(abstract(make_state()))
+      step, state, meta = checkpoints.restore_latest(make_state())
       restored.append(step)
       assert meta == META
       assert_same(state, make_state(float(step)))
@@ -164,7 +164,7 @@ def test_a_best_checkpoint_with_a_damaged_metric_is_set_aside(two, caplog):
     assert "step 1 is DAMAGED" in caplog.text and (two / "damaged-1").is_dir()
     assert checkpoints.steps() == [2, 3]
     next((two / "2" / "state" / "d").iterdir()).write_bytes(b"")
-    assert checkpoints.restore_best(abstract(make_state())).step == 3
+    assert checkpoints.restore_best(make_state()).step == 3
 
 
 def test_a_read_that_fails_once_costs_nothing(two, monkeypatch, caplog):
@@ -172,7 +172,7 @@ def test_a_read_that_fails_once_costs_nothing(two, monkeypatch, caplog):
   unsteady = mock.Mock(wraps=module._read_once, side_effect=answers)
   monkeypatch.setattr(module, "_read_once", unsteady)
   with Checkpoints(two) as checkpoints:
-    assert checkpoints.restore_latest(abstract(make_state())).step == 2
+    assert checkpoints.restore_latest(make_state()).step == 2
   assert unsteady.call_count > 1 and "DAMAGED" not in caplog.text
 
 
@@ -181,11 +181,11 @@ def test_an_earlier_process_saves_nothing_more(tmp_path, retry):
   first = Checkpoints(tmp_path, retry=retry)
   first.save(1, make_state(1.0), META)
   with Checkpoints(tmp_path) as second:
-    assert second.restore_latest(abstract(make_state())).step == 1
+    assert second.restore_latest(make_state()).step == 1
     with pytest.raises(CheckpointError, match="later start of this run"):
       first.save(2, make_state(-2.0), META)
     assert second.save(2, make_state(2.0), META)
-    assert_same(second.restore_latest(abstract(make_state())).state, make_state(2.0))
+    assert_same(second.restore_latest(make_state()).state, make_state(2.0))
 
 
 @pytest.mark.parametrize("lost", ["state", "meta"])
@@ -194,7 +194,7 @@ def test_all_checkpoints_damaged(tmp_path, lost):
     checkpoints.save(1, make_state(1.0), META)
     shutil.rmtree(tmp_path / "1" / lost)
     with pytest.raises(CheckpointError, match=r"^[^\n]*damaged \(1\)[^\n]*$"):
-      checkpoints.restore_latest(abstract(make_state()))
+      checkpoints.restore_latest(make_state())
   with pytest.raises(CheckpointError, match=f"{tmp_path}/1[/:]"):
     list(read_checkpoints(tmp_path))
   # Nothing is deleted that a person may want to inspect.
@@ -206,7 +206,7 @@ def test_arrays_of_another_checkpoint_are_detected(two):
   shutil.rmtree(two / "2" / "state")
   shutil.copytree(two / "1" / "state", two / "2" / "state")
   with Checkpoints(two) as checkpoints:
-    assert checkpoints.restore_latest(abstract(make_state())).step == 1
+    assert checkpoints.restore_latest(make_state()).step == 1
 
 
 def test_errors_without_a_place_go_on_to_the_hook_of_before(monkeypatch):
@@ -234,7 +234,7 @@ def test_remains_of_a_killed_process_are_removed(two, monkeypatch):
     assert checkpoints.steps() == [3]
   assert list(two.glob("discarded-*"))
   with Checkpoints(two, keep=1) as checkpoints:
-    assert checkpoints.restore_latest(abstract(make_state())).step == 3
+    assert checkpoints.restore_latest(make_state()).step == 3
   assert sorted(entry.name for entry in two.iterdir()) == ["3", "owner.txt"]
 
 

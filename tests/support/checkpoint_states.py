@@ -11,8 +11,7 @@ META = {"config": {"seed": 1, "name": "a"}, "position": [1, 2]}
 def make_state(value=0.0):
   """Returns arrays of four types, an optimizer state, a key and a NumPy number.
 
-  Args:
-    value: value of every element of the context.
+  Every element of the context is `value`.
   """
   context = jnp.full((4, 8), value, jnp.float32)
   optimizer = optax.chain(optax.clip(1.0), optax.sgd(0.1, momentum=0.9))
@@ -23,18 +22,6 @@ def make_state(value=0.0):
     "key": jax.random.key_data(jax.random.key(7)),
     "position": np.asarray(2**40),
   }
-
-
-def abstract(state):
-  """Replaces the arrays of a state by their shapes and shardings."""
-  return jax.tree.map(
-    lambda leaf: (
-      jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-      if isinstance(leaf, jax.Array)
-      else leaf
-    ),
-    state,
-  )
 
 
 def assert_same(left, right):

@@ -7,12 +7,12 @@ import math
 import pathlib
 import shutil
 
-import flax
 from flax import serialization
 import jax
 from jaxtyping import Array, Float
 import numpy as np
 import pytest
+from tokenizers.pre_tokenizers import ByteLevel
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast
 
@@ -21,10 +21,6 @@ from pomp_jax.clip import ClipError, load_clip
 from pomp_jax.clip.load import Clip, read_clip_config
 from pomp_jax.clip.text import TextTower, text_tower, token_embeddings
 from pomp_jax.clip.tokens import tokenize
-
-# The letters of the 256 bytes: visible ones of Latin-1, then stand-ins (Radford et al., 2019).
-_VISIBLE = [*range(ord("!"), 127), *range(161, 173), *range(174, 256)]
-LETTERS = [chr(code) for code in _VISIBLE + list(range(256, 512 - len(_VISIBLE)))]
 
 # A few merges, so that some words take one token and others many.
 MERGES = (
@@ -46,15 +42,8 @@ def write_random_clip(
 ) -> CLIPModel:
   """Writes config, `flax_model.msgpack` and tokenizer; returns torch's model of the same weights.
 
-  Args:
-    folder: folder to write to.
-    hidden_act: activation, `quick_gelu` (OpenAI) or `gelu`.
-    legacy_eos: whether to write eos_token_id=2, as configurations before transformers 4.31 do.
-    text_width: text width D.
-    positions: context length of the text tower.
-    extra_tokens: words added to the vocabulary with ids above EOT.
-    vision: other sizes of the vision tower.
-    seed: random seed of the weights.
+  `legacy_eos` writes eos_token_id=2, as configurations before transformers 4.31 do. Words of
+  `extra_tokens` get ids above EOT. `vision` changes sizes of the vision tower.
   """
   folder.mkdir(parents=True, exist_ok=True)
   tokenizer = _tokenizer_of(folder, MERGES)
@@ -92,32 +81,19 @@ def write_random_clip(
       elif "bias" in name:
         parameter.copy_(torch.randn_like(parameter) * 0.1)
     model.logit_scale.fill_(2.0)
-  config.save_pretrained(folder)
-  content = flax.serialization.msgpack_serialize(_flax_params(model))
-  (folder / "flax_model.msgpack").write_bytes(content)
+  model.save_pretrained(folder)
+  # HuggingFace's own conversion compiles for ten seconds.
+  params = jax.device_get(load_clip(str(folder)).params)
+  (folder / "flax_model.msgpack").write_bytes(serialization.msgpack_serialize(params))
+  (folder / "model.safetensors").unlink()
   return model
-
-
-def _flax_params(model: CLIPModel) -> dict:
-  """The weights under Flax's names. HuggingFace's own conversion compiles for ten seconds."""
-  flat = {}
-  for name, tensor in model.state_dict().items():
-    *module, kind = name.split(".")
-    value = tensor.numpy()
-    if kind == "weight" and module[-1] in ("token_embedding", "position_embedding"):
-      kind = "embedding"
-    elif kind == "weight" and value.ndim == 1:
-      kind = "scale"
-    elif kind == "weight":
-      # Dense [out, in] to [in, out]; convolution [out, in, h, w] to [h, w, in, out].
-      kind, value = "kernel", value.T if value.ndim == 2 else value.transpose(2, 3, 1, 0)
-    flat[(*module, kind)] = value
-  return flax.traverse_util.unflatten_dict(flat)
 
 
 def _tokenizer_of(folder: pathlib.Path, merges: Sequence[str]) -> CLIPTokenizerFast:
   """Writes `vocab.json` and `merges.txt`, and reads them."""
-  tokens = [*LETTERS, *(letter + "</w>" for letter in LETTERS)]
+  # The letters of the 256 bytes: visible ones of Latin-1, then stand-ins (Radford et al., 2019).
+  letters = sorted(ByteLevel.alphabet())
+  tokens = [*letters, *(letter + "</w>" for letter in letters)]
   tokens += ["".join(merge.split()) for merge in merges] + ["<|startoftext|>", "<|endoftext|>"]
   (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
   (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
@@ -143,8 +119,7 @@ def clip_tokenizer(folder: pathlib.Path):
   package = pathlib.Path(pytest.importorskip("open_clip").__file__).parent
   file = package / "bpe_simple_vocab_16e6.txt.gz"
   lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
-  merges = lines[1 : 49152 - 256 - 2 + 1]
-  return _tokenizer_of(folder, merges)
+  return _tokenizer_of(folder, lines[1 : 49152 - 256 - 2 + 1])
 
 
 def pooled(output):
@@ -180,9 +155,9 @@ def write_fewer_layers(folder: pathlib.Path, layers: int) -> str:
     config[tower]["num_hidden_layers"] = layers
   (folder / "config.json").write_text(json.dumps(config))
   weights = folder / "flax_model.msgpack"
-  flat = flax.traverse_util.flatten_dict(serialization.msgpack_restore(weights.read_bytes()))
-  dropped = {str(layer) for layer in range(layers, 3)}
-  flat = {path: leaf for path, leaf in flat.items() if not dropped & set(path)}
-  tree = flax.traverse_util.unflatten_dict(flat)
-  weights.write_bytes(serialization.msgpack_serialize(tree))
+  params = serialization.msgpack_restore(weights.read_bytes())
+  for tower in ("text_model", "vision_model"):
+    for layer in range(layers, 3):
+      del params[tower]["encoder"]["layers"][str(layer)]
+  weights.write_bytes(serialization.msgpack_serialize(params))
   return str(folder)

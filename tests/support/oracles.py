@@ -1,7 +1,7 @@
 """What the tests hold the package to, written from the papers and not from the package.
 
 The method in torch's float64, one class and one image at a time, through HuggingFace's CLIPModel.
-Dassl's learning-rate schedule on torch's own classes.
+Dassl's learning-rate schedule of torch's own classes.
 """
 
 import math
@@ -88,29 +88,13 @@ def torch_losses(images, positives, negatives, labels, drawn, *, scale, n_classe
   return torch.stack(losses), np.array(hits)
 
 
-class _ConstantWarmup(torch.optim.lr_scheduler.LRScheduler):
-  """Dassl's ConstantWarmupScheduler: the successor is first stepped after the warmup."""
-
-  def __init__(self, optimizer, successor, warmup, rate):
-    self._successor, self._warmup, self._rate = successor, warmup, rate
-    super().__init__(optimizer)
-
-  def get_lr(self):
-    if self.last_epoch >= self._warmup:
-      return self._successor.get_last_lr()
-    return [self._rate] * len(self.base_lrs)
-
-  def step(self, epoch=None):
-    if self.last_epoch >= self._warmup:
-      self._successor.step()
-      self._last_lr = self._successor.get_last_lr()
-    else:
-      super().step()
-
-
 def dassl_scheduler(
   optimizer: torch.optim.Optimizer, *, epochs: int, warmup: int, warmup_rate: float
 ) -> torch.optim.lr_scheduler.LRScheduler:
-  """Returns a cosine over all epochs after a constant warmup; stepped once an epoch."""
-  cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, float(epochs))
-  return _ConstantWarmup(optimizer, cosine, warmup, warmup_rate) if warmup else cosine
+  """Returns a cosine over all epochs, started after a constant warmup; stepped once an epoch."""
+  cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+  if not warmup:
+    return cosine
+  factor = warmup_rate / optimizer.defaults["lr"]
+  constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: factor)
+  return torch.optim.lr_scheduler.SequentialLR(optimizer, [constant, cosine], [warmup])
