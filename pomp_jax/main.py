@@ -39,11 +39,10 @@ from pomp_jax.config import JOBS, METHODS, Settings, load_job, validate
 from pomp_jax.config.command_line import help_text, parse
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure
-from pomp_jax.files.compilation_cache import use_compilation_cache
-from pomp_jax.files.compilation_log import shown_compilations
+from pomp_jax.files.compilation import shown_compilations, use_compilation_cache
 from pomp_jax.files.provenance import commit
 from pomp_jax.files.run_folder import noting_failure
-from pomp_jax.files.terminal import one_line, set_up_logging, set_up_streams
+from pomp_jax.files.terminal import Output, one_line, set_up_logging
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +68,8 @@ def _run_job(options: argparse.Namespace, stop: hosts.StopSignals) -> int:
   try:
     validate(config)
     _join(options, stop)
-    _check_processes(config.job)
+    if (count := hosts.n_processes()) > 1 and not JOBS[config.job].processes:
+      raise InputError(f"job {config.job!r} runs in one process; {count} were started")
     if not config.dry_run and config.job != "benchmark":  # they measure compilation
       use_compilation_cache(config.compilation_cache, workdir)
     module = load_job("dry_run" if config.dry_run else config.job)
@@ -80,7 +80,9 @@ def _run_job(options: argparse.Namespace, stop: hosts.StopSignals) -> int:
       log.info(hosts.describe(None, config.mesh.class_size, config.clip.dtype))
     status = RunError.status
     commit()  # read now: the checkout may change while the run lasts
-    with _noting_failure(config, workdir), shown_compilations():
+    writes = hosts.is_first() and not config.dry_run
+    noting = noting_failure(workdir) if writes else contextlib.nullcontext()
+    with noting, shown_compilations():
       module.run(config, workdir)
     hosts.finish()
     stop.ignore()
@@ -90,16 +92,9 @@ def _run_job(options: argparse.Namespace, stop: hosts.StopSignals) -> int:
 
 
 def _status_after(error: BaseException, status: int, stop: hosts.StopSignals, workdir: str) -> int:
-  """Reports what ended the job, one line if it has a name; returns the exit status.
+  """Reports what ended the job and returns the exit status, `status` for a disk's failure.
 
-  Args:
-    error: exception that is being handled.
-    status: exit status of a disk's failure.
-    stop: the signals, ignored from now on.
-    workdir: the run's folder.
-
-  Raises:
-    BaseException: `error`, of a process that runs alone, if it is unknown.
+  Raises `error` if it has no name and the process runs alone.
   """
   stop.ignore()
   error = stop.received or error  # whatever it has become on the way
@@ -150,22 +145,8 @@ def _join(options: argparse.Namespace, stop: hosts.StopSignals) -> None:
   )
   hosts.share_cores(timeout)
   log.info(hosts.describe(cluster, config.mesh.class_size, config.clip.dtype))
-  if not hosts.is_first():
-    # Only the first process logs what all have in common.
+  if not hosts.is_first():  # it logs what all have in common
     logging.getLogger("pomp_jax").setLevel(logging.WARNING)
-
-
-def _check_processes(job: str) -> None:
-  """Refuses a job of one process, on all processes that were started for it."""
-  count = hosts.n_processes()
-  if count > 1 and not JOBS[job].processes:
-    raise InputError(f"job {job!r} runs in one process; {count} were started")
-
-
-def _noting_failure(config: Settings, workdir: str) -> contextlib.AbstractContextManager:
-  """What leaves the reason of a failure in the folder, in the process that writes there."""
-  writes = hosts.is_first() and not config.dry_run
-  return noting_failure(workdir) if writes else contextlib.nullcontext()
 
 
 def _stops_together(config: Settings) -> bool:
@@ -188,7 +169,7 @@ def _complain(message: object, status: int) -> int:
 
 def start() -> NoReturn:
   """Runs the command line `sys.argv`; ends the process with its exit status."""
-  set_up_streams()
+  sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)  # a log's disk may be full
   if {"-h", "-help", "--help"} & {*sys.argv[1:]}:
     print(f"{__doc__}\n{help_text()}")
     sys.exit()

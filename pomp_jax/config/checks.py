@@ -33,7 +33,7 @@ from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.data.class_splits import CLASS_SPLITS
 from pomp_jax.data.coop import COOP_SETS
 from pomp_jax.files.atomic import why_unwritable
-from pomp_jax.files.compilation_cache import AUTO
+from pomp_jax.files.compilation import AUTO
 from pomp_jax.files.hub import is_hub, is_prompt_file
 from pomp_jax.files.paths import exists, is_dir, is_file
 from pomp_jax.files.tracker import is_installed

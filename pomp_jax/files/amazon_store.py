@@ -12,15 +12,11 @@ _RETRIED = {429, 500, 502, 503, 504}
 
 
 class AmazonStore(S3FileSystem):
-  """s3fs, which tries a request eleven times, with pauses from 0.1 s on: 29 s in all.
-
-  Region, credentials and endpoint are those of AWS's environment variables and files.
-  """
+  """s3fs, which tries a request eleven times, with pauses from 0.1 s on: 29 s in all."""
 
   retries = 11
 
   def __init__(self, *args: Any, **kwargs: Any):
-    """As s3fs's."""
     # botocore's own attempts would multiply with those.
     once = {"retries": {"mode": "standard", "total_max_attempts": 1}}
     super().__init__(*args, **({"config_kwargs": once} | kwargs))

@@ -9,7 +9,7 @@ import re
 import tempfile
 from typing import BinaryIO
 
-from pomp_jax.files.paths import is_bucket, store_of, to_path
+from pomp_jax.files.paths import is_bucket, is_file, store_of
 
 # The only portable way to read the mask is to set it, for the whole process: once, before other
 # threads create files.
@@ -30,8 +30,7 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   `path`. A process killed at any moment leaves the old file or the new one, never half of either.
   An object of a bucket is written to a temporary file here, and sent once it is complete.
 
-  Raises:
-    OSError: the folder is missing or not writable, or the disk is full. `path` is then unchanged.
+  OSError if the folder is missing or not writable, or the disk is full; `path` is then unchanged.
   """
   if is_bucket(path):
     with tempfile.TemporaryFile() as file:
@@ -52,16 +51,29 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     with contextlib.suppress(FileNotFoundError):
       os.unlink(temporary)
     raise
-  _sync_folder(path.parent)
+  # On file systems that can flush a folder, the rename survives a power failure.
+  with contextlib.suppress(OSError):
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)
 
 
 def why_unwritable(folder: str | os.PathLike) -> str | None:
   """Reason why a folder can't be created or written to; None if there is none.
 
-  Writes nothing, so that a full disk is not detected, nor a bucket that can only be read.
+  Writes nothing, so it detects neither a full disk nor a bucket that can only be read.
   """
   if is_bucket(folder):
-    return _why_unreachable(folder)
+    bucket = "/".join(os.fspath(folder).split("/")[:3])
+    try:
+      store_of(bucket).info(bucket)
+      return f"{os.fspath(folder)} is a file; a folder is needed" if is_file(folder) else None
+    except FileNotFoundError:
+      return f"there is no bucket {bucket}"
+    except OSError as error:
+      return f"{error.filename}: {error.strerror}"
   existing = Path(folder).absolute()
   while not existing.exists() and existing != existing.parent:
     existing = existing.parent
@@ -87,26 +99,3 @@ def disk_failure(error: BaseException) -> str | None:
       return f"the disk fails ({found[0]})"
     link = link.__cause__ or link.__context__
   return None
-
-
-def _why_unreachable(folder: str | os.PathLike) -> str | None:
-  bucket = "/".join(os.fspath(folder).split("/")[:3])
-  try:
-    store_of(bucket).info(bucket)
-    if to_path(folder).is_file():
-      return f"{os.fspath(folder)} is a file; a folder is needed"
-  except FileNotFoundError:
-    return f"there is no bucket {bucket}"
-  except OSError as error:
-    return f"{error.filename}: {error.strerror}"
-  return None
-
-
-def _sync_folder(folder: Path) -> None:
-  """Makes a rename survive a power failure, on file systems that can flush a folder."""
-  with contextlib.suppress(OSError):
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-      os.fsync(descriptor)
-    finally:
-      os.close(descriptor)

@@ -55,12 +55,11 @@ def save(path: Path, state: Any, meta: dict[str, Any]) -> None:
 
 def restore(path: Path) -> Any:
   """Arrays of a checkpoint, as dicts and lists."""
+  items = ocp.args.Composite(state=ocp.args.StandardRestore())
   with _local(path) as local:
     if is_bucket(path):
       store_of(path).get(f"{path}/", f"{local}/", recursive=True)
-    return (
-      _checkpointer().restore(local, ocp.args.Composite(state=ocp.args.StandardRestore())).state
-    )
+    return _checkpointer().restore(local, items).state
 
 
 def steps(folder: Path) -> list[int]:

@@ -24,8 +24,9 @@ from pomp_jax.errors import RunError
 from pomp_jax.files import checkpoint_folders
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.checksums import with_checksum
-from pomp_jax.files.paths import Path, exists, is_dir, read_bytes, to_path
+from pomp_jax.files.paths import Path, exists, is_dir, to_path
 from pomp_jax.files.run_folder import DamagedFileError, parse_json
+from pomp_jax.files.texts import read_file
 
 log = logging.getLogger(__name__)
 
@@ -56,23 +57,12 @@ class Checkpoints(contextlib.AbstractContextManager):
   With several processes all make the same calls to `save` and to restore, and only process 0
   touches the folder. A failure there ends all of them (`hosts.fail`). `steps` is for process 0.
 
-  Attributes:
-    folder: the folder, on a disk or in a bucket.
-    failure: error of the last save if it failed and `retry` made it a warning; else None.
+  With `retry` a failed save is only a warning, whose error is `failure`, and the next save tries
+  again. A run that ends with a failed save raises all the same.
   """
 
   def __init__(self, folder: str | os.PathLike, keep: int = 3, *, retry: bool = False):
-    """Opens the folder, and creates it when it is missing.
-
-    Args:
-      folder: folder of the checkpoints.
-      keep: number of newest checkpoints to keep, at least 1.
-      retry: whether a failed save is only a warning, and the next save tries again. A run that ends
-        with a failed save raises all the same.
-
-    Raises:
-      CheckpointError: the folder can't be created or written to.
-    """
+    """Opens the folder, and creates it when it is missing; CheckpointError if that fails."""
     self.folder: Path = to_path(folder)
     self._keep, self._retry = keep, retry
     self._metrics: dict[int, float | None] = {}  # by step, of checkpoints that were read or written
@@ -109,7 +99,13 @@ class Checkpoints(contextlib.AbstractContextManager):
     """
     if not hosts.is_first():
       return False
-    self._check_owner()
+    with contextlib.suppress(OSError):  # where this can't be read, the save itself will fail
+      owner = (self.folder / _OWNER).read_bytes().decode(errors="replace")
+      if owner != self._owner:
+        raise CheckpointError(
+          f"{self.folder}: a later start of this run ({owner.rpartition(',')[0]}) has taken it"
+          " over; this one ends, and saves nothing more"
+        )
     try:
       if step <= max(self.steps(), default=-1):
         return False
@@ -119,7 +115,11 @@ class Checkpoints(contextlib.AbstractContextManager):
       facts = with_checksum(facts | {"meta": meta, "metric": stored})
       checkpoint_folders.save(self.folder / str(step), arrays, facts)
       self._metrics[step] = stored
-      self._drop_old()
+      best = self._best_first()[:1]
+      for old in self.steps()[: -self._keep]:
+        if old not in best:
+          with contextlib.suppress(OSError):  # left to the next save
+            checkpoint_folders.discard(self._path(old))
     except Exception as error:
       with contextlib.suppress(OSError):
         checkpoint_folders.remove_incomplete(self.folder)
@@ -144,12 +144,12 @@ class Checkpoints(contextlib.AbstractContextManager):
         array with its sharding (the first local device without one), anything else a NumPy array.
 
     Returns:
-      Step, state and JSON exactly as saved; None when there is no checkpoint.
+      Checkpoint exactly as saved; None when there is none.
 
     Raises:
       CheckpointError: all checkpoints are damaged, or a field has another shape or dtype.
     """
-    return self._restore(abstract_state, self._newest_first)
+    return self._restore(abstract_state, lambda: self.steps()[::-1])
 
   def restore_best(self, abstract_state: PyTree) -> Restored | None:
     """As `restore_latest`, but the one with the highest metric; None when none has a metric."""
@@ -171,14 +171,13 @@ class Checkpoints(contextlib.AbstractContextManager):
     if jax.process_count() > 1:
       arrays = hosts.arrays_from_first(arrays)
     leaves = [
-      jax.make_array_from_callback(target.shape, target.sharding, lambda i, array=array: array[i])
+      jax.make_array_from_callback(target.shape, target.sharding, array.__getitem__)
       if isinstance(target, jax.ShapeDtypeStruct)
       else array
       for array, target in zip(arrays, expected.values(), strict=True)
     ]
-    return Restored(
-      head[0], jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), head[1]
-    )
+    state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
+    return Restored(head[0], state, head[1])
 
   def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
     if kind is None and self.failure is not None:
@@ -186,24 +185,6 @@ class Checkpoints(contextlib.AbstractContextManager):
 
   def _path(self, step: int) -> Path:
     return self.folder / str(step)
-
-  def _check_owner(self) -> None:
-    # Where the file can't be read, the save itself will fail.
-    with contextlib.suppress(OSError):
-      owner = (self.folder / _OWNER).read_bytes().decode(errors="replace")
-      if owner != self._owner:
-        raise CheckpointError(
-          f"{self.folder}: a later start of this run ({owner.rpartition(',')[0]}) has taken it"
-          " over; this one ends, and saves nothing more"
-        )
-
-  def _drop_old(self) -> None:
-    """Removes all but the newest checkpoints and the best."""
-    best = self._best_first()[:1]
-    for step in self.steps()[: -self._keep]:
-      if step not in best:
-        with contextlib.suppress(OSError):  # left to the next save
-          checkpoint_folders.discard(self._path(step))
 
   def _best_first(self) -> list[int]:
     """Steps by falling metric, of equal ones the later first; damaged ones are set aside."""
@@ -217,15 +198,12 @@ class Checkpoints(contextlib.AbstractContextManager):
     measured = [step for step in steps if self._metrics.get(step) is not None]
     return sorted(measured, key=lambda step: (self._metrics[step], step), reverse=True)
 
-  def _newest_first(self) -> list[int]:
-    return self.steps()[::-1]
-
   def _first_intact(self, steps: list[int]) -> Restored | None:
     """The first checkpoint that can be read, its state by name; sets those before it aside."""
     damaged = {}
     for step in steps:
       try:
-        found = _read(self._path(step))
+        found = _twice(_read, self._path(step))
       except DamagedFileError as damage:
         damaged[step] = damage
         continue
@@ -244,7 +222,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     log.warning("checkpoint of step %d is DAMAGED (%s)", step, damage)
     target = self.folder / f"damaged-{step}"
     if exists(target):
-      target = self.folder / f"damaged-{step}-{secrets.token_hex(4)}"
+      target = target.with_name(f"{target.name}-{secrets.token_hex(4)}")
     try:
       checkpoint_folders.move(self._path(step), target)
     except OSError as error:
@@ -253,7 +231,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     log.warning("moved to %s", target)
 
   def _save_error(self, step: int, error: Exception) -> CheckpointError:
-    others = []
+    others: list[int] = []
     with contextlib.suppress(OSError):
       others = [other for other in self.steps() if other != step]
     last = f"the last good one is of step {max(others)}" if others else "there is no other"
@@ -264,10 +242,8 @@ class Checkpoints(contextlib.AbstractContextManager):
 def read_checkpoints(folder: str | os.PathLike) -> Iterator[Restored]:
   """Reads all checkpoints of another run, finished or running, in order of their steps.
 
-  The states are nested dicts and lists of NumPy arrays. Nothing is written.
-
-  Raises:
-    CheckpointError: no such folder, or a checkpoint that can't be read or is not what was saved.
+  The states are nested dicts and lists of NumPy arrays. Nothing is written. CheckpointError if
+  there is no such folder, or if a checkpoint is damaged.
   """
   if not is_dir(folder):
     raise CheckpointError(f"{folder}: no such folder of checkpoints")
@@ -278,17 +254,13 @@ def read_checkpoints(folder: str | os.PathLike) -> Iterator[Restored]:
 def read_checkpoint(path: str | os.PathLike) -> Restored:
   """Reads one of them, `checkpoints/STEP`; errors as `read_checkpoints`'s."""
   try:
-    return _read(to_path(path))
+    return _twice(_read, to_path(path))
   except DamagedFileError as error:
     raise CheckpointError(str(error)) from error
 
 
-def _read(path: Path) -> Restored:
-  """Reads a checkpoint and compares its checksums; tries twice, as a network disk can fail."""
-  return _twice(_read_once, path)
-
-
 def _twice(read: Callable[[Path], Any], path: Path) -> Any:
+  """Reads a file; a second time if it is damaged, as a network disk can fail."""
   try:
     return read(path)
   except DamagedFileError:
@@ -296,28 +268,24 @@ def _twice(read: Callable[[Path], Any], path: Path) -> Any:
     return read(path)
 
 
-def _read_once(path: Path) -> Restored:
+def _read(path: Path) -> Restored:
+  """Reads a checkpoint and compares its checksums."""
   facts = _read_facts(path)
   try:
     state = jax.tree.map(np.asarray, checkpoint_folders.restore(path))
   except Exception as error:  # a damaged file fails in any layer
     raise DamagedFileError(f"{path}: can't be read ({_as_line(error)})") from error
   found = _checksums(state)
-  if changed := [
-    name for name, checksum in facts["checksums"].items() if found.get(name) != checksum
-  ]:
-    raise DamagedFileError(f"{path}: {changed[0]} is not what was saved")
+  for name, checksum in facts["checksums"].items():
+    if found.get(name) != checksum:
+      raise DamagedFileError(f"{path}: {name} is not what was saved")
   return Restored(int(path.name), state, facts["meta"])
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
   """Reads the JSON of a checkpoint."""
   file = path / "meta" / "metadata"
-  try:
-    content = read_bytes(file)
-  except OSError as error:
-    raise DamagedFileError(f"{file}: can't be read ({error.strerror})") from error
-  facts = parse_json(content, file)
+  facts = parse_json(read_file(file, DamagedFileError), file)
   if not isinstance(facts, dict) or facts.keys() != {"leaves", "checksums", "meta", "metric"}:
     raise DamagedFileError(f"{file}: not the fields leaves, checksums, meta and metric")
   return facts

@@ -26,11 +26,7 @@ def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_checksum(value: Any) -> Any:
-  """Returns a value that was read without its checksum, if it is an object that has one.
-
-  Raises:
-    ChecksumError: the checksum is that of something else.
-  """
+  """Returns a value that was read, without its checksum; ChecksumError if that is another one's."""
   if not isinstance(value, dict) or _CHECKSUM not in value:
     return value
   rest = {key: item for key, item in value.items() if key != _CHECKSUM}
@@ -46,19 +42,15 @@ def npy_with_checksum(array: np.ndarray) -> bytes:
   """Content of an array's `.npy`, and its checksum."""
   buffer = io.BytesIO()
   np.save(buffer, array, allow_pickle=False)
-  return buffer.getvalue() + _bytes_checksum(buffer.getvalue())
+  return buffer.getvalue() + zlib.crc32(buffer.getvalue()).to_bytes(4, "little")
 
 
 def is_intact(content: Any) -> bool:
   """Whether the last four bytes (of bytes, or of a uint8 array) are the CRC-32 of the others."""
-  return len(content) > 4 and _bytes_checksum(content[:-4]) == bytes(content[-4:])
+  checksum = zlib.crc32(content[:-4]).to_bytes(4, "little")
+  return len(content) > 4 and checksum == bytes(content[-4:])
 
 
 def _json_checksum(value: Any) -> str:
   """CRC-32 of a JSON value, whatever the order of its keys and its spaces."""
   return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
-
-
-def _bytes_checksum(content: Any) -> bytes:
-  """CRC-32, little-endian."""
-  return zlib.crc32(content).to_bytes(4, "little")

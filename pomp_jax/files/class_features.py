@@ -31,11 +31,9 @@ class CategoryFileError(InputError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Category:
-  """One category of a detection or segmentation data set.
+  """Category of an annotation file: its name, and synonyms that differ from it and each other.
 
-  Attributes:
-    name: words with spaces instead of underscores; a qualifier stays, "bow (weapon)".
-    synonyms: other names in the same form; all differ from each other and from `name`.
+  Both have spaces instead of underscores; a qualifier stays, "bow (weapon)".
   """
 
   name: str
@@ -48,26 +46,17 @@ class ClassFeatures(NamedTuple):
   features: Float[np.ndarray, "C E"]
 
   def check_fits(self, n_classes: int, width: int, where: str) -> None:
-    """Checks the features, named `where`, against the class list and E of the CLIP.
-
-    Raises:
-      PromptFileError: another shape than [n_classes, width].
-    """
+    """Raises PromptFileError, which names `where`, for another shape than [n_classes, width]."""
     if self.features.shape != (n_classes, width):
-      shape = list(self.features.shape)
       accepted = f"{[n_classes, width]}, one row for each of the {n_classes} classes"
-      refuse(where, "the array's shape", str(shape), accepted)
+      refuse(where, "the array's shape", str(list(self.features.shape)), accepted)
 
 
 def read_class_features(path: str | os.PathLike) -> ClassFeatures:
   """Reads Detic's class features, such as `lvis_v1_clip_pomp+cname.npy`, with unit rows.
 
-  Args:
-    path: `.npy` file of floats [C,E], rows of any norm. Nothing is unpickled.
-
-  Raises:
-    PromptFileError: no such file, another type or shape, values not finite, a row of zeros, or a
-      checksum (`write_detic`'s) of another content.
+  The file is a `.npy` of floats [C,E], rows of any norm. Nothing is unpickled. PromptFileError if
+  it is missing, damaged or of another type or shape, or has a row of zeros or not finite.
   """
   try:
     # Memory-mapped: a header that claims more than the file has allocates nothing.
@@ -84,10 +73,7 @@ def read_class_features(path: str | os.PathLike) -> ClassFeatures:
     if not is_intact(content):
       refuse(path, "the checksum at its end", "that of another content", "an undamaged file")
   features_CxE = np.asarray(stored, np.float32)
-  try:
-    _check(path, features_CxE)
-  except ClassFeatureError as error:
-    raise PromptFileError(str(error)) from error
+  _check(path, features_CxE, PromptFileError)
   norms_Cx1 = np.linalg.norm(features_CxE.astype(np.float64), axis=-1, keepdims=True)
   return ClassFeatures((features_CxE / norms_Cx1).astype(np.float32))
 
@@ -95,15 +81,9 @@ def read_class_features(path: str | os.PathLike) -> ClassFeatures:
 def write_detic(path: str | os.PathLike, features_CxE: Float[np.ndarray, "C E"]) -> None:
   """Writes the `.npy` file, float16 [C,E], that Detic loads as `ZEROSHOT_WEIGHT_PATH`.
 
-  Detic normalises the rows. Those of the published files are the text tower's output. NumPy ignores
-  the checksum at the end.
-
-  Args:
-    path: file, replaced when it exists.
-    features_CxE: one row per category in ascending order of the annotation's category ids.
-
-  Raises:
-    ClassFeatureError: values that are not finite in float16, or a row of zeros.
+  Detic normalises the rows; those of the published files are the text tower's output. They are in
+  ascending order of the annotation's category ids. NumPy ignores the checksum at the end.
+  ClassFeatureError for values that are not finite in float16, or a row of zeros.
   """
   with np.errstate(over="ignore"):
     half_CxE = np.ascontiguousarray(features_CxE, np.float16)
@@ -120,17 +100,9 @@ def write_open_clip(
 ) -> None:
   """Writes the weights of a zero-shot classifier, float32 [E,C], as open_clip builds them.
 
-  `logits = logit_scale * image_features @ weights`, with unit columns.
-
-  Args:
-    path: `.npy`, or `.safetensors` with the tensor `classifier` and the metadata `names` (a JSON
-      list) and `clip_model`. Replaced when it exists.
-    features_CxE: one unit row per class.
-    names: class names, for the metadata.
-    clip_model: name of the CLIP, likewise.
-
-  Raises:
-    ClassFeatureError: values that are not finite, a row of zeros, or another suffix.
+  `logits = logit_scale * image_features @ weights`, with unit columns, from unit rows. The file is
+  a `.npy`, or a `.safetensors` with the tensor `classifier` and the metadata `names` (a JSON list)
+  and `clip_model`. ClassFeatureError for values not finite, a row of zeros, or another suffix.
   """
   _check(path, features_CxE)
   weights_ExC = np.ascontiguousarray(features_CxE.T, np.float32)
@@ -147,13 +119,15 @@ def write_open_clip(
       file.write(safetensors.numpy.save({"classifier": weights_ExC}, metadata))
 
 
-def _check(path: str | os.PathLike, features_CxE: np.ndarray) -> None:
+def _check(
+  path: str | os.PathLike, features_CxE: np.ndarray, error: type[Exception] = ClassFeatureError
+) -> None:
   if not np.isfinite(features_CxE).all():
-    raise ClassFeatureError(f"{path}: features are not finite; accepted: finite values")
+    raise error(f"{path}: features are not finite; accepted: finite values")
   nonzero_C = features_CxE.any(axis=-1)
   if not nonzero_C.all():
     zero = int(np.argmin(nonzero_C))
-    raise ClassFeatureError(f"{path}: features of class {zero} are all zero; accepted: other rows")
+    raise error(f"{path}: features of class {zero} are all zero; accepted: other rows")
 
 
 def is_annotation_file(path: str | os.PathLike) -> bool:
@@ -170,15 +144,18 @@ def is_annotation_file(path: str | os.PathLike) -> bool:
 def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]:
   """Parses `categories` of COCO or LVIS annotations, the JSON value of a file.
 
-  Each has `id`, `name` and optionally `synonyms` (LVIS).
-
-  Raises:
-    CategoryFileError: no `categories`, a category without an integer `id` or a name, a control
-      character, a repeated id or name. Names are compared as words, so that "a_b" equals "a b".
+  Each has `id`, `name` and optionally `synonyms` (LVIS). CategoryFileError for one without integer
+  `id` or name, and for a control character or a repeated id or name ("a_b" equals "a b").
   """
+  if not isinstance(value, dict) or "categories" not in value:
+    found = f"the keys {', '.join(value) or 'none'}" if isinstance(value, dict) else "no object"
+    _refuse(path, "the file", f"without categories ({found})", "COCO or LVIS annotations")
+  rows = value["categories"]
+  if not isinstance(rows, list) or not rows:
+    _refuse(path, "categories", _shown(rows), "a list of at least one category")
   by_id: dict[int, Category] = {}
   names: set[str] = set()
-  for index, row in enumerate(_category_rows(path, value)):
+  for index, row in enumerate(rows):
     where = f"categories[{index}]"
     if not isinstance(row, dict):
       _refuse(path, where, f"a {type(row).__name__}", "an object with id and name")
@@ -198,16 +175,6 @@ def categories_by_id(path: str | os.PathLike, value: Any) -> dict[int, Category]
     by_id[number] = Category(name, tuple(others))
     names.add(name)
   return by_id
-
-
-def _category_rows(path: str | os.PathLike, value: Any) -> list[Any]:
-  if not isinstance(value, dict) or "categories" not in value:
-    found = f"the keys {', '.join(value) or 'none'}" if isinstance(value, dict) else "no object"
-    _refuse(path, "the file", f"without categories ({found})", "COCO or LVIS annotations")
-  rows = value["categories"]
-  if not isinstance(rows, list) or not rows:
-    _refuse(path, "categories", _shown(rows), "a list of at least one category")
-  return rows
 
 
 def _words(path: str | os.PathLike, field: str, text: Any) -> str:

@@ -45,14 +45,7 @@ class DamagedFeaturesError(FeatureStoreError):
 
 
 class Features:
-  """The array of one set of images.
-
-  Attributes:
-    folder: its folder, of nothing else.
-    shape: (n, R, E).
-    made_from: what the features were made from.
-    block_size: images of a block; the last block may have fewer.
-  """
+  """The array of one set of images, in blocks of `block_size`; the last may have fewer."""
 
   def __init__(
     self,
@@ -65,7 +58,7 @@ class Features:
     """Touches nothing.
 
     Args:
-      folder: folder of features of this shape, which were made from this.
+      folder: folder of these features, and nothing else.
       shape: (n, R, E).
       made_from: everything that the features depend on, as JSON.
       together: images and versions that are read together: a chunk with a checksum.
@@ -76,8 +69,20 @@ class Features:
     # Blocks of whole chunks; one block of few images is no larger than it has to be.
     n_chunks = min(_BLOCK // n_together, -(-shape[0] // n_together))
     self.block_size = n_together * n_chunks
-    chunk = n_together, together[1], shape[2]
-    self._metadata = _metadata(shape, self.block_size, chunk, self.made_from)
+    checked = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    # Google's store can be asked for the first bytes of an object in the same way as for others.
+    shards = {"codecs": checked, "index_codecs": checked, "index_location": "start"}
+    shards |= {"chunk_shape": (n_together, together[1], shape[2])}
+    block = {"chunk_shape": (self.block_size, *shape[1:])}
+    self._metadata: dict[str, Any] = {
+      "shape": shape,
+      "data_type": "float32",
+      "fill_value": 0.0,
+      "chunk_grid": {"name": "regular", "configuration": block},
+      "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+      "codecs": [{"name": "sharding_indexed", "configuration": shards}],
+      "attributes": {"made_from": self.made_from},
+    }
     self._pieces = Pieces(self.folder, fingerprint([to_json(self._metadata)]))
     self._array: tensorstore.TensorStore | None = None
 
@@ -100,10 +105,7 @@ class Features:
     return rows.stop - rows.start
 
   def create(self) -> None:
-    """Writes `zarr.json` unless it is there.
-
-    RunFolderWriteError if it can't be written, or describes something else.
-    """
+    """Writes `zarr.json`; RunFolderWriteError if it can't, or if that describes something else."""
     with self._writing():
       if not is_bucket(self.folder):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -117,10 +119,7 @@ class Features:
     return sorted(int(match[1]) for match in found if match)
 
   def to_compute(self) -> list[int]:
-    """Blocks that are missing or damaged; warns of each damaged one.
-
-    Reads all others, unless `complete` has found nothing missing before.
-    """
+    """Blocks that are missing or damaged (with a warning); reads all, unless `complete` has."""
     there = self.stored()
     if len(there) == self.n_blocks and self._pieces.load(_COMPLETE):
       return []
@@ -129,10 +128,7 @@ class Features:
     return [block for block in range(self.n_blocks) if block not in intact]
 
   def complete(self) -> list[int]:
-    """Indices of the images that could not be read, once all blocks are stored.
-
-    DamagedFeaturesError if one is missing or damaged.
-    """
+    """Indices of the unreadable images; DamagedFeaturesError if a block is missing or damaged."""
     known = self._pieces.load(_COMPLETE)
     if known is None:
       parts = [self._read(np.s_[self.rows(block), 0, 0]) for block in range(self.n_blocks)]
@@ -160,8 +156,9 @@ class Features:
   def write(self, block: int, features: Float[np.ndarray, "b R E"]) -> None:
     """Writes a block; RunFolderWriteError if that fails."""
     with self._writing():
-      # The last block has fewer images than its file, which would be read before it is written.
-      del self._opened().kvstore[f"c.{block}.0.0"]
+      if self.size(block) < self.block_size:
+        # It would be read before it is written: its file has room for more images.
+        del self._opened().kvstore[f"c.{block}.0.0"]
       self._opened()[self.rows(block)].write(features).result()
 
   def _read(self, where: Any) -> np.ndarray:
@@ -216,34 +213,14 @@ def _reason(error: Exception) -> str:
   return printable(getattr(error, "strerror", None) or str(error).partition(" [")[0])
 
 
-def _metadata(
-  shape: tuple[int, ...], block: int, chunk: tuple[int, ...], made_from: Mapping[str, Any]
-) -> dict[str, Any]:
-  """Metadata of the array."""
-  checked = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-  shards = {"chunk_shape": chunk, "codecs": checked, "index_codecs": checked}
-  # Google's store can be asked for the first bytes of an object in the same way as for others.
-  shards["index_location"] = "start"
-  return {
-    "shape": shape,
-    "data_type": "float32",
-    "fill_value": 0.0,
-    "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": (block, *shape[1:])}},
-    "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-    "codecs": [{"name": "sharding_indexed", "configuration": shards}],
-    "attributes": {"made_from": made_from},
-  }
-
-
 def _key_value_store(folder: Path) -> dict[str, Any]:
   """Where TensorStore finds a folder: S3's endpoint and keys are those of AWS's variables."""
-  scheme = scheme_of(folder)
+  scheme, env = scheme_of(folder), os.environ
   if scheme is None:
     return {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
   bucket, _, path = os.fspath(folder).partition("://")[2].partition("/")
-  found: dict[str, Any] = {"driver": "gcs" if scheme == "gs" else scheme, "bucket": bucket}
-  found["path"] = f"{path}/"
-  env = os.environ
+  driver = {"gs": "gcs"}.get(scheme, scheme)
+  found: dict[str, Any] = {"driver": driver, "bucket": bucket, "path": f"{path}/"}
   endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL")
   if scheme == "s3" and endpoint:
     region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"

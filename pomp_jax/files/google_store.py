@@ -13,7 +13,7 @@ class GoogleStore(GCSFileSystem):
   """gcsfs, which tries a request six times, with pauses of 1, 2, 4, 8 and 16 s."""
 
   def __init__(self, *args: Any, finalize_on_close: bool = False, **kwargs: Any):
-    """As gcsfs's. The argument of epath is one of zonal buckets, which are not supported."""
+    # epath's argument is one of zonal buckets, which are not supported.
     super().__init__(*args, **({"requests_timeout": _SECONDS} | kwargs))
 
 

@@ -1,8 +1,7 @@
 """Files of repositories on HuggingFace's hub, by its own library: `hf:OWNER/NAME`.
 
 The library retries for up to a minute where there is no network. So the hub is first asked once,
-with a timeout, and every failure is one line. The library is imported with the first request, as
-every start of a job imports this file.
+with a timeout, and every failure is one line. The library is imported with the first request.
 """
 
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ import logging
 import os
 import pathlib
 import re
-from typing import Any, NamedTuple
 
 from pomp_jax.errors import InputError, RunError
 from pomp_jax.files.paths import is_file
@@ -45,38 +43,27 @@ class HubWriteError(HubError):
   status = RunError.status
 
 
-class HubFile(NamedTuple):
-  """Parts of a name on the hub; a `revision` of None is the main branch."""
-
-  repository: str
-  revision: str | None
-  file: str
-
-
 def is_hub(name: str | os.PathLike) -> bool:
   """Whether a name begins with `hf:`."""
   return os.fspath(name).startswith(PREFIX)
 
 
 def is_prompt_file(name: str | os.PathLike) -> bool:
-  """Whether `load_prompt` finds a file: of that name, of a run's folder, or perhaps on the hub.
-
-  The hub is not asked here.
-  """
+  """Whether `load_prompt` finds a file: of that name, of a run's folder, or perhaps on the hub."""
   return is_hub(name) or is_file(prompt_path(name))
 
 
-def parse(name: str | os.PathLike) -> HubFile:
-  """Parts of `hf:OWNER/NAME[@REVISION][/FILE]`; the file is `prompt.npz` if none is named.
+def parse(name: str | os.PathLike) -> tuple[str, str | None, str]:
+  """Repository, revision and file of `hf:OWNER/NAME[@REVISION][/FILE]`.
 
-  Raises:
-    HubError: another form, or a file of another kind.
+  Without a revision (None) it is the main branch, without a file `prompt.npz`. HubError for another
+  form, or a file of another kind.
   """
   match = _NAME.fullmatch(os.fspath(name))
-  found = match and HubFile(match[1], match[2], match[3] or DEFAULT_FILE)
-  if not found or not found.file.endswith(SUFFIXES):
+  file = match and (match[3] or DEFAULT_FILE)
+  if not file or not file.endswith(SUFFIXES):
     raise HubError(f"{printable(os.fspath(name))}: expected {ACCEPTED}")
-  return found
+  return match[1], match[2], file
 
 
 def download(name: str | os.PathLike) -> pathlib.Path:
@@ -87,6 +74,7 @@ def download(name: str | os.PathLike) -> pathlib.Path:
       the hub nor a file in the cache.
   """
   from huggingface_hub import HfApi
+  from huggingface_hub.errors import HfHubHTTPError
 
   repository, revision, file = parse(name)
   api = HfApi()
@@ -94,11 +82,15 @@ def download(name: str | os.PathLike) -> pathlib.Path:
     try:
       info = api.model_info(repository, revision=revision, timeout=_TIMEOUT)
     except Exception as error:  # those of requests and of httpx share no base
-      if _is_answer(error):
-        raise
-      cached = _cached(api, name, error)
+      if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+        raise  # the hub itself refuses
+      try:
+        cached = api.hf_hub_download(repository, file, revision=revision, local_files_only=True)
+      except Exception:  # of another class in each version of the library
+        told = f"{type(error).__name__}: {one_line(error, 200)}"
+        raise HubError(f"{name}: not in the cache, and the hub can't be asked ({told})") from error
       log.warning("%s: the hub can't be asked; the file in its cache is used", name)
-      return cached
+      return pathlib.Path(cached)
     files = [found.rfilename for found in info.siblings or ()]
     if file not in files:
       usable = sorted(other for other in files if other.endswith(SUFFIXES))[:5]
@@ -113,28 +105,27 @@ def download(name: str | os.PathLike) -> pathlib.Path:
 def check_upload(name: str | os.PathLike, private: bool = False) -> str:
   """Checks that `upload` to `hf:OWNER/NAME` may succeed, and returns `OWNER/NAME`.
 
-  Raises:
-    HubError: another form of name, no token, no answer of the hub, or a public repository where a
-      private one is wanted.
+  HubError for another form of name, no token, no answer of the hub, or a public repository where a
+  private one is wanted.
   """
   from huggingface_hub import HfApi, get_token
   from huggingface_hub.errors import RepositoryNotFoundError
 
-  found = parse(name)
-  if os.fspath(name) != f"{PREFIX}{found.repository}":
+  repository, *_ = parse(name)
+  if os.fspath(name) != f"{PREFIX}{repository}":
     raise HubError(f"{name}: expected hf:OWNER/NAME, without revision and file, for an upload")
   if not get_token():
     raise HubError(f"{name}: an upload needs {_LOG_IN}")
   with _as_hub_error(name, HubError):
     try:
-      is_private = HfApi().model_info(found.repository, timeout=_TIMEOUT).private
+      is_private = HfApi().model_info(repository, timeout=_TIMEOUT).private
     except RepositoryNotFoundError as error:
       if error.response.status_code == 401:  # with a token that the hub knows it is 404
         raise
-      return found.repository
+      return repository
     if private and not is_private:
       raise HubError(f"{name}: the repository is public, expected a private or a new one")
-  return found.repository
+  return repository
 
 
 def upload(
@@ -143,10 +134,7 @@ def upload(
   """Uploads a local folder in one commit to `hf:OWNER/NAME`, and returns the commit's URL.
 
   Creates the repository if necessary, a private one if `private`. Replaces files of the same names.
-
-  Raises:
-    HubError: raised by `check_upload`.
-    HubWriteError: the hub refuses the repository, the metadata or a file.
+  HubError as `check_upload`; HubWriteError if the hub refuses the repository, metadata or a file.
   """
   from huggingface_hub import HfApi
 
@@ -155,25 +143,6 @@ def upload(
     api.create_repo(repository, private=private or None, exist_ok=True)
     commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
     return commit.commit_url
-
-
-def _cached(api: Any, name: str | os.PathLike, error: Exception) -> pathlib.Path:
-  """File of the cache, after an error of the network."""
-  repository, revision, file = parse(name)
-  try:
-    return pathlib.Path(
-      api.hf_hub_download(repository, file, revision=revision, local_files_only=True)
-    )
-  except Exception:  # of another class in each version of the library
-    told = f"{type(error).__name__}: {one_line(error, 200)}"
-    raise HubError(f"{name}: not in the cache, and the hub can't be asked ({told})") from error
-
-
-def _is_answer(error: Exception) -> bool:
-  """Whether the hub itself refuses, which the cache does not mend."""
-  from huggingface_hub.errors import HfHubHTTPError
-
-  return isinstance(error, HfHubHTTPError) and error.response.status_code < 500
 
 
 @contextlib.contextmanager

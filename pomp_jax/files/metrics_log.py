@@ -1,7 +1,4 @@
-"""Training metrics over the steps: `metrics.jsonl` for programs, TensorBoard events for people.
-
-An experiment tracker gets the same.
-"""
+"""Training metrics over the steps: `metrics.jsonl` for programs, TensorBoard events for people."""
 
 from collections.abc import Iterator
 import contextlib
@@ -30,7 +27,7 @@ _UPLOAD_SECONDS, _PAUSE_SECONDS = 10.0, 60.0
 
 
 class MetricsWriter(contextlib.AbstractContextManager):
-  """Writes scalars, one JSON object per logged step, and the same as TensorBoard events.
+  """Writes scalars, one JSON object per logged step, as TensorBoard events, and to the tracker.
 
   Both are flushed at each step, so that a killed process loses nothing. (tensorboardX's
   `SummaryWriter` writes in a thread that its `flush` does not wait for.) Scalars that can't be
@@ -43,10 +40,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
   def __init__(
     self, folder: str | os.PathLike, first_step: int = 0, tracker: Tracker | None = None
   ):
-    """Creates the folder, and drops what an earlier start has written from `first_step` on.
-
-    The tracker gets the scalars too, and keeps those of an earlier start.
-    """
+    """Creates the folder, and drops what an earlier start has written from `first_step` on."""
     self._target, self._warned, self._tracker = RunFolder(folder), False, tracker
     self._temporary = tempfile.TemporaryDirectory() if is_bucket(folder) else None
     self._folder = RunFolder(self._temporary.name) if self._temporary else self._target
@@ -60,10 +54,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
       self._open_events(first_step)
 
   def write(self, step: int, **scalars: SupportsFloat) -> None:
-    """Writes the scalars of one step; use a dict (`**{"train/loss": 1.0}`) for names with a slash.
-
-    NaN and infinities become null in `metrics.jsonl`.
-    """
+    """Writes the scalars of one step; NaN and infinities become null in `metrics.jsonl`."""
     values = {name: float(value) for name, value in scalars.items()}
     with self._drop_on_error(step):
       with open(self._folder.metrics, "ab") as file:

@@ -17,14 +17,12 @@ Refuse = Callable[[str | os.PathLike, str, str, str], NoReturn]
 
 
 class NpzArchive(contextlib.AbstractContextManager):
-  """Open archive of arrays; nothing is unpickled.
+  """Open archive of arrays, whose `names` it has; nothing is unpickled.
 
-  Attributes:
-    names: names of its arrays.
+  A file, or an array, that is missing or damaged raises the InputError of `refuse`.
   """
 
   def __init__(self, path: str | os.PathLike, refuse: Refuse):
-    """Opens a file; raises the InputError of `refuse` for one that is missing or damaged."""
     self._path, self._refuse = path, refuse
     try:
       self._zip = zipfile.ZipFile(local_copy(path))
@@ -38,14 +36,14 @@ class NpzArchive(contextlib.AbstractContextManager):
     self._zip.close()
 
   def read(
-    self, field: str, check_shape: Callable[[Sequence[int]], None], header_only: bool = False
+    self,
+    field: str,
+    check_shape: Callable[[Sequence[int]], None] = lambda shape: None,
+    header_only: bool = False,
   ) -> np.ndarray:
-    """Reads one array; raises the InputError of `refuse` for one that is missing or damaged.
+    """Reads one array, or with `header_only` zeros of its shape and type in one element of memory.
 
-    Args:
-      field: name of the array.
-      check_shape: called with the shape that the header claims, before any memory is taken.
-      header_only: whether to return zeros in one element of memory, of that shape and type.
+    `check_shape` gets the shape that the header claims, before any memory is taken.
     """
     path, refuse = self._path, self._refuse
     if field not in self.names:

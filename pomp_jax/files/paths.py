@@ -89,11 +89,7 @@ def problem_of(path: str | os.PathLike) -> str | None:
 
 
 def to_path(path: str | os.PathLike) -> Path:
-  """Path object of a local path or a URL.
-
-  Raises:
-    PathError: another scheme, or its library is not installed or too old.
-  """
+  """Path object of a local path or a URL; PathError as `problem_of` says."""
   if isinstance(path, epath.Path | pathlib.Path):
     return path
   if problem := problem_of(path):
@@ -109,11 +105,7 @@ def join(folder: str | os.PathLike, *names: str | os.PathLike) -> Path:
 
 
 def exists(path: str | os.PathLike) -> bool:
-  """Whether there is a file or a folder; False for a local one that can't be looked at.
-
-  Raises:
-    OSError: a bucket that can't be read.
-  """
+  """Whether there is a file or a folder; OSError for a bucket that can't be read."""
   return os.path.exists(path) if not is_bucket(path) else _is_folder(path) is not None
 
 
@@ -135,11 +127,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 
 
 def entries(folder: str | os.PathLike) -> list[tuple[str, bool]]:
-  """Names in a folder of a bucket, and whether each is a folder.
-
-  Raises:
-    OSError: no such folder.
-  """
+  """Names in a folder of a bucket, and whether each is a folder; OSError if there is none."""
   found = store_of(folder).ls(os.fspath(folder), detail=True)
   own = os.fspath(folder).partition("://")[2].rstrip("/")
   names = [(row["name"].rstrip("/").removeprefix(f"{own}/"), row["type"]) for row in found]
@@ -148,7 +136,7 @@ def entries(folder: str | os.PathLike) -> list[tuple[str, bool]]:
 
 
 def file_size(path: str | os.PathLike) -> int:
-  """Size of a file in bytes."""
+  """Size of a file, in bytes."""
   return epath.Path(path).stat().length
 
 
@@ -176,9 +164,7 @@ def local_copy(path: str | os.PathLike) -> pathlib.Path:
 
   A local path is returned as it is. Copies are kept in `~/.cache/pomp_jax/buckets`, each with its
   SHA-256. A copy serves as long as the object is the same version; a damaged one is fetched again.
-
-  Raises:
-    OSError: the object can't be read, or the copy not written.
+  OSError if the object can't be read, or the copy not written.
   """
   if not is_bucket(path):
     return pathlib.Path(path)

@@ -25,13 +25,7 @@ from pomp_jax.files import prompt_formats as formats
 from pomp_jax.files.atomic import replacing
 from pomp_jax.files.clip_names import architecture
 from pomp_jax.files.paths import local_copy
-from pomp_jax.files.prompt_formats import (
-  FIELDS,
-  FORMAT_VERSION,
-  UNKNOWN_CLIP,
-  PromptFileError,
-  refuse,
-)
+from pomp_jax.files.prompt_formats import FIELDS, FORMAT_VERSION, PromptFileError, refuse
 from pomp_jax.files.run_folder import prompt_path
 from pomp_jax.files.torch_archive import is_torch_archive
 
@@ -62,10 +56,8 @@ class Prompt:
     clip_model: name or folder of the CLIP that the context was trained with.
     position: place of the context: before the class name (`end`: the name comes last), on both
       sides of it (`middle`), or after it (`front`).
-    template: text that is tokenized for a class; `{}` stands for the name. Only `{}.` can be used
-      (`check_fits`).
+    template: text of a class; `{}` stands for the name. Only `{}.` can be used (`check_fits`).
     config: configuration of the run, as JSON.
-    format_version: version of the file's layout.
   """
 
   context: np.ndarray
@@ -73,7 +65,6 @@ class Prompt:
   position: str = "end"
   template: str = _TEMPLATE
   config: dict[str, Any] = dataclasses.field(default_factory=dict)
-  format_version: int = FORMAT_VERSION
 
 
 def check_fits(
@@ -86,11 +77,11 @@ def check_fits(
   """Checks that a prompt can be used with a CLIP and a class list; warns if it is another CLIP's.
 
   Args:
-    prompt: prompt of the file `path`.
+    prompt: prompt of the file `path`, which the message names.
     width: D of the text tower of `clip_model`.
     clip_model: name of the CLIP, for the message.
     n_classes: N of the class list, if it is known; a shared context fits any N.
-    path: file, for the message.
+    path: see `prompt`.
 
   Raises:
     PromptFileError: the widths differ, a class-specific context has another number of classes, or
@@ -123,9 +114,9 @@ def check_fits(
 def validate(path: str | os.PathLike, prompt: Prompt) -> None:
   """Raises PromptFileError for the first field of a prompt, written or read, that breaks a rule."""
   context = prompt.context
-  accepted = "float32 [M, D] or [N, M, D], no axis empty"
+  accepted = "a NumPy array, float32 [M, D] or [N, M, D], no axis empty"
   if not isinstance(context, np.ndarray):
-    refuse(path, "context", f"a {type(context).__name__}", f"a NumPy array, {accepted}")
+    refuse(path, "context", f"a {type(context).__name__}", accepted)
   if context.dtype != np.float32 or context.ndim not in (2, 3) or context.size == 0:
     refuse(path, "context", f"{context.dtype} {list(context.shape)}", accepted)
   if not np.isfinite(context).all():
@@ -137,13 +128,6 @@ def validate(path: str | os.PathLike, prompt: Prompt) -> None:
     refuse(path, "position", repr(prompt.position), ", ".join(POSITIONS))
   if prompt.template.count("{}") != 1:
     refuse(path, "template", repr(prompt.template), "a text with one {} for the class name")
-  _check_version(path, prompt.format_version)
-
-
-def _check_version(path: str | os.PathLike, version: Any) -> None:
-  if type(version) is not int or version != FORMAT_VERSION:
-    found = "missing" if version is None else repr(version)
-    refuse(path, "format_version", found, f"{FORMAT_VERSION} (the only known version)")
 
 
 def format_of_name(path: str | os.PathLike) -> str | None:
@@ -155,11 +139,8 @@ def format_of_name(path: str | os.PathLike) -> str | None:
 def save_prompt(path: str | os.PathLike, prompt: Prompt) -> None:
   """Writes a prompt file atomically, in the format of its name.
 
-  A torch checkpoint's `epoch` is `epochs` of the prompt's config, else 0.
-
-  Raises:
-    PromptFileError: a field has a value that the format does not take (a NaN, for example), or the
-      name has no known suffix.
+  A torch checkpoint's `epoch` is `epochs` of the prompt's config, else 0. PromptFileError if the
+  format does not take a field's value, a NaN for example, or if the name has no known suffix.
   """
   kind = format_of_name(path)
   if kind is None or hub.is_hub(path):
@@ -169,8 +150,7 @@ def save_prompt(path: str | os.PathLike, prompt: Prompt) -> None:
     config = json.dumps(prompt.config, allow_nan=False)
   except (TypeError, ValueError) as error:
     refuse(path, "config", f"not JSON ({error})", "plain JSON values without NaN")
-  text = {"clip_model": prompt.clip_model, "position": prompt.position}
-  text |= {"template": prompt.template, "config": config}
+  text = {field: getattr(prompt, field) for field in formats.TEXTS} | {"config": config}
   epoch = prompt.config.get("epochs", 0)
   epoch = epoch if type(epoch) is int and 0 <= epoch < 2**31 else 0
   try:
@@ -187,12 +167,10 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
   holds the context alone: its position is assumed to be `end` (the published default;
   `dataclasses.replace` sets another), and its CLIP is "unknown".
 
-  Args:
-    path: name of one of the files that this module lists; docs/formats.md describes them.
+  `path` is one of the names that this module lists; docs/formats.md describes the files.
 
   Raises:
-    PromptFileError: no such file, damaged, or a field that is missing, of the wrong type or shape,
-      not finite, or of an unknown kind.
+    PromptFileError: no such file, damaged, or a field that is missing or has a bad value.
     HubError: a name on the hub that can't be downloaded.
   """
   if hub.is_hub(path):
@@ -208,7 +186,10 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
   path = file
   _, read, _ = _FORMATS[_format_of_content(path) or format_of_name(path) or "npz"]
   fields = read(path)
-  _check_version(path, fields.get("format_version"))
+  version = fields.get("format_version")
+  if type(version) is not int or version != FORMAT_VERSION:
+    found = "missing" if version is None else repr(version)
+    refuse(path, "format_version", found, f"{FORMAT_VERSION} (the only known version)")
   for field, kind in FIELDS.items():
     if field not in fields:
       names = ", ".join(sorted(map(str, fields))) or "nothing"
@@ -221,8 +202,7 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
     refuse(path, "config", f"not JSON ({error})", "a JSON object")
   if not isinstance(config, dict):
     refuse(path, "config", f"a {type(config).__name__}", "a JSON object")
-  values = {field: value for field, value in fields.items() if field in FIELDS}
-  prompt = Prompt(**values | {"config": config})
+  prompt = Prompt(**{field: fields[field] for field in FIELDS} | {"config": config})
   validate(path, prompt)
   return prompt
 
@@ -240,15 +220,9 @@ def _format_of_content(path: str | os.PathLike) -> str | None:
 
 
 def recorded_clip(path: str) -> str | None:
-  """CLIP that a prompt's file, or the prompt of a run's folder, names.
+  """CLIP that a prompt's file names; None for no path, a text with `{}`, or a file without one.
 
-  Returns:
-    None for no path, a text with `{}`, and a file that names no CLIP.
-
-  Raises:
-    PromptFileError, HubError: as `load_prompt`.
+  Errors as `load_prompt`'s.
   """
-  if not path or "{}" in path:
-    return None
-  name = load_prompt(path).clip_model
-  return None if name == UNKNOWN_CLIP else name
+  name = load_prompt(path).clip_model if path and "{}" not in path else formats.UNKNOWN_CLIP
+  return None if name == formats.UNKNOWN_CLIP else name

@@ -5,13 +5,11 @@ Every reader returns the fields that a file has, unchecked. Nothing is ever unpi
 Shapes: M context vectors, D width of the CLIP's text tower, N classes.
 """
 
-from collections.abc import Iterable, Mapping
-import io
+from collections.abc import Collection, Mapping
 import json
 import os
 import re
 from typing import Any, BinaryIO, NoReturn
-import zipfile
 import zlib
 
 import numpy as np
@@ -19,6 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from pomp_jax.errors import InputError
+from pomp_jax.files.npz import NpzArchive
 from pomp_jax.files.paths import local_copy
 from pomp_jax.files.restricted_pickle import PickledObject
 from pomp_jax.files.terminal import printable
@@ -26,13 +25,8 @@ from pomp_jax.files.torch_archive import StoredTensor, TorchArchive, TorchArchiv
 
 FORMAT_VERSION = 1
 # Type of each field beside `format_version`, whatever the format.
-FIELDS = {
-  "context": np.ndarray,
-  "clip_model": str,
-  "position": str,
-  "template": str,
-  "config": str,
-}
+TEXTS = ("clip_model", "position", "template", "config")
+FIELDS = {"context": np.ndarray} | dict.fromkeys(TEXTS, str)
 
 # The context in a state dict: CoOp's and POMP's, that of whole models (forks; POMP's segmentation
 # models), and that of ZSSeg's own, which may also have vectors after the name.
@@ -55,7 +49,7 @@ class PromptFileError(InputError, ValueError):
 
 
 def refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:
-  """Raises the one line for a field."""
+  """Raises the PromptFileError of a field."""
   raise PromptFileError(f"{path}: {field} is {printable(found)}; accepted: {accepted}")
 
 
@@ -67,21 +61,10 @@ def write_npz(file: BinaryIO, context: np.ndarray, text: Mapping[str, str], epoc
 
 def read_npz(path: str | os.PathLike) -> dict[str, Any]:
   """Reads the arrays of an npz file that are fields; 0-d arrays as plain values."""
-  fields: dict[str, Any] = {}
-  reading = "the file"
-  try:
-    with zipfile.ZipFile(local_copy(path)) as archive:
-      names = {name.removesuffix(".npy") for name in archive.namelist()}
-      for reading in sorted(names & {"format_version", *FIELDS}):
-        # The whole member, whose CRC-32 is then compared; np.load stops where its header says.
-        member = io.BytesIO(archive.read(f"{reading}.npy"))
-        array = np.lib.format.read_array(member, allow_pickle=False)
-        fields[reading] = array if array.ndim else array.item()
-  except FileNotFoundError:
-    refuse(path, "the file", "missing", "a prompt file (.npz)")
-  except Exception as error:  # zipfile, zlib and NumPy fail on a bad byte in many ways
-    refuse(path, reading, f"not a whole npz of plain arrays ({error})", "an undamaged npz")
-  return fields
+  with NpzArchive(path, refuse) as archive:
+    known = [name for name in archive.names if name in ("format_version", *FIELDS)]
+    arrays = {name: archive.read(name) for name in known}
+  return {name: array if array.ndim else array.item() for name, array in arrays.items()}
 
 
 def is_safetensors(head: bytes) -> bool:
@@ -131,18 +114,13 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Any]:
 
 def _crc32(context: np.ndarray, text: Mapping[str, str]) -> str:
   """CRC-32 of the context's shape and bytes and of the strings; safetensors has no checksum."""
-  strings = [text.get(field) for field, kind in FIELDS.items() if kind is str]
-  described = [list(context.shape), strings]
+  described = [list(context.shape), [text.get(field) for field in TEXTS]]
   start = zlib.crc32(json.dumps(described).encode())
   return f"{zlib.crc32(np.ascontiguousarray(context, '<f4').tobytes(), start):08x}"
 
 
 def import_torch() -> Any:
-  """Imports torch, with which a torch checkpoint is written.
-
-  Raises:
-    PromptFileError: torch is not installed.
-  """
+  """Imports torch, with which a torch checkpoint is written; PromptFileError without it."""
   try:
     import torch
   except ImportError as error:
@@ -154,14 +132,13 @@ def import_torch() -> Any:
 def write_torch(file: BinaryIO, context: np.ndarray, text: Mapping[str, str], epoch: int) -> None:
   """Writes the layout of CoOp's and POMP's code, for `torch.load(weights_only=True)`.
 
-  `{"state_dict": {"ctx": [M,D] or [N,M,D]}, "epoch": .., "pomp_jax": {..}}`. The published buffers
-  `token_prefix` and `token_suffix` hold embeddings of the class names of the training. They are
-  neither written nor read.
+  `{"state_dict": {"ctx": [M,D] or [N,M,D]}, "epoch": .., "pomp_jax": {..}}`, without the published
+  buffers `token_prefix` and `token_suffix`, the embeddings of the training's class names.
   """
   torch = import_torch()
   "".join(text.values()).encode()  # raises UnicodeEncodeError, which a pickle does not
-  state = {"ctx": torch.tensor(context)}
   ours = {**text, "format_version": FORMAT_VERSION}
+  state = {"ctx": torch.tensor(context)}
   torch.save({"state_dict": state, "epoch": epoch, _OURS: ours}, file)
 
 
@@ -194,14 +171,20 @@ def _torch_context(path: str | os.PathLike, value: Any) -> tuple[str, Any]:
     name = _context_name(path, items, place or "the file")
     if name is not None:
       return f"{place}[{name!r}]", items[name]
-  state = _item(path, value, "state_dict", "the checkpoint['state_dict']")
-  field = "state_dict['ctx']"
-  return field, _item(path, state, "ctx", field)
+  field, item = "the checkpoint", value
+  for key in ("state_dict", "ctx"):
+    if not isinstance(item, dict):
+      refuse(path, field, _kind(item), f"a dict with {key!r}")
+    if key not in item:
+      names = ", ".join(sorted(name for name in item if isinstance(name, str))) or "nothing"
+      found = f"missing (there are: {names})"
+      refuse(path, f"{field}[{key!r}]", found, "an item of that name")
+    field, item = key, item[key]
+  return "state_dict['ctx']", item
 
 
-def _context_name(path: str | os.PathLike, items: Iterable[Any], place: str) -> str | None:
+def _context_name(path: str | os.PathLike, items: Collection[Any], place: str) -> str | None:
   """Name of the context among those of a state dict's tensors."""
-  items = list(items)
   names = [name for name in items if isinstance(name, str) and _CONTEXT.fullmatch(name)]
   if len(names) > 1:
     refuse(path, place, f"a dict with {', '.join(names)}", "one context")
@@ -210,15 +193,6 @@ def _context_name(path: str | os.PathLike, items: Iterable[Any], place: str) -> 
       refuse(path, f"{place}[{suffix!r}]", "present", "vectors before the name alone")
     return name
   return None
-
-
-def _item(path: str | os.PathLike, value: Any, key: str, field: str) -> Any:
-  if not isinstance(value, dict):
-    refuse(path, field.partition("[")[0], _kind(value), f"a dict with {key!r}")
-  if key not in value:
-    names = ", ".join(sorted(name for name in value if isinstance(name, str))) or "nothing"
-    refuse(path, field, f"missing (there are: {names})", "an item of that name")
-  return value[key]
 
 
 def _kind(value: Any) -> str:

@@ -47,15 +47,11 @@ def push_prompt(
     prompt: the prompt.
     license: licence by the hub's identifiers: apache-2.0, mit, other, ..
     results: `results.json` of the training, whose accuracies the card reports.
-    private: whether a new repository is private, and a public one is refused.
+    private: whether a new repository is private, and a public one is an error.
     keep_in: folder that gets a copy of both files, before the upload.
 
   Returns:
-    URL of the commit.
-
-  Raises:
-    PromptFileError: a field has a value that the format does not take.
-    HubError, HubWriteError: as raised by `hub.upload`.
+    URL of the commit. Errors are those of `save_prompt` and `hub.upload`.
   """
   config, clip_model = without_folders(prompt.config), without_folders(prompt.clip_model)
   prompt = dataclasses.replace(prompt, clip_model=clip_model, config=config)
@@ -70,14 +66,9 @@ def push_prompt(
 
 
 def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
-  """`results.json` beside a prompt file; empty unless the folder is of the run that learned it.
+  """`results.json` beside a prompt file, `path` of `load_prompt`; RunFolderError if it is damaged.
 
-  Args:
-    path: name that `load_prompt` takes.
-    prompt: prompt of that name.
-
-  Raises:
-    RunFolderError: a damaged file.
+  Empty unless the folder is of the run that learned the prompt.
   """
   if hub.is_hub(path):
     return {}
@@ -88,9 +79,8 @@ def results_of(path: str | os.PathLike, prompt: Prompt) -> dict[str, Any]:
   if not (exists(run.config) and exists(run.results)) or read_json(run.config) != prompt.config:
     return {}
   results = read_json(run.results)
-  if not isinstance(results, dict):
-    return {}
-  return results if results.get("job") == "pretrain" and "eval" in results else {}
+  is_training = isinstance(results, dict) and results.get("job") == "pretrain"
+  return results if is_training and "eval" in results else {}
 
 
 def without_folders(value: Any) -> Any:
@@ -106,7 +96,7 @@ def model_card(name: str, prompt: Prompt, license: str, results: Mapping[str, An
   """The `huggingface_hub.ModelCard`; arguments as `push_prompt`'s."""
   from huggingface_hub import ModelCard, ModelCardData
 
-  repository = hub.parse(name).repository
+  repository, *_ = hub.parse(name)
   on_hub = bool(_HUB_ID.fullmatch(prompt.clip_model))
   data = ModelCardData(
     license=license,
@@ -166,7 +156,6 @@ def _training(name: str, config: Mapping[str, Any]) -> str:
 
 
 def _results(prompt: Prompt, results: Mapping[str, Any]) -> str:
-  """The section of the accuracies; empty without any."""
   if not results:
     return ""
   template = prompt.config.get("eval", {}).get("template", "the hand-written prompt")
@@ -184,21 +173,19 @@ def _results(prompt: Prompt, results: Mapping[str, Any]) -> str:
 
 
 def _metrics(repository: str, prompt: Prompt, results: Mapping[str, Any]) -> dict[str, Any]:
-  """Fields of the metadata for the accuracy on each split."""
+  """Metadata of the accuracy on each split."""
   from huggingface_hub import EvalResult
 
   data = prompt.config.get("data", {})
   dataset = str(data.get("dataset") or data.get("source") or "unknown")
+  counts = {"images": "eval_images", "classes": "eval_classes"}
   found = [
     EvalResult(
       task_type=_TASK,
       dataset_type=dataset,
       dataset_name=f"{dataset}, {split}",
       dataset_split=split,
-      dataset_args={
-        "images": results["eval_images"][split],
-        "classes": results["eval_classes"][split],
-      },
+      dataset_args={name: results[field][split] for name, field in counts.items()},
       metric_type="accuracy",
       metric_name="top-1",
       metric_value=scores["prompt"]["top1"],
@@ -211,5 +198,4 @@ def _metrics(repository: str, prompt: Prompt, results: Mapping[str, Any]) -> dic
 
 
 def _code(text: str) -> str:
-  """Text between backticks, for a line or a cell of Markdown."""
   return f"`{re.sub(r'[`|]', '?', printable(text))}`"

@@ -22,10 +22,17 @@ _GIT_SECONDS = 10.0
 def provenance() -> dict[str, Any]:
   """Describes this process and its devices, for results; a missing library's version is None."""
   devices = jax.devices()
+  package = getattr(importlib.import_module("pomp_jax"), "__version__", None)
+  versions: dict[str, str | None] = {"python": platform.python_version(), "pomp_jax": package}
+  for name in _LIBRARIES:
+    try:
+      versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      versions[name] = None
   return {
     "command": command(sys.argv),
     "commit": commit(),
-    "versions": _versions(),
+    "versions": versions,
     "devices": {
       "platform": devices[0].platform,
       "kind": ", ".join(sorted({device.device_kind for device in devices})),
@@ -71,14 +78,3 @@ def _git(*arguments: str) -> subprocess.CompletedProcess[str] | None:
     )
   except (OSError, subprocess.TimeoutExpired):
     return None
-
-
-def _versions() -> dict[str, str | None]:
-  package = getattr(importlib.import_module("pomp_jax"), "__version__", None)
-  found: dict[str, str | None] = {"python": platform.python_version(), "pomp_jax": package}
-  for name in _LIBRARIES:
-    try:
-      found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      found[name] = None
-  return found

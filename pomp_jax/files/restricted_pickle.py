@@ -13,9 +13,7 @@ class PickleError(ValueError):
 class PickledObject:
   """Object of a class that is not imported, or result of a function that is not called.
 
-  Attributes:
-    name: name of the class or the function.
-    attributes: state that the pickle sets.
+  It has the name of the class or the function, and the attributes that the pickle sets.
   """
 
   def __init__(self, name: str):
@@ -42,11 +40,7 @@ class RestrictedUnpickler(pickle._Unpickler):
 
   @classmethod
   def read(cls, data: bytes) -> Any:
-    """Reads a pickle of plain values and objects.
-
-    Raises:
-      PickleError: it contains another name, or is damaged.
-    """
+    """Reads a pickle; PickleError if it is damaged, or has a name that is not accepted."""
     try:
       return cls(io.BytesIO(data)).load()
     except PickleError:

@@ -14,9 +14,10 @@ from pomp_jax import hosts
 from pomp_jax.errors import InputError, RunError, TryAgain
 from pomp_jax.files.atomic import disk_failure, replacing, why_unwritable
 from pomp_jax.files.checksums import ChecksumError, with_checksum, without_checksum
-from pomp_jax.files.paths import Path, exists, is_dir, is_file, read_bytes, to_path
+from pomp_jax.files.paths import Path, exists, is_dir, is_file, to_path
 from pomp_jax.files.provenance import provenance
-from pomp_jax.files.terminal import printable
+from pomp_jax.files.terminal import one_line
+from pomp_jax.files.texts import read_file
 
 log = logging.getLogger(__name__)
 
@@ -40,27 +41,14 @@ class RunFolderWriteError(RunFolderError):
 
 
 class RunFolder:
-  """Paths of one run, each named for its file; only `create` writes.
-
-  Attributes:
-    path: the folder itself (`--workdir`).
-    config: JSON of the whole configuration.
-    checkpoints: folder of the checkpoints.
-    prompt: the learned prompt, of the checkpoint that `checkpoint.select` names.
-    other_prompts: prompt of the other checkpoint, by what it would be selected.
-    results: JSON of a finished run.
-    metrics: scalars of a training, a JSON object a line.
-    tracker: JSON with the id of the run at an experiment tracker.
-    plots: folder of PNG files, created with the first.
-    sets: folder of an evaluation's results, a file per data set.
-    features: folder of the features of images, see `files.features`.
-  """
+  """Paths in one run's folder, `path` (`--workdir`); docs/formats.md describes the files."""
 
   def __init__(self, workdir: str | os.PathLike):
     self.path: Path = to_path(workdir)
     self.config = self.path / "config.json"
     self.checkpoints = self.path / "checkpoints"
     self.prompt = self.path / "prompt.npz"
+    # Of the checkpoint that is not selected, by the value that would select it.
     self.other_prompts = {name: self.path / f"prompt_{name}.npz" for name in ("last", "best")}
     self.results = self.path / "results.json"
     self.metrics = self.path / "metrics.jsonl"
@@ -72,9 +60,8 @@ class RunFolder:
   def check(self, job: str | None = None) -> None:
     """Checks, on the first process, that `create` can succeed; writes nothing.
 
-    Raises:
-      RunFolderError: the path is not a folder, it can't be created or written to, or it holds the
-        run of another job than `job`, whose results would be replaced.
+    RunFolderError if the path can't be a folder that is written to, or if it holds the run of
+    another job than `job`, whose results would be replaced.
     """
     if not hosts.is_first():
       return
@@ -95,23 +82,13 @@ class RunFolder:
       self.path.mkdir(parents=True, exist_ok=True)
 
   def write_results(self, results: dict[str, Any]) -> None:
-    """Writes `results.json`: the results, and under "provenance" where they come from.
-
-    Args:
-      results: results, with or without their provenance.
-
-    Raises:
-      RunFolderWriteError: the file can't be written.
-    """
+    """Writes `results.json`, with the results' provenance; errors as `write_json`'s."""
     write_json(self.results, results if _PROVENANCE in results else with_provenance(results))
 
   def read_results(self) -> dict[str, Any] | None:
     """Reads `results.json` without its provenance, which differs from start to start.
 
-    None if there is no such file.
-
-    Raises:
-      RunFolderError: it can't be read, or is no JSON object.
+    None if there is no such file; RunFolderError if it can't be read, or is no JSON object.
     """
     if not exists(self.results):
       return None
@@ -124,14 +101,11 @@ class RunFolder:
     """Results of a finished run, as process 0 sees them; None if the job still has work to do.
 
     A job writes `results.json` last, so a folder with results is a finished run. All processes call
-    this together: those of other hosts may not see the folder.
+    this together: those of other hosts may not see the folder. RunFolderError if the file can't be
+    read.
 
     Args:
-      **facts: what the results must hold to be those of this run, such as `key=` all that the
-        figures depend on. Without any, every results count: `check` compares the config.
-
-    Raises:
-      RunFolderError: `results.json` can't be read.
+      **facts: what the results of this run hold, such as `key=` all that the figures depend on.
     """
     stored = (self.read_results() if hosts.is_first() else None) or {}
     same = bool(stored) and all(stored.get(name) == value for name, value in facts.items())
@@ -176,15 +150,11 @@ def prompt_path(path: str | os.PathLike) -> str | os.PathLike:
   if not is_dir(path):
     return path
   own = RunFolder(path).prompt
-  found = own if exists(own) else _dassl_prompt(to_path(path))
-  return own if found is None else found
+  return own if exists(own) else _dassl_prompt(to_path(path)) or own
 
 
 def _dassl_prompt(output: Path) -> Path | None:
-  """The best checkpoint in a trainer's output folder, as Dassl loads it, else the last saved.
-
-  `checkpoint` names the last saved one.
-  """
+  """The best checkpoint in a trainer's folder, as Dassl loads it, else the one last saved."""
   for folder in (output / "prompt_learner", output):
     files = {path.name: path for path in folder.glob("model*.pth.tar*")} if is_dir(folder) else {}
     last = folder / "checkpoint"
@@ -210,8 +180,7 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 def write_json(path: str | os.PathLike, value: Any, *, checksum: bool = True) -> None:
   """Writes `to_json` of a value atomically; an object with its checksum, unless others read it.
 
-  Raises:
-    RunFolderWriteError: the file can't be written.
+  RunFolderWriteError if the file can't be written.
   """
   text = to_json(value)
   if checksum and isinstance(plain := json.loads(text), dict):
@@ -223,28 +192,27 @@ def write_json(path: str | os.PathLike, value: Any, *, checksum: bool = True) ->
 def to_json(value: Any) -> str:
   """Formats a JSON file; keys keep their order, and NaN and infinities become null.
 
-  Args:
-    value: plain JSON values, tuples, paths, NumPy and JAX arrays and scalars.
-
-  Raises:
-    TypeError: any other type.
+  Takes plain JSON values, tuples, paths, NumPy and JAX arrays and scalars; else a TypeError.
   """
-  plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
+
+  def plain_value(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+      return os.fspath(value)
+    if hasattr(value, "__array__"):
+      return np.asarray(value).tolist()
+    raise TypeError(f"a {type(value).__name__} can't be written as JSON")
+
+  plain = json.loads(json.dumps(value, default=plain_value), parse_constant=lambda _: None)
   return f"{json.dumps(plain, indent=2, ensure_ascii=False)}\n"
 
 
 def read_json(path: str | os.PathLike) -> Any:
   """Reads a JSON file; an object without its checksum.
 
-  Raises:
-    RunFolderError: it is missing or can't be read.
-    DamagedFileError: it is not JSON, or its checksum is another one.
+  RunFolderError if it can't be read; DamagedFileError if it is not JSON, or its checksum is another
+  one.
   """
-  try:
-    content = read_bytes(path)
-  except OSError as error:
-    raise RunFolderError(f"{path}: can't be read ({error.strerror})") from error
-  return parse_json(content, path)
+  return parse_json(read_file(path, RunFolderError), path)
 
 
 def parse_json(content: bytes, path: str | os.PathLike) -> Any:
@@ -257,20 +225,11 @@ def parse_json(content: bytes, path: str | os.PathLike) -> Any:
     raise DamagedFileError(f"{path}: not JSON ({error}); remove or repair it") from error
 
 
-def _plain(value: Any) -> Any:
-  if isinstance(value, os.PathLike):
-    return os.fspath(value)
-  if hasattr(value, "__array__"):
-    return np.asarray(value).tolist()
-  raise TypeError(f"a {type(value).__name__} can't be written as JSON")
-
-
 @contextlib.contextmanager
 def noting_failure(workdir: str | os.PathLike) -> Iterator[None]:
   """Leaves in a run's folder, if there is one, why the run failed; a later start removes it.
 
-  A start that finishes, or is asked to stop, has not failed. Nor has one with bad input, which is
-  found before anything is written.
+  A start that finishes, is asked to stop, or has bad input has not failed.
   """
   path, reason = to_path(workdir) / ERROR, None
   try:
@@ -287,4 +246,4 @@ def noting_failure(workdir: str | os.PathLike) -> Iterator[None]:
         path.unlink()
       elif reason and is_dir(path.parent):
         with replacing(path) as file:
-          file.write(printable(" ".join(reason.split())).encode())
+          file.write(one_line(reason).encode())

@@ -30,20 +30,20 @@ def store_error(error: Exception, url: str) -> OSError:
 def translate(store: type, scheme: str, request: str, url_of_request: Callable[..., str]) -> None:
   """Makes the methods of a file system that send requests raise `store_error`.
 
-  Args:
-    store: class of the file system.
-    scheme: scheme of its URLs.
-    request: name of the method that all others call.
-    url_of_request: gets the arguments of that method.
+  All others call the method `request`, of whose arguments `url_of_request` finds the URL.
   """
-  for name in _PATH_METHODS:
-    _translate(store, scheme, name, lambda path, *_, **__: path[0] if _is_list(path) else path)
-  _translate(store, scheme, request, url_of_request)
+  url_of = dict.fromkeys(_PATH_METHODS, _first_path) | {request: url_of_request}
+  for name in url_of:
+    method = _translated(getattr(store, f"_{name}"), scheme, url_of[name])
+    setattr(store, f"_{name}", method)
+    setattr(store, name, sync_wrapper(method))
 
 
-def _translate(store: type, scheme: str, name: str, url_of: Callable[..., str]) -> None:
-  method = getattr(store, f"_{name}")
+def _first_path(path: Any, *_: Any, **__: Any) -> str:
+  return path[0] if path and isinstance(path, list) else path
 
+
+def _translated(method: Callable, scheme: str, url_of: Callable[..., str]) -> Callable:
   @functools.wraps(method)
   async def translated(self: Any, *args: Any, **kwargs: Any) -> Any:
     try:
@@ -54,9 +54,4 @@ def _translate(store: type, scheme: str, name: str, url_of: Callable[..., str]) 
       path = str(url_of(*args, **kwargs)).removeprefix(f"{scheme}://")
       raise store_error(error, f"{scheme}://{path}") from error
 
-  setattr(store, f"_{name}", translated)
-  setattr(store, name, sync_wrapper(translated))
-
-
-def _is_list(path: object) -> bool:
-  return isinstance(path, list) and bool(path)
+  return translated

@@ -1,8 +1,7 @@
 """What a run prints: text that is safe for a terminal, and progress by tqdm.
 
-`Progress` counts units of work, `steps_of` the items of a loop, and `waiting` shows work that can't
-be counted, such as a compilation. A terminal gets tqdm's bars, a log a line every ten seconds, and
-later every minute. The first process alone prints. `log_line` formats what goes to a log.
+A terminal gets tqdm's bars, a log a line every ten seconds, and later every minute. The first
+process alone prints.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -58,11 +58,7 @@ def control_character(text: str) -> str | None:
 
 def is_unicode(text: str) -> bool:
   """Whether UTF-8 can encode the text. JSON and file names can hold lone surrogates."""
-  try:
-    text.encode()
-  except UnicodeEncodeError:
-    return False
-  return True
+  return not re.search("[\ud800-\udfff]", text)
 
 
 def log_line(message: str) -> str:
@@ -75,32 +71,19 @@ def set_up_logging() -> None:
   """Prints our messages as `log_line`s, and of the libraries only warnings."""
   absl_logging.set_verbosity(absl_logging.WARNING)
   ours = logging.getLogger("pomp_jax")
-  handler = _Handler(sys.stdout)
-  handler.setFormatter(_PrintableFormatter())
-  ours.handlers, ours.propagate = [handler], False
+  ours.handlers, ours.propagate = [_Handler(sys.stdout)], False
   ours.setLevel(logging.INFO)
 
 
-def set_up_streams() -> None:
-  """Lets the process survive a full disk under its log."""
-  sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
-
-
 class _Handler(logging.StreamHandler):
-  """Prints above the bars of a terminal."""
-
-  def emit(self, record: logging.LogRecord) -> None:
-    """Prints a record."""
-    with tqdm.external_write_mode(self.stream):
-      super().emit(record)
-
-
-class _PrintableFormatter(logging.Formatter):
-  """Formats log lines in which no name of a file or a class can control the terminal."""
+  """Prints `log_line`s above the bars of a terminal."""
 
   def format(self, record: logging.LogRecord) -> str:
-    """Lines of a record."""
     return log_line(super().format(record))
+
+  def emit(self, record: logging.LogRecord) -> None:
+    with tqdm.external_write_mode(self.stream):
+      super().emit(record)
 
 
 class Output:
@@ -113,13 +96,11 @@ class Output:
     self._stream = stream
 
   def write(self, text: str) -> int:
-    """Writes or drops the text."""
     with self._drop_on_error():
       self._stream.write(text)
     return len(text)
 
   def flush(self) -> None:
-    """Flushes or drops what is buffered."""
     with self._drop_on_error():
       self._stream.flush()
 
@@ -154,7 +135,7 @@ class _Lines:
       self.due = now + _LINE_SECONDS * min(6, max(1, (now - self._opened) / 100))
 
   def flush(self) -> None:
-    """Does nothing: a line is flushed."""
+    pass  # `write` has flushed its line
 
 
 class Progress(contextlib.AbstractContextManager):
@@ -175,8 +156,8 @@ class Progress(contextlib.AbstractContextManager):
     Args:
       total: number of steps of the whole run; None: unknown.
       initial: steps done before this start, which don't count for the speed.
-      description: what is running, a word or two.
-      unit: what is counted, in the plural; empty: nothing can be.
+      description: work that is running, a word or two.
+      unit: unit of the steps, in the plural; empty: nothing can be counted.
       brief: whether to show nothing of work that ends before its first line is due.
       elapsed: seconds that the work has taken before.
       after: seconds until the first line, if fewer than those between two lines.
@@ -210,10 +191,7 @@ class Progress(contextlib.AbstractContextManager):
     more: Mapping[str, SupportsFloat | str] = types.MappingProxyType({}),
     **metrics: SupportsFloat | str,
   ) -> None:
-    """Reports the steps done in the whole run, and metrics by name; `more` are for a log only.
-
-    A text, such as "87.5%", is shown as it is.
-    """
+    """Reports the steps done in the whole run, and metrics by name; `more` are for a log only."""
     bar = self._bar
     if bar.disable:
       return
@@ -256,7 +234,7 @@ def steps_of(
 ) -> Iterator[_Item]:
   """Yields the items and shows how many are done, if that takes longer than a few seconds.
 
-  Arguments as `Progress`'s; `total` is only needed where the items have no length.
+  `total` is needed where the items have no length.
   """
   if total is None and isinstance(items, Sequence):
     total = len(items)
@@ -267,10 +245,7 @@ def steps_of(
 
 
 def waiting(description: str, elapsed: float = 0.0, after: float = math.inf) -> Progress:
-  """Shows work that can't be counted, while its context lasts longer than a few seconds.
-
-  Arguments as `Progress`'s.
-  """
+  """Shows work that can't be counted, while its context lasts longer than a few seconds."""
   return Progress(None, 0, description, unit="", brief=True, elapsed=elapsed, after=after)
 
 

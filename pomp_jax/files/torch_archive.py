@@ -41,21 +41,13 @@ class TorchArchiveError(ValueError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StoredTensor:
-  """Reference to a tensor's values.
+  """Reference to a tensor's values."""
 
-  Attributes:
-    storage: name of the record that holds them.
-    kind: torch's name of their type, such as FloatStorage.
-    offset: index of the tensor's first value in it.
-    shape: shape of the tensor.
-    strides: values between neighbours along each axis.
-  """
-
-  storage: str
-  kind: str
-  offset: int
+  storage: str  # name of the record that holds them
+  kind: str  # torch's name of their type, such as FloatStorage
+  offset: int  # index of the tensor's first value in the record
   shape: tuple[int, ...]
-  strides: tuple[int, ...]
+  strides: tuple[int, ...]  # values between neighbours along each axis
 
 
 class _Dict(dict):
@@ -94,13 +86,13 @@ class TorchUnpickler(RestrictedUnpickler):
   )
 
   def construct(self, name: str, arguments: tuple) -> Any:
-    """Returns a dict, a tensor or an object."""
     if name == "collections.OrderedDict" and not arguments:
       return _Dict()
     if name == "torch._utils._rebuild_tensor_v2":
       storage, offset, shape, strides, *_ = arguments
       fits = isinstance(storage, _Storage) and len(shape) == len(strides)
-      if not fits or not all(map(_is_size, (offset, *shape, *strides))):
+      numbers = (offset, *shape, *strides)
+      if not fits or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
         raise PickleError("a tensor without a storage, a shape or strides")
       return StoredTensor(*storage, offset, tuple(shape), tuple(strides))
     if name == "torch._utils._rebuild_parameter" and isinstance(arguments[0], StoredTensor):
@@ -108,7 +100,6 @@ class TorchUnpickler(RestrictedUnpickler):
     return PickledObject(name)
 
   def persistent_load(self, pid: Any) -> _Storage:
-    """Checks a reference to a storage."""
     what, kind, key, *_ = pid
     kind = re.fullmatch(r"torch\.(\w+Storage)", kind.__name__)
     if what != "storage" or not kind or not isinstance(key, str):
@@ -127,10 +118,9 @@ class TorchArchive(contextlib.AbstractContextManager):
   value: Any
 
   def __init__(self, path: str | os.PathLike):
-    """Opens a file and reads the value, without the tensors.
+    """Reads the value, without the tensors.
 
-    Raises:
-      TorchArchiveError: missing, damaged, or a pickle with anything that checkpoints don't hold.
+    TorchArchiveError if the file is missing, damaged, or has what checkpoints don't hold.
     """
     self._path = path
     try:
@@ -143,15 +133,21 @@ class TorchArchive(contextlib.AbstractContextManager):
       stack.enter_context(self._zip)
       names = [name for name in self._zip.namelist() if _PICKLE_NAME.fullmatch(name)]
       if len(names) != 1:
-        found = f"a zip with {len(names)} data.pkl"
-        self._refuse("the file", found, "a torch checkpoint, with one")
+        self._refuse(
+          "the file", f"a zip with {len(names)} data.pkl", "a torch checkpoint, with one"
+        )
       self._root = names[0].removesuffix("/data.pkl")
       try:
         self.value = TorchUnpickler.read(self._read("data.pkl"))
       except PickleError as error:
         accepted = "tensors, plain values, and torch's optimizer state"
         self._refuse("data.pkl", f"refused for {error}", accepted)
-      self._order = self._byte_order()
+      # torch before 2.1 wrote no byte order.
+      is_told = f"{self._root}/byteorder" in self._zip.namelist()
+      order = self._read("byteorder") if is_told else b"little"
+      if order not in (b"little", b"big"):
+        self._refuse("byteorder", repr(order[:16]), "little, big")
+      self._order = "<" if order == b"little" else ">"
       stack.pop_all()
 
   def __exit__(self, *exception: object) -> None:
@@ -160,9 +156,8 @@ class TorchArchive(contextlib.AbstractContextManager):
   def array(self, tensor: StoredTensor, field: str = "the tensor") -> np.ndarray:
     """Reads a tensor of `value` into a new array; bfloat16 becomes float32.
 
-    Raises:
-      TorchArchiveError: unknown number type, a record that is missing or damaged, or a view that
-        reaches beyond it. The line names `field`.
+    TorchArchiveError, which names `field`, if its type is unknown, its record missing or damaged,
+    or if it reaches beyond the record.
     """
     kind = _TYPES.get(tensor.kind)
     if kind is None:
@@ -176,17 +171,8 @@ class TorchArchive(contextlib.AbstractContextManager):
     except (ValueError, TypeError, OverflowError, MemoryError) as error:
       found = f"{list(tensor.shape)} on a record of {len(data)} bytes ({error})"
       self._refuse(field, found, "a tensor within its record")
-    if tensor.kind == "BFloat16Storage":
-      return array.view(ml_dtypes.bfloat16).astype(np.float32)
-    return array
-
-  def _byte_order(self) -> str:
-    if f"{self._root}/byteorder" not in self._zip.namelist():
-      return "<"  # torch before 2.1
-    order = self._read("byteorder")
-    if order not in (b"little", b"big"):
-      self._refuse("byteorder", repr(order[:16]), "little, big")
-    return "<" if order == b"little" else ">"
+    is_bfloat16 = tensor.kind == "BFloat16Storage"
+    return array.view(ml_dtypes.bfloat16).astype(np.float32) if is_bfloat16 else array
 
   def _read(self, record: str) -> bytes:
     try:
@@ -198,7 +184,3 @@ class TorchArchive(contextlib.AbstractContextManager):
 
   def _refuse(self, part: str, found: str, accepted: str) -> NoReturn:
     raise TorchArchiveError(f"{self._path}: {part} is {printable(found)}; accepted: {accepted}")
-
-
-def _is_size(value: Any) -> bool:
-  return type(value) is int and 0 <= value < 2**63

@@ -17,7 +17,7 @@ from typing import Any
 from pomp_jax import hosts
 from pomp_jax.files.paths import exists, is_bucket
 from pomp_jax.files.run_folder import RunFolder, read_json, to_json, write_json
-from pomp_jax.files.terminal import printable
+from pomp_jax.files.terminal import one_line
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Tracker(contextlib.AbstractContextManager):
       yield
     except Exception as error:  # whatever a library of this size may raise
       self._run = None
-      reason = printable(" ".join(f"{type(error).__name__}: {error}".split()))
+      reason = one_line(f"{type(error).__name__}: {error}")
       log.warning("wandb: nothing more is sent (%s); the training continues without", reason)
       with contextlib.suppress(Exception):
         sys.modules["wandb"].teardown()  # else it reports the same error at exit
@@ -86,10 +86,14 @@ def _start_wandb(folder: RunFolder, config: dict[str, Any]) -> Any:
   """Starts the run whose id is in the folder, or a new one."""
   import wandb
 
+  stored = read_json(folder.tracker) if exists(folder.tracker) else {}
+  if not isinstance(stored, dict) or not isinstance(stored.get("wandb"), str):
+    stored = {"wandb": secrets.token_hex(4)}
+    write_json(folder.tracker, stored)
   os.environ.update(_FLUSH | os.environ)
   inside = not is_bucket(folder.path) and "WANDB_DIR" not in os.environ
   run = wandb.init(
-    id=_run_id(folder),
+    id=stored["wandb"],
     resume="allow",
     project=os.environ.get("WANDB_PROJECT") or _PROJECT,
     name=os.environ.get("WANDB_NAME") or "/".join(os.path.abspath(folder.path).split("/")[-2:]),
@@ -105,17 +109,6 @@ def _start_wandb(folder: RunFolder, config: dict[str, Any]) -> Any:
     ),
   )
   run.define_metric("*", step_metric="step")
-  if run.offline:
-    log.info("wandb is offline; `wandb sync` sends %s", os.path.dirname(run.dir))
-  else:
-    log.info("wandb: %s", run.url)
+  offline = f"offline; `wandb sync` sends {os.path.dirname(run.dir)}"
+  log.info("wandb: %s", offline if run.offline else run.url)
   return run
-
-
-def _run_id(folder: RunFolder) -> str:
-  """Id of the tracker's run, new in a new folder."""
-  stored = read_json(folder.tracker) if exists(folder.tracker) else {}
-  if not isinstance(stored, dict) or not isinstance(stored.get("wandb"), str):
-    stored = {"wandb": secrets.token_hex(4)}
-    write_json(folder.tracker, stored)
-  return stored["wandb"]

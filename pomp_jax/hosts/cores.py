@@ -1,5 +1,6 @@
 """The CPU cores of this process: those that it may run on, shared with the processes beside it."""
 
+import contextlib
 import math
 import os
 import pathlib
@@ -13,26 +14,16 @@ _n_sharers = 1
 
 
 def own_cores() -> int:
-  """Number of cores for this process, 1 or more.
-
-  The cores of its CPU affinity, at most a container's quota, over the number of the run's processes
-  that share them.
-  """
+  """Cores of the CPU affinity, at most a container's quota, over the run's processes on them."""
   n_cores = float(len(os.sched_getaffinity(0)))
-  try:
+  with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
     quota, period = _QUOTA.read_text().split()
     n_cores = min(n_cores, int(quota) / int(period))
-  except (OSError, ValueError, ZeroDivisionError):
-    pass  # no such file, or "max"
   return max(1, math.floor(n_cores / _n_sharers))
 
 
 def share_cores(seconds: float) -> None:
-  """Counts the processes on the cores of this one; all processes call it together.
-
-  Raises:
-    LostHostError: processes that did not answer in time.
-  """
+  """Counts the processes on the cores of this one; all call it together, as `gather`."""
   global _n_sharers
   found = gather(sorted(os.sched_getaffinity(0)), "counting cores", seconds)
   _n_sharers = sum(one == found[own_index()] for one in found)

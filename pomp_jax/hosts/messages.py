@@ -4,8 +4,9 @@ Messages work before any program is compiled, and each wait has a timeout. All p
 same calls in the same order, except for `post` and `posted`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -69,17 +70,10 @@ def process_name(index: int, host: str) -> str:
 
 
 def gather(value: Any, what: str, seconds: float = _SECONDS) -> list[tuple[str, Any]]:
-  """Sends the values of all processes to all processes.
+  """Returns (host name, JSON value) of each process, in order, on all processes.
 
-  Process 0 collects and distributes them, so n processes make 2n requests, not n^2.
-
-  Args:
-    value: JSON value of this process.
-    what: name of the value, for error messages.
-    seconds: timeout for the slowest process, after which a LostHostError names those missing.
-
-  Returns:
-    (host name, value) of each process, in order.
+  After the timeout a LostHostError has the name of the value, `what`, and the missing processes.
+  Process 0 collects and distributes the values, so n processes make 2n requests, not n^2.
   """
   store, found, missing = client(), [[socket.gethostname(), value]], []
   if store is not None:
@@ -163,14 +157,11 @@ def merged(array: np.ndarray) -> np.ndarray:
 
 
 def agree(facts: Mapping[str, object], *, seconds: float = _SECONDS) -> None:
-  """Checks that all processes have the same facts: the same config, code and data.
+  """Checks that all processes have the same facts, as text: the same config, code and data.
 
   A host with an older checkout or another class list would not fail by itself: it would average
-  the gradient of another loss into everybody's prompt.
-
-  Raises:
-    HostError: the facts differ as text. All processes get the same line, which names the first such
-      fact, its values and their hosts.
+  the gradient of another loss into everybody's prompt. HostError names the first fact that differs,
+  its values and their hosts.
   """
   mine = {name: str(value) for name, value in facts.items()}
   found = gather(mine, "comparing the hosts", seconds)
@@ -209,18 +200,15 @@ def _get(store: Any, key: str, seconds: float) -> str | None:
   """Waits for a key of the store; None after the timeout."""
   end = time.monotonic() + seconds
   first = max(1, int(1000 * min(seconds, LISTEN_SECONDS)))
-  text = _ask(store.blocking_key_value_get, key, first)
-  # Poll from here on: JAX keeps each blocking wait that timed out in memory, on both sides.
-  while text is None and (left := end - time.monotonic()) > 0:
-    time.sleep(min(left, LISTEN_SECONDS))
-    text = _ask(store.key_value_try_get, key)
-  return text
-
-
-def _ask(get: Callable[..., str], *arguments: Any) -> str | None:
-  try:
-    return get(*arguments)
-  except jax.errors.JaxRuntimeError as error:
-    if any(reason in str(error) for reason in ("DEADLINE_EXCEEDED", "NOT_FOUND")):
+  ask = functools.partial(store.blocking_key_value_get, key, first)
+  while True:
+    try:
+      return ask()
+    except jax.errors.JaxRuntimeError as error:
+      if not any(reason in str(error) for reason in ("DEADLINE_EXCEEDED", "NOT_FOUND")):
+        raise LostHostError(f"the coordinator is lost ({str(error).splitlines()[0]})") from error
+    if (left := end - time.monotonic()) <= 0:
       return None
-    raise LostHostError(f"the coordinator is lost ({str(error).splitlines()[0]})") from error
+    time.sleep(min(left, LISTEN_SECONDS))
+    # Poll from here on: JAX keeps each blocking wait that timed out in memory, on both sides.
+    ask = functools.partial(store.key_value_try_get, key)

@@ -31,7 +31,7 @@ class StopSignals:
   """
 
   def __init__(self, resumes_from: str):
-    """Handles no signal yet; the message says that the run resumes from its folder."""
+    """Handles no signal yet; `resumes_from`: the run's folder."""
     self.received: Preempted | None = None
     self._resumes_from = resumes_from
     self._ending, self._number = False, 0
@@ -62,11 +62,9 @@ class StopSignals:
     self._deaf_until = time.monotonic() + _SAME_SECONDS
     if not heard:
       return
-    self._number = number
-    name = signal.Signals(number).name
-    self.received = Preempted(
-      f"stopped by {name}; the same command resumes from {self._resumes_from}"
-    )
+    self._number, name = number, signal.Signals(number).name
+    line = f"stopped by {name}; the same command resumes from {self._resumes_from}"
+    self.received = Preempted(line)
     raise self.received
 
   def _at_unraisable(self, unraisable: Any) -> None:

@@ -6,6 +6,7 @@ node for a process that has the node to itself.
 """
 
 from collections.abc import Mapping
+import itertools
 import os
 import re
 import socket
@@ -37,21 +38,13 @@ _JOBSET_PORT = 8476
 
 
 class Cluster(NamedTuple):
-  """Arguments of `jax.distributed.initialize`.
+  """Arguments of `jax.distributed.initialize`."""
 
-  Attributes:
-    launcher: what started the processes: flags, jobset, or JAX's name for it.
-    coordinator: host:port of process 0.
-    num_processes: number of processes.
-    process_id: index of this one.
-    local_device_ids: accelerators of this process; empty for all that it sees.
-  """
-
-  launcher: str
-  coordinator: str
+  launcher: str  # "flags", "jobset", or JAX's name for it
+  coordinator: str  # host:port of process 0
   num_processes: int
   process_id: int
-  local_device_ids: tuple[int, ...] = ()
+  local_device_ids: tuple[int, ...] = ()  # empty: all that the process sees
 
 
 def detect(
@@ -78,7 +71,10 @@ def detect(
       raise HostError(f"--coordinator: got {coordinator!r}, expected host:port")
   launcher = "flags"
   if num_processes is None and process_id is None:
-    launcher = _launcher(os.environ)
+    uses_tpu = os.environ.get("JAX_PLATFORMS", "").split(",")[0] in ("", "tpu")
+    known = filter(_is_present, (*(_TPU if uses_tpu else ()), *_OTHER))
+    counted = (name for name, (count, _) in _COUNTED.items() if count in os.environ)
+    launcher = next(itertools.chain(known, counted), None)
     if launcher is not None:
       coordinator, num_processes, process_id = _read(launcher, coordinator, timeout)
     elif coordinator is None:
@@ -103,14 +99,6 @@ def _is_present(launcher: str) -> bool:
   return any(getattr(kind, "name", "") == launcher and kind.is_env_present() for kind in kinds)
 
 
-def _launcher(environ: Mapping[str, str]) -> str | None:
-  uses_tpu = environ.get("JAX_PLATFORMS", "").split(",")[0] in ("", "tpu")
-  for name in (*(_TPU if uses_tpu else ()), *_OTHER):
-    if _is_present(name):
-      return name
-  return next((name for name, (count, _) in _COUNTED.items() if count in environ), None)
-
-
 def _read(launcher: str, coordinator: str | None, timeout: int) -> tuple[str | None, int, int]:
   """Address of process 0, number of processes and index of this one, from the environment."""
   try:
@@ -130,13 +118,20 @@ def _read(launcher: str, coordinator: str | None, timeout: int) -> tuple[str | N
 def _own_accelerator(launcher: str, environ: Mapping[str, str]) -> tuple[int, ...]:
   """One accelerator per process where several share a node and see them all.
 
-  The number that they see is known from CUDA_VISIBLE_DEVICES or ROCR_VISIBLE_DEVICES. Without
-  these it is assumed to be the number of processes. More would stay idle.
+  Without CUDA_VISIBLE_DEVICES or ROCR_VISIBLE_DEVICES they are assumed to see one each.
   """
   if launcher == "ompi":
     n_local, index = (int(environ.get(f"OMPI_COMM_WORLD_LOCAL_{k}", 0)) for k in ("SIZE", "RANK"))
   elif launcher == "slurm":
-    n_local, index = _slurm_tasks_on_node(environ), int(environ["SLURM_LOCALID"])
+    # "2(x3),1" stands for nodes of 2, 2, 2 and 1 tasks.
+    text, index = environ.get("SLURM_STEP_TASKS_PER_NODE", "1"), int(environ["SLURM_LOCALID"])
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    counts = [int(count) for count, times in found for _ in range(int(times or 1))]
+    try:
+      n_local = counts[int(environ.get("SLURM_NODEID", 0))]
+    except (IndexError, ValueError):
+      expected = "expected tasks per node"
+      raise HostError(f"SLURM_STEP_TASKS_PER_NODE: got {text!r}, {expected}") from None
   else:
     return ()
   visible = environ.get("CUDA_VISIBLE_DEVICES") or environ.get("ROCR_VISIBLE_DEVICES")
@@ -153,17 +148,6 @@ def _own_accelerator(launcher: str, environ: Mapping[str, str]) -> tuple[int, ..
   return (index,)
 
 
-def _slurm_tasks_on_node(environ: Mapping[str, str]) -> int:
-  """Number of tasks on this node: "2(x3),1" stands for nodes of 2, 2, 2 and 1 tasks."""
-  text = environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
-  found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
-  counts = [int(count) for count, times in found for _ in range(int(times or 1))]
-  try:
-    return counts[int(environ.get("SLURM_NODEID", 0))]
-  except (IndexError, ValueError):
-    raise HostError(f"SLURM_STEP_TASKS_PER_NODE: got {text!r}, expected tasks per node") from None
-
-
 def start(cluster: Cluster, *, start_timeout: int = 300, heartbeat_timeout: int = 60) -> None:
   """Joins the other processes.
 
@@ -172,7 +156,7 @@ def start(cluster: Cluster, *, start_timeout: int = 300, heartbeat_timeout: int 
   Args:
     cluster: result of `detect`.
     start_timeout: seconds for all processes to arrive; then this one exits with status 75.
-    heartbeat_timeout: seconds of silence after which a process counts as lost, and JAX ends the
+    heartbeat_timeout: seconds of silence after which JAX counts a process as lost and ends the
       others.
 
   Raises:
@@ -224,10 +208,7 @@ def start(cluster: Cluster, *, start_timeout: int = 300, heartbeat_timeout: int 
 
 
 def _check_port(cluster: Cluster) -> None:
-  """Checks that process 0 can listen, since JAX ends with a segmentation fault where it can't.
-
-  JAX's server would share the port with a program that allows it, so it is bound without sharing.
-  """
+  """Checks that process 0 can listen, since JAX ends with a segmentation fault where it can't."""
   port = int(cluster.coordinator.rpartition(":")[2])
   with socket.socket() as listener:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -247,13 +228,7 @@ def _exit(message: str, status: int) -> NoReturn:
 
 
 def describe(cluster: Cluster | None, class_size: int, dtype: str) -> str:
-  """One line: this process, its devices, the mesh they are part of, and the compute type.
-
-  Args:
-    cluster: result of `detect`; None: this process runs alone.
-    class_size: length of the mesh's class axis.
-    dtype: compute type, one of `clip.precision.DTYPES`.
-  """
+  """One line: this process, its devices, the mesh with its class axis, and the compute type."""
   local, n_devices = jax.local_devices(), jax.device_count()
   devices = f"{len(local)} of {n_devices} devices ({local[0].device_kind})"
   mesh = f"mesh data {n_devices // class_size} x class {class_size}"

@@ -1,10 +1,8 @@
 """Stopping together: on a signal after the same step, on a failure within seconds.
 
-JAX's preemption service forwards a signal to all processes and picks a step that all can reach, so
-a signal to one process is enough.
-
-A process that fails leaves its reason with the coordinator and the others end with it. Otherwise
-they would wait in a collective until the heartbeat timeout, as they do when one is killed.
+JAX's preemption service forwards a signal to all processes and picks a step that all can reach. A
+process that fails leaves its reason with the coordinator and the others end with it. Otherwise they
+would wait in a collective until the heartbeat timeout, as they do when one is killed.
 """
 
 import contextlib
@@ -62,9 +60,7 @@ class Preempted(BaseException):
   """A run that was asked to stop and has saved its state; the message is one line.
 
   Derived from BaseException, since it may be raised anywhere and must not be handled as an error.
-
-  Attributes:
-    together: whether all processes stop, each by itself. Otherwise the others have to be told.
+  If not all processes stop `together`, each by itself, the others have to be told.
   """
 
   def __init__(self, message: str, *, together: bool = False):
@@ -75,8 +71,7 @@ class Preempted(BaseException):
 def raise_if_preempted() -> None:
   """Raises `Preempted` if one of several processes was asked to stop; all call it equally often.
 
-  It belongs between two parts of work that has nothing to save. A process that runs alone is
-  stopped by the signal itself.
+  A process that runs alone is stopped by the signal itself.
   """
   if client() is not None and multihost_utils.reached_preemption_sync_point(next(_sync_points)):
     raise Preempted("asked to stop; the same command resumes", together=True)
@@ -170,10 +165,7 @@ def is_lost_contact(error: Exception) -> bool:
 
 
 def fail_after_lost_contact(error: Exception) -> NoReturn:
-  """Ends this process after a failed collective, with another process's reason if there is one.
-
-  Without a reason a process was lost, and the same command may be started again.
-  """
+  """Ends this process after a failed collective, with another process's reason if there is one."""
   failure = _wait_for_failure(client(), _REASON_SECONDS)
   if failure is not None:
     _end_with(*failure)
@@ -185,13 +177,11 @@ def fail_after_lost_contact(error: Exception) -> NoReturn:
 
 
 def _watch() -> None:
-  store = client()
-  while True:
+  store, failure = client(), None
+  while failure is None and client() is not None and not _finished.is_set():
     failure = _wait_for_failure(store, _WAIT_SECONDS)
     if failure is not None and not _failing.wait(_GRACE_SECONDS):
       _end_with(*failure)
-    if failure is not None or client() is None or _finished.is_set():
-      return
 
 
 def _wait_for_failure(store: Any, seconds: float) -> tuple[str, str, int] | None:

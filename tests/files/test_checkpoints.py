@@ -169,8 +169,8 @@ def test_a_best_checkpoint_with_a_damaged_metric_is_set_aside(two, caplog):
 
 def test_a_read_that_fails_once_costs_nothing(two, monkeypatch, caplog):
   answers = [DamagedFileError("Stale file handle"), *[mock.DEFAULT] * 9]
-  unsteady = mock.Mock(wraps=module._read_once, side_effect=answers)
-  monkeypatch.setattr(module, "_read_once", unsteady)
+  unsteady = mock.Mock(wraps=module._read, side_effect=answers)
+  monkeypatch.setattr(module, "_read", unsteady)
   with Checkpoints(two) as checkpoints:
     assert checkpoints.restore_latest(make_state()).step == 2
   assert unsteady.call_count > 1 and "DAMAGED" not in caplog.text

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import pytest
 
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.files import compilation_cache, compilation_log, terminal
-from pomp_jax.files.compilation_cache import use_compilation_cache
-from pomp_jax.files.compilation_log import shown_compilations
+from pomp_jax.files import compilation, terminal
+from pomp_jax.files.compilation import shown_compilations, use_compilation_cache
 from tests.support.processes import Processes
 from tests.support.small_run import settings
 
@@ -24,7 +23,7 @@ import json, os, sys
 import jax
 import jax.numpy as jnp
 from pomp_jax import hosts
-from pomp_jax.files.compilation_cache import use_compilation_cache
+from pomp_jax.files.compilation import use_compilation_cache
 
 arguments = dict(a.lstrip("-").split("=") for a in sys.argv[2:] if "=" in a)
 if "num_processes" in arguments:
@@ -50,7 +49,7 @@ def updates(monkeypatch):
   """What is set in JAX's configuration."""
   found = {}
   monkeypatch.setattr(jax.config, "update", found.__setitem__)
-  for name in compilation_cache._VARIABLES:
+  for name in compilation._VARIABLES:
     monkeypatch.delenv(name, raising=False)
   return found
 
@@ -84,7 +83,7 @@ def test_without_a_folder_to_write_to_there_is_none(updates, tmp_path, monkeypat
 
 def test_the_oldest_programs_make_room(updates, tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  monkeypatch.setattr(compilation_cache, "_MAX_BYTES", 250)
+  monkeypatch.setattr(compilation, "_MAX_BYTES", 250)
   use_compilation_cache("auto", "run")
   folder = pathlib.Path(updates["jax_compilation_cache_dir"])
   folder.mkdir(parents=True)
@@ -134,13 +133,13 @@ def test_processes_use_it_only_if_they_share_it(tmp_path):
 @pytest.fixture
 def said(monkeypatch, capsys):
   """A function that returns the lines since the last call; every program is worth one."""
-  monkeypatch.setattr(compilation_log, "_SHOWN_SECONDS", 0.0)
+  monkeypatch.setattr(compilation, "_SHOWN_SECONDS", 0.0)
   monkeypatch.setattr(terminal, "_start_thread", lambda: terminal._open[-1].tick())
   records = []
   handler = logging.Handler()
   handler.emit = records.append
-  monkeypatch.setattr(compilation_log.log, "level", logging.INFO)
-  compilation_log.log.addHandler(handler)
+  monkeypatch.setattr(compilation.log, "level", logging.INFO)
+  compilation.log.addHandler(handler)
 
   def since_last_call():
     found = [line.split("  ")[1] for line in capsys.readouterr().err.splitlines()]
@@ -151,7 +150,7 @@ def said(monkeypatch, capsys):
   before = monitoring.get_scalar_listeners(), monitoring.get_event_duration_listeners()
   with shown_compilations():
     yield since_last_call
-  compilation_log.log.removeHandler(handler)
+  compilation.log.removeHandler(handler)
   assert not terminal._open
   assert before == (monitoring.get_scalar_listeners(), monitoring.get_event_duration_listeners())
 
@@ -171,7 +170,7 @@ def test_a_program_is_named_in_words(said, monkeypatch):
   jax.jit(lambda x: 2 * x)(x)
   assert said()[-1] == "compiled a program in T s"
   # Quick ones are not mentioned.
-  monkeypatch.setattr(compilation_log, "_SHOWN_SECONDS", 1e9)
+  monkeypatch.setattr(compilation, "_SHOWN_SECONDS", 1e9)
   jax.jit(lambda x: 3 * x)(x)
   assert said() == []
 

@@ -12,7 +12,7 @@ import pytest
 
 from pomp_jax import inputs, world
 from pomp_jax.config import load_job
-from pomp_jax.files import compilation_log, terminal
+from pomp_jax.files import compilation, terminal
 from pomp_jax.inputs import open_encoder as open_anew
 from pomp_jax.train import methods
 from tests.support.small_run import small_config
@@ -68,7 +68,7 @@ STEP = (
 def talkative(monkeypatch):
   """No time between two lines, silence is looked for at once; fewer texts for a zero-shot CLIP."""
   monkeypatch.setattr(terminal, "_LINE_SECONDS", 0.0)
-  monkeypatch.setattr(compilation_log, "_SHOWN_SECONDS", 0.0)
+  monkeypatch.setattr(compilation, "_SHOWN_SECONDS", 0.0)
   monkeypatch.setattr(terminal, "_start_thread", lambda: terminal._open[-1].tick())
   texts = {name: methods._ZERO_SHOT[name] for name in ("hand_written", "class_name")}
   monkeypatch.setattr(methods, "_ZERO_SHOT", texts)
@@ -90,7 +90,7 @@ def lines_of(config, tmp_path, capsys):
   try:
     terminal.set_up_logging()
     module.check(config, str(folder))
-    with compilation_log.shown_compilations():
+    with compilation.shown_compilations():
       module.run(config, str(folder))
   finally:
     ours.handlers, ours.propagate = before[:2]

@@ -1,16 +1,18 @@
-"""JAX's persistent compilation cache, in a folder that outlives the run.
+"""JAX's compiled programs: their cache, in a folder that outlives the run, and what the log says.
 
-A restart then loads its programs instead of compiling them. JAX's key covers the program, the
-devices, the flags and the version of the compiler, and JAX only warns where an entry can't be read
-or written.
+JAX's key covers the program, the devices, the flags and the version of the compiler, and JAX only
+warns where an entry can't be read or written.
 """
 
+from collections.abc import Iterator
 import contextlib
 import hashlib
 import logging
 import os
 import pathlib
 import platform
+import threading
+from typing import Any
 import uuid
 
 import jax
@@ -18,6 +20,7 @@ import jax
 from pomp_jax import hosts
 from pomp_jax.files.atomic import why_unwritable
 from pomp_jax.files.paths import Path, cache_folder, is_bucket, is_file, join, to_path
+from pomp_jax.files.terminal import Progress, waiting
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +30,13 @@ _MIN_SECONDS = 0.1
 # The oldest programs above this size are removed, in bytes.
 _MAX_BYTES = 2**30
 _VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+
+# JAX's reports of each phase.
+_PHASES = tuple(
+  f"/jax/core/compile/{phase}_duration"
+  for phase in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
+)
+_SHOWN_SECONDS = 2.0  # programs that take less are not worth a line
 
 
 def use_compilation_cache(folder: str, workdir: str) -> None:
@@ -42,14 +52,14 @@ def use_compilation_cache(folder: str, workdir: str) -> None:
   """
   if folder == AUTO and os.environ.get(_VARIABLES[0]):
     return
-  path, problem = None, ""
+  path = None
   if folder:
     path = to_path(_default_folder(workdir) if folder == AUTO else folder)
-    path, problem = _usable(path)
+    if problem := _problem(path):
+      log.info("programs are compiled at each start: %s", problem)
+      path = None
   jax.config.update("jax_compilation_cache_dir", path and str(path))
   if path is None:
-    if problem:
-      log.info("programs are compiled at each start: %s", problem)
     return
   if _VARIABLES[1] not in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)
@@ -71,14 +81,11 @@ def _default_folder(workdir: str) -> Path:
   return cache_folder() / f"programs-{hashlib.sha256(cpu.encode()).hexdigest()[:8]}"
 
 
-def _usable(path: Path) -> tuple[Path | None, str]:
-  """The folder if all processes see it as the first one does, or None and the reason.
-
-  All processes call it together.
-  """
+def _problem(path: Path) -> str | None:
+  """Reason why not all processes can use the folder; all call it together."""
   problem = why_unwritable(path)
   if hosts.n_processes() == 1:
-    return (None if problem else path), str(problem)
+    return problem
   mark = path / f"{uuid.uuid4().hex}.mark"
   if hosts.is_first() and not problem:
     with contextlib.suppress(OSError):
@@ -90,7 +97,7 @@ def _usable(path: Path) -> tuple[Path | None, str]:
   if hosts.is_first():
     with contextlib.suppress(OSError):
       mark.unlink()
-  return (path if everywhere else None), f"not all processes see the same {path}"
+  return None if everywhere else f"not all processes see the same {path}"
 
 
 def _remove_oldest(folder: pathlib.Path) -> None:
@@ -103,3 +110,48 @@ def _remove_oldest(folder: pathlib.Path) -> None:
         break
       path.unlink()
       excess -= size
+
+
+@contextlib.contextmanager
+def shown_compilations() -> Iterator[None]:
+  """Logs each program that takes two seconds or more to compile, and shows it meanwhile."""
+  shown = _Compilations()
+  jax.monitoring.register_scalar_listener(shown.begin)
+  jax.monitoring.register_event_duration_secs_listener(shown.end)
+  try:
+    yield
+  finally:
+    jax.monitoring.unregister_scalar_listener(shown.begin)
+    jax.monitoring.unregister_event_duration_listener(shown.end)
+
+
+class _Compilations(threading.local):
+  """The programs that a thread compiles; a program can need another one while it is traced."""
+
+  def __init__(self):
+    self._open: list[Progress] = []  # the innermost last
+    self._seconds: dict[str, float] = {}  # in earlier phases, by the program's name
+
+  def begin(self, event: str, value: float, fun_name: str = "", **others: Any) -> None:
+    if event in _PHASES:
+      name = _program(fun_name)
+      seconds = self._seconds.get(name, 0.0)
+      self._open.append(waiting(f"compiling {name}", seconds, _SHOWN_SECONDS))
+
+  def end(self, event: str, seconds: float, fun_name: str = "", **others: Any) -> None:
+    if event not in _PHASES:
+      return
+    if self._open:
+      self._open.pop().close()
+    name = _program(fun_name)
+    self._seconds[name] = seconds = self._seconds.get(name, 0.0) + seconds
+    if event == _PHASES[-1]:
+      del self._seconds[name]
+      if seconds >= _SHOWN_SECONDS:
+        log.info("compiled %s in %.1f s", name, seconds)
+
+
+def _program(function: str) -> str:
+  """A function's name in words: "train step" of "jit(train_step)" and "jit_train_step"."""
+  name = function.removeprefix("jit_").removeprefix("jit(").removesuffix(")")
+  return " ".join(name.replace("<lambda>", "").split("_")).strip() or "a program"
