@@ -1,15 +1,19 @@
 """A small training of 12 steps, prepared once and run in any number of folders.
 
-It uses the embedded world and CLIP, and saves checkpoints at steps 4, 8 and 12.
+It uses the embedded world and CLIP, and saves checkpoints at steps 4, 8 and 12. In a process of its
+own it kills itself: `python -m tests.faults.training FOLDER '{"step": 7}'`.
 """
 
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 import logging
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from unittest import mock
@@ -19,6 +23,7 @@ import numpy as np
 
 from pomp_jax import inputs
 from pomp_jax.config import Settings
+from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted
 from pomp_jax.prompt.mesh import make_mesh
@@ -30,6 +35,8 @@ STEPS, EVERY, DEVICES = 12, 4, 2
 # Called after each step with its number, before its metrics are used.
 Hook = Callable[[int], None]
 Folder = str | os.PathLike
+# Ends the process as the kernel's out-of-memory killer does.
+die = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
 
 
 def config_of(**changes) -> Settings:
@@ -76,13 +83,9 @@ class Training:
     return Attempt(firsts[-1] if firsts else STEPS, context, error, "\n".join(lines))
 
   def resume(self, folder: Folder, done: int, expected: np.ndarray | None = None, **changes) -> int:
-    """Resumes after a fault, checks the context bit for bit, and returns the number of lost steps.
+    """Resumes after a fault at step `done`, and returns the number of lost steps.
 
-    Args:
-      folder: folder of the run.
-      done: last step before the fault.
-      expected: context of the same training without the fault, if it is not this one's.
-      **changes: as `run`'s.
+    The context is that of this training without the fault, or `expected`, bit for bit.
     """
     attempt = self.run(folder, **changes)
     assert attempt.error is None, repr(attempt.error)
@@ -93,9 +96,9 @@ class Training:
 
 
 def start_child(folder: Folder, fault: dict) -> subprocess.Popen:
-  """Starts the training in a process of its own; `child.main` lists the faults."""
+  """Starts the training in a process of its own; `run_until_killed` lists the faults."""
   return subprocess.Popen(
-    [sys.executable, "-m", "tests.faults.child", str(folder), json.dumps(fault)],
+    [sys.executable, "-m", "tests.faults.training", str(folder), json.dumps(fault)],
     cwd=ROOT,
     env=environment(DEVICES),
     stdout=subprocess.PIPE,
@@ -144,3 +147,44 @@ def warnings() -> Iterator[list[str]]:
     yield lines
   finally:
     logger.removeHandler(handler)
+
+
+def run_until_killed(folder: str, fault: dict) -> None:
+  """Runs the training and prints its steps.
+
+  SIGKILL comes at `step`, or in the save of step `save` at that number `access` of a file operation
+  in the checkpoints' folder.
+  """
+  job = setup.prepare(config_of(), RunFolder(folder))
+  job.folder.create()
+
+  def hook(step):
+    print(step, flush=True)
+    if step == fault.get("step"):
+      die()
+
+  real = Checkpoints.save
+
+  def save(self, step, *arguments, **more):
+    if step == fault.get("save"):
+      die_at_access(f"{folder}/checkpoints", fault["access"])
+    return real(self, step, *arguments, **more)
+
+  with watched(hook), mock.patch.object(Checkpoints, "save", save):
+    loop.train(job)
+
+
+def die_at_access(folder: str, number: int) -> None:
+  events = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
+  count = itertools.count(1)
+
+  def audit(event, arguments):
+    inside = event in events and str(arguments[0]).startswith(folder)
+    if inside and next(count) == number:
+      die()
+
+  sys.addaudithook(audit)
+
+
+if __name__ == "__main__":
+  run_until_killed(sys.argv[1], json.loads(sys.argv[2]))
