@@ -81,7 +81,10 @@ class Checkpoints(contextlib.AbstractContextManager):
   def save(
     self, step: int, state: PyTree, meta: dict[str, Any], metric: SupportsFloat | None = None
   ) -> bool:
-    """Saves a checkpoint, and removes those that are no longer kept.
+    """Saves a checkpoint, and removes those that are no longer kept; whether it was written.
+
+    It is not on all processes but the first, when this step or a newer one is stored already, and
+    with `retry` after a failure.
 
     Args:
       step: number of steps done.
@@ -89,13 +92,8 @@ class Checkpoints(contextlib.AbstractContextManager):
       meta: any JSON object, such as the config and the position in the data.
       metric: validation metric, higher is better; None or NaN when there is none.
 
-    Returns:
-      Whether a checkpoint was written. False on all processes but the first, when this step or a
-      newer one is stored already, and with `retry` after a failure.
-
     Raises:
-      CheckpointError: without `retry`, the save failed; the line names the last good checkpoint.
-        With it too, a later start of the same run has taken the folder over.
+      CheckpointError: the save failed without `retry`, or a later start has taken the folder over.
     """
     if not hosts.is_first():
       return False
@@ -142,9 +140,6 @@ class Checkpoints(contextlib.AbstractContextManager):
     Args:
       abstract_state: structure of the state. A `jax.ShapeDtypeStruct` or a `jax.Array` gives a JAX
         array with its sharding (the first local device without one), anything else a NumPy array.
-
-    Returns:
-      Checkpoint exactly as saved; None when there is none.
 
     Raises:
       CheckpointError: all checkpoints are damaged, or a field has another shape or dtype.

@@ -2,8 +2,7 @@
 
 The folder is a zarr array (version 3), float32 [n,R,E]: R versions of each of n images. TensorStore
 writes each block of images as one file, atomically, with a CRC-32C for each chunk and for the index
-of the chunks. Attributes in `zarr.json` name what the features were made from. The features of an
-unreadable image are NaN.
+of the chunks. The features of an unreadable image are NaN.
 
 Shapes: n images, R versions of each, E embedding, B images of a read, b of a block.
 """

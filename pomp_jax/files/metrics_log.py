@@ -31,10 +31,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
   Both are flushed at each step, so that a killed process loses nothing. (tensorboardX's
   `SummaryWriter` writes in a thread that its `flush` does not wait for.) Scalars that can't be
-  written are dropped with one warning: metrics must not end a training.
-
-  Objects of a bucket can't be appended to. There both files are written to a temporary folder, and
-  sent every ten seconds, by `upload` before each checkpoint, and when closed.
+  written are dropped with one warning: metrics must not end a training. For a bucket both files
+  are in a temporary folder, sent every ten seconds, by `upload` before checkpoints, and at the end.
   """
 
   def __init__(

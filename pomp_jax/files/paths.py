@@ -1,14 +1,9 @@
 """Paths that users give: local ones, or URLs of folders and files in buckets, `gs://`, `s3://`.
 
-A local path is a `pathlib.Path`, a URL an `etils.epath.Path`, which has methods of the same names.
-A bucket differs from a file system:
-
-* An object is written whole or not at all, and replaces an older one: `atomic.replacing`.
-* There are no folders: one exists while an object's name begins with it. `mkdir` does nothing.
-* Nothing is renamed, locked or appended to.
-
-fsspec's clients, `google_store` and `amazon_store`, retry answers of 429 and 5xx for about half a
-minute, and raise an OSError with errno, reason and URL for others.
+A URL is an `etils.epath.Path`, with the methods of a `pathlib.Path`. A bucket's objects are written
+whole and replaced, never renamed, locked or appended to; a folder exists while an object's name
+begins with it. fsspec's clients, `google_store` and `amazon_store`, retry answers of 429 and 5xx
+for about half a minute, and raise an OSError with errno, reason and URL for others.
 """
 
 import contextlib

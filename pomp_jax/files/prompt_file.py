@@ -1,11 +1,7 @@
-"""Files of learned prompts.
+"""Files of learned prompts: `.npz`, `.safetensors`, and torch checkpoints of CoOp and POMP.
 
-.npz                     NumPy arrays, the format of a run
-.safetensors             the same fields
-.pt, .pth, .pth.tar[-N]  torch checkpoints as CoOp and POMP publish them
-hf:OWNER/NAME            one of the first two in a repository on the hub; `files.hub` has the syntax
-a run's folder           its prompt.npz
-Dassl's output folder    its prompt_learner/model-best.pth.tar, else the last saved
+`hf:OWNER/NAME` stands for one of the first two on the hub, a folder for the prompt of a run or of a
+Dassl trainer; docs/formats.md describes them.
 
 Shapes: M context vectors, D width of the CLIP's text tower, N classes.
 """
@@ -49,22 +45,15 @@ _WRITTEN = ".npz, .safetensors, .pth.tar, .pth, .pt; for hf:OWNER/NAME `push_pro
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """A learned prompt.
+  """A learned prompt."""
 
-  Attributes:
-    context: float32, [M, D] shared by all classes, or [N, M, D] with one context per class.
-    clip_model: name or folder of the CLIP that the context was trained with.
-    position: place of the context: before the class name (`end`: the name comes last), on both
-      sides of it (`middle`), or after it (`front`).
-    template: text of a class; `{}` stands for the name. Only `{}.` can be used (`check_fits`).
-    config: configuration of the run, as JSON.
-  """
-
+  # float32, [M, D] shared by all classes, or [N, M, D] with one context per class
   context: np.ndarray
-  clip_model: str
+  clip_model: str  # name or folder of the CLIP that the context was trained with
+  # The class name comes last (the context before it), in the middle of the context, or in front.
   position: str = "end"
-  template: str = _TEMPLATE
-  config: dict[str, Any] = dataclasses.field(default_factory=dict)
+  template: str = _TEMPLATE  # text of a class; `{}` stands for the name
+  config: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the run, as JSON
 
 
 def check_fits(
@@ -74,18 +63,11 @@ def check_fits(
   n_classes: int | None = None,
   path: str | os.PathLike = "the prompt",
 ) -> None:
-  """Checks that a prompt can be used with a CLIP and a class list; warns if it is another CLIP's.
-
-  Args:
-    prompt: prompt of the file `path`, which the message names.
-    width: D of the text tower of `clip_model`.
-    clip_model: name of the CLIP, for the message.
-    n_classes: N of the class list, if it is known; a shared context fits any N.
-    path: see `prompt`.
+  """Checks that a prompt can be used with a CLIP and N classes; warns if it is another CLIP's.
 
   Raises:
-    PromptFileError: the widths differ, a class-specific context has another number of classes, or
-      the template is none that a context is trained with.
+    PromptFileError: the context's width is not that of the CLIP's text tower, a class-specific
+      context has another number of classes, or the template is none that a context is trained with.
   """
   if prompt.template != _TEMPLATE:
     # With more words it would not be known which of them the context goes around.
@@ -166,8 +148,6 @@ def load_prompt(path: str | os.PathLike) -> Prompt:
   The content decides the format, or the name where the content is damaged. A file of other code
   holds the context alone: its position is assumed to be `end` (the published default;
   `dataclasses.replace` sets another), and its CLIP is "unknown".
-
-  `path` is one of the names that this module lists; docs/formats.md describes the files.
 
   Raises:
     PromptFileError: no such file, damaged, or a field that is missing or has a bad value.

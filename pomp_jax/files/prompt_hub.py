@@ -38,20 +38,18 @@ def push_prompt(
   private: bool = False,
   keep_in: Path | None = None,
 ) -> str:
-  """Uploads `prompt.npz` and a model card, replacing those that are there.
+  """Uploads `prompt.npz` and a model card to `hf:OWNER/NAME`; returns the commit's URL.
 
-  Folders in the prompt's config are cut to their last name: they belong to the machine.
+  Folders in the prompt's config are cut to their last name: they belong to the machine. Errors are
+  those of `save_prompt` and `hub.upload`.
 
   Args:
-    name: `hf:OWNER/NAME`, created if necessary.
+    name: repository, created if necessary.
     prompt: the prompt.
     license: licence by the hub's identifiers: apache-2.0, mit, other, ..
     results: `results.json` of the training, whose accuracies the card reports.
     private: whether a new repository is private, and a public one is an error.
     keep_in: folder that gets a copy of both files, before the upload.
-
-  Returns:
-    URL of the commit. Errors are those of `save_prompt` and `hub.upload`.
   """
   config, clip_model = without_folders(prompt.config), without_folders(prompt.clip_model)
   prompt = dataclasses.replace(prompt, clip_model=clip_model, config=config)

@@ -143,25 +143,15 @@ class Progress(contextlib.AbstractContextManager):
 
   def __init__(
     self,
-    total: int | None,
-    initial: int = 0,
+    total: int | None,  # of the whole run, if known
+    initial: int = 0,  # steps done before this start, which don't count for the speed
     description: str = "",
-    unit: str = "steps",
-    brief: bool = False,
-    elapsed: float = 0.0,
-    after: float = math.inf,
+    unit: str = "steps",  # empty: nothing can be counted
+    brief: bool = False,  # show nothing of work that ends before its first line is due
+    elapsed: float = 0.0,  # seconds that the work has taken before
+    after: float = math.inf,  # seconds until the first line, if it comes earlier than by default
   ):
-    """Starts the clock.
-
-    Args:
-      total: number of steps of the whole run; None: unknown.
-      initial: steps done before this start, which don't count for the speed.
-      description: work that is running, a word or two.
-      unit: unit of the steps, in the plural; empty: nothing can be counted.
-      brief: whether to show nothing of work that ends before its first line is due.
-      elapsed: seconds that the work has taken before.
-      after: seconds until the first line, if fewer than those between two lines.
-    """
+    """Starts the clock."""
     self._description, self._brief, self._reported = description, brief, False
     self._lines = None if sys.stderr.isatty() else _Lines(elapsed, after)
     in_log = self._lines is not None

@@ -23,11 +23,7 @@ class StopSignals:
 
   The exception can get lost. Where Python can't raise, as in a callback of the garbage collector
   (JAX has one), it would be printed and dropped: the signal is sent again. Where a library replaces
-  it by an exception of its own, `received` shows the cause. Where a library drops it, the next
-  signal is heard.
-
-  Attributes:
-    received: exception raised for a signal, None before.
+  it, `received` has it. Where a library drops it, the next signal is heard.
   """
 
   def __init__(self, resumes_from: str):

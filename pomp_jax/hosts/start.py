@@ -1,8 +1,8 @@
 """Finding the other processes of a run, and starting JAX's distributed runtime with timeouts.
 
 JAX's own classes read what SLURM, Open MPI and Cloud TPU leave in the environment. Added here:
-flags, JobSet and Open MPI 5, which JAX does not detect, one-line errors, and all accelerators of a
-node for a process that has the node to itself.
+flags, JobSet and Open MPI 5, one-line errors, and all accelerators of a node for a process that has
+the node to itself.
 """
 
 from collections.abc import Mapping
@@ -49,21 +49,14 @@ class Cluster(NamedTuple):
 
 def detect(
   *,
-  coordinator: str | None = None,
-  num_processes: int | None = None,
+  coordinator: str | None = None,  # host:port; alone it replaces the launcher's
+  num_processes: int | None = None,  # 1: alone, whatever the environment says
   process_id: int | None = None,
-  timeout: int = 300,
+  timeout: int = 300,  # seconds for the name of a Cloud TPU's coordinator to resolve
 ) -> Cluster | None:
   """Returns the cluster of this process, or None if it runs alone.
 
-  Args:
-    coordinator: host:port. Alone it replaces the launcher's.
-    num_processes: number of processes; 1: alone, whatever the environment says.
-    process_id: index of this process.
-    timeout: seconds for the name of a Cloud TPU's coordinator to resolve.
-
-  Raises:
-    HostError: flags that are incomplete or out of range, or variables that can't be read.
+  HostError for flags that are incomplete or out of range, or variables that can't be read.
   """
   if coordinator is not None:
     host, _, port = coordinator.rpartition(":")
@@ -156,8 +149,7 @@ def start(cluster: Cluster, *, start_timeout: int = 300, heartbeat_timeout: int 
   Args:
     cluster: result of `detect`.
     start_timeout: seconds for all processes to arrive; then this one exits with status 75.
-    heartbeat_timeout: seconds of silence after which JAX counts a process as lost and ends the
-      others.
+    heartbeat_timeout: seconds of silence after which JAX ends the other processes.
 
   Raises:
     HostError: JAX can't start, or the port of process 0 is taken on this host.

@@ -80,9 +80,8 @@ def raise_if_preempted() -> None:
 class StopRequest(contextlib.AbstractContextManager):
   """Notes SIGTERM, SIGHUP and SIGINT in its context; the loop asks after each step.
 
-  Repeated SIGTERMs and SIGHUPs are ignored while the state is saved. A second SIGINT, from a person
-  who does not want to wait, has the handler of before. With several processes JAX handles SIGTERM
-  from start-up on.
+  Repeated SIGTERMs and SIGHUPs are ignored while the state is saved. A second SIGINT has the
+  handler of before. With several processes JAX handles SIGTERM from start-up on.
   """
 
   def __init__(self):
