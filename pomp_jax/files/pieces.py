@@ -30,13 +30,7 @@ from pomp_jax.files.paths import (
   to_path,
   version_of,
 )
-from pomp_jax.files.run_folder import (
-  DamagedFileError,
-  RunFolderError,
-  parse_json,
-  to_json,
-  writing,
-)
+from pomp_jax.files.run_folder import DamagedFileError, RunFolderError, parse_json, to_json, writing
 from pomp_jax.files.terminal import printable
 from pomp_jax.files.texts import read_file
 

@@ -1,10 +1,8 @@
 """Checkpoints: exact, the right ones kept, whole or set aside under faults, kills, full disks."""
 
-import contextlib
 import importlib
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -26,7 +24,7 @@ from pomp_jax.files import checkpoints as module
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints, read_checkpoints
 from pomp_jax.files.run_folder import DamagedFileError
 from tests.support.checkpoint_states import META, assert_same, make_state
-from tests.support.damage import damage
+from tests.support.damage import damage, small_files_only
 
 # Shardings over eight devices.
 pytestmark = pytest.mark.mesh
@@ -201,14 +199,6 @@ def test_all_checkpoints_damaged(tmp_path, lost):
   assert (tmp_path / "1").is_dir()
 
 
-def test_arrays_of_another_checkpoint_are_detected(two):
-  """Orbax reads them without an error."""
-  shutil.rmtree(two / "2" / "state")
-  shutil.copytree(two / "1" / "state", two / "2" / "state")
-  with Checkpoints(two) as checkpoints:
-    assert checkpoints.restore_latest(make_state()).step == 1
-
-
 def test_errors_without_a_place_go_on_to_the_hook_of_before(monkeypatch):
   """To that of the signals: a job, and Orbax with it, is imported when they are handled already."""
   heard = []
@@ -238,17 +228,6 @@ def test_remains_of_a_killed_process_are_removed(two, monkeypatch):
   assert sorted(entry.name for entry in two.iterdir()) == ["3", "owner.txt"]
 
 
-@contextlib.contextmanager
-def small_files_only():
-  """No file of more than 10 kB can be written: stands in for a full disk."""
-  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 VALUES = np.random.default_rng(0).random(100_000)
 FAILED = r"^[^\n]*step 2 [^\n]*too large[^\n]*step 1$"
 
@@ -258,7 +237,7 @@ def test_a_failed_save_costs_only_this_checkpoint(tmp_path, caplog, retry):
   """It raises, or with `retry` warns once."""
   with Checkpoints(tmp_path, keep=1, retry=retry) as checkpoints:
     checkpoints.save(1, {"values": VALUES}, META, metric=1.0)
-    with small_files_only():
+    with small_files_only(10_000):
       if retry:
         assert not checkpoints.save(2, {"values": VALUES}, META, metric=2.0)
         assert re.search(FAILED, str(checkpoints.failure))
@@ -277,8 +256,9 @@ def test_a_failed_save_costs_only_this_checkpoint(tmp_path, caplog, retry):
 @pytest.mark.parametrize(("reason", "raised"), [(None, CheckpointError), (KeyError, KeyError)])
 def test_a_run_that_ends_with_a_failed_save_raises(tmp_path, reason, raised):
   """Of two reasons to end, the first is raised."""
-  with pytest.raises(raised), Checkpoints(tmp_path, retry=True) as checkpoints, small_files_only():
-    checkpoints.save(2, {"values": VALUES}, META)
+  with pytest.raises(raised), Checkpoints(tmp_path, retry=True) as checkpoints:
+    with small_files_only(10_000):
+      checkpoints.save(2, {"values": VALUES}, META)
     if reason:
       raise reason
 

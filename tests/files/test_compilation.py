@@ -1,7 +1,6 @@
 """Compiled programs: what is said while JAX compiles, and the cache that a second start hits."""
 
 import json
-import logging
 import os
 import pathlib
 import re
@@ -131,26 +130,21 @@ def test_processes_use_it_only_if_they_share_it(tmp_path):
 
 
 @pytest.fixture
-def said(monkeypatch, capsys):
+def said(monkeypatch, capsys, caplog):
   """A function that returns the lines since the last call; every program is worth one."""
   monkeypatch.setattr(compilation, "_SHOWN_SECONDS", 0.0)
   monkeypatch.setattr(terminal, "_start_thread", lambda: terminal._open[-1].tick())
-  records = []
-  handler = logging.Handler()
-  handler.emit = records.append
-  monkeypatch.setattr(compilation.log, "level", logging.INFO)
-  compilation.log.addHandler(handler)
+  caplog.set_level("INFO", logger="pomp_jax")
 
   def since_last_call():
     found = [line.split("  ")[1] for line in capsys.readouterr().err.splitlines()]
-    found += [record.getMessage() for record in records]
-    records.clear()
+    found += caplog.messages
+    caplog.clear()
     return [re.sub(r"[\d.]+ s$", "T s", line) for line in found]
 
   before = monitoring.get_scalar_listeners(), monitoring.get_event_duration_listeners()
   with shown_compilations():
     yield since_last_call
-  compilation.log.removeHandler(handler)
   assert not terminal._open
   assert before == (monitoring.get_scalar_listeners(), monitoring.get_event_duration_listeners())
 

@@ -102,7 +102,6 @@ def test_work_that_does_not_report(clock, lines, options, shown):
 
 
 def test_a_loop_that_ends_early_leaves_nothing_open():
-
   def some():
     for i in steps_of(range(5), "images", "batches"):
       if i == 2:

@@ -13,7 +13,7 @@ from pomp_jax.hosts import HostError, LostHostError, cores, messages
 class Store:
   """A store with a clock of its own; a value comes at a time, or an error."""
 
-  def __init__(self, value="", at=float("inf"), error=""):
+  def __init__(self, value="", at=1e9, error=""):
     self.now, self.blocked = 0.0, []
     self._value, self._at, self._error = value, at, error
 
@@ -40,20 +40,16 @@ def wait(monkeypatch, store, seconds):
   return messages._get(store, "key", seconds)
 
 
-@pytest.mark.parametrize("seconds", [0.1, 1.0, 7.5])
-def test_a_wait_that_ends(monkeypatch, seconds):
-  store = Store()
-  assert wait(monkeypatch, store, seconds) is None
-  assert store.now == pytest.approx(seconds, abs=0.01)
+@pytest.mark.parametrize(
+  ("seconds", "at", "seen"),
+  [(0.1, 1e9, 0.1), (1.0, 1e9, 1.0), (7.5, 1e9, 7.5), (300, 0.3, 0.3), (300, 3.5, 4.0)],
+)
+def test_a_wait_ends_with_the_value_or_the_timeout(monkeypatch, seconds, at, seen):
+  store = Store("value", at)
+  assert wait(monkeypatch, store, seconds) == ("value" if at < seconds else None)
+  assert store.now == pytest.approx(seen, abs=0.01)
   # Inside JAX no signals are handled, and each wait stays in memory.
   assert store.blocked == [min(seconds, 1.0)]
-
-
-def test_a_value_that_comes_late(monkeypatch):
-  for at, seen in ((0.3, 0.3), (3.5, 4.0)):
-    store = Store("value", at)
-    assert wait(monkeypatch, store, 300.0) == "value"
-    assert store.now == seen and sum(store.blocked) <= 1
 
 
 def test_a_coordinator_that_is_lost_meanwhile(monkeypatch):
@@ -103,8 +99,7 @@ def machine(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("quota", "expected"),
-  [("max 100000", 8), ("250000 100000", 2), ("5000 100000", 1), ("?", 8)],
+  ("quota", "expected"), [("max 100000", 8), ("250000 100000", 2), ("5000 100000", 1), ("?", 8)]
 )
 def test_a_quota_limits_the_affinity(machine, quota, expected):
   machine.write_text(quota)

@@ -1,7 +1,9 @@
-"""Damaged files, and folders of images of which some can't be read."""
+"""Damaged files, a full disk, and folders of images of which some can't be read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import pathlib
+import resource
 
 import numpy as np
 from PIL import Image
@@ -57,3 +59,14 @@ def damage(file: pathlib.Path, how: str, rng: np.random.Generator) -> None:
   else:
     content[rng.integers(len(content))] ^= 1 << rng.integers(8)
     file.write_bytes(content)
+
+
+@contextlib.contextmanager
+def small_files_only(size: int) -> Iterator[None]:
+  """Lets no file of more bytes be written, which stands in for a full disk."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
