@@ -92,10 +92,7 @@ def _run_job(options: argparse.Namespace, stop: hosts.StopSignals) -> int:
 
 
 def _status_after(error: BaseException, status: int, stop: hosts.StopSignals, workdir: str) -> int:
-  """Reports what ended the job and returns the exit status, `status` for a disk's failure.
-
-  Raises `error` if it has no name and the process runs alone.
-  """
+  """Reports what ended the job, or raises it again; the exit status is `status` for a disk's."""
   stop.ignore()
   error = stop.received or error  # whatever it has become on the way
   if isinstance(error, InputError | RunError | TryAgain):

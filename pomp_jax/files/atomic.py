@@ -28,9 +28,8 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
   The bytes go to a temporary file in the same folder, are flushed to the disk, and are renamed over
   `path`. A process killed at any moment leaves the old file or the new one, never half of either.
-  An object of a bucket is written to a temporary file here, and sent once it is complete.
-
-  OSError if the folder is missing or not writable, or the disk is full; `path` is then unchanged.
+  An object of a bucket is written to a temporary file here, and sent once it is complete. After an
+  OSError, of a full disk for example, `path` is unchanged.
   """
   if is_bucket(path):
     with tempfile.TemporaryFile() as file:

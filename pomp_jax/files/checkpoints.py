@@ -83,7 +83,7 @@ class Checkpoints(contextlib.AbstractContextManager):
   ) -> bool:
     """Saves a checkpoint, and removes those that are no longer kept; whether it was written.
 
-    It is not on all processes but the first, when this step or a newer one is stored already, and
+    It is not, on other processes than the first, if this step or a newer one is stored already, and
     with `retry` after a failure.
 
     Args:

@@ -43,10 +43,9 @@ def use_compilation_cache(folder: str, workdir: str) -> None:
   """Switches the cache on or off; all processes call it together, before anything is compiled.
 
   Several processes use it only if all see the same folder: one that has to compile would keep the
-  others waiting, and on GPUs the processes tune a program together.
-
-  The folder `auto` is `JAX_COMPILATION_CACHE_DIR` if that is set, else `programs` in a run's folder
-  in a bucket, else `pomp_jax` in the user's cache folder. An empty one is for no cache.
+  others waiting, and on GPUs the processes tune a program together. The folder `auto` is
+  `JAX_COMPILATION_CACHE_DIR` if that is set, else `programs` in a run's folder in a bucket, else
+  `pomp_jax` in the user's cache folder. An empty one is for no cache.
   """
   if folder == AUTO and os.environ.get(_VARIABLES[0]):
     return

@@ -17,10 +17,7 @@ Refuse = Callable[[str | os.PathLike, str, str, str], NoReturn]
 
 
 class NpzArchive(contextlib.AbstractContextManager):
-  """Open archive of arrays, whose `names` it has; nothing is unpickled.
-
-  A file, or an array, that is missing or damaged raises the InputError of `refuse`.
-  """
+  """Open archive of arrays; `refuse` raises for what is missing or damaged. Unpickles nothing."""
 
   def __init__(self, path: str | os.PathLike, refuse: Refuse):
     self._path, self._refuse = path, refuse

@@ -171,10 +171,7 @@ class ArrayCache:
     return self._held[key]
 
   def keep(self, key: str, array: np.ndarray, *, write: bool = True) -> np.ndarray:
-    """Caches an array, also in the folder if `write` (one process of several); read-only.
-
-    RunFolderWriteError if the file can't be written.
-    """
+    """Caches an array, read-only; also in the folder if `write` (on one process), as `save`."""
     if self._folder and write:
       Pieces(self._folder, key).save(key, {}, {_ARRAY: array})
     return self._hold(key, array)

@@ -200,9 +200,6 @@ def _format_of_content(path: str | os.PathLike) -> str | None:
 
 
 def recorded_clip(path: str) -> str | None:
-  """CLIP that a prompt's file names; None for no path, a text with `{}`, or a file without one.
-
-  Errors as `load_prompt`'s.
-  """
+  """CLIP that a prompt's file names; None for no path, a text with `{}`, or a file without one."""
   name = load_prompt(path).clip_model if path and "{}" not in path else formats.UNKNOWN_CLIP
   return None if name == formats.UNKNOWN_CLIP else name

@@ -11,10 +11,7 @@ class PickleError(ValueError):
 
 
 class PickledObject:
-  """Object of a class that is not imported, or result of a function that is not called.
-
-  It has the name of the class or the function, and the attributes that the pickle sets.
-  """
+  """Object of a class that is not imported, or result of a function that is not called."""
 
   def __init__(self, name: str):
     self.name = name

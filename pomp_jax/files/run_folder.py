@@ -206,8 +206,7 @@ def to_json(value: Any) -> str:
 def read_json(path: str | os.PathLike) -> Any:
   """Reads a JSON file; an object without its checksum.
 
-  RunFolderError if it can't be read; DamagedFileError if it is not JSON, or its checksum is another
-  one.
+  RunFolderError if it can't be read, DamagedFileError if it is not JSON or of another checksum.
   """
   return parse_json(read_file(path, RunFolderError), path)
 

@@ -87,10 +87,7 @@ class _Handler(logging.StreamHandler):
 
 
 class Output:
-  """`sys.stdout` or `sys.stderr`, but drops what it can't write, after one warning.
-
-  A full disk under a log file must not end a run.
-  """
+  """A stream that drops what it can't write: a full disk under a log must not end a run."""
 
   def __init__(self, stream: TextIO):
     self._stream = stream
@@ -222,10 +219,7 @@ class Progress(contextlib.AbstractContextManager):
 def steps_of(
   items: Iterable[_Item], description: str, unit: str, total: int | None = None
 ) -> Iterator[_Item]:
-  """Yields the items and shows how many are done, if that takes longer than a few seconds.
-
-  `total` is needed where the items have no length.
-  """
+  """Yields the items and shows how many are done, of `total` if they have no length."""
   if total is None and isinstance(items, Sequence):
     total = len(items)
   with Progress(total, description=description, unit=unit, brief=True) as progress:

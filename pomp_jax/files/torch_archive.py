@@ -118,10 +118,7 @@ class TorchArchive(contextlib.AbstractContextManager):
   value: Any
 
   def __init__(self, path: str | os.PathLike):
-    """Reads the value, without the tensors.
-
-    TorchArchiveError if the file is missing, damaged, or has what checkpoints don't hold.
-    """
+    """Reads the value, without the tensors; TorchArchiveError if the file is no checkpoint."""
     self._path = path
     try:
       self._zip = zipfile.ZipFile(local_copy(path))

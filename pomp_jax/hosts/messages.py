@@ -141,10 +141,7 @@ def arrays_from_first(arrays: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def merged(array: np.ndarray) -> np.ndarray:
-  """Returns the sum of an integer array over the processes.
-
-  Where each process fills its own rows and leaves zeros in the others, the sum has the rows of all.
-  """
+  """Sums an integer array over the processes: the rows that each of them has filled."""
   if jax.process_count() == 1:
     return array
   devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
