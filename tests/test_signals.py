@@ -37,7 +37,7 @@ def send(number=signal.SIGTERM):
 
 @pytest.fixture
 def run_as(capsys, tmp_path, monkeypatch):
-  """Runs the program with a function as its job: exit status, and lines on standard error."""
+  """Runs the program with a function as its job; `run_main`'s result."""
   monkeypatch.chdir(tmp_path)
 
   def run(function):

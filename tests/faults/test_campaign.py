@@ -30,16 +30,13 @@ from tests.support.damage import damage
 # The training has two devices.
 pytestmark = pytest.mark.mesh
 
-# Takes the training, random numbers and an empty folder; returns the number of lost steps.
-Case = Callable[[Training, np.random.Generator, pathlib.Path], int]
 CASES: list = []
 
 
 def case(name: str, *arguments: object, runs: int, quick: bool = True):
   """Adds a kind of fault: one run in the first tier if it is quick, the others in the second.
 
-  What is not quick has a cheaper test in the first tier: another row of the same function, or one
-  of tests/files.
+  Its function takes the training, random numbers and an empty folder, and returns the lost steps.
   """
 
   def add(function: Callable[..., int]):
@@ -53,7 +50,7 @@ def case(name: str, *arguments: object, runs: int, quick: bool = True):
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory):
-  """The training; and a folder that was stopped at step 10, with checkpoints at 4, 8 and 10."""
+  """The training, and a folder that was stopped at step 10."""
   folder = tmp_path_factory.mktemp("faults")
   found = Training(config_of(), folder / "reference")
   found.stopped = folder / "stopped"
@@ -62,7 +59,6 @@ def training(tmp_path_factory):
 
 
 def signal_at(step: int, number: int = signal.SIGTERM):
-  """Returns a hook that sends a signal to this process at a step."""
   return lambda now: os.kill(os.getpid(), number) if now == step else None
 
 
@@ -100,7 +96,6 @@ def killed_while_saving(training, rng, folder):
 @case("newest checkpoint deleted", "deleted", (10,), runs=2, quick=False)
 @case("newest two bit-flipped", "bit-flipped", (8, 10), runs=1)
 def damaged(how, steps, training, rng, folder):
-  """A file of the newest checkpoint, or all files of the newest two."""
   shutil.copytree(training.stopped, folder, dirs_exist_ok=True)
   for step in steps:
     files = sorted(p for p in (folder / "checkpoints" / str(step)).rglob("*") if p.is_file())
@@ -185,7 +180,6 @@ def mount(*arguments: str) -> None:
 
 @case("NaN, stop", runs=1)
 def not_finite(training, rng, folder):
-  """In one run only, with `config.on_bad_loss="stop"`."""
   step = int(rng.integers(1, STEPS))
   with nan_after(step):
     training.run(folder).check_error(TrainingError, f"is nan at step {step + 1}")
@@ -194,11 +188,7 @@ def not_finite(training, rng, folder):
 
 @case("NaN, roll back", runs=2)
 def rolled_back(training, rng, folder):
-  """Of some draws, with a stop before or after it.
-
-  Compared with the training that rolls back and is not stopped, whose draws differ from those of a
-  training without the NaN.
-  """
+  """Compared with the training that rolls back and is not stopped: its draws are others."""
   step, stop = int(rng.integers(1, STEPS)), int(rng.integers(1, STEPS))
   roll = {"on_bad_loss": "roll_back"}
   with nan_after(step):

@@ -18,14 +18,12 @@ from pomp_jax.files.paths import exists
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
 from tests.support import stores
-from tests.support.processes import Processes
+from tests.support.processes import Processes, wait_until
 
 pytestmark = pytest.mark.slow("trainings of two processes, each started twice")
 
-# Long enough for a fault in the middle.
-STEPS, EVERY = 120, 20
-# Images per split: the evaluation must outlast the notice of the signal.
-EVALUATED = 4096
+STEPS, EVERY = 120, 20  # long enough for a fault in the middle
+EVALUATED = 4096  # images per split: the evaluation must outlast the notice of the signal
 HEARTBEAT_SECONDS = 10
 # Time in which a process ends after the other: JAX's heartbeat, and what ending takes.
 BOUND_SECONDS = 2 * HEARTBEAT_SECONDS + 15
@@ -33,7 +31,7 @@ TRY_AGAIN = 75
 
 
 def start(folder: str | os.PathLike, **changes) -> Processes:
-  """Starts the program twice, with two devices each, and changes of the config."""
+  """Starts the program twice, with two devices each."""
   fields = {
     "data.n_classes": 300,
     "data.images_per_class": 2,
@@ -56,14 +54,6 @@ def finished(folder: str | os.PathLike, **changes) -> str:
   for status, output in found.values():
     assert status == 0, output[-3000:]
   return found[0][1]
-
-
-def wait_for(path: str, process) -> None:
-  end = time.monotonic() + 240
-  while not exists(path):
-    assert process.poll() is None, "the run ended too early"
-    assert time.monotonic() < end, f"{path} does not appear"
-    time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +87,7 @@ def interrupted(folder: str, number: int, index: int) -> int:
   marker = "commit_success.txt" if "://" in folder else "meta"
   with start(folder) as run:
     victim, other = run.processes[index], run.processes[1 - index]
-    wait_for(f"{folder}/checkpoints/{2 * EVERY}/{marker}", victim)
+    wait_until(lambda: exists(f"{folder}/checkpoints/{2 * EVERY}/{marker}"), victim)
     time.sleep(0.3)
     assert victim.poll() is None, "the run ended before the fault"
     victim.send_signal(number)
@@ -116,7 +106,7 @@ def interrupted(folder: str, number: int, index: int) -> int:
 def test_a_signal_in_the_last_evaluation(tmp_path: pathlib.Path):
   folder, changes = tmp_path / "run", {"steps": EVERY, "eval.images": EVALUATED}
   with start(folder, **changes) as run:
-    wait_for(f"{folder}/checkpoints/{EVERY}", run.processes[1])
+    wait_until(lambda: exists(f"{folder}/checkpoints/{EVERY}"), run.processes[1])
     run.processes[1].send_signal(signal.SIGTERM)
     found = run.finish(60)
   for status, output in found.values():

@@ -15,7 +15,7 @@ import tqdm.std
 
 from pomp_jax import hosts
 from pomp_jax.files import terminal as module
-from pomp_jax.files.terminal import Progress, log_line, steps_of, waiting
+from pomp_jax.files.terminal import Progress, steps_of, waiting
 
 _LINE = r"[0-2]\d:[0-5]\d:[0-5]\d  (\S.*)"
 _METRICS = "loss 0.3333  grad_norm 2"
@@ -56,25 +56,15 @@ def run(clock, total, seconds, first=None, initial=0):
   [
     ((1000, 0.5), 0, f"step 20/1000  {_METRICS}  2 steps/s  eta 08:09"),
     ((1000, 0.5), -1, f"step 1000/1000  {_METRICS}  2 steps/s  eta 00:00"),
-    # Steps of an earlier start don't count for the speed.
+    # The first step compiles, and hardly counts for the speed.
+    ((100, 1.0, 50.0), -1, f"step 100/100  {_METRICS}  1 steps/s  eta 00:00"),
+    # Steps of an earlier start don't count.
     ((1000, 1.0, None, 900), 0, f"step 910/1000  {_METRICS}  1.02 steps/s  eta 01:28"),
   ],
 )
 def test_a_line_has_metrics_speed_and_remaining_time(clock, lines, arguments, number, expected):
   run(clock, *arguments)
   assert lines()[number] == expected
-
-
-def test_the_first_step_compiles_and_hardly_counts_for_the_speed(clock, lines):
-  run(clock, 100, 1.0, first=50.0)
-  *_, second, last = lines()
-  assert second.endswith("1 steps/s  eta 00:11")
-  assert last == f"step 100/100  {_METRICS}  1 steps/s  eta 00:00"
-
-
-def test_a_line_has_the_local_time_and_no_control_characters():
-  assert re.fullmatch(_LINE, log_line("step 1/2  loss 0.5"))[1] == "step 1/2  loss 0.5"
-  assert log_line("a\n\x1b[31mc").splitlines()[1] == " " * 10 + "?[31mc"
 
 
 def test_a_terminal_gets_a_bar(monkeypatch):

@@ -6,13 +6,12 @@ The job of most does nothing but what is tested. Two processes that train: tests
 import functools
 import signal
 import socket
-import time
 
 import jax
 import pytest
 
 from pomp_jax import hosts
-from tests.support.processes import Processes
+from tests.support.processes import Processes, wait_until
 
 SMALL = [
   "--config=configs/demo.py",
@@ -49,13 +48,6 @@ def played(folder, body, *more):
 
 def errors(output):
   return [line for line in output.splitlines() if line.startswith("error: ")]
-
-
-def wait_until(happened, process):
-  end = time.monotonic() + 300
-  while not happened():
-    assert process.poll() is None and time.monotonic() < end
-    time.sleep(0.05)
 
 
 def listens(port):

@@ -1,7 +1,7 @@
 """Runs and jobs in several processes on this machine, each with its own virtual CPU devices."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import hashlib
 import importlib.metadata
@@ -89,6 +89,14 @@ def _processor() -> str:
   except OSError:
     return platform.platform()
   return " ".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+
+
+def wait_until(happened: Callable[[], object], process: subprocess.Popen) -> None:
+  """Waits while a process runs, five minutes at most, until something has happened."""
+  end = time.monotonic() + 300
+  while not happened():
+    assert process.poll() is None and time.monotonic() < end
+    time.sleep(0.02)
 
 
 class Processes(contextlib.AbstractContextManager):
