@@ -42,7 +42,7 @@ def wait(monkeypatch, store, seconds):
 
 @pytest.mark.parametrize(
   ("seconds", "at", "seen"),
-  [(0.1, 1e9, 0.1), (1.0, 1e9, 1.0), (7.5, 1e9, 7.5), (300, 0.3, 0.3), (300, 3.5, 4.0)],
+  [(0.1, 1e9, 0.1), (1.0, 1e9, 1.0), (7.5, 1e9, 7.5), (300.0, 0.3, 0.3), (300.0, 3.5, 4.0)],
 )
 def test_a_wait_ends_with_the_value_or_the_timeout(monkeypatch, seconds, at, seen):
   store = Store("value", at)
