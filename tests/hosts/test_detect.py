@@ -67,6 +67,18 @@ def detected(environ, **flags):
 )
 def test_environments(environ, expected):
   assert detected(environ) == expected
+  # A coordinator alone replaces the launcher's, the other flags the launcher.
+  if expected is not None:
+    replaced = expected._replace(coordinator="h:99")
+    assert detected(environ, coordinator="h:99") == replaced
+  flags = {"coordinator": "h:99", "num_processes": 2, "process_id": 1}
+  assert detected(environ, **flags) == Cluster("flags", "h:99", 2, 1)
+  assert detected(environ, num_processes=1) is None
+
+
+def test_open_mpi_5_needs_a_coordinator_alone():
+  expected = ON_OMPI._replace(coordinator="h:99")
+  assert detected(OMPI_5, coordinator="h:99") == expected
 
 
 def test_a_cluster_without_a_name_is_passed_over(monkeypatch):
@@ -88,20 +100,6 @@ def test_tpu_machines(monkeypatch, environ, expected):
   monkeypatch.setattr(f"{tpu}.running_in_cloud_tpu_vm", True)
   monkeypatch.setattr(f"{tpu}.get_tpu_env_value_from_metadata", lambda key: None)
   assert detected(environ) == expected
-
-
-def test_flags_come_first():
-  flags = {"coordinator": "h:99", "num_processes": 2, "process_id": 1}
-  for environ in ({}, SLURM | JOBSET | OMPI_4):
-    assert detected(environ, **flags) == Cluster("flags", "h:99", 2, 1)
-    assert detected(environ, num_processes=1) is None
-
-
-@pytest.mark.parametrize(
-  ("environ", "expected"), [(SLURM, (4, 3, (1,))), (OMPI_5, (8, 5, (1,))), (JOBSET, (4, 2, ()))]
-)
-def test_a_coordinator_alone_replaces_the_launchers(environ, expected):
-  assert detected(environ, coordinator="h:99")[1:] == ("h:99", *expected)
 
 
 @pytest.mark.parametrize(
