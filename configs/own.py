@@ -22,8 +22,8 @@ Behind the colon it also sets `data.features=online`.
 
 import os
 
-from pomp_jax import inputs
 from pomp_jax.config import METHODS, ConfigError, base, unpack, with_argument
+from pomp_jax.evaluate import inputs
 
 _SHORT = {
   "root": "data.root",

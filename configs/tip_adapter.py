@@ -7,8 +7,8 @@ r"""Tip-Adapter (Zhang et al., 2022), training-free, or `tuned`: Tip-Adapter-F.
 Numbers: the released configs. Crops show half of an image or more; a key is the mean feature over
 ten views; the keys are learned on fresh views for 20 epochs (EuroSAT: 100) of batches of 256, AdamW
 at 0.001 with a cosine; then 20 alphas and 200 betas are tried. The first alpha and the ends of both
-searches are those of `data.dataset` (`pomp_jax/baselines/tip_adapter.json`); docs/recipes.md has
-them beside ours. The released code keeps the epoch that is best on test images and reports the
+searches are those of `data.dataset` (`pomp_jax/rooms/baselines/tip_adapter.json`); docs/recipes.md
+has them beside ours. The released code keeps the epoch that is best on test images and reports the
 better of it and of the search; here validation images decide both. The world has values of its own:
 crops of 90% or more (its CLIP has seen no crops: under those of half an image the keys know little
 more than the text), 5 views and 5 epochs, and keys learned at the weights that the search finds for

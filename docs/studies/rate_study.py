@@ -17,7 +17,7 @@ from PIL import Image
 
 from pomp_jax import world
 from pomp_jax.config import validate
-from pomp_jax.jobs import ablate
+from pomp_jax.rooms.ablation import ablate
 from tests.support.clips import with_logit_scale, write_random_clip
 from tests.support.small_run import small_config
 

@@ -8,10 +8,8 @@ import importlib
 _MODULE_OF = {
   "Clip": "load",
   "ClipError": "architecture",
-  "RECIPES": "dense",
   "TextTower": "text",
   "TokenizeError": "tokens",
-  "dense_tower": "dense",
   "image_tower": "vision",
   "load_clip": "load",
   "prompted_image_tower": "vision",

@@ -77,7 +77,7 @@ def text_tower(
     raise ValueError(f"text_tower: got {kind!r}, expected one of {', '.join(TEXT_TOWERS)}")
   if not has_flax_clip():
     raise InputError(f"text_tower: got 'reference', expected {WITHOUT_FLAX}")
-  from pomp_jax.clip.reference import reference_text_tower  # it needs transformers
+  from pomp_jax.clip.reference import reference_text_tower
 
   return reference_text_tower(config, dtype)
 

@@ -13,22 +13,7 @@ from ml_collections import ConfigDict
 
 from pomp_jax.clip.text import WITHOUT_FLAX, has_flax_clip
 from pomp_jax.config.declare import ConfigError, check_name, check_value, from_text, require
-from pomp_jax.config.fields import (
-  EXPORT_FORMATS,
-  FIELDS,
-  Clip,
-  Data,
-  Settings,
-  flatten,
-)
-from pomp_jax.config.region_checks import (
-  check_detect,
-  check_predicted_regions,
-  check_propose,
-  check_segment,
-  check_train_masks,
-)
-from pomp_jax.config.registry import METHODS, SOURCES, SYNTHETIC
+from pomp_jax.config.fields import EXPORT_FORMATS, FIELDS, Clip, Data, Settings, flatten
 from pomp_jax.data.class_lists import CLASS_LISTS
 from pomp_jax.data.class_splits import CLASS_SPLITS
 from pomp_jax.data.coop import COOP_SETS
@@ -38,6 +23,14 @@ from pomp_jax.files.hub import is_hub, is_prompt_file
 from pomp_jax.files.paths import exists, is_dir, is_file
 from pomp_jax.files.tracker import is_installed
 from pomp_jax.prompt.sampling import SAMPLERS
+from pomp_jax.registry import METHODS, SOURCES, SYNTHETIC
+from pomp_jax.rooms.regions.checks import (
+  check_detect,
+  check_predicted_regions,
+  check_propose,
+  check_segment,
+  check_train_masks,
+)
 
 # Prefix of a published architecture with random weights.
 SYNTHETIC_CLIP = "synthetic:"

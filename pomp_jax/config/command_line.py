@@ -16,10 +16,10 @@ from pomp_jax.config.checks import unpack, value_of_text
 from pomp_jax.config.declare import name_of_type
 from pomp_jax.config.fields import FIELDS, Settings
 from pomp_jax.config.packaged import config_file, load_config, packaged_configs, summary
-from pomp_jax.config.registry import JOBS
 from pomp_jax.errors import InputError
 from pomp_jax.files.paths import problem_of
 from pomp_jax.files.terminal import one_line
+from pomp_jax.registry import JOBS
 
 
 class _Parser(argparse.ArgumentParser):

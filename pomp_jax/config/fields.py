@@ -24,9 +24,6 @@ from pomp_jax.config.declare import (
   template,
   typed,
 )
-from pomp_jax.config.page_fields import Page
-from pomp_jax.config.region_fields import Detect, Propose, Regions, Segment, TrainMasks
-from pomp_jax.config.registry import JOBS, METHODS, NO_SUITE, READERS, SOURCES, SUITES, WORLD
 from pomp_jax.data.subsets import HALVES
 from pomp_jax.data.views import AUGMENTS
 from pomp_jax.files.tracker import TRACKERS
@@ -35,6 +32,9 @@ from pomp_jax.prompt.context import POSITIONS
 from pomp_jax.prompt.loss import CORRECTIONS
 from pomp_jax.prompt.optimizer import SCHEDULES
 from pomp_jax.prompt.sampling import ANCHORS, EXCLUSIONS, SAMPLERS
+from pomp_jax.registry import JOBS, METHODS, NO_SUITE, READERS, SOURCES, SUITES, WORLD
+from pomp_jax.rooms.page.fields import Page
+from pomp_jax.rooms.regions.fields import Detect, Propose, Regions, Segment, TrainMasks
 
 # Tasks of `predict`.
 TASKS = ("classify", "segment", "detect")

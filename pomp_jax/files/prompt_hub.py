@@ -122,7 +122,7 @@ context vectors of width {width}, {_PLACES[prompt.position]} the class name, {sh
 ## Use
 
 ```python
-from pomp_jax.inference import Classifier
+from pomp_jax.evaluate import Classifier
 
 classifier = Classifier({json.dumps(clip, ensure_ascii=False)}, "{name}", ["cat", "dog"])
 print(classifier.predict("picture.jpg"))

@@ -25,18 +25,17 @@ from pomp_jax.config import METHODS, SOURCES, Settings
 from pomp_jax.config.fields import Data
 from pomp_jax.data.images import RESIZER
 from pomp_jax.data.loader import Fetch, Loader, SkippedImages, in_workers, name_of
-from pomp_jax.data.mask_views import MaskViews, RegionMaps
 from pomp_jax.data.readers import Readers, choose_readers
 from pomp_jax.data.source import Labelled, Source, StoredImages
 from pomp_jax.data.views import Augmentation, StoredViews, views
 from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate.predictions import SplitFeatures, split_features
+from pomp_jax.evaluate.stored_features import images_key
 from pomp_jax.files.features import Features
 from pomp_jax.files.paths import join
 from pomp_jax.files.pieces import fingerprint
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.inference.evaluate import SplitFeatures, split_features
-from pomp_jax.inference.stored_features import images_key
 from pomp_jax.prompt.mesh import DATA
 
 # Views that are decoded, and sent to the devices, together.
@@ -127,17 +126,17 @@ def readers_of(config: Settings, source: Labelled, fetch: Fetch, mesh: Mesh) -> 
   return choose_readers(
     data.threads,
     data.workers,
-    decodes=isinstance(source, StoredImages | RegionMaps) and data.features == "online",
+    # Only images in files have names.
+    decodes=hasattr(source, "where") and data.features == "online",
     n_batches=len(source) * data.views // config.batch_size,
     batch_bytes=config.batch_size // own_shard(mesh)[1] * _bytes_of_view(fetch),
   )
 
 
 def _bytes_of_view(fetch: Fetch) -> int:
-  """Bytes of a view, for `MaskViews` or the function that `open_fetch` returns; 0 for features."""
-  if isinstance(fetch, MaskViews):
-    return fetch.view_bytes
-  return 3 * getattr(fetch, "keywords", {}).get("size", 0) ** 2
+  """Bytes of a view: the function's `view_bytes`, or those of `open_fetch`; 0 for features."""
+  pixels = 3 * getattr(fetch, "keywords", {}).get("size", 0) ** 2
+  return getattr(fetch, "view_bytes", pixels)
 
 
 def view_features(

@@ -13,13 +13,14 @@ import time
 import jax
 import numpy as np
 
-from pomp_jax import hosts, inputs
+from pomp_jax import hosts
 from pomp_jax.config import Settings
 from pomp_jax.config.fields import Data
 from pomp_jax.data.loader import check_unreadable, name_of
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.data.views import views
 from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import inputs
 from pomp_jax.files.features import Features, FeatureStoreError
 from pomp_jax.files.run_folder import RunFolder, read_json, write_json
 from pomp_jax.files.terminal import Progress, printable

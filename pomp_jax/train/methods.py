@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jaxtyping import Int
 import numpy as np
 
-from pomp_jax import inputs
 from pomp_jax.clip import Clip, TextTower, tokenize
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.resnet import ResNetConfig
@@ -26,14 +25,15 @@ from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import Source, StoredImages
 from pomp_jax.encoder import Encoder, fetched, map_rows
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.metrics import Accuracy, accuracy_of_ranks, ranks
+from pomp_jax.evaluate.named_prompts import ENSEMBLE, HAND_WRITTEN, features_under
+from pomp_jax.evaluate.predictions import SplitFeatures, classifier_accuracy, image_batches
+from pomp_jax.evaluate.topk import rank_rows, topk_accuracy
 from pomp_jax.files.prompt_file import check_fits, format_of_name, load_prompt
 from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
 from pomp_jax.files.run_folder import RunFolder, prompt_path
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.inference.evaluate import SplitFeatures, classifier_accuracy, image_batches
-from pomp_jax.inference.metrics import Accuracy, accuracy_of_ranks, ranks
-from pomp_jax.inference.named_prompts import ENSEMBLE, HAND_WRITTEN, features_under
-from pomp_jax.inference.topk import rank_rows, topk_accuracy
 from pomp_jax.prompt.context import ClassTokens, PromptContext
 from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
 from pomp_jax.prompt.loss import normalize
@@ -190,7 +190,7 @@ def compiled_accuracy(
     encoder: CLIP on the devices.
     learner: learner without a token budget.
     per_image: whether class features depend on the image.
-    threads: see `inference.split_features`.
+    threads: see `evaluate.split_features`.
     max_corrupt: likewise.
 
   Returns:

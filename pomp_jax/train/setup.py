@@ -14,16 +14,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import optax
 
-from pomp_jax import inputs
 from pomp_jax.clip.text import MemoryPlan, activation_bytes, plan_memory
 from pomp_jax.config import METHODS, Settings
 from pomp_jax.config.fields import Clip
 from pomp_jax.data.source import Source
 from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.memory import activation_memory
+from pomp_jax.evaluate.topk import topk_accuracy
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.inference.topk import topk_accuracy
-from pomp_jax.inputs.memory import activation_memory
 from pomp_jax.prompt.bank import place_rows
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
@@ -282,7 +282,7 @@ def memory_plan(
 ) -> MemoryPlan:
   """Returns `clip.remat` and `clip.n_chunks`, or what fits the memory where they are automatic.
 
-  `n_times` steps share `inputs.memory.activation_memory`. In each, a device computes `token_budget`
+  `n_times` steps share `memory.activation_memory`. In each, a device computes `token_budget`
   own tokens of its rows behind `n_prefix` shared ones.
   """
   plan = plan_memory(text_config, n_prefix, token_budget, activation_memory(clip) / n_times)

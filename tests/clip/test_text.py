@@ -9,7 +9,7 @@ from pomp_jax.clip import text, text_tower
 from pomp_jax.config import Settings, checks, validate
 from pomp_jax.config.declare import ConfigError
 from pomp_jax.errors import InputError
-from pomp_jax.jobs import benchmark
+from pomp_jax.rooms.benchmark import benchmark
 from tests.support.checks import assert_close, equations
 from tests.support.clips import encode_texts
 from tests.support.flax_clip import HAS_FLAX_CLIP, TOWERS, reference_tower

@@ -6,10 +6,10 @@ import pathlib
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pomp_jax.ablation.grid import make_cells
 from pomp_jax.config import FIELDS, ConfigError, Settings, base, unpack, validate, with_argument
 from pomp_jax.config.command_line import parse
 from pomp_jax.errors import InputError
+from pomp_jax.rooms.ablation.grid import make_cells
 from tests.support.fuzzing import allowed_errors, awkward_text
 
 ROOT = pathlib.Path(__file__).parent.parent.parent

@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import pytest
 
-from pomp_jax.baselines import tip_adapter
 from pomp_jax.config import Settings, unpack, validate, value_of_text
 from pomp_jax.configs import world_masks
 from pomp_jax.data.class_splits import read_class_split
 from pomp_jax.data.coop import COOP_SETS
-from pomp_jax.regions.resize import resized_sides
-from pomp_jax.regions.scores import FUSIONS
+from pomp_jax.rooms.baselines import tip_adapter
+from pomp_jax.rooms.regions.resize import resized_sides
+from pomp_jax.rooms.regions.scores import FUSIONS
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "recipes.md"
 BASELINES = DOCS.read_text().partition("\n## Baselines\n")[2].partition("\n## ")[0]

@@ -21,7 +21,7 @@ from pomp_jax.data.class_lists import (
   read_names,
 )
 from pomp_jax.encoder import Encoder
-from pomp_jax.inference import Classifier, topk_accuracy
+from pomp_jax.evaluate import Classifier, topk_accuracy
 from tests.support.clips import clip_tokenizer
 
 # Classes of each packaged list: ImageNet's, and the ten others.

@@ -12,13 +12,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 import transformers
 
 from pomp_jax.data import images
-from pomp_jax.data.images import (
-  ImageError,
-  decode_image,
-  prepare,
-  read_image,
-  resized_crop,
-)
+from pomp_jax.data.images import ImageError, decode_image, prepare, read_image, resized_crop
 from pomp_jax.data.source import Files, StoredImages
 from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.data.views import Augmentation, views

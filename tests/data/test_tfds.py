@@ -14,12 +14,12 @@ import tensorflow_datasets.video.ucf101
 from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.data.folder import open_folder
 from pomp_jax.data.images import ImageError
-from pomp_jax.data.prepare import Selection, build, open_input
-from pomp_jax.data.prepare.build import Shard, shard_name, write_metadata
 from pomp_jax.data.source import SourceError
 from pomp_jax.data.synthetic import encode, natural_image
 from pomp_jax.data.tfds import open_test_set, open_tfds, tfds_name, tfds_splits
 from pomp_jax.files.paths import store_of, to_path
+from pomp_jax.rooms.prepare import Selection, build, open_input
+from pomp_jax.rooms.prepare.build import Shard, shard_name, write_metadata
 from tests.support import stores
 
 SPLITS = {"imagenet1k": "validation", "food101": "validation", "eurosat": "train"}

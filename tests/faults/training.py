@@ -21,8 +21,8 @@ from unittest import mock
 import jax
 import numpy as np
 
-from pomp_jax import inputs
 from pomp_jax.config import Settings
+from pomp_jax.evaluate import inputs
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.hosts import Preempted

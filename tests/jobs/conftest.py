@@ -6,7 +6,7 @@ import pathlib
 import jax
 import pytest
 
-from pomp_jax import inputs
+from pomp_jax.evaluate import inputs
 from tests.support.clips import write_fewer_layers
 from tests.support.region_jobs import write_region_set
 from tests.support.shared_runs import Shared

@@ -18,7 +18,7 @@ from pomp_jax.errors import InputError
 from pomp_jax.files import paths
 from pomp_jax.files.prompt_file import Prompt, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.regions.files import RegionHeader, Regions, RegionWriter
+from pomp_jax.rooms.regions.files import RegionHeader, Regions, RegionWriter
 from tests.support import stores
 from tests.support.detection_cases import random_annotations
 from tests.support.pixel_sets import segment_config, write_pixel_set

@@ -20,11 +20,11 @@ from pomp_jax.clip import load_clip
 from pomp_jax.config import ConfigError
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.source import SourceError
+from pomp_jax.evaluate import evaluate
+from pomp_jax.evaluate.evaluation_sets import evaluation_sets
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.inputs.evaluation_sets import evaluation_sets
-from pomp_jax.jobs import evaluate
 from pomp_jax.prompt.context import PromptContext
 from pomp_jax.prompt.learner import ContextLearner
 from pomp_jax.prompt.optimizer import sgd

@@ -6,10 +6,11 @@ import pytest
 
 from pomp_jax.clip import TokenizeError, load_clip
 from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import evaluate
+from pomp_jax.evaluate.evaluation_sets import evaluation_sets
+from pomp_jax.evaluate.named_prompts import features_under, read_prompts
 from pomp_jax.files.prompt_file import Prompt, save_prompt
-from pomp_jax.inference.named_prompts import features_under, read_prompts
-from pomp_jax.inputs.evaluation_sets import evaluation_sets
-from pomp_jax.jobs import analyse, evaluate
+from pomp_jax.rooms.analysis import analyse
 from tests.support.small_run import settings
 
 WORLD = load_clip("world")

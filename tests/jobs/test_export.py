@@ -13,8 +13,8 @@ from pomp_jax.clip import load_clip, text_tower
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.class_lists import VocabularyError, load_categories, load_class_list
 from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import export
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
-from pomp_jax.jobs import export
 from tests.support.clips import encode_texts
 from tests.support.flax_clip import PLAIN_TOWER
 from tests.support.small_run import small_config

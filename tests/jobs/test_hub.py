@@ -7,12 +7,13 @@ import pytest
 
 from pomp_jax.clip import load_clip
 from pomp_jax.config import validate
+from pomp_jax.evaluate import export
+from pomp_jax.evaluate.classify import open_prompt
+from pomp_jax.evaluate.named_prompts import read_prompts
 from pomp_jax.files.hub import HubError
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.prompt_hub import results_of
-from pomp_jax.inference.classify import open_prompt
-from pomp_jax.inference.named_prompts import read_prompts
-from pomp_jax.jobs import export, gradient_bias
+from pomp_jax.rooms.analysis import gradient_bias
 from pomp_jax.train.methods import initial_context
 from tests.support.hub import local_hub
 from tests.support.small_run import small_config

@@ -9,16 +9,15 @@ import logging
 import numpy as np
 import pytest
 
-from pomp_jax import inputs
 from pomp_jax.clip import load_clip
 from pomp_jax.config import ConfigError, load_job, validate
 from pomp_jax.config.fields import Data
 from pomp_jax.data import class_lists
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.synthetic import encode, natural_image
+from pomp_jax.evaluate import Classifier, inputs
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder, read_json
-from pomp_jax.inference import Classifier
 from tests.support.command_line import handlers_kept, run_main
 from tests.support.data_files import tar_bytes
 from tests.support.small_run import settings
@@ -211,7 +210,7 @@ def test_classes_of_the_list_without_images_are_told(tmp_path, monkeypatch, caps
     fields = (f"--config.prepare.input={tmp_path}/images", "--config.prepare.workers=1")
     status, lines = run_main(capsys, *config, f"--workdir={records}", *fields)
     assert status == 0, lines
-    logger = logging.getLogger("pomp_jax.jobs.evaluate")
+    logger = logging.getLogger("pomp_jax.evaluate.evaluate")
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
 
     status, errors, (line,), of_set = evaluate("run", ",sets=imagenet21k")

@@ -7,14 +7,15 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax import inputs, world
+from pomp_jax import world
 from pomp_jax.config import ConfigError, unpack, validate
 from pomp_jax.configs import own
 from pomp_jax.data.source import SourceError
+from pomp_jax.evaluate import inputs, stored
 from pomp_jax.files.features import FeatureStoreError
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.inputs import stored
-from pomp_jax.jobs import dry_run, pretrain
+from pomp_jax.rooms.benchmark import dry_run
+from pomp_jax.train import pretrain
 
 
 @pytest.fixture

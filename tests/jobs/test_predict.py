@@ -9,8 +9,8 @@ import pytest
 
 from pomp_jax import world
 from pomp_jax.clip import load_clip
+from pomp_jax.evaluate.classify import Classifier
 from pomp_jax.files.prompt_file import Prompt, save_prompt
-from pomp_jax.inference.classify import Classifier
 from tests.support.pictures import run_predict
 from tests.support.small_run import small_config
 

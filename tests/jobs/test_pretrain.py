@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pomp_jax import inputs
 from pomp_jax.config import JOBS, ConfigError, load_job, validate
 from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.metrics import wilson_interval
 from pomp_jax.files.checkpoints import read_checkpoint
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder, RunFolderError, write_json
 from pomp_jax.hosts import Preempted
-from pomp_jax.inference.metrics import wilson_interval
-from pomp_jax.jobs import pretrain, repeat
-from pomp_jax.train import loop, methods, resume, setup
+from pomp_jax.train import loop, methods, pretrain, repeat, resume, setup
 from pomp_jax.train.watch import TrainingError, Watch
 from tests.support.damage import damage
 from tests.support.report_page import Page

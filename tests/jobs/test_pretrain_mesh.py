@@ -7,12 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from pomp_jax import inputs
 from pomp_jax.config import ConfigError
+from pomp_jax.evaluate import inputs
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.jobs import pretrain
 from pomp_jax.prompt.mesh import make_mesh
-from pomp_jax.train import loop, setup
+from pomp_jax.train import loop, pretrain, setup
 from tests.support.small_run import small_config, trained
 
 pytestmark = pytest.mark.mesh

@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from pomp_jax import inputs, world
+from pomp_jax import world
 from pomp_jax.config import load_job
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.inputs import open_encoder as open_anew
 from pomp_jax.files import compilation, terminal
-from pomp_jax.inputs import open_encoder as open_anew
 from pomp_jax.train import methods
 from tests.support.small_run import small_config
 

@@ -7,16 +7,17 @@ import jax
 import numpy as np
 import pytest
 
-from pomp_jax import inputs
 from pomp_jax.config import ConfigError, validate
 from pomp_jax.data.loader import CorruptDataError
 from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import inputs
 from pomp_jax.files import features as store
 from pomp_jax.files.features import Features, FeatureStoreError
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.jobs import ablate, baselines, pretrain
-from pomp_jax.train import batches, methods, setup
+from pomp_jax.rooms.ablation import ablate
+from pomp_jax.rooms.baselines import baselines
+from pomp_jax.train import batches, methods, pretrain, setup
 from tests.support.damage import NAMES, write_damaged_folder
 from tests.support.small_run import small_config, training_features
 

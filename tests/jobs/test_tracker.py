@@ -18,8 +18,7 @@ from pomp_jax.files import tracker as module
 from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.files.tracker import Tracker
-from pomp_jax.jobs import pretrain
-from pomp_jax.train import methods
+from pomp_jax.train import methods, pretrain
 from pomp_jax.train.watch import Watch
 from tests.support.processes import environment
 from tests.support.small_run import small_config

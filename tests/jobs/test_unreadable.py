@@ -8,9 +8,10 @@ import pytest
 
 from pomp_jax.data.class_lists import load_class_list
 from pomp_jax.data.loader import CorruptDataError
+from pomp_jax.evaluate import predict
 from pomp_jax.files.prompt_file import load_prompt
-from pomp_jax.jobs import analyse, predict, pretrain
-from pomp_jax.train import setup
+from pomp_jax.rooms.analysis import analyse
+from pomp_jax.train import pretrain, setup
 from tests.support.damage import write_unreadable_set
 from tests.support.small_run import small_config
 

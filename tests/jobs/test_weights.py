@@ -5,10 +5,10 @@ from PIL import Image
 import pytest
 import torch
 
-from pomp_jax import inputs
 from pomp_jax.config import ConfigError, validate
+from pomp_jax.evaluate import inputs
 from pomp_jax.files.prompt_file import load_prompt
-from pomp_jax.jobs import pretrain
+from pomp_jax.train import pretrain
 from tests.support.openai_clip import (
   RESNET,
   small_open_clip,

@@ -24,11 +24,10 @@ import torch
 
 from pomp_jax import world
 from pomp_jax.config import FIELDS
+from pomp_jax.evaluate.predictions import SplitFeatures
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.run_folder import RunFolder
-from pomp_jax.inference.evaluate import SplitFeatures
-from pomp_jax.jobs import pretrain
-from pomp_jax.train import batches, loop, setup
+from pomp_jax.train import batches, loop, pretrain, setup
 from pomp_jax.train.fill_features import fill_features
 from pomp_jax.train.resume import leaves_result_as_it_is
 from tests.support.checks import assert_close

@@ -3,8 +3,8 @@
 from flax.traverse_util import flatten_dict, unflatten_dict
 import numpy as np
 
-from pomp_jax.masks.backbone import SmallSizes
-from pomp_jax.masks.model import MaskFormerConfig, Params, parameter_shapes
+from pomp_jax.rooms.regions.mask_former.backbone import SmallSizes
+from pomp_jax.rooms.regions.mask_former.model import MaskFormerConfig, Params, parameter_shapes
 
 TINY = MaskFormerConfig(
   embedding=12,

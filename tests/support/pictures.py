@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from pomp_jax.config import Settings, validate
-from pomp_jax.jobs import predict
-from pomp_jax.masks.weights import MaskFormerFile, write_mask_former
+from pomp_jax.evaluate import predict
+from pomp_jax.rooms.regions.mask_former.weights import MaskFormerFile, write_mask_former
 from tests.support.clips import write_random_clip
 from tests.support.mask_params import TINY, random_params
 from tests.support.mask_sets import write_objects

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from pomp_jax.config import Settings
-from pomp_jax.regions.files import RegionHeader, Regions, RegionWriter
+from pomp_jax.rooms.regions.files import RegionHeader, Regions, RegionWriter
 from tests.support.small_run import small_config
 
 NAMES = "the cat, dog\tbase\nsky\tbase\nstar\tnovel\nhouse, home of the star\tnovel\n"

@@ -16,7 +16,7 @@ from transformers import CLIPModel
 from pomp_jax.clip import load_clip
 from pomp_jax.clip.load import Clip
 from pomp_jax.config import Settings, load_job, validate
-from pomp_jax.masks.weights import MaskFormerFile, write_mask_former
+from pomp_jax.rooms.regions.mask_former.weights import MaskFormerFile, write_mask_former
 from tests.support.clips import write_random_clip
 from tests.support.mask_params import TINY, random_params
 from tests.support.mask_sets import write_objects

@@ -62,7 +62,7 @@ def copy_of(tmp_path: pathlib.Path):
 def pretrained(shared: Shared) -> pathlib.Path:
   """The folder of a finished `pretrain` with `small_config()`."""
   # Imported late: JAX starts after the plugins are loaded.
-  from pomp_jax.jobs import pretrain
+  from pomp_jax.train import pretrain
   from tests.support.small_run import small_config
 
   def train(folder: pathlib.Path) -> None:

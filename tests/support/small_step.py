@@ -14,12 +14,7 @@ from pomp_jax.prompt.learner import ContextLearner
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.optimizer import sgd
-from pomp_jax.prompt.step import (
-  Renewal,
-  TrainState,
-  create_state,
-  make_train_step,
-)
+from pomp_jax.prompt.step import Renewal, TrainState, create_state, make_train_step
 from tests.support.flax_clip import PLAIN_TOWER
 
 N_CLASSES, K = 12, 6

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from pomp_jax import inputs
 from pomp_jax.config import ConfigError, Settings
 from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import inputs
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import setup

@@ -8,7 +8,7 @@ import pytest
 
 from docs.generators import example_sets
 from pomp_jax import world
-from pomp_jax.inputs.own_sets import open_own_set, read_sets_file
+from pomp_jax.evaluate.own_sets import open_own_set, read_sets_file
 from pomp_jax.world import IMAGE_SIZE, class_names, names, render
 
 

@@ -1,0 +1,66 @@
+"""Class matrices: the text features that regions and pixels are compared with, from any prompt.
+
+Shapes: C classes, S names of all classes, E embedding.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+import numpy as np
+
+from pomp_jax.clip.architecture import ClipConfig
+from pomp_jax.data.class_lists import ClassList, load_templates
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate.named_prompts import NamedPrompt, describe, features_under
+from pomp_jax.files.class_features import ClassFeatures
+from pomp_jax.files.prompt_file import Prompt, check_fits
+
+
+class ClassMatrix(NamedTuple):
+  """Text features of classes with one or several names each."""
+
+  features: Float[np.ndarray, "S E"]  # unit rows, one a name, in the order of the classes
+  starts: Int[np.ndarray, " C"]  # first row of each class
+
+  def over_names(self, scores: Float[np.ndarray, "*X S"]) -> Float[np.ndarray, "*X C"]:
+    """Highest score among the names of each class."""
+    if len(self.starts) == len(self.features):
+      return scores
+    return np.maximum.reduceat(scores, self.starts, axis=-1)
+
+
+def class_matrix(
+  encoder: Encoder, synonyms: Sequence[Sequence[str]], named: NamedPrompt
+) -> ClassMatrix:
+  """Computes the class matrix of a prompt for C classes with these names.
+
+  The prompt `ensemble` is CLIP's of 80 texts for ImageNet, as the published training-free
+  segmentation uses it.
+  """
+  if isinstance(named.prompt, ClassFeatures):
+    synonyms = [names[:1] for names in synonyms]  # a file has one row a class
+  features_SxE = features_under(encoder, _class_list(synonyms), named.prompt)
+  return ClassMatrix(features_SxE, np.cumsum([0, *map(len, synonyms[:-1])]))
+
+
+def check_prompt(
+  named: NamedPrompt, synonyms: Sequence[Sequence[str]], clip_config: ClipConfig, clip_model: str
+) -> None:
+  """Raises PromptFileError if `class_matrix` would not take a prompt; needs no weights."""
+  label, prompt, _ = named
+  if isinstance(prompt, Prompt):
+    n_names = sum(map(len, synonyms))
+    check_fits(prompt, clip_config.text_config.hidden_size, clip_model, n_names, label)
+  elif isinstance(prompt, ClassFeatures):
+    prompt.check_fits(len(synonyms), clip_config.projection_dim, label)
+
+
+def key_parts(named: NamedPrompt, synonyms: Sequence[Sequence[str]]) -> list:
+  """Returns the parts of a cache key that stand for the class matrix."""
+  return [named.label, str(synonyms), *describe(named.prompt, _class_list(synonyms))]
+
+
+def _class_list(synonyms: Sequence[Sequence[str]]) -> ClassList:
+  names = tuple(name for names in synonyms for name in names)
+  return ClassList(names, ensemble=load_templates("imagenet"))

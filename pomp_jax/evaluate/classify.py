@@ -1,0 +1,184 @@
+"""Zero-shot classification with a prompt and any list of names.
+
+Shapes: N classes, B images, C categories, E embedding.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+import itertools
+import os
+from typing import Any
+
+from jaxtyping import Float, UInt8
+import numpy as np
+from PIL import Image
+import scipy.special
+
+from pomp_jax.clip import Clip, load_clip
+from pomp_jax.data.class_lists import check_names, load_class_list
+from pomp_jax.data.images import ImageError, prepare, read_image
+from pomp_jax.encoder import Encoder
+from pomp_jax.errors import InputError
+from pomp_jax.evaluate.metrics import check_finite
+from pomp_jax.files.class_features import Category
+from pomp_jax.files.hub import is_prompt_file
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt
+
+ImageLike = Image.Image | np.ndarray | str | os.PathLike
+
+
+class Classifier:
+  """Names and probabilities for images; `class_features` are unit rows [N,E] of the `names`.
+
+  An image is a Pillow image, a uint8 array [H,W,3], or the path of a file, which may be in a
+  bucket; of any size. One image gives one result. A list, or any other iterable, of images, and an
+  array [B,H,W,3], give a list or an array of results.
+  """
+
+  def __init__(
+    self,
+    clip: Clip | Encoder | str | os.PathLike,
+    prompt: Prompt | str | os.PathLike,
+    names: Sequence[str] | str | os.PathLike,
+    *,
+    batch_size: int = 64,
+  ):
+    """Computes the text features of all names once.
+
+    Args:
+      clip: a CLIP, an encoder that holds one, or a name that `load_clip` takes, such as "world" or
+        a hub id.
+      prompt: learned prompt, name of a file or of a run's folder that `load_prompt` reads, or a
+        template such as "a photo of a {}.".
+      names: distinct class names, or a class list that `load_class_list` takes: "imagenet1k", or a
+        file with one name a line.
+      batch_size: images that are decoded and computed at a time, at least 1.
+
+    Raises:
+      InputError: CLIP, prompt, names or `batch_size` can't be used; one line.
+      EvaluationError: features are not finite.
+    """
+    _check_at_least_1("batch_size", batch_size)
+    self._batch_size = batch_size
+    self.names = _class_names(names)
+    # Open the files first: computing takes longer.
+    prompt = open_prompt(prompt)
+    if isinstance(clip, str | os.PathLike):
+      clip = load_clip(os.fspath(clip))
+    self._encoder = clip if isinstance(clip, Encoder) else Encoder(clip)
+    self.class_features = self._encoder.class_features(self.names, prompt)
+    check_finite(self.class_features, "classes")
+
+  def probabilities(self, images: ImageLike | Iterable[ImageLike]) -> Float[np.ndarray, "*B N"]:
+    """Returns softmax(logit_scale * cos(f(x), g(t_c))) over the classes, [N] of one image.
+
+    Raises:
+      ImageError: an image can't be read; named by its path or place.
+      EvaluationError: features are not finite.
+    """
+    if _is_one(images):
+      return self.probabilities([images])[0]
+    batches = [np.zeros((0, len(self.names)), np.float32), *self._batches(images)]
+    return np.concatenate(batches)
+
+  def predict(
+    self, images: ImageLike | Iterable[ImageLike], top: int = 5
+  ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
+    """Returns the `top` likeliest names, best first, as pairs (name, probability).
+
+    One image gives a list of pairs, several a list of such lists. Errors as of `probabilities`.
+    """
+    _check_at_least_1("top", top)
+    if _is_one(images):
+      return self.predict([images], top)[0]
+    found = []
+    for probabilities_BxN in self._batches(images):
+      best_BxT = np.argsort(-probabilities_BxN, axis=-1, kind="stable")[:, :top]
+      found += [
+        [(self.names[c], float(row[c])) for c in best]
+        for row, best in zip(probabilities_BxN, best_BxT, strict=True)
+      ]
+    return found
+
+  def _batches(self, images: Iterable[ImageLike]) -> Iterator[Float[np.ndarray, "B N"]]:
+    """Yields the probabilities of `batch_size` images at a time; the last batch may be smaller."""
+    clip, remaining, first = self._encoder.clip, iter(images), 0
+    while part := list(itertools.islice(remaining, self._batch_size)):
+      pixels = [_pixels(image, clip.image_size, first + i) for i, image in enumerate(part)]
+      # Pad to a power of two, so that a new number of images compiles nothing.
+      n_rows = min(self._batch_size, 1 << (len(part) - 1).bit_length())
+      pixels += pixels[:1] * (n_rows - len(part))
+      features_BxE = self._encoder.image_features(np.stack(pixels))[: len(part)]
+      check_finite(features_BxE, "images")
+      logits_BxN = clip.logit_scale * features_BxE @ self.class_features.T
+      yield scipy.special.softmax(logits_BxN, axis=-1)
+      first += len(part)
+
+
+def _is_one(images: Any) -> bool:
+  """Whether this is one image; of arrays only [B,H,W,3] are several."""
+  if hasattr(images, "ndim"):
+    return images.ndim != 4
+  return isinstance(images, Image.Image | str | os.PathLike)
+
+
+def _pixels(image: Any, size: int, place: int) -> UInt8[np.ndarray, "S S 3"]:
+  """Reads or prepares one image; an error names its path or its place."""
+  if isinstance(image, str | os.PathLike):
+    return read_image(image, size)
+  try:
+    return prepare(image if isinstance(image, Image.Image) else np.asarray(image), size)
+  except ImageError as error:
+    raise ImageError(f"image {place}: {error}, or the path of an image file") from error
+
+
+def _class_names(names: Sequence[str] | str | os.PathLike) -> tuple[str, ...]:
+  """Distinct class names, given or of a class list."""
+  where = "the class list"
+  if isinstance(names, str | os.PathLike):
+    names, where = load_class_list(names).names, os.fspath(names)
+  check_names(tuple(names), where)
+  return tuple(names)
+
+
+def _check_at_least_1(name: str, value: int) -> None:
+  if value < 1:
+    raise InputError(f"{name}: got {value}, expected at least 1")
+
+
+def category_features(
+  encoder: Encoder,
+  categories: Sequence[Category],
+  prompt: Prompt | str,
+  synonyms: bool = False,
+  *,
+  unit: bool = True,
+) -> Float[np.ndarray, "C E"]:
+  """Computes text features of a data set's categories, with or without their synonyms.
+
+  With synonyms, a row is the mean of the features of the name and of all its synonyms, normalised
+  before and after if `unit`. Each distinct name is encoded once.
+  """
+  if not synonyms:
+    return encoder.class_features([category.name for category in categories], prompt, unit=unit)
+  if isinstance(prompt, Prompt) and prompt.context.ndim == 3:
+    raise PromptFileError(
+      f"the prompt: context {list(prompt.context.shape)} is class-specific, which leaves none for"
+      " synonyms; a shared context [M, D] is needed"
+    )
+  names = [[category.name, *category.synonyms] for category in categories]
+  row = {name: i for i, name in enumerate(dict.fromkeys(itertools.chain(*names)))}
+  features_NxE = encoder.class_features(list(row), prompt, unit=unit)
+  means_CxE = np.stack([features_NxE[[row[name] for name in own]].mean(axis=0) for own in names])
+  return means_CxE / np.linalg.norm(means_CxE, axis=-1, keepdims=True) if unit else means_CxE
+
+
+def open_prompt(prompt: Prompt | str | os.PathLike) -> Prompt | str:
+  """Loads a prompt file; returns a prompt or a template unchanged."""
+  if isinstance(prompt, Prompt) or (isinstance(prompt, str) and prompt.count("{}") == 1):
+    return prompt
+  if is_prompt_file(prompt):
+    return load_prompt(prompt)
+  raise PromptFileError(
+    f"prompt {os.fspath(prompt)!r}: no file of that name, and no template; accepted: a Prompt, a"
+    " prompt file that exists, a run's folder with prompt.npz, hf:OWNER/NAME, or a text with one {}"
+  )

@@ -1,0 +1,301 @@
+"""Prompts over data sets, a suite's or a user's own: accuracy, calibration, nearness of errors.
+
+Leaves in the run's folder `sets/<set>.json` with every figure of a set, its classes one by one;
+`results.csv`, `classes.csv` and `confusions.csv` of all sets; `results.json`, their summary;
+`results.md` and `results.tex`, tables with published figures beside ours; `clip_benchmark/` and
+`clip_benchmark.csv`, the same in CLIP_benchmark's format; plots; and `report.html`. A restart
+evaluates the sets that are missing or whose prompts, images or CLIP have changed.
+
+With several processes all of them work on each set together, and the first writes.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+import logging
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from pomp_jax import hosts
+from pomp_jax.config import Settings
+from pomp_jax.data.images import PREPROCESSING_VERSION
+from pomp_jax.data.source import LabelledSet, StoredImages
+from pomp_jax.data.wordnet import load_tree
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.class_matrix import check_prompt
+from pomp_jax.evaluate.evaluation_sets import (
+  EvaluationSet,
+  evaluation_sets,
+  file_name,
+  open_each,
+  open_everywhere,
+)
+from pomp_jax.evaluate.metrics import Hierarchy
+from pomp_jax.evaluate.named_prompts import (
+  NamedPrompt,
+  check_lengths,
+  describe,
+  features_under,
+  read_prompts,
+)
+from pomp_jax.evaluate.predictions import tally
+from pomp_jax.files.atomic import replacing
+from pomp_jax.files.paths import remove_folder
+from pomp_jax.files.pieces import Pieces, fingerprint
+from pomp_jax.files.run_folder import RunFolder, write_json, writing
+from pomp_jax.files.terminal import steps_of
+from pomp_jax.registry import GROUPS
+from pomp_jax.report import plots
+from pomp_jax.report.class_tables import class_summary, write_class_tables
+from pomp_jax.report.clip_benchmark import benchmark_csv, benchmark_records
+from pomp_jax.report.run_report import finish_run
+from pomp_jax.report.set_accuracy import (
+  SetFigures,
+  accuracy_by_group,
+  counts_by_group,
+  figure_by_group,
+  published,
+  title_of,
+)
+
+log = logging.getLogger(__name__)
+
+# Version of a set's file; a part of its key.
+_VERSION = f"3, pixels {PREPROCESSING_VERSION}"
+# What `results.json` holds of a set beside its prompts.
+_OF_SET = ("seconds", "unreadable", "split", "listed_classes", "missing_classes")
+_BENCHMARK, _BENCHMARK_CSV = "clip_benchmark", "clip_benchmark.csv"
+
+
+def check(config: Settings, workdir: str) -> None:
+  """Opens every set and every prompt; writes nothing. Bad input is an InputError of one line."""
+  RunFolder(workdir).check(config.job)
+  check_prompts(config, config.evaluate.prompts, "evaluate.prompts")
+
+
+def check_prompts(config: Settings, names: Sequence[str], field: str) -> None:
+  """Checks that the prompts that a field names (see `read_prompts`) fit the sets to evaluate."""
+  clip_config, tokenizer = inputs.clip_config_and_tokenizer(config.clip.model)
+  prompts = read_prompts(names, field)
+  sets = evaluation_sets(config, clip_config.vision_config.image_size)
+  opened, _ = open_each(sets, config.evaluate.skip_missing)
+  for name, (_, classes, _) in opened.items():
+    for named in prompts:
+      where = f"{named.label}, set {name}"
+      single = [(own,) for own in classes.names]
+      check_prompt(named._replace(label=where), single, clip_config, config.clip.model)
+      check_lengths(named.prompt, classes, tokenizer, clip_config.text_config, where)
+
+
+def run(config: Settings, workdir: str) -> dict[str, Any]:
+  """Evaluates the sets that are missing, and sums up: returns what `results.json` holds.
+
+  Processes other than the first return an empty dict unless the run had finished before.
+
+  Raises:
+    EvaluationError: features are not finite.
+    CorruptDataError: more images than `data.max_corrupt` allows can't be read.
+  """
+  folder, first = RunFolder(workdir), hosts.is_first()
+  encoder = inputs.open_encoder(config)
+  prompts = read_prompts(config.evaluate.prompts, "evaluate.prompts")
+  sets = evaluation_sets(config, encoder.clip.image_size)
+  opened, missing = open_everywhere(sets, config.evaluate.skip_missing)
+  sets = [item for item in sets if item.name in opened]
+  counts = {
+    item.name: item.count_classes(opened[item.name], sampled=config.evaluate.images > 0)
+    for item in sets
+  }
+  keys = _keys(config, encoder, opened, prompts)
+  run = {
+    "job": config.job,
+    "suite": config.evaluate.suite,
+    "clip_model": encoder.clip.name,
+    "logit_scale": encoder.clip.logit_scale,
+    "prompts": [{"label": named.label, "step": named.step} for named in prompts],
+    "missing": missing,
+  }
+  tables = [(item.name, item.group, item.column, item.part, item.reader) for item in sets]
+  key = fingerprint([*keys.values(), json.dumps(run), repr((tables, config.evaluate.images))])
+  pieces = Pieces(folder.sets, keys)
+  # A damaged set is evaluated again, also of a finished run.
+  todo = pieces.missing(keys)
+  if not todo and (results := folder.finished(key=key)) is not None:
+    return results
+  if first:
+    folder.create()
+    write_json(folder.config, config.to_dict())
+    _log_missing_classes(counts, opened)
+  if len(todo) < len(keys):
+    log.info("%d of %d sets were evaluated before", len(keys) - len(todo), len(keys))
+  for name in steps_of([name for name in opened if file_name(name) in todo], "evaluation", "sets"):
+    figures = _evaluate(config, encoder, opened[name], prompts)
+    if first:
+      _log_set(name, pieces.save(file_name(name), {"set": name, **figures}).facts)
+  if not first:
+    return {}
+  done = {name: pieces.read(file_name(name)).facts | counts[name] for name in opened}
+  results = {"key": key, **run, **_sums(config, sets, done)}
+  with writing(folder.path):
+    _plot(folder, results)
+    write_class_tables(folder, done)
+    _write_benchmark(folder, results)
+  finish_run(folder, config, results, "results.md", "results.tex")
+  log.info("tables, plots and every figure are in %s", folder.path)
+  return results
+
+
+def _evaluate(
+  config: Settings, encoder: Encoder, labelled: LabelledSet, prompts: Sequence[NamedPrompt]
+) -> dict[str, Any]:
+  """Computes every figure of a set under every prompt."""
+  start = time.monotonic()
+  source, classes, split = labelled
+  hierarchy = None
+  if classes.synsets is not None:
+    tree = load_tree()
+    hierarchy = Hierarchy(tree, tree.nodes(classes.synsets))
+  tallies = tally(
+    encoder,
+    source,
+    {named.label: features_under(encoder, classes, named.prompt) for named in prompts},
+    hierarchy=hierarchy,
+    reference=prompts[0].label,
+    batch_size=config.evaluate.batch_size,
+    threads=config.data.threads,
+    max_corrupt=config.data.max_corrupt,
+  )
+  figures = {label: one.figures() | one.by_class() for label, one in tallies.items()}
+  return {
+    "seconds": round(time.monotonic() - start, 2),
+    "unreadable": len(source) - next(iter(figures.values()))["images"],
+    "split": split,
+    "classes": classes.names,
+    "reference": prompts[0].label,
+    "prompts": figures,
+  }
+
+
+def _sums(
+  config: Settings, items: Sequence[EvaluationSet], done: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Figures of the sets by their groups, with published ones beside them, and set by set."""
+  sets = {
+    name: {key: of_set[key] for key in _OF_SET}
+    | {
+      "by_class": class_summary(of_set),
+      "prompts": {
+        label: {k: v for k, v in figures.items() if k not in ("per_class", "confusions")}
+        for label, figures in of_set["prompts"].items()
+      },
+    }
+    for name, of_set in done.items()
+  }
+  found = [
+    SetFigures(item.group, item.column, item.part, own["prompts"], own["split"])
+    for item in items
+    for own in [sets[item.name]]
+  ]
+  accuracy = accuracy_by_group(found)
+  # Groups with a set whose images are not those of the published figures.
+  other = {
+    item.group
+    for item in items
+    if config.evaluate.images
+    or item.reader not in GROUPS[item.group].readers
+    or sets[item.name]["split"] not in ("test", "validation")
+    or sets[item.name]["unreadable"]
+  }
+  return {
+    "accuracy": accuracy,
+    "intervals": figure_by_group(found, "top1_interval"),
+    "images": counts_by_group(found, "images"),
+    "classes": counts_by_group(found, "classes"),
+    "splits": {
+      group: {one.column: one.split for one in found if one.group == group} for group in accuracy
+    },
+    "published": {
+      group: {kind: published(group, kind, rows) for kind, rows in kinds.items()}
+      for group, kinds in accuracy.items()
+      if group not in other
+    },
+    "sets": sets,
+  }
+
+
+def _plot(folder: RunFolder, results: Mapping[str, Any]) -> None:
+  for group, kinds in results["accuracy"].items():
+    for kind, rows in kinds.items():
+      others = results["published"].get(group, {}).get(kind, {})
+      plots.accuracy_panels(
+        folder.plots / f"accuracy_{group}_{kind}.png",
+        rows,
+        {name: method["figures"] for name, method in others.items()},
+        title_of(group, kind),
+        results["images"][group][kind],
+        results["intervals"].get(group, {}).get(kind, {}),
+        results["classes"][group][kind],
+      )
+  figures = {name: of_set["prompts"] for name, of_set in results["sets"].items()}
+  plots.calibration_panels(folder.plots / "calibration.png", figures)
+
+
+def _write_benchmark(folder: RunFolder, results: Mapping[str, Any]) -> None:
+  records = benchmark_records(results)
+  files = folder.path / _BENCHMARK
+  remove_folder(files)  # records of other prompts
+  files.mkdir()
+  for name, record in records.items():
+    write_json(files / f"{name}.json", record, checksum=False)
+  with replacing(folder.path / _BENCHMARK_CSV) as file:
+    file.write(benchmark_csv(records.values()).encode())
+
+
+def _keys(
+  config: Settings,
+  encoder: Encoder,
+  opened: Mapping[str, LabelledSet],
+  prompts: Sequence[NamedPrompt],
+) -> dict[str, str]:
+  """By the file of each set: fingerprint of all that its figures depend on, but the pixels."""
+  clip = encoder.clip
+  settings = (_VERSION, config.clip.text_tower, config.clip.dtype, clip.settings)
+  clip_key = fingerprint([*settings, *jax.tree.leaves(clip.params)])
+  keys = {}
+  for name, (source, classes, split) in opened.items():
+    parts: list[Any] = [clip_key, name, split, np.asarray(source.labels)]
+    parts += [json.dumps(classes.names), json.dumps(classes.synsets)]
+    if isinstance(source, StoredImages):
+      # Other images may have the same keys.
+      parts += ["\n".join(source.keys), source.where(0) + ", upright" * source.upright]
+    else:
+      parts.append("")
+    for label, prompt, _ in prompts:
+      parts += ["prompt", label, *describe(prompt, classes)]
+    keys[file_name(name)] = fingerprint(parts)
+  return keys
+
+
+def _log_set(name: str, of_set: Mapping[str, Any]) -> None:
+  for label, figures in of_set["prompts"].items():
+    log.info(
+      "%s (%s): %s: top-1 %.1f%%, macro %.1f%%, ECE %.1f%% (%d images, %d classes)",
+      *(name, of_set["split"], label),
+      *(100 * figures[key] for key in ("top1", "macro_top1", "ece")),
+      *(figures["images"], figures["classes"]),
+    )
+
+
+def _log_missing_classes(
+  counts: Mapping[str, Mapping[str, int | None]], opened: Mapping[str, LabelledSet]
+) -> None:
+  """Logs the classes without images before anything is computed."""
+  for name, count in counts.items():
+    if count["missing_classes"]:
+      log.warning(
+        "missing: %s: %d of the %d classes in its list have no image; %d classes are told apart",
+        *(name, count["missing_classes"], count["listed_classes"], len(opened[name].classes)),
+      )

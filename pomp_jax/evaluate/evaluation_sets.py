@@ -1,0 +1,290 @@
+"""Data sets of an evaluation: a suite's, named ones, a user's own, or that of `config.data`."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import logging
+import os
+
+import numpy as np
+
+from pomp_jax import hosts
+from pomp_jax.config import SOURCES, ConfigError, Settings, near_match
+from pomp_jax.config.fields import Evaluate
+from pomp_jax.data.class_lists import ClassList, VocabularyError, load_class_list, repeats
+from pomp_jax.data.coop import COOP_SETS
+from pomp_jax.data.source import LabelledSet, Source, SourceError, StoredImages
+from pomp_jax.data.subsets import even_sample, half_of_classes
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.own_sets import OwnSet, open_own_set, parse_sets, read_sets_file
+from pomp_jax.files.paths import is_dir
+from pomp_jax.registry import GROUP_OF, NO_SUITE, OWN, SUITES
+
+log = logging.getLogger(__name__)
+
+_PARTS = ("base", "new", "novel")
+# Errors of sets that can't be opened; an invalid config raises ConfigError.
+_MISSING = (SourceError, VocabularyError)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSet:
+  """A data set, or a part of its classes, to evaluate.
+
+  Attributes:
+    name: name such as "dtd", or "dtd/base" for a part of its classes.
+    group: table of the set, one of `registry.GROUPS`.
+    column: heading in that table.
+    part: "all", or the part of the classes: base, new (CoOp's half) or novel.
+    open: function that opens the images and their class list; reads no image.
+    reader: one of `config.READERS`; "" for the embedded world.
+    n_listed: classes of its packaged list, which the set may hold in part; 0: those of the set.
+  """
+
+  name: str
+  group: str
+  column: str
+  part: str
+  open: Callable[[], LabelledSet]
+  reader: str = ""
+  n_listed: int = 0
+
+  def count_classes(self, labelled: LabelledSet, sampled: bool) -> dict[str, int | None]:
+    """Counts the listed classes, and those without an image in the opened set.
+
+    The second count is None if the images are a sample, which says nothing of the set.
+    """
+    listed = self.n_listed or len(labelled.classes)
+    if sampled or not self.reader:
+      return {"listed_classes": listed, "missing_classes": None}
+    with_images = len(np.unique(labelled.source.labels))
+    return {"listed_classes": listed, "missing_classes": listed - with_images}
+
+
+def evaluation_sets(config: Settings, image_size: int) -> list[EvaluationSet]:
+  """Data sets of `config.evaluate`, unopened, for images of S pixels.
+
+  Raises:
+    ConfigError: an unknown set, or no folder for it.
+    SourceError: an unusable file of sets.
+  """
+  own, named = _own_sets(config.evaluate), _named(config)
+  sets = [
+    *(item for name in named for item in _of_named(config, name, image_size)),
+    *(item for one in own for item in _of_own(config, one, image_size)),
+  ]
+  if not sets:
+    sets = _of_data(config, image_size)
+  for index in repeats(file_name(item.name) for item in sets):
+    where = own[0].where if own else "config.evaluate.sets"
+    raise SourceError(f"{where}: two sets are named {sets[index].name!r}")
+  return sets
+
+
+def open_each(
+  items: Sequence[EvaluationSet], skip_missing: bool
+) -> tuple[dict[str, LabelledSet], dict[str, str]]:
+  """Opens every set, so that all missing ones are listed before anything is computed.
+
+  Returns:
+    The sets by name, and, if `skip_missing` and any set is left, the reason for each missing one.
+
+  Raises:
+    SourceError, VocabularyError: the reason if one set can't be opened. If several can't, their
+      names, after a log line for each.
+  """
+  opened, missing = {}, {}
+  for item in items:
+    try:
+      opened[item.name] = item.open()
+    except _MISSING as error:
+      missing[item.name] = error
+  if len(missing) == 1 and not skip_missing:
+    raise missing.popitem()[1]
+  if missing and not (skip_missing and opened):
+    _log_missing(missing)
+    hint = "; evaluate.skip_missing=true evaluates the others" if opened else ""
+    raise SourceError(
+      f"{len(missing)} of {len(items)} sets can't be opened: {', '.join(missing)}{hint}"
+    )
+  return opened, {name: str(error) for name, error in missing.items()}
+
+
+def open_everywhere(
+  items: Sequence[EvaluationSet], skip_missing: bool
+) -> tuple[dict[str, LabelledSet], dict[str, str]]:
+  """Applies `open_each` in every process; all skip, and log, the sets that the first one misses.
+
+  Raises:
+    SourceError: as `open_each`, or this process misses a set that the first one has.
+  """
+  opened, missing = open_each(items, skip_missing)
+  of_first = hosts.from_first(missing, "which sets are missing")
+  _log_missing(of_first)
+  for name, reason in missing.items():
+    if name not in of_first:
+      raise SourceError(f"{reason} (on the first host it is there)")
+  return {name: opened[name] for name in opened if name not in of_first}, of_first
+
+
+def _log_missing(reasons: Mapping[str, object]) -> None:
+  for name, reason in reasons.items():
+    log.warning("missing: %s: %s", name, reason)
+
+
+def file_name(name: str) -> str:
+  """File name of a set, without suffix."""
+  return name.replace("/", "-")
+
+
+def _own_sets(settings: Evaluate) -> list[OwnSet]:
+  in_file = read_sets_file(settings.sets_file) if settings.sets_file else []
+  own = settings.own_sets
+  return in_file + (parse_sets(own, "config.evaluate.own_sets") if own else [])
+
+
+def _named(config: Settings) -> list[str]:
+  """Named sets: those of `sets`, or else the suite's."""
+  settings = config.evaluate
+  suite = None if settings.suite == NO_SUITE else SUITES[settings.suite]
+  known = tuple(GROUP_OF) if suite is None else (*suite.sets, *suite.more)
+  found: list[str] = []
+  for name in settings.sets:
+    # The name of a suite means its sets, unless a set has the same name.
+    is_suite = name in SUITES and name not in known and not SUITES[name].halves
+    whole = SUITES[name].sets if is_suite else ()
+    found += whole if whole and set(whole) <= set(known) else (name,)
+  wrong = [name for name in found if name not in known] + [found[i] for i in repeats(found)]
+  for name in wrong:
+    takes = f"one or more different ones of {', '.join(known)}{near_match(name, known)}"
+    raise ConfigError("evaluate.sets", name, takes)
+  return found or list(suite.sets if suite else ())
+
+
+def _of_named(config: Settings, name: str, image_size: int) -> list[EvaluationSet]:
+  settings = config.evaluate
+  halves = settings.suite != NO_SUITE and SUITES[settings.suite].halves
+  group = settings.suite if halves else GROUP_OF[name]
+  if group in SOURCES:  # the sets of an image source, which has no files
+    if config.data.source != group:
+      field, got = ("suite", group) if settings.suite == group else ("sets", name)
+      takes = (
+        f"a set of its own where data.source={config.data.source!r}: evaluate.suite={NO_SUITE!r}"
+        " without sets evaluates what config.data names, evaluate.sets_file any sets"
+      )
+      raise ConfigError(f"evaluate.{field}", got, takes)
+    return [EvaluationSet(name, group, name, "all", lambda: _generated(config, name))]
+  if not settings.root or not is_dir(settings.root):
+    raise ConfigError("evaluate.root", settings.root, "a folder that exists, with the data sets")
+  if settings.source == "coop" and name not in COOP_SETS:
+    takes = f"tfds or folder for {name}; coop has {', '.join(COOP_SETS)}"
+    raise ConfigError("evaluate.source", "coop", takes)
+  return [
+    EvaluationSet(
+      name if part == "all" else f"{name}/{part}",
+      group,
+      name,
+      part,
+      lambda part=part: _stored(config, name, part, image_size),
+      settings.source,
+      0 if halves else len(load_class_list(name)),
+    )
+    for part in (("base", "new") if halves else ("all",))
+  ]
+
+
+def _of_own(config: Settings, own: OwnSet, image_size: int) -> list[EvaluationSet]:
+  return [
+    EvaluationSet(
+      own.name if part == "all" else f"{own.name}/{part}",
+      OWN,
+      own.name,
+      part,
+      lambda part=part: _sample(open_own_set(own, part, image_size), config),
+      own.reader,
+    )
+    for part in own.parts
+  ]
+
+
+def _of_data(config: Settings, image_size: int) -> list[EvaluationSet]:
+  """Splits on which a training with this config evaluates its prompt."""
+  data, splits = config.data, inputs.evaluation_splits(config.data)
+  if not SOURCES[data.source].stored:
+    return [item for name in splits for item in _of_named(config, name, image_size)]
+  # A folder is named by the last part of its path. Names of tfds may end with a version.
+  name = data.dataset or os.path.basename(os.path.abspath(data.root)) or data.source
+  name = name.replace("/", "-")
+
+  def opened(split: str, images: str) -> LabelledSet:
+    source = inputs.open_source(data, split).sized(image_size)
+    return _sample(_under_template(config, source, name, images), config)
+
+  sets = []
+  for split in splits:
+    # "test", "base", or "validation/base": images, and part of the classes.
+    images, _, part = split.rpartition("/")
+    images, part = (images or "test", part) if part in _PARTS else (split, "all")
+    open_it = functools.partial(opened, split, images)
+    sets.append(EvaluationSet(f"{name}/{split}", OWN, name, part, open_it, data.source))
+  return sets
+
+
+def _generated(config: Settings, split: str) -> LabelledSet:
+  n_images = config.evaluate.images or config.eval.images
+  source = inputs.open_source(config.data, split, n_images=n_images)
+  return _under_template(config, source, config.data.source, "test")
+
+
+def _under_template(config: Settings, source: Source, name: str, split: str) -> LabelledSet:
+  template = config.eval.template
+  classes = ClassList(tuple(source.names), None, template, (template,), name)
+  return LabelledSet(source, classes, split)
+
+
+def _stored(config: Settings, name: str, part: str, image_size: int) -> LabelledSet:
+  settings = config.evaluate
+  classes = load_class_list(name)
+  module = SOURCES[settings.source].load()
+  source, _, split = module.open_test_set(settings.root, name, classes)
+  if classes.synsets is None:
+    _check_names(source.names, classes.names, f"{settings.root}: {name}")
+  elif len(source.names) != len(classes):
+    classes = _listed_classes(classes, source.names, f"{settings.root}: {name}")
+  # ImageNet's classes were matched by id, so the source may have other names for them.
+  classes = dataclasses.replace(classes, names=source.names)
+  labelled = LabelledSet(source.sized(image_size), classes, split)
+  if part != "all":
+    labelled = labelled.of_classes(half_of_classes(len(classes), part))
+  labelled = _sample(labelled, config)
+  if not len(labelled.source):
+    raise SourceError(f"{settings.root}: {name} has no test image of the classes asked for")
+  return labelled
+
+
+def _sample(labelled: LabelledSet, config: Settings) -> LabelledSet:
+  """Limits a set of stored images to `evaluate.images`, and applies `data.upright`."""
+  source, n_images = labelled.source, config.evaluate.images
+  if not isinstance(source, StoredImages):
+    return labelled
+  if n_images:
+    source = source.subset(even_sample(source.labels, source.keys, n_images))
+  return labelled._replace(source=source.turned(config.data.upright))
+
+
+def _listed_classes(classes: ClassList, names: tuple[str, ...], where: str) -> ClassList:
+  """Class list of a data set with some of the list's classes; SourceError for another class."""
+  label = {name: c for c, name in enumerate(classes.names)}
+  unknown = [name for name in names if name not in label]
+  if unknown:
+    raise SourceError(f"{where}: class {unknown[0]!r} is not in its class list")
+  return classes.subset([label[name] for name in names])
+
+
+def _check_names(found: tuple[str, ...], known: tuple[str, ...], where: str) -> None:
+  """Raises SourceError unless labels mean the classes of the set's list."""
+  if len(found) != len(known):
+    raise SourceError(f"{where}: {len(found)} classes, but its class list has {len(known)}")
+  for label, (own, listed) in enumerate(zip(found, known, strict=True)):
+    if own != listed:
+      raise SourceError(f"{where}: label {label} is {own!r}, but {listed!r} in its class list")

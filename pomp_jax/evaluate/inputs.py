@@ -1,0 +1,124 @@
+"""Opens what a config names: the CLIP, images, evaluation sets.
+
+What can't be opened is an error of one line: ClipError, SourceError, VocabularyError, ConfigError.
+"""
+
+import dataclasses
+from types import ModuleType
+
+from jax.sharding import Mesh
+
+from pomp_jax.clip import Clip, load_clip
+from pomp_jax.clip.architecture import ClipConfig
+from pomp_jax.clip.load import read_config_and_tokenizer
+from pomp_jax.clip.synthetic import SyntheticTokenizer, synthetic_clip, synthetic_config
+from pomp_jax.clip.tokens import Tokenizer
+from pomp_jax.config import SOURCES, SYNTHETIC_CLIP, Settings, fields
+from pomp_jax.config.fields import Data
+from pomp_jax.data.class_lists import load_synsets
+from pomp_jax.data.source import Source, StoredImages
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import stored
+from pomp_jax.files.paths import join
+from pomp_jax.files.pieces import ArrayCache
+from pomp_jax.files.terminal import waiting
+from pomp_jax.prompt.mesh import make_mesh
+
+
+def open_clip(settings: fields.Clip) -> Clip:
+  """Opens the CLIP of `config.clip`; ClipError if it can't be read."""
+  model = settings.model
+  if model.startswith(SYNTHETIC_CLIP):
+    # Its whole name, so that no prompt or figure of random weights passes for the model's.
+    clip = synthetic_clip(model.removeprefix(SYNTHETIC_CLIP), _token_counts())
+    return dataclasses.replace(clip, name=model)
+  return load_clip(model, activation=settings.activation)
+
+
+def clip_config(model: str) -> ClipConfig:
+  """Reads the sizes of `config.clip.model`, without weights; see `open_clip`."""
+  return clip_config_and_tokenizer(model)[0]
+
+
+def clip_config_and_tokenizer(model: str) -> tuple[ClipConfig, Tokenizer]:
+  """Reads sizes and tokenizer of `config.clip.model`, without weights; see `open_clip`."""
+  if model.startswith(SYNTHETIC_CLIP):
+    config = synthetic_config(model.removeprefix(SYNTHETIC_CLIP))
+    return config, SyntheticTokenizer(_token_counts())
+  return read_config_and_tokenizer(model)
+
+
+def _token_counts() -> dict[str, int]:
+  """Tokens of each name of ImageNet-21K in a sentence, EOT included."""
+  synsets = load_synsets()
+  return {f"{name}.": int(n) for name, n in zip(synsets.names, synsets.lengths, strict=True)}
+
+
+def open_encoder(config: Settings, mesh: Mesh | None = None) -> Encoder:
+  """Opens the CLIP on the devices of `mesh`, or on all in a mesh by `config.mesh`."""
+  store = config.data.feature_store
+  with waiting(f"loading {config.clip.model}"):
+    clip = open_clip(config.clip)
+  return Encoder(
+    clip,
+    mesh=make_mesh(config.mesh.class_size) if mesh is None else mesh,
+    tower=config.clip.text_tower,
+    dtype=config.clip.dtype,
+    chunk=config.clip.chunk,
+    image_chunk=config.clip.image_chunk,
+    cache=ArrayCache(join(store, "classes") if store else None),
+  )
+
+
+def _module(data: Data) -> ModuleType:
+  """Module of `data.source` with the four functions below; `stored` has them for stored images."""
+  row = SOURCES[data.source]
+  return row.load() if not row.stored else stored
+
+
+def open_source(data: Data, split: str, *, images_per_class: int = 0, n_images: int = 0) -> Source:
+  """Opens the images of a split: train, validation, or one of `evaluation_splits`.
+
+  Args:
+    data: `config.data`.
+    split: name of the split.
+    images_per_class: images of each class, of a generated source.
+    n_images: number of images, as evenly over the classes as possible; 0: all, of stored images.
+  """
+  with waiting(f"opening the {split} images"):
+    return _module(data).open_source(
+      data, split, images_per_class=images_per_class, n_images=n_images
+    )
+
+
+def open_training_source(data: Data, image_size: int) -> Source:
+  """Opens the training images at the CLIP's image size; see `open_source`."""
+  source = open_source(data, "train", images_per_class=data.images_per_class)
+  return source.sized(image_size) if isinstance(source, StoredImages) else source
+
+
+def n_training_classes(data: Data) -> int:
+  """Number of classes to train on; checks that every split can be opened, reads no image."""
+  return _module(data).n_training_classes(data)
+
+
+def evaluation_splits(data: Data) -> tuple[str, ...]:
+  """Splits to evaluate a learned prompt on."""
+  return _module(data).evaluation_splits(data)
+
+
+def check_readable(data: Data, n_images: int) -> None:
+  """Decodes the images of a folder, to find those that can't be read before a run starts.
+
+  Of each evaluation split `n_images` are decoded, or all if it is 0. SourceError if more are
+  unreadable than `data.max_corrupt` allows.
+  """
+  if data.source == "folder":
+    # Once for all cells of an ablation, whatever becomes of the pixels.
+    kept = dataclasses.replace(data, features="online", feature_store="", augment="none", views=1)
+    stored.check_readable(kept, n_images)
+
+
+def has_validation(data: Data) -> bool:
+  """Whether there are validation images beside the training images."""
+  return _module(data).has_validation(data)

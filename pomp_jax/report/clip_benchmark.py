@@ -1,0 +1,59 @@
+"""An evaluation in the form of CLIP_benchmark: its JSON file of a data set, its CSV of them all.
+
+https://github.com/LAION-AI/CLIP_benchmark, version 1.6.
+"""
+
+from collections.abc import Iterable, Mapping
+import re
+from typing import Any
+
+from pomp_jax.report.report_files import csv_text
+
+_COLUMNS = ("acc1", "acc5", "mean_per_class_recall", "dataset", "model", "pretrained", "task")
+_COLUMNS += ("language", "model_fullname")
+# acc5 is not a number there for fewer classes.
+_ACC5_CLASSES = 5
+_PART_CHARACTERS = 80  # of a file name
+
+
+def benchmark_records(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """Builds a record for each set and prompt of an evaluation, by the stem of its file.
+
+  `model` is the CLIP and `pretrained` the prompt, so that each prompt is a model of its own there.
+  """
+  found: dict[str, dict[str, Any]] = {}
+  for name, of_set in results["sets"].items():
+    for label, figures in of_set["prompts"].items():
+      stem = unused = f"{_slug(name)}_{_slug(label) or 'prompt'}"
+      number, used = 1, set(map(str.lower, found))  # file systems may ignore case
+      while unused.lower() in used:
+        number += 1
+        unused = f"{stem}-{number}"
+      found[unused] = {
+        "dataset": name,
+        "model": results["clip_model"],
+        "pretrained": label,
+        "task": "zeroshot_classification",
+        "metrics": {
+          "acc1": figures["top1"],
+          "acc5": figures["top5"] if figures["classes"] >= _ACC5_CLASSES else None,
+          "mean_per_class_recall": figures["macro_top1"],
+        },
+        "language": "en",
+      }
+  return found
+
+
+def benchmark_csv(records: Iterable[Mapping[str, Any]]) -> str:
+  """Formats a line for each record under CLIP_benchmark's columns; null becomes an empty field."""
+  rows = []
+  for record in records:
+    name = f"{record['model']} {record['pretrained']}"
+    row = record["metrics"] | record | {"model_fullname": name}
+    rows.append([row[column] for column in _COLUMNS])
+  return csv_text(_COLUMNS, rows)
+
+
+def _slug(text: str) -> str:
+  """Part of a file name that any file system takes."""
+  return re.sub(r"[^A-Za-z0-9_.+@-]+", "-", text)[:_PART_CHARACTERS].strip("-.")

@@ -1,0 +1,162 @@
+"""Shared elements of all plots: colours, panels, axes, error bars, labels, atomic PNG files.
+
+Figures are built without pyplot: there is no shared state, and no display is needed.
+"""
+
+from collections.abc import Sequence
+import math
+import os
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, MaxNLocator, NullLocator
+import numpy as np
+
+from pomp_jax.files.atomic import replacing
+from pomp_jax.files.paths import to_path
+from pomp_jax.report.labels import shorten, shorten_all
+
+# Okabe and Ito's palette for colour-blind readers, without its lightest colour.
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+COLOURS = (BLUE, ORANGE, GREEN, RED, "#56B4E9", "#CC79A7", "#000000")
+GREY = "#999999"
+MARKERS = "os^vDPX"
+COLUMNS = 4  # panels in a row
+DPI = 150
+# Font sizes in points: of the figure's title, a panel's, and all other text.
+TITLE, HEADING, TEXT = 11, 10, 8
+_LENGTH = 34  # of a name, in characters
+# Ticks on a logarithmic axis: the fewest and the most, and the multiples of a power of ten.
+_FEWEST, _MOST = 3, 8
+_MULTIPLES = ((1, 2, 3, 4, 6, 8), (1, 2, 4), (1, 3), (1,))
+
+
+def style(number: int) -> dict[str, Any]:
+  """Returns colour and marker of a series; colour alone never tells series apart."""
+  return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def panels(
+  n: int, width: float, height: float, title: str = "", columns: int = COLUMNS
+) -> tuple[Figure, list[Axes]]:
+  """Creates a figure with n axes in rows of equal length, at most `columns`; sizes in inches."""
+  rows = -(-n // columns)
+  columns = -(-n // rows)
+  figure = Figure(figsize=(1.6 + width * columns, 0.6 + height * rows), layout="constrained")
+  if title:
+    figure.suptitle(escape(title), fontsize=TITLE)
+  axes = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
+  for unused in axes[n:]:
+    unused.remove()
+  return figure, axes[:n]
+
+
+def label_panel(axes: Axes, title: str, x: str = "", y: str = "", *, grid: str = "") -> None:
+  """Sets title, axis labels and grid of a panel, and removes its upper and right frame.
+
+  Args:
+    axes: panel.
+    title: title, as `name` returns it where it holds a user's words.
+    x: label of the x axis.
+    y: label of the y axis.
+    grid: axis with grid lines, "x", "y" or "both".
+  """
+  axes.set_title(title, fontsize=HEADING)
+  axes.set_xlabel(x, fontsize=TEXT)
+  axes.set_ylabel(y, fontsize=TEXT)
+  axes.tick_params(labelsize=TEXT)
+  axes.spines[["top", "right"]].set_visible(False)
+  if grid:
+    axes.grid(axis=grid, color="0.92")
+    axes.set_axisbelow(True)
+
+
+def log_axis(axes: Axes, which: str, values: Sequence[float | int] = ()) -> None:
+  """Makes the axis "x" or "y" logarithmic, with plain numbers at its ticks: 10, 20, 40.
+
+  Few measured `values` are the ticks; round numbers are by default.
+  """
+  axes.set(**{f"{which}scale": "log"})
+  axis = axes.xaxis if which == "x" else axes.yaxis
+  own = sorted(set(values))
+  axis.set_major_locator(FixedLocator(own) if 0 < len(own) <= _MOST else _RoundNumbers())
+  axis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(float(value))))
+  axis.set_minor_locator(NullLocator())
+
+
+class _RoundNumbers(Locator):
+  """Round numbers on a logarithmic axis, as many as can be read."""
+
+  def __call__(self) -> list[float]:
+    """Ticks of the axis's present range."""
+    low, high = sorted(self.axis.get_view_interval())
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for multiples in _MULTIPLES:
+      found = [m * 10.0**power for power in powers for m in multiples]
+      found = [value for value in found if low <= value <= high]
+      if len(found) <= _MOST:
+        break
+    if len(found) < _FEWEST:  # less than a factor of two or three
+      even = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+      found = [float(value) for value in even if low <= value <= high]
+    return found[:: max(-(-len(found) // _MOST), 1)]
+
+
+def plain_number(value: float | int) -> str:
+  """Formats a number without an exponent: 0.002, 40, 21,841; six significant digits."""
+  rounded = float(f"{value:.6g}")
+  if abs(rounded) >= 1000:
+    return f"{rounded:,.0f}"
+  return np.format_float_positional(rounded, trim="-")
+
+
+def error_bars(axes: Axes, x: Any, y: Any, number: int, **options: Any) -> ErrorbarContainer:
+  """Draws the series of a number with error bars; `options` are those of `Axes.errorbar`."""
+  base = {"markersize": 5, "linewidth": 1.4, "capsize": 3, **style(number)}
+  return axes.errorbar(x, y, **base | options)
+
+
+def reference_line(axes: Axes, value: float, label: str) -> None:
+  """Draws a grey horizontal line, named on the right, where curves have left it."""
+  axes.axhline(value, color="0.6", linestyle="--", linewidth=1, zorder=0)
+  box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
+  place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right", "bbox": box}
+  # Never over a mark.
+  axes.annotate(label, (0.99, value), fontsize=7, color="0.35", zorder=0.5, **place)
+
+
+def legend_below(figure: Figure, lines: list, labels: Sequence[str]) -> None:
+  """Adds one legend for all panels below them."""
+  options = {"ncols": min(len(labels), 3), "fontsize": TEXT, "frameon": False}
+  figure.legend(lines, names(labels, 44), loc="outside lower center", **options)
+
+
+def legend(axes: Axes, **options: Any) -> None:
+  """Adds a legend in a panel; `options` are those of `Axes.legend`."""
+  axes.legend(**{"frameon": False, "fontsize": TEXT} | options)
+
+
+def name(text: str, length: int = _LENGTH) -> str:
+  """A name for a plot: cut in its middle to a length, and escaped."""
+  return escape(shorten(text, length))
+
+
+def names(texts: Sequence[str], length: int = _LENGTH) -> list[str]:
+  """Names for a plot, cut to a length; those that differ stay different."""
+  return list(map(escape, shorten_all(texts, length)))
+
+
+def escape(text: str) -> str:
+  """Escapes "$", which starts a formula."""
+  return text.replace("$", r"\$")
+
+
+def save(path: str | os.PathLike, figure: Figure) -> None:
+  """Writes a PNG file atomically; its folder is created if it is missing."""
+  FigureCanvasAgg(figure)
+  to_path(path).parent.mkdir(parents=True, exist_ok=True)
+  with replacing(path) as file:
+    figure.savefig(file, format="png", dpi=DPI)

@@ -1,0 +1,125 @@
+"""Short labels of prompts and methods, and names cut to a length: distinct wherever these are.
+
+Nothing here draws. A prompt is named as `evaluate.named_prompts` does: a path, an id on the hub or
+a text with one {}.
+"""
+
+from collections.abc import Sequence
+import os
+
+from pomp_jax.files.hub import DEFAULT_FILE, is_hub
+from pomp_jax.files.paths import is_bucket
+
+# Labels of prompts that results call by a key.
+_WORDS = {
+  "prompt": "learned prompt",
+  "hand_written": "hand-written prompt",
+  "class_name": "class name alone",
+  "ensemble": "ensemble of prompts",
+}
+# Names of methods as their papers write them.
+_METHOD_NAMES = {
+  "pomp": "POMP",
+  "coop": "CoOp",
+  "cocoop": "CoCoOp",
+  "vpt": "VPT",
+  "maple": "MaPLe",
+  "zero_shot": "zero-shot",
+  "linear_probe": "linear probe",
+  "tip_adapter": "Tip-Adapter",
+  "tip_adapter_f": "Tip-Adapter-F",
+}
+# Ends of labels under `regions.alone`: whose scores count (`rooms.regions.opened.shares_of`).
+_SHARES = (", fused", ", network alone", ", CLIP alone")
+_ELLIPSIS = "\u2026"
+
+
+def prompt_labels(names: Sequence[str]) -> list[str]:
+  """Returns a short label for each prompt, distinct if the names are.
+
+  A path is called "learned, " or "class features, " and its last folders, as many as tell it from
+  the other paths; parts that all paths end with are left out, and `prompt.npz` always. A single
+  path keeps two parts. Ids on the hub and texts stay as they are.
+
+  Args:
+    names: prompts as the user wrote them, with `@STEP` behind the folder of a checkpoint, and with
+      whose scores count where `regions.alone` compares these.
+  """
+  shares = [next(filter(name.endswith, _SHARES), "") for name in names]
+  prompts = [name.removesuffix(share) for name, share in zip(names, shares, strict=True)]
+  is_text = lambda name: name.count("{}") == 1 or name.partition(":")[0] in _WORDS
+  paths = [name for name in dict.fromkeys(prompts) if not is_text(name) and not is_hub(name)]
+  parts_of = dict(zip(paths, _distinguishing(list(map(_parts, paths))), strict=True))
+  labels = []
+  for name, share in zip(prompts, shares, strict=True):
+    if name in parts_of:
+      kind = "class features" if name.endswith(".npy") else "learned"
+      label = f"{kind}, {'/'.join(parts_of[name])}"
+    else:
+      label = f"learned, {name}" if is_hub(name) else _WORDS.get(name, name)
+    labels.append(label + share)
+  return labels if len(set(labels)) == len(set(names)) else list(names)
+
+
+def method_label(name: str) -> str:
+  """Returns the name of a method, or of a run that is called after one, as papers write it.
+
+  "cocoop" is "CoCoOp" and "vpt_deep_4" is "VPT deep 4". Keys of prompts in results are put into
+  words; other names get spaces for underscores.
+  """
+  found = [key for key in _METHOD_NAMES if name == key or name.startswith(f"{key}_")]
+  known = max(found, key=len, default="")
+  rest = name[len(known) :].lstrip("_")
+  words = _WORDS.get(rest) or rest.replace("_", " ")
+  return " ".join(filter(None, (_METHOD_NAMES.get(known, ""), words)))
+
+
+def method_labels(names: Sequence[str]) -> list[str]:
+  """Returns `method_label` of each, or the names themselves if two would become equal."""
+  labels = list(map(method_label, names))
+  return labels if len(set(labels)) == len(set(names)) else list(names)
+
+
+def counted(n: int, noun: str) -> str:
+  """A number with its noun: "1 seed", "4,096 images", "2 classes"."""
+  plural = "es" if noun.endswith("s") else "s"
+  return f"{n:,} {noun}{'' if n == 1 else plural}"
+
+
+def _parts(path: str) -> tuple[str, ...]:
+  """Folders and file of a path, without `prompt.npz`, which every run's folder holds."""
+  clean = path if is_bucket(path) else os.path.normpath(path)
+  parts = tuple(part for part in clean.split("/") if part) or (path,)
+  return parts[:-1] if len(parts) > 1 and parts[-1] == DEFAULT_FILE else parts
+
+
+def _distinguishing(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+  """The last parts of each path, as few as keep them distinct."""
+  if len(set(paths)) < 2:
+    return [path[-2:] for path in paths]
+  while min(map(len, paths)) > 1 and len({path[-1] for path in paths}) == 1:
+    paths = [path[:-1] for path in paths]
+  n_parts = 1
+  while len({path[-n_parts:] for path in paths}) < len(set(paths)):
+    n_parts += 1
+  return [path[-n_parts:] for path in paths]
+
+
+def shorten(name: str, length: int = 34) -> str:
+  """Cuts a name in its middle, so that both ends stay; `length` counts the ellipsis, at least 3."""
+  if len(name) <= length:
+    return name
+  head = length // 2
+  return f"{name[:head].rstrip()}{_ELLIPSIS}{name[len(name) - (length - 1 - head) :].lstrip()}"
+
+
+def shorten_all(names: Sequence[str], length: int = 34) -> list[str]:
+  """Cuts names to a length; where different names would become equal, all are numbered."""
+  distinct = list(dict.fromkeys(names))
+  short = [shorten(name, length) for name in distinct]
+  if len(set(short)) < len(distinct):
+    width = len(str(len(distinct)))
+    rest = max(length - width - 1, 3)
+    short = [f"{i:0{width}} {shorten(name, rest)}" for i, name in enumerate(distinct, 1)]
+  found = dict(zip(distinct, short, strict=True))
+  return [found[name] for name in names]

@@ -1,0 +1,346 @@
+"""Plots of training runs, evaluations and comparisons of methods."""
+
+from collections.abc import Mapping, Sequence
+import os
+import textwrap
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+import numpy as np
+
+from pomp_jax.report import drawing
+from pomp_jax.report.labels import counted, method_label, method_labels, prompt_labels
+
+# Steps and values of a scalar.
+Series = tuple[Sequence[int], Sequence[float]]
+# The main prompts in the order of their bars, with their colours.
+_PROMPTS = {
+  "prompt": drawing.BLUE,
+  "hand_written": drawing.ORANGE,
+  "class_name": drawing.GREY,
+}
+
+
+def training_curves(
+  path: str | os.PathLike,
+  series: Mapping[str, Series],
+  title: str = "",
+  *,
+  loss_unit: str = "cross-entropy (nats)",
+  classes: str = "sampled classes",
+) -> None:
+  """Plots loss and accuracy against the step: raw values faint under a moving average.
+
+  Args:
+    series: steps and values of `loss`, `accuracy` (fraction, over the sampled classes) and
+      `validation_top1` (fraction, over all classes); others are ignored.
+    title: method, and the numbers of images, classes and seeds.
+    loss_unit: unit of the loss.
+    classes: classes that the training's accuracy is over.
+  """
+  figure, (loss, accuracy) = drawing.panels(2, 4.2, 3.4, title)
+  _smoothed_curve(loss, series.get("loss"), "loss")
+  _smoothed_curve(accuracy, series.get("accuracy"), f"training, {classes}")
+  steps, values = series.get("validation_top1", ((), ()))
+  if len(steps):
+    options = {"color": drawing.RED, "markersize": 5}
+    accuracy.plot(steps, values, "o--", label="validation, all classes", **options)
+  accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+  if accuracy.has_data():
+    drawing.legend(accuracy)
+  drawing.label_panel(loss, "Loss", "step", loss_unit, grid="both")
+  drawing.label_panel(accuracy, "Accuracy", "step", "top-1", grid="both")
+  for axes in (loss, accuracy):
+    axes.xaxis.get_major_locator().set_params(integer=True)
+  drawing.save(path, figure)
+
+
+def _smoothed_curve(axes: Axes, series: Series | None, label: str) -> None:
+  if series is None or not len(series[0]):
+    return
+  steps, values = np.asarray(series[0]), np.asarray(series[1], np.float64)
+  window = max(len(values) // 25, 1)
+  if window > 1:
+    axes.plot(steps, values, color=drawing.BLUE, linewidth=0.8, alpha=0.3)
+    # The mean of `window` values on either side, of fewer at the ends.
+    kernel, ones = np.ones(2 * window + 1), np.ones(len(values))
+    values = np.convolve(values, kernel, "same") / np.convolve(ones, kernel, "same")
+  axes.plot(steps, values, color=drawing.BLUE, linewidth=1.8, label=label)
+
+
+def accuracy_bars(
+  path: str | os.PathLike,
+  scores: Mapping[str, Mapping[str, Mapping[str, Any]]],
+  spread: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+  *,
+  title: str = "",
+  classes: Mapping[str, int] | None = None,
+) -> None:
+  """Plots top-1 of all prompts, a group of bars for each split.
+
+  Args:
+    scores: `scores[split][prompt]` with `top1`, `top1_interval` (fractions) and `images`.
+    spread: standard deviations over seeds, `spread[split][prompt]["top1"]`, for the error bars;
+      by default these show the interval over the images.
+    title: method, and the number of seeds.
+    classes: number of classes of each split.
+  """
+  names = list(dict.fromkeys(name for split in scores.values() for name in split))
+  names.sort(key=lambda name: list(_PROMPTS).index(name) if name in _PROMPTS else len(_PROMPTS))
+  others = iter((drawing.GREEN, drawing.RED, *drawing.COLOURS[4:6]) * len(names))
+  bar_width, highest = 0.84 / len(names), 0.0
+  width = max(3.9, 0.75 * len(scores) * len(names) - 0.1)
+  figure, (axes,) = drawing.panels(1, width, 3.6, title)
+  for index, name in enumerate(names):
+    splits = [(i, split) for i, split in enumerate(scores) if name in scores[split]]
+    top1 = np.array([scores[split][name]["top1"] for _, split in splits])
+    if spread is None:
+      ends = np.array([scores[split][name]["top1_interval"] for _, split in splits])
+      errors = np.abs(ends - top1[:, None]).T
+    else:
+      errors = np.tile([spread[split][name]["top1"] for _, split in splits], (2, 1))
+    x = np.array([i for i, _ in splits]) + (index - (len(names) - 1) / 2) * bar_width
+    colour = _PROMPTS.get(name) or next(others)
+    bars = axes.bar(
+      x, top1, 0.92 * bar_width, yerr=errors, color=colour, label=method_label(name),
+      error_kw={"capsize": 3, "ecolor": "0.2"},
+    )  # fmt: skip
+    shown = [f"{100 * value:.1f}" for value in top1]
+    axes.bar_label(bars, shown, padding=3, fontsize=drawing.TEXT)
+    highest = max(highest, *(top1 + errors[1]))
+  ticks = [
+    _with_counts(split, "\n", next(iter(prompts.values()))["images"], (classes or {}).get(split))
+    for split, prompts in scores.items()
+  ]
+  axes.set_xticks(range(len(scores)), ticks)
+  axes.set_ylim(0, max(1.12 * highest, 1e-3))
+  axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+  lines, labels = axes.get_legend_handles_labels()
+  drawing.legend_below(figure, lines, labels)
+  means = "standard deviation over the seeds" if spread else "95% interval over the images"
+  y_label = "top-1 accuracy over all classes"
+  drawing.label_panel(axes, "", f"error bars: {means}", y_label, grid="y")
+  drawing.save(path, figure)
+
+
+def _with_counts(text: str, separator: str, images: int | None, classes: int | None) -> str:
+  """A name for a title, with the numbers of images and classes that are known."""
+  counts = [counted(images, "image")] if images is not None else []
+  counts += [counted(classes, "class")] if classes is not None else []
+  return separator.join([drawing.name(text, 22), *counts])
+
+
+def method_dots(
+  path: str | os.PathLike, top1: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> None:
+  """Plots top-1 of each method, a panel a split: mean and standard deviation over the seeds.
+
+  A method with one run has the 95% interval over the images instead, dotted.
+
+  Args:
+    top1: `top1[method][split]` with `mean`, `std`, `values` (one a seed) and `interval`, fractions,
+      `images` and, where it is known, `classes`; a method may lack splits.
+  """
+  methods = list(top1)
+  splits = list(dict.fromkeys(split for found in top1.values() for split in found))
+  seeds = max(len(found["values"]) for of in top1.values() for found in of.values())
+  title = (
+    f"Top-1 accuracy (%), {counted(seeds, 'seed')}\n"
+    "bars: standard deviation over the seeds; dotted: 95% interval of one run"
+  )
+  figure, axes_of = drawing.panels(len(splits), 3.3, 1.0 + 0.24 * len(methods), title)
+  for axes, split in zip(axes_of, splits, strict=True):
+    for number, method in enumerate(methods):
+      if split not in top1[method]:
+        continue
+      found = top1[method][split]
+      mean, low, high = (100 * value for value in (found["mean"], *found["interval"]))
+      several = len(found["values"]) > 1
+      reach = 100 * found["std"] if several else [[mean - low], [high - mean]]
+      drawn = drawing.error_bars(axes, mean, number, number, xerr=reach, markersize=6)
+      if not several:
+        drawn.lines[2][0].set_linestyle(":")
+      axes.annotate(
+        f"{mean:.1f}", (mean, number), (0, 5), textcoords="offset points", ha="center", fontsize=7
+      )
+    axes.set_yticks(np.arange(len(methods)), [])
+    axes.set_ylim(len(methods) - 0.4, -0.8)
+    axes.margins(x=0.12)
+    one = next(found[split] for found in top1.values() if split in found)
+    heading = _with_counts(split, ", ", one["images"], one.get("classes"))
+    drawing.label_panel(axes, heading, grid="both")
+  axes_of[0].set_yticklabels(drawing.names(method_labels(methods)))
+  drawing.save(path, figure)
+
+
+def accuracy_panels(
+  path: str | os.PathLike,
+  accuracy: Mapping[str, Mapping[str, float]],
+  published: Mapping[str, Mapping[str, float]],
+  title: str,
+  images: Mapping[str, int],
+  intervals: Mapping[str, Mapping[str, Sequence[float]]],
+  classes: Mapping[str, int] | None = None,
+) -> None:
+  """Plots accuracies as horizontal bars with 95% intervals, and published ones below in grey.
+
+  Args:
+    accuracy: prompt -> column (a data set, or the mean) -> fraction.
+    published: method -> column -> percent; columns without a figure are absent.
+    title: title of the figure.
+    images: column -> number of images; absent for a mean.
+    intervals: prompt -> column -> ends of the interval, fractions; absent for a mean.
+    classes: column -> number of classes; absent for a mean.
+  """
+  columns = list(next(iter(accuracy.values())))
+  own = drawing.names(prompt_labels(list(accuracy)))
+  figure, axes_of = drawing.panels(len(columns), 3.0, 0.9 + 0.26 * (len(accuracy) + 1), title)
+  for place, (axes, column) in enumerate(zip(axes_of, columns, strict=True)):
+    others = {name: figures[column] for name, figures in published.items() if column in figures}
+    ours = np.array([100 * row[column] for row in accuracy.values()])
+    values = np.append(ours, list(others.values()))
+    ends = [
+      intervals.get(label, {}).get(column) or (row[column], row[column])
+      for label, row in accuracy.items()
+    ]
+    errors_2xV = np.zeros((2, len(values)))
+    errors_2xV[:, : len(ours)] = np.abs(100 * np.array(ends).T - ours)
+    colours = [drawing.style(i)["color"] for i in range(len(ours))] + ["0.85"] * len(others)
+    bars = axes.barh(
+      *(range(len(values)), values, 0.8), color=colours,
+      xerr=errors_2xV if errors_2xV.any() else None,
+      error_kw={"elinewidth": 0.8, "capsize": 2, "ecolor": "0.25"},
+    )  # fmt: skip
+    axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=2, fontsize=drawing.TEXT)
+    widest = max(1.22 * (values + errors_2xV[1]).max(), 1.0)
+    axes.set(ylim=(len(values) - 0.4, -0.6), xlim=(0, widest))
+    # Prompts are the same in every panel and named once a row; published methods differ.
+    names = own if place % drawing.COLUMNS == 0 else []
+    axes.set_yticks(range(len(names)), names)
+    for y, name in enumerate(drawing.names(list(others)), len(accuracy)):
+      axes.text(0.02 * widest, y, name, va="center", fontsize=6.5)
+    counts = images.get(column), (classes or {}).get(column)
+    drawing.label_panel(axes, _with_counts(column, ", ", *counts))
+  drawing.save(path, figure)
+
+
+def confusion_matrix(
+  path: str | os.PathLike, matrix_NxN: np.ndarray, names: Sequence[str], title: str
+) -> None:
+  """Draws answers by class: a row a class, its images' shares by answer, their numbers if they fit.
+
+  Args:
+    matrix_NxN: images of class i with answer j.
+    names: N names.
+    title: set and prompt.
+  """
+  n = len(names)
+  side = max(2.2, 0.2 * n) if n > 15 else max(2.2, 0.36 * n)
+  figure = Figure(figsize=(side + 3.2, side + 2.2), layout="constrained")
+  figure.suptitle(drawing.name(title, 70), fontsize=drawing.TITLE)
+  axes = figure.subplots()
+  shares = matrix_NxN / np.maximum(matrix_NxN.sum(axis=1, keepdims=True), 1)
+  picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+  size = drawing.TEXT if n <= 15 else 5.5
+  for row, column in zip(*np.nonzero(matrix_NxN), strict=True):
+    colour = "white" if shares[row, column] > 0.6 else "black"
+    font = {"ha": "center", "va": "center", "fontsize": size, "color": colour}
+    axes.text(column, row, str(matrix_NxN[row, column]), **font)
+  shown = drawing.names(names, 26)
+  drawing.label_panel(axes, "", "answer", "class of the image")
+  axes.set_xticks(range(n), shown, rotation=90)
+  axes.set_yticks(range(n), shown)
+  axes.tick_params(labelsize=drawing.TEXT if n <= 30 else 7, length=0)
+  axes.spines[:].set_visible(False)
+  bar = figure.colorbar(picture, ax=axes, shrink=0.6, format=PercentFormatter(1.0))
+  bar.set_label("share of the class's images", fontsize=drawing.TEXT)
+  bar.ax.tick_params(labelsize=drawing.TEXT)
+  bar.outline.set_visible(False)
+  drawing.save(path, figure)
+
+
+def calibration_panels(
+  path: str | os.PathLike, sets: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> None:
+  """Plots reliability diagrams: accuracy against confidence; below the diagonal is overconfident.
+
+  Args:
+    sets: data set -> prompt -> figures of `metrics.Tally`.
+  """
+  names = list(next(iter(sets.values())))
+  figure, axes_of = drawing.panels(len(sets), 3.0, 3.3, "Calibration (in each corner: ECE, %)")
+  for place, (axes, (name, prompts)) in enumerate(zip(axes_of, sets.items(), strict=True)):
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    for i, figures in enumerate(prompts.values()):
+      bins = {key: np.asarray(value) for key, value in figures["reliability"].items()}
+      filled = bins["images"] > 0
+      x, y = bins["confidence"][filled], bins["accuracy"][filled]
+      options = {"markersize": 4, "linewidth": 1.2, **drawing.style(i)}
+      axes.plot(x, y, label=f"{100 * figures['ece']:.1f}", **options)
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    one = next(iter(prompts.values()))
+    heading = _with_counts(name, ", ", one.get("images"), one.get("classes"))
+    drawing.label_panel(axes, heading, "confidence", "" if place % drawing.COLUMNS else "accuracy")
+    drawing.legend(axes, loc="upper left")
+  drawing.legend_below(figure, axes_of[0].get_lines()[1:], prompt_labels(names))
+  drawing.save(path, figure)
+
+
+def prediction_sheet(
+  path: str | os.PathLike,
+  images: np.ndarray,
+  true_names: Sequence[str],
+  top3_names: Sequence[Sequence[str]],
+  top3_probabilities: Sequence[Sequence[float]] | np.ndarray,
+  title: str = "",
+) -> None:
+  """Draws test images with their true names and the most probable names; the right one is ticked.
+
+  Args:
+    images: uint8 [n, H, W, 3], n >= 1.
+    true_names: n names.
+    top3_names: at most three names of each image, the most probable first.
+    top3_probabilities: probabilities of these names.
+    title: title of the sheet, with the numbers of images and classes.
+  """
+  n_images = len(images)
+  columns = min(n_images, 4 if n_images <= 16 else 6)
+  rows = -(-n_images // columns)
+  width, height = 2.9 * columns, 3.7 * rows + 0.3 * bool(title)
+  figure = Figure(figsize=(width, height))
+  if title:
+    figure.suptitle(drawing.escape(title), fontsize=drawing.TITLE, y=1 - 0.12 / height, va="top")
+  for index, image in enumerate(images):
+    # Inches from the lower left. Positions are fixed: a layout engine takes seconds here.
+    x, y = 2.9 * (index % columns), 3.7 * (rows - 1 - index // columns)
+    picture = figure.add_axes(((x + 0.35) / width, (y + 1.1) / height, 2.2 / width, 2.15 / height))
+    answers = figure.add_axes(((x + 0.1) / width, (y + 0.15) / height, 2.7 / width, 0.85 / height))
+    picture.axis("off")
+    answers.axis("off")
+    # Few pixels must stay pixels; many are reduced, where smoothing is right.
+    enlarged = max(image.shape[:2]) < 2.15 * drawing.DPI
+    picture.imshow(image, interpolation="nearest" if enlarged else "antialiased")
+    heading = textwrap.fill(drawing.name(true_names[index], 60), 32)
+    picture.set_title(heading, fontsize=drawing.HEADING)
+    _answers(answers, true_names[index], top3_names[index], top3_probabilities[index])
+  drawing.save(path, figure)
+
+
+def _answers(
+  axes: Axes, true_name: str, names: Sequence[str], probabilities: Sequence[float] | np.ndarray
+) -> None:
+  """Draws one line a name: a tick if it is right, and the name over a bar of its probability."""
+  axes.set(xlim=(0, 1), ylim=(3, 0))
+  shown = drawing.names(names, 38)
+  # At 8.5 points 26 bold letters fit.
+  size = 8.5 * min(1.0, 26 / max(1, *map(len, shown)))
+  for line, (name, probability) in enumerate(zip(names, probabilities, strict=True)):
+    right = name == true_name
+    colour = drawing.GREEN if right else drawing.GREY
+    axes.barh(line + 0.5, float(probability), height=0.84, color=colour, alpha=0.35, linewidth=0)
+    font = {"va": "center", "fontsize": 8.5, "weight": "bold" if right else "normal"}
+    axes.text(0.015, line + 0.52, "\u2713" if right else "", color="#00664B", **font)
+    axes.text(0.085, line + 0.52, shown[line], **font | {"fontsize": size})
+    axes.text(0.99, line + 0.52, f"{100 * float(probability):.0f}%", ha="right", **font)

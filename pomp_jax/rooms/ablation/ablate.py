@@ -1,0 +1,312 @@
+"""Trains every combination of some fields' values, many of them in one program.
+
+Writes to the run's folder: `cells/` with a JSON file and the learned prompt of each finished cell;
+`cells.csv` and `results.json` with a row per cell; `plots/sweep.png`; and the self-contained
+`report.html`. A restart runs the cells that are missing or have failed. A cell that fails is marked
+with its error, and the others continue.
+
+With several processes all of them train every cell together, and the first reads the folder and
+writes; runs of their own share the cells by `config.ablate.part`.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import logging
+import os
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from pomp_jax import hosts
+from pomp_jax.clip import ClipError, TokenizeError
+from pomp_jax.config import METHODS, ConfigError, Settings
+from pomp_jax.data.class_lists import VocabularyError
+from pomp_jax.data.source import SourceError
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.memory import activation_memory
+from pomp_jax.files.pieces import Pieces
+from pomp_jax.files.prompt_file import Prompt, save_prompt
+from pomp_jax.files.run_folder import RunFolder, RunFolderError, write_json, writing
+from pomp_jax.files.terminal import steps_of
+from pomp_jax.report.run_report import finish_run
+from pomp_jax.rooms.ablation.ablation_report import write_cells
+from pomp_jax.rooms.ablation.grid import Cell, make_cells
+from pomp_jax.rooms.ablation.lanes import (
+  Trained,
+  curve_steps,
+  lane_groups,
+  lanes_at_a_time,
+  train_lanes,
+)
+from pomp_jax.rooms.ablation.plots import kind_of
+from pomp_jax.rooms.ablation.shared import Scores, Shared
+from pomp_jax.rooms.ablation.step_times import measure_step_times
+from pomp_jax.train import pretrain, setup
+from pomp_jax.train.watch import BadLossError, LossMonitor, TrainingError
+
+log = logging.getLogger(__name__)
+
+_FOLDER = "cells"
+# Errors that make a cell bad input.
+_REFUSED = (
+  ClipError,
+  ConfigError,
+  SourceError,
+  TokenizeError,
+  VocabularyError,
+)
+
+
+def check(config: Settings, workdir: str) -> None:
+  """Checks each cell as the pretrain job does.
+
+  Raises:
+    ConfigError, ClipError, RunFolderError, SourceError, VocabularyError: one line each.
+  """
+  RunFolder(workdir).check(config.job)
+  every = config.ablate.curve_every
+  if every and not inputs.has_validation(config.data):
+    raise ConfigError("ablate.curve_every", every, "0 for data without validation images")
+  for cell in make_cells(config):
+    with _named(cell):
+      _check_cell(cell, workdir)
+
+
+def _check_cell(cell: Cell, workdir: str) -> None:
+  config = cell.config
+  if not METHODS[config.method].saves_prompt:
+    raise ConfigError("method", config.method, "'pomp'; job='baselines' compares the others")
+  if config.on_bad_loss != "stop":
+    raise ConfigError("on_bad_loss", config.on_bad_loss, "'stop': cells have no checkpoints")
+  if config.checkpoint.select != "last":
+    raise ConfigError("checkpoint.select", "best", "'last': cells have no checkpoints")
+  pretrain.check(config, os.path.join(workdir, _FOLDER, cell.key))
+
+
+@contextlib.contextmanager
+def _named(cell: Cell) -> Iterator[None]:
+  """Puts the cell's name in front of what is refused in it."""
+  try:
+    yield
+  except _REFUSED as error:
+    error.args = (f"cell {cell.name}: {error}",)
+    raise
+
+
+def run(config: Settings, workdir: str) -> dict[str, Any]:
+  """Runs the cells that are missing, and sums up: returns what `results.json` holds.
+
+  Raises:
+    TrainingError: cells of this part have failed; everything is written nevertheless.
+    ClipError, ConfigError, SourceError, TokenizeError, VocabularyError: a cell that can't be,
+      before anything is written.
+  """
+  start = time.monotonic()
+  folder = RunFolder(workdir)
+  cells = make_cells(config)
+  index, count = config.ablate.part or (1, 1)
+  groups = lane_groups(cells)[index - 1 :: count]
+  missing, shared = list(filter(None, _missing(folder, groups))), Shared(folder)
+  for group in missing:
+    # The cells of a group differ only in fields that these checks do not read.
+    _check_opened(shared, folder, group[0])
+  if hosts.is_first():
+    folder.create()
+    write_json(folder.config, config.to_dict())
+  log.info("%d cells, %d of them to do here", len(cells), sum(map(len, missing)))
+  for group in steps_of(groups, "ablation", "programs"):
+    _run_group(shared, folder, group)
+  times = _step_times(shared, folder, cells) if config.ablate.curve_every else []
+  seconds = time.monotonic() - start
+  results = _write_results(config, folder, cells, times, seconds) if hosts.is_first() else None
+  # Barrier: process 0 has written the results.
+  results = hosts.from_first(results, "the ablation's results")
+  own = {cell.key for group in groups for cell in group}
+  failed = [cell for cell in results["cells"] if cell["error"] and cell["key"] in own]
+  if failed:
+    raise TrainingError(
+      f"{len(failed)} of {len(own)} cells failed, the first, {failed[0]['name']}:"
+      f" {failed[0]['error']}; the same command runs them again"
+    )
+  return results
+
+
+def _check_opened(shared: Shared, folder: RunFolder, cell: Cell) -> None:
+  """Refuses what shows once the cell's CLIP and images are open; these stay open."""
+  try:
+    with _named(cell):
+      shared.prepare(cell.config, folder)
+  except _REFUSED:
+    raise
+  except Exception:  # met again in the cell's turn, and marked
+    if jax.process_count() > 1:
+      raise
+
+
+def _run_group(shared: Shared, folder: RunFolder, group: Sequence[Cell]) -> None:
+  """Trains and evaluates what is missing of some cells that can be lanes of one program."""
+  [group] = _missing(folder, [group])
+  if not group:
+    return
+  try:
+    run = shared.prepare(group[0].config, folder)
+    streams = [shared.stream(shared.prepare(cell.config, folder)) for cell in group]
+    size = lanes_at_a_time(len(group), _most_lanes(run))
+    trained = train_lanes(run, group, streams, size)
+    for cell, one in zip(group, trained, strict=True):
+      _finish(shared, folder, cell, one, size)
+  except RunFolderError:  # not the cell's own
+    raise
+  except Exception as error:  # the other cells continue
+    if jax.process_count() > 1:
+      # The other processes may be computing the cell, and would wait for this one.
+      raise
+    if len(group) == 1:
+      _fail(folder, group[0], error)
+      return
+    log.warning("%s: %s; these cells one by one", type(error).__name__, error)
+    for cell in group:
+      _run_group(shared, folder, [cell])
+
+
+def _most_lanes(run: setup.Run) -> int:
+  """As many as `ablate.lanes` says, or as their activations leave room for."""
+  config = run.config
+  if config.ablate.lanes:
+    return config.ablate.lanes
+  return int(activation_memory(config.clip) // setup.step_bytes(run))
+
+
+def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_lanes: int) -> None:
+  """Evaluates a lane, all processes together, and writes its cell."""
+  try:
+    check = LossMonitor(cell.config.loss_spike)
+    for step, loss in enumerate(trained.losses.tolist(), 1):
+      check(step, {"loss": loss})
+  except BadLossError as error:
+    _fail(folder, cell, error)
+    return
+  if not np.isfinite(trained.context).all():
+    _fail(folder, cell, TrainingError("the prompt is not finite after the last step"))
+    return
+  config, start = cell.config, time.monotonic()
+  prompt = Prompt(
+    trained.context, config.clip.model, config.prompt.position, config=config.to_dict()
+  )
+  scores = shared.evaluate(config, prompt)
+  outcome = {
+    "top1": {split: score["prompt"]["top1"] for split, score in scores.items()},
+    "top1_interval": {split: score["prompt"]["top1_interval"] for split, score in scores.items()},
+    "top5": {split: score["prompt"]["top5"] for split, score in scores.items()},
+    "images": {split: score["prompt"]["images"] for split, score in scores.items()},
+    "by_hand": _by_hand(shared.references(config), "top1"),
+    "by_hand_interval": _by_hand(shared.references(config), "top1_interval"),
+    "loss": float(np.mean(trained.losses[-10:])),
+    "steps": len(trained.losses),
+    "seconds": trained.seconds,
+    "eval_seconds": time.monotonic() - start,
+    "memory_mib": trained.memory_mib,
+    "lanes": n_lanes,
+    "error": None,
+  }
+  if trained.curve:
+    top1 = shared.curve(config, trained.curve)
+    images = shared.curve_images(config)
+    outcome["curve"] = {"steps": list(trained.curve), "top1": top1, "images": images}
+  if not hosts.is_first():
+    return
+  store = _store(folder, cell)
+  with writing(store.folder):
+    store.folder.mkdir(exist_ok=True)
+  save_prompt(store.path(cell.stem, "npz"), prompt)
+  # Last: a cell with a piece is a finished cell.
+  store.save(cell.stem, {"name": cell.name, "values": cell.values, **outcome})
+  top1 = ", ".join(f"{split} {100 * value:.1f}%" for split, value in outcome["top1"].items())
+  log.info("%s: top-1 %s (%.1f s, one of %d lanes)", cell.name, top1, trained.seconds, n_lanes)
+
+
+def _step_times(shared: Shared, folder: RunFolder, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+  """Times the kinds of cells, which differ in more than the seed, once all cells are there."""
+  [missing] = _missing(folder, [cells])
+  kinds: dict[str, Cell] = {}
+  for cell in cells:
+    kinds.setdefault(repr(kind_of(cell.values)), cell)
+  if missing:
+    log.info("%d cells are missing or have failed: no step is timed", len(missing))
+    return []
+  runs = [shared.prepare(cell.config, folder) for cell in kinds.values()]
+  times = measure_step_times(runs, [shared.stream(run) for run in runs])
+  return [
+    {"values": kind_of(cell.values), **time._asdict()}
+    for cell, time in zip(kinds.values(), times, strict=True)
+  ]
+
+
+def _by_hand(scores: Scores, figure: str) -> dict[str, dict[str, Any]]:
+  """One figure of the prompts that nobody learned: split -> prompt -> value."""
+  return {
+    split: {name: score[figure] for name, score in prompts.items()}
+    for split, prompts in scores.items()
+  }
+
+
+def _fail(folder: RunFolder, cell: Cell, error: Exception) -> None:
+  text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+  log.warning("%s failed: %s", cell.name, text)
+  if hosts.is_first():
+    found = {"name": cell.name, "values": cell.values, "error": text}
+    _store(folder, cell).save(cell.stem, found)
+
+
+def _write_results(
+  config: Settings,
+  folder: RunFolder,
+  cells: Sequence[Cell],
+  times: list[dict[str, Any]],
+  seconds: float,
+) -> dict[str, Any]:
+  """Sums up the cells that are there; another part's process may add some meanwhile."""
+  while True:
+    found = [stored for cell in cells if (stored := _stored(folder, cell)) is not None]
+    results = {
+      "job": config.job,
+      "grid": config.ablate.grid,
+      "cells": found,
+      "missing": [cell.name for cell in cells if _stored(folder, cell) is None],
+      "step_times": times,
+      "seconds_of_last_start": round(seconds, 1),
+    }
+    if found:
+      with writing(folder.path):
+        write_cells(folder, results)
+      finish_run(folder, config, results)
+    else:
+      folder.write_results(results)
+    if len(found) == sum(_stored(folder, cell) is not None for cell in cells):
+      log.info("table, plot and report are in %s", folder.path)
+      return results
+
+
+def _missing(folder: RunFolder, groups: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
+  """The cells that are missing or have failed; all processes call it together."""
+  cells = [cell for group in groups for cell in group]
+
+  def fits(facts: dict[str, Any]) -> bool:
+    if facts["error"]:
+      return False
+    shown = curve_steps(cells[0].config.ablate.curve_every, facts["steps"])
+    return not shown or facts.get("curve", {}).get("steps") == shown
+
+  todo = set(_store(folder, *cells).missing([cell.stem for cell in cells], fits))
+  return [[cell for cell in group if cell.stem in todo] for group in groups]
+
+
+def _store(folder: RunFolder, *cells: Cell) -> Pieces:
+  return Pieces(folder.path / _FOLDER, {cell.stem: cell.key for cell in cells})
+
+
+def _stored(folder: RunFolder, cell: Cell) -> dict[str, Any] | None:
+  piece = _store(folder, cell).load(cell.stem)
+  return piece and piece.facts

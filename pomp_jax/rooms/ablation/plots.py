@@ -1,0 +1,156 @@
+"""Cells of an ablation: tidy CSV, mean and standard deviation over the seeds, and their plot."""
+
+from collections.abc import Mapping, Sequence
+import os
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+import numpy as np
+
+from pomp_jax.report import drawing
+from pomp_jax.report.labels import counted
+from pomp_jax.report.report_files import csv_text
+
+# Headings of the figures of a cell other than its accuracies.
+COSTS = {"seconds": "training (s)", "memory_mib": "memory (MiB)"}
+
+
+class Spread(NamedTuple):
+  """Mean and sample standard deviation of a figure over seeds, and its value at each seed."""
+
+  mean: float
+  std: float
+  values: tuple[float, ...]
+
+
+class Group(NamedTuple):
+  """Cells that differ only in the seed."""
+
+  values: dict[str, Any]  # swept field -> value, without the seed
+  figures: dict[str, Spread]  # name -> spread over the seeds of the cells that did not fail
+  failed: int  # number of failed cells
+
+
+def kind_of(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The values of a cell's swept fields without the seed."""
+  return {field: value for field, value in values.items() if field != "seed"}
+
+
+def figures_of(cell: Mapping[str, Any]) -> dict[str, float]:
+  """Returns a cell's top-1 of each split and its costs by name; nothing if it failed."""
+  if cell.get("error"):
+    return {}
+  top1 = {f"{split}_top1": value for split, value in cell["top1"].items()}
+  return top1 | {name: cell[name] for name in COSTS if cell.get(name) is not None}
+
+
+def scale_of(name: str) -> float:
+  """Factor of a figure where it is shown: accuracies are percentages."""
+  return 1.0 if name in COSTS else 100.0
+
+
+def groups(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
+  """Groups cells over the seeds, in the order of their first cell."""
+  members: dict[str, list[Mapping[str, Any]]] = {}
+  for cell in cells:
+    members.setdefault(repr(kind_of(cell["values"])), []).append(cell)
+  result = []
+  for own in members.values():
+    figures = list(map(figures_of, own))
+    names = dict.fromkeys(name for of_cell in figures for name in of_cell)
+    spreads = {name: _spread([f[name] for f in figures if name in f]) for name in names}
+    result.append(Group(kind_of(own[0]["values"]), spreads, figures.count({})))
+  return result
+
+
+def _spread(values: Sequence[float]) -> Spread:
+  std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+  return Spread(float(np.mean(values)), std, tuple(values))
+
+
+def cells_csv(cells: Sequence[Mapping[str, Any]]) -> str:
+  """Formats one line a cell: swept fields, figures, error; unread fields are empty."""
+  fields = dict.fromkeys(field for cell in cells for field in cell["values"])
+  figures = dict.fromkeys(name for cell in cells for name in figures_of(cell))
+  columns = (*fields, *figures, "error")
+  rows = [cell["values"] | figures_of(cell) | {"error": cell.get("error")} for cell in cells]
+  return csv_text(columns, ([row.get(name) for name in columns] for row in rows))
+
+
+def swept(groups_of: Sequence[Group]) -> list[str]:
+  """Returns the fields, other than the seed, that take several values."""
+  fields = dict.fromkeys(field for group in groups_of for field in group.values)
+  values = {f: {str(g.values[f]) for g in groups_of if g.values[f] is not None} for f in fields}
+  return [field for field in fields if len(values[field]) > 1]
+
+
+def sweep(
+  path: str | os.PathLike,
+  groups_of: Sequence[Group],
+  references: Mapping[str, Mapping[str, float]],
+  images: Mapping[str, str],
+) -> None:
+  """Plots mean and standard deviation over the seeds, a panel a figure; each seed is a faint dot.
+
+  The x axis is the first swept field with its values evenly spaced. Every combination of the other
+  swept fields is a line; a group that does not read one of them belongs to every line.
+
+  Args:
+    groups_of: one or more groups.
+    references: figure -> label -> value, drawn as grey lines.
+    images: split -> number of images that its accuracies are of.
+  """
+  along, *others = swept(groups_of) or [""]
+  x_of = [str("-" if (x := group.values.get(along, "")) is None else x) for group in groups_of]
+  ticks = list(dict.fromkeys(x_of))
+  keys = [tuple(group.values[field] for field in others) for group in groups_of]
+  lines = [key for key in dict.fromkeys(keys) if any(value is not None for value in key)] or [()]
+  names = list(dict.fromkeys(name for group in groups_of for name in group.figures))
+  seeds = max((len(one.values) for g in groups_of for one in g.figures.values()), default=0)
+  title = f"Mean and standard deviation over {counted(seeds, 'seed')}"
+  figure, axes_of = drawing.panels(max(len(names), 1), 3.3, 3.3, title, columns=3)
+  drawn: dict[str, Any] = {}
+  for axes, name in zip(axes_of, names, strict=False):
+    for number, line in enumerate(lines):
+      points = [
+        (ticks.index(x), group.figures[name])
+        for x, key, group in zip(x_of, keys, groups_of, strict=True)
+        if name in group.figures
+        and all(a is None or a == b for a, b in zip(key, line, strict=False))
+      ]
+      points.sort(key=lambda point: point[0])
+      # Shifted, so that the error bars of several lines can be told apart.
+      shift = 0.06 * (number - (len(lines) - 1) / 2)
+      label = ", ".join(f"{f}={v}" for f, v in zip(others, line, strict=False))
+      drawn.setdefault(label, _draw_line(axes, points, number, shift, scale_of(name)))
+    for label, value in references.get(name, {}).items():
+      drawing.reference_line(axes, scale_of(name) * value, label)
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.set_xlim(-0.4, len(ticks) - 0.6)
+    means = [group.figures[name].mean for group in groups_of if name in group.figures]
+    if name in COSTS and min(means) > 0 and max(means) > 20 * min(means):
+      drawing.log_axis(axes, "y")
+    heading = COSTS.get(name) or top1_heading(name.removesuffix("_top1"), images)
+    drawing.label_panel(axes, heading, along, grid="both")
+  if len(drawn) > 1:
+    drawing.legend_below(figure, list(drawn.values()), list(drawn))
+  drawing.save(path, figure)
+
+
+def top1_heading(split: str, images: Mapping[str, str]) -> str:
+  """Title of a panel: a split with its number of images."""
+  count = f", {images[split]} images" if split in images else ""
+  return f"{drawing.name(split, 18)}: top-1 (%){count}"
+
+
+def _draw_line(
+  axes: Axes, points: Sequence[tuple[int, Spread]], number: int, shift: float, scale: float
+):
+  """Draws means with error bars, and the seeds as dots."""
+  x = shift + np.array([place for place, _ in points])
+  means, stds = scale * np.array([(found.mean, found.std) for _, found in points]).reshape(-1, 2).T
+  for place, (_, found) in zip(x, points, strict=True):
+    seeds = scale * np.array(found.values)
+    dots = {"s": 9, "color": drawing.style(number)["color"], "alpha": 0.35, "linewidths": 0}
+    axes.scatter(np.full(len(seeds), place), seeds, **dots)
+  return drawing.error_bars(axes, x, means, number, yerr=stds)

@@ -1,0 +1,1 @@
+"""Geometry of class features under prompts, and bias of the sampled gradient."""

@@ -1,0 +1,158 @@
+"""What prompts do to the features of classes: alignment, uniformity, nearest tokens, maps.
+
+The data sets are those that `config.evaluate` names. Leaves `results.json`, `results.md`,
+`report.html` and plots in the run's folder. With several processes all of them compute, and the
+first writes.
+"""
+
+from collections.abc import Mapping, Sequence
+import logging
+from typing import Any
+
+import numpy as np
+
+from pomp_jax import hosts
+from pomp_jax.config import Settings
+from pomp_jax.data.class_lists import ClassList
+from pomp_jax.data.wordnet import load_tree
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.evaluate import check_prompts
+from pomp_jax.evaluate.evaluation_sets import evaluation_sets, open_everywhere
+from pomp_jax.evaluate.metrics import check_finite
+from pomp_jax.evaluate.named_prompts import NamedPrompt, features_under, read_prompts
+from pomp_jax.evaluate.predictions import split_features
+from pomp_jax.evaluate.topk import topk_accuracy
+from pomp_jax.files.prompt_file import Prompt
+from pomp_jax.files.run_folder import RunFolder, write_json, writing
+from pomp_jax.files.terminal import steps_of
+from pomp_jax.report.run_report import finish_run
+from pomp_jax.rooms.analysis.geometry import (
+  Branches,
+  alignment,
+  alignment_uniformity,
+  class_maps,
+  nearest_tokens,
+  prompt_similarity,
+  shape_branches,
+  similarity_matrices,
+  token_spacing,
+  uniformity,
+  wordnet_branches,
+)
+from pomp_jax.train.resume import check_same_run
+
+log = logging.getLogger(__name__)
+
+_FIELD = "analyse.prompts"
+# Beginnings of the fields that results depend on.
+_DATA = ("annotations", "base", "classes", "dataset", "n_classes", "names", "novel", "root")
+_DATA += ("shots", "source", "test_share", "validation_share")
+_READ = ("analyse.", "clip.", "eval.images", "eval.template", "evaluate.")
+_READ += tuple(f"data.{field}" for field in _DATA)
+
+
+def check(config: Settings, workdir: str) -> None:
+  """Opens every set and every prompt; writes nothing."""
+  folder = RunFolder(workdir)
+  folder.check(config.job)
+  if folder.results.exists():
+    check_same_run(config, folder, lambda field: not field.startswith(_READ))
+  check_prompts(config, config.analyse.prompts, _FIELD)
+
+
+def run(config: Settings, workdir: str) -> dict[str, Any]:
+  """Analyses every prompt on every set: returns what `results.json` holds.
+
+  Raises:
+    CorruptDataError: more images than `data.max_corrupt` allows can't be read.
+    EvaluationError: features are not finite.
+  """
+  folder, first = RunFolder(workdir), hosts.is_first()
+  encoder = inputs.open_encoder(config)
+  prompts = read_prompts(config.analyse.prompts, _FIELD)
+  if first:
+    folder.create()
+    write_json(folder.config, config.to_dict())
+  sets = {}
+  opened, _ = open_everywhere(
+    evaluation_sets(config, encoder.clip.image_size), config.evaluate.skip_missing
+  )
+  for name, (source, classes, _) in steps_of(list(opened.items()), "analysis", "sets"):
+    images = split_features(encoder, source, max_corrupt=config.data.max_corrupt)
+    features = {named.label: features_under(encoder, classes, named.prompt) for named in prompts}
+    for label, rows in features.items():
+      check_finite(rows, f"classes under {label!r}")
+    sets[name] = {
+      "images": len(images.labels),
+      "unreadable": len(source) - len(images.labels),
+      "classes": len(classes),
+      "prompts": {
+        label: {
+          "alignment": alignment(images.features, rows, images.labels),
+          "uniformity": uniformity(rows) if len(rows) > 1 else None,
+          **topk_accuracy(images.features, rows, images.labels, ks=(1,), mesh=encoder.mesh),
+        }
+        for label, rows in features.items()
+      },
+      "similarity_of_prompts": prompt_similarity(list(features.values())),
+    }
+    if first:
+      with writing(folder.plots):
+        _plot(folder, name, features, _branches(classes))
+      _log_set(name, sets[name])
+  results = {
+    "job": config.job,
+    "clip_model": encoder.clip.name,
+    "prompts": [{"label": named.label, "step": named.step} for named in prompts],
+    "tokens": _tokens(encoder, prompts, config.analyse.top),
+    "sets": sets,
+  }
+  if first:
+    with writing(folder.plots):
+      alignment_uniformity(folder.plots / "alignment_uniformity.png", sets)
+    finish_run(folder, config, results, "results.md")
+    log.info("tables, plots and every figure are in %s", folder.path)
+  return results
+
+
+def _tokens(encoder: Encoder, prompts: Sequence[NamedPrompt], top: int) -> dict[str, Any]:
+  """The tokens nearest to the vectors of each learned prompt that all classes share."""
+  embeddings = encoder.clip.text_params["text_model"]["embeddings"]["token_embedding"]["embedding"]
+  embeddings_VxD = np.asarray(embeddings)
+  vectors = {}
+  for label, prompt, _ in prompts:
+    if isinstance(prompt, Prompt) and prompt.context.ndim == 2:
+      found = nearest_tokens(prompt.context, embeddings_VxD, top)
+      vectors[label] = [
+        {"tokens": encoder.clip.tokenizer.convert_ids_to_tokens(tokens), "distances": distances}
+        for tokens, distances in zip(found[0].tolist(), found[1], strict=True)
+      ]
+  return {"median_distance_between_tokens": token_spacing(embeddings_VxD), "vectors": vectors}
+
+
+def _branches(classes: ClassList) -> Branches:
+  if classes.synsets is not None:
+    tree = load_tree()
+    return wordnet_branches(tree, tree.nodes(classes.synsets))
+  return shape_branches(classes.names) or Branches(("classes",), np.zeros(len(classes), np.int64))
+
+
+def _plot(
+  folder: RunFolder, name: str, features: Mapping[str, np.ndarray], branches: Branches
+) -> None:
+  file = name.replace("/", "-")
+  class_maps(folder.plots / f"map_{file}.png", features, branches, f"Class features of {name}")
+  similarity_matrices(
+    folder.plots / f"similarity_{file}.png", features, branches, f"Cosines of classes of {name}"
+  )
+
+
+def _log_set(name: str, of_set: Mapping[str, Any]) -> None:
+  for label, figures in of_set["prompts"].items():
+    log.info(
+      "%s: %s: alignment %.3f, uniformity %s, top-1 %.1f%% (%d images, %d classes)",
+      *(name, label, figures["alignment"]),
+      "-" if figures["uniformity"] is None else f"{figures['uniformity']:.3f}",
+      *(100 * figures["top1"], of_set["images"], of_set["classes"]),
+    )

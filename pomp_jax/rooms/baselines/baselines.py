@@ -1,0 +1,171 @@
+"""POMP beside every baseline on the same classes: one table of accuracy, time and memory.
+
+Each method has a folder with one run folder per seed. On the CPU backend it runs in a process of
+its own, so that its peak memory is measured alone. A method that fails is marked with its error,
+and the others continue. A restart skips what has finished.
+"""
+
+import json
+import logging
+import os
+import tempfile
+from typing import Any
+
+import jax
+
+from pomp_jax.config import METHODS, ConfigError, Settings, validate, value_of_text
+from pomp_jax.files.run_folder import RunFolder, writing
+from pomp_jax.files.terminal import steps_of
+from pomp_jax.report import plots
+from pomp_jax.report.run_report import finish_run
+from pomp_jax.train import pretrain
+from pomp_jax.train.measurement import ProcessError, in_own_process, peak_mib
+from pomp_jax.train.repeat import of_seeds, run_of_seed, summary
+from pomp_jax.train.watch import TrainingError
+
+log = logging.getLogger(__name__)
+
+_EXPECTED = "one or more methods (label, {field: value}), no label twice"
+
+
+def check(config: Settings, workdir: str) -> None:
+  """Checks each method and seed as the pretrain job does."""
+  RunFolder(workdir).check(config.job)
+  for label, method in method_configs(config).items():
+    for seed in _seeds(method):
+      pretrain.check(*run_of_seed(method, os.path.join(workdir, label), seed))
+
+
+def run(config: Settings, workdir: str) -> dict[str, Any]:
+  """Runs what has not finished yet, and sums up: returns what `results.json` holds.
+
+  Raises:
+    TrainingError: methods have failed; everything is written nevertheless.
+  """
+  folder, configs = RunFolder(workdir), method_configs(config)
+  folder.create()
+  methods, failed = {}, {}
+  with tempfile.TemporaryDirectory() as programs:
+    for label, method in steps_of(configs.items(), "baselines", "methods", len(configs)):
+      log.info("%s: %s", label, method.method)
+      outcome = _outcome(method, os.path.join(workdir, label), programs)
+      if "error" in outcome:
+        failed[label] = outcome["error"]
+        log.info("%s failed: %s", label, outcome["error"])
+      else:
+        methods |= _rows(label, method.method, outcome)
+  results = {
+    "job": config.job,
+    "seeds": list(config.repeat.seeds),
+    "settings": config.baselines.methods,
+    "methods": methods,
+    "failed": failed,
+  }
+  if methods:
+    top1 = {label: row["top1"] for label, row in methods.items()}
+    with writing(folder.plots):
+      plots.method_dots(folder.plots / "accuracy.png", top1)
+  finish_run(folder, config, results, "results.md")
+  for label, row in methods.items():
+    figures = [f"{name} {100 * top1['mean']:.1f}%" for name, top1 in row["top1"].items()]
+    log.info("%s: %s", label, ", ".join(figures))
+  if failed:
+    label, error = next(iter(failed.items()))
+    raise TrainingError(
+      f"{len(failed)} methods failed, the first, {label}: {error}; the same command runs them again"
+    )
+  return results
+
+
+def method_configs(config: Settings) -> dict[str, Settings]:
+  """The config of each method that `config.baselines.methods` names, by label; else ConfigError."""
+  found: dict[str, Settings] = {}
+  for label, values in config.baselines.methods:
+    if not label.replace("_", "").isalnum() or label in found:
+      raise ConfigError("baselines.methods", label, _EXPECTED)
+    changes = {f: value_of_text(f, v) if isinstance(v, str) else v for f, v in values.items()}
+    one = config.replace({"job": "pretrain", "baselines.methods": ()} | changes)
+    method = METHODS.get(one.method)
+    if method and method.pixels and one.data.features == "stored":
+      # Stored features serve only the methods that leave the image tower as it is.
+      one = one.replace({"data.features": "online"})
+    validate(one)
+    found[label] = one
+  if not found:
+    raise ConfigError("baselines.methods", config.baselines.methods, _EXPECTED)
+  return found
+
+
+def _seeds(config: Settings) -> tuple[int, ...]:
+  seeds = tuple(config.repeat.seeds) or (config.seed,)
+  return seeds if METHODS[config.method].seeded else seeds[:1]
+
+
+def _outcome(config: Settings, workdir: str, programs: str) -> dict[str, Any]:
+  """Runs a method: {"seeds": .., "runs": results of each, "peak_mib": ..}, or {"error": ..}."""
+  folder, seeds = RunFolder(workdir), list(_seeds(config))
+  all_ran = all(RunFolder(run_of_seed(config, workdir, seed)[1]).results.exists() for seed in seeds)
+  if all_ran and (stored := folder.finished(seeds=seeds)) is not None:
+    return stored
+  if jax.default_backend() == "cpu":
+    try:
+      outcome = in_own_process(_run_seeds, config, workdir, programs)
+    except ProcessError as error:
+      outcome = {"error": str(error)}
+  else:
+    # A second process could not open the device.
+    outcome = _run_seeds(config, workdir, programs) | {"peak_mib": None}
+  if "error" not in outcome:
+    outcome["seeds"] = seeds
+    if all_ran:
+      # Every seed had finished: the peak would be that of reading files.
+      outcome["peak_mib"] = None
+    folder.write_results(outcome)
+  return outcome
+
+
+def _run_seeds(config: Settings, workdir: str, programs: str) -> dict[str, Any]:
+  """Runs all seeds of a method, on the CPU in a process of its own."""
+  _share_programs(programs)
+  try:
+    runs = [pretrain.run(*run_of_seed(config, workdir, seed)) for seed in _seeds(config)]
+  except Exception as error:  # the other methods continue
+    return {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+  # Through JSON, so that it equals what a restart reads from the file.
+  return {"runs": json.loads(json.dumps(runs, default=float)), "peak_mib": round(peak_mib(), 1)}
+
+
+def _share_programs(folder: str) -> None:
+  """Lets the other seeds load what the first one compiled."""
+  jax.config.update("jax_compilation_cache_dir", folder)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _rows(label: str, method: str, outcome: dict[str, Any]) -> dict[str, Any]:
+  """Rows of the table: one of a method, or one of each text of zero-shot CLIP."""
+  runs = outcome["runs"]
+  first = runs[0]
+  row = {
+    "method": method,
+    "n_runs": len(runs),
+    "n_classes": first["n_classes"],
+    "steps": first.get("steps"),
+    "not_evaluated": first.get("not_evaluated", []),
+    "seconds": summary([run["seconds"] for run in runs]),
+    "peak_mib": outcome["peak_mib"],
+  }
+
+  def top1_of(prompt):
+    """By split: summary over the seeds, images, classes, interval."""
+    summaries = {}
+    for split, n_classes in first["eval_classes"].items():
+      one = of_seeds([run["eval"][split][prompt] for run in runs])
+      sizes = {"images": one["images"], "classes": n_classes, "interval": one["top1_interval"]}
+      summaries[split] = one["top1"] | sizes
+    return summaries
+
+  evaluated = list(next(iter(first["eval"].values())))
+  if method != "zero_shot":
+    learned = "prompt" if "prompt" in evaluated else method
+    return {label: row | {"top1": top1_of(learned)}}
+  return {f"{label}_{text}": row | {"top1": top1_of(text)} for text in evaluated}

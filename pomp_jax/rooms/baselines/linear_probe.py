@@ -1,0 +1,176 @@
+"""Linear probe of CLIP (Radford et al., 2021, section 3.2 and appendix A.3).
+
+Multinomial logistic regression on image features by L-BFGS. The L2 strength is swept over decades,
+then refined by bisection around the best, by accuracy on validation images.
+
+Shapes: n images, N classes, E features.
+"""
+
+from collections.abc import Callable, Iterator
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+import numpy as np
+import scipy.optimize
+
+from pomp_jax.config import Settings
+from pomp_jax.data.source import Source
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate.predictions import SplitFeatures, classifier_accuracy, split_features
+from pomp_jax.files.terminal import waiting
+
+# Strengths of the sweep, and the resolution of the search in decades.
+COARSE = tuple(10.0**power for power in range(-6, 7, 2))
+_FINEST = 1 / 8
+
+
+class LinearProbe(NamedTuple):
+  """A linear classifier."""
+
+  kernel: Float[np.ndarray, "E N"]
+  bias: Float[np.ndarray, " N"]
+  strength: float  # L2 strength of the fit
+
+  def scores(self, features_nxE: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n N"]:
+    """Computes logits."""
+    return features_nxE @ self.kernel + self.bias
+
+
+def fit(
+  features_nxE: Float[np.ndarray, "n E"],
+  labels_n: Int[np.ndarray, " n"],
+  n_classes: int,
+  strength: float,
+  *,
+  iterations: int = 1000,
+  start: LinearProbe | None = None,
+) -> LinearProbe:
+  """Minimises sum_i cross-entropy_i + strength / 2 * ||kernel||^2; the bias is not penalised.
+
+  In scikit-learn's LogisticRegression, C = 1 / strength > 0. L-BFGS starts from the probe `start`,
+  or zeros, and stops after `iterations`.
+  """
+  shape = (features_nxE.shape[1], n_classes)
+  objective = _objective(shape)
+  features, labels = jnp.asarray(features_nxE, jnp.float32), jnp.asarray(labels_n)
+
+  def value_and_gradient(weights):
+    value, gradient = objective(jnp.asarray(weights, jnp.float32), features, labels, strength)
+    return float(value), np.asarray(gradient, np.float64)
+
+  first = np.zeros(shape[0] * n_classes + n_classes)
+  if start is not None:
+    first[:] = np.concatenate([start.kernel.ravel(), start.bias])
+  options = {"maxiter": iterations, "maxfun": 2 * iterations, "ftol": 1e-9, "gtol": 1e-8}
+  found = scipy.optimize.minimize(
+    value_and_gradient, first, jac=True, method="L-BFGS-B", options=options
+  )
+  kernel, bias = np.split(found.x.astype(np.float32), [shape[0] * n_classes])
+  return LinearProbe(kernel.reshape(shape), bias, strength)
+
+
+@functools.cache
+def _objective(shape: tuple[int, int]) -> Callable:
+  """Compiles the mean loss over the images, once for all strengths, with its gradient."""
+
+  def value(weights, features_nxE, labels_n, strength):
+    kernel, bias = jnp.split(weights, [shape[0] * shape[1]])
+    kernel_ExN = kernel.reshape(shape)
+    logits_nxN = jnp.matmul(features_nxE, kernel_ExN, precision=jax.lax.Precision.HIGHEST) + bias
+    right_n = jnp.take_along_axis(logits_nxN, labels_n[:, None], axis=1)[:, 0]
+    loss_n = jax.nn.logsumexp(logits_nxN, axis=1) - right_n
+    penalty = 0.5 * strength * jnp.sum(jnp.square(kernel_ExN)) / labels_n.size
+    return jnp.mean(loss_n) + penalty
+
+  return jax.jit(jax.value_and_grad(value))
+
+
+def search(
+  fit_with: Callable[[float, LinearProbe | None], LinearProbe],
+  accuracy_of: Callable[[LinearProbe], float],
+) -> tuple[LinearProbe, dict[float, float]]:
+  """Searches for the L2 strength as CLIP does: a sweep over every second decade, then bisection.
+
+  Bisection tries the two neighbours of the best strength, and halves their distance down to an
+  eighth of a decade. Ties go to the stronger penalty. A probe with weights that are not finite is
+  never the best, and never an initial probe; if none of the sweep is finite, that is a
+  FloatingPointError.
+
+  Args:
+    fit_with: function that fits a probe for a strength from an initial probe.
+    accuracy_of: accuracy on validation images.
+
+  Returns:
+    The best probe, and the accuracy for each strength tried.
+  """
+  tried: dict[float, float] = {}
+  best, best_accuracy = None, -1.0
+
+  def attempt(strength):
+    nonlocal best, best_accuracy
+    if strength in tried:
+      return
+    probe = fit_with(strength, best)
+    tried[strength] = accuracy_of(probe)
+    finite = np.isfinite(probe.kernel).all() and np.isfinite(probe.bias).all()
+    if finite and tried[strength] > best_accuracy:
+      best, best_accuracy = probe, tried[strength]
+
+  # The strongest first: its solution is close to the initial zeros.
+  for strength in reversed(COARSE):
+    attempt(strength)
+  if best is None:
+    raise FloatingPointError(f"no probe of the strengths {', '.join(map(str, COARSE))} is finite")
+  distance = 1.0
+  while distance >= _FINEST:
+    centre = best.strength
+    for power in (-distance, distance):
+      attempt(centre * 10.0**power)
+    distance /= 2
+  return best, tried
+
+
+def fit_classifier(
+  config: Settings,
+  encoder: Encoder,
+  source: Source,
+  validation: SplitFeatures,
+  *,
+  view_epochs: Callable[[int], Iterator[Any]],
+  text_features: Callable[[str], np.ndarray],
+) -> tuple[LinearProbe, dict[str, Any]]:
+  """Fits probes on the features of the training images, and keeps the best on validation images.
+
+  Args:
+    config: settings of the run.
+    encoder: CLIP on the devices.
+    source: training images.
+    validation: features of validation images.
+    view_epochs: function from a number of epochs to the features that each shows.
+    text_features: function from a text of `evaluate.named_prompts` to class features [N,E].
+
+  Returns:
+    The classifier, and what the search found, as JSON.
+  """
+  del view_epochs, text_features
+  train = split_features(
+    encoder, source, threads=config.data.threads, max_corrupt=config.data.max_corrupt
+  )
+
+  def fit_with(strength, start):
+    return fit(
+      *(train.features, train.labels, len(train.names), strength),
+      iterations=config.probe.iterations,
+      start=start,
+    )
+
+  with waiting("fitting linear probes"):
+    probe, tried = search(fit_with, lambda one: classifier_accuracy(one, validation)["top1"])
+  return probe, {
+    "strength": probe.strength,
+    "validation_images": len(validation.labels),
+    "validation_top1": {f"{strength:.4g}": top1 for strength, top1 in tried.items()},
+  }

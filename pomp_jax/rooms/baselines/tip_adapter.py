@@ -1,0 +1,272 @@
+"""Tip-Adapter (Zhang et al., 2022): a cache of training features beside the text features.
+
+logits(f) = s f W^T + alpha * sum_k exp(-beta (1 - f . key_k)) onehot(label_k), with f and the keys
+on the unit sphere, s the logit scale, W the text features. In Tip-Adapter (training-free) a key is
+the mean feature of a training image over augmented views. Tip-Adapter-F trains these keys by AdamW
+on new views, with alpha and beta fixed. Both search for alpha and beta on validation images at the
+end. Settings depend on the data set: `published`.
+
+Shapes: n keys (cached images), V views of each, B other images, N classes, E embedding.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+import functools
+import itertools
+import json
+import logging
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+import optax
+import scipy.sparse
+
+from pomp_jax.config import SOURCES, Settings
+from pomp_jax.data.source import Source
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate.metrics import ranks
+from pomp_jax.evaluate.named_prompts import HAND_WRITTEN
+from pomp_jax.evaluate.predictions import SplitFeatures, classifier_accuracy
+from pomp_jax.files.terminal import steps_of
+
+log = logging.getLogger(__name__)
+
+# The published code's AdamW.
+_EPSILON, _DECAY = 1e-4, 0.01
+_PUBLISHED = pathlib.Path(__file__).with_suffix(".json")
+
+
+class Published(NamedTuple):
+  """Published settings for a data set."""
+
+  alpha: float  # cache weight while the keys are trained
+  alpha_max: float  # upper end of the search for alpha
+  beta_max: float  # upper end of the search for beta
+  epochs: int  # training epochs of the keys
+  text: str  # name of the hand-written prompts, as `evaluate.named_prompts` reads it
+
+
+def published(dataset: str) -> Published | None:
+  """Returns the settings for one of CoOp's eleven data sets; None for others."""
+  row = json.loads(_PUBLISHED.read_text())["sets"].get(dataset)
+  return row and Published(*(row[field] for field in Published._fields))
+
+
+class TipAdapter(NamedTuple):
+  """A cache and its weights."""
+
+  keys: Float[np.ndarray, "n E"]
+  labels: Int[np.ndarray, " n"]  # class of each key
+  text_features: Float[np.ndarray, "N E"]  # W, unit rows
+  scale: float  # logit scale s
+  alpha: float  # cache weight
+  beta: float  # sharpness of the affinity
+
+  def scores(self, features_BxE: Float[np.ndarray, "B E"]) -> Float[np.ndarray, "B N"]:
+    """Computes logits of unit features."""
+    text_BxN, cache_of = self._parts(features_BxE)
+    return text_BxN + self.alpha * cache_of(self.beta)
+
+  def searched(
+    self,
+    features_BxE: Float[np.ndarray, "B E"],
+    labels_B: Int[np.ndarray, " B"],
+    alphas: Float[np.ndarray, " a"],
+    betas: Float[np.ndarray, " b"],
+  ) -> "TipAdapter":
+    """Returns the adapter with the alpha and beta of the highest accuracy.
+
+    The first of equals wins, beta by beta. Ties between classes, and scores that are not finite,
+    count as wrong.
+    """
+    text_BxN, cache_of = self._parts(features_BxE)
+    best, found = -1.0, (self.alpha, self.beta)
+    for beta in steps_of(betas, "search of alpha and beta", "betas", len(betas)):
+      cache_BxN = cache_of(beta)
+      for alpha in alphas:
+        right = float(np.mean(ranks(text_BxN + alpha * cache_BxN, labels_B) == 0))
+        if right > best:
+          best, found = right, (float(alpha), float(beta))
+    return self._replace(alpha=found[0], beta=found[1])
+
+  def _parts(self, features_BxE: np.ndarray) -> tuple[np.ndarray, Callable[[float], np.ndarray]]:
+    """Computes text logits [B,N], and a function from beta to cache logits [B,N] before alpha."""
+    gap_nxB = 1 - self.keys @ features_BxE.T
+    n_keys = len(self.labels)
+    # Sparse: one entry a key.
+    ones = np.ones(n_keys, gap_nxB.dtype)
+    onehot_Nxn = scipy.sparse.csr_matrix(
+      (ones, (self.labels, np.arange(n_keys))), (len(self.text_features), n_keys)
+    )
+    text_BxN = self.scale * features_BxE @ self.text_features.T
+    return text_BxN, lambda beta: (onehot_Nxn @ np.exp(-beta * gap_nxB)).T
+
+
+def mean_keys(epochs: Iterable[Float[np.ndarray, "n V E"]]) -> Float[np.ndarray, "n E"]:
+  """Averages the features of each image over its views in all epochs, and normalises them.
+
+  The features of the views are not normalised: the published code averages first.
+  """
+  total_nxE = sum(features_nxVxE.sum(axis=1, dtype=np.float64) for features_nxVxE in epochs)
+  return unit(total_nxE).astype(np.float32)
+
+
+def unit(features: Float[np.ndarray, "*n E"]) -> Float[np.ndarray, "*n E"]:
+  """Normalises rows to length 1."""
+  return features / np.linalg.norm(features, axis=-1, keepdims=True)
+
+
+def tune(
+  adapter: TipAdapter,
+  epochs: Iterable[Float[np.ndarray, "n E"]],
+  labels_n: Int[np.ndarray, " n"],
+  *,
+  n_epochs: int,
+  batch_size: int,
+  rate: float,
+  seed: int,
+  validate: Callable[[TipAdapter], float],
+) -> TipAdapter:
+  """Trains the keys of Tip-Adapter-F by cross-entropy on the training images.
+
+  Returns the epoch with the highest validation accuracy (the published code uses test images), and
+  never the training-free adapter. Training stops with a warning at keys that are not finite, and
+  raises FloatingPointError if those of the first epoch are not.
+
+  Args:
+    adapter: training-free adapter, with the alpha and beta of the training.
+    epochs: unit features of the training images in each epoch.
+    labels_n: class of each image.
+    n_epochs: training epochs, under one cosine schedule.
+    batch_size: images a step; the last step of an epoch may be smaller.
+    rate: initial learning rate of AdamW.
+    seed: random seed of the order.
+    validate: function from an adapter to its validation accuracy.
+  """
+  steps = -(-len(labels_n) // batch_size)
+  optimizer = optax.adamw(
+    optax.cosine_decay_schedule(rate, n_epochs * steps), eps=_EPSILON, weight_decay=_DECAY
+  )
+  keys = jnp.asarray(adapter.keys)
+  state = optimizer.init(keys)
+  data = (jnp.asarray(adapter.labels), jnp.asarray(adapter.text_features))
+  weights = {"scale": adapter.scale, "alpha": adapter.alpha, "beta": adapter.beta}
+  gradient = jax.grad(functools.partial(cross_entropy, **weights))
+
+  @jax.jit
+  def step(keys, state, key_labels, text_features, features_BxE, labels_B):
+    slope = gradient(keys, key_labels, text_features, features_BxE, labels_B)
+    updates, state = optimizer.update(slope, state, keys)
+    return optax.apply_updates(keys, updates), state
+
+  rng = np.random.default_rng(seed)
+  best, best_accuracy = adapter, -1.0
+  for number, features_nxE in enumerate(itertools.islice(epochs, n_epochs), start=1):
+    order = rng.permutation(len(labels_n))
+    for rows in np.split(order, range(batch_size, len(order), batch_size)):
+      keys, state = step(keys, state, *data, features_nxE[rows], labels_n[rows])
+    tuned = adapter._replace(keys=np.asarray(keys))
+    if not np.isfinite(tuned.keys).all():
+      found = f"the keys are not finite after epoch {number} of {n_epochs} at a rate of {rate:g}"
+      if number == 1:
+        raise FloatingPointError(f"{found}; a lower one is the usual remedy")
+      log.warning("%s: the best epoch before it is kept", found)
+      break
+    accuracy = validate(tuned)
+    log.info("epoch %d/%d  validation top-1 %.1f%%", number, n_epochs, 100 * accuracy)
+    if accuracy > best_accuracy:
+      best, best_accuracy = tuned, accuracy
+  return best
+
+
+def cross_entropy(
+  keys_nxE: Float[Array, "n E"],
+  key_labels_n: Int[Array, " n"],
+  text_features_NxE: Float[Array, "N E"],
+  features_BxE: Float[Array, "B E"],
+  labels_B: Int[Array, " B"],
+  *,
+  scale: float,
+  alpha: float,
+  beta: float,
+) -> Float[Array, ""]:
+  """Computes the mean cross-entropy over the images, in nats."""
+  # HIGHEST: accelerators would round the cosines, which beta and the scale then multiply.
+  product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+  affinity_nxB = jnp.exp(-beta * (1 - product(keys_nxE, features_BxE.T)))
+  cache_NxB = jax.ops.segment_sum(affinity_nxB, key_labels_n, text_features_NxE.shape[0])
+  logits_BxN = product(scale * features_BxE, text_features_NxE.T) + alpha * cache_NxB.T
+  return optax.softmax_cross_entropy_with_integer_labels(logits_BxN, labels_B).mean()
+
+
+def fit_classifier(
+  config: Settings,
+  encoder: Encoder,
+  source: Source,
+  validation: SplitFeatures,
+  *,
+  view_epochs: Callable[[int], Iterator[Any]],
+  text_features: Callable[[str], np.ndarray],
+) -> tuple[TipAdapter, dict[str, Any]]:
+  """Fills the cache, tunes its keys for Tip-Adapter-F, and searches alpha and beta.
+
+  Arguments and result are those of `linear_probe.fit_classifier`.
+  """
+  tip = tip_settings(config)
+  # Without augmentation all views are the same.
+  n_views = 1 if config.data.augment == "none" else config.tip.views
+  n_epochs = tip.epochs if config.method == "tip_adapter_f" else 0
+  epochs = view_epochs(n_views + n_epochs)
+  first = [next(epochs) for _ in range(n_views)]
+  readable = np.flatnonzero(np.logical_and.reduce([epoch.readable for epoch in first]))
+  labels_n = np.asarray(source.labels)[readable]
+  adapter = TipAdapter(
+    mean_keys(epoch.features[readable] for epoch in first),
+    labels_n,
+    text_features(tip.text),
+    encoder.clip.logit_scale,
+    tip.alpha,
+    config.tip.beta,
+  )
+  del first
+  if n_epochs:
+    adapter = tune(
+      adapter,
+      (unit(epoch.features[readable]).reshape(-1, adapter.keys.shape[1]) for epoch in epochs),
+      np.repeat(labels_n, config.data.views),
+      n_epochs=n_epochs,
+      batch_size=config.batch_size,
+      rate=config.optim.lr,
+      seed=config.seed,
+      validate=lambda tuned: classifier_accuracy(tuned, validation)["top1"],
+    )
+  adapter = adapter.searched(
+    validation.features,
+    validation.labels,
+    alphas=_grid(tip.alpha_max, config.tip.alpha_steps),
+    betas=_grid(tip.beta_max, config.tip.beta_steps),
+  )
+  return adapter, {
+    "alpha": adapter.alpha,
+    "beta": adapter.beta,
+    "validation_images": len(validation.labels),
+  }
+
+
+def tip_settings(config: Settings) -> Published:
+  """Returns `config.tip`; zeros stand for the published values of the data set, or ImageNet's."""
+  tip, dataset = config.tip, config.data.dataset
+  row = published(dataset) if SOURCES[config.data.source].stored else None
+  if row is None:
+    log.info("Tip-Adapter has no published settings for this data set: ImageNet's replace zeros")
+    row = published("imagenet1k")._replace(text=HAND_WRITTEN)
+  fields = ("alpha", "alpha_max", "beta_max", "epochs")
+  return row._replace(**{field: value for field in fields if (value := getattr(tip, field))})
+
+
+def _grid(most: float, steps: int) -> np.ndarray:
+  """Returns equal steps from 0.1 towards `most`, without it, as in the published search."""
+  return 0.1 + (most - 0.1) / steps * np.arange(steps)

@@ -1,0 +1,125 @@
+"""Learned tokens in the vision tower: VPT (Jia et al., 2022) and MaPLe (Khattak et al., 2023).
+
+Both train on pixels: they can't use features of a frozen image tower. VPT-shallow adds tokens
+before the first layer, VPT-deep new ones before each of J layers; its text features are fixed.
+
+MaPLe's text tower has M vectors before the name, and replaces them before each of its layers
+1..J-1. The vision tower has M tokens at the same depths, each a linear map of the text's: p_j =
+Linear_j(t_j), D to W. As released, the context starts from the first M = 2 tokens of "a photo of
+a", and "of a" precedes each name unchanged (`train.methods.initial_words`).
+
+Shapes: B images of a draw, R classes of a device, J layers with tokens, V or M tokens in each, D
+width of the text tower, W of the vision tower, E embedding.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pomp_jax.annotations import Array, Float
+from pomp_jax.clip import TextTower
+from pomp_jax.clip.vision import PromptedImageTower, prompted_image_tower
+from pomp_jax.config import Settings
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate.memory import activation_memory
+from pomp_jax.prompt.context import INIT_STDDEV, PromptContext
+from pomp_jax.prompt.learner import Frozen, TextFeatures, available_rows, class_sequences
+from pomp_jax.rooms.baselines.cocoop import dense, init_dense
+
+
+@dataclasses.dataclass(frozen=True)
+class VPTLearner:
+  """{"visual": [J,V,W]}, from N(0, 0.02^2); text features are `Frozen.classes`."""
+
+  image_tower: PromptedImageTower
+  width: int
+  n_tokens: int
+  depth: int  # 1 is VPT-shallow, all layers VPT-deep
+
+  def init(self, key: jax.Array) -> Any:
+    """See `Learner`."""
+    shape = (self.depth, self.n_tokens, self.width)
+    return {"visual": INIT_STDDEV * jax.random.normal(key, shape)}
+
+  def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
+    """See `ImageLearner`."""
+    return self.image_tower(frozen.image, images_B, params["visual"])
+
+  def text_features(
+    self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
+  ) -> TextFeatures:
+    """See `Learner`; a look-up."""
+    del params, image_features_BxE
+    return TextFeatures(frozen.classes[class_ids_R])
+
+
+@dataclasses.dataclass(frozen=True)
+class MaPLeLearner:
+  """{"context": [M,D], "deep": [J-1,M,D], "coupling": {"kernel": [J,D,W], "bias": [J,W]}}.
+
+  No "deep" where J = 1: checkpoints hold no empty arrays.
+  """
+
+  module: PromptContext  # shared context before the name
+  text_tower: TextTower  # shared tower with the same budget
+  image_tower: PromptedImageTower
+  vision_width: int
+  depth: int  # J, in both towers
+  token_budget: int | None = None  # see `prompt.learner.ContextLearner`
+
+  def init(self, key: jax.Array) -> Any:
+    """See `Learner`; as published, the maps of the deeper layers start equal."""
+    context_key, deep_key, first_key, other_key = jax.random.split(key, 4)
+    width = self.module.width
+    first = init_dense(first_key, width, self.vision_width)
+    other = init_dense(other_key, width, self.vision_width)
+    params = {
+      **self.module.init(context_key, method=lambda m: m.context)["params"],
+      "coupling": jax.tree.map(
+        lambda *layers: jnp.stack(layers), first, *[other] * (self.depth - 1)
+      ),
+    }
+    if self.depth > 1:
+      shape = (self.depth - 1, self.module.n_vectors, width)
+      params["deep"] = INIT_STDDEV * jax.random.normal(deep_key, shape)
+    return params
+
+  def visual_tokens(self, params: Any) -> Float[Array, "J M W"]:
+    """Maps the text tower's tokens to the vision tower's."""
+    text_JxMxD = params["context"][None]
+    if "deep" in params:
+      text_JxMxD = jnp.concatenate([text_JxMxD, params["deep"]])
+    return jax.vmap(dense)(params["coupling"], text_JxMxD)
+
+  def image_features(self, params: Any, frozen: Frozen, images_B: jax.Array) -> jax.Array:
+    """See `ImageLearner`."""
+    return self.image_tower(frozen.image, images_B, self.visual_tokens(params))
+
+  def text_features(
+    self, params: Any, frozen: Frozen, class_ids_R: jax.Array, image_features_BxE: jax.Array
+  ) -> TextFeatures:
+    """See `Learner`; the same for all images."""
+    del image_features_BxE
+    context = {"context": params["context"]}
+    sequences = class_sequences(self.module, context, frozen, class_ids_R)
+    features_RxE = self.text_tower(frozen.text, *sequences, params.get("deep"))
+    return TextFeatures(features_RxE, available_rows(sequences.lengths, self.token_budget))
+
+
+def make_learner(
+  config: Settings,
+  encoder: Encoder,
+  module: PromptContext,
+  text_tower: TextTower,
+  token_budget: int | None,
+) -> VPTLearner | MaPLeLearner:
+  """Builds the learner of a run; see `train.methods.make_learner`."""
+  # The text tower gets the other half.
+  memory = activation_memory(config.clip) / 2
+  tower = prompted_image_tower(encoder.clip, config.clip.dtype, config.clip.image_chunk, memory)
+  width, depth = encoder.clip.config.vision_config.hidden_size, config.prompt.depth
+  if config.method == "maple":
+    return MaPLeLearner(module, text_tower, tower, width, depth, token_budget)
+  return VPTLearner(tower, width, config.prompt.visual_tokens, depth)

@@ -1,0 +1,275 @@
+"""Costs of the parts of a training on these devices: seconds, bytes and rates.
+
+A long part is measured on a few of its rows (images, classes), and its time is scaled to all of
+them, because the towers' time is proportional to their rows. The step is always compiled in whole,
+for its memory.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import time
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+from pomp_jax import hosts
+from pomp_jax.data.subsets import spread_evenly
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.predictions import split_features
+from pomp_jax.files.checkpoints import Checkpoints
+from pomp_jax.files.prompt_file import save_prompt
+from pomp_jax.files.terminal import steps_of, waiting
+from pomp_jax.prompt.mesh import CLASS, DATA, replicate
+from pomp_jax.prompt.step import TrainState
+from pomp_jax.train import batches, setup
+from pomp_jax.train.measurement import peak_mib
+
+# A part is measured in whole if a warmup and two measurements take at most this many seconds.
+_PART_SECONDS = 20.0
+_STEPS = 4  # timed steps, after one for warmup
+_BATCHES = 4  # least number of timed batches, after twice as many for warmup
+# Measure at least this many images per device, images read by a process, classes per device.
+_IMAGES, _READ, _CLASSES = 4, 16, 64
+_TEST_IMAGES = 512
+
+
+class Cost(NamedTuple):
+  """The time of a part."""
+
+  seconds: float  # of all rows
+  measured: int  # number of rows that were measured
+  total: int  # number of all rows
+
+  @property
+  def scaled(self) -> bool:
+    """Whether the time is scaled from a part of the rows."""
+    return self.measured < self.total
+
+
+def measure(job: setup.Run) -> dict[str, Any]:
+  """Measures every part of a run on available data, and writes to its folder.
+
+  Returns:
+    Figures by name: a `Cost` of each part, and numbers.
+  """
+  figures: dict[str, Any] = {"devices": jax.device_count(), "steps": job.total_steps}
+  state = _noise_state(job)
+  for part in steps_of([_reading, _step, _all_classes, _test_images, _saving], "dry run", "parts"):
+    figures |= part(job, state)
+  return figures | {"process_peak_mib": peak_mib()}
+
+
+def _noise_state(job: setup.Run) -> TrainState:
+  """Returns a first state; a bank is noise, which costs a step as much as features."""
+  state = setup.blank_state(job)
+  if state.bank is None:
+    return state
+  bank_NxE = np.random.default_rng(0).standard_normal(state.bank.shape, np.float32)
+  bank_NxE /= np.linalg.norm(bank_NxE, axis=-1, keepdims=True)
+  return setup.place_bank(job, state.replace(bank=bank_NxE))
+
+
+def _reading(job: setup.Run, state: TrainState) -> dict[str, Any]:
+  """Reads a smaller batch of this process; views are read one by one."""
+  config = job.config
+  _, count = batches.own_shard(job.encoder.mesh)
+  n_images = config.batch_size // config.data.views
+  smaller = min(n_images, _READ * count)
+  views = smaller * config.data.views
+  # Take the readers of whole batches: each holds some that are ready.
+  threads, workers = readers = batches.readers_of(config, job.source, job.fetch, job.encoder.mesh)
+  small = config.replace({"batch_size": views, "data.threads": threads, "data.workers": workers})
+  loader = batches.open_batches(small, job.source, job.fetch, job.encoder.mesh)
+  n_timed = max(_BATCHES, 4 * readers.n_at_once)
+  seconds = float(np.mean(_seconds(lambda: next(loader), n_timed, warmup=2 * n_timed)))
+  loader.close()
+  return {"read": Cost(seconds * n_images / smaller, views, config.batch_size)}
+
+
+def _step(job: setup.Run, state: TrainState) -> dict[str, Any]:
+  """Measures the whole step, or a part of its images and a part of its classes if it is long."""
+  with waiting("compiling the training step"):
+    start = time.monotonic()
+    program = setup.build_step(job).lower(state, job.frozen, _batch_shapes(job)).compile()
+    found: dict[str, Any] = {"compile_seconds": time.monotonic() - start}
+  if memory := program.memory_analysis():
+    found["device_arguments_mib"] = memory.argument_size_in_bytes / 2**20
+    found["device_temporaries_mib"] = memory.temp_size_in_bytes / 2**20
+  online = job.config.data.features == "online"
+  images = _image_cost(job) if online else Cost(0.0, 1, 1)
+  classes = _class_cost(job)
+  seconds = images.seconds + classes.seconds
+  if (1 + _STEPS) * seconds > _PART_SECONDS:
+    return found | {"step_seconds": seconds, "step_images": images, "step_classes": classes}
+  step = _stepping(program, _noise_state(job), job.frozen, _random_batch(job))
+  return found | {"step_seconds": float(np.median(_seconds(step, _STEPS, warmup=1)))}
+
+
+def _image_cost(job: setup.Run) -> Cost:
+  """Measures the image tower on the images of a step."""
+  encoder, size = job.encoder, job.encoder.clip.image_size
+  rows = NamedSharding(encoder.mesh, P((DATA, CLASS)))
+  images = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8)
+
+  def of(n_images):
+    # Pad to equal shares of the devices; the pixels do not change the time.
+    shape = (-(-n_images // encoder.mesh.size) * encoder.mesh.size, *images.shape[1:])
+    pixels = jax.make_array_from_callback(
+      shape, rows, lambda index: np.repeat(images, len(range(*index[0].indices(shape[0]))), axis=0)
+    )
+    return lambda: encoder.features_of_images(pixels).block_until_ready()
+
+  return _cost(of, job.config.batch_size, _IMAGES * encoder.mesh.size)
+
+
+def _class_cost(job: setup.Run) -> Cost:
+  """Measures a step on random image features: draw, text tower, loss, gradient, update."""
+  mesh, config = job.encoder.mesh, job.config
+  groups = mesh.shape[DATA] * config.accumulate
+  n_images, k = config.batch_size // groups, job.k
+  plan = setup.step_memory(job)
+
+  def smaller(n_rows: int) -> setup.Run:
+    part = min(1.0, n_rows / (n_images + k))
+    changes = {
+      "data.features": "stored",
+      "batch_size": groups * max(1, round(n_images * part)),
+      # Rematerialise as the whole step does.
+      "clip.remat": plan.remat,
+      "clip.n_chunks": plan.n_chunks if part == 1 else min(plan.n_chunks, 2),
+    }
+    if part < 1:
+      changes |= {"negatives": "sampled", "k": max(2, round(k * part))}
+    return dataclasses.replace(job, config=config.replace(changes))
+
+  def of(n_rows: int) -> Callable[[], None]:
+    run = smaller(n_rows)
+    state, batch = _noise_state(run), _random_batch(run)
+    with waiting("compiling a part of the step"):
+      program = setup.build_step(run).lower(state, job.frozen, batch).compile()
+    return _stepping(program, state, job.frozen, batch)
+
+  cost = _cost(of, n_images + k, _CLASSES * mesh.shape[CLASS])
+  if not cost.scaled:
+    return cost
+  # Scale by tokens, not by rows: the budget of a few rows has more slack.
+  by_tokens = job.step_tokens / smaller(cost.measured).step_tokens
+  return cost._replace(seconds=cost.seconds * cost.measured / cost.total * by_tokens)
+
+
+def _stepping(program: jax.stages.Compiled, state: Any, frozen: Any, batch: Any) -> Callable:
+  """Returns a function that takes one step after another and donates the state."""
+
+  def step():
+    nonlocal state
+    state, metrics = program(state, frozen, batch)
+    jax.block_until_ready(metrics)
+
+  return step
+
+
+def _batch_shapes(job: setup.Run) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the shapes of a batch of the step."""
+  config, encoder = job.config, job.encoder
+  rows = NamedSharding(encoder.mesh, P(DATA))
+  size, clip = encoder.clip.image_size, encoder.clip.config
+  online = config.data.features == "online"
+  shape = (size, size, 3) if online else (clip.projection_dim,)
+  dtype = np.uint8 if online else np.float32
+  return {
+    "image": jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=rows),
+    "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32, sharding=rows),
+  }
+
+
+def _random_batch(job: setup.Run) -> dict[str, jax.Array]:
+  """Places a batch of noise on the devices, with labels of existing classes."""
+  rng, n_classes = np.random.default_rng(0), len(job.source.names)
+
+  def place(name, shape):
+    if name == "label":
+      whole = rng.integers(0, n_classes, shape.shape, np.int32)
+    elif shape.dtype == np.uint8:
+      whole = rng.integers(0, 256, shape.shape, np.uint8)
+    else:
+      whole = rng.standard_normal(shape.shape, np.float32)
+    return jax.make_array_from_callback(shape.shape, shape.sharding, lambda index: whole[index])
+
+  return {name: place(name, shape) for name, shape in _batch_shapes(job).items()}
+
+
+def _all_classes(job: setup.Run, state: TrainState) -> dict[str, Any]:
+  """Measures the features of all classes under the prompt, without gradient."""
+  encoder, n_classes = job.encoder, len(job.source.names)
+  tokens = jax.tree.map(np.asarray, job.frozen.tokens)
+
+  def of(n):
+    some = spread_evenly(n, n_classes)
+    part = replicate(jax.tree.map(lambda rows: rows[some], tokens), encoder.mesh)
+    return lambda: encoder.features_of_tokens(state.params, part, job.module.position)
+
+  return {"class_features": _cost(of, n_classes, _CLASSES * encoder.mesh.size)}
+
+
+def _test_images(job: setup.Run, state: TrainState) -> dict[str, Any]:
+  """Measures reading and encoding of test images, as in an evaluation."""
+  data, encoder = job.config.data, job.encoder
+  split = inputs.evaluation_splits(data)[0]
+
+  def of(n):
+    some = inputs.open_source(data, split, n_images=n)
+    return lambda: split_features(encoder, some, threads=data.threads, max_corrupt=data.max_corrupt)
+
+  total = len(inputs.open_source(data, split, n_images=_TEST_IMAGES))
+  return {"test_images": _cost(of, total, _IMAGES * encoder.mesh.size)}
+
+
+def _saving(job: setup.Run, state: TrainState) -> dict[str, Any]:
+  """Measures a checkpoint and a prompt."""
+  with Checkpoints(job.folder.checkpoints, 1) as checkpoints:
+    (seconds,) = _seconds(
+      lambda: checkpoints.save(
+        1, setup.gather_bank(job, state), {"config": job.config.to_dict()}, metric=0.5
+      ),
+      1,
+      0,
+    )
+  save_prompt(job.folder.prompt, setup.prompt_of(job, state))
+  return {
+    "checkpoint_seconds": seconds,
+    "checkpoint_bytes": sum(file.stat().st_size for file in job.folder.checkpoints.iterdir()),
+    "prompt_bytes": job.folder.prompt.stat().st_size,
+  }
+
+
+def _cost(of: Callable[[int], Callable[[], Any]], total: int, least: int) -> Cost:
+  """Measures the time of all rows, or scales that of some of them if all are long.
+
+  `of` maps a number of rows, at first `least`, to their computation, whose first call may compile.
+  """
+  # Measure all rows at once where that saves a second compilation.
+  n = least if 8 * least < total else total
+  while True:
+    # Take the faster of two: other load makes a machine slower, never faster.
+    seconds = min(_seconds(of(n), 2, warmup=1))
+    # All processes measure the same number of rows.
+    seconds = hosts.from_first(seconds, "the time of a part")
+    affordable = int(n * _PART_SECONDS / (3 * max(seconds, 1e-9)))
+    if n == total or affordable < min(total, 8 * n):
+      return Cost(seconds * total / n, n, total)
+    n = min(total, affordable)
+
+
+def _seconds(call: Callable[[], Any], times: int, warmup: int) -> list[float]:
+  """Times each of some calls, after `warmup` others."""
+  for _ in range(warmup):
+    call()
+  found: list[float] = []
+  for _ in range(times):
+    start = time.monotonic()
+    call()
+    found.append(time.monotonic() - start)
+  return found

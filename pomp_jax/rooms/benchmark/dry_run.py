@@ -1,0 +1,182 @@
+"""Measures a training on synthetic data, and estimates the cost of the real one.
+
+The same code runs on the same devices with the same shapes. The images are synthetic JPEGs, or
+those of a folder (`data.source="folder"`) that exists. A published architecture has random weights,
+so nothing is downloaded. Each part is timed, a long one on some of its rows (`costs.py`), and
+the run's total is the sum. Files go to a temporary folder.
+"""
+
+import dataclasses
+import functools
+import logging
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+import numpy as np
+
+from pomp_jax import hosts
+from pomp_jax.clip.load import is_here
+from pomp_jax.clip.synthetic import SYNTHETIC_CLIPS
+from pomp_jax.config import SYNTHETIC, SYNTHETIC_CLIP, WORLD, ConfigError, Settings, has_folder
+from pomp_jax.data.class_lists import CLASS_LISTS
+from pomp_jax.evaluate import inputs
+from pomp_jax.files.paths import is_file
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.rooms.benchmark import costs
+from pomp_jax.train import batches, pretrain, setup
+
+log = logging.getLogger(__name__)
+
+
+def check(config: Settings, workdir: str) -> None:
+  """Refuses what the run itself would refuse, as far as that is known without its data."""
+  if config.job != "pretrain":
+    takes = f"false where config.job={config.job!r}; it is for 'pretrain'"
+    raise ConfigError("dry_run", True, takes)
+  pretrain.check(_trial(config), workdir)
+
+
+def run(config: Settings, workdir: str) -> dict[str, Any]:
+  """Measures and logs the report; leaves nothing in `workdir`. Returns the figures."""
+  trial = _trial(config)
+  with tempfile.TemporaryDirectory() as temporary:
+    folder = RunFolder(pathlib.Path(temporary) / "run")
+    job = setup.prepare(trial, folder)
+    if trial.data.features == "stored":
+      shape = trial.data.views, job.encoder.clip.config.projection_dim
+      job = dataclasses.replace(job, fetch=functools.partial(_random_features, shape))
+    folder.create()
+    figures = costs.measure(job)
+  figures |= _whole_run(job, figures, once=config.data.features == "stored")
+  if hosts.is_first():
+    for line in _lines(trial, job, figures):
+      log.info("%s", line)
+    if trial.clip.model != config.clip.model and not is_here(config.clip.model):
+      log.warning(
+        "the weights of %s are not on this machine: a file is needed, or the run downloads them",
+        config.clip.model,
+      )
+  return figures
+
+
+def _trial(config: Settings) -> Settings:
+  """The config on synthetic data and, for a published architecture, random weights.
+
+  A folder of images that exists is measured itself.
+  """
+  changes: dict[str, Any] = {}
+  if has_folder(config.data):
+    if not config.eval.images:
+      splits = inputs.evaluation_splits(config.data)
+      n_images = sum(len(inputs.open_source(config.data, split)) for split in splits)
+      changes["eval.images"] = max(1, n_images // len(splits))
+  elif config.data.source != WORLD:
+    names = config.data.base or config.data.names or config.data.dataset
+    if names not in CLASS_LISTS and not is_file(names):
+      takes = f"a file of names, or one of {', '.join(CLASS_LISTS)}, for a dry run"
+      raise ConfigError("data.names", config.data.names, takes)
+    changes |= {"data.source": SYNTHETIC, "data.names": names, "data.shots": 0}
+    for field in ("root", "dataset", "base", "novel", "feature_store"):
+      changes[f"data.{field}"] = ""
+    if config.data.shots:
+      changes["data.images_per_class"] = config.data.shots
+  # A checkpoint on the disk has its own tokenizer; one of the hub's would be downloaded.
+  if config.clip.model in SYNTHETIC_CLIPS and not os.path.exists(config.clip.model):
+    changes["clip.model"] = SYNTHETIC_CLIP + config.clip.model
+  return config.replace(changes)
+
+
+def _random_features(
+  shape: tuple[int, int], indices: np.ndarray, epochs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Stands for reading stored features [B,V,E], as there are none."""
+  rng = np.random.default_rng(indices)
+  return rng.standard_normal((len(indices), *shape), np.float32), np.ones(len(indices), bool)
+
+
+def _whole_run(job: setup.Run, figures: dict[str, Any], *, once: bool) -> dict[str, Any]:
+  """The run's seconds and bytes, added up; `once`: it computes its features before training."""
+  config = job.config
+  test, classes = figures["test_images"], figures["class_features"].seconds
+  images = config.eval.images * test.seconds / test.total
+  n_splits = len(inputs.evaluation_splits(config.data))
+  n_validations = -(-job.total_steps // config.checkpoint.every)
+  step = max(figures["step_seconds"], figures["read"].seconds)
+  train = job.total_steps * step + (classes if job.needs_bank else 0)
+  n_views = _n_views(job)
+  views = (n_views or 0) * test.seconds / test.total if once else 0.0
+  validation = images + n_validations * classes
+  # An evaluation covers the learned prompt, the hand-written one and the name alone.
+  evaluation = n_splits * (images + 3 * classes)
+  total = views + train + validation + evaluation + n_validations * figures["checkpoint_seconds"]
+  # Beside `keep` checkpoints there are the best one and the one that is being written.
+  disk = (config.checkpoint.keep + 2) * figures["checkpoint_bytes"] + figures["prompt_bytes"]
+  return {
+    "training_features_seconds": views,
+    "training_seconds": train,
+    "validation_seconds": validation,
+    "evaluation_seconds": evaluation,
+    "total_seconds": total,
+    "disk_bytes": disk,
+    "stored_features_bytes": n_views and 4 * n_views * job.encoder.clip.config.projection_dim,
+  }
+
+
+def _n_views(job: setup.Run) -> int | None:
+  """Number of views that a training shows; None where none repeats."""
+  shown = batches.augmentation(job.config.data)
+  if shown.kind != "none" and not shown.view_epochs:
+    return None
+  return len(job.source) * shown.n_epochs * shown.n_views
+
+
+def _lines(trial: Settings, job: setup.Run, figures: dict[str, Any]) -> list[str]:
+  """The report."""
+  step, read = figures["step_seconds"], figures["read"]
+  bound = "reading the images" if read.seconds > step else "the step"
+  memory = "the backend does not say"
+  if "device_temporaries_mib" in figures:
+    memory = (
+      f"{figures['device_arguments_mib']:,.0f} MiB of weights and data,"
+      f" {figures['device_temporaries_mib']:,.0f} MiB of temporaries"
+    )
+  # Parts that the step's time was added up from; none if it was measured in whole.
+  names = [name for name in ("images", "classes") if f"step_{name}" in figures]
+  parts = [f"{name}: {_of(figures[f'step_{name}'])}" for name in names]
+  cache = figures["stored_features_bytes"]
+  origin = "" if has_folder(trial.data) else ", synthetic"
+  test, classes = figures["test_images"], figures["class_features"]
+  rate = trial.batch_size / read.seconds / jax.process_count()
+  return [
+    f"dry run of {trial.clip.model} on {figures['devices']} {jax.devices()[0].device_kind}:"
+    f" {len(job.source.names):,} classes, {len(job.source):,} training images{origin};"
+    f" {figures['steps']:,} steps of {trial.batch_size:,} views",
+    f"  step: {step:.3g} s ({trial.batch_size / step:,.3g} views/s)"
+    + (f", of parts ({'; '.join(parts)})" if parts else ", measured in whole")
+    + f"; compiled in {figures['compile_seconds']:.0f} s",
+    f"  reading: {_of(read)} a batch ({rate:,.3g} views/s of this host); {bound} is slower",
+    f"  memory of a device: {memory}",
+    f"  memory of this host's process: {figures['process_peak_mib']:,.0f} MiB at most"
+    + (", the whole step not run" if parts else ""),
+    f"  features of all classes: {_of(classes)}; test images: {_of(test)},"
+    f" {test.total / test.seconds:,.3g}/s",
+    f"  disk: {figures['disk_bytes'] / 1e6:.1f} MB of checkpoints and prompt"
+    + ("" if cache is None else f"; stored features take {cache / 1e9:.2f} GB"),
+    f"  the whole run, added up: {_hours(figures['total_seconds'])} (features of training images"
+    f" {_hours(figures['training_features_seconds'])}, training"
+    f" {_hours(figures['training_seconds'])}, validation {_hours(figures['validation_seconds'])},"
+    f" evaluation {_hours(figures['evaluation_seconds'])})",
+  ]
+
+
+def _of(cost: costs.Cost) -> str:
+  """A time, and where it comes from."""
+  scaled = f", scaled from {cost.measured:,} of {cost.total:,}" if cost.scaled else ""
+  return f"{cost.seconds:.3g} s{scaled}"
+
+
+def _hours(seconds: float) -> str:
+  return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"

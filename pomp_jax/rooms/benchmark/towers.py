@@ -1,0 +1,178 @@
+"""The text towers to compare, forward and backward to the context, with random weights.
+
+shared      ours: the prefix once, names packed (`clip.packed`)
+reference   HuggingFace Flax, all 77 positions of every class
+torch_77    HuggingFace torch, likewise: what the published code computes
+"""
+
+import importlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from transformers import CLIPTextConfig, CLIPVisionConfig
+
+from pomp_jax.clip import packed
+from pomp_jax.clip.architecture import ClipConfig, parameter_shapes
+from pomp_jax.clip.synthetic import random_params, synthetic_config
+from pomp_jax.clip.text import text_tower
+from pomp_jax.config.fields import Benchmark
+from pomp_jax.data.class_lists import load_synsets
+from pomp_jax.train.measurement import BenchmarkError, Measurement, Step, in_own_process, peak_mib
+
+# By config.benchmark.model. `tiny` takes seconds on any machine.
+MODELS: dict[str, CLIPTextConfig] = {
+  "vit_b_16": synthetic_config("openai/clip-vit-base-patch16").text_config,
+  "vit_l_14": synthetic_config("openai/clip-vit-large-patch14").text_config,
+  "tiny": CLIPTextConfig(
+    vocab_size=100,
+    hidden_size=64,
+    intermediate_size=256,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    projection_dim=32,
+  ),
+}
+
+
+def dense_flops(config: CLIPTextConfig, n_tokens: int) -> float:
+  """FLOPs of the dense layers, forward and backward through activations: 12 D^2 weights each."""
+  return 4.0 * 12 * config.hidden_size**2 * config.num_hidden_layers * n_tokens
+
+
+def shared_step(settings: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
+  """Builds the step of our tower, with the token budget of a training step of these K rows."""
+  k = lengths_K.size
+  budget, n_chunks = packed.token_budget(load_synsets().lengths, k), -(-k // settings.chunk)
+  remat = "none" if n_chunks == 1 else "layers"
+  tower = packed.shared_text_tower(
+    *(MODELS[settings.model], settings.dtype), token_budget=budget, n_chunks=n_chunks, remat=remat
+  )
+  if not bool(packed.kept_rows(jnp.asarray(lengths_K), budget).all()):
+    raise BenchmarkError(
+      f"config.benchmark.seed: got {settings.seed}, expected one whose names fit the token budget"
+    )
+  tokens = settings.m + 1 + int(lengths_K.sum())
+  return _jax_step("shared", settings, lengths_K, tower, tokens, k)
+
+
+def reference_step(settings: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
+  """Builds the step of HuggingFace Flax, `rows_at_a_time` rows after one another."""
+  config = MODELS[settings.model]
+  tower = text_tower("reference", config, settings.dtype)
+  tokens = config.max_position_embeddings * lengths_K.size
+  return _jax_step("reference", settings, lengths_K, tower, tokens, settings.rows_at_a_time)
+
+
+def _jax_step(name, settings, lengths_K, tower, tokens, rows_at_a_time):
+  config, lengths_N = MODELS[settings.model], load_synsets().lengths
+  k, longest = lengths_K.size, int(lengths_N.max())
+  rows_at_a_time = min(rows_at_a_time, k)
+  params, prefix_PxD = random_inputs(config, settings.m, settings.seed)
+
+  @jax.jit
+  def gradient(params, prefix_PxD, suffix_KxLxD, lengths_K, cotangent_KxE):
+    def loss(prefix_PxD):
+      return jnp.vdot(tower(params, prefix_PxD, suffix_KxLxD, lengths_K), cotangent_KxE)
+
+    return jax.value_and_grad(loss)(prefix_PxD)
+
+  def inputs(start, n_rows):
+    key = jax.random.fold_in(jax.random.key(settings.seed), start)
+    return (
+      0.02 * jax.random.normal(key, (n_rows, longest, config.hidden_size)),
+      jnp.asarray(lengths_K[start : start + n_rows], jnp.int32),
+      jax.random.normal(key, (n_rows, config.projection_dim)),
+    )
+
+  shapes = jax.eval_shape(lambda: inputs(0, k))
+  compiled = gradient.lower(params, prefix_PxD, *shapes).compile()
+  parts = [inputs(start, min(rows_at_a_time, k - start)) for start in range(0, k, rows_at_a_time)]
+  call = compiled if len(parts) == 1 else gradient
+
+  def step(warm_up):
+    # The last part may have another size.
+    for part in parts[:1] + parts[-1:] if warm_up else parts:
+      jax.block_until_ready(call(params, prefix_PxD, *part))
+
+  flops, peak = dense_flops(config, tokens), temporaries_mib(compiled)
+  return Measurement(name, k, lengths_N.size, tokens, rows_at_a_time, flops, peak), step
+
+
+def temporaries_mib(compiled: jax.stages.Compiled) -> float | None:
+  """Peak temporaries of a compiled program; None if the backend has no figure."""
+  memory = compiled.memory_analysis()
+  return None if memory is None else memory.temp_size_in_bytes / 2**20
+
+
+def random_inputs(config: CLIPTextConfig, m: int, seed: int) -> tuple[Any, jax.Array]:
+  """Random parameters in FlaxCLIP's tree and a random prefix [M+1, D], on the device."""
+  vision = CLIPVisionConfig(1, 1, 1, 1, 1, image_size=1, patch_size=1)
+  shapes = parameter_shapes(ClipConfig(config, vision, config.projection_dim))
+  params = random_params({name: shapes[name] for name in ("text_model", "text_projection")}, seed)
+  prefix = np.random.default_rng(seed).standard_normal((m + 1, config.hidden_size), np.float32)
+  return jax.device_put((params, 0.02 * prefix))
+
+
+def torch_step(settings: Benchmark, lengths_K: np.ndarray) -> tuple[Measurement, Step]:
+  """Builds the step of HuggingFace torch, `rows_at_a_time` rows after one another, on the CPU."""
+  k, config, n_classes = lengths_K.size, MODELS[settings.model], load_synsets().lengths.size
+  n_rows, tokens = min(settings.rows_at_a_time, k), config.max_position_embeddings * k
+  grown, peak = in_own_process(_torch_peaks_mib, settings, n_rows)
+  flops = dense_flops(config, tokens)
+  measurement = Measurement("torch_77", k, n_classes, tokens, n_rows, flops, grown, peak)
+  return measurement, _torch_step(settings, k, n_rows)
+
+
+def _torch_step(settings: Benchmark, k: int, rows_at_a_time: int) -> Step:
+  torch: Any = importlib.import_module("torch")
+  config, n_prefix = MODELS[settings.model], settings.m + 1
+  model: Any = importlib.import_module("transformers").CLIPTextModelWithProjection(config)
+  model = model.to(torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32).eval()
+  model.requires_grad_(False)
+  n_positions, width = config.max_position_embeddings, config.hidden_size
+  mask = torch.full((n_positions, n_positions), torch.finfo(model.dtype).min).triu_(1)
+  mask = mask[None, None].to(model.dtype)
+  positions = model.text_model.embeddings.position_embedding.weight
+  context = 0.02 * torch.randn(n_prefix, width, dtype=model.dtype)
+  context.requires_grad_()
+
+  def part(n_rows):
+    rest = torch.zeros(n_rows, n_positions - n_prefix, width, dtype=model.dtype)
+    hidden = torch.cat([context.expand(n_rows, -1, -1), rest], dim=1) + positions
+    hidden = model.text_model.encoder(inputs_embeds=hidden, attention_mask=mask)[0]
+    hidden = model.text_model.final_layer_norm(hidden)
+    features = model.text_projection(hidden[:, n_prefix + 3])
+    features.square().sum().backward()
+
+  def step(warm_up):
+    for start in range(0, 1 if warm_up else k, rows_at_a_time):
+      part(min(rows_at_a_time, k - start))
+
+  return step
+
+
+def _torch_peaks_mib(settings: Benchmark, n_rows: int) -> tuple[float, float]:
+  """Growth of the process by a step, after a step of one row, and its peak, MiB."""
+  _torch_step(settings, 1, 1)(True)
+  step = _torch_step(settings, n_rows, n_rows)
+  before = peak_mib()
+  step(True)
+  return peak_mib() - before, peak_mib()
+
+
+# By config.benchmark.implementations.
+IMPLEMENTATIONS = {"shared": shared_step, "reference": reference_step, "torch_77": torch_step}
+
+
+def process_peak_mib(name: str, settings: Benchmark, lengths_K: np.ndarray) -> float | None:
+  """Measures the peak memory of a process with one step; None on accelerators."""
+  if jax.default_backend() != "cpu":
+    return None
+  return in_own_process(_run_once, name, settings, lengths_K)
+
+
+def _run_once(name: str, settings: Benchmark, lengths_K: np.ndarray) -> float:
+  IMPLEMENTATIONS[name](settings, lengths_K)[1](True)
+  return peak_mib()

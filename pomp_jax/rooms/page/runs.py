@@ -1,0 +1,265 @@
+"""Runs of a folder, read only: their list, reports, plots and curves.
+
+A run and a file are looked up in what the folder holds: no path is made of what a visitor sends.
+Links are not followed, neither those of folders nor those of files. Files may hold anything: what
+can't be shown is a line of its run.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import datetime
+from html import escape
+import json
+import os
+import pathlib
+import re
+import stat
+import tempfile
+from typing import Any, NamedTuple
+
+from pomp_jax.config.fields import flatten
+from pomp_jax.errors import InputError
+from pomp_jax.evaluate.named_prompts import NamedPrompt
+from pomp_jax.files.prompt_file import load_prompt
+from pomp_jax.files.prompt_hub import without_folders
+from pomp_jax.files.run_folder import ERROR, DamagedFileError, RunFolder, parse_json
+from pomp_jax.files.terminal import printable
+from pomp_jax.registry import JOBS
+from pomp_jax.report import plots
+from pomp_jax.report.report import Report, Section, with_pictures
+from pomp_jax.report.report_files import html_section
+from pomp_jax.report.reports import figures_report
+from pomp_jax.report.run_report import report_of
+
+# Levels of folders below the root, and runs in the list.
+_DEPTH = 3
+MAX_RUNS = 500
+# Files beyond this are not read.
+_MAX_BYTES = 32 * 2**20
+CURVES, _PROMPT = "training.png", "prompt.npz"
+_OF_TRAINING = ("loss", "accuracy", "validation_top1")
+# Steps and values from here on are damage; axes can't be drawn.
+_HUGE = 1e15
+# Each of them makes a folder a run.
+_OF_RUN = ("config.json", "results.json", ERROR)
+
+
+class RunFileError(InputError):
+  """A file of a run that can't be shown; one line, without its folder."""
+
+
+class Run(NamedTuple):
+  """A line of the list."""
+
+  name: str  # folders below the root, joined by slashes
+  path: pathlib.Path
+  job: str
+  state: str  # finished, not finished, failed, or unreadable
+  problem: str  # why it failed or can't be read, one line; or empty
+  time: str  # of its last change, local, to the minute
+  report: bool  # whether it has a report
+  prompt: str  # path of the prompt that it has learned, without links; empty if it has none
+
+
+def find_runs(root: pathlib.Path | None) -> dict[str, Run]:
+  """Lists the runs below a folder by name, the newest first, at most MAX_RUNS.
+
+  A run is a folder with one of the files `_OF_RUN`. The root may be one itself.
+  """
+  if root is None:
+    return {}
+  found = {}
+  for name, path in _folders(root, "", 0):
+    files = [file for file in (_file(path, n) for n in _OF_RUN) if file]
+    with contextlib.suppress(FileNotFoundError):  # removed since
+      if files:
+        found[name or root.resolve().name] = path, max(file.stat().st_mtime for file in files)
+  newest = sorted(found, key=lambda name: -found[name][1])[:MAX_RUNS]
+  return {name: _run(name, *found[name]) for name in newest}
+
+
+def _folders(folder: pathlib.Path, name: str, depth: int) -> Iterator[tuple[str, pathlib.Path]]:
+  yield name, folder
+  with contextlib.suppress(OSError):
+    with os.scandir(folder) as entries:
+      below = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    for own in below if depth < _DEPTH else ():
+      if not own.startswith(".") and own.isprintable():
+        yield from _folders(folder / own, f"{name}/{own}".lstrip("/"), depth + 1)
+
+
+def _run(name: str, path: pathlib.Path, changed: float) -> Run:
+  report, prompt = _file(path, "report.html") is not None, _file(path, _PROMPT)
+  prompt_path = os.path.realpath(prompt) if prompt else ""
+  run = Run(name, path, "?", "unreadable", "", "?", report, prompt_path)
+  problems: list[str] = []
+  with _lines(problems, "config.json"):
+    run = run._replace(time=datetime.datetime.fromtimestamp(changed).isoformat(" ", "minutes"))
+    config = _json(path, "config.json") or _json(path, "results.json")
+    state, reason = _state(path)
+    run = run._replace(job=printable(str(config.get("job", "?")), 40), state=state, problem=reason)
+  return run._replace(problem=" ".join(problems) or run.problem)
+
+
+def _state(path: pathlib.Path) -> tuple[str, str]:
+  """State of a run, and the reason if it has failed."""
+  if reason := (_read(path, ERROR) or b"").decode("utf-8", "replace"):
+    return "failed", printable(without_folders(reason.strip()), 2000)
+  if _file(path, "results.json"):
+    return "finished", ""
+  return "not finished", "it runs, was stopped, or was killed; the same command resumes it"
+
+
+@contextlib.contextmanager
+def _lines(problems: list[str], file: str) -> Iterator[None]:
+  """Turns any error into a line: `file` may be damaged, or another version's."""
+  try:
+    yield
+  except RunFileError as error:
+    problems.append(str(error))
+  except Exception as error:
+    line = f"{file} can't be shown ({type(error).__name__}: {error})"
+    problems.append(without_folders(printable(line)))
+
+
+def plot_files(run: Run) -> list[str]:
+  """Names of a run's plots."""
+  folder = run.path / "plots"
+  if folder.is_symlink() or not folder.is_dir():
+    return []
+  names = sorted(name for name in os.listdir(folder) if re.fullmatch(r"[ -~]+\.png", name))
+  return [name for name in names if _file(run.path, "plots", name)]
+
+
+def read_plot(run: Run, name: str) -> bytes | None:
+  """Content of one of `plot_files`."""
+  return _read(run.path, "plots", name) if name in plot_files(run) else None
+
+
+def read_report(run: Run) -> bytes | None:
+  """HTML of a run's report."""
+  return _read(run.path, "report.html") if run.report else None
+
+
+def read_prompt(run: Run) -> NamedPrompt:
+  """The prompt that a run has learned, by the run's name.
+
+  Raises:
+    RunFileError: it can't be read.
+  """
+  with tempfile.TemporaryDirectory(prefix="pomp_page_") as folder:
+    path = pathlib.Path(folder) / _PROMPT
+    path.write_bytes(_read(run.path, _PROMPT) or b"")
+    try:
+      return NamedPrompt(run.name, load_prompt(path))
+    except InputError as error:
+      line = str(error).replace(str(path), f"{run.name}/{_PROMPT}")
+      raise RunFileError(without_folders(line)) from error
+
+
+def curves(run: Run) -> bytes | None:
+  """Draws loss and accuracy of a training as far as it has come; a PNG."""
+  scalars = _scalars(run)
+  if not scalars:
+    return read_plot(run, CURVES)
+  with tempfile.TemporaryDirectory(prefix="pomp_page_") as folder:
+    path = pathlib.Path(folder) / CURVES
+    plots.training_curves(path, scalars)
+    return path.read_bytes()
+
+
+def _scalars(run: Run) -> Mapping[str, plots.Series]:
+  """Logged scalars of a training, without the points that can't be drawn."""
+  found = RunFolder(run.path).scalars() if _file(run.path, "metrics.jsonl") else {}
+  return {name: _drawable(*found[name]) for name in _OF_TRAINING if name in found}
+
+
+def _drawable(steps: Sequence[int], values: Sequence[float]) -> plots.Series:
+  points = zip(steps, values, strict=True)
+  kept = [(s, value) for s, value in points if abs(s) < _HUGE and not abs(value) > _HUGE]
+  return [s for s, _ in kept], [value for _, value in kept]
+
+
+def show(run: Run, address: Callable[[str], str]) -> tuple[str, list[str]]:
+  """Formats a run's report as its job builds it, and a line for each file that can't be shown.
+
+  Results of other jobs, or of which no report can be built, become a list of figures. The plots of
+  no section follow.
+
+  Args:
+    run: the run.
+    address: address of a plot; `CURVES` is for `curves`.
+
+  Returns:
+    HTML, in which absolute paths are cut to their last name, and the lines.
+  """
+  files, problems, text = plot_files(run), [], ""
+  if _scalars(run):
+    files = sorted({*files, CURVES})
+  results: dict[str, Any] = {}
+  with _lines(problems, "results.json"):
+    results = _json(run.path, "results.json")
+    if results and run.job in JOBS and JOBS[run.job].report:
+      fields = flatten(_json(run.path, "config.json"))
+      text = _html(report_of(results, fields), files, address)
+  return text or _html(figures_report(results), files, address), problems
+
+
+def _html(report: Report, files: Sequence[str], address: Callable[[str], str]) -> str:
+  sections = list(with_pictures(report, files).sections)
+  others = set(files) - {section.picture for section in sections}
+  sections += [Section(name[:-4].replace("_", " "), picture=name) for name in sorted(others)]
+  parts = [f"<p>{escape(without_folders(report.text))}</p>"] if report.text else []
+  for section in sections:
+    table = section.table
+    if table is not None:
+      table = table._replace(rows=without_folders(table.rows))
+    text, notes = without_folders(section.text), without_folders(section.notes)
+    section = section._replace(table=table, text=text, notes=notes, links={})
+    parts.append(html_section(section, address))
+  return "".join(parts)
+
+
+def _file(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
+  """A regular file of a folder that is not too large; None for a link, or below one."""
+  path = folder
+  try:
+    for name in names:
+      path = path / name
+      found = path.lstat()
+      if stat.S_ISLNK(found.st_mode):
+        return None
+  except (OSError, ValueError):
+    return None
+  return path if stat.S_ISREG(found.st_mode) and found.st_size <= _MAX_BYTES else None
+
+
+def _read(folder: pathlib.Path, *names: str) -> bytes | None:
+  path = _file(folder, *names)
+  if path is None:
+    return None
+  try:
+    # A link that has just taken the file's place is not followed either.
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+      return file.read(_MAX_BYTES)
+  except OSError:
+    return None
+
+
+def _json(folder: pathlib.Path, name: str) -> dict[str, Any]:
+  """A JSON object; empty if there is no such file.
+
+  Raises:
+    RunFileError: another content, or a lone surrogate, which can't be shown.
+  """
+  try:
+    content = _read(folder, name)
+    found = {} if content is None else parse_json(content, name)
+    json.dumps(found, ensure_ascii=False).encode()
+  except UnicodeEncodeError as error:
+    raise RunFileError(f"{name}: holds a lone surrogate, which is no Unicode text") from error
+  except (DamagedFileError, RecursionError) as error:
+    raise RunFileError(printable(str(error))) from error
+  if not isinstance(found, dict):
+    raise RunFileError(f"{name}: a {type(found).__name__}, expected a JSON object")
+  return found

@@ -1,0 +1,56 @@
+"""A data set that TFDS lacks, as records: ImageNet-21K, FGVC-Aircraft, CoOp's fixed splits.
+
+`config.prepare.dataset` names it and `config.prepare.input` what it is made of, as distributed.
+`--workdir` is TFDS's data_dir: the data set and its `report.json` (counts, and every unreadable
+image) come to lie in `WORKDIR/NAME/1.0.0`, and `data.source='tfds'`, `data.root=WORKDIR` reads it.
+A restart resumes.
+"""
+
+import logging
+
+from pomp_jax import hosts
+from pomp_jax.config import ConfigError, Settings
+from pomp_jax.files.paths import is_bucket
+from pomp_jax.files.run_folder import RunFolder, RunFolderError
+from pomp_jax.rooms.prepare import DATASETS, Selection, build, open_input
+
+log = logging.getLogger(__name__)
+
+
+def check(config: Settings, workdir: str) -> None:
+  """Refuses an unknown data set and a folder that can't be written; reads and writes nothing."""
+  for path in (config.prepare.input, workdir):
+    if is_bucket(path):
+      raise RunFolderError(f"{path}: job=prepare takes local paths; copy what it makes")
+  if config.prepare.dataset not in DATASETS:
+    raise ConfigError("prepare.dataset", config.prepare.dataset, f"one of {', '.join(DATASETS)}")
+  if config.prepare.names and config.prepare.dataset != "imagenet21k":
+    raise ConfigError("prepare.names", config.prepare.names, "'' for other sets than imagenet21k")
+  # This job leaves no run's files: where there are some, they are another job's.
+  RunFolder(workdir).check(config.job)
+
+
+def run(config: Settings, workdir: str) -> dict:
+  """Makes the data set, or the rest of it; returns what `report.json` holds.
+
+  Raises:
+    SourceError, VocabularyError: the input has another form; nothing is written for it.
+    PrepareError: another data set is there, or no image could be read.
+  """
+  prepare = config.prepare
+  source = open_input(
+    prepare.dataset,
+    prepare.input,
+    names=prepare.names,
+    images_per_class=prepare.shots and prepare.shots + prepare.held_out,
+  )
+  selection = Selection(prepare.shots, prepare.shots_seed, prepare.held_out)
+  report = build(source, workdir, selection, prepare.workers or hosts.own_cores())
+  for split, counts in report["splits"].items():
+    log.info(
+      "%s: %d images of %d classes in %d shards, %.2f GB",
+      *(split, counts["images"], counts["classes"], counts["shards"], counts["bytes"] / 1e9),
+    )
+  log.info("%d unreadable images are listed in report.json", report["n_unreadable"])
+  log.info("read it with data.source='tfds', data.dataset='%s'", report["dataset"])
+  return report

@@ -1,0 +1,190 @@
+"""Average precision of detections, as COCO and LVIS define it, by faster-coco-eval.
+
+Shapes: D detections of an image, C classes.
+"""
+
+from collections.abc import Mapping, Sequence
+import itertools
+from typing import Any, NamedTuple
+
+from faster_coco_eval import COCO, COCOeval_faster
+from jaxtyping import Float32, Int, Int32
+import numpy as np
+
+from pomp_jax.rooms.regions.annotations import FREQUENCIES, Annotations
+
+# Detections of an image that count: of each class for COCO, of all classes together for LVIS.
+MAX_DETECTIONS = {"coco": 100, "lvis": 300}
+_CATEGORIES = 100  # evaluated at a time
+_KINDS = {"box": "bbox", "mask": "segm"}
+_AREAS = ("all", "small", "medium", "large")
+
+
+class Detections(NamedTuple):
+  """Detections of one image."""
+
+  boxes: Float32[np.ndarray, "D 4"]  # x0, y0, x1, y1 in pixels, ends exclusive
+  scores: Float32[np.ndarray, " D"]
+  classes: Int32[np.ndarray, " D"]
+  masks: Sequence[Mapping[str, Any]] | None = None  # COCO's run lengths; None: boxes alone
+
+
+def result_rows(
+  image_id: int, category_ids: Int[np.ndarray, " C"], detections: Detections
+) -> list[dict[str, Any]]:
+  """Detections of an image as rows of a COCO results file.
+
+  `category_ids` has the id of each class's category; detections of a class with -1 are dropped.
+  """
+  rows = []
+  for d, box in enumerate(detections.boxes.astype(float)):
+    category = int(category_ids[detections.classes[d]])
+    if category < 0:
+      continue
+    corner, size = box[:2], box[2:] - box[:2]
+    row = {"image_id": image_id, "category_id": category}
+    row |= {"bbox": [*corner.tolist(), *size.tolist()], "score": float(detections.scores[d])}
+    if detections.masks is not None:
+      row["segmentation"] = detections.masks[d]
+    rows.append(row)
+  return rows
+
+
+def average_precision(
+  annotations: Annotations,
+  results: Sequence[Mapping[str, Any]],
+  kind: str = "box",
+  groups: Mapping[str, Int[np.ndarray, " n"]] | None = None,
+) -> dict[str, Any]:
+  """Computes average precision over IoU thresholds 0.50, 0.55, .., 0.95.
+
+  COCO: AP, AP50, AP75, and APs, APm, APl by the object's area (below 32^2 and 96^2 pixels). LVIS
+  (annotations with frequencies): the same, and APr, APc, APf of rare, common and frequent classes.
+  On an image, only classes that are known to be present or absent count, unmatched detections of
+  classes that are not exhaustively annotated are ignored, and 300 detections count in all.
+
+  Args:
+    annotations: data set.
+    results: `result_rows` of all images.
+    kind: "box" or "mask", which the IoU compares.
+    groups: classes of each group, such as base and novel.
+
+  Returns:
+    Fractions of 1, None where no object is annotated; `per_class`, the AP of each of the C classes;
+    under the name of each group its AP and AP50.
+
+  Raises:
+    AnnotationError: masks are compared, and an object has none.
+    ValueError: masks are compared, and a detection has none.
+  """
+  if kind == "mask" and not all("segmentation" in row for row in results):
+    raise ValueError("a detection has no mask, expected one each to compare masks")
+  lvis = annotations.frequencies is not None
+  most = MAX_DETECTIONS["lvis" if lvis else "coco"]
+  rows = _best(results, most) if lvis else results
+  # [thresholds, recalls, categories, areas]; -1 where no object is annotated.
+  precision = _precision(annotations, rows, kind, [most] if lvis else [1, 10, most])
+  ids = sorted(number for number in annotations.category_ids.tolist() if number >= 0)
+  row_of = {number: row for row, number in enumerate(ids)}
+  rows_C = np.array([row_of.get(number, -1) for number in annotations.category_ids.tolist()])
+  figures = _averages(precision, np.arange(precision.shape[2]))
+  for area in range(1, len(_AREAS)):
+    figures[f"AP{_AREAS[area][0]}"] = _mean(precision[..., area])
+  for frequency in FREQUENCIES if lvis else ():
+    members = np.array([own == frequency for own in annotations.frequencies])
+    figures[f"AP{frequency}"] = _mean(precision[:, :, rows_C[members], 0])
+  for name, classes in (groups or {}).items():
+    rows = rows_C[classes]
+    figures[name] = {k: v for k, v in _averages(precision, rows[rows >= 0]).items() if k != "AP75"}
+  figures["per_class"] = [
+    _mean(precision[:, :, row, 0]) if row >= 0 else None for row in rows_C.tolist()
+  ]
+  return figures
+
+
+def _precision(
+  annotations: Annotations,
+  results: Sequence[Mapping[str, Any]],
+  kind: str,
+  limits: list[int],
+) -> np.ndarray:
+  """Precision under the last of the limits, categories in ascending order of their ids.
+
+  Evaluates some categories at a time, since the library holds an entry for each pair of an image
+  and a category.
+  """
+  of_category: dict[int, list[Mapping[str, Any]]] = {}
+  for row in results:
+    of_category.setdefault(row["category_id"], []).append(row)
+  value = _ground_truth(annotations, kind)
+  ids = sorted(category["id"] for category in value["categories"])
+  truth = COCO(value)
+  # The library takes a detection's area from what is left in its row.
+  unread = "segmentation" if kind == "box" else "bbox"
+  parts = []
+  for start in range(0, len(ids), _CATEGORIES):
+    part = ids[start : start + _CATEGORIES]
+    own = [row for number in part for row in of_category.get(number, ())]
+    found = [{k: v for k, v in row.items() if k != unread} for row in own]
+    detected = truth.loadRes(found) if found else COCO(value | {"annotations": []})
+    lvis = annotations.frequencies is not None
+    evaluation = COCOeval_faster(
+      truth, detected, _KINDS[kind], lvis_style=lvis, print_function=_silent
+    )
+    evaluation.params.maxDets, evaluation.params.catIds = limits, part
+    evaluation.evaluate()
+    evaluation.accumulate()
+    parts.append(np.asarray(evaluation.eval["precision"])[..., -1])
+  return np.concatenate(parts, axis=2)
+
+
+def _averages(precision: np.ndarray, rows: np.ndarray) -> dict[str, float | None]:
+  own = precision[:, :, rows, 0]
+  return {"AP": _mean(own), "AP50": _mean(own[0]), "AP75": _mean(own[5])}
+
+
+def _mean(precision: np.ndarray) -> float | None:
+  measured = precision[precision > -1]
+  return float(measured.mean()) if measured.size else None
+
+
+def _best(results: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
+  """Returns the `most` highest scores of each image; of equal ones the first."""
+  image_of = lambda row: row["image_id"]
+  best = []
+  for _, rows in itertools.groupby(sorted(results, key=image_of), image_of):
+    best += sorted(rows, key=lambda row: -row["score"])[:most]
+  return best
+
+
+def _ground_truth(annotations: Annotations, kind: str) -> dict[str, Any]:
+  """The data set in the form that faster-coco-eval reads and writes to."""
+  images, rows = [], []
+  for index, image in enumerate(annotations.images):
+    own = {"id": image.id, "height": image.height, "width": image.width}
+    own |= {"neg_category_ids": list(image.negative)}
+    images.append(own | {"not_exhaustive_category_ids": list(image.not_exhaustive)})
+    own_rows = annotations.rows[index]
+    rles = annotations.run_lengths(index) if kind == "mask" else [None] * len(own_rows)
+    for row, rle in zip(own_rows, rles, strict=True):
+      area = row.get("area", row["bbox"][2] * row["bbox"][3])
+      own = {"id": len(rows) + 1, "image_id": image.id, "category_id": row["category_id"]}
+      own |= {"bbox": row["bbox"], "area": area, "iscrowd": int(row.get("iscrowd", 0))}
+      if rle is not None:
+        own["segmentation"] = rle
+      rows.append(own)
+  categories = [
+    {"id": number, "name": name, "frequency": frequency}
+    for number, name, frequency in zip(
+      annotations.category_ids.tolist(),
+      annotations.names,
+      annotations.frequencies or itertools.repeat(""),
+      strict=False,
+    )
+    if number >= 0
+  ]
+  return {"images": images, "annotations": rows, "categories": categories}
+
+
+def _silent(*_: object) -> None:
+  """Takes the library's progress lines."""

@@ -1,0 +1,217 @@
+"""Boxes with classes under prompts side by side: average precision, results, pictures.
+
+Regions are the annotated boxes, those of a file or those of a network. Their classes are those of
+crops, of a detector's embeddings, or of both. With embeddings of a file alone no image is read.
+
+Leaves in the run's folder `results.json` with every figure, `results.md`, `report.html`,
+`plots/detections.png` and, with `detect.output`, `detections/<number of the prompt>.json`. A
+restart resumes after the last block of images.
+
+With several processes all of them work on each block together, and the first writes.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pomp_jax import hosts
+from pomp_jax.config import ConfigError, Settings
+from pomp_jax.data.images import PREPROCESSING_VERSION
+from pomp_jax.data.subsets import spread_evenly
+from pomp_jax.files.run_folder import RunFolder, write_json, writing
+from pomp_jax.files.terminal import waiting
+from pomp_jax.report.labels import counted, prompt_labels
+from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS, average_precision, result_rows
+from pomp_jax.rooms.regions.box_sets import BoxSet, open_box_set
+from pomp_jax.rooms.regions.harness import (
+  Blocks,
+  Comparison,
+  check_masks,
+  check_prompts,
+  start,
+  store_of,
+)
+from pomp_jax.rooms.regions.opened import check_alone, needs_crops
+from pomp_jax.rooms.regions.pictures import Boxes, detection_sheet
+from pomp_jax.rooms.regions.region_scorer import RegionScorer, Scored, detections_of
+from pomp_jax.rooms.regions.region_sources import check_region_source
+
+# Images between two saves.
+_BLOCK = 32
+# Images in the plot.
+_SHOWN = 6
+_VERSION = f"3, pixels {PREPROCESSING_VERSION}"
+
+
+def check(config: Settings, workdir: str) -> None:
+  """Opens annotations, regions and prompts; writes nothing.
+
+  Raises:
+    InputError: one line.
+  """
+  RunFolder(workdir).check(config.job)
+  check_alone(config.regions)
+  crops, masked = needs_crops(config.regions), config.regions.crop == "masked"
+  boxes = open_box_set(config.detect)
+  network = config.regions.source == "network"
+  if config.detect.source == "coco" and (crops or network or boxes.root):
+    if not boxes.root:
+      accepted = f"the folder of the images, which {'the network' if network else 'crops'} need"
+      raise ConfigError("detect.images", "", accepted + "s" * network)
+    with waiting("checking all images"):
+      boxes.annotations.check_images(boxes.root, sizes=True)
+  check_prompts(config, config.detect, boxes.classes)
+  check_masks(config, "detect", check_region_source(config, boxes.images(_BLOCK, masked)))
+  if masked and config.regions.source == "truth":
+    for index in range(len(boxes)):
+      boxes.regions(index, masks=True)
+
+
+def run(config: Settings, workdir: str) -> dict[str, Any]:
+  """Detects on the images that are missing, and sums up: returns what `results.json` holds.
+
+  Processes other than the first may return an empty dict.
+
+  Raises:
+    InputError: an image or its regions can't be read; a network with another CLIP inside.
+  """
+  folder, boxes = RunFolder(workdir), open_box_set(config.detect)
+  files = boxes.files(config.detect)
+  ours = Comparison(config, config.detect, boxes.classes, boxes.keys, files, _VERSION)
+  if (finished := folder.finished(key=ours.key)) is not None:
+    return finished
+  scorer = RegionScorer(
+    config,
+    ours.encoder,
+    boxes.images(_BLOCK, masks=config.regions.crop == "masked"),
+    boxes.classes,
+    ours.matrices(),
+    logit_scale=config.detect.logit_scale,
+  )
+  start(folder, config)
+  store = store_of(folder, ours.key)
+  blocks = Blocks(len(boxes), _BLOCK, store)
+  find = lambda block: ((one.row, one) for one in scorer.scored(block))
+  blocks.run(find, _Detections(config, boxes), "detection")
+  if not hosts.is_first():
+    return {}
+  figures = {}
+  # Hold the detections of one prompt at a time.
+  for number, named in enumerate(ours.prompts):
+    rows, labels, best = [], [], []
+    for image in _images(blocks):
+      rows += image["rows"][number]
+      labels += image["labels"]
+      best += image["best"][number]
+    figures[named.label] = _figures(config, boxes, ours.groups(), rows)
+    if config.regions.source == "truth":
+      figures[named.label]["top1"] = _top1(
+        np.array(labels, int), np.array(best, int), ours.groups()
+      )
+    if config.detect.output:
+      path = folder.path / "detections" / f"{number}.json"
+      with writing(path):
+        path.parent.mkdir(exist_ok=True)
+      write_json(path, rows)
+  results = {
+    "prompts": [{"label": named.label, "step": named.step} for named in ours.prompts],
+    "images": len(boxes),
+    "objects": sum(map(len, boxes.annotations.rows)),
+    "figures": figures,
+  }
+  return ours.write(
+    folder, store, results, lambda stored: _draw(config, folder, boxes, blocks, stored)
+  )
+
+
+class _Detections:
+  """Sink: rows of COCO results, and the classes of true regions.
+
+  Of an image there are `rows` under each prompt; `labels`, classes of the true regions; and `best`,
+  under each prompt the class of the highest score of each true region.
+  """
+
+  def __init__(self, config: Settings, boxes: BoxSet):
+    self._config, self._boxes = config, boxes
+    self._images: list[dict[str, Any]] = []
+
+  def take(self, row: int, found: Scored) -> None:
+    config, boxes, labels = self._config, self._boxes, []
+    if config.regions.source == "truth":
+      labels = boxes.regions(row, masks=False)[1].tolist()
+    rows = []
+    for scores_RxC in found.scores:
+      detections = detections_of(
+        found.regions,
+        scores_RxC,
+        boxes.shape(row),
+        detect=config.detect,
+        mask_threshold=config.regions.mask_threshold,
+        most=MAX_DETECTIONS["coco" if boxes.annotations.frequencies is None else "lvis"],
+      )
+      rows.append(result_rows(boxes.keys[row], boxes.annotations.category_ids, detections))
+    best = [own_RxC.argmax(axis=1).tolist() if labels else [] for own_RxC in found.scores]
+    self._images.append({"rows": rows, "labels": labels, "best": best})
+
+  def piece(self) -> tuple[dict[str, Any], None]:
+    images, self._images = self._images, []
+    return {"images": images}, None
+
+
+def _images(blocks: Blocks) -> Iterator[dict[str, Any]]:
+  """Images of all blocks, in order."""
+  for piece in blocks.pieces():
+    yield from piece.facts["images"]
+
+
+def _figures(
+  config: Settings, boxes: BoxSet, groups: Mapping[str, np.ndarray], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+  """Average precision of the rows under one prompt."""
+  annotations = boxes.annotations
+  figures: dict[str, Any] = {"detections": len(rows)}
+  figures["box"] = average_precision(annotations, rows, "box", groups)
+  annotated = all("segmentation" in row for of_image in annotations.rows for row in of_image)
+  # Masks of annotated regions are the true ones, so their AP says nothing.
+  if config.regions.source != "truth" and annotated and all("segmentation" in row for row in rows):
+    figures["mask"] = average_precision(annotations, rows, "mask", groups)
+  return figures
+
+
+def _top1(labels: np.ndarray, best: np.ndarray, groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """Accuracy of the class of the highest score among all classes, of the true regions."""
+  parts = {"all": np.ones(len(labels), bool)}
+  parts |= {name: np.isin(labels, members) for name, members in groups.items()}
+  return {
+    name: {"top1": (best == labels)[part].mean() if part.any() else None, "objects": part.sum()}
+    for name, part in parts.items()
+  }
+
+
+def _draw(
+  config: Settings, folder: RunFolder, boxes: BoxSet, blocks: Blocks, results: Mapping[str, Any]
+) -> None:
+  """Draws some of the images with their boxes; none if there are no images."""
+  if config.detect.source == "coco" and not config.detect.images:
+    return
+  shown = spread_evenly(_SHOWN, len(boxes)).tolist()
+  class_of = {int(number): n for n, number in enumerate(boxes.annotations.category_ids)}
+  drawn = []
+  for index, image in enumerate(_images(blocks)):
+    if index not in shown:
+      continue
+    regions, classes = boxes.regions(index, masks=False)
+    pictures = [Boxes(regions.boxes, classes, np.ones(len(classes), np.float32))]
+    for rows in image["rows"]:
+      corners = np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4)
+      corners[:, 2:] += corners[:, :2]
+      own = np.array([class_of[row["category_id"]] for row in rows], int)
+      pictures.append(Boxes(corners, own, np.array([row["score"] for row in rows], np.float32)))
+    drawn.append(pictures)
+  titles = ["annotated", *prompt_labels([prompt["label"] for prompt in results["prompts"]])]
+  counts = (len(boxes), "image"), (results["objects"], "object"), (len(results["classes"]), "class")
+  title = f"{len(shown)} of {', '.join(counted(*one) for one in counts)}"
+  images = [boxes.image(index) for index in shown]
+  path = folder.plots / "detections.png"
+  detection_sheet(path, images, drawn, titles, boxes.classes.names, title)

@@ -1,0 +1,283 @@
+"""Regions of images, and folders of them with the embeddings of a detector.
+
+Shapes: R regions of an image of H x W pixels, S stages of a detector, E embedding.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple, NoReturn
+
+from jaxtyping import Bool, Float, Float32, Num
+import numpy as np
+
+from pomp_jax.errors import InputError
+from pomp_jax.files.atomic import replacing
+from pomp_jax.files.checksums import ChecksumError, with_checksum, without_checksum
+from pomp_jax.files.class_features import CategoryFileError
+from pomp_jax.files.clip_names import architecture
+from pomp_jax.files.npz import NpzArchive
+from pomp_jax.files.paths import Path, to_path
+from pomp_jax.files.terminal import is_unicode, printable
+from pomp_jax.files.texts import read_json
+from pomp_jax.rooms.regions.masks import ONE
+from pomp_jax.rooms.regions.scores import ACTIVATIONS
+
+FORMAT_VERSION = 1
+HEADER = "regions.json"
+MAX_SCORE = 1.1  # SAM's predicted IoU may be a little above 1
+_MASKS = (np.float16, np.uint8)
+_SLACK = 2.0  # pixels by which a box may leave its image
+
+
+class RegionFileError(InputError, ValueError):
+  """Unusable regions: one line with the file, the field, and what is accepted."""
+
+
+class ImageSize(NamedTuple):
+  """Key of an image in a region file, and its sides in pixels."""
+
+  key: str | int
+  height: int
+  width: int
+
+
+class Regions(NamedTuple):
+  """Regions of one image.
+
+  Masks are bool at the image's size; or of any size over the whole image, uint8 (255 times the
+  probability of each cell) or float16 (2^15 times).
+  """
+
+  boxes: Float32[np.ndarray, "R 4"]  # x0, y0, x1, y1 in pixels, ends exclusive, inside the image
+  objectness: Float32[np.ndarray, " R"] | None = None  # probability that it is an object
+  masks: Bool[np.ndarray, "R H W"] | Num[np.ndarray, "R h w"] | None = None
+  embeddings: Float[np.ndarray, "R S E"] | None = None  # one a stage, of any norm
+
+  def drawn(self, where: str) -> Num[np.ndarray, "R h w"] | Bool[np.ndarray, "R H W"]:
+    """The masks; RegionFileError with `where` if there are boxes only."""
+    if self.masks is not None:
+      return self.masks
+    if len(self.boxes):
+      raise RegionFileError(f"{where}: boxes without masks; accepted: regions with masks")
+    return np.zeros((0, 1, 1), bool)
+
+  def top(self, k: int) -> "Regions":
+    """The k regions of the highest objectness, in its order; the first k without one."""
+    order = np.arange(len(self.boxes))
+    if self.objectness is not None:
+      order = np.argsort(-self.objectness, kind="stable")
+    return Regions(*(None if part is None else part[order[:k]] for part in self))
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionHeader:
+  """What made a folder of regions, and how it scores embeddings, if it has some."""
+
+  made_by: str  # name of the detector or the proposal network
+  clip_model: str = ""  # the CLIP whose class vectors the embeddings are compared with
+  stages: int = 0  # S; 0: no embeddings
+  width: int = 0  # E
+  activation: str = (
+    "sigmoid"  # of scale * cosine; `softmax` is over the classes and the null vector
+  )
+  scale: float = 1.0  # factor of the cosine
+  null: tuple[float, ...] | None = None  # class vector of "no object"
+  trained_classes: tuple[str, ...] = ()  # names of the classes that the network was trained on
+
+  def check_fits(self, clip_model: str, width: int, path: str | os.PathLike) -> None:
+    """Checks that embeddings belong to a CLIP of this name and width.
+
+    Raises:
+      RegionFileError: another width, or the names are of two architectures (ViT-B/16, ViT-B/32).
+    """
+    one, two = architecture(self.clip_model), architecture(clip_model)
+    if self.stages and (self.width != width or (one and two and one != two)):
+      found = f"{self.clip_model} with embeddings of {self.width}"
+      refuse(f"{path}/{HEADER}", "clip_model", found, f"{clip_model} with {width}")
+
+
+class RegionFolder:
+  """Folder of `regions.json`, read as `header`, and of `KEY.npz` for each image."""
+
+  def __init__(self, path: str | os.PathLike):
+    """Reads the header; RegionFileError or CategoryFileError if it is unusable."""
+    self._path = to_path(path)
+    self.header = _read_header(self._path / HEADER)
+
+  def check(self, images: Iterable[ImageSize], most: int | None = None) -> str | int | None:
+    """Checks the regions of all images as `read`, of masks and embeddings only type and shape.
+
+    Returns:
+      Key of the first image that has boxes without masks; None if there is none.
+    """
+    boxes_alone = None
+    for image in images:
+      regions = self._read(*image, header_only=True)
+      if boxes_alone is None and regions.masks is None and len(regions.boxes):
+        boxes_alone = image.key
+    return boxes_alone
+
+  def read(self, key: str | int, height: int, width: int, most: int | None = None) -> Regions:
+    """Reads the regions of an image of `height` x `width` pixels, `most` at most (`Regions.top`).
+
+    Raises:
+      RegionFileError: missing, damaged, pickled, of other types or shapes than the header says, not
+        finite, or boxes outside the image.
+    """
+    regions = self._read(key, height, width)
+    return regions if most is None else regions.top(most)
+
+  def _read(self, key: str | int, height: int, width: int, header_only: bool = False) -> Regions:
+    """All regions of an image; `header_only`: masks and embeddings are placeholders."""
+    path, header = self.file(key), self.header
+    objectness = masks = embeddings = None
+    with NpzArchive(path, refuse) as archive:
+      if strange := sorted({*archive.names} - {*Regions._fields}):
+        refuse(path, "an array", repr(strange[0]), ", ".join(Regions._fields))
+      boxes = _array(archive, path, "boxes", ("R", 4))
+      n = len(boxes)
+      if "objectness" in archive.names:
+        objectness = _array(archive, path, "objectness", (n,))
+      if "masks" in archive.names:
+        masks = _array(archive, path, "masks", (n, "h", "w"), header_only)
+      if header.stages:
+        shape = (n, header.stages, header.width)
+        embeddings = _array(archive, path, "embeddings", shape, header_only)
+        with np.errstate(over="ignore"):
+          embeddings = embeddings.astype(np.float16 if embeddings.itemsize == 2 else np.float32)
+        _check_finite(path, "embeddings", embeddings)
+    if masks is not None and masks.dtype == np.float16 and masks.size and not header_only:
+      low, high = masks.min(), masks.max()
+      if not 0 <= low <= high <= ONE[np.float16]:
+        refuse(path, "masks", f"of values {low} to {high}", "0 to 2^15")
+    if objectness is not None:
+      if not ((objectness >= 0) & (objectness <= MAX_SCORE)).all():
+        refuse(path, "objectness", "not a probability", "0 to 1")
+      objectness = np.minimum(objectness, 1).astype(np.float32)
+    return Regions(boxes_inside(path, boxes, height, width), objectness, masks, embeddings)
+
+  def file(self, key: str | int) -> Path:
+    """File of an image's regions; RegionFileError if the key can't be a file's name."""
+    name = f"{key}.npz"
+    if pathlib.PurePath(name).name != name or "\0" in name:
+      refuse(self._path, "the key of an image", name, "a file name")
+    return self._path / name
+
+
+class RegionWriter:
+  """Writes a folder of regions."""
+
+  def __init__(self, path: str | os.PathLike, header: RegionHeader):
+    """Creates the folder and its header; OSError if it can't be written."""
+    self._path, self._header = to_path(path), header
+    self._path.mkdir(parents=True, exist_ok=True)
+    fields = {"made_by": header.made_by, "embeddings": None}
+    if header.stages:
+      own = dataclasses.asdict(header)
+      fields["embeddings"] = {k: v for k, v in own.items() if k != "made_by"}
+    with replacing(self._path / HEADER) as file:
+      value = with_checksum({"format_version": FORMAT_VERSION, **fields})
+      file.write(json.dumps(value, indent=2).encode())
+
+  def write(self, key: str | int, regions: Regions) -> None:
+    """Writes the regions of an image; ValueError if they are not as the header says."""
+    header, embeddings = self._header, regions.embeddings
+    found = () if embeddings is None else embeddings.shape[1:]
+    if found != ((header.stages, header.width) if header.stages else ()):
+      raise ValueError(f"embeddings {found}, expected {(header.stages, header.width)}")
+    if regions.masks is not None and regions.masks.dtype not in _MASKS:
+      raise ValueError(f"masks of {regions.masks.dtype}, expected float16 or uint8")
+    arrays = {name: part for name, part in regions._asdict().items() if part is not None}
+    with replacing(self._path / f"{key}.npz") as file:
+      np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def _read_header(path: Path) -> RegionHeader:
+  try:
+    value = without_checksum(read_json(path, CategoryFileError))
+  except ChecksumError as error:
+    raise RegionFileError(f"{path}: {error}") from None
+  if not isinstance(value, dict):
+    refuse(path, "the file", f"a {type(value).__name__}", "an object")
+  known = {"format_version", "made_by", "embeddings"}
+  if strange := sorted({*value} - known):
+    refuse(path, "a field", repr(strange[0]), ", ".join(sorted(known)))
+
+  def take(fields: Mapping[str, Any], key: str, fits: Callable[[Any], Any], accepted: str) -> Any:
+    if key not in fields or not fits(fields[key]):
+      refuse(path, key, repr(fields[key]) if key in fields else "missing", accepted)
+    return fields[key]
+
+  text = lambda v: isinstance(v, str) and is_unicode(v) and v.isprintable()
+  size = lambda v: type(v) is int and v > 0
+  number = lambda v: type(v) in (int, float) and abs(v) < 1e6
+  listed = lambda fits: lambda v: isinstance(v, list) and all(map(fits, v))
+  take(value, "format_version", lambda v: type(v) is int and v == FORMAT_VERSION, "1")
+  made_by = take(value, "made_by", text, "a text")
+  own = take(value, "embeddings", lambda v: v is None or isinstance(v, dict), "an object, null")
+  if own is None:
+    return RegionHeader(made_by)
+  width = take(own, "width", size, "1 or more")
+  vector = lambda v: v is None or (listed(number)(v) and len(v) == width)
+  null = take(own, "null", vector, f"null, or {width} numbers")
+  return RegionHeader(
+    made_by,
+    take(own, "clip_model", lambda v: text(v) and v, "a CLIP's name"),
+    take(own, "stages", size, "1 or more"),
+    width,
+    take(own, "activation", ACTIVATIONS.__contains__, ", ".join(ACTIVATIONS)),
+    float(take(own, "scale", lambda v: number(v) and v > 0, "a number above 0")),
+    None if null is None else tuple(map(float, null)),
+    tuple(take(own, "trained_classes", listed(text), "a list of names")),
+  )
+
+
+def _array(
+  archive: NpzArchive,
+  path: Path,
+  field: str,
+  shape: Sequence[int | str],
+  header_only: bool = False,
+) -> np.ndarray:
+  """Reads floats, or masks, of a shape in which letters stand for any size."""
+
+  def check_shape(found: Sequence[int]) -> None:
+    fits = len(found) == len(shape) and all(
+      n == size or isinstance(size, str) for n, size in zip(found, shape, strict=True)
+    )
+    if not fits:
+      refuse(path, field, f"of shape {list(found)}", f"[{', '.join(map(str, shape))}]")
+
+  array = archive.read(field, check_shape, header_only)
+  if field == "masks" and array.dtype not in _MASKS:
+    refuse(path, field, str(array.dtype), "float16, uint8")
+  if field != "masks" and array.dtype.kind != "f":
+    refuse(path, field, str(array.dtype), "floats")
+  return array
+
+
+def _check_finite(path: str | os.PathLike, field: str, array: np.ndarray) -> None:
+  if not np.isfinite(array).all():
+    refuse(path, field, "not finite", "finite values")
+
+
+def boxes_inside(
+  path: str | os.PathLike, boxes: np.ndarray, height: int, width: int
+) -> Float32[np.ndarray, "R 4"]:
+  """Checks that float boxes [R,4] of a file are in the image but for rounding, and clips them."""
+  _check_finite(path, "boxes", boxes)
+  ends = np.array([width, height] * 2, np.float64)
+  outside = (boxes < -_SLACK) | (boxes > ends + _SLACK)
+  bad = outside.any(1) | (boxes[:, 2:] < boxes[:, :2]).any(1)
+  if bad.any():
+    found = f"{boxes[bad][0].tolist()} in an image of {width} x {height}"
+    refuse(path, "a box", found, "x0, y0, x1, y1 inside the image")
+  return np.clip(boxes, 0, ends).astype(np.float32)
+
+
+def refuse(path: str | os.PathLike, field: str, found: str, accepted: str) -> NoReturn:
+  """Raises the one line for a field."""
+  raise RegionFileError(f"{path}: {field} is {printable(found)}; accepted: {accepted}")

@@ -1,0 +1,201 @@
+"""MaskFormer's pixel decoder and transformer decoder (Cheng et al., 2021, arXiv:2107.06278).
+
+The pixel decoder is a feature pyramid with group norm. The transformer decoder is DETR's: post-norm
+layers in which learned queries attend to each other and to the backbone's last map. Modules have
+the names of MaskFormer's published code.
+
+Shapes: B images, h x w the pixels of a map, Q queries, J decoder layers, D width, T source tokens.
+"""
+
+from collections.abc import Sequence
+import functools
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+import numpy as np
+
+from pomp_jax.rooms.regions.mask_former.backbone import NormConv
+
+_TEMPERATURE = 10_000  # of the sine positions
+_LAYER_NORM_EPSILON = 1e-5  # torch's
+_lecun_uniform = nn.initializers.lecun_uniform()
+# Query, key and value are rows of one matrix [3D,D] in torch, initialised together.
+_stacked_xavier = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
+_xavier = nn.initializers.xavier_uniform()
+# torch's default of a linear layer.
+_torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class PixelDecoder(nn.Module):
+  """Feature pyramid over a backbone's maps; its finest level becomes the pixels' embeddings."""
+
+  width: int
+  mask_width: int
+  groups: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, maps: Sequence[Float[Array, "B _ _ _"]]) -> Float[Array, "B h w D"]:
+    """Embeddings [B,h,w,mask_width] at the first map's size; each map's sides halve the last's."""
+    block = functools.partial(
+      NormConv, self.width, groups=self.groups, dtype=self.dtype, kernel_init=_lecun_uniform
+    )
+    n_maps = len(maps)
+    x = nn.relu(block(3, name=f"layer_{n_maps}")(maps[-1]))
+    for i in range(n_maps - 1, 0, -1):
+      # Nearest neighbour, as in feature pyramids.
+      x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+      x = x + block(1, name=f"adapter_{i}")(maps[i - 1])
+      x = nn.relu(block(3, name=f"layer_{i}")(x))
+    return nn.Conv(
+      self.mask_width,
+      (3, 3),
+      padding=[(1, 1)] * 2,
+      dtype=self.dtype,
+      kernel_init=_lecun_uniform,
+      name="mask_features",
+    )(x)
+
+
+class TransformerDecoder(nn.Module):
+  """Learned queries, which attend to each other and to a map with sine positions."""
+
+  width: int
+  n_queries: int
+  n_layers: int
+  n_heads: int
+  mlp: int
+  dropout: float
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, map_BxhxwxC: Float[Array, "B h w C"], train: bool = False
+  ) -> Float[Array, "J B Q D"]:
+    """Queries after each layer, normalised; `train` drops out by the random stream "dropout"."""
+    n_images, height, width, _ = map_BxhxwxC.shape
+    project = nn.Conv(
+      self.width, (1, 1), dtype=self.dtype, kernel_init=_lecun_uniform, name="input_proj"
+    )
+    memory_BxTxD = project(map_BxhxwxC).reshape(n_images, height * width, self.width)
+    positions_TxD = jnp.asarray(sine_positions(height, width, self.width), self.dtype)
+    queries_QxD = self.param(
+      "query_embed", nn.initializers.normal(1.0), (self.n_queries, self.width)
+    )
+    layers = _Layers(self.n_layers, self.n_heads, self.mlp, self.dropout, self.dtype, name="layers")
+    states = layers(memory_BxTxD, positions_TxD, queries_QxD.astype(self.dtype), train)
+    norm = nn.LayerNorm(epsilon=_LAYER_NORM_EPSILON, dtype=self.dtype, name="norm")
+    return norm(jnp.stack(states))
+
+
+class _Layers(nn.Module):
+  """Layers named by their number; returns the queries after each."""
+
+  n_layers: int
+  n_heads: int
+  mlp: int
+  dropout: float
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, memory_BxTxD, positions_TxD, queries_QxD, train):
+    state = jnp.zeros((memory_BxTxD.shape[0], *queries_QxD.shape), self.dtype)
+    states = []
+    for j in range(self.n_layers):
+      layer = _Layer(self.n_heads, self.mlp, self.dropout, self.dtype, name=str(j))
+      state = layer(state, memory_BxTxD, positions_TxD, queries_QxD, train)
+      states.append(state)
+    return states
+
+
+class _Layer(nn.Module):
+  """Self-attention, cross-attention and an MLP, each added to its input and normalised."""
+
+  n_heads: int
+  mlp: int
+  dropout: float
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x, memory_BxTxD, positions_TxD, queries_QxD, train):
+    norm = functools.partial(nn.LayerNorm, epsilon=_LAYER_NORM_EPSILON, dtype=self.dtype)
+    dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_xavier)
+    attention = functools.partial(_Attention, self.n_heads, self.dropout, self.dtype)
+
+    def drop(values):
+      return nn.Dropout(self.dropout, deterministic=not train)(values)
+
+    placed = x + queries_QxD
+    x = norm(name="norm1")(x + drop(attention(name="self_attn")(placed, placed, x, train)))
+    keys = memory_BxTxD + positions_TxD
+    attended = attention(name="multihead_attn")(x + queries_QxD, keys, memory_BxTxD, train)
+    x = norm(name="norm2")(x + drop(attended))
+    inner = drop(nn.relu(dense(self.mlp, name="linear1")(x)))
+    return norm(name="norm3")(x + drop(dense(x.shape[-1], name="linear2")(inner)))
+
+
+class _Attention(nn.Module):
+  """Multi-head attention with dropout of its weights."""
+
+  n_heads: int
+  dropout: float
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, queries_BxQxD, keys_BxTxD, values_BxTxD, train):
+    width = queries_BxQxD.shape[-1]
+    if width % self.n_heads:
+      raise ValueError(f"n_heads: got {self.n_heads}, expected a divisor of {width}")
+
+    def heads(rows, name):
+      dense = nn.Dense(width, dtype=self.dtype, kernel_init=_stacked_xavier, name=name)
+      return dense(rows).reshape(*rows.shape[:2], self.n_heads, width // self.n_heads)
+
+    attended_BxQxnxe = nn.dot_product_attention(
+      heads(queries_BxQxD, "q_proj"),
+      heads(keys_BxTxD, "k_proj"),
+      heads(values_BxTxD, "v_proj"),
+      broadcast_dropout=False,
+      dropout_rng=self.make_rng("dropout") if train and self.dropout else None,
+      dropout_rate=self.dropout,
+      deterministic=not train,
+    )
+    out = nn.Dense(width, dtype=self.dtype, kernel_init=_xavier, name="out_proj")
+    return out(attended_BxQxnxe.reshape(queries_BxQxD.shape))
+
+
+class Mlp(nn.Module):
+  """Dense layers named by their number, with ReLU between them."""
+
+  widths: tuple[int, ...]
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... _"]:
+    """Applies the layers to the last axis."""
+    for i, width in enumerate(self.widths):
+      dense = nn.Dense(width, dtype=self.dtype, kernel_init=_torch_uniform, name=str(i))
+      x = dense(x if i == 0 else nn.relu(x))
+    return x
+
+
+def sine_positions(height: int, width: int, channels: int) -> Float[np.ndarray, "T D"]:
+  """Sines and cosines of the positions of a map, row by row (DETR, Carion et al., 2020).
+
+  Rows and columns are numbered from 1 and scaled to (0, 2 pi]. Half of the channels are of the row,
+  half of the column; even ones are sines, odd ones cosines.
+  """
+  half = channels // 2
+  frequencies = _TEMPERATURE ** (-2 * (np.arange(half) // 2) / half)
+
+  def waves(n):
+    phases = (np.arange(n) + 1) / (n + 1e-6) * 2 * math.pi
+    angles = phases[:, None] * frequencies
+    return np.where(np.arange(half) % 2 == 0, np.sin(angles), np.cos(angles))
+
+  rows, columns = np.broadcast_arrays(waves(height)[:, None], waves(width)[None])
+  both = np.concatenate([rows, columns], axis=-1)
+  return both.reshape(height * width, channels).astype(np.float32)

@@ -1,0 +1,191 @@
+"""MaskFormer with class embeddings: masks of an image, each with a vector in a CLIP's space.
+
+ZSSeg's network (Xu et al., 2022, arXiv:2112.14757). A query's class is the nearest row of a class
+matrix by cosine, or a learned vector of no object, so that any names can be its classes.
+
+Shapes: B images of H x W pixels, h x w the same at stride 4, Q queries, J decoder layers, E
+embedding, N classes, D width.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, UInt8
+import numpy as np
+
+from pomp_jax.rooms.regions.mask_former.backbone import (
+  STRIDE,
+  DeepLabResNet,
+  ResNetSizes,
+  SmallBackbone,
+  SmallSizes,
+)
+from pomp_jax.rooms.regions.mask_former.decoders import Mlp, PixelDecoder, TransformerDecoder
+
+Params = dict[str, Any]
+
+LOGIT_SCALE = 100.0  # ZSSeg's factor on cosines
+# Mean and deviation of ImageNet's channels, 0..255, RGB, as detectron2 has them.
+_MEAN = (123.675, 116.280, 103.530)
+_DEVIATION = (58.395, 57.120, 57.375)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskFormerConfig:
+  """Sizes of the network; the defaults are those of ZSSeg's R101c models."""
+
+  embedding: int = 512  # E, of the CLIP whose class matrices will be used
+  backbone: ResNetSizes | SmallSizes = ResNetSizes()
+  width: int = 256  # channels of the feature pyramid, and D of the transformer decoder
+  mask_width: int = 256  # channels of pixel and mask embeddings
+  groups: int = 32  # of the feature pyramid's norms
+  n_queries: int = 100  # Q
+  n_layers: int = 6  # J
+  n_heads: int = 8
+  mlp: int = 2048  # hidden width of the decoder layers
+  embedding_mlp: int = 1024  # hidden width of the embedding head
+  dropout: float = 0.1  # of the decoder in training
+
+
+# Sizes by name: R101c as published, and a network that is trained on the world in minutes.
+VARIANTS = {
+  "r101c": MaskFormerConfig(),
+  "small": MaskFormerConfig(
+    backbone=SmallSizes((32, 64, 128, 192)),
+    width=48,
+    mask_width=32,
+    groups=8,
+    n_queries=12,
+    n_layers=3,
+    n_heads=4,
+    mlp=256,
+    embedding_mlp=256,
+    dropout=0.0,
+  ),
+}
+
+
+class MaskFormerOutput(NamedTuple):
+  """What the network returns, in float32.
+
+  Attributes:
+    masks_JxBxQxhxw: logits of each query's mask at stride 4.
+    embeddings_JxBxQxE: each query's vector, not normalised.
+    non_object_E: the vector of no object, not normalised.
+  """
+
+  masks_JxBxQxhxw: Float[Array, "J B Q h w"]
+  embeddings_JxBxQxE: Float[Array, "J B Q E"]
+  non_object_E: Float[Array, " E"]
+
+
+class MaskFormer(nn.Module):
+  """The network: normalised pixels to masks; parameters stay float32 for any compute type."""
+
+  config: MaskFormerConfig
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    pixels_BxHxWx3: Float[Array, "B H W 3"],
+    all_layers: bool = False,
+    train: bool = False,
+  ) -> MaskFormerOutput:
+    """Masks and embeddings of the last layer, J = 1, or of all layers, for auxiliary losses.
+
+    The pixels are the output of `normalized_pixels`. With `train` the random stream "dropout" drops
+    activations.
+    """
+    config = self.config
+    if any(side % STRIDE for side in pixels_BxHxWx3.shape[1:3]):
+      found = " x ".join(map(str, pixels_BxHxWx3.shape[1:3]))
+      raise ValueError(f"pixels: got sides {found}, expected multiples of {STRIDE}")
+    maps = _backbone(config.backbone, self.dtype)(pixels_BxHxWx3)
+    pixel_decoder = PixelDecoder(
+      config.width, config.mask_width, config.groups, self.dtype, name="pixel_decoder"
+    )
+    features_BxhxwxD = pixel_decoder(maps)
+    sizes = (config.width, config.n_queries, config.n_layers, config.n_heads, config.mlp)
+    decoder = TransformerDecoder(*sizes, config.dropout, self.dtype, name="transformer_decoder")
+    queries_JxBxQxD = decoder(maps[-1], train)
+    if not all_layers:
+      queries_JxBxQxD = queries_JxBxQxD[-1:]
+    widths = (config.width, config.width, config.mask_width)
+    of_masks_JxBxQxD = Mlp(widths, self.dtype, name="mask_embed")(queries_JxBxQxD)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    masks = product("jbqd,bhwd->jbqhw", of_masks_JxBxQxD, features_BxhxwxD)
+    widths = (config.embedding_mlp, config.embedding)
+    embeddings = Mlp(widths, self.dtype, name="class_embed")(queries_JxBxQxD)
+    spread = nn.initializers.normal(config.embedding**-0.5)
+    non_object_E = self.param("non_object", spread, (1, config.embedding))[0]
+    return MaskFormerOutput(masks, embeddings.astype(jnp.float32), non_object_E)
+
+
+def _backbone(sizes: ResNetSizes | SmallSizes, dtype: DTypeLike) -> nn.Module:
+  if isinstance(sizes, ResNetSizes):
+    return DeepLabResNet(sizes, dtype, name="backbone")
+  return SmallBackbone(sizes, dtype, name="backbone")
+
+
+def class_logits(
+  embeddings: Float[Array, "... Q E"],
+  classes_NxE: Float[Array, "N E"],
+  non_object_E: Float[Array, " E"],
+  scale: float = LOGIT_SCALE,
+) -> Float[Array, "... Q N+1"]:
+  """Scaled cosines to each class and, in the last column, to no object; rows of any norm."""
+  rows = jnp.concatenate([classes_NxE, non_object_E[None]])
+  with jax.default_matmul_precision("highest"):
+    return scale * _unit(embeddings) @ _unit(rows).T
+
+
+def normalized_pixels(
+  images_BxHxWx3: UInt8[Array | np.ndarray, "B H W 3"],
+  sizes_Bx2: Int[Array | np.ndarray, "B 2"] | None = None,
+) -> Float[Array, "B _ _ 3"]:
+  """The network's input: channels normalised, sides padded to multiples of 32.
+
+  Pixels beyond the sizes, if these are given, become padding. It is 0 after the normalisation, the
+  mean colour, as in detectron2.
+  """
+  _, height, width, _ = images_BxHxWx3.shape
+  pixels = (jnp.asarray(images_BxHxWx3, jnp.float32) - jnp.array(_MEAN)) / jnp.array(_DEVIATION)
+  if sizes_Bx2 is not None:
+    sizes_Bx2 = jnp.asarray(sizes_Bx2)
+    rows_BxH = jnp.arange(height) < sizes_Bx2[:, :1]
+    columns_BxW = jnp.arange(width) < sizes_Bx2[:, 1:]
+    inside_BxHxW = rows_BxH[:, :, None] & columns_BxW[:, None]
+    pixels = jnp.where(inside_BxHxW[..., None], pixels, 0)
+  return jnp.pad(pixels, ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE), (0, 0)))
+
+
+def parameter_shapes(config: MaskFormerConfig) -> Params:
+  """The shape of each parameter, as a tree, without computing any."""
+  pixels = jax.ShapeDtypeStruct((1, STRIDE, STRIDE, 3), jnp.float32)
+  variables = jax.eval_shape(MaskFormer(config).init, jax.random.key(0), pixels)
+  return jax.tree.map(jnp.shape, variables["params"])
+
+
+def parameter_groups(params: Params) -> Params:
+  """Names the group of each parameter, as a tree: `frozen` (batch norms), `backbone` or `heads`."""
+  flat = flatten_dict(params)
+  frozen = {path[:-1] for path in flat if path[-1] == "var"}
+
+  def group(path):
+    if path[:-1] in frozen:
+      return "frozen"
+    return "backbone" if path[0] == "backbone" else "heads"
+
+  return unflatten_dict({path: group(path) for path in flat})
+
+
+def _unit(rows):
+  norms = jnp.linalg.norm(rows.astype(jnp.float32), axis=-1, keepdims=True)
+  return rows / jnp.maximum(norms, 1e-12)

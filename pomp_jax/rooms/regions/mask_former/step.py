@@ -1,0 +1,118 @@
+"""One training step of a MaskFormer over a mesh: forward, matching, losses, update.
+
+The batch is split over the axis `data`. Matching runs on each device alone; sums of the losses are
+over the whole batch, so any number of devices computes the same.
+Shapes: G images of a batch, S side of an image in pixels, T targets, N classes, E embedding.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+import optax
+
+from pomp_jax.annotations import Array, Int
+from pomp_jax.prompt.mesh import DATA
+from pomp_jax.rooms.regions.mask_former.losses import (
+  LossWeights,
+  Predictions,
+  Targets,
+  mask_losses,
+  match,
+)
+from pomp_jax.rooms.regions.mask_former.model import (
+  STRIDE,
+  MaskFormer,
+  class_logits,
+  normalized_pixels,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskLearner:
+  """Parameters of a MaskFormer: `start`, or random ones."""
+
+  model: MaskFormer
+  start: Any = None
+
+  def init(self, key: jax.Array) -> Any:
+    """Returns the initial parameters, a function of the key."""
+    if self.start is not None:
+      return self.start
+    pixels = jnp.zeros((1, STRIDE, STRIDE, 3))
+    return jax.jit(self.model.init)(key, pixels)["params"]
+
+
+def make_mask_step(
+  *,
+  mesh: Mesh,
+  model: MaskFormer,
+  optimizer: optax.GradientTransformation,
+  weights: LossWeights,
+) -> jax.stages.Wrapped:
+  """Builds the jitted step `(state, classes_NxE, batch) -> (state, metrics)`; the state is donated.
+
+  A batch has the fields of `mask_views.MaskViews.record`, sharded over the mesh's `data`.
+  Metrics are scalars on the device: `loss`, `class_loss`, `focal_loss`, `dice_loss`, `accuracy`,
+  `grad_norm`, and `param_norm` before the update.
+  """
+  match_on_devices = _match_on_devices(mesh, weights)
+
+  def loss_of(params, classes_NxE, batch, key):
+    pixels = normalized_pixels(batch["image"], batch["sides"])
+    output = model.apply(
+      {"params": params}, pixels, all_layers=True, train=True, rngs={"dropout": key}
+    )
+    logits = class_logits(output.embeddings_JxBxQxE, classes_NxE, output.non_object_E)
+    predictions = Predictions(logits, output.masks_JxBxQxhxw)
+    targets = targets_of(batch["owners"], batch["labels"])
+    losses = mask_losses(predictions, targets, match_on_devices(predictions, targets), weights)
+    return losses.total, losses
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def train_step(state, classes_NxE, batch):
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.seed_key), state.step)
+    (_, losses), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+      state.params, classes_NxE, batch, key
+    )
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    metrics = {
+      "loss": losses.total,
+      "class_loss": losses.classes,
+      "focal_loss": losses.focal,
+      "dice_loss": losses.dice,
+      "accuracy": losses.accuracy,
+      "grad_norm": optax.tree.norm(gradient),
+      "param_norm": optax.tree.norm(state.params),
+    }
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+  return train_step
+
+
+def targets_of(owners: Int[Array, "G S S"], labels: Int[Array, "G T"]) -> Targets:
+  """Masks of a batch's region maps, padded like the network's input to multiples of 32."""
+  padding = -owners.shape[-1] % STRIDE
+  owners = jnp.pad(owners, ((0, 0), (0, padding), (0, padding)), constant_values=-1)
+  masks = owners[:, None] == jnp.arange(labels.shape[1], dtype=owners.dtype)[:, None, None]
+  return Targets(jnp.maximum(labels, 0), masks, labels >= 0)
+
+
+def _match_on_devices(mesh: Mesh, weights: LossWeights) -> Callable:
+  """`losses.match`, whose loops take different numbers of turns, without communication."""
+  of_layers = P(None, DATA)
+  matched = jax.shard_map(
+    lambda predictions, targets: match(predictions, targets, weights),
+    mesh=mesh,
+    in_specs=(of_layers, P(DATA)),
+    out_specs=of_layers,
+    # The loops of optax start from values that are equal on all devices.
+    check_vma=False,
+  )
+  return lambda predictions, targets: matched(jax.lax.stop_gradient(predictions), targets)

@@ -1,0 +1,285 @@
+"""Files of a MaskFormer: ZSSeg's checkpoints are read, safetensors of the same names are written.
+
+A checkpoint of detectron2 is a torch archive of `{"model": {name: tensor}, ..}`. ZSSeg's has the
+network under `backbone` and `sem_seg_head`, and under `clip_adapter` the vector of no object, the
+prompt (see `files.prompt_file`) and the whole CLIP. `_PREFIXES` names the tensors of all
+parameters, for both directions. The metadata `mask_former` of a file that is written here tells
+what the shapes do not; other files are taken to be as published.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+from typing import Any, BinaryIO, NamedTuple, NoReturn
+import zlib
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from pomp_jax.clip.architecture import ClipError, Shapes
+from pomp_jax.clip.load import Clip
+from pomp_jax.clip.weights import (
+  OPENAI,
+  Layout,
+  Path,
+  Source,
+  Weights,
+  check_weights,
+  open_weights,
+  read_params,
+  stored_tensors,
+)
+from pomp_jax.errors import InputError
+from pomp_jax.files.terminal import printable
+from pomp_jax.rooms.regions.mask_former.backbone import ResNetSizes, SmallSizes
+from pomp_jax.rooms.regions.mask_former.model import MaskFormerConfig, Params, parameter_shapes
+
+_PREDICTOR = "sem_seg_head.predictor"
+# Modules of the network, and where ZSSeg has them.
+_PREFIXES = {
+  "backbone": "backbone",
+  "pixel_decoder": "sem_seg_head.pixel_decoder",
+  "transformer_decoder.query_embed": f"{_PREDICTOR}.query_embed.weight",
+  "transformer_decoder.input_proj": f"{_PREDICTOR}.input_proj",
+  "transformer_decoder": f"{_PREDICTOR}.transformer.decoder",
+  "mask_embed": f"{_PREDICTOR}.mask_embed.layers",
+  "class_embed": f"{_PREDICTOR}.class_embed.layers",
+  "non_object": "clip_adapter.non_object_embedding",
+}
+_KINDS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+_STACKED = ("q_proj", "k_proj", "v_proj")
+_CLIP = "clip_adapter.clip_model."
+# Metadata of our files.
+_OURS = "mask_former"
+# Largest difference of a CLIP's numbers, as part of a tensor's largest: rounding of float16.
+_TOLERANCE = 1e-3
+
+
+class MaskFormerError(InputError, ValueError):
+  """A file that is no usable MaskFormer; the message is one line."""
+
+
+class MaskFormerFile(NamedTuple):
+  """Content of a file."""
+
+  config: MaskFormerConfig
+  params: Params  # float32, on the host
+  trained_classes: tuple[str, ...] = ()  # empty if the file does not name them
+
+
+def _source(path: Path) -> Source:
+  *module, kind = path
+  if module and module[-1] == "conv":
+    del module[-1]
+  name, kind = ".".join([*module, kind]), _KINDS.get(kind, kind)
+  prefix = next(p for p in _PREFIXES if name == p or name.startswith(f"{p}."))
+  if name == prefix:
+    return Source(_PREFIXES[prefix], as_is=True)
+  module = [_PREFIXES[prefix], *module[prefix.count(".") + 1 :]]
+  if module[-1] in _STACKED:
+    attention = ".".join(module[:-1])
+    return Source(f"{attention}.in_proj_{kind}", part=_STACKED.index(module[-1]))
+  return Source(".".join([*module, kind]))
+
+
+ZSSEG = Layout(_source, (), "MaskFormer of ZSSeg")
+
+
+def read_mask_former(path: str | os.PathLike) -> MaskFormerFile:
+  """Reads a network; nothing in the file is run.
+
+  Args:
+    path: checkpoint of ZSSeg's models with the backbone R101c, or a file of `write_mask_former`.
+
+  Raises:
+    MaskFormerError: missing, damaged, or another network.
+  """
+  with _errors(), open_weights(path) as weights:
+    facts = _read_facts(weights)
+    own = {
+      name: shape
+      for name, shape in weights.shapes.items()
+      if name.startswith(("backbone.", "sem_seg_head.")) or name == _PREFIXES["non_object"]
+    }
+    config = _config_of(own, facts, weights.path)
+    try:
+      shapes = parameter_shapes(config)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+      _refuse(path, "the network", f"of no such sizes ({error})", "sizes that divide each other")
+    check_weights(own, shapes, ZSSEG, weights.path)
+    params = read_params(weights, shapes, ZSSEG)
+  return MaskFormerFile(config, params, facts.trained_classes)
+
+
+def write_mask_former(file: BinaryIO, content: MaskFormerFile, context: np.ndarray | None = None):
+  """Writes a safetensors file; equal content makes equal bytes.
+
+  ZSSeg's code, which keeps its own CLIP, loads the tensors of a network with R101c after
+  `torch.save({"model": safetensors.torch.load_file(path)}, "masks.pth")`.
+
+  Args:
+    file: where to.
+    content: the network.
+    context: prompt [M,D] that the network was trained with, read by `load_prompt`.
+  """
+  model = stored_tensors(jax.device_get(content.params), ZSSEG)
+  if context is not None:
+    model["clip_adapter.prompt_learner.ctx"] = np.asarray(context, np.float32)
+  # The library writes an array's memory, whatever its strides.
+  model = {name: np.ascontiguousarray(tensor) for name, tensor in model.items()}
+  facts = dataclasses.asdict(_facts_of(content))
+  checksum = _checksum(facts, model, model.__getitem__)
+  # One item: the library writes several in any order.
+  metadata = {_OURS: json.dumps({**facts, "crc32": checksum})}
+  file.write(safetensors.numpy.save(model, metadata))
+
+
+def _checksum(
+  facts: Mapping[str, Any], names: Iterable[str], read: Callable[[str], np.ndarray]
+) -> int:
+  """CRC-32 of the facts and of the tensors with their names; safetensors has no checksum."""
+  found = zlib.crc32(json.dumps(facts, sort_keys=True).encode())
+  for name in sorted(names):
+    tensor = read(name)
+    found = zlib.crc32(f"{name} {tensor.shape}".encode(), found)
+    found = zlib.crc32(np.ascontiguousarray(tensor, "<f4").tobytes(), found)
+  return found
+
+
+def check_clip(path: str | os.PathLike, clip: Clip) -> bool:
+  """Compares the CLIP in a checkpoint with the one configured.
+
+  Returns:
+    Whether the file has one. The networks written here have none.
+
+  Raises:
+    MaskFormerError: another CLIP, or embeddings of another width.
+  """
+  with _errors(), open_weights(path) as weights:
+    null = _PREFIXES["non_object"]
+    expected = (1, clip.config.projection_dim)
+    if weights.shapes.get(null) != expected:
+      _refuse(path, null, f"of shape {weights.shapes.get(null)}", f"{expected}, of {clip.name}")
+    inside = {
+      name.removeprefix(_CLIP): shape
+      for name, shape in weights.shapes.items()
+      if name.startswith(_CLIP)
+    }
+    if not inside:
+      return False
+    found = Weights(weights.path, inside, lambda name: weights.read(_CLIP + name))
+    _compare(found, stored_tensors(clip.params, OPENAI), clip.name)
+  return True
+
+
+def _compare(found: Weights, expected: Mapping[str, np.ndarray], name: str) -> None:
+  """Raises for the first tensor of a CLIP that differs."""
+  for key, values in sorted(expected.items()):
+    accepted = f"as in {name}, config.clip.model"
+    if found.shapes.get(key) != values.shape:
+      _refuse(found.path, _CLIP + key, f"of shape {found.shapes.get(key)}", accepted)
+    difference = np.abs(found.read(key) - values).max(initial=0)
+    # Not <=, so that NaN differs.
+    if not difference <= _TOLERANCE * max(np.abs(values).max(initial=0), 1e-6):
+      _refuse(found.path, _CLIP + key, f"other by up to {difference:.3g}", accepted)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Facts:
+  """What shapes do not tell; the defaults are those of the published models."""
+
+  n_heads: int = 8
+  groups: int = 32
+  backbone_groups: int = 0
+  dilations: tuple[int, ...] = (1, 2, 4)
+  dropout: float = 0.1
+  trained_classes: tuple[str, ...] = ()
+
+
+def _facts_of(content: MaskFormerFile) -> _Facts:
+  config, names = content.config, tuple(content.trained_classes)
+  own = {"n_heads": config.n_heads, "groups": config.groups, "dropout": config.dropout}
+  if isinstance(config.backbone, SmallSizes):
+    return _Facts(**own, backbone_groups=config.backbone.groups, trained_classes=names)
+  return _Facts(**own, dilations=config.backbone.dilations, trained_classes=names)
+
+
+def _read_facts(weights: Weights) -> _Facts:
+  """The metadata of our files, checked."""
+  stored = weights.text.get(_OURS)
+  if stored is None:
+    if any(text.startswith("{") for text in weights.text.values()):
+      _refuse(weights.path, "the metadata", f"of {', '.join(weights.text)}", f"{_OURS}, or none")
+    return _Facts()
+  try:
+    items = json.loads(stored)
+    checksum = items.pop("crc32", None)
+    if checksum not in (None, _checksum(items, weights.shapes, weights.read)):
+      _refuse(weights.path, "crc32", f"{checksum}, not that of the rest", "an undamaged file")
+    lists = {key: tuple(items[key]) for key in ("dilations", "trained_classes")}
+    facts = _Facts(**items | lists)
+    if not all(isinstance(name, str) for name in facts.trained_classes):
+      raise ValueError("a class without a name")
+  except MaskFormerError:
+    raise
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    _refuse(weights.path, _OURS, f"unreadable ({error})", "the JSON that is written here")
+  return facts
+
+
+def _config_of(shapes: Shapes, facts: _Facts, where: str) -> MaskFormerConfig:
+  """Infers the sizes; what is missing or of no network is left to `check_weights`."""
+
+  def size(name: str, axis: int = 0) -> int:
+    if len(shapes.get(name, ())) <= axis or 0 in shapes[name]:
+      accepted = "a MaskFormer of ZSSeg with the backbone R101c, or one written here"
+      _refuse(where, name, f"of shape {shapes.get(name)}", accepted)
+    return shapes[name][axis]
+
+  decoder, layer = _PREFIXES["transformer_decoder"], "layers.{}.linear1.weight"
+  return MaskFormerConfig(
+    embedding=size(_PREFIXES["non_object"], 1),
+    backbone=_backbone_of(shapes, facts, size),
+    width=size(f"{_PREDICTOR}.input_proj.weight"),
+    mask_width=size("sem_seg_head.pixel_decoder.mask_features.weight"),
+    groups=facts.groups,
+    n_queries=size(f"{_PREDICTOR}.query_embed.weight"),
+    n_layers=_count(shapes, f"{decoder}.{layer}"),
+    n_heads=facts.n_heads,
+    mlp=size(f"{decoder}.{layer.format(0)}"),
+    embedding_mlp=size(f"{_PREDICTOR}.class_embed.layers.0.weight"),
+    dropout=facts.dropout,
+  )
+
+
+def _backbone_of(shapes, facts, size) -> ResNetSizes | SmallSizes:
+  stages = [f"backbone.res{i}" for i in range(2, 6)]
+  if facts.backbone_groups:
+    return SmallSizes(tuple(size(f"{stage}.weight") for stage in stages), facts.backbone_groups)
+  return ResNetSizes(
+    layers=tuple(_count(shapes, stage + ".{}.conv1.weight") for stage in stages),
+    width=size("backbone.res2.0.conv1.weight"),
+    stem=size("backbone.stem.conv3.weight"),
+    dilations=facts.dilations,
+  )
+
+
+def _count(shapes: Shapes, name: str) -> int:
+  """How many tensors of a name with {} for a number there are, from 0 on."""
+  return next(i for i in itertools.count() if name.format(i) not in shapes)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+  try:
+    yield
+  except ClipError as error:
+    raise MaskFormerError(str(error)) from error
+
+
+def _refuse(path: str | os.PathLike, part: str, found: str, accepted: str) -> NoReturn:
+  raise MaskFormerError(f"{path}: {printable(part)} is {printable(found)}; accepted: {accepted}")

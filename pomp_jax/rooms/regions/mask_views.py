@@ -1,0 +1,192 @@
+"""Views of images with region maps, for training a network that finds regions.
+
+A region map has the number of the region that owns each pixel, or -1. Regions therefore do not
+overlap; where annotated objects do, the smaller one is in front.
+
+Shapes: H, W sides of an image in pixels, S side of a view, R regions of an image, T targets of a
+view, B images.
+"""
+
+import dataclasses
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Int, Int16, Int32, UInt8
+import numpy as np
+from PIL import Image
+
+from pomp_jax.data.images import ImageError
+from pomp_jax.data.source import Labelled
+from pomp_jax.rooms.regions.annotations import AnnotationError
+from pomp_jax.rooms.regions.pixels import PixelError
+
+# Augmentations: the whole image; random scale, crop and flip.
+MASK_AUGMENTS = ("none", "crop_flip")
+# Philox key word of this stream; other streams of a seed have other words.
+_STREAM = 0x6D61736B
+
+
+class RegionMap(NamedTuple):
+  """One image and its regions."""
+
+  image: UInt8[np.ndarray, "H W 3"]
+  owners: Int16[np.ndarray, "H W"]  # number of each pixel's region; -1 for none
+  labels: Int32[np.ndarray, " R"]  # class of each region; a negative one drops the region
+
+
+@runtime_checkable
+class RegionMaps(Labelled, Protocol):
+  """Images with region maps, for `data.loader`; pickled for its workers.
+
+  Labels are zeros, since an image has no class of its own.
+  """
+
+  def region_map(self, index: int) -> RegionMap:
+    """Reads one image; ImageError, AnnotationError or PixelError if it or its labels can't be."""
+    ...
+
+  def where(self, index: int) -> str:
+    """Name of an image for messages."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskAugmentation:
+  """Augmentation of images with region maps.
+
+  Attributes:
+    kind: `none`: the longer side becomes S. `crop_flip`: the shorter side becomes S times a uniform
+      random scale, of which a random crop of at most S x S is taken, flipped in half of the cases.
+    seed: random seed.
+    scales: smallest and largest scale.
+  """
+
+  kind: str = "none"
+  seed: int = 0
+  scales: tuple[float, float] = (0.5, 2.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskViews:
+  """Fetches views of images for `data.loader`, one of each image, S x S with T targets at most."""
+
+  source: RegionMaps
+  size: int
+  n_targets: int
+  augmentation: MaskAugmentation = MaskAugmentation()
+
+  @property
+  def record(self) -> np.dtype:
+    """Type of a view: `image` uint8 [S,S,3], `sides` int32 [2], `owners` int16 [S,S], `labels` [T].
+
+    A view begins in the upper left corner and has `sides` rows and columns. `owners` has numbers of
+    targets, or -1. Labels are -1 where there are fewer than T targets.
+    """
+    s = self.size
+    return np.dtype(
+      [
+        ("image", np.uint8, (s, s, 3)),
+        ("sides", np.int32, (2,)),
+        ("owners", np.int16, (s, s)),
+        ("labels", np.int32, (self.n_targets,)),
+      ]
+    )
+
+  @property
+  def view_bytes(self) -> int:
+    """Bytes of a view."""
+    return self.record.itemsize
+
+  def __call__(
+    self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
+  ) -> tuple[np.ndarray, Bool[np.ndarray, " B"]]:
+    """Views [B,1] of type `record`, and which images were readable; a function of the arguments."""
+    views_Bx1 = np.zeros((len(indices), 1), self.record)
+    readable_B = np.zeros(len(indices), bool)
+    for row, (index, epoch) in enumerate(zip(indices.tolist(), epochs.tolist(), strict=True)):
+      try:
+        whole = self.source.region_map(index)
+      except (AnnotationError, ImageError, PixelError):
+        # The loader counts the image as unreadable, and names it.
+        continue
+      views_Bx1[row, 0] = self._view(whole, index, epoch)
+      readable_B[row] = True
+    return views_Bx1, readable_B
+
+  def _view(self, whole: RegionMap, index: int, epoch: int) -> tuple:
+    """Fields of `record`."""
+    drawn = draw_place(*whole.owners.shape, self.size, self.augmentation, index=index, epoch=epoch)
+    part = cut(whole, drawn)
+    owners, labels = largest_regions(part.owners, part.labels, self.n_targets)
+    rows, columns = owners.shape
+    image_SxSx3 = np.zeros((self.size, self.size, 3), np.uint8)
+    owners_SxS = np.full((self.size, self.size), -1, np.int16)
+    image_SxSx3[:rows, :columns], owners_SxS[:rows, :columns] = part.image, owners
+    padded_T = np.full(self.n_targets, -1, np.int32)
+    padded_T[: len(labels)] = labels
+    return image_SxSx3, (rows, columns), owners_SxS, padded_T
+
+
+class Place(NamedTuple):
+  """Part of an image that a view shows."""
+
+  height: int  # of the whole image after scaling, pixels
+  width: int
+  top: int  # first row of the view in the scaled image
+  left: int
+  rows: int  # of the view
+  columns: int
+  flip: bool  # whether left and right are exchanged
+
+
+def draw_place(
+  height: int, width: int, size: int, augmentation: MaskAugmentation, *, index: int, epoch: int
+) -> Place:
+  """Draws the place of a view in an image of height x width; a function of the arguments."""
+  if augmentation.kind == "none":
+    scale = size / max(height, width)
+    rows, columns = (max(1, round(scale * side)) for side in (height, width))
+    return Place(rows, columns, 0, 0, rows, columns, False)
+  bits = np.random.Philox(key=[augmentation.seed, _STREAM], counter=[0, 0, epoch, index])
+  of_scale, of_top, of_left, of_flip = ((bits.random_raw(4) >> 11) * 2.0**-53).tolist()
+  low, high = augmentation.scales
+  scale = size * (low + (high - low) * of_scale) / min(height, width)
+  height, width = (max(1, round(scale * side)) for side in (height, width))
+  rows, columns = min(size, height), min(size, width)
+  top, left = int(of_top * (height - rows + 1)), int(of_left * (width - columns + 1))
+  return Place(height, width, top, left, rows, columns, of_flip < 0.5)
+
+
+def cut(whole: RegionMap, place: Place) -> RegionMap:
+  """Scales (pixels bilinearly, owners to the nearest), cuts and flips an image."""
+  y, x = (full / scaled for full, scaled in zip(whole.owners.shape, place[:2], strict=True))
+  top, left, (rows, columns) = place.top, place.left, place[4:6]
+  box, sides = (left * x, top * y, (left + columns) * x, (top + rows) * y), (columns, rows)
+  image = np.asarray(Image.fromarray(whole.image).resize(sides, Image.Resampling.BILINEAR, box))
+  owners = Image.fromarray(whole.owners.astype(np.int32))
+  owners = np.asarray(owners.resize(sides, Image.Resampling.NEAREST, box)).astype(np.int16)
+  turn = slice(None, None, -1 if place.flip else 1)
+  return RegionMap(image[:, turn], owners[:, turn], whole.labels)
+
+
+def largest_regions(
+  owners: Int16[np.ndarray, "H W"], labels: Int32[np.ndarray, " R"], most: int
+) -> tuple[Int16[np.ndarray, "H W"], Int32[np.ndarray, " _"]]:
+  """Owners and labels of the `most` largest regions with a pixel and a class, in falling order."""
+  areas = np.bincount(owners[owners >= 0], minlength=len(labels))
+  areas[labels < 0] = 0
+  order = np.argsort(-areas, kind="stable")[:most]
+  order = order[areas[order] > 0]
+  # The last entry is that of -1.
+  number = np.full(len(labels) + 1, -1, np.int16)
+  number[order] = np.arange(len(order))
+  return number[owners], labels[order]
+
+
+def map_of_masks(
+  masks: Bool[np.ndarray, "R H W"], height: int, width: int
+) -> Int16[np.ndarray, "H W"]:
+  """Owners by masks that may overlap; the smaller ones are in front."""
+  owners = np.full((height, width), -1, np.int16)
+  for region in np.argsort(-masks.sum((1, 2)), kind="stable"):
+    owners[masks[region]] = region
+  return owners

@@ -1,0 +1,168 @@
+"""Regions that a MaskFormer finds, as `segment` and `detect` read them.
+
+Shapes: B images of H x W pixels, Q queries, h x w pixels of a mask, E embedding, N classes.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from faster_coco_eval.core import mask as mask_api
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Float16, Num, UInt8
+import numpy as np
+
+from pomp_jax.encoder import map_rows
+from pomp_jax.prompt.mesh import replicate, split_rows
+from pomp_jax.rooms.regions.boxes import boxes_of_masks
+from pomp_jax.rooms.regions.files import RegionHeader, Regions
+from pomp_jax.rooms.regions.mask_former.inference import MASK_STRIDE, full_size, mask_predictor
+from pomp_jax.rooms.regions.mask_former.model import LOGIT_SCALE, STRIDE, class_logits
+from pomp_jax.rooms.regions.mask_former.weights import MaskFormerFile
+from pomp_jax.rooms.regions.masks import ONE, hard_masks
+from pomp_jax.rooms.regions.resize import resized_image
+
+
+class Proposer:
+  """A network on the devices; every query is a region."""
+
+  def __init__(
+    self,
+    network: MaskFormerFile,
+    mesh: Mesh,
+    classes_NxE: Float[Array | np.ndarray, "N E"] | None,
+    *,
+    dtype: str = "float32",
+    size: int = 0,
+    stride: int = MASK_STRIDE,
+    threshold: float = 0.5,
+    batch_size: int = 8,
+  ):
+    """Copies the parameters to the devices.
+
+    Args:
+      network: the network.
+      mesh: devices, which split a batch.
+      classes_NxE: classes that it was trained on, for the objectness; None: by the masks alone.
+      dtype: compute type, one of `clip.precision.DTYPES`.
+      size: shorter side of an image in the network, pixels, see `resized_sides`; 0: as it is.
+      stride: 4: masks as the network computes them, and the sides of an image become multiples of 4
+        pixels. 1: masks at the size of the image in the network, whose logits are interpolated.
+      threshold: probability above which a pixel is inside a mask, for boxes and objectness.
+      batch_size: images of the same padded size that are computed together.
+    """
+    self._params = replicate((network.params, classes_NxE), mesh)
+    self._mesh, self._size, self._stride, self._threshold = mesh, size, stride, threshold
+    self._batch_size = -(-batch_size // mesh.size) * mesh.size
+    predict = mask_predictor(network.config, dtype)
+
+    def of_batch(params, batch):
+      (params, classes_NxE), (images_BxHxWx3, sizes_Bx2) = params, batch
+      found = predict(params, images_BxHxWx3, sizes_Bx2)
+      logits = found.masks_BxQxhxw if stride == MASK_STRIDE else full_size(found.masks_BxQxhxw)
+      p = jax.nn.sigmoid(logits.astype(jnp.float32))
+      # No mask has pixels in the padding.
+      rows_Bxh, columns_Bxw = (
+        jnp.arange(n) < sizes_Bx2[:, axis, None] // stride for axis, n in enumerate(p.shape[2:])
+      )
+      p = jnp.where((rows_Bxh[:, :, None] & columns_Bxw[:, None])[:, None], p, 0)
+      objectness_BxQ = mask_quality(p, threshold)
+      if classes_NxE is not None:
+        scores = class_logits(found.embeddings_BxQxE, classes_NxE, params["non_object"][0])
+        objectness_BxQ *= 1 - jax.nn.softmax(scores)[..., -1]
+      # A mean of ones may be above 1 by rounding.
+      objectness_BxQ = jnp.minimum(objectness_BxQ, 1)
+      return decisive_masks(logits), found.embeddings_BxQxE.astype(jnp.float16), objectness_BxQ
+
+    self._of_batch = map_rows(mesh, of_batch, n_replicated=1)
+
+  def regions(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[Regions]:
+    """Regions of images of any sizes, all queries of each; boxes are in pixels of the images."""
+    resized = [resized_image(image, self._size, self._stride) for image in images]
+    found: list[Any] = [None] * len(images)
+    for frame, rows in _same_frames(resized, self._batch_size):
+      batch = np.zeros((self._batch_size, *frame, 3), np.uint8)
+      sizes = np.ones((self._batch_size, 2), np.int32)
+      # Batches are padded with their last image.
+      for slot in range(self._batch_size):
+        image = resized[rows[min(slot, len(rows) - 1)]]
+        height, width = sizes[slot] = image.shape[:2]
+        batch[slot, :height, :width] = image
+      results = self._of_batch(self._params, split_rows((batch, sizes), self._mesh))
+      results = jax.device_get(results)
+      for slot, row in enumerate(rows):
+        masks, embeddings, objectness = (part[slot] for part in results)
+        height, width = sizes[slot] // self._stride
+        masks = np.ascontiguousarray(masks[:, :height, :width])
+        boxes = mask_boxes(masks, *images[row].shape[:2], self._threshold)
+        found[row] = Regions(boxes, objectness, masks, embeddings[:, None])
+    return found
+
+
+def header_of(network: MaskFormerFile, clip_model: str) -> RegionHeader:
+  """Header of a folder of the network's regions."""
+  null = tuple(np.asarray(network.params["non_object"][0], np.float64).tolist())
+  width = network.config.embedding
+  names = tuple(network.trained_classes)
+  return RegionHeader("MaskFormer", clip_model, 1, width, "softmax", LOGIT_SCALE, null, names)
+
+
+def decisive_masks(logits_BxQxhxw: Float[Array, "B Q h w"]) -> Float16[Array, "B Q h w"]:
+  """2^15 times the probabilities, in 16 bits that keep the ratios by which a pixel gets its class.
+
+  float16 loses digits below 2^-14: where the largest of a pixel's masks is lower, all are scaled up
+  until it is not. Masks below 2^-12 of the largest become 0, so that files stay small.
+  """
+  log_p = jax.nn.log_sigmoid(logits_BxQxhxw.astype(jnp.float32))
+  largest = log_p.max(axis=1, keepdims=True)
+  ratio = jnp.exp(log_p - largest)
+  masks = ratio * jnp.maximum(ONE[np.float16] * jnp.exp(largest), 2.0**-14)
+  return jnp.where(ratio < 2.0**-12, 0, masks).astype(jnp.float16)
+
+
+def mask_quality(p: Float[Array, "*X h w"], threshold: float) -> Float[Array, "*X"]:
+  """Mean probability of the pixels inside a mask; 0 for an empty one."""
+  inside = p > threshold
+  n_inside = jnp.sum(inside, axis=(-2, -1))
+  return jnp.sum(jnp.where(inside, p, 0.0), axis=(-2, -1)) / jnp.maximum(n_inside, 1)
+
+
+def mask_boxes(
+  masks: Num[np.ndarray, "R h w"], height: int, width: int, threshold: float
+) -> Float[np.ndarray, "R 4"]:
+  """Boxes of soft masks in an image of height x width; coarser masks are enlarged first."""
+  rows, columns = masks.shape[1:]
+  if rows < height or columns < width:
+    return boxes_of_masks(hard_masks(masks, height, width, threshold))
+  scale = np.array([width / columns, height / rows] * 2, np.float32)
+  return boxes_of_masks(hard_masks(masks, rows, columns, threshold)) * scale
+
+
+def found_objects(
+  masks: Iterable[Bool[np.ndarray, "H W"]],
+  objects: Sequence[Mapping[str, Any]],
+  least_iou: float = 0.5,
+) -> Bool[np.ndarray, " D"]:
+  """Whether each of D objects has a mask with at least this intersection over union.
+
+  Masks are in memory one at a time; objects are those of `Annotations.run_lengths`.
+  """
+  found = [mask_api.encode(np.asfortranarray(mask_HxW, np.uint8)) for mask_HxW in masks]
+  if not found or not len(objects):
+    return np.zeros(len(objects), bool)
+  iou_RxD = mask_api.iou(found, list(objects), [0] * len(objects))
+  return iou_RxD.max(axis=0) >= least_iou
+
+
+def _same_frames(
+  images: Sequence[np.ndarray], most: int
+) -> Iterator[tuple[tuple[int, int], list[int]]]:
+  """Yields padded sides and the numbers of `most` images at a time that have them."""
+  rows_of: dict[tuple[int, int], list[int]] = {}
+  for row, image in enumerate(images):
+    height, width = (STRIDE * -(-side // STRIDE) for side in image.shape[:2])
+    rows_of.setdefault((height, width), []).append(row)
+  for frame, rows in rows_of.items():
+    for start in range(0, len(rows), most):
+      yield frame, rows[start : start + most]

@@ -1,0 +1,144 @@
+"""Finds the regions of images with a trained network, as a folder that `segment` and `detect` read.
+
+The network runs once, and any number of prompts and fusions are judged on what it found. Leaves in
+the run's folder `regions/` and `results.json`; for annotated objects with their recall. A restart
+resumes after the last block of images.
+"""
+
+import json
+import logging
+from typing import Any
+
+import numpy as np
+
+from pomp_jax.config import ConfigError, Settings
+from pomp_jax.data.images import PREPROCESSING_VERSION
+from pomp_jax.evaluate import inputs
+from pomp_jax.files.paths import is_file
+from pomp_jax.files.pieces import file_stamps, fingerprint
+from pomp_jax.files.run_folder import RunFolder, to_json, writing
+from pomp_jax.files.terminal import steps_of
+from pomp_jax.rooms.regions.box_sets import BoxSet, open_box_set
+from pomp_jax.rooms.regions.fields import Detect, Segment
+from pomp_jax.rooms.regions.files import RegionFolder, Regions, RegionWriter
+from pomp_jax.rooms.regions.harness import Blocks, start, store_of
+from pomp_jax.rooms.regions.masks import hard_masks
+from pomp_jax.rooms.regions.networks import check_network, network_key_parts, open_network
+from pomp_jax.rooms.regions.pixel_sets import open_pixel_set
+from pomp_jax.rooms.regions.proposals import found_objects
+
+log = logging.getLogger(__name__)
+
+# Images in memory together.
+_BLOCK = 32
+_LEAST_IOU = 0.5
+_VERSION = f"2, pixels {PREPROCESSING_VERSION}"
+
+
+def check(config: Settings, workdir: str) -> None:
+  """Opens network and images; writes nothing.
+
+  Raises:
+    InputError: one line.
+  """
+  RunFolder(workdir).check(config.job)
+  check_network(config)
+  if config.propose.images == "segment":
+    open_pixel_set(config.segment)
+    return
+  boxes = open_box_set(config.detect)
+  if config.detect.source == "coco":
+    if not boxes.root:
+      raise ConfigError("detect.images", "", "the folder of the images")
+    boxes.annotations.check_images(boxes.root, sizes=True)
+
+
+def run(config: Settings, workdir: str) -> dict[str, Any]:
+  """Writes the regions of all images; returns what `results.json` holds.
+
+  Raises:
+    InputError: an image can't be read; a network with another CLIP inside.
+  """
+  folder, boxes = RunFolder(workdir), None
+  encoder = inputs.open_encoder(config)
+  network = open_network(config, encoder, config.propose.batch_size)
+  if config.propose.images == "segment":
+    images = open_pixel_set(config.segment)
+    files = images.files
+  else:
+    images = boxes = open_box_set(config.detect)
+    files = boxes.files(config.detect)
+  parts = [_VERSION, encoder.image_fingerprint, encoder.clip.name, config.clip.text_tower]
+  # Leave out their prompts, which a network does not see.
+  parts += [str(part) for part in (_data(config.segment), _data(config.detect), images.keys)]
+  key = fingerprint([*parts, file_stamps(files), *network_key_parts(config)])
+  if (finished := folder.finished(key=key)) is not None:
+    return finished
+  start(folder, config)
+  regions = folder.path / "regions"
+  with writing(regions):
+    sink = _Folder(RegionWriter(regions, network.header), images.keys)
+    find = lambda block: zip(
+      block, network.proposer.regions([images.image(row) for row in block]), strict=True
+    )
+    store = store_of(folder, key)
+    fits = lambda facts: all(is_file(regions / f"{own}.npz") for own in facts["images"])
+    Blocks(len(images.keys), _BLOCK, store).run(find, sink, "regions", fits)
+  results = {
+    "job": config.job,
+    "key": key,
+    "clip_model": encoder.clip.name,
+    "images": len(images.keys),
+    "regions_per_image": network.file.config.n_queries,
+    "trained_classes": len(network.file.trained_classes),
+    "recall": boxes and _recall(boxes, RegionFolder(regions), config.regions.mask_threshold),
+  }
+  folder.write_results(results)
+  store.remove()
+  log.info("regions of %d images are in %s", len(images.keys), regions)
+  return json.loads(to_json(results))
+
+
+class _Folder:
+  """Sink: files of regions."""
+
+  def __init__(self, writer: RegionWriter, keys):
+    self._writer, self._keys = writer, keys
+    self._written: list[str | int] = []
+
+  def take(self, row: int, found: Regions) -> None:
+    self._writer.write(self._keys[row], found)
+    self._written.append(self._keys[row])
+
+  def piece(self) -> tuple[dict[str, Any], None]:
+    written, self._written = self._written, []
+    return {"images": written}, None
+
+
+def _data(settings: Segment | Detect) -> dict[str, Any]:
+  """The fields that say which images there are."""
+  names = ("source", "images", "labels", "annotations", "names", "n_images", "scene_classes")
+  return {name: getattr(settings, name) for name in names if hasattr(settings, name)}
+
+
+def _recall(boxes: BoxSet, folder: RegionFolder, threshold: float) -> dict[str, Any] | None:
+  """Share of the annotated objects that a mask covers, by group of classes; None without masks."""
+  annotations = boxes.annotations
+  if any("segmentation" not in row for rows in annotations.rows for row in rows):
+    return None
+  covered, classes = [], []
+  for index in steps_of(range(len(boxes)), "recall", "images"):
+    key, sides, truth = boxes.keys[index], boxes.shape(index), annotations.truth(index)
+    masks = hard_masks(folder.read(key, *sides).drawn(str(key)), *sides, threshold)
+    objects, single = annotations.run_lengths(index), np.flatnonzero(~truth.crowd)
+    covered += found_objects(masks, [objects[row] for row in single], _LEAST_IOU).tolist()
+    classes += truth.classes[single].tolist()
+  if not classes:
+    return None
+  groups, found = np.array(boxes.classes.groups)[classes], np.array(covered)
+  parts = {"all": np.ones(len(found), bool)} | {g: groups == g for g in ("base", "novel")}
+  return {"iou": _LEAST_IOU} | {
+    name: {"recall": float(found[part].mean()), "objects": int(part.sum())}
+    for name, part in parts.items()
+    if part.any()
+  }

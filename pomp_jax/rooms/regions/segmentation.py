@@ -1,0 +1,284 @@
+"""Label maps without regions: dense CLIP features of windows under class matrices.
+
+Shapes: B images, N windows of an image, h and w patches of a window, H and W sides of an image in
+pixels, S names of all classes, C classes, E embedding.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Float32, Int, Int32, UInt8
+import numpy as np
+
+from pomp_jax.encoder import Encoder, map_rows
+from pomp_jax.evaluate.class_matrix import ClassMatrix
+from pomp_jax.prompt.mesh import split_rows
+from pomp_jax.rooms.regions.dense import RECIPES, dense_tower
+from pomp_jax.rooms.regions.pamr import pamr
+
+# Images are padded to multiples of this many pixels, for fewer compilations.
+_BUCKET = 128
+# Largest number of pixels with scores of their own. Labels of a larger image are enlarged; no
+# published set has one.
+_MAX_PIXELS = 2**21
+# Largest number of scores in memory, names times pixels. More names are computed in chunks.
+_MAX_SCORES = 2**28
+# Longest side of a resized image, as in mmsegmentation's configs of the recipes.
+_LONGEST = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseSettings:
+  """How an image becomes a label map."""
+
+  recipe: str = "naclip"  # name in `dense.RECIPES`
+  size: int = 336  # shorter side of the resized image, pixels; 0: as it is
+  window: int = 224  # side, pixels; 0: the whole image, compiled for each size of image
+  stride: int = 112  # distance of windows, pixels
+  logit_scale: float = 40.0
+  pamr: int = 0  # steps of PAMR
+  background_below: float = 0.0  # a pixel whose highest probability is lower has class 0
+
+
+class PixelMap(NamedTuple):
+  """Classes of an image's pixels; their probabilities among all names, where these are known."""
+
+  labels_HxW: Int32[np.ndarray, "H W"]
+  probability_HxW: Float32[np.ndarray, "H W"] | None = None
+
+
+class _Windows(NamedTuple):
+  """A resized image, the corners y0, x0 of its windows, and their height and width."""
+
+  image_HxWx3: UInt8[np.ndarray, "H W 3"]
+  corners_Nx2: Int[np.ndarray, "N 2"]
+  sides: tuple[int, int]
+
+
+class DenseSegmenter:
+  """Label maps of images of any size under several prompts; patch features are computed once."""
+
+  def __init__(
+    self, encoder: Encoder, settings: DenseSettings, *, dtype: str = "float32", chunk: int = 16
+  ):
+    """Takes a CLIP with a ViT; compiles on first use. The tower takes `chunk` windows at a time."""
+    self._encoder, self._settings = encoder, settings
+    self._chunk = -(-chunk // encoder.mesh.size) * encoder.mesh.size
+    tower = dense_tower(encoder.clip, RECIPES[settings.recipe], dtype)
+    self._tower = map_rows(encoder.mesh, tower, n_replicated=1)
+
+  def label_maps(
+    self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], matrices: Sequence[ClassMatrix]
+  ) -> Iterator[list[PixelMap]]:
+    """Yields for each image its label maps, one under each class matrix."""
+    settings = self._settings
+    cut = [self._cut(image) for image in images]
+    for image, windows, patches in zip(images, cut, self._patch_features(cut), strict=True):
+      factor = min(1.0, (_MAX_PIXELS / image[..., 0].size) ** 0.5)
+      height, width = (max(round(side * factor), 1) for side in image.shape[:2])
+      rows, columns = (
+        np.arange(old) * new // old
+        for old, new in zip(image.shape[:2], (height, width), strict=True)
+      )
+      out = padded_sides(height, width)
+      padded = _padded(windows, patches)
+      n_pixels = max(padded.covered_HxW.size, math.prod(out))
+      found = [
+        _label_map(
+          padded,
+          np.array([height, width]),
+          *_chunks(matrix, max(_MAX_SCORES // n_pixels, 1)),
+          settings.logit_scale,
+          settings.background_below,
+          settings.pamr,
+          sides=windows.sides,
+          out=out,
+          refine=settings.pamr > 0,
+        )
+        for matrix in matrices
+      ]
+      yield [PixelMap(*(np.asarray(part)[rows[:, None], columns] for part in own)) for own in found]
+
+  def _cut(self, image: UInt8[np.ndarray, "_ _ 3"]) -> _Windows:
+    """Resizes an image and places its windows."""
+    settings, patch = self._settings, self._encoder.clip.config.vision_config.patch_size
+    short, long = sorted(image.shape[:2])
+    factor = min(settings.size / short, _LONGEST / long) if settings.size else 1
+    # A very narrow image becomes one patch wide.
+    new = [max(int(side * factor + 0.5), patch) for side in image.shape[:2]]
+    if image.shape[:2] != tuple(new):
+      for axis, side in enumerate(new):
+        image = resize(image, axis, taps(side, image.shape[axis]))
+      image = np.rint(image).astype(np.uint8)
+    sides = tuple(min(settings.window or side, side) for side in image.shape[:2])
+    return _Windows(image, windows(image.shape[:2], sides, settings.stride), sides)
+
+  def _patch_features(self, cut: Sequence[_Windows]) -> list[Float[np.ndarray, "N h w E"]]:
+    """Unit patch features; windows of the same sides share chunks."""
+    patch = self._encoder.clip.config.vision_config.patch_size
+    results: list = [None] * len(cut)
+    for sides in dict.fromkeys(one.sides for one in cut):
+      height, width = (side // patch * patch for side in sides)
+      members = [number for number, one in enumerate(cut) if one.sides == sides]
+      pixels = np.stack(
+        [
+          cut[number].image_HxWx3[y : y + height, x : x + width]
+          for number in members
+          for y, x in cut[number].corners_Nx2
+        ]
+      )
+      features = self._features(pixels)
+      counts = [len(cut[number].corners_Nx2) for number in members]
+      for number, part in zip(members, np.split(features, np.cumsum(counts)[:-1]), strict=True):
+        results[number] = part
+    return results
+
+  def _features(self, pixels_NxHxWx3: np.ndarray) -> np.ndarray:
+    """The tower in chunks of one size."""
+    n_windows = len(pixels_NxHxWx3)
+    results = []
+    for start in range(0, n_windows, self._chunk):
+      rows = np.arange(start, start + self._chunk) % n_windows
+      placed = split_rows(pixels_NxHxWx3[rows], self._encoder.mesh)
+      results.append(self._tower(self._encoder.vision_params, placed))
+    return np.concatenate([np.asarray(part) for part in results])[:n_windows]
+
+
+def windows(shape: tuple[int, ...], sides: tuple[int, ...], stride: int) -> Int[np.ndarray, "N 2"]:
+  """Corners y0, x0 of windows that cover an image; the last of a line ends at the border.
+
+  Args:
+    shape: height and width of the image.
+    sides: height and width of a window, at most the image's.
+    stride: distance of windows in pixels.
+  """
+  y, x = (
+    np.minimum(np.arange(-(-(length - side) // stride) + 1) * stride, length - side)
+    for length, side in zip(shape, sides, strict=True)
+  )
+  return np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+class Taps(NamedTuple):
+  """Two old pixels of each new one, and the second one's weight."""
+
+  low: Any
+  high: Any
+  weight: Any
+
+
+def taps(n_out: int, n_in, length=None, xp=np) -> Taps:
+  """Bilinear samples of a line, as torch's `interpolate` without align_corners and antialias.
+
+  Args:
+    n_out: number of new pixels.
+    n_in: number of old pixels; may be traced.
+    length: number of new pixels that n_in are spread over, n_out if None; may be traced. New pixels
+      beyond repeat the last.
+    xp: numpy or jax.numpy.
+  """
+  length = n_out if length is None else length
+  position = xp.maximum((xp.arange(n_out) + 0.5) * (n_in / length) - 0.5, 0)
+  low = xp.minimum(xp.floor(position), n_in - 1).astype(int)
+  return Taps(low, xp.minimum(low + 1, n_in - 1), xp.minimum(position - low, 1))
+
+
+def resize(array, axis: int, taps: Taps):
+  """Resamples one axis of an array."""
+  weight = taps.weight.reshape(-1, *[1] * (array.ndim - axis % array.ndim - 1)).astype(np.float32)
+  return array.take(taps.low, axis) * (1 - weight) + array.take(taps.high, axis) * weight
+
+
+def _chunks(matrix: ClassMatrix, most: int) -> tuple[np.ndarray, np.ndarray]:
+  """Text features [n,K,E] in n chunks of `most` names or fewer, and their classes; -1: no name."""
+  n_names = len(matrix.features)
+  n_chunks = -(-n_names // most)
+  padding = n_chunks * -(-n_names // n_chunks) - n_names
+  class_S = np.repeat(np.arange(len(matrix.starts)), np.diff(matrix.starts, append=n_names))
+  text = np.pad(matrix.features, ((0, padding), (0, 0)))
+  classes = np.pad(class_S, (0, padding), constant_values=-1)
+  return text.reshape(n_chunks, -1, text.shape[1]), classes.reshape(n_chunks, -1)
+
+
+def padded_sides(*sides: int) -> tuple[int, ...]:
+  """The sides of an image rounded upwards to multiples of 128 pixels."""
+  return tuple(_BUCKET * -(-side // _BUCKET) for side in sides)
+
+
+class _Cut(NamedTuple):
+  """A resized image and its windows, padded to few different shapes."""
+
+  patches_NxhxwxE: Any
+  corners_Nx2: Any
+  n_windows: Any
+  image_HxWx3: Any
+  covered_HxW: Any  # windows that hold a pixel
+  shape_2: Any
+
+
+def _padded(cut: _Windows, patches_NxhxwxE: np.ndarray) -> _Cut:
+  n_windows = len(patches_NxhxwxE)
+  padding = (1 << (n_windows - 1).bit_length()) - n_windows
+  patches = jnp.asarray(np.pad(patches_NxhxwxE, ((0, padding), *[(0, 0)] * 3)))
+  corners_Nx2 = np.pad(cut.corners_Nx2, ((0, padding), (0, 0)))
+  height, width = cut.image_HxWx3.shape[:2]
+  padded = padded_sides(height, width)
+  image = np.zeros((*padded, 3), np.uint8)
+  image[:height, :width] = cut.image_HxWx3
+  covered = np.zeros(padded, np.float32)
+  for y, x in cut.corners_Nx2:
+    covered[y : y + cut.sides[0], x : x + cut.sides[1]] += 1
+  shape_2 = np.array([height, width])
+  return _Cut(patches, corners_Nx2, n_windows, image, np.maximum(covered, 1), shape_2)
+
+
+@functools.partial(jax.jit, static_argnames=("sides", "out", "refine"))
+def _label_map(
+  cut: _Cut, out_shape_2, text_nxKxE, class_nxK, scale, below, steps, *, sides, out, refine
+):
+  """Classes of the pixels of the original image and their probabilities, with its padding.
+
+  Cosines of each window's patches are resized to the window, averaged where windows overlap,
+  resized to the original image, refined, and their softmax over all names is taken. The highest
+  among the names of a class counts, so that the class of the highest name is the pixel's.
+  """
+  line = [taps(n, cut.shape_2[i], out_shape_2[i], xp=jnp) for i, n in enumerate(out)]
+
+  def scores_of(text_KxE):
+    def add(number, total_KxHxW):
+      with jax.default_matmul_precision("highest"):
+        cosine = jnp.einsum("hwe,ke->khw", cut.patches_NxhxwxE[number], text_KxE)
+      for axis in (1, 2):
+        cosine = resize(cosine, axis, taps(sides[axis - 1], cosine.shape[axis], xp=jnp))
+      corner = 0, *cut.corners_Nx2[number]
+      old = jax.lax.dynamic_slice(total_KxHxW, corner, cosine.shape)
+      return jax.lax.dynamic_update_slice(total_KxHxW, old + cosine, corner)
+
+    scores = jnp.zeros((len(text_KxE), *cut.covered_HxW.shape), jnp.float32)
+    scores = jax.lax.fori_loop(0, cut.n_windows, add, scores) / cut.covered_HxW
+    scores = resize(resize(scores, 1, line[0]), 2, line[1])
+    if refine:
+      image = cut.image_HxWx3.astype(jnp.float32)
+      scores = pamr(scores, resize(resize(image, 0, line[0]), 1, line[1]), out_shape_2, steps)
+    return scores
+
+  def join(found, chunk):
+    """Highest logit of the chunks so far, its class, and the softmax's sum relative to it."""
+    best_HxW, label_HxW, total_HxW = found
+    text_KxE, class_K = chunk
+    logits = jnp.where(class_K[:, None, None] < 0, -jnp.inf, scale * scores_of(text_KxE))
+    higher_HxW = jnp.maximum(best_HxW, logits.max(axis=0))
+    total_HxW *= jnp.exp(best_HxW - higher_HxW)
+    total_HxW += jnp.exp(logits - higher_HxW).sum(axis=0)
+    own_HxW = class_K[logits.argmax(axis=0)]
+    return (higher_HxW, jnp.where(higher_HxW > best_HxW, own_HxW, label_HxW), total_HxW), None
+
+  start = jnp.full(out, -jnp.inf), jnp.zeros(out, class_nxK.dtype), jnp.zeros(out)
+  (_, labels, total), _ = jax.lax.scan(join, start, (text_nxKxE, class_nxK))
+  probability = 1 / total
+  return jnp.where(probability < below, 0, labels).astype(jnp.int32), probability

@@ -1,0 +1,171 @@
+"""Regions from COCO results, annotations and label images.
+
+Shapes: R regions of an image of H x W pixels.
+"""
+
+from collections.abc import Iterable, Mapping
+import json
+import logging
+import os
+from typing import Any
+
+from faster_coco_eval.core import mask as mask_api
+from jaxtyping import Int32
+import numpy as np
+
+from pomp_jax.files.class_features import CategoryFileError
+from pomp_jax.files.paths import is_dir
+from pomp_jax.files.texts import read_json
+from pomp_jax.rooms.regions.annotations import Annotations, is_number, run_lengths
+from pomp_jax.rooms.regions.boxes import boxes_of_masks
+from pomp_jax.rooms.regions.files import (
+  HEADER,
+  MAX_SCORE,
+  ImageSize,
+  RegionFolder,
+  RegionHeader,
+  Regions,
+  boxes_inside,
+  refuse,
+)
+
+log = logging.getLogger(__name__)
+
+
+class RegionResults:
+  """COCO results as regions: categories are ignored, scores are objectness.
+
+  Results of one box and one mask are one region.
+  """
+
+  header: RegionHeader | None = None  # no embeddings
+
+  def __init__(self, path: str | os.PathLike):
+    """Reads the file.
+
+    Raises:
+      RegionFileError, CategoryFileError: not a JSON list of results, each with `image_id`, `score`,
+        and `bbox` or `segmentation` (RLE).
+    """
+    self._path = str(path)
+    rows = read_json(path, CategoryFileError)
+    if not isinstance(rows, list):
+      refuse(path, "the file", f"a {type(rows).__name__}", "a list of results")
+    self._rows: dict[int, dict[Any, Mapping[str, Any]]] = {}
+    for i, row in enumerate(rows):
+      # The same region under another category has the same key.
+      same = _key(path, f"result {i}", row)
+      own = self._rows.setdefault(row["image_id"], {})
+      if same not in own or own[same]["score"] < row["score"]:
+        own[same] = row
+
+  def check(self, images: Iterable[ImageSize], most: int | None = None) -> int | None:
+    """Checks the regions of all images as `read`, and that the file names one of the images.
+
+    Returns:
+      Key of the first image of which a region has no mask; None if there is none.
+    """
+    boxes_alone, missing, known = None, [], 0
+    for image in images:
+      known += image.key in self._rows
+      if image.key not in self._rows:
+        missing.append(image.key)
+      *_, rles = self._best(*image, most)
+      if boxes_alone is None and None in rles:
+        boxes_alone = image.key
+    if self._rows and not known:
+      found = f"about other images, such as {next(iter(self._rows))}"
+      refuse(self._path, "the file", found, "results of the data set")
+    if missing:
+      log.warning(
+        "%s: results of %d of %d images; %d have none, such as %s",
+        *(self._path, known, known + len(missing), len(missing), missing[0]),
+      )
+    return boxes_alone
+
+  def read(self, key: str | int, height: int, width: int, most: int | None = None) -> Regions:
+    """Regions of an image, `most` at most, by falling score; masks if all of them have one.
+
+    Raises:
+      RegionFileError: boxes outside the image.
+      AnnotationError: a mask that does not fit it.
+    """
+    boxes, scores, rles = self._best(key, height, width, most)
+    masks = None
+    if rles and None not in rles:
+      masks = np.stack([mask_api.decode(rle).astype(bool) for rle in rles])
+    return Regions(boxes, scores, masks)
+
+  def _best(self, key: str | int, height: int, width: int, most: int | None):
+    """Boxes, scores, and masks as RLE or None each."""
+    rows = sorted(self._rows.get(key, {}).values(), key=lambda row: -row["score"])[:most]
+    where = f"a segmentation of image {key}"
+    rles = [
+      run_lengths(self._path, where, row["segmentation"], height, width)
+      if row.get("segmentation")
+      else None
+      for row in rows
+    ]
+    boxes = np.zeros((len(rows), 4), np.float64)
+    for i, row in enumerate(rows):
+      boxes[i] = row["bbox"] if "bbox" in row else mask_api.toBbox(rles[i])
+    boxes[:, 2:] += boxes[:, :2]
+    scores = np.minimum([row["score"] for row in rows], 1.0).astype(np.float32)
+    return boxes_inside(self._path, boxes, height, width), scores, rles
+
+
+def open_regions(path: str | os.PathLike) -> RegionFolder | RegionResults:
+  """Opens a folder of regions or a COCO results file; errors as the two classes'."""
+  return RegionFolder(path) if is_dir(path) else RegionResults(path)
+
+
+def region_files(path: str | os.PathLike, keys: Iterable[str | int]) -> list[str | os.PathLike]:
+  """Files that `open_regions` and the regions of these images are read from."""
+  if not is_dir(path):
+    return [path]
+  return [os.path.join(path, HEADER), *(os.path.join(path, f"{key}.npz") for key in keys)]
+
+
+def truth_regions(
+  annotations: Annotations, index: int, masks: bool = False
+) -> tuple[Regions, Int32[np.ndarray, " R"]]:
+  """Annotated objects as regions, and their classes; crowds are left out.
+
+  Raises:
+    AnnotationError: an object without a mask, where masks are asked for.
+  """
+  truth = annotations.truth(index)
+  single = ~truth.crowd
+  found = annotations.masks(index)[single] if masks else None
+  return Regions(truth.boxes[single], masks=found), truth.classes[single]
+
+
+def label_regions(
+  labels_HxW: Int32[np.ndarray, "H W"],
+) -> tuple[Regions, Int32[np.ndarray, " R"]]:
+  """One region for each class of a label image, and these classes; negative labels have none."""
+  classes = np.unique(labels_HxW)
+  classes = classes[classes >= 0]
+  masks = labels_HxW == classes[:, None, None]
+  return Regions(boxes_of_masks(masks), masks=masks), classes
+
+
+def _key(path: str | os.PathLike, where: str, row: Any) -> Any:
+  """Checks a result; returns its box and mask, or else the run lengths of its mask."""
+  if not isinstance(row, dict):
+    refuse(path, where, f"a {type(row).__name__}", "an object")
+  score, box, mask = (row.get(field) for field in ("score", "bbox", "segmentation"))
+  if type(row.get("image_id")) is not int:
+    refuse(path, f"image_id of {where}", repr(row.get("image_id")), "an integer")
+  if type(score) not in (int, float) or not 0 <= score <= MAX_SCORE:
+    refuse(path, f"score of {where}", repr(score), "0 to 1")
+  if "bbox" in row:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+      refuse(path, f"bbox of {where}", repr(box), "x, y, width, height")
+    return *box, json.dumps(mask, sort_keys=True)
+  counts = mask.get("counts") if isinstance(mask, dict) else None
+  if isinstance(counts, str):
+    return counts
+  if not isinstance(counts, list) or not all(map(is_number, counts)):
+    refuse(path, where, "without bbox and RLE", "one of them")
+  return tuple(counts)

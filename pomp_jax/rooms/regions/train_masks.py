@@ -1,0 +1,143 @@
+"""Trains a network that finds regions, MaskFormer with an embedding head, on base classes.
+
+The classes are those of a frozen prompt, so that any prompt can be judged with the network later.
+The loop, its checkpoints and its restarts are those of `pretrain`. Leaves `results.json`,
+`plots/training.png` and `masks.safetensors`, which the job `propose` reads, in the run's folder.
+"""
+
+from collections.abc import Sequence
+import logging
+
+import jax
+import numpy as np
+
+from pomp_jax import hosts
+from pomp_jax.config import ConfigError, Settings
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.class_matrix import check_prompt, key_parts
+from pomp_jax.evaluate.named_prompts import NamedPrompt
+from pomp_jax.files.atomic import replacing
+from pomp_jax.files.class_features import ClassFeatures
+from pomp_jax.files.paths import exists
+from pomp_jax.files.pieces import Pieces, fingerprint
+from pomp_jax.files.prompt_file import Prompt
+from pomp_jax.files.run_folder import RunFolder, write_json, writing
+from pomp_jax.prompt.mesh import DATA, make_mesh
+from pomp_jax.report import plots
+from pomp_jax.rooms.regions.mask_former.weights import MaskFormerFile, write_mask_former
+from pomp_jax.rooms.regions.mask_sets import open_mask_set
+from pomp_jax.rooms.regions.mask_training import (
+  MaskTraining,
+  network_sizes,
+  prepare,
+  prompt_of_classes,
+)
+from pomp_jax.train import batches, loop
+from pomp_jax.train.resume import Checkpoint, check_same_run, may_change
+
+log = logging.getLogger(__name__)
+
+# Scalars of the last steps in `results.json`.
+_SCALARS = ("loss", "class_loss", "focal_loss", "dice_loss", "accuracy")
+
+
+def check(config: Settings, workdir: str) -> None:
+  """Opens images, classes, prompt and network; writes nothing.
+
+  Raises:
+    InputError: one line.
+  """
+  folder, own = RunFolder(workdir), config.train_masks
+  folder.check(config.job)
+  source = open_mask_set(own, config.seed)
+  clip_config = inputs.clip_config(config.clip.model)
+  network_sizes(own, clip_config.projection_dim)
+  named = prompt_of_classes(own)
+  check_prompt(named, [(name,) for name in source.names], clip_config, config.clip.model)
+  mesh = make_mesh()
+  if config.batch_size % mesh.shape[DATA]:
+    accepted = f"a multiple of the {mesh.shape[DATA]} devices"
+    raise ConfigError("batch_size", config.batch_size, accepted)
+  if jax.process_index() not in batches.process_shards(mesh):
+    raise ConfigError("mesh.class_size", 1, "processes with the same number of devices")
+  check_same_run(config, folder, _may_change)
+  classes = _classes(folder, named, source.names)
+  # A resumed run has the classes and the prompt of its start, also under the same paths.
+  if hosts.is_first() and exists(classes.path("classes")) and classes.load("classes") is None:
+    accepted = f"the prompt and the classes with which {folder.path} was started"
+    raise ConfigError("train_masks.prompt", own.prompt, f"{accepted} (or another --workdir)")
+
+
+def _may_change(field: str) -> bool:
+  return may_change(field) and not field.startswith("train_masks.")
+
+
+def _classes(folder: RunFolder, named: NamedPrompt, names: Sequence[str]) -> Pieces:
+  """The store of `classes.json`; its key is of what the class matrix depends on beside the CLIP."""
+  parts = key_parts(named, [(name,) for name in names])
+  return Pieces(folder.path, fingerprint([str(part) for part in parts]))
+
+
+def run(config: Settings, workdir: str) -> dict:
+  """Trains and leaves the run's folder; returns what `results.json` holds.
+
+  Raises:
+    TrainingError, CheckpointError, Preempted: as `loop.train`.
+    RunFolderWriteError: the network can't be written; the training is done.
+  """
+  folder = RunFolder(workdir)
+  if (finished := folder.finished()) is not None:
+    return finished
+  training = prepare(config, folder)
+  if hosts.is_first():
+    folder.create()
+    write_json(folder.config, config.to_dict())
+    _classes(folder, training.prompt, training.source.names).save("classes", {})
+  done = loop.train(training)
+  if hosts.is_first():
+    _save(training, done)
+    plots.training_curves(
+      folder.plots / "training.png",
+      folder.scalars(),
+      loss_unit="weighted sum over all layers",
+      classes="classes of matched masks",
+    )
+    # Last: a folder with results is a finished run.
+    folder.write_results(_results(training, done))
+    log.info("the network and its curves are in %s", folder.path)
+  return hosts.from_first(folder.read_results() if hosts.is_first() else None, "the results")
+
+
+def _save(training: MaskTraining, done: Checkpoint) -> None:
+  context = _stored_context(training.prompt.prompt)
+  params = jax.device_get(done.state.params)
+  content = MaskFormerFile(training.sizes, params, tuple(training.source.names))
+  path = training.folder.path / "masks.safetensors"
+  with writing(path), replacing(path) as file:
+    write_mask_former(file, content, context)
+
+
+def _stored_context(prompt: Prompt | ClassFeatures | str) -> np.ndarray | None:
+  """The context that a checkpoint can hold: one of all classes, before their names."""
+  if not isinstance(prompt, Prompt) or prompt.context.ndim != 2 or prompt.position != "end":
+    return None
+  return prompt.context
+
+
+def _results(training: MaskTraining, done: Checkpoint) -> dict:
+  config, scalars = training.config, training.folder.scalars()
+  return {
+    "job": config.job,
+    "seed": config.seed,
+    "clip_model": training.encoder.clip.name,
+    "network": "masks.safetensors",
+    "images": len(training.source),
+    "classes": len(training.source.names),
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(done.state.params)),
+    "steps": training.total_steps,
+    "seconds": round(done.seconds, 2),
+    "images_per_second": round(training.total_steps * config.batch_size / done.seconds, 1),
+    "roll_backs": done.roll_backs.count,
+    "unreadable_images": len(done.unreadable),
+    "last": {name: scalars[name][1][-1] for name in _SCALARS},
+  }

@@ -1,0 +1,302 @@
+"""Names for pictures, their pixels or their objects: the tasks of `predict`, each a sink.
+
+With `propose.network` or a file of regions, regions are scored. Otherwise `segment` takes the
+classes of patches, by a training-free recipe.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+import os
+import posixpath
+from typing import Any, NamedTuple
+
+from matplotlib.colors import to_rgb
+import numpy as np
+from PIL import Image
+
+from pomp_jax.config import Settings
+from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.class_splits import ClassSplit
+from pomp_jax.data.images import ImageError, image_size, read_image, read_rgb
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate.class_matrix import class_matrix
+from pomp_jax.evaluate.classify import Classifier, open_prompt
+from pomp_jax.evaluate.named_prompts import NamedPrompt
+from pomp_jax.files.paths import Path
+from pomp_jax.files.run_folder import RunFolder, write_json, writing
+from pomp_jax.files.terminal import printable
+from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS, result_rows
+from pomp_jax.rooms.regions.pictures import OTHER, Boxes, boxes_picture, label_colours, overlay
+from pomp_jax.rooms.regions.pixel_sets import with_background
+from pomp_jax.rooms.regions.pixels import write_labels
+from pomp_jax.rooms.regions.region_scorer import RegionScorer, Scored, detections_of
+from pomp_jax.rooms.regions.region_sources import Images, check_region_source
+from pomp_jax.rooms.regions.segmentation import PixelMap
+from pomp_jax.rooms.regions.segmenter import open_label_maps
+
+# Pixels of a picture that a network sees at most: a hundred hard masks of it take 200 MiB.
+_MAX_PIXELS = 2**21
+Rows = list[dict[str, Any]]
+
+
+class Picture(NamedTuple):
+  """A picture, perhaps reduced, and the height and width of its file."""
+
+  image: np.ndarray
+  sides: tuple[int, ...]
+
+
+class Task:
+  """One value of `predict.task`: finds something in pictures, and is the sink of what is found."""
+
+  batch = 8  # pictures that are read and computed together
+  columns: tuple[str, ...] = ()  # fields of a row, those of `results.csv`
+
+  def __init__(
+    self, config: Settings, encoder: Encoder, files: Mapping[str, Path], folder: RunFolder
+  ):
+    """Opens what is computed with; reads no picture."""
+    self._config, self._files, self._keys, self._folder = config, files, list(files), folder
+    self.facts: dict[str, Any] = {}  # what `results.json` says of the run beside the pictures
+    self.rows: dict[str, Rows] = {}  # what is found in each picture
+    self.unreadable: dict[str, str] = {}  # why a picture can't be read
+    self._picture = functools.lru_cache(self.batch)(lambda row: self._read(files[self._keys[row]]))
+    self._find = self._open(encoder)
+
+  def find(self, block: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """Yields the number of each picture that can be read, and what is found in it."""
+    readable = []
+    for row in block:
+      key = self._keys[row]
+      try:
+        self._picture(row)
+        readable.append(row)
+      except ImageError as error:
+        self.unreadable[key] = str(error).removeprefix(f"{self._files[key]}: ")
+    return self._find(readable) if readable else iter(())
+
+  def take(self, row: int, found: Any) -> None:
+    """Writes the files of a picture, and prints a line."""
+    if not self.rows:
+      self._folder.create()
+    key = self._keys[row]
+    self.rows[key] = self._take(key, self._picture(row), found)
+    line = f"{key}: " + ", ".join(map(self._text, self.rows[key][: self._config.predict.top]))
+    print(printable(line, len(line)))
+
+  def piece(self) -> tuple[dict[str, Any], None]:
+    """Nothing, since no block is stored."""
+    return {}, None
+
+  def finish(self) -> None:
+    """Writes files of all pictures together."""
+
+  # Of each task: reads a picture; opens `find`; rows of a picture and its files; a row as text.
+  _read: Callable[[Path], Any]
+  _open: Callable[[Encoder], Callable[[Sequence[int]], Iterator[tuple[int, Any]]]]
+  _take: Callable[[str, Any, Any], Rows]
+  _text: Callable[[Mapping[str, Any]], str]
+
+
+class Classify(Task):
+  """The likeliest names of a picture."""
+
+  batch = 256
+  columns = ("name", "probability")
+
+  def _open(self, encoder):
+    names, predict = load_class_list(self._config.predict.names).names, self._config.predict
+    self._size, self.facts = encoder.clip.image_size, {"n_classes": len(names)}
+    classifier = Classifier(encoder, predict.prompt, names)
+    return lambda block: zip(
+      block, classifier.predict([self._picture(row) for row in block], predict.top), strict=True
+    )
+
+  def _read(self, path):
+    return read_image(path, self._size, self._config.data.upright)
+
+  def _take(self, key, picture, found):
+    return [{"name": name, "probability": p} for name, p in found]
+
+  def _text(self, row):
+    return f"{row['name']} {100 * row['probability']:.1f}%"
+
+
+class _Whole(Task):
+  """A task on whole pictures: their regions or patches, and its files."""
+
+  def _open(self, encoder):
+    # Batches are padded, so never ask for more than there are pictures.
+    most = min(self._config.propose.batch_size, len(self._keys))
+    config = self._config = self._config.replace({"propose.batch_size": most})
+    self._classes, self._output = classes_of(config), _outputs(self._keys)
+    source, named = config.regions.source, config.predict.prompt
+    self.facts = {"n_classes": len(self._classes), "regions": source}
+    if source == "network":
+      self.facts["network"] = config.propose.network
+    if source == "none":
+      self.facts["recipe"] = config.segment.recipe
+    pixels = lambda row: self._picture(row).image
+    images = Images([_stem(key) for key in self._keys], lambda row: pixels(row).shape[:2], pixels)
+    prompt = NamedPrompt(named, open_prompt(named))
+    matrix = class_matrix(encoder, self._classes.synonyms, prompt)
+    return self._open_regions(config, encoder, images, self._classes, [matrix])
+
+  _open_regions: Callable[..., Any]
+
+  def _read(self, path):
+    image = read_rgb(path, self._config.data.upright)
+    sides = image.shape[:2]
+    factor = (_MAX_PIXELS / image[..., 0].size) ** 0.5
+    if self._config.regions.source == "network" and factor < 1:
+      reduced = tuple(max(round(factor * side), 1) for side in sides)
+      image = np.asarray(Image.fromarray(image).resize(reduced[::-1], Image.Resampling.BICUBIC))
+    return Picture(image, sides)
+
+  def _path(self, kind: str, key: str) -> Path:
+    """File of a picture in a folder of the run, which is created."""
+    path = self._folder.path / kind / f"{self._output[key]}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+class Segment(_Whole):
+  """A name for every pixel: `labels/` and `pictures/`."""
+
+  columns = ("name", "value", "share", "probability")
+
+  def _open_regions(self, *given):
+    return open_label_maps(*given)
+
+  def _take(self, key: str, picture: Picture, found: Sequence[PixelMap]) -> Rows:
+    (labels, probability), names = found[0], self._classes.names
+    whole = _enlarged(labels, picture.sides)
+    with writing(self._folder.path):
+      write_labels(self._path("labels", key), whole, len(names), _table(labels))
+      overlay(self._path("pictures", key), picture.image, labels, names, key)
+    values, counts = np.unique(whole[whole >= 0], return_counts=True)
+    rows = []
+    for place in np.argsort(-counts, kind="stable"):
+      value = int(values[place])
+      row = {"name": names[value], "value": value, "share": float(counts[place] / whole.size)}
+      if probability is not None:
+        row["probability"] = float(probability[whole == value].mean())
+      rows.append(row)
+    return rows
+
+  def _text(self, row):
+    return f"{row['name']} {100 * row['share']:.1f}% of pixels"
+
+
+class Detect(_Whole):
+  """Boxes with names: `pictures/` and `detections.json`."""
+
+  columns = ("name", "score", "x", "y", "width", "height")
+
+  def _open_regions(self, *given):
+    self._ids, self._results = _image_ids(self._keys), []
+    scorer = RegionScorer(*given, logit_scale=self._config.detect.logit_scale)
+    return lambda block: ((one.row, one) for one in scorer.scored(block))
+
+  def _take(self, key: str, picture: Picture, found: Scored) -> Rows:
+    config, names = self._config, self._classes.names
+    (scores_RxN,) = found.scores
+    kept = detections_of(
+      found.regions,
+      scores_RxN,
+      picture.sides,
+      detect=config.detect,
+      mask_threshold=config.regions.mask_threshold,
+      most=MAX_DETECTIONS["coco"],
+    )
+    boxes = Boxes(kept.boxes, kept.classes, kept.scores)
+    with writing(self._folder.path):
+      path, title = self._path("pictures", key), f"{key}: {len(kept.scores)} detections"
+      boxes_picture(path, picture.image, boxes, names, title)
+    # COCO results in pixels of the file.
+    height, width = (a / b for a, b in zip(picture.sides, picture.image.shape, strict=False))
+    kept = kept._replace(boxes=kept.boxes * np.array([width, height] * 2, np.float32))
+    rows = [
+      row | {"file": key, "name": names[row["category_id"] - 1]}
+      for row in result_rows(self._ids[key], np.arange(1, len(names) + 1), kept)
+    ]
+    self._results += rows
+    return [
+      {"name": row["name"], "score": row["score"]}
+      | dict(zip(("x", "y", "width", "height"), row["bbox"], strict=True))
+      for row in rows
+    ]
+
+  def _text(self, row):
+    return f"{row['name']} {row['score']:.2f}"
+
+  def finish(self):
+    write_json(self._folder.path / "detections.json", self._results)
+
+
+TASKS: dict[str, type[Task]] = {"classify": Classify, "segment": Segment, "detect": Detect}
+
+
+def classes_of(config: Settings) -> ClassSplit:
+  """The names as classes; `segment` puts a background before them."""
+  names = load_class_list(config.predict.names).names
+  classes = ClassSplit(tuple((name,) for name in names), ("-",) * len(names))
+  background = config.segment.background if config.predict.task == "segment" else ()
+  return with_background(classes, background)
+
+
+def check_picture_regions(config: Settings, files: Mapping[str, Path]) -> str | int | None:
+  """Checks the network, or the file of regions; pictures whose header can't be read are skipped.
+
+  Returns:
+    The first picture that has boxes without masks; None if there is none.
+
+  Raises:
+    InputError: as `check_region_source`; pictures of one stem, by which files name them.
+  """
+  shapes: dict[str, tuple[int, int]] = {}
+  first: dict[str, str] = {}
+  for name, path in files.items() if config.regions.source == "file" else ():
+    if (other := first.setdefault(_stem(name), name)) != name:
+      raise ImageError(f"{path}: has the stem of {other}; accepted: a stem for each picture")
+    try:
+      shapes[_stem(name)] = image_size(path, config.data.upright)
+    except ImageError:
+      continue
+  sides, no_pixels = list(shapes.values()), lambda row: np.zeros((0, 0, 3), np.uint8)
+  return check_region_source(config, Images(list(shapes), sides.__getitem__, no_pixels))
+
+
+def _stem(name: str) -> str:
+  return os.path.splitext(posixpath.basename(name))[0]
+
+
+def _outputs(keys: Sequence[str]) -> dict[str, str]:
+  """Names of the pictures' files without a suffix; with theirs, if two would become equal."""
+  stems = {key: os.path.splitext(key)[0] for key in keys}
+  return stems if len(set(stems.values())) == len(stems) else {key: key for key in keys}
+
+
+def _image_ids(keys: Sequence[str]) -> dict[str, int]:
+  """Numbers of the pictures: their names if all are numbers, as COCO's are; else 1, 2, .."""
+  ids = [int(stem) for stem in map(_stem, keys) if stem.isascii() and stem.isdigit()]
+  numbers = ids if len(set(ids)) == len(keys) else range(1, len(keys) + 1)
+  return dict(zip(keys, numbers, strict=True))
+
+
+def _table(labels_HxW: np.ndarray) -> np.ndarray:
+  """Colours of a label image's values: those of the picture, white for no class, else grey."""
+  table = np.tile(np.array(to_rgb(OTHER)), (256, 1))
+  for label, colour in label_colours(labels_HxW).items():
+    if label < len(table):
+      table[label] = to_rgb(colour)
+  table[-1] = 1
+  return np.rint(255 * table).astype(np.uint8)
+
+
+def _enlarged(array: np.ndarray, sides: Sequence[int]) -> np.ndarray:
+  """Values of the nearest pixels in an array whose last axes become `sides`."""
+  rows, columns = (
+    np.arange(new) * old // new for new, old in zip(sides, array.shape[-2:], strict=True)
+  )
+  return array[..., rows[:, None], columns]

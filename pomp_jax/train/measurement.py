@@ -1,0 +1,258 @@
+"""Interleaved measurements of steps, relative to a large matrix product; their table and plot."""
+
+from collections.abc import Callable
+import contextlib
+import dataclasses
+import functools
+import multiprocessing
+import pathlib
+import re
+import resource
+import signal
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pomp_jax import hosts
+from pomp_jax.clip.precision import precision_of
+from pomp_jax.config.fields import Benchmark
+from pomp_jax.errors import InputError
+from pomp_jax.files.paths import Path
+from pomp_jax.files.terminal import steps_of
+from pomp_jax.report import drawing
+
+
+class BenchmarkError(InputError, ValueError):
+  """A benchmark that cannot be run as asked; the message is one line."""
+
+
+class ProcessError(RuntimeError):
+  """A process that ended without a result; the message is one line."""
+
+
+def numbers(field: str, text: str, size: int = 1) -> list[tuple[int, ...]]:
+  """Parses a field of `config.benchmark`: integers separated by "+"; size 2: K/N, 3: K/N/renew."""
+  number = "[1-9][0-9]*"
+  parts = [part for part in text.split("+") if part]
+  if not all(re.fullmatch("/".join([number] * size), part) for part in parts):
+    expected = {1: "integers, such as 128+1000", 2: "pairs K/N, such as 128/21841"}.get(
+      size, "triples K/N/renew, such as 128/21841/64"
+    )
+    raise BenchmarkError(f"config.benchmark.{field}: got {text!r}, expected positive {expected}")
+  return [tuple(map(int, part.split("/"))) for part in parts]
+
+
+@dataclasses.dataclass
+class Measurement:
+  """One implementation at one K: a row of `results.json`.
+
+  `tokens` are those that a step must compute: for `shared` without padding and slack of the budget,
+  for the others all 77 positions. `peak_mib` are the peak temporaries of the compiled step with all
+  rows together; for torch the growth of the process with `rows_at_a_time` rows.
+  """
+
+  implementation: str
+  k: int  # rows of a step
+  n_classes: int
+  tokens: int
+  rows_at_a_time: int  # rows in memory together
+  flops: float  # of a step's dense layers, forward and backward through activations
+  peak_mib: float | None
+  process_peak_mib: float | None = None  # of a process with one step; None on an accelerator
+  renew: int | None = None  # rows of the bank that a step renews; None without a bank
+  bank_mib: float = 0.0  # size of the bank, an argument of the step
+  times: list[float] = dataclasses.field(default_factory=list)  # seconds of each step
+  rates: list[float] = dataclasses.field(default_factory=list)  # FLOP/s of the products next to it
+
+  def row(self) -> dict[str, Any]:
+    """Returns the figures, medians over the rounds."""
+    # Ratios of each round: a machine that slows down does so for both.
+    shares = [self.flops / t / rate for t, rate in zip(self.times, self.rates, strict=True)]
+    row = dataclasses.asdict(self)
+    for name in ("flops", "times", "rates"):
+      del row[name]
+    return row | {
+      "seconds": float(np.median(self.times)),
+      "share_of_matmul_rate": float(np.median(shares)),
+      "matmul_gflops": float(np.median(self.rates)) / 1e9,
+      "rounds": len(self.times),
+    }
+
+
+# A step. Called with True, it runs only the part that compiles everything and fills the caches.
+Step = Callable[[bool], Any]
+
+
+def measure_in_turn(
+  steps: list[tuple[Measurement, Step]], settings: Benchmark
+) -> list[dict[str, Any]]:
+  """Measures rounds of all steps in turn, each between two large products; returns the rows."""
+  product, product_flops = _large_product(settings.dtype)
+  for _, step in steps_of(steps, "compiling and warming up", "steps"):
+    step(True)
+  started = time.monotonic()
+  for round_index in steps_of(range(settings.repeats), "measuring", "rounds"):
+    if round_index and time.monotonic() - started > settings.seconds:
+      break
+    for measurement, step in steps:
+      before = _seconds(product)
+      measurement.times.append(_seconds(functools.partial(step, False)))
+      after = _seconds(product)
+      measurement.rates.append(2 * product_flops / (before + after))
+  rows = [measurement.row() for measurement, _ in steps]
+  for row in rows:
+    name = row["implementation"]
+    name += "" if row["renew"] is None else f" (bank, {row['renew']} rows renewed)"
+    print(
+      f"K = {row['k']}, N = {row['n_classes']}: {name} {row['seconds']:.3f} s,"
+      f" {row['share_of_matmul_rate']:.1%} of {row['matmul_gflops']:.0f} GFLOP/s",
+      flush=True,
+    )
+  return rows
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+  start = time.perf_counter()
+  function()
+  return time.perf_counter() - start
+
+
+def _large_product(name: str) -> tuple[Callable[[], Any], float]:
+  """Returns a call of square products that are large for the device, and its FLOPs."""
+  dtype, products = precision_of(name)
+  size, times = (2048, 4) if jax.default_backend() == "cpu" else (8192, 16)
+  left = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+  right = (jax.random.normal(jax.random.key(1), (size, size)) * size**-0.5).astype(dtype)
+
+  @jax.jit
+  def chain(left, right):
+    for _ in range(times):
+      left = jnp.matmul(left, right, precision=products)
+    return left
+
+  def call():
+    return jax.block_until_ready(chain(left, right))
+
+  call()
+  return call, 2.0 * size**3 * times
+
+
+def peak_mib() -> float:
+  """Peak resident memory of this process, MiB."""
+  # A process inherits `ru_maxrss` from a larger parent.
+  status = pathlib.Path("/proc/self/status")
+  with contextlib.suppress(OSError):
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
+    if found:
+      return int(found[1]) / 2**10
+  unit = 1 if sys.platform == "darwin" else 2**10
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+  """Calls a function in a new process, for a peak memory of its own; raises its errors.
+
+  An exception during the wait terminates the process by SIGTERM, so that a training saves.
+
+  Raises:
+    ProcessError: the process ended without a result.
+    Preempted: the process got SIGTERM.
+  """
+  context = multiprocessing.get_context("spawn")
+  receiver, sender = context.Pipe(duplex=False)
+  process = context.Process(target=_answer, args=(sender, function, arguments))
+  process.start()
+  sender.close()
+  try:
+    succeeded, answer = receiver.recv()
+  except EOFError:
+    process.join()
+    if process.exitcode == -signal.SIGTERM:
+      raise hosts.Preempted("stopped by SIGTERM; the same command resumes") from None
+    raise ProcessError(f"its process ended with status {process.exitcode}") from None
+  except BaseException:
+    process.terminate()
+    raise
+  finally:
+    process.join()
+  if not succeeded:
+    raise answer
+  return answer
+
+
+def _answer(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+  try:
+    answer = True, function(*arguments)
+  except (Exception, hosts.Preempted) as error:
+    answer = False, error
+  sender.send(answer)
+
+
+_COLUMNS = ["implementation", "K", "N", "tokens", "seconds", "ms / class", "of matmul rate"]
+_COLUMNS += ("peak MiB", "process MiB", "time / ours", "peak / ours", "renew", "bank MiB")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+  """Formats the rows; time and peak relative to `shared`, or to the step without a bank."""
+  group = lambda row: (row["implementation"] == "train_step", row["k"], row["n_classes"])
+  ours = {
+    group(row): row
+    for row in rows
+    if row["implementation"] in ("shared", "train_step") and row["renew"] is None
+  }
+  shown = lambda value, form: "-" if value is None else format(value, form)
+  lines = [_COLUMNS]
+  for row in rows:
+    mine = ours.get(group(row), {})
+    ratios = (
+      row[name] / mine[name] if row[name] and mine.get(name) else None
+      for name in ("seconds", "peak_mib")
+    )
+    cells = [str(row[name]) for name in ("implementation", "k", "n_classes", "tokens")]
+    cells += [f"{row['seconds']:.3f}", f"{1000 * row['seconds'] / row['k']:.2f}"]
+    cells.append(f"{row['share_of_matmul_rate']:.1%}")
+    cells += [shown(row[name], ".0f") for name in ("peak_mib", "process_peak_mib")]
+    cells += [*(shown(ratio, ".2f") for ratio in ratios), shown(row["renew"], "d")]
+    lines.append([*cells, f"{row['bank_mib']:.0f}"])
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  text = ["  ".join(map(str.rjust, line, widths)) for line in lines]
+  rates = np.median([row["matmul_gflops"] for row in rows])
+  return "\n".join([*text, f"large matrix product: {rates:.0f} GFLOP/s"])
+
+
+# Names of implementations in the plot; `config.benchmark.implementations` has the short ones.
+_LABELS = {
+  "shared": "shared prefix, packed names",
+  "reference": "HuggingFace Flax, 77 tokens",
+  "torch_77": "HuggingFace torch, 77 tokens",
+}
+
+
+def plot(path: Path, rows: list[dict[str, Any]]) -> None:
+  """Plots seconds and peak temporaries against K."""
+  rows = [row for row in rows if row["implementation"] != "train_step"]
+  names = dict.fromkeys(row["implementation"] for row in rows)
+  n_classes = sorted({row["n_classes"] for row in rows})
+  title = "Text tower, forward and backward to the context"
+  if n_classes:
+    title += f": K of {' or '.join(f'{n:,}' for n in n_classes)} classes"
+  figure, both = drawing.panels(2, 3.7, 3.4, title)
+  labels = {"seconds": "seconds a step", "peak_mib": "peak temporaries, MiB"}
+  for axes, (field, label) in zip(both, labels.items(), strict=True):
+    for number, name in enumerate(names):
+      mine = [row for row in rows if row["implementation"] == name and row[field]]
+      points = sorted((row["k"], row[field]) for row in mine)
+      # torch's peak covers only a part of the rows.
+      if points and (name, field) != ("torch_77", "peak_mib"):
+        style = drawing.style(number)
+        axes.plot(*zip(*points, strict=True), label=_LABELS.get(name, name), **style)
+    drawing.log_axis(axes, "x", sorted({row["k"] for row in rows}))
+    drawing.log_axis(axes, "y")
+    drawing.label_panel(axes, "", "K, classes a step", label, grid="both")
+    if names:
+      drawing.legend(axes)
+  drawing.save(path, figure)

@@ -1,0 +1,133 @@
+"""Runs pretrain once per seed and reports mean and spread.
+
+Leaves a run's folder `seed_<s>` for each seed, `results.json`, `report.html` and bars of mean and
+spread.
+"""
+
+import logging
+import os
+
+import numpy as np
+import scipy.special
+
+from pomp_jax import hosts
+from pomp_jax.config import ConfigError, Settings
+from pomp_jax.evaluate.metrics import Accuracy, wilson_interval
+from pomp_jax.files.run_folder import RunFolder, writing
+from pomp_jax.files.terminal import steps_of
+from pomp_jax.report import plots
+from pomp_jax.report.labels import counted
+from pomp_jax.report.run_report import finish_run
+from pomp_jax.train import pretrain
+
+log = logging.getLogger(__name__)
+
+# Results that all seeds share.
+_SHARED = ("method", "clip_model", "steps", "n_classes", "k", "correction", "eval_classes")
+
+
+def check(config: Settings, workdir: str) -> None:
+  """Checks each seed as the pretrain job does."""
+  RunFolder(workdir).check(config.job)
+  if not config.repeat.seeds:
+    raise ConfigError("repeat.seeds", config.repeat.seeds, "one seed or more")
+  for seed in config.repeat.seeds:
+    pretrain.check(*run_of_seed(config, workdir, seed))
+
+
+def run(config: Settings, workdir: str) -> dict:
+  """Runs the seeds that have not finished, and returns the contents of `results.json`."""
+  runs = []
+  for seed in steps_of(config.repeat.seeds, "seeds", "seeds"):
+    log.info("seed %d of %s", seed, list(config.repeat.seeds))
+    runs.append(pretrain.run(*run_of_seed(config, workdir, seed)))
+  results = {
+    "job": config.job,
+    "seeds": list(config.repeat.seeds),
+    **{field: runs[0][field] for field in _SHARED},
+    "seconds": summary([run["seconds"] for run in runs]),
+    "eval": {
+      split: {prompt: of_seeds([run["eval"][split][prompt] for run in runs]) for prompt in prompts}
+      for split, prompts in runs[0]["eval"].items()
+    },
+  }
+  results["gain"] = {split: _gain(prompts) for split, prompts in results["eval"].items()}
+  if not hosts.is_first():
+    return results
+  folder = RunFolder(workdir)
+  folder.create()
+  with writing(folder.plots):
+    _plot(folder, results)
+  finish_run(folder, config, results)
+  for split, gain in results["gain"].items():
+    log.info(
+      "%s: top-1 %.2f%% +- %.2f over %d seeds on %d images, %+.2f points beside the best"
+      " hand-written prompt (%s), spread %.2f",
+      *(split, 100 * gain["top1"]["mean"], 100 * gain["top1"]["std"], len(runs)),
+      results["eval"][split]["prompt"]["images"],
+      *(100 * gain["gain"], gain["best_hand_written"], 100 * gain["top1"]["spread"]),
+    )
+  return results
+
+
+def run_of_seed(config: Settings, workdir: str, seed: int) -> tuple[Settings, str]:
+  """Config and folder of the training with a seed."""
+  return config.replace({"job": "pretrain", "seed": seed}), os.path.join(workdir, f"seed_{seed}")
+
+
+def summary(values: list[float]) -> dict:
+  """Figures of one value a seed.
+
+  `std` is the sample standard deviation, 0 for one seed; `t_interval` Student's 95% interval of the
+  mean over seeds, None for one seed; `spread` the highest value less the lowest.
+  """
+  n, mean = len(values), float(np.mean(values))
+  std = float(np.std(values, ddof=1)) if n > 1 else 0.0
+  reach = float(scipy.special.stdtrit(n - 1, 0.975)) * std / n**0.5 if n > 1 else None
+  return {
+    "mean": mean,
+    "median": float(np.median(values)),
+    "std": std,
+    "t_interval": None if reach is None else [mean - reach, mean + reach],
+    "spread": float(np.ptp(values)),
+    "values": list(values),
+  }
+
+
+def of_seeds(scores: list[Accuracy]) -> dict:
+  """Summaries of `topk_accuracy` over several seeds on the same images.
+
+  `top1_interval` covers the choice of the images, `top1["t_interval"]` the spread over the seeds.
+  """
+  top1, top5 = (summary([one[metric] for one in scores]) for metric in ("top1", "top5"))
+  images = scores[0]["images"]
+  interval = wilson_interval(top1["mean"], images)
+  return {"images": images, "top1": top1, "top5": top5, "top1_interval": interval}
+
+
+def _gain(prompts: dict) -> dict:
+  """Compares top-1 of the learned prompt with that of the best hand-written one."""
+  by_hand = {name: scores["top1"]["mean"] for name, scores in prompts.items() if name != "prompt"}
+  best = max(by_hand, key=by_hand.__getitem__)
+  top1 = prompts["prompt"]["top1"]
+  return {"top1": top1, "best_hand_written": best, "gain": top1["mean"] - by_hand[best]}
+
+
+def _plot(folder: RunFolder, results: dict) -> None:
+  def pick(field):
+    return {
+      split: {
+        prompt: scores | {"top1": scores["top1"][field]} for prompt, scores in prompts.items()
+      }
+      for split, prompts in results["eval"].items()
+    }
+
+  spread = pick("std") if len(results["seeds"]) > 1 else None
+  seeds = counted(len(results["seeds"]), "seed")
+  plots.accuracy_bars(
+    folder.plots / "accuracy.png",
+    pick("mean"),
+    spread=spread,
+    title=f"Mean of {seeds}, training on {counted(results['n_classes'], 'class')}",
+    classes=results["eval_classes"],
+  )

@@ -1,0 +1,257 @@
+"""Features and probabilities against HuggingFace's torch CLIP."""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+import pytest
+import torch
+
+from pomp_jax.clip import load_clip
+from pomp_jax.clip.text import token_embeddings
+from pomp_jax.data.class_lists import VocabularyError
+from pomp_jax.data.images import ImageError
+from pomp_jax.encoder import Encoder
+from pomp_jax.errors import InputError
+from pomp_jax.evaluate.classify import Classifier, category_features
+from pomp_jax.evaluate.metrics import EvaluationError
+from pomp_jax.files.class_features import Category
+from pomp_jax.files.pieces import ArrayCache
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
+
+NAMES = ["cat", "dog", "grey_wolf", "star", "sea star", "hat", "a rather long name", "x", "the"]
+
+
+def unit(array):
+  return array / np.linalg.norm(array, axis=-1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def images():
+  return np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def torch_outputs(clip_and_torch, images):
+  """(text features, image features, probabilities) of "a photo of a {}."."""
+  clip, model = clip_and_torch
+  texts = [f"a photo of a {name.replace('_', ' ')}." for name in NAMES]
+  tokens = clip.tokenizer(texts, return_tensors="pt", padding=True)
+  pixels = (images / 255 - np.array(clip.mean)) / np.array(clip.std)
+  with torch.no_grad():
+    output = model(**tokens, pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2)).float())
+  return (
+    output.text_embeds.numpy(),
+    output.image_embeds.numpy(),
+    output.logits_per_image.softmax(-1).numpy(),
+  )
+
+
+def words_as_prompt(clip, words, **fields):
+  ids = clip.tokenizer(words)["input_ids"][1:-1]
+  return Prompt(
+    np.asarray(token_embeddings(clip.params, np.array(ids, np.int32))), "random", **fields
+  )
+
+
+def test_features_of_a_template_and_of_its_words_as_context(clip_and_torch, encoder, torch_outputs):
+  clip, _ = clip_and_torch
+  for prompt in ("a photo of a {}.", words_as_prompt(clip, "a photo of a")):
+    features = encoder.class_features(NAMES, prompt)
+    np.testing.assert_allclose(features, torch_outputs[0], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def classifier(encoder):
+  return Classifier(encoder, "a photo of a {}.", NAMES, batch_size=4)
+
+
+def test_one_image_of_any_kind(classifier, images, torch_outputs, tmp_path):
+  """Probabilities equal HuggingFace's."""
+  file = tmp_path / "a.png"
+  Image.fromarray(images[0]).save(file)
+  expected = torch_outputs[2][0]
+  for image in (images[0], Image.fromarray(images[0]), file, str(file)):
+    np.testing.assert_allclose(classifier.probabilities(image), expected, atol=1e-5)
+    [(name, probability)] = classifier.predict(image, top=1)
+    assert (name, probability) == (NAMES[np.argmax(expected)], pytest.approx(expected.max(), 1e-4))
+
+
+def test_several_images(classifier, images, torch_outputs, tmp_path):
+  mixed = [tmp_path / "a.png", images[1], Image.fromarray(images[2]), str(tmp_path / "b.png")]
+  Image.fromarray(images[0]).save(mixed[0])
+  Image.fromarray(images[3]).save(mixed[3])
+  for several in (images, (*mixed, images[4]), (image for image in images)):
+    np.testing.assert_allclose(classifier.probabilities(several), torch_outputs[2], atol=1e-5)
+  best = classifier.predict(images, top=99)
+  assert best == classifier.predict(iter(images), top=len(NAMES))
+  for row, expected in zip(best, torch_outputs[2], strict=True):
+    order = np.argsort(-expected)
+    assert [name for name, _ in row] == [NAMES[i] for i in order]
+    np.testing.assert_allclose([p for _, p in row], expected[order], atol=1e-5)
+  assert classifier.predict([]) == []
+  assert classifier.probabilities([]).shape == (0, len(NAMES))
+
+
+def test_images_are_read_a_batch_at_a_time_in_few_shapes(classifier, images, monkeypatch):
+  """Else ten thousand files are in memory together, and each number of them is compiled anew."""
+  read, computed, compute = [], [], classifier._encoder.image_features
+
+  def recorded(pixels):
+    computed.append((len(read), len(pixels)))
+    return compute(pixels)
+
+  monkeypatch.setattr(classifier._encoder, "image_features", recorded)
+  stream = (read.append(i) or images[i % 5] for i in range(11))
+  found = classifier.probabilities(stream)
+  assert computed == [(4, 4), (8, 4), (11, 4)]
+  np.testing.assert_allclose(found[:4], found[5:9], atol=1e-6)
+  computed.clear()
+  for count in range(1, 6):
+    classifier.probabilities(images[:count])
+  assert {rows for _, rows in computed} == {1, 2, 4}
+
+
+def test_images_that_are_none(classifier, images, tmp_path):
+  (tmp_path / "cut.png").write_bytes(b"nothing")
+  Image.fromarray(images[0]).save(tmp_path / "a.png")
+  for path in (tmp_path / "cut.png", tmp_path / "missing.png", tmp_path):
+    for several in (path, [tmp_path / "a.png", path]):
+      with pytest.raises(ImageError, match=r"^[^\n]*$") as error:
+        classifier.predict(several)
+      assert str(error.value).startswith(f"{path}: ")
+  for image in (images[0] / 255, images[0, ..., 0], None, 7):
+    with pytest.raises(ImageError, match=r"^image 5: [^\n]*uint8 \[H,W,3\]"):
+      classifier.predict(iter([*images, image]))  # whose items the type checker does not see
+  with pytest.raises(ImageError, match=r"^image 0: .*float64 \[32, 32, 3\]"):
+    classifier.predict(images[0] / 255)
+  with pytest.raises(InputError, match="top: got 0"):
+    classifier.predict(images, top=0)
+  with pytest.raises(InputError, match="batch_size: got 0"):
+    Classifier(classifier._encoder, "{}", NAMES, batch_size=0)
+
+
+class Counted(ArrayCache):
+  """A cache that counts what is computed."""
+
+  computed = 0
+
+  def keep(self, key, array, **options):
+    self.computed += 1
+    return super().keep(key, array, **options)
+
+
+def test_features_are_computed_once_for_a_prompt_a_clip_and_names(clip_and_torch, tmp_path):
+  clip, _ = clip_and_torch
+  cache, names = Counted(tmp_path / "cache"), NAMES[:3]
+  encoder = Encoder(clip, chunk=8, cache=cache)
+  words = words_as_prompt(clip, "a photo of a")
+  first = encoder.class_features(names, words)
+  again = encoder.class_features(list(names), words_as_prompt(clip, "a photo of a"))
+  np.testing.assert_array_equal(first, again)
+  assert cache.computed == 1
+  # In another process: from the file.
+  later = Counted(tmp_path / "cache")
+  found = Encoder(load_clip(clip.name), chunk=8, cache=later).class_features(names, words)
+  np.testing.assert_array_equal(first, found)
+  assert later.computed == 0
+  others = (
+    lambda: encoder.class_features(names[:-1], words),
+    lambda: encoder.class_features(names[::-1], words),
+    lambda: encoder.class_features(names, words_as_prompt(clip, "a photo of the")),
+    lambda: encoder.class_features(names, words_as_prompt(clip, "a photo of a", position="front")),
+    lambda: encoder.class_features(names, "a photo of a {}."),
+    lambda: Encoder(_moved(clip), chunk=8, cache=cache).class_features(names, words),
+    lambda: Encoder(clip, chunk=8, dtype="bfloat16", cache=cache).class_features(names, words),
+  )
+  for number, other in enumerate(others, 2):
+    other()
+    assert cache.computed == number
+
+
+def _moved(clip):
+  """The CLIP with one weight of its text tower changed in the last place."""
+  kernel = np.array(clip.params["text_projection"]["kernel"])
+  kernel[0, 0] = np.nextafter(kernel[0, 0], np.float32(np.inf))
+  return dataclasses.replace(clip, params=clip.params | {"text_projection": {"kernel": kernel}})
+
+
+def test_class_specific_contexts_follow_their_class(clip_and_torch, encoder):
+  clip, _ = clip_and_torch
+  names = NAMES[2:5]
+  rng = np.random.default_rng(0)
+  context = rng.normal(size=(len(names), 3, clip.text_width)).astype(np.float32)
+  found = encoder.class_features(names, Prompt(context, "random"))
+  for row, name, own in zip(found, names, context, strict=True):
+    expected = encoder.class_features([name], Prompt(own, "random"))[0]
+    np.testing.assert_allclose(row, expected, atol=1e-5)
+  with pytest.raises(PromptFileError, match="class-specific"):
+    encoder.class_features(names[:2], Prompt(context, "random"))
+
+
+def test_a_prompt_by_the_path_of_its_file(clip_and_torch, encoder, tmp_path):
+  clip, _ = clip_and_torch
+  words = words_as_prompt(clip, "a photo of a")
+  expected = Classifier(encoder, words, NAMES).class_features
+  for name in ("prompt.npz", "prompt.safetensors", "model.pth.tar-20"):
+    save_prompt(tmp_path / name, words)
+    for path in (tmp_path / name, str(tmp_path / name)):
+      np.testing.assert_array_equal(Classifier(encoder, path, NAMES).class_features, expected)
+
+
+def test_refused_prompts_and_names(encoder, tmp_path):
+  (tmp_path / "prompt.npz").write_bytes(b"nothing")
+  with pytest.raises(PromptFileError, match=r"prompt\.npz"):
+    Classifier(encoder, tmp_path / "prompt.npz", NAMES)
+  with pytest.raises(PromptFileError, match="width 7"):
+    Classifier(encoder, Prompt(np.zeros((4, 7), np.float32), "other"), NAMES)
+  other = dataclasses.replace(context(encoder, 4), template="a {}.")
+  for prompt, message in (
+    (other, r"template is 'a \{\}\.'; accepted: '\{\}\.'"),
+    *((text, r"one \{\}$") for text in ("prompt.npz", "a photo of", "{} or {}", "")),
+  ):
+    with pytest.raises(PromptFileError, match=message):
+      Classifier(encoder, prompt, NAMES)
+    with pytest.raises(PromptFileError, match=message):
+      encoder.class_features(NAMES, prompt)
+  with pytest.raises(VocabularyError, match="cat"):
+    Classifier(encoder, "a photo of a {}.", ["cat", "cat"])
+  with pytest.raises(VocabularyError, match="empty"):
+    Classifier(encoder, "a photo of a {}.", [])
+
+
+@pytest.mark.parametrize("part", ["text_projection", "visual_projection"])
+def test_a_clip_that_is_not_finite_classifies_nothing(clip_and_torch, images, part):
+  clip, _ = clip_and_torch
+  kernel = np.full_like(clip.params[part]["kernel"], np.nan)
+  broken = dataclasses.replace(clip, params=clip.params | {part: {"kernel": kernel}})
+  with pytest.raises(EvaluationError, match=r"of (9 classes|5 images) have features that are not"):
+    Classifier(broken, "a photo of a {}.", NAMES).predict(list(images))
+
+
+CATEGORIES = (
+  Category("red star", ("scarlet star", "star")),
+  Category("blue ring"),
+  Category("star", ("red star",)),
+)
+
+
+def context(encoder, *shape):
+  scale = np.random.default_rng(0).normal(0, 0.02, (*shape, encoder.clip.text_width))
+  return Prompt(scale.astype(np.float32), "a/clip")
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_synonyms_are_means_of_unit_features(encoder, learned):
+  prompt = context(encoder, 4) if learned else "a {}"
+  names = ["red star", "scarlet star", "star", "blue ring"]
+  one, two, three, four = encoder.class_features(names, prompt)
+  expected = unit(np.stack([(one + two + three) / 3, four, (one + three) / 2]))
+  found = category_features(encoder, CATEGORIES, prompt, synonyms=True)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  plain = category_features(encoder, CATEGORIES, prompt)
+  np.testing.assert_allclose(plain, np.stack([one, four, three]), atol=1e-6)
+  assert np.abs(found - plain).max() > 1e-3
+  # One context a class leaves none for synonyms.
+  with pytest.raises(PromptFileError, match="class-specific"):
+    category_features(encoder, CATEGORIES, context(encoder, 3, 4), synonyms=True)

@@ -1,0 +1,82 @@
+"""Eight devices against one: features, figures, accuracies and regions."""
+
+import jax
+import numpy as np
+import pytest
+from sklearn.metrics import top_k_accuracy_score
+
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate.metrics import wilson_interval
+from pomp_jax.evaluate.predictions import split_features, tally
+from pomp_jax.evaluate.topk import topk_accuracy
+from pomp_jax.files.prompt_file import Prompt
+from pomp_jax.prompt.mesh import make_mesh
+from pomp_jax.rooms.regions.mask_former.weights import MaskFormerFile
+from pomp_jax.rooms.regions.proposals import Proposer
+from tests.evaluate.test_predictions import Pictures, unit
+from tests.support.mask_params import TINY, random_params
+
+pytestmark = pytest.mark.mesh
+
+RNG = np.random.default_rng(0)
+# Rows are padded on eight devices; in threes on one, the last chunk is ragged.
+NAMES = ["cat", "dog", "grey_wolf", "star", "sea star", "hat", "a rather long name", "x", "the"]
+IMAGES = RNG.integers(0, 256, (21, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def encoders(clip_and_torch):
+  """One on one device, one on eight."""
+  clip, _ = clip_and_torch
+  assert jax.device_count() == 8
+  return Encoder(clip, mesh=make_mesh(1, jax.devices()[:1]), chunk=3), Encoder(clip, chunk=64)
+
+
+def test_features(encoders):
+  one, eight = encoders
+  context = RNG.normal(0, 0.02, (4, one.clip.text_width)).astype(np.float32)
+  for prompt in ("{}.", Prompt(context, "random", position="middle")):
+    expected = one.class_features(NAMES, prompt)
+    np.testing.assert_allclose(eight.class_features(NAMES, prompt), expected, atol=1e-6)
+  expected = one.image_features(IMAGES)
+  np.testing.assert_allclose(eight.image_features(IMAGES), expected, atol=1e-6)
+
+
+def test_figures_of_a_source(encoders):
+  one, eight = encoders
+  source = Pictures(NAMES, RNG.integers(0, len(NAMES), len(IMAGES)), IMAGES)
+  text = {"a": unit(RNG.normal(size=(len(NAMES), one.clip.config.projection_dim)))}
+  expected = tally(one, source, text, batch_size=5)["a"].figures()
+  source.read[:] = 0
+  found = tally(eight, source, text, batch_size=5)["a"].figures()
+  # Batches of eight: the last image also pads the last one.
+  assert source.read.tolist() == [1] * 20 + [4]
+  for name in ("images", "top1", "top5", "macro_top1", "mean_confidence", "ece"):
+    assert found[name] == pytest.approx(expected[name], abs=1e-6)
+  ours, theirs = (split_features(encoder, source) for encoder in encoders)
+  np.testing.assert_allclose(ours.features, theirs.features, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [0, 63])
+@pytest.mark.parametrize("n_devices", [1, 8])
+def test_topk_equals_scikit_learn(n_devices, chunk):
+  images, classes = unit(RNG.normal(size=(200, 8))), unit(RNG.normal(size=(30, 8)))
+  labels = RNG.integers(0, 30, 200)
+  mesh = make_mesh(devices=jax.devices()[:n_devices])
+  found = topk_accuracy(images, classes, labels, ks=(1, 2, 5), mesh=mesh, chunk=chunk)
+  for k in (1, 2, 5):
+    expected = top_k_accuracy_score(labels, images @ classes.T, k=k, labels=np.arange(30))
+    assert found[f"top{k}"] == pytest.approx(expected)
+  assert found["images"] == 200 and found["top1_interval"] == wilson_interval(found["top1"], 200)
+
+
+def test_regions():
+  network = MaskFormerFile(TINY, random_params(), ())
+  images = [IMAGES[0], IMAGES[1][:28], IMAGES[2]]
+  found = [
+    Proposer(network, make_mesh(devices=jax.devices()[:n]), None).regions(images) for n in (1, 8)
+  ]
+  for ours, theirs in zip(*found, strict=True):
+    for one, other in zip(ours, theirs, strict=True):
+      np.testing.assert_allclose(one.astype(float), other.astype(float), rtol=2e-3, atol=1)
+    np.testing.assert_allclose(ours.objectness, theirs.objectness, atol=1e-4)

@@ -1,0 +1,157 @@
+"""Evaluation in batches against all scores at once, in NumPy's float64."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+
+from pomp_jax.data.loader import CorruptDataError
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate.metrics import EvaluationError, Tally
+from pomp_jax.evaluate.predictions import evaluate, split_features, tally
+from tests.evaluate.test_metrics import answers
+from tests.evaluate.test_stored_features import BAD, GOOD, pictures
+
+IMAGES, CLASSES = 83, 200
+
+
+class Pictures:
+  """Given images; counts how often each is read."""
+
+  def __init__(self, names, labels, images):
+    self.names, self.labels, self._images = tuple(names), np.asarray(labels, np.int32), images
+    self.read = np.zeros(len(labels), int)
+
+  def __len__(self):
+    return len(self.labels)
+
+  def images(self, indices):
+    np.add.at(self.read, indices, 1)
+    return self._images[indices]
+
+
+def unit(rows):
+  return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def case(encoder):
+  """A source, the text features of two prompts, and the cosines in float64."""
+  rng = np.random.default_rng(0)
+  size = encoder.clip.image_size
+  pictures = rng.integers(0, 256, (IMAGES, size, size, 3), np.uint8)
+  images = encoder.image_features(pictures).astype(np.float64)
+  features, cosines = {}, {}
+  for prompt in ("one", "two"):
+    # Around the mean of the images, or one class would be nearest to all of them.
+    features[prompt] = unit(images.mean(0) + rng.normal(size=(CLASSES, images.shape[1])) / 6)
+    cosines[prompt] = images @ features[prompt].T.astype(np.float64)
+  # Half of the labels are the first prompt's best, so that it is right about some.
+  best = np.argmax(cosines["one"], axis=-1)
+  labels = np.where(np.arange(IMAGES) % 2, best, rng.integers(0, CLASSES, IMAGES))
+  return Pictures([f"class {c}" for c in range(CLASSES)], labels, pictures), features, cosines
+
+
+@pytest.mark.parametrize("batch_size", [20, 512])
+def test_figures_equal_all_scores_at_once(encoder, case, batch_size):
+  source, features, cosines = case
+  source.read[:] = 0
+  tallies = tally(encoder, source, features, batch_size=batch_size)
+  # Each image once, and the last one again as padding.
+  size = min(batch_size, IMAGES)
+  assert source.read[:-1].tolist() == [1] * (IMAGES - 1)
+  assert source.read.sum() == size * -(-IMAGES // size)
+  assert list(tallies) == list(features)
+  for prompt, one in tallies.items():
+    expected = Tally(CLASSES)
+    logits = encoder.clip.logit_scale * cosines[prompt]
+    expected.add(source.labels, answers(source.labels, logits))
+    for name in ("images", "top1", "top5", "macro_top1", "ece", "mean_confidence"):
+      assert one.figures()[name] == pytest.approx(expected.figures()[name], abs=1e-5), name
+  assert 0.4 < tallies["one"].figures()["top1"] < 0.9
+
+
+def test_a_constant_classifier_scores_nothing_and_one_that_is_not_finite_fails(encoder, case):
+  source, features, _ = case
+  same = np.broadcast_to(features["one"][:1], features["one"].shape)
+  figures = tally(encoder, source, {"same": same})["same"].figures()
+  assert (figures["top1"], figures["top5"]) == (0, 0)
+  with pytest.raises(EvaluationError, match="83 of 83"):
+    tally(encoder, source, {"broken": np.full_like(same, np.nan)})
+  kernel = np.full_like(encoder.clip.params["visual_projection"]["kernel"], np.nan)
+  params = encoder.clip.params | {"visual_projection": {"kernel": kernel}}
+  broken = Encoder(dataclasses.replace(encoder.clip, params=params), chunk=8)
+  with pytest.raises(EvaluationError, match="83 of 83"):
+    split_features(broken, source)
+
+
+def test_evaluate_ranks_over_the_classes_of_each_split(encoder, case):
+  pictures = case[0].images(np.arange(5))
+  names = ["cat", "dog", "grey_wolf", "star", "sea star", "hat", "a rather long name", "x", "the"]
+  text = encoder.class_features(names, "a photo of a {}.")
+  image = encoder.image_features(pictures)
+  labels = np.argmax(image @ text.T, axis=-1)
+  labels[0] = (labels[0] + 1) % len(names)
+  # Split "some" has fewer classes, in another order, and the same images.
+  some = sorted(set(labels.tolist()), reverse=True)
+  own = [some.index(c) for c in labels]
+  splits = {
+    "all": split_features(encoder, Pictures(names, labels, pictures)),
+    "some": split_features(encoder, Pictures([names[c] for c in some], own, pictures)),
+  }
+  scores = evaluate(encoder, splits, {"hand": "a photo of a {}.", "name": "{}."}, "name")
+  scores = {split: {k: one.figures() for k, one in of.items()} for split, of in scores.items()}
+  assert scores["all"]["hand"]["top1"] == pytest.approx(0.8)
+  assert "difference" not in scores["all"]["name"]
+  found = scores["all"]["hand"]["top1"] - scores["all"]["name"]["top1"]
+  assert scores["all"]["hand"]["difference"]["top1"] == pytest.approx(found)
+  expected = np.mean(np.argmax(image @ text[some].T, -1) == own)
+  assert scores["some"]["hand"]["top1"] == pytest.approx(expected)
+  assert set(scores["all"]) == {"hand", "name"}
+
+
+@pytest.fixture
+def stored(tmp_path):
+  return pictures(tmp_path / "images", bad=BAD)
+
+
+@pytest.fixture
+def text(encoder):
+  size = (4, encoder.clip.config.projection_dim)
+  return {"a": unit(np.random.default_rng(1).normal(size=size))}
+
+
+def test_unreadable_images_are_dropped(encoder, stored, text, caplog):
+  caplog.set_level(logging.WARNING)
+  found = split_features(encoder, stored, max_corrupt=0.2)
+  expected = split_features(encoder, stored.subset(GOOD))
+  np.testing.assert_array_equal(found.indices, GOOD)
+  np.testing.assert_array_equal(found.labels, expected.labels)
+  np.testing.assert_allclose(found.features, expected.features, atol=1e-6)
+  (record,) = caplog.records
+  assert "2 of 21" in record.getMessage()
+  assert "/9.png" in record.getMessage()
+  expected = tally(encoder, stored.subset(GOOD), text)["a"].figures()
+  for batch_size in (8, 512):
+    caplog.clear()
+    found = tally(encoder, stored, text, batch_size=batch_size, max_corrupt=0.2)["a"]
+    figures = found.figures()
+    assert figures["images"] == len(GOOD) and figures["top1"] == expected["top1"]
+    assert figures["mean_confidence"] == pytest.approx(expected["mean_confidence"])
+    of_classes = np.bincount(stored.labels[GOOD], minlength=4)
+    np.testing.assert_array_equal(found.per_class()[0], of_classes)
+    assert len(caplog.records) == 1
+
+
+def test_max_corrupt_bounds_an_evaluation(encoder, stored, text):
+  # Two of 21 are more than a twentieth. Of few images, one is allowed above 0.
+  one_bad = stored.subset(np.array([7, 8, 9]))
+  for read in (split_features, lambda *args, **options: tally(*args, text, **options)):
+    with pytest.raises(CorruptDataError, match=r"of 21 .* 1 .*data\.max_corrupt"):
+      read(encoder, stored, max_corrupt=0.05)
+    read(encoder, one_bad, max_corrupt=0.001)
+    with pytest.raises(CorruptDataError, match=r"1 of 3 .* 0 .*9\.png"):
+      read(encoder, one_bad, max_corrupt=0.0)
+    with pytest.raises(CorruptDataError, match="1 of 1"):
+      read(encoder, stored.subset(np.array([9])), max_corrupt=1.0)

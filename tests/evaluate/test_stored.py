@@ -1,0 +1,279 @@
+"""Images that `config.data` names: splits, what stands for missing ones, halves, lists."""
+
+import dataclasses
+import json
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from pomp_jax import world
+from pomp_jax.config import ConfigError, validate
+from pomp_jax.data import coop
+from pomp_jax.data.source import SourceError
+from pomp_jax.evaluate import inputs, stored
+from pomp_jax.train import pretrain
+from tests.support.small_run import small_config
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered():
+  for function in (stored._open_split, stored._divided, stored._log_once, coop._open_all):
+    function.cache_clear()
+
+
+def save(folder, split, count, names, suffix=".png", start=0):
+  """`count` images of the world's own for each of some of its classes, a folder a class."""
+  source = world.source(split, images_per_class=start + count)
+  label_of = {name: label for label, name in enumerate(source.names)}
+  for name in names:
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    rows = label_of[name] * (start + count) + np.arange(start, start + count)
+    for index, image in enumerate(source.images(rows)):
+      Image.fromarray(image).save(folder / name / f"{index}{suffix}", quality=95)
+
+
+NAMES = world.class_names("base")[::2500]  # 9 of them
+
+
+def data(folder, **changes):
+  config = small_config(**{"data.n_classes": 0, "data.source": "folder", "data.root": str(folder)})
+  config = config.replace({f"data.{name}": value for name, value in changes.items()})
+  validate(config)
+  return config.data
+
+
+@pytest.fixture
+def flat(tmp_path):
+  save(tmp_path / "flat", "train", 6, NAMES)
+  return tmp_path / "flat"
+
+
+def keys(source):
+  return set(source.keys.tolist())
+
+
+def names_of(settings, split):
+  return inputs.open_source(settings, split).names
+
+
+def counts(settings, *splits):
+  """Images a class of each split, and that no image is in two of them."""
+  opened = [inputs.open_source(settings, split) for split in splits]
+  every = [key for source in opened for key in source.keys.tolist()]
+  assert len(set(every)) == len(every)
+  return [np.bincount(source.labels, minlength=9).tolist() for source in opened]
+
+
+def test_splits_of_a_folder_that_are_missing_are_held_out(flat, tmp_path, caplog):
+  """Of 6 images a class 1.2 are for the test and 0.6 for validation, to the nearest."""
+  every = {path.relative_to(flat).as_posix() for path in flat.glob("*/*.png")}
+  with caplog.at_level("INFO", "pomp_jax"):
+    assert inputs.evaluation_splits(data(flat)) == ("test",)
+  assert "has no split 'test': held out 20% of each class's training" in caplog.text
+  parts = ("train", "validation", "test")
+  assert counts(data(flat), *parts) == [[4] * 9, [1] * 9, [1] * 9]
+  held = [keys(inputs.open_source(data(flat), part)) for part in parts]
+  assert set.union(*held) == every
+  # By the files' names alone: the same elsewhere, and after another class is there.
+  flat.rename(tmp_path / "moved")
+  save(tmp_path / "moved", "train", 2, world.class_names("base")[1:2])
+  again = [inputs.open_source(data(tmp_path / "moved"), part) for part in parts]
+  added = world.class_names("base")[1]
+  for before, source in zip(held, again, strict=True):
+    assert {key for key in keys(source) if not key.startswith(added)} == before
+
+  other = data(tmp_path / "moved", test_share=0.5, validation_share=0.0)
+  assert counts(other, "train", "test")[1][:2] == [3, 3]
+  assert keys(inputs.open_source(other, "validation")) == keys(inputs.open_source(other, "test"))
+
+
+def test_classes_of_few_images_only_train(tmp_path, caplog):
+  for count, name in enumerate(NAMES[:6], 1):
+    save(tmp_path, "train", count, [name])
+  with caplog.at_level("INFO", "pomp_jax"):
+    found = counts(data(tmp_path), "train", "validation", "test")
+  order = [sorted(NAMES[:6]).index(name) for name in NAMES[:6]]
+  by_count = [[of_split[label] for label in order] for of_split in found]
+  assert by_count == [[1, 2, 2, 3, 3, 4], [0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 1, 1]]
+  assert "images; 2 classes have too few, such as" in caplog.text
+
+
+def test_where_nothing_can_be_held_out_it_is_called_train(tmp_path, caplog):
+  save(tmp_path, "train", 1, NAMES)
+  single = data(tmp_path)
+  with caplog.at_level("INFO", "pomp_jax"):
+    assert inputs.evaluation_splits(single) == ("train",)
+  assert "has no split 'test': using the train images instead" in caplog.text
+  assert not inputs.has_validation(single)
+  assert len(inputs.open_source(single, "train")) == 9
+  # Classes that are not trained on have no training images.
+  assert inputs.evaluation_splits(data(tmp_path, classes="base")) == ("train/base", "new")
+  # A test set alone can't train.
+  save(tmp_path / "alone/test", "base", 1, NAMES)
+  with pytest.raises(SourceError, match="found test"):
+    inputs.n_training_classes(data(tmp_path / "alone"))
+
+
+def test_few_shots_leave_the_test_images_as_they_are(flat):
+  few = data(flat, shots=2)
+  assert counts(few, "train", "validation", "test") == [[2] * 9, [3] * 9, [1] * 9]
+  test = keys(inputs.open_source(data(flat), "test"))
+  assert keys(inputs.open_source(few, "test")) == test
+  other = data(flat, shots=2, shots_seed=5)
+  assert keys(inputs.open_source(other, "test")) == test
+  assert keys(inputs.open_source(other, "train")) != keys(inputs.open_source(few, "train"))
+
+
+def test_splits_that_there_are_stay_whole(tmp_path):
+  root = tmp_path / "split"
+  save(root / "train", "train", 5, NAMES)
+  save(root / "test", "base", 2, NAMES[:5])
+  assert inputs.evaluation_splits(data(root)) == ("test",)
+  assert len(inputs.open_source(data(root), "test")) == 10
+  assert counts(data(root), "train", "validation") == [[4] * 9, [1] * 9]
+  assert len(inputs.open_source(data(root, shots=1), "validation")) == 36
+  save(root / "val", "validation", 1, NAMES)
+  stored._open_split.cache_clear()
+  stored._divided.cache_clear()
+  sizes = [len(inputs.open_source(data(root), split)) for split in ("train", "validation")]
+  assert sizes == [45, 9]
+  # A class may be missing in a split for testing, whose names are the training's all the same.
+  assert names_of(data(root), "test") == tuple(sorted(NAMES))
+  # ImageNet's folders: what they are tested on is called what it is.
+  (root / "test").rename(tmp_path / "elsewhere")
+  assert inputs.evaluation_splits(data(root)) == ("validation",)
+  base = data(root, classes="base")
+  assert inputs.evaluation_splits(base) == ("validation/base", "validation/new")
+  assert len(inputs.open_source(base, "validation/new")) == 4
+  assert len(inputs.open_source(data(root), "train")) == 45
+  with pytest.raises(ValueError, match="no split 'test' to evaluate on; there are validation"):
+    inputs.open_source(data(root), "test")
+
+
+def test_halves(flat):
+  every, base = data(flat), data(flat, classes="base")
+  assert inputs.evaluation_splits(base) == ("base", "new")
+  train, new = (inputs.open_source(base, split) for split in ("train", "new"))
+  assert (train.names, new.names) == (tuple(sorted(NAMES)[:5]), tuple(sorted(NAMES)[5:]))
+  assert set(train.labels.tolist()) == set(range(5))
+  folders = [key.split("/")[0] for key in new.keys.tolist()]
+  assert folders == [new.names[label] for label in new.labels]
+  assert names_of(data(flat, classes="new"), "train") == new.names
+  two = data(flat, classes="base", n_classes=2)
+  assert names_of(two, "train") == (train.names[0], train.names[2])
+  assert [inputs.n_training_classes(one) for one in (base, two)] == [5, 2]
+  # No number is all images.
+  whole = inputs.open_source(every, "test")
+  assert keys(inputs.open_source(every, "test", n_images=0)) == keys(whole)
+  assert len(inputs.open_source(every, "test", n_images=7)) == 7
+
+
+def listed(folder, name, names):
+  (folder / name).write_text("".join(f"{item}\n" for item in names))
+  return str(folder / name)
+
+
+def test_base_and_novel_by_lists(flat, tmp_path):
+  base, novel = listed(tmp_path, "b", NAMES[4:1:-1]), listed(tmp_path, "n", NAMES[7:5:-1])
+  both = data(flat, base=base, novel=novel)
+  assert inputs.evaluation_splits(both) == ("base", "novel")
+  train = inputs.open_source(both, "train")
+  assert train.names == NAMES[4:1:-1]  # in the order of the list
+  assert inputs.n_training_classes(both) == 3
+  assert np.bincount(train.labels).tolist() == [4, 4, 4]
+  for split, names, count in (("base", NAMES[4:1:-1], 1), ("novel", NAMES[7:5:-1], 6)):
+    source = inputs.open_source(both, split)
+    assert source.names == names
+    # Nothing of the novel classes is trained on, so all their images are for the test.
+    assert np.bincount(source.labels).tolist() == [count] * len(names)
+    for key, label in zip(source.keys.tolist(), source.labels, strict=True):
+      assert key.split("/")[0] == names[label]
+    assert not keys(source) & keys(train)
+  rest = inputs.open_source(data(flat, base=base), "novel")
+  assert set(rest.names) == set(NAMES) - set(NAMES[2:5])
+  # Only the base classes need training images.
+  save(tmp_path / "split/train", "train", 2, NAMES[:3])
+  save(tmp_path / "split/test", "base", 1, NAMES)
+  some = data(tmp_path / "split", base=listed(tmp_path, "some", NAMES[:3]))
+  assert (inputs.n_training_classes(some), len(names_of(some, "novel"))) == (3, 6)
+  with pytest.raises(SourceError, match=rf"no training image of data.base's '{NAMES[3]}'"):
+    inputs.n_training_classes(data(tmp_path / "split", base=listed(tmp_path, "w", NAMES[:4])))
+
+
+@pytest.mark.parametrize(
+  ("lists", "message"),
+  [
+    ({"base": NAMES[:2], "novel": NAMES[1:3]}, f"data.novel: .*; '{NAMES[1]}' is in both"),
+    ({"base": [NAMES[0], "zebra"]}, "data.base: 1 of the list's 2 classes .* such as 'zebra'"),
+    ({"base": NAMES[:2], "novel": ["zebra", NAMES[5]]}, "data.novel: 1 of .* such as 'zebra'"),
+    ({"base": NAMES}, "data.base: .* a list that leaves classes for novel ones"),
+    ({"names": [NAMES[3], "zebra"]}, "1 of the list's 2 classes .* such as 'zebra'"),
+  ],
+)
+def test_lists_that_can_not_be(flat, tmp_path, lists, message):
+  files = {field: listed(tmp_path, f"{field}.txt", names) for field, names in lists.items()}
+  with pytest.raises((ConfigError, SourceError), match=message) as error:
+    inputs.n_training_classes(data(flat, **files))
+  assert "\n" not in str(error.value)
+
+
+def test_names_and_lists_of_wordnet_ids(flat, tmp_path):
+  some = listed(tmp_path, "some.txt", [NAMES[3], NAMES[1]])
+  assert names_of(data(flat, names=some), "train") == (NAMES[3], NAMES[1])
+  for synset in ("n02084071", "n01440764", "n02121620"):
+    (tmp_path / "data" / synset).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "data" / synset / "a.png")
+  both = data(tmp_path / "data", base=listed(tmp_path, "b", ["n02084071"]))
+  assert names_of(both, "train") == ("dog",)
+  assert names_of(both, "novel") == ("tench", "cat")
+
+
+def test_coop_and_its_names(tmp_path):
+  split = {
+    part: [[f"{part}{i}.jpg", i % 3, "abc"[i % 3]] for i in range(count)]
+    for part, count in (("train", 9), ("val", 6), ("test", 12))
+  }
+  folder = tmp_path / "dtd"
+  (folder / "images").mkdir(parents=True)
+  for path, _, _ in sum(split.values(), []):
+    Image.new("RGB", (8, 8)).save(folder / "images" / path)
+  (folder / "split_zhou_DescribableTextures.json").write_text(json.dumps(split))
+  settings = {"source": "coop", "dataset": "dtd"}
+  few = data(tmp_path, shots=2, **settings)
+  sizes = [len(inputs.open_source(few, part)) for part in ("train", "validation", "test")]
+  assert sizes == [6, 6, 12]
+  found = keys(inputs.open_source(data(tmp_path, shots=1, shots_seed=3, **settings), "train"))
+  assert found == keys(coop.open_coop(tmp_path, "dtd", shots=1, seed=3)["train"])
+  names = listed(tmp_path, "three.txt", ["one", "two", "three"])
+  assert names_of(data(tmp_path, names=names, **settings), "test") == ("one", "two", "three")
+  names = listed(tmp_path, "two.txt", ["one", "two"])
+  with pytest.raises(SourceError, match=r"data\.names: got 2"):
+    inputs.n_training_classes(data(tmp_path, names=names, **settings))
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"source": "world", "root": "", "shots": 4}, "data.shots: got 4, expected 0 where"),
+    ({"root": "nowhere"}, "data.root: got 'nowhere', expected a folder that exists"),
+    ({"source": "coop", "dataset": "cats"}, "data.dataset: got 'cats', expected one of caltech101"),
+    ({"names": "nolist"}, "data.names: got 'nolist', expected a file of names that exists, or one"),
+    ({"novel": "dtd"}, "data.novel: got 'dtd', expected '' where data.base is empty"),
+    ({"base": "dtd", "classes": "base"}, "data.classes: got 'base', expected 'all' where"),
+    ({"validation_share": float("nan")}, "data.validation_share: got nan, expected 0"),
+    ({"test_share": 0.9}, "data.validation_share: got 0.1, expected less than 1 together"),
+  ],
+)
+def test_fields_that_can_not_be(tmp_path, changes, message):
+  with pytest.raises(ConfigError, match=message):
+    data(tmp_path, **changes)
+
+
+def test_data_that_is_not_there_is_found_before_anything_is_written(tmp_path):
+  (tmp_path / "data").mkdir()
+  own = data(tmp_path / "data", source="tfds", dataset="food101")
+  config = dataclasses.replace(small_config(**{"data.n_classes": 0}), data=own)
+  with pytest.raises(SourceError, match="tfds build food101"):
+    pretrain.check(config, str(tmp_path / "run"))
+  assert [path.name for path in tmp_path.iterdir()] == ["data"]

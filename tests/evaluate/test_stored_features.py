@@ -1,0 +1,227 @@
+"""Features of evaluation images from files equal those computed at once, after any fault."""
+
+import dataclasses
+import logging
+import pathlib
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from pomp_jax.data.loader import CorruptDataError
+from pomp_jax.data.source import Files, StoredImages
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import predictions as evaluate
+from pomp_jax.evaluate.predictions import split_features
+from pomp_jax.files import features
+from pomp_jax.files.features import Features
+from pomp_jax.files.run_folder import RunFolderWriteError
+from tests.support.processes import Processes
+
+IMAGES, BLOCK, BATCH = 21, 8, 8
+BAD = [9, 20]
+GOOD = np.setdiff1d(np.arange(IMAGES), BAD)
+
+
+@pytest.fixture(autouse=True)
+def small_files(monkeypatch):
+  """Three blocks, and a batch for each."""
+  monkeypatch.setattr(features, "_BLOCK", BLOCK)
+  monkeypatch.setattr(evaluate, "_BATCH", BATCH)
+
+
+def pictures(folder, seed=0, bad=()):
+  """Random images of four classes; some are no images."""
+  rng = np.random.default_rng(seed)
+  folder.mkdir()
+  keys = [f"{index}.png" for index in range(IMAGES)]
+  for index, key in enumerate(keys):
+    Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / key)
+    if index in bad:
+      (folder / key).write_bytes(b"no image")
+  return StoredImages(list("abcd"), rng.integers(0, 4, IMAGES), keys, Files(folder), image_size=32)
+
+
+class Reads:
+  """Counts the images of batches that reach the encoder."""
+
+  def __init__(self, encoder, monkeypatch, until=10**9):
+    self.batches, compute = 0, encoder.features_of_images
+
+    def counted(images):
+      if self.batches == until:
+        raise KeyboardInterrupt
+      self.batches += 1
+      return compute(images)
+
+    monkeypatch.setattr(encoder, "features_of_images", counted)
+
+
+def cached(encoder, source, folder, **options):
+  return split_features(encoder, source, store=folder, **options)
+
+
+def blocks(store):
+  """Files with features, of all sets of images."""
+  return sorted(store.glob("*/c.*"))
+
+
+def assert_equal(found, expected):
+  assert found.names == expected.names
+  for one, other in zip(found[1:], expected[1:], strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+def test_a_second_start_computes_nothing_and_has_every_bit(encoder, tmp_path, monkeypatch, caplog):
+  source, folder = pictures(tmp_path / "images"), tmp_path / "run" / "features"
+  expected = split_features(encoder, source)
+  assert not folder.exists()
+  assert_equal(cached(encoder, source, folder), expected)
+  assert len(blocks(folder)) == 3
+  reads = Reads(encoder, monkeypatch)
+  with caplog.at_level(logging.INFO):
+    assert_equal(cached(encoder, source, folder), expected)
+  assert reads.batches == 0
+  assert ": features of 21 of 21 images" in caplog.text
+
+
+def test_an_interrupted_start_leaves_what_it_had(encoder, tmp_path, monkeypatch):
+  source, folder = pictures(tmp_path / "images"), tmp_path / "features"
+  expected = split_features(encoder, source)
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    Reads(encoder, patch, until=2)
+    cached(encoder, source, folder)
+  # Of two batches the second was still with the devices.
+  assert len(blocks(folder)) == 1
+  reads = Reads(encoder, monkeypatch)
+  assert_equal(cached(encoder, source, folder), expected)
+  assert reads.batches == 2
+
+
+def test_a_damaged_file_is_computed_again_with_a_warning(encoder, tmp_path, monkeypatch, caplog):
+  source, folder = pictures(tmp_path / "images"), tmp_path / "features"
+  expected = cached(encoder, source, folder)
+  files = blocks(folder)
+  content = files[0].read_bytes()
+  for damaged in (content[:-9], content[:200] + b"\xff" + content[201:], b""):
+    files[0].write_bytes(damaged)
+    caplog.clear()
+    with monkeypatch.context() as patch:
+      reads = Reads(encoder, patch)
+      assert_equal(cached(encoder, source, folder), expected)
+    assert reads.batches == 1
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert str(files[0].parent) in warning and "\n" not in warning
+    assert files[0].read_bytes() == content
+
+
+def test_unreadable_images_are_tried_again_and_named_at_each_start(
+  encoder, tmp_path, monkeypatch, caplog
+):
+  source, folder = pictures(tmp_path / "images", bad=BAD), tmp_path / "features"
+  expected = split_features(encoder, source, max_corrupt=0.2)
+  np.testing.assert_array_equal(expected.indices, GOOD)
+  for n_batches in (3, 1):
+    caplog.clear()
+    with monkeypatch.context() as patch:
+      reads = Reads(encoder, patch)
+      assert_equal(cached(encoder, source, folder, max_corrupt=0.2), expected)
+    assert reads.batches == n_batches
+    assert "2 of 21" in caplog.text and "/9.png" in caplog.text
+  with pytest.raises(CorruptDataError, match=r"1 of 21 .*|2 of 21 .*"):
+    cached(encoder, source, folder)
+  # Once they can be read, their features are stored as well.
+  rng = np.random.default_rng(5)
+  for index in BAD:
+    image = Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8))
+    image.save(tmp_path / "images" / f"{index}.png")
+  whole = cached(encoder, source, folder)
+  assert_equal(whole, split_features(encoder, source))
+  reads = Reads(encoder, monkeypatch)
+  assert_equal(cached(encoder, source, folder), whole)
+  assert reads.batches == 0
+
+
+def test_what_the_features_depend_on_has_its_own_files(encoder, tmp_path):
+  source, folder = pictures(tmp_path / "images"), tmp_path / "features"
+  first = cached(encoder, source, folder)
+  kernel = -encoder.clip.params["visual_projection"]["kernel"]
+  params = encoder.clip.params | {"visual_projection": {"kernel": kernel}}
+  others = {
+    "another CLIP": (Encoder(dataclasses.replace(encoder.clip, params=params), chunk=8), source),
+    "another type": (Encoder(encoder.clip, chunk=8, dtype="bfloat16"), source),
+    "other images of the same names": (encoder, pictures(tmp_path / "others", seed=1)),
+    "a part": (encoder, source.subset(np.arange(3, IMAGES))),
+    "another order": (encoder, source.subset(np.arange(IMAGES)[::-1])),
+  }
+  for n_before, (what, (other_encoder, other)) in enumerate(others.items()):
+    found = cached(other_encoder, other, folder)
+    assert_equal(found, split_features(other_encoder, other))
+    assert len(blocks(folder)) == 3 * (n_before + 2), what
+  assert_equal(cached(encoder, source, folder), first)
+
+
+@pytest.mark.parametrize("fault", ["features of images are not stored", "No space left"])
+def test_features_that_cannot_be_written_cost_a_warning(
+  encoder, tmp_path, monkeypatch, caplog, fault
+):
+  """The folder cannot be created, or the disk is full."""
+  source = pictures(tmp_path / "images")
+
+  def full(self, block, found):
+    raise RunFolderWriteError("file: can't be written (No space left on device)")
+
+  if fault == "No space left":
+    monkeypatch.setattr(Features, "write", full)
+  else:
+    (tmp_path / "file").write_text("")
+  found = cached(encoder, source, tmp_path / "file" / "features")
+  assert_equal(found, split_features(encoder, source))
+  assert len([r for r in caplog.records if fault in r.getMessage()]) == 1
+
+
+def in_process(count: int, coordinator: str, index: int, folder: pathlib.Path) -> None:
+  """Reads the images twice, in one of several processes, and saves what came of it."""
+  import jax
+
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  jax.distributed.initialize(coordinator, count, index)
+  from pomp_jax.clip import load_clip
+
+  features._BLOCK, evaluate._BATCH = BLOCK, BATCH
+  encoder = Encoder(load_clip(str(folder / "clip")), chunk=8)
+  keys = [f"{i}.png" for i in range(IMAGES)]
+  labels = np.load(folder / "labels.npy")
+  source = StoredImages(list("abcd"), labels, keys, Files(folder / "images"), image_size=32)
+  # Only the first process touches its folder, which the others may not see.
+  found = [
+    cached(encoder, source, folder / f"store-{index}", max_corrupt=0.2).features for _ in range(2)
+  ]
+  np.savez(folder / f"{index}.npz", *found)
+
+
+def test_two_processes_have_what_the_first_one_stores(clip_and_torch, encoder, tmp_path):
+  source = pictures(tmp_path / "images", bad=BAD)
+  np.save(tmp_path / "labels.npy", source.labels)
+  (tmp_path / "clip").symlink_to(clip_and_torch[0].name)
+  expected = split_features(encoder, source, max_corrupt=0.2).features
+  with Processes(2, [__file__, "--folder", str(tmp_path)], devices=2) as processes:
+    for status, output in processes.finish(300).values():
+      assert status == 0, output[-3000:]
+  for index in range(2):
+    with np.load(tmp_path / f"{index}.npz") as found:
+      np.testing.assert_allclose(found["arr_0"], expected, atol=1e-6)
+      np.testing.assert_array_equal(found["arr_1"], found["arr_0"])
+  assert len(blocks(tmp_path / "store-0")) == 3
+  assert not (tmp_path / "store-1").exists()
+
+
+if __name__ == "__main__":
+  import argparse
+
+  parser = argparse.ArgumentParser()
+  for name in ("folder", "coordinator", "num_processes", "process_id"):
+    parser.add_argument(f"--{name}")
+  given = parser.parse_args()
+  count, index = int(given.num_processes), int(given.process_id)
+  in_process(count, given.coordinator, index, pathlib.Path(given.folder))

@@ -1,0 +1,114 @@
+"""The plots: what they must say, for all inputs a run can give."""
+
+import matplotlib
+import numpy as np
+import pytest
+
+from pomp_jax.report import plots
+from pomp_jax.rooms.analysis import geometry as features
+
+STEPS = list(range(10, 2010, 10))
+VALUES = np.exp(-np.array(STEPS) / 500).tolist()
+
+
+def score(top1, images=1000):
+  return {"top1": top1, "top5": 0.9, "images": images, "top1_interval": [0.9 * top1, top1 + 0.05]}
+
+
+SCORES = {
+  split: {
+    prompt: score(top1 / (number + 1), 1000 + number)
+    for prompt, top1 in [("class_name", 0.2), ("hand_written", 0.3), ("prompt", 0.4)]
+  }
+  for number, split in enumerate(["base", "novel", "shifted"])
+}
+
+
+def texts(figure):
+  return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+
+
+def ends(axes, axis):
+  """Both ends of each error bar."""
+  return [
+    segment[:, axis].round(6).tolist()
+    for container in axes.containers
+    if getattr(container, "has_yerr", False) or getattr(container, "has_xerr", False)
+    for segment in container.lines[2][0].get_segments()
+  ]
+
+
+def test_training_curves(tmp_path, drawn):
+  series = {
+    "loss": (STEPS, VALUES),
+    "accuracy": (STEPS, [1 - value for value in VALUES]),
+    "validation_top1": ([1000, 2000], [0.2, 0.3]),
+    "grad_norm": (STEPS, VALUES),
+  }
+  plots.training_curves(tmp_path / "training.png", series)
+  loss, accuracy = drawn[0].axes
+  raw, smooth = loss.lines
+  np.testing.assert_array_equal(raw.get_ydata(), VALUES)
+  # 200 values: the mean of eight on either side.
+  padded = np.array(VALUES)
+  expected = [padded[max(i - 8, 0) : i + 9].mean() for i in range(200)]
+  np.testing.assert_allclose(smooth.get_ydata(), expected, atol=1e-12)
+  assert len(accuracy.lines) == 3
+  np.testing.assert_array_equal(accuracy.lines[2].get_ydata(), [0.2, 0.3])
+
+
+def test_accuracy_bars(tmp_path, drawn):
+  """Error bars from 90% of each figure to 0.05 above it, or of the spread."""
+  plots.accuracy_bars(tmp_path / "accuracy.png", SCORES)
+  axes = drawn[0].axes[0]
+  order = ("prompt", "hand_written", "class_name")
+  expected = [SCORES[split][prompt]["top1"] for prompt in order for split in SCORES]
+  assert [bar.get_height() for bar in axes.patches] == expected
+  assert ends(axes, 1) == [pytest.approx([0.9 * top1, top1 + 0.05], abs=1e-6) for top1 in expected]
+  assert {"base\n1,000 images", "40.0", "learned prompt"} <= set(texts(drawn[0]))
+  spread = {split: dict.fromkeys(prompts, {"top1": 0.01}) for split, prompts in SCORES.items()}
+  plots.accuracy_bars(tmp_path / "accuracy.png", SCORES, spread=spread)
+  found = ends(drawn[1].axes[0], 1)
+  assert found == [pytest.approx([top1 - 0.01, top1 + 0.01], abs=1e-6) for top1 in expected]
+
+
+def test_panels_name_prompts_and_count_images_and_classes(tmp_path, drawn):
+  """Paths by the part that differs; a mean has no number of images."""
+  prompts = ["/a/long/way/to/runs/one/prompt.npz", "/a/long/way/to/runs/two/prompt.npz", "{}."]
+  labels = ["learned, one", "learned, two", "{}."]
+  plots.accuracy_panels(
+    tmp_path / "bars.png",
+    {prompt: {"dtd": 0.5, "mean": 0.5} for prompt in prompts},
+    {"CoOp": {"dtd": 60.0}},
+    "Top-1",
+    {"dtd": 1692},
+    {prompt: {"dtd": [0.4, 0.6]} for prompt in prompts},
+    {"dtd": 47},
+  )
+  dtd, mean = drawn[0].axes
+  assert (dtd.get_title(), mean.get_title()) == ("dtd, 1,692 images, 47 classes", "mean")
+  assert [label.get_text() for label in dtd.get_yticklabels()] == labels
+  assert [bar.get_width() for bar in dtd.patches] == [50, 50, 50, 60]
+  reliability = {"images": [1.0], "confidence": [0.5], "accuracy": [0.25]}
+  figures = {"ece": 0.05, "reliability": reliability, "images": 1692, "classes": 47}
+  plots.calibration_panels(tmp_path / "calibration.png", {"dtd": dict.fromkeys(prompts, figures)})
+  axes = drawn[1].axes[0]
+  assert axes.get_title() == "dtd, 1,692 images, 47 classes"
+  assert [line.get_xydata().tolist() for line in axes.lines[1:]] == [[[0.5, 0.25]]] * 3
+  assert [text.get_text() for text in drawn[1].legends[0].get_texts()] == labels
+
+
+def test_a_set_of_one_class_has_no_uniformity_and_no_point(tmp_path, drawn):
+  of = {
+    "pets/novel": (1, 1, {"alignment": 1.0, "uniformity": None}),
+    "pets/base": (2000, 2, {"alignment": 1.2, "uniformity": -0.5}),
+  }
+  sets = {
+    name: {"images": images, "classes": classes, "prompts": {"a {}": figures}}
+    for name, (images, classes, figures) in of.items()
+  }
+  features.alignment_uniformity(tmp_path / "plot.png", sets)
+  points = [axes.get_lines()[0].get_xdata() for axes in drawn[0].axes[:2]]
+  assert np.isnan(points[0]).all() and points[1].tolist() == [-0.5]
+  titles = [axes.get_title() for axes in drawn[0].axes[:2]]
+  assert titles == ["pets/novel, 1 image, 1 class", "pets/base, 2,000 images, 2 classes"]

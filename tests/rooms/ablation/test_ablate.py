@@ -1,0 +1,384 @@
+"""The ablate job: its grid, cells equal to runs of their own, resumption, failures."""
+
+import csv
+import itertools
+import json
+import tempfile
+
+import numpy as np
+import pytest
+
+from pomp_jax import hosts
+from pomp_jax.config import ConfigError, validate
+from pomp_jax.evaluate import inputs
+from pomp_jax.files.prompt_file import load_prompt
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.rooms.ablation import ablate
+from pomp_jax.rooms.ablation.grid import make_cells
+from pomp_jax.rooms.ablation.lanes import Trained, lane_groups, lanes_at_a_time
+from pomp_jax.rooms.ablation.shared import Shared
+from pomp_jax.train import pretrain, setup
+from pomp_jax.train.watch import TrainingError
+from tests.support.small_run import small_config, trained
+
+# Two programs of lanes, and one with a bank.
+GRID = "k=20|all;correction=log|none;seed=0|1 & sampling.name=posterior;k=20;seed=0"
+
+
+def config_for(grid=GRID, **changes):
+  settings = {"job": "ablate", "ablate.grid": grid, "steps": 6, "checkpoint.every": 2}
+  return small_config(**settings | changes)
+
+
+@pytest.fixture(scope="session")
+def curved(one_layer):
+  """A function: changes -> config of the grid above, with curves."""
+  return lambda **changes: config_for(
+    **{"clip.model": one_layer, "ablate.curve_every": 4, "ablate.lanes": 2} | changes
+  )
+
+
+def make_cells_of(grid=GRID, **changes):
+  return make_cells(config_for(grid, **changes))
+
+
+def run(config, workdir):
+  ablate.check(config, str(workdir))
+  return ablate.run(config, str(workdir))
+
+
+@pytest.fixture(scope="module")
+def finished(shared, curved):
+  """The folder and the results of the grid above; read only.
+
+  10 to 20 core-seconds: its four programs (two corrections, all classes, with a bank) are compiled
+  for the lanes and again to be timed; four tests read it.
+  """
+  folder = shared("ablate", lambda folder: run(curved(), folder / "run")) / "run"
+  return folder, json.loads((folder / "results.json").read_text())
+
+
+def prompt_of(workdir, cell):
+  return load_prompt(workdir / "cells" / f"{cell.stem}.npz")
+
+
+@pytest.mark.parametrize("number", [2, 5])
+def test_a_cell_equals_a_run_of_its_own(finished, curved, tmp_path, number):
+  workdir, results = finished
+  cell = make_cells(curved())[number]
+  alone = pretrain.run(cell.config, str(tmp_path))
+  context = load_prompt(tmp_path / "prompt.npz").context
+  np.testing.assert_allclose(prompt_of(workdir, cell).context, context, atol=2e-5)
+  stored = results["cells"][number]
+  assert stored["name"] == cell.name
+  # Its curve is of the run's validations.
+  steps, validated = RunFolder(tmp_path).scalars()["validation_top1"]
+  validated = dict(zip(steps, validated, strict=True))
+  assert stored["curve"]["steps"] == [4, 6]
+  expected = pytest.approx([validated[4], validated[6]], abs=1.01 / 64)
+  assert stored["curve"]["top1"]["validation"] == expected
+  for split, prompts in alone["eval"].items():
+    # One image of 64 may fall on the other side of a tie.
+    assert stored["top1"][split] == pytest.approx(prompts["prompt"]["top1"], abs=1.01 / 64)
+    assert stored["images"][split] == prompts["prompt"]["images"] == alone["eval_images"][split]
+    low, high = stored["top1_interval"][split]
+    assert low < stored["top1"][split] < high
+    assert set(stored["by_hand_interval"][split]) == set(stored["by_hand"][split])
+    assert stored["by_hand"][split] == {
+      name: scores["top1"] for name, scores in prompts.items() if name != "prompt"
+    }
+
+
+def test_a_stream_is_held_once_in_a_file_without_a_name(one_layer, tmp_path, monkeypatch):
+  monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+  monkeypatch.setattr(tempfile, "tempdir", None)
+  (tmp_path / "temporary").mkdir()
+  folder = RunFolder(tmp_path / "run")
+  shared = Shared(folder)
+  cells = make_cells_of("optim.lr=0.1|0.2;seed=0|1", steps=4, **{"clip.model": one_layer})
+  runs = [shared.prepare(cell.config, folder) for cell in cells]
+  one, other_seed, same, _ = (shared.stream(run) for run in runs)
+  assert isinstance(one.features, np.memmap) and not list((tmp_path / "temporary").iterdir())
+  assert np.shares_memory(one.features, same.features)
+  assert not np.array_equal(one.labels, other_seed.labels)
+
+
+def test_each_lane_has_its_own_bank(tmp_path, monkeypatch):
+  """Computed once for each seed."""
+  computed, features = [], setup.training_class_features
+
+  def counted(run, params):
+    computed.append(run.config.seed)
+    return features(run, params)
+
+  monkeypatch.setattr(setup, "training_class_features", counted)
+  grid = "sampling.name=posterior;seed=0|1;optim.lr=0.05|0.1"
+  # Under a CLIP of fewer layers rounding decides what is drawn.
+  config = config_for(grid, steps=4, **{"sampling.renew": 8})
+  run(config, tmp_path / "both")
+  assert sorted(computed) == [0, 1]
+  for cell in make_cells(config)[2:]:
+    context = trained(cell.config, tmp_path / f"alone_{cell.config.optim.lr}")
+    np.testing.assert_allclose(prompt_of(tmp_path / "both", cell).context, context, atol=2e-5)
+
+
+def test_what_it_leaves(finished, curved):
+  workdir, results = finished
+  contexts = [prompt_of(workdir, cell).context for cell in make_cells(curved())]
+  # Lanes differ.
+  for one, other in itertools.combinations(contexts, 2):
+    assert np.abs(one - other).max() > 1e-4
+  with open(workdir / "cells.csv") as file:
+    rows = list(csv.DictReader(file))
+  assert [row["k"] for row in rows] == ["20"] * 4 + ["all"] * 2 + ["20"]
+  for row, cell in zip(rows, results["cells"], strict=True):
+    assert float(row["novel_top1"]) == cell["top1"]["novel"]
+    assert float(row["seconds"]) == cell["seconds"] > 0
+    assert float(row["memory_mib"]) == cell["memory_mib"] > 0
+    assert row["error"] == ""
+    novel = cell["curve"]["top1"]["novel"][-1]
+    assert novel == pytest.approx(cell["top1"]["novel"], abs=1.01 / 64)
+  plots = {path.name for path in (workdir / "plots").iterdir()}
+  assert plots == {"sweep.png", "time_to_accuracy.png"}
+  page = (workdir / "report.html").read_text()
+  assert page.count("data:image/png;base64,") == 2 and "Time to accuracy" in page
+  assert results["missing"] == []
+  # Each kind is timed once.
+  times = results["step_times"]
+  assert [tuple(time["values"].values()) for time in times] == [
+    (20, "log", "uniform"),
+    (20, "none", "uniform"),
+    ("all", None, None),
+    (20, "log", "posterior"),
+  ]
+  for time in times:
+    assert 0 < time["least_seconds"] <= time["step_seconds"] < 60
+    assert (time["first_bank_seconds"] > 0) == (time["values"]["sampling.name"] == "posterior")
+
+
+SCORE = {"top1": 0.5, "top5": 0.7, "images": 4, "top1_interval": [0.2, 0.8]}
+
+
+@pytest.fixture
+def synthetic(monkeypatch):
+  """A function that replaces the training: contexts of zeros, and the losses that it is told.
+
+  Nothing is compiled. Cells whose values are among `crashing` raise; what was trained is returned.
+  """
+  monkeypatch.setattr(Shared, "stream", lambda *_: None)
+  monkeypatch.setattr(Shared, "references", lambda *_: {"novel": {"hand_written": SCORE}})
+  monkeypatch.setattr(Shared, "evaluate", lambda *_: {"novel": {"prompt": SCORE}})
+
+  def install(losses_of=lambda cell: np.ones(3, np.float32), crashing=()):
+    trained = []
+
+    def train(job, group, streams, size):
+      for cell in group:
+        if cell.values in crashing:
+          raise MemoryError("no room")
+        trained.append(cell.name)
+        context = np.zeros((cell.config.prompt.m, job.encoder.clip.text_width), np.float32)
+        yield Trained(context, losses_of(cell), 1.0, 1.0)
+
+    monkeypatch.setattr(ablate, "train_lanes", train)
+    return trained
+
+  return install
+
+
+def test_cells_that_are_done_are_not_done_again(finished, curved, copy_of, synthetic, monkeypatch):
+  folder = copy_of(finished[0])
+  monkeypatch.setattr(ablate, "_step_times", lambda *_: [])
+  cells = make_cells(curved())
+  files = [folder / "cells" / f"{cell.stem}.json" for cell in cells[1:]]
+  times = [file.stat().st_mtime_ns for file in files]
+  (folder / "cells" / f"{cells[0].stem}.json").unlink()
+  trained = synthetic()
+  again = run(curved(), folder)
+  assert trained == [cells[0].name]
+  assert again["cells"][1:] == finished[1]["cells"][1:]
+  assert [file.stat().st_mtime_ns for file in files] == times
+  # Nor without a curve, but for another one.
+  trained.clear()
+  grid = "k=20;correction=none;seed=0 & sampling.name=posterior;k=20;seed=0"
+  run(curved(**{"ablate.grid": grid, "ablate.curve_every": 0}), folder)
+  assert trained == []
+  run(curved(**{"ablate.grid": grid, "ablate.curve_every": 3}), folder)
+  assert len(trained) == 2
+
+
+def _losses(cell):
+  """Those of an absurd rate are not finite."""
+  return np.array([1, np.nan if cell.config.optim.lr == 1e30 else 1, 1], np.float32)
+
+
+def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(tmp_path, synthetic):
+  """The loss of some cells is not finite; another one crashes, in whatever program it is."""
+  config = config_for("k=20|21;optim.lr=0.05|0.06|1e30")
+  synthetic(_losses, [{"k": 21, "optim.lr": 0.06}])
+  with pytest.raises(TrainingError, match=r"3 of 6 cells failed, the first, k=20, optim.lr=1e\+30"):
+    run(config, tmp_path)
+  stored = json.loads((tmp_path / "results.json").read_text())["cells"]
+  errors = [cell["error"] for cell in stored]
+  not_finite = "BadLossError: loss is nan at step 2"
+  assert errors == [None, None, not_finite, None, "MemoryError: no room", not_finite]
+  assert "MemoryError: no room" in (tmp_path / "report.html").read_text()
+  synthetic(_losses)
+  with pytest.raises(TrainingError, match="2 of 6 cells failed"):
+    run(config, tmp_path)
+
+
+def test_a_spike_in_a_cells_loss_marks_it(tmp_path, synthetic):
+  losses = np.ones(30, np.float32)
+  losses[24] = 6.0
+  synthetic(lambda cell: np.minimum(losses, 2.0 if cell.values["seed"] else 9.0))
+  line = "BadLossError: loss is 6 at step 25, "
+  with pytest.raises(TrainingError, match=f"1 of 2 cells failed, the first, seed=0: {line}"):
+    run(config_for("seed=0|1", loss_spike=5.0), tmp_path / "spike")
+  assert all(cell["error"] is None for cell in run(config_for("seed=0|1"), tmp_path)["cells"])
+
+
+def test_parts_are_put_together_and_fail_for_their_own_cells_alone(tmp_path, synthetic):
+  def part(number):
+    return run(config_for("k=20|21;seed=0", **{"ablate.part": f"{number}/2"}), tmp_path)
+
+  trained = synthetic(crashing=[{"k": 20, "seed": 0}])
+  with pytest.raises(TrainingError, match="1 of 1 cells failed, the first, k=20, seed=0"):
+    part(1)
+  results = part(2)
+  assert [cell["error"] for cell in results["cells"]] == ["MemoryError: no room", None]
+  assert trained == ["k=21, seed=0"] and results["missing"] == []
+  (tmp_path / "cells" / f"{make_cells_of('k=20|21;seed=0')[1].stem}.json").unlink()
+  synthetic()
+  assert part(1)["missing"] == ["k=21, seed=0"]
+  assert len(part(2)["cells"]) == 2
+
+
+def test_what_breaks_a_cell_in_one_process_is_raised_where_there_are_several(
+  tmp_path, synthetic, monkeypatch
+):
+  """The others may be in the midst of the cell."""
+  synthetic(crashing=[{"seed": 0}])
+  monkeypatch.setattr(ablate, "_missing", lambda folder, groups: list(groups))
+  monkeypatch.setattr(ablate.jax, "process_count", lambda: 2)
+  shared = Shared(RunFolder(tmp_path))
+  monkeypatch.setattr(Shared, "prepare", lambda *_: None)
+  monkeypatch.setattr(ablate, "_most_lanes", lambda run: 1)
+  with pytest.raises(MemoryError):
+    ablate._run_group(shared, RunFolder(tmp_path), make_cells_of("seed=0"))
+
+
+def test_only_the_first_process_reads_the_folder(monkeypatch):
+  cells = make_cells_of("k=20;seed=0|1")
+  given = []
+
+  def from_first(value, what):
+    given.append(value)
+    return [cells[1].stem]
+
+  monkeypatch.setattr(hosts, "is_first", lambda: False)
+  monkeypatch.setattr(hosts, "from_first", from_first)
+  assert ablate._missing(RunFolder("/nowhere"), [cells]) == [[cells[1]]]
+  assert given == [None]
+
+
+def test_which_cells_are_lanes():
+  cells = make_cells_of("k=20|30;correction=log|log10|none;optim.lr=0.1|0.2;seed=0|1")
+  groups = lane_groups(cells)
+  assert [len(group) for group in groups] == [12, 12]
+  assert {cell.config.k for cell in groups[0]} == {20}
+  assert len(lane_groups(make_cells_of("prompt.m=2|4;seed=0|1"))) == 2
+  assert [lanes_at_a_time(6, most) for most in (0, 1, 4, 100)] == [1, 1, 3, 6]
+
+
+@pytest.mark.parametrize(
+  ("grid", "changes", "line"),
+  [
+    ("k=20|301", {}, r"cell k=301: config\.k: got 301, expected at most the number of classes"),
+    # Known once the CLIP's tokenizer is read.
+    ("seed=0|1;prompt.init=red|a", {}, r"cell seed=0, prompt\.init=red: .*expected words of promp"),
+    ("method=cocoop;seed=0", {}, r"cell .*method: got 'cocoop', expected 'pomp'; job='base"),
+    ("kk=1|2", {}, r"unknown field config\.kk .did you mean config\.k\?"),
+    (
+      "seed=0",
+      {"checkpoint.select": "best"},
+      r"cell seed=0: config\.checkpoint\.select: .*no check",
+    ),
+    ("k=16 & ", {}, r"config\.ablate\.grid: got ' ', expected fields separated by ';'"),
+    ("k=16|16", {}, r"config\.ablate\.grid: got 'k=16\|16', .*no value twice"),
+    ("k=16||64", {}, r"config\.ablate\.grid: got 'k=16\|\|64'"),
+    ("k=16;k=64", {}, r"config\.ablate\.grid: got 'k', expected each field once"),
+    ("k=many", {}, r"config\.k: got 'many', expected a value of type int"),
+    ("correction=log|ln", {}, r"config\.correction: got 'ln', expected one of"),
+    ("log.every=1|2", {}, r"config\.ablate\.grid: got 'log\.every', expected a field that a train"),
+    ("seed=0", {"ablate.part": "3/2"}, r"config\.ablate\.part"),
+    ("seed=0", {"ablate.part": "a/b"}, r"config\.ablate\.part"),
+    ("seed=0", {"ablate.curve_every": 4}, r"config\.ablate\.curve_every: got 4, expected 0 for"),
+  ],
+)
+def test_what_can_not_be_is_found_before_anything_is_written(
+  tmp_path, monkeypatch, grid, changes, line
+):
+  monkeypatch.setattr(inputs, "has_validation", lambda data: False)
+  with pytest.raises(ConfigError, match=f"^{line}"):
+    config = config_for(grid, **changes)
+    validate(config)
+    run(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_every_combination_is_a_cell():
+  found = make_cells_of("k=16|64; correction=log|none; optim.lr=0.1|0.2|1e-3")
+  expected = itertools.product((16, 64), ("log", "none"), (0.1, 0.2, 1e-3))
+  assert [tuple(cell.values.values()) for cell in found] == list(expected)
+  assert len({cell.key for cell in found}) == len({cell.stem for cell in found}) == 12
+  for cell in found:
+    assert cell.config.job == "pretrain"
+    assert cell.config.k == cell.values["k"]
+    assert cell.config.correction == cell.values["correction"]
+    assert cell.config.optim.lr == cell.values["optim.lr"]
+    assert cell.config.batch_size == 16
+  assert found[0].name == "k=16, correction=log, optim.lr=0.1"
+
+
+def test_fields_that_a_sampler_does_not_read_make_no_cell():
+  found = make_cells_of("sampling.name=uniform|posterior;k=16|all;sampling.renew=0|8;seed=0")
+  assert [cell.name for cell in found] == [
+    "sampling.name=uniform, k=16, sampling.renew=-, seed=0",
+    "sampling.name=-, k=all, sampling.renew=-, seed=0",
+    "sampling.name=posterior, k=16, sampling.renew=0, seed=0",
+    "sampling.name=posterior, k=16, sampling.renew=8, seed=0",
+  ]
+  assert make_cells_of("k=all|16;correction=log|none")[0].name == "k=all, correction=-"
+  # What a run reads follows from the sampler's row.
+  grid = "sampling.name=posterior|hard|frequency;sampling.temperature=0.1|1;sampling.power=0.5|1"
+  assert len(make_cells_of(grid)) == 1 + 2 + 2
+  for unread in ("sampling.exclude_threshold=0|1", "epochs=2|3", "probe.iterations=10|20"):
+    assert len(make_cells_of(f"seed=0;{unread}")) == 1
+  assert len(make_cells_of("epochs=2|3", steps=0)) == 2
+  # The exclusion by similar text features reads a bank.
+  similar = {"sampling.exclude": "similar"}
+  assert len(make_cells_of("k=16|all;sampling.renew=0|8", **similar)) == 4
+
+
+def test_several_grids_are_joined():
+  found = make_cells_of("k=all;seed=0|1 & k=16;steps=5|6;seed=0 & k=16;seed=0")
+  assert [cell.name for cell in found] == [
+    "k=all, seed=0, steps=6",
+    "k=all, seed=1, steps=6",
+    "k=16, seed=0, steps=5",
+    # The last grid's cell is this one.
+    "k=16, seed=0, steps=6",
+  ]
+  # The negatives as a field of their own.
+  found = make_cells_of("negatives=all|sampled;k=16|64")
+  assert [cell.values["k"] for cell in found] == ["all", 16, 64]
+
+
+def test_the_key_is_of_what_the_result_depends_on():
+  key = make_cells_of("seed=0")[0].key
+  same = {"log.every": 5, "checkpoint.every": 3, "data.threads": 1, "ablate.lanes": 2}
+  assert make_cells_of("seed=0", **same)[0].key == key
+  assert make_cells_of("seed=0|1")[0].key == key
+  for other in ({"optim.momentum": 0.8}, {"k": 21}, {"data.images_per_class": 3}, {"steps": 13}):
+    assert make_cells_of("seed=0", **other)[0].key != key

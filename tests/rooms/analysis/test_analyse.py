@@ -1,0 +1,111 @@
+"""The analyse job: figures against NumPy on the tower's features, its files, bad input."""
+
+import numpy as np
+import pytest
+
+from pomp_jax.clip import load_clip
+from pomp_jax.config import ConfigError
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import inputs
+from pomp_jax.files.class_features import write_detic
+from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.rooms.analysis import analyse
+from tests.support.small_run import changed, small_config
+
+WORLD = load_clip("world")
+# Four words of the vocabulary as a prompt: each is its own nearest token.
+WORDS = [600, 601, 610, 655]
+
+
+def config_of(prompts, n_images, **changes):
+  fields = {"analyse.prompts": tuple(map(str, prompts)), "evaluate.sets": "novel"}
+  fields |= {"data.n_classes": n_images, "eval.images": n_images}
+  return small_config(job="analyse", **fields | changes)
+
+
+def run(config, workdir):
+  analyse.check(config, str(workdir))
+  return analyse.run(config, str(workdir))
+
+
+@pytest.fixture(scope="module")
+def analysed(shared):
+  """The folder, the config and the results of a learned prompt beside two hand-written ones."""
+  config_in = lambda folder: config_of(
+    ["a photo of a {}.", "{}.", folder / "prompt.npz"],
+    60,
+    **{"analyse.top": 3, "evaluate.sets": "novel;shifted"},
+  )
+
+  def make(folder):
+    table = WORLD.text_params["text_model"]["embeddings"]["token_embedding"]["embedding"]
+    save_prompt(folder / "prompt.npz", Prompt(table[WORDS], "world", "end"))
+    run(config_in(folder), folder / "run")
+
+  folder = shared("analyse", make)
+  return folder / "run", config_in(folder), RunFolder(folder / "run").read_results()
+
+
+def test_figures(analysed):
+  _, config, results = analysed
+  encoder = Encoder(WORLD)
+  for split in ("novel", "shifted"):
+    source = inputs.open_source(config.data, split, n_images=config.eval.images)
+    images = encoder.image_features(source.images(np.arange(len(source)))).astype(np.float64)
+    classes = encoder.class_features(source.names, "{}.").astype(np.float64)
+    found = results["sets"][split]["prompts"]["{}."]
+    distances = np.sum((images - classes[source.labels]) ** 2, axis=-1)
+    assert found["alignment"] == pytest.approx(distances.mean(), rel=1e-5)
+    squares = np.sum((classes[:, None] - classes[None]) ** 2, axis=-1)
+    potentials = np.exp(-2 * squares[np.triu_indices(len(classes), 1)])
+    assert found["uniformity"] == pytest.approx(np.log(potentials.mean()), abs=1e-5)
+    top1 = np.mean((images @ classes.T).argmax(-1) == source.labels)
+    assert found["top1"] == pytest.approx(top1)
+    assert results["sets"][split]["classes"] == 60
+    assert np.shape(results["sets"][split]["similarity_of_prompts"]) == (3, 3)
+  assert [prompt["label"] for prompt in results["prompts"]] == list(config.analyse.prompts)
+
+
+def test_learned_vectors_that_are_words_are_read_back(analysed):
+  tokens = analysed[2]["tokens"]
+  # Hand-written prompts have no vectors.
+  [(label, vectors)] = tokens["vectors"].items()
+  assert label.endswith("prompt.npz")
+  expected = WORLD.tokenizer.convert_ids_to_tokens(WORDS)
+  assert [vector["tokens"][0] for vector in vectors] == expected
+  assert all(vector["distances"][0] == 0 < vector["distances"][1] for vector in vectors)
+  assert tokens["median_distance_between_tokens"] > 0
+
+
+def test_detics_class_features_beside_the_prompt_that_they_are_of(tmp_path):
+  """float16 and not normalised, as published."""
+  config = config_of(["{}.", tmp_path / "rows.npy"], 5)
+  names = inputs.open_source(config.data, "novel", n_images=5).names
+  rows = Encoder(WORLD).class_features(names, "{}.", unit=False)
+  assert np.all(np.abs(np.linalg.norm(rows, axis=-1) - 1) > 0.05)
+  write_detic(tmp_path / "rows.npy", rows)
+  results = run(config, tmp_path / "run")
+  words, features = results["sets"]["novel"]["prompts"].values()
+  assert words["images"] == features["images"] == 5
+  assert features["top1"] == words["top1"]
+  for figure in ("alignment", "uniformity"):
+    assert features[figure] == pytest.approx(words[figure], abs=2e-3)
+  assert results["sets"]["novel"]["similarity_of_prompts"][0][1] == pytest.approx(1, abs=1e-4)
+  assert not results["tokens"]["vectors"]
+  write_detic(tmp_path / "rows.npy", rows[:4])
+  with pytest.raises(PromptFileError, match=r"rows\.npy, set novel: .*\[4, .*accepted: \[5, "):
+    analyse.check(config, str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [("analyse.top", 2), ("eval.images", 9), ("evaluate.sets", "base"), ("data.root", "others")]
+  + [("data.shots", 4), ("data.shots_seed", 2)]
+  + [("data.test_share", 0.3), ("data.validation_share", 0.3)],
+)
+def test_what_is_analysed_is_not_replaced(analysed, field, value):
+  workdir, config, _ = analysed
+  analyse.check(changed(config, {"k": 7}), str(workdir))
+  with pytest.raises(ConfigError, match=rf"config\.{field}: got .* was started"):
+    analyse.check(changed(config, {field: value}), str(workdir))

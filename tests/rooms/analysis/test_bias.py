@@ -1,0 +1,156 @@
+"""The estimate of bias and variance where both are known, and the exact gradient by autodiff."""
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from pomp_jax.clip import text_tower
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate import inputs
+from pomp_jax.prompt.context import PromptContext
+from pomp_jax.prompt.learner import Frozen, TextFeatures, class_sequences
+from pomp_jax.prompt.loss import ContrastSettings, normalize
+from pomp_jax.prompt.sampling import SamplingSettings
+from pomp_jax.rooms.analysis import gradient_bias as job
+from pomp_jax.rooms.analysis.bias import draws_of, gradient_function, summarise
+from tests.support.checks import assert_close
+from tests.support.flax_clip import PLAIN_TOWER
+from tests.support.small_run import small_config
+
+
+def _noisy(bias, deviation, n_draws=400, size=50):
+  """Draws of known bias and deviation, both relative to the exact vector."""
+  rng = np.random.default_rng(0)
+  exact, direction = rng.normal(size=(2, size))
+  length = np.linalg.norm(exact)
+  shift = bias * length * direction / np.linalg.norm(direction)
+  noise = rng.normal(size=(n_draws, size)) * deviation * length / math.sqrt(size)
+  return exact + shift + noise, exact
+
+
+@pytest.mark.parametrize("bias", [0.1, 0.5])
+@pytest.mark.parametrize("deviation", [0.2, 1.0])
+def test_bias_and_deviation_are_found(bias, deviation):
+  found = summarise(*_noisy(bias, deviation))
+  assert found["bias_low"] <= bias <= found["bias_high"]
+  # Twenty times the share of the noise that is left after the mean would hide the smallest.
+  assert found["relative_bias"] == pytest.approx(bias, rel=0.15)
+  assert found["relative_deviation"] == pytest.approx(deviation, rel=0.05)
+  assert found["draws"] == 400
+
+
+def test_noise_alone_is_no_bias():
+  found = summarise(*_noisy(0.0, 1.0))
+  assert found["bias_low"] == 0
+  # The distance of the mean itself is 1 / sqrt(400) of the length.
+  assert found["bias_high"] < 0.05
+
+
+def test_cosines():
+  exact = np.array([1.0, 0.0])
+  found = summarise(np.array([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), exact)
+  assert found["cosine"] == pytest.approx(3 / math.sqrt(13))
+  single = [1, 0, 1 / math.sqrt(2)]
+  assert found["draw_cosine"] == pytest.approx(np.mean(single))
+  assert found["draw_cosine_error"] == pytest.approx(np.std(single, ddof=1) / math.sqrt(3))
+
+
+@pytest.fixture(scope="module")
+def case():
+  """Sixteen images and 300 classes of the embedded world, whose CLIP has a scale of 7."""
+  config = small_config(**{"gradient_bias.images": 16, "data.n_classes": 300})
+  clip = inputs.open_encoder(config).clip
+  clip = dataclasses.replace(clip, params=clip.params | {"logit_scale": np.float32(np.log(7))})
+  encoder, source = Encoder(clip), inputs.open_source(config.data, "train", n_images=16)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(inputs, "open_encoder", lambda _: encoder)
+    setting = job._open(config)
+  module = PromptContext(config.prompt.m, clip.text_width, config.prompt.position)
+  drawn = np.random.default_rng(config.seed).permutation(len(source))
+  chosen = np.sort(drawn[:16])  # the job's images
+  features = jnp.asarray(encoder.image_features(source.images(chosen)))
+  return setting, encoder, module, features, source.labels[chosen]
+
+
+def test_all_classes_give_the_gradient_of_the_full_softmax(case):
+  setting, encoder, module, features, labels = case
+  frozen = setting.frozen
+  tower = text_tower(PLAIN_TOWER, encoder.clip.config.text_config)
+
+  def loss(params):
+    sequences = class_sequences(module, params, frozen, jnp.arange(300))
+    logits = 7 * normalize(features) @ normalize(tower(frozen.text, *sequences)).T
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+  expected = jax.jit(jax.grad(loss))(setting.params)["context"].ravel()
+  found = setting.gradients(300, SamplingSettings(), ("log", "none"), 1)[0]
+  assert_close(found[0], expected, 1e-4)
+  assert_close(found[1], expected, 1e-4)
+
+
+def test_a_sampler_has_the_scale_of_the_clip(case):
+  """The world's CLIP has the default, 100."""
+  assert case[0].sampling.logit_scale == pytest.approx(7)
+
+
+class _Free:
+  """A learner whose class features are its parameters."""
+
+  def init(self, key):
+    raise AssertionError("parameters are given")
+
+  def text_features(self, params, frozen, class_ids_R, image_features_BxE):
+    return TextFeatures(params[class_ids_R])
+
+
+def _gradients_of_all_draws(scale, correction, k, params, images, labels):
+  """Returns the gradients of all equally likely draws of K-1 of N classes, PyTorch float64."""
+  n_classes, found = len(params), []
+  unit = torch.nn.functional.normalize
+  for drawn in itertools.combinations(range(n_classes), k if k == n_classes else k - 1):
+    classes = torch.tensor(params, dtype=torch.float64, requires_grad=True)
+    logits = scale * unit(torch.tensor(images, dtype=torch.float64)) @ unit(classes).T
+    losses = []
+    for row, label in zip(logits, labels, strict=True):
+      kept = [c for c in drawn if c != label]
+      weight = (n_classes - 1) / len(kept) if correction == "log" else 1.0
+      negatives = torch.logsumexp(row[kept], 0) + math.log(weight)
+      losses.append(torch.logaddexp(row[label], negatives) - row[label])
+    torch.stack(losses).mean().backward()
+    found.append(classes.grad.numpy().ravel())
+  return np.array(found)
+
+
+@pytest.fixture(scope="module")
+def free():
+  rng = np.random.default_rng(3)
+  return rng.normal(size=(8, 4)), rng.normal(size=(3, 4)), np.array([1, 1, 6], np.int32)
+
+
+def _frozen():
+  return Frozen({}, {}, None, None)
+
+
+@pytest.mark.parametrize("scale", [3.0, 100.0])
+@pytest.mark.parametrize("correction", ["log", "none"])
+def test_sampled_draws_have_the_mean_and_bias_of_all_draws(free, scale, correction):
+  params, images, labels = free
+  everything = _gradients_of_all_draws(scale, correction, 4, *free)
+  exact = _gradients_of_all_draws(scale, correction, 8, *free)[0]
+  settings = ContrastSettings(4, 8, "log", scale)
+  arguments = (jnp.asarray(params), _frozen(), jnp.asarray(images), jnp.asarray(labels))
+  draws = draws_of(gradient_function(_Free(), settings, (correction,)), arguments, 800, 0)[:, 0]
+  error = everything.std() / math.sqrt(800)
+  assert np.abs(draws.mean(0) - everything.mean(0)).max() < 6 * error
+  found, size = summarise(draws, exact), np.linalg.norm(exact)
+  bias = np.linalg.norm(everything.mean(0) - exact) / size
+  assert found["bias_low"] <= bias <= found["bias_high"]
+  deviation = math.sqrt(everything.var(0).sum()) / size
+  assert found["relative_deviation"] == pytest.approx(deviation, rel=0.1)

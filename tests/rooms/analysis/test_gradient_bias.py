@@ -1,0 +1,145 @@
+"""The job of the gradient's bias on a small world: its figures, its plot, its refusals."""
+
+import json
+import pathlib
+
+from matplotlib.image import imread
+import numpy as np
+from PIL import Image
+import pytest
+
+from pomp_jax.config import ConfigError, validate
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.rooms.analysis import gradient_bias
+from pomp_jax.train import setup
+from tests.support.clips import with_logit_scale, write_fewer_layers
+from tests.support.report_page import Page
+from tests.support.small_run import small_config, trained
+
+_N = 60
+
+
+def _config(**changes):
+  settings = {"job": "gradient_bias", "data.n_classes": _N, "gradient_bias.k": (8, 50, _N)}
+  settings |= {"gradient_bias.images": 12, "gradient_bias.rows": 800}
+  settings |= {"gradient_bias.samplers": "uniform;hard", "gradient_bias.corrections": "log;none"}
+  return small_config(**(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def finished(shared, one_layer):
+  """The folder of a finished run, and its config."""
+  config = _config(**{"clip.model": one_layer})
+
+  def run(folder):
+    gradient_bias.check(config, str(folder / "run"))
+    gradient_bias.run(config, str(folder / "run"))
+
+  return shared("gradient_bias", run) / "run", config
+
+
+def test_it_leaves_figures_and_a_plot(finished):
+  folder, _ = finished
+  results = json.loads((folder / "results.json").read_text())
+  assert (results["n_classes"], results["images"], results["prompt"]) == (_N, 12, "initial")
+  cells = {(cell["sampler"], cell["correction"], cell["k"]): cell for cell in results["cells"]}
+  assert len(cells) == 2 * 2 * 3
+  for sampler in ("uniform", "hard"):
+    # All classes: no draw, no bias.
+    assert cells[sampler, "log", _N]["relative_deviation"] < 1e-5
+    assert cells[sampler, "log", _N]["relative_bias"] < 1e-4
+    assert cells[sampler, "log", 50]["bias_high"] < cells[sampler, "log", 8]["bias_low"]
+  assert imread(folder / "plots" / "gradient_bias.png").std() > 0.05
+  page = Page((folder / "report.html").read_text())
+  assert [row[:3] for row in page.table("sampler", "correction", "K")] == [
+    [cell["sampler"], cell["correction"], str(cell["k"])] for cell in results["cells"]
+  ]
+  assert len(page.images) == 1
+
+
+def test_it_goes_on_with_the_cells_that_are_missing(finished, copy_of, monkeypatch):
+  folder, config = copy_of(finished[0]), finished[1]
+  results = json.loads((folder / "results.json").read_text())
+  (folder / "cells" / "uniform_50.json").unlink()
+  (folder / "results.json").unlink()
+  computed, summarise = [], gradient_bias.summarise
+
+  def told(gradients, exact):
+    computed.append(len(gradients))
+    return summarise(gradients, exact)
+
+  monkeypatch.setattr(gradient_bias, "summarise", told)
+  again = gradient_bias.run(config, str(folder))
+  assert again["cells"] == results["cells"]
+  # Of one K, for both corrections: 800 rows of 50 classes and 12 images.
+  assert computed == [12, 12]
+
+
+def test_the_bank_of_a_checkpoint_is_the_one_that_training_has(one_layer, tmp_path):
+  """After two steps the rows of the second step's classes, and three more, are not the first."""
+  checkpoint = tmp_path / "run" / "checkpoints" / "2"
+  changes = {"sampling.name": "posterior", "sampling.renew": 3, "steps": 2, "batch_size": 8, "k": 8}
+  shared = {"clip.model": one_layer, "data.n_classes": _N}
+  training = small_config(**changes | shared)
+  trained(training, tmp_path / "run")
+  stored = gradient_bias.read_checkpoint(checkpoint).state
+  first_NxE = setup.first_state(setup.prepare(training, RunFolder(tmp_path / "run"))).bank
+  written_N = np.abs(stored["bank"] - first_NxE).max(axis=1) > 1e-4
+  assert 3 < written_N.sum() <= 8 + 7 + 3
+  own = {"gradient_bias.prompt": str(checkpoint), "gradient_bias.samplers": "posterior"}
+  config = _config(**shared, **own)
+  gradient_bias.check(config, str(tmp_path / "bias"))
+  setting = gradient_bias._open(config)
+  np.testing.assert_array_equal(setting.params["context"], stored["params"]["context"])
+  np.testing.assert_array_equal(setting.frozen.sampling.bank.rows, stored["bank"])
+  other = config.replace({"data.n_classes": 50, "gradient_bias.k": (8,)})
+  with pytest.raises(ConfigError, match=r"gradient_bias\.prompt: .* bank of 60 .* 50 classes"):
+    gradient_bias.check(other, str(tmp_path / "bias"))
+
+
+def test_loss_and_sampler_have_the_scale_of_the_clip(tmp_path, monkeypatch):
+  """One that is not the world's, which is SamplingSettings' default."""
+  clip = with_logit_scale(pathlib.Path(write_fewer_layers(tmp_path / "clip", 1)), 20.0)
+  asked = []
+  monkeypatch.setattr(gradient_bias, "gradient_function", lambda *given: asked.append(given[1]))
+  monkeypatch.setattr(gradient_bias, "draws_of", lambda _, arguments, n, seed: np.ones((n, 2, 3)))
+  changes = {"gradient_bias.samplers": "posterior", "gradient_bias.k": (8,)}
+  gradient_bias.run(_config(**changes | {"clip.model": str(clip)}), str(tmp_path / "run"))
+  exact, drawn = asked
+  assert (exact.k, drawn.k, drawn.sampling.name) == (_N, 8, "posterior")
+  scales = exact.logit_scale, drawn.logit_scale, drawn.sampling.logit_scale
+  assert scales == pytest.approx((20, 20, 20))
+
+
+def test_a_cell_is_found_by_all_that_it_depends_on(one_layer):
+  def key(**changes):
+    return gradient_bias._open(_config(**{"clip.model": one_layer} | changes)).key
+
+  first = key()
+  assert key(**{"gradient_bias.k": (8, 16), "data.threads": 1, "clip.memory_gib": 0.5}) == first
+  assert key(seed=1) != first
+
+
+def test_no_more_images_than_there_are(tmp_path):
+  """Two classes of three images, of which a training without other splits holds one out."""
+  for name in ("cat", "dog"):
+    (tmp_path / "data" / "train" / name).mkdir(parents=True)
+    for number in range(3):
+      Image.new("RGB", (8, 8)).save(tmp_path / "data" / "train" / name / f"{number}.png")
+  data = {"data.source": "folder", "data.root": str(tmp_path / "data"), "data.n_classes": 0}
+  config = _config(**data, **{"gradient_bias.k": (2,), "gradient_bias.images": 4})
+  gradient_bias.check(config, str(tmp_path / "run"))
+  config = config.replace({"gradient_bias.images": 7})
+  with pytest.raises(ConfigError, match=r"images: got 7, expected at most 4, the training's"):
+    gradient_bias.check(config, str(tmp_path / "run"))
+
+
+_BAD = [("k", (1, 8)), ("k", (16, 16)), ("samplers", "uniform;harder"), ("corrections", "ln")]
+
+
+@pytest.mark.parametrize(("field", "value"), _BAD)
+def test_bad_input_is_one_line(tmp_path, field, value):
+  config = _config(**{f"gradient_bias.{field}": value})
+  with pytest.raises(ConfigError, match=rf"config\.gradient_bias\.{field}: got"):
+    validate(config)
+    gradient_bias.check(config, str(tmp_path))

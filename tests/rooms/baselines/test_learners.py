@@ -1,0 +1,294 @@
+"""CoCoOp, VPT and MaPLe: loss and every gradient against torch, on HuggingFace's CLIPModel.
+
+All classes are negatives, so that the loss is torch's plain cross-entropy.
+"""
+
+import contextlib
+import copy
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from pomp_jax.clip import image_tower, prompted_image_tower, text_tower
+from pomp_jax.clip.text import token_embeddings
+from pomp_jax.config import ConfigError
+from pomp_jax.encoder import Encoder
+from pomp_jax.evaluate.predictions import SplitFeatures
+from pomp_jax.prompt.context import PromptContext
+from pomp_jax.prompt.learner import ContextLearner, Frozen, ImageLearner
+from pomp_jax.prompt.mesh import make_mesh, replicate
+from pomp_jax.prompt.optimizer import sgd
+from pomp_jax.prompt.step import ContrastSettings, create_state, make_train_step
+from pomp_jax.rooms.baselines.cocoop import CoCoOpLearner
+from pomp_jax.rooms.baselines.visual_tokens import MaPLeLearner, VPTLearner
+from pomp_jax.train.methods import compiled_accuracy, frozen_arrays, initial_words, make_learner
+from tests.support.checks import assert_close
+from tests.support.clips import pooled
+from tests.support.small_run import settings
+from tests.support.torch_world import NAMES, World, write_world
+
+pytestmark = pytest.mark.mesh
+
+N_LAYERS = 3
+
+
+class Tiny(NamedTuple):
+  """A CLIP with ten classes, eight images and their labels."""
+
+  world: World
+  frozen: Frozen
+  images: np.ndarray
+  labels: np.ndarray
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+  """Class features of its own for learners that want fixed ones."""
+  world = write_world(tmp_path_factory.mktemp("tiny"), NAMES[:4] + NAMES[5:11], positions=24)
+  rng = np.random.default_rng(0)
+  classes = rng.standard_normal((10, world.clip.config.projection_dim)).astype(np.float32)
+  images = rng.integers(0, 256, (8, 32, 32, 3), np.uint8)
+  labels = np.array([3, 3, 7, 0, 1, 9, 4, 3], np.int32)
+  return Tiny(world, world.frozen._replace(classes=classes), images, labels)
+
+
+def learner_of(tiny, name):
+  """Returns a learner without a token budget."""
+  tower = text_tower("shared", tiny.world.clip.config.text_config)
+  vision = prompted_image_tower(tiny.world.clip, chunk=1 if name == "vpt_deep" else 0)
+  width, vision_width = tiny.world.clip.text_width, tiny.world.clip.config.vision_config.hidden_size
+  return {
+    "cocoop": lambda: CoCoOpLearner(PromptContext(3, width, "middle"), tower, 24),
+    "vpt_shallow": lambda: VPTLearner(vision, vision_width, 4, depth=1),
+    "vpt_deep": lambda: VPTLearner(vision, vision_width, 2, depth=N_LAYERS),
+    "maple": lambda: MaPLeLearner(PromptContext(2, width), tower, vision, vision_width, N_LAYERS),
+    "maple_one": lambda: MaPLeLearner(PromptContext(3, width), tower, vision, vision_width, 1),
+  }[name]()
+
+
+@contextlib.contextmanager
+def tokens_put_in(first, layers, tokens, place):
+  """Inserts learned tokens [J,V,D] into HuggingFace's forward pass.
+
+  The input of the module `first` gets tokens[0] appended; None if it has them already. For j >= 1,
+  tokens[j] replace the positions `place` in the input of layers[j].
+  """
+  hooks = []
+
+  def rows(hidden, j):
+    return tokens[j].expand(len(hidden), -1, -1)
+
+  if first is not None:
+    hooks.append(
+      first.register_forward_pre_hook(
+        lambda module, inputs: (torch.cat([inputs[0], rows(inputs[0], 0)], dim=1),)
+      )
+    )
+
+  def replaced(j):
+    def hook(module, inputs, keywords):
+      hidden = inputs[0].clone()
+      hidden[:, place] = rows(hidden, j)
+      return (hidden, *inputs[1:]), keywords
+
+    return hook
+
+  for j in range(1, len(tokens)):
+    hooks.append(layers[j].register_forward_pre_hook(replaced(j), with_kwargs=True))
+  yield
+  for hook in hooks:
+    hook.remove()
+
+
+def torch_image_features(tiny, tokens):
+  """Returns f(x) of all images with tokens [J,V,D] after the patches."""
+  vision = tiny.world.model.vision_model
+  behind = slice(-tokens.shape[1], None)
+  with tokens_put_in(vision.pre_layrnorm, vision.encoder.layers, tokens, behind):
+    return tiny.world.image_features(tiny.images)
+
+
+def torch_class_features(tiny, context, position="end", deep=()):
+  """Returns g(t_c) of all classes, with MaPLe's deeper vectors in place of the context."""
+  layers = tiny.world.model.text_model.encoder.layers
+  tokens = [None, *deep]
+  with tokens_put_in(None, layers, tokens, slice(1, 1 + len(context))):
+    return tiny.world.class_features(context, position)
+
+
+def torch_logits(tiny, learner, params):
+  """Computes the logits of a method in torch."""
+  if isinstance(learner, CoCoOpLearner):
+    images = functional.normalize(tiny.world.image_features(tiny.images))
+    net = params["meta_net"]
+    hidden = torch.relu(images @ net["hidden"]["kernel"] + net["hidden"]["bias"])
+    shifts = hidden @ net["shift"]["kernel"] + net["shift"]["bias"]
+    rows = []
+    for image, shift in zip(images, shifts, strict=True):
+      classes = torch_class_features(tiny, params["context"] + shift, "middle")
+      rows.append(functional.normalize(classes) @ image)
+    return tiny.world.scale * torch.stack(rows)
+  if isinstance(learner, MaPLeLearner):
+    deep = list(params.get("deep", ()))
+    text = torch.stack([params["context"], *deep])
+    coupling = params["coupling"]
+    visual = torch.stack([text[j] @ coupling["kernel"][j] for j in range(len(text))])
+    images = torch_image_features(tiny, visual + coupling["bias"][:, None])
+    classes = torch_class_features(tiny, params["context"], deep=deep)
+  else:
+    images = torch_image_features(tiny, params["visual"])
+    classes = torch.tensor(np.asarray(tiny.frozen.classes), dtype=torch.float64)
+  return tiny.world.scale * functional.normalize(images) @ functional.normalize(classes).T
+
+
+def to_torch(tree):
+  """Converts parameters to torch float64."""
+  return jax.tree.map(lambda leaf: torch.tensor(np.asarray(leaf, np.float64)), tree)
+
+
+@pytest.mark.parametrize("name", ["cocoop", "vpt_shallow", "vpt_deep", "maple", "maple_one"])
+def test_loss_and_gradients_equal_torch(tiny, name):
+  """A step of rate 1 on a 2 x 2 mesh moves the parameters by the gradient."""
+  learner = learner_of(tiny, name)
+  n_classes, mesh = len(tiny.frozen.tokens.lengths), make_mesh(2, jax.devices()[:4])
+  optimizer = sgd(lambda step: 1.0, 0.0, 0.0)
+  step = make_train_step(
+    mesh=mesh,
+    learner=learner,
+    image_tower=None if isinstance(learner, ImageLearner) else image_tower(tiny.world.clip),
+    optimizer=optimizer,
+    settings=ContrastSettings(n_classes, n_classes, "log", tiny.world.clip.logit_scale),
+    accumulate=2,
+  )
+  state = replicate(create_state(learner, optimizer, seed=3), mesh)
+  before = jax.tree.map(np.array, state.params)
+  params = to_torch(before)
+  leaves = [leaf.requires_grad_() for leaf in jax.tree.leaves(params)]
+  logits = torch_logits(tiny, learner, params)
+  labels = torch.tensor(tiny.labels).long()
+  loss = functional.cross_entropy(logits, labels)
+  loss.backward()
+
+  rows = NamedSharding(mesh, PartitionSpec("data"))
+  batch = jax.device_put({"image": tiny.images, "label": tiny.labels}, rows)
+  state, metrics = step(state, replicate(tiny.frozen, mesh), batch)
+  assert_close(metrics["loss"], loss.item())
+  assert float(metrics["accuracy"]) == (logits.argmax(dim=1) == labels).double().mean().item()
+  for start, moved, leaf in zip(
+    jax.tree.leaves(before), jax.tree.leaves(state.params), leaves, strict=True
+  ):
+    if start.size:
+      assert leaf.grad.abs().max() > 0
+      # The difference of float32 parameters loses some digits of the gradient.
+      rounding = 1e-6 * np.abs(start).max() / leaf.grad.abs().max().item()
+      assert_close(start - np.asarray(moved), leaf.grad, 2e-5 + rounding)
+
+
+@pytest.mark.parametrize("name", ["cocoop", "vpt_deep", "maple"])
+def test_accuracy_equals_that_of_torchs_logits(tiny, name, monkeypatch):
+  monkeypatch.setattr("pomp_jax.train.methods._CLASSES", 4)
+  monkeypatch.setattr("pomp_jax.train.methods._IMAGES", 5)
+  monkeypatch.setattr("pomp_jax.train.methods._IMAGES_WITH_CLASSES", 3)
+  learner = learner_of(tiny, name)
+  params = learner.init(jax.random.key(5))
+  with torch.no_grad():
+    logits = torch_logits(tiny, learner, to_torch(params))
+    features = functional.normalize(tiny.world.image_features(tiny.images)).numpy()
+  encoder = Encoder(tiny.world.clip, mesh=make_mesh(devices=jax.devices()[:1]))
+  names = tuple(f"class {c}" for c in range(logits.shape[1]))
+  # Right for five of the eight by torch.
+  labels = logits.argmax(dim=1).numpy().astype(np.int32)
+  labels[[1, 4, 6]] = logits.topk(6, dim=1).indices[[1, 4, 6], 5].numpy()
+  split = SplitFeatures(names, labels, features.astype(np.float32), np.arange(len(labels)))
+  accuracy = compiled_accuracy(encoder, learner, per_image=name == "cocoop")
+  params, frozen = replicate((params, tiny.frozen), encoder.mesh)
+  source = Noise(tiny.images, labels, names)
+  found = accuracy(params, frozen, split, source)
+  assert (found["top1"], found["top5"], found["images"]) == (5 / 8, 5 / 8, 8)
+  # Batch by batch; the last image also pads.
+  assert max(source.read, default=0) == (0 if name == "cocoop" else 5)
+  # Of some of the images.
+  some = np.array([0, 1, 2, 4, 7])
+  split = SplitFeatures(names, labels[some], split.features[some], some)
+  found = accuracy(params, frozen, split, source)
+  assert (found["top1"], found["images"]) == (3 / 5, 5)
+
+
+class Noise:
+  """A source of given images; notes how many are read together."""
+
+  def __init__(self, images, labels, names):
+    self.labels, self.names, self._images, self.read = labels, names, images, []
+
+  def __len__(self):
+    return len(self.labels)
+
+  def images(self, indices):
+    self.read.append(len(indices))
+    return self._images[indices]
+
+
+def test_cocoop_without_its_net_is_the_plain_context(tiny):
+  module = PromptContext(3, tiny.world.clip.text_width)
+  tower = text_tower("shared", tiny.world.clip.config.text_config)
+  cocoop, plain = CoCoOpLearner(module, tower, 24, 30), ContextLearner(module, tower, 30)
+  params = cocoop.init(jax.random.key(0))
+  params["meta_net"] = jax.tree.map(jnp.zeros_like, params["meta_net"])
+  ids, images = jnp.array([4, 1, 9, 1]), jnp.ones((2, 24))
+  frozen = jax.tree.map(jnp.asarray, tiny.frozen)
+  found = jax.jit(cocoop.text_features)(params, frozen, ids, images)
+  expected = jax.jit(plain.text_features)({"context": params["context"]}, frozen, ids, images)
+  for image in range(2):
+    assert_close(found.features[:, image], expected.features)
+  np.testing.assert_array_equal(found.available, expected.available)
+
+
+def test_first_parameters_are_functions_of_the_key_with_the_published_spread(tiny):
+  learner = learner_of(tiny, "maple")
+  first, again, other = (learner.init(jax.random.key(seed)) for seed in (1, 1, 2))
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  assert not np.any(np.asarray(first["context"]) == np.asarray(other["context"]))
+  kernel = np.asarray(first["coupling"]["kernel"])
+  np.testing.assert_array_equal(kernel[1], kernel[2])
+  assert not np.any(kernel[0] == kernel[1])
+  assert 0.9 < np.abs(kernel).max() * np.sqrt(kernel.shape[1]) <= 1
+  assert 0.01 < np.asarray(first["deep"]).std() < 0.03
+
+
+def test_initial_maple_equals_the_hand_written_sentence(tiny):
+  """With two learned words and two fixed ones, features equal HuggingFace's of the sentence."""
+  sentence, names = "the star of a", ("cat", "the_dog of the star", "x")
+  config = settings(
+    **{"method": "maple", "prompt.m": 2, "prompt.init": sentence, "negatives": "all"}
+  )
+  encoder = Encoder(tiny.world.clip, mesh=make_mesh(devices=jax.devices()[:1]))
+  ids_M, fixed_F = initial_words(config, tiny.world.clip)
+  whole = tiny.world.clip.tokenizer(f"{sentence} cat.")["input_ids"][1:]
+  frozen = frozen_arrays(config, encoder, names)
+  own = np.asarray(frozen.tokens.ids[0])
+  assert [*ids_M, *own[: frozen.tokens.lengths[0]]] == whole
+  assert len(fixed_F) == 2
+
+  start = np.asarray(token_embeddings(tiny.world.clip.params, ids_M))
+  module = PromptContext(2, tiny.world.clip.text_width, init_value=start)
+  learner = make_learner(config, encoder, module, encoder.text_tower(), None)
+  params = learner.init(jax.random.key(0))
+  text_features = jax.jit(learner.text_features)
+  found = text_features(params, frozen, jnp.arange(3), jnp.zeros((0, 1))).features
+  # HuggingFace's own mask knows no float64.
+  model = copy.deepcopy(tiny.world.model).float()
+  for name, feature in zip(names, found, strict=True):
+    text = f"{sentence} {name.replace('_', ' ')}."
+    ids = torch.tensor([tiny.world.clip.tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+      assert_close(feature, pooled(model.get_text_features(ids))[0].numpy(), 2e-5)
+
+  for changes in ({"method": "pomp"}, {"prompt.m": 5}):
+    with pytest.raises(ConfigError, match=r"prompt\.init: .*4"):
+      initial_words(config.replace(changes), tiny.world.clip)

@@ -1,0 +1,253 @@
+"""Tip-Adapter against NumPy in float64 and torch's AdamW; the linear probe against scikit-learn."""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+import torch
+
+from pomp_jax.rooms.baselines.linear_probe import COARSE, LinearProbe, fit, search
+from pomp_jax.rooms.baselines.tip_adapter import TipAdapter, _grid, cross_entropy, mean_keys, tune
+from tests.support.checks import assert_close
+from tests.support.oracles import unit
+
+N_CLASSES, WIDTH, SCALE = 5, 8, 20.0
+
+
+def unit_rows(rng, n):
+  """Random unit rows."""
+  return unit(rng.standard_normal((n, WIDTH))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def adapter():
+  """Twelve keys in no order; class 3 has none."""
+  rng = np.random.default_rng(0)
+  labels = np.array([2, 0, 1, 4, 0, 0, 2, 1, 4, 2, 0, 1])
+  return TipAdapter(
+    unit_rows(rng, 12), labels, unit_rows(rng, N_CLASSES), SCALE, alpha=1.7, beta=3.0
+  )
+
+
+@pytest.fixture(scope="module")
+def images():
+  """Forty unit features and labels."""
+  rng = np.random.default_rng(1)
+  return unit_rows(rng, 40), rng.integers(0, N_CLASSES, 40)
+
+
+def plain_scores(adapter, features, alpha, beta):
+  """Computes the formula in float64, one key at a time."""
+  scores = np.zeros((len(features), N_CLASSES))
+  for i, feature in enumerate(features.astype(np.float64)):
+    for c in range(N_CLASSES):
+      scores[i, c] = SCALE * feature @ adapter.text_features[c]
+    for key, label in zip(adapter.keys.astype(np.float64), adapter.labels, strict=True):
+      scores[i, label] += alpha * np.exp(-beta * (1 - feature @ key))
+  return scores
+
+
+def test_scores_are_the_formula(adapter, images):
+  assert_close(adapter.scores(images[0]), plain_scores(adapter, images[0], 1.7, 3.0), 1e-6)
+  none = adapter._replace(alpha=0.0)
+  assert_close(none.scores(images[0]), SCALE * images[0] @ adapter.text_features.T, 1e-6)
+
+
+def test_the_search_finds_the_first_best_of_the_grid(adapter, images):
+  features, labels = images
+  # A cache that knows the images: its weight matters.
+  knowing = adapter._replace(keys=features[:12], labels=labels[:12])
+  alphas, betas = (0.1, 1.0, 30.0), (0.5, 5.0, 12.0)
+  expected = max(
+    ((beta, alpha) for beta in betas for alpha in alphas),
+    key=lambda pair: np.mean(plain_scores(knowing, features, pair[1], pair[0]).argmax(1) == labels),
+  )
+  found = knowing.searched(features, labels, np.array(alphas), np.array(betas))
+  assert (found.beta, found.alpha) == expected
+  assert expected != (betas[0], alphas[0])
+
+
+def test_the_grid_has_equal_steps_from_a_tenth_and_leaves_out_its_end():
+  np.testing.assert_allclose(_grid(7.0, 3), [0.1, 2.4, 4.7])
+
+
+def test_keys_are_the_mean_over_views_before_it_is_normalised():
+  """The published cache in torch: the mean over all passes, normalised."""
+  rng = np.random.default_rng(4)
+  passes = [rng.normal(0, rng.uniform(1, 9, (6, 1, 1)), (6, 2, WIDTH)) for _ in range(5)]
+  views = torch.tensor(np.concatenate(passes, axis=1))
+  mean = views.permute(1, 0, 2).mean(dim=0)
+  expected = mean / mean.norm(dim=-1, keepdim=True)
+  found = mean_keys(features.astype(np.float32) for features in passes)
+  assert found.dtype == np.float32
+  assert_close(found, expected.numpy(), 1e-6)
+  # The mean of unit features is another.
+  assert np.abs(found - torch.nn.functional.normalize(views, dim=-1).mean(1).numpy()).max() > 0.05
+
+
+def test_tuning_is_torchs_adamw_with_a_cosine_over_steps(adapter):
+  """With new features in every epoch, and a smaller last batch."""
+  rng = np.random.default_rng(2)
+  n_epochs, rate, batch_size, seed = 3, 0.01, 16, 7
+  epochs = [unit_rows(rng, 40) for _ in range(n_epochs)]
+  labels = rng.integers(0, N_CLASSES, 40)
+  alpha, beta = adapter.alpha, adapter.beta
+  keys = torch.tensor(adapter.keys.T.astype(np.float64), requires_grad=True)
+  values = torch.nn.functional.one_hot(torch.tensor(adapter.labels), N_CLASSES).double()
+  weights = torch.tensor(adapter.text_features.T.astype(np.float64))
+  optimizer = torch.optim.AdamW([keys], lr=rate, eps=1e-4)
+  schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs * 3)
+  order, losses, after = np.random.default_rng(seed), [], []
+  for features in epochs:
+    permuted = order.permutation(40)
+    for rows in (permuted[:16], permuted[16:32], permuted[32:]):
+      images = torch.tensor(features[rows].astype(np.float64))
+      affinity = images @ keys
+      cache_logits = (-(beta - beta * affinity)).exp() @ values
+      logits = SCALE * images @ weights + cache_logits * alpha
+      loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels[rows]))
+      optimizer.zero_grad()
+      loss.backward()
+      if not losses:
+        first, gradient = rows, keys.grad.T.clone()
+      losses.append(loss.item())
+      optimizer.step()
+      schedule.step()
+    after.append(keys.detach().numpy().T.copy())
+
+  inputs = adapter.keys, adapter.labels, adapter.text_features, epochs[0][first], labels[first]
+  inputs = [jnp.asarray(array) for array in inputs]
+  loss_of = functools.partial(cross_entropy, scale=SCALE, alpha=alpha, beta=beta)
+  ours = jax.jit(jax.value_and_grad(loss_of))(*inputs)
+  assert_close(ours[0], losses[0], 1e-6)
+  assert_close(ours[1], gradient, 1e-5)
+
+  seen = []
+
+  def validate(tuned):
+    seen.append(tuned.keys)
+    return float(len(seen))
+
+  settings = {"n_epochs": n_epochs, "batch_size": batch_size, "rate": rate, "seed": seed}
+  tuned = tune(adapter, iter(epochs), labels, validate=validate, **settings)
+  np.testing.assert_array_equal(tuned.keys, seen[-1])
+  for found, expected in zip(seen, after, strict=True):
+    assert_close(found - adapter.keys, expected - adapter.keys, 1e-3)
+
+
+def tuned(adapter, images, validate, rate=0.01):
+  """Four epochs of the same images."""
+  features, labels = images
+  settings = {"n_epochs": 4, "batch_size": 16, "rate": rate, "seed": 0}
+  return tune(adapter, itertools.repeat(features), labels, validate=validate, **settings)
+
+
+def test_the_best_epoch_by_validation_is_kept(adapter, images):
+  """The training-free adapter is not a candidate."""
+  seen = []
+
+  def validate(found):
+    seen.append(found.keys)
+    return [0.1, 0.9, 0.9, 0.2][len(seen) - 1]
+
+  found = tuned(adapter, images, validate)
+  np.testing.assert_array_equal(found.keys, seen[1])
+  assert len(seen) == 4 and not np.array_equal(seen[0], adapter.keys)
+  assert not np.array_equal(tuned(adapter, images, lambda _: 0.0).keys, adapter.keys)
+
+
+def test_an_epoch_that_is_not_finite_is_not_kept(adapter, images, caplog):
+  """Even if validation prefers broken keys."""
+  with pytest.raises(FloatingPointError, match="epoch 1 of 4.*1e"):
+    tuned(adapter, images, lambda _: 1.0, rate=1e6)
+
+  # The second epoch breaks: the first is returned, and the third is not tried.
+  features, labels = images
+  broken = np.full_like(features, np.nan)
+  seen = []
+
+  def validate(found):
+    seen.append(found.keys)
+    return float(len(seen))
+
+  epochs = iter([features, broken, features])
+  settings = {"n_epochs": 3, "batch_size": 16, "rate": 0.01, "seed": 0}
+  found = tune(adapter, epochs, labels, validate=validate, **settings)
+  assert len(seen) == 1
+  np.testing.assert_array_equal(found.keys, seen[0])
+  assert "epoch 2 of 3" in caplog.text
+
+
+def test_the_search_skips_weights_with_which_scores_overflow(adapter, images):
+  """All labels are class 0, which argmax returns where all scores are NaN."""
+  features, _ = images
+  labels = np.zeros(len(features), int)
+  with np.errstate(over="ignore", invalid="ignore"):
+    found = adapter.searched(features, labels, np.array([np.inf, np.nan, 0.5]), np.array([3.0]))
+  assert (found.alpha, found.beta) == (0.5, 3.0)
+
+
+@pytest.fixture(scope="module")
+def data():
+  """Ninety noisy points of four classes in six dimensions."""
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 4, 90)
+  centres = rng.standard_normal((4, 6))
+  return (centres[labels] + rng.standard_normal((90, 6))).astype(np.float32), labels
+
+
+@pytest.mark.parametrize(("strength", "started"), [(0.03, False), (1.0, True), (40.0, False)])
+def test_it_is_logistic_regression(data, strength, started):
+  """From zeros, and from another probe."""
+  features, labels = data
+  rows = np.random.default_rng(1).standard_normal((7, 4)).astype(np.float32)
+  start = LinearProbe(rows[:6], rows[6], 9.0) if started else None
+  probe = fit(features, labels, 4, strength, start=start)
+  oracle = LogisticRegression(C=1 / strength, tol=1e-12, max_iter=10_000)
+  oracle.fit(features.astype(np.float64), labels)
+  assert_close(probe.kernel.T, oracle.coef_, 2e-3)
+  # Biases are determined up to a constant.
+  intercept = oracle.intercept_ - oracle.intercept_.mean()
+  assert_close(probe.bias - probe.bias.mean(), intercept, 2e-3)
+  assert_close(probe.scores(features).argmax(1), oracle.predict(features), 0.0)
+
+
+@pytest.mark.parametrize("best_power", [-5.4, 0.0, 1.3, 5.9])
+def test_the_search_finds_the_best_eighth_of_a_decade(best_power):
+  starts = []
+
+  def fit_with(strength, start):
+    starts.append(start)
+    return LinearProbe(np.zeros((1, 1), np.float32), np.zeros(1, np.float32), strength)
+
+  def accuracy(probe):
+    return 1 / (1 + abs(math.log10(probe.strength) - best_power))
+
+  found, tried = search(fit_with, accuracy)
+  assert abs(math.log10(found.strength) - best_power) <= 1 / 8
+  assert set(COARSE) <= set(tried) and len(tried) == len(starts) <= len(COARSE) + 8
+  assert tried[found.strength] == max(tried.values())
+  assert starts[0] is None and None not in starts[1:]
+
+
+def _probe(value, strength):
+  return LinearProbe(np.full((1, 1), value, np.float32), np.zeros(1, np.float32), strength)
+
+
+def test_a_probe_that_is_not_finite_is_neither_best_nor_initial():
+  starts = []
+
+  def fit_with(strength, start):
+    starts.append(start)
+    return _probe(np.nan if strength > 1 else 0.0, strength)
+
+  found, _ = search(fit_with, lambda probe: 1.0 if probe.strength > 1 else 0.5)
+  assert found.strength == 1.0
+  assert all(start is None or np.isfinite(start.kernel).all() for start in starts)
+  with pytest.raises(FloatingPointError, match="1e-06, .* finite"):
+    search(lambda strength, start: _probe(np.nan, strength), lambda probe: 1.0)

@@ -1,0 +1,152 @@
+"""The benchmark of the text tower, at toy sizes."""
+
+import re
+import signal
+
+import numpy as np
+import pytest
+
+from pomp_jax.data.class_lists import load_synsets
+from pomp_jax.files import terminal
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.hosts import Preempted
+from pomp_jax.rooms.benchmark import benchmark, towers
+from pomp_jax.rooms.benchmark.towers import temporaries_mib
+from pomp_jax.rooms.benchmark.whole_step import compile_step
+from pomp_jax.train.measurement import ProcessError, in_own_process, peak_mib
+from tests.support.flax_clip import needs_flax_clip
+from tests.support.small_run import settings
+
+
+def _config(**changes):
+  return settings(
+    **{
+      f"benchmark.{k}": v
+      for k, v in ({"model": "tiny", "repeats": 1, "bank_steps": ""} | changes).items()
+    }
+  )
+
+
+def _here(function, *arguments):
+  return function(*arguments)
+
+
+_ALL = "shared+reference+torch_77"
+
+
+@needs_flax_clip
+@pytest.mark.parametrize(
+  "implementations",
+  ["shared+torch_77", pytest.param(_ALL, marks=pytest.mark.slow("three processes, Flax's CLIP"))],
+)
+def test_rows_of_implementations(tmp_path, capsys, monkeypatch, implementations):
+  if implementations != _ALL:
+    monkeypatch.setattr(towers, "in_own_process", _here)
+  monkeypatch.setattr(terminal, "_LINE_SECONDS", 0.0)
+  config = _config(
+    k="12",
+    baseline_k="12",
+    rows_at_a_time=8,
+    m=4,
+    repeats=2,
+    steps="",
+    implementations=implementations,
+  )
+  results = benchmark.run(config, str(tmp_path))
+  benchmark.check(config, str(tmp_path))  # it may be measured again there
+  assert results == RunFolder(tmp_path).read_results()
+  assert (tmp_path / "plots" / "text_tower.png").is_file()
+  rows = {row["implementation"]: row for row in results["rows"]}
+  assert set(rows) == set(implementations.split("+"))
+  for name, row in rows.items():
+    assert row["seconds"] > 0 and row["share_of_matmul_rate"] > 0 and row["matmul_gflops"] > 0
+    assert (row["k"], row["rounds"]) == (12, 2)
+    assert row["process_peak_mib"] > row["peak_mib"] * (0.5 if name == "torch_77" else 0)
+    fewest, most = (3 * 12 + 5, 14 * 12 + 5) if name == "shared" else (77 * 12, 77 * 12)
+    assert fewest <= row["tokens"] <= most
+  if "reference" in rows:
+    assert rows["reference"]["peak_mib"] > 8 * rows["shared"]["peak_mib"]
+  captured = capsys.readouterr()
+  assert "time / ours" in captured.out
+  assert f"compiling and warming up {len(rows)}/{len(rows)}" in captured.err
+  assert "measuring 2/2" in captured.err
+
+
+def test_all_classes_run_in_chunks():
+  """Only compiles: running all classes takes seconds."""
+  lengths_N = load_synsets().lengths
+  measurement, _ = towers.shared_step(_config(chunk=4096).benchmark, lengths_N)
+  assert (measurement.k, measurement.tokens) == (21_841, 94_447 + 17)
+  # A layer's [T, 4 D] alone would take 92 MiB in one piece.
+  assert measurement.peak_mib < 400
+
+
+def test_whole_steps_at_several_numbers_of_classes_and_with_a_bank(tmp_path, capsys):
+  steps = {"k": "", "steps": "16/21841+16/65523"}
+  config = _config(**steps, bank_steps="16/21841/24", bank_dtype="bfloat16")
+  rows = benchmark.run(config, str(tmp_path))["rows"]
+  fields = ("implementation", "k", "n_classes", "renew")
+  assert [tuple(row[field] for field in fields) for row in rows] == [
+    ("train_step", 16, 21_841, None),
+    ("train_step", 16, 65_523, None),
+    ("train_step", 16, 21_841, 24),
+  ]
+  # Nothing of the size of N is copied: a table of all token ids alone would take 2.3 MiB more.
+  assert abs(rows[1]["peak_mib"] - rows[0]["peak_mib"]) < 0.1
+  assert [row["bank_mib"] for row in rows[:2]] == [0.0, 0.0]
+  assert rows[2]["bank_mib"] == pytest.approx(21_841 * 32 * 2 / 2**20)
+  ratio = f"{rows[2]['seconds'] / rows[0]['seconds']:.2f}"
+  lines = capsys.readouterr().out.splitlines()
+  assert any({ratio, "train_step", "24"} <= set(line.split()) for line in lines)
+
+
+def test_no_array_of_all_classes_features_is_sorted_copied_or_converted():
+  """The bank of a compiled step is read by one product and written in place."""
+  n_classes, n_images = 65_523, 32
+  settings = _config(m=4).benchmark
+  compiled, state, *_ = compile_step(settings, 16, n_classes, 24)
+  made = re.findall(rf"= f32\[{n_classes},32\]\S* ([\w-]+)\(", compiled.as_text())
+  assert state.bank.shape == (n_classes, 32)
+  assert "scatter" in made
+  assert set(made) <= {"parameter", "scatter", "fusion", "bitcast", "get-tuple-element"}
+  assert made.count("fusion") == made.count("scatter") == 1
+  # Beside what a uniform draw takes: the images' logits over all classes, twice.
+  plain, *_ = compile_step(settings, 16, n_classes, None)
+  more = temporaries_mib(compiled) - temporaries_mib(plain)
+  assert more < 2.1 * n_images * n_classes * 4 / 2**20
+
+
+def test_the_peak_of_a_process_is_its_own():
+  ballast = np.ones(2**27)
+  assert peak_mib() > 1024
+  # The system's own figure (ru_maxrss) of a process is at least that of the one that started it.
+  assert in_own_process(peak_mib) < peak_mib() - ballast.nbytes / 2**21
+
+
+@pytest.mark.parametrize(
+  "function,argument,error,message",
+  [
+    (signal.raise_signal, signal.SIGKILL, ProcessError, "its process ended with status -9"),
+    (signal.raise_signal, signal.SIGTERM, Preempted, "SIGTERM"),
+    (int, "x", ValueError, "invalid literal"),
+  ],
+)
+def test_a_process_that_ends_without_an_answer(function, argument, error, message):
+  with pytest.raises(error, match=message):
+    in_own_process(function, argument)
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"model": "vit_h"}, "unknown model 'vit_h'"),
+    ({"implementations": "shared+theirs"}, "unknown implementation 'theirs'"),
+    ({"k": "128+many"}, r"benchmark\.k"),
+    ({"steps": "16/2000+128/100"}, "K = 128 is not between 2 and N = 100"),
+    ({"steps": "128"}, r"benchmark\.steps"),
+    ({"k": "128+30000"}, "k = 30000 is not between 1 and the number of classes, 21841"),
+  ],
+)
+def test_refuses_what_cannot_run(changes, message, tmp_path):
+  with pytest.raises(benchmark.BenchmarkError, match=message):
+    benchmark.check(_config(**changes), str(tmp_path))

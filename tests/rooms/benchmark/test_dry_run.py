@@ -1,0 +1,203 @@
+"""A dry run: all parts of a training on synthetic data, nothing written, the sums right."""
+
+import dataclasses
+import importlib
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from pomp_jax.clip import load, synthetic, tokenize
+from pomp_jax.config import ConfigError, fields, unpack, validate
+from pomp_jax.config.fields import Data
+from pomp_jax.data.class_lists import load_class_list
+from pomp_jax.data.synthetic import open_split
+from pomp_jax.evaluate import inputs
+from pomp_jax.files import terminal
+from pomp_jax.rooms.benchmark import costs, dry_run
+from tests.support.small_run import small_config
+
+
+@pytest.fixture
+def dry(one_layer):
+  """A function: changes -> config of a dry run."""
+
+  def config(**changes):
+    found = small_config(dry_run=True, **{"data.n_classes": 0, "clip.model": one_layer} | changes)
+    validate(found)
+    return found
+
+  return config
+
+
+def run(config, tmp_path, caplog):
+  dry_run.check(config, str(tmp_path / "run"))
+  with caplog.at_level("INFO", "pomp_jax"):
+    figures = dry_run.run(config, str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
+  return figures
+
+
+def test_stored_images_are_synthetic(dry, tmp_path, caplog):
+  fields = {"data.source": "tfds", "data.dataset": "food101", "data.root": "/not/here/yet"}
+  fields |= {"data.shots": 4, "data.augment": "recipe", "data.views": 2, "data.view_epochs": 3}
+  config = dry(**fields, **{"epochs": 5, "steps": 0, "checkpoint.keep": 2})
+  figures = run(config, tmp_path, caplog)
+  # 101 classes of 4 images, two views of each, 16 a step, five epochs.
+  assert figures["steps"] == 5 * (101 * 4 * 2 // 16)
+  assert "101 classes, 404 training images, synthetic; 250 steps of 16 views" in caplog.text
+  width = inputs.clip_config("world").projection_dim
+  assert figures["stored_features_bytes"] == 4 * 404 * 6 * width
+  assert figures["device_temporaries_mib"] > 0 and figures["process_peak_mib"] > 100
+  slower = max(figures["step_seconds"], figures["read"].seconds)
+  assert figures["training_seconds"] == pytest.approx(250 * slower)
+  parts = [figures[f"{part}_seconds"] for part in ("training", "validation", "evaluation")]
+  assert figures["total_seconds"] > sum(parts) * 0.999
+  assert figures["checkpoint_bytes"] > 0
+  assert figures["disk_bytes"] == 4 * figures["checkpoint_bytes"] + figures["prompt_bytes"]
+
+
+def test_a_folder_that_exists_is_measured_itself(dry, tmp_path, caplog):
+  """Its classes and images count, no list of names and no number of test images are needed."""
+  rng = np.random.default_rng(0)
+  for name in ("a cup", "a plate", "a fork"):
+    (tmp_path / "pictures" / name).mkdir(parents=True)
+    for row in range(10):
+      picture = Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8))
+      picture.save(tmp_path / "pictures" / name / f"{row}.png")
+  fields = {"data.source": "folder", "data.root": str(tmp_path / "pictures"), "eval.images": 0}
+  figures = run(dry(**fields, **{"k": 3, "batch_size": 8}), tmp_path, caplog)
+  # Of ten images seven are left to train with, two are for testing.
+  assert "3 classes, 21 training images; 12 steps of 8 views" in caplog.text
+  assert figures["test_images"].total == 6
+  assert figures["evaluation_seconds"] >= figures["test_images"].seconds
+  assert figures["training_features_seconds"] == 0
+  once = run(
+    dry(**fields, **{"k": 3, "batch_size": 8, "data.features": "stored"}), tmp_path, caplog
+  )
+  a_picture = once["test_images"].seconds / 6
+  assert once["training_features_seconds"] == pytest.approx(21 * a_picture)
+  # The program expects features: no image tower's weights are among its arguments.
+  assert once["device_arguments_mib"] < figures["device_arguments_mib"]
+
+
+def test_what_takes_long_is_scaled(dry, tmp_path, caplog, monkeypatch, capsys):
+  """On the world, whose parts take milliseconds, as if these were long."""
+  monkeypatch.setattr(costs, "_PART_SECONDS", 0.0)
+  monkeypatch.setattr(costs, "_IMAGES", 8)
+  monkeypatch.setattr(costs, "_CLASSES", 8)
+  monkeypatch.setattr(terminal, "_LINE_SECONDS", 0.0)
+  seconds = []
+
+  def in_proportion(call, times, warmup):
+    call()
+    seconds.append(len(seconds) + 1.0)
+    return times * seconds[-1:]
+
+  monkeypatch.setattr(costs, "_seconds", in_proportion)
+  fields = {"batch_size": 80, "negatives": "all", "sampling.name": "hard"}
+  config = dry(**{"data.n_classes": 1000}, **fields)
+  figures = run(config, tmp_path, caplog)
+  # Read, images of a step, classes of a step, features of all classes, test images, checkpoint.
+  assert seconds == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+  assert figures["read"] == costs.Cost(5.0, 16, 80)
+  assert figures["step_images"] == costs.Cost(2.0 * 80 / 8, 8, 80)
+  rows = figures["step_classes"]
+  assert (rows.measured, rows.total) == (8, 1080)
+  # The budget of the few rows has more slack.
+  assert 3.0 * 1080 / 8 / 4 < rows.seconds <= 3.0 * 1080 / 8
+  assert figures["step_seconds"] == figures["step_images"].seconds + rows.seconds
+  assert figures["class_features"] == costs.Cost(4.0 * 1000 / 8, 8, 1000)
+  test = figures["test_images"]
+  assert test.seconds == 5.0 * test.total / 8 and test.measured == 8
+  banks = figures["class_features"].seconds  # one, at the start
+  assert figures["training_seconds"] == pytest.approx(12 * figures["step_seconds"] + banks)
+  assert "images: 20 s, scaled from 8 of 80; classes: " in caplog.text
+  assert "s, scaled from 8 of 1,000; test images: " in caplog.text
+  assert "at most, the whole step not run" in caplog.text
+  assert "dry run 5/5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("seconds_a_row", "measured"), [(1e-6, [4, 1000]), (1e-2, [4, 666]), (1.0, [4])]
+)
+def test_as_many_rows_are_measured_as_take_little_time(seconds_a_row, measured, monkeypatch):
+  asked = []
+  monkeypatch.setattr(costs, "_seconds", lambda call, times, warmup: times * [call()])
+
+  def of(n):
+    asked.append(n)
+    return lambda: n * seconds_a_row
+
+  cost = costs._cost(of, 1000, 4)
+  assert asked == measured
+  assert cost.seconds == pytest.approx(1000 * seconds_a_row)
+  assert cost.scaled == (measured[-1] < 1000)
+
+
+def test_a_recipe_asks_no_hub(tmp_path, monkeypatch):
+  """Its retries would take minutes without a network."""
+  monkeypatch.setattr(load, "hf_hub_download", lambda *_, **__: pytest.fail("asked the hub"))
+  config = importlib.import_module("pomp_jax.configs.imagenet21k_rn50").get_config()
+  config = unpack(config).replace({"dry_run": True})
+  validate(config)
+  dry_run.check(config, str(tmp_path / "run"))
+
+
+def test_missing_weights_are_told(tmp_path, monkeypatch, caplog):
+  """They are random in a dry run, whose parts are not measured here; the hub is not asked."""
+  monkeypatch.setattr(dry_run.setup, "prepare", lambda *_: None)
+  monkeypatch.setattr(costs, "measure", lambda job: {})
+  monkeypatch.setattr(dry_run, "_whole_run", lambda *_, **__: {})
+  monkeypatch.setattr(dry_run, "_lines", lambda *_: [])
+  config = small_config(dry_run=True, **{"clip.model": "openai/clip-vit-base-patch16"})
+  for cached in (None, "model.safetensors"):
+    monkeypatch.setattr(load, "try_to_load_from_cache", lambda *_, cached=cached: cached)
+    dry_run.run(config, str(tmp_path / "run"))
+  (line,) = caplog.messages
+  assert "weights of openai/clip-vit-base-patch16 are not on this machine" in line
+
+
+def test_what_a_dry_run_can_not_do(dry, tmp_path):
+  folder = {"data.source": "folder"}
+  for changes, message in (
+    ({"job": "evaluate"}, "dry_run: got True, expected false where config.job='evaluate'"),
+    (folder | {"data.root": "x"}, "data.names: got '', expected a file of names, or"),
+    (folder | {"data.names": "dtd", "k": 48}, "k: got 48, expected at most the numb"),
+    ({"eval.images": 0}, "eval.images: got 0, expected in a dry run"),
+    ({"clip.model": "synthetic:x/y"}, "clip.model: got 'synthetic:x/y', expected synthetic: and"),
+  ):
+    with pytest.raises(ConfigError, match=message):
+      dry_run.check(dry(**changes), str(tmp_path))
+
+
+def test_random_weights_are_recorded_as_such(one_layer, monkeypatch):
+  small = inputs.open_clip(fields.Clip(model=one_layer))
+  monkeypatch.setattr(
+    inputs, "synthetic_clip", lambda name, _: dataclasses.replace(small, name=name)
+  )
+  name = "synthetic:openai/clip-vit-base-patch16"
+  assert inputs.open_clip(fields.Clip(model=name)).name == name
+
+
+def test_synthetic_images_are_of_true_size(tmp_path):
+  (tmp_path / "names.txt").write_text("a\nb\n")
+  data = Data(source="synthetic", names=str(tmp_path / "names.txt"), images_per_class=3)
+  source = open_split(data, "train").sized(32)
+  assert source.labels.tolist() == [0, 0, 0, 1, 1, 1]
+  images = source.images(np.arange(6))
+  assert images.shape == (6, 32, 32, 3)
+  assert len({image.tobytes() for image in images}) == 6
+  assert 20_000 < len(source.encoded(0)) < 200_000
+
+
+def test_the_stand_in_tokenizer_has_the_right_lengths():
+  names = load_class_list("imagenet21k").names[:2000]
+  tokenizer = synthetic.SyntheticTokenizer({f"{names[0]}.": 9})
+  config = synthetic.synthetic_config("openai/clip-vit-base-patch16").text_config
+  ids, lengths = tokenize([f"{name}." for name in names], tokenizer, config)
+  assert lengths[0] == 9
+  # 4.3 tokens is the mean of all, with CLIP's own.
+  assert lengths[1:].mean() == pytest.approx(4.3, rel=0.2)
+  assert (ids[np.arange(2000), lengths - 1] == config.eos_token_id).all()
+  assert len(np.unique(ids[:, 0])) > 1000

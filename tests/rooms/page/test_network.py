@@ -1,0 +1,127 @@
+"""Objects and label maps on the page by a network's regions, beside what `predict` scores."""
+
+import re
+
+import numpy as np
+import pytest
+
+from pomp_jax.config import ConfigError
+from pomp_jax.data.class_splits import ClassSplit
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.class_matrix import class_matrix
+from pomp_jax.evaluate.named_prompts import read_prompts
+from pomp_jax.rooms.page import comparison as module
+from pomp_jax.rooms.page import page as job
+from pomp_jax.rooms.page import server
+from pomp_jax.rooms.page.comparison import Comparison
+from pomp_jax.rooms.regions.box_metrics import MAX_DETECTIONS
+from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
+from pomp_jax.rooms.regions.networks import open_network
+from pomp_jax.rooms.regions.region_scorer import RegionScorer, detections_of
+from pomp_jax.rooms.regions.region_sources import Images
+from tests.support.pictures import write_network
+from tests.support.small_run import changed, settings
+
+NAMES = ("red star", "blue ring", "green cross")
+PROMPTS = ("a photo of a {}.", "{}.")
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+  """Config, comparison with a random network, and a scene."""
+  root = tmp_path_factory.mktemp("network")
+  write_network(root / "masks.safetensors", 3, embedding=128)
+  config = settings(
+    job="page",
+    **{
+      "page.prompts": ";".join(PROMPTS),
+      "propose.network": str(root / "masks.safetensors"),
+      "regions.crop": "context",
+      "regions.objectness": True,
+      "regions.mask_threshold": 0.4,
+      "detect.min_score": 0.01,
+    },
+  )
+  job.check(config, str(root / "run"))
+  encoder = inputs.open_encoder(config)
+  prompts = read_prompts(config.page.prompts, "page.prompts")
+  comparison = Comparison(encoder, prompts, config, open_network(config, encoder, 1))
+  return config, comparison, job._scenes()[0].image
+
+
+def scored(case):
+  """Regions and scores as `predict` has them, under each prompt."""
+  config, comparison, image = case
+  classes = ClassSplit(tuple((name,) for name in NAMES), ("-",) * len(NAMES))
+  config, pixels = changed(config, {"regions.source": "network"}), np.asarray(image)
+  images = Images(["it"], lambda row: pixels.shape[:2], lambda row: pixels)
+  for named in comparison.prompts:
+    encoder = comparison._encoder
+    matrix = class_matrix(encoder, classes.synonyms, named)
+    [found] = RegionScorer(config, encoder, images, classes, [matrix], logit_scale=0.0).scored([0])
+    yield found.regions, found.scores[0]
+
+
+def test_objects_are_those_of_predict(case):
+  config, comparison, image = case
+  picture, objects = comparison.find_objects(image, NAMES)
+  assert picture.startswith(b"\x89PNG")
+  for rows, (regions, scores) in zip(objects, scored(case), strict=True):
+    expected = detections_of(
+      regions,
+      scores,
+      image.size[::-1],
+      detect=config.detect,
+      mask_threshold=config.regions.mask_threshold,
+      most=MAX_DETECTIONS["coco"],
+    )
+    pairs = {
+      (NAMES[c], round(float(s), 4)) for c, s in zip(expected.classes, expected.scores, strict=True)
+    }
+    assert 0 < len(rows) <= 8
+    assert {(name, round(score, 4)) for name, score in rows} <= pairs
+    assert rows[0][1] == pytest.approx(expected.scores.max(), abs=1e-5)
+    assert [score for _, score in rows] == sorted((score for _, score in rows), reverse=True)
+
+
+def test_label_maps_are_of_the_regions(case, monkeypatch):
+  _, comparison, image = case
+  drawn = []
+  sheet = module.segmentation_sheet
+
+  def kept(path, images, maps, titles, names):
+    drawn.append(maps[0])
+    sheet(path, images, maps, titles, names)
+
+  monkeypatch.setattr(module, "segmentation_sheet", kept)
+  assert comparison.segment(image, NAMES).startswith(b"\x89PNG")
+  for labels, (regions, scores) in zip(drawn[0], scored(case), strict=True):
+    [expected] = label_maps_of_regions([scores], regions.masks, *image.size[::-1])
+    assert labels.shape == image.size[::-1]
+    assert (labels == expected).mean() > 0.999
+
+
+def test_the_page_offers_it(case):
+  _, comparison, image = case
+  scenes = (server.Example(image, "\n".join(NAMES), "1 1 9 9"),)
+  app = server.make_app(comparison, None, server.Limits(20, 1.0), scenes=scenes)
+  client = app.test_client()
+  key = re.findall(r'name="example" value="([^"]+)"', client.get("/regions").data.decode())[0]
+  fields = {"picture": key, "names": "\n".join(NAMES), "boxes": "", "action": "find"}
+  answer = client.post("/regions", data=fields)
+  text = answer.data.decode()
+  assert answer.status_code == 200 and "Find objects" in text
+  (sheet,) = re.findall(r'src="/picture/([^"]+)" alt="regions', text)
+  assert client.get(f"/picture/{sheet}").mimetype == "image/png"
+  for name, score in comparison.find_objects(image, NAMES)[1][0]:
+    assert f"{name} {score:.2f}" in text
+
+
+def test_a_network_of_another_clip_is_refused_at_the_start(case, tmp_path):
+  config, _, _ = case
+  network = tmp_path / "masks.safetensors"
+  write_network(network, 3, embedding=24)
+  with pytest.raises(ConfigError, match=r"clip\.model"):
+    job.check(
+      changed(config, {"propose.network": str(tmp_path / "masks.safetensors")}), str(tmp_path)
+    )

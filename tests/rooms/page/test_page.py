@@ -1,0 +1,178 @@
+"""The job page: what each field reaches, errors before it serves, and its end by a signal."""
+
+import contextlib
+import io
+import os
+import signal
+import socket
+import threading
+import urllib.request
+
+import numpy as np
+import pytest
+
+from pomp_jax import hosts
+from pomp_jax.config import FIELDS, ConfigError, unpack, validate
+from pomp_jax.configs import page as page_config
+from pomp_jax.files.prompt_file import PUBLISHED_CLIP, Prompt, save_prompt
+from pomp_jax.rooms.page import page as job
+from tests.rooms.page.test_form import encoded, noise
+from tests.support.command_line import handlers_kept, run_main
+from tests.support.processes import reserved_port
+from tests.support.small_run import settings
+
+pytest.importorskip("waitress")
+connections = pytest.importorskip("pomp_jax.rooms.page.connections", exc_type=ImportError)
+
+# On a port that is free.
+CONFIG = {"job": "page", "page.port": 0, "page.runs": "", "regions.crop": "context"}
+
+
+def run(changes, workdir):
+  config = settings(**CONFIG | changes)
+  validate(config)
+  job.check(config, str(workdir))
+  job.run(config, str(workdir))
+  assert not workdir.exists()
+
+
+@pytest.fixture
+def stops(monkeypatch):
+  """The page is asked to stop as soon as it is served."""
+  monkeypatch.setattr(hosts.StopRequest, "after_step", lambda _: True)
+
+
+@pytest.fixture
+def pages(monkeypatch, stops, tmp_path):
+  """A function: fields -> pages of a picture, of runs, and under a name of its own; statuses."""
+  png = encoded(noise(40, 40))
+  names, answers, limits = "red star\nblue ring\nteal leaf", [], []
+
+  @contextlib.contextmanager
+  def serving(app, listener, max_upload):
+    """Asks without a connection."""
+    listener.close()
+    limits.append(max_upload)
+    fields = {"names": names, "action": "classify", "file": (io.BytesIO(png), "a.png")}
+    client = app.test_client()
+    named = client.get("/", headers={"Host": "own.example"})
+    answers[:] = client.post("/", data=fields), client.get("/runs"), named
+    yield
+
+  monkeypatch.setattr(connections, "serving", serving)
+
+  def ask(**changes):
+    run({"page.prompts": "{}."} | changes, tmp_path / "workdir")
+    assert limits[-1] == settings(**CONFIG | changes).page.max_upload
+    return [(answer.status_code, answer.data.decode()) for answer in answers]
+
+  return ask
+
+
+def test_each_field_reaches_the_page(pages, tmp_path):
+  """Each field but the address, which has a test of its own."""
+  (tmp_path / "runs" / "own run").mkdir(parents=True)
+  (tmp_path / "runs" / "own run" / "config.json").write_text('{"job": "pretrain"}')
+  fields = {field for field in FIELDS if field.startswith("page.")}
+  own = {"prompts", "runs", "top", "max_names", "max_upload", "hosts"}
+  assert fields == {*(f"page.{name}" for name in own), "page.host", "page.port"}
+
+  (status, page), (_, runs), (refused, _) = pages()
+  assert (status, refused) == (200, 400) and page.count("<progress") == 3
+  assert "the {}!" not in page and "own run" not in runs and "0.001 MiB" not in page
+  for field, value, expected, part in (
+    ("prompts", "the {}!", 200, "the {}!"),
+    ("max_names", 2, 400, "names: got 3"),
+    ("max_upload", 0.001, 200, "0.001 MiB"),
+  ):
+    (status, page), *_ = pages(**{f"page.{field}": value})
+    assert status == expected and part in page
+  _, (status, runs), _ = pages(**{"page.runs": str(tmp_path / "runs")})
+  assert status == 200 and "own run" in runs
+  (status, page), _, (answered, _) = pages(**{"page.top": 2, "page.hosts": ("own.example",)})
+  assert (status, answered) == (200, 200) and page.count("<progress") == 2
+
+
+@pytest.fixture
+def logged(monkeypatch, caplog):
+  """The log of the job, which is not the root logger's after a command line."""
+  monkeypatch.setattr(job.log, "propagate", True)
+  caplog.set_level("INFO")
+  return caplog
+
+
+def test_the_address(stops, logged, tmp_path):
+  with reserved_port() as port:
+    pass
+  run({"page.port": port}, tmp_path / "workdir")
+  assert f"http://127.0.0.1:{port}/" in logged.text and "password" not in logged.text
+  run({"page.host": "0.0.0.0"}, tmp_path / "workdir")
+  assert "page.host=0.0.0.0" in logged.text and "there is no password" in logged.text
+
+
+def _refused(tmp_path, **changes):
+  with pytest.raises(ConfigError, match=r"^[^\n]*$") as found:
+    config = settings(**CONFIG | changes)
+    validate(config)
+    job.check(config, str(tmp_path))
+  return found.value.field
+
+
+def test_errors_are_found_before_it_serves(tmp_path):
+  per_class = Prompt(np.zeros((3, 2, 64), np.float32), "world")
+  save_prompt(tmp_path / "prompt.npz", per_class)
+  for field, value in (
+    ("page.prompts", "no prompt"),
+    ("page.prompts", str(tmp_path / "prompt.npz")),
+    ("page.host", ""),
+    ("page.hosts", ("Own.example:80",)),
+    ("page.top", 0),
+    ("page.max_upload", 0.0),
+    ("regions.crop", "masked"),
+  ):
+    assert _refused(tmp_path, **{field: value}) == field
+  with socket.create_server(("127.0.0.1", 0)) as used:
+    assert _refused(tmp_path, **{"page.port": used.getsockname()[1]}) == "page.port"
+  assert _refused(tmp_path, **{"page.host": "192.0.2.1"}) == "page.host"
+
+
+def test_a_missing_library_is_a_line(tmp_path, monkeypatch):
+  monkeypatch.setattr(job, "_LIBRARIES", ("no_such_library",))
+  with pytest.raises(job.InputError, match=r"pip install 'pomp-jax\[page\]'"):
+    job.check(settings(**CONFIG), str(tmp_path))
+
+
+def test_the_config_takes_the_demos_prompt_where_there_is_one(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  prompts = lambda argument: unpack(page_config.get_config(argument)).page.prompts
+  by_hand = ("a photo of a {}.", "{}.")
+  assert prompts("") == by_hand
+  (tmp_path / "runs" / "demo").mkdir(parents=True)
+  (tmp_path / "runs" / "demo" / "prompt.npz").touch()
+  assert prompts("") == ("runs/demo/prompt.npz", *by_hand)
+  save_prompt("own.npz", Prompt(np.zeros((2, 64), np.float32), "an/own-clip"))
+  assert prompts("prompt=own.npz") == ("own.npz", *by_hand)
+  clip = lambda argument: unpack(page_config.get_config(argument)).clip.model
+  assert clip("") == clip("prompt=own.npz,clip=world") == "world"
+  assert (clip("prompt=own.npz"), clip("prompt=the {}.")) == ("an/own-clip", PUBLISHED_CLIP)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_status_0(tmp_path, monkeypatch, capsys, number):
+  """While it serves, by its own handlers of signals; the answer is of its own server."""
+  answers = []
+
+  def start(prompts, url):
+    def ask():
+      answers.append(urllib.request.urlopen(url, timeout=60).status)
+      os.kill(os.getpid(), number)
+
+    threading.Thread(target=ask).start()
+
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(job, "_log_start", start)
+  with handlers_kept():
+    status, lines = run_main(capsys, "--config=page:port=0")
+  assert (status or 0, answers) == (0, [200])
+  assert not [line for line in lines if "error" in line or "Traceback" in line]
+  assert not list(tmp_path.iterdir())

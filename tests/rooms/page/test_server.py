@@ -1,0 +1,241 @@
+"""The server: answers, lines for bad input, headers, and what it must never give away."""
+
+import contextlib
+import html
+import io
+import re
+import socket
+import threading
+import urllib.request
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from pomp_jax.evaluate import inputs
+from pomp_jax.evaluate.classify import Classifier
+from pomp_jax.rooms.page import connections, server
+from tests.rooms.page.conftest import MAX_NAMES
+from tests.rooms.page.test_form import encoded, noise
+from tests.rooms.page.test_runs import NO_CLIP
+
+NAMES = "red star on navy\nteal leaf on pink\n<script>alert(1)</script>"
+
+
+@pytest.fixture
+def client(made):
+  return made[0].test_client()
+
+
+def post(client, path="/", image=None, **fields):
+  content = encoded(noise(50, 40)) if image is None else image
+  fields = {"names": NAMES, "action": "classify"} | fields
+  if content:
+    fields["file"] = (io.BytesIO(content), "../../etc/passwd.png")
+  return client.post(path, data=fields)
+
+
+def line_of(answer):
+  """The one line of an error; checks that nothing else is told."""
+  text = answer.data.decode()
+  assert "Traceback" not in text and "pomp_jax/" not in text and "/tmp/" not in text
+  [line] = re.findall(r'role="alert">(.*?)</p>', text)
+  return html.unescape(line)
+
+
+def test_names_and_probabilities_are_the_classifiers(made, client):
+  """Under the page's prompts, and under the ones chosen: a run's and a typed one."""
+  prompts = made[1]._config.page.prompts
+  _check_answers(made, post(client), prompts)
+  answer = post(client, prompt=prompts[2], run="demo <b>", templates="the {}!\n")
+  _check_answers(made, answer, (prompts[2], f"{made[2]}/runs/demo <b>", "the {}!"))
+  assert re.findall("<h2>(.*?)</h2>", answer.data.decode()) == ["{}.", "demo &lt;b&gt;", "the {}!"]
+  checked = re.findall(r'name="(\w+)" value="([^"]+)" checked', answer.data.decode())
+  assert checked == [("prompt", "{}."), ("run", "demo &lt;b&gt;")]
+
+
+def _check_answers(made, answer, prompts):
+  assert answer.status_code == 200
+  shown = re.findall(
+    r'<span title="([^"]*)">.*?</span><span>([\d.]+)%</span>', answer.data.decode()
+  )
+  shown = [(html.unescape(name), float(percent)) for name, percent in shown]
+  encoder = inputs.open_encoder(made[1]._config)
+  expected = []
+  for prompt in prompts:
+    classifier = Classifier(encoder, prompt, NAMES.split("\n"))
+    expected += classifier.predict(np.asarray(noise(50, 40)), top=2)
+  assert [name for name, _ in shown] == [name for name, _ in expected]
+  np.testing.assert_allclose([p for _, p in shown], [100 * p for _, p in expected], atol=0.06)
+
+
+def test_a_name_is_text_and_the_key_brings_the_picture_back(client):
+  first = post(client).data.decode()
+  assert first.count("<script") == 1 and "&lt;script&gt;alert(1)" in first
+  [key] = re.findall(r'name="picture" value="([^"]+)"', first)
+  again = post(client, image=b"", picture=key).data.decode()
+  assert re.findall(r"<span>([\d.]+)%", again) == re.findall(r"<span>([\d.]+)%", first)
+  shown = Image.open(io.BytesIO(client.get(f"/picture/{key}").data))
+  np.testing.assert_array_equal(np.asarray(shown), np.asarray(noise(50, 40)))
+
+
+@pytest.mark.parametrize(
+  ("fields", "part"),
+  [
+    ({"image": b"x" * 4 * 2**20}, "1 MiB"),
+    ({"image": b"GIF89a but no image"}, "the picture"),
+    ({"image": b"", "picture": "../../secret.txt"}, "the picture: none given"),
+    ({"names": ""}, "names: none given"),
+    ({"names": "\n".join(map(str, range(MAX_NAMES + 1)))}, "at most 20"),
+    ({"names": "star " * 199}, "star"),
+    ({"names": "a\0b"}, "U+0000"),
+    ({"names": "x" * 1001}, "too long"),
+    ({"path": "/regions", "action": "boxes", "boxes": "<img src=x>"}, "<img"),
+    ({"templates": "no name"}, "templates: got 'no name'"),
+    ({"templates": "\n".join(f"{n} {{}}" for n in range(9))}, "prompts: got 9"),
+    ({"run": "../demo"}, "no run '../demo'"),
+    ({"run": "wide"}, "wide: context [2, 48] has width 48"),
+  ],
+)
+def test_bad_input_is_a_line(client, fields, part):
+  answer = post(client, **fields)
+  assert answer.status_code == (413 if part == "1 MiB" else 400)
+  assert part in line_of(answer)
+  if answer.status_code == 400 and "names" not in fields:  # what was entered stays
+    assert "\n".join(html.escape(name) for name in NAMES.split("\n")) in answer.data.decode()
+
+
+def test_regions_of_a_scene(client):
+  """The two buttons on an example: boxes are named as its objects, and a label map is drawn."""
+  key = re.findall(r'name="example" value="([^"]+)"', client.get("/regions").data.decode())[0]
+  filled = client.post("/regions", data={"example": key}).data.decode()
+  names, boxes = (
+    html.unescape(re.search(rf'<textarea id="{field}"[^>]*>\n(.*?)</textarea>', filled, re.S)[1])
+    for field in ("names", "boxes")
+  )
+  assert 3 <= len(boxes.split("\n")) <= 5
+  for action in ("boxes", "segment"):
+    fields = {"picture": key, "names": names, "boxes": boxes, "action": action}
+    answer = post(client, "/regions", b"", **fields)
+    assert answer.status_code == 200
+    sheet = re.search(r'class="plot" src="([^"]+)"', answer.data.decode())[1]
+    assert Image.open(io.BytesIO(client.get(sheet).data)).width > 900
+    rows = re.findall(r"<tr><td>(.*?)</td>", answer.data.decode())
+    assert rows == (boxes.split("\n") if action == "boxes" else [])
+
+
+ESCAPES = [
+  *("../secret.txt", "..%2fsecret.txt", "%2e%2e/secret.txt", "%2e%2e%2fsecret.txt"),
+  *("demo <b>/../../secret.txt", "..%252fsecret.txt", "//etc/passwd", "%2fetc%2fpasswd"),
+  *("etc/passwd", "demo%00", "..\\secret.txt", "demo <b>/config.json", ".", "file:///etc/passwd"),
+]
+
+
+@pytest.mark.parametrize("route", ["/runs/", "/report/", "/curves/", "/plots/", "/picture/", "/"])
+def test_no_path_of_the_server_is_readable(client, route):
+  texts = [f"{route}{folder}{path}" for path in ESCAPES for folder in ("", "demo%20%3Cb%3E/")]
+  for text in texts:
+    answer = client.get(text)
+    assert answer.status_code in (308, 404), text
+    assert b"a secret" not in answer.data and b"root:" not in answer.data
+
+
+def test_a_run_and_its_report(client):
+  link, _ = sorted(re.findall(r'<a href="(/runs/[^"]+)"', client.get("/runs").data.decode()))
+  text = client.get(link).data.decode()
+  assert "<b>" not in text.partition("<main>")[2] and "demo &lt;b&gt;" in text
+  sources = re.findall(r'src="([^"]+)"', text.partition("<main>")[2])
+  assert [client.get(source).mimetype for source in sources] == ["image/png"] * 2
+  report = client.get(re.search(r'href="(/report/[^"]+)"', text)[1])
+  assert report.headers["Content-Security-Policy"].startswith("sandbox; default-src 'none'")
+  assert re.findall(r'<a href="(/runs/[^"]+)"', client.get("/reports").data.decode()) == [link]
+
+
+def test_nothing_is_loaded_from_elsewhere_and_no_other_script_runs(client):
+  for path in ("/", "/regions", "/runs", "/style.css", "/page.js", "/none"):
+    answer = client.get(path)
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "script-src 'self';" in policy
+    assert "unsafe" not in policy and answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert b"http" not in answer.data
+    scripts = re.findall(b"<script.*", answer.data)
+    assert scripts == [b'<script src="/page.js" defer></script>'] * (answer.mimetype == "text/html")
+
+
+def test_the_page_says_what_it_is_and_of_the_toy_alone_that_it_is_one(made, client, monkeypatch):
+  for path in ("/", "/regions"):
+    assert "POMP learns a prompt" in (text := client.get(path).data.decode()) and "a toy" in text
+  monkeypatch.setattr(made[1], "is_toy", False)
+  assert "POMP learns" in (text := client.get("/").data.decode()) and "toy" not in text
+
+
+@pytest.mark.parametrize(
+  ("host", "name", "status"),
+  [
+    *[("127.0.0.1", "evil.example", 400), ("127.0.0.1", "127.0.0.1:8765", 200)],
+    *[("127.0.0.1", "192.0.2.7", 400), ("127.0.0.1", "own.example:80", 200)],
+    *[("0.0.0.0", "evil.example", 400), ("0.0.0.0", "own.example.evil", 400)],
+    *[("0.0.0.0", "own.example", 200), ("0.0.0.0", "192.0.2.7:8765", 200)],
+    *[("0.0.0.0", "[2001:db8::1]", 200), ("0.0.0.0", "localhost", 200)],
+    *[("0.0.0.0", socket.gethostname(), 200), ("0.0.0.0", "evil.example:[", 400)],
+  ],
+)
+def test_names_of_the_host_that_are_answered(host, name, status):
+  limits, hosts = server.Limits(9, 1.0), ("own.example",)
+  app = server.make_app(NO_CLIP, None, limits, host=host, hosts=hosts)
+  answer = app.test_client().get("/runs", headers={"Host": name})
+  assert answer.status_code == status
+  if status == 400 and "[" not in name:
+    line = line_of(answer)
+    assert name in line and "page.hosts" in line
+
+
+def test_other_sites_are_refused(client):
+  answer = client.post("/", data={}, headers={"Origin": "http://evil.example"})
+  assert answer.status_code == 403
+  assert post(client).status_code == 200
+
+
+def test_an_unexpected_failure_is_a_line(made, client, monkeypatch, caplog):
+  def fail(*_):
+    raise ZeroDivisionError("/tmp/secret")
+
+  monkeypatch.setattr(made[1], "classify", fail)
+  monkeypatch.setattr(server.log, "propagate", True)
+  answer = post(client)
+  assert answer.status_code == 500 and "log" in line_of(answer)
+  assert "ZeroDivisionError" in caplog.text
+
+
+def test_one_computes_at_a_time_and_few_wait():
+  turns, order = server.Turns(waiting=1), []
+
+  def compute():
+    with turns.turn():
+      order.append("second")
+
+  second = threading.Thread(target=compute)
+  with turns.turn():
+    second.start()
+    while turns._places._value:  # until it waits
+      pass
+    with pytest.raises(server.BusyError), turns.turn():
+      pass
+    order.append("first")
+  second.join(30)
+  assert order == ["first", "second"]
+  turns.close()
+  assert not turns._lock.acquire(blocking=False)
+
+
+def test_idle_connections_and_slow_uploads_keep_nobody_out(made):
+  """Of 249 that never finish the oldest are closed. Before, 100 of them stopped it for 120 s."""
+  upload = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\nx"
+  listener = connections.listen("127.0.0.1", 0)
+  with connections.serving(made[0], listener, 1.0), contextlib.ExitStack() as stack:
+    address = listener.getsockname()
+    for number in range(249):
+      connection = stack.enter_context(socket.create_connection(address, timeout=60))
+      connection.sendall(upload if number < 99 else b"")
+    url = f"http://127.0.0.1:{address[1]}/style.css"
+    assert urllib.request.urlopen(url, timeout=60).status == 200

@@ -1,0 +1,144 @@
+"""Average precision against pycocotools and lvis, on random detections."""
+
+import json
+
+import numpy as np
+from pycocotools import mask as pycoco_mask
+import pytest
+
+from pomp_jax.rooms.regions import box_metrics
+from pomp_jax.rooms.regions.annotations import annotations_of
+from pomp_jax.rooms.regions.box_metrics import (
+  MAX_DETECTIONS,
+  Detections,
+  average_precision,
+  result_rows,
+)
+from pomp_jax.rooms.regions.masks import run_lengths_of
+from tests.support.detection_cases import (
+  HEIGHT,
+  IOU_TYPES,
+  WIDTH,
+  only,
+  pycoco,
+  random_annotations,
+  random_detections,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def numpy_of_2020():
+  """lvis 0.5.3 names np.float, which NumPy has dropped."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(np, "float", float, raising=False)
+    yield
+
+
+def measured(precision):
+  precision = precision[precision > -1]
+  return precision.mean() if precision.size else None
+
+
+def assert_equal(figures, expected):
+  for name, value in expected.items():
+    if value is None or value == -1:
+      assert figures[name] is None, name
+    else:
+      assert figures[name] == pytest.approx(value, abs=1e-6), name
+
+
+@pytest.mark.parametrize("kind", ["box", "mask"])
+@pytest.mark.parametrize("seed", range(4))
+def test_equals_pycocotools(seed, kind):
+  value = random_annotations(seed)
+  results = random_detections(value, seed + 100)
+  annotations = annotations_of(value)
+  groups = {"base": np.array([0, 1, 4]), "novel": np.array([3, 5])}
+  figures = average_precision(annotations, results, kind, groups)
+  expected, precision, ids = pycoco(value, results, kind)
+  assert 0.05 < expected["AP"] < 0.95
+  assert_equal(figures, expected)
+  for name, classes in groups.items():
+    rows = [list(ids).index(annotations.category_ids[c]) for c in classes]
+    own = {"AP": measured(precision[:, :, rows]), "AP50": measured(precision[0][:, rows])}
+    assert_equal(figures[name], own)
+  for c, number in enumerate(annotations.category_ids):
+    own = measured(precision[:, :, list(ids).index(number)])
+    assert_equal({"AP": figures["per_class"][c]}, {"AP": own})
+
+
+def test_more_detections_of_a_class_than_count():
+  value = random_annotations(0, n_images=2, n_classes=2)
+  results = random_detections(value, 0, n_random=300)
+  figures = average_precision(annotations_of(value), results)
+  assert_equal(figures, pycoco(value, results, "box")[0])
+
+
+def lvis(tmp_path, value, results, kind):
+  """lvis's own evaluation."""
+  reason = "lvis needs OpenCV, and that needs the system's libGL"
+  api = pytest.importorskip("lvis", reason=reason, exc_type=ImportError)
+  path = tmp_path / "lvis.json"
+  path.write_text(json.dumps(value))
+  truth = api.LVIS(str(path))
+  evaluation = api.LVISEval(truth, api.LVISResults(truth, only(results, kind)), IOU_TYPES[kind])
+  evaluation.run()
+  names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+  return {name: evaluation.get_results()[name] for name in names}
+
+
+@pytest.mark.parametrize("kind", ["box", "mask"])
+@pytest.mark.parametrize("seed", range(4))
+def test_equals_lvis(tmp_path, seed, kind):
+  value = random_annotations(seed, lvis=True)
+  results = random_detections(value, seed + 100)
+  figures = average_precision(annotations_of(value), results, kind)
+  assert_equal(figures, lvis(tmp_path, value, results, kind))
+
+
+def test_only_300_detections_of_an_image_count_in_lvis(tmp_path, monkeypatch):
+  value = random_annotations(1, n_images=2, lvis=True)
+  results = random_detections(value, 1, n_random=600)
+  figures = average_precision(annotations_of(value), results)
+  assert_equal(figures, lvis(tmp_path, value, results, "box"))
+  monkeypatch.setitem(MAX_DETECTIONS, "lvis", 10_000)
+  assert average_precision(annotations_of(value), results)["AP"] > figures["AP"]
+
+
+@pytest.mark.parametrize("lvis", [True, False])
+def test_categories_are_evaluated_some_at_a_time(monkeypatch, lvis):
+  value = random_annotations(4, lvis=lvis)
+  results = random_detections(value, 4)
+  figures = average_precision(annotations_of(value), results)
+  monkeypatch.setattr(box_metrics, "_CATEGORIES", 4)
+  assert average_precision(annotations_of(value), results) == figures
+
+
+def test_results_are_rows_that_pycocotools_reads():
+  value = random_annotations(3)
+  annotations = annotations_of(value, names=[*(f"thing {i}" for i in range(6)), "unicorn"])
+  mask = np.zeros((2, HEIGHT, WIDTH), bool)
+  mask[0, 3:10, 5:25] = True
+  masks = [run_lengths_of(own) for own in mask]
+  boxes = np.array([[5, 3, 25, 10], [0, 0, 4, 4]], np.float32)
+  scores, classes = np.array([0.5, 0.25], np.float32), np.array([2, 6], np.int32)
+  found = Detections(boxes, scores, classes, masks)
+  rows = result_rows(annotations.images[1].id, annotations.category_ids, found)
+  # The unicorn has no category in the file.
+  assert len(rows) == 1
+  assert json.loads(json.dumps(rows)) == rows
+  assert rows[0]["bbox"] == [5, 3, 20, 7] and rows[0]["score"] == 0.5
+  assert rows[0]["image_id"] == value["images"][1]["id"]
+  assert rows[0]["category_id"] == value["categories"][2]["id"]
+  np.testing.assert_array_equal(pycoco_mask.decode(rows[0]["segmentation"]), mask[0])
+
+
+def test_nothing_to_measure():
+  value = random_annotations(0)
+  assert average_precision(annotations_of(value), [])["AP"] == 0
+  value["annotations"] = []
+  figures = average_precision(annotations_of(value), [])
+  assert figures["AP"] is None and figures["per_class"] == [None] * 6
+  with pytest.raises(ValueError, match="mask"):
+    row = {"image_id": 3, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1.0}
+    average_precision(annotations_of(value), [row], "mask")

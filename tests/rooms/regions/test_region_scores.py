@@ -1,0 +1,127 @@
+"""Class matrices, and scores of regions against ZSSeg's inference in torch float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from pomp_jax.evaluate.class_matrix import ClassMatrix, check_prompt, class_matrix, key_parts
+from pomp_jax.evaluate.metrics import EvaluationError
+from pomp_jax.evaluate.named_prompts import NamedPrompt, read_prompts
+from pomp_jax.files.prompt_file import Prompt, PromptFileError
+from pomp_jax.rooms.regions.files import RegionHeader, Regions
+from pomp_jax.rooms.regions.region_scores import region_scores
+from pomp_jax.rooms.regions.scores import FUSIONS
+from tests.support.checks import assert_close
+
+R, E, STARTS = 5, 8, np.array([0, 1, 4, 5])  # names of each class: 1, 3, 1, 2
+TRAINED = np.array([True, False, True, False])
+
+
+def unit(rng, *shape):
+  rows = rng.normal(size=shape)
+  return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def parts():
+  rng = np.random.default_rng(0)
+  null = tuple(rng.normal(size=E).tolist())
+  header = RegionHeader("a network", "a clip", 1, E, "softmax", 10.0, null, ())
+  objectness = rng.random(R).astype(np.float32)
+  embeddings = rng.normal(size=(R, 1, E)).astype(np.float16)
+  regions = Regions(np.zeros((R, 4), np.float32), objectness, None, embeddings)
+  clip = unit(rng, R, E)
+  clip[3] = 0  # an empty mask
+  return regions, header, clip, ClassMatrix(unit(rng, 7, E), STARTS)
+
+
+def _highest(scores):
+  ends = [*STARTS[1:], scores.shape[1]]
+  return torch.stack([scores[:, a:b].amax(1) for a, b in zip(STARTS, ends, strict=True)], 1)
+
+
+@pytest.mark.parametrize(
+  ("fusion", "trained", "weight"),
+  [("zsseg_coco_stuff", TRAINED, 0.2), ("zsseg_ade20k", ~TRAINED, 0.5)]
+  + [("pomp_pascal_context", np.zeros(4, bool), 0.8)],
+)
+def test_scores_are_zssegs(parts, fusion, trained, weight):
+  """`semantic_inference` for classes with several names, in terms of CLIP's weight."""
+  regions, header, clip, matrix = parts
+  text = torch.tensor(matrix.features).double()
+  rows = torch.nn.functional.normalize(torch.tensor(regions.embeddings[:, 0]).double(), dim=1)
+  null = torch.nn.functional.normalize(torch.tensor(header.null).double(), dim=0)
+  net = _highest((10 * rows @ torch.cat([text, null[None]]).T).softmax(1)[:, :-1])
+  of_clip = _highest((20 * torch.tensor(clip).double() @ text.T).softmax(1))
+  of_clip[3] = 1
+  exponents = torch.where(torch.tensor(trained), weight, 1 - weight)
+  expected = net ** (1 - exponents) * of_clip**exponents
+  settings = {"logit_scale": 20.0, "fusion": FUSIONS[fusion], "trained_C": trained}
+  found = region_scores(regions, header, clip, matrix, **settings)
+  assert_close(found, expected, 1e-5)
+  found = region_scores(regions, header, clip, matrix, **settings, objectness=True)
+  assert_close(found, (expected * torch.tensor(regions.objectness)[:, None]).sqrt(), 1e-5)
+  # One of the two alone.
+  assert_close(region_scores(regions, header, None, matrix, **settings), net, 1e-5)
+  of_clip[3] = 0
+  assert_close(region_scores(regions, None, clip, matrix, **settings), of_clip, 1e-5)
+
+
+def test_scores_that_are_not_finite_are_an_error(parts):
+  _, _, clip, matrix = parts
+  clip, regions = clip.copy(), Regions(np.zeros((len(clip), 4), np.float32))
+  clip[1, 0] = np.nan
+  settings = {"logit_scale": 20.0, "fusion": FUSIONS["clip"], "trained_C": TRAINED}
+  with pytest.raises(EvaluationError, match=f"1 of {len(clip)} regions"):
+    region_scores(regions, None, clip, matrix, **settings)
+
+
+def test_no_region_has_no_scores(parts):
+  _, _, clip, matrix = parts
+  none = Regions(np.zeros((0, 4), np.float32))
+  settings = {"logit_scale": 20.0, "fusion": FUSIONS["clip"], "trained_C": TRAINED}
+  assert region_scores(none, None, clip[:0], matrix, **settings).shape == (0, 4)
+  with pytest.raises(ValueError, match="neither"):
+    region_scores(none, None, None, matrix, **settings)
+
+
+SYNONYMS = (("sky",), ("person", "person in shirt", "person in dress"), ("dining_table", "desk"))
+
+
+def test_rows_are_the_names_under_the_text(encoder):
+  (named,) = read_prompts(("a picture of {}!",), "segment.prompts")
+  matrix = class_matrix(encoder, SYNONYMS, named)
+  names = [name for names in SYNONYMS for name in names]
+  assert_close(matrix.features, encoder.class_features(names, "a picture of {}!"), 1e-6)
+  assert matrix.starts.tolist() == [0, 1, 4]
+
+
+def test_published_features_have_a_row_a_class(encoder, tmp_path):
+  width = encoder.clip.config.projection_dim
+  features = np.random.default_rng(1).normal(size=(3, width)).astype(np.float16)
+  np.save(tmp_path / "pomp.npy", features)
+  (named,) = read_prompts((str(tmp_path / "pomp.npy"),), "segment.prompts")
+  matrix = class_matrix(encoder, SYNONYMS, named)
+  unit = features.astype(np.float64) / np.linalg.norm(features.astype(np.float64), axis=1)[:, None]
+  assert_close(matrix.features, unit, 1e-6)
+  assert matrix.starts.tolist() == [0, 1, 2]
+  check_prompt(named, SYNONYMS, encoder.clip.config, encoder.clip.name)
+  for synonyms in (SYNONYMS[:2], (*SYNONYMS, ("dog",))):
+    with pytest.raises(PromptFileError, match=r"pomp\.npy: the array's shape"):
+      check_prompt(named, synonyms, encoder.clip.config, encoder.clip.name)
+    with pytest.raises(PromptFileError, match="the array's shape"):
+      class_matrix(encoder, synonyms, named)
+
+
+def test_a_prompt_of_another_width_or_number_of_names_is_refused(encoder):
+  width, name = encoder.clip.text_width, encoder.clip.name
+  for shape in ((4, width + 1), (4, 2, width)):
+    named = NamedPrompt("a.npz", Prompt(np.zeros(shape, np.float32), name, "end"))
+    with pytest.raises(PromptFileError, match=r"a\.npz"):
+      check_prompt(named, SYNONYMS, encoder.clip.config, name)
+
+
+def test_keys_differ_by_prompt_and_names():
+  one, two = read_prompts(("a {}", "the {}"), "segment.prompts")
+  parts = [key_parts(named, names) for named in (one, two) for names in (SYNONYMS, SYNONYMS[:2])]
+  assert len({str(part) for part in parts}) == 4

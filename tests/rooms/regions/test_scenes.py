@@ -1,0 +1,105 @@
+"""Scenes: repeatable, disjoint masks, tight boxes, base classes alone in training."""
+
+import numpy as np
+from pycocotools import mask as pycoco_mask
+import pytest
+from scipy import ndimage
+
+from pomp_jax.rooms.regions.scenes import SIZE, open_scenes
+from pomp_jax.world import class_names, render
+from pomp_jax.world.names import COLOURS
+
+
+@pytest.fixture(scope="module")
+def drawn():
+  scenes = open_scenes("test", 40)
+  return scenes, [scenes.scene(i) for i in range(40)]
+
+
+def test_a_scene_depends_on_seed_split_and_number_alone(drawn):
+  again = open_scenes("test", 8).scene(7)
+  for own, other in zip(drawn[1][7], again, strict=True):
+    np.testing.assert_array_equal(own, other)
+  others = [open_scenes("test", 8, seed=1), open_scenes("validation", 8), open_scenes("train", 8)]
+  images = [scene.image for scene in drawn[1][:8]] + [o.scene(7).image for o in others]
+  assert len({image.tobytes() for image in images}) == 11
+  with pytest.raises(IndexError):
+    open_scenes("test", 2).scene(2)
+
+
+def test_masks_are_disjoint_and_boxes_tight(drawn):
+  for scene in drawn[1]:
+    assert scene.image.shape == (SIZE, SIZE, 3) and scene.image.dtype == np.uint8
+    assert 1 <= len(scene.labels) <= 5
+    assert scene.masks.sum(0).max() == 1
+    for mask, (x0, y0, x1, y1) in zip(scene.masks, scene.boxes, strict=True):
+      assert mask.sum() > 50
+      (rows, columns) = ndimage.find_objects(mask.astype(int))[0]
+      assert (rows.start, columns.start, rows.stop, columns.stop) == (y0, x0, y1, x1)
+  assert np.mean([len(scene.labels) for scene in drawn[1]]) > 3
+
+
+def test_colours_are_those_of_the_names(drawn):
+  """The nearest colour of the palette is the named one; light and tint move a few."""
+  scenes, shown = drawn
+  right = {"ground": [], "object": []}
+  for scene in shown:
+    words = [scenes.names[c].split(" on ") for c in scene.labels]
+    (ground,) = {ground for _, ground in words}
+    right["ground"].append(nearest(scene.image[scene.label_map() < 0]) == ground)
+    for mask, (thing, _) in zip(scene.masks, words, strict=True):
+      if " plain " in thing:
+        right["object"].append(thing.startswith(nearest(scene.image[mask])))
+  assert np.mean(right["ground"]) > 0.9
+  assert len(right["object"]) > 5 and np.mean(right["object"]) > 0.7
+
+
+def nearest(pixels):
+  distance = np.abs(np.median(pixels, axis=0) / 255 - render._PALETTE).max(1)
+  return COLOURS[distance.argmin()]
+
+
+def test_classes(drawn):
+  scenes, shown = drawn
+  assert len(set(scenes.names)) == len(scenes.names) == 2400
+  base, novel = set(class_names("base")), set(class_names("novel"))
+  for name, group in zip(scenes.names, scenes.groups, strict=True):
+    assert name in (base if group == "base" else novel)
+  assert scenes.groups.count("novel") == 600
+  seen = {scenes.groups[c] for scene in shown for c in scene.labels}
+  assert seen == {"base", "novel"}
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_no_novel_class_in_training(split):
+  scenes = open_scenes(split, 60)
+  labels = np.concatenate([scenes.scene(i).labels for i in range(60)])
+  assert all(scenes.groups[c] == "base" for c in labels)
+  assert len(set(labels.tolist())) > 150
+
+
+def test_fewer_classes_are_among_more(drawn):
+  scenes, fewer = drawn[0], open_scenes("test", 1, 48)
+  assert len(fewer.names) == 48 and fewer.groups.count("novel") == 12
+  assert set(zip(fewer.names, fewer.groups, strict=True)) < set(
+    zip(scenes.names, scenes.groups, strict=True)
+  )
+
+
+def test_label_map_and_annotations_hold_the_masks(drawn):
+  scenes, shown = drawn
+  value = open_scenes("test", 5).annotations()
+  assert [category["name"] for category in value["categories"]] == list(scenes.names)
+  for row in value["annotations"]:
+    scene = shown[row["image_id"] - 1]
+    mask = pycoco_mask.decode(row["segmentation"]).astype(bool)
+    np.testing.assert_array_equal(scene.label_map()[mask], row["category_id"] - 1)
+    assert row["area"] == mask.sum()
+    np.testing.assert_array_equal(pycoco_mask.toBbox(row["segmentation"]), row["bbox"])
+  assert len(value["annotations"]) == sum(len(scene.labels) for scene in shown[:5])
+
+
+def test_scenes_that_there_are_not():
+  for split, *sizes in (("novel_", 1), ("test", 0), ("test", 1, 48 * 2000), ("test", 1, 100)):
+    with pytest.raises(ValueError, match="novel_|scenes|6000 base classes|100 classes"):
+      open_scenes(split, *sizes)

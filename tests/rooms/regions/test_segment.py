@@ -1,0 +1,282 @@
+"""The segment job: label maps and figures against torch and torchmetrics, resumption.
+
+Also `segment` and `detect` on scenes, and in two processes.
+"""
+
+import shutil
+
+import numpy as np
+from PIL import Image
+import pytest
+import torch
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from pomp_jax.data.images import ImageError
+from pomp_jax.files.run_folder import RunFolder
+from pomp_jax.rooms.regions import region_scorer, segment
+from tests.support.pixel_sets import SIZES, TEXTS
+from tests.support.processes import run_in_processes
+from tests.support.region_jobs import (
+  assert_same_detections,
+  detections,
+  label_maps,
+  regions_config,
+  run_job,
+  torch_crop,
+  torch_texts,
+)
+from tests.support.report_page import Page
+from tests.support.small_run import small_config
+
+PROMPTS = ("a photo of a {}.", "{}!")
+FILE = {"regions.source": "file", "regions.mask_threshold": 0.45}
+
+
+def config_for(root, **changes):
+  return regions_config(root, "segment", **changes)
+
+
+@pytest.fixture
+def without_report(monkeypatch):
+  monkeypatch.setattr(segment, "_draw", lambda *given: None)
+
+
+@pytest.fixture(scope="session")
+def segmented(region_set, shared):
+  """A finished run on true regions."""
+  return shared("segment_truth", lambda folder: run_job(config_for(region_set), folder))
+
+
+@pytest.fixture(scope="session")
+def by_file(region_set, shared):
+  """A finished run on the regions of a file."""
+  return shared("segment_file", lambda folder: run_job(config_for(region_set, **FILE), folder))
+
+
+def truth_of(root):
+  files = sorted((root / "labels").glob("*.png"))
+  return [np.asarray(Image.open(file)).astype(int) for file in files]
+
+
+def images_of(root):
+  return [np.asarray(Image.open(file)) for file in sorted((root / "images").glob("*.png"))]
+
+
+def torch_text(template):
+  return torch_texts([template.replace("{}", name) for names in TEXTS for name in names])
+
+
+def over_names(scores):
+  parts = scores.split([len(names) for names in TEXTS], -1)
+  return torch.stack([part.amax(-1) for part in parts], -1)
+
+
+def test_true_regions_get_the_class_of_their_crop(region_set, segmented):
+  text = torch_text(PROMPTS[1])
+  for image, labels, found in zip(
+    images_of(region_set), truth_of(region_set), label_maps(segmented, 1), strict=True
+  ):
+    expected = np.full(labels.shape, -1)
+    for label in set(np.unique(labels)) - {255}:
+      mask = labels == label
+      expected[mask] = int(over_names(text @ torch_crop(image, mask)).argmax())
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_figures_are_those_of_the_label_images(region_set, segmented):
+  results = RunFolder(segmented).read_results()
+  truth = np.concatenate([labels.ravel() for labels in truth_of(region_set)])
+  kept = truth != 255
+  for number, label in enumerate(PROMPTS):
+    predicted = np.concatenate([found.ravel() for found in label_maps(segmented, number)])
+    metric = MulticlassJaccardIndex(4, average="none")
+    iou = metric(torch.tensor(predicted[kept]), torch.tensor(truth[kept])).numpy()
+    base, novel = iou[:2].mean(), iou[2:].mean()
+    figures = results["figures"][label]
+    for found, expected in (
+      (figures["per_class"]["iou"], iou),
+      (figures["mIoU_plain"], iou.mean()),
+      (figures["hIoU_plain"], 2 * base * novel / (base + novel)),
+      (figures["pACC"], (predicted == truth)[kept].mean()),
+    ):
+      np.testing.assert_allclose(found, expected, atol=1e-6)
+  assert results["images"] == 5
+  assert results["pixels"] == np.bincount(truth, minlength=256)[:4].tolist()
+  assert "hIoU" in (segmented / "results.md").read_text()
+  page = Page((segmented / "report.html").read_text())
+  shown = {row[0]: row[1] for row in page.table("prompt", "hIoU")}
+  assert shown == {label: f"{100 * results['figures'][label]['hIoU']:.1f}" for label in PROMPTS}
+  assert len(page.images) == 1 and page.table("class", "group", "pixels", *PROMPTS)
+  assert (segmented / "plots" / "segmentation.png").stat().st_size > 10_000
+
+
+def test_an_interrupted_run_resumes_and_a_finished_one_stays(
+  region_set, segmented, tmp_path, monkeypatch
+):
+  """A start with other prompts comes between, and dies before its first block ends."""
+  monkeypatch.setattr(segment, "_BLOCK", 2)
+  seen, opened, lost = [], segment.open_pixel_set, [None]
+
+  def spied(settings):
+    pixels = opened(settings)
+
+    def image(index, decode=pixels.image):
+      if index == lost[0]:
+        raise OSError("gone")
+      seen.append(index)
+      return decode(index)
+
+    pixels.image = image
+    return pixels
+
+  monkeypatch.setattr(segment, "open_pixel_set", spied)
+
+  def run(lost_image=None, **changes):
+    lost[0] = lost_image
+    seen.clear()
+    # Without label images of all: those of the plot are all that there are.
+    return run_job(config_for(region_set, **{"segment.output": False} | changes), tmp_path)
+
+  def interrupted(lost_image, **changes):
+    with pytest.raises(OSError, match="gone"):
+      run(lost_image, **changes)
+
+  interrupted(3)
+  interrupted(1, **{"segment.prompts": ("the {}", "{}")})
+  interrupted(3)
+  assert seen == [0, 1, 2]  # the other start may have replaced label images
+  (piece,) = (tmp_path / "progress").iterdir()
+  piece.write_bytes(piece.read_bytes()[:-40])
+  interrupted(3)
+  assert seen == [0, 1, 2]
+  # `segment.output` is part of the key.
+  expected = RunFolder(segmented).read_results()
+  expected["key"] = run()["key"]
+  assert RunFolder(tmp_path).read_results() == expected
+  assert not (tmp_path / "progress").exists()
+  assert seen[:3] == [2, 3, 4]  # then the pictures of the plot
+  for prompt in (0, 1):
+    for one, two in zip(label_maps(tmp_path, prompt), label_maps(segmented, prompt), strict=True):
+      np.testing.assert_array_equal(one, two)
+  plot = tmp_path / "plots" / "segmentation.png"
+  assert plot.read_bytes() == (segmented / "plots" / "segmentation.png").read_bytes()
+  before = plot.stat().st_mtime_ns
+  assert run() == expected
+  assert not seen and plot.stat().st_mtime_ns == before
+
+
+def test_counts_of_other_prompts_are_not_used(region_set, segmented, copy_of, without_report):
+  workdir, expected = copy_of(segmented), RunFolder(segmented).read_results()
+  found = run_job(config_for(region_set, **{"segment.prompts": PROMPTS[1:]}), workdir)
+  assert found["figures"] == {PROMPTS[1]: expected["figures"][PROMPTS[1]]}
+
+
+def test_a_damaged_label_image_of_an_earlier_start_is_named(region_set, tmp_path):
+  def killed(*given):
+    raise KeyboardInterrupt
+
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(segment, "_draw", killed)
+    run_job(config_for(region_set), tmp_path)
+  path = sorted((tmp_path / "labels" / "0").glob("*.png"))[0]
+  path.write_bytes(path.read_bytes()[:60])
+  with pytest.raises(ImageError, match=f"^{path}: not a readable image"):
+    run_job(config_for(region_set), tmp_path)
+
+
+def test_counts_of_other_files_are_not_used(region_set, tmp_path, without_report):
+  """A label image or a file of regions that changes in its place."""
+  root = tmp_path / "copy"
+  for name in ("labels", "regions"):
+    shutil.copytree(region_set / name, root / name)
+  folders = {"segment.labels": str(root / "labels"), "regions.path": str(root / "regions")}
+  config = config_for(region_set, **FILE | folders)
+  results = [run_job(config, tmp_path / "run")]
+  labels = Image.fromarray(np.zeros(SIZES[1], np.uint8))
+  labels.save(root / "labels" / "1.png")
+  results.append(run_job(config, tmp_path / "run"))
+  stored = np.load(root / "regions" / "0.npz")
+  np.savez(root / "regions" / "0.npz", **{name: stored[name][:0] for name in stored})
+  results.append(run_job(config, tmp_path / "run"))
+  assert results[0]["pixels"] != results[1]["pixels"] == results[2]["pixels"]
+  assert results[1] != results[2] == run_job(config, tmp_path / "new")
+
+
+def test_masks_of_few_images_in_memory_and_missing_labels_change_no_label_image(
+  region_set, by_file, tmp_path, monkeypatch, without_report
+):
+  monkeypatch.setattr(region_scorer, "_MASK_BYTES", 1)
+  results = run_job(config_for(region_set, **FILE | {"segment.labels": ""}), tmp_path)
+  assert results["figures"][PROMPTS[0]]["mIoU"] is None
+  assert RunFolder(by_file).read_results()["figures"][PROMPTS[0]]["mIoU"] is not None
+  for one, two in zip(label_maps(tmp_path), label_maps(by_file), strict=True):
+    np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("job,n_images", [("segment", 3), ("detect", 4)])
+def test_scenes_of_the_world(job, n_images, tmp_path):
+  config = small_config(
+    **{
+      "job": job,
+      f"{job}.n_images": n_images,
+      f"{job}.scene_classes": 480,
+      f"{job}.prompts": ("a photo of a {}.",),
+      "regions.source": "truth",
+      "regions.crop": "context",
+      "regions.expand": 1.4,
+    }
+  )
+  results = run_job(config, tmp_path)
+  figures = results["figures"]["a photo of a {}."]
+  assert len(results["classes"]) == 480
+  if job == "detect":
+    assert figures["top1"]["all"]["top1"] > 0.3
+    assert figures["box"]["AP"] == figures["box"]["AP50"] > 0.5
+    return
+  assert 0.2 < figures["pACC"] <= 1
+  assert figures["base"]["classes"] == 360 and figures["novel"]["classes"] == 120
+  # Beyond 255 classes label images have 16 bits.
+  (first, *_) = (tmp_path / "labels" / "0").glob("*.png")
+  assert np.asarray(Image.open(first)).max() == 2**16 - 1
+
+
+PATCHES = {"regions.source": "none", "segment.size": 48, "segment.window": 32, "segment.stride": 16}
+NETWORK = {
+  "regions.source": "network",
+  "regions.mask_threshold": 0.4,
+  "segment.output": False,
+  "propose.size": 48,
+  "propose.batch_size": 4,
+}
+# Kind of regions -> job and fields.
+KINDS = {
+  "truth": ("segment", {}),
+  "objects": ("detect", {}),
+  "patches": ("segment", PATCHES),
+  "network": ("segment", NETWORK),
+}
+
+
+@pytest.mark.parametrize(
+  "kinds,devices",
+  [
+    (("truth", "objects"), 1),
+    pytest.param(tuple(KINDS), 2, marks=pytest.mark.slow("all kinds of regions")),
+  ],
+)
+def test_two_processes_find_what_one_does(region_set, tmp_path, kinds, devices):
+  """Two processes start, once for several kinds of regions."""
+  configs = {kind: regions_config(region_set, KINDS[kind][0], **KINDS[kind][1]) for kind in kinds}
+  folders = {kind: [tmp_path / f"{kind}{process}" for process in (0, 1)] for kind in kinds}
+  jobs = [(config, folders[kind]) for kind, config in configs.items()]
+  run_in_processes(jobs, tmp_path / "jobs.json", devices=devices)
+  for kind, config in configs.items():
+    first, second = folders[kind]
+    found, expected = RunFolder(first).read_results(), run_job(config, tmp_path / kind)
+    assert not second.exists()
+    if config.job == "segment":
+      assert found == expected
+      continue
+    for label, figures in expected["figures"].items():
+      assert found["figures"][label]["top1"] == figures["top1"]
+    assert_same_detections(detections(first), detections(tmp_path / kind))

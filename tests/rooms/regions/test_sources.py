@@ -1,0 +1,155 @@
+"""Regions from COCO results, annotations and label images."""
+
+import json
+
+from hypothesis import given
+import numpy as np
+from pycocotools import mask as pycoco_mask
+import pytest
+
+from pomp_jax.files.class_features import CategoryFileError
+from pomp_jax.rooms.regions.annotations import AnnotationError, annotations_of
+from pomp_jax.rooms.regions.files import ImageSize, RegionFileError
+from pomp_jax.rooms.regions.sources import label_regions, open_regions, truth_regions
+from tests.support.detection_cases import HEIGHT, WIDTH, random_annotations, random_detections
+from tests.support.fuzzing import allowed_errors, damaged, edited_json
+
+
+def rle(mask):
+  found = pycoco_mask.encode(np.asfortranarray(mask, np.uint8))
+  return {"size": list(found["size"]), "counts": found["counts"].decode()}
+
+
+MASK = np.zeros((6, 8), bool)
+MASK[2:4, 1:5] = True
+RESULTS = [
+  {"image_id": 4, "category_id": 1, "bbox": [1, 2, 3, 2], "score": 0.5},
+  {"image_id": 4, "category_id": 7, "bbox": [1, 2, 3, 2], "score": 0.75},
+  {"image_id": 4, "category_id": 7, "bbox": [0, 0, 8, 6], "score": 1.04},
+  {"image_id": 5, "category_id": 0, "score": 0.25, "segmentation": rle(MASK)},
+  {"image_id": 5, "category_id": 1, "score": 0.25, "segmentation": rle(MASK)},
+]
+
+
+def opened(tmp_path, results):
+  path = tmp_path / "results.json"
+  path.write_text(json.dumps(results))
+  return open_regions(path)
+
+
+def test_results_merge_duplicates_and_ignore_categories(tmp_path, caplog):
+  regions = opened(tmp_path, RESULTS)
+  found = regions.read(4, 6, 8)
+  np.testing.assert_array_equal(found.boxes, [[0, 0, 8, 6], [1, 2, 4, 4]])
+  np.testing.assert_allclose(found.objectness, [1, 0.75])
+  assert found.masks is None and found.embeddings is None and regions.header is None
+  found = regions.read(5, 6, 8)
+  np.testing.assert_array_equal(found.boxes, [[1, 2, 5, 4]])
+  np.testing.assert_array_equal(found.masks, MASK[None])
+  assert len(regions.read(6, 6, 8).boxes) == 0
+  assert len(regions.read(4, 6, 8, 1).boxes) == 1
+  four, five, nine = (ImageSize(key, 6, 8) for key in (4, 5, 9))
+  assert regions.check([five, four]) == 4 and not caplog.records
+  assert regions.check([five, nine]) is None
+  assert "results.json: results of 1 of 2 images" in caplog.text
+  with pytest.raises(RegionFileError, match=r"results\.json"):
+    regions.check([nine])
+
+
+def test_random_results_keep_every_box_and_mask(tmp_path):
+  value = random_annotations(0)
+  results = random_detections(value, 0)
+  regions = opened(tmp_path, results)
+  for image in value["images"]:
+    own = [row for row in results if row["image_id"] == image["id"]]
+    found = regions.read(image["id"], HEIGHT, WIDTH)
+    own.sort(key=lambda row: -row["score"])
+    boxes = np.array([row["bbox"] for row in own])
+    np.testing.assert_allclose(found.boxes[:, :2], boxes[:, :2], rtol=1e-6)
+    np.testing.assert_allclose(found.boxes[:, 2:], boxes[:, :2] + boxes[:, 2:], rtol=1e-6)
+    expected = [pycoco_mask.decode(row["segmentation"]) for row in own]
+    np.testing.assert_array_equal(found.masks, np.stack(expected).astype(bool))
+
+
+def test_boxes_and_masks_of_different_rows(tmp_path):
+  rows = [RESULTS[0] | {"image_id": 5}, RESULTS[3]]
+  found = opened(tmp_path, rows).read(5, 6, 8)
+  np.testing.assert_array_equal(found.boxes, [[1, 2, 4, 4], [1, 2, 5, 4]])
+  assert found.masks is None
+  # Two masks may share a box.
+  rows = [RESULTS[3] | {"bbox": [0, 0, 8, 6], "segmentation": rle(m)} for m in (MASK, ~MASK, MASK)]
+  found = opened(tmp_path, rows).read(5, 6, 8)
+  np.testing.assert_array_equal(found.masks, [MASK, ~MASK])
+
+
+@pytest.mark.parametrize(
+  ("key", "bad"),
+  [
+    ("score", -3.5),
+    ("bbox", [1, 2, 3]),
+    ("bbox", [1, 2, 3, float("nan")]),
+    ("image_id", "4"),
+    ("bbox", None),
+  ],
+)
+def test_an_unusable_result(tmp_path, key, bad):
+  with pytest.raises(RegionFileError, match=f"{key} of result 1|result 1"):
+    opened(tmp_path, [RESULTS[0], RESULTS[1] | {key: bad}])
+
+
+@pytest.mark.parametrize("bad", [{}, [3], [{"image_id": 4, "score": 0.5, "segmentation": {}}]])
+def test_no_results(tmp_path, bad):
+  with pytest.raises(RegionFileError, match=r"results\.json"):
+    opened(tmp_path, bad)
+
+
+def test_a_region_outside_its_image(tmp_path):
+  for key, height, error, part in (
+    (4, 3, RegionFileError, "a box"),
+    (5, 7, AnnotationError, "size"),
+  ):
+    regions = opened(tmp_path, [row for row in RESULTS if row["image_id"] == key])
+    with pytest.raises(error, match=part):
+      regions.read(key, height, 8)
+    with pytest.raises(error, match=part):
+      regions.check([ImageSize(key, height, 8)])
+
+
+def test_annotations_as_regions_without_crowds():
+  value = random_annotations(1)
+  annotations = annotations_of(value)
+  assert sum(row["iscrowd"] for row in value["annotations"]) > 0
+  for index, image in enumerate(annotations.images):
+    rows = [r for r in value["annotations"] if r["image_id"] == image.id and not r["iscrowd"]]
+    regions, classes = truth_regions(annotations, index, masks=True)
+    assert annotations.category_ids[classes].tolist() == [row["category_id"] for row in rows]
+    np.testing.assert_allclose(regions.boxes[:, :2], [row["bbox"][:2] for row in rows], rtol=1e-6)
+    assert regions.masks.shape == (len(rows), HEIGHT, WIDTH)
+    assert truth_regions(annotations, index)[0].masks is None
+
+
+def test_label_images_as_regions():
+  labels = np.full((6, 8), -1, np.int32)
+  labels[2:4, 1:5] = 9
+  labels[5, 7] = 3
+  regions, classes = label_regions(labels)
+  assert classes.tolist() == [3, 9]
+  np.testing.assert_array_equal(regions.boxes, [[7, 5, 8, 6], [1, 2, 5, 4]])
+  np.testing.assert_array_equal(regions.masks[1], MASK)
+  regions, classes = label_regions(np.full((6, 8), -1, np.int32))
+  assert regions.boxes.shape == (0, 4) and classes.size == 0
+
+
+@given(
+  edited_json(RESULTS, "bbox", "score", "segmentation", "counts", "size")
+  | damaged([json.dumps(RESULTS).encode()])
+)
+def test_fuzzed_results(tmp_path_factory, data):
+  path = tmp_path_factory.getbasetemp() / "fuzzed.json"
+  path.write_bytes(data)
+  with allowed_errors(RegionFileError, AnnotationError, CategoryFileError, within=[path]):
+    regions = open_regions(path)
+    for key in (4, 5):
+      found = regions.read(key, 6, 8)
+      assert (found.boxes >= 0).all() and (found.boxes <= [8, 6, 8, 6]).all()
+      assert len(found.objectness) == len(found.boxes)
