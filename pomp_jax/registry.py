@@ -18,33 +18,18 @@ def load(module: str) -> types.ModuleType:
 
 
 class Method(NamedTuple):
-  """One value of `config.method`.
+  """One value of `config.method`."""
 
-  Attributes:
-    learns: "steps" (by gradient steps on the contrast of images and classes), "features" (a
-      classifier of features of the frozen CLIP) or "nothing".
-    module: path below `pomp_jax` of the module with `make_learner` (`train.methods`) for "steps",
-      or with `fit_classifier` (see `rooms.baselines.linear_probe`) for "features".
-    fixes: field -> the one value that the method accepts.
-    pixels: whether it learns tokens of the image tower, and so needs pixels.
-    per_image_text: whether each image has class features of its own.
-    fixed_text: whether class features are those of the hand-written prompt.
-    deep: towers whose layers have tokens of their own, `prompt.depth` of them.
-    fixed_words: whether words of `prompt.init` beyond `prompt.m` tokens stay fixed before the name.
-    saves_prompt: whether it learns a prompt, which `prompt.npz` can hold.
-    seeded: whether the seed changes the result.
-  """
-
-  learns: str
-  module: str
-  fixes: Mapping[str, Any] = types.MappingProxyType({})
-  pixels: bool = False
-  per_image_text: bool = False
-  fixed_text: bool = False
-  deep: tuple[str, ...] = ()
-  fixed_words: bool = False
-  saves_prompt: bool = False
-  seeded: bool = True
+  learns: str  # by "steps" on the contrast with classes, a classifier of "features", or "nothing"
+  module: str  # path; has `make_learner` as `prompt.learner`, or `fit_classifier` as a linear probe
+  fixes: Mapping[str, Any] = types.MappingProxyType({})  # field -> the value that it accepts
+  pixels: bool = False  # whether it learns tokens of the image tower, and so needs pixels
+  per_image_text: bool = False  # whether each image has class features of its own
+  fixed_text: bool = False  # whether class features are those of the hand-written prompt
+  deep: tuple[str, ...] = ()  # towers whose layers have tokens of their own, `prompt.depth` of them
+  fixed_words: bool = False  # whether words of `prompt.init` beyond `prompt.m` tokens stay fixed
+  saves_prompt: bool = False  # whether it learns a prompt, which `prompt.npz` can hold
+  seeded: bool = True  # whether the seed changes the result
 
   @property
   def by_steps(self) -> bool:
@@ -83,25 +68,17 @@ METHODS = {
 class Source(NamedTuple):
   """One value of `config.data.source`.
 
-  Attributes:
-    module: path below `pomp_jax` of the module that opens it.
-    unread: fields of `config.data` that it does not read; they must have their defaults.
-    stored: whether its images are files on a disk, so that the module has `splits` and `open_split`
-      for `evaluate.stored`; other modules have `open_source`, `n_training_classes`,
-      `evaluation_splits` and `has_validation`.
-    root: whether `data.root` must be a folder that exists.
-    test_sets: whether the module has `open_test_set`, for `evaluate.source`.
-    holds_out: whether images for missing splits are held out of the training images.
-    draws_shots: whether `open_split` draws few-shot subsets of its own.
+  The module of stored images has `splits` and `open_split` for `evaluate.stored`. Others have
+  `open_source`, `n_training_classes`, `evaluation_splits` and `has_validation`.
   """
 
   module: str
-  unread: tuple[str, ...] = ()
-  stored: bool = True
-  root: bool = True
-  test_sets: bool = False
-  holds_out: bool = False
-  draws_shots: bool = False
+  unread: tuple[str, ...] = ()  # fields of `config.data` that must have their defaults
+  stored: bool = True  # whether its images are files on a disk
+  root: bool = True  # whether `data.root` must be a folder that exists
+  test_sets: bool = False  # whether it has `open_test_set`, for `evaluate.source`
+  holds_out: bool = False  # whether images for missing splits are held out of the training images
+  draws_shots: bool = False  # whether `open_split` draws few-shot subsets of its own
 
   def load(self) -> types.ModuleType:
     """Imports the module."""
@@ -129,25 +106,18 @@ READERS = tuple(name for name, source in SOURCES.items() if source.test_sets)
 class Job(NamedTuple):
   """One value of `config.job`.
 
-  Attributes:
-    module: path of its module below `pomp_jax`. `check(config, workdir)` there raises a one-line
-      error for what can't work and writes nothing; `run(config, workdir)` does it. With several
-      processes all call both. `run` may return in a process before the first one has written its
-      files (`hosts.finish` waits for all), but for `pretrain` and `ablate`, which others call.
-    help: what it does, a noun phrase.
-    report: "module:function" below `pomp_jax`, which takes what `results.json` holds and the fields
-      by dotted name, and returns a `report.Report`; empty: the job writes no report.
-    trains: whether it trains by steps, so that all processes can stop after the same step.
-    processes: whether it runs with several processes.
-    devices: whether it computes on JAX's devices.
+  `check(config, workdir)` raises a one-line error for what can't work and writes nothing;
+  `run(config, workdir)` does it. With several processes all call both. `run` may return in a
+  process before the first one has written its files (`hosts.finish` waits for all), but for
+  `pretrain` and `ablate`, which others call.
   """
 
-  module: str
-  help: str
-  report: str = ""
-  trains: bool = False
-  processes: bool = True
-  devices: bool = True
+  module: str  # path below `pomp_jax`
+  help: str  # what it does, a noun phrase
+  report: str = ""  # "module:function" of `results.json`, fields by dotted name -> `report.Report`
+  trains: bool = False  # whether it trains by steps, so that all can stop after the same step
+  processes: bool = True  # whether it runs with several processes
+  devices: bool = True  # whether it computes on JAX's devices
 
 
 JOBS = {
@@ -252,17 +222,11 @@ _IMAGENET = "imagenet1k"  # source of the cross-dataset and cross-domain compari
 
 
 class Suite(NamedTuple):
-  """One value of `config.evaluate.suite`: class lists of `data`, or splits of the world.
+  """One value of `config.evaluate.suite`: class lists of `data`, or splits of the world."""
 
-  Attributes:
-    sets: data sets to evaluate by default.
-    more: data sets that `evaluate.sets` may name beside them.
-    halves: whether every set is evaluated twice, over its base and its new classes.
-  """
-
-  sets: tuple[str, ...]
-  more: tuple[str, ...] = ()
-  halves: bool = False
+  sets: tuple[str, ...]  # data sets to evaluate by default
+  more: tuple[str, ...] = ()  # data sets that `evaluate.sets` may name beside them
+  halves: bool = False  # whether every set is evaluated twice, over its base and its new classes
 
 
 SUITES = {
@@ -279,19 +243,12 @@ SUITES = {
 
 
 class Group(NamedTuple):
-  """Data sets of one table.
-
-  Attributes:
-    title: title of the table.
-    sets: all sets of the group; only a mean over all of them is called "mean".
-    mean: whether to average over the sets.
-    readers: readers whose images are those of the published figures.
-  """
+  """Data sets of one table."""
 
   title: str
-  sets: tuple[str, ...] = ()
-  mean: bool = True
-  readers: tuple[str, ...] = ()
+  sets: tuple[str, ...] = ()  # all sets of the group; a "mean" is over all of them
+  mean: bool = True  # whether to average over the sets
+  readers: tuple[str, ...] = ()  # readers whose images are those of the published figures
 
 
 GROUPS = {

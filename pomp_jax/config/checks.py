@@ -3,7 +3,7 @@
 Nothing is opened here.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 import os
 import re
 import types
@@ -66,11 +66,9 @@ def with_argument(
       text stays in it, unless a field or a variant follows.
     variants: name -> field -> value, for several fields at once.
     **short: short name -> field, for names that are not fields themselves.
-
-  Raises:
-    ConfigError: an unknown name, or a value of the wrong type.
   """
-  for item in _items((argument or "").split(","), variants, short):
+  begins = [r"[\w.]+=", *(rf"{re.escape(name)}(?:,|$)" for name in variants)]
+  for item in filter(None, re.split(rf",(?={'|'.join(begins)})", argument or "")):
     if item in variants:
       config.update_from_flattened_dict(dict(variants[item]))
       continue
@@ -81,23 +79,6 @@ def with_argument(
     check_name(field, {*FIELDS, *short})
     config.update_from_flattened_dict({field: value_of_text(field, text)})
   return config
-
-
-def _items(
-  parts: Sequence[str], variants: Mapping[str, Any], short: Mapping[str, str]
-) -> list[str]:
-  """Splits at commas, but not within a text: a part without `name=` belongs to the text before."""
-  items: list[str] = []
-  for part in parts:
-    before, equals, _ = (items or [""])[-1].partition("=")
-    field = FIELDS.get(short.get(before, before))
-    is_text = bool(equals) and field is not None and field.type in (str, tuple[str, ...])
-    name, named, _ = part.partition("=")
-    if is_text and part not in variants and not (named and re.fullmatch(r"[\w.]+", name)):
-      items[-1] += f",{part}"
-    elif part:
-      items.append(part)
-  return items
 
 
 def value_of_text(field: str, text: str) -> Any:
@@ -126,7 +107,13 @@ def _validate(settings: Settings) -> None:
   for field, value in settings.flat().items():
     check_value(field, FIELDS[field].metadata["check"], value)
   _check_method(settings)
-  _check_steps(settings)
+  optim, tracker = settings.optim, settings.log.tracker
+  fits = optim.schedule != "epoch" or optim.warmup == int(optim.warmup)
+  expected = "whole epochs where optim.schedule='epoch'"
+  require(fits, "optim.warmup", optim.warmup, expected)
+  if tracker != "none":
+    expected = f"'none' without its package: pip install \"pomp-jax[{tracker}]\""
+    require(is_installed(tracker), "log.tracker", tracker, expected)
   _check_model(settings.clip, settings.dry_run)
   # A dry run needs no data, and measures a folder of images that is there.
   if not settings.dry_run or has_folder(settings.data):
@@ -135,7 +122,17 @@ def _validate(settings: Settings) -> None:
     expected = "in a dry run the number of test images, which it does not open"
     raise ConfigError("eval.images", 0, expected)
   _check_views(settings)
-  _check_caches(settings)
+  # Some cache folders are first written to after hours.
+  data = settings.data
+  caches = {"data.feature_store": data.feature_store, "data.cache": data.cache}
+  if settings.compilation_cache != AUTO:
+    caches["compilation_cache"] = settings.compilation_cache
+  for field, folder in caches.items():
+    problem = folder and why_unwritable(folder)
+    require(not problem, field, folder, f"a folder that can be written to; {problem}")
+  if settings.job == "prepare":
+    path = settings.prepare.input
+    require(exists(path), "prepare.input", path, "a file or folder that exists")
   if settings.job in _JOB_CHECKS:
     _JOB_CHECKS[settings.job](settings)
 
@@ -161,16 +158,6 @@ def _check_method(settings: Settings) -> None:
   values = settings.flat()
   for field, value in fixed.items():
     require(values[field] == value, field, values[field], f"{value!r} where method={name!r}")
-
-
-def _check_steps(settings: Settings) -> None:
-  optim, tracker = settings.optim, settings.log.tracker
-  fits = optim.schedule != "epoch" or optim.warmup == int(optim.warmup)
-  expected = "whole epochs where optim.schedule='epoch'"
-  require(fits, "optim.warmup", optim.warmup, expected)
-  if tracker != "none":
-    expected = f"'none' without its package: pip install \"pomp-jax[{tracker}]\""
-    require(is_installed(tracker), "log.tracker", tracker, expected)
 
 
 def _check_model(clip: Clip, dry_run: bool) -> None:
@@ -256,17 +243,6 @@ def _check_views(settings: Settings) -> None:
   require(repeats, "data.features", data.features, expected)
 
 
-def _check_caches(settings: Settings) -> None:
-  """Cache folders, some of which are first written to after hours."""
-  data = settings.data
-  folders = {"data.feature_store": data.feature_store, "data.cache": data.cache}
-  if settings.compilation_cache != AUTO:
-    folders["compilation_cache"] = settings.compilation_cache
-  for field, folder in folders.items():
-    problem = folder and why_unwritable(folder)
-    require(not problem, field, folder, f"a folder that can be written to; {problem}")
-
-
 def _check_predict(settings: Settings) -> None:
   images, prompt = settings.predict.images, settings.predict.prompt
   require(exists(images), "predict.images", images, "a file or a folder that exists")
@@ -298,11 +274,6 @@ def _check_export(settings: Settings) -> None:
   require(fits, "export.output", name, f"a file name that ends with {' or '.join(suffixes)}")
 
 
-def _check_prepare(settings: Settings) -> None:
-  path = settings.prepare.input
-  require(exists(path), "prepare.input", path, "a file or folder that exists")
-
-
 _JOB_CHECKS: Mapping[str, Callable[[Settings], None]] = {
   "predict": _check_predict,
   "export": _check_export,
@@ -310,5 +281,4 @@ _JOB_CHECKS: Mapping[str, Callable[[Settings], None]] = {
   "detect": check_detect,
   "propose": check_propose,
   "train_masks": check_train_masks,
-  "prepare": _check_prepare,
 }

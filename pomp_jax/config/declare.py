@@ -102,7 +102,7 @@ def from_text(field: str, kind: Any, text: str) -> Any:
   """The value that a text stands for, on the command line or behind a config file's colon.
 
   Integers of a tuple are separated by "+" or "/", texts by ";". A method of `baselines.methods` is
-  `label: field=value, field=value`. Another text is a ConfigError.
+  `label: field=value, field=value`.
   """
   try:
     if kind is bool:
@@ -131,10 +131,7 @@ def name_of_type(kind: Any) -> str:
 
 
 def check_value(field: str, check: Check, value: Any) -> None:
-  """Raises ConfigError for a URL of an unknown scheme, or a value that the check refuses.
-
-  The error has the nearest choice.
-  """
+  """Raises ConfigError for a URL of an unknown scheme, or a value that the check refuses."""
   for text in value if isinstance(value, tuple) else (value,):
     if isinstance(text, str) and (problem := problem_of(text)):
       raise ConfigError(field, text, problem)

@@ -427,11 +427,7 @@ class Settings:
     return flatten(self.to_dict())
 
   def replace(self, changes: Mapping[str, Any]) -> "Settings":
-    """A copy with other values, by dotted names.
-
-    Raises:
-      ConfigError: an unknown field, or a value of another type.
-    """
+    """A copy with other values, by dotted names."""
     groups: dict[str, dict[str, Any]] = {}
     for field, value in changes.items():
       check_name(field, FIELDS)

@@ -29,9 +29,8 @@ ImageLike = Image.Image | np.ndarray | str | os.PathLike
 class Classifier:
   """Names and probabilities for images; `class_features` are unit rows [N,E] of the `names`.
 
-  An image is a Pillow image, a uint8 array [H,W,3], or the path of a file, which may be in a
-  bucket; of any size. One image gives one result. A list, or any other iterable, of images, and an
-  array [B,H,W,3], give a list or an array of results.
+  An image is a Pillow image, a uint8 array [H,W,3], or the path of a file; of any size. One image
+  gives one result; an iterable of images, or an array [B,H,W,3], gives several.
   """
 
   def __init__(
@@ -45,12 +44,10 @@ class Classifier:
     """Computes the text features of all names once.
 
     Args:
-      clip: a CLIP, an encoder that holds one, or a name that `load_clip` takes, such as "world" or
-        a hub id.
+      clip: a CLIP, an encoder that holds one, or a name such as "world" or a hub id.
       prompt: learned prompt, name of a file or of a run's folder that `load_prompt` reads, or a
         template such as "a photo of a {}.".
-      names: distinct class names, or a class list that `load_class_list` takes: "imagenet1k", or a
-        file with one name a line.
+      names: distinct class names, or a class list: "imagenet1k", or a file with one name a line.
       batch_size: images that are decoded and computed at a time, at least 1.
 
     Raises:
@@ -58,8 +55,11 @@ class Classifier:
       EvaluationError: features are not finite.
     """
     _check_at_least_1("batch_size", batch_size)
-    self._batch_size = batch_size
-    self.names = _class_names(names)
+    self._batch_size, where = batch_size, "the class list"
+    if isinstance(names, str | os.PathLike):
+      names, where = load_class_list(names).names, os.fspath(names)
+    self.names = tuple(names)
+    check_names(self.names, where)
     # Open the files first: computing takes longer.
     prompt = open_prompt(prompt)
     if isinstance(clip, str | os.PathLike):
@@ -71,9 +71,7 @@ class Classifier:
   def probabilities(self, images: ImageLike | Iterable[ImageLike]) -> Float[np.ndarray, "*B N"]:
     """Returns softmax(logit_scale * cos(f(x), g(t_c))) over the classes, [N] of one image.
 
-    Raises:
-      ImageError: an image can't be read; named by its path or place.
-      EvaluationError: features are not finite.
+    ImageError if an image can't be read, EvaluationError if features are not finite.
     """
     if _is_one(images):
       return self.probabilities([images])[0]
@@ -83,9 +81,9 @@ class Classifier:
   def predict(
     self, images: ImageLike | Iterable[ImageLike], top: int = 5
   ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
-    """Returns the `top` likeliest names, best first, as pairs (name, probability).
+    """Returns pairs (name, probability) of the `top` likeliest names, best first.
 
-    One image gives a list of pairs, several a list of such lists. Errors as of `probabilities`.
+    Several images give a list of such lists. Errors as of `probabilities`.
     """
     _check_at_least_1("top", top)
     if _is_one(images):
@@ -131,15 +129,6 @@ def _pixels(image: Any, size: int, place: int) -> UInt8[np.ndarray, "S S 3"]:
     raise ImageError(f"image {place}: {error}, or the path of an image file") from error
 
 
-def _class_names(names: Sequence[str] | str | os.PathLike) -> tuple[str, ...]:
-  """Distinct class names, given or of a class list."""
-  where = "the class list"
-  if isinstance(names, str | os.PathLike):
-    names, where = load_class_list(names).names, os.fspath(names)
-  check_names(tuple(names), where)
-  return tuple(names)
-
-
 def _check_at_least_1(name: str, value: int) -> None:
   if value < 1:
     raise InputError(f"{name}: got {value}, expected at least 1")
@@ -153,10 +142,10 @@ def category_features(
   *,
   unit: bool = True,
 ) -> Float[np.ndarray, "C E"]:
-  """Computes text features of a data set's categories, with or without their synonyms.
+  """Computes text features of a data set's categories.
 
   With synonyms, a row is the mean of the features of the name and of all its synonyms, normalised
-  before and after if `unit`. Each distinct name is encoded once.
+  before and after if `unit`.
   """
   if not synonyms:
     return encoder.class_features([category.name for category in categories], prompt, unit=unit)

@@ -1,12 +1,8 @@
 """Prompts over data sets, a suite's or a user's own: accuracy, calibration, nearness of errors.
 
-Leaves in the run's folder `sets/<set>.json` with every figure of a set, its classes one by one;
-`results.csv`, `classes.csv` and `confusions.csv` of all sets; `results.json`, their summary;
-`results.md` and `results.tex`, tables with published figures beside ours; `clip_benchmark/` and
-`clip_benchmark.csv`, the same in CLIP_benchmark's format; plots; and `report.html`. A restart
-evaluates the sets that are missing or whose prompts, images or CLIP have changed.
-
-With several processes all of them work on each set together, and the first writes.
+docs/evaluation.md lists the files that it leaves. A restart evaluates the sets that are missing or
+whose prompts, images or CLIP have changed. Several processes work on each set together, and the
+first writes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -67,11 +63,10 @@ log = logging.getLogger(__name__)
 _VERSION = f"3, pixels {PREPROCESSING_VERSION}"
 # What `results.json` holds of a set beside its prompts.
 _OF_SET = ("seconds", "unreadable", "split", "listed_classes", "missing_classes")
-_BENCHMARK, _BENCHMARK_CSV = "clip_benchmark", "clip_benchmark.csv"
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Opens every set and every prompt; writes nothing. Bad input is an InputError of one line."""
+  """Opens every set and every prompt; writes nothing."""
   RunFolder(workdir).check(config.job)
   check_prompts(config, config.evaluate.prompts, "evaluate.prompts")
 
@@ -94,10 +89,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   """Evaluates the sets that are missing, and sums up: returns what `results.json` holds.
 
   Processes other than the first return an empty dict unless the run had finished before.
-
-  Raises:
-    EvaluationError: features are not finite.
-    CorruptDataError: more images than `data.max_corrupt` allows can't be read.
+  EvaluationError if features are not finite, CorruptDataError if too many images can't be read.
   """
   folder, first = RunFolder(workdir), hosts.is_first()
   encoder = inputs.open_encoder(config)
@@ -128,7 +120,12 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   if first:
     folder.create()
     write_json(folder.config, config.to_dict())
-    _log_missing_classes(counts, opened)
+    for name, count in counts.items():
+      if count["missing_classes"]:
+        log.warning(
+          "missing: %s: %d of the %d classes in its list have no image; %d classes are told apart",
+          *(name, count["missing_classes"], count["listed_classes"], len(opened[name].classes)),
+        )
   if len(todo) < len(keys):
     log.info("%d of %d sets were evaluated before", len(keys) - len(todo), len(keys))
   for name in steps_of([name for name in opened if file_name(name) in todo], "evaluation", "sets"):
@@ -140,9 +137,8 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   done = {name: pieces.read(file_name(name)).facts | counts[name] for name in opened}
   results = {"key": key, **run, **_sums(config, sets, done)}
   with writing(folder.path):
-    _plot(folder, results)
     write_class_tables(folder, done)
-    _write_benchmark(folder, results)
+    _write(folder, results)
   finish_run(folder, config, results, "results.md", "results.tex")
   log.info("tables, plots and every figure are in %s", folder.path)
   return results
@@ -152,12 +148,10 @@ def _evaluate(
   config: Settings, encoder: Encoder, labelled: LabelledSet, prompts: Sequence[NamedPrompt]
 ) -> dict[str, Any]:
   """Computes every figure of a set under every prompt."""
-  start = time.monotonic()
+  start, hierarchy = time.monotonic(), None
   source, classes, split = labelled
-  hierarchy = None
   if classes.synsets is not None:
-    tree = load_tree()
-    hierarchy = Hierarchy(tree, tree.nodes(classes.synsets))
+    hierarchy = Hierarchy(load_tree(), load_tree().nodes(classes.synsets))
   tallies = tally(
     encoder,
     source,
@@ -194,11 +188,10 @@ def _sums(
     }
     for name, of_set in done.items()
   }
-  found = [
-    SetFigures(item.group, item.column, item.part, own["prompts"], own["split"])
-    for item in items
-    for own in [sets[item.name]]
-  ]
+  found = []
+  for item in items:
+    own = sets[item.name]
+    found.append(SetFigures(item.group, item.column, item.part, own["prompts"], own["split"]))
   accuracy = accuracy_by_group(found)
   # Groups with a set whose images are not those of the published figures.
   other = {
@@ -226,7 +219,8 @@ def _sums(
   }
 
 
-def _plot(folder: RunFolder, results: Mapping[str, Any]) -> None:
+def _write(folder: RunFolder, results: Mapping[str, Any]) -> None:
+  """Writes the plots, and the results in CLIP_benchmark's format."""
   for group, kinds in results["accuracy"].items():
     for kind, rows in kinds.items():
       others = results["published"].get(group, {}).get(kind, {})
@@ -241,16 +235,12 @@ def _plot(folder: RunFolder, results: Mapping[str, Any]) -> None:
       )
   figures = {name: of_set["prompts"] for name, of_set in results["sets"].items()}
   plots.calibration_panels(folder.plots / "calibration.png", figures)
-
-
-def _write_benchmark(folder: RunFolder, results: Mapping[str, Any]) -> None:
-  records = benchmark_records(results)
-  files = folder.path / _BENCHMARK
+  records, files = benchmark_records(results), folder.path / "clip_benchmark"
   remove_folder(files)  # records of other prompts
   files.mkdir()
   for name, record in records.items():
     write_json(files / f"{name}.json", record, checksum=False)
-  with replacing(folder.path / _BENCHMARK_CSV) as file:
+  with replacing(folder.path / "clip_benchmark.csv") as file:
     file.write(benchmark_csv(records.values()).encode())
 
 
@@ -287,15 +277,3 @@ def _log_set(name: str, of_set: Mapping[str, Any]) -> None:
       *(100 * figures[key] for key in ("top1", "macro_top1", "ece")),
       *(figures["images"], figures["classes"]),
     )
-
-
-def _log_missing_classes(
-  counts: Mapping[str, Mapping[str, int | None]], opened: Mapping[str, LabelledSet]
-) -> None:
-  """Logs the classes without images before anything is computed."""
-  for name, count in counts.items():
-    if count["missing_classes"]:
-      log.warning(
-        "missing: %s: %d of the %d classes in its list have no image; %d classes are told apart",
-        *(name, count["missing_classes"], count["listed_classes"], len(opened[name].classes)),
-      )

@@ -1,11 +1,7 @@
 """A prompt for other programs: as a file of theirs, or as features of given names.
 
-`config.export.format` is that of the prompt itself (npz, safetensors, pth), which opens no CLIP, or
-of class features: detic, rows that are not normalised, in ascending order of the categories' ids;
-open_clip, weights of a zero-shot classifier. docs/formats.md describes the files.
-
-Leaves the file and `results.json` in the run's folder. With `config.export.hub` the folder also
-gets the model card, `README.md`, and both are uploaded.
+docs/formats.md describes the formats. Leaves the file and `results.json` in the run's folder. With
+`config.export.hub` the folder also gets the model card, `README.md`, and both are uploaded.
 """
 
 from pomp_jax import hosts
@@ -20,6 +16,9 @@ from pomp_jax.files.prompt_file import Prompt, check_fits, load_prompt, save_pro
 from pomp_jax.files.prompt_formats import import_torch
 from pomp_jax.files.prompt_hub import push_prompt, results_of
 from pomp_jax.files.run_folder import RunFolder, writing
+
+# Names of files without a suffix; of other formats `prompt`.
+_STEMS = {"detic": "class_features", "open_clip": "zero_shot_weights"}
 
 
 def check(config: Settings, workdir: str) -> None:
@@ -48,7 +47,8 @@ def run(config: Settings, workdir: str) -> dict:
   """Writes `config.export.output`; returns what `results.json` holds."""
   settings, folder = config.export, RunFolder(workdir)
   prompt = _prompt(settings)
-  path = folder.path / (settings.output or _usual_name(settings.format))
+  usual_name = _STEMS.get(settings.format, "prompt") + EXPORT_FORMATS[settings.format][0]
+  path = folder.path / (settings.output or usual_name)
   results = {"job": config.job, "prompt": settings.prompt, "format": settings.format}
   if settings.format in FEATURE_FORMATS:
     categories = load_categories(settings.names)
@@ -70,7 +70,16 @@ def run(config: Settings, workdir: str) -> dict:
     elif settings.format == "open_clip":
       write_open_clip(path, features_CxE, names, encoder.clip.name)
     elif settings.hub:
-      results["url"] = _upload(settings, prompt, folder)
+      # Writes the prompt and its card to the folder, and uploads both.
+      results["url"] = push_prompt(
+        settings.hub,
+        prompt,
+        settings.license,
+        results_of(settings.prompt, prompt),
+        settings.private,
+        keep_in=folder.path,
+      )
+      print(results["url"])
     else:
       save_prompt(path, prompt)
   results |= {"output": path.name, "bytes": file_size(path)}
@@ -83,22 +92,3 @@ def _prompt(settings: Export) -> Prompt | str:
   """Returns a template as it is, or loads the prompt in a file."""
   is_template = settings.format in FEATURE_FORMATS and "{}" in settings.prompt
   return settings.prompt if is_template else load_prompt(settings.prompt)
-
-
-def _upload(settings: Export, prompt: Prompt, folder: RunFolder) -> str:
-  """Writes the prompt and its card to the folder, uploads both, and returns the commit's URL."""
-  url = push_prompt(
-    settings.hub,
-    prompt,
-    settings.license,
-    results_of(settings.prompt, prompt),
-    settings.private,
-    keep_in=folder.path,
-  )
-  print(url)
-  return url
-
-
-def _usual_name(kind: str) -> str:
-  stem = {"detic": "class_features", "open_clip": "zero_shot_weights"}.get(kind, "prompt")
-  return stem + EXPORT_FORMATS[kind][0]

@@ -71,8 +71,6 @@ def wilson_interval(share: float, n: int) -> list[float]:
   Within [0, 1], and not empty at 0 and 1. It covers the choice of the images only; for the spread
   over training seeds see the `repeat` job.
   """
-  if n < 1:
-    raise ValueError(f"an interval needs at least 1 trial, got {n}")
   z2_over_n = _QUANTILE**2 / n
   centre = (share + z2_over_n / 2) / (1 + z2_over_n)
   reach = np.sqrt(z2_over_n * (share * (1 - share) + z2_over_n / 4)) / (1 + z2_over_n)
@@ -81,9 +79,7 @@ def wilson_interval(share: float, n: int) -> list[float]:
 
 
 def paired_difference(gained: int, lost: int, n: int) -> dict[str, Any]:
-  """Compares two classifiers on the same n images.
-
-  `gained` images the first alone has right, `lost` images the second alone.
+  """Compares two classifiers on n images; `gained` the first alone has right, `lost` the second.
 
   Returns:
     `top1`, the first's accuracy less the second's; `interval`, its 95% ends by Agresti & Min
@@ -107,8 +103,7 @@ class Relations(NamedTuple):
   """Relations of B pairs of a class and an answer.
 
   The height of a node counts the edges of the longest path down to a leaf (Bertinetto et al.,
-  "Making Better Mistakes", 2020), its depth those of the longest path up to the root. The two share
-  an ancestor at every depth up to `ancestor_depth`, and at none below.
+  "Making Better Mistakes", 2020), its depth those of the longest path up to the root.
   """
 
   distance: Int32[np.ndarray, " B"]  # edges of the shortest path between them
@@ -119,10 +114,7 @@ class Relations(NamedTuple):
 
 
 class Hierarchy:
-  """Relations between the classes of a list, given by their distinct nodes in the tree.
-
-  `depth` and `n_siblings` are those of each class.
-  """
+  """Relations between the classes of a list, given by their distinct nodes in the tree."""
 
   def __init__(self, tree: Tree, class_nodes_N: Int[np.ndarray, " N"]):
     self._tree, self._nodes = tree, class_nodes_N
@@ -169,12 +161,9 @@ def heights(tree: Tree) -> Int32[np.ndarray, " n"]:
 class TreeTally:
   """Counts of how near the answers are on the tree, as shares of 1.
 
-  "errors", over the wrong answers: their number; the share on a class with a common parent
-  ("sibling"), and that share if errors were uniform over the other classes ("sibling_chance"); mean
-  and share by edges between class and answer ("distance"). "hierarchy", over all answers: the share
-  that are right, or an ancestor or descendant of the class ("top1"); mean height of the lowest
-  common ancestor; by depth, the share that share an ancestor at that depth with the class, over the
-  classes that are at least that deep ("at_depth").
+  "sibling_chance" is the share on a class with a common parent if errors were uniform over the
+  other classes. "top1" of the hierarchy counts ancestors and descendants of the class as right.
+  "at_depth" is the share with a common ancestor at that depth, over the classes that are as deep.
   """
 
   def __init__(self, hierarchy: Hierarchy):
@@ -187,15 +176,9 @@ class TreeTally:
     self._images = self._errors = self._siblings = self._kin = self._height = 0
     self._sibling_chance = 0.0
 
-  def add(
-    self,
-    labels_B: Int[np.ndarray, " B"],
-    answers_B: Int[np.ndarray, " B"],
-    right_B: Bool[np.ndarray, " B"],
-  ) -> None:
+  def add(self, labels_B: np.ndarray, answers_B: np.ndarray, right_B: np.ndarray) -> None:
     """Counts the answers to B images."""
-    found = self._hierarchy.relations(labels_B, answers_B)
-    wrong_B = ~right_B
+    found, wrong_B = self._hierarchy.relations(labels_B, answers_B), ~right_B
     self._images += len(labels_B)
     self._errors += int(wrong_B.sum())
     self._siblings += int(found.sibling[wrong_B].sum())
@@ -247,8 +230,6 @@ class Tally:
   """Counts over a data set, batch by batch; a hierarchy of its N classes adds `TreeTally`."""
 
   def __init__(self, n_classes: int, hierarchy: Hierarchy | None = None):
-    if hierarchy is not None and len(hierarchy) != n_classes:
-      raise ValueError(f"{n_classes} classes, but a hierarchy of {len(hierarchy)}")
     self._images_N = np.zeros(n_classes, np.int64)
     self._top1_N = np.zeros(n_classes, np.int64)
     self._top5 = 0
@@ -263,34 +244,24 @@ class Tally:
     answers: Answers,
     reference_B: Bool[np.ndarray, " B"] | None = None,
   ) -> None:
-    """Counts the answers to B images.
+    """Counts the answers to B images; EvaluationError for a confidence that is not finite.
 
-    Args:
-      labels_B: the right classes.
-      answers: the answers.
-      reference_B: which images another classifier has right, for the difference of the two.
-
-    Raises:
-      EvaluationError: a confidence is not finite: the features behind it are not.
+    `reference_B` tells which images another classifier has right, for the difference of the two.
     """
-    if not np.isfinite(answers.confidence).all():
+    if broken := int(np.sum(~np.isfinite(answers.confidence))):
       raise EvaluationError(
-        f"{int(np.sum(~np.isfinite(answers.confidence)))} of {len(labels_B)} images have"
-        " similarities that are not finite"
+        f"{broken} of {len(labels_B)} images have similarities that are not finite"
       )
     n_classes = len(self._images_N)
-    right_B = answers.rank == 0
+    right_B, wrong_B = answers.rank == 0, answers.rank != 0
     self._images_N += np.bincount(labels_B, minlength=n_classes)
     self._top1_N += np.bincount(labels_B[right_B], minlength=n_classes)
     self._top5 += int(np.sum(answers.rank < min(5, n_classes)))
-    wrong_B = ~right_B
     self._wrong.append(labels_B[wrong_B].astype(np.int64) * n_classes + answers.answer[wrong_B])
     if reference_B is not None:
-      gained, lost = self._pairs or (0, 0)
-      self._pairs = (
-        gained + int(np.sum(right_B & ~reference_B)),
-        lost + int(np.sum(wrong_B & reference_B)),
-      )
+      gained, lost = np.sum(right_B & ~reference_B), np.sum(wrong_B & reference_B)
+      before = self._pairs or (0, 0)
+      self._pairs = before[0] + int(gained), before[1] + int(lost)
     bin_B = confidence_bins(answers.confidence)
     for row, weight_B in enumerate((None, right_B, answers.confidence.astype(np.float64))):
       self._bins[row] += np.bincount(bin_B, weight_B, N_BINS)
@@ -302,12 +273,9 @@ class Tally:
 
     `macro_top1` is the mean accuracy of the classes that have images. `ece` is the expected
     calibration error, sum_s n_s / n |accuracy_s - confidence_s| over N_BINS bins of equal width
-    (Guo et al., "On Calibration of Modern Neural Networks", 2017). "difference" is
-    `paired_difference` to the reference, where there is one.
+    (Guo et al., "On Calibration of Modern Neural Networks", 2017).
     """
     n = int(self._images_N.sum())
-    if not n:
-      raise ValueError("no image was counted")
     seen = self._images_N > 0
     images_S, right_S, confidence_S = self._bins
     figures = {
@@ -331,15 +299,12 @@ class Tally:
     return figures if self._tree is None else figures | self._tree.figures()
 
   def accuracy(self) -> Accuracy:
-    """The figures that `topk.topk_accuracy` returns."""
+    """The figures that `topk_accuracy` returns."""
     found = self.figures()
     return {name: found[name] for name in ("images", "top1", "top1_interval", "top5")}
 
   def by_class(self, most: int = 2500) -> dict[str, Any]:
-    """Counts of each class, and the most frequent errors, as JSON values.
-
-    `confusions` are [class, answer, images], the most frequent first; of 50 classes all.
-    """
+    """Counts of each class, and the most frequent errors: [class, answer, images]."""
     images_N, top1_N = self.per_class()
     pairs, counts = np.unique(np.concatenate(self._wrong), return_counts=True)
     kept = np.argsort(-counts, kind="stable")[:most]

@@ -9,6 +9,7 @@ from transformers import CLIPTextConfig
 
 from pomp_jax.clip.tokens import TokenizeError, Tokenizer, check_token_counts
 from pomp_jax.config import ConfigError
+from pomp_jax.config.declare import require
 from pomp_jax.data.class_lists import TEMPLATES, ClassList, load_templates, normalized_names
 from pomp_jax.encoder import Encoder
 from pomp_jax.files.checkpoints import CheckpointError, Restored, read_checkpoints
@@ -43,7 +44,12 @@ def read_prompts(names: Sequence[str], field: str) -> list[NamedPrompt]:
     if item.count("{}") == 1 or item in (HAND_WRITTEN, ENSEMBLE) or _named_templates(item):
       found.append(NamedPrompt(item, item))
     elif os.path.basename(item.rstrip("/")) == "checkpoints" and is_dir(item):
-      found += _checkpoints(item.rstrip("/"), field)
+      run, n_before = os.path.dirname(item.rstrip("/")) or ".", len(found)
+      for checkpoint in read_checkpoints(item):
+        prompt = prompt_of_checkpoint(checkpoint, to_path(item) / f"{checkpoint.step}")
+        found.append(NamedPrompt(f"{run}@{checkpoint.step}", prompt, checkpoint.step))
+      expected = "a run's folder of complete checkpoints"
+      require(len(found) > n_before, field, item, expected)
     elif is_prompt_file(item):
       read = read_class_features if item.endswith(".npy") else load_prompt
       found.append(NamedPrompt(item, read(item)))
@@ -102,12 +108,7 @@ def check_lengths(
   config: CLIPTextConfig,
   where: str,
 ) -> None:
-  """Checks that the text tower has the positions for a class list's texts under a prompt.
-
-  Raises:
-    TokenizeError: a text of `where` is too long, and `features_under` would fail.
-    VocabularyError: unusable names.
-  """
+  """Raises TokenizeError if a text of the classes under a prompt is too long for the tower."""
   if isinstance(prompt, ClassFeatures):
     return
   learned = isinstance(prompt, Prompt)
@@ -133,11 +134,8 @@ def describe(prompt: Prompt | ClassFeatures | str, classes: ClassList) -> list[A
 
 
 def _texts(prompt: str, classes: ClassList) -> Sequence[str]:
-  if prompt == HAND_WRITTEN:
-    return (classes.template,)
-  if prompt == ENSEMBLE:
-    return classes.ensemble
-  return _named_templates(prompt) or (prompt,)
+  named = {HAND_WRITTEN: (classes.template,), ENSEMBLE: classes.ensemble}
+  return named.get(prompt) or _named_templates(prompt) or (prompt,)
 
 
 def _named_templates(text: str) -> tuple[str, ...]:
@@ -145,22 +143,10 @@ def _named_templates(text: str) -> tuple[str, ...]:
   return load_templates(name) if kind == ENSEMBLE and name in TEMPLATES else ()
 
 
-def _checkpoints(folder: str, field: str) -> list[NamedPrompt]:
-  found, run = [], os.path.dirname(folder) or "."
-  for checkpoint in read_checkpoints(to_path(folder)):
-    prompt = prompt_of_checkpoint(checkpoint, to_path(folder) / f"{checkpoint.step}")
-    found.append(NamedPrompt(f"{run}@{checkpoint.step}", prompt, checkpoint.step))
-  if not found:
-    raise ConfigError(field, folder, "a run's folder of complete checkpoints")
-  return found
-
-
 def prompt_of_checkpoint(checkpoint: Restored, path: str | os.PathLike) -> Prompt:
   """Returns the prompt that a checkpoint in the folder `path` holds.
 
-  Raises:
-    CheckpointError: it is of another method than POMP, or holds no prompt.
-    PromptFileError: its prompt is not valid.
+  CheckpointError if it holds none, such as of another method; PromptFileError for an invalid one.
   """
   state, config = checkpoint.state, checkpoint.meta.get("config", {})
   try:

@@ -1,9 +1,8 @@
 """Names for pictures, their pixels or their objects: of one picture, or of a folder with folders.
 
 Writes `results.csv` and `results.json` to the run's folder: the names that were found in each file,
-the likeliest or largest first. `segment` adds a label image and a picture of each file, `detect` a
-picture of each and `detections.json`. Files that can't be read are listed in `results.json` with
-the reason.
+the likeliest or largest first, and the files that can't be read with the reason. `segment` adds a
+label image and a picture of each file, `detect` a picture of each and `detections.json`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,11 +34,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Opens names, prompt, regions or network, and lists the pictures; writes nothing.
-
-  Raises:
-    InputError: one line.
-  """
+  """Opens names, prompt, regions or network, and lists the pictures; writes nothing."""
   RunFolder(workdir).check(config.job)
   config = _with_network(config)
   settings = config.predict
@@ -62,11 +57,7 @@ def check(config: Settings, workdir: str) -> None:
 def run(config: Settings, workdir: str) -> dict:
   """Prints and writes the names that are found in each picture; returns what `results.json` holds.
 
-  Processes other than the first return an empty dict.
-
-  Raises:
-    CorruptDataError: none of the images can be read.
-    MaskFormerError: a network of another CLIP.
+  Processes other than the first return an empty dict. CorruptDataError if no image can be read.
   """
   config = _with_network(config)
   settings, folder = config.predict, RunFolder(workdir)
@@ -76,9 +67,8 @@ def run(config: Settings, workdir: str) -> dict:
   Blocks(len(files), task.batch).run(task.find, task, "predicting")
   if task.unreadable:
     name, reason = next(iter(task.unreadable.items()))
-    told = (
-      f"{len(task.unreadable)} of {len(files)} images can't be read; the first: {name}: {reason}"
-    )
+    told = f"{len(task.unreadable)} of {len(files)} images can't be read"
+    told += f"; the first: {name}: {reason}"
     if len(task.unreadable) == len(files):
       raise CorruptDataError(f"{settings.images}: {told}")
     log.warning("%s", told)
@@ -109,10 +99,7 @@ def _with_network(config: Settings) -> Settings:
 
 
 def _csv(images: Mapping[str, Rows], columns: Sequence[str]) -> str:
-  """A line for each row of each file, the first one best.
-
-  A file like `=a.png`, which a spreadsheet would compute, is written as `./=a.png`.
-  """
+  """A line for each row of each file; `=a.png`, a formula of spreadsheets, becomes `./=a.png`."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
   writer.writerow(("file", "rank", *columns))

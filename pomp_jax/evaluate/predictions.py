@@ -1,8 +1,7 @@
-"""Evaluation of images: each is read once, by one process or by many, and scored on the devices.
+"""Evaluation of images: each is read by the process of its device and scored there.
 
-Each process decodes only the images of its own devices. The results for a batch, a few numbers an
-image, are then gathered on every host, so that all processes count the same.
-
+The results for a batch, a few numbers an image, are gathered on every host, so that all processes
+count the same.
 Shapes: P prompts, N classes of a data set, n images of it, B images of a batch over all processes,
 E embedding, S image side.
 """
@@ -21,7 +20,7 @@ import numpy as np
 from pomp_jax import hosts
 from pomp_jax.data.loader import SkippedImages, ordered_batches
 from pomp_jax.data.source import Source, StoredImages
-from pomp_jax.encoder import Encoder, fetched
+from pomp_jax.encoder import Encoder, fetched, map_rows
 from pomp_jax.evaluate.metrics import (
   Accuracy,
   Answers,
@@ -32,14 +31,17 @@ from pomp_jax.evaluate.metrics import (
   ranks,
 )
 from pomp_jax.evaluate.stored_features import StoredFeatures
-from pomp_jax.evaluate.topk import NO_LABEL, row_batches
 from pomp_jax.files.paths import Path
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.terminal import steps_of
-from pomp_jax.prompt.mesh import CLASS, DATA, replicate
+from pomp_jax.prompt.mesh import CLASS, DATA, make_mesh, replicate, split_rows
 
 # Images rendered or decoded at a time, over all processes.
 _BATCH = 256
+# Scores that a device computes at a time: 64 MB.
+_SCORES = 2**24
+# The label of a row that does not count: padding, or an image that can't be read.
+NO_LABEL = -1
 
 
 class SplitFeatures(NamedTuple):
@@ -80,9 +82,8 @@ def split_features(
   mark = jax.jit(_nan_where_unreadable, out_shardings=NamedSharding(encoder.mesh, P()))
 
   def computed():
-    for batch in image_batches(
-      encoder, source, skipped, _BATCH, threads, "features of images", stored.missing
-    ):
+    task = "features of images"
+    for batch in image_batches(encoder, source, skipped, _BATCH, threads, task, stored.missing):
       yield mark(encoder.features_of_images(batch.images), batch.labels), batch.n_images
       hosts.raise_if_preempted()
 
@@ -101,13 +102,10 @@ def evaluate(
   prompts: Mapping[str, Prompt | str],
   reference: str | None = None,
 ) -> dict[str, dict[str, Tally]]:
-  """Counts the answers of every prompt on every split, over all classes of the split.
+  """Counts the answers of every prompt on every split: {split: {prompt: tally}}, as `tally`.
 
   Features of a class that several splits share are computed once a prompt. A class-specific prompt
   fits only splits with exactly the classes of its training.
-
-  Returns:
-    {split: {prompt: tally}}; `reference` and errors as `tally`'s.
   """
   names = dict.fromkeys(name for split in splits.values() for name in split.names)
   row = {name: i for i, name in enumerate(names)}
@@ -119,6 +117,74 @@ def evaluate(
     text_features = {name: one[rows] for name, one in features.items()}
     results[split_name] = _count(encoder, batches, text_features, None, reference)
   return results
+
+
+def topk_accuracy(
+  image_features_BxE: Float[np.ndarray, "B E"],
+  class_features_NxE: Float[np.ndarray, "N E"],
+  labels_B: Int[np.ndarray, " B"],
+  ks: Sequence[int] = (1, 5),
+  *,
+  mesh: Mesh | None = None,
+  chunk: int = 0,
+) -> Accuracy:
+  """Computes the share of images whose class is among the k most similar, on the devices.
+
+  Ties count as wrong: a constant classifier scores 0. Features are unit rows, equal on all hosts.
+
+  Args:
+    image_features_BxE: features of the images.
+    class_features_NxE: features of the classes.
+    labels_B: right classes.
+    ks: values of k.
+    mesh: devices, each of which scores its share of the images; this process's if None.
+    chunk: images scored at a time, over all devices; 0: 64 MB of scores on each device.
+  """
+  mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
+  classes, compute = replicate(np.asarray(class_features_NxE, np.float32), mesh), rank_rows(mesh)
+  batches = row_batches(image_features_BxE, labels_B, len(class_features_NxE), mesh, chunk)
+  found = fetched((compute(classes, rows), n) for *rows, n in batches)
+  rank_B = np.concatenate([ranks_B[:n] for ranks_B, n in found])
+  return accuracy_of_ranks(rank_B, len(class_features_NxE), ks)
+
+
+@functools.cache
+def rank_rows(mesh: Mesh) -> Callable[..., Int[jax.Array, " B"]]:
+  """Compiles `ranks` of unit rows: class features [N,E], (image features [B,E], labels [B]) -> [B].
+
+  Images and labels are split over the devices of the mesh; all else is on all of them.
+  """
+
+  def ranks_of_rows(class_features_NxE, rows):
+    image_features_BxE, labels_B = rows
+    # HIGHEST: accelerators would round the product to bfloat16, and thousands of classes lie close.
+    precision = jax.lax.Precision.HIGHEST
+    scores_BxN = jnp.matmul(image_features_BxE, class_features_NxE.T, precision=precision)
+    return ranks(scores_BxN, labels_B)
+
+  return map_rows(mesh, ranks_of_rows, n_replicated=1)
+
+
+def row_batches(
+  features_BxE: Float[np.ndarray, "B E"],
+  labels_B: Int[np.ndarray, " B"],
+  n_classes: int,
+  mesh: Mesh,
+  chunk: int = 0,
+) -> Iterator[tuple[jax.Array, jax.Array, int]]:
+  """Yields features and labels in parts of one size, split over the devices, and their number.
+
+  Arguments as `topk_accuracy`'s. The last part is padded with rows that have `NO_LABEL`.
+  """
+  n_images = len(labels_B)
+  at_a_time = min(chunk or mesh.size * max(_SCORES // n_classes, 1), n_images)
+  size = mesh.size * -(-at_a_time // mesh.size)
+  for start in steps_of(range(0, n_images, size), "scoring", "parts"):
+    features, labels = (rows[start : start + size] for rows in (features_BxE, labels_B))
+    missing = size - len(labels)
+    features = np.pad(features.astype(np.float32), ((0, missing), (0, 0)))
+    labels = np.pad(labels.astype(np.int32), (0, missing), constant_values=NO_LABEL)
+    yield *split_rows((features, labels), mesh), size - missing
 
 
 def classifier_accuracy(
@@ -156,11 +222,7 @@ def tally(
     reference: prompt with which the others are compared; None: none.
     batch_size: images per batch over all devices, rounded up to a multiple of their number.
     threads: number of prefetching threads in each process.
-    max_corrupt: share of images that may be unreadable, as in `split_features`.
-
-  Raises:
-    EvaluationError: features are not finite.
-    CorruptDataError: too many images are unreadable.
+    max_corrupt: share of images that may be unreadable, as in `split_features`; errors likewise.
   """
   skipped = SkippedImages(source, max_corrupt)
   images = image_batches(encoder, source, skipped, batch_size, threads, "scoring images")
@@ -194,9 +256,26 @@ def _count(
 
 @functools.cache
 def _score(mesh: Mesh, logit_scale: float) -> Callable[..., tuple[jax.Array, ...]]:
-  """Compiles `_answers`, whose rows are split over the devices of the mesh."""
+  """Compiles (image features [B,E], text features [P,N,E], labels [B]) -> labels, `Answers`."""
   rows = NamedSharding(mesh, P((DATA, CLASS)))
-  answers = functools.partial(_answers, logit_scale=logit_scale, rows=rows)
+
+  def answers(features_BxE, text_PxNxE, labels_B):
+    features_BxE = jax.lax.with_sharding_constraint(features_BxE, rows)
+    is_right_BxN = labels_B[:, None] == jnp.arange(text_PxNxE.shape[1])
+
+    def of_prompt(text_NxE):
+      # HIGHEST: accelerators would round the product to bfloat16; thousands of classes lie close.
+      cosine_BxN = jnp.matmul(features_BxE, text_NxE.T, precision=jax.lax.Precision.HIGHEST)
+      rank_B = ranks(cosine_BxN, labels_B)
+      best_of_rest_B = jnp.argmax(jnp.where(is_right_BxN, -jnp.inf, cosine_BxN), axis=1)
+      answer_B = jnp.where(rank_B == 0, labels_B, best_of_rest_B)
+      best_Bx1 = jnp.max(cosine_BxN, axis=1, keepdims=True)
+      confidence_B = 1 / jnp.sum(jnp.exp(logit_scale * (cosine_BxN - best_Bx1)), axis=1)
+      return rank_B, answer_B, confidence_B
+
+    # A sequential map keeps the scores [B,N] of only one prompt in memory.
+    return labels_B, *jax.lax.map(of_prompt, text_PxNxE)
+
   return jax.jit(answers, out_shardings=NamedSharding(mesh, P()))
 
 
@@ -248,29 +327,3 @@ def image_batches(
 
 def _nan_where_unreadable(features_BxE: jax.Array, labels_B: jax.Array) -> jax.Array:
   return jnp.where((labels_B == NO_LABEL)[:, None], jnp.nan, features_BxE)
-
-
-def _answers(
-  features_BxE: jax.Array,
-  text_PxNxE: jax.Array,
-  labels_B: jax.Array,
-  *,
-  logit_scale: float,
-  rows: NamedSharding,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-  """Returns labels [B], and rank, answer and confidence [P,B] (see `metrics.Answers`)."""
-  features_BxE = jax.lax.with_sharding_constraint(features_BxE, rows)
-  is_right_BxN = labels_B[:, None] == jnp.arange(text_PxNxE.shape[1])
-
-  def of_prompt(text_NxE):
-    # HIGHEST: accelerators would round the product to bfloat16, and thousands of classes lie close.
-    cosine_BxN = jnp.matmul(features_BxE, text_NxE.T, precision=jax.lax.Precision.HIGHEST)
-    rank_B = ranks(cosine_BxN, labels_B)
-    best_of_rest_B = jnp.argmax(jnp.where(is_right_BxN, -jnp.inf, cosine_BxN), axis=1)
-    answer_B = jnp.where(rank_B == 0, labels_B, best_of_rest_B)
-    best_Bx1 = jnp.max(cosine_BxN, axis=1, keepdims=True)
-    confidence_B = 1 / jnp.sum(jnp.exp(logit_scale * (cosine_BxN - best_Bx1)), axis=1)
-    return rank_B, answer_B, confidence_B
-
-  # A sequential map keeps the scores [B,N] of only one prompt in memory.
-  return labels_B, *jax.lax.map(of_prompt, text_PxNxE)

@@ -29,11 +29,8 @@ _NO_END = 7 * 86_400.0  # s
 class StoredFeatures:
   """Features of the images of one source: those that a folder has, and those that are added.
 
-  All processes create it together, and add the same features.
-
-  Attributes:
-    features: float32 [n,E], NaN in the rows that are missing.
-    missing: indices of the images to compute, ascending.
+  All processes create it together, and add the same features. `features` are float32 [n,E], NaN in
+  the rows that are `missing`, the ascending indices of the images to compute.
   """
 
   def __init__(self, store: Path | None, encoder: Encoder, source: Source):
@@ -44,7 +41,12 @@ class StoredFeatures:
     if store is not None and hasattr(source, "keys"):
       if hosts.is_first():
         self._open(store, encoder, source)
-      self._share()
+      found = bool(np.isfinite(self.features).any())
+      # Process 0 may read for long.
+      found = hosts.from_first(found, "whether features are stored", seconds=_NO_END)
+      if found and hosts.n_processes() > 1:
+        bits_nxE = self.features.view(np.uint32) * np.uint32(hosts.is_first())
+        self.features = np.array(hosts.merged(bits_nxE)).view(np.float32)
     self.missing = np.flatnonzero(~np.isfinite(self.features).all(axis=1))
     self._n_added = self._n_written = 0
 
@@ -56,18 +58,23 @@ class StoredFeatures:
     end = self._n_added + len(features_bxE)
     self.features[self.missing[self._n_added : end]] = features_bxE
     self._n_added = end
-    if self._stored is None:
+    stored = self._stored
+    if stored is None:
       return
     if end < len(self.missing):
       # Without the block of the next image.
-      next_block = self._stored.rows(int(self.missing[end]) // self._stored.block_size)
+      next_block = stored.rows(int(self.missing[end]) // stored.block_size)
       end = int(np.searchsorted(self.missing, next_block.start))
     added = self.missing[self._n_written : end]
     self._n_written = end
     # A block whose images are unreadable still would be the same again.
     read = added[np.isfinite(self.features[added, 0])]
-    for block in np.unique(read // self._stored.block_size).tolist():
-      self._write(block)
+    try:
+      for block in np.unique(read // stored.block_size).tolist():
+        stored.write(block, self.features[stored.rows(block)][:, None])
+    except RunFolderWriteError as error:
+      log.warning("%s; the next start computes these features again", error)
+      self._stored = None
 
   def _open(self, store: Path, encoder: Encoder, source: Source) -> None:
     made_from = {"image_tower": encoder.image_fingerprint} | images_key(source, encoder)
@@ -87,42 +94,19 @@ class StoredFeatures:
     if n_found:
       log.info("%s: features of %d of %d images", folder, n_found, n_images)
 
-  def _share(self) -> None:
-    """Sends what process 0 has found to all."""
-    found = bool(np.isfinite(self.features).any())
-    # Process 0 may read for long.
-    found = hosts.from_first(found, "whether features are stored", seconds=_NO_END)
-    if found and hosts.n_processes() > 1:
-      bits_nxE = self.features.view(np.uint32) * np.uint32(hosts.is_first())
-      self.features = np.array(hosts.merged(bits_nxE)).view(np.float32)
-
-  def _write(self, block: int) -> None:
-    if self._stored is None:
-      return
-    try:
-      self._stored.write(block, self.features[self._stored.rows(block)][:, None])
-    except RunFolderWriteError as error:
-      log.warning("%s; the next start computes these features again", error)
-      self._stored = None
-
 
 def images_key(source: Source, encoder: Encoder) -> dict[str, Any]:
   """What features of a source depend on beside the image tower and the augmentation."""
   stored = isinstance(source, StoredImages)
   keys = "\0".join(map(str, np.asarray(getattr(source, "keys", ())).tolist()))
-  images = ["\0".join(source.names), keys, np.asarray(source.labels), _first_content(source)]
+  # The content of the first image tells data sets with the same keys apart.
+  try:
+    first = np.frombuffer(source.encoded(0), np.uint8) if stored else source.images(np.arange(1))
+  except ImageError:
+    first = np.zeros(0, np.uint8)
+  images = ["\0".join(source.names), keys, np.asarray(source.labels), first]
   return {
     "images": fingerprint(images),
     "preparation": source.preparation if stored else PREPROCESSING_VERSION,
     "image_size": encoder.clip.image_size,
   }
-
-
-def _first_content(source: Source) -> np.ndarray:
-  """Content of the first image, which tells data sets with the same keys apart."""
-  if not isinstance(source, StoredImages):
-    return source.images(np.arange(1))
-  try:
-    return np.frombuffer(source.encoded(0), np.uint8)
-  except ImageError:
-    return np.zeros(0, np.uint8)

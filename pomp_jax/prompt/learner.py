@@ -119,7 +119,10 @@ def make_learner(
   text_tower: TextTower,
   token_budget: int | None,
 ) -> ContextLearner:
-  """Builds the learner of a run; see `train.methods.make_learner`."""
+  """Builds the learner of a run, as the module of each row of `config.METHODS` does.
+
+  `token_budget` bounds the own tokens of the classes that a device computes; None: no limit.
+  """
   del config, encoder
   return ContextLearner(module, text_tower, token_budget)
 

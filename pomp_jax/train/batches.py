@@ -1,12 +1,11 @@
 """What a training reads: views of images, or their features, in batches or epochs.
 
-With `data.features="online"` images are rendered or decoded and the step computes their features.
-With "stored" the features of all views are computed once (`train.fill_features`), and read from
-there. Both show the same views in the same order.
+Views that are rendered or decoded, and stored features, have the same order.
 
 Shapes: n images, B of them in a batch, V views of each, E embedding.
 """
 
+import collections
 from collections.abc import Callable, Iterator
 import functools
 import itertools
@@ -58,11 +57,7 @@ def augmentation(data: Data) -> Augmentation:
 
 
 def open_features(data: Data, source: Source, encoder: Encoder, folder: RunFolder) -> Features:
-  """Opens the stored features of the training images, whether they are there or not.
-
-  They are in `data.feature_store`, or else in the run's folder, beside those of other images, views
-  and CLIPs.
-  """
+  """Opens the stored features of the training images, whether they are there or not."""
   shown = augmentation(data)
   # Without augmentation there are no seed and no crops.
   drawn = data.augment != "none"
@@ -83,9 +78,9 @@ def open_features(data: Data, source: Source, encoder: Encoder, folder: RunFolde
 
 
 def open_fetch(data: Data, source: Source, encoder: Encoder, folder: RunFolder) -> Fetch:
-  """Returns the function with which `Loader` reads the training images, or their features.
+  """Returns the function with which `Loader` reads the training images, or their stored features.
 
-  Stored features are completed (`train.fill_features`) before the function is called.
+  `train.fill_features` completes them before the function is called.
   """
   if data.features == "stored":
     return StoredViews(open_features(data, source, encoder, folder), augmentation(data))
@@ -103,19 +98,18 @@ def open_batches(
   unreadable: frozenset[int] = frozenset(),
 ) -> Loader:
   """Opens this process's shard of the batches, from batch `start` on; see `data.loader`."""
-  data = config.data
   readers = readers_of(config, source, fetch, mesh)
   return Loader(
     source,
     fetch,
     batch_size=config.batch_size,
     seed=config.seed,
-    n_views=data.views,
+    n_views=config.data.views,
     start=start,
     shard=own_shard(mesh),
     threads=readers.threads,
     workers=readers.workers,
-    max_corrupt=data.max_corrupt,
+    max_corrupt=config.data.max_corrupt,
     unreadable=unreadable,
   )
 
@@ -147,15 +141,7 @@ def view_features(
   Without augmentation all epochs are the same, and computed once. CorruptDataError if more images
   than `data.max_corrupt` allows can't be read.
   """
-  if data.augment != "none":
-    yield from _epochs(data, source, encoder, fetch, n_epochs)
-  else:
-    yield from itertools.repeat(next(_epochs(data, source, encoder, fetch, 1)), n_epochs)
-
-
-def _epochs(
-  data: Data, source: Source, encoder: Encoder, fetch: Fetch, n_epochs: int
-) -> Iterator[Epoch]:
+  n_different = n_epochs if data.augment != "none" else 1
   size = max(1, VIEWS // data.views)
   parts = np.split(np.arange(len(source)), range(size, len(source), size))
 
@@ -163,7 +149,7 @@ def _epochs(
     indices = parts[number % len(parts)]
     return fetch(indices, np.full(len(indices), number // len(parts)))
 
-  total = n_epochs * len(parts)
+  total = n_different * len(parts)
   stored = isinstance(source, StoredImages)
   part_bytes = size * data.views * _bytes_of_view(fetch) if stored else 0
   shown = steps_of(
@@ -171,17 +157,22 @@ def _epochs(
     *("features of the training's views", "batches", total),
   )
   skipped = SkippedImages(source, data.max_corrupt)
-  for number in range(n_epochs):
+  for number in range(n_different):
     features, readable = [], []
-    for indices, (views_or_features, could_be_read) in zip(parts, shown, strict=False):
-      features.append(_features(encoder, views_or_features))
+    for indices, (found, could_be_read) in zip(parts, shown, strict=False):
+      if found.ndim > 3:  # pixels [B,V,S,S,3], not stored features [B,V,E]
+        flat = found.reshape(-1, *found.shape[2:])
+        found = encoder.image_features(flat, unit=False).reshape(*found.shape[:2], -1)
+      features.append(found)
       readable.append(could_be_read)
       unreadable = indices[~could_be_read].tolist()
       skipped.add({index: name_of(source, index) for index in unreadable})
       hosts.raise_if_preempted()
     if not number:
       skipped.gather()
-    yield Epoch(np.concatenate(features), np.concatenate(readable))
+    epoch = Epoch(np.concatenate(features), np.concatenate(readable))
+    yield epoch
+  yield from itertools.repeat(epoch, n_epochs - n_different)
 
 
 def read_ahead(
@@ -191,12 +182,9 @@ def read_ahead(
 
   `part_bytes` is the size of the pixels of a part, 0 if `read` decodes nothing.
   """
+  decodes = part_bytes > 0
   threads, workers = choose_readers(
-    data.threads,
-    data.workers,
-    decodes=bool(part_bytes),
-    n_batches=n_parts,
-    batch_bytes=part_bytes,
+    data.threads, data.workers, decodes=decodes, n_batches=n_parts, batch_bytes=part_bytes
   )
   ahead = -(-_DECODED_AHEAD // max(1, workers))
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
@@ -204,21 +192,10 @@ def read_ahead(
   return in_workers(dataset, workers, ahead)
 
 
-def _features(encoder: Encoder, views_BxVx: np.ndarray) -> Float[np.ndarray, "B V E"]:
-  """Features of pixels [B,V,S,S,3]; stored features [B,V,E] are returned as they are."""
-  if views_BxVx.ndim == 3:
-    return views_BxVx
-  flat = views_BxVx.reshape(-1, *views_BxVx.shape[2:])
-  return encoder.image_features(flat, unit=False).reshape(*views_BxVx.shape[:2], -1)
-
-
 def readable_features(
   config: Settings, encoder: Encoder, source: Source, folder: RunFolder
 ) -> SplitFeatures:
-  """`split_features` with the limits of `config.data`, stored for the next start.
-
-  They are in `data.feature_store`, or else in the run's folder.
-  """
+  """`split_features` with the limits of `config.data`, stored for the next start."""
   data, store = config.data, join(config.data.feature_store or folder.features, "evaluation")
   return split_features(
     encoder, source, threads=data.threads, max_corrupt=data.max_corrupt, store=store
@@ -242,9 +219,8 @@ def input_remedy(config: Settings, n_cores: int | None = None) -> str:
       f"more config.data.threads (now {now.threads}) or config.data.workers (now {now.workers})"
       f" use more of the {n_cores} cores"
     )
-  if (
-    data.features == "online" and config.job != "train_masks" and not METHODS[config.method].pixels
-  ):
+  learns_pixels = config.job == "train_masks" or METHODS[config.method].pixels
+  if data.features == "online" and not learns_pixels:
     bounded = data.augment == "none" or data.view_epochs
     more = "" if bounded else " and config.data.view_epochs above 0"
     remedies.append(f"features can be computed once (config.data.features='stored'{more})")
@@ -262,9 +238,9 @@ def process_shards(mesh: Mesh) -> dict[int, tuple[int, int]]:
   Processes whose devices split the classes of the same images take the same shard. Empty if
   processes share only some of their rows, or have different numbers of rows.
   """
-  rows: dict[int, set[int]] = {}
+  rows = collections.defaultdict(set)
   for (row, _), device in np.ndenumerate(mesh.devices):
-    rows.setdefault(device.process_index, set()).add(row)
+    rows[device.process_index].add(row)
   sizes, n_rows = {len(own) for own in rows.values()}, mesh.shape[DATA]
   shards = {}
   for process, own in rows.items():
@@ -280,10 +256,3 @@ def on_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator
   send = functools.partial(jax.make_array_from_process_local_data, NamedSharding(mesh, P(DATA)))
   # Steps are started without waiting for them, so the copy runs beside the previous step.
   return (jax.tree.map(send, batch) for batch in batches)
-
-
-def unreadable_anywhere(found: set[int]) -> list[int]:
-  """Indices of unreadable images that any process met; all processes call it together."""
-  return sorted(
-    {i for _, theirs in hosts.gather(sorted(found), "unreadable images") for i in theirs}
-  )

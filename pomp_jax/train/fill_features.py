@@ -1,8 +1,7 @@
 """Computes the features of the training images once, for `data.features="stored"`.
 
-The image tower is frozen, so it computes V views of each image in each of `data.view_epochs` epochs
-only once. Each process computes its own blocks, and a restart resumes with the block that was
-interrupted. Memory holds the block that is being computed and the pixels of a few parts of it.
+Each process computes its own blocks; a restart resumes with the block that was interrupted. Memory
+holds the block that is being computed and the pixels of a few parts of it.
 """
 
 from collections.abc import Iterator
@@ -33,13 +32,10 @@ _NO_END = 7 * 86_400.0  # s
 
 
 def fill_features(config: Settings, folder: RunFolder, source: Source, encoder: Encoder) -> None:
-  """Computes what the stored features lack; all processes call it together.
-
-  Does nothing with `data.features="online"`.
+  """Computes what the stored features lack, if there are any; all processes call it together.
 
   Raises:
-    CorruptDataError: more images than `data.max_corrupt` allows can't be read, whichever process
-      or start met them; what is stored stays.
+    CorruptDataError: too many images can't be read, over all processes and starts.
     DamagedFeaturesError, RunFolderWriteError: a file can't be read, or not be written.
     Preempted: one of several processes was asked to stop.
   """
@@ -79,11 +75,7 @@ def fill_features(config: Settings, folder: RunFolder, source: Source, encoder: 
 
 
 def check_same_images(folder: RunFolder, features: Features) -> None:
-  """Compares the training images with those of the run's first start; the first process alone.
-
-  Raises:
-    FeatureStoreError: they are others, in one line.
-  """
+  """FeatureStoreError if the training images are not those of the run's first start."""
   path = folder.path / "training_images.json"
   if not path.exists():
     write_json(path, features.made_from)
@@ -91,9 +83,9 @@ def check_same_images(folder: RunFolder, features: Features) -> None:
   stored = read_json(path)
   for field, needed in features.made_from.items():
     if stored.get(field) != needed:
-      changed = "images were added, removed or renamed"
-      if field != "images":
-        changed = "the CLIP or its preparation changed"
+      changed = "the CLIP or its preparation changed"
+      if field == "images":
+        changed = "images were added, removed or renamed"
       raise FeatureStoreError(
         f"{path}: {field} is {printable(repr(stored.get(field)))}, this start needs {needed!r}:"
         f" {changed}; start another --workdir, or restore them"
@@ -105,9 +97,7 @@ def _fill(
 ) -> None:
   """Computes and writes blocks, one after the other."""
   unreadable: list[int] = []
-  n_versions = features.shape[1]
-  total = n_versions * sum(map(features.size, mine))
-  done = 0
+  total, done = features.shape[1] * sum(map(features.size, mine)), 0
   decoded = _decoded(data, features, mine, source, encoder.clip.image_size)
   with Progress(total, description="features", unit="features") as progress:
     for block, parts in itertools.groupby(decoded, key=lambda part: part[0]):

@@ -1,7 +1,6 @@
 """The training loop: steps from the last checkpoint, or from none, to the end.
 
-The checkpoint holds everything that a step depends on, so a run that was stopped anywhere and is
-started again takes exactly the same steps.
+The checkpoint holds everything that a step depends on, so a resumed run takes the same steps.
 """
 
 from collections.abc import Callable
@@ -12,15 +11,13 @@ import time
 import jax
 
 from pomp_jax import hosts
-from pomp_jax.data.loader import Loader
 from pomp_jax.files.checkpoints import Checkpoints
 from pomp_jax.files.tracker import Tracker
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.step import TrainState
 from pomp_jax.train import batches
-from pomp_jax.train.resume import Checkpoint, RollBacks, best, resume
-from pomp_jax.train.setup import gather_bank
-from pomp_jax.train.training import Training
+from pomp_jax.train.resume import Checkpoint, RollBacks, resume
+from pomp_jax.train.setup import Training, gather_bank
 from pomp_jax.train.watch import BadLossError, LossMonitor, TrainingError, Watch
 
 log = logging.getLogger(__name__)
@@ -50,12 +47,6 @@ def train(run: Training, tracker: Tracker | None = None) -> Checkpoint:
     return last
 
 
-def best_of(run: Training) -> Checkpoint | None:
-  """Returns the best checkpoint of a finished training by validation; None without validation."""
-  with Checkpoints(run.folder.checkpoints, run.config.checkpoint.keep) as checkpoints:
-    return best(run, checkpoints)
-
-
 def _train_from(
   last: Checkpoint,
   run: Training,
@@ -66,11 +57,18 @@ def _train_from(
   tracker: Tracker | None,
 ) -> Checkpoint:
   """Takes steps from a checkpoint to the end."""
-  config, mesh = run.config, run.encoder.mesh
-  state = last.state
+  config, mesh, state = run.config, run.encoder.mesh, last.state
   monitor = LossMonitor(config.loss_spike, last.statistics)
+  loader = batches.open_batches(
+    config,
+    run.source,
+    run.fetch,
+    mesh,
+    start=last.step + last.roll_backs.skipped_batches,
+    unreadable=frozenset(last.unreadable),
+  )
   with (
-    contextlib.closing(_open_loader(run, last)) as loader,
+    contextlib.closing(loader),
     Watch(
       config,
       run.folder,
@@ -96,7 +94,8 @@ def _train_from(
           watch.scalar("validation_top1", top1, step)
         watch.upload()  # a resumed run has the metrics of the steps before its checkpoint
         # Each process has met other unreadable images. Too many in all raise before the save.
-        loader.note(batches.unreadable_anywhere(loader.unreadable))
+        gathered = hosts.gather(sorted(loader.unreadable), "unreadable images")
+        loader.note(sorted({index for _, theirs in gathered for index in theirs}))
         last = last._replace(
           step=step,
           state=state,
@@ -105,40 +104,20 @@ def _train_from(
           statistics=monitor.statistics,
         )
         checkpoints.save(step, gather_bank(run, state), last.meta(run), metric=top1)
-        watch.restart_clock()
+        watch.meter.restart()
       if asked:
-        _raise_preempted(run, checkpoints, step)
+        # Only process 0 knows whether the save failed.
+        problem = hosts.from_first(str(checkpoints.failure or ""), "the last save")
+        outcome = problem or f"everything is saved at step {step} of {run.total_steps}"
+        again = f"the same command resumes from {run.folder.path}"
+        raise hosts.Preempted(f"asked to stop: {outcome}; {again}", together=True)
   return last
-
-
-def _open_loader(run: Training, last: Checkpoint) -> Loader:
-  return batches.open_batches(
-    run.config,
-    run.source,
-    run.fetch,
-    run.encoder.mesh,
-    start=last.step + last.roll_backs.skipped_batches,
-    unreadable=frozenset(last.unreadable),
-  )
-
-
-def _raise_preempted(run: Training, checkpoints: Checkpoints, step: int) -> None:
-  """Raises Preempted after the last save; all processes call it together."""
-  # Only process 0 knows whether the save failed.
-  problem = hosts.from_first(str(checkpoints.failure or ""), "the last save")
-  outcome = problem or f"everything is saved at step {step} of {run.total_steps}"
-  raise hosts.Preempted(
-    f"asked to stop: {outcome}; the same command resumes from {run.folder.path}", together=True
-  )
 
 
 def _roll_back(
   run: Training, checkpoints: Checkpoints, roll_backs: RollBacks, error: BadLossError
 ) -> Checkpoint:
-  """Returns the last good checkpoint, or the start, with other draws from there on.
-
-  TrainingError if the config allows no further roll-back.
-  """
+  """Returns the last good checkpoint with other draws; TrainingError if no roll-back is left."""
   config = run.config
   if config.on_bad_loss == "stop" or roll_backs.count >= config.max_roll_backs:
     again = f" after {roll_backs.count} roll-backs" if roll_backs.count else ""

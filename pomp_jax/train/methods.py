@@ -1,13 +1,12 @@
 """Methods by their rows in `config.METHODS`: learners of gradient steps, fitted classifiers.
 
-The module of a row has `make_learner` or `fit_classifier`. What several methods share follows the
-flags of the row: checks against the CLIP, frozen text features, words that stay fixed in front of
-the names.
+What several methods share follows the flags of the row.
 Shapes: n images, N classes, B images of a shard, R classes of P chunks, M context vectors, F fixed
 tokens, E embedding.
 """
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -16,11 +15,12 @@ import jax.numpy as jnp
 from jaxtyping import Int
 import numpy as np
 
-from pomp_jax.clip import Clip, TextTower, tokenize
+from pomp_jax.clip import Clip, tokenize
 from pomp_jax.clip.architecture import ClipConfig
 from pomp_jax.clip.resnet import ResNetConfig
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.config import METHODS, ConfigError, Settings
+from pomp_jax.config.fields import Data
 from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.data.loader import SkippedImages
 from pomp_jax.data.source import Source, StoredImages
@@ -28,8 +28,13 @@ from pomp_jax.encoder import Encoder, fetched, map_rows
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.metrics import Accuracy, accuracy_of_ranks, ranks
 from pomp_jax.evaluate.named_prompts import ENSEMBLE, HAND_WRITTEN, features_under
-from pomp_jax.evaluate.predictions import SplitFeatures, classifier_accuracy, image_batches
-from pomp_jax.evaluate.topk import rank_rows, topk_accuracy
+from pomp_jax.evaluate.predictions import (
+  SplitFeatures,
+  classifier_accuracy,
+  image_batches,
+  rank_rows,
+  topk_accuracy,
+)
 from pomp_jax.files.prompt_file import check_fits, format_of_name, load_prompt
 from pomp_jax.files.prompt_formats import UNKNOWN_CLIP
 from pomp_jax.files.run_folder import RunFolder, prompt_path
@@ -70,33 +75,13 @@ def check(config: Settings, clip: ClipConfig) -> None:
       raise ConfigError("prompt.depth", config.prompt.depth, limit)
 
 
-def make_learner(
-  config: Settings,
-  encoder: Encoder,
-  module: PromptContext,
-  text_tower: TextTower,
-  token_budget: int | None,
-) -> Learner:
-  """Builds the learner of `config.method`.
-
-  Args:
-    config: settings of the run.
-    encoder: CLIP on the devices.
-    module: context and its layout, for methods with a context.
-    text_tower: text tower with this token budget.
-    token_budget: own tokens of the classes that a device computes; None: no limit.
-  """
-  method = METHODS[config.method].load()
-  return method.make_learner(config, encoder, module, text_tower, token_budget)
-
-
 def initial_words(
   config: Settings, clip: Clip
 ) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " F"]]:
   """Token ids of `prompt.init`: of the M learned vectors, and of F fixed words behind them.
 
-  Only methods with `fixed_words` have fixed words; a random start and a prompt file have none of
-  either. ConfigError for words of fewer than M tokens, or of more without `fixed_words`.
+  Both are empty for a random start and a prompt file. ConfigError for words of fewer than M tokens,
+  or of more where the method has no `fixed_words`.
   """
   words, n_vectors = config.prompt.init, config.prompt.m
   if not words or _is_prompt(words):
@@ -112,13 +97,10 @@ def initial_words(
 
 
 def initial_context(config: Settings, clip: Clip, n_classes: int) -> np.ndarray | None:
-  """Context that a training starts from: `prompt.init`'s words, prompt file or run's folder.
-
-  Returns:
-    Float32 [M,D], or [N,M,D] of a class-specific file; None for a random start.
+  """Context [M,D] or [N,M,D] that `prompt.init` names for the start; None for a random one.
 
   Raises:
-    ConfigError: raised by `initial_words`; another M or position than the file's.
+    ConfigError: see `initial_words`; another M or position than the file's.
     PromptFileError: an unusable file, another D or N.
   """
   path, prompt = config.prompt.init, config.prompt
@@ -164,38 +146,21 @@ def accuracy_of_learner(
   config: Settings, encoder: Encoder, module: PromptContext
 ) -> Callable[[Any, SplitFeatures, Source], Accuracy]:
   """Returns a function (parameters, features of a split, its images) -> top-1 and top-5."""
-  learner = make_learner(config, encoder, module, encoder.text_tower(), None)
-  compiled = compiled_accuracy(
-    encoder,
-    learner,
-    METHODS[config.method].per_image_text,
-    threads=config.data.threads,
-    max_corrupt=config.data.max_corrupt,
-  )
+  method = METHODS[config.method]
+  learner = method.load().make_learner(config, encoder, module, encoder.text_tower(), None)
+  compiled = compiled_accuracy(encoder, learner, method.per_image_text, config.data)
   frozen = functools.lru_cache(maxsize=1)(lambda names: frozen_arrays(config, encoder, names))
   return lambda params, split, source: compiled(params, frozen(split.names), split, source)
 
 
 def compiled_accuracy(
-  encoder: Encoder,
-  learner: Learner,
-  per_image: bool,
-  *,
-  threads: int = 0,
-  max_corrupt: float = 0.0,
-) -> Callable:
+  encoder: Encoder, learner: Learner, per_image: bool, data: Data
+) -> Callable[[Any, Frozen, SplitFeatures, Source], Accuracy]:
   """Returns the accuracy of any parameters on any split, compiled once for all.
 
-  Args:
-    encoder: CLIP on the devices.
-    learner: learner without a token budget.
-    per_image: whether class features depend on the image.
-    threads: see `evaluate.split_features`.
-    max_corrupt: likewise.
-
-  Returns:
-    Function (parameters on the mesh, frozen arrays with the split's classes, features of the split,
-    its images, which an `ImageLearner` reads) -> top-1 and top-5 over all classes of the split.
+  The learner has no token budget; `per_image` is whether its class features depend on the image.
+  The function takes parameters on the mesh, frozen arrays with the split's classes, features of the
+  split, and its images, which only an `ImageLearner` reads.
   """
 
   def of_images(params, frozen, images_B):
@@ -205,9 +170,11 @@ def compiled_accuracy(
     no_images = jnp.zeros((0, 1))
     return normalize(learner.text_features(params, frozen, ids_R, no_images).features)
 
-  def ranks_of_pairs(n_classes, params, frozen, ids_PxR, rows):
+  def ranks_of_pairs(params, frozen, ids_N, rows):
     features_BxE, labels_B = rows
     unit_BxE = normalize(features_BxE)
+    # The last chunk is padded with the first class.
+    ids_PxR = jnp.pad(ids_N, (0, -ids_N.size % _CLASSES)).reshape(-1, _CLASSES)
 
     def of_part(ids_R):
       classes = learner.text_features(params, frozen, ids_R, features_BxE)
@@ -217,26 +184,22 @@ def compiled_accuracy(
 
     scores_PxBxR = jax.lax.map(of_part, ids_PxR)
     scores_BxN = jnp.moveaxis(scores_PxBxR, 0, 1).reshape(features_BxE.shape[0], -1)
-    return ranks(scores_BxN[:, :n_classes], labels_B)
+    return ranks(scores_BxN[:, : ids_N.size], labels_B)
 
   # Split over the devices, as `rank_rows` takes them.
-  images = map_rows(encoder.mesh, of_images, n_replicated=2, gather=False)
-  classes = encoder.over_rows(of_classes, 2)
-
-  @functools.cache
-  def pairs(n_classes):
-    return encoder.over_rows(functools.partial(ranks_of_pairs, n_classes), 3)
+  mesh = encoder.mesh
+  images = map_rows(mesh, of_images, n_replicated=2, gather=False)
+  classes, pairs = encoder.over_rows(of_classes, 2), encoder.over_rows(ranks_of_pairs, 3)
 
   def ranks_of_images(params, frozen, split, source, classes_NxE) -> np.ndarray:
     """Reads the images again; those that can't be read any more are dropped."""
     if isinstance(source, StoredImages):
       source = source.sized(encoder.clip.image_size)
-    skipped, classes_NxE = SkippedImages(source, max_corrupt), replicate(classes_NxE, encoder.mesh)
-    read = image_batches(
-      encoder, source, skipped, _IMAGES, threads, "features of images", split.indices
-    )
+    skipped, classes_NxE = SkippedImages(source, data.max_corrupt), replicate(classes_NxE, mesh)
+    task = "features of images"
+    read = image_batches(encoder, source, skipped, _IMAGES, data.threads, task, split.indices)
     rows = ((images(params, frozen, x.images), x.labels, x.n_images) for x in read)
-    ranked = ((rank_rows(encoder.mesh)(classes_NxE, row), n) for *row, n in rows)
+    ranked = ((rank_rows(mesh)(classes_NxE, row), n) for *row, n in rows)
     ranks_n = np.concatenate([rank_B[:n] for rank_B, n in fetched(ranked)])
     skipped.gather()
     return ranks_n[~np.isin(split.indices, list(skipped.reasons))]
@@ -246,18 +209,15 @@ def compiled_accuracy(
     if not per_image:
       classes_NxE = classes(params, frozen, ids_N)
       if not isinstance(learner, ImageLearner):
-        return topk_accuracy(split.features, classes_NxE, split.labels, mesh=encoder.mesh)
-      return accuracy_of_ranks(
-        ranks_of_images(params, frozen, split, source, classes_NxE), ids_N.size
-      )
-    # The last chunk is padded with the first class.
-    ids_PxR = np.pad(ids_N, (0, -ids_N.size % _CLASSES)).reshape(-1, _CLASSES)
-    compute, found = pairs(ids_N.size), []
+        return topk_accuracy(split.features, classes_NxE, split.labels, mesh=mesh)
+      rank_n = ranks_of_images(params, frozen, split, source, classes_NxE)
+      return accuracy_of_ranks(rank_n, ids_N.size)
+    found = []
     starts = range(0, len(split.labels), _IMAGES_WITH_CLASSES)
     for start in steps_of(starts, "scoring", "parts"):
       part = slice(start, start + _IMAGES_WITH_CLASSES)
       rows = split.features[part], split.labels[part].astype(np.int32)
-      found.append(compute(params, frozen, ids_PxR, rows))
+      found.append(pairs(params, frozen, ids_N, rows))
     return accuracy_of_ranks(np.concatenate(found), ids_N.size)
 
   return accuracy
@@ -308,7 +268,7 @@ def scores_of_features(
 def _class_list(config: Settings, names: Sequence[str]) -> ClassList:
   """Classes with the templates of their data set, if it has any."""
   template = config.eval.template
+  known = ClassList((), None, template, (template,), config.data.source)
   if config.data.dataset in CLASS_LISTS:
     known = load_class_list(config.data.dataset)
-    return ClassList(tuple(names), None, known.template, known.ensemble, known.source)
-  return ClassList(tuple(names), None, template, (template,), config.data.source)
+  return dataclasses.replace(known, names=tuple(names), synsets=None)

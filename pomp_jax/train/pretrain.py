@@ -15,6 +15,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.config import METHODS, ConfigError, Settings
+from pomp_jax.config.declare import require
 from pomp_jax.data.loader import name_of
 from pomp_jax.data.source import Source, readable_images
 from pomp_jax.data.subsets import spread_evenly
@@ -36,7 +37,7 @@ from pomp_jax.report.labels import counted, method_label
 from pomp_jax.report.run_report import finish_run
 from pomp_jax.train import batches, loop, methods
 from pomp_jax.train.fill_features import check_same_images, fill_features
-from pomp_jax.train.resume import Checkpoint, check_same_run, may_change
+from pomp_jax.train.resume import Checkpoint, best, check_same_run, may_change
 from pomp_jax.train.setup import Run, prepare, prompt_of
 from pomp_jax.train.watch import TrainingError
 
@@ -50,10 +51,7 @@ _MOST_NAMED = 1000  # unreadable images of a split in `results.json`
 
 
 def check(config: Settings, workdir: str) -> None:
-  """Checks what is known before weights are read; writes nothing.
-
-  ConfigError, ClipError, RunFolderError: one line each.
-  """
+  """Checks what is known before weights are read; writes nothing."""
   folder = RunFolder(workdir)
   folder.check(config.job)
   n_classes = inputs.n_training_classes(config.data)
@@ -69,28 +67,23 @@ def check(config: Settings, workdir: str) -> None:
 
 
 def _check_step(config: Settings, n_classes: int, positions: int) -> None:
-  if config.negatives == "sampled" and config.k > n_classes:
-    raise ConfigError("k", config.k, f"at most the number of classes, {n_classes}")
-  if n_classes < 2:
-    takes = "2 classes or more to tell apart; the training data has 1"
-    raise ConfigError("negatives", config.negatives, takes)
+  fits = config.negatives != "sampled" or config.k <= n_classes
+  require(fits, "k", config.k, f"at most the number of classes, {n_classes}")
+  takes = "2 classes or more to tell apart; the training data has 1"
+  require(n_classes > 1, "negatives", config.negatives, takes)
   class_size, n_devices = config.mesh.class_size, jax.device_count()
-  if n_devices % class_size:
-    raise ConfigError("mesh.class_size", class_size, f"a divisor of the {n_devices} devices")
-  if jax.process_index() not in batches.process_shards(make_mesh(class_size)):
-    takes = f"a divisor or a multiple of the {jax.local_device_count()} devices of each process"
-    raise ConfigError("mesh.class_size", class_size, takes)
-  groups = n_devices // class_size * config.accumulate
-  if config.batch_size % groups:
-    raise ConfigError(
-      "batch_size",
-      config.batch_size,
-      f"a multiple of {groups} (data axis {groups // config.accumulate} x accumulate"
-      f" {config.accumulate}), or another number of devices",
-    )
-  if config.prompt.m > positions - 4:
-    # SOS, a name of one token, "." and EOT need a place.
-    raise ConfigError("prompt.m", config.prompt.m, f"at most {positions - 4} for this CLIP")
+  takes = f"a divisor of the {n_devices} devices"
+  require(n_devices % class_size == 0, "mesh.class_size", class_size, takes)
+  shares = jax.process_index() in batches.process_shards(make_mesh(class_size))
+  takes = f"a divisor or a multiple of the {jax.local_device_count()} devices of each process"
+  require(shares, "mesh.class_size", class_size, takes)
+  n_data, n_draws = n_devices // class_size, config.accumulate
+  takes = f"a multiple of {n_data * n_draws} (data axis {n_data} x accumulate {n_draws})"
+  fits = config.batch_size % (n_data * n_draws) == 0
+  require(fits, "batch_size", config.batch_size, f"{takes}, or another number of devices")
+  # SOS, a name of one token, "." and EOT need a place.
+  most = positions - 4
+  require(config.prompt.m <= most, "prompt.m", config.prompt.m, f"at most {most} for this CLIP")
 
 
 def run(config: Settings, workdir: str) -> dict:
@@ -100,11 +93,15 @@ def run(config: Settings, workdir: str) -> dict:
     TrainingError: the loss is not finite, or the results can't be written.
     CheckpointError: the state can't be saved.
     Preempted: asked to stop; everything is saved.
-    ConfigError, VocabularyError, TokenizeError: found before anything is written.
+    InputError: found before anything is written.
   """
   folder = RunFolder(workdir)
   if METHODS[config.method].saves_prompt and hosts.is_first() and exists(folder.results):
-    _check_prompt(folder)
+    try:
+      load_prompt(folder.prompt)
+    except PromptFileError as error:
+      again = f"without {folder.results} the same command writes it again from its checkpoints"
+      raise RunFolderError(f"{error}; the run has finished: {again}") from error
   if (finished := folder.finished()) is not None:
     return finished
   learn = _train if METHODS[config.method].by_steps else _fit
@@ -112,53 +109,55 @@ def run(config: Settings, workdir: str) -> dict:
   return hosts.from_first(learn(config, folder), "the run's results")
 
 
-def _check_prompt(folder: RunFolder) -> None:
-  """Raises RunFolderError if the prompt of a finished run is damaged or missing."""
-  try:
-    load_prompt(folder.prompt)
-  except PromptFileError as error:
-    again = f"without {folder.results} the same command writes it again from its checkpoints"
-    raise RunFolderError(f"{error}; the run has finished: {again}") from error
-
-
 def _train(config: Settings, folder: RunFolder) -> dict:
   """As `run`, of a method that learns by steps."""
-  job = prepare(config, folder)
+  run = prepare(config, folder)
   if hosts.is_first():
     folder.create()
     write_json(folder.config, config.to_dict())
   if config.data.features == "stored":
     if hosts.is_first():
-      check_same_images(folder, batches.open_features(config.data, job.source, job.encoder, folder))
-    fill_features(config, folder, job.source, job.encoder)
+      check_same_images(folder, batches.open_features(config.data, run.source, run.encoder, folder))
+    fill_features(config, folder, run.source, run.encoder)
   with Tracker(config.log.tracker, folder, config.to_dict()) as tracker:
-    return _train_prepared(job, tracker)
+    return _train_prepared(run, tracker)
 
 
-def _train_prepared(job: Run, tracker: Tracker) -> dict:
+def _train_prepared(run: Run, tracker: Tracker) -> dict:
   """Trains and evaluates; writes and returns the results."""
-  config, folder = job.config, job.folder
-  done, saves_prompt = loop.train(job, tracker), METHODS[config.method].saves_prompt
+  config, folder = run.config, run.folder
+  done, saves_prompt = loop.train(run, tracker), METHODS[config.method].saves_prompt
   select = config.checkpoint.select
-  best = loop.best_of(job) if saves_prompt or select == "best" else None
-  others = {"last": done, "best": best}
+  others = {"last": done, "best": best(run) if saves_prompt or select == "best" else None}
   chosen = others.pop(select) or done
-  prompt = prompt_of(job, chosen.state) if saves_prompt else None
+  prompt = prompt_of(run, chosen.state) if saves_prompt else None
   if prompt and hosts.is_first():
     # Saved before the evaluation, so that a failure there does not lose it.
     with _writing(folder):
       save_prompt(folder.prompt, prompt)
       for name, other in others.items():
         if other is not None:
-          save_prompt(folder.other_prompts[name], prompt_of(job, other.state))
-  results, sets = _results_of_steps(job, prompt or chosen.state.params, done)
+          save_prompt(folder.other_prompts[name], prompt_of(run, other.state))
+  results, sets = _results_of_steps(run, prompt or chosen.state.params, done)
   results["evaluated_step"] = chosen.step
   # On the devices of all processes, so by all of them.
-  sheet = _prediction_sheet(job, prompt, results) if prompt else None
+  sheet = _prediction_sheet(run, prompt, results) if prompt else None
   if hosts.is_first():
-    _log_scores(folder, results, tracker)
+    top1 = {
+      f"test_top1/{split}/{name}": score["top1"]
+      for split, scores in results["eval"].items()
+      for name, score in scores.items()
+    }
+    # Start at step + 1: keep the scalars already logged at the last step.
+    with MetricsWriter(folder.path, run.total_steps + 1, tracker) as metrics:
+      metrics.write(run.total_steps, **top1)
+    title = (
+      f"{method_label(config.method)}, {counted(run.total_steps, 'step')} of"
+      f" {counted(config.batch_size, 'image')}, K = {run.k:,} of"
+      f" {counted(results['n_classes'], 'class')}, seed {config.seed}"
+    )
     with _writing(folder):
-      plots.training_curves(folder.plots / "training.png", folder.scalars(), _title(job, results))
+      plots.training_curves(folder.plots / "training.png", folder.scalars(), title)
       if sheet:
         plots.prediction_sheet(folder.plots / "predictions.png", *sheet)
       _write(config, folder, results, sets)
@@ -166,35 +165,8 @@ def _train_prepared(job: Run, tracker: Tracker) -> dict:
   return results
 
 
-def _title(job: Run, results: dict) -> str:
-  """Title of the training's curves."""
-  parts = [
-    method_label(job.config.method),
-    f"{counted(job.total_steps, 'step')} of {counted(job.config.batch_size, 'image')}",
-    f"K = {job.k:,} of {counted(results['n_classes'], 'class')}",
-    f"seed {job.config.seed}",
-  ]
-  return ", ".join(parts)
-
-
-def _log_scores(folder: RunFolder, results: dict, tracker: Tracker) -> None:
-  """Adds top-1 of the test splits to the scalars, at the last step."""
-  step = results["steps"]
-  top1 = {
-    f"test_top1/{split}/{prompt}": score["top1"]
-    for split, scores in results["eval"].items()
-    for prompt, score in scores.items()
-  }
-  # Start at step + 1: keep the scalars already logged at the last step.
-  with MetricsWriter(folder.path, step + 1, tracker) as metrics:
-    metrics.write(step, **top1)
-
-
 def _fit(config: Settings, folder: RunFolder) -> dict:
-  """As `run`, of zero-shot CLIP or a classifier: `classifier.npz` instead of a prompt.
-
-  A classifier knows only the classes of its training: splits with others are `not_evaluated`.
-  """
+  """As `run`, of zero-shot CLIP or a classifier: `classifier.npz` instead of a prompt."""
   encoder = inputs.open_encoder(config)
   start = time.monotonic()
   try:
@@ -209,6 +181,7 @@ def _fit(config: Settings, folder: RunFolder) -> dict:
     path = folder.path / "classifier.npz"
     with writing(path), replacing(path) as file:
       np.savez(file, names=np.array(fitted.names), **fitted.classifier._asdict())
+  # A classifier knows only the classes of its training.
   splits, skipped = _splits(config, encoder, folder, fitted and fitted.names)
   scores = {
     name: methods.scores_of_features(config, encoder, split, fitted)
@@ -293,23 +266,23 @@ def _splits(
   return splits, others
 
 
-def _results_of_steps(job: Run, learned: Any, done: Checkpoint) -> tuple[dict, dict]:
+def _results_of_steps(run: Run, learned: Any, done: Checkpoint) -> tuple[dict, dict]:
   """`results.json` of a prompt, or of the parameters of another method; and answers by class."""
-  config = job.config
+  config = run.config
   start = time.monotonic()
   # A class-specific context knows no class but those it was trained on.
-  names = job.source.names if config.prompt.class_specific else None
-  splits, _ = _splits(config, job.encoder, job.folder, names)
+  names = run.source.names if config.prompt.class_specific else None
+  splits, _ = _splits(config, run.encoder, run.folder, names)
   features = {name: split for name, (_, split) in splits.items()}
   prompts = {_REFERENCE: config.eval.template, "class_name": "{}."}
   own = {"prompt": learned} if isinstance(learned, Prompt) else {}
-  tallies = evaluate(job.encoder, features, own | prompts, _REFERENCE)
+  tallies = evaluate(run.encoder, features, own | prompts, _REFERENCE)
   scores = {
     name: {label: one.figures() | one.by_class() for label, one in of_split.items()}
     for name, of_split in tallies.items()
   }
   if not own:
-    accuracy = methods.accuracy_of_learner(config, job.encoder, job.module)
+    accuracy = methods.accuracy_of_learner(config, run.encoder, run.module)
     for name, (source, split) in splits.items():
       scores[name] = {"prompt": accuracy(learned, split, source)} | scores[name]
   sets = _sets(splits, scores)
@@ -320,18 +293,18 @@ def _results_of_steps(job: Run, learned: Any, done: Checkpoint) -> tuple[dict, d
     }
     for name, of_split in scores.items()
   }
-  results = _results(config, job.encoder, splits, scores, "prompt")
+  results = _results(config, run.encoder, splits, scores, "prompt")
   if done.unreadable:
-    results["unreadable"]["train"] = _names(job.source, done.unreadable)
+    results["unreadable"]["train"] = _names(run.source, done.unreadable)
   results |= {
     "by_class": {name: class_summary(of_split, "prompt") for name, of_split in sets.items()},
-    "n_classes": len(job.source.names),
+    "n_classes": len(run.source.names),
     "seconds": round(done.seconds, 2),
     "eval_seconds": round(time.monotonic() - start, 2),
-    "steps": job.total_steps,
+    "steps": run.total_steps,
     "roll_backs": done.roll_backs.count,
-    "images_per_second": round(job.total_steps * config.batch_size / done.seconds, 1),
-    "k": job.k,
+    "images_per_second": round(run.total_steps * config.batch_size / done.seconds, 1),
+    "k": run.k,
     "correction": config.correction,
     "unreadable_images": len(done.unreadable),
   }
@@ -370,19 +343,19 @@ def _results(
   }
 
 
-def _prediction_sheet(job: Run, prompt: Prompt, results: dict) -> tuple | None:
+def _prediction_sheet(run: Run, prompt: Prompt, results: dict) -> tuple | None:
   """Arguments of `plots.prediction_sheet`; None if none of its images can be read."""
   # Prefer classes that the training did not see.
   splits = list(results["eval"])
   split = next((name for name in splits if name.endswith(("novel", "new"))), splits[0])
-  source = inputs.open_source(job.config.data, split, n_images=_SHEET_IMAGES)
+  source = inputs.open_source(run.config.data, split, n_images=_SHEET_IMAGES)
   shown = spread_evenly(_SHEET_IMAGES, len(source))
   images, reasons = readable_images(source, shown)
   read = ~np.isin(shown, list(reasons))
   if not read.any():
     return None
   images, shown = images[read], shown[read]
-  top3 = Classifier(job.encoder, prompt, source.names).predict(list(images), top=3)
+  top3 = Classifier(run.encoder, prompt, source.names).predict(list(images), top=3)
   return (
     images,
     [source.names[label] for label in source.labels[shown]],

@@ -1,8 +1,4 @@
-"""Runs pretrain once per seed and reports mean and spread.
-
-Leaves a run's folder `seed_<s>` for each seed, `results.json`, `report.html` and bars of mean and
-spread.
-"""
+"""Runs pretrain once per seed, each in a folder `seed_<s>`, and reports mean and spread."""
 
 import logging
 import os
@@ -51,13 +47,26 @@ def run(config: Settings, workdir: str) -> dict:
       for split, prompts in runs[0]["eval"].items()
     },
   }
-  results["gain"] = {split: _gain(prompts) for split, prompts in results["eval"].items()}
+  results["gain"] = {}
+  for split, prompts in results["eval"].items():
+    means = {name: scores["top1"]["mean"] for name, scores in prompts.items()}
+    learned = means.pop("prompt")
+    best = max(means, key=means.__getitem__)
+    gain = {"best_hand_written": best, "gain": learned - means[best]}
+    results["gain"][split] = {"top1": prompts["prompt"]["top1"], **gain}
   if not hosts.is_first():
     return results
   folder = RunFolder(workdir)
   folder.create()
+  seeds, std = counted(len(runs), "seed"), _top1(results, "std")
   with writing(folder.plots):
-    _plot(folder, results)
+    plots.accuracy_bars(
+      folder.plots / "accuracy.png",
+      _top1(results, "mean"),
+      spread=std if len(runs) > 1 else None,
+      title=f"Mean of {seeds}, training on {counted(results['n_classes'], 'class')}",
+      classes=results["eval_classes"],
+    )
   finish_run(folder, config, results)
   for split, gain in results["gain"].items():
     log.info(
@@ -105,29 +114,9 @@ def of_seeds(scores: list[Accuracy]) -> dict:
   return {"images": images, "top1": top1, "top5": top5, "top1_interval": interval}
 
 
-def _gain(prompts: dict) -> dict:
-  """Compares top-1 of the learned prompt with that of the best hand-written one."""
-  by_hand = {name: scores["top1"]["mean"] for name, scores in prompts.items() if name != "prompt"}
-  best = max(by_hand, key=by_hand.__getitem__)
-  top1 = prompts["prompt"]["top1"]
-  return {"top1": top1, "best_hand_written": best, "gain": top1["mean"] - by_hand[best]}
-
-
-def _plot(folder: RunFolder, results: dict) -> None:
-  def pick(field):
-    return {
-      split: {
-        prompt: scores | {"top1": scores["top1"][field]} for prompt, scores in prompts.items()
-      }
-      for split, prompts in results["eval"].items()
-    }
-
-  spread = pick("std") if len(results["seeds"]) > 1 else None
-  seeds = counted(len(results["seeds"]), "seed")
-  plots.accuracy_bars(
-    folder.plots / "accuracy.png",
-    pick("mean"),
-    spread=spread,
-    title=f"Mean of {seeds}, training on {counted(results['n_classes'], 'class')}",
-    classes=results["eval_classes"],
-  )
+def _top1(results: dict, field: str) -> dict:
+  """Scores of each split and prompt, with one figure of the summary of top-1."""
+  return {
+    split: {name: scores | {"top1": scores["top1"][field]} for name, scores in prompts.items()}
+    for split, prompts in results["eval"].items()
+  }

@@ -20,8 +20,7 @@ from pomp_jax.files.checkpoints import Checkpoints, Restored
 from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.prompt.mesh import DATA
 from pomp_jax.prompt.step import TrainState
-from pomp_jax.train.setup import blank_state, first_state, place_bank
-from pomp_jax.train.training import Training
+from pomp_jax.train.setup import Training, blank_state, first_state, place_bank
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +55,8 @@ _OTHER_JOBS = ("regions.", "segment.", *(f"{name}." for name in JOBS))
 def check_same_run(config: Settings, folder: RunFolder, may_change: Callable[[str], bool]) -> None:
   """Compares the config of this start with that of the run in a folder, if there is one.
 
-  Raises:
-    ConfigError: the first field with another value, or that this version lacks, for which
-      `may_change` is false.
-    RunFolderError: `config.json` can't be read.
+  ConfigError for the first field with another value, or that this version lacks, unless it
+  `may_change`; RunFolderError if `config.json` can't be read.
   """
   # Process 0's folder: the other hosts may have another disk there.
   if not hosts.is_first() or not folder.config.exists():
@@ -145,9 +142,10 @@ def resume(run: Training, checkpoints: Checkpoints) -> Checkpoint:
   return _checkpoint(run, restored)
 
 
-def best(run: Training, checkpoints: Checkpoints) -> Checkpoint | None:
-  """Returns the best checkpoint of a run by validation; None if none was validated."""
-  restored = checkpoints.restore_best(blank_state(run))
+def best(run: Training) -> Checkpoint | None:
+  """Returns the best checkpoint of a finished run by validation; None if none was validated."""
+  with Checkpoints(run.folder.checkpoints, run.config.checkpoint.keep) as checkpoints:
+    restored = checkpoints.restore_best(blank_state(run))
   return None if restored is None else _checkpoint(run, restored)
 
 

@@ -1,12 +1,13 @@
 """Arrays that samplers of negatives read: class counts, and relations between classes.
 
-Relations come from WordNet for classes with synsets. Names of the embedded world are combinations
-of four attributes. There, siblings differ in one attribute, kin are words that captions confuse,
-and the levels are the shape, then the texture, then the colour.
+Relations come from WordNet for classes with synsets. Names of the embedded world combine four
+attributes: siblings differ in one, kin are words that captions confuse, and the levels are the
+shape, then the texture, then the colour.
 Shapes: N classes, G groups of a class, S groups, D kin of a class, H levels, A attributes.
 """
 
 from collections.abc import Sequence
+import dataclasses
 
 from jaxtyping import Int32
 import numpy as np
@@ -28,8 +29,7 @@ RELATIONS = frozenset({"groups", "group_sizes", "kin", "levels"})
 def sampling_arrays(config: Settings, names: Sequence[str], labels_n: np.ndarray) -> SamplingArrays:
   """Builds the arrays that `config.sampling` needs, except for the bank.
 
-  Classes are given by name, and by label of each training image. ConfigError if a sampler needs
-  relations that these classes do not have.
+  ConfigError if a sampler needs relations that these classes do not have.
   """
   sampling, arrays = config.sampling, SamplingArrays()
   needs = {
@@ -56,16 +56,9 @@ def sampling_arrays(config: Settings, names: Sequence[str], labels_n: np.ndarray
 
 def sampling_of(sampling: fields.Sampling, logit_scale: float) -> SamplingSettings:
   """Converts `config.sampling` for the step of a CLIP with this logit scale."""
-  return SamplingSettings(
-    sampling.name,
-    sampling.mix,
-    logit_scale,
-    sampling.temperature,
-    sampling.anchors,
-    sampling.exclude,
-    sampling.exclude_threshold,
-    sampling.batch_positives,
-  )
+  values = vars(sampling) | {"logit_scale": logit_scale}
+  rows = dataclasses.fields(SamplingSettings)
+  return SamplingSettings(**{row.name: values[row.name] for row in rows})
 
 
 def _relations(config: Settings, names: Sequence[str]) -> SamplingArrays | None:
@@ -126,21 +119,14 @@ def attribute_relations(attributes_NxA: Int32[np.ndarray, "N A"]) -> SamplingArr
     for families in world_names.FAMILIES
   ]
   family_N = _key(np.stack([of[a] for of, a in zip(family_of, attributes_NxA.T, strict=True)], 1))
-  members: dict[int, list[int]] = {}
-  for c, family in enumerate(family_N.tolist()):
-    members.setdefault(family, []).append(c)
-  kin = [
-    np.array([other for other in members[family] if other != c], np.int32)
-    for c, family in enumerate(family_N.tolist())
-  ]
+  members = {family: np.flatnonzero(family_N == family) for family in np.unique(family_N)}
+  kin = [members[family][members[family] != c] for c, family in enumerate(family_N)]
   colour, texture, shape, _ = range(n_attributes)
   columns = [[shape], [shape, texture], [shape, texture, colour]]
   levels = [np.unique(_key(attributes_NxA[:, some]), return_inverse=True)[1] for some in columns]
+  levels_NxH = np.stack(levels, axis=1).astype(np.int32)
   return SamplingArrays(
-    groups=groups_NxG,
-    group_sizes=group_sizes_S,
-    kin=_padded(kin),
-    levels=np.stack(levels, axis=1).astype(np.int32),
+    groups=groups_NxG, group_sizes=group_sizes_S, kin=_padded(kin), levels=levels_NxH
   )
 
 

@@ -1,8 +1,6 @@
-"""A training run made ready: its data, its learner, its optimizer, and its compiled step.
+"""A training made ready for the loop: its data, its learner, its optimizer, its compiled step."""
 
-The job `pretrain` trains it, a dry run measures it, and ablations train several together.
-"""
-
+import abc
 from collections.abc import Callable
 import dataclasses
 import functools
@@ -14,19 +12,20 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import optax
 
-from pomp_jax.clip.text import MemoryPlan, activation_bytes, plan_memory
+from pomp_jax.clip.text import MemoryPlan, plan_memory
 from pomp_jax.config import METHODS, Settings
 from pomp_jax.config.fields import Clip
-from pomp_jax.data.source import Source
+from pomp_jax.data.loader import Fetch
+from pomp_jax.data.source import Labelled, Source
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate import inputs
 from pomp_jax.evaluate.memory import activation_memory
-from pomp_jax.evaluate.topk import topk_accuracy
+from pomp_jax.evaluate.predictions import topk_accuracy
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.prompt.bank import place_rows
 from pomp_jax.prompt.context import PromptContext
-from pomp_jax.prompt.learner import Frozen, ImageLearner, Learner
+from pomp_jax.prompt.learner import Frozen, ImageLearner, Initialised, Learner
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import CLASS, DATA, replicate
 from pomp_jax.prompt.optimizer import learning_rate, sgd
@@ -40,7 +39,47 @@ from pomp_jax.prompt.step import (
 )
 from pomp_jax.train import batches, methods
 from pomp_jax.train.sampling_data import sampling_arrays, sampling_of
-from pomp_jax.train.training import Training
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(abc.ABC):
+  """Everything that stays the same during a training by steps, and what the loop asks of it."""
+
+  config: Settings
+  folder: RunFolder
+  encoder: Encoder
+  source: Labelled  # training images
+  fetch: Fetch  # reads the views of images
+  frozen: Any  # arrays that a step reads
+  optimizer: optax.GradientTransformation
+  rate: optax.Schedule
+  steps_per_epoch: int  # steps that show all images once
+  total_steps: int
+
+  @property
+  @abc.abstractmethod
+  def n_groups(self) -> int:
+    """Number of groups of a batch that draw random numbers of their own."""
+
+  @property
+  def needs_bank(self) -> bool:
+    """Whether the state holds features of all classes."""
+    return False
+
+  @abc.abstractmethod
+  def learner(self) -> Initialised:
+    """What is learned."""
+
+  @abc.abstractmethod
+  def build_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds the step `(state, frozen, batch) -> (state, metrics)`, compiled at its first call.
+
+    `loss` and `accuracy` are among the metrics.
+    """
+
+  def validation(self) -> Callable[[TrainState], float | None]:
+    """Returns a function from state to a figure by which checkpoints are kept, or to None."""
+    return lambda state: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +111,10 @@ class Run(Training):
   @property
   def contrast(self) -> ContrastSettings:
     """Settings of the contrast."""
+    config, scale = self.config, self.encoder.clip.logit_scale
+    drawing, weight = sampling_of(config.sampling, scale), config.sampling.ancestors_weight
     return ContrastSettings(
-      self.k,
-      len(self.source.names),
-      self.config.correction,
-      self.encoder.clip.logit_scale,
-      sampling_of(self.config.sampling, self.encoder.clip.logit_scale),
-      self.config.sampling.ancestors_weight,
+      self.k, len(self.source.names), config.correction, scale, drawing, weight
     )
 
   @property
@@ -104,14 +140,40 @@ class Run(Training):
 
   def learner(self) -> Learner:
     """Learner of `config.method` with the run's token budget."""
-    text_tower = self.encoder.text_tower(self.token_budget, step_memory(self))
-    return methods.make_learner(
-      self.config, self.encoder, self.module, text_tower, self.token_budget
+    return self._learner(self.token_budget, step_memory(self))
+
+  def _learner(self, token_budget: int, memory: MemoryPlan) -> Learner:
+    text_tower = self.encoder.text_tower(token_budget, memory)
+    make = METHODS[self.config.method].load().make_learner
+    return make(self.config, self.encoder, self.module, text_tower, token_budget)
+
+  def build_step(self, correction: str | jax.Array | None = None) -> Any:
+    """Builds the step, with `correction` if it is given."""
+    config, contrast, learner = self.config, self.contrast, self.learner()
+    if correction is not None:
+      contrast = dataclasses.replace(contrast, correction=correction)
+    frozen_images = config.data.features == "online" and not isinstance(learner, ImageLearner)
+    return make_train_step(
+      mesh=self.encoder.mesh,
+      learner=learner,
+      image_tower=self.encoder.image_tower if frozen_images else None,
+      optimizer=self.optimizer,
+      settings=contrast,
+      accumulate=config.accumulate,
+      renewal=self._renewal(),
     )
 
-  def build_step(self) -> Any:
-    """See `setup.build_step`."""
-    return build_step(self)
+  def _renewal(self) -> Renewal | None:
+    """The share of `sampling.renew` of each device and micro-step, rounded up."""
+    n_parts = self.encoder.mesh.size * self.config.accumulate
+    rows = -(-min(self.config.sampling.renew, len(self.source.names)) // n_parts)
+    if not self.needs_bank or not rows:
+      return None
+    lengths_N = np.asarray(self.frozen.tokens.lengths)
+    budget = renewal_token_budget(lengths_N, self.module.n_own, n_parts, rows)
+    text_config = self.encoder.clip.config.text_config
+    memory = memory_plan(self.config.clip, text_config, self.n_prefix, budget)
+    return Renewal(self._learner(budget, memory), rows)
 
   def validation(self) -> Callable[[TrainState], float | None]:
     """Returns state -> top-1 on validation images over all training classes; None without any."""
@@ -142,8 +204,7 @@ def prepare(
 ) -> Run:
   """Opens everything that a run needs, and writes nothing.
 
-  `encoder`, `source` and `frozen` may be those of another run with the same CLIP and devices, the
-  same images, and the same names and M.
+  `encoder`, `source` and `frozen` may be another run's with the same CLIP, devices, images and M.
   """
   encoder = encoder or inputs.open_encoder(config)
   source = source or inputs.open_training_source(config.data, encoder.clip.image_size)
@@ -151,7 +212,13 @@ def prepare(
   steps_per_epoch = max(1, len(source) * config.data.views // config.batch_size)
   total_steps = config.steps or config.epochs * steps_per_epoch
   optimizer, rate = optimizer_of(config.optim, steps_per_epoch, total_steps)
-  init_value = methods.initial_context(config, encoder.clip, len(source.names))
+  module = PromptContext(
+    config.prompt.m,
+    encoder.clip.text_width,
+    config.prompt.position,
+    n_classes=len(source.names) if config.prompt.class_specific else None,
+    init_value=methods.initial_context(config, encoder.clip, len(source.names)),
+  )
   frozen = frozen or methods.frozen_arrays(config, encoder, source.names)
   sampling = sampling_arrays(config, source.names, source.labels)
   return Run(
@@ -160,13 +227,7 @@ def prepare(
     encoder=encoder,
     source=source,
     fetch=fetch,
-    module=PromptContext(
-      config.prompt.m,
-      encoder.clip.text_width,
-      config.prompt.position,
-      n_classes=len(source.names) if config.prompt.class_specific else None,
-      init_value=init_value,
-    ),
+    module=module,
     frozen=frozen._replace(sampling=replicate(sampling, encoder.mesh)),
     optimizer=optimizer,
     rate=rate,
@@ -230,39 +291,6 @@ def gather_bank(run: Training, state: TrainState) -> TrainState:
   return state.replace(bank=whole(state.bank))
 
 
-def build_step(run: Run, correction: str | jax.Array | None = None) -> Any:
-  """Builds the training step, compiled at its first call, with `correction` if it is given."""
-  config, encoder, contrast = run.config, run.encoder, run.contrast
-  if correction is not None:
-    contrast = dataclasses.replace(contrast, correction=correction)
-  learner = run.learner()
-  frozen_images = config.data.features == "online" and not isinstance(learner, ImageLearner)
-  return make_train_step(
-    mesh=encoder.mesh,
-    learner=learner,
-    image_tower=encoder.image_tower if frozen_images else None,
-    optimizer=run.optimizer,
-    settings=contrast,
-    accumulate=config.accumulate,
-    renewal=_renewal(run),
-  )
-
-
-def _renewal(run: Run) -> Renewal | None:
-  """The share of `sampling.renew` of each device and micro-step, rounded up."""
-  config = run.config
-  n_parts = run.encoder.mesh.size * config.accumulate
-  rows = -(-min(config.sampling.renew, len(run.source.names)) // n_parts)
-  if not run.needs_bank or not rows:
-    return None
-  lengths_N = np.asarray(run.frozen.tokens.lengths)
-  budget = renewal_token_budget(lengths_N, run.module.n_own, n_parts, rows)
-  memory = memory_plan(config.clip, run.encoder.clip.config.text_config, run.n_prefix, budget)
-  text_tower = run.encoder.text_tower(budget, memory)
-  learner = methods.make_learner(config, run.encoder, run.module, text_tower, budget)
-  return Renewal(learner, rows)
-
-
 def step_memory(run: Run) -> MemoryPlan:
   """Remat and chunks of a step of the run."""
   # Images with class features of their own share the memory, and so do two trained towers.
@@ -272,18 +300,12 @@ def step_memory(run: Run) -> MemoryPlan:
   return memory_plan(run.config.clip, text_config, run.n_prefix, run.token_budget, n_times)
 
 
-def step_bytes(run: Run) -> float:
-  """Rough size in bytes of all activations of a step, on one device, without remat."""
-  return activation_bytes(run.encoder.clip.config.text_config, run.n_prefix, run.token_budget)
-
-
 def memory_plan(
   clip: Clip, text_config: Any, n_prefix: int, token_budget: int, n_times: int = 1
 ) -> MemoryPlan:
   """Returns `clip.remat` and `clip.n_chunks`, or what fits the memory where they are automatic.
 
-  `n_times` steps share `memory.activation_memory`. In each, a device computes `token_budget`
-  own tokens of its rows behind `n_prefix` shared ones.
+  `n_times` text towers share `memory.activation_memory`; see `plan_memory`.
   """
   plan = plan_memory(text_config, n_prefix, token_budget, activation_memory(clip) / n_times)
   remat = plan.remat if clip.remat == "auto" else clip.remat

@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterator
 import contextlib
 import logging
 import math
-from typing import Any
+import os
+import pathlib
+import tempfile
+import time
+from typing import Any, TypeVar
 
 import jax
 import optax
@@ -17,13 +21,16 @@ from pomp_jax import hosts
 from pomp_jax.config import Settings
 from pomp_jax.errors import RunError
 from pomp_jax.files.metrics_log import MetricsWriter
+from pomp_jax.files.paths import Path, is_bucket, store_of
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.files.terminal import Progress
 from pomp_jax.files.tracker import Tracker
 from pomp_jax.train.batches import input_remedy
-from pomp_jax.train.meter import Meter, Trace, memory
 
 log = logging.getLogger(__name__)
+
+_Batch = TypeVar("_Batch")
+_STATM = pathlib.Path("/proc/self/statm")
 
 # A run is input bound when it spends more than this fraction of its time waiting for the loader,
 # and more than that fraction of its batches find the device idle.
@@ -33,6 +40,109 @@ _WAIT_RATIO, _STARVED_RATIO = 1 / 3, 1 / 2
 _AHEAD = 2
 # Weight of a step in the running mean loss, and the steps before which no loss counts as a spike.
 _WEIGHT, _STEPS_BEFORE = 0.05, 20
+
+
+class Meter:
+  """Times the steps, and the waits for the loader.
+
+  The host runs ahead of the device, so it may wait for the loader while the device is busy. Only a
+  batch that finds the device idle shows that the loader is too slow.
+  """
+
+  def __init__(self, clock: Callable[[], float] = time.monotonic):
+    """Starts the clock, which gives seconds from any zero."""
+    self._clock = clock
+    self.restart()
+
+  def restart(self) -> None:
+    """Drops everything measured since the last `measure`."""
+    self._start = self._clock()
+    self._waited, self._batches, self._starved = 0.0, 0, 0
+
+  def timed(self, batches: Iterator[_Batch], is_idle: Callable[[], bool]) -> Iterator[_Batch]:
+    """Passes the batches through and times the wait for each; `is_idle` is that of the device."""
+    start = self._clock()
+    for batch in batches:
+      self._waited += self._clock() - start
+      self._batches += 1
+      self._starved += bool(is_idle())
+      yield batch
+      start = self._clock()
+
+  def measure(self, n_steps: int) -> dict[str, float]:
+    """Returns the figures of the n steps, at least 1, since the last call or restart; restarts.
+
+    `data_wait_ratio` is the fraction of the time spent waiting for the loader, `starved_ratio` that
+    of the batches that found the device idle.
+    """
+    elapsed = max(self._clock() - self._start, 1e-9)
+    figures = {
+      "step_seconds": elapsed / n_steps,
+      "data_wait_ratio": self._waited / elapsed,
+      "starved_ratio": self._starved / max(self._batches, 1),
+    }
+    self.restart()
+    return figures
+
+
+def memory() -> dict[str, float]:
+  """Memory of the fullest device; where devices have no statistics (CPUs), of the process."""
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  names = {"device_memory_bytes": "bytes_in_use", "device_memory_peak_bytes": "peak_bytes_in_use"}
+  figures = {
+    ours: float(max(of_device[theirs] for of_device in stats))
+    for ours, theirs in names.items()
+    if all(theirs in of_device for of_device in stats)
+  }
+  if figures or not _STATM.exists():
+    return figures
+  n_pages = int(_STATM.read_text().split()[1])
+  return {"process_memory_bytes": float(n_pages * os.sysconf("SC_PAGE_SIZE"))}
+
+
+class Trace:
+  """Profiles steps of process 0 with JAX's profiler; waits for the device at both ends.
+
+  A profiler error is a warning and never ends a training.
+  """
+
+  def __init__(self, path: Path, steps: tuple[int, int] | None, done: int):
+    """Starts at once if the next step is the first of the `steps` (first, last) to profile."""
+    # JAX's profiler writes to this machine alone.
+    self._temporary = tempfile.TemporaryDirectory() if is_bucket(path) else None
+    self._path, self._local = path, self._temporary.name if self._temporary else path
+    self._steps = steps if hosts.is_first() else None
+    self._recording = False
+    self.after(done, None)
+
+  def after(self, step: int, result: Any) -> None:
+    """Starts or stops the profile, if it is due, once the results of a step are ready."""
+    if self._steps is None or step not in (self._steps[0] - 1, self._steps[1]):
+      return
+    jax.block_until_ready(result)
+    if step == self._steps[1]:
+      self.close()
+    else:
+      self._recording = _succeeds(jax.profiler.start_trace, self._local)
+
+  def close(self) -> None:
+    """Stops the profile that is being recorded, if there is one."""
+    stopped = self._recording and _succeeds(jax.profiler.stop_trace)
+    if stopped and self._temporary is not None:
+      put = store_of(self._path).put
+      stopped = _succeeds(put, f"{self._local}/", f"{self._path}/", recursive=True)
+    if stopped:
+      log.info("profile from step %d on: %s", self._steps[0], self._path)
+    self._recording = False
+
+
+def _succeeds(call: Callable[..., None], *arguments: Any, **options: Any) -> bool:
+  try:
+    call(*arguments, **options)
+  except (RuntimeError, OSError) as error:
+    log.warning("no profile: %s", " ".join(str(error).split()))
+    return False
+  return True
 
 
 class TrainingError(RunError, RuntimeError):
@@ -54,11 +164,7 @@ class LossMonitor:
   """
 
   def __init__(self, spike: float, statistics: dict[str, Any] | None = None):
-    """Starts from nothing, or from the statistics of a previous monitor.
-
-    A loss is a spike from `spike` times the running mean on (a step weighs 1/20); with 0, only
-    losses that are not finite are bad.
-    """
+    """A loss above `spike` times the running mean is bad; with 0, only one that is not finite."""
     self._spike = spike
     self._statistics = statistics or {"steps": 0, "loss": 0.0}
 
@@ -86,12 +192,9 @@ class LossMonitor:
 
 
 class Watch(contextlib.AbstractContextManager):
-  """Reads metrics late, checks them, and writes them as scalars.
+  """Reads metrics late, checks them, and writes them as scalars, which docs/watching.md lists.
 
-  Scalars: `loss`, `accuracy`, `grad_norm`, `param_norm`, `learning_rate`, `images_per_second`,
-  means over the steps of a window, and the figures of `Meter` and `memory` of this process. With
-  several processes also `process_2/images_per_second` and so on, as each posted them last.
-  docs/watching.md lists them all.
+  Metrics are means over the steps of a window; figures of `Meter` and `memory` are each process's.
   """
 
   def __init__(
@@ -105,16 +208,9 @@ class Watch(contextlib.AbstractContextManager):
     rate: optax.Schedule,
     tracker: Tracker | None = None,
   ):
-    """Opens the scalars and the progress bar.
+    """Opens the scalars and the progress bar of `total` steps, `first` of which are done.
 
-    Args:
-      config: settings of the run.
-      folder: folder of the run.
-      check: function of each step and its metrics, called in order; may raise BadLossError.
-      first: steps done before this start.
-      total: steps of the whole run.
-      rate: learning-rate schedule.
-      tracker: tracker that gets the scalars too.
+    `check` is called with each step and its metrics, in order, and may raise BadLossError.
     """
     self._config, self._check, self._rate = config, check, rate
     self._metrics = MetricsWriter(folder.path, first + 1, tracker) if hosts.is_first() else None
@@ -122,11 +218,11 @@ class Watch(contextlib.AbstractContextManager):
     self._trace = Trace(folder.path / "profile", config.profile_steps or None, first)
     self._pending: list[tuple[int, dict]] = []
     self._done_step = first
-    self._meter, self._own, self._warned = Meter(), {}, False
+    self.meter, self._own, self._warned = Meter(), {}, False
 
   def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
     """Passes the batches through and measures the time that the loop waits for them."""
-    return self._meter.timed(batches, self._device_is_idle)
+    return self.meter.timed(batches, self._device_is_idle)
 
   def step(self, step: int, metrics: dict[str, jax.Array]) -> None:
     """Takes the metrics of a step that was started; reads those of the previous window."""
@@ -142,22 +238,18 @@ class Watch(contextlib.AbstractContextManager):
     """Reads all pending metrics, which waits for the device."""
     self._read(len(self._pending))
 
-  def restart_clock(self) -> None:
-    """Excludes the time since the last step (a validation, a save) from the step time."""
-    self._meter.restart()
-
   def upload(self) -> None:
     """Sends what is written so far to the bucket, if the run's folder is in one."""
     if self._metrics is not None:
       self._metrics.upload()
 
   def scalar(self, name: str, value: float, step: int) -> None:
-    """Writes one more scalar."""
+    """Writes another scalar."""
     if self._metrics is not None:
       self._metrics.write(step, **{name: value})
 
   def __exit__(self, *exception: object) -> None:
-    self._trace.__exit__(*exception)
+    self._trace.close()
     self._progress.close()
     if self._metrics is not None:
       self._metrics.close()
@@ -176,21 +268,18 @@ class Watch(contextlib.AbstractContextManager):
     step = window[-1][0]
     means = {name: sum(float(v[name]) for v in values) / len(values) for name in values[0]}
     means["learning_rate"] = float(self._rate(step - 1))
-    self._measure(step)
-    means["images_per_second"] = self._config.batch_size / self._own["step_seconds"]
-    self._write(step, means, self._own)
-
-  def _measure(self, step: int) -> None:
-    """Measures the time since the last call; all steps up to `step` are done."""
     # Some later steps are done as well.
     done = step + sum(_is_done(metrics) for _, metrics in self._pending)
     if done > self._done_step:
-      self._own = self._meter.measure(done - self._done_step) | memory()
+      self._own = self.meter.measure(done - self._done_step) | memory()
       self._done_step = done
-      self._warn_if_input_bound(self._own, step)
+      self._warn_if_input_bound(step)
+    means["images_per_second"] = self._config.batch_size / self._own["step_seconds"]
+    self._write(step, means)
 
-  def _write(self, step: int, means: dict[str, float], own: dict[str, float]) -> None:
+  def _write(self, step: int, means: dict[str, float]) -> None:
     """Writes scalars and progress, with the latest posts of the other processes."""
+    own = self._own
     figures = own | {"images_per_second": means["images_per_second"] / jax.process_count()}
     hosts.post("watch", figures)
     if self._metrics is None:
@@ -201,15 +290,12 @@ class Watch(contextlib.AbstractContextManager):
       for process, found in processes.items():
         scalars |= {f"process_{process}/{name}": value for name, value in found.items()}
     self._metrics.write(step, **scalars)
-    self._progress.update(
-      step,
-      {"data wait": f"{100 * own['data_wait_ratio']:.0f}%"},
-      loss=means["loss"],
-      accuracy=f"{100 * means['accuracy']:.1f}%",
-    )
+    waits = {"data wait": f"{100 * own['data_wait_ratio']:.0f}%"}
+    accuracy = f"{100 * means['accuracy']:.1f}%"
+    self._progress.update(step, waits, loss=means["loss"], accuracy=accuracy)
 
-  def _warn_if_input_bound(self, own: dict[str, float], step: int) -> None:
-    wait, starved = own["data_wait_ratio"], own["starved_ratio"]
+  def _warn_if_input_bound(self, step: int) -> None:
+    wait, starved = self._own["data_wait_ratio"], self._own["starved_ratio"]
     if self._warned or wait <= _WAIT_RATIO or starved <= _STARVED_RATIO:
       return
     self._warned = True

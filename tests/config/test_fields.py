@@ -38,7 +38,8 @@ def test_the_page_is_generated_from_the_table():
   [
     ("t=a photo of a {}, a pet,k=3", {"eval.template": "a photo of a {}, a pet", "k": 3}),
     ("p=a {}, so;{}, b,fast", {"evaluate.prompts": ("a {}, so", "{}, b"), "k": 5}),
-    ("k=3,a", "config.a: got 'nothing', expected a value, or one of the variants fast"),
+    ("a,k=3", "config.a: got 'nothing', expected a value, or one of the variants fast"),
+    ("k=3,a", "config.k: got '3,a', expected a value of type int"),
     ("t={}, a=b", {"eval.template": "{}, a=b"}),
     ("t={},a=b", "unknown field config.a"),
   ],

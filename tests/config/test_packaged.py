@@ -9,8 +9,7 @@ import sys
 import pytest
 
 from pomp_jax import __version__
-from pomp_jax.config.command_line import parse
-from pomp_jax.config.packaged import FOLDER, packaged_configs, summary
+from pomp_jax.config.command_line import FOLDER, packaged_configs, parse, summary
 
 DEMO = str(FOLDER / "demo.py")
 

@@ -18,12 +18,9 @@ from pomp_jax.evaluate.metrics import EvaluationError
 from pomp_jax.files.class_features import Category
 from pomp_jax.files.pieces import ArrayCache
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
+from tests.evaluate.test_predictions import unit
 
 NAMES = ["cat", "dog", "grey_wolf", "star", "sea star", "hat", "a rather long name", "x", "the"]
-
-
-def unit(array):
-  return array / np.linalg.norm(array, axis=-1, keepdims=True)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +51,12 @@ def words_as_prompt(clip, words, **fields):
   )
 
 
-def test_features_of_a_template_and_of_its_words_as_context(clip_and_torch, encoder, torch_outputs):
+def test_a_template_and_its_words_as_context(clip_and_torch, encoder, torch_outputs, tmp_path):
   clip, _ = clip_and_torch
-  for prompt in ("a photo of a {}.", words_as_prompt(clip, "a photo of a")):
-    features = encoder.class_features(NAMES, prompt)
+  words = words_as_prompt(clip, "a photo of a")
+  save_prompt(tmp_path / "prompt.npz", words)
+  for prompt in ("a photo of a {}.", words, tmp_path / "prompt.npz"):
+    features = Classifier(encoder, prompt, NAMES).class_features
     np.testing.assert_allclose(features, torch_outputs[0], atol=1e-5)
 
 
@@ -187,16 +186,6 @@ def test_class_specific_contexts_follow_their_class(clip_and_torch, encoder):
     np.testing.assert_allclose(row, expected, atol=1e-5)
   with pytest.raises(PromptFileError, match="class-specific"):
     encoder.class_features(names[:2], Prompt(context, "random"))
-
-
-def test_a_prompt_by_the_path_of_its_file(clip_and_torch, encoder, tmp_path):
-  clip, _ = clip_and_torch
-  words = words_as_prompt(clip, "a photo of a")
-  expected = Classifier(encoder, words, NAMES).class_features
-  for name in ("prompt.npz", "prompt.safetensors", "model.pth.tar-20"):
-    save_prompt(tmp_path / name, words)
-    for path in (tmp_path / name, str(tmp_path / name)):
-      np.testing.assert_array_equal(Classifier(encoder, path, NAMES).class_features, expected)
 
 
 def test_refused_prompts_and_names(encoder, tmp_path):

@@ -7,12 +7,12 @@ from sklearn.metrics import top_k_accuracy_score
 
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.metrics import wilson_interval
-from pomp_jax.evaluate.predictions import split_features, tally
-from pomp_jax.evaluate.topk import topk_accuracy
+from pomp_jax.evaluate.predictions import split_features, tally, topk_accuracy
 from pomp_jax.files.prompt_file import Prompt
 from pomp_jax.prompt.mesh import make_mesh
 from pomp_jax.rooms.regions.mask_former.weights import MaskFormerFile
 from pomp_jax.rooms.regions.proposals import Proposer
+from tests.evaluate.test_classify import NAMES
 from tests.evaluate.test_predictions import Pictures, unit
 from tests.support.mask_params import TINY, random_params
 
@@ -20,7 +20,6 @@ pytestmark = pytest.mark.mesh
 
 RNG = np.random.default_rng(0)
 # Rows are padded on eight devices; in threes on one, the last chunk is ragged.
-NAMES = ["cat", "dog", "grey_wolf", "star", "sea star", "hat", "a rather long name", "x", "the"]
 IMAGES = RNG.integers(0, 256, (21, 32, 32, 3), np.uint8)
 
 

@@ -128,17 +128,12 @@ def test_the_interval_is_wilsons_as_scipy_has_it(right, n):
   found = wilson_interval(right / n, n)
   assert found == pytest.approx([expected.low, expected.high], abs=1e-12)
   assert 0 <= found[0] <= right / n <= found[1] <= 1
-  with pytest.raises(ValueError, match="at least 1 trial"):
-    wilson_interval(0.5, 0)
 
 
 def test_what_is_not_finite_is_refused():
-  tally = Tally(3)
   broken = Answers(np.zeros(2, int), np.zeros(2, int), np.array([0.5, np.nan]))
   with pytest.raises(EvaluationError, match="1 of 2 images"):
-    tally.add(np.zeros(2, int), broken)
-  with pytest.raises(ValueError, match="no image"):
-    tally.figures()
+    Tally(3).add(np.zeros(2, int), broken)
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])

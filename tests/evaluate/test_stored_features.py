@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import pathlib
 
 import numpy as np
 from PIL import Image
@@ -16,7 +15,6 @@ from pomp_jax.evaluate.predictions import split_features
 from pomp_jax.files import features
 from pomp_jax.files.features import Features
 from pomp_jax.files.run_folder import RunFolderWriteError
-from tests.support.processes import Processes
 
 IMAGES, BLOCK, BATCH = 21, 8, 8
 BAD = [9, 20]
@@ -178,50 +176,3 @@ def test_features_that_cannot_be_written_cost_a_warning(
   found = cached(encoder, source, tmp_path / "file" / "features")
   assert_equal(found, split_features(encoder, source))
   assert len([r for r in caplog.records if fault in r.getMessage()]) == 1
-
-
-def in_process(count: int, coordinator: str, index: int, folder: pathlib.Path) -> None:
-  """Reads the images twice, in one of several processes, and saves what came of it."""
-  import jax
-
-  jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  jax.distributed.initialize(coordinator, count, index)
-  from pomp_jax.clip import load_clip
-
-  features._BLOCK, evaluate._BATCH = BLOCK, BATCH
-  encoder = Encoder(load_clip(str(folder / "clip")), chunk=8)
-  keys = [f"{i}.png" for i in range(IMAGES)]
-  labels = np.load(folder / "labels.npy")
-  source = StoredImages(list("abcd"), labels, keys, Files(folder / "images"), image_size=32)
-  # Only the first process touches its folder, which the others may not see.
-  found = [
-    cached(encoder, source, folder / f"store-{index}", max_corrupt=0.2).features for _ in range(2)
-  ]
-  np.savez(folder / f"{index}.npz", *found)
-
-
-def test_two_processes_have_what_the_first_one_stores(clip_and_torch, encoder, tmp_path):
-  source = pictures(tmp_path / "images", bad=BAD)
-  np.save(tmp_path / "labels.npy", source.labels)
-  (tmp_path / "clip").symlink_to(clip_and_torch[0].name)
-  expected = split_features(encoder, source, max_corrupt=0.2).features
-  with Processes(2, [__file__, "--folder", str(tmp_path)], devices=2) as processes:
-    for status, output in processes.finish(300).values():
-      assert status == 0, output[-3000:]
-  for index in range(2):
-    with np.load(tmp_path / f"{index}.npz") as found:
-      np.testing.assert_allclose(found["arr_0"], expected, atol=1e-6)
-      np.testing.assert_array_equal(found["arr_1"], found["arr_0"])
-  assert len(blocks(tmp_path / "store-0")) == 3
-  assert not (tmp_path / "store-1").exists()
-
-
-if __name__ == "__main__":
-  import argparse
-
-  parser = argparse.ArgumentParser()
-  for name in ("folder", "coordinator", "num_processes", "process_id"):
-    parser.add_argument(f"--{name}")
-  given = parser.parse_args()
-  count, index = int(given.num_processes), int(given.process_id)
-  in_process(count, given.coordinator, index, pathlib.Path(given.folder))

@@ -426,7 +426,7 @@ _KEEP = optax.GradientTransformation(
 def test_each_update_is_that_of_torchs_sgd(folders, tmp_path, monkeypatch, schedule):
   config = _config(UPDATES | {"optim.schedule": schedule, "log.every": 1}, folders)
   job = setup.prepare(config, RunFolder(tmp_path))
-  gradient_step = setup.build_step(dataclasses.replace(job, optimizer=_KEEP))
+  gradient_step = dataclasses.replace(job, optimizer=_KEEP).build_step()
   path, gradients = [], []
 
   def recorded(job, step=setup.Run.build_step):

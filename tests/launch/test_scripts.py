@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 import pytest
 
 from pomp_jax import __version__
-from pomp_jax.config.packaged import packaged_configs
+from pomp_jax.config.command_line import packaged_configs
 from pomp_jax.files.paths import LIBRARIES
 
 ROOT = pathlib.Path(__file__).parent.parent.parent

@@ -20,34 +20,28 @@ def test_relations_of_the_world():
   _, _, groups, sizes, kin, levels = attribute_relations(attributes)
   np.testing.assert_array_equal(np.bincount(groups[groups >= 0]), sizes)
   assert sizes.min() >= 2
-  families = [
-    {word: f for f, words in enumerate(attribute) for word in words}
-    for attribute in world_names.FAMILIES
+  family_of = [
+    {word: f for f, words in enumerate(families) for word in words}
+    for families in world_names.FAMILIES
   ]
-  words = [
-    [world_names.WORDS[a][value] for a, value in enumerate(row)] for row in attributes.tolist()
-  ]
-  kin_pairs = _pairs(kin)
-  rng = np.random.default_rng(0)
-  # Random pairs, and near ones, which share more.
-  pairs = rng.integers(0, 2000, (400, 2)).tolist()
-  pairs += [[i, j] for i in (0, 70, 900) for j in range(2000)]
-  for i, j in pairs:
-    if i == j:
-      continue
-    n_same = sum(a == b for a, b in zip(words[i], words[j], strict=True))
-    share = set(groups[i][groups[i] >= 0]) & set(groups[j][groups[j] >= 0])
-    assert bool(share) == (n_same == 3)
-    same_families = all(
-      family[a] == family[b] for family, a, b in zip(families, words[i], words[j], strict=True)
-    )
-    assert ((i, j) in kin_pairs) == same_families
-    same = [a == b for a, b in zip(words[i], words[j], strict=True)]  # colour, texture, shape, ..
-    assert (levels[i] == levels[j]).tolist() == [
-      same[2],
-      same[2] and same[1],
-      same[2] and same[1] and same[0],
+  families = np.array(
+    [
+      [family_of[a][world_names.WORDS[a][value]] for a, value in enumerate(row)]
+      for row in attributes
     ]
+  )
+  # Random pairs, and near ones, which share more.
+  pairs = np.random.default_rng(0).integers(0, 2000, (400, 2)).tolist()
+  pairs += [[i, j] for i in (0, 70, 900) for j in range(2000)]
+  i, j = np.array([pair for pair in pairs if pair[0] != pair[1]]).T
+  colour, texture, shape, rest = (attributes[i] == attributes[j]).T
+  of_one, of_other = groups[i, :, None], groups[j, None]
+  share = ((of_one == of_other) & (of_one >= 0)).any((1, 2))
+  np.testing.assert_array_equal(share, colour + texture + shape + 1 * rest == 3)
+  same_families = (families[i] == families[j]).all(1)
+  np.testing.assert_array_equal((kin[i] == j[:, None]).any(1), same_families)
+  same_levels = np.stack([shape, shape & texture, shape & texture & colour], 1)
+  np.testing.assert_array_equal(levels[i] == levels[j], same_levels)
 
 
 def test_relations_in_wordnet():

@@ -21,6 +21,7 @@ import numpy as np
 
 from pomp_jax import hosts
 from pomp_jax.clip import ClipError, TokenizeError
+from pomp_jax.clip.text import activation_bytes
 from pomp_jax.config import METHODS, ConfigError, Settings
 from pomp_jax.data.class_lists import VocabularyError
 from pomp_jax.data.source import SourceError
@@ -176,7 +177,9 @@ def _most_lanes(run: setup.Run) -> int:
   config = run.config
   if config.ablate.lanes:
     return config.ablate.lanes
-  return int(activation_memory(config.clip) // setup.step_bytes(run))
+  text_config = run.encoder.clip.config.text_config
+  of_step = activation_bytes(text_config, run.n_prefix, run.token_budget)
+  return int(activation_memory(config.clip) // of_step)
 
 
 def _finish(shared: Shared, folder: RunFolder, cell: Cell, trained: Trained, n_lanes: int) -> None:

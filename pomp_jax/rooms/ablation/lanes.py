@@ -197,6 +197,6 @@ def _step(run: setup.Run, correction: str):
     optimizer, _ = setup.optimizer_of(optim, run.steps_per_epoch, run.total_steps)
     own = dataclasses.replace(run, config=config, optimizer=optimizer)
     scale = numbers["correction"] if correction in SCALES else None
-    return setup.build_step(own, scale)(state, frozen, batch)
+    return own.build_step(scale)(state, frozen, batch)
 
   return jax.jit(jax.vmap(step_of_cells, in_axes=(0, 0, None, 0)), donate_argnums=0)

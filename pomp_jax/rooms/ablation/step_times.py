@@ -71,7 +71,7 @@ def _step_of(run: setup.Run, stream: Stream) -> Callable[[], None]:
     for name, array in (("image", stream.features[0]), ("label", stream.labels[0]))
   }
   state = setup.first_state(run)
-  program = setup.build_step(run).lower(state, run.frozen, batch).compile()
+  program = run.build_step().lower(state, run.frozen, batch).compile()
 
   def step():
     nonlocal state

@@ -87,6 +87,6 @@ def make_learner(
   text_tower: TextTower,
   token_budget: int | None,
 ) -> CoCoOpLearner:
-  """Builds the learner of a run; see `train.methods.make_learner`."""
+  """Builds the learner of a run; see `prompt.learner.make_learner`."""
   embedding = encoder.clip.config.projection_dim
   return CoCoOpLearner(module, text_tower, embedding, token_budget)

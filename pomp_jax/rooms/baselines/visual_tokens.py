@@ -115,7 +115,7 @@ def make_learner(
   text_tower: TextTower,
   token_budget: int | None,
 ) -> VPTLearner | MaPLeLearner:
-  """Builds the learner of a run; see `train.methods.make_learner`."""
+  """Builds the learner of a run; see `prompt.learner.make_learner`."""
   # The text tower gets the other half.
   memory = activation_memory(config.clip) / 2
   tower = prompted_image_tower(encoder.clip, config.clip.dtype, config.clip.image_chunk, memory)

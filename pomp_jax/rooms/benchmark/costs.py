@@ -93,7 +93,7 @@ def _step(job: setup.Run, state: TrainState) -> dict[str, Any]:
   """Measures the whole step, or a part of its images and a part of its classes if it is long."""
   with waiting("compiling the training step"):
     start = time.monotonic()
-    program = setup.build_step(job).lower(state, job.frozen, _batch_shapes(job)).compile()
+    program = job.build_step().lower(state, job.frozen, _batch_shapes(job)).compile()
     found: dict[str, Any] = {"compile_seconds": time.monotonic() - start}
   if memory := program.memory_analysis():
     found["device_arguments_mib"] = memory.argument_size_in_bytes / 2**20
@@ -149,7 +149,7 @@ def _class_cost(job: setup.Run) -> Cost:
     run = smaller(n_rows)
     state, batch = _noise_state(run), _random_batch(run)
     with waiting("compiling a part of the step"):
-      program = setup.build_step(run).lower(state, job.frozen, batch).compile()
+      program = run.build_step().lower(state, job.frozen, batch).compile()
     return _stepping(program, state, job.frozen, batch)
 
   cost = _cost(of, n_images + k, _CLASSES * mesh.shape[CLASS])

@@ -1,9 +1,7 @@
 """Measures a training on synthetic data, and estimates the cost of the real one.
 
-The same code runs on the same devices with the same shapes. The images are synthetic JPEGs, or
-those of a folder (`data.source="folder"`) that exists. A published architecture has random weights,
-so nothing is downloaded. Each part is timed, a long one on some of its rows (`costs.py`), and
-the run's total is the sum. Files go to a temporary folder.
+The same code runs on the same devices with the same shapes. Each part is timed, a long one on some
+of its rows (`costs.py`), and the run's total is the sum. Files go to a temporary folder.
 """
 
 import dataclasses
@@ -44,15 +42,15 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
   trial = _trial(config)
   with tempfile.TemporaryDirectory() as temporary:
     folder = RunFolder(pathlib.Path(temporary) / "run")
-    job = setup.prepare(trial, folder)
+    run = setup.prepare(trial, folder)
     if trial.data.features == "stored":
-      shape = trial.data.views, job.encoder.clip.config.projection_dim
-      job = dataclasses.replace(job, fetch=functools.partial(_random_features, shape))
+      shape = trial.data.views, run.encoder.clip.config.projection_dim
+      run = dataclasses.replace(run, fetch=functools.partial(_random_features, shape))
     folder.create()
-    figures = costs.measure(job)
-  figures |= _whole_run(job, figures, once=config.data.features == "stored")
+    figures = costs.measure(run)
+  figures |= _whole_run(run, figures)
   if hosts.is_first():
-    for line in _lines(trial, job, figures):
+    for line in _lines(run, figures):
       log.info("%s", line)
     if trial.clip.model != config.clip.model and not is_here(config.clip.model):
       log.warning(
@@ -63,10 +61,7 @@ def run(config: Settings, workdir: str) -> dict[str, Any]:
 
 
 def _trial(config: Settings) -> Settings:
-  """The config on synthetic data and, for a published architecture, random weights.
-
-  A folder of images that exists is measured itself.
-  """
+  """The config on synthetic JPEGs, or on a folder that exists; nothing is downloaded."""
   changes: dict[str, Any] = {}
   if has_folder(config.data):
     if not config.eval.images:
@@ -97,17 +92,18 @@ def _random_features(
   return rng.standard_normal((len(indices), *shape), np.float32), np.ones(len(indices), bool)
 
 
-def _whole_run(job: setup.Run, figures: dict[str, Any], *, once: bool) -> dict[str, Any]:
-  """The run's seconds and bytes, added up; `once`: it computes its features before training."""
-  config = job.config
+def _whole_run(run: setup.Run, figures: dict[str, Any]) -> dict[str, Any]:
+  """The run's seconds and bytes, added up."""
+  config, shown = run.config, batches.augmentation(run.config.data)
+  repeats = shown.kind == "none" or shown.view_epochs
+  n_views = len(run.source) * shown.n_epochs * shown.n_views if repeats else 0
   test, classes = figures["test_images"], figures["class_features"].seconds
   images = config.eval.images * test.seconds / test.total
   n_splits = len(inputs.evaluation_splits(config.data))
-  n_validations = -(-job.total_steps // config.checkpoint.every)
+  n_validations = -(-run.total_steps // config.checkpoint.every)
   step = max(figures["step_seconds"], figures["read"].seconds)
-  train = job.total_steps * step + (classes if job.needs_bank else 0)
-  n_views = _n_views(job)
-  views = (n_views or 0) * test.seconds / test.total if once else 0.0
+  train = run.total_steps * step + (classes if run.needs_bank else 0)
+  views = n_views * test.seconds / test.total if config.data.features == "stored" else 0.0
   validation = images + n_validations * classes
   # An evaluation covers the learned prompt, the hand-written one and the name alone.
   evaluation = n_splits * (images + 3 * classes)
@@ -121,21 +117,13 @@ def _whole_run(job: setup.Run, figures: dict[str, Any], *, once: bool) -> dict[s
     "evaluation_seconds": evaluation,
     "total_seconds": total,
     "disk_bytes": disk,
-    "stored_features_bytes": n_views and 4 * n_views * job.encoder.clip.config.projection_dim,
+    "stored_features_bytes": 4 * n_views * run.encoder.clip.config.projection_dim or None,
   }
 
 
-def _n_views(job: setup.Run) -> int | None:
-  """Number of views that a training shows; None where none repeats."""
-  shown = batches.augmentation(job.config.data)
-  if shown.kind != "none" and not shown.view_epochs:
-    return None
-  return len(job.source) * shown.n_epochs * shown.n_views
-
-
-def _lines(trial: Settings, job: setup.Run, figures: dict[str, Any]) -> list[str]:
+def _lines(run: setup.Run, figures: dict[str, Any]) -> list[str]:
   """The report."""
-  step, read = figures["step_seconds"], figures["read"]
+  trial, step, read = run.config, figures["step_seconds"], figures["read"]
   bound = "reading the images" if read.seconds > step else "the step"
   memory = "the backend does not say"
   if "device_temporaries_mib" in figures:
@@ -152,7 +140,7 @@ def _lines(trial: Settings, job: setup.Run, figures: dict[str, Any]) -> list[str
   rate = trial.batch_size / read.seconds / jax.process_count()
   return [
     f"dry run of {trial.clip.model} on {figures['devices']} {jax.devices()[0].device_kind}:"
-    f" {len(job.source.names):,} classes, {len(job.source):,} training images{origin};"
+    f" {len(run.source.names):,} classes, {len(run.source):,} training images{origin};"
     f" {figures['steps']:,} steps of {trial.batch_size:,} views",
     f"  step: {step:.3g} s ({trial.batch_size / step:,.3g} views/s)"
     + (f", of parts ({'; '.join(parts)})" if parts else ", measured in whole")

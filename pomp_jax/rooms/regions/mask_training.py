@@ -22,7 +22,7 @@ from pomp_jax.rooms.regions.mask_former.step import MaskLearner, make_mask_step
 from pomp_jax.rooms.regions.mask_former.weights import read_mask_former
 from pomp_jax.rooms.regions.mask_sets import open_mask_set
 from pomp_jax.rooms.regions.mask_views import MaskAugmentation, MaskViews
-from pomp_jax.train.training import Training
+from pomp_jax.train.setup import Training
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch.nn import functional
 from pomp_jax.clip import image_tower, prompted_image_tower, text_tower
 from pomp_jax.clip.text import token_embeddings
 from pomp_jax.config import ConfigError
+from pomp_jax.config.fields import Data
 from pomp_jax.encoder import Encoder
 from pomp_jax.evaluate.predictions import SplitFeatures
 from pomp_jax.prompt.context import PromptContext
@@ -25,9 +26,10 @@ from pomp_jax.prompt.learner import ContextLearner, Frozen, ImageLearner
 from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.step import ContrastSettings, create_state, make_train_step
+from pomp_jax.rooms.baselines import visual_tokens
 from pomp_jax.rooms.baselines.cocoop import CoCoOpLearner
 from pomp_jax.rooms.baselines.visual_tokens import MaPLeLearner, VPTLearner
-from pomp_jax.train.methods import compiled_accuracy, frozen_arrays, initial_words, make_learner
+from pomp_jax.train.methods import compiled_accuracy, frozen_arrays, initial_words
 from tests.support.checks import assert_close
 from tests.support.clips import pooled
 from tests.support.small_run import settings
@@ -206,7 +208,7 @@ def test_accuracy_equals_that_of_torchs_logits(tiny, name, monkeypatch):
   labels = logits.argmax(dim=1).numpy().astype(np.int32)
   labels[[1, 4, 6]] = logits.topk(6, dim=1).indices[[1, 4, 6], 5].numpy()
   split = SplitFeatures(names, labels, features.astype(np.float32), np.arange(len(labels)))
-  accuracy = compiled_accuracy(encoder, learner, per_image=name == "cocoop")
+  accuracy = compiled_accuracy(encoder, learner, name == "cocoop", Data())
   params, frozen = replicate((params, tiny.frozen), encoder.mesh)
   source = Noise(tiny.images, labels, names)
   found = accuracy(params, frozen, split, source)
@@ -277,7 +279,7 @@ def test_initial_maple_equals_the_hand_written_sentence(tiny):
 
   start = np.asarray(token_embeddings(tiny.world.clip.params, ids_M))
   module = PromptContext(2, tiny.world.clip.text_width, init_value=start)
-  learner = make_learner(config, encoder, module, encoder.text_tower(), None)
+  learner = visual_tokens.make_learner(config, encoder, module, encoder.text_tower(), None)
   params = learner.init(jax.random.key(0))
   text_features = jax.jit(learner.text_features)
   found = text_features(params, frozen, jnp.arange(3), jnp.zeros((0, 1))).features
