@@ -47,8 +47,6 @@ def refused(capsys, tmp_path):
 
 @pytest.fixture
 def play(monkeypatch):
-  """A function that puts functions in place of a job's."""
-
   def replace(run=lambda *_: None, check=lambda *_: None):
     played = SimpleNamespace(check=check, run=run)
     monkeypatch.setattr(main_module, "load_job", lambda name: played)

@@ -60,7 +60,6 @@ def test_killed_while_saving(training, store, folder, lost):
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_busy(training, store, folder, lost, status):
-  """The store answers with a status for some time, from just before a save on."""
   faults = store.faults
   attempt = training.run(folder, lambda now: store.fail(status, 5.0) if now == 8 else None)
   assert store.faults > faults

@@ -50,7 +50,6 @@ def case(name: str, *arguments: object, runs: int, quick: bool = True):
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory):
-  """The training, and a folder that was stopped at step 10."""
   folder = tmp_path_factory.mktemp("faults")
   found = Training(config_of(), folder / "reference")
   found.stopped = folder / "stopped"
@@ -122,7 +121,6 @@ def full_disk(policy, training, rng, folder):
 @case("disk read-only, stop", "stop", runs=1, quick=False)
 @case("disk read-only, retry", "retry", runs=1)
 def read_only(policy, training, rng, folder):
-  """The file system of the checkpoints is remounted."""
   checkpoints = folder / "checkpoints"
   checkpoints.mkdir()
   with small_disk(checkpoints):
@@ -156,7 +154,6 @@ def unwritable(policy, training, rng, folder, close, reopen) -> int:
 
 @contextlib.contextmanager
 def small_disk(folder: pathlib.Path) -> Iterator[None]:
-  """Mounts a file system of 4 MiB on a folder."""
   if os.geteuid() != 0:
     pytest.skip("mounting a small file system needs root")
   try:

@@ -31,7 +31,6 @@ TRY_AGAIN = 75
 
 
 def start(folder: str | os.PathLike, **changes) -> Processes:
-  """Starts the program twice, with two devices each."""
   fields = {
     "data.n_classes": 300,
     "data.images_per_class": 2,
@@ -58,7 +57,6 @@ def finished(folder: str | os.PathLike, **changes) -> str:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-  """The context that two processes learn."""
   folder = tmp_path_factory.mktemp("two") / "run"
   finished(folder)
   return load_prompt(folder / "prompt.npz").context
@@ -69,7 +67,6 @@ def expected(tmp_path_factory):
   [("SIGTERM", 0, ""), ("SIGKILL", 1, ""), ("SIGSTOP", 0, ""), ("SIGKILL", 0, "gs")],
 )
 def test_a_signal_to_one_of_two(expected, tmp_path, lost, number, index, place):
-  """Both end, are started again, and learn what an uninterrupted training does."""
   with contextlib.ExitStack() as stack:
     folder = str(tmp_path / "run")
     if place:

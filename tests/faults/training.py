@@ -40,7 +40,6 @@ die = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
 
 
 def config_of(**changes) -> Settings:
-  """Returns the training's config; metrics of every step are logged."""
   return small_config(**{"steps": STEPS, "checkpoint.every": EVERY, "log.every": 1} | changes)
 
 
@@ -54,17 +53,13 @@ class Attempt:
   warnings: str
 
   def check_error(self, kind: type[BaseException], *texts: str) -> None:
-    """Checks the error that ended it, in one line."""
     assert isinstance(self.error, kind), repr(self.error)
     assert all(text in str(self.error) for text in texts), self.error
     assert "\n" not in str(self.error)
 
 
 class Training:
-  """A training that is prepared once."""
-
   def __init__(self, config: Settings, folder: pathlib.Path):
-    """Prepares the training and runs it without a fault in a folder."""
     encoder = inputs.open_encoder(config, make_mesh(devices=jax.devices()[:DEVICES]))
     self.job = setup.prepare(config, RunFolder(folder), encoder=encoder)
     self.context = self.run(folder).context
@@ -137,7 +132,6 @@ def watched(hook: Hook) -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def warnings() -> Iterator[list[str]]:
-  """Yields the list of the package's warnings."""
   lines: list[str] = []
   handler = logging.Handler(logging.WARNING)
   handler.emit = lambda record: lines.append(record.getMessage())

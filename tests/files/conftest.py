@@ -7,14 +7,12 @@ from tests.support import stores
 
 @pytest.fixture(scope="module")
 def both_stores():
-  """Stores by scheme, for the tests of one file."""
   with stores.running(*stores.SCHEMES) as found:
     yield found
 
 
 @pytest.fixture(params=stores.SCHEMES)
 def store(request, both_stores):
-  """Each of the stores, healthy at first."""
   found = both_stores[request.param]
   found.recover()
   return found

@@ -26,7 +26,6 @@ def folder(store, tmp_path, monkeypatch):
 
 
 def objects(folder):
-  """Names of the objects below a folder."""
   bucket = folder.partition("://")[2]
   return sorted(name.removeprefix(f"{bucket}/") for name in paths.store_of(folder).find(folder))
 

@@ -234,7 +234,6 @@ FAILED = r"^[^\n]*step 2 [^\n]*too large[^\n]*step 1$"
 
 @pytest.mark.parametrize("retry", [False, True])
 def test_a_failed_save_costs_only_this_checkpoint(tmp_path, caplog, retry):
-  """It raises, or with `retry` warns once."""
   with Checkpoints(tmp_path, keep=1, retry=retry) as checkpoints:
     checkpoints.save(1, {"values": VALUES}, META, metric=1.0)
     with small_files_only(10_000):
@@ -277,7 +276,6 @@ for step in itertools.count(first):
 
 
 def test_killed_at_any_moment(tmp_path):
-  """All checkpoints are intact, and only the one being written can be lost."""
   target = {str(i): np.zeros(20_000, int) for i in range(5)}
   for delay in (0.0, 0.027):
     process = subprocess.Popen(

@@ -45,7 +45,6 @@ with open(f"{sys.argv[1]}-{hosts.own_index()}.json", "w") as file:
 
 @pytest.fixture
 def updates(monkeypatch):
-  """What is set in JAX's configuration."""
   found = {}
   monkeypatch.setattr(jax.config, "update", found.__setitem__)
   for name in compilation._VARIABLES:
@@ -94,7 +93,6 @@ def test_the_oldest_programs_make_room(updates, tmp_path, monkeypatch):
 
 
 def started(tmp_path, name, count, *more, **environ):
-  """Runs the program in several processes; what each found."""
   (tmp_path / "program.py").write_text(_PROGRAM)
   own = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_COMPILATION_CACHE_DIR": ""}
   environ = {i: own | {"XDG_CACHE_HOME": str(environ[f"of_{i}"])} for i in range(count)}

@@ -36,7 +36,6 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def valid(folder):
-  """The bytes of a prompt in each format."""
   for name in FORMATS:
     save_prompt(folder / name, PROMPT)
   return {name: (folder / name).read_bytes() for name in FORMATS}

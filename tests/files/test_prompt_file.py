@@ -106,7 +106,6 @@ def test_a_bad_file_is_refused_by_field(tmp_path, changes, parts):
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_every_single_byte_matters_or_is_caught(tmp_path, suffix):
-  """Of files that are cut off, or have a flipped bit, none is another prompt."""
   assert "the file is missing" in refusal(tmp_path / f"none.{suffix}")
   (tmp_path / f"folder.{suffix}").mkdir()
   assert "the file is missing" in refusal(tmp_path / f"folder.{suffix}")

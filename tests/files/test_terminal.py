@@ -23,7 +23,6 @@ _METRICS = "loss 0.3333  grad_norm 2"
 
 @pytest.fixture
 def clock(monkeypatch):
-  """A clock that the test moves."""
   clock = types.SimpleNamespace(now=100.0)
   monkeypatch.setattr(tqdm.std, "time", lambda: clock.now)
   local = types.SimpleNamespace(time=lambda: clock.now, strftime=time.strftime, sleep=time.sleep)
@@ -83,7 +82,6 @@ def test_a_terminal_gets_a_bar(monkeypatch):
   ("options", "shown"), [({}, [10, 20, 30]), ({"elapsed": 1.0, "after": 2.0}, [2, 12, 22])]
 )
 def test_work_that_does_not_report(clock, lines, options, shown):
-  """Its first line comes early if that is asked for."""
   with waiting("compiling", **options) as progress:
     for _ in range(30):
       clock.now += 1

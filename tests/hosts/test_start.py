@@ -40,7 +40,6 @@ def command(workdir, *more):
 
 
 def played(folder, body, *more):
-  """The command of a job with this body."""
   file = folder / "start.py"
   file.write_text(PLAYED.format(body=body))
   return [str(file), *SMALL, f"--workdir={folder}/run", *more]
@@ -65,7 +64,6 @@ def test_a_process_whose_peer_never_arrives(tmp_path):
 
 
 def test_a_signal_while_it_waits_for_the_others(tmp_path):
-  """Handled at once, not after --start_timeout."""
   arguments = command(tmp_path / "run", "--start_timeout=3600")
   start = functools.partial(Processes, 2, arguments, absent=[1])
   with start() as stopped, start() as interrupted:
