@@ -199,6 +199,14 @@ def test_all_checkpoints_damaged(tmp_path, lost):
   assert (tmp_path / "1").is_dir()
 
 
+def test_arrays_of_another_checkpoint_are_detected(two):
+  """Orbax reads them without an error."""
+  shutil.rmtree(two / "2" / "state")
+  shutil.copytree(two / "1" / "state", two / "2" / "state")
+  with Checkpoints(two) as checkpoints:
+    assert checkpoints.restore_latest(make_state()).step == 1
+
+
 def test_errors_without_a_place_go_on_to_the_hook_of_before(monkeypatch):
   """To that of the signals: a job, and Orbax with it, is imported when they are handled already."""
   heard = []
