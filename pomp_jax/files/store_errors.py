@@ -32,15 +32,12 @@ def translate(store: type, scheme: str, request: str, url_of_request: Callable[.
 
   All others call the method `request`, of whose arguments `url_of_request` finds the URL.
   """
-  url_of = dict.fromkeys(_PATH_METHODS, _first_path) | {request: url_of_request}
+  first = lambda path, *_, **__: path[0] if path and isinstance(path, list) else path
+  url_of = dict.fromkeys(_PATH_METHODS, first) | {request: url_of_request}
   for name in url_of:
     method = _translated(getattr(store, f"_{name}"), scheme, url_of[name])
     setattr(store, f"_{name}", method)
     setattr(store, name, sync_wrapper(method))
-
-
-def _first_path(path: Any, *_: Any, **__: Any) -> str:
-  return path[0] if path and isinstance(path, list) else path
 
 
 def _translated(method: Callable, scheme: str, url_of: Callable[..., str]) -> Callable:
