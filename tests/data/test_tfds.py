@@ -15,12 +15,13 @@ from pomp_jax.data.class_lists import CLASS_LISTS, ClassList, load_class_list
 from pomp_jax.data.folder import open_folder
 from pomp_jax.data.images import ImageError
 from pomp_jax.data.source import SourceError
-from pomp_jax.data.synthetic import encode, natural_image
+from pomp_jax.data.synthetic import encode
 from pomp_jax.data.tfds import open_test_set, open_tfds, tfds_name, tfds_splits
 from pomp_jax.files.paths import store_of, to_path
 from pomp_jax.rooms.prepare import Selection, build, open_input
 from pomp_jax.rooms.prepare.build import Shard, shard_name, write_metadata
 from tests.support import stores
+from tests.support.data_files import write_folder
 
 SPLITS = {"imagenet1k": "validation", "food101": "validation", "eurosat": "train"}
 # TFDS lacks ImageNet-21K and FGVC-Aircraft.
@@ -182,11 +183,7 @@ SYNSETS = load_class_list("imagenet21k").synsets[1000:1006]
 def bucket_records(tmp_path_factory):
   """A data set of six classes with five images each, and the folder that it was made from."""
   images, out = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("records")
-  for label, synset in enumerate(SYNSETS):
-    (images / synset).mkdir()
-    for number in range(5):
-      content = encode(natural_image(10 * label + number, 60, 80))
-      (images / synset / f"{number}.JPEG").write_bytes(content)
+  write_folder(images, SYNSETS, 5, ".JPEG")
   build(open_input("imagenet21k", images), out, Selection())
   return images, out
 

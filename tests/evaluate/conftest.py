@@ -1,17 +1,8 @@
-"""One random CLIP for the folder."""
+"""An encoder of the random CLIP."""
 
 import pytest
 
-from pomp_jax.clip import load_clip
 from pomp_jax.encoder import Encoder
-from tests.support.clips import write_random_clip
-
-
-@pytest.fixture(scope="session")
-def clip_and_torch(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("clip")
-  model = write_random_clip(folder)
-  return load_clip(str(folder)), model
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from pomp_jax.data import coop
 from pomp_jax.data.source import SourceError
 from pomp_jax.evaluate import inputs, stored
 from pomp_jax.train import pretrain
+from tests.support.data_files import write_world
 from tests.support.small_run import small_config
 
 
@@ -20,17 +21,6 @@ from tests.support.small_run import small_config
 def nothing_remembered():
   for function in (stored._open_split, stored._divided, stored._log_once, coop._open_all):
     function.cache_clear()
-
-
-def save(folder, split, count, names, suffix=".png", start=0):
-  """`count` images of the world's own for each of some of its classes, a folder a class."""
-  source = world.source(split, images_per_class=start + count)
-  label_of = {name: label for label, name in enumerate(source.names)}
-  for name in names:
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    rows = label_of[name] * (start + count) + np.arange(start, start + count)
-    for index, image in enumerate(source.images(rows)):
-      Image.fromarray(image).save(folder / name / f"{index}{suffix}", quality=95)
 
 
 NAMES = world.class_names("base")[::2500]  # 9 of them
@@ -45,7 +35,7 @@ def data(folder, **changes):
 
 @pytest.fixture
 def flat(tmp_path):
-  save(tmp_path / "flat", "train", 6, NAMES)
+  write_world(tmp_path / "flat", "train", 6, NAMES)
   return tmp_path / "flat"
 
 
@@ -77,7 +67,7 @@ def test_splits_of_a_folder_that_are_missing_are_held_out(flat, tmp_path, caplog
   assert set.union(*held) == every
   # By the files' names alone: the same elsewhere, and after another class is there.
   flat.rename(tmp_path / "moved")
-  save(tmp_path / "moved", "train", 2, world.class_names("base")[1:2])
+  write_world(tmp_path / "moved", "train", 2, world.class_names("base")[1:2])
   again = [inputs.open_source(data(tmp_path / "moved"), part) for part in parts]
   added = world.class_names("base")[1]
   for before, source in zip(held, again, strict=True):
@@ -90,7 +80,7 @@ def test_splits_of_a_folder_that_are_missing_are_held_out(flat, tmp_path, caplog
 
 def test_classes_of_few_images_only_train(tmp_path, caplog):
   for count, name in enumerate(NAMES[:6], 1):
-    save(tmp_path, "train", count, [name])
+    write_world(tmp_path, "train", count, [name])
   with caplog.at_level("INFO", "pomp_jax"):
     found = counts(data(tmp_path), "train", "validation", "test")
   order = [sorted(NAMES[:6]).index(name) for name in NAMES[:6]]
@@ -100,7 +90,7 @@ def test_classes_of_few_images_only_train(tmp_path, caplog):
 
 
 def test_where_nothing_can_be_held_out_it_is_called_train(tmp_path, caplog):
-  save(tmp_path, "train", 1, NAMES)
+  write_world(tmp_path, "train", 1, NAMES)
   single = data(tmp_path)
   with caplog.at_level("INFO", "pomp_jax"):
     assert inputs.evaluation_splits(single) == ("train",)
@@ -110,7 +100,7 @@ def test_where_nothing_can_be_held_out_it_is_called_train(tmp_path, caplog):
   # Classes that are not trained on have no training images.
   assert inputs.evaluation_splits(data(tmp_path, classes="base")) == ("train/base", "new")
   # A test set alone can't train.
-  save(tmp_path / "alone/test", "base", 1, NAMES)
+  write_world(tmp_path / "alone/test", "base", 1, NAMES)
   with pytest.raises(SourceError, match="found test"):
     inputs.n_training_classes(data(tmp_path / "alone"))
 
@@ -127,13 +117,13 @@ def test_few_shots_leave_the_test_images_as_they_are(flat):
 
 def test_splits_that_there_are_stay_whole(tmp_path):
   root = tmp_path / "split"
-  save(root / "train", "train", 5, NAMES)
-  save(root / "test", "base", 2, NAMES[:5])
+  write_world(root / "train", "train", 5, NAMES)
+  write_world(root / "test", "base", 2, NAMES[:5])
   assert inputs.evaluation_splits(data(root)) == ("test",)
   assert len(inputs.open_source(data(root), "test")) == 10
   assert counts(data(root), "train", "validation") == [[4] * 9, [1] * 9]
   assert len(inputs.open_source(data(root, shots=1), "validation")) == 36
-  save(root / "val", "validation", 1, NAMES)
+  write_world(root / "val", "validation", 1, NAMES)
   stored._open_split.cache_clear()
   stored._divided.cache_clear()
   sizes = [len(inputs.open_source(data(root), split)) for split in ("train", "validation")]
@@ -193,8 +183,8 @@ def test_base_and_novel_by_lists(flat, tmp_path):
   rest = inputs.open_source(data(flat, base=base), "novel")
   assert set(rest.names) == set(NAMES) - set(NAMES[2:5])
   # Only the base classes need training images.
-  save(tmp_path / "split/train", "train", 2, NAMES[:3])
-  save(tmp_path / "split/test", "base", 1, NAMES)
+  write_world(tmp_path / "split/train", "train", 2, NAMES[:3])
+  write_world(tmp_path / "split/test", "base", 1, NAMES)
   some = data(tmp_path / "split", base=listed(tmp_path, "some", NAMES[:3]))
   assert (inputs.n_training_classes(some), len(names_of(some, "novel"))) == (3, 6)
   with pytest.raises(SourceError, match=rf"no training image of data.base's '{NAMES[3]}'"):

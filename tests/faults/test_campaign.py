@@ -25,7 +25,7 @@ from pomp_jax.hosts import Preempted
 from pomp_jax.train import setup
 from pomp_jax.train.watch import TrainingError
 from tests.faults.training import EVERY, STEPS, Training, config_of, start_child, wait_for_kill
-from tests.support.damage import damage
+from tests.support.data_files import damage
 
 # The training has two devices.
 pytestmark = pytest.mark.mesh

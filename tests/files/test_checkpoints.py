@@ -24,7 +24,7 @@ from pomp_jax.files import checkpoints as module
 from pomp_jax.files.checkpoints import CheckpointError, Checkpoints, read_checkpoints
 from pomp_jax.files.run_folder import DamagedFileError
 from tests.support.checkpoint_states import META, assert_same, make_state
-from tests.support.damage import damage, small_files_only
+from tests.support.data_files import damage, small_files_only
 
 # Shardings over eight devices.
 pytestmark = pytest.mark.mesh

@@ -13,7 +13,7 @@ import yaml
 from pomp_jax.files.hub import HubError, HubWriteError, parse
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, save_prompt
 from pomp_jax.files.prompt_hub import push_prompt, results_of
-from tests.support.hub import TOKEN, local_hub, point_at
+from tests.support.hub import TOKEN, point_at
 from tests.support.prompt_files import CONTEXT
 
 CONFIG = {
@@ -35,12 +35,6 @@ RESULTS = {
     "novel": {"prompt": {"top1": 0.512}, "class_name": {"top1": 0.4}},
   },
 }
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-  with local_hub(monkeypatch, tmp_path / "cache") as hub:
-    yield hub
 
 
 def _encoded(folder: pathlib.Path, prompt: Prompt = PROMPT, name: str = "prompt.npz") -> bytes:

@@ -30,7 +30,7 @@ from pomp_jax.files.run_folder import (
   write_json,
   writing,
 )
-from tests.support.damage import small_files_only
+from tests.support.data_files import small_files_only
 
 
 def no_space(*_, **__):

@@ -12,21 +12,20 @@ import numpy as np
 import pytest
 
 from pomp_jax import world
-from pomp_jax.config import Settings, load_job, validate
-from pomp_jax.data.synthetic import encode, natural_image
+from pomp_jax.config import Settings
 from pomp_jax.errors import InputError
 from pomp_jax.files import paths
 from pomp_jax.files.prompt_file import Prompt, load_prompt, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.regions.files import RegionHeader, Regions, RegionWriter
 from tests.support import stores
+from tests.support.data_files import NAMES, write_folder
 from tests.support.detection_cases import random_annotations
-from tests.support.pixel_sets import segment_config, write_pixel_set
-from tests.support.small_run import small_config
+from tests.support.region_jobs import regions_config, write_pixel_set
+from tests.support.small_run import run_job, small_config
 
 emulated = pytest.mark.slow("minutes of requests to an emulator, one job after the other")
 
-NAMES = ("beaver", "castle", "daisy", "lamp", "owl", "violin")
 SETS_FILE = """
 set = [{name = "animals", root = "images", names = "names.txt", base = ["beaver", "owl", "daisy"]}]
 """
@@ -40,12 +39,8 @@ def local(tmp_path_factory):
   # CLIP's scores alone.
   RegionWriter(root / "pixels" / "regions", RegionHeader("no embeddings"))
   shutil.copytree(world.CLIP_PATH, root / "clip")
-  for label, name in enumerate(NAMES):
-    for split, count in (("train", 4), ("test", 2)):
-      folder = root / "images" / split / name
-      folder.mkdir(parents=True)
-      for number in range(count):
-        (folder / f"{number}.jpg").write_bytes(encode(natural_image(10 * label + number, 60, 80)))
+  for split, count in (("train", 4), ("test", 2)):
+    write_folder(root / "images" / split, NAMES, count)
   (root / "names.txt").write_text("\n".join(NAMES))
   (root / "sets.toml").write_text(SETS_FILE)
   context = np.random.default_rng(0).normal(0, 0.02, (4, 64)).astype(np.float32)
@@ -84,19 +79,12 @@ def pair(request, local, tmp_path_factory):
   os.chdir(before)
 
 
-def run(config, workdir):
-  validate(config)
-  job = load_job(config.job)
-  job.check(config, workdir)
-  return job.run(config, workdir)
-
-
 def both(pair, config, name):
   """Runs a job in both places, BASE in its fields; returns its two results, which are the same."""
   found = []
   for base in pair:
     fields = json.loads(json.dumps(config.flat()).replace("BASE", base))
-    found.append(run(Settings().replace(fields), f"{base}/runs/{name}"))
+    found.append(run_job(Settings().replace(fields), f"{base}/runs/{name}"))
   # An ablation's figures are its cells'.
   plain = [json.loads(json.dumps(one.get("cells", one))) for one in found]
   local, url = (json.dumps(without_times(one)) for one in plain)
@@ -138,7 +126,7 @@ def test_a_training_is_the_same_bit_for_bit(pair):
   assert scalars[0]["loss"] == scalars[1]["loss"]
 
 
-PIXELS = segment_config(pathlib.PurePosixPath("BASE/pixels"), **{"clip.model": "world"})
+PIXELS = regions_config(pathlib.PurePosixPath("BASE/pixels"), "segment", **{"clip.model": "world"})
 NAMED = {"images": "BASE/images/test/owl", "names": "BASE/names.txt", "prompt": "BASE/prompt.npz"}
 NAMED = {"clip.model": "BASE/clip"} | {f"predict.{name}": value for name, value in NAMED.items()}
 # The scores of the detector alone: no image is read.
@@ -211,5 +199,5 @@ def content(path, base):
 def test_prepare_needs_a_local_folder(pair):
   config = small_config(job="prepare", **{"prepare.input": f"{pair[1]}/images"})
   with pytest.raises(InputError, match="local"):
-    run(config, f"{pair[1]}/runs/prepared")
+    run_job(config, f"{pair[1]}/runs/prepared")
   assert not paths.exists(f"{pair[1]}/runs/prepared")

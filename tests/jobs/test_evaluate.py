@@ -31,7 +31,7 @@ from pomp_jax.prompt.optimizer import sgd
 from pomp_jax.prompt.step import create_state
 from tests.support.clips import write_random_clip
 from tests.support.data_files import write_set
-from tests.support.small_run import changed, small_config
+from tests.support.small_run import changed, run_job, small_config
 
 # Pictures of each set: no multiple of the devices or of the batch.
 SIZES = {"dtd": 37, "eurosat": 21, "imagenet_a": 45}
@@ -142,16 +142,11 @@ def write_case(folder):
     save_prompt(own / f"{number}.npz", Prompt(table[ids], "random"))
 
 
-def run(config, workdir):
-  evaluate.check(config, str(workdir))
-  return evaluate.run(config, str(workdir))
-
-
 @pytest.fixture(scope="module")
 def case(shared):
   def make(folder):
     write_case(folder)
-    run(Case(folder).shared_config, folder / "run")
+    run_job(Case(folder).shared_config, folder / "run")
 
   return Case(shared("evaluate", make))
 
@@ -306,11 +301,11 @@ def computed(case, monkeypatch, no_drawings):
 def test_a_set_that_is_done_is_not_done_again(case, results, computed, copy_of):
   config, workdir = case.shared_config, copy_of(case.workdir)
   plain = lambda value: json.loads(json.dumps(value))
-  assert plain(run(config, workdir)).items() <= results.items()
+  assert plain(run_job(config, workdir)).items() <= results.items()
   # As if it had been stopped after the first set.
   for name in ("results.json", "sets/eurosat.json", "clip_benchmark.csv"):
     (workdir / name).unlink()
-  again = run(config, workdir)
+  again = run_job(config, workdir)
   assert computed == [(10, SIZES["eurosat"])]
   assert list(again["sets"]) == list(results["sets"])
   assert all((workdir / name).exists() for name in ("results.json", "clip_benchmark.csv"))
@@ -318,7 +313,7 @@ def test_a_set_that_is_done_is_not_done_again(case, results, computed, copy_of):
   damaged = workdir / "sets/eurosat.json"
   damaged.write_text(f"{damaged.read_text()}x")
   computed.clear()
-  run(config, workdir)
+  run_job(config, workdir)
   assert computed == [(10, SIZES["eurosat"])]
   # What the figures depend on has changed: the prompts, the images, the CLIP.
   config = changed(config, {"evaluate.sets_file": "", "evaluate.sets": "dtd;eurosat"})
@@ -329,7 +324,7 @@ def test_a_set_that_is_done_is_not_done_again(case, results, computed, copy_of):
   ):
     computed.clear()
     config = changed(config, {field: value})
-    run(config, workdir)
+    run_job(config, workdir)
     images = (11, 11) if field != "evaluate.prompts" else (SIZES["dtd"], SIZES["eurosat"])
     assert computed == list(zip((47, 10), images, strict=True))
 
@@ -338,7 +333,7 @@ def test_other_pictures_under_the_same_names_are_evaluated_anew(case, computed, 
   shutil.copytree(case.own / "eurosat", tmp_path / "other")
   for root, count in ((case.own / "eurosat", 1), (tmp_path / "other", 2)):
     own = ({"name": "a", "root": str(root)},)
-    run(case.config().replace({"evaluate.own_sets": own}), tmp_path / "run")
+    run_job(case.config().replace({"evaluate.own_sets": own}), tmp_path / "run")
     assert len(computed) == count
 
 
@@ -363,7 +358,7 @@ def test_a_run_is_a_row_and_on_request_each_checkpoint(trained, no_drawings, tmp
   prompts = f"a photo of a {{}}.;{trained};{trained}/checkpoints"
   config = small_config(job="evaluate", **{"evaluate.prompts": prompts, "clip.chunk": 16})
   assert [item.name for item in evaluation_sets(config, 40)] == ["base", "novel", "shifted"]
-  results = run(changed(config, {"evaluate.sets": "novel"}), tmp_path)
+  results = run_job(changed(config, {"evaluate.sets": "novel"}), tmp_path)
   assert [row["step"] for row in results["prompts"]] == [None, None, 4, 8]
   rows = results["sets"]["novel"]["prompts"]
   file, first, last = (rows[f"{trained.name}{end}"] for end in ("", "@4", "@8"))
@@ -454,7 +449,7 @@ def test_what_is_missing_is_listed_together(case, no_drawings, copy_of, caplog):
   assert any("split_zhou_Food101.json" in line for line in lines)
   assert any("set 'my textures'" in line and "gone" in line for line in lines)
   caplog.clear()
-  results = run(config.replace({"evaluate.skip_missing": True}), workdir)
+  results = run_job(config.replace({"evaluate.skip_missing": True}), workdir)
   # Told once, by the check or by the run.
   for name in results["missing"]:
     assert sum(line.startswith(f"missing: {name}: ") for line in caplog.messages) == 1

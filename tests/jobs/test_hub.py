@@ -15,17 +15,10 @@ from pomp_jax.files.prompt_file import Prompt, PromptFileError, load_prompt, sav
 from pomp_jax.files.prompt_hub import results_of
 from pomp_jax.rooms.analysis import gradient_bias
 from pomp_jax.train.methods import initial_context
-from tests.support.hub import local_hub
 from tests.support.small_run import small_config
 
 CONTEXT = np.random.default_rng(0).normal(0, 0.02, (4, 64)).astype(np.float32)
 CONFIG = {"seed": 3, "data": {"source": "world"}}
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-  with local_hub(monkeypatch, tmp_path / "cache") as hub:
-    yield hub
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pomp_jax.clip import load_clip
-from pomp_jax.config import ConfigError, load_job, validate
+from pomp_jax.config import ConfigError
 from pomp_jax.config.fields import Data
 from pomp_jax.data import class_lists
 from pomp_jax.data.class_lists import load_class_list
@@ -20,7 +20,7 @@ from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder, read_json
 from tests.support.command_line import handlers_kept, run_main
 from tests.support.data_files import tar_bytes
-from tests.support.small_run import settings
+from tests.support.small_run import run_job, settings
 
 CLASSES, PROCESSED = (load_class_list(name) for name in ("imagenet21k", "imagenet21k_p"))
 # Classes of both lists with names that the world's CLIP has positions for, in the order of ids.
@@ -65,13 +65,6 @@ def prepare_config(**changes):
   return settings(job="prepare", **{f"prepare.{name}": value for name, value in fields.items()})
 
 
-def run(config, workdir):
-  validate(config)
-  module = load_job(config.job)
-  module.check(config, str(workdir))
-  return module.run(config, str(workdir))
-
-
 def jobs_on(records, out):
   """The training from stored features, and the evaluation: configs by name of their folder."""
   source = {"source": "tfds", "root": str(records)}
@@ -95,9 +88,9 @@ def whole(shared):
 
   def make(folder):
     source = archive(folder / "fall11_whole.tar")
-    run(prepare_config(input=str(source)), folder / "records")
+    run_job(prepare_config(input=str(source)), folder / "records")
     for name, config in jobs_on(folder / "records", folder).items():
-      run(config, folder / name)
+      run_job(config, folder / name)
 
   return shared("imagenet21k", make)
 
@@ -144,7 +137,7 @@ def test_folders_make_the_records_that_the_archive_makes(whole, tmp_path):
     (tmp_path / "images" / synset / name).write_bytes(content)
   config = prepare_config(input=str(tmp_path / "images"), names="imagenet21k_p")
   out = tmp_path / "records"
-  report = run(config, out)
+  report = run_job(config, out)
   assert report == report_of(out)
   expected = report_of(whole / "records")
   for split, found in expected["splits"].items():
@@ -169,7 +162,7 @@ def test_folders_make_the_records_that_the_archive_makes(whole, tmp_path):
 def test_what_can_not_be_prepared(whole, tmp_path, changes, error, message):
   config = prepare_config(**{"input": str(whole / "fall11_whole.tar")} | changes)
   with pytest.raises(error, match=rf"prepare\.{message}"):
-    run(config, tmp_path / "out")
+    run_job(config, tmp_path / "out")
   assert not (tmp_path / "out").exists()
 
 

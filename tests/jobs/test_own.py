@@ -3,8 +3,6 @@
 import csv
 import json
 
-import numpy as np
-from PIL import Image
 import pytest
 
 from pomp_jax import world
@@ -16,6 +14,7 @@ from pomp_jax.files.features import FeatureStoreError
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.benchmark import dry_run
 from pomp_jax.train import pretrain
+from tests.support.data_files import write_world
 
 
 @pytest.fixture
@@ -71,18 +70,10 @@ def test_no_pictures_is_one_line(argument):
     own.get_config(argument)
 
 
-def write_pictures(folder, names):
-  """Five of the world's pictures of each class, the last one of the first class unreadable."""
-  source = world.source("train", images_per_class=5)
-  for row, image in enumerate(source.images(np.arange(5 * len(names)))):
-    (folder / names[row // 5]).mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(folder / names[row // 5] / f"{row}.jpg", quality=95)
-  (folder / names[0] / "4.jpg").write_bytes(b"no image")
-
-
 def test_a_run_on_pictures_of_the_world(tmp_path, caplog):
   names, pictures, run = world.class_names("base")[:6], tmp_path / "pictures", tmp_path / "run"
-  write_pictures(pictures, names)
+  write_world(pictures, "train", 5, names, ".jpg")
+  (pictures / names[0] / "4.jpg").write_bytes(b"no image")
   for field, some in (("base", names[:4]), ("novel", names[4:])):
     (tmp_path / f"{field}.txt").write_text("\n".join(some))
   lists = f"base={tmp_path / 'base.txt'},novel={tmp_path / 'novel.txt'}"

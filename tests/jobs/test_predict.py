@@ -11,8 +11,7 @@ from pomp_jax import world
 from pomp_jax.clip import load_clip
 from pomp_jax.evaluate.classify import Classifier
 from pomp_jax.files.prompt_file import Prompt, save_prompt
-from tests.support.pictures import run_predict
-from tests.support.small_run import small_config
+from tests.support.small_run import run_job, small_config
 
 # Names of files and of classes that CSV, spreadsheets and consoles take for something else.
 KEYS = ('-b/+1,"2".png', "=cmd|' '!A1.png", "a/b/ü\n.png", "a/c.png", "z.png")
@@ -45,7 +44,7 @@ def predicted(root, workdir, upright=False, **changes):
   """Returns the job's rows of each picture, which `results.json` has."""
   fields = {"images": root / "images", "names": root / "names.txt", "prompt": root / "run"}
   fields = {f"predict.{field}": str(value) for field, value in (fields | changes).items()}
-  results = run_predict(small_config(job="predict", **fields, **{"data.upright": upright}), workdir)
+  results = run_job(small_config(job="predict", **fields, **{"data.upright": upright}), workdir)
   assert json.loads((workdir / "results.json").read_text())["images"] == results["images"]
   return results["images"]
 

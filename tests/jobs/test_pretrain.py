@@ -21,7 +21,7 @@ from pomp_jax.files.run_folder import RunFolder, RunFolderError, write_json
 from pomp_jax.hosts import Preempted
 from pomp_jax.train import loop, methods, pretrain, repeat, resume, setup
 from pomp_jax.train.watch import TrainingError, Watch
-from tests.support.damage import damage
+from tests.support.data_files import damage
 from tests.support.report_page import Page
 from tests.support.small_run import small_config, trained
 

@@ -16,7 +16,7 @@ import pytest
 from pomp_jax.config import load_job
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.files.run_folder import RunFolder
-from tests.support.damage import write_unreadable_set
+from tests.support.data_files import write_unreadable_set
 from tests.support.processes import run_in_processes
 from tests.support.small_run import small_config, training_features
 

@@ -18,8 +18,8 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.ablation import ablate
 from pomp_jax.rooms.baselines import baselines
 from pomp_jax.train import batches, methods, pretrain, setup
-from tests.support.damage import NAMES, write_damaged_folder
-from tests.support.small_run import small_config, training_features
+from tests.support.data_files import NAMES, write_folder
+from tests.support.small_run import run_job, small_config, training_features
 
 N_IMAGES = 4 * len(NAMES)
 PLAIN = {"data.augment": "none", "data.views": 1, "data.view_epochs": 0}
@@ -30,7 +30,10 @@ STORED = {"data.features": "stored"}
 def images(tmp_path_factory):
   """A folder a class, four JPEGs each; one of them is cut off."""
   root = tmp_path_factory.mktemp("images")
-  write_damaged_folder(root, {"train": 4, "val": 1, "test": 1})
+  for split, count in (("train", 4), ("val", 1), ("test", 1)):
+    write_folder(root / split, NAMES, count)
+  cut = root / "train" / "daisy" / "2.jpg"
+  cut.write_bytes(cut.read_bytes()[:300])
   return root
 
 
@@ -49,12 +52,6 @@ def config_of(images, one_layer):
     return small_config(**data | settings | changes)
 
   return config
-
-
-def run(config, workdir):
-  validate(config)
-  pretrain.check(config, str(workdir))
-  return pretrain.run(config, str(workdir))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +84,7 @@ def runs(config_of, shown, tmp_path_factory):
     shown.clear()
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(setup, "make_train_step", noted)
-      results = run(config_of(**{"data.features": features}), folder)
+      results = run_job(config_of(**{"data.features": features}), folder)
     assert results["unreadable_images"] == 1
     found[features] = RunFolder(folder), list(shown), towers
   return found
@@ -137,14 +134,14 @@ def test_a_restart_computes_what_is_missing(runs, config_of, shown, tmp_path, mo
 
   monkeypatch.setattr(Features, "write", interrupted)
   with pytest.raises(KeyboardInterrupt):
-    run(config, tmp_path)
+    run_job(config, tmp_path)
   # Two views of five images, in two epochs, of each of three blocks.
   assert shown == 6 * [10]
   monkeypatch.setattr(Features, "write", write)
   # After the checkpoint of step 8.
   monkeypatch.setattr(batches, "on_devices", lambda *given: itertools.islice(send(*given), 11))
   with pytest.raises(StopIteration):
-    run(config, tmp_path)
+    run_job(config, tmp_path)
   # The block whose file was not written, and the two after it.
   assert shown[6:] == [10, 10, 10, 10, 8, 8]
   monkeypatch.setattr(batches, "on_devices", send)
@@ -152,8 +149,8 @@ def test_a_restart_computes_what_is_missing(runs, config_of, shown, tmp_path, mo
   damaged.write_bytes(damaged.read_bytes()[:-1])
   # Noticed when the block is read: the next start computes it again.
   with pytest.raises(FeatureStoreError, match=r"c\.1\.0\.0.*; a restart computes again"):
-    run(config, tmp_path)
-  run(config, tmp_path)
+    run_job(config, tmp_path)
+  run_job(config, tmp_path)
   assert shown[12:] == [10, 10]
   found, expected = load_prompt(tmp_path / "prompt.npz"), load_prompt(runs["stored"][0].prompt)
   np.testing.assert_allclose(found.context, expected.context, rtol=0, atol=1e-6)
@@ -173,19 +170,19 @@ def test_runs_share_what_they_have_in_common(runs, config_of, shown, tmp_path):
   ):
     shown.clear()
     config = config_of(steps=1, **STORED | {"data.feature_store": str(folder)} | changes)
-    run(config, tmp_path / f"run of {changes}")
+    run_job(config, tmp_path / f"run of {changes}")
     assert sum(shown) == n_images, changes
 
 
 def test_a_restart_on_other_images_is_one_line(config_of, tmp_path):
   config = config_of(steps=1, **STORED | {"data.shots": 2})
-  run(config, tmp_path)
+  run_job(config, tmp_path)
   (tmp_path / "results.json").unlink()
   # The field itself may not change either. Here the images do.
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(pretrain, "check_same_run", lambda *_: None)
     with pytest.raises(FeatureStoreError, match="images is '.*removed or renamed; .* --workdir"):
-      run(config.replace({"data.shots_seed": 4}), tmp_path)
+      run_job(config.replace({"data.shots_seed": 4}), tmp_path)
 
 
 def test_a_classifier_reads_stored_features(config_of, shown, tmp_path):

@@ -3,7 +3,6 @@
 import importlib.machinery
 import importlib.util
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -14,7 +13,6 @@ import pytest
 
 from pomp_jax import hosts
 from pomp_jax.config import ConfigError, validate
-from pomp_jax.files import tracker as module
 from pomp_jax.files.metrics_log import MetricsWriter
 from pomp_jax.files.run_folder import RunFolder, read_json
 from pomp_jax.files.tracker import Tracker
@@ -64,16 +62,6 @@ def installed(monkeypatch):
     return stand_in
 
   return install
-
-
-@pytest.fixture
-def warnings():
-  records = []
-  handler = logging.Handler(logging.WARNING)
-  handler.emit = records.append
-  module.log.addHandler(handler)
-  yield lambda: [record.getMessage() for record in records]
-  module.log.removeHandler(handler)
 
 
 def test_a_training_that_is_stopped_and_resumed(one_layer, installed, tmp_path, monkeypatch):
@@ -130,7 +118,7 @@ _CALLS = ("init", "define_metric", "log", "log", "summary", "finish")
 
 
 @pytest.mark.parametrize("broken", dict.fromkeys(_CALLS))
-def test_an_error_of_the_tracker_is_one_warning(installed, warnings, tmp_path, broken):
+def test_an_error_of_the_tracker_is_one_warning(installed, caplog, tmp_path, broken):
   """Nothing more is sent after it."""
   stand_in = installed(broken)
   with Tracker("wandb", RunFolder(tmp_path), {"job": "pretrain"}) as tracker:
@@ -139,7 +127,7 @@ def test_an_error_of_the_tracker_is_one_warning(installed, warnings, tmp_path, b
       metrics.write(2, loss=1.0)
     tracker.finish({"top1": 0.5})
   assert [name for name, _ in stand_in.calls] == list(_CALLS[: _CALLS.index(broken) + 1])
-  (line,) = warnings()
+  (line,) = caplog.messages
   assert line.startswith("wandb: ") and "the service has ended" in line and "\n" not in line
   assert RunFolder(tmp_path).scalars() == {"loss": ([1, 2], [2.0, 1.0])}
 
@@ -158,13 +146,13 @@ def test_a_failed_training_is_told_as_such(installed, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["[]", "\xff"])
-def test_a_damaged_id(installed, tmp_path, warnings, content):
+def test_a_damaged_id(installed, tmp_path, caplog, content):
   """JSON without an id is replaced; anything else is a warning."""
   stand_in = installed()
   RunFolder(tmp_path).tracker.write_text(content)
   with Tracker("wandb", RunFolder(tmp_path), {"job": "pretrain"}):
     pass
-  assert len(stand_in.of("init")) + len(warnings()) == 1
+  assert len(stand_in.of("init")) + len(caplog.messages) == 1
 
 
 def test_other_processes_and_no_tracker(installed, tmp_path, monkeypatch):

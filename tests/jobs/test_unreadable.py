@@ -12,7 +12,7 @@ from pomp_jax.evaluate import predict
 from pomp_jax.files.prompt_file import load_prompt
 from pomp_jax.rooms.analysis import analyse
 from pomp_jax.train import pretrain, setup
-from tests.support.damage import write_unreadable_set
+from tests.support.data_files import write_unreadable_set
 from tests.support.small_run import small_config
 
 NAMES = load_class_list("eurosat").names

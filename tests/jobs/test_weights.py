@@ -16,7 +16,7 @@ from tests.support.openai_clip import (
   torch_text_features,
   write_merges,
 )
-from tests.support.small_run import small_config
+from tests.support.small_run import run_job, small_config
 
 NAMES = ("cat", "dog", "star", "the sea", "zebra")
 
@@ -50,8 +50,7 @@ def _config(folder, **changes):
 def test_training_and_evaluation(stored, tmp_path):
   folder, model = stored
   config = _config(folder)
-  pretrain.check(config, str(tmp_path))
-  results = pretrain.run(config, str(tmp_path))
+  results = run_job(config, tmp_path)
   prompt = load_prompt(tmp_path / "prompt.npz")
   assert prompt.clip_model == str(folder / "RN.pt")
   assert prompt.context.shape == (4, 64)

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from tests.support.fake_gcloud import ROOT, executable, wait_for
+from tests.support.fake_gcloud import executable
+from tests.support.processes import ROOT, wait_until
 
 # In place of pomp_jax.main: says what it was given; ends with the status, or waits for SIGTERM.
 _PYTHON = """#!/usr/bin/env bash
@@ -99,7 +100,7 @@ def test_a_gpu_gets_the_jax_of_its_driver(environ, tmp_path, driver, variables, 
 
 def test_sigterm_reaches_all(environ, tmp_path):
   process = start(environ, PROCESSES="2", WAIT="1")
-  wait_for(lambda: all((tmp_path / f"ready{index}").exists() for index in range(2)))
+  wait_until(lambda: all((tmp_path / f"ready{index}").exists() for index in range(2)))
   process.send_signal(signal.SIGTERM)
   assert process.wait(300) == 75
   assert all((tmp_path / f"stopped{index}").exists() for index in range(2))

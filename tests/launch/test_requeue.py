@@ -5,7 +5,8 @@ import subprocess
 
 import pytest
 
-from tests.support.fake_gcloud import ROOT, executable
+from tests.support.fake_gcloud import executable
+from tests.support.processes import ROOT
 
 _COMMANDS = {
   "srun": 'exit "$STATUS"',

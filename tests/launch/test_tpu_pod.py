@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support.fake_gcloud import ROOT, calls, make_cloud, pod, start, wait_for
+from tests.support.fake_gcloud import calls, make_cloud, pod, start
+from tests.support.processes import ROOT, wait_until
 
 _MACHINES = ["--name=pomp", "--zone=us-central2-b", "--type=v4-32"]
 POD = [*_MACHINES, "--mount=true"]
@@ -154,7 +155,7 @@ def test_a_kept_run_is_followed_again_and_not_started_twice(cloud):
   (cloud / "hold").touch()
   first = start(cloud, *POD, "--keep", "--", "--config=x", "--workdir=a b")
   ran = cloud / "worker" / "pomp" / "ran"
-  wait_for(ran.exists)
+  wait_until(ran.exists)
   os.killpg(first.pid, signal.SIGINT)
   assert first.wait(300) == 130
   assert (cloud / "state").read_text() == "ACTIVE\n"

@@ -100,6 +100,26 @@ def _tokenizer_of(folder: pathlib.Path, merges: Sequence[str]) -> CLIPTokenizerF
   return CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
 
 
+def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+  """Draws all weights and statistics, so that none is 0 or 1 and activations keep their scale."""
+  generator = torch.Generator().manual_seed(seed)
+
+  def normal(tensor, deviation, mean=0.0):
+    tensor.copy_(mean + deviation * torch.randn(tensor.shape, generator=generator))
+
+  with torch.no_grad():
+    for name, tensor in model.state_dict().items():
+      if name.endswith("running_var"):
+        tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+      elif tensor.ndim == 1:
+        normal(tensor, 0.1, mean=1.0 if name.endswith("weight") else 0.0)
+      elif "queries_embedder" in name:
+        normal(tensor, 1.0)
+      elif tensor.ndim:
+        normal(tensor, (2 / tensor[0].numel()) ** 0.5)
+  return model
+
+
 def encode_texts(
   clip: Clip, texts: Sequence[str], tower: TextTower | None = None
 ) -> Float[Array, "N E"]:

@@ -10,19 +10,11 @@ import os
 
 import pytest
 
-_DEAREST = 40
-
 
 def _spent() -> float:
   """CPU seconds of this process and of its children that have ended."""
   times = os.times()
   return times.user + times.system + times.children_user + times.children_system
-
-
-def room(node: str) -> str:
-  """Folder below tests/ that a test is in, or `tests` for a file that is in none."""
-  parts = node.split("::")[0].split("/")
-  return parts[1] if len(parts) > 2 else "tests"
 
 
 class CoreSeconds:
@@ -55,12 +47,13 @@ class CoreSeconds:
     terminalreporter.section("core-seconds")
     rooms: dict[str, list[float]] = defaultdict(list)
     for node, seconds in self._seconds.items():
-      rooms[room(node)].append(seconds)
+      *folders, _ = node.split("::")[0].split("/")
+      rooms[folders[1] if len(folders) > 1 else "tests"].append(seconds)
     for name, found in sorted(rooms.items(), key=lambda row: -sum(row[1])):
       terminalreporter.write_line(f"{sum(found):8.1f}  {name} ({len(found)} tests)")
     terminalreporter.write_line(f"{sum(self._seconds.values()):8.1f}  all")
-    terminalreporter.section(f"{_DEAREST} dearest tests")
-    for node, seconds in sorted(self._seconds.items(), key=lambda row: -row[1])[:_DEAREST]:
+    terminalreporter.section("the 40 dearest tests")
+    for node, seconds in sorted(self._seconds.items(), key=lambda row: -row[1])[:40]:
       terminalreporter.write_line(f"{seconds:8.1f}  {node}")
 
 

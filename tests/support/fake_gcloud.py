@@ -1,11 +1,9 @@
 """A cloud as a folder, with fakes of gcloud and of a worker's Python."""
 
 import os
-import pathlib
 import subprocess
-import time
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tests.support.processes import ROOT
 
 # A queued resource is a file that holds its state; a worker is a folder, and ssh is bash.
 _GCLOUD = """#!/usr/bin/env bash
@@ -92,16 +90,11 @@ def start(cloud, *arguments):
   """Starts launch/tpu_pod.sh."""
   # VENV and PYTHON are unset on a machine of the cloud.
   environ = {name: text for name, text in os.environ.items() if name not in ("VENV", "PYTHON")}
-  path = f"{cloud / 'bin'}:{environ['PATH']}"
-  return subprocess.Popen(
-    ["bash", "launch/tpu_pod.sh", *arguments],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
-    env=environ | {"PATH": path, "CLOUD": str(cloud), "POLL_SECONDS": "0"},
-  )
+  environ |= {"PATH": f"{cloud / 'bin'}:{environ['PATH']}"}
+  environ |= {"CLOUD": str(cloud), "POLL_SECONDS": "0"}
+  command = ["bash", "launch/tpu_pod.sh", *arguments]
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+  return subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True, **pipes)
 
 
 def pod(cloud, *arguments):
@@ -109,14 +102,6 @@ def pod(cloud, *arguments):
   process = start(cloud, *arguments)
   stdout, stderr = process.communicate(timeout=600)
   return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-
-
-def wait_for(what):
-  """Waits until a condition holds, at most 300 s."""
-  end = time.monotonic() + 300
-  while not what():
-    assert time.monotonic() < end
-    time.sleep(0.05)
 
 
 def calls(cloud):

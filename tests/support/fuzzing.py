@@ -35,9 +35,7 @@ awkward_text = st.lists(st.sampled_from(AWKWARD) | st.text(max_size=8), max_size
 def json_values(*words: str) -> st.SearchStrategy[Any]:
   """Draws small JSON values; `words` are keys and strings that the reader knows."""
   text = st.sampled_from(words) | awkward_text if words else awkward_text
-  plain = (
-    st.none() | st.booleans() | st.sampled_from(_NUMBERS) | text | st.sampled_from(_PLACEHOLDERS)
-  )
+  plain = st.none() | st.booleans() | st.sampled_from([*_NUMBERS, *_PLACEHOLDERS]) | text
   return st.recursive(
     plain,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
@@ -116,11 +114,8 @@ class Bomb:
 def bombs(folder: pathlib.Path) -> list[bytes]:
   """Returns pickles of every protocol that create a folder, bare and nested."""
   values = [Bomb(folder), {"state_dict": {"ctx": Bomb(folder)}}, [Bomb(folder)]]
-  return [
-    pickle.dumps(value, protocol)
-    for value in values
-    for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
-  ]
+  protocols = range(pickle.HIGHEST_PROTOCOL + 1)
+  return [pickle.dumps(value, protocol) for value in values for protocol in protocols]
 
 
 # Paths that any code may open: Python, installed packages, this package, devices.
@@ -154,12 +149,7 @@ sys.addaudithook(_note)
 
 @contextlib.contextmanager
 def allowed_errors(*errors: type[Exception], within: Sequence[os.PathLike]) -> Iterator[None]:
-  """Checks a reader: it may raise `errors` with one line, and open files in some folders only.
-
-  Args:
-    *errors: documented error types.
-    within: folders or files that the reader may open.
-  """
+  """Checks a reader: it may raise `errors` with one line, and open files in `within` only."""
   folders = tuple(os.path.realpath(folder) for folder in within)
   # Threads of earlier tests, such as image prefetchers, are ignored.
   others = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}

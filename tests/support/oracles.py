@@ -1,7 +1,7 @@
 """What the tests hold the package to, written from the papers and not from the package.
 
 The method in torch's float64, one class and one image at a time, through HuggingFace's CLIPModel.
-Dassl's learning-rate schedule of torch's own classes.
+Dassl's learning-rate schedule, of torch's own schedulers.
 """
 
 import math
@@ -37,15 +37,6 @@ def plain_layout(sos, context, name, rest, position):
   }[position]
 
 
-def plain_margin(n_kept: int, n_classes: int, correction: str) -> float:
-  """Returns the margin added to each negative logit of an image with n_kept negatives."""
-  if correction == "log":
-    return math.log(n_classes - 1) - math.log(n_kept)
-  if correction == "log10":
-    return math.log10(n_classes - 1) - math.log10(n_kept)
-  return 0.0
-
-
 def torch_class_feature(model: CLIPModel, context, ids, n_name: int, position: str):
   """Returns g(t_c) of one class from `ids`: name (the first n_name ids), "." and EOT."""
   text = model.text_model
@@ -66,23 +57,17 @@ def torch_class_feature(model: CLIPModel, context, ids, n_name: int, position: s
 def torch_losses(images, positives, negatives, labels, drawn, *, scale, n_classes, correction):
   """Returns the cross-entropy of each image of one group, and whether it is right.
 
-  Args:
-    images: image features f(x), one a row.
-    positives: class feature g(t_c) of each image's own class.
-    negatives: class features of the negatives.
-    labels: class of each image.
-    drawn: classes of the negatives.
-    scale: logit scale.
-    n_classes: number of classes N.
-    correction: margin correction, `log`, `log10` or `none`.
+  A row is an image's features, and those of its own class `labels`. Of `negatives`, which are the
+  features of the classes `drawn`, each image has those that are not its own class.
   """
+  log = {"log": math.log, "log10": math.log10, "none": lambda _: 0.0}[correction]
   losses, hits = [], []
   for image, positive, label in zip(images, positives, labels, strict=True):
     others = [row for row, c in zip(negatives, drawn, strict=True) if c != label]
     logits = scale * torch.cosine_similarity(image, torch.stack([positive, *others]), dim=1)
     hits.append(float(logits.argmax() == 0))
     if others:
-      margin = plain_margin(len(others), n_classes, correction)
+      margin = log(n_classes - 1) - log(len(others))
       logits = logits + logits.new_tensor([0.0] + [margin] * len(others))
     losses.append(torch.nn.functional.cross_entropy(logits[None], torch.tensor([0])))
   return torch.stack(losses), np.array(hits)

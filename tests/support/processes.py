@@ -37,15 +37,13 @@ def reserved_port() -> Iterator[int]:
 
 
 def xla_flags(devices: int) -> str:
-  """XLA_FLAGS for a number of virtual devices, the same in tests and in the processes they start.
-
-  Programs run for few steps here, so optimising them costs more than it saves. Collectives time
-  out after 600 s instead of 40 s: on a busy machine devices arrive late.
-  """
+  """XLA_FLAGS for virtual devices, the same in tests and in the processes that they start."""
   count = [f"--xla_force_host_platform_device_count={devices}"] if devices > 1 else []
   return " ".join([*count, *_FLAGS])
 
 
+# Programs run for few steps here, so optimising them costs more than it saves. Collectives time
+# out after 600 s instead of 40 s: on a busy machine devices arrive late.
 _FLAGS = (
   "--xla_backend_optimization_level=0",
   "--xla_llvm_disable_expensive_passes=true",
@@ -55,11 +53,8 @@ _FLAGS = (
 
 def environment(devices: int, **more: str) -> dict[str, str]:
   """Environment of a child process: virtual devices, and no variable of a surrounding cluster."""
-  found = {
-    name: value
-    for name, value in os.environ.items()
-    if not name.startswith(("SLURM_", "OMPI_", "JOBSET_", "TPU_", "MEGASCALE_"))
-  }
+  clusters = ("SLURM_", "OMPI_", "JOBSET_", "TPU_", "MEGASCALE_")
+  found = {name: value for name, value in os.environ.items() if not name.startswith(clusters)}
   own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices), "PYTHONPATH": str(ROOT)}
   return found | own | more
 
@@ -71,7 +66,12 @@ def share_compilation_cache() -> None:
   folder. All of it is safe to delete. A folder of over 2 GiB is deleted here.
   """
   cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-  key = hashlib.sha256(" ".join([_processor(), *_FLAGS]).encode()).hexdigest()[:12]
+  processor = platform.platform()
+  with contextlib.suppress(OSError):  # programs are compiled for the features of the processor
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    names = {line for line in lines if line.startswith(("model name", "flags"))}
+    processor = " ".join(sorted(names))
+  key = hashlib.sha256(" ".join([processor, *_FLAGS]).encode()).hexdigest()[:12]
   folder = cache / "pomp_jax_tests" / f"jaxlib-{importlib.metadata.version('jaxlib')}-{key}"
   if folder.exists():
     with os.scandir(folder) as files:
@@ -82,30 +82,17 @@ def share_compilation_cache() -> None:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
-def _processor() -> str:
-  """Name and features of this machine's processor: programs are compiled for them."""
-  try:
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-  except OSError:
-    return platform.platform()
-  return " ".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
-
-
-def wait_until(happened: Callable[[], object], process: subprocess.Popen) -> None:
-  """Waits while a process runs, five minutes at most, until something has happened."""
-  end = time.monotonic() + 300
+def wait_until(happened: Callable[[], object], process: subprocess.Popen | None = None) -> None:
+  """Waits until a condition holds, while the process runs, at most 600 s."""
+  end = time.monotonic() + 600
   while not happened():
-    assert process.poll() is None and time.monotonic() < end
+    assert process is None or process.poll() is None, "the process ended too early"
+    assert time.monotonic() < end, "it took too long"
     time.sleep(0.02)
 
 
 class Processes(contextlib.AbstractContextManager):
-  """The processes of one run; killed on exit if they still run.
-
-  Attributes:
-    processes: started processes by index.
-    port: port of process 0 if there are several processes.
-  """
+  """The processes of one run, by index in `processes`; killed on exit if they still run."""
 
   def __init__(
     self,
@@ -117,32 +104,17 @@ class Processes(contextlib.AbstractContextManager):
     environ: dict[int, dict[str, str]] | None = None,
     absent: Sequence[int] = (),
   ):
-    """Starts the processes.
+    """Starts `count` processes with `devices` virtual devices each, all but the `absent` ones.
 
-    Args:
-      count: number of processes.
-      command: arguments of `python`; coordinator, count and index are appended.
-      devices: virtual devices per process.
-      own: extra arguments by process index.
-      environ: extra environment variables by process index.
-      absent: indices of processes that never start.
+    `command` are the arguments of `python`, to which coordinator, count and index are appended.
+    `own` and `environ` are further arguments and environment variables, by process index.
     """
     self._stack = contextlib.ExitStack()
     self.port = self._stack.enter_context(reserved_port())
     self.processes, self._outputs = {}, {}
-    for index in range(count):
-      if index in absent:
-        continue
-      which = (
-        [
-          "--coordinator",
-          f"127.0.0.1:{self.port}",
-          f"--num_processes={count}",
-          f"--process_id={index}",
-        ]
-        if count > 1
-        else []
-      )
+    for index in set(range(count)) - set(absent):
+      which = [f"--coordinator=127.0.0.1:{self.port}", f"--num_processes={count}"]
+      which = [*which, f"--process_id={index}"] if count > 1 else []
       # A file, not a pipe: a process blocks on a full pipe, and the others then wait for it.
       output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed by the stack)
       self._outputs[index] = self._stack.enter_context(output)
@@ -163,6 +135,13 @@ class Processes(contextlib.AbstractContextManager):
       found[index] = status, self._outputs[index].read()
     return found
 
+  def succeed(self, seconds: float = 600) -> list[str]:
+    """Waits for all processes, asserts that their exit status is 0, and returns their outputs."""
+    found = self.finish(seconds).values()
+    for status, output in found:
+      assert status == 0, output[-3000:]
+    return [output for _, output in found]
+
   def __exit__(self, *exception: object) -> None:
     for process in self.processes.values():
       process.kill()
@@ -170,40 +149,37 @@ class Processes(contextlib.AbstractContextManager):
     self._stack.close()
 
 
-# A config and the run folder of each process, shared or separate.
-Job = tuple["Settings", Sequence[pathlib.Path]]
-
-
 def run_in_processes(
-  jobs: Sequence[Job],
+  jobs: Sequence[tuple["Settings", Sequence[pathlib.Path]]],
   file: pathlib.Path,
   *,
   count: int = 2,
   devices: int = 2,
   seconds: float = 600,
 ) -> None:
-  """Runs jobs one after the other in several processes; `file` passes the jobs to them."""
+  """Runs jobs one after the other in several processes; `file` passes the jobs to them.
+
+  A job is a config and the run folder of each process, shared or separate.
+  """
   values = [(config.flat(), list(map(str, workdirs))) for config, workdirs in jobs]
   file.write_text(json.dumps(values))
-  command = [__file__, str(file), str(count), str(devices)]
+  command = [__file__, str(file), str(devices)]
   with Processes(count, command, devices=devices) as processes:
-    for status, output in processes.finish(seconds).values():
-      assert status == 0, output[-3000:]
+    processes.succeed(seconds)
 
 
-def main() -> None:
-  """Entry point of a child process of `run_in_processes`."""
+def _main() -> None:
+  """Runs a child process of `run_in_processes`."""
   parser = argparse.ArgumentParser()
   parser.add_argument("file", type=pathlib.Path)
-  parser.add_argument("count", type=int)
   parser.add_argument("devices", type=int)
   parser.add_argument("--coordinator")
-  parser.add_argument("--num_processes", type=int)
+  parser.add_argument("--num_processes", type=int, default=1)
   parser.add_argument("--process_id", type=int, default=0)
   arguments = parser.parse_args()
   import jax
 
-  count = arguments.count
+  count = arguments.num_processes
   if count > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(arguments.coordinator, count, arguments.process_id)
@@ -219,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  _main()

@@ -1,6 +1,6 @@
 """Images, a CLIP and networks for the jobs that find, name and train regions; their configs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import json
@@ -11,21 +11,25 @@ from typing import Any
 import numpy as np
 from PIL import Image
 import torch
+from torch.nn import functional
 from transformers import CLIPModel
 
 from pomp_jax.clip import load_clip
 from pomp_jax.clip.load import Clip
-from pomp_jax.config import Settings, load_job, validate
+from pomp_jax.config import Settings
+from pomp_jax.rooms.regions.files import RegionHeader, Regions, RegionWriter
 from pomp_jax.rooms.regions.mask_former.weights import MaskFormerFile, write_mask_former
-from tests.support.clips import write_random_clip
+from tests.support.clips import pooled, write_random_clip
 from tests.support.mask_params import TINY, random_params
-from tests.support.mask_sets import write_objects
-from tests.support.pixel_sets import segment_config, write_pixel_set
-from tests.support.region_oracle import crop_feature, image_tower, text_features
+from tests.support.small_run import small_config
 
-NETWORK = dataclasses.replace(TINY, embedding=24)
-CONTEXT = np.random.default_rng(5).normal(size=(4, 32)).astype(np.float32)
+# Names of each class.
+TEXTS = (("the cat", "dog"), ("sky",), ("star",), ("house", "home of the star"))
 TRAINED = ("the cat", "sky")
+SIZES = ((40, 56), (33, 48), (48, 32), (40, 56), (36, 40))
+WIDTH = 24  # of the embeddings
+NETWORK = dataclasses.replace(TINY, embedding=WIDTH)
+CONTEXT = np.random.default_rng(5).normal(size=(4, 32)).astype(np.float32)
 
 
 def write_region_set(root: pathlib.Path) -> None:
@@ -42,43 +46,97 @@ def write_region_set(root: pathlib.Path) -> None:
   write_network(root / "other.pth", seed=1)
 
 
-def write_network(path, seed=0, config=NETWORK, context=CONTEXT, classes=TRAINED):
-  """Writes a random network."""
+def write_pixel_set(root: pathlib.Path, clip_model: str, seed: int = 0) -> None:
+  """Writes `images/`, `labels/` of 4 by 4 blocks, `names.txt`, and `regions/` with embeddings.
+
+  The regions name `clip_model` as their CLIP.
+  """
+  rng = np.random.default_rng(seed)
+  for name in ("images", "labels"):
+    (root / name).mkdir(parents=True)
+  lines = ("the cat, dog\tbase", "sky\tbase", "star\tnovel", "house, home of the star\tnovel")
+  (root / "names.txt").write_text("\n".join(lines))
+  null = (1.0,) * WIDTH
+  header = RegionHeader("a network", clip_model, 1, WIDTH, "softmax", 20.0, null, ("sky",))
+  writer = RegionWriter(root / "regions", header)
+  for number, (height, width) in enumerate(SIZES):
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(image).save(root / "images" / f"{number}.png")
+    blocks = rng.choice([0, 1, 2, 3, 255], (4, 4)).astype(np.uint8)
+    labels = Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
+    labels.save(root / "labels" / f"{number}.png")
+    boxes = np.tile(np.array([0, 0, width, height], np.float32), (6, 1))
+    masks = np.kron(rng.integers(0, 256, (6, 3, 3)), np.ones((1, 4, 4))).astype(np.uint8)
+    masks[0] = 40  # below the threshold everywhere
+    embeddings = rng.normal(size=(6, 1, WIDTH)).astype(np.float16)
+    objectness = rng.random(6).astype(np.float32)
+    writer.write(str(number), Regions(boxes, objectness, masks, embeddings))
+
+
+def write_objects(root: pathlib.Path) -> None:
+  """Writes `objects.json`: each class of each label image as one object, as a polygon of its box.
+
+  The first object of each image is a crowd.
+  """
+  images, rows = [], []
+  for number, file in enumerate(sorted((root / "labels").glob("*.png"))):
+    labels = np.asarray(Image.open(file))
+    height, width = labels.shape
+    images.append({"id": number, "file_name": file.name, "height": height, "width": width})
+    for order, label in enumerate(np.intersect1d(labels, range(len(TEXTS))).tolist()):
+      ys, xs = np.nonzero(labels == label)
+      x0, y0, x1, y1 = (int(v) for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1))
+      row = {"id": len(rows) + 1, "image_id": number, "category_id": label, "iscrowd": order == 0}
+      row |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
+      rows.append(row | {"segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]]})
+  categories = [{"id": number, "name": names[0]} for number, names in enumerate(TEXTS)]
+  value = {"images": images, "annotations": rows, "categories": categories}
+  (root / "objects.json").write_text(json.dumps(value))
+
+
+def write_network(path, seed=0, context=CONTEXT, classes=TRAINED, **changes):
+  """Writes a random network; `changes` are those of `NETWORK`."""
+  config = dataclasses.replace(NETWORK, **changes)
   with open(path, "wb") as file:
     write_mask_former(file, MaskFormerFile(config, random_params(config, seed), classes), context)
 
 
-@functools.cache
-def _torch_clip() -> tuple[CLIPModel, Clip]:
-  """The CLIP of `write_region_set` in torch, and as it is loaded."""
-  with tempfile.TemporaryDirectory() as folder:
-    return write_random_clip(pathlib.Path(folder)), load_clip(folder)
-
-
-def torch_crop(image: np.ndarray, mask: np.ndarray) -> torch.Tensor:
-  """Unit feature of a crop by the CLIP of `write_region_set`."""
-  model, clip = _torch_clip()
-  return crop_feature(image_tower(model), clip, image, mask)
-
-
-def torch_texts(texts: Sequence[str]) -> torch.Tensor:
-  """Unit features of texts by the CLIP of `write_region_set`."""
-  return text_features(*_torch_clip(), texts)
-
-
 def regions_config(root: pathlib.Path, job: str, **changes) -> Settings:
-  """The config of `segment`, `detect` or `propose`, with true regions, for a `write_region_set`."""
+  """The config of a job for a `write_region_set`: with true regions, or four steps of training."""
+  images, labels, names = (str(root / file) for file in ("images", "labels", "names.txt"))
   settings = {
     "job": job,
+    "clip.model": str(root / "clip"),
+    "segment.source": "folder",
+    "segment.images": images,
+    "segment.labels": labels,
+    "segment.names": names,
+    "segment.prompts": ("a photo of a {}.", "{}!"),
+    "segment.output": True,
     "detect.source": "coco",
     "detect.annotations": str(root / "objects.json"),
-    "detect.images": str(root / "images"),
-    "detect.names": str(root / "names.txt"),
+    "detect.images": images,
+    "detect.names": names,
     "detect.prompts": ("a photo of a {}.", "{}!"),
     "detect.output": True,
+    "regions.source": "truth",
     "propose.network": str(root / "net.pth"),
+    "train_masks.source": "folder",
+    "train_masks.images": images,
+    "train_masks.labels": labels,
+    "train_masks.names": names,
+    "train_masks.network": "small",
+    "train_masks.size": 64,
+    "train_masks.targets": 4,
+    "train_masks.lr": 0.001,
+    "batch_size": 8,
+    "steps": 4,
+    "checkpoint.every": 2,
+    "log.every": 1,
   }
-  return segment_config(root, **settings | changes)
+  if changes.get("regions.source") == "file":
+    settings["regions.path"] = str(root / "regions")
+  return small_config(**settings | changes)
 
 
 def in_place(root: pathlib.Path, value: Any) -> Any:
@@ -88,19 +146,11 @@ def in_place(root: pathlib.Path, value: Any) -> Any:
   return value.replace("OTHER", str(root / "other")).replace("ROOT", str(root))
 
 
-def run_job(config: Settings, workdir: pathlib.Path) -> dict[str, Any]:
-  """Validates, checks and runs as the command line does."""
-  validate(config)
-  job = load_job(config.job)
-  job.check(config, str(workdir))
-  return job.run(config, str(workdir))
-
-
-def label_maps(workdir: pathlib.Path, prompt: int = 0, n_classes: int = 4) -> list[np.ndarray]:
+def label_maps(workdir: pathlib.Path, prompt: int = 0) -> list[np.ndarray]:
   """The label maps under a prompt that `segment` has written; -1 for no class."""
   files = sorted((workdir / "labels" / str(prompt)).glob("*.png"))
   maps = [np.asarray(Image.open(file)).astype(int) for file in files]
-  return [np.where(labels < n_classes, labels, -1) for labels in maps]
+  return [np.where(labels < len(TEXTS), labels, -1) for labels in maps]
 
 
 def detections(workdir: pathlib.Path, prompt: int = 0) -> list[dict[str, Any]]:
@@ -118,3 +168,45 @@ def assert_same_detections(
   for field in ("bbox", "score"):
     numbers = [[row[field] for row in rows] for rows in (found, expected)]
     np.testing.assert_allclose(*numbers, atol=2e-3)
+
+
+# Torch's side.
+
+
+def crop_feature(
+  encode: Callable[[torch.Tensor], torch.Tensor], clip: Clip, image: np.ndarray, mask: np.ndarray
+) -> torch.Tensor:
+  """ZSSeg's crop of a mask [H,W] (not empty) out of an image [H,W,3], and its unit feature [E].
+
+  `encode` is the image tower in torch. Size and normalisation of images are those of `clip`.
+  """
+  mean, std = (torch.tensor(values)[:, None, None] for values in (clip.mean, clip.std))
+  rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+  box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+  pixels = torch.tensor(image[box].transpose(2, 0, 1)) / 255
+  pixels = torch.where(torch.tensor(mask[box]), pixels, mean)
+  size = (clip.image_size,) * 2
+  crop = functional.interpolate(pixels[None].float(), size, mode="bicubic")
+  with torch.no_grad():
+    return functional.normalize(encode((crop - mean) / std))[0]
+
+
+@functools.cache
+def _torch_clip() -> tuple[CLIPModel, Clip]:
+  """The CLIP of `write_region_set` in torch, and as it is loaded."""
+  with tempfile.TemporaryDirectory() as folder:
+    return write_random_clip(pathlib.Path(folder)), load_clip(folder)
+
+
+def torch_crop(image: np.ndarray, mask: np.ndarray) -> torch.Tensor:
+  """Unit feature [E] of a crop by the CLIP of `write_region_set`."""
+  model, clip = _torch_clip()
+  return crop_feature(lambda pixels: pooled(model.get_image_features(pixels)), clip, image, mask)
+
+
+def torch_texts(texts: Sequence[str]) -> torch.Tensor:
+  """Unit features [N,E] of whole texts by the CLIP of `write_region_set`."""
+  model, clip = _torch_clip()
+  tokens = clip.tokenizer(list(texts), return_tensors="pt", padding=True)
+  with torch.no_grad():
+    return functional.normalize(pooled(model.get_text_features(**tokens)))

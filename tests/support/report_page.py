@@ -4,7 +4,6 @@ import html.parser
 
 # A name that a page must escape.
 AWKWARD = "a <b>&\"photo\"</b> of a {}.<script>alert('1')</script>"
-VOID = {"meta", "img", "br", "wbr"}
 
 
 class Page(html.parser.HTMLParser):
@@ -20,7 +19,7 @@ class Page(html.parser.HTMLParser):
   def handle_starttag(self, tag, attributes):
     attributes = dict(attributes)
     self.tags.add(tag)
-    if tag not in VOID:
+    if tag not in ("meta", "img", "br", "wbr"):
       self.open.append(tag)
     if tag == "table":
       self.tables.append([])

@@ -1,4 +1,4 @@
-"""Plugin: finished runs that many tests read, each made once for all workers of a session."""
+"""Plugin: fixtures of several rooms, such as finished runs, each made once for a session."""
 
 from collections.abc import Callable
 import os
@@ -58,15 +58,30 @@ def copy_of(tmp_path: pathlib.Path):
   return copy
 
 
+@pytest.fixture
+def hub(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+  """A hub without repositories, which the library's client asks."""
+  from tests.support.hub import local_hub
+
+  with local_hub(monkeypatch, tmp_path / "cache") as hub:
+    yield hub
+
+
+@pytest.fixture(scope="session")
+def clip_and_torch(tmp_path_factory: pytest.TempPathFactory):
+  """A random CLIP, ours and torch's."""
+  # Imported late: JAX starts after the plugins are loaded.
+  from pomp_jax.clip import load_clip
+  from tests.support.clips import write_random_clip
+
+  folder = tmp_path_factory.mktemp("clip")
+  model = write_random_clip(folder)
+  return load_clip(str(folder)), model
+
+
 @pytest.fixture(scope="session")
 def pretrained(shared: Shared) -> pathlib.Path:
   """The folder of a finished `pretrain` with `small_config()`."""
-  # Imported late: JAX starts after the plugins are loaded.
-  from pomp_jax.train import pretrain
-  from tests.support.small_run import small_config
+  from tests.support.small_run import run_job, small_config
 
-  def train(folder: pathlib.Path) -> None:
-    pretrain.check(small_config(), str(folder))
-    pretrain.run(small_config(), str(folder))
-
-  return shared("pretrain", train)
+  return shared("pretrain", lambda folder: run_job(small_config(), folder))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from pomp_jax.config import Settings, value_of_text
+from pomp_jax.config import Settings, load_job, validate, value_of_text
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.train import loop, setup
 
@@ -43,6 +43,14 @@ def small_config(**changes) -> Settings:
     "log.every": 2,
   }
   return settings(**small | changes)
+
+
+def run_job(config: Settings, workdir: pathlib.Path | str) -> Any:
+  """Validates, checks and runs a job as the command line does; returns its results."""
+  validate(config)
+  job = load_job(config.job)
+  job.check(config, str(workdir))
+  return job.run(config, str(workdir))
 
 
 def trained(config: Settings, workdir: pathlib.Path) -> np.ndarray:

@@ -14,7 +14,7 @@ from pomp_jax.prompt.learner import ContextLearner
 from pomp_jax.prompt.loss import ContrastSettings
 from pomp_jax.prompt.mesh import replicate
 from pomp_jax.prompt.optimizer import sgd
-from pomp_jax.prompt.step import Renewal, TrainState, create_state, make_train_step
+from pomp_jax.prompt.step import TrainState, create_state, make_train_step
 from tests.support.flax_clip import PLAIN_TOWER
 
 N_CLASSES, K = 12, 6
@@ -40,30 +40,17 @@ def draw_of(step: int, group: int) -> list[int]:
 
 
 def make_step(
-  world,
-  *,
-  mesh,
-  module,
-  settings,
-  accumulate=1,
-  kind=PLAIN_TOWER,
-  budget=None,
-  vision=None,
-  renewal: Renewal | None = None,
-  rate: float = 0.5,
+  world, *, mesh, module, kind=PLAIN_TOWER, budget=None, vision=None, rate: float = 0.5, **more
 ) -> tuple[Callable, TrainState, Any]:
-  """Returns the train step, the initial state and the frozen arrays, on the mesh."""
+  """Returns the train step, the initial state and the frozen arrays, on the mesh.
+
+  `more` goes to `make_train_step`.
+  """
   optimizer = sgd(lambda step: rate / (1 + step), 0.9, 0.01)
   tower = text_tower(kind, world.clip.config.text_config, token_budget=budget)
   learner = ContextLearner(module, tower, budget)
   step = make_train_step(
-    mesh=mesh,
-    learner=learner,
-    image_tower=vision,
-    optimizer=optimizer,
-    settings=settings,
-    accumulate=accumulate,
-    renewal=renewal,
+    mesh=mesh, learner=learner, image_tower=vision, optimizer=optimizer, **more
   )
   state = replicate(create_state(learner, optimizer, SEED), mesh)
   return step, state, replicate(world.frozen, mesh)

@@ -37,17 +37,15 @@ _NOT_PASSED_ON = {"transfer-encoding", "connection", "server", "date"}
 
 
 class Store(contextlib.ExitStack):
-  """A store in a process of its own, behind a proxy that can answer in its place.
+  """A store in a process of its own with one bucket, behind a proxy that can answer in its place.
 
   Attributes:
-    scheme: "gs" or "s3".
     environ: variables that lead the clients to it.
     faults: number of requests that the proxy answered.
     before: called with method and path before each answer.
   """
 
   def __init__(self, scheme: str):
-    """Starts the store with one empty bucket."""
     super().__init__()
     self.scheme, self.faults = scheme, 0
     self._status, self._until = 0, 0.0
@@ -66,21 +64,13 @@ class Store(contextlib.ExitStack):
     started = urllib3.Retry(600, backoff_factor=0.1, backoff_max=0.1)
     self._store.request("GET", "/", retries=started)
     address = self.enter_context(served(self._answer))
-    self.environ = (
-      {
-        "STORAGE_EMULATOR_HOST": address,
-        "TENSORSTORE_GCS_HTTP_URL": address,  # Orbax's client
-        "CLOUD_STORAGE_EMULATOR_ENDPOINT": address,  # ArrayRecord's
-      }
-      if scheme == "gs"
-      else {
-        "AWS_ENDPOINT_URL": address,
-        "AWS_ACCESS_KEY_ID": "id",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-      }
-    )
-    if scheme == "s3":
+    if scheme == "gs":
+      # The variables of the package's client, Orbax's and ArrayRecord's.
+      names = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
+      self.environ = dict.fromkeys([*names, "CLOUD_STORAGE_EMULATOR_ENDPOINT"], address)
+    else:
+      self.environ = {"AWS_ENDPOINT_URL": address, "AWS_DEFAULT_REGION": "us-east-1"}
+      self.environ |= {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"}
       self._send("PUT", f"/{BUCKET}")
 
   def url(self, name: str) -> str:

@@ -18,30 +18,19 @@ from transformers import DetrConfig, MaskFormerConfig, MaskFormerForInstanceSegm
 from transformers import ResNetConfig as TransformersResNetConfig
 from transformers.models.maskformer.modeling_maskformer import MaskformerMLPPredictionHead
 
-EMBEDDING = 24
-SIZES = {
-  "layers": (1, 2, 1, 3),
-  "width": 8,
-  "stem": 16,
-  "dim": 64,
-  "mask_dim": 32,
-  "n_queries": 7,
-  "n_layers": 3,
-  "n_heads": 8,
-  "mlp": 48,
-  "embedding_mlp": 40,
-  "embedding": EMBEDDING,
-}
-# In the order of `SIZES`.
-_PUBLISHED = ((3, 4, 23, 3), 64, 128, 256, 256, 100, 6, 8, 2048, 1024, 512)
-PUBLISHED = dict(zip(SIZES, _PUBLISHED, strict=True))
+SIZES = {"layers": (1, 2, 1, 3), "width": 8, "stem": 16, "dim": 64, "mask_dim": 32}
+SIZES |= {"n_queries": 7, "n_layers": 3, "n_heads": 8, "mlp": 48, "embedding_mlp": 40}
+SIZES |= {"embedding": 24}
+PUBLISHED = {"layers": (3, 4, 23, 3), "width": 64, "stem": 128, "dim": 256, "mask_dim": 256}
+PUBLISHED |= {"n_queries": 100, "n_layers": 6, "n_heads": 8, "mlp": 2048, "embedding_mlp": 1024}
+PUBLISHED |= {"embedding": 512}
 MEAN, DEVIATION = (123.675, 116.280, 103.530), (58.395, 57.120, 57.375)
 
 
 class TorchBackbone(nn.Module):
   """DeepLab's stem before torchvision's stages; the last stage's 3x3 convolutions are dilated."""
 
-  def __init__(self, layers, width, stem, dilations=(1, 2, 4)):
+  def __init__(self, layers, width, stem):
     super().__init__()
     half = stem // 2
     self.stem = nn.ModuleDict()
@@ -56,7 +45,7 @@ class TorchBackbone(nn.Module):
       net._make_layer(Bottleneck, width * 2**i, n_blocks, stride=1 if i == 0 else 2)
       for i, n_blocks in enumerate(layers)
     )
-    for block, dilation in zip(self.stages[-1], dilations, strict=True):
+    for block, dilation in zip(self.stages[-1], (1, 2, 4), strict=True):
       block.conv2.dilation = block.conv2.padding = (dilation, dilation)
 
   def forward(self, pixels):
@@ -71,9 +60,7 @@ class TorchBackbone(nn.Module):
     return SimpleNamespace(feature_maps=maps)
 
 
-def torch_mask_former(
-  sizes: dict = SIZES, dilations: tuple[int, ...] = (1, 2, 4)
-) -> MaskFormerForInstanceSegmentation:
+def torch_mask_former(sizes: dict = SIZES) -> MaskFormerForInstanceSegmentation:
   """Builds the network in evaluation mode; its class logits are embeddings."""
   channels = [4 * sizes["width"] * 2**i for i in range(4)]
   backbone = TransformersResNetConfig(
@@ -97,31 +84,11 @@ def torch_mask_former(
   )
   model = MaskFormerForInstanceSegmentation(config)
   pixel_module = model.model.pixel_level_module
-  pixel_module.encoder = TorchBackbone(sizes["layers"], sizes["width"], sizes["stem"], dilations)
+  pixel_module.encoder = TorchBackbone(sizes["layers"], sizes["width"], sizes["stem"])
   model.class_predictor = MaskformerMLPPredictionHead(
     sizes["dim"], sizes["embedding_mlp"], sizes["embedding"], num_layers=2
   )
   return model.eval()
-
-
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-  """Draws all weights and statistics, so that none is 0 or 1 and activations keep their scale."""
-  generator = torch.Generator().manual_seed(seed)
-
-  def normal(tensor, deviation, mean=0.0):
-    tensor.copy_(mean + deviation * torch.randn(tensor.shape, generator=generator))
-
-  with torch.no_grad():
-    for name, tensor in model.state_dict().items():
-      if name.endswith("running_var"):
-        tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
-      elif tensor.ndim == 1:
-        normal(tensor, 0.1, mean=1.0 if name.endswith("weight") else 0.0)
-      elif "queries_embedder" in name:
-        normal(tensor, 1.0)
-      else:
-        normal(tensor, (2 / tensor[0].numel()) ** 0.5)
-  return model
 
 
 def torch_pixels(images: np.ndarray) -> torch.Tensor:
@@ -161,27 +128,24 @@ def predictions(model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return masks.numpy(), embeddings.numpy()
 
 
-_HEAD = "sem_seg_head"
 _NAMES = (
-  (r"model\.pixel_level_module\.encoder\.stages\.(\d)", lambda m: f"backbone.res{int(m[1]) + 2}"),
-  (r"model\.pixel_level_module\.encoder", "backbone"),
+  (r"^model\.pixel_level_module\.encoder\.stages\.(\d)", lambda m: f"backbone.res{int(m[1]) + 2}"),
+  (r"^model\.pixel_level_module\.encoder", "backbone"),
   (r"^backbone(.*)\.bn(\d)\.", r"backbone\1.conv\2.norm."),
   (r"downsample\.0", "shortcut"),
   (r"downsample\.1", "shortcut.norm"),
-  (r"model\.pixel_level_module\.decoder\.fpn\.stem\.0", f"{_HEAD}.pixel_decoder.layer_4"),
-  (r"model\.pixel_level_module\.decoder\.fpn\.stem\.1", f"{_HEAD}.pixel_decoder.layer_4.norm"),
-  (
-    r"model\.pixel_level_module\.decoder\.fpn\.layers\.(\d)\.(proj|block)\.(\d)",
-    lambda m: (
-      f"{_HEAD}.pixel_decoder.{'adapter' if m[2] == 'proj' else 'layer'}_{3 - int(m[1])}"
-      + (".norm" if m[3] == "1" else "")
-    ),
-  ),
-  (r"model\.pixel_level_module\.decoder\.mask_projection", f"{_HEAD}.pixel_decoder.mask_features"),
-  (r"model\.transformer_module\.queries_embedder", f"{_HEAD}.predictor.query_embed"),
-  (r"model\.transformer_module\.input_projection", f"{_HEAD}.predictor.input_proj"),
-  (r"model\.transformer_module\.decoder\.layernorm", f"{_HEAD}.predictor.transformer.decoder.norm"),
-  (r"model\.transformer_module\.decoder", f"{_HEAD}.predictor.transformer.decoder"),
+  (r"^model\.pixel_level_module\.decoder\.(fpn\.)?", "sem_seg_head.pixel_decoder."),
+  (r"mask_projection", "mask_features"),
+  (r"decoder\.stem\.", "decoder.layer_4."),
+  (r"layers\.(\d)\.proj\.", lambda m: f"adapter_{3 - int(m[1])}."),
+  (r"layers\.(\d)\.block\.", lambda m: f"layer_{3 - int(m[1])}."),
+  (r"((adapter|layer)_\d)\.0", r"\1"),
+  (r"((adapter|layer)_\d)\.1", r"\1.norm"),
+  (r"^model\.transformer_module\.decoder", "sem_seg_head.predictor.transformer.decoder"),
+  (r"^model\.transformer_module", "sem_seg_head.predictor"),
+  (r"queries_embedder", "query_embed"),
+  (r"input_projection", "input_proj"),
+  (r"decoder\.layernorm", "decoder.norm"),
   (r"self_attn_layer_norm", "norm1"),
   (r"encoder_attn_layer_norm", "norm2"),
   (r"final_layer_norm", "norm3"),
@@ -189,8 +153,7 @@ _NAMES = (
   # transformers 5 has an MLP inside the layer, and another name for the attention's output.
   (r"(\.mlp)?\.fc(\d)", r".linear\2"),
   (r"\.o_proj", ".out_proj"),
-  (r"mask_embedder\.(\d)\.0", rf"{_HEAD}.predictor.mask_embed.layers.\1"),
-  (r"class_predictor\.(\d)\.0", rf"{_HEAD}.predictor.class_embed.layers.\1"),
+  (r"^(mask|class)_(embedder|predictor)\.(\d)\.0", r"sem_seg_head.predictor.\1_embed.layers.\3"),
 )
 
 
@@ -217,9 +180,7 @@ def zsseg_state(
 ) -> dict[str, torch.Tensor]:
   """Everything in a checkpoint's "model": the network, its criterion, and the CLIP adapter.
 
-  Args:
-    model: the network.
-    clip: state dict of the adapter's CLIP, in OpenAI's layout.
+  `clip` is the state dict of the adapter's CLIP, in OpenAI's layout.
   """
   width = model.class_predictor.layers[-1].layers[0].out_features
   adapter = {

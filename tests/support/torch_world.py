@@ -42,14 +42,10 @@ class World(NamedTuple):
     """What multiplies the cosine."""
     return self.model.logit_scale.exp().detach()
 
-  def pixels(self, images: np.ndarray) -> torch.Tensor:
-    """Images as torch's vision tower takes them."""
-    mean, std = np.array(self.clip.mean), np.array(self.clip.std)
-    return torch.tensor(((images / 255.0 - mean) / std).transpose(0, 3, 1, 2))
-
   def image_features(self, images: np.ndarray) -> torch.Tensor:
     """f(x) of images [B,E]."""
-    return pooled(self.model.get_image_features(self.pixels(images)))
+    pixels = (images / 255.0 - np.array(self.clip.mean)) / np.array(self.clip.std)
+    return pooled(self.model.get_image_features(torch.tensor(pixels.transpose(0, 3, 1, 2))))
 
   def class_feature(self, c: int, context: torch.Tensor, position: str = "end") -> torch.Tensor:
     """g(t_c) under a context [M,D] or [N,M,D]."""

@@ -19,7 +19,7 @@ from pomp_jax.rooms.ablation.lanes import Trained, lane_groups, lanes_at_a_time
 from pomp_jax.rooms.ablation.shared import Shared
 from pomp_jax.train import pretrain, setup
 from pomp_jax.train.watch import TrainingError
-from tests.support.small_run import small_config, trained
+from tests.support.small_run import run_job, small_config, trained
 
 # Two programs of lanes, and one with a bank.
 GRID = "k=20|all;correction=log|none;seed=0|1 & sampling.name=posterior;k=20;seed=0"
@@ -42,11 +42,6 @@ def make_cells_of(grid=GRID, **changes):
   return make_cells(config_for(grid, **changes))
 
 
-def run(config, workdir):
-  ablate.check(config, str(workdir))
-  return ablate.run(config, str(workdir))
-
-
 @pytest.fixture(scope="module")
 def finished(shared, curved):
   """The folder and the results of the grid above; read only.
@@ -54,7 +49,7 @@ def finished(shared, curved):
   10 to 20 core-seconds: its four programs (two corrections, all classes, with a bank) are compiled
   for the lanes and again to be timed; four tests read it.
   """
-  folder = shared("ablate", lambda folder: run(curved(), folder / "run")) / "run"
+  folder = shared("ablate", lambda folder: run_job(curved(), folder / "run")) / "run"
   return folder, json.loads((folder / "results.json").read_text())
 
 
@@ -115,7 +110,7 @@ def test_each_lane_has_its_own_bank(tmp_path, monkeypatch):
   grid = "sampling.name=posterior;seed=0|1;optim.lr=0.05|0.1"
   # Under a CLIP of fewer layers rounding decides what is drawn.
   config = config_for(grid, steps=4, **{"sampling.renew": 8})
-  run(config, tmp_path / "both")
+  run_job(config, tmp_path / "both")
   assert sorted(computed) == [0, 1]
   for cell in make_cells(config)[2:]:
     context = trained(cell.config, tmp_path / f"alone_{cell.config.optim.lr}")
@@ -194,16 +189,16 @@ def test_cells_that_are_done_are_not_done_again(finished, curved, copy_of, synth
   times = [file.stat().st_mtime_ns for file in files]
   (folder / "cells" / f"{cells[0].stem}.json").unlink()
   trained = synthetic()
-  again = run(curved(), folder)
+  again = run_job(curved(), folder)
   assert trained == [cells[0].name]
   assert again["cells"][1:] == finished[1]["cells"][1:]
   assert [file.stat().st_mtime_ns for file in files] == times
   # Nor without a curve, but for another one.
   trained.clear()
   grid = "k=20;correction=none;seed=0 & sampling.name=posterior;k=20;seed=0"
-  run(curved(**{"ablate.grid": grid, "ablate.curve_every": 0}), folder)
+  run_job(curved(**{"ablate.grid": grid, "ablate.curve_every": 0}), folder)
   assert trained == []
-  run(curved(**{"ablate.grid": grid, "ablate.curve_every": 3}), folder)
+  run_job(curved(**{"ablate.grid": grid, "ablate.curve_every": 3}), folder)
   assert len(trained) == 2
 
 
@@ -217,7 +212,7 @@ def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(tmp_path, synthetic):
   config = config_for("k=20|21;optim.lr=0.05|0.06|1e30")
   synthetic(_losses, [{"k": 21, "optim.lr": 0.06}])
   with pytest.raises(TrainingError, match=r"3 of 6 cells failed, the first, k=20, optim.lr=1e\+30"):
-    run(config, tmp_path)
+    run_job(config, tmp_path)
   stored = json.loads((tmp_path / "results.json").read_text())["cells"]
   errors = [cell["error"] for cell in stored]
   not_finite = "BadLossError: loss is nan at step 2"
@@ -225,7 +220,7 @@ def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(tmp_path, synthetic):
   assert "MemoryError: no room" in (tmp_path / "report.html").read_text()
   synthetic(_losses)
   with pytest.raises(TrainingError, match="2 of 6 cells failed"):
-    run(config, tmp_path)
+    run_job(config, tmp_path)
 
 
 def test_a_spike_in_a_cells_loss_marks_it(tmp_path, synthetic):
@@ -234,13 +229,13 @@ def test_a_spike_in_a_cells_loss_marks_it(tmp_path, synthetic):
   synthetic(lambda cell: np.minimum(losses, 2.0 if cell.values["seed"] else 9.0))
   line = "BadLossError: loss is 6 at step 25, "
   with pytest.raises(TrainingError, match=f"1 of 2 cells failed, the first, seed=0: {line}"):
-    run(config_for("seed=0|1", loss_spike=5.0), tmp_path / "spike")
-  assert all(cell["error"] is None for cell in run(config_for("seed=0|1"), tmp_path)["cells"])
+    run_job(config_for("seed=0|1", loss_spike=5.0), tmp_path / "spike")
+  assert all(cell["error"] is None for cell in run_job(config_for("seed=0|1"), tmp_path)["cells"])
 
 
 def test_parts_are_put_together_and_fail_for_their_own_cells_alone(tmp_path, synthetic):
   def part(number):
-    return run(config_for("k=20|21;seed=0", **{"ablate.part": f"{number}/2"}), tmp_path)
+    return run_job(config_for("k=20|21;seed=0", **{"ablate.part": f"{number}/2"}), tmp_path)
 
   trained = synthetic(crashing=[{"k": 20, "seed": 0}])
   with pytest.raises(TrainingError, match="1 of 1 cells failed, the first, k=20, seed=0"):
@@ -323,7 +318,7 @@ def test_what_can_not_be_is_found_before_anything_is_written(
   with pytest.raises(ConfigError, match=f"^{line}"):
     config = config_for(grid, **changes)
     validate(config)
-    run(config, tmp_path / "run")
+    run_job(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 

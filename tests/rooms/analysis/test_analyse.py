@@ -11,7 +11,7 @@ from pomp_jax.files.class_features import write_detic
 from pomp_jax.files.prompt_file import Prompt, PromptFileError, save_prompt
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.analysis import analyse
-from tests.support.small_run import changed, small_config
+from tests.support.small_run import changed, run_job, small_config
 
 WORLD = load_clip("world")
 # Four words of the vocabulary as a prompt: each is its own nearest token.
@@ -22,11 +22,6 @@ def config_of(prompts, n_images, **changes):
   fields = {"analyse.prompts": tuple(map(str, prompts)), "evaluate.sets": "novel"}
   fields |= {"data.n_classes": n_images, "eval.images": n_images}
   return small_config(job="analyse", **fields | changes)
-
-
-def run(config, workdir):
-  analyse.check(config, str(workdir))
-  return analyse.run(config, str(workdir))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +36,7 @@ def analysed(shared):
   def make(folder):
     table = WORLD.text_params["text_model"]["embeddings"]["token_embedding"]["embedding"]
     save_prompt(folder / "prompt.npz", Prompt(table[WORDS], "world", "end"))
-    run(config_in(folder), folder / "run")
+    run_job(config_in(folder), folder / "run")
 
   folder = shared("analyse", make)
   return folder / "run", config_in(folder), RunFolder(folder / "run").read_results()
@@ -85,7 +80,7 @@ def test_detics_class_features_beside_the_prompt_that_they_are_of(tmp_path):
   rows = Encoder(WORLD).class_features(names, "{}.", unit=False)
   assert np.all(np.abs(np.linalg.norm(rows, axis=-1) - 1) > 0.05)
   write_detic(tmp_path / "rows.npy", rows)
-  results = run(config, tmp_path / "run")
+  results = run_job(config, tmp_path / "run")
   words, features = results["sets"]["novel"]["prompts"].values()
   assert words["images"] == features["images"] == 5
   assert features["top1"] == words["top1"]

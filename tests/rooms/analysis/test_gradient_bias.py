@@ -14,7 +14,7 @@ from pomp_jax.rooms.analysis import gradient_bias
 from pomp_jax.train import setup
 from tests.support.clips import with_logit_scale, write_fewer_layers
 from tests.support.report_page import Page
-from tests.support.small_run import small_config, trained
+from tests.support.small_run import run_job, small_config, trained
 
 _N = 60
 
@@ -31,11 +31,7 @@ def finished(shared, one_layer):
   """The folder of a finished run, and its config."""
   config = _config(**{"clip.model": one_layer})
 
-  def run(folder):
-    gradient_bias.check(config, str(folder / "run"))
-    gradient_bias.run(config, str(folder / "run"))
-
-  return shared("gradient_bias", run) / "run", config
+  return shared("gradient_bias", lambda folder: run_job(config, folder / "run")) / "run", config
 
 
 def test_it_leaves_figures_and_a_plot(finished):

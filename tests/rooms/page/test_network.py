@@ -19,7 +19,7 @@ from pomp_jax.rooms.regions.label_maps import label_maps_of_regions
 from pomp_jax.rooms.regions.networks import open_network
 from pomp_jax.rooms.regions.region_scorer import RegionScorer, detections_of
 from pomp_jax.rooms.regions.region_sources import Images
-from tests.support.pictures import write_network
+from tests.support.region_jobs import write_network
 from tests.support.small_run import changed, settings
 
 NAMES = ("red star", "blue ring", "green cross")
@@ -30,7 +30,7 @@ PROMPTS = ("a photo of a {}.", "{}.")
 def case(tmp_path_factory):
   """Config, comparison with a random network, and a scene."""
   root = tmp_path_factory.mktemp("network")
-  write_network(root / "masks.safetensors", 3, embedding=128)
+  write_network(root / "masks.safetensors", 3, embedding=128, context=None)
   config = settings(
     job="page",
     **{

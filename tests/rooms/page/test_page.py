@@ -19,7 +19,7 @@ from pomp_jax.rooms.page import page as job
 from tests.rooms.page.test_form import encoded, noise
 from tests.support.command_line import handlers_kept, run_main
 from tests.support.processes import reserved_port
-from tests.support.small_run import settings
+from tests.support.small_run import run_job, settings
 
 pytest.importorskip("waitress")
 connections = pytest.importorskip("pomp_jax.rooms.page.connections", exc_type=ImportError)
@@ -29,10 +29,7 @@ CONFIG = {"job": "page", "page.port": 0, "page.runs": "", "regions.crop": "conte
 
 
 def run(changes, workdir):
-  config = settings(**CONFIG | changes)
-  validate(config)
-  job.check(config, str(workdir))
-  job.run(config, str(workdir))
+  run_job(settings(**CONFIG | changes), workdir)
   assert not workdir.exists()
 
 

@@ -15,15 +15,9 @@ from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.regions import detect
 from pomp_jax.rooms.regions.files import RegionHeader, Regions, RegionWriter
 from tests.support.detection_cases import pycoco, random_annotations, random_detections
-from tests.support.region_jobs import (
-  assert_same_detections,
-  detections,
-  run_job,
-  torch_crop,
-  torch_texts,
-)
+from tests.support.region_jobs import assert_same_detections, detections, torch_crop, torch_texts
 from tests.support.report_page import Page
-from tests.support.small_run import small_config
+from tests.support.small_run import run_job, small_config
 
 # Classes in the order of a list, which is not that of the ids; the dog has no category.
 NAMES = ("thing 5", "thing 1", "dog", "thing 0", "thing 2", "thing 3", "thing 4")

@@ -9,20 +9,14 @@ from PIL import Image
 from pycocotools import mask as pycoco_mask
 import pytest
 
-from pomp_jax.config import load_job, validate
 from pomp_jax.data.images import ImageError
 from pomp_jax.errors import InputError
 from pomp_jax.files.prompt_file import Prompt, save_prompt
 from pomp_jax.rooms.regions import whole_pictures
-from tests.support.pictures import (
-  NAMES,
-  predict_config,
-  read_map,
-  run_predict,
-  write_network,
-  write_pictures,
-)
-from tests.support.small_run import changed
+from tests.support.region_jobs import in_place, write_network, write_region_set
+from tests.support.small_run import changed, run_job, small_config
+
+NAMES = ("the cat", "sky", "star", "house")
 
 SEGMENT, DETECT = {"predict.task": "segment"}, {"predict.task": "detect"}
 NETWORK = {"propose.network": "ROOT/run", "propose.batch_size": 2}
@@ -94,12 +88,12 @@ COMPARED = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-  """The pictures of `write_pictures`; two of them with annotations, other regions and a network."""
+  """A region set with a list of names and another network; two pictures with annotations."""
   root = tmp_path_factory.mktemp("pictures")
-  write_pictures(root)
-  write_network(root / "other.pth", 2)
-  shutil.copytree(root / "regions", root / "other" / "regions")
-  shutil.copy(root / "regions" / "0.npz", root / "other" / "regions" / "3.npz")
+  write_region_set(root)
+  (root / "list.txt").write_text("\n".join(NAMES))
+  (root / "run").mkdir()
+  write_network(root / "run" / "masks.safetensors", 1, context=None, n_queries=12)
   (root / "two").mkdir()
   for name in ("0.png", "3.png"):
     shutil.copy(root / "images" / name, root / "two" / name)
@@ -111,9 +105,21 @@ def root(tmp_path_factory):
 
 
 def config_of(root, *groups, **changes):
-  fields = {field: value for group in groups for field, value in group.items()} | changes
-  replaced = lambda value: value.replace("ROOT", str(root)) if isinstance(value, str) else value
-  return predict_config(root, **{field: replaced(value) for field, value in fields.items()})
+  fields = {
+    "job": "predict",
+    "clip.model": "ROOT/clip",
+    "predict.images": "ROOT/images",
+    "predict.names": "ROOT/list.txt",
+    "predict.prompt": "a photo of a {}.",
+    "detect.min_score": 0.0,
+  }
+  for group in (*groups, changes):
+    fields |= group
+  return small_config(**{field: in_place(root, value) for field, value in fields.items()})
+
+
+def read_map(path):
+  return np.asarray(Image.open(path))
 
 
 def csv_of(workdir):
@@ -131,10 +137,7 @@ def of_job(root, fields, workdir):
   if "propose.network" in fields:
     own["regions.source"] = "network"
   config = config_of(root, fields, own)
-  validate(config)
-  job = load_job(task)
-  job.check(config, str(workdir))
-  job.run(config, str(workdir))
+  run_job(config, workdir)
   if task == "segment":
     return [read_map(file).tolist() for file in sorted((workdir / "labels/0").iterdir())], None
   return [], json.loads((workdir / "detections/0.json").read_text())
@@ -145,7 +148,7 @@ def test_fields_do_what_they_do_in_the_jobs(root, tmp_path, kind):
   """Of the same regions or patches; `test_region_fields` holds what each field does there."""
   fields = COMPARED[kind][0] | COMPARED[kind][1]
   config = config_of(root, {"predict.images": "ROOT/two"}, fields)
-  results = run_predict(config, tmp_path / "run")
+  results = run_job(config, tmp_path / "run")
   file = tmp_path / "run" / "detections.json"
   maps = [read_map(file).tolist() for file in sorted(tmp_path.glob("run/labels/*.png"))]
   found = json.loads(file.read_text()) if file.exists() else None
@@ -182,13 +185,13 @@ def test_a_large_picture_is_reduced_for_the_network(root, tmp_path, monkeypatch)
   own = {"segment.logit_scale": 100.0, "regions.crop": "context"}
   for name in ("small", "large"):
     config = config_of(root, SEGMENT, NETWORK, own, {"predict.images": f"{tmp_path}/{name}.png"})
-    run_predict(config, tmp_path / name)
+    run_job(config, tmp_path / name)
     found[name] = read_map(tmp_path / name / "labels" / f"{name}.png")
   assert found["large"].shape == (96, 128)
   assert len(np.unique(found["small"])) > 1
   assert (found["large"][::2, ::2] == found["small"]).mean() > 0.8
   config = config_of(root, DETECT, NETWORK, own, {"predict.images": f"{tmp_path}/large.png"})
-  run_predict(config, tmp_path / "objects")
+  run_job(config, tmp_path / "objects")
   for row in json.loads((tmp_path / "objects/detections.json").read_text()):
     assert row["segmentation"]["size"] == [96, 128]
     mask = pycoco_mask.decode(row["segmentation"])
@@ -205,13 +208,13 @@ def test_names_of_label_images_and_of_many_classes(root, tmp_path):
     pixels.save(images / name)
   (images / "broken.png").write_bytes(b"no image")
   config = config_of(root, PATCHES, **{"predict.images": str(images)})
-  results = run_predict(config, tmp_path / "run")
+  results = run_job(config, tmp_path / "run")
   assert list(results["unreadable"]) == ["broken.png"]
   labels = tmp_path / "run/labels"
   found = {str(file.relative_to(labels)) for file in labels.rglob("*.png")}
   assert found == {"a.png.png", "a.bmp.png", "more/b.png.png"}
   (tmp_path / "many.txt").write_text("\n".join([*(f"thing {i}" for i in range(300)), *NAMES]))
-  results = run_predict(changed(config, {"predict.names": f"{tmp_path}/many.txt"}), tmp_path / "16")
+  results = run_job(changed(config, {"predict.names": f"{tmp_path}/many.txt"}), tmp_path / "16")
   values = {row["value"] for row in results["images"]["more/b.png"]}
   assert values == set(np.unique(read_map(tmp_path / "16/labels/more/b.png.png")))
   assert Image.open(tmp_path / "16/labels/more/b.png.png").mode.startswith("I")
@@ -238,7 +241,7 @@ BAD = {
 def bad_files(root, tmp_path_factory):
   """The folder HERE."""
   folder = tmp_path_factory.mktemp("bad")
-  write_network(folder / "wide.pth", 0, embedding=32)
+  write_network(folder / "wide.pth", embedding=32)
   save_prompt(folder / "wide.npz", WIDE)
   (folder / "long.txt").write_text("cat\n" + "very " * 90)
   for name, number in (("boxes", 3), ("other", 99)):
@@ -256,7 +259,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(root, bad_files, tmp_path,
   fields, named = BAD[kind]
   config = config_of(root, _here(fields, bad_files))
   with pytest.raises(InputError) as caught:
-    run_predict(config, tmp_path / "run")
+    run_job(config, tmp_path / "run")
   assert named in str(caught.value) and "\n" not in str(caught.value)
   assert not (tmp_path / "run").exists()
 
@@ -271,7 +274,7 @@ def test_pictures_of_one_stem_have_no_regions_in_a_file(root):
 def test_boxes_of_a_file_without_masks(root, bad_files, tmp_path):
   """COCO results of a detector, crops with context; the picture without any has no row."""
   config = config_of(root, DETECT, _here(BOXES, bad_files), **{"regions.crop": "context"})
-  results = run_predict(config, tmp_path / "run")
+  results = run_job(config, tmp_path / "run")
   assert [len(rows) for rows in results["images"].values()] == [0, 0, 0, 4, 0]
   rows = json.loads((tmp_path / "run" / "detections.json").read_text())
   assert all(row["bbox"] == [4, 3, 19, 29] and "segmentation" not in row for row in rows)

@@ -18,15 +18,15 @@ from pomp_jax.rooms.regions import detect, networks, propose, segment
 from pomp_jax.rooms.regions.box_sets import open_box_set
 from pomp_jax.rooms.regions.files import RegionFolder, RegionHeader, RegionWriter
 from pomp_jax.rooms.regions.mask_former.weights import read_mask_former
-from tests.support.pixel_sets import SIZES
 from tests.support.region_jobs import (
   NETWORK,
+  SIZES,
   TRAINED,
   in_place,
   regions_config,
-  run_job,
   write_network,
 )
+from tests.support.small_run import run_job
 
 JOBS = {"segment": segment, "detect": detect}
 # As in ZSSeg, whose checkpoint has a prompt.

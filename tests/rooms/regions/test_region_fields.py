@@ -31,17 +31,17 @@ from pomp_jax.rooms.regions import (
 from pomp_jax.rooms.regions import harness as region_harness
 from pomp_jax.rooms.regions.files import RegionFolder, RegionHeader, RegionWriter
 from pomp_jax.rooms.regions.scores import Fusion
+from tests.support.checks import spy
 from tests.support.mask_params import TINY
-from tests.support.pixel_sets import SIZES
 from tests.support.region_jobs import (
+  SIZES,
   detections,
   in_place,
   label_maps,
   regions_config,
-  run_job,
   write_network,
 )
-from tests.support.spies import spy
+from tests.support.small_run import run_job
 
 FILE = {"regions.source": "file"}
 CONTEXT = {"regions.crop": "context"}
@@ -234,7 +234,7 @@ BAD = {
   "a box outside": ("3.npz: a box", NEW_FILE, boxes_outside),
   "no embeddings to compare": ("regions.alone", NEW_FILE | {"regions.alone": True}, no_regions),
   "no network to compare": ("regions.alone", {"regions.alone": True}),
-  "a network of another width": ("clip.model", NETWORK, network_with(config=TINY)),
+  "a network of another width": ("clip.model", NETWORK, network_with(embedding=TINY.embedding)),
   "no network's file": ("s.json", NETWORK | {"propose.network": "ROOT/regions/regions.json"}),
   "another CLIP in a network": ("clip_adapter.clip_model", NETWORK, network_of_another_clip),
   "a network without a prompt": (

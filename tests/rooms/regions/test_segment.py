@@ -14,19 +14,19 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from pomp_jax.data.images import ImageError
 from pomp_jax.files.run_folder import RunFolder
 from pomp_jax.rooms.regions import region_scorer, segment
-from tests.support.pixel_sets import SIZES, TEXTS
 from tests.support.processes import run_in_processes
 from tests.support.region_jobs import (
+  SIZES,
+  TEXTS,
   assert_same_detections,
   detections,
   label_maps,
   regions_config,
-  run_job,
   torch_crop,
   torch_texts,
 )
 from tests.support.report_page import Page
-from tests.support.small_run import small_config
+from tests.support.small_run import run_job, small_config
 
 PROMPTS = ("a photo of a {}.", "{}!")
 FILE = {"regions.source": "file", "regions.mask_threshold": 0.45}

@@ -22,10 +22,10 @@ from pomp_jax.rooms.regions.mask_former.weights import read_mask_former
 from pomp_jax.rooms.regions.scenes import open_scenes
 from pomp_jax.train import loop
 from pomp_jax.train.watch import TrainingError
+from tests.support.checks import spy
 from tests.support.mask_params import TINY, random_params
-from tests.support.mask_sets import train_masks_config
-from tests.support.region_jobs import NETWORK, TRAINED, in_place, run_job
-from tests.support.spies import spy
+from tests.support.region_jobs import NETWORK, TRAINED, in_place, regions_config
+from tests.support.small_run import run_job
 
 
 def train(config, workdir):
@@ -38,7 +38,9 @@ def train(config, workdir):
 @pytest.fixture(scope="session")
 def whole(region_set, shared):
   """The folder of a run that nothing has stopped."""
-  return shared("train_masks", lambda folder: train(train_masks_config(region_set), folder))
+  return shared(
+    "train_masks", lambda folder: train(regions_config(region_set, "train_masks"), folder)
+  )
 
 
 def test_a_killed_run_resumes_bit_for_bit(region_set, whole, tmp_path, monkeypatch):
@@ -53,21 +55,21 @@ def test_a_killed_run_resumes_bit_for_bit(region_set, whole, tmp_path, monkeypat
 
   monkeypatch.setattr(loop.Watch, "step", step)
   with pytest.raises(KeyboardInterrupt):
-    train(train_masks_config(region_set), tmp_path)
+    train(regions_config(region_set, "train_masks"), tmp_path)
   assert not (tmp_path / "masks.safetensors").exists()
-  results = train(train_masks_config(region_set), tmp_path)
+  results = train(regions_config(region_set, "train_masks"), tmp_path)
   assert taken == [1, 2, 3, 3, 4]
   assert (tmp_path / "masks.safetensors").read_bytes() == (whole / "masks.safetensors").read_bytes()
   assert results["last"] == RunFolder(whole).read_results()["last"]
   # A finished run is not trained again.
-  assert train(train_masks_config(region_set), tmp_path) == results
+  assert train(regions_config(region_set, "train_masks"), tmp_path) == results
   assert taken == [1, 2, 3, 3, 4]
 
 
 def test_a_restart_with_other_classes_under_the_same_path_is_refused(
   region_set, whole, monkeypatch
 ):
-  config, opened = train_masks_config(region_set), train_masks.open_mask_set
+  config, opened = regions_config(region_set, "train_masks"), train_masks.open_mask_set
   train_masks.check(config, str(whole))
 
   def open_renamed(*given):
@@ -103,13 +105,13 @@ def test_what_a_run_leaves(whole):
 def test_a_bad_loss_ends_the_run(region_set, tmp_path):
   changes = {"train_masks.lr": 1e30, "train_masks.clip_norm": 0.0}
   with pytest.raises(TrainingError, match="at step 2"):
-    train(train_masks_config(region_set, **changes), tmp_path)
+    train(regions_config(region_set, "train_masks", **changes), tmp_path)
 
 
 def test_devices_share_a_batch(region_set, tmp_path, monkeypatch):
   monkeypatch.setattr(train_masks, "make_mesh", lambda: SimpleNamespace(shape={DATA: 3}))
   with pytest.raises(InputError, match=r"batch_size: got 8, expected a multiple of the 3 devices"):
-    train_masks.check(train_masks_config(region_set), str(tmp_path / "run"))
+    train_masks.check(regions_config(region_set, "train_masks"), str(tmp_path / "run"))
 
 
 COCO = {"train_masks.source": "coco", "train_masks.annotations": "ROOT/objects.json"}
@@ -178,7 +180,7 @@ def prepared(region_set, tmp_path_factory):
     key = repr(sorted(changes.items()))
     if key not in found:
       seen.clear()
-      config = train_masks_config(region_set, **changes)
+      config = regions_config(region_set, "train_masks", **changes)
       validate(config)
       training = mask_training.prepare(config, RunFolder(tmp_path_factory.mktemp("run")))
       given = training.build_step()()
@@ -211,7 +213,7 @@ def test_a_field_changes_what_it_names(prepared, region_set, name):
 
 
 def test_label_images_have_a_region_for_each_base_class(region_set):
-  source = mask_sets.open_mask_set(train_masks_config(region_set).train_masks, 0)
+  source = mask_sets.open_mask_set(regions_config(region_set, "train_masks").train_masks, 0)
   assert tuple(source.names) == ("the cat", "sky") and len(source) == 5
   for index, file in enumerate(sorted((region_set / "labels").glob("*.png"))):
     labels, whole = np.asarray(Image.open(file)), source.region_map(index)
@@ -223,7 +225,7 @@ def test_label_images_have_a_region_for_each_base_class(region_set):
 def open_objects(root, annotations):
   changes = {"source": "coco", "annotations": str(annotations), "names": ""}
   own = {f"train_masks.{name}": text for name, text in changes.items()}
-  return mask_sets.open_mask_set(train_masks_config(root, **own).train_masks, 0)
+  return mask_sets.open_mask_set(regions_config(root, "train_masks", **own).train_masks, 0)
 
 
 def test_objects_lie_over_larger_ones_and_crowds_are_dropped(region_set):
@@ -244,7 +246,7 @@ def test_objects_without_masks_are_refused_at_once(region_set, tmp_path):
 
 def test_scenes_of_the_world_show_base_classes_alone():
   changes = WORLD | {"train_masks.n_images": 3, "train_masks.scene_classes": 480}
-  config = train_masks_config(pathlib.Path("nowhere"), **changes)
+  config = regions_config(pathlib.Path("nowhere"), "train_masks", **changes)
   source = mask_sets.open_mask_set(config.train_masks, 5)
   scenes = open_scenes("train", 3, 480, seed=5)
   names = np.array(scenes.names)
@@ -275,6 +277,6 @@ def test_scenes_of_the_world_show_base_classes_alone():
 def test_what_can_not_work_is_one_line_and_writes_nothing(region_set, tmp_path, changes, field):
   workdir = tmp_path / "run"
   with pytest.raises(InputError, match=field) as error:
-    train(train_masks_config(region_set, **changes), workdir)
+    train(regions_config(region_set, "train_masks", **changes), workdir)
   assert "\n" not in str(error.value)
   assert not workdir.exists()

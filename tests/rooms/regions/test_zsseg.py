@@ -9,13 +9,12 @@ import torch
 from torch.nn import functional
 
 from pomp_jax.clip import load_clip
+from tests.support.clips import randomise
 from tests.support.openai_clip import VIT, small_open_clip, write_merges
-from tests.support.region_jobs import run_job
-from tests.support.region_oracle import crop_feature
-from tests.support.small_run import small_config
+from tests.support.region_jobs import crop_feature, regions_config
+from tests.support.small_run import run_job
 from tests.support.torch_mask_former import (
   predictions,
-  randomise,
   torch_mask_former,
   torch_pixels,
   zsseg_state,
@@ -154,15 +153,9 @@ def test_one_checkpoint_gives_zssegs_pixels(case, tmp_path):
   """Network, prompt and a copy of CLIP in one file; all else are the published settings."""
   root = case[0]
   settings = {
-    "job": "segment",
     "clip.model": str(root / "clip.pt"),
-    "segment.source": "folder",
-    "segment.images": str(root / "images"),
-    "segment.labels": str(root / "labels"),
-    "segment.names": str(root / "names.txt"),
     "segment.prompts": ("network",),
     "segment.logit_scale": 100.0,
-    "segment.output": True,
     "propose.network": str(root / "model_final.pth"),
     "propose.size": SIZE,
     "propose.stride": 1,
@@ -173,7 +166,7 @@ def test_one_checkpoint_gives_zssegs_pixels(case, tmp_path):
     "regions.e_base": E_BASE,
     "regions.e_novel": E_NOVEL,
   }
-  run_job(small_config(**settings), tmp_path)
+  run_job(regions_config(root, "segment", **settings), tmp_path)
   seen, equal = set(), []
   for number in range(len(SIDES)):
     image = np.asarray(Image.open(root / "images" / f"{number}.png"))

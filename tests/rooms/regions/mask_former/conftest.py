@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.support.torch_mask_former import randomise, torch_mask_former, zsseg_state
+from tests.support.clips import randomise
+from tests.support.torch_mask_former import torch_mask_former, zsseg_state
 
 
 @pytest.fixture(scope="session")

@@ -12,35 +12,19 @@ import pytest
 
 from pomp_jax.prompt.mesh import make_mesh, replicate
 from pomp_jax.prompt.step import create_state
-from pomp_jax.rooms.regions.mask_former.backbone import SmallSizes
 from pomp_jax.rooms.regions.mask_former.losses import LossWeights, Predictions, mask_losses, match
 from pomp_jax.rooms.regions.mask_former.model import (
-  VARIANTS,
   MaskFormer,
   class_logits,
   normalized_pixels,
 )
 from pomp_jax.rooms.regions.mask_former.step import MaskLearner, make_mask_step, targets_of
-from tests.support.mask_params import random_params
+from tests.support.mask_params import TINY, random_params
 
 pytestmark = pytest.mark.mesh
 
 SIZE, TARGETS, CLASSES, IMAGES = 40, 3, 5, 8
-# Less to compile than the small variant.
-SIZES = dataclasses.replace(
-  VARIANTS["small"],
-  embedding=16,
-  backbone=SmallSizes(channels=(8, 8, 16, 16), groups=4),
-  width=16,
-  mask_width=16,
-  groups=4,
-  n_queries=5,
-  n_layers=2,
-  n_heads=2,
-  mlp=32,
-  embedding_mlp=32,
-  dropout=0.2,
-)
+SIZES = dataclasses.replace(TINY, embedding=16, dropout=0.2)
 # So far from the defaults that a matching by those is another one.
 WEIGHTS = LossWeights(classes=50.0, focal=0.5, dice=0.5, no_object=0.4)
 
