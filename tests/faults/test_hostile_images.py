@@ -8,9 +8,8 @@ import io
 import pathlib
 import re
 import warnings
-import zlib
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 import pytest
 
 from pomp_jax.data.images import ImageError, decode_image, load_rgb, open_image
@@ -21,17 +20,10 @@ PEAK_MIB = 350
 _EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
 
 
-def png(width: int, height: int, *more: bytes) -> bytes:
-  """Makes a black PNG of 1 bit per pixel, at most a megabyte, with chunks before its pixels."""
-  header = width.to_bytes(4) + height.to_bytes(4) + bytes([1, 0, 0, 0, 0])
-  rows = bytes(min((width // 8 + 1) * height, 2**20))
-  chunks = [chunk(b"IHDR", header), *more, chunk(b"IDAT", zlib.compress(rows, 1))]
-  return b"\x89PNG\r\n\x1a\n" + b"".join([*chunks, chunk(b"IEND", b"")])
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-  body = kind + content
-  return len(content).to_bytes(4) + body + zlib.crc32(body).to_bytes(4)
+def encoded(kind: str, size: tuple[int, int], mode: str = "1", **options) -> bytes:
+  file = io.BytesIO()
+  Image.new(mode, size).save(file, kind, **options)
+  return file.getvalue()
 
 
 def hostile_images() -> Iterator[tuple[str, bytes]]:
@@ -39,18 +31,16 @@ def hostile_images() -> Iterator[tuple[str, bytes]]:
   yield "EPS", _EPS
   yield "EPS behind a preview", b"\xc5\xd0\xd3\xc6" + (30).to_bytes(4, "little") + bytes(22) + _EPS
   yield "WMF", b"\xd7\xcd\xc6\x9a\0\0" + bytes(200)
-  yield "PNG just above the limit", png(8200, 8200)
-  yield "PNG as a thread", png(100_000, 1)
+  yield "PNG just above the limit", encoded("PNG", (8200, 8200))
+  yield "PNG as a thread", encoded("PNG", (100_000, 1))
   yield "PPM", b"P6 60000 60000 255\n" + bytes(300)
-  file = io.BytesIO()
-  Image.new("RGB", (16, 16)).save(file, "JPEG")
-  size = file.getvalue().index(b"\xff\xc0") + 5
-  yield "JPEG", file.getvalue()[:size] + (65_500).to_bytes(2) * 2 + file.getvalue()[size + 4 :]
-  file = io.BytesIO()
-  Image.new("1", (9000, 9000)).save(file, "TIFF", compression="group4")
-  yield "TIFF", file.getvalue()
-  text = zlib.compress(bytes(200 * 2**20), 9)
-  yield "PNG with a text of 200 MiB", png(8, 8, chunk(b"zTXt", b"a\0\0" + text))
+  jpeg = encoded("JPEG", (16, 16), "RGB")
+  size = jpeg.index(b"\xff\xc0") + 5
+  yield "JPEG", jpeg[:size] + (65_500).to_bytes(2) * 2 + jpeg[size + 4 :]
+  yield "TIFF", encoded("TIFF", (9000, 9000), compression="group4")
+  text = PngImagePlugin.PngInfo()
+  text.add_text("a", "\0" * 200 * 2**20, zip=True)
+  yield "PNG with a text of 200 MiB", encoded("PNG", (8, 8), pnginfo=text)
 
 
 READERS = {
